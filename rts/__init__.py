@@ -1,0 +1,25 @@
+"""rts: learned runtimes, deadlines and a durable SLA ledger for Celery.
+
+>>> import rts
+>>> from celery import Celery
+>>> app = Celery("proj", broker="redis://localhost:6379/0")
+>>> rts.install(app)
+>>> rts.uninstall(app)
+"""
+
+from rts.current import Current
+from rts.errors import CommandError, ConfigurationError, RtsError, StoreUnavailable
+from rts.integration import current, install, uninstall
+
+__all__ = [
+    "CommandError",
+    "ConfigurationError",
+    "Current",
+    "RtsError",
+    "StoreUnavailable",
+    "current",
+    "install",
+    "uninstall",
+]
+
+__version__ = "0.1.0"

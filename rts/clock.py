@@ -1,0 +1,35 @@
+"""One clock for the fleet: the Redis server's.
+
+Each process measures the offset between its own clock and the server's when it
+refreshes its taus, so that a host with a wrong clock does not corrupt lateness.
+"""
+
+from __future__ import annotations
+
+import time
+
+#: Offsets below this are noise of the measurement on hosts that keep time.
+DEADBAND_S = 0.005
+
+
+class FleetClock:
+    """Wall-clock seconds since the epoch, as the Redis server counts them."""
+
+    def __init__(self) -> None:
+        #: Server time minus local time, seconds; 0.0 until it was measured.
+        self.offset_s = 0.0
+
+    def now(self) -> float:
+        """Return the fleet's time now."""
+        return time.time() + self.offset_s
+
+    def measured(self, sent_at: float, server_at: float, received_at: float) -> None:
+        """Take a measurement: local send and receive instants around the server's.
+
+        The server's reading is assumed to lie in the middle of the round trip
+        (Cristian's algorithm, 1989); the error is at most half of it. Offsets
+        within that error count as none.
+        """
+        offset = server_at - (sent_at + received_at) / 2
+        error = (received_at - sent_at) / 2
+        self.offset_s = 0.0 if abs(offset) <= max(DEADBAND_S, error) else offset

@@ -1,0 +1,40 @@
+"""The errors that rts raises on purpose.
+
+``RtsError``
+    ├── ``ConfigurationError``   a setting is wrong; raised by ``install``
+    ├── ``StoreUnavailable``     a server did not answer, or refused, in time
+    └── ``CommandError``         a command line asks for what cannot be done
+
+Hooks in the host application never let one of these escape: they are caught at
+the hook's boundary, logged once and counted (see :mod:`rts.health`).
+"""
+
+from __future__ import annotations
+
+
+class RtsError(Exception):
+    """Base of every error that rts raises."""
+
+
+class ConfigurationError(RtsError, ValueError):
+    """A setting is invalid. The message names setting, value and allowed range."""
+
+    def __init__(self, setting: str, value: object, allowed: str) -> None:
+        self.setting = setting
+        self.value = value
+        self.allowed = allowed
+        shown = repr(value)
+        if len(shown) > 120:
+            shown = shown[:117] + "..."
+        super().__init__(f"{setting} = {shown} is not valid; allowed: {allowed}")
+
+
+class StoreUnavailable(RtsError):
+    """A server did not answer in time or refused the operation.
+
+    The driver's own exception is kept as ``__cause__``.
+    """
+
+
+class CommandError(RtsError):
+    """A command line asks for something that cannot be done; the message says what can."""

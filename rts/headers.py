@@ -1,0 +1,177 @@
+"""Message headers: what callers may ask for, and what rts writes.
+
+Headers come from strangers. Each value is either understood or refused: a
+refused value is counted, logged once with the reason, and treated as not given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from datetime import datetime, timezone
+from typing import Any
+
+from rts import health
+from rts.deadlines import MAX_INSTANT, MAX_MULTIPLIER, MIN_MULTIPLIER
+from rts.records import Plan
+from rts.settings import finite
+from rts.tasktypes import Resources, TaskType
+
+#: What a caller may put into ``apply_async(headers={…})`` and into a task's
+#: ``rts={…}`` option.
+REQUESTABLE = (
+    "task_type",
+    "req_cpu",
+    "req_memory",
+    "req_gpu",
+    "req_storage",
+    "sla_multiplier",
+    "sla_deadline",
+)
+
+_RESOURCES = {f"req_{f.name}": f.name for f in fields(Resources)}
+
+TYPE_SOURCES = ("explicit", "task", "inferred")
+ARRIVAL_SOURCES = ("published", "received")
+
+#: No machine has more cores, GiB or GPUs; larger requests are mistakes.
+MAX_REQUEST = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What one message, or one task's settings, ask of rts. ``None``: nothing."""
+
+    task_type: str | None = None
+    #: Amounts by field of :class:`rts.tasktypes.Resources`.
+    resources: Mapping[str, float] | None = None
+    sla_multiplier: float | None = None
+    #: Absolute deadline, epoch seconds.
+    sla_deadline: float | None = None
+
+
+NOTHING = Request()
+
+
+def read_request(
+    values: Mapping[str, Any], types: Mapping[str, TaskType], where: str
+) -> Request:
+    """Return the understood part of *values*; *where* names the source in logs."""
+    task_type = k = deadline = None
+    resources: dict[str, float] | None = None
+    if (value := values.get("task_type")) is not None:
+        if isinstance(value, str) and value in types:
+            task_type = value
+        else:
+            refuse("task_type", value, where, "use one of rts_task_types or add yours there")
+    if (value := values.get("sla_multiplier")) is not None:
+        k = finite(value)
+        if k is None or not MIN_MULTIPLIER <= k <= MAX_MULTIPLIER:
+            k = None
+            allowed = f"use a number from {MIN_MULTIPLIER} to {MAX_MULTIPLIER}"
+            refuse("sla_multiplier", value, where, allowed)
+    if (value := values.get("sla_deadline")) is not None:
+        deadline = instant(value)
+        if deadline is None:
+            allowed = "use epoch seconds or ISO 8601, after 1970 and before year 10000"
+            refuse("sla_deadline", value, where, allowed)
+    for name, resource in _RESOURCES.items():
+        if (value := values.get(name)) is not None:
+            number = finite(value)
+            if number is None or not 0 <= number <= MAX_REQUEST:
+                refuse(name, value, where, "use a number, at least 0")
+            else:
+                resources = {**(resources or {}), resource: number}
+    return Request(task_type, resources, k, deadline)
+
+
+def refuse(name: str, value: object, where: str, cure: str) -> None:
+    """Count a refused value and log it once per value."""
+    health.count(f"refused_{name}")
+    shown = health.shown(value)
+    health.warn_once(
+        f"refused:{name}:{shown}", "rts: %s = %s in %s is refused: %s", name, shown, where, cure
+    )
+
+
+def instant(value: object) -> float | None:
+    """Return an instant in epoch seconds; ``None`` where *value* is not one.
+
+    Takes numbers, their spelling, ``datetime`` and ISO 8601 texts; a time
+    without a zone is UTC.
+
+    >>> instant("1970-01-02T00:00:00Z"), instant(86400), instant("soon")
+    (86400.0, 86400.0, None)
+    """
+    number = finite(value)
+    if number is None:
+        try:
+            if isinstance(value, str) and len(value) <= 64:
+                value = datetime.fromisoformat(value.replace("Z", "+00:00"))
+            if not isinstance(value, datetime):
+                return None
+            if value.tzinfo is None:
+                value = value.replace(tzinfo=timezone.utc)
+            number = value.timestamp()
+        except (ValueError, OverflowError):
+            return None
+    return number if 0 < number <= MAX_INSTANT else None
+
+
+def write_plan(headers: dict[str, Any], plan: Plan) -> None:
+    """Put *plan* into message headers, as flat scalars."""
+    headers["task_type"] = plan.task_type
+    headers["rts_tau"] = plan.tau
+    headers["rts_k"] = plan.k
+    headers["rts_arrival"] = plan.arrival
+    headers["rts_deadline"] = plan.deadline
+    headers["rts_type_source"] = plan.type_source
+    if plan.arrival_source != "published":
+        headers["rts_arrival_source"] = plan.arrival_source
+
+
+def read_plan(values: Mapping[str, Any], types: Mapping[str, TaskType]) -> Plan | None:
+    """Return the plan that a message carries; ``None`` where it has none.
+
+    A message is only as good as who sent it: a plan with an impossible value is
+    refused as a whole (counted, logged), and a type that this installation does
+    not know is kept only if its name is harmless — producers may be newer.
+    """
+    deadline = values.get("rts_deadline")
+    if deadline is None:
+        return None
+    task_type = values.get("task_type")
+    tau, k = values.get("rts_tau"), values.get("rts_k")
+    arrival = values.get("rts_arrival")
+    if (
+        type(tau) is float
+        and type(k) is float
+        and type(arrival) is float
+        and type(deadline) is float
+        and 0 < tau < 1e9
+        and MIN_MULTIPLIER <= k <= MAX_MULTIPLIER
+        and 0 < arrival <= MAX_INSTANT
+        and 0 < deadline <= MAX_INSTANT
+        and isinstance(task_type, str)
+        and task_type in types
+    ):
+        type_source = values.get("rts_type_source")
+        arrival_source = values.get("rts_arrival_source", "published")
+        return Plan(
+            task_type,
+            type_source if type_source in TYPE_SOURCES else "inferred",
+            tau,
+            k,
+            arrival,
+            deadline,
+            arrival_source if arrival_source in ARRIVAL_SOURCES else "published",
+        )
+    health.count("refused_plan")
+    health.warn_once(
+        "refused:plan",
+        "rts: a message carries impossible rts_… headers, or a task_type that this process "
+        "does not know (%s); its deadline is made anew on the worker's side. Give producers "
+        "and workers the same rts_task_types",
+        health.shown(task_type),
+    )
+    return None

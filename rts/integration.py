@@ -1,0 +1,167 @@
+"""Installing rts into a Celery app: the only wiring.
+
+One set of receivers per process serves all installed apps. Each receiver is a
+boundary: whatever goes wrong inside is counted and logged once, and the host
+application does not notice.
+
+Celery is imported inside functions: the drain's companion process imports this
+package too, and has no use for Celery.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from rts import health
+from rts.current import Current
+from rts.errors import ConfigurationError
+from rts.settings import Settings
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from rts.parts import Parts
+
+#: The installed apps and what rts has built for each in this process.
+_installed: WeakKeyDictionary[Any, Installation] = WeakKeyDictionary()
+
+
+class Installation:
+    """One app that has rts. Its parts are built when they are first needed, so
+    that it does not matter whether the app was configured before.
+    """
+
+    def __init__(self) -> None:
+        self._parts: Parts | None = None
+        self._off = False
+        self._lock = threading.Lock()
+
+    def parts(self, app: Any) -> Parts | None:
+        """Return the working parts; ``None`` where rts is disabled or misconfigured."""
+        if self._parts is not None or self._off:
+            return self._parts
+        from rts.parts import Parts
+
+        with self._lock:
+            if not (self._parts or self._off):
+                self._off = True  # unless all of the following goes well
+                try:
+                    settings = Settings.from_conf(app.conf)
+                    if settings.enabled:
+                        self._parts = Parts.build(settings, app)
+                        self._off = False
+                except ConfigurationError as exc:
+                    health.count("configuration_errors")
+                    health.warn_once("configuration", "rts is off in this process: %s", exc)
+        return self._parts
+
+
+def install(app: Celery) -> None:
+    """Give every task of *app* a type, a tau, a deadline and an SLA record.
+
+    Call it once on the app that producers, workers, beat and Flower share;
+    again changes nothing. It may stand before or after the configuration: what
+    is configured by then is validated at once, what comes later when the worker
+    starts (which then fails) or at the first publish (which then goes on without
+    rts, and says so).
+
+    Raises:
+        ConfigurationError: a setting is invalid; the message names the setting,
+            the value and what is allowed.
+    """
+    from rts.lifecycle import receivers
+    from rts.worker import add_step
+
+    _validate(app)
+    if app in _installed:
+        return
+    _installed[app] = Installation()
+    receivers.connect(parts_of, _publisher)
+    add_step(app)
+
+
+def uninstall(app: Celery) -> None:
+    """Take rts out of *app*: new messages carry nothing of it. Undoes :func:`install`.
+
+    What is in Redis and MongoDB stays. A worker that runs loses its hooks at
+    once and its companion process when it stops.
+    """
+    from rts.lifecycle import receivers
+    from rts.worker import remove_step
+
+    if _installed.pop(app, None) is None:
+        return
+    remove_step(app)
+    if not _installed:
+        receivers.disconnect()
+
+
+def current() -> Current | None:
+    """Return what rts knows of the task that runs now; ``None`` outside of one.
+
+    Also ``None`` where the task's app does not have rts, and in eager tasks,
+    which were never queued.
+    """
+    from celery import current_task
+
+    from rts.lifecycle.runs import ATTRIBUTE
+
+    if not current_task:
+        return None
+    run = getattr(current_task.request, ATTRIBUTE, None)
+    parts = None if run is None else parts_of(current_task.app)
+    if run is None or parts is None:
+        return None
+    execution = run.execution
+    return Current(
+        task_type=execution.task_type,
+        tau=execution.tau,
+        arrival=execution.arrival,
+        deadline=execution.deadline,
+        load=execution.load_at_start,
+        _clock=parts.clock,
+    )
+
+
+def parts_of(app: Any) -> Parts | None:
+    """Return the parts of *app*, ``None`` where it has no (working) rts."""
+    installation = _installed.get(app)
+    return None if installation is None else installation.parts(app)
+
+
+def _publisher(name: str) -> Parts | None:
+    """Return the parts of the app that publishes a task called *name*.
+
+    Celery's signal does not say which app publishes. With several apps in one
+    process the current one is meant, unless only another one knows the task.
+    """
+    from celery import current_app
+
+    app = current_app._get_current_object()
+    if app in _installed and (len(_installed) == 1 or name in app.tasks):
+        return parts_of(app)
+    for other in list(_installed):
+        if name in other.tasks:
+            return parts_of(other)
+    if app in _installed:
+        return parts_of(app)
+    if name in app.tasks or len(_installed) != 1:
+        return None  # another app's own task
+    return parts_of(next(iter(_installed)))
+
+
+def _validate(app: Any) -> None:
+    """Check what is configured so far; never makes a lazy configuration load early
+    in a way that Celery would not do itself on the next line.
+    """
+    if not app.configured and app._config_source is None:
+        Settings.from_conf(dict(app._preconf))
+        return
+    try:
+        conf = app.conf
+        list(conf)
+    except Exception:  # noqa: BLE001  it says so itself when the app needs it
+        return  # for example a module that imports the app, which is importing rts
+    Settings.from_conf(conf)

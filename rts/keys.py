@@ -1,0 +1,85 @@
+"""Every key of Redis and every collection of MongoDB, in one place.
+
+Only ``tau`` and ``outbox`` are public; the rest may change between versions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: The consumer group that drains the outbox.
+GROUP = "rts"
+
+TASKS = "tasks"
+ASSIGNMENTS = "assignments"
+#: Snapshot of the learned taus, from which a wiped Redis is restored.
+TAU_SNAPSHOT = "tau"
+#: Outbox entries that could not be understood, kept for a person to look at.
+REFUSED = "refused"
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The keys of one installation; *prefix* is ``rts_key_prefix``."""
+
+    prefix: str
+
+    @property
+    def tau(self) -> str:
+        """Hash: ``type`` or ``type/task.name`` to tau in seconds, as text."""
+        return self.prefix + "tau"
+
+    @property
+    def count(self) -> str:
+        """Hash: the same fields to the number of runs learned."""
+        return self.prefix + "count"
+
+    @property
+    def deviation(self) -> str:
+        """Hash: the same fields to the EMA of |actual − tau| in seconds."""
+        return self.prefix + "deviation"
+
+    @property
+    def sketch(self) -> str:
+        """Prefix of one hash per field: log bucket to number of runs."""
+        return self.prefix + "sketch:"
+
+    @property
+    def outbox(self) -> str:
+        """Stream of finished executions on their way to the ledger."""
+        return self.prefix + "outbox"
+
+    @property
+    def running(self) -> str:
+        """Hash: ``task_id|retries|instance`` to the note of a run that goes on."""
+        return self.prefix + "running"
+
+    @property
+    def workers(self) -> str:
+        """Hash: worker instance to its heartbeat, as JSON."""
+        return self.prefix + "workers"
+
+    @property
+    def counters(self) -> str:
+        """Hash: counter name to its value, over all processes."""
+        return self.prefix + "counters"
+
+    @property
+    def generation(self) -> str:
+        """String: absent in a new or wiped Redis, which is then restored."""
+        return self.prefix + "generation"
+
+    @property
+    def seq(self) -> str:
+        """Prefix of one string per writer: the last record applied of it."""
+        return self.prefix + "seq:"
+
+    @property
+    def janitor(self) -> str:
+        """String with a lease: the one drain that looks for lost runs."""
+        return self.prefix + "janitor"
+
+
+def running_field(task_id: str, retries: int, instance: str) -> str:
+    """Return the field of the ``running`` hash for one run."""
+    return f"{task_id}|{retries}|{instance}"

@@ -1,0 +1,1 @@
+"""Signal handlers: they turn what Celery says into records, and hand those on."""

@@ -1,0 +1,140 @@
+"""Publishing: a task gets its type, tau and deadline.
+
+Runs in whatever process publishes (web process, beat, a task inside a worker),
+and in the worker's main process for messages that came without a plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from rts.clock import FleetClock
+from rts.deadlines import MAX_INSTANT, deadline
+from rts.headers import (
+    NOTHING,
+    REQUESTABLE,
+    Request,
+    instant,
+    read_plan,
+    read_request,
+    refuse,
+    write_plan,
+)
+from rts.records import Plan
+from rts.settings import Settings
+from rts.tasktypes import Resources, infer
+
+
+class TauReader(Protocol):
+    """Where planning reads tau: process memory, never a round trip of its own."""
+
+    def tau(self, task_type: str, name: str) -> float:
+        """Return the tau in seconds to use for one task."""
+
+
+#: Returns the ``rts={…}`` option of a registered task by its name, empty without
+#: one; ``None`` where the name is not registered here.
+TaskOptions = Callable[[str], object]
+
+
+class Planner:
+    """Makes plans and writes them into message headers."""
+
+    def __init__(
+        self, settings: Settings, taus: TauReader, clock: FleetClock, task_options: TaskOptions
+    ) -> None:
+        self._settings = settings
+        self._types = settings.task_types
+        self._taus = taus
+        self._clock = clock
+        self._task_options = task_options
+        #: Understood options by task name; only registered tasks get an entry.
+        self._asked: dict[str, Request] = {}
+
+    def plan_message(
+        self,
+        name: str,
+        headers: dict[str, Any],
+        priority: object,
+        current: Mapping[str, Any] | None,
+    ) -> None:
+        """Write a plan into the *headers* of a message that is about to be published.
+
+        *current* are the attributes of the request that the publishing process
+        is running, ``None`` outside a task. A message with the same id and name
+        is its retry and keeps its plan, also where another library has dropped
+        our headers; any other message is new.
+        """
+        plan = None
+        if current is not None and current.get("id") == headers.get("id"):
+            if current.get("task", name) == name:
+                plan = read_plan(current, self._types)
+        elif headers.get("retries"):
+            plan = read_plan(headers, self._types)
+        if plan is None:
+            headers.pop("rts_arrival_source", None)
+            plan = self.plan(name, headers, priority)
+        write_plan(headers, plan)
+
+    def plan(
+        self, name: str, headers: Mapping[str, Any], priority: object, source: str = "published"
+    ) -> Plan:
+        """Return the plan of a new task that is published, or received, now."""
+        settings = self._settings
+        asked = read_request(headers, self._types, f"the headers of {name}")
+        inner = headers.get("headers")
+        if isinstance(inner, dict) and asked == NOTHING:
+            # Tracing libraries move custom headers into an inner dict.
+            asked = read_request(inner, self._types, f"the headers of {name}")
+        own = self._asked.get(name) or self._read_options(name)
+
+        if asked.task_type is not None:
+            task_type, type_source = asked.task_type, "explicit"
+        elif own.task_type is not None:
+            task_type, type_source = own.task_type, "task"
+        else:
+            amounts = {**(own.resources or {}), **(asked.resources or {})}
+            task_type, type_source = infer(Resources(**amounts)), "inferred"
+
+        # First, since it may measure the clock and load the taus.
+        tau = self._taus.tau(task_type, name)
+        arrival = self._clock.now()
+        if (eta := headers.get("eta")) is not None:
+            runnable = instant(eta)
+            if runnable is None:
+                refuse("eta", eta, f"the headers of {name}", "use ISO 8601")
+            elif runnable > arrival:
+                arrival = runnable
+
+        k = asked.sla_multiplier or own.sla_multiplier
+        if k is None and settings.priority_multipliers and isinstance(priority, int):
+            k = settings.priority_multipliers.get(priority)
+        if k is None:
+            k = self._types[task_type].sla_multiplier or settings.sla_multiplier
+        until = asked.sla_deadline or own.sla_deadline
+        if until is None:
+            until = min(MAX_INSTANT, deadline(arrival, tau, k, settings.min_slack))
+        return Plan(task_type, type_source, tau, k, arrival, until, source)
+
+    def _read_options(self, name: str) -> Request:
+        """Return what the task's own settings ask for, and remember it."""
+        options = self._task_options(name)
+        if options is None:
+            return NOTHING
+        where = f"the settings of task {name}"
+        if isinstance(options, Mapping):
+            for key in options:
+                if key not in REQUESTABLE:
+                    refuse("task_option", key, where, f"use one of {', '.join(REQUESTABLE)}")
+            asked = read_request(options, self._types, where)
+        else:
+            refuse(
+                "task_option",
+                options,
+                where,
+                "rts must be a dict, such as rts={'task_type': …}",
+            )
+            asked = NOTHING
+        self._asked[name] = asked
+        return asked

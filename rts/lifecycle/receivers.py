@@ -1,0 +1,196 @@
+"""The receivers of Celery's signals: the boundary between the host app and rts.
+
+Each catches everything, counts it and logs it once: Celery would log a
+traceback for every task, and the host app must not notice at all.
+
+====================  ==========================================================
+signal                where it is sent
+====================  ==========================================================
+before_task_publish   whatever process publishes, also for retries, beat, canvas
+task_received         worker, main process
+task_prerun           process that runs the task (a pool child with prefork)
+task_postrun          the same
+task_failure          the same, before postrun; and in the main process for runs
+                      whose process was killed or whose hard time limit struck
+task_revoked          worker, main process
+task_unknown          worker, main process
+====================  ==========================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from celery import signals
+from celery._state import get_current_task
+from celery.exceptions import Reject, TimeLimitExceeded
+
+from rts import health
+from rts.headers import read_plan
+from rts.lifecycle.runs import ATTRIBUTE
+
+if TYPE_CHECKING:
+    from rts.parts import Parts
+
+#: Returns the parts of an app, ``None`` where it does not have rts.
+PartsOf = Callable[[Any], "Parts | None"]
+#: Returns the parts of the app that publishes a task of this name.
+Publisher = Callable[[str], "Parts | None"]
+
+#: Celery's own tasks are not scheduled work.
+OWN = "celery."
+
+_connected: list[tuple[Any, Any]] = []
+
+
+def connect(parts_of: PartsOf, publisher: Publisher) -> None:
+    """Connect all receivers, once per process."""
+    if _connected:
+        return
+
+    def publishing(
+        sender: Any = None, headers: Any = None, properties: Any = None, **_: Any
+    ) -> None:
+        try:
+            name = str(sender)
+            if name.startswith(OWN):
+                return
+            parts = publisher(name)
+            if parts is None:
+                return
+            if "id" not in headers:
+                health.count("unsupported_protocol")
+                health.warn_once("protocol", "rts needs task_protocol = 2, Celery's default")
+                return
+            task = get_current_task()
+            current = None if task is None else vars(task.request)
+            parts.planner.plan_message(name, headers, properties.get("priority"), current)
+        except Exception as exc:  # noqa: BLE001  the message must go out
+            health.hook_failed("publish", exc)
+
+    def received(sender: Any = None, request: Any = None, **_: Any) -> None:
+        try:
+            parts = parts_of(sender.app)
+            if (
+                parts is not None
+                and parts.worker is not None
+                and not request.name.startswith(OWN)
+            ):
+                parts.worker.ends.received(request)
+        except Exception as exc:  # noqa: BLE001  the task must run
+            health.hook_failed("received", exc)
+
+    def prerun(task: Any = None, **_: Any) -> None:
+        try:
+            parts = parts_of(task.app)
+            request = task.request
+            if (
+                parts is None
+                or parts.worker is None
+                or request.is_eager
+                or task.name.startswith(OWN)
+            ):
+                return
+            attributes = vars(request)
+            plan = read_plan(attributes, parts.settings.task_types)
+            if plan is not None:
+                setattr(request, ATTRIBUTE, parts.worker.runs.start(plan, attributes))
+        except Exception as exc:  # noqa: BLE001  the task must run
+            health.hook_failed("start", exc)
+
+    def postrun(task: Any = None, state: Any = None, **_: Any) -> None:
+        try:
+            run = getattr(task.request, ATTRIBUTE, None)
+            # Without a state the run was broken off; the main process reports it.
+            if run is None or not state:
+                return
+            parts = parts_of(task.app)
+            if parts is not None and parts.worker is not None:
+                parts.worker.runs.finish(run, state)
+        except Exception as exc:  # noqa: BLE001  the task has run
+            health.hook_failed("finish", exc)
+
+    def failed(
+        sender: Any = None, task_id: Any = None, exception: Any = None, **_: Any
+    ) -> None:
+        try:
+            # Within the run postrun follows; so it does for a rejected task, which
+            # the main process announces once more.
+            if sender.request.id == task_id or isinstance(exception, Reject):
+                return
+            parts = parts_of(sender.app)
+            if parts is not None and parts.worker is not None:
+                cause = "time_limit" if isinstance(exception, TimeLimitExceeded) else "killed"
+                parts.worker.ends.broken_off(task_id, cause)
+        except Exception as exc:  # noqa: BLE001  the worker must go on
+            health.hook_failed("failure", exc)
+
+    def revoked(
+        sender: Any = None,
+        request: Any = None,
+        terminated: Any = False,
+        expired: Any = False,
+        **_: Any,
+    ) -> None:
+        try:
+            parts = parts_of(sender.app)
+            if (
+                parts is not None
+                and parts.worker is not None
+                and not sender.name.startswith(OWN)
+            ):
+                parts.worker.ends.revoked(
+                    vars(request), terminated=bool(terminated), expired=bool(expired)
+                )
+        except Exception as exc:  # noqa: BLE001  the worker must go on
+            health.hook_failed("revoked", exc)
+
+    def unknown(sender: Any = None, message: Any = None, **_: Any) -> None:
+        try:
+            parts = parts_of(sender.app)
+            if parts is not None and parts.worker is not None and "id" in message.headers:
+                attributes = {**message.headers, "delivery_info": message.delivery_info}
+                parts.worker.ends.unknown(attributes)
+        except Exception as exc:  # noqa: BLE001  the worker must go on
+            health.hook_failed("unknown", exc)
+
+    def process_init(**_: Any) -> None:
+        try:
+            from celery import current_app
+
+            parts = parts_of(current_app._get_current_object())
+            if parts is not None and parts.worker is not None:
+                parts.worker.in_child()
+        except Exception as exc:  # noqa: BLE001  the pool must start
+            health.hook_failed("process_init", exc)
+
+    def shutdown(sender: Any = None, **_: Any) -> None:
+        try:
+            parts = parts_of(sender.app)
+            if parts is not None and parts.worker is not None:
+                parts.worker.stop()
+        except Exception as exc:  # noqa: BLE001  the worker must stop
+            health.hook_failed("shutdown", exc)
+
+    for signal, receiver in (
+        (signals.before_task_publish, publishing),
+        (signals.task_received, received),
+        (signals.task_prerun, prerun),
+        (signals.task_postrun, postrun),
+        (signals.task_failure, failed),
+        (signals.task_revoked, revoked),
+        (signals.task_unknown, unknown),
+        (signals.worker_process_init, process_init),
+        (signals.worker_shutdown, shutdown),
+    ):
+        # The uid is what disconnects it: a closure is another object each time.
+        signal.connect(receiver, weak=False, dispatch_uid=f"rts.{receiver.__name__}")
+        _connected.append((signal, f"rts.{receiver.__name__}"))
+
+
+def disconnect() -> None:
+    """Disconnect all receivers."""
+    while _connected:
+        signal, uid = _connected.pop()
+        signal.disconnect(dispatch_uid=uid)

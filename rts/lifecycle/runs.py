@@ -1,0 +1,157 @@
+"""Running: one :class:`Execution` per run, from ``task_prerun`` to ``task_postrun``.
+
+Runs in the process that executes tasks: a pool child, or the worker itself with
+the threads, solo and gevent pools.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Protocol
+
+from rts.clock import FleetClock
+from rts.load.sample import LoadSample
+from rts.load.usage import RunUsage
+from rts.ports import RunSink
+from rts.records import Execution, Learned, Plan
+
+logger = logging.getLogger("rts.tau")
+
+#: The attribute of ``task.request`` that holds the run. The request lives as
+#: long as the run does, so nothing is kept beyond it.
+ATTRIBUTE = "rts_run"
+
+#: Celery's state of a task that raised ``Reject``.
+REJECTED = "REJECTED"
+
+
+class LoadReader(Protocol):
+    """Where a run reads the load of its worker: shared memory, no system call."""
+
+    def read(self) -> LoadSample:
+        """Return the latest sample, at most 0.5 s old."""
+
+
+class Run:
+    """A run that goes on."""
+
+    __slots__ = ("execution", "started_monotonic", "usage")
+
+    def __init__(self, execution: Execution, started_monotonic: float, usage: RunUsage) -> None:
+        self.execution = execution
+        self.started_monotonic = started_monotonic
+        self.usage = usage
+
+
+class Runs:
+    """Starts and finishes runs."""
+
+    def __init__(
+        self,
+        clock: FleetClock,
+        load: LoadReader,
+        sink: RunSink,
+        *,
+        worker: str,
+        instance: str,
+        threaded: bool,
+        monotonic: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._clock = clock
+        self._load = load
+        self._sink = sink
+        self._worker = worker
+        self._instance = instance
+        self._threaded = threaded
+        self._monotonic = monotonic
+
+    def start(self, plan: Plan, request: Mapping[str, Any]) -> Run:
+        """Note that a run begins; *request* are the attributes of ``task.request``."""
+        execution = new_execution(
+            plan,
+            request,
+            worker=self._worker,
+            instance=self._instance,
+            pid=os.getpid(),
+            started_at=self._clock.now(),
+            load_at_start=self._load.read().as_dict(),
+        )
+        self._sink.started(execution)
+        usage = RunUsage.begin(threaded=self._threaded)
+        # Last, so that the service time holds nothing of ours.
+        return Run(execution, self._monotonic(), usage)
+
+    def finish(self, run: Run, state: str) -> None:
+        """Hand on the finished run. *state* is Celery's."""
+        runtime_s = self._monotonic() - run.started_monotonic
+        usage = run.usage.end()
+        started = run.execution
+        assert started.started_at is not None
+        learned = self._sink.finished(
+            replace(
+                started,
+                completed_at=started.started_at + runtime_s,
+                runtime_s=runtime_s,
+                cpu_s=usage.cpu_s,
+                max_rss_bytes=usage.max_rss_bytes,
+                state=state,
+                cause="rejected" if state == REJECTED else None,
+            )
+        )
+        if learned is not None:
+            log_learned(started, learned, runtime_s)
+
+
+def log_learned(execution: Execution, learned: Learned, actual_s: float) -> None:
+    """Log what a run taught: old tau, new tau and the actual runtime, in seconds."""
+    if not logger.isEnabledFor(logging.INFO):
+        return
+    changes = [(execution.task_type, learned.tau_before, learned.tau_after)]
+    if learned.name_tau_before is not None and learned.name_tau_after is not None:
+        changes.append((execution.name, learned.name_tau_before, learned.name_tau_after))
+    text = ", ".join(f"{name} {before:.6g} -> {after:.6g} s" for name, before, after in changes)
+    logger.info("tau learned: %s (actual %.6g s)", text, actual_s)
+
+
+def new_execution(
+    plan: Plan,
+    request: Mapping[str, Any],
+    *,
+    worker: str,
+    instance: str,
+    pid: int | None,
+    started_at: float | None = None,
+    load_at_start: Mapping[str, Any] | None = None,
+) -> Execution:
+    """Return the record of a run of the task that *request* describes."""
+    task_id = request["id"]
+    retries = request.get("retries") or 0
+    delivery_info = request.get("delivery_info") or {}
+    # pid and start instant: no process runs two tasks within the same microsecond,
+    # and a redelivered task has the same id and number of retries.
+    moment = "-" if started_at is None else f"{started_at * 1e6:.0f}"
+    return Execution(
+        run_id=f"{task_id}:{retries}:{pid or instance}:{moment}",
+        task_id=task_id,
+        name=request["task"],
+        task_type=plan.task_type,
+        type_source=plan.type_source,
+        tau=plan.tau,
+        k=plan.k,
+        arrival=plan.arrival,
+        deadline=plan.deadline,
+        arrival_source=plan.arrival_source,
+        queue=delivery_info.get("routing_key"),
+        retries=retries,
+        parent_id=request.get("parent_id"),
+        root_id=request.get("root_id"),
+        worker=worker,
+        instance=instance,
+        pid=pid,
+        started_at=started_at,
+        load_at_start=load_at_start,
+    )

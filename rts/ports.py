@@ -1,0 +1,85 @@
+"""The seams of rts: what one part needs of another, and nothing more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from rts.records import Execution, Learned, OutboxEntry
+
+
+@dataclass(frozen=True, slots=True)
+class TauEntry:
+    """What is known about the runtime of a type, or of one task name in it."""
+
+    #: The EMA of successful runs, seconds.
+    tau: float
+    #: Successful runs learned.
+    count: int
+    #: EMA of |actual − tau before it|, seconds.
+    deviation: float
+
+
+class TauStore(Protocol):
+    """Learned runtimes. Fields are ``type`` or ``type/task.name``.
+
+    Raises :class:`rts.errors.StoreUnavailable` where a server does not answer.
+    """
+
+    def get(self, task_type: str, name: str | None = None) -> float:
+        """Return tau in seconds: the name's once it has enough runs, else the type's."""
+
+    def update(self, task_type: str, name: str, actual_s: float) -> Learned:
+        """Learn one successful run, atomically for the type and for the name."""
+
+    def set(self, field: str, tau_s: float) -> None:
+        """Set a tau by hand, as the new starting point of its EMA."""
+
+    def reset(self, field: str | None = None) -> None:
+        """Forget one field, or everything, back to the defaults."""
+
+    def entries(self) -> Mapping[str, TauEntry]:
+        """Return all that was learned, by field."""
+
+
+class RunSink(Protocol):
+    """Where the lifecycle hands its records. Never raises, never blocks for long."""
+
+    def started(self, execution: Execution) -> None:
+        """Take the note of a run that begins. Called in the process that runs it."""
+
+    def finished(self, execution: Execution) -> Learned | None:
+        """Take the end of a run, written by the process that ran it."""
+
+    def ended_elsewhere(self, execution: Execution) -> None:
+        """Take the end of a run (or of a task that never ran) that its own process
+        could not write; the note of its start, if any, is merged in by the drain.
+        """
+
+
+class Ledger(Protocol):
+    """The durable record. Writing an entry twice changes nothing."""
+
+    def write(self, entries: Sequence[OutboxEntry]) -> None:
+        """Store the entries' verdicts.
+
+        Raises:
+            StoreUnavailable: the server is away; nothing may be acknowledged.
+        """
+
+    def save_taus(self, entries: Mapping[str, TauEntry]) -> None:
+        """Keep a snapshot of the taus, replacing the one before."""
+
+    def load_taus(self) -> Mapping[str, TauEntry]:
+        """Return the last snapshot, empty where there is none."""
+
+
+class Outbox(Protocol):
+    """Finished executions on their way to the ledger; at-least-once."""
+
+    def read(self, limit: int) -> Sequence[OutboxEntry]:
+        """Return up to *limit* entries, those that a dead reader left first."""
+
+    def done(self, entry_ids: Iterable[str]) -> None:
+        """Forget entries that are in the ledger."""

@@ -1,0 +1,158 @@
+"""The records that travel from a task to the ledger.
+
+One frozen record is handed along instead of many arguments. All instants are
+seconds since the Unix epoch (UTC) by the clock of the Redis server; all
+durations are seconds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+#: The state of a run whose worker vanished; all other states are Celery's.
+LOST = "LOST"
+
+#: A state after which the same task id goes on living.
+NOT_FINAL = frozenset({"RETRY"})
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What publishing decided for one task: type, tau and absolute deadline.
+
+    ``deadline = arrival + max(k·tau, tau + floor)`` unless the publisher gave
+    an ``sla_deadline`` of its own.
+    """
+
+    task_type: str
+    #: ``explicit`` (header), ``task`` (task settings) or ``inferred``.
+    type_source: str
+    #: The tau that the deadline was computed with, seconds.
+    tau: float
+    #: The SLA multiplier.
+    k: float
+    #: Earliest runnable instant: max(first publish, eta).
+    arrival: float
+    #: The instant to finish by.
+    deadline: float
+    #: ``published``, or ``received`` where the producer does not have rts.
+    arrival_source: str = "published"
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """One run of one task: an attempt, from its start to its end.
+
+    It is written twice: as a note when the run starts (``state`` STARTED, no
+    ``completed_at``) and as a whole when it ends. Where the run could not end
+    itself (its process was killed), the worker's main process writes the end,
+    and the note supplies what only the child knew.
+    """
+
+    #: Identity of the run, unique for ever; also ``_id`` in ``assignments``.
+    run_id: str
+    task_id: str
+    name: str
+    task_type: str
+    type_source: str
+    tau: float
+    k: float
+    arrival: float
+    deadline: float
+    arrival_source: str
+    queue: str | None
+    retries: int
+    parent_id: str | None
+    root_id: str | None
+    #: Node name of the worker (``celery@host``).
+    worker: str
+    #: One life of that worker's main process.
+    instance: str
+    pid: int | None
+    #: ``None`` where the task never started, or its start is not known.
+    started_at: float | None = None
+    #: Keys load, cpu, memory, gpu, …: fractions of what the worker may use.
+    load_at_start: Mapping[str, Any] | None = None
+    #: ``None`` while the run goes on.
+    completed_at: float | None = None
+    #: Service time by a monotonic clock; ``None`` where nobody measured it.
+    runtime_s: float | None = None
+    cpu_s: float | None = None
+    max_rss_bytes: int | None = None
+    #: A Celery state, or LOST.
+    state: str = "STARTED"
+    #: Why a run ended without completing: killed, time_limit, terminated,
+    #: revoked, expired, rejected, unknown_task or lost. ``None`` where the task
+    #: ran to its end, well or with an exception.
+    cause: str | None = None
+    #: Whether a run was started at all. False: expired, revoked while waiting,
+    #: unknown task. Such an end is a verdict in ``tasks`` without an assignment.
+    ran: bool = True
+
+    def to_json(self) -> str:
+        """Return the record as one line of JSON."""
+        return _encode({name: getattr(self, name) for name in _FIELDS})
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Execution:
+        """Read what :meth:`to_json` wrote; fields of newer versions are ignored.
+
+        Raises:
+            ValueError: the text is not such a record.
+        """
+        return cls.from_mapping(json.loads(text))
+
+    @classmethod
+    def from_mapping(cls, data: Any) -> Execution:
+        """Build a record from a decoded mapping; unknown keys are ignored.
+
+        Raises:
+            ValueError: a required field is missing or *data* is no mapping.
+        """
+        if not isinstance(data, Mapping):
+            raise ValueError("an execution record must be an object")
+        try:
+            return cls(**{name: data[name] for name in _FIELDS if name in data})
+        except TypeError as exc:
+            raise ValueError(f"not an execution record: {exc}") from exc
+
+
+_FIELDS = tuple(field.name for field in fields(Execution))
+_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What one successful run changed: the tau of its type and of its name."""
+
+    tau_before: float
+    tau_after: float
+    #: ``None`` where the number of keys is at ``rts_max_types``.
+    name_tau_before: float | None = None
+    name_tau_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxEntry:
+    """One entry of the outbox stream, as the drain reads it."""
+
+    #: The stream's entry id.
+    entry_id: str
+    execution: Execution
+    #: Present for successful runs only.
+    learned: Learned | None = None
+
+
+def sla_success(execution: Execution) -> bool | None:
+    """Return the verdict of a run: completed at or before its deadline.
+
+    ``None`` while there is none (it goes on, or is to be retried). A run that
+    ended without completing is a miss whatever the time: the work that was
+    promised was not done.
+    """
+    if execution.completed_at is None or execution.state in NOT_FINAL:
+        return None
+    return execution.cause is None and execution.completed_at <= execution.deadline

@@ -1,0 +1,75 @@
+"""The bootstep of a worker: builds its parts before the pool forks, and starts them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import bootsteps
+
+from rts import health
+from rts.errors import ConfigurationError
+
+
+class RtsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no type information
+    """Runs in the worker's main process.
+
+    It is made with the worker (before the pool forks, so that children inherit
+    the load board) and started after the pool (so that the first children do not
+    inherit threads). The ``worker_shutdown`` signal ends it, after the pool has
+    finished its last tasks.
+    """
+
+    name = "rts"
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, worker: Any, **kwargs: Any) -> None:
+        super().__init__(worker, **kwargs)
+        self._parts: Any = None
+        try:
+            self._parts = self._build(worker)
+        except ConfigurationError:
+            raise  # at the start, in front of the person who can mend it
+        except Exception as exc:  # noqa: BLE001  the worker must start
+            health.hook_failed("worker", exc)
+
+    def _build(self, worker: Any) -> Any:
+        from rts.integration import parts_of
+        from rts.parts import WorkerParts
+        from rts.settings import Settings
+
+        Settings.from_conf(worker.app.conf)
+        parts = parts_of(worker.app)
+        if parts is None:
+            return None
+        pool = worker.pool_cls.__module__.rpartition(".")[2]
+        parts.taus.refresh()
+        parts.worker = WorkerParts.build(
+            parts,
+            worker.hostname,
+            worker.concurrency or 1,
+            threaded=pool not in ("prefork", "solo"),
+        )
+        return parts
+
+    def start(self, parent: Any) -> None:
+        """Start the load sampler and the companion process."""
+        try:
+            if self._parts is not None:
+                self._parts.worker.start()
+        except Exception as exc:  # noqa: BLE001  the worker must start
+            health.hook_failed("worker", exc)
+
+    def stop(self, parent: Any) -> None:
+        """Nothing yet: the pool still finishes its tasks."""
+
+    terminate = stop
+
+
+def add_step(app: Any) -> None:
+    """Have the workers of *app* start with the rts step."""
+    app.steps["worker"].add(RtsStep)
+
+
+def remove_step(app: Any) -> None:
+    """Undo :func:`add_step`."""
+    app.steps["worker"].discard(RtsStep)

@@ -1,0 +1,226 @@
+"""What publishing decides: type, tau, k, arrival, deadline."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rts import health
+from rts.clock import FleetClock
+from rts.deadlines import MAX_INSTANT
+from rts.headers import read_plan, write_plan
+from rts.lifecycle.planning import Planner
+from rts.settings import Settings
+
+NOW = 1_800_000_000.0
+OUT = {"task_type", "rts_tau", "rts_k", "rts_arrival", "rts_deadline", "rts_type_source"}
+
+
+class StoppedClock(FleetClock):
+    def now(self) -> float:
+        return NOW
+
+
+class Taus:
+    def __init__(self, **taus: float) -> None:
+        self.taus = taus
+
+    def tau(self, task_type: str, name: str) -> float:
+        default = Settings().task_types.get(task_type)
+        return self.taus.get(name) or (default.tau if default else 30.0)
+
+
+def planner(options: Any = None, taus: Taus | None = None, **settings: Any) -> Planner:
+    return Planner(
+        Settings.from_conf(
+            {f"rts_{key}": value for key, value in settings.items()}, environ={}
+        ),
+        taus or Taus(),
+        StoppedClock(),
+        lambda name: {} if options is None else options,
+    )
+
+
+def published(
+    p: Planner, *, name: str = "app.task", current: Any = None, **headers: Any
+) -> Any:
+    message = {"id": "1", "task": name, "eta": None, "retries": 0, **headers}
+    p.plan_message(name, message, headers.get("priority"), current)
+    return message
+
+
+def test_headers_out_are_flat_scalars_and_follow_the_formula() -> None:
+    headers = published(planner(), task_type="cpu-light")
+    assert {k: headers[k] for k in OUT} == {
+        "task_type": "cpu-light",
+        "rts_tau": 5.0,
+        "rts_k": 2.0,
+        "rts_arrival": NOW,
+        "rts_deadline": NOW + 10,
+        "rts_type_source": "explicit",
+    }
+
+
+def test_the_floor_binds_for_tiny_tasks() -> None:
+    headers = published(planner(taus=Taus(tiny=0.01)), name="tiny")
+    assert headers["rts_deadline"] == NOW + (0.01 + 1.0)
+    headers = published(planner(taus=Taus(tiny=0.01), min_slack=0), name="tiny")
+    assert headers["rts_deadline"] == NOW + 2.0 * 0.01
+
+
+@pytest.mark.parametrize(
+    ("resources", "task_type"),
+    [
+        ({"req_gpu": 3, "req_cpu": 5}, "gpu-training"),
+        ({"req_gpu": 3, "req_cpu": 4}, "gpu-inference"),
+        ({"req_gpu": 2, "req_cpu": 5}, "gpu-inference"),
+        ({"req_memory": 8.1, "req_cpu": 8}, "memory-heavy"),
+        ({"req_memory": 8, "req_cpu": 4.5}, "cpu-heavy"),
+        ({"req_cpu": "0.5"}, "cpu-light"),
+        ({"req_storage": 500}, "mixed"),
+        ({}, "mixed"),
+    ],
+)
+def test_a_type_is_inferred_from_resources(resources: dict[str, Any], task_type: str) -> None:
+    headers = published(planner(), **resources)
+    assert (headers["task_type"], headers["rts_type_source"]) == (task_type, "inferred")
+
+
+def test_the_tasks_own_settings_come_after_the_header() -> None:
+    p = planner({"task_type": "cpu-heavy", "sla_multiplier": 1.6})
+    headers = published(p)
+    assert (headers["task_type"], headers["rts_type_source"]) == ("cpu-heavy", "task")
+    assert headers["rts_k"] == 1.6
+    headers = published(p, task_type="mixed", sla_multiplier=2.4)
+    assert (headers["task_type"], headers["rts_type_source"]) == ("mixed", "explicit")
+    assert headers["rts_k"] == 2.4
+
+
+def test_resources_of_header_and_task_add_up() -> None:
+    headers = published(planner({"req_gpu": 4}), req_cpu=8)
+    assert headers["task_type"] == "gpu-training"
+
+
+def test_an_unknown_type_is_inferred_over_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    health.take_counts()
+    p = planner()
+    for _ in range(3):
+        headers = published(p, task_type="no-such-type-7", req_gpu=1)
+        assert (headers["task_type"], headers["rts_type_source"]) == (
+            "gpu-inference",
+            "inferred",
+        )
+    assert health.take_counts() == {"refused_task_type": 3}
+    assert sum("no-such-type-7" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_k_by_call_task_priority_type_and_default() -> None:
+    settings = {
+        "sla_multiplier": 1.9,
+        "priority_multipliers": {9: 1.5},
+        "task_types": {"video": {"tau": 30, "sla_multiplier": 2.5}},
+    }
+    p = planner(**settings)
+    assert published(p)["rts_k"] == 1.9
+    assert published(p, task_type="video")["rts_k"] == 2.5
+    assert published(p, task_type="video", priority=9)["rts_k"] == 1.5
+    assert published(p, priority=9, sla_multiplier=1.7)["rts_k"] == 1.7
+    assert published(planner({"sla_multiplier": 1.8}, **settings), priority=9)["rts_k"] == 1.8
+
+
+def test_arrival_is_the_later_of_publish_and_eta() -> None:
+    headers = published(planner(), eta="2099-01-01T00:00:00+00:00")
+    assert headers["rts_arrival"] == 4070908800.0
+    assert headers["rts_deadline"] == 4070908800.0 + 20
+    assert published(planner(), eta="2001-01-01T00:00:00Z")["rts_arrival"] == NOW
+    assert published(planner(), eta="soon")["rts_arrival"] == NOW
+
+
+@pytest.mark.parametrize("given", [NOW + 7, str(NOW + 7), "2027-01-15T08:00:07Z"])
+def test_an_own_deadline_overrides_the_formula(given: Any) -> None:
+    assert published(planner(), sla_deadline=given)["rts_deadline"] == NOW + 7
+
+
+def test_a_retry_keeps_its_plan_whatever_happened_to_the_headers() -> None:
+    p = planner()
+    first = published(p, task_type="cpu-light")
+    for lost in ({}, {"headers": {"trace": "x"}}, {"task_type": "mixed"}):
+        retry = published(p, current=first, retries=1, **lost)
+        assert {k: retry[k] for k in OUT} == {k: first[k] for k in OUT}
+
+
+def test_a_replacement_and_a_child_are_new_work() -> None:
+    p = planner()
+    parent = {**published(p, task_type="cpu-light"), "rts_arrival": NOW - 50}
+    replacement = published(p, name="other.task", current=parent)
+    assert replacement["rts_arrival"] == NOW
+    child = published(p, current=parent, **{**parent, "id": "2"})
+    assert child["rts_arrival"] == NOW
+
+
+def test_headers_moved_into_an_inner_dict_are_found() -> None:
+    headers = published(planner(), headers={"task_type": "cpu-heavy", "sla_multiplier": 1.5})
+    assert (headers["task_type"], headers["rts_k"]) == ("cpu-heavy", 1.5)
+    assert headers["headers"] == {"task_type": "cpu-heavy", "sla_multiplier": 1.5}
+
+
+HOSTILE = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(),
+    st.binary(),
+    st.lists(st.text(), max_size=2),
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+    st.sampled_from(["x" * 1_000_000, "a\x00b", "a.b", "$where", "NaN", "1e999", "9" * 400]),
+    st.sampled_from([10**400, -(10**400), math.nan, math.inf, 253402300800]),
+)
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            name: HOSTILE
+            for name in (
+                *("task_type", "req_cpu", "req_memory", "req_gpu", "req_storage"),
+                *(
+                    "sla_multiplier",
+                    "sla_deadline",
+                    "eta",
+                    "headers",
+                    "rts_deadline",
+                    "rts_tau",
+                ),
+                *("rts_k", "rts_arrival", "rts_type_source", "rts_arrival_source", "retries"),
+            )
+        },
+    ),
+    HOSTILE,
+)
+def test_whatever_strangers_send_a_sound_plan_comes_out(
+    headers: dict[str, Any], priority: Any
+) -> None:
+    message = {"id": "1", "task": "app.task", **headers}
+    p = planner({"task_type": headers.get("task_type")})
+    p.plan_message("app.task", message, priority, None)
+    plan = read_plan(message, Settings().task_types)
+    assert plan is not None
+    assert plan.task_type in Settings().task_types
+    assert 1.5 <= plan.k <= 2.5
+    assert 0 < plan.deadline <= MAX_INSTANT
+    assert all(len(str(message[name])) < 100 for name in OUT)
+
+
+@given(st.fixed_dictionaries({name: HOSTILE for name in sorted(OUT)}))
+def test_a_forged_plan_is_refused_whole(headers: dict[str, Any]) -> None:
+    plan = read_plan(headers, Settings().task_types)
+    if plan is not None:
+        again: dict[str, Any] = {}
+        write_plan(again, plan)
+        assert read_plan(again, Settings().task_types) == plan

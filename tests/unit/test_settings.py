@@ -1,0 +1,143 @@
+"""Settings: every bad value fails with a message that names setting, value and range."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from rts import ConfigurationError
+from rts.settings import Settings
+
+
+def read(environ: dict[str, str] | None = None, **conf: Any) -> Settings:
+    return Settings.from_conf(conf, environ={} if environ is None else environ)
+
+
+def test_defaults() -> None:
+    settings = read()
+    assert settings.redis_url == "redis://localhost:6379/0"
+    assert settings.mongo_url == "mongodb://localhost:27017/rts"
+    assert (settings.sla_multiplier, settings.learning_rate, settings.min_slack) == (
+        2.0,
+        0.2,
+        1.0,
+    )
+    assert {t.name: t.tau for t in settings.task_types.values()} == {
+        "cpu-light": 5,
+        "cpu-heavy": 15,
+        "memory-heavy": 20,
+        "gpu-inference": 10,
+        "gpu-training": 60,
+        "mixed": 10,
+    }
+    assert settings.keys.tau == "rts:tau"
+
+
+BAD = [
+    ("rts_sla_multiplier", 1.49),
+    ("rts_sla_multiplier", 2.51),
+    ("rts_sla_multiplier", float("nan")),
+    ("rts_sla_multiplier", "two"),
+    ("rts_sla_multiplier", True),
+    ("rts_learning_rate", 0),
+    ("rts_learning_rate", 1.01),
+    ("rts_min_slack", -0.1),
+    ("rts_min_samples", 0),
+    ("rts_min_samples", 1.5),
+    ("rts_tau_scope", "task"),
+    ("rts_max_types", 5),
+    ("rts_ledger_ttl", -1),
+    ("rts_outbox_max", 0),
+    ("rts_spool_max_bytes", 0),
+    ("rts_spool_dir", "relative"),
+    ("rts_timeout", 0),
+    ("rts_connect_timeout", float("inf")),
+    ("rts_breaker_period", -1),
+    ("rts_enabled", "yes"),
+    ("rts_drain", 1),
+    ("rts_key_prefix", ""),
+    ("rts_key_prefix", "a\x00b"),
+    ("rts_redis_url", "amqp://localhost"),
+    ("rts_redis_url", 7),
+    ("rts_mongo_url", "localhost:27017"),
+    ("rts_task_types", ["video"]),
+    ("rts_task_types", {"a/b": 3}),
+    ("rts_task_types", {"video": 0}),
+    ("rts_task_types", {"video": {"k": 2}}),
+    ("rts_task_types", {"video": {"tau": 3, "sla_multiplier": 3}}),
+    ("rts_priority_multipliers", {"high": 2}),
+    ("rts_priority_multipliers", {1: 9}),
+    ("rts_priority_multipliers", 2),
+    ("rts_mulitplier", 2),
+]
+
+
+@pytest.mark.parametrize(("setting", "value"), BAD)
+def test_a_bad_value_names_setting_value_and_range(setting: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        read(**{setting: value})
+    assert str(caught.value).startswith(setting)
+    assert "allowed: " in str(caught.value)
+    assert caught.value.allowed
+
+
+def test_a_password_is_not_shown() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        read(rts_redis_url="http://user:secret@host/0")
+    assert "secret" not in str(caught.value)
+    assert "secret" not in repr(read(rts_redis_url="redis://:secret@host/0"))
+
+
+def test_the_environment_overrides_the_multiplier() -> None:
+    assert read({"SCHED_SLA_MULTIPLIER": "1.75"}, rts_sla_multiplier=2.2).sla_multiplier == 1.75
+    with pytest.raises(ConfigurationError, match=r"SCHED_SLA_MULTIPLIER = '3'.*1\.5 to 2\.5"):
+        read({"SCHED_SLA_MULTIPLIER": "3"})
+
+
+@pytest.mark.parametrize(
+    ("conf", "url"),
+    [
+        ({"broker_url": "redis://a:1/2"}, "redis://a:1/2"),
+        ({"broker_url": "redis://a:1/2;redis://b"}, "redis://a:1/2"),
+        ({"broker_url": ["redis://a", "redis://b"]}, "redis://a"),
+        ({"broker_url": "redis://"}, "redis://localhost"),
+        ({"broker_url": "redis:///3"}, "redis://localhost/3"),
+        ({"broker_url": "amqp://x", "result_backend": "redis://c/1"}, "redis://c/1"),
+        ({"broker_url": "amqp://x"}, "redis://localhost:6379/0"),
+        ({"broker_url": "redis+socket:///run/r.sock"}, "unix:///run/r.sock"),
+        (
+            {"broker_url": "redis+socket:///run/r.sock?virtual_host=4"},
+            "unix:///run/r.sock?db=4",
+        ),
+        (
+            {"broker_url": "rediss://a?ssl_cert_reqs=CERT_NONE"},
+            "rediss://a?ssl_cert_reqs=none",
+        ),
+        ({"broker_url": "redis://a", "rts_redis_url": "redis://own"}, "redis://own"),
+    ],
+)
+def test_redis_is_the_apps_own_unless_set(conf: dict[str, Any], url: str) -> None:
+    assert read(**conf).redis_url == url
+
+
+def test_a_namespaced_configuration_is_understood() -> None:
+    class Django:
+        CELERY_RTS_MIN_SAMPLES = 7
+        CELERY_BROKER_URL = "redis://d:1/1"
+        RTS_OTHER = 1
+
+    app = Celery(set_as_current=False)
+    app.config_from_object(Django, namespace="CELERY")
+    settings = Settings.from_conf(app.conf, environ={})
+    assert (settings.min_samples, settings.redis_url) == (7, "redis://d:1/1")
+
+
+def test_settings_survive_json() -> None:
+    settings = read(
+        rts_task_types={"video": {"tau": 30, "sla_multiplier": 1.8}},
+        rts_priority_multipliers={9: 1.5},
+    )
+    assert Settings.from_dict(json.loads(json.dumps(settings.as_dict()))) == settings
