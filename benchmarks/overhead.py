@@ -1,0 +1,220 @@
+"""What rts costs: CPU of publishing and of a worker, memory of a pool child.
+
+Plain Celery and Celery with rts alternate within one run, no-op tasks, prefork
+pool, Redis as broker, no result backend (which makes plain Celery cheapest and
+the ratio strictest). All servers are embedded and private.
+
+- publish: CPU seconds of one process per published task;
+- worker: CPU seconds per task of the whole process tree of the worker: main
+  process, pool children and, with rts, its companion process, until the last
+  record is in MongoDB;
+- memory: resident bytes of a pool child after the run.
+
+    python benchmarks/overhead.py [--pairs 7] [--tasks 4000] [--flat 100000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import redis
+
+from rts.testing import MongoServer, RedisServer, wait_until
+
+HERE = Path(__file__).parent
+PUBLISH = """
+import sys, time
+from overhead_app import noop
+tasks = int(sys.argv[1])
+for _ in range(200):
+    noop.apply_async(queue="warm")
+started = time.process_time()
+for _ in range(tasks):
+    noop.apply_async(queue="work")
+print((time.process_time() - started) / tasks)
+"""
+
+
+class Bench:
+    """One pair of servers and the runs on them."""
+
+    def __init__(self, redis_url: str, mongo_url: str, concurrency: int) -> None:
+        self.redis_url = redis_url
+        self.mongo_url = mongo_url
+        self.concurrency = concurrency
+        self.client = redis.Redis.from_url(redis_url, decode_responses=True)
+
+    def environment(self, rts: bool) -> dict[str, str]:
+        """Return the environment of a process of the benchmark's app."""
+        return {
+            **os.environ,
+            "PYTHONPATH": str(HERE),
+            "OVERHEAD_BROKER": self.redis_url,
+            "OVERHEAD_MONGO": self.mongo_url,
+            "OVERHEAD_RTS": "1" if rts else "0",
+        }
+
+    def run(self, rts: bool, tasks: int, steps: int = 1) -> dict[str, Any]:
+        """Return the figures of one run; CPU in seconds per task, memory in bytes."""
+        self.client.flushdb()  # a private server of this benchmark
+        environment = self.environment(rts)
+        command = [sys.executable, "-m", "celery", "-A", "overhead_app", "worker"]
+        command += ["-c", str(self.concurrency), "-Q", "warm", "-n", "bench@%h", "-l", "WARNING"]
+        with tempfile.TemporaryDirectory() as folder:
+            log = open(Path(folder, "log"), "w")  # noqa: SIM115  closed with the folder
+            worker = subprocess.Popen(
+                command, env=environment, cwd=HERE, stdout=log, stderr=subprocess.STDOUT
+            )
+            try:
+                tree = psutil.Process(worker.pid)
+                wait_until(
+                    lambda: len(self.children(tree)) >= self.concurrency, timeout=60
+                )
+                told = Path(folder, "modules")
+                self.send(environment, "tell", str(told))
+                wait_until(lambda: told.exists() and told.stat().st_size > 0, timeout=60)
+                result: dict[str, Any] = {
+                    "pymongo in a child": any(
+                        line.split(".")[0] in ("pymongo", "bson")
+                        for line in told.read_text().splitlines()
+                    ),
+                    "rss": [],
+                }
+                for _ in range(steps):
+                    result["publish"] = self.publish(environment, tasks)
+                    self.settle("warm", rts)
+                    before = self.cpu(tree)
+                    self.control(environment, "add_consumer")
+                    self.settle("work", rts)
+                    result["worker"] = (self.cpu(tree) - before) / tasks
+                    result["rss"].append(
+                        max(child.memory_info().rss for child in self.children(tree))
+                    )
+                    self.control(environment, "cancel_consumer")
+                return result
+            finally:
+                worker.terminate()
+                worker.wait(60)
+                log.close()
+
+    def children(self, tree: psutil.Process) -> list[psutil.Process]:
+        """Return the pool children (not the companion process)."""
+        return [
+            child
+            for child in tree.children()
+            if not any("rts.ledger" in part for part in child.cmdline())
+        ]
+
+    def cpu(self, tree: psutil.Process) -> float:
+        """Return the CPU seconds that the whole tree has used."""
+        return sum(
+            process.cpu_times().user + process.cpu_times().system
+            for process in [tree, *tree.children(recursive=True)]
+        )
+
+    def publish(self, environment: dict[str, str], tasks: int) -> float:
+        """Publish from a fresh process and return its CPU seconds per task."""
+        output = subprocess.run(
+            [sys.executable, "-c", PUBLISH, str(tasks)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return float(output.stdout)
+
+    def send(self, environment: dict[str, str], task: str, argument: str) -> None:
+        """Publish one task from a fresh process."""
+        script = f"from overhead_app import {task} as t; t.apply_async(({argument!r},), queue='warm')"
+        subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+
+    def control(self, environment: dict[str, str], order: str) -> None:
+        """Tell the worker to take up, or to leave, the queue of the measured tasks."""
+        script = f"from overhead_app import app; app.control.{order}('work', reply=True)"
+        subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+
+    def settle(self, queue: str, rts: bool) -> None:
+        """Wait until the queue is worked off and, with rts, the outbox drained."""
+
+        def settled() -> bool:
+            if self.client.llen(queue) or self.client.hlen("unacked"):
+                return False
+            return not rts or not self.client.xlen("rts:outbox")
+
+        wait_until(settled, timeout=600, interval=0.1)
+        time.sleep(0.5)
+
+
+def main() -> None:
+    """Run the pairs and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--tasks", type=int, default=4000)
+    parser.add_argument("--concurrency", type=int, default=2)
+    parser.add_argument("--flat", type=int, default=0, metavar="TASKS", help="memory over a long run")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+
+    pairs: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    flat: list[int] = []
+    with RedisServer() as server, MongoServer() as mongo:
+        bench = Bench(server.url, mongo.url, arguments.concurrency)
+        for index in range(arguments.pairs):
+            order = (False, True) if index % 2 == 0 else (True, False)
+            runs = {rts: bench.run(rts, arguments.tasks) for rts in order}
+            pairs.append((runs[False], runs[True]))
+            print(f"pair {index + 1}/{arguments.pairs}", file=sys.stderr)
+        if arguments.flat:
+            flat = bench.run(True, arguments.flat // 10, steps=10)["rss"]
+
+    def medians(figure: str) -> tuple[float, float, float]:
+        plain = statistics.median(p[figure] for p, _ in pairs)
+        with_rts = statistics.median(r[figure] for _, r in pairs)
+        ratio = statistics.median(r[figure] / p[figure] for p, r in pairs)
+        return plain, with_rts, ratio
+
+    growth = statistics.median(r["rss"][-1] - p["rss"][-1] for p, r in pairs)
+    results = {
+        "publish": medians("publish"),
+        "worker": medians("worker"),
+        "rss_growth_bytes": growth,
+        "pymongo in a child": any(r["pymongo in a child"] for _, r in pairs),
+        "rss_over_time_bytes": flat,
+    }
+    if arguments.json:
+        print(json.dumps(results, indent=2))
+        return
+    packages = ", ".join(f"{p} {version(p)}" for p in ("celery", "kombu", "redis", "pymongo"))
+    print(f"machine    {platform.machine()}, {os.cpu_count()} cores, {platform.system()}")
+    print(f"versions   Python {platform.python_version()}, {packages}")
+    print(
+        f"workload   {arguments.tasks} no-op tasks a run, {arguments.pairs} pairs, alternating; "
+        f"prefork, {arguments.concurrency} children, no result backend"
+    )
+    print("caveats    CPU time, not wall time; medians; ratio = median of the pairs' ratios")
+    print()
+    print(f"{'':<22}{'plain':>10}{'with rts':>10}{'ratio':>8}")
+    for name, text in (("publish", "publish, µs of CPU"), ("worker", "worker, µs of CPU")):
+        plain, with_rts, ratio = medians(name)
+        print(f"{text:<22}{plain * 1e6:>10.0f}{with_rts * 1e6:>10.0f}{ratio:>8.3f}")
+    print(f"memory of a pool child {growth / 1e6:+.1f} MB")
+    print(f"pymongo in a pool child: {'yes' if results['pymongo in a child'] else 'no'}")
+    if flat:
+        shown = " ".join(f"{rss / 1e6:.1f}" for rss in flat)
+        print(f"memory of a child over {arguments.flat} tasks, MB: {shown}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""How much of the CPU time that this worker may use is in demand.
+
+Where a control group limits it to fewer cores than its affinity allows:
+``(used + held back by the limit) / limit``, for the tightest such group, its
+siblings included. Else, over the cores of the affinity: the share that is busy,
+and on a saturated host the mean number of runnable threads per core where that
+is more. Both exceed 1.0 where more would run than can: four busy threads on two
+cores read 2.0.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rts.load.cgroup import Cgroups, CpuGroup
+
+#: Share of busy time from which a core counts as saturated. Below, a queue of
+#: runnable threads is only a moment's; with 0.25 s and the kernel's 10 ms ticks,
+#: a core that never rests reads no less.
+SATURATED_RATIO = 0.9
+
+#: Counts of runnable threads that are averaged: about a second of them, since
+#: each is the count of an instant.
+RUNNABLE_SAMPLES = 4
+
+#: Shortest stretch that a share is computed from; ticks are 10 ms.
+MIN_WINDOW_S = 0.02
+
+LOADAVG = Path("/proc/loadavg")
+
+
+@dataclass(frozen=True, slots=True)
+class HostCpu:
+    """Counters of the host's cores, since it was started."""
+
+    #: Time in which the allowed cores worked, and all their time, seconds.
+    busy_s: float
+    total_s: float
+    #: Threads of the whole host that run or could run now, without the reader;
+    #: ``None`` where that says nothing of the allowed cores.
+    runnable: int | None
+
+
+class CpuProbe:
+    """CPU load between two readings; ``None`` at the first."""
+
+    def __init__(
+        self,
+        cgroups: Cgroups,
+        host: Callable[[frozenset[int]], HostCpu],
+        *,
+        affinity: Callable[[], frozenset[int]] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._cgroups = cgroups
+        self._host = host
+        self._affinity = affinity or allowed_cores
+        self._clock = clock
+        self._read_at: float | None = None
+        self._groups: dict[str, CpuGroup] = {}
+        self._last_host: HostCpu | None = None
+        self._last_cores: frozenset[int] = frozenset()
+        self._runnable: deque[int] = deque(maxlen=RUNNABLE_SAMPLES)
+        self._value: float | None = None
+
+    def read(self) -> float | None:
+        """Return the load since the reading before; ``None`` where there was none.
+
+        Called again within :data:`MIN_WINDOW_S` it returns the same figure.
+        Raises what the source of the host's counters raises.
+        """
+        now = self._clock()
+        if self._read_at is not None and now - self._read_at < MIN_WINDOW_S:
+            return self._value
+        cores = self._affinity()
+        groups = {g.path: g for g in self._cgroups.cpu() if g.limit_cores < len(cores)}
+        host = None if groups else self._host(cores)
+        elapsed_s = now - self._read_at if self._read_at is not None else 0.0
+        if groups:
+            self._value = self._of_groups(groups, elapsed_s)
+        elif host is not None:
+            self._value = self._of_host(host, cores)
+        self._read_at, self._groups = now, groups
+        self._last_host, self._last_cores = host, cores
+        return self._value
+
+    def _of_groups(self, groups: dict[str, CpuGroup], elapsed_s: float) -> float | None:
+        shares = []
+        for path, group in groups.items():
+            before = self._groups.get(path)
+            if before is None or elapsed_s <= 0:
+                continue
+            used_s = group.used_s - before.used_s
+            held_s = max(0.0, group.throttled_s - before.throttled_s)
+            shares.append((used_s + held_s) / (elapsed_s * group.limit_cores))
+        return max(shares, default=None)
+
+    def _of_host(self, host: HostCpu, cores: frozenset[int]) -> float | None:
+        before = self._last_host
+        if host.runnable is not None:
+            self._runnable.append(host.runnable)
+        if before is None or cores != self._last_cores:
+            return None
+        total_s = host.total_s - before.total_s
+        if total_s <= 0:
+            return self._value
+        busy = min(1.0, max(0.0, (host.busy_s - before.busy_s) / total_s))
+        if busy < SATURATED_RATIO or not self._runnable:
+            return busy
+        return max(busy, sum(self._runnable) / len(self._runnable) / len(cores))
+
+
+def allowed_cores() -> frozenset[int]:
+    """Return the numbers of the cores that this process may run on."""
+    # By process id: 0 would mean the calling thread.
+    return frozenset(os.sched_getaffinity(os.getpid()))
+
+
+def psutil_host(loadavg: Path = LOADAVG) -> Callable[[frozenset[int]], HostCpu]:
+    """Return a source of the host's counters that asks psutil.
+
+    psutil is imported here and not above: a pool child never needs it.
+    """
+    import psutil
+
+    def read(cores: frozenset[int]) -> HostCpu:
+        whole = len(cores) >= (psutil.cpu_count() or 1)
+        rows = [psutil.cpu_times()]
+        if not whole:
+            per_core = psutil.cpu_times(percpu=True)
+            # psutil leaves offline cores out: numbers beyond its list cannot be
+            # told apart, and the figure of the whole host is the better guess.
+            if max(cores) < len(per_core):
+                rows = [per_core[number] for number in cores]
+        total_s = idle_s = 0.0
+        for row in rows:
+            # The time of guests is already within user and nice.
+            total_s += sum(row) - getattr(row, "guest", 0.0) - getattr(row, "guest_nice", 0.0)
+            idle_s += row.idle + getattr(row, "iowait", 0.0)
+        return HostCpu(total_s - idle_s, total_s, _runnable(loadavg) if whole else None)
+
+    return read
+
+
+def _runnable(loadavg: Path) -> int | None:
+    """Return how many other threads run or wait for a core: ``… 3/812 …``."""
+    try:
+        field = loadavg.read_text().split()[3]
+        return max(0, int(field.partition("/")[0]) - 1)
+    except (OSError, ValueError, IndexError):
+        return None

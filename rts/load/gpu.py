@@ -1,0 +1,185 @@
+"""How busy the GPUs are that this worker may use, through NVML.
+
+NVML comes with the NVIDIA driver; its Python binding is the optional package
+``nvidia-ml-py`` (``pip install rts[gpu]``). ``CUDA_VISIBLE_DEVICES`` is
+respected as CUDA reads it, with GPUs numbered in PCI bus order (set
+``CUDA_DEVICE_ORDER=PCI_BUS_ID`` on hosts with GPUs of different kinds, where
+CUDA itself numbers them by speed).
+
+The figure of the worker is the **mean** over its GPUs, as for cores: one of
+eight GPUs busy is an eighth of what it may use.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rts.load.sample import GpuLoad, tidy
+
+logger = logging.getLogger(__name__)
+
+#: GPUs that are read one by one, at most. The largest hosts of today have 16.
+MAX_GPUS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class GpuReading:
+    """The GPUs of a worker at one instant."""
+
+    #: Mean over the GPUs of their utilization, or of the share of memory taken
+    #: where a GPU tells no utilization (MIG); ``None`` without a GPU.
+    gpu: float | None = None
+    gpus: tuple[GpuLoad, ...] = ()
+
+
+NO_GPU = GpuReading()
+
+
+def import_pynvml() -> Any:
+    """Return NVML's binding.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    return importlib.import_module("pynvml")
+
+
+class GpuProbe:
+    """Reads the visible GPUs; NVML is started at the first reading of a process.
+
+    A process that was forked from one that reads never uses its handles: it
+    starts NVML anew, should it read at all.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Any] = import_pynvml,
+        *,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        self._load = load
+        self._environ = os.environ if environ is None else environ
+        self._nvml: Any = None
+        self._handles: list[tuple[int, Any]] = []
+        #: The process that started NVML, or found that there is none.
+        self._pid: int | None = None
+        self._told = False
+
+    def read(self) -> GpuReading:
+        """Return the load of the visible GPUs; never raises for a missing one."""
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._open()
+        if not self._handles:
+            return NO_GPU
+        gpus = []
+        for index, handle in self._handles:
+            utilization = self._utilization(handle)
+            memory = self._memory(handle)
+            if utilization is not None or memory is not None:
+                gpus.append(GpuLoad(index, utilization, memory))
+        shares = [g.memory if g.utilization is None else g.utilization for g in gpus]
+        known = [share for share in shares if share is not None]
+        return GpuReading(sum(known) / len(known), tuple(gpus)) if known else NO_GPU
+
+    def close(self) -> None:
+        """Stop NVML, if this process started it. The next reading starts it again."""
+        nvml, mine = self._nvml, self._pid == os.getpid()
+        self._nvml, self._handles, self._pid = None, [], None
+        if nvml is not None and mine:
+            try:
+                nvml.nvmlShutdown()
+            except nvml.NVMLError:
+                # Nothing is left to be shut down.
+                pass
+
+    def _open(self) -> None:
+        self._nvml, self._handles = None, []
+        try:
+            nvml = self._load()
+        except (ImportError, OSError) as exc:
+            self._tell("no NVML binding (pip install rts[gpu])", exc)
+            return
+        try:
+            nvml.nvmlInit()
+        except (nvml.NVMLError, OSError) as exc:
+            self._tell("NVML does not start", exc)
+            return
+        self._nvml = nvml
+        try:
+            self._handles = self._visible(nvml)
+        except nvml.NVMLError as exc:
+            self._tell("NVML does not list the GPUs", exc)
+
+    def _visible(self, nvml: Any) -> list[tuple[int, Any]]:
+        handles = [
+            (index, nvml.nvmlDeviceGetHandleByIndex(index))
+            for index in range(nvml.nvmlDeviceGetCount())
+        ]
+        wanted = self._environ.get("CUDA_VISIBLE_DEVICES")
+        if wanted is not None:
+            handles = self._chosen(nvml, handles, wanted)
+        return handles[:MAX_GPUS]
+
+    def _chosen(
+        self, nvml: Any, handles: list[tuple[int, Any]], wanted: str
+    ) -> list[tuple[int, Any]]:
+        """Return the GPUs that *wanted* names. As in CUDA, a wrong name ends the list."""
+        chosen: list[tuple[int, Any]] = []
+        for name in (part.strip() for part in wanted.split(",")):
+            found = self._named(nvml, handles, name)
+            if found is None:
+                break
+            chosen.append(found)
+        return chosen
+
+    def _named(
+        self, nvml: Any, handles: list[tuple[int, Any]], name: str
+    ) -> tuple[int, Any] | None:
+        if name.isascii() and name.isdigit():
+            number = int(name)
+            return handles[number] if number < len(handles) else None
+        try:
+            if name.startswith("MIG-"):
+                return -1, nvml.nvmlDeviceGetHandleByUUID(name)
+            if name.startswith("GPU-"):
+                # CUDA takes the beginning of a UUID for the whole where it is unique.
+                matching = [
+                    (index, handle)
+                    for index, handle in handles
+                    if _as_text(nvml.nvmlDeviceGetUUID(handle)).startswith(name)
+                ]
+                return matching[0] if len(matching) == 1 else None
+        except nvml.NVMLError:
+            return None
+        return None
+
+    def _utilization(self, handle: Any) -> float | None:
+        try:
+            return tidy(self._nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100)
+        except self._nvml.NVMLError as exc:
+            self._tell("a GPU does not tell its utilization", exc)
+            return None
+
+    def _memory(self, handle: Any) -> float | None:
+        try:
+            memory = self._nvml.nvmlDeviceGetMemoryInfo(handle)
+        except self._nvml.NVMLError as exc:
+            self._tell("a GPU does not tell its memory", exc)
+            return None
+        return tidy(memory.used / memory.total) if memory.total else None
+
+    def _tell(self, what: str, exc: Exception) -> None:
+        if not self._told:
+            self._told = True
+            logger.info("GPU load is not read in full: %s (%s)", what, exc)
+
+
+def _as_text(value: Any) -> str:
+    # Old bindings return bytes.
+    return value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)

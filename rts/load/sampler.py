@@ -1,0 +1,193 @@
+"""Takes the worker's load in the background and hands it to starting tasks.
+
+One daemon thread in the worker's main process samples, and posts to a
+:class:`~rts.load.board.LoadBoard`; pool children inherit the board through the
+fork and only read it. In the threads, solo and gevent pools the same object
+serves, within one process.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from rts.health import hook_failed
+from rts.load.board import LoadBoard
+from rts.load.cgroup import Cgroups
+from rts.load.cpu import CpuProbe, psutil_host
+from rts.load.forkgate import no_fork
+from rts.load.gpu import GpuProbe, GpuReading
+from rts.load.memory import MemoryProbe, meminfo_memory, psutil_memory
+from rts.load.sample import LoadSample
+
+#: Half of :data:`MAX_AGE_S`: one sample may come late without harm.
+PERIOD_S = 0.25
+
+#: A task never gets a posted sample older than this.
+MAX_AGE_S = 0.5
+
+#: The first CPU figure comes after this much, so that tasks which start with the
+#: worker get one too; the kernel's ticks are 10 ms.
+FIRST_WINDOW_S = 0.05
+
+#: How long :meth:`LoadSampler.stop` waits for a reading in progress (NVML may
+#: take a while). The thread is a daemon: it never keeps a process alive.
+STOP_WAIT_S = 1.0
+
+T = TypeVar("T")
+
+
+class Probe(Protocol):
+    """A source of one figure, 0.0 to 1.0 and above; ``None`` where not known."""
+
+    def read(self) -> float | None: ...
+
+
+class GpuSource(Protocol):
+    """A source of the GPUs' figures."""
+
+    def read(self) -> GpuReading: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Probes:
+    """What the sampler reads."""
+
+    cpu: Probe
+    memory: Probe
+    gpu: GpuSource
+
+
+def real_probes() -> Probes:
+    """Return probes of this machine. Imports psutil."""
+    cgroups = Cgroups()
+    return Probes(
+        cpu=CpuProbe(cgroups, psutil_host()),
+        memory=MemoryProbe(cgroups, psutil_memory()),
+        gpu=GpuProbe(),
+    )
+
+
+class LoadSampler:
+    """The load of this worker, at most :data:`MAX_AGE_S` old.
+
+    Make it in the worker's main process before the pool forks, and
+    :meth:`start` it there, best after the fork (Python 3.12 warns of a fork in a
+    process with threads; nothing breaks either way). Call :meth:`read` in
+    whichever process a task starts.
+    """
+
+    def __init__(
+        self,
+        board: LoadBoard | None = None,
+        probes: Callable[[], Probes] = real_probes,
+        period_s: float = PERIOD_S,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._board = LoadBoard() if board is None else board
+        #: The process that may write to the board.
+        self._board_pid = os.getpid()
+        self._make_probes = probes
+        self._period_s = period_s
+        self._clock = clock
+        self._thread: threading.Thread | None = None
+        self._thread_pid: int | None = None
+        self._stopped = threading.Event()
+        self._direct: LoadSample | None = None
+        self._direct_memory: MemoryProbe | None = None
+
+    def start(self) -> None:
+        """Start sampling in this process, if it does not already. Never raises.
+
+        In a process that was forked from the one where it ran, it starts anew,
+        with a board of its own: a board has one writer.
+        """
+        try:
+            pid = os.getpid()
+            mine = self._thread_pid == pid
+            if mine and self._thread is not None and self._thread.is_alive():
+                return
+            if self._board_pid != pid:
+                self._board, self._board_pid = LoadBoard(), pid
+            # Never the old event: a thread that overran its stop still watches it,
+            # and after a fork its lock may be held by a thread that does not exist.
+            self._stopped = threading.Event()
+            self._thread = threading.Thread(
+                target=self._run,
+                args=(self._board, self._make_probes(), self._stopped),
+                name="rts-load",
+                daemon=True,
+            )
+            self._thread_pid = pid
+            self._thread.start()
+        except Exception as exc:  # noqa: BLE001 - a worker runs without load figures too
+            hook_failed("load sampler", exc)
+
+    def stop(self) -> None:
+        """Stop sampling, if this process does, and release NVML. Never raises."""
+        thread = self._thread
+        if thread is None or self._thread_pid != os.getpid():
+            return
+        self._thread = None
+        self._stopped.set()
+        if thread is not threading.current_thread():
+            thread.join(STOP_WAIT_S)
+
+    def read(self) -> LoadSample:
+        """Return the load now: runs at the start of a task. Never blocks or raises.
+
+        Without a sample of the last :data:`MAX_AGE_S` (no sampler runs, or it
+        was starved) it reads the memory itself, at most once per period, and
+        leaves CPU and GPU out: one look cannot tell them.
+        """
+        try:
+            sample = self._board.read()
+            now = self._clock()
+            if sample is not None and now - sample.sampled_at <= MAX_AGE_S:
+                return sample
+            direct = self._direct
+            if direct is None or now - direct.sampled_at > self._period_s:
+                if self._direct_memory is None:
+                    self._direct_memory = MemoryProbe(Cgroups(), meminfo_memory())
+                direct = LoadSample.of(None, self._direct_memory.read(), sampled_at=now)
+                self._direct = direct
+            return direct
+        except Exception as exc:  # noqa: BLE001 - no figure may cost a task
+            hook_failed("load reader", exc)
+            return LoadSample.of(None, None, sampled_at=time.monotonic())
+
+    def _run(self, board: LoadBoard, probes: Probes, stopped: threading.Event) -> None:
+        wait_s = min(FIRST_WINDOW_S, self._period_s)
+        while True:
+            with no_fork():
+                try:
+                    board.write(self._sample(probes))
+                except Exception as exc:  # noqa: BLE001 - the next sample may succeed
+                    hook_failed("load sampler", exc)
+            if stopped.wait(wait_s):
+                break
+            wait_s = self._period_s
+        with no_fork():
+            _guarded("GPU load", probes.gpu.close)
+
+    def _sample(self, probes: Probes) -> LoadSample:
+        gpu = _guarded("GPU load", probes.gpu.read) or GpuReading()
+        memory = _guarded("memory load", probes.memory.read)
+        cpu = _guarded("CPU load", probes.cpu.read)
+        return LoadSample.of(cpu, memory, gpu.gpu, gpu.gpus, sampled_at=self._clock())
+
+
+def _guarded(what: str, read: Callable[[], T]) -> T | None:
+    """Return what a probe reads, or ``None``: one that fails leaves the others."""
+    try:
+        return read()
+    except Exception as exc:  # noqa: BLE001 - drivers and kernels raise what they like
+        hook_failed(what, exc)
+        return None

@@ -1,0 +1,15 @@
+"""Real servers, workers and in-memory stores for tests: ours and our users'."""
+
+from rts.testing.servers import MongoServer, RedisServer, ServerFailed, ServerNotFound
+from rts.testing.waiting import wait_until
+from rts.testing.workers import WorkerFailed, WorkerProcess
+
+__all__ = [
+    "MongoServer",
+    "RedisServer",
+    "ServerFailed",
+    "ServerNotFound",
+    "WorkerFailed",
+    "WorkerProcess",
+    "wait_until",
+]

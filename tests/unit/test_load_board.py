@@ -1,0 +1,69 @@
+"""A sample comes back from the board as it was posted, or not at all."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from rts.load import GpuLoad, LoadBoard, LoadSample
+from rts.load.gpu import MAX_GPUS
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [
+        LoadSample.of(0.5, 0.25, sampled_at=12345.678),
+        LoadSample.of(None, None, sampled_at=0.0),
+        LoadSample.of(
+            1.5, 0.9, 0.1, [GpuLoad(0, 0.1, None), GpuLoad(-1, None, 0.2)], sampled_at=1.0
+        ),
+    ],
+)
+def test_round_trip(sample: LoadSample) -> None:
+    board = LoadBoard()
+    assert board.read() is None
+    board.write(sample)
+    assert board.read() == sample
+    assert board.read() is board.read()
+
+
+def test_gpus_are_bounded() -> None:
+    board = LoadBoard()
+    gpus = [GpuLoad(i, 0.5, 0.5) for i in range(MAX_GPUS + 5)]
+    board.write(LoadSample.of(None, None, 0.5, gpus, sampled_at=1.0))
+    read = board.read()
+    assert read is not None
+    assert read.gpus == tuple(gpus[:MAX_GPUS])
+
+
+def test_a_torn_copy_is_refused() -> None:
+    board = LoadBoard()
+    board.write(LoadSample.of(0.5, 0.5, sampled_at=1.0))
+    board._map[10] ^= 1
+    assert board.read() is None
+
+
+def test_reads_during_writes_are_whole() -> None:
+    board = LoadBoard()
+    samples = [
+        LoadSample.of(i / 10, i / 10, i / 10, [GpuLoad(i, i / 10, i / 10)] * 8, sampled_at=i)
+        for i in range(10)
+    ]
+    board.write(samples[0])
+    done = threading.Event()
+
+    def write() -> None:
+        while not done.is_set():
+            for sample in samples:
+                board.write(sample)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(5000):
+            read = board.read()
+            assert read is None or read in samples
+    finally:
+        done.set()
+        writer.join()

@@ -1,0 +1,199 @@
+"""GPUs are read through NVML's documented calls.
+
+The hardware cannot be had in a test, so a small object stands in for the
+binding. The real binding is used where its answer is "no driver".
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rts.load import gpu as gpu_module
+from rts.load.gpu import MAX_GPUS, NO_GPU, GpuProbe, GpuReading
+from rts.load.sample import GpuLoad
+
+
+class Nvml:
+    """NVML with *devices*: {uuid: (utilization %, used, total)}; None: not supported."""
+
+    class NVMLError(Exception):
+        """The base of the binding's errors."""
+
+    def __init__(self, *devices: tuple[str, int | None, tuple[int, int] | None]) -> None:
+        self.devices = list(devices)
+        self.started = 0
+        self.lost: set[int] = set()
+        self.fails_at: str | None = None
+
+    def _may_fail(self, call: str) -> None:
+        if self.fails_at == call:
+            raise self.NVMLError(call)
+
+    def nvmlInit(self) -> None:
+        self._may_fail("init")
+        self.started += 1
+
+    def nvmlShutdown(self) -> None:
+        self._may_fail("shutdown")
+        self.started -= 1
+
+    def nvmlDeviceGetCount(self) -> int:
+        self._may_fail("count")
+        return sum(not uuid.startswith("MIG-") for uuid, _, _ in self.devices)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        return index
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> int:
+        for index, (name, _, _) in enumerate(self.devices):
+            if name == uuid:
+                return index
+        raise self.NVMLError("not found")
+
+    def nvmlDeviceGetUUID(self, handle: int) -> str:
+        return self.devices[handle][0]
+
+    def nvmlDeviceGetUtilizationRates(self, handle: int) -> Any:
+        share = self.devices[handle][1]
+        if share is None or handle in self.lost:
+            raise self.NVMLError("not supported")
+        return SimpleNamespace(gpu=share, memory=0)
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> Any:
+        memory = self.devices[handle][2]
+        if memory is None or handle in self.lost:
+            raise self.NVMLError("not supported")
+        return SimpleNamespace(used=memory[0], total=memory[1], free=memory[1] - memory[0])
+
+
+A = ("GPU-aaaa-1", 50, (20, 80))
+B = ("GPU-bbbb-2", 100, (40, 80))
+C = ("GPU-bbcc-3", 0, (0, 80))
+
+
+def probe(nvml: Nvml, visible: str | None = None) -> GpuProbe:
+    environ = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    return GpuProbe(lambda: nvml, environ=environ)
+
+
+def test_each_gpu_and_their_mean() -> None:
+    assert probe(Nvml(A, B, C)).read() == GpuReading(
+        0.5, (GpuLoad(0, 0.5, 0.25), GpuLoad(1, 1.0, 0.5), GpuLoad(2, 0.0, 0.0))
+    )
+
+
+@pytest.mark.parametrize(
+    ("visible", "indexes"),
+    [
+        (None, [0, 1, 2]),
+        ("1", [1]),
+        ("2, 0", [2, 0]),
+        ("", []),
+        ("-1", []),
+        ("0,7,1", [0]),
+        ("GPU-bbbb", [1]),
+        ("GPU-bb", []),
+        ("GPU-bbcc-3,0", [2, 0]),
+        ("MIG-gone", []),
+        ("NoDevFiles", []),
+        ("²", []),
+    ],
+)
+def test_visible_devices(visible: str | None, indexes: list[int]) -> None:
+    reading = probe(Nvml(A, B, C), visible).read()
+    assert [gpu.index for gpu in reading.gpus] == indexes
+    assert (reading.gpu is None) == (not indexes)
+
+
+def test_mig_tells_memory_only() -> None:
+    nvml = Nvml(A, ("MIG-1111", None, (10, 40)))
+    assert probe(nvml, "MIG-1111").read() == GpuReading(0.25, (GpuLoad(-1, None, 0.25),))
+
+
+def test_old_bindings_tell_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = Nvml(A, B)
+    monkeypatch.setattr(nvml, "nvmlDeviceGetUUID", lambda h: nvml.devices[h][0].encode())
+    assert [gpu.index for gpu in probe(nvml, "GPU-bbbb").read().gpus] == [1]
+
+
+def test_a_lost_gpu_is_left_out_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    nvml = Nvml(A, B)
+    reader = probe(nvml)
+    nvml.lost = {0}
+    with caplog.at_level(logging.INFO, logger="rts"):
+        assert reader.read() == GpuReading(1.0, (GpuLoad(1, 1.0, 0.5),))
+        nvml.lost = {0, 1}
+        assert reader.read() == NO_GPU
+    assert len(caplog.records) == 1
+    assert caplog.records[0].levelno == logging.INFO
+
+
+def test_a_gpu_without_figures() -> None:
+    assert probe(Nvml(("GPU-x", None, (0, 0)))).read() == NO_GPU
+
+
+@pytest.mark.parametrize("call", ["init", "count"])
+def test_nvml_that_does_not_work(call: str, caplog: pytest.LogCaptureFixture) -> None:
+    nvml = Nvml(A)
+    nvml.fails_at = call
+    reader = probe(nvml)
+    with caplog.at_level(logging.INFO, logger="rts"):
+        assert reader.read() == NO_GPU
+        assert reader.read() == NO_GPU
+    assert len(caplog.records) == 1
+
+
+def test_no_binding(caplog: pytest.LogCaptureFixture) -> None:
+    def missing() -> Any:
+        raise ImportError("No module named 'pynvml'")
+
+    with caplog.at_level(logging.INFO, logger="rts"):
+        assert GpuProbe(missing).read() == NO_GPU
+    assert "rts[gpu]" in caplog.text
+
+
+def test_the_real_binding_where_it_is_installed() -> None:
+    pytest.importorskip("pynvml")
+    reader = GpuProbe(environ={})
+    reading = reader.read()
+    assert (reading.gpu is None) == (not reading.gpus)
+    assert all(0 <= (gpu.utilization or 0.0) <= 1 for gpu in reading.gpus)
+    reader.close()
+
+
+def test_many_gpus_are_bounded() -> None:
+    assert len(probe(Nvml(*[A] * 40)).read().gpus) == MAX_GPUS
+
+
+def test_close_and_open_again() -> None:
+    nvml = Nvml(A)
+    reader = probe(nvml)
+    reader.close()
+    assert nvml.started == 0
+    reader.read()
+    reader.read()
+    assert nvml.started == 1
+    reader.close()
+    assert nvml.started == 0
+    assert reader.read().gpu == 0.5
+    nvml.fails_at = "shutdown"
+    reader.close()
+
+
+def test_another_process_starts_nvml_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = Nvml(A)
+    reader = probe(nvml)
+    reader.read()
+    # A fork of the test process is not needed: the probe knows it by the id.
+    own = os.getpid()
+    monkeypatch.setattr(gpu_module.os, "getpid", lambda: own + 1)
+    reader.read()
+    assert nvml.started == 2
+    monkeypatch.undo()
+    reader.close()
+    assert nvml.started == 2

@@ -1,0 +1,247 @@
+"""CPU and memory figures follow from counters and limits as documented."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+from rts.load.cgroup import Cgroups
+from rts.load.cpu import CpuProbe, HostCpu, allowed_cores, psutil_host
+from rts.load.memory import HostMemory, MemoryProbe, meminfo_memory, psutil_memory
+from rts.load.sample import GpuLoad, LoadSample
+
+FOUR = frozenset(range(4))
+NO_GROUPS = Cgroups(Path("/nonexistent"), Path("/nonexistent"))
+
+
+class Host:
+    """Counters that a test moves by hand, and the clock with them."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.busy_s = 1000.0
+        self.total_s = 4000.0
+        self.runnable: int | None = 0
+        self.cores = FOUR
+
+    def __call__(self, cores: frozenset[int]) -> HostCpu:
+        return HostCpu(self.busy_s, self.total_s, self.runnable)
+
+    def passes(self, seconds: float, busy_cores: float, runnable: int | None = 0) -> None:
+        self.now += seconds
+        self.busy_s += busy_cores * seconds
+        self.total_s += len(self.cores) * seconds
+        self.runnable = runnable
+
+    def probe(self, cgroups: Cgroups = NO_GROUPS) -> CpuProbe:
+        return CpuProbe(cgroups, self, affinity=lambda: self.cores, clock=lambda: self.now)
+
+
+def test_the_first_reading_tells_nothing() -> None:
+    assert Host().probe().read() is None
+
+
+def test_busy_share_of_the_allowed_cores() -> None:
+    host = Host()
+    probe = host.probe()
+    probe.read()
+    host.passes(0.25, busy_cores=1)
+    assert probe.read() == pytest.approx(0.25)
+    host.passes(0.25, busy_cores=3)
+    assert probe.read() == pytest.approx(0.75)
+
+
+def test_a_queue_on_a_host_that_is_not_saturated_is_not_counted() -> None:
+    host = Host()
+    probe = host.probe()
+    probe.read()
+    host.passes(0.25, busy_cores=2, runnable=40)
+    assert probe.read() == pytest.approx(0.5)
+
+
+def test_oversubscription_reads_above_one() -> None:
+    host = Host()
+    probe = host.probe()
+    probe.read()
+    for _ in range(8):
+        host.passes(0.25, busy_cores=4, runnable=10)
+        value = probe.read()
+    assert value == pytest.approx(2.5)
+
+
+def test_saturation_without_a_count_of_threads_reads_one() -> None:
+    host = Host()
+    host.runnable = None
+    probe = host.probe()
+    probe.read()
+    host.passes(0.25, busy_cores=4, runnable=None)
+    assert probe.read() == pytest.approx(1.0)
+
+
+def test_a_second_look_at_once_gives_the_same_figure() -> None:
+    host = Host()
+    probe = host.probe()
+    probe.read()
+    host.passes(0.25, busy_cores=1)
+    first = probe.read()
+    host.passes(0.001, busy_cores=4)
+    assert probe.read() == first
+
+
+def test_counters_that_stand_still_or_go_back() -> None:
+    host = Host()
+    probe = host.probe()
+    probe.read()
+    host.passes(0.25, busy_cores=1)
+    probe.read()
+    host.now += 0.25
+    assert probe.read() == pytest.approx(0.25)
+    host.now += 0.25
+    host.total_s += 1.0
+    host.busy_s -= 5.0
+    assert probe.read() == 0.0
+
+
+def test_a_changed_affinity_starts_anew() -> None:
+    host = Host()
+    probe = host.probe()
+    probe.read()
+    host.cores = frozenset({0, 1})
+    host.passes(0.25, busy_cores=1)
+    assert probe.read() is None
+    host.passes(0.25, busy_cores=1)
+    assert probe.read() == pytest.approx(0.5)
+
+
+class Box:
+    """A v2 control group on disk whose counters a test moves."""
+
+    def __init__(self, tmp_path: Path, cores: float) -> None:
+        self.root = tmp_path / "cgroup"
+        self.root.mkdir()
+        (self.root / "cgroup.controllers").write_text("cpu")
+        (self.root / "cpu.max").write_text(f"{int(cores * 100_000)} 100000")
+        (tmp_path / "own").write_text("0::/\n")
+        self.used_s = self.held_s = 10.0
+        self.use(0, 0)
+        self.groups = Cgroups(self.root, tmp_path / "own")
+
+    def use(self, used_s: float, held_s: float) -> None:
+        self.used_s += used_s
+        self.held_s += held_s
+        (self.root / "cpu.stat").write_text(
+            f"usage_usec {int(self.used_s * 1e6)}\nthrottled_usec {int(self.held_s * 1e6)}\n"
+        )
+
+
+def test_a_group_is_measured_against_its_own_limit(tmp_path: Path) -> None:
+    host, box = Host(), Box(tmp_path, cores=2)
+    probe = host.probe(box.groups)
+    assert probe.read() is None
+    # The host is busy with others; that is not this worker's load.
+    host.passes(0.5, busy_cores=4, runnable=50)
+    box.use(0.5, 0.0)
+    assert probe.read() == pytest.approx(0.5)
+
+
+def test_what_the_limit_holds_back_counts_as_demand(tmp_path: Path) -> None:
+    host, box = Host(), Box(tmp_path, cores=1)
+    probe = host.probe(box.groups)
+    probe.read()
+    host.passes(1.0, busy_cores=1)
+    box.use(1.0, 3.0)
+    assert probe.read() == pytest.approx(4.0)
+
+
+def test_a_limit_above_the_affinity_does_not_bind(tmp_path: Path) -> None:
+    host, box = Host(), Box(tmp_path, cores=8)
+    probe = host.probe(box.groups)
+    probe.read()
+    host.passes(0.25, busy_cores=1)
+    assert probe.read() == pytest.approx(0.25)
+
+
+def test_psutil_source_counts_the_allowed_cores(tmp_path: Path) -> None:
+    loadavg = tmp_path / "loadavg"
+    loadavg.write_text("0.50 0.40 0.30 3/812 4711\n")
+    read = psutil_host(loadavg)
+    every = frozenset(range(os.cpu_count() or 1))
+    whole = read(every)
+    assert 0 < whole.busy_s < whole.total_s
+    assert whole.runnable == 2
+    loadavg.write_text("?")
+    assert read(every).runnable is None
+    if len(every) > 1:
+        one = read(frozenset({0}))
+        assert 0 < one.total_s < whole.total_s
+        assert one.runnable is None
+        # Numbers that psutil does not list: the whole host is the better guess.
+        assert read(frozenset({10_000})).total_s >= whole.total_s
+    assert allowed_cores() <= every
+
+
+def memory_box(tmp_path: Path, limit: str, used: int) -> Cgroups:
+    root = tmp_path / "cgroup"
+    root.mkdir()
+    (root / "cgroup.controllers").write_text("memory")
+    (root / "memory.max").write_text(limit)
+    (root / "memory.current").write_text(str(used))
+    (tmp_path / "own").write_text("0::/\n")
+    return Cgroups(root, tmp_path / "own")
+
+
+@pytest.mark.parametrize(
+    ("limit", "host", "expected"),
+    [
+        ("max", HostMemory(1000, 250), 0.75),
+        ("400", HostMemory(1000, 250), 0.25),
+        ("4000", HostMemory(1000, 250), 0.75),
+        ("400", HostMemory(0, 0), 0.25),
+        ("max", HostMemory(0, 0), None),
+        ("50", HostMemory(1000, 250), 2.0),
+    ],
+    ids=["host", "group", "group above host", "host unknown", "nothing", "above the limit"],
+)
+def test_memory(tmp_path: Path, limit: str, host: HostMemory, expected: float | None) -> None:
+    assert MemoryProbe(memory_box(tmp_path, limit, 100), lambda: host).read() == expected
+
+
+def test_the_two_sources_of_memory_agree() -> None:
+    ours, theirs = meminfo_memory()(), psutil_memory()()
+    assert ours.total_bytes == theirs.total_bytes
+    assert ours.available_bytes == pytest.approx(theirs.available_bytes, rel=0.2)
+
+
+def test_meminfo_that_cannot_be_read(tmp_path: Path) -> None:
+    assert meminfo_memory(tmp_path / "none")() == HostMemory(0, 0)
+    (tmp_path / "junk").write_text("MemTotal: many kB\n")
+    assert meminfo_memory(tmp_path / "junk")() == HostMemory(0, 0)
+
+
+def test_sample_is_the_mean_of_what_is_there() -> None:
+    assert LoadSample.of(0.5, 0.25, 0.75, sampled_at=1.0).load == 0.5
+    assert LoadSample.of(1.5, 0.25, sampled_at=1.0).load == 0.875
+    assert LoadSample.of(None, 0.25, sampled_at=1.0).load == 0.25
+    assert LoadSample.of(math.nan, math.inf, -1.0, sampled_at=1.0).load == 0.0
+    assert LoadSample.of(None, None, sampled_at=1.0).load is None
+
+
+def test_sample_as_a_document() -> None:
+    sample = LoadSample.of(0.12344, 0.25, sampled_at=10.0)
+    assert sample.as_dict(10.1) == {
+        "load": 0.1867,
+        "cpu": 0.1234,
+        "memory": 0.25,
+        "age_s": 0.1,
+    }
+    assert LoadSample.of(None, None, sampled_at=10.0).as_dict(9.0) == {"age_s": 0.0}
+    with_gpu = LoadSample.of(None, None, 0.5, [GpuLoad(3, 0.5, None)], sampled_at=10.0)
+    assert with_gpu.as_dict(10.0) == {
+        "load": 0.5,
+        "gpu": 0.5,
+        "gpus": [{"index": 3, "utilization": 0.5, "memory": None}],
+        "age_s": 0.0,
+    }

@@ -1,0 +1,309 @@
+"""The sampler posts, survives failing probes, and a reader is never left waiting."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from rts import health
+from rts.load import LoadBoard, LoadSample, LoadSampler, Probes, forkgate
+from rts.load.gpu import NO_GPU, GpuReading
+from rts.load.sample import GpuLoad
+from rts.load.sampler import MAX_AGE_S, real_probes
+
+DEADLINE_S = 10.0
+
+
+def until(done: Callable[[], bool]) -> None:
+    end = time.monotonic() + DEADLINE_S
+    while not done():
+        assert time.monotonic() < end, "not within the deadline"
+        time.sleep(0.005)
+
+
+def sampling_threads() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name == "rts-load"]
+
+
+class Fixed:
+    """A source of the same figure, which counts."""
+
+    def __init__(self, value: float | None) -> None:
+        self.value = value
+        self.reads = 0
+
+    def read(self) -> float | None:
+        self.reads += 1
+        return self.value
+
+
+class Broken:
+    def read(self) -> float | None:
+        raise RuntimeError("no counters today")
+
+
+class Gpu:
+    def __init__(self, reading: GpuReading = NO_GPU) -> None:
+        self.reading = reading
+        self.closed = 0
+
+    def read(self) -> GpuReading:
+        return self.reading
+
+    def close(self) -> None:
+        self.closed += 1
+        if self.closed > 1:
+            raise RuntimeError("closed twice")
+
+
+@pytest.fixture(autouse=True)
+def _clean() -> Iterator[None]:
+    health.take_counts()
+    yield
+    assert not sampling_threads()
+    health.take_counts()
+
+
+def started(probes: Probes) -> LoadSampler:
+    sampler = LoadSampler(probes=lambda: probes, period_s=0.01)
+    sampler.start()
+    until(lambda: sampler._board.read() is not None)
+    return sampler
+
+
+def test_a_sample_is_posted_and_renewed() -> None:
+    cpu, gpu = Fixed(0.5), Gpu(GpuReading(0.75, (GpuLoad(0, 0.75, 0.1),)))
+    sampler = started(Probes(cpu, Fixed(0.25), gpu))
+    sample = sampler.read()
+    assert (sample.load, sample.cpu, sample.memory, sample.gpu) == (0.5, 0.5, 0.25, 0.75)
+    assert sample.gpus == (GpuLoad(0, 0.75, 0.1),)
+    cpu.value = 1.5
+    until(lambda: sampler.read().cpu == 1.5)
+    sampler.stop()
+    assert gpu.closed == 1
+
+
+def test_start_and_stop_are_idempotent() -> None:
+    sampler = started(Probes(Fixed(0.5), Fixed(0.5), Gpu()))
+    sampler.start()
+    assert len(sampling_threads()) == 1
+    assert sampling_threads()[0].daemon
+    sampler.stop()
+    sampler.stop()
+    assert not sampling_threads()
+    sampler._make_probes = lambda: Probes(Fixed(0.125), Fixed(0.5), Gpu())
+    sampler.start()
+    until(lambda: sampler.read().cpu == 0.125)
+    sampler.stop()
+
+
+def test_a_probe_that_fails_leaves_the_others() -> None:
+    sampler = started(Probes(Broken(), Fixed(0.25), Gpu()))
+    sample = sampler.read()
+    sampler.stop()
+    assert (sample.load, sample.cpu, sample.memory) == (0.25, None, 0.25)
+    assert health.take_counts()["hook_errors"] >= 1
+
+
+def test_no_probes_at_all() -> None:
+    def none() -> Probes:
+        raise ImportError("No module named 'psutil'")
+
+    sampler = LoadSampler(probes=none)
+    sampler.start()
+    assert not sampling_threads()
+    assert health.take_counts()["hook_errors"] == 1
+    assert sampler.read().memory is not None
+    sampler.stop()
+
+
+def test_a_board_that_fails_is_survived() -> None:
+    class Full(LoadBoard):
+        def write(self, sample: LoadSample) -> None:
+            raise OSError("no room")
+
+        def read(self) -> LoadSample | None:
+            raise OSError("no room")
+
+    cpu = Fixed(0.5)
+    sampler = LoadSampler(Full(), lambda: Probes(cpu, Fixed(0.5), Gpu()), 0.01)
+    sampler.start()
+    until(lambda: cpu.reads > 3)
+    assert sampler.read().load is None
+    sampler.stop()
+    assert health.take_counts()["hook_errors"] >= 3
+
+
+def test_an_old_sample_is_replaced_by_a_direct_look() -> None:
+    now = [100.0]
+    board = LoadBoard()
+    sampler = LoadSampler(board, clock=lambda: now[0])
+    board.write(LoadSample.of(0.5, 0.5, 0.5, sampled_at=100.0))
+    now[0] = 100.0 + MAX_AGE_S
+    assert sampler.read().cpu == 0.5
+    now[0] += 0.01
+    direct = sampler.read()
+    assert direct.cpu is None
+    assert direct.gpu is None
+    assert direct.load == direct.memory is not None
+    assert direct.sampled_at == now[0]
+    # Tasks that start one after the other share it.
+    assert sampler.read() is direct
+    now[0] += 0.3
+    assert sampler.read() is not direct
+
+
+def test_real_probes_on_this_machine() -> None:
+    probes = real_probes()
+    memory = probes.memory.read()
+    assert memory is not None
+    assert 0 < memory < 1.5
+    assert probes.cpu.read() is None
+    until(lambda: probes.cpu.read() is not None)
+    probes.gpu.close()
+
+
+def run_script(tmp_path: Path, text: str) -> str:
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(text))
+    # A fork beside a thread is what is tested here; Python 3.12 warns of it.
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_forked_child_reads_the_parents_samples(tmp_path: Path) -> None:
+    out = run_script(
+        tmp_path,
+        """
+        import os, sys, threading, time
+        import rts.load
+        assert "psutil" not in sys.modules and "pynvml" not in sys.modules
+        sampler = rts.load.LoadSampler(period_s=0.02)
+        if os.fork() == 0:
+            end = time.monotonic() + 20
+            seen = set()
+            while len(seen) < 3 and time.monotonic() < end:
+                sample = sampler.read()
+                if sample.cpu is not None:
+                    seen.add(sample.sampled_at)
+                time.sleep(0.005)
+            assert "psutil" not in sys.modules and "pynvml" not in sys.modules
+            assert threading.active_count() == 1
+            sampler.stop()
+            print("seen", len(seen), flush=True)
+            os._exit(0)
+        sampler.start()
+        os.wait()
+        sampler.stop()
+        """,
+    )
+    assert out.split() == ["seen", "3"]
+
+
+def test_a_forked_child_may_sample_itself(tmp_path: Path) -> None:
+    out = run_script(
+        tmp_path,
+        """
+        import os, time
+        import rts.load
+        sampler = rts.load.LoadSampler(period_s=0.02)
+        sampler.start()
+        children = []
+        for _ in range(20):
+            child = os.fork()
+            if child == 0:
+                sampler.start()
+                end = time.monotonic() + 20
+                while sampler._board.read() is None and time.monotonic() < end:
+                    time.sleep(0.002)
+                print("own", sampler._board.read() is not None, flush=True)
+                sampler.stop()
+                os._exit(0)
+            os.waitpid(child, 0)
+        sampler.stop()
+        """,
+    )
+    assert out.splitlines() == ["own True"] * 20
+
+
+def test_a_fork_waits_for_a_reading(tmp_path: Path) -> None:
+    out = run_script(
+        tmp_path,
+        """
+        import os, threading
+        from rts.load import forkgate
+        inside, leave, reading = threading.Event(), threading.Event(), []
+        def read():
+            with forkgate.no_fork():
+                reading.append(1)
+                inside.set()
+                leave.wait(30)
+                reading.clear()
+        reader = threading.Thread(target=read)
+        reader.start()
+        inside.wait(30)
+        threading.Timer(0.2, leave.set).start()
+        if os.fork() == 0:
+            with forkgate.no_fork():
+                print("reading" if reading else "free", flush=True)
+            os._exit(0)
+        os.wait()
+        reader.join()
+        forkgate.MAX_WAIT_S = 0.05
+        with forkgate.no_fork():
+            # A reading that hangs does not stop the forks for good.
+            if os.fork() == 0:
+                with forkgate.no_fork():
+                    print("late", flush=True)
+                os._exit(0)
+            os.wait()
+        with forkgate.no_fork():
+            print("still works")
+        """,
+    )
+    assert out.split("\n")[:3] == ["free", "late", "still works"]
+
+
+def test_the_gate_is_free_again_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forkgate, "MAX_WAIT_S", 0.01)
+    gate = forkgate._Gate()
+    gate.before_fork()
+    assert gate.lock.locked()
+    # Another fork meanwhile gives up, and does not release what it never held.
+    other = threading.Thread(target=lambda: (gate.before_fork(), gate.after_in_parent()))
+    other.start()
+    other.join()
+    assert gate.lock.locked()
+    gate.after_in_parent()
+    assert not gate.lock.locked()
+    gate.before_fork()
+    gate.after_in_child()
+    assert not gate.lock.locked()
+    gate.after_in_parent()
+    assert not gate.lock.locked()
+
+
+def test_a_sampler_of_another_process_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = started(Probes(Fixed(0.5), Fixed(0.5), Gpu()))
+    board, own = sampler._board, os.getpid()
+    with monkeypatch.context() as there:
+        there.setattr(os, "getpid", lambda: own + 1)
+        sampler.stop()
+        assert len(sampling_threads()) == 1
+    sampler.stop()
+    with monkeypatch.context() as there:
+        there.setattr(os, "getpid", lambda: own + 1)
+        sampler.start()
+        assert sampler._board is not board
+        until(lambda: sampler._board.read() is not None)
+        sampler.stop()

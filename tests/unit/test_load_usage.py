@@ -1,0 +1,176 @@
+"""A run's CPU seconds and peak memory are its own, as far as they can be told."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from rts.load import RunUsage, Usage
+from rts.load.usage import _HighWaterMark, _status_bytes
+
+MIB = 1 << 20
+
+BURN = "import time\nwhile time.process_time() < {}: pass"
+
+
+def burn(seconds: float) -> None:
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+def run_script(tmp_path: Path, text: str, *command: str) -> str:
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(text))
+    done = subprocess.run(
+        [*command, sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_cpu_of_the_run_and_of_its_subprocesses() -> None:
+    burn(0.05)
+    usage = RunUsage.begin()
+    burn(0.1)
+    subprocess.run([sys.executable, "-c", BURN.format(0.3)], check=True, timeout=30)
+    assert 0.4 <= usage.end().cpu_s < 5.0
+
+
+def test_cpu_of_an_idle_run_is_next_to_nothing() -> None:
+    usage = RunUsage.begin()
+    assert 0.0 <= usage.end().cpu_s < 0.05
+
+
+def test_cpu_of_a_thread_is_its_own() -> None:
+    other = threading.Thread(target=burn, args=(0.3,))
+    usage = RunUsage.begin(threaded=True)
+    other.start()
+    other.join()
+    done = usage.end()
+    assert done.cpu_s < 0.25
+    assert done.max_rss_bytes is not None
+
+
+def test_end_on_another_thread_is_never_negative() -> None:
+    burn(0.05)
+    usage = RunUsage.begin(threaded=True)
+    out: list[Usage] = []
+    other = threading.Thread(target=lambda: out.append(usage.end()))
+    other.start()
+    other.join()
+    assert out[0].cpu_s >= 0.0
+
+
+PEAKS = """
+    import os
+    from rts.load import RunUsage
+    def peak(mib):
+        usage = RunUsage.begin()
+        data = bytearray(mib << 20)
+        data[::4096] = b"x" * len(data[::4096])
+        del data
+        return usage.end().max_rss_bytes >> 20
+    print(peak(200), peak(10), peak(100))
+    usage = RunUsage.begin(threaded=True)
+    print(usage.end().max_rss_bytes >> 20)
+    child = os.fork()
+    if child == 0:
+        print(peak(150), peak(1), flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+    print(peak(1))
+"""
+
+
+def test_peak_memory_is_that_of_the_run(tmp_path: Path) -> None:
+    rows = [
+        [int(v) for v in row.split()] for row in run_script(tmp_path, PEAKS).split("\n") if row
+    ]
+    (large, small, middle), (lifetime,), (child_large, child_small), (after,) = rows
+    assert 200 <= large < 300
+    assert small < 100
+    assert 100 <= middle < 190
+    # Between threads the mark is not set back: the peak of the last run stands.
+    assert 100 <= lifetime < 190
+    assert 150 <= child_large < 250
+    assert child_small < 100
+    assert after < 100
+
+
+def test_peak_memory_after_an_exec_from_a_large_process(tmp_path: Path) -> None:
+    outer = tmp_path / "outer.py"
+    outer.write_text(
+        "import os, sys\n"
+        "data = bytearray(300 << 20)\n"
+        "data[::4096] = b'x' * len(data[::4096])\n"
+        "os.execv(sys.argv[1], sys.argv[1:])\n"
+    )
+    rows = run_script(tmp_path, PEAKS, sys.executable, str(outer)).split("\n")
+    large, small, middle = (int(v) for v in rows[0].split())
+    assert 200 <= large < 290
+    assert small < 100
+    assert 100 <= middle < 190
+
+
+def test_where_the_mark_cannot_be_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    # The kernel refuses it to some processes, never to root's: refuse it here.
+    def refused(path: str, *args: int) -> int:
+        if path == "/proc/self/clear_refs":
+            raise PermissionError(13, "Permission denied", path)
+        return real(path, *args)
+
+    monkeypatch.setattr(os, "open", refused)
+    mark = _HighWaterMark()
+    before = mark.read_bytes()
+    mark.reset()
+    mark.reset()
+    assert (mark.read_bytes() or 0) >= (before or 0) > 0
+
+
+def test_a_file_that_stops_working_is_given_up() -> None:
+    mark = _HighWaterMark()
+    mark.reset()
+    assert mark._fd is not None
+    null = os.open("/dev/null", os.O_RDONLY)
+    os.dup2(null, mark._fd)
+    os.close(null)
+    mark.reset()
+    assert mark._fd is None
+    mark.reset()
+    assert (mark.read_bytes() or 0) > 0
+
+
+def test_a_mark_that_cannot_be_lowered_is_read_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inherited = SimpleNamespace(ru_maxrss=1 << 40)
+    monkeypatch.setattr(resource, "getrusage", lambda who: inherited)
+    mark = _HighWaterMark()
+    mark.reset()
+    assert 0 < (mark.read_bytes() or 0) < 1 << 40
+    mark.after_fork()
+    assert mark.read_bytes() == inherited.ru_maxrss * 1024
+
+
+@pytest.mark.parametrize("text", ["", "VmHWM: many kB\n", "VmPeak: 1 kB\n"])
+def test_a_status_without_the_mark(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "status"
+    path.write_text(text)
+    with path.open("rb") as file:
+        assert _status_bytes(file.fileno(), b"VmHWM:") is None
