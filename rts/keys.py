@@ -51,7 +51,7 @@ class Keys:
 
     @property
     def running(self) -> str:
-        """Hash: ``task_id|retries|instance`` to the note of a run that goes on."""
+        """Hash: ``task_id|retries|instance|pid`` to the note of a run that goes on."""
         return self.prefix + "running"
 
     @property
@@ -80,6 +80,10 @@ class Keys:
         return self.prefix + "janitor"
 
 
-def running_field(task_id: str, retries: int, instance: str) -> str:
-    """Return the field of the ``running`` hash for one run."""
-    return f"{task_id}|{retries}|{instance}"
+def running_field(task_id: str, retries: int, instance: str, pid: int | None) -> str:
+    """Return the field of the ``running`` hash for one run.
+
+    With the process id, since a task whose process was killed may be delivered
+    again, with the same id and retries, to another process of the same worker.
+    """
+    return f"{task_id}|{retries}|{instance}|{pid}"

@@ -62,11 +62,14 @@ class Ledger(Protocol):
     """The durable record. Writing an entry twice changes nothing."""
 
     def write(self, entries: Sequence[OutboxEntry]) -> None:
-        """Store the entries' verdicts.
+        """Store the entries' verdicts. Any other error is about one of the entries.
 
         Raises:
             StoreUnavailable: the server is away; nothing may be acknowledged.
         """
+
+    def refuse(self, raw: object, reason: str = "") -> None:
+        """Keep an entry that cannot be stored, for a person to look at."""
 
     def save_taus(self, entries: Mapping[str, TauEntry]) -> None:
         """Keep a snapshot of the taus, replacing the one before."""
@@ -75,10 +78,22 @@ class Ledger(Protocol):
         """Return the last snapshot, empty where there is none."""
 
 
-class Outbox(Protocol):
-    """Finished executions on their way to the ledger; at-least-once."""
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one read of the outbox gave."""
 
-    def read(self, limit: int) -> Sequence[OutboxEntry]:
+    entries: Sequence[OutboxEntry]
+    #: Entry id and raw text of what could not be understood.
+    unreadable: Sequence[tuple[str, str]] = ()
+
+
+class Outbox(Protocol):
+    """Finished executions on their way to the ledger; at-least-once.
+
+    Raises :class:`rts.errors.StoreUnavailable` where the server does not answer.
+    """
+
+    def read(self, limit: int) -> Batch:
         """Return up to *limit* entries, those that a dead reader left first."""
 
     def done(self, entry_ids: Iterable[str]) -> None:

@@ -29,6 +29,7 @@ signal.signal(signal.SIGCHLD, lambda *_: None)
 child = subprocess.Popen(
     sys.argv[1:],
     stdin=subprocess.DEVNULL,
+    stdout=2,
     start_new_session=True,
     restore_signals=True,
     preexec_fn=lambda: [

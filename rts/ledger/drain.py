@@ -1,0 +1,116 @@
+"""The drain: from the outbox into the ledger, in batches."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from rts import health
+from rts.errors import StoreUnavailable
+from rts.ports import Batch, Ledger, Outbox
+from rts.records import OutboxEntry
+
+logger = logging.getLogger("rts.drain")
+
+#: Records in one batch: large enough that the round trips do not matter, small
+#: enough for a fraction of a second.
+BATCH = 1000
+#: First and longest wait, seconds, while the ledger's server is away.
+MIN_BACKOFF_S, MAX_BACKOFF_S = 0.5, 5.0
+
+
+class Drain:
+    """Moves records. An entry leaves the outbox only when it is in the ledger."""
+
+    def __init__(
+        self, outbox: Outbox, ledger: Ledger, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._outbox = outbox
+        self._ledger = ledger
+        self._now = now
+        #: A batch that was read and is not in the ledger yet.
+        self._waiting: Batch | None = None
+        self._backoff_s = 0.0
+        self._retry_at = 0.0
+        #: Records moved since the start.
+        self.moved = 0
+
+    def step(self) -> int:
+        """Move one batch and return the number of records.
+
+        0 means that there is nothing to do now: the outbox is empty, or the
+        ledger's server is away and its time to be tried again has not come.
+
+        Raises:
+            StoreUnavailable: the outbox's server is away.
+        """
+        if self._now() < self._retry_at:
+            return 0
+        batch = self._waiting or self._outbox.read(BATCH)
+        if not batch.entries and not batch.unreadable:
+            return 0
+        self._waiting = batch
+        try:
+            self._store(batch.entries)
+            for _, raw in batch.unreadable:
+                self._refuse(raw, "not a record of rts")
+        except StoreUnavailable as exc:
+            self._wait_longer(exc)
+            return 0
+        if self._backoff_s:
+            logger.warning("rts: the ledger is back; draining goes on")
+            self._backoff_s = 0.0
+        ids = [entry.entry_id for entry in batch.entries] + [i for i, _ in batch.unreadable]
+        self._outbox.done(ids)
+        self._waiting = None
+        self.moved += len(ids)
+        return len(ids)
+
+    @property
+    def empty_handed(self) -> bool:
+        """Whether nothing was read that is not in the ledger yet."""
+        return self._waiting is None
+
+    def drain(self, seconds: float) -> int:
+        """Move batches until there is nothing to do, for at most *seconds*."""
+        give_up_at = self._now() + seconds
+        moved = 0
+        while (n := self.step()) and self._now() < give_up_at:
+            moved += n
+        return moved + n
+
+    def _store(self, entries: Sequence[OutboxEntry]) -> None:
+        """Write *entries*; one that cannot be stored is put aside and the rest go in."""
+        if not entries:
+            return
+        try:
+            self._ledger.write(entries)
+        except StoreUnavailable:
+            raise
+        except Exception as exc:  # noqa: BLE001  it is about one of the entries: find it
+            if len(entries) == 1:
+                self._refuse(entries[0].execution.to_json(), f"{type(exc).__name__}: {exc}")
+                return
+            middle = len(entries) // 2
+            self._store(entries[:middle])
+            self._store(entries[middle:])
+
+    def _refuse(self, raw: str, reason: str) -> None:
+        health.count("records_refused")
+        health.warn_once(
+            f"record:{reason[:80]}",
+            "rts: a record cannot be stored and is put into the collection 'refused': %s",
+            reason[:500],
+        )
+        self._ledger.refuse(raw, reason[:500])
+
+    def _wait_longer(self, exc: StoreUnavailable) -> None:
+        if not self._backoff_s:
+            logger.warning(
+                "rts: the ledger is away (%s). Records wait in the outbox, none are lost. "
+                "Check rts_mongo_url and the server",
+                exc,
+            )
+        self._backoff_s = min(MAX_BACKOFF_S, max(MIN_BACKOFF_S, 2 * self._backoff_s))
+        self._retry_at = self._now() + self._backoff_s

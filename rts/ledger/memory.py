@@ -1,0 +1,65 @@
+"""The ledger in memory: the same rules as MongoDB's, for tests and for trying out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+from rts.ledger.documents import Document, documents
+from rts.ledger.merging import merge_assignments, merge_tasks, settle, triple
+from rts.ports import TauEntry
+from rts.records import OutboxEntry
+
+
+class MemoryLedger:
+    """Keeps the documents in dicts by ``_id``. Safe to share between threads."""
+
+    def __init__(self) -> None:
+        self.tasks: dict[str, Document] = {}
+        self.assignments: dict[str, Document] = {}
+        self.refused: list[tuple[object, str]] = []
+        self._taus: dict[str, TauEntry] = {}
+        self._lock = threading.Lock()
+
+    def write(self, entries: Sequence[OutboxEntry]) -> None:
+        """Store the entries' verdicts; writing one twice changes nothing."""
+        with self._lock:
+            for entry in entries:
+                task, assignment = documents(entry)
+                if assignment is not None:
+                    _put(self.assignments, assignment, merge_assignments)
+                    self._settle(assignment)
+                _put(self.tasks, task, merge_tasks)
+
+    def _settle(self, assignment: Document) -> None:
+        same = triple(assignment)
+        group = [d for d in self.assignments.values() if triple(d) == same]
+        replacement, removed = settle(group)
+        if replacement is not None:
+            self.assignments[replacement["_id"]] = replacement
+        for run_id in removed:
+            del self.assignments[run_id]
+
+    def refuse(self, raw: object, reason: str = "") -> None:
+        """Keep an entry that could not be understood, for a person to look at."""
+        with self._lock:
+            self.refused.append((raw, reason))
+
+    def save_taus(self, entries: Mapping[str, TauEntry]) -> None:
+        """Keep a snapshot of the taus, replacing the one before."""
+        with self._lock:
+            self._taus = dict(entries)
+
+    def load_taus(self) -> Mapping[str, TauEntry]:
+        """Return the last snapshot, empty where there is none."""
+        with self._lock:
+            return dict(self._taus)
+
+
+def _put(
+    collection: dict[str, Document],
+    new: Document,
+    merge: Callable[[Document, Document], Document],
+) -> None:
+    stored = collection.get(new["_id"])
+    collection[new["_id"]] = new if stored is None else merge(stored, new)

@@ -1,0 +1,176 @@
+"""What two records of one task, or of one run, come to.
+
+Records arrive in any order and any number of times: streams are read at least
+once, workers die, brokers deliver twice. Each rule here is therefore the
+maximum of a total order, or a union, so that the outcome depends on the set of
+the records only (a join-semilattice: Shapiro et al., *Conflict-free Replicated
+Data Types*, 2011).
+
+The verdict of a task, strongest first:
+
+1. a SUCCESS, among several the one that completed first: the work was done then;
+2. the record of the most retries;
+3. a run whose start is known, over one whose end alone is known, over LOST;
+4. the later start (or end, where the task never ran);
+5. a final state over RETRY.
+
+A run is one of its worker's *life* (``instance``): an end without a known start
+belongs to the run of the same task, retries and instance, if there is one.
+Such an end comes from a second report of the same death, or from the main
+process about a child that had already written its end itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from rts.ledger.documents import Document
+from rts.records import LOST, NOT_FINAL
+
+#: Runs of one task that are told apart. A task that polls by retrying for ever
+#: must not grow its document for ever; past this ``attempts`` follows ``retries``.
+MAX_RUNS = 100
+
+_BEGINNING = datetime(1, 1, 1, tzinfo=timezone.utc)
+
+#: Fields of an assignment that tell how the run ended; the rest is known from its start.
+_END = ("completed_at", "runtime_s", "state", "cause", "sla_success", "lateness_s")
+
+Triple = tuple[str, int, str]
+
+
+def merge_tasks(stored: Document, new: Document) -> Document:
+    """Return what the ``tasks`` documents of the same task come to.
+
+    The object *stored* itself is returned where *new* changes nothing.
+    """
+    runs = _join_runs(_runs(stored), _runs(new))
+    winner = new if _task_rank(new) > _task_rank(stored) else stored
+    if winner is stored and runs == _runs(stored):
+        return stored
+    merged = {key: value for key, value in winner.items() if key not in ("_runs", "_rev")}
+    merged["attempts"] = _attempts(runs)
+    if runs != _own_run(winner):
+        merged["_runs"] = runs
+    return merged
+
+
+def merge_assignments(stored: Document, new: Document) -> Document:
+    """Return what two documents of the same run come to: the better witness's.
+
+    The process that ran it, over its main process, over LOST; among equals the
+    one that ended first. *stored* itself is returned where *new* changes nothing.
+    """
+    if _run_rank(new) <= _run_rank(stored):
+        return stored
+    return {key: value for key, value in new.items() if key != "_rev"}
+
+
+def triple(assignment: Mapping[str, Any]) -> Triple:
+    """Return task id, retries and instance: at most one run of a task, as a rule."""
+    return assignment["task_id"], assignment["retries"], assignment["instance"]
+
+
+def settle(group: Sequence[Document]) -> tuple[Document | None, list[str]]:
+    """Tell ends without a start apart from runs, among documents of one :func:`triple`.
+
+    Returns a document to put in the place of that with the same ``_id``
+    (``None``: none), and the ids of the documents to remove.
+    """
+    ends = sorted((d for d in group if d.get("_nostart")), key=_end_order)
+    runs = [d for d in group if not d.get("_nostart")]
+    if not ends:
+        return None, []
+    if not runs:
+        return None, [end["_id"] for end in ends[1:]]
+    run = max(runs, key=lambda d: (d["started_at"], d["_id"]))
+    removed = [end["_id"] for end in ends]
+    end = ends[0]
+    if run["state"] == LOST or (
+        "_end_of" in run and _end_order(end) < (run["completed_at"], run["_end_of"])
+    ):
+        merged = {key: value for key, value in run.items() if key != "_rev"}
+        merged.update({key: end[key] for key in _END}, _end_of=end["_id"])
+        return merged, removed
+    return None, removed
+
+
+def _end_order(end: Document) -> tuple[datetime, str]:
+    return end["completed_at"] or _BEGINNING, end["_id"]
+
+
+def _task_rank(task: Document) -> tuple[Any, ...]:
+    completed_at = task.get("completed_at") or _BEGINNING
+    ties = (task.get("run_id") or "", task.get("cause") or "", task.get("state") or "")
+    if task.get("state") == "SUCCESS":
+        return (1, -completed_at.timestamp(), *ties)
+    if task.get("state") == LOST:
+        witness = 0
+    elif task.get("run_id") is not None and task.get("started_at") is None:
+        witness = 1
+    else:
+        witness = 2
+    return (
+        0,
+        task.get("retries") or 0,
+        witness,
+        task.get("started_at") or completed_at,
+        task.get("state") not in NOT_FINAL,
+        task.get("runtime_s") is not None,
+        -completed_at.timestamp(),
+        *ties,
+    )
+
+
+def _run_rank(assignment: Document) -> tuple[Any, ...]:
+    completed_at = assignment.get("completed_at") or _BEGINNING
+    if assignment.get("state") == LOST:
+        witness = 0
+    elif "_end_of" in assignment:
+        witness = 1
+    elif assignment.get("runtime_s") is None:
+        witness = 2
+    else:
+        witness = 3
+    return (
+        witness,
+        -completed_at.timestamp(),
+        assignment.get("cause") or "",
+        assignment["state"],
+    )
+
+
+#: A run in the private field ``_runs``: retries, whether its start is known,
+#: instance, run id. Lists, because that is what BSON gives back.
+_Run = list[Any]
+
+
+def _own_run(task: Mapping[str, Any]) -> list[_Run]:
+    """Return the run that a verdict is of; empty where the task never ran."""
+    if task.get("run_id") is None:
+        return []
+    started = task.get("started_at") is not None
+    return [[task.get("retries") or 0, started, task.get("instance") or "", task["run_id"]]]
+
+
+def _runs(task: Mapping[str, Any]) -> list[_Run]:
+    """Return the runs that a document knows: kept apart only where they are several."""
+    known: list[_Run] = task["_runs"] if "_runs" in task else _own_run(task)
+    return known
+
+
+def _join_runs(some: Iterable[_Run], more: Iterable[_Run]) -> list[_Run]:
+    united = sorted({tuple(run) for runs in (some, more) for run in runs})
+    return [list(run) for run in united[-MAX_RUNS:]]
+
+
+def _attempts(runs: Sequence[_Run]) -> int:
+    """Return the number of runs, an end without a start not counted beside its run."""
+    if len(runs) == MAX_RUNS:
+        return max(MAX_RUNS, int(runs[-1][0]) + 1)
+    started = {(retries, instance) for retries, known, instance, _ in runs if known}
+    unknown = {(retries, instance) for retries, known, instance, _ in runs if not known}
+    started_runs = {run_id for _, known, _, run_id in runs if known}
+    return len(started_runs) + len(unknown - started)

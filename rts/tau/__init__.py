@@ -1,0 +1,1 @@
+"""Learned runtimes: the estimators, and the stores that share them."""

@@ -1,0 +1,101 @@
+"""The taus as a publisher sees them: from process memory, at most a second old."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from rts import health
+from rts.clock import FleetClock
+from rts.errors import StoreUnavailable
+from rts.link.link import Link, replies_as_text
+from rts.link.scripts import pack
+from rts.settings import Settings
+from rts.tau.redis import sound
+
+#: Seconds that taus are used before they are read again.
+FRESH_S = 1.0
+
+
+class TauCache:
+    """Reads the taus, and the clock's offset, in one round trip at most once a second.
+
+    The first use waits for it; after that a failure leaves what is known. The
+    same round trip delivers what this process has counted.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        settings: Settings,
+        clock: FleetClock,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._link = link
+        self._settings = settings
+        self._clock = clock
+        self._now = now
+        self._first = {t.name: t.tau for t in settings.task_types.values()}
+        self._by_name = settings.tau_scope == "name"
+        #: The taus that may be used: names only once they have enough runs.
+        self._taus: dict[str, float] = {}
+        self._stale_at = -1.0
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+
+    def tau(self, task_type: str, name: str) -> float:
+        """Return the tau in seconds for a task of this type and name. Never raises."""
+        if self._now() >= self._stale_at:
+            self.refresh()
+        taus = self._taus
+        if self._by_name:
+            own = taus.get(f"{task_type}/{name}")
+            if own is not None:
+                return own
+        return taus.get(task_type) or self._first[task_type]
+
+    def keep_time(self, max_age_s: float) -> None:
+        """Measure the clock's offset again where that was longer ago than *max_age_s*."""
+        if self._now() >= self._stale_at - FRESH_S + max_age_s:
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Read everything now, unless another thread is at it. Never raises."""
+        if os.getpid() != self._pid:
+            self._pid = os.getpid()
+            self._lock = threading.Lock()
+        # Who comes second waits for the first answer only.
+        if not self._lock.acquire(blocking=self._stale_at < 0):
+            return
+        try:
+            if self._now() < self._stale_at:
+                return
+            counts = health.take_counts()
+            try:
+                self._read(counts)
+            except StoreUnavailable:
+                health.give_back(counts)
+            self._stale_at = self._now() + FRESH_S
+        finally:
+            self._lock.release()
+
+    def _read(self, counts: dict[str, int]) -> None:
+        keys = self._settings.keys
+        sent_at = time.time()
+        commands = [pack("TIME"), pack("HGETALL", keys.tau), pack("HGETALL", keys.count)]
+        commands += [pack("HINCRBY", keys.counters, name, n) for name, n in counts.items()]
+        (seconds, micros), taus, runs, *_ = self._link.call(*commands)
+        self._clock.measured(sent_at, int(seconds) + int(micros) / 1e6, time.time())
+        enough = self._settings.min_samples
+        count_of = replies_as_text(runs)
+        usable = {}
+        for field, text in replies_as_text(taus).items():
+            count = count_of.get(field, "0")
+            if "/" in field and not (count.isdigit() and int(count) >= enough):
+                continue
+            tau = sound(text)
+            if tau is not None:
+                usable[field] = tau
+        self._taus = usable

@@ -1,0 +1,100 @@
+"""Taus in the memory of one process: for tests, and as the model of the others."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+
+from rts.ports import TauEntry
+from rts.records import Learned
+from rts.settings import Settings
+from rts.tau.ema import ema
+from rts.tau.sketch import Sketch
+
+
+class MemoryTauStore:
+    """A :class:`rts.ports.TauStore` without a server. Thread-safe."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._entries: dict[str, TauEntry] = {}
+        self._sketches: dict[str, Sketch] = {}
+
+    def get(self, task_type: str, name: str | None = None) -> float:
+        """See :class:`rts.ports.TauStore`."""
+        with self._lock:
+            return choose(self._settings, self._entries, task_type, name)
+
+    def update(self, task_type: str, name: str, actual_s: float) -> Learned:
+        """See :class:`rts.ports.TauStore`."""
+        with self._lock:
+            before, after = self._learn(task_type, task_type, actual_s)
+            name_before, name_after = self._learn(f"{task_type}/{name}", task_type, actual_s)
+        first = self._settings.task_types[task_type].tau
+        return Learned(
+            first if before is None else before,
+            first if after is None else after,
+            name_before,
+            name_after,
+        )
+
+    def set(self, field: str, tau_s: float) -> None:
+        """See :class:`rts.ports.TauStore`."""
+        with self._lock:
+            old = self._entries.get(field)
+            self._entries[field] = TauEntry(
+                tau_s, old.count if old else 0, old.deviation if old else 0.0
+            )
+
+    def reset(self, field: str | None = None) -> None:
+        """See :class:`rts.ports.TauStore`."""
+        with self._lock:
+            if field is None:
+                self._entries.clear()
+                self._sketches.clear()
+            else:
+                self._entries.pop(field, None)
+                self._sketches.pop(field, None)
+
+    def entries(self) -> Mapping[str, TauEntry]:
+        """See :class:`rts.ports.TauStore`."""
+        with self._lock:
+            return dict(self._entries)
+
+    def sketch(self, field: str) -> Sketch:
+        """Return the sketch of the runtimes of *field*."""
+        with self._lock:
+            return self._sketches.get(field) or Sketch()
+
+    def _learn(
+        self, field: str, task_type: str, actual_s: float
+    ) -> tuple[float | None, float | None]:
+        rate = self._settings.learning_rate
+        old = self._entries.get(field)
+        if old is None and len(self._entries) >= self._settings.max_types:
+            return None, None
+        tau = old.tau if old else self._settings.task_types[task_type].tau
+        off = abs(actual_s - tau)
+        new = TauEntry(
+            ema(tau, actual_s, rate),
+            (old.count if old else 0) + 1,
+            ema(old.deviation, off, rate) if old and old.count else off,
+        )
+        self._entries[field] = new
+        self._sketches.setdefault(field, Sketch()).update(actual_s)
+        return tau, new.tau
+
+
+def choose(
+    settings: Settings, entries: Mapping[str, TauEntry], task_type: str, name: str | None
+) -> float:
+    """Return the tau that a deadline uses: the name's once it has enough runs, else
+    the type's, else the type's first.
+    """
+    if name is not None and settings.tau_scope == "name":
+        own = entries.get(f"{task_type}/{name}")
+        if own is not None and own.count >= settings.min_samples:
+            return own.tau
+    known = entries.get(task_type)
+    return settings.task_types[task_type].tau if known is None else known.tau

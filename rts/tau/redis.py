@@ -1,0 +1,117 @@
+"""Taus in Redis, shared by all processes and hosts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rts import health
+from rts.link.link import Link, replies_as_text
+from rts.link.scripts import RESTORE, pack
+from rts.ports import TauEntry
+from rts.records import Learned
+from rts.settings import Settings
+from rts.tau.finish import FinishCall, read_answer
+from rts.tau.memory import choose
+from rts.tau.sketch import Sketch
+
+
+def sound(text: str) -> float | None:
+    """Return a tau in seconds, above 0 and finite; ``None`` where *text* is none.
+
+    People may write into the hash.
+    """
+    try:
+        tau = float(text)
+    except ValueError:
+        tau = math.nan
+    if 0 < tau < math.inf:
+        return tau
+    health.count("refused_tau")
+    health.warn_once(
+        f"tau:{health.shown(text)}",
+        "rts: %s in the tau hash is not a number of seconds; it is ignored. Mend it with "
+        "celery -A app rts tau set",
+        health.shown(text),
+    )
+    return None
+
+
+class RedisTauStore:
+    """A :class:`rts.ports.TauStore` on Redis. Updates are atomic across all writers."""
+
+    def __init__(self, link: Link, settings: Settings) -> None:
+        self._link = link
+        self._settings = settings
+        self._keys = settings.keys
+        self._call = FinishCall(settings)
+
+    def get(self, task_type: str, name: str | None = None) -> float:
+        """See :class:`rts.ports.TauStore`."""
+        return choose(self._settings, self.entries(), task_type, name)
+
+    def update(self, task_type: str, name: str, actual_s: float) -> Learned:
+        """See :class:`rts.ports.TauStore`."""
+        answer = self._link.call_numbered(
+            lambda producer, seq, whole: self._call.pack_lesson(
+                task_type, name, actual_s, producer, seq, whole
+            )
+        )
+        first = self._settings.task_types[task_type].tau
+        return read_answer(answer) or Learned(first, first)
+
+    def set(self, field: str, tau_s: float) -> None:
+        """See :class:`rts.ports.TauStore`."""
+        self._link.call(pack("HSET", self._keys.tau, field, repr(float(tau_s))))
+
+    def reset(self, field: str | None = None) -> None:
+        """See :class:`rts.ports.TauStore`."""
+        keys = self._keys
+        fields = list(self.entries()) if field is None else [field]
+        commands = []
+        for name in fields:
+            commands += [pack("HDEL", k, name) for k in (keys.tau, keys.count, keys.deviation)]
+            commands.append(pack("DEL", keys.sketch + name))
+        if commands:
+            self._link.call(*commands)
+
+    def entries(self) -> Mapping[str, TauEntry]:
+        """See :class:`rts.ports.TauStore`."""
+        keys = (self._keys.tau, self._keys.count, self._keys.deviation)
+        return read_entries(*self._link.call(*(pack("HGETALL", key) for key in keys)))
+
+    def sketch(self, field: str) -> Sketch:
+        """Return the sketch of the runtimes of *field*."""
+        (reply,) = self._link.call(pack("HGETALL", self._keys.sketch + field))
+        return Sketch.from_hash(replies_as_text(reply))
+
+    def restore(self, entries: Mapping[str, TauEntry], generation: str) -> int:
+        """Put a snapshot into a Redis that was wiped (or is new).
+
+        Returns the number of fields restored; -1 where it was not wiped.
+        """
+        keys = self._keys
+        groups: list[Any] = []
+        for field, entry in entries.items():
+            groups += [field, repr(entry.tau), entry.count, repr(entry.deviation)]
+        command = RESTORE.pack(
+            [keys.generation, keys.tau, keys.count, keys.deviation],
+            [generation, *groups],
+            whole=True,
+        )
+        return int(self._link.call(command)[0])
+
+
+def read_entries(taus: Any, counts: Any, deviations: Any) -> dict[str, TauEntry]:
+    """Return the entries of three HGETALL answers, without what is not sound."""
+    count_of, deviation_of = replies_as_text(counts), replies_as_text(deviations)
+    entries = {}
+    for field, text in replies_as_text(taus).items():
+        tau = sound(text)
+        if tau is None:
+            continue
+        count = count_of.get(field, "0")
+        deviation = sound(deviation_of[field]) if deviation_of.get(field, "0") != "0" else 0.0
+        entries[field] = TauEntry(tau, int(count) if count.isdigit() else 0, deviation or 0.0)
+    return entries
