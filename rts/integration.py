@@ -45,7 +45,7 @@ class Installation:
         from rts.parts import Parts
 
         with self._lock:
-            if not (self._parts or self._off):
+            if self._parts is None and not self._off:  # type: ignore[redundant-expr]  # threads
                 self._off = True  # unless all of the following goes well
                 try:
                     settings = Settings.from_conf(app.conf)

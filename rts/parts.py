@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rts.clock import FleetClock
+from rts.ledger.orders import Orders
 from rts.ledger.sink import RedisRunSink
 from rts.ledger.spool import Spool
 from rts.ledger.supervise import Companion
@@ -93,7 +94,10 @@ class WorkerParts:
     def start(self) -> None:
         """Start what accompanies the worker: the load sampler and the companion process."""
         self.sampler.start()
-        self.companion.start(self.settings, self.hostname, self.instance, self.concurrency)
+        orders = Orders(
+            self.settings, self.hostname, self.instance, self.concurrency, os.getpid()
+        )
+        self.companion.start(orders.to_json())
 
     def stop(self) -> None:
         """Stop both; the companion gets a few seconds for a last drain."""

@@ -150,7 +150,7 @@ def _given(conf: Mapping[str, Any]) -> dict[str, Any]:
     With ``config_from_object(…, namespace="CELERY")`` Celery keeps the keys as
     they were written (``CELERY_RTS_REDIS_URL``) and knows the namespace.
     """
-    keys = [key for key in conf if isinstance(key, str)]  # loads what is still pending
+    keys = list(conf)  # loads what is still pending
     namespace = getattr(conf, "prefix", None) or ""
     given = {}
     for key in keys:

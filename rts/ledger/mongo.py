@@ -12,7 +12,6 @@ the run that it is about.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -26,13 +25,15 @@ from pymongo.database import Database
 from pymongo.errors import (
     BulkWriteError,
     CollectionInvalid,
-    ConfigurationError as DriverConfigurationError,
     ConnectionFailure,
     ExecutionTimeout,
     InvalidOperation,
     InvalidURI,
     OperationFailure,
     WTimeoutError,
+)
+from pymongo.errors import (
+    ConfigurationError as DriverConfigurationError,
 )
 
 from rts.errors import ConfigurationError, StoreUnavailable

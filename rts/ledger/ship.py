@@ -6,11 +6,11 @@ a crash anywhere, and starting over, teaches nothing twice (see ``finish.lua``).
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
 
-from rts import health
-from rts.ledger.spool import Spool, SpoolRecord
+from rts.ledger.spool import Batch, Spool
 from rts.link.link import Link
+from rts.records import Execution
 from rts.settings import Settings
 from rts.tau.finish import FinishCall
 
@@ -31,45 +31,47 @@ class Shipper:
 
         Raises:
             StoreUnavailable: Redis is away (again); what is left waits on.
+            OSError: the spool cannot be read or cleaned up.
         """
         shipped = 0
-        with self._spool.shipping() as mine:
-            if mine:
-                for batch in self._spool.batches():
-                    shipped += self._ship_batch(batch)
+        while (batch := self._spool.take()) is not None:
+            try:
+                shipped += self._ship_batch(batch)
+            finally:
+                batch.close()
         return shipped
 
-    def _ship_batch(self, batch: Path) -> int:
-        try:
-            lines = batch.read_bytes().splitlines()
-        except FileNotFoundError:  # dropped for its age, to make room
-            return 0
+    def _ship_batch(self, batch: Batch) -> int:
         commands: list[bytes] = []
         shipped = 0
+        done = batch.shipped
+        lines = batch.lines()
         for number, line in enumerate(lines, start=1):
-            try:
-                record = SpoolRecord.from_line(line)
-            except ValueError:
-                health.count("spool_unreadable")
-                health.warn_once("spool-line", "rts: a torn record in the spool is left out")
-                continue
-            # The first brings the script itself: a server that is back may be new.
-            commands.append(
-                self._call.pack(
-                    record.execution,
-                    f"spool-{batch.stem}",
-                    number,
-                    elsewhere=record.elsewhere,
-                    suspect=record.suspect,
-                    whole=not commands,
-                )
-            )
-            if len(commands) == CHUNK:
+            if number > done and line:
+                command = self._command(batch.producer, number, line, whole=not commands)
+                if command is not None:
+                    commands.append(command)
+            if commands and (len(commands) == CHUNK or number == len(lines)):
                 self._link.call(*commands)
+                batch.mark(number)
                 shipped += len(commands)
                 commands = []
-        if commands:
-            self._link.call(*commands)
-            shipped += len(commands)
-        batch.unlink(missing_ok=True)
+        batch.remove()
         return shipped
+
+    def _command(self, producer: str, number: int, line: bytes, *, whole: bool) -> bytes | None:
+        """Return the call for one line; *whole*: a server that is back may be new."""
+        try:
+            document = json.loads(line)
+            suspect = document["suspect"]
+            return self._call.pack(
+                Execution.from_mapping(document["execution"]),
+                producer,
+                number,
+                elsewhere=bool(document["elsewhere"]),
+                suspect=None if suspect is None else (str(suspect[0]), int(suspect[1])),
+                whole=whole,
+            )
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+            self._spool.refuse(line)
+            return None

@@ -7,11 +7,11 @@ from typing import Protocol
 from rts import health
 from rts.errors import StoreUnavailable
 from rts.keys import running_field
-from rts.tau.finish import FinishCall, read_answer
 from rts.link.link import Link
 from rts.link.scripts import pack
 from rts.records import Execution, Learned
 from rts.settings import Settings
+from rts.tau.finish import FinishCall, read_answer
 
 
 class SpoolWriter(Protocol):

@@ -2,7 +2,9 @@
 
 Enable them in a ``conftest.py`` with ``pytest_plugins = ("rts.testing.plugin",)``.
 ``RTS_TEST_REDIS_URL`` and ``RTS_TEST_MONGO_URL`` name servers to use instead of
-embedded ones.
+embedded ones (a URL of MongoDB with a password must name its ``authSource``).
+Where there is neither, the tests are skipped with the reason, or fail if the
+environment has ``CI``.
 """
 
 from __future__ import annotations
@@ -29,30 +31,47 @@ def _started(server: S) -> S:
         if os.environ.get("CI"):
             raise
         pytest.skip(str(exc))
+    except BaseException:
+        server.stop()
+        raise
 
 
 @pytest.fixture(scope="session")
-def rts_redis_session_url() -> Iterator[str]:
-    """URL of the session's Redis."""
-    url = os.environ.get("RTS_TEST_REDIS_URL")
-    if url:
-        yield url
-        return
+def rts_redis_server() -> Iterator[RedisServer]:
+    """The session's embedded Redis, with 1,000 databases. Do not stop or pause it: a
+    test that does makes a :class:`RedisServer` of its own.
+    """
     server = _started(RedisServer(arguments=("--databases", "1000")))
-    yield server.url
+    yield server
     server.stop()
 
 
 @pytest.fixture(scope="session")
-def rts_mongo_session_url() -> Iterator[str]:
-    """URL of the session's MongoDB, without a database."""
-    url = os.environ.get("RTS_TEST_MONGO_URL")
-    if url:
-        yield url
-        return
+def rts_mongo_server() -> Iterator[MongoServer]:
+    """The session's embedded MongoDB, which no test may stop or pause."""
     server = _started(MongoServer())
-    yield server.url
+    yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def rts_redis_session_url(request: pytest.FixtureRequest) -> str:
+    """URL of the session's Redis: the one of the environment, or the embedded one."""
+    return _url("RTS_TEST_REDIS_URL", request, "rts_redis_server")
+
+
+@pytest.fixture(scope="session")
+def rts_mongo_session_url(request: pytest.FixtureRequest) -> str:
+    """URL of the session's MongoDB: the one of the environment, or the embedded one."""
+    return _url("RTS_TEST_MONGO_URL", request, "rts_mongo_server")
+
+
+def _url(variable: str, request: pytest.FixtureRequest, fixture: str) -> str:
+    url = os.environ.get(variable)
+    if url:
+        return url
+    server: Server = request.getfixturevalue(fixture)
+    return server.url
 
 
 @pytest.fixture

@@ -1,9 +1,11 @@
 """Child processes that never outlive the process that started them.
 
-A small supervisor stands between: it holds the reading end of a pipe whose
-writing end only the owner has, and kills its child when the pipe closes, which
-the kernel does however the owner dies. (``PR_SET_PDEATHSIG`` would tie the
-child to the *thread* that started it, and a pytest fixture may run in any.)
+A small supervisor stands between. It holds the reading end of a pipe whose
+writing end the owner has, and a pidfd of the owner: whichever tells first that
+the owner is gone, however it died, the supervisor kills its child. (The pipe
+alone would stay open in children that the owner has forked. ``PR_SET_PDEATHSIG``
+would tie the child to the *thread* that started it, and a pytest fixture may run
+in any.)
 """
 
 from __future__ import annotations
@@ -16,38 +18,50 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-#: Runs in a bare interpreter: starts the command, tells its pid, then waits for
-#: the first of two events: the child ends, or the owner does.
+#: Runs in a bare interpreter with the owner's process id, the folder to remove if
+#: the owner dies ('' for none) and the command: starts the command, tells its pid,
+#: then waits for the first of two events: the child ends, or the owner does. The
+#: command writes to the log (2); on 1 is a pipe that nobody reads after the first
+#: line, and whoever writes 64 KiB into it would hang.
 _SUPERVISOR = """
-import os, select, signal, subprocess, sys
-for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+import os, select, shutil, signal, subprocess, sys
+numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+for number in numbers:
     signal.signal(number, signal.SIG_IGN)
+owner, folder, *command = sys.argv[1:]
 wake_read, wake_write = os.pipe()
 os.set_blocking(wake_write, False)
 signal.set_wakeup_fd(wake_write)
 signal.signal(signal.SIGCHLD, lambda *_: None)
+watched = [0]
+try:
+    watched.append(os.pidfd_open(int(owner)))
+except (AttributeError, OSError):
+    pass  # an old kernel, or the owner is gone: the pipe tells
 child = subprocess.Popen(
-    sys.argv[1:],
+    command,
     stdin=subprocess.DEVNULL,
     stdout=2,
     start_new_session=True,
-    restore_signals=True,
-    preexec_fn=lambda: [
-        signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    ],
+    preexec_fn=lambda: [signal.signal(number, signal.SIG_DFL) for number in numbers],
 )
-os.write(1, b"%d\\n" % child.pid)
+try:
+    os.write(1, b"%d\\n" % child.pid)
+except BrokenPipeError:
+    pass
 os.close(1)
 while child.poll() is None:
-    ready, _, _ = select.select([0, wake_read], [], [])
+    ready, _, _ = select.select([*watched, wake_read], [], [])
     if wake_read in ready:
         os.read(wake_read, 64)
-    if 0 in ready and child.poll() is None:
+    if any(end in ready for end in watched):
         try:
             os.killpg(child.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
         child.wait()
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
 code = child.returncode
 sys.exit(code if code >= 0 else 128 - code)
 """
@@ -56,7 +70,11 @@ sys.exit(code if code >= 0 else 128 - code)
 class OwnedProcess:
     """A command in a session of its own that dies with this process.
 
-    The terminal's Ctrl-C does not reach it. Output goes to *log_path*.
+    The terminal's Ctrl-C does not reach it. Output is added to *log_path*. *folder*
+    is removed if this process dies before the command ends.
+
+    Raises:
+        OSError: the command or *cwd* is not there; the log may say more.
     """
 
     def __init__(
@@ -66,10 +84,13 @@ class OwnedProcess:
         *,
         env: Mapping[str, str] | None = None,
         cwd: Path | str | None = None,
+        folder: Path | None = None,
     ) -> None:
+        supervised = [str(os.getpid()), str(folder or ""), *command]
+        self._killed = False
         with open(log_path, "ab") as log:
             self._supervisor = subprocess.Popen(
-                [sys.executable, "-S", "-E", "-c", _SUPERVISOR, *command],
+                [sys.executable, "-S", "-E", "-c", _SUPERVISOR, *supervised],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -77,8 +98,8 @@ class OwnedProcess:
                 cwd=cwd,
                 start_new_session=True,
             )
-        assert self._supervisor.stdout is not None
-        line = self._supervisor.stdout.readline()
+        told = self._supervisor.stdout
+        line = b"" if told is None else told.readline()
         if not line.strip().isdigit():
             self._supervisor.wait()
             self._close_pipes()
@@ -110,19 +131,21 @@ class OwnedProcess:
         return status
 
     def stop(self, timeout: float = 10.0) -> None:
-        """End it: SIGTERM, then SIGKILL to all of its group; again changes nothing."""
+        """End it: SIGTERM, and after *timeout* seconds SIGKILL to all of its group."""
         if self.running:
             self.send(signal.SIGTERM)
             try:
                 self.wait(timeout)
             except subprocess.TimeoutExpired:
-                self.send(signal.SIGCONT, group=True)
+                pass  # the next line ends it
         self.kill()
 
     def kill(self) -> None:
-        """SIGKILL it and all of its process group."""
-        self.send(signal.SIGKILL, group=True)
-        self.wait(30)
+        """SIGKILL it and all of its process group; again changes nothing."""
+        if not self._killed:  # later the number may be another process's
+            self.send(signal.SIGKILL, group=True)
+            self.wait(30)
+            self._killed = True
 
     def _close_pipes(self) -> None:
         for pipe in (self._supervisor.stdin, self._supervisor.stdout):

@@ -18,12 +18,14 @@ import socket
 import stat
 import tempfile
 import time
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from rts.errors import RtsError
 from rts.testing.processes import OwnedProcess
+from rts.testing.waiting import wait_until
 
 #: Seconds that a server may take until it answers. mongod starts in about one;
 #: a loaded machine is slower.
@@ -40,11 +42,25 @@ class ServerFailed(RtsError):
     """A server did not start; the message holds the end of its log."""
 
 
-def free_port() -> int:
-    """Return a port of 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _reserved(port: int) -> socket.socket:
+    """Return a socket that keeps *port* (0: any free one) for a server of ours.
+
+    It is bound but does not listen: clients are refused as if nothing were there,
+    the server can still bind (both set SO_REUSEADDR), and the kernel gives the port
+    to nobody else. Without it, while the server is down, the port could become the
+    near end of some connection, even of a client's connection to this very port.
+
+    Raises:
+        OSError: somebody listens on it.
+    """
+    holder = socket.socket()
+    try:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", port))
+    except BaseException:
+        holder.close()
+        raise
+    return holder
 
 
 def redis_binary() -> str:
@@ -108,7 +124,8 @@ def _executable(path: Path) -> str:
         pass
     folder = Path(tempfile.gettempdir(), f"rts-bin-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
+    status = folder.lstat()
+    if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode):
         raise ServerNotFound(f"{folder} belongs to somebody else; remove it")
     copy = folder / f"{path.name}-{path.stat().st_size}"
     if not copy.exists():
@@ -119,16 +136,33 @@ def _executable(path: Path) -> str:
     return str(copy)
 
 
+def _remove(folder: Path, owner: int, holder: list[socket.socket]) -> None:
+    if os.getpid() == owner:  # not in a process that was forked from it
+        shutil.rmtree(folder, ignore_errors=True)
+    while holder:
+        holder.pop().close()
+
+
 class Server:
-    """A server process with its folder. A context manager."""
+    """A server process with its folder. A context manager.
+
+    *port* is taken from the free ones unless it is given, and stays the same as
+    long as the object lives.
+    """
 
     def __init__(self, port: int | None = None) -> None:
+        self._holder: list[socket.socket] = []
+        try:
+            self._holder.append(_reserved(port or 0))
+        except OSError:  # somebody has it now; start() says so if it still is so
+            if port is None:
+                raise
         #: Known before the start, so that clients can be configured for a server
         #: that comes later.
-        self.port = port or free_port()
-        self._chosen = port is not None
+        self.port: int = port or self._holder[0].getsockname()[1]
         self._folder = Path(tempfile.mkdtemp(prefix="rts-server-"))
         self._process: OwnedProcess | None = None
+        weakref.finalize(self, _remove, self._folder, os.getpid(), self._holder)
 
     @property
     def url(self) -> str:
@@ -147,35 +181,52 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """Process id of the running server."""
+        """Process id of the running server.
+
+        Raises:
+            ServerFailed: it was not started, or was stopped.
+        """
         if self._process is None:
-            raise ServerFailed("the server is not running")
+            raise ServerFailed(f"{type(self).__name__} is not running; start() it")
         return self._process.pid
 
+    @property
+    def running(self) -> bool:
+        """Whether the process runs; also while it is paused."""
+        return self._process is not None and self._process.running
+
     def start(self: S) -> S:
-        """Start, and wait until the server answers.
+        """Start, and wait until the server answers; does nothing while it runs.
 
         Raises:
             ServerNotFound: there is no binary.
-            ServerFailed: it did not answer.
+            ServerFailed: it did not answer, or the port is taken.
         """
+        if self.running:
+            return self
+        command = self._command()
+        if not self._holder:
+            try:
+                self._holder.append(_reserved(self.port))
+            except OSError as exc:
+                raise ServerFailed(f"port {self.port} is taken: {exc}") from exc
         self.data_dir.mkdir(parents=True, exist_ok=True)
-        attempts = 1 if self._chosen else 3  # a free port may be lost to another process
-        for attempt in range(attempts):
-            self._process = OwnedProcess(self._command(), self.log_path)
+        try:
+            self._process = OwnedProcess(command, self.log_path, folder=self._folder)
             if self._wait_ready():
-                self._chosen = True
                 return self
-            self._process.kill()
-            self._process = None
-            if attempt + 1 < attempts:
-                self.port = free_port()
+        except OSError as exc:
+            raise ServerFailed(f"{command[0]}: {exc}\n{self._log_end()}") from exc
+        except BaseException:  # Ctrl-C while it starts
+            self.kill()
+            raise
+        self.kill()
         raise ServerFailed(f"{type(self).__name__} did not start:\n{self._log_end()}")
 
     def stop(self) -> None:
-        """Stop and remove everything."""
-        self.halt()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        """Stop and remove everything; again changes nothing."""
+        self.kill()  # nobody needs what a gentle end would still write
+        _remove(self._folder, os.getpid(), self._holder)
 
     def halt(self) -> None:
         """Stop but keep the data, for a later :meth:`start` on the same port."""
@@ -196,12 +247,22 @@ class Server:
         self.start()
 
     def pause(self) -> None:
-        """SIGSTOP: connections stay open and nothing answers."""
+        """SIGSTOP, and wait until all its threads stand: connections are accepted by
+        the kernel and stay open, and nothing answers.
+        """
         os.kill(self.pid, signal.SIGSTOP)
+        wait_until(self._stands, message="the server is paused")
 
     def resume(self) -> None:
         """SIGCONT."""
         os.kill(self.pid, signal.SIGCONT)
+
+    def _stands(self) -> bool:
+        for path in Path(f"/proc/{self.pid}/task").glob("*/stat"):
+            # The state follows the name, which is in brackets and may hold any.
+            if path.read_text().rpartition(")")[2].split()[0] not in "Tt":
+                return False
+        return True
 
     def __enter__(self: S) -> S:
         try:
@@ -270,8 +331,16 @@ class RedisServer(Server):
 
     def _ping(self) -> None:
         import redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
 
-        with redis.Redis(port=self.port, socket_timeout=2, socket_connect_timeout=2) as client:
+        # The client's own retries would wait for a second and longer.
+        with redis.Redis(
+            port=self.port,
+            socket_timeout=2,
+            socket_connect_timeout=2,
+            retry=Retry(NoBackoff(), 0),
+        ) as client:
             client.ping()
 
 

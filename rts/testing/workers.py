@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import sys
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +18,20 @@ from rts.errors import RtsError
 from rts.testing.processes import OwnedProcess
 from rts.testing.waiting import wait_until
 
+#: Celery says that it is ready at INFO only. With a log level above it the same
+#: command line program runs, and says so itself.
+_TELLS_READY = """
+import os, sys
+from celery.__main__ import main
+from celery.signals import worker_ready
+worker_ready.connect(
+    lambda sender, **_: os.write(2, f"{sender.hostname} ready.\\n".encode()), weak=False
+)
+sys.exit(main())
+"""
+
+_READY = re.compile(r"\S@\S+ ready\.\s")
+
 
 class WorkerFailed(RtsError):
     """A worker did not start; the message holds its log."""
@@ -23,7 +40,9 @@ class WorkerFailed(RtsError):
 class WorkerProcess:
     """``celery -A app worker`` in a process of its own. A context manager.
 
-    *app* is what ``-A`` takes; *env* is added to this process's environment.
+    *app* is what ``-A`` takes; *arguments* are added to the command line; *env* is
+    added to this process's environment. It runs in a session of its own (Ctrl-C does
+    not reach it) and does not outlive this process.
     """
 
     def __init__(
@@ -40,7 +59,9 @@ class WorkerProcess:
         loglevel: str = "INFO",
         start_timeout: float = 60.0,
     ) -> None:
-        command = [sys.executable, "-m", "celery", "-A", app, "worker", "-P", pool]
+        says_ready = loglevel.upper() in ("DEBUG", "INFO")
+        command = [sys.executable, *(("-m", "celery") if says_ready else ("-c", _TELLS_READY))]
+        command += ["-A", app, "worker", "-P", pool]
         command += ["-c", str(concurrency), "-n", hostname, "-l", loglevel]
         if queues:
             command += ["-Q", ",".join(queues)]
@@ -48,50 +69,69 @@ class WorkerProcess:
         self._env = {**os.environ, **(env or {})}
         self._cwd = cwd
         self._start_timeout = start_timeout
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Path | None = None
         self._process: OwnedProcess | None = None
         self._last_log = ""
 
     def start(self) -> WorkerProcess:
-        """Start it and wait until it takes tasks.
+        """Start it and wait until it takes tasks; also again, after :meth:`kill`.
 
         Raises:
             WorkerFailed: it ended, or was not ready in time.
         """
-        self._folder = tempfile.TemporaryDirectory(prefix="rts-worker-")
-        self._process = OwnedProcess(
-            self._command, Path(self._folder.name, "log"), env=self._env, cwd=self._cwd
-        )
-        process = self._process
+        if self.running:
+            return self
+        if self._process is not None:
+            self._process.kill()  # what its main process has left behind
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="rts-worker-"))
+            weakref.finalize(self, _remove, self._folder, os.getpid())
+        earlier = len(self.log)
         try:
-            # Celery logs it at INFO whatever the level of the rest.
+            process = self._process = OwnedProcess(
+                self._command,
+                self._folder / "log",
+                env=self._env,
+                cwd=self._cwd,
+                folder=self._folder,
+            )
             wait_until(
-                lambda: " ready." in self.log or not process.running,
+                lambda: _READY.search(self.log, earlier) or not process.running,
                 self._start_timeout,
                 message="the worker is ready",
             )
-        except TimeoutError as exc:
-            log = self.log
+            if process.running:
+                return self
+            failure: Exception | None = None
+        except (OSError, TimeoutError) as exc:
+            failure = exc
+        except BaseException:  # Ctrl-C while it starts
             self.stop(0)
-            raise WorkerFailed(f"the worker was not ready in time:\n{log}") from exc
-        if not process.running:
-            log = self.log
-            self.stop(0)
-            raise WorkerFailed(f"the worker ended at its start:\n{log}")
-        return self
+            raise
+        self.stop(0)
+        how = "was not ready in time" if isinstance(failure, TimeoutError) else "did not start"
+        raise WorkerFailed(
+            f"the worker {how} ({failure or 'it ended'}):\n{self._last_log[earlier:]}"
+        ) from failure
 
     @property
     def log(self) -> str:
         """What the worker has printed so far; also after its end."""
         if self._folder is not None:
-            self._last_log = Path(self._folder.name, "log").read_text(errors="replace")
+            try:
+                self._last_log = (self._folder / "log").read_text(errors="replace")
+            except FileNotFoundError:  # not started yet
+                pass
         return self._last_log
 
     @property
     def pid(self) -> int:
-        """Process id of the worker's main process."""
-        assert self._process is not None
-        return self._process.pid
+        """Process id of the worker's main process; also after :meth:`kill`.
+
+        Raises:
+            WorkerFailed: it was not started, or was stopped.
+        """
+        return self._started().pid
 
     @property
     def running(self) -> bool:
@@ -99,44 +139,63 @@ class WorkerProcess:
         return self._process is not None and self._process.running
 
     def children(self) -> list[psutil.Process]:
-        """Return the pool children of a prefork worker."""
-        return [
-            child
-            for child in psutil.Process(self.pid).children()
-            if not any("rts.ledger" in part for part in child.cmdline())
-        ]
+        """Return the living pool children of a prefork worker."""
+        return [child for child, companion in self._family() if not companion]
 
     def companions(self) -> list[psutil.Process]:
         """Return the companion processes that rts runs beside the worker."""
-        return [
-            child
-            for child in psutil.Process(self.pid).children()
-            if any("rts.ledger" in part for part in child.cmdline())
-        ]
+        return [child for child, companion in self._family() if companion]
 
     def stop(self, timeout: float = 30.0) -> None:
-        """Warm shutdown (SIGTERM), and SIGKILL to what is left after *timeout* seconds."""
+        """Warm shutdown (SIGTERM), and SIGKILL to what is left after *timeout* seconds.
+
+        Again changes nothing.
+        """
         if self._process is not None:
             self._process.stop(timeout)
             self._process = None
         if self._folder is not None:
             self._last_log = self.log
-            self._folder.cleanup()
+            _remove(self._folder, os.getpid())
             self._folder = None
 
     def kill(self, *, group: bool = True) -> None:
         """SIGKILL: to the main process only, or with its pool children as a crash of
         the container would do.
         """
-        assert self._process is not None
         if group:
-            self._process.kill()
+            self._started().kill()
         else:
-            self._process.send(signal.SIGKILL)
-            self._process.wait(30)
+            self._started().send(signal.SIGKILL)
+            self._started().wait(30)
 
     def __enter__(self) -> WorkerProcess:
         return self.start()
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def _started(self) -> OwnedProcess:
+        if self._process is None:
+            raise WorkerFailed("the worker is not running; start() it")
+        return self._process
+
+    def _family(self) -> list[tuple[psutil.Process, bool]]:
+        """Return each living child of the main process, and whether it is a companion."""
+        family = []
+        try:
+            for child in psutil.Process(self.pid).children():
+                try:
+                    line = child.cmdline()
+                except psutil.Error:  # it has just ended, or nobody has reaped it yet
+                    continue
+                if line:
+                    family.append((child, any("rts.ledger" in part for part in line)))
+        except psutil.NoSuchProcess:
+            pass
+        return family
+
+
+def _remove(folder: Path, owner: int) -> None:
+    if os.getpid() == owner:  # not in a process that was forked from it
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,30 @@
+"""What a worker tells its companion process."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from rts.settings import Settings
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a companion is told by its worker."""
+
+    settings: Settings
+    worker: str
+    instance: str
+    concurrency: int
+    pid: int
+
+    def to_json(self) -> str:
+        """Return the orders as one line."""
+        document = {**self.__dict__, "settings": self.settings.as_dict()}
+        return json.dumps(document)
+
+    @classmethod
+    def from_json(cls, line: str) -> Orders:
+        """Read what :meth:`to_json` wrote."""
+        document = json.loads(line)
+        return cls(**{**document, "settings": Settings.from_dict(document["settings"])})

@@ -1,0 +1,50 @@
+"""A tau survives a wiped Redis: snapshots in the ledger, put back once."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+
+from rts.link.link import Link
+from rts.link.scripts import pack
+from rts.ports import Ledger, TauEntry
+from rts.settings import Settings
+from rts.tau.redis import RedisTauStore
+
+
+class Snapshots:
+    """Saves the taus, and restores them into a Redis without a generation mark."""
+
+    def __init__(self, link: Link, settings: Settings, ledger: Ledger) -> None:
+        self._link = link
+        self._generation = settings.keys.generation
+        self._store = RedisTauStore(link, settings)
+        self._ledger = ledger
+        self._saved: Mapping[str, TauEntry] | None = None
+
+    def restore(self) -> int:
+        """Restore where Redis is new or was wiped; return the number of fields.
+
+        Raises:
+            StoreUnavailable: one of the servers is away; nothing was changed.
+        """
+        (marked,) = self._link.call(pack("EXISTS", self._generation))
+        if marked:
+            return 0
+        entries = self._ledger.load_taus()
+        return max(0, self._store.restore(entries, secrets.token_hex(8)))
+
+    def save(self) -> bool:
+        """Save the taus if they have changed; return whether.
+
+        Raises:
+            StoreUnavailable: one of the servers is away.
+        """
+        entries = self._store.entries()
+        (marked,) = self._link.call(pack("EXISTS", self._generation))
+        # A Redis that was wiped just now has nothing that is worth keeping.
+        if not marked or entries == self._saved:
+            return False
+        self._ledger.save_taus(entries)
+        self._saved = entries
+        return True
