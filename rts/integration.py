@@ -106,11 +106,11 @@ def current() -> Current | None:
     """
     from celery import current_task
 
-    from rts.lifecycle.runs import ATTRIBUTE
+    from rts.lifecycle.runs import run_of
 
     if not current_task:
         return None
-    run = getattr(current_task.request, ATTRIBUTE, None)
+    run = run_of(current_task.request)
     parts = None if run is None else parts_of(current_task.app)
     if run is None or parts is None:
         return None
@@ -120,7 +120,7 @@ def current() -> Current | None:
         tau=execution.tau,
         arrival=execution.arrival,
         deadline=execution.deadline,
-        load=execution.load_at_start,
+        load=execution.load_at_start or {},
         _clock=parts.clock,
     )
 

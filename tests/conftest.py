@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,20 @@ hypothesis_settings.register_profile(
     "rts", derandomize=True, deadline=None, print_blob=True, max_examples=100
 )
 hypothesis_settings.load_profile("rts")
+
+#: The seed of :mod:`random` at the start of each test; RTS_TEST_SEED changes it.
+SEED = int(os.environ.get("RTS_TEST_SEED", "0"))
+
+
+def pytest_report_header() -> str:
+    """Show what makes a run repeatable."""
+    return f"random seed: {SEED} (RTS_TEST_SEED); hypothesis: the same examples each time"
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Draw the same random numbers in a test, alone or among others."""
+    random.seed(SEED)
 
 
 @pytest.fixture(autouse=True)

@@ -28,7 +28,7 @@ from celery.exceptions import Reject, TimeLimitExceeded
 
 from rts import health
 from rts.headers import read_plan
-from rts.lifecycle.runs import ATTRIBUTE
+from rts.lifecycle.runs import ATTRIBUTE, run_of
 
 if TYPE_CHECKING:
     from rts.parts import Parts
@@ -101,7 +101,7 @@ def connect(parts_of: PartsOf, publisher: Publisher) -> None:
 
     def postrun(task: Any = None, state: Any = None, **_: Any) -> None:
         try:
-            run = getattr(task.request, ATTRIBUTE, None)
+            run = run_of(task.request)
             # Without a state the run was broken off; the main process reports it.
             if run is None or not state:
                 return
@@ -116,8 +116,12 @@ def connect(parts_of: PartsOf, publisher: Publisher) -> None:
     ) -> None:
         try:
             # Within the run postrun follows; so it does for a rejected task, which
-            # the main process announces once more.
-            if sender.request.id == task_id or isinstance(exception, Reject):
+            # the main process announces once more. (Celery 5.7 puts the request on
+            # the stack in the main process too, so the request alone does not tell.)
+            request = sender.request
+            if isinstance(exception, Reject) or (
+                request.id == task_id and run_of(request) is not None
+            ):
                 return
             parts = parts_of(sender.app)
             if parts is not None and parts.worker is not None:

@@ -47,6 +47,16 @@ class Run:
         self.usage = usage
 
 
+def run_of(request: Any) -> Run | None:
+    """Return the run that *request* belongs to; ``None`` where rts has started none.
+
+    Headers become attributes of the request, so a stranger may have sent one of
+    this name.
+    """
+    run = getattr(request, ATTRIBUTE, None)
+    return run if isinstance(run, Run) else None
+
+
 class Runs:
     """Starts and finishes runs."""
 
