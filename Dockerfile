@@ -1,0 +1,17 @@
+# The example app: worker, beat, Flower and producer run from this one image.
+FROM python:3.12.8-slim-bookworm
+
+RUN useradd --create-home --uid 10001 app \
+    && install -d -o app -g app /var/lib/rts
+
+WORKDIR /app
+COPY pyproject.toml README.md LICENSE ./
+COPY rts ./rts
+RUN pip install --no-cache-dir '.[flower,workers]'
+COPY celeryconfig.py ./
+COPY workers ./workers
+
+USER app
+ENV PYTHONUNBUFFERED=1 \
+    RTS_SPOOL_DIR=/var/lib/rts/spool
+CMD ["celery", "-A", "workers.app", "worker", "-l", "INFO"]

@@ -1,0 +1,91 @@
+"""Configuration of the example app, and a list of every setting of rts.
+
+Celery reads this module by its name (``app.config_from_object("celeryconfig")``).
+What stands commented out is the default.
+"""
+
+from __future__ import annotations
+
+import os
+
+broker_url = os.environ.get("CELERY_BROKER_URL", "redis://localhost:6379/0")
+result_backend = os.environ.get("CELERY_RESULT_BACKEND", broker_url)
+broker_connection_retry_on_startup = True
+task_send_sent_event = False
+# Fair hand-out: a worker holds no more than it runs.
+worker_prefetch_multiplier = 1
+
+# Instead of rts.install(app) in code: for workers, beat and Flower.
+# imports = ("rts.auto",)
+
+# --- rts ---------------------------------------------------------------------------
+
+# Whether rts does anything at all.
+# rts_enabled = True
+
+# Redis for the taus and the outbox. Default: the broker's or the result backend's
+# URL where that is Redis, else redis://localhost:6379/0.
+# rts_redis_url = None
+
+# MongoDB for the ledger; the path names the database.
+rts_mongo_url = os.environ.get("RTS_MONGO_URL", "mongodb://localhost:27017/rts")
+
+# The start of every key in Redis: 1 to 64 printable characters.
+# rts_key_prefix = "rts:"
+
+# k of deadline = arrival + k·tau, 1.5 to 2.5. The environment variable
+# SCHED_SLA_MULTIPLIER overrides it.
+# rts_sla_multiplier = 2.0
+
+# k by message priority, e.g. {9: 1.5}.
+# rts_priority_multipliers = {}
+
+# The app's own types beside the six, with their first tau in seconds, and their k
+# where it differs: {"video": 30.0, "mail": {"tau": 2.0, "sla_multiplier": 1.8}}.
+# rts_task_types = {}
+
+# λ of tau_new = λ·actual + (1 − λ)·tau_old; above 0, at most 1.
+# rts_learning_rate = 0.2
+
+# Seconds that a deadline leaves beyond tau at least; 0 or more.
+# rts_min_slack = 1.0
+
+# "name": deadlines use the tau of (type, task name) once it has rts_min_samples
+# runs, else the type's. "type": the type's only. Both are always learned.
+# rts_tau_scope = "name"
+# rts_min_samples = 5
+
+# Fields that are ever made in the tau hash; 6 or more.
+# rts_max_types = 1000
+
+# Seconds that the ledger keeps a record; 0 keeps for ever.
+# rts_ledger_ttl = 30 * 86400.0
+
+# Records that the outbox in Redis holds at most; past that the oldest go.
+# rts_outbox_max = 1_000_000
+
+# Folder (an absolute path) for records that wait while Redis is away, and its size
+# limit in bytes. Default: a private folder below the system's temporary one, which
+# a reboot may clear.
+rts_spool_dir = os.environ.get("RTS_SPOOL_DIR") or None
+# rts_spool_max_bytes = 1 << 30
+
+# Seconds that a producer or a task waits for Redis at most, to connect and for an
+# answer, and seconds without a new attempt after that failed.
+# rts_connect_timeout = 0.25
+# rts_timeout = 0.5
+# rts_breaker_period = 5.0
+
+# Whether each worker drains the outbox into MongoDB. Turn it off where
+# `celery -A app rts drain` does it elsewhere.
+# rts_drain = True
+
+# --- beat --------------------------------------------------------------------------
+
+beat_schedule = {
+    "survey-every-minute": {
+        "task": "workers.text.survey",
+        "schedule": 60.0,
+        "options": {"headers": {"task_type": "mixed"}},
+    },
+}

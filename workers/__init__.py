@@ -1,0 +1,1 @@
+"""The example app of rts: six typed tasks that do real work, and three troublemakers."""

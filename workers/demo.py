@@ -1,0 +1,152 @@
+"""The main job on embedded servers: ``make demo``, ``make demo KEEP=1``.
+
+Starts a real Redis, a real MongoDB and a real prefork worker, publishes tasks of
+all six types (and some that go wrong), and shows what rts learned and wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from rts.testing import MongoServer, RedisServer, WorkerProcess, wait_until
+
+ROOT = Path(__file__).parent.parent
+
+#: Rounds of the mix; each publishes ten typed tasks.
+ROUNDS = 13
+
+
+def say(text: str = "") -> None:
+    """Print a line at once, also into a pipe."""
+    print(text, flush=True)
+
+
+def command(*arguments: str) -> str:
+    """Return what ``celery -A workers.app rts ARGUMENTS`` prints."""
+    finished = subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "workers.app", "rts", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return (finished.stdout + finished.stderr).rstrip()
+
+
+def publish(show: Callable[[int], None]) -> list[Any]:
+    """Publish the demo's tasks and return their results; *show* is told the number."""
+    from workers.producer import MIX
+    from workers.text import fingerprint
+    from workers.trouble import broken, flaky, killed
+
+    results = []
+    for number in range(ROUNDS):
+        results += [task() for task in MIX]
+        if number == 3:
+            results += [flaky.delay(), broken.delay(), killed.delay()]
+            results.append(
+                fingerprint.apply_async(countdown=3, headers={"task_type": "cpu-light"})
+            )
+        show(len(results))
+    return results
+
+
+def follow(results: list[Any], ledger: Any) -> None:
+    """Show progress until every task has a verdict in the ledger."""
+    started = time.monotonic()
+    live = sys.stdout.isatty()
+    shown = -1
+
+    def verdicts() -> int:
+        return int(ledger.tasks.count_documents({"sla_success": {"$ne": None}}))
+
+    def all_there() -> bool:
+        nonlocal shown
+        count = verdicts()
+        part = 40 * count // len(results)
+        if live or count // 20 != shown // 20 or count == len(results) != shown:
+            bar = "█" * part + "░" * (40 - part)
+            line = f"{bar} {count}/{len(results)} verdicts, {time.monotonic() - started:.0f} s"
+            print(f"\r{line}" if live else line, end="" if live else "\n", flush=True)
+            shown = count
+        return count >= len(results)
+
+    wait_until(all_there, timeout=150, interval=0.25, message="a verdict for each task")
+    if live:
+        say()
+
+
+def main() -> int:
+    """Run the demo; returns the exit status."""
+    parser = argparse.ArgumentParser(description="rts on embedded servers")
+    parser.add_argument("--keep", action="store_true", help="leave the servers up at the end")
+    keep = parser.parse_args().keep
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with ExitStack() as stack:
+            run(stack, keep)
+    except KeyboardInterrupt:
+        say("\nstopped; everything that was started is gone")
+        return 130
+    return 0
+
+
+def run(stack: ExitStack, keep: bool) -> None:
+    """Start everything, show everything. *stack* ends what was started."""
+    import pymongo
+
+    redis = stack.enter_context(RedisServer())
+    mongo = stack.enter_context(MongoServer())
+    os.environ["CELERY_BROKER_URL"] = os.environ["CELERY_RESULT_BACKEND"] = redis.url
+    os.environ["RTS_MONGO_URL"] = mongo.url
+    sys.path.insert(0, str(ROOT))
+    say(f"redis-server  {redis.url}   pid {redis.pid}")
+    say(f"mongod        {mongo.url}   pid {mongo.pid}")
+    worker = stack.enter_context(WorkerProcess("workers.app", concurrency=2, cwd=ROOT))
+    say(f"celery worker prefork, 2 processes          pid {worker.pid}")
+    client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(mongo.url, tz_aware=True)
+    stack.callback(client.close)
+    ledger = client.get_default_database()
+
+    say("\n— tau before: what a new installation assumes —\n")
+    say(command("tau"))
+    say("\n— publishing: apply_async(headers={'task_type': …}), resources, eta, trouble —\n")
+    results = publish(lambda count: None)
+    say(f"published {len(results)} tasks")
+    follow(results, ledger)
+
+    say("\n— tau after: learned from actual runtimes, in Redis —\n")
+    say(command("tau"))
+    say("\n— the report: deadlines met, from the ledger in MongoDB —\n")
+    say(command("report", "--since", "1h"))
+    say("\n— one task in the ledger: its process was killed, and still it has a verdict —\n")
+    task = ledger.tasks.find_one({"name": "workers.trouble.killed"})
+    if task is not None:
+        say(command("show", str(task["_id"])))
+    if keep:
+        linger(redis, mongo)
+
+
+def linger(redis: RedisServer, mongo: MongoServer) -> None:
+    """Say how to look around, and wait for Ctrl-C."""
+    python = os.path.relpath(sys.executable)
+    say("\n— the servers and the worker stay up; look around from another terminal —\n")
+    say(f"  export CELERY_BROKER_URL={redis.url} RTS_MONGO_URL={mongo.url}")
+    say(f"  {python} -m celery -A workers.app rts status")
+    say(f"  {python} -m celery -A workers.app rts report --by name")
+    say(f"  {python} -m workers.producer --rate 5")
+    say("\nCtrl-C ends them.")
+    signal.pause()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

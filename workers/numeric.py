@@ -1,0 +1,83 @@
+"""Numeric work: a small neural network on data that is made the same each time.
+
+It runs on the CPU wherever the example runs; its tasks carry the types of GPU
+work, since what rts learns is their runtime.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.app import app
+
+Array = NDArray[np.float64]
+
+#: Ten classes of 8×8 pictures, like the handwritten digits of the UCI archive.
+CLASSES, PIXELS = 10, 64
+HIDDEN = 64
+
+
+@cache
+def pictures(count: int = 4000) -> tuple[Array, NDArray[np.int64]]:
+    """Return *count* noisy pictures and their classes, always the same."""
+    random = np.random.default_rng(7)
+    shapes = random.normal(size=(CLASSES, PIXELS))
+    labels = random.integers(CLASSES, size=count)
+    return shapes[labels] + random.normal(scale=1.5, size=(count, PIXELS)), labels
+
+
+def forward(x: Array, first: Array, second: Array) -> tuple[Array, Array]:
+    """Return the hidden layer and the class probabilities."""
+    hidden = np.tanh(x @ first)
+    scores = hidden @ second
+    scores -= scores.max(axis=1, keepdims=True)
+    odds = np.exp(scores)
+    return hidden, odds / odds.sum(axis=1, keepdims=True)
+
+
+def fit(epochs: int, rate: float = 0.1, batch: int = 100) -> tuple[Array, Array]:
+    """Train by stochastic gradient descent and return both layers' weights."""
+    x, labels = pictures()
+    random = np.random.default_rng(11)
+    first = random.normal(scale=0.1, size=(PIXELS, HIDDEN))
+    second = random.normal(scale=0.1, size=(HIDDEN, CLASSES))
+    wanted = np.eye(CLASSES)[labels]
+    for _ in range(epochs):
+        for start in range(0, len(x), batch):
+            part = slice(start, start + batch)
+            hidden, odds = forward(x[part], first, second)
+            error = (odds - wanted[part]) / batch
+            back = (error @ second.T) * (1 - hidden**2)
+            second -= rate * hidden.T @ error
+            first -= rate * x[part].T @ back
+    return first, second
+
+
+@cache
+def trained() -> tuple[Array, Array]:
+    """Return the weights that inference uses; trained once per process."""
+    return fit(epochs=2)
+
+
+@app.task(rts={"req_gpu": 4, "req_cpu": 8})
+def train(epochs: int = 4) -> dict[str, Any]:
+    """Train the network; the type gpu-training is inferred from the request."""
+    x, labels = pictures()
+    _, odds = forward(x, *fit(epochs))
+    return {"epochs": epochs, "accuracy": float((odds.argmax(axis=1) == labels).mean())}
+
+
+@app.task(rts={"task_type": "gpu-inference"})
+def classify(rounds: int = 12) -> dict[str, Any]:
+    """Classify all pictures *rounds* times."""
+    x, labels = pictures()
+    weights = trained()
+    right = 0
+    for _ in range(rounds):
+        _, odds = forward(x, *weights)
+        right += int((odds.argmax(axis=1) == labels).sum())
+    return {"pictures": rounds * len(x), "accuracy": right / (rounds * len(x))}

@@ -1,0 +1,37 @@
+"""Three tasks that go wrong, each in its own way: the ledger has a verdict for all."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+from billiard import current_process
+
+from workers.app import app
+
+
+@app.task(bind=True, rts={"task_type": "cpu-light"}, max_retries=2)
+def flaky(self: Any) -> int:
+    """Ask for a retry once, then succeed; returns the number of retries."""
+    if self.request.retries == 0:
+        raise self.retry(countdown=0.5)
+    return int(self.request.retries)
+
+
+@app.task(rts={"task_type": "cpu-light"})
+def broken() -> None:
+    """Raise an exception."""
+    raise ValueError("this task fails on purpose")
+
+
+@app.task(rts={"task_type": "cpu-light"})
+def killed() -> None:
+    """Kill the process that runs it, as the kernel does when memory is short.
+
+    Raises:
+        RuntimeError: the process is not a pool's own; with it, the worker would go.
+    """
+    if not hasattr(current_process(), "index"):
+        raise RuntimeError("only a prefork pool survives this task")
+    os.kill(os.getpid(), signal.SIGKILL)
