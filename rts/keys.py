@@ -16,6 +16,8 @@ ASSIGNMENTS = "assignments"
 TAU_SNAPSHOT = "tau"
 #: Outbox entries that could not be understood, kept for a person to look at.
 REFUSED = "refused"
+#: Sums over whole stretches of time that the reports keep.
+ROLLUPS = "rollups"
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,11 @@ class Keys:
     def seq(self) -> str:
         """Prefix of one string per writer: the last record applied of it."""
         return self.prefix + "seq:"
+
+    @property
+    def snapshot(self) -> str:
+        """String with a lease: the last snapshot of the taus was made a moment ago."""
+        return self.prefix + "snapshot"
 
     @property
     def janitor(self) -> str:

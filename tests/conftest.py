@@ -45,11 +45,10 @@ def seeded() -> None:
 
 
 @pytest.fixture(autouse=True)
-def fresh_health() -> Iterator[None]:
+def fresh_health() -> None:
     """Forget what earlier tests counted and warned of."""
     health.take_counts()
     health._seen.clear()
-    yield
 
 
 @pytest.fixture
@@ -63,7 +62,9 @@ def redis_client(rts_redis_url: str) -> Iterator[redis.Redis]:
 @pytest.fixture
 def mongo(rts_mongo_url: str) -> Iterator[Database[dict[str, Any]]]:
     """The database of this test."""
-    client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(rts_mongo_url, tz_aware=True)
+    client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(
+        rts_mongo_url, tz_aware=True
+    )
     yield client.get_default_database()
     client.close()
 

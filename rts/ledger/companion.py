@@ -11,6 +11,7 @@ greenlets, and the main process is the bottleneck of every prefork worker.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -25,9 +26,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from pymongo.errors import PyMongoError
+
 from rts import health
 from rts.clock import FleetClock
-from rts.errors import RtsError, StoreUnavailable
+from rts.errors import StoreUnavailable
 from rts.ledger.drain import Drain
 from rts.ledger.janitor import Janitor, Orphans
 from rts.ledger.mongo import MongoLedger
@@ -35,10 +38,10 @@ from rts.ledger.orders import Orders
 from rts.ledger.outbox import RedisOutbox
 from rts.ledger.ship import Shipper
 from rts.ledger.spool import Spool
-from rts.link.link import Link
+from rts.link.link import Link, shown_url
 from rts.link.scripts import pack
+from rts.load.sampler import LoadSampler
 from rts.settings import Settings
-from rts.tau.cache import TauCache
 from rts.tau.snapshot import Snapshots
 
 logger = logging.getLogger("rts.drain")
@@ -49,10 +52,18 @@ BEAT_S = 1.0
 JANITOR_S, SNAPSHOT_S = 2.0, 10.0
 #: Seconds between looks at an empty outbox: what a record waits at most.
 IDLE_S = 0.25
+#: Seconds between looks at an outbox that has something in it, but no full batch:
+#: a write that MongoDB puts on its journal costs the same for one and for many.
+BUSY_S = 0.05
 #: Seconds of the last drain when the worker ends.
 LAST_DRAIN_S = 3.0
+#: Seconds after the worker's end in which this process ends, whatever hangs. It
+#: may: nothing is acknowledged that is not done.
+LAST_S = 6.0
 #: Nobody's task waits for these connections, so they may take their time.
-CONNECT_TIMEOUT_S, TIMEOUT_S, BREAKER_S = 2.0, 10.0, 1.0
+CONNECT_TIMEOUT_S, TIMEOUT_S, BREAKER_S = 2.0, 5.0, 1.0
+#: Tasks go first where they and the drain want the same core.
+NICENESS = 5
 
 
 class Upkeep:
@@ -69,8 +80,7 @@ class Upkeep:
         self._keys = settings.keys
         self._link = Link(patient)
         self._clock = FleetClock()
-        # For its round trip: the clock's offset, and the delivery of counters.
-        self._cache = TauCache(self._link, patient, self._clock)
+        self._sampler = LoadSampler()
         name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         spool = Spool(settings.spool_dir, settings.spool_max_bytes)
         self._shipper = Shipper(spool, self._link, settings)
@@ -81,22 +91,60 @@ class Upkeep:
             else Orphans(self._link, settings, self._clock, orders.instance)
         )
         self.drain: Drain | None = None
+        self._outbox: RedisOutbox | None = None
         self._snapshots: Snapshots | None = None
+        self._closes: list[Callable[[], None]] = [self._link.close]
         if settings.drain or orders is None:
-            drain_link = Link(patient)
-            ledger = MongoLedger(settings)
-            self._outbox = RedisOutbox(drain_link, settings, name)
-            self.drain = Drain(self._outbox, ledger)
-            self._snapshots = Snapshots(drain_link, settings, ledger)
+            try:
+                ledger = MongoLedger(settings)
+            except PyMongoError as exc:
+                # A worker without a drain still beats and ships; others drain.
+                logger.error(
+                    "rts: the ledger cannot be used: %s. Check rts_mongo_url (%s); records "
+                    "wait in the outbox",
+                    type(exc).__name__,
+                    shown_url(settings.mongo_url),
+                )
+            else:
+                drain_link = Link(patient)
+                self._outbox = RedisOutbox(drain_link, settings, name)
+                self.drain = Drain(self._outbox, ledger)
+                self._snapshots = Snapshots(drain_link, settings, ledger)
+                self._closes += [drain_link.close, ledger.close]
+
+    def start(self) -> None:
+        """Start what the heartbeat tells of."""
+        if self._orders is not None:
+            self._sampler.start()
 
     def pulse(self) -> None:
-        """What Redis alone is needed for: heartbeat, spool, lost runs."""
-        self._cache.refresh()
+        """One round trip: measure the clock, beat, deliver what was counted.
+
+        Raises:
+            StoreUnavailable: Redis is away.
+        """
+        commands = [pack("TIME")]
         if self._orders is not None:
-            self._link.call(
-                pack("HSET", self._keys.workers, self._orders.instance, self._heartbeat())
-            )
+            beat = self._heartbeat()
+            commands.append(pack("HSET", self._keys.workers, self._orders.instance, beat))
+        counts = health.take_counts()
+        commands += [
+            pack("HINCRBY", self._keys.counters, name, n) for name, n in counts.items()
+        ]
+        sent_at = time.time()
+        try:
+            (seconds, micros), *_ = self._link.call(*commands)
+        except StoreUnavailable:
+            health.give_back(counts)
+            raise
+        self._clock.measured(sent_at, int(seconds) + int(micros) / 1e6, time.time())
+
+    def ship(self) -> None:
+        """Bring what waits on this host's disk to Redis."""
         self._shipper.ship()
+
+    def orphans(self) -> None:
+        """Look for runs of this worker whose process is gone."""
         if self._orphans is not None:
             self._orphans.step()
 
@@ -113,23 +161,39 @@ class Upkeep:
         """Drain for at most *seconds*; return the number of records moved."""
         return 0 if self.drain is None else self.drain.drain(seconds)
 
-    def snapshot(self) -> None:
-        """Restore the taus of a wiped Redis, and keep those of a living one."""
+    def move_all(self, seconds: float) -> None:
+        """Drain until nothing is left, for at most about *seconds*."""
+        give_up_at = time.monotonic() + seconds
+        while self.move(seconds) and time.monotonic() < give_up_at:
+            pass
+
+    def restore(self) -> None:
+        """Restore the taus of a Redis that was wiped."""
         if self._snapshots is not None:
             self._snapshots.restore()
-            self._snapshots.save()
+
+    def snapshot(self, turn_s: float = SNAPSHOT_S) -> None:
+        """Keep the taus, unless another drain has done so within *turn_s* seconds."""
+        if self._snapshots is not None:
+            self._snapshots.save(turn_s=turn_s)
 
     def last(self) -> None:
-        """Bring in what is left, say good-bye."""
-        self._shipper.ship()
-        self.move(LAST_DRAIN_S)
-        self.snapshot()
-        if self.drain is not None and self.drain.empty_handed:
-            self._outbox.leave()
-        self._janitor.leave()
+        """Bring in what is left, say good-bye. Each step may fail on its own."""
+        self._sampler.stop()
         if self._orders is not None:
-            self._link.call(pack("HDEL", self._keys.workers, self._orders.instance))
-        self._cache.refresh()
+            gone = pack("HDEL", self._keys.workers, self._orders.instance)
+            attempt("the last heartbeat", lambda: self._link.call(gone))
+        attempt("shipping the spool", self.ship)
+        attempt("the last drain", lambda: self.move_all(LAST_DRAIN_S))
+        attempt("the snapshot of the taus", lambda: self.snapshot(0.0))
+        attempt("leaving", self._janitor.leave)
+        if self._outbox is not None:
+            attempt("leaving", self._outbox.leave)
+
+    def close(self) -> None:
+        """Close the connections."""
+        for close in self._closes:
+            close()
 
     def _heartbeat(self) -> str:
         assert self._orders is not None
@@ -139,6 +203,7 @@ class Upkeep:
             "pid": self._orders.pid,
             "host": socket.gethostname(),
             "concurrency": self._orders.concurrency,
+            "load": self._sampler.read().as_dict(),
         }
         return json.dumps(beat)
 
@@ -163,30 +228,48 @@ def attempt(what: str, work: Callable[[], object]) -> bool:
 
 
 def run(upkeep: Upkeep, stop: threading.Event) -> None:
-    """Keep going until *stop*. Draining does not delay the heartbeat."""
-
-    def pulses() -> None:
-        clean_at = 0.0
-        while not stop.is_set():
-            attempt("the heartbeat", upkeep.pulse)
-            if time.monotonic() >= clean_at:
-                attempt("looking for lost runs", upkeep.clean)
-                clean_at = time.monotonic() + JANITOR_S
-            stop.wait(BEAT_S)
-
-    pulse = threading.Thread(target=pulses, name="rts-pulse", daemon=True)
-    pulse.start()
-    snapshot_at = 0.0
+    """Keep going until *stop*. Neither draining nor shipping delays the heartbeat."""
+    upkeep.start()
+    threads = [
+        _repeat(stop, BEAT_S, ("the heartbeat", upkeep.pulse)),
+        _repeat(
+            stop,
+            JANITOR_S,
+            ("shipping the spool", upkeep.ship),  # before what it says can seem lost
+            ("looking for orphaned runs", upkeep.orphans),
+            ("looking for lost runs", upkeep.clean),
+        ),
+    ]
+    snapshot_at = restore_at = 0.0
     while not stop.is_set():
+        if time.monotonic() >= restore_at:
+            attempt("restoring the taus", upkeep.restore)
+            restore_at = time.monotonic() + BEAT_S
         if time.monotonic() >= snapshot_at:
             attempt("the snapshot of the taus", upkeep.snapshot)
             snapshot_at = time.monotonic() + SNAPSHOT_S
         before = upkeep.moved
         attempt("draining", lambda: upkeep.move(BEAT_S))
-        if upkeep.moved == before:
-            stop.wait(IDLE_S)
-    pulse.join(BEAT_S + TIMEOUT_S)
-    attempt("the last drain", upkeep.last)
+        stop.wait(IDLE_S if upkeep.moved == before else BUSY_S)
+    for thread in threads:
+        thread.join(1.0)
+    upkeep.last()
+
+
+def _repeat(
+    stop: threading.Event, every_s: float, *work: tuple[str, Callable[[], object]]
+) -> threading.Thread:
+    """Do *work* again and again, in a thread of its own, until *stop*."""
+
+    def loop() -> None:
+        while not stop.is_set():
+            for what, step in work:
+                attempt(what, step)
+            stop.wait(every_s)
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    return thread
 
 
 def main() -> int:
@@ -194,32 +277,44 @@ def main() -> int:
     logging.basicConfig(
         level=logging.WARNING, format="[%(asctime)s: %(levelname)s/rts] %(message)s"
     )
-    stop = threading.Event()
+    parent = os.getppid()
+    # Python writes the number of a signal into this pipe. A handler that sets the
+    # event itself could find its lock held by the very thread it interrupts.
+    wake, wake_end = os.pipe()
+    os.set_blocking(wake_end, False)
+    signal.set_wakeup_fd(wake_end)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the worker decides
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGTERM, lambda *_: None)
     line = sys.stdin.readline()
-    if not line:
-        return 0
+    if not line.endswith("\n"):
+        return 0  # the worker died before it had said what to do
     orders = Orders.from_json(line)
+    stop = threading.Event()
+    upkeep = Upkeep(orders.settings, orders)
     try:
-        upkeep = Upkeep(orders.settings, orders)
-    except RtsError as exc:
-        logger.error("rts: the companion process cannot work: %s", exc)
-        return 2
-    threading.Thread(target=watch, args=(os.getppid(), stop), daemon=True).start()
+        os.nice(NICENESS)
+    except OSError:
+        pass  # a sandbox may forbid it; nothing depends on it
+    gc.freeze()  # what was imported stays for good
+    threading.Thread(target=watch, args=(parent, wake, stop), daemon=True).start()
     run(upkeep, stop)
     return 0
 
 
-def watch(parent: int, stop: threading.Event) -> None:
+def watch(parent: int, wake: int, stop: threading.Event) -> None:
     """Set *stop* when the worker ends: standard input closes, or the parent changes
-    (pool children that were forked since may hold the pipe open).
+    (pool children that were forked since may hold the pipe open). Or on SIGTERM.
+
+    Ends the process the hard way where it does not end by itself.
     """
+    stdin = sys.stdin.fileno()
     while os.getppid() == parent:
-        ready, _, _ = select.select([sys.stdin], [], [], 1.0)
-        if ready and not os.read(sys.stdin.fileno(), 4096):
+        ready, _, _ = select.select([stdin, wake], [], [], 1.0)
+        if wake in ready or (ready and not os.read(stdin, 4096)):
             break
     stop.set()
+    time.sleep(LAST_S)
+    os._exit(1)
 
 
 def drain_alone(settings: Settings, stop: threading.Event, *, once: bool = False) -> int:
@@ -227,16 +322,28 @@ def drain_alone(settings: Settings, stop: threading.Event, *, once: bool = False
 
     *once*: until the outbox is empty, then end. The spool of this host is shipped
     too, lost runs are looked for, and the taus are kept.
+
+    Raises:
+        StoreUnavailable: rts_mongo_url cannot be used; with *once* also: Redis is
+            away, or MongoDB is and records wait.
     """
     upkeep = Upkeep(settings)
-    if once:
-        upkeep.pulse()
-        upkeep.snapshot()
-        while upkeep.move(BEAT_S) and not stop.is_set():
-            pass
-        upkeep.last()
-    else:
-        run(upkeep, stop)
+    try:
+        if upkeep.drain is None:
+            raise StoreUnavailable("MongoDB cannot be used; check rts_mongo_url")
+        if not once:
+            run(upkeep, stop)
+        else:
+            upkeep.pulse()
+            upkeep.ship()
+            upkeep.restore()
+            while upkeep.move(BEAT_S) and not stop.is_set():
+                pass
+            if not upkeep.drain.empty_handed:
+                raise StoreUnavailable("MongoDB takes no records; they wait in the outbox")
+            upkeep.last()
+    finally:
+        upkeep.close()
     return upkeep.moved
 
 

@@ -61,7 +61,8 @@ def instant(at: float | None) -> datetime | None:
     """
     if at is None or at != at:
         return None
-    at = min(max(at, _LEAST_INSTANT), _GREATEST_INSTANT)
+    if not _LEAST_INSTANT <= at <= _GREATEST_INSTANT:
+        at = min(max(at, _LEAST_INSTANT), _GREATEST_INSTANT)
     return _from_timestamp(round(at * 1000) / 1000, _UTC)
 
 

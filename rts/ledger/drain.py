@@ -16,6 +16,8 @@ logger = logging.getLogger("rts.drain")
 #: Records in one batch: large enough that the round trips do not matter, small
 #: enough for a fraction of a second.
 BATCH = 1000
+#: Records in a row that cannot be stored, and none that can, are not to blame themselves.
+MANY = 20
 #: First and longest wait, seconds, while the ledger's server is away.
 MIN_BACKOFF_S, MAX_BACKOFF_S = 0.5, 5.0
 
@@ -73,28 +75,58 @@ class Drain:
         return self._waiting is None
 
     def drain(self, seconds: float) -> int:
-        """Move batches until there is nothing to do, for at most *seconds*."""
+        """Move batches until one is not full, for at most *seconds*.
+
+        Then the caller waits a little: a few records cost nearly as much as many.
+        """
         give_up_at = self._now() + seconds
         moved = 0
-        while (n := self.step()) and self._now() < give_up_at:
+        while True:
+            n = self.step()
             moved += n
-        return moved + n
+            if n < BATCH or self._now() >= give_up_at:
+                return moved
 
     def _store(self, entries: Sequence[OutboxEntry]) -> None:
-        """Write *entries*; one that cannot be stored is put aside and the rest go in."""
+        """Write *entries*; one that cannot be stored is put aside and the rest go in.
+
+        Raises:
+            StoreUnavailable: the ledger is away, or takes none of many records.
+        """
+        bad: list[tuple[OutboxEntry, Exception]] = []
+        stored = self._find_bad(entries, bad)
+        if not stored and len(bad) >= MANY:
+            # That is no matter of the records: a validator, a full quota, a bug.
+            error = bad[0][1]
+            raise StoreUnavailable(
+                f"the ledger refuses every record: {type(error).__name__}: {str(error)[:200]}"
+            ) from error
+        for entry, exc in bad:
+            self._refuse(entry.execution.to_json(), f"{type(exc).__name__}: {exc}")
+
+    def _find_bad(
+        self, entries: Sequence[OutboxEntry], bad: list[tuple[OutboxEntry, Exception]]
+    ) -> int:
+        """Write *entries*, halving those that fail; return how many were stored.
+
+        Gives up where all that was tried is bad.
+        """
         if not entries:
-            return
+            return 0
         try:
             self._ledger.write(entries)
+            return len(entries)
         except StoreUnavailable:
             raise
         except Exception as exc:  # noqa: BLE001  it is about one of the entries: find it
             if len(entries) == 1:
-                self._refuse(entries[0].execution.to_json(), f"{type(exc).__name__}: {exc}")
-                return
-            middle = len(entries) // 2
-            self._store(entries[:middle])
-            self._store(entries[middle:])
+                bad.append((entries[0], exc))
+                return 0
+        middle = len(entries) // 2
+        stored = self._find_bad(entries[:middle], bad)
+        if not stored and len(bad) >= MANY:
+            return 0
+        return stored + self._find_bad(entries[middle:], bad)
 
     def _refuse(self, raw: str, reason: str) -> None:
         health.count("records_refused")

@@ -6,14 +6,14 @@ suspended), its own end takes the verdict's place.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from rts.clock import FleetClock
 from rts.keys import Keys
-from rts.link.link import Link, replies_as_text
+from rts.link.link import Link
 from rts.link.scripts import REAP, pack
 from rts.records import LOST, Execution
 from rts.settings import Settings
@@ -23,19 +23,44 @@ from rts.settings import Settings
 LOST_AFTER_S = 10.0
 #: Seconds for which a dead worker stays in the list that people look at.
 FORGET_AFTER_S = 300.0
+#: Seconds between two looks beyond which the silence in between proves nothing:
+#: this process, Redis or the whole host was stopped.
+MAX_GAP_S = 5.0
 #: Seconds that a process of this worker must be gone before its run is ended here:
 #: the main process knows the cause and goes first.
 GRACE_S = 3.0
 
 
 class Janitor:
-    """Looks for lost runs. One drain of the fleet does it at a time."""
+    """Looks for lost runs. One drain of the fleet does it at a time.
 
-    def __init__(self, link: Link, settings: Settings, clock: FleetClock, name: str) -> None:
+    A worker is gone when its heartbeat was seen not to change, in look after
+    look. Instants are not compared: after an outage of Redis, or on a host with
+    a wrong clock, every heartbeat is old, and no worker is gone.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        settings: Settings,
+        clock: FleetClock,
+        name: str,
+        *,
+        lost_after_s: float = LOST_AFTER_S,
+        forget_after_s: float = FORGET_AFTER_S,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._link = link
         self._keys = settings.keys
         self._clock = clock
         self._name = name
+        self._lost_after_s = lost_after_s
+        self._forget_after_s = forget_after_s
+        self._now = now
+        #: Instance to its heartbeat (``None``: it has none) and the monotonic
+        #: instant at which that was first seen.
+        self._seen: dict[str, tuple[bytes | None, float]] = {}
+        self._looked_at = -1e9
 
     def step(self) -> int:
         """Look once, if it is this janitor's turn; return the number of runs ended.
@@ -49,29 +74,52 @@ class Janitor:
             pack("SET", keys.janitor, self._name, "NX", "PX", lease), pack("GET", keys.janitor)
         )
         if holder != self._name.encode():
+            self._seen.clear()
             return 0
-        _, workers, running = self._link.call(
+        _, workers, fields = self._link.call(
             pack("PEXPIRE", keys.janitor, lease),
             pack("HGETALL", keys.workers),
-            pack("HGETALL", keys.running),
+            pack("HKEYS", keys.running),
         )
-        now = self._clock.now()
-        seen = {name: seen_at(beat) for name, beat in replies_as_text(workers).items()}
-        gone = [name for name, at in seen.items() if now - at > FORGET_AFTER_S]
+        beats = {
+            name.decode("utf-8", "replace"): beat
+            for name, beat in zip(workers[::2], workers[1::2], strict=True)
+        }
+        noted = {instance_of(field) for field in fields}
+        silent = self._silence(beats, beats.keys() | noted)
+        gone = [name for name in beats if silent[name] > self._forget_after_s]
         if gone:
             self._link.call(pack("HDEL", keys.workers, *gone))
-
-        def lost(note: Execution) -> bool:
-            last = max(seen.get(note.instance, 0.0), note.started_at or 0.0)
-            return now - last > LOST_AFTER_S
-
-        return reap(self._link, self._keys, running, lost, "lost", now)
+        lost = {name for name, silent_s in silent.items() if silent_s > self._lost_after_s}
+        return reap(
+            self._link,
+            keys,
+            [field for field in fields if instance_of(field) in lost],
+            lambda note: note.instance in lost,
+            "lost",
+            self._clock.now(),
+        )
 
     def leave(self) -> None:
         """Let another janitor take over at once."""
         (holder,) = self._link.call(pack("GET", self._keys.janitor))
         if holder == self._name.encode():
             self._link.call(pack("DEL", self._keys.janitor))
+
+    def _silence(self, beats: dict[str, bytes], instances: Iterable[str]) -> dict[str, float]:
+        """Return for how many seconds each instance was seen to be silent."""
+        now = self._now()
+        if now - self._looked_at > MAX_GAP_S:
+            self._seen.clear()
+        self._looked_at = now
+        seen = {}
+        for name in instances:
+            beat, since = self._seen.get(name, (None, now))
+            if name not in self._seen or beat != beats.get(name):
+                beat, since = beats.get(name), now
+            seen[name] = (beat, since)
+        self._seen = seen
+        return {name: now - since for name, (_, since) in seen.items()}
 
 
 class Orphans:
@@ -97,7 +145,7 @@ class Orphans:
         Raises:
             StoreUnavailable: Redis is away.
         """
-        (running,) = self._link.call(pack("HGETALL", self._keys.running))
+        (fields,) = self._link.call(pack("HKEYS", self._keys.running))
         now = self._clock.now()
         missing: dict[str, float] = {}
 
@@ -107,7 +155,13 @@ class Orphans:
             missing[note.run_id] = self._missing.get(note.run_id, now)
             return now - missing[note.run_id] > GRACE_S
 
-        ended = reap(self._link, self._keys, running, over, "killed", now)
+        # The process id stands in the field: nothing is read of those that live.
+        mine = [
+            field
+            for field in fields
+            if instance_of(field) == self._instance and not _lives(_pid_of(field))
+        ]
+        ended = reap(self._link, self._keys, mine, over, "killed", now)
         self._missing = missing
         return ended
 
@@ -115,15 +169,20 @@ class Orphans:
 def reap(
     link: Link,
     keys: Keys,
-    running: list[bytes],
+    fields: list[bytes],
     is_over: Callable[[Execution], bool],
     cause: str,
     now: float,
 ) -> int:
-    """End the running notes that are over; return how many."""
+    """End those of the running notes that are over; return how many."""
+    if not fields:
+        return 0
     names = [keys.running, keys.outbox, keys.counters]
+    (notes,) = link.call(pack("HMGET", keys.running, *fields))
     ended = 0
-    for field, text in zip(running[::2], running[1::2], strict=True):
+    for field, text in zip(fields, notes, strict=True):
+        if text is None:
+            continue  # it has ended since
         try:
             note = Execution.from_json(text)
         except ValueError:
@@ -135,13 +194,18 @@ def reap(
     return ended
 
 
-def seen_at(heartbeat: str) -> float:
-    """Return when a heartbeat was written, epoch seconds; 0.0 where it is unreadable."""
-    try:
-        beat = json.loads(heartbeat)
-        return float(beat["seen_at"]) if isinstance(beat, Mapping) else 0.0
-    except (ValueError, KeyError, TypeError):
-        return 0.0
+def instance_of(field: bytes) -> str:
+    """Return the worker instance of a field of the ``running`` hash.
+
+    >>> instance_of(b"5f1b8c9a|0|celery@host/12-ab12cd34|17")
+    'celery@host/12-ab12cd34'
+    """
+    return field.rpartition(b"|")[0].rpartition(b"|")[2].decode("utf-8", "replace")
+
+
+def _pid_of(field: bytes) -> int:
+    pid = field.rpartition(b"|")[2]
+    return int(pid) if pid.isdigit() else 0
 
 
 def _lives(pid: int) -> bool:
@@ -149,6 +213,6 @@ def _lives(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:
+    except (OSError, OverflowError):
         pass  # it is somebody else's, so it lives
     return True

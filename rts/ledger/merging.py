@@ -93,6 +93,9 @@ def settle(group: Sequence[Document]) -> tuple[Document | None, list[str]]:
     ):
         merged = {key: value for key, value in run.items() if key != "_rev"}
         merged.update({key: end[key] for key in _END}, _end_of=end["_id"])
+        if end["runtime_s"] is None and end["completed_at"] is not None:
+            runtime_s = (end["completed_at"] - run["started_at"]).total_seconds()
+            merged["runtime_s"] = max(0.0, runtime_s)
         return merged, removed
     return None, removed
 
@@ -118,10 +121,15 @@ def _task_rank(task: Document) -> tuple[Any, ...]:
         witness,
         task.get("started_at") or completed_at,
         task.get("state") not in NOT_FINAL,
-        task.get("runtime_s") is not None,
+        _own_end(task),
         -completed_at.timestamp(),
         *ties,
     )
+
+
+def _own_end(document: Document) -> bool:
+    """Return whether the process that ran a task wrote its end: it knows no other causes."""
+    return document.get("cause") in (None, "rejected")
 
 
 def _run_rank(assignment: Document) -> tuple[Any, ...]:

@@ -25,21 +25,21 @@ from pymongo.database import Database
 from pymongo.errors import (
     BulkWriteError,
     CollectionInvalid,
+    ConfigurationError,
     ConnectionFailure,
     ExecutionTimeout,
     InvalidOperation,
     InvalidURI,
     OperationFailure,
+    PyMongoError,
     WTimeoutError,
 )
-from pymongo.errors import (
-    ConfigurationError as DriverConfigurationError,
-)
 
-from rts.errors import ConfigurationError, StoreUnavailable
-from rts.keys import ASSIGNMENTS, REFUSED, TASKS, TAU_SNAPSHOT
+from rts.errors import StoreUnavailable
+from rts.keys import ASSIGNMENTS, REFUSED, ROLLUPS, TASKS, TAU_SNAPSHOT
 from rts.ledger.documents import Document, documents, text
 from rts.ledger.merging import merge_assignments, merge_tasks, settle, triple
+from rts.ledger.rollups import forget
 from rts.ports import TauEntry
 from rts.records import OutboxEntry
 from rts.settings import Settings
@@ -228,8 +228,7 @@ def connect(url: str) -> MongoClient[dict[str, Any]]:
     majority and journalled, because the outbox forgets what was acknowledged.
 
     Raises:
-        ConfigurationError: the URL is none, or has an option that is not valid.
-        StoreUnavailable: the servers of a mongodb+srv URL cannot be looked up.
+        pymongo.errors.InvalidURI: the URL is none, or has an option that is not valid.
     """
     given = {key.lower() for key, _ in parse_qsl(urlsplit(url).query, keep_blank_values=True)}
     options: dict[str, Any] = {
@@ -241,17 +240,12 @@ def connect(url: str) -> MongoClient[dict[str, Any]]:
         options["appname"] = "rts"
     try:
         return MongoClient(url, connect=False, tz_aware=True, **options)
-    except DriverConfigurationError as exc:
-        if url.startswith("mongodb+srv://"):  # the name service does not answer
-            raise StoreUnavailable(f"MongoDB was not found ({type(exc).__name__})") from None
-        raise _invalid(url) from None
-    except (InvalidURI, ValueError):  # the driver's message may show the password
-        raise _invalid(url) from None
+    except (PyMongoError, ValueError) as exc:  # the driver's text may show the password
+        raise InvalidURI(f"{_hidden(url)} is not valid ({type(exc).__name__})") from None
 
 
-def _invalid(url: str) -> ConfigurationError:
-    hidden = "***@" + url.rpartition("@")[2] if "@" in url else url
-    return ConfigurationError("rts_mongo_url", hidden, "mongodb://host:port/database?options")
+def _hidden(url: str) -> str:
+    return "***@" + url.rpartition("@")[2] if "@" in url else url
 
 
 def database_of(client: MongoClient[dict[str, Any]], url: str) -> Database[dict[str, Any]]:
@@ -280,9 +274,10 @@ def prepare(database: Database[dict[str, Any]], ttl_s: float) -> None:
     )
     # The reports read by completed_at; so does the removal of what is too old.
     _expiring(assignments, "completed_at", ttl_s)
-    database[TASKS].create_index([("completed_at", ASCENDING), ("sla_success", ASCENDING)])
+    database[TASKS].create_index([("completed_at", ASCENDING)])
     # A task that never ends has no completed_at, and must go as well.
     _expiring(database[TASKS], "arrival", ttl_s)
+    _expiring(database[ROLLUPS], "start", ttl_s)
 
 
 def _expiring(collection: Collection[Document], field: str, ttl_s: float) -> None:
@@ -366,7 +361,20 @@ def _replace(
     except BulkWriteError as exc:
         _raise_unless_duplicates(exc)
         return False
+    ends = [d["completed_at"] for pair in changes for d in pair if "completed_at" in d]
+    forget(collection.database, collection.name, ends)
     return result.matched_count == len(operations)
+
+
+#: A mongodb+srv URL is looked up on the first use; what goes wrong there is a
+#: ConfigurationError. InvalidOperation: the client was closed.
+_NO_ANSWER = (
+    ConnectionFailure,
+    ConfigurationError,
+    ExecutionTimeout,
+    InvalidOperation,
+    WTimeoutError,
+)
 
 
 @contextmanager
@@ -374,7 +382,7 @@ def _unavailable() -> Iterator[None]:
     """Turn what says "the server is away" into :class:`StoreUnavailable`."""
     try:
         yield
-    except (ConnectionFailure, ExecutionTimeout, WTimeoutError, InvalidOperation) as exc:
+    except _NO_ANSWER as exc:
         raise StoreUnavailable(f"MongoDB does not answer ({type(exc).__name__})") from exc
     except OperationFailure as exc:
         if isinstance(exc, BulkWriteError) or exc.code not in _AWAY:

@@ -6,31 +6,45 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import rts
 from rts import health
 
-#: Seconds before the first and the later restarts.
-MIN_BACKOFF_S, MAX_BACKOFF_S = 1.0, 60.0
+#: Seconds before the first restart and the longest wait before a later one.
+MIN_BACKOFF_S, MAX_BACKOFF_S = 1.0, 30.0
+#: A companion that lived for so many seconds died of something new.
+LIVED_S = 60.0
+#: Seconds between looks whether it lives. Not a wait for the process, which some
+#: greenlet libraries turn into a busy loop.
+LOOK_S = 1.0
+
+#: What would change the interpreter's behaviour, and is meant for the app.
+_NOT_PASSED_ON = ("PYTHONWARNINGS", "PYTHONINSPECT", "PYTHONSTARTUP", "PYTHONSAFEPATH")
 
 
 class Companion:
-    """Belongs to the worker's main process."""
+    """Belongs to the worker's main process. Nothing here raises into the worker."""
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[str] | None = None
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        #: The end of the pipe whose closing ends the companion; -1: none.
+        self._pipe = -1
         self._stopping = threading.Event()
+        self._spawned_at = 0.0
 
     @property
     def pid(self) -> int | None:
         """Process id of the companion, ``None`` where there is none."""
-        return None if self._process is None else self._process.pid
+        process = self._process
+        return None if process is None else process.pid
 
     def start(self, orders: str) -> None:
         """Start it with *orders*, one line of JSON, and watch over it."""
         self._stopping.clear()
-        self._spawn(orders)
+        self._try_spawn(orders)
         threading.Thread(
             target=self._watch, args=(orders,), name="rts-companion", daemon=True
         ).start()
@@ -38,10 +52,11 @@ class Companion:
     def stop(self, timeout: float = 8.0) -> None:
         """Let it finish: it drains for a few seconds at most; then it is killed."""
         self._stopping.set()
-        process, self._process = self._process, None
+        with self._lock:  # not while the watcher starts another one
+            process, self._process = self._process, None
+            self._close_pipe()
         if process is None:
             return
-        self._close(process)
         try:
             process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -49,55 +64,103 @@ class Companion:
             process.wait()
 
     def close_in_child(self) -> None:
-        """Close, in a pool child, the pipe that tells the companion of the worker's end."""
-        if self._process is not None and self._process.stdin is not None:
-            os.close(self._process.stdin.fileno())
-            self._process = None
+        """Close, in a pool child, the pipe that tells the companion of the worker's end.
+
+        Called right after the fork: takes no lock, which the parent might hold.
+        """
+        pipe, self._pipe = self._pipe, -1
+        process, self._process = self._process, None
+        if process is not None:
+            process.returncode = 0  # not our child: nothing to wait for or to warn of
+        if pipe >= 0:
+            try:
+                os.close(pipe)
+            except OSError:
+                pass  # closed already, with all that the parent had open
+
+    def _try_spawn(self, orders: str) -> None:
+        with self._lock:
+            if self._stopping.is_set():
+                return
+            try:
+                self._spawn(orders)
+            except (OSError, ValueError, subprocess.SubprocessError) as exc:
+                health.count("companion_failures")
+                health.warn_once(
+                    "companion-start",
+                    "rts: the companion process cannot be started: %s. Records wait in Redis; "
+                    "celery -A app rts drain brings them into the ledger",
+                    exc,
+                )
 
     def _spawn(self, orders: str) -> None:
-        # The folder of this very package first: the app may have put it on its path.
-        path = [str(Path(rts.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "rts.ledger.companion"],
-            stdin=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))},
-            text=True,
-            start_new_session=True,  # the terminal's Ctrl-C is for the worker
-        )
-        self._process = process
-        assert process.stdin is not None
+        if not sys.executable:
+            raise OSError("sys.executable is not known (an embedded interpreter?)")
+        reading, writing = os.pipe()
         try:
-            process.stdin.write(orders + "\n")
-            process.stdin.flush()
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "rts.ledger.companion"],
+                stdin=reading,
+                stdout=subprocess.DEVNULL,
+                env=environment(),
+                # With -m the current folder comes first: not the app's, where a
+                # file may be called like a module that is needed.
+                cwd="/",
+                start_new_session=True,  # the terminal's Ctrl-C is for the worker
+            )
+        except BaseException:
+            os.close(writing)
+            raise
+        finally:
+            os.close(reading)
+        self._pipe = writing
+        self._spawned_at = time.monotonic()
+        data = orders.encode() + b"\n"
+        try:
+            while data:
+                data = data[os.write(writing, data) :]
         except OSError:
             pass  # it has died at once; the watcher sees that
 
     def _watch(self, orders: str) -> None:
         backoff_s = MIN_BACKOFF_S
-        while True:
+        while not self._stopping.wait(LOOK_S):
             process = self._process
-            if process is None:
-                return
-            status = process.wait()
-            self._close(process)
+            if process is not None and process.poll() is None:
+                continue
+            if time.monotonic() - self._spawned_at > LIVED_S:
+                backoff_s = MIN_BACKOFF_S
+            if process is not None:
+                health.count("companion_restarts")
+                health.warn_once(
+                    "companion",
+                    "rts: the companion process ended with status %s and is started again; "
+                    "records wait in Redis meanwhile. Its own last words are in the worker's "
+                    "standard error",
+                    process.returncode,
+                )
             if self._stopping.wait(backoff_s):
                 return
-            health.count("companion_restarts")
-            health.warn_once(
-                "companion",
-                "rts: the companion process ended with status %s and is started again; records "
-                "wait in Redis meanwhile",
-                status,
-            )
             backoff_s = min(MAX_BACKOFF_S, 2 * backoff_s)
-            try:
-                self._spawn(orders)
-            except OSError as exc:
-                health.warn_once("companion-start", "rts: no companion process: %s", exc)
+            with self._lock:
+                if not self._stopping.is_set():
+                    self._process = None
+                    self._close_pipe()
+            self._try_spawn(orders)
 
-    def _close(self, process: subprocess.Popen[str]) -> None:
-        if process.stdin is not None:
-            try:
-                process.stdin.close()
-            except OSError:
-                pass  # it is dead already
+    def _close_pipe(self) -> None:
+        pipe, self._pipe = self._pipe, -1
+        if pipe >= 0:
+            os.close(pipe)
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of the companion.
+
+    It finds the modules that this process finds, whatever the app has done to its
+    path, and this very package first.
+    """
+    found = [str(Path(rts.__file__).resolve().parent.parent)]
+    found += [os.path.abspath(entry) for entry in sys.path if entry]
+    kept = {name: value for name, value in os.environ.items() if name not in _NOT_PASSED_ON}
+    return {**kept, "PYTHONPATH": os.pathsep.join(dict.fromkeys(found))}

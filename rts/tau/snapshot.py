@@ -18,6 +18,7 @@ class Snapshots:
     def __init__(self, link: Link, settings: Settings, ledger: Ledger) -> None:
         self._link = link
         self._generation = settings.keys.generation
+        self._turn = settings.keys.snapshot
         self._store = RedisTauStore(link, settings)
         self._ledger = ledger
         self._saved: Mapping[str, TauEntry] | None = None
@@ -34,16 +35,25 @@ class Snapshots:
         entries = self._ledger.load_taus()
         return max(0, self._store.restore(entries, secrets.token_hex(8)))
 
-    def save(self) -> bool:
+    def save(self, *, turn_s: float = 0.0) -> bool:
         """Save the taus if they have changed; return whether.
+
+        *turn_s*: only if no drain of the fleet has done it in so many seconds.
 
         Raises:
             StoreUnavailable: one of the servers is away.
         """
+        if turn_s > 0:
+            token, turn_ms = secrets.token_hex(8), int(turn_s * 1000)
+            (mine,) = self._link.call(pack("SET", self._turn, token, "NX", "PX", turn_ms))
+            if mine is None:
+                return False
+        (before,) = self._link.call(pack("GET", self._generation))
         entries = self._store.entries()
-        (marked,) = self._link.call(pack("EXISTS", self._generation))
-        # A Redis that was wiped just now has nothing that is worth keeping.
-        if not marked or entries == self._saved:
+        (after,) = self._link.call(pack("GET", self._generation))
+        # Of a Redis that was wiped just now, perhaps even restored since, the
+        # entries are nothing to keep.
+        if before is None or before != after or entries == self._saved:
             return False
         self._ledger.save_taus(entries)
         self._saved = entries

@@ -12,28 +12,37 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
-from typing import TypeVar
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import pytest
 
 from rts.testing.servers import MongoServer, RedisServer, Server, ServerNotFound
 
-S = TypeVar("S", bound=Server)
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Iterator[None]:
+    """Skip a test whose fixtures find no server."""
+    with _skipping():
+        return (yield)
 
 
-def _started(server: S) -> S:
-    """Start *server*. Without its binary: an error in CI, a skip elsewhere."""
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    """Skip a test that makes a server of its own and finds none."""
+    with _skipping():
+        return (yield)
+
+
+@contextmanager
+def _skipping() -> Iterator[None]:
+    """Where a server is not found: an error in CI, a skip elsewhere."""
     try:
-        return server.start()
+        yield
     except ServerNotFound as exc:
-        server.stop()
         if os.environ.get("CI"):
             raise
         pytest.skip(str(exc))
-    except BaseException:
-        server.stop()
-        raise
 
 
 @pytest.fixture(scope="session")
@@ -41,17 +50,15 @@ def rts_redis_server() -> Iterator[RedisServer]:
     """The session's embedded Redis, with 1,000 databases. Do not stop or pause it: a
     test that does makes a :class:`RedisServer` of its own.
     """
-    server = _started(RedisServer(arguments=("--databases", "1000")))
-    yield server
-    server.stop()
+    with RedisServer(arguments=("--databases", "1000")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
 def rts_mongo_server() -> Iterator[MongoServer]:
     """The session's embedded MongoDB, which no test may stop or pause."""
-    server = _started(MongoServer())
-    yield server
-    server.stop()
+    with MongoServer() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -13,9 +13,10 @@ from typing import Any, Protocol
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pymongo.errors import InvalidDocument, OperationFailure
+from pymongo import MongoClient
+from pymongo.errors import InvalidDocument, InvalidURI, OperationFailure
 
-from rts.errors import ConfigurationError, StoreUnavailable
+from rts.errors import StoreUnavailable
 from rts.ledger.documents import MAX_TEXT, Document
 from rts.ledger.memory import MemoryLedger
 from rts.ledger.mongo import MongoLedger, connect
@@ -442,7 +443,9 @@ def histories(draw: st.DrawFn) -> list[Execution]:
                 case _:
                     runtime_s = draw(st.sampled_from([None, float(length)]))
                     cause = "killed" if runtime_s is None and kind == "FAILURE" else None
-                    runs.append(execution(**ended, state=kind, runtime_s=runtime_s, cause=cause))
+                    runs.append(
+                        execution(**ended, state=kind, runtime_s=runtime_s, cause=cause)
+                    )
     return runs
 
 
@@ -496,7 +499,9 @@ def test_drains_that_write_the_same_at_once(on_mongo: OnMongo, rts_mongo_url: st
         execution(instance="celery@c:1:1", pid=3, started_at=R + 7, completed_at=R + 9),
         lost(instance="celery@d:1:1", pid=4, retries=2),
     ]
-    copies = [replace(r, task_id=f"{n}", run_id=f"{n}{r.run_id}") for n in range(20) for r in runs]
+    copies = [
+        replace(r, task_id=f"{n}", run_id=f"{n}{r.run_id}") for n in range(20) for r in runs
+    ]
     expected = outcome(InMemory(), copies, random.Random(0))
     ledgers = [on_mongo.ledger, *(OnMongo(rts_mongo_url).ledger for _ in range(3))]
     problems: list[BaseException] = []
@@ -548,7 +553,7 @@ def test_a_server_that_is_away() -> None:
 
 
 def test_a_url_that_is_wrong() -> None:
-    with pytest.raises(ConfigurationError) as caught:
+    with pytest.raises(InvalidURI) as caught:
         connect("mongodb://user:secret@host:port/rts")
     assert "secret" not in str(caught.value)
 
@@ -577,58 +582,80 @@ def test_a_document_error_surfaces(on_mongo: OnMongo) -> None:
 
 
 @pytest.mark.parametrize("code", [14031, 10107, 11600, 13])
-def test_errors_that_are_not_about_a_record(faulty_url: str, code: int) -> None:
+def test_errors_that_are_not_about_a_record(faulty: FaultyServer, code: int) -> None:
     """The server itself fails, by its own fail points: disk full, not primary, …"""
-    subject = OnMongo(faulty_url)
+    subject = OnMongo(faulty.url)
     subject.ledger.write([entry(execution())])
-    fault = {"failCommands": ["insert", "update"], "errorCode": code}
-    admin = subject.ledger.database.client.admin
-    admin.command("configureFailPoint", "failCommand", mode="alwaysOn", data=fault)
-    with pytest.raises(StoreUnavailable):
-        subject.ledger.write([entry(execution(task_id="u"))])
-    with pytest.raises(StoreUnavailable):
-        subject.ledger.write([entry(lost())])
-    admin.command("configureFailPoint", "failCommand", mode="off")
+    faulty.fails({"failCommands": ["insert", "update"], "errorCode": code})
+    for run in (execution(task_id="u"), lost()):
+        with pytest.raises(StoreUnavailable):
+            subject.ledger.write([entry(run)])
+    faulty.works()
+    subject.ledger.close()
+    subject = OnMongo(faulty.url)
     subject.ledger.write([entry(execution(task_id="u"))])
     assert len(subject.documents()[0]) == 2
-    subject.ledger.database.client.drop_database(subject.ledger.database.name)
     subject.ledger.close()
 
 
 @pytest.mark.parametrize("command", ["insert", "update"])
-def test_a_majority_that_does_not_answer(faulty_url: str, command: str) -> None:
-    subject = OnMongo(faulty_url)
+def test_a_majority_that_does_not_answer(faulty: FaultyServer, command: str) -> None:
+    subject = OnMongo(faulty.url)
     subject.ledger.write([entry(lost())])
-    admin = subject.ledger.database.client.admin
     concern = {"code": 64, "errmsg": "waiting for replication timed out"}
-    fault = {"failCommands": [command], "writeConcernError": concern}
-    admin.command("configureFailPoint", "failCommand", mode="alwaysOn", data=fault)
+    faulty.fails({"failCommands": [command], "writeConcernError": concern})
     with pytest.raises(StoreUnavailable):
         subject.ledger.write([entry(execution())])
-    admin.command("configureFailPoint", "failCommand", mode="off")
+    faulty.works()
     subject.ledger.write([entry(execution())])
     assert subject.documents()[0][0]["state"] == "SUCCESS"
-    subject.ledger.database.client.drop_database(subject.ledger.database.name)
     subject.ledger.close()
 
 
+class FaultyServer:
+    """A server whose fail points are set over a connection of their own."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.client: MongoClient[dict[str, Any]] = MongoClient(url)
+
+    def fails(self, fault: dict[str, Any]) -> None:
+        self.client.admin.command(
+            "configureFailPoint", "failCommand", mode="alwaysOn", data=fault
+        )
+
+    def works(self) -> None:
+        self.client.admin.command("configureFailPoint", "failCommand", mode="off")
+
+
 @pytest.fixture(scope="session")
-def faulty_url() -> Iterator[str]:
-    """A server whose fail points may be set."""
+def faulty_session() -> Iterator[FaultyServer]:
     arguments = ("--setParameter", "enableTestCommands=1")
     with MongoServer(database="faulty", arguments=arguments) as server:
-        yield server.url
+        made = FaultyServer(server.url)
+        yield made
+        made.client.close()
+
+
+@pytest.fixture
+def faulty(faulty_session: FaultyServer) -> Iterator[FaultyServer]:
+    """The faulty server, empty and without a fault before and after."""
+    yield faulty_session
+    faulty_session.works()
+    faulty_session.client.drop_database("faulty")
 
 
 def test_indexes_and_time_to_live(rts_mongo_url: str) -> None:
     def ttl(seconds: float) -> dict[str, Any]:
         ledger = MongoLedger(Settings(mongo_url=rts_mongo_url, ledger_ttl=seconds))
         ledger.prepare()
-        MongoLedger(Settings(mongo_url=rts_mongo_url, ledger_ttl=seconds)).prepare()
+        again = MongoLedger(Settings(mongo_url=rts_mongo_url, ledger_ttl=seconds))
+        again.prepare()
+        again.close()
         found = {
-            name: ledger.database[name].index_information()[f"{field}_1"].get(
-                "expireAfterSeconds"
-            )
+            name: ledger.database[name]
+            .index_information()[f"{field}_1"]
+            .get("expireAfterSeconds")
             for name, field in (("tasks", "arrival"), ("assignments", "completed_at"))
         }
         ledger.close()

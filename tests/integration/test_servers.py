@@ -197,6 +197,7 @@ def test_a_server_that_logs_much_goes_on() -> None:
             wait_until(enough, 60, interval=0, message="the log is large")
 
 
+@pytest.mark.usefixtures("rts_redis_server")
 def test_a_server_outlives_the_thread_that_started_it() -> None:
     server = RedisServer()
     try:
@@ -223,6 +224,7 @@ with RedisServer() as redis, MongoServer() as mongo:
 """
 
 
+@pytest.mark.usefixtures("rts_redis_server", "rts_mongo_server")  # skips without them
 def test_servers_die_with_their_owner() -> None:
     owner = subprocess.Popen(
         [sys.executable, "-c", _OWNER], cwd=ROOT, stdout=subprocess.PIPE, text=True
@@ -267,13 +269,17 @@ def test_no_server_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
     with pytest.raises(ServerNotFound, match=r"no mongod .* pip install"), MongoServer():
         pass
-    # The fixtures: a skip that says why, an error in CI.
+    # With the plugin: a skip that says why, an error in CI.
     monkeypatch.delenv("CI", raising=False)
-    with pytest.raises(pytest.skip.Exception, match="no redis-server was found"):
-        plugin._started(RedisServer())
+    with (
+        pytest.raises(pytest.skip.Exception, match="no redis-server was found"),
+        plugin._skipping(),
+        RedisServer(),
+    ):
+        pass
     monkeypatch.setenv("CI", "true")
-    with pytest.raises(ServerNotFound):
-        plugin._started(RedisServer())
+    with pytest.raises(ServerNotFound), plugin._skipping(), RedisServer():
+        pass
 
 
 @pytest.mark.usefixtures("_no_binaries")

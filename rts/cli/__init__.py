@@ -1,0 +1,64 @@
+"""The command line: ``celery -A app rts …``.
+
+Celery imports this package whenever ``celery`` starts, workers included (entry
+points of the group ``celery.commands``). So it imports nothing heavy: each command
+is a module of its own, loaded when it is called.
+"""
+
+from __future__ import annotations
+
+import logging
+from importlib import import_module
+
+import click
+from celery.bin.base import handle_preload_options
+
+from rts.errors import RtsError
+
+#: The commands; each is a module here with a ``command``.
+COMMANDS = ("drain", "report", "show", "status", "tau")
+
+
+class RtsGroup(click.Group):
+    """Loads its commands when they are needed, and is the boundary for errors."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command, ``None`` where there is none of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"rts.cli.{cmd_name}").command
+        return command
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run a command. What rts raises on purpose becomes one line and status 1."""
+        logger = logging.getLogger("rts")
+        logger.addFilter(_not_of_link)
+        try:
+            return super().invoke(ctx)
+        except RtsError as exc:
+            raise click.ClickException(str(exc)) from exc
+        finally:
+            logger.removeFilter(_not_of_link)
+
+
+def _not_of_link(record: logging.LogRecord) -> bool:
+    """Leave out what the way to Redis logs of an outage: it is meant for processes
+    that run tasks, and a command says itself what is wrong.
+    """
+    return record.module != "link"
+
+
+@click.group(cls=RtsGroup, name="rts", short_help="Learned runtimes, deadlines, the SLA ledger.")
+@click.pass_context
+@handle_preload_options
+def rts(ctx: click.Context) -> None:
+    """Look at learned runtimes, deadlines and the SLA ledger.
+
+    Each command takes --json, which prints one JSON document: seconds as numbers,
+    shares from 0 to 1, instants in ISO 8601 (UTC). The status is 0 when all is well,
+    1 when not (a line on standard error says why), 2 when the command line is wrong.
+    """

@@ -1,0 +1,63 @@
+"""``rts drain``: bring the outbox into the ledger, without a worker."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
+
+import click
+
+from rts.cli.shared import as_json, print_json, settings_of
+from rts.ledger.companion import drain_alone
+from rts.settings import Settings
+
+
+@click.command(name="drain", short_help="Bring finished runs into MongoDB.")
+@click.option("--once", is_flag=True, help="End when the outbox is empty.")
+@as_json
+@click.pass_context
+def command(ctx: click.Context, once: bool, as_json: bool) -> None:
+    """Move finished runs from Redis into MongoDB until Ctrl-C or SIGTERM.
+
+    Every worker does this too unless rts_drain is False; any number of drains may
+    run at once. Also ships the spool of this host, ends the runs of workers that are
+    gone, and keeps a snapshot of the taus.
+    """
+    settings = settings_of(ctx)
+    logging.basicConfig(format="[%(asctime)s: %(levelname)s/rts] %(message)s")
+    if not once:
+        click.echo("Draining. Ctrl-C ends it.", err=True)
+    moved = until_signalled(settings, once=once)
+    if as_json:
+        print_json({"moved": moved})
+    else:
+        click.echo(f"{moved} {'record' if moved == 1 else 'records'} moved")
+
+
+def until_signalled(settings: Settings, *, once: bool) -> int:
+    """Drain until it is done or a signal comes; return the number of records.
+
+    The work is in another thread: a handler that sets an event may find its lock
+    held by the thread that it interrupts. A second signal ends the process at once,
+    which loses nothing.
+
+    Raises:
+        StoreUnavailable: see :func:`drain_alone`.
+    """
+    stop = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        stop.set()
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, end) for number in numbers]
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(drain_alone, settings, stop, once=once).result()
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

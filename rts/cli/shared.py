@@ -1,0 +1,107 @@
+"""What the commands have in common: settings, servers, JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime, timezone
+from typing import Any
+
+import click
+from pymongo.database import Database
+from pymongo.errors import PyMongoError
+
+from rts.errors import StoreUnavailable
+from rts.ledger.mongo import connect, database_of
+from rts.link.link import Link, shown_url
+from rts.settings import Settings
+
+#: Seconds for Redis to take a connection and to answer. No task waits here, so they
+#: are longer than a worker's.
+CONNECT_TIMEOUT_S, TIMEOUT_S = 2.0, 5.0
+#: Seconds without a new attempt after a failure: a command just asks again.
+BREAKER_S = 1e-3
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+
+def settings_of(ctx: click.Context) -> Settings:
+    """Return the settings of the app that ``-A`` names.
+
+    Raises:
+        ConfigurationError: one of them is not valid.
+    """
+    return Settings.from_conf(ctx.obj.app.conf)
+
+
+@contextmanager
+def link_to_redis(settings: Settings) -> Iterator[Link]:
+    """Give a way to Redis; an outage is told with what to do about it."""
+    link = Link(
+        replace(
+            settings,
+            connect_timeout=CONNECT_TIMEOUT_S,
+            timeout=TIMEOUT_S,
+            breaker_period=BREAKER_S,
+        )
+    )
+    try:
+        yield link
+    except StoreUnavailable as exc:
+        detail = "" if exc.__cause__ is None else f" ({short(exc.__cause__)})"
+        raise StoreUnavailable(f"{exc}{detail}. Check the server and rts_redis_url") from exc
+    finally:
+        link.close()
+
+
+@contextmanager
+def ledger_of(settings: Settings) -> Iterator[Database[dict[str, Any]]]:
+    """Give the database of the ledger; an outage is told with what to do about it."""
+    url = shown_url(settings.mongo_url)
+    client = connect(settings.mongo_url)
+    try:
+        yield database_of(client, settings.mongo_url)
+    except (StoreUnavailable, PyMongoError) as exc:
+        raise StoreUnavailable(
+            f"MongoDB at {url} is not usable: {short(exc)}. Check the server and rts_mongo_url"
+        ) from exc
+    finally:
+        client.close()
+
+
+def short(exc: BaseException) -> str:
+    """Return an error in one short line. A driver's text never holds a password."""
+    text = " ".join(str(exc).split())
+    return f"{type(exc).__name__}: {text[:100]}{'…' if len(text) > 100 else ''}"
+
+
+def iso(at: datetime) -> str:
+    """Return an aware instant in ISO 8601, UTC, to the millisecond.
+
+    >>> iso(datetime(2030, 1, 2, 3, 4, 5, 678000, timezone.utc))
+    '2030-01-02T03:04:05.678Z'
+    """
+    return at.astimezone(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """Print one JSON document. Without what is no number in JSON: it becomes null."""
+    click.echo(json.dumps(plain(document), indent=2, allow_nan=False))
+
+
+def plain(value: Any) -> Any:
+    """Return *value* as what JSON can hold."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, datetime):
+        return iso(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return str(value)

@@ -1,0 +1,142 @@
+"""Tables for a terminal: aligned, cut to its width, safe to print.
+
+What stands in a table may come from strangers (task names, worker names), so
+whatever could steer a terminal is shown as an escape.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+#: Between two columns.
+GAP = "  "
+#: Columns of text are not cut below this: a name of fewer characters says nothing.
+MIN_TEXT = 12
+#: Shown where there is no value.
+NONE = "-"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column. Numbers stand to the right; texts to the left, and may be cut."""
+
+    header: str
+    number: bool = True
+    #: A header above neighbouring columns of the same group.
+    group: str = ""
+
+
+def render(
+    columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int | None = None
+) -> str:
+    """Return the table as lines; *width* in characters, ``None`` for as wide as it gets."""
+    cells = [[printable(cell) for cell in row] for row in rows]
+    widths = [
+        max(_width(text) for text in (column.header, *(row[i] for row in cells)))
+        for i, column in enumerate(columns)
+    ]
+    places = groupby(range(len(columns)), key=lambda i: columns[i].group)
+    groups = [(name, list(of)) for name, of in places]
+    for name, of in groups:  # a long group header widens its first column
+        spare = _width(name) - sum(widths[i] + len(GAP) for i in of) + len(GAP)
+        widths[of[0]] += max(0, spare)
+    if width is not None:
+        _shrink(columns, widths, width)
+    lines = []
+    if any(name for name, _ in groups):
+        spans = [(name, sum(widths[i] + len(GAP) for i in of) - len(GAP)) for name, of in groups]
+        lines.append(GAP.join(_pad(name, span, right=True) for name, span in spans))
+    for row in ([c.header for c in columns], *cells):
+        aligned = zip(columns, widths, row, strict=True)
+        lines.append(GAP.join(_pad(cut(t, w), w, right=c.number) for c, w, t in aligned))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def terminal_width() -> int | None:
+    """Return the width to cut to; ``None`` where nobody sees standard output."""
+    if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit():
+        return shutil.get_terminal_size().columns
+    return None
+
+
+def printable(text: str) -> str:
+    r"""Return *text* with what steers a terminal, or has no shape, as an escape.
+
+    >>> printable("a\x1b[31mb\n")
+    'a\\x1b[31mb\\n'
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def cut(text: str, width: int) -> str:
+    """Return *text* in at most *width* characters of the terminal.
+
+    >>> cut("tasks.resize_image", 12)
+    'tasks.resiz…'
+    """
+    if _width(text) <= width:
+        return text
+    kept = ""
+    for c in text:
+        if _width(kept + c) > width - 1:
+            break
+        kept += c
+    return kept + "…"
+
+
+def seconds(value: float | None) -> str:
+    """Return seconds with about three digits that matter.
+
+    >>> [seconds(x) for x in (0.00412, 0.2519, 3.14159, 27.18, 86400.0, None)]
+    ['0.0041', '0.252', '3.14', '27.2', '86400', '-']
+    """
+    if value is None:
+        return NONE
+    for bound, digits in ((0.1, 4), (1.0, 3), (10.0, 2), (100.0, 1)):
+        if abs(value) < bound:
+            return f"{value:.{digits}f}"
+    return f"{value:.0f}"
+
+
+def percent(ratio: float | None) -> str:
+    """Return a share in percent; only what is whole is shown as 100.0.
+
+    >>> [percent(x) for x in (1.0, 0.99999, 0.5, None)]
+    ['100.0', '99.9', '50.0', '-']
+    """
+    if ratio is None:
+        return NONE
+    return f"{min(ratio * 100, 99.9) if 0.999 < ratio < 1 else ratio * 100:.1f}"
+
+
+def _shrink(columns: Sequence[Column], widths: list[int], width: int) -> None:
+    """Take from the columns of text, the widest first, what does not fit."""
+    excess = sum(widths) + len(GAP) * (len(widths) - 1) - width
+    texts = [i for i, column in enumerate(columns) if not column.number]
+    while excess > 0 and texts:
+        widest = max(texts, key=lambda i: widths[i])
+        if widths[widest] <= MIN_TEXT:
+            return
+        widths[widest] -= 1
+        excess -= 1
+
+
+def _pad(text: str, width: int, *, right: bool) -> str:
+    space = " " * (width - _width(text))
+    return space + text if right else text + space
+
+
+def _width(text: str) -> int:
+    """Return the number of places that *text* takes on a terminal."""
+    if text.isascii():
+        return len(text)
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    return len(text) + wide - sum(unicodedata.combining(c) != 0 for c in text)

@@ -1,0 +1,206 @@
+"""``rts tau``: what was learned of the runtimes; set or forget it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import click
+
+from rts.cli.shared import as_json, link_to_redis, print_json, settings_of
+from rts.cli.table import Column, printable, render, seconds, terminal_width
+from rts.errors import CommandError
+from rts.link.link import Link, replies_as_text
+from rts.link.scripts import pack
+from rts.ports import TauEntry
+from rts.settings import Settings, finite
+from rts.tau.redis import RedisTauStore
+from rts.tau.sketch import Sketch
+
+#: Seconds that a tau may be at most, as in ``rts_task_types``.
+MAX_TAU_S = 1e9
+#: Characters of a field: a type, a slash, and what Celery could call a task.
+MAX_FIELD = 512
+
+#: Where a tau comes from: nothing was learned yet, a person wrote it, runs.
+DEFAULT, SET, LEARNED = "default", "set", "learned"
+
+
+@dataclass(frozen=True)
+class TauRow:
+    """One type (``name`` is ``None``) or one task name in it. Percentiles are those
+    of the runs learned, to within 2 %; ``None`` without runs.
+    """
+
+    field: str
+    task_type: str
+    name: str | None
+    tau_s: float
+    source: str
+    runs: int
+    deviation_s: float | None
+    p50_s: float | None
+    p95_s: float | None
+    p99_s: float | None
+
+
+def tau_rows(settings: Settings, link: Link) -> list[TauRow]:
+    """Return a row for each type of *settings*, and for all else that was learned.
+
+    Raises:
+        StoreUnavailable: Redis is away.
+    """
+    entries = RedisTauStore(link, settings).entries()
+    fields = sorted({*settings.task_types, *entries}, key=lambda field: field.partition("/"))
+    learned = [field for field in fields if field in entries]
+    replies = link.call(*(pack("HGETALL", settings.keys.sketch + field) for field in learned))
+    sketches = {
+        field: Sketch.from_hash(replies_as_text(reply))
+        for field, reply in zip(learned, replies, strict=True)
+    }
+    return [_row(settings, entries, sketches.get(field, Sketch()), field) for field in fields]
+
+
+def _row(
+    settings: Settings, entries: Mapping[str, TauEntry], sketch: Sketch, field: str
+) -> TauRow:
+    entry = entries.get(field)
+    task_type, slash, name = field.partition("/")
+    runs = 0 if entry is None else entry.count
+    return TauRow(
+        field=field,
+        task_type=task_type,
+        name=name if slash else None,
+        tau_s=settings.task_types[field].tau if entry is None else entry.tau,
+        source=DEFAULT if entry is None else LEARNED if runs else SET,
+        runs=runs,
+        deviation_s=entry.deviation if entry is not None and runs else None,
+        p50_s=sketch.quantile(0.50),
+        p95_s=sketch.quantile(0.95),
+        p99_s=sketch.quantile(0.99),
+    )
+
+
+@click.group(name="tau", invoke_without_command=True, short_help="Learned runtimes.")
+@as_json
+@click.pass_context
+def command(ctx: click.Context, as_json: bool) -> None:
+    """List the learned runtimes, or change them with set and reset.
+
+    tau is the moving average of the runtime of successful runs, by type and by
+    type/task name; deviation is that of |runtime - tau|. "default" is a tau that
+    nothing was learned for yet, "set" one that a person wrote.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    settings = settings_of(ctx)
+    with link_to_redis(settings) as link:
+        rows = tau_rows(settings, link)
+    if as_json:
+        print_json({"taus": [asdict(row) for row in rows]})
+    else:
+        click.echo(tau_table(rows, terminal_width()))
+
+
+_COLUMNS = (
+    Column("type / name", number=False),
+    *(Column(header) for header in ("tau s", "runs", "deviation s")),
+    *(Column(header, group="runtime s") for header in ("p50", "p95", "p99")),
+    Column("source", number=False),
+)
+
+
+def tau_table(rows: list[TauRow], width: int | None) -> str:
+    """Return the rows as a table, names below their types."""
+    return render(
+        _COLUMNS,
+        [
+            (
+                row.task_type if row.name is None else f"  {row.name}",
+                seconds(row.tau_s),
+                str(row.runs),
+                *map(seconds, (row.deviation_s, row.p50_s, row.p95_s, row.p99_s)),
+                row.source,
+            )
+            for row in rows
+        ],
+        width,
+    )
+
+
+@command.command(name="set", short_help="Set a tau by hand.")
+@click.argument("field", metavar="TYPE[/NAME]")
+@click.argument("value", metavar="SECONDS")
+@as_json
+@click.pass_context
+def set_(ctx: click.Context, field: str, value: str, as_json: bool) -> None:
+    """Set a tau, from which learning goes on. SECONDS: above 0, at most 1e9."""
+    settings = settings_of(ctx)
+    _check(settings, field)
+    tau_s = finite(value)
+    if tau_s is None or not 0 < tau_s <= MAX_TAU_S:
+        raise click.BadParameter("must be seconds, above 0, at most 1e9", param_hint="SECONDS")
+    with link_to_redis(settings) as link:
+        store = RedisTauStore(link, settings)
+        entries = store.entries()
+        if field not in entries and len(entries) >= settings.max_types:
+            raise CommandError(
+                f"there are {len(entries)} taus already, and rts_max_types is "
+                f"{settings.max_types}. Raise it, or make room with rts tau reset TYPE/NAME"
+            )
+        store.set(field, tau_s)
+    entry, first = entries.get(field), settings.task_types[field.partition("/")[0]].tau
+    before = entry.tau if entry else None if "/" in field else first
+    if as_json:
+        print_json({"field": field, "tau_before_s": before, "tau_s": tau_s})
+    else:
+        click.echo(f"{field}: tau {seconds(before)} -> {seconds(tau_s)} s")
+    runs = entry.count if entry else 0
+    if "/" in field and (settings.tau_scope == "type" or runs < settings.min_samples):
+        why = (
+            'rts_tau_scope is "type"'
+            if settings.tau_scope == "type"
+            else f"the name has {runs} of the {settings.min_samples} runs of rts_min_samples"
+        )
+        click.echo(f"Note: deadlines are made with the type's tau: {why}", err=True)
+
+
+@command.command(short_help="Forget what was learned.")
+@click.argument("field", metavar="[TYPE[/NAME]]", required=False)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@as_json
+@click.pass_context
+def reset(ctx: click.Context, field: str | None, yes: bool, as_json: bool) -> None:
+    """Forget one type's or one name's tau, or all of them: back to the defaults.
+
+    TYPE alone leaves the names in it as they are.
+    """
+    settings = settings_of(ctx)
+    what = "all that was learned" if field is None else f"what was learned of {printable(field)}"
+    if not yes:
+        click.confirm(f"Forget {what}?", abort=True, err=True)
+    with link_to_redis(settings) as link:
+        store = RedisTauStore(link, settings)
+        fields = list(store.entries()) if field is None else [field]
+        if field is not None and not int(link.call(pack("HEXISTS", settings.keys.tau, field))[0]):
+            raise CommandError(
+                f"nothing was learned of {printable(field)}. See the list: rts tau"
+            )
+        store.reset(field)
+    if as_json:
+        print_json({"reset": fields})
+    else:
+        click.echo(f"{len(fields)} {'tau' if len(fields) == 1 else 'taus'} forgotten")
+
+
+def _check(settings: Settings, field: str) -> None:
+    """Refuse a field that no task could ever have."""
+    task_type, slash, name = field.partition("/")
+    if task_type not in settings.task_types:
+        raise click.BadParameter(
+            f"{printable(task_type)!r} is not a type; there are "
+            f"{', '.join(sorted(settings.task_types))} (rts_task_types)",
+            param_hint="TYPE",
+        )
+    if slash and (not name or not name.isprintable() or len(field) > MAX_FIELD):
+        raise click.BadParameter("is not the name of a task", param_hint="NAME")

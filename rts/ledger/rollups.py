@@ -1,0 +1,42 @@
+"""Which stretches of time have their sums kept, and when those are forgotten.
+
+The reports keep what they summed over whole hours and tens of minutes in a
+private collection (:mod:`rts.views.tallies`). A record that is added is noticed
+there because the number of records no longer agrees; one that is *replaced*
+(LOST by a real end, say) is not, so whoever replaces one calls :func:`forget`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+from pymongo.database import Database
+
+from rts.keys import ROLLUPS
+
+#: Lengths of the stretches in seconds. A day is 23 hours, some tens of minutes
+#: and at most twenty minutes at its ends that are read record by record.
+WIDTHS = (3600, 600)
+
+
+def rollup_id(collection: str, width: int, start: int) -> str:
+    """Return the ``_id`` of the sums of *collection* from epoch second *start* on."""
+    return f"{collection}:{width}:{start}"
+
+
+def forget(
+    database: Database[dict[str, Any]], collection: str, instants: Iterable[datetime | None]
+) -> None:
+    """Forget the sums of those stretches that hold one of *instants*.
+
+    Call it after the change: sums that are being made meanwhile are then not kept,
+    because ``writes`` is no longer what it was when they were begun.
+    """
+    seconds = {int(at.timestamp()) for at in instants if at is not None}
+    ids = {rollup_id(collection, w, s - s % w) for s in seconds for w in WIDTHS}
+    if ids:
+        database[ROLLUPS].update_many(
+            {"_id": {"$in": sorted(ids)}}, {"$inc": {"writes": 1}, "$unset": {"tallies": ""}}
+        )

@@ -1,0 +1,1 @@
+"""What people look at: questions to the ledger and their answers."""

@@ -1,0 +1,112 @@
+"""How the deadlines were met: by type, task name or worker, in a window of time.
+
+What counts lies in the window with its *end*. Runs are those of ``assignments``,
+retried ones included; verdicts are those of ``tasks``, one per task, and a task
+that never ran (expired, revoked) is among them as a miss.
+
+The error of tau is Σ|runtime − τ| / Σ runtime over successful runs, τ being the
+one that the deadline was made with: 0.2 says that forecasts were off by a fifth
+of the time that was spent (the weighted absolute percentage error, which tiny
+runtimes do not blow up).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from pymongo.database import Database
+from pymongo.errors import PyMongoError
+
+from rts.errors import StoreUnavailable
+from rts.views.histogram import percentile
+from rts.views.tallies import GROUPS, Tally, tally
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """Seconds; within 1 % of the value of that rank."""
+
+    p50_s: float
+    p95_s: float
+    p99_s: float
+
+    @classmethod
+    def of(cls, buckets: Mapping[int, int]) -> Percentiles | None:
+        """Return the percentiles of what is in *buckets*; ``None`` where nothing is."""
+        found = [percentile(buckets, q) for q in (0.50, 0.95, 0.99)]
+        if found[0] is None or found[1] is None or found[2] is None:
+            return None
+        return cls(found[0], found[1], found[2])
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """One type, task name or worker. ``None`` where there is nothing to tell."""
+
+    key: str
+    #: Runs that ended in the window.
+    runs: int
+    #: Tasks whose verdict fell in the window.
+    tasks: int
+    #: Share of those that were on time, 0 to 1.
+    on_time_ratio: float | None
+    #: Share of those that were on time and SUCCESS, 0 to 1.
+    goodput_ratio: float | None
+    #: Service time of runs, where it was measured.
+    runtime: Percentiles | None
+    #: Arrival to start, of runs whose start is known.
+    queueing_delay: Percentiles | None
+    #: End minus deadline, of verdicts; negative is early.
+    lateness: Percentiles | None
+    #: Σ|runtime − τ| / Σ runtime over successful runs.
+    tau_error_ratio: float | None
+    #: Misses by cause: ``late``, or what ended the task.
+    misses: Mapping[str, int]
+
+
+def report(
+    database: Database[dict[str, Any]], since: datetime, until: datetime, by: str = "type"
+) -> list[ReportRow]:
+    """Return one row per key, sorted by key.
+
+    Args:
+        database: that of the ledger.
+        since: start of the window, aware.
+        until: its end, not included, aware.
+        by: ``type``, ``name``, ``worker``, or ``all`` for a single row.
+
+    Raises:
+        ValueError: *by* is none of these, or an instant is naive.
+        StoreUnavailable: the server did not answer.
+    """
+    if by not in GROUPS:
+        raise ValueError(f"by = {by!r} is not one of {', '.join(GROUPS)}")
+    if since.tzinfo is None or until.tzinfo is None:
+        raise ValueError("since and until need a time zone")
+    try:
+        tallies = tally(database, (since, until), by)
+    except PyMongoError as exc:
+        raise StoreUnavailable(f"MongoDB does not answer ({type(exc).__name__})") from exc
+    return [_row(key, tallies[key]) for key in sorted(tallies)]
+
+
+def _row(key: str, counted: Tally) -> ReportRow:
+    return ReportRow(
+        key=key,
+        runs=counted.runs,
+        tasks=counted.verdicts,
+        on_time_ratio=_ratio(counted.on_time, counted.verdicts),
+        goodput_ratio=_ratio(counted.good, counted.verdicts),
+        runtime=Percentiles.of(counted.runtime),
+        queueing_delay=Percentiles.of(counted.queueing_delay),
+        lateness=Percentiles.of(counted.lateness),
+        tau_error_ratio=_ratio(counted.success_error_s, counted.success_runtime_s),
+        misses=dict(counted.misses.most_common()),
+    )
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None

@@ -1,0 +1,346 @@
+"""Counts and buckets of the ledger over a window of time, made by the server.
+
+A window is cut into whole hours, tens of minutes, and what is left at its ends.
+Where it holds many records, the sums of whole stretches are kept in a private
+collection, so that the next question costs little. They are used only while
+the number of records in them agrees with the ledger's, and forgotten when one of
+those records is replaced (:mod:`rts.ledger.rollups`): the answer is that of a
+direct count.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from pymongo import ReturnDocument
+from pymongo.database import Database
+from pymongo.errors import PyMongoError
+
+from rts.keys import ASSIGNMENTS, ROLLUPS, TASKS
+from rts.ledger.rollups import WIDTHS, rollup_id
+from rts.views.histogram import expression
+
+#: Records up to which a window is read at once: that takes a fraction of a second.
+DIRECT = 50_000
+#: Questions that are asked at once. The server works on each with one thread.
+THREADS = 4
+#: Bytes of sums that are kept in one document; a document holds 16 MB at most.
+MAX_KEPT_BYTES = 8 << 20
+
+#: Name of the key of runs or tasks that have none.
+UNKNOWN = "unknown"
+#: A miss of a task that ran to its end: it just came too late.
+LATE = "late"
+
+_EPOCH = datetime.fromtimestamp(0, timezone.utc)
+_FIELDS = {"type": "task_type", "name": "name", "worker": "worker"}
+
+#: What groups a report: ``type``, ``name``, ``worker``, or ``all`` for one row.
+GROUPS = (*_FIELDS, "all")
+
+
+@dataclass
+class Tally:
+    """What was counted of one key. Tallies of disjoint windows can be added."""
+
+    runs: int = 0
+    #: Sum of the runtimes of successful runs, and of |runtime − tau| of those.
+    success_runtime_s: float = 0.0
+    success_error_s: float = 0.0
+    verdicts: int = 0
+    on_time: int = 0
+    #: On time and SUCCESS.
+    good: int = 0
+    misses: Counter[str] = field(default_factory=Counter)
+    runtime: Counter[int] = field(default_factory=Counter)
+    queueing_delay: Counter[int] = field(default_factory=Counter)
+    lateness: Counter[int] = field(default_factory=Counter)
+
+    def add(self, other: Tally) -> None:
+        """Take in what *other* counted."""
+        for name in _NUMBERS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in ("misses", *_BUCKETS):
+            getattr(self, name).update(getattr(other, name))
+
+
+_NUMBERS = ("runs", "success_runtime_s", "success_error_s", "verdicts", "on_time", "good")
+_BUCKETS = ("runtime", "queueing_delay", "lateness")
+
+Tallies = dict[str, Tally]
+#: From and to (not included), both aware.
+Window = tuple[datetime, datetime]
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """One whole hour or ten minutes of one collection."""
+
+    collection: str
+    width: int
+    start: int
+
+    @property
+    def window(self) -> Window:
+        """From and to."""
+        begin = _EPOCH + timedelta(seconds=self.start)
+        return begin, begin + timedelta(seconds=self.width)
+
+    @property
+    def id(self) -> str:
+        """The ``_id`` of its sums."""
+        return rollup_id(self.collection, self.width, self.start)
+
+
+def tally(database: Database[dict[str, Any]], window: Window, by: str) -> Tallies:
+    """Count the runs and verdicts whose end lies in *window*, by *by* (of ``GROUPS``).
+
+    Raises:
+        PyMongoError: the server did not answer.
+    """
+    total: Tallies = {}
+    with ThreadPoolExecutor(THREADS) as pool:
+        jobs = []
+        for collection in (ASSIGNMENTS, TASKS):
+            stretches, rest = cut(collection, window)
+            if _count(database, collection, window, DIRECT + 1) <= DIRECT:
+                stretches, rest = [], [window]
+            kept = _kept(database, stretches, by)
+            jobs += [pool.submit(_direct, database, collection, w, by) for w in rest]
+            for stretch in stretches:
+                if stretch.id in kept:
+                    _add(total, kept[stretch.id])
+                else:
+                    jobs.append(pool.submit(_sum_up, database, stretch, by))
+        for job in jobs:
+            _add(total, job.result())
+    return total
+
+
+def keep(database: Database[dict[str, Any]], until: datetime, by: str = "type") -> int:
+    """Sum up the whole hours of the day before *until* that a report would find slow.
+
+    For a process that has the time, every few minutes: then even the first report
+    on a very busy day answers at once. Returns the number of stretches summed up.
+
+    Raises:
+        PyMongoError: the server did not answer.
+    """
+    summed = 0
+    for collection in (ASSIGNMENTS, TASKS):
+        window = until - timedelta(days=1), until
+        if _count(database, collection, window, DIRECT + 1) <= DIRECT:
+            continue
+        hours = [s for s in cut(collection, window)[0] if s.width == WIDTHS[0]]
+        kept = _kept(database, hours, by)
+        for stretch in hours:
+            if stretch.id not in kept:
+                _sum_up(database, stretch, by)
+                summed += 1
+    return summed
+
+
+def cut(collection: str, window: Window) -> tuple[list[Stretch], list[Window]]:
+    """Cut *window* into whole stretches, long ones first, and what is left over."""
+    stretches: list[Stretch] = []
+    left = [window]
+    for width in WIDTHS:
+        rest: list[Window] = []
+        for begin, end in left:
+            first = -(-(begin - _EPOCH) // timedelta(seconds=width)) * width
+            last = (end - _EPOCH) // timedelta(seconds=width) * width
+            if first >= last:
+                rest.append((begin, end))
+                continue
+            stretches += [Stretch(collection, width, s) for s in range(first, last, width)]
+            at = [_EPOCH + timedelta(seconds=s) for s in (first, last)]
+            rest += [w for w in ((begin, at[0]), (at[1], end)) if w[0] < w[1]]
+        left = rest
+    return stretches, left
+
+
+def _count(
+    database: Database[dict[str, Any]], collection: str, window: Window, limit: int = 0
+) -> int:
+    options: dict[str, Any] = {"limit": limit} if limit else {}
+    return database[collection].count_documents(_during(window), **options)
+
+
+def _during(window: Window) -> dict[str, Any]:
+    return {"completed_at": {"$gte": window[0], "$lt": window[1]}}
+
+
+def _add(total: Tallies, more: Mapping[str, Tally]) -> None:
+    for key, counted in more.items():
+        total.setdefault(key, Tally()).add(counted)
+
+
+def _direct(
+    database: Database[dict[str, Any]], collection: str, window: Window, by: str
+) -> Tallies:
+    """Count record by record, on the server."""
+    key = {"$ifNull": [f"${_FIELDS[by]}", UNKNOWN]} if by in _FIELDS else {"$literal": "all"}
+    questions = _RUN_QUESTIONS if collection == ASSIGNMENTS else _TASK_QUESTIONS
+    found: Tallies = {}
+    for groups, sums in questions:
+        group = {"_id": {"key": key, **groups}, "n": {"$sum": 1}, **sums}
+        stages = [{"$match": _during(window)}, {"$group": group}]
+        for row in database[collection].aggregate(stages):
+            _take(found.setdefault(str(row["_id"]["key"]), Tally()), row)
+    return found
+
+
+def _if_success(value: Any) -> dict[str, Any]:
+    return {"$sum": {"$cond": [{"$eq": ["$state", "SUCCESS"]}, value, 0]}}
+
+
+#: Pairs of what to group by, besides the key, and what to sum up. Several small
+#: questions are quicker than one whose groups are the product of all buckets.
+_Question = tuple[dict[str, Any], dict[str, Any]]
+_RUN_QUESTIONS: tuple[_Question, ...] = (
+    (
+        {"runtime": expression("runtime_s")},
+        {
+            "runtime_s": _if_success("$runtime_s"),
+            "error_s": _if_success({"$abs": {"$subtract": ["$runtime_s", "$tau"]}}),
+        },
+    ),
+    ({"queueing_delay": expression("queueing_delay_s")}, {}),
+)
+_TASK_QUESTIONS: tuple[_Question, ...] = (
+    (
+        {
+            "lateness": expression("lateness_s", signed=True),
+            "on_time": "$sla_success",
+            "success": {"$eq": ["$state", "SUCCESS"]},
+            "cause": "$cause",
+        },
+        {},
+    ),
+)
+
+
+def _take(counted: Tally, row: Mapping[str, Any]) -> None:
+    """Take in one group of an answer."""
+    groups, n = row["_id"], row["n"]
+    for name in _BUCKETS:
+        if groups.get(name) is not None:
+            getattr(counted, name)[int(groups[name])] += n
+    if "error_s" in row:
+        counted.runs += n
+        counted.success_runtime_s += row["runtime_s"]
+        counted.success_error_s += row["error_s"]
+    elif "success" in groups:
+        counted.verdicts += n
+        if groups.get("on_time"):
+            counted.on_time += n
+            counted.good += n if groups["success"] else 0
+        else:
+            counted.misses[groups.get("cause") or LATE] += n
+
+
+def _sum_up(database: Database[dict[str, Any]], stretch: Stretch, by: str) -> Tallies:
+    """Count a whole stretch and keep the sums, unless a record changes meanwhile."""
+    rollups = database[ROLLUPS]
+    writes = None
+    try:
+        head = rollups.find_one_and_update(
+            {"_id": stretch.id},
+            {"$setOnInsert": {"writes": 0, "start": stretch.window[0]}},
+            upsert=True,
+            projection={"writes": 1},
+            return_document=ReturnDocument.AFTER,
+        )
+        writes = None if head is None else head["writes"]
+    except PyMongoError:  # one who may only read gets the answer all the same
+        pass
+    counted = _direct(database, stretch.collection, stretch.window, by)
+    if writes is not None:
+        packed = _pack(counted)
+        n = sum(t.runs + t.verdicts for t in counted.values())
+        if sum(len(part) for p in packed for part in p["buckets"]) <= MAX_KEPT_BYTES:
+            try:
+                rollups.update_one(
+                    {"_id": stretch.id, "writes": writes},
+                    {"$set": {f"tallies.{by}": {"n": n, "keys": packed}}},
+                )
+            except PyMongoError:  # the sums are only kept to save time
+                pass
+    return counted
+
+
+def _kept(
+    database: Database[dict[str, Any]], stretches: Sequence[Stretch], by: str
+) -> dict[str, Tallies]:
+    """Return the sums of *stretches* that were kept and still agree with the ledger."""
+    wanted = {stretch.id: stretch for stretch in stretches}
+    found: dict[str, dict[str, Any]] = {}
+    for document in database[ROLLUPS].find(
+        {"_id": {"$in": list(wanted)}}, {f"tallies.{by}": 1}
+    ):
+        sums = document.get("tallies", {}).get(by)
+        if sums is not None:
+            found[document["_id"]] = sums
+    kept = sorted((wanted[i] for i in found), key=lambda s: s.start)
+    good: dict[str, Tallies] = {}
+    for neighbours in _neighbours(kept):
+        window = neighbours[0].window[0], neighbours[-1].window[1]
+        expected = sum(found[s.id]["n"] for s in neighbours)
+        agrees = _count(database, neighbours[0].collection, window) == expected
+        for stretch in neighbours:
+            sums = found[stretch.id]
+            # One count for all; where it is off, one for each tells which it was.
+            if agrees or _count(database, stretch.collection, stretch.window) == sums["n"]:
+                good[stretch.id] = _unpack(sums["keys"])
+    return good
+
+
+def _neighbours(stretches: Iterable[Stretch]) -> list[list[Stretch]]:
+    """Return stretches that follow each other without a gap as one list."""
+    groups: list[list[Stretch]] = []
+    for stretch in stretches:
+        if groups and groups[-1][-1].start + groups[-1][-1].width == stretch.start:
+            groups[-1].append(stretch)
+        else:
+            groups.append([stretch])
+    return groups
+
+
+def _pack(tallies: Tallies) -> list[dict[str, Any]]:
+    return [
+        {
+            "key": key,
+            "numbers": [getattr(t, name) for name in _NUMBERS],
+            "misses": [list(item) for item in t.misses.items()],
+            "buckets": [_pack_buckets(getattr(t, name)) for name in _BUCKETS],
+        }
+        for key, t in tallies.items()
+    ]
+
+
+def _unpack(packed: Iterable[Mapping[str, Any]]) -> Tallies:
+    tallies: Tallies = {}
+    for p in packed:
+        counted = tallies[p["key"]] = Tally(misses=Counter(dict(p["misses"])))
+        for name, value in zip(_NUMBERS, p["numbers"], strict=True):
+            setattr(counted, name, value)
+        for name, part in zip(_BUCKETS, p["buckets"], strict=True):
+            setattr(counted, name, _unpack_buckets(part))
+    return tallies
+
+
+def _pack_buckets(buckets: Mapping[int, int]) -> bytes:
+    """Return numbers and counts as pairs of 32 bit, least byte first."""
+    flat = [n for item in buckets.items() for n in item]
+    return struct.pack(f"<{len(flat)}i", *flat)
+
+
+def _unpack_buckets(packed: bytes) -> Counter[int]:
+    flat = struct.unpack(f"<{len(packed) // 4}i", packed)
+    return Counter(dict(zip(flat[::2], flat[1::2], strict=True)))

@@ -1,0 +1,250 @@
+"""The promises of the outbox, on the twin in memory and on a real Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import redis
+
+from rts.ledger.memory_outbox import MemoryOutbox, MemoryStream
+from rts.ledger.outbox import MAX_TAKEN, RedisOutbox
+from rts.link.link import Link
+from rts.ports import Outbox
+from rts.records import Execution, Learned
+from rts.settings import Settings
+from tests.unit.test_spool import run
+
+#: Seconds, small, since Redis counts them by its own clock.
+TAKEOVER_S = 0.2
+
+
+class Place:
+    """An outbox to write to and to read from as several drains."""
+
+    add: Callable[..., Any]
+    drain: Callable[[str], Outbox]
+    left: Callable[[], int]
+
+
+@pytest.fixture(params=["memory", "redis"])
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    made = Place()
+    if request.param == "memory":
+        stream = MemoryStream()
+        made.add = stream.add
+        made.drain = lambda name: MemoryOutbox(stream, name, takeover_s=TAKEOVER_S)
+        made.left = lambda: len(stream.entries)
+        yield made
+        return
+    url = request.getfixturevalue("rts_redis_url")
+    prefix = request.getfixturevalue("rts_key_prefix")
+    client: redis.Redis = request.getfixturevalue("redis_client")
+    settings = Settings(redis_url=url, key_prefix=prefix)
+    link = Link(settings)
+
+    def add(record: str, note: str = "", learned: str = "") -> Any:
+        fields = {"r": record, "start": note, "l": learned}
+        return client.xadd(
+            settings.keys.outbox, {k: v for k, v in fields.items() if v or k == "r"}
+        )
+
+    made.add = add
+    made.drain = lambda name: RedisOutbox(link, settings, name, takeover_s=TAKEOVER_S)
+    made.left = lambda: int(client.xlen(settings.keys.outbox))
+    yield made
+    link.close()
+    client.delete(settings.keys.outbox)
+
+
+def until_read(outbox: Outbox, n: int) -> list[str]:
+    """Read until *n* entries came; they come when they are taken over."""
+    from rts.testing import wait_until
+
+    found: list[str] = []
+
+    def read() -> bool:
+        entries = outbox.read(100).entries
+        found.extend(e.execution.task_id for e in entries)
+        outbox.done(e.entry_id for e in entries)
+        return len(found) >= n
+
+    wait_until(read, timeout=20)
+    return found
+
+
+def test_entries_come_once_in_order_and_go_when_done(place: Place) -> None:
+    drain = place.drain("a")
+    assert list(drain.read(10).entries) == []
+    for i in range(5):
+        place.add(run(str(i)).to_json())
+    first = drain.read(3).entries
+    assert [e.execution for e in first] == [run(str(i)) for i in range(3)]
+    second = drain.read(3).entries
+    assert [e.execution.task_id for e in second] == ["3", "4"]
+    assert place.left() == 5
+    drain.done(e.entry_id for e in first)
+    drain.done([])
+    assert place.left() == 2
+    drain.done(e.entry_id for e in (*first, *second))
+    assert place.left() == 0
+
+
+def test_two_drains_share_the_work(place: Place) -> None:
+    a, b = place.drain("a"), place.drain("b")
+    for i in range(6):
+        place.add(run(str(i)).to_json())
+    ids = [e.execution.task_id for d in (a, b, a) for e in d.read(2).entries]
+    assert ids == [str(i) for i in range(6)]
+
+
+def test_what_a_dead_drain_left_is_taken_over(place: Place) -> None:
+    for i in range(3):
+        place.add(run(str(i)).to_json())
+    dead = place.drain("dead")
+    assert len(dead.read(3).entries) == 3
+    place.add(run("3").to_json())
+    assert sorted(until_read(place.drain("b"), 4)) == ["0", "1", "2", "3"]
+
+
+def test_what_was_read_and_not_done_comes_again_to_the_same_drain(place: Place) -> None:
+    """Its answer may never have arrived."""
+    place.add(run("0").to_json())
+    drain = place.drain("a")
+    assert len(drain.read(1).entries) == 1
+    assert until_read(drain, 1) == ["0"]
+
+
+def test_a_note_of_the_start_is_merged_into_an_end_written_elsewhere(place: Place) -> None:
+    note = replace(run("0"), run_id="own", started_at=2.0, pid=7, load_at_start={"load": 0.5})
+    end = replace(
+        run("0"), run_id="other", state="FAILURE", cause="killed", completed_at=5.5, pid=None
+    )
+    place.add(end.to_json(), note.to_json())
+    place.add(replace(end, ran=False).to_json(), note.to_json())
+    killed, never_ran = place.drain("a").read(10).entries
+    assert killed.execution == replace(
+        end, run_id="own", started_at=2.0, pid=7, load_at_start={"load": 0.5}, runtime_s=3.5
+    )
+    assert killed.learned is None
+    assert never_ran.execution == replace(end, ran=False)
+
+
+def test_what_was_learned_is_read(place: Place) -> None:
+    place.add(run("0").to_json(), "", "5 4.25 6 -")
+    place.add(run("1").to_json(), "", "5 4.25 6 6.5")
+    place.add(run("2").to_json(), "", "- - - -")
+    assert [e.learned for e in place.drain("a").read(10).entries] == [
+        Learned(5.0, 4.25, 6.0, None),
+        Learned(5.0, 4.25, 6.0, 6.5),
+        None,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("record", "note", "learned"),
+    [
+        ("", "", ""),
+        ("not json", "", ""),
+        ("[]", "", ""),
+        ('{"run_id":"x"}', "", ""),
+        ("[" * 100_000, "", ""),
+        ('{"a\nb\n\n\n": 1}\n', "", ""),
+        (run("0").to_json(), "{", ""),
+        (run("0").to_json(), "", "a b c d"),
+        ('{"run_id": "\udcff"}', "", ""),
+    ],
+    ids=["empty", "text", "list", "incomplete", "deep", "lines", "note", "lesson", "surrogate"],
+)
+def test_what_cannot_be_understood_is_told_and_stops_nothing(
+    place: Place, record: str, note: str, learned: str
+) -> None:
+    record = record.encode("utf-8", "replace").decode()
+    place.add(run("before").to_json())
+    place.add(record, note, learned)
+    place.add(run("after").to_json())
+    drain = place.drain("a")
+    batch = drain.read(10)
+    assert [e.execution.task_id for e in batch.entries] == ["before", "after"]
+    ((entry_id, raw),) = batch.unreadable
+    assert raw.split() == record.split()
+    drain.done([entry_id, *(e.entry_id for e in batch.entries)])
+    assert place.left() == 0
+
+
+def test_line_ends_between_the_parts_of_a_record_are_no_matter(place: Place) -> None:
+    place.add(run("0").to_json().replace(",", ",\n"), "", "1 2 3 4\n")
+    (entry,) = place.drain("a").read(1).entries
+    assert entry.execution == run("0")
+    assert entry.learned == Learned(1.0, 2.0, 3.0, 4.0)
+
+
+def test_fields_of_another_version_are_no_matter(place: Place) -> None:
+    text = run("0").to_json()
+    place.add(text[:-1] + ',"colour":"red"}')
+    place.add("{" + text[text.index('"task_id"') : -1] + ',"run_id":"run-0"}')
+    assert [e.execution for e in place.drain("a").read(9).entries] == [run("0")] * 2
+
+
+def test_more_than_one_script_may_hand_out(place: Place) -> None:
+    for i in range(MAX_TAKEN + 10):
+        place.add(run(str(i)).to_json())
+    drain = place.drain("a")
+    assert len(drain.read(MAX_TAKEN + 5).entries) == MAX_TAKEN + 5
+    assert len(drain.read(1000).entries) == 5
+
+
+class TestRedis:
+    """What only a server can do to it."""
+
+    @pytest.fixture
+    def settings(self, rts_redis_url: str, rts_key_prefix: str) -> Settings:
+        return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix)
+
+    def test_a_wiped_server_gets_its_group_again(
+        self, settings: Settings, redis_client: redis.Redis
+    ) -> None:
+        key = settings.keys.outbox
+        outbox = RedisOutbox(Link(settings), settings, "a")
+        redis_client.xgroup_create(key, "of-somebody-else", mkstream=True)
+        assert outbox.read(1).entries == []
+        redis_client.delete(key)
+        redis_client.xadd(key, {"r": run("0").to_json()})
+        (entry,) = outbox.read(1).entries
+        redis_client.delete(key)
+        outbox.done([entry.entry_id])
+        outbox.leave()
+        assert outbox.read(1).entries == []
+
+    def test_entries_that_were_trimmed_do_not_stay_pending(
+        self, settings: Settings, redis_client: redis.Redis
+    ) -> None:
+        key = settings.keys.outbox
+        for i in range(3):
+            redis_client.xadd(key, {"r": run(str(i)).to_json()})
+        link = Link(settings)
+        assert len(RedisOutbox(link, settings, "dead").read(3).entries) == 3
+        redis_client.xtrim(key, maxlen=1, approximate=False)
+        heir = RedisOutbox(link, settings, "heir", takeover_s=0.0)
+        (entry,) = heir.read(3).entries
+        assert entry.execution.task_id == "2"
+        assert redis_client.xpending(key, "rts")["pending"] == 1
+
+    def test_a_drain_with_entries_in_hand_stays_in_the_group(
+        self, settings: Settings, redis_client: redis.Redis
+    ) -> None:
+        key = settings.keys.outbox
+        redis_client.xadd(key, {"r": run("0").to_json()})
+        outbox = RedisOutbox(Link(settings), settings, "a")
+        (entry,) = outbox.read(1).entries
+        outbox.leave()
+        assert redis_client.xinfo_consumers(key, "rts")[0]["name"] == "a"
+        outbox.done([entry.entry_id])
+        outbox.leave()
+        assert redis_client.xinfo_consumers(key, "rts") == []
+
+
+def test_the_twin_reads_what_the_records_say() -> None:
+    assert Execution.from_json(run("x").to_json()) == run("x")

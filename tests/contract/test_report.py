@@ -1,0 +1,283 @@
+"""Reports over a real MongoDB, against a direct count in Python."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import datetime, timezone
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pymongo.database import Database
+
+from rts.errors import StoreUnavailable
+from rts.ledger.mongo import MongoLedger, connect, database_of
+from rts.records import Execution, OutboxEntry
+from rts.settings import Settings
+from rts.views import tallies
+from rts.views.histogram import NOTHING, RELATIVE_ERROR, bucket, expression, percentile
+from rts.views.report import Percentiles, report
+
+#: On a whole hour.
+T = 1_900_000_800.0
+UTC = timezone.utc
+TYPES, NAMES, WORKERS = ("cpu-light", "mixed"), ("a.x", "b.$y"), ("w@1", "w@2", "w@3")
+FIELD = {"type": "task_type", "name": "name", "worker": "worker"}
+
+
+def at(second: float) -> datetime:
+    return datetime.fromtimestamp(T + second, UTC)
+
+
+def runs_between(n: int, begin: float, end: float, rng: random.Random) -> list[Execution]:
+    """Return *n* tasks that end between two seconds after T; some in other ways."""
+    found = []
+    for number in range(n):
+        completed = T + rng.uniform(begin, end)
+        runtime = rng.lognormvariate(0, 1.5)
+        delay = rng.choice([0.0, rng.random()])
+        arrival = completed - runtime - delay
+        kind = rng.choice(["SUCCESS"] * 6 + ["FAILURE", "RETRY", "expired", "killed"])
+        task_id = f"{begin:.0f}-{number}"
+        run = Execution(
+            run_id=f"{task_id}:0",
+            task_id=task_id,
+            name=rng.choice(NAMES),
+            task_type=rng.choice(TYPES),
+            type_source="explicit",
+            tau=2.0,
+            k=2.0,
+            arrival=arrival,
+            deadline=arrival + 4,
+            arrival_source="published",
+            queue="q",
+            retries=0,
+            parent_id=None,
+            root_id=None,
+            worker=rng.choice(WORKERS),
+            instance="i",
+            pid=1,
+            started_at=completed - runtime,
+            completed_at=completed,
+            runtime_s=runtime,
+            state=kind if kind.isupper() else "FAILURE",
+        )
+        if kind == "expired":
+            run = replace(run, ran=False, started_at=None, runtime_s=None, cause="expired")
+        elif kind == "killed":
+            run = replace(run, runtime_s=None, cause="killed")
+        found.append(run)
+    return found
+
+
+@pytest.fixture
+def ledger(rts_mongo_url: str) -> Iterator[MongoLedger]:
+    made = MongoLedger(Settings(mongo_url=rts_mongo_url, ledger_ttl=0))
+    yield made
+    made.close()
+
+
+def write(ledger: MongoLedger, runs: list[Execution]) -> None:
+    ledger.write([OutboxEntry(str(n), run) for n, run in enumerate(runs)])
+
+
+def near(found: float, values: list[float], q: float) -> bool:
+    """Return whether *found* is the value of that rank, to within the bound."""
+    exact = sorted(values)[max(1, math.ceil(q * len(values) - 1e-9)) - 1]
+    return abs(found - exact) <= RELATIVE_ERROR * abs(exact) * (1 + 1e-9) + 1e-6
+
+
+def check(
+    database: Database[dict[str, Any]], since: datetime, until: datetime, by: str = "type"
+) -> int:
+    """Compare a report with a count of all documents; return the number of runs."""
+    window = {"completed_at": {"$gte": since, "$lt": until}}
+    assignments = list(database.assignments.find(window))
+    tasks = list(database.tasks.find(window))
+    rows = report(database, since, until, by)
+    keys = {"all"} if by == "all" else {d[FIELD[by]] for d in assignments + tasks}
+    assert [row.key for row in rows] == sorted(keys if assignments or tasks else ())
+    for row in rows:
+        mine = [d for d in assignments if by == "all" or d[FIELD[by]] == row.key]
+        verdicts = [d for d in tasks if by == "all" or d[FIELD[by]] == row.key]
+        assert (row.runs, row.tasks) == (len(mine), len(verdicts))
+        on_time = [d for d in verdicts if d["sla_success"]]
+        good = [d for d in on_time if d["state"] == "SUCCESS"]
+        missed = Counter(d["cause"] or "late" for d in verdicts if not d["sla_success"])
+        assert row.misses == missed
+        if verdicts:
+            assert row.on_time_ratio == len(on_time) / len(verdicts)
+            assert row.goodput_ratio == len(good) / len(verdicts)
+        for found, documents, name in (
+            (row.runtime, mine, "runtime_s"),
+            (row.queueing_delay, mine, "queueing_delay_s"),
+            (row.lateness, verdicts, "lateness_s"),
+        ):
+            values = [d[name] for d in documents if d[name] is not None]
+            if not values:
+                assert found is None
+                continue
+            assert found is not None
+            assert near(found.p50_s, values, 0.50)
+            assert near(found.p95_s, values, 0.95)
+            assert near(found.p99_s, values, 0.99)
+        success = [d for d in mine if d["state"] == "SUCCESS"]
+        if success:
+            error = sum(abs(d["runtime_s"] - d["tau"]) for d in success)
+            assert row.tau_error_ratio == pytest.approx(
+                error / sum(d["runtime_s"] for d in success)
+            )
+    return sum(row.runs for row in rows)
+
+
+@pytest.mark.parametrize("by", tallies.GROUPS)
+def test_a_report_is_a_direct_count(ledger: MongoLedger, by: str) -> None:
+    write(ledger, runs_between(600, -5000, 5000, random.Random(1)))
+    assert check(ledger.database, at(-5001), at(5001), by) > 400
+    assert 0 < check(ledger.database, at(-100), at(777), by) < 400
+    assert report(ledger.database, at(9000), at(9999), by) == []
+
+
+@pytest.mark.parametrize("by", ["type", "all"])
+def test_kept_sums_agree_with_a_direct_count(
+    ledger: MongoLedger, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """Whatever is added, replaced or removed after sums were kept is seen."""
+    monkeypatch.setattr(tallies, "DIRECT", 0)
+    rng = random.Random(2)
+    database, begin, end = ledger.database, at(-4000), at(12345)
+    first = runs_between(400, -4000, 12345, rng)
+    write(ledger, first)
+    check(database, begin, end, by)
+    kept = database.rollups.count_documents({f"tallies.{by}": {"$exists": True}})
+    assert kept == 2 * (4 + 2)  # hours and tens of minutes, runs and tasks
+    check(database, begin, end, by)
+    # late records of an hour long gone
+    write(ledger, runs_between(50, 100, 3000, rng))
+    check(database, begin, end, by)
+    # a run that was thought lost, in one hour, has ended in another
+    lost = replace(
+        first[0],
+        task_id="l",
+        run_id="l",
+        state="LOST",
+        cause="lost",
+        completed_at=T + 50.0,
+        runtime_s=None,
+    )
+    write(ledger, [lost])
+    check(database, begin, end, by)
+    write(ledger, [replace(first[0], task_id="l", run_id="l", completed_at=T + 7500.0)])
+    check(database, begin, end, by)
+    # the same hour: the number of records stays
+    same = replace(lost, task_id="m", run_id="m", completed_at=T + 60.0)
+    write(ledger, [same])
+    check(database, begin, end, by)
+    write(ledger, [replace(first[0], task_id="m", run_id="m", completed_at=T + 70.0)])
+    check(database, begin, end, by)
+    # somebody removes old documents by hand
+    database.assignments.delete_many({"completed_at": {"$lt": at(2000)}})
+    check(database, begin, end, by)
+    check(database, begin, end, by)
+
+
+def test_sums_that_were_overtaken_are_not_kept(
+    ledger: MongoLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record is replaced while the sums of its hour are being made."""
+    monkeypatch.setattr(tallies, "DIRECT", 0)
+    run = runs_between(1, 1000, 1001, random.Random(3))[0]
+    run = replace(run, run_id="r", task_id="t", state="SUCCESS", cause=None, ran=True)
+    run = replace(run, runtime_s=1.0, started_at=T + 999.0)
+    lost = replace(run, state="LOST", cause="lost", runtime_s=None)
+    write(ledger, [lost])
+    count = tallies._direct
+
+    def slow(*arguments: Any) -> Any:
+        counted = count(*arguments)
+        write(ledger, [run])
+        return counted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tallies, "_direct", slow)
+        report(ledger.database, at(0), at(3600))
+    check(ledger.database, at(0), at(3600))
+
+
+def test_sums_are_kept_ahead_of_a_busy_day(
+    ledger: MongoLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(ledger, runs_between(300, 0, 86400, random.Random(6)))
+    assert tallies.keep(ledger.database, at(86400)) == 0  # not so busy
+    monkeypatch.setattr(tallies, "DIRECT", 100)
+    assert tallies.keep(ledger.database, at(86400)) == 48
+    assert tallies.keep(ledger.database, at(86400)) == 0
+    check(ledger.database, at(0), at(86400))
+
+
+def test_sums_too_large_are_not_kept(
+    ledger: MongoLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tallies, "DIRECT", 0)
+    monkeypatch.setattr(tallies, "MAX_KEPT_BYTES", 0)
+    write(ledger, runs_between(50, 0, 3600, random.Random(4)))
+    check(ledger.database, at(0), at(3600))
+    assert ledger.database.rollups.find_one({"tallies": {"$exists": True}}) is None
+
+
+def test_documents_with_the_pinned_fields_only(ledger: MongoLedger) -> None:
+    ledger.database.assignments.insert_one(
+        {"_id": "a", "completed_at": at(1), "runtime_s": 2.0, "state": "SUCCESS"}
+    )
+    (row,) = report(ledger.database, at(0), at(2), "name")
+    assert (row.key, row.runs, row.tasks, row.on_time_ratio) == ("unknown", 1, 0, None)
+    assert row.lateness is None
+
+
+def test_what_cannot_be_asked() -> None:
+    client = connect("mongodb://127.0.0.1:9/?serverSelectionTimeoutMS=50")
+    database = database_of(client, "mongodb://127.0.0.1:9/")
+    with pytest.raises(ValueError, match="by = 'colour'"):
+        report(database, at(0), at(1), "colour")
+    with pytest.raises(ValueError, match="time zone"):
+        report(database, at(0).replace(tzinfo=None), at(1))
+    with pytest.raises(StoreUnavailable):
+        report(database, at(0), at(1))
+    client.close()
+
+
+def test_a_window_is_cut_without_gap_or_overlap() -> None:
+    for begin, end in [(0, 3600), (-1, 86400.5), (100, 200), (599, 1201), (3000, 4300), (5, 5)]:
+        stretches, rest = tallies.cut("tasks", (at(begin), at(end)))
+        parts = sorted([s.window for s in stretches] + [w for w in rest if w[0] < w[1]])
+        for (_, one), (next_one, _) in pairwise(parts):
+            assert one == next_one
+        if begin < end:
+            assert (parts[0][0], parts[-1][1]) == (at(begin), at(end))
+    day = tallies.cut("tasks", (at(1234), at(1234 + 86400)))[0]
+    assert Counter(s.width for s in day) == {3600: 23, 600: 5}
+
+
+@given(st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=50), st.sampled_from([0.5, 0.95]))
+def test_percentiles_keep_their_bound(values: list[float], q: float) -> None:
+    found = percentile(Counter(map(bucket, values)), q)
+    assert found is not None
+    assert near(found, values, q)
+
+
+def test_the_server_fills_the_same_buckets(ledger: MongoLedger) -> None:
+    rng = random.Random(5)
+    values = [0.0, NOTHING, -NOTHING, 1e9, -1e9, *(rng.gauss(0, 100) for _ in range(500))]
+    numbers = ledger.database.numbers
+    numbers.insert_many([{"x": x} for x in [*values, None, math.nan]])
+    stages = [{"$group": {"_id": expression("x", signed=True), "n": {"$sum": 1}}}]
+    found = {row["_id"]: row["n"] for row in numbers.aggregate(stages)}
+    assert found.pop(None) == 2
+    assert found == Counter(map(bucket, values))
+    assert Percentiles.of({}) is None

@@ -1,0 +1,327 @@
+"""The companion process on real servers: beside a worker, alone, killed, orphaned."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pymongo
+import pytest
+import redis
+
+from rts.ledger.companion import drain_alone
+from rts.ledger.orders import Orders
+from rts.ledger.spool import Spool
+from rts.ledger.supervise import Companion
+from rts.link.link import Link
+from rts.ports import TauEntry
+from rts.settings import Settings
+from rts.tau.redis import RedisTauStore
+from rts.testing import MongoServer, RedisServer, wait_until
+from tests.unit.test_spool import run
+
+ROOT = Path(__file__).parents[2]
+
+#: What every process that a test starts may take, on a busy machine.
+PATIENCE_S = 60.0
+
+
+@pytest.fixture
+def settings(
+    rts_redis_url: str, rts_mongo_url: str, rts_key_prefix: str, tmp_path: Path
+) -> Settings:
+    return Settings(
+        redis_url=rts_redis_url,
+        mongo_url=rts_mongo_url,
+        key_prefix=rts_key_prefix,
+        spool_dir=str(tmp_path / "spool"),
+    )
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Companion]]:
+    """Start companions; they end with the test."""
+    companions: list[Companion] = []
+
+    def start(settings: Settings, instance: str = "w@h/1-a") -> Companion:
+        companion = Companion()
+        companions.append(companion)
+        companion.start(Orders(settings, "w@h", instance, 2, os.getpid()).to_json())
+        return companion
+
+    yield start
+    for companion in companions:
+        companion.stop()
+
+
+def fill(client: Any, settings: Settings, n: int, first: int = 0) -> None:
+    pipeline = client.pipeline(transaction=False)
+    for i in range(first, first + n):
+        done = replace(run(str(i)), state="SUCCESS", started_at=1.0, completed_at=2.0)
+        pipeline.xadd(settings.keys.outbox, {"r": replace(done, runtime_s=1.0).to_json()})
+    pipeline.execute()
+
+
+def all_there(mongo: Any, n: int) -> Callable[[], bool]:
+    return lambda: mongo.tasks.count_documents({}) == mongo.assignments.count_documents({}) == n
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_it_beats_drains_ships_and_says_good_bye(
+    settings: Settings, start: Callable[..., Companion], redis_client: redis.Redis, mongo: Any
+) -> None:
+    fill(redis_client, settings, 100)
+    Spool(settings.spool_dir, 1 << 20).append(
+        replace(run("spooled"), state="FAILURE", completed_at=2.0),
+        elsewhere=False,
+        suspect=None,
+    )
+    companion = start(settings)
+    wait_until(all_there(mongo, 101), PATIENCE_S)
+    import json
+
+    beat = json.loads(redis_client.hget(settings.keys.workers, "w@h/1-a") or "")
+    assert beat["worker"] == "w@h"
+    assert beat["concurrency"] == 2
+    assert abs(beat["seen_at"] - redis_client.time()[0]) < 30
+    assert "memory" in beat["load"]
+    fill(redis_client, settings, 50, first=1000)
+    pid = companion.pid
+    companion.stop()
+    assert pid is not None
+    assert not alive(pid)
+    assert all_there(mongo, 151)(), "the last drain brought the rest"
+    assert not redis_client.hexists(settings.keys.workers, "w@h/1-a")
+    assert redis_client.xinfo_consumers(settings.keys.outbox, "rts") == []
+
+
+def test_where_it_does_not_drain_it_beats_and_ships(
+    settings: Settings, start: Callable[..., Companion], redis_client: redis.Redis, mongo: Any
+) -> None:
+    settings = replace(settings, drain=False, mongo_url="mongodb://127.0.0.1:1/rts")
+    Spool(settings.spool_dir, 1 << 20).append(run("a"), elsewhere=False, suspect=None)
+    start(settings)
+    wait_until(lambda: redis_client.xlen(settings.keys.outbox) == 1, PATIENCE_S)
+    wait_until(lambda: redis_client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S)
+
+
+def test_it_does_not_import_celery() -> None:
+    code = (
+        "import sys, rts.ledger.companion as c; print(*({'celery', 'kombu'} & {*sys.modules}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+
+
+def test_one_that_is_killed_is_started_again(
+    settings: Settings, start: Callable[..., Companion], redis_client: redis.Redis, mongo: Any
+) -> None:
+    companion = start(settings)
+    wait_until(lambda: redis_client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S)
+    first = companion.pid
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: companion.pid not in (None, first), PATIENCE_S)
+    fill(redis_client, settings, 3)
+    wait_until(all_there(mongo, 3), PATIENCE_S)
+
+
+def test_one_that_cannot_start_harms_nobody(
+    settings: Settings, start: Callable[..., Companion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    companion = start(settings)
+    assert companion.pid is None
+    companion.stop()
+
+
+#: A worker's main process with a pool child that outlives it, and does (or does
+#: not) let go of the pipe.
+_WORKER = """
+import os, sys, time
+from rts.ledger.supervise import Companion
+companion = Companion()
+companion.start(sys.stdin.readline())
+child = os.fork()
+if child == 0:
+    if sys.argv[1] == "closes":
+        companion.close_in_child()
+    time.sleep(120)
+    os._exit(0)
+print(companion.pid, child, flush=True)
+time.sleep(120)
+"""
+
+
+@pytest.mark.parametrize("child", ["closes", "keeps"])
+def test_it_ends_with_a_worker_that_is_killed(
+    settings: Settings, redis_client: redis.Redis, child: str
+) -> None:
+    orders = Orders(settings, "w@h", "w@h/1-a", 2, 0).to_json()
+    worker = subprocess.Popen(
+        [sys.executable, "-c", _WORKER, child],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    worker.stdin.write(orders + "\n")
+    worker.stdin.close()
+    pid, child_pid = map(int, worker.stdout.readline().split())
+    worker.stdout.close()
+    try:
+        wait_until(lambda: redis_client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S)
+        worker.kill()
+        worker.wait()
+        wait_until(lambda: not alive(pid), PATIENCE_S)
+        assert alive(child_pid)
+        assert not redis_client.hexists(settings.keys.workers, "w@h/1-a")
+    finally:
+        os.kill(child_pid, signal.SIGKILL)
+        if alive(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_sigterm_ends_it_and_ctrl_c_does_not(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    companion = Companion()
+    companion.start(Orders(settings, "w@h", "w@h/1-a", 2, os.getpid()).to_json())
+    try:
+        wait_until(lambda: redis_client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S)
+        process = companion._process
+        assert process is not None
+        process.send_signal(signal.SIGINT)
+        redis_client.delete(settings.keys.workers)
+        wait_until(lambda: redis_client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S)
+        companion._stopping.set()  # a worker would start another one
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 0
+    finally:
+        companion.stop()
+
+
+def test_a_drain_is_killed_in_the_middle_and_another_takes_over(
+    settings: Settings, start: Callable[..., Companion], redis_client: redis.Redis, mongo: Any
+) -> None:
+    fill(redis_client, settings, 2000)
+    first = start(settings)
+    wait_until(lambda: mongo.tasks.count_documents({}) > 0, PATIENCE_S, interval=0.001)
+    first._stopping.set()
+    pid = first.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    fill(redis_client, settings, 500, first=2000)
+    start(settings, "w@h/2-b")
+    wait_until(all_there(mongo, 2500), PATIENCE_S)
+    wait_until(lambda: redis_client.xlen(settings.keys.outbox) == 0, PATIENCE_S)
+    assert mongo.tasks.count_documents({"attempts": 1}) == 2500
+
+
+def test_mongodb_is_away_for_the_whole_and_comes_later(
+    settings: Settings, start: Callable[..., Companion], redis_client: redis.Redis
+) -> None:
+    server = MongoServer()
+    settings = replace(settings, mongo_url=server.url)
+    try:
+        start(settings)
+        fill(redis_client, settings, 2000)
+        wait_until(lambda: redis_client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S)
+        assert redis_client.xlen(settings.keys.outbox) == 2000
+        server.start()
+        with pymongo.MongoClient[dict[str, Any]](server.url) as client:
+            database = client.get_default_database()
+            wait_until(all_there(database, 2000), PATIENCE_S)
+            # And again, with something in hand.
+            server.halt()
+            fill(redis_client, settings, 100, first=2000)
+            server.start()
+            wait_until(all_there(database, 2100), PATIENCE_S)
+        wait_until(lambda: redis_client.xlen(settings.keys.outbox) == 0, PATIENCE_S)
+    finally:
+        server.stop()
+
+
+def test_redis_is_killed_wiped_and_started_again(
+    settings: Settings, start: Callable[..., Companion], mongo: Any
+) -> None:
+    with RedisServer() as server:
+        settings = replace(settings, redis_url=server.url)
+        start(settings)
+        with redis.Redis.from_url(server.url, decode_responses=True) as client:
+            fill(client, settings, 10)
+            wait_until(all_there(mongo, 10), PATIENCE_S)
+            server.kill()
+            spool = Spool(settings.spool_dir, 1 << 20)
+            for i in range(10, 30):
+                done = replace(run(str(i)), state="SUCCESS", completed_at=2.0, runtime_s=1.0)
+                spool.append(done, elsewhere=False, suspect=None)
+            server.start()  # without its data
+            wait_until(all_there(mongo, 30), PATIENCE_S)
+            wait_until(lambda: client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S)
+            assert client.hget(settings.keys.count, "cpu-light") == "20"
+
+
+def test_taus_come_back_after_a_wipe(
+    settings: Settings, start: Callable[..., Companion], mongo: Any
+) -> None:
+    with RedisServer() as server:
+        settings = replace(settings, redis_url=server.url, timeout=5.0)
+        store = RedisTauStore(Link(settings), settings)
+        store.update("cpu-light", "proj.add", 7.5)
+        kept = dict(store.entries())
+        assert kept["cpu-light"] == TauEntry(5.5, 1, 2.5)
+        companion = start(settings)
+        wait_until(lambda: mongo.tau.count_documents({}) == len(kept), PATIENCE_S)
+        with redis.Redis.from_url(server.url) as client:
+            for _ in range(2):
+                client.flushall()
+                wait_until(lambda: dict(store.entries()) == kept, PATIENCE_S)
+            companion.stop()
+            client.flushall()
+            assert mongo.tau.count_documents({}) == len(kept)
+        drain_alone(settings, threading.Event(), once=True)
+        assert dict(store.entries()) == kept
+
+
+def test_a_drain_alone_does_what_a_companion_does(
+    settings: Settings, redis_client: redis.Redis, mongo: Any
+) -> None:
+    fill(redis_client, settings, 1500)
+    Spool(settings.spool_dir, 1 << 20).append(
+        replace(run("spooled"), state="FAILURE", completed_at=2.0),
+        elsewhere=False,
+        suspect=None,
+    )
+    assert drain_alone(settings, threading.Event(), once=True) == 1501
+    assert all_there(mongo, 1501)()
+    assert not redis_client.exists(settings.keys.workers)
+    stop = threading.Event()
+    thread = threading.Thread(target=drain_alone, args=(settings, stop))
+    thread.start()
+    fill(redis_client, settings, 5, first=2000)
+    try:
+        wait_until(all_there(mongo, 1506), PATIENCE_S)
+    finally:
+        stop.set()
+        thread.join(PATIENCE_S)
+    assert not thread.is_alive()

@@ -1,0 +1,183 @@
+"""Lost runs on a real Redis; only the janitor's own sense of time is moved."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import redis
+
+from rts.clock import FleetClock
+from rts.keys import running_field
+from rts.ledger.janitor import (
+    FORGET_AFTER_S,
+    GRACE_S,
+    LOST_AFTER_S,
+    MAX_GAP_S,
+    Janitor,
+    Orphans,
+)
+from rts.link.link import Link
+from rts.records import LOST, Execution
+from rts.settings import Settings
+from tests.unit.test_spool import run
+
+LIVING, DEAD = "w@h/1-living", "w@h/2-dead"
+
+
+class Time:
+    """The janitor's monotonic clock."""
+
+    def __init__(self) -> None:
+        self.at = 0.0
+
+    def __call__(self) -> float:
+        return self.at
+
+
+@pytest.fixture
+def settings(rts_redis_url: str, rts_key_prefix: str) -> Settings:
+    return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix)
+
+
+@pytest.fixture
+def time() -> Time:
+    return Time()
+
+
+@pytest.fixture
+def make(settings: Settings, time: Time) -> Callable[[str], Janitor]:
+    return lambda name: Janitor(Link(settings), settings, FleetClock(), name, now=time)
+
+
+def note(
+    client: Any, settings: Settings, task_id: str, instance: str, pid: int = 1
+) -> Execution:
+    """Write the note of a run that goes on."""
+    execution = replace(run(task_id), instance=instance, started_at=100.0, pid=pid)
+    field = running_field(task_id, 0, instance, pid)
+    client.hset(settings.keys.running, field, execution.to_json())
+    return execution
+
+
+def watch(janitor: Janitor, client: Any, settings: Settings, time: Time, seconds: float) -> int:
+    """Let *seconds* pass, in looks 2 s apart, while the living worker beats."""
+    ended = 0
+    for _ in range(int(seconds / 2)):
+        time.at += 2
+        beat = json.dumps({"seen_at": 1.0, "beat": time.at})
+        client.hset(settings.keys.workers, LIVING, beat)
+        ended += janitor.step()
+    return ended
+
+
+def records(client: Any, settings: Settings) -> list[Execution]:
+    entries = client.xrange(settings.keys.outbox)
+    return [Execution.from_json(fields["r"]) for _, fields in entries]
+
+
+def test_runs_of_a_silent_worker_are_lost_and_others_are_not(
+    settings: Settings, redis_client: redis.Redis, make: Callable[[str], Janitor], time: Time
+) -> None:
+    client = redis_client
+    client.hset(settings.keys.workers, DEAD, json.dumps({"seen_at": 1e12}))
+    note(client, settings, "alive", LIVING)
+    lost = note(client, settings, "lost", DEAD)
+    never_seen = note(client, settings, "strange|id", "w@h/3-never")
+    janitor = make("a")
+    assert watch(janitor, client, settings, time, LOST_AFTER_S) == 0
+    assert watch(janitor, client, settings, time, 6) == 2
+    found = sorted(records(client, settings), key=lambda e: e.task_id)
+    for end, begin in zip(found, (lost, never_seen), strict=True):
+        assert end.completed_at is not None
+        assert abs(end.completed_at - client.time()[0]) < 30
+        assert end == replace(begin, state=LOST, cause="lost", completed_at=end.completed_at)
+    assert client.hlen(settings.keys.running) == 1
+    assert client.hget(settings.keys.counters, "runs_lost") == "2"
+    assert watch(janitor, client, settings, time, 20) == 0
+    assert client.hexists(settings.keys.workers, DEAD)
+    watch(janitor, client, settings, time, FORGET_AFTER_S)
+    assert client.hkeys(settings.keys.workers) == [LIVING]
+
+
+def test_after_a_pause_of_everything_nobody_is_lost(
+    settings: Settings, redis_client: redis.Redis, make: Callable[[str], Janitor], time: Time
+) -> None:
+    """An outage of Redis, a suspended host: all heartbeats are old."""
+    client = redis_client
+    client.hset(settings.keys.workers, DEAD, "{}")
+    note(client, settings, "a", DEAD)
+    janitor = make("a")
+    assert watch(janitor, client, settings, time, LOST_AFTER_S) == 0
+    time.at += MAX_GAP_S + 1000
+    assert watch(janitor, client, settings, time, LOST_AFTER_S) == 0
+    assert watch(janitor, client, settings, time, 6) == 1
+
+
+def test_one_janitor_looks_and_another_takes_over(
+    settings: Settings, redis_client: redis.Redis, make: Callable[[str], Janitor], time: Time
+) -> None:
+    client = redis_client
+    first, second = make("a"), make("b")
+    note(client, settings, "a", DEAD)
+    first.step()
+    assert watch(second, client, settings, time, 40) == 0
+    first.leave()
+    second.leave()
+    assert watch(second, client, settings, time, LOST_AFTER_S + 6) == 1
+    assert client.get(settings.keys.janitor) == "b"
+
+
+def test_notes_that_cannot_be_read_go(
+    settings: Settings, redis_client: redis.Redis, make: Callable[[str], Janitor], time: Time
+) -> None:
+    client = redis_client
+    for field in ("rubbish", "", "a|b", f"t|0|{DEAD}|1"):
+        client.hset(settings.keys.running, field, "{")
+    assert watch(make("a"), client, settings, time, LOST_AFTER_S + 6) == 0
+    assert client.hlen(settings.keys.running) == 0
+    assert client.xlen(settings.keys.outbox) == 0
+
+
+def test_a_run_that_ends_meanwhile_is_not_lost(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    from rts.ledger import janitor as module
+
+    client = redis_client
+    note(client, settings, "a", DEAD)
+    field = running_field("a", 0, DEAD, 1).encode()
+
+    def is_over(_: Execution) -> bool:
+        client.hdel(settings.keys.running, field)
+        return True
+
+    assert module.reap(Link(settings), settings.keys, [field], is_over, "lost", 1.0) == 0
+    assert client.xlen(settings.keys.outbox) == 0
+
+
+def test_runs_of_a_process_that_is_gone_end_after_a_grace(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    client = redis_client
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    note(client, settings, "alive", LIVING, os.getpid())
+    killed = note(client, settings, "killed", LIVING, gone.pid)
+    note(client, settings, "elsewhere", DEAD, gone.pid)
+    clock = FleetClock()
+    orphans = Orphans(Link(settings), settings, clock, LIVING)
+    assert orphans.step() == 0
+    clock.offset_s += GRACE_S / 2
+    assert orphans.step() == 0
+    clock.offset_s += GRACE_S
+    assert orphans.step() == 1
+    (end,) = records(client, settings)
+    assert (end.run_id, end.state, end.cause) == (killed.run_id, LOST, "killed")
+    assert client.hlen(settings.keys.running) == 2

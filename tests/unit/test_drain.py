@@ -1,0 +1,179 @@
+"""The drain's rules, on the twins in memory; its servers fail as they are told to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from rts import health
+from rts.errors import StoreUnavailable
+from rts.ledger.drain import BATCH, MANY, MAX_BACKOFF_S, Drain
+from rts.ledger.memory import MemoryLedger
+from rts.ledger.memory_outbox import MemoryOutbox, MemoryStream
+from rts.records import OutboxEntry
+from tests.unit.test_spool import run
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.at = 100.0
+
+    def __call__(self) -> float:
+        return self.at
+
+
+class FaultyLedger(MemoryLedger):
+    """Is away, or refuses records whose task id begins with *poison*.
+
+    A driver's refusal of a single document cannot be had from a twin in memory.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.away = False
+        self.poison = "poison"
+        self.writes = 0
+
+    def write(self, entries: Sequence[OutboxEntry]) -> None:
+        if self.away:
+            raise StoreUnavailable("MongoDB does not answer (on purpose)")
+        self.writes += 1
+        if any(e.execution.task_id.startswith(self.poison) for e in entries):
+            raise ValueError("cannot encode this")
+        super().write(entries)
+
+
+@pytest.fixture
+def stream() -> MemoryStream:
+    return MemoryStream()
+
+
+@pytest.fixture
+def ledger() -> FaultyLedger:
+    return FaultyLedger()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def drain(stream: MemoryStream, ledger: FaultyLedger, clock: Clock) -> Drain:
+    return Drain(MemoryOutbox(stream, "a", clock), ledger, clock)
+
+
+def fill(stream: MemoryStream, *task_ids: str) -> None:
+    for task_id in task_ids:
+        stream.add(run(task_id).to_json())
+
+
+def test_records_leave_the_outbox_when_they_are_in_the_ledger(
+    stream: MemoryStream, ledger: FaultyLedger, drain: Drain
+) -> None:
+    fill(stream, *(str(i) for i in range(BATCH + 5)))
+    assert drain.step() == BATCH
+    assert drain.drain(10) == 5
+    assert drain.step() == 0
+    assert drain.moved == BATCH + 5 == len(ledger.tasks)
+    assert not stream.entries
+
+
+def test_one_pass_ends_at_a_batch_that_is_not_full(
+    stream: MemoryStream, drain: Drain, ledger: FaultyLedger
+) -> None:
+    fill(stream, *(str(i) for i in range(2 * BATCH + 1)))
+    assert drain.drain(1e9) == 2 * BATCH + 1
+    assert ledger.writes == 3
+
+
+def test_nothing_is_lost_or_asked_too_often_while_the_ledger_is_away(
+    stream: MemoryStream,
+    ledger: FaultyLedger,
+    drain: Drain,
+    clock: Clock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fill(stream, "a", "b")
+    ledger.away = True
+    tries = 0
+    for _ in range(2000):  # of 0.1 s
+        before = drain._retry_at
+        assert drain.step() == 0
+        tries += drain._retry_at != before
+        clock.at += 0.1
+    assert 200 / MAX_BACKOFF_S <= tries < 200 / MAX_BACKOFF_S + 6
+    assert len(stream.entries) == 2
+    assert not drain.empty_handed
+    assert caplog.text.count("rts_mongo_url") == 1
+    ledger.away = False
+    clock.at += MAX_BACKOFF_S
+    assert drain.step() == 2
+    assert drain.empty_handed
+    assert sorted(ledger.tasks) == ["a", "b"]
+    assert caplog.text.count("draining goes on") == 1
+
+
+@pytest.mark.parametrize("bad", [1, 3])
+def test_poison_is_put_aside_and_the_rest_goes_in(
+    stream: MemoryStream, ledger: FaultyLedger, drain: Drain, bad: int
+) -> None:
+    fill(stream, *(str(i) for i in range(100)), *(f"poison{i}" for i in range(bad)), "z")
+    assert drain.step() == 101 + bad
+    assert len(ledger.tasks) == 101
+    assert len(ledger.refused) == bad
+    assert '"poison0"' in str(ledger.refused[0][0])
+    assert "cannot encode this" in ledger.refused[0][1]
+    assert not stream.entries
+    assert health.take_counts()["records_refused"] == bad
+
+
+def test_what_is_no_record_is_put_aside(
+    stream: MemoryStream, ledger: FaultyLedger, drain: Drain
+) -> None:
+    stream.add("rubbish")
+    fill(stream, "a")
+    assert drain.step() == 2
+    assert list(ledger.tasks) == ["a"]
+    assert [raw for raw, _ in ledger.refused] == ["rubbish"]
+    assert not stream.entries
+
+
+def test_a_ledger_that_takes_nothing_at_all_is_away(
+    stream: MemoryStream, ledger: FaultyLedger, drain: Drain, clock: Clock
+) -> None:
+    ledger.poison = ""
+    fill(stream, *(str(i) for i in range(500)))
+    assert drain.step() == 0
+    assert ledger.writes < 3 * MANY
+    assert len(stream.entries) == 500
+    assert not ledger.refused
+    ledger.poison = "poison"
+    clock.at += MAX_BACKOFF_S
+    assert drain.step() == 500
+    assert len(ledger.tasks) == 500
+
+
+def test_an_outbox_that_forgets_later_is_told_again(
+    stream: MemoryStream, ledger: FaultyLedger, clock: Clock
+) -> None:
+    class Forgetful(MemoryOutbox):
+        away = True
+
+        def done(self, entry_ids):  # type: ignore[no-untyped-def]
+            if self.away:
+                raise StoreUnavailable("Redis does not answer (on purpose)")
+            super().done(entry_ids)
+
+    outbox = Forgetful(stream, "a", clock)
+    drain = Drain(outbox, ledger, clock)
+    fill(stream, "a")
+    with pytest.raises(StoreUnavailable):
+        drain.step()
+    outbox.away = False
+    assert drain.step() == 1
+    assert not stream.entries
+    assert len(ledger.tasks) == 1
