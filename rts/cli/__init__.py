@@ -52,7 +52,9 @@ def _not_of_link(record: logging.LogRecord) -> bool:
     return record.module != "link"
 
 
-@click.group(cls=RtsGroup, name="rts", short_help="Learned runtimes, deadlines, the SLA ledger.")
+@click.group(
+    cls=RtsGroup, name="rts", short_help="Learned runtimes, deadlines, the SLA ledger."
+)
 @click.pass_context
 @handle_preload_options
 def rts(ctx: click.Context) -> None:

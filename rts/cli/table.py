@@ -50,7 +50,9 @@ def render(
         _shrink(columns, widths, width)
     lines = []
     if any(name for name, _ in groups):
-        spans = [(name, sum(widths[i] + len(GAP) for i in of) - len(GAP)) for name, of in groups]
+        spans = [
+            (name, sum(widths[i] + len(GAP) for i in of) - len(GAP)) for name, of in groups
+        ]
         lines.append(GAP.join(_pad(name, span, right=True) for name, span in spans))
     for row in ([c.header for c in columns], *cells):
         aligned = zip(columns, widths, row, strict=True)

@@ -176,13 +176,17 @@ def reset(ctx: click.Context, field: str | None, yes: bool, as_json: bool) -> No
     TYPE alone leaves the names in it as they are.
     """
     settings = settings_of(ctx)
-    what = "all that was learned" if field is None else f"what was learned of {printable(field)}"
+    what = (
+        "all that was learned" if field is None else f"what was learned of {printable(field)}"
+    )
     if not yes:
         click.confirm(f"Forget {what}?", abort=True, err=True)
     with link_to_redis(settings) as link:
         store = RedisTauStore(link, settings)
         fields = list(store.entries()) if field is None else [field]
-        if field is not None and not int(link.call(pack("HEXISTS", settings.keys.tau, field))[0]):
+        if field is not None and not int(
+            link.call(pack("HEXISTS", settings.keys.tau, field))[0]
+        ):
             raise CommandError(
                 f"nothing was learned of {printable(field)}. See the list: rts tau"
             )

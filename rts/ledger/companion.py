@@ -59,7 +59,7 @@ BUSY_S = 0.05
 LAST_DRAIN_S = 3.0
 #: Seconds after the worker's end in which this process ends, whatever hangs. It
 #: may: nothing is acknowledged that is not done.
-LAST_S = 6.0
+LAST_S = 5.0
 #: Nobody's task waits for these connections, so they may take their time.
 CONNECT_TIMEOUT_S, TIMEOUT_S, BREAKER_S = 2.0, 5.0, 1.0
 #: Tasks go first where they and the drain want the same core.
@@ -139,6 +139,12 @@ class Upkeep:
             raise
         self._clock.measured(sent_at, int(seconds) + int(micros) / 1e6, time.time())
 
+    def good_bye(self) -> None:
+        """Take the worker off the list of those that live."""
+        self._sampler.stop()
+        if self._orders is not None:
+            self._link.call(pack("HDEL", self._keys.workers, self._orders.instance))
+
     def ship(self) -> None:
         """Bring what waits on this host's disk to Redis."""
         self._shipper.ship()
@@ -178,11 +184,7 @@ class Upkeep:
             self._snapshots.save(turn_s=turn_s)
 
     def last(self) -> None:
-        """Bring in what is left, say good-bye. Each step may fail on its own."""
-        self._sampler.stop()
-        if self._orders is not None:
-            gone = pack("HDEL", self._keys.workers, self._orders.instance)
-            attempt("the last heartbeat", lambda: self._link.call(gone))
+        """Bring in what is left, and leave. Each step may fail on its own."""
         attempt("shipping the spool", self.ship)
         attempt("the last drain", lambda: self.move_all(LAST_DRAIN_S))
         attempt("the snapshot of the taus", lambda: self.snapshot(0.0))
@@ -231,7 +233,8 @@ def run(upkeep: Upkeep, stop: threading.Event) -> None:
     """Keep going until *stop*. Neither draining nor shipping delays the heartbeat."""
     upkeep.start()
     threads = [
-        _repeat(stop, BEAT_S, ("the heartbeat", upkeep.pulse)),
+        # Its own thread says good-bye: the others may hang in a server that does.
+        _repeat(stop, BEAT_S, ("the heartbeat", upkeep.pulse), last=upkeep.good_bye),
         _repeat(
             stop,
             JANITOR_S,
@@ -257,15 +260,20 @@ def run(upkeep: Upkeep, stop: threading.Event) -> None:
 
 
 def _repeat(
-    stop: threading.Event, every_s: float, *work: tuple[str, Callable[[], object]]
+    stop: threading.Event,
+    every_s: float,
+    *work: tuple[str, Callable[[], object]],
+    last: Callable[[], object] | None = None,
 ) -> threading.Thread:
-    """Do *work* again and again, in a thread of its own, until *stop*."""
+    """Do *work* again and again, in a thread of its own, until *stop*; then *last*."""
 
     def loop() -> None:
         while not stop.is_set():
             for what, step in work:
                 attempt(what, step)
             stop.wait(every_s)
+        if last is not None:
+            attempt("the end of " + work[0][0], last)
 
     thread = threading.Thread(target=loop, daemon=True)
     thread.start()

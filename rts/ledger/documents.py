@@ -47,11 +47,11 @@ def documents(entry: OutboxEntry) -> tuple[Document, Document | None]:
     """
     execution = entry.execution
     try:
-        if not _plain(execution):
-            execution = cleaned(execution)
-        return _documents(execution, entry.learned)
-    except (TypeError, ValueError, OverflowError, AttributeError, OSError):
-        return _documents(cleaned(execution), cleaned_learned(entry.learned))
+        if _plain(execution, entry.learned):
+            return _documents(execution, entry.learned)
+    except (TypeError, ValueError, OverflowError, AttributeError):
+        pass  # something is not of its type
+    return _documents(cleaned(execution), cleaned_learned(entry.learned))
 
 
 def instant(at: float | None) -> datetime | None:
@@ -200,7 +200,7 @@ if set(_KINDS) != {field.name for field in fields(Execution)}:  # pragma: no cov
     raise TypeError("rts.ledger.documents must know every field of an Execution")
 
 
-def _plain(e: Execution) -> bool:
+def _plain(e: Execution, learned: Learned | None) -> bool:
     """Return whether *e* can be stored as it is: the usual case, checked quickly.
 
     All strings are joined first, which also refuses what is no string. A sum is
@@ -220,6 +220,11 @@ def _plain(e: Execution) -> bool:
         + (e.completed_at or 0.0) + (e.runtime_s or 0.0) + (e.cpu_s or 0.0)
         + (e.max_rss_bytes or 0) + (e.pid or 0) + e.retries
     )  # fmt: skip
+    if learned is not None:
+        total += (
+            learned.tau_before + learned.tau_after
+            + (learned.name_tau_before or 0.0) + (learned.name_tau_after or 0.0)
+        )  # fmt: skip
     load = e.load_at_start
     if load is not None:
         if not _LOAD_KEYS.issuperset(load):

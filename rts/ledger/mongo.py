@@ -12,54 +12,27 @@ the run that it is about.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 
-from bson.codec_options import CodecOptions
-from pymongo import ASCENDING, MongoClient, ReplaceOne
+from pymongo import MongoClient, ReplaceOne
 from pymongo.collection import Collection
-from pymongo.database import Database
-from pymongo.errors import (
-    BulkWriteError,
-    CollectionInvalid,
-    ConfigurationError,
-    ConnectionFailure,
-    ExecutionTimeout,
-    InvalidOperation,
-    InvalidURI,
-    OperationFailure,
-    PyMongoError,
-    WTimeoutError,
-)
+from pymongo.errors import BulkWriteError
 
 from rts.errors import StoreUnavailable
-from rts.keys import ASSIGNMENTS, REFUSED, ROLLUPS, TASKS, TAU_SNAPSHOT
+from rts.keys import ASSIGNMENTS, REFUSED, TASKS, TAU_SNAPSHOT
+from rts.ledger.connection import AWAY, connect, database_of, unavailable
 from rts.ledger.documents import Document, documents, text
 from rts.ledger.merging import merge_assignments, merge_tasks, settle, triple
 from rts.ledger.rollups import forget
+from rts.ledger.schema import prepare
 from rts.ports import TauEntry
 from rts.records import OutboxEntry
 from rts.settings import Settings
 
-#: The database where the URL names none.
-DEFAULT_DATABASE = "rts"
+__all__ = ["MongoLedger", "connect", "database_of"]
 
-#: Client options that hold unless the URL sets them, in milliseconds: a drain
-#: that waits keeps its records, so it may wait longer than a task ever would.
-CLIENT_OPTIONS: Mapping[str, int] = {
-    "serverSelectionTimeoutMS": 2000,
-    "connectTimeoutMS": 2000,
-    "socketTimeoutMS": 30000,
-    "maxPoolSize": 8,
-}
-#: A majority that does not answer within this is away.
-WRITE_TIMEOUT_MS = 10000
-
-#: Bytes of refused entries that are kept; the oldest go first.
-REFUSED_BYTES = 16 << 20
 #: Characters of a refused entry that are kept.
 REFUSED_TEXT = 16384
 
@@ -68,13 +41,6 @@ REFUSED_TEXT = 16384
 MAX_ROUNDS = 20
 
 _DUPLICATE_KEY = 11000
-_INDEX_OPTIONS_CONFLICT = frozenset({85, 86})
-_NAMESPACE_EXISTS = 48
-#: Server errors that say nothing about the document: try again later.
-#: Not the primary, shutting down, stepping down, interrupted by either:
-_AWAY = frozenset({6, 7, 89, 91, 189, 9001, 10058, 10107, 11600, 11601, 11602, 13435, 13436})
-#: no right to write (yet), writes blocked, disk full, quota, memory, locks, time:
-_AWAY |= {13, 18, 24, 46, 50, 64, 79, 100, 112, 146, 262, 317, 371, 8000, 12501, 14031}
 
 
 class MongoLedger:
@@ -118,7 +84,7 @@ class MongoLedger:
                 if key in assignments:
                     assignment = merge_assignments(assignments[key], assignment)
                 assignments[key] = assignment
-        with _unavailable():
+        with unavailable():
             self.prepare()
             if assignments:
                 _store(self._assignments, assignments, merge_assignments)
@@ -144,6 +110,7 @@ class MongoLedger:
             else:
                 raise StoreUnavailable("the same run is written by too many at once")
             if removed:
+                _forget(self._assignments, group)
                 self._assignments.delete_many({"_id": {"$in": removed}})
 
     def refuse(self, raw: object, reason: str = "") -> None:
@@ -152,7 +119,7 @@ class MongoLedger:
         Raises:
             StoreUnavailable: the server is away.
         """
-        with _unavailable():
+        with unavailable():
             self.prepare()
             self.database[REFUSED].insert_one(
                 {
@@ -171,7 +138,7 @@ class MongoLedger:
         Raises:
             StoreUnavailable: the server is away.
         """
-        with _unavailable():
+        with unavailable():
             self.prepare()
             snapshot: Collection[Document] = self.database[TAU_SNAPSHOT]
             if entries:
@@ -194,7 +161,7 @@ class MongoLedger:
         Raises:
             StoreUnavailable: the server is away.
         """
-        with _unavailable():
+        with unavailable():
             return {
                 d["_id"]: TauEntry(float(d["tau"]), int(d["count"]), float(d["deviation"]))
                 for d in self.database[TAU_SNAPSHOT].find()
@@ -211,7 +178,7 @@ class MongoLedger:
         with self._lock:
             if self._prepared:
                 return
-            with _unavailable():
+            with unavailable():
                 prepare(self.database, self._ttl_s)
             self._prepared = True
 
@@ -219,85 +186,6 @@ class MongoLedger:
         """Close the connections, unless the client was given."""
         if self._own_client:
             self._client.close()
-
-
-def connect(url: str) -> MongoClient[dict[str, Any]]:
-    """Return a client for *url*; what the URL does not set is as the ledger needs it.
-
-    Nothing is sent before the first operation. Writes are acknowledged by a
-    majority and journalled, because the outbox forgets what was acknowledged.
-
-    Raises:
-        pymongo.errors.InvalidURI: the URL is none, or has an option that is not valid.
-    """
-    given = {key.lower() for key, _ in parse_qsl(urlsplit(url).query, keep_blank_values=True)}
-    options: dict[str, Any] = {
-        key: value for key, value in CLIENT_OPTIONS.items() if key.lower() not in given
-    }
-    if not given & {"w", "journal", "j", "wtimeoutms", "wtimeout"}:
-        options |= {"w": "majority", "journal": True, "wTimeoutMS": WRITE_TIMEOUT_MS}
-    if "appname" not in given:
-        options["appname"] = "rts"
-    try:
-        return MongoClient(url, connect=False, tz_aware=True, **options)
-    except (PyMongoError, ValueError) as exc:  # the driver's text may show the password
-        raise InvalidURI(f"{_hidden(url)} is not valid ({type(exc).__name__})") from None
-
-
-def _hidden(url: str) -> str:
-    return "***@" + url.rpartition("@")[2] if "@" in url else url
-
-
-def database_of(client: MongoClient[dict[str, Any]], url: str) -> Database[dict[str, Any]]:
-    """Return the database that the path of *url* names, reading aware datetimes."""
-    name = urlsplit(url).path.strip("/") or DEFAULT_DATABASE
-    options: CodecOptions[dict[str, Any]] = client.codec_options.with_options(
-        tz_aware=True, tzinfo=timezone.utc
-    )
-    return client.get_database(name, codec_options=options)
-
-
-def prepare(database: Database[dict[str, Any]], ttl_s: float) -> None:
-    """Make indexes and collections that are not there; safe to repeat and to race."""
-    try:
-        database.create_collection(REFUSED, capped=True, size=REFUSED_BYTES)
-    except (CollectionInvalid, OperationFailure) as exc:
-        if isinstance(exc, OperationFailure) and exc.code != _NAMESPACE_EXISTS:
-            raise
-    assignments = database[ASSIGNMENTS]
-    assignments.create_index([("task_id", ASCENDING), ("retries", ASCENDING)])
-    # Few runs end without a known start: this index is nearly always empty.
-    assignments.create_index(
-        [("task_id", ASCENDING)],
-        name="nostart",
-        partialFilterExpression={"_nostart": True},
-    )
-    # The reports read by completed_at; so does the removal of what is too old.
-    _expiring(assignments, "completed_at", ttl_s)
-    database[TASKS].create_index([("completed_at", ASCENDING)])
-    # A task that never ends has no completed_at, and must go as well.
-    _expiring(database[TASKS], "arrival", ttl_s)
-    _expiring(database[ROLLUPS], "start", ttl_s)
-
-
-def _expiring(collection: Collection[Document], field: str, ttl_s: float) -> None:
-    """Index *field*, so that a document goes *ttl_s* seconds after it (0: stays)."""
-    name = f"{field}_1"
-    options: dict[str, Any] = (
-        {"expireAfterSeconds": max(1, int(min(ttl_s, 2**31 - 1)))} if ttl_s else {}
-    )
-    try:
-        collection.create_index([(field, ASCENDING)], name=name, **options)
-    except OperationFailure as exc:
-        if exc.code not in _INDEX_OPTIONS_CONFLICT:
-            raise
-        if options:
-            collection.database.command(
-                "collMod", collection.name, index={"name": name, **options}
-            )
-        else:  # collMod can change a time to live, but not take it away
-            collection.drop_index(name)
-            collection.create_index([(field, ASCENDING)], name=name)
 
 
 def _store(
@@ -316,11 +204,21 @@ def _store(
             after = merge(before, new[key])
             if after is not before:
                 changes.append((before, after))
+        again = changes and not _replace(collection, changes)
+        # Whether it changed or not: an attempt before may have died in between.
+        pairs = [(stored[key], new[key]) for key in stored]
+        _forget(collection, (document for pair in pairs for document in pair))
         # Expired between our insert and our look: new again.
         left = _insert(collection, [new[key] for key in left if key not in stored])
-        if changes and not _replace(collection, changes):
+        if again:
             left += [before["_id"] for before, _ in changes]
     raise StoreUnavailable("the same records are written by too many at once")
+
+
+def _forget(collection: Collection[Document], changed: Iterable[Document]) -> None:
+    """Forget the sums that the reports keep of the time of these documents' ends."""
+    ends = [document.get("completed_at") for document in changed]
+    forget(collection.database, collection.name, ends)
 
 
 def _insert(collection: Collection[Document], new: Iterable[Document]) -> list[str]:
@@ -340,7 +238,7 @@ def _insert(collection: Collection[Document], new: Iterable[Document]) -> list[s
 def _raise_unless_duplicates(exc: BulkWriteError) -> None:
     codes = [error.get("code") for error in exc.details.get("writeErrors", ())]
     concerns = exc.details.get("writeConcernErrors", ())
-    if concerns or _AWAY.intersection(codes):
+    if concerns or AWAY.intersection(codes):
         raise StoreUnavailable("MongoDB did not take the records") from exc
     if any(code != _DUPLICATE_KEY for code in codes):
         raise exc
@@ -361,30 +259,4 @@ def _replace(
     except BulkWriteError as exc:
         _raise_unless_duplicates(exc)
         return False
-    ends = [d["completed_at"] for pair in changes for d in pair if "completed_at" in d]
-    forget(collection.database, collection.name, ends)
     return result.matched_count == len(operations)
-
-
-#: A mongodb+srv URL is looked up on the first use; what goes wrong there is a
-#: ConfigurationError. InvalidOperation: the client was closed.
-_NO_ANSWER = (
-    ConnectionFailure,
-    ConfigurationError,
-    ExecutionTimeout,
-    InvalidOperation,
-    WTimeoutError,
-)
-
-
-@contextmanager
-def _unavailable() -> Iterator[None]:
-    """Turn what says "the server is away" into :class:`StoreUnavailable`."""
-    try:
-        yield
-    except _NO_ANSWER as exc:
-        raise StoreUnavailable(f"MongoDB does not answer ({type(exc).__name__})") from exc
-    except OperationFailure as exc:
-        if isinstance(exc, BulkWriteError) or exc.code not in _AWAY:
-            raise
-        raise StoreUnavailable(f"MongoDB refuses (code {exc.code})") from exc

@@ -20,8 +20,19 @@ LIVED_S = 60.0
 #: greenlet libraries turn into a busy loop.
 LOOK_S = 1.0
 
+#: The current folder, which comes first on the path of ``-c``, is taken off it: a
+#: file of the app's may be called like a module that is needed. It stays the
+#: current folder, since URLs may name certificates in it.
+_PROGRAM = """
+import sys
+if sys.path[:1] == [""]:
+    del sys.path[0]
+from rts.ledger.companion import main
+sys.exit(main())
+"""
+
 #: What would change the interpreter's behaviour, and is meant for the app.
-_NOT_PASSED_ON = ("PYTHONWARNINGS", "PYTHONINSPECT", "PYTHONSTARTUP", "PYTHONSAFEPATH")
+_NOT_PASSED_ON = ("PYTHONWARNINGS", "PYTHONINSPECT", "PYTHONSTARTUP")
 
 
 class Companion:
@@ -99,13 +110,10 @@ class Companion:
         reading, writing = os.pipe()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "rts.ledger.companion"],
+                [sys.executable, "-c", _PROGRAM, "rts.ledger.companion"],
                 stdin=reading,
                 stdout=subprocess.DEVNULL,
                 env=environment(),
-                # With -m the current folder comes first: not the app's, where a
-                # file may be called like a module that is needed.
-                cwd="/",
                 start_new_session=True,  # the terminal's Ctrl-C is for the worker
             )
         except BaseException:

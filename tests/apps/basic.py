@@ -121,9 +121,9 @@ def plan() -> dict[str, Any] | None:
 def headers(self: Any, *_: Any) -> dict[str, Any]:
     """Return the rts headers that it was published with."""
     attributes = vars(self.request)
-    return {k: v for k, v in attributes.items() if k in ("task_type", "id") or k[:4] == "rts_"} | {
-        "rts_run": None
-    }
+    return {
+        k: v for k, v in attributes.items() if k in ("task_type", "id") or k[:4] == "rts_"
+    } | {"rts_run": None}
 
 
 @app.task(bind=True)

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from pymongo.database import Database
 
 from rts.errors import StoreUnavailable
-from rts.ledger.mongo import MongoLedger, connect, database_of
+from rts.ledger.connection import connect, database_of
+from rts.ledger.mongo import MongoLedger
 from rts.records import Execution, OutboxEntry
 from rts.settings import Settings
 from rts.views import tallies

@@ -143,6 +143,39 @@ def test_one_that_is_killed_is_started_again(
     wait_until(all_there(mongo, 3), PATIENCE_S)
 
 
+def test_files_of_the_app_do_not_hide_modules(
+    settings: Settings,
+    start: Callable[..., Companion],
+    redis_client: redis.Redis,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("redis", "logging", "socket", "pymongo", "rts"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('hidden')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONWARNINGS", "error")
+    monkeypatch.setenv("PYTHONINSPECT", "1")
+    start(settings)
+    wait_until(lambda: redis_client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S)
+
+
+def test_it_says_good_bye_though_mongodb_hangs(
+    settings: Settings, start: Callable[..., Companion], redis_client: redis.Redis
+) -> None:
+    with MongoServer() as server:
+        companion = start(replace(settings, mongo_url=server.url))
+        wait_until(lambda: redis_client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S)
+        server.pause()
+        fill(redis_client, settings, 3)
+        wait_until(
+            lambda: redis_client.xpending(settings.keys.outbox, "rts")["pending"] == 3,
+            PATIENCE_S,
+        )
+        companion.stop()
+        assert not redis_client.hexists(settings.keys.workers, "w@h/1-a")
+        assert redis_client.xlen(settings.keys.outbox) == 3
+
+
 def test_one_that_cannot_start_harms_nobody(
     settings: Settings, start: Callable[..., Companion], monkeypatch: pytest.MonkeyPatch
 ) -> None:

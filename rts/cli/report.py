@@ -1,0 +1,124 @@
+"""``rts report``: how the deadlines were met."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime, timedelta, timezone
+
+import click
+
+from rts.cli.shared import as_json, iso, ledger_of, print_json, settings_of
+from rts.cli.table import NONE, Column, percent, printable, render, seconds, terminal_width
+from rts.cli.windows import instant, window
+from rts.views.report import Percentiles, ReportRow, report
+
+TOTAL = "total"
+
+
+@click.command(name="report", short_help="How the deadlines were met.")
+@click.option(
+    "--since", callback=instant, default="24h", show_default=True, help="Start of the window."
+)
+@click.option("--until", callback=instant, help="Its end, not included.  [default: now]")
+@click.option(
+    "--by", type=click.Choice(["type", "name", "worker"]), default="type", show_default=True
+)
+@as_json
+@click.pass_context
+def command(
+    ctx: click.Context,
+    since: timedelta | datetime,
+    until: timedelta | datetime | None,
+    by: str,
+    as_json: bool,
+) -> None:
+    """Show how the deadlines of the tasks that ended in a window were met.
+
+    An instant is a duration ago (90s, 15m, 24h, 7d, 2w) or ISO 8601 (UTC unless it
+    names a zone). "on time" is the share of tasks that completed by their deadline,
+    "goodput" the share that also succeeded; "tau error" is how far off the forecasts
+    of the runtime were, as a share of the runtime. Negative lateness is early.
+    """
+    settings = settings_of(ctx)
+    try:
+        begin, end = window(since, until, datetime.now(timezone.utc))
+    except ValueError as exc:
+        raise click.UsageError(str(exc)) from None
+    with ledger_of(settings) as database:
+        rows = report(database, begin, end, by)
+        totals = report(database, begin, end, "all")
+    total = totals[0] if totals else None
+    if as_json:
+        document = {"since": begin, "until": end, "by": by, "rows": [asdict(r) for r in rows]}
+        print_json({**document, "total": None if total is None else asdict(total)})
+        return
+    click.echo(f"Tasks that ended from {iso(begin)} to {iso(end)}\n")
+    if total is None:
+        click.echo(
+            "None. If tasks ran: celery -A app rts status tells whether records wait, "
+            "and --since looks further back."
+        )
+        return
+    click.echo(report_tables([*rows, total], by, terminal_width()))
+
+
+def report_tables(rows: Sequence[ReportRow], by: str, width: int | None) -> str:
+    """Return *rows*, the last of which is the total, as two tables."""
+    keys = [*(row.key for row in rows[:-1]), TOTAL]
+    verdicts = render(
+        (
+            Column(by, number=False),
+            *(Column(name) for name in ("tasks", "on time %", "goodput %", "runs")),
+            Column("tau error %"),
+            Column("misses", number=False),
+        ),
+        [
+            (
+                key,
+                str(row.tasks),
+                percent(row.on_time_ratio),
+                percent(row.goodput_ratio),
+                str(row.runs),
+                percent(row.tau_error_ratio),
+                misses_text(row.misses),
+            )
+            for key, row in zip(keys, rows, strict=True)
+        ],
+        width,
+    )
+    names = ("p50", "p95", "p99")
+    groups = ("runtime s", "queueing delay s", "lateness s")
+    durations = render(
+        (
+            Column(by, number=False),
+            *(Column(name, group=group) for group in groups for name in names),
+        ),
+        [
+            (
+                key,
+                *(
+                    c
+                    for p in (row.runtime, row.queueing_delay, row.lateness)
+                    for c in _cells(p)
+                ),
+            )
+            for key, row in zip(keys, rows, strict=True)
+        ],
+        width,
+    )
+    return f"{verdicts}\n\n{durations}"
+
+
+def misses_text(misses: Mapping[str, int]) -> str:
+    """Return misses by cause, the most frequent first.
+
+    >>> misses_text({"late": 3, "killed": 1})
+    '3 late, 1 killed'
+    """
+    most_first = sorted(misses.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{n} {printable(cause)}" for cause, n in most_first) or NONE
+
+
+def _cells(of: Percentiles | None) -> Sequence[str]:
+    return (NONE,) * 3 if of is None else [seconds(s) for s in (of.p50_s, of.p95_s, of.p99_s)]

@@ -1,0 +1,101 @@
+"""``rts show``: one task of the ledger, with its runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import click
+
+from rts.cli.shared import as_json, iso, ledger_of, print_json, settings_of
+from rts.cli.table import NONE, Column, printable, render, seconds, terminal_width
+from rts.errors import CommandError
+from rts.keys import ASSIGNMENTS, TASKS
+from rts.ledger.documents import text
+
+#: Fields that are durations.
+_SECONDS = ("tau", "runtime_s", "lateness_s")
+
+
+@click.command(name="show", short_help="One task and its runs.")
+@click.argument("task_id")
+@as_json
+@click.pass_context
+def command(ctx: click.Context, task_id: str, as_json: bool) -> None:
+    """Show what the ledger holds of one task: its verdict, and each of its runs."""
+    settings = settings_of(ctx)
+    wanted = text(task_id)
+    with ledger_of(settings) as database:
+        task = database[TASKS].find_one({"_id": wanted})
+        found = database[ASSIGNMENTS].find({"task_id": wanted})
+        runs = list(found.sort([("retries", 1), ("started_at", 1), ("_id", 1)]))
+    if task is None and not runs:
+        raise CommandError(
+            f"the ledger has no task {printable(task_id)[:200]}. It may not have ended yet, "
+            "or wait in the outbox: see celery -A app rts status"
+        )
+    task = None if task is None else shown(task, "task_id")
+    runs = [shown(run, "run_id") for run in runs]
+    if as_json:
+        print_json({"task": task, "assignments": runs})
+        return
+    click.echo(fields_text(task) if task else "No verdict yet.")
+    click.echo(f"\nRuns: {len(runs)}")
+    if runs:
+        click.echo(runs_table(runs, terminal_width()))
+
+
+def shown(document: Mapping[str, Any], id_name: str) -> dict[str, Any]:
+    """Return a document as people see it: what is private to the drain left out."""
+    visible = {key: value for key, value in document.items() if not key.startswith("_")}
+    return {id_name: document["_id"], **visible}
+
+
+def fields_text(task: Mapping[str, Any]) -> str:
+    """Return the fields of a task, one per line."""
+    columns = (Column("", number=False), Column("", number=False))
+    rows = [
+        (key, f"{seconds(value)} s" if key in _SECONDS and value is not None else _text(value))
+        for key, value in task.items()
+    ]
+    return render(columns, rows).lstrip("\n")
+
+
+def runs_table(runs: list[dict[str, Any]], width: int | None) -> str:
+    """Return the runs of a task as a table."""
+    columns = (
+        Column("retries"),
+        Column("started", number=False),
+        Column("state", number=False),
+        *(Column(name) for name in ("runtime s", "delay s", "late s", "cpu s", "load")),
+        Column("worker", number=False),
+    )
+    rows = [
+        (
+            _text(run.get("retries")),
+            _text(run.get("started_at")),
+            " ".join(str(run[key]) for key in ("state", "cause") if run.get(key)),
+            *(
+                seconds(run.get(key))
+                for key in ("runtime_s", "queueing_delay_s", "lateness_s", "cpu_s")
+            ),
+            _load(run.get("load_at_start")),
+            _text(run.get("worker")),
+        )
+        for run in runs
+    ]
+    return render(columns, rows, width)
+
+
+def _load(load: Any) -> str:
+    value = load.get("load") if isinstance(load, Mapping) else None
+    return f"{value:.2f}" if isinstance(value, float) else NONE
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, datetime):
+        return iso(value)
+    return NONE if value is None else str(value)

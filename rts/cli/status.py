@@ -1,0 +1,179 @@
+"""``rts status``: whether everything is well, and where records wait."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import datetime, timezone
+from typing import Any
+
+import click
+
+from rts.cli.probes import (
+    LedgerState,
+    RedisState,
+    ServerState,
+    WorkerState,
+    forget_counters,
+    look,
+    spooled_bytes,
+)
+from rts.cli.shared import as_json, print_json, settings_of
+from rts.cli.table import NONE, Column, render, seconds, terminal_width
+from rts.settings import Settings
+
+#: Seconds that the oldest record may wait in the outbox. A drain takes less than one.
+MAX_LAG_S = 60.0
+#: Counters that say that records are lost.
+DROPPED = ("outbox_dropped", "spool_dropped", "spool_lost")
+
+
+@click.command(name="status", short_help="Servers, workers, and where records wait.")
+@click.option("--clear", is_flag=True, help="Set the counters to zero after showing them.")
+@as_json
+@click.pass_context
+def command(ctx: click.Context, clear: bool, as_json: bool) -> None:
+    """Show the servers, the way of the records, the workers and what was counted.
+
+    The status is 1, with a line that says why, when a server is not reachable,
+    records were dropped, or the oldest record in the outbox waits for over a minute.
+    """
+    settings = settings_of(ctx)
+    redis, ledger = look(settings)
+    spool = spooled_bytes(settings)
+    wrong = problems(redis, ledger)
+    if as_json:
+        print_json(status_document(settings, redis, ledger, spool, wrong))
+    else:
+        click.echo(status_text(settings, redis, ledger, spool, terminal_width()))
+    if clear and redis.counters:
+        forget_counters(settings, redis.counters)
+    for problem in wrong:
+        click.echo(f"Problem: {problem}", err=True)
+    if wrong:
+        ctx.exit(1)
+
+
+def problems(redis: RedisState, ledger: LedgerState) -> list[str]:
+    """Return what is wrong, with what to do about it; nothing where all is well."""
+    found = []
+    if not redis.server.reachable:
+        found.append(
+            f"Redis at {redis.server.url} is not reachable ({redis.server.error}). "
+            "Check the server and rts_redis_url"
+        )
+    if not ledger.server.reachable:
+        found.append(
+            f"MongoDB at {ledger.server.url} is not reachable ({ledger.server.error}). "
+            "Check the server and rts_mongo_url"
+        )
+    dropped = {name: redis.counters[name] for name in DROPPED if redis.counters.get(name)}
+    if dropped:
+        what = ", ".join(f"{name} {n}" for name, n in dropped.items())
+        found.append(
+            f"records were dropped ({what}). Keep the servers up, raise rts_outbox_max or "
+            "rts_spool_max_bytes; rts status --clear starts counting anew"
+        )
+    if redis.lag_s is not None and redis.lag_s > MAX_LAG_S:
+        found.append(
+            f"the oldest record waits in the outbox for {seconds(redis.lag_s)} s. Is a drain "
+            "at work (a worker with rts_drain, or rts drain), and MongoDB up?"
+        )
+    return found
+
+
+def status_document(
+    settings: Settings,
+    redis: RedisState,
+    ledger: LedgerState,
+    spool: int | None,
+    wrong: list[str],
+) -> dict[str, Any]:
+    """Return all of it as plain values; ``None`` where a server did not tell."""
+    known = redis.server.reachable
+    workers = [{**asdict(w), "seen_at": _instant(w.seen_at)} for w in redis.workers]
+    outbox = {
+        "length": redis.outbox_length,
+        "lag_s": redis.lag_s,
+        "oldest_at": _instant(redis.oldest_at),
+    }
+    return {
+        "ok": not wrong,
+        "problems": wrong,
+        "redis": asdict(redis.server),
+        "mongo": {**asdict(ledger.server), "documents": dict(ledger.documents)},
+        "clock": {"offset_s": redis.clock_offset_s, "error_s": redis.clock_error_s},
+        "outbox": outbox if known else None,
+        "spool": {"directory": settings.spool_dir, "waiting_bytes": spool},
+        "counters": dict(redis.counters) if known else None,
+        "workers": workers if known else None,
+        "running": {"runs": redis.running, "overdue": redis.overdue} if known else None,
+    }
+
+
+def status_text(
+    settings: Settings,
+    redis: RedisState,
+    ledger: LedgerState,
+    spool: int | None,
+    width: int | None,
+) -> str:
+    """Return all of it for people."""
+    facts = [("Redis", _server(redis.server)), ("MongoDB", _server(ledger.server))]
+    if ledger.documents:
+        counts = ", ".join(f"{n} {name}" for name, n in ledger.documents.items())
+        facts.append(("Ledger", counts))
+    if redis.clock_offset_s is not None:
+        error = f"± {seconds(redis.clock_error_s)}"
+        facts.append(
+            ("Clock", f"Redis is {redis.clock_offset_s:+.4f} s from this host {error}")
+        )
+    if redis.outbox_length is not None:
+        lag = f", the oldest for {seconds(redis.lag_s)} s" if redis.outbox_length else ""
+        facts.append(("Outbox", f"{redis.outbox_length} wait{lag}"))
+    waiting = "not readable" if spool is None else f"{spool} bytes wait"
+    facts.append(("Spool", f"{waiting} in {settings.spool_dir}"))
+    if redis.running is not None:
+        facts.append(("Running", f"{redis.running} now, {redis.overdue} past the deadline"))
+    blocks = [render((Column("", number=False),) * 2, facts).lstrip("\n")]
+    if redis.server.reachable:
+        workers = [_worker_row(worker) for worker in redis.workers]
+        blocks.append(render(_WORKER, workers, width) if workers else "No workers.")
+    if redis.counters:
+        counters = [(name, str(n)) for name, n in redis.counters.items()]
+        blocks.append(render((Column("counter", number=False), Column("n")), counters, width))
+    return "\n\n".join(blocks)
+
+
+_WORKER = (
+    Column("worker", number=False),
+    Column("host", number=False),
+    *(
+        Column(header)
+        for header in ("pid", "slots", "seen s ago", "load", "cpu", "memory", "gpu")
+    ),
+    Column("", number=False),
+)
+
+
+def _worker_row(worker: WorkerState) -> tuple[str, ...]:
+    loads = (worker.load.get(name) for name in ("load", "cpu", "memory", "gpu"))
+    return (
+        worker.worker,
+        NONE if worker.host is None else str(worker.host),
+        NONE if worker.pid is None else str(worker.pid),
+        NONE if worker.concurrency is None else str(worker.concurrency),
+        f"{worker.age_s:.1f}",
+        *(f"{load:.2f}" if isinstance(load, float) else NONE for load in loads),
+        "silent" if worker.silent else "",
+    )
+
+
+def _server(server: ServerState) -> str:
+    if not server.reachable:
+        return f"NOT REACHABLE at {server.url}"
+    latency_ms = (server.latency_s or 0.0) * 1000
+    return f"{server.version or 'up'} at {server.url}, {latency_ms:.2f} ms"
+
+
+def _instant(at: float | None) -> datetime | None:
+    return None if at is None else datetime.fromtimestamp(at, timezone.utc)

@@ -1,0 +1,63 @@
+"""Windows of time on the command line: ``24h``, ``7d``, or an ISO 8601 instant."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timedelta, timezone
+
+import click
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhdw])", re.ASCII)
+
+
+def instant(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> timedelta | datetime | None:
+    """Read an option: a duration, which is that long ago, or an instant."""
+    try:
+        return None if value is None else parse(value)
+    except (ValueError, OverflowError):
+        raise click.BadParameter(
+            f"{value!r} is neither a duration (90s, 15m, 24h, 7d, 2w) nor an instant "
+            "(2030-01-31, 2030-01-31T12:00:00Z)"
+        ) from None
+
+
+def parse(text: str) -> timedelta | datetime:
+    """Return a duration or an aware instant; without a zone it is UTC.
+
+    Raises:
+        ValueError: it is neither.
+        OverflowError: it lies beyond the calendar.
+
+    >>> parse("90s"), parse("1.5h")
+    (datetime.timedelta(seconds=90), datetime.timedelta(seconds=5400))
+    """
+    match = _DURATION.fullmatch(text.strip())
+    if match:
+        return timedelta(seconds=float(match[1]) * _UNITS[match[2]])
+    text = text.strip()
+    if text[-1:] in ("Z", "z"):  # Python 3.10 does not know it
+        text = text[:-1] + "+00:00"
+    at = datetime.fromisoformat(text)
+    return (at if at.tzinfo else at.replace(tzinfo=timezone.utc)).astimezone(timezone.utc)
+
+
+def window(
+    since: timedelta | datetime, until: timedelta | datetime | None, now: datetime
+) -> tuple[datetime, datetime]:
+    """Return start and end. Durations are counted back from *now*.
+
+    Raises:
+        ValueError: the window is empty, or begins before the calendar does.
+    """
+    try:
+        begin, end = (
+            now - at if isinstance(at, timedelta) else at for at in (since, until or now)
+        )
+    except OverflowError:
+        raise ValueError("the window begins before the year 1") from None
+    if begin >= end:
+        raise ValueError("--since must lie before --until")
+    return begin, end

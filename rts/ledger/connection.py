@@ -1,0 +1,106 @@
+"""A client for the ledger's MongoDB, and what its errors mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timezone
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from bson.codec_options import CodecOptions
+from pymongo import MongoClient
+from pymongo.database import Database
+from pymongo.errors import (
+    BulkWriteError,
+    ConfigurationError,
+    ConnectionFailure,
+    ExecutionTimeout,
+    InvalidOperation,
+    InvalidURI,
+    OperationFailure,
+    PyMongoError,
+    WTimeoutError,
+)
+
+from rts.errors import StoreUnavailable
+
+#: The database where the URL names none.
+DEFAULT_DATABASE = "rts"
+
+#: Client options that hold unless the URL sets them, in milliseconds: a drain
+#: that waits keeps its records, so it may wait longer than a task ever would.
+CLIENT_OPTIONS: Mapping[str, int] = {
+    "serverSelectionTimeoutMS": 2000,
+    "connectTimeoutMS": 2000,
+    "socketTimeoutMS": 30000,
+    "maxPoolSize": 8,
+}
+#: A majority that does not answer within this is away.
+WRITE_TIMEOUT_MS = 10000
+
+#: Server errors that say nothing about the document: try again later.
+#: Not the primary, shutting down, stepping down, interrupted by either:
+AWAY = frozenset({6, 7, 89, 91, 189, 9001, 10058, 10107, 11600, 11601, 11602, 13435, 13436})
+#: no right to write (yet), writes blocked, disk full, quota, memory, locks, time:
+AWAY |= {13, 18, 24, 46, 50, 64, 79, 100, 112, 146, 262, 317, 371, 8000, 12501, 14031}
+
+
+#: A mongodb+srv URL is looked up on the first use; what goes wrong there is a
+#: ConfigurationError. InvalidOperation: the client was closed.
+_NO_ANSWER = (
+    ConnectionFailure,
+    ConfigurationError,
+    ExecutionTimeout,
+    InvalidOperation,
+    WTimeoutError,
+)
+
+
+def connect(url: str) -> MongoClient[dict[str, Any]]:
+    """Return a client for *url*; what the URL does not set is as the ledger needs it.
+
+    Nothing is sent before the first operation. Writes are acknowledged by a
+    majority and journalled, because the outbox forgets what was acknowledged.
+
+    Raises:
+        pymongo.errors.InvalidURI: the URL is none, or has an option that is not valid.
+    """
+    given = {key.lower() for key, _ in parse_qsl(urlsplit(url).query, keep_blank_values=True)}
+    options: dict[str, Any] = {
+        key: value for key, value in CLIENT_OPTIONS.items() if key.lower() not in given
+    }
+    if not given & {"w", "journal", "j", "wtimeoutms", "wtimeout"}:
+        options |= {"w": "majority", "journal": True, "wTimeoutMS": WRITE_TIMEOUT_MS}
+    if "appname" not in given:
+        options["appname"] = "rts"
+    try:
+        return MongoClient(url, connect=False, tz_aware=True, **options)
+    except (PyMongoError, ValueError) as exc:  # the driver's text may show the password
+        raise InvalidURI(f"{_hidden(url)} is not valid ({type(exc).__name__})") from None
+
+
+def _hidden(url: str) -> str:
+    return "***@" + url.rpartition("@")[2] if "@" in url else url
+
+
+def database_of(client: MongoClient[dict[str, Any]], url: str) -> Database[dict[str, Any]]:
+    """Return the database that the path of *url* names, reading aware datetimes."""
+    name = urlsplit(url).path.strip("/") or DEFAULT_DATABASE
+    options: CodecOptions[dict[str, Any]] = client.codec_options.with_options(
+        tz_aware=True, tzinfo=timezone.utc
+    )
+    return client.get_database(name, codec_options=options)
+
+
+@contextmanager
+def unavailable() -> Iterator[None]:
+    """Turn what says "the server is away" into :class:`StoreUnavailable`."""
+    try:
+        yield
+    except _NO_ANSWER as exc:
+        raise StoreUnavailable(f"MongoDB does not answer ({type(exc).__name__})") from exc
+    except OperationFailure as exc:
+        if isinstance(exc, BulkWriteError) or exc.code not in AWAY:
+            raise
+        raise StoreUnavailable(f"MongoDB refuses (code {exc.code})") from exc

@@ -1,0 +1,163 @@
+"""Notes of the runs that go on in one worker, in memory that its processes share.
+
+A pool child notes its run before it starts it. Should the child be killed, the
+worker's main process reads there what only the child knew; should the whole
+worker be killed, its companion process does. A note costs no system call.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import marshal
+import mmap
+import os
+import struct
+import tempfile
+import threading
+import zlib
+from collections.abc import Iterator
+
+from rts import health
+from rts.records import Execution
+
+#: Bytes of one slot. A note has about 400; very long task names or ids have none.
+SLOT_BYTES = 4096
+#: Slots beside those for the worker's own concurrency: pools grow, and a process
+#: that was killed leaves its slot occupied until its end is written.
+SPARE_SLOTS = 32
+#: A worker with more greenlets than this notes the first ones only.
+MAX_SLOTS = 4096
+
+#: Owner's process id (0: nobody's), length of the note (0: none), its checksum.
+_HEAD = struct.Struct("=III")
+_ROOM = SLOT_BYTES - _HEAD.size
+
+
+class NoteBoard:
+    """The shared memory. Made by the main process before the pool forks.
+
+    Written by the process that owns a slot; read, and cleared after its owner's
+    death, by the main process and by the companion.
+    """
+
+    def __init__(self, slots: int, fd: int | None = None) -> None:
+        self.slots = slots
+        size = slots * SLOT_BYTES
+        #: File descriptor of the memory, for the companion process to inherit.
+        self.fd = _memory(size) if fd is None else fd
+        self._map = mmap.mmap(self.fd, size)
+        #: Slots that this process owns and does not use.
+        self._free: list[int] = []
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+
+    @classmethod
+    def for_concurrency(cls, concurrency: int) -> NoteBoard:
+        """Make a board for a worker that runs so many tasks at a time."""
+        return cls(min(MAX_SLOTS, 2 * concurrency + SPARE_SLOTS))
+
+    def put(self, note: Execution) -> int | None:
+        """Note that a run begins; returns its slot, ``None`` where there was no room."""
+        payload = marshal.dumps(tuple(note))
+        slot = self._take_slot() if len(payload) <= _ROOM else None
+        if slot is None:
+            health.count("starts_unnoted")
+            return None
+        start = slot * SLOT_BYTES
+        # A reader sees no note, the whole note, or a wrong checksum.
+        _HEAD.pack_into(self._map, start, self._pid, 0, 0)
+        body = start + _HEAD.size
+        self._map[body : body + len(payload)] = payload
+        _HEAD.pack_into(self._map, start, self._pid, len(payload), zlib.crc32(payload))
+        return slot
+
+    def clear(self, slot: int) -> None:
+        """Note that the run in *slot*, one of this process's, has ended."""
+        _HEAD.pack_into(self._map, slot * SLOT_BYTES, self._pid, 0, 0)
+        self._free.append(slot)
+
+    def notes(self) -> Iterator[tuple[int, Execution]]:
+        """Return the slots in use with their notes, of all processes."""
+        for slot in range(self.slots):
+            note = self._read(slot)
+            if note is not None:
+                yield slot, note
+
+    def take(self, task_id: str, retries: int, pid: int | None) -> Execution | None:
+        """Return the note of a run that was broken off, and forget it.
+
+        *pid* is the process that ran it, where that is known. ``None`` where there
+        is no such note: nobody has started the task, or its end is written.
+        """
+        for slot, note in self.notes():
+            if (note.task_id, note.retries) == (task_id, retries) and pid in (None, note.pid):
+                self.release(slot, note)
+                return note
+        return None
+
+    def release(self, slot: int, note: Execution) -> bool:
+        """Empty the slot of a dead process; False where it no longer holds *note*."""
+        if self._read(slot) != note:
+            return False
+        _HEAD.pack_into(self._map, slot * SLOT_BYTES, 0, 0, 0)
+        return True
+
+    def close(self) -> None:
+        """Give the memory back (other processes keep theirs)."""
+        self._map.close()
+        os.close(self.fd)
+
+    def _read(self, slot: int) -> Execution | None:
+        start = slot * SLOT_BYTES
+        _, length, checksum = _HEAD.unpack_from(self._map, start)
+        if not 0 < length <= _ROOM:
+            return None
+        payload = self._map[start + _HEAD.size : start + _HEAD.size + length]
+        if zlib.crc32(payload) != checksum:
+            return None  # it is being written just now
+        return Execution(*marshal.loads(payload))
+
+    def _take_slot(self) -> int | None:
+        if os.getpid() != self._pid:
+            self._pid = os.getpid()
+            self._free = []
+            self._lock = threading.Lock()
+        try:
+            return self._free.pop()
+        except IndexError:
+            return self._claim()
+
+    def _claim(self) -> int | None:
+        """Make a slot this process's own. Once per process and concurrent task."""
+        with self._lock:  # keeps other threads out, and lockf other processes
+            fcntl.lockf(self.fd, fcntl.LOCK_EX)
+            try:
+                for slot in range(self.slots):
+                    owner, length, _ = _HEAD.unpack_from(self._map, slot * SLOT_BYTES)
+                    if owner == 0 or (length == 0 and owner != self._pid and not _lives(owner)):
+                        _HEAD.pack_into(self._map, slot * SLOT_BYTES, self._pid, 0, 0)
+                        return slot
+                return None
+            finally:
+                fcntl.lockf(self.fd, fcntl.LOCK_UN)
+
+
+def _memory(size: int) -> int:
+    """Return a descriptor of *size* bytes that lie in memory and have no name."""
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("rts-notes", os.MFD_CLOEXEC)
+    else:
+        with tempfile.TemporaryFile() as file:
+            fd = os.dup(file.fileno())
+    os.ftruncate(fd, size)
+    return fd
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # it is somebody else's, so it lives
+    return True

@@ -1,0 +1,61 @@
+"""Indexes and collections of the ledger."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pymongo import ASCENDING
+from pymongo.collection import Collection
+from pymongo.database import Database
+from pymongo.errors import CollectionInvalid, OperationFailure
+
+from rts.keys import ASSIGNMENTS, REFUSED, ROLLUPS, TASKS
+from rts.ledger.documents import Document
+
+#: Bytes of refused entries that are kept; the oldest go first.
+REFUSED_BYTES = 16 << 20
+_INDEX_OPTIONS_CONFLICT = frozenset({85, 86})
+_NAMESPACE_EXISTS = 48
+
+
+def prepare(database: Database[dict[str, Any]], ttl_s: float) -> None:
+    """Make indexes and collections that are not there; safe to repeat and to race."""
+    try:
+        database.create_collection(REFUSED, capped=True, size=REFUSED_BYTES)
+    except (CollectionInvalid, OperationFailure) as exc:
+        if isinstance(exc, OperationFailure) and exc.code != _NAMESPACE_EXISTS:
+            raise
+    assignments = database[ASSIGNMENTS]
+    assignments.create_index([("task_id", ASCENDING), ("retries", ASCENDING)])
+    # Few runs end without a known start: this index is nearly always empty.
+    assignments.create_index(
+        [("task_id", ASCENDING)],
+        name="nostart",
+        partialFilterExpression={"_nostart": True},
+    )
+    # The reports read by completed_at; so does the removal of what is too old.
+    _expiring(assignments, "completed_at", ttl_s)
+    database[TASKS].create_index([("completed_at", ASCENDING)])
+    # A task that never ends has no completed_at, and must go as well.
+    _expiring(database[TASKS], "arrival", ttl_s)
+    _expiring(database[ROLLUPS], "start", ttl_s)
+
+
+def _expiring(collection: Collection[Document], field: str, ttl_s: float) -> None:
+    """Index *field*, so that a document goes *ttl_s* seconds after it (0: stays)."""
+    name = f"{field}_1"
+    options: dict[str, Any] = (
+        {"expireAfterSeconds": max(1, int(min(ttl_s, 2**31 - 1)))} if ttl_s else {}
+    )
+    try:
+        collection.create_index([(field, ASCENDING)], name=name, **options)
+    except OperationFailure as exc:
+        if exc.code not in _INDEX_OPTIONS_CONFLICT:
+            raise
+        if options:
+            collection.database.command(
+                "collMod", collection.name, index={"name": name, **options}
+            )
+        else:  # collMod can change a time to live, but not take it away
+            collection.drop_index(name)
+            collection.create_index([(field, ASCENDING)], name=name)

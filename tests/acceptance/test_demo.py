@@ -1,0 +1,76 @@
+"""The demo, as a newcomer runs it: from end to end, and interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+from rts.testing import wait_until
+
+ROOT = Path(__file__).parent.parent.parent
+COMMAND = [sys.executable, "-m", "workers.demo"]
+
+
+def left_of(marker: str) -> list[psutil.Process]:
+    """Return the processes that were started with *marker* in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("DEMO_TEST") == marker:
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+    return found
+
+
+def test_the_demo_shows_the_main_job() -> None:
+    env = {**os.environ, "DEMO_TEST": "whole"}
+    result = subprocess.run(
+        COMMAND, cwd=ROOT, env=env, capture_output=True, text=True, timeout=170, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    published = re.search(r"published (\d+) tasks", result.stdout)
+    assert published is not None
+    assert int(published[1]) >= 120
+    assert f"{published[1]}/{published[1]} verdicts" in result.stdout
+    for task_type in (
+        *("cpu-light", "cpu-heavy", "memory-heavy"),
+        *("gpu-inference", "gpu-training", "mixed"),
+    ):
+        assert result.stdout.count(task_type) >= 3, task_type  # before, after, report
+    assert "killed" in result.stdout
+    assert "Traceback" not in result.stdout
+    assert left_of("whole") == []
+
+
+def test_ctrl_c_leaves_nothing_behind() -> None:
+    env = {**os.environ, "DEMO_TEST": "interrupted"}
+    demo = subprocess.Popen(COMMAND, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
+    assert demo.stdout is not None
+    for line in demo.stdout:
+        if line.startswith("published"):
+            break
+    demo.send_signal(signal.SIGINT)
+    rest = demo.stdout.read()
+    assert demo.wait(60) == 130, rest
+    wait_until(lambda: not left_of("interrupted"), message="all processes of the demo are gone")
+
+
+def test_the_configuration_names_every_setting_with_its_default() -> None:
+    from rts.settings import _CHECKS, Settings
+
+    text = (ROOT / "celeryconfig.py").read_text()
+    for setting in _CHECKS:
+        assert re.search(rf"^(# )?{setting} = ", text, re.MULTILINE), setting
+    plain = json.loads(json.dumps(Settings().as_dict()))
+    for setting in ("sla_multiplier", "learning_rate", "min_slack", "min_samples", "max_types"):
+        shown = re.search(rf"^# rts_{setting} = (.+)$", text, re.MULTILINE)
+        assert shown is not None
+        assert float(shown[1].replace("_", "")) == plain[setting]

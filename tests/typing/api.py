@@ -1,0 +1,30 @@
+"""The public API as a type checker sees it; checked by mypy, never run."""
+
+from __future__ import annotations
+
+from celery import Celery
+
+import rts
+
+
+def use(app: Celery) -> None:
+    """Use everything that is public."""
+    rts.install(app)
+    rts.uninstall(app)
+    current = rts.current()
+    if current is not None:
+        task_type: str = current.task_type
+        numbers: list[float] = [
+            current.tau,
+            current.arrival,
+            current.deadline,
+            current.remaining(),
+        ]
+        load: float | None = current.load.get("load")
+        print(task_type, numbers, load)
+    try:
+        rts.install(app)
+    except rts.ConfigurationError as error:
+        setting: str = error.setting
+        allowed: str = error.allowed
+        print(setting, error.value, allowed)

@@ -1,0 +1,128 @@
+"""Tables and windows of the command line."""
+
+from __future__ import annotations
+
+import doctest
+import subprocess
+import sys
+from datetime import datetime, timedelta, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rts.cli import report, shared, table, windows
+from rts.cli.table import Column, cut, percent, printable, render, seconds
+
+COLUMNS = (
+    Column("name", number=False),
+    Column("p50", group="runtime s"),
+    Column("p95", group="runtime s"),
+    Column("note", number=False),
+)
+
+
+@pytest.mark.parametrize("module", [report, shared, table, windows])
+def test_examples(module: object) -> None:
+    assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
+
+
+def test_alignment() -> None:
+    text = render(COLUMNS, [("a", "1.5", "20", ""), ("long.name", "0.25", "3", "set")])
+    assert text.splitlines() == [
+        "           runtime s",
+        "name        p50  p95  note",
+        "a           1.5   20",
+        "long.name  0.25    3  set",
+    ]
+
+
+def test_without_rows_there_is_a_header() -> None:
+    assert render(COLUMNS[:1], []) == "name"
+
+
+def test_names_are_cut_to_the_width_and_numbers_never() -> None:
+    text = render(COLUMNS, [("tasks." + "x" * 90, "123456", "7", "")], width=40)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 40
+    assert lines[-1].startswith("tasks.xxx")
+    assert "…" in lines[-1]
+    assert "123456" in lines[-1]
+
+
+def test_a_width_too_small_keeps_something_of_the_name() -> None:
+    line = render(COLUMNS, [("x" * 90, "1", "2", "")], width=5).splitlines()[-1]
+    assert line.startswith("x" * 11 + "…")
+
+
+@given(st.lists(st.text(), min_size=1, max_size=4), st.integers(20, 60))
+def test_nothing_steers_the_terminal(names: list[str], width: int) -> None:
+    text = render((Column("name", number=False), Column("n")), [(n, "1") for n in names], width)
+    lines = text.split("\n")
+    assert len(lines) == 1 + len(names)
+    assert all(line.isprintable() for line in lines)
+    assert all(table._width(line) <= width for line in lines)
+
+
+def test_wide_characters_take_two_places() -> None:
+    text = render((Column("name", number=False), Column("n")), [("日本", "1"), ("abcd", "2")])
+    assert text.splitlines() == ["name  n", "日本  1", "abcd  2"]
+    assert cut("日本語", 5) == "日本…"
+    assert printable("\u202eabc\x00") == "\\u202eabc\\x00"
+
+
+def test_numbers() -> None:
+    assert seconds(-0.25) == "-0.250"
+    assert seconds(0.0) == "0.0000"
+    assert percent(0.0) == "0.0"
+    assert percent(0.9995) == "99.9"
+
+
+def test_a_table_is_cut_only_where_somebody_sees_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert table.terminal_width() is None
+    monkeypatch.setenv("COLUMNS", "72")
+    assert table.terminal_width() == 72
+
+
+UTC = timezone.utc
+NOW = datetime(2030, 1, 10, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("15m", timedelta(minutes=15)),
+        ("7d", timedelta(days=7)),
+        ("2w", timedelta(days=14)),
+        ("2030-01-01", datetime(2030, 1, 1, tzinfo=UTC)),
+        ("2030-01-01T01:00:00Z", datetime(2030, 1, 1, 1, tzinfo=UTC)),
+        ("2030-01-01T01:00:00+02:00", datetime(2029, 12, 31, 23, tzinfo=UTC)),
+    ],
+)
+def test_instants(text: str, expected: object) -> None:
+    assert windows.parse(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "24", "h", "-1h", "1y", "tomorrow", "1e9d", "٣d"])
+def test_what_is_no_instant(text: str) -> None:
+    with pytest.raises(ValueError):
+        windows.parse(text)
+
+
+def test_windows() -> None:
+    day, hour = timedelta(days=1), timedelta(hours=1)
+    assert windows.window(day, None, NOW) == (NOW - day, NOW)
+    assert windows.window(NOW - day, hour, NOW) == (NOW - day, NOW - hour)
+    with pytest.raises(ValueError, match="before --until"):
+        windows.window(hour, day, NOW)
+    with pytest.raises(ValueError, match="year 1"):
+        windows.window(timedelta(weeks=999999), None, NOW)
+
+
+def test_celery_does_not_load_the_drivers_for_it() -> None:
+    code = "import sys, rts.cli; print([m for m in ('pymongo', 'redis') if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,66 @@
+"""What is public, and that importing it is cheap and harmless."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rts
+import rts.testing
+
+PUBLIC = {
+    "rts": {
+        *("CommandError", "ConfigurationError", "Current", "RtsError", "StoreUnavailable"),
+        *("current", "install", "uninstall"),
+    },
+    "rts.testing": {
+        *("MongoServer", "RedisServer", "ServerFailed", "ServerNotFound"),
+        *("WorkerFailed", "WorkerProcess", "wait_until"),
+    },
+}
+
+
+@pytest.mark.parametrize("module", sorted(PUBLIC))
+def test_the_public_names(module: str) -> None:
+    loaded = importlib.import_module(module)
+    assert set(loaded.__all__) == PUBLIC[module]
+    assert all(getattr(loaded, name).__doc__ for name in loaded.__all__)
+
+
+def test_the_package_is_marked_as_typed() -> None:
+    assert Path(rts.__file__).with_name("py.typed").is_file()
+
+
+def modules() -> list[str]:
+    found = pkgutil.walk_packages(rts.__path__, "rts.")
+    return [m.name for m in found if m.name not in ("rts.auto", "rts.testing.plugin")]
+
+
+@pytest.mark.parametrize("name", modules())
+def test_every_module_says_what_it_is_and_its_examples_run(name: str) -> None:
+    module = importlib.import_module(name)
+    assert module.__doc__ or not Path(module.__file__ or "").read_text()
+    assert doctest.testmod(module).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("rts", ("celery", "pymongo", "psutil", "pynvml")),
+        ("rts.ledger.companion", ("celery", "kombu")),
+        ("rts.parts", ("pymongo", "bson")),
+        ("rts.worker", ("pymongo", "bson")),
+    ],
+)
+def test_importing_loads_no_more_than_it_must(module: str, absent: tuple[str, ...]) -> None:
+    script = f"import sys, {module}; print(sorted(set({absent!r}) & set(sys.modules)))"
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
