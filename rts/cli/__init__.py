@@ -7,7 +7,6 @@ is a module of its own, loaded when it is called.
 
 from __future__ import annotations
 
-import logging
 from importlib import import_module
 
 import click
@@ -35,21 +34,10 @@ class RtsGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         """Run a command. What rts raises on purpose becomes one line and status 1."""
-        logger = logging.getLogger("rts")
-        logger.addFilter(_not_of_link)
         try:
             return super().invoke(ctx)
         except RtsError as exc:
             raise click.ClickException(str(exc)) from exc
-        finally:
-            logger.removeFilter(_not_of_link)
-
-
-def _not_of_link(record: logging.LogRecord) -> bool:
-    """Leave out what the way to Redis logs of an outage: it is meant for processes
-    that run tasks, and a command says itself what is wrong.
-    """
-    return record.module != "link"
 
 
 @click.group(

@@ -6,11 +6,13 @@ import logging
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from types import FrameType
 
 import click
 
-from rts.cli.shared import as_json, print_json, settings_of
+from rts.cli.shared import as_json, outages_not_logged, print_json, settings_of
+from rts.errors import StoreUnavailable
 from rts.ledger.companion import drain_alone
 from rts.settings import Settings
 
@@ -30,7 +32,8 @@ def command(ctx: click.Context, once: bool, as_json: bool) -> None:
     logging.basicConfig(format="[%(asctime)s: %(levelname)s/rts] %(message)s")
     if not once:
         click.echo("Draining. Ctrl-C ends it.", err=True)
-    moved = until_signalled(settings, once=once)
+    with outages_not_logged() if once else nullcontext():
+        moved = until_signalled(settings, once=once)
     if as_json:
         print_json({"moved": moved})
     else:
@@ -58,6 +61,10 @@ def until_signalled(settings: Settings, *, once: bool) -> int:
     try:
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(drain_alone, settings, stop, once=once).result()
+    except StoreUnavailable as exc:
+        raise StoreUnavailable(
+            f"{exc}. Check the servers, rts_redis_url and rts_mongo_url"
+        ) from exc
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)

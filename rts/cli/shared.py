@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -40,21 +41,38 @@ def settings_of(ctx: click.Context) -> Settings:
 @contextmanager
 def link_to_redis(settings: Settings) -> Iterator[Link]:
     """Give a way to Redis; an outage is told with what to do about it."""
-    link = Link(
-        replace(
-            settings,
-            connect_timeout=CONNECT_TIMEOUT_S,
-            timeout=TIMEOUT_S,
-            breaker_period=BREAKER_S,
-        )
+    patient = replace(
+        settings,
+        connect_timeout=CONNECT_TIMEOUT_S,
+        timeout=TIMEOUT_S,
+        breaker_period=BREAKER_S,
     )
+    link = Link(patient)
     try:
-        yield link
+        with outages_not_logged():
+            yield link
     except StoreUnavailable as exc:
         detail = "" if exc.__cause__ is None else f" ({short(exc.__cause__)})"
         raise StoreUnavailable(f"{exc}{detail}. Check the server and rts_redis_url") from exc
     finally:
         link.close()
+
+
+@contextmanager
+def outages_not_logged() -> Iterator[None]:
+    """Keep back what the way to Redis logs of an outage: it is meant for processes
+    that run tasks, and a short command says itself what is wrong.
+    """
+    logger = logging.getLogger("rts")
+    logger.addFilter(_not_of_link)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_not_of_link)
+
+
+def _not_of_link(record: logging.LogRecord) -> bool:
+    return record.module != "link"
 
 
 @contextmanager

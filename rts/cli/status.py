@@ -17,7 +17,7 @@ from rts.cli.probes import (
     look,
     spooled_bytes,
 )
-from rts.cli.shared import as_json, print_json, settings_of
+from rts.cli.shared import as_json, outages_not_logged, print_json, settings_of
 from rts.cli.table import NONE, Column, render, seconds, terminal_width
 from rts.settings import Settings
 
@@ -38,7 +38,8 @@ def command(ctx: click.Context, clear: bool, as_json: bool) -> None:
     records were dropped, or the oldest record in the outbox waits for over a minute.
     """
     settings = settings_of(ctx)
-    redis, ledger = look(settings)
+    with outages_not_logged():
+        redis, ledger = look(settings)
     spool = spooled_bytes(settings)
     wrong = problems(redis, ledger)
     if as_json:

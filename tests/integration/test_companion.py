@@ -164,9 +164,11 @@ def test_it_says_good_bye_though_mongodb_hangs(
 ) -> None:
     with MongoServer() as server:
         companion = start(replace(settings, mongo_url=server.url))
+        fill(redis_client, settings, 1)
         wait_until(lambda: redis_client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S)
+        wait_until(lambda: redis_client.xlen(settings.keys.outbox) == 0, PATIENCE_S)
         server.pause()
-        fill(redis_client, settings, 3)
+        fill(redis_client, settings, 3, first=1)
         wait_until(
             lambda: redis_client.xpending(settings.keys.outbox, "rts")["pending"] == 3,
             PATIENCE_S,

@@ -106,7 +106,7 @@ def test_instants(text: str, expected: object) -> None:
 
 @pytest.mark.parametrize("text", ["", "24", "h", "-1h", "1y", "tomorrow", "1e9d", "٣d"])
 def test_what_is_no_instant(text: str) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises((ValueError, OverflowError), match=r""):
         windows.parse(text)
 
 
