@@ -1,7 +1,8 @@
 # The example app: worker, beat, Flower and producer run from this one image.
 FROM python:3.12.8-slim-bookworm
 
-RUN useradd --create-home --uid 10001 app \
+RUN groupadd --gid 10001 app \
+    && useradd --create-home --uid 10001 --gid 10001 app \
     && install -d -o app -g app /var/lib/rts
 
 WORKDIR /app

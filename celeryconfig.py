@@ -9,7 +9,10 @@ from __future__ import annotations
 import os
 
 broker_url = os.environ.get("CELERY_BROKER_URL", "redis://localhost:6379/0")
-result_backend = os.environ.get("CELERY_RESULT_BACKEND", broker_url)
+# Redis keeps results too; any other broker carries them back as messages.
+result_backend = os.environ.get("CELERY_RESULT_BACKEND") or (
+    broker_url if broker_url.startswith("redis") else "rpc://"
+)
 broker_connection_retry_on_startup = True
 task_send_sent_event = False
 # Fair hand-out: a worker holds no more than it runs.
@@ -20,14 +23,16 @@ worker_prefetch_multiplier = 1
 
 # --- rts ---------------------------------------------------------------------------
 
-# Whether rts does anything at all.
+# Whether rts does anything at all: True or False.
 # rts_enabled = True
 
 # Redis for the taus and the outbox. Default: the broker's or the result backend's
-# URL where that is Redis, else redis://localhost:6379/0.
+# URL where that is Redis, else redis://localhost:6379/0. Allowed: redis://,
+# rediss://, unix://.
 # rts_redis_url = None
 
-# MongoDB for the ledger; the path names the database.
+# MongoDB for the ledger, mongodb:// or mongodb+srv://; the path names the database.
+# Default: mongodb://localhost:27017/rts.
 rts_mongo_url = os.environ.get("RTS_MONGO_URL", "mongodb://localhost:27017/rts")
 
 # The start of every key in Redis: 1 to 64 printable characters.
@@ -37,46 +42,47 @@ rts_mongo_url = os.environ.get("RTS_MONGO_URL", "mongodb://localhost:27017/rts")
 # SCHED_SLA_MULTIPLIER overrides it.
 # rts_sla_multiplier = 2.0
 
-# k by message priority, e.g. {9: 1.5}.
+# k by message priority, each 1.5 to 2.5, e.g. {9: 1.5}.
 # rts_priority_multipliers = {}
 
-# The app's own types beside the six, with their first tau in seconds, and their k
-# where it differs: {"video": 30.0, "mail": {"tau": 2.0, "sla_multiplier": 1.8}}.
+# The app's own types beside the six, with their first tau in seconds (above 0), and
+# their k (1.5 to 2.5) where it differs:
+# {"video": 30.0, "mail": {"tau": 2.0, "sla_multiplier": 1.8}}.
 # rts_task_types = {}
 
-# λ of tau_new = λ·actual + (1 − λ)·tau_old; above 0, at most 1.
+# λ of tau_new = λ·actual + (1 − λ)·tau_old: above 0, at most 1.
 # rts_learning_rate = 0.2
 
 # Seconds that a deadline leaves beyond tau at least; 0 or more.
 # rts_min_slack = 1.0
 
 # "name": deadlines use the tau of (type, task name) once it has rts_min_samples
-# runs, else the type's. "type": the type's only. Both are always learned.
+# runs (1 or more), else the type's. "type": the type's only. Both are always learned.
 # rts_tau_scope = "name"
 # rts_min_samples = 5
 
 # Fields that are ever made in the tau hash; 6 or more.
 # rts_max_types = 1000
 
-# Seconds that the ledger keeps a record; 0 keeps for ever.
+# Seconds that the ledger keeps a record: 0 or more; 0 keeps for ever.
 # rts_ledger_ttl = 30 * 86400.0
 
-# Records that the outbox in Redis holds at most; past that the oldest go.
+# Records that the outbox in Redis holds at most: 1 or more; past that the oldest go.
 # rts_outbox_max = 1_000_000
 
 # Folder (an absolute path) for records that wait while Redis is away, and its size
-# limit in bytes. Default: a private folder below the system's temporary one, which
-# a reboot may clear.
+# limit in bytes (1 or more). Default: a private folder below the system's temporary
+# one, which a reboot may clear.
 rts_spool_dir = os.environ.get("RTS_SPOOL_DIR") or None
 # rts_spool_max_bytes = 1 << 30
 
 # Seconds that a producer or a task waits for Redis at most, to connect and for an
-# answer, and seconds without a new attempt after that failed.
+# answer, and seconds without a new attempt after that failed: each above 0.
 # rts_connect_timeout = 0.25
 # rts_timeout = 0.5
 # rts_breaker_period = 5.0
 
-# Whether each worker drains the outbox into MongoDB. Turn it off where
+# Whether each worker drains the outbox into MongoDB: True or False. Turn it off where
 # `celery -A app rts drain` does it elsewhere.
 # rts_drain = True
 

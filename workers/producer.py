@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import signal
-import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 from celery.result import AsyncResult
+from kombu.exceptions import OperationalError
 
 from workers.numeric import classify, train
 from workers.text import compress, fingerprint, index, survey
 
 #: Each publishes one task. By header, by the task's own settings, by resources.
-MIX: tuple[Callable[[], AsyncResult], ...] = (
-    lambda: fingerprint.apply_async(headers={"task_type": "cpu-light"}),
-    lambda: compress.apply_async(headers={"task_type": "cpu-heavy"}),
-    lambda: index.apply_async(headers={"task_type": "memory-heavy"}),
-    lambda: classify.apply_async(headers={"task_type": "gpu-inference"}),
-    lambda: train.apply_async(headers={"task_type": "gpu-training"}),
-    lambda: survey.apply_async(headers={"task_type": "mixed"}),
-    lambda: survey.apply_async(headers={"req_cpu": 8}),
-    lambda: index.apply_async(headers={"req_memory": 16}),
-    lambda: classify.apply_async(headers={"req_gpu": 1}, countdown=5),
-    lambda: train.delay(),
+#: What it is called with is handed to ``apply_async``.
+MIX: tuple[Callable[..., AsyncResult], ...] = (
+    lambda **more: fingerprint.apply_async(headers={"task_type": "cpu-light"}, **more),
+    lambda **more: compress.apply_async(headers={"task_type": "cpu-heavy"}, **more),
+    lambda **more: index.apply_async(headers={"task_type": "memory-heavy"}, **more),
+    lambda **more: classify.apply_async(headers={"task_type": "gpu-inference"}, **more),
+    lambda **more: train.apply_async(headers={"task_type": "gpu-training"}, **more),
+    lambda **more: survey.apply_async(headers={"task_type": "mixed"}, **more),
+    lambda **more: survey.apply_async(headers={"req_cpu": 8}, **more),
+    lambda **more: index.apply_async(headers={"req_memory": 16}, **more),
+    lambda **more: classify.apply_async(headers={"req_gpu": 1}, countdown=5, **more),
+    lambda **more: train.apply_async(**more),
 )
 
 
@@ -33,20 +37,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rate", type=float, default=2.0, help="tasks per second, on average")
     parser.add_argument("--count", type=int, default=0, help="tasks in all; 0: without end")
+    parser.add_argument("--alive", type=Path, help="a file to touch after each publish")
     arguments = parser.parse_args()
-    if arguments.rate <= 0 or arguments.count < 0:
+    if not 0 < arguments.rate < math.inf or arguments.count < 0:
         parser.error("--rate must be above 0 and --count at least 0")
 
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    # An exception, since a flag would not be seen while a broker does not answer.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     published = 0
-    while not stop.wait(random.expovariate(arguments.rate)):
-        random.choice(MIX)()
-        published += 1
-        if published == arguments.count:
-            break
-    print(f"published {published} tasks")
+    try:
+        while not arguments.count or published < arguments.count:
+            time.sleep(random.expovariate(arguments.rate))
+            try:
+                # Nobody reads the results, so nothing should wait for them either.
+                random.choice(MIX)(ignore_result=True)
+            except OperationalError as exc:
+                print(f"not published: {exc}", flush=True)
+                continue
+            published += 1
+            if arguments.alive is not None:
+                arguments.alive.touch()
+    except KeyboardInterrupt:
+        pass
+    print(f"published {published} tasks", flush=True)
 
 
 if __name__ == "__main__":
