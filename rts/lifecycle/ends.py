@@ -7,7 +7,6 @@ and threads pools).
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
-from dataclasses import replace
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
@@ -15,7 +14,7 @@ from rts.clock import FleetClock
 from rts.headers import read_plan, write_plan
 from rts.lifecycle.planning import Planner
 from rts.lifecycle.runs import new_execution
-from rts.ports import RunSink
+from rts.ports import NoteBook, RunSink
 from rts.records import Plan
 from rts.settings import Settings
 
@@ -39,6 +38,7 @@ class Ends:
         settings: Settings,
         planner: Planner,
         clock: FleetClock,
+        notes: NoteBook,
         sink: RunSink,
         *,
         worker: str,
@@ -47,6 +47,7 @@ class Ends:
         self._types = settings.task_types
         self._planner = planner
         self._clock = clock
+        self._notes = notes
         self._sink = sink
         self._worker = worker
         self._instance = instance
@@ -61,8 +62,8 @@ class Ends:
         """
         self._requests[request.id] = request
         attributes = request.request_dict
-        if "rts_deadline" not in attributes or read_plan(attributes, self._types) is None:
-            write_plan(attributes, self._plan_received(attributes))
+        if "rts_deadline" not in attributes:
+            write_plan(attributes, self.plan_received(attributes))
 
     def broken_off(self, task_id: str, cause: str) -> None:
         """Note that the process of a run was killed, or its hard time limit struck."""
@@ -86,16 +87,20 @@ class Ends:
     def _end(
         self, attributes: Mapping[str, Any], state: str, cause: str, ran: bool, pid: int | None
     ) -> None:
-        plan = read_plan(attributes, self._types) or self._plan_received(attributes)
+        plan = read_plan(attributes, self._types) or self.plan_received(attributes)
         execution = new_execution(
             plan, attributes, worker=self._worker, instance=self._instance, pid=pid
         )
-        now = self._clock.now()
-        self._sink.ended_elsewhere(
-            replace(execution, completed_at=now, state=state, cause=cause, ran=ran)
+        ended = execution._replace(
+            completed_at=self._clock.now(), state=state, cause=cause, ran=ran
         )
+        if ran:
+            note = self._notes.take(ended.task_id, ended.retries, pid)
+            ended = ended.with_note(note)
+        self._sink.ended(ended)
 
-    def _plan_received(self, attributes: Mapping[str, Any]) -> Plan:
+    def plan_received(self, attributes: Mapping[str, Any]) -> Plan:
+        """Return a plan for a task that came without one, or with an impossible one."""
         properties = attributes.get("properties") or {}
         priority = properties.get("priority")
         return self._planner.plan(attributes["task"], attributes, priority, "received")

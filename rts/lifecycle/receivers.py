@@ -94,8 +94,9 @@ def connect(parts_of: PartsOf, publisher: Publisher) -> None:
                 return
             attributes = vars(request)
             plan = read_plan(attributes, parts.settings.task_types)
-            if plan is not None:
-                setattr(request, ATTRIBUTE, parts.worker.runs.start(plan, attributes))
+            if plan is None:
+                plan = parts.worker.ends.plan_received(attributes)
+            setattr(request, ATTRIBUTE, parts.worker.runs.start(plan, attributes))
         except Exception as exc:  # noqa: BLE001  the task must run
             health.hook_failed("start", exc)
 

@@ -6,20 +6,16 @@ the threads, solo and gevent pools.
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, Protocol
 
 from rts.clock import FleetClock
 from rts.load.sample import LoadSample
 from rts.load.usage import RunUsage
-from rts.ports import RunSink
-from rts.records import Execution, Learned, Plan
-
-logger = logging.getLogger("rts.tau")
+from rts.ports import NoteBook, RunSink
+from rts.records import Execution, Plan
 
 #: The attribute of ``task.request`` that holds the run. The request lives as
 #: long as the run does, so nothing is kept beyond it.
@@ -39,10 +35,13 @@ class LoadReader(Protocol):
 class Run:
     """A run that goes on."""
 
-    __slots__ = ("execution", "started_monotonic", "usage")
+    __slots__ = ("execution", "slot", "started_monotonic", "usage")
 
-    def __init__(self, execution: Execution, started_monotonic: float, usage: RunUsage) -> None:
+    def __init__(
+        self, execution: Execution, slot: int | None, started_monotonic: float, usage: RunUsage
+    ) -> None:
         self.execution = execution
+        self.slot = slot
         self.started_monotonic = started_monotonic
         self.usage = usage
 
@@ -64,6 +63,7 @@ class Runs:
         self,
         clock: FleetClock,
         load: LoadReader,
+        notes: NoteBook,
         sink: RunSink,
         *,
         worker: str,
@@ -73,6 +73,7 @@ class Runs:
     ) -> None:
         self._clock = clock
         self._load = load
+        self._notes = notes
         self._sink = sink
         self._worker = worker
         self._instance = instance
@@ -90,10 +91,10 @@ class Runs:
             started_at=self._clock.now(),
             load_at_start=self._load.read().as_dict(),
         )
-        self._sink.started(execution)
+        slot = self._notes.put(execution)
         usage = RunUsage.begin(threaded=self._threaded)
         # Last, so that the service time holds nothing of ours.
-        return Run(execution, self._monotonic(), usage)
+        return Run(execution, slot, self._monotonic(), usage)
 
     def finish(self, run: Run, state: str) -> None:
         """Hand on the finished run. *state* is Celery's."""
@@ -101,9 +102,8 @@ class Runs:
         usage = run.usage.end()
         started = run.execution
         assert started.started_at is not None
-        learned = self._sink.finished(
-            replace(
-                started,
+        self._sink.ended(
+            started._replace(
                 completed_at=started.started_at + runtime_s,
                 runtime_s=runtime_s,
                 cpu_s=usage.cpu_s,
@@ -112,19 +112,9 @@ class Runs:
                 cause="rejected" if state == REJECTED else None,
             )
         )
-        if learned is not None:
-            log_learned(started, learned, runtime_s)
-
-
-def log_learned(execution: Execution, learned: Learned, actual_s: float) -> None:
-    """Log what a run taught: old tau, new tau and the actual runtime, in seconds."""
-    if not logger.isEnabledFor(logging.INFO):
-        return
-    changes = [(execution.task_type, learned.tau_before, learned.tau_after)]
-    if learned.name_tau_before is not None and learned.name_tau_after is not None:
-        changes.append((execution.name, learned.name_tau_before, learned.name_tau_after))
-    text = ", ".join(f"{name} {before:.6g} -> {after:.6g} s" for name, before, after in changes)
-    logger.info("tau learned: %s (actual %.6g s)", text, actual_s)
+        # Only now: a process that dies in between has its end written by another.
+        if run.slot is not None:
+            self._notes.clear(run.slot)
 
 
 def new_execution(
