@@ -62,9 +62,8 @@ def until_signalled(settings: Settings, *, once: bool) -> int:
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(drain_alone, settings, stop, once=once).result()
     except StoreUnavailable as exc:
-        raise StoreUnavailable(
-            f"{exc}. Check the servers, rts_redis_url and rts_mongo_url"
-        ) from exc
+        advice = "" if "rts_" in str(exc) else ". Check it, rts_redis_url and rts_mongo_url"
+        raise StoreUnavailable(f"{exc}{advice}") from exc
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)

@@ -24,8 +24,11 @@ from rts.link.scripts import pack
 from rts.records import Execution
 from rts.settings import Settings
 
-#: Seconds for a server to take a connection and for each answer, and for all of it.
-PATIENCE_S, DEADLINE_S = 1.0, 2.0
+#: Seconds for Redis to take a connection and for each answer.
+PATIENCE_S = 1.0
+#: Seconds for all answers of MongoDB, whose driver looks for a server until they are
+#: over; and for both servers, whatever hangs: so that the driver's reason is heard.
+MONGO_S, DEADLINE_S = 1.5, 2.0
 #: Running notes that are fetched at once.
 CHUNK = 500
 
@@ -192,7 +195,7 @@ def ask_mongo(settings: Settings) -> LedgerState:
 
     client = connect(settings.mongo_url)
     try:
-        with pymongo.timeout(DEADLINE_S - 0.1):
+        with pymongo.timeout(MONGO_S):
             version = client.server_info()["version"]
             begin = time.perf_counter()
             client.admin.command("ping")

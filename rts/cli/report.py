@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta, timezone
 
 import click
@@ -48,7 +48,7 @@ def command(
     with ledger_of(settings) as database:
         rows = report(database, begin, end, by)
         totals = report(database, begin, end, "all")
-    total = totals[0] if totals else None
+    total = replace(totals[0], key=TOTAL) if totals else None
     if as_json:
         document = {"since": begin, "until": end, "by": by, "rows": [asdict(r) for r in rows]}
         print_json({**document, "total": None if total is None else asdict(total)})
@@ -64,8 +64,7 @@ def command(
 
 
 def report_tables(rows: Sequence[ReportRow], by: str, width: int | None) -> str:
-    """Return *rows*, the last of which is the total, as two tables."""
-    keys = [*(row.key for row in rows[:-1]), TOTAL]
+    """Return *rows* as two tables: verdicts, and durations."""
     verdicts = render(
         (
             Column(by, number=False),
@@ -75,7 +74,7 @@ def report_tables(rows: Sequence[ReportRow], by: str, width: int | None) -> str:
         ),
         [
             (
-                key,
+                row.key,
                 str(row.tasks),
                 percent(row.on_time_ratio),
                 percent(row.goodput_ratio),
@@ -83,7 +82,7 @@ def report_tables(rows: Sequence[ReportRow], by: str, width: int | None) -> str:
                 percent(row.tau_error_ratio),
                 misses_text(row.misses),
             )
-            for key, row in zip(keys, rows, strict=True)
+            for row in rows
         ],
         width,
     )
@@ -96,14 +95,14 @@ def report_tables(rows: Sequence[ReportRow], by: str, width: int | None) -> str:
         ),
         [
             (
-                key,
+                row.key,
                 *(
                     c
                     for p in (row.runtime, row.queueing_delay, row.lateness)
                     for c in _cells(p)
                 ),
             )
-            for key, row in zip(keys, rows, strict=True)
+            for row in rows
         ],
         width,
     )

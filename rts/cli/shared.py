@@ -52,8 +52,10 @@ def link_to_redis(settings: Settings) -> Iterator[Link]:
         with outages_not_logged():
             yield link
     except StoreUnavailable as exc:
-        detail = "" if exc.__cause__ is None else f" ({short(exc.__cause__)})"
-        raise StoreUnavailable(f"{exc}{detail}. Check the server and rts_redis_url") from exc
+        raise StoreUnavailable(
+            f"Redis at {shown_url(settings.redis_url)} is not usable "
+            f"({short(exc.__cause__ or exc)}). Check the server and rts_redis_url"
+        ) from exc
     finally:
         link.close()
 
@@ -79,20 +81,25 @@ def _not_of_link(record: logging.LogRecord) -> bool:
 def ledger_of(settings: Settings) -> Iterator[Database[dict[str, Any]]]:
     """Give the database of the ledger; an outage is told with what to do about it."""
     url = shown_url(settings.mongo_url)
-    client = connect(settings.mongo_url)
     try:
-        yield database_of(client, settings.mongo_url)
+        client = connect(settings.mongo_url)
+        try:
+            yield database_of(client, settings.mongo_url)
+        finally:
+            client.close()
     except (StoreUnavailable, PyMongoError) as exc:
         raise StoreUnavailable(
-            f"MongoDB at {url} is not usable: {short(exc)}. Check the server and rts_mongo_url"
+            f"MongoDB at {url} is not usable ({short(exc.__cause__ or exc)}). Check the "
+            "server and rts_mongo_url"
         ) from exc
-    finally:
-        client.close()
 
 
 def short(exc: BaseException) -> str:
     """Return an error in one short line. A driver's text never holds a password."""
     text = " ".join(str(exc).split())
+    for rest in (" (configured timeouts", ", Timeout:"):  # pymongo goes on at length
+        text = text.partition(rest)[0]
+    text = text.rstrip(".")
     return f"{type(exc).__name__}: {text[:100]}{'…' if len(text) > 100 else ''}"
 
 

@@ -19,6 +19,7 @@ from rts.cli.probes import (
 )
 from rts.cli.shared import as_json, outages_not_logged, print_json, settings_of
 from rts.cli.table import NONE, Column, render, seconds, terminal_width
+from rts.clock import DEADBAND_S
 from rts.settings import Settings
 
 #: Seconds that the oldest record may wait in the outbox. A drain takes less than one.
@@ -124,10 +125,7 @@ def status_text(
         counts = ", ".join(f"{n} {name}" for name, n in ledger.documents.items())
         facts.append(("Ledger", counts))
     if redis.clock_offset_s is not None:
-        error = f"± {seconds(redis.clock_error_s)}"
-        facts.append(
-            ("Clock", f"Redis is {redis.clock_offset_s:+.4f} s from this host {error}")
-        )
+        facts.append(("Clock", _clock(redis.clock_offset_s, redis.clock_error_s or 0.0)))
     if redis.outbox_length is not None:
         lag = f", the oldest for {seconds(redis.lag_s)} s" if redis.outbox_length else ""
         facts.append(("Outbox", f"{redis.outbox_length} wait{lag}"))
@@ -174,6 +172,13 @@ def _server(server: ServerState) -> str:
         return f"NOT REACHABLE at {server.url}"
     latency_ms = (server.latency_s or 0.0) * 1000
     return f"{server.version or 'up'} at {server.url}, {latency_ms:.2f} ms"
+
+
+def _clock(offset_s: float, error_s: float) -> str:
+    if abs(offset_s) <= max(DEADBAND_S, error_s):
+        return "this host and Redis agree"
+    which = "behind" if offset_s > 0 else "ahead of"
+    return f"this host is {seconds(abs(offset_s))} s {which} Redis, which rts allows for"
 
 
 def _instant(at: float | None) -> datetime | None:

@@ -421,6 +421,7 @@ def test_status_when_all_is_well(
     text = cli("status", "--clear").stdout
     assert "3 now, 1 past the deadline" in text
     assert "silent" in text
+    assert "this host and Redis agree" in text
     assert document(cli("status", "--json"))["counters"] == {}
 
 
