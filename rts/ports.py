@@ -59,7 +59,7 @@ class NoteBook(Protocol):
     def clear(self, slot: int) -> None:
         """Note that the run in *slot* has ended."""
 
-    def take(self, task_id: str, retries: int, pid: int | None) -> Execution | None:
+    def take(self, task_id: str) -> Execution | None:
         """Return, and forget, the note of a run that was broken off."""
 
 

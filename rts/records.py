@@ -19,8 +19,7 @@ LOST = "LOST"
 NOT_FINAL = frozenset({"RETRY"})
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """What publishing decided for one task: type, tau and absolute deadline.
 
     ``deadline = arrival + max(k·tau, tau + floor)`` unless the publisher gave
@@ -120,24 +119,6 @@ class Execution(NamedTuple):
             return cls(*values[: len(cls._fields)])
         except TypeError as exc:
             raise ValueError(f"not an execution record: {exc}") from exc
-
-    def with_note(self, note: Execution | None) -> Execution:
-        """Return this end, which another process wrote, with what the run's own
-        process had noted at its start: identity, start and load.
-        """
-        if note is None:
-            return self
-        runtime_s = None
-        if note.started_at is not None and self.completed_at is not None:
-            runtime_s = max(0.0, self.completed_at - note.started_at)
-        return self._replace(
-            run_id=note.run_id,
-            pid=note.pid,
-            started_at=note.started_at,
-            load_at_start=note.load_at_start,
-            runtime_s=runtime_s,
-            ran=True,
-        )
 
 
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode

@@ -32,7 +32,7 @@ from pymongo.errors import PyMongoError
 from rts import health
 from rts.clock import FleetClock
 from rts.errors import StoreUnavailable
-from rts.ledger.drain import Drain
+from rts.ledger.drain import BATCH, Drain
 from rts.ledger.janitor import Bulletin, Janitor, Orphans
 from rts.ledger.mongo import MongoLedger
 from rts.ledger.notes import NoteBoard
@@ -54,16 +54,14 @@ logger = logging.getLogger("rts.drain")
 BEAT_S = 1.0
 #: Seconds between looks for lost runs, and between snapshots of the taus.
 JANITOR_S, SNAPSHOT_S = 2.0, 10.0
-#: Seconds between looks at an empty outbox: what a record waits at most.
-IDLE_S = 0.25
-#: Seconds between looks at an outbox that has something in it, but no full batch:
-#: a write that MongoDB puts on its journal costs the same for one and for many.
-BUSY_S = 0.05
+#: Seconds between looks at the outbox, unless there was a full batch: what a record
+#: waits at most, since a write costs nearly the same for one and for many.
+POLL_S = 0.5
 #: Seconds of the last drain when the worker ends.
 LAST_DRAIN_S = 3.0
 #: Seconds between looks at the spool: what a tau learns late, and what of the
 #: records is lost if this host is.
-SHIP_S = 0.1
+SHIP_S = 0.2
 #: Seconds after the worker's end in which this process ends, whatever hangs. It
 #: may: nothing is acknowledged that is not done.
 LAST_S = 5.0
@@ -92,7 +90,8 @@ class Upkeep:
         self._spool = Spool(settings.spool_dir, settings.spool_max_bytes)
         # A link of its own: a call that hangs must not open the heartbeat's breaker.
         self._ship_link = Link(patient)
-        self._shipper = Shipper(self._spool, self._ship_link, settings, log_learned)
+        told = log_learned if logger.isEnabledFor(logging.INFO) else None
+        self._shipper = Shipper(self._spool, self._ship_link, settings, told)
         self._janitor = Janitor(self._link, settings, self._clock, name)
         self._board: NoteBoard | None = None
         if orders is not None:
@@ -282,7 +281,8 @@ def run(upkeep: Upkeep, stop: threading.Event) -> None:
             snapshot_at = time.monotonic() + SNAPSHOT_S
         before = upkeep.moved
         attempt("draining", lambda: upkeep.move(BEAT_S))
-        stop.wait(IDLE_S if upkeep.moved == before else BUSY_S)
+        if upkeep.moved - before < BATCH:
+            stop.wait(POLL_S)
     for thread in threads:
         thread.join(1.0)
     upkeep.last()
@@ -311,8 +311,6 @@ def _repeat(
 
 def log_learned(execution: Execution, learned: Learned) -> None:
     """Log what a run taught: old tau, new tau and the actual runtime, in seconds."""
-    if not logger.isEnabledFor(logging.INFO):
-        return
     changes = [(execution.task_type, learned.tau_before, learned.tau_after)]
     if learned.name_tau_before is not None and learned.name_tau_after is not None:
         changes.append((execution.name, learned.name_tau_before, learned.name_tau_after))

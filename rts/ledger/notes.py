@@ -71,7 +71,7 @@ class NoteBoard:
 
     def put(self, note: Execution) -> int | None:
         """Note that a run begins; returns its slot, ``None`` where there was no room."""
-        payload = marshal.dumps(tuple(note))
+        payload = marshal.dumps(note[:])  # type: ignore[arg-type]  # a plain tuple of plain values
         slot = self._take_slot() if len(payload) <= _ROOM else None
         if slot is None:
             health.count("starts_unnoted")
@@ -96,15 +96,17 @@ class NoteBoard:
             if note is not None:
                 yield slot, note
 
-    def take(self, task_id: str, retries: int, pid: int | None) -> Execution | None:
+    def take(self, task_id: str) -> Execution | None:
         """Return the note of a run that was broken off, and forget it.
 
-        *pid* is the process that ran it, where that is known. ``None`` where there
-        is no such note: nobody has started the task, or its end is written.
+        ``None`` where there is none: nobody has started the task, or its end is
+        written. Of several runs (a message that was delivered again too early) one
+        whose process is gone.
         """
-        for slot, note in self.notes():
-            if (note.task_id, note.retries) == (task_id, retries) and pid in (None, note.pid):
-                self.release(slot, note)
+        found = [(slot, note) for slot, note in self.notes() if note.task_id == task_id]
+        found.sort(key=lambda pair: lives(pair[1].pid or 0))
+        for slot, note in found:
+            if self.release(slot, note):
                 return note
         return None
 

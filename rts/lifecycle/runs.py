@@ -102,6 +102,7 @@ class Runs:
         usage = run.usage.end()
         started = run.execution
         assert started.started_at is not None
+        cause = "rejected" if state == REJECTED else None
         self._sink.ended(
             started._replace(
                 completed_at=started.started_at + runtime_s,
@@ -109,7 +110,7 @@ class Runs:
                 cpu_s=usage.cpu_s,
                 max_rss_bytes=usage.max_rss_bytes,
                 state=state,
-                cause="rejected" if state == REJECTED else None,
+                cause=cause,
             )
         )
         # Only now: a process that dies in between has its end written by another.
@@ -134,24 +135,25 @@ def new_execution(
     # pid and start instant: no process runs two tasks within the same microsecond,
     # and a redelivered task has the same id and number of retries.
     moment = "-" if started_at is None else f"{started_at * 1e6:.0f}"
+    # By position, in the order of the fields: this is on the path of every task.
     return Execution(
-        run_id=f"{task_id}:{retries}:{pid or instance}:{moment}",
-        task_id=task_id,
-        name=request["task"],
-        task_type=plan.task_type,
-        type_source=plan.type_source,
-        tau=plan.tau,
-        k=plan.k,
-        arrival=plan.arrival,
-        deadline=plan.deadline,
-        arrival_source=plan.arrival_source,
-        queue=delivery_info.get("routing_key"),
-        retries=retries,
-        parent_id=request.get("parent_id"),
-        root_id=request.get("root_id"),
-        worker=worker,
-        instance=instance,
-        pid=pid,
-        started_at=started_at,
-        load_at_start=load_at_start,
+        f"{task_id}:{retries}:{pid or instance}:{moment}",
+        task_id,
+        request["task"],
+        plan.task_type,
+        plan.type_source,
+        plan.tau,
+        plan.k,
+        plan.arrival,
+        plan.deadline,
+        plan.arrival_source,
+        delivery_info.get("routing_key"),
+        retries,
+        request.get("parent_id"),
+        request.get("root_id"),
+        worker,
+        instance,
+        pid,
+        started_at,
+        load_at_start,
     )
