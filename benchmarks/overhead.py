@@ -114,7 +114,8 @@ class Bench:
         return [
             child
             for child in tree.children()
-            if not any("rts.ledger" in part for part in child.cmdline())
+            if child.status() != psutil.STATUS_ZOMBIE
+            and not any("rts.ledger" in part for part in child.cmdline())
         ]
 
     def cpu(self, tree: psutil.Process) -> float:

@@ -7,6 +7,7 @@ refreshes its taus, so that a host with a wrong clock does not corrupt lateness.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 #: Offsets below this are noise of the measurement on hosts that keep time.
 DEADBAND_S = 0.005
@@ -18,10 +19,15 @@ class FleetClock:
     def __init__(self) -> None:
         #: Server time minus local time, seconds; 0.0 until it was measured.
         self.offset_s = 0.0
+        self._shared: Callable[[], float] | None = None
 
     def now(self) -> float:
         """Return the fleet's time now."""
-        return time.time() + self.offset_s
+        return time.time() + (self.offset_s if self._shared is None else self._shared())
+
+    def follow(self, offset_s: Callable[[], float]) -> None:
+        """Take the offset from *offset_s* from now on, not from own measurements."""
+        self._shared = offset_s
 
     def measured(self, sent_at: float, server_at: float, received_at: float) -> None:
         """Take a measurement: local send and receive instants around the server's.

@@ -32,13 +32,8 @@ class ConfigurationError(RtsError, ValueError):
 class StoreUnavailable(RtsError):
     """A server did not answer in time or refused the operation.
 
-    The driver's own exception is kept as ``__cause__``. *suspect* is the identity
-    (writer, number) of a record that may have arrived all the same.
+    The driver's own exception is kept as ``__cause__``.
     """
-
-    def __init__(self, message: str, *, suspect: tuple[str, int] | None = None) -> None:
-        self.suspect = suspect
-        super().__init__(message)
 
 
 class CommandError(RtsError):

@@ -34,6 +34,8 @@ _RESOURCES = {f"req_{f.name}": f.name for f in fields(Resources)}
 TYPE_SOURCES = ("explicit", "task", "inferred")
 ARRIVAL_SOURCES = ("published", "received")
 
+_REQUESTABLE = frozenset(REQUESTABLE)
+
 #: No machine has more cores, GiB or GPUs; larger requests are mistakes.
 MAX_REQUEST = 1e9
 
@@ -57,6 +59,8 @@ def read_request(
     values: Mapping[str, Any], types: Mapping[str, TaskType], where: str
 ) -> Request:
     """Return the understood part of *values*; *where* names the source in logs."""
+    if _REQUESTABLE.isdisjoint(values):
+        return NOTHING
     task_type = k = deadline = None
     resources: dict[str, float] | None = None
     if (value := values.get("task_type")) is not None:

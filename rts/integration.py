@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import WeakSet
 
 from rts import health
 from rts.current import Current
@@ -24,8 +24,12 @@ if TYPE_CHECKING:
 
     from rts.parts import Parts
 
-#: The installed apps and what rts has built for each in this process.
-_installed: WeakKeyDictionary[Any, Installation] = WeakKeyDictionary()
+#: The installed apps. Each holds its installation itself, where it is found at once.
+_installed: WeakSet[Any] = WeakSet()
+_ATTRIBUTE = "_rts_installation"
+
+#: Who publishes a task of a name, while only one app has rts.
+_publishers: dict[str, Parts] = {}
 
 
 class Installation:
@@ -77,7 +81,9 @@ def install(app: Celery) -> None:
     _validate(app)
     if app in _installed:
         return
-    _installed[app] = Installation()
+    setattr(app, _ATTRIBUTE, Installation())
+    _installed.add(app)
+    _publishers.clear()
     receivers.connect(parts_of, _publisher)
     add_step(app)
 
@@ -91,8 +97,11 @@ def uninstall(app: Celery) -> None:
     from rts.lifecycle import receivers
     from rts.worker import remove_step
 
-    if _installed.pop(app, None) is None:
+    if app not in _installed:
         return
+    delattr(app, _ATTRIBUTE)
+    _installed.discard(app)
+    _publishers.clear()
     remove_step(app)
     if not _installed:
         receivers.disconnect()
@@ -127,7 +136,7 @@ def current() -> Current | None:
 
 def parts_of(app: Any) -> Parts | None:
     """Return the parts of *app*, ``None`` where it has no (working) rts."""
-    installation = _installed.get(app)
+    installation = getattr(app, _ATTRIBUTE, None)
     return None if installation is None else installation.parts(app)
 
 
@@ -137,6 +146,16 @@ def _publisher(name: str) -> Parts | None:
     Celery's signal does not say which app publishes. With several apps in one
     process the current one is meant, unless only another one knows the task.
     """
+    known = _publishers.get(name)
+    if known is not None:
+        return known
+    if len(_installed) == 1:
+        (only,) = _installed
+        if name in only.tasks:
+            parts = parts_of(only)
+            if parts is not None:
+                _publishers[name] = parts
+            return parts
     from celery import current_app
 
     app = current_app._get_current_object()

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rts.clock import FleetClock
+from rts.ledger.notes import NoteBoard
 from rts.ledger.orders import Orders
-from rts.ledger.sink import RedisRunSink
+from rts.ledger.sink import SpoolRunSink
 from rts.ledger.spool import Spool
 from rts.ledger.supervise import Companion
 from rts.lifecycle.ends import Ends
 from rts.lifecycle.planning import Planner
 from rts.lifecycle.runs import Runs
 from rts.link.link import Link
-from rts.load.board import LoadBoard
 from rts.load.sampler import LoadSampler
 from rts.settings import Settings
 from rts.tau.cache import TauCache
@@ -52,55 +53,63 @@ class Parts:
 class WorkerParts:
     """What a worker needs. Built before the pool forks, so that children share it."""
 
-    settings: Settings
-    hostname: str
-    instance: str
-    concurrency: int
     runs: Runs
     ends: Ends
     sampler: LoadSampler
+    board: NoteBoard
     companion: Companion
+    orders: Orders
 
     @classmethod
-    def build(
-        cls, parts: Parts, hostname: str, concurrency: int, *, threaded: bool
-    ) -> WorkerParts:
-        """Build the parts for the worker *hostname*; *threaded*: tasks share a process."""
-        settings = parts.settings
+    def build(cls, parts: Parts, worker: Any, *, threaded: bool) -> WorkerParts:
+        """Build the parts of *worker*, Celery's; *threaded*: tasks share a process."""
+        settings, clock, hostname = parts.settings, parts.clock, worker.hostname
+        concurrency = worker.concurrency or 1
         instance = f"{hostname}/{os.getpid()}-{secrets.token_hex(4)}"
+        board = NoteBoard.for_concurrency(concurrency)
+        board.clock_offset_s = clock.offset_s
+        clock.follow(lambda: board.clock_offset_s)
         spool = Spool(settings.spool_dir, settings.spool_max_bytes)
-        sink = RedisRunSink(parts.link, settings, spool)
-        sampler = LoadSampler(LoadBoard())
+        sink = SpoolRunSink(spool, parts.link, settings)
+        sampler = LoadSampler()
         return cls(
-            settings,
-            hostname,
-            instance,
-            concurrency,
             Runs(
-                parts.clock,
+                clock,
                 sampler,
+                board,
                 sink,
                 worker=hostname,
                 instance=instance,
                 threaded=threaded,
             ),
             Ends(
-                settings, parts.planner, parts.clock, sink, worker=hostname, instance=instance
+                settings, parts.planner, clock, board, sink, worker=hostname, instance=instance
             ),
             sampler,
+            board,
             Companion(),
+            Orders(
+                settings,
+                hostname,
+                instance,
+                concurrency,
+                os.getpid(),
+                board.fd,
+                board.slots,
+                getattr(worker, "logfile", None),
+                logging.getLogger().getEffectiveLevel(),
+            ),
         )
 
     def start(self) -> None:
         """Start what accompanies the worker: the load sampler and the companion process."""
         self.sampler.start()
-        orders = Orders(
-            self.settings, self.hostname, self.instance, self.concurrency, os.getpid()
-        )
-        self.companion.start(orders.to_json())
+        level = logging.getLogger().getEffectiveLevel()  # as set up since
+        orders = replace(self.orders, loglevel=level, pid=os.getpid())
+        self.companion.start(orders.to_json(), pass_fds=(self.board.fd,))
 
     def stop(self) -> None:
-        """Stop both; the companion gets a few seconds for a last drain."""
+        """Stop both; the companion gets a few seconds for a last drain. Again: nothing."""
         self.sampler.stop()
         self.companion.stop()
 

@@ -44,18 +44,23 @@ class TauStore(Protocol):
 
 
 class RunSink(Protocol):
-    """Where the lifecycle hands its records. Never raises, never blocks for long."""
+    """Where the lifecycle hands the ends of runs. Never raises, waits for no server."""
 
-    def started(self, execution: Execution) -> None:
-        """Take the note of a run that begins. Called in the process that runs it."""
+    def ended(self, execution: Execution) -> None:
+        """Take the end of a run, or of a task that never ran."""
 
-    def finished(self, execution: Execution) -> Learned | None:
-        """Take the end of a run, written by the process that ran it."""
 
-    def ended_elsewhere(self, execution: Execution) -> None:
-        """Take the end of a run (or of a task that never ran) that its own process
-        could not write; the note of its start, if any, is merged in by the drain.
-        """
+class NoteBook(Protocol):
+    """Where runs are noted while they go on. Shared by the processes of a worker."""
+
+    def put(self, note: Execution) -> int | None:
+        """Note that a run begins; returns its slot, ``None`` where there was no room."""
+
+    def clear(self, slot: int) -> None:
+        """Note that the run in *slot* has ended."""
+
+    def take(self, task_id: str) -> Execution | None:
+        """Return, and forget, the note of a run that was broken off."""
 
 
 class Ledger(Protocol):

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 #: The state of a run whose worker vanished; all other states are Celery's.
 LOST = "LOST"
@@ -19,8 +19,7 @@ LOST = "LOST"
 NOT_FINAL = frozenset({"RETRY"})
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """What publishing decided for one task: type, tau and absolute deadline.
 
     ``deadline = arrival + max(k·tau, tau + floor)`` unless the publisher gave
@@ -42,14 +41,16 @@ class Plan:
     arrival_source: str = "published"
 
 
-@dataclass(frozen=True, slots=True)
-class Execution:
+class Execution(NamedTuple):
     """One run of one task: an attempt, from its start to its end.
 
     It is written twice: as a note when the run starts (``state`` STARTED, no
     ``completed_at``) and as a whole when it ends. Where the run could not end
-    itself (its process was killed), the worker's main process writes the end,
+    itself (its process was killed), another process of the worker writes the end,
     and the note supplies what only the child knew.
+
+    In JSON it is a list of its fields in this order; new ones come last, with a
+    default, so that versions can meet in one fleet.
     """
 
     #: Identity of the run, unique for ever; also ``_id`` in ``assignments``.
@@ -94,7 +95,7 @@ class Execution:
 
     def to_json(self) -> str:
         """Return the record as one line of JSON."""
-        return _encode({name: getattr(self, name) for name in _FIELDS})
+        return _encode(self)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Execution:
@@ -103,24 +104,23 @@ class Execution:
         Raises:
             ValueError: the text is not such a record.
         """
-        return cls.from_mapping(json.loads(text))
+        return cls.from_values(json.loads(text))
 
     @classmethod
-    def from_mapping(cls, data: Any) -> Execution:
-        """Build a record from a decoded mapping; unknown keys are ignored.
+    def from_values(cls, values: Any) -> Execution:
+        """Build a record from a decoded list; values beyond the last field are ignored.
 
         Raises:
-            ValueError: a required field is missing or *data* is no mapping.
+            ValueError: *values* is no list, or too short.
         """
-        if not isinstance(data, Mapping):
-            raise ValueError("an execution record must be an object")
+        if not isinstance(values, list):
+            raise ValueError("an execution record must be a list")
         try:
-            return cls(**{name: data[name] for name in _FIELDS if name in data})
+            return cls(*values[: len(cls._fields)])
         except TypeError as exc:
             raise ValueError(f"not an execution record: {exc}") from exc
 
 
-_FIELDS = tuple(field.name for field in fields(Execution))
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 

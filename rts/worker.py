@@ -43,12 +43,10 @@ class RtsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no t
             return None
         pool = worker.pool_cls.__module__.rpartition(".")[2]
         parts.taus.refresh()
-        parts.worker = WorkerParts.build(
-            parts,
-            worker.hostname,
-            worker.concurrency or 1,
-            threaded=pool not in ("prefork", "solo"),
-        )
+        if parts.worker is not None:
+            parts.worker.stop()  # of a worker before it in this process, as tests have
+        threaded = pool not in ("prefork", "solo")
+        parts.worker = WorkerParts.build(parts, worker, threaded=threaded)
         return parts
 
     def start(self, parent: Any) -> None:
@@ -62,7 +60,13 @@ class RtsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no t
     def stop(self, parent: Any) -> None:
         """Nothing yet: the pool still finishes its tasks."""
 
-    terminate = stop
+    def terminate(self, parent: Any) -> None:
+        """Stop at once, without the signal: nothing is finished any more."""
+        try:
+            if self._parts is not None:
+                self._parts.worker.stop()
+        except Exception as exc:  # noqa: BLE001  the worker must stop
+            health.hook_failed("worker", exc)
 
 
 def add_step(app: Any) -> None:

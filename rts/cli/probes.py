@@ -13,11 +13,12 @@ from typing import Any
 
 from pymongo.errors import PyMongoError
 
-from rts.cli.shared import BREAKER_S, short
+from rts.cli.shared import BREAKER_S, link_to_redis, short
 from rts.errors import RtsError, StoreUnavailable
 from rts.keys import ASSIGNMENTS, REFUSED, TASKS
 from rts.ledger.janitor import LOST_AFTER_S
 from rts.ledger.mongo import connect, database_of
+from rts.ledger.ship import Shipper
 from rts.ledger.spool import Spool
 from rts.link.link import Link, replies_as_text, shown_url
 from rts.link.scripts import pack
@@ -211,11 +212,15 @@ def ask_mongo(settings: Settings) -> LedgerState:
     return LedgerState(server, documents)
 
 
-def spooled_bytes(settings: Settings) -> int | None:
-    """Return the bytes that wait on this host; ``None`` where this user may not look."""
+def spooled_records(settings: Settings) -> int | None:
+    """Return the records that wait on this host; ``None`` where that cannot be told:
+    this user may not look, or Redis, which knows what it has, is away.
+    """
+    spool = Spool(settings.spool_dir, settings.spool_max_bytes)
     try:
-        return Spool(settings.spool_dir, settings.spool_max_bytes).waiting_bytes()
-    except OSError:
+        with link_to_redis(settings) as link:
+            return Shipper(spool, link, settings).waiting()
+    except (OSError, StoreUnavailable):
         return None
 
 

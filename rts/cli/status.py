@@ -15,7 +15,7 @@ from rts.cli.probes import (
     WorkerState,
     forget_counters,
     look,
-    spooled_bytes,
+    spooled_records,
 )
 from rts.cli.shared import as_json, outages_not_logged, print_json, settings_of
 from rts.cli.table import NONE, Column, render, seconds, terminal_width
@@ -25,7 +25,7 @@ from rts.settings import Settings
 #: Seconds that the oldest record may wait in the outbox. A drain takes less than one.
 MAX_LAG_S = 60.0
 #: Counters that say that records are lost.
-DROPPED = ("outbox_dropped", "spool_dropped", "spool_lost")
+DROPPED = ("outbox_dropped", "spool_dropped", "records_lost")
 
 
 @click.command(name="status", short_help="Servers, workers, and where records wait.")
@@ -41,7 +41,7 @@ def command(ctx: click.Context, clear: bool, as_json: bool) -> None:
     settings = settings_of(ctx)
     with outages_not_logged():
         redis, ledger = look(settings)
-    spool = spooled_bytes(settings)
+        spool = spooled_records(settings) if redis.server.reachable else None
     wrong = problems(redis, ledger)
     if as_json:
         print_json(status_document(settings, redis, ledger, spool, wrong))
@@ -105,7 +105,7 @@ def status_document(
         "mongo": {**asdict(ledger.server), "documents": dict(ledger.documents)},
         "clock": {"offset_s": redis.clock_offset_s, "error_s": redis.clock_error_s},
         "outbox": outbox if known else None,
-        "spool": {"directory": settings.spool_dir, "waiting_bytes": spool},
+        "spool": {"directory": settings.spool_dir, "waiting": spool},
         "counters": dict(redis.counters) if known else None,
         "workers": workers if known else None,
         "running": {"runs": redis.running, "overdue": redis.overdue} if known else None,
@@ -129,7 +129,7 @@ def status_text(
     if redis.outbox_length is not None:
         lag = f", the oldest for {seconds(redis.lag_s)} s" if redis.outbox_length else ""
         facts.append(("Outbox", f"{redis.outbox_length} wait{lag}"))
-    waiting = "not readable" if spool is None else f"{spool} bytes wait"
+    waiting = "not known what waits" if spool is None else f"{spool} wait"
     facts.append(("Spool", f"{waiting} in {settings.spool_dir}"))
     if redis.running is not None:
         facts.append(("Running", f"{redis.running} now, {redis.overdue} past the deadline"))

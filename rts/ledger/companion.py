@@ -14,6 +14,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import logging.handlers
 import os
 import secrets
 import select
@@ -31,16 +32,19 @@ from pymongo.errors import PyMongoError
 from rts import health
 from rts.clock import FleetClock
 from rts.errors import StoreUnavailable
-from rts.ledger.drain import Drain
-from rts.ledger.janitor import Janitor, Orphans
+from rts.ledger.drain import BATCH, Drain
+from rts.ledger.janitor import Bulletin, Janitor, Orphans
 from rts.ledger.mongo import MongoLedger
+from rts.ledger.notes import NoteBoard
 from rts.ledger.orders import Orders
 from rts.ledger.outbox import RedisOutbox
 from rts.ledger.ship import Shipper
+from rts.ledger.sink import SpoolRunSink
 from rts.ledger.spool import Spool
 from rts.link.link import Link, shown_url
 from rts.link.scripts import pack
 from rts.load.sampler import LoadSampler
+from rts.records import Execution, Learned
 from rts.settings import Settings
 from rts.tau.snapshot import Snapshots
 
@@ -50,13 +54,14 @@ logger = logging.getLogger("rts.drain")
 BEAT_S = 1.0
 #: Seconds between looks for lost runs, and between snapshots of the taus.
 JANITOR_S, SNAPSHOT_S = 2.0, 10.0
-#: Seconds between looks at an empty outbox: what a record waits at most.
-IDLE_S = 0.25
-#: Seconds between looks at an outbox that has something in it, but no full batch:
-#: a write that MongoDB puts on its journal costs the same for one and for many.
-BUSY_S = 0.05
+#: Seconds between looks at the outbox, unless there was a full batch: what a record
+#: waits at most, since a write costs nearly the same for one and for many.
+POLL_S = 0.5
 #: Seconds of the last drain when the worker ends.
 LAST_DRAIN_S = 3.0
+#: Seconds between looks at the spool: what a tau learns late, and what of the
+#: records is lost if this host is.
+SHIP_S = 0.2
 #: Seconds after the worker's end in which this process ends, whatever hangs. It
 #: may: nothing is acknowledged that is not done.
 LAST_S = 5.0
@@ -82,18 +87,22 @@ class Upkeep:
         self._clock = FleetClock()
         self._sampler = LoadSampler()
         name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-        spool = Spool(settings.spool_dir, settings.spool_max_bytes)
-        self._shipper = Shipper(spool, self._link, settings)
+        self._spool = Spool(settings.spool_dir, settings.spool_max_bytes)
+        # A link of its own: a call that hangs must not open the heartbeat's breaker.
+        self._ship_link = Link(patient)
+        told = log_learned if logger.isEnabledFor(logging.INFO) else None
+        self._shipper = Shipper(self._spool, self._ship_link, settings, told)
         self._janitor = Janitor(self._link, settings, self._clock, name)
-        self._orphans = (
-            None
-            if orders is None
-            else Orphans(self._link, settings, self._clock, orders.instance)
-        )
+        self._board: NoteBoard | None = None
+        if orders is not None:
+            self._board = NoteBoard(orders.board_slots, orders.board_fd)
+            sink = SpoolRunSink(self._spool, self._link, settings)
+            self._orphans = Orphans(self._board, sink, self._clock)
+            self._bulletin = Bulletin(self._link, settings, self._board)
         self.drain: Drain | None = None
         self._outbox: RedisOutbox | None = None
         self._snapshots: Snapshots | None = None
-        self._closes: list[Callable[[], None]] = [self._link.close]
+        self._closes: list[Callable[[], None]] = [self._link.close, self._ship_link.close]
         if settings.drain or orders is None:
             try:
                 ledger = MongoLedger(settings)
@@ -138,6 +147,9 @@ class Upkeep:
             health.give_back(counts)
             raise
         self._clock.measured(sent_at, int(seconds) + int(micros) / 1e6, time.time())
+        if self._board is not None:
+            self._board.clock_offset_s = self._clock.offset_s
+            self._bulletin.step()
 
     def good_bye(self) -> None:
         """Take the worker off the list of those that live."""
@@ -145,13 +157,28 @@ class Upkeep:
         if self._orders is not None:
             self._link.call(pack("HDEL", self._keys.workers, self._orders.instance))
 
-    def ship(self) -> None:
-        """Bring what waits on this host's disk to Redis."""
-        self._shipper.ship()
+    def ship(self) -> int:
+        """Bring what waits on this host's disk to Redis; return the number of records."""
+        return self._shipper.ship()
+
+    def ship_until(self, stop: threading.Event) -> None:
+        """Ship whenever it is this process's turn, until *stop*."""
+        while not stop.is_set():
+            with self._spool.lease() as mine:
+                while mine and not stop.is_set():
+                    attempt("shipping the spool", self.ship)
+                    stop.wait(SHIP_S)
+            stop.wait(BEAT_S)
+
+    def ship_last(self) -> None:
+        """Ship what is left, if no other process of this host does."""
+        with self._spool.lease() as mine:
+            if mine:
+                self._shipper.ship()
 
     def orphans(self) -> None:
         """Look for runs of this worker whose process is gone."""
-        if self._orphans is not None:
+        if self._board is not None:
             self._orphans.step()
 
     def clean(self) -> None:
@@ -185,7 +212,7 @@ class Upkeep:
 
     def last(self) -> None:
         """Bring in what is left, and leave. Each step may fail on its own."""
-        attempt("shipping the spool", self.ship)
+        attempt("shipping the spool", self.ship_last)
         attempt("the last drain", lambda: self.move_all(LAST_DRAIN_S))
         attempt("the snapshot of the taus", lambda: self.snapshot(0.0))
         attempt("leaving", self._janitor.leave)
@@ -238,11 +265,12 @@ def run(upkeep: Upkeep, stop: threading.Event) -> None:
         _repeat(
             stop,
             JANITOR_S,
-            ("shipping the spool", upkeep.ship),  # before what it says can seem lost
             ("looking for orphaned runs", upkeep.orphans),
             ("looking for lost runs", upkeep.clean),
         ),
     ]
+    threads.append(threading.Thread(target=upkeep.ship_until, args=(stop,), daemon=True))
+    threads[-1].start()
     snapshot_at = restore_at = 0.0
     while not stop.is_set():
         if time.monotonic() >= restore_at:
@@ -253,7 +281,8 @@ def run(upkeep: Upkeep, stop: threading.Event) -> None:
             snapshot_at = time.monotonic() + SNAPSHOT_S
         before = upkeep.moved
         attempt("draining", lambda: upkeep.move(BEAT_S))
-        stop.wait(IDLE_S if upkeep.moved == before else BUSY_S)
+        if upkeep.moved - before < BATCH:
+            stop.wait(POLL_S)
     for thread in threads:
         thread.join(1.0)
     upkeep.last()
@@ -280,11 +309,32 @@ def _repeat(
     return thread
 
 
+def log_learned(execution: Execution, learned: Learned) -> None:
+    """Log what a run taught: old tau, new tau and the actual runtime, in seconds."""
+    changes = [(execution.task_type, learned.tau_before, learned.tau_after)]
+    if learned.name_tau_before is not None and learned.name_tau_after is not None:
+        changes.append((execution.name, learned.name_tau_before, learned.name_tau_after))
+    text = ", ".join(f"{name} {before:.6g} -> {after:.6g} s" for name, before, after in changes)
+    logger.info("tau learned: %s (actual %.6g s)", text, execution.runtime_s)
+
+
+def set_up_logging(orders: Orders) -> None:
+    """Log where the worker logs, as it does; to standard error where that fails."""
+    handler: logging.Handler = logging.StreamHandler()
+    if orders.logfile:
+        try:
+            handler = logging.handlers.WatchedFileHandler(orders.logfile)
+        except OSError:
+            pass
+    logging.basicConfig(
+        level=orders.loglevel,
+        format="[%(asctime)s: %(levelname)s/rts] %(message)s",
+        handlers=[handler],
+    )
+
+
 def main() -> int:
     """Run beside a worker. Returns the exit status."""
-    logging.basicConfig(
-        level=logging.WARNING, format="[%(asctime)s: %(levelname)s/rts] %(message)s"
-    )
     parent = os.getppid()
     # Python writes the number of a signal into this pipe. A handler that sets the
     # event itself could find its lock held by the very thread it interrupts.
@@ -297,6 +347,7 @@ def main() -> int:
     if not line.endswith("\n"):
         return 0  # the worker died before it had said what to do
     orders = Orders.from_json(line)
+    set_up_logging(orders)
     stop = threading.Event()
     upkeep = Upkeep(orders.settings, orders)
     try:
@@ -343,7 +394,7 @@ def drain_alone(settings: Settings, stop: threading.Event, *, once: bool = False
             run(upkeep, stop)
         else:
             upkeep.pulse()
-            upkeep.ship()
+            upkeep.ship_last()
             upkeep.restore()
             while upkeep.move(BEAT_S) and not stop.is_set():
                 pass

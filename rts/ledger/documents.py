@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import fields, replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -118,7 +117,7 @@ def cleaned(execution: Execution) -> Execution:
         if getattr(execution, name) in (math.inf, -math.inf):
             changes[name] = math.copysign(_GREATEST_INSTANT, getattr(execution, name))
     changes["retries"] = changes.get("retries") or 0
-    return replace(execution, **changes)
+    return execution._replace(**changes)
 
 
 def cleaned_learned(learned: Learned | None) -> Learned | None:
@@ -196,7 +195,7 @@ _KINDS: dict[str, Any] = {
     "cause": _optional_text,
     "ran": bool,
 }
-if set(_KINDS) != {field.name for field in fields(Execution)}:  # pragma: no cover
+if set(_KINDS) != set(Execution._fields):  # pragma: no cover
     raise TypeError("rts.ledger.documents must know every field of an Execution")
 
 

@@ -6,15 +6,16 @@ suspended), its own end takes the verdict's place.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
+from rts import health
 from rts.clock import FleetClock
-from rts.keys import Keys
+from rts.keys import Keys, running_field
+from rts.ledger.notes import NoteBoard, lives
 from rts.link.link import Link
 from rts.link.scripts import REAP, pack
+from rts.ports import RunSink
 from rts.records import LOST, Execution
 from rts.settings import Settings
 
@@ -129,41 +130,67 @@ class Orphans:
     cancels a run, or retries it on behalf of its lost process.
     """
 
-    def __init__(
-        self, link: Link, settings: Settings, clock: FleetClock, instance: str
-    ) -> None:
-        self._link = link
-        self._keys = settings.keys
+    def __init__(self, board: NoteBoard, sink: RunSink, clock: FleetClock) -> None:
+        self._board = board
+        self._sink = sink
         self._clock = clock
-        self._instance = instance
         #: Run id to the instant at which its process was first found missing.
         self._missing: dict[str, float] = {}
 
     def step(self) -> int:
-        """Look once; return the number of runs ended.
+        """Look once; return the number of runs ended."""
+        now = self._clock.now()
+        missing: dict[str, float] = {}
+        ended = 0
+        for slot, note in self._board.notes():
+            if note.pid is None or lives(note.pid):
+                continue
+            missing[note.run_id] = self._missing.get(note.run_id, now)
+            over = now - missing[note.run_id] > GRACE_S
+            if over and self._board.release(slot, note):
+                self._sink.ended(note._replace(completed_at=now, state=LOST, cause="killed"))
+                health.count("runs_lost")
+                ended += 1
+        self._missing = missing
+        return ended
+
+
+class Bulletin:
+    """Publishes a worker's notes in Redis, for when the whole worker dies.
+
+    Only those of runs that go on for a while: most end before anybody could look.
+    """
+
+    def __init__(self, link: Link, settings: Settings, board: NoteBoard) -> None:
+        self._link = link
+        self._running = settings.keys.running
+        self._board = board
+        self._published: set[str] = set()
+
+    def step(self) -> None:
+        """Bring the ``running`` hash up to date.
 
         Raises:
             StoreUnavailable: Redis is away.
         """
-        (fields,) = self._link.call(pack("HKEYS", self._keys.running))
-        now = self._clock.now()
-        missing: dict[str, float] = {}
+        notes = {
+            running_field(note.task_id, note.retries, note.instance, note.pid): note
+            for _, note in self._board.notes()
+        }
+        commands = []
+        over = self._published - notes.keys()
+        if over:
+            commands.append(pack("HDEL", self._running, *map(_encoded, over)))
+        # All again, not the new ones only: Redis may have been wiped.
+        for field, note in notes.items():
+            commands.append(pack("HSET", self._running, _encoded(field), note.to_json()))
+        if commands:
+            self._link.call(*commands)
+        self._published = set(notes)
 
-        def over(note: Execution) -> bool:
-            if note.instance != self._instance or note.pid is None or _lives(note.pid):
-                return False
-            missing[note.run_id] = self._missing.get(note.run_id, now)
-            return now - missing[note.run_id] > GRACE_S
 
-        # The process id stands in the field: nothing is read of those that live.
-        mine = [
-            field
-            for field in fields
-            if instance_of(field) == self._instance and not _lives(_pid_of(field))
-        ]
-        ended = reap(self._link, self._keys, mine, over, "killed", now)
-        self._missing = missing
-        return ended
+def _encoded(field: str) -> bytes:
+    return field.encode("utf-8", "replace")
 
 
 def reap(
@@ -189,8 +216,8 @@ def reap(
             link.call(pack("HDEL", keys.running, field))
             continue
         if is_over(note):
-            record = replace(note, completed_at=now, state=LOST, cause=cause).to_json()
-            ended += int(link.call(REAP.pack(names, [field, text, record], whole=True))[0])
+            record = note._replace(completed_at=now, state=LOST, cause=cause).to_json()
+            ended += int(link.call(REAP.pack(names, [field, text, record]))[0])
     return ended
 
 
@@ -201,18 +228,3 @@ def instance_of(field: bytes) -> str:
     'celery@host/12-ab12cd34'
     """
     return field.rpartition(b"|")[0].rpartition(b"|")[2].decode("utf-8", "replace")
-
-
-def _pid_of(field: bytes) -> int:
-    pid = field.rpartition(b"|")[2]
-    return int(pid) if pid.isdigit() else 0
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        pass  # it is somebody else's, so it lives
-    return True

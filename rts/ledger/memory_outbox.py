@@ -18,17 +18,17 @@ class MemoryStream:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        #: Entry id to record, note and lesson, in the order of arrival.
-        self.entries: dict[str, tuple[str, str, str]] = {}
+        #: Entry id to record and lesson, in the order of arrival.
+        self.entries: dict[str, tuple[str, str]] = {}
         #: Entry id to its reader and the instant it was handed out.
         self.pending: dict[str, tuple[str, float]] = {}
         self._ids = itertools.count(1)
 
-    def add(self, record: str, note: str = "", learned: str = "") -> str:
+    def add(self, record: str, learned: str = "") -> str:
         """Add an entry as it stands in the stream; return its id."""
         with self.lock:
             entry_id = f"{next(self._ids)}-0"
-            self.entries[entry_id] = (record, note, learned)
+            self.entries[entry_id] = (record, learned)
             return entry_id
 
 
@@ -62,9 +62,9 @@ class MemoryOutbox:
             fresh = [entry_id for entry_id in stream.entries if entry_id not in stream.pending]
             for entry_id in (left + fresh)[:limit]:
                 stream.pending[entry_id] = (self._consumer, now)
-                record, note, learned = stream.entries[entry_id]
+                record, learned = stream.entries[entry_id]
                 try:
-                    entries.append(read_entry(entry_id, record, note, learned))
+                    entries.append(read_entry(entry_id, record, learned))
                 except ValueError:
                     unreadable.append((entry_id, record))
         return Batch(entries, unreadable)

@@ -28,6 +28,10 @@ SPARE_SLOTS = 32
 #: A worker with more greenlets than this notes the first ones only.
 MAX_SLOTS = 4096
 
+#: Bytes before the first slot: the clock's offset, which the companion measures.
+_PREFACE = 64
+_OFFSET = struct.Struct("=d")
+
 #: Owner's process id (0: nobody's), length of the note (0: none), its checksum.
 _HEAD = struct.Struct("=III")
 _ROOM = SLOT_BYTES - _HEAD.size
@@ -42,7 +46,7 @@ class NoteBoard:
 
     def __init__(self, slots: int, fd: int | None = None) -> None:
         self.slots = slots
-        size = slots * SLOT_BYTES
+        size = _PREFACE + slots * SLOT_BYTES
         #: File descriptor of the memory, for the companion process to inherit.
         self.fd = _memory(size) if fd is None else fd
         self._map = mmap.mmap(self.fd, size)
@@ -56,14 +60,23 @@ class NoteBoard:
         """Make a board for a worker that runs so many tasks at a time."""
         return cls(min(MAX_SLOTS, 2 * concurrency + SPARE_SLOTS))
 
+    @property
+    def clock_offset_s(self) -> float:
+        """Server time minus this host's, seconds, as the companion measured it last."""
+        return float(_OFFSET.unpack_from(self._map)[0])
+
+    @clock_offset_s.setter
+    def clock_offset_s(self, offset_s: float) -> None:
+        _OFFSET.pack_into(self._map, 0, offset_s)
+
     def put(self, note: Execution) -> int | None:
         """Note that a run begins; returns its slot, ``None`` where there was no room."""
-        payload = marshal.dumps(tuple(note))
+        payload = marshal.dumps(note[:])  # type: ignore[arg-type]  # a plain tuple of plain values
         slot = self._take_slot() if len(payload) <= _ROOM else None
         if slot is None:
             health.count("starts_unnoted")
             return None
-        start = slot * SLOT_BYTES
+        start = _start(slot)
         # A reader sees no note, the whole note, or a wrong checksum.
         _HEAD.pack_into(self._map, start, self._pid, 0, 0)
         body = start + _HEAD.size
@@ -73,7 +86,7 @@ class NoteBoard:
 
     def clear(self, slot: int) -> None:
         """Note that the run in *slot*, one of this process's, has ended."""
-        _HEAD.pack_into(self._map, slot * SLOT_BYTES, self._pid, 0, 0)
+        _HEAD.pack_into(self._map, _start(slot), self._pid, 0, 0)
         self._free.append(slot)
 
     def notes(self) -> Iterator[tuple[int, Execution]]:
@@ -83,15 +96,17 @@ class NoteBoard:
             if note is not None:
                 yield slot, note
 
-    def take(self, task_id: str, retries: int, pid: int | None) -> Execution | None:
+    def take(self, task_id: str) -> Execution | None:
         """Return the note of a run that was broken off, and forget it.
 
-        *pid* is the process that ran it, where that is known. ``None`` where there
-        is no such note: nobody has started the task, or its end is written.
+        ``None`` where there is none: nobody has started the task, or its end is
+        written. Of several runs (a message that was delivered again too early) one
+        whose process is gone.
         """
-        for slot, note in self.notes():
-            if (note.task_id, note.retries) == (task_id, retries) and pid in (None, note.pid):
-                self.release(slot, note)
+        found = [(slot, note) for slot, note in self.notes() if note.task_id == task_id]
+        found.sort(key=lambda pair: lives(pair[1].pid or 0))
+        for slot, note in found:
+            if self.release(slot, note):
                 return note
         return None
 
@@ -99,7 +114,7 @@ class NoteBoard:
         """Empty the slot of a dead process; False where it no longer holds *note*."""
         if self._read(slot) != note:
             return False
-        _HEAD.pack_into(self._map, slot * SLOT_BYTES, 0, 0, 0)
+        _HEAD.pack_into(self._map, _start(slot), 0, 0, 0)
         return True
 
     def close(self) -> None:
@@ -108,7 +123,7 @@ class NoteBoard:
         os.close(self.fd)
 
     def _read(self, slot: int) -> Execution | None:
-        start = slot * SLOT_BYTES
+        start = _start(slot)
         _, length, checksum = _HEAD.unpack_from(self._map, start)
         if not 0 < length <= _ROOM:
             return None
@@ -133,13 +148,17 @@ class NoteBoard:
             fcntl.lockf(self.fd, fcntl.LOCK_EX)
             try:
                 for slot in range(self.slots):
-                    owner, length, _ = _HEAD.unpack_from(self._map, slot * SLOT_BYTES)
-                    if owner == 0 or (length == 0 and owner != self._pid and not _lives(owner)):
-                        _HEAD.pack_into(self._map, slot * SLOT_BYTES, self._pid, 0, 0)
+                    owner, length, _ = _HEAD.unpack_from(self._map, _start(slot))
+                    if owner == 0 or (length == 0 and owner != self._pid and not lives(owner)):
+                        _HEAD.pack_into(self._map, _start(slot), self._pid, 0, 0)
                         return slot
                 return None
             finally:
                 fcntl.lockf(self.fd, fcntl.LOCK_UN)
+
+
+def _start(slot: int) -> int:
+    return _PREFACE + slot * SLOT_BYTES
 
 
 def _memory(size: int) -> int:
@@ -153,11 +172,12 @@ def _memory(size: int) -> int:
     return fd
 
 
-def _lives(pid: int) -> bool:
+def lives(pid: int) -> bool:
+    """Return whether there is such a process."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:
+    except (OSError, OverflowError):
         pass  # it is somebody else's, so it lives
     return True

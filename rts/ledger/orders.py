@@ -17,6 +17,12 @@ class Orders:
     instance: str
     concurrency: int
     pid: int
+    #: Descriptor and slots of the worker's :class:`rts.ledger.notes.NoteBoard`.
+    board_fd: int
+    board_slots: int
+    #: Where the worker logs, and from which level on.
+    logfile: str | None
+    loglevel: int
 
     def to_json(self) -> str:
         """Return the orders as one line."""

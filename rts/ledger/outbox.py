@@ -8,13 +8,10 @@ from collections.abc import Callable, Iterable
 from rts.keys import GROUP
 from rts.ledger.entries import read_entry
 from rts.link.link import Link
-from rts.link.scripts import Script, pack
+from rts.link.scripts import LEAVE, TAKE, pack
 from rts.ports import Batch
 from rts.records import OutboxEntry
 from rts.settings import Settings
-
-TAKE = Script.load("take")
-LEAVE = Script.load("leave")
 
 #: Seconds after which an entry that another drain holds is taken over. A batch
 #: takes a fraction of a second; a second delivery does no harm.
@@ -57,16 +54,16 @@ class RedisOutbox:
         while left > 0:
             most = min(left, MAX_TAKEN)
             lines = self._take(most, looking)
-            for i in range(0, len(lines), 4):
-                entry_id, record, note, learned = lines[i : i + 4]
+            for i in range(0, len(lines), 3):
+                entry_id, record, learned = lines[i : i + 3]
                 try:
-                    entries.append(read_entry(entry_id, record, note, learned))
+                    entries.append(read_entry(entry_id, record, learned))
                 except ValueError:
                     unreadable.append((entry_id, record))
-            if looking and len(lines) < 4 * most:
+            if looking and len(lines) < 3 * most:
                 self._look_at = self._now() + self._takeover_s / 2
                 looking = False
-            if len(lines) < 4 * most:
+            if len(lines) < 3 * most:
                 break
             left -= most
         return Batch(entries, unreadable)
@@ -85,12 +82,12 @@ class RedisOutbox:
         Raises:
             StoreUnavailable: Redis is away. Another drain does it later.
         """
-        self._link.call(LEAVE.pack([self._outbox], [GROUP, self._consumer], whole=True))
+        self._link.call(LEAVE.pack([self._outbox], [GROUP, self._consumer]))
 
     def _take(self, most: int, looking: bool) -> list[str]:
         arguments: list[str | bytes | float] = [
             *(GROUP, self._consumer, most),
             *(int(self._takeover_s * 1000), "1" if looking else "0"),
         ]
-        (text,) = self._link.call(TAKE.pack([self._outbox], arguments, whole=True))
+        (text,) = self._link.call(TAKE.pack([self._outbox], arguments))
         return text.decode("utf-8", "replace").split("\n") if text else []

@@ -1,115 +1,120 @@
-"""Brings spooled records to Redis once it is back.
+"""Brings the records of this host from the spool to Redis, where taus learn from them.
 
-Each batch file is a writer of its own and each line has its number there, so that
-a crash anywhere, and starting over, teaches nothing twice (see ``finish.lua``).
+Each file is a writer of its own and each line has its number there; Redis knows
+the last one that it took (see ``finish.lua``). So a crash anywhere, and starting
+over from the first line, teaches nothing twice.
 """
 
 from __future__ import annotations
 
-import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from rts import health
-from rts.errors import StoreUnavailable
-from rts.ledger.spool import Batch, Spool
+from rts.ledger.spool import SUFFIX, Spool, opened, read_all, try_lock
 from rts.link.link import Link
 from rts.link.scripts import pack
-from rts.records import Execution
+from rts.records import Execution, Learned
 from rts.settings import Settings
-from rts.tau.finish import FinishCall
+from rts.tau.finish import FinishCall, Lesson, lesson_of, read_answer
 
-#: Records per round trip. They are applied in one go, about 40 µs each, in which
-#: Redis serves nobody else.
-CHUNK = 50
+#: Records per call. They are applied in one go, about 20 µs each, in which Redis
+#: serves nobody else.
+CHUNK = 100
 
-_MULTI, _EXEC = pack("MULTI"), pack("EXEC")
+#: Told of each record that taught something.
+OnLearned = Callable[[Execution, Learned], None]
+
+
+@dataclass(slots=True)
+class _Tail:
+    """How far a file was shipped: bytes, and lines."""
+
+    offset: int = 0
+    lines: int = 0
 
 
 class Shipper:
-    """Ships the spool of this host."""
+    """Ships the spool of this host; one companion at a time does, until it ends."""
 
-    def __init__(self, spool: Spool, link: Link, settings: Settings) -> None:
+    def __init__(
+        self, spool: Spool, link: Link, settings: Settings, on_learned: OnLearned | None = None
+    ) -> None:
         self._spool = spool
         self._link = link
         self._call = FinishCall(settings)
+        self._seq = settings.keys.seq
+        self._on_learned = on_learned
+        self._tails: dict[str, _Tail] = {}
 
     def ship(self) -> int:
         """Ship all that waits and return the number of records.
 
         Raises:
-            StoreUnavailable: Redis is away (again); what is left waits on.
+            StoreUnavailable: Redis is away; what is left waits on.
             OSError: the spool cannot be read or cleaned up.
         """
-        shipped = 0
-        while (batch := self._spool.take()) is not None:
-            try:
-                shipped += self._ship_batch(batch)
-            finally:
-                batch.close()
-        return shipped
+        files = self._spool.files()
+        self._tails = {path: self._tails.get(path) or _Tail() for path in files}
+        return sum(self._ship_file(path, tail) for path, tail in self._tails.items())
 
-    def _ship_batch(self, batch: Batch) -> int:
-        commands: list[bytes] = []
-        numbers: list[int] = []
-        shipped = 0
-        done = batch.shipped
-        lines = batch.lines()
-        for number, line in enumerate(lines, start=1):
-            if number > done and line:
-                command = self._command(batch.producer, number, line, whole=not commands)
-                if command is not None:
-                    commands.append(command)
-                    numbers.append(number)
-            if commands and (len(commands) == CHUNK or number == len(lines)):
-                shipped += self._send(batch, commands, [lines[n - 1] for n in numbers])
-                self._mark(batch, number)
-                commands, numbers = [], []
-        batch.remove()
-        return shipped
-
-    def _send(self, batch: Batch, commands: list[bytes], lines: list[bytes]) -> int:
-        """Send a chunk; return the number of records that Redis took.
-
-        In a transaction, because what refuses one record (memory, a replica)
-        nearly always refuses all, and numbers must not go in with gaps. A record
-        that is refused all the same, between others, waits as a new one.
+    def waiting(self) -> int:
+        """Return the number of records that wait on this host. For people to look at.
 
         Raises:
-            StoreUnavailable: Redis is away or refuses all of them.
+            StoreUnavailable: Redis is away.
         """
-        answers = self._link.call(_MULTI, *commands, _EXEC)[-1]
-        refused = [
-            (line, answer)
-            for line, answer in zip(lines, answers, strict=True)
-            if isinstance(answer, Exception)
-        ]
-        if refused and len(refused) == len(lines):
-            raise StoreUnavailable(f"Redis refuses records: {refused[0][1]}")
-        if refused:
-            health.count("spool_retried", len(refused))
-            self._spool.append_lines([line for line, _ in refused])
-        return len(lines) - len(refused)
+        count = 0
+        for path in self._spool.files():
+            with opened(path) as fd:
+                lines = read_all(fd).count(b"\n") if fd >= 0 else 0
+            (last,) = self._link.call(pack("GET", self._seq + producer_of(path)))
+            count += max(0, lines - int(last or 0))
+        return count
 
-    def _mark(self, batch: Batch, lines: int) -> None:
-        try:
-            batch.mark(lines)
-        except OSError:
-            # A full disk must not keep the spool from being emptied. Should this
-            # process die now, Redis recognises what comes again.
-            health.count("spool_unmarked")
+    def _ship_file(self, path: str, tail: _Tail) -> int:
+        with opened(path) as fd:
+            if fd < 0:
+                return 0
+            # In this order: once the writer is gone, what is read is all there is.
+            ended = try_lock(fd)
+            if os.fstat(fd).st_size == tail.offset and not ended:
+                return 0
+            whole, _, torn = read_all(fd, tail.offset).rpartition(b"\n")
+            shipped = self._send(producer_of(path), tail, whole) if whole else 0
+            if ended:
+                if torn:
+                    self._spool.refuse(torn)
+                os.unlink(path)
+        if ended:
+            # Nobody can deliver its lines again.
+            self._link.call(pack("DEL", self._seq + producer_of(path)))
+        return shipped
 
-    def _command(self, producer: str, number: int, line: bytes, *, whole: bool) -> bytes | None:
-        """Return the call for one line; *whole*: a server that is back may be new."""
-        try:
-            document = json.loads(line)
-            suspect = document["suspect"]
-            return self._call.pack(
-                Execution.from_mapping(document["execution"]),
-                producer,
-                number,
-                elsewhere=bool(document["elsewhere"]),
-                suspect=None if suspect is None else (str(suspect[0]), int(suspect[1])),
-                whole=whole,
-            )
-        except (LookupError, ValueError, TypeError, AttributeError, RecursionError):
-            self._spool.refuse(line)
-            return None
+    def _send(self, producer: str, tail: _Tail, whole: bytes) -> int:
+        lines = whole.split(b"\n")
+        for start in range(0, len(lines), CHUNK):
+            chunk = lines[start : start + CHUNK]
+            executions: list[Execution] = []
+            lessons: list[Lesson] = []
+            for number, line in enumerate(chunk, start=tail.lines + 1):
+                try:
+                    execution = Execution.from_json(line)
+                    lessons.append(lesson_of(execution, number, line))
+                    executions.append(execution)
+                except (ValueError, TypeError, AttributeError, RecursionError):
+                    self._spool.refuse(line)
+            if lessons:
+                (answer,) = self._link.call(self._call.pack(producer, lessons))
+                if self._on_learned is not None:
+                    for execution, learned in zip(executions, read_answer(answer), strict=True):
+                        if learned is not None:
+                            self._on_learned(execution, learned)
+            tail.lines += len(chunk)
+            tail.offset += sum(map(len, chunk)) + len(chunk)
+        return len(lines)
+
+
+def producer_of(path: str) -> str:
+    """Return the identity of a file as a writer, unique for ever and over all hosts."""
+    return os.path.basename(path).removesuffix(SUFFIX)

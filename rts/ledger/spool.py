@@ -1,301 +1,178 @@
-"""Records that wait on disk while Redis is away: a folder of JSON lines.
+"""The ends of runs, on their way from the processes of this host to Redis.
 
-Any process and thread of the host appends; :mod:`rts.ledger.ship` takes whole
-files and delivers them. Appenders never wait for each other: each holds a shared
-lock on the open file, and only who closes that file for more (a *batch*) needs
-the exclusive one. A batch is never written to again, so the number of a line in
-it is an identity.
+A task waits for no server when it ends: its record is one ``write`` to a file of
+its process. The worker's companion process reads the files' ends, ten times a
+second, and brings them to Redis (see :mod:`rts.ledger.ship`); while Redis is away
+they wait here. Each process that writes holds a lock on its file, which the
+kernel gives up however the process ends, and begins a new file now and then.
 
-    current.jsonl           is appended to
-    batch-TIME-RANDOM.jsonl is shipped, oldest first, and then removed
-    batch-….at              lines of a batch that were shipped
+    TIME-PID-RANDOM.jsonl   records, one JSON list a line; the name is an identity
     refused.jsonl           lines that could not be understood, for a person
+    ship.lock               held by the one companion of this host that ships
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
-import json
 import os
 import secrets
 import stat
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rts import health
 from rts.records import Execution
 
-#: A file that has grown to this becomes a batch: small enough to be dropped as a
-#: unit, large enough that a day's outage is no folder of thousands.
-BATCH_BYTES = 8 << 20
-
-#: Tries to lock the current file before a record gets a file of its own. The
-#: lock is refused only while somebody renames that file: microseconds.
-MAX_TRIES = 20
+#: Bytes after which a process begins a new file: small enough to be dropped as a
+#: unit when the spool is full, large enough that making one costs nothing.
+FILE_BYTES = 1 << 20
 
 #: Bytes of refused lines that are kept.
 REFUSED_BYTES = 1 << 20
 
-_CURRENT = "current.jsonl"
+SUFFIX = ".jsonl"
 _REFUSED = "refused.jsonl"
-_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-
-
-class Batch:
-    """A closed file, locked by whoever ships it. Lines are numbered from 1.
-
-    The lock goes with the process, so what a dead shipper left is taken by the next.
-    """
-
-    def __init__(self, path: str, fd: int) -> None:
-        self._path = path
-        self._fd = fd
-
-    @property
-    def producer(self) -> str:
-        """Identity of the file, unique for ever and over all hosts."""
-        return os.path.basename(self._path).removesuffix(".jsonl")
-
-    def lines(self) -> Sequence[bytes]:
-        """Return all lines; the last may be torn, and some may be empty."""
-        size = os.fstat(self._fd).st_size
-        chunks = []
-        offset = 0
-        while offset < size:
-            chunk = os.pread(self._fd, 1 << 20, offset)
-            if not chunk:
-                break
-            chunks.append(chunk)
-            offset += len(chunk)
-        return b"".join(chunks).split(b"\n")
-
-    @property
-    def shipped(self) -> int:
-        """Number of lines that were shipped before, by anybody."""
-        try:
-            with open(self._mark, encoding="ascii") as file:
-                return int(file.read() or 0)
-        except (OSError, ValueError):
-            return 0
-
-    def mark(self, lines: int) -> None:
-        """Note that the first *lines* lines were shipped.
-
-        Raises:
-            OSError: the disk is full, for example. Shipping them again is
-                recognised by Redis for an hour.
-        """
-        partial = self._mark + ".new"
-        with open(partial, "w", encoding="ascii") as file:
-            file.write(str(lines))
-        os.replace(partial, self._mark)
-
-    def remove(self) -> None:
-        """Delete the batch: everything in it was shipped.
-
-        Raises:
-            OSError: it cannot be deleted.
-        """
-        os.unlink(self._path)
-        _unlink(self._mark)
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the batch; another shipper may take it."""
-        if self._fd >= 0:
-            _release(self._fd)
-            self._fd = -1
-
-    @property
-    def _mark(self) -> str:
-        return self._path.removesuffix(".jsonl") + ".at"
 
 
 class Spool:
     """The folder *directory*, of at most about *max_bytes* bytes.
 
-    The folder is made when it is first needed, readable by this user only, and
-    refused if it is somebody else's: in a shared ``/tmp`` anybody may make it.
+    Made when it is first needed, readable by this user only, and refused if it is
+    somebody else's: in a shared ``/tmp`` anybody may make it.
     """
 
-    def __init__(
-        self, directory: str, max_bytes: int, *, batch_bytes: int = BATCH_BYTES
-    ) -> None:
+    def __init__(self, directory: str, max_bytes: int, *, file_bytes: int = FILE_BYTES) -> None:
         self.directory = directory
         self._max_bytes = max_bytes
         # A quarter: what goes when the spool is full must not be all of it.
-        self._batch_bytes = max(1, min(batch_bytes, max_bytes // 4))
+        self._file_bytes = max(1, min(file_bytes, max_bytes // 4))
+        self._fd = -1
+        self._written = 0
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
 
-    def append(
-        self, execution: Execution, *, elsewhere: bool, suspect: tuple[str, int] | None
-    ) -> None:
-        """Keep a record. Runs in any process and thread; never raises, never waits.
-
-        *suspect* names the writer and number under which it may already have
-        arrived. What cannot be kept is lost, counted as ``spool_lost`` and logged.
-        """
-        try:
-            line = (
-                f'{{"execution":{execution.to_json()},"elsewhere":{json.dumps(elsewhere)},'
-                f'"suspect":{json.dumps(suspect)}}}'
-            )
-            self.append_lines([line.encode()])
-        except (OSError, TypeError, ValueError) as exc:
-            health.count("spool_lost")
-            health.warn_once(
-                f"spool:{type(exc).__name__}:{getattr(exc, 'errno', None)}",
-                "rts: a record is lost, because Redis is away and the spool cannot be "
-                "written: %s. Set rts_spool_dir to a folder that this user can write, "
-                "with room for rts_spool_max_bytes",
-                exc,
-            )
-        else:
-            health.count("spooled")
-
-    def append_lines(self, lines: Sequence[bytes]) -> None:
-        """Keep whole lines.
+    def append(self, execution: Execution) -> None:
+        """Keep the end of a run. Called by any process and thread that runs tasks.
 
         Raises:
-            OSError: they could not be written.
+            OSError: it could not be written (a full disk, a folder of somebody else).
         """
-        self._prepare()
-        # Begins with a line end too: behind a torn line, only that one is lost.
-        data = b"\n" + b"\n".join(lines) + b"\n"
-        for _ in range(MAX_TRIES):
-            fd = os.open(self._path(_CURRENT), _APPEND, 0o600)
-            try:
-                if self._lock_current(fd, fcntl.LOCK_SH):
-                    _write(fd, data)
-                    full = os.fstat(fd).st_size >= self._batch_bytes
-                    break
-            finally:
-                _release(fd)
-        else:
-            # Whoever renames the file was stopped in the middle of it.
-            full = True
-            _write_file(self._path(_batch_name()), data)
-        if full:
-            self._rotate()
-            self._limit()
+        data = execution.to_json().encode() + b"\n"
+        if os.getpid() != self._pid:
+            self._begin_anew()
+        with self._lock:
+            if self._fd < 0 or self._written >= self._file_bytes:
+                self._open()
+            written = os.write(self._fd, data)
+            self._written += written
+            if written != len(data):
+                self._close()  # what comes next must not be behind a torn line
+                raise OSError(errno.ENOSPC, "No space left for a record", self.directory)
 
-    def take(self) -> Batch | None:
-        """Return the oldest batch that nobody else ships, ``None`` where there is none.
-
-        Where no batch is left, what is being appended to becomes one.
-
-        Raises:
-            OSError: the folder cannot be read.
-        """
+    def files(self) -> list[str]:
+        """Return the paths of all files, oldest first."""
         try:
-            self._check()
+            names = os.listdir(self.directory)
         except FileNotFoundError:
-            return None
-        for name in self._batches():
-            batch = self._open_batch(name)
-            if batch is not None:
-                return batch
-        return self._rotate(keep=True)
+            return []
+        return [
+            os.path.join(self.directory, name)
+            for name in sorted(names)
+            if name.endswith(SUFFIX) and name != _REFUSED
+        ]
+
+    @contextmanager
+    def lease(self) -> Iterator[bool]:
+        """Hold the right to ship; gives False while another process has it, or
+        where there is no folder yet.
+        """
+        try:
+            fd = os.open(self._path("ship.lock"), _OPEN | os.O_WRONLY | os.O_CREAT, 0o600)
+        except FileNotFoundError:
+            yield False
+            return
+        try:
+            yield try_lock(fd)
+        finally:
+            os.close(fd)
 
     def refuse(self, line: bytes) -> None:
         """Keep a line that could not be understood, while there is room."""
         health.count("spool_refused")
         health.warn_once(
             "spool-refused",
-            "rts: a spooled record cannot be read and is kept aside in %s",
+            "rts: a record on its way cannot be read and is kept aside in %s",
             self._path(_REFUSED),
         )
         try:
             fd = os.open(self._path(_REFUSED), _APPEND, 0o600)
             try:
                 if os.fstat(fd).st_size < REFUSED_BYTES:
-                    _write(fd, line[:REFUSED_BYTES] + b"\n")
+                    os.write(fd, line[:REFUSED_BYTES] + b"\n")
             finally:
                 os.close(fd)
         except OSError:
             pass  # it was counted
 
-    def waiting_bytes(self) -> int:
-        """Return the bytes that wait to be shipped, 0 where there is no spool."""
-        total = 0
-        for name in [*self._batches(), _CURRENT]:
+    def close(self) -> None:
+        """End this process's file."""
+        with self._lock:
+            self._close()
+
+    def _begin_anew(self) -> None:
+        """Let go, after a fork, of what the parent writes to."""
+        fd, self._fd = self._fd, -1
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        if fd >= 0:
             try:
-                total += os.stat(self._path(name)).st_size
+                os.close(fd)
             except OSError:
-                pass  # shipped in the meantime
-        return total
+                pass  # closed already, with all that the parent had open
 
-    def _rotate(self, *, keep: bool = False) -> Batch | None:
-        """Make the current file a batch, if nobody writes to it just now.
-
-        Returns the batch, locked, where it is to be kept and has something in it.
-        """
-        try:
-            fd = os.open(self._path(_CURRENT), _READ)
-        except FileNotFoundError:
-            return None
-        kept = False
-        try:
-            if not self._lock_current(fd, fcntl.LOCK_EX) or not os.fstat(fd).st_size:
-                return None
-            path = self._path(_batch_name())
-            os.rename(self._path(_CURRENT), path)
-            kept = keep
-            return Batch(path, fd) if keep else None
-        finally:
-            if not kept:
-                _release(fd)
-
-    def _lock_current(self, fd: int, kind: int) -> bool:
-        """Lock the current file; False if it is locked, or is no longer the current one."""
-        try:
-            fcntl.flock(fd, kind | fcntl.LOCK_NB)
-            return os.path.samestat(os.fstat(fd), os.lstat(self._path(_CURRENT)))
-        except (BlockingIOError, FileNotFoundError):
-            return False
-
-    def _open_batch(self, name: str) -> Batch | None:
-        path = self._path(name)
-        try:
-            fd = os.open(path, _READ)
-        except FileNotFoundError:
-            return None
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    def _open(self) -> None:
+        self._close()
+        self._prepare()
+        self._limit()
+        while True:
+            name = f"{time.time_ns():020d}-{self._pid}-{secrets.token_hex(8)}{SUFFIX}"
+            fd = os.open(self._path(name), _APPEND | os.O_EXCL, 0o600)
+            fcntl.flock(fd, fcntl.LOCK_EX)
             if os.fstat(fd).st_nlink:
-                return Batch(path, fd)
-        except BlockingIOError:
-            pass  # another one ships it
-        _release(fd)
-        return None
+                break
+            os.close(fd)  # a shipper took it for a dead process's, before the lock
+        self._fd, self._written = fd, 0
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            # By name: a process that this one has forked may hold a copy.
+            fcntl.flock(fd, fcntl.LOCK_UN)
+            os.close(fd)
 
     def _limit(self) -> None:
-        """Delete the oldest batches while all together are too much."""
-        excess = self.waiting_bytes() - self._max_bytes
-        for name in self._batches():
+        """Delete the oldest files that nobody writes to while all are too much."""
+        sizes = {path: _size(path) for path in self.files()}
+        excess = sum(sizes.values()) + self._file_bytes - self._max_bytes
+        for path, size in sizes.items():
             if excess <= 0:
                 return
-            batch = self._open_batch(name)
-            if batch is None:
-                continue
-            excess -= os.stat(self._path(name)).st_size
-            lost = sum(1 for line in batch.lines()[batch.shipped :] if line)
-            batch.remove()
+            with opened(path) as fd:
+                if fd < 0 or not try_lock(fd):
+                    continue
+                lost = read_all(fd).count(b"\n")
+                os.unlink(path)
+            excess -= size
             health.count("spool_dropped", lost)
             health.logger.error(
-                "rts: the spool is full: the oldest %d records are lost. Bring Redis back, "
-                "or raise rts_spool_max_bytes (%d)",
+                "rts: the spool is full: the oldest records, up to %d, are lost. Bring Redis "
+                "back, or raise rts_spool_max_bytes (%d)",
                 lost,
                 self._max_bytes,
             )
-
-    def _batches(self) -> Iterator[str]:
-        """Return the names of the batches, oldest first."""
-        try:
-            names = os.listdir(self.directory)
-        except FileNotFoundError:
-            names = []
-        return iter(sorted(n for n in names if n.startswith("batch-") and n.endswith(".jsonl")))
 
     def _prepare(self) -> None:
         """Make the folder, or check that it is ours."""
@@ -322,38 +199,44 @@ class Spool:
         return os.path.join(self.directory, name)
 
 
-def _batch_name() -> str:
-    return f"batch-{time.time_ns():020d}-{secrets.token_hex(8)}.jsonl"
+_OPEN = os.O_CLOEXEC | os.O_NOFOLLOW
+_APPEND = _OPEN | os.O_WRONLY | os.O_APPEND | os.O_CREAT
 
 
-def _write(fd: int, data: bytes) -> None:
-    """Write all of *data* at once. What was written of it on a full disk stays, as a
-    torn line.
-    """
-    written = os.write(fd, data)
-    while written < len(data):
-        more = os.write(fd, data[written:])  # raises what stopped the first one
-        written += more
-
-
-def _write_file(path: str, data: bytes) -> None:
-    partial = f"{path}.new"
-    fd = os.open(partial, _APPEND | os.O_EXCL, 0o600)
+@contextmanager
+def opened(path: str) -> Iterator[int]:
+    """Open a file of the spool for reading; gives -1 where it is gone."""
     try:
-        _write(fd, data)
+        fd = os.open(path, _OPEN | os.O_RDONLY)
+    except FileNotFoundError:
+        yield -1
+        return
+    try:
+        yield fd
     finally:
         os.close(fd)
-    os.rename(partial, path)
 
 
-def _release(fd: int) -> None:
-    # Unlocked by name: a process that was forked just now may hold a copy of fd.
-    fcntl.flock(fd, fcntl.LOCK_UN)
-    os.close(fd)
-
-
-def _unlink(path: str) -> None:
+def try_lock(fd: int) -> bool:
+    """Lock a file; False where somebody else, such as its writer, has it."""
     try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+
+
+def read_all(fd: int, offset: int = 0) -> bytes:
+    """Return all that stands in a file from *offset* on."""
+    chunks = []
+    while chunk := os.pread(fd, 1 << 20, offset):
+        chunks.append(chunk)
+        offset += len(chunk)
+    return b"".join(chunks)
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0  # shipped in the meantime

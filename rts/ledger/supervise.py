@@ -44,6 +44,7 @@ class Companion:
         #: The end of the pipe whose closing ends the companion; -1: none.
         self._pipe = -1
         self._stopping = threading.Event()
+        self._pass_fds: tuple[int, ...] = ()
         self._spawned_at = 0.0
 
     @property
@@ -52,8 +53,12 @@ class Companion:
         process = self._process
         return None if process is None else process.pid
 
-    def start(self, orders: str) -> None:
-        """Start it with *orders*, one line of JSON, and watch over it."""
+    def start(self, orders: str, pass_fds: tuple[int, ...] = ()) -> None:
+        """Start it with *orders*, one line of JSON, and watch over it.
+
+        It inherits *pass_fds*.
+        """
+        self._pass_fds = pass_fds
         self._stopping.clear()
         self._try_spawn(orders)
         threading.Thread(
@@ -114,6 +119,7 @@ class Companion:
                 stdin=reading,
                 stdout=subprocess.DEVNULL,
                 env=environment(),
+                pass_fds=self._pass_fds,
                 start_new_session=True,  # the terminal's Ctrl-C is for the worker
             )
         except BaseException:

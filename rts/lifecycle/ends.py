@@ -6,29 +6,16 @@ and threads pools).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
-from dataclasses import replace
-from typing import Any, Protocol
-from weakref import WeakValueDictionary
+from collections.abc import Mapping
+from typing import Any
 
 from rts.clock import FleetClock
 from rts.headers import read_plan, write_plan
 from rts.lifecycle.planning import Planner
 from rts.lifecycle.runs import new_execution
-from rts.ports import RunSink
-from rts.records import Plan
+from rts.ports import NoteBook, RunSink
+from rts.records import Execution, Plan
 from rts.settings import Settings
-
-
-class ReceivedRequest(Protocol):
-    """What is used of ``celery.worker.request.Request``."""
-
-    id: str
-    worker_pid: int | None
-
-    @property
-    def request_dict(self) -> dict[str, Any]:
-        """The message's headers, as the pool child will see them."""
 
 
 class Ends:
@@ -39,6 +26,7 @@ class Ends:
         settings: Settings,
         planner: Planner,
         clock: FleetClock,
+        notes: NoteBook,
         sink: RunSink,
         *,
         worker: str,
@@ -47,55 +35,57 @@ class Ends:
         self._types = settings.task_types
         self._planner = planner
         self._clock = clock
+        self._notes = notes
         self._sink = sink
         self._worker = worker
         self._instance = instance
-        #: Celery's own request objects, as long as Celery keeps them.
-        self._requests: MutableMapping[str, ReceivedRequest] = WeakValueDictionary()
 
-    def received(self, request: ReceivedRequest) -> None:
-        """Remember a request; plan it where its producer does not have rts.
+    def received(self, attributes: dict[str, Any]) -> None:
+        """Plan a task that was received now, if its producer does not have rts.
 
-        The plan is put among the attributes that Celery hands to the pool, so
+        The plan is put among the *attributes* that Celery hands to the pool, so
         that the run finds it as if it had been published.
         """
-        self._requests[request.id] = request
-        attributes = request.request_dict
-        if "rts_deadline" not in attributes or read_plan(attributes, self._types) is None:
-            write_plan(attributes, self._plan_received(attributes))
+        if "rts_deadline" not in attributes:
+            write_plan(attributes, self.plan_received(attributes))
 
     def broken_off(self, task_id: str, cause: str) -> None:
-        """Note that the process of a run was killed, or its hard time limit struck."""
-        request = self._requests.get(task_id)
-        if request is not None:
-            self._end(request.request_dict, "FAILURE", cause, True, request.worker_pid)
+        """Note that the process of a run was killed, or its hard time limit struck.
+
+        Celery may say so twice; the note of the start is there once.
+        """
+        note = self._notes.take(task_id)
+        if note is not None:
+            self._end(note, "FAILURE", cause)
 
     def revoked(
         self, attributes: Mapping[str, Any], *, terminated: bool, expired: bool
     ) -> None:
         """Note that a task was revoked, terminated while it ran, or has expired."""
         cause = "terminated" if terminated else "expired" if expired else "revoked"
-        request = self._requests.get(attributes["id"])
-        pid = None if request is None else request.worker_pid
-        self._end(attributes, "REVOKED", cause, terminated, pid)
+        note = self._notes.take(attributes["id"]) if terminated else None
+        self._end(note or self._never_run(attributes), "REVOKED", cause)
 
     def unknown(self, attributes: Mapping[str, Any]) -> None:
         """Note that no such task is registered: the message was discarded."""
-        self._end(attributes, "FAILURE", "unknown_task", False, None)
+        self._end(self._never_run(attributes), "FAILURE", "unknown_task")
 
-    def _end(
-        self, attributes: Mapping[str, Any], state: str, cause: str, ran: bool, pid: int | None
-    ) -> None:
-        plan = read_plan(attributes, self._types) or self._plan_received(attributes)
-        execution = new_execution(
-            plan, attributes, worker=self._worker, instance=self._instance, pid=pid
-        )
-        now = self._clock.now()
-        self._sink.ended_elsewhere(
-            replace(execution, completed_at=now, state=state, cause=cause, ran=ran)
-        )
-
-    def _plan_received(self, attributes: Mapping[str, Any]) -> Plan:
+    def plan_received(self, attributes: Mapping[str, Any]) -> Plan:
+        """Return a plan for a task that came without one, or with an impossible one."""
         properties = attributes.get("properties") or {}
         priority = properties.get("priority")
         return self._planner.plan(attributes["task"], attributes, priority, "received")
+
+    def _end(self, begun: Execution, state: str, cause: str) -> None:
+        now = self._clock.now()
+        runtime_s = None if begun.started_at is None else max(0.0, now - begun.started_at)
+        self._sink.ended(
+            begun._replace(completed_at=now, runtime_s=runtime_s, state=state, cause=cause)
+        )
+
+    def _never_run(self, attributes: Mapping[str, Any]) -> Execution:
+        plan = read_plan(attributes, self._types) or self.plan_received(attributes)
+        execution = new_execution(
+            plan, attributes, worker=self._worker, instance=self._instance, pid=None
+        )
+        return execution._replace(ran=False)

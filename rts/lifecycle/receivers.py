@@ -54,9 +54,7 @@ def connect(parts_of: PartsOf, publisher: Publisher) -> None:
     ) -> None:
         try:
             name = str(sender)
-            if name.startswith(OWN):
-                return
-            parts = publisher(name)
+            parts = None if name.startswith(OWN) else publisher(name)
             if parts is None:
                 return
             if "id" not in headers:
@@ -72,12 +70,10 @@ def connect(parts_of: PartsOf, publisher: Publisher) -> None:
     def received(sender: Any = None, request: Any = None, **_: Any) -> None:
         try:
             parts = parts_of(sender.app)
-            if (
-                parts is not None
-                and parts.worker is not None
-                and not request.name.startswith(OWN)
-            ):
-                parts.worker.ends.received(request)
+            if parts is not None and parts.worker is not None:
+                attributes = request.request_dict
+                if not attributes["task"].startswith(OWN):
+                    parts.worker.ends.received(attributes)
         except Exception as exc:  # noqa: BLE001  the task must run
             health.hook_failed("received", exc)
 
@@ -94,8 +90,9 @@ def connect(parts_of: PartsOf, publisher: Publisher) -> None:
                 return
             attributes = vars(request)
             plan = read_plan(attributes, parts.settings.task_types)
-            if plan is not None:
-                setattr(request, ATTRIBUTE, parts.worker.runs.start(plan, attributes))
+            if plan is None:
+                plan = parts.worker.ends.plan_received(attributes)
+            setattr(request, ATTRIBUTE, parts.worker.runs.start(plan, attributes))
         except Exception as exc:  # noqa: BLE001  the task must run
             health.hook_failed("start", exc)
 

@@ -6,20 +6,16 @@ the threads, solo and gevent pools.
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, Protocol
 
 from rts.clock import FleetClock
 from rts.load.sample import LoadSample
 from rts.load.usage import RunUsage
-from rts.ports import RunSink
-from rts.records import Execution, Learned, Plan
-
-logger = logging.getLogger("rts.tau")
+from rts.ports import NoteBook, RunSink
+from rts.records import Execution, Plan
 
 #: The attribute of ``task.request`` that holds the run. The request lives as
 #: long as the run does, so nothing is kept beyond it.
@@ -39,10 +35,13 @@ class LoadReader(Protocol):
 class Run:
     """A run that goes on."""
 
-    __slots__ = ("execution", "started_monotonic", "usage")
+    __slots__ = ("execution", "slot", "started_monotonic", "usage")
 
-    def __init__(self, execution: Execution, started_monotonic: float, usage: RunUsage) -> None:
+    def __init__(
+        self, execution: Execution, slot: int | None, started_monotonic: float, usage: RunUsage
+    ) -> None:
         self.execution = execution
+        self.slot = slot
         self.started_monotonic = started_monotonic
         self.usage = usage
 
@@ -64,6 +63,7 @@ class Runs:
         self,
         clock: FleetClock,
         load: LoadReader,
+        notes: NoteBook,
         sink: RunSink,
         *,
         worker: str,
@@ -73,6 +73,7 @@ class Runs:
     ) -> None:
         self._clock = clock
         self._load = load
+        self._notes = notes
         self._sink = sink
         self._worker = worker
         self._instance = instance
@@ -90,10 +91,10 @@ class Runs:
             started_at=self._clock.now(),
             load_at_start=self._load.read().as_dict(),
         )
-        self._sink.started(execution)
+        slot = self._notes.put(execution)
         usage = RunUsage.begin(threaded=self._threaded)
         # Last, so that the service time holds nothing of ours.
-        return Run(execution, self._monotonic(), usage)
+        return Run(execution, slot, self._monotonic(), usage)
 
     def finish(self, run: Run, state: str) -> None:
         """Hand on the finished run. *state* is Celery's."""
@@ -101,30 +102,20 @@ class Runs:
         usage = run.usage.end()
         started = run.execution
         assert started.started_at is not None
-        learned = self._sink.finished(
-            replace(
-                started,
+        cause = "rejected" if state == REJECTED else None
+        self._sink.ended(
+            started._replace(
                 completed_at=started.started_at + runtime_s,
                 runtime_s=runtime_s,
                 cpu_s=usage.cpu_s,
                 max_rss_bytes=usage.max_rss_bytes,
                 state=state,
-                cause="rejected" if state == REJECTED else None,
+                cause=cause,
             )
         )
-        if learned is not None:
-            log_learned(started, learned, runtime_s)
-
-
-def log_learned(execution: Execution, learned: Learned, actual_s: float) -> None:
-    """Log what a run taught: old tau, new tau and the actual runtime, in seconds."""
-    if not logger.isEnabledFor(logging.INFO):
-        return
-    changes = [(execution.task_type, learned.tau_before, learned.tau_after)]
-    if learned.name_tau_before is not None and learned.name_tau_after is not None:
-        changes.append((execution.name, learned.name_tau_before, learned.name_tau_after))
-    text = ", ".join(f"{name} {before:.6g} -> {after:.6g} s" for name, before, after in changes)
-    logger.info("tau learned: %s (actual %.6g s)", text, actual_s)
+        # Only now: a process that dies in between has its end written by another.
+        if run.slot is not None:
+            self._notes.clear(run.slot)
 
 
 def new_execution(
@@ -144,24 +135,25 @@ def new_execution(
     # pid and start instant: no process runs two tasks within the same microsecond,
     # and a redelivered task has the same id and number of retries.
     moment = "-" if started_at is None else f"{started_at * 1e6:.0f}"
+    # By position, in the order of the fields: this is on the path of every task.
     return Execution(
-        run_id=f"{task_id}:{retries}:{pid or instance}:{moment}",
-        task_id=task_id,
-        name=request["task"],
-        task_type=plan.task_type,
-        type_source=plan.type_source,
-        tau=plan.tau,
-        k=plan.k,
-        arrival=plan.arrival,
-        deadline=plan.deadline,
-        arrival_source=plan.arrival_source,
-        queue=delivery_info.get("routing_key"),
-        retries=retries,
-        parent_id=request.get("parent_id"),
-        root_id=request.get("root_id"),
-        worker=worker,
-        instance=instance,
-        pid=pid,
-        started_at=started_at,
-        load_at_start=load_at_start,
+        f"{task_id}:{retries}:{pid or instance}:{moment}",
+        task_id,
+        request["task"],
+        plan.task_type,
+        plan.type_source,
+        plan.tau,
+        plan.k,
+        plan.arrival,
+        plan.deadline,
+        plan.arrival_source,
+        delivery_info.get("routing_key"),
+        retries,
+        request.get("parent_id"),
+        request.get("root_id"),
+        worker,
+        instance,
+        pid,
+        started_at,
+        load_at_start,
     )

@@ -1,23 +1,21 @@
-"""A lean way to Redis for the paths of tasks.
+"""A lean way to Redis for what is on the path of a publish, or done all the time.
 
-A client's convenience costs a task about as much as all of the rest of rts, so
+A client's convenience costs more than all that rts does for a publish, so
 connections (redis-py's own, with its TLS, authentication and parsing) are used
-directly. Several commands may be posted without waiting for the answers, which
-are read with the next one that is waited for.
+directly, with commands that are packed already.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
 from rts import health
@@ -26,30 +24,6 @@ from rts.link.breaker import Breaker
 from rts.settings import Settings
 
 logger = logging.getLogger("rts")
-
-#: Answers of posted commands that may wait on one connection. A task that posts
-#: more without waiting once would fill the socket's buffer.
-MAX_PENDING = 64
-
-
-class Wire:
-    """One connection while it is idle, or exclusively used by one caller."""
-
-    __slots__ = ("connection", "fresh", "pending", "producer", "seq")
-
-    def __init__(self, connection: Any) -> None:
-        self.connection = connection
-        #: Whether nothing was received on it yet.
-        self.fresh = True
-        #: Commands posted whose answers are still to be read.
-        self.pending = 0
-        #: Identity of this writer for numbered records, and the last number used.
-        self.producer = secrets.token_hex(8)
-        self.seq = 0
-
-
-#: Builds a command that carries its writer's identity and number.
-Numbered = Callable[[str, int, bool], bytes]
 
 
 class Link:
@@ -74,132 +48,18 @@ class Link:
         self._shown_url = shown_url(settings.redis_url)
         self._period_s = settings.breaker_period
         self.breaker = Breaker(settings.breaker_period)
-        self._idle: list[Wire] = []
+        #: Connections that nobody uses, the last used one last.
+        self._idle: list[Any] = []
         self._pid = os.getpid()
-
-    def post(self, command: bytes) -> None:
-        """Send *command* and do not wait; its answer is read, and dropped, later.
-
-        Raises:
-            StoreUnavailable: it could not be sent.
-        """
-        if self.breaker.is_open:  # only an answer can tell that the server is back
-            raise StoreUnavailable(f"Redis at {self._shown_url} failed a moment ago")
-        wire = self._take()
-        try:
-            wire.connection.send_packed_command([command])
-        except (RedisError, OSError) as exc:
-            self._drop(wire)
-            raise self._failed(exc) from exc
-        wire.pending += 1
-        if wire.pending >= MAX_PENDING:
-            self._read(wire, 0)
-        self._idle.append(wire)
 
     def call(self, *commands: bytes) -> list[Any]:
         """Send *commands* in one go and return their answers.
 
+        They may be sent twice, where the server has closed an idle connection.
+
         Raises:
             StoreUnavailable: no answer in time, or the server refuses one.
         """
-        return self._exchange(lambda wire: b"".join(commands), len(commands))
-
-    def call_numbered(self, build: Numbered) -> Any:
-        """Send one command made by ``build(producer, seq, whole)``; return its answer.
-
-        *whole* asks for the script's text, where the server does not know it.
-
-        Raises:
-            StoreUnavailable: see there; ``suspect`` holds (producer, seq) where the
-                command may have been executed.
-        """
-
-        def command(wire: Wire) -> bytes:
-            return build(wire.producer, wire.seq, False)
-
-        wire = self._take()
-        wire.seq += 1
-        try:
-            return self._exchange(command, 1, wire)[0]
-        except _ScriptMissing:
-            wire = self._take()
-            wire.seq += 1
-            return self._exchange(lambda w: build(w.producer, w.seq, True), 1, wire)[0]
-
-    def close(self) -> None:
-        """Close the idle connections."""
-        while self._idle:
-            self._drop(self._idle.pop())
-
-    def _exchange(
-        self, command: Callable[[Wire], bytes], answers: int, wire: Wire | None = None
-    ) -> list[Any]:
-        wire = wire or self._take()
-        sent = False
-        while True:
-            try:
-                wire.connection.send_packed_command([command(wire)])
-                sent = True
-                replies = self._read(wire, answers)
-            except NoScriptError as exc:
-                self._idle.append(wire)
-                raise _ScriptMissing from exc
-            except ResponseError as exc:
-                # Refused, so surely not executed; the connection itself is fine.
-                self._idle.append(wire)
-                raise self._failed(exc) from exc
-            except (RedisError, OSError) as exc:
-                stale = not wire.fresh and not isinstance(
-                    exc, redis.TimeoutError | TimeoutError
-                )
-                self._drop(wire)
-                if stale:
-                    # The server closed an idle connection. A numbered command is
-                    # sent again under its old number, so it cannot count twice.
-                    again = Wire(self._make(**self._options))
-                    again.producer, again.seq = wire.producer, wire.seq
-                    wire = again
-                    continue
-                suspect = (wire.producer, wire.seq) if sent and wire.seq else None
-                raise self._failed(exc, suspect) from exc
-            except Exception as exc:
-                # A soft time limit may strike in the middle of an answer.
-                self._drop(wire)
-                suspect = (wire.producer, wire.seq) if wire.seq else None
-                raise StoreUnavailable(f"interrupted: {exc!r}", suspect=suspect) from exc
-            self._idle.append(wire)
-            if self.breaker.succeeded():
-                logger.warning("rts: Redis at %s answers again", self._shown_url)
-            return replies
-
-    def _read(self, wire: Wire, answers: int) -> list[Any]:
-        """Return the last *answers* answers, dropping those of posted commands."""
-        read = wire.connection.read_response
-        while wire.pending:
-            wire.pending -= 1
-            try:
-                read()
-            except ResponseError as exc:
-                health.count("posts_refused")
-                health.warn_once(
-                    f"post:{type(exc).__name__}",
-                    "rts: Redis refuses a note of a start: %s",
-                    exc,
-                )
-        replies = []
-        refused: ResponseError | None = None
-        for _ in range(answers):
-            try:
-                replies.append(read())
-            except ResponseError as exc:
-                refused = exc  # the answers after it are still to be read
-        wire.fresh = False
-        if refused is not None:
-            raise refused
-        return replies
-
-    def _take(self) -> Wire:
-        """Return a connection that is nobody else's."""
         if os.getpid() != self._pid:
             # The parent's connections: its own to use and to close.
             self._idle = []
@@ -207,39 +67,69 @@ class Link:
             self.breaker = Breaker(self._period_s)
         if not self.breaker.allows():
             raise StoreUnavailable(f"Redis at {self._shown_url} failed a moment ago")
+        data = b"".join(commands)
         try:
-            return self._idle.pop()
-        except IndexError:
-            return Wire(self._make(**self._options))
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                return self._exchange(self._make(**self._options), data, len(commands))
+            try:
+                return self._exchange(connection, data, len(commands))
+            except (redis.TimeoutError, ResponseError):
+                raise
+            except redis.ConnectionError:
+                return self._exchange(self._make(**self._options), data, len(commands))
+        except (RedisError, OSError) as exc:
+            raise self._failed(exc) from exc
 
-    def _drop(self, wire: Wire) -> None:
+    def close(self) -> None:
+        """Close the idle connections."""
+        while self._idle:
+            self._drop(self._idle.pop())
+
+    def _exchange(self, connection: Any, data: bytes, answers: int) -> list[Any]:
+        replies = []
+        refused: ResponseError | None = None
         try:
-            wire.connection.disconnect()
+            connection.send_packed_command([data])
+            for _ in range(answers):
+                try:
+                    replies.append(connection.read_response())
+                except ResponseError as exc:
+                    refused = exc  # the answers after it are still to be read
+        except BaseException:
+            # Also a soft time limit that strikes in the middle of an answer.
+            self._drop(connection)
+            raise
+        self._idle.append(connection)
+        if refused is not None:
+            raise refused
+        if self.breaker.succeeded():
+            logger.warning("rts: Redis at %s answers again", self._shown_url)
+        return replies
+
+    def _drop(self, connection: Any) -> None:
+        try:
+            connection.disconnect()
         except (RedisError, OSError):
             pass  # it is gone either way
 
-    def _failed(
-        self, exc: Exception, suspect: tuple[str, int] | None = None
-    ) -> StoreUnavailable:
+    def _failed(self, exc: Exception) -> StoreUnavailable:
         """Open the breaker and return the error to raise."""
         health.count("redis_failures")
         if self.breaker.failed():
             # One line per outage: that it ends is logged too.
             logger.warning(
-                "rts: Redis at %s is not usable: %s: %s. Tasks go on; records wait in "
-                "rts_spool_dir. Check the server and rts_redis_url. Next attempt in %g s",
+                "rts: Redis at %s is not usable: %s: %s. Tasks go on, and records wait. Check "
+                "the server and rts_redis_url. Next attempt in %g s",
                 self._shown_url,
                 type(exc).__name__,
                 str(exc)[:200],
                 self._period_s,
             )
         return StoreUnavailable(
-            f"Redis at {self._shown_url} is not usable: {type(exc).__name__}", suspect=suspect
+            f"Redis at {self._shown_url} is not usable: {type(exc).__name__}"
         )
-
-
-class _ScriptMissing(Exception):
-    """The server does not have the script, for example after its restart."""
 
 
 def shown_url(url: str) -> str:

@@ -1,13 +1,11 @@
 """The Lua scripts, and the wire form of commands.
 
 Commands are packed here (RESP, the protocol of Redis: an array of bulk strings),
-because a run's end is on the path of every task: what never changes of a call
-is packed once.
+since what never changes of a frequent call need be packed only once.
 """
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -25,35 +23,27 @@ def pack(*arguments: str | bytes | float) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A Lua script."""
+    """A Lua script. It is sent whole with each call, which serve many records each."""
 
     text: bytes
-    sha: bytes
 
     @classmethod
     def load(cls, name: str) -> Script:
         """Read ``rts/lua/NAME.lua``."""
-        text = files("rts.lua").joinpath(f"{name}.lua").read_bytes()
-        return cls(text, hashlib.sha1(text, usedforsecurity=False).hexdigest().encode())
+        return cls(files("rts.lua").joinpath(f"{name}.lua").read_bytes())
 
-    def head(self, arguments: int, keys: int, *, whole: bool = False) -> bytes:
-        """Return the packed start of a call with that many keys and arguments.
+    def head(self, arguments: int, keys: int) -> bytes:
+        """Return the packed start of a call with that many keys and arguments."""
+        return b"*%d\r\n%b" % (3 + keys + arguments, bulks(b"EVAL", self.text, b"%d" % keys))
 
-        *whole* sends the script itself, to a server that does not have it yet.
-        """
-        verb, script = (b"EVAL", self.text) if whole else (b"EVALSHA", self.sha)
-        count = 3 + keys + arguments
-        return b"*%d\r\n%b" % (count, bulks(verb, script, b"%d" % keys))
-
-    def pack(
-        self, keys: list[str], arguments: list[str | bytes | float], *, whole: bool = False
-    ) -> bytes:
+    def pack(self, keys: list[str], arguments: list[str | bytes | float]) -> bytes:
         """Return a whole call in wire form."""
         encoded = [a if isinstance(a, bytes) else str(a).encode() for a in (*keys, *arguments)]
-        return self.head(len(arguments), len(keys), whole=whole) + bulks(*encoded)
+        return self.head(len(arguments), len(keys)) + bulks(*encoded)
 
 
 FINISH = Script.load("finish")
 RESTORE = Script.load("restore")
 TAKE = Script.load("take")
+LEAVE = Script.load("leave")
 REAP = Script.load("reap")

@@ -1,111 +1,109 @@
--- The end of one run, in one atomic step: learn its runtime, put its record on
--- the outbox, take its note off the running ones. Also called to learn only.
+-- The ends of runs, in one atomic step: learn their runtimes and put their records
+-- on the outbox. Also called to learn only.
 --
 -- KEYS  1 tau        hash, field -> seconds as text (field: type, or type/name)
 --       2 count      hash, the same fields -> runs learned
 --       3 deviation  hash, the same fields -> EMA of |actual - tau|, seconds
 --       4 outbox     stream
---       5 running    hash, field of a run -> note of its start (JSON)
---       6 counters   hash, name -> number
---       7 seq of this writer; 8 seq of the writer that may have sent it before
--- ARGV  1 record (JSON), '' to learn only     8 task name
---       2 field in running, '' for none       9 first tau of the type, seconds
---       3 '1': put the note on the outbox    10 λ
---       4 number of this record              11 most fields in tau
---       5 number it may have had, or ''      12 most records in the outbox
---       6 runtime in seconds, '' to learn    13 prefix of the sketches
---         nothing                            14 ln of the sketch's base
---       7 task type
--- Returns 'dup'; 'ok' where nothing was learned; 'ok TB TA NB NA' with tau before
--- and after of the type and of the name in seconds, '-' for one not learned.
+--       5 counters   hash, name -> number
+--       6 seq        of this writer: the last record of it that was applied
+-- ARGV  1 λ                              4 prefix of the sketches
+--       2 most fields in tau             5 ln of the sketch's base
+--       3 most records in the outbox     then six for each record:
+--       n number of the record, rising; record (JSON), '' to learn only; runtime in
+--       seconds, '' to learn nothing; task type; task name; the type's first tau
+-- Returns one line for each record: '' where nothing was learned, else 'TB TA NB NA'
+-- with tau before and after of the type and of the name in seconds, '-' for one
+-- that was not learned; 'dup' for a record that was applied before.
 --
--- Closes two races: two runs that read the same tau and lose one's update; and
--- a record that is delivered again because its first answer never came.
+-- Closes two races: two runs that read the same tau and lose one's update; and a
+-- batch that is delivered again because its first answer never came.
 
 local SEQ_TTL = 3600 -- seconds that a repeated delivery is recognised
 
-local seq = tonumber(ARGV[4])
-local last = tonumber(redis.call('GET', KEYS[7]) or '0')
-if last >= seq then
-  return 'dup'
-end
-if ARGV[5] ~= '' then
-  if tonumber(redis.call('GET', KEYS[8]) or '0') >= tonumber(ARGV[5]) then
-    redis.call('SET', KEYS[7], seq, 'EX', SEQ_TTL)
-    return 'dup'
-  end
-  -- A stalled server may still hold the first delivery in its socket buffer.
-  redis.call('SET', KEYS[8], ARGV[5], 'EX', SEQ_TTL)
-end
-redis.call('SET', KEYS[7], seq, 'EX', SEQ_TTL)
+local rate, most_fields, most_records = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+-- A key of the wrong type fails here, before anything is written.
+local fields = redis.call('HLEN', KEYS[1])
+local waiting = redis.call('XLEN', KEYS[4])
+local last = tonumber(redis.call('GET', KEYS[6]) or '0')
+
+local taus, counts, deviations, sketches, refused = {}, {}, {}, {}, 0
 
 local function text(number)
   return string.format('%.17g', number)
 end
 
-local function learn(field, actual)
-  local rate = tonumber(ARGV[10])
-  local known = redis.call('HGET', KEYS[1], field)
-  local tau = known and tonumber(known)
-  if not known and redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[11]) then
-    redis.call('HINCRBY', KEYS[6], 'tau_keys_refused', 1)
-    return '-', '-'
-  end
-  if not tau or not (tau > 0 and tau < math.huge) then
-    tau = tonumber(ARGV[9])
+local function learn(field, actual, first)
+  local tau = taus[field]
+  if not tau then
+    local known = redis.call('HGET', KEYS[1], field)
+    if not known then
+      if fields >= most_fields then
+        refused = refused + 1
+        return '-', '-'
+      end
+      fields = fields + 1
+    end
+    tau = known and tonumber(known)
+    if not tau or not (tau > 0 and tau < math.huge) then
+      tau = first
+    end
+    deviations[field] = tonumber(redis.call('HGET', KEYS[3], field) or '')
+    counts[field], sketches[field] = 0, {}
   end
   local new = rate * actual + (1 - rate) * tau
-  redis.call('HSET', KEYS[1], field, text(new))
-  redis.call('HINCRBY', KEYS[2], field, 1)
   local off = math.abs(actual - tau)
-  local deviation = tonumber(redis.call('HGET', KEYS[3], field) or '')
-  if deviation then
-    off = rate * off + (1 - rate) * deviation
-  end
-  redis.call('HSET', KEYS[3], field, text(off))
+  local deviation = deviations[field]
+  deviations[field] = deviation and rate * off + (1 - rate) * deviation or off
+  taus[field], counts[field] = new, counts[field] + 1
   local bucket = 'zero'
   if actual > 1e-9 then
-    bucket = math.ceil(math.log(actual) / tonumber(ARGV[14]))
+    bucket = math.ceil(math.log(actual) / tonumber(ARGV[5]))
   end
-  redis.call('HINCRBY', ARGV[13] .. field, bucket, 1)
+  sketches[field][bucket] = (sketches[field][bucket] or 0) + 1
   return text(tau), text(new)
 end
 
-local learned = ''
-if ARGV[6] ~= '' then
-  local actual = tonumber(ARGV[6])
-  local before, after = learn(ARGV[7], actual)
-  local name_before, name_after = learn(ARGV[7] .. '/' .. ARGV[8], actual)
-  learned = table.concat({before, after, name_before, name_after}, ' ')
+local answers = {}
+for i = 6, #ARGV, 6 do
+  local number, record, actual = tonumber(ARGV[i]), ARGV[i + 1], ARGV[i + 2]
+  local answer = 'dup'
+  if number > last then
+    last, answer = number, ''
+    if actual ~= '' then
+      local x, first = tonumber(actual), tonumber(ARGV[i + 5])
+      local before, after = learn(ARGV[i + 3], x, first)
+      local own_before, own_after = learn(ARGV[i + 3] .. '/' .. ARGV[i + 4], x, first)
+      answer = table.concat({before, after, own_before, own_after}, ' ')
+    end
+    if record ~= '' then
+      if waiting >= most_records then
+        local dropped = redis.call('XTRIM', KEYS[4], 'MAXLEN', most_records - 1)
+        redis.call('HINCRBY', KEYS[5], 'outbox_dropped', dropped)
+        waiting = waiting - dropped
+      end
+      if answer == '' then
+        redis.call('XADD', KEYS[4], '*', 'r', record)
+      else
+        redis.call('XADD', KEYS[4], '*', 'r', record, 'l', answer)
+      end
+      waiting = waiting + 1
+    end
+  end
+  answers[#answers + 1] = answer
 end
 
-local note
-if ARGV[2] ~= '' then
-  if ARGV[3] == '1' then
-    note = redis.call('HGET', KEYS[5], ARGV[2])
+for field, tau in pairs(taus) do
+  redis.call('HSET', KEYS[1], field, text(tau))
+  -- These are not worth losing a record for, should a person have changed their type.
+  redis.pcall('HINCRBY', KEYS[2], field, counts[field])
+  redis.pcall('HSET', KEYS[3], field, text(deviations[field]))
+  for bucket, n in pairs(sketches[field]) do
+    redis.pcall('HINCRBY', ARGV[4] .. field, bucket, n)
   end
-  redis.call('HDEL', KEYS[5], ARGV[2])
 end
-
-if ARGV[1] ~= '' then
-  local most = tonumber(ARGV[12])
-  if redis.call('XLEN', KEYS[4]) >= most then
-    local dropped = redis.call('XTRIM', KEYS[4], 'MAXLEN', most - 1)
-    redis.call('HINCRBY', KEYS[6], 'outbox_dropped', dropped)
-  end
-  local entry = {'r', ARGV[1]}
-  if note then
-    entry[#entry + 1] = 'start'
-    entry[#entry + 1] = note
-  end
-  if learned ~= '' then
-    entry[#entry + 1] = 'l'
-    entry[#entry + 1] = learned
-  end
-  redis.call('XADD', KEYS[4], '*', unpack(entry))
+if refused > 0 then
+  redis.pcall('HINCRBY', KEYS[5], 'tau_keys_refused', refused)
 end
-
-if learned == '' then
-  return 'ok'
-end
-return 'ok ' .. learned
+redis.call('SET', KEYS[6], last, 'EX', SEQ_TTL)
+return table.concat(answers, '\n')

@@ -4,8 +4,8 @@
 -- ARGV  1 consumer group        4 milliseconds after which an entry that another
 --       2 this consumer           drain took and did not finish is taken over
 --       3 most entries          5 '1': look for such entries first
--- Returns one text, '' where there is nothing: four lines for each entry, id,
--- record, note of the start ('' where none), what was learned ('' where nothing).
+-- Returns one text, '' where there is nothing: three lines for each entry, id,
+-- record, what was learned ('' where nothing).
 -- One text, because a client takes four times as long to read a list of texts.
 --
 -- Closes the races between a wiped Redis (no group) and the read, and between a
@@ -84,19 +84,17 @@ end
 
 local lines, n = {}, 0
 for _, entry in ipairs(entries) do
-  local record, note, learned = '', '', ''
+  local record, learned = '', ''
   local fields = entry[2]
   for i = 1, #fields, 2 do
     local name = fields[i]
     if name == 'r' then
       record = line(fields[i + 1])
-    elseif name == 'start' then
-      note = line(fields[i + 1])
     elseif name == 'l' then
       learned = line(fields[i + 1])
     end
   end
-  lines[n + 1], lines[n + 2], lines[n + 3], lines[n + 4] = entry[1], record, note, learned
-  n = n + 4
+  lines[n + 1], lines[n + 2], lines[n + 3] = entry[1], record, learned
+  n = n + 3
 end
 return table.concat(lines, '\n')

@@ -1,10 +1,11 @@
-"""The end of a run as one call of ``finish.lua``; for live runs and spooled ones."""
+"""The ends of runs as calls of ``finish.lua``, and what it answers."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-from rts.keys import running_field
 from rts.link.scripts import FINISH, bulks
 from rts.records import Execution, Learned
 from rts.settings import Settings
@@ -15,16 +16,39 @@ from rts.tau.sketch import LOG_BASE
 #: than the settings).
 UNKNOWN_TYPE = TaskType("mixed", 10.0)
 
+_KEYS, _CONSTANTS, _PER_RECORD = 6, 5, 6
 
-def learnable(execution: Execution, *, elsewhere: bool) -> float | None:
+
+class Lesson(NamedTuple):
+    """One record of a call: what to learn, and what to put on the outbox."""
+
+    #: Rises within one writer.
+    number: int
+    #: The execution as JSON; empty to learn only.
+    record: bytes
+    #: Runtime in seconds; ``None`` teaches nothing.
+    actual_s: float | None
+    task_type: str
+    name: str
+
+
+def learnable(execution: Execution) -> float | None:
     """Return the runtime in seconds that a run teaches; ``None`` for no lesson.
 
-    Only runs that ended in SUCCESS teach, and only their own process has measured.
+    Only runs that ended in SUCCESS teach.
     """
-    runtime = execution.runtime_s
-    if elsewhere or execution.state != "SUCCESS" or runtime is None:
+    runtime_s = execution.runtime_s
+    if execution.state != "SUCCESS" or runtime_s is None or not 0 <= runtime_s < math.inf:
         return None
-    return runtime if 0 <= runtime < math.inf else None
+    return runtime_s
+
+
+def lesson_of(execution: Execution, number: int, record: bytes | None = None) -> Lesson:
+    """Return the lesson of one ended run; *record* is its JSON, if at hand."""
+    if record is None:
+        record = execution.to_json().encode()
+    actual_s = learnable(execution)
+    return Lesson(number, record, actual_s, execution.task_type, execution.name)
 
 
 class FinishCall:
@@ -34,108 +58,51 @@ class FinishCall:
         keys = settings.keys
         self._types = settings.task_types
         self._seq = keys.seq
-        fixed_keys = (
-            *(keys.tau, keys.count, keys.deviation),
-            *(keys.outbox, keys.running, keys.counters),
-        )
-        packed = bulks(*(key.encode() for key in fixed_keys))
-        self._start = FINISH.head(14, 8) + packed
-        self._start_whole = FINISH.head(14, 8, whole=True) + packed
+        names = (keys.tau, keys.count, keys.deviation, keys.outbox, keys.counters)
+        self._names = bulks(*(name.encode() for name in names))
         constants = (
             *(settings.learning_rate, settings.max_types, settings.outbox_max),
             *(keys.sketch, repr(LOG_BASE)),
         )
-        self._end = bulks(*(str(constant).encode() for constant in constants))
+        self._constants = bulks(*(str(constant).encode() for constant in constants))
 
-    def pack(
-        self,
-        execution: Execution,
-        producer: str,
-        seq: int,
-        *,
-        elsewhere: bool = False,
-        suspect: tuple[str, int] | None = None,
-        whole: bool = False,
-    ) -> bytes:
-        """Return the call for one ended run, record *seq* of the writer *producer*.
+    def pack(self, producer: str, lessons: Sequence[Lesson]) -> bytes:
+        """Return one call that applies *lessons* of the writer *producer* in their order.
 
-        *elsewhere*: written on behalf of the process that ran it. *suspect*: the
-        writer and number under which it may have been delivered before.
+        It carries the script itself: a server that is back may be a new one.
         """
-        actual = learnable(execution, elsewhere=elsewhere)
-        return self._pack(
-            execution.to_json().encode(),
-            running_field(
-                execution.task_id, execution.retries, execution.instance, execution.pid
-            ).encode("utf-8", "replace"),
-            elsewhere,
-            producer,
-            seq,
-            suspect,
-            actual,
-            execution.task_type,
-            execution.name,
-            whole,
-        )
-
-    def pack_lesson(
-        self, task_type: str, name: str, actual_s: float, producer: str, seq: int, whole: bool
-    ) -> bytes:
-        """Return the call that learns one runtime and records nothing."""
-        args = (False, producer, seq, None, actual_s, task_type, name, whole)
-        return self._pack(b"", b"", *args)
-
-    def _pack(
-        self,
-        record: bytes,
-        field: bytes,
-        elsewhere: bool,
-        producer: str,
-        seq: int,
-        suspect: tuple[str, int] | None,
-        actual: float | None,
-        task_type: str,
-        name: str,
-        whole: bool,
-    ) -> bytes:
-        suspect_key, suspect_seq = (
-            (producer, b"")
-            if suspect is None
-            else (
-                suspect[0],
-                b"%d" % suspect[1],
+        parts: list[bytes] = []
+        for number, record, actual_s, task_type, name in lessons:
+            known = self._types.get(task_type, UNKNOWN_TYPE)
+            parts += (
+                b"%d" % number,
+                record,
+                b"" if actual_s is None else repr(actual_s).encode(),
+                known.name.encode(),
+                name.encode("utf-8", "replace"),
+                repr(known.tau).encode(),
             )
-        )
-        known = self._types.get(task_type, UNKNOWN_TYPE)
-        middle = bulks(
-            (self._seq + producer).encode(),
-            (self._seq + suspect_key).encode(),
-            record,
-            field,
-            b"1" if elsewhere else b"0",
-            b"%d" % seq,
-            suspect_seq,
-            b"" if actual is None else repr(actual).encode(),
-            known.name.encode(),
-            name.encode("utf-8", "replace"),
-            repr(known.tau).encode(),
-        )
-        return (self._start_whole if whole else self._start) + middle + self._end
+        head = FINISH.head(_CONSTANTS + _PER_RECORD * len(lessons), _KEYS)
+        seq = bulks((self._seq + producer).encode())
+        return head + self._names + seq + self._constants + bulks(*parts)
 
 
-def read_answer(answer: bytes) -> Learned | None:
-    """Return what the script says was learned; ``None`` where nothing was.
+def read_answer(answer: bytes) -> Iterable[Learned | None]:
+    """Return what each record of a call taught; ``None`` where it taught nothing.
 
-    >>> read_answer(b"ok 5 4.2 - -")
-    Learned(tau_before=5.0, tau_after=4.2, name_tau_before=None, name_tau_after=None)
+    >>> list(read_answer(b"5 4.2 - -\\n\\ndup"))[1:]
+    [None, None]
     """
-    _, _, learned = answer.partition(b" ")
-    return read_learned(learned.decode()) if learned else None
+    return (read_learned(line) for line in answer.decode().split("\n"))
 
 
 def read_learned(text: str) -> Learned | None:
-    """Return the taus of *text* (``TB TA NB NA``, - for none); ``None`` without a type's."""
-    taus = [None if part == "-" else float(part) for part in text.split()]
+    """Return the taus of *text* (``TB TA NB NA``, - for none); ``None`` without a type's.
+
+    Raises:
+        ValueError: something else stands there.
+    """
+    taus = [None if part == "-" else float(part) for part in text.split() if part != "dup"]
     if len(taus) != 4 or taus[0] is None or taus[1] is None:
         return None
     return Learned(taus[0], taus[1], taus[2], taus[3])

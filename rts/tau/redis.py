@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from rts.link.scripts import RESTORE, pack
 from rts.ports import TauEntry
 from rts.records import Learned
 from rts.settings import Settings
-from rts.tau.finish import FinishCall, read_answer
+from rts.tau.finish import FinishCall, Lesson, read_answer
 from rts.tau.memory import choose
 from rts.tau.sketch import Sketch
 
@@ -53,13 +54,11 @@ class RedisTauStore:
 
     def update(self, task_type: str, name: str, actual_s: float) -> Learned:
         """See :class:`rts.ports.TauStore`."""
-        answer = self._link.call_numbered(
-            lambda producer, seq, whole: self._call.pack_lesson(
-                task_type, name, actual_s, producer, seq, whole
-            )
-        )
+        lesson = Lesson(1, b"", actual_s, task_type, name)
+        (answer,) = self._link.call(self._call.pack(secrets.token_hex(8), [lesson]))
         first = self._settings.task_types[task_type].tau
-        return read_answer(answer) or Learned(first, first)
+        (learned,) = read_answer(answer)
+        return learned or Learned(first, first)
 
     def set(self, field: str, tau_s: float) -> None:
         """See :class:`rts.ports.TauStore`."""
@@ -98,7 +97,6 @@ class RedisTauStore:
         command = RESTORE.pack(
             [keys.generation, keys.tau, keys.count, keys.deviation],
             [generation, *groups],
-            whole=True,
         )
         return int(self._link.call(command)[0])
 
