@@ -71,7 +71,8 @@ class Bench:
         self.client.flushdb()  # a private server of this benchmark
         environment = self.environment(rts)
         command = [sys.executable, "-m", "celery", "-A", "overhead_app", "worker"]
-        command += ["-c", str(self.concurrency), "-Q", "warm", "-n", "bench@%h", "-l", "WARNING"]
+        command += ["-c", str(self.concurrency), "-Q", "warm", "-n", "bench@%h"]
+        command += ["-l", "WARNING"]
         with tempfile.TemporaryDirectory() as folder:
             log = open(Path(folder, "log"), "w")  # noqa: SIM115  closed with the folder
             worker = subprocess.Popen(
@@ -79,9 +80,7 @@ class Bench:
             )
             try:
                 tree = psutil.Process(worker.pid)
-                wait_until(
-                    lambda: len(self.children(tree)) >= self.concurrency, timeout=60
-                )
+                wait_until(lambda: len(self.children(tree)) >= self.concurrency, timeout=60)
                 told = Path(folder, "modules")
                 self.send(environment, "tell", str(told))
                 wait_until(lambda: told.exists() and told.stat().st_size > 0, timeout=60)
@@ -138,7 +137,8 @@ class Bench:
 
     def send(self, environment: dict[str, str], task: str, argument: str) -> None:
         """Publish one task from a fresh process."""
-        script = f"from overhead_app import {task} as t; t.apply_async(({argument!r},), queue='warm')"
+        call = f"apply_async(({argument!r},), queue='warm')"
+        script = f"import overhead_app; overhead_app.{task}.{call}"
         subprocess.run([sys.executable, "-c", script], env=environment, check=True)
 
     def control(self, environment: dict[str, str], order: str) -> None:
@@ -164,7 +164,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--tasks", type=int, default=4000)
     parser.add_argument("--concurrency", type=int, default=2)
-    parser.add_argument("--flat", type=int, default=0, metavar="TASKS", help="memory over a long run")
+    parser.add_argument(
+        "--flat", type=int, default=0, metavar="TASKS", help="memory over a long run"
+    )
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
 
@@ -201,8 +203,8 @@ def main() -> None:
     print(f"machine    {platform.machine()}, {os.cpu_count()} cores, {platform.system()}")
     print(f"versions   Python {platform.python_version()}, {packages}")
     print(
-        f"workload   {arguments.tasks} no-op tasks a run, {arguments.pairs} pairs, alternating; "
-        f"prefork, {arguments.concurrency} children, no result backend"
+        f"workload   {arguments.tasks} no-op tasks a run, {arguments.pairs} pairs, alternating;"
+        f" prefork, {arguments.concurrency} children, no result backend"
     )
     print("caveats    CPU time, not wall time; medians; ratio = median of the pairs' ratios")
     print()

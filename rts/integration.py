@@ -10,13 +10,11 @@ package too, and has no use for Celery.
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from rts import health
 from rts.current import Current
-from rts.errors import ConfigurationError
+from rts.installation import ATTRIBUTE, Installation, parts_of
 from rts.settings import Settings
 
 if TYPE_CHECKING:
@@ -26,40 +24,9 @@ if TYPE_CHECKING:
 
 #: The installed apps. Each holds its installation itself, where it is found at once.
 _installed: WeakSet[Any] = WeakSet()
-_ATTRIBUTE = "_rts_installation"
 
 #: Who publishes a task of a name, while only one app has rts.
 _publishers: dict[str, Parts] = {}
-
-
-class Installation:
-    """One app that has rts. Its parts are built when they are first needed, so
-    that it does not matter whether the app was configured before.
-    """
-
-    def __init__(self) -> None:
-        self._parts: Parts | None = None
-        self._off = False
-        self._lock = threading.Lock()
-
-    def parts(self, app: Any) -> Parts | None:
-        """Return the working parts; ``None`` where rts is disabled or misconfigured."""
-        if self._parts is not None or self._off:
-            return self._parts
-        from rts.parts import Parts
-
-        with self._lock:
-            if self._parts is None and not self._off:  # type: ignore[redundant-expr]  # threads
-                self._off = True  # unless all of the following goes well
-                try:
-                    settings = Settings.from_conf(app.conf)
-                    if settings.enabled:
-                        self._parts = Parts.build(settings, app)
-                        self._off = False
-                except ConfigurationError as exc:
-                    health.count("configuration_errors")
-                    health.warn_once("configuration", "rts is off in this process: %s", exc)
-        return self._parts
 
 
 def install(app: Celery) -> None:
@@ -81,7 +48,7 @@ def install(app: Celery) -> None:
     _validate(app)
     if app in _installed:
         return
-    setattr(app, _ATTRIBUTE, Installation())
+    setattr(app, ATTRIBUTE, Installation())
     _installed.add(app)
     _publishers.clear()
     receivers.connect(parts_of, _publisher)
@@ -99,7 +66,7 @@ def uninstall(app: Celery) -> None:
 
     if app not in _installed:
         return
-    delattr(app, _ATTRIBUTE)
+    delattr(app, ATTRIBUTE)
     _installed.discard(app)
     _publishers.clear()
     remove_step(app)
@@ -132,12 +99,6 @@ def current() -> Current | None:
         load=execution.load_at_start or {},
         _clock=parts.clock,
     )
-
-
-def parts_of(app: Any) -> Parts | None:
-    """Return the parts of *app*, ``None`` where it has no (working) rts."""
-    installation = getattr(app, _ATTRIBUTE, None)
-    return None if installation is None else installation.parts(app)
 
 
 def _publisher(name: str) -> Parts | None:

@@ -33,7 +33,7 @@ class RtsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no t
             health.hook_failed("worker", exc)
 
     def _build(self, worker: Any) -> Any:
-        from rts.integration import parts_of
+        from rts.installation import parts_of
         from rts.parts import WorkerParts
         from rts.settings import Settings
 

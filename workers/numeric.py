@@ -43,7 +43,8 @@ def forward(x: Array, first: Array, second: Array) -> tuple[Array, Array]:
 
 def fit(epochs: int, rate: float = 0.1, batch: int = 100) -> tuple[Array, Array]:
     """Train by stochastic gradient descent and return both layers' weights."""
-    x, labels = (part[:TRAINING] for part in pictures())
+    x, labels = pictures()
+    x, labels = x[:TRAINING], labels[:TRAINING]
     random = np.random.default_rng(11)
     first = random.normal(scale=0.1, size=(PIXELS, HIDDEN))
     second = random.normal(scale=0.1, size=(HIDDEN, CLASSES))
@@ -71,7 +72,8 @@ def train(epochs: int = 60) -> dict[str, Any]:
 
     The accuracy, 0 to 1, is that on pictures which it has not learned from.
     """
-    x, labels = (part[TRAINING:] for part in pictures())
+    x, labels = pictures()
+    x, labels = x[TRAINING:], labels[TRAINING:]
     _, odds = forward(x, *fit(epochs))
     return {"epochs": epochs, "accuracy": float((odds.argmax(axis=1) == labels).mean())}
 

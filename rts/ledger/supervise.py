@@ -9,7 +9,6 @@ import threading
 import time
 from pathlib import Path
 
-import rts
 from rts import health
 
 #: Seconds before the first restart and the longest wait before a later one.
@@ -174,7 +173,7 @@ def environment() -> dict[str, str]:
     It finds the modules that this process finds, whatever the app has done to its
     path, and this very package first.
     """
-    found = [str(Path(rts.__file__).resolve().parent.parent)]
+    found = [str(Path(__file__).resolve().parent.parent.parent)]
     found += [os.path.abspath(entry) for entry in sys.path if entry]
     kept = {name: value for name, value in os.environ.items() if name not in _NOT_PASSED_ON}
     return {**kept, "PYTHONPATH": os.pathsep.join(dict.fromkeys(found))}

@@ -1,0 +1,52 @@
+"""What one app has of rts in this process, built when it is first needed."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from rts import health
+from rts.errors import ConfigurationError
+from rts.settings import Settings
+
+if TYPE_CHECKING:
+    from rts.parts import Parts
+
+#: The attribute of an app that holds its installation, where it is found at once.
+ATTRIBUTE = "_rts_installation"
+
+
+class Installation:
+    """One app that has rts. Its parts are built when they are first needed, so
+    that it does not matter whether the app was configured before.
+    """
+
+    def __init__(self) -> None:
+        self._parts: Parts | None = None
+        self._off = False
+        self._lock = threading.Lock()
+
+    def parts(self, app: Any) -> Parts | None:
+        """Return the working parts; ``None`` where rts is disabled or misconfigured."""
+        if self._parts is not None or self._off:
+            return self._parts
+        from rts.parts import Parts
+
+        with self._lock:
+            if self._parts is None and not self._off:  # type: ignore[redundant-expr]  # threads
+                self._off = True  # unless all of the following goes well
+                try:
+                    settings = Settings.from_conf(app.conf)
+                    if settings.enabled:
+                        self._parts = Parts.build(settings, app)
+                        self._off = False
+                except ConfigurationError as exc:
+                    health.count("configuration_errors")
+                    health.warn_once("configuration", "rts is off in this process: %s", exc)
+        return self._parts
+
+
+def parts_of(app: Any) -> Parts | None:
+    """Return the parts of *app*, ``None`` where it has no (working) rts."""
+    installation = getattr(app, ATTRIBUTE, None)
+    return None if installation is None else installation.parts(app)
