@@ -85,6 +85,11 @@ def take_counts() -> dict[str, int]:
     return taken
 
 
+def pending() -> bool:
+    """Return whether anything was counted that :func:`take_counts` has not taken."""
+    return bool(_counts)
+
+
 def give_back(counts: dict[str, int]) -> None:
     """Put counts back that could not be delivered."""
     with _lock:

@@ -87,7 +87,7 @@ class WorkerParts:
             ),
             sampler,
             board,
-            Companion(),
+            Companion(on_look=sink.counted),
             Orders(
                 settings,
                 hostname,

@@ -73,9 +73,17 @@ class Stage:
     """One test app on servers of its own choice, with workers in real processes."""
 
     def __init__(
-        self, broker: str, mongo_url: str, prefix: str, conf: dict[str, Any], folder: Path
+        self,
+        broker: str,
+        redis_url: str,
+        mongo_url: str,
+        prefix: str,
+        conf: dict[str, Any],
+        folder: Path,
     ) -> None:
         self.broker = broker
+        #: The session's Redis, which is also the broker unless a test says otherwise.
+        self.redis_url = redis_url
         self.prefix = prefix
         self.folder = folder
         self.conf = {
@@ -127,7 +135,7 @@ def make_stage(
     def make(broker: str = rts_redis_url, mongo_url: str = rts_mongo_url, **conf: Any) -> Stage:
         queue = rts_key_prefix.strip(":") + (f"-{len(stages)}" if stages else "")
         conf = {"task_default_queue": queue, **conf}
-        stage = Stage(broker, mongo_url, rts_key_prefix, conf, tmp_path)
+        stage = Stage(broker, rts_redis_url, mongo_url, rts_key_prefix, conf, tmp_path)
         stages.append(stage)
         return stage
 

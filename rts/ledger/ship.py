@@ -7,7 +7,9 @@ over from the first line, teaches nothing twice.
 
 from __future__ import annotations
 
+import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -44,6 +46,7 @@ class Shipper:
         self._link = link
         self._call = FinishCall(settings)
         self._seq = settings.keys.seq
+        self._counters = settings.keys.counters
         self._on_learned = on_learned
         self._tails: dict[str, _Tail] = {}
 
@@ -97,22 +100,40 @@ class Shipper:
             chunk = lines[start : start + CHUNK]
             executions: list[Execution] = []
             lessons: list[Lesson] = []
+            counts: Counter[str] = Counter()
             for number, line in enumerate(chunk, start=tail.lines + 1):
                 try:
+                    if line.startswith(b"{"):
+                        counts.update(read_counts(line))
+                        continue
                     execution = Execution.from_json(line)
                     lessons.append(lesson_of(execution, number, line))
                     executions.append(execution)
-                except (ValueError, TypeError, AttributeError, RecursionError):
+                except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
                     self._spool.refuse(line)
+            commands = [pack("HINCRBY", self._counters, name, n) for name, n in counts.items()]
             if lessons:
-                (answer,) = self._link.call(self._call.pack(producer, lessons))
-                if self._on_learned is not None:
-                    for execution, learned in zip(executions, read_answer(answer), strict=True):
-                        if learned is not None:
-                            self._on_learned(execution, learned)
+                commands.append(self._call.pack(producer, lessons))
+            answers = self._link.call(*commands) if commands else []
+            if lessons and self._on_learned is not None:
+                for execution, learned in zip(
+                    executions, read_answer(answers[-1]), strict=True
+                ):
+                    if learned is not None:
+                        self._on_learned(execution, learned)
             tail.lines += len(chunk)
             tail.offset += sum(map(len, chunk)) + len(chunk)
         return len(lines)
+
+
+def read_counts(line: bytes) -> dict[str, int]:
+    """Return the counts of a line that holds some.
+
+    Raises:
+        ValueError, TypeError, LookupError: it holds something else.
+    """
+    counts = json.loads(line)["counts"]
+    return {str(name): int(n) for name, n in counts.items()}
 
 
 def producer_of(path: str) -> str:

@@ -21,8 +21,19 @@ class SpoolRunSink:
         self._link = link
         self._call = FinishCall(settings)
 
+    def counted(self) -> None:
+        """Send what this process has counted the same way. Never raises."""
+        counts = health.take_counts()
+        try:
+            if counts:
+                self._spool.append_counts(counts)
+        except OSError:
+            health.give_back(counts)
+
     def ended(self, execution: Execution) -> None:
         """Keep the end of a run. Never raises."""
+        if health.pending():
+            self.counted()
         try:
             self._spool.append(execution)
             return

@@ -6,7 +6,8 @@ second, and brings them to Redis (see :mod:`rts.ledger.ship`); while Redis is aw
 they wait here. Each process that writes holds a lock on its file, which the
 kernel gives up however the process ends, and begins a new file now and then.
 
-    TIME-PID-RANDOM.jsonl   records, one JSON list a line; the name is an identity
+    TIME-PID-RANDOM.jsonl   records, one JSON list a line, and counts, a JSON object;
+                            the name is an identity
     refused.jsonl           lines that could not be understood, for a person
     ship.lock               held by the one companion of this host that ships
 """
@@ -15,12 +16,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import secrets
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from rts import health
@@ -60,7 +62,17 @@ class Spool:
         Raises:
             OSError: it could not be written (a full disk, a folder of somebody else).
         """
-        data = execution.to_json().encode() + b"\n"
+        self._append(execution.to_json().encode() + b"\n")
+
+    def append_counts(self, counts: Mapping[str, int]) -> None:
+        """Keep what this process has counted.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        self._append(json.dumps({"counts": dict(counts)}).encode() + b"\n")
+
+    def _append(self, data: bytes) -> None:
         if os.getpid() != self._pid:
             self._begin_anew()
         with self._lock:

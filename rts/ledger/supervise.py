@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from rts import health
@@ -37,7 +38,9 @@ _NOT_PASSED_ON = ("PYTHONWARNINGS", "PYTHONINSPECT", "PYTHONSTARTUP")
 class Companion:
     """Belongs to the worker's main process. Nothing here raises into the worker."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_look: Callable[[], object] = lambda: None) -> None:
+        #: Called about once a second, in the thread that watches.
+        self._on_look = on_look
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         #: The end of the pipe whose closing ends the companion; -1: none.
@@ -138,6 +141,7 @@ class Companion:
     def _watch(self, orders: str) -> None:
         backoff_s = MIN_BACKOFF_S
         while not self._stopping.wait(LOOK_S):
+            self._on_look()
             process = self._process
             if process is not None and process.poll() is None:
                 continue

@@ -7,14 +7,16 @@ directly, with commands that are packed already.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
+from redis.connection import parse_url
 from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
@@ -34,17 +36,19 @@ class Link:
     """
 
     def __init__(self, settings: Settings) -> None:
-        pool = redis.ConnectionPool.from_url(
-            settings.redis_url,
+        options = dict(parse_url(settings.redis_url))
+        self._make = options.pop("connection_class", redis.Connection)
+        self._options = understood(self._make, options)
+        # After what stands in the URL, which may be the broker's and made for it.
+        self._options.update(
             socket_timeout=settings.timeout,
             socket_connect_timeout=settings.connect_timeout,
             retry=Retry(NoBackoff(), 0),
+            retry_on_timeout=False,
             health_check_interval=0,
             decode_responses=False,
             protocol=2,
         )
-        self._make = pool.connection_class
-        self._options = pool.connection_kwargs
         self._shown_url = shown_url(settings.redis_url)
         self._period_s = settings.breaker_period
         self.breaker = Breaker(settings.breaker_period)
@@ -59,6 +63,19 @@ class Link:
 
         Raises:
             StoreUnavailable: no answer in time, or the server refuses one.
+        """
+        replies = self.call_each(*commands)
+        for reply in replies:
+            if isinstance(reply, ResponseError):
+                raise self._failed(reply) from reply
+        return replies
+
+    def call_each(self, *commands: bytes) -> list[Any]:
+        """Do the same, with a :class:`redis.ResponseError` as the answer to each
+        command that the server refuses: what it grants beside them is of use.
+
+        Raises:
+            StoreUnavailable: no answer in time.
         """
         if os.getpid() != self._pid:
             # The parent's connections: its own to use and to close.
@@ -75,7 +92,7 @@ class Link:
                 return self._exchange(self._make(**self._options), data, len(commands))
             try:
                 return self._exchange(connection, data, len(commands))
-            except (redis.TimeoutError, ResponseError):
+            except redis.TimeoutError:
                 raise
             except redis.ConnectionError:
                 return self._exchange(self._make(**self._options), data, len(commands))
@@ -88,23 +105,21 @@ class Link:
             self._drop(self._idle.pop())
 
     def _exchange(self, connection: Any, data: bytes, answers: int) -> list[Any]:
-        replies = []
-        refused: ResponseError | None = None
+        replies: list[Any] = []
         try:
             connection.send_packed_command([data])
             for _ in range(answers):
                 try:
                     replies.append(connection.read_response())
                 except ResponseError as exc:
-                    refused = exc  # the answers after it are still to be read
+                    replies.append(exc)  # the answers after it are still to be read
         except BaseException:
             # Also a soft time limit that strikes in the middle of an answer.
             self._drop(connection)
             raise
         self._idle.append(connection)
-        if refused is not None:
-            raise refused
-        if self.breaker.succeeded():
+        refused = any(isinstance(reply, ResponseError) for reply in replies)
+        if not refused and self.breaker.succeeded():
             logger.warning("rts: Redis at %s answers again", self._shown_url)
         return replies
 
@@ -130,6 +145,25 @@ class Link:
         return StoreUnavailable(
             f"Redis at {self._shown_url} is not usable: {type(exc).__name__}"
         )
+
+
+def understood(connection_class: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of *options* that the driver's connection takes.
+
+    Options of a broker's URL may be for Celery alone.
+    """
+    known = {
+        parameter
+        for cls in connection_class.__mro__
+        for parameter in inspect.signature(cls.__init__).parameters  # type: ignore[misc]
+    }
+    for name in options.keys() - known:
+        health.warn_once(
+            f"redis-option:{name}",
+            "rts: option %s of the Redis URL is not one of redis-py; it is ignored",
+            health.shown(name),
+        )
+    return {name: value for name, value in options.items() if name in known}
 
 
 def shown_url(url: str) -> str:

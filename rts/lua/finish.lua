@@ -33,6 +33,12 @@ local function text(number)
   return string.format('%.17g', number)
 end
 
+-- A number from a hash that people can write into; nil where it is none.
+local function sound(value, least)
+  local number = tonumber(value or '')
+  return number and number >= least and number < math.huge and number or nil
+end
+
 local function learn(field, actual, first)
   local tau = taus[field]
   if not tau then
@@ -44,11 +50,12 @@ local function learn(field, actual, first)
       end
       fields = fields + 1
     end
-    tau = known and tonumber(known)
-    if not tau or not (tau > 0 and tau < math.huge) then
+    tau = sound(known, 0)
+    if not tau or tau == 0 then
       tau = first
     end
-    deviations[field] = tonumber(redis.call('HGET', KEYS[3], field) or '')
+    local deviation = redis.pcall('HGET', KEYS[3], field)
+    deviations[field] = type(deviation) == 'string' and sound(deviation, 0) or nil
     counts[field], sketches[field] = 0, {}
   end
   local new = rate * actual + (1 - rate) * tau
@@ -58,7 +65,8 @@ local function learn(field, actual, first)
   taus[field], counts[field] = new, counts[field] + 1
   local bucket = 'zero'
   if actual > 1e-9 then
-    bucket = math.ceil(math.log(actual) / tonumber(ARGV[5]))
+    -- + 0, because the ceiling of -0.3 is -0, which Redis takes for another field.
+    bucket = math.ceil(math.log(actual) / tonumber(ARGV[5])) + 0
   end
   sketches[field][bucket] = (sketches[field][bucket] or 0) + 1
   return text(tau), text(new)
@@ -79,7 +87,7 @@ for i = 6, #ARGV, 6 do
     if record ~= '' then
       if waiting >= most_records then
         local dropped = redis.call('XTRIM', KEYS[4], 'MAXLEN', most_records - 1)
-        redis.call('HINCRBY', KEYS[5], 'outbox_dropped', dropped)
+        redis.pcall('HINCRBY', KEYS[5], 'outbox_dropped', dropped)
         waiting = waiting - dropped
       end
       if answer == '' then

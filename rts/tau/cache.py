@@ -7,13 +7,15 @@ import threading
 import time
 from collections.abc import Callable
 
+from redis.exceptions import ResponseError
+
 from rts import health
 from rts.clock import FleetClock
 from rts.errors import StoreUnavailable
 from rts.link.link import Link, replies_as_text
 from rts.link.scripts import pack
 from rts.settings import Settings
-from rts.tau.redis import sound
+from rts.tau.redis import runs, sound
 
 #: Seconds that taus are used before they are read again.
 FRESH_S = 1.0
@@ -72,28 +74,44 @@ class TauCache:
         try:
             if self._now() < self._stale_at:
                 return
-            counts = health.take_counts()
-            try:
-                self._read(counts)
-            except StoreUnavailable:
-                health.give_back(counts)
+            self._ask()
             self._stale_at = self._now() + FRESH_S
         finally:
             self._lock.release()
 
-    def _read(self, counts: dict[str, int]) -> None:
+    def _ask(self) -> None:
         keys = self._settings.keys
-        sent_at = time.time()
+        counts = health.take_counts()
         commands = [pack("TIME"), pack("HGETALL", keys.tau), pack("HGETALL", keys.count)]
         commands += [pack("HINCRBY", keys.counters, name, n) for name, n in counts.items()]
-        (seconds, micros), taus, runs, *_ = self._link.call(*commands)
-        self._clock.measured(sent_at, int(seconds) + int(micros) / 1e6, time.time())
+        sent_at = time.time()
+        try:
+            time_, taus, learned, *counted = self._link.call_each(*commands)
+        except BaseException as exc:  # a soft time limit may strike here too
+            health.give_back(counts)
+            if not isinstance(exc, StoreUnavailable):
+                raise
+            return
+        received_at = time.time()
+        # A server without memory, or a replica, refuses to count and can be read.
+        health.give_back(
+            {
+                name: n
+                for (name, n), answer in zip(counts.items(), counted, strict=True)
+                if isinstance(answer, ResponseError)
+            }
+        )
+        if not isinstance(time_, ResponseError):
+            seconds, micros = time_
+            self._clock.measured(sent_at, int(seconds) + int(micros) / 1e6, received_at)
+        if not isinstance(taus, ResponseError) and not isinstance(learned, ResponseError):
+            self._keep(replies_as_text(taus), replies_as_text(learned))
+
+    def _keep(self, taus: dict[str, str], learned: dict[str, str]) -> None:
         enough = self._settings.min_samples
-        count_of = replies_as_text(runs)
         usable = {}
-        for field, text in replies_as_text(taus).items():
-            count = count_of.get(field, "0")
-            if "/" in field and not (count.isdigit() and int(count) >= enough):
+        for field, text in taus.items():
+            if "/" in field and runs(learned.get(field)) < enough:
                 continue
             tau = sound(text)
             if tau is not None:

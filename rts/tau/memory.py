@@ -28,10 +28,10 @@ class MemoryTauStore:
 
     def update(self, task_type: str, name: str, actual_s: float) -> Learned:
         """See :class:`rts.ports.TauStore`."""
+        first = self._settings.task_types[task_type].tau
         with self._lock:
             before, after = self._learn(task_type, task_type, actual_s)
             name_before, name_after = self._learn(f"{task_type}/{name}", task_type, actual_s)
-        first = self._settings.task_types[task_type].tau
         return Learned(
             first if before is None else before,
             first if after is None else after,
@@ -65,7 +65,8 @@ class MemoryTauStore:
     def sketch(self, field: str) -> Sketch:
         """Return the sketch of the runtimes of *field*."""
         with self._lock:
-            return self._sketches.get(field) or Sketch()
+            kept = self._sketches.get(field) or Sketch()
+            return Sketch(kept.zeros, kept.buckets)
 
     def _learn(
         self, field: str, task_type: str, actual_s: float

@@ -18,15 +18,25 @@ from rts.tau.memory import choose
 from rts.tau.sketch import Sketch
 
 
+def number(text: str) -> float:
+    """Return *text* as a number, NaN where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def runs(text: str | None) -> int:
+    """Return a number of runs, 0 where *text* is none."""
+    return int(text) if text is not None and text.isdecimal() else 0
+
+
 def sound(text: str) -> float | None:
     """Return a tau in seconds, above 0 and finite; ``None`` where *text* is none.
 
     People may write into the hash.
     """
-    try:
-        tau = float(text)
-    except ValueError:
-        tau = math.nan
+    tau = number(text)
     if 0 < tau < math.inf:
         return tau
     health.count("refused_tau")
@@ -54,9 +64,9 @@ class RedisTauStore:
 
     def update(self, task_type: str, name: str, actual_s: float) -> Learned:
         """See :class:`rts.ports.TauStore`."""
+        first = self._settings.task_types[task_type].tau
         lesson = Lesson(1, b"", actual_s, task_type, name)
         (answer,) = self._link.call(self._call.pack(secrets.token_hex(8), [lesson]))
-        first = self._settings.task_types[task_type].tau
         (learned,) = read_answer(answer)
         return learned or Learned(first, first)
 
@@ -66,14 +76,16 @@ class RedisTauStore:
 
     def reset(self, field: str | None = None) -> None:
         """See :class:`rts.ports.TauStore`."""
-        keys = self._keys
-        fields = list(self.entries()) if field is None else [field]
-        commands = []
-        for name in fields:
-            commands += [pack("HDEL", k, name) for k in (keys.tau, keys.count, keys.deviation)]
-            commands.append(pack("DEL", keys.sketch + name))
-        if commands:
-            self._link.call(*commands)
+        hashes = (self._keys.tau, self._keys.count, self._keys.deviation)
+        sketch = self._keys.sketch.encode()
+        if field is None:
+            # By the hashes' own fields: also what is not sound is forgotten.
+            answers = self._link.call(*(pack("HKEYS", key) for key in hashes))
+            names = {name for answer in answers for name in answer}
+            self._link.call(pack("DEL", *hashes), *(pack("DEL", sketch + n) for n in names))
+        else:
+            forget = [pack("HDEL", key, field) for key in hashes]
+            self._link.call(*forget, pack("DEL", sketch + field.encode()))
 
     def entries(self) -> Mapping[str, TauEntry]:
         """See :class:`rts.ports.TauStore`."""
@@ -109,7 +121,8 @@ def read_entries(taus: Any, counts: Any, deviations: Any) -> dict[str, TauEntry]
         tau = sound(text)
         if tau is None:
             continue
-        count = count_of.get(field, "0")
-        deviation = sound(deviation_of[field]) if deviation_of.get(field, "0") != "0" else 0.0
-        entries[field] = TauEntry(tau, int(count) if count.isdigit() else 0, deviation or 0.0)
+        deviation = number(deviation_of.get(field, "0"))
+        entries[field] = TauEntry(
+            tau, runs(count_of.get(field)), deviation if 0 <= deviation < math.inf else 0.0
+        )
     return entries

@@ -18,6 +18,8 @@ _GAMMA = (1 + ACCURACY) / (1 - ACCURACY)
 LOG_BASE = math.log(_GAMMA)
 #: Values up to this are counted as zero: no clock resolves them.
 SMALLEST = 1e-9
+#: No finite runtime falls beyond it, and no float could hold its middle.
+LARGEST_BUCKET = math.ceil(math.log(1e300) / LOG_BASE)
 #: The bucket of values up to SMALLEST.
 ZERO = "zero"
 
@@ -40,13 +42,17 @@ class Sketch:
     def from_hash(cls, hash_: Mapping[str, str]) -> Sketch:
         """Read the hash that ``finish.lua`` keeps; what is no count is left out."""
         sketch = cls()
-        for bucket, count in hash_.items():
-            if not count.isdigit():
+        for bucket, text in hash_.items():
+            try:
+                index, count = 0 if bucket == ZERO else int(bucket), int(text)
+            except ValueError:
+                continue
+            if count <= 0 or abs(index) > LARGEST_BUCKET:
                 continue
             if bucket == ZERO:
-                sketch.zeros += int(count)
-            elif bucket.lstrip("-").isdigit():
-                sketch.buckets[int(bucket)] = int(count)
+                sketch.zeros += count
+            else:
+                sketch.buckets[index] = sketch.buckets.get(index, 0) + count
         return sketch
 
     @property

@@ -1,0 +1,160 @@
+"""Installing, uninstalling, and what is refused at install."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+
+import rts
+from rts.testing import WorkerFailed, wait_until
+from tests.conftest import ROOT, Stage
+
+
+def nothing() -> None:
+    """Be a task."""
+
+
+@pytest.fixture
+def app(rts_redis_url: str, rts_key_prefix: str) -> Iterator[Celery]:
+    """An app of this test's own, with a queue of its own."""
+    app = Celery("own", broker=rts_redis_url)
+    app.conf.task_default_queue = rts_key_prefix.strip(":")
+    app.conf.rts_key_prefix = rts_key_prefix
+    app.task(name="own.task")(nothing)
+    yield app
+    rts.uninstall(app)
+    app.close()
+
+
+def newest(client: redis.Redis, app: Celery) -> dict[str, Any]:
+    """Return the headers of the newest message in the app's queue."""
+    headers: dict[str, Any] = json.loads(client.lindex(app.conf.task_default_queue, 0))[
+        "headers"
+    ]
+    return headers
+
+
+def test_one_line_gives_all_and_another_takes_all(
+    app: Celery, redis_client: redis.Redis
+) -> None:
+    app.send_task("own.task")
+    plain = newest(redis_client, app)
+    rts.install(app)
+    rts.install(app)  # changes nothing
+    app.send_task("own.task")
+    headers = newest(redis_client, app)
+    added = set(headers) - set(plain)
+    assert added == {
+        *("task_type", "rts_tau", "rts_k", "rts_arrival", "rts_deadline", "rts_type_source")
+    }
+    assert len(json.dumps({k: headers[k] for k in added})) < 1000
+    rts.uninstall(app)
+    rts.uninstall(app)
+    app.send_task("own.task")
+    assert set(newest(redis_client, app)) == set(plain)
+
+
+def test_it_may_stand_before_the_configuration(
+    redis_client: redis.Redis, rts_redis_url: str, rts_key_prefix: str
+) -> None:
+    app = Celery("late")
+    rts.install(app)
+    app.conf.update(
+        broker_url=rts_redis_url,
+        task_default_queue=rts_key_prefix,
+        rts_key_prefix=rts_key_prefix,
+        rts_sla_multiplier=1.75,
+    )
+    app.send_task("late.task")
+    assert newest(redis_client, app)["rts_k"] == 1.75
+    rts.uninstall(app)
+    app.close()
+
+
+@pytest.mark.parametrize("how", ["attribute", "update", "object", "environment"])
+def test_a_bad_setting_fails_at_install(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = Celery("bad")
+    if how == "attribute":
+        app.conf.rts_sla_multiplier = 9
+    elif how == "update":
+        app.conf.update(rts_sla_multiplier=9)
+    elif how == "object":
+        app.config_from_object({"rts_sla_multiplier": 9})
+    else:
+        monkeypatch.setenv("SCHED_SLA_MULTIPLIER", "9")
+    with pytest.raises(rts.ConfigurationError, match=r"= '?9'? is not valid; .*1\.5 to 2\.5"):
+        rts.install(app)
+    app.close()
+
+
+def test_a_worker_refuses_to_start_with_a_setting_that_went_bad_later(
+    make_stage: Callable[..., Stage],
+) -> None:
+    stage = make_stage()
+    with pytest.raises(WorkerFailed, match="rts_min_samples = 0 is not valid"):
+        stage.worker("tests.apps.late_setting")
+
+
+def test_a_producer_with_a_bad_setting_goes_on_without_rts(
+    redis_client: redis.Redis,
+    rts_redis_url: str,
+    rts_key_prefix: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app = Celery("later", broker=rts_redis_url)
+    rts.install(app)
+    app.conf.update(task_default_queue=rts_key_prefix, rts_min_samples=0)
+    app.send_task("later.task")
+    app.send_task("later.task")
+    assert "rts_deadline" not in newest(redis_client, app)
+    assert sum("rts is off in this process" in r.getMessage() for r in caplog.records) == 1
+    rts.uninstall(app)
+    app.close()
+
+
+def test_disabled_it_does_nothing(app: Celery, redis_client: redis.Redis) -> None:
+    app.conf.rts_enabled = False
+    rts.install(app)
+    app.send_task("own.task")
+    assert "rts_deadline" not in newest(redis_client, app)
+
+
+def test_another_app_in_the_process_is_left_alone(
+    app: Celery, redis_client: redis.Redis, rts_redis_url: str
+) -> None:
+    rts.install(app)
+    other = Celery("other", broker=rts_redis_url, set_as_current=False)
+    other.conf.task_default_queue = app.conf.task_default_queue
+    other.task(name="other.task", shared=False)(nothing)
+    with other.connection_for_write():
+        other.set_current()
+        other.send_task("other.task")
+        assert "rts_deadline" not in newest(redis_client, app)
+        app.send_task("own.task")
+        assert "rts_deadline" in newest(redis_client, app)
+    app.set_current()
+    other.close()
+
+
+def test_an_import_in_the_configuration_is_enough(
+    make_stage: Callable[..., Stage], redis_client: redis.Redis, mongo: Any
+) -> None:
+    stage = make_stage(imports=["rts.auto"])
+    stage.installed = False
+    stage.worker(concurrency=1)
+    script = "from tests.apps.basic import ok; ok.delay(0)"
+    env = {**os.environ, **stage.environment}
+    subprocess.run([sys.executable, "-c", script], env=env, cwd=ROOT, check=True)
+    task = wait_until(lambda: mongo.tasks.find_one({"state": "SUCCESS"}))
+    # The producer has no rts, so the worker has planned, and says so.
+    assert task["arrival_source"] == "received"
+    assert task["sla_success"] is True
+    assert redis_client.hlen(f"{stage.prefix}tau") == 2

@@ -1,0 +1,225 @@
+"""Every way that a task can end gives exactly one verdict, and one assignment per run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pymongo
+import pytest
+import redis
+from celery import chain, chord, group
+
+import rts
+from rts.testing import WorkerProcess, wait_until
+from tests.conftest import ROOT
+
+FLOOR = 1.0
+
+
+class Scene:
+    """A worker of the test app with its own Redis database and MongoDB database."""
+
+    def __init__(self, app: Any, worker: WorkerProcess, ledger: Any, redis_client: Any) -> None:
+        self.basic = app
+        self.worker = worker
+        self.ledger = ledger
+        self.redis = redis_client
+
+    def verdict(self, task_id: str, runs: int = 1, **wanted: Any) -> dict[str, Any]:
+        """Wait for the task's document and its assignments; check what is true of all."""
+
+        def there() -> Any:
+            found = self.ledger.tasks.find_one({"_id": task_id, **wanted})
+            count = self.ledger.assignments.count_documents({"task_id": task_id})
+            return found if count == runs else None
+
+        task = wait_until(there, message=f"{wanted} with {runs} runs")
+        assert self.ledger.tasks.count_documents({"_id": task_id}) == 1
+        assert task["attempts"] == runs
+        if task["completed_at"] is not None:
+            lateness = (task["completed_at"] - task["deadline"]).total_seconds()
+            assert task["lateness_s"] == pytest.approx(lateness, abs=0.002)
+        slack = max(task["k"] * task["tau"], task["tau"] + FLOOR)
+        span = (task["deadline"] - task["arrival"]).total_seconds()
+        assert span == pytest.approx(slack, abs=0.002)
+        return dict(task)
+
+    def runs(self, task_id: str) -> list[dict[str, Any]]:
+        """Return the task's assignments, first run first."""
+        return list(self.ledger.assignments.find({"task_id": task_id}).sort("started_at"))
+
+
+@pytest.fixture(scope="module")
+def scene(
+    rts_redis_session_url: str,
+    rts_mongo_session_url: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Scene]:
+    """One worker for all tests of this module."""
+    url = rts_redis_session_url.rpartition("/")[0] + "/11"
+    mongo_url = rts_mongo_session_url.rpartition("/")[0] + "/rts_test_lifecycle"
+    folder = tmp_path_factory.mktemp("scene")
+    conf = {"rts_mongo_url": mongo_url, "rts_spool_dir": str(folder / "spool")}
+    os.environ.update(TEST_BROKER=url, TEST_BACKEND=url, TEST_CONF=json.dumps(conf))
+    from tests.apps import basic  # reads its configuration from the environment
+
+    client = redis.Redis.from_url(url, decode_responses=True)
+    client.flushdb()
+    mongo: Any = pymongo.MongoClient(mongo_url, tz_aware=True)
+    mongo.drop_database("rts_test_lifecycle")
+    with WorkerProcess("tests.apps.basic", cwd=ROOT, hostname="w@lifecycle") as worker:
+        yield Scene(basic, worker, mongo.get_default_database(), client)
+    rts.uninstall(basic.app)
+    basic.app.close()
+    mongo.drop_database("rts_test_lifecycle")
+    mongo.close()
+    client.flushdb()
+    client.close()
+
+
+def learned(scene: Scene, name: str) -> int:
+    """Return how many runs of a task were learned."""
+    return int(scene.redis.hget("rts:count", f"mixed/tests.apps.basic.{name}") or 0)
+
+
+def test_success_with_all_that_was_measured(scene: Scene) -> None:
+    result = scene.basic.ok.apply_async((0.1,), headers={"task_type": "cpu-light"})
+    task = scene.verdict(result.id, state="SUCCESS", sla_success=True, cause=None)
+    assert (task["task_type"], task["type_source"]) == ("cpu-light", "explicit")
+    assert task["worker"] == "w@lifecycle"
+    (run,) = scene.runs(result.id)
+    assert run["runtime_s"] >= 0.1
+    assert 0 <= run["cpu_s"] < run["runtime_s"]
+    assert run["max_rss_bytes"] > 10_000_000
+    assert 0 < run["load_at_start"]["memory"] < 2
+    assert run["load_at_start"]["load"] >= 0
+    assert run["load_at_start"]["age_s"] <= 0.5
+    assert run["tau_after"] == pytest.approx(0.2 * run["runtime_s"] + 0.8 * run["tau_before"])
+    assert run["pid"] in [child.pid for child in scene.worker.children()]
+
+
+def test_the_current_task_knows_its_deadline(scene: Scene) -> None:
+    result = scene.basic.plan.apply_async(headers={"task_type": "cpu-heavy"})
+    current = result.get(timeout=30)
+    assert current["task_type"] == "cpu-heavy"
+    assert current["deadline"] == current["arrival"] + max(
+        2 * current["tau"], current["tau"] + 1
+    )
+    assert 0 < current["remaining"] <= 2 * current["tau"]
+    assert current["load"]["load"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("name", "state", "success", "cause"),
+    [
+        ("fail", "FAILURE", True, None),
+        ("soft_limit", "FAILURE", True, None),
+        ("hard_limit", "FAILURE", False, "time_limit"),
+        ("kill_self", "FAILURE", False, "killed"),
+        ("ignored", "IGNORED", True, None),
+        ("rejected", "REJECTED", False, "rejected"),
+    ],
+)
+def test_one_run_one_verdict(
+    scene: Scene, name: str, state: str, success: bool, cause: str | None
+) -> None:
+    result = getattr(scene.basic, name).delay()
+    scene.verdict(result.id, state=state, sla_success=success, cause=cause)
+    (run,) = scene.runs(result.id)
+    assert (run["state"], run["sla_success"], run["cause"]) == (state, success, cause)
+    assert run["load_at_start"]["load"] >= 0  # also of a run that could not report itself
+    assert run["started_at"] is not None
+    assert learned(scene, name) == 0
+
+
+@pytest.mark.parametrize("headers", [None, {}, {"trace": "x"}])
+def test_a_retry_keeps_arrival_and_deadline(scene: Scene, headers: Any) -> None:
+    result = scene.basic.retry_once.delay(headers=headers)
+    scene.verdict(result.id, runs=2, state="SUCCESS", sla_success=True)
+    first, second = scene.runs(result.id)
+    assert (first["state"], first["sla_success"]) == ("RETRY", None)
+    assert (second["state"], second["sla_success"]) == ("SUCCESS", True)
+    for field in ("arrival", "deadline", "tau", "k", "task_type", "type_source"):
+        assert first[field] == second[field], field
+
+
+def test_autoretry(scene: Scene) -> None:
+    before = learned(scene, "autoretry")
+    result = scene.basic.autoretry.delay()
+    scene.verdict(result.id, runs=3, state="SUCCESS")
+    runs = scene.runs(result.id)
+    assert [run["state"] for run in runs] == ["RETRY", "RETRY", "SUCCESS"]
+    assert len({run["deadline"] for run in runs}) == 1
+    assert learned(scene, "autoretry") == before + 1
+
+
+def test_a_killed_process_whose_message_comes_again(scene: Scene, tmp_path: Path) -> None:
+    result = scene.basic.kill_once.delay(str(tmp_path / "marker"))
+    assert result.get(timeout=60) == "second life"
+    scene.verdict(result.id, runs=2, state="SUCCESS", sla_success=True)
+    first, second = scene.runs(result.id)
+    assert (first["state"], first["cause"], first["sla_success"]) == ("LOST", "killed", False)
+    assert (second["state"], second["sla_success"]) == ("SUCCESS", True)
+    assert first["deadline"] == second["deadline"]
+
+
+def test_expired_and_revoked_before_the_run(scene: Scene) -> None:
+    expired = scene.basic.ok.apply_async((0,), expires=-1)
+    scene.verdict(expired.id, runs=0, state="REVOKED", cause="expired", sla_success=False)
+    revoked = scene.basic.ok.apply_async((0,), countdown=3)
+    revoked.revoke()
+    scene.verdict(revoked.id, runs=0, state="REVOKED", cause="revoked", sla_success=False)
+
+
+def test_revoked_during_the_run(scene: Scene) -> None:
+    result = scene.basic.ok.delay(60)
+    inspect = scene.basic.app.control.inspect(timeout=1)
+    wait_until(lambda: result.id in str(inspect.active()))
+    result.revoke(terminate=True)
+    scene.verdict(result.id, state="REVOKED", cause="terminated", sla_success=False)
+
+
+def test_a_name_that_no_worker_knows(scene: Scene) -> None:
+    result = scene.basic.app.send_task("nobody.knows")
+    task = scene.verdict(result.id, runs=0, state="FAILURE", cause="unknown_task")
+    assert task["sla_success"] is False
+
+
+def test_canvas_members_are_tasks_of_their_own(scene: Scene) -> None:
+    head = scene.basic.headers
+    linked = head.s().apply_async(link=head.s())
+    results = [
+        linked.get(timeout=30),
+        chain(head.s(), head.s(), head.s()).apply_async().get(timeout=30),
+        *group(head.s() for _ in range(3)).apply_async().get(timeout=30),
+        chord([head.s(), head.s()])(head.s()).get(timeout=60),
+        scene.basic.replaced.delay().get(timeout=30),
+    ]
+    for found in results:
+        tau, k = found["rts_tau"], found["rts_k"]
+        assert found["rts_deadline"] == found["rts_arrival"] + max(k * tau, tau + FLOOR)
+        scene.verdict(found["id"], runs=2 if found is results[-1] else 1, state="SUCCESS")
+    child = scene.basic.nested.delay().get(timeout=30)
+    assert scene.verdict(child, state="SUCCESS")["parent_id"] is not None
+
+
+def test_celerys_own_tasks_are_left_out(scene: Scene) -> None:
+    assert scene.ledger.tasks.count_documents({"name": {"$regex": "^celery"}}) == 0
+    assert not [field for field in scene.redis.hgetall("rts:tau") if "/celery." in field]
+
+
+def test_pool_children_hold_no_pymongo_even_when_they_are_new(scene: Scene) -> None:
+    scene.basic.kill_self.delay()
+    for _ in range(4):
+        assert scene.basic.loaded_modules.delay("pymongo").get(timeout=30) == []
+
+
+def test_nothing_is_left_running_or_on_the_way(scene: Scene) -> None:
+    wait_until(lambda: not scene.redis.exists("rts:running"))
+    wait_until(lambda: scene.redis.xlen("rts:outbox") == 0)
+    assert scene.redis.hget("rts:counters", "hook_errors") is None
+    assert "tau learned: cpu-light" in scene.worker.log

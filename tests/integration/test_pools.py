@@ -1,0 +1,108 @@
+"""Other pools, other brokers, fleets where not everybody has rts."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from celery import Celery
+
+import rts
+from rts.testing import wait_until
+from tests.conftest import Stage
+
+OK = "tests.apps.basic.ok"
+
+
+@pytest.mark.parametrize("pool", ["threads", "solo", "gevent"])
+def test_verdicts_with_other_pools(
+    make_stage: Callable[..., Stage], mongo: Any, redis_client: Any, pool: str
+) -> None:
+    if pool == "gevent" and importlib.util.find_spec("gevent") is None:
+        pytest.skip("gevent is not installed")
+    stage = make_stage()
+    worker = stage.worker(pool=pool, concurrency=4)
+    app = Celery("pools", broker=stage.broker, backend=stage.backend)
+    app.conf.update(stage.conf)
+    rts.install(app)
+    results = [app.send_task(OK, (0.05,)) for _ in range(20)]
+    failed = app.send_task("tests.apps.basic.fail")
+    assert all(result.get(timeout=60) == 0.05 for result in results)
+    wait_until(lambda: mongo.tasks.count_documents({"sla_success": True}) == 21)
+    assert mongo.assignments.count_documents({}) == 21
+    assert mongo.tasks.find_one({"_id": failed.id})["state"] == "FAILURE"
+    runs = list(mongo.assignments.find({"name": OK}))
+    assert all(run["runtime_s"] >= 0.05 and run["cpu_s"] >= 0 for run in runs)
+    assert all("load" in run["load_at_start"] for run in runs)
+    assert redis_client.hget(f"{stage.prefix}count", f"mixed/{OK}") == "20"
+    assert redis_client.hget(f"{stage.prefix}counters", "hook_errors") is None
+    worker.stop()
+    assert "Traceback" not in worker.log.replace("raised unexpected", "").partition("fail")[0]
+    rts.uninstall(app)
+    app.close()
+
+
+def test_a_worker_without_rts_runs_what_was_published_with_it(
+    make_stage: Callable[..., Stage], mongo: Any
+) -> None:
+    stage = make_stage()
+    app = Celery("with", broker=stage.broker, backend=stage.backend)
+    app.conf.update(stage.conf)
+    rts.install(app)
+    stage.installed = False
+    stage.worker(concurrency=1)
+    assert app.send_task(OK, (0,), headers={"task_type": "cpu-light"}).get(timeout=30) == 0
+    assert mongo.tasks.count_documents({}) == 0
+    rts.uninstall(app)
+    app.close()
+
+
+def test_a_producer_without_rts_is_planned_for_by_the_worker(
+    make_stage: Callable[..., Stage], mongo: Any
+) -> None:
+    stage = make_stage()
+    stage.worker(concurrency=1)
+    app = Celery("without", broker=stage.broker, backend=stage.backend)
+    app.conf.task_default_queue = stage.conf["task_default_queue"]
+    headers = {"task_type": "cpu-heavy", "sla_multiplier": 1.5}
+    result = app.send_task(OK, (0.1,), headers=headers)
+    retried = app.send_task("tests.apps.basic.retry_once")
+    assert result.get(timeout=30) == 0.1
+    assert retried.get(timeout=30) == 1
+    wait_until(lambda: mongo.tasks.count_documents({"state": "SUCCESS"}) == 2)
+    task = mongo.tasks.find_one({"_id": result.id})
+    assert (task["arrival_source"], task["task_type"], task["k"]) == (
+        "received",
+        "cpu-heavy",
+        1.5,
+    )
+    assert task["sla_success"] is True
+    again = mongo.tasks.find_one({"_id": retried.id})
+    assert (again["arrival_source"], again["attempts"]) == ("received", 2)
+    app.close()
+
+
+@pytest.mark.skipif(
+    shutil.which("rabbitmq-server") is None, reason="no rabbitmq-server on PATH"
+)
+def test_rabbitmq_as_broker(
+    make_stage: Callable[..., Stage], mongo: Any, tmp_path: Any
+) -> None:
+    from tests.rabbitmq import RabbitServer
+
+    with RabbitServer(tmp_path) as rabbit:
+        stage = make_stage(broker=rabbit.url)
+        stage.conf["rts_redis_url"] = stage.redis_url
+        stage.backend = stage.redis_url
+        stage.worker(concurrency=1)
+        app = Celery("rabbit", broker=rabbit.url, backend=stage.redis_url)
+        app.conf.update(stage.conf)
+        rts.install(app)
+        assert app.send_task(OK, (0.1,), priority=5).get(timeout=60) == 0.1
+        task = wait_until(lambda: mongo.tasks.find_one({"state": "SUCCESS"}))
+        assert (task["sla_success"], task["arrival_source"]) == (True, "published")
+        rts.uninstall(app)
+        app.close()

@@ -1,0 +1,59 @@
+"""A real RabbitMQ broker on private ports, where rabbitmq-server is installed."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+from pathlib import Path
+
+from rts.testing.processes import OwnedProcess
+from rts.testing.waiting import wait_until
+
+
+def free_port() -> int:
+    """Return a port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class RabbitServer:
+    """A broker with its own node name, ports and folder. A context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.port = free_port()
+        self.url = f"amqp://guest:guest@127.0.0.1:{self.port}//"
+        self._process: OwnedProcess | None = None
+
+    def __enter__(self) -> RabbitServer:
+        command = shutil.which("rabbitmq-server")
+        assert command is not None
+        conf = self._folder / "rabbitmq.conf"
+        conf.write_text(f"listeners.tcp.1 = 127.0.0.1:{self.port}\n")
+        env = {
+            **os.environ,
+            "HOME": str(self._folder),
+            "RABBITMQ_NODENAME": f"rts{secrets.token_hex(4)}@localhost",
+            "RABBITMQ_MNESIA_BASE": str(self._folder / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(self._folder / "log"),
+            "RABBITMQ_CONFIG_FILE": str(conf.with_suffix("")),
+            "RABBITMQ_DIST_PORT": str(free_port()),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self._folder / "plugins"),
+        }
+        self._process = OwnedProcess([command], self._folder / "rabbit.log", env=env)
+        wait_until(self._answers, timeout=90, message="RabbitMQ answers")
+        return self
+
+    def _answers(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), 1).close()
+            return True
+        except OSError:
+            return False
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process is not None
+        self._process.stop(20)
