@@ -1,8 +1,8 @@
 """Brings the records of this host from the spool to Redis, where taus learn from them.
 
 Each file is a writer of its own and each line has its number there; Redis knows
-the last one that it took (see ``finish.lua``). So a crash anywhere, and starting
-over from the first line, teaches nothing twice.
+the last one that it took (see ``finish.lua``), and a shipper that begins asks it.
+So a crash anywhere, and a call whose answer never came, teaches nothing twice.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from rts.errors import StoreUnavailable
 from rts.ledger.spool import SUFFIX, Spool, opened, read_all, try_lock
 from rts.link.link import Link
 from rts.link.scripts import pack
@@ -30,8 +31,10 @@ OnLearned = Callable[[Execution, Learned], None]
 
 @dataclass(slots=True)
 class _Tail:
-    """How far a file was shipped: bytes, and lines."""
+    """How far a file was read: bytes, and lines."""
 
+    #: The last line that Redis had when this began.
+    had: int
     offset: int = 0
     lines: int = 0
 
@@ -58,8 +61,11 @@ class Shipper:
             OSError: the spool cannot be read or cleaned up.
         """
         files = self._spool.files()
-        self._tails = {path: self._tails.get(path) or _Tail() for path in files}
-        return sum(self._ship_file(path, tail) for path, tail in self._tails.items())
+        self._tails = {path: tail for path, tail in self._tails.items() if path in files}
+        new = [path for path in files if path not in self._tails]
+        if new:
+            self._tails.update(zip(new, map(_Tail, self._last_of(new)), strict=True))
+        return sum(map(self._ship_file, files))
 
     def waiting(self) -> int:
         """Return the number of records that wait on this host. For people to look at.
@@ -67,15 +73,21 @@ class Shipper:
         Raises:
             StoreUnavailable: Redis is away.
         """
+        files = self._spool.files()
         count = 0
-        for path in self._spool.files():
+        for path, last in zip(files, self._last_of(files) if files else [], strict=True):
             with opened(path) as fd:
                 lines = read_all(fd).count(b"\n") if fd >= 0 else 0
-            (last,) = self._link.call(pack("GET", self._seq + producer_of(path)))
-            count += max(0, lines - int(last or 0))
+            count += max(0, lines - last)
         return count
 
-    def _ship_file(self, path: str, tail: _Tail) -> int:
+    def _last_of(self, files: Sequence[str]) -> list[int]:
+        """Return the number of the last line of each file that Redis has."""
+        answers = self._link.call(*(pack("GET", self._seq + producer_of(f)) for f in files))
+        return [int(answer or 0) for answer in answers]
+
+    def _ship_file(self, path: str) -> int:
+        tail = self._tails[path]
         with opened(path) as fd:
             if fd < 0:
                 return 0
@@ -84,7 +96,11 @@ class Shipper:
             if os.fstat(fd).st_size == tail.offset and not ended:
                 return 0
             whole, _, torn = read_all(fd, tail.offset).rpartition(b"\n")
-            shipped = self._send(producer_of(path), tail, whole) if whole else 0
+            try:
+                shipped = self._send(producer_of(path), tail, whole) if whole else 0
+            except StoreUnavailable:
+                del self._tails[path]  # it may have been done: ask
+                raise
             if ended:
                 if torn:
                     self._spool.refuse(torn)
@@ -102,28 +118,41 @@ class Shipper:
             lessons: list[Lesson] = []
             counts: Counter[str] = Counter()
             for number, line in enumerate(chunk, start=tail.lines + 1):
+                if number <= tail.had:
+                    continue
                 try:
                     if line.startswith(b"{"):
                         counts.update(read_counts(line))
-                        continue
-                    execution = Execution.from_json(line)
-                    lessons.append(lesson_of(execution, number, line))
-                    executions.append(execution)
+                    else:
+                        execution = Execution.from_json(line)
+                        lessons.append(lesson_of(execution, number, line))
+                        executions.append(execution)
                 except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
                     self._spool.refuse(line)
-            commands = [pack("HINCRBY", self._counters, name, n) for name, n in counts.items()]
-            if lessons:
-                commands.append(self._call.pack(producer, lessons))
-            answers = self._link.call(*commands) if commands else []
-            if lessons and self._on_learned is not None:
-                for execution, learned in zip(
-                    executions, read_answer(answers[-1]), strict=True
-                ):
-                    if learned is not None:
-                        self._on_learned(execution, learned)
             tail.lines += len(chunk)
+            if tail.lines > tail.had:
+                self._deliver(producer, tail.lines, executions, lessons, counts)
             tail.offset += sum(map(len, chunk)) + len(chunk)
         return len(lines)
+
+    def _deliver(
+        self,
+        producer: str,
+        last: int,
+        executions: list[Execution],
+        lessons: list[Lesson],
+        counts: Counter[str],
+    ) -> None:
+        # Whatever stands in the last line, it has been taken.
+        lessons.append(Lesson(last, b"", None, "", ""))
+        answer, *_ = self._link.call(
+            self._call.pack(producer, lessons),
+            *(pack("HINCRBY", self._counters, name, n) for name, n in counts.items()),
+        )
+        if self._on_learned is not None:
+            for execution, learned in zip(executions, read_answer(answer), strict=False):
+                if learned is not None:
+                    self._on_learned(execution, learned)
 
 
 def read_counts(line: bytes) -> dict[str, int]:

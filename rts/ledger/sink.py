@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-
 from rts import health
 from rts.errors import StoreUnavailable
 from rts.ledger.spool import Spool
@@ -46,7 +44,7 @@ class SpoolRunSink:
                 exc,
             )
         try:
-            call = self._call.pack(secrets.token_hex(8), [lesson_of(execution, 1)])
+            call = self._call.pack(None, [lesson_of(execution, 1)])
             self._link.call(call)
         except (StoreUnavailable, ValueError, TypeError) as exc:
             health.count("records_lost")

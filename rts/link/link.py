@@ -36,7 +36,7 @@ class Link:
     """
 
     def __init__(self, settings: Settings) -> None:
-        options = dict(parse_url(settings.redis_url))
+        options = dict(parse_url(settings.redis_url))  # type: ignore[no-untyped-call]
         self._make = options.pop("connection_class", redis.Connection)
         self._options = understood(self._make, options)
         # After what stands in the URL, which may be the broker's and made for it.

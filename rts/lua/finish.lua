@@ -6,7 +6,8 @@
 --       3 deviation  hash, the same fields -> EMA of |actual - tau|, seconds
 --       4 outbox     stream
 --       5 counters   hash, name -> number
---       6 seq        of this writer: the last record of it that was applied
+--       6 seq        of this writer: the last record of it that was applied; left out
+--                    where nothing is ever delivered again
 -- ARGV  1 λ                              4 prefix of the sketches
 --       2 most fields in tau             5 ln of the sketch's base
 --       3 most records in the outbox     then six for each record:
@@ -19,13 +20,13 @@
 -- Closes two races: two runs that read the same tau and lose one's update; and a
 -- batch that is delivered again because its first answer never came.
 
-local SEQ_TTL = 3600 -- seconds that a repeated delivery is recognised
+local SEQ_TTL = 30 * 86400 -- seconds that a writer may be silent and still be known
 
 local rate, most_fields, most_records = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 -- A key of the wrong type fails here, before anything is written.
 local fields = redis.call('HLEN', KEYS[1])
 local waiting = redis.call('XLEN', KEYS[4])
-local last = tonumber(redis.call('GET', KEYS[6]) or '0')
+local last = KEYS[6] and tonumber(redis.call('GET', KEYS[6]) or '0') or 0
 
 local taus, counts, deviations, sketches, refused = {}, {}, {}, {}, 0
 
@@ -113,5 +114,7 @@ end
 if refused > 0 then
   redis.pcall('HINCRBY', KEYS[5], 'tau_keys_refused', refused)
 end
-redis.call('SET', KEYS[6], last, 'EX', SEQ_TTL)
+if KEYS[6] then
+  redis.call('SET', KEYS[6], last, 'EX', SEQ_TTL)
+end
 return table.concat(answers, '\n')

@@ -16,7 +16,7 @@ from rts.tau.sketch import LOG_BASE
 #: than the settings).
 UNKNOWN_TYPE = TaskType("mixed", 10.0)
 
-_KEYS, _CONSTANTS, _PER_RECORD = 6, 5, 6
+_KEYS, _CONSTANTS, _PER_RECORD = 5, 5, 6
 
 
 class Lesson(NamedTuple):
@@ -66,8 +66,11 @@ class FinishCall:
         )
         self._constants = bulks(*(str(constant).encode() for constant in constants))
 
-    def pack(self, producer: str, lessons: Sequence[Lesson]) -> bytes:
-        """Return one call that applies *lessons* of the writer *producer* in their order.
+    def pack(self, producer: str | None, lessons: Sequence[Lesson]) -> bytes:
+        """Return one call that applies *lessons* in their order.
+
+        *producer*: the writer, whose numbers are taken once; ``None`` where no
+        call is ever made again.
 
         It carries the script itself: a server that is back may be a new one.
         """
@@ -82,9 +85,9 @@ class FinishCall:
                 name.encode("utf-8", "replace"),
                 repr(known.tau).encode(),
             )
-        head = FINISH.head(_CONSTANTS + _PER_RECORD * len(lessons), _KEYS)
-        seq = bulks((self._seq + producer).encode())
-        return head + self._names + seq + self._constants + bulks(*parts)
+        seq = [] if producer is None else [(self._seq + producer).encode()]
+        head = FINISH.head(_CONSTANTS + _PER_RECORD * len(lessons), _KEYS + len(seq))
+        return head + self._names + bulks(*seq) + self._constants + bulks(*parts)
 
 
 def read_answer(answer: bytes) -> Iterable[Learned | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -66,7 +65,7 @@ class RedisTauStore:
         """See :class:`rts.ports.TauStore`."""
         first = self._settings.task_types[task_type].tau
         lesson = Lesson(1, b"", actual_s, task_type, name)
-        (answer,) = self._link.call(self._call.pack(secrets.token_hex(8), [lesson]))
+        (answer,) = self._link.call(self._call.pack(None, [lesson]))
         (learned,) = read_answer(answer)
         return learned or Learned(first, first)
 

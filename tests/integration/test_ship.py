@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,13 @@ import redis
 from rts import health
 from rts.errors import StoreUnavailable
 from rts.ledger.ship import CHUNK, Shipper
-from rts.ledger.sink import RedisRunSink
+from rts.ledger.sink import SpoolRunSink
 from rts.ledger.spool import Spool
 from rts.link.link import Link
+from rts.records import Execution, Learned
 from rts.settings import Settings
 from rts.testing import RedisServer
-from tests.unit.test_spool import run
+from tests.records import run, success
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +47,10 @@ def settings(server: RedisServer, rts_key_prefix: str, tmp_path: Path) -> Settin
 
 
 @pytest.fixture
-def spool(settings: Settings) -> Spool:
-    return Spool(settings.spool_dir, settings.spool_max_bytes)
+def spool(settings: Settings) -> Iterator[Spool]:
+    spool = Spool(settings.spool_dir, settings.spool_max_bytes)
+    yield spool
+    spool.close()
 
 
 @pytest.fixture
@@ -56,97 +58,109 @@ def shipper(settings: Settings, spool: Spool) -> Shipper:
     return Shipper(spool, Link(settings), settings)
 
 
-def success(task_id: str, runtime_s: float = 1.0) -> Any:
-    done = replace(run(task_id), state="SUCCESS", started_at=1.0, completed_at=2.0)
-    return replace(done, runtime_s=runtime_s)
-
-
 def outbox_ids(client: Any, settings: Settings) -> list[str]:
-    from rts.records import Execution
-
     entries = client.xrange(settings.keys.outbox)
     return [Execution.from_json(fields["r"]).task_id for _, fields in entries]
 
 
 def test_all_arrive_in_order_and_are_learned(
-    client: Any, settings: Settings, spool: Spool, shipper: Shipper
+    client: Any, settings: Settings, spool: Spool
 ) -> None:
-    tau = 5.0
+    told: list[Learned] = []
+    shipper = Shipper(spool, Link(settings), settings, lambda _, learned: told.append(learned))
+    tau, taus = 5.0, []
     for i in range(2 * CHUNK + 7):
-        spool.append(success(str(i), i / 100), elsewhere=False, suspect=None)
+        spool.append(success(str(i), i / 100))
         tau = 0.2 * (i / 100) + 0.8 * tau
+        taus.append(tau)
+    assert shipper.waiting() == 2 * CHUNK + 7
     assert shipper.ship() == 2 * CHUNK + 7
     assert outbox_ids(client, settings) == [str(i) for i in range(2 * CHUNK + 7)]
     assert float(client.hget(settings.keys.tau, "cpu-light")) == pytest.approx(tau, abs=1e-9)
+    assert [learned.tau_after for learned in told] == pytest.approx(taus, abs=1e-9)
     assert shipper.ship() == 0
-    assert spool.waiting_bytes() == 0
+    assert shipper.waiting() == 0
 
 
-def test_an_end_written_elsewhere_brings_the_note_and_is_not_learned(
+def test_a_file_goes_when_its_writer_ended_and_not_before(
     client: Any, settings: Settings, spool: Spool, shipper: Shipper
 ) -> None:
-    sink = RedisRunSink(Link(settings), settings, spool)
-    sink.started(run("a"))
-    spool.append(replace(success("a"), cause="killed"), elsewhere=True, suspect=None)
-    # The note was posted on another connection, without waiting.
-    from rts.testing import wait_until
-
-    wait_until(lambda: client.hlen(settings.keys.running) == 1)
+    spool.append(success("a"))
     shipper.ship()
-    ((_, fields),) = client.xrange(settings.keys.outbox)
-    assert '"task_id":"a"' in fields["start"]
-    assert not client.exists(settings.keys.running, settings.keys.tau)
+    (path,) = spool.files()
+    spool.append(success("b"))
+    spool.close()
+    assert shipper.ship() == 1
+    assert not os.path.exists(path)
+    assert outbox_ids(client, settings) == ["a", "b"]
+    assert not list(client.scan_iter(settings.keys.seq + "*"))
 
 
-@pytest.mark.parametrize("marked", [True, False])
+@pytest.mark.parametrize("delivered", [True, False])
 def test_a_shipper_that_dies_halfway_teaches_nothing_twice(
-    client: Any, settings: Settings, spool: Spool, shipper: Shipper, marked: bool
+    client: Any, settings: Settings, spool: Spool, delivered: bool
 ) -> None:
-    n = 2 * CHUNK
-    for i in range(n):
-        spool.append(success(str(i)), elsewhere=False, suspect=None)
+    n = 2 * CHUNK + 3
 
     class Died(Exception):
         pass
 
-    real = shipper._mark
+    class DyingLink(Link):
+        """Ends the shipper at the second chunk, before or after its delivery."""
 
-    def die(*args: Any) -> None:
-        if marked:
-            real(*args)
-        raise Died
+        calls = 0
 
-    shipper._mark = die  # type: ignore[method-assign]
+        def call(self, *commands: bytes) -> list[Any]:
+            self.calls += 1
+            answers = super().call(*commands) if delivered or self.calls < 3 else []
+            if self.calls == 3:  # the first call asks what Redis has
+                raise Died
+            return answers
+
+    for i in range(n):
+        if i in (3, CHUNK + 5):
+            spool.append_counts({"refused_plan": 1})
+        spool.append(success(str(i)))
     with pytest.raises(Died):
-        shipper.ship()
-    assert len(outbox_ids(client, settings)) == CHUNK
-    assert Shipper(spool, Link(settings), settings).ship() >= n - CHUNK
+        Shipper(spool, DyingLink(settings), settings).ship()
+    Shipper(spool, Link(settings), settings).ship()
     assert outbox_ids(client, settings) == [str(i) for i in range(n)]
     assert client.hget(settings.keys.count, "cpu-light") == str(n)
+    assert client.hget(settings.keys.counters, "refused_plan") == "2"
 
 
-def test_what_had_arrived_before_the_answer_was_lost_counts_once(
-    client: Any, settings: Settings, spool: Spool, shipper: Shipper
+def test_an_answer_that_never_came_is_asked_for(
+    client: Any, settings: Settings, spool: Spool
 ) -> None:
-    link = Link(settings)
-    from rts.tau.finish import FinishCall
+    class LosingLink(Link):
+        """Loses one answer of a server that has done all."""
 
-    call = FinishCall(settings)
-    link.call(call.pack(success("a"), "writer", 1, whole=True))
-    spool.append(success("a"), elsewhere=False, suspect=("writer", 1))
-    spool.append(success("b"), elsewhere=False, suspect=("writer", 2))
+        lose = True
+
+        def call(self, *commands: bytes) -> list[Any]:
+            answers = super().call(*commands)
+            if len(commands) > 1 and self.lose:
+                self.lose = False
+                raise StoreUnavailable("on purpose")
+            return answers
+
+    spool.append_counts({"refused_plan": 1})
+    spool.append(success("a"))
+    shipper = Shipper(spool, LosingLink(settings), settings)
+    with pytest.raises(StoreUnavailable):
+        shipper.ship()
+    spool.append(success("b"))
     shipper.ship()
     assert outbox_ids(client, settings) == ["a", "b"]
-    # And the first delivery of "b" arrives after all.
-    assert link.call(call.pack(success("b"), "writer", 2, whole=True)) == [b"dup"]
     assert client.hget(settings.keys.count, "cpu-light") == "2"
+    assert client.hget(settings.keys.counters, "refused_plan") == "1"
 
 
 def test_a_server_that_refuses_gets_everything_later(
     client: Any, settings: Settings, spool: Spool, shipper: Shipper, server: RedisServer
 ) -> None:
     for i in range(CHUNK + 3):
-        spool.append(success(str(i)), elsewhere=False, suspect=None)
+        spool.append(success(str(i)))
     client.config_set("maxmemory", 1)
     with pytest.raises(StoreUnavailable):
         shipper.ship()
@@ -166,37 +180,47 @@ def test_a_server_that_refuses_gets_everything_later(
     assert client.hget(settings.keys.count, "cpu-light") == str(CHUNK + 3)
 
 
-def test_a_record_that_is_refused_between_others_comes_later(
-    client: Any, settings: Settings, spool: Spool
-) -> None:
-    class Refusing(Link):
-        """Refuses one record of a chunk: no server does that on demand."""
-
-        refuse = True
-
-        def call(self, *commands: bytes) -> list[Any]:
-            if not self.refuse:
-                return super().call(*commands)
-            self.refuse = False
-            answers = super().call(commands[0], commands[1], *commands[3:])
-            answers[-1].insert(1, redis.ResponseError("ERR on purpose"))
-            return answers
-
-    for i in range(3):
-        spool.append(success(str(i)), elsewhere=False, suspect=None)
-    assert Shipper(spool, Refusing(settings), settings).ship() == 3
-    assert outbox_ids(client, settings) == ["0", "2", "1"]
-    assert client.hget(settings.keys.count, "cpu-light") == "3"
-
-
 def test_lines_that_are_no_records_are_put_aside(
     client: Any, settings: Settings, spool: Spool, shipper: Shipper
 ) -> None:
-    spool.append(success("a"), elsewhere=False, suspect=None)
-    spool.append_lines([b"rubbish", b"{}", b'{"execution":1,"elsewhere":false,"suspect":null}'])
-    spool.append_lines([b'{"execution":{"run', b"\xff\xfe", b"[1]", b"[" * 100_000])
-    spool.append(success("b"), elsewhere=False, suspect=None)
-    assert shipper.ship() == 2
+    spool.append(success("a"))
+    (path,) = spool.files()
+    with open(path, "ab") as file:
+        for line in (b"rubbish", b"{}", b'{"counts":[1]}', b"\xff\xfe", b"[1]", b"[" * 100_000):
+            file.write(line + b"\n")
+        file.write(run("b").to_json().encode() + b"\n" + b'["torn')
+    spool.close()
+    shipper.ship()
     assert outbox_ids(client, settings) == ["a", "b"]
     assert health.take_counts()["spool_refused"] == 7
-    assert os.path.exists(os.path.join(settings.spool_dir, "refused.jsonl"))
+    with open(os.path.join(settings.spool_dir, "refused.jsonl"), "rb") as refused:
+        assert refused.read().endswith(b'["torn\n')
+
+
+def test_one_process_of_a_host_ships(spool: Spool, settings: Settings) -> None:
+    with spool.lease() as before_there_is_a_folder:
+        assert not before_there_is_a_folder
+    spool.append(run("a"))
+    other = Spool(settings.spool_dir, 1 << 20)
+    with spool.lease() as mine:
+        assert mine
+        with other.lease() as too:
+            assert not too
+    with other.lease() as then:
+        assert then
+
+
+def test_without_a_disk_records_go_straight_to_redis(
+    client: Any, settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    nowhere = Spool(str(tmp_path / "file"), 1 << 20)
+    sink = SpoolRunSink(nowhere, Link(settings), settings)
+    for task_id in ("a", "b"):
+        sink.ended(success(task_id))
+    assert outbox_ids(client, settings) == ["a", "b"]
+    assert client.hget(settings.keys.count, "cpu-light") == "2"
+    assert caplog.text.count("rts_spool_dir") == 1
+    client.config_set("maxmemory", 1)
+    sink.ended(success("c"))
+    assert health.take_counts()["records_lost"] == 1

@@ -12,7 +12,7 @@ from rts.ledger.drain import BATCH, MANY, MAX_BACKOFF_S, Drain
 from rts.ledger.memory import MemoryLedger
 from rts.ledger.memory_outbox import MemoryOutbox, MemoryStream
 from rts.records import OutboxEntry
-from tests.unit.test_spool import run
+from tests.records import run
 
 
 class Clock:

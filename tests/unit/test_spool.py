@@ -1,233 +1,192 @@
-"""The spool: whatever happens, each line is shipped once, or counted."""
+"""The spool: what is appended is in a file of its writer, whatever happens."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from rts import health
-from rts.ledger.spool import REFUSED_BYTES, Batch, Spool
+from rts.ledger.spool import REFUSED_BYTES, Spool, opened, read_all, try_lock
 from rts.records import Execution
+from tests.records import run
 
 MIB = 1 << 20
 
 
-def run(task_id: str) -> Execution:
-    return Execution(
-        run_id=f"run-{task_id}",
-        task_id=task_id,
-        name="proj.add",
-        task_type="cpu-light",
-        type_source="explicit",
-        tau=5.0,
-        k=2.0,
-        arrival=1.0,
-        deadline=11.0,
-        arrival_source="published",
-        queue=None,
-        retries=0,
-        parent_id=None,
-        root_id=None,
-        worker="w@h",
-        instance="w@h/1-a",
-        pid=1,
-    )
+def lines_of(path: str) -> list[bytes]:
+    return Path(path).read_bytes().splitlines()
 
 
-def ids(batch: Batch) -> list[str]:
-    return [json.loads(line)["execution"]["task_id"] for line in batch.lines() if line]
-
-
-def take_all(spool: Spool) -> list[str]:
+def ids(spool: Spool) -> list[str]:
+    """Return the task ids of all whole lines, oldest file first."""
     found = []
-    while (batch := spool.take()) is not None:
-        found += ids(batch)
-        batch.remove()
+    for path in spool.files():
+        for line in lines_of(path):
+            try:
+                found.append(Execution.from_json(line).task_id)
+            except ValueError:
+                pass
     return found
 
 
-def test_what_is_appended_is_taken_in_order(tmp_path: Path) -> None:
-    spool = Spool(str(tmp_path / "spool"), MIB)
-    assert spool.take() is None
+def test_what_is_appended_stands_there_in_order(tmp_path: Path) -> None:
+    spool = Spool(str(tmp_path / "deep" / "spool"), MIB)
+    assert spool.files() == []
     for i in range(10):
-        spool.append(run(str(i)), elsewhere=i == 3, suspect=("w", 7) if i == 4 else None)
-    batch = spool.take()
-    assert batch is not None
-    records = [json.loads(line) for line in batch.lines() if line]
-    assert [Execution.from_mapping(r["execution"]) for r in records] == [
+        spool.append(run(str(i)))
+    (path,) = spool.files()
+    assert [Execution.from_json(line) for line in lines_of(path)] == [
         run(str(i)) for i in range(10)
     ]
-    assert [r["elsewhere"] for r in records] == [i == 3 for i in range(10)]
-    assert records[4]["suspect"] == ["w", 7]
-    assert records[5]["suspect"] is None
-    batch.remove()
-    assert spool.take() is None
-    assert spool.waiting_bytes() == 0
     assert os.stat(spool.directory).st_mode & 0o777 == 0o700
+    assert os.stat(path).st_mode & 0o777 == 0o600
+    spool.append_counts({"refused_plan": 2})
+    assert json.loads(lines_of(path)[-1]) == {"counts": {"refused_plan": 2}}
 
 
-def test_lines_keep_their_numbers_whoever_takes_them(tmp_path: Path) -> None:
+def test_a_file_is_locked_while_its_writer_lives(tmp_path: Path) -> None:
+    directory = str(tmp_path / "spool")
+    root = Path(__file__).parents[2]
+    code = (
+        "import sys, time; from rts.ledger.spool import Spool; from tests.records import run\n"
+        f"Spool({directory!r}, 1 << 20).append(run('a')); print(flush=True); time.sleep(60)"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=root)
+    assert writer.stdout is not None
+    try:
+        writer.stdout.readline()
+        (path,) = Spool(directory, MIB).files()
+        with opened(path) as fd:
+            assert not try_lock(fd)
+            writer.kill()
+            writer.wait()
+            assert try_lock(fd)
+            assert read_all(fd).count(b"\n") == 1
+    finally:
+        writer.kill()
+        writer.wait()
+        writer.stdout.close()
+    with opened(path + ".gone") as fd:
+        assert fd == -1
+
+
+def test_a_new_file_begins_now_and_then(tmp_path: Path) -> None:
+    spool = Spool(str(tmp_path / "spool"), MIB, file_bytes=1000)
+    for i in range(20):
+        spool.append(run(str(i)))
+    files = spool.files()
+    assert len(files) == 3
+    assert ids(spool) == [str(i) for i in range(20)]
+    for path in files[:-1]:
+        with opened(path) as fd:
+            assert try_lock(fd), "only the last is written to"
+
+
+def test_a_forked_child_writes_a_file_of_its_own(tmp_path: Path) -> None:
     spool = Spool(str(tmp_path / "spool"), MIB)
-    spool.append(run("a"), elsewhere=False, suspect=None)
-    batch = spool.take()
-    assert batch is not None
-    lines, producer = batch.lines(), batch.producer
-    assert spool.take() is None, "a batch has one shipper"
-    batch.mark(2)
-    batch.close()  # as when its process dies
-    spool.append(run("b"), elsewhere=False, suspect=None)
-    again = spool.take()
-    assert again is not None
-    assert (again.lines(), again.producer, again.shipped) == (lines, producer, 2)
-    again.remove()
-    assert take_all(spool) == ["b"]
-    assert not [name for name in os.listdir(spool.directory) if name.endswith(".at")]
-
-
-STEPS = st.lists(
-    st.sampled_from(["append", "append", "take", "crash", "tear", "part", "other"]), max_size=40
-)
-
-
-@given(STEPS)
-def test_each_line_is_shipped_once_whatever_the_interleaving(steps: list[str]) -> None:
-    """*crash*: a shipper dies between taking and removing; *part*: after half of it;
-    *tear*: a process dies in the middle of a line; *other*: another process appends.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        spool = Spool(os.path.join(folder, "s"), MIB, batch_bytes=2500)
-        other = Spool(os.path.join(folder, "s"), MIB, batch_bytes=2500)
-        appended: list[str] = []
-        shipped: dict[tuple[str, int], str] = {}
-
-        def ship(batch: Batch, most: int) -> None:
-            for number, line in enumerate(batch.lines(), start=1):
-                if number <= batch.shipped or number > most:
-                    continue
-                try:
-                    task_id = json.loads(line)["execution"]["task_id"]
-                except ValueError:
-                    continue
-                # The script takes a number of a writer once.
-                shipped.setdefault((batch.producer, number), task_id)
-
-        for step in [*steps, "take"]:
-            if step in ("append", "other"):
-                appended.append(str(len(appended)))
-                (spool if step == "append" else other).append(
-                    run(appended[-1]), elsewhere=False, suspect=None
-                )
-            elif step == "tear":
-                os.makedirs(spool.directory, 0o700, exist_ok=True)
-                with open(os.path.join(spool.directory, "current.jsonl"), "ab") as file:
-                    file.write(b'\n{"execution":{"run')
-            else:
-                batch = spool.take()
-                while batch is not None:
-                    half = len(batch.lines()) // 2
-                    if step == "take":
-                        ship(batch, 1 << 30)
-                        batch.remove()
-                    elif step == "part":
-                        ship(batch, half)
-                        batch.mark(half)
-                        batch.close()
-                    else:
-                        ship(batch, half)  # but did not come to mark it
-                        batch.close()
-                    batch = spool.take() if step == "take" else None
-        assert sorted(shipped.values()) == sorted(appended)
+    spool.append(run("parent"))
+    child = os.fork()
+    if child == 0:
+        try:
+            spool.append(run("child"))
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    spool.append(run("parent again"))
+    first, second = spool.files()
+    assert [len(lines_of(path)) for path in (first, second)] == [2, 1]
+    with opened(second) as fd:
+        assert try_lock(fd)
+    with opened(first) as fd:
+        assert not try_lock(fd), "the child's end did not unlock the parent's"
 
 
 def _append_many(directory: str, name: str, n: int) -> None:
-    spool = Spool(directory, 100 * MIB, batch_bytes=20_000)
+    spool = Spool(directory, 100 * MIB, file_bytes=20_000)
     for i in range(n):
-        spool.append(run(f"{name}-{i}"), elsewhere=False, suspect=None)
+        spool.append(run(f"{name}-{i}"))
 
 
-def test_processes_and_threads_append_while_others_take(tmp_path: Path) -> None:
+def test_processes_and_threads_append_at_once(tmp_path: Path) -> None:
     directory = str(tmp_path / "spool")
     context = multiprocessing.get_context("spawn")
-    processes = [
-        context.Process(target=_append_many, args=(directory, f"p{i}", 400)) for i in range(3)
+    workers = [
+        *(context.Process(target=_append_many, args=(directory, f"p{i}", 300)) for i in (0, 1)),
+        *(
+            threading.Thread(target=_append_many, args=(directory, f"t{i}", 300))
+            for i in (0, 1)
+        ),
     ]
-    threads = [
-        threading.Thread(target=_append_many, args=(directory, f"t{i}", 400)) for i in range(3)
-    ]
-    found: list[list[str]] = [[], []]
-    done = threading.Event()
+    shared = Spool(directory, 100 * MIB, file_bytes=20_000)
 
-    def take(into: list[str]) -> None:
-        spool = Spool(directory, 100 * MIB)
-        while not done.is_set():
-            into += take_all(spool)
+    def append_to_the_same(name: str) -> None:
+        for i in range(300):
+            shared.append(run(f"{name}-{i}"))
 
-    takers = [threading.Thread(target=take, args=(part,)) for part in found]
-    for worker in (*processes, *threads, *takers):
+    workers += [threading.Thread(target=append_to_the_same, args=(f"s{i}",)) for i in (0, 1)]
+    for worker in workers:
         worker.start()
-    for worker in (*processes, *threads):
+    for worker in workers:
         worker.join(60)
-    done.set()
-    for taker in takers:
-        taker.join(60)
-    left = take_all(Spool(directory, 100 * MIB))
-    expected = {f"{kind}{i}-{n}" for kind in "pt" for i in range(3) for n in range(400)}
-    everything = found[0] + found[1] + left
-    assert len(everything) == len(expected)
-    assert set(everything) == expected
+    found = ids(shared)
+    expected = {f"{kind}{i}-{n}" for kind in "pts" for i in (0, 1) for n in range(300)}
+    assert len(found) == len(expected)
+    assert set(found) == expected
 
 
 def test_the_oldest_go_when_it_is_full(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    spool = Spool(str(tmp_path / "spool"), 40_000)
+    spool = Spool(str(tmp_path / "spool"), 40_000, file_bytes=4000)
     for i in range(300):
-        spool.append(run(f"{i:04d}"), elsewhere=False, suspect=None)
-        assert spool.waiting_bytes() < 52_000
-    left = take_all(spool)
+        spool.append(run(f"{i:04d}"))
+        assert sum(os.stat(path).st_size for path in spool.files()) < 41_000
     dropped = health.take_counts()["spool_dropped"]
-    assert left == [f"{i:04d}" for i in range(dropped, 300)]
     assert dropped > 0
+    assert ids(spool) == [f"{i:04d}" for i in range(dropped, 300)]
     assert "rts_spool_max_bytes" in caplog.text
 
 
-def test_a_batch_that_is_being_shipped_is_not_dropped(tmp_path: Path) -> None:
-    spool = Spool(str(tmp_path / "spool"), 40_000)
-    spool.append(run("first"), elsewhere=False, suspect=None)
-    batch = spool.take()
+def test_what_another_process_writes_or_ships_is_not_dropped(tmp_path: Path) -> None:
+    other = Spool(str(tmp_path / "spool"), 40_000)
+    other.append(run("first"))
+    spool = Spool(str(tmp_path / "spool"), 40_000, file_bytes=4000)
     for i in range(300):
-        spool.append(run(str(i)), elsewhere=False, suspect=None)
-    assert batch is not None
-    assert ids(batch) == ["first"]
-    batch.remove()
+        spool.append(run(str(i)))
+    assert ids(other)[0] == "first"
+    other.append(run("second"))
+    assert "second" in ids(spool)
 
 
-def test_who_was_stopped_in_the_middle_of_a_rename_stops_nobody(tmp_path: Path) -> None:
-    import fcntl
-
+def test_a_file_taken_for_a_dead_one_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shipper may lock and remove a file between its making and its locking."""
     spool = Spool(str(tmp_path / "spool"), MIB)
-    spool.append(run("0"), elsewhere=False, suspect=None)
-    with open(os.path.join(spool.directory, "current.jsonl"), "rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        spool.append(run("1"), elsewhere=False, suspect=None)
-        assert take_all(spool) == ["1"]
-    assert take_all(spool) == ["0"]
+    flock, taken = fcntl.flock, []
+
+    def late(fd: int, how: int) -> None:
+        if not taken:
+            taken.extend(spool.files())
+            os.unlink(taken[0])
+        flock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    spool.append(run("a"))
+    assert ids(spool) == ["a"]
+    assert spool.files() != taken
 
 
 @pytest.mark.parametrize("kind", ["file", "link", "writable"])
-def test_a_folder_that_is_not_ours_alone_is_refused(
-    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_folder_that_is_not_ours_alone_is_refused(tmp_path: Path, kind: str) -> None:
     directory = tmp_path / "spool"
     if kind == "file":
         directory.write_text("")
@@ -238,10 +197,9 @@ def test_a_folder_that_is_not_ours_alone_is_refused(
         directory.mkdir()
         directory.chmod(0o777)
     spool = Spool(str(directory), MIB)
-    spool.append(run("a"), elsewhere=False, suspect=None)
-    spool.append(run("b"), elsewhere=False, suspect=None)
-    assert health.take_counts() == {"spool_lost": 2}
-    assert caplog.text.count("rts_spool_dir") == 1
+    for _ in range(2):
+        with pytest.raises(OSError, match="spool"):
+            spool.append(run("a"))
     assert not list(tmp_path.rglob("*.jsonl"))
 
 
@@ -250,35 +208,26 @@ def test_the_folder_of_another_user_is_refused(tmp_path: Path) -> None:
     directory = tmp_path / "spool"
     directory.mkdir(0o700)
     os.chown(directory, 12345, 12345)
-    Spool(str(directory), MIB).append(run("a"), elsewhere=False, suspect=None)
-    assert health.take_counts() == {"spool_lost": 1}
+    with pytest.raises(PermissionError, match="another user"):
+        Spool(str(directory), MIB).append(run("a"))
 
 
-def test_links_in_the_folder_are_not_followed(tmp_path: Path) -> None:
-    directory = tmp_path / "spool"
-    directory.mkdir(0o700)
-    target = tmp_path / "target"
-    (directory / "current.jsonl").symlink_to(target)
-    Spool(str(directory), MIB).append(run("a"), elsewhere=False, suspect=None)
-    assert health.take_counts() == {"spool_lost": 1}
-    assert not target.exists()
-
-
-#: Files of at most 5,000 bytes: writing ends in the middle of a record, as it does
+#: Files of at most 2,500 bytes: writing ends in the middle of a record, as it does
 #: on a full disk.
 _ON_A_FULL_DISK = """
 import resource, signal, sys
-from rts import health
 from rts.ledger.spool import Spool
-from tests.unit.test_spool import run
+from tests.records import run
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_FSIZE, (2500, resource.RLIM_INFINITY))
 spool = Spool(sys.argv[1], 1 << 20)
 for i in range(20):
-    spool.append(run(str(i)), elsewhere=False, suspect=None)
+    try:
+        spool.append(run(str(i)))
+    except OSError:
+        print(i)
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-spool.append(run("later"), elsewhere=False, suspect=None)
-print(health.take_counts()["spool_lost"])
+spool.append(run("later"))
 """
 
 
@@ -286,34 +235,33 @@ def test_a_full_disk_loses_only_what_does_not_fit(tmp_path: Path) -> None:
     directory = str(tmp_path / "spool")
     command = [sys.executable, "-c", _ON_A_FULL_DISK, directory]
     root = Path(__file__).parents[2]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=60)
-    lost = int(done.stdout)
-    assert 0 < lost < 20
-    assert "rts_spool_dir" in done.stderr
-    batch = Spool(directory, MIB).take()
-    assert batch is not None
-    sound = []
-    for line in batch.lines():
-        try:
-            sound.append(json.loads(line)["execution"]["task_id"])
-        except ValueError:
-            pass
-    assert sound == [str(i) for i in range(20 - lost)] + ["later"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=root, timeout=60, check=True
+    )
+    refused = done.stdout.split()
+    assert 0 < len(refused) < 20
+    expected = [str(i) for i in range(20) if str(i) not in refused] + ["later"]
+    assert ids(Spool(directory, MIB)) == expected
 
 
-def test_refused_lines_are_kept_while_there_is_room(tmp_path: Path) -> None:
+def test_refused_lines_are_kept_while_there_is_room(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     spool = Spool(str(tmp_path / "spool"), 100 * MIB)
-    spool.append(run("a"), elsewhere=False, suspect=None)
+    spool.append(run("a"))
     for _ in range(3):
         spool.refuse(b"x" * (REFUSED_BYTES - 10))
     size = os.stat(os.path.join(spool.directory, "refused.jsonl")).st_size
     assert size < 2 * REFUSED_BYTES
     assert health.take_counts()["spool_refused"] == 3
+    assert caplog.text.count("refused.jsonl") == 1
+    assert len(spool.files()) == 1, "it is not a file of records"
 
 
-def test_what_is_no_json_is_lost_and_counted(tmp_path: Path) -> None:
-    from dataclasses import replace
-
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
     spool = Spool(str(tmp_path / "spool"), MIB)
-    spool.append(replace(run("a"), queue=object()), elsewhere=False, suspect=None)  # type: ignore[arg-type]
-    assert health.take_counts() == {"spool_lost": 1}
+    spool.append(run("a"))
+    target = tmp_path / "target"
+    os.symlink(target, os.path.join(spool.directory, "refused.jsonl"))
+    spool.refuse(b"x")
+    assert not target.exists()
