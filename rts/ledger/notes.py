@@ -71,9 +71,12 @@ class NoteBoard:
 
     def put(self, note: Execution) -> int | None:
         """Note that a run begins; returns its slot, ``None`` where there was no room."""
-        payload = marshal.dumps(note[:])  # type: ignore[arg-type]  # a plain tuple of plain values
-        slot = self._take_slot() if len(payload) <= _ROOM else None
-        if slot is None:
+        try:
+            payload = marshal.dumps(note[:])  # type: ignore[arg-type]  # a plain tuple
+        except ValueError:
+            payload = None  # a serializer of the app's own gave it something else
+        slot = self._take_slot() if payload and len(payload) <= _ROOM else None
+        if payload is None or slot is None:
             health.count("starts_unnoted")
             return None
         start = _start(slot)

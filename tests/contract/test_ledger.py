@@ -6,7 +6,6 @@ import math
 import random
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Any, Protocol
 
@@ -278,8 +277,8 @@ def test_the_first_success_is_final(subject: Subject) -> None:
     task, assignments = written(subject, execution(), again, failed(retries=3, pid=8))
     assert (task["sla_success"], task["attempts"], len(assignments)) == (True, 3, 3)
     # the same, with the later run first
-    subject.ledger.write([entry(replace(again, task_id="u", run_id="u2"))])
-    subject.ledger.write([entry(replace(execution(), task_id="u", run_id="u1"))])
+    subject.ledger.write([entry(again._replace(task_id="u", run_id="u2"))])
+    subject.ledger.write([entry(execution()._replace(task_id="u", run_id="u1"))])
     assert subject.documents()[0][1]["sla_success"] is True
 
 
@@ -510,7 +509,7 @@ def test_drains_that_write_the_same_at_once(on_mongo: OnMongo, rts_mongo_url: st
         lost(instance="celery@d:1:1", pid=4, retries=2),
     ]
     copies = [
-        replace(r, task_id=f"{n}", run_id=f"{n}{r.run_id}") for n in range(20) for r in runs
+        r._replace(task_id=f"{n}", run_id=f"{n}{r.run_id}") for n in range(20) for r in runs
     ]
     expected = outcome(InMemory(), copies, random.Random(0))
     ledgers = [on_mongo.ledger, *(OnMongo(rts_mongo_url).ledger for _ in range(3))]

@@ -6,7 +6,6 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import datetime, timezone
 from itertools import pairwise
 from typing import Any
@@ -70,9 +69,9 @@ def runs_between(n: int, begin: float, end: float, rng: random.Random) -> list[E
             state=kind if kind.isupper() else "FAILURE",
         )
         if kind == "expired":
-            run = replace(run, ran=False, started_at=None, runtime_s=None, cause="expired")
+            run = run._replace(ran=False, started_at=None, runtime_s=None, cause="expired")
         elif kind == "killed":
-            run = replace(run, runtime_s=None, cause="killed")
+            run = run._replace(runtime_s=None, cause="killed")
         found.append(run)
     return found
 
@@ -163,8 +162,7 @@ def test_kept_sums_agree_with_a_direct_count(
     write(ledger, runs_between(50, 100, 3000, rng))
     check(database, begin, end, by)
     # a run that was thought lost, in one hour, has ended in another
-    lost = replace(
-        first[0],
+    lost = first[0]._replace(
         task_id="l",
         run_id="l",
         state="LOST",
@@ -174,13 +172,13 @@ def test_kept_sums_agree_with_a_direct_count(
     )
     write(ledger, [lost])
     check(database, begin, end, by)
-    write(ledger, [replace(first[0], task_id="l", run_id="l", completed_at=T + 7500.0)])
+    write(ledger, [first[0]._replace(task_id="l", run_id="l", completed_at=T + 7500.0)])
     check(database, begin, end, by)
     # the same hour: the number of records stays
-    same = replace(lost, task_id="m", run_id="m", completed_at=T + 60.0)
+    same = lost._replace(task_id="m", run_id="m", completed_at=T + 60.0)
     write(ledger, [same])
     check(database, begin, end, by)
-    write(ledger, [replace(first[0], task_id="m", run_id="m", completed_at=T + 70.0)])
+    write(ledger, [first[0]._replace(task_id="m", run_id="m", completed_at=T + 70.0)])
     check(database, begin, end, by)
     # somebody removes old documents by hand
     database.assignments.delete_many({"completed_at": {"$lt": at(2000)}})
@@ -194,9 +192,9 @@ def test_sums_that_were_overtaken_are_not_kept(
     """A record is replaced while the sums of its hour are being made."""
     monkeypatch.setattr(tallies, "DIRECT", 0)
     run = runs_between(1, 1000, 1001, random.Random(3))[0]
-    run = replace(run, run_id="r", task_id="t", state="SUCCESS", cause=None, ran=True)
-    run = replace(run, runtime_s=1.0, started_at=T + 999.0)
-    lost = replace(run, state="LOST", cause="lost", runtime_s=None)
+    run = run._replace(run_id="r", task_id="t", state="SUCCESS", cause=None, ran=True)
+    run = run._replace(runtime_s=1.0, started_at=T + 999.0)
+    lost = run._replace(state="LOST", cause="lost", runtime_s=None)
     write(ledger, [lost])
     count = tallies._direct
 

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -91,7 +90,7 @@ def run_at(second: float, number: int = 0, **changes: Any) -> Execution:
         runtime_s=3.0,
         state="SUCCESS",
     )
-    return replace(run, **changes)
+    return run._replace(**changes)
 
 
 def write(conf: dict[str, Any], *runs: Execution) -> None:
@@ -400,7 +399,7 @@ def test_status_when_all_is_well(
     redis_client.hset(f"{rts_key_prefix}counters", mapping={"redis_failures": 3, "zero": 0})
     redis_client.xadd(f"{rts_key_prefix}outbox", {"r": "{}"})
     (tmp_path / "spool").mkdir(mode=0o700)
-    (tmp_path / "spool" / "current.jsonl").write_text("12345\n")
+    (tmp_path / "spool" / "0001-1-a.jsonl").write_text("12345\n")
 
     found = document(cli("status", "--json"))
     assert found["ok"]
@@ -411,7 +410,7 @@ def test_status_when_all_is_well(
     assert found["redis"]["latency_s"] > 0
     assert abs(found["clock"]["offset_s"]) < 5
     assert found["outbox"]["length"] == 1
-    assert found["spool"]["waiting_bytes"] == 6
+    assert found["spool"]["waiting"] == 1
     assert found["counters"] == {"redis_failures": 3}
     assert [(w["worker"], w["silent"]) for w in found["workers"]] == [
         ("a@h", True),

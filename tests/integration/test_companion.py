@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import signal
 import subprocess
@@ -18,6 +20,7 @@ import pytest
 import redis
 
 from rts.ledger.companion import drain_alone
+from rts.ledger.notes import NoteBoard
 from rts.ledger.orders import Orders
 from rts.ledger.spool import Spool
 from rts.ledger.supervise import Companion
@@ -26,12 +29,23 @@ from rts.ports import TauEntry
 from rts.settings import Settings
 from rts.tau.redis import RedisTauStore
 from rts.testing import MongoServer, RedisServer, wait_until
-from tests.unit.test_spool import run
+from tests.records import run
 
 ROOT = Path(__file__).parents[2]
 
 #: What every process that a test starts may take, on a busy machine.
 PATIENCE_S = 60.0
+
+
+#: The notes of the workers that the tests play.
+BOARD = NoteBoard.for_concurrency(2)
+
+
+def orders_of(settings: Settings, instance: str = "w@h/1-a") -> Orders:
+    """Return the orders of a worker of two processes."""
+    return Orders(
+        settings, "w@h", instance, 2, os.getpid(), BOARD.fd, BOARD.slots, None, logging.INFO
+    )
 
 
 @pytest.fixture
@@ -54,7 +68,7 @@ def start() -> Iterator[Callable[..., Companion]]:
     def start(settings: Settings, instance: str = "w@h/1-a") -> Companion:
         companion = Companion()
         companions.append(companion)
-        companion.start(Orders(settings, "w@h", instance, 2, os.getpid()).to_json())
+        companion.start(orders_of(settings, instance).to_json(), (BOARD.fd,))
         return companion
 
     yield start
@@ -65,8 +79,8 @@ def start() -> Iterator[Callable[..., Companion]]:
 def fill(client: Any, settings: Settings, n: int, first: int = 0) -> None:
     pipeline = client.pipeline(transaction=False)
     for i in range(first, first + n):
-        done = replace(run(str(i)), state="SUCCESS", started_at=1.0, completed_at=2.0)
-        pipeline.xadd(settings.keys.outbox, {"r": replace(done, runtime_s=1.0).to_json()})
+        done = run(str(i))._replace(state="SUCCESS", started_at=1.0, completed_at=2.0)
+        pipeline.xadd(settings.keys.outbox, {"r": done._replace(runtime_s=1.0).to_json()})
     pipeline.execute()
 
 
@@ -86,14 +100,10 @@ def test_it_beats_drains_ships_and_says_good_bye(
 ) -> None:
     fill(redis_client, settings, 100)
     Spool(settings.spool_dir, 1 << 20).append(
-        replace(run("spooled"), state="FAILURE", completed_at=2.0),
-        elsewhere=False,
-        suspect=None,
+        run("spooled")._replace(state="FAILURE", completed_at=2.0)
     )
     companion = start(settings)
     wait_until(all_there(mongo, 101), PATIENCE_S)
-    import json
-
     beat = json.loads(redis_client.hget(settings.keys.workers, "w@h/1-a") or "")
     assert beat["worker"] == "w@h"
     assert beat["concurrency"] == 2
@@ -113,7 +123,7 @@ def test_where_it_does_not_drain_it_beats_and_ships(
     settings: Settings, start: Callable[..., Companion], redis_client: redis.Redis, mongo: Any
 ) -> None:
     settings = replace(settings, drain=False, mongo_url="mongodb://127.0.0.1:1/rts")
-    Spool(settings.spool_dir, 1 << 20).append(run("a"), elsewhere=False, suspect=None)
+    Spool(settings.spool_dir, 1 << 20).append(run("a"))
     start(settings)
     wait_until(lambda: redis_client.xlen(settings.keys.outbox) == 1, PATIENCE_S)
     wait_until(lambda: redis_client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S)
@@ -193,7 +203,7 @@ _WORKER = """
 import os, sys, time
 from rts.ledger.supervise import Companion
 companion = Companion()
-companion.start(sys.stdin.readline())
+companion.start(sys.stdin.readline(), (int(sys.argv[2]),))
 child = os.fork()
 if child == 0:
     if sys.argv[1] == "closes":
@@ -209,13 +219,14 @@ time.sleep(120)
 def test_it_ends_with_a_worker_that_is_killed(
     settings: Settings, redis_client: redis.Redis, child: str
 ) -> None:
-    orders = Orders(settings, "w@h", "w@h/1-a", 2, 0).to_json()
+    orders = orders_of(settings).to_json()
     worker = subprocess.Popen(
-        [sys.executable, "-c", _WORKER, child],
+        [sys.executable, "-c", _WORKER, child, str(BOARD.fd)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
+        pass_fds=(BOARD.fd,),
     )
     assert worker.stdin is not None
     assert worker.stdout is not None
@@ -240,7 +251,7 @@ def test_sigterm_ends_it_and_ctrl_c_does_not(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
     companion = Companion()
-    companion.start(Orders(settings, "w@h", "w@h/1-a", 2, os.getpid()).to_json())
+    companion.start(orders_of(settings).to_json(), (BOARD.fd,))
     try:
         wait_until(lambda: redis_client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S)
         process = companion._process
@@ -308,8 +319,8 @@ def test_redis_is_killed_wiped_and_started_again(
             server.kill()
             spool = Spool(settings.spool_dir, 1 << 20)
             for i in range(10, 30):
-                done = replace(run(str(i)), state="SUCCESS", completed_at=2.0, runtime_s=1.0)
-                spool.append(done, elsewhere=False, suspect=None)
+                done = run(str(i))._replace(state="SUCCESS", completed_at=2.0, runtime_s=1.0)
+                spool.append(done)
             server.start()  # without its data
             wait_until(all_there(mongo, 30), PATIENCE_S)
             wait_until(lambda: client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S)
@@ -343,9 +354,7 @@ def test_a_drain_alone_does_what_a_companion_does(
 ) -> None:
     fill(redis_client, settings, 1500)
     Spool(settings.spool_dir, 1 << 20).append(
-        replace(run("spooled"), state="FAILURE", completed_at=2.0),
-        elsewhere=False,
-        suspect=None,
+        run("spooled")._replace(state="FAILURE", completed_at=2.0)
     )
     assert drain_alone(settings, threading.Event(), once=True) == 1501
     assert all_there(mongo, 1501)()

@@ -6,8 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -20,13 +19,15 @@ from rts.ledger.janitor import (
     GRACE_S,
     LOST_AFTER_S,
     MAX_GAP_S,
+    Bulletin,
     Janitor,
     Orphans,
 )
+from rts.ledger.notes import NoteBoard
 from rts.link.link import Link
 from rts.records import LOST, Execution
 from rts.settings import Settings
-from tests.unit.test_spool import run
+from tests.records import run
 
 LIVING, DEAD = "w@h/1-living", "w@h/2-dead"
 
@@ -60,7 +61,7 @@ def note(
     client: Any, settings: Settings, task_id: str, instance: str, pid: int = 1
 ) -> Execution:
     """Write the note of a run that goes on."""
-    execution = replace(run(task_id), instance=instance, started_at=100.0, pid=pid)
+    execution = run(task_id)._replace(instance=instance, started_at=100.0, pid=pid)
     field = running_field(task_id, 0, instance, pid)
     client.hset(settings.keys.running, field, execution.to_json())
     return execution
@@ -97,7 +98,7 @@ def test_runs_of_a_silent_worker_are_lost_and_others_are_not(
     for end, begin in zip(found, (lost, never_seen), strict=True):
         assert end.completed_at is not None
         assert abs(end.completed_at - client.time()[0]) < 30
-        assert end == replace(begin, state=LOST, cause="lost", completed_at=end.completed_at)
+        assert end == begin._replace(state=LOST, cause="lost", completed_at=end.completed_at)
     assert client.hlen(settings.keys.running) == 1
     assert client.hget(settings.keys.counters, "runs_lost") == "2"
     assert watch(janitor, client, settings, time, 20) == 0
@@ -162,22 +163,77 @@ def test_a_run_that_ends_meanwhile_is_not_lost(
     assert client.xlen(settings.keys.outbox) == 0
 
 
-def test_runs_of_a_process_that_is_gone_end_after_a_grace(
-    settings: Settings, redis_client: redis.Redis
-) -> None:
-    client = redis_client
+class Kept:
+    """A sink that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.ends: list[Execution] = []
+
+    def ended(self, execution: Execution) -> None:
+        self.ends.append(execution)
+
+
+@pytest.fixture
+def board() -> Iterator[NoteBoard]:
+    board = NoteBoard.for_concurrency(2)
+    yield board
+    board.close()
+
+
+def begun(task_id: str, pid: int) -> Execution:
+    """Return the note of a run of process *pid*."""
+    return run(task_id)._replace(instance=LIVING, started_at=100.0, pid=pid)
+
+
+def test_runs_of_a_process_that_is_gone_end_after_a_grace(board: NoteBoard) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    note(client, settings, "alive", LIVING, os.getpid())
-    killed = note(client, settings, "killed", LIVING, gone.pid)
-    note(client, settings, "elsewhere", DEAD, gone.pid)
-    clock = FleetClock()
-    orphans = Orphans(Link(settings), settings, clock, LIVING)
+    board.put(begun("alive", os.getpid()))
+    killed = begun("killed", gone.pid)
+    board.put(killed)
+    clock, sink = FleetClock(), Kept()
+    orphans = Orphans(board, sink, clock)
     assert orphans.step() == 0
     clock.offset_s += GRACE_S / 2
     assert orphans.step() == 0
     clock.offset_s += GRACE_S
     assert orphans.step() == 1
-    (end,) = records(client, settings)
+    (end,) = sink.ends
     assert (end.run_id, end.state, end.cause) == (killed.run_id, LOST, "killed")
-    assert client.hlen(settings.keys.running) == 2
+    assert [note.task_id for _, note in board.notes()] == ["alive"]
+    clock.offset_s += 10 * GRACE_S
+    assert orphans.step() == 0
+
+
+def test_an_end_that_the_main_process_wrote_is_not_written_again(board: NoteBoard) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    board.put(begun("killed", gone.pid))
+    clock, sink = FleetClock(), Kept()
+    orphans = Orphans(board, sink, clock)
+    orphans.step()
+    assert board.take("killed") is not None
+    clock.offset_s += 2 * GRACE_S
+    assert orphans.step() == 0
+    assert not sink.ends
+
+
+def test_the_bulletin_tells_of_runs_that_go_on(
+    settings: Settings, redis_client: redis.Redis, board: NoteBoard
+) -> None:
+    client, running = redis_client, settings.keys.running
+    bulletin = Bulletin(Link(settings), settings, board)
+    bulletin.step()
+    assert not client.exists(running)
+    a, b = begun("a", 1), begun("b", 2)
+    slot = board.put(a)
+    bulletin.step()
+    board.put(b)
+    client.delete(running)  # a server that was wiped is told again
+    bulletin.step()
+    found = {Execution.from_json(text) for text in client.hvals(running)}
+    assert {note.task_id for note in found} == {"a", "b"}
+    assert slot is not None
+    board.clear(slot)
+    bulletin.step()
+    assert client.hkeys(running) == [running_field("b", 0, LIVING, 2)]
