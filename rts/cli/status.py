@@ -103,6 +103,12 @@ def status_document(
         "problems": wrong,
         "redis": asdict(redis.server),
         "mongo": {**asdict(ledger.server), "documents": dict(ledger.documents)},
+        "breaker": {
+            # What a process that asks now would find.
+            "state": "closed" if known else "open",
+            "opened": redis.counters.get("breaker_opened", 0) if known else None,
+            "period_s": settings.breaker_period,
+        },
         "clock": {"offset_s": redis.clock_offset_s, "error_s": redis.clock_error_s},
         "outbox": outbox if known else None,
         "spool": {"directory": settings.spool_dir, "waiting": spool},
@@ -126,6 +132,9 @@ def status_text(
         facts.append(("Ledger", counts))
     if redis.clock_offset_s is not None:
         facts.append(("Clock", _clock(redis.clock_offset_s, redis.clock_error_s or 0.0)))
+    opened = redis.counters.get("breaker_opened", 0)
+    state = f"closed, opened {opened} times so far" if redis.server.reachable else "open"
+    facts.append(("Breaker", state))
     if redis.outbox_length is not None:
         lag = f", the oldest for {seconds(redis.lag_s)} s" if redis.outbox_length else ""
         facts.append(("Outbox", f"{redis.outbox_length} wait{lag}"))

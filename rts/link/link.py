@@ -133,6 +133,7 @@ class Link:
         """Open the breaker and return the error to raise."""
         health.count("redis_failures")
         if self.breaker.failed():
+            health.count("breaker_opened")
             # One line per outage: that it ends is logged too.
             logger.warning(
                 "rts: Redis at %s is not usable: %s: %s. Tasks go on, and records wait. Check "
@@ -173,7 +174,7 @@ def shown_url(url: str) -> str:
     'redis://host:6379/0'
     """
     parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def replies_as_text(replies: Sequence[Any]) -> dict[str, str]:

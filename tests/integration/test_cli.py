@@ -410,6 +410,7 @@ def test_status_when_all_is_well(
     assert found["redis"]["latency_s"] > 0
     assert abs(found["clock"]["offset_s"]) < 5
     assert found["outbox"]["length"] == 1
+    assert (found["breaker"]["state"], found["breaker"]["opened"]) == ("closed", 0)
     assert found["spool"]["waiting"] == 1
     assert found["counters"] == {"redis_failures": 3}
     assert [(w["worker"], w["silent"]) for w in found["workers"]] == [
@@ -447,6 +448,7 @@ def test_status_with_everything_down(cli: Run, conf: dict[str, Any]) -> None:
     assert "secret" not in result.output
     found = json.loads(cli("status", "--json").stdout)
     assert found["outbox"] is None
+    assert found["breaker"]["state"] == "open"
     assert found["counters"] is None
     assert found["workers"] is None
 

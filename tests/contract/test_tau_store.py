@@ -1,0 +1,167 @@
+"""The promises of the tau stores, on the twin in memory and on a real Redis."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import redis
+
+from rts import health
+from rts.link.link import Link
+from rts.ports import TauEntry
+from rts.settings import Settings
+from rts.tau.ema import ema
+from rts.tau.memory import MemoryTauStore
+from rts.tau.redis import RedisTauStore
+from rts.tau.sketch import Sketch
+
+LIGHT, NAME = "cpu-light", "proj.add"
+FIELD = f"{LIGHT}/{NAME}"
+
+
+@pytest.fixture
+def settings(rts_redis_url: str, rts_key_prefix: str) -> Settings:
+    return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, max_types=6)
+
+
+@pytest.fixture(params=["memory", "redis"])
+def store(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Any]:
+    if request.param == "memory":
+        yield MemoryTauStore(settings)
+        return
+    link = Link(settings)
+    yield RedisTauStore(link, settings)
+    link.close()
+
+
+@pytest.mark.parametrize(
+    ("task_type", "tau"),
+    [
+        ("cpu-light", 5.0),
+        ("cpu-heavy", 15.0),
+        ("memory-heavy", 20.0),
+        ("gpu-inference", 10.0),
+        ("gpu-training", 60.0),
+        ("mixed", 10.0),
+    ],
+)
+def test_a_type_begins_with_its_default(store: Any, task_type: str, tau: float) -> None:
+    assert store.get(task_type) == store.get(task_type, NAME) == tau
+    assert store.entries() == {}
+
+
+def test_every_prefix_agrees_with_the_closed_form(store: Any) -> None:
+    rng = random.Random(7)
+    samples = [rng.lognormvariate(0, 1) for _ in range(60)]
+    deviation = None
+    before = 5.0
+    for n, x in enumerate(samples, start=1):
+        learned = store.update(LIGHT, NAME, x)
+        closed = 0.8**n * 5.0 + sum(
+            0.2 * 0.8 ** (n - i) * y for i, y in enumerate(samples[:n], start=1)
+        )
+        assert learned.tau_before == learned.name_tau_before == pytest.approx(before, abs=1e-12)
+        assert learned.tau_after == learned.name_tau_after == pytest.approx(closed, abs=1e-9)
+        off = abs(x - before)
+        deviation = off if deviation is None else ema(deviation, off, 0.2)
+        before = learned.tau_after
+        entry = store.entries()[FIELD]
+        assert entry.count == n
+        assert entry.deviation == pytest.approx(deviation, abs=1e-9)
+        assert store.get(LIGHT) == entry.tau == learned.tau_after
+
+
+def test_a_name_is_used_once_it_has_enough_runs(store: Any) -> None:
+    for n in range(5):
+        assert store.get(LIGHT, NAME) == store.get(LIGHT)
+        store.update(LIGHT, "proj.other", 50.0)
+        store.update(LIGHT, NAME, 1.0)
+        assert store.entries()[FIELD].count == n + 1
+    assert store.get(LIGHT, NAME) == pytest.approx(1 + 4 * 0.8**5)
+    assert store.get(LIGHT) > 10
+
+
+def test_a_tau_can_be_set_and_goes_on_from_there(store: Any) -> None:
+    store.set(LIGHT, 2.0)
+    assert store.get(LIGHT) == 2.0
+    assert store.update(LIGHT, NAME, 1.0).tau_after == pytest.approx(1.8)
+    store.set(LIGHT, 3.0)
+    assert store.entries()[LIGHT] == TauEntry(3.0, 1, 1.0)
+
+
+def test_one_field_is_forgotten_or_all(store: Any) -> None:
+    for _ in range(3):
+        store.update(LIGHT, NAME, 1.0)
+    store.reset(FIELD)
+    assert set(store.entries()) == {LIGHT}
+    assert store.sketch(FIELD).count == 0
+    assert store.sketch(LIGHT).count == 3
+    store.reset()
+    assert store.entries() == {}
+    assert store.sketch(LIGHT).count == 0
+    assert store.get(LIGHT) == 5.0
+
+
+def test_there_are_no_more_fields_than_allowed(store: Any) -> None:
+    for n in range(10):
+        learned = store.update(LIGHT, f"proj.{n}", 1.0)
+        assert (learned.name_tau_after is None) == (n >= 5)
+    assert len(store.entries()) == 6
+    assert store.entries()[LIGHT].count == 10, "what is there goes on learning"
+
+
+def test_the_sketch_counts_every_runtime(store: Any) -> None:
+    model = Sketch()
+    for x in (0.0, 1e-12, 1e-6, 0.76, 0.98, 1.0, 1.02, 5.0, 1e6):
+        store.update(LIGHT, NAME, x)
+        model.update(x)
+    assert store.sketch(LIGHT).buckets == store.sketch(FIELD).buckets == model.buckets
+    assert store.sketch(LIGHT).zeros == model.zeros == 2
+
+
+def test_nothing_is_lost_to_threads(store: Any) -> None:
+    samples = [0.1] * 200
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda x: store.update(LIGHT, NAME, x), samples))
+    assert store.entries()[LIGHT].count == 200
+    assert store.get(LIGHT) == pytest.approx(0.1 + 4.9 * 0.8**200)
+
+
+class TestRedis:
+    """What people can do to the hashes."""
+
+    @pytest.fixture
+    def store(self, settings: Settings) -> RedisTauStore:
+        return RedisTauStore(Link(settings), settings)
+
+    @pytest.mark.parametrize("text", ["", "soon", "nan", "inf", "-1", "0", "\x00"])
+    def test_what_is_no_tau_is_ignored_and_learned_over(
+        self, store: RedisTauStore, settings: Settings, redis_client: redis.Redis, text: str
+    ) -> None:
+        redis_client.hset(settings.keys.tau, LIGHT, text)
+        redis_client.hset(settings.keys.deviation, LIGHT, text)
+        assert store.get(LIGHT) == 5.0
+        assert health.take_counts() == {"refused_tau": 1}
+        assert store.update(LIGHT, NAME, 1.0).tau_after == pytest.approx(4.2)
+        assert store.entries()[LIGHT].tau == pytest.approx(4.2)
+
+    def test_counts_and_deviations_that_are_none_are_zero(
+        self, store: RedisTauStore, settings: Settings, redis_client: redis.Redis
+    ) -> None:
+        redis_client.hset(settings.keys.tau, FIELD, "2")
+        redis_client.hset(settings.keys.count, FIELD, "many")
+        redis_client.hset(settings.keys.deviation, FIELD, "nan")
+        assert store.entries() == {FIELD: TauEntry(2.0, 0, 0.0)}
+
+    def test_reset_forgets_what_is_not_sound_too(
+        self, store: RedisTauStore, settings: Settings, redis_client: redis.Redis
+    ) -> None:
+        redis_client.hset(settings.keys.tau, "odd", "soon")
+        redis_client.hset(settings.keys.count, "alone", "1")
+        store.reset()
+        keys = (settings.keys.tau, settings.keys.count)
+        assert not redis_client.exists(*keys)

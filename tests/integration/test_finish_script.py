@@ -1,0 +1,105 @@
+"""finish.lua on a real Redis: what it learns, puts on the outbox, and refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import redis
+
+from rts.link.link import Link
+from rts.records import Learned
+from rts.settings import Settings
+from rts.tau.finish import FinishCall, Lesson, lesson_of, read_answer
+from tests.records import run, success
+
+
+@pytest.fixture
+def settings(rts_redis_url: str, rts_key_prefix: str) -> Settings:
+    return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix)
+
+
+def apply(settings: Settings, producer: str | None, *lessons: Lesson) -> list[Learned | None]:
+    (answer,) = Link(settings).call(FinishCall(settings).pack(producer, lessons))
+    return list(read_answer(answer))
+
+
+def test_a_number_of_a_writer_is_taken_once(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    lessons = [lesson_of(success(str(n)), n) for n in (1, 2, 3)]
+    assert None not in apply(settings, "w", *lessons[:2])
+    assert apply(settings, "w", *lessons)[:2] == [None, None]
+    assert apply(settings, "other", lessons[0])[0] is not None
+    assert redis_client.hget(settings.keys.count, "cpu-light") == "4"
+    assert redis_client.xlen(settings.keys.outbox) == 4
+    assert redis_client.ttl(settings.keys.seq + "w") > 86400
+
+
+def test_a_lesson_without_a_writer_leaves_no_key(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    apply(settings, None, lesson_of(success("a"), 1))
+    apply(settings, None, lesson_of(success("b"), 1))
+    assert redis_client.hget(settings.keys.count, "cpu-light") == "2"
+    assert not list(redis_client.scan_iter(settings.keys.seq + "*"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"state": "FAILURE"},
+        {"state": "RETRY"},
+        {"state": "IGNORED"},
+        {"runtime_s": None},
+        {"runtime_s": float("nan")},
+        {"runtime_s": float("inf")},
+        {"runtime_s": -1.0},
+    ],
+)
+def test_what_is_no_lesson_goes_to_the_outbox_alone(
+    settings: Settings, redis_client: redis.Redis, changes: dict[str, object]
+) -> None:
+    assert apply(settings, "w", lesson_of(success("a")._replace(**changes), 1)) == [None]
+    assert redis_client.xlen(settings.keys.outbox) == 1
+    assert not redis_client.exists(settings.keys.tau, settings.keys.count)
+
+
+def test_a_type_that_is_not_known_here_learns_as_mixed(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    apply(settings, "w", lesson_of(success("a")._replace(task_type="of-another-version"), 1))
+    assert set(redis_client.hkeys(settings.keys.tau)) == {"mixed", "mixed/proj.add"}
+
+
+def test_the_oldest_records_go_when_the_outbox_is_full(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    small = replace(settings, outbox_max=10)
+    for n in range(25):
+        apply(small, "w", lesson_of(run(str(n)), n + 1))
+    entries = redis_client.xrange(settings.keys.outbox)
+    assert [fields["r"] for _, fields in entries] == [
+        run(str(n)).to_json() for n in range(15, 25)
+    ]
+    assert redis_client.hget(settings.keys.counters, "outbox_dropped") == "15"
+
+
+@pytest.mark.parametrize("key", ["count", "deviation"])
+def test_a_side_hash_of_another_type_costs_no_record(
+    settings: Settings, redis_client: redis.Redis, key: str
+) -> None:
+    redis_client.set(getattr(settings.keys, key), "rubbish")
+    (learned,) = apply(settings, "w", lesson_of(success("a"), 1))
+    assert learned is not None
+    assert learned.tau_after == pytest.approx(4.2)
+    assert redis_client.xlen(settings.keys.outbox) == 1
+
+
+def test_names_of_strangers_shape_nothing(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    for n, name in enumerate(("a\x00b", "a.b/c d", "$set", "ü" * 100, "\udcff"), start=1):
+        apply(settings, "w", lesson_of(success(str(n))._replace(name=name), n))
+    assert redis_client.hlen(settings.keys.tau) == 6
+    assert redis_client.xlen(settings.keys.outbox) == 5

@@ -1,0 +1,140 @@
+"""The link to Redis against a server that is killed, stopped and refuses."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+from redis.exceptions import ResponseError
+
+from rts import health
+from rts.errors import StoreUnavailable
+from rts.link.link import Link, shown_url
+from rts.link.scripts import pack
+from rts.settings import Settings
+from rts.testing import RedisServer
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def link(server: RedisServer) -> Iterator[Link]:
+    link = Link(Settings(redis_url=server.url, breaker_period=1e-6, timeout=0.2))
+    yield link
+    link.close()
+
+
+def client_id(link: Link) -> int:
+    (number,) = link.call(pack("CLIENT", "ID"))
+    return int(number)
+
+
+def test_answers_come_in_order_over_one_connection(link: Link) -> None:
+    assert link.call(pack("ECHO", "a"), pack("ECHO", "b")) == [b"a", b"b"]
+    assert client_id(link) == client_id(link)
+
+
+def test_a_refusal_is_an_error_and_the_connection_goes_on(link: Link) -> None:
+    before = client_id(link)
+    with pytest.raises(StoreUnavailable) as info:
+        link.call(pack("ECHO", "a"), pack("NOSUCH"), pack("ECHO", "b"))
+    assert isinstance(info.value.__cause__, ResponseError)
+    a, refused, b = link.call_each(pack("ECHO", "a"), pack("NOSUCH"), pack("ECHO", "b"))
+    assert (a, b) == (b"a", b"b")
+    assert isinstance(refused, ResponseError)
+    assert client_id(link) == before
+
+
+def test_a_server_that_started_again_is_met_at_the_first_call(
+    link: Link, server: RedisServer
+) -> None:
+    link.call(pack("PING"))
+    server.kill()
+    server.start()
+    assert link.call(pack("PING")) == [b"PONG"]
+    assert "redis_failures" not in health.take_counts()
+
+
+def test_one_that_is_away_fails_fast_until_the_period_is_over(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    link = Link(Settings(redis_url=server.url, breaker_period=3600.0, timeout=0.2))
+    server.pause()
+    try:
+        for _ in range(20):
+            with pytest.raises(StoreUnavailable):
+                link.call(pack("PING"))
+    finally:
+        server.resume()
+    with pytest.raises(StoreUnavailable):
+        link.call(pack("PING"))
+    counts = health.take_counts()
+    assert (counts["redis_failures"], counts["breaker_opened"]) == (1, 1)
+    assert caplog.text.count("is not usable") == 1
+    assert "rts_redis_url" in caplog.text
+    link.breaker._retry_at = time.monotonic()  # the period passes
+    assert link.call(pack("PING")) == [b"PONG"]
+    assert caplog.text.count("answers again") == 1
+
+
+def test_a_child_does_not_use_the_parents_connection(link: Link) -> None:
+    mine = client_id(link)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(writing, str(client_id(link)).encode())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        assert int(pipe.read()) != mine
+    assert client_id(link) == mine
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["protocol=3", "virtual_host=x&ssl_cert_reqs=none", "socket_timeout=9&retry_on_timeout=1"],
+)
+def test_options_of_a_brokers_url_do_no_harm(
+    server: RedisServer, options: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    link = Link(Settings(redis_url=f"{server.url}?{options}", timeout=0.2))
+    assert link.call(pack("PING")) == [b"PONG"]
+    assert ("virtual_host" in caplog.text) == ("virtual_host" in options)
+    link.close()
+
+
+def test_a_replica_and_a_full_server_can_be_read(server: RedisServer, link: Link) -> None:
+    with redis.Redis.from_url(server.url) as client:
+        changes: list[Any] = [
+            (client.config_set, ("maxmemory", 1), ("maxmemory", 0)),
+            (client.replicaof, ("127.0.0.1", "1"), ("NO", "ONE")),
+        ]
+        for change, there, back in changes:
+            change(*there)
+            refused, read = link.call_each(pack("SET", "x", "1"), pack("EXISTS", "x"))
+            change(*back)
+            assert isinstance(refused, ResponseError)
+            assert read == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://user:secret@host:6380/2?password=secret", "redis://host:6380/2"),
+        ("unix://:secret@/tmp/redis.sock?db=1", "unix:///tmp/redis.sock"),
+        ("rediss://host", "rediss://host"),
+    ],
+)
+def test_urls_are_shown_without_secrets(url: str, shown: str) -> None:
+    assert shown_url(url) == shown

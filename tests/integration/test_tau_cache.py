@@ -1,0 +1,141 @@
+"""What publishers know of the taus, and how often they ask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from rts import health
+from rts.clock import FleetClock
+from rts.link.link import Link
+from rts.settings import Settings
+from rts.tau.cache import FRESH_S, TauCache
+from rts.tau.redis import RedisTauStore
+from rts.testing import RedisServer
+
+NAME = "proj.add"
+
+
+class CountingLink(Link):
+    """Counts its round trips."""
+
+    trips = 0
+
+    def call_each(self, *commands: bytes) -> list[Any]:
+        self.trips += 1
+        return super().call_each(*commands)
+
+
+class Clock:
+    at = 100.0
+
+    def __call__(self) -> float:
+        return self.at
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def settings(server: RedisServer, rts_key_prefix: str) -> Settings:
+    return Settings(redis_url=server.url, key_prefix=rts_key_prefix, breaker_period=1e-6)
+
+
+@pytest.fixture
+def link(settings: Settings) -> CountingLink:
+    return CountingLink(settings)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def cache(link: CountingLink, settings: Settings, clock: Clock) -> TauCache:
+    return TauCache(link, settings, FleetClock(), clock)
+
+
+def test_a_publish_adds_no_round_trip(
+    cache: TauCache, link: CountingLink, settings: Settings, clock: Clock
+) -> None:
+    store = RedisTauStore(Link(settings), settings)
+    assert cache.tau("cpu-light", NAME) == 5.0
+    store.set("cpu-light", 2.0)
+    for _ in range(100):
+        clock.at += FRESH_S / 200
+        assert cache.tau("cpu-light", NAME) == 5.0
+    assert link.trips == 1
+    clock.at += FRESH_S
+    assert cache.tau("cpu-light", NAME) == 2.0
+    assert link.trips == 2
+
+
+def test_a_name_counts_once_it_has_enough_runs(
+    cache: TauCache, settings: Settings, clock: Clock
+) -> None:
+    store = RedisTauStore(Link(settings), settings)
+    for n in range(6):
+        clock.at += FRESH_S
+        own, of_type = store.get("cpu-light", NAME), store.get("cpu-light")
+        assert cache.tau("cpu-light", NAME) == own
+        assert (own == of_type) == (n < 5)
+        store.update("cpu-light", "proj.other", 9.0)
+        store.update("cpu-light", NAME, 1.0)
+
+
+def test_without_a_server_the_last_taus_hold(
+    cache: TauCache, settings: Settings, clock: Clock, server: RedisServer
+) -> None:
+    RedisTauStore(Link(settings), settings).set("mixed", 3.0)
+    assert cache.tau("mixed", NAME) == 3.0
+    health.count("refused_plan", 2)
+    server.kill()
+    try:
+        clock.at += FRESH_S
+        assert cache.tau("mixed", NAME) == 3.0
+        assert health.take_counts()["refused_plan"] == 2, "not lost"
+    finally:
+        server.start()
+    clock.at += FRESH_S
+    assert cache.tau("mixed", NAME) == 10.0  # the server came back empty
+
+
+def test_the_same_round_trip_delivers_counts_and_measures_the_clock(
+    link: CountingLink, settings: Settings, server: RedisServer
+) -> None:
+    health.count("refused_plan", 2)
+    fleet = FleetClock()
+    fleet.offset_s = 1000.0
+    TauCache(link, settings, fleet).refresh()
+    assert abs(fleet.offset_s) < 1.0
+    with redis.Redis.from_url(server.url, decode_responses=True) as client:
+        assert client.hgetall(settings.keys.counters) == {"refused_plan": "2"}
+
+
+def test_a_server_that_only_reads_gives_taus_and_leaves_the_counts(
+    link: CountingLink, settings: Settings, server: RedisServer
+) -> None:
+    RedisTauStore(Link(settings), settings).set("mixed", 3.0)
+    health.count("refused_plan", 2)
+    with redis.Redis.from_url(server.url) as client:
+        client.config_set("maxmemory", 1)
+        try:
+            assert TauCache(link, settings, FleetClock()).tau("mixed", NAME) == 3.0
+        finally:
+            client.config_set("maxmemory", 0)
+    assert health.take_counts()["refused_plan"] == 2
+
+
+def test_hashes_of_another_type_leave_the_defaults(
+    cache: TauCache, settings: Settings, server: RedisServer
+) -> None:
+    with redis.Redis.from_url(server.url) as client:
+        client.set(settings.keys.tau, "rubbish")
+    assert cache.tau("mixed", NAME) == 10.0
