@@ -6,10 +6,16 @@ import os
 import secrets
 import shutil
 import socket
+import subprocess
 from pathlib import Path
 
 from rts.testing.processes import OwnedProcess
 from rts.testing.waiting import wait_until
+
+
+#: Debian's wrapper on the usual path runs it as another user, who may not read our
+#: folder; the server's own script is beside the library.
+PATH = f"/usr/lib/rabbitmq/bin{os.pathsep}{os.environ.get('PATH', os.defpath)}"
 
 
 def free_port() -> int:
@@ -27,24 +33,33 @@ class RabbitServer:
         self.port = free_port()
         self.url = f"amqp://guest:guest@127.0.0.1:{self.port}//"
         self._process: OwnedProcess | None = None
+        #: Erlang's port mapper: a daemon of our own, which ends with the server.
+        self._mapper_port = str(free_port())
 
     def __enter__(self) -> RabbitServer:
-        command = shutil.which("rabbitmq-server")
+        command = shutil.which("rabbitmq-server", path=PATH)
         assert command is not None
         conf = self._folder / "rabbitmq.conf"
         conf.write_text(f"listeners.tcp.1 = 127.0.0.1:{self.port}\n")
         env = {
             **os.environ,
             "HOME": str(self._folder),
+            "ERL_CRASH_DUMP": str(self._folder / "crash.dump"),
             "RABBITMQ_NODENAME": f"rts{secrets.token_hex(4)}@localhost",
             "RABBITMQ_MNESIA_BASE": str(self._folder / "mnesia"),
             "RABBITMQ_LOG_BASE": str(self._folder / "log"),
             "RABBITMQ_CONFIG_FILE": str(conf.with_suffix("")),
+            "ERL_EPMD_PORT": self._mapper_port,
             "RABBITMQ_DIST_PORT": str(free_port()),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self._folder / "plugins"),
         }
         self._process = OwnedProcess([command], self._folder / "rabbit.log", env=env)
-        wait_until(self._answers, timeout=90, message="RabbitMQ answers")
+        try:
+            wait_until(self._answers, timeout=90, message="RabbitMQ answers")
+        except TimeoutError:
+            self._process.stop(20)
+            log = (self._folder / "rabbit.log").read_text(errors="replace")
+            raise TimeoutError(f"RabbitMQ does not answer: {log[-2000:]}") from None
         return self
 
     def _answers(self) -> bool:
@@ -57,3 +72,6 @@ class RabbitServer:
     def __exit__(self, *_: object) -> None:
         assert self._process is not None
         self._process.stop(20)
+        subprocess.run(
+            ["epmd", "-port", self._mapper_port, "-kill"], capture_output=True, check=False
+        )

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -42,25 +41,26 @@ def command(*arguments: str) -> str:
     return (finished.stdout + finished.stderr).rstrip()
 
 
-def publish(show: Callable[[int], None]) -> list[Any]:
-    """Publish the demo's tasks and return their results; *show* is told the number."""
+def publish() -> int:
+    """Publish the demo's tasks and return their number."""
     from workers.producer import MIX
     from workers.text import fingerprint
     from workers.trouble import broken, flaky, killed
 
-    results = []
-    for number in range(ROUNDS):
-        results += [task() for task in MIX]
-        if number == 3:
-            results += [flaky.delay(), broken.delay(), killed.delay()]
-            results.append(
-                fingerprint.apply_async(countdown=3, headers={"task_type": "cpu-light"})
-            )
-        show(len(results))
-    return results
+    number = 0
+    for round_ in range(ROUNDS):
+        for task in MIX:
+            task()
+        number += len(MIX)
+        if round_ == 3:
+            for task in (flaky, broken, killed):
+                task.delay()
+            fingerprint.apply_async(countdown=3, headers={"task_type": "cpu-light"})
+            number += 4
+    return number
 
 
-def follow(results: list[Any], ledger: Any) -> None:
+def follow(tasks: int, ledger: Any) -> None:
     """Show progress until every task has a verdict in the ledger."""
     started = time.monotonic()
     live = sys.stdout.isatty()
@@ -72,13 +72,13 @@ def follow(results: list[Any], ledger: Any) -> None:
     def all_there() -> bool:
         nonlocal shown
         count = verdicts()
-        part = 40 * count // len(results)
-        if live or count // 20 != shown // 20 or count == len(results) != shown:
+        part = 40 * count // tasks
+        if live or count // 20 != shown // 20 or count == tasks != shown:
             bar = "█" * part + "░" * (40 - part)
-            line = f"{bar} {count}/{len(results)} verdicts, {time.monotonic() - started:.0f} s"
+            line = f"{bar} {count}/{tasks} verdicts, {time.monotonic() - started:.0f} s"
             print(f"\r{line}" if live else line, end="" if live else "\n", flush=True)
             shown = count
-        return count >= len(results)
+        return count >= tasks
 
     wait_until(all_there, timeout=150, interval=0.25, message="a verdict for each task")
     if live:
@@ -120,9 +120,9 @@ def run(stack: ExitStack, keep: bool) -> None:
     say("\n— tau before: what a new installation assumes —\n")
     say(command("tau"))
     say("\n— publishing: apply_async(headers={'task_type': …}), resources, eta, trouble —\n")
-    results = publish(lambda count: None)
-    say(f"published {len(results)} tasks")
-    follow(results, ledger)
+    tasks = publish()
+    say(f"published {tasks} tasks")
+    follow(tasks, ledger)
 
     say("\n— tau after: learned from actual runtimes, in Redis —\n")
     say(command("tau"))

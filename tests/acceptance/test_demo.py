@@ -52,14 +52,17 @@ def test_the_demo_shows_the_main_job() -> None:
 
 def test_ctrl_c_leaves_nothing_behind() -> None:
     env = {**os.environ, "DEMO_TEST": "interrupted"}
-    demo = subprocess.Popen(COMMAND, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
-    assert demo.stdout is not None
-    for line in demo.stdout:
-        if line.startswith("published"):
-            break
-    demo.send_signal(signal.SIGINT)
-    rest = demo.stdout.read()
-    assert demo.wait(60) == 130, rest
+    with subprocess.Popen(
+        COMMAND, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as demo:
+        assert demo.stdout is not None
+        for line in demo.stdout:
+            if line.startswith("published"):
+                break
+        demo.send_signal(signal.SIGINT)
+        out, err = demo.communicate(timeout=60)
+    assert demo.returncode == 130, out
+    assert err == ""
     wait_until(lambda: not left_of("interrupted"), message="all processes of the demo are gone")
 
 

@@ -43,8 +43,16 @@ def test_no_values_have_no_quantile_and_zeros_have() -> None:
 def test_what_is_no_count_is_left_out() -> None:
     sketch = Sketch.from_hash(
         {
-            "zero": "2", "3": "4", "-7": "1", "-0": "1", "0": "1",
-            "x": "1", "5": "many", "6": "-3", "7": "0", "1.5": "2",
+            "zero": "2",
+            "3": "4",
+            "-7": "1",
+            "-0": "1",
+            "0": "1",
+            "x": "1",
+            "5": "many",
+            "6": "-3",
+            "7": "0",
+            "1.5": "2",
             str(LARGEST_BUCKET + 1): "9",
         }
     )
