@@ -12,7 +12,6 @@ from pathlib import Path
 from rts.testing.processes import OwnedProcess
 from rts.testing.waiting import wait_until
 
-
 #: Debian's wrapper on the usual path runs it as another user, who may not read our
 #: folder; the server's own script is beside the library.
 PATH = f"/usr/lib/rabbitmq/bin{os.pathsep}{os.environ.get('PATH', os.defpath)}"
