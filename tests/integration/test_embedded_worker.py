@@ -1,0 +1,71 @@
+"""A worker in a thread of the test process, as ``celery.contrib.pytest`` starts it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+import redis
+from celery import Celery
+from celery.contrib.testing.worker import start_worker
+
+import rts
+from rts.testing import wait_until
+
+
+@pytest.fixture
+def app(
+    rts_redis_url: str, rts_mongo_url: str, rts_key_prefix: str, tmp_path: Any
+) -> Iterator[Celery]:
+    app = Celery("embedded", broker=rts_redis_url, backend="cache+memory://")
+    app.conf.update(
+        task_default_queue=rts_key_prefix.strip(":"),
+        rts_mongo_url=rts_mongo_url,
+        rts_key_prefix=rts_key_prefix,
+        rts_spool_dir=str(tmp_path / "spool"),
+    )
+    rts.install(app)
+
+    @app.task(name="embedded.work", shared=False)
+    def work(seconds: float) -> float | None:
+        time.sleep(seconds)
+        current = rts.current()
+        return None if current is None else current.remaining()
+
+    yield app
+    rts.uninstall(app)
+    app.close()
+
+
+def companions() -> list[psutil.Process]:
+    """Return this process's companion processes that live."""
+    return [
+        child
+        for child in psutil.Process().children()
+        if child.status() != psutil.STATUS_ZOMBIE
+        and "rts.ledger.companion" in " ".join(child.cmdline())
+    ]
+
+
+@pytest.mark.parametrize("pool", ["solo", "threads"])
+def test_an_embedded_worker_has_all_of_it(
+    app: Celery, mongo: Any, redis_client: redis.Redis, rts_key_prefix: str, pool: str
+) -> None:
+    before = len(companions())
+    for _ in range(2):  # a second worker in the same process, too
+        with start_worker(app, pool=pool, perform_ping_check=False, shutdown_timeout=30):
+            results = [app.tasks["embedded.work"].delay(0.01) for _ in range(5)]
+            assert all(0 < result.get(timeout=30) < 20 for result in results)
+            assert len(companions()) == before + 1
+        assert len(companions()) == before
+        ids = {result.id for result in results}
+        assert mongo.tasks.count_documents({"_id": {"$in": list(ids)}}) == 5
+    wait_until(lambda: redis_client.hget(f"{rts_key_prefix}count", "mixed") == "10")
+    assert rts.current() is None
+
+
+def test_an_eager_task_is_not_recorded(app: Celery) -> None:
+    assert app.tasks["embedded.work"].apply((0,)).get() is None
