@@ -114,7 +114,7 @@ class Bench:
             child
             for child in tree.children()
             if child.status() != psutil.STATUS_ZOMBIE
-            and not any("rts.ledger" in part for part in child.cmdline())
+            and not any("rts.companion" in part for part in child.cmdline())
         ]
 
     def cpu(self, tree: psutil.Process) -> float:

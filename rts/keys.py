@@ -82,6 +82,11 @@ class Keys:
         return self.prefix + "snapshot"
 
     @property
+    def sums(self) -> str:
+        """String with a lease: past hours were summed up a moment ago."""
+        return self.prefix + "sums"
+
+    @property
     def janitor(self) -> str:
         """String with a lease: the one drain that looks for lost runs."""
         return self.prefix + "janitor"

@@ -12,8 +12,8 @@ from types import FrameType
 import click
 
 from rts.cli.shared import as_json, outages_not_logged, print_json, settings_of
+from rts.companion.loop import drain_alone
 from rts.errors import StoreUnavailable
-from rts.ledger.companion import drain_alone
 from rts.settings import Settings
 
 

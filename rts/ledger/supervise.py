@@ -27,7 +27,7 @@ _PROGRAM = """
 import sys
 if sys.path[:1] == [""]:
     del sys.path[0]
-from rts.ledger.companion import main
+from rts.companion.process import main
 sys.exit(main())
 """
 
@@ -117,7 +117,7 @@ class Companion:
         reading, writing = os.pipe()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM, "rts.ledger.companion"],
+                [sys.executable, "-c", _PROGRAM, "rts.companion"],
                 stdin=reading,
                 stdout=subprocess.DEVNULL,
                 env=environment(),

@@ -190,7 +190,7 @@ class WorkerProcess:
                 except psutil.Error:  # it has just ended, or nobody has reaped it yet
                     continue
                 if line:
-                    family.append((child, any("rts.ledger" in part for part in line)))
+                    family.append((child, any("rts.companion" in part for part in line)))
         except psutil.NoSuchProcess:
             pass
         return family

@@ -19,7 +19,7 @@ import pymongo
 import pytest
 import redis
 
-from rts.ledger.companion import drain_alone
+from rts.companion.loop import drain_alone
 from rts.ledger.notes import NoteBoard
 from rts.ledger.orders import Orders
 from rts.ledger.spool import Spool
@@ -131,7 +131,7 @@ def test_where_it_does_not_drain_it_beats_and_ships(
 
 def test_it_does_not_import_celery() -> None:
     code = (
-        "import sys, rts.ledger.companion as c; print(*({'celery', 'kombu'} & {*sys.modules}))"
+        "import sys, rts.companion.process as c; print(*({'celery', 'kombu'} & {*sys.modules}))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60

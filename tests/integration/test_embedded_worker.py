@@ -46,7 +46,7 @@ def companions() -> list[psutil.Process]:
         child
         for child in psutil.Process().children()
         if child.status() != psutil.STATUS_ZOMBIE
-        and "rts.ledger.companion" in " ".join(child.cmdline())
+        and "rts.companion" in " ".join(child.cmdline())
     ]
 
 

@@ -102,7 +102,7 @@ def test_hostile_headers(
     keys = {key.split(":")[1] for key in redis_client.scan_iter(f"{stage.prefix}*", count=1000)}
     assert keys <= {
         *("tau", "count", "deviation", "sketch", "outbox", "running", "workers"),
-        *("counters", "generation", "seq", "janitor", "snapshot"),
+        *("counters", "generation", "seq", "janitor", "snapshot", "sums"),
     }
 
     def counted() -> dict[str, int]:

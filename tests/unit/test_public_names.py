@@ -53,7 +53,7 @@ def test_every_module_says_what_it_is_and_its_examples_run(name: str) -> None:
     ("module", "absent"),
     [
         ("rts", ("celery", "pymongo", "psutil", "pynvml")),
-        ("rts.ledger.companion", ("celery", "kombu")),
+        ("rts.companion.process", ("celery", "kombu")),
         ("rts.parts", ("pymongo", "bson")),
         ("rts.worker", ("pymongo", "bson")),
     ],

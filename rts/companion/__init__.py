@@ -1,0 +1,1 @@
+"""The process beside each worker. It knows nothing of Celery."""

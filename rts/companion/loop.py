@@ -1,0 +1,102 @@
+"""The rounds of a companion, and of a drain that runs alone."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from rts.companion.upkeep import BEAT_S, SNAPSHOT_S, SUMS_S, Upkeep, attempt
+from rts.errors import StoreUnavailable
+from rts.ledger.drain import BATCH
+from rts.settings import Settings
+
+#: Seconds between looks at the outbox, unless there was a full batch: what a record
+#: waits at most, since a write costs nearly the same for one and for many.
+POLL_S = 0.5
+#: Seconds between looks for lost runs.
+JANITOR_S = 2.0
+
+
+def run(upkeep: Upkeep, stop: threading.Event) -> None:
+    """Keep going until *stop*. Neither draining nor shipping delays the heartbeat."""
+    upkeep.start()
+    threads = [
+        # Its own thread says good-bye: the others may hang in a server that does.
+        _repeat(stop, BEAT_S, ("the heartbeat", upkeep.pulse), last=upkeep.good_bye),
+        _repeat(
+            stop,
+            JANITOR_S,
+            ("looking for orphaned runs", upkeep.orphans),
+            ("looking for lost runs", upkeep.clean),
+        ),
+    ]
+    _repeat(stop, SUMS_S, ("summing up past hours", upkeep.sum_up))
+    threads.append(threading.Thread(target=upkeep.ship_until, args=(stop,), daemon=True))
+    threads[-1].start()
+    snapshot_at = restore_at = 0.0
+    while not stop.is_set():
+        if time.monotonic() >= restore_at:
+            attempt("restoring the taus", upkeep.restore)
+            restore_at = time.monotonic() + BEAT_S
+        if time.monotonic() >= snapshot_at:
+            attempt("the snapshot of the taus", upkeep.snapshot)
+            snapshot_at = time.monotonic() + SNAPSHOT_S
+        before = upkeep.moved
+        attempt("draining", lambda: upkeep.move(BEAT_S))
+        if upkeep.moved - before < BATCH:
+            stop.wait(POLL_S)
+    for thread in threads:
+        thread.join(1.0)
+    upkeep.last()
+
+
+def _repeat(
+    stop: threading.Event,
+    every_s: float,
+    *work: tuple[str, Callable[[], object]],
+    last: Callable[[], object] | None = None,
+) -> threading.Thread:
+    """Do *work* again and again, in a thread of its own, until *stop*; then *last*."""
+
+    def loop() -> None:
+        while not stop.is_set():
+            for what, step in work:
+                attempt(what, step)
+            stop.wait(every_s)
+        if last is not None:
+            attempt("the end of " + work[0][0], last)
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    return thread
+
+
+def drain_alone(settings: Settings, stop: threading.Event, *, once: bool = False) -> int:
+    """Drain without a worker, for ``celery rts drain``; return the number of records.
+
+    *once*: until the outbox is empty, then end. The spool of this host is shipped
+    too, lost runs are looked for, and the taus are kept.
+
+    Raises:
+        StoreUnavailable: rts_mongo_url cannot be used; with *once* also: Redis is
+            away, or MongoDB is and records wait.
+    """
+    upkeep = Upkeep(settings)
+    try:
+        if upkeep.drain is None:
+            raise StoreUnavailable("MongoDB cannot be used; check rts_mongo_url")
+        if not once:
+            run(upkeep, stop)
+        else:
+            upkeep.pulse()
+            upkeep.ship_last()
+            upkeep.restore()
+            while upkeep.move(BEAT_S) and not stop.is_set():
+                pass
+            if not upkeep.drain.empty_handed:
+                raise StoreUnavailable("MongoDB takes no records; they wait in the outbox")
+            upkeep.last()
+    finally:
+        upkeep.close()
+    return upkeep.moved

@@ -1,0 +1,90 @@
+"""The process beside a worker: heartbeat, spool, drain, janitor, snapshots.
+
+``main`` reads one line of JSON on standard input (what
+to do, with the settings) and goes on until standard input ends, which it does
+when the worker ends, however that happens.
+
+A process of its own, because no process of the host app shall hold pymongo: pool
+children that are forked later would inherit it, its threads do not go with
+greenlets, and the main process is the bottleneck of every prefork worker.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import logging.handlers
+import os
+import select
+import signal
+import sys
+import threading
+import time
+
+from rts.companion.loop import run
+from rts.companion.upkeep import Upkeep
+from rts.ledger.orders import Orders
+
+#: Seconds after the worker's end in which this process ends, whatever hangs. It
+#: may: nothing is acknowledged that is not done.
+LAST_S = 5.0
+#: Tasks go first where they and the drain want the same core.
+NICENESS = 5
+
+
+def set_up_logging(orders: Orders) -> None:
+    """Log where the worker logs, as it does; to standard error where that fails."""
+    handler: logging.Handler = logging.StreamHandler()
+    if orders.logfile:
+        try:
+            handler = logging.handlers.WatchedFileHandler(orders.logfile)
+        except OSError:
+            pass
+    logging.basicConfig(
+        level=orders.loglevel,
+        format="[%(asctime)s: %(levelname)s/rts] %(message)s",
+        handlers=[handler],
+    )
+
+
+def main() -> int:
+    """Run beside a worker. Returns the exit status."""
+    parent = os.getppid()
+    # Python writes the number of a signal into this pipe. A handler that sets the
+    # event itself could find its lock held by the very thread it interrupts.
+    wake, wake_end = os.pipe()
+    os.set_blocking(wake_end, False)
+    signal.set_wakeup_fd(wake_end)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the worker decides
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    line = sys.stdin.readline()
+    if not line.endswith("\n"):
+        return 0  # the worker died before it had said what to do
+    orders = Orders.from_json(line)
+    set_up_logging(orders)
+    stop = threading.Event()
+    upkeep = Upkeep(orders.settings, orders)
+    try:
+        os.nice(NICENESS)
+    except OSError:
+        pass  # a sandbox may forbid it; nothing depends on it
+    gc.freeze()  # what was imported stays for good
+    threading.Thread(target=watch, args=(parent, wake, stop), daemon=True).start()
+    run(upkeep, stop)
+    return 0
+
+
+def watch(parent: int, wake: int, stop: threading.Event) -> None:
+    """Set *stop* when the worker ends: standard input closes, or the parent changes
+    (pool children that were forked since may hold the pipe open). Or on SIGTERM.
+
+    Ends the process the hard way where it does not end by itself.
+    """
+    stdin = sys.stdin.fileno()
+    while os.getppid() == parent:
+        ready, _, _ = select.select([stdin, wake], [], [], 1.0)
+        if wake in ready or (ready and not os.read(stdin, 4096)):
+            break
+    stop.set()
+    time.sleep(LAST_S)
+    os._exit(1)
