@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ import pytest
 import redis
 
 from rts.companion.loop import drain_alone
+from rts.companion.upkeep import Upkeep
 from rts.ledger.notes import NoteBoard
 from rts.ledger.orders import Orders
 from rts.ledger.spool import Spool
@@ -29,7 +31,7 @@ from rts.ports import TauEntry
 from rts.settings import Settings
 from rts.tau.redis import RedisTauStore
 from rts.testing import MongoServer, RedisServer, wait_until
-from tests.records import run
+from tests.records import run, success
 
 ROOT = Path(__file__).parents[2]
 
@@ -369,3 +371,23 @@ def test_a_drain_alone_does_what_a_companion_does(
         stop.set()
         thread.join(PATIENCE_S)
     assert not thread.is_alive()
+
+
+def test_busy_days_are_summed_up_ahead_by_one_of_the_fleet(
+    settings: Settings, redis_client: redis.Redis, mongo: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rts.views.tallies.DIRECT", 5)
+    an_hour_ago = time.time() - 3600
+    for i in range(10):
+        done = success(str(i))._replace(completed_at=an_hour_ago - 60 * i)
+        redis_client.xadd(settings.keys.outbox, {"r": done.to_json()})
+    first, second = Upkeep(settings), Upkeep(settings)
+    first.move_all(5.0)
+    first.sum_up()
+    kept = mongo.rollups.count_documents({"tallies.type": {"$exists": True}})
+    assert kept > 0
+    mongo.rollups.delete_many({})
+    second.sum_up()
+    assert mongo.rollups.count_documents({}) == 0, "it was done a moment ago"
+    for upkeep in (first, second):
+        upkeep.close()

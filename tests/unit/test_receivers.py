@@ -1,0 +1,95 @@
+"""The boundary to the host app: whatever fails inside, nothing comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery import Celery, signals
+from celery.signals import Signal
+
+from rts import health
+from rts.lifecycle import receivers
+
+
+class Broken(Exception):
+    """Something that should never happen."""
+
+
+def broken(*_: object) -> Any:
+    raise Broken
+
+
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    """Take the receivers of other tests' apps off, and these too at the end."""
+    receivers.disconnect()
+    yield
+    receivers.disconnect()
+
+
+APP = Celery("receivers", set_as_current=False)
+
+
+class Sender:
+    """Stands for a task and for a consumer."""
+
+    app = APP
+    name = "proj.add"
+    request = SimpleNamespace(id="other")
+
+
+SENDER = Sender()
+HOOKS: list[tuple[Signal, dict[str, Any]]] = [
+    (signals.before_task_publish, {"sender": "proj.add", "headers": {"id": "1"}}),
+    (signals.task_received, {"sender": SENDER}),
+    (signals.task_prerun, {"sender": SENDER, "task": SENDER}),
+    (signals.task_postrun, {"sender": SENDER, "task": None, "state": "SUCCESS"}),
+    (signals.task_failure, {"sender": SENDER, "task_id": "1"}),
+    (signals.task_revoked, {"sender": SENDER}),
+    (signals.task_unknown, {"sender": SENDER}),
+    (signals.worker_process_init, {"sender": None}),
+    (signals.worker_shutdown, {"sender": SENDER}),
+]
+
+
+@pytest.mark.parametrize(("signal", "arguments"), HOOKS, ids=[s.name for s, _ in HOOKS])
+def test_a_hook_that_fails_is_counted_and_logged_once(
+    signal: Signal, arguments: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    receivers.connect(broken, broken)
+    for _ in range(3):
+        answers = signal.send(**arguments)
+        assert [answer for _, answer in answers if isinstance(answer, Exception)] == []
+    assert health.take_counts() == {"hook_errors": 3}
+    ours = [record for record in caplog.records if record.name == "rts"]
+    assert len(ours) == 1, "and Celery itself logs no traceback of it"
+    assert "report it" in ours[0].getMessage()
+
+
+def test_a_message_of_the_old_protocol_goes_out_as_it_is(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    receivers.connect(broken, lambda _: SimpleNamespace())  # type: ignore[arg-type,return-value]
+    headers: dict[str, Any] = {}
+    signals.before_task_publish.send(sender="proj.add", headers=headers, properties={})
+    assert headers == {}
+    assert health.take_counts() == {"unsupported_protocol": 1}
+    assert "task_protocol" in caplog.text
+
+
+def test_celerys_own_tasks_are_not_looked_at() -> None:
+    receivers.connect(broken, broken)
+    signals.before_task_publish.send(sender="celery.backend_cleanup", headers={"id": "1"})
+    assert health.take_counts() == {}
+
+
+def test_connecting_again_adds_nothing_and_disconnecting_leaves_nothing() -> None:
+    before = [len(signal.receivers or ()) for signal, _ in HOOKS]
+    receivers.connect(broken, broken)
+    receivers.connect(broken, broken)
+    assert [len(signal.receivers or ()) for signal, _ in HOOKS] == [n + 1 for n in before]
+    receivers.disconnect()
+    assert [len(signal.receivers or ()) for signal, _ in HOOKS] == before
