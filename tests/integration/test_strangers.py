@@ -106,7 +106,8 @@ def test_hostile_headers(
     }
 
     def counted() -> dict[str, int]:
-        app.send_task(name, (0,))  # one publish a second brings what was counted before
+        # One publish a second brings what was counted before it.
+        app.send_task(name, (0,)).get(timeout=60)
         found = redis_client.hgetall(f"{stage.prefix}counters")
         return {k: int(v) for k, v in found.items()}
 
