@@ -1,0 +1,12 @@
+"""What if: a workload on some slots, in some order, without running it.
+
+>>> from rts.settings import Settings
+>>> from rts.simulation.orders import EarliestDeadlineFirst, FirstComeFirstServed
+>>> from rts.simulation.simulator import share_met, simulate
+>>> from rts.simulation.traces import at_load, six_types
+>>> jobs = at_load(six_types(500, seed=1), slots=4, rho=1.1)
+>>> fifo = share_met(simulate(jobs, 4, FirstComeFirstServed(), Settings()))
+>>> edf = share_met(simulate(jobs, 4, EarliestDeadlineFirst(demote=True), Settings()))
+>>> edf > fifo
+True
+"""

@@ -1,0 +1,106 @@
+"""Workloads: from a file, or made up of the six types."""
+
+from __future__ import annotations
+
+import csv
+import math
+import random
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rts.tasktypes import DEFAULT_TASK_TYPES
+
+#: The type of jobs whose trace names none.
+UNTYPED = "mixed"
+
+COLUMNS = ("arrival_s", "name", "runtime_s")
+
+
+class Job(NamedTuple):
+    """One task of a workload."""
+
+    #: Seconds since the workload's beginning.
+    arrival_s: float
+    name: str
+    #: Service time, seconds.
+    runtime_s: float
+    task_type: str = UNTYPED
+
+
+def read_trace(path: str | Path) -> list[Job]:
+    """Read a CSV file with the columns arrival_s, name, runtime_s and, optionally,
+    task_type; return its jobs by arrival.
+
+    Raises:
+        ValueError: a column is missing or a value is no number of seconds, at
+            least 0; the message names the line.
+        OSError: the file cannot be read.
+    """
+    jobs = []
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        missing = [column for column in COLUMNS if column not in (rows.fieldnames or ())]
+        if missing:
+            raise ValueError(f"{path}: no column {', '.join(missing)} in the first line")
+        for row in rows:
+            where = f"{path}, line {rows.line_num}"
+            arrival_s, runtime_s = (
+                _seconds(row[c], c, where) for c in ("arrival_s", "runtime_s")
+            )
+            jobs.append(Job(arrival_s, row["name"], runtime_s, row.get("task_type") or UNTYPED))
+    return sorted(jobs, key=lambda job: job.arrival_s)
+
+
+def six_types(n: int, *, seed: int, sigma: float = 0.3) -> list[Job]:
+    """Return *n* jobs of the six types, each as often as the others.
+
+    Poisson arrivals, one a second on average (see :func:`at_load`); lognormal
+    service times whose mean is the type's first tau, with *sigma* as the standard
+    deviation of their logarithm.
+    """
+    rng = random.Random(seed)
+    types = list(DEFAULT_TASK_TYPES.values())
+    at, jobs = 0.0, []
+    for _ in range(n):
+        at += rng.expovariate(1.0)
+        kind = rng.choice(types)
+        runtime_s = kind.tau * rng.lognormvariate(-sigma * sigma / 2, sigma)
+        jobs.append(Job(at, f"example.{kind.name}", runtime_s, kind.name))
+    return jobs
+
+
+def at_load(jobs: Sequence[Job], slots: int, rho: float) -> list[Job]:
+    """Return *jobs* with their arrivals drawn out or together to the offered load *rho*.
+
+    ρ = Σ service times / (slots · time from first to last arrival); above 0.
+
+    Raises:
+        ValueError: all jobs arrive at once, or *rho* or *slots* is not above 0.
+    """
+    if not (rho > 0 and slots > 0):
+        raise ValueError(f"rho = {rho}, slots = {slots}: both must be above 0")
+    first, last = jobs[0].arrival_s, jobs[-1].arrival_s
+    if first == last:
+        raise ValueError("all jobs arrive at once: there is no rate to change")
+    span_s = sum(job.runtime_s for job in jobs) / (slots * rho)
+    factor = span_s / (last - first)
+    return [job._replace(arrival_s=(job.arrival_s - first) * factor) for job in jobs]
+
+
+def write_trace(path: str | Path, jobs: Iterable[Job]) -> None:
+    """Write *jobs* as :func:`read_trace` reads them."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow((*COLUMNS, "task_type"))
+        writer.writerows(jobs)
+
+
+def _seconds(text: str | None, column: str, where: str) -> float:
+    try:
+        value = float(text or "")
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{where}: {column} = {text!r} is no number of seconds, at least 0")
+    return value

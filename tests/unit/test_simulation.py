@@ -1,0 +1,208 @@
+"""The simulator against closed forms, and its orders against their rule."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rts.settings import Settings
+from rts.simulation.orders import (
+    HOPE,
+    EarliestDeadlineFirst,
+    FirstComeFirstServed,
+    Order,
+    ShortestFirst,
+    Waiting,
+)
+from rts.simulation.simulator import Outcome, share_met, simulate
+from rts.simulation.traces import Job, at_load, read_trace, six_types, write_trace
+
+ORDERS: list[Callable[[], Order]] = [
+    FirstComeFirstServed,
+    ShortestFirst,
+    lambda: EarliestDeadlineFirst(demote=False),
+    EarliestDeadlineFirst,
+]
+
+
+def mean_delay(jobs: list[Job], slots: int) -> float:
+    outcomes = simulate(jobs, slots, FirstComeFirstServed(), Settings())
+    warm = outcomes[len(outcomes) // 10 :]
+    return sum(o.queueing_delay_s for o in warm) / len(warm)
+
+
+def poisson(n: int, rate: float, service: Callable[[random.Random], float]) -> list[Job]:
+    rng = random.Random(11)
+    at, jobs = 0.0, []
+    for _ in range(n):
+        at += rng.expovariate(rate)
+        jobs.append(Job(at, "x", service(rng)))
+    return jobs
+
+
+@pytest.mark.parametrize(("slots", "rho"), [(1, 0.5), (1, 0.8), (4, 0.7), (16, 0.9)])
+def test_the_mean_delay_of_m_m_c(slots: int, rho: float) -> None:
+    """Erlang's C formula: W = C(c, a) / (c − a) · E[S], a = λ·E[S]."""
+    a = slots * rho
+    jobs = poisson(100_000, a, lambda rng: rng.expovariate(1.0))
+    busy = a**slots / math.factorial(slots) / (1 - rho)
+    waits = busy / (sum(a**k / math.factorial(k) for k in range(slots)) + busy)
+    assert mean_delay(jobs, slots) == pytest.approx(waits / (slots - a), rel=0.08)
+
+
+@pytest.mark.parametrize("rho", [0.5, 0.8])
+def test_the_mean_delay_of_m_d_1(rho: float) -> None:
+    """Pollaczek and Khinchine: W = ρ / (2·(1 − ρ)) · E[S] for a constant S."""
+    jobs = poisson(100_000, rho, lambda _: 1.0)
+    assert mean_delay(jobs, 1) == pytest.approx(rho / (2 * (1 - rho)), rel=0.05)
+
+
+JOBS = st.lists(
+    st.tuples(st.floats(0, 100), st.sampled_from(["a", "b", "c"]), st.floats(0.001, 50)),
+    max_size=60,
+)
+
+
+def check(jobs: list[Job], outcomes: list[Outcome], slots: int) -> None:
+    """Check what holds for every order that never leaves a slot idle for nothing."""
+    assert [o.job for o in outcomes] == jobs
+    for o in outcomes:
+        assert o.started_at >= o.job.arrival_s
+        assert o.finished_at == o.started_at + o.job.runtime_s
+    for o in outcomes:
+        held = sum(p.started_at <= o.started_at < p.finished_at for p in outcomes)
+        assert held <= slots
+
+
+@given(JOBS, st.integers(1, 4), st.sampled_from(ORDERS))
+def test_every_job_runs_once_within_the_slots(
+    rows: list[tuple[float, str, float]], slots: int, order: Callable[[], Order]
+) -> None:
+    jobs = sorted(Job(*row) for row in rows)
+    jobs.sort(key=lambda job: job.arrival_s)
+    check(jobs, simulate(jobs, slots, order(), Settings()), slots)
+
+
+def waiting(number: int, tau: float, deadline: float, arrival: float = 0.0) -> Waiting:
+    return Waiting(arrival, tau, deadline, number)
+
+
+def popped(order: Order, now: float, slots: int = 1000) -> list[int]:
+    found = []
+    while (task := order.pop(now, slots)) is not None:
+        found.append(task.number)
+    return found
+
+
+def test_hopeless_tasks_wait_behind_hopeful_ones_in_order_of_arrival() -> None:
+    order = EarliestDeadlineFirst(late_share=0)
+    order.push(waiting(0, tau=10, deadline=12, arrival=1))  # hopeless from 3 on
+    order.push(waiting(1, tau=10, deadline=11, arrival=2))  # hopeless from 2 on
+    order.push(waiting(2, tau=1, deadline=20))
+    order.push(waiting(3, tau=1, deadline=15))
+    assert popped(order, now=5.0) == [3, 2, 0, 1]
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_the_instant_at_which_hope_ends(early: bool) -> None:
+    order = EarliestDeadlineFirst(late_share=0)
+    order.push(waiting(0, tau=10, deadline=20))
+    order.push(waiting(1, tau=1, deadline=30))
+    last = 20 - HOPE * 10
+    assert popped(order, last if early else last + 0.01) == ([0, 1] if early else [1, 0])
+
+
+def test_demoted_work_holds_its_share_of_the_slots_at_most() -> None:
+    order = EarliestDeadlineFirst(late_share=0)
+    tasks = [waiting(n, tau=10, deadline=1) for n in range(5)]
+    for task in tasks:
+        order.push(task)
+    assert popped(order, now=100.0, slots=4) == [0, 1, 2]
+    order.ended(tasks[1])
+    assert popped(order, now=100.0, slots=4) == [3]
+    order.push(waiting(9, tau=1, deadline=200))
+    assert popped(order, now=100.0, slots=4) == [9], "hopeful work has all of them"
+    for task in (tasks[0], tasks[2], tasks[3]):
+        order.ended(task)
+    assert popped(order, now=100.0, slots=1) == [4], "at least one"
+
+
+def test_one_claim_in_twenty_serves_the_demoted() -> None:
+    order = EarliestDeadlineFirst()
+    order.push(waiting(1000, tau=10, deadline=1))
+    for n in range(100):
+        order.push(waiting(n, tau=1, deadline=1e6 + n))
+    assert popped(order, now=100.0).index(1000) == 19
+
+
+@pytest.mark.parametrize(
+    ("slots", "rho", "fifo_at_most", "edf_at_least"),
+    [(16, 0.9, 0.90, 0.93), (16, 1.2, 0.15, 0.78), (16, 1.5, 0.06, 0.72)],
+)
+def test_deadlines_met_under_overload(
+    slots: int, rho: float, fifo_at_most: float, edf_at_least: float
+) -> None:
+    jobs = at_load(six_types(2000, seed=3), slots, rho)
+    fifo = share_met(simulate(jobs, slots, FirstComeFirstServed(), Settings()))
+    edf = share_met(simulate(jobs, slots, EarliestDeadlineFirst(), Settings()))
+    assert fifo <= fifo_at_most
+    assert edf >= edf_at_least
+
+
+def test_taus_are_learned_from_what_has_finished() -> None:
+    jobs = [Job(10.0 * n, "x", 1.0) for n in range(8)]
+    outcomes = simulate(jobs, 1, FirstComeFirstServed(), Settings())
+    expected = [1 + 9 * 0.8**n for n in range(8)]
+    assert [o.tau for o in outcomes] == pytest.approx(expected)
+    assert outcomes[0].deadline == 20.0
+    strange = [job._replace(task_type="of-somebody") for job in jobs]
+    again = simulate(strange, 1, FirstComeFirstServed(), Settings())
+    assert [o.tau for o in again] == pytest.approx(expected)
+
+
+def test_the_offered_load_is_as_asked() -> None:
+    jobs = at_load(six_types(300, seed=1), 8, 1.3)
+    work = sum(job.runtime_s for job in jobs)
+    assert work / (8 * (jobs[-1].arrival_s - jobs[0].arrival_s)) == pytest.approx(1.3)
+    for wrong in ((jobs[:1], 8, 1.0), (jobs, 0, 1.0), (jobs, 8, 0.0), (jobs, 8, math.nan)):
+        with pytest.raises(ValueError, match=r"above 0|at once"):
+            at_load(*wrong)
+
+
+def test_a_trace_is_read_as_it_was_written(tmp_path: Path) -> None:
+    jobs = six_types(50, seed=1)
+    write_trace(tmp_path / "trace.csv", jobs)
+    assert read_trace(tmp_path / "trace.csv") == jobs
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("arrival_s,name\n1,x\n", "no column runtime_s"),
+        ("", "no column"),
+        ("arrival_s,name,runtime_s\n1,x,2\nsoon,x,2\n", "line 3: arrival_s = 'soon'"),
+        ("arrival_s,name,runtime_s\n1,x,nan\n", "line 2: runtime_s = 'nan'"),
+        ("arrival_s,name,runtime_s\n1,x,-1\n", "line 2"),
+        ("arrival_s,name,runtime_s\n1,x\n", "line 2: runtime_s = None"),
+    ],
+)
+def test_a_bad_trace_is_refused_by_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_trace(path)
+
+
+def test_jobs_out_of_order_and_no_slots_are_refused() -> None:
+    jobs = [Job(1.0, "x", 1.0), Job(0.0, "x", 1.0)]
+    with pytest.raises(ValueError, match="job 1 arrives before"):
+        simulate(jobs, 1, FirstComeFirstServed(), Settings())
+    with pytest.raises(ValueError, match="at least 1"):
+        simulate([], 0, FirstComeFirstServed(), Settings())
+    assert share_met(simulate([], 1, FirstComeFirstServed(), Settings())) == 1.0
