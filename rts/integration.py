@@ -13,7 +13,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
+from rts import health
 from rts.current import Current
+from rts.errors import ConfigurationError
 from rts.installation import ATTRIBUTE, Installation, parts_of
 from rts.settings import Settings
 
@@ -43,7 +45,7 @@ def install(app: Celery) -> None:
             the value and what is allowed.
     """
     from rts.lifecycle import receivers
-    from rts.worker import add_step
+    from rts.worker import add_steps
 
     _validate(app)
     if app in _installed:
@@ -52,7 +54,10 @@ def install(app: Celery) -> None:
     _installed.add(app)
     _publishers.clear()
     receivers.connect(parts_of, _publisher)
-    add_step(app)
+    add_steps(app)
+    app.on_after_configure.connect(_order, weak=False, dispatch_uid="rts.order")
+    if app.configured:
+        _order(app)
 
 
 def uninstall(app: Celery) -> None:
@@ -62,14 +67,18 @@ def uninstall(app: Celery) -> None:
     once and its companion process when it stops.
     """
     from rts.lifecycle import receivers
-    from rts.worker import remove_step
+    from rts.scheduling.switch import turn_off
+    from rts.worker import remove_steps
 
     if app not in _installed:
         return
     delattr(app, ATTRIBUTE)
     _installed.discard(app)
     _publishers.clear()
-    remove_step(app)
+    remove_steps(app)
+    app.on_after_configure.disconnect(dispatch_uid="rts.order")
+    if app.configured:
+        turn_off(app)
     if not _installed:
         receivers.disconnect()
 
@@ -132,6 +141,16 @@ def _publisher(name: str) -> Parts | None:
     return parts_of(next(iter(_installed)))
 
 
+def _order(sender: Any, **_: Any) -> None:
+    """Turn an app, whose configuration is known now, to the order that it asks for."""
+    from rts.scheduling.switch import turn_on
+
+    try:
+        turn_on(sender, Settings.from_conf(sender.conf))
+    except ConfigurationError as exc:
+        health.warn_once("order", "rts: the deadline order is off: %s", exc)
+
+
 def _validate(app: Any) -> None:
     """Check what is configured so far; never makes a lazy configuration load early
     in a way that Celery would not do itself on the next line.
@@ -144,4 +163,6 @@ def _validate(app: Any) -> None:
         list(conf)
     except Exception:  # noqa: BLE001  it says so itself when the app needs it
         return  # for example a module that imports the app, which is importing rts
-    Settings.from_conf(conf)
+    from rts.scheduling.switch import check
+
+    check(conf, Settings.from_conf(conf))

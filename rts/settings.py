@@ -82,6 +82,20 @@ class Settings:
     #: Whether each worker drains the outbox into MongoDB. Turn it off where
     #: ``celery -A app rts drain`` does it elsewhere.
     drain: bool = True
+    #: ``edf``: earliest deadline first, on Redis; ``priority``: deadlines as the
+    #: priorities of other brokers; ``None``: the broker's own order.
+    scheduler: str | None = None
+    #: What happens to a waiting task that can no longer be in time: ``demote``
+    #: (behind all that still can), ``keep`` (plain EDF) or ``drop`` (revoked).
+    hopeless: str = "demote"
+    #: Share of a worker's slots that demoted tasks may hold, at least one slot.
+    hopeless_slots: float = 0.75
+    #: Share of claims that serve the demoted task that has waited longest.
+    late_share: float = 0.05
+    #: ``deadline``, or ``deadline+work``: by deadline + 2·tau, under deep overload.
+    order: str = "deadline"
+    #: Seconds that stand in for a missing deadline, by queue; ``*``: all others.
+    queue_horizons: Mapping[str, float] = field(default_factory=lambda: {"*": 20.0})
 
     @property
     def keys(self) -> Keys:
@@ -125,6 +139,7 @@ class Settings:
             t.name: {"tau": t.tau, "sla_multiplier": t.sla_multiplier}
             for t in self.task_types.values()
         }
+        plain["queue_horizons"] = dict(self.queue_horizons)
         plain["priority_multipliers"] = {
             str(priority): k for priority, k in self.priority_multipliers.items()
         }
@@ -326,7 +341,19 @@ def _priority_multipliers(key: str, value: object) -> dict[int, float]:
     return {priority: _multiplier(f"{key}[{priority}]", k) for priority, k in value.items()}
 
 
+def _queue_horizons(key: str, value: object) -> dict[str, float]:
+    allowed = "a dict of queue name, or '*', to seconds above 0"
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(key, value, allowed)
+    for queue in value:
+        if not isinstance(queue, str):
+            raise ConfigurationError(key, queue, allowed)
+    check = _number(0, allowed, above=True, most=1e9)
+    return {queue: check(f"{key}[{queue!r}]", horizon) for queue, horizon in value.items()}
+
+
 _seconds = "seconds, above 0"
+_share = "a share from 0 to 1"
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "rts_enabled": _boolean,
     "rts_redis_url": _redis_url,
@@ -348,4 +375,10 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "rts_timeout": _number(0, _seconds, above=True),
     "rts_breaker_period": _number(0, _seconds, above=True),
     "rts_drain": _boolean,
+    "rts_scheduler": _choice("edf", "priority"),
+    "rts_hopeless": _choice("demote", "keep", "drop"),
+    "rts_hopeless_slots": _number(0, "a share above 0, at most 1", above=True, most=1),
+    "rts_late_share": _number(0, _share, most=1),
+    "rts_order": _choice("deadline", "deadline+work"),
+    "rts_queue_horizons": _queue_horizons,
 }

@@ -1,4 +1,4 @@
-"""The bootstep of a worker: builds its parts before the pool forks, and starts them."""
+"""The bootsteps of a worker: its parts are built before the pool forks, and started."""
 
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ class RtsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no t
     def _build(self, worker: Any) -> Any:
         from rts.installation import parts_of
         from rts.parts import WorkerParts
+        from rts.scheduling.switch import turn_on
         from rts.settings import Settings
 
-        Settings.from_conf(worker.app.conf)
+        turn_on(worker.app, Settings.from_conf(worker.app.conf))
         parts = parts_of(worker.app)
         if parts is None:
             return None
@@ -69,11 +70,28 @@ class RtsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no t
             health.hook_failed("worker", exc)
 
 
-def add_step(app: Any) -> None:
-    """Have the workers of *app* start with the rts step."""
+class SlotsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no type information
+    """Shows the worker's slots to the channel that its tasks come from."""
+
+    name = "rts-slots"
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def start(self, parent: Any) -> None:
+        """Begin, at each new connection: nothing is taken past the free slots."""
+        if "redis" not in str(parent.connection.transport.driver_type):
+            return
+        from rts.scheduling.slots import show_slots
+
+        show_slots(parent)
+
+
+def add_steps(app: Any) -> None:
+    """Have the workers of *app* start with the steps of rts."""
     app.steps["worker"].add(RtsStep)
+    app.steps["consumer"].add(SlotsStep)
 
 
-def remove_step(app: Any) -> None:
-    """Undo :func:`add_step`."""
+def remove_steps(app: Any) -> None:
+    """Undo :func:`add_steps`."""
     app.steps["worker"].discard(RtsStep)
+    app.steps["consumer"].discard(SlotsStep)

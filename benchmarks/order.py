@@ -1,0 +1,188 @@
+"""What the deadline order costs: EDF against kombu's own Redis transport.
+
+Both with rts, alternating within one run; all servers are embedded and private.
+
+- tasks/s: no-op tasks, published by one process, then worked off by a prefork
+  worker; wall time, from the worker's first claim to the last end;
+- a claim with so many messages waiting: microseconds of wall time, one client;
+- memory of Redis per waiting message: after publishing, less what was used before.
+
+    python benchmarks/order.py [--pairs 7] [--tasks 5000] [--waiting 1000,1000000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from rts.testing import MongoServer, RedisServer, WorkerProcess, wait_until
+
+HERE = Path(__file__).parent
+PUBLISH = """
+import sys, time
+from order_app import noop
+for _ in range(200):
+    noop.apply_async(queue="warm")
+started = time.perf_counter()
+for _ in range(int(sys.argv[1])):
+    noop.apply_async(queue="work")
+print(time.perf_counter() - started)
+"""
+FILL = """
+import sys, time, uuid
+from order_app import app, noop
+noop.apply_async(queue="one")
+with app.connection_for_write() as connection:
+    channel = connection.default_channel
+    raw = channel._get("one")
+    later = time.time() + 1e6
+    for i in range(int(sys.argv[1])):
+        raw["properties"]["delivery_tag"] = str(uuid.uuid4())
+        raw["headers"]["rts_deadline"] = later + i * 7919 % 1000003
+        channel._put("full", raw)
+"""
+CLAIM = """
+import sys, time
+from order_app import app
+with app.connection_for_read() as connection:
+    channel = connection.default_channel
+    for _ in range(100):
+        channel.basic_get("full").ack()
+    started = time.perf_counter()
+    for _ in range(int(sys.argv[1])):
+        channel.basic_get("full").ack()
+    print((time.perf_counter() - started) / int(sys.argv[1]))
+"""
+
+
+class Bench:
+    """One pair of servers and what runs on them."""
+
+    def __init__(self, redis_url: str, mongo_url: str) -> None:
+        self.client = redis.Redis.from_url(redis_url, decode_responses=True)
+        self.base = {
+            **os.environ,
+            "PYTHONPATH": str(HERE),
+            "ORDER_BROKER": redis_url,
+            "ORDER_MONGO": mongo_url,
+        }
+
+    def script(self, order: str, script: str, *arguments: object) -> str:
+        """Run a script in a fresh process; returns what it prints."""
+        return subprocess.run(
+            [sys.executable, "-c", script, *map(str, arguments)],
+            env={**self.base, "ORDER": order},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+
+    def throughput(self, order: str, tasks: int) -> tuple[float, float]:
+        """Return tasks per second of publishing and of a worker."""
+        self.client.flushdb()
+        published = tasks / float(self.script(order, PUBLISH, tasks))
+        worker = WorkerProcess(
+            "order_app",
+            queues=["warm"],
+            cwd=HERE,
+            env={**self.base, "ORDER": order},
+            loglevel="WARNING",
+        )
+        with worker:
+            wait_until(lambda: self.left("warm") == 0, 60)
+            time.sleep(1)
+            self.script(
+                order,
+                "from order_app import app; app.control.add_consumer('work', reply=True)",
+            )
+            wait_until(lambda: self.left("work") < tasks, 60, interval=0.001)
+            started, before = time.perf_counter(), self.left("work")
+            wait_until(lambda: self.left("work") == 0, 600, interval=0.005)
+            return published, before / (time.perf_counter() - started)
+
+    def left(self, queue: str) -> int:
+        """Return how many messages wait or are not acknowledged."""
+        waiting = self.client.llen(queue) + self.client.hlen("unacked")
+        return int(waiting + self.client.zcard(f"{queue}\x06\x16edf"))
+
+    def waiting(self, order: str, messages: int) -> tuple[float, float]:
+        """Return seconds per claim and bytes per message with so many waiting."""
+        self.client.flushdb()
+        before = self.client.info("memory")["used_memory"]
+        self.script(order, FILL, messages)
+        memory = (self.client.info("memory")["used_memory"] - before) / messages
+        return float(self.script(order, CLAIM, 500)), memory
+
+
+def main() -> None:
+    """Run it and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--tasks", type=int, default=5000)
+    parser.add_argument("--waiting", default="1000,1000000", metavar="N,N")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    sizes = [int(size) for size in arguments.waiting.split(",") if size]
+    rates: dict[str, list[tuple[float, float]]] = {"fifo": [], "edf": []}
+    claims: dict[tuple[str, int], tuple[float, float]] = {}
+    with RedisServer() as server, MongoServer() as mongo:
+        bench = Bench(server.url, mongo.url)
+        for pair in range(arguments.pairs):
+            for order in ("fifo", "edf") if pair % 2 == 0 else ("edf", "fifo"):
+                rates[order].append(bench.throughput(order, arguments.tasks))
+            print(f"pair {pair + 1}/{arguments.pairs}", file=sys.stderr)
+        for size in sizes:
+            for order in ("fifo", "edf"):
+                claims[order, size] = bench.waiting(order, size)
+    results: dict[str, Any] = {}
+    for index, what in enumerate(("publish", "worker")):
+        fifo = [rate[index] for rate in rates["fifo"]]
+        edf = [rate[index] for rate in rates["edf"]]
+        results[what] = {
+            "fifo": statistics.median(fifo),
+            "edf": statistics.median(edf),
+            "ratio": statistics.median(e / f for e, f in zip(edf, fifo, strict=True)),
+        }
+    for size in sizes:
+        for index, what in enumerate(("claim_s", "bytes")):
+            results.setdefault(what, {})[size] = {
+                order: claims[order, size][index] for order in ("fifo", "edf")
+            }
+    if arguments.json:
+        print(json.dumps(results, indent=2))
+        return
+    packages = ", ".join(f"{p} {version(p)}" for p in ("celery", "kombu", "redis"))
+    print(f"machine    {platform.machine()}, {os.cpu_count()} cores, {platform.system()}")
+    print(f"versions   Python {platform.python_version()}, {packages}")
+    print(f"workload   {arguments.tasks} no-op tasks a run, {arguments.pairs} pairs, alternating")
+    print("caveats    wall time, servers on the same cores; ratio = median of the pairs' ratios")
+    print()
+    print(f"{'':<34}{'FIFO':>10}{'EDF':>10}{'ratio':>8}")
+    for what in ("publish", "worker"):
+        row = results[what]
+        print(
+            f"{what + ', tasks/s':<34}{row['fifo']:>10.0f}{row['edf']:>10.0f}{row['ratio']:>8.3f}"
+        )
+    for size in sizes:
+        row = results["claim_s"][size]
+        name = f"claim and ack, {size:,} waiting, µs"
+        fifo_us, edf_us = row["fifo"] * 1e6, row["edf"] * 1e6
+        print(f"{name:<34}{fifo_us:>10.0f}{edf_us:>10.0f}{edf_us / fifo_us:>8.3f}")
+        row = results["bytes"][size]
+        name = f"bytes a message, {size:,} waiting"
+        print(f"{name:<34}{row['fifo']:>10.0f}{row['edf']:>10.0f}{row['edf'] / row['fifo']:>8.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+-- Take the next message of the first queue that has one: one step, in which it is
+-- also noted as unacknowledged, so that no death of a worker can lose it in between.
+--
+-- KEYS: unacked, unacked_index; then for each queue, in the order to be asked:
+--   hopeful, demoted, bell, turns, refused, the number of its plain lists' keys below
+--   as many plain lists as ARGV[8] says (a queue's priorities, first served first).
+-- ARGV: 1 instant for unacked_index; 2 "demote", "keep" or "drop"; 3 whether demoted
+--   work may be taken (0, 1); 4 one claim in so many serves the demoted (0: none);
+--   5 weight of tau in the order; 6 share of tau that must be left (hope);
+--   7 how many messages to look at at most; 8 plain lists of a queue;
+--   then for each queue: whether to note (0, 1) and its horizon in seconds.
+--
+-- Returns {state, index of the queue, fate, member, adopted, refused}. state:
+-- "message", "none", "again" (looked at enough for once), "held" (only demoted work
+-- waits, and none may be taken). fate: "hopeful", "demoted" or "drop"; adopted and
+-- refused: numbers of messages from plain lists.
+local unacked, unacked_index = KEYS[1], KEYS[2]
+local mode, may, every = ARGV[2], ARGV[3] == '1', tonumber(ARGV[4])
+local work, hope = tonumber(ARGV[5]), tonumber(ARGV[6])
+local left, lists = tonumber(ARGV[7]), tonumber(ARGV[8])
+local stride = 5 + lists
+local queues = (#KEYS - 2) / stride
+local clock = redis.call('TIME')
+local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
+local adopted, refused = 0, 0
+
+local function instant(value)
+  value = tonumber(value)
+  if value and value > 0 and value <= 253402300799 then return value end
+end
+
+-- A message on a plain list comes from a producer without the deadline order.
+local function adopt(base, horizon)
+  for list = base + 6, base + stride do
+    while left > 0 do
+      local payload = redis.call('RPOP', KEYS[list])
+      if not payload then break end
+      left = left - 1
+      adopted = adopted + 1
+      local fine, message = pcall(cjson.decode, payload)
+      local properties = fine and type(message) == 'table' and message['properties']
+      local tag = type(properties) == 'table' and properties['delivery_tag']
+      if type(tag) ~= 'string' or #tag > 65535 then
+        redis.call('LPUSH', KEYS[base + 5], payload)
+        refused = refused + 1
+      else
+        local headers = message['headers']
+        if type(headers) ~= 'table' then headers = {} end
+        local deadline, arrival = instant(headers['rts_deadline']), instant(headers['rts_arrival'])
+        local tau = tonumber(headers['rts_tau'])
+        local score, latest
+        if deadline and arrival and tau and tau > 0 and tau < 1e9 then
+          score, latest = deadline + work * tau, math.max(0, deadline - hope * tau)
+        else
+          arrival = instant(properties['rts_arrival']) or now
+          score, latest = arrival + horizon, 253402300799
+        end
+        local info = properties['delivery_info']
+        if type(info) ~= 'table' then info = {} end
+        local exchange, key = info['exchange'], info['routing_key']
+        if type(exchange) ~= 'string' then exchange = '' end
+        if type(key) ~= 'string' then key = '' end
+        redis.call('ZADD', KEYS[base + 1], string.format('%.6f', score), table.concat({
+          string.format('%016x%014.1f%04x', arrival * 1e6, latest, #tag), tag,
+          '[', payload, ',', cjson.encode(exchange), ',', cjson.encode(key), ']'}))
+      end
+    end
+  end
+end
+
+-- Whoever waits is woken as long as there is work for another.
+local function ring(base)
+  if redis.call('EXISTS', KEYS[base + 1], KEYS[base + 2]) > 0
+      and redis.call('EXISTS', KEYS[base + 3]) == 0 then
+    redis.call('LPUSH', KEYS[base + 3], '1')
+  end
+end
+
+local function take(queue, base, set, member, fate)
+  redis.call('ZREM', set, member)
+  if ARGV[7 + 2 * queue] == '1' then
+    local length = tonumber(string.sub(member, 31, 34), 16)
+    local tag = string.sub(member, 35, 34 + length)
+    redis.call('HSET', unacked, tag, string.sub(member, 35 + length))
+    redis.call('ZADD', unacked_index, ARGV[1], tag)
+  end
+  ring(base)
+  return {'message', queue - 1, fate, member, adopted, refused}
+end
+
+local function first(set)
+  return redis.call('ZRANGE', set, 0, 0)[1]
+end
+
+for queue = 1, queues do
+  local base = 2 + (queue - 1) * stride
+  adopt(base, tonumber(ARGV[8 + 2 * queue]))
+  local hopeful, demoted = KEYS[base + 1], KEYS[base + 2]
+  local member = first(hopeful)
+  while member and mode ~= 'keep' and now > tonumber(string.sub(member, 17, 30)) do
+    if mode == 'drop' then return take(queue, base, hopeful, member, 'drop') end
+    if left <= 0 then return {'again', 0, '', '', adopted, refused} end
+    left = left - 1
+    redis.call('ZREM', hopeful, member)
+    redis.call('ZADD', demoted,
+      string.format('%.0f', tonumber(string.sub(member, 1, 16), 16)), member)
+    member = first(hopeful)
+  end
+  if may and every > 0 and redis.call('EXISTS', demoted) == 1 then
+    local turn = redis.pcall('INCR', KEYS[base + 4])  -- refused where memory is used up
+    if type(turn) == 'number' and turn % every == 0 then
+      return take(queue, base, demoted, first(demoted), 'demoted')
+    end
+  end
+  if member then return take(queue, base, hopeful, member, 'hopeful') end
+end
+local held = false
+for queue = 1, queues do
+  local base = 2 + (queue - 1) * stride
+  local member = first(KEYS[base + 2])
+  if member and may then return take(queue, base, KEYS[base + 2], member, 'demoted') end
+  held = held or (member and true)
+end
+return {(left <= 0 and 'again') or (held and 'held') or 'none', 0, '', '', adopted, refused}

@@ -1,0 +1,88 @@
+"""A message's place in the deadline order, and the form in which it waits in Redis.
+
+A queue that is in deadline order waits in two sorted sets: the hopeful by deadline,
+the demoted by arrival. The member of both is the same text, so that a claim needs
+nothing else::
+
+    ARRIVAL LATEST TAGLENGTH TAG [payload,"exchange","routing key"]
+
+``ARRIVAL`` is 16 hexadecimal digits of microseconds (of two equal deadlines the
+earlier arrival is first), ``LATEST`` the latest hopeful start in seconds (14 digits),
+``TAGLENGTH`` four hexadecimal digits, and what follows the tag is just what kombu's
+Redis transport notes of an unacknowledged message: its workers and its tools go on
+understanding it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from json import dumps
+from typing import Any, NamedTuple
+
+from rts.deadlines import MAX_INSTANT
+from rts.settings import finite
+
+#: Of tau: a task is hopeless once less than this much of its tau is left until its
+#: deadline. Runtimes scatter, so some that are just short of time still make it.
+HOPE = 0.9
+
+#: The property of a message without a deadline that keeps its arrival.
+ARRIVAL = "rts_arrival"
+
+#: Letters before the tag, in a member.
+HEAD = 34
+
+
+class Place(NamedTuple):
+    """Where a message stands in the order. Instants are epoch seconds."""
+
+    #: The score: the deadline, or ``deadline + 2·tau`` with ``rts_order`` "deadline+work".
+    score: float
+    #: Later than this it is hopeless; messages without a deadline never are.
+    latest: float
+    arrival: float
+
+
+def place_of(message: Mapping[str, Any], horizon_s: float, work: float) -> Place:
+    """Return the place of a raw kombu message; it is the same however often it is asked.
+
+    A message without a (possible) deadline of its own stands where one stands whose
+    deadline is *horizon_s* after its arrival. *work*: weight of tau in the order.
+    """
+    headers = message.get("headers")
+    if isinstance(headers, Mapping):
+        deadline = _instant(headers.get("rts_deadline"))
+        arrival = _instant(headers.get("rts_arrival"))
+        tau = finite(headers.get("rts_tau"))
+        if deadline is not None and arrival is not None and tau is not None and 0 < tau < 1e9:
+            return Place(deadline + work * tau, deadline - HOPE * tau, arrival)
+    properties = message.get("properties")
+    arrival = None
+    if isinstance(properties, dict):
+        arrival = _instant(properties.get(ARRIVAL))
+        if arrival is None:
+            arrival = properties[ARRIVAL] = time.time()
+    arrival = time.time() if arrival is None else arrival
+    return Place(arrival + horizon_s, MAX_INSTANT, arrival)
+
+
+def member(
+    message: Mapping[str, Any], payload: str, place: Place, exchange: str, routing_key: str
+) -> str:
+    """Return the text under which *message* waits; *payload* is its JSON."""
+    tag = str(message["properties"]["delivery_tag"])
+    latest = min(max(place.latest, 0.0), MAX_INSTANT)
+    noted = f"[{payload},{dumps(exchange)},{dumps(routing_key)}]"
+    head = f"{int(place.arrival * 1e6):016x}{latest:014.1f}{len(tag.encode()):04x}"
+    return f"{head}{tag}{noted}"
+
+
+def tail_of(text: bytes) -> bytes:
+    """Return the JSON list behind the head and the tag of a member."""
+    return text[HEAD + int(text[HEAD - 4 : HEAD], 16) :]
+
+
+def _instant(value: object) -> float | None:
+    number = finite(value)
+    return number if number is not None and 0 < number <= MAX_INSTANT else None
