@@ -33,6 +33,8 @@ _RESOURCES = {f"req_{f.name}": f.name for f in fields(Resources)}
 
 TYPE_SOURCES = ("explicit", "task", "inferred")
 ARRIVAL_SOURCES = ("published", "received")
+#: Header that the deadline order gives a message that it drops as hopeless.
+DROPPED = "rts_dropped"
 
 _REQUESTABLE = frozenset(REQUESTABLE)
 

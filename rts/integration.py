@@ -155,14 +155,15 @@ def _validate(app: Any) -> None:
     """Check what is configured so far; never makes a lazy configuration load early
     in a way that Celery would not do itself on the next line.
     """
+    from rts.scheduling.switch import check
+
     if not app.configured and app._config_source is None:
-        Settings.from_conf(dict(app._preconf))
+        given = dict(app._preconf)
+        check(given, Settings.from_conf(given))
         return
     try:
         conf = app.conf
         list(conf)
     except Exception:  # noqa: BLE001  it says so itself when the app needs it
         return  # for example a module that imports the app, which is importing rts
-    from rts.scheduling.switch import check
-
     check(conf, Settings.from_conf(conf))

@@ -87,8 +87,8 @@ class Execution(NamedTuple):
     #: A Celery state, or LOST.
     state: str = "STARTED"
     #: Why a run ended without completing: killed, time_limit, terminated,
-    #: revoked, expired, rejected, unknown_task or lost. ``None`` where the task
-    #: ran to its end, well or with an exception.
+    #: revoked, expired, dropped (as hopeless), rejected, unknown_task or lost. ``None``
+    #: where the task ran to its end, well or with an exception.
     cause: str | None = None
     #: Whether a run was started at all. False: expired, revoked while waiting,
     #: unknown task. Such an end is a verdict in ``tasks`` without an assignment.

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rts.clock import FleetClock
-from rts.headers import read_plan, write_plan
+from rts.headers import DROPPED, read_plan, write_plan
 from rts.lifecycle.planning import Planner
 from rts.lifecycle.runs import new_execution
 from rts.ports import NoteBook, RunSink
@@ -61,8 +61,15 @@ class Ends:
     def revoked(
         self, attributes: Mapping[str, Any], *, terminated: bool, expired: bool
     ) -> None:
-        """Note that a task was revoked, terminated while it ran, or has expired."""
-        cause = "terminated" if terminated else "expired" if expired else "revoked"
+        """Note that a task was revoked, terminated while it ran, has expired, or was
+        dropped from its queue as hopeless.
+        """
+        if terminated:
+            cause = "terminated"
+        elif expired:
+            cause = "dropped" if attributes.get(DROPPED) else "expired"
+        else:
+            cause = "revoked"
         note = self._notes.take(attributes["id"]) if terminated else None
         self._end(note or self._never_run(attributes), "REVOKED", cause)
 

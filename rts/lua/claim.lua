@@ -52,7 +52,7 @@ local function adopt(base, horizon)
         if deadline and arrival and tau and tau > 0 and tau < 1e9 then
           score, latest = deadline + work * tau, math.max(0, deadline - hope * tau)
         else
-          arrival = instant(properties['rts_arrival']) or now
+          arrival = instant(properties['rts_arrival']) or (now + adopted / 1e6)
           score, latest = arrival + horizon, 253402300799
         end
         local info = properties['delivery_info']

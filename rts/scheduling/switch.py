@@ -53,7 +53,7 @@ def check(conf: Any, settings: Settings) -> None:
     if settings.scheduler != "edf":
         return
     for key in ("broker_url", "broker_read_url", "broker_write_url"):
-        urls = getattr(conf, key, None) or ()
+        urls = getattr(conf, key, None) or conf.get(key) or ()
         for url in urls.split(";") if isinstance(urls, str) else urls:
             scheme = urlsplit(url).scheme if "://" in url else url
             if scheme.partition("+")[0] not in _STAND_INS:

@@ -27,6 +27,7 @@ from kombu.transport import virtual
 from redis.exceptions import NoScriptError
 
 from rts import health
+from rts.headers import DROPPED
 from rts.scheduling.places import HOPE, member, place_of, tail_of
 from rts.scheduling.rule import OPTION, Rule, SlotGauge
 
@@ -44,8 +45,6 @@ FULL_S = 0.01
 
 #: When a dropped task expired, for Celery: long ago.
 DROPPED_EXPIRES = "1970-01-01T00:00:00+00:00"
-#: Header of a task that was dropped as hopeless.
-DROPPED = "rts_dropped"
 
 #: What makes up a queue, behind its name and the separator.
 HOPEFUL, DEMOTED, BELL, TURNS, REFUSED = (
@@ -111,6 +110,9 @@ class DeadlineOrder:
     rts: Mapping[str, Any] = {}
     #: Set by a worker's bootstep; other consumers have no slots.
     slots: SlotGauge | None = None
+    #: Queues that expire; kombu < 5.7 has none.
+    _expires: Mapping[str, int] = {}
+    brpop_timeout: float = 1
     #: Tag of the message that is being delivered, if its claim noted it.
     noted: str | None = None
     #: The poll connection waits for a claim's answer, else for a bell.

@@ -1,0 +1,449 @@
+"""The deadline order on a real Redis: claims against a model, and all of a queue's life."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import pytest
+import redis
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kombu import Connection, Consumer, Exchange, Producer, Queue
+
+import rts
+from rts import health
+from rts.scheduling.rule import Rule
+from rts.scheduling.transport import Channel, SentinelTransport, Transport
+
+NAME = "order"
+#: Deadlines that nobody misses in a test, and some that everybody has missed.
+FAR, PAST = 1e6, -1e6
+
+
+@pytest.fixture
+def url(rts_redis_url: str) -> Iterator[str]:
+    """An empty database of the session's Redis."""
+    url = rts_redis_url.rpartition("/")[0] + "/12"
+    client = redis.Redis.from_url(url)
+    client.flushdb()
+    yield url
+    client.flushdb()
+    client.close()
+
+
+@pytest.fixture
+def raw(url: str) -> Iterator[redis.Redis]:
+    """A client of that database."""
+    client = redis.Redis.from_url(url, decode_responses=True)
+    yield client
+    client.close()
+
+
+def connect(url: str, rule: Rule | None = None, **options: Any) -> Connection:
+    """Return a connection in deadline order."""
+    option = (rule or Rule()).as_option()
+    return Connection(url, transport=Transport, transport_options={"rts": option, **options})
+
+
+class Message(NamedTuple):
+    """What the model knows of a message."""
+
+    deadline: float
+    arrival: float
+    tau: float
+    tag: str
+
+
+def envelope(message: Message, queue: str = NAME) -> dict[str, Any]:
+    """Return the raw message as kombu has it."""
+    return {
+        "body": "e30=",
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+        "headers": {
+            "task": "t",
+            "id": message.tag,
+            "rts_deadline": message.deadline,
+            "rts_arrival": message.arrival,
+            "rts_tau": message.tau,
+        },
+        "properties": {
+            "delivery_tag": message.tag,
+            "delivery_info": {"exchange": "", "routing_key": queue},
+            "body_encoding": "base64",
+            "priority": 0,
+        },
+    }
+
+
+class Model:
+    """The rule, in the plainest form."""
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        self.hopeful: list[Message] = []
+        self.demoted: list[Message] = []
+        self.turns = 0
+
+    def put(self, message: Message) -> None:
+        self.hopeful.append(message)
+
+    def _score(self, message: Message) -> tuple[float, float]:
+        return message.deadline + self.rule.work * message.tau, message.arrival
+
+    def claim(self) -> Message | None:
+        now = time.time()
+        self.hopeful.sort(key=self._score)
+        while self.hopeful and self.rule.hopeless == "demote":
+            head = self.hopeful[0]
+            if now <= head.deadline - 0.9 * head.tau:
+                break
+            self.demoted.append(self.hopeful.pop(0))
+        self.demoted.sort(key=lambda message: message.arrival)
+        if self.demoted:
+            self.turns += 1
+            late = self.rule.late_every and self.turns % self.rule.late_every == 0
+            if late or not self.hopeful:
+                return self.demoted.pop(0)
+        return self.hopeful.pop(0) if self.hopeful else None
+
+
+OPERATION = st.one_of(
+    st.tuples(
+        st.just("publish"),
+        st.sampled_from([PAST, -10.0, FAR, 2 * FAR]),
+        st.integers(0, 1000),
+        st.sampled_from([0.01, 5.0, 60.0]),
+    ),
+    st.tuples(st.sampled_from(["claim", "claim", "ack", "reject", "requeue"])),
+    st.tuples(st.just("restart")),
+)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Rule(late_share=0.5),
+        Rule(late_share=0),
+        Rule(late_share=0.34, work=2.0),
+        Rule(hopeless="keep"),
+    ],
+)
+@settings(max_examples=60)
+@given(operations=st.lists(OPERATION, max_size=60))
+def test_claims_come_in_the_order_of_the_rule(
+    rts_redis_session_url: str, rule: Rule, operations: list[Any]
+) -> None:
+    url = rts_redis_session_url.rpartition("/")[0] + "/12"
+    client = redis.Redis.from_url(url, decode_responses=True)
+    client.flushdb()
+    start, numbers = time.time(), itertools.count()
+    model, held, by_tag = Model(rule), [], {}
+    connection = connect(url, rule)
+    try:
+        for operation, *values in operations:
+            channel = connection.default_channel
+            if operation == "publish":
+                offset, more, tau = values
+                number = next(numbers)
+                message = Message(start + offset + more, start + number, tau, str(uuid.uuid4()))
+                by_tag[message.tag] = message
+                model.put(message)
+                channel._put(NAME, envelope(message))
+            elif operation == "claim":
+                got, expected = channel.basic_get(NAME), model.claim()
+                assert (got and got.delivery_tag) == (expected and expected.tag)
+                held += [got] if got else []
+            elif operation == "restart":
+                connection.close()  # gives back what is not acknowledged
+                for message in held:
+                    model.put(by_tag[message.delivery_tag])
+                held = []
+                connection = connect(url, rule)
+            elif held:
+                message = held.pop(0)
+                if operation == "requeue":
+                    message.requeue()
+                    model.put(by_tag[message.delivery_tag])
+                else:
+                    message.ack() if operation == "ack" else message.reject()
+            assert client.hlen("unacked") == client.zcard("unacked_index") == len(held)
+        channel = connection.default_channel
+        while (expected := model.claim()) is not None:
+            got = channel.basic_get(NAME)
+            assert got.delivery_tag == expected.tag
+            got.ack()
+        assert channel.basic_get(NAME) is None
+        assert client.hlen("unacked") == client.zcard("unacked_index") == len(held)
+    finally:
+        connection.close()
+        client.close()
+
+
+def test_ten_thousand_in_exact_order(url: str) -> None:
+    rule, start = Rule(late_share=0.05), time.time()
+    model = Model(rule)
+    with connect(url, rule) as connection:
+        channel = connection.default_channel
+        messages = [
+            Message(
+                start + random.choice([PAST, FAR]) + random.random() * 1e5,
+                start + number,
+                random.choice([0.5, 5.0, 60.0]),
+                str(uuid.uuid4()),
+            )
+            for number in range(10_000)
+        ]
+        for message in messages:
+            channel._put(NAME, envelope(message))
+            model.put(message)
+        model.hopeful.sort(key=model._score)
+        # Sorted once: the model would sort at every claim.
+        late = sorted((m for m in messages if m.deadline < start), key=lambda m: m.arrival)
+        hopeful = sorted((m for m in messages if m.deadline > start), key=model._score)
+        expected = []
+        for claim in range(1, len(messages) + 1):
+            turn = late and (claim % 20 == 0 or not hopeful)
+            expected.append((late if turn else hopeful).pop(0).tag)
+        got = []
+        while (message := channel.basic_get(NAME, no_ack=True)) is not None:
+            got.append(message.delivery_tag)
+        assert got == expected
+
+
+def test_plain_messages_of_others_are_adopted(url: str, raw: redis.Redis) -> None:
+    start = time.time()
+    with connect(url) as connection, Connection(url) as other:
+        ordered, plain = connection.default_channel, other.default_channel
+        first = Message(start + FAR, start, 1.0, "1")
+        second = Message(start + 2 * FAR, start, 1.0, "2")
+        third = Message(start + 3 * FAR, start, 1.0, "3")
+        plain._put(NAME, envelope(third))
+        ordered._put(NAME, envelope(second))
+        plain._put(NAME, envelope(first))
+        unplanned = envelope(Message(1, 1, 1, "0"))
+        unplanned["headers"] = {"task": "t", "id": "0"}
+        unplanned["properties"]["priority"] = 9
+        plain._put(NAME, unplanned)
+        raw.lpush(NAME, "no message", json.dumps({"properties": []}), "null")
+        assert ordered.queue_declare(NAME, passive=True).message_count == 7
+        tags = [ordered.basic_get(NAME).delivery_tag for _ in range(4)]
+        assert tags == ["0", "1", "2", "3"]
+        assert ordered.basic_get(NAME) is None
+        assert raw.llen(f"{NAME}\x06\x16edf:refused") == 3
+        assert health.take_counts()["messages_refused"] == 3
+        # Unacknowledged they look as kombu's own: its workers can restore them.
+        noted = json.loads(raw.hget("unacked", "1") or "")
+        assert noted == [envelope(first), "", NAME]
+        plain.qos.restore_by_tag("1")
+        assert raw.llen(NAME) == 1
+        assert ordered.basic_get(NAME).headers["redelivered"] is True
+
+
+@pytest.mark.parametrize(
+    "value", [None, "soon", float("nan"), float("inf"), -1.0, 1e300, [], {}, "9" * 400, True]
+)
+def test_impossible_deadlines_get_the_horizon(url: str, value: Any) -> None:
+    start = time.time()
+    with connect(url, Rule(horizons={NAME: 50.0})) as connection, Connection(url) as other:
+        for header in ("rts_deadline", "rts_arrival", "rts_tau"):
+            channel = connection.default_channel
+            before = Message(start + 40, start, 1.0, "before")
+            after = Message(start + 100, start, 1.0, "after")
+            strange = [envelope(Message(start + 1, start, 0.1, t)) for t in ("own", "other")]
+            for message in strange:
+                message["headers"][header] = value
+            channel._put(NAME, strange[0])
+            other.default_channel._put(NAME, strange[1])
+            for message in (after, before):
+                channel._put(NAME, envelope(message))
+            tags = [channel.basic_get(NAME, no_ack=True).delivery_tag for _ in range(4)]
+            assert tags == ["before", "own", "other", "after"]
+
+
+def test_a_consumer_wakes_when_something_is_put(url: str) -> None:
+    got: list[str] = []
+    queue = Queue(NAME, Exchange(NAME), NAME)
+    with connect(url) as connection, connect(url) as producer:
+        with Consumer(connection, queue, callbacks=[lambda body, m: (got.append(body), m.ack())]):
+            with pytest.raises(TimeoutError):
+                connection.drain_events(timeout=0.3)
+            for number in range(3):
+                Producer(producer, Exchange(NAME), NAME).publish(number)
+                connection.drain_events(timeout=5)
+    assert got == [0, 1, 2]
+
+
+def test_round_robin_and_sorted_over_queues(url: str) -> None:
+    start = time.time()
+    for strategy, expected in (
+        ("round_robin", [["a0", "b0"], ["a1", "b1"]]),
+        ("sorted", [["a0", "a1"], ["b0", "b1"]]),
+    ):
+        got: list[str] = []
+        queues = [Queue(name, Exchange(""), name, no_declare=True) for name in "ab"]
+        with connect(url, queue_order_strategy=strategy) as connection:
+            channel = connection.default_channel
+            for name, number in itertools.product("ba", range(2)):
+                message = Message(start + FAR + number, start, 1.0, f"{name}{number}")
+                channel._put(name, envelope(message, name))
+            consumer = Consumer(
+                channel, queues, on_message=lambda m: (got.append(m.delivery_tag), m.ack())
+            )
+            with consumer:
+                for _ in range(4):
+                    connection.drain_events(timeout=5)
+        assert [sorted(got[:2]), sorted(got[2:])] == expected
+
+
+def test_topic_and_fanout(url: str) -> None:
+    got: list[tuple[str, Any]] = []
+    topic, fanout = Exchange("topics", "topic"), Exchange("all", "fanout")
+    with connect(url) as connection:
+        queues = [Queue("t", topic, "log.#"), Queue("f", fanout)]
+        consumer = Consumer(
+            connection,
+            queues,
+            callbacks=[lambda body, m: (got.append((m.delivery_info["exchange"], body)), m.ack())],
+        )
+        with consumer, connect(url) as sender:
+            with suppress(TimeoutError):
+                while True:
+                    connection.drain_events(timeout=0.3)  # subscribes
+            producer = Producer(sender)
+            producer.publish(1, exchange=topic, routing_key="log.error", declare=[topic])
+            producer.publish(2, exchange=topic, routing_key="other", declare=[topic])
+            producer.publish(3, exchange=fanout, declare=[fanout])
+            while len(got) < 2:
+                connection.drain_events(timeout=5)
+    assert sorted(got) == [("all", 3), ("topics", 1)]
+
+
+def test_size_purge_expiry_and_prefix(url: str, raw: redis.Redis) -> None:
+    start = time.time()
+    with connect(url, global_keyprefix="app1:") as connection:
+        channel = connection.default_channel
+        queue = Queue(NAME, Exchange(NAME), NAME, expires=60)(channel)
+        queue.declare()
+        for number, offset in enumerate((FAR, PAST, FAR)):
+            channel._put(NAME, envelope(Message(start + offset, start, 1.0, str(number))))
+        assert channel.basic_get(NAME).delivery_tag == "0"
+        assert queue.queue_declare(passive=True).message_count == 2
+        assert all(name.startswith("app1:") for name in raw.keys("*"))
+        if channel._expires:  # kombu 5.7
+            assert 0 < raw.pttl(f"app1:{NAME}\x06\x16edf") <= 60_000
+        assert queue.purge() == 2
+        with pytest.raises(Exception, match="NOT_FOUND"):
+            queue.queue_declare(passive=True)
+        channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "3")))
+        queue.delete()
+        assert not raw.exists(f"app1:{NAME}\x06\x16edf", f"app1:{NAME}\x06\x16edf:bell")
+
+
+def test_without_emulated_acknowledgements(url: str, raw: redis.Redis) -> None:
+    start = time.time()
+    with connect(url, ack_emulation=False) as connection:
+        channel = connection.default_channel
+        channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "1")))
+        message = channel.basic_get(NAME)
+        assert not raw.exists("unacked")
+        message.requeue()
+        assert channel.basic_get(NAME).delivery_tag == "1"
+
+
+def test_a_forgotten_script_and_a_cut_connection(url: str, raw: redis.Redis) -> None:
+    got: list[str] = []
+    start = time.time()
+    with connect(url) as connection:
+        channel = connection.default_channel
+        queue = Queue(NAME, Exchange(""), NAME, no_declare=True)
+        with Consumer(channel, queue, on_message=lambda m: (got.append(m.delivery_tag), m.ack())):
+            for number in range(3):
+                channel._put(NAME, envelope(Message(start + FAR, start, 1.0, str(number))))
+                connection.drain_events(timeout=5)
+                raw.script_flush()
+            with pytest.raises(TimeoutError):
+                connection.drain_events(timeout=0.2)
+            raw.client_kill_filter(_type="normal", skipme=True)
+            with pytest.raises(connection.connection_errors):
+                while True:
+                    connection.drain_events(timeout=1)
+    assert got == ["0", "1", "2"]
+
+
+def test_what_is_not_acknowledged_comes_back_after_the_visibility_timeout(url: str) -> None:
+    start = time.time()
+    with connect(url, visibility_timeout=0.1) as dead, connect(url, visibility_timeout=0.1) as connection:
+        for tag, more in (("late", 9.0), ("soon", 1.0)):
+            dead.default_channel._put(NAME, envelope(Message(start + FAR + more, start, 1.0, tag)))
+        assert dead.default_channel.basic_get(NAME).delivery_tag == "soon"
+        time.sleep(0.2)
+        channel = connection.default_channel
+        channel.qos.restore_visible(interval=1)
+        message = channel.basic_get(NAME)
+        assert (message.delivery_tag, message.headers["redelivered"]) == ("soon", True)
+        dead.default_channel.qos._delivered.clear()
+
+
+def test_claims_stay_within_the_slots(url: str) -> None:
+    class Gauge:
+        slots, held = True, False
+
+        def free(self) -> bool:
+            return self.slots
+
+        def demoted_may(self, share: float) -> bool:
+            return not self.held
+
+        def claimed_demoted(self, task_id: object) -> None:
+            self.held = True
+
+    gauge, start = Gauge(), time.time()
+    with connect(url) as connection:
+        channel = connection.default_channel
+        channel.slots = gauge
+        got: list[str] = []
+        queue = Queue(NAME, Exchange(""), NAME, no_declare=True)
+        with Consumer(channel, queue, on_message=lambda m: got.append(m.delivery_tag)):
+            gauge.slots = False
+            for tag, offset in (("1", PAST), ("2", PAST), ("3", FAR)):
+                channel._put(NAME, envelope(Message(start + offset, start, 1.0, tag)))
+            with pytest.raises(TimeoutError):
+                connection.drain_events(timeout=0.1)
+            gauge.slots = True
+            for _ in range(2):
+                connection.drain_events(timeout=5)
+            assert got == ["3", "1"]
+            with pytest.raises(TimeoutError):  # only demoted work waits, and enough is held
+                connection.drain_events(timeout=0.3)
+            gauge.held = False
+            connection.drain_events(timeout=5)
+            assert got == ["3", "1", "2"]
+
+
+def test_without_the_option_the_transport_is_kombus(url: str, raw: redis.Redis) -> None:
+    from kombu.transport import redis as stock
+
+    with Connection(url, transport=Transport) as connection:
+        assert type(connection.default_channel) is stock.Channel
+        connection.SimpleQueue("plain").put(1)
+        assert raw.llen("plain") == 1
+    assert issubclass(SentinelTransport, stock.SentinelTransport)
+    with connect(url) as connection:
+        assert isinstance(connection.default_channel, Channel)
+
+
+def test_edf_is_refused_where_the_broker_is_not_redis() -> None:
+    from celery import Celery
+
+    app = Celery("rabbit", broker="amqp://localhost")
+    app.conf.rts_scheduler = "edf"
+    with pytest.raises(rts.ConfigurationError, match="edf.*priority.*amqp"):
+        rts.install(app)

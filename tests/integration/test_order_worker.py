@@ -1,0 +1,191 @@
+"""Real workers in deadline order: who runs first, what is lost when they die."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+from celery.exceptions import TaskRevokedError
+
+import rts
+from rts.testing import wait_until
+from tests.conftest import Stage
+
+OK, LATE = "tests.apps.basic.ok", "tests.apps.basic.late"
+#: Tasks and kills of the test that kills workers; more of both by the environment.
+TASKS = int(os.environ.get("RTS_TEST_ORDER_TASKS", "600"))
+KILLS = int(os.environ.get("RTS_TEST_ORDER_KILLS", "5"))
+
+
+@pytest.fixture
+def producers() -> Iterator[list[Celery]]:
+    """Apps that publish; closed at the end."""
+    made: list[Celery] = []
+    yield made
+    for app in made:
+        rts.uninstall(app)
+        app.close()
+
+
+def producer(stage: Stage, made: list[Celery], **conf: Any) -> Celery:
+    """Return an app that publishes to the stage's workers."""
+    app = Celery("producer", broker=stage.broker, backend=stage.backend)
+    app.conf.update(stage.conf, broker_transport_options=stage.transport_options)
+    app.conf.update(conf)
+    rts.install(app)
+    made.append(app)
+    return app
+
+
+def left(client: redis.Redis, queue: str) -> list[str]:
+    """Return what is left of a queue, and of all that is not acknowledged."""
+    names = [queue, f"{queue}\x06\x16edf", f"{queue}\x06\x16edf:demoted"]
+    return [name for name in (*names, "unacked", "unacked_index") if client.exists(name)]
+
+
+def ran(ledger: Any, count: int) -> list[str]:
+    """Wait for so many runs to be in the ledger; return their task ids in order."""
+    wait_until(lambda: ledger.assignments.count_documents({}) >= count)
+    return [run["task_id"] for run in ledger.assignments.find({}).sort("started_at")]
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent", "solo"])
+def test_the_earliest_deadline_runs_first(
+    make_stage: Callable[..., Stage],
+    producers: list[Celery],
+    mongo: Any,
+    redis_client: redis.Redis,
+    pool: str,
+) -> None:
+    if pool == "gevent" and importlib.util.find_spec("gevent") is None:
+        pytest.skip("gevent is not installed")
+    stage = make_stage(rts_scheduler="edf")
+    app = producer(stage, producers)
+    now = time.time()
+    offsets = random.sample(range(1000, 2000), 12)
+    results = {
+        offset: app.send_task(OK, (0.02,), headers={"sla_deadline": now + offset})
+        for offset in offsets
+    }
+    queue = app.conf.task_default_queue
+    assert redis_client.zcard(f"{queue}\x06\x16edf") == len(offsets)
+    assert redis_client.llen(queue) == 0
+    worker = stage.worker(pool=pool, concurrency=1)
+    for result in results.values():
+        assert result.get(timeout=60) == 0.02
+    assert ran(mongo, 12) == [results[offset].id for offset in sorted(offsets)]
+    wait_until(lambda: not left(redis_client, queue))
+    stage.stop()
+    assert "Traceback" not in worker.log
+
+
+def test_what_fleets_without_the_order_publish_is_run_too(
+    make_stage: Callable[..., Stage],
+    producers: list[Celery],
+    mongo: Any,
+    redis_client: redis.Redis,
+) -> None:
+    stage = make_stage(rts_scheduler="edf")
+    ordered, fifo = producer(stage, producers), producer(stage, producers, rts_scheduler=None)
+    bare = Celery(
+        "bare", broker=stage.broker, backend=stage.backend, set_as_current=False
+    )
+    bare.conf.task_default_queue = ordered.conf.task_default_queue
+    now = time.time()
+    results = [
+        bare.send_task(OK, (0.05,)),
+        fifo.send_task(OK, (0.05,), headers={"sla_deadline": now + 500}),
+        ordered.send_task(OK, (0.05,), headers={"sla_deadline": now + 400}),
+        fifo.send_task(OK, (0.05,), headers={"sla_deadline": now + 300}),
+    ]
+    stage.worker(concurrency=1)
+    assert [result.get(timeout=30) for result in results] == [0.05] * 4
+    order = [results.index(next(r for r in results if r.id == i)) for i in ran(mongo, 4)]
+    assert order == [0, 3, 2, 1]
+    # An idle worker finds what rings no bell.
+    assert bare.send_task(OK, (0.05,)).get(timeout=30) == 0.05
+    assert bare.control.inspect(timeout=5).ping()
+    wait_until(lambda: not left(redis_client, ordered.conf.task_default_queue))
+    bare.close()
+
+
+def test_hopeless_tasks_wait_or_are_dropped(
+    make_stage: Callable[..., Stage], producers: list[Celery], mongo: Any
+) -> None:
+    past = {"headers": {"sla_deadline": time.time() - 100}}
+    stage = make_stage(rts_scheduler="edf", rts_late_share=0)
+    app = producer(stage, producers)
+    hopeless = [app.send_task(OK, (0,), **past).id for _ in range(2)]
+    hopeful = [app.send_task(OK, (0,)).id for _ in range(2)]
+    stage.worker(concurrency=1)
+    assert ran(mongo, 4) == hopeful + hopeless
+
+    stage = make_stage(rts_scheduler="edf", rts_hopeless="drop")
+    app = producer(stage, producers)
+    stage.worker(concurrency=1)
+    dropped = app.send_task(OK, (0,), **past)
+    with pytest.raises(TaskRevokedError):
+        dropped.get(timeout=30)
+    verdict = wait_until(lambda: mongo.tasks.find_one({"_id": dropped.id}))
+    assert (verdict["state"], verdict["sla_success"]) == ("REVOKED", False)
+    assert verdict["cause"] == "dropped"
+    assert mongo.assignments.count_documents({"task_id": dropped.id}) == 0
+
+
+def test_demoted_tasks_leave_a_slot_to_the_hopeful(
+    make_stage: Callable[..., Stage], producers: list[Celery], mongo: Any
+) -> None:
+    stage = make_stage(rts_scheduler="edf")
+    app = producer(stage, producers)
+    past = {"headers": {"sla_deadline": time.time() - 100}}
+    hopeless = [app.send_task(OK, (2.0,), **past) for _ in range(4)]
+    stage.worker(concurrency=2)
+    started = f"{stage.prefix}running"
+    wait_until(lambda: app.control.inspect(timeout=1).active())
+    time.sleep(0.5)
+    (active,) = app.control.inspect(timeout=5).active().values()
+    assert len(active) == 1, started  # 0.75 of two slots: one
+    assert app.send_task(OK, (0,)).get(timeout=30) == 0
+    for result in hopeless:
+        assert result.get(timeout=60) == 2.0
+
+
+@pytest.mark.parametrize("late", [True, False], ids=["acks_late", "acks_early"])
+def test_workers_die_and_connections_break(
+    make_stage: Callable[..., Stage],
+    producers: list[Celery],
+    mongo: Any,
+    redis_client: redis.Redis,
+    late: bool,
+) -> None:
+    tasks, kills = (TASKS, KILLS) if late else (TASKS // 2, KILLS // 2)
+    stage = make_stage(rts_scheduler="edf")
+    stage.transport_options = {
+        "visibility_timeout": 3,
+        "unacked_restore_interval": 1,
+        "unacked_restore_throttle": 1,
+    }
+    app = producer(stage, producers)
+    results = [app.send_task(LATE if late else OK, (0.01,)) for _ in range(tasks)]
+    ids, queue = {result.id for result in results}, app.conf.task_default_queue
+    workers = [stage.worker(concurrency=2) for _ in range(2)]
+    done = mongo.tasks.count_documents
+    for kill in range(kills):
+        time.sleep(random.uniform(0.05, 0.4))
+        workers[kill % 2].kill()
+        if kill % 2:
+            redis_client.client_kill_filter(_type="normal", skipme=True)
+        workers[kill % 2].start()
+    wait_until(lambda: not left(redis_client, queue), 240, interval=0.5)
+    # A verdict each; without late acknowledgement what ran is gone, and counted so.
+    wait_until(lambda: done({"sla_success": {"$ne": None}}) >= tasks, 60, interval=0.5)
+    assert {task["_id"] for task in mongo.tasks.find({}, {"_id": 1})} == ids
+    succeeded = done({"state": "SUCCESS"})
+    assert succeeded == tasks if late else succeeded >= tasks - 2 * kills
