@@ -44,6 +44,12 @@ class Place(NamedTuple):
     arrival: float
 
 
+def is_task(message: Mapping[str, Any]) -> bool:
+    """Return whether a raw kombu message is a task (by Celery's protocol 2)."""
+    headers = message.get("headers")
+    return isinstance(headers, Mapping) and bool(headers.get("task"))
+
+
 def place_of(message: Mapping[str, Any], horizon_s: float, work: float) -> Place:
     """Return the place of a raw kombu message; it is the same however often it is asked.
 

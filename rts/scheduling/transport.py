@@ -1,6 +1,6 @@
 """kombu's Redis transport, in deadline order where the option ``rts`` is set.
 
-The messages of a queue wait in sorted sets; each is taken by one script, which also
+The tasks of a queue wait in sorted sets; each is taken by one script, which also
 notes it as unacknowledged. An idle consumer waits on the queues' bells: lists of one
 element, pushed by whoever puts, or leaves, work. Event loop, poller, exchanges,
 acknowledgements, visibility timeout and fan-out stay kombu's: where it sends
@@ -28,18 +28,20 @@ from redis.exceptions import NoScriptError
 
 from rts import health
 from rts.headers import DROPPED
-from rts.scheduling.places import HOPE, member, place_of, tail_of
+from rts.scheduling.places import HOPE, is_task, member, place_of, tail_of
 from rts.scheduling.rule import OPTION, Rule, SlotGauge
 
 #: Messages that one claim looks at: bounds how long Redis is held.
 LOOKS = 200
 #: Seconds between claims where only demoted work waits and may not be taken now.
 HELD_S = 0.1
-#: Seconds between claims where producers without the order use the queue's plain
-#: lists, which ring no bell.
+#: Seconds between claims where others use the queue's plain lists, which ring no
+#: bell: producers without the order, and workers without it that answer.
 MIXED_S = 0.2
 #: Seconds after the last such message during which that goes on.
 MIXED_FOR_S = 600.0
+#: Milliseconds for which the bell of a plain list is rung.
+RING_MS = 10_000
 #: Seconds between looks at the slots, in pools without an event loop.
 FULL_S = 0.01
 
@@ -71,7 +73,7 @@ class _Script:
             return client.execute_command("EVAL", self.text, len(keys), *keys, *arguments)
 
 
-CLAIM, PUT = _Script("claim"), _Script("put")
+CLAIM, PUT, RING = _Script("claim"), _Script("put"), _Script("ring")
 
 
 class _SlotGate:
@@ -136,6 +138,13 @@ class DeadlineOrder:
     # Putting: a message gets its place.
 
     def _put(self: Any, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        if not is_task(message):
+            # Answers to remote control, for instance: those who wait for them may
+            # not know the order.
+            super()._put(queue, message, **kwargs)  # type: ignore[misc]
+            if kwargs.get("_publish_batch") is None:
+                RING.run(self.plain, self._names(queue, BELL), [RING_MS])
+            return
         score, text = self._placed(queue, message)
         keys = self._names(queue, HOPEFUL, BELL)
         batch = kwargs.pop("_publish_batch", None)
@@ -159,6 +168,10 @@ class DeadlineOrder:
         leftmost: bool = False,
     ) -> None:
         """Put a message back where it stood, in the transaction *pipe*."""
+        if not is_task(payload):
+            args = (payload, exchange, routing_key, pipe, leftmost)
+            super()._do_restore_message(*args)  # type: ignore[misc]
+            return
         try:
             try:
                 payload["headers"]["redelivered"] = True
@@ -269,7 +282,7 @@ class DeadlineOrder:
             )
         if state != b"message":
             self._held = state == b"held"
-            mixed = now < self._adopting_until
+            mixed = now < self._adopting_until or bool(self._unnoted)
             waits = HELD_S if self._held else MIXED_S if mixed else self.brpop_timeout or 1
             self._patience_s = 0.0 if state == b"again" else waits
             return None, None
