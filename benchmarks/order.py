@@ -165,15 +165,18 @@ def main() -> None:
     packages = ", ".join(f"{p} {version(p)}" for p in ("celery", "kombu", "redis"))
     print(f"machine    {platform.machine()}, {os.cpu_count()} cores, {platform.system()}")
     print(f"versions   Python {platform.python_version()}, {packages}")
-    print(f"workload   {arguments.tasks} no-op tasks a run, {arguments.pairs} pairs, alternating")
-    print("caveats    wall time, servers on the same cores; ratio = median of the pairs' ratios")
+    print(
+        f"workload   {arguments.tasks} no-op tasks a run, {arguments.pairs} pairs, alternating"
+    )
+    print(
+        "caveats    wall time, servers on the same cores; ratio = median of the pairs' ratios"
+    )
     print()
     print(f"{'':<34}{'FIFO':>10}{'EDF':>10}{'ratio':>8}")
     for what in ("publish", "worker"):
         row = results[what]
-        print(
-            f"{what + ', tasks/s':<34}{row['fifo']:>10.0f}{row['edf']:>10.0f}{row['ratio']:>8.3f}"
-        )
+        name = f"{what}, tasks/s"
+        print(f"{name:<34}{row['fifo']:>10.0f}{row['edf']:>10.0f}{row['ratio']:>8.3f}")
     for size in sizes:
         row = results["claim_s"][size]
         name = f"claim and ack, {size:,} waiting, µs"
@@ -181,7 +184,9 @@ def main() -> None:
         print(f"{name:<34}{fifo_us:>10.0f}{edf_us:>10.0f}{edf_us / fifo_us:>8.3f}")
         row = results["bytes"][size]
         name = f"bytes a message, {size:,} waiting"
-        print(f"{name:<34}{row['fifo']:>10.0f}{row['edf']:>10.0f}{row['edf'] / row['fifo']:>8.3f}")
+        print(
+            f"{name:<34}{row['fifo']:>10.0f}{row['edf']:>10.0f}{row['edf'] / row['fifo']:>8.3f}"
+        )
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from rts.cli.probes import (
 from rts.cli.shared import as_json, outages_not_logged, print_json, settings_of
 from rts.cli.table import NONE, Column, render, seconds, terminal_width
 from rts.clock import DEADBAND_S
+from rts.scheduling.queues import left_in_order
 from rts.settings import Settings
 
 #: Seconds that the oldest record may wait in the outbox. A drain takes less than one.
@@ -36,13 +37,19 @@ def command(ctx: click.Context, clear: bool, as_json: bool) -> None:
     """Show the servers, the way of the records, the workers and what was counted.
 
     The status is 1, with a line that says why, when a server is not reachable,
-    records were dropped, or the oldest record in the outbox waits for over a minute.
+    records were dropped, the oldest record in the outbox waits for over a minute, or
+    messages wait in an order that the workers do not know.
     """
     settings = settings_of(ctx)
     with outages_not_logged():
         redis, ledger = look(settings)
         spool = spooled_records(settings) if redis.server.reachable else None
     wrong = problems(redis, ledger)
+    for queue, count in left_in_order(ctx.obj.app, settings).items():
+        wrong.append(
+            f"{count} messages wait in deadline order in the queue {queue}, which workers "
+            "without rts_scheduler = 'edf' do not see. rts queues --to-fifo moves them"
+        )
     if as_json:
         print_json(status_document(settings, redis, ledger, spool, wrong))
     else:

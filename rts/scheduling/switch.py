@@ -29,12 +29,21 @@ def turn_on(app: Any, settings: Settings) -> None:
     check(app.conf, settings)
     if settings.scheduler != "edf":
         return
-    for alias, path in _STAND_INS.items():
-        kombu_transport.TRANSPORT_ALIASES[alias] = path
-        kombu_transport._transport_cache.pop(alias, None)
+    stand_in()
     options = dict(app.conf.broker_transport_options or {})
     options[OPTION] = Rule.of(settings).as_option()
     app.conf.broker_transport_options = options
+
+
+def stand_in() -> None:
+    """Have kombu find our transports by the names of its own, in this process.
+
+    By name, so that URLs, their alternates and TLS mean what they always meant.
+    """
+    for alias, path in _STAND_INS.items():
+        if kombu_transport.TRANSPORT_ALIASES.get(alias) != path:
+            kombu_transport.TRANSPORT_ALIASES[alias] = path
+            kombu_transport._transport_cache.pop(alias, None)
 
 
 def turn_off(app: Any) -> None:

@@ -73,7 +73,7 @@ class _Script:
             return client.execute_command("EVAL", self.text, len(keys), *keys, *arguments)
 
 
-CLAIM, PUT, RING = _Script("claim"), _Script("put"), _Script("ring")
+CLAIM, PUT, RING, MOVE = (_Script(name) for name in ("claim", "put", "ring", "move"))
 
 
 class _SlotGate:
@@ -103,7 +103,9 @@ class UnnotedQoS(_SlotGate, virtual.QoS):  # type: ignore[misc]
 
 
 class DeadlineOrder:
-    """What a channel does otherwise than kombu's; mixed into it."""
+    """What a channel does otherwise than kombu's; mixed into it, which is why *self*
+    may be used as any of kombu's channels.
+    """
 
     QoS = QoS
     from_transport_options = (*stock.Channel.from_transport_options, OPTION)
@@ -129,7 +131,7 @@ class DeadlineOrder:
     _plain: Any = None
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        self._unnoted = set()
+        self._unnoted: set[str] = set()
         super().__init__(*args, **kwargs)
         self.rule = Rule(**self.rts)
         if not self.ack_emulation:
@@ -184,7 +186,7 @@ class DeadlineOrder:
                 pipe.execute_command("EVAL", PUT.text, 2, *keys, score, text)
         except self.connection_errors:
             raise  # the transaction fails as a whole: nothing is lost
-        except Exception:
+        except Exception:  # noqa: BLE001  as kombu does
             stock.crit("Could not restore message: %r", payload, exc_info=True)
 
     def _placed(self: Any, queue: str, message: dict[str, Any]) -> tuple[float, str]:
@@ -230,7 +232,7 @@ class DeadlineOrder:
             if not self._claiming:
                 raise Empty()  # a bell, or time to look again
             self._known = True
-            return self._take(self._asked, answer)
+            return bool(self._take(self._asked, answer))
         finally:
             self._in_poll = None
             if hasattr(self, "_flush_brpop_reauth"):  # kombu >= 5.7
@@ -244,7 +246,9 @@ class DeadlineOrder:
         arguments = [time.time(), rule.hopeless, int(may), rule.late_every, rule.work, HOPE]
         arguments += [LOOKS, len(self.priority_steps)]
         for queue in queues:
-            keys += [self._part(queue, part) for part in (HOPEFUL, DEMOTED, BELL, TURNS, REFUSED)]
+            keys += [
+                self._part(queue, part) for part in (HOPEFUL, DEMOTED, BELL, TURNS, REFUSED)
+            ]
             keys += self._lists(queue)
             noted = note and self.ack_emulation and queue not in self._unnoted
             arguments += [int(noted), rule.horizon(queue)]
@@ -336,7 +340,8 @@ class DeadlineOrder:
         with self.plain.pipeline(transaction=False) as pipe:
             for name in self._names(queue, HOPEFUL, DEMOTED):
                 pipe.zcard(name)
-            return int(super()._size(queue)) + sum(pipe.execute())  # type: ignore[misc]
+            there: int = super()._size(queue)  # type: ignore[misc]
+            return there + int(sum(pipe.execute()))
 
     def _has_queue(self: Any, queue: str, **kwargs: Any) -> bool:
         there = self.plain.exists(*self._names(queue, HOPEFUL, DEMOTED))
@@ -347,8 +352,9 @@ class DeadlineOrder:
             for name in self._names(queue, HOPEFUL, DEMOTED):
                 pipe.zcard(name)
             pipe.delete(*self._names(queue, HOPEFUL, DEMOTED, BELL, TURNS))
-            waiting = sum(pipe.execute()[:2])
-        return waiting + int(super()._purge(queue))  # type: ignore[misc]
+            waiting = int(sum(pipe.execute()[:2]))
+        plain: int = super()._purge(queue)  # type: ignore[misc]
+        return waiting + plain
 
     def _delete(self: Any, queue: str, *args: Any, **kwargs: Any) -> None:
         super()._delete(queue, *args, **kwargs)  # type: ignore[misc]
@@ -363,14 +369,16 @@ class DeadlineOrder:
         return [self._q_for_pri(queue, step) for step in self.priority_steps]
 
     def _full(self: Any, names: list[str]) -> list[str]:
-        return [self.global_keyprefix + name for name in names]
+        prefix: str = self.global_keyprefix
+        return [prefix + name for name in names]
 
     def _names(self: Any, queue: str, *parts: str) -> list[str]:
-        return self._full([self._part(queue, part) for part in parts])
+        names: list[str] = self._full([self._part(queue, part) for part in parts])
+        return names
 
     def _parts(self: Any, queue: str) -> list[str]:
-        parts = [self._part(queue, part) for part in (HOPEFUL, DEMOTED, BELL, TURNS)]
-        return parts + self._lists(queue)
+        lists: list[str] = self._lists(queue)
+        return [self._part(queue, part) for part in (HOPEFUL, DEMOTED, BELL, TURNS)] + lists
 
     @property
     def plain(self: Any) -> Any:

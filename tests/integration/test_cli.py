@@ -21,6 +21,7 @@ from celery.bin.base import CLIContext
 from click.testing import CliRunner, Result
 from pymongo.database import Database
 
+import rts as rts_of
 from rts.cli import rts
 from rts.ledger.mongo import MongoLedger
 from rts.records import Execution, OutboxEntry
@@ -504,3 +505,45 @@ def test_a_wrong_setting(cli: Run, conf: dict[str, Any]) -> None:
     result = cli("tau")
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: rts_learning_rate = 7 is not valid")
+
+
+def test_queues_and_the_way_back_to_fifo(
+    cli: Run, conf: dict[str, Any], redis_client: redis.Redis
+) -> None:
+    conf["broker_url"] = conf["rts_redis_url"]
+    queue = conf["task_default_queue"] = conf["rts_key_prefix"].strip(":")
+    conf["rts_scheduler"] = "edf"
+    app = Celery("producer", set_as_current=True)
+    app.conf.update(conf)
+    rts_of.install(app)
+    now = time.time()
+    for offset in (500, -100, 300):
+        app.send_task("t", (offset,), headers={"sla_deadline": now + offset})
+    (row,) = [r for r in document(cli("queues", "--json"))["queues"] if r["name"] == queue]
+    assert (row["ordered"], row["demoted"], row["plain"]) == (3, 0, 0)
+    assert queue in cli("queues").stdout
+    conf["rts_scheduler"] = None
+    result = cli("status")
+    assert result.exit_code == 1
+    assert "3 messages wait in deadline order" in result.stderr
+    assert "3 messages moved" in cli("queues", "--to-fifo").stdout
+    assert "wait in deadline order" not in cli("status").stderr
+    # As any worker without the order takes them, at the right end first.
+    offsets = [
+        json.loads(text)["headers"]["argsrepr"] for text in redis_client.lrange(queue, 0, -1)
+    ]
+    assert offsets == ["(500,)", "(300,)", "(-100,)"]
+    rts_of.uninstall(app)
+    app.close()
+
+
+def test_queues_of_other_brokers(cli: Run, conf: dict[str, Any]) -> None:
+    conf["broker_url"] = "memory://"
+    result = cli("queues")
+    assert result.exit_code == 1
+    assert "the broker is not Redis" in result.stderr
+    conf["broker_url"] = NO_REDIS
+    result = cli("queues")
+    assert result.exit_code == 1
+    assert "not usable" in result.stderr
+    assert "secret" not in result.stderr

@@ -94,9 +94,7 @@ def test_what_fleets_without_the_order_publish_is_run_too(
 ) -> None:
     stage = make_stage(rts_scheduler="edf")
     ordered, fifo = producer(stage, producers), producer(stage, producers, rts_scheduler=None)
-    bare = Celery(
-        "bare", broker=stage.broker, backend=stage.backend, set_as_current=False
-    )
+    bare = Celery("bare", broker=stage.broker, backend=stage.backend, set_as_current=False)
     bare.conf.task_default_queue = ordered.conf.task_default_queue
     now = time.time()
     results = [

@@ -1,0 +1,67 @@
+"""``rts queues``: what waits, in which order."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from datetime import datetime, timezone
+
+import click
+
+from rts.cli.shared import as_json, print_json, settings_of
+from rts.cli.table import NONE, Column, render, seconds, terminal_width
+from rts.errors import CommandError
+from rts.scheduling import queues
+
+
+@click.command(name="queues", short_help="What waits, in deadline order or not.")
+@click.option(
+    "--to-fifo", is_flag=True, help="Move what waits in deadline order to the plain lists."
+)
+@as_json
+@click.pass_context
+def command(ctx: click.Context, to_fifo: bool, as_json: bool) -> None:
+    """Show the queues of the broker, which must be Redis.
+
+    "ordered" waits in deadline order, "demoted" is hopeless and waits behind it,
+    "plain" waits in order of arrival, as without rts_scheduler = "edf".
+
+    Use --to-fifo after that setting is taken back on all producers and workers:
+    workers without it see plain messages only.
+    """
+    app, settings = ctx.obj.app, settings_of(ctx)
+    with queues.queues_of(app, settings) as channel:
+        if channel is None:
+            raise CommandError("the broker is not Redis: it orders its queues itself")
+        names = queues.names(app, channel)
+        moved = {name: queues.to_plain(channel, name) for name in names} if to_fifo else {}
+        states = [queues.state_of(channel, name) for name in names]
+    if as_json:
+        rows = []
+        for state in states:
+            at = state.next_deadline
+            due = None if at is None else datetime.fromtimestamp(at, timezone.utc)
+            rows.append({**asdict(state), "next_deadline": due})
+        print_json({"scheduler": settings.scheduler, "queues": rows, "moved": moved})
+        return
+    if to_fifo:
+        count = sum(moved.values())
+        click.echo(f"{count} {'message' if count == 1 else 'messages'} moved")
+    now = time.time()
+    table = [
+        (
+            state.name,
+            str(state.ordered),
+            str(state.demoted),
+            str(state.plain),
+            NONE if state.next_deadline is None else seconds(state.next_deadline - now),
+        )
+        for state in states
+    ]
+    click.echo(render(_COLUMNS, table, terminal_width()))
+
+
+_COLUMNS = (
+    Column("queue", number=False),
+    *(Column(header) for header in ("ordered", "demoted", "plain", "next due in s")),
+)

@@ -1,0 +1,128 @@
+"""Looking at the queues of Redis in both forms, and taking them back to plain lists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from json import JSONDecoder
+from typing import Any
+
+from kombu.exceptions import OperationalError
+from kombu.utils.json import loads
+
+from rts.errors import StoreUnavailable
+from rts.scheduling.places import tail_of
+from rts.scheduling.rule import OPTION, Rule
+from rts.scheduling.switch import stand_in
+from rts.scheduling.transport import DEMOTED, HOPEFUL, MOVE, DeadlineOrder
+from rts.settings import Settings
+
+#: Seconds for the broker to take a connection and to answer.
+CONNECT_TIMEOUT_S, TIMEOUT_S = 2.0, 5.0
+#: Messages that are moved between two looks.
+BATCH = 500
+
+
+@dataclass(frozen=True)
+class QueueState:
+    """What waits in one queue, in messages."""
+
+    name: str
+    #: In deadline order, not known to be hopeless.
+    ordered: int
+    #: Hopeless, behind the others.
+    demoted: int
+    #: On kombu's plain lists, to be adopted by the next worker in deadline order.
+    plain: int
+    #: Epoch seconds; of the message that is first in the order.
+    next_deadline: float | None
+
+    @property
+    def waiting(self) -> int:
+        """All messages that wait."""
+        return self.ordered + self.demoted + self.plain
+
+
+@contextmanager
+def queues_of(app: Any, settings: Settings) -> Iterator[DeadlineOrder | None]:
+    """Give a channel that knows both forms; ``None`` where the broker is not Redis.
+
+    Raises:
+        StoreUnavailable: the broker is away.
+    """
+    stand_in()
+    options: dict[str, Any] = {OPTION: Rule.of(settings).as_option()}
+    options.update(socket_connect_timeout=CONNECT_TIMEOUT_S, socket_timeout=TIMEOUT_S)
+    with app.connection_for_read(transport_options=options) as connection:
+        if connection.transport.driver_type != "redis":
+            yield None
+            return
+        try:
+            connection.ensure_connection(max_retries=1, interval_start=0)
+            yield connection.default_channel
+        except (OperationalError, *connection.connection_errors) as exc:
+            raise StoreUnavailable(f"the broker {connection.as_uri()} is not usable") from exc
+
+
+def names(app: Any, channel: Any) -> list[str]:
+    """Return the queues of *app*, and all others that hold messages in order."""
+    found = set(app.amqp.queues)
+    for part in (HOPEFUL, DEMOTED):
+        ending = f"{channel.sep}{part}"
+        pattern = f"{channel.global_keyprefix}*{ending}"
+        for key in channel.plain.scan_iter(match=pattern, count=1000):
+            name = key.decode(errors="replace")
+            found.add(name[len(channel.global_keyprefix) : -len(ending)])
+    return sorted(found)
+
+
+def state_of(channel: Any, name: str) -> QueueState:
+    """Return what waits in a queue."""
+    hopeful, demoted = channel._names(name, HOPEFUL, DEMOTED)
+    lists = channel._full(channel._lists(name))
+    with channel.plain.pipeline() as pipe:
+        pipe.zcard(hopeful)
+        pipe.zcard(demoted)
+        pipe.zrange(hopeful, 0, 0)
+        for plain in lists:
+            pipe.llen(plain)
+        ordered, late, first, *lengths = pipe.execute()
+    deadline = None
+    if first:
+        headers = loads(tail_of(first[0]).decode())[0].get("headers") or {}
+        value = headers.get("rts_deadline")
+        deadline = float(value) if isinstance(value, int | float) else None
+    return QueueState(name, ordered, late, sum(lengths), deadline)
+
+
+def to_plain(channel: Any, name: str) -> int:
+    """Move what waits in order to the plain list, where any worker takes it; the
+    earliest deadline first, then the hopeless. Returns the number of messages.
+    """
+    moved = 0
+    (target,) = channel._full([name])
+    for source in channel._names(name, HOPEFUL, DEMOTED):
+        while members := channel.plain.zrange(source, 0, BATCH - 1):
+            for text in members:
+                noted = tail_of(text).decode()
+                payload = noted[1 : JSONDecoder().raw_decode(noted, 1)[1]]
+                moved += MOVE.run(channel.plain, [source, target], [text, payload])
+    return moved
+
+
+def left_in_order(app: Any, settings: Settings) -> dict[str, int]:
+    """Return how many messages wait in deadline order, by queue of *app*, where the
+    app does not have that order, so that its workers do not see them.
+    """
+    if settings.scheduler == "edf":
+        return {}
+    try:
+        with queues_of(app, settings) as channel:
+            if channel is None:
+                return {}
+            states = [state_of(channel, name) for name in app.amqp.queues]
+    except StoreUnavailable:
+        return {}
+    counts = {state.name: state.ordered + state.demoted for state in states}
+    return {name: count for name, count in counts.items() if count}
