@@ -16,6 +16,9 @@ from __future__ import annotations
 #: Allowed range of the SLA multiplier k, both ends included.
 MIN_MULTIPLIER, MAX_MULTIPLIER = 1.5, 2.5
 
+#: Range of a learned k (``rts_deadline_policy`` "quantile"), both ends included.
+MIN_LEARNED, MAX_LEARNED = 1.0, 50.0
+
 #: Absolute deadlines lie in (0, MAX_INSTANT]: what a datetime can hold.
 MAX_INSTANT = 253402300799.0  # 9999-12-31T23:59:59Z
 

@@ -12,7 +12,13 @@ from datetime import datetime, timezone
 from typing import Any
 
 from rts import health
-from rts.deadlines import MAX_INSTANT, MAX_MULTIPLIER, MIN_MULTIPLIER
+from rts.deadlines import (
+    MAX_INSTANT,
+    MAX_LEARNED,
+    MAX_MULTIPLIER,
+    MIN_LEARNED,
+    MIN_MULTIPLIER,
+)
 from rts.records import Plan
 from rts.settings import finite
 from rts.tasktypes import Resources, TaskType
@@ -33,6 +39,8 @@ _RESOURCES = {f"req_{f.name}": f.name for f in fields(Resources)}
 
 TYPE_SOURCES = ("explicit", "task", "inferred")
 ARRIVAL_SOURCES = ("published", "received")
+#: Value of the header ``rts_policy`` where k was learned, outside of what may be set.
+LEARNED = "quantile"
 #: Header that the deadline order gives a message that it drops as hopeless.
 DROPPED = "rts_dropped"
 
@@ -134,6 +142,8 @@ def write_plan(headers: dict[str, Any], plan: Plan) -> None:
     headers["rts_type_source"] = plan.type_source
     if plan.arrival_source != "published":
         headers["rts_arrival_source"] = plan.arrival_source
+    if not MIN_MULTIPLIER <= plan.k <= MAX_MULTIPLIER:
+        headers["rts_policy"] = LEARNED
 
 
 def read_plan(values: Mapping[str, Any], types: Mapping[str, TaskType]) -> Plan | None:
@@ -155,7 +165,10 @@ def read_plan(values: Mapping[str, Any], types: Mapping[str, TaskType]) -> Plan 
         and type(arrival) is float
         and type(deadline) is float
         and 0 < tau < 1e9
-        and MIN_MULTIPLIER <= k <= MAX_MULTIPLIER
+        and (
+            MIN_MULTIPLIER <= k <= MAX_MULTIPLIER
+            or (values.get("rts_policy") == LEARNED and MIN_LEARNED <= k <= MAX_LEARNED)
+        )
         and 0 < arrival <= MAX_INSTANT
         and 0 < deadline <= MAX_INSTANT
         and isinstance(task_type, str)

@@ -47,6 +47,13 @@ class Keys:
         return self.prefix + "sketch:"
 
     @property
+    def ratio(self) -> str:
+        """Prefix of one hash per type, and ``*`` for all: log bucket of runtime over the
+        tau that the deadline was computed with, to number of runs.
+        """
+        return self.prefix + "ratio:"
+
+    @property
     def outbox(self) -> str:
         """Stream of finished executions on their way to the ledger."""
         return self.prefix + "outbox"

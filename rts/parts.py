@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import urlsplit
 
 from rts.clock import FleetClock
 from rts.ledger.notes import NoteBoard
@@ -19,6 +21,8 @@ from rts.lifecycle.planning import Planner
 from rts.lifecycle.runs import Runs
 from rts.link.link import Link
 from rts.load.sampler import LoadSampler
+from rts.records import Plan
+from rts.scheduling.priority import HIGHEST, level
 from rts.settings import Settings
 from rts.tau.cache import TauCache
 
@@ -32,6 +36,8 @@ class Parts:
     link: Link
     taus: TauCache
     planner: Planner
+    #: Returns the priority of a message, where deadlines travel as such.
+    prioritise: Callable[[Plan], int] | None = None
     #: ``None`` in processes that are not a worker's.
     worker: WorkerParts | None = None
 
@@ -46,7 +52,26 @@ class Parts:
         clock = FleetClock()
         link = Link(settings)
         taus = TauCache(link, settings, clock)
-        return cls(settings, clock, link, taus, Planner(settings, taus, clock, task_options))
+        planner = Planner(settings, taus, clock, task_options)
+        return cls(settings, clock, link, taus, planner, _prioritiser(app, settings, clock))
+
+
+def _prioritiser(
+    app: Any, settings: Settings, clock: FleetClock
+) -> Callable[[Plan], int] | None:
+    """Return what turns plans into priorities, ``None`` where nobody asks for it."""
+    if settings.scheduler != "priority":
+        return None
+    url = app.conf.broker_write_url or app.conf.broker_url or ""
+    scheme = urlsplit(url if isinstance(url, str) else url[0]).scheme
+    inverted = scheme.partition("+")[0] in ("redis", "rediss", "sentinel")
+    highest = HIGHEST if inverted else app.conf.task_queue_max_priority or HIGHEST
+
+    def prioritise(plan: Plan) -> int:
+        laxity_s = plan.deadline - clock.now() - plan.tau
+        return level(laxity_s, inverted=inverted, highest=highest)
+
+    return prioritise
 
 
 @dataclass

@@ -55,6 +55,13 @@ class Settings:
     priority_multipliers: Mapping[int, float] = field(default_factory=dict)
     #: The six default types and the app's own.
     task_types: Mapping[str, TaskType] = field(default_factory=lambda: dict(DEFAULT_TASK_TYPES))
+    #: ``multiplier``: a fixed k; ``quantile``: the learned quantile of runtime over tau.
+    deadline_policy: str = "multiplier"
+    #: The share of runs that shall be in time on an idle system, with ``quantile``.
+    quantile: float = 0.95
+    #: Whether tasks published inside a task get no later deadline than it has, and the
+    #: members of a chain one end-to-end deadline.
+    propagate_deadline: bool = False
     #: λ of ``tau_new = λ·actual + (1 − λ)·tau_old``, above 0 to 1.
     learning_rate: float = 0.2
     #: Seconds that a deadline leaves beyond tau at least.
@@ -362,6 +369,9 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "rts_sla_multiplier": _multiplier,
     "rts_priority_multipliers": _priority_multipliers,
     "rts_task_types": _task_types,
+    "rts_deadline_policy": _choice("multiplier", "quantile"),
+    "rts_quantile": _number(0.5, "a share from 0.5 to 0.999", most=0.999),
+    "rts_propagate_deadline": _boolean,
     "rts_learning_rate": _number(0, "a number above 0, at most 1", above=True, most=1),
     "rts_min_slack": _number(0, "seconds, at least 0"),
     "rts_tau_scope": _choice("name", "type"),

@@ -21,6 +21,7 @@ from rts.headers import (
     refuse,
     write_plan,
 )
+from rts.lifecycle.propagation import NEXT, hand_on, note_next, share_with_chain
 from rts.records import Plan
 from rts.settings import Settings
 from rts.tasktypes import Resources, infer
@@ -31,6 +32,9 @@ class TauReader(Protocol):
 
     def tau(self, task_type: str, name: str) -> float:
         """Return the tau in seconds to use for one task."""
+
+    def ratio(self, task_type: str) -> float | None:
+        """Return the learned quantile of runtime over tau; ``None``: not known yet."""
 
 
 #: Returns the ``rts={…}`` option of a registered task by its name, empty without
@@ -58,8 +62,10 @@ class Planner:
         headers: dict[str, Any],
         priority: object,
         current: Mapping[str, Any] | None,
-    ) -> None:
-        """Write a plan into the *headers* of a message that is about to be published.
+        body: object = None,
+    ) -> Plan:
+        """Write a plan into the *headers* of a message that is about to be published,
+        and return it.
 
         *current* are the attributes of the request that the publishing process
         is running, ``None`` outside a task. A message with the same id and name
@@ -75,7 +81,30 @@ class Planner:
         if plan is None:
             headers.pop("rts_arrival_source", None)
             plan = self.plan(name, headers, priority)
+            if self._settings.propagate_deadline:
+                plan = self._propagate(plan, headers, current, body)
         write_plan(headers, plan)
+        return plan
+
+    def _propagate(
+        self,
+        plan: Plan,
+        headers: dict[str, Any],
+        current: Mapping[str, Any] | None,
+        body: object,
+    ) -> Plan:
+        parent = None if current is None else read_plan(current, self._types)
+        note_next(headers, body)
+        if current is None or current.get(NEXT) != headers.get("id"):
+
+            def allowance(name: str, headers: Mapping[str, Any]) -> float:
+                alone = self.plan(name, headers, None)
+                return alone.deadline - alone.arrival
+
+            plan = share_with_chain(plan, body, allowance)
+        if current is not None and parent is not None:
+            plan = hand_on(plan, headers, current, parent.deadline)
+        return plan
 
     def plan(
         self, name: str, headers: Mapping[str, Any], priority: object, source: str = "published"
@@ -110,6 +139,8 @@ class Planner:
         k = asked.sla_multiplier or own.sla_multiplier
         if k is None and settings.priority_multipliers and isinstance(priority, int):
             k = settings.priority_multipliers.get(priority)
+        if k is None and settings.deadline_policy == "quantile":
+            k = self._taus.ratio(task_type)
         if k is None:
             k = self._types[task_type].sla_multiplier or settings.sla_multiplier
         until = asked.sla_deadline or own.sla_deadline

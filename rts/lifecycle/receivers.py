@@ -50,7 +50,11 @@ def connect(parts_of: PartsOf, publisher: Publisher) -> None:
         return
 
     def publishing(
-        sender: Any = None, headers: Any = None, properties: Any = None, **_: Any
+        sender: Any = None,
+        headers: Any = None,
+        properties: Any = None,
+        body: Any = None,
+        **_: Any,
     ) -> None:
         try:
             name = str(sender)
@@ -63,7 +67,10 @@ def connect(parts_of: PartsOf, publisher: Publisher) -> None:
                 return
             task = get_current_task()
             current = None if task is None else vars(task.request)
-            parts.planner.plan_message(name, headers, properties.get("priority"), current)
+            priority = properties.get("priority")
+            plan = parts.planner.plan_message(name, headers, priority, current, body)
+            if parts.prioritise is not None and priority is None:
+                properties["priority"] = parts.prioritise(plan)
         except Exception as exc:  # noqa: BLE001  the message must go out
             health.hook_failed("publish", exc)
 

@@ -8,11 +8,13 @@
 --       5 counters   hash, name -> number
 --       6 seq        of this writer: the last record of it that was applied; left out
 --                    where nothing is ever delivered again
--- ARGV  1 λ                              4 prefix of the sketches
---       2 most fields in tau             5 ln of the sketch's base
---       3 most records in the outbox     then six for each record:
+-- ARGV  1 λ                              4 prefix of the sketches of runtimes
+--       2 most fields in tau             5 ln of the sketches' base
+--       3 most records in the outbox     6 prefix of those of runtime / tau
+--       then seven for each record:
 --       n number of the record, rising; record (JSON), '' to learn only; runtime in
---       seconds, '' to learn nothing; task type; task name; the type's first tau
+--       seconds, '' to learn nothing; task type; task name; the type's first tau; the
+--       tau that its deadline was computed with, '' where there was none
 -- Returns one line for each record: '' where nothing was learned, else 'TB TA NB NA'
 -- with tau before and after of the type and of the name in seconds, '-' for one
 -- that was not learned; 'dup' for a record that was applied before.
@@ -40,6 +42,20 @@ local function sound(value, least)
   return number and number >= least and number < math.huge and number or nil
 end
 
+local function bucket_of(value)
+  -- + 0, because the ceiling of -0.3 is -0, which Redis takes for another field.
+  return value > 1e-9 and math.ceil(math.log(value) / tonumber(ARGV[5])) + 0 or 'zero'
+end
+
+local ratios = {}
+local function learn_ratio(task_type, ratio)
+  for _, field in ipairs({task_type, '*'}) do
+    ratios[field] = ratios[field] or {}
+    local bucket = bucket_of(ratio)
+    ratios[field][bucket] = (ratios[field][bucket] or 0) + 1
+  end
+end
+
 local function learn(field, actual, first)
   local tau = taus[field]
   if not tau then
@@ -64,17 +80,13 @@ local function learn(field, actual, first)
   local deviation = deviations[field]
   deviations[field] = deviation and rate * off + (1 - rate) * deviation or off
   taus[field], counts[field] = new, counts[field] + 1
-  local bucket = 'zero'
-  if actual > 1e-9 then
-    -- + 0, because the ceiling of -0.3 is -0, which Redis takes for another field.
-    bucket = math.ceil(math.log(actual) / tonumber(ARGV[5])) + 0
-  end
+  local bucket = bucket_of(actual)
   sketches[field][bucket] = (sketches[field][bucket] or 0) + 1
   return text(tau), text(new)
 end
 
 local answers = {}
-for i = 6, #ARGV, 6 do
+for i = 7, #ARGV, 7 do
   local number, record, actual = tonumber(ARGV[i]), ARGV[i + 1], ARGV[i + 2]
   local answer = 'dup'
   if number > last then
@@ -84,6 +96,10 @@ for i = 6, #ARGV, 6 do
       local before, after = learn(ARGV[i + 3], x, first)
       local own_before, own_after = learn(ARGV[i + 3] .. '/' .. ARGV[i + 4], x, first)
       answer = table.concat({before, after, own_before, own_after}, ' ')
+      local used = tonumber(ARGV[i + 6])
+      if used and used > 0 and before ~= '-' then
+        learn_ratio(ARGV[i + 3], x / used)
+      end
     end
     if record ~= '' then
       if waiting >= most_records then
@@ -109,6 +125,11 @@ for field, tau in pairs(taus) do
   redis.pcall('HSET', KEYS[3], field, text(deviations[field]))
   for bucket, n in pairs(sketches[field]) do
     redis.pcall('HINCRBY', ARGV[4] .. field, bucket, n)
+  end
+end
+for field, buckets in pairs(ratios) do
+  for bucket, n in pairs(buckets) do
+    redis.pcall('HINCRBY', ARGV[6] .. field, bucket, n)
   end
 end
 if refused > 0 then

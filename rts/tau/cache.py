@@ -5,17 +5,24 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from redis.exceptions import ResponseError
 
 from rts import health
 from rts.clock import FleetClock
+from rts.deadlines import MAX_LEARNED, MIN_LEARNED
 from rts.errors import StoreUnavailable
 from rts.link.link import Link, replies_as_text
 from rts.link.scripts import pack
 from rts.settings import Settings
 from rts.tau.redis import runs, sound
+from rts.tau.sketch import Sketch
+
+#: Stands for all types: their ratios of runtime over tau are pooled for the young.
+POOL = "*"
+#: Runs from which on a type's own ratios are used, and those of all.
+OWN_RUNS, POOL_RUNS = 100, 20
 
 #: Seconds that taus are used before they are read again.
 FRESH_S = 1.0
@@ -43,6 +50,8 @@ class TauCache:
         self._by_name = settings.tau_scope == "name"
         #: The taus that may be used: names only once they have enough runs.
         self._taus: dict[str, float] = {}
+        #: By type, and of all under POOL, where enough runs are known.
+        self._ratios: dict[str, float] = {}
         self._stale_at = -1.0
         self._lock = threading.Lock()
         self._pid = os.getpid()
@@ -57,6 +66,12 @@ class TauCache:
             if own is not None:
                 return own
         return taus.get(task_type) or self._first[task_type]
+
+    def ratio(self, task_type: str) -> float | None:
+        """Return the learned quantile of runtime over tau of a type; ``None``: too few
+        runs are known. Never raises.
+        """
+        return self._ratios.get(task_type, self._ratios.get(POOL))
 
     def keep_time(self, max_age_s: float) -> None:
         """Measure the clock's offset again where that was longer ago than *max_age_s*."""
@@ -83,16 +98,19 @@ class TauCache:
         keys = self._settings.keys
         counts = health.take_counts()
         commands = [pack("TIME"), pack("HGETALL", keys.tau), pack("HGETALL", keys.count)]
+        ratios = [*self._first, POOL] if self._settings.deadline_policy == "quantile" else []
+        commands += [pack("HGETALL", keys.ratio + field) for field in ratios]
         commands += [pack("HINCRBY", keys.counters, name, n) for name, n in counts.items()]
         sent_at = time.time()
         try:
-            time_, taus, learned, *counted = self._link.call_each(*commands)
+            time_, taus, learned, *rest = self._link.call_each(*commands)
         except BaseException as exc:  # a soft time limit may strike here too
             health.give_back(counts)
             if not isinstance(exc, StoreUnavailable):
                 raise
             return
         received_at = time.time()
+        sketches, counted = rest[: len(ratios)], rest[len(ratios) :]
         # A server without memory, or a replica, refuses to count and can be read.
         health.give_back(
             {
@@ -107,6 +125,15 @@ class TauCache:
         if not isinstance(taus, ResponseError) and not isinstance(learned, ResponseError):
             self._keep(replies_as_text(taus), replies_as_text(learned))
 
+        self._ratios = learned_ratios(
+            self._settings.quantile,
+            {
+                field: Sketch.from_hash(replies_as_text(answer))
+                for field, answer in zip(ratios, sketches, strict=True)
+                if not isinstance(answer, ResponseError)
+            },
+        )
+
     def _keep(self, taus: dict[str, str], learned: dict[str, str]) -> None:
         enough = self._settings.min_samples
         usable = {}
@@ -117,3 +144,14 @@ class TauCache:
             if tau is not None:
                 usable[field] = tau
         self._taus = usable
+
+
+def learned_ratios(q: float, sketches: Mapping[str, Sketch]) -> dict[str, float]:
+    """Return the quantile *q* of runtime over tau, where enough runs are known."""
+    ratios = {}
+    for field, sketch in sketches.items():
+        if sketch.count >= (POOL_RUNS if field == POOL else OWN_RUNS):
+            bound = sketch.bound(q)
+            assert bound is not None
+            ratios[field] = min(MAX_LEARNED, max(MIN_LEARNED, bound))
+    return ratios

@@ -16,7 +16,7 @@ from rts.tau.sketch import LOG_BASE
 #: than the settings).
 UNKNOWN_TYPE = TaskType("mixed", 10.0)
 
-_KEYS, _CONSTANTS, _PER_RECORD = 5, 5, 6
+_KEYS, _CONSTANTS, _PER_RECORD = 5, 6, 7
 
 
 class Lesson(NamedTuple):
@@ -30,6 +30,8 @@ class Lesson(NamedTuple):
     actual_s: float | None
     task_type: str
     name: str
+    #: The tau that the deadline was computed with, seconds; ``None``: there was none.
+    tau_s: float | None = None
 
 
 def learnable(execution: Execution) -> float | None:
@@ -48,7 +50,8 @@ def lesson_of(execution: Execution, number: int, record: bytes | None = None) ->
     if record is None:
         record = execution.to_json().encode()
     actual_s = learnable(execution)
-    return Lesson(number, record, actual_s, execution.task_type, execution.name)
+    name, tau_s = execution.name, execution.tau
+    return Lesson(number, record, actual_s, execution.task_type, name, tau_s)
 
 
 class FinishCall:
@@ -62,7 +65,7 @@ class FinishCall:
         self._names = bulks(*(name.encode() for name in names))
         constants = (
             *(settings.learning_rate, settings.max_types, settings.outbox_max),
-            *(keys.sketch, repr(LOG_BASE)),
+            *(keys.sketch, repr(LOG_BASE), keys.ratio),
         )
         self._constants = bulks(*(str(constant).encode() for constant in constants))
 
@@ -75,7 +78,7 @@ class FinishCall:
         It carries the script itself: a server that is back may be a new one.
         """
         parts: list[bytes] = []
-        for number, record, actual_s, task_type, name in lessons:
+        for number, record, actual_s, task_type, name, tau_s in lessons:
             known = self._types.get(task_type, UNKNOWN_TYPE)
             parts += (
                 b"%d" % number,
@@ -84,6 +87,7 @@ class FinishCall:
                 known.name.encode(),
                 name.encode("utf-8", "replace"),
                 repr(known.tau).encode(),
+                b"" if tau_s is None else repr(tau_s).encode(),
             )
         seq = [] if producer is None else [(self._seq + producer).encode()]
         head = FINISH.head(_CONSTANTS + _PER_RECORD * len(lessons), _KEYS + len(seq))

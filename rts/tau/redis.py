@@ -76,15 +76,17 @@ class RedisTauStore:
     def reset(self, field: str | None = None) -> None:
         """See :class:`rts.ports.TauStore`."""
         hashes = (self._keys.tau, self._keys.count, self._keys.deviation)
-        sketch = self._keys.sketch.encode()
+        sketch, ratio = self._keys.sketch.encode(), self._keys.ratio.encode()
         if field is None:
             # By the hashes' own fields: also what is not sound is forgotten.
             answers = self._link.call(*(pack("HKEYS", key) for key in hashes))
             names = {name for answer in answers for name in answer}
-            self._link.call(pack("DEL", *hashes), *(pack("DEL", sketch + n) for n in names))
+            others = (pack("DEL", sketch + name, ratio + name) for name in (*names, b"*"))
+            self._link.call(pack("DEL", *hashes), *others)
         else:
             forget = [pack("HDEL", key, field) for key in hashes]
-            self._link.call(*forget, pack("DEL", sketch + field.encode()))
+            name = field.encode()
+            self._link.call(*forget, pack("DEL", sketch + name, ratio + name))
 
     def entries(self) -> Mapping[str, TauEntry]:
         """See :class:`rts.ports.TauStore`."""

@@ -88,3 +88,25 @@ class Sketch:
             if rank < below:
                 return 2 * _GAMMA**bucket / (_GAMMA + 1)
         raise AssertionError("ranks lie below the count")
+
+    def bound(self, q: float) -> float | None:
+        """Return a value that the next one stays below with probability *q*, as far as
+        those counted tell; within a bucket it is interpolated. ``None`` without values.
+
+        The rank is q·(n + 1): of n values of the same distribution, the next one's rank
+        among them is uniform (Vovk, Gammerman & Shafer, *Algorithmic Learning in a
+        Random World*, 2005).
+        """
+        count = self.count
+        if not count:
+            return None
+        rank = min(count, q * (count + 1))
+        below = self.zeros
+        if rank <= below:
+            return 0.0
+        for bucket in sorted(self.buckets):
+            inside = self.buckets[bucket]
+            if rank <= below + inside:
+                return float(_GAMMA ** (bucket - 1 + (rank - below) / inside))
+            below += inside
+        raise AssertionError("ranks lie within the count")

@@ -33,6 +33,9 @@ class Taus:
         default = Settings().task_types.get(task_type)
         return self.taus.get(name) or (default.tau if default else 30.0)
 
+    def ratio(self, task_type: str) -> float | None:
+        return self.taus.get("ratio")
+
 
 def planner(options: Any = None, taus: Taus | None = None, **settings: Any) -> Planner:
     return Planner(

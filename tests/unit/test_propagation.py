@@ -1,0 +1,199 @@
+"""Deadlines that are handed on, deadlines as priorities, deadlines from learned ratios."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+import pytest
+from celery import Celery, chain
+from celery.signals import before_task_publish
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rts.deadlines import MAX_LEARNED
+from rts.headers import read_plan
+from rts.lifecycle.planning import Planner
+from rts.scheduling.priority import level
+from rts.settings import Settings
+from rts.tau.cache import POOL, learned_ratios
+from rts.tau.sketch import Sketch
+from tests.unit.test_planning import NOW, StoppedClock, Taus
+
+TYPES = Settings().task_types
+
+
+def planner(**settings: Any) -> Planner:
+    taus = settings.pop("taus", {})
+    return Planner(
+        Settings.from_conf({f"rts_{k}": v for k, v in settings.items()}, environ={}),
+        Taus(**taus),
+        StoppedClock(),
+        lambda name: {},
+    )
+
+
+def sent_chain(*names: str) -> tuple[dict[str, Any], Any]:
+    """Return the headers and the body that Celery makes for the first task of a chain."""
+    app = Celery(set_as_current=False, broker="memory://")
+    caught: list[tuple[dict[str, Any], Any]] = []
+
+    def catch(headers: Any = None, body: Any = None, **_: Any) -> None:
+        caught.append((headers, body))
+
+    tasks = [app.task(name=name)(lambda: None) for name in names]
+    before_task_publish.connect(catch, weak=False, dispatch_uid="catch")
+    try:
+        chain(*(task.si() for task in tasks)).apply_async()
+    finally:
+        before_task_publish.disconnect(dispatch_uid="catch")
+        app.close()
+    return caught[0]
+
+
+def signature(name: str, **options: Any) -> Any:
+    return Celery(set_as_current=False).signature(name, **options)
+
+
+def test_a_chain_shares_one_deadline() -> None:
+    p = planner(propagate_deadline=True, taus={"a": 5.0, "b": 7.0, "c": 11.0})
+    headers, body = sent_chain("a", "b", "c")
+    first = p.plan_message("a", headers, None, None, body)
+    assert first.deadline - NOW == pytest.approx(2 * (5 + 7 + 11))
+    follow = {**body[2]["chain"][-1]["options"]}
+    second_headers = {"id": follow["task_id"], "task": "b"}
+    second_body = ((), {}, {"chain": body[2]["chain"][:-1]})
+    second = p.plan_message("b", second_headers, None, headers, second_body)
+    assert second.deadline == first.deadline
+    # What a member publishes besides has at most its time, but may be due earlier.
+    assert p.plan_message("a", {"id": "x"}, None, headers).deadline == NOW + 10
+    assert p.plan_message("z", {"id": "y"}, None, headers).deadline <= first.deadline
+
+
+def test_groups_and_chords_in_a_chain_count_by_their_longest() -> None:
+    p = planner(propagate_deadline=True, taus={"a": 5.0, "b": 7.0, "c": 11.0})
+    members = [dict(signature("b")), dict(signature("c"))]
+    follow = {
+        "task": "celery.chord",
+        "kwargs": {
+            "header": {"task": "celery.group", "kwargs": {"tasks": members}},
+            "body": dict(signature("a")),
+        },
+        "options": {"task_id": "chord"},
+    }
+    headers = {"id": "1", "task": "a"}
+    plan = p.plan_message("a", headers, None, None, ((), {}, {"chain": [follow]}))
+    assert plan.deadline - NOW == pytest.approx(2 * (5 + 11 + 5))
+    assert headers["rts_next"] == "chord"
+
+
+def test_children_are_bounded_by_their_parent_only_where_it_is_asked_for() -> None:
+    parent: dict[str, Any] = {"id": "p", "task": "a"}
+    planner(taus={"a": 5.0}).plan_message("a", parent, None, None)
+    for propagate, due in ((False, 80.0), (True, 10.0)):
+        p = planner(propagate_deadline=propagate, taus={"child": 40.0})
+        plan = p.plan_message("child", {"id": "c"}, None, parent)
+        assert plan.deadline == NOW + due
+        assert plan.tau == 40.0
+
+
+_JSON = st.recursive(
+    st.none() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "task",
+                    "kwargs",
+                    "options",
+                    "tasks",
+                    "header",
+                    "body",
+                    "chain",
+                    "headers",
+                    "task_id",
+                ]
+            ),
+            inner | st.sampled_from(["celery.chain", "celery.group", "celery.chord"]),
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(body=st.tuples(_JSON, _JSON, _JSON) | _JSON)
+def test_any_body_is_borne(body: Any) -> None:
+    plan = planner(propagate_deadline=True).plan_message("a", {"id": "1"}, None, None, body)
+    assert plan.deadline >= NOW
+
+
+@given(
+    laxities=st.lists(st.floats(0, 1e9), min_size=2, max_size=2),
+    inverted=st.booleans(),
+    highest=st.integers(1, 255),
+)
+def test_less_laxity_is_never_less_urgent(
+    laxities: list[float], inverted: bool, highest: int
+) -> None:
+    soon, late = (level(s, inverted=inverted, highest=highest) for s in sorted(laxities))
+    assert soon <= late if inverted else soon >= late
+    hopeless = level(-1.0, inverted=inverted, highest=highest)
+    assert hopeless == (highest if inverted else 0)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda rng: rng.lognormvariate(0, 0.3),
+        lambda rng: rng.lognormvariate(0, 1.2),
+        lambda rng: rng.choice([0.1, 0.1, 0.1, 3.0]) * rng.uniform(0.9, 1.1),
+        lambda rng: rng.paretovariate(2.0),
+    ],
+    ids=["lognormal", "wide", "bimodal", "heavy"],
+)
+@pytest.mark.parametrize("q", [0.9, 0.95])
+def test_the_learned_quantile_covers_what_is_asked(draw: Any, q: float) -> None:
+    rng = random.Random(5)
+    sketch, tau, met, n = Sketch(), 10.0, 0, 20_000
+    ratios: dict[str, float] = {}
+    for number in range(n):
+        x = draw(rng)
+        if number % 20 == 0:
+            ratios = learned_ratios(q, {"mixed": sketch})
+        if number >= 100:
+            met += x <= ratios["mixed"] * tau
+        sketch.update(x / tau)
+        tau = 0.2 * x + 0.8 * tau
+    assert met / (n - 100) == pytest.approx(q, abs=0.01)
+
+
+def test_the_young_borrow_from_all_types() -> None:
+    young, pool = Sketch(), Sketch()
+    assert learned_ratios(0.95, {"mixed": young, POOL: pool}) == {}
+    for _ in range(30):
+        young.update(2.0)
+        pool.update(3.0)
+    assert learned_ratios(0.95, {"mixed": young, POOL: pool}) == {
+        POOL: pytest.approx(3.0, rel=0.05)
+    }
+    for _ in range(100):
+        young.update(1e9)
+    assert learned_ratios(0.95, {"mixed": young})["mixed"] == MAX_LEARNED
+
+
+def test_a_learned_k_travels_and_what_is_set_by_hand_wins() -> None:
+    p = planner(deadline_policy="quantile", taus={"a": 5.0, "ratio": 4.0})
+    headers: dict[str, Any] = {"id": "1"}
+    plan = p.plan_message("a", headers, None, None)
+    assert plan.deadline == NOW + 20
+    assert (headers["rts_k"], headers["rts_policy"]) == (4.0, "quantile")
+    assert read_plan(headers, TYPES) == plan
+    headers["rts_k"] = math.inf
+    assert read_plan(headers, TYPES) is None
+    by_hand = p.plan_message("a", {"id": "2", "sla_multiplier": 1.5}, None, None)
+    assert by_hand.deadline == NOW + 7.5
+    unknown = planner(deadline_policy="quantile", taus={"a": 5.0})
+    assert unknown.plan_message("a", {"id": "3"}, None, None).deadline == NOW + 10
