@@ -23,6 +23,9 @@ ROOT = Path(__file__).parent.parent
 #: Rounds of the mix; each publishes ten typed tasks.
 ROUNDS = 13
 
+#: The overload at the end: tasks, and slots of the worker.
+OVERLOAD_TASKS, SLOTS = 500, 16
+
 
 def say(text: str = "") -> None:
     """Print a line at once, also into a pipe."""
@@ -132,8 +135,24 @@ def run(stack: ExitStack, keep: bool) -> None:
     task = ledger.tasks.find_one({"name": "workers.trouble.killed"})
     if task is not None:
         say(command("show", str(task["_id"])))
+    overload()
     if keep:
         linger(redis, mongo)
+
+
+def overload() -> None:
+    """Show the same overload twice: in stock order, and in deadline order."""
+    from rts.simulation.traces import at_load, six_types
+    from rts.testing.replay import replay, share
+
+    jobs = at_load(six_types(OVERLOAD_TASKS, seed=1), SLOTS, 1.2)
+    say(
+        f"\n— overload: {OVERLOAD_TASKS} tasks of the six types, 100 times as fast, need 1.2 "
+        f"times what {SLOTS} slots give —\n"
+    )
+    for name, scheduler in (("stock order (FIFO)", None), ('rts_scheduler = "edf"', "edf")):
+        met = share(replay(jobs, SLOTS, scheduler))
+        say(f"{name:<24}{'█' * round(40 * met):<40} {met:6.1%} of deadlines met")
 
 
 def linger(redis: RedisServer, mongo: MongoServer) -> None:

@@ -42,7 +42,9 @@ def sent_chain(*names: str) -> tuple[dict[str, Any], Any]:
     def catch(headers: Any = None, body: Any = None, **_: Any) -> None:
         caught.append((headers, body))
 
-    tasks = [app.task(name=name)(lambda: None) for name in names]
+    def nothing() -> None: ...
+
+    tasks = [app.task(nothing, name=name) for name in names]
     before_task_publish.connect(catch, weak=False, dispatch_uid="catch")
     try:
         chain(*(task.si() for task in tasks)).apply_async()

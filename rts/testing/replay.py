@@ -1,0 +1,148 @@
+"""Replaying a workload through real workers: each job is a task that sleeps.
+
+The speed-up makes hours into minutes: arrivals, service times, first taus and floors
+are divided by it alike, so that the same deadlines are met, as long as a task is long
+beside what Celery itself needs for one (a few milliseconds).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import pymongo
+
+from rts.settings import Settings
+from rts.simulation.traces import Job
+from rts.testing.servers import MongoServer, RedisServer
+from rts.testing.waiting import wait_until
+from rts.testing.workers import WorkerProcess
+
+APP = "rts.testing.replay_app"
+#: Seconds that the replay may take beyond twice what the slots need for the work.
+PATIENCE_S = 60.0
+
+_PUBLISH = """
+import json, sys, time
+from rts.testing.replay_app import app
+jobs = json.load(sys.stdin)
+with app.connection_for_write() as connection, app.amqp.Producer(connection) as producer:
+    for task in app.tasks.values():  # connects, and reads the taus, before the clock starts
+        pass
+    producer.connection.ensure_connection()
+    begun = time.time() + 0.5
+    for arrival, name, seconds, kind in jobs:
+        pause = begun + arrival - time.time()
+        if pause > 0:
+            time.sleep(pause)
+        app.send_task(name, (seconds,), headers={"task_type": kind}, producer=producer)
+        print(".", end="", flush=True)
+"""
+
+
+class Replayed(NamedTuple):
+    """What became of a job. Seconds of the trace, not of the clock."""
+
+    task_type: str
+    name: str
+    met: bool
+    lateness_s: float
+    queueing_delay_s: float
+
+
+def sped_up(settings: Settings, speedup: float) -> dict[str, Any]:
+    """Return the settings that make the same of jobs that are *speedup* times as fast."""
+    return {
+        "rts_task_types": {
+            kind.name: {"tau": kind.tau / speedup, "sla_multiplier": kind.sla_multiplier}
+            for kind in settings.task_types.values()
+        },
+        "rts_min_slack": settings.min_slack / speedup,
+        "rts_sla_multiplier": settings.sla_multiplier,
+        "rts_queue_horizons": {q: s / speedup for q, s in settings.queue_horizons.items()},
+    }
+
+
+def replay(
+    jobs: Sequence[Job],
+    slots: int,
+    scheduler: str | None,
+    *,
+    settings: Settings | None = None,
+    speedup: float = 100.0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Replayed]:
+    """Run *jobs*, by arrival, on a worker of *slots* processes and servers of its own.
+
+    *scheduler* is ``rts_scheduler``. *progress* is told how many jobs have a verdict.
+
+    Raises:
+        TimeoutError: the queue was not worked off in time.
+        ServerNotFound, WorkerFailed: a server or the worker could not be started.
+    """
+    settings = settings or Settings()
+    conf = {**sped_up(settings, speedup), "rts_scheduler": scheduler}
+    with RedisServer() as redis, MongoServer() as mongo:
+        conf.update(rts_redis_url=redis.url, rts_mongo_url=mongo.url)
+        spec = {
+            "broker": redis.url,
+            "conf": conf,
+            "names": sorted({job.name for job in jobs}),
+        }
+        # Celery's own variable wins over what an app says.
+        own = {"RTS_REPLAY": json.dumps(spec), "CELERY_BROKER_URL": redis.url}
+        env = {**os.environ, **own}
+        rows = [
+            (j.arrival_s / speedup, j.name, j.runtime_s / speedup, j.task_type) for j in jobs
+        ]
+        client: Any = pymongo.MongoClient(mongo.url, tz_aware=True)
+        ledger = client.get_default_database()
+        worker = WorkerProcess(APP, concurrency=slots, env=env, loglevel="WARNING")
+        with client, worker:
+            time.sleep(1.0)  # all pool processes are there
+            publisher = subprocess.Popen(
+                [sys.executable, "-c", _PUBLISH],
+                env=env,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                text=True,
+            )
+            try:
+                assert publisher.stdin is not None
+                json.dump(rows, publisher.stdin)
+                publisher.stdin.close()
+
+                def done() -> bool:
+                    count = ledger.tasks.count_documents({"sla_success": {"$ne": None}})
+                    progress(count, len(rows))
+                    return bool(count >= len(rows))
+
+                work_s = sum(seconds for _, _, seconds, _ in rows) / slots
+                wait_until(done, rows[-1][0] + 2 * work_s + PATIENCE_S, interval=0.25)
+                publisher.wait(10)
+            finally:
+                publisher.kill()
+                publisher.wait()
+            return [_replayed(task, speedup) for task in ledger.tasks.find({})]
+
+
+def _replayed(task: dict[str, Any], speedup: float) -> Replayed:
+    arrival, started = task["arrival"], task["started_at"]
+    delay = (started - arrival).total_seconds() if started else float("nan")
+    return Replayed(
+        task["task_type"],
+        task["name"],
+        bool(task["sla_success"]),
+        float(task["lateness_s"]) * speedup,
+        delay * speedup,
+    )
+
+
+def share(replayed: Sequence[Replayed]) -> float:
+    """Return the share of deadlines met, 0 to 1; 1.0 of nothing."""
+    return sum(job.met for job in replayed) / len(replayed) if replayed else 1.0
