@@ -86,6 +86,42 @@ rts_spool_dir = os.environ.get("RTS_SPOOL_DIR") or None
 # `celery -A app rts drain` does it elsewhere.
 # rts_drain = True
 
+# "multiplier": deadlines by the fixed k. "quantile": k is learned, the quantile
+# rts_quantile (0.5 to 0.999) of runtime over tau, so that this share of the runs of an
+# idle system is in time whatever the spread of its runtimes.
+# rts_deadline_policy = "multiplier"
+# rts_quantile = 0.95
+
+# Whether tasks published inside a task get no later deadline than it has, and the
+# members of a chain one end-to-end deadline: True or False.
+# rts_propagate_deadline = False
+
+# --- the order of the queue ----------------------------------------------------------
+
+# "edf": earliest deadline first, where the broker is Redis. "priority": deadlines as
+# message priorities, for other brokers. None: the broker's own order.
+# rts_scheduler = None
+
+# A waiting task that can no longer be in time: "demote" (behind all that still can),
+# "keep" (plain EDF), "drop" (revoked, with a verdict).
+# rts_hopeless = "demote"
+
+# Share of a worker's slots that demoted tasks may hold (above 0, at most 1; at least one
+# slot), and share of the claims that serve the demoted task that has waited longest.
+# rts_hopeless_slots = 0.75
+# rts_late_share = 0.05
+
+# "deadline", or "deadline+work" (by deadline + 2·tau), better under deep overload.
+# rts_order = "deadline"
+
+# Seconds that stand in for the deadline of a message without one, by queue; "*": all
+# others.
+# rts_queue_horizons = {"*": 20.0}
+
+# Queues that task_routes = (rts.route,) may choose from, by task type:
+# {"gpu-inference": ["gpu", "burst"]}.
+# rts_routes = {}
+
 # --- beat --------------------------------------------------------------------------
 
 beat_schedule = {

@@ -101,7 +101,7 @@ def test_hostile_headers(
     assert fields <= {*types, *(f"{t}/{name}" for t in types)}
     keys = {key.split(":")[1] for key in redis_client.scan_iter(f"{stage.prefix}*", count=1000)}
     assert keys <= {
-        *("tau", "count", "deviation", "sketch", "outbox", "running", "workers"),
+        *("tau", "count", "deviation", "sketch", "ratio", "outbox", "running", "workers"),
         *("counters", "generation", "seq", "janitor", "snapshot", "sums"),
     }
 
