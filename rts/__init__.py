@@ -9,16 +9,21 @@
 
 from rts.current import Current
 from rts.errors import CommandError, ConfigurationError, RtsError, StoreUnavailable
+from rts.foresight import Prediction, predict, predict_new, route
 from rts.integration import current, install, uninstall
 
 __all__ = [
     "CommandError",
     "ConfigurationError",
     "Current",
+    "Prediction",
     "RtsError",
     "StoreUnavailable",
     "current",
     "install",
+    "predict",
+    "predict_new",
+    "route",
     "uninstall",
 ]
 

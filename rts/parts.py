@@ -123,6 +123,7 @@ class WorkerParts:
                 board.slots,
                 getattr(worker, "logfile", None),
                 logging.getLogger().getEffectiveLevel(),
+                tuple(worker.app.amqp.queues.consume_from),
             ),
         )
 

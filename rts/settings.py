@@ -101,6 +101,8 @@ class Settings:
     late_share: float = 0.05
     #: ``deadline``, or ``deadline+work``: by deadline + 2·tau, under deep overload.
     order: str = "deadline"
+    #: Queues that ``rts.route`` may choose from, by task type.
+    routes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     #: Seconds that stand in for a missing deadline, by queue; ``*``: all others.
     queue_horizons: Mapping[str, float] = field(default_factory=lambda: {"*": 20.0})
 
@@ -147,6 +149,7 @@ class Settings:
             for t in self.task_types.values()
         }
         plain["queue_horizons"] = dict(self.queue_horizons)
+        plain["routes"] = dict(self.routes)
         plain["priority_multipliers"] = {
             str(priority): k for priority, k in self.priority_multipliers.items()
         }
@@ -348,6 +351,17 @@ def _priority_multipliers(key: str, value: object) -> dict[int, float]:
     return {priority: _multiplier(f"{key}[{priority}]", k) for priority, k in value.items()}
 
 
+def _routes(key: str, value: object) -> dict[str, tuple[str, ...]]:
+    allowed = "a dict of task type to a list of queue names"
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(key, value, allowed)
+    for task_type, queues in value.items():
+        fine = isinstance(task_type, str) and isinstance(queues, list | tuple) and queues
+        if not fine or not all(isinstance(queue, str) and queue for queue in queues):
+            raise ConfigurationError(f"{key}[{task_type!r}]", queues, allowed)
+    return {task_type: tuple(queues) for task_type, queues in value.items()}
+
+
 def _queue_horizons(key: str, value: object) -> dict[str, float]:
     allowed = "a dict of queue name, or '*', to seconds above 0"
     if not isinstance(value, Mapping):
@@ -391,4 +405,5 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "rts_late_share": _number(0, _share, most=1),
     "rts_order": _choice("deadline", "deadline+work"),
     "rts_queue_horizons": _queue_horizons,
+    "rts_routes": _routes,
 }

@@ -32,6 +32,9 @@ DEFAULT_TASK_TYPES: dict[str, TaskType] = {
     )
 }
 
+#: The type of work that says nothing of itself.
+UNTYPED = "mixed"
+
 #: What a type may be called. A type becomes a field of Redis and a value in
 #: MongoDB and in metrics, so it is short and plain; "/" separates type and name.
 TYPE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]{0,63}")

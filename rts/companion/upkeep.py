@@ -229,6 +229,7 @@ class Upkeep:
             "pid": self._orders.pid,
             "host": socket.gethostname(),
             "concurrency": self._orders.concurrency,
+            "queues": self._orders.queues,
             "load": self._sampler.read().as_dict(),
         }
         return json.dumps(beat)

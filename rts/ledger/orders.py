@@ -23,6 +23,8 @@ class Orders:
     #: Where the worker logs, and from which level on.
     logfile: str | None
     loglevel: int
+    #: The queues that the worker takes tasks from.
+    queues: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """Return the orders as one line."""

@@ -14,7 +14,8 @@ from typing import NamedTuple
 from rts.deadlines import deadline
 from rts.settings import Settings
 from rts.simulation.orders import Order, Waiting
-from rts.simulation.traces import UNTYPED, Job
+from rts.simulation.traces import Job
+from rts.tasktypes import UNTYPED
 from rts.tau.memory import MemoryTauStore
 
 __all__ = ["Outcome", "share_met", "simulate"]

@@ -9,10 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rts.tasktypes import DEFAULT_TASK_TYPES
-
-#: The type of jobs whose trace names none.
-UNTYPED = "mixed"
+from rts.tasktypes import DEFAULT_TASK_TYPES, UNTYPED
 
 COLUMNS = ("arrival_s", "name", "runtime_s")
 
