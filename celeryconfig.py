@@ -122,6 +122,19 @@ rts_spool_dir = os.environ.get("RTS_SPOOL_DIR") or None
 # {"gpu-inference": ["gpu", "burst"]}.
 # rts_routes = {}
 
+# --- objectives ----------------------------------------------------------------------
+
+# The share of tasks that shall be in time (0.5 to 0.99999), by task name, queue or task
+# type (where several fit: a name goes before a queue, that before a type); "*": all
+# others. {"cpu-light": 0.99, "*": 0.95}.
+# rts_slo = {"*": 0.95}
+
+# Seconds of the error budget (3600 or more; no more than rts_ledger_ttl counts).
+# rts_slo_window = 30 * 86400.0
+
+# Verdicts in the long window of an alert below which it stays silent: 1 or more.
+# rts_slo_min_events = 10
+
 # --- beat --------------------------------------------------------------------------
 
 beat_schedule = {

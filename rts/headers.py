@@ -20,8 +20,8 @@ from rts.deadlines import (
     MIN_MULTIPLIER,
 )
 from rts.records import Plan
-from rts.settings import finite
 from rts.tasktypes import Resources, TaskType
+from rts.validation import finite
 
 #: What a caller may put into ``apply_async(headers={…})`` and into a task's
 #: ``rts={…}`` option.

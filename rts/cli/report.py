@@ -22,7 +22,10 @@ TOTAL = "total"
 )
 @click.option("--until", callback=instant, help="Its end, not included.  [default: now]")
 @click.option(
-    "--by", type=click.Choice(["type", "name", "worker"]), default="type", show_default=True
+    "--by",
+    type=click.Choice(["type", "name", "worker", "queue"]),
+    default="type",
+    show_default=True,
 )
 @as_json
 @click.pass_context

@@ -13,9 +13,10 @@ from rts.errors import CommandError
 from rts.link.link import Link, replies_as_text
 from rts.link.scripts import pack
 from rts.ports import TauEntry
-from rts.settings import Settings, finite
+from rts.settings import Settings
 from rts.tau.redis import RedisTauStore
 from rts.tau.sketch import Sketch
+from rts.validation import finite
 
 #: Seconds that a tau may be at most, as in ``rts_task_types``.
 MAX_TAU_S = 1e9

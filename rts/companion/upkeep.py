@@ -37,7 +37,7 @@ from rts.load.sampler import LoadSampler
 from rts.records import Execution, Learned
 from rts.settings import Settings
 from rts.tau.snapshot import Snapshots
-from rts.views.tallies import keep
+from rts.views.tallies import CLASSES, keep
 
 logger = logging.getLogger("rts.drain")
 
@@ -66,6 +66,7 @@ class Upkeep:
         )
         self._orders = orders
         self._keys = settings.keys
+        self._budget_s = settings.budget_window_s
         self._link = Link(patient)
         self._clock = FleetClock()
         self._sampler = LoadSampler()
@@ -204,8 +205,10 @@ class Upkeep:
         turn = pack("SET", self._keys.sums, "1", "NX", "PX", int(SUMS_S * 1000))
         (mine,) = self._link.call(turn)
         if mine is not None:
+            now = datetime.now(timezone.utc)
             with unavailable():
-                keep(self._database, datetime.now(timezone.utc))
+                keep(self._database, now)
+                keep(self._database, now, CLASSES, self._budget_s)
 
     def last(self) -> None:
         """Bring in what is left, and leave. Each step may fail on its own."""

@@ -21,7 +21,7 @@ from json import dumps
 from typing import Any, NamedTuple
 
 from rts.deadlines import MAX_INSTANT
-from rts.settings import finite
+from rts.validation import finite
 
 #: Of tau: a task is hopeless once less than this much of its tau is left until its
 #: deadline. Runtimes scatter, so some that are just short of time still make it.

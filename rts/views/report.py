@@ -1,4 +1,4 @@
-"""How the deadlines were met: by type, task name or worker, in a window of time.
+"""How the deadlines were met: by type, task name, worker or queue, in a window of time.
 
 What counts lies in the window with its *end*. Runs are those of ``assignments``,
 retried ones included; verdicts are those of ``tasks``, one per task, and a task
@@ -44,7 +44,7 @@ class Percentiles:
 
 @dataclass(frozen=True)
 class ReportRow:
-    """One type, task name or worker. ``None`` where there is nothing to tell."""
+    """One type, task name, worker or queue. ``None`` where there is nothing to tell."""
 
     key: str
     #: Runs that ended in the window.
@@ -76,7 +76,7 @@ def report(
         database: that of the ledger.
         since: start of the window, aware.
         until: its end, not included, aware.
-        by: ``type``, ``name``, ``worker``, or ``all`` for a single row.
+        by: ``type``, ``name``, ``worker``, ``queue``, or ``all`` for a single row.
 
     Raises:
         ValueError: *by* is none of these, or an instant is naive.

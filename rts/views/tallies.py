@@ -10,6 +10,7 @@ direct count.
 
 from __future__ import annotations
 
+import json
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,10 +40,13 @@ UNKNOWN = "unknown"
 LATE = "late"
 
 _EPOCH = datetime.fromtimestamp(0, timezone.utc)
-_FIELDS = {"type": "task_type", "name": "name", "worker": "worker"}
+_FIELDS = {"type": "task_type", "name": "name", "worker": "worker", "queue": "queue"}
 
-#: What groups a report: ``type``, ``name``, ``worker``, or ``all`` for one row.
+#: What groups a report: ``type``, ``name``, ``worker``, ``queue``, or ``all`` for one row.
 GROUPS = (*_FIELDS, "all")
+
+#: Groups verdicts alone, by type, name and queue at once: what objectives need.
+CLASSES = "class"
 
 
 @dataclass
@@ -98,8 +102,15 @@ class Stretch:
         return rollup_id(self.collection, self.width, self.start)
 
 
+def class_of(key: str) -> tuple[str, str, str | None]:
+    """Return type, name and queue of a key of ``CLASSES``."""
+    task_type, name, queue = json.loads(key)
+    return task_type or UNKNOWN, name or UNKNOWN, queue
+
+
 def tally(database: Database[dict[str, Any]], window: Window, by: str) -> Tallies:
-    """Count the runs and verdicts whose end lies in *window*, by *by* (of ``GROUPS``).
+    """Count the runs and verdicts whose end lies in *window*, by *by* (of ``GROUPS``, or
+    ``CLASSES``).
 
     Raises:
         PyMongoError: the server did not answer.
@@ -107,7 +118,7 @@ def tally(database: Database[dict[str, Any]], window: Window, by: str) -> Tallie
     total: Tallies = {}
     with ThreadPoolExecutor(THREADS) as pool:
         jobs = []
-        for collection in (ASSIGNMENTS, TASKS):
+        for collection in _collections(by):
             stretches, rest = cut(collection, window)
             if _count(database, collection, window, DIRECT + 1) <= DIRECT:
                 stretches, rest = [], [window]
@@ -123,8 +134,14 @@ def tally(database: Database[dict[str, Any]], window: Window, by: str) -> Tallie
     return total
 
 
-def keep(database: Database[dict[str, Any]], until: datetime, by: str = "type") -> int:
-    """Sum up the whole hours of the day before *until* that a report would find slow.
+def keep(
+    database: Database[dict[str, Any]],
+    until: datetime,
+    by: str = "type",
+    seconds: float = 86400.0,
+) -> int:
+    """Sum up the whole hours of the day (*seconds*) before *until* that a report would
+    find slow.
 
     For a process that has the time, every few minutes: then even the first report
     on a very busy day answers at once. Returns the number of stretches summed up.
@@ -133,8 +150,8 @@ def keep(database: Database[dict[str, Any]], until: datetime, by: str = "type") 
         PyMongoError: the server did not answer.
     """
     summed = 0
-    for collection in (ASSIGNMENTS, TASKS):
-        window = until - timedelta(days=1), until
+    for collection in _collections(by):
+        window = until - timedelta(seconds=seconds), until
         if _count(database, collection, window, DIRECT + 1) <= DIRECT:
             continue
         hours = [s for s in cut(collection, window)[0] if s.width == WIDTHS[0]]
@@ -144,6 +161,10 @@ def keep(database: Database[dict[str, Any]], until: datetime, by: str = "type") 
                 _sum_up(database, stretch, by)
                 summed += 1
     return summed
+
+
+def _collections(by: str) -> tuple[str, ...]:
+    return (TASKS,) if by == CLASSES else (ASSIGNMENTS, TASKS)
 
 
 def cut(collection: str, window: Window) -> tuple[list[Stretch], list[Window]]:
@@ -185,15 +206,25 @@ def _direct(
     database: Database[dict[str, Any]], collection: str, window: Window, by: str
 ) -> Tallies:
     """Count record by record, on the server."""
-    key = {"$ifNull": [f"${_FIELDS[by]}", UNKNOWN]} if by in _FIELDS else {"$literal": "all"}
+    key: Any = {"$literal": "all"}
     questions = _RUN_QUESTIONS if collection == ASSIGNMENTS else _TASK_QUESTIONS
+    if by in _FIELDS:
+        key = {"$ifNull": [f"${_FIELDS[by]}", UNKNOWN]}
+    elif by == CLASSES:
+        key = {name: {"$ifNull": [f"${name}", None]} for name in _CLASS}
+        questions = _CLASS_QUESTIONS
     found: Tallies = {}
     for groups, sums in questions:
         group = {"_id": {"key": key, **groups}, "n": {"$sum": 1}, **sums}
         stages = [{"$match": _during(window)}, {"$group": group}]
         for row in database[collection].aggregate(stages):
-            _take(found.setdefault(str(row["_id"]["key"]), Tally()), row)
+            _take(found.setdefault(_key_text(row["_id"]["key"]), Tally()), row)
     return found
+
+
+def _key_text(key: Any) -> str:
+    """Return the key of a group; of a class all its parts, as JSON."""
+    return json.dumps([key[name] for name in _CLASS]) if isinstance(key, dict) else str(key)
 
 
 def _if_success(value: Any) -> dict[str, Any]:
@@ -213,17 +244,17 @@ _RUN_QUESTIONS: tuple[_Question, ...] = (
     ),
     ({"queueing_delay": expression("queueing_delay_s")}, {}),
 )
+_VERDICT = {
+    "on_time": "$sla_success",
+    "success": {"$eq": ["$state", "SUCCESS"]},
+    "cause": "$cause",
+}
 _TASK_QUESTIONS: tuple[_Question, ...] = (
-    (
-        {
-            "lateness": expression("lateness_s", signed=True),
-            "on_time": "$sla_success",
-            "success": {"$eq": ["$state", "SUCCESS"]},
-            "cause": "$cause",
-        },
-        {},
-    ),
+    ({"lateness": expression("lateness_s", signed=True), **_VERDICT}, {}),
 )
+#: The fields of a class, in the order of its key.
+_CLASS = ("task_type", "name", "queue")
+_CLASS_QUESTIONS: tuple[_Question, ...] = ((_VERDICT, {}),)
 
 
 def _take(counted: Tally, row: Mapping[str, Any]) -> None:

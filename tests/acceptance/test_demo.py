@@ -67,10 +67,11 @@ def test_ctrl_c_leaves_nothing_behind() -> None:
 
 
 def test_the_configuration_names_every_setting_with_its_default() -> None:
-    from rts.settings import _CHECKS, Settings
+    from rts.settings import Settings
+    from rts.validation import CHECKS
 
     text = (ROOT / "celeryconfig.py").read_text()
-    for setting in _CHECKS:
+    for setting in CHECKS:
         assert re.search(rf"^(# )?{setting} = ", text, re.MULTILINE), setting
     plain = json.loads(json.dumps(Settings().as_dict()))
     for setting in ("sla_multiplier", "learning_rate", "min_slack", "min_samples", "max_types"):

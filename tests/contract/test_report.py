@@ -28,7 +28,7 @@ from rts.views.report import Percentiles, report
 T = 1_900_000_800.0
 UTC = timezone.utc
 TYPES, NAMES, WORKERS = ("cpu-light", "mixed"), ("a.x", "b.$y"), ("w@1", "w@2", "w@3")
-FIELD = {"type": "task_type", "name": "name", "worker": "worker"}
+FIELD = {"type": "task_type", "name": "name", "worker": "worker", "queue": "queue"}
 
 
 def at(second: float) -> datetime:
@@ -56,7 +56,7 @@ def runs_between(n: int, begin: float, end: float, rng: random.Random) -> list[E
             arrival=arrival,
             deadline=arrival + 4,
             arrival_source="published",
-            queue="q",
+            queue=rng.choice(["q1", "q2"]),
             retries=0,
             parent_id=None,
             root_id=None,

@@ -71,6 +71,14 @@ BAD = [
     ("rts_priority_multipliers", {"high": 2}),
     ("rts_priority_multipliers", {1: 9}),
     ("rts_priority_multipliers", 2),
+    ("rts_slo", 0.95),
+    ("rts_slo", {"mixed": 1}),
+    ("rts_slo", {"mixed": 0.49}),
+    ("rts_slo", {"mixed": 95}),
+    ("rts_slo", {"": 0.95}),
+    ("rts_slo", {7: 0.95}),
+    ("rts_slo_window", 3599),
+    ("rts_slo_min_events", 0),
     ("rts_mulitplier", 2),
 ]
 
@@ -139,5 +147,6 @@ def test_settings_survive_json() -> None:
     settings = read(
         rts_task_types={"video": {"tau": 30, "sla_multiplier": 1.8}},
         rts_priority_multipliers={9: 1.5},
+        rts_slo={"video": 0.99, "*": 0.9},
     )
     assert Settings.from_dict(json.loads(json.dumps(settings.as_dict()))) == settings

@@ -1,0 +1,237 @@
+"""The checks of single settings: a bad value fails with what is allowed."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from rts.deadlines import MAX_MULTIPLIER, MIN_MULTIPLIER
+from rts.errors import ConfigurationError
+from rts.objectives import MAX_TARGET, MIN_TARGET
+from rts.tasktypes import DEFAULT_TASK_TYPES, TYPE_NAME, TaskType
+
+#: URL schemes that redis-py understands; kombu's sentinel:// is not among them.
+REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+socket")
+
+_K_RANGE = f"a number from {MIN_MULTIPLIER} to {MAX_MULTIPLIER}"
+_TYPES_RANGE = (
+    "a dict of type name (letters, digits, - and _, at most 64) to tau in seconds > 0, or to "
+    '{"tau": seconds, "sla_multiplier": ' + f"{MIN_MULTIPLIER} to {MAX_MULTIPLIER}" + "}"
+)
+
+
+def finite(value: object) -> float | None:
+    """Return *value* as a finite float, ``None`` where it is no number (or a bool).
+
+    Short strings that spell a number count: other languages send them so.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    if isinstance(value, str) and len(value) > 32:
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _number(
+    least: float, allowed: str, *, above: bool = False, most: float = math.inf
+) -> Callable[[str, object], float]:
+    """Return a check for a number of at least (or *above*) *least*, at most *most*."""
+
+    def check(key: str, value: object) -> float:
+        number = finite(value)
+        if number is None or number > most or number < least or (above and number == least):
+            raise ConfigurationError(key, value, allowed)
+        return number
+
+    return check
+
+
+def _integer(least: int) -> Callable[[str, object], int]:
+    def check(key: str, value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConfigurationError(key, value, f"a whole number, at least {least}")
+        return value
+
+    return check
+
+
+def _boolean(key: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigurationError(key, value, "True or False")
+    return value
+
+
+def _choice(*allowed: str) -> Callable[[str, object], str]:
+    def check(key: str, value: object) -> str:
+        if value not in allowed:
+            raise ConfigurationError(key, value, " or ".join(repr(a) for a in allowed))
+        return str(value)
+
+    return check
+
+
+def plain_redis_url(url: str) -> str:
+    """Return a kombu URL in the form that redis-py takes."""
+    if url.startswith("redis+socket://"):
+        url = "unix://" + url.removeprefix("redis+socket://").replace("virtual_host=", "db=")
+    elif url.startswith(("redis:///", "rediss:///")):
+        url = url.replace(":///", "://localhost/", 1)
+    elif url in ("redis://", "rediss://"):
+        url += "localhost"
+    if url.startswith("rediss://"):
+        # Celery writes ssl_cert_reqs=CERT_NONE, redis-py reads ssl_cert_reqs=none.
+        for value in ("NONE", "OPTIONAL", "REQUIRED"):
+            url = url.replace(f"=CERT_{value}", f"={value.lower()}")
+    return url
+
+
+def _redis_url(key: str, value: object) -> str:
+    if not isinstance(value, str) or urlsplit(value).scheme not in REDIS_SCHEMES:
+        raise ConfigurationError(
+            key,
+            _without_password(value),
+            "a URL that begins with redis://, rediss:// or unix://",
+        )
+    return plain_redis_url(value)
+
+
+def _mongo_url(key: str, value: object) -> str:
+    allowed = "a URL such as mongodb://host:27017/database (the path names the database)"
+    if not isinstance(value, str) or not value.startswith(("mongodb://", "mongodb+srv://")):
+        raise ConfigurationError(key, _without_password(value), allowed)
+    return value
+
+
+def _without_password(value: object) -> object:
+    """Return *value* with what stands before an @ in it hidden."""
+    if isinstance(value, str) and "@" in value:
+        return "***@" + value.rpartition("@")[2]
+    return value
+
+
+def _key_prefix(key: str, value: object) -> str:
+    if not isinstance(value, str) or not 1 <= len(value) <= 64 or not value.isprintable():
+        raise ConfigurationError(key, value, "1 to 64 printable characters")
+    return value
+
+
+def _directory(key: str, value: object) -> str:
+    if not isinstance(value, str | os.PathLike) or not os.path.isabs(value):
+        raise ConfigurationError(key, value, "an absolute path of a folder")
+    return os.fspath(value)
+
+
+multiplier = _number(MIN_MULTIPLIER, _K_RANGE, most=MAX_MULTIPLIER)
+_tau = _number(0, _TYPES_RANGE, above=True, most=1e9)
+
+
+def _task_types(key: str, value: object) -> dict[str, TaskType]:
+    """Return the default types with those of *value* added or put in their place."""
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(key, value, _TYPES_RANGE)
+    types = dict(DEFAULT_TASK_TYPES)
+    for name, spec in value.items():
+        if not isinstance(name, str) or not TYPE_NAME.fullmatch(name):
+            raise ConfigurationError(key, name, _TYPES_RANGE)
+        if isinstance(spec, Mapping):
+            if not set(spec) <= {"tau", "sla_multiplier"} or "tau" not in spec:
+                raise ConfigurationError(f"{key}[{name!r}]", dict(spec), _TYPES_RANGE)
+            tau, k = _tau(f"{key}[{name!r}]", spec["tau"]), spec.get("sla_multiplier")
+        else:
+            tau, k = _tau(f"{key}[{name!r}]", spec), None
+        if k is not None:
+            k = multiplier(f"{key}[{name!r}]['sla_multiplier']", k)
+        types[name] = TaskType(name, tau, k)
+    return types
+
+
+def _priority_multipliers(key: str, value: object) -> dict[int, float]:
+    allowed = f"a dict of priority (whole number) to {_K_RANGE}"
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(key, value, allowed)
+    for priority in value:
+        if isinstance(priority, bool) or not isinstance(priority, int):
+            raise ConfigurationError(key, priority, allowed)
+    return {priority: multiplier(f"{key}[{priority}]", k) for priority, k in value.items()}
+
+
+def _routes(key: str, value: object) -> dict[str, tuple[str, ...]]:
+    allowed = "a dict of task type to a list of queue names"
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(key, value, allowed)
+    for task_type, queues in value.items():
+        fine = isinstance(task_type, str) and isinstance(queues, list | tuple) and queues
+        if not fine or not all(isinstance(queue, str) and queue for queue in queues):
+            raise ConfigurationError(f"{key}[{task_type!r}]", queues, allowed)
+    return {task_type: tuple(queues) for task_type, queues in value.items()}
+
+
+def _queue_horizons(key: str, value: object) -> dict[str, float]:
+    allowed = "a dict of queue name, or '*', to seconds above 0"
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(key, value, allowed)
+    for queue in value:
+        if not isinstance(queue, str):
+            raise ConfigurationError(key, queue, allowed)
+    check = _number(0, allowed, above=True, most=1e9)
+    return {queue: check(f"{key}[{queue!r}]", horizon) for queue, horizon in value.items()}
+
+
+def _slo(key: str, value: object) -> dict[str, float]:
+    allowed = (
+        "a dict of task type, task name, queue or '*' to the share of tasks that shall be in "
+        f"time, {MIN_TARGET} to {MAX_TARGET}"
+    )
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(key, value, allowed)
+    check = _number(MIN_TARGET, allowed, most=MAX_TARGET)
+    for objective in value:
+        if not isinstance(objective, str) or not objective:
+            raise ConfigurationError(key, objective, allowed)
+    return {objective: check(f"{key}[{objective!r}]", t) for objective, t in value.items()}
+
+
+_seconds = "seconds, above 0"
+_share = "a share from 0 to 1"
+CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "rts_enabled": _boolean,
+    "rts_redis_url": _redis_url,
+    "rts_mongo_url": _mongo_url,
+    "rts_key_prefix": _key_prefix,
+    "rts_sla_multiplier": multiplier,
+    "rts_priority_multipliers": _priority_multipliers,
+    "rts_task_types": _task_types,
+    "rts_deadline_policy": _choice("multiplier", "quantile"),
+    "rts_quantile": _number(0.5, "a share from 0.5 to 0.999", most=0.999),
+    "rts_propagate_deadline": _boolean,
+    "rts_learning_rate": _number(0, "a number above 0, at most 1", above=True, most=1),
+    "rts_min_slack": _number(0, "seconds, at least 0"),
+    "rts_tau_scope": _choice("name", "type"),
+    "rts_min_samples": _integer(1),
+    "rts_max_types": _integer(len(DEFAULT_TASK_TYPES)),
+    "rts_ledger_ttl": _number(0, "seconds, at least 0 (0 keeps for ever)"),
+    "rts_outbox_max": _integer(1),
+    "rts_spool_dir": _directory,
+    "rts_spool_max_bytes": _integer(1),
+    "rts_connect_timeout": _number(0, _seconds, above=True),
+    "rts_timeout": _number(0, _seconds, above=True),
+    "rts_breaker_period": _number(0, _seconds, above=True),
+    "rts_drain": _boolean,
+    "rts_scheduler": _choice("edf", "priority"),
+    "rts_hopeless": _choice("demote", "keep", "drop"),
+    "rts_hopeless_slots": _number(0, "a share above 0, at most 1", above=True, most=1),
+    "rts_late_share": _number(0, _share, most=1),
+    "rts_order": _choice("deadline", "deadline+work"),
+    "rts_queue_horizons": _queue_horizons,
+    "rts_routes": _routes,
+    "rts_slo": _slo,
+    "rts_slo_window": _number(3600, "seconds, at least 3600"),
+    "rts_slo_min_events": _integer(1),
+}

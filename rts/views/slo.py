@@ -1,0 +1,135 @@
+"""How the objectives stand: error budget, burn rates, what burns.
+
+One way to count for the command line, Flower, Prometheus and alerts. A task counts
+for exactly one objective, in the window in which its verdict fell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import pairwise
+from typing import Any
+
+from pymongo.database import Database
+from pymongo.errors import PyMongoError
+
+from rts.errors import StoreUnavailable
+from rts.objectives import (
+    BUDGET,
+    WINDOWS,
+    BurnRule,
+    Count,
+    budget_left,
+    burn_rate,
+    burning,
+    objective_of,
+)
+from rts.settings import Settings
+from rts.views.tallies import CLASSES, Tallies, class_of, tally
+
+
+@dataclass(frozen=True)
+class WindowStanding:
+    """The verdicts of one objective in the window that ends now."""
+
+    #: ``5m``, ``30m``, ``1h``, ``6h``, ``3d`` or ``budget``.
+    window: str
+    window_s: float
+    #: Tasks that got a verdict, and how many of them were in time.
+    valid: int
+    good: int
+    #: ``good / valid``; ``None`` without verdicts.
+    on_time_ratio: float | None
+    #: Times the pace that uses up the budget exactly; 0 without verdicts.
+    burn_rate: float
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How one objective stands."""
+
+    #: The key in ``rts_slo``: a task name, a queue, a task type, or ``*``.
+    objective: str
+    #: The share of tasks that shall be in time, 0.5 to 0.99999.
+    target: float
+    #: By the names of :class:`WindowStanding`, the shortest first.
+    windows: Mapping[str, WindowStanding]
+    #: Share of the error budget that is left; below 0 it is overspent.
+    budget_left_ratio: float
+    #: The alerts that fire now, the most urgent first.
+    burning: tuple[BurnRule, ...]
+    #: Misses of the budget's window by cause, the most frequent first.
+    misses: Mapping[str, int] = field(default_factory=dict)
+
+
+def standings(
+    database: Database[dict[str, Any]], settings: Settings, now: datetime
+) -> list[Standing]:
+    """Return how each objective of ``rts_slo`` stands at *now* (aware), sorted by key,
+    ``*`` last.
+
+    Raises:
+        ValueError: *now* is naive.
+        StoreUnavailable: the server did not answer.
+    """
+    if now.tzinfo is None:
+        raise ValueError("now needs a time zone")
+    lengths = {**WINDOWS, BUDGET: settings.budget_window_s}
+    try:
+        slices = _slices(database, now, sorted(set(lengths.values())))
+    except PyMongoError as exc:
+        raise StoreUnavailable(f"MongoDB does not answer ({type(exc).__name__})") from exc
+    return [
+        _standing(key, settings, lengths, slices)
+        for key in sorted(settings.slo, key=lambda key: (key == "*", key))
+    ]
+
+
+def _slices(
+    database: Database[dict[str, Any]], now: datetime, lengths: list[float]
+) -> dict[float, Tallies]:
+    """Count each stretch between two windows' beginnings once; by the longer's length."""
+    found: dict[float, Tallies] = {}
+    for shorter, longer in pairwise([0.0, *lengths]):
+        window = now - timedelta(seconds=longer), now - timedelta(seconds=shorter)
+        found[longer] = tally(database, window, CLASSES)
+    return found
+
+
+def _standing(
+    key: str, settings: Settings, lengths: Mapping[str, float], slices: Mapping[float, Tallies]
+) -> Standing:
+    target = settings.slo[key]
+    counts = {name: Count() for name in lengths}
+    misses: dict[str, int] = {}
+    for longer, tallies in slices.items():
+        for text, counted in tallies.items():
+            task_type, name, queue = class_of(text)
+            if objective_of(settings.slo, task_type, name, queue) != key:
+                continue
+            for window, length in lengths.items():
+                if longer <= length:
+                    counts[window] += Count(counted.verdicts, counted.on_time)
+            if longer <= lengths[BUDGET]:
+                for cause, n in counted.misses.items():
+                    misses[cause] = misses.get(cause, 0) + n
+    return Standing(
+        objective=key,
+        target=target,
+        windows={
+            name: WindowStanding(
+                name,
+                lengths[name],
+                count.valid,
+                count.good,
+                count.good / count.valid if count.valid else None,
+                burn_rate(target, count),
+            )
+            for name, count in counts.items()
+        },
+        budget_left_ratio=budget_left(target, counts[BUDGET]),
+        burning=burning(target, counts, settings.slo_min_events),
+        misses=dict(sorted(misses.items(), key=lambda item: (-item[1], item[0]))),
+    )

@@ -1,0 +1,131 @@
+"""How the objectives stand, against a direct count of the documents."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+
+import pytest
+
+from rts.errors import StoreUnavailable
+from rts.ledger.connection import connect, database_of
+from rts.ledger.mongo import MongoLedger
+from rts.objectives import WINDOWS, objective_of
+from rts.records import OutboxEntry
+from rts.settings import Settings
+from rts.views import tallies
+from rts.views.slo import Standing, standings
+from tests.records import run
+
+NOW = datetime(2030, 3, 4, 5, 6, 7, 890000, timezone.utc)
+DAY = 86400.0
+
+
+@pytest.fixture
+def settings(rts_mongo_url: str) -> Settings:
+    return Settings(
+        mongo_url=rts_mongo_url,
+        ledger_ttl=0,
+        slo={"cpu-light": 0.99, "q2": 0.9, "a.x": 0.5, "*": 0.95, "nobody": 0.8},
+    )
+
+
+@pytest.fixture
+def ledger(settings: Settings) -> Iterator[MongoLedger]:
+    made = MongoLedger(settings)
+    yield made
+    made.close()
+
+
+def fill(ledger: MongoLedger, n: int, seed: int = 1) -> None:
+    """Write tasks that ended up to 40 days ago, most of them lately."""
+    rng = random.Random(seed)
+    entries = []
+    for number in range(n):
+        ended = NOW.timestamp() - 40 * DAY * rng.random() ** 8 + rng.choice([0, 0, 0, 60])
+        state = rng.choice(["SUCCESS"] * 5 + ["FAILURE", "RETRY", "REVOKED"])
+        made = run(f"{seed}-{number}")._replace(
+            name=rng.choice(["a.x", "b.$y", '"c"\x00\n']),
+            task_type=rng.choice(["cpu-light", "mixed"]),
+            queue=rng.choice(["q1", "q2", None]),
+            arrival=ended - 10,
+            deadline=ended + rng.choice([-1, 1, 1]),
+            started_at=ended - 5,
+            completed_at=ended,
+            runtime_s=5.0,
+            state=state,
+            cause="revoked" if state == "REVOKED" else None,
+        )
+        entries.append(OutboxEntry(str(number), made))
+    ledger.write(entries)
+
+
+def check(ledger: MongoLedger, settings: Settings) -> list[Standing]:
+    found = standings(ledger.database, settings, NOW)
+    assert [s.objective for s in found] == ["a.x", "cpu-light", "nobody", "q2", "*"]
+    lengths = {**WINDOWS, "budget": settings.budget_window_s}
+    for standing in found:
+        assert list(standing.windows) == list(lengths)
+        for name, seconds in lengths.items():
+            window = {"$gte": NOW - timedelta(seconds=seconds), "$lt": NOW}
+            mine = [
+                d
+                for d in ledger.database.tasks.find({"completed_at": window})
+                if objective_of(settings.slo, d["task_type"], d["name"], d["queue"])
+                == standing.objective
+            ]
+            good = sum(d["sla_success"] for d in mine)
+            seen = standing.windows[name]
+            assert (seen.window, seen.window_s) == (name, seconds)
+            assert (seen.valid, seen.good) == (len(mine), good)
+            if mine:
+                assert seen.on_time_ratio == good / len(mine)
+                bad_ratio = 1 - good / len(mine)
+                assert seen.burn_rate == pytest.approx(bad_ratio / (1 - standing.target))
+            else:
+                assert (seen.on_time_ratio, seen.burn_rate) == (None, 0.0)
+        # The last one is the budget's.
+        assert standing.misses == Counter(
+            d["cause"] or "late" for d in mine if not d["sla_success"]
+        )
+        spent = (len(mine) - good) / ((1 - standing.target) * len(mine)) if mine else 0.0
+        assert standing.budget_left_ratio == pytest.approx(1 - spent)
+    return found
+
+
+def test_standings_are_a_direct_count(ledger: MongoLedger, settings: Settings) -> None:
+    fill(ledger, 1500)
+    found = {s.objective: s for s in check(ledger, settings)}
+    assert all(found[key].windows["5m"].valid > 3 for key in ("a.x", "cpu-light", "q2", "*"))
+    # A third is late everywhere, and more than one verdict in a hundred may not be.
+    assert [rule.factor for rule in found["cpu-light"].burning] == [14.4, 6.0, 1.0]
+    assert found["nobody"].burning == ()
+    assert found["cpu-light"].budget_left_ratio < 0
+
+
+def test_kept_sums_and_a_shorter_budget_agree_too(
+    ledger: MongoLedger, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tallies, "DIRECT", 0)
+    settings = replace(settings, slo_window=2 * DAY)
+    fill(ledger, 800)
+    assert tallies.keep(ledger.database, NOW, tallies.CLASSES, settings.budget_window_s) == 47
+    check(ledger, settings)
+    check(ledger, settings)
+    fill(ledger, 100, seed=2)
+    check(ledger, settings)
+    # A month's budget of a ledger that keeps two days is one of two days.
+    assert replace(settings, slo_window=30 * DAY, ledger_ttl=2 * DAY).budget_window_s == 2 * DAY
+
+
+def test_what_cannot_be_asked(settings: Settings) -> None:
+    client = connect("mongodb://127.0.0.1:9/?serverSelectionTimeoutMS=50")
+    database = database_of(client, "mongodb://127.0.0.1:9/")
+    with pytest.raises(ValueError, match="time zone"):
+        standings(database, settings, NOW.replace(tzinfo=None))
+    with pytest.raises(StoreUnavailable):
+        standings(database, settings, NOW)
+    client.close()

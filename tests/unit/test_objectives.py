@@ -1,0 +1,99 @@
+"""Objectives: which one is meant for a task, its budget, and what burns."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rts.objectives import (
+    BURN_RULES,
+    MIN_MISSES,
+    WINDOWS,
+    Count,
+    budget_left,
+    burn_rate,
+    burning,
+    objective_of,
+)
+
+TARGETS = {"gpu": 0.9, "proj.add": 0.99, "mixed": 0.8, "*": 0.95}
+
+
+@pytest.mark.parametrize(
+    ("task_type", "name", "queue", "key"),
+    [
+        ("mixed", "proj.add", "gpu", "proj.add"),
+        ("mixed", "proj.sub", "gpu", "gpu"),
+        ("mixed", "proj.sub", "cpu", "mixed"),
+        ("mixed", "proj.sub", None, "mixed"),
+        ("cpu-light", "proj.sub", "cpu", "*"),
+        ("gpu", "proj.sub", None, "gpu"),
+    ],
+)
+def test_a_name_goes_before_a_queue_and_that_before_a_type(
+    task_type: str, name: str, queue: str | None, key: str
+) -> None:
+    assert objective_of(TARGETS, task_type, name, queue) == key
+
+
+def test_without_a_star_the_others_have_no_objective() -> None:
+    assert objective_of({"mixed": 0.9}, "cpu-light", "proj.add", "q") is None
+
+
+@given(
+    st.floats(0.5, 0.99999),
+    st.integers(1, 10**9).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))),
+)
+def test_rate_and_budget_follow_their_formulas(target: float, count: tuple[int, int]) -> None:
+    valid, good = count
+    counted = Count(valid, good)
+    bad = valid - good
+    assert counted.bad == bad
+    assert burn_rate(target, counted) == pytest.approx((bad / valid) / (1 - target))
+    assert budget_left(target, counted) == pytest.approx(1 - bad / ((1 - target) * valid))
+
+
+def test_nothing_happened_is_all_well() -> None:
+    assert burn_rate(0.9, Count()) == 0.0
+    assert budget_left(0.9, Count()) == 1.0
+
+
+def counts(**windows: Count) -> dict[str, Count]:
+    return {name: windows.get(f"w{name}", Count()) for name in WINDOWS}
+
+
+def severities(found: tuple[object, ...]) -> list[float]:
+    return [rule.factor for rule in BURN_RULES if rule in found]
+
+
+def test_both_windows_must_burn() -> None:
+    bad, well = Count(1000, 800), Count(1000, 1000)
+    all_bad = counts(w5m=bad, w30m=bad, w1h=bad, w6h=bad, w3d=bad)
+    assert severities(burning(0.99, all_bad, 10)) == [14.4, 6.0, 1.0]
+    over = {**all_bad, "5m": well, "30m": well}
+    assert severities(burning(0.99, over, 10)) == [1.0]
+    assert severities(burning(0.99, {**over, "6h": well}, 10)) == []
+    begun = counts(w5m=bad, w30m=bad, w1h=bad, w6h=well, w3d=well)
+    assert severities(burning(0.99, begun, 10)) == [14.4]
+
+
+def test_a_rule_fires_from_its_factor_on() -> None:
+    for rule in BURN_RULES:
+        n = 100_000
+        target = 0.9 if rule.factor < 10 else 0.95
+        least = round(rule.factor * (1 - target) * n)
+        for bad, fires in ((least + 1, True), (least - 1, False)):
+            found = {**counts(), rule.long: Count(n, n - bad), rule.short: Count(n, n - bad)}
+            assert (rule in burning(target, found, 10)) is fires
+
+
+def test_a_quiet_night_pages_nobody() -> None:
+    one_miss = Count(500, 499)
+    same = dict.fromkeys(WINDOWS, one_miss)
+    assert burn_rate(0.99999, one_miss) > 14.4
+    assert burning(0.99999, same, 10) == ()
+    few = dict.fromkeys(WINDOWS, Count(9, 0))
+    assert burning(0.9, few, 10) == ()
+    assert burning(0.9, few, 9) != ()
+    assert MIN_MISSES == 2
