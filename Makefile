@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 KEEP ?=
+# Files of tests that run at a time: most of them wait.
+JOBS ?= 3
 BIN := $(VENV)/bin
 
 .PHONY: demo test check coverage matrix bench docker-tests clean
@@ -13,7 +15,8 @@ demo: $(VENV)/.demo
 
 test: check
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage run -m pytest -m alone
+	$(BIN)/coverage run -m pytest -m "not alone and not docker" -n $(JOBS) --dist loadfile $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import socket
 import subprocess
 from pathlib import Path
 
 from rts.testing.processes import OwnedProcess
 from rts.testing.waiting import wait_until
+from tests.programs import needed
 
 #: Debian's wrapper on the usual path runs it as another user, who may not read our
 #: folder; the server's own script is beside the library.
@@ -36,8 +36,7 @@ class RabbitServer:
         self._mapper_port = str(free_port())
 
     def __enter__(self) -> RabbitServer:
-        command = shutil.which("rabbitmq-server", path=PATH)
-        assert command is not None
+        command = needed("rabbitmq-server", path=PATH)
         conf = self._folder / "rabbitmq.conf"
         conf.write_text(f"listeners.tcp.1 = 127.0.0.1:{self.port}\n")
         env = {

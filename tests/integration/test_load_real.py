@@ -48,6 +48,7 @@ def sampler() -> Iterator[LoadSampler]:
     made.stop()
 
 
+@pytest.mark.alone
 def test_oversubscribed_cores_read_above_one(sampler: LoadSampler) -> None:
     cores = len(os.sched_getaffinity(0))
     with burners(2 * cores):

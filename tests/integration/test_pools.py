@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -85,9 +84,6 @@ def test_a_producer_without_rts_is_planned_for_by_the_worker(
     app.close()
 
 
-@pytest.mark.skipif(
-    shutil.which("rabbitmq-server") is None, reason="no rabbitmq-server on PATH"
-)
 def test_rabbitmq_as_broker(
     make_stage: Callable[..., Stage], mongo: Any, tmp_path: Any
 ) -> None:

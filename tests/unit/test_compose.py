@@ -17,6 +17,7 @@ import yaml
 
 from rts.testing import RedisServer, wait_until
 from rts.testing.processes import OwnedProcess
+from tests.programs import needed
 
 ROOT = Path(__file__).parent.parent.parent
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -54,7 +55,7 @@ def commands() -> list[list[str]]:
 def test_compose_accepts_the_file() -> None:
     programs = commands()
     if not programs:
-        pytest.skip("neither docker-compose nor the docker compose plugin is installed")
+        needed("docker-compose")
     for program in programs:
         finished = subprocess.run(
             [*program, "-f", str(ROOT / "docker-compose.yml"), "config"],

@@ -1,0 +1,25 @@
+"""Programs that some tests need and that no wheel brings: browsers, brokers, Prometheus."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+
+def needed(name: str, *others: str, path: str | None = None) -> str:
+    """Return the path of a program, or of one of its *others* names.
+
+    Where it is missing the test is skipped; where it is among RTS_TEST_REQUIRED
+    (names with commas between them), as ``.ci/run`` says of what it has installed, it
+    fails.
+    """
+    for candidate in (name, *others):
+        found = shutil.which(candidate, path=path)
+        if found is not None:
+            return found
+    message = f"no {name} on PATH"
+    if name in os.environ.get("RTS_TEST_REQUIRED", "").split(","):
+        pytest.fail(message)
+    pytest.skip(message)
