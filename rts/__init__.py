@@ -7,10 +7,24 @@
 >>> rts.uninstall(app)
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from rts.current import Current
 from rts.errors import CommandError, ConfigurationError, RtsError, StoreUnavailable
 from rts.foresight import Prediction, predict, predict_new, route
 from rts.integration import current, install, uninstall
+
+if TYPE_CHECKING:
+    from rts import signals
+else:
+
+    def __getattr__(name):
+        """Load :mod:`rts.signals`, which needs Celery, when it is first asked for."""
+        if name == "signals":
+            return import_module("rts.signals")
+        raise AttributeError(f"module 'rts' has no attribute {name!r}")
+
 
 __all__ = [
     "CommandError",
@@ -24,6 +38,7 @@ __all__ = [
     "predict",
     "predict_new",
     "route",
+    "signals",
     "uninstall",
 ]
 

@@ -16,6 +16,7 @@ from rts.lifecycle.runs import new_execution
 from rts.ports import NoteBook, RunSink
 from rts.records import Execution, Plan
 from rts.settings import Settings
+from rts.signals import deadline_missed, run_ended
 
 
 class Ends:
@@ -86,9 +87,10 @@ class Ends:
     def _end(self, begun: Execution, state: str, cause: str) -> None:
         now = self._clock.now()
         runtime_s = None if begun.started_at is None else max(0.0, now - begun.started_at)
-        self._sink.ended(
-            begun._replace(completed_at=now, runtime_s=runtime_s, state=state, cause=cause)
-        )
+        ended = begun._replace(completed_at=now, runtime_s=runtime_s, state=state, cause=cause)
+        self._sink.ended(ended)
+        if deadline_missed.receivers:
+            run_ended(ended)
 
     def _never_run(self, attributes: Mapping[str, Any]) -> Execution:
         plan = read_plan(attributes, self._types) or self.plan_received(attributes)

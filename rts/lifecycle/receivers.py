@@ -28,6 +28,7 @@ from celery.exceptions import Reject, TimeLimitExceeded
 
 from rts import health
 from rts.headers import read_plan
+from rts.lifecycle.neighbours import NEIGHBOURS
 from rts.lifecycle.runs import ATTRIBUTE, run_of
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ def connect(parts_of: PartsOf, publisher: Publisher) -> None:
             plan = parts.planner.plan_message(name, headers, priority, current, body)
             if parts.prioritise is not None and priority is None:
                 properties["priority"] = parts.prioritise(plan)
+            if NEIGHBOURS.maybe:
+                NEIGHBOURS.look()
         except Exception as exc:  # noqa: BLE001  the message must go out
             health.hook_failed("publish", exc)
 
@@ -100,6 +103,8 @@ def connect(parts_of: PartsOf, publisher: Publisher) -> None:
             if plan is None:
                 plan = parts.worker.ends.plan_received(attributes)
             setattr(request, ATTRIBUTE, parts.worker.runs.start(plan, attributes))
+            if NEIGHBOURS.maybe:
+                NEIGHBOURS.started(task)
         except Exception as exc:  # noqa: BLE001  the task must run
             health.hook_failed("start", exc)
 
@@ -181,6 +186,15 @@ def connect(parts_of: PartsOf, publisher: Publisher) -> None:
         except Exception as exc:  # noqa: BLE001  the worker must stop
             health.hook_failed("shutdown", exc)
 
+    def now_published(name: str) -> float | None:
+        parts = publisher(name)
+        return None if parts is None else parts.clock.now()
+
+    def now_run(app: Any) -> float | None:
+        parts = parts_of(app)
+        return None if parts is None else parts.clock.now()
+
+    NEIGHBOURS.connect(now_published, now_run)
     for signal, receiver in (
         (signals.before_task_publish, publishing),
         (signals.task_received, received),
@@ -199,6 +213,7 @@ def connect(parts_of: PartsOf, publisher: Publisher) -> None:
 
 def disconnect() -> None:
     """Disconnect all receivers."""
+    NEIGHBOURS.disconnect()
     while _connected:
         signal, uid = _connected.pop()
         signal.disconnect(dispatch_uid=uid)

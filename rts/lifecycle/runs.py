@@ -16,6 +16,7 @@ from rts.load.sample import LoadSample
 from rts.load.usage import RunUsage
 from rts.ports import NoteBook, RunSink
 from rts.records import Execution, Plan
+from rts.signals import deadline_missed, run_ended
 
 #: The attribute of ``task.request`` that holds the run. The request lives as
 #: long as the run does, so nothing is kept beyond it.
@@ -103,19 +104,20 @@ class Runs:
         started = run.execution
         assert started.started_at is not None
         cause = "rejected" if state == REJECTED else None
-        self._sink.ended(
-            started._replace(
-                completed_at=started.started_at + runtime_s,
-                runtime_s=runtime_s,
-                cpu_s=usage.cpu_s,
-                max_rss_bytes=usage.max_rss_bytes,
-                state=state,
-                cause=cause,
-            )
+        ended = started._replace(
+            completed_at=started.started_at + runtime_s,
+            runtime_s=runtime_s,
+            cpu_s=usage.cpu_s,
+            max_rss_bytes=usage.max_rss_bytes,
+            state=state,
+            cause=cause,
         )
+        self._sink.ended(ended)
         # Only now: a process that dies in between has its end written by another.
         if run.slot is not None:
             self._notes.clear(run.slot)
+        if deadline_missed.receivers:
+            run_ended(ended)
 
 
 def new_execution(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from celery import Celery
 
 import rts
+from rts.notices import DeadlineMissed
 
 
 def use(app: Celery) -> None:
@@ -28,3 +29,10 @@ def use(app: Celery) -> None:
         setting: str = error.setting
         allowed: str = error.allowed
         print(setting, error.value, allowed)
+
+
+@rts.signals.deadline_missed.connect
+def tell(sender: str, notice: DeadlineMissed, **_: object) -> None:
+    """Receive a signal."""
+    late_s: float = notice.lateness_s
+    print(sender, late_s)

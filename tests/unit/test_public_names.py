@@ -17,7 +17,16 @@ import rts.testing
 PUBLIC = {
     "rts": {
         *("CommandError", "ConfigurationError", "Current", "RtsError", "StoreUnavailable"),
-        *("Prediction", "current", "install", "predict", "predict_new", "route", "uninstall"),
+        *(
+            "Prediction",
+            "current",
+            "install",
+            "predict",
+            "predict_new",
+            "route",
+            "signals",
+            "uninstall",
+        ),
     },
     "rts.testing": {
         *("MongoServer", "RedisServer", "ServerFailed", "ServerNotFound"),

@@ -1,0 +1,183 @@
+"""Signals for the app's own receivers, and the neighbours, in real workers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+
+import rts
+from rts.testing import wait_until
+from tests.conftest import Stage
+
+APP = "tests.apps.told"
+BASIC = "tests.apps.basic"
+
+
+class Told:
+    """What the receivers of a worker have told."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def lines(self, kind: str, **having: Any) -> list[dict[str, Any]]:
+        """Return the lines of one *kind* with certain values."""
+        if not self.path.exists():
+            return []
+        complete = self.path.read_text().rpartition("\n")[0].splitlines()
+        lines = [json.loads(line) for line in complete]
+        return [
+            line
+            for line in lines
+            if line["kind"] == kind and all(line.get(k) == v for k, v in having.items())
+        ]
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Told:
+    return Told(tmp_path / "told")
+
+
+@pytest.fixture
+def producer(make_stage: Callable[..., Stage]) -> Iterator[tuple[Stage, Celery]]:
+    stage = make_stage()
+    app = Celery("signals", broker=stage.broker, backend=stage.backend, set_as_current=False)
+    app.conf.update(stage.conf)
+    rts.install(app)
+    yield stage, app
+    rts.uninstall(app)
+    app.close()
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_missed_deadline_is_told_once_where_the_run_ends(
+    producer: tuple[Stage, Celery], told: Told, redis_client: Any, mongo: Any, pool: str
+) -> None:
+    stage, app = producer
+    worker = stage.worker(APP, pool=pool, env={"TEST_TOLD": str(told.path)})
+    past = {"sla_deadline": 1_000_000}
+    late = app.send_task(f"{BASIC}.ok", headers=past)
+    second = app.send_task(f"{BASIC}.ok", headers=past)
+    fine = app.send_task(f"{BASIC}.ok")
+    failed = app.send_task(f"{BASIC}.fail", headers={"sla_deadline": 4_000_000_000})
+    expired = app.send_task(f"{BASIC}.ok", expires=-1)
+    unknown = app.send_task("no.such.task")
+    killed = app.send_task(f"{BASIC}.kill_self") if pool == "prefork" else None
+    for result in (late, second, fine):
+        assert result.get(timeout=30) == 0.0
+    wait_until(lambda: told.lines("missed", task_id=unknown.id))
+    wait_until(lambda: told.lines("missed", task_id=expired.id))
+    if killed is not None:
+        (line,) = wait_until(lambda: told.lines("missed", task_id=killed.id))
+        assert (line["cause"], line["pid"]) == ("killed", worker.pid)
+    (line,) = told.lines("missed", task_id=late.id)
+    assert (line["sender"], line["cause"], line["state"]) == (f"{BASIC}.ok", "late", "SUCCESS")
+    assert line["lateness_s"] == pytest.approx(line["completed_at"] - 1_000_000)
+    assert (line["pid"] == worker.pid) == (pool == "threads")
+    (line,) = told.lines("missed", task_id=expired.id)
+    assert (line["cause"], line["pid"], line["started_at"]) == ("expired", worker.pid, None)
+    (line,) = told.lines("missed", task_id=unknown.id)
+    assert (line["cause"], line["sender"]) == ("unknown_task", "no.such.task")
+    wait_until(lambda: mongo.tasks.find_one({"_id": failed.id, "sla_success": True}))
+    assert not told.lines("missed", task_id=failed.id)  # in time, if not well
+    assert not told.lines("missed", task_id=fine.id)
+    # What a receiver raises is counted, logged once in each process, and no more.
+    counted = f"{stage.prefix}counters"
+    wait_until(lambda: int(redis_client.hget(counted, "receiver_errors") or 0) >= 4)
+    assert redis_client.hget(counted, "hook_errors") is None
+    wait_until(lambda: mongo.tasks.count_documents({"sla_success": False}) >= 4)
+    worker.stop()
+    said = worker.log.count("tests.apps.told.broken, a receiver of rts.signals.deadline_missed")
+    assert 1 <= said <= 3  # processes
+    assert "on purpose" in worker.log
+
+
+@pytest.mark.parametrize("tracing", ["before", "after", "child"])
+def test_opentelemetry_spans_carry_the_plan_whoever_came_first(
+    make_stage: Callable[..., Stage], told: Told, tracing: str
+) -> None:
+    pytest.importorskip("opentelemetry.instrumentation.celery")
+    stage = make_stage()
+    stage.worker(APP, concurrency=1, env={"TEST_TOLD": str(told.path), "TEST_TRACING": tracing})
+    app = Celery("plain", broker=stage.broker, backend=stage.backend, set_as_current=False)
+    app.conf.task_default_queue = stage.conf["task_default_queue"]
+    for deadline in (1_000_000, 4_000_000_000):
+        headers = {"task_type": "cpu-light", "sla_deadline": deadline}
+        app.send_task(f"{BASIC}.nested", headers=headers).get(timeout=30)
+        name = f"run/{BASIC}.nested"
+        wait_until(
+            lambda name=name, deadline=deadline: [
+                line
+                for line in told.lines("span", name=name)
+                if line["attributes"].get("rts.deadline") == deadline
+            ]
+        )
+    spans = told.lines("span", name=name)
+    assert len(spans) == 2  # the very first one too
+    for span, (deadline, missed) in zip(
+        spans, ((1_000_000, True), (4_000_000_000, False)), strict=True
+    ):
+        facts = {k: v for k, v in span["attributes"].items() if k.startswith("rts.")}
+        assert facts["rts.task_type"] == "cpu-light"
+        assert facts["rts.deadline"] == deadline
+        assert facts["rts.tau_s"] > 0
+        assert (facts["rts.laxity_s"] < 0) == missed
+        assert facts["rts.deadline_missed"] is missed
+    # Those of publishing, inside the task.
+    spans = told.lines("span", name=f"apply_async/{BASIC}.headers")
+    assert len(spans) == 2
+    for span in spans:
+        facts = span["attributes"]
+        assert facts["rts.task_type"] == "mixed"
+        # Published for a moment later than now: what is left beyond tau.
+        assert 0 < facts["rts.laxity_s"] <= facts["rts.tau_s"]
+        assert "rts.deadline_missed" not in facts
+    app.close()
+
+
+def test_sentry_events_carry_the_plan_as_tags(
+    make_stage: Callable[..., Stage], told: Told
+) -> None:
+    pytest.importorskip("sentry_sdk")
+    stage = make_stage()
+    stage.worker(
+        APP, concurrency=1, env={"TEST_TOLD": str(told.path), "TEST_TRACING": "sentry"}
+    )
+    app = Celery("plain", broker=stage.broker, backend=stage.backend, set_as_current=False)
+    app.conf.task_default_queue = stage.conf["task_default_queue"]
+    headers = {"task_type": "cpu-light", "sla_deadline": 1_000_000}
+    app.send_task(f"{BASIC}.fail", headers=headers)
+    app.send_task(f"{BASIC}.ok")
+    wait_until(lambda: len(told.lines("event", type="transaction")) == 2)
+    (error,) = told.lines("event", type="error")
+    assert error["tags"]["rts.task_type"] == "cpu-light"
+    assert float(error["tags"]["rts.deadline"]) == 1_000_000
+    assert float(error["tags"]["rts.laxity_s"]) < 0
+    assert error["tags"]["rts.deadline_missed"] == "true"
+    late, fine = told.lines("event", type="transaction")
+    assert late["tags"]["rts.deadline_missed"] == "true"
+    assert fine["tags"]["rts.deadline_missed"] == "false"
+    assert fine["tags"]["rts.task_type"] == "mixed"
+    app.close()
+
+
+def test_where_nobody_traces_nothing_is_imported_or_connected() -> None:
+    # The driver of Redis looks for OpenTelemetry's interface itself: nobody uses it.
+    script = """
+import sys
+import rts.parts, rts.worker, rts.lifecycle.receivers
+from celery.signals import after_task_publish, task_postrun
+from rts.lifecycle.neighbours import NEIGHBOURS
+assert NEIGHBOURS.maybe
+NEIGHBOURS.look()
+assert not NEIGHBOURS.maybe
+assert not after_task_publish.receivers and not task_postrun.receivers
+assert not {"sentry_sdk", "opentelemetry.instrumentation.celery"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
