@@ -98,6 +98,46 @@ class Keys:
         """String with a lease: the one drain that looks for lost runs."""
         return self.prefix + "janitor"
 
+    @property
+    def open(self) -> str:
+        """Sorted set: id of a task that was published and has not ended, by deadline."""
+        return self.prefix + "open"
+
+    @property
+    def open_info(self) -> str:
+        """Hash: id of an open or overdue task to its queue, and what is known of it."""
+        return self.prefix + "open:info"
+
+    @property
+    def open_counts(self) -> str:
+        """Hash: ``open`` or ``overdue``, and a queue, to the number of such tasks."""
+        return self.prefix + "open:counts"
+
+    @property
+    def overdue(self) -> str:
+        """Sorted set: id of an open task whose deadline has passed, by deadline."""
+        return self.prefix + "overdue"
+
+    @property
+    def closed(self) -> str:
+        """Sorted set: id of a task that ended before it was noted as open, by instant."""
+        return self.prefix + "closed"
+
+    @property
+    def judged(self) -> str:
+        """Sorted set: id of a task whose verdict is provisional and counted, by instant."""
+        return self.prefix + "judged"
+
+    @property
+    def events(self) -> str:
+        """Capped stream of what happened to deadlines (:mod:`rts.ledger.events`)."""
+        return self.prefix + "events"
+
+    @property
+    def lookout(self) -> str:
+        """String with a lease: the one companion that looks for overdue tasks."""
+        return self.prefix + "lookout"
+
 
 def running_field(task_id: str, retries: int, instance: str, pid: int | None) -> str:
     """Return the field of the ``running`` hash for one run.

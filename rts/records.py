@@ -19,6 +19,11 @@ LOST = "LOST"
 #: A state after which the same task id goes on living.
 NOT_FINAL = frozenset({"RETRY"})
 
+#: Cause of a miss that is known before the task has ended, if it ever does.
+OVERDUE = "overdue"
+#: States of an overdue task: nobody has started it, or its run goes on.
+PENDING, STARTED = "PENDING", "STARTED"
+
 
 class Plan(NamedTuple):
     """What publishing decided for one task: type, tau and absolute deadline.
@@ -85,10 +90,11 @@ class Execution(NamedTuple):
     cpu_s: float | None = None
     max_rss_bytes: int | None = None
     #: A Celery state, or LOST.
-    state: str = "STARTED"
+    state: str = STARTED
     #: Why a run ended without completing: killed, time_limit, terminated,
     #: revoked, expired, dropped (as hopeless), rejected, unknown_task or lost. ``None``
-    #: where the task ran to its end, well or with an exception.
+    #: where the task ran to its end, well or with an exception. Or overdue, without
+    #: ``completed_at``: it has not ended, and its deadline has passed.
     cause: str | None = None
     #: Whether a run was started at all. False: expired, revoked while waiting,
     #: unknown task. Such an end is a verdict in ``tasks`` without an assignment.
@@ -158,8 +164,10 @@ def sla_success(execution: Execution) -> bool | None:
 
     ``None`` while there is none (it goes on, or is to be retried). A run that
     ended without completing is a miss whatever the time: the work that was
-    promised was not done.
+    promised was not done. So is one that is overdue.
     """
+    if execution.cause == OVERDUE:
+        return False
     if execution.completed_at is None or execution.state in NOT_FINAL:
         return None
     return execution.cause is None and execution.completed_at <= execution.deadline

@@ -36,7 +36,7 @@ def command(
     by: str,
     as_json: bool,
 ) -> None:
-    """Show how the deadlines of the tasks that ended in a window were met.
+    """Show how the deadlines of the tasks that ended, or came due, in a window were met.
 
     An instant is a duration ago (90s, 15m, 24h, 7d, 2w) or ISO 8601 (UTC unless it
     names a zone). "on time" is the share of tasks that completed by their deadline,
@@ -56,7 +56,7 @@ def command(
         document = {"since": begin, "until": end, "by": by, "rows": [asdict(r) for r in rows]}
         print_json({**document, "total": None if total is None else asdict(total)})
         return
-    click.echo(f"Tasks that ended from {iso(begin)} to {iso(end)}\n")
+    click.echo(f"Verdicts and runs from {iso(begin)} to {iso(end)}\n")
     if total is None:
         click.echo(
             "None. If tasks ran: celery -A app rts status tells whether records wait, "

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
-from rts.records import NOT_FINAL, Execution, Learned, OutboxEntry
+from rts.records import NOT_FINAL, OVERDUE, Execution, Learned, OutboxEntry
 
 Document = dict[str, Any]
 
@@ -43,6 +43,11 @@ def documents(entry: OutboxEntry) -> tuple[Document, Document | None]:
     The latter is ``None`` where no run was started. Beyond the fields that
     DESIGN names, both hold what the reports need and, for :mod:`rts.ledger.merging`,
     ``run_id``, ``retries`` and ``instance``.
+
+    ``verdict_at`` of a task is the instant at which its verdict was certain: its end,
+    but no later than its deadline, since a task that is not done by then has missed it
+    whether it ever ends or not. (A deadline that had passed on arrival counts as the
+    arrival.)
     """
     execution = entry.execution
     try:
@@ -63,6 +68,16 @@ def instant(at: float | None) -> datetime | None:
     if not _LEAST_INSTANT <= at <= _GREATEST_INSTANT:
         at = min(max(at, _LEAST_INSTANT), _GREATEST_INSTANT)
     return _from_timestamp(round(at * 1000) / 1000, _UTC)
+
+
+def certain_at(
+    arrival: datetime | None, deadline: datetime | None, completed_at: datetime | None
+) -> datetime | None:
+    """Return the instant from which on a miss was certain."""
+    if deadline is None:
+        return completed_at
+    missed_at = deadline if arrival is None else max(arrival, deadline)
+    return missed_at if completed_at is None else min(missed_at, completed_at)
 
 
 def text(value: object, limit: int = MAX_TEXT) -> str:
@@ -242,15 +257,23 @@ def _documents(e: Execution, learned: Learned | None) -> tuple[Document, Documen
     cause = e.cause
     success: bool | None = None
     lateness_s: float | None = None
-    if e.completed_at is not None and e.state not in NOT_FINAL:
+    verdict_at: datetime | None = None
+    final = e.completed_at is not None and e.state not in NOT_FINAL
+    overdue = cause == OVERDUE and not final
+    if e.completed_at is not None and final:
         success = cause is None and e.completed_at <= e.deadline
         lateness_s = e.completed_at - e.deadline
         if lateness_s != lateness_s:
             lateness_s = None
+        verdict_at = completed_at
+        if lateness_s is not None and lateness_s > 0:
+            verdict_at = certain_at(arrival, deadline, completed_at)
+    elif overdue:
+        success = False
+        verdict_at = certain_at(arrival, deadline, None)
     tau = e.tau if e.tau == e.tau else None
     k = e.k if e.k == e.k else None
     runtime_s = None if e.runtime_s is None else float(e.runtime_s)
-    final = success is not None
     task: Document = {
         "_id": e.task_id,
         "name": e.name,
@@ -266,6 +289,7 @@ def _documents(e: Execution, learned: Learned | None) -> tuple[Document, Documen
         "cause": cause,
         "started_at": started_at,
         "completed_at": completed_at if final else None,
+        "verdict_at": verdict_at,
         "runtime_s": runtime_s,
         "sla_success": success,
         "lateness_s": lateness_s,
@@ -277,6 +301,8 @@ def _documents(e: Execution, learned: Learned | None) -> tuple[Document, Documen
         "instance": e.instance,
         "run_id": e.run_id if e.ran else None,
     }
+    if overdue:
+        task["_overdue"] = True
     if not e.ran:
         return task, None
     assignment: Document = {

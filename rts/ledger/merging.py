@@ -12,7 +12,9 @@ The verdict of a task, strongest first:
 2. the record of the most retries;
 3. a run whose start is known, over one whose end alone is known, over LOST;
 4. the later start (or end, where the task never ran);
-5. a final state over RETRY.
+5. a final state over RETRY;
+6. what was found overdue, before it ended, only where nothing else is known. That it
+   was remains, so that the miss stands until there is a final state, which then tells.
 
 A run is one of its worker's *life* (``instance``): an end without a known start
 belongs to the run of the same task, retries and instance, if there is one.
@@ -26,8 +28,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from rts.ledger.documents import Document
-from rts.records import LOST, NOT_FINAL
+from rts.ledger.documents import Document, certain_at
+from rts.records import LOST, NOT_FINAL, OVERDUE, PENDING, STARTED
 
 #: Runs of one task that are told apart. A task that polls by retrying for ever
 #: must not grow its document for ever; past this ``attempts`` follows ``retries``.
@@ -48,12 +50,21 @@ def merge_tasks(stored: Document, new: Document) -> Document:
     """
     runs = _join_runs(_runs(stored), _runs(new))
     winner = new if _task_rank(new) > _task_rank(stored) else stored
-    if winner is stored and runs == _runs(stored):
+    overdue = "_overdue" in stored or "_overdue" in new
+    if winner is stored and runs == _runs(stored) and overdue == ("_overdue" in stored):
         return stored
     merged = {key: value for key, value in winner.items() if key not in ("_runs", "_rev")}
     merged["attempts"] = _attempts(runs)
     if runs != _own_run(winner):
         merged["_runs"] = runs
+    if overdue:
+        merged["_overdue"] = True
+        if merged.get("completed_at") is None:
+            merged["sla_success"] = False
+            merged["cause"] = OVERDUE
+            merged["verdict_at"] = certain_at(
+                merged.get("arrival"), merged.get("deadline"), None
+            )
     return merged
 
 
@@ -106,9 +117,14 @@ def _end_order(end: Document) -> tuple[datetime, str]:
 
 def _task_rank(task: Document) -> tuple[Any, ...]:
     completed_at = task.get("completed_at") or _BEGINNING
-    ties = (task.get("run_id") or "", task.get("cause") or "", task.get("state") or "")
+    cause = task.get("cause")
+    if cause == OVERDUE:  # which says nothing of the run that the document is of
+        cause = None
+    ties = (task.get("run_id") or "", cause or "", task.get("state") or "")
     if task.get("state") == "SUCCESS":
         return (1, -completed_at.timestamp(), *ties)
+    if task.get("state") in (PENDING, STARTED):
+        return (-1, task.get("started_at") or _BEGINNING, task.get("retries") or 0, *ties)
     if task.get("state") == LOST:
         witness = 0
     elif task.get("run_id") is not None and task.get("started_at") is None:
@@ -121,15 +137,10 @@ def _task_rank(task: Document) -> tuple[Any, ...]:
         witness,
         task.get("started_at") or completed_at,
         task.get("state") not in NOT_FINAL,
-        _own_end(task),
+        cause in (None, "rejected"),  # the process that ran it knows no others
         -completed_at.timestamp(),
         *ties,
     )
-
-
-def _own_end(document: Document) -> bool:
-    """Return whether the process that ran a task wrote its end: it knows no other causes."""
-    return document.get("cause") in (None, "rejected")
 
 
 def _run_rank(assignment: Document) -> tuple[Any, ...]:

@@ -216,8 +216,8 @@ def _store(
 
 
 def _forget(collection: Collection[Document], changed: Iterable[Document]) -> None:
-    """Forget the sums that the reports keep of the time of these documents' ends."""
-    ends = [document.get("completed_at") for document in changed]
+    """Forget the sums that the reports keep of the time of these ends and verdicts."""
+    ends = [document.get("verdict_at") or document.get("completed_at") for document in changed]
     forget(collection.database, collection.name, ends)
 
 

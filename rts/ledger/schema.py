@@ -35,7 +35,8 @@ def prepare(database: Database[dict[str, Any]], ttl_s: float) -> None:
     )
     # The reports read by completed_at; so does the removal of what is too old.
     _expiring(assignments, "completed_at", ttl_s)
-    database[TASKS].create_index([("completed_at", ASCENDING)])
+    # Verdicts are read by verdict_at; what other hands wrote has completed_at only.
+    database[TASKS].create_index([("verdict_at", ASCENDING), ("completed_at", ASCENDING)])
     # A task that never ends has no completed_at, and must go as well.
     _expiring(database[TASKS], "arrival", ttl_s)
     _expiring(database[ROLLUPS], "start", ttl_s)

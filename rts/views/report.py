@@ -1,8 +1,9 @@
 """How the deadlines were met: by type, task name, worker or queue, in a window of time.
 
-What counts lies in the window with its *end*. Runs are those of ``assignments``,
-retried ones included; verdicts are those of ``tasks``, one per task, and a task
-that never ran (expired, revoked) is among them as a miss.
+Runs are those of ``assignments`` that *ended* in the window, retried ones included.
+Verdicts are those of ``tasks``, one per task, that *fell* in it: at the task's end,
+but no later than its deadline. A task that never ran (expired, revoked, lost on its
+way) is among them as a miss.
 
 The error of tau is Σ|runtime − τ| / Σ runtime over successful runs, τ being the
 one that the deadline was made with: 0.2 says that forecasts were off by a fifth
@@ -59,7 +60,7 @@ class ReportRow:
     runtime: Percentiles | None
     #: Arrival to start, of runs whose start is known.
     queueing_delay: Percentiles | None
-    #: End minus deadline, of verdicts; negative is early.
+    #: End minus deadline, of verdicts on tasks that have ended; negative is early.
     lateness: Percentiles | None
     #: Σ|runtime − τ| / Σ runtime over successful runs.
     tau_error_ratio: float | None

@@ -109,8 +109,8 @@ def class_of(key: str) -> tuple[str, str, str | None]:
 
 
 def tally(database: Database[dict[str, Any]], window: Window, by: str) -> Tallies:
-    """Count the runs and verdicts whose end lies in *window*, by *by* (of ``GROUPS``, or
-    ``CLASSES``).
+    """Count the runs that ended in *window* and the verdicts that fell in it, by *by* (of
+    ``GROUPS``, or ``CLASSES``).
 
     Raises:
         PyMongoError: the server did not answer.
@@ -190,11 +190,28 @@ def _count(
     database: Database[dict[str, Any]], collection: str, window: Window, limit: int = 0
 ) -> int:
     options: dict[str, Any] = {"limit": limit} if limit else {}
-    return database[collection].count_documents(_during(window), **options)
+    # One by one, which the server counts in the index alone.
+    return sum(
+        database[collection].count_documents(part, **options)
+        for part in _parts(collection, window)
+    )
 
 
-def _during(window: Window) -> dict[str, Any]:
-    return {"completed_at": {"$gte": window[0], "$lt": window[1]}}
+def _parts(collection: str, window: Window) -> list[dict[str, Any]]:
+    """Return the queries, without overlap, for what lies in *window*: runs with their
+    end, tasks with their verdict.
+    """
+    during = {"$gte": window[0], "$lt": window[1]}
+    if collection != TASKS:
+        return [{"completed_at": during}]
+    # The second is for documents that other hands have written: the end, as it was.
+    return [{"verdict_at": during}, {"verdict_at": None, "completed_at": during}]
+
+
+def in_window(collection: str, window: Window) -> dict[str, Any]:
+    """Return the query for the runs, or the verdicts, of a window."""
+    parts = _parts(collection, window)
+    return parts[0] if len(parts) == 1 else {"$or": parts}
 
 
 def _add(total: Tallies, more: Mapping[str, Tally]) -> None:
@@ -216,7 +233,7 @@ def _direct(
     found: Tallies = {}
     for groups, sums in questions:
         group = {"_id": {"key": key, **groups}, "n": {"$sum": 1}, **sums}
-        stages = [{"$match": _during(window)}, {"$group": group}]
+        stages = [{"$match": in_window(collection, window)}, {"$group": group}]
         for row in database[collection].aggregate(stages):
             _take(found.setdefault(_key_text(row["_id"]["key"]), Tally()), row)
     return found

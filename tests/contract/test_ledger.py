@@ -103,6 +103,16 @@ def killed(**changes: Any) -> Execution:
     )
 
 
+def overdue(**changes: Any) -> Execution:
+    """Return the verdict on a task that has not ended by its deadline."""
+    values = {"state": "PENDING", "started_at": None, "pid": None, "worker": "", **changes}
+    if values["state"] == "PENDING":
+        values["instance"] = ""
+    never = {"completed_at": None, "runtime_s": None, "cpu_s": None, "max_rss_bytes": None}
+    verdict = {"cause": "overdue", "load_at_start": None, "ran": False}
+    return execution(**never, **verdict, **values)
+
+
 def entry(run: Execution, learned: Learned | None = None, number: int = 1) -> OutboxEntry:
     return OutboxEntry(f"{number}-0", run, learned)
 
@@ -192,6 +202,7 @@ def test_the_pinned_fields(subject: Subject) -> None:
         "parent_id": None,
         "root_id": "t",
         # beyond the pinned ones
+        "verdict_at": arrival + timedelta(seconds=3),
         "cause": None,
         "arrival_source": "published",
         "retries": 0,
@@ -246,6 +257,76 @@ def test_late_and_on_the_dot(subject: Subject) -> None:
     dot, late = subject.documents()[0]
     assert (dot["sla_success"], dot["lateness_s"]) == (True, 0.0)
     assert (late["sla_success"], late["lateness_s"]) == (False, 0.5)
+
+
+def at(second: float) -> datetime:
+    return datetime.fromtimestamp(R + second, UTC)
+
+
+@pytest.mark.parametrize(
+    ("changes", "second"),
+    [
+        ({"completed_at": R + 3}, 3),
+        ({"completed_at": R + 10}, 10),
+        ({"completed_at": R + 99}, 10),
+        ({"completed_at": R + 4, "state": "REVOKED", "cause": "revoked"}, 4),
+        ({"completed_at": R + 99, "state": "REVOKED", "cause": "revoked"}, 10),
+        ({"completed_at": R + 5, "deadline": R - 1e6}, 0),
+        ({"completed_at": R - 5, "deadline": R - 9}, -5),
+        ({"completed_at": R + 6, "deadline": math.nan}, 6),
+        ({"completed_at": R + 99, "arrival": math.nan}, 10),
+    ],
+)
+def test_a_verdict_falls_at_the_end_and_no_later_than_the_deadline(
+    subject: Subject, changes: dict[str, Any], second: float
+) -> None:
+    task, _ = written(subject, execution(**changes))
+    assert task["verdict_at"] == at(second)
+
+
+def test_overdue_is_a_miss_without_an_end(subject: Subject) -> None:
+    task, assignments = written(subject, overdue(), overdue())
+    assert (task["state"], task["cause"], task["sla_success"]) == ("PENDING", "overdue", False)
+    assert task["verdict_at"] == at(10)
+    assert task["completed_at"] is task["lateness_s"] is task["started_at"] is None
+    assert (task["attempts"], assignments) == (0, [])
+    task, _ = written(subject, overdue(state="STARTED", started_at=R + 5, worker="celery@a"))
+    assert (task["state"], task["worker"], task["verdict_at"]) == (
+        "STARTED",
+        "celery@a",
+        at(10),
+    )
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_end_of_an_overdue_task_takes_its_place(subject: Subject, turned: bool) -> None:
+    end = execution(completed_at=R + 60, runtime_s=59.0)
+    runs = [overdue(), end]
+    task, assignments = written(subject, *(reversed(runs) if turned else runs))
+    assert (task["state"], task["cause"], task["sla_success"]) == ("SUCCESS", None, False)
+    assert (task["completed_at"], task["verdict_at"]) == (at(60), at(10))
+    assert (task["lateness_s"], task["attempts"], len(assignments)) == (50.0, 1, 1)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_retry_after_the_deadline_leaves_a_task_overdue(
+    subject: Subject, turned: bool
+) -> None:
+    runs = [overdue(), retried(completed_at=R + 20)]
+    task, _ = written(subject, *(reversed(runs) if turned else runs))
+    assert (task["state"], task["cause"], task["sla_success"]) == ("RETRY", "overdue", False)
+    assert (task["verdict_at"], task["completed_at"], task["attempts"]) == (at(10), None, 1)
+    # LOST is provisional, and what comes after it has not ended
+    subject.ledger.write([entry(lost())])
+    subject.ledger.write([entry(retried(retries=2, started_at=R + 80, instance="i", pid=7))])
+    (task,), _ = subject.documents()
+    assert (task["state"], task["sla_success"]) == ("RETRY", False)
+
+
+def test_an_end_in_time_that_was_told_late_counts(subject: Subject) -> None:
+    """Redis was away: the deadline passed before the end was known."""
+    task, _ = written(subject, overdue(), execution())
+    assert (task["sla_success"], task["cause"], task["verdict_at"]) == (True, None, at(3))
 
 
 def test_retry_is_no_verdict(subject: Subject) -> None:
@@ -422,7 +503,9 @@ def test_snapshot_of_the_taus(subject: Subject) -> None:
 
 # -- any order, any number of times ----------------------------------------------------
 
-STATES = st.sampled_from(["SUCCESS", "FAILURE", "RETRY", "LOST", "killed", "REVOKED"])
+STATES = st.sampled_from(
+    ["SUCCESS", "FAILURE", "RETRY", "LOST", "killed", "REVOKED", "PENDING", "STARTED"]
+)
 
 
 @st.composite
@@ -446,6 +529,10 @@ def histories(draw: st.DrawFn) -> list[Execution]:
                 case "killed":
                     for twice in range(draw(st.integers(1, 2))):
                         runs.append(killed(**at, completed_at=start + length + twice))
+                case "PENDING":
+                    runs.append(overdue())
+                case "STARTED":
+                    runs.append(overdue(**at, state=kind, started_at=start))
                 case "REVOKED":
                     end = {**at, "completed_at": start + length, "cause": "revoked"}
                     runs.append(killed(**end, ran=False, state=kind))
@@ -479,6 +566,9 @@ def test_order_and_repetition_do_not_matter_in_memory(
     assert outcome(InMemory(), again, shuffled) == expected
     task, assignments = expected[0][0], expected[1]
     assert task["attempts"] == len(assignments)
+    assert (task["verdict_at"] is None) is (task["sla_success"] is None)
+    if any(run.cause == "overdue" for run in history):
+        assert task["sla_success"] is not None
 
 
 @given(history=histories(), shuffled=st.randoms(use_true_random=False))

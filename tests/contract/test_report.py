@@ -97,9 +97,9 @@ def check(
     database: Database[dict[str, Any]], since: datetime, until: datetime, by: str = "type"
 ) -> int:
     """Compare a report with a count of all documents; return the number of runs."""
-    window = {"completed_at": {"$gte": since, "$lt": until}}
-    assignments = list(database.assignments.find(window))
-    tasks = list(database.tasks.find(window))
+    window = {"$gte": since, "$lt": until}
+    assignments = list(database.assignments.find({"completed_at": window}))
+    tasks = list(database.tasks.find({"verdict_at": window}))
     rows = report(database, since, until, by)
     keys = {"all"} if by == "all" else {d[FIELD[by]] for d in assignments + tasks}
     assert [row.key for row in rows] == sorted(keys if assignments or tasks else ())
@@ -174,6 +174,14 @@ def test_kept_sums_agree_with_a_direct_count(
     check(database, begin, end, by)
     write(ledger, [first[0]._replace(task_id="l", run_id="l", completed_at=T + 7500.0)])
     check(database, begin, end, by)
+    # a task is overdue, and ends an hour later: its verdict stays where it was
+    late = first[1]._replace(task_id="o", run_id="o", deadline=T + 40.0, arrival=T)
+    late = late._replace(state="PENDING", cause="overdue", completed_at=None, ran=False)
+    write(ledger, [late])
+    check(database, begin, end, by)
+    ended = {"state": "SUCCESS", "cause": None, "completed_at": T + 3700.0, "ran": True}
+    write(ledger, [late._replace(**ended)])
+    check(database, begin, end, by)
     # the same hour: the number of records stays
     same = lost._replace(task_id="m", run_id="m", completed_at=T + 60.0)
     write(ledger, [same])
@@ -237,6 +245,16 @@ def test_documents_with_the_pinned_fields_only(ledger: MongoLedger) -> None:
     (row,) = report(ledger.database, at(0), at(2), "name")
     assert (row.key, row.runs, row.tasks, row.on_time_ratio) == ("unknown", 1, 0, None)
     assert row.lateness is None
+
+
+def test_verdicts_of_other_hands_count_at_their_end(ledger: MongoLedger) -> None:
+    """A task with the pinned fields only."""
+    ledger.database.tasks.insert_one(
+        {"_id": "a", "completed_at": at(1), "sla_success": True, "state": "SUCCESS"}
+    )
+    (row,) = report(ledger.database, at(0), at(2), "name")
+    assert (row.key, row.tasks, row.on_time_ratio) == ("unknown", 1, 1.0)
+    assert report(ledger.database, at(1.5), at(2)) == []
 
 
 def test_what_cannot_be_asked() -> None:

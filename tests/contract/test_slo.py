@@ -73,7 +73,7 @@ def check(ledger: MongoLedger, settings: Settings) -> list[Standing]:
             window = {"$gte": NOW - timedelta(seconds=seconds), "$lt": NOW}
             mine = [
                 d
-                for d in ledger.database.tasks.find({"completed_at": window})
+                for d in ledger.database.tasks.find({"verdict_at": window})
                 if objective_of(settings.slo, d["task_type"], d["name"], d["queue"])
                 == standing.objective
             ]

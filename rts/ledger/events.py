@@ -1,0 +1,117 @@
+"""What happened to deadlines, as it becomes known: a capped stream for whoever alerts.
+
+Each event is told once. The stream holds the last ``MAX_EVENTS``: who falls behind
+further than that finds the verdicts in the ledger.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any
+
+from rts.keys import Keys
+from rts.link.link import Link
+from rts.link.scripts import pack
+
+#: Events that the stream holds at most.
+MAX_EVENTS = 20_000
+
+#: Kinds of events: the deadline has passed and the task has not ended; a task has
+#: ended without meeting its deadline.
+OVERDUE, MISSED = "overdue", "missed"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event. Instants are seconds since the epoch by the clock of the Redis server.
+
+    In the stream it is a JSON object of these fields under the name ``e``. Names are
+    strangers' texts, of at most 1,024 characters.
+    """
+
+    #: ``overdue`` or ``missed``.
+    kind: str
+    task_id: str
+    name: str
+    task_type: str
+    #: ``None`` where it is not known.
+    queue: str | None
+    arrival: float
+    deadline: float
+    tau: float
+    #: When this became known.
+    at: float
+    #: Overdue: PENDING or STARTED; missed: the state in which the task ended.
+    state: str
+    #: Overdue: ``overdue``; missed: ``None`` for one that just came too late, else
+    #: what ended it (killed, lost, revoked, expired, …).
+    cause: str | None = None
+    #: Where the task runs or ran, if it was ever started.
+    worker: str | None = None
+    retries: int = 0
+    completed_at: float | None = None
+    #: A ``missed`` that ends an ``overdue``, which was told before.
+    was_overdue: bool = False
+
+    def to_json(self) -> str:
+        """Return the event as it stands in the stream."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return json.dumps(values, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Event:
+        """Read what :meth:`to_json` wrote; fields of newer versions are ignored.
+
+        Raises:
+            ValueError: the text is not an event.
+        """
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError("an event must be an object")
+        known = {f.name for f in fields(cls)}
+        try:
+            return cls(**{name: value for name, value in values.items() if name in known})
+        except TypeError as exc:
+            raise ValueError(f"not an event: {exc}") from exc
+
+
+def latest(link: Link, keys: Keys) -> str:
+    """Return the id of the last event so far; ``0-0`` where there was none.
+
+    Raises:
+        StoreUnavailable: Redis is away.
+    """
+    (entries,) = link.call(pack("XREVRANGE", keys.events, "+", "-", "COUNT", 1))
+    return str(entries[0][0].decode()) if entries else "0-0"
+
+
+def since(link: Link, keys: Keys, after: str, limit: int = 500) -> list[tuple[str, Event]]:
+    """Return up to *limit* events behind the id *after*, the oldest first, with their ids.
+
+    What cannot be understood is left out, so an answer may be shorter than what is
+    there; an empty one says that there is nothing more.
+
+    Raises:
+        StoreUnavailable: Redis is away.
+    """
+    found: list[tuple[str, Event]] = []
+    while not found:
+        (entries,) = link.call(pack("XRANGE", keys.events, f"({after}", "+", "COUNT", limit))
+        if not entries:
+            break
+        after = entries[-1][0].decode()
+        found = list(_understood(entries))
+    return found
+
+
+def _understood(entries: Iterable[Any]) -> Iterable[tuple[str, Event]]:
+    for entry_id, values in entries:
+        try:
+            yield (
+                entry_id.decode(),
+                Event.from_json(dict(zip(values[::2], values[1::2], strict=True))[b"e"]),
+            )
+        except (ValueError, KeyError):
+            continue
