@@ -60,7 +60,7 @@ def test_ctrl_c_leaves_nothing_behind() -> None:
             if line.startswith("published"):
                 break
         demo.send_signal(signal.SIGINT)
-        out, err = demo.communicate(timeout=60)
+        out, err = demo.communicate(timeout=150)
     assert demo.returncode == 130, out
     assert err == ""
     wait_until(lambda: not left_of("interrupted"), message="all processes of the demo are gone")
