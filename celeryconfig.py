@@ -135,6 +135,12 @@ rts_spool_dir = os.environ.get("RTS_SPOOL_DIR") or None
 # Verdicts in the long window of an alert below which it stays silent: 1 or more.
 # rts_slo_min_events = 10
 
+# Whom to tell of alerts: a list of at most 20 of {"url": "https://…", "secret": signs
+# the messages (at least 8 characters), "format": "json" or "slack", "events": a list of
+# "slo_burning" and "task_overdue" (default: both), "min_interval": seconds between two
+# messages (at least 0, default 1), "link": a URL for people}; all but "url" optional.
+# rts_webhooks = []
+
 # --- beat --------------------------------------------------------------------------
 
 beat_schedule = {

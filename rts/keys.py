@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 #: The consumer group that drains the outbox.
 GROUP = "rts"
+#: The consumer group of workers that listen to events.
+LISTENERS = "workers"
 
 TASKS = "tasks"
 ASSIGNMENTS = "assignments"
@@ -137,6 +139,25 @@ class Keys:
     def lookout(self) -> str:
         """String with a lease: the one companion that looks for overdue tasks."""
         return self.prefix + "lookout"
+
+    @property
+    def alerts(self) -> str:
+        """Hash: key of an alert that fires to what it began with."""
+        return self.prefix + "alerts"
+
+    @property
+    def alerting(self) -> str:
+        """String with a lease: the one companion that decides on alerts and sends them."""
+        return self.prefix + "alerting"
+
+    @property
+    def listening(self) -> str:
+        """String that expires: some worker has receivers of ``slo_burning``."""
+        return self.prefix + "listening"
+
+    def webhook(self, name: str) -> str:
+        """List of the messages that wait for one webhook."""
+        return f"{self.prefix}webhook:{name}"
 
 
 def running_field(task_id: str, retries: int, instance: str, pid: int | None) -> str:

@@ -20,6 +20,7 @@ from rts.lifecycle.ends import Ends
 from rts.lifecycle.planning import Planner
 from rts.lifecycle.runs import Runs
 from rts.link.link import Link
+from rts.listener import Listener
 from rts.load.sampler import LoadSampler
 from rts.records import Plan
 from rts.scheduling.priority import HIGHEST, level
@@ -84,6 +85,7 @@ class WorkerParts:
     board: NoteBoard
     companion: Companion
     orders: Orders
+    listener: Listener
 
     @classmethod
     def build(cls, parts: Parts, worker: Any, *, threaded: bool) -> WorkerParts:
@@ -125,6 +127,7 @@ class WorkerParts:
                 logging.getLogger().getEffectiveLevel(),
                 tuple(worker.app.amqp.queues.consume_from),
             ),
+            Listener(settings, instance),
         )
 
     def start(self) -> None:
@@ -133,9 +136,11 @@ class WorkerParts:
         level = logging.getLogger().getEffectiveLevel()  # as set up since
         orders = replace(self.orders, loglevel=level, pid=os.getpid())
         self.companion.start(orders.to_json(), pass_fds=(self.board.fd,))
+        self.listener.start()
 
     def stop(self) -> None:
         """Stop both; the companion gets a few seconds for a last drain. Again: nothing."""
+        self.listener.stop()
         self.sampler.stop()
         self.companion.stop()
 

@@ -20,6 +20,7 @@ from rts.errors import ConfigurationError
 from rts.keys import Keys
 from rts.tasktypes import DEFAULT_TASK_TYPES, TaskType
 from rts.validation import CHECKS, REDIS_SCHEMES, multiplier, plain_redis_url
+from rts.webhooks import Webhook
 
 #: The environment variable that overrides ``rts_sla_multiplier``.
 MULTIPLIER_VARIABLE = "SCHED_SLA_MULTIPLIER"
@@ -104,6 +105,9 @@ class Settings:
     #: Verdicts in the long window of an alert below which it stays silent.
     slo_min_events: int = 10
 
+    #: Whom to tell of alerts, with their credentials.
+    webhooks: tuple[Webhook, ...] = field(default=(), repr=False)
+
     @property
     def keys(self) -> Keys:
         """The names of everything in Redis."""
@@ -154,6 +158,7 @@ class Settings:
         plain["queue_horizons"] = dict(self.queue_horizons)
         plain["routes"] = dict(self.routes)
         plain["slo"] = dict(self.slo)
+        plain["webhooks"] = [hook.as_dict() for hook in self.webhooks]
         plain["priority_multipliers"] = {
             str(priority): k for priority, k in self.priority_multipliers.items()
         }
@@ -167,6 +172,7 @@ class Settings:
             name: TaskType(name, spec["tau"], spec["sla_multiplier"])
             for name, spec in values["task_types"].items()
         }
+        values["webhooks"] = tuple(Webhook.from_dict(hook) for hook in values["webhooks"])
         values["priority_multipliers"] = {
             int(priority): k for priority, k in values["priority_multipliers"].items()
         }

@@ -12,6 +12,7 @@ from rts.deadlines import MAX_MULTIPLIER, MIN_MULTIPLIER
 from rts.errors import ConfigurationError
 from rts.objectives import MAX_TARGET, MIN_TARGET
 from rts.tasktypes import DEFAULT_TASK_TYPES, TYPE_NAME, TaskType
+from rts.webhooks import read_webhooks
 
 #: URL schemes that redis-py understands; kombu's sentinel:// is not among them.
 REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+socket")
@@ -234,4 +235,5 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "rts_slo": _slo,
     "rts_slo_window": _number(3600, "seconds, at least 3600"),
     "rts_slo_min_events": _integer(1),
+    "rts_webhooks": read_webhooks,
 }

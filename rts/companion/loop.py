@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from rts.alerting.lead import LEAD_S, OBJECTIVES_S
 from rts.companion.upkeep import BEAT_S, SNAPSHOT_S, SUMS_S, Upkeep, attempt
 from rts.errors import StoreUnavailable
 from rts.ledger.drain import BATCH
@@ -32,6 +33,8 @@ def run(upkeep: Upkeep, stop: threading.Event) -> None:
         ),
     ]
     _repeat(stop, SUMS_S, ("summing up past hours", upkeep.sum_up))
+    _repeat(stop, LEAD_S, ("alerting", upkeep.lead))
+    _repeat(stop, OBJECTIVES_S, ("looking at the objectives", upkeep.look_at_objectives))
     threads.append(threading.Thread(target=upkeep.ship_until, args=(stop,), daemon=True))
     threads[-1].start()
     snapshot_at = restore_at = 0.0

@@ -19,6 +19,7 @@ from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
 from rts import health
+from rts.alerting.lead import Leader
 from rts.clock import FleetClock
 from rts.errors import StoreUnavailable
 from rts.ledger.connection import unavailable
@@ -87,6 +88,7 @@ class Upkeep:
         self._outbox: RedisOutbox | None = None
         self._snapshots: Snapshots | None = None
         self._database: Database[dict[str, Any]] | None = None
+        self._leader: Leader | None = None
         self._closes: list[Callable[[], None]] = [self._link.close, self._ship_link.close]
         if settings.drain or orders is None:
             try:
@@ -105,7 +107,9 @@ class Upkeep:
                 self.drain = Drain(self._outbox, ledger)
                 self._snapshots = Snapshots(drain_link, settings, ledger)
                 self._database = ledger.database
-                self._closes += [drain_link.close, ledger.close]
+                alert_link = Link(patient)
+                self._leader = Leader(alert_link, settings, self._clock, name, ledger.database)
+                self._closes += [drain_link.close, alert_link.close, ledger.close]
 
     def start(self) -> None:
         """Start what the heartbeat tells of."""
@@ -210,12 +214,24 @@ class Upkeep:
                 keep(self._database, now)
                 keep(self._database, now, CLASSES, self._budget_s)
 
+    def lead(self) -> None:
+        """Decide on alerts and send them, if no other companion does."""
+        if self._leader is not None:
+            self._leader.lead()
+
+    def look_at_objectives(self) -> None:
+        """Look whether an error budget burns, if this companion leads."""
+        if self._leader is not None:
+            self._leader.look_at_objectives()
+
     def last(self) -> None:
         """Bring in what is left, and leave. Each step may fail on its own."""
         attempt("shipping the spool", self.ship_last)
         attempt("the last drain", lambda: self.move_all(LAST_DRAIN_S))
         attempt("the snapshot of the taus", lambda: self.snapshot(0.0))
         attempt("leaving", self._janitor.leave)
+        if self._leader is not None:
+            attempt("leaving", self._leader.leave)
         if self._outbox is not None:
             attempt("leaving", self._outbox.leave)
 

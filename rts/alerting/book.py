@@ -1,0 +1,136 @@
+"""What fires now, in Redis: each alert begins once and ends once, whoever leads."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, replace
+
+from rts.alerting.alert import RESOLVED, Alert, Condition
+from rts.clock import FleetClock
+from rts.link.link import Link
+from rts.link.scripts import Script, pack
+from rts.notices import SloBurning
+from rts.settings import Settings
+
+RAISE = Script.load("raise")
+
+#: Messages that wait for one webhook at most; past that the oldest go, counted.
+MAX_WAITING = 1000
+#: Seconds that messages are kept for a webhook, which may have been taken out.
+KEEP_S = 2 * 86400
+#: Events that the stream holds at most.
+MAX_EVENTS = 20_000
+
+
+class Book:
+    """Begins and ends alerts, and queues the messages about them.
+
+    Args:
+        quiet_s: by kind, seconds for which a condition must be gone before its alert
+            ends, so that one that comes and goes is told of once.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        settings: Settings,
+        clock: FleetClock,
+        *,
+        quiet_s: dict[str, float],
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._link = link
+        self._keys = settings.keys
+        self._hooks = settings.webhooks
+        self._clock = clock
+        self._quiet_s = quiet_s
+        self._now = now
+        #: Key of an alert whose condition is gone to the monotonic instant it was seen.
+        self._gone: dict[str, float] = {}
+
+    def update(self, kinds: Collection[str], conditions: Sequence[Condition]) -> int:
+        """Take *conditions*, all that there are of *kinds*; return how many alerts began
+        or ended.
+
+        Raises:
+            StoreUnavailable: Redis is away.
+        """
+        (reply,) = self._link.call(pack("HGETALL", self._keys.alerts))
+        book = dict(zip(reply[::2], reply[1::2], strict=True))
+        changed = 0
+        there = {condition.key.encode() for condition in conditions}
+        for condition in conditions:
+            self._gone.pop(condition.key, None)
+            covered = (condition.covered_by or "").encode() in there
+            if condition.key.encode() not in book and not covered:
+                alert = Alert.of(condition, secrets.token_hex(16), self._clock.now())
+                changed += self._move(b"", alert.to_json(), alert)
+        for key, text in book.items():
+            if key in there:
+                continue
+            try:
+                alert = Alert.from_json(text)
+            except ValueError:  # of another version: it begins anew
+                self._link.call(pack("HDEL", self._keys.alerts, key))
+                continue
+            if alert.kind in kinds and self._is_over(alert):
+                ended = replace(alert, state=RESOLVED, at=self._clock.now())
+                changed += self._move(text, "", ended)
+        return changed
+
+    def _is_over(self, alert: Alert) -> bool:
+        now = self._now()
+        since = self._gone.setdefault(alert.key, now)
+        if now - since < self._quiet_s.get(alert.kind, 0.0):
+            return False
+        del self._gone[alert.key]
+        return True
+
+    def _move(self, was: bytes, becomes: str, alert: Alert) -> int:
+        keys = self._keys
+        told = [keys.webhook(hook.id) for hook in self._hooks if alert.kind in hook.events]
+        notice = notice_of(alert)
+        call = RAISE.pack(
+            [keys.alerts, keys.events, keys.counters, *told],
+            [
+                *(alert.key, was, becomes, alert.to_json()),
+                "" if notice is None else json.dumps(asdict(notice)),
+                *(MAX_EVENTS, MAX_WAITING, KEEP_S),
+            ],
+        )
+        return int(self._link.call(call)[0])
+
+
+def notice_of(alert: Alert) -> SloBurning | None:
+    """Return what receivers of ``rts.signals.slo_burning`` are told of an alert."""
+    if alert.kind != "slo_burning":
+        return None
+    return SloBurning(
+        objective=alert.labels["objective"],
+        target=alert.values["target"],
+        severity=alert.severity,
+        state=alert.state,
+        burn_rate=alert.values["burn_rate"],
+        window=alert.labels["window"],
+        budget_left_ratio=alert.values["budget_left_ratio"],
+        seen_at=alert.at,
+    )
+
+
+def firing(link: Link, settings: Settings) -> list[Alert]:
+    """Return the alerts that fire now, the oldest first.
+
+    Raises:
+        StoreUnavailable: Redis is away.
+    """
+    (texts,) = link.call(pack("HVALS", settings.keys.alerts))
+    alerts = []
+    for text in texts:
+        try:
+            alerts.append(Alert.from_json(text))
+        except ValueError:
+            continue  # of another version
+    return sorted(alerts, key=lambda alert: (alert.started_at, alert.key))

@@ -1,0 +1,133 @@
+"""One companion of the fleet decides on alerts and sends the messages: the leader."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from pymongo.database import Database
+
+from rts.alerting.alert import Condition
+from rts.alerting.book import Book
+from rts.alerting.conditions import SLO_BURNING, TASK_OVERDUE, burning_conditions
+from rts.alerting.courier import Courier
+from rts.clock import FleetClock
+from rts.link.link import Link
+from rts.link.scripts import pack
+from rts.settings import Settings
+from rts.views.slo import standings
+
+#: Seconds that a leader leads on without a word, so that a dead one is followed soon.
+LEASE_S = 10.0
+#: Seconds between looks at the lease.
+LEAD_S = 1.0
+#: Seconds between looks at what is overdue, and at the objectives.
+OVERDUE_S, OBJECTIVES_S = 2.0, 15.0
+#: Seconds for which nothing of a kind may be overdue before its alert ends. Burn rates
+#: have windows of their own.
+QUIET_S = {TASK_OVERDUE: 30.0}
+
+
+class Leader:
+    """Leads if no other companion does. :meth:`lead` and the looks are called again and
+    again, from different threads: looking takes longer than a lease may wait.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        settings: Settings,
+        clock: FleetClock,
+        name: str,
+        database: Database[dict[str, Any]],
+        *,
+        quiet_s: dict[str, float] = QUIET_S,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._link = link
+        self._settings = settings
+        self._keys = settings.keys
+        self._clock = clock
+        self._name = name
+        self._database = database
+        self._now = now
+        self._book = Book(link, settings, clock, quiet_s=quiet_s, now=now)
+        self._couriers: list[Courier] = []
+        #: Whether some worker has receivers of alerts of objectives.
+        self._listened = False
+        #: Monotonic instant of the last word of Redis that this companion leads.
+        self._led_at = -1e9
+
+    @property
+    def leads(self) -> bool:
+        """Whether no other companion can lead now."""
+        return self._now() - self._led_at < LEASE_S / 2
+
+    def lead(self) -> bool:
+        """Take or keep the lead, if it is free and there is anybody to tell; return
+        whether this companion leads.
+
+        Raises:
+            StoreUnavailable: Redis is away.
+        """
+        if not (self._settings.webhooks or self._listened):
+            return False
+        lease = int(LEASE_S * 1000)
+        asked_at = self._now()
+        _, holder = self._link.call(
+            pack("SET", self._keys.alerting, self._name, "NX", "PX", lease),
+            pack("GET", self._keys.alerting),
+        )
+        if holder != self._name.encode():
+            self._led_at = -1e9
+            self._dismiss()
+            return False
+        self._link.call(pack("PEXPIRE", self._keys.alerting, lease))
+        self._led_at = asked_at
+        if not self._couriers:
+            self._couriers = [
+                Courier(hook, self._link, self._keys, self._clock, lambda: self.leads)
+                for hook in self._settings.webhooks
+            ]
+            for courier in self._couriers:
+                courier.start()
+        return True
+
+    def look_at_objectives(self) -> int:
+        """Begin and end alerts of objectives, where anybody is to be told of them; return
+        how many.
+
+        Raises:
+            StoreUnavailable: a server is away; what fires goes on.
+        """
+        (listened,) = self._link.call(pack("EXISTS", self._keys.listening))
+        self._listened = bool(listened)
+        if not self.leads or not (self._listened or self._told(SLO_BURNING)):
+            return 0
+        now = datetime.fromtimestamp(self._clock.now(), timezone.utc)
+        found = burning_conditions(standings(self._database, self._settings, now))
+        return self._update(SLO_BURNING, found)
+
+    def leave(self) -> None:
+        """Let another companion lead at once.
+
+        Raises:
+            StoreUnavailable: Redis is away.
+        """
+        self._dismiss()
+        self._led_at = -1e9
+        (holder,) = self._link.call(pack("GET", self._keys.alerting))
+        if holder == self._name.encode():
+            self._link.call(pack("DEL", self._keys.alerting))
+
+    def _update(self, kind: str, conditions: Sequence[Condition]) -> int:
+        return self._book.update((kind,), conditions) if self.leads else 0
+
+    def _told(self, kind: str) -> bool:
+        return any(kind in hook.events for hook in self._settings.webhooks)
+
+    def _dismiss(self) -> None:
+        while self._couriers:
+            self._couriers.pop().stop()

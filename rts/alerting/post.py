@@ -1,0 +1,72 @@
+"""Sending one message to a webhook, over HTTP."""
+
+from __future__ import annotations
+
+import base64
+import ssl
+import urllib.error
+import urllib.request
+from http.client import HTTPException
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from rts.webhooks import Webhook
+
+#: Seconds for a connection, and for each answer on it.
+TIMEOUT_S = 5.0
+
+
+class NotDelivered(Exception):
+    """The receiver did not take the message; the text says why, without its URL."""
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect is a failure: it could lead anywhere, and would lose the body."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+def post(hook: Webhook, body: bytes, headers: dict[str, str]) -> None:
+    """Send *body* to *hook*; any answer 2xx is a receipt.
+
+    Certificates are verified. Proxies are those of the environment. Nothing of the
+    answer's body is read.
+
+    Raises:
+        NotDelivered: there was no such answer.
+    """
+    url, authorization = without_credentials(hook.url)
+    headers = {"Content-Type": "application/json", "User-Agent": "rts", **headers}
+    if authorization is not None:
+        headers["Authorization"] = authorization
+    request = urllib.request.Request(url, body, headers, method="POST")
+    opener = urllib.request.build_opener(
+        _NoRedirects, urllib.request.HTTPSHandler(context=ssl.create_default_context())
+    )
+    try:
+        with opener.open(request, timeout=TIMEOUT_S) as answer:
+            if not 200 <= answer.status < 300:
+                raise NotDelivered(f"it answers {answer.status}")
+    except urllib.error.HTTPError as exc:
+        exc.close()
+        raise NotDelivered(f"it answers {exc.code}") from None
+    except (OSError, HTTPException, ValueError) as exc:
+        # A driver's text may hold the URL; the kind of trouble does not.
+        cause = exc.reason if isinstance(exc, urllib.error.URLError) else exc
+        name = type(cause).__name__ if isinstance(cause, BaseException) else "URLError"
+        raise NotDelivered(f"it does not answer ({name})") from None
+
+
+def without_credentials(url: str) -> tuple[str, str | None]:
+    """Return *url* without user and password, and the header that carries them.
+
+    >>> without_credentials("https://joe:x%40y@example.org/hook")
+    ('https://example.org/hook', 'Basic am9lOnhAeQ==')
+    """
+    parts = urlsplit(url)
+    if parts.username is None:
+        return url, None
+    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    bare = parts._replace(netloc=parts.netloc.rpartition("@")[2])
+    return bare.geturl(), "Basic " + base64.b64encode(pair.encode()).decode()

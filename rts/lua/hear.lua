@@ -1,0 +1,50 @@
+-- Reads the next event for one worker of those that listen.
+--
+-- KEYS  1 events, stream
+-- ARGV  1 consumer group, 2 this consumer
+--       3 id of the event that was handled, '' for none
+--       4 milliseconds after which an event that another worker took and did not
+--         handle is taken over
+-- Returns id, name and text of the event's fields, as a list; empty where there is none.
+--
+-- Closes the race between a wiped Redis (no group) and the read. A group begins with
+-- what comes after it: nobody listened before.
+
+local stream, group, me = KEYS[1], ARGV[1], ARGV[2]
+
+local function has_group()
+  if redis.call('EXISTS', stream) == 1 then
+    for _, other in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+      if other[2] == group then
+        return true
+      end
+    end
+  end
+  return false
+end
+
+if not has_group() then
+  redis.call('XGROUP', 'CREATE', stream, group, '$', 'MKSTREAM')
+end
+if ARGV[3] ~= '' then
+  redis.call('XACK', stream, group, ARGV[3])
+end
+local found
+for _, pending in ipairs(redis.call('XPENDING', stream, group, '-', '+', 10)) do
+  if not found and pending[3] >= tonumber(ARGV[4]) then
+    local claimed = redis.call('XCLAIM', stream, group, me, ARGV[4], pending[1])
+    if claimed[1] and claimed[1][2] then
+      found = claimed[1]
+    else
+      redis.call('XACK', stream, group, pending[1]) -- it was trimmed off the stream
+    end
+  end
+end
+if not found then
+  local reply = redis.call('XREADGROUP', 'GROUP', group, me, 'COUNT', 1, 'STREAMS', stream, '>')
+  found = reply and reply[1] and reply[1][2] and reply[1][2][1]
+end
+if not found then
+  return {}
+end
+return {found[1], unpack(found[2])}

@@ -1,0 +1,142 @@
+"""Webhooks: whom to tell of alerts, as ``rts_webhooks`` says it.
+
+Their URLs and secrets are credentials: neither stands in an error, a log line or
+what a command prints. :attr:`Webhook.shown` does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from rts.errors import ConfigurationError
+
+#: What there are alerts of.
+EVENTS = ("slo_burning", "task_overdue")
+FORMATS = ("json", "slack")
+#: Seconds between two messages to one receiver, unless it is set.
+MIN_INTERVAL_S = 1.0
+#: More are a mistake: each has a thread and a queue of its own.
+MAX_WEBHOOKS = 20
+#: The shortest secret: less can be guessed.
+MIN_SECRET = 8
+
+_ALLOWED = (
+    'a list of at most 20 dicts {"url": "https://…", "secret": at least 8 characters, '
+    '"format": "json" or "slack", "events": a list of "slo_burning" and "task_overdue", '
+    '"min_interval": seconds, at least 0, "link": a URL for people}, all but "url" optional'
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """One receiver of alerts."""
+
+    #: ``http://`` or ``https://``; user and password in it are sent as basic
+    #: authentication.
+    url: str = field(repr=False)
+    #: Key of the signature; ``None``: messages are not signed.
+    secret: str | None = field(default=None, repr=False)
+    format: str = "json"
+    events: tuple[str, ...] = EVENTS
+    #: Seconds between two messages.
+    min_interval_s: float = MIN_INTERVAL_S
+    #: Where people look further, such as Flower's overview.
+    link: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """Scheme and host: a path may be as secret as a password (Slack's is)."""
+        parts = urlsplit(self.url)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+    @property
+    def id(self) -> str:
+        """What names its queue in Redis, without saying where it is."""
+        return hashlib.sha256(f"{self.format} {self.url}".encode()).hexdigest()[:16]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as ``rts_webhooks`` holds it."""
+        return {
+            "url": self.url,
+            "secret": self.secret,
+            "format": self.format,
+            "events": list(self.events),
+            "min_interval": self.min_interval_s,
+            "link": self.link,
+        }
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> Webhook:
+        """Build one from :meth:`as_dict`, or from what was checked."""
+        return cls(
+            given["url"],
+            given.get("secret"),
+            given.get("format") or "json",
+            tuple(EVENTS if given.get("events") is None else given["events"]),
+            float(given.get("min_interval", MIN_INTERVAL_S)),
+            given.get("link"),
+        )
+
+
+def read_webhooks(key: str, value: object) -> tuple[Webhook, ...]:
+    """Return the webhooks that setting *key* holds.
+
+    Raises:
+        ConfigurationError: it is not valid; the message shows no URL and no secret.
+    """
+    if not isinstance(value, list | tuple):
+        raise ConfigurationError(key, f"a {type(value).__name__}", _ALLOWED)
+    if len(value) > MAX_WEBHOOKS:
+        raise ConfigurationError(key, f"{len(value)} webhooks", _ALLOWED)
+    hooks = tuple(_webhook(f"{key}[{i}]", given) for i, given in enumerate(value))
+    for i, hook in enumerate(hooks):
+        if hook.id in (other.id for other in hooks[:i]):
+            raise ConfigurationError(
+                f"{key}[{i}]['url']", "a URL that is there twice", _ALLOWED
+            )
+    return hooks
+
+
+def _webhook(key: str, given: object) -> Webhook:
+    if not isinstance(given, Mapping):
+        raise ConfigurationError(key, f"a {type(given).__name__}", _ALLOWED)
+    for name in given:
+        if name not in ("url", "secret", "format", "events", "min_interval", "link"):
+            raise ConfigurationError(key, f"the key {name!r}"[:80], _ALLOWED)
+    secret, events = given.get("secret"), given.get("events")
+    interval = given.get("min_interval", MIN_INTERVAL_S)
+    if not _is_url(given.get("url")):
+        raise ConfigurationError(f"{key}['url']", "***", _ALLOWED)
+    if secret is not None and not (isinstance(secret, str) and len(secret) >= MIN_SECRET):
+        raise ConfigurationError(f"{key}['secret']", "***", _ALLOWED)
+    if given.get("format", "json") not in FORMATS:
+        raise ConfigurationError(f"{key}['format']", given["format"], _ALLOWED)
+    if events is not None and not (
+        isinstance(events, list | tuple) and events and all(e in EVENTS for e in events)
+    ):
+        raise ConfigurationError(f"{key}['events']", events, _ALLOWED)
+    fine = isinstance(interval, int | float) and not isinstance(interval, bool)
+    if not fine or not (interval >= 0 and math.isfinite(interval)):
+        raise ConfigurationError(f"{key}['min_interval']", interval, _ALLOWED)
+    if given.get("link") is not None and not _is_url(given["link"]):
+        raise ConfigurationError(f"{key}['link']", "***", _ALLOWED)
+    return Webhook.from_dict(given)
+
+
+def _is_url(value: object) -> bool:
+    """Return whether *value* is a URL that can be asked for over HTTP."""
+    if not isinstance(value, str) or len(value) > 2048:
+        return False
+    if not (value.isascii() and value.isprintable()) or " " in value:
+        return False
+    try:
+        parts = urlsplit(value)
+        port_is_fine = parts.port != 0
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and port_is_fine

@@ -1,0 +1,406 @@
+"""Webhooks: a receiver in trouble, leaders that die, and what messages hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import hmac
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from typing import Any
+
+import pytest
+from celery import Celery
+
+import rts
+from rts.alerting.alert import RESOLVED, Alert, Condition, body_of
+from rts.alerting.book import MAX_WAITING, Book, firing
+from rts.alerting.conditions import overdue_conditions
+from rts.alerting.courier import GIVE_UP_S, MAX_BACKOFF_S, Courier
+from rts.alerting.lead import LEAD_S, LEASE_S, Leader
+from rts.alerting.post import NotDelivered, post
+from rts.clock import FleetClock
+from rts.link.link import Link
+from rts.settings import Settings
+from rts.testing import wait_until
+from rts.webhooks import Webhook
+from tests.conftest import Stage
+from tests.integration.test_signals import Told
+from tests.receiver import Receiver
+
+SECRET = "a-very-secret-key"
+KIND = "task_overdue"
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    receiver = Receiver()
+    yield receiver
+    receiver.down()
+
+
+MakeSettings = Callable[..., Settings]
+
+
+@pytest.fixture
+def make_settings(rts_redis_url: str, rts_mongo_url: str, rts_key_prefix: str) -> MakeSettings:
+    def make(*hooks: dict[str, Any], **more: Any) -> Settings:
+        return Settings.from_conf(
+            {
+                "rts_redis_url": rts_redis_url,
+                "rts_mongo_url": rts_mongo_url,
+                "rts_key_prefix": rts_key_prefix,
+                "rts_webhooks": list(hooks),
+                **more,
+            },
+            environ={},
+        )
+
+    return make
+
+
+@pytest.fixture
+def links() -> Iterator[Callable[[Settings], Link]]:
+    made: list[Link] = []
+
+    def make(settings: Settings) -> Link:
+        made.append(Link(dataclasses.replace(settings, timeout=5.0)))
+        return made[-1]
+
+    yield make
+    for link in made:
+        link.close()
+
+
+def overdue(*tasks: tuple[str, str | None, float]) -> list[Condition]:
+    return overdue_conditions(tasks or [("cpu-light", "celery", 90.0)], 100.0)
+
+
+def book_of(link: Link, settings: Settings, clock: FleetClock | None = None) -> Book:
+    return Book(link, settings, clock or FleetClock(), quiet_s={})
+
+
+def courier_of(link: Link, settings: Settings, clock: FleetClock | None = None) -> Courier:
+    (hook,) = settings.webhooks
+    clock = clock or FleetClock()
+    return Courier(hook, link, settings.keys, clock, lambda: True, jitter=lambda: 1.0)
+
+
+def test_an_alert_begins_once_and_ends_once(
+    make_settings: MakeSettings, links: Any, receiver: Receiver
+) -> None:
+    settings = make_settings({"url": receiver.url + "/hook?x=1", "secret": SECRET})
+    link = links(settings)
+    book, other = book_of(link, settings), book_of(links(settings), settings)
+    assert book.update((KIND,), overdue()) == 1
+    # It goes on, with other numbers, seen by another companion too.
+    more = overdue(("cpu-light", "celery", 50.0), ("cpu-light", "celery", 60.0))
+    assert book.update((KIND,), more) == other.update((KIND,), more) == 0
+    assert other.update(("slo_burning",), []) == 0  # says nothing of overdue tasks
+    (alert,) = firing(link, settings)
+    assert (alert.key, alert.state) == ("task_overdue/cpu-light/celery", "firing")
+    assert other.update((KIND,), []) == 1
+    assert book.update((KIND,), []) == 0
+    assert firing(link, settings) == []
+    courier = courier_of(link, settings)
+    courier.step()
+    courier.step()
+    assert courier.step() > 0
+    begun, ended = receiver.taken
+    assert begun.path == "/hook?x=1"
+    assert begun.document == {
+        "version": 1,
+        "id": alert.id,
+        "key": "task_overdue/cpu-light/celery",
+        "kind": KIND,
+        "state": "firing",
+        "severity": "page",
+        "summary": "1 task is overdue: type cpu-light, queue celery, the oldest for 10 s",
+        "labels": {"task_type": "cpu-light", "queue": "celery"},
+        "values": {"tasks": 1, "oldest_s": 10.0},
+        "started_at": begun.document["started_at"],
+        "ended_at": None,
+        "links": {},
+    }
+    assert ended.document["state"] == RESOLVED
+    assert ended.document["id"] == alert.id
+    times = [datetime.fromisoformat(ended.document[k][:-1]) for k in ("started_at", "ended_at")]
+    assert times[0] <= times[1]
+    for message in (begun, ended):
+        timestamp = message.headers["X-Rts-Timestamp"]
+        assert abs(int(timestamp) - time.time()) < 60
+        signed = hmac.new(SECRET.encode(), timestamp.encode() + b"." + message.body, "sha256")
+        assert message.headers["X-Rts-Signature"] == f"sha256={signed.hexdigest()}"
+        assert message.headers["X-Rts-Id"] == alert.id
+
+
+def test_what_comes_and_goes_is_told_once(make_settings: MakeSettings, links: Any) -> None:
+    settings = make_settings()
+    now = [0.0]
+    quiet = {KIND: 30.0}
+    book = Book(links(settings), settings, FleetClock(), quiet_s=quiet, now=lambda: now[0])
+    changes = []
+    for there in (True, False, False, True, False, False, False):
+        now[0] += 20
+        changes.append(book.update((KIND,), overdue() if there else []))
+    assert changes == [1, 0, 0, 0, 0, 0, 1]
+
+
+@pytest.mark.parametrize("trouble", ["down", "500", "slow", "redirect"])
+def test_a_receiver_in_trouble_gets_the_message_once_it_is_back(
+    make_settings: MakeSettings,
+    links: Any,
+    receiver: Receiver,
+    trouble: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("rts.alerting.post.TIMEOUT_S", 0.3)
+    settings = make_settings({"url": receiver.url.replace("//", "//u:hush@") + "/hidden"})
+    link = links(settings)
+    book_of(link, settings).update((KIND,), overdue())
+    courier = courier_of(link, settings)
+    if trouble == "down":
+        receiver.down()
+    receiver.status = {"500": 500, "slow": None, "redirect": 302}.get(trouble, 200)
+    receiver.location = "file:///etc/passwd" if trouble == "redirect" else None
+    waits = [courier.step() for _ in range(3)]
+    assert waits == [1.0, 2.0, 4.0]  # before jitter
+    assert not receiver.taken
+    if trouble == "down":
+        receiver.up()
+    receiver.status = 200
+    # The next companion delivers it, if this one dies.
+    courier = courier_of(links(settings), settings)
+    assert courier.step() == 1.0  # min_interval
+    courier.step()
+    (message,) = receiver.taken
+    assert message.headers["Authorization"] == "Basic dTpodXNo"
+    assert "hush" not in caplog.text
+    assert "hidden" not in caplog.text
+    assert caplog.text.count("does not take a message") == 1
+
+
+def test_the_longest_wait_and_the_end_of_patience(
+    make_settings: MakeSettings, links: Any, receiver: Receiver, redis_client: Any
+) -> None:
+    settings = make_settings({"url": receiver.url})
+    link, clock = links(settings), FleetClock()
+    book_of(link, settings, clock).update((KIND,), overdue())
+    receiver.down()
+    courier = courier_of(link, settings, clock)
+    courier._failures = 500
+    assert courier.step() == MAX_BACKOFF_S
+    clock.offset_s = GIVE_UP_S + 60
+    receiver.up()
+    assert courier.step() == 0.0
+    assert receiver.messages == []
+    assert redis_client.llen(settings.keys.webhook(settings.webhooks[0].id)) == 0
+
+
+def test_messages_that_wait_are_bounded_and_broken_ones_dropped(
+    make_settings: MakeSettings, links: Any, receiver: Receiver, redis_client: Any
+) -> None:
+    settings = make_settings({"url": receiver.url, "min_interval": 0})
+    (hook,) = settings.webhooks
+    waiting = settings.keys.webhook(hook.id)
+    redis_client.rpush(waiting, *["not JSON"] * MAX_WAITING)
+    link = links(settings)
+    book_of(link, settings).update((KIND,), overdue())
+    assert redis_client.llen(waiting) == MAX_WAITING
+    assert redis_client.hget(settings.keys.counters, "webhook_dropped") == "1"
+    assert redis_client.ttl(waiting) > 0
+    redis_client.ltrim(waiting, -2, -1)
+    courier = courier_of(link, settings)
+    courier.step()
+    courier.step()
+    assert [message.document["kind"] for message in receiver.taken] == [KIND]
+
+
+def test_receivers_get_what_they_want_in_their_format(
+    make_settings: MakeSettings, links: Any, receiver: Receiver
+) -> None:
+    link_to = "https://flower.internal/rts"
+    settings = make_settings(
+        {"url": receiver.url + "/a", "format": "slack", "link": link_to, "events": [KIND]},
+        {"url": receiver.url + "/b", "events": ["slo_burning"]},
+    )
+    link = links(settings)
+    evil = "<!channel>\n& <http://evil|click>\x1b[31m\u202e"
+    book_of(link, settings).update((KIND,), overdue(("cpu-light", evil, 90.0)))
+    for hook in settings.webhooks:
+        Courier(hook, link, settings.keys, FleetClock(), lambda: True).step()
+    (message,) = receiver.taken
+    assert message.path == "/a"
+    assert message.document == {
+        "text": ":red_circle: *firing* (page): 1 task is overdue: type cpu-light, queue "
+        "&lt;!channel&gt; &amp; &lt;http://evil|click&gt; [31m , the oldest for 10 s "
+        f"<{link_to}|Look>"
+    }
+
+
+def test_a_slow_receiver_delays_no_other_and_no_leader(
+    make_settings: MakeSettings, links: Any, receiver: Receiver, mongo: Any
+) -> None:
+    receiver.status = None
+    other = Receiver()
+    try:
+        settings = make_settings({"url": receiver.url}, {"url": other.url})
+        link = links(settings)
+        leader = Leader(link, settings, FleetClock(), "one", mongo)
+        assert leader.lead()
+        book_of(link, settings).update((KIND,), overdue())
+        wait_until(lambda: other.taken)
+        wait_until(lambda: receiver.messages)
+        assert leader.lead()
+        leader.leave()
+    finally:
+        other.down()
+
+
+def test_one_companion_leads_and_another_follows(
+    make_settings: MakeSettings, links: Any, receiver: Receiver, mongo: Any, redis_client: Any
+) -> None:
+    settings = make_settings({"url": receiver.url, "min_interval": 0})
+    now = [0.0]
+    clock = FleetClock()
+    clock.offset_s = 7200  # this host's clock is wrong by two hours
+    one, two = (
+        Leader(links(settings), settings, clock, name, mongo, now=lambda: now[0])
+        for name in ("one", "two")
+    )
+    assert one.lead()
+    assert not two.lead()
+    assert (one.leads, two.leads) == (True, False)
+    now[0] += LEASE_S  # it was stopped for so long: it may not send any more
+    assert not one.leads
+    assert redis_client.pttl(settings.keys.alerting) <= LEASE_S * 1000
+    redis_client.delete(settings.keys.alerting)
+    assert two.lead()
+    assert not one.lead()
+    book_of(links(settings), settings, clock).update((KIND,), overdue())
+    (message,) = wait_until(lambda: receiver.taken)
+    assert abs(int(message.headers["X-Rts-Timestamp"]) - 7200 - time.time()) < 60
+    two.leave()
+    assert one.lead()
+    one.leave()
+    silent = Leader(links(settings), make_settings(), clock, "three", mongo)
+    assert not silent.lead()  # there is nobody to tell
+
+
+def test_certificates_are_verified_and_nothing_but_http_is_asked(receiver: Receiver) -> None:
+    with pytest.raises(NotDelivered, match="does not answer"):
+        post(Webhook(receiver.url.replace("http:", "https:")), b"{}", {})
+    assert receiver.messages == []
+
+
+def test_secrets_stand_nowhere(make_settings: MakeSettings, links: Any) -> None:
+    hook = {"url": "https://u:hush@hooks.slack.com/services/T0/B0/token", "secret": SECRET}
+    settings = make_settings(hook)
+    for text in (repr(settings), repr(settings.webhooks), settings.webhooks[0].shown):
+        for secret in ("hush", "token", SECRET):
+            assert secret not in text
+    assert settings.webhooks[0].shown == "https://hooks.slack.com"
+    assert Settings.from_dict(json.loads(json.dumps(settings.as_dict()))) == settings
+    alert = Alert.of(overdue()[0], "1", 100.0)
+    digest = hashlib.sha256(f"json {hook['url']}".encode()).hexdigest()
+    assert settings.webhooks[0].id == digest[:16]
+    assert b"hush" not in body_of(alert, "json", None)
+
+
+BAD: list[Any] = [
+    "https://a",
+    [{}],
+    ["https://a"],
+    [{"url": "ftp://a"}],
+    [{"url": "file:///etc/passwd"}],
+    [{"url": "https:///path"}],
+    [{"url": "https://a:99999/"}],
+    [{"url": "https://a/ b"}],
+    [{"url": "https://a/\nb"}],
+    [{"url": "https://a", "secret": "hush"}],
+    [{"url": "https://a", "secret": 12345678}],
+    [{"url": "https://a", "format": "xml"}],
+    [{"url": "https://a", "events": []}],
+    [{"url": "https://a", "events": ["lunch"]}],
+    [{"url": "https://a", "events": "slo_burning"}],
+    [{"url": "https://a", "min_interval": -1}],
+    [{"url": "https://a", "min_interval": float("nan")}],
+    [{"url": "https://a", "min_interval": True}],
+    [{"url": "https://a", "link": "javascript:alert(1)"}],
+    [{"url": "https://a", "token": "hush"}],
+    [{"url": "https://a"}, {"url": "https://a"}],
+    [{"url": f"https://a/{i}"} for i in range(21)],
+]
+
+
+@pytest.mark.parametrize("value", BAD)
+def test_a_bad_webhook_fails_at_install_and_shows_no_secret(value: Any) -> None:
+    app = Celery("bad", set_as_current=False)
+    app.conf.rts_webhooks = value
+    with pytest.raises(rts.ConfigurationError, match=r"^rts_webhooks.*allowed: ") as caught:
+        rts.install(app)
+    for secret in ("hush", "12345678", "passwd"):
+        assert secret not in str(caught.value)
+    app.close()
+
+
+def test_a_burning_objective_is_told_once_in_the_fleet_through_deaths(
+    make_stage: Callable[..., Stage],
+    tmp_path: Any,
+    receiver: Receiver,
+    redis_client: Any,
+    mongo: Any,
+) -> None:
+    """Two workers, a receiver that is down, a companion that is killed, then all is well."""
+    hook = {"url": receiver.url + "/secret-path", "secret": SECRET, "min_interval": 0}
+    stage = make_stage(rts_webhooks=[hook], rts_slo={"*": 0.95}, rts_slo_min_events=5)
+    told = [Told(tmp_path / name) for name in ("one", "two")]
+    workers = [
+        stage.worker("tests.apps.told", concurrency=1, env={"TEST_TOLD": str(each.path)})
+        for each in told
+    ]
+    receiver.down()
+    app = Celery("burn", broker=stage.broker, backend=stage.backend, set_as_current=False)
+    app.conf.task_default_queue = stage.conf["task_default_queue"]
+    for _ in range(10):
+        app.send_task("tests.apps.basic.ok", headers={"sla_deadline": 1_000_000})
+    keys = Settings(key_prefix=stage.prefix).keys
+    waiting = keys.webhook(Webhook(hook["url"]).id)
+    wait_until(lambda: redis_client.llen(waiting) >= 1, 60)
+    # Once in the fleet, in one worker's main process.
+    wait_until(lambda: sum(len(each.lines("burning")) for each in told) >= 1)
+    leader = redis_client.get(keys.alerting)
+    for worker in workers:
+        for companion in worker.companions():
+            if f"-{companion.pid}-" in leader:
+                companion.kill()
+    wait_until(lambda: redis_client.get(keys.alerting) not in (None, leader), LEASE_S + 30)
+    assert redis_client.llen(waiting) >= 1
+    receiver.up()
+    wait_until(lambda: redis_client.llen(waiting) == 0, 60)
+    alerts = [message.document for message in receiver.taken]
+    (alert,) = alerts  # the ticket for the same is covered by the page
+    assert (alert["state"], alert["severity"]) == ("firing", "page")
+    assert alert["labels"]["objective"] == "*"
+    assert alert["values"]["burn_rate"] >= 14.4
+    lines = [line for each in told for line in each.lines("burning")]
+    (line,) = lines
+    assert (line["sender"], line["state"], line["objective"]) == ("*", "firing", "*")
+    assert line["pid"] in [worker.pid for worker in workers]
+    # It was bad long ago: nothing burns any more, and that is told as well.
+    mongo.tasks.delete_many({})
+    wait_until(lambda: [m for m in receiver.taken if m.document["state"] == "resolved"], 60)
+    wait_until(
+        lambda: [line for each in told for line in each.lines("burning", state="resolved")]
+    )
+    for worker in workers:
+        worker.stop()
+        for secret in (SECRET, "secret-path"):
+            assert secret not in worker.log
+    assert threading.active_count() < 50
+    app.close()
+    assert LEAD_S < LEASE_S / 2
