@@ -15,7 +15,7 @@ from celery.bin.base import handle_preload_options
 from rts.errors import RtsError
 
 #: The commands; each is a module here with a ``command``.
-COMMANDS = ("drain", "eta", "queues", "report", "show", "status", "tau")
+COMMANDS = ("check", "drain", "eta", "queues", "report", "show", "status", "tau", "watch")
 
 
 class RtsGroup(click.Group):

@@ -151,15 +151,15 @@ def status_text(
         facts.append(("Running", f"{redis.running} now, {redis.overdue} past the deadline"))
     blocks = [render((Column("", number=False),) * 2, facts).lstrip("\n")]
     if redis.server.reachable:
-        workers = [_worker_row(worker) for worker in redis.workers]
-        blocks.append(render(_WORKER, workers, width) if workers else "No workers.")
+        workers = [worker_row(worker) for worker in redis.workers]
+        blocks.append(render(WORKER_COLUMNS, workers, width) if workers else "No workers.")
     if redis.counters:
         counters = [(name, str(n)) for name, n in redis.counters.items()]
         blocks.append(render((Column("counter", number=False), Column("n")), counters, width))
     return "\n\n".join(blocks)
 
 
-_WORKER = (
+WORKER_COLUMNS = (
     Column("worker", number=False),
     Column("host", number=False),
     *(
@@ -170,7 +170,8 @@ _WORKER = (
 )
 
 
-def _worker_row(worker: WorkerState) -> tuple[str, ...]:
+def worker_row(worker: WorkerState) -> tuple[str, ...]:
+    """Return the cells of a worker for ``WORKER_COLUMNS``."""
     loads = (worker.load.get(name) for name in ("load", "cpu", "memory", "gpu"))
     return (
         worker.worker,

@@ -1,0 +1,259 @@
+"""``rts check``: one line and an exit status for cron, Nagios and their like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone
+from typing import Any
+
+import click
+
+from rts.cli.probes import LedgerState, RedisState, look
+from rts.cli.shared import (
+    as_json,
+    ledger_of,
+    outages_not_logged,
+    print_json,
+    settings_of,
+    short,
+)
+from rts.cli.status import DROPPED, MAX_LAG_S
+from rts.cli.table import percent, printable, seconds
+from rts.errors import CommandError, RtsError
+from rts.objectives import ALL
+from rts.settings import Settings
+from rts.views.slo import Standing, standings
+
+OK, WARNING, CRITICAL, UNKNOWN = range(4)
+NAMES = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
+#: What counts where several things are wrong: that nothing is known hides no trouble.
+_WORST_FIRST = (CRITICAL, WARNING, UNKNOWN, OK)
+
+#: Seconds that the oldest record waits in the outbox, from which on it is critical.
+CRITICAL_LAG_S = 5 * MAX_LAG_S
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one part of the check has found."""
+
+    code: int
+    #: One line.
+    text: str
+    #: Performance data: label, value with its unit, warning, critical.
+    numbers: Sequence[tuple[str, str, str, str]] = ()
+    document: dict[str, Any] = field(default_factory=dict)
+
+
+class WrongUsage(click.UsageError):
+    """A wrong command line is UNKNOWN, as plugins have it: 2 would be CRITICAL."""
+
+    exit_code = UNKNOWN
+
+
+class CheckCommand(click.Command):
+    """Ends with the status of :class:`WrongUsage` where the command line is wrong."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Read the command line."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except click.UsageError as exc:
+            raise WrongUsage(exc.format_message(), exc.ctx) from exc
+
+
+@click.command(
+    name="check", cls=CheckCommand, short_help="One line and an exit status for monitoring."
+)
+@click.option("--slo", is_flag=True, help="Check the objectives.")
+@click.option("--lag", is_flag=True, help="Check the servers and what waits for the ledger.")
+@click.option("--type", "types", multiple=True, help="Check this task type's objective only.")
+@click.option("--name", "names", multiple=True, help="Check this task's objective only.")
+@click.option("--queue", "queues", multiple=True, help="Check this queue's objective only.")
+@click.option(
+    "--lag-warning",
+    type=click.FloatRange(min=0),
+    default=MAX_LAG_S,
+    show_default=True,
+    help="Seconds in the outbox.",
+)
+@click.option(
+    "--lag-critical",
+    type=click.FloatRange(min=0),
+    default=CRITICAL_LAG_S,
+    show_default=True,
+    help="Seconds in the outbox.",
+)
+@as_json
+@click.pass_context
+def command(
+    ctx: click.Context,
+    slo: bool,
+    lag: bool,
+    types: tuple[str, ...],
+    names: tuple[str, ...],
+    queues: tuple[str, ...],
+    lag_warning: float,
+    lag_critical: float,
+    as_json: bool,
+) -> None:
+    """Print one line with performance data; the status is 0 OK, 1 WARNING, 2 CRITICAL,
+    3 UNKNOWN. Without --slo or --lag both are checked.
+
+    Objectives: CRITICAL where an error budget burns at the rate of a page, WARNING at
+    that of a ticket or where it is used up, UNKNOWN where MongoDB is not reachable. A
+    type, task or queue without an objective of its own is held to that of '*'.
+
+    Lag: CRITICAL where a server is not reachable or the oldest record waits too long,
+    WARNING where it begins to, or records were dropped.
+    """
+    asked = [*types, *names, *queues]
+    parts: list[Callable[[Settings], list[Finding]]] = []
+    if slo or asked or not lag:
+        parts.append(lambda settings: objectives(settings, types, [*names, *queues]))
+    if lag or not (slo or asked):
+        parts.append(lambda settings: servers(settings, lag_warning, lag_critical))
+    findings: list[Finding] = []
+    try:
+        settings = settings_of(ctx)
+        for part in parts:
+            try:
+                with outages_not_logged():
+                    findings += part(settings)
+            except RtsError as exc:
+                findings.append(Finding(UNKNOWN, str(exc)))
+    except RtsError as exc:  # a setting
+        findings.append(Finding(UNKNOWN, str(exc)))
+    except Exception as exc:  # noqa: BLE001  a traceback's status would be a WARNING
+        findings.append(Finding(UNKNOWN, short(exc)))
+    code = worst(findings)
+    if as_json:
+        print_json(
+            {
+                "status": NAMES[code],
+                "code": code,
+                "findings": [
+                    {"status": NAMES[f.code], "text": f.text, **f.document} for f in findings
+                ],
+            }
+        )
+    else:
+        click.echo(line(findings))
+    ctx.exit(code)
+
+
+def objectives(
+    settings: Settings, types: Sequence[str], others: Sequence[str]
+) -> list[Finding]:
+    """Return one finding for each objective; for each of *types* and *others* (names and
+    queues), where there are any: of these tasks alone, by their own target in ``rts_slo``
+    or else that of ``*``.
+
+    Raises:
+        CommandError: there is no such type, or no objective for it.
+        StoreUnavailable: MongoDB does not answer.
+    """
+    for task_type in types:
+        if task_type not in settings.task_types:
+            known = ", ".join(sorted(settings.task_types))
+            raise CommandError(f"there is no task type {task_type!r}; there are {known}")
+    chosen = [settings]
+    if types or others:
+        chosen = []
+        for key in (*types, *others):
+            target = settings.slo.get(key, settings.slo.get(ALL))
+            if target is None:
+                raise CommandError(f"rts_slo has no objective for {key!r}, and none for '*'")
+            chosen.append(replace(settings, slo={key: target}))
+    elif not settings.slo:
+        raise CommandError("rts_slo has no objectives")
+    now = datetime.now(timezone.utc)
+    with ledger_of(settings) as database:
+        found = [s for each in chosen for s in standings(database, each, now)]
+    return [objective(standing, settings) for standing in found]
+
+
+def objective(standing: Standing, settings: Settings) -> Finding:
+    """Return how one objective stands."""
+    name, hour = standing.objective, standing.windows["1h"]
+    budget = standing.windows["budget"]
+    code, what = OK, f"{percent(budget.on_time_ratio)} % of {budget.valid} tasks in time"
+    if budget.valid >= settings.slo_min_events and standing.budget_left_ratio <= 0:
+        code, what = WARNING, f"{what}, the error budget is used up"
+    for rule in reversed(standing.burning):  # the most urgent one has the last word
+        code = CRITICAL if rule.severity == "page" else max(code, WARNING)
+        window = standing.windows[rule.long]
+        what = (
+            f"{percent(window.on_time_ratio)} % of {window.valid} tasks in time within "
+            f"{rule.long}, the error budget burns {window.burn_rate:.1f} times too fast"
+        )
+    text = f"{name}: {what} (objective {100 * standing.target:g} %)"
+    numbers = [
+        (f"{name} burn rate 1h", f"{hour.burn_rate:.3f}", "6", "14.4"),
+        (f"{name} budget left", f"{100 * standing.budget_left_ratio:.2f}%", "0:", ""),
+    ]
+    if hour.on_time_ratio is not None:
+        numbers.insert(0, (f"{name} in time 1h", f"{100 * hour.on_time_ratio:.3f}%", "", ""))
+    return Finding(code, text, numbers, asdict(standing))
+
+
+def servers(settings: Settings, warning_s: float, critical_s: float) -> list[Finding]:
+    """Return one finding on the servers and the way of the records to the ledger."""
+    redis, ledger = look(settings)
+    return [away(state) for state in (redis, ledger) if not state.server.reachable] or [
+        waiting(redis, warning_s, critical_s)
+    ]
+
+
+def away(state: RedisState | LedgerState) -> Finding:
+    """Return that a server is not reachable."""
+    server = state.server
+    which = "Redis" if isinstance(state, RedisState) else "MongoDB"
+    text = f"{which} at {server.url} is not reachable ({server.error})"
+    return Finding(CRITICAL, text, (), {"server": asdict(server)})
+
+
+def waiting(redis: RedisState, warning_s: float, critical_s: float) -> Finding:
+    """Return what waits in the outbox, and whether records were dropped."""
+    lag_s, length = redis.lag_s or 0.0, redis.outbox_length or 0
+    dropped = {name: redis.counters[name] for name in DROPPED if redis.counters.get(name)}
+    code = CRITICAL if lag_s >= critical_s else WARNING if lag_s >= warning_s else OK
+    text = f"{length} records wait for the ledger, the oldest for {seconds(lag_s)} s"
+    if dropped:
+        code = max(code, WARNING)
+        text += ", " + ", ".join(f"{name} {n}" for name, n in dropped.items())
+    numbers = [
+        ("outbox lag", f"{lag_s:.3f}s", f"{warning_s:g}", f"{critical_s:g}"),
+        ("outbox length", str(length), "", ""),
+    ]
+    return Finding(code, text, numbers, {"lag_s": lag_s, "length": length, "dropped": dropped})
+
+
+def worst(findings: Sequence[Finding]) -> int:
+    """Return the status of them all."""
+    codes = {finding.code for finding in findings}
+    return next(code for code in _WORST_FIRST if code in codes)
+
+
+def line(findings: Sequence[Finding]) -> str:
+    """Return the one line: what is wrong, or everything where all is well; the numbers.
+
+    >>> line([Finding(OK, "a"), Finding(WARNING, "b", [("b's|lag", "7s", "5", "")])])
+    "RTS WARNING - b | 'b s lag'=7s;5"
+    """
+    code = worst(findings)
+    told = [f.text for f in sorted(findings, key=lambda f: _WORST_FIRST.index(f.code))]
+    if code != OK:
+        told = told[: sum(f.code != OK for f in findings)]
+    text = " ; ".join(printable(each).replace("|", "/") for each in told)
+    numbers = [
+        f"'{_label(label)}'={value};{warning};{critical}".rstrip(";")
+        for finding in findings
+        for label, value, warning, critical in finding.numbers
+    ]
+    return f"RTS {NAMES[code]} - {text}" + (f" | {' '.join(numbers)}" if numbers else "")
+
+
+def _label(text: str) -> str:
+    return "".join(" " if c in "'=|" else c for c in printable(text))

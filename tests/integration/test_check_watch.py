@@ -1,0 +1,286 @@
+"""``rts check`` and ``rts watch`` on real servers, ledgers and terminals."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import select
+import shlex
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+from celery.bin.base import CLIContext
+from click.testing import CliRunner, Result
+
+from rts.cli import rts
+from rts.ledger.mongo import MongoLedger
+from rts.records import OutboxEntry
+from rts.settings import Settings
+from rts.testing import wait_until
+from tests.records import run as run_of
+
+ROOT = Path(__file__).parent.parent.parent
+NO_REDIS, NO_MONGO = "redis://:secret@127.0.0.1:1/0", "mongodb://u:secret@127.0.0.1:1/rts"
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def conf(
+    rts_redis_url: str, rts_mongo_url: str, rts_key_prefix: str, tmp_path: Path
+) -> dict[str, Any]:
+    return {
+        "broker_url": rts_redis_url,
+        "task_default_queue": rts_key_prefix.strip(":"),
+        "rts_redis_url": rts_redis_url,
+        "rts_mongo_url": rts_mongo_url,
+        "rts_key_prefix": rts_key_prefix,
+        "rts_spool_dir": str(tmp_path / "spool"),
+        "rts_slo": {"cpu-light": 0.99, "*": 0.9},
+    }
+
+
+@pytest.fixture
+def cli(conf: dict[str, Any]) -> Run:
+    def run(*arguments: str) -> Result:
+        app = Celery("cli", set_as_current=False)
+        app.conf.update(conf)
+        context = CLIContext(app=app, no_color=True, workdir=None)
+        return CliRunner().invoke(rts, arguments, obj=context)
+
+    return run
+
+
+def write(conf: dict[str, Any], *groups: tuple[str, float, int, int]) -> None:
+    """Write verdicts: type, seconds ago, how many in time, how many late."""
+    entries = []
+    for task_type, ago_s, good, bad in groups:
+        for i in range(good + bad):
+            end = time.time() - ago_s
+            run = run_of(f"{task_type}-{ago_s}-{i}")._replace(
+                run_id=f"{task_type}-{ago_s}-{i}:0",
+                task_type=task_type,
+                name=f"proj.{task_type}",
+                arrival=end - 60,
+                started_at=end - 1,
+                completed_at=end,
+                deadline=end + 60 if i < good else end - 1,
+                runtime_s=1.0,
+                state="SUCCESS",
+            )
+            entries.append(OutboxEntry("0-0", run))
+    ledger = MongoLedger(Settings.from_conf(conf, environ={}))
+    ledger.write(entries)
+    ledger.close()
+
+
+def test_all_is_well(cli: Run, conf: dict[str, Any]) -> None:
+    write(conf, ("cpu-light", 60, 200, 0), ("mixed", 60, 95, 1))
+    result = cli("check")
+    assert result.exit_code == 0, result.output
+    text, _, numbers = result.output.strip().partition(" | ")
+    assert "\n" not in text
+    assert text.startswith("RTS OK - cpu-light: 100.0 % of 200 tasks in time (objective 99 %)")
+    assert "0 records wait for the ledger" in text
+    assert "'cpu-light in time 1h'=100.000%" in numbers
+    assert "'* burn rate 1h'=0.104;6;14.4" in numbers
+    assert "'outbox lag'=0.000s;60;300" in numbers
+    assert cli("check", "--slo").exit_code == cli("check", "--lag").exit_code == 0
+    assert "outbox" not in cli("check", "--slo").output
+    assert "cpu-light" not in cli("check", "--lag").output
+
+
+def test_a_page_is_critical_and_the_others_are_not_told(cli: Run, conf: dict[str, Any]) -> None:
+    write(conf, ("cpu-light", 60, 60, 40), ("mixed", 60, 100, 0))
+    result = cli("check", "--slo")
+    assert result.exit_code == 2
+    text = result.output.partition(" | ")[0]
+    assert text == (
+        "RTS CRITICAL - cpu-light: 60.0 % of 100 tasks in time within 1h, the error budget "
+        "burns 40.0 times too fast (objective 99 %)"
+    )
+    document = json.loads(cli("check", "--slo", "--json").output)
+    assert (document["status"], document["code"]) == ("CRITICAL", 2)
+    light, others = document["findings"]
+    assert (light["status"], light["objective"], light["target"]) == (
+        "CRITICAL",
+        "cpu-light",
+        0.99,
+    )
+    assert light["windows"]["1h"]["good"] == 60
+    assert others["status"] == "OK"
+    # One type, or one task, alone: by its own objective, else that of *.
+    assert cli("check", "--type", "mixed").exit_code == 0
+    assert cli("check", "--type", "cpu-light").exit_code == 2
+    assert cli("check", "--name", "proj.cpu-light").exit_code == 1
+    assert "proj.mixed: 100.0 % of 100" in cli("check", "--name", "proj.mixed").output
+
+
+def test_a_ticket_and_a_used_up_budget_are_warnings(cli: Run, conf: dict[str, Any]) -> None:
+    write(conf, ("cpu-light", 3 * 3600, 970, 30))
+    result = cli("check", "--slo")
+    assert result.exit_code == 1, result.output
+    assert "within 3d, the error budget burns 3.0 times too fast" in result.output
+    conf["rts_slo"] = {"cpu-light": 0.9}
+    assert cli("check", "--slo").exit_code == 0
+    write(conf, ("cpu-light", 4 * 86400, 0, 400))
+    result = cli("check", "--slo")
+    assert result.exit_code == 1, result.output
+    assert "the error budget is used up" in result.output
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "code", "text"),
+    [
+        ({"rts_mongo_url": NO_MONGO}, ("--slo",), 3, "MongoDB at mongodb://127.0.0.1:1/rts"),
+        ({"rts_mongo_url": NO_MONGO}, ("--lag",), 2, "MongoDB at mongodb://127.0.0.1:1/rts"),
+        ({"rts_mongo_url": NO_MONGO}, (), 2, "not reachable"),
+        ({"rts_redis_url": NO_REDIS}, ("--lag",), 2, "Redis at redis://127.0.0.1:1/0"),
+        ({"rts_slo": {"*": 2}}, ("--slo",), 3, "rts_slo"),
+        ({"rts_slo": {"mixed": 0.9}}, ("--type", "cpu-light"), 3, "no objective"),
+        ({}, ("--type", "no-such-type"), 3, "no task type"),
+        ({}, ("--lunch",), 3, "No such option"),
+        ({}, ("--lag-warning", "soon"), 3, "not a valid float"),
+    ],
+)
+def test_what_is_not_known_and_what_is_down(
+    cli: Run, conf: dict[str, Any], changes: Any, arguments: Any, code: int, text: str
+) -> None:
+    conf.update(changes)
+    result = cli("check", *arguments)
+    assert (result.exit_code, "secret" in result.output) == (code, False), result.output
+    assert text in result.output
+
+
+def test_an_outbox_that_waits(
+    cli: Run, conf: dict[str, Any], redis_client: redis.Redis, rts_key_prefix: str
+) -> None:
+    long_ago = int((time.time() - 200) * 1000)
+    redis_client.xadd(f"{rts_key_prefix}outbox", {"r": "x"}, id=f"{long_ago}-0")
+    assert cli("check", "--lag").exit_code == 1
+    assert cli("check", "--lag", "--lag-critical", "100").exit_code == 2
+    assert cli("check", "--lag", "--lag-warning", "250").exit_code == 0
+    redis_client.hset(f"{rts_key_prefix}counters", "records_lost", 3)
+    result = cli("check", "--lag", "--lag-warning", "250")
+    assert result.exit_code == 1
+    assert "records_lost 3" in result.output
+
+
+def test_a_name_cannot_break_the_line(cli: Run, conf: dict[str, Any]) -> None:
+    evil = "a'=1;0;0\n|\x1b[31m"
+    conf["rts_slo"] = {evil: 0.9}
+    output = cli("check", "--slo").output
+    assert output.count("\n") == output.count(" | ") == 1
+    assert "\x1b" not in output
+    numbers = shlex.split(output.strip().partition(" | ")[2])
+    assert [number.count("=") for number in numbers] == [1, 1]
+
+
+def test_watch_prints_once_where_there_is_no_terminal(cli: Run, conf: dict[str, Any]) -> None:
+    write(conf, ("cpu-light", 60, 60, 40), ("mixed", 7200, 10, 0))
+    output = cli("watch").output
+    rows = {line.split()[0]: line.split() for line in output.splitlines() if line}
+    assert rows["*"][1:5] == ["90", "-", "-", "10"]
+    assert [
+        word
+        for line in output.splitlines()
+        if line.startswith("cpu-light") and "BURNS" in line
+        for word in line.split()[-2:]
+    ] == ["BURNS:", "page"]
+    assert rows["mixed"][1:8] == ["90", "-", "-", "100.0", "0", "0", "10"]
+    assert "Redis up · MongoDB up" in output
+    assert "No workers." in output
+    assert conf["task_default_queue"] in output
+    document = json.loads(cli("watch", "--json").output)
+    assert document["types"]["1h"]["cpu-light"]["tasks"] == 100
+    conf.update(rts_mongo_url=NO_MONGO, rts_redis_url=NO_REDIS)
+    output = cli("watch").output
+    assert "Redis NOT REACHABLE · MongoDB NOT REACHABLE" in output
+    assert "secret" not in output
+
+
+class Terminal:
+    """A command on a terminal of its own."""
+
+    def __init__(self, conf: dict[str, Any], *arguments: str) -> None:
+        self._master, slave = pty.openpty()
+        self._before = termios.tcgetattr(slave)
+        self._slave = slave
+        self.resize(24, 100)
+        env = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in ("COLUMNS", "LINES")
+        }
+        env |= {"TEST_BROKER": conf["broker_url"], "TEST_CONF": json.dumps(conf)}
+        env["PYTHONPATH"] = os.pathsep.join([str(ROOT), env.get("PYTHONPATH", "")])
+        command = [sys.executable, "-m", "celery", "-A", "tests.apps.basic", "rts", *arguments]
+        self.process = subprocess.Popen(
+            command, stdin=slave, stdout=slave, stderr=slave, env=env, cwd=ROOT,
+            start_new_session=True,
+        )  # fmt: skip
+        self.output = ""
+
+    def read(self) -> str:
+        """Return all that was written so far."""
+        while select.select([self._master], [], [], 0)[0]:
+            self.output += os.read(self._master, 65536).decode(errors="replace")
+        return self.output
+
+    def type(self, text: str) -> None:
+        """Press keys."""
+        os.write(self._master, text.encode())
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Change its size."""
+        fcntl.ioctl(self._slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def is_as_before(self) -> bool:
+        """Whether its modes are what they were."""
+        return termios.tcgetattr(self._slave) == self._before
+
+    def close(self) -> None:
+        """Let go."""
+        self.process.kill()
+        self.process.wait()
+        os.close(self._master)
+        os.close(self._slave)
+
+
+@pytest.mark.parametrize("end", ["q", "SIGINT", "SIGTERM"])
+def test_watch_is_live_on_a_terminal(conf: dict[str, Any], end: str) -> None:
+    write(conf, ("cpu-light", 60, 60, 40))
+    terminal = Terminal(conf, "watch", "--interval", "0.3")
+    try:
+        wait_until(lambda: terminal.read().count("cpu-light") >= 6)  # three pictures
+        assert terminal.output.startswith("\x1b[?1049h\x1b[?25l")
+        assert "BURNS: page" in terminal.output
+        assert not terminal.is_as_before()
+        if end == "q":
+            terminal.output = ""
+            terminal.resize(9, 40)
+            terminal.process.send_signal(signal.SIGWINCH)
+            wait_until(lambda: "more lines; the window is too" in terminal.read())
+            terminal.type("x")  # means nothing
+            terminal.type("q")
+        else:
+            terminal.process.send_signal(signal.Signals[end])
+        wait_until(lambda: terminal.process.poll() is not None)
+        assert terminal.process.returncode == 0
+        assert terminal.read().endswith("\x1b[?25h\x1b[?1049l")
+        assert terminal.is_as_before()
+        assert "Traceback" not in terminal.output
+    finally:
+        terminal.close()
