@@ -7,7 +7,13 @@ The trace is a CSV file with the columns arrival_s, name, runtime_s and, optiona
 task_type; "six" stands for one that is made up of the six types (--tasks, --seed).
 Its arrivals are rescaled to the load ρ; with --tasks only so many of its jobs, from
 its beginning, are replayed. Each job is a task that sleeps runtime_s / S. Servers and
-worker are real, embedded and private.
+worker are real, embedded and private. With --target the same arrivals meet as many
+slots as rts plan asks for.
+
+"simulated" is the simulator's figure for the same input in an ideal world. "as run" is
+the same with what a speed-up makes S times as long: what this worker needed between two
+runs (as its ledger says), and how late publishers learn. "by ledger" is what rts replay
+makes of the ledger of this run.
 """
 
 from __future__ import annotations
@@ -16,15 +22,40 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import sys
 from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from importlib.metadata import version
+from typing import Any
 
+from rts.cli.recorded import runs
+from rts.cli.workloads import OVERHEAD_S
 from rts.settings import Settings
-from rts.simulation.orders import EarliestDeadlineFirst, FirstComeFirstServed, Order
-from rts.simulation.simulator import simulate
-from rts.simulation.traces import at_load, read_trace, six_types, write_trace
-from rts.testing.replay import replay
+from rts.simulation.orders import order_of
+from rts.simulation.planning import Question, plan
+from rts.simulation.recording import Recording, recording
+from rts.simulation.simulator import IDEAL, Conditions, simulate
+from rts.simulation.tally import offered_load
+from rts.simulation.traces import (
+    Job,
+    at_load,
+    read_trace,
+    six_types,
+    with_types,
+    write_trace,
+)
+from rts.testing.replay import learning_lag_s, replay
+
+#: Seconds that a task takes on average at least, for Celery's own time not to count.
+HONEST_S = 0.5
+
+#: Simulations with an overhead that is drawn by chance, of which the mean is shown.
+REPEATS = 10
+
+WHICH = ("real", "simulated", "as run", "by ledger")
 
 
 def main() -> None:
@@ -32,77 +63,153 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trace", default="six", metavar="FILE")
     parser.add_argument("--slots", type=int, default=16)
-    parser.add_argument("--speedup", type=float, default=100.0)
+    parser.add_argument(
+        "--speedup", type=float, help=f"default: a task takes {HONEST_S} s on average"
+    )
     parser.add_argument("--scheduler", choices=("fifo", "edf"), default="edf")
     parser.add_argument("--rho", type=float, default=1.2)
+    parser.add_argument("--target", type=float, help="plan the slots for this share")
     parser.add_argument("--tasks", type=int, default=None)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--late-share", type=float, default=Settings().late_share)
     parser.add_argument("--write", metavar="FILE", help="write the rescaled trace, and end")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    try:
+        jobs = workload(arguments)
+    except (ValueError, OSError) as exc:
+        parser.error(str(exc))
+    if arguments.write:
+        write_trace(arguments.write, jobs)
+        return
+    mean_s = statistics.fmean(job.runtime_s for job in jobs)
+    if arguments.speedup is None:
+        arguments.speedup = mean_s / HONEST_S
+    if mean_s / arguments.speedup < HONEST_S and sys.stderr.isatty():
+        print(
+            f"a task takes {mean_s / arguments.speedup:.2f} s on average: below {HONEST_S} s "
+            "what Celery itself needs shows in the figures",
+            file=sys.stderr,
+        )
+    settings = with_types(Settings(late_share=arguments.late_share), jobs)
+    if arguments.target is not None:
+        arguments.slots = planned(jobs, settings, arguments)
+    past = run(jobs, settings, arguments)
+    shares = compare(jobs, settings, past, arguments)
+    overhead_s = statistics.fmean(past["recording"].overheads or (0.0,))
+    if arguments.json:
+        measured = {"overhead_s": overhead_s, "mean_task_s": mean_s / arguments.speedup}
+        print(json.dumps({**vars(arguments), **measured, "met": shares}, indent=2))
+        return
+    packages = ", ".join(f"{p} {version(p)}" for p in ("celery", "kombu", "redis"))
+    print(f"machine    {platform.machine()}, {os.cpu_count()} cores, {platform.system()}")
+    print(f"versions   Python {platform.python_version()}, {packages}")
+    print(
+        f"workload   {os.path.basename(arguments.trace)}, {len(jobs)} tasks, "
+        f"rho {offered_load(jobs, arguments.slots):.3g}, {arguments.slots} slots, "
+        f"{arguments.scheduler}, "
+        f"speed-up {arguments.speedup:.4g}"
+    )
+    print(
+        f"caveats    one run; tasks sleep, {mean_s / arguments.speedup:.3f} s on average; "
+        f"{overhead_s * 1e3:.1f} ms between two runs of a slot"
+    )
+    print()
+    print(f"{'deadlines met, %':<24}{'tasks':>8}" + "".join(f"{w:>11}" for w in WHICH))
+    for kind, row in shares.items():
+        figures = "".join(f"{100 * row[which]:>11.1f}" for which in WHICH)
+        print(f"{kind:<24}{row['tasks']:>8}{figures}")
 
+
+def workload(arguments: argparse.Namespace) -> list[Job]:
+    """Return the jobs at the load that is asked for."""
     if arguments.trace == "six":
         jobs = six_types(arguments.tasks or 2000, seed=arguments.seed)
     else:
         jobs = read_trace(arguments.trace)[: arguments.tasks]
-    jobs = at_load(jobs, arguments.slots, arguments.rho)
-    if arguments.write:
-        write_trace(arguments.write, jobs)
-        return
-    edf = arguments.scheduler == "edf"
-    settings = Settings(late_share=arguments.late_share)
-    order: Order = FirstComeFirstServed()
-    if edf:
-        order = EarliestDeadlineFirst(late_share=arguments.late_share)
-    simulated = simulate(jobs, arguments.slots, order, settings)
+    return at_load(jobs, arguments.slots, arguments.rho)
+
+
+def planned(jobs: list[Job], settings: Settings, arguments: argparse.Namespace) -> int:
+    """Return the slots for the target, as rts plan finds them for the sped-up trace."""
+    speedup = arguments.speedup
+    question = Question(
+        jobs,
+        arguments.target,
+        lambda: order_of(arguments.scheduler, settings),
+        settings,
+        Conditions(overheads=(OVERHEAD_S * speedup,), learning_lag_s=learning_lag_s(speedup)),
+    )
+    return plan(question).slots
+
+
+def run(jobs: list[Job], settings: Settings, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run the jobs with real workers; return ``real`` outcomes and the ``recording``."""
+    past: dict[str, Any] = {}
 
     def progress(done: int, total: int) -> None:
         if sys.stderr.isatty():
             print(f"\r{done}/{total}", end="", file=sys.stderr)
 
+    def look(ledger: Any) -> None:
+        now = datetime.now(timezone.utc)
+        hour = timedelta(hours=1)
+        past["recording"] = recording(runs(ledger, (now - hour, now + hour)))
+
     replayed = replay(
         jobs,
         arguments.slots,
-        "edf" if edf else None,
+        "edf" if arguments.scheduler == "edf" else None,
         settings=settings,
         speedup=arguments.speedup,
         progress=progress,
+        look=look,
     )
-    met: dict[str, dict[str, list[bool]]] = {
-        "real": defaultdict(list),
-        "simulated": defaultdict(list),
+    past["real"] = [(job.task_type, job.met) for job in replayed]
+    return past
+
+
+def compare(
+    jobs: list[Job], settings: Settings, past: dict[str, Any], arguments: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
+    """Return tasks and shares met, by type and for all."""
+    recorded: Recording = past["recording"]
+    speedup = arguments.speedup
+    slower = [overhead_s * speedup for overhead_s in recorded.overheads or (0.0,)]
+    as_run = Conditions(overheads=slower, learning_lag_s=learning_lag_s(speedup))
+
+    def simulated(what: Any, conditions: Conditions) -> list[tuple[str, bool]]:
+        pairs = []
+        for seed in range(REPEATS if len(conditions.overheads) > 1 else 1):
+            drawn = replace(conditions, seed=seed)
+            order = order_of(arguments.scheduler, settings)
+            outcomes = simulate(what, arguments.slots, order, settings, conditions=drawn)
+            pairs += [(o.job.task_type, o.met) for o in outcomes]
+        return pairs
+
+    found = {
+        "real": past["real"],
+        "simulated": simulated(jobs, IDEAL),
+        "as run": simulated(jobs, as_run),
+        "by ledger": simulated(
+            recorded.jobs, Conditions(overheads=recorded.overheads or (0.0,))
+        ),
     }
-    for job in replayed:
-        for kind in ("all", job.task_type):
-            met["real"][kind].append(job.met)
-    for outcome in simulated:
-        for kind in ("all", outcome.job.task_type):
-            met["simulated"][kind].append(outcome.met)
-    shares = {
-        kind: {
-            "tasks": len(met["real"][kind]),
-            **{which: sum(met[which][kind]) / len(met[which][kind]) for which in met},
-        }
-        for kind in sorted(met["real"])
-    }
-    if arguments.json:
-        print(json.dumps({**vars(arguments), "met": shares}, indent=2))
-        return
-    packages = ", ".join(f"{p} {version(p)}" for p in ("celery", "kombu", "redis"))
-    mean_s = sum(job.runtime_s for job in jobs) / len(jobs) / arguments.speedup
-    print(f"machine    {platform.machine()}, {os.cpu_count()} cores, {platform.system()}")
-    print(f"versions   Python {platform.python_version()}, {packages}")
-    print(
-        f"workload   {arguments.trace}, {len(jobs)} tasks, rho {arguments.rho}, "
-        f"{arguments.slots} slots, {arguments.scheduler}, speed-up {arguments.speedup:g}"
-    )
-    print(f"caveats    tasks sleep, {mean_s:.3f} s on average; one run")
-    print()
-    print(f"{'deadlines met, %':<24}{'tasks':>8}{'real':>8}{'simulated':>11}")
-    for kind, row in shares.items():
-        real, model = 100 * row["real"], 100 * row["simulated"]
-        print(f"{kind:<24}{row['tasks']:>8}{real:>8.1f}{model:>11.1f}")
+    met = {which: by_type(pairs) for which, pairs in found.items()}
+    shares = {}
+    for kind in sorted(met["real"]):
+        of = {which: statistics.fmean(met[which][kind] or [0]) for which in WHICH}
+        shares[kind] = {"tasks": len(met["real"][kind]), **of}
+    return shares
+
+
+def by_type(pairs: Iterable[tuple[str, bool]]) -> defaultdict[str, list[bool]]:
+    """Return verdicts by type, and of all."""
+    found: defaultdict[str, list[bool]] = defaultdict(list)
+    for kind, met in pairs:
+        found["all"].append(met)
+        found[kind].append(met)
+    return found
 
 
 if __name__ == "__main__":

@@ -15,7 +15,10 @@ from celery.bin.base import handle_preload_options
 from rts.errors import RtsError
 
 #: The commands; each is a module here with a ``command``.
-COMMANDS = ("check", "drain", "eta", "queues", "report", "show", "status", "tau", "watch")
+COMMANDS = (
+    *("check", "drain", "eta", "plan", "queues", "replay", "report", "show", "status", "tau"),
+    "watch",
+)
 
 
 class RtsGroup(click.Group):

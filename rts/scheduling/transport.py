@@ -34,7 +34,7 @@ from rts.scheduling.rule import OPTION, Rule, SlotGauge
 #: Messages that one claim looks at: bounds how long Redis is held.
 LOOKS = 200
 #: Seconds between claims where only demoted work waits and may not be taken now.
-HELD_S = 0.1
+HELD_S = 0.02
 #: Seconds between claims where others use the queue's plain lists, which ring no
 #: bell: producers without the order, and workers without it that answer.
 MIXED_S = 0.2

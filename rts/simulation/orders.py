@@ -9,9 +9,11 @@ making for real-time scheduling*, 1986.)
 from __future__ import annotations
 
 import heapq
-import itertools
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
+
+from rts.settings import Settings
 
 #: A task is hopeless later than this share of its tau before its deadline: of tasks
 #: whose runtimes scatter about tau, some just short of time still make it.
@@ -46,8 +48,22 @@ class Order(Protocol):
     def ended(self, task: Waiting) -> None:
         """Note that a task that was popped has finished."""
 
+    def dropped(self) -> Sequence[Waiting]:
+        """Return the tasks that the last pop has dropped for good."""
 
-class FirstComeFirstServed:
+
+class _KeepsAll:
+    """What the orders have in common that do not care what becomes of a task."""
+
+    def ended(self, task: Waiting) -> None:
+        """See :class:`Order`."""
+
+    def dropped(self) -> Sequence[Waiting]:
+        """See :class:`Order`."""
+        return ()
+
+
+class FirstComeFirstServed(_KeepsAll):
     """As brokers do."""
 
     def __init__(self) -> None:
@@ -61,11 +77,8 @@ class FirstComeFirstServed:
         """See :class:`Order`."""
         return self._queue.popleft() if self._queue else None
 
-    def ended(self, task: Waiting) -> None:
-        """See :class:`Order`."""
 
-
-class ShortestFirst:
+class ShortestFirst(_KeepsAll):
     """The least tau first, for comparison: starves long tasks."""
 
     def __init__(self) -> None:
@@ -79,58 +92,94 @@ class ShortestFirst:
         """See :class:`Order`."""
         return heapq.heappop(self._heap)[2] if self._heap else None
 
-    def ended(self, task: Waiting) -> None:
-        """See :class:`Order`."""
-
 
 class EarliestDeadlineFirst:
-    """EDF; with *demote*, what is hopeless waits behind what is not.
+    """EDF, as ``rts_scheduler = "edf"`` keeps it.
 
-    *hopeless_slots*: share of the slots that demoted work holds at most (at least
-    one slot), so that long hopeless runs do not make hopeful ones hopeless in
-    turn. *late_share*: share of claims that serve the longest-waiting demoted
-    task, so that none starves; 0 for none.
+    With *demote*, what is hopeless waits behind what is not, or, with *drop*, is not
+    run; without both it is plain EDF. *hopeless_slots*: share of the slots that demoted work
+    holds at most (at least one slot), so that long hopeless runs do not make hopeful
+    ones hopeless in turn. *late_share*: share of claims that serve the longest-waiting
+    demoted task, so that none starves; 0 for none. *work*: weight of tau in the order.
     """
 
     def __init__(
         self,
         *,
         demote: bool = True,
+        drop: bool = False,
         hopeless_slots: float = HOPELESS_SLOTS,
         late_share: float = LATE_SHARE,
+        work: float = 0.0,
     ) -> None:
         self._demote = demote
+        self._drop = drop
         self._hopeless_slots = hopeless_slots
         self._every = round(1 / late_share) if late_share > 0 else 0
-        self._hopeful: list[tuple[float, int, Waiting]] = []
+        self._work = work
+        self._hopeful: list[tuple[float, float, int, Waiting]] = []
         self._demoted: list[tuple[float, int, Waiting]] = []
+        self._dropped: list[Waiting] = []
         #: Numbers of the demoted tasks that hold a slot.
         self._held: set[int] = set()
-        self._claims = itertools.count(1)
+        self._turns = 0
 
     def push(self, task: Waiting) -> None:
         """See :class:`Order`."""
-        heapq.heappush(self._hopeful, (task.deadline, task.number, task))
+        score = task.deadline + self._work * task.tau
+        heapq.heappush(self._hopeful, (score, task.arrival, task.number, task))
 
     def pop(self, now: float, slots: int) -> Waiting | None:
         """See :class:`Order`."""
-        while self._demote and self._hopeful:
-            task = self._hopeful[0][2]
+        self._dropped.clear()
+        while self._hopeful and (self._demote or self._drop):
+            task = self._hopeful[0][3]
             if now <= task.deadline - HOPE * task.tau:
                 break
             heapq.heappop(self._hopeful)
-            heapq.heappush(self._demoted, (task.arrival, task.number, task))
-        room = len(self._held) < max(1, int(self._hopeless_slots * slots))
-        if self._demoted and room:
-            turn = bool(self._every) and next(self._claims) % self._every == 0
+            if self._drop:
+                self._dropped.append(task)
+            else:
+                heapq.heappush(self._demoted, (task.arrival, task.number, task))
+        if self._demoted and len(self._held) < max(1, int(self._hopeless_slots * slots)):
+            # As in the script of the claims: they count while demoted work waits.
+            self._turns += 1
+            turn = bool(self._every) and self._turns % self._every == 0
             if turn or not self._hopeful:
                 task = heapq.heappop(self._demoted)[2]
                 self._held.add(task.number)
                 return task
-        elif self._hopeful:
-            next(self._claims)
-        return heapq.heappop(self._hopeful)[2] if self._hopeful else None
+        return heapq.heappop(self._hopeful)[3] if self._hopeful else None
 
     def ended(self, task: Waiting) -> None:
         """See :class:`Order`."""
         self._held.discard(task.number)
+
+    def dropped(self) -> Sequence[Waiting]:
+        """See :class:`Order`."""
+        return self._dropped
+
+
+#: The orders by the names that commands take.
+ORDERS = ("fifo", "edf", "plain-edf", "sjf")
+
+
+def order_of(name: str, settings: Settings) -> Order:
+    """Return a new order by its name, one of :data:`ORDERS`; *settings* tune ``edf``.
+
+    Raises:
+        ValueError: there is no order of that name.
+    """
+    if name == "fifo":
+        return FirstComeFirstServed()
+    if name == "sjf":
+        return ShortestFirst()
+    if name not in ORDERS:
+        raise ValueError(f"no order is called {name!r}: use one of {', '.join(ORDERS)}")
+    return EarliestDeadlineFirst(
+        demote=name == "edf" and settings.hopeless != "keep",
+        drop=name == "edf" and settings.hopeless == "drop",
+        hopeless_slots=settings.hopeless_slots,
+        late_share=settings.late_share,
+        work=2.0 if settings.order == "deadline+work" else 0.0,
+    )

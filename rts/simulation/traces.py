@@ -6,12 +6,26 @@ import csv
 import math
 import random
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from rts.tasktypes import DEFAULT_TASK_TYPES, UNTYPED
+from rts.settings import Settings
+from rts.tasktypes import DEFAULT_TASK_TYPES, TYPE_NAME, UNTYPED, TaskType
+
+#: How the last run of a job ends.
+SUCCESS, FAILURE, KILLED = "success", "failure", "killed"
 
 COLUMNS = ("arrival_s", "name", "runtime_s")
+
+
+class Again(NamedTuple):
+    """A further run of a task: a retry, or one in place of a run that was killed."""
+
+    #: Seconds from the end of the run before until this one may start.
+    pause_s: float
+    #: Service time, seconds.
+    runtime_s: float
 
 
 class Job(NamedTuple):
@@ -20,9 +34,18 @@ class Job(NamedTuple):
     #: Seconds since the workload's beginning.
     arrival_s: float
     name: str
-    #: Service time, seconds.
+    #: Service time of its first run, seconds.
     runtime_s: float
     task_type: str = UNTYPED
+    #: The tau that its deadline was made with; ``None``: as learned by then.
+    tau: float | None = None
+    #: Seconds from its arrival to its deadline; ``None``: by the formula.
+    span_s: float | None = None
+    #: How its last run ended: ``SUCCESS``, ``FAILURE`` (an exception, which is a
+    #: completion too), or ``KILLED``, which is a miss whatever the time.
+    end: str = SUCCESS
+    #: The runs after the first.
+    later: tuple[Again, ...] = ()
 
 
 def read_trace(path: str | Path) -> list[Job]:
@@ -30,23 +53,41 @@ def read_trace(path: str | Path) -> list[Job]:
     task_type; return its jobs by arrival.
 
     Raises:
-        ValueError: a column is missing or a value is no number of seconds, at
-            least 0; the message names the line.
+        ValueError: there is no job in it, a column is missing, a line is not as long
+            as the first, a name is empty, or a value is no number of seconds, at least
+            0; the message names the line.
         OSError: the file cannot be read.
     """
-    jobs = []
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        missing = [column for column in COLUMNS if column not in (rows.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{path}: no column {', '.join(missing)} in the first line")
-        for row in rows:
-            where = f"{path}, line {rows.line_num}"
-            arrival_s, runtime_s = (
-                _seconds(row[c], c, where) for c in ("arrival_s", "runtime_s")
-            )
-            jobs.append(Job(arrival_s, row["name"], runtime_s, row.get("task_type") or UNTYPED))
+    jobs: list[Job] = []
+    rows: csv.DictReader[str]
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file, restkey="", strict=True)
+        try:
+            missing = [column for column in COLUMNS if column not in (rows.fieldnames or ())]
+            if missing:
+                raise ValueError(f"{path}: no column {', '.join(missing)} in the first line")
+            for row in rows:
+                jobs.append(_job(row, f"{path}, line {rows.line_num}"))
+        except csv.Error as exc:
+            raise ValueError(f"{path}, line {rows.reader.line_num}: {exc}") from exc
+        except UnicodeDecodeError as exc:
+            raise ValueError(f"{path}: not a text in UTF-8 ({exc.reason})") from exc
+    if not jobs:
+        raise ValueError(f"{path}: no job in it")
     return sorted(jobs, key=lambda job: job.arrival_s)
+
+
+def with_types(settings: Settings, jobs: Iterable[Job]) -> Settings:
+    """Return *settings* with the types of *jobs* that they do not know.
+
+    Each begins with the first tau of ``mixed``. A type that cannot be one (an odd
+    character in it) and what is beyond ``rts_max_types`` count as ``mixed``.
+    """
+    types = dict(settings.task_types)
+    for kind in dict.fromkeys(job.task_type for job in jobs):
+        if kind not in types and len(types) < settings.max_types and TYPE_NAME.fullmatch(kind):
+            types[kind] = TaskType(kind, types[UNTYPED].tau)
+    return replace(settings, task_types=types)
 
 
 def six_types(n: int, *, seed: int, sigma: float = 0.3) -> list[Job]:
@@ -86,11 +127,21 @@ def at_load(jobs: Sequence[Job], slots: int, rho: float) -> list[Job]:
 
 
 def write_trace(path: str | Path, jobs: Iterable[Job]) -> None:
-    """Write *jobs* as :func:`read_trace` reads them."""
+    """Write *jobs* as :func:`read_trace` reads them: arrival, name, runtime and type."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow((*COLUMNS, "task_type"))
-        writer.writerows(jobs)
+        writer.writerows(job[:4] for job in jobs)
+
+
+def _job(row: dict[str, str], where: str) -> Job:
+    """Return the job of a line; a value that is not there is ``None`` in *row*."""
+    if "" in row:
+        raise ValueError(f"{where}: more values than the first line has")
+    if not row["name"]:
+        raise ValueError(f"{where}: no name")
+    arrival_s, runtime_s = (_seconds(row[c], c, where) for c in ("arrival_s", "runtime_s"))
+    return Job(arrival_s, row["name"], runtime_s, row.get("task_type") or UNTYPED)
 
 
 def _seconds(text: str | None, column: str, where: str) -> float:

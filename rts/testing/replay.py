@@ -2,7 +2,9 @@
 
 The speed-up makes hours into minutes: arrivals, service times, first taus and floors
 are divided by it alike, so that the same deadlines are met, as long as a task is long
-beside what Celery itself needs for one (a few milliseconds).
+beside what Celery itself needs for one (a few milliseconds). How soon publishers learn
+of what has ended is not all in the app's hands: it stays some tenths of a second, which
+is as many times longer on the workload's clock (:func:`learning_lag_s`).
 """
 
 from __future__ import annotations
@@ -11,14 +13,16 @@ import json
 import os
 import subprocess
 import sys
-import time
+import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import pymongo
 
 from rts.settings import Settings
-from rts.simulation.traces import Job
+from rts.simulation.traces import Job, with_types
+from rts.tau.cache import FRESH_S
 from rts.testing.servers import MongoServer, RedisServer
 from rts.testing.waiting import wait_until
 from rts.testing.workers import WorkerProcess
@@ -27,9 +31,17 @@ APP = "rts.testing.replay_app"
 #: Seconds that the replay may take beyond twice what the slots need for the work.
 PATIENCE_S = 60.0
 
+#: Seconds after which the publisher reads the taus again: a second in production, less
+#: in proportion to the speed-up, and not so often that it takes CPU from the worker.
+LEAST_FRESH_S = 0.1
+#: Mean seconds until what has ended is in Redis: a worker ships five times a second.
+SHIPPED_S = 0.1
+
 _PUBLISH = """
 import json, sys, time
-from rts.testing.replay_app import app
+import rts.tau.cache
+from rts.testing.replay_app import app, spec
+rts.tau.cache.FRESH_S = spec["fresh_s"]
 jobs = json.load(sys.stdin)
 with app.connection_for_write() as connection, app.amqp.Producer(connection) as producer:
     for task in app.tasks.values():  # connects, and reads the taus, before the clock starts
@@ -55,6 +67,16 @@ class Replayed(NamedTuple):
     queueing_delay_s: float
 
 
+def fresh_s(speedup: float) -> float:
+    """Return the seconds after which the publisher of a replay reads the taus again."""
+    return max(LEAST_FRESH_S, FRESH_S / speedup)
+
+
+def learning_lag_s(speedup: float) -> float:
+    """Return the mean seconds, of the workload, until an end has changed the taus."""
+    return (SHIPPED_S + fresh_s(speedup) / 2) * speedup
+
+
 def sped_up(settings: Settings, speedup: float) -> dict[str, Any]:
     """Return the settings that make the same of jobs that are *speedup* times as fast."""
     return {
@@ -76,26 +98,34 @@ def replay(
     settings: Settings | None = None,
     speedup: float = 100.0,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    look: Callable[[Any], None] = lambda ledger: None,
 ) -> list[Replayed]:
     """Run *jobs*, by arrival, on a worker of *slots* processes and servers of its own.
 
-    *scheduler* is ``rts_scheduler``. *progress* is told how many jobs have a verdict.
+    *scheduler* is ``rts_scheduler``. *progress* is told how many jobs have a verdict. *look*
+    is given the ledger's database at the end, before its server ends. Types that
+    *settings* do not know are declared.
 
     Raises:
         TimeoutError: the queue was not worked off in time.
         ServerNotFound, WorkerFailed: a server or the worker could not be started.
     """
-    settings = settings or Settings()
+    settings = with_types(settings or Settings(), jobs)
     conf = {**sped_up(settings, speedup), "rts_scheduler": scheduler}
-    with RedisServer() as redis, MongoServer() as mongo:
+    with RedisServer() as redis, MongoServer() as mongo, ExitStack() as stack:
         conf.update(rts_redis_url=redis.url, rts_mongo_url=mongo.url)
         spec = {
             "broker": redis.url,
             "conf": conf,
             "names": sorted({job.name for job in jobs}),
+            "fresh_s": fresh_s(speedup),
         }
+        # In a file: the names of a trace are more than an environment holds.
+        file = stack.enter_context(tempfile.NamedTemporaryFile("w", suffix=".json"))
+        json.dump(spec, file)
+        file.flush()
         # Celery's own variable wins over what an app says.
-        own = {"RTS_REPLAY": json.dumps(spec), "CELERY_BROKER_URL": redis.url}
+        own = {"RTS_REPLAY": file.name, "CELERY_BROKER_URL": redis.url}
         env = {**os.environ, **own}
         rows = [
             (j.arrival_s / speedup, j.name, j.runtime_s / speedup, j.task_type) for j in jobs
@@ -104,7 +134,7 @@ def replay(
         ledger = client.get_default_database()
         worker = WorkerProcess(APP, concurrency=slots, env=env, loglevel="WARNING")
         with client, worker:
-            time.sleep(1.0)  # all pool processes are there
+            wait_until(lambda: len(worker.children()) >= slots, message="all pool processes")
             publisher = subprocess.Popen(
                 [sys.executable, "-c", _PUBLISH],
                 env=env,
@@ -128,6 +158,7 @@ def replay(
             finally:
                 publisher.kill()
                 publisher.wait()
+            look(ledger)
             return [_replayed(task, speedup) for task in ledger.tasks.find({})]
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import time
+from pathlib import Path
 
 from celery import Celery
 
 import rts
 
-spec = json.loads(os.environ["RTS_REPLAY"])
+spec = json.loads(Path(os.environ["RTS_REPLAY"]).read_text())
 app = Celery("replay", broker=spec["broker"], set_as_current=False)
 app.conf.update(
     task_ignore_result=True,

@@ -37,3 +37,28 @@ def test_ledger() -> None:
     for case in found["report"].values():
         assert 0 < case["runs_in_window"] <= 4000
         assert case["later_s"] > 0
+
+
+def test_replay_of_a_trace(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    small = ("--tasks", "40", "--slots", "4", "--speedup", "100", "--rho", "1.1")
+    command = [sys.executable, str(ROOT / "benchmarks/replay_trace.py"), *small]
+    subprocess.run([*command, "--write", str(trace)], check=True, cwd=ROOT)
+    # Names and types of somebody else, more than an environment variable holds.
+    lines = trace.read_text().splitlines()
+    odd = "x" * 900 + "/ö, "
+    lines[1:] = [
+        ",".join((at, f'"{odd}{n}"', runtime, "of-theirs" if n % 2 else ""))
+        for n, (at, _, runtime, _) in enumerate(line.split(",") for line in lines[1:])
+    ]
+    trace.write_text("\n".join(lines) + "\n")
+    found = figures("replay_trace.py", "--trace", str(trace), *small)
+    assert found["overhead_s"] >= 0
+    assert {kind: row["tasks"] for kind, row in found["met"].items()} == {
+        "all": 40,
+        "mixed": 20,
+        "of-theirs": 20,
+    }
+    for row in found["met"].values():
+        for which in ("real", "simulated", "as run", "by ledger"):
+            assert 0 <= row[which] <= 1

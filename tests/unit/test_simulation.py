@@ -21,7 +21,15 @@ from rts.simulation.orders import (
     Waiting,
 )
 from rts.simulation.simulator import Outcome, share_met, simulate
-from rts.simulation.traces import Job, at_load, read_trace, six_types, write_trace
+from rts.simulation.traces import (
+    Job,
+    at_load,
+    read_trace,
+    six_types,
+    with_types,
+    write_trace,
+)
+from rts.tasktypes import TaskType
 
 ORDERS: list[Callable[[], Order]] = [
     FirstComeFirstServed,
@@ -190,6 +198,10 @@ def test_a_trace_is_read_as_it_was_written(tmp_path: Path) -> None:
         ("arrival_s,name,runtime_s\n1,x,nan\n", "line 2: runtime_s = 'nan'"),
         ("arrival_s,name,runtime_s\n1,x,-1\n", "line 2"),
         ("arrival_s,name,runtime_s\n1,x\n", "line 2: runtime_s = None"),
+        ("arrival_s,name,runtime_s\n1,,2\n", "line 2: no name"),
+        ("arrival_s,name,runtime_s\n1,x,2,mixed\n", "line 2: more values"),
+        ('arrival_s,name,runtime_s\n1,"x,2\n', "line 2: "),
+        ("arrival_s,name,runtime_s\n", "no job in it"),
     ],
 )
 def test_a_bad_trace_is_refused_by_line(tmp_path: Path, text: str, message: str) -> None:
@@ -197,6 +209,31 @@ def test_a_bad_trace_is_refused_by_line(tmp_path: Path, text: str, message: str)
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         read_trace(path)
+
+
+def test_odd_traces_that_are_fine(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    text = (
+        '\ufeffname,task_type,runtime_s,arrival_s,more\n"a/b, ""c""",mine,2,7,\n\nö,,1e0,3,z\n'
+    )
+    path.write_text(text, encoding="utf-8")
+    assert read_trace(path) == [Job(3, "ö", 1), Job(7, 'a/b, "c"', 2, "mine")]
+    path.write_bytes(b"arrival_s,name,runtime_s\n1,\xff,2\n")
+    with pytest.raises(ValueError, match="not a text in UTF-8"):
+        read_trace(path)
+
+
+def test_types_of_a_trace_are_declared_as_far_as_they_can_be() -> None:
+    kinds = ["mine", "of mine", "", "cpu-light", *(f"t{n}" for n in range(2000))]
+    jobs = [Job(n, "x", 1.0, kind) for n, kind in enumerate(kinds)]
+    known = with_types(Settings(), jobs)
+    assert known.task_types["mine"].tau == 10.0
+    assert "of mine" not in known.task_types
+    assert known.task_types["cpu-light"].tau == 5.0
+    assert len(known.task_types) == Settings().max_types
+    own = Settings(task_types={**known.task_types, "mine": TaskType("mine", 10.0, 2.5)})
+    (first,) = simulate(jobs[:1], 1, FirstComeFirstServed(), own)
+    assert first.deadline == 25.0, "a type's own k"
 
 
 def test_jobs_out_of_order_and_no_slots_are_refused() -> None:

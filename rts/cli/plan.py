@@ -1,0 +1,130 @@
+"""``rts plan``: the least number of slots that meets a target."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rts.cli.plots import draw, plot_path
+from rts.cli.shared import as_json, print_json, settings_of
+from rts.cli.table import NONE, Column, percent, render, terminal_width
+from rts.cli.workloads import Source, order_in_use, progress_bar, workload, workload_options
+from rts.errors import CommandError
+from rts.simulation.orders import ORDERS, order_of
+from rts.simulation.planning import RESAMPLES, Plan, Question, Unattainable, plan
+
+#: Numbers of slots that are tried for an answer, about: for the progress.
+TRIALS = 12
+
+
+@click.command(name="plan", short_help="The least number of slots for a target.")
+@click.option(
+    "--target",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.99,
+    show_default=True,
+    help="Share of deadlines to be met, 0 to 1.",
+)
+@click.option(
+    "--by",
+    type=click.Choice(["all", "type"]),
+    default="all",
+    show_default=True,
+    help="What has to meet it: the whole, or each type.",
+)
+@workload_options
+@click.option("--scheduler", type=click.Choice(ORDERS), help="The order.  [default: the app's]")
+@click.option(
+    "--resamples",
+    type=click.IntRange(0, 1000),
+    default=RESAMPLES,
+    show_default=True,
+    help="Resampled workloads that have to meet it as well.",
+)
+@click.option(
+    "--plot", callback=plot_path, metavar="FILE.svg|.png", help="Draw the numbers around it."
+)
+@as_json
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    target: float,
+    by: str,
+    scheduler: str | None,
+    resamples: int,
+    plot: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Find the least number of slots with which a workload meets its target.
+
+    The workload is what the ledger recorded, or a trace. What ran once is one draw of
+    chance, so the number has to meet the target also on workloads that are put together
+    anew from pieces of it.
+    """
+    found = workload(Source.taken_from(options), settings_of(ctx))
+    order = scheduler or order_in_use(found.settings)
+    question = Question(
+        found.jobs,
+        target,
+        lambda: order_of(order, found.settings),
+        found.settings,
+        found.conditions,
+        by_type=by == "type",
+        resamples=resamples,
+    )
+    try:
+        with progress_bar("trying numbers of slots", TRIALS) as done:
+            answer = plan(question, lambda: done(1))
+    except Unattainable as exc:
+        raise CommandError(str(exc)) from None
+    if plot is not None:
+        _draw(plot, answer, target)
+    if as_json:
+        head = {"target": target, "by": by, "order": order, "resamples": resamples}
+        print_json({**head, **found.conditions_json(), **asdict(answer)})
+        return
+    click.echo(found.description)
+    if answer.jobs < len(found.jobs):
+        click.echo(f"planned with the busiest {answer.jobs:,} of them in a row")
+    whose = "of each type's" if by == "type" else "of the"
+    click.echo(f"\n{answer.slots} slots meet {target:.2%} {whose} deadlines in order {order}\n")
+    click.echo(_table(answer, by))
+    if plot is not None:
+        click.echo(f"\n{plot} drawn")
+
+
+def _table(answer: Plan, by: str) -> str:
+    of = "worst type %" if by == "type" else "met %"
+    columns = [Column("slots"), Column("load"), Column(of), Column("worst resample %")]
+    columns.append(Column("", number=False))
+    rows = [
+        (
+            str(trial.slots),
+            NONE if trial.rho is None else f"{trial.rho:.2f}",
+            percent(trial.share),
+            percent(trial.worst),
+            "<- the answer" if trial.slots == answer.slots else "",
+        )
+        for trial in answer.trials
+    ]
+    return render(columns, rows, terminal_width())
+
+
+def _draw(path: Path, answer: Plan, target: float) -> None:
+    curves = {
+        "the workload": [(float(trial.slots), trial.share) for trial in answer.trials],
+        "worst resample": [(float(trial.slots), trial.worst) for trial in answer.trials],
+    }
+    draw(
+        path,
+        curves,
+        title=f"{answer.jobs:,} tasks",
+        x_label="slots",
+        target=target,
+        mark=answer.slots,
+    )

@@ -1,0 +1,89 @@
+"""Reading the runs of a window from the ledger, few fields, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from sys import intern
+from typing import Any
+
+from pymongo.database import Database
+
+from rts.keys import ASSIGNMENTS
+from rts.simulation.recording import Run
+from rts.validation import finite
+
+#: Runs that are read at most, the latest of the window.
+MAX_RUNS = 1_000_000
+#: Runs that come in one answer of the server: some megabytes.
+BATCH = 10_000
+
+_FIELDS = (
+    *("task_id", "name", "task_type", "arrival", "deadline", "tau", "started_at"),
+    *("completed_at", "runtime_s", "state", "cause", "sla_success", "retries", "worker", "pid"),
+)
+
+
+def count(
+    database: Database[dict[str, Any]],
+    window: tuple[datetime, datetime],
+    queue: str | None = None,
+) -> int:
+    """Return how many runs :func:`runs` would give; one more than are read says: too many."""
+    query = _query(window, queue)
+    return int(database[ASSIGNMENTS].count_documents(query, limit=MAX_RUNS + 1))
+
+
+def runs(
+    database: Database[dict[str, Any]],
+    window: tuple[datetime, datetime],
+    queue: str | None = None,
+) -> Iterator[Run]:
+    """Give the runs that ended in *window*, the latest first, :data:`MAX_RUNS` at most.
+
+    *queue*: only what came from it. A run whose start nobody knows is left out.
+
+    Raises:
+        PyMongoError: the server did not answer.
+    """
+    query = _query(window, queue)
+    assignments = database[ASSIGNMENTS]
+    again = {"$or": [{"state": "RETRY"}, {"cause": {"$ne": None}}, {"retries": {"$gt": 0}}]}
+    marked = assignments.find({**query, **again}, {"task_id": 1})
+    several = {document["task_id"] for document in marked}
+    found = assignments.find(query, dict.fromkeys(_FIELDS, 1), batch_size=BATCH)
+    with found.sort("completed_at", -1).limit(MAX_RUNS) as documents:
+        for document in documents:
+            run = _run(document, several)
+            if run is not None:
+                yield run
+
+
+def _query(window: tuple[datetime, datetime], queue: str | None) -> dict[str, Any]:
+    ended = {"completed_at": {"$gte": window[0], "$lt": window[1]}}
+    return ended if queue is None else {**ended, "queue": queue}
+
+
+def _run(document: dict[str, Any], several: set[str]) -> Run | None:
+    started, arrival = document["started_at"], document["arrival"]
+    if started is None or arrival is None or document["deadline"] is None:
+        return None
+    started_at, completed_at = started.timestamp(), document["completed_at"].timestamp()
+    runtime_s = finite(document["runtime_s"])
+    task_id = document["task_id"]
+    return Run(
+        name=intern(document["name"]),
+        task_type=intern(document["task_type"]),
+        arrival=arrival.timestamp(),
+        tau=finite(document["tau"]),
+        deadline=document["deadline"].timestamp(),
+        started_at=started_at,
+        completed_at=completed_at,
+        runtime_s=max(0.0, completed_at - started_at if runtime_s is None else runtime_s),
+        state=document["state"],
+        cause=document["cause"],
+        met=document["sla_success"],
+        retries=document["retries"],
+        place=(document["worker"], document["pid"]),
+        task_id=task_id if task_id in several else None,
+    )

@@ -1,0 +1,200 @@
+"""What ``rts replay`` and ``rts plan`` have in common: where the workload comes from."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from statistics import fmean
+from typing import Any
+
+import click
+
+from rts.cli.recorded import MAX_RUNS, count, runs
+from rts.cli.shared import iso, ledger_of
+from rts.cli.windows import instant, window
+from rts.deadlines import MAX_MULTIPLIER, MIN_MULTIPLIER
+from rts.errors import CommandError
+from rts.settings import Settings
+from rts.simulation.recording import recording
+from rts.simulation.simulator import Conditions
+from rts.simulation.traces import Job, read_trace, with_types
+
+#: Seconds between two runs of a slot where no recorded run tells: what Celery needs.
+OVERHEAD_S = 0.01
+
+_ABOVE_0 = click.FloatRange(0, 1e6, min_open=True)
+_OPTIONS = (
+    click.option("--since", callback=instant, help="Start of the window.  [default: 24h]"),
+    click.option("--until", callback=instant, help="Its end, not included.  [default: now]"),
+    click.option("--queue", metavar="NAME", help="Only what came from this queue."),
+    click.option(
+        "--trace",
+        metavar="FILE.csv",
+        type=click.Path(exists=True, dir_okay=False),
+        help="A workload from a file instead: arrival_s,name,runtime_s[,task_type].",
+    ),
+    click.option(
+        "--k",
+        type=click.FloatRange(MIN_MULTIPLIER, MAX_MULTIPLIER),
+        help="k of all deadlines.  [default: deadlines as recorded]",
+    ),
+    click.option(
+        "--speed", type=_ABOVE_0, default=1.0, help="Arrivals come so many times as fast."
+    ),
+    click.option(
+        "--overhead",
+        type=click.FloatRange(0, 3600),
+        metavar="SECONDS",
+        help=f"What a slot needs between two runs.  [default: as recorded, else {OVERHEAD_S}]",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the command line says of the workload."""
+
+    since: timedelta | datetime | None
+    until: timedelta | datetime | None
+    queue: str | None
+    trace: str | None
+    k: float | None
+    speed: float
+    overhead: float | None
+
+    @classmethod
+    def taken_from(cls, options: dict[str, Any]) -> Source:
+        """Take its options out of those of the command."""
+        return cls(**{name: options.pop(name) for name in cls.__dataclass_fields__})
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is asked about."""
+
+    jobs: Sequence[Job]
+    #: Whether each job met its deadline; ``None`` for a trace.
+    met: Sequence[bool] | None
+    #: Slots that it ran on; ``None`` for a trace.
+    slots: int | None
+    #: The app's, and the types of the trace.
+    settings: Settings
+    conditions: Conditions
+    #: Where it is from, in words.
+    origin: str
+    #: Start and end of the window; ``None`` for a trace.
+    window: tuple[datetime, datetime] | None
+
+    @property
+    def overhead_s(self) -> float:
+        """Mean seconds between two runs of a slot where work waits."""
+        return fmean(self.conditions.overheads)
+
+    def conditions_json(self) -> dict[str, Any]:
+        """Return what is told of the conditions in a JSON document."""
+        terms = self.conditions
+        return {"speed": terms.speed, "k": terms.k, "overhead_s": self.overhead_s}
+
+    @property
+    def description(self) -> str:
+        """What is simulated, and what was assumed, in lines."""
+        terms = self.conditions
+        if terms.k is not None:
+            deadlines = f"with k = {terms.k:g}"
+        elif self.met is None:
+            deadlines = f"with k = {self.settings.sla_multiplier:g}, or the type's"
+        else:
+            deadlines = "as recorded"
+        taus = "learned" if self.met is None else "as recorded"
+        pace = "" if terms.speed == 1 else f", arrivals {terms.speed:g} times as fast"
+        return (
+            f"{len(self.jobs):,} tasks {self.origin}{pace}\n"
+            f"deadlines {deadlines}, taus {taus}, "
+            f"{self.overhead_s * 1e3:.1f} ms between two runs of a slot"
+        )
+
+
+def order_in_use(settings: Settings) -> str:
+    """Return the name of the order that the app's workers keep."""
+    return "edf" if settings.scheduler == "edf" else "fifo"
+
+
+def workload_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give *command* the options of :class:`Source`."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def workload(source: Source, settings: Settings) -> Workload:
+    """Return the workload, from the ledger or from a trace.
+
+    Raises:
+        UsageError: the options do not go together, or the trace is not one.
+        CommandError: nothing ran in the window.
+        StoreUnavailable: MongoDB is not usable.
+    """
+    if source.trace is not None:
+        return _of_trace(source, settings, source.trace)
+    try:
+        now = datetime.now(timezone.utc)
+        asked = window(source.since or timedelta(days=1), source.until, now)
+    except ValueError as exc:
+        raise click.UsageError(str(exc)) from None
+    with ledger_of(settings) as database:
+        expected = count(database, asked, source.queue)
+        if expected > MAX_RUNS:
+            click.echo(f"only the last {MAX_RUNS:,} runs of the window are read", err=True)
+        with progress_bar("reading", expected) as read:
+            past = recording(_told(runs(database, asked, source.queue), read))
+    if past is None:
+        raise CommandError(
+            f"no task ran from {iso(asked[0])} to {iso(asked[1])}. rts status tells whether "
+            "records wait, and --since looks further back"
+        )
+    overheads = past.overheads if source.overhead is None else ()
+    return Workload(
+        past.jobs,
+        past.met,
+        past.slots,
+        settings,
+        Conditions(source.speed, source.k, overheads or _constant(source)),
+        f"ended from {iso(asked[0])} to {iso(asked[1])}",
+        asked,
+    )
+
+
+@contextmanager
+def progress_bar(label: str, length: int) -> Iterator[Callable[[int], None]]:
+    """Show progress on standard error, where somebody sees it; tell it the steps done."""
+    if not sys.stderr.isatty():
+        yield lambda steps: None
+        return
+    with click.progressbar(length=length, label=label, file=sys.stderr) as bar:
+        yield bar.update
+
+
+def _of_trace(source: Source, settings: Settings, path: str) -> Workload:
+    if source.since or source.until or source.queue:
+        raise click.UsageError("--trace does not go with --since, --until and --queue")
+    try:
+        jobs = read_trace(path)
+    except (ValueError, OSError) as exc:
+        raise click.UsageError(str(exc)) from None
+    conditions = Conditions(source.speed, source.k, _constant(source))
+    known = with_types(settings, jobs)
+    return Workload(jobs, None, None, known, conditions, f"of {path}", None)
+
+
+def _constant(source: Source) -> Sequence[float]:
+    return (OVERHEAD_S if source.overhead is None else source.overhead,)
+
+
+def _told(items: Iterator[Any], progress: Callable[[int], None]) -> Iterator[Any]:
+    for number, item in enumerate(items, 1):
+        if number % 1000 == 0:
+            progress(1000)
+        yield item

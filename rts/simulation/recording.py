@@ -1,0 +1,175 @@
+"""Runs that were recorded, as a workload: what came when, took how long, was due when.
+
+What the ledger does not say is inferred from what it does: the slots of the fleet from
+the most runs at a time, and what a worker needs between two runs from how long a task
+that waited stayed waiting after a slot was free.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+from rts.simulation.orders import HOPE
+from rts.simulation.traces import FAILURE, KILLED, SUCCESS, Again, Job
+
+#: A number of runs at a time counts if it was held for this share of the busy time:
+#: the clocks of two hosts differ by milliseconds, and so runs overlap that did not.
+HELD_SHARE = 0.001
+#: Pool processes whose last run is remembered; a pool may renew them all the time.
+MAX_PLACES = 10_000
+#: Pairs of runs, one right after the other, that tell of the overhead.
+MAX_GAPS = 100_000
+#: Pairs from which on those with a hopeful second run are believed alone: in deadline
+#: order what is hopeless may have to wait where a slot is free.
+ENOUGH_GAPS = 10
+#: Overheads in a sample; the longest, such as a worker's restart, are left out.
+SAMPLE, KEPT_SHARE = 1000, 0.98
+
+
+class Run(NamedTuple):
+    """One run of one task, as the ledger has it. Instants are epoch seconds."""
+
+    name: str
+    task_type: str
+    arrival: float
+    tau: float | None
+    deadline: float
+    started_at: float
+    completed_at: float
+    runtime_s: float
+    state: str
+    #: ``None``: it ran to its end.
+    cause: str | None
+    #: Its verdict; ``None``: a retry was to follow.
+    met: bool | None
+    retries: int
+    #: The pool process it ran in.
+    place: tuple[str, int | None]
+    #: The task's id where it may have other runs; else ``None``.
+    task_id: str | None
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A workload that was run, and how."""
+
+    #: By arrival; instants count from the first one's.
+    jobs: Sequence[Job]
+    #: Whether each of the jobs met its deadline.
+    met: Sequence[bool]
+    #: When the first job arrived, epoch seconds.
+    began_at: float
+    #: Runs at a time, at least 1.
+    slots: int
+    #: Seconds from the end of a run to the start of the next one that waited, a sample;
+    #: empty where none did.
+    overheads: Sequence[float]
+
+
+def recording(runs: Iterable[Run]) -> Recording | None:
+    """Return *runs*, by their ends, as one workload; ``None`` where there are none.
+
+    Tasks whose last run is a retry that was never taken up count as missed. Of a task
+    whose first run is not among *runs*, the rest arrives when it started.
+    """
+    jobs: list[tuple[Job, bool]] = []
+    chains: dict[str, list[Run]] = {}
+    starts, ends = array("d"), array("d")
+    gaps = _Gaps()
+    for run in runs:
+        if run.cause is None:
+            starts.append(run.started_at)
+            ends.append(run.completed_at)
+        gaps.see(run)
+        if run.task_id is None:
+            jobs.append((_job([run]), bool(run.met)))
+        else:
+            chains.setdefault(run.task_id, []).append(run)
+    for chain in chains.values():
+        chain.sort(key=lambda run: run.started_at)
+        jobs.append((_job(chain), bool(chain[-1].met)))
+    if not jobs:
+        return None
+    jobs.sort(key=lambda item: item[0].arrival_s)
+    began_at = jobs[0][0].arrival_s
+    return Recording(
+        jobs=[job._replace(arrival_s=job.arrival_s - began_at) for job, _ in jobs],
+        met=[met for _, met in jobs],
+        began_at=began_at,
+        slots=most_at_a_time(starts, ends),
+        overheads=gaps.sample(),
+    )
+
+
+def most_at_a_time(starts: Iterable[float], ends: Iterable[float]) -> int:
+    """Return the most intervals at a time, of those numbers that were held for long
+    enough (``HELD_SHARE``); at least 1.
+
+    >>> most_at_a_time([0, 1, 5], [3, 4, 9])
+    2
+    """
+    events = sorted([(at, -1) for at in ends] + [(at, 1) for at in starts])
+    held_s: dict[int, float] = {}
+    level, since = 0, 0.0
+    for at, change in events:
+        if level:
+            held_s[level] = held_s.get(level, 0.0) + at - since
+        level, since = level + change, at
+    left = HELD_SHARE * sum(held_s.values())
+    for level in sorted(held_s, reverse=True):
+        left -= held_s[level]
+        if left < 0:
+            return max(1, level)
+    return 1
+
+
+class _Gaps:
+    """Times between two runs in one pool process, the second of which had waited."""
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[str, int | None], Run] = {}
+        self._all, self._hopeful = array("d"), array("d")
+
+    def see(self, run: Run) -> None:
+        """Take in the next run, in order of completion, forwards or backwards."""
+        other = self._last.get(run.place)
+        if other is not None and len(self._all) < MAX_GAPS:
+            first, second = sorted((run, other), key=lambda r: r.completed_at)
+            gap = second.started_at - first.completed_at
+            if gap >= 0 and second.arrival < first.completed_at and not second.retries:
+                self._all.append(gap)
+                if second.started_at <= second.deadline - HOPE * (second.tau or 0.0):
+                    self._hopeful.append(gap)
+        if len(self._last) >= MAX_PLACES:
+            self._last.clear()
+        self._last[run.place] = run
+
+    def sample(self) -> Sequence[float]:
+        """Return a sample of them in seconds, evenly over their ranks."""
+        gaps = sorted(self._hopeful if len(self._hopeful) >= ENOUGH_GAPS else self._all)
+        kept = gaps[: math.ceil(KEPT_SHARE * len(gaps))]
+        return kept[:: math.ceil(len(kept) / SAMPLE)] if kept else ()
+
+
+def _job(chain: Sequence[Run]) -> Job:
+    """Return the runs of one task, in order of their starts, as a job."""
+    first, last = chain[0], chain[-1]
+    arrival = first.started_at if first.retries else first.arrival
+    # A run that had to wait for a slot as well took longer to come than it paused.
+    waited_s = max(0.0, first.started_at - first.arrival)
+    later = tuple(
+        Again(max(0.0, run.started_at - before.completed_at - waited_s), run.runtime_s)
+        for before, run in pairwise(chain)
+    )
+    end = KILLED
+    if last.cause is None and last.met is not None:
+        end = SUCCESS if last.state == "SUCCESS" else FAILURE
+    span_s = first.deadline - arrival
+    return Job(
+        arrival, first.name, first.runtime_s, first.task_type, first.tau, span_s, end, later
+    )

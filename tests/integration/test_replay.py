@@ -1,0 +1,281 @@
+"""``rts replay`` and ``rts plan`` on ledgers of real runs, and on traces."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.bin.base import CLIContext
+from click.testing import CliRunner, Result
+
+from rts.cli import recorded, rts
+from rts.simulation.traces import Job, at_load, read_trace, six_types, write_trace
+from rts.testing.replay import replay, share
+from tests.integration.test_cli import NO_MONGO, run_at, write
+
+Run = Callable[..., Result]
+
+
+def cli_of(**conf: Any) -> Run:
+    """Return a way to run a command in this process."""
+
+    def run(*arguments: str) -> Result:
+        app = Celery("replay", set_as_current=False)
+        app.conf.update(conf)
+        context = CLIContext(app=app, no_color=True, workdir=None)
+        result = CliRunner().invoke(rts, arguments, obj=context)
+        assert result.exception is None or isinstance(result.exception, SystemExit), result
+        return result
+
+    return run
+
+
+@pytest.fixture
+def conf(rts_redis_url: str, rts_mongo_url: str, rts_key_prefix: str, tmp_path: Path) -> Any:
+    """The configuration of an app with a ledger of its own."""
+    return {
+        "rts_redis_url": rts_redis_url,
+        "rts_mongo_url": rts_mongo_url,
+        "rts_key_prefix": rts_key_prefix,
+        "rts_spool_dir": str(tmp_path / "spool"),
+    }
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> str:
+    """A trace of 300 tasks that 4 slots are too few for."""
+    path = tmp_path / "trace.csv"
+    write_trace(path, at_load(six_types(300, seed=1), 4, 1.2))
+    return str(path)
+
+
+def by_name(job: Job) -> tuple[str, float]:
+    return job.name, job.runtime_s
+
+
+def document(result: Result) -> Any:
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize(("scheduler", "rho"), [("edf", 1.2), (None, 0.85)])
+def test_the_replay_of_a_real_run_says_what_happened(
+    scheduler: str | None, rho: float, tmp_path: Path
+) -> None:
+    jobs = at_load(six_types(100, seed=5), 4, rho)
+    said: dict[str, Any] = {}
+
+    def look(ledger: Any) -> None:
+        host, port = ledger.client.address
+        url = f"mongodb://{host}:{port}/{ledger.name}"
+        run = cli_of(rts_mongo_url=url, rts_scheduler=scheduler)
+        said["replay"] = document(run("replay", "--since", "1h", "--json"))
+        said["text"] = run("replay", "--since", "1h", "--write", str(tmp_path / "it.csv"))
+        said["plan"] = document(run("plan", "--since", "1h", "--target", "0.9", "--json"))
+
+    met = share(replay(jobs, 4, scheduler, speedup=100, look=look))
+    found = said["replay"]
+    assert found["slots"] == found["slots_recorded"] == 4
+    assert found["total"]["tasks"] == 100
+    assert found["total"]["recorded"] == pytest.approx(met)
+    (order,) = found["orders"]
+    assert order == (scheduler or "fifo")
+    # Of a hundred tasks under overload, chance (a millisecond) decides about a few.
+    within = 0.07 if scheduler else 0.04
+    assert found["orders"][order]["share"] == pytest.approx(met, abs=within)
+    assert found["rho"] == pytest.approx(rho, rel=0.1)
+    assert found["overhead_s"] > 0
+    assert sum(row["tasks"] for row in found["rows"]) == 100
+    assert "4 slots (the most at a time in the ledger)" in said["text"].stdout
+    written = read_trace(tmp_path / "it.csv")
+    # By name, since instants of the ledger are whole milliseconds.
+    for job, original in zip(
+        sorted(written, key=by_name), sorted(jobs, key=by_name), strict=True
+    ):
+        assert job.name == original.name
+        assert job.runtime_s >= original.runtime_s / 100
+    assert said["plan"]["slots"] > 4
+    assert said["plan"]["order"] == order
+
+
+def test_the_ledger_is_read_by_window_queue_and_number(
+    conf: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(
+        conf,
+        *(run_at(100.0 - n, n, queue="q" if n % 2 else "other") for n in range(10)),
+        run_at(7000, 10),
+        run_at(50, 11, started_at=None),  # killed before anybody knew
+        run_at(40, 12, state="FAILURE", cause="killed", runtime_s=None),
+    )
+    run = cli_of(**conf)
+    found = document(run("replay", "--since", "1h", "--json"))
+    assert found["total"] == {
+        "key": "total",
+        "tasks": 11,
+        "recorded": pytest.approx(10 / 11),
+        "simulated": {"fifo": pytest.approx(10 / 11)},
+    }
+    assert (
+        document(run("replay", "--since", "1h", "--queue", "q", "--json"))["total"]["tasks"]
+        == 6
+    )
+    by_name = document(run("replay", "--since", "3h", "--by", "name", "--json"))
+    assert [(row["key"], row["tasks"]) for row in by_name["rows"]] == [("tests.work", 12)]
+    monkeypatch.setattr("rts.cli.workloads.MAX_RUNS", 5)
+    monkeypatch.setattr(recorded, "MAX_RUNS", 5)
+    few = run("replay", "--since", "3h", "--json")
+    assert "only the last 5 runs" in few.stderr
+    assert document(few)["total"]["tasks"] == 4  # one of them has no start
+
+
+def test_nothing_ran_and_no_server(conf: dict[str, Any]) -> None:
+    for name in ("replay", "plan"):
+        nothing = cli_of(**conf)(name)
+        assert nothing.exit_code == 1
+        assert "no task ran" in nothing.stderr
+        away = cli_of(**{**conf, "rts_mongo_url": NO_MONGO})(name)
+        assert away.exit_code == 1
+        assert "MongoDB at" in away.stderr
+        assert "secret" not in away.stderr
+
+
+def test_what_if_of_a_trace(trace: str) -> None:
+    run = cli_of(rts_scheduler="edf")
+    arguments = ("replay", "--trace", trace, "--slots", "4")
+    both = ("--scheduler", "fifo", "--scheduler", "edf")
+    found = document(run(*arguments, *both, "--json"))
+    assert list(found["orders"]) == ["fifo", "edf"]
+    assert found["orders"]["edf"]["share"] > found["orders"]["fifo"]["share"] + 0.2
+    assert found["rho"] == pytest.approx(1.2)
+    assert found["total"]["recorded"] is None
+    half = document(run(*arguments, "--speed", "0.5", "--json"))
+    assert half["rho"] == pytest.approx(0.6)
+    assert half["orders"]["edf"]["share"] > found["orders"]["edf"]["share"]
+    strict = document(run(*arguments, "--speed", "0.5", "--k", "1.5", "--json"))
+    assert strict["orders"]["edf"]["share"] < half["orders"]["edf"]["share"]
+    slow = document(run(*arguments, "--speed", "0.5", "--overhead", "3", "--json"))
+    assert slow["orders"]["edf"]["share"] < half["orders"]["edf"]["share"]
+    text = run(*arguments, *both, "--speed", "0.5").stdout
+    assert "arrivals 0.5 times as fast" in text
+    assert "4 slots, load 0.60" in text
+    for kind in ("cpu-light", "gpu-training", "total"):
+        assert kind in text
+
+
+def test_the_plan_for_a_trace(trace: str) -> None:
+    run = cli_of(rts_scheduler="edf")
+    arguments = ("plan", "--trace", trace, "--target", "0.9")
+    found = document(run(*arguments, "--json"))
+    slots = found["slots"]
+    trials = {trial["slots"]: trial for trial in found["trials"]}
+    assert trials[slots]["worst"] >= 0.9 > trials[slots - 1]["worst"]
+    text = run(*arguments).stdout
+    assert f"{slots} slots meet 90.00% of the deadlines in order edf" in text
+    (answer,) = (line for line in text.splitlines() if "<- the answer" in line)
+    assert answer.split()[0] == str(slots)
+    fifo = document(run(*arguments, "--scheduler", "fifo", "--resamples", "0", "--json"))
+    assert fifo["slots"] >= document(run(*arguments, "--resamples", "0", "--json"))["slots"]
+    each = run(*arguments, "--by", "type", "--resamples", "2")
+    assert "of each type's deadlines" in each.stdout
+    never = run("plan", "--trace", trace, "--target", "1", "--k", "1.5")
+    assert never.exit_code == 1
+    assert "no number of slots meets 100.00%" in never.stderr
+
+
+@pytest.mark.skipif(util.find_spec("matplotlib") is None, reason="needs matplotlib")
+@pytest.mark.parametrize("suffix", ["svg", "png"])
+def test_plots(trace: str, tmp_path: Path, suffix: str) -> None:
+    run = cli_of()
+    paths = [tmp_path / f"{name}.{suffix}" for name in ("slots", "load", "plan")]
+    what_if = ("replay", "--trace", trace, "--slots", "4", "--scheduler", "fifo")
+    shown = run(*what_if, "--scheduler", "edf", "--plot", str(paths[0]))
+    assert f"{paths[0]} drawn" in shown.stdout
+    found = document(run(*what_if, "--plot", str(paths[1]), "--plot-by", "load", "--json"))
+    points = found["curves"]["fifo"]
+    assert [x for x, _ in points] == sorted(x for x, _ in points)
+    assert points[0][1] > points[-1][1]
+    target = ("plan", "--trace", trace, "--target", "0.9", "--resamples", "1")
+    assert run(*target, "--plot", str(paths[2])).exit_code == 0
+    if suffix == "png":
+        for path in paths:
+            assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+            assert path.stat().st_size > 10_000
+        return
+    texts = [path.read_text() for path in paths]
+    for text, x_label in zip(texts, ("slots", "load ρ on 4 slots", "slots"), strict=True):
+        assert x_label in text
+        assert "deadlines met, %" in text
+    assert "fifo" in texts[0]
+    assert "edf" in texts[0]
+    assert "target 90 %" in texts[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("replay", "--trace", "TRACE"), "--trace needs --slots"),
+        (("replay", "--trace", "TRACE", "--slots", "0"), "0 is not in the range"),
+        (("replay", "--trace", "TRACE", "--slots", "4", "--since", "1h"), "does not go with"),
+        (("replay", "--trace", "none.csv", "--slots", "4"), "does not exist"),
+        (("replay", "--trace", "BAD", "--slots", "4"), "line 3: runtime_s = 'long'"),
+        (("replay", "--trace", "TRACE", "--slots", "4", "--k", "3"), "3.0 is not in the range"),
+        (("replay", "--trace", "TRACE", "--slots", "4", "--speed", "0"), "0.0 is not in the"),
+        (("replay", "--scheduler", "lifo"), "'lifo' is not one of"),
+        (("replay", "--since", "soon"), "neither a duration"),
+        (("replay", "--since", "1h", "--until", "2h"), "must lie before"),
+        (("replay", "--plot", "x.pdf"), "ends neither in .svg nor in .png"),
+        (("replay", "--plot", "/no/such/folder/x.svg"), "there is no folder"),
+        (("plan", "--target", "0"), "0.0 is not in the range"),
+        (("plan", "--target", "1.5"), "1.5 is not in the range"),
+        (("plan", "--trace", "EMPTY"), "no job in it"),
+    ],
+)
+def test_bad_options(
+    trace: str, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    (tmp_path / "bad.csv").write_text("arrival_s,name,runtime_s\n1,a,2\n2,b,long\n")
+    (tmp_path / "empty.csv").write_text("arrival_s,name,runtime_s\n")
+    files = {
+        "TRACE": trace,
+        "BAD": str(tmp_path / "bad.csv"),
+        "EMPTY": str(tmp_path / "empty.csv"),
+    }
+    result = cli_of()(*(files.get(argument, argument) for argument in arguments))
+    assert result.exit_code == 2, result.stderr
+    assert message in result.stderr
+
+
+def test_plots_without_matplotlib(trace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rts.cli.plots.find_spec", lambda name: None)
+    result = cli_of()("replay", "--trace", trace, "--slots", "4", "--plot", "x.svg")
+    assert result.exit_code == 2
+    assert "pip install 'rts[plot]'" in result.stderr
+
+
+def test_files_that_cannot_be_written(trace: str, tmp_path: Path) -> None:
+    run = cli_of()
+    folder = tmp_path / "folder.svg"
+    folder.mkdir()
+    for option in ("--write", "--plot"):
+        result = run("replay", "--trace", trace, "--slots", "4", option, str(folder))
+        assert result.exit_code == 1, option
+        assert "cannot be written" in result.stderr
+
+
+def test_a_trace_that_arrives_at_once_has_no_load(tmp_path: Path) -> None:
+    path = tmp_path / "burst.csv"
+    write_trace(path, [Job(3.0, f'a/b ö,"{n}"', 2.0, "kind of mine") for n in range(9)])
+    run = cli_of()
+    found = run("replay", "--trace", str(path), "--slots", "2", "--by", "name")
+    assert "2 slots, all arrive at once" in found.stdout
+    assert 'a/b ö,"8"' in found.stdout
+    arguments = ("--plot", str(tmp_path / "x.svg"), "--plot-by", "load")
+    drawn = run("replay", "--trace", str(path), "--slots", "2", *arguments)
+    assert drawn.exit_code == 1
+    assert "no load to draw" in drawn.stderr

@@ -1,0 +1,239 @@
+"""Recorded runs as a workload: chains of runs, slots, overhead; and its simulation."""
+
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from rts.settings import Settings
+from rts.simulation.orders import FirstComeFirstServed, order_of
+from rts.simulation.recording import Recording, Run, most_at_a_time, recording
+from rts.simulation.simulator import IDEAL, Conditions, Outcome, simulate
+from rts.simulation.tally import offered_load, percentiles, tally
+from rts.simulation.traces import FAILURE, KILLED, SUCCESS, Again, Job, at_load, six_types
+
+
+def a_run(started_at: float, runtime_s: float, **changes: Any) -> Run:
+    run = Run(
+        name="x",
+        task_type="mixed",
+        arrival=started_at,
+        tau=10.0,
+        deadline=started_at + 20,
+        started_at=started_at,
+        completed_at=started_at + runtime_s,
+        runtime_s=runtime_s,
+        state="SUCCESS",
+        cause=None,
+        met=True,
+        retries=0,
+        place=("w", 1),
+        task_id=None,
+    )
+    return run._replace(**changes)
+
+
+def recorded(*runs: Run) -> Recording:
+    found = recording(runs)
+    assert found is not None
+    return found
+
+
+def runs_of(outcomes: list[Outcome], slots: int) -> list[Run]:
+    """Return outcomes as the ledger would have them, on pool processes."""
+    free = [(0.0, pid) for pid in range(slots)]
+    runs = []
+    for o in sorted(outcomes, key=lambda o: o.started_at):
+        at, pid = min(f for f in free if f[0] <= o.started_at)
+        free.remove((at, pid))
+        free.append((o.finished_at, pid))
+        runs.append(
+            a_run(
+                o.started_at,
+                o.job.runtime_s,
+                name=o.job.name,
+                task_type=o.job.task_type,
+                arrival=o.arrival,
+                tau=o.tau,
+                deadline=o.deadline,
+                completed_at=o.finished_at,
+                met=o.met,
+                place=("w", pid),
+            )
+        )
+    return sorted(runs, key=lambda run: -run.completed_at)
+
+
+@pytest.mark.parametrize("order", ["fifo", "edf"])
+@pytest.mark.parametrize("rho", [0.8, 1.2])
+def test_what_was_recorded_is_what_its_replay_says(order: str, rho: float) -> None:
+    jobs = at_load(six_types(600, seed=2), 4, rho)
+    slow = Conditions(overheads=(0.5,))
+    before = simulate(jobs, 4, order_of(order, Settings()), Settings(), conditions=slow)
+    past = recorded(*runs_of(before, 4))
+    assert past.slots == 4
+    assert past.overheads == pytest.approx([0.5] * len(past.overheads))
+    again = simulate(
+        past.jobs,
+        past.slots,
+        order_of(order, Settings()),
+        Settings(),
+        conditions=slow,
+    )
+    assert [o.met for o in again] == [o.met for o in before] == list(past.met)
+
+
+def test_the_runs_of_one_task_are_one_job() -> None:
+    retried = [
+        a_run(100, 2, arrival=99, state="RETRY", met=None, task_id="t"),
+        a_run(112, 3, arrival=99, retries=1, met=False, deadline=119, task_id="t"),
+    ]
+    lost = [
+        a_run(105, 1, state="LOST", cause="lost", met=False, task_id="u"),
+        a_run(120, 4, arrival=105, state="FAILURE", met=True, task_id="u"),
+    ]
+    given_up = a_run(130, 1, state="RETRY", met=None, task_id="v")
+    half = a_run(150, 1, arrival=20, deadline=160, retries=2, task_id="w")
+    past = recorded(half, given_up, *lost[::-1], *retried[::-1])
+    assert past.began_at == 99
+    assert past.jobs == [
+        # It waited for 1 s at first, so 9 of the 10 s between its runs were a pause.
+        Job(0, "x", 2, "mixed", 10, 21, SUCCESS, (Again(9, 3),)),
+        Job(6, "x", 1, "mixed", 10, 20, FAILURE, (Again(14, 4),)),
+        Job(31, "x", 1, "mixed", 10, 20, KILLED, ()),
+        Job(51, "x", 1, "mixed", 10, 10, SUCCESS, ()),
+    ]
+    assert list(past.met) == [False, True, False, True]
+    assert recording([]) is None
+
+
+def test_further_runs_come_after_their_pause_and_hold_a_slot() -> None:
+    job = Job(0, "x", 2, later=(Again(5, 3),))
+    killed = Job(8, "y", 1, end=KILLED)
+    first, second = simulate([job, killed], 1, FirstComeFirstServed(), Settings())
+    assert (first.started_at, first.finished_at) == (7, 10)
+    assert (second.started_at, second.met) == (10, False)
+    assert offered_load([job, killed], 1) == pytest.approx(6 / 8)
+
+
+def test_only_what_succeeds_teaches_and_not_at_once() -> None:
+    jobs = [Job(10.0 * n, "x", 1.0, end=FAILURE if n < 2 else SUCCESS) for n in range(5)]
+    late = Conditions(learning_lag_s=9.5)
+    taus = [
+        [o.tau for o in simulate(jobs, 1, FirstComeFirstServed(), Settings(), conditions=c)]
+        for c in (IDEAL, late)
+    ]
+    assert taus[0] == [10, 10, 10, pytest.approx(8.2), pytest.approx(6.76)]
+    assert taus[1] == [10, 10, 10, 10, pytest.approx(8.2)]
+
+
+def test_recorded_deadlines_hold_unless_another_k_is_asked_for() -> None:
+    job = Job(5, "x", 1, tau=4.0, span_s=33.0)
+
+    def due(conditions: Conditions) -> float:
+        order = FirstComeFirstServed()
+        return simulate([job], 1, order, Settings(), conditions=conditions)[0].deadline
+
+    assert due(IDEAL) == 38
+    assert due(Conditions(k=1.5)) == 5 + 6
+    assert due(Conditions(speed=5)) == 1 + 33
+    with pytest.raises(ValueError, match="speed"):
+        due(Conditions(speed=0))
+
+
+def test_hopeless_tasks_may_be_dropped() -> None:
+    jobs = [Job(0, "x", 100, tau=100.0, span_s=200.0), Job(1, "x", 9, tau=10.0, span_s=20.0)]
+    order = order_of("edf", Settings(hopeless="drop"))
+    first, second = simulate(jobs, 1, order, Settings())
+    assert first.met
+    assert not second.met
+    assert second.started_at == float("inf")
+    counted = tally(enumerate([first, second]))
+    assert (counted.dropped, counted.share) == (1, 0.5)
+    assert list(counted.delays) == [0]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "expected"),
+    [
+        ("fifo", Settings(), [1, 2, 3]),
+        ("sjf", Settings(), [2, 1, 3]),
+        ("edf", Settings(), [2, 1, 3]),
+        ("edf", Settings(hopeless="keep"), [3, 2, 1]),
+        ("plain-edf", Settings(), [3, 2, 1]),
+        ("edf", Settings(hopeless="keep", order="deadline+work"), [2, 3, 1]),
+    ],
+)
+def test_the_orders_by_name(name: str, settings: Settings, expected: list[int]) -> None:
+    busy = Job(0, "first", 5, tau=5.0, span_s=50.0)
+    waiting = [(20.0, 60.0), (1.0, 30.0), (20.0, 16.0)]  # the last is hopeless
+    jobs = [busy, *(Job(1, "x", 1, tau=tau, span_s=span_s) for tau, span_s in waiting)]
+    outcomes = simulate(jobs, 1, order_of(name, settings), settings)
+    assert sorted((1, 2, 3), key=lambda n: outcomes[n].started_at) == expected
+
+
+def test_an_order_that_there_is_not() -> None:
+    with pytest.raises(ValueError, match="no order is called 'lifo'"):
+        order_of("lifo", Settings())
+
+
+def test_runs_that_overlap_by_the_error_of_clocks_are_not_at_a_time() -> None:
+    rng = random.Random(1)
+    starts = [float(n) for n in range(1000)]
+    ends = [n + 1 + rng.choice((0.0004, -0.0004)) for n in range(1000)]
+    assert most_at_a_time(starts, ends) == 1
+    assert most_at_a_time([0, 0, 0], [1, 1, 1]) == 3
+    assert most_at_a_time([], []) == 1
+
+
+def test_the_overhead_counts_only_what_had_waited() -> None:
+    runs = [
+        a_run(0, 10),
+        a_run(10.2, 5, arrival=3),
+        a_run(30, 5),  # came when the slot was free
+        a_run(35.4, 5, arrival=31),
+        a_run(0, 10, place=("w", 2)),
+        a_run(9, 9, arrival=1, place=("w", 2)),  # a pool of threads
+    ]
+    assert list(recorded(*runs[::-1]).overheads) == pytest.approx([0.2, 0.4])
+    assert list(recorded(*runs).overheads) == pytest.approx([0.2, 0.4])
+    assert list(recorded(runs[0]).overheads) == []
+
+
+def test_what_was_hopeless_tells_of_the_overhead_only_where_nothing_else_does() -> None:
+    runs = [
+        a_run(10.0 * n + (n % 2), 9 - (n % 2), arrival=0, deadline=1e3 if n % 2 else 0)
+        for n in range(60)
+    ]
+    # Hopeful ones start 2 s after the end of the one before, hopeless ones 1 s.
+    overheads = recorded(*runs).overheads
+    assert set(overheads) == {2.0}
+    hopeless = recorded(*(run._replace(deadline=0.0) for run in runs)).overheads
+    assert set(hopeless) == {1.0, 2.0}
+    many = [a_run(2.0 * n, 1 + n % 7 / 10, arrival=0, deadline=1e9) for n in range(5000)]
+    assert len(recorded(*many).overheads) <= 1000
+
+
+def test_a_run_draws_its_overhead() -> None:
+    jobs = [Job(0, "x", 1.0) for _ in range(200)]
+
+    def starts(**conditions: Any) -> list[float]:
+        order = FirstComeFirstServed()
+        asked = Conditions(overheads=(0.1, 0.3), **conditions)
+        outcomes = simulate(jobs, 1, order, Settings(), conditions=asked)
+        pauses = [o.started_at - before.finished_at for before, o in pairwise(outcomes)]
+        assert {round(pause, 6) for pause in pauses} == {0.1, 0.3}
+        assert 0.17 < sum(pauses) / len(pauses) < 0.23
+        return pauses
+
+    assert starts(seed=1) == starts(seed=1) != starts(seed=2)
+
+
+def test_percentiles_and_load_of_little() -> None:
+    assert percentiles([], (0.5,)) == [None]
+    assert percentiles([1.0], (0.0, 1.0)) == [1.0, 1.0]
+    assert offered_load([], 1) is None
+    assert offered_load([Job(0, "x", 1), Job(0, "x", 1)], 1) is None

@@ -1,0 +1,110 @@
+"""The least number of slots, against trying each."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+
+from rts.settings import Settings
+from rts.simulation.orders import FirstComeFirstServed, Order, order_of
+from rts.simulation.planning import (
+    Question,
+    Unattainable,
+    busiest,
+    plan,
+    resample,
+)
+from rts.simulation.simulator import Conditions, share_met, simulate
+from rts.simulation.traces import Job, at_load, six_types
+
+SETTINGS = Settings()
+
+
+def edf() -> Order:
+    return order_of("edf", SETTINGS)
+
+
+@pytest.mark.parametrize("order", [FirstComeFirstServed, edf])
+@pytest.mark.parametrize("target", [0.5, 0.9])
+def test_the_answer_is_the_least_that_meets_the_target(
+    order: Callable[[], Order], target: float
+) -> None:
+    jobs = at_load(six_types(400, seed=4), 6, 1.0)
+    answer = plan(Question(jobs, target, order, SETTINGS, resamples=0))
+
+    def share(slots: int) -> float:
+        return share_met(simulate(jobs, slots, order(), SETTINGS))
+
+    assert share(answer.slots) >= target > share(answer.slots - 1)
+    assert [t.slots for t in answer.trials] == list(range(answer.slots - 2, answer.slots + 3))
+    for trial in answer.trials:
+        assert trial.share == trial.worst == share(trial.slots)
+    assert answer.jobs == 400
+
+
+def test_resamples_make_it_careful_and_types_more_so() -> None:
+    jobs = at_load(six_types(300, seed=4), 6, 1.0)
+    asked = Question(jobs, 0.9, edf, SETTINGS, resamples=0)
+    tried: list[int] = []
+    plain = plan(asked, lambda: tried.append(1)).slots
+    assert len(tried) > 5
+    careful = plan(Question(jobs, 0.9, edf, SETTINGS))
+    assert careful.slots >= plain
+    (trial,) = (t for t in careful.trials if t.slots == careful.slots)
+    assert trial.worst >= 0.9
+    each = plan(Question(jobs, 0.9, edf, SETTINGS, by_type=True, resamples=0)).slots
+    assert each >= plain
+    outcomes = simulate(jobs, each, edf(), SETTINGS)
+    for kind in SETTINGS.task_types:
+        assert share_met([o for o in outcomes if o.job.task_type == kind]) >= 0.9
+
+
+def test_more_load_and_more_overhead_need_more_slots() -> None:
+    jobs = at_load(six_types(300, seed=4), 6, 1.0)
+
+    def slots(conditions: Conditions) -> int:
+        asked = Question(jobs, 0.9, edf, SETTINGS, conditions, resamples=0)
+        return plan(asked).slots
+
+    usual = slots(Conditions())
+    assert slots(Conditions(speed=2)) >= 1.6 * usual
+    assert slots(Conditions(overheads=(2.0,))) > usual
+
+
+def test_a_target_that_no_slots_can_meet() -> None:
+    jobs = [Job(100.0 * n, "x", 1.0 if n % 2 else 50.0, tau=10.0, span_s=20) for n in range(10)]
+    with pytest.raises(Unattainable, match=r"90\.00%: with a slot for each task 50\.00%"):
+        plan(Question(jobs, 0.9, FirstComeFirstServed, SETTINGS))
+
+
+def test_a_burst_needs_a_slot_for_each_that_has_no_time() -> None:
+    jobs = [Job(5.0, "x", 1.0, tau=1.0, span_s=1.0)] * 7
+    answer = plan(Question(jobs, 1.0, FirstComeFirstServed, SETTINGS))
+    assert answer.slots == 7
+    assert [t.slots for t in answer.trials] == [5, 6, 7]
+    assert answer.trials[0].rho is None
+
+
+def test_a_resample_is_made_of_pieces_in_their_order() -> None:
+    jobs = [Job(float(n * n), f"job {n}", 1.0) for n in range(100)]
+    drawn = resample(jobs, random.Random(3))
+    assert len(drawn) == 100
+    neighbours = 0
+    for before, after in pairwise(drawn):
+        assert after.arrival_s >= before.arrival_s
+        numbers = [int(job.name.split()[1]) for job in (before, after)]
+        if numbers[1] == numbers[0] + 1:
+            neighbours += 1
+            gap = numbers[1] ** 2 - numbers[0] ** 2
+            assert after.arrival_s - before.arrival_s == pytest.approx(gap)
+    assert neighbours >= 80
+    assert resample(jobs, random.Random(4)) != drawn
+
+
+def test_the_busiest_stretch_of_a_long_workload() -> None:
+    jobs = [Job(float(n if n < 500 else 500 + (n - 500) / 10), "x", 1.0) for n in range(1000)]
+    assert busiest(jobs, 400)[0].arrival_s >= 500
+    assert busiest(jobs, 2000) is jobs
