@@ -7,27 +7,41 @@ refreshes its taus, so that a host with a wrong clock does not corrupt lateness.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from typing import Protocol
 
 #: Offsets below this are noise of the measurement on hosts that keep time.
 DEADBAND_S = 0.005
+
+
+class Cell(Protocol):
+    """A place for one number, such as a list or a view of shared memory."""
+
+    def __getitem__(self, index: int, /) -> float: ...
 
 
 class FleetClock:
     """Wall-clock seconds since the epoch, as the Redis server counts them."""
 
     def __init__(self) -> None:
-        #: Server time minus local time, seconds; 0.0 until it was measured.
-        self.offset_s = 0.0
-        self._shared: Callable[[], float] | None = None
+        self._measured = [0.0]
+        self._used: Cell = self._measured
+
+    @property
+    def offset_s(self) -> float:
+        """Server time minus local time, seconds, as measured here; 0.0 until it was."""
+        return self._measured[0]
+
+    @offset_s.setter
+    def offset_s(self, offset_s: float) -> None:
+        self._measured[0] = offset_s
 
     def now(self) -> float:
         """Return the fleet's time now."""
-        return time.time() + (self.offset_s if self._shared is None else self._shared())
+        return time.time() + self._used[0]
 
-    def follow(self, offset_s: Callable[[], float]) -> None:
+    def follow(self, offset_s: Cell) -> None:
         """Take the offset from *offset_s* from now on, not from own measurements."""
-        self._shared = offset_s
+        self._used = offset_s
 
     def measured(self, sent_at: float, server_at: float, received_at: float) -> None:
         """Take a measurement: local send and receive instants around the server's.

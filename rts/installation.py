@@ -49,4 +49,7 @@ class Installation:
 def parts_of(app: Any) -> Parts | None:
     """Return the parts of *app*, ``None`` where it has no (working) rts."""
     installation = getattr(app, ATTRIBUTE, None)
-    return None if installation is None else installation.parts(app)
+    if installation is None:
+        return None
+    parts: Parts | None = installation._parts or installation.parts(app)
+    return parts

@@ -99,13 +99,13 @@ def current() -> Current | None:
     parts = None if run is None else parts_of(current_task.app)
     if run is None or parts is None:
         return None
-    execution = run.execution
+    plan = run.plan
     return Current(
-        task_type=execution.task_type,
-        tau=execution.tau,
-        arrival=execution.arrival,
-        deadline=execution.deadline,
-        load=execution.load_at_start or {},
+        task_type=plan.task_type,
+        tau=plan.tau,
+        arrival=plan.arrival,
+        deadline=plan.deadline,
+        load=run.load_at_start,
         _clock=parts.clock,
     )
 

@@ -94,8 +94,8 @@ class WorkerParts:
         concurrency = worker.concurrency or 1
         instance = f"{hostname}/{os.getpid()}-{secrets.token_hex(4)}"
         board = NoteBoard.for_concurrency(concurrency)
-        board.clock_offset_s = clock.offset_s
-        clock.follow(lambda: board.clock_offset_s)
+        board.clock_offset_s[0] = clock.offset_s
+        clock.follow(board.clock_offset_s)
         spool = Spool(settings.spool_dir, settings.spool_max_bytes)
         sink = SpoolRunSink(spool, parts.link, settings)
         sampler = LoadSampler()

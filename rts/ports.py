@@ -49,12 +49,15 @@ class RunSink(Protocol):
     def ended(self, execution: Execution) -> None:
         """Take the end of a run, or of a task that never ran."""
 
+    def line(self, line: bytes) -> None:
+        """Take the end of a run that is written already: its JSON and a line's end."""
+
 
 class NoteBook(Protocol):
     """Where runs are noted while they go on. Shared by the processes of a worker."""
 
-    def put(self, note: Execution) -> int | None:
-        """Note that a run begins; returns its slot, ``None`` where there was no room."""
+    def put(self, note: bytes) -> int | None:
+        """Note that a run begins, as JSON; returns its slot, ``None``: there was no room."""
 
     def clear(self, slot: int) -> None:
         """Note that the run in *slot* has ended."""

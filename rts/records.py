@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -128,17 +127,27 @@ class Execution(NamedTuple):
             raise ValueError(f"not an execution record: {exc}") from exc
 
 
+#: Fields of an Execution that are known when a run starts, up to ``load_at_start``.
+BEGINNING = Execution._fields.index("load_at_start") + 1
+
+
 # What a companion ships it mostly drains itself, half a second later.
 @lru_cache(maxsize=2048)
 def _decoded(text: str) -> Execution:
-    return Execution.from_values(json.loads(text))
+    try:
+        values, end = _scan(text)
+        if end != len(text):  # something follows, such as white space
+            values = json.loads(text)
+    except RecursionError:
+        raise ValueError("not an execution record: nested too deeply") from None
+    return Execution.from_values(values)
 
 
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+_scan = json.JSONDecoder().raw_decode
 
 
-@dataclass(frozen=True, slots=True)
-class Learned:
+class Learned(NamedTuple):
     """What one successful run changed: the tau of its type and of its name."""
 
     tau_before: float
@@ -148,8 +157,7 @@ class Learned:
     name_tau_after: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class OutboxEntry:
+class OutboxEntry(NamedTuple):
     """One entry of the outbox stream, as the drain reads it."""
 
     #: The stream's entry id.

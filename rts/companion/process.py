@@ -69,6 +69,8 @@ def main() -> int:
     except OSError:
         pass  # a sandbox may forbid it; nothing depends on it
     gc.freeze()  # what was imported stays for good
+    # A batch is many objects without cycles among them: nothing to look for so often.
+    gc.set_threshold(50_000, 10, 10)
     threading.Thread(target=watch, args=(parent, wake, stop), daemon=True).start()
     run(upkeep, stop)
     return 0

@@ -138,7 +138,7 @@ class Upkeep:
             raise
         self._clock.measured(sent_at, int(seconds) + int(micros) / 1e6, time.time())
         if self._board is not None:
-            self._board.clock_offset_s = self._clock.offset_s
+            self._board.clock_offset_s[0] = self._clock.offset_s
             self._bulletin.step()
 
     def good_bye(self) -> None:

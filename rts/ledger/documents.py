@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from typing import Any
 
@@ -37,7 +37,9 @@ _UTC = timezone.utc
 _from_timestamp = datetime.fromtimestamp
 
 
-def documents(entry: OutboxEntry) -> tuple[Document, Document | None]:
+def documents(
+    entry: OutboxEntry, at: Callable[[float | None], Any] | None = None
+) -> tuple[Document, Document | None]:
     """Return the ``tasks`` document of *entry* and its ``assignments`` document.
 
     The latter is ``None`` where no run was started. Beyond the fields that
@@ -48,14 +50,17 @@ def documents(entry: OutboxEntry) -> tuple[Document, Document | None]:
     but no later than its deadline, since a task that is not done by then has missed it
     whether it ever ends or not. (A deadline that had passed on arrival counts as the
     arrival.)
+
+    *at* makes the instants from epoch seconds, :func:`instant` unless given.
     """
     execution = entry.execution
+    at = at or instant
     try:
         if _plain(execution, entry.learned):
-            return _documents(execution, entry.learned)
+            return _documents(execution, entry.learned, at)
     except (TypeError, ValueError, OverflowError, AttributeError):
         pass  # something is not of its type
-    return _documents(cleaned(execution), cleaned_learned(entry.learned))
+    return _documents(cleaned(execution), cleaned_learned(entry.learned), at)
 
 
 def instant(at: float | None) -> datetime | None:
@@ -63,17 +68,21 @@ def instant(at: float | None) -> datetime | None:
 
     Instants beyond the years 1 to 9999 become the nearest that can be held.
     """
+    ms = milliseconds(at)
+    return None if ms is None else _from_timestamp(ms / 1000, _UTC)
+
+
+def milliseconds(at: float | None) -> int | None:
+    """Return epoch seconds as the whole milliseconds of :func:`instant`."""
     if at is None or at != at:
         return None
     if not _LEAST_INSTANT <= at <= _GREATEST_INSTANT:
         at = min(max(at, _LEAST_INSTANT), _GREATEST_INSTANT)
-    return _from_timestamp(round(at * 1000) / 1000, _UTC)
+    return round(at * 1000)
 
 
-def certain_at(
-    arrival: datetime | None, deadline: datetime | None, completed_at: datetime | None
-) -> datetime | None:
-    """Return the instant from which on a miss was certain."""
+def certain_at(arrival: Any, deadline: Any, completed_at: Any) -> Any:
+    """Return the instant from which on a miss was certain, of instants or ``None``."""
     if deadline is None:
         return completed_at
     missed_at = deadline if arrival is None else max(arrival, deadline)
@@ -251,13 +260,15 @@ def _plain(e: Execution, learned: Learned | None) -> bool:
     return -1e18 < total < 1e18
 
 
-def _documents(e: Execution, learned: Learned | None) -> tuple[Document, Document | None]:
-    arrival, deadline = instant(e.arrival), instant(e.deadline)
-    started_at, completed_at = instant(e.started_at), instant(e.completed_at)
+def _documents(
+    e: Execution, learned: Learned | None, at: Callable[[float | None], Any]
+) -> tuple[Document, Document | None]:
+    arrival, deadline = at(e.arrival), at(e.deadline)
+    started_at, completed_at = at(e.started_at), at(e.completed_at)
     cause = e.cause
     success: bool | None = None
     lateness_s: float | None = None
-    verdict_at: datetime | None = None
+    verdict_at = None
     final = e.completed_at is not None and e.state not in NOT_FINAL
     overdue = cause == OVERDUE and not final
     if e.completed_at is not None and final:

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
+from bson.codec_options import CodecOptions
+from bson.datetime_ms import DatetimeMS
 from pymongo import MongoClient, ReplaceOne
 from pymongo.collection import Collection
 from pymongo.errors import BulkWriteError
@@ -23,7 +25,7 @@ from pymongo.errors import BulkWriteError
 from rts.errors import StoreUnavailable
 from rts.keys import ASSIGNMENTS, REFUSED, TASKS, TAU_SNAPSHOT
 from rts.ledger.connection import AWAY, connect, database_of, unavailable
-from rts.ledger.documents import Document, documents, text
+from rts.ledger.documents import Document, documents, milliseconds, text
 from rts.ledger.merging import merge_assignments, merge_tasks, settle, triple
 from rts.ledger.rollups import forget
 from rts.ledger.schema import prepare
@@ -41,6 +43,8 @@ REFUSED_TEXT = 16384
 MAX_ROUNDS = 20
 
 _DUPLICATE_KEY = 11000
+
+_AWARE: CodecOptions[Document] = CodecOptions(tz_aware=True)
 
 
 class MongoLedger:
@@ -76,13 +80,17 @@ class MongoLedger:
         tasks: dict[str, Document] = {}
         assignments: dict[str, Document] = {}
         for entry in entries:
-            task, assignment = documents(entry)
+            task, assignment = documents(entry, _at)
             key = task["_id"]
-            tasks[key] = merge_tasks(tasks[key], task) if key in tasks else task
+            if key in tasks:
+                task = merge_tasks(_mergeable(tasks[key]), _mergeable(task))
+            tasks[key] = task
             if assignment is not None:
                 key = assignment["_id"]
                 if key in assignments:
-                    assignment = merge_assignments(assignments[key], assignment)
+                    assignment = merge_assignments(
+                        _mergeable(assignments[key]), _mergeable(assignment)
+                    )
                 assignments[key] = assignment
         with unavailable():
             self.prepare()
@@ -198,6 +206,7 @@ def _store(
     for _ in range(MAX_ROUNDS):
         if not left:
             return
+        new = {**new, **{key: _mergeable(new[key]) for key in left}}
         stored = {d["_id"]: d for d in collection.find({"_id": {"$in": left}})}
         changes = []
         for key, before in stored.items():
@@ -213,6 +222,20 @@ def _store(
         if again:
             left += [before["_id"] for before, _ in changes]
     raise StoreUnavailable("the same records are written by too many at once")
+
+
+def _at(at: float | None) -> DatetimeMS | None:
+    """Return an instant as the driver writes it at a third of a datetime's cost."""
+    ms = milliseconds(at)
+    return None if ms is None else DatetimeMS(ms)
+
+
+def _mergeable(document: Document) -> Document:
+    """Return a document with its instants as those are that were read."""
+    return {
+        key: value.as_datetime(_AWARE) if isinstance(value, DatetimeMS) else value
+        for key, value in document.items()
+    }
 
 
 def _forget(collection: Collection[Document], changed: Iterable[Document]) -> None:

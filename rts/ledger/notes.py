@@ -2,22 +2,21 @@
 
 A pool child notes its run before it starts it. Should the child be killed, the
 worker's main process reads there what only the child knew; should the whole
-worker be killed, its companion process does. A note costs no system call.
+worker be killed, its companion process does. A note costs no system call, and is the
+beginning of the line that will tell the run's end.
 """
 
 from __future__ import annotations
 
 import fcntl
-import marshal
 import mmap
 import os
 import struct
 import tempfile
 import threading
-import zlib
 from collections.abc import Iterator
 
-from rts import health
+from rts import forks, health
 from rts.records import Execution
 
 #: Bytes of one slot. A note has about 400; very long task names or ids have none.
@@ -30,9 +29,9 @@ MAX_SLOTS = 4096
 
 #: Bytes before the first slot: the clock's offset, which the companion measures.
 _PREFACE = 64
-_OFFSET = struct.Struct("=d")
 
-#: Owner's process id (0: nobody's), length of the note (0: none), its checksum.
+#: Owner's process id (0: nobody's), length of the note (0: none), number of the note
+#: among its owner's, which tells one from another of the same length.
 _HEAD = struct.Struct("=III")
 _ROOM = SLOT_BYTES - _HEAD.size
 
@@ -50,9 +49,13 @@ class NoteBoard:
         #: File descriptor of the memory, for the companion process to inherit.
         self.fd = _memory(size) if fd is None else fd
         self._map = mmap.mmap(self.fd, size)
+        #: One number: server time minus this host's, seconds, as the companion
+        #: measured it last.
+        self.clock_offset_s = memoryview(self._map)[:8].cast("d")
         #: Slots that this process owns and does not use.
         self._free: list[int] = []
-        self._pid = os.getpid()
+        self._number = 0
+        self._pid = forks.pid
         self._lock = threading.Lock()
 
     @classmethod
@@ -60,36 +63,34 @@ class NoteBoard:
         """Make a board for a worker that runs so many tasks at a time."""
         return cls(min(MAX_SLOTS, 2 * concurrency + SPARE_SLOTS))
 
-    @property
-    def clock_offset_s(self) -> float:
-        """Server time minus this host's, seconds, as the companion measured it last."""
-        return float(_OFFSET.unpack_from(self._map)[0])
+    def put(self, note: bytes) -> int | None:
+        """Note that a run begins; returns its slot, ``None`` where there was no room.
 
-    @clock_offset_s.setter
-    def clock_offset_s(self, offset_s: float) -> None:
-        _OFFSET.pack_into(self._map, 0, offset_s)
-
-    def put(self, note: Execution) -> int | None:
-        """Note that a run begins; returns its slot, ``None`` where there was no room."""
-        try:
-            payload = marshal.dumps(note[:])  # type: ignore[arg-type]  # a plain tuple
-        except ValueError:
-            payload = None  # a serializer of the app's own gave it something else
-        slot = self._take_slot() if payload and len(payload) <= _ROOM else None
-        if payload is None or slot is None:
+        *note* is an execution as JSON, as far as it is known.
+        """
+        if self._pid != forks.pid:
+            self._begin_anew()
+        length = len(note)
+        slot = None
+        if length <= _ROOM:
+            try:
+                slot = self._free.pop()
+            except IndexError:
+                slot = self._claim()
+        if slot is None:
             health.count("starts_unnoted")
             return None
-        start = _start(slot)
-        # A reader sees no note, the whole note, or a wrong checksum.
-        _HEAD.pack_into(self._map, start, self._pid, 0, 0)
+        start = _PREFACE + slot * SLOT_BYTES
+        # The slot is empty until its head tells the length, which comes last.
         body = start + _HEAD.size
-        self._map[body : body + len(payload)] = payload
-        _HEAD.pack_into(self._map, start, self._pid, len(payload), zlib.crc32(payload))
+        self._map[body : body + length] = note
+        self._number = number = (self._number + 1) & 0xFFFFFFFF
+        _HEAD.pack_into(self._map, start, self._pid, length, number)
         return slot
 
     def clear(self, slot: int) -> None:
         """Note that the run in *slot*, one of this process's, has ended."""
-        _HEAD.pack_into(self._map, _start(slot), self._pid, 0, 0)
+        _HEAD.pack_into(self._map, _PREFACE + slot * SLOT_BYTES, self._pid, 0, 0)
         self._free.append(slot)
 
     def notes(self) -> Iterator[tuple[int, Execution]]:
@@ -122,28 +123,29 @@ class NoteBoard:
 
     def close(self) -> None:
         """Give the memory back (other processes keep theirs)."""
+        self.clock_offset_s.release()
         self._map.close()
         os.close(self.fd)
 
     def _read(self, slot: int) -> Execution | None:
         start = _start(slot)
-        _, length, checksum = _HEAD.unpack_from(self._map, start)
+        head = _HEAD.unpack_from(self._map, start)
+        length = head[1]
         if not 0 < length <= _ROOM:
             return None
         payload = self._map[start + _HEAD.size : start + _HEAD.size + length]
-        if zlib.crc32(payload) != checksum:
-            return None  # it is being written just now
-        return Execution(*marshal.loads(payload))
-
-    def _take_slot(self) -> int | None:
-        if os.getpid() != self._pid:
-            self._pid = os.getpid()
-            self._free = []
-            self._lock = threading.Lock()
+        if _HEAD.unpack_from(self._map, start) != head:
+            return None  # the run has ended just now
         try:
-            return self._free.pop()
-        except IndexError:
-            return self._claim()
+            return Execution.from_json(payload)
+        except ValueError:
+            return None  # no process of ours writes such a thing
+
+    def _begin_anew(self) -> None:
+        """Leave, after a fork, the parent's slots to the parent."""
+        self._pid = forks.pid
+        self._free = []
+        self._lock = threading.Lock()
 
     def _claim(self) -> int | None:
         """Make a slot this process's own. Once per process and concurrent task."""

@@ -93,8 +93,6 @@ class Shipper:
                 return 0
             # In this order: once the writer is gone, what is read is all there is.
             ended = try_lock(fd)
-            if os.fstat(fd).st_size == tail.offset and not ended:
-                return 0
             whole, _, torn = read_all(fd, tail.offset).rpartition(b"\n")
             try:
                 shipped = self._send(producer_of(path), tail, whole) if whole else 0

@@ -29,11 +29,15 @@ class SpoolRunSink:
             health.give_back(counts)
 
     def ended(self, execution: Execution) -> None:
-        """Keep the end of a run. Never raises."""
+        """See :class:`rts.ports.RunSink`."""
+        self.line(execution.to_json().encode() + b"\n")
+
+    def line(self, line: bytes) -> None:
+        """See :class:`rts.ports.RunSink`."""
         if health.pending():
             self.counted()
         try:
-            self._spool.append(execution)
+            self._spool.append_line(line)
             return
         except (OSError, ValueError, TypeError) as exc:
             health.count("spool_failures")
@@ -44,7 +48,9 @@ class SpoolRunSink:
                 exc,
             )
         try:
-            call = self._call.pack(None, [lesson_of(execution, 1)])
+            record = line.rstrip()
+            execution = Execution.from_json(record)
+            call = self._call.pack(None, [lesson_of(execution, 1, record)])
             self._link.call(call)
         except (StoreUnavailable, ValueError, TypeError) as exc:
             health.count("records_lost")

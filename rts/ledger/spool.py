@@ -1,10 +1,17 @@
 """The ends of runs, on their way from the processes of this host to Redis.
 
-A task waits for no server when it ends: its record is one ``write`` to a file of
-its process. The worker's companion process reads the files' ends, ten times a
-second, and brings them to Redis (see :mod:`rts.ledger.ship`); while Redis is away
-they wait here. Each process that writes holds a lock on its file, which the
-kernel gives up however the process ends, and begins a new file now and then.
+A task waits for no server when it ends: its record is copied into a file of its
+process, which is mapped into its memory. So it costs no system call, and stands in
+the file however the process ends. The worker's companion process reads the files'
+ends, five times a second, and brings them to Redis (see :mod:`rts.ledger.ship`);
+while Redis is away they wait here. Each process that writes holds a lock on its
+file, which the kernel gives up however the process ends, and begins a new file now
+and then.
+
+A file's room is reserved when it is made: memory that has no disk behind it would
+kill who writes there. Where that is refused (a disk that is nearly full), and for
+lines that are too long, a file is written to with ``write``. Null bytes follow the
+last line of a file that is mapped, until its writer closes it.
 
     TIME-PID-RANDOM.jsonl   records, one JSON list a line, and counts, a JSON object;
                             the name is an identity
@@ -17,6 +24,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import mmap
 import os
 import secrets
 import stat
@@ -25,12 +33,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from rts import health
+from rts import forks, health
 from rts.records import Execution
 
 #: Bytes after which a process begins a new file: small enough to be dropped as a
 #: unit when the spool is full, large enough that making one costs nothing.
-FILE_BYTES = 1 << 20
+FILE_BYTES = 1 << 18
+#: Bytes that are read at a time.
+_CHUNK_BYTES = 1 << 14
 
 #: Bytes of refused lines that are kept.
 REFUSED_BYTES = 1 << 20
@@ -52,17 +62,19 @@ class Spool:
         # A quarter: what goes when the spool is full must not be all of it.
         self._file_bytes = max(1, min(file_bytes, max_bytes // 4))
         self._fd = -1
+        #: The file as memory; ``None``: it is written to.
+        self._map: mmap.mmap | None = None
         self._written = 0
-        self._pid = os.getpid()
+        self._pid = forks.pid
         self._lock = threading.Lock()
 
     def append(self, execution: Execution) -> None:
-        """Keep the end of a run. Called by any process and thread that runs tasks.
+        """Keep the end of a run.
 
         Raises:
             OSError: it could not be written (a full disk, a folder of somebody else).
         """
-        self._append(execution.to_json().encode() + b"\n")
+        self.append_line(execution.to_json().encode() + b"\n")
 
     def append_counts(self, counts: Mapping[str, int]) -> None:
         """Keep what this process has counted.
@@ -70,19 +82,38 @@ class Spool:
         Raises:
             OSError: it could not be written.
         """
-        self._append(json.dumps({"counts": dict(counts)}).encode() + b"\n")
+        self.append_line(json.dumps({"counts": dict(counts)}).encode() + b"\n")
 
-    def _append(self, data: bytes) -> None:
-        if os.getpid() != self._pid:
+    def append_line(self, data: bytes) -> None:
+        """Keep one line. Called by any process and thread that runs tasks.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        if self._pid != forks.pid:
             self._begin_anew()
         with self._lock:
-            if self._fd < 0 or self._written >= self._file_bytes:
-                self._open()
-            written = os.write(self._fd, data)
-            self._written += written
-            if written != len(data):
-                self._close()  # what comes next must not be behind a torn line
-                raise OSError(errno.ENOSPC, "No space left for a record", self.directory)
+            start = self._written
+            end = start + len(data)
+            if end > self._file_bytes or self._map is None:
+                if self._fd < 0 or start >= self._file_bytes or self._map is not None:
+                    self._open(len(data))
+                start = self._written
+                end = start + len(data)
+            if self._map is None:
+                self._write(data)
+                return
+            # The line's end comes last: what stands before it is whole.
+            self._map[start : end - 1] = data[:-1]
+            self._map[end - 1] = _NEWLINE
+            self._written = end
+
+    def _write(self, data: bytes) -> None:
+        written = os.write(self._fd, data)
+        self._written += written
+        if written != len(data):
+            self._close()  # what comes next must not be behind a torn line
+            raise OSError(errno.ENOSPC, "No space left for a record", self.directory)
 
     def files(self) -> list[str]:
         """Return the paths of all files, oldest first."""
@@ -137,7 +168,8 @@ class Spool:
     def _begin_anew(self) -> None:
         """Let go, after a fork, of what the parent writes to."""
         fd, self._fd = self._fd, -1
-        self._pid = os.getpid()
+        self._map = None
+        self._pid = forks.pid
         self._lock = threading.Lock()
         if fd >= 0:
             try:
@@ -145,7 +177,7 @@ class Spool:
             except OSError:
                 pass  # closed already, with all that the parent had open
 
-    def _open(self) -> None:
+    def _open(self, least_bytes: int) -> None:
         self._close()
         self._prepare()
         self._limit()
@@ -157,13 +189,25 @@ class Spool:
                 break
             os.close(fd)  # a shipper took it for a dead process's, before the lock
         self._fd, self._written = fd, 0
+        if least_bytes <= self._file_bytes:
+            try:
+                os.posix_fallocate(fd, 0, self._file_bytes)
+                self._map = mmap.mmap(fd, self._file_bytes)
+            except (OSError, ValueError):
+                os.ftruncate(fd, 0)
 
     def _close(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            # By name: a process that this one has forked may hold a copy.
-            fcntl.flock(fd, fcntl.LOCK_UN)
-            os.close(fd)
+            try:
+                if self._map is not None:
+                    self._map.close()
+                    os.ftruncate(fd, self._written)
+            finally:
+                self._map = None
+                # By name: a process that this one has forked may hold a copy.
+                fcntl.flock(fd, fcntl.LOCK_UN)
+                os.close(fd)
 
     def _limit(self) -> None:
         """Delete the oldest files that nobody writes to while all are too much."""
@@ -212,7 +256,8 @@ class Spool:
 
 
 _OPEN = os.O_CLOEXEC | os.O_NOFOLLOW
-_APPEND = _OPEN | os.O_WRONLY | os.O_APPEND | os.O_CREAT
+_APPEND = _OPEN | os.O_RDWR | os.O_APPEND | os.O_CREAT
+_NEWLINE = ord("\n")
 
 
 @contextmanager
@@ -239,12 +284,15 @@ def try_lock(fd: int) -> bool:
 
 
 def read_all(fd: int, offset: int = 0) -> bytes:
-    """Return all that stands in a file from *offset* on."""
+    """Return all that stands in a file from *offset* on, as far as it is written."""
     chunks = []
-    while chunk := os.pread(fd, 1 << 20, offset):
+    while chunk := os.pread(fd, _CHUNK_BYTES, offset):
         chunks.append(chunk)
         offset += len(chunk)
-    return b"".join(chunks)
+        if chunk[-1] == 0:
+            break
+    # Null bytes among lines: the memory of another core, not all of it to be seen yet.
+    return b"".join(chunks).partition(b"\0")[0]
 
 
 def _size(path: str) -> int:

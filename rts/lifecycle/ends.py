@@ -42,13 +42,12 @@ class Ends:
         self._instance = instance
 
     def received(self, attributes: dict[str, Any]) -> None:
-        """Plan a task that was received now, if its producer does not have rts.
+        """Plan a task that was received now, since its producer does not have rts.
 
         The plan is put among the *attributes* that Celery hands to the pool, so
         that the run finds it as if it had been published.
         """
-        if "rts_deadline" not in attributes:
-            write_plan(attributes, self.plan_received(attributes))
+        write_plan(attributes, self.plan_received(attributes))
 
     def broken_off(self, task_id: str, cause: str) -> None:
         """Note that the process of a run was killed, or its hard time limit struck.

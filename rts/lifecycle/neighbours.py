@@ -93,13 +93,11 @@ class Neighbours:
         run = run_of(task.request)
         if not self.maybe or run is None:
             return
-        execution = run.execution
-        now = execution.started_at
-        assert now is not None
-        facts = _facts(execution.task_type, execution.tau, execution.deadline, now)
+        plan, now = run.plan, run.started_at
+        facts = _facts(plan.task_type, plan.tau, plan.deadline, now)
         # An instrumentor that comes after us has no span yet; _ended makes up for it.
         self._span(facts)
-        self._tags({**facts, "rts.deadline_missed": now > execution.deadline})
+        self._tags({**facts, "rts.deadline_missed": now > plan.deadline})
 
     def _published(self, sender: Any = None, headers: Any = None, **_: Any) -> None:
         """Runs in whatever process publishes, once a message is sent."""
@@ -118,12 +116,9 @@ class Neighbours:
             now = None if self._now_run is None else self._now_run(task.app)
             if run is None or now is None:
                 return
-            execution = run.execution
-            assert execution.started_at is not None
-            facts = _facts(
-                execution.task_type, execution.tau, execution.deadline, execution.started_at
-            )
-            verdict = {"rts.deadline_missed": now > execution.deadline}
+            plan = run.plan
+            facts = _facts(plan.task_type, plan.tau, plan.deadline, run.started_at)
+            verdict = {"rts.deadline_missed": now > plan.deadline}
             told = {} if state in NOT_FINAL else verdict
             self._span({**facts, **told})
             self._tags(told)

@@ -7,7 +7,7 @@ and in the worker's main process for messages that came without a plan.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from rts.clock import FleetClock
 from rts.deadlines import MAX_INSTANT, deadline
@@ -41,6 +41,17 @@ class TauReader(Protocol):
 #: one; ``None`` where the name is not registered here.
 TaskOptions = Callable[[str], object]
 
+#: Where a message asks for something: of its own, or in an inner dict.
+_ASKING = frozenset({*REQUESTABLE, "headers"})
+
+
+class _Own(NamedTuple):
+    """What a task's own settings ask for, and what its type is where a message asks nothing."""
+
+    asked: Request
+    task_type: str
+    type_source: str
+
 
 class Planner:
     """Makes plans and writes them into message headers."""
@@ -54,7 +65,7 @@ class Planner:
         self._clock = clock
         self._task_options = task_options
         #: Understood options by task name; only registered tasks get an entry.
-        self._asked: dict[str, Request] = {}
+        self._own: dict[str, _Own] = {}
 
     def plan_message(
         self,
@@ -111,20 +122,10 @@ class Planner:
     ) -> Plan:
         """Return the plan of a new task that is published, or received, now."""
         settings = self._settings
-        asked = read_request(headers, self._types, f"the headers of {name}")
-        inner = headers.get("headers")
-        if isinstance(inner, dict) and asked == NOTHING:
-            # Tracing libraries move custom headers into an inner dict.
-            asked = read_request(inner, self._types, f"the headers of {name}")
-        own = self._asked.get(name) or self._read_options(name)
-
-        if asked.task_type is not None:
-            task_type, type_source = asked.task_type, "explicit"
-        elif own.task_type is not None:
-            task_type, type_source = own.task_type, "task"
-        else:
-            amounts = {**(own.resources or {}), **(asked.resources or {})}
-            task_type, type_source = infer(Resources(**amounts)), "inferred"
+        asked = NOTHING if _ASKING.isdisjoint(headers) else self._read_headers(name, headers)
+        own, task_type, type_source = self._own.get(name) or self._read_options(name)
+        if asked is not NOTHING:
+            task_type, type_source = typed(asked, own)
 
         # First, since it may measure the clock and load the taus.
         tau = self._taus.tau(task_type, name)
@@ -148,11 +149,21 @@ class Planner:
             until = min(MAX_INSTANT, deadline(arrival, tau, k, settings.min_slack))
         return Plan(task_type, type_source, tau, k, arrival, until, source)
 
-    def _read_options(self, name: str) -> Request:
+    def _read_headers(self, name: str, headers: Mapping[str, Any]) -> Request:
+        """Return what the headers of one message ask for."""
+        where = f"the headers of {name}"
+        asked = read_request(headers, self._types, where)
+        inner = headers.get("headers")
+        if isinstance(inner, dict) and asked == NOTHING:
+            # Tracing libraries move custom headers into an inner dict.
+            asked = read_request(inner, self._types, where)
+        return asked
+
+    def _read_options(self, name: str) -> _Own:
         """Return what the task's own settings ask for, and remember it."""
         options = self._task_options(name)
         if options is None:
-            return NOTHING
+            return _Own(NOTHING, *typed(NOTHING, NOTHING))
         where = f"the settings of task {name}"
         if isinstance(options, Mapping):
             for key in options:
@@ -167,5 +178,15 @@ class Planner:
                 "rts must be a dict, such as rts={'task_type': …}",
             )
             asked = NOTHING
-        self._asked[name] = asked
-        return asked
+        own = self._own[name] = _Own(asked, *typed(NOTHING, asked))
+        return own
+
+
+def typed(asked: Request, own: Request) -> tuple[str, str]:
+    """Return a task's type and where it is from; *own*: what the task's settings ask."""
+    if asked.task_type is not None:
+        return asked.task_type, "explicit"
+    if own.task_type is not None:
+        return own.task_type, "task"
+    amounts = {**(own.resources or {}), **(asked.resources or {})}
+    return infer(Resources(**amounts)), "inferred"

@@ -6,16 +6,18 @@ the threads, solo and gevent pools.
 
 from __future__ import annotations
 
-import os
+import json
 import time
 from collections.abc import Callable, Mapping
+from json.encoder import encode_basestring_ascii as quoted
 from typing import Any, Protocol
 
+from rts import forks
 from rts.clock import FleetClock
-from rts.load.sample import LoadSample
-from rts.load.usage import RunUsage
+from rts.load.sample import MAX_AGE_S, LoadSample
+from rts.load.usage import ProcessMeter, ThreadMeter
 from rts.ports import NoteBook, RunSink
-from rts.records import Execution, Plan
+from rts.records import BEGINNING, Execution, Plan
 from rts.signals import deadline_missed, run_ended
 
 #: The attribute of ``task.request`` that holds the run. The request lives as
@@ -25,26 +27,37 @@ ATTRIBUTE = "rts_run"
 #: Celery's state of a task that raised ``Reject``.
 REJECTED = "REJECTED"
 
+#: Seconds for which a process uses a sample of the load that it has read.
+LOOK_EVERY_S = 0.05
+
 
 class LoadReader(Protocol):
     """Where a run reads the load of its worker: shared memory, no system call."""
 
-    def read(self) -> LoadSample:
-        """Return the latest sample, at most 0.5 s old."""
+    def read(self, now: float | None = None) -> LoadSample:
+        """Return the latest sample, at most 0.5 s old; *now* by ``time.monotonic``."""
 
 
 class Run:
     """A run that goes on."""
 
-    __slots__ = ("execution", "slot", "started_monotonic", "usage")
+    __slots__ = ("begun", "load", "note", "plan", "slot", "started_at", "started_monotonic")
 
-    def __init__(
-        self, execution: Execution, slot: int | None, started_monotonic: float, usage: RunUsage
-    ) -> None:
-        self.execution = execution
-        self.slot = slot
-        self.started_monotonic = started_monotonic
-        self.usage = usage
+    plan: Plan
+    #: Epoch seconds, and by ``time.monotonic``.
+    started_at: float
+    started_monotonic: float
+    load: LoadSample
+    #: The beginning of its record, as JSON, and where it is noted.
+    note: bytes
+    slot: int | None
+    #: What the meter needs at the end.
+    begun: float
+
+    @property
+    def load_at_start(self) -> Mapping[str, Any]:
+        """The load of the worker when the run started, as in the record."""
+        return self.load.as_dict(self.started_monotonic)
 
 
 def run_of(request: Any) -> Run | None:
@@ -57,8 +70,22 @@ def run_of(request: Any) -> Run | None:
     return run if isinstance(run, Run) else None
 
 
+class Meter(Protocol):
+    """What measures the use of CPU and memory by runs."""
+
+    def begin(self, now: float) -> float:
+        """Begin to measure a run; returns what :meth:`end` needs."""
+
+    def end(self, begun: float, runtime_s: float) -> tuple[float, int]:
+        """Return CPU seconds and peak memory in bytes."""
+
+
 class Runs:
-    """Starts and finishes runs."""
+    """Starts and finishes runs.
+
+    This is on the path of every task, whose processor has forgotten all about it
+    since the last one: what is called, and touched, costs more than what is computed.
+    """
 
     def __init__(
         self,
@@ -70,7 +97,7 @@ class Runs:
         worker: str,
         instance: str,
         threaded: bool,
-        monotonic: Callable[[], float] = time.perf_counter,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
         self._load = load
@@ -78,46 +105,96 @@ class Runs:
         self._sink = sink
         self._worker = worker
         self._instance = instance
-        self._threaded = threaded
+        self._who = f"{quoted(worker)},{quoted(instance)}"
+        self._meter: Meter = ThreadMeter() if threaded else ProcessMeter()
         self._monotonic = monotonic
+        #: The load that was read last, and when it is to be read again.
+        self._seen: LoadSample
+        self._look_at = -1.0
 
     def start(self, plan: Plan, request: Mapping[str, Any]) -> Run:
         """Note that a run begins; *request* are the attributes of ``task.request``."""
+        run = Run()
+        run.plan = plan
+        now = self._monotonic()
+        if now >= self._look_at:
+            self._seen = self._load.read(now)
+            until = self._seen.sampled_at + MAX_AGE_S
+            self._look_at = min(until, now + LOOK_EVERY_S)
+        run.load = load = self._seen
+        run.started_at = started_at = self._clock.now()
+        try:
+            note = self._note(plan, request, started_at, load.as_json(now))
+        except (TypeError, ValueError, LookupError, AttributeError):
+            # A serializer of the app's own, or a producer other than Celery.
+            note = self._odd_note(plan, request, started_at, load.as_dict(now))
+        run.note = note
+        run.slot = self._notes.put(note)
+        run.begun = self._meter.begin(now)
+        # Last, so that the service time holds nothing of ours.
+        run.started_monotonic = self._monotonic()
+        return run
+
+    def finish(self, run: Run, state: str) -> None:
+        """Hand on the finished run. *state* is Celery's."""
+        runtime_s = self._monotonic() - run.started_monotonic
+        cpu_s, max_rss_bytes = self._meter.end(run.begun, runtime_s)
+        cause = '"rejected"' if state == REJECTED else "null"
+        end = (
+            f",{run.started_at + runtime_s!r},{runtime_s!r},{cpu_s!r},{max_rss_bytes},"
+            f"{quoted(state)},{cause},true]\n"
+        )
+        # In the place of the note's closing bracket.
+        line = run.note[:-1] + end.encode()
+        self._sink.line(line)
+        # Only now: a process that dies in between has its end written by another.
+        if run.slot is not None:
+            self._notes.clear(run.slot)
+        if deadline_missed.receivers:
+            run_ended(Execution.from_json(line))
+
+    def _note(
+        self, plan: Plan, request: Mapping[str, Any], started_at: float, load: str
+    ) -> bytes:
+        """Return the beginning of a run as :meth:`Execution.to_json` would: the fields up
+        to ``load_at_start``, in their order.
+
+        Raises:
+            TypeError, ValueError, LookupError, AttributeError: something is missing, or
+                not of the type that Celery gives it.
+        """
+        task_type, type_source, tau, k, arrival, deadline, arrival_source = plan
+        task_id, parent, root = request["id"], request["parent_id"], request["root_id"]
+        queue, retries = request["delivery_info"]["routing_key"], request["retries"]
+        pid = forks.pid
+        own = quoted(task_id)
+        return (
+            f'[{own[:-1]}:{retries:d}:{pid}:{started_at * 1e6:.0f}",{own},'
+            f'{quoted(request["task"])},"{task_type}","{type_source}",'
+            f'{tau!r},{k!r},{arrival!r},{deadline!r},"{arrival_source}",'
+            f"{'null' if queue is None else quoted(queue)},{retries:d},"
+            f"{'null' if parent is None else quoted(parent)},"
+            f"{'null' if root is None else own if root == task_id else quoted(root)},"
+            f"{self._who},{pid},{started_at!r},{load}]"
+        ).encode()
+
+    def _odd_note(
+        self,
+        plan: Plan,
+        request: Mapping[str, Any],
+        started_at: float,
+        load: Mapping[str, Any],
+    ) -> bytes:
         execution = new_execution(
             plan,
             request,
             worker=self._worker,
             instance=self._instance,
-            pid=os.getpid(),
-            started_at=self._clock.now(),
-            load_at_start=self._load.read().as_dict(),
+            pid=forks.pid,
+            started_at=started_at,
+            load_at_start=load,
         )
-        slot = self._notes.put(execution)
-        usage = RunUsage.begin(threaded=self._threaded)
-        # Last, so that the service time holds nothing of ours.
-        return Run(execution, slot, self._monotonic(), usage)
-
-    def finish(self, run: Run, state: str) -> None:
-        """Hand on the finished run. *state* is Celery's."""
-        runtime_s = self._monotonic() - run.started_monotonic
-        usage = run.usage.end()
-        started = run.execution
-        assert started.started_at is not None
-        cause = "rejected" if state == REJECTED else None
-        ended = started._replace(
-            completed_at=started.started_at + runtime_s,
-            runtime_s=runtime_s,
-            cpu_s=usage.cpu_s,
-            max_rss_bytes=usage.max_rss_bytes,
-            state=state,
-            cause=cause,
-        )
-        self._sink.ended(ended)
-        # Only now: a process that dies in between has its end written by another.
-        if run.slot is not None:
-            self._notes.clear(run.slot)
-        if deadline_missed.receivers:
-            run_ended(ended)
+        return json.dumps(execution[:BEGINNING], default=repr).encode()
 
 
 def new_execution(

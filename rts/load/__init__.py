@@ -5,7 +5,7 @@ from __future__ import annotations
 from rts.load.board import LoadBoard
 from rts.load.sample import GpuLoad, LoadSample
 from rts.load.sampler import LoadSampler, Probes, real_probes
-from rts.load.usage import RunUsage, Usage
+from rts.load.usage import ProcessMeter, ThreadMeter
 
 __all__ = [
     "GpuLoad",
@@ -13,7 +13,7 @@ __all__ = [
     "LoadSample",
     "LoadSampler",
     "Probes",
-    "RunUsage",
-    "Usage",
+    "ProcessMeter",
+    "ThreadMeter",
     "real_probes",
 ]

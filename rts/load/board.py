@@ -25,7 +25,8 @@ _HEAD = struct.Struct("<5dH")
 #: index, utilization, memory (NaN for None).
 _GPU = struct.Struct("<i2d")
 _SIZE = _CHECKSUM.size + _HEAD.size + MAX_GPUS * _GPU.size
-_NEVER_WRITTEN = bytes(_SIZE)
+#: What tells one sample from another: checksum and ``sampled_at``.
+_MARK_BYTES = _CHECKSUM.size + 8
 
 
 class LoadBoard:
@@ -36,9 +37,9 @@ class LoadBoard:
 
     def __init__(self) -> None:
         self._map = mmap.mmap(-1, _SIZE)
-        #: The last copy with its meaning. The sample changes four times a second
-        #: while tasks may start thousands of times: most reads end at this one.
-        self._last: tuple[bytes, LoadSample | None] = (_NEVER_WRITTEN, None)
+        #: The last sample, with its checksum and instant. It changes a few times a
+        #: second while tasks may start thousands of times: most reads end here.
+        self._last: tuple[bytes, LoadSample | None] = (bytes(_MARK_BYTES), None)
 
     def write(self, sample: LoadSample) -> None:
         """Post *sample*; of its GPUs the first ``MAX_GPUS``."""
@@ -65,14 +66,14 @@ class LoadBoard:
         Also ``None`` where every try met a write in progress.
         """
         for _ in range(TRIES):
-            copy = self._map[:]
             last, sample = self._last
-            if copy == last:
+            if self._map[:_MARK_BYTES] == last:
                 return sample
+            copy = self._map[:]
             body = copy[_CHECKSUM.size :]
             if _CHECKSUM.unpack_from(copy)[0] == zlib.crc32(body):
                 sample = _decoded(body)
-                self._last = (copy, sample)
+                self._last = (copy[:_MARK_BYTES], sample)
                 return sample
         return None
 

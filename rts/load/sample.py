@@ -6,15 +6,19 @@ Every figure is a fraction of what this worker may use, 0.0 idle and 1.0 full;
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 #: Decimal places that are kept. The counters behind the figures are no finer
 #: than a percent or so, and a shorter number is a smaller document.
 DIGITS = 4
+
+#: A task never gets a posted sample older than this.
+MAX_AGE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,12 @@ class LoadSample:
     gpus: tuple[GpuLoad, ...]
     #: When it was taken, by this host's monotonic clock (``time.monotonic``).
     sampled_at: float
+    #: The figures as the beginning of a JSON object: one sample serves many runs.
+    _json: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        figures = json.dumps(self._figures(), separators=(",", ":"))[:-1]
+        object.__setattr__(self, "_json", figures + "," if len(figures) > 1 else figures)
 
     @classmethod
     def of(
@@ -74,6 +84,16 @@ class LoadSample:
         ``gpus`` where there are any, and ``age_s``, seconds from the sample to
         *now* (by ``time.monotonic``; default: this moment).
         """
+        out = self._figures()
+        age_s = (time.monotonic() if now is None else now) - self.sampled_at
+        out["age_s"] = round(age_s, DIGITS) if age_s > 0 else 0.0
+        return out
+
+    def as_json(self, now: float) -> str:
+        """Return what :meth:`as_dict` does, as JSON."""
+        return f'{self._json}"age_s":{max(0.0, now - self.sampled_at):.{DIGITS}f}}}'
+
+    def _figures(self) -> dict[str, Any]:
         out: dict[str, Any] = {}
         if self.load is not None:
             out["load"] = self.load
@@ -85,8 +105,6 @@ class LoadSample:
             out["gpu"] = self.gpu
         if self.gpus:
             out["gpus"] = [gpu.as_dict() for gpu in self.gpus]
-        age_s = (time.monotonic() if now is None else now) - self.sampled_at
-        out["age_s"] = round(age_s, DIGITS) if age_s > 0 else 0.0
         return out
 
 

@@ -22,13 +22,10 @@ from rts.load.cpu import CpuProbe, psutil_host
 from rts.load.forkgate import no_fork
 from rts.load.gpu import GpuProbe, GpuReading
 from rts.load.memory import MemoryProbe, meminfo_memory, psutil_memory
-from rts.load.sample import LoadSample
+from rts.load.sample import MAX_AGE_S, LoadSample
 
 #: Half of :data:`MAX_AGE_S`: one sample may come late without harm.
 PERIOD_S = 0.25
-
-#: A task never gets a posted sample older than this.
-MAX_AGE_S = 0.5
 
 #: The first CPU figure comes after this much, so that tasks which start with the
 #: worker get one too; the kernel's ticks are 10 ms.
@@ -140,8 +137,10 @@ class LoadSampler:
         if thread is not threading.current_thread():
             thread.join(STOP_WAIT_S)
 
-    def read(self) -> LoadSample:
+    def read(self, now: float | None = None) -> LoadSample:
         """Return the load now: runs at the start of a task. Never blocks or raises.
+
+        *now* is this moment by ``time.monotonic``, where the caller knows it.
 
         Without a sample of the last :data:`MAX_AGE_S` (no sampler runs, or it
         was starved) it reads the memory itself, at most once per period, and
@@ -149,7 +148,8 @@ class LoadSampler:
         """
         try:
             sample = self._board.read()
-            now = self._clock()
+            if now is None:
+                now = self._clock()
             if sample is not None and now - sample.sampled_at <= MAX_AGE_S:
                 return sample
             direct = self._direct

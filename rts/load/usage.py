@@ -1,8 +1,9 @@
 """What one run of a task used: CPU seconds and peak memory.
 
 The peak is read from the kernel's high-water mark of resident memory, which is
-set back at the start of each run (Linux: "5" to ``/proc/self/clear_refs``; it
-only copies a number, whatever the size of the process). Side effect, to know
+set back at the start of a run (Linux: "5" to ``/proc/self/clear_refs``; it only
+copies a number, whatever the size of the process), unless that was done a moment
+ago and it has not risen since. Side effect, to know
 of: ``ru_maxrss`` and ``VmHWM`` of a pool process then tell the peak since its
 last task began, no longer since its own start. Celery's
 ``worker_max_memory_per_child`` looks right after each task and is not affected.
@@ -11,9 +12,10 @@ last task began, no longer since its own start. Celery's
 from __future__ import annotations
 
 import os
-import resource
 import time
-from dataclasses import dataclass
+from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage, struct_rusage
+
+from rts import forks
 
 #: ``ru_maxrss`` is in KiB on Linux.
 _RSS_UNIT_BYTES = 1024
@@ -23,15 +25,19 @@ _RSS_UNIT_BYTES = 1024
 _RSS_NOISE_BYTES = 4 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What one run used."""
+#: Seconds for which the mark may stand while it does not rise: what a run in that time
+#: can be told too much is memory that was given back in it.
+_RESET_EVERY_S = 0.1
+#: A rise that is not worth a system call.
+_RESET_ABOVE_BYTES = 1 << 20
 
-    #: CPU seconds, user and system, see :meth:`RunUsage.begin`.
-    cpu_s: float
-    #: Peak resident memory, of the run where it could be told apart, else of the
-    #: process so far. Memory of subprocesses is not in it. ``None``: not known.
-    max_rss_bytes: int | None
+#: Runs of less are told the memory of a moment before, and no subprocess: to start one
+#: takes longer.
+_SHORT_S = 0.0005
+
+#: What a run used: CPU seconds, user and system; and its peak of resident memory in
+#: bytes (of the process so far, where it cannot be told apart), without subprocesses.
+Usage = tuple[float, int]
 
 
 class _HighWaterMark:
@@ -53,11 +59,17 @@ class _HighWaterMark:
                 os.close(self._fd)
                 self._fd = None
 
-    def read_bytes(self) -> int | None:
+    def read_bytes(self) -> int:
         """Return the mark."""
+        return self.of(getrusage(RUSAGE_SELF))
+
+    def of(self, own: struct_rusage) -> int:
+        """Return the mark; *own* is what the kernel tells of this process now."""
         if self._status_fd is not None:
-            return _status_bytes(self._status_fd, b"VmHWM:")
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT_BYTES
+            mark = _status_bytes(self._status_fd, b"VmHWM:")
+            if mark is not None:
+                return mark
+        return own.ru_maxrss * _RSS_UNIT_BYTES
 
     def after_fork(self) -> None:
         """Forget the files: in a child they still mean the parent's memory."""
@@ -79,7 +91,7 @@ class _HighWaterMark:
         # exec (of a large parent, for instance), and that cannot be set back. Only
         # then the slower file is read instead.
         mark = _status_bytes(status_fd, b"VmHWM:")
-        lifetime = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT_BYTES
+        lifetime = getrusage(RUSAGE_SELF).ru_maxrss * _RSS_UNIT_BYTES
         if mark is not None and lifetime > mark + _RSS_NOISE_BYTES:
             self._status_fd = status_fd
         else:
@@ -91,44 +103,69 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_mark.after_fork)
 
 
-class RunUsage:
-    """The measurement of one run: :meth:`begin` it, then :meth:`end` it once."""
+class ProcessMeter:
+    """Measures runs where a process has one at a time (prefork, solo): CPU of all its
+    threads, and of the subprocesses that a run waited for.
 
-    __slots__ = ("_children_s", "_cpu_s", "_threaded")
+    Used by the process that runs tasks, and by those forked from it.
+    """
 
-    def __init__(self, cpu_s: float, children_s: float, threaded: bool) -> None:
-        self._cpu_s = cpu_s
-        self._children_s = children_s
-        self._threaded = threaded
+    def __init__(self) -> None:
+        self._pid = -1
+        #: CPU seconds of subprocesses at the end of the last run.
+        self._children_s = 0.0
+        #: When, by ``time.monotonic``, the mark is to be set back; and what it was then.
+        self._reset_at = 0.0
+        self._low_bytes = 0
 
-    @classmethod
-    def begin(cls, threaded: bool = False) -> RunUsage:
-        """Begin to measure, at the start of a run, in its own thread.
+    def begin(self, now: float) -> float:
+        """Begin to measure a run; returns what :meth:`end` needs.
 
-        Not *threaded* (the process runs one task at a time: prefork, solo): CPU
-        of all threads of the process, and of subprocesses that the run waited
-        for. *threaded* (other runs share the process: threads, gevent, or a task
-        called within a task): CPU of this thread alone, which under gevent
-        includes what other greenlets did meanwhile, and the peak memory is that
-        of the process so far, since runs cannot be told apart.
+        *now*: this moment by ``time.monotonic``.
         """
-        if threaded:
-            return cls(time.thread_time(), 0.0, True)
-        _mark.reset()
-        return cls(time.process_time(), _children_s(), False)
+        if self._pid != forks.pid:
+            self._begin_anew()
+        if now >= self._reset_at:
+            _mark.reset()
+            self._reset_at = now + _RESET_EVERY_S
+            self._low_bytes = _mark.read_bytes()
+        return time.process_time() + self._children_s
 
-    def end(self) -> Usage:
-        """Return what was used since :meth:`begin`; call it in the same thread."""
-        if self._threaded:
-            cpu_s = time.thread_time() - self._cpu_s
-        else:
-            cpu_s = time.process_time() - self._cpu_s + _children_s() - self._children_s
-        return Usage(max(0.0, cpu_s), _mark.read_bytes())
+    def end(self, begun: float, runtime_s: float) -> Usage:
+        """Return CPU seconds and peak memory since :meth:`begin`, *runtime_s* ago."""
+        if runtime_s < _SHORT_S:
+            # Too short for a subprocess, or for memory that matters.
+            cpu_s = time.process_time() + self._children_s - begun
+            return cpu_s if cpu_s > 0 else 0.0, self._low_bytes
+        own, children = getrusage(RUSAGE_SELF), getrusage(RUSAGE_CHILDREN)
+        # Between runs nobody waits for subprocesses, so the next run begins with it.
+        self._children_s = children.ru_utime + children.ru_stime
+        peak_bytes = _mark.of(own)
+        if peak_bytes > self._low_bytes + _RESET_ABOVE_BYTES:
+            self._reset_at = 0.0
+        cpu_s = own.ru_utime + own.ru_stime + self._children_s - begun
+        return cpu_s if cpu_s > 0 else 0.0, peak_bytes
+
+    def _begin_anew(self) -> None:
+        self._pid = forks.pid
+        children = getrusage(RUSAGE_CHILDREN)
+        self._children_s = children.ru_utime + children.ru_stime
+        self._reset_at = 0.0
 
 
-def _children_s() -> float:
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return children.ru_utime + children.ru_stime
+class ThreadMeter:
+    """Measures runs that share a process (threads, gevent): CPU of the run's thread alone,
+    which under gevent includes what other greenlets did meanwhile, and the peak memory
+    of the process so far, since runs cannot be told apart.
+    """
+
+    def begin(self, now: float) -> float:
+        """See :class:`ProcessMeter`; call it in the run's own thread."""
+        return time.thread_time()
+
+    def end(self, begun: float, runtime_s: float) -> Usage:
+        """See :class:`ProcessMeter`; call it in the same thread."""
+        return max(0.0, time.thread_time() - begun), _mark.read_bytes()
 
 
 def _status_bytes(fd: int, field: bytes) -> int | None:

@@ -18,6 +18,9 @@ UNKNOWN_TYPE = TaskType("mixed", 10.0)
 
 _KEYS, _CONSTANTS, _PER_RECORD = 5, 6, 7
 
+#: Pairs of type and name whose wire form is kept.
+_MOST_ABOUT = 1000
+
 
 class Lesson(NamedTuple):
     """One record of a call: what to learn, and what to put on the outbox."""
@@ -68,6 +71,8 @@ class FinishCall:
             *(keys.sketch, repr(LOG_BASE), keys.ratio),
         )
         self._constants = bulks(*(str(constant).encode() for constant in constants))
+        #: Type, name and the type's first tau in wire form, by type and name.
+        self._about: dict[tuple[str, str], bytes] = {}
 
     def pack(self, producer: str | None, lessons: Sequence[Lesson]) -> bytes:
         """Return one call that applies *lessons* in their order.
@@ -78,20 +83,31 @@ class FinishCall:
         It carries the script itself: a server that is back may be a new one.
         """
         parts: list[bytes] = []
-        for number, record, actual_s, task_type, name, tau_s in lessons:
-            known = self._types.get(task_type, UNKNOWN_TYPE)
-            parts += (
-                b"%d" % number,
-                record,
-                b"" if actual_s is None else repr(actual_s).encode(),
-                known.name.encode(),
-                name.encode("utf-8", "replace"),
-                repr(known.tau).encode(),
-                b"" if tau_s is None else repr(tau_s).encode(),
+        for n, record, actual_s, task_type, name, tau_s in lessons:
+            number = b"%d" % n
+            actual = b"" if actual_s is None else b"%r" % actual_s
+            tau = b"" if tau_s is None else b"%r" % tau_s
+            about = self._about.get((task_type, name)) or self._tell(task_type, name)
+            parts.append(
+                b"$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n%b$%d\r\n%b\r\n"
+                % (
+                    *(len(number), number, len(record), record),
+                    *(len(actual), actual, about, len(tau), tau),
+                )
             )
         seq = [] if producer is None else [(self._seq + producer).encode()]
         head = FINISH.head(_CONSTANTS + _PER_RECORD * len(lessons), _KEYS + len(seq))
-        return head + self._names + bulks(*seq) + self._constants + bulks(*parts)
+        return b"".join((head, self._names, bulks(*seq), self._constants, *parts))
+
+    def _tell(self, task_type: str, name: str) -> bytes:
+        known = self._types.get(task_type, UNKNOWN_TYPE)
+        about = bulks(
+            known.name.encode(), name.encode("utf-8", "replace"), repr(known.tau).encode()
+        )
+        if len(self._about) >= _MOST_ABOUT:
+            self._about.clear()
+        self._about[task_type, name] = about
+        return about
 
 
 def read_answer(answer: bytes) -> Iterable[Learned | None]:
@@ -109,6 +125,12 @@ def read_learned(text: str) -> Learned | None:
     Raises:
         ValueError: something else stands there.
     """
+    try:
+        before, after, own_before, own_after = map(float, text.split())
+    except ValueError:
+        pass  # there is a -, or something else
+    else:
+        return Learned(before, after, own_before, own_after)
     taus = [None if part == "-" else float(part) for part in text.split() if part != "dup"]
     if len(taus) != 4 or taus[0] is None or taus[1] is None:
         return None

@@ -190,10 +190,12 @@ def test_memory_is_measured_against_the_groups_limit(tmp_path: Path) -> None:
 
 APP = """
     import threading
+    import time
     from celery import Celery
     from celery.signals import task_prerun, worker_ready
-    from rts.load import LoadSampler, RunUsage
+    from rts.load import LoadSampler, ProcessMeter, ThreadMeter
 
+    meter = ThreadMeter() if {threaded} else ProcessMeter()
     sampler = LoadSampler()
     app = Celery("load_app", broker="filesystem://", backend="file://{folder}/results")
     app.conf.broker_transport_options = {{
@@ -208,12 +210,12 @@ APP = """
 
     @app.task
     def look():
-        usage = RunUsage.begin(threaded={threaded})
+        begun = meter.begin(time.monotonic())
         sum(range(200_000))
         load = sampler.read().as_dict()
-        used = usage.end()
+        used = meter.end(begun, 1.0)
         alive = [t.name for t in threading.enumerate()]
-        return [load, used.cpu_s, used.max_rss_bytes, alive]
+        return [load, *used, alive]
 """
 
 

@@ -185,11 +185,11 @@ def test_lines_that_are_no_records_are_put_aside(
 ) -> None:
     spool.append(success("a"))
     (path,) = spool.files()
+    spool.close()
     with open(path, "ab") as file:
         for line in (b"rubbish", b"{}", b'{"counts":[1]}', b"\xff\xfe", b"[1]", b"[" * 100_000):
             file.write(line + b"\n")
         file.write(run("b").to_json().encode() + b"\n" + b'["torn')
-    spool.close()
     shipper.ship()
     assert outbox_ids(client, settings) == ["a", "b"]
     assert health.take_counts()["spool_refused"] == 7

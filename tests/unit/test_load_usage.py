@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 import textwrap
@@ -14,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rts.load import RunUsage, Usage
+from rts.load import ProcessMeter, ThreadMeter
 from rts.load.usage import _HighWaterMark, _status_bytes
 
 MIB = 1 << 20
@@ -44,49 +43,65 @@ def run_script(tmp_path: Path, text: str, *command: str) -> str:
 
 def test_cpu_of_the_run_and_of_its_subprocesses() -> None:
     burn(0.05)
-    usage = RunUsage.begin()
+    meter = ProcessMeter()
+    begun = meter.begin(time.monotonic())
     burn(0.1)
     subprocess.run([sys.executable, "-c", BURN.format(0.3)], check=True, timeout=30)
-    assert 0.4 <= usage.end().cpu_s < 5.0
+    cpu_s, _ = meter.end(begun, 0.4)
+    assert 0.4 <= cpu_s < 5.0
+    begun = meter.begin(time.monotonic())
+    cpu_s, _ = meter.end(begun, 1.0)
+    assert cpu_s < 0.1, "and the next run has nothing of it"
 
 
-def test_cpu_of_an_idle_run_is_next_to_nothing() -> None:
-    usage = RunUsage.begin()
-    assert 0.0 <= usage.end().cpu_s < 0.05
+@pytest.mark.parametrize("runtime_s", [0.0, 1.0])
+def test_cpu_of_an_idle_run_is_next_to_nothing(runtime_s: float) -> None:
+    meter = ProcessMeter()
+    cpu_s, _ = meter.end(meter.begin(time.monotonic()), runtime_s)
+    assert 0.0 <= cpu_s < 0.05
+
+
+def test_a_short_run_is_told_the_memory_of_a_moment_before() -> None:
+    meter = ProcessMeter()
+    short = meter.end(meter.begin(time.monotonic()), 0.0)
+    long = meter.end(meter.begin(time.monotonic()), 1.0)
+    assert 0 < long[1] - MIB <= short[1] <= long[1]
 
 
 def test_cpu_of_a_thread_is_its_own() -> None:
     other = threading.Thread(target=burn, args=(0.3,))
-    usage = RunUsage.begin(threaded=True)
+    meter = ThreadMeter()
+    begun = meter.begin(0.0)
     other.start()
     other.join()
-    done = usage.end()
-    assert done.cpu_s < 0.25
-    assert done.max_rss_bytes is not None
+    cpu_s, max_rss_bytes = meter.end(begun, 0.3)
+    assert cpu_s < 0.25
+    assert max_rss_bytes > MIB
 
 
 def test_end_on_another_thread_is_never_negative() -> None:
     burn(0.05)
-    usage = RunUsage.begin(threaded=True)
-    out: list[Usage] = []
-    other = threading.Thread(target=lambda: out.append(usage.end()))
+    meter = ThreadMeter()
+    begun = meter.begin(0.0)
+    out: list[float] = []
+    other = threading.Thread(target=lambda: out.append(meter.end(begun, 0.1)[0]))
     other.start()
     other.join()
-    assert out[0].cpu_s >= 0.0
+    assert out[0] >= 0.0
 
 
 PEAKS = """
-    import os
-    from rts.load import RunUsage
+    import os, time
+    from rts.load import ProcessMeter, ThreadMeter
+    meter = ProcessMeter()
     def peak(mib):
-        usage = RunUsage.begin()
+        begun = meter.begin(time.monotonic())
         data = bytearray(mib << 20)
         data[::4096] = b"x" * len(data[::4096])
         del data
-        return usage.end().max_rss_bytes >> 20
+        return meter.end(begun, 1.0)[1] >> 20
     print(peak(200), peak(10), peak(100))
-    usage = RunUsage.begin(threaded=True)
-    print(usage.end().max_rss_bytes >> 20)
+    print(ThreadMeter().end(0.0, 1.0)[1] >> 20)
     child = os.fork()
     if child == 0:
         print(peak(150), peak(1), flush=True)
@@ -140,7 +155,7 @@ def test_where_the_mark_cannot_be_set_back(monkeypatch: pytest.MonkeyPatch) -> N
     before = mark.read_bytes()
     mark.reset()
     mark.reset()
-    assert (mark.read_bytes() or 0) >= (before or 0) > 0
+    assert mark.read_bytes() >= before > 0
 
 
 def test_a_file_that_stops_working_is_given_up() -> None:
@@ -153,17 +168,17 @@ def test_a_file_that_stops_working_is_given_up() -> None:
     mark.reset()
     assert mark._fd is None
     mark.reset()
-    assert (mark.read_bytes() or 0) > 0
+    assert mark.read_bytes() > 0
 
 
 def test_a_mark_that_cannot_be_lowered_is_read_elsewhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     inherited = SimpleNamespace(ru_maxrss=1 << 40)
-    monkeypatch.setattr(resource, "getrusage", lambda who: inherited)
+    monkeypatch.setattr("rts.load.usage.getrusage", lambda who: inherited)
     mark = _HighWaterMark()
     mark.reset()
-    assert 0 < (mark.read_bytes() or 0) < 1 << 40
+    assert 0 < mark.read_bytes() < 1 << 40
     mark.after_fork()
     assert mark.read_bytes() == inherited.ru_maxrss * 1024
 

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -26,12 +27,16 @@ def here(task_id: str) -> Execution:
     return run(task_id)._replace(pid=os.getpid(), load_at_start={"load": 0.5, "gpu": None})
 
 
+def noted(board: NoteBoard, note: Execution) -> int | None:
+    return board.put(note.to_json().encode())
+
+
 def task_ids(board: NoteBoard) -> list[str]:
     return sorted(note.task_id for _, note in board.notes())
 
 
 def test_a_note_is_read_by_whoever_has_the_memory(board: NoteBoard) -> None:
-    slot = board.put(here("a"))
+    slot = noted(board, here("a"))
     assert slot is not None
     other = NoteBoard(board.slots, os.dup(board.fd))
     assert [note for _, note in other.notes()] == [here("a")]
@@ -42,7 +47,7 @@ def test_a_note_is_read_by_whoever_has_the_memory(board: NoteBoard) -> None:
 
 def test_a_slot_is_used_again(board: NoteBoard) -> None:
     for n in range(100):
-        slot = board.put(here(str(n)))
+        slot = noted(board, here(str(n)))
         assert slot == 0
         board.clear(slot)
 
@@ -50,10 +55,10 @@ def test_a_slot_is_used_again(board: NoteBoard) -> None:
 def test_the_note_of_a_killed_process_stays_and_is_taken_once(board: NoteBoard) -> None:
     child = os.fork()
     if child == 0:
-        board.put(here("killed"))
+        noted(board, here("killed"))
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
-    board.put(here("mine"))
+    noted(board, here("mine"))
     assert task_ids(board) == ["killed", "mine"]
     note = board.take("killed")
     assert note is not None
@@ -63,10 +68,10 @@ def test_the_note_of_a_killed_process_stays_and_is_taken_once(board: NoteBoard) 
 
 
 def test_of_two_runs_of_a_task_the_dead_one_is_taken_first(board: NoteBoard) -> None:
-    board.put(here("same"))
+    noted(board, here("same"))
     child = os.fork()
     if child == 0:
-        board.put(here("same"))
+        noted(board, here("same"))
         os._exit(0)
     os.waitpid(child, 0)
     note = board.take("same")
@@ -78,7 +83,7 @@ def test_slots_of_processes_that_are_gone_are_free_again(board: NoteBoard) -> No
     for _ in range(3 * board.slots):
         child = os.fork()
         if child == 0:
-            slot = board.put(here("x"))
+            slot = noted(board, here("x"))
             if slot is not None:
                 board.clear(slot)
             os._exit(0 if slot is not None else 1)
@@ -87,19 +92,17 @@ def test_slots_of_processes_that_are_gone_are_free_again(board: NoteBoard) -> No
 
 
 def test_without_room_a_run_goes_on_unnoted(board: NoteBoard) -> None:
-    slots = [board.put(here(str(n))) for n in range(board.slots)]
+    slots = [noted(board, here(str(n))) for n in range(board.slots)]
     assert None not in slots
-    assert board.put(here("one too many")) is None
-    assert board.put(here("x" * SLOT_BYTES)) is None
-    odd = here("odd")._replace(queue=object())  # type: ignore[arg-type]
-    assert board.put(odd) is None
-    assert health.take_counts() == {"starts_unnoted": 3}
+    assert noted(board, here("one too many")) is None
+    assert noted(board, here("x" * SLOT_BYTES)) is None
+    assert health.take_counts() == {"starts_unnoted": 2}
 
 
 def test_threads_share_the_slots(board: NoteBoard) -> None:
     def work(name: str) -> None:
         for n in range(200):
-            slot = board.put(here(f"{name}-{n}"))
+            slot = noted(board, here(f"{name}-{n}"))
             assert slot is not None
             board.clear(slot)
 
@@ -113,14 +116,40 @@ def test_threads_share_the_slots(board: NoteBoard) -> None:
 
 
 def test_a_torn_note_is_no_note(board: NoteBoard) -> None:
-    board.put(here("a"))
-    position = bytes(board._map).index(b"run-a")
-    board._map[position : position + 5] = b"xxxxx"
+    noted(board, here("a"))
+    position = bytes(board._map).rindex(b"]")
+    board._map[position] = 0
     assert list(board.notes()) == []
+
+
+def test_a_process_that_dies_over_its_note_has_none(board: NoteBoard) -> None:
+    child = os.fork()
+    if child == 0:
+        try:
+            board.clear(noted(board, here("before")) or 0)
+            board._map = DyingMap(board._map)  # type: ignore[assignment]
+            noted(board, here("never whole"))
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+    assert list(board.notes()) == []
+
+
+class DyingMap:
+    """Memory whose process is killed in the middle of writing to it."""
+
+    def __init__(self, memory: Any) -> None:
+        self._memory = memory
+
+    def __setitem__(self, where: slice, what: bytes) -> None:
+        half = len(what) // 2
+        self._memory[where.start : where.start + half] = what[:half]
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_the_clocks_offset_is_shared(board: NoteBoard) -> None:
     other = NoteBoard(board.slots, os.dup(board.fd))
-    board.clock_offset_s = -12.5
-    assert other.clock_offset_s == -12.5
+    board.clock_offset_s[0] = -12.5
+    assert other.clock_offset_s[0] == -12.5
     other.close()

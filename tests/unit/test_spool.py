@@ -6,6 +6,7 @@ import fcntl
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -22,7 +23,8 @@ MIB = 1 << 20
 
 
 def lines_of(path: str) -> list[bytes]:
-    return Path(path).read_bytes().splitlines()
+    with opened(path) as fd:
+        return read_all(fd).splitlines()
 
 
 def ids(spool: Spool) -> list[str]:
@@ -83,7 +85,7 @@ def test_a_new_file_begins_now_and_then(tmp_path: Path) -> None:
     for i in range(20):
         spool.append(run(str(i)))
     files = spool.files()
-    assert len(files) == 3
+    assert len(files) == 4
     assert ids(spool) == [str(i) for i in range(20)]
     for path in files[:-1]:
         with opened(path) as fd:
@@ -107,6 +109,51 @@ def test_a_forked_child_writes_a_file_of_its_own(tmp_path: Path) -> None:
         assert try_lock(fd)
     with opened(first) as fd:
         assert not try_lock(fd), "the child's end did not unlock the parent's"
+
+
+def test_the_file_of_a_process_that_was_killed_ends_with_its_last_record(
+    tmp_path: Path,
+) -> None:
+    spool = Spool(str(tmp_path / "spool"), MIB)
+    child = os.fork()
+    if child == 0:
+        try:
+            for i in range(3):
+                spool.append(run(str(i)))
+            os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    (path,) = spool.files()
+    assert ids(spool) == ["0", "1", "2"]
+    with opened(path) as fd:
+        assert try_lock(fd)
+        whole = read_all(fd)
+        assert whole.endswith(b"]\n")
+        assert read_all(fd, len(whole)) == b""
+
+
+def test_a_file_that_is_closed_is_as_long_as_its_records(tmp_path: Path) -> None:
+    spool = Spool(str(tmp_path / "spool"), MIB)
+    spool.append(run("a"))
+    (path,) = spool.files()
+    assert os.stat(path).st_size > 10_000, "its room is reserved"
+    spool.close()
+    assert Path(path).read_bytes() == run("a").to_json().encode() + b"\n"
+
+
+def test_a_line_longer_than_a_file_has_one_of_its_own(tmp_path: Path) -> None:
+    spool = Spool(str(tmp_path / "spool"), MIB, file_bytes=1000)
+    for task_id in ("a", "x" * 2000, "b", "c"):
+        spool.append(run(task_id))
+    assert ids(spool) == ["a", "x" * 2000, "b", "c"]
+
+
+def test_what_is_not_to_be_seen_yet_is_left_for_later(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"[1]\n[2\0\0\n[3]\n" + bytes(100))
+    with opened(str(path)) as fd:
+        assert read_all(fd) == b"[1]\n[2"
 
 
 def _append_many(directory: str, name: str, n: int) -> None:
