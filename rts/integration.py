@@ -44,6 +44,9 @@ def install(app: Celery) -> None:
         ConfigurationError: a setting is invalid; the message names the setting,
             the value and what is allowed.
     """
+    from celery.signals import import_modules
+
+    from rts.flower import hook
     from rts.lifecycle import receivers
     from rts.worker import add_steps
 
@@ -58,6 +61,8 @@ def install(app: Celery) -> None:
     app.on_after_configure.connect(_order, weak=False, dispatch_uid="rts.order")
     if app.configured:
         _order(app)
+    hook.attach(_has_rts)
+    import_modules.connect(_look_for_flower, weak=False, dispatch_uid="rts.flower")
 
 
 def uninstall(app: Celery) -> None:
@@ -66,6 +71,9 @@ def uninstall(app: Celery) -> None:
     What is in Redis and MongoDB stays. A worker that runs loses its hooks at
     once and its companion process when it stops.
     """
+    from celery.signals import import_modules
+
+    from rts.flower import hook
     from rts.lifecycle import receivers
     from rts.scheduling.switch import turn_off
     from rts.worker import remove_steps
@@ -81,6 +89,8 @@ def uninstall(app: Celery) -> None:
         turn_off(app)
     if not _installed:
         receivers.disconnect()
+        hook.detach()
+        import_modules.disconnect(dispatch_uid="rts.flower")
 
 
 def current() -> Current | None:
@@ -139,6 +149,22 @@ def _publisher(name: str) -> Parts | None:
     if name in app.tasks or len(_installed) != 1:
         return None  # another app's own task
     return parts_of(next(iter(_installed)))
+
+
+def _has_rts(app: Any) -> bool:
+    return getattr(app, ATTRIBUTE, None) is not None
+
+
+def _look_for_flower(**_: Any) -> None:
+    """Runs when an app imports its modules, as Flower has it do: Flower may have been
+    loaded since the app got rts.
+    """
+    from rts.flower import hook
+
+    try:
+        hook.attach(_has_rts)
+    except Exception as exc:  # noqa: BLE001  the host goes on
+        health.hook_failed("flower", exc)
 
 
 def _order(sender: Any, **_: Any) -> None:

@@ -61,6 +61,8 @@ class WorkerState:
     silent: bool
     #: Fractions of what the worker may use.
     load: Mapping[str, Any]
+    #: Names of those that it takes from; empty where it does not tell.
+    queues: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,21 +130,23 @@ def look(settings: Settings) -> tuple[RedisState, LedgerState]:
     return found["redis"], found["mongo"]
 
 
-def ask_redis(settings: Settings) -> RedisState:
-    """Return what Redis tells.
+def ask_redis(settings: Settings, link: Link | None = None) -> RedisState:
+    """Return what Redis tells; over *link* where one is given, which stays open.
 
     Raises:
         StoreUnavailable: it does not answer.
     """
     keys = settings.keys
-    link = Link(
-        replace(
-            settings,
-            connect_timeout=PATIENCE_S,
-            timeout=PATIENCE_S,
-            breaker_period=BREAKER_S,
+    mine = link is None
+    if link is None:
+        link = Link(
+            replace(
+                settings,
+                connect_timeout=PATIENCE_S,
+                timeout=PATIENCE_S,
+                breaker_period=BREAKER_S,
+            )
         )
-    )
     try:
         link.call(pack("TIME"))  # the first one makes the connection
         sent_at, begin = time.time(), time.perf_counter()
@@ -166,7 +170,8 @@ def ask_redis(settings: Settings) -> RedisState:
             running += sum(note is not None for note in notes)
             overdue += sum(_is_overdue(note, now) for note in notes if note is not None)
     finally:
-        link.close()
+        if mine:
+            link.close()
     oldest_at = int(oldest[0][0].partition(b"-")[0]) / 1000 if oldest else None
     return RedisState(
         server=ServerState(shown_url(settings.redis_url), True, _version(info), latency_s),
@@ -271,6 +276,7 @@ def _workers(beats: Mapping[str, str], now: float) -> list[WorkerState]:
                 age_s=age_s,
                 silent=age_s > LOST_AFTER_S,
                 load=load if isinstance(load, Mapping) else {},
+                queues=tuple(map(str, told.get("queues") or ())),
             )
         except (ValueError, TypeError, KeyError, AttributeError):
             continue  # of another version

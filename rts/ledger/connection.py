@@ -57,8 +57,11 @@ _NO_ANSWER = (
 )
 
 
-def connect(url: str) -> MongoClient[dict[str, Any]]:
-    """Return a client for *url*; what the URL does not set is as the ledger needs it.
+def connect(
+    url: str, client_options: Mapping[str, int] = CLIENT_OPTIONS
+) -> MongoClient[dict[str, Any]]:
+    """Return a client for *url*; what the URL does not set is as the ledger needs it, or
+    as *client_options* say.
 
     Nothing is sent before the first operation. Writes are acknowledged by a
     majority and journalled, because the outbox forgets what was acknowledged.
@@ -68,7 +71,7 @@ def connect(url: str) -> MongoClient[dict[str, Any]]:
     """
     given = {key.lower() for key, _ in parse_qsl(urlsplit(url).query, keep_blank_values=True)}
     options: dict[str, Any] = {
-        key: value for key, value in CLIENT_OPTIONS.items() if key.lower() not in given
+        key: value for key, value in client_options.items() if key.lower() not in given
     }
     if not given & {"w", "journal", "j", "wtimeoutms", "wtimeout"}:
         options |= {"w": "majority", "journal": True, "wTimeoutMS": WRITE_TIMEOUT_MS}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pymongo import ASCENDING
+from pymongo import ASCENDING, DESCENDING
 from pymongo.collection import Collection
 from pymongo.database import Database
 from pymongo.errors import CollectionInvalid, OperationFailure
@@ -33,6 +33,13 @@ def prepare(database: Database[dict[str, Any]], ttl_s: float) -> None:
         name="nostart",
         partialFilterExpression={"_nostart": True},
     )
+    # Misses are rare, and what people look at: the last ones of a type.
+    for collection, instant in ((assignments, "completed_at"), (database[TASKS], "verdict_at")):
+        collection.create_index(
+            [("task_type", ASCENDING), (instant, DESCENDING)],
+            name="misses",
+            partialFilterExpression={"sla_success": False},
+        )
     # The reports read by completed_at; so does the removal of what is too old.
     _expiring(assignments, "completed_at", ttl_s)
     # Verdicts are read by verdict_at; what other hands wrote has completed_at only.

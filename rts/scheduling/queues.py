@@ -17,6 +17,7 @@ from rts.scheduling.rule import OPTION, Rule
 from rts.scheduling.switch import stand_in
 from rts.scheduling.transport import DEMOTED, HOPEFUL, MOVE, DeadlineOrder
 from rts.settings import Settings
+from rts.validation import finite
 
 #: Seconds for the broker to take a connection and to answer.
 CONNECT_TIMEOUT_S, TIMEOUT_S = 2.0, 5.0
@@ -42,6 +43,20 @@ class QueueState:
     def waiting(self) -> int:
         """All messages that wait."""
         return self.ordered + self.demoted + self.plain
+
+
+@dataclass(frozen=True)
+class WaitingTask:
+    """One message that waits. Instants in epoch seconds; ``None`` where it has no plan."""
+
+    #: ``ordered``, ``demoted`` or ``plain``.
+    place: str
+    task_id: str
+    name: str
+    task_type: str | None
+    tau: float | None
+    arrival: float | None
+    deadline: float | None
 
 
 @contextmanager
@@ -94,6 +109,47 @@ def state_of(channel: Any, name: str) -> QueueState:
         value = headers.get("rts_deadline")
         deadline = float(value) if isinstance(value, int | float) else None
     return QueueState(name, ordered, late, sum(lengths), deadline)
+
+
+def past_deadline(channel: Any, name: str, now: float) -> int:
+    """Return how many messages that wait in order cannot be in time any more, because
+    their deadline (epoch seconds, as *now*) is over.
+    """
+    (hopeful,) = channel._names(name, HOPEFUL)
+    return int(channel.plain.zcount(hopeful, "-inf", now))
+
+
+def first_in_line(channel: Any, name: str, limit: int) -> list[WaitingTask]:
+    """Return up to *limit* messages, in the order in which they are to be taken."""
+    found: list[WaitingTask] = []
+    for place, part in (("ordered", HOPEFUL), ("demoted", DEMOTED)):
+        (key,) = channel._names(name, part)
+        if len(found) < limit:
+            members = channel.plain.zrange(key, 0, limit - len(found) - 1)
+            found += [_waiting(place, tail_of(text)) for text in members]
+    for key in channel._full(channel._lists(name)):
+        if len(found) < limit:  # a list is taken from its right end
+            texts = channel.plain.lrange(key, len(found) - limit, -1)
+            found += [_waiting("plain", text) for text in reversed(texts)]
+    return found
+
+
+def _waiting(place: str, text: bytes) -> WaitingTask:
+    try:
+        message = loads(text.decode())
+        headers = (message if place == "plain" else message[0]).get("headers")
+    except (ValueError, LookupError, AttributeError, TypeError):
+        headers = None  # a stranger's message
+    if not isinstance(headers, dict):
+        headers = {}
+    task_type = headers.get("task_type")
+    return WaitingTask(
+        place,
+        str(headers.get("id") or ""),
+        str(headers.get("task") or ""),
+        task_type if isinstance(task_type, str) else None,
+        *(finite(headers.get(f"rts_{name}")) for name in ("tau", "arrival", "deadline")),
+    )
 
 
 def to_plain(channel: Any, name: str) -> int:

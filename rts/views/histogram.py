@@ -74,11 +74,12 @@ def percentile(buckets: Mapping[int, int], q: float) -> float | None:
     for number in sorted(buckets):
         rank -= buckets[number]
         if rank <= 0:
-            return _value(number)
+            return value_of(number)
     raise AssertionError("the ranks end with the buckets")  # pragma: no cover
 
 
-def _value(number: int) -> float:
+def value_of(number: int) -> float:
+    """Return what a bucket stands for, to within the bound."""
     if number == 0:
         return 0.0
     value = 2 * _GAMMA ** (abs(number) - _SHIFT) / (_GAMMA + 1)

@@ -91,10 +91,11 @@ def report(
         tallies = tally(database, (since, until), by)
     except PyMongoError as exc:
         raise StoreUnavailable(f"MongoDB does not answer ({type(exc).__name__})") from exc
-    return [_row(key, tallies[key]) for key in sorted(tallies)]
+    return [row_of(key, tallies[key]) for key in sorted(tallies)]
 
 
-def _row(key: str, counted: Tally) -> ReportRow:
+def row_of(key: str, counted: Tally) -> ReportRow:
+    """Return what a tally says."""
     return ReportRow(
         key=key,
         runs=counted.runs,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import struct
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -120,17 +120,17 @@ def tally(database: Database[dict[str, Any]], window: Window, by: str) -> Tallie
         jobs = []
         for collection in _collections(by):
             stretches, rest = cut(collection, window)
-            if _count(database, collection, window, DIRECT + 1) <= DIRECT:
+            if count(database, collection, window, DIRECT + 1) <= DIRECT:
                 stretches, rest = [], [window]
-            kept = _kept(database, stretches, by)
-            jobs += [pool.submit(_direct, database, collection, w, by) for w in rest]
+            kept = kept_sums(database, stretches, by)
+            jobs += [pool.submit(direct, database, collection, w, by) for w in rest]
             for stretch in stretches:
                 if stretch.id in kept:
-                    _add(total, kept[stretch.id])
+                    add_all(total, kept[stretch.id])
                 else:
-                    jobs.append(pool.submit(_sum_up, database, stretch, by))
+                    jobs.append(pool.submit(sum_up, database, stretch, by))
         for job in jobs:
-            _add(total, job.result())
+            add_all(total, job.result())
     return total
 
 
@@ -152,13 +152,13 @@ def keep(
     summed = 0
     for collection in _collections(by):
         window = until - timedelta(seconds=seconds), until
-        if _count(database, collection, window, DIRECT + 1) <= DIRECT:
+        if count(database, collection, window, DIRECT + 1) <= DIRECT:
             continue
         hours = [s for s in cut(collection, window)[0] if s.width == WIDTHS[0]]
-        kept = _kept(database, hours, by)
+        kept = kept_sums(database, hours, by)
         for stretch in hours:
             if stretch.id not in kept:
-                _sum_up(database, stretch, by)
+                sum_up(database, stretch, by)
                 summed += 1
     return summed
 
@@ -167,11 +167,16 @@ def _collections(by: str) -> tuple[str, ...]:
     return (TASKS,) if by == CLASSES else (ASSIGNMENTS, TASKS)
 
 
-def cut(collection: str, window: Window) -> tuple[list[Stretch], list[Window]]:
-    """Cut *window* into whole stretches, long ones first, and what is left over."""
+def cut(
+    collection: str, window: Window, widths: Sequence[int] = WIDTHS
+) -> tuple[list[Stretch], list[Window]]:
+    """Cut *window* into whole stretches, long ones first, and what is left over.
+
+    *widths* are among ``WIDTHS``.
+    """
     stretches: list[Stretch] = []
     left = [window]
-    for width in WIDTHS:
+    for width in widths:
         rest: list[Window] = []
         for begin, end in left:
             first = -(-(begin - _EPOCH) // timedelta(seconds=width)) * width
@@ -186,18 +191,19 @@ def cut(collection: str, window: Window) -> tuple[list[Stretch], list[Window]]:
     return stretches, left
 
 
-def _count(
+def count(
     database: Database[dict[str, Any]], collection: str, window: Window, limit: int = 0
 ) -> int:
+    """Return the number of records that ended in *window*, at most *limit* (0: all)."""
     options: dict[str, Any] = {"limit": limit} if limit else {}
     # One by one, which the server counts in the index alone.
     return sum(
         database[collection].count_documents(part, **options)
-        for part in _parts(collection, window)
+        for part in parts(collection, window)
     )
 
 
-def _parts(collection: str, window: Window) -> list[dict[str, Any]]:
+def parts(collection: str, window: Window) -> list[dict[str, Any]]:
     """Return the queries, without overlap, for what lies in *window*: runs with their
     end, tasks with their verdict.
     """
@@ -210,19 +216,48 @@ def _parts(collection: str, window: Window) -> list[dict[str, Any]]:
 
 def in_window(collection: str, window: Window) -> dict[str, Any]:
     """Return the query for the runs, or the verdicts, of a window."""
-    parts = _parts(collection, window)
-    return parts[0] if len(parts) == 1 else {"$or": parts}
+    found = parts(collection, window)
+    return found[0] if len(found) == 1 else {"$or": found}
 
 
-def _add(total: Tallies, more: Mapping[str, Tally]) -> None:
+def add_all(total: Tallies, more: Mapping[str, Tally]) -> None:
+    """Take *more*, of another window, into *total*."""
     for key, counted in more.items():
         total.setdefault(key, Tally()).add(counted)
 
 
-def _direct(
+def direct(
     database: Database[dict[str, Any]], collection: str, window: Window, by: str
 ) -> Tallies:
     """Count record by record, on the server."""
+    found: Tallies = {}
+    for row in _answers(database, collection, window, by, {}):
+        _take(found.setdefault(_key_text(row["_id"]["key"]), Tally()), row)
+    return found
+
+
+def direct_by_stretch(
+    database: Database[dict[str, Any]], collection: str, window: Window, by: str, width: int
+) -> dict[int, Tallies]:
+    """Do the same for each *width* seconds; by the epoch second at which they begin."""
+    ended = {"$ifNull": ["$verdict_at", "$completed_at"]}  # runs have no verdict_at
+    at: Any = {"$subtract": [ended, _EPOCH]}  # milliseconds
+    at = {"$subtract": [at, {"$mod": [at, width * 1000]}]}
+    found: dict[int, Tallies] = {}
+    for row in _answers(database, collection, window, by, {"at": at}):
+        inside = found.setdefault(int(row["_id"]["at"]) // 1000, {})
+        _take(inside.setdefault(_key_text(row["_id"]["key"]), Tally()), row)
+    return found
+
+
+def _answers(
+    database: Database[dict[str, Any]],
+    collection: str,
+    window: Window,
+    by: str,
+    more: Mapping[str, Any],
+) -> Iterator[dict[str, Any]]:
+    """Yield the groups of all questions; *more*: what to group by besides."""
     key: Any = {"$literal": "all"}
     questions = _RUN_QUESTIONS if collection == ASSIGNMENTS else _TASK_QUESTIONS
     if by in _FIELDS:
@@ -230,13 +265,10 @@ def _direct(
     elif by == CLASSES:
         key = {name: {"$ifNull": [f"${name}", None]} for name in _CLASS}
         questions = _CLASS_QUESTIONS
-    found: Tallies = {}
     for groups, sums in questions:
-        group = {"_id": {"key": key, **groups}, "n": {"$sum": 1}, **sums}
+        group = {"_id": {"key": key, **more, **groups}, "n": {"$sum": 1}, **sums}
         stages = [{"$match": in_window(collection, window)}, {"$group": group}]
-        for row in database[collection].aggregate(stages):
-            _take(found.setdefault(_key_text(row["_id"]["key"]), Tally()), row)
-    return found
+        yield from database[collection].aggregate(stages)
 
 
 def _key_text(key: Any) -> str:
@@ -293,7 +325,7 @@ def _take(counted: Tally, row: Mapping[str, Any]) -> None:
             counted.misses[groups.get("cause") or LATE] += n
 
 
-def _sum_up(database: Database[dict[str, Any]], stretch: Stretch, by: str) -> Tallies:
+def sum_up(database: Database[dict[str, Any]], stretch: Stretch, by: str) -> Tallies:
     """Count a whole stretch and keep the sums, unless a record changes meanwhile."""
     rollups = database[ROLLUPS]
     writes = None
@@ -308,7 +340,7 @@ def _sum_up(database: Database[dict[str, Any]], stretch: Stretch, by: str) -> Ta
         writes = None if head is None else head["writes"]
     except PyMongoError:  # one who may only read gets the answer all the same
         pass
-    counted = _direct(database, stretch.collection, stretch.window, by)
+    counted = direct(database, stretch.collection, stretch.window, by)
     if writes is not None:
         packed = _pack(counted)
         n = sum(t.runs + t.verdicts for t in counted.values())
@@ -323,7 +355,7 @@ def _sum_up(database: Database[dict[str, Any]], stretch: Stretch, by: str) -> Ta
     return counted
 
 
-def _kept(
+def kept_sums(
     database: Database[dict[str, Any]], stretches: Sequence[Stretch], by: str
 ) -> dict[str, Tallies]:
     """Return the sums of *stretches* that were kept and still agree with the ledger."""
@@ -340,11 +372,11 @@ def _kept(
     for neighbours in _neighbours(kept):
         window = neighbours[0].window[0], neighbours[-1].window[1]
         expected = sum(found[s.id]["n"] for s in neighbours)
-        agrees = _count(database, neighbours[0].collection, window) == expected
+        agrees = count(database, neighbours[0].collection, window) == expected
         for stretch in neighbours:
             sums = found[stretch.id]
             # One count for all; where it is off, one for each tells which it was.
-            if agrees or _count(database, stretch.collection, stretch.window) == sums["n"]:
+            if agrees or count(database, stretch.collection, stretch.window) == sums["n"]:
                 good[stretch.id] = _unpack(sums["keys"])
     return good
 

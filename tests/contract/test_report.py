@@ -204,7 +204,7 @@ def test_sums_that_were_overtaken_are_not_kept(
     run = run._replace(runtime_s=1.0, started_at=T + 999.0)
     lost = run._replace(state="LOST", cause="lost", runtime_s=None)
     write(ledger, [lost])
-    count = tallies._direct
+    count = tallies.direct
 
     def slow(*arguments: Any) -> Any:
         counted = count(*arguments)
@@ -212,7 +212,7 @@ def test_sums_that_were_overtaken_are_not_kept(
         return counted
 
     with monkeypatch.context() as patch:
-        patch.setattr(tallies, "_direct", slow)
+        patch.setattr(tallies, "direct", slow)
         report(ledger.database, at(0), at(3600))
     check(ledger.database, at(0), at(3600))
 

@@ -1,0 +1,213 @@
+"""Charts as plain values: what rts.js draws, and what stands in the table beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rts.views.histogram import percentile, value_of
+from rts.views.series import Point
+from rts.views.tallies import Tally
+from rts.views.why import load_at_start, slowdown
+
+Chart = dict[str, Any]
+
+#: Bars of the distribution of lateness.
+BINS = 24
+#: Upper ends of the bands of load at start.
+BANDS = (0.2, 0.4, 0.6, 0.8, 1.0, math.inf)
+
+
+def chart(name: str, title: str, unit: str, x: Sequence[float], **more: Any) -> Chart:
+    """Return a chart. *unit* of its values: ratio, seconds, count or factor."""
+    return {"name": name, "title": title, "unit": unit, "x": list(x), **more}
+
+
+def line(label: str, role: str, values: Sequence[float | None], kind: str = "line") -> Chart:
+    """Return a series. *role* gives the colour, *kind*: line, dash, bars or points."""
+    return {"label": label, "role": role, "kind": kind, "values": list(values)}
+
+
+def whole(points: Sequence[Point], key: str | None = None) -> list[Tally]:
+    """Return a tally for each point: that of *key*, or of all keys together."""
+    found = []
+    for point in points:
+        total = Tally()
+        for name, counted in point.tallies.items():
+            if key is None or name == key:
+                total.add(counted)
+        found.append(total)
+    return found
+
+
+def on_time(points: Sequence[Point], key: str | None, target: float | None) -> Chart:
+    """Return the shares of deadlines met, and of goodput, over time."""
+    tallies = whole(points, key)
+    lines = [
+        line("on time", "met", [_ratio(t.on_time, t.verdicts) for t in tallies]),
+        line("goodput", "second", [_ratio(t.good, t.verdicts) for t in tallies]),
+    ]
+    if target is not None:
+        lines.append(line("objective", "target", [target] * len(tallies), "dash"))
+    return chart("on-time", "Deadlines met", "ratio", _starts(points), series=lines, most=1)
+
+
+def verdicts(points: Sequence[Point], key: str | None = None) -> Chart:
+    """Return the numbers of tasks that met and missed their deadlines, over time."""
+    tallies = whole(points, key)
+    return chart(
+        "verdicts",
+        "Tasks that ended",
+        "count",
+        _starts(points),
+        series=[
+            line("met", "met", [t.on_time for t in tallies], "bars"),
+            line("missed", "missed", [t.verdicts - t.on_time for t in tallies], "bars"),
+        ],
+        stacked=True,
+    )
+
+
+def runtimes(points: Sequence[Point], key: str, runs: Iterable[Mapping[str, Any]]) -> Chart:
+    """Return real runtimes beside the tau that the deadlines were made with.
+
+    *runs*: a sample of those of *key*.
+    """
+    used: dict[float, list[float]] = {}
+    width = points[0].width_s if points else 1
+    for run in runs:
+        tau, completed_at = run.get("tau"), run.get("completed_at")
+        if tau and completed_at is not None:
+            used.setdefault(completed_at.timestamp() // width * width, []).append(tau)
+    starts = _starts(points)
+    return chart(
+        "runtimes",
+        "Runtime and tau",
+        "seconds",
+        starts,
+        series=[
+            *_percentiles([t.runtime for t in whole(points, key)], "runtime"),
+            line("tau", "tau", [_mean(used.get(start, ())) for start in starts]),
+        ],
+        band=True,
+    )
+
+
+def delays(points: Sequence[Point], key: str) -> Chart:
+    """Return the queueing delay over time."""
+    return chart(
+        "delays",
+        "Queueing delay",
+        "seconds",
+        _starts(points),
+        series=_percentiles([t.queueing_delay for t in whole(points, key)], "delay"),
+        band=True,
+    )
+
+
+def lateness(buckets: Mapping[int, int]) -> Chart:
+    """Return the distribution of lateness; what lies beyond either end is in its bar."""
+    low, high = percentile(buckets, 0.01), percentile(buckets, 0.99)
+    x: list[float] = []
+    bars: list[int] = []
+    if low is not None and high is not None:
+        step = _nice((max(high, 0.0) - min(low, 0.0)) / BINS)
+        first = math.floor(min(low, 0.0) / step)
+        last = max(math.ceil(max(high, 0.0) / step), first + 1)
+        bars = [0] * (last - first)
+        for number, n in buckets.items():
+            place = math.ceil(value_of(number) / step) - 1  # just in time is not late
+            bars[min(max(place, first), last - 1) - first] += n
+        x = [(first + i + 0.5) * step for i in range(len(bars))]
+    pairs = list(zip(x, bars, strict=True))
+    return chart(
+        "lateness",
+        "Lateness",
+        "count",
+        x,
+        series=[
+            line("in time", "met", [n if at < 0 else 0 for at, n in pairs], "bars"),
+            line("late", "missed", [n if at > 0 else 0 for at, n in pairs], "bars"),
+        ],
+        stacked=True,
+        x_unit="seconds",
+    )
+
+
+def slowdowns(runs: Iterable[Mapping[str, Any]]) -> Chart:
+    """Return runtime over tau against load at start, of single runs."""
+    dots = []
+    for run in runs:
+        load, factor, met = load_at_start(run), slowdown(run), run.get("sla_success")
+        if load is not None and factor is not None and factor > 0 and met is not None:
+            dots.append((load, factor, met))
+    dots.sort()
+    return chart(
+        "slowdowns",
+        "Slowdown against load at start",
+        "factor",
+        [load for load, _, _ in dots],
+        series=[
+            line("met", "met", [f if met else None for _, f, met in dots], "points"),
+            line("missed", "missed", [None if met else f for _, f, met in dots], "points"),
+        ],
+        x_unit="ratio",
+        log=True,
+    )
+
+
+def bands(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the same by bands of load: what a table can say."""
+    found = []
+    low = 0.0
+    for high in BANDS:
+        inside = [
+            run
+            for run in runs
+            if (load := load_at_start(run)) is not None and low <= load < high
+        ]
+        factors = sorted(f for run in inside if (f := slowdown(run)) is not None)
+        judged = [run["sla_success"] for run in inside if run.get("sla_success") is not None]
+        found.append(
+            {
+                "from": low,
+                "to": None if math.isinf(high) else high,
+                "runs": len(inside),
+                "slowdown_p50": factors[len(factors) // 2] if factors else None,
+                "on_time_ratio": _ratio(sum(judged), len(judged)),
+            }
+        )
+        low = high
+    return found
+
+
+def _percentiles(buckets: Sequence[Mapping[int, int]], what: str) -> list[Chart]:
+    return [
+        line(f"{what} p50", "middle", [percentile(b, 0.50) for b in buckets]),
+        line(f"{what} p95", "upper", [percentile(b, 0.95) for b in buckets]),
+    ]
+
+
+def _starts(points: Sequence[Point]) -> list[float]:
+    return [point.start.timestamp() for point in points]
+
+
+def _nice(step: float) -> float:
+    """Return the next of …, 0.5, 1, 2, 5, 10, … that is at least *step*.
+
+    >>> [_nice(s) for s in (0.3, 1.0, 7.0)]
+    [0.5, 1.0, 10.0]
+    """
+    if step <= 0:
+        return 0.1
+    power = 10.0 ** math.floor(math.log10(step))
+    return next(m * power for m in (1, 2, 5, 10) if m * power >= step * (1 - 1e-9))
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None

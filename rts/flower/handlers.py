@@ -1,0 +1,220 @@
+"""Tornado handlers of the tab. All of them only read.
+
+Pages follow the rules of Flower's pages (anonymous where Flower is, else its
+authentication), ``/api/rts`` those of Flower's API, which is closed without
+authentication unless ``FLOWER_UNAUTHENTICATED_API`` opens it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from flower.api import BaseApiHandler
+from flower.views import BaseHandler
+from flower.views.tasks import TaskView
+from tornado import web
+
+from rts.cli.shared import plain
+from rts.flower import words
+from rts.flower.filters import CHOICES, BadFilter, Filters
+from rts.flower.pages import Document, Pages
+from rts.flower.timeline import timeline
+
+#: Nothing but our own files and Flower's may run or load; nothing in line at all.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "font-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'self'; "
+    "frame-ancestors 'self'"
+)
+#: Characters of an id that are looked up; Celery's have 36.
+MAX_ID = 1024
+
+
+class Tab:
+    """What the handlers share."""
+
+    def __init__(self, pages: Pages, static_prefix: str, static: Path, *, themed: bool) -> None:
+        self.pages = pages
+        #: Whether Flower has a choice of themes (from 2.1 on), which ours then follow.
+        self.themed = themed
+        self._static_prefix = static_prefix
+        self._versions = {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+            for path in static.iterdir()
+            if path.is_file()
+        }
+
+    def asset(self, name: str) -> str:
+        """Return the address of a file of ours; it changes when the file does."""
+        return f"{self._static_prefix}{name}?v={self._versions[name]}"
+
+
+class StaticFiles(web.StaticFileHandler):
+    """Our scripts, styles and the chart library: public, as Flower's own are."""
+
+    def set_extra_headers(self, path: str) -> None:
+        """Forbid guessing of types."""
+        self.set_header("X-Content-Type-Options", "nosniff")
+
+
+class Shown(BaseHandler):  # type: ignore[misc]  # Flower has no type information
+    """A page of ours."""
+
+    def initialize(self, tab: Tab, page: str = "") -> None:
+        """Take what the table of handlers gives."""
+        self._tab = tab
+        self._page = page
+
+    def set_default_headers(self) -> None:
+        """Without Flower's open cross-origin header: these pages are for browsers."""
+        self.set_header("Content-Security-Policy", POLICY)
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header("Referrer-Policy", "same-origin")
+        self.set_header("Cache-Control", "no-cache")
+
+    def show(self, template: str, document: Document, filters: Filters, **more: Any) -> None:
+        """Render one of our templates."""
+        self.render(
+            f"rts/{template}.html",
+            doc=document,
+            filters=filters,
+            choices=CHOICES,
+            words=words,
+            asset=self._tab.asset,
+            as_json=as_json,
+            themed=self._tab.themed,
+            **more,
+        )
+
+    def filters(self) -> tuple[Filters, str | None]:
+        """Return the filters of the address, and what is wrong with them."""
+        try:
+            return Filters.of(lambda name: self.get_query_argument(name, None)), None
+        except BadFilter as exc:
+            self.set_status(400)
+            return Filters(), f"{exc}; shown are the last 24 hours."
+
+
+class Page(Shown):
+    """Overview, types, workers, queues, misses."""
+
+    @web.authenticated
+    async def get(self) -> None:
+        """Show the page."""
+        filters, wrong = self.filters()
+        document = await self._tab.pages.of(self._page, filters)
+        if wrong:
+            document["trouble"] = [wrong, *document["trouble"]]
+        self.show(self._page, document, filters)
+
+
+class Search(Shown):
+    """``/rts/task?id=…``: goes to the page of that task."""
+
+    @web.authenticated
+    def get(self) -> None:
+        """Redirect."""
+        wanted = self.get_query_argument("id", "").strip()[:MAX_ID]
+        self.redirect(
+            self.reverse_url("rts-task", wanted) if wanted else self.reverse_url("rts-misses")
+        )
+
+
+class TaskTimeline(Shown):
+    """``/rts/task/ID``: one task on its time line."""
+
+    @web.authenticated
+    async def get(self, task_id: str) -> None:
+        """Show it, or say that nothing is known of it."""
+        document = await self._tab.pages.task(task_id[:MAX_ID])
+        if not document["known"] and not document["trouble"]:
+            self.set_status(404)
+        drawn = timeline(document["task"], document["runs"])
+        self.show("task", document, Filters(), drawn=drawn)
+
+
+class TaskPage(TaskView):  # type: ignore[misc]  # Flower has no type information
+    """Flower's page of a task, with type, tau, deadline and verdict.
+
+    Flower knows a task from events only. One that it does not know, but the ledger
+    does, is shown on our page.
+    """
+
+    def initialize(self, tab: Tab) -> None:
+        """Take what the table of handlers gives."""
+        self._tab = tab
+        self.rts_facts: Document | None = None
+
+    @web.authenticated
+    async def get(self, task_id: str) -> None:
+        """Show it."""
+        self.rts_facts = await self._tab.pages.task(task_id[:MAX_ID])
+        known_to_flower = self.application.events.state.tasks.get(task_id) is not None
+        if not known_to_flower and self.rts_facts["known"]:
+            self.redirect(self.reverse_url("rts-task", task_id))
+            return
+        super().get(task_id)
+
+
+class Api(BaseApiHandler):  # type: ignore[misc]  # Flower has no type information
+    """``/api/rts/PAGE``: what the page shows, as JSON."""
+
+    def initialize(self, tab: Tab, page: str = "") -> None:
+        """Take what the table of handlers gives."""
+        self._tab = tab
+        self._page = page
+
+    @web.authenticated
+    async def get(self) -> None:
+        """Answer with the document."""
+        try:
+            filters = Filters.of(lambda name: self.get_query_argument(name, None))
+        except BadFilter as exc:
+            raise web.HTTPError(400, str(exc).replace("%", "%%")) from exc
+        self.answer(await self._tab.pages.of(self._page, filters))
+
+    def answer(self, document: Document) -> None:
+        """Write the document."""
+        self.set_header("Content-Type", "application/json; charset=UTF-8")
+        self.set_header("Cache-Control", "no-store")
+        self.write(json.dumps(as_plain(document), allow_nan=False))
+
+
+class TaskApi(Api):
+    """``/api/rts/task/ID``: one task."""
+
+    @web.authenticated
+    async def get(self, task_id: str) -> None:
+        """Answer with the document; 404 where nothing is known of the task."""
+        document = await self._tab.pages.task(task_id[:MAX_ID])
+        if not document["known"] and not document["trouble"]:
+            raise web.HTTPError(404, "Unknown task")
+        self.answer(document)
+
+
+def as_plain(value: Any) -> Any:
+    """Return *value* as what JSON can hold."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        return {str(key): as_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_plain(item) for item in value]
+    return plain(value)
+
+
+def as_json(value: Any) -> str:
+    """Return JSON that can stand in an HTML page: no character in it is one of HTML's.
+
+    >>> as_json({"a": "</script>"})
+    '{"a": "\\\\u003c/script\\\\u003e"}'
+    """
+    text = json.dumps(as_plain(value), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text

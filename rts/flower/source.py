@@ -1,0 +1,266 @@
+"""What the pages ask: MongoDB, Redis and the broker, over one client each.
+
+Every method blocks and is called in a thread (:mod:`rts.flower.answers`). The functions
+are those of the command line, so the numbers are the same.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from pymongo import MongoClient
+from pymongo.database import Database
+from pymongo.errors import PyMongoError
+
+from rts.cli.probes import RedisState, WorkerState, ask_redis
+from rts.cli.shared import short
+from rts.cli.tau import TauRow, tau_rows
+from rts.errors import StoreUnavailable
+from rts.ledger.connection import connect, database_of
+from rts.link.link import Link, shown_url
+from rts.scheduling.queues import (
+    QueueState,
+    WaitingTask,
+    first_in_line,
+    names,
+    past_deadline,
+    queues_of,
+    state_of,
+)
+from rts.settings import Settings
+from rts.views.report import ReportRow, row_of
+from rts.views.runs import OneTask, late_runs, latest_misses, one_task, sample
+from rts.views.series import Point, series
+from rts.views.slo import Standing, standings
+from rts.views.tallies import Tally, Window, add_all, tally
+from rts.views.why import Why, why
+
+#: Milliseconds for MongoDB: a page would rather say that it is away than wait.
+MONGO_OPTIONS: Mapping[str, int] = {
+    "serverSelectionTimeoutMS": 1000,
+    "connectTimeoutMS": 1000,
+    "socketTimeoutMS": 10000,
+    "maxPoolSize": 16,
+}
+#: Seconds for Redis to take a connection, to answer, and between attempts.
+CONNECT_TIMEOUT_S, TIMEOUT_S, BREAKER_S = 1.0, 2.0, 1.0
+#: Late runs of a type that are looked at for its reason.
+LATE_RUNS = 500
+#: Messages of a queue that are shown, and whose mean tau stands for that of all.
+IN_LINE, MEAN_OF = 25, 20
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A window, by type, name or worker: as a whole and over time."""
+
+    window: Window
+    by: str
+    rows: list[ReportRow]
+    #: ``None`` where nothing ended in the window.
+    total: ReportRow | None
+    points: list[Point]
+    #: By key, as in the rows.
+    tallies: Mapping[str, Tally]
+
+
+@dataclass(frozen=True)
+class QueueLook:
+    """One queue, the workers that take from it, and how long its work lasts."""
+
+    state: QueueState
+    #: In order, and past their deadline.
+    late: int
+    slots: int
+    #: Seconds until the slots have done what waits now; ``None`` without slots.
+    drain_s: float | None
+    line: list[WaitingTask]
+
+
+class Source:
+    """Asks the servers of one app."""
+
+    def __init__(self, app: Any, settings: Settings) -> None:
+        self.settings = settings
+        self._app = app
+        self._link = Link(
+            replace(
+                settings,
+                connect_timeout=CONNECT_TIMEOUT_S,
+                timeout=TIMEOUT_S,
+                breaker_period=BREAKER_S,
+            )
+        )
+        self._client: MongoClient[dict[str, Any]] | None = None
+
+    def redis(self) -> RedisState:
+        """Return what Redis tells of workers, running tasks and the outbox.
+
+        Raises:
+            StoreUnavailable: it does not answer.
+        """
+        try:
+            return ask_redis(self.settings, self._link)
+        except StoreUnavailable as exc:
+            raise self._no_redis(exc) from exc
+
+    def taus(self) -> list[TauRow]:
+        """Return what was learned.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        try:
+            return tau_rows(self.settings, self._link)
+        except StoreUnavailable as exc:
+            raise self._no_redis(exc) from exc
+
+    def objectives(self) -> list[Standing]:
+        """Return how the objectives stand.
+
+        Raises:
+            StoreUnavailable: MongoDB does not answer.
+        """
+        with self._ledger() as database:
+            return standings(database, self.settings, _now())
+
+    def counted(self, since: timedelta, by: str) -> Counted:
+        """Count the window of *since* up to now.
+
+        Raises:
+            StoreUnavailable: MongoDB does not answer.
+        """
+        window = _now() - since, _now()
+        with self._ledger() as database:
+            points = series(database, window, by)
+        tallies: dict[str, Tally] = {}
+        for point in points:
+            add_all(tallies, point.tallies)
+        whole = Tally()
+        for counted in tallies.values():
+            whole.add(counted)
+        rows = [row_of(key, tallies[key]) for key in sorted(tallies)]
+        total = row_of("total", whole) if rows else None
+        return Counted(window, by, rows, total, points, tallies)
+
+    def total(self, since: timedelta) -> ReportRow | None:
+        """Return the report of everything; ``None`` where nothing ended.
+
+        Raises:
+            StoreUnavailable: MongoDB does not answer.
+        """
+        with self._ledger() as database:
+            found = tally(database, (_now() - since, _now()), "all")
+        return row_of("total", found["all"]) if found else None
+
+    def reasons(self, since: timedelta, types: tuple[str, ...]) -> dict[str, Why]:
+        """Return why the last late runs of each type were late.
+
+        Raises:
+            StoreUnavailable: MongoDB does not answer.
+        """
+        window = _now() - since, _now()
+        with self._ledger() as database:
+            return {t: why(late_runs(database, window, t, LATE_RUNS)) for t in types}
+
+    def sample(self, since: timedelta, **only: str | None) -> list[dict[str, Any]]:
+        """Return some runs of the window; see :func:`rts.views.runs.sample`.
+
+        Raises:
+            StoreUnavailable: MongoDB does not answer.
+        """
+        with self._ledger() as database:
+            return sample(database, (_now() - since, _now()), **only)
+
+    def misses(
+        self, since: timedelta, types: tuple[str, ...], name: str | None, limit: int
+    ) -> list[dict[str, Any]]:
+        """Return the last tasks that missed their deadline.
+
+        Raises:
+            StoreUnavailable: MongoDB does not answer.
+        """
+        window = _now() - since, _now()
+        with self._ledger() as database:
+            return latest_misses(database, window, types, name=name, limit=limit)
+
+    def task(self, task_id: str) -> OneTask | None:
+        """Return one task; ``None`` where the ledger does not know it.
+
+        Raises:
+            StoreUnavailable: MongoDB does not answer.
+        """
+        with self._ledger() as database:
+            return one_task(database, task_id)
+
+    def queues(self) -> list[QueueLook] | None:
+        """Return the queues; ``None`` where the broker is not Redis.
+
+        Raises:
+            StoreUnavailable: the broker, or Redis, does not answer.
+        """
+        workers = [worker for worker in self.redis().workers if not worker.silent]
+        with queues_of(self._app, self.settings) as channel:
+            if channel is None:
+                return None
+            return [self._look(channel, name, workers) for name in names(self._app, channel)]
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._link.close()
+        if self._client is not None:
+            self._client.close()
+
+    def _look(self, channel: Any, name: str, workers: list[WorkerState]) -> QueueLook:
+        state = state_of(channel, name)
+        line = first_in_line(channel, name, IN_LINE)
+        late = past_deadline(channel, name, time.time()) if state.ordered else 0
+        slots = sum(
+            worker.concurrency or 0
+            for worker in workers
+            if not worker.queues or name in worker.queues
+        )
+        taus = [task.tau for task in line[:MEAN_OF] if task.tau is not None and task.tau > 0]
+        mean_s = math.fsum(taus) / len(taus) if taus else 0.0
+        drain_s = state.waiting * mean_s / slots if slots else None
+        return QueueLook(state, late, slots, drain_s, line)
+
+    def _ledger(self) -> _Ledger:
+        if self._client is None:
+            try:
+                self._client = connect(self.settings.mongo_url, MONGO_OPTIONS)
+            except PyMongoError as exc:
+                raise self._no_mongo(exc) from exc
+        return _Ledger(self, database_of(self._client, self.settings.mongo_url))
+
+    def _no_mongo(self, exc: BaseException) -> StoreUnavailable:
+        url, reason = shown_url(self.settings.mongo_url), short(exc.__cause__ or exc)
+        return StoreUnavailable(f"MongoDB at {url} is not usable ({reason})")
+
+    def _no_redis(self, exc: BaseException) -> StoreUnavailable:
+        url, reason = shown_url(self.settings.redis_url), short(exc.__cause__ or exc)
+        return StoreUnavailable(f"Redis at {url} is not usable ({reason})")
+
+
+class _Ledger:
+    """Gives the database; tells an outage by the server's address and the reason."""
+
+    def __init__(self, source: Source, database: Database[dict[str, Any]]) -> None:
+        self._source = source
+        self._database = database
+
+    def __enter__(self) -> Database[dict[str, Any]]:
+        return self._database
+
+    def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
+        if isinstance(exc, StoreUnavailable | PyMongoError):
+            raise self._source._no_mongo(exc) from exc
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)

@@ -1,0 +1,237 @@
+/* The RTS tab: draws the charts, keeps the page up to date, shows instants in local time.
+
+   The page is rendered on the server; a refresh fetches it again and takes over what has
+   changed, as text. Without this file the page is complete, but for the drawings. */
+"use strict";
+
+(() => {
+  const EVERY_MS = 5000;
+  const content = document.getElementById("rts-content");
+  const pause = document.getElementById("rts-pause");
+  const status = document.getElementById("rts-status");
+
+  /* --- numbers, as on the server --- */
+
+  function duration(seconds) {
+    const sign = seconds < 0 ? "−" : "";
+    const s = Math.abs(seconds);
+    if (s < 0.00005) return "0 s";
+    if (s < 0.9995) return `${sign}${(s * 1000).toFixed(s < 0.00995 ? 1 : 0)} ms`;
+    if (s < 99.95) return `${sign}${s.toFixed(s < 9.995 ? 2 : 1)} s`;
+    if (s < 3599.5) return `${sign}${Math.floor(Math.round(s) / 60)} min`;
+    return `${sign}${(s / 3600).toFixed(1)} h`;
+  }
+
+  const UNITS = {
+    ratio: (v) => `${Number((v * 100).toFixed(1))} %`,
+    seconds: duration,
+    count: (v) => v.toLocaleString("en").replaceAll(",", "\u202f"),
+    factor: (v) => `${Number(v.toPrecision(3))} ×`,
+  };
+
+  /* --- charts --- */
+
+  const plots = new Map(); // figure -> {text, plot, theme, width}
+
+  function colour(name) {
+    return getComputedStyle(document.body).getPropertyValue(`--rts-${name}`).trim();
+  }
+
+  const COLOURS = {
+    met: "met", second: "second", missed: "missed", middle: "met", upper: "second",
+    tau: "tau", target: "target",
+  };
+
+  function seriesOf(one, unit) {
+    const stroke = colour(COLOURS[one.role]);
+    const base = { label: one.label, stroke, width: 1.75, points: { size: 4, fill: stroke } };
+    if (one.kind === "dash") return { ...base, width: 1.25, dash: [5, 4], points: { show: false } };
+    if (one.kind === "bars") {
+      return {
+        ...base, width: 0, fill: stroke, points: { show: false },
+        paths: uPlot.paths.bars({ size: [0.82, 40], gap: 0 }),
+      };
+    }
+    if (one.kind === "points") {
+      const fill = one.role === "missed" ? stroke : `${stroke}99`;
+      return { ...base, width: 0, paths: () => null, points: { show: true, size: 5, fill, stroke: fill } };
+    }
+    return base;
+  }
+
+  function valuesOf(chart) {
+    const values = chart.series.map((one) => one.values);
+    if (!chart.stacked) return values;
+    // The first is drawn over the sum of both, so that they stand on one another.
+    return [values[0].map((v, i) => v + values[1][i]), values[0]];
+  }
+
+  function range(chart) {
+    if (chart.unit === "ratio") {
+      const known = chart.series.flatMap((one) => one.values).filter((v) => v !== null);
+      const least = known.length ? Math.min(...known) : 0;
+      return [Math.max(0, Math.floor((least - 0.02) * 10) / 10), 1.005];
+    }
+    return (_, low, high) => [0, high > 0 ? high * 1.08 : 1];
+  }
+
+  function aroundBars(x) {
+    const half = x.length > 1 ? (x[1] - x[0]) / 2 : 0.5;
+    return [x[0] - half, x[x.length - 1] + half];
+  }
+
+  function axisTimes(_, splits) {
+    const span = splits[splits.length - 1] - splits[0];
+    return splits.map((at) => {
+      const date = new Date(at * 1000);
+      return span > 2 * 86400
+        ? date.toLocaleDateString(undefined, { month: "short", day: "numeric" })
+        : date.toLocaleTimeString(undefined, { hour: "2-digit", minute: "2-digit", hour12: false });
+    });
+  }
+
+  function draw(figure) {
+    const source = figure.querySelector('script[type="application/json"]');
+    const place = figure.querySelector(".rts-plot");
+    const old = plots.get(figure);
+    const theme = document.documentElement.dataset.bsTheme;
+    const width = place ? place.clientWidth : 0;
+    if (!source || !width) return;
+    if (old && old.text === source.textContent && old.theme === theme && old.width === width) return;
+    if (old) old.plot.destroy();
+    const chart = JSON.parse(source.textContent);
+    const marks = figure.querySelectorAll(".rts-value");
+    const unit = UNITS[chart.unit];
+    const axis = {
+      stroke: colour("muted"), font: "12px system-ui, sans-serif",
+      grid: { stroke: colour("grid"), width: 1 }, ticks: { show: false },
+    };
+    const order = chart.stacked ? [chart.series[1], chart.series[0]] : chart.series;
+    const xUnit = chart.x_unit ? UNITS[chart.x_unit] : null;
+    const options = {
+      width, height: place.clientHeight || 220, legend: { show: false },
+      cursor: { drag: { setScale: false }, points: { show: !chart.stacked } },
+      scales: {
+        x: { time: !xUnit, range: chart.stacked ? aroundBars(chart.x) : undefined },
+        y: chart.log ? { distr: 3 } : { range: range(chart) },
+      },
+      series: [{}, ...order.map((one) => seriesOf(one, unit))],
+      axes: [
+        { ...axis, size: 30, grid: { show: false }, values: xUnit ? (_, at) => at.map(xUnit) : axisTimes },
+        { ...axis, size: 64, values: (_, at) => at.map((v) => (v === null ? "" : unit(v))) },
+      ],
+      bands: chart.band ? [{ series: [2, 1], fill: colour("met-soft") }] : [],
+      hooks: {
+        setCursor: [(plot) => {
+          const at = plot.cursor.idx;
+          chart.series.forEach((one, i) => {
+            const value = at === null || at === undefined ? null : one.values[at];
+            if (marks[i]) marks[i].textContent = value === null || value === undefined ? "" : unit(value);
+          });
+        }],
+      },
+    };
+    const plot = new uPlot(options, [chart.x, ...valuesOf(chart)], place);
+    plots.set(figure, { text: source.textContent, plot, theme, width });
+  }
+
+  function drawAll() {
+    for (const figure of plots.keys()) {
+      if (!figure.isConnected) {
+        plots.get(figure).plot.destroy();
+        plots.delete(figure);
+      }
+    }
+    document.querySelectorAll(".rts-chart").forEach(draw);
+  }
+
+  /* --- local time --- */
+
+  function localize(root) {
+    for (const time of root.querySelectorAll("time[datetime]")) {
+      const at = new Date(time.dateTime);
+      if (Number.isNaN(at.getTime())) continue;
+      const today = at.toDateString() === new Date().toDateString();
+      const clock = at.toLocaleTimeString(undefined, { hour12: false });
+      time.textContent = today ? clock : `${at.toLocaleDateString()} ${clock}`;
+      time.title = time.dateTime;
+    }
+  }
+
+  /* --- refresh --- */
+
+  function same(a, b) {
+    return a.nodeType === b.nodeType && a.nodeName === b.nodeName && a.id === b.id;
+  }
+
+  function takeOver(old, fresh) {
+    if (old.nodeType === Node.TEXT_NODE) {
+      if (old.data !== fresh.data) old.data = fresh.data;
+      return;
+    }
+    if (old.nodeType !== Node.ELEMENT_NODE || old.matches(".rts-plot, .rts-value")) return;
+    if (old.matches("form")) return; // somebody may be typing
+    for (const { name, value } of fresh.attributes) {
+      if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+    }
+    for (const { name } of [...old.attributes]) {
+      if (!fresh.hasAttribute(name) && name !== "open") old.removeAttribute(name);
+    }
+    const children = [...fresh.childNodes];
+    children.forEach((child, i) => {
+      const at = old.childNodes[i];
+      if (!at) old.append(document.importNode(child, true));
+      else if (same(at, child)) takeOver(at, child);
+      else at.replaceWith(document.importNode(child, true));
+    });
+    while (old.childNodes.length > children.length) old.lastChild.remove();
+  }
+
+  let timer = 0;
+  let lost = false;
+
+  function say(text) {
+    if (status.textContent !== text) status.textContent = text;
+  }
+
+  async function refresh() {
+    try {
+      const answer = await fetch(window.location.href, { cache: "no-cache", credentials: "same-origin" });
+      if (answer.redirected && !answer.url.startsWith(window.location.href.split("?")[0])) throw new Error("login");
+      const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+      const fresh = page.getElementById("rts-content");
+      if (!fresh) throw new Error("no page");
+      localize(fresh);
+      takeOver(content, fresh);
+      drawAll();
+      if (lost) say("Live again");
+      lost = false;
+    } catch {
+      lost = true;
+      say("Flower does not answer; trying again");
+    }
+    plan();
+  }
+
+  function plan() {
+    window.clearTimeout(timer);
+    if (pause.getAttribute("aria-pressed") !== "true" && !document.hidden) {
+      timer = window.setTimeout(refresh, EVERY_MS);
+    }
+  }
+
+  pause.hidden = false;
+  pause.addEventListener("click", () => {
+    const paused = pause.getAttribute("aria-pressed") !== "true";
+    pause.setAttribute("aria-pressed", String(paused));
+    say(paused ? "Paused" : "Live");
+    plan();
+  });
+  document.addEventListener("visibilitychange", plan);
+
+  localize(content);
+  drawAll();
+  plan();
+  new ResizeObserver(drawAll).observe(content);
+  new MutationObserver(drawAll).observe(document.documentElement, { attributeFilter: ["data-bs-theme"] });
+})();

@@ -1,0 +1,78 @@
+"""Adding the tab to one Flower application: handlers, templates, clients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tornado.routing import URLSpec
+
+from rts.flower.answers import Answers
+from rts.flower.handlers import (
+    Api,
+    Page,
+    Search,
+    StaticFiles,
+    Tab,
+    TaskApi,
+    TaskPage,
+    TaskTimeline,
+)
+from rts.flower.pages import Pages
+from rts.flower.source import Source
+from rts.flower.templates import FOLDER, TabLoader
+from rts.settings import Settings
+
+#: The application setting that holds the tab of a Flower that has it.
+SETTING = "rts_tab"
+STATIC = Path(__file__).parent / "static"
+NAMES = ("types", "workers", "queues", "misses")
+
+
+def add_tab(flower: Any) -> None:
+    """Give a Flower application the pages below ``/rts`` and ``/api/rts``, and the entry in
+    its navigation; again changes nothing.
+
+    Its own handlers and templates stay as they are; ours are asked first.
+
+    Raises:
+        ConfigurationError: a setting of the app is invalid.
+    """
+    if SETTING in flower.settings:
+        return
+    settings = Settings.from_conf(flower.capp.conf)
+    if not settings.enabled:
+        return
+    prefix = (getattr(flower.options, "url_prefix", None) or "").strip("/")
+    prefix = f"/{prefix}" if prefix else ""
+    theme = Path(flower.settings["static_path"], "js", "theme.js")
+    tab = Tab(
+        Pages(Source(flower.capp, settings), Answers()),
+        f"{prefix}/rts/static/",
+        STATIC,
+        themed=theme.exists(),
+    )
+    flower.settings[SETTING] = tab
+    flower.add_handlers(".*", _handlers(prefix, tab))
+    # Loaders are kept by this path, in all applications of a process.
+    flower.settings["template_loader"] = TabLoader(flower.settings["template_path"])
+    flower.settings["template_path"] = str(FOLDER)
+
+
+def _handlers(prefix: str, tab: Tab) -> list[URLSpec]:
+    given = {"tab": tab}
+
+    def at(path: str, handler: type, name: str | None = None, **more: Any) -> URLSpec:
+        return URLSpec(prefix + path, handler, {**given, **more}, name)
+
+    return [
+        at(r"/rts", Page, "rts", page="overview"),
+        at(r"/rts/", Page, page="overview"),
+        *(at(f"/rts/{name}", Page, f"rts-{name}", page=name) for name in NAMES),
+        at(r"/rts/task", Search, "rts-search"),
+        at(r"/rts/task/(.+)", TaskTimeline, "rts-task"),
+        at(r"/task/(.+)", TaskPage),
+        URLSpec(prefix + r"/rts/static/(.*)", StaticFiles, {"path": str(STATIC)}),
+        *(at(f"/api/rts/{name}", Api, page=name) for name in ("overview", *NAMES)),
+        at(r"/api/rts/task/(.+)", TaskApi),
+    ]

@@ -1,0 +1,63 @@
+"""One task on a time line: positions in percent of its width."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+#: Runs that are drawn; the table has all of them.
+MOST_RUNS = 20
+#: Percent that are left free at either end, for labels.
+MARGIN = 3.0
+
+
+def timeline(
+    task: Mapping[str, Any] | None, runs: Sequence[Mapping[str, Any]]
+) -> dict[str, Any] | None:
+    """Return what is drawn of a task: instants with their places, and a bar for each run.
+
+    ``None`` where no two instants are known.
+    """
+    told = [*([task] if task is not None else []), *runs]
+    if not told:
+        return None
+    arrival, deadline = told[0].get("arrival"), told[0].get("deadline")
+    instants = [
+        at
+        for record in told
+        for at in (record.get(n) for n in ("arrival", "deadline", "started_at", "completed_at"))
+        if at is not None
+    ]
+    if len(instants) < 2 or arrival is None:
+        return None
+    first, span = min(instants), max(instants) - min(instants)
+    if span <= timedelta(0):
+        return None
+
+    def place(at: datetime) -> float:
+        return round(MARGIN + (100 - 2 * MARGIN) * float((at - first) / span), 3)
+
+    bars = []
+    waits_from = arrival
+    for run in runs[:MOST_RUNS]:
+        started, ended = run.get("started_at"), run.get("completed_at")
+        if started is None:
+            continue
+        ended = ended or started
+        bars.append(
+            {
+                "waits_at": place(min(waits_from, started)),
+                "starts_at": place(started),
+                "ends_at": place(ended),
+                "late": deadline is not None and ended > deadline,
+                "met": run.get("sla_success") is True,
+            }
+        )
+        waits_from = ended
+    marks = [("arrival", arrival), ("deadline", deadline)]
+    return {
+        "bars": bars,
+        "marks": [{"label": label, "at": place(at)} for label, at in marks if at is not None],
+        "span_s": span.total_seconds(),
+    }

@@ -1,0 +1,166 @@
+"""Numbers and findings in words, as people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from typing import Any
+
+from rts.views.why import LOAD, QUEUEING, TAU, Why
+
+NONE = "–"
+
+#: Short names of the reasons, for labels.
+REASONS: Mapping[str, str] = {
+    QUEUEING: "waited too long",
+    LOAD: "slowed down by load",
+    TAU: "tau is too short",
+}
+
+
+def duration(seconds: float | None) -> str:
+    """Return a length of time with three digits or so.
+
+    >>> [duration(s) for s in (0.0042, 0.45, 4.213, 42.1, 725.0, 12000.0, 190000.0, -2.5)]
+    ['4.2 ms', '450 ms', '4.21 s', '42.1 s', '12 min 05 s', '3 h 20 min', '2 d 5 h', '−2.50 s']
+    """
+    if seconds is None:
+        return NONE
+    sign, s = ("−" if seconds < 0 else ""), abs(seconds)
+    if s < 0.00005:
+        return "0 s"
+    if s < 0.9995:
+        return f"{sign}{s * 1000:.{1 if s < 0.00995 else 0}f} ms"
+    if s < 99.95:
+        return f"{sign}{s:.{2 if s < 9.995 else 1}f} s"
+    for unit, part, length in (("min", "s", 1), ("h", "min", 60)):
+        whole, rest = divmod(round(s / length), 60)
+        if whole < (60 if unit == "min" else 24):
+            return f"{sign}{whole} {unit} {rest:02d} {part}"
+    hours = round(s / 3600)
+    days = f"{sign}{hours // 24} d"
+    return f"{days} {hours % 24} h" if hours % 24 else days
+
+
+def percent(ratio: float | None, digits: int = 1) -> str:
+    """Return a share in percent; only what is everything is 100 %.
+
+    >>> percent(0.99996), percent(1.0), percent(0.5, 0)
+    ('99.9 %', '100 %', '50 %')
+    """
+    if ratio is None:
+        return NONE
+    if ratio == 1:
+        return "100 %"
+    shown = round(ratio * 100, digits)
+    if ratio < 1 <= shown / 100:
+        shown = 100 - 10.0**-digits
+    return f"{shown:.{digits}f} %".replace("-", "−")
+
+
+def count(number: int | None) -> str:
+    """Return a whole number with thin spaces between thousands.
+
+    >>> count(1234567) == "1\u202f234\u202f567"
+    True
+    """
+    return NONE if number is None else f"{number:,}".replace(",", "\u202f")
+
+
+def times(factor: float | None) -> str:
+    """Return a factor.
+
+    >>> times(1.234), times(14.4), times(None)
+    ('1.23 ×', '14.4 ×', '–')
+    """
+    return NONE if factor is None else f"{factor:.{2 if abs(factor) < 9.995 else 1}f} ×"
+
+
+def clock(at: datetime | None) -> str:
+    """Return an instant as the server's viewers all read it: UTC, to the second."""
+    if at is None:
+        return NONE
+    return at.astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def misses(by_cause: Mapping[str, int]) -> str:
+    """Return misses by cause, the most frequent first.
+
+    >>> misses({"killed": 1, "late": 3})
+    '3 late, 1 killed'
+    """
+    ordered = sorted(by_cause.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count(n)} {cause}" for cause, n in ordered) or NONE
+
+
+def finding(by_cause: Mapping[str, int], late: Why | None) -> tuple[str, str, str] | None:
+    """Return why a type misses: a keyword, a label, and one sentence with what to do.
+
+    ``None`` where nothing was missed, or where nothing is known of it.
+    """
+    missed = sum(by_cause.values())
+    if not missed:
+        return None
+    ended = {cause: n for cause, n in by_cause.items() if cause != "late"}
+    worst = max(ended, key=lambda cause: ended[cause], default=None)
+    if worst is not None and ended[worst] > missed / 2:
+        return (
+            "ended",
+            f"ended: {worst}",
+            f"{percent(ended[worst] / missed, 0)} of the misses did not run to their end "
+            f"({worst}).",
+        )
+    if late is None or late.reason is None:
+        return None
+    share = percent(late.shares[late.reason], 0)
+    if late.reason == QUEUEING:
+        text = (
+            f"{share} of the late tasks were quick enough, but waited: typically "
+            f"{duration(late.queueing_delay_s)}, {percent(late.waited_ratio, 0)} of the time "
+            "that they had. More slots, or deadline order (rts_scheduler), would help."
+        )
+    elif late.reason == LOAD:
+        text = (
+            f"{share} of the late tasks began on a busy worker (load {_load(late)}) and took "
+            f"{times(late.slowdown)} their tau. Fewer slots for each worker, or more "
+            "machines, would help."
+        )
+    else:
+        text = (
+            f"{share} of the late tasks began on workers that were not busy (load "
+            f"{_load(late)}) and still took {times(late.slowdown)} their tau. Their runtime "
+            "varies more than the deadline allows: give them a type or k of their own."
+        )
+    return late.reason, REASONS[late.reason], text
+
+
+def _load(late: Why) -> str:
+    return NONE if late.load is None else f"{late.load:.2f}"
+
+
+def verdict(task: Mapping[str, Any]) -> str:
+    """Return what became of a task, and by how much it was early or late."""
+    lateness_s, cause = task.get("lateness_s"), task.get("cause")
+    if task.get("sla_success") is None:
+        return "no verdict yet"
+    if task["sla_success"]:
+        return f"met, {duration(abs(lateness_s or 0.0))} early"
+    if cause is not None:
+        return f"missed: {cause}"
+    return f"missed, {duration(lateness_s)} late"
+
+
+def value(number: float | None, unit: str) -> str:
+    """Return a value of a chart: unit is ratio, seconds, count or factor."""
+    if number is None:
+        return NONE
+    if unit == "ratio":
+        return percent(number)
+    if unit == "seconds":
+        return duration(number)
+    return times(number) if unit == "factor" else count(round(number))
+
+
+def utc(at: float) -> datetime:
+    """Return epoch seconds as an aware instant."""
+    return datetime.fromtimestamp(at, timezone.utc)

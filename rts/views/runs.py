@@ -1,0 +1,162 @@
+"""Single tasks and runs of the ledger: one task, the latest misses, a sample of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from pymongo import DESCENDING
+from pymongo.database import Database
+from pymongo.errors import PyMongoError
+
+from rts.errors import StoreUnavailable
+from rts.keys import ASSIGNMENTS, TASKS
+from rts.ledger.documents import text
+from rts.views.tallies import THREADS, Window, parts
+
+#: Stretches that a sample takes its runs from, and the newest runs of each that are
+#: looked at: what is asked of a million runs costs as much as of ten thousand.
+STRETCHES, LOOKED_AT = 24, 1000
+#: Runs that are taken of each stretch.
+TAKEN = 60
+#: Milliseconds for one question; a ledger without the index on misses needs longer.
+MOST_MS = 3000
+
+_RUN = (
+    *("task_id", "name", "task_type", "worker", "started_at", "completed_at", "state", "cause"),
+    *("runtime_s", "queueing_delay_s", "lateness_s", "sla_success", "tau", "load_at_start"),
+    *("arrival", "deadline", "retries"),
+)
+_MISS = (
+    *("name", "task_type", "queue", "worker", "arrival", "deadline", "started_at", "state"),
+    *("verdict_at", "completed_at", "runtime_s", "lateness_s", "cause", "tau"),
+)
+
+
+@dataclass(frozen=True)
+class OneTask:
+    """What the ledger holds of one task id."""
+
+    #: Its document in ``tasks``; ``None`` where there is no verdict yet.
+    task: Mapping[str, Any] | None
+    #: Those in ``assignments``, in the order in which they ran.
+    runs: Sequence[Mapping[str, Any]]
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except PyMongoError as exc:
+        raise StoreUnavailable(f"MongoDB does not answer ({type(exc).__name__})") from exc
+
+
+def one_task(database: Database[dict[str, Any]], task_id: str) -> OneTask | None:
+    """Return what is known of a task; ``None`` where that is nothing.
+
+    Raises:
+        StoreUnavailable: the server did not answer.
+    """
+    wanted = text(task_id)
+    with _told():
+        task = database[TASKS].find_one({"_id": wanted})
+        found = database[ASSIGNMENTS].find({"task_id": wanted})
+        runs = list(found.sort([("retries", 1), ("started_at", 1), ("_id", 1)]))
+    return OneTask(task, runs) if task is not None or runs else None
+
+
+def latest_misses(
+    database: Database[dict[str, Any]],
+    window: Window,
+    types: Sequence[str],
+    *,
+    name: str | None = None,
+    limit: int = 100,
+) -> list[dict[str, Any]]:
+    """Return the tasks of *types* whose deadline was missed in *window*, the last first.
+
+    One question for each type, since the index is by type and verdict.
+
+    Raises:
+        StoreUnavailable: the server did not answer in time.
+    """
+    named = {} if name is None else {"name": name}
+    found: list[dict[str, Any]] = []
+    with _told():
+        for task_type in types:
+            for part in parts(TASKS, window):
+                wanted = {"sla_success": False, "task_type": task_type, **part, **named}
+                cursor = database[TASKS].find(wanted, _MISS, max_time_ms=MOST_MS)
+                instant = next(iter(part)) if len(part) == 1 else "completed_at"
+                found += cursor.sort(instant, DESCENDING).limit(limit)
+    found.sort(key=lambda task: task.get("verdict_at") or task["completed_at"], reverse=True)
+    return found[:limit]
+
+
+def late_runs(
+    database: Database[dict[str, Any]], window: Window, task_type: str, limit: int
+) -> list[dict[str, Any]]:
+    """Return the last runs of a type in *window* that ran to their end, but too late.
+
+    Raises:
+        StoreUnavailable: the server did not answer in time.
+    """
+    wanted = {
+        "sla_success": False,
+        "task_type": task_type,
+        "completed_at": _between(window),
+        "cause": None,
+    }
+    with _told():
+        cursor = database[ASSIGNMENTS].find(wanted, _RUN, max_time_ms=MOST_MS)
+        return list(cursor.sort("completed_at", DESCENDING).limit(limit))
+
+
+def sample(
+    database: Database[dict[str, Any]],
+    window: Window,
+    *,
+    task_type: str | None = None,
+    name: str | None = None,
+    worker: str | None = None,
+) -> list[dict[str, Any]]:
+    """Return runs that ended in *window*, spread over it, by their end.
+
+    The window is cut into ``STRETCHES``; the newest ``LOOKED_AT`` runs of each are looked
+    through, and ``TAKEN`` of those asked for are taken. A rare type may therefore be
+    missing where many runs end.
+
+    Raises:
+        StoreUnavailable: the server did not answer.
+    """
+    fields = {"task_type": task_type, "name": name, "worker": worker}
+    wanted = {field: value for field, value in fields.items() if value is not None}
+    step = (window[1] - window[0]) / STRETCHES
+
+    def ask(number: int) -> list[dict[str, Any]]:
+        part = window[0] + number * step, window[0] + (number + 1) * step
+        return list(
+            database[ASSIGNMENTS].aggregate(
+                [
+                    {"$match": {"completed_at": _between(part)}},
+                    {"$sort": {"completed_at": -1}},
+                    {"$limit": LOOKED_AT},
+                    {"$match": wanted},
+                    {"$limit": TAKEN},
+                    {"$project": dict.fromkeys(_RUN, 1)},
+                ],
+                maxTimeMS=MOST_MS,
+            )
+        )
+
+    with _told(), ThreadPoolExecutor(THREADS) as pool:
+        found = [run for part in pool.map(ask, range(STRETCHES)) for run in part]
+    return sorted(found, key=lambda run: run["completed_at"])
+
+
+def _between(window: tuple[datetime, datetime]) -> dict[str, Any]:
+    return {"$gte": window[0], "$lt": window[1]}

@@ -1,0 +1,105 @@
+"""How the deadlines were met over time: the tallies of a report, stretch by stretch.
+
+The stretches are aligned to the clock (``…:00``, ``…:10``); the first and the last are
+cut where the window is. Their tallies add up to those of the window, and where it is
+busy they use the sums that the reports keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from pymongo.database import Database
+from pymongo.errors import PyMongoError
+
+from rts.errors import StoreUnavailable
+from rts.keys import ASSIGNMENTS, TASKS
+from rts.ledger.rollups import WIDTHS
+from rts.views import tallies
+from rts.views.tallies import DIRECT, THREADS, Stretch, Tallies, Window
+
+#: Lengths of a stretch in seconds; the first that gives at most MOST_POINTS is taken.
+LENGTHS_S = (10, 60, 600, 3600, 4 * 3600, 86400)
+MOST_POINTS = 180
+
+_EPOCH = datetime.fromtimestamp(0, timezone.utc)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One stretch of time."""
+
+    #: Aware; begins with the stretch, though the window may begin later.
+    start: datetime
+    width_s: int
+    #: By key.
+    tallies: Tallies
+
+
+def length_for(window: Window) -> int:
+    """Return the length in seconds of the stretches of a window.
+
+    >>> length_for((_EPOCH, _EPOCH + timedelta(days=1)))
+    600
+    """
+    span_s = (window[1] - window[0]).total_seconds()
+    return next((s for s in LENGTHS_S if span_s / s <= MOST_POINTS), LENGTHS_S[-1])
+
+
+def series(database: Database[dict[str, Any]], window: Window, by: str = "type") -> list[Point]:
+    """Return the tallies of *window* (aware) by stretch of time, the oldest first; also of
+    stretches in which nothing ended.
+
+    Raises:
+        ValueError: *by* is none of ``GROUPS``, or an instant is naive.
+        StoreUnavailable: the server did not answer.
+    """
+    if by not in tallies.GROUPS:
+        raise ValueError(f"by = {by!r} is not one of {', '.join(tallies.GROUPS)}")
+    if window[0].tzinfo is None or window[1].tzinfo is None:
+        raise ValueError("the window needs a time zone")
+    width = length_for(window)
+    first = int((window[0] - _EPOCH) // timedelta(seconds=width)) * width
+    last = -int(-(window[1] - _EPOCH) // timedelta(seconds=width)) * width
+    found: dict[int, Tallies] = {start: {} for start in range(first, last, width)}
+    try:
+        with ThreadPoolExecutor(THREADS) as pool:
+            for collection in (ASSIGNMENTS, TASKS):
+                for start, more in _of(database, collection, window, by, width, pool):
+                    tallies.add_all(found[start - start % width], more)
+    except PyMongoError as exc:
+        raise StoreUnavailable(f"MongoDB does not answer ({type(exc).__name__})") from exc
+    return [
+        Point(_EPOCH + timedelta(seconds=start), width, found[start]) for start in sorted(found)
+    ]
+
+
+def _of(
+    database: Database[dict[str, Any]],
+    collection: str,
+    window: Window,
+    by: str,
+    width: int,
+    pool: ThreadPoolExecutor,
+) -> list[tuple[int, Tallies]]:
+    """Return what one collection gives, with the epoch second at which each begins."""
+    base = next((w for w in WIDTHS if width % w == 0), None)
+    rest: Sequence[Window] = [window]
+    stretches: list[Stretch] = []
+    if base and tallies.count(database, collection, window, DIRECT + 1) > DIRECT:
+        stretches, rest = tallies.cut(collection, window, (base,))
+    kept = tallies.kept_sums(database, stretches, by)
+    jobs = [
+        pool.submit(tallies.direct_by_stretch, database, collection, w, by, width) for w in rest
+    ]
+    missing = [stretch for stretch in stretches if stretch.id not in kept]
+    sums = [(s, pool.submit(tallies.sum_up, database, s, by)) for s in missing]
+    found = [(s.start, kept[s.id]) for s in stretches if s.id in kept]
+    found += [(stretch.start, job.result()) for stretch, job in sums]
+    for job in jobs:
+        found += job.result().items()
+    return found

@@ -1,0 +1,107 @@
+"""Why tasks of a type come too late: they waited, the worker was busy, or tau is wrong.
+
+A late run had the span D = deadline − arrival. Without any waiting it would have ended
+after its runtime, so:
+
+- ``queueing``: runtime ≤ D. Only the waiting made it late.
+- ``load``: runtime > D, and it began on a worker whose load was at least ``BUSY``.
+- ``tau``: runtime > D on a worker that was not busy. The deadline, which is made of tau,
+  promised too much.
+
+Tasks that never ran to their end (killed, expired, …) are told by their cause.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+#: Load at start from which a worker counts as busy: then cores are shared or memory swaps.
+BUSY = 0.8
+
+QUEUEING, LOAD, TAU = "queueing", "load", "tau"
+
+
+@dataclass(frozen=True)
+class Why:
+    """What a number of late runs have in common. Shares are from 0 to 1."""
+
+    #: Runs that were looked at.
+    runs: int
+    #: The reason of most of them; ``None`` of nothing.
+    reason: str | None
+    #: Share of each reason.
+    shares: Mapping[str, float]
+    #: Medians: seconds between arrival and start, the share of the span until the deadline
+    #: that this was, runtime over tau, load at start. ``None`` where it is not known.
+    queueing_delay_s: float | None = None
+    waited_ratio: float | None = None
+    slowdown: float | None = None
+    load: float | None = None
+
+
+def reason_of(run: Mapping[str, Any]) -> str | None:
+    """Return why one late run was late; ``None`` where its record does not tell.
+
+    >>> from datetime import datetime, timedelta
+    >>> arrival = datetime(2030, 1, 1)
+    >>> reason_of({"runtime_s": 3, "arrival": arrival,
+    ...            "deadline": arrival + timedelta(seconds=5)})
+    'queueing'
+    """
+    runtime_s, span_s = run.get("runtime_s"), _span_s(run)
+    if runtime_s is None or span_s is None:
+        return None
+    if runtime_s <= span_s:
+        return QUEUEING
+    load = load_at_start(run)
+    return LOAD if load is not None and load >= BUSY else TAU
+
+
+def why(late_runs: Sequence[Mapping[str, Any]]) -> Why:
+    """Return why runs were late that ran to their end too late."""
+    reasons = [reason for run in late_runs if (reason := reason_of(run)) is not None]
+    if not reasons:
+        return Why(0, None, {})
+    shares = {r: reasons.count(r) / len(reasons) for r in (QUEUEING, LOAD, TAU)}
+    waited = [
+        (delay_s, delay_s / span_s)
+        for run in late_runs
+        if (delay_s := run.get("queueing_delay_s")) is not None and (span_s := _span_s(run))
+    ]
+    return Why(
+        runs=len(reasons),
+        reason=max(shares, key=lambda reason: shares[reason]),
+        shares=shares,
+        queueing_delay_s=_median(delay for delay, _ in waited),
+        waited_ratio=_median(ratio for _, ratio in waited),
+        slowdown=_median(slowdown(run) for run in late_runs),
+        load=_median(load_at_start(run) for run in late_runs),
+    )
+
+
+def slowdown(run: Mapping[str, Any]) -> float | None:
+    """Return runtime over tau; ``None`` where one is not known."""
+    runtime_s, tau = run.get("runtime_s"), run.get("tau")
+    return runtime_s / tau if runtime_s is not None and tau else None
+
+
+def _span_s(run: Mapping[str, Any]) -> float | None:
+    arrival, deadline = run.get("arrival"), run.get("deadline")
+    if arrival is None or deadline is None:
+        return None
+    return float((deadline - arrival).total_seconds())
+
+
+def load_at_start(run: Mapping[str, Any]) -> float | None:
+    """Return the load at the start of a run, a fraction; ``None`` where not known."""
+    load = run.get("load_at_start")
+    value = load.get("load") if isinstance(load, Mapping) else None
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None

@@ -1,0 +1,108 @@
+"""The tallies over time add up to those of the report, however they were counted."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from itertools import pairwise
+
+import pytest
+
+from rts.errors import StoreUnavailable
+from rts.ledger.mongo import MongoLedger, connect
+from rts.records import OutboxEntry
+from rts.settings import Settings
+from rts.views import series as module
+from rts.views.series import LENGTHS_S, MOST_POINTS, length_for, series
+from rts.views.tallies import Tally, add_all, tally
+from tests.records import run
+
+#: An instant that is the beginning of no stretch.
+UNTIL = datetime(2030, 1, 2, 3, 4, 5, 678000, timezone.utc)
+
+
+@pytest.fixture
+def ledger(rts_mongo_url: str) -> Iterator[MongoLedger]:
+    ledger = MongoLedger(Settings(mongo_url=rts_mongo_url, ledger_ttl=0))
+    yield ledger
+    ledger.close()
+
+
+def fill(ledger: MongoLedger, n: int, span_s: float) -> None:
+    entries = []
+    for i in range(n):
+        completed_at = UNTIL.timestamp() - random.random() * span_s
+        entries.append(
+            OutboxEntry(
+                str(i),
+                run(f"task-{i}")._replace(
+                    state="SUCCESS",
+                    task_type=random.choice(("cpu-light", "mixed")),
+                    arrival=completed_at - 5,
+                    deadline=completed_at + random.uniform(-3, 3),
+                    started_at=completed_at - 2,
+                    completed_at=completed_at,
+                    runtime_s=random.uniform(0.1, 9),
+                ),
+            )
+        )
+    ledger.write(entries)
+
+
+@pytest.mark.parametrize("direct", [50_000, 0], ids=["few", "many"])
+@pytest.mark.parametrize("hours", [1, 24, 24 * 14])
+def test_a_series_adds_up_to_the_report(
+    ledger: MongoLedger, monkeypatch: pytest.MonkeyPatch, direct: int, hours: int
+) -> None:
+    monkeypatch.setattr(module, "DIRECT", direct)
+    fill(ledger, 300, hours * 3600 * 1.2)
+    window = UNTIL - timedelta(hours=hours), UNTIL
+    for _ in range(2):  # the second time the sums are there
+        points = series(ledger.database, window)
+        total: dict[str, Tally] = {}
+        for point in points:
+            add_all(total, point.tallies)
+        expected = tally(ledger.database, window, "type")
+        assert total.keys() == expected.keys()
+        for key, counted in expected.items():
+            same = total[key]
+            assert same.success_runtime_s == pytest.approx(counted.success_runtime_s)
+            assert same.success_error_s == pytest.approx(counted.success_error_s)
+            same.success_runtime_s, same.success_error_s = (
+                counted.success_runtime_s,
+                counted.success_error_s,
+            )
+            assert same == counted
+
+
+def test_each_point_is_a_direct_count(ledger: MongoLedger) -> None:
+    fill(ledger, 200, 3600)
+    points = series(ledger.database, (UNTIL - timedelta(hours=1), UNTIL), "all")
+    found = {p.start: p.tallies["all"].verdicts for p in points if p.tallies}
+    width = points[0].width_s
+    counted = Counter(
+        datetime.fromtimestamp(d["verdict_at"].timestamp() // width * width, timezone.utc)
+        for d in ledger.database.tasks.find({})
+    )
+    assert found == counted
+    assert {(b.start - a.start).total_seconds() for a, b in pairwise(points)} == {width}
+
+
+def test_every_window_has_a_bearable_number_of_points() -> None:
+    for seconds in (10, 900, 3600, 86400, 7 * 86400, 30 * 86400):
+        length = length_for((UNTIL - timedelta(seconds=seconds), UNTIL))
+        assert length in LENGTHS_S
+        assert seconds / length <= MOST_POINTS
+
+
+def test_what_is_refused(ledger: MongoLedger) -> None:
+    window = UNTIL - timedelta(hours=1), UNTIL
+    with pytest.raises(ValueError, match="'moon'"):
+        series(ledger.database, window, "moon")
+    with pytest.raises(ValueError, match="time zone"):
+        series(ledger.database, (window[0].replace(tzinfo=None), UNTIL))
+    client = connect("mongodb://127.0.0.1:1/x?serverSelectionTimeoutMS=50")
+    with pytest.raises(StoreUnavailable), client:
+        series(client.get_default_database(), window)

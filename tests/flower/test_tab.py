@@ -1,0 +1,332 @@
+"""The tab in a real Flower: pages, API, authentication, prefix, strangers' names, outages."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import datetime, timedelta, timezone
+from html import escape
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import redis
+from celery import Celery
+from pymongo.database import Database
+
+import rts
+from rts.cli.shared import plain
+from rts.settings import Settings
+from rts.testing import MongoServer, RedisServer, wait_until
+from rts.views.report import report
+from rts.views.slo import standings
+from tests.conftest import ROOT, Stage
+from tests.flower.conftest import EVIL, Flower, ended, some_runs
+
+PAGES = ("/rts", "/rts/types", "/rts/workers", "/rts/queues", "/rts/misses", "/rts/task/task-0")
+APIS = ("overview", "types", "workers", "queues", "misses", "task/task-0")
+OPEN_API = {"FLOWER_UNAUTHENTICATED_API": "true"}
+
+Make = Callable[..., Flower]
+
+
+@pytest.mark.parametrize("how", ["install", "rts.auto"])
+def test_every_page_is_there_without_a_flag(
+    make_stage: Callable[..., Stage], make_flower: Make, write: Any, how: str
+) -> None:
+    write(*some_runs())
+    stage = make_stage(**({"imports": ["rts.auto"]} if how == "rts.auto" else {}))
+    stage.installed = how == "install"
+    flower = make_flower(stage, env=OPEN_API)
+    main = flower.get("/workers")
+    assert 'href="/rts"' in main.text
+    for path in PAGES:
+        page = flower.get(path)
+        assert page.status == 200, (path, flower.log)
+        assert 'href="/rts"' in page.text
+        assert "default-src 'none'" in page.headers["Content-Security-Policy"]
+    for name in APIS:
+        answer = flower.counted(f"/api/rts/{name}")
+        assert answer.status == 200, (name, flower.log)
+        assert answer.json["trouble"] == []
+    assert "Traceback" not in flower.log
+
+
+def test_without_rts_flower_is_as_ever(
+    make_stage: Callable[..., Stage], make_flower: Make
+) -> None:
+    stage = make_stage()
+    stage.installed = False
+    flower = make_flower(stage)
+    assert "/rts" not in flower.get("/workers").text
+    assert flower.get("/rts").status == 404
+
+
+def test_the_numbers_are_those_of_the_command_line(
+    make_stage: Callable[..., Stage],
+    make_flower: Make,
+    write: Any,
+    mongo: Database[dict[str, Any]],
+) -> None:
+    write(*some_runs())
+    stage = make_stage(rts_slo={"mixed": 0.5, "*": 0.9})
+    flower = make_flower(stage, env=OPEN_API)
+    shown = flower.counted("/api/rts/types?since=24h").json
+    window = tuple(
+        datetime.fromisoformat(shown[n].replace("Z", "+00:00")) for n in ("since", "until")
+    )
+    for by, rows in (("type", shown["types"]), ("name", shown["names"])):
+        expected = {row.key: plain(asdict(row)) for row in report(mongo, *window, by)}
+        found = {row["key"]: row for row in rows}
+        assert len(expected) == 4
+        for key, row in expected.items():
+            shown_row = {n: found[key][n] for n in row}
+            # The same sums, added up in another order.
+            assert shown_row.pop("tau_error_ratio") == pytest.approx(row.pop("tau_error_ratio"))
+            assert shown_row == row
+    settings = Settings.from_conf({"rts_slo": {"mixed": 0.5, "*": 0.9}})
+    overview = flower.counted("/api/rts/overview").json
+    expected_standings = standings(mongo, settings, datetime.now(timezone.utc))
+    assert [s["budget_left_ratio"] for s in overview["objectives"]] == [
+        pytest.approx(s.budget_left_ratio) for s in expected_standings
+    ]
+    day = next(met for met in overview["met"] if met["window"] == "24 h")
+    assert (day["tasks"], day["missed"]) == (100, 60)
+    assert mongo.tasks.count_documents({"sla_success": False}) == 60
+
+
+def test_why_types_miss(
+    make_stage: Callable[..., Stage], make_flower: Make, write: Any
+) -> None:
+    write(*some_runs())
+    flower = make_flower(make_stage(), env=OPEN_API)
+    rows = {row["key"]: row for row in flower.counted("/api/rts/overview").json["types"]}
+    reasons = {key: row["finding"] and row["finding"]["reason"] for key, row in rows.items()}
+    assert reasons == {
+        "memory-heavy": "queueing",
+        "cpu-heavy": "load",
+        "mixed": "tau",
+        "cpu-light": None,
+    }
+    page = flower.get("/rts").text
+    for label in ("waited too long", "slowed down by load", "tau is too short"):
+        assert label in page
+
+
+def test_the_api_keeps_flowers_rules(
+    make_stage: Callable[..., Stage], make_flower: Make, write: Any
+) -> None:
+    write(ended(0, 5))
+    closed = make_flower(make_stage())
+    assert closed.get("/rts").status == 200
+    for name in APIS:
+        assert closed.get(f"/api/rts/{name}").status == 401
+
+
+def test_basic_authentication_and_prefix(
+    make_stage: Callable[..., Stage], make_flower: Make, write: Any
+) -> None:
+    write(ended(0, 5))
+    flower = make_flower(make_stage(), prefix="my/flower", basic_auth="me:secret")
+    for path in PAGES + tuple(f"/api/rts/{name}" for name in APIS):
+        assert flower.get(path, auth=False).status == 401, path
+        assert flower.get(path).status == 200, path
+        assert flower.get(path, method="POST").status in (403, 405), path
+    page = flower.get("/rts").text
+    assert 'href="/my/flower/rts/types"' in page
+    asset = page.split('src="/my/flower/rts/static/rts.js')[1].split('"')[0]
+    assert flower.get(f"/rts/static/rts.js{asset}", auth=False).status == 200
+    assert flower.get("/rts/static/../pages.py").status in (403, 404)
+
+
+def test_strangers_names_are_text(
+    make_stage: Callable[..., Stage], make_flower: Make, write: Any, mongo: Any
+) -> None:
+    miss = {"deadline": 1.0, "arrival": 0.5}
+    write(
+        ended(0, 5, task_id=EVIL, name=EVIL, queue=EVIL, worker=EVIL, state=EVIL, **miss),
+        ended(
+            1, 6, task_id="plain", name=EVIL, parent_id=EVIL, root_id=EVIL, cause=EVIL, **miss
+        ),
+    )
+    # The drain would not let such a type in; a person with a shell might.
+    mongo.tasks.update_many({}, {"$set": {"task_type": EVIL}})
+    mongo.assignments.update_many({}, {"$set": {"task_type": EVIL}})
+    flower = make_flower(make_stage())
+    evil = quote(EVIL, safe="")
+    paths = [*PAGES[:5], f"/rts/task/{evil}", "/rts/task/plain"]
+    paths += [f"{p}?type={evil}&name={evil}&worker={evil}&since=1h" for p in PAGES[:5]]
+    paths += [f"/rts?since={evil}", f"/rts/task/no-{evil}"]
+    seen = 0
+    for path in paths:
+        page = flower.get(path)
+        assert page.status in (200, 400, 404), (path, flower.log)
+        assert "<script>alert" not in page.text, path
+        assert "<img" not in page.text.replace('<img src="/static', ""), path
+        seen += escape(EVIL, quote=False)[:40].replace("'", "&#x27;") in page.text.replace(
+            "&#39;", "&#x27;"
+        )
+    assert seen > 5
+    moved = flower.get(f"/rts/task?id={evil}")
+    assert moved.status == 200
+    assert "<script>alert" not in moved.text
+
+
+def test_filters(make_stage: Callable[..., Stage], make_flower: Make, write: Any) -> None:
+    write(*some_runs(), ended(9999, 7200))
+    flower = make_flower(make_stage(), env=OPEN_API)
+
+    def tasks(query: str) -> int:
+        found = flower.counted(f"/api/rts/types{query}").json
+        return sum(row["tasks"] for row in found["types"])
+
+    assert tasks("") == tasks("?since=24h") == 101
+    assert tasks("?since=1h") == 100
+    missed = flower.counted("/api/rts/misses?type=mixed").json["misses"]
+    assert {task["task_type"] for task in missed} == {"mixed"}
+    assert len(missed) == 20
+    assert flower.counted("/api/rts/misses?name=proj.work").json["misses"] == []
+    for wrong in ("?since=yesterday", "?since=0s", "?since=2030-01-01", "?since=99999w"):
+        assert flower.get(f"/api/rts/types{wrong}").status == 400
+        page = flower.get(f"/rts/types{wrong}")
+        assert (page.status, "no duration such as" in page.text) == (400, True)
+
+
+def test_flowers_page_of_a_task_shows_its_verdict(
+    make_stage: Callable[..., Stage], make_flower: Make, mongo: Database[dict[str, Any]]
+) -> None:
+    stage = make_stage()
+    worker = stage.worker(concurrency=1, arguments=("-E",))
+    flower = make_flower(stage)
+    app = Celery("sender", broker=stage.broker, set_as_current=False)
+    app.conf.task_default_queue = stage.conf["task_default_queue"]
+
+    pages: list[str] = []
+
+    def known() -> bool:
+        # Flower hears events from some moment after its start on.
+        task_id = app.send_task("tests.apps.basic.ok", [0.0]).id
+        wait_until(lambda: mongo.tasks.find_one({"_id": task_id}), 30)
+        pages.append(flower.get(f"/task/{task_id}").text)
+        assert "Error 500" not in pages[-1], flower.log
+        return 'id="taskid"' in pages[-1]
+
+    wait_until(known, 30, interval=0.5)
+    page = pages[-1]
+    facts = page[page.index("Real-time scheduling") :]
+    assert "mixed" in facts
+    assert "met, " in facts
+    assert "tau" in facts
+    worker.stop()
+
+
+def test_a_task_that_flower_does_not_know(
+    make_stage: Callable[..., Stage], make_flower: Make, write: Any
+) -> None:
+    write(ended(0, 5))
+    flower = make_flower(make_stage(), prefix="x")
+    page = flower.get("/task/task-0")  # follows to our page
+    assert page.status == 200
+    assert "proj.work" in page.text
+    assert flower.get("/task/nobody").status == 404
+    assert flower.get("/rts/task/nobody").status == 404
+
+
+def test_queues_in_deadline_order(
+    make_stage: Callable[..., Stage], make_flower: Make, redis_client: redis.Redis
+) -> None:
+    stage = make_stage(rts_scheduler="edf")
+    app = Celery("sender", broker=stage.broker, set_as_current=False)
+    app.conf.update(stage.conf)
+    rts.install(app)
+    queue = stage.conf["task_default_queue"]
+    now = datetime.now(timezone.utc)
+    try:
+        for late in (60, 30, -10):
+            at = now + timedelta(seconds=late)
+            app.send_task("proj.work", headers={"sla_deadline": at.isoformat()})
+        redis_client.hset(
+            f"{stage.prefix}workers",
+            "w/1",
+            json.dumps(
+                {
+                    "seen_at": now.timestamp() + 60,
+                    "worker": EVIL,
+                    "concurrency": 4,
+                    "queues": [queue],
+                    "load": {"load": 0.5},
+                }
+            ),
+        )
+        flower = make_flower(stage, env=OPEN_API)
+        found = flower.counted("/api/rts/queues").json
+        (mine,) = [q for q in found["queues"] if q["name"] == queue]
+        assert (mine["ordered"], mine["past_deadline"], mine["slots"]) == (3, 1, 4)
+        assert mine["drain_s"] == pytest.approx(3 * 10 / 4)
+        deadlines = [task["deadline"] for task in mine["line"]]
+        assert deadlines == sorted(deadlines)
+        assert found["open"]["waiting"] >= 3
+        page = flower.get("/rts/queues").text
+        assert "overdue" in page
+        assert "<script>alert" not in flower.get("/rts/workers").text
+    finally:
+        rts.uninstall(app)
+        with app.connection_for_write() as connection:
+            connection.default_channel.queue_purge(queue)
+
+
+def test_flower_lives_while_the_servers_are_away(
+    make_stage: Callable[..., Stage], make_flower: Make
+) -> None:
+    with RedisServer() as server, MongoServer() as mongo_server:
+        stage = make_stage(
+            broker=server.url, mongo_url=mongo_server.url, rts_redis_url=server.url
+        )
+        flower = make_flower(stage, env=OPEN_API)
+        assert flower.counted("/api/rts/overview").json["trouble"] == []
+        server.pause()
+        mongo_server.stop()
+
+        def told() -> bool:
+            return len(flower.get("/api/rts/overview").json["trouble"]) >= 2
+
+        wait_until(told, 60)
+        for path in PAGES:
+            page = flower.get(path)
+            assert page.status == 200, path
+        assert "is not usable" in flower.get("/rts").text
+        assert flower.get("/healthcheck").text == "OK"
+        server.resume()
+        mongo_server.start()
+        wait_until(lambda: flower.get("/api/rts/overview").json["trouble"] == [], 60)
+
+
+def test_other_processes_load_nothing_of_the_tab() -> None:
+    script = (
+        "import sys; import celery.bin.celery, rts; from celery import Celery\n"
+        "app = Celery('x', broker='memory://'); rts.install(app)\n"
+        "assert 'flower.app' in sys.modules\n"
+        "import flower.app as f; wrapped = f.Flower.__init__\n"
+        "assert hasattr(wrapped, '__wrapped__')\n"
+        "app.loader.import_default_modules(); rts.install(app)\n"
+        "assert f.Flower.__init__ is wrapped\n"
+        "assert 'pymongo' not in sys.modules and 'rts.flower.tab' not in sys.modules\n"
+        "rts.uninstall(app)\n"
+        "assert not hasattr(f.Flower.__init__, '__wrapped__')\n"
+        "assert not hasattr(f.Flower.start, '__wrapped__')\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, timeout=60)
+
+
+def test_the_version_of_a_file_is_in_its_address(tmp_path: Path) -> None:
+    from rts.flower.handlers import Tab
+
+    (tmp_path / "a.js").write_text("1")
+    pages: Any = None
+    first = Tab(pages, "/s/", tmp_path, themed=True).asset("a.js")
+    (tmp_path / "a.js").write_text("2")
+    assert Tab(pages, "/s/", tmp_path, themed=True).asset("a.js") != first
