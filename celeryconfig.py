@@ -70,6 +70,10 @@ rts_mongo_url = os.environ.get("RTS_MONGO_URL", "mongodb://localhost:27017/rts")
 # Records that the outbox in Redis holds at most: 1 or more; past that the oldest go.
 # rts_outbox_max = 1_000_000
 
+# Tasks that are known as published and not ended, at most (0: none, and then nothing is
+# known as overdue before it ends).
+# rts_open_max = 1_000_000
+
 # Folder (an absolute path) for records that wait while Redis is away, and its size
 # limit in bytes (1 or more). Default: a private folder below the system's temporary
 # one, which a reboot may clear.

@@ -19,7 +19,7 @@ from rts.deadlines import (
     MIN_LEARNED,
     MIN_MULTIPLIER,
 )
-from rts.records import Plan
+from rts.records import OpenTask, Plan
 from rts.tasktypes import Resources, TaskType
 from rts.validation import finite
 
@@ -144,6 +144,26 @@ def write_plan(headers: dict[str, Any], plan: Plan) -> None:
         headers["rts_arrival_source"] = plan.arrival_source
     if not MIN_MULTIPLIER <= plan.k <= MAX_MULTIPLIER:
         headers["rts_policy"] = LEARNED
+
+
+def open_task(values: Mapping[str, Any], queue: object) -> OpenTask:
+    """Return what is noted of a task that carries a plan; *queue* is its routing key."""
+    # By position, in the order of the fields: this is on the path of every publish.
+    return OpenTask(
+        values["id"],
+        values["task"],
+        values["task_type"],
+        values["rts_type_source"],
+        values["rts_tau"],
+        values["rts_k"],
+        values["rts_arrival"],
+        values["rts_deadline"],
+        values.get("rts_arrival_source", "published"),
+        queue if isinstance(queue, str) else None,
+        values.get("retries") or 0,
+        values.get("parent_id"),
+        values.get("root_id"),
+    )
 
 
 def read_plan(values: Mapping[str, Any], types: Mapping[str, TaskType]) -> Plan | None:

@@ -45,6 +45,11 @@ class Installation:
                     health.warn_once("configuration", "rts is off in this process: %s", exc)
         return self._parts
 
+    def close(self) -> None:
+        """End what works in the background for the app."""
+        if self._parts is not None and self._parts.open_tasks is not None:
+            self._parts.open_tasks.stop()
+
 
 def parts_of(app: Any) -> Parts | None:
     """Return the parts of *app*, ``None`` where it has no (working) rts."""

@@ -80,6 +80,7 @@ def uninstall(app: Celery) -> None:
 
     if app not in _installed:
         return
+    getattr(app, ATTRIBUTE).close()
     delattr(app, ATTRIBUTE)
     _installed.discard(app)
     _publishers.clear()

@@ -117,8 +117,13 @@ class Keys:
 
     @property
     def overdue(self) -> str:
-        """Sorted set: id of an open task whose deadline has passed, by deadline."""
+        """Sorted set: id of a task that is overdue, by the instant of that verdict."""
         return self.prefix + "overdue"
+
+    @property
+    def closing(self) -> list[str]:
+        """What an end needs to take its task off the open ones, in the order of close.lua."""
+        return [self.open, self.overdue, self.open_info, self.open_counts, self.closed]
 
     @property
     def closed(self) -> str:

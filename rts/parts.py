@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rts.clock import FleetClock
+from rts.ledger.announce import Announcer
 from rts.ledger.notes import NoteBoard
 from rts.ledger.orders import Orders
 from rts.ledger.sink import SpoolRunSink
@@ -39,6 +40,8 @@ class Parts:
     planner: Planner
     #: Returns the priority of a message, where deadlines travel as such.
     prioritise: Callable[[Plan], int] | None = None
+    #: Where published tasks are noted; ``None`` where ``rts_open_max`` is 0.
+    open_tasks: Announcer | None = None
     #: ``None`` in processes that are not a worker's.
     worker: WorkerParts | None = None
 
@@ -52,9 +55,11 @@ class Parts:
 
         clock = FleetClock()
         link = Link(settings)
-        taus = TauCache(link, settings, clock)
+        open_tasks = Announcer(link, settings) if settings.open_max else None
+        taus = TauCache(link, settings, clock, passenger=open_tasks)
         planner = Planner(settings, taus, clock, task_options)
-        return cls(settings, clock, link, taus, planner, _prioritiser(app, settings, clock))
+        prioritise = _prioritiser(app, settings, clock)
+        return cls(settings, clock, link, taus, planner, prioritise, open_tasks)
 
 
 def _prioritiser(
@@ -110,7 +115,14 @@ class WorkerParts:
                 threaded=threaded,
             ),
             Ends(
-                settings, parts.planner, clock, board, sink, worker=hostname, instance=instance
+                settings,
+                parts.planner,
+                clock,
+                board,
+                sink,
+                parts.open_tasks,
+                worker=hostname,
+                instance=instance,
             ),
             sampler,
             board,

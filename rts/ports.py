@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from rts.records import Execution, Learned, OutboxEntry
+from rts.records import Execution, Learned, OpenTask, OutboxEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,13 @@ class RunSink(Protocol):
 
     def line(self, line: bytes) -> None:
         """Take the end of a run that is written already: its JSON and a line's end."""
+
+
+class Announcements(Protocol):
+    """Where published tasks are noted. Never raises, waits for no server."""
+
+    def note(self, task: OpenTask) -> None:
+        """Note a task that was published, or received from a producer without rts."""
 
 
 class NoteBook(Protocol):

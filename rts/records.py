@@ -46,6 +46,27 @@ class Plan(NamedTuple):
     arrival_source: str = "published"
 
 
+class OpenTask(NamedTuple):
+    """A task that was published, or received from a producer without rts, and has not
+    ended. In Redis it is a list of what follows the id; new fields come last, with a
+    default.
+    """
+
+    task_id: str
+    name: str
+    task_type: str
+    type_source: str
+    tau: float
+    k: float
+    arrival: float
+    deadline: float
+    arrival_source: str
+    queue: str | None
+    retries: int = 0
+    parent_id: str | None = None
+    root_id: str | None = None
+
+
 class Execution(NamedTuple):
     """One run of one task: an attempt, from its start to its end.
 

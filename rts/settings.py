@@ -68,6 +68,9 @@ class Settings:
     ledger_ttl: float = 30 * 86400.0
     #: Records that the outbox holds at most; past that the oldest go.
     outbox_max: int = 1_000_000
+    #: Tasks that are known as published and not ended, at most, and as many of those
+    #: that are overdue.
+    open_max: int = 1_000_000
     #: Folder for records that wait while Redis is away.
     spool_dir: str = ""
     #: Bytes that the spool holds at most; past that the oldest go.

@@ -219,6 +219,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "rts_max_types": _integer(len(DEFAULT_TASK_TYPES)),
     "rts_ledger_ttl": _number(0, "seconds, at least 0 (0 keeps for ever)"),
     "rts_outbox_max": _integer(1),
+    "rts_open_max": _integer(0),
     "rts_spool_dir": _directory,
     "rts_spool_max_bytes": _integer(1),
     "rts_connect_timeout": _number(0, _seconds, above=True),

@@ -70,7 +70,7 @@ def follow(tasks: int, ledger: Any) -> None:
     shown = -1
 
     def verdicts() -> int:
-        return int(ledger.tasks.count_documents({"sla_success": {"$ne": None}}))
+        return int(ledger.tasks.count_documents({"completed_at": {"$ne": None}}))
 
     def all_there() -> bool:
         nonlocal shown

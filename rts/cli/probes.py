@@ -82,6 +82,10 @@ class RedisState:
     workers: tuple[WorkerState, ...] = ()
     running: int | None = None
     overdue: int | None = None
+    #: Tasks that were published and have not ended, and those of them whose deadline
+    #: has passed.
+    open_tasks: int | None = None
+    overdue_tasks: int | None = None
 
 
 @dataclass(frozen=True)
@@ -157,12 +161,15 @@ def ask_redis(settings: Settings, link: Link | None = None) -> RedisState:
             (info,) = link.call(pack("INFO", "server"))
         except StoreUnavailable:  # a managed server may keep that to itself
             info = b""
-        length, oldest, counters, beats, fields = link.call(
+        length, oldest, counters, beats, fields, waiting, due, late = link.call(
             pack("XLEN", keys.outbox),
             pack("XRANGE", keys.outbox, "-", "+", "COUNT", "1"),
             pack("HGETALL", keys.counters),
             pack("HGETALL", keys.workers),
             pack("HKEYS", keys.running),
+            pack("ZCARD", keys.open),
+            pack("ZCOUNT", keys.open, "-inf", repr(now)),
+            pack("ZCARD", keys.overdue),
         )
         overdue = running = 0
         for i in range(0, len(fields), CHUNK):
@@ -188,6 +195,8 @@ def ask_redis(settings: Settings, link: Link | None = None) -> RedisState:
         workers=tuple(_workers(replies_as_text(beats), now)),
         running=running,
         overdue=overdue,
+        open_tasks=int(waiting) + int(late),
+        overdue_tasks=int(due) + int(late),
     )
 
 

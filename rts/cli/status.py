@@ -122,6 +122,7 @@ def status_document(
         "counters": dict(redis.counters) if known else None,
         "workers": workers if known else None,
         "running": {"runs": redis.running, "overdue": redis.overdue} if known else None,
+        "open": {"tasks": redis.open_tasks, "overdue": redis.overdue_tasks} if known else None,
     }
 
 
@@ -147,6 +148,9 @@ def status_text(
         facts.append(("Outbox", f"{redis.outbox_length} wait{lag}"))
     waiting = "not known what waits" if spool is None else f"{spool} wait"
     facts.append(("Spool", f"{waiting} in {settings.spool_dir}"))
+    if redis.open_tasks is not None:
+        late = f"{redis.overdue_tasks} past the deadline"
+        facts.append(("Open tasks", f"{redis.open_tasks} have not ended, {late}"))
     if redis.running is not None:
         facts.append(("Running", f"{redis.running} now, {redis.overdue} past the deadline"))
     blocks = [render((Column("", number=False),) * 2, facts).lstrip("\n")]

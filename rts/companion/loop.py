@@ -17,6 +17,8 @@ from rts.settings import Settings
 POLL_S = 0.5
 #: Seconds between looks for lost runs.
 JANITOR_S = 2.0
+#: Seconds between looks for tasks whose deadline has passed.
+LOOK_S = 1.0
 
 
 def run(upkeep: Upkeep, stop: threading.Event) -> None:
@@ -35,6 +37,7 @@ def run(upkeep: Upkeep, stop: threading.Event) -> None:
     _repeat(stop, SUMS_S, ("summing up past hours", upkeep.sum_up))
     _repeat(stop, LEAD_S, ("alerting", upkeep.lead))
     _repeat(stop, OBJECTIVES_S, ("looking at the objectives", upkeep.look_at_objectives))
+    _repeat(stop, LOOK_S, ("looking for overdue tasks", upkeep.look_out))
     threads.append(threading.Thread(target=upkeep.ship_until, args=(stop,), daemon=True))
     threads[-1].start()
     snapshot_at = restore_at = 0.0

@@ -25,6 +25,7 @@ from rts.errors import StoreUnavailable
 from rts.ledger.connection import unavailable
 from rts.ledger.drain import Drain
 from rts.ledger.janitor import Bulletin, Janitor, Orphans
+from rts.ledger.lookout import Lookout
 from rts.ledger.mongo import MongoLedger
 from rts.ledger.notes import NoteBoard
 from rts.ledger.orders import Orders
@@ -87,6 +88,7 @@ class Upkeep:
         self.drain: Drain | None = None
         self._outbox: RedisOutbox | None = None
         self._snapshots: Snapshots | None = None
+        self._lookout: Lookout | None = None
         self._database: Database[dict[str, Any]] | None = None
         self._leader: Leader | None = None
         self._closes: list[Callable[[], None]] = [self._link.close, self._ship_link.close]
@@ -109,7 +111,11 @@ class Upkeep:
                 self._database = ledger.database
                 alert_link = Link(patient)
                 self._leader = Leader(alert_link, settings, self._clock, name, ledger.database)
-                self._closes += [drain_link.close, alert_link.close, ledger.close]
+                # Its questions may take their time, and the heartbeat's may not.
+                look_link = Link(patient)
+                self._lookout = Lookout(look_link, settings, ledger, name)
+                links = (drain_link, alert_link, look_link)
+                self._closes += [*(link.close for link in links), ledger.close]
 
     def start(self) -> None:
         """Start what the heartbeat tells of."""
@@ -175,6 +181,11 @@ class Upkeep:
         """Look for runs of workers that are gone."""
         self._janitor.step()
 
+    def look_out(self) -> None:
+        """Look for tasks whose deadline has passed."""
+        if self._lookout is not None:
+            self._lookout.step()
+
     @property
     def moved(self) -> int:
         """Records moved since the start."""
@@ -232,6 +243,8 @@ class Upkeep:
         attempt("leaving", self._janitor.leave)
         if self._leader is not None:
             attempt("leaving", self._leader.leave)
+        if self._lookout is not None:
+            attempt("leaving", self._lookout.leave)
         if self._outbox is not None:
             attempt("leaving", self._outbox.leave)
 

@@ -204,7 +204,7 @@ def reap(
     """End those of the running notes that are over; return how many."""
     if not fields:
         return 0
-    names = [keys.running, keys.outbox, keys.counters]
+    names = [keys.running, keys.outbox, keys.counters, *keys.closing]
     (notes,) = link.call(pack("HMGET", keys.running, *fields))
     ended = 0
     for field, text in zip(fields, notes, strict=True):
@@ -217,7 +217,8 @@ def reap(
             continue
         if is_over(note):
             record = note._replace(completed_at=now, state=LOST, cause=cause).to_json()
-            ended += int(link.call(REAP.pack(names, [field, text, record]))[0])
+            task_id = note.task_id.encode("utf-8", "replace")
+            ended += int(link.call(REAP.pack(names, [field, text, record, task_id]))[0])
     return ended
 
 

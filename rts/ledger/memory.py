@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from rts.ledger.documents import Document, documents
 from rts.ledger.merging import merge_assignments, merge_tasks, settle, triple
@@ -30,6 +30,12 @@ class MemoryLedger:
                     _put(self.assignments, assignment, merge_assignments)
                     self._settle(assignment)
                 _put(self.tasks, task, merge_tasks)
+
+    def ended(self, task_ids: Collection[str]) -> set[str]:
+        """Return those of the tasks that have ended."""
+        with self._lock:
+            found = {task_id: self.tasks.get(task_id) for task_id in task_ids}
+        return {task_id for task_id, task in found.items() if task and task["completed_at"]}
 
     def _settle(self, assignment: Document) -> None:
         same = triple(assignment)

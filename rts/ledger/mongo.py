@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection as SomeIds
 from datetime import datetime, timezone
 from typing import Any
 
@@ -98,6 +99,16 @@ class MongoLedger:
                 _store(self._assignments, assignments, merge_assignments)
                 self._settle(list({a["task_id"] for a in assignments.values()}))
             _store(self._tasks, tasks, merge_tasks)
+
+    def ended(self, task_ids: SomeIds[str]) -> set[str]:
+        """Return those of the tasks that have ended.
+
+        Raises:
+            StoreUnavailable: the server is away.
+        """
+        query = {"_id": {"$in": list(task_ids)}, "completed_at": {"$ne": None}}
+        with unavailable():
+            return {task["_id"] for task in self._tasks.find(query, {"_id": 1})}
 
     def _settle(self, task_ids: list[str]) -> None:
         """Join ends without a start to their runs, among these tasks.

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from rts.clock import FleetClock
-from rts.headers import DROPPED, read_plan, write_plan
+from rts.headers import DROPPED, open_task, read_plan, write_plan
 from rts.lifecycle.planning import Planner
 from rts.lifecycle.runs import new_execution
-from rts.ports import NoteBook, RunSink
+from rts.ports import Announcements, NoteBook, RunSink
 from rts.records import Execution, Plan
 from rts.settings import Settings
 from rts.signals import deadline_missed, run_ended
@@ -29,6 +29,7 @@ class Ends:
         clock: FleetClock,
         notes: NoteBook,
         sink: RunSink,
+        open_tasks: Announcements | None = None,
         *,
         worker: str,
         instance: str,
@@ -38,6 +39,7 @@ class Ends:
         self._clock = clock
         self._notes = notes
         self._sink = sink
+        self._open_tasks = open_tasks
         self._worker = worker
         self._instance = instance
 
@@ -48,6 +50,9 @@ class Ends:
         that the run finds it as if it had been published.
         """
         write_plan(attributes, self.plan_received(attributes))
+        if self._open_tasks is not None:
+            queue = (attributes.get("delivery_info") or {}).get("routing_key")
+            self._open_tasks.note(open_task(attributes, queue))
 
     def broken_off(self, task_id: str, cause: str) -> None:
         """Note that the process of a run was killed, or its hard time limit struck.

@@ -7,6 +7,7 @@ traceback for every task, and the host app must not notice at all.
 signal                where it is sent
 ====================  ==========================================================
 before_task_publish   whatever process publishes, also for retries, beat, canvas
+after_task_publish    the same, once the broker has the message
 task_received         worker, main process
 task_prerun           process that runs the task (a pool child with prefork)
 task_postrun          the same
@@ -27,7 +28,7 @@ from celery._state import get_current_task
 from celery.exceptions import Reject, TimeLimitExceeded
 
 from rts import health
-from rts.headers import read_plan
+from rts.headers import open_task, read_plan
 from rts.lifecycle.neighbours import NEIGHBOURS
 from rts.lifecycle.runs import ATTRIBUTE, run_of
 
@@ -76,6 +77,18 @@ def connect(parts_of: PartsOf, publisher: Publisher) -> None:
                 NEIGHBOURS.look()
         except Exception as exc:  # noqa: BLE001  the message must go out
             health.hook_failed("publish", exc)
+
+    def published(
+        sender: Any = None, headers: Any = None, routing_key: Any = None, **_: Any
+    ) -> None:
+        try:
+            if "rts_deadline" not in headers:
+                return
+            parts = publisher(str(sender))
+            if parts is not None and parts.open_tasks is not None:
+                parts.open_tasks.note(open_task(headers, routing_key))
+        except Exception as exc:  # noqa: BLE001  the message is sent
+            health.hook_failed("published", exc)
 
     def received(sender: Any = None, request: Any = None, **_: Any) -> None:
         try:
@@ -173,6 +186,16 @@ def connect(parts_of: PartsOf, publisher: Publisher) -> None:
         except Exception as exc:  # noqa: BLE001  the worker must go on
             health.hook_failed("unknown", exc)
 
+    def process_shutdown(**_: Any) -> None:
+        try:
+            from celery import current_app
+
+            parts = parts_of(current_app._get_current_object())
+            if parts is not None and parts.open_tasks is not None:
+                parts.open_tasks.flush()
+        except Exception as exc:  # noqa: BLE001  the process must end
+            health.hook_failed("process_shutdown", exc)
+
     def process_init(**_: Any) -> None:
         try:
             from celery import current_app
@@ -202,6 +225,7 @@ def connect(parts_of: PartsOf, publisher: Publisher) -> None:
     NEIGHBOURS.connect(now_published, now_run)
     for signal, receiver in (
         (signals.before_task_publish, publishing),
+        (signals.after_task_publish, published),
         (signals.task_received, received),
         (signals.task_prerun, prerun),
         (signals.task_postrun, postrun),
@@ -209,6 +233,7 @@ def connect(parts_of: PartsOf, publisher: Publisher) -> None:
         (signals.task_revoked, revoked),
         (signals.task_unknown, unknown),
         (signals.worker_process_init, process_init),
+        (signals.worker_process_shutdown, process_shutdown),
         (signals.worker_shutdown, shutdown),
     ):
         # The uid is what disconnects it: a closure is another object each time.

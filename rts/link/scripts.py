@@ -28,9 +28,10 @@ class Script:
     text: bytes
 
     @classmethod
-    def load(cls, name: str) -> Script:
-        """Read ``rts/lua/NAME.lua``."""
-        return cls(files("rts.lua").joinpath(f"{name}.lua").read_bytes())
+    def load(cls, *names: str) -> Script:
+        """Read ``rts/lua/NAME.lua``, one behind the other."""
+        folder = files("rts.lua")
+        return cls(b"".join(folder.joinpath(f"{name}.lua").read_bytes() for name in names))
 
     def head(self, arguments: int, keys: int) -> bytes:
         """Return the packed start of a call with that many keys and arguments."""
@@ -42,8 +43,10 @@ class Script:
         return self.head(len(arguments), len(keys)) + bulks(*encoded)
 
 
-FINISH = Script.load("finish")
+FINISH = Script.load("close", "finish")
 RESTORE = Script.load("restore")
 TAKE = Script.load("take")
 LEAVE = Script.load("leave")
-REAP = Script.load("reap")
+REAP = Script.load("close", "reap")
+OPEN = Script.load("open")
+JUDGE = Script.load("judge")

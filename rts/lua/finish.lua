@@ -6,15 +6,17 @@
 --       3 deviation  hash, the same fields -> EMA of |actual - tau|, seconds
 --       4 outbox     stream
 --       5 counters   hash, name -> number
---       6 seq        of this writer: the last record of it that was applied; left out
+--       6 to 10      what close.lua needs: open, overdue, info, counts, closed
+--       11 seq       of this writer: the last record of it that was applied; left out
 --                    where nothing is ever delivered again
 -- ARGV  1 λ                              4 prefix of the sketches of runtimes
 --       2 most fields in tau             5 ln of the sketches' base
 --       3 most records in the outbox     6 prefix of those of runtime / tau
---       then seven for each record:
+--       then eight for each record:
 --       n number of the record, rising; record (JSON), '' to learn only; runtime in
 --       seconds, '' to learn nothing; task type; task name; the type's first tau; the
---       tau that its deadline was computed with, '' where there was none
+--       tau that its deadline was computed with, '' where there was none; the task's id,
+--       '' where it goes on
 -- Returns one line for each record: '' where nothing was learned, else 'TB TA NB NA'
 -- with tau before and after of the type and of the name in seconds, '-' for one
 -- that was not learned; 'dup' for a record that was applied before.
@@ -28,7 +30,7 @@ local rate, most_fields, most_records = tonumber(ARGV[1]), tonumber(ARGV[2]), to
 -- A key of the wrong type fails here, before anything is written.
 local fields = redis.call('HLEN', KEYS[1])
 local waiting = redis.call('XLEN', KEYS[4])
-local last = KEYS[6] and tonumber(redis.call('GET', KEYS[6]) or '0') or 0
+local last = KEYS[11] and tonumber(redis.call('GET', KEYS[11]) or '0') or 0
 
 local taus, counts, deviations, sketches, refused = {}, {}, {}, {}, 0
 
@@ -85,8 +87,8 @@ local function learn(field, actual, first)
   return text(tau), text(new)
 end
 
-local answers = {}
-for i = 7, #ARGV, 7 do
+local answers, ended = {}, {}
+for i = 7, #ARGV, 8 do
   local number, record, actual = tonumber(ARGV[i]), ARGV[i + 1], ARGV[i + 2]
   local answer = 'dup'
   if number > last then
@@ -100,6 +102,9 @@ for i = 7, #ARGV, 7 do
       if used and used > 0 and before ~= '-' then
         learn_ratio(ARGV[i + 3], x / used)
       end
+    end
+    if ARGV[i + 7] ~= '' then
+      ended[#ended + 1] = ARGV[i + 7]
     end
     if record ~= '' then
       if waiting >= most_records then
@@ -135,7 +140,10 @@ end
 if refused > 0 then
   redis.pcall('HINCRBY', KEYS[5], 'tau_keys_refused', refused)
 end
-if KEYS[6] then
-  redis.call('SET', KEYS[6], last, 'EX', SEQ_TTL)
+if #ended > 0 then
+  close({KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]}, ended)
+end
+if KEYS[11] then
+  redis.call('SET', KEYS[11], last, 'EX', SEQ_TTL)
 end
 return table.concat(answers, '\n')

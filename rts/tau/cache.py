@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from redis.exceptions import ResponseError
 
@@ -15,6 +16,7 @@ from rts.deadlines import MAX_LEARNED, MIN_LEARNED
 from rts.errors import StoreUnavailable
 from rts.link.link import Link, replies_as_text
 from rts.link.scripts import pack
+from rts.records import OpenTask
 from rts.settings import Settings
 from rts.tau.redis import runs, sound
 from rts.tau.sketch import Sketch
@@ -28,11 +30,25 @@ OWN_RUNS, POOL_RUNS = 100, 20
 FRESH_S = 1.0
 
 
+class Passenger(Protocol):
+    """What may wait to be delivered where no thread does it."""
+
+    def take_stranded(self) -> list[OpenTask]:
+        """Return what has waited for too long, and forget it; mostly nothing."""
+
+    def pack(self, notes: Sequence[OpenTask]) -> bytes:
+        """Return the command that delivers *notes*."""
+
+    def give_back(self, notes: Sequence[OpenTask]) -> None:
+        """Take back what could not be delivered."""
+
+
 class TauCache:
     """Reads the taus, and the clock's offset, in one round trip at most once a second.
 
     The first use waits for it; after that a failure leaves what is known. The
-    same round trip delivers what this process has counted.
+    same round trip delivers what this process has counted, and takes a *passenger*
+    along that has no other way.
     """
 
     def __init__(
@@ -41,10 +57,12 @@ class TauCache:
         settings: Settings,
         clock: FleetClock,
         now: Callable[[], float] = time.monotonic,
+        passenger: Passenger | None = None,
     ) -> None:
         self._link = link
         self._settings = settings
         self._clock = clock
+        self._passenger = passenger
         self._now = now
         self._first = {t.name: t.tau for t in settings.task_types.values()}
         self._by_name = settings.tau_scope == "name"
@@ -101,16 +119,21 @@ class TauCache:
         ratios = [*self._first, POOL] if self._settings.deadline_policy == "quantile" else []
         commands += [pack("HGETALL", keys.ratio + field) for field in ratios]
         commands += [pack("HINCRBY", keys.counters, name, n) for name, n in counts.items()]
+        stranded = [] if self._passenger is None else self._passenger.take_stranded()
+        if self._passenger is not None and stranded:
+            commands.append(self._passenger.pack(stranded))
         sent_at = time.time()
         try:
             time_, taus, learned, *rest = self._link.call_each(*commands)
         except BaseException as exc:  # a soft time limit may strike here too
             health.give_back(counts)
+            if self._passenger is not None and stranded:
+                self._passenger.give_back(stranded)
             if not isinstance(exc, StoreUnavailable):
                 raise
             return
         received_at = time.time()
-        sketches, counted = rest[: len(ratios)], rest[len(ratios) :]
+        sketches, counted = rest[: len(ratios)], rest[len(ratios) :][: len(counts)]
         # A server without memory, or a replica, refuses to count and can be read.
         health.give_back(
             {

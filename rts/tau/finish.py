@@ -16,7 +16,11 @@ from rts.tau.sketch import LOG_BASE
 #: than the settings).
 UNKNOWN_TYPE = TaskType("mixed", 10.0)
 
-_KEYS, _CONSTANTS, _PER_RECORD = 5, 6, 7
+_KEYS, _CONSTANTS, _PER_RECORD = 10, 6, 8
+
+#: States after which the task may go on under its id: a retry, or another task that
+#: took its place.
+_GOES_ON = frozenset({"RETRY", "IGNORED"})
 
 #: Pairs of type and name whose wire form is kept.
 _MOST_ABOUT = 1000
@@ -35,6 +39,8 @@ class Lesson(NamedTuple):
     name: str
     #: The tau that the deadline was computed with, seconds; ``None``: there was none.
     tau_s: float | None = None
+    #: Id of a task that has ended for good; empty where it goes on.
+    ended: str = ""
 
 
 def learnable(execution: Execution) -> float | None:
@@ -54,7 +60,8 @@ def lesson_of(execution: Execution, number: int, record: bytes | None = None) ->
         record = execution.to_json().encode()
     actual_s = learnable(execution)
     name, tau_s = execution.name, execution.tau
-    return Lesson(number, record, actual_s, execution.task_type, name, tau_s)
+    ended = "" if execution.state in _GOES_ON else str(execution.task_id)
+    return Lesson(number, record, actual_s, execution.task_type, name, tau_s, ended)
 
 
 class FinishCall:
@@ -65,7 +72,7 @@ class FinishCall:
         self._types = settings.task_types
         self._seq = keys.seq
         names = (keys.tau, keys.count, keys.deviation, keys.outbox, keys.counters)
-        self._names = bulks(*(name.encode() for name in names))
+        self._names = bulks(*(name.encode() for name in (*names, *keys.closing)))
         constants = (
             *(settings.learning_rate, settings.max_types, settings.outbox_max),
             *(keys.sketch, repr(LOG_BASE), keys.ratio),
@@ -83,16 +90,17 @@ class FinishCall:
         It carries the script itself: a server that is back may be a new one.
         """
         parts: list[bytes] = []
-        for n, record, actual_s, task_type, name, tau_s in lessons:
+        for n, record, actual_s, task_type, name, tau_s, ended in lessons:
             number = b"%d" % n
             actual = b"" if actual_s is None else b"%r" % actual_s
             tau = b"" if tau_s is None else b"%r" % tau_s
+            closing = ended.encode("utf-8", "replace")
             about = self._about.get((task_type, name)) or self._tell(task_type, name)
             parts.append(
-                b"$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n%b$%d\r\n%b\r\n"
+                b"$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n%b$%d\r\n%b\r\n$%d\r\n%b\r\n"
                 % (
                     *(len(number), number, len(record), record),
-                    *(len(actual), actual, about, len(tau), tau),
+                    *(len(actual), actual, about, len(tau), tau, len(closing), closing),
                 )
             )
         seq = [] if producer is None else [(self._seq + producer).encode()]

@@ -148,7 +148,7 @@ def replay(
                 publisher.stdin.close()
 
                 def done() -> bool:
-                    count = ledger.tasks.count_documents({"sla_success": {"$ne": None}})
+                    count = ledger.tasks.count_documents({"completed_at": {"$ne": None}})
                     progress(count, len(rows))
                     return bool(count >= len(rows))
 

@@ -370,6 +370,19 @@ def test_show(cli: Run, conf: dict[str, Any]) -> None:
     assert "sla_success     yes" in text
 
 
+def test_show_of_an_overdue_task(cli: Run, conf: dict[str, Any]) -> None:
+    never = {"started_at": None, "completed_at": None, "runtime_s": None, "ran": False}
+    write(conf, run_at(20, 1, state="PENDING", cause="overdue", **never))
+    found = document(cli("show", "task-1", "--json"))
+    assert (found["task"]["state"], found["task"]["cause"]) == ("PENDING", "overdue")
+    assert found["task"]["sla_success"] is False
+    assert found["task"]["verdict_at"] == found["task"]["deadline"]
+    assert found["assignments"] == []
+    text = cli("show", "task-1").stdout
+    assert "cause           overdue" in text
+    assert "Runs: 0" in text
+
+
 def test_show_of_an_expired_task(cli: Run, conf: dict[str, Any]) -> None:
     write(conf, run_at(1, 1, ran=False, state="REVOKED", cause="expired", started_at=None))
     assert "Runs: 0" in cli("show", "task-1").stdout
@@ -399,6 +412,8 @@ def test_status_when_all_is_well(
     redis_client.hset(f"{rts_key_prefix}running", "odd", "no note")
     redis_client.hset(f"{rts_key_prefix}counters", mapping={"redis_failures": 3, "zero": 0})
     redis_client.xadd(f"{rts_key_prefix}outbox", {"r": "{}"})
+    redis_client.zadd(f"{rts_key_prefix}open", {"a": now - 1, "b": now + 1000, "c": now + 9999})
+    redis_client.zadd(f"{rts_key_prefix}overdue", {"d": now - 100})
     (tmp_path / "spool").mkdir(mode=0o700)
     (tmp_path / "spool" / "0001-1-a.jsonl").write_text("12345\n")
 
@@ -419,6 +434,7 @@ def test_status_when_all_is_well(
         ("b@h", False),
     ]
     assert found["running"] == {"runs": 3, "overdue": 1}
+    assert found["open"] == {"tasks": 4, "overdue": 2}
     text = cli("status", "--clear").stdout
     assert "3 now, 1 past the deadline" in text
     assert "silent" in text

@@ -44,6 +44,7 @@ class Sender:
 SENDER = Sender()
 HOOKS: list[tuple[Signal, dict[str, Any]]] = [
     (signals.before_task_publish, {"sender": "proj.add", "headers": {"id": "1"}}),
+    (signals.after_task_publish, {"sender": "proj.add", "headers": {"rts_deadline": 1.0}}),
     (signals.task_received, {"sender": SENDER}),
     (signals.task_prerun, {"sender": SENDER, "task": SENDER}),
     (signals.task_postrun, {"sender": SENDER, "task": None, "state": "SUCCESS"}),

@@ -1,0 +1,204 @@
+"""Tells Redis which tasks were published, so that one that never ends is known.
+
+Publishing puts a note into this process's memory and goes on. A thread delivers what
+has gathered twice a second; where threads do not run (uWSGI without them), the next
+look at the taus takes it along, and what is left goes when the process ends.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from weakref import WeakSet
+
+from rts import health
+from rts.errors import StoreUnavailable
+from rts.ledger.documents import text
+from rts.link.link import Link
+from rts.link.scripts import OPEN, bulks
+from rts.records import OpenTask
+from rts.settings import Settings
+
+#: Seconds in which notes gather before they are delivered together.
+EVERY_S = 0.5
+#: Notes in one call: Redis serves nobody else meanwhile, about 5 µs for each.
+CHUNK = 250
+#: Notes that wait at most while Redis is away; what comes then is not noted.
+MOST = 20_000
+#: Seconds after which the thread evidently does not run.
+STRANDED_S = 2.0
+#: Characters of a queue's name that are kept, and of all that is known of a task
+#: before its texts are cut.
+MAX_NAME, MAX_KNOWN = 256, 4096
+
+_all: WeakSet[Announcer] = WeakSet()
+
+
+class Announcer:
+    """Holds and delivers the notes of one app in one process.
+
+    Safe with threads and greenlets. In a forked child it begins empty: what the
+    parent has noted, the parent delivers.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        settings: Settings,
+        now: Callable[[], float] = time.monotonic,
+        *,
+        every_s: float = EVERY_S,
+    ) -> None:
+        self._link = link
+        self._now = now
+        self._every_s = every_s
+        keys = settings.keys
+        names = (keys.open, keys.open_info, keys.open_counts, keys.closed, keys.judged)
+        self._names = bulks(*(name.encode() for name in (*names, keys.counters)))
+        self._most_open = str(settings.open_max).encode()
+        self._begin()
+        _all.add(self)
+
+    def _begin(self) -> None:
+        self._notes: deque[OpenTask] = deque()
+        #: Whether the thread knows that there is something to deliver.
+        self._awake = False
+        #: When the first note came that was not delivered.
+        self._since = 0.0
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._delivering = threading.Lock()
+        self._work = threading.Event()
+        self._stopped = threading.Event()
+
+    def note(self, task: OpenTask) -> None:
+        """Note a task that was published. Waits for nothing."""
+        if len(self._notes) >= MOST:
+            health.count("open_notes_dropped")
+            return
+        self._notes.append(task)
+        if not self._awake:
+            self._wake()
+
+    def flush(self) -> None:
+        """Deliver now what waits, and wait for what is on its way. An absent server is
+        no error: the next attempt is the thread's.
+        """
+        with self._delivering:
+            try:
+                while self._notes:
+                    batch = self.take(CHUNK)
+                    try:
+                        self._link.call(self.pack(batch))
+                    except BaseException:
+                        self.give_back(batch)
+                        raise
+            except StoreUnavailable:
+                pass  # it was logged
+
+    def take_stranded(self) -> list[OpenTask]:
+        """Return notes that wait for longer than the thread would let them, and forget
+        them: the caller delivers them, or gives them back.
+        """
+        if not self._notes or self._now() - self._since < STRANDED_S:
+            return []
+        return self.take(CHUNK)
+
+    def take(self, most: int) -> list[OpenTask]:
+        """Return up to *most* notes, the oldest first, and forget them."""
+        taken: list[OpenTask] = []
+        try:
+            while len(taken) < most:
+                taken.append(self._notes.popleft())
+        except IndexError:
+            pass
+        return taken
+
+    def give_back(self, notes: Sequence[OpenTask]) -> None:
+        """Undo :meth:`take`: nothing of it has reached Redis."""
+        self._notes.extendleft(reversed(notes))
+
+    def pack(self, notes: Sequence[OpenTask]) -> bytes:
+        """Return the call that delivers *notes*."""
+        parts: list[bytes] = []
+        for task in notes:
+            queue = "" if task.queue is None else str(task.queue)[:MAX_NAME]
+            known = _known(task)
+            parts += (
+                str(task.task_id).encode("utf-8", "replace"),
+                repr(float(task.deadline)).encode(),
+                queue.encode("utf-8", "replace"),
+                known.encode(),
+            )
+        return OPEN.head(1 + len(parts), 6) + self._names + bulks(self._most_open, *parts)
+
+    def stop(self) -> None:
+        """Deliver what waits and end the thread, if there is one."""
+        self._stopped.set()
+        self._work.set()
+        self.flush()
+
+    def _wake(self) -> None:
+        with self._lock:
+            if self._awake:
+                return
+            self._awake = True
+            self._since = self._now()
+            self._work.set()
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(
+                    target=self._deliver, args=(self._work, self._stopped), daemon=True
+                )
+                try:
+                    self._thread.start()
+                except RuntimeError:  # there are too many, or the interpreter ends
+                    self._thread = None
+
+    def _deliver(self, work: threading.Event, stopped: threading.Event) -> None:
+        while not stopped.is_set():
+            work.wait()
+            work.clear()
+            stopped.wait(self._every_s)
+            self._awake = False  # first: what comes from here on wakes this again
+            try:
+                self.flush()
+            except Exception as exc:  # noqa: BLE001  the next ones may be better
+                health.hook_failed("announce", exc)
+                self._notes.clear()
+            if self._notes and not self._awake:
+                self._awake = True
+                work.set()
+
+    def after_fork(self) -> None:
+        """Begin anew, in a child."""
+        self._begin()
+
+
+def _known(task: OpenTask) -> str:
+    """Return what follows the id of a task, as JSON."""
+    known = _encode(task[1:])
+    if len(known) > MAX_KNOWN:
+        known = _encode([text(v) if isinstance(v, str) else v for v in task[1:]])
+    return known
+
+
+_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False, default=str).encode
+
+
+def _after_fork() -> None:
+    for announcer in list(_all):
+        announcer.after_fork()
+
+
+def _at_exit() -> None:
+    for announcer in list(_all):
+        announcer.flush()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_at_exit)

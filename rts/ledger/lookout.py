@@ -1,0 +1,245 @@
+"""Finds tasks whose deadline passes before they end, and gives them their verdict.
+
+One companion of the fleet looks every second. What waits in a queue, was lost by the
+broker, or runs too long is all the same here: it was published (or received), and its
+end has not come. The verdict is provisional only in so far as the task's own end takes
+its place; it is a miss either way.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Protocol
+
+from rts.ledger.documents import text
+from rts.ledger.events import MAX_EVENTS, Event
+from rts.ledger.events import OVERDUE as KIND
+from rts.link.link import Link
+from rts.link.scripts import JUDGE, pack
+from rts.records import OVERDUE, PENDING, STARTED, Execution, OpenTask, OutboxEntry
+from rts.settings import Settings
+
+#: Seconds past its deadline until a task is looked at: what its end needs from the
+#: worker's disk to Redis.
+GRACE_S = 1.0
+#: Tasks in one go: one question and one write of MongoDB, one script in Redis (about
+#: 10 µs for each task).
+BATCH = 500
+#: Seconds that one step takes at most, and then another drain's work gets its turn.
+STEP_S = 1.0
+#: Seconds that another companion leaves the one that looks to itself.
+LEASE_S = 5.0
+#: Seconds between two looks beyond which ends may wait on hosts' disks, since Redis or
+#: everything was stopped; and seconds that they then get to arrive first.
+MAX_GAP_S, SETTLE_S = 5.0, 2.0
+#: Seconds for which a task that never ends stays among the overdue ones.
+KEPT_S = 86400.0
+#: Seconds between two calls that only forget what is too old.
+TIDY_S = 60.0
+
+
+class Verdicts(Protocol):
+    """What a look needs of the ledger."""
+
+    def ended(self, task_ids: Collection[str]) -> set[str]:
+        """Return those of the tasks that have ended."""
+
+    def write(self, entries: Sequence[OutboxEntry]) -> None:
+        """Store verdicts; writing one twice changes nothing."""
+
+
+class Lookout:
+    """Looks for overdue tasks. One companion of the fleet does it at a time."""
+
+    def __init__(
+        self,
+        link: Link,
+        settings: Settings,
+        ledger: Verdicts,
+        name: str,
+        *,
+        grace_s: float = GRACE_S,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._link = link
+        self._keys = settings.keys
+        self._most = settings.open_max
+        self._ledger = ledger
+        self._name = name
+        self._grace_s = grace_s
+        self._now = now
+        self._looked_at = -1e9
+        #: Monotonic instants: not to look before; to ask for the lease again; to tidy up.
+        self._look_from = 0.0
+        self._ask_from = 0.0
+        self._tidy_from = 0.0
+
+    def step(self) -> int:
+        """Look once, if it is this one's turn; return the number of new verdicts.
+
+        Raises:
+            StoreUnavailable: Redis or MongoDB is away: the tasks are looked at later.
+        """
+        now = self._now()
+        if now < self._ask_from or not self._has_turn():
+            return 0
+        if now - self._looked_at > MAX_GAP_S:
+            self._look_from = now + SETTLE_S
+        self._looked_at = now
+        if now < self._look_from:
+            return 0
+        found = 0
+        while True:
+            ids, at = self._due()
+            if ids or self._now() >= self._tidy_from:
+                found += self._judge(ids, at)
+                self._tidy_from = self._now() + TIDY_S
+            self._looked_at = self._now()
+            if len(ids) < BATCH or self._now() - now >= STEP_S:
+                return found
+
+    def leave(self) -> None:
+        """Let another companion take over at once."""
+        (holder,) = self._link.call(pack("GET", self._keys.lookout))
+        if holder == self._name.encode():
+            self._link.call(pack("DEL", self._keys.lookout))
+
+    def _has_turn(self) -> bool:
+        key, lease = self._keys.lookout, int(LEASE_S * 1000)
+        _, holder = self._link.call(
+            pack("SET", key, self._name, "NX", "PX", lease), pack("GET", key)
+        )
+        if holder != self._name.encode():
+            self._ask_from = self._now() + LEASE_S / 2
+            return False
+        self._link.call(pack("PEXPIRE", key, lease))
+        return True
+
+    def _due(self) -> tuple[list[bytes], float]:
+        """Return the ids of open tasks that are due, and the server's time."""
+        ((seconds, micros),) = self._link.call(pack("TIME"))
+        at = int(seconds) + int(micros) / 1e6
+        (found,) = self._link.call(
+            pack(
+                *("ZRANGEBYSCORE", self._keys.open, "-inf", f"({at - self._grace_s!r}"),
+                *("LIMIT", 0, BATCH),
+            )
+        )
+        return found, at
+
+    def _judge(self, ids: Sequence[bytes], at: float) -> int:
+        keys = self._keys
+        verdicts: dict[bytes, Execution] = {}
+        if ids:
+            (infos,) = self._link.call(pack("HMGET", keys.open_info, *ids))
+            tasks = [task_of(*pair) for pair in zip(ids, infos, strict=True)]
+            wanted = {text(task.task_id) for task in tasks if task is not None}
+            ended = self._ledger.ended(wanted)
+            left = {
+                raw: task
+                for raw, task in zip(ids, tasks, strict=True)
+                if task is not None and text(task.task_id) not in ended
+            }
+            running = self._running(left)
+            verdicts = {raw: overdue_of(task, running.get(raw)) for raw, task in left.items()}
+            self._ledger.write([OutboxEntry("", verdict) for verdict in verdicts.values()])
+        arguments: list[str | bytes | float] = [
+            *(repr(at), self._most, MAX_EVENTS, repr(KEPT_S)),
+        ]
+        for raw in ids:
+            verdict = verdicts.get(raw)
+            event = b"" if verdict is None else event_of(verdict, at).to_json().encode()
+            arguments += (raw, event)
+        names = [keys.open, keys.overdue, keys.open_info, keys.open_counts, keys.judged]
+        call = JUDGE.pack([*names, keys.events, keys.counters], arguments)
+        return int(self._link.call(call)[0])
+
+    def _running(self, ids: Collection[bytes]) -> dict[bytes, Execution]:
+        """Return the notes of those tasks that a worker runs now."""
+        if not ids:
+            return {}
+        (fields,) = self._link.call(pack("HKEYS", self._keys.running))
+        mine = {field.rsplit(b"|", 3)[0]: field for field in fields}
+        wanted = [(raw, mine[raw]) for raw in ids if raw in mine]
+        if not wanted:
+            return {}
+        (notes,) = self._link.call(
+            pack("HMGET", self._keys.running, *(field for _, field in wanted))
+        )
+        return dict(
+            _readable((raw, note) for (raw, _), note in zip(wanted, notes, strict=True))
+        )
+
+
+def _readable(
+    notes: Iterable[tuple[bytes, bytes | None]],
+) -> Iterable[tuple[bytes, Execution]]:
+    for raw, note in notes:
+        try:
+            if note is not None:
+                yield raw, Execution.from_json(note)
+        except ValueError:
+            continue
+
+
+def task_of(task_id: bytes, info: bytes | None) -> OpenTask | None:
+    """Return the task of a line of the ``open:info`` hash; ``None`` where it is none."""
+    try:
+        _, _, known = (info or b"").partition(b"\n")
+        values = json.loads(known)
+        return OpenTask(
+            task_id.decode("utf-8", "replace"), *values[: len(OpenTask._fields) - 1]
+        )
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def overdue_of(task: OpenTask, note: Execution | None) -> Execution:
+    """Return the verdict on a task that has not ended; *note* is that of its run."""
+    if note is not None:
+        return note._replace(
+            state=STARTED, cause=OVERDUE, completed_at=None, runtime_s=None, ran=False
+        )
+    return Execution(
+        run_id="",
+        task_id=task.task_id,
+        name=task.name,
+        task_type=task.task_type,
+        type_source=task.type_source,
+        tau=task.tau,
+        k=task.k,
+        arrival=task.arrival,
+        deadline=task.deadline,
+        arrival_source=task.arrival_source,
+        queue=task.queue,
+        retries=task.retries,
+        parent_id=task.parent_id,
+        root_id=task.root_id,
+        worker="",
+        instance="",
+        pid=None,
+        state=PENDING,
+        cause=OVERDUE,
+        ran=False,
+    )
+
+
+def event_of(verdict: Execution, at: float) -> Event:
+    """Return what is told of a verdict that was given at the instant *at*."""
+    return Event(
+        kind=KIND,
+        task_id=text(verdict.task_id),
+        name=text(verdict.name),
+        task_type=text(verdict.task_type),
+        queue=None if verdict.queue is None else text(verdict.queue),
+        arrival=verdict.arrival,
+        deadline=verdict.deadline,
+        tau=verdict.tau,
+        at=at,
+        state=verdict.state,
+        cause=OVERDUE,
+        worker=verdict.worker or None,
+        retries=verdict.retries,
+    )

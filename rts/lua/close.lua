@@ -1,0 +1,41 @@
+-- Takes tasks that have ended off the open ones; goes before other scripts.
+--
+-- open, overdue  sorted sets of task ids
+-- info           hash, task id -> queue, newline, what is known of it
+-- counts         hash, 'open QUEUE' and 'overdue QUEUE' -> number of tasks
+-- closed         sorted set, id of a task that ended before it was noted, by instant
+--
+-- None of this is worth losing a record for, should a person have changed a key.
+--
+-- Closes the race between a publisher that notes its tasks twice a second and a task
+-- that ends sooner: it would stay open until its deadline.
+
+local CLOSED_S = 60 -- seconds in which a note may come late
+
+local function close(keys, ids)
+  local open, overdue, info, counts, closed = unpack(keys)
+  local now = tonumber(redis.call('TIME')[1])
+  local changes = {}
+  for _, id in ipairs(ids) do
+    local was
+    if redis.pcall('ZREM', open, id) == 1 then
+      was = 'open '
+    elseif redis.pcall('ZREM', overdue, id) == 1 then
+      was = 'overdue '
+    end
+    if was then
+      local known = redis.pcall('HGET', info, id)
+      redis.pcall('HDEL', info, id)
+      if type(known) == 'string' then
+        local field = was .. string.match(known, '^[^\n]*')
+        changes[field] = (changes[field] or 0) - 1
+      end
+    else
+      redis.pcall('ZADD', closed, now, id)
+    end
+  end
+  for field, n in pairs(changes) do
+    redis.pcall('HINCRBY', counts, field, n)
+  end
+  redis.pcall('ZREMRANGEBYSCORE', closed, '-inf', now - CLOSED_S)
+end

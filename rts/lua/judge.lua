@@ -1,0 +1,80 @@
+-- Gives open tasks whose deadline has passed their verdict, each once.
+--
+-- KEYS  1 open     sorted set, task id by deadline
+--       2 overdue  sorted set, id of a task that is overdue, by the instant of its verdict
+--       3 info     hash, task id -> queue, newline, what is known of it
+--       4 counts   hash, 'open QUEUE' and 'overdue QUEUE' -> number of tasks
+--       5 judged   sorted set, id of a task that has a verdict without an end, by instant
+--       6 events   capped stream
+--       7 counters hash, name -> number
+-- ARGV  1 now, epoch seconds              3 most events
+--       2 most tasks that are remembered  4 seconds that an overdue task is remembered
+--       then two for each task: id; event (JSON), '' for one that has ended, which is
+--       only taken off
+-- Returns the number of verdicts that are new.
+--
+-- Closes the races between two companions that look at once, and with the task's own end
+-- (which takes it off the open ones). A look that died half-way is done again: the first
+-- to reach this point tells.
+
+local JUDGED_S = 7 * 86400 -- seconds in which an end counts as that of a task judged before
+
+local open, overdue, info, counts = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local judged, events = KEYS[5], KEYS[6]
+local now, most = tonumber(ARGV[1]), tonumber(ARGV[2])
+local changes, new = {}, 0
+
+local function change(what, id, n)
+  local known = redis.call('HGET', info, id)
+  if known then
+    local field = what .. string.match(known, '^[^\n]*')
+    changes[field] = (changes[field] or 0) + n
+  end
+end
+
+for i = 5, #ARGV, 2 do
+  local id, event = ARGV[i], ARGV[i + 1]
+  if redis.call('ZREM', open, id) == 1 then
+    change('open ', id, -1)
+    if event == '' then
+      redis.call('HDEL', info, id)
+    else
+      redis.call('ZADD', overdue, now, id)
+      change('overdue ', id, 1)
+      if redis.call('ZADD', judged, 'NX', now, id) == 1 then
+        redis.call('XADD', events, 'MAXLEN', '~', ARGV[3], '*', 'e', event)
+        new = new + 1
+      end
+    end
+  end
+end
+
+local function forget(ids)
+  for _, id in ipairs(ids) do
+    redis.call('ZREM', overdue, id)
+    change('overdue ', id, -1)
+    redis.call('HDEL', info, id)
+  end
+end
+
+-- What never ends must go some day; a little at a time.
+forget(redis.call('ZRANGEBYSCORE', overdue, '-inf', now - tonumber(ARGV[4]), 'LIMIT', 0, 500))
+local surplus = redis.call('ZCARD', overdue) - most
+if surplus > 0 then
+  forget(redis.call('ZRANGE', overdue, 0, math.min(surplus, 1000) - 1))
+end
+redis.call('ZREMRANGEBYSCORE', judged, '-inf', now - JUDGED_S)
+surplus = redis.call('ZCARD', judged) - most
+if surplus > 0 then
+  redis.call('ZREMRANGEBYRANK', judged, 0, surplus - 1)
+  redis.pcall('HINCRBY', KEYS[7], 'verdicts_forgotten', surplus)
+end
+for field, n in pairs(changes) do
+  if n ~= 0 then
+    redis.call('HINCRBY', counts, field, n)
+  end
+end
+if new > 0 then
+  redis.pcall('HINCRBY', KEYS[7], 'tasks_overdue', new)
+end
+return new

@@ -1,0 +1,516 @@
+"""Tasks that are published and never end: noted without a round trip, judged once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+
+import rts
+from rts import health
+from rts.clock import FleetClock
+from rts.errors import StoreUnavailable
+from rts.keys import running_field
+from rts.ledger import announce
+from rts.ledger.announce import Announcer
+from rts.ledger.events import Event, since
+from rts.ledger.lookout import BATCH, KEPT_S, MAX_GAP_S, SETTLE_S, Lookout
+from rts.ledger.memory import MemoryLedger
+from rts.link.link import Link
+from rts.records import OpenTask, OutboxEntry
+from rts.settings import Settings
+from rts.tau.cache import TauCache
+from rts.tau.finish import FinishCall, lesson_of
+from rts.testing import RedisServer, wait_until
+from tests.conftest import ROOT, Stage
+from tests.records import run, success
+
+
+class Time:
+    """A monotonic clock that is moved by hand."""
+
+    def __init__(self) -> None:
+        self.at = 1000.0
+
+    def __call__(self) -> float:
+        return self.at
+
+
+@pytest.fixture
+def settings(rts_redis_url: str, rts_key_prefix: str) -> Settings:
+    return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix)
+
+
+def task(task_id: str, deadline: float, **changes: Any) -> OpenTask:
+    made = OpenTask(
+        *(task_id, "proj.add", "mixed", "inferred", 5.0, 2.0, deadline - 10, deadline),
+        *("published", "q", 0, "parent", "root"),
+    )
+    return made._replace(**changes)
+
+
+def note(settings: Settings, *tasks: OpenTask) -> Announcer:
+    announcer = Announcer(Link(settings), settings, every_s=1e6)
+    for one in tasks:
+        announcer.note(one)
+    announcer.flush()
+    return announcer
+
+
+def end(settings: Settings, *task_ids: str, state: str = "SUCCESS") -> None:
+    lessons = [
+        lesson_of(success(task_id)._replace(state=state), n)
+        for n, task_id in enumerate(task_ids, 1)
+    ]
+    Link(settings).call(FinishCall(settings).pack(None, lessons))
+
+
+def counts(client: Any, settings: Settings) -> dict[str, int]:
+    """Return the counts that are not 0, having checked that they agree with the sets."""
+    keys = settings.keys
+    found = {k: int(n) for k, n in client.hgetall(keys.open_counts).items() if int(n)}
+    for what in ("open", "overdue"):
+        total = sum(n for field, n in found.items() if field.startswith(f"{what} "))
+        assert total == client.zcard(getattr(keys, what))
+    assert client.hlen(keys.open_info) == client.zcard(keys.open) + client.zcard(keys.overdue)
+    return found
+
+
+def events(settings: Settings) -> list[Event]:
+    return [event for _, event in since(Link(settings), settings.keys, "0-0", 10_000)]
+
+
+def lookout(settings: Settings, ledger: Any, name: str = "me", **options: Any) -> Lookout:
+    """Return one that has settled already, unless its time is moved by hand."""
+    made = Lookout(Link(settings), settings, ledger, name, grace_s=0.0, **options)
+    if "now" not in options:
+        made._looked_at = time.monotonic()
+    return made
+
+
+# -- what publishing does -----------------------------------------------------------------
+
+
+def test_notes_arrive_by_themselves_twice_a_second(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    announcer = Announcer(Link(settings), settings, every_s=0.05)
+    for n in range(3):
+        announcer.note(task(f"a{n}", 2e9 + n))
+    wait_until(lambda: redis_client.zcard(settings.keys.open) == 3)
+    announcer.note(task("b", 2e9 + 9, queue=None))
+    wait_until(lambda: redis_client.zcard(settings.keys.open) == 4)
+    assert redis_client.zscore(settings.keys.open, "a1") == 2e9 + 1
+    assert counts(redis_client, settings) == {"open q": 3, "open ": 1}
+    announcer.stop()
+    wait_until(lambda: announcer._thread is None or not announcer._thread.is_alive())
+
+
+def test_a_task_has_one_note_and_its_first_deadline(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    note(settings, task("a", 2e9), task("a", 3e9, retries=1, queue="other"))
+    note(settings, task("a", 3e9))
+    assert redis_client.zscore(settings.keys.open, "a") == 2e9
+    assert counts(redis_client, settings) == {"open q": 1}
+
+
+def test_an_end_closes_its_task_whoever_comes_first(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    note(settings, task("a", 2e9), task("b", 2e9, queue="r"), task("r", 2e9))
+    end(settings, "a", "late", "a")
+    end(settings, "r", state="RETRY")
+    note(settings, task("late", 2e9), task("a", 2e9))
+    assert redis_client.zrange(settings.keys.open, 0, -1) == ["b", "r"]
+    assert counts(redis_client, settings) == {"open q": 1, "open r": 1}
+    end(settings, "r", "b")
+    assert counts(redis_client, settings) == {}
+    assert redis_client.hlen(settings.keys.open_info) == 0
+
+
+def test_what_waits_is_bounded_while_redis_is_away(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(announce, "MOST", 10)
+    away = replace(settings, redis_url="redis://127.0.0.1:9/0", breaker_period=60.0)
+    announcer = Announcer(Link(away), away, every_s=1e6)
+    for n in range(15):
+        announcer.note(task(str(n), 2e9))
+    assert health.take_counts()["open_notes_dropped"] == 5
+    for _ in range(3):
+        announcer.flush()
+    assert [one.task_id for one in announcer.take(99)] == [str(n) for n in range(10)]
+
+
+def test_notes_survive_an_outage(rts_key_prefix: str) -> None:
+    with RedisServer() as server:
+        settings = Settings(
+            redis_url=server.url, key_prefix=rts_key_prefix, breaker_period=0.05
+        )
+        server.stop()
+        announcer = Announcer(Link(settings), settings, every_s=0.05)
+        announcer.note(task("a", 2e9))
+        wait_until(lambda: health.take_counts().get("redis_failures"))
+        server.start()
+        with redis.Redis.from_url(server.url) as client:
+            wait_until(lambda: client.zcard(settings.keys.open) == 1)
+        announcer.stop()
+
+
+def test_open_tasks_are_bounded(settings: Settings, redis_client: redis.Redis) -> None:
+    note(replace(settings, open_max=5), *(task(str(n), 2e9) for n in range(8)))
+    assert redis_client.zcard(settings.keys.open) == 5
+    assert redis_client.hget(settings.keys.counters, "open_tasks_refused") == "3"
+
+
+def test_hostile_texts_are_noted_as_texts(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    bad: Sequence[Any] = ["\ud800", "a\nb", "'\"]", "\0", 7, None, "x" * 100_000, b"\xff"]
+    note(settings, *(task(f"n{n}", 1.0, name=v, queue=v) for n, v in enumerate(bad)))
+    note(settings, *(task(v, 1.0) for v in bad))
+    assert redis_client.zcard(settings.keys.open) == 2 * len(bad)
+    ledger = MemoryLedger()
+    assert lookout(settings, ledger).step() == 2 * len(bad)
+    assert sum(counts(redis_client, settings).values()) == 2 * len(bad)
+    assert len(ledger.tasks) == len(events(settings)) == 2 * len(bad)
+
+
+def test_queues_that_are_counted_apart_are_bounded(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    fill = {f"overdue {n}": 0 for n in range(2000)}
+    redis_client.hset(settings.keys.open_counts, mapping=fill)
+    note(settings, task("a", 1.0, queue="one more"), task("b", 1.0, queue="and more"))
+    assert counts(redis_client, settings) == {"open other": 2}
+    end(settings, "a")
+    assert counts(redis_client, settings) == {"open other": 1}
+
+
+def test_a_forked_child_begins_empty(settings: Settings, redis_client: redis.Redis) -> None:
+    announcer = Announcer(Link(settings), settings, every_s=0.05)
+    announcer.note(task("before", 2e9))
+    wait_until(lambda: redis_client.zcard(settings.keys.open) == 1)
+    announcer._notes.append(task("the parent's", 2e9))
+    pid = os.fork()
+    if not pid:
+        announcer.note(task("child", 2e9))
+        wait_until(lambda: not announcer._notes, timeout=10)  # by its own thread
+        announcer.flush()
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    wait_until(lambda: redis_client.zcard(settings.keys.open) == 2)
+    assert set(redis_client.zrange(settings.keys.open, 0, -1)) == {"before", "child"}
+    announcer.stop()
+    assert redis_client.zcard(settings.keys.open) == 3
+
+
+def test_where_threads_do_not_run_the_next_look_at_the_taus_takes_them_along(
+    settings: Settings, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    now = Time()
+    announcer = Announcer(Link(settings), settings, now)
+    announcer.note(task("a", 2e9))
+    cache = TauCache(Link(settings), settings, FleetClock(), now, announcer)
+    cache.refresh()
+    assert redis_client.zcard(settings.keys.open) == 0  # the thread would still come
+    now.at += 3
+    health.count("something")
+    cache.refresh()
+    assert redis_client.zcard(settings.keys.open) == 1
+    assert redis_client.hget(settings.keys.counters, "something") == "1"
+    announcer.note(task("b", 2e9))
+    now.at += 3
+    away = replace(settings, redis_url="redis://127.0.0.1:9/0")
+    TauCache(Link(away), away, FleetClock(), now, announcer).refresh()
+    assert [one.task_id for one in announcer.take(9)] == ["b"]
+
+
+PRODUCER = """
+import rts, sys
+from celery import Celery
+app = Celery("producer", broker=sys.argv[1])
+app.conf.update(rts_key_prefix=sys.argv[2], task_default_queue=sys.argv[3])
+rts.install(app)
+app.send_task("no.one")
+"""
+
+
+def test_a_producer_that_ends_at_once_delivers_its_notes(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    queue = settings.key_prefix.strip(":")
+    arguments = [sys.executable, "-c", PRODUCER, settings.redis_url, settings.key_prefix, queue]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(arguments, check=True, timeout=60, env=env)
+    assert counts(redis_client, settings) == {f"open {queue}": 1}
+    redis_client.delete(queue)
+
+
+def test_what_the_broker_did_not_take_is_not_noted(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    app = Celery("nobody", broker="redis://127.0.0.1:9/0", set_as_current=False)
+    app.conf.update(
+        rts_redis_url=settings.redis_url,
+        rts_key_prefix=settings.key_prefix,
+        task_publish_retry=False,
+    )
+    rts.install(app)
+    with pytest.raises(Exception, match=r"."):
+        app.send_task("no.one")
+    rts.uninstall(app)
+    app.close()
+    assert redis_client.zcard(settings.keys.open) == 0
+
+
+# -- the look --------------------------------------------------------------------------------
+
+
+def test_a_task_past_its_deadline_is_a_miss_once(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    note(settings, task("a", 1000.0), task("b", 4e9), task("c", 1001.0, queue="r"))
+    ledger = MemoryLedger()
+    first, second = lookout(settings, ledger), lookout(settings, ledger, "other")
+    assert (first.step(), second.step(), first.step()) == (2, 0, 0)
+    assert set(ledger.tasks) == {"a", "c"}
+    found = ledger.tasks["a"]
+    assert (found["state"], found["sla_success"], found["cause"]) == (
+        "PENDING",
+        False,
+        "overdue",
+    )
+    assert (found["parent_id"], found["root_id"], found["queue"]) == ("parent", "root", "q")
+    assert counts(redis_client, settings) == {"open q": 1, "overdue q": 1, "overdue r": 1}
+    told, _ = events(settings)
+    assert (told.kind, told.task_id, told.name, told.queue) == ("overdue", "a", "proj.add", "q")
+    assert (told.deadline, told.state, told.worker) == (1000.0, "PENDING", None)
+    assert told.at == pytest.approx(time.time(), abs=60)
+    # Its end, and a publish of it that comes late, make no second verdict.
+    note(settings, task("a", 1000.0, retries=1))
+    end(settings, "a")
+    note(settings, task("a", 1000.0, retries=2))
+    assert first.step() == 0
+    assert counts(redis_client, settings) == {"open q": 1, "overdue r": 1}
+    assert redis_client.hget(settings.keys.counters, "tasks_overdue") == "2"
+
+
+def test_what_has_ended_in_the_ledger_is_only_taken_off(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    long_id = "i" * 5000  # which the ledger cuts
+    ledger = MemoryLedger()
+    ledger.write([OutboxEntry(str(n), success(i)) for n, i in enumerate(["a", long_id])])
+    retried = run("r")._replace(state="RETRY", completed_at=2.0)
+    ledger.write([OutboxEntry("r", retried)])
+    note(settings, *(task(i, 1000.0) for i in ("a", long_id, "r")))
+    assert lookout(settings, ledger).step() == 1
+    assert [event.task_id for event in events(settings)] == ["r"]
+    assert counts(redis_client, settings) == {"overdue q": 1}
+    assert (ledger.tasks["r"]["state"], ledger.tasks["r"]["cause"]) == ("RETRY", "overdue")
+
+
+class Away(MemoryLedger):
+    """A ledger whose server is away, before or after it has taken a write."""
+
+    def __init__(self, after: bool) -> None:
+        super().__init__()
+        self.after = after
+        self.is_away = True
+
+    def write(self, entries: Sequence[OutboxEntry]) -> None:
+        if self.after:
+            super().write(entries)
+        if self.is_away:
+            raise StoreUnavailable("away")
+        super().write(entries)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_look_that_died_half_way_is_done_again(
+    settings: Settings, redis_client: redis.Redis, after: bool
+) -> None:
+    note(settings, task("a", 1000.0))
+    ledger = Away(after)
+    looking = lookout(settings, ledger)
+    for _ in range(3):
+        with pytest.raises(StoreUnavailable):
+            looking.step()
+        assert counts(redis_client, settings) == {"open q": 1}
+    ledger.is_away = False
+    assert looking.step() == 1
+    assert len(events(settings)) == len(ledger.tasks) == 1
+
+
+def test_a_run_that_goes_on_is_told_with_its_worker(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    note(settings, task("a", 1000.0), task("a|b", 1000.0))
+    goes_on = run("a")._replace(started_at=990.0, deadline=1000.0, retries=3)
+    field = running_field("a", 3, goes_on.instance, 1)
+    redis_client.hset(settings.keys.running, field, goes_on.to_json())
+    redis_client.hset(settings.keys.running, running_field("a|b", 0, "w@h/1-a", 1), "[]")
+    ledger = MemoryLedger()
+    assert lookout(settings, ledger).step() == 2
+    found = ledger.tasks["a"]
+    assert (found["state"], found["worker"], found["retries"]) == ("STARTED", "w@h", 3)
+    assert found["started_at"].timestamp() == 990.0
+    assert ledger.tasks["a|b"]["state"] == "PENDING"
+    told = {event.task_id: event for event in events(settings)}
+    assert (told["a"].state, told["a"].worker, told["a"].retries) == ("STARTED", "w@h", 3)
+
+
+def test_many_at_once(settings: Settings, redis_client: redis.Redis) -> None:
+    n = 6 * BATCH + 7
+    note(settings, *(task(f"t{i}", 1000.0 + i, queue=f"q{i % 3}") for i in range(n)))
+    ledger = MemoryLedger()
+    looking, found = lookout(settings, ledger), 0
+    while step := looking.step():
+        found += step
+    assert found == n == len(ledger.tasks)
+    told = Counter(event.task_id for event in events(settings))
+    assert told.most_common(1)[0][1] == 1
+    assert len(told) == n
+    end(settings, *(f"t{i}" for i in range(0, n, 2)))
+    assert sum(counts(redis_client, settings).values()) == n // 2
+
+
+def test_after_a_silence_ends_get_time_to_arrive(settings: Settings) -> None:
+    note(settings, task("a", 1000.0))
+    now = Time()
+    ledger = MemoryLedger()
+    looking = lookout(settings, ledger, now=now)
+    assert looking.step() == 0
+    now.at += SETTLE_S / 2
+    assert looking.step() == 0
+    end(settings, "a")
+    now.at += SETTLE_S
+    assert looking.step() == 0
+    note(settings, task("b", 1000.0))
+    now.at += 1
+    assert looking.step() == 1
+    note(settings, task("c", 1000.0))
+    now.at += MAX_GAP_S + 1
+    assert looking.step() == 0
+    now.at += SETTLE_S
+    assert looking.step() == 1
+
+
+def test_what_never_ends_is_forgotten_some_day(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    note(settings, task("old", 1000.0), task("young", 1000.0))
+    now = Time()
+    looking = lookout(settings, MemoryLedger(), now=now)
+    looking._looked_at = now.at
+    assert looking.step() == 2
+    redis_client.zincrby(settings.keys.overdue, -KEPT_S - 5, "old")
+    now.at += 100
+    looking._looked_at = now.at
+    looking.step()
+    assert redis_client.zrange(settings.keys.overdue, 0, -1) == ["young"]
+    assert counts(redis_client, settings) == {"overdue q": 1}
+    # At most so many are remembered, too.
+    small = replace(settings, open_max=3)
+    note(small, *(task(f"t{n}", 1000.0) for n in range(3)))
+    lookout(small, MemoryLedger()).step()
+    assert redis_client.zrange(settings.keys.overdue, 0, -1) == ["t0", "t1", "t2"]
+    assert redis_client.zcard(settings.keys.judged) == 3
+
+
+def test_one_looks_until_it_leaves(settings: Settings) -> None:
+    note(settings, task("a", 1000.0))
+    first = lookout(settings, MemoryLedger())
+    ledger = MemoryLedger()
+    second = lookout(settings, ledger, "second")
+    first.step()
+    note(settings, task("b", 1000.0))
+    assert second.step() == 0
+    first.leave()
+    second._ask_from = 0.0
+    assert second.step() == 1
+    first.leave()  # no longer its own
+    assert Link(settings).call(
+        b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n"
+        % (len(settings.keys.lookout), settings.keys.lookout.encode())
+    ) == [b"second"]
+
+
+# -- with real workers ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def producer(make_stage: Callable[..., Stage]) -> Iterator[tuple[Stage, Celery]]:
+    stage = make_stage()
+    app = Celery("overdue", broker=stage.broker, backend=stage.backend, set_as_current=False)
+    app.conf.update(stage.conf)
+    rts.install(app)
+    yield stage, app
+    rts.uninstall(app)
+    app.close()
+
+
+def test_a_lost_task_is_overdue_within_5_seconds_of_its_deadline_and_once(
+    producer: tuple[Stage, Celery], redis_client: redis.Redis, mongo: Any, settings: Settings
+) -> None:
+    stage, app = producer
+    stage.worker("tests.apps.basic")
+    queue = stage.prefix.strip(":") + "-nobody"
+    lost = app.send_task(
+        "tests.apps.basic.ok", queue=queue, headers={"sla_deadline": time.time() + 2}
+    )
+    redis_client.delete(queue)
+    slow = app.send_task(
+        "tests.apps.basic.ok", (6.0,), headers={"sla_deadline": time.time() + 2}
+    )
+    fine = app.send_task("tests.apps.basic.ok")
+    told = wait_until(
+        lambda: {e.task_id: e for e in events(settings)} if len(events(settings)) == 2 else None
+    )
+    # By Redis's own clock, so that a busy host does not count.
+    for result, state in ((lost, "PENDING"), (slow, "STARTED")):
+        event = told[result.id]
+        assert (event.kind, event.state) == ("overdue", state)
+        assert event.deadline <= event.at <= event.deadline + 5
+        task = mongo.tasks.find_one({"_id": result.id})
+        assert (task["state"], task["cause"], task["sla_success"]) == (state, "overdue", False)
+        assert task["verdict_at"] == task["deadline"]
+    # The one that runs ends at last.
+    task = wait_until(lambda: mongo.tasks.find_one({"_id": slow.id, "state": "SUCCESS"}))
+    assert (task["sla_success"], task["attempts"]) == (False, 1)
+    assert task["verdict_at"] == task["deadline"] < task["completed_at"]
+    assert mongo.tasks.find_one({"_id": fine.id})["sla_success"] is True
+    assert len(events(settings)) == 2
+    assert counts(redis_client, settings) == {f"overdue {queue}": 1}
+
+
+def test_a_task_of_a_producer_without_rts_is_open_where_it_is_received(
+    make_stage: Callable[..., Stage], redis_client: redis.Redis, settings: Settings
+) -> None:
+    stage = make_stage()
+    app = Celery("plain", broker=stage.broker, backend=stage.backend, set_as_current=False)
+    app.conf.update(task_default_queue=stage.conf["task_default_queue"])
+    stage.worker("tests.apps.basic", concurrency=1)
+    results = [app.send_task("tests.apps.basic.ok", (4.0,)) for _ in range(2)]
+    queue = stage.conf["task_default_queue"]
+    wait_until(lambda: counts(redis_client, settings) == {f"open {queue}": 2})
+    for result in results:
+        result.get(timeout=30)
+    wait_until(lambda: counts(redis_client, settings) == {})
+    app.close()
