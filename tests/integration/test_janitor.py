@@ -188,9 +188,9 @@ def begun(task_id: str, pid: int) -> Execution:
 def test_runs_of_a_process_that_is_gone_end_after_a_grace(board: NoteBoard) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    board.put(begun("alive", os.getpid()))
+    board.put(begun("alive", os.getpid()).to_json().encode())
     killed = begun("killed", gone.pid)
-    board.put(killed)
+    board.put(killed.to_json().encode())
     clock, sink = FleetClock(), Kept()
     orphans = Orphans(board, sink, clock)
     assert orphans.step() == 0
@@ -208,7 +208,7 @@ def test_runs_of_a_process_that_is_gone_end_after_a_grace(board: NoteBoard) -> N
 def test_an_end_that_the_main_process_wrote_is_not_written_again(board: NoteBoard) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    board.put(begun("killed", gone.pid))
+    board.put(begun("killed", gone.pid).to_json().encode())
     clock, sink = FleetClock(), Kept()
     orphans = Orphans(board, sink, clock)
     orphans.step()
@@ -226,9 +226,9 @@ def test_the_bulletin_tells_of_runs_that_go_on(
     bulletin.step()
     assert not client.exists(running)
     a, b = begun("a", 1), begun("b", 2)
-    slot = board.put(a)
+    slot = board.put(a.to_json().encode())
     bulletin.step()
-    board.put(b)
+    board.put(b.to_json().encode())
     client.delete(running)  # a server that was wiped is told again
     bulletin.step()
     found = {Execution.from_json(text) for text in client.hvals(running)}
