@@ -75,6 +75,7 @@ class SlotsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no
 
     name = "rts-slots"
     requires = ("celery.worker.consumer.tasks:Tasks",)
+    _slots: Any = None
 
     def start(self, parent: Any) -> None:
         """Begin, at each new connection: nothing is taken past the free slots."""
@@ -82,7 +83,7 @@ class SlotsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no
             return
         from rts.scheduling.slots import show_slots
 
-        show_slots(parent)
+        self._slots = show_slots(parent, self._slots)
 
 
 def add_steps(app: Any) -> None:

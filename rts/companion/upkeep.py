@@ -49,6 +49,8 @@ BEAT_S = 1.0
 SNAPSHOT_S, SUMS_S = 10.0, 300.0
 #: Seconds of the last drain when the worker ends.
 LAST_DRAIN_S = 3.0
+#: Attempts to leave word of the worker's last runs.
+LAST_TRIES = 3
 #: Seconds between looks at the spool: what a tau learns late, and what of the
 #: records is lost if this host is.
 SHIP_S = 0.2
@@ -177,6 +179,17 @@ class Upkeep:
         if self._board is not None:
             self._orphans.step()
 
+    def bequeath(self) -> None:
+        """End the runs that the worker, which has ended, left behind, and tell other
+        companions of those whose process goes on.
+
+        Raises:
+            StoreUnavailable: Redis is away.
+        """
+        if self._board is not None:
+            self._orphans.step(grace_s=0)
+            self._bulletin.step()
+
     def clean(self) -> None:
         """Look for runs of workers that are gone."""
         self._janitor.step()
@@ -237,6 +250,10 @@ class Upkeep:
 
     def last(self) -> None:
         """Bring in what is left, and leave. Each step may fail on its own."""
+        for _ in range(LAST_TRIES):
+            if attempt("the last runs of the worker", self.bequeath):
+                break
+            time.sleep(BREAKER_S / 2)
         attempt("shipping the spool", self.ship_last)
         attempt("the last drain", lambda: self.move_all(LAST_DRAIN_S))
         attempt("the snapshot of the taus", lambda: self.snapshot(0.0))

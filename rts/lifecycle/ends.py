@@ -46,7 +46,7 @@ class Ends:
     def received(self, attributes: dict[str, Any]) -> None:
         """Plan a task that was received now, since its producer does not have rts.
 
-        The plan is put among the *attributes* that Celery hands to the pool, so
+        The plan is put among the attributes that Celery hands to the pool, so
         that the run finds it as if it had been published.
         """
         write_plan(attributes, self.plan_received(attributes))

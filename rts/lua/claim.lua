@@ -23,15 +23,24 @@ local queues = (#KEYS - 2) / stride
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
 local adopted, refused = 0, 0
+local never = 9999999999.999
 
 local function instant(value)
   value = tonumber(value)
   if value and value > 0 and value <= 253402300799 then return value end
 end
 
--- A message on a plain list comes from a producer without the deadline order.
+-- A key that work was moved to ends when the one that it came from would have.
+local function expire(key, ttl)
+  if ttl > 0 then redis.call('PEXPIRE', key, ttl) end
+end
+
+-- A message on a plain list comes from a producer without the deadline order. Where it
+-- has no deadline, its arrival is noted in it, so that it keeps its place.
 local function adopt(base, horizon)
+  if redis.call('EXISTS', unpack(KEYS, base + 6, base + stride)) == 0 then return end
   for list = base + 6, base + stride do
+    local ttl = redis.call('PTTL', KEYS[list])
     while left > 0 do
       local payload = redis.call('RPOP', KEYS[list])
       if not payload then break end
@@ -52,17 +61,23 @@ local function adopt(base, horizon)
         if deadline and arrival and tau and tau > 0 and tau < 1e9 then
           score, latest = deadline + work * tau, math.max(0, deadline - hope * tau)
         else
-          arrival = instant(properties['rts_arrival']) or (now + adopted / 1e6)
-          score, latest = arrival + horizon, 253402300799
+          arrival = instant(message['rts_arrival'])
+          if not arrival then
+            arrival = now + adopted / 1e6
+            payload = string.match(payload, '^(.*)}%s*$') ..
+              string.format(',"rts_arrival":%.6f}', arrival)
+          end
+          score, latest = arrival + horizon, never
         end
         local info = properties['delivery_info']
         if type(info) ~= 'table' then info = {} end
         local exchange, key = info['exchange'], info['routing_key']
         if type(exchange) ~= 'string' then exchange = '' end
         if type(key) ~= 'string' then key = '' end
-        redis.call('ZADD', KEYS[base + 1], string.format('%.6f', score), table.concat({
-          string.format('%016x%014.1f%04x', arrival * 1e6, latest, #tag), tag,
+        redis.call('ZADD', KEYS[base + 1], string.format('%.17g', score), table.concat({
+          string.format('%016x%014.3f%04x', arrival * 1e6, math.min(latest, never), #tag), tag,
           '[', payload, ',', cjson.encode(exchange), ',', cjson.encode(key), ']'}))
+        expire(KEYS[base + 1], ttl)
       end
     end
   end
@@ -101,9 +116,11 @@ for queue = 1, queues do
     if mode == 'drop' then return take(queue, base, hopeful, member, 'drop') end
     if left <= 0 then return {'again', 0, '', '', adopted, refused} end
     left = left - 1
+    local ttl = redis.call('PTTL', hopeful)
     redis.call('ZREM', hopeful, member)
     redis.call('ZADD', demoted,
       string.format('%.0f', tonumber(string.sub(member, 1, 16), 16)), member)
+    expire(demoted, ttl)
     member = first(hopeful)
   end
   if may and every > 0 and redis.call('EXISTS', demoted) == 1 then

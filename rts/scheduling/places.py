@@ -7,7 +7,7 @@ nothing else::
     ARRIVAL LATEST TAGLENGTH TAG [payload,"exchange","routing key"]
 
 ``ARRIVAL`` is 16 hexadecimal digits of microseconds (of two equal deadlines the
-earlier arrival is first), ``LATEST`` the latest hopeful start in seconds (14 digits),
+earlier arrival is first), ``LATEST`` the latest hopeful start in seconds (14 letters),
 ``TAGLENGTH`` four hexadecimal digits, and what follows the tag is just what kombu's
 Redis transport notes of an unacknowledged message: its workers and its tools go on
 understanding it.
@@ -27,8 +27,11 @@ from rts.validation import finite
 #: deadline. Runtimes scatter, so some that are just short of time still make it.
 HOPE = 0.9
 
-#: The property of a message without a deadline that keeps its arrival.
+#: What a raw message without a deadline keeps its arrival in, beside its headers.
 ARRIVAL = "rts_arrival"
+
+#: The latest start that a member has room for: the year 2286, which is never.
+NEVER = 9_999_999_999.999
 
 #: Letters before the tag, in a member.
 HEAD = 34
@@ -50,11 +53,12 @@ def is_task(message: Mapping[str, Any]) -> bool:
     return isinstance(headers, Mapping) and bool(headers.get("task"))
 
 
-def place_of(message: Mapping[str, Any], horizon_s: float, work: float) -> Place:
+def place_of(message: dict[str, Any], horizon_s: float, work: float) -> Place:
     """Return the place of a raw kombu message; it is the same however often it is asked.
 
     A message without a (possible) deadline of its own stands where one stands whose
-    deadline is *horizon_s* after its arrival. *work*: weight of tau in the order.
+    deadline is *horizon_s* after its arrival, which is noted in it. *work*: weight of
+    tau in the order.
     """
     headers = message.get("headers")
     if isinstance(headers, Mapping):
@@ -63,14 +67,10 @@ def place_of(message: Mapping[str, Any], horizon_s: float, work: float) -> Place
         tau = finite(headers.get("rts_tau"))
         if deadline is not None and arrival is not None and tau is not None and 0 < tau < 1e9:
             return Place(deadline + work * tau, deadline - HOPE * tau, arrival)
-    properties = message.get("properties")
-    arrival = None
-    if isinstance(properties, dict):
-        arrival = _instant(properties.get(ARRIVAL))
-        if arrival is None:
-            arrival = properties[ARRIVAL] = time.time()
-    arrival = time.time() if arrival is None else arrival
-    return Place(arrival + horizon_s, MAX_INSTANT, arrival)
+    arrival = _instant(message.get(ARRIVAL))
+    if arrival is None:
+        arrival = message[ARRIVAL] = time.time()
+    return Place(arrival + horizon_s, NEVER, arrival)
 
 
 def member(
@@ -78,9 +78,9 @@ def member(
 ) -> str:
     """Return the text under which *message* waits; *payload* is its JSON."""
     tag = str(message["properties"]["delivery_tag"])
-    latest = min(max(place.latest, 0.0), MAX_INSTANT)
+    latest = min(max(place.latest, 0.0), NEVER)
     noted = f"[{payload},{dumps(exchange)},{dumps(routing_key)}]"
-    head = f"{int(place.arrival * 1e6):016x}{latest:014.1f}{len(tag.encode()):04x}"
+    head = f"{int(place.arrival * 1e6):016x}{latest:014.3f}{len(tag.encode()):04x}"
     return f"{head}{tag}{noted}"
 
 

@@ -20,19 +20,29 @@ class Slots:
     @property
     def count(self) -> int:
         """Tasks that may run at a time; with autoscaling the most there may be."""
+        pool = self._consumer.pool
         most = getattr(self._consumer.controller, "max_concurrency", None)
-        return int(most or self._consumer.pool.num_processes or 1)
+        if most is None and pool.is_green:
+            # Celery < 5.7 tells as processes of gevent how many tasks run just now.
+            most = getattr(getattr(pool, "_pool", None), "size", None) or pool.limit
+        return int(most or pool.num_processes or 1)
 
     def free(self) -> bool:
         """See :class:`rts.scheduling.rule.SlotGauge`."""
         # Celery: what is taken up and has not ended. Held back with an eta does not count.
-        return len(state.reserved_requests) < self.count
+        held, count = state.reserved_requests, self.count
+        if len(held) >= count:
+            return False
+        # Celery < 5.7 forgets at a reconnect what goes on running.
+        running = _list(state.active_requests)
+        return len(held) + sum(request not in held for request in running) < count
 
     def demoted_may(self, share: float) -> bool:
         """See :class:`rts.scheduling.rule.SlotGauge`."""
         if not self._demoted:
             return True
-        self._demoted &= {request.id for request in list(state.reserved_requests)}
+        held = _list(state.reserved_requests) + _list(state.active_requests)
+        self._demoted &= {request.id for request in held}
         return len(self._demoted) < max(1, int(share * self.count))
 
     def claimed_demoted(self, task_id: object) -> None:
@@ -40,8 +50,23 @@ class Slots:
         self._demoted.add(task_id)
 
 
-def show_slots(consumer: Any) -> None:
-    """Have the channel of *consumer*, Celery's, take nothing past the free slots."""
+def _list(requests: Any) -> list[Any]:
+    """Return what is in a set of Celery's, which other threads change."""
+    while True:
+        try:
+            return list(requests)
+        except RuntimeError:  # changed meanwhile
+            continue
+
+
+def show_slots(consumer: Any, slots: Slots | None) -> Slots | None:
+    """Have the channel of *consumer*, Celery's, take nothing past the free slots.
+
+    Returns the slots, to be given again (*slots*) at the next connection, since tasks
+    go on while a connection breaks; ``None`` where the channel is not in deadline order.
+    """
     channel = consumer.task_consumer.channel
-    if isinstance(channel, DeadlineOrder):
-        channel.slots = Slots(consumer)
+    if not isinstance(channel, DeadlineOrder):
+        return None
+    channel.slots = slots or Slots(consumer)
+    return channel.slots

@@ -28,7 +28,7 @@ from redis.exceptions import NoScriptError
 
 from rts import health
 from rts.headers import DROPPED
-from rts.scheduling.places import HOPE, is_task, member, place_of, tail_of
+from rts.scheduling.places import HOPE, NEVER, is_task, member, place_of, tail_of
 from rts.scheduling.rule import OPTION, Rule, SlotGauge
 
 #: Messages that one claim looks at: bounds how long Redis is held.
@@ -42,8 +42,9 @@ MIXED_S = 0.2
 MIXED_FOR_S = 600.0
 #: Milliseconds for which the bell of a plain list is rung.
 RING_MS = 10_000
-#: Seconds between looks at the slots, in pools without an event loop.
-FULL_S = 0.01
+#: Seconds between looks at the slots, in pools without an event loop: the first, and
+#: at most. Each waits twice as long as the one before.
+FIRST_LOOK_S, FULL_S = 0.0005, 0.01
 
 #: When a dropped task expired, for Celery: long ago.
 DROPPED_EXPIRES = "1970-01-01T00:00:00+00:00"
@@ -73,7 +74,9 @@ class _Script:
             return client.execute_command("EVAL", self.text, len(keys), *keys, *arguments)
 
 
-CLAIM, PUT, RING, MOVE = (_Script(name) for name in ("claim", "put", "ring", "move"))
+CLAIM, PUT, RING, MOVE, BACK = (
+    _Script(name) for name in ("claim", "put", "ring", "move", "back")
+)
 
 
 class _SlotGate:
@@ -96,6 +99,56 @@ class QoS(_SlotGate, stock.QoS):  # type: ignore[misc]  # kombu has no type info
             virtual.QoS.append(self, message, delivery_tag)
         else:
             super().append(message, delivery_tag)
+
+    def restore_visible(self, start: int = 0, num: int | None = 10, interval: int = 10) -> None:
+        """Put back what was claimed too long ago (``visibility_timeout``).
+
+        Without kombu's lock among workers, which one that dies with it would keep
+        for minutes: each message goes back once, whoever else is at it.
+        """
+        self._vrestore_count += 1
+        if (self._vrestore_count - 1) % (interval or 1):
+            return
+        client, latest = self.channel.plain, time.time() - self.visibility_timeout
+        (index,) = self.channel._full([self.unacked_index_key])
+        for tag in client.zrangebyscore(index, 0, latest, start, num or -1):
+            self._give_back(tag, latest)
+
+    def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
+        """Put a message back where it stood."""
+        self._give_back(tag, NEVER, leftmost)
+
+    def _give_back(self, tag: Any, latest: float, leftmost: bool = False) -> None:
+        """Put a message back that was claimed at *latest* at the latest.
+
+        One step, as each claim is. kombu's way, a transaction that any other claim
+        or acknowledgement breaks off, does not get through where there are many.
+        """
+        channel = self.channel
+        keys: list[str] = channel._full([self.unacked_key, self.unacked_index_key])
+        noted, places = channel.plain.hget(keys[0], tag), []
+        try:
+            if noted is not None:
+                payload, exchange, routing_key = stock.loads(noted.decode())
+                _mark_redelivered(payload)
+                for queue in channel._lookup(exchange, routing_key):
+                    key, *place = channel._place_back(queue, payload, leftmost)
+                    keys += [key, *channel._names(queue, BELL)]
+                    places += place
+        except channel.connection_errors:
+            raise  # it stays where it is
+        except Exception:  # noqa: BLE001  as kombu does
+            stock.crit("Could not restore message: %r", noted, exc_info=True)
+        BACK.run(channel.plain, keys, [tag, noted or "", latest, *places])
+
+
+def _mark_redelivered(payload: dict[str, Any]) -> None:
+    """Say in a raw message that it was delivered before, as kombu does."""
+    try:
+        payload["headers"]["redelivered"] = True
+        payload["properties"]["delivery_info"]["redelivered"] = True
+    except KeyError:
+        pass
 
 
 class UnnotedQoS(_SlotGate, virtual.QoS):  # type: ignore[misc]
@@ -145,7 +198,8 @@ class DeadlineOrder:
             # not know the order.
             super()._put(queue, message, **kwargs)  # type: ignore[misc]
             if kwargs.get("_publish_batch") is None:
-                RING.run(self.plain, self._names(queue, BELL), [RING_MS])
+                ring_ms = min(RING_MS, self._expires.get(queue, RING_MS))
+                RING.run(self.plain, self._names(queue, BELL), [ring_ms])
             return
         score, text = self._placed(queue, message)
         keys = self._names(queue, HOPEFUL, BELL)
@@ -161,33 +215,16 @@ class DeadlineOrder:
                 else:
                     self.plain.pexpire(self.global_keyprefix + name, self._expires[queue])
 
-    def _do_restore_message(
-        self: Any,
-        payload: dict[str, Any],
-        exchange: str,
-        routing_key: str,
-        pipe: Any,
-        leftmost: bool = False,
-    ) -> None:
-        """Put a message back where it stood, in the transaction *pipe*."""
-        if not is_task(payload):
-            args = (payload, exchange, routing_key, pipe, leftmost)
-            super()._do_restore_message(*args)  # type: ignore[misc]
-            return
-        try:
-            try:
-                payload["headers"]["redelivered"] = True
-                payload["properties"]["delivery_info"]["redelivered"] = True
-            except KeyError:
-                pass
-            for queue in self._lookup(exchange, routing_key):
-                score, text = self._placed(queue, payload)
-                keys = self._names(queue, HOPEFUL, BELL)
-                pipe.execute_command("EVAL", PUT.text, 2, *keys, score, text)
-        except self.connection_errors:
-            raise  # the transaction fails as a whole: nothing is lost
-        except Exception:  # noqa: BLE001  as kombu does
-            stock.crit("Could not restore message: %r", payload, exc_info=True)
+    def _place_back(
+        self: Any, queue: str, message: dict[str, Any], leftmost: bool
+    ) -> tuple[str, object, str]:
+        """Return the key to put *message* back to, its score (or the command), its text."""
+        if is_task(message):
+            (name,) = self._names(queue, HOPEFUL)
+            return name, *self._placed(queue, message)
+        priority = self._get_message_priority(message, reverse=False)
+        (name,) = self._full([self._q_for_pri(queue, priority)])
+        return name, "LPUSH" if leftmost else "RPUSH", stock.dumps(message)
 
     def _placed(self: Any, queue: str, message: dict[str, Any]) -> tuple[float, str]:
         place = place_of(message, self.rule.horizon(queue), self.rule.work)
@@ -402,12 +439,26 @@ class SentinelChannel(DeadlineOrder, stock.SentinelChannel):  # type: ignore[mis
 class Poller(stock.MultiChannelPoller):  # type: ignore[misc]
     """Waits for messages where there is no event loop (threads, gevent, solo)."""
 
+    #: Looks in a row that found no free slot.
+    _looks = 0
+    _restored_at = -math.inf
+
     def get(self, callback: Any, timeout: float | None = None) -> Any:
         """Wait for an event; not long while slots may become free at any moment."""
-        for channel in self._channels:
-            if channel.slots is not None and not channel.slots.free():
-                timeout = FULL_S if timeout is None else min(timeout, FULL_S)
+        if any(c.slots is not None and not c.slots.free() for c in self._channels):
+            wait_s = min(FULL_S, FIRST_LOOK_S * 2 ** min(self._looks, 10))
+            timeout = wait_s if timeout is None else min(timeout, wait_s)
+            self._looks += 1
+        else:
+            self._looks = 0
         return super().get(callback, timeout)
+
+    def maybe_restore_messages(self) -> None:
+        """Count a look for what to put back, not more often than kombu does when idle."""
+        now = time.monotonic()
+        if now - self._restored_at >= 1:
+            self._restored_at = now
+            super().maybe_restore_messages()
 
 
 class Transport(stock.Transport):  # type: ignore[misc]

@@ -1,0 +1,507 @@
+"""What kombu's Redis transport does goes on working in deadline order: real workers on
+Redis behind TLS, a socket, Sentinel, a prefix; several queues; remote control.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+from celery.contrib import migrate
+from celery.exceptions import TaskRevokedError
+from kombu import Exchange, Queue
+from kombu.common import Broadcast
+
+import rts
+from rts.testing import RedisServer, wait_until
+from rts.testing.processes import OwnedProcess
+from rts.testing.servers import redis_binary
+from tests.conftest import ROOT, Stage
+from tests.rabbitmq import free_port
+
+OK, LATE = "tests.apps.basic.ok", "tests.apps.basic.late"
+EDF = "\x06\x16edf"
+
+
+@pytest.fixture
+def apps() -> Iterator[Callable[..., Celery]]:
+    """Make apps that publish to a stage's workers; closed at the end."""
+    made: list[Celery] = []
+
+    def make(stage: Stage, **conf: Any) -> Celery:
+        app = Celery(f"producer{len(made)}", broker=stage.broker, backend=stage.backend)
+        app.conf.update(stage.conf, broker_transport_options=stage.transport_options)
+        app.conf.update(conf)
+        rts.install(app)
+        made.append(app)
+        return app
+
+    yield make
+    for app in made:
+        rts.uninstall(app)
+        app.close()
+
+
+def publish_shuffled(app: Celery, count: int = 6, **options: Any) -> dict[int, Any]:
+    """Publish tasks in an order that is not that of their deadlines; by offset."""
+    now = time.time()
+    return {
+        offset: app.send_task(OK, (0.02,), headers={"sla_deadline": now + offset}, **options)
+        for offset in random.sample(range(1000, 2000), count)
+    }
+
+
+def in_order(results: dict[int, Any]) -> list[str]:
+    """Return the task ids in the order of their deadlines."""
+    return [results[offset].id for offset in sorted(results)]
+
+
+def ran(mongo: Any, results: dict[int, Any]) -> list[str]:
+    """Wait for the tasks' runs to be in the ledger; return their ids as they ran."""
+    mine = {"task_id": {"$in": [result.id for result in results.values()]}}
+    wait_until(lambda: mongo.assignments.count_documents(mine) >= len(results))
+    return [run["task_id"] for run in mongo.assignments.find(mine).sort("started_at")]
+
+
+# Ways to a Redis: each gives a broker URL, and options for the transport.
+
+
+@contextmanager
+def behind_prefix(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with RedisServer() as server:
+        yield server.url, {"global_keyprefix": "app1:"}
+        with redis.Redis.from_url(server.url, decode_responses=True) as client:
+            keys = client.keys("*")
+            assert all(name.startswith(("app1:", "rts-test-", "celery-task")) for name in keys)
+
+
+@contextmanager
+def behind_socket(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    path = f"/tmp/rts-test-{free_port()}.sock"  # pytest's folders are too long for one
+    with RedisServer(arguments=("--unixsocket", path)):
+        yield f"redis+socket://{path}?virtual_host=0", {}
+
+
+@contextmanager
+def behind_tls(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    key, certificate = folder / "key.pem", folder / "cert.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    command += ["-keyout", str(key), "-out", str(certificate), "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]
+    subprocess.run(command, check=True, capture_output=True)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    with RedisServer() as server, TlsDoor(server.port, context) as door:
+        checks = f"ssl_cert_reqs=CERT_REQUIRED&ssl_ca_certs={certificate}"
+        yield f"rediss://localhost:{door.port}/0?{checks}", {}
+
+
+@contextmanager
+def behind_sentinel(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    port = free_port()
+    with RedisServer() as server:
+        conf = folder / "sentinel.conf"
+        conf.write_text(
+            f"port {port}\nbind 127.0.0.1\ndir {folder}\n"
+            f"sentinel monitor main 127.0.0.1 {server.port} 1\n"
+        )
+        command = [redis_binary(), str(conf), "--sentinel"]
+        process = OwnedProcess(command, folder / "sentinel.log")
+        try:
+            with redis.Redis(port=port) as client:
+                wait_until(lambda: answers(client), message="Sentinel answers")
+            yield f"sentinel://127.0.0.1:{port}", {"master_name": "main"}
+        finally:
+            process.stop()
+
+
+def answers(client: redis.Redis) -> bool:
+    """Return whether a server answers."""
+    try:
+        return bool(client.ping())
+    except redis.ConnectionError:
+        return False
+
+
+class TlsDoor:
+    """Takes TLS off connections and hands them on to a port of this host.
+
+    Not every build of redis-server has TLS.
+    """
+
+    def __init__(self, target: int, context: ssl.SSLContext) -> None:
+        self._target = target
+        self._listener = context.wrap_socket(
+            socket.create_server(("127.0.0.1", 0)), server_side=True
+        )
+        self.port: int = self._listener.getsockname()[1]
+        self._open: list[socket.socket] = []
+
+    def __enter__(self) -> TlsDoor:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for each in (self._listener, *self._open):
+            try:
+                each.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+            each.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                outside, _ = self._listener.accept()
+            except ssl.SSLError:
+                continue
+            except OSError:  # closed
+                return
+            inside = socket.create_connection(("127.0.0.1", self._target))
+            self._open += [outside, inside]
+            for source, sink in ((outside, inside), (inside, outside)):
+                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                sink.sendall(data)
+        except OSError:
+            pass
+        for end in (source, sink):
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+
+@pytest.mark.parametrize(
+    "way",
+    [behind_prefix, behind_socket, behind_tls, behind_sentinel],
+    ids=["prefix", "socket", "tls", "sentinel"],
+)
+def test_every_way_to_redis(
+    make_stage: Callable[..., Stage],
+    apps: Callable[..., Celery],
+    mongo: Any,
+    rts_redis_url: str,
+    tmp_path: Path,
+    way: Callable[[Path], Any],
+) -> None:
+    with way(tmp_path) as (broker, options):
+        stage = make_stage(broker=broker, rts_scheduler="edf", rts_redis_url=rts_redis_url)
+        stage.backend, stage.transport_options = rts_redis_url, options
+        app = apps(stage)
+        results = publish_shuffled(app)
+        queue = app.conf.task_default_queue
+        with app.connection_for_read() as connection:
+            channel = connection.default_channel
+            assert channel.queue_declare(queue, passive=True).message_count == len(results)
+            assert channel._size(queue) == len(results)
+        worker = stage.worker(concurrency=1)
+        assert ran(mongo, results) == in_order(results)
+        assert app.control.inspect(timeout=5).ping()
+        # All its connections break, as when the broker starts anew.
+        with app.connection_for_read() as connection:
+            connection.default_channel.client.client_kill_filter(_type="normal", skipme=False)
+        again = publish_shuffled(app)
+        assert [result.get(timeout=60) for result in again.values()] == [0.02] * 6
+        stage.stop()
+        assert "rts: " not in worker.log
+        app.pool.force_close_all()
+
+
+def test_the_broker_starts_anew(
+    make_stage: Callable[..., Stage],
+    apps: Callable[..., Celery],
+    mongo: Any,
+    rts_redis_url: str,
+) -> None:
+    with RedisServer(persistent=True) as server:
+        stage = make_stage(broker=server.url, rts_scheduler="edf", rts_redis_url=rts_redis_url)
+        stage.backend = rts_redis_url
+        stage.transport_options = {"health_check_interval": 1, "visibility_timeout": 5}
+        app = apps(stage)
+        first = publish_shuffled(app)
+        server.kill()
+        server.start()  # what waits is in its append-only file
+        worker = stage.worker(concurrency=1)
+        assert ran(mongo, first) == in_order(first)
+        server.restart()
+        second = publish_shuffled(app)
+        for result in second.values():
+            assert result.get(timeout=60) == 0.02
+        server.pause()  # longer than a health check waits
+        time.sleep(4)
+        server.resume()
+        third = publish_shuffled(app)
+        for result in third.values():
+            assert result.get(timeout=60) == 0.02
+        with redis.Redis.from_url(server.url) as client:
+            wait_until(lambda: not client.exists("unacked", "unacked_index"))
+        assert worker.running
+        app.pool.force_close_all()
+
+
+def test_several_queues_topic_and_broadcast(
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any, redis_client: Any
+) -> None:
+    stage = make_stage(rts_scheduler="edf")
+    stage.transport_options = {"queue_order_strategy": "priority"}
+    app, base = apps(stage), stage.prefix.strip(":")
+    first, second, topical, other = (f"{base}-{name}" for name in "abtx")
+    topics = Exchange(f"{base}-topics", "topic")
+    app.conf.task_queues = [
+        *(Queue(name, Exchange(""), name) for name in (first, second, other)),
+        Queue(topical, topics, "log.#"),
+        Broadcast(f"{base}-all", queue=f"{base}-all-here"),
+    ]
+    results = publish_shuffled(app, queue=second)
+    before = publish_shuffled(app, queue=first)
+    unseen = app.send_task(OK, (0,), queue=other)
+    for key in ("log.error", "other.error"):
+        app.send_task(OK, (0,), exchange=topics, routing_key=key, declare=[topics])
+    stage.worker(concurrency=1, queues=[first, second])
+    # The strategy decides between queues, the deadline within one.
+    both = {**{offset + 10_000: r for offset, r in results.items()}, **before}
+    assert ran(mongo, both) == in_order(both)
+    assert not unseen.ready()
+    assert redis_client.zcard(other + EDF) == 1
+
+    # A queue that is added while the worker runs, bound to the exchange it is not yet.
+    reply = app.control.add_consumer(
+        topical, exchange=topics.name, exchange_type="topic", routing_key="log.#", reply=True
+    )
+    assert "ok" in str(reply)
+    result = app.send_task(OK, (0.5,), exchange=topics, routing_key="log.warning")
+    assert result.get(timeout=30) == 0.5
+    assert app.control.cancel_consumer(second, reply=True)
+    waits = app.send_task(OK, (0,), queue=second)
+    assert app.send_task(OK, (0,), queue=first).get(timeout=30) == 0
+    assert redis_client.zcard(second + EDF) == 1
+    assert not waits.ready()
+    assert app.send_task(OK, (0,), queue=other).state == "PENDING"
+
+
+def test_remote_control_events_and_lengths(
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any, redis_client: Any
+) -> None:
+    stage = make_stage(rts_scheduler="edf")
+    app = apps(stage)
+    queue = app.conf.task_default_queue
+    worker = stage.worker(concurrency=1, arguments=("-E",))
+    with heard(app) as seen:
+        busy = app.send_task(LATE, (5.0,))
+        inspect = app.control.inspect([f"w0@{stage.prefix.strip(':')}"], timeout=5)
+        wait_until(lambda: any((inspect.active() or {}).values()))
+        waiting = [app.send_task(OK, (0.01,)) for _ in range(5)]
+        # Nothing is claimed past the slot; remote control is served meanwhile.
+        assert redis_client.zcard(queue + EDF) == 5
+        assert redis_client.hlen("unacked") == 1
+        for ask in (inspect.stats, inspect.registered, inspect.active_queues):
+            assert ask()
+        waiting[0].revoke()
+        with app.connection_for_read() as connection:
+            lengths = connection.default_channel.queue_declare(queue, passive=True)
+            assert lengths.message_count == 5
+        assert busy.get(timeout=30) == 5.0
+        for result in waiting[1:]:
+            assert result.get(timeout=30) == 0.01
+        with pytest.raises(TaskRevokedError):
+            waiting[0].get(timeout=30)
+        wait_until(lambda: seen.count("task-succeeded") == 5 and "task-revoked" in seen)
+    stage.stop()
+    assert "Traceback" not in worker.log
+
+    for _ in range(3):
+        app.send_task(OK, (0,))
+    command = [sys.executable, "-m", "celery", "-A", "tests.apps.basic", "purge", "-f"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(stage), capture_output=True, text=True, check=True
+    )
+    assert "3 messages" in done.stdout
+    assert not redis_client.exists(queue + EDF)
+
+
+@contextmanager
+def heard(app: Celery) -> Iterator[list[str]]:
+    """Listen to the events of workers; gives their types."""
+    seen: list[str] = []
+    with app.connection_for_read() as connection:
+        handlers = {"*": lambda event: seen.append(event["type"])}
+        receiver = app.events.Receiver(connection, handlers=handlers)
+
+        def listen() -> None:
+            while not receiver.should_stop:
+                with suppress(TimeoutError):
+                    receiver.capture(limit=None, timeout=1.0, wakeup=False)
+
+        thread = threading.Thread(target=listen, daemon=True)
+        thread.start()
+        wait_until(lambda: "worker-heartbeat" in seen)
+        yield seen
+        receiver.should_stop = True
+        thread.join()
+
+
+def environment(stage: Stage) -> dict[str, str]:
+    """Return what a command of the stage's app runs with."""
+    return {**os.environ, **stage.environment}
+
+
+def test_contrib_migrate_moves_what_waits_in_order(
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery], redis_client: Any, mongo: Any
+) -> None:
+    stage = make_stage(rts_scheduler="edf")
+    app = apps(stage)
+    queue = app.conf.task_default_queue
+    results = publish_shuffled(app)
+    states = []
+    target = Queue(f"{queue}-new", Exchange(""), f"{queue}-new")
+    migrate.move(
+        lambda body, message: target,
+        app=app,
+        source=[Queue(queue)],
+        limit=6,
+        callback=lambda state, body, message: states.append(state),
+    )
+    assert states[-1].filtered == 6
+    assert redis_client.zcard(target.name + EDF) == 6
+    stage.worker(concurrency=1, queues=[target.name])
+    assert ran(mongo, results) == in_order(results)
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent", "solo"])
+def test_a_claim_happens_only_when_a_slot_is_free(
+    make_stage: Callable[..., Stage],
+    apps: Callable[..., Celery],
+    mongo: Any,
+    redis_client: Any,
+    pool: str,
+) -> None:
+    if pool == "gevent":
+        pytest.importorskip("gevent")
+    slots = 1 if pool == "solo" else 3
+    stage = make_stage(rts_scheduler="edf")
+    app = apps(stage)
+    queue = app.conf.task_default_queue
+    stage.worker(pool=pool, concurrency=slots)
+    results = [app.send_task(LATE, (0.3,)) for _ in range(4 * slots)]
+    most = 0
+
+    def all_ran() -> bool:
+        nonlocal most
+        most = max(most, redis_client.hlen("unacked"))
+        return all(result.ready() for result in results)
+
+    wait_until(all_ran, 60, interval=0.01)
+    assert most == slots  # all of them were in use, and nothing was held beyond
+    assert not redis_client.exists(queue + EDF)
+
+
+def test_slots_follow_the_pool(
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any, redis_client: Any
+) -> None:
+    stage = make_stage(rts_scheduler="edf")
+    app = apps(stage)
+    stage.worker(concurrency=1)
+
+    def held(count: int) -> Callable[[], bool]:
+        return lambda: redis_client.hlen("unacked") == count
+
+    for _ in range(8):
+        app.send_task(LATE, (1.5,))
+    wait_until(held(1))
+    app.control.pool_grow(2, reply=True)
+    wait_until(held(3))
+    app.control.pool_shrink(1, reply=True)
+    wait_until(held(2))
+    app.control.autoscale(4, 1, reply=True)
+    wait_until(lambda: mongo.tasks.count_documents({"state": "SUCCESS"}) == 8)
+    assert redis_client.hlen("unacked") == 0
+
+
+def test_autoscale_and_rate_limits(
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any, redis_client: Any
+) -> None:
+    stage = make_stage(rts_scheduler="edf")
+    app = apps(stage)
+    stage.worker(concurrency=1, arguments=("--autoscale", "3,1"))
+    results = [app.send_task(LATE, (0.5,)) for _ in range(12)]
+    wait_until(lambda: redis_client.hlen("unacked") == 3)  # it has grown
+    assert [result.get(timeout=60) for result in results] == [0.5] * 12
+    app.control.rate_limit(OK, "2/s", reply=True)
+    limited = [app.send_task(OK, (0,)) for _ in range(4)]
+    later = app.send_task(OK, (0,), countdown=2)
+    assert [result.get(timeout=60) for result in limited] == [0] * 4
+    assert later.get(timeout=60) == 0
+    wait_until(lambda: not redis_client.exists("unacked", "unacked_index"))
+
+
+def test_running_tasks_hold_their_slots_through_a_reconnect(
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery], rts_redis_url: str
+) -> None:
+    with RedisServer() as server, redis.Redis.from_url(server.url) as client:
+        stage = make_stage(broker=server.url, rts_scheduler="edf", rts_redis_url=rts_redis_url)
+        stage.backend = rts_redis_url
+        app = apps(stage)
+        queue = app.conf.task_default_queue
+        worker = stage.worker(concurrency=2)
+        running = [app.send_task(OK, (10.0,)) for _ in range(2)]
+        wait_until(lambda: worker.log.count("received") == 2)
+        wait_until(lambda: not client.exists("unacked"))  # begun
+        for kind in ("normal", "pubsub"):
+            client.client_kill_filter(_type=kind, skipme=True)
+        wait_until(lambda: worker.log.count("Connected to redis") == 2)
+        waits = app.send_task(OK, (0,))
+        # Until one of them ends nothing is claimed.
+        wait_until(lambda: not client.exists(queue + EDF) or any(r.ready() for r in running))
+        wait_until(lambda: any(result.ready() for result in running), 1)
+        assert waits.get(timeout=60) == 0
+        app.pool.force_close_all()
+
+
+def test_at_shutdown_what_was_not_begun_goes_back_to_its_place(
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any, redis_client: Any
+) -> None:
+    stage = make_stage(rts_scheduler="edf")
+    app = apps(stage)
+    queue = app.conf.task_default_queue
+    worker = stage.worker(concurrency=1)
+    # Claimed at once, and held until its eta.
+    later = app.send_task(OK, (0,), countdown=3600)
+    wait_until(lambda: redis_client.hlen("unacked") == 1)
+    worker.stop()
+    assert redis_client.zcard(queue + EDF) == 1
+    assert not redis_client.exists("unacked", "unacked_index")
+    ((_, score),) = redis_client.zrange(queue + EDF, 0, -1, withscores=True)
+    assert score == pytest.approx(time.time() + 3600 + 20, abs=120)
+    # The cold end, while a task runs that is acknowledged late.
+    worker = stage.worker(concurrency=1)
+    app.send_task(LATE, (60.0,), headers={"sla_deadline": time.time() + 500})
+    wait_until(lambda: redis_client.hlen("unacked") == 2)
+    inspect = app.control.inspect([f"w1@{stage.prefix.strip(':')}"], timeout=5)
+    wait_until(lambda: any((inspect.active() or {}).values()))
+    os.kill(worker.pid, signal.SIGQUIT)
+    wait_until(lambda: not worker.running)
+    assert not redis_client.exists("unacked", "unacked_index")
+    scores = [score for _, score in redis_client.zrange(queue + EDF, 0, -1, withscores=True)]
+    assert scores == pytest.approx([time.time() + 500, time.time() + 3620], abs=120)
+    assert later.state == "PENDING"
