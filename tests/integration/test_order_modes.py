@@ -1,0 +1,204 @@
+"""Ways to have an order besides "edf" for all: turned off again, mixed fleets, priorities,
+deadlines that are handed on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery, chain, chord
+
+import rts
+from rts.testing import wait_until
+from tests.conftest import ROOT, Stage
+
+OK, HEADERS, NESTED = (f"tests.apps.basic.{name}" for name in ("ok", "headers", "nested"))
+EDF = "\x06\x16edf"
+
+
+@pytest.fixture
+def apps() -> Iterator[Callable[..., Celery]]:
+    """Make apps that publish to a stage's workers; closed at the end."""
+    made: list[Celery] = []
+
+    def make(stage: Stage, **conf: Any) -> Celery:
+        app = Celery(f"modes{len(made)}", broker=stage.broker, backend=stage.backend)
+        app.conf.update(stage.conf)
+        app.conf.update(conf)
+        rts.install(app)
+        made.append(app)
+        return app
+
+    yield make
+    for app in made:
+        rts.uninstall(app)
+        app.close()
+
+
+def command(stage: Stage, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run ``celery rts …`` of the stage's app."""
+    line = [sys.executable, "-m", "celery", "-A", "tests.apps.basic", "rts", *arguments]
+    environment = {**os.environ, **stage.environment}
+    return subprocess.run(
+        line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def ran(mongo: Any, ids: list[str]) -> list[str]:
+    """Wait for the runs of these tasks; return them in the order in which they began."""
+    mine = {"task_id": {"$in": ids}}
+    wait_until(lambda: mongo.assignments.count_documents(mine) >= len(ids))
+    return [run["task_id"] for run in mongo.assignments.find(mine).sort("started_at")]
+
+
+def test_a_fleet_that_is_half_turned_over_loses_nothing(
+    make_stage: Callable[..., Stage],
+    apps: Callable[..., Celery],
+    mongo: Any,
+    redis_client: redis.Redis,
+) -> None:
+    stage = make_stage(rts_scheduler="edf")
+    ordered, fifo = apps(stage), apps(stage, rts_scheduler=None)
+    stage.worker(concurrency=1)
+    stage.conf["rts_scheduler"] = None
+    stage.worker(concurrency=1)
+    results = [app.send_task(OK, (0.02,)) for _ in range(20) for app in (ordered, fifo)]
+    assert [result.get(timeout=60) for result in results] == [0.02] * 40
+    queue = ordered.conf.task_default_queue
+    wait_until(lambda: not redis_client.exists(queue, queue + EDF, "unacked"))
+
+
+def test_turning_it_off_again_leaves_nothing_behind(
+    make_stage: Callable[..., Stage],
+    apps: Callable[..., Celery],
+    mongo: Any,
+    redis_client: redis.Redis,
+) -> None:
+    stage = make_stage(rts_scheduler="edf")
+    app = apps(stage)
+    queue = app.conf.task_default_queue
+    now = time.time()
+    results = {
+        offset: app.send_task(OK, (0.02,), headers={"sla_deadline": now + offset})
+        for offset in (300, 100, -50, 200)
+    }
+    assert not json.loads(command(stage, "status", "--json").stdout)["problems"]
+    stage.conf["rts_scheduler"] = None
+    told = command(stage, "status")
+    assert told.returncode == 1
+    assert f"4 messages wait in deadline order in the queue {queue}" in told.stderr
+    assert "--to-fifo" in told.stderr
+    assert "4 messages moved" in command(stage, "queues", "--to-fifo").stdout
+    assert redis_client.llen(queue) == 4
+    assert command(stage, "status").returncode == 0
+    stage.worker(concurrency=1)
+    # As the first worker in order would have taken them; the hopeless one was first
+    # by its deadline, since no claim had looked at it.
+    expected = [results[offset].id for offset in sorted(results)]
+    assert ran(mongo, expected) == expected
+
+
+def test_deadlines_are_handed_on_along_real_canvas(
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any
+) -> None:
+    stage = make_stage(rts_propagate_deadline=True, rts_scheduler="edf")
+    app = apps(stage)
+    stage.worker(concurrency=1)
+
+    def of(task_id: str) -> dict[str, Any]:
+        found: dict[str, Any] = wait_until(
+            lambda: mongo.tasks.find_one({"_id": task_id, "state": "SUCCESS"})
+        )
+        return found
+
+    def seconds(task: dict[str, Any]) -> float:
+        return float((task["deadline"] - task["arrival"]).total_seconds())
+
+    def link(*arguments: Any) -> Any:
+        return app.signature(HEADERS, args=arguments)
+
+    alone = seconds(of(app.send_task(HEADERS).id))
+    last = chain(link(), link(), link(), app=app).apply_async()
+    last.get(timeout=30)
+    members = [of(last.id), of(last.parent.id), of(last.parent.parent.id)]
+    # One end-to-end deadline: what three of them would have had.
+    assert len({task["deadline"] for task in members}) == 1
+    assert seconds(members[-1]) == pytest.approx(3 * alone, rel=0.05)
+
+    # A child has at most what its parent has left.
+    due = time.time() + 7.5
+    parent = app.send_task(NESTED, headers={"sla_deadline": due})
+    child = of(parent.get(timeout=30))
+    assert child["deadline"].timestamp() == pytest.approx(due, abs=0.002)
+    assert child["parent_id"] == parent.id
+
+    body = chord([link(), link()], app=app)(link())
+    body.get(timeout=30)
+    assert of(body.id)["sla_success"] is True
+
+
+class Levels:
+    """What both brokers of priorities are asked for."""
+
+    #: Offsets of the deadlines, and the order in which they run.
+    offsets = (900, 12, 250, 50, 20)
+
+    @classmethod
+    def check(cls, app: Celery, stage: Stage, mongo: Any) -> None:
+        now = time.time()
+        results = {
+            offset: app.send_task(OK, (0.02,), headers={"sla_deadline": now + offset})
+            for offset in cls.offsets
+        }
+        own = app.send_task(OK, (0.02,), priority=0)
+        stage.worker(concurrency=1, arguments=("--prefetch-multiplier", "1"))
+        expected = [results[offset].id for offset in sorted(cls.offsets)]
+        found = ran(mongo, [*expected, own.id])
+        # A priority that is given is left alone: on Redis the most urgent, elsewhere
+        # the least.
+        found.remove(own.id)
+        assert found == expected
+
+
+def test_priorities_on_redis(
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any
+) -> None:
+    stage = make_stage(rts_scheduler="priority")
+    stage.transport_options = {"priority_steps": list(range(10))}
+    app = apps(stage, broker_transport_options=stage.transport_options)
+    Levels.check(app, stage, mongo)
+
+
+@pytest.mark.skipif(
+    shutil.which("rabbitmq-server") is None, reason="no rabbitmq-server on PATH"
+)
+def test_priorities_on_rabbitmq(
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any, tmp_path: Path
+) -> None:
+    from tests.rabbitmq import RabbitServer
+
+    with RabbitServer(tmp_path) as rabbit:
+        stage = make_stage(
+            broker=rabbit.url, rts_scheduler="priority", task_queue_max_priority=10
+        )
+        stage.conf["rts_redis_url"] = stage.redis_url
+        stage.backend = stage.redis_url
+        app = apps(stage)
+        Levels.check(app, stage, mongo)
+        with pytest.raises(rts.ConfigurationError, match=r"edf.*priority.*amqp"):
+            apps(stage, rts_scheduler="edf")
+        stage.conf["rts_scheduler"] = "edf"
+        told = command(stage, "status")
+        assert told.returncode != 0
+        assert "'priority' or None where the broker is not Redis" in told.stderr
+        stage.stop()
