@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from statistics import fmean
 from typing import Any
@@ -18,7 +18,7 @@ from rts.cli.windows import instant, window
 from rts.deadlines import MAX_MULTIPLIER, MIN_MULTIPLIER
 from rts.errors import CommandError
 from rts.settings import Settings
-from rts.simulation.recording import recording
+from rts.simulation.recording import recording, share_of_slots
 from rts.simulation.simulator import Conditions
 from rts.simulation.traces import Job, read_trace, with_types
 
@@ -160,7 +160,7 @@ def workload(source: Source, settings: Settings) -> Workload:
         past.jobs,
         past.met,
         past.slots,
-        settings,
+        replace(settings, hopeless_slots=share_of_slots(settings.hopeless_slots, past.workers)),
         Conditions(source.speed, source.k, overheads or _constant(source)),
         f"ended from {iso(asked[0])} to {iso(asked[1])}",
         asked,

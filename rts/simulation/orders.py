@@ -141,7 +141,7 @@ class EarliestDeadlineFirst:
                 self._dropped.append(task)
             else:
                 heapq.heappush(self._demoted, (task.arrival, task.number, task))
-        if self._demoted and len(self._held) < max(1, int(self._hopeless_slots * slots)):
+        if self._demoted and len(self._held) < max(1, int(self._hopeless_slots * slots + 1e-9)):
             # As in the script of the claims: they count while demoted work waits.
             self._turns += 1
             turn = bool(self._every) and self._turns % self._every == 0

@@ -11,7 +11,7 @@ import math
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 from rts.simulation.orders import HOPE
@@ -66,6 +66,8 @@ class Recording:
     began_at: float
     #: Runs at a time, at least 1.
     slots: int
+    #: Runs at a time of each worker.
+    workers: Sequence[int]
     #: Seconds from the end of a run to the start of the next one that waited, a sample;
     #: empty where none did.
     overheads: Sequence[float]
@@ -77,33 +79,58 @@ def recording(runs: Iterable[Run]) -> Recording | None:
     Tasks whose last run is a retry that was never taken up count as missed. Of a task
     whose first run is not among *runs*, the rest arrives when it started.
     """
-    jobs: list[tuple[Job, bool]] = []
+    jobs: list[Job] = []
+    met: list[bool] = []
     chains: dict[str, list[Run]] = {}
-    starts, ends = array("d"), array("d")
+    spans: dict[str, tuple[array[float], array[float]]] = {}
     gaps = _Gaps()
     for run in runs:
         if run.cause is None:
+            starts, ends = spans.setdefault(run.place[0], (array("d"), array("d")))
             starts.append(run.started_at)
             ends.append(run.completed_at)
         gaps.see(run)
         if run.task_id is None:
-            jobs.append((_job([run]), bool(run.met)))
+            jobs.append(_job([run]))
+            met.append(bool(run.met))
         else:
             chains.setdefault(run.task_id, []).append(run)
-    for chain in chains.values():
-        chain.sort(key=lambda run: run.started_at)
-        jobs.append((_job(chain), bool(chain[-1].met)))
+    for of_task in chains.values():
+        of_task.sort(key=lambda run: run.started_at)
+        jobs.append(_job(of_task))
+        met.append(bool(of_task[-1].met))
     if not jobs:
         return None
-    jobs.sort(key=lambda item: item[0].arrival_s)
-    began_at = jobs[0][0].arrival_s
+    ranks = sorted(range(len(jobs)), key=lambda number: jobs[number].arrival_s)
+    met = [met[number] for number in ranks]
+    del ranks
+    jobs.sort(key=lambda job: job.arrival_s)
+    began_at = jobs[0].arrival_s
+    for number, job in enumerate(jobs):  # in place: there may be a million
+        jobs[number] = job._replace(arrival_s=job.arrival_s - began_at)
     return Recording(
-        jobs=[job._replace(arrival_s=job.arrival_s - began_at) for job, _ in jobs],
-        met=[met for _, met in jobs],
+        jobs=jobs,
+        met=met,
         began_at=began_at,
-        slots=most_at_a_time(starts, ends),
+        slots=most_at_a_time(
+            chain.from_iterable(starts for starts, _ in spans.values()),
+            chain.from_iterable(ends for _, ends in spans.values()),
+        ),
+        workers=[most_at_a_time(*of) for of in spans.values()],
         overheads=gaps.sample(),
     )
+
+
+def share_of_slots(share: float, workers: Sequence[int]) -> float:
+    """Return *share* of the slots as all workers together keep it.
+
+    Each takes whole slots of its own, at least one.
+
+    >>> share_of_slots(0.75, [16]), share_of_slots(0.75, [2, 2])
+    (0.75, 0.5)
+    """
+    held = sum(max(1, int(share * slots)) for slots in workers)
+    return min(1.0, held / sum(workers)) if workers else share
 
 
 def most_at_a_time(starts: Iterable[float], ends: Iterable[float]) -> int:
@@ -113,13 +140,19 @@ def most_at_a_time(starts: Iterable[float], ends: Iterable[float]) -> int:
     >>> most_at_a_time([0, 1, 5], [3, 4, 9])
     2
     """
-    events = sorted([(at, -1) for at in ends] + [(at, 1) for at in starts])
+    begins, over = sorted(starts), sorted(ends)
     held_s: dict[int, float] = {}
-    level, since = 0, 0.0
-    for at, change in events:
-        if level:
-            held_s[level] = held_s.get(level, 0.0) + at - since
-        level, since = level + change, at
+    level, since, begun = 0, 0.0, 0
+    for ended, end in enumerate(over):
+        while begun < len(begins) and begins[begun] < end:
+            level = begun - ended
+            held_s[level] = held_s.get(level, 0.0) + begins[begun] - since
+            since = begins[begun]
+            begun += 1
+        level = begun - ended
+        held_s[level] = held_s.get(level, 0.0) + end - since
+        since = end
+    held_s.pop(0, None)
     left = HELD_SHARE * sum(held_s.values())
     for level in sorted(held_s, reverse=True):
         left -= held_s[level]
@@ -156,15 +189,15 @@ class _Gaps:
         return kept[:: math.ceil(len(kept) / SAMPLE)] if kept else ()
 
 
-def _job(chain: Sequence[Run]) -> Job:
+def _job(runs: Sequence[Run]) -> Job:
     """Return the runs of one task, in order of their starts, as a job."""
-    first, last = chain[0], chain[-1]
+    first, last = runs[0], runs[-1]
     arrival = first.started_at if first.retries else first.arrival
     # A run that had to wait for a slot as well took longer to come than it paused.
     waited_s = max(0.0, first.started_at - first.arrival)
     later = tuple(
         Again(max(0.0, run.started_at - before.completed_at - waited_s), run.runtime_s)
-        for before, run in pairwise(chain)
+        for before, run in pairwise(runs)
     )
     end = KILLED
     if last.cause is None and last.met is not None:

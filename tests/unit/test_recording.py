@@ -10,7 +10,13 @@ import pytest
 
 from rts.settings import Settings
 from rts.simulation.orders import FirstComeFirstServed, order_of
-from rts.simulation.recording import Recording, Run, most_at_a_time, recording
+from rts.simulation.recording import (
+    Recording,
+    Run,
+    most_at_a_time,
+    recording,
+    share_of_slots,
+)
 from rts.simulation.simulator import IDEAL, Conditions, Outcome, simulate
 from rts.simulation.tally import offered_load, percentiles, tally
 from rts.simulation.traces import FAILURE, KILLED, SUCCESS, Again, Job, at_load, six_types
@@ -108,6 +114,19 @@ def test_the_runs_of_one_task_are_one_job() -> None:
     ]
     assert list(past.met) == [False, True, False, True]
     assert recording([]) is None
+
+
+def test_the_slots_of_each_worker() -> None:
+    one = [a_run(0, 10, place=("w1", pid)) for pid in range(3)]
+    two = [a_run(5, 10, place=("w2", 1)), a_run(20, 1, place=("w2", 1))]
+    past = recorded(*two[::-1], *one)
+    assert past.slots == 4
+    assert sorted(past.workers) == [1, 3]
+    assert share_of_slots(0.75, [1, 3]) == 0.75
+    assert share_of_slots(0.75, [1, 1]) == 1.0
+    assert share_of_slots(0.75, []) == 0.75
+    killed = recorded(a_run(0, 5, cause="killed", met=False))
+    assert (killed.slots, killed.workers) == (1, [])
 
 
 def test_further_runs_come_after_their_pause_and_hold_a_slot() -> None:
