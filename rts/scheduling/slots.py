@@ -6,7 +6,7 @@ from typing import Any
 
 from celery.worker import state
 
-from rts.scheduling.transport import DeadlineOrder
+from rts.scheduling.transport import FULL_S, DeadlineOrder
 
 
 class Slots:
@@ -69,4 +69,9 @@ def show_slots(consumer: Any, slots: Slots | None) -> Slots | None:
     if not isinstance(channel, DeadlineOrder):
         return None
     channel.slots = slots or Slots(consumer)
+    hub = getattr(consumer, "hub", None)
+    if hub is not None and not getattr(consumer.pool, "uses_semaphore", False):
+        # A thread ends without an event that wakes the loop, as a pool process gives. (The
+        # timer is cleared with the connection.)
+        hub.call_repeatedly(FULL_S, lambda: None)
     return channel.slots

@@ -59,7 +59,7 @@ HOPEFUL, DEMOTED, BELL, TURNS, REFUSED = (
 )
 
 
-class _Script:
+class ScriptByHash:
     """A script, to be called by its hash and sent whole where Redis does not know it."""
 
     def __init__(self, name: str) -> None:
@@ -75,7 +75,7 @@ class _Script:
 
 
 CLAIM, PUT, RING, MOVE, BACK = (
-    _Script(name) for name in ("claim", "put", "ring", "move", "back")
+    ScriptByHash(name) for name in ("claim", "put", "ring", "move", "back")
 )
 
 
@@ -444,14 +444,26 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]
     _restored_at = -math.inf
 
     def get(self, callback: Any, timeout: float | None = None) -> Any:
-        """Wait for an event; not long while slots may become free at any moment."""
-        if any(c.slots is not None and not c.slots.free() for c in self._channels):
-            wait_s = min(FULL_S, FIRST_LOOK_S * 2 ** min(self._looks, 10))
-            timeout = wait_s if timeout is None else min(timeout, wait_s)
-            self._looks += 1
-        else:
+        """Wait for an event; not long while slots may become free at any moment.
+
+        Raises:
+            socket.timeout: that moment is over. Celery's loop then does what its threads
+                have left to it, acknowledgements for instance, without which kombu
+                lets nothing more be taken.
+        """
+        full = any(
+            channel.slots is not None and not channel.qos.can_consume()
+            for channel in self._channels
+        )
+        if not full:
             self._looks = 0
-        return super().get(callback, timeout)
+            return super().get(callback, timeout)
+        wait_s = min(FULL_S, FIRST_LOOK_S * 2 ** min(self._looks, 10))
+        self._looks += 1
+        try:
+            return super().get(callback, wait_s if timeout is None else min(timeout, wait_s))
+        except Empty:
+            raise TimeoutError() from None
 
     def maybe_restore_messages(self) -> None:
         """Count a look for what to put back, not more often than kombu does when idle."""
