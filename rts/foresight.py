@@ -7,32 +7,26 @@ package, also by the companion process.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rts import health
-from rts.errors import CommandError, StoreUnavailable
-from rts.installation import parts_of
-from rts.scheduling.forecast import Prediction
+from rts.errors import CommandError
+from rts.installation import parts_of, publisher
+from rts.scheduling.prediction import Prediction
 
 if TYPE_CHECKING:
     from rts.parts import Parts
     from rts.scheduling.outlook import Outlook
-
-#: Weights of the risk of a queue: of lateness in seconds, and of load.
-ALPHA, BETA = 10.0, 1.0
-#: Seconds for which what was read of the queues is used.
-FRESH_S = 1.0
+    from rts.scheduling.routing import Risks
 
 
 def predict(task_id: str, *, queue: str | None = None, app: Any = None) -> Prediction | None:
     """Return when a published task will start and finish; ``None`` where it neither
     waits nor runs. Works with the broker's own order too.
 
-    *queue*: where it waits, by default the app's default queue. *app*: by default the
-    current one.
+    *queue*: where it waits; by default it is looked for in all queues that the app, its
+    routes or its workers know. *app*: by default the current one.
 
     Raises:
         CommandError: the app does not have rts, the broker is not Redis, or no worker
@@ -40,7 +34,7 @@ def predict(task_id: str, *, queue: str | None = None, app: Any = None) -> Predi
         StoreUnavailable: Redis is away.
     """
     app, parts = _installed(app)
-    return _outlook(app, parts).of_task(task_id, queue or app.conf.task_default_queue)
+    return _outlook(app, parts).of_task(task_id, queue)
 
 
 def predict_new(
@@ -48,12 +42,15 @@ def predict_new(
     *,
     queue: str | None = None,
     headers: Mapping[str, Any] | None = None,
+    priority: int | None = None,
     app: Any = None,
 ) -> Prediction:
     """Return when a task would start and finish, were it published now.
 
-    *task* is a task or its name; *headers* as for ``apply_async``. *queue*: by default
-    where the app routes it.
+    *task* is a task or its name; *headers* and *priority* as for ``apply_async``; an eta
+    goes into the headers, as ISO 8601. *queue*: by default where the app routes it. It
+    may be called for each request of a web process: the queue is read five times a
+    second at most.
 
     Raises:
         CommandError: the app does not have rts, the broker is not Redis, or no worker
@@ -62,16 +59,32 @@ def predict_new(
     """
     app, parts = _installed(app if app is not None else getattr(task, "app", None))
     name = str(getattr(task, "name", task))
+    asked = dict(headers or {})
     if queue is None:
-        queue = app.amqp.router.route({}, name)["queue"].name
-    plan = parts.planner.plan(name, dict(headers or {}), None)
-    return _outlook(app, parts).of_new(plan, queue)
+        known = app.tasks.get(name)
+        to = app.amqp.router.route({"headers": asked}, name, task_type=known)["queue"]
+        queue = str(getattr(to, "name", to))
+    plan = parts.planner.plan(name, asked, priority)
+    if priority is None and parts.prioritise is not None:
+        priority = parts.prioritise(plan)
+    return _outlook(app, parts).of_new(plan, queue, priority or 0)
 
 
 def _outlook(app: Any, parts: Parts) -> Outlook:
     from rts.scheduling.outlook import Outlook
 
-    return Outlook(app, parts.settings, parts.link)
+    with _lock:
+        if parts.outlook is None:
+            parts.outlook = Outlook(app, parts.settings, parts.link, parts.taus.tau)
+        return parts.outlook
+
+
+def _risks(app: Any, parts: Parts) -> Risks:
+    from rts.scheduling.routing import Risks
+
+    if parts.risks is None:
+        parts.risks = Risks(_outlook(app, parts), parts.settings.breaker_period)
+    return parts.risks
 
 
 def _installed(app: Any) -> tuple[Any, Parts]:
@@ -85,19 +98,6 @@ def _installed(app: Any) -> tuple[Any, Parts]:
     return app, parts
 
 
-@dataclass(frozen=True)
-class _Queue:
-    """What a route is chosen by."""
-
-    read_at: float
-    #: Seconds of work that wait, and tasks that may run at a time.
-    backlog_s: float
-    slots: int
-    #: Mean load of the workers, a fraction of what they may use.
-    load: float
-
-
-_queues: dict[tuple[int, str], _Queue | None] = {}
 _lock = threading.Lock()
 
 
@@ -114,56 +114,33 @@ def route(
     Among the queues that ``rts_routes`` gives for the task's type, by
     ``10 · max(0, F − d) + load`` with F the finish that the queue's backlog, slots and
     load let expect, and d the deadline. ``None``, which leaves it to Celery, where the
-    type has no routes, where nothing fresh is known, and on a tie. Never raises.
+    type has no routes, where nothing fresh is known, on a tie, and where the call, or a
+    retry, has a queue already. Never raises.
     """
     try:
-        app = getattr(task, "app", None)
-        if app is None:
-            from celery import current_app
-
-            app = current_app._get_current_object()
-        parts = parts_of(app)
+        options = options or {}
+        if any(options.get(key) for key in ("queue", "exchange", "routing_key")):
+            return None
+        own = getattr(task, "app", None)
+        parts = publisher(name) if own is None else parts_of(own)
         if parts is None or not parts.settings.routes:
             return None
-        headers = dict((options or {}).get("headers") or {})
-        priority = (options or {}).get("priority")
-        plan = parts.planner.plan(name, headers, priority)
-        candidates = parts.settings.routes.get(plan.task_type)
+        headers = dict(options.get("headers") or {})
+        plan = parts.planner.plan(name, headers, options.get("priority"))
+        app = parts.app
+        queues = app.amqp.queues
+        candidates = [
+            queue
+            for queue in parts.settings.routes.get(plan.task_type, ())
+            if queue in queues or queues.create_missing
+        ]
         if not candidates:
             return None
-        now = parts.clock.now()
-        risks = []
-        for candidate in candidates:
-            known = _known(app, parts, candidate)
-            if known is None or not known.slots:
-                continue
-            slowdown = max(1.0, known.load)
-            finish = now + (known.backlog_s / known.slots + plan.tau) * slowdown
-            risk = ALPHA * max(0.0, finish - plan.deadline) + BETA * known.load
-            risks.append((risk, candidate))
-        risks.sort(key=lambda pair: pair[0])
-        if not risks or (len(risks) > 1 and risks[0][0] == risks[1][0]):
-            return None
-        return {"queue": risks[0][1]}
+        chosen = _risks(app, parts).choose(plan, candidates, parts.clock.now())
+        return None if chosen is None else {"queue": chosen}
     except Exception as exc:  # noqa: BLE001  Celery's own route is there
         health.hook_failed("route", exc)
         return None
-
-
-def _known(app: Any, parts: Parts, queue: str) -> _Queue | None:
-    """Return what is known of a queue, at most FRESH_S old; ``None``: nothing fresh."""
-    key = id(parts), queue
-    with _lock:
-        known = _queues.get(key)
-        if known is None or time.monotonic() - known.read_at >= FRESH_S:
-            try:
-                backlog_s, slots, load = _outlook(app, parts).pressure(queue)
-                known = _Queue(time.monotonic(), backlog_s, slots, load)
-            except (StoreUnavailable, CommandError):
-                # Asked again as late: whoever publishes must not wait for each task.
-                known = _Queue(time.monotonic(), 0.0, 0, 0.0)
-            _queues[key] = known
-        return known
 
 
 __all__ = ["Prediction", "predict", "predict_new", "route"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from rts import health
 from rts.errors import ConfigurationError
@@ -14,6 +15,12 @@ if TYPE_CHECKING:
 
 #: The attribute of an app that holds its installation, where it is found at once.
 ATTRIBUTE = "_rts_installation"
+
+#: The installed apps. Each holds its installation itself.
+installed: WeakSet[Any] = WeakSet()
+
+#: Who publishes a task of a name, while only one app has rts.
+publishers: dict[str, Parts] = {}
 
 
 class Installation:
@@ -58,3 +65,34 @@ def parts_of(app: Any) -> Parts | None:
         return None
     parts: Parts | None = installation._parts or installation.parts(app)
     return parts
+
+
+def publisher(name: str) -> Parts | None:
+    """Return the parts of the app that publishes a task called *name*.
+
+    Celery's signal does not say which app publishes. With several apps in one
+    process the current one is meant, unless only another one knows the task.
+    """
+    known = publishers.get(name)
+    if known is not None:
+        return known
+    if len(installed) == 1:
+        (only,) = installed
+        if name in only.tasks:
+            parts = parts_of(only)
+            if parts is not None:
+                publishers[name] = parts
+            return parts
+    from celery import current_app
+
+    app = current_app._get_current_object()
+    if app in installed and (len(installed) == 1 or name in app.tasks):
+        return parts_of(app)
+    for other in list(installed):
+        if name in other.tasks:
+            return parts_of(other)
+    if app in installed:
+        return parts_of(app)
+    if name in app.tasks or len(installed) != 1:
+        return None  # another app's own task
+    return parts_of(next(iter(installed)))

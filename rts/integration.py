@@ -11,24 +11,22 @@ package too, and has no use for Celery.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
 
 from rts import health
 from rts.current import Current
 from rts.errors import ConfigurationError
-from rts.installation import ATTRIBUTE, Installation, parts_of
+from rts.installation import (
+    ATTRIBUTE,
+    Installation,
+    installed,
+    parts_of,
+    publisher,
+    publishers,
+)
 from rts.settings import Settings
 
 if TYPE_CHECKING:
     from celery import Celery
-
-    from rts.parts import Parts
-
-#: The installed apps. Each holds its installation itself, where it is found at once.
-_installed: WeakSet[Any] = WeakSet()
-
-#: Who publishes a task of a name, while only one app has rts.
-_publishers: dict[str, Parts] = {}
 
 
 def install(app: Celery) -> None:
@@ -51,12 +49,12 @@ def install(app: Celery) -> None:
     from rts.worker import add_steps
 
     _validate(app)
-    if app in _installed:
+    if app in installed:
         return
     setattr(app, ATTRIBUTE, Installation())
-    _installed.add(app)
-    _publishers.clear()
-    receivers.connect(parts_of, _publisher)
+    installed.add(app)
+    publishers.clear()
+    receivers.connect(parts_of, publisher)
     add_steps(app)
     app.on_after_configure.connect(_order, weak=False, dispatch_uid="rts.order")
     if app.configured:
@@ -78,17 +76,17 @@ def uninstall(app: Celery) -> None:
     from rts.scheduling.switch import turn_off
     from rts.worker import remove_steps
 
-    if app not in _installed:
+    if app not in installed:
         return
     getattr(app, ATTRIBUTE).close()
     delattr(app, ATTRIBUTE)
-    _installed.discard(app)
-    _publishers.clear()
+    installed.discard(app)
+    publishers.clear()
     remove_steps(app)
     app.on_after_configure.disconnect(dispatch_uid="rts.order")
     if app.configured:
         turn_off(app)
-    if not _installed:
+    if not installed:
         receivers.disconnect()
         hook.detach()
         import_modules.disconnect(dispatch_uid="rts.flower")
@@ -119,37 +117,6 @@ def current() -> Current | None:
         load=run.load_at_start,
         _clock=parts.clock,
     )
-
-
-def _publisher(name: str) -> Parts | None:
-    """Return the parts of the app that publishes a task called *name*.
-
-    Celery's signal does not say which app publishes. With several apps in one
-    process the current one is meant, unless only another one knows the task.
-    """
-    known = _publishers.get(name)
-    if known is not None:
-        return known
-    if len(_installed) == 1:
-        (only,) = _installed
-        if name in only.tasks:
-            parts = parts_of(only)
-            if parts is not None:
-                _publishers[name] = parts
-            return parts
-    from celery import current_app
-
-    app = current_app._get_current_object()
-    if app in _installed and (len(_installed) == 1 or name in app.tasks):
-        return parts_of(app)
-    for other in list(_installed):
-        if name in other.tasks:
-            return parts_of(other)
-    if app in _installed:
-        return parts_of(app)
-    if name in app.tasks or len(_installed) != 1:
-        return None  # another app's own task
-    return parts_of(next(iter(_installed)))
 
 
 def _has_rts(app: Any) -> bool:

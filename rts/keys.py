@@ -56,6 +56,11 @@ class Keys:
         return self.prefix + "ratio:"
 
     @property
+    def recent(self) -> str:
+        """Prefix of one list per queue: its last runs, the latest first."""
+        return self.prefix + "recent:"
+
+    @property
     def outbox(self) -> str:
         """Stream of finished executions on their way to the ledger."""
         return self.prefix + "outbox"

@@ -7,7 +7,7 @@ import os
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from rts.clock import FleetClock
@@ -28,11 +28,16 @@ from rts.scheduling.priority import HIGHEST, level
 from rts.settings import Settings
 from rts.tau.cache import TauCache
 
+if TYPE_CHECKING:
+    from rts.scheduling.outlook import Outlook
+    from rts.scheduling.routing import Risks
+
 
 @dataclass
 class Parts:
     """What publishing needs; in a worker also what running needs."""
 
+    app: Any
     settings: Settings
     clock: FleetClock
     link: Link
@@ -44,6 +49,9 @@ class Parts:
     open_tasks: Announcer | None = None
     #: ``None`` in processes that are not a worker's.
     worker: WorkerParts | None = None
+    #: Made when somebody first asks for a prediction, and for a route.
+    outlook: Outlook | None = None
+    risks: Risks | None = None
 
     @classmethod
     def build(cls, settings: Settings, app: Any) -> Parts:
@@ -59,7 +67,7 @@ class Parts:
         taus = TauCache(link, settings, clock, passenger=open_tasks)
         planner = Planner(settings, taus, clock, task_options)
         prioritise = _prioritiser(app, settings, clock)
-        return cls(settings, clock, link, taus, planner, prioritise, open_tasks)
+        return cls(app, settings, clock, link, taus, planner, prioritise, open_tasks)
 
 
 def _prioritiser(

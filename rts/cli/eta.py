@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
+from typing import Any
 
 import click
 
-from rts.cli.shared import as_json, iso, link_to_redis, print_json, settings_of
+from rts.cli.shared import (
+    CONNECT_TIMEOUT_S,
+    TIMEOUT_S,
+    as_json,
+    iso,
+    link_to_redis,
+    print_json,
+    settings_of,
+)
+from rts.clock import FleetClock
+from rts.deadlines import MAX_INSTANT
 from rts.errors import CommandError
 from rts.scheduling.outlook import Outlook
+from rts.tau.cache import TauCache
+
+#: What of a prediction is an instant.
+INSTANTS = (
+    *("start", "start_low", "start_high"),
+    *("finish", "finish_low", "finish_high", "deadline"),
+)
 
 
 @click.command(name="eta", short_help="When a task will start and finish.")
 @click.argument("task_id")
-@click.option("--queue", help="Where it waits; by default the app's default queue.")
+@click.option("--queue", help="Where it waits; by default anywhere.")
 @as_json
 @click.pass_context
 def command(ctx: click.Context, task_id: str, queue: str | None, as_json: bool) -> None:
@@ -23,33 +41,50 @@ def command(ctx: click.Context, task_id: str, queue: str | None, as_json: bool) 
     From what is ahead of it, the taus and their spread, and the free slots. 90 of 100
     such tasks start and finish within the intervals.
     """
-    app, settings = ctx.obj.app, settings_of(ctx)
+    settings = settings_of(ctx)
     with link_to_redis(settings) as link:
-        found = Outlook(app, settings, link).of_task(
-            task_id, queue or app.conf.task_default_queue
-        )
+        clock = FleetClock()
+        taus = TauCache(link, settings, clock)
+        patient = replace(settings, connect_timeout=CONNECT_TIMEOUT_S, timeout=TIMEOUT_S)
+        outlook = Outlook(ctx.obj.app, patient, link, taus.tau)
+        try:
+            found = outlook.of_task(task_id, queue)
+        finally:
+            outlook.close()
+        taus.refresh()  # measures the clock
     if found is None:
         raise CommandError(
-            f"{task_id} neither waits in the queue nor runs. rts show tells of finished tasks"
+            f"{task_id} neither waits in a queue nor runs. rts show tells of finished tasks"
         )
     if as_json:
-        instants = {
-            key: datetime.fromtimestamp(value, timezone.utc)
-            for key, value in asdict(found).items()
-            if key not in ("on_time", "ahead", "slots")
-        }
-        print_json({**asdict(found), **instants})
+        document: dict[str, Any] = {"task_id": task_id, **asdict(found)}
+        for key in INSTANTS:
+            document[key] = _instant(document[key])
+        print_json(document)
         return
-    now = datetime.now(timezone.utc).timestamp()
+    now = clock.now()
     rows = (
         ("start", found.start, found.start_low, found.start_high),
         ("finish", found.finish, found.finish_low, found.finish_high),
     )
     for name, middle, low, high in rows:
-        at = iso(datetime.fromtimestamp(middle, timezone.utc))
         click.echo(
-            f"{name:<9}{at}  in {middle - now:.1f} s ({low - now:.1f} to {high - now:.1f})"
+            f"{name:<9}{_shown(middle)}  in {middle - now:.1f} s "
+            f"({low - now:.1f} to {high - now:.1f})"
         )
-    due = iso(datetime.fromtimestamp(found.deadline, timezone.utc))
-    click.echo(f"deadline {due}  met with a probability of {found.on_time:.0%}")
+    due = found.deadline - now
+    click.echo(
+        f"deadline {_shown(found.deadline)}  in {due:.1f} s, met with a probability of "
+        f"{found.on_time:.0%}"
+    )
     click.echo(f"{found.ahead} tasks ahead of it, {found.slots} slots")
+
+
+def _instant(at: float) -> datetime | None:
+    """Return an instant; ``None`` for never."""
+    return datetime.fromtimestamp(at, timezone.utc) if at < MAX_INSTANT else None
+
+
+def _shown(at: float) -> str:
+    found = _instant(at)
+    return f"{'never':<24}" if found is None else iso(found)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rts.errors import StoreUnavailable
+from rts.ledger.recent import note_recent
 from rts.ledger.spool import SUFFIX, Spool, opened, read_all, try_lock
 from rts.link.link import Link
 from rts.link.scripts import pack
@@ -49,7 +50,7 @@ class Shipper:
         self._link = link
         self._call = FinishCall(settings)
         self._seq = settings.keys.seq
-        self._counters = settings.keys.counters
+        self._keys = settings.keys
         self._on_learned = on_learned
         self._tails: dict[str, _Tail] = {}
 
@@ -145,8 +146,12 @@ class Shipper:
         lessons.append(Lesson(last, b"", None, "", ""))
         answer, *_ = self._link.call(
             self._call.pack(producer, lessons),
-            *(pack("HINCRBY", self._counters, name, n) for name, n in counts.items()),
+            *(pack("HINCRBY", self._keys.counters, name, n) for name, n in counts.items()),
         )
+        recent = note_recent(self._keys, executions)
+        if recent:
+            # What it refuses, say to a key of another type, is not worth a record.
+            self._link.call_each(*recent)
         if self._on_learned is not None:
             for execution, learned in zip(executions, read_answer(answer), strict=False):
                 if learned is not None:

@@ -1,245 +1,158 @@
 """When a task will start and finish: simulations of what is ahead of it.
 
 Each simulation plays the queue forward from now, by the rule that the workers keep:
-what runs, what waits, and arrivals as there were lately, with runtimes drawn from tau
-times the learned ratios of runtime over tau. What the many simulations give is the
-prediction. No formula: slots, demotion and overtaking are as in
+what runs, what workers hold, what waits, and arrivals to come, with runtimes drawn
+from what was learned (:mod:`rts.scheduling.draws`). What the many simulations give is
+the prediction. No formula: slots, demotion and overtaking are as in
 :mod:`rts.simulation.orders`.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
+from rts.scheduling.draws import Arrivals, Runtimes, Work
+from rts.scheduling.play import Play, Snapshot
+from rts.scheduling.prediction import Prediction
 from rts.simulation.orders import Order, Waiting
-from rts.tau.sketch import Sketch
 
-#: Simulations for one prediction, and events that all of them take together at most.
-RUNS, MOST_EVENTS = 200, 100_000
-#: Simulations there are at least.
-LEAST_RUNS = 24
-#: Where fewer runs than that are learned, runtimes scatter by this (lognormal σ).
-KNOWN_RUNS, UNKNOWN_SIGMA = 20, 0.5
+#: Simulations for one prediction, at least and at most, and events that all of them
+#: take together at most: about 0.2 s of one core.
+LEAST_RUNS, RUNS, MOST_EVENTS = 40, 120, 60_000
 #: The interval's ends: 90 % of the simulations lie between.
 LOW, HIGH = 0.05, 0.95
-#: Seconds of the past whose arrivals are taken for the rate of those to come.
-LOOKBACK_S = 60.0
+#: Below this a wait is none, seconds.
+NO_WAIT_S = 1e-3
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """When a task starts and finishes. Instants in epoch seconds, by Redis's clock.
-
-    Medians of the simulations; ``…_low`` and ``…_high`` enclose 90 % of them.
-    """
-
-    start: float
-    start_low: float
-    start_high: float
-    finish: float
-    finish_low: float
-    finish_high: float
-    deadline: float
-    #: Share of the simulations that finish at or before the deadline.
-    on_time: float
-    #: Tasks that wait before it in the queue's present order.
-    ahead: int
-    slots: int
+OrderMaker = Callable[[], Order]
 
 
-class Work(NamedTuple):
-    """A task, as far as a simulation needs it. Instants in epoch seconds."""
-
-    task_type: str
-    arrival: float
-    tau: float
-    deadline: float
+def of_new(snapshot: Snapshot, work: Work, order: OrderMaker, unseen: int = 0) -> Prediction:
+    """Predict a task that would be published now. *unseen*: as for :func:`of_waiting`."""
+    return _queued(snapshot, len(snapshot.waiting), order, unseen, work)
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """A queue and its workers at one moment."""
-
-    now: float
-    slots: int
-    #: In the order of arrival in the queue.
-    waiting: Sequence[Work]
-    #: With the instants at which they have started.
-    running: Sequence[tuple[Work, float]] = ()
-    #: Learned ratios of runtime over tau, by type.
-    ratios: Mapping[str, Sketch] = field(default_factory=dict)
-    #: Messages that wait beyond *waiting*, which is then a sample of all.
-    unseen: int = 0
-
-
-def predict(
-    snapshot: Snapshot,
-    target: Work | int | tuple[Work, float],
-    order: Callable[[], Order],
-    *,
-    seed: int = 0,
+def of_waiting(
+    snapshot: Snapshot, position: int, order: OrderMaker, unseen: int = 0
 ) -> Prediction:
-    """Predict one task.
+    """Predict the task at *position* in ``snapshot.waiting``.
 
-    *target*: a task that would arrive now, the position in ``snapshot.waiting`` of one
-    that waits, or a task that runs with the instant of its start. *order* makes the
-    queue's order.
-
-    Raises:
-        ValueError: there are no slots.
+    *unseen*: messages ahead of it beyond those, which are then a sample of all.
     """
+    return _queued(snapshot, position, order, unseen)
+
+
+def of_held(snapshot: Snapshot, position: int, order: OrderMaker) -> Prediction:
+    """Predict the task at *position* in ``snapshot.held``."""
+    return _queued(snapshot, -1 - position, order, 0)
+
+
+def of_running(snapshot: Snapshot, work: Work, started: float) -> Prediction:
+    """Predict a task that has *started*."""
+    draw = Runtimes(snapshot.ratios, snapshot.ended, random.Random(0))
+    elapsed_s = snapshot.now - started
+    ends = [started + draw.beyond(work, elapsed_s) for _ in range(RUNS)]
+    found = _summed(snapshot, work, [started] * RUNS, ends, 0)
+    return replace(found, start=started)
+
+
+def _queued(
+    snapshot: Snapshot, target: int, order: OrderMaker, unseen: int, new: Work | None = None
+) -> Prediction:
     if snapshot.slots < 1:
         raise ValueError("no worker takes tasks from this queue")
-    rng = random.Random(seed)
-    draw = _Runtimes(snapshot.ratios, rng)
-    starts, finishes = [], []
-    if isinstance(target, tuple) and not isinstance(target, Work):
-        work, started = target
-        for _ in range(RUNS):
-            starts.append(started)
-            finishes.append(started + draw.beyond(work, snapshot.now - started))
-        ahead = 0
-    else:
-        waiting = list(snapshot.waiting)
-        if isinstance(target, Work):
-            waiting.append(target)
-            position = len(waiting) - 1
-        else:
-            position = target
-        work = waiting[position]
-        runs = max(LEAST_RUNS, min(RUNS, MOST_EVENTS // (2 * len(waiting) + 1)))
-        # What is not seen takes as long as what is.
-        scale = 1 + snapshot.unseen / len(waiting)
-        for _ in range(runs):
-            start = _play(snapshot, waiting, position, order(), draw, rng)
-            start = snapshot.now + scale * (start - snapshot.now)
-            starts.append(start)
-            finishes.append(start + draw.of(work))
-        ahead = _ahead(waiting, position, order(), snapshot) + snapshot.unseen
+    rng = random.Random(0)  # the same question has the same answer
+    draw = Runtimes(snapshot.ratios, snapshot.ended, rng)
+    coming = Arrivals(snapshot.lately, snapshot.span_s, rng)
+    waiting = [*snapshot.waiting, *([] if new is None else [new])]
+    work = waiting[target] if target >= 0 else snapshot.held[-1 - target]
+    starts: list[float] = []
+    runs: list[float] = []
+    events = 0
+    while len(starts) < RUNS and (events < MOST_EVENTS or len(starts) < LEAST_RUNS):
+        draw.resample()
+        play = Play(snapshot, order(), draw, coming, rng, new)
+        starts.append(play.start_of(target, MOST_EVENTS // LEAST_RUNS))
+        runs.append(draw.of(work))
+        events += play.events
+    if unseen > 0:
+        # All but the last of what is ahead, as many as there are slots, is over by then.
+        seen = len(waiting) + len(snapshot.held) - snapshot.slots
+        starts = _stretched(starts, snapshot.now, 1 + unseen / max(1, seen))
+    ends = [start + run_s for start, run_s in zip(starts, runs, strict=True)]
+    ahead = _ahead(snapshot, waiting, target, order()) + unseen
+    return _summed(snapshot, work, starts, ends, ahead)
+
+
+def _summed(
+    snapshot: Snapshot, work: Work, starts: list[float], ends: list[float], ahead: int
+) -> Prediction:
+    now = snapshot.now
     return Prediction(
-        start=_quantile(starts, 0.5),
+        start=typical(starts, now),
         start_low=_quantile(starts, LOW),
         start_high=_quantile(starts, HIGH),
-        finish=_quantile(finishes, 0.5),
-        finish_low=_quantile(finishes, LOW),
-        finish_high=_quantile(finishes, HIGH),
+        finish=typical(ends, now),
+        finish_low=_quantile(ends, LOW),
+        finish_high=_quantile(ends, HIGH),
         deadline=work.deadline,
-        on_time=sum(finish <= work.deadline for finish in finishes) / len(finishes),
+        on_time=sum(end <= work.deadline for end in ends) / len(ends),
         ahead=ahead,
         slots=snapshot.slots,
     )
 
 
-class _Runtimes:
-    """Draws runtimes."""
-
-    def __init__(self, ratios: Mapping[str, Sketch], rng: random.Random) -> None:
-        self._rng = rng
-        self._tables = {
-            task_type: [sketch.bound((i + 0.5) / 256) or 0.0 for i in range(256)]
-            for task_type, sketch in ratios.items()
-            if sketch.count >= KNOWN_RUNS
-        }
-
-    def of(self, work: Work) -> float:
-        """Return a runtime in seconds."""
-        table = self._tables.get(work.task_type)
-        if table is not None:
-            return work.tau * self._rng.choice(table)
-        sigma = UNKNOWN_SIGMA
-        return work.tau * self._rng.lognormvariate(-sigma * sigma / 2, sigma)
-
-    def beyond(self, work: Work, elapsed_s: float) -> float:
-        """Return a runtime of a task that has not ended for so long."""
-        for _ in range(16):
-            runtime_s = self.of(work)
-            if runtime_s > elapsed_s:
-                return runtime_s
-        # It takes longer than its like ever did: as long again, on average.
-        return elapsed_s + self._rng.expovariate(1 / max(elapsed_s, 1e-3))
-
-
-def _play(
-    snapshot: Snapshot,
-    waiting: Sequence[Work],
-    position: int,
-    order: Order,
-    draw: _Runtimes,
-    rng: random.Random,
-) -> float:
-    """Return the start of the task at *position*, in one simulation."""
-    now = snapshot.now
-    works = list(waiting)
-    for number, work in enumerate(works):
-        order.push(Waiting(work.arrival, work.tau, work.deadline, number))
-    ends: list[tuple[float, int]] = []
-    for work, started in snapshot.running[: snapshot.slots]:
-        heapq.heappush(ends, (started + draw.beyond(work, now - started), -1))
-    if len(works) > 1:
-        # A queue means that every slot is taken, by something like what waits.
-        while len(ends) < snapshot.slots:
-            heapq.heappush(ends, (now + rng.random() * draw.of(rng.choice(works)), -1))
-    like, rate = _arrivals(snapshot, works)
-    arrival = now + rng.expovariate(rate) if rate else math.inf
-    held: dict[int, Waiting] = {}
-    for _ in range(20 * len(works) + 1000):
-        while len(ends) < snapshot.slots:
-            task = order.pop(now, snapshot.slots)
-            if task is None:
-                break
-            if task.number == position:
-                return now
-            held[task.number] = task
-            heapq.heappush(ends, (now + draw.of(works[task.number]), task.number))
-        if ends and ends[0][0] <= arrival:
-            now, number = heapq.heappop(ends)
-            if number in held:
-                order.ended(held.pop(number))
-        elif arrival < math.inf:
-            now = arrival
-            past = rng.choice(like)
-            work = past._replace(arrival=now, deadline=now + past.deadline - past.arrival)
-            works.append(work)
-            order.push(Waiting(now, work.tau, work.deadline, len(works) - 1))
-            arrival = now + rng.expovariate(rate)
-        else:
-            break
-    return now  # starved: later than that
-
-
-def _arrivals(snapshot: Snapshot, waiting: Sequence[Work]) -> tuple[list[Work], float]:
-    """Return tasks like those to come, and how many come a second.
-
-    Those that were taken at once are not seen any more, so what still waits tells too
-    few; but where there is a queue, about as many come as the slots can serve.
-    """
-    since = snapshot.now - LOOKBACK_S
-    running = [work for work, _ in snapshot.running]
-    lately = [work for work in (*waiting, *running) if work.arrival > since]
-    if len(waiting) < 2 or len(lately) < 3:
-        return lately, 0.0
-    span_s = snapshot.now - min(work.arrival for work in lately)
-    seen = (len(lately) - 1) / span_s if span_s > 0 else 0.0
-    mean_tau_s = sum(work.tau for work in lately) / len(lately)
-    return lately, max(seen, snapshot.slots / mean_tau_s)
-
-
-def _ahead(waiting: Sequence[Work], position: int, order: Order, snapshot: Snapshot) -> int:
-    """Return how many tasks the order would take before the one at *position*."""
+def _ahead(snapshot: Snapshot, waiting: list[Work], target: int, order: Order) -> int:
+    """Return how many tasks would be taken before the target, were nothing to come."""
+    if target < 0:
+        return -1 - target
     for number, work in enumerate(waiting):
         order.push(Waiting(work.arrival, work.tau, work.deadline, number))
     for ahead in range(len(waiting)):
         task = order.pop(snapshot.now, len(waiting) + 1)
-        if task is None or task.number == position:
-            return ahead
-    return len(waiting)
+        if task is None or task.number == target:
+            return ahead + len(snapshot.held)
+    return len(waiting) + len(snapshot.held)
 
 
-def _quantile(values: list[float], q: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
+def _stretched(starts: list[float], now: float, scale: float) -> list[float]:
+    """Return the starts behind *scale* times as much work as was simulated: that takes so
+    much longer, and scatters, as sums do, by the root of it.
+    """
+    mean_s = sum(starts) / len(starts) - now
+    if mean_s == math.inf:  # some are dropped
+        return starts
+    return [now + scale * mean_s + (s - now - mean_s) * math.sqrt(scale) for s in starts]
+
+
+def typical(instants: Sequence[float], now: float) -> float:
+    """Return the instant whose distance from *now* has the least median relative error.
+
+    It lies in the middle of the half that is closest together (the least median of
+    squares, of ratios; Rousseeuw, *JASA* 79, 1984). Where tasks start either soon or late
+    it is one of both, where the plain median may lie between.
+
+    >>> typical([104.0, 105.0, 106.0, 150.0, 190.0], 100.0)
+    104.8
+    """
+    waits = sorted(max(0.0, instant - now) for instant in instants)
+    half = len(waits) // 2
+    if waits[half] < NO_WAIT_S:
+        return now
+    pairs = [
+        (low, high)
+        for low, high in zip(waits, waits[half:], strict=False)
+        if low >= NO_WAIT_S and high < math.inf
+    ]
+    if not pairs:
+        return now + waits[half]
+    low, high = min(pairs, key=lambda pair: pair[1] / pair[0])
+    return now + 2 * low * high / (low + high)
+
+
+def _quantile(values: Sequence[float], q: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(q * len(values)))]

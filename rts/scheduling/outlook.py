@@ -1,261 +1,174 @@
-"""Predictions for an app: what its queues, its workers and its taus say now."""
+"""Predictions for an app: what its queue, its workers and its taus say now."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
-import redis
-from kombu.exceptions import OperationalError
-
-from rts.errors import CommandError, StoreUnavailable
-from rts.headers import read_plan
-from rts.ledger.janitor import LOST_AFTER_S
-from rts.link.link import Link, replies_as_text
+from rts.link.link import Link
 from rts.link.scripts import pack
-from rts.records import Execution, Plan
-from rts.scheduling.forecast import Prediction, Snapshot, Work, predict
-from rts.scheduling.places import tail_of
-from rts.scheduling.transport import DEMOTED, HOPEFUL
+from rts.records import Plan
+from rts.scheduling import forecast
+from rts.scheduling.draws import Work
+from rts.scheduling.fleet import Worker, read_beats, read_fleet, read_notes
+from rts.scheduling.messages import id_of
+from rts.scheduling.peek import Broker
+from rts.scheduling.play import Snapshot
+from rts.scheduling.prediction import Prediction
+from rts.scheduling.present import Present, TauOf, ended_of, work_of
 from rts.settings import Settings
-from rts.simulation.orders import EarliestDeadlineFirst, FirstComeFirstServed, Order
-from rts.tasktypes import UNTYPED
-from rts.tau.sketch import Sketch
+from rts.simulation.orders import Order, order_of
 
-#: Waiting messages that are read for one prediction; further ones count as alike.
-SAMPLE = 1000
-#: Messages whose mean tau stands for that of all.
-MEAN_OF = 20
-#: Messages that are looked through for a task's id.
-SEARCHED = 200_000
-#: A note of a run is believed for so many taus: of short runs it is old.
-STALE_TAUS = 20.0
+#: Seconds for which one reading of a queue serves predictions of new tasks, and
+#: readings that are kept.
+FRESH_S, MOST_QUEUES = 0.2, 100
 
 
-def order_of(settings: Settings) -> Order:
-    """Return the order that workers with these settings keep."""
-    if settings.scheduler != "edf":
-        return FirstComeFirstServed()
-    return EarliestDeadlineFirst(
-        demote=settings.hopeless != "keep",
-        hopeless_slots=settings.hopeless_slots,
-        late_share=settings.late_share,
-    )
+class Pressure(NamedTuple):
+    """What a route is chosen by."""
+
+    #: Seconds of work that wait.
+    backlog_s: float
+    #: Tasks that may run at a time.
+    slots: int
+    #: Mean load of the workers, a fraction of what they may use.
+    load: float
+
+
+@dataclass
+class _Reading:
+    """A queue as it was read, and what was predicted from it."""
+
+    read_at: float
+    snapshot: Snapshot
+    unseen: int
+    predictions: dict[tuple[object, ...], Prediction] = field(default_factory=dict)
 
 
 class Outlook:
-    """Reads one queue and its workers, and predicts."""
+    """Reads the broker's queues and the workers, and predicts."""
 
-    def __init__(self, app: Any, settings: Settings, link: Link) -> None:
+    def __init__(self, app: Any, settings: Settings, link: Link, tau_of: TauOf) -> None:
         self._app = app
         self._settings = settings
         self._link = link
+        self._broker = Broker(app, settings)
+        self._present = Present(app, settings, link, self._broker, tau_of)
+        self._readings: dict[tuple[str, int], _Reading] = {}
 
-    def of_new(self, plan: Plan, queue: str) -> Prediction:
+    def of_new(self, plan: Plan, queue: str, priority: int = 0) -> Prediction:
         """Predict a task that would be published now.
 
         Raises:
             CommandError: the broker is not Redis, or no worker takes from *queue*.
             StoreUnavailable: Redis is away.
         """
-        work = Work(plan.task_type, plan.arrival, plan.tau, plan.deadline)
-        with self._queue(queue) as messages:
-            texts, total = messages.first(SAMPLE)
-        waiting = [_work(message, self._settings) for message in texts]
-        return self._predict(queue, waiting, work, max(0, total - len(waiting)))
+        reading = self._reading(queue, priority)
+        now = reading.snapshot.now + time.monotonic() - reading.read_at
+        ready = plan.arrival if plan.arrival > now else 0.0
+        allowed_s = round(plan.deadline - plan.arrival, 3)
+        key = (plan.task_type, plan.tau, allowed_s, ready)
+        found = reading.predictions.get(key)
+        if found is None:
+            work = Work(plan.task_type, plan.arrival, plan.tau, plan.deadline, ready)
+            found = forecast.of_new(reading.snapshot, work, self._order, reading.unseen)
+            reading.predictions[key] = found
+        return replace(found, deadline=plan.deadline)
 
-    def of_task(self, task_id: str, queue: str) -> Prediction | None:
-        """Predict a task that runs, or waits in *queue*; ``None`` where it does neither.
-
-        Raises:
-            CommandError: the broker is not Redis, or no worker takes from *queue*.
-            StoreUnavailable: Redis is away.
-        """
-        for execution in self._running():
-            if execution.task_id == task_id and execution.started_at is not None:
-                return self._predict(queue, [], (_of(execution), execution.started_at), 0)
-        with self._queue(queue) as messages:
-            texts, total = messages.first(SAMPLE)
-            position = _find(task_id, texts)
-            if position is None and total > len(texts):
-                found = messages.search(task_id)
-                if found is not None:
-                    position, message = found
-                    waiting = [_work(each, self._settings) for each in texts]
-                    waiting.append(_work(message, self._settings))
-                    unseen = max(0, position - len(texts))
-                    return self._predict(queue, waiting, len(waiting) - 1, unseen)
-        if position is None:
-            return None
-        waiting = [_work(message, self._settings) for message in texts]
-        return self._predict(queue, waiting, position, 0)
-
-    def pressure(self, queue: str) -> tuple[float, int, float]:
-        """Return the seconds of work that wait in *queue*, the slots of its workers, and
-        their mean load.
+    def pressures(self, queues: Sequence[str]) -> dict[str, Pressure]:
+        """Return what the routes to *queues* are chosen by.
 
         Raises:
             CommandError: the broker is not Redis.
             StoreUnavailable: Redis is away.
         """
-        slots, load = self._workers(queue)
-        with self._queue(queue) as messages:
-            sample, total = messages.first(MEAN_OF)
-        taus = [_work(message, self._settings).tau for message in sample]
-        return total * sum(taus) / len(taus) if taus else 0.0, slots, load
-
-    def _workers(self, queue: str) -> tuple[int, float]:
-        """Return how many tasks of *queue* may run at a time, and the workers' load."""
-        time_, beats = self._link.call(
-            pack("TIME"), pack("HGETALL", self._settings.keys.workers)
-        )
-        now = int(time_[0]) + int(time_[1]) / 1e6
-        slots, loads = 0, []
-        for beat in replies_as_text(beats).values():
-            try:
-                told = json.loads(beat)
-                queues = told.get("queues") or [queue]
-                if now - float(told["seen_at"]) <= LOST_AFTER_S and queue in queues:
-                    slots += int(told["concurrency"])
-                    loads.append(float(told["load"].get("load") or 0.0))
-            except (ValueError, TypeError, KeyError, AttributeError):
-                continue  # of another version
-        return slots, sum(loads) / len(loads) if loads else 0.0
-
-    def _predict(self, queue: str, waiting: list[Work], target: Any, unseen: int) -> Prediction:
-        slots, _ = self._workers(queue)
-        if not slots:
-            raise CommandError(f"no worker with rts takes tasks from the queue {queue}")
         keys = self._settings.keys
-        types = sorted({w.task_type for w in waiting} | set(self._settings.task_types))
-        time_, *answers = self._link.call(
-            pack("TIME"), *(pack("HGETALL", keys.ratio + task_type) for task_type in types)
-        )
+        time_, beats = self._link.call(pack("TIME"), pack("HGETALL", keys.workers))
         now = int(time_[0]) + int(time_[1]) / 1e6
-        sketches = {
-            task_type: Sketch.from_hash(replies_as_text(answer))
-            for task_type, answer in zip(types, answers, strict=True)
-        }
-        running = [
-            (_of(execution), execution.started_at)
-            for execution in self._running()
-            if execution.queue == queue
-            and execution.started_at is not None
-            and now - execution.started_at < STALE_TAUS * execution.tau
-        ]
-        snapshot = Snapshot(now, slots, waiting, running, sketches, unseen)
-        return predict(snapshot, target, lambda: order_of(self._settings))
-
-    def _running(self) -> list[Execution]:
-        (answer,) = self._link.call(pack("HVALS", self._settings.keys.running))
-        found = []
-        for text in answer:
-            try:
-                found.append(Execution.from_json(text))
-            except ValueError:
-                continue
+        workers = read_beats(beats, now)
+        found = {}
+        for queue in queues:
+            of_queue = [w for w in workers if w.queues is None or queue in w.queues]
+            slots = sum(worker.slots for worker in of_queue)
+            load = sum(worker.load for worker in of_queue) / max(1, len(of_queue))
+            waiting, sample = self._broker.glance(queue) if slots else (0, [])
+            taus = [self._present.work(message, now).tau for message in sample]
+            mean_s = sum(taus) / len(taus) if taus else 0.0
+            found[queue] = Pressure(waiting * mean_s, slots, load)
         return found
 
-    @contextmanager
-    def _queue(self, name: str) -> Iterator[_Messages]:
-        with self._app.connection_for_read() as connection:
-            if connection.transport.driver_type != "redis":
-                raise CommandError(
-                    "predictions need Redis as the broker: others hide their queues"
-                )
-            try:
-                connection.ensure_connection(max_retries=1, interval_start=0)
-                yield _Messages(connection.default_channel, name)
-            except (OperationalError, *connection.connection_errors) as exc:
-                raise StoreUnavailable(f"the broker {connection.as_uri()} is away") from exc
+    def of_task(self, task_id: str, queue: str | None) -> Prediction | None:
+        """Predict a task that runs, or waits: in *queue*, by default in any that the app
+        or its workers know; ``None`` where it does neither.
 
+        Raises:
+            CommandError: the broker is not Redis, or no worker takes from the queue.
+            StoreUnavailable: Redis is away.
+        """
+        keys = self._settings.keys
+        time_, beats, notes = self._link.call(
+            pack("TIME"), pack("HGETALL", keys.workers), pack("HVALS", keys.running)
+        )
+        for run in read_notes(notes):
+            if run.task_id == task_id and run.started_at is not None and run.queue:
+                # By its routing key, which is most often the queue's name.
+                fleet = read_fleet(self._link, self._settings, run.queue)
+                if any(run.run_id == other.run_id for other in fleet.running):
+                    snapshot = Snapshot(
+                        fleet.now,
+                        max(1, fleet.slots),
+                        ratios=fleet.ratios,
+                        ended=ended_of(fleet),
+                    )
+                    return forecast.of_running(snapshot, work_of(run), run.started_at)
+        workers = read_beats(beats, int(time_[0]))
+        queues = [queue] if queue else self._queues(workers)
+        found = self._broker.find(task_id, queues)
+        if found is not None:
+            look = self._broker.look(found.queue, found)
+            snapshot, _ = self._present.snapshot(found.queue, look)
+            assert look.position is not None
+            return forecast.of_waiting(snapshot, look.position, self._order, look.unseen)
+        return self._of_held(task_id, queues)
 
-class _Messages:
-    """The messages of a queue in the order in which they are to be taken."""
+    def close(self) -> None:
+        """Close the connection to the broker."""
+        self._broker.close()
 
-    def __init__(self, channel: Any, name: str) -> None:
-        self._client = redis.Redis(connection_pool=channel.pool)
-        prefix = f"{channel.global_keyprefix}{name}"
-        self._sets = [f"{prefix}{channel.sep}{part}" for part in (HOPEFUL, DEMOTED)]
-        steps = channel.priority_steps
-        self._lists = [f"{prefix}{channel.sep}{step}" if step else prefix for step in steps]
+    def _of_held(self, task_id: str, queues: Iterable[str]) -> Prediction | None:
+        """Predict a task that a worker has taken and not started."""
+        look = self._broker.look(next(iter(queues)), priority=0)
+        key = next((key for key, m in look.held if id_of(m) == task_id), None)
+        if key is None:
+            return None
+        queue = next((q for q in queues if key in self._present.keys(q)), key)
+        look = self._broker.look(queue)
+        snapshot, ids = self._present.snapshot(queue, look)
+        if task_id not in ids:
+            return None  # it has been started, or has ended, since
+        return forecast.of_held(snapshot, ids.index(task_id), self._order)
 
-    def first(self, limit: int) -> tuple[list[Any], int]:
-        """Return up to *limit* messages and how many there are."""
-        found: list[Any] = []
-        for page in self._pages(limit):
-            found += page
-            break
-        with self._client.pipeline(transaction=False) as pipe:
-            for name in self._sets:
-                pipe.zcard(name)
-            for name in self._lists:
-                pipe.llen(name)
-            return [_message(raw) for raw in found], sum(pipe.execute())
+    def _reading(self, queue: str, priority: int) -> _Reading:
+        """Return the queue as it was at most FRESH_S ago: a web process may ask often."""
+        found = self._readings.get((queue, priority))
+        if found is None or time.monotonic() - found.read_at > FRESH_S:
+            look = self._broker.look(queue, priority=priority)
+            snapshot, _ = self._present.snapshot(queue, look)
+            if len(self._readings) >= MOST_QUEUES:
+                self._readings.clear()
+            found = _Reading(time.monotonic(), snapshot, look.unseen)
+            self._readings[queue, priority] = found
+        return found
 
-    def search(self, task_id: str) -> tuple[int, Any] | None:
-        """Return the position of a task and its message."""
-        seen, wanted = 0, task_id.encode()
-        for page in self._pages(2000):
-            for index, (ordered, text) in enumerate(page):
-                if wanted in text and _id(message := _message((ordered, text))) == task_id:
-                    return seen + index, message
-            seen += len(page)
-            if seen >= SEARCHED:
-                break
-        return None
+    def _order(self) -> Order:
+        edf = self._settings.scheduler == "edf"
+        return order_of("edf" if edf else "fifo", self._settings)
 
-    def _pages(self, size: int) -> Iterator[list[tuple[bool, bytes]]]:
-        page: list[tuple[bool, bytes]] = []
-        for name in (*self._sets, *self._lists):
-            start = 0
-            while True:
-                stop = start + size - 1
-                if name in self._sets:
-                    members: Any = self._client.zrange(name, start, stop)
-                    texts = [(True, text) for text in members]
-                else:  # taken from the list's right end
-                    texts = [
-                        (False, text)
-                        for text in reversed(self._client.lrange(name, -stop - 1, -start - 1))
-                    ]
-                page += texts
-                start += size
-                if len(page) >= size:
-                    yield page[:size]
-                    page = page[size:]
-                if len(texts) < size:
-                    break
-        yield page
-
-
-def _message(raw: tuple[bool, bytes]) -> Mapping[str, Any]:
-    ordered, text = raw
-    try:
-        message = json.loads(tail_of(text))[0] if ordered else json.loads(text)
-    except ValueError:
-        return {}
-    return message if isinstance(message, dict) else {}
-
-
-def _id(message: Mapping[str, Any]) -> object:
-    headers = message.get("headers")
-    return headers.get("id") if isinstance(headers, dict) else None
-
-
-def _find(task_id: str, messages: list[Any]) -> int | None:
-    return next((i for i, message in enumerate(messages) if _id(message) == task_id), None)
-
-
-def _work(message: Mapping[str, Any], settings: Settings) -> Work:
-    headers = message.get("headers")
-    plan = read_plan(headers, settings.task_types) if isinstance(headers, dict) else None
-    if plan is None:
-        return Work(UNTYPED, 0.0, settings.task_types[UNTYPED].tau, float("inf"))
-    return Work(plan.task_type, plan.arrival, plan.tau, plan.deadline)
-
-
-def _of(execution: Execution) -> Work:
-    return Work(execution.task_type, execution.arrival, execution.tau, execution.deadline)
+    def _queues(self, workers: Iterable[Worker]) -> list[str]:
+        """Return the queues in which a task may wait, the app's own ones first."""
+        routes = self._settings.routes.values()
+        more = [q for queues in routes for q in queues]
+        more += sorted(q for worker in workers for q in worker.queues or ())
+        return list(dict.fromkeys([*self._app.amqp.queues, *more]))

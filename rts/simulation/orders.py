@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from rts.settings import Settings
@@ -158,6 +158,17 @@ class EarliestDeadlineFirst:
     def dropped(self) -> Sequence[Waiting]:
         """See :class:`Order`."""
         return self._dropped
+
+    def resume(self, turns: int, held: Iterable[int]) -> None:
+        """Go on where a real queue stands: *turns* were counted, and demoted tasks of the
+        numbers *held* have slots.
+        """
+        self._turns = turns
+        self._held.update(held)
+
+    def released(self, number: int) -> None:
+        """Note that a task of :meth:`resume` has finished."""
+        self._held.discard(number)
 
 
 #: The orders by the names that commands take.

@@ -1,0 +1,262 @@
+"""Reading the queues of a broker on Redis, in either form, without taking anything."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import redis
+from kombu.exceptions import OperationalError
+
+from rts.errors import CommandError, StoreUnavailable
+from rts.link.link import shown_url
+from rts.scheduling.messages import (
+    FIRST,
+    Message,
+    Part,
+    affordable,
+    ask_range,
+    ask_size,
+    id_of,
+    message_of,
+    noted_of,
+    spread,
+)
+from rts.scheduling.transport import DEMOTED, HOPEFUL, TURNS, ScriptByHash
+from rts.settings import Settings
+
+#: Demoted messages that are read where hopeful ones are asked for.
+BEHIND = 100
+#: Messages of which one call of the search looks at so many, and all of them at most.
+SEARCH_PAGE, SEARCHED = 1000, 1_000_000
+#: Messages that workers hold which are looked at, about.
+HELD = 1000
+
+FIND = ScriptByHash("find")
+
+
+class Found(NamedTuple):
+    """Where a task waits: its queue, the number of the part, its rank there."""
+
+    queue: str
+    part: int
+    rank: int
+    message: Message
+
+
+class Look(NamedTuple):
+    """A queue at one moment."""
+
+    #: In the order of the queue's parts: with the deadline order the hopeful, the demoted,
+    #: and the plain lists; else the lists, one for each priority.
+    messages: list[Message]
+    #: Position in *messages* of the task that was looked for; ``None``: not there.
+    position: int | None
+    #: Messages that are ahead, or wait, beyond those.
+    unseen: int
+    #: All messages that wait.
+    total: int
+    #: What workers hold unacknowledged, with its routing key, the earliest taken first.
+    held: list[tuple[str, Message]]
+    turns: int
+
+
+class Broker:
+    """Reads with one connection, made when it is first needed. Safe with forks."""
+
+    def __init__(self, app: Any, settings: Settings) -> None:
+        self._app = app
+        self._settings = settings
+        self._ordered = settings.scheduler == "edf"
+        self._connection: Any = None
+        self._pid = 0
+
+    def close(self) -> None:
+        """Close the connection."""
+        connection, self._connection = self._connection, None
+        if connection is not None and self._pid == os.getpid():
+            connection.release()
+
+    def find(self, task_id: str, queues: Iterable[str]) -> Found | None:
+        """Return where a task waits in one of *queues*; ``None``: in none.
+
+        Raises:
+            CommandError: the broker is not Redis, or more messages wait than SEARCHED.
+            StoreUnavailable: it is away.
+        """
+        with self._channel() as (channel, client):
+            parts = [
+                (queue, number, part)
+                for queue in queues
+                for number, part in enumerate(self._parts(channel, queue))
+            ]
+            sizes = _sizes(client, [part for _, _, part in parts])
+            left = SEARCHED
+            for (queue, number, part), size in zip(parts, sizes, strict=True):
+                for first in range(0, size, SEARCH_PAGE):
+                    if left <= 0:
+                        raise CommandError(
+                            f"{task_id} is not among the first {SEARCHED:,} waiting "
+                            "messages; name its queue, if there are several"
+                        )
+                    left -= SEARCH_PAGE
+                    page = [task_id, first, first + SEARCH_PAGE - 1]
+                    found = FIND.run(client, [part.name], page)
+                    if found:
+                        return Found(queue, number, int(found[0]), message_of(found[1]))
+        return None
+
+    def look(self, queue: str, target: Found | None = None, priority: int = 0) -> Look:
+        """Return what waits ahead of *target*, or of a message that would come now.
+
+        Raises:
+            CommandError: the broker is not Redis.
+            StoreUnavailable: it is away.
+        """
+        with self._channel() as (channel, client):
+            parts = self._parts(channel, queue)
+            prefix = channel.global_keyprefix
+            with client.pipeline(transaction=False) as pipe:
+                for part in parts:
+                    ask_size(pipe, part)
+                    ask_range(pipe, part, 0, FIRST - 1)
+                pipe.get(f"{prefix}{queue}{channel.sep}{TURNS}")
+                *answers, turns = pipe.execute()
+            sizes, firsts = answers[::2], answers[1::2]
+            most = affordable(firsts)
+            if target is not None:
+                until = [target.part, target.rank + 1]
+            elif self._ordered:
+                until = [0, sizes[0]]
+            else:
+                steps = channel.priority_steps
+                until = [steps.index(channel.priority(priority)), 1 << 62]
+            wanted = [
+                size if part < until[0] else min(size, until[1]) if part == until[0] else 0
+                for part, size in enumerate(sizes)
+            ]
+            if self._ordered:  # what the workers will adopt, and the late share
+                wanted[2:] = sizes[2:]
+                wanted[1] = max(wanted[1], min(sizes[1], BEHIND))
+            ranges = spread(wanted, most)
+            with client.pipeline(transaction=False) as pipe:
+                for part, pages in zip(parts, ranges, strict=True):
+                    for page in pages:
+                        ask_range(pipe, part, page.start, page.stop - 1)
+                pipe.hscan(prefix + channel.unacked_key, 0, count=min(most, HELD))
+                pipe.zrange(prefix + channel.unacked_index_key, 0, HELD)
+                *answers, (_, noted), index = pipe.execute()
+            # A list's end is its beginning, and what is taken from it comes reversed.
+            read = [part for part, pages in zip(parts, ranges, strict=True) for _ in pages]
+            texts = [
+                text
+                for part, page in zip(read, answers, strict=True)
+                for text in (page if part.ordered else reversed(page))
+            ]
+        messages: list[Message] = [message_of(text) for text in texts]
+        position = None
+        if target is not None:
+            counts = [sum(len(page) for page in pages) for pages in ranges]
+            position = _placed(messages, target, sum(counts[: target.part + 1]) - 1)
+        return Look(
+            messages,
+            position,
+            max(0, sum(wanted) - len(texts)),
+            sum(sizes),
+            noted_of(noted, index),
+            int(turns or 0),
+        )
+
+    def glance(self, queue: str) -> tuple[int, list[Message]]:
+        """Return how many messages wait or are held of *queue*, about, and some of them.
+
+        Raises:
+            CommandError: the broker is not Redis.
+            StoreUnavailable: it is away.
+        """
+        with self._channel() as (channel, client):
+            parts = self._parts(channel, queue)
+            unacked = channel.global_keyprefix + channel.unacked_key
+            with client.pipeline(transaction=False) as pipe:
+                for part in parts:
+                    ask_size(pipe, part)
+                    ask_range(pipe, part, 0, FIRST - 1)
+                pipe.hlen(unacked)
+                pipe.hscan(unacked, 0, count=FIRST)
+                *answers, unsettled, (_, noted) = pipe.execute()
+        # What is held is told apart by its routing key, on average.
+        held = [message for key, message in noted_of(noted, ()) if key == queue]
+        taken = unsettled * len(held) // max(1, len(noted))
+        sample = [message_of(text) for page in answers[1::2] for text in page]
+        return sum(answers[::2]) + taken, sample or held
+
+    def waiting(self, queues: Sequence[str]) -> list[int]:
+        """Return how many messages wait in each of *queues*.
+
+        Raises:
+            CommandError: the broker is not Redis.
+            StoreUnavailable: it is away.
+        """
+        with self._channel() as (channel, client):
+            parts = [self._parts(channel, queue) for queue in queues]
+            sizes = iter(_sizes(client, [part for of_queue in parts for part in of_queue]))
+            return [sum(next(sizes) for _ in of_queue) for of_queue in parts]
+
+    def _parts(self, channel: Any, queue: str) -> list[Part]:
+        """Return what a queue consists of, in the order of being taken."""
+        name, sep = f"{channel.global_keyprefix}{queue}", channel.sep
+        steps = channel.priority_steps
+        lists = [Part(f"{name}{sep}{step}" if step else name, False) for step in steps]
+        ordered = [Part(f"{name}{sep}{part}", True) for part in (HOPEFUL, DEMOTED)]
+        return [*ordered, *lists] if self._ordered else lists
+
+    @contextmanager
+    def _channel(self) -> Iterator[tuple[Any, redis.Redis]]:
+        if self._pid != os.getpid():
+            self._connection, self._pid = None, os.getpid()  # the parent's, to be left alone
+        if self._connection is None:
+            options = {
+                "socket_connect_timeout": self._settings.connect_timeout,
+                "socket_timeout": self._settings.timeout,
+            }
+            self._connection = self._app.connection_for_read(transport_options=options)
+        connection = self._connection
+        if connection.transport.driver_type != "redis":
+            raise CommandError("predictions need Redis as the broker: others hide their queues")
+        try:
+            connection.ensure_connection(max_retries=1, interval_start=0)
+            channel = connection.default_channel
+            yield channel, redis.Redis(connection_pool=channel.pool)
+        except (
+            OperationalError,
+            OSError,
+            redis.RedisError,
+            *connection.connection_errors,
+        ) as exc:
+            self.close()
+            url = shown_url(connection.as_uri())
+            raise StoreUnavailable(
+                f"the broker {url} is not usable ({type(exc).__name__})"
+            ) from exc
+
+
+def _placed(messages: list[Message], target: Found, position: int) -> int:
+    """Return the position of *target* among *messages*; by its rank it was *position*,
+    but some may have been taken since. If it was itself, it is as good as next.
+    """
+    task_id = id_of(target.message)
+    for index, message in enumerate(messages):
+        if id_of(message) == task_id:
+            return index
+    position = max(0, min(position, len(messages)))
+    messages.insert(position, target.message)
+    return position
+
+
+def _sizes(client: redis.Redis, parts: list[Part]) -> list[int]:
+    with client.pipeline(transaction=False) as pipe:
+        for part in parts:
+            ask_size(pipe, part)
+        return list(pipe.execute())

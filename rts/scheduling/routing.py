@@ -1,0 +1,97 @@
+"""Routing by risk: which queue a new task had best go to."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rts.errors import CommandError, StoreUnavailable
+from rts.records import Plan
+from rts.scheduling.outlook import Outlook, Pressure
+
+#: Weights of the risk of a queue: of lateness in seconds, and of load.
+ALPHA, BETA = 10.0, 1.0
+#: Seconds for which what was read of the queues is used.
+FRESH_S = 1.0
+
+
+@dataclass
+class _Queue:
+    """What is known of a queue, and what this process has sent there since."""
+
+    pressure: Pressure
+    sent_s: float = 0.0
+
+
+def risk(pressure: Pressure, plan: Plan, now: float, sent_s: float = 0.0) -> float:
+    """Return the risk of sending a task to a queue: ``α·max(0, F − d) + β·load``.
+
+    F is the expected finish: what waits, by the slots, and the task itself, both slowed
+    down where the workers have more load than they may. *sent_s*: seconds of work that
+    have come since the queue was read. The queue has slots.
+    """
+    slowdown = max(1.0, pressure.load)
+    wait_s = (pressure.backlog_s + sent_s) / pressure.slots
+    finish = now + (wait_s + plan.tau) * slowdown
+    return ALPHA * max(0.0, finish - plan.deadline) + BETA * pressure.load
+
+
+class Risks:
+    """Chooses queues, from what is at most FRESH_S old. Safe with threads.
+
+    Whoever publishes waits for one reading a second, in turn, and never twice within
+    *period_s* seconds for servers that are away.
+    """
+
+    def __init__(
+        self,
+        outlook: Outlook,
+        period_s: float,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._outlook = outlook
+        self._period_s = period_s
+        self._now = now
+        self._known: dict[str, _Queue] = {}
+        self._asked: tuple[str, ...] = ()
+        self._read_at = -1e9
+        self._retry_at = -1e9
+        self._lock = threading.Lock()
+
+    def choose(self, plan: Plan, candidates: Sequence[str], at: float) -> str | None:
+        """Return the queue of least risk; ``None`` where nothing fresh is known of any, or
+        two are alike. *at*: the fleet's time now.
+        """
+        self._refresh(candidates)
+        if self._now() - self._read_at > 2 * FRESH_S:
+            return None
+        known = {name: self._known[name] for name in candidates if name in self._known}
+        risks = sorted(
+            (risk(queue.pressure, plan, at, queue.sent_s), name)
+            for name, queue in known.items()
+            if queue.pressure.slots
+        )
+        if not risks or (len(risks) > 1 and risks[0][0] == risks[1][0]):
+            return None
+        chosen = risks[0][1]
+        known[chosen].sent_s += plan.tau
+        return chosen
+
+    def _refresh(self, candidates: Sequence[str]) -> None:
+        now = self._now()
+        missing = not set(candidates) <= set(self._asked)
+        if (now - self._read_at < FRESH_S and not missing) or now < self._retry_at:
+            return
+        if not self._lock.acquire(blocking=False):
+            return  # another thread is at it
+        try:
+            self._asked = tuple(dict.fromkeys((*self._asked, *candidates)))
+            read = self._outlook.pressures(self._asked)
+            self._known = {name: _Queue(pressure) for name, pressure in read.items()}
+            self._read_at = self._now()
+        except (StoreUnavailable, CommandError):
+            self._retry_at = self._now() + self._period_s
+        finally:
+            self._lock.release()
