@@ -27,8 +27,32 @@ ROUNDS = 13
 OVERLOAD_TASKS, SLOTS = 500, 16
 
 
+#: Whether somebody has asked the demo to end.
+_interrupted = False
+
+
+def interrupt(*_: Any) -> None:
+    """End the demo. Runs when a signal comes, wherever the demo is: raised within a
+    destructor the exception is lost, so it is noted as well.
+    """
+    global _interrupted
+    _interrupted = True
+    raise KeyboardInterrupt
+
+
+def go_on() -> None:
+    """Raise where somebody has asked the demo to end.
+
+    Raises:
+        KeyboardInterrupt: somebody has.
+    """
+    if _interrupted:
+        raise KeyboardInterrupt
+
+
 def say(text: str = "") -> None:
     """Print a line at once, also into a pipe."""
+    go_on()
     print(text, flush=True)
 
 
@@ -74,6 +98,7 @@ def follow(tasks: int, ledger: Any) -> None:
 
     def all_there() -> bool:
         nonlocal shown
+        go_on()
         count = verdicts()
         part = 40 * count // tasks
         if live or count // 20 != shown // 20 or count == tasks != shown:
@@ -93,12 +118,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="rts on embedded servers")
     parser.add_argument("--keep", action="store_true", help="leave the servers up at the end")
     keep = parser.parse_args().keep
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
     try:
         with ExitStack() as stack:
             run(stack, keep)
     except KeyboardInterrupt:
-        say("\nstopped; everything that was started is gone")
+        print("\nstopped; everything that was started is gone", flush=True)
         return 130
     return 0
 
@@ -151,7 +177,7 @@ def overload() -> None:
         f"times what {SLOTS} slots give —\n"
     )
     for name, scheduler in (("stock order (FIFO)", None), ('rts_scheduler = "edf"', "edf")):
-        met = share(replay(jobs, SLOTS, scheduler))
+        met = share(replay(jobs, SLOTS, scheduler, progress=lambda done, total: go_on()))
         say(f"{name:<24}{'█' * round(40 * met):<40} {met:6.1%} of deadlines met")
 
 

@@ -192,8 +192,9 @@ def test_a_run_that_died_with_its_worker_is_lost_and_runs_again(
         ("SUCCESS", None),
     ]
     assert runs[0]["load_at_start"]["load"] >= 0
-    task = mongo.tasks.find_one({"_id": result.id})
-    assert (task["state"], task["attempts"]) == ("SUCCESS", 2)
+    # Runs are written before the verdict.
+    verdict = {"_id": result.id, "state": "SUCCESS", "attempts": 2}
+    wait_until(lambda: mongo.tasks.count_documents(verdict) == 1)
 
 
 def test_a_password_is_never_logged(
