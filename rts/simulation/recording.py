@@ -62,8 +62,6 @@ class Recording:
     jobs: Sequence[Job]
     #: Whether each of the jobs met its deadline.
     met: Sequence[bool]
-    #: When the first job arrived, epoch seconds.
-    began_at: float
     #: Runs at a time, at least 1.
     slots: int
     #: Runs at a time of each worker.
@@ -111,7 +109,6 @@ def recording(runs: Iterable[Run]) -> Recording | None:
     return Recording(
         jobs=jobs,
         met=met,
-        began_at=began_at,
         slots=most_at_a_time(
             chain.from_iterable(starts for starts, _ in spans.values()),
             chain.from_iterable(ends for _, ends in spans.values()),

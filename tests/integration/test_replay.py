@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib import util
 from pathlib import Path
@@ -16,7 +20,7 @@ from click.testing import CliRunner, Result
 from rts.cli import recorded, rts
 from rts.simulation.traces import Job, at_load, read_trace, six_types, write_trace
 from rts.testing.replay import replay, share
-from tests.integration.test_cli import NO_MONGO, run_at, write
+from tests.integration.test_cli import NO_MONGO, ROOT, run_at, write
 
 Run = Callable[..., Result]
 
@@ -186,6 +190,24 @@ def test_the_plan_for_a_trace(trace: str) -> None:
     never = run("plan", "--trace", trace, "--target", "1", "--k", "1.5")
     assert never.exit_code == 1
     assert "no number of slots meets 100.00%" in never.stderr
+
+
+def test_progress_is_shown_on_a_terminal_beside_the_answer(trace: str) -> None:
+    command = [sys.executable, "-m", "celery", "-A", "tests.apps.basic", "rts", "replay"]
+    command += ["--trace", trace, "--slots", "4", "--scheduler", "sjf", "--json"]
+    terminal, end = pty.openpty()
+    env = {**os.environ, "TEST_BROKER": "memory://", "TEST_CONF": "{}"}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=end, text=True
+    ) as process:
+        os.close(end)
+        answer, _ = process.communicate(timeout=60)
+    shown = os.read(terminal, 100_000).decode()
+    os.close(terminal)
+    assert process.returncode == 0, shown
+    assert list(json.loads(answer)["orders"]) == ["sjf"]
+    assert "simulating sjf" in shown
+    assert "100%" in shown
 
 
 @pytest.mark.skipif(util.find_spec("matplotlib") is None, reason="needs matplotlib")

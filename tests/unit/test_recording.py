@@ -104,7 +104,6 @@ def test_the_runs_of_one_task_are_one_job() -> None:
     given_up = a_run(130, 1, state="RETRY", met=None, task_id="v")
     half = a_run(150, 1, arrival=20, deadline=160, retries=2, task_id="w")
     past = recorded(half, given_up, *lost[::-1], *retried[::-1])
-    assert past.began_at == 99
     assert past.jobs == [
         # It waited for 1 s at first, so 9 of the 10 s between its runs were a pause.
         Job(0, "x", 2, "mixed", 10, 21, SUCCESS, (Again(9, 3),)),
