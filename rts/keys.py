@@ -137,13 +137,20 @@ class Keys:
 
     @property
     def judged(self) -> str:
-        """Sorted set: id of a task whose verdict is provisional and counted, by instant."""
+        """Sorted set: id of a task that has a verdict which is not its own end's, and of
+        such a run, by instant: neither is counted again.
+        """
         return self.prefix + "judged"
 
     @property
     def events(self) -> str:
         """Capped stream of what happened to deadlines (:mod:`rts.ledger.events`)."""
         return self.prefix + "events"
+
+    @property
+    def metrics(self) -> str:
+        """Hash: a metric and its labels to its value; see ``count.lua``."""
+        return self.prefix + "metrics"
 
     @property
     def lookout(self) -> str:

@@ -16,7 +16,19 @@ from rts.errors import RtsError
 
 #: The commands; each is a module here with a ``command``.
 COMMANDS = (
-    *("check", "drain", "eta", "plan", "queues", "replay", "report", "show", "status", "tau"),
+    *(
+        "check",
+        "drain",
+        "eta",
+        "exporter",
+        "plan",
+        "queues",
+        "replay",
+        "report",
+        "show",
+        "status",
+        "tau",
+    ),
     "watch",
 )
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Protocol
 
+from rts.ledger.counting import counting_keys
 from rts.ledger.documents import text
 from rts.ledger.events import MAX_EVENTS, Event
 from rts.ledger.events import OVERDUE as KIND
@@ -66,6 +67,7 @@ class Lookout:
         self._link = link
         self._keys = settings.keys
         self._most = settings.open_max
+        self._most_names = settings.max_types
         self._ledger = ledger
         self._name = name
         self._grace_s = grace_s
@@ -146,14 +148,15 @@ class Lookout:
             verdicts = {raw: overdue_of(task, running.get(raw)) for raw, task in left.items()}
             self._ledger.write([OutboxEntry("", verdict) for verdict in verdicts.values()])
         arguments: list[str | bytes | float] = [
-            *(repr(at), self._most, MAX_EVENTS, repr(KEPT_S)),
+            *(repr(at), self._most, MAX_EVENTS, repr(KEPT_S), self._most_names),
         ]
         for raw in ids:
             verdict = verdicts.get(raw)
             event = b"" if verdict is None else event_of(verdict, at).to_json().encode()
             arguments += (raw, event)
         names = [keys.open, keys.overdue, keys.open_info, keys.open_counts, keys.judged]
-        call = JUDGE.pack([*names, keys.events, keys.counters], arguments)
+        names += [keys.events, keys.counters, *counting_keys(keys)]
+        call = JUDGE.pack(names, arguments)
         return int(self._link.call(call)[0])
 
     def _running(self, ids: Collection[bytes]) -> dict[bytes, Execution]:

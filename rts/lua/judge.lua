@@ -7,8 +7,10 @@
 --       5 judged   sorted set, id of a task that has a verdict without an end, by instant
 --       6 events   capped stream
 --       7 counters hash, name -> number
+--       8 metrics, 9 types, 10 names, 11 queues: see count.lua
 -- ARGV  1 now, epoch seconds              3 most events
 --       2 most tasks that are remembered  4 seconds that an overdue task is remembered
+--       5 most task names
 --       then two for each task: id; event (JSON), '' for one that has ended, which is
 --       only taken off
 -- Returns the number of verdicts that are new.
@@ -23,6 +25,10 @@ local open, overdue, info, counts = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local judged, events = KEYS[5], KEYS[6]
 local now, most = tonumber(ARGV[1]), tonumber(ARGV[2])
 local changes, new = {}, 0
+local keys = {
+  metrics = KEYS[8], types = KEYS[9], names = KEYS[10], queues = KEYS[11],
+  most_names = tonumber(ARGV[5]),
+}
 
 local function change(what, id, n)
   local known = redis.call('HGET', info, id)
@@ -32,7 +38,7 @@ local function change(what, id, n)
   end
 end
 
-for i = 5, #ARGV, 2 do
+for i = 6, #ARGV, 2 do
   local id, event = ARGV[i], ARGV[i + 1]
   if redis.call('ZREM', open, id) == 1 then
     change('open ', id, -1)
@@ -43,6 +49,8 @@ for i = 5, #ARGV, 2 do
       change('overdue ', id, 1)
       if redis.call('ZADD', judged, 'NX', now, id) == 1 then
         redis.call('XADD', events, 'MAXLEN', '~', ARGV[3], '*', 'e', event)
+        local told = decoded(event) or {}
+        verdict(keys, told.task_type, told.name, told.queue, 'overdue')
         new = new + 1
       end
     end
@@ -74,6 +82,7 @@ for field, n in pairs(changes) do
     redis.call('HINCRBY', counts, field, n)
   end
 end
+keep_counts(keys)
 if new > 0 then
   redis.pcall('HINCRBY', KEYS[7], 'tasks_overdue', new)
 end

@@ -1,0 +1,82 @@
+-- Counts runs and verdicts for the metrics; goes before other scripts.
+--
+-- metrics  hash, names of a metric and its labels, with a newline between, -> number:
+--            runs TYPE NAME STATE, verdicts TYPE NAME QUEUE CAUSE (cause 'met': none),
+--            KIND TYPE BOUND and KIND TYPE sum, KIND being one of the histograms
+-- types, names, queues   sets of the labels that are told apart; the others are 'other'
+--
+-- A label is a stranger's text: cut, and without a newline.
+
+local MOST_TYPES, MOST_QUEUES, MOST_TEXT, MOST_FIELDS = 200, 1000, 200, 50000
+
+local counted, summed, labels = {}, {}, {}
+
+local function label(value, keys, set, most)
+  local text = 'unknown'
+  if type(value) == 'string' and value ~= '' then
+    text = (string.gsub(string.sub(value, 1, MOST_TEXT), '\n', ' '))
+  end
+  local known = labels[set .. '\n' .. text]
+  if not known then
+    known = text
+    if redis.call('SISMEMBER', set, text) == 0 then
+      if redis.call('SCARD', set) < most and redis.call('HLEN', keys.metrics) < MOST_FIELDS then
+        redis.call('SADD', set, text)
+      else
+        known = 'other'
+      end
+    end
+    labels[set .. '\n' .. text] = known
+  end
+  return known
+end
+
+-- Python writes halves of surrogate pairs, which cjson does not read.
+local function decoded(json)
+  local fine, value = pcall(cjson.decode, json)
+  if not fine then
+    fine, value = pcall(cjson.decode, (string.gsub(json, '\\u[dD][89a-fA-F]%x%x', '?')))
+  end
+  return fine and type(value) == 'table' and value
+end
+
+local function count(...)
+  local field = table.concat({...}, '\n')
+  counted[field] = (counted[field] or 0) + 1
+end
+
+local function observe(kind, task_type, value, bounds)
+  local bound = '+Inf'
+  for _, least in ipairs(bounds) do
+    if value <= least[1] then
+      bound = least[2]
+      break
+    end
+  end
+  count(kind, task_type, bound)
+  local field = table.concat({kind, task_type, 'sum'}, '\n')
+  summed[field] = (summed[field] or 0) + value
+end
+
+local function bounds_of(text)
+  local bounds = {}
+  for bound in string.gmatch(text, '%S+') do
+    bounds[#bounds + 1] = {tonumber(bound), bound}
+  end
+  return bounds
+end
+
+local function verdict(keys, task_type, name, queue, cause)
+  count('verdicts', label(task_type, keys, keys.types, MOST_TYPES),
+    label(name, keys, keys.names, keys.most_names),
+    label(queue, keys, keys.queues, MOST_QUEUES), cause)
+end
+
+local function keep_counts(keys)
+  for field, n in pairs(counted) do
+    redis.call('HINCRBY', keys.metrics, field, n)
+  end
+  for field, x in pairs(summed) do
+    redis.call('HINCRBYFLOAT', keys.metrics, field, string.format('%.17g', x))
+  end
+end

@@ -1,0 +1,100 @@
+-- Forgets records that are in the ledger, and counts them for the metrics.
+--
+-- KEYS  1 outbox, stream; 2 metrics, 3 types, 4 names, 5 queues: see count.lua
+--       6 judged   sorted set, id of a task that has a verdict which is not its own end's,
+--                  and 'run', task id, retries and worker of such a run, by instant
+--       7 counters hash, name -> number
+-- ARGV  1 consumer group           4 bounds of durations, 5 of lateness, seconds
+--       2 most task names          then the ids of the entries
+--       3 most that is remembered
+-- Returns the number of records that were counted.
+--
+-- Closes the races between two drains that have the same record (the one that removes it
+-- counts it), and between a verdict that somebody else gave (overdue, lost, killed) and
+-- the task's own end, which is no second one.
+
+local outbox, judged = KEYS[1], KEYS[6]
+local keys = {
+  metrics = KEYS[2], types = KEYS[3], names = KEYS[4], queues = KEYS[5],
+  most_names = tonumber(ARGV[2]),
+}
+local durations, latenesses = bounds_of(ARGV[4]), bounds_of(ARGV[5])
+local now = tonumber(redis.call('TIME')[1])
+local FOREIGN = {lost = true, killed = true, time_limit = true, terminated = true}
+
+local function number(value)
+  return type(value) == 'number' and value == value and math.abs(value) < math.huge and value
+end
+
+local function count_record(r)
+  local task_id, retries, instance = tostring(r[2]), tostring(r[12]), tostring(r[16])
+  local state, cause, completed_at = tostring(r[24]), r[25], number(r[20])
+  local foreign = state == 'LOST' or FOREIGN[cause]
+  local task_type = label(r[4], keys, keys.types, MOST_TYPES)
+  local name = label(r[3], keys, keys.names, keys.most_names)
+  if r[26] ~= false then
+    local run = table.concat({'run', task_id, retries, instance}, '\n')
+    local known = redis.call('ZSCORE', judged, run)
+    if foreign and not known then
+      redis.call('ZADD', judged, now, run)
+    elseif known and not foreign then
+      redis.call('ZREM', judged, run)
+    end
+    if not known then
+      count('runs', task_type, name, label(state, keys, keys.types .. ':states', MOST_TYPES))
+      local runtime, arrival, started_at = number(r[21]), number(r[8]), number(r[18])
+      if runtime then
+        observe('runtime', task_type, runtime, durations)
+      end
+      if arrival and started_at then
+        observe('queueing_delay', task_type, math.max(0, started_at - arrival), durations)
+      end
+    end
+  end
+  if not completed_at or state == 'RETRY' then
+    return
+  end
+  local known = redis.call('ZSCORE', judged, task_id)
+  if foreign or state == 'IGNORED' then -- the task may go on under its id
+    redis.call('ZADD', judged, now, task_id)
+  elseif known then
+    redis.call('ZREM', judged, task_id)
+  end
+  local deadline = number(r[9])
+  if deadline then
+    observe('lateness', task_type, completed_at - deadline, latenesses)
+  end
+  if not known then
+    local missed = type(cause) == 'string' and cause
+      or (not deadline or completed_at > deadline) and 'late' or 'met'
+    verdict(keys, r[4], r[3], r[11], missed)
+  end
+end
+
+local n, ids = 0, {}
+for i = 6, #ARGV do
+  local id = ARGV[i]
+  local entry = redis.call('XRANGE', outbox, id, id)[1]
+  ids[#ids + 1] = id
+  if redis.call('XDEL', outbox, id) == 1 and entry then
+    for f = 1, #entry[2], 2 do
+      if entry[2][f] == 'r' then
+        local record = decoded(entry[2][f + 1])
+        if record and #record >= 24 then
+          count_record(record)
+          n = n + 1
+        end
+      end
+    end
+  end
+end
+if #ids > 0 then
+  redis.call('XACK', outbox, ARGV[1], unpack(ids))
+end
+local surplus = redis.call('ZCARD', judged) - tonumber(ARGV[3])
+if surplus > 0 then
+  redis.call('ZREMRANGEBYRANK', judged, 0, surplus - 1)
+  redis.pcall('HINCRBY', KEYS[7], 'verdicts_forgotten', surplus)
+end
+keep_counts(keys)
+return n

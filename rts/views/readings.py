@@ -1,0 +1,194 @@
+"""What the metrics tell, read from Redis in one round trip."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rts.ledger.counting import DURATIONS, LATENESS, MET
+from rts.link.link import Link, replies_as_text
+from rts.link.scripts import pack
+from rts.settings import Settings
+from rts.validation import finite
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counted values by upper bound (as its name stands in Redis), and their sum."""
+
+    counts: Mapping[str, int]
+    sum: float
+
+
+@dataclass(frozen=True)
+class WorkerReading:
+    """A worker that has beaten of late."""
+
+    worker: str
+    slots: int
+    #: Fractions of what the worker may use, by resource.
+    loads: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What Redis tells. Seconds; labels are texts of at most a few hundred characters."""
+
+    #: By task type, task name and state.
+    runs: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
+    #: By task type, task name, queue and cause of the miss (``met``: none).
+    verdicts: Mapping[tuple[str, str, str, str], int] = field(default_factory=dict)
+    #: By kind (runtime, queueing_delay, lateness) and task type.
+    histograms: Mapping[tuple[str, str], Histogram] = field(default_factory=dict)
+    #: By task type, and task name (``None``: the type's own).
+    taus: Mapping[tuple[str, str | None], float] = field(default_factory=dict)
+    counters: Mapping[str, int] = field(default_factory=dict)
+    outbox_length: int = 0
+    outbox_lag_s: float = 0.0
+    #: By queue.
+    open_tasks: Mapping[str, int] = field(default_factory=dict)
+    overdue_tasks: Mapping[str, int] = field(default_factory=dict)
+    workers: tuple[WorkerReading, ...] = ()
+
+
+#: Seconds without a heartbeat after which a worker is left out.
+SILENT_S = 10.0
+
+
+def read(link: Link, settings: Settings) -> Reading:
+    """Return what Redis tells now.
+
+    Raises:
+        StoreUnavailable: it does not answer.
+    """
+    keys = settings.keys
+    time_, counted, taus, counters, length, oldest, beats, tasks = link.call(
+        pack("TIME"),
+        pack("HGETALL", keys.metrics),
+        pack("HGETALL", keys.tau),
+        pack("HGETALL", keys.counters),
+        pack("XLEN", keys.outbox),
+        pack("XRANGE", keys.outbox, "-", "+", "COUNT", 1),
+        pack("HGETALL", keys.workers),
+        pack("HGETALL", keys.open_counts),
+    )
+    now = int(time_[0]) + int(time_[1]) / 1e6
+    lag_s = 0.0
+    if oldest:
+        lag_s = max(0.0, now - int(oldest[0][0].partition(b"-")[0]) / 1000)
+    runs, verdicts, histograms = _counted(replies_as_text(counted))
+    by_queue = {
+        field: n
+        for field, text in replies_as_text(tasks).items()
+        if (n := _whole(text)) is not None and n >= 0
+    }
+    return Reading(
+        runs=runs,
+        verdicts=verdicts,
+        histograms=histograms,
+        taus=_taus(replies_as_text(taus)),
+        counters={
+            name: n
+            for name, text in replies_as_text(counters).items()
+            if (n := _whole(text)) is not None and n >= 0
+        },
+        outbox_length=int(length),
+        outbox_lag_s=lag_s,
+        open_tasks=_of(by_queue, "open "),
+        overdue_tasks=_of(by_queue, "overdue "),
+        workers=tuple(_workers(replies_as_text(beats), now)),
+    )
+
+
+def _of(by_queue: Mapping[str, int], start: str) -> dict[str, int]:
+    return {
+        field.removeprefix(start) or "unknown": n
+        for field, n in by_queue.items()
+        if field.startswith(start)
+    }
+
+
+def _counted(
+    fields: Mapping[str, str],
+) -> tuple[
+    dict[tuple[str, str, str], int],
+    dict[tuple[str, str, str, str], int],
+    dict[tuple[str, str], Histogram],
+]:
+    runs: dict[tuple[str, str, str], int] = {}
+    verdicts: dict[tuple[str, str, str, str], int] = {}
+    counts: dict[tuple[str, str], dict[str, int]] = {}
+    sums: dict[tuple[str, str], float] = {}
+    for name, text in fields.items():
+        number = finite(text)
+        if number is None:
+            continue
+        match name.split("\n"):
+            case ["runs", task_type, task, state]:
+                runs[task_type, task, state] = int(number)
+            case ["verdicts", task_type, task, queue, cause]:
+                verdicts[task_type, task, queue, cause] = int(number)
+            case [kind, task_type, "sum"]:
+                sums[kind, task_type] = number
+            case [kind, task_type, bound]:
+                counts.setdefault((kind, task_type), {})[bound] = int(number)
+    return (
+        runs,
+        verdicts,
+        {key: Histogram(found, sums.get(key, 0.0)) for key, found in counts.items()},
+    )
+
+
+def _taus(fields: Mapping[str, str]) -> dict[tuple[str, str | None], float]:
+    found: dict[tuple[str, str | None], float] = {}
+    for name, text in fields.items():
+        tau = finite(text)
+        if tau is not None:
+            task_type, _, task = name.partition("/")
+            found[task_type, task or None] = tau
+    return found
+
+
+def _workers(beats: Mapping[str, str], now: float) -> list[WorkerReading]:
+    """Return the workers that live, of several lives of one node name the last one."""
+    found: dict[str, tuple[float, WorkerReading]] = {}
+    for text in beats.values():
+        try:
+            beat: dict[str, Any] = json.loads(text)
+            seen_at = finite(beat["seen_at"])
+            name, load = str(beat["worker"])[:200], beat.get("load") or {}
+            slots = int(beat.get("concurrency") or 0)
+            loads = {
+                resource: value
+                for resource in ("load", "cpu", "memory", "gpu")
+                if (value := finite(load.get(resource))) is not None
+            }
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue  # somebody else's
+        if seen_at is None or now - seen_at > SILENT_S:
+            continue
+        if name not in found or found[name][0] < seen_at:
+            found[name] = (seen_at, WorkerReading(name, slots, loads))
+    return [reading for _, reading in found.values()]
+
+
+def _whole(text: str) -> int | None:
+    try:
+        return int(text)
+    except ValueError:
+        return None
+
+
+#: Kinds of histograms, by the bounds of their buckets.
+BOUNDS = {"runtime": DURATIONS, "queueing_delay": DURATIONS, "lateness": LATENESS}
+
+
+def missed(verdicts: Mapping[tuple[str, str, str, str], int]) -> dict[tuple[str, str], int]:
+    """Return the misses by task type and cause."""
+    found: dict[tuple[str, str], int] = {}
+    for (task_type, _, _, cause), n in verdicts.items():
+        if cause != MET:
+            found[task_type, cause] = found.get((task_type, cause), 0) + n
+    return found

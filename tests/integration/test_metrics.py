@@ -1,0 +1,391 @@
+"""The metrics: what is counted agrees with the ledger, and Prometheus understands it."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import redis
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.openmetrics import exposition
+from prometheus_client.openmetrics import parser as openmetrics
+from prometheus_client.parser import text_string_to_metric_families
+from pymongo.database import Database
+
+from rts.ledger.announce import Announcer
+from rts.ledger.counting import LATENESS
+from rts.ledger.drain import Drain
+from rts.ledger.lookout import Lookout
+from rts.ledger.mongo import MongoLedger
+from rts.ledger.outbox import RedisOutbox
+from rts.link.link import Link
+from rts.records import Execution, OpenTask
+from rts.settings import Settings
+from rts.tau.finish import FinishCall, lesson_of
+from rts.views.metrics import QueueReading, RtsCollector, register
+from tests.programs import needed
+from tests.records import run, success
+
+NO_REDIS, NO_MONGO = "redis://127.0.0.1:9/0", "mongodb://127.0.0.1:9/rts"
+
+
+@pytest.fixture
+def settings(rts_redis_url: str, rts_mongo_url: str, rts_key_prefix: str) -> Settings:
+    return Settings(
+        redis_url=rts_redis_url,
+        mongo_url=rts_mongo_url,
+        key_prefix=rts_key_prefix,
+        slo={"cpu-light": 0.99, "*": 0.9},
+    )
+
+
+@pytest.fixture
+def ledger(settings: Settings) -> Iterator[MongoLedger]:
+    made = MongoLedger(settings)
+    yield made
+    made.close()
+
+
+class Fleet:
+    """What moves records and gives verdicts, without processes of their own."""
+
+    def __init__(self, settings: Settings, ledger: MongoLedger) -> None:
+        self.settings = settings
+        self.link = Link(settings)
+        self.ledger = ledger
+        self.drains = [Drain(RedisOutbox(self.link, settings, f"d{n}"), ledger) for n in "ab"]
+        self.lookout = Lookout(self.link, settings, ledger, "me", grace_s=0.0)
+        self.lookout._looked_at = time.monotonic()
+
+    def publish(self, *tasks: Execution) -> None:
+        announcer = Announcer(self.link, self.settings, every_s=1e6)
+        for e in tasks:
+            announcer.note(
+                OpenTask(
+                    *(e.task_id, e.name, e.task_type, e.type_source, e.tau, e.k, e.arrival),
+                    *(e.deadline, e.arrival_source, e.queue),
+                )
+            )
+        announcer.flush()
+
+    def end(self, *runs: Execution) -> None:
+        lessons = [lesson_of(run, n) for n, run in enumerate(runs, 1)]
+        self.link.call(FinishCall(self.settings).pack(None, lessons))
+
+    def drain(self) -> None:
+        while sum(drain.step() for drain in self.drains):
+            pass
+
+    def look(self) -> None:
+        while self.lookout.step():
+            pass
+
+
+@pytest.fixture
+def fleet(settings: Settings, ledger: MongoLedger) -> Fleet:
+    return Fleet(settings, ledger)
+
+
+def exposed(collector: RtsCollector) -> str:
+    registry = CollectorRegistry()
+    registry.register(collector)
+    return generate_latest(registry).decode()
+
+
+def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """Return the samples of an answer by name and labels."""
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def values(text: str, name: str, *labels: str) -> dict[Any, float]:
+    """Return the values of one metric, summed up by some of its labels."""
+    found: Counter[Any] = Counter()
+    for (sample, having), value in samples(text).items():
+        if sample == name:
+            key = tuple(dict(having)[label] for label in labels)
+            found[key[0] if len(labels) == 1 else key] += value  # type: ignore[assignment]
+    return dict(found)
+
+
+def agree(settings: Settings, database: Database[dict[str, Any]]) -> str:
+    """Check that what is counted is a direct count of the ledger; return the metrics."""
+    collector = RtsCollector(settings)
+    text = exposed(collector)
+    collector.close()
+    tasks = list(database.tasks.find({"sla_success": {"$ne": None}}))
+    runs = list(database.assignments.find())
+    wanted = Counter(
+        (t["task_type"], t["name"], t["queue"], "met" if t["sla_success"] else "missed")
+        for t in tasks
+    )
+    labels = ("task_type", "task", "queue", "verdict")
+    assert values(text, "rts_deadlines_total", *labels) == wanted
+    by_type = Counter((r["task_type"], r["name"]) for r in runs)
+    assert values(text, "rts_runs_total", "task_type", "task") == by_type
+    missed = sum(not t["sla_success"] for t in tasks)
+    assert sum(values(text, "rts_misses_total", "cause").values()) == missed
+    for kind, field in (("runtime", "runtime_s"), ("queueing_delay", "queueing_delay_s")):
+        measured = Counter(r["task_type"] for r in runs if r[field] is not None)
+        assert values(text, f"rts_{kind}_seconds_count", "task_type") == measured
+        total = sum(r[field] for r in runs if r[field] is not None)
+        found = sum(values(text, f"rts_{kind}_seconds_sum", "task_type").values())
+        assert found == pytest.approx(total, abs=0.01)
+    return text
+
+
+def task(number: int, rng: random.Random, deadline_in: float) -> Execution:
+    """Return a run, as far as its start."""
+    now = time.time()
+    return run(f"t{number}")._replace(
+        name=rng.choice(["a.x", "b.y"]),
+        task_type=rng.choice(["cpu-light", "mixed"]),
+        queue=rng.choice(["q1", "q2"]),
+        arrival=now - 100,
+        deadline=now + deadline_in,
+        started_at=now - 50,
+        run_id=f"t{number}:0",
+    )
+
+
+def ended(started: Execution, state: str = "SUCCESS", **changes: Any) -> Execution:
+    end = {"state": state, "completed_at": time.time(), "runtime_s": 3.0, **changes}
+    return started._replace(**end)
+
+
+WAYS = (
+    *("met", "late", "failed", "killed", "lost", "overdue", "overdue, ends", "expired"),
+    *("retried", "killed, again", "lost, lives", "ignored, replaced"),
+)
+
+
+def test_what_is_counted_agrees_with_the_ledger(fleet: Fleet, settings: Settings) -> None:
+    """Met, late, killed, lost, overdue, retried, expired; each told as often as it is."""
+    rng = random.Random(7)
+    ways = Counter[str]()
+    for number in range(300):
+        way = rng.choice(WAYS)
+        ways[way] += 1
+        late = way not in ("met", "failed", "expired", "retried", "ignored, replaced")
+        one = task(number, rng, -10.0 if late else 1000.0)
+        again = one._replace(run_id=f"t{number}:1", retries=1)
+        elsewhere = again._replace(retries=0, instance="other", worker="other")
+        unmeasured: dict[str, Any] = {"runtime_s": None}
+        fleet.publish(one)
+        match way:
+            case "met" | "late":
+                fleet.end(ended(one))
+            case "failed":
+                fleet.end(ended(one, "FAILURE"))
+            case "killed":
+                fleet.end(ended(one, "FAILURE", cause="killed"))
+            case "lost":
+                fleet.end(ended(one, "LOST", cause="lost", **unmeasured))
+            case "overdue":
+                fleet.look()
+            case "overdue, ends":
+                fleet.look()
+                fleet.end(ended(one))
+            case "expired":
+                never = one._replace(ran=False, started_at=None)
+                fleet.end(ended(never, "REVOKED", cause="expired", **unmeasured))
+            case "retried":
+                fleet.end(ended(one, "RETRY"))
+                fleet.publish(again)
+                fleet.end(ended(again))
+            case "killed, again":
+                fleet.end(ended(one, "FAILURE", cause="killed"))
+                fleet.end(ended(elsewhere))
+            case "lost, lives":
+                fleet.end(ended(one, "LOST", cause="lost", **unmeasured))
+                fleet.drain()
+                fleet.end(ended(one, runtime_s=None))
+            case "ignored, replaced":
+                fleet.end(ended(one, "IGNORED"))
+                fleet.end(ended(elsewhere))
+        if rng.random() < 0.3:
+            fleet.drain()
+    fleet.drain()
+    fleet.look()
+    assert len(ways) == len(WAYS)
+    text = agree(settings, fleet.ledger.database)
+    assert values(text, "rts_overdue_tasks") == {(): ways["overdue"]}
+    assert values(text, "rts_open_tasks") == {(): 0}
+    causes = values(text, "rts_misses_total", "cause")
+    assert causes["overdue"] == ways["overdue"] + ways["overdue, ends"]
+    assert causes["expired"] == ways["expired"]
+    lateness = values(text, "rts_lateness_seconds_bucket", "le")
+    twice = ("killed, again", "lost, lives", "ignored, replaced")
+    ends = sum(ways.values()) - ways["overdue"] + sum(ways[way] for way in twice)
+    assert lateness["+Inf"] == ends
+
+
+def test_a_record_counts_once_whoever_forgets_it(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    link = Link(settings)
+    for n in range(450):
+        redis_client.xadd(settings.keys.outbox, {"r": success(f"t{n}").to_json()})
+    first, second = (RedisOutbox(link, settings, name) for name in "ab")
+    ids = [entry.entry_id for entry in first.read(1000).entries]
+    for outbox in (second, first, second):
+        outbox.done(ids)
+    outbox.done([])
+    assert redis_client.xlen(settings.keys.outbox) == 0
+    assert redis_client.xpending(settings.keys.outbox, "rts")["pending"] == 0
+    counted = redis_client.hgetall(settings.keys.metrics)
+    assert counted["runs\ncpu-light\nproj.add\nSUCCESS"] == "450"
+    assert counted["verdicts\ncpu-light\nproj.add\nunknown\nmet"] == "450"
+    assert float(counted["runtime\ncpu-light\nsum"]) == pytest.approx(450.0)
+
+
+def test_labels_are_bounded_and_hostile_ones_are_texts(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    small = replace(settings, max_types=8)
+    outbox = RedisOutbox(Link(small), small, "me")
+    bad = ['"}\n# HELP x', "\ud800\udfff", "\\", "<script>", "x" * 5000, "é" * 150, "\0"]
+    for n, name in enumerate([*bad, *(f"n{n}" for n in range(20))]):
+        one = success(f"t{n}")._replace(name=name, queue=name, state="SUCCESS")
+        redis_client.xadd(small.keys.outbox, {"r": one.to_json()})
+    for text in ("", "[]", "{", "[1,2]", "[" * 5000):
+        redis_client.xadd(small.keys.outbox, {"r": text})
+    batch = outbox.read(1000)
+    outbox.done([e.entry_id for e in batch.entries] + [i for i, _ in batch.unreadable])
+    assert redis_client.xlen(small.keys.outbox) == 0
+    collector = RtsCollector(small)
+    text = exposed(collector)
+    collector.close()
+    by_name = values(text, "rts_runs_total", "task")
+    assert len(by_name) <= 9
+    assert by_name["other"] >= 19
+    assert sum(by_name.values()) == 27
+    assert max(map(len, by_name)) <= 200
+    assert '"}' in text.replace('\\"', '"')
+    assert not any(line.startswith("# HELP x") for line in text.splitlines())
+
+
+def queues() -> list[QueueReading]:
+    return [QueueReading('q"1', ordered=5, demoted=2, plain=1, hopeless=3)]
+
+
+def test_every_metric_is_there_and_promtool_finds_no_fault(
+    fleet: Fleet, settings: Settings, redis_client: redis.Redis
+) -> None:
+    rng = random.Random(8)
+    fleet.end(*(ended(task(n, rng, 100.0 - n)) for n in range(200)))
+    fleet.publish(task(1000, rng, -5.0), task(1001, rng, 500.0))
+    fleet.drain()
+    fleet.look()
+    redis_client.hset(settings.keys.counters, mapping={"breaker_opened": 4, "refused_plan": 2})
+    redis_client.delete(settings.keys.outbox)  # which is empty, and knows its last id
+    redis_client.xadd(settings.keys.outbox, {"r": "{}"}, id="1000-1")
+    load = {"load": 0.5, "cpu": 0.25, "gpu": None, "age_s": 0.1}
+    beat = {"seen_at": time.time(), "worker": "w@1", "concurrency": 4, "load": load}
+    redis_client.hset(settings.keys.workers, "w@1/1", json.dumps(beat))
+    redis_client.hset(settings.keys.workers, "w@1/0", json.dumps({**beat, "seen_at": 1.0}))
+    redis_client.hset(settings.keys.workers, "odd", "[]")
+    collector = RtsCollector(settings, queues)
+    text = exposed(collector)
+    registry = CollectorRegistry()
+    registry.register(collector)
+    families = {
+        f.name
+        for f in openmetrics.text_string_to_metric_families(
+            exposition.generate_latest(registry).decode()
+        )
+    }
+    collector.close()
+    assert values(text, "rts_up", "server") == {"redis": 1, "mongodb": 1, "broker": 1}
+    assert values(text, "rts_queue_messages", "queue", "form") == {
+        ('q"1', "ordered"): 5,
+        ('q"1', "demoted"): 2,
+        ('q"1', "plain"): 1,
+    }
+    assert values(text, "rts_hopeless_tasks", "queue") == {'q"1': 3}
+    assert values(text, "rts_worker_slots", "worker") == {"w@1": 4}
+    assert values(text, "rts_worker_load_ratio", "resource") == {"load": 0.5, "cpu": 0.25}
+    assert values(text, "rts_breaker_opened_total") == {(): 4}
+    assert values(text, "rts_refused_total", "what")["refused_plan"] == 2
+    assert values(text, "rts_outbox_records") == {(): 1}
+    assert values(text, "rts_outbox_lag_seconds")[()] > 1e9
+    assert values(text, "rts_slo_target_ratio", "objective") == {"cpu-light": 0.99, "*": 0.9}
+    assert values(text, "rts_slo_verdicts", "window")["5m"] == 201
+    assert values(text, "rts_overdue_tasks") == values(text, "rts_open_tasks") == {(): 1}
+    assert values(text, "rts_tau_seconds", "task_type", "task")[("mixed", "")] > 0
+    buckets = values(text, "rts_lateness_seconds_bucket", "le")
+    assert set(buckets) == {*(repr(bound) for bound in LATENESS), "+Inf"}
+    assert list(buckets.values()) == sorted(buckets.values())
+    assert 0 < buckets["0.0"] < 200
+    assert {"rts_runs", "rts_lateness_seconds", "rts"} <= families
+    checked = subprocess.run(
+        [needed("promtool", "prometheus"), "check", "metrics"],
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+
+
+def test_a_server_that_is_away_costs_its_own_metrics_only(settings: Settings) -> None:
+    def broken() -> list[QueueReading]:
+        raise RuntimeError("whatever")
+
+    no_redis = RtsCollector(replace(settings, redis_url=NO_REDIS), broken)
+    text = exposed(no_redis)
+    assert values(text, "rts_up", "server") == {"redis": 0, "mongodb": 1, "broker": 0}
+    assert "rts_slo_target_ratio" in text
+    assert "rts_outbox_records" not in text
+    no_redis.close()
+    no_mongo = RtsCollector(replace(settings, mongo_url=NO_MONGO))
+    text = exposed(no_mongo)
+    assert values(text, "rts_up", "server") == {"redis": 1, "mongodb": 0}
+    assert "rts_outbox_records" in text
+    no_mongo.close()
+
+
+def test_servers_that_never_answer_are_not_waited_for(settings: Settings) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        address = f"127.0.0.1:{mute.getsockname()[1]}"
+        away = replace(
+            settings, redis_url=f"redis://{address}/0", mongo_url=f"mongodb://{address}/rts"
+        )
+        registry = CollectorRegistry()
+        collector = register(registry, away)
+        for _ in range(2):
+            text = generate_latest(registry).decode()
+            assert values(text, "rts_up", "server") == {"redis": 0, "mongodb": 0}
+        collector.close()
+
+
+def test_what_was_known_is_shown_where_an_answer_takes_its_time(settings: Settings) -> None:
+    """In Flower, which has others to serve than Prometheus."""
+    slow = [False]
+
+    def answers() -> list[QueueReading]:
+        while slow[0]:
+            time.sleep(0.01)
+        return queues()
+
+    registry = CollectorRegistry()
+    collector = register(registry, settings, answers, patience_s=5.0)
+    assert values(generate_latest(registry).decode(), "rts_hopeless_tasks") == {(): 3}
+    slow[0] = True
+    collector._patience_s = 0.05
+    text = generate_latest(registry).decode()
+    assert values(text, "rts_hopeless_tasks") == {(): 3}
+    slow[0] = False
+    collector.close()
