@@ -35,7 +35,7 @@ from rts.ledger.sink import SpoolRunSink
 from rts.ledger.spool import Spool
 from rts.link.link import Link, shown_url
 from rts.link.scripts import pack
-from rts.load.sampler import LoadSampler
+from rts.load.sampler import Probes, real_probes, take_sample
 from rts.records import Execution, Learned
 from rts.settings import Settings
 from rts.tau.snapshot import Snapshots
@@ -73,7 +73,7 @@ class Upkeep:
         self._budget_s = settings.budget_window_s
         self._link = Link(patient)
         self._clock = FleetClock()
-        self._sampler = LoadSampler()
+        self._probes: Probes | None = None
         name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._spool = Spool(settings.spool_dir, settings.spool_max_bytes)
         # A link of its own: a call that hangs must not open the heartbeat's breaker.
@@ -122,7 +122,12 @@ class Upkeep:
     def start(self) -> None:
         """Start what the heartbeat tells of."""
         if self._orders is not None:
-            self._sampler.start()
+            attempt("reading the load", self._first_look)
+
+    def _first_look(self) -> None:
+        probes = real_probes()
+        take_sample(probes)  # from which on the first beat tells the CPU
+        self._probes = probes
 
     def pulse(self) -> None:
         """One round trip: measure the clock, beat, deliver what was counted.
@@ -151,7 +156,6 @@ class Upkeep:
 
     def good_bye(self) -> None:
         """Take the worker off the list of those that live."""
-        self._sampler.stop()
         if self._orders is not None:
             self._link.call(pack("HDEL", self._keys.workers, self._orders.instance))
 
@@ -279,7 +283,8 @@ class Upkeep:
             "host": socket.gethostname(),
             "concurrency": self._orders.concurrency,
             "queues": self._orders.queues,
-            "load": self._sampler.read().as_dict(),
+            # At each beat and no more often: the worker itself samples for its tasks.
+            "load": {} if self._probes is None else take_sample(self._probes).as_dict(),
         }
         return json.dumps(beat)
 

@@ -27,8 +27,12 @@ ATTRIBUTE = "rts_run"
 #: Celery's state of a task that raised ``Reject``.
 REJECTED = "REJECTED"
 
-#: Seconds for which a process uses a sample of the load that it has read.
+#: Seconds for which a process uses what it has seen of the load and of its memory,
+#: while its runs are short.
 LOOK_EVERY_S = 0.05
+#: A run of less is told the peak of memory that was seen last, and no CPU time of
+#: subprocesses: to start one takes longer.
+SHORT_S = 0.0005
 
 
 class LoadReader(Protocol):
@@ -73,18 +77,23 @@ def run_of(request: Any) -> Run | None:
 class Meter(Protocol):
     """What measures the use of CPU and memory by runs."""
 
-    def begin(self, now: float) -> float:
-        """Begin to measure a run; returns what :meth:`end` needs."""
+    #: CPU seconds that count for a run, from any beginning.
+    cpu_time: Callable[[], float]
 
-    def end(self, begun: float, runtime_s: float) -> tuple[float, int]:
-        """Return CPU seconds and peak memory in bytes."""
+    def look(self, now: float) -> int:
+        """Prepare for the runs to come; returns the peak of memory so far, bytes."""
+
+    def end(self, begun: float) -> tuple[float, int]:
+        """Return CPU seconds since *begun*, and the peak of memory in bytes."""
 
 
 class Runs:
     """Starts and finishes runs.
 
-    This is on the path of every task, whose processor has forgotten all about it
-    since the last one: what is called, and touched, costs more than what is computed.
+    This is on the path of every task, whose processor has forgotten all about it since
+    the last one: each function called, and each object touched, costs more than what is
+    computed. So what can serve many runs is looked at now and then, and the record is
+    written in one go, as text.
     """
 
     def __init__(
@@ -107,30 +116,45 @@ class Runs:
         self._instance = instance
         self._who = f"{quoted(worker)},{quoted(instance)}"
         self._meter: Meter = ThreadMeter() if threaded else ProcessMeter()
+        self._cpu_time = self._meter.cpu_time
         self._monotonic = monotonic
-        #: The load that was read last, and when it is to be read again.
-        self._seen: LoadSample
+        #: By ``time.monotonic``: when to look again, and what was seen then.
         self._look_at = -1.0
+        self._seen: LoadSample
+        self._peak_bytes = 0
 
     def start(self, plan: Plan, request: Mapping[str, Any]) -> Run:
         """Note that a run begins; *request* are the attributes of ``task.request``."""
-        run = Run()
-        run.plan = plan
         now = self._monotonic()
         if now >= self._look_at:
-            self._seen = self._load.read(now)
-            until = self._seen.sampled_at + MAX_AGE_S
-            self._look_at = min(until, now + LOOK_EVERY_S)
+            self._look(now)
+        run = Run()
+        run.plan = plan
         run.load = load = self._seen
         run.started_at = started_at = self._clock.now()
         try:
-            note = self._note(plan, request, started_at, load.as_json(now))
+            # As Execution.to_json: its fields up to load_at_start, in their order.
+            task_type, type_source, tau, k, arrival, deadline, arrival_source = plan
+            task_id, parent, root = request["id"], request["parent_id"], request["root_id"]
+            queue, retries = request["delivery_info"]["routing_key"], request["retries"]
+            pid = forks.pid
+            own = quoted(task_id)
+            note = (
+                f'[{own[:-1]}:{retries:d}:{pid}:{started_at * 1e6:.0f}",{own},'
+                f'{quoted(request["task"])},"{task_type}","{type_source}",'
+                f'{tau!r},{k!r},{arrival!r},{deadline!r},"{arrival_source}",'
+                f"{'null' if queue is None else quoted(queue)},{retries:d},"
+                f"{'null' if parent is None else quoted(parent)},"
+                f"{'null' if root is None else own if root == task_id else quoted(root)},"
+                f"{self._who},{pid},{started_at:.6f},"
+                f'{load.json}"age_s":{now - load.sampled_at:.4f}}}]'
+            ).encode()
         except (TypeError, ValueError, LookupError, AttributeError):
             # A serializer of the app's own, or a producer other than Celery.
             note = self._odd_note(plan, request, started_at, load.as_dict(now))
         run.note = note
         run.slot = self._notes.put(note)
-        run.begun = self._meter.begin(now)
+        run.begun = self._cpu_time()
         # Last, so that the service time holds nothing of ours.
         run.started_monotonic = self._monotonic()
         return run
@@ -138,10 +162,14 @@ class Runs:
     def finish(self, run: Run, state: str) -> None:
         """Hand on the finished run. *state* is Celery's."""
         runtime_s = self._monotonic() - run.started_monotonic
-        cpu_s, max_rss_bytes = self._meter.end(run.begun, runtime_s)
+        if runtime_s < SHORT_S:
+            cpu_s, peak_bytes = self._cpu_time() - run.begun, self._peak_bytes
+        else:
+            cpu_s, peak_bytes = self._meter.end(run.begun)
+            self._look_at = -1.0
         cause = '"rejected"' if state == REJECTED else "null"
         end = (
-            f",{run.started_at + runtime_s!r},{runtime_s!r},{cpu_s!r},{max_rss_bytes},"
+            f",{run.started_at + runtime_s:.6f},{runtime_s:.9f},{cpu_s:.6f},{peak_bytes},"
             f"{quoted(state)},{cause},true]\n"
         )
         # In the place of the note's closing bracket.
@@ -153,30 +181,12 @@ class Runs:
         if deadline_missed.receivers:
             run_ended(Execution.from_json(line))
 
-    def _note(
-        self, plan: Plan, request: Mapping[str, Any], started_at: float, load: str
-    ) -> bytes:
-        """Return the beginning of a run as :meth:`Execution.to_json` would: the fields up
-        to ``load_at_start``, in their order.
-
-        Raises:
-            TypeError, ValueError, LookupError, AttributeError: something is missing, or
-                not of the type that Celery gives it.
-        """
-        task_type, type_source, tau, k, arrival, deadline, arrival_source = plan
-        task_id, parent, root = request["id"], request["parent_id"], request["root_id"]
-        queue, retries = request["delivery_info"]["routing_key"], request["retries"]
-        pid = forks.pid
-        own = quoted(task_id)
-        return (
-            f'[{own[:-1]}:{retries:d}:{pid}:{started_at * 1e6:.0f}",{own},'
-            f'{quoted(request["task"])},"{task_type}","{type_source}",'
-            f'{tau!r},{k!r},{arrival!r},{deadline!r},"{arrival_source}",'
-            f"{'null' if queue is None else quoted(queue)},{retries:d},"
-            f"{'null' if parent is None else quoted(parent)},"
-            f"{'null' if root is None else own if root == task_id else quoted(root)},"
-            f"{self._who},{pid},{started_at!r},{load}]"
-        ).encode()
+    def _look(self, now: float) -> None:
+        """Look at the load and the memory."""
+        self._seen = self._load.read(now)
+        until = self._seen.sampled_at + MAX_AGE_S
+        self._look_at = min(until, now + LOOK_EVERY_S)
+        self._peak_bytes = self._meter.look(now)
 
     def _odd_note(
         self,

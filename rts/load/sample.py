@@ -50,12 +50,12 @@ class LoadSample:
     gpus: tuple[GpuLoad, ...]
     #: When it was taken, by this host's monotonic clock (``time.monotonic``).
     sampled_at: float
-    #: The figures as the beginning of a JSON object: one sample serves many runs.
-    _json: str = field(init=False, repr=False, compare=False)
+    #: The figures as the beginning of a JSON object, to which ``age_s`` is to be added.
+    json: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        figures = json.dumps(self._figures(), separators=(",", ":"))[:-1]
-        object.__setattr__(self, "_json", figures + "," if len(figures) > 1 else figures)
+        figures = _encode(self._figures())[:-1]
+        object.__setattr__(self, "json", figures + "," if len(figures) > 1 else figures)
 
     @classmethod
     def of(
@@ -89,10 +89,6 @@ class LoadSample:
         out["age_s"] = round(age_s, DIGITS) if age_s > 0 else 0.0
         return out
 
-    def as_json(self, now: float) -> str:
-        """Return what :meth:`as_dict` does, as JSON."""
-        return f'{self._json}"age_s":{max(0.0, now - self.sampled_at):.{DIGITS}f}}}'
-
     def _figures(self) -> dict[str, Any]:
         out: dict[str, Any] = {}
         if self.load is not None:
@@ -106,6 +102,9 @@ class LoadSample:
         if self.gpus:
             out["gpus"] = [gpu.as_dict() for gpu in self.gpus]
         return out
+
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def tidy(value: float | None) -> float | None:

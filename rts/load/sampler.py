@@ -168,7 +168,7 @@ class LoadSampler:
         while True:
             with no_fork():
                 try:
-                    board.write(self._sample(probes))
+                    board.write(take_sample(probes, self._clock))
                 except Exception as exc:  # noqa: BLE001 - the next sample may succeed
                     hook_failed("load sampler", exc)
             if stopped.wait(wait_s):
@@ -177,11 +177,15 @@ class LoadSampler:
         with no_fork():
             _guarded("GPU load", probes.gpu.close)
 
-    def _sample(self, probes: Probes) -> LoadSample:
-        gpu = _guarded("GPU load", probes.gpu.read) or GpuReading()
-        memory = _guarded("memory load", probes.memory.read)
-        cpu = _guarded("CPU load", probes.cpu.read)
-        return LoadSample.of(cpu, memory, gpu.gpu, gpu.gpus, sampled_at=self._clock())
+
+def take_sample(probes: Probes, clock: Callable[[], float] = time.monotonic) -> LoadSample:
+    """Read all *probes*; one that fails leaves the others. CPU is that since the reading
+    before, and left out of the first.
+    """
+    gpu = _guarded("GPU load", probes.gpu.read) or GpuReading()
+    memory = _guarded("memory load", probes.memory.read)
+    cpu = _guarded("CPU load", probes.cpu.read)
+    return LoadSample.of(cpu, memory, gpu.gpu, gpu.gpus, sampled_at=clock())
 
 
 def _guarded(what: str, read: Callable[[], T]) -> T | None:

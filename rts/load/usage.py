@@ -15,8 +15,6 @@ import os
 import time
 from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage, struct_rusage
 
-from rts import forks
-
 #: ``ru_maxrss`` is in KiB on Linux.
 _RSS_UNIT_BYTES = 1024
 
@@ -30,10 +28,6 @@ _RSS_NOISE_BYTES = 4 << 20
 _RESET_EVERY_S = 0.1
 #: A rise that is not worth a system call.
 _RESET_ABOVE_BYTES = 1 << 20
-
-#: Runs of less are told the memory of a moment before, and no subprocess: to start one
-#: takes longer.
-_SHORT_S = 0.0005
 
 #: What a run used: CPU seconds, user and system; and its peak of resident memory in
 #: bytes (of the process so far, where it cannot be told apart), without subprocesses.
@@ -110,47 +104,38 @@ class ProcessMeter:
     Used by the process that runs tasks, and by those forked from it.
     """
 
+    #: CPU seconds of this process.
+    cpu_time = staticmethod(time.process_time)
+
     def __init__(self) -> None:
-        self._pid = -1
-        #: CPU seconds of subprocesses at the end of the last run.
         self._children_s = 0.0
         #: When, by ``time.monotonic``, the mark is to be set back; and what it was then.
-        self._reset_at = 0.0
+        self._reset_at = -1.0
         self._low_bytes = 0
 
-    def begin(self, now: float) -> float:
-        """Begin to measure a run; returns what :meth:`end` needs.
+    def look(self, now: float) -> int:
+        """Prepare for the runs to come, which begin with a :meth:`cpu_time`; return the
+        peak of memory so far in bytes.
 
         *now*: this moment by ``time.monotonic``.
         """
-        if self._pid != forks.pid:
-            self._begin_anew()
+        children = getrusage(RUSAGE_CHILDREN)
+        self._children_s = children.ru_utime + children.ru_stime
         if now >= self._reset_at:
             _mark.reset()
             self._reset_at = now + _RESET_EVERY_S
             self._low_bytes = _mark.read_bytes()
-        return time.process_time() + self._children_s
+        return self._low_bytes
 
-    def end(self, begun: float, runtime_s: float) -> Usage:
-        """Return CPU seconds and peak memory since :meth:`begin`, *runtime_s* ago."""
-        if runtime_s < _SHORT_S:
-            # Too short for a subprocess, or for memory that matters.
-            cpu_s = time.process_time() + self._children_s - begun
-            return cpu_s if cpu_s > 0 else 0.0, self._low_bytes
+    def end(self, begun: float) -> Usage:
+        """Return CPU seconds and peak memory of the run that began at *begun*."""
         own, children = getrusage(RUSAGE_SELF), getrusage(RUSAGE_CHILDREN)
-        # Between runs nobody waits for subprocesses, so the next run begins with it.
-        self._children_s = children.ru_utime + children.ru_stime
         peak_bytes = _mark.of(own)
         if peak_bytes > self._low_bytes + _RESET_ABOVE_BYTES:
-            self._reset_at = 0.0
-        cpu_s = own.ru_utime + own.ru_stime + self._children_s - begun
+            self._reset_at = -1.0
+        cpu_s = own.ru_utime + own.ru_stime - begun
+        cpu_s += children.ru_utime + children.ru_stime - self._children_s
         return cpu_s if cpu_s > 0 else 0.0, peak_bytes
-
-    def _begin_anew(self) -> None:
-        self._pid = forks.pid
-        children = getrusage(RUSAGE_CHILDREN)
-        self._children_s = children.ru_utime + children.ru_stime
-        self._reset_at = 0.0
 
 
 class ThreadMeter:
@@ -159,12 +144,15 @@ class ThreadMeter:
     of the process so far, since runs cannot be told apart.
     """
 
-    def begin(self, now: float) -> float:
-        """See :class:`ProcessMeter`; call it in the run's own thread."""
-        return time.thread_time()
+    #: CPU seconds of this thread.
+    cpu_time = staticmethod(time.thread_time)
 
-    def end(self, begun: float, runtime_s: float) -> Usage:
-        """See :class:`ProcessMeter`; call it in the same thread."""
+    def look(self, now: float) -> int:
+        """See :class:`ProcessMeter`."""
+        return _mark.read_bytes()
+
+    def end(self, begun: float) -> Usage:
+        """See :class:`ProcessMeter`; call it in the run's own thread."""
         return max(0.0, time.thread_time() - begun), _mark.read_bytes()
 
 

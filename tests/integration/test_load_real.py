@@ -210,10 +210,11 @@ APP = """
 
     @app.task
     def look():
-        begun = meter.begin(time.monotonic())
+        meter.look(time.monotonic())
+        begun = meter.cpu_time()
         sum(range(200_000))
         load = sampler.read().as_dict()
-        used = meter.end(begun, 1.0)
+        used = meter.end(begun)
         alive = [t.name for t in threading.enumerate()]
         return [load, *used, alive]
 """

@@ -44,37 +44,32 @@ def run_script(tmp_path: Path, text: str, *command: str) -> str:
 def test_cpu_of_the_run_and_of_its_subprocesses() -> None:
     burn(0.05)
     meter = ProcessMeter()
-    begun = meter.begin(time.monotonic())
+    meter.look(time.monotonic())
+    begun = meter.cpu_time()
     burn(0.1)
     subprocess.run([sys.executable, "-c", BURN.format(0.3)], check=True, timeout=30)
-    cpu_s, _ = meter.end(begun, 0.4)
+    cpu_s, _ = meter.end(begun)
     assert 0.4 <= cpu_s < 5.0
-    begun = meter.begin(time.monotonic())
-    cpu_s, _ = meter.end(begun, 1.0)
+    meter.look(time.monotonic())
+    cpu_s, _ = meter.end(meter.cpu_time())
     assert cpu_s < 0.1, "and the next run has nothing of it"
 
 
-@pytest.mark.parametrize("runtime_s", [0.0, 1.0])
-def test_cpu_of_an_idle_run_is_next_to_nothing(runtime_s: float) -> None:
+def test_cpu_of_an_idle_run_is_next_to_nothing() -> None:
     meter = ProcessMeter()
-    cpu_s, _ = meter.end(meter.begin(time.monotonic()), runtime_s)
+    seen_bytes = meter.look(time.monotonic())
+    cpu_s, peak_bytes = meter.end(meter.cpu_time())
     assert 0.0 <= cpu_s < 0.05
-
-
-def test_a_short_run_is_told_the_memory_of_a_moment_before() -> None:
-    meter = ProcessMeter()
-    short = meter.end(meter.begin(time.monotonic()), 0.0)
-    long = meter.end(meter.begin(time.monotonic()), 1.0)
-    assert 0 < long[1] - MIB <= short[1] <= long[1]
+    assert 0 < peak_bytes - MIB <= seen_bytes <= peak_bytes
 
 
 def test_cpu_of_a_thread_is_its_own() -> None:
     other = threading.Thread(target=burn, args=(0.3,))
     meter = ThreadMeter()
-    begun = meter.begin(0.0)
+    begun = meter.cpu_time()
     other.start()
     other.join()
-    cpu_s, max_rss_bytes = meter.end(begun, 0.3)
+    cpu_s, max_rss_bytes = meter.end(begun)
     assert cpu_s < 0.25
     assert max_rss_bytes > MIB
 
@@ -82,9 +77,9 @@ def test_cpu_of_a_thread_is_its_own() -> None:
 def test_end_on_another_thread_is_never_negative() -> None:
     burn(0.05)
     meter = ThreadMeter()
-    begun = meter.begin(0.0)
+    begun = meter.cpu_time()
     out: list[float] = []
-    other = threading.Thread(target=lambda: out.append(meter.end(begun, 0.1)[0]))
+    other = threading.Thread(target=lambda: out.append(meter.end(begun)[0]))
     other.start()
     other.join()
     assert out[0] >= 0.0
@@ -95,13 +90,14 @@ PEAKS = """
     from rts.load import ProcessMeter, ThreadMeter
     meter = ProcessMeter()
     def peak(mib):
-        begun = meter.begin(time.monotonic())
+        meter.look(time.monotonic())
+        begun = meter.cpu_time()
         data = bytearray(mib << 20)
         data[::4096] = b"x" * len(data[::4096])
         del data
-        return meter.end(begun, 1.0)[1] >> 20
+        return meter.end(begun)[1] >> 20
     print(peak(200), peak(10), peak(100))
-    print(ThreadMeter().end(0.0, 1.0)[1] >> 20)
+    print(ThreadMeter().end(0.0)[1] >> 20)
     child = os.fork()
     if child == 0:
         print(peak(150), peak(1), flush=True)
