@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
+from operator import itemgetter
 from typing import Any
 
 from rts import health
@@ -45,6 +46,12 @@ LEARNED = "quantile"
 DROPPED = "rts_dropped"
 
 _REQUESTABLE = frozenset(REQUESTABLE)
+
+_PLANNED = itemgetter(
+    "task_type", "rts_type_source", "rts_tau", "rts_k", "rts_arrival", "rts_deadline"
+)
+#: Makes a record without a call of the function that a ``NamedTuple`` has for it.
+_new = tuple.__new__
 
 #: No machine has more cores, GiB or GPUs; larger requests are mistakes.
 MAX_REQUEST = 1e9
@@ -173,6 +180,26 @@ def read_plan(values: Mapping[str, Any], types: Mapping[str, TaskType]) -> Plan 
     refused as a whole (counted, logged), and a type that this installation does
     not know is kept only if its name is harmless — producers may be newer.
     """
+    try:
+        # The usual plan, with few looks: this is on the path of every task.
+        task_type, type_source, tau, k, arrival, deadline = planned = _PLANNED(values)
+        if (
+            type(tau) is type(k) is type(arrival) is type(deadline) is float
+            and 0 < tau < 1e9
+            and MIN_MULTIPLIER <= k <= MAX_MULTIPLIER
+            and 0 < arrival <= MAX_INSTANT
+            and 0 < deadline <= MAX_INSTANT
+            and task_type in types
+            and type_source in TYPE_SOURCES
+            and "rts_arrival_source" not in values
+        ):
+            return _new(Plan, (*planned, "published"))
+    except (LookupError, TypeError):
+        pass
+    return _read_odd_plan(values, types)
+
+
+def _read_odd_plan(values: Mapping[str, Any], types: Mapping[str, TaskType]) -> Plan | None:
     deadline = values.get("rts_deadline")
     if deadline is None:
         return None

@@ -120,7 +120,7 @@ def connect(parts_of: PartsOf, publisher: Publisher) -> None:
             plan = read_plan(attributes, parts.settings.task_types)
             if plan is None:
                 plan = parts.worker.ends.plan_received(attributes)
-            setattr(request, ATTRIBUTE, parts.worker.runs.start(plan, attributes))
+            attributes[ATTRIBUTE] = parts.worker.runs.start(plan, attributes)
             if NEIGHBOURS.maybe:
                 NEIGHBOURS.started(task)
         except Exception as exc:  # noqa: BLE001  the task must run

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from json.encoder import encode_basestring_ascii as quoted
+from operator import itemgetter
 from typing import Any, Protocol
 
 from rts import forks
@@ -33,6 +34,9 @@ LOOK_EVERY_S = 0.05
 #: A run of less is told the peak of memory that was seen last, and no CPU time of
 #: subprocesses: to start one takes longer.
 SHORT_S = 0.0005
+
+
+_DESCRIBED = itemgetter("id", "task", "parent_id", "root_id", "retries", "delivery_info")
 
 
 class LoadReader(Protocol):
@@ -135,13 +139,13 @@ class Runs:
         try:
             # As Execution.to_json: its fields up to load_at_start, in their order.
             task_type, type_source, tau, k, arrival, deadline, arrival_source = plan
-            task_id, parent, root = request["id"], request["parent_id"], request["root_id"]
-            queue, retries = request["delivery_info"]["routing_key"], request["retries"]
+            task_id, name, parent, root, retries, delivery_info = _DESCRIBED(request)
+            queue = delivery_info["routing_key"]
             pid = forks.pid
             own = quoted(task_id)
             note = (
                 f'[{own[:-1]}:{retries:d}:{pid}:{started_at * 1e6:.0f}",{own},'
-                f'{quoted(request["task"])},"{task_type}","{type_source}",'
+                f'{quoted(name)},"{task_type}","{type_source}",'
                 f'{tau!r},{k!r},{arrival!r},{deadline!r},"{arrival_source}",'
                 f"{'null' if queue is None else quoted(queue)},{retries:d},"
                 f"{'null' if parent is None else quoted(parent)},"
