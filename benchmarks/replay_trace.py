@@ -142,7 +142,7 @@ def planned(jobs: list[Job], settings: Settings, arguments: argparse.Namespace) 
     question = Question(
         jobs,
         arguments.target,
-        lambda: order_of(arguments.scheduler, settings),
+        lambda slots: order_of(arguments.scheduler, settings),
         settings,
         Conditions(overheads=(OVERHEAD_S * speedup,), learning_lag_s=learning_lag_s(speedup)),
     )

@@ -13,7 +13,7 @@ from rts.cli.shared import as_json, print_json, settings_of
 from rts.cli.table import NONE, Column, percent, render, terminal_width
 from rts.cli.workloads import Source, order_in_use, progress_bar, workload, workload_options
 from rts.errors import CommandError
-from rts.simulation.orders import ORDERS, order_of
+from rts.simulation.orders import ORDERS
 from rts.simulation.planning import RESAMPLES, Plan, Question, Unattainable, plan
 
 #: Numbers of slots that are tried for an answer, about: for the progress.
@@ -66,12 +66,12 @@ def command(
     chance, so the number has to meet the target also on workloads that are put together
     anew from pieces of it.
     """
-    found = workload(Source.taken_from(options), settings_of(ctx))
+    found = workload(Source.taken_from(options), settings_of(ctx), ctx.obj.app.conf)
     order = scheduler or order_in_use(found.settings)
     question = Question(
         found.jobs,
         target,
-        lambda: order_of(order, found.settings),
+        lambda slots: found.order(order, slots),
         found.settings,
         found.conditions,
         by_type=by == "type",

@@ -22,7 +22,7 @@ from rts.cli.workloads import (
     workload_options,
 )
 from rts.errors import CommandError
-from rts.simulation.orders import ORDERS, order_of
+from rts.simulation.orders import ORDERS
 from rts.simulation.simulator import Outcome, finished
 from rts.simulation.tally import Tally, offered_load, tally
 from rts.simulation.traces import Job, write_trace
@@ -88,7 +88,7 @@ def command(
     a change the answer is what happened, within the error of the simulation. With
     --trace taus are learned along the way, from the app's first taus.
     """
-    found = workload(Source.taken_from(options), settings_of(ctx))
+    found = workload(Source.taken_from(options), settings_of(ctx), ctx.obj.app.conf)
     slots = slots or found.slots
     if slots is None:
         raise click.UsageError("--trace needs --slots")
@@ -150,7 +150,7 @@ def outcomes(
     return finished(
         found.jobs if jobs is None else jobs,
         slots,
-        order_of(order, found.settings),
+        found.order(order, slots),
         found.settings,
         conditions=found.conditions,
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
@@ -18,6 +19,8 @@ from rts.cli.windows import instant, window
 from rts.deadlines import MAX_MULTIPLIER, MIN_MULTIPLIER
 from rts.errors import CommandError
 from rts.settings import Settings
+from rts.simulation.orders import Order, order_of
+from rts.simulation.prefetch import Prefetched, fleet
 from rts.simulation.recording import recording, share_of_slots
 from rts.simulation.simulator import Conditions
 from rts.simulation.traces import Job, read_trace, with_types
@@ -80,6 +83,10 @@ class Workload:
     met: Sequence[bool] | None
     #: Slots that it ran on; ``None`` for a trace.
     slots: int | None
+    #: Those of each worker; empty for a trace.
+    workers: Sequence[int]
+    #: Messages that a stock worker holds for each of its slots beside those that run.
+    held_per_slot: float
     #: The app's, and the types of the trace.
     settings: Settings
     conditions: Conditions
@@ -87,6 +94,12 @@ class Workload:
     origin: str
     #: Start and end of the window; ``None`` for a trace.
     window: tuple[datetime, datetime] | None
+
+    def order(self, name: str, slots: int) -> Order:
+        """Return a new order, for *slots* in workers like those that were recorded."""
+        if name == "fifo" and len(self.workers) > 1:
+            return Prefetched(fleet(slots, self.workers), self.held_per_slot)
+        return order_of(name, self.settings)
 
     @property
     def overhead_s(self) -> float:
@@ -129,8 +142,8 @@ def workload_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def workload(source: Source, settings: Settings) -> Workload:
-    """Return the workload, from the ledger or from a trace.
+def workload(source: Source, settings: Settings, conf: Mapping[str, Any]) -> Workload:
+    """Return the workload, from the ledger or from a trace. *conf* is the app's.
 
     Raises:
         UsageError: the options do not go together, or the trace is not one.
@@ -160,6 +173,8 @@ def workload(source: Source, settings: Settings) -> Workload:
         past.jobs,
         past.met,
         past.slots,
+        past.workers,
+        held_per_slot(conf),
         replace(settings, hopeless_slots=share_of_slots(settings.hopeless_slots, past.workers)),
         Conditions(source.speed, source.k, overheads or _constant(source)),
         f"ended from {iso(asked[0])} to {iso(asked[1])}",
@@ -186,11 +201,23 @@ def _of_trace(source: Source, settings: Settings, path: str) -> Workload:
         raise click.UsageError(str(exc)) from None
     conditions = Conditions(source.speed, source.k, _constant(source))
     known = with_types(settings, jobs)
-    return Workload(jobs, None, None, known, conditions, f"of {path}", None)
+    return Workload(jobs, None, None, (), 0.0, known, conditions, f"of {path}", None)
 
 
 def _constant(source: Source) -> Sequence[float]:
     return (OVERHEAD_S if source.overhead is None else source.overhead,)
+
+
+def held_per_slot(conf: Mapping[str, Any]) -> float:
+    """Return the messages that a worker in the stock order holds for each of its slots,
+    beside those that run.
+    """
+    if conf.get("worker_disable_prefetch"):
+        return 0.0
+    multiplier = float(conf.get("worker_prefetch_multiplier", 4))
+    if multiplier <= 0:
+        return math.inf
+    return max(0.0, multiplier - 1) if conf.get("task_acks_late") else multiplier
 
 
 def _told(items: Iterator[Any], progress: Callable[[int], None]) -> Iterator[Any]:

@@ -60,7 +60,8 @@ class Question:
 
     jobs: Sequence[Job]
     target: float
-    order: Callable[[], Order]
+    #: Makes the order for so many slots.
+    order: Callable[[int], Order]
     settings: Settings
     conditions: Conditions = IDEAL
     #: Whether each type has to meet the target, not only the whole.
@@ -170,7 +171,7 @@ class _Planner:
         """Return the share met; with *enough*, 0 as soon as the target is out of reach."""
         asked = self._question
         outcomes = finished(
-            jobs, slots, asked.order(), asked.settings, conditions=asked.conditions
+            jobs, slots, asked.order(slots), asked.settings, conditions=asked.conditions
         )
         counted = Tally(lambda job: job.task_type)
         allowed = (1 - asked.target) * len(jobs) if enough else len(jobs)

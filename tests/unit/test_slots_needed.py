@@ -23,20 +23,24 @@ from rts.simulation.traces import Job, at_load, six_types
 SETTINGS = Settings()
 
 
-def edf() -> Order:
+def edf(slots: int) -> Order:
     return order_of("edf", SETTINGS)
 
 
-@pytest.mark.parametrize("order", [FirstComeFirstServed, edf])
+def fifo(slots: int) -> Order:
+    return FirstComeFirstServed()
+
+
+@pytest.mark.parametrize("order", [fifo, edf])
 @pytest.mark.parametrize("target", [0.5, 0.9])
 def test_the_answer_is_the_least_that_meets_the_target(
-    order: Callable[[], Order], target: float
+    order: Callable[[int], Order], target: float
 ) -> None:
     jobs = at_load(six_types(400, seed=4), 6, 1.0)
     answer = plan(Question(jobs, target, order, SETTINGS, resamples=0))
 
     def share(slots: int) -> float:
-        return share_met(simulate(jobs, slots, order(), SETTINGS))
+        return share_met(simulate(jobs, slots, order(slots), SETTINGS))
 
     assert share(answer.slots) >= target > share(answer.slots - 1)
     assert [t.slots for t in answer.trials] == list(range(answer.slots - 2, answer.slots + 3))
@@ -57,7 +61,7 @@ def test_resamples_make_it_careful_and_types_more_so() -> None:
     assert trial.worst >= 0.9
     each = plan(Question(jobs, 0.9, edf, SETTINGS, by_type=True, resamples=0)).slots
     assert each >= plain
-    outcomes = simulate(jobs, each, edf(), SETTINGS)
+    outcomes = simulate(jobs, each, edf(each), SETTINGS)
     for kind in SETTINGS.task_types:
         assert share_met([o for o in outcomes if o.job.task_type == kind]) >= 0.9
 
@@ -77,12 +81,12 @@ def test_more_load_and_more_overhead_need_more_slots() -> None:
 def test_a_target_that_no_slots_can_meet() -> None:
     jobs = [Job(100.0 * n, "x", 1.0 if n % 2 else 50.0, tau=10.0, span_s=20) for n in range(10)]
     with pytest.raises(Unattainable, match=r"90\.00%: with a slot for each task 50\.00%"):
-        plan(Question(jobs, 0.9, FirstComeFirstServed, SETTINGS))
+        plan(Question(jobs, 0.9, fifo, SETTINGS))
 
 
 def test_a_burst_needs_a_slot_for_each_that_has_no_time() -> None:
     jobs = [Job(5.0, "x", 1.0, tau=1.0, span_s=1.0)] * 7
-    answer = plan(Question(jobs, 1.0, FirstComeFirstServed, SETTINGS))
+    answer = plan(Question(jobs, 1.0, fifo, SETTINGS))
     assert answer.slots == 7
     assert [t.slots for t in answer.trials] == [5, 6, 7]
     assert answer.trials[0].rho is None
