@@ -7,7 +7,6 @@ wait are the rest of what has arrived lately.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -36,18 +35,14 @@ class Recent(NamedTuple):
         return self.completed_at - self.started_at
 
 
-def note_recent(keys: Keys, executions: Iterable[Execution]) -> list[bytes]:
-    """Return the commands that note ended runs."""
-    texts: dict[str, list[str]] = {}
-    for run in executions:
+def note_recent(keys: Keys, ended: Iterable[tuple[Execution, bytes]]) -> list[bytes]:
+    """Return the commands that note ended runs, each with its JSON, which is at hand."""
+    records: dict[str, list[bytes]] = {}
+    for run, record in ended:
         if run.ran and run.queue and run.started_at and run.completed_at:
-            recent = Recent(
-                *(run.task_id, run.task_type, run.arrival, run.tau, run.deadline),
-                *(run.started_at, run.completed_at),
-            )
-            texts.setdefault(run.queue, []).append(json.dumps(recent))
+            records.setdefault(run.queue, []).append(record)
     commands = []
-    for queue, runs in texts.items():
+    for queue, runs in records.items():
         key = keys.recent + queue
         commands += [pack("LPUSH", key, *runs[-RUNS:]), pack("LTRIM", key, 0, RUNS - 1)]
         commands.append(pack("EXPIRE", key, KEPT_S))
@@ -59,8 +54,12 @@ def read_recent(texts: Iterable[Any]) -> list[Recent]:
     found = {}
     for text in texts:
         try:
-            recent = Recent(*json.loads(text))
-        except (ValueError, TypeError):
+            run = Execution.from_json(text)
+        except ValueError:
             continue
-        found[recent.task_id, recent.started_at] = recent
+        if run.started_at and run.completed_at:
+            found[run.task_id, run.started_at] = Recent(
+                *(run.task_id, run.task_type, run.arrival, run.tau, run.deadline),
+                *(run.started_at, run.completed_at),
+            )
     return list(found.values())

@@ -142,13 +142,16 @@ class Shipper:
         lessons: list[Lesson],
         counts: Counter[str],
     ) -> None:
+        recent = note_recent(
+            self._keys,
+            ((run, lesson.record) for run, lesson in zip(executions, lessons, strict=True)),
+        )
         # Whatever stands in the last line, it has been taken.
         lessons.append(Lesson(last, b"", None, "", ""))
         answer, *_ = self._link.call(
             self._call.pack(producer, lessons),
             *(pack("HINCRBY", self._keys.counters, name, n) for name, n in counts.items()),
         )
-        recent = note_recent(self._keys, executions)
         if recent:
             # What it refuses, say to a key of another type, is not worth a record.
             self._link.call_each(*recent)
