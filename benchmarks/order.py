@@ -4,7 +4,8 @@ Both with rts, alternating within one run; all servers are embedded and private.
 
 - tasks/s: no-op tasks, published by one process, then worked off by a prefork
   worker; wall time, from the worker's first claim to the last end;
-- a claim with so many messages waiting: microseconds of wall time, one client;
+- a claim with so many messages waiting: microseconds of wall time, one client, median
+  of many, taken in turn from queues of all sizes;
 - memory of Redis per waiting message: after publishing, less what was used before.
 
     python benchmarks/order.py [--pairs 7] [--tasks 5000] [--waiting 1000,1000000]
@@ -29,6 +30,8 @@ import redis
 from rts.testing import MongoServer, RedisServer, WorkerProcess, wait_until
 
 HERE = Path(__file__).parent
+#: Claims that are timed, of each queue.
+CLAIMS = 500
 PUBLISH = """
 import sys, time
 from order_app import noop
@@ -41,28 +44,42 @@ print(time.perf_counter() - started)
 """
 FILL = """
 import sys, time, uuid
+from kombu.utils.json import dumps
 from order_app import app, noop
+queue, messages = sys.argv[1], int(sys.argv[2])
 noop.apply_async(queue="one")
 with app.connection_for_write() as connection:
     channel = connection.default_channel
     raw = channel._get("one")
+    raw["properties"]["delivery_info"]["routing_key"] = queue
     later = time.time() + 1e6
-    for i in range(int(sys.argv[1])):
-        raw["properties"]["delivery_tag"] = str(uuid.uuid4())
-        raw["headers"]["rts_deadline"] = later + i * 7919 % 1000003
-        channel._put("full", raw)
+    with channel.client.pipeline(transaction=False) as pipe:
+        for i in range(messages):
+            # As a producer puts it, many at a time.
+            raw["properties"]["delivery_tag"] = str(uuid.uuid4())
+            raw["headers"]["rts_deadline"] = later + i * 7919 % 1000003
+            if hasattr(channel, "_placed"):
+                score, member = channel._placed(queue, raw)
+                pipe.zadd(channel._part(queue, "edf"), {member: score})
+            else:
+                pipe.lpush(queue, dumps(raw))
+            if i % 1000 == 999:
+                pipe.execute()
+        pipe.execute()
 """
 CLAIM = """
-import sys, time
+import json, statistics, sys, time
 from order_app import app
+queues, claims = sys.argv[1].split(","), int(sys.argv[2])
 with app.connection_for_read() as connection:
     channel = connection.default_channel
-    for _ in range(100):
-        channel.basic_get("full").ack()
-    started = time.perf_counter()
-    for _ in range(int(sys.argv[1])):
-        channel.basic_get("full").ack()
-    print((time.perf_counter() - started) / int(sys.argv[1]))
+    took = {queue: [] for queue in queues}
+    for _ in range(claims):
+        for queue in queues:  # in turn, so that a busy moment of the machine hits all
+            started = time.perf_counter()
+            channel.basic_get(queue).ack()
+            took[queue].append(time.perf_counter() - started)
+    print(json.dumps({queue: statistics.median(times) for queue, times in took.items()}))
 """
 
 
@@ -116,13 +133,17 @@ class Bench:
         waiting = self.client.llen(queue) + self.client.hlen("unacked")
         return int(waiting + self.client.zcard(f"{queue}\x06\x16edf"))
 
-    def waiting(self, order: str, messages: int) -> tuple[float, float]:
-        """Return seconds per claim and bytes per message with so many waiting."""
+    def waiting(self, order: str, sizes: list[int]) -> dict[int, tuple[float, float]]:
+        """Return seconds per claim and bytes per message, by messages that wait."""
         self.client.flushdb()
-        before = self.client.info("memory")["used_memory"]
-        self.script(order, FILL, messages)
-        memory = (self.client.info("memory")["used_memory"] - before) / messages
-        return float(self.script(order, CLAIM, 500)), memory
+        memory = {}
+        for size in sizes:
+            before = self.client.info("memory")["used_memory"]
+            self.script(order, FILL, f"full{size}", size)
+            memory[size] = (self.client.info("memory")["used_memory"] - before) / size
+        queues = ",".join(f"full{size}" for size in sizes)
+        took = json.loads(self.script(order, CLAIM, queues, CLAIMS))
+        return {size: (took[f"full{size}"], memory[size]) for size in sizes}
 
 
 def main() -> None:
@@ -142,9 +163,9 @@ def main() -> None:
             for order in ("fifo", "edf") if pair % 2 == 0 else ("edf", "fifo"):
                 rates[order].append(bench.throughput(order, arguments.tasks))
             print(f"pair {pair + 1}/{arguments.pairs}", file=sys.stderr)
-        for size in sizes:
-            for order in ("fifo", "edf"):
-                claims[order, size] = bench.waiting(order, size)
+        for order in ("fifo", "edf"):
+            for size, figures in bench.waiting(order, sizes).items():
+                claims[order, size] = figures
     results: dict[str, Any] = {}
     for index, what in enumerate(("publish", "worker")):
         fifo = [rate[index] for rate in rates["fifo"]]
@@ -159,6 +180,8 @@ def main() -> None:
             results.setdefault(what, {})[size] = {
                 order: claims[order, size][index] for order in ("fifo", "edf")
             }
+    edf_s = [results["claim_s"][size]["edf"] for size in sorted(sizes)]
+    results["claim_growth"] = edf_s[-1] / edf_s[0]
     if arguments.json:
         print(json.dumps(results, indent=2))
         return
@@ -187,6 +210,11 @@ def main() -> None:
         print(
             f"{name:<34}{row['fifo']:>10.0f}{row['edf']:>10.0f}{row['edf'] / row['fifo']:>8.3f}"
         )
+    least, most = min(sizes), max(sizes)
+    print(
+        f"\nEDF, a claim with {most:,} waiting to one with {least:,}: "
+        f"{results['claim_growth']:.3f}"
+    )
 
 
 if __name__ == "__main__":

@@ -127,6 +127,7 @@ class WorkerParts:
                 parts.planner,
                 clock,
                 board,
+                board.acknowledged,
                 sink,
                 parts.open_tasks,
                 worker=hostname,
@@ -162,6 +163,7 @@ class WorkerParts:
         """Stop both; the companion gets a few seconds for a last drain. Again: nothing."""
         self.listener.stop()
         self.sampler.stop()
+        self.board.acknowledged.clear()
         self.companion.stop()
 
     def in_child(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from rts.records import Execution, Learned, OpenTask, OutboxEntry
 
@@ -71,6 +71,16 @@ class NoteBook(Protocol):
 
     def take(self, task_id: str) -> Execution | None:
         """Return, and forget, the note of a run that was broken off."""
+
+
+class Acknowledgements(Protocol):
+    """What was acknowledged last. Shared by the processes of a worker."""
+
+    def put(self, attributes: Mapping[str, Any]) -> None:
+        """Note that the task of a message with these attributes is acknowledged now."""
+
+    def tasks(self) -> Iterable[dict[str, Any]]:
+        """Return the attributes that are kept, task by task."""
 
 
 class Ledger(Protocol):

@@ -24,6 +24,7 @@ from rts.clock import FleetClock
 from rts.errors import StoreUnavailable
 from rts.ledger.connection import unavailable
 from rts.ledger.drain import Drain
+from rts.ledger.estate import Estate
 from rts.ledger.janitor import Bulletin, Janitor, Orphans
 from rts.ledger.lookout import Lookout
 from rts.ledger.mongo import MongoLedger
@@ -87,6 +88,7 @@ class Upkeep:
             sink = SpoolRunSink(self._spool, self._link, settings)
             self._orphans = Orphans(self._board, sink, self._clock)
             self._bulletin = Bulletin(self._link, settings, self._board)
+            self._estate = Estate(self._board, sink, self._clock, orders)
         self.drain: Drain | None = None
         self._outbox: RedisOutbox | None = None
         self._snapshots: Snapshots | None = None
@@ -191,7 +193,7 @@ class Upkeep:
             StoreUnavailable: Redis is away.
         """
         if self._board is not None:
-            self._orphans.step(grace_s=0)
+            self._estate.settle()
             self._bulletin.step()
 
     def clean(self) -> None:

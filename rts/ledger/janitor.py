@@ -137,12 +137,8 @@ class Orphans:
         #: Run id to the instant at which its process was first found missing.
         self._missing: dict[str, float] = {}
 
-    def step(self, grace_s: float = GRACE_S) -> int:
-        """Look once; return the number of runs ended.
-
-        *grace_s*: how long their process must be gone; 0 where the main process is
-        gone too, so that nobody else will say why.
-        """
+    def step(self) -> int:
+        """Look once; return the number of runs ended."""
         now = self._clock.now()
         missing: dict[str, float] = {}
         ended = 0
@@ -150,7 +146,7 @@ class Orphans:
             if note.pid is None or lives(note.pid):
                 continue
             missing[note.run_id] = self._missing.get(note.run_id, now)
-            over = now - missing[note.run_id] >= grace_s
+            over = now - missing[note.run_id] > GRACE_S
             if over and self._board.release(slot, note):
                 self._sink.ended(note._replace(completed_at=now, state=LOST, cause="killed"))
                 health.count("runs_lost")

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rts import health
 from rts.clock import FleetClock
 from rts.headers import DROPPED, open_task, read_plan, write_plan
 from rts.lifecycle.planning import Planner
-from rts.lifecycle.runs import new_execution
-from rts.ports import Announcements, NoteBook, RunSink
-from rts.records import Execution, Plan
+from rts.ports import Acknowledgements, Announcements, NoteBook, RunSink
+from rts.records import LOST, Execution, Plan, new_execution
 from rts.settings import Settings
 from rts.signals import deadline_missed, run_ended
 
@@ -28,6 +28,7 @@ class Ends:
         planner: Planner,
         clock: FleetClock,
         notes: NoteBook,
+        acknowledged: Acknowledgements,
         sink: RunSink,
         open_tasks: Announcements | None = None,
         *,
@@ -38,6 +39,7 @@ class Ends:
         self._planner = planner
         self._clock = clock
         self._notes = notes
+        self._acknowledged = acknowledged
         self._sink = sink
         self._open_tasks = open_tasks
         self._worker = worker
@@ -54,14 +56,34 @@ class Ends:
             queue = (attributes.get("delivery_info") or {}).get("routing_key")
             self._open_tasks.note(open_task(attributes, queue))
 
+    def watch(self, request: Any) -> None:
+        """Note a task at the moment at which Celery acknowledges it."""
+        acknowledge, attributes = request._on_ack, request.request_dict
+        note = self._acknowledged.put
+
+        def acknowledged(*args: Any, **kwargs: Any) -> Any:
+            try:
+                note(attributes)
+            except Exception as exc:  # noqa: BLE001  it must be acknowledged
+                health.hook_failed("acknowledged", exc)
+            return acknowledge(*args, **kwargs)
+
+        request._on_ack = acknowledged
+
     def broken_off(self, task_id: str, cause: str) -> None:
         """Note that the process of a run was killed, or its hard time limit struck.
 
-        Celery may say so twice; the note of the start is there once.
+        Celery may say so twice; the note of the start is there once. Without one the
+        process has not come to begin the run, or has written its end itself, which
+        then counts: LOST is provisional.
         """
         note = self._notes.take(task_id)
         if note is not None:
             self._end(note, "FAILURE", cause)
+            return
+        for attributes in self._acknowledged.tasks():
+            if attributes["id"] == task_id:
+                self._end(self._never_run(attributes), LOST, cause)
 
     def revoked(
         self, attributes: Mapping[str, Any], *, terminated: bool, expired: bool

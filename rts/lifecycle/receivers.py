@@ -92,16 +92,16 @@ def connect(parts_of: PartsOf, publisher: Publisher) -> None:
 
     def received(sender: Any = None, request: Any = None, **_: Any) -> None:
         try:
-            attributes = request.request_dict
-            if "rts_deadline" in attributes:
-                return  # as it is with nearly all
             parts = parts_of(sender.app)
-            if (
-                parts is not None
-                and parts.worker is not None
-                and not attributes["task"].startswith(OWN)
-            ):
-                parts.worker.ends.received(attributes)
+            if parts is None or parts.worker is None:
+                return
+            attributes = request.request_dict
+            if attributes["task"].startswith(OWN):
+                return
+            ends = parts.worker.ends
+            if "rts_deadline" not in attributes:
+                ends.received(attributes)
+            ends.watch(request)
         except Exception as exc:  # noqa: BLE001  the task must run
             health.hook_failed("received", exc)
 

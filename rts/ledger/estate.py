@@ -1,0 +1,59 @@
+"""What a worker that was killed leaves behind: runs without an end, tasks without a run.
+
+Whoever is killed with its worker is not seen by the janitor of another one, unless it
+ran for a while: only this worker's own companion, which lives on for a moment, knows.
+"""
+
+from __future__ import annotations
+
+from rts import health
+from rts.clock import FleetClock
+from rts.headers import read_plan
+from rts.ledger.notes import NoteBoard, lives
+from rts.ledger.orders import Orders
+from rts.ports import RunSink
+from rts.records import LOST, new_execution
+
+
+class Estate:
+    """Writes the ends that follow from a worker's notes, once it has ended.
+
+    All of them are provisional: a run that has written its own end keeps it.
+    """
+
+    def __init__(
+        self, board: NoteBoard, sink: RunSink, clock: FleetClock, orders: Orders
+    ) -> None:
+        self._board = board
+        self._sink = sink
+        self._clock = clock
+        self._orders = orders
+
+    def settle(self) -> int:
+        """Write the ends; return how many. Again: those that are new."""
+        now, written = self._clock.now(), 0
+        begun = set()
+        for slot, note in self._board.notes():
+            begun.add((note.task_id, note.retries))
+            dead = note.pid is not None and not lives(note.pid)
+            if dead and self._board.release(slot, note):
+                self._sink.ended(note._replace(completed_at=now, state=LOST, cause="lost"))
+                health.count("runs_lost")
+                written += 1
+        # Acknowledged, and no child has come to begin it; or its run has ended.
+        for task in self._board.acknowledged.tasks():
+            plan = read_plan(task, self._orders.settings.task_types)
+            if plan is None or (task["id"], task["retries"] or 0) in begun:
+                continue
+            never_run = new_execution(
+                plan,
+                task,
+                worker=self._orders.worker,
+                instance=self._orders.instance,
+                pid=None,
+            )
+            ended = never_run._replace(completed_at=now, state=LOST, cause="lost", ran=False)
+            self._sink.ended(ended)
+            written += 1
+        self._board.acknowledged.clear()
+        return written

@@ -1,0 +1,122 @@
+"""What a killed worker leaves: notes of runs, and the tasks that it acknowledged last."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from rts.clock import FleetClock
+from rts.ledger.acknowledged import ENTRY_BYTES
+from rts.ledger.estate import Estate
+from rts.ledger.notes import NoteBoard
+from rts.ledger.orders import Orders
+from rts.records import LOST, Execution, Plan, new_execution
+from rts.settings import Settings
+
+PLAN = Plan("mixed", "inferred", 10.0, 2.0, 100.0, 120.0)
+
+
+class Kept:
+    """A sink that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.ends: list[Execution] = []
+
+    def ended(self, execution: Execution) -> None:
+        self.ends.append(execution)
+
+    def line(self, line: bytes) -> None:
+        self.ends.append(Execution.from_json(line))
+
+
+@pytest.fixture
+def board() -> Iterator[NoteBoard]:
+    board = NoteBoard(4)
+    yield board
+    board.close()
+
+
+def estate(board: NoteBoard) -> tuple[Estate, Kept]:
+    orders = Orders(Settings(), "w@h", "w@h/1-a", 2, os.getpid(), board.fd, 4, None, 20)
+    sink = Kept()
+    return Estate(board, sink, FleetClock(), orders), sink
+
+
+def attributes(task_id: str, **more: Any) -> dict[str, Any]:
+    """Return what a worker knows of a message."""
+    return {
+        "id": task_id,
+        "task": "proj.work",
+        "retries": 0,
+        "parent_id": None,
+        "root_id": task_id,
+        "delivery_info": {"exchange": "", "routing_key": "celery"},
+        "argsrepr": "secret",
+        "task_type": "mixed",
+        "rts_type_source": "inferred",
+        "rts_tau": 10.0,
+        "rts_k": 2.0,
+        "rts_arrival": 100.0,
+        "rts_deadline": 120.0,
+        "rts_arrival_source": "published",
+        **more,
+    }
+
+
+def gone() -> int:
+    """Return the id of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def note(board: NoteBoard, task_id: str, pid: int) -> None:
+    run = new_execution(
+        PLAN, attributes(task_id), worker="w@h", instance="w@h/1-a", pid=pid, started_at=105.0
+    )
+    assert board.put(run.to_json().encode()) is not None
+
+
+def test_the_last_acknowledged_are_kept_and_no_more(board: NoteBoard) -> None:
+    ring = board.acknowledged
+    for number in range(20):
+        ring.put(attributes(str(number)))
+    assert {task["id"] for task in ring.tasks()} == {str(n) for n in range(12, 20)}
+    assert all("argsrepr" not in task for task in ring.tasks())
+    # Another process sees them through the same memory.
+    other = NoteBoard(4, os.dup(board.fd))
+    assert len(list(other.acknowledged.tasks())) == 8
+    other.close()
+    ring.clear()
+    assert not list(ring.tasks())
+
+
+@pytest.mark.parametrize("odd", [{"id": "x" * ENTRY_BYTES}, {"root_id": datetime.timezone.utc}])
+def test_what_has_no_room_is_left_out(board: NoteBoard, odd: dict[str, Any]) -> None:
+    board.acknowledged.put(attributes("a"))
+    board.acknowledged.put(attributes("b", **odd))
+    assert [task["id"] for task in board.acknowledged.tasks()] == ["a"]
+
+
+def test_every_task_that_nobody_delivers_again_gets_a_verdict(board: NoteBoard) -> None:
+    note(board, "ran", gone())
+    note(board, "goes on", os.getpid())
+    for task_id in ("ran", "goes on", "accepted"):
+        board.acknowledged.put(attributes(task_id))
+    board.acknowledged.put(attributes("no plan", rts_deadline=None))
+    heir, sink = estate(board)
+    assert heir.settle() == 2
+    ran, accepted = sink.ends
+    assert (ran.task_id, ran.state, ran.cause, ran.ran) == ("ran", LOST, "lost", True)
+    assert ran.started_at == 105.0
+    assert accepted.task_id == "accepted"
+    assert (accepted.state, accepted.cause, accepted.ran) == (LOST, "lost", False)
+    assert (accepted.deadline, accepted.queue, accepted.worker) == (120.0, "celery", "w@h")
+    assert [left.task_id for _, left in board.notes()] == ["goes on"]
+    assert heir.settle() == 0
