@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import json
 import random
@@ -19,8 +20,10 @@ from kombu import Connection, Consumer, Exchange, Producer, Queue
 
 import rts
 from rts import health
+from rts.headers import DROPPED
 from rts.scheduling.rule import Rule
 from rts.scheduling.transport import Channel, SentinelTransport, Transport
+from rts.testing import RedisServer
 
 NAME = "order"
 #: Deadlines that nobody misses in a test, and some that everybody has missed.
@@ -62,7 +65,7 @@ class Message(NamedTuple):
 
 
 def envelope(message: Message, queue: str = NAME) -> dict[str, Any]:
-    """Return the raw message as kombu has it."""
+    """Return the raw message as kombu has it; of any priority, which means nothing."""
     return {
         "body": "e30=",
         "content-type": "application/json",
@@ -78,7 +81,7 @@ def envelope(message: Message, queue: str = NAME) -> dict[str, Any]:
             "delivery_tag": message.tag,
             "delivery_info": {"exchange": "", "routing_key": queue},
             "body_encoding": "base64",
-            "priority": 0,
+            "priority": hash(message.tag) % 10,
         },
     }
 
@@ -88,134 +91,213 @@ class Model:
 
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
+        #: Kept in order: of equal deadlines the earlier arrival is first.
         self.hopeful: list[Message] = []
         self.demoted: list[Message] = []
         self.turns = 0
 
     def put(self, message: Message) -> None:
-        self.hopeful.append(message)
+        bisect.insort(self.hopeful, message, key=self._score)
 
     def _score(self, message: Message) -> tuple[float, float]:
         return message.deadline + self.rule.work * message.tau, message.arrival
 
-    def claim(self) -> Message | None:
-        now = time.time()
-        self.hopeful.sort(key=self._score)
-        while self.hopeful and self.rule.hopeless == "demote":
+    def claim(self) -> tuple[Message, bool] | None:
+        """Return the next message and whether it is dropped."""
+        while self.hopeful and self.rule.hopeless != "keep":
             head = self.hopeful[0]
-            if now <= head.deadline - 0.9 * head.tau:
+            if time.time() <= head.deadline - 0.9 * head.tau:
                 break
-            self.demoted.append(self.hopeful.pop(0))
-        self.demoted.sort(key=lambda message: message.arrival)
+            self.hopeful.pop(0)
+            if self.rule.hopeless == "drop":
+                return head, True
+            bisect.insort(self.demoted, head, key=lambda message: message.arrival)
         if self.demoted:
             self.turns += 1
             late = self.rule.late_every and self.turns % self.rule.late_every == 0
             if late or not self.hopeful:
-                return self.demoted.pop(0)
-        return self.hopeful.pop(0) if self.hopeful else None
+                return self.demoted.pop(0), False
+        return (self.hopeful.pop(0), False) if self.hopeful else None
 
 
+class Play:
+    """A connection and the model, which are put to the same operations."""
+
+    def __init__(self, url: str, rule: Rule) -> None:
+        self.url, self.rule = url, rule
+        self.model = Model(rule)
+        self.client = redis.Redis.from_url(url, decode_responses=True)
+        self.client.flushdb()
+        self.connection = connect(url, rule)
+        self.start, self._numbers = time.time(), itertools.count()
+        self.held: list[Any] = []
+        self._by_tag: dict[str, Message] = {}
+
+    def publish(self, offset: float, tau: float) -> None:
+        number = next(self._numbers)
+        message = Message(self.start + offset, self.start + number, tau, str(uuid.uuid4()))
+        self._by_tag[message.tag] = message
+        self.model.put(message)
+        self.connection.default_channel._put(NAME, envelope(message))
+
+    def claim(self) -> bool:
+        """Claim one of both; return whether there was one."""
+        got, expected = self.connection.default_channel.basic_get(NAME), self.model.claim()
+        if got is None or expected is None:
+            assert got is expected
+            return False
+        assert (got.delivery_tag, DROPPED in got.headers) == (expected[0].tag, expected[1])
+        self.held.append(got)
+        return True
+
+    def settle(self, how: str, which: int = 0) -> None:
+        """Acknowledge, reject or requeue a message that is held."""
+        if not self.held:
+            return
+        message = self.held.pop(which % len(self.held))
+        getattr(message, how)()
+        if how == "requeue":
+            self._back([message])
+
+    def reconnect(self) -> None:
+        """Close the connection, which gives back what is not acknowledged."""
+        self.connection.close()
+        self._back(self.held)
+        self.connection = connect(self.url, self.rule)
+
+    def restart(self, server: RedisServer, save: bool) -> None:
+        """Kill Redis and start it again; the consumer dies with what it holds."""
+        if save:
+            self.client.save()
+        server.kill()
+        server.start()
+        # The client of a dead consumer: another one waits for the visibility timeout.
+        with suppress(Exception):
+            self.connection.default_channel.qos._delivered.clear()
+            self.connection.close()
+        self.connection = connect(self.url, self.rule, visibility_timeout=0)
+        self.connection.default_channel.qos.restore_visible(num=None, interval=1)
+        self._back(self.held)
+        self.connection.close()
+        self.connection = connect(self.url, self.rule)
+
+    def drain(self) -> None:
+        """Claim, and acknowledge, until nothing waits."""
+        self.reconnect()
+        while self.claim():
+            self.settle("ack")
+        self.check()
+        assert not self.held
+
+    def check(self) -> None:
+        """Compare what is noted as unacknowledged."""
+        unacked = self.client.hlen("unacked"), self.client.zcard("unacked_index")
+        assert unacked == (len(self.held), len(self.held))
+
+    def close(self) -> None:
+        self.connection.close()
+        self.client.close()
+
+    def _back(self, messages: list[Any]) -> None:
+        for message in messages:
+            self.model.put(self._by_tag[message.delivery_tag])
+        if messages is self.held:
+            self.held = []
+
+
+RULES = [
+    Rule(late_share=0.5),
+    Rule(late_share=0),
+    Rule(late_share=0.34, work=2.0),
+    Rule(hopeless="keep"),
+    Rule(hopeless="drop"),
+]
+#: A deadline, which others share, and a tau.
+PUBLISH = st.tuples(
+    st.just("publish"),
+    st.sampled_from([PAST, -10.0, FAR, FAR + 1, 2 * FAR]),
+    st.sampled_from([0.01, 0.5, 5.0, 60.0]),
+)
 OPERATION = st.one_of(
-    st.tuples(
-        st.just("publish"),
-        st.sampled_from([PAST, -10.0, FAR, 2 * FAR]),
-        st.integers(0, 1000),
-        st.sampled_from([0.01, 5.0, 60.0]),
-    ),
-    st.tuples(st.sampled_from(["claim", "claim", "ack", "reject", "requeue"])),
-    st.tuples(st.just("restart")),
+    PUBLISH,
+    st.tuples(st.just("claim")),
+    st.tuples(st.just("claim")),
+    st.tuples(st.just("settle"), st.sampled_from(["ack", "reject", "requeue"]), st.integers(0)),
+    st.tuples(st.just("reconnect")),
 )
 
 
-@pytest.mark.parametrize(
-    "rule",
-    [
-        Rule(late_share=0.5),
-        Rule(late_share=0),
-        Rule(late_share=0.34, work=2.0),
-        Rule(hopeless="keep"),
-    ],
-)
+@pytest.mark.parametrize("rule", RULES, ids=str)
 @settings(max_examples=60)
 @given(operations=st.lists(OPERATION, max_size=60))
 def test_claims_come_in_the_order_of_the_rule(
     rts_redis_session_url: str, rule: Rule, operations: list[Any]
 ) -> None:
-    url = rts_redis_session_url.rpartition("/")[0] + "/12"
-    client = redis.Redis.from_url(url, decode_responses=True)
-    client.flushdb()
-    start, numbers = time.time(), itertools.count()
-    model, held, by_tag = Model(rule), [], {}
-    connection = connect(url, rule)
+    play = Play(rts_redis_session_url.rpartition("/")[0] + "/12", rule)
     try:
         for operation, *values in operations:
-            channel = connection.default_channel
-            if operation == "publish":
-                offset, more, tau = values
-                number = next(numbers)
-                message = Message(start + offset + more, start + number, tau, str(uuid.uuid4()))
-                by_tag[message.tag] = message
-                model.put(message)
-                channel._put(NAME, envelope(message))
-            elif operation == "claim":
-                got, expected = channel.basic_get(NAME), model.claim()
-                assert (got and got.delivery_tag) == (expected and expected.tag)
-                held += [got] if got else []
-            elif operation == "restart":
-                connection.close()  # gives back what is not acknowledged
-                for message in held:
-                    model.put(by_tag[message.delivery_tag])
-                held = []
-                connection = connect(url, rule)
-            elif held:
-                message = held.pop(0)
-                if operation == "requeue":
-                    message.requeue()
-                    model.put(by_tag[message.delivery_tag])
-                else:
-                    message.ack() if operation == "ack" else message.reject()
-            assert client.hlen("unacked") == client.zcard("unacked_index") == len(held)
-        channel = connection.default_channel
-        while (expected := model.claim()) is not None:
-            got = channel.basic_get(NAME)
-            assert got.delivery_tag == expected.tag
-            got.ack()
-        assert channel.basic_get(NAME) is None
-        assert client.hlen("unacked") == client.zcard("unacked_index") == len(held)
+            getattr(play, operation)(*values)
+            play.check()
+        play.drain()
     finally:
-        connection.close()
-        client.close()
+        play.close()
 
 
-def test_ten_thousand_in_exact_order(url: str) -> None:
-    rule, start = Rule(late_share=0.05), time.time()
-    model = Model(rule)
-    with connect(url, rule) as connection:
-        channel = connection.default_channel
-        messages = [
-            Message(
-                start + random.choice([PAST, FAR]) + random.random() * 1e5,
-                start + number,
-                random.choice([0.5, 5.0, 60.0]),
-                str(uuid.uuid4()),
-            )
-            for number in range(10_000)
-        ]
-        for message in messages:
-            channel._put(NAME, envelope(message))
-            model.put(message)
-        model.hopeful.sort(key=model._score)
-        # Sorted once: the model would sort at every claim.
-        late = sorted((m for m in messages if m.deadline < start), key=lambda m: m.arrival)
-        hopeful = sorted((m for m in messages if m.deadline > start), key=model._score)
-        expected = []
-        for claim in range(1, len(messages) + 1):
-            turn = late and (claim % 20 == 0 or not hopeful)
-            expected.append((late if turn else hopeful).pop(0).tag)
-        got = []
-        while (message := channel.basic_get(NAME, no_ack=True)) is not None:
-            got.append(message.delivery_tag)
-        assert got == expected
+@pytest.fixture(scope="module")
+def lasting_redis() -> Iterator[RedisServer]:
+    """A Redis that may be killed, with an append-only file."""
+    with RedisServer(persistent=True) as server:
+        yield server
+
+
+@pytest.mark.parametrize("rule", RULES[1:3], ids=str)
+@settings(max_examples=8)
+@given(
+    operations=st.lists(
+        st.one_of(OPERATION, OPERATION, PUBLISH, st.tuples(st.just("restart"))), max_size=40
+    )
+)
+def test_the_order_outlives_redis(
+    lasting_redis: RedisServer, rule: Rule, operations: list[Any]
+) -> None:
+    play = Play(lasting_redis.url, rule)
+    try:
+        for operation, *values in [*operations, ("restart",)]:
+            if operation == "restart":
+                values = [lasting_redis, False]
+            getattr(play, operation)(*values)
+            play.check()
+        play.drain()
+    finally:
+        play.close()
+
+
+@pytest.mark.parametrize("rule", [Rule(), Rule(work=2.0, late_share=0.2)], ids=str)
+def test_ten_thousand_in_exact_order(rule: Rule) -> None:
+    with RedisServer(arguments=("--dbfilename", "dump.rdb")) as server:
+        play = Play(server.url, rule)
+
+        def publish() -> None:
+            offset = random.choice([PAST, FAR]) + random.randrange(20_000)
+            play.publish(offset, random.choice([0.5, 5.0, 60.0]))
+
+        for _ in range(10_000):
+            publish()
+        for number in range(3000):
+            match random.randrange(6):
+                case 0 | 1:
+                    play.claim()
+                case 2:
+                    publish()
+                case 3:
+                    play.settle(random.choice(["ack", "reject"]), number)
+                case 4:
+                    play.settle("requeue", number)
+            if number % 1000 == 500:
+                play.reconnect()
+        play.restart(server, save=True)
+        play.drain()
+        play.close()
 
 
 def test_plain_messages_of_others_are_adopted(url: str, raw: redis.Redis) -> None:
