@@ -1,4 +1,4 @@
-"""``make matrix``: the tests over Celery 5.5, 5.6, 5.7 and every Python found.
+"""``make matrix``: the tests over Celery and kombu 5.5, 5.6, 5.7 and every Python found.
 
 Each cell has an environment of its own below ``.venvs``. A Python that is not on
 PATH is named and left out. ``--all`` runs every cell; by default each Python meets
@@ -40,7 +40,9 @@ def run_cell(interpreter: str, version: str, celery: str, arguments: list[str]) 
     if not (folder / "bin" / "pip").exists():
         subprocess.run([interpreter, "-m", "venv", "--clear", str(folder)], check=True)
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, "-e", f"{ROOT}[dev]", f"celery=={celery}.*"], check=True)
+    # Celery 5.6 would take kombu 5.7 too: each is tested with the one of its own time.
+    releases = [f"celery=={celery}.*", f"kombu=={celery}.*"]
+    subprocess.run([*pip, "-e", f"{ROOT}[dev]", *releases], check=True)
     command = [str(folder / "bin" / "python"), "-m", "pytest", "-q", *arguments]
     return subprocess.run(command, cwd=ROOT, check=False).returncode == 0
 

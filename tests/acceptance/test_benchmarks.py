@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -62,3 +64,24 @@ def test_replay_of_a_trace(tmp_path: Path) -> None:
     for row in found["met"].values():
         for which in ("real", "simulated", "as run", "by ledger"):
             assert 0 <= row[which] <= 1
+
+
+@pytest.mark.parametrize("acknowledged", ["late", "early"])
+def test_nothing_is_lost_whoever_dies(acknowledged: str) -> None:
+    few = ("--tasks", "400", "--kills", "4", "--cuts", "3", "--workers", "2")
+    found = figures("chaos.py", *few, *(["--early"] if acknowledged == "early" else []))
+    assert found["wrong"] == []
+    happened = found["happened"]
+    assert happened.pop("cut") == 3
+    assert sum(happened.values()) == 4
+    assert (found["never_begun"], found["left"], found["without_verdict"]) == (0, 0, 0)
+    if acknowledged == "late":
+        assert found["verdicts"] == {"SUCCESS": 400}
+
+
+def test_order() -> None:
+    found = figures("order.py", "--pairs", "1", "--tasks", "400", "--waiting", "100,2000")
+    assert found["publish"]["ratio"] > 0
+    assert found["claim_growth"] > 0
+    for size in ("100", "2000"):
+        assert 500 < found["bytes"][size]["fifo"] < found["bytes"][size]["edf"] < 2000

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -18,10 +17,7 @@ import rts
 from rts.testing import wait_until
 from tests.conftest import Stage
 
-OK, LATE = "tests.apps.basic.ok", "tests.apps.basic.late"
-#: Tasks and kills of the test that kills workers; more of both by the environment.
-TASKS = int(os.environ.get("RTS_TEST_ORDER_TASKS", "600"))
-KILLS = int(os.environ.get("RTS_TEST_ORDER_KILLS", "5"))
+OK = "tests.apps.basic.ok"
 
 
 @pytest.fixture
@@ -153,40 +149,6 @@ def test_demoted_tasks_leave_a_slot_to_the_hopeful(
     assert app.send_task(OK, (0,)).get(timeout=30) == 0
     for result in hopeless:
         assert result.get(timeout=60) == 2.0
-
-
-@pytest.mark.parametrize("late", [True, False], ids=["acks_late", "acks_early"])
-def test_workers_die_and_connections_break(
-    make_stage: Callable[..., Stage],
-    producers: list[Celery],
-    mongo: Any,
-    redis_client: redis.Redis,
-    late: bool,
-) -> None:
-    tasks, kills = (TASKS, KILLS) if late else (TASKS // 2, KILLS // 2)
-    stage = make_stage(rts_scheduler="edf")
-    stage.transport_options = {
-        "visibility_timeout": 3,
-        "unacked_restore_interval": 1,
-        "unacked_restore_throttle": 1,
-    }
-    app = producer(stage, producers)
-    results = [app.send_task(LATE if late else OK, (0.01,)) for _ in range(tasks)]
-    ids, queue = {result.id for result in results}, app.conf.task_default_queue
-    workers = [stage.worker(concurrency=2) for _ in range(2)]
-    done = mongo.tasks.count_documents
-    for kill in range(kills):
-        time.sleep(random.uniform(0.05, 0.4))
-        workers[kill % 2].kill()
-        if kill % 2:
-            redis_client.client_kill_filter(_type="normal", skipme=True)
-        workers[kill % 2].start()
-    wait_until(lambda: not left(redis_client, queue), 240, interval=0.5)
-    # A verdict each; without late acknowledgement what ran is gone, and counted so.
-    wait_until(lambda: done({"sla_success": {"$ne": None}}) >= tasks, 60, interval=0.5)
-    assert {task["_id"] for task in mongo.tasks.find({}, {"_id": 1})} == ids
-    succeeded = done({"state": "SUCCESS"})
-    assert succeeded == tasks if late else succeeded >= tasks - 2 * kills
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
