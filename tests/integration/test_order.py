@@ -64,8 +64,8 @@ class Message(NamedTuple):
     tag: str
 
 
-def envelope(message: Message, queue: str = NAME) -> dict[str, Any]:
-    """Return the raw message as kombu has it; of any priority, which means nothing."""
+def envelope(message: Message, queue: str = NAME, priority: int = 0) -> dict[str, Any]:
+    """Return the raw message as kombu has it."""
     return {
         "body": "e30=",
         "content-type": "application/json",
@@ -81,7 +81,7 @@ def envelope(message: Message, queue: str = NAME) -> dict[str, Any]:
             "delivery_tag": message.tag,
             "delivery_info": {"exchange": "", "routing_key": queue},
             "body_encoding": "base64",
-            "priority": hash(message.tag) % 10,
+            "priority": priority,
         },
     }
 
@@ -138,7 +138,9 @@ class Play:
         message = Message(self.start + offset, self.start + number, tau, str(uuid.uuid4()))
         self._by_tag[message.tag] = message
         self.model.put(message)
-        self.connection.default_channel._put(NAME, envelope(message))
+        # Whatever its priority is, it means nothing.
+        raw = envelope(message, priority=number * 7 % 10)
+        self.connection.default_channel._put(NAME, raw)
 
     def claim(self) -> bool:
         """Claim one of both; return whether there was one."""
