@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 #: The consumer group that drains the outbox.
 GROUP = "rts"
-#: The consumer group of workers that listen to events.
+#: Start of the consumer groups of workers that listen to events.
 LISTENERS = "workers"
 
 TASKS = "tasks"

@@ -1,8 +1,9 @@
 """Events of the fleet for the app's receivers of rts.signals, in one worker each.
 
 Runs in the main process of a worker that has such receivers when it starts: a thread
-with a connection of its own. All such workers share a consumer group, so each event
-is handled once; what a worker that died had in hand another one handles later.
+with a connection of its own. All workers with receivers of one signal share a consumer
+group, so each event is handled once; what a worker that died had in hand another one
+handles later.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rts import health, signals
 from rts.errors import StoreUnavailable
 from rts.keys import LISTENERS
+from rts.ledger.events import OVERDUE, Event
 from rts.link.link import Link
 from rts.link.scripts import LEAVE, Script, pack
 from rts.notices import SloBurning, TaskOverdue
@@ -42,11 +44,11 @@ class Listener:
 
     def start(self) -> None:
         """Begin, where anybody is to be told; again changes nothing."""
-        wanted = signals.task_overdue.receivers or signals.slo_burning.receivers
+        wanted = [name for name, signal in _SIGNALS.items() if signal.receivers]
         if self._stop is None and wanted:
             self._stop = threading.Event()
             threading.Thread(
-                target=self._run, args=(self._stop,), name="rts-listener", daemon=True
+                target=self._run, args=(wanted, self._stop), name="rts-listener", daemon=True
             ).start()
 
     def stop(self) -> None:
@@ -55,24 +57,27 @@ class Listener:
             self._stop.set()
             self._stop = None
 
-    def _run(self, stop: threading.Event) -> None:
+    def _run(self, wanted: Sequence[str], stop: threading.Event) -> None:
         link = Link(self._settings)
-        say_at, handled = 0.0, ""
+        say_at = 0.0
+        handled = dict.fromkeys(wanted, "")
         while not stop.is_set():
+            found = False
             try:
                 if time.monotonic() >= say_at:
                     self._say(link)
                     say_at = time.monotonic() + SAY_S
-                event_id, values = self._hear(link, handled)
-                handled = event_id
-                if event_id:
-                    self._tell(values)
-                    continue
+                for name in wanted:
+                    handled[name], notice = self._hear(link, name, handled[name])
+                    found = found or bool(handled[name])
+                    if notice is not None:
+                        _SIGNALS[name].send(_SENDER[name](notice), notice=notice)
             except StoreUnavailable:
-                pass  # logged already; what was handled is said so later
+                found = False  # logged already; what was handled is said so later
             except Exception as exc:  # noqa: BLE001  the next event may go better
                 health.hook_failed("listener", exc)
-            stop.wait(POLL_S)
+            if not found:
+                stop.wait(POLL_S)
         self._leave(link, handled)
 
     def _say(self, link: Link) -> None:
@@ -80,43 +85,71 @@ class Listener:
         if signals.slo_burning.receivers:
             link.call(pack("SET", self._keys.listening, "1", "EX", KNOWN_S))
 
-    def _hear(self, link: Link, handled: str) -> tuple[str, Sequence[bytes]]:
+    def _hear(self, link: Link, name: str, handled: str) -> tuple[str, Notice | None]:
+        """Return the id of the next event, '' where there is none, and what it tells."""
         arguments: list[str | bytes | float] = [
-            *(LISTENERS, self._consumer, handled, int(TAKEOVER_S * 1000))
+            *(group_of(name), self._consumer, handled, int(TAKEOVER_S * 1000))
         ]
         (reply,) = link.call(HEAR.pack([self._keys.events], arguments))
-        return (reply[0].decode(), reply[1:]) if reply else ("", ())
-
-    def _tell(self, values: Sequence[bytes]) -> None:
-        fields = dict(zip(values[::2], values[1::2], strict=True))
-        if b"n" in fields:
-            burning = SloBurning(**json.loads(fields[b"n"]))
-            signals.slo_burning.send(burning.objective, notice=burning)
-        elif b"e" in fields:
-            overdue = _overdue(json.loads(fields[b"e"]))
-            if overdue is not None:
-                signals.task_overdue.send(overdue.name, notice=overdue)
-
-    def _leave(self, link: Link, handled: str) -> None:
+        if not reply:
+            return "", None
+        fields = dict(zip(reply[1::2], reply[2::2], strict=True))
         try:
-            if handled:
-                link.call(pack("XACK", self._keys.events, LISTENERS, handled))
-            link.call(LEAVE.pack([self._keys.events], [LISTENERS, self._consumer]))
+            return reply[0].decode(), _READ[name](fields)
+        except (ValueError, TypeError) as exc:  # of another version
+            health.warn_once("event", "rts: an event cannot be understood: %s", exc)
+            return reply[0].decode(), None
+
+    def _leave(self, link: Link, handled: Mapping[str, str]) -> None:
+        try:
+            for name, event_id in handled.items():
+                group = group_of(name)
+                if event_id:
+                    link.call(pack("XACK", self._keys.events, group, event_id))
+                link.call(LEAVE.pack([self._keys.events], [group, self._consumer]))
         except StoreUnavailable:
             pass  # what it had in hand is taken over
         link.close()
 
 
-def _overdue(event: Any) -> TaskOverdue | None:
-    """Return the notice of an event of the stream; ``None`` for another kind."""
-    if event.get("kind") != "overdue":
+def group_of(name: str) -> str:
+    """Return the consumer group of the workers with receivers of a signal.
+
+    >>> group_of("task_overdue")
+    'workers:task_overdue'
+    """
+    return f"{LISTENERS}:{name}"
+
+
+def _overdue(fields: Mapping[bytes, bytes]) -> TaskOverdue | None:
+    if b"e" not in fields:
+        return None
+    event = Event.from_json(fields[b"e"])
+    if event.kind != OVERDUE:
         return None
     return TaskOverdue(
-        event["task_id"],
-        event["name"],
-        event["task_type"],
-        event["queue"],
-        event["arrival"],
-        event["deadline"],
-        event["at"],
+        event.task_id,
+        event.name,
+        event.task_type,
+        event.queue,
+        event.worker,
+        event.arrival,
+        event.deadline,
+        event.at,
     )
+
+
+def _burning(fields: Mapping[bytes, bytes]) -> SloBurning | None:
+    return SloBurning(**json.loads(fields[b"n"])) if b"n" in fields else None
+
+
+Notice = TaskOverdue | SloBurning
+_SIGNALS = {"task_overdue": signals.task_overdue, "slo_burning": signals.slo_burning}
+_READ: Mapping[str, Callable[[Mapping[bytes, bytes]], Notice | None]] = {
+    "task_overdue": _overdue,
+    "slo_burning": _burning,
+}
+_SENDER: Mapping[str, Callable[[Any], str]] = {
+    "task_overdue": lambda notice: notice.name,
+    "slo_burning": lambda notice: notice.objective,
+}

@@ -64,6 +64,8 @@ class TaskOverdue:
     name: str
     task_type: str
     queue: str | None
+    #: Where it runs, ``None`` where it was not started: it waits, or is lost.
+    worker: str | None
     arrival: float
     deadline: float
     #: The instant at which it was found out.

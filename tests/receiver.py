@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -50,8 +51,8 @@ class Receiver:
         """The messages that were answered with 200."""
         return [message for message in self.messages if message.status == 200]
 
-    def up(self) -> None:
-        """Listen, on the same port as before."""
+    def up(self, tls: tuple[str, str] | None = None) -> None:
+        """Listen, on the same port as before; with *tls* (certificate and key) over it."""
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -72,12 +73,22 @@ class Receiver:
 
             do_GET = do_POST
 
+            def handle(self) -> None:
+                try:
+                    super().handle()
+                except OSError:  # the other side has hung up
+                    pass
+
             def log_message(self, *_: Any) -> None:
                 pass
 
         ThreadingHTTPServer.allow_reuse_address = True
         self._server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
         self._server.daemon_threads = True
+        if tls is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*tls)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 

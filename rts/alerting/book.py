@@ -52,8 +52,8 @@ class Book:
         self._gone: dict[str, float] = {}
 
     def update(self, kinds: Collection[str], conditions: Sequence[Condition]) -> int:
-        """Take *conditions*, all that there are of *kinds*; return how many alerts began
-        or ended.
+        """Begin alerts for *conditions*, and end those of *kinds* that have none; return
+        how many began or ended.
 
         Raises:
             StoreUnavailable: Redis is away.

@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rts.alerting.alert import Condition
+from rts.keys import Keys
+from rts.ledger.lookout import task_of
+from rts.link.link import Link
+from rts.link.scripts import pack
+from rts.records import OpenTask
 from rts.views.slo import Standing
 
 SLO_BURNING, TASK_OVERDUE = "slo_burning", "task_overdue"
 
 #: Groups of overdue tasks that are told apart: queues may have strangers' names.
 MAX_GROUPS = 50
+#: Overdue tasks that are looked at; those beyond are not counted.
+MAX_OVERDUE = 2000
 
 
 def burning_conditions(standings: Iterable[Standing]) -> list[Condition]:
@@ -49,17 +56,14 @@ def burning_conditions(standings: Iterable[Standing]) -> list[Condition]:
     return list(found.values())
 
 
-def overdue_conditions(
-    tasks: Iterable[tuple[str, str | None, float]], now: float
-) -> list[Condition]:
-    """Return one condition for each type and queue with overdue tasks, those with the
-    most first, and at most ``MAX_GROUPS``.
-
-    *tasks* are type, queue and deadline of each task that is overdue at *now*.
+def overdue_conditions(tasks: Iterable[OpenTask], now: float) -> list[Condition]:
+    """Return one condition for each type and queue with *tasks* that are overdue at
+    *now*, those with the most first, and at most ``MAX_GROUPS``.
     """
     groups: dict[tuple[str, str], list[float]] = {}
-    for task_type, queue, deadline in tasks:
-        groups.setdefault((task_type, queue or "unknown"), []).append(deadline)
+    for task in tasks:
+        key = (str(task.task_type), str(task.queue or "unknown"))
+        groups.setdefault(key, []).append(task.deadline)
     most = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
     found = []
     for (task_type, queue), deadlines in most[:MAX_GROUPS]:
@@ -69,7 +73,7 @@ def overdue_conditions(
             Condition(
                 f"{TASK_OVERDUE}/{task_type}/{queue}",
                 TASK_OVERDUE,
-                "page",
+                "ticket",
                 f"{what} overdue: type {task_type}, queue {queue}, the oldest for "
                 f"{oldest_s:.0f} s",
                 {"task_type": task_type, "queue": queue},
@@ -77,3 +81,20 @@ def overdue_conditions(
             )
         )
     return found
+
+
+def overdue_tasks(link: Link, keys: Keys) -> tuple[list[OpenTask], bool]:
+    """Return the tasks that are overdue, and whether these are all: not where there are
+    more than ``MAX_OVERDUE``, of which the latest are returned.
+
+    Raises:
+        StoreUnavailable: Redis is away.
+    """
+    count, ids = link.call(
+        pack("ZCARD", keys.overdue), pack("ZREVRANGE", keys.overdue, 0, MAX_OVERDUE - 1)
+    )
+    if not ids:
+        return [], True
+    (infos,) = link.call(pack("HMGET", keys.open_info, *ids))
+    tasks = (task_of(*pair) for pair in zip(ids, infos, strict=True))
+    return [task for task in tasks if task is not None], int(count) <= MAX_OVERDUE

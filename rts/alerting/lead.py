@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
 from pymongo.database import Database
 
-from rts.alerting.alert import Condition
 from rts.alerting.book import Book
-from rts.alerting.conditions import SLO_BURNING, TASK_OVERDUE, burning_conditions
+from rts.alerting.conditions import (
+    SLO_BURNING,
+    TASK_OVERDUE,
+    burning_conditions,
+    overdue_conditions,
+    overdue_tasks,
+)
 from rts.alerting.courier import Courier
 from rts.clock import FleetClock
 from rts.link.link import Link
 from rts.link.scripts import pack
+from rts.objectives import WINDOWS
 from rts.settings import Settings
 from rts.views.slo import standings
 
@@ -25,6 +32,9 @@ LEASE_S = 10.0
 LEAD_S = 1.0
 #: Seconds between looks at what is overdue, and at the objectives.
 OVERDUE_S, OBJECTIVES_S = 2.0, 15.0
+#: The next look at the objectives comes after so many times what the last one took, but
+#: no later than so many seconds: a large ledger is not kept busy with it.
+SPARE, LONGEST_S = 10.0, 120.0
 #: Seconds for which nothing of a kind may be overdue before its alert ends. Burn rates
 #: have windows of their own.
 QUIET_S = {TASK_OVERDUE: 30.0}
@@ -55,12 +65,16 @@ class Leader:
         self._now = now
         self._book = Book(link, settings, clock, quiet_s=quiet_s, now=now)
         self._couriers: list[Courier] = []
+        # A month is a lot to count; what burns shows in its windows.
+        longest = max(WINDOWS.values())
+        self._burning_only = replace(settings, slo_window=min(settings.slo_window, longest))
+        #: Monotonic instant from which on to look at the objectives again.
+        self._look_from = -1e9
         #: Whether some worker has receivers of alerts of objectives.
         self._listened = False
         #: Monotonic instant of the last word of Redis that this companion leads.
         self._led_at = -1e9
 
-    @property
     def leads(self) -> bool:
         """Whether no other companion can lead now."""
         return self._now() - self._led_at < LEASE_S / 2
@@ -88,7 +102,7 @@ class Leader:
         self._led_at = asked_at
         if not self._couriers:
             self._couriers = [
-                Courier(hook, self._link, self._keys, self._clock, lambda: self.leads)
+                Courier(hook, self._link, self._keys, self._clock, self.leads)
                 for hook in self._settings.webhooks
             ]
             for courier in self._couriers:
@@ -104,11 +118,33 @@ class Leader:
         """
         (listened,) = self._link.call(pack("EXISTS", self._keys.listening))
         self._listened = bool(listened)
-        if not self.leads or not (self._listened or self._told(SLO_BURNING)):
+        if not self.leads() or not (self._listened or self._told(SLO_BURNING)):
+            return 0
+        begin = self._now()
+        if begin < self._look_from:
             return 0
         now = datetime.fromtimestamp(self._clock.now(), timezone.utc)
-        found = burning_conditions(standings(self._database, self._settings, now))
-        return self._update(SLO_BURNING, found)
+        found = standings(self._database, self._burning_only, now)
+        if any(standing.burning for standing in found):  # for what is left of the budget
+            found = standings(self._database, self._settings, now)
+        end = self._now()
+        self._look_from = end + min(LONGEST_S, SPARE * (end - begin))
+        return (
+            self._book.update((SLO_BURNING,), burning_conditions(found)) if self.leads() else 0
+        )
+
+    def look_at_overdue(self) -> int:
+        """Begin and end alerts of overdue tasks, where a webhook is told of them; return
+        how many.
+
+        Raises:
+            StoreUnavailable: Redis is away.
+        """
+        if not self.leads() or not self._told(TASK_OVERDUE):
+            return 0
+        tasks, are_all = overdue_tasks(self._link, self._keys)
+        found = overdue_conditions(tasks, self._clock.now())
+        return self._book.update((TASK_OVERDUE,) if are_all else (), found)
 
     def leave(self) -> None:
         """Let another companion lead at once.
@@ -121,9 +157,6 @@ class Leader:
         (holder,) = self._link.call(pack("GET", self._keys.alerting))
         if holder == self._name.encode():
             self._link.call(pack("DEL", self._keys.alerting))
-
-    def _update(self, kind: str, conditions: Sequence[Condition]) -> int:
-        return self._book.update((kind,), conditions) if self.leads else 0
 
     def _told(self, kind: str) -> bool:
         return any(kind in hook.events for hook in self._settings.webhooks)

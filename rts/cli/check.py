@@ -226,6 +226,7 @@ def waiting(redis: RedisState, warning_s: float, critical_s: float) -> Finding:
     numbers = [
         ("outbox lag", f"{lag_s:.3f}s", f"{warning_s:g}", f"{critical_s:g}"),
         ("outbox length", str(length), "", ""),
+        ("overdue tasks", str(redis.overdue_tasks or 0), "", ""),
     ]
     return Finding(code, text, numbers, {"lag_s": lag_s, "length": length, "dropped": dropped})
 

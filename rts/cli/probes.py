@@ -86,6 +86,10 @@ class RedisState:
     #: has passed.
     open_tasks: int | None = None
     overdue_tasks: int | None = None
+    #: Alerts that fire.
+    alerts: int | None = None
+    #: Messages that wait for each of ``rts_webhooks``.
+    messages: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -161,7 +165,7 @@ def ask_redis(settings: Settings, link: Link | None = None) -> RedisState:
             (info,) = link.call(pack("INFO", "server"))
         except StoreUnavailable:  # a managed server may keep that to itself
             info = b""
-        length, oldest, counters, beats, fields, waiting, due, late = link.call(
+        length, oldest, counters, beats, fields, waiting, due, late, *rest = link.call(
             pack("XLEN", keys.outbox),
             pack("XRANGE", keys.outbox, "-", "+", "COUNT", "1"),
             pack("HGETALL", keys.counters),
@@ -170,6 +174,8 @@ def ask_redis(settings: Settings, link: Link | None = None) -> RedisState:
             pack("ZCARD", keys.open),
             pack("ZCOUNT", keys.open, "-inf", repr(now)),
             pack("ZCARD", keys.overdue),
+            pack("HLEN", keys.alerts),
+            *(pack("LLEN", keys.webhook(hook.id)) for hook in settings.webhooks),
         )
         overdue = running = 0
         for i in range(0, len(fields), CHUNK):
@@ -197,6 +203,8 @@ def ask_redis(settings: Settings, link: Link | None = None) -> RedisState:
         overdue=overdue,
         open_tasks=int(waiting) + int(late),
         overdue_tasks=int(due) + int(late),
+        alerts=int(rest[0]),
+        messages=tuple(int(n) for n in rest[1:]),
     )
 
 

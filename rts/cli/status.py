@@ -99,6 +99,10 @@ def status_document(
 ) -> dict[str, Any]:
     """Return all of it as plain values; ``None`` where a server did not tell."""
     known = redis.server.reachable
+    webhooks = [
+        {"to": hook.shown, "waiting": waiting}
+        for hook, waiting in zip(settings.webhooks, redis.messages, strict=False)
+    ]
     workers = [{**asdict(w), "seen_at": _instant(w.seen_at)} for w in redis.workers]
     outbox = {
         "length": redis.outbox_length,
@@ -123,6 +127,7 @@ def status_document(
         "workers": workers if known else None,
         "running": {"runs": redis.running, "overdue": redis.overdue} if known else None,
         "open": {"tasks": redis.open_tasks, "overdue": redis.overdue_tasks} if known else None,
+        "alerts": {"firing": redis.alerts, "webhooks": webhooks} if known else None,
     }
 
 
@@ -153,6 +158,10 @@ def status_text(
         facts.append(("Open tasks", f"{redis.open_tasks} have not ended, {late}"))
     if redis.running is not None:
         facts.append(("Running", f"{redis.running} now, {redis.overdue} past the deadline"))
+    if redis.alerts is not None and (redis.alerts or settings.webhooks):
+        facts.append(("Alerts", f"{redis.alerts} fire"))
+        for hook, waiting_n in zip(settings.webhooks, redis.messages, strict=False):
+            facts.append(("Webhook", f"{waiting_n} wait for {hook.shown}"))
     blocks = [render((Column("", number=False),) * 2, facts).lstrip("\n")]
     if redis.server.reachable:
         workers = [worker_row(worker) for worker in redis.workers]

@@ -184,6 +184,7 @@ def _facts(picture: Picture) -> list[str]:
         lag = f", the oldest for {seconds(redis.lag_s)} s" if redis.outbox_length else ""
         facts.append(
             f"Outbox {redis.outbox_length} wait{lag} · "
+            f"Open {redis.open_tasks}, past the deadline {redis.overdue_tasks} · "
             f"Running {redis.running}, past the deadline {redis.overdue}"
         )
     return facts
@@ -286,6 +287,10 @@ def document(picture: Picture) -> dict[str, Any]:
         "queues": [asdict(state) for state in picture.queues],
         "workers": [asdict(worker) for worker in picture.redis.workers],
         "outbox": {"length": picture.redis.outbox_length, "lag_s": picture.redis.lag_s},
+        "open": {
+            "tasks": picture.redis.open_tasks,
+            "overdue": picture.redis.overdue_tasks,
+        },
         "running": {"runs": picture.redis.running, "overdue": picture.redis.overdue},
         "alerts": [asdict(alert) for alert in picture.alerts],
     }

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from rts.alerting.lead import LEAD_S, OBJECTIVES_S
+from rts.alerting.lead import LEAD_S, OBJECTIVES_S, OVERDUE_S
 from rts.companion.upkeep import BEAT_S, SNAPSHOT_S, SUMS_S, Upkeep, attempt
 from rts.errors import StoreUnavailable
 from rts.ledger.drain import BATCH
@@ -36,6 +36,7 @@ def run(upkeep: Upkeep, stop: threading.Event) -> None:
     ]
     _repeat(stop, SUMS_S, ("summing up past hours", upkeep.sum_up))
     _repeat(stop, LEAD_S, ("alerting", upkeep.lead))
+    _repeat(stop, OVERDUE_S, ("telling of overdue tasks", upkeep.look_at_overdue))
     _repeat(stop, OBJECTIVES_S, ("looking at the objectives", upkeep.look_at_objectives))
     _repeat(stop, LOOK_S, ("looking for overdue tasks", upkeep.look_out))
     threads.append(threading.Thread(target=upkeep.ship_until, args=(stop,), daemon=True))

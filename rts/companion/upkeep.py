@@ -254,6 +254,11 @@ class Upkeep:
         if self._leader is not None:
             self._leader.look_at_objectives()
 
+    def look_at_overdue(self) -> None:
+        """Look whether to tell of overdue tasks, if this companion leads."""
+        if self._leader is not None:
+            self._leader.look_at_overdue()
+
     def last(self) -> None:
         """Bring in what is left, and leave. Each step may fail on its own."""
         for _ in range(LAST_TRIES):

@@ -1,9 +1,8 @@
 """The basic app with receivers of rts.signals, and tracing libraries where asked for.
 
 ``TEST_TOLD`` is the file that each receiver, exporter and transport appends a line to.
-``TEST_TRACING``: ``before`` or ``after`` (when the instrumentor is set up, seen from
-``rts.install``), ``child`` (in each pool child, as OpenTelemetry's manual says), or
-``sentry``.
+``TEST_TRACING``: ``before`` (the instrumentor is set up before ``rts.install``), ``child``
+(after it, in each pool child, as OpenTelemetry's manual says), or ``sentry``.
 """
 
 from __future__ import annotations
@@ -68,8 +67,6 @@ if TRACING == "sentry":
     sentry()
 from tests.apps.basic import app  # noqa: E402  it installs rts
 
-if TRACING == "after":
-    trace()
 if TRACING == "child":
     worker_process_init.connect(lambda **_: trace(), weak=False)
 
