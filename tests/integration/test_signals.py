@@ -14,7 +14,7 @@ from celery import Celery
 
 import rts
 from rts.testing import wait_until
-from tests.conftest import Stage
+from tests.conftest import ROOT, Stage
 
 APP = "tests.apps.told"
 BASIC = "tests.apps.basic"
@@ -139,6 +139,23 @@ def test_opentelemetry_spans_carry_the_plan_whoever_came_first(
         assert 0 < facts["rts.laxity_s"] <= facts["rts.tau_s"]
         assert "rts.deadline_missed" not in facts
     app.close()
+
+
+@pytest.mark.parametrize("when", ["before", "after", "none"])
+def test_the_span_of_a_publish_carries_the_plan_and_no_other(
+    rts_redis_url: str, rts_key_prefix: str, when: str
+) -> None:
+    pytest.importorskip("opentelemetry.instrumentation.celery")
+    arguments = ["-m", "tests.apps.traced", rts_redis_url, rts_key_prefix, when]
+    command = [sys.executable, *arguments]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
+    spans = [json.loads(line) for line in printed.stdout.splitlines()]
+    publishes = [] if when == "none" else ["apply_async", "apply_async"]
+    assert [span["name"].partition("/")[0] for span in spans] == [*publishes, "request"]
+    planned = [span for span in spans if "rts.task_type" in span]
+    # Without an instrumentor the current span is all there is.
+    assert planned == (spans if when == "none" else spans[:2])
+    assert all(0 < span["rts.laxity_s"] <= span["rts.tau_s"] for span in planned)
 
 
 def test_sentry_events_carry_the_plan_as_tags(
