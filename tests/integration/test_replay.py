@@ -19,7 +19,9 @@ from click.testing import CliRunner, Result
 
 from rts.cli import recorded, rts
 from rts.simulation.traces import Job, at_load, read_trace, six_types, write_trace
+from rts.testing import wait_until
 from rts.testing.replay import replay, share
+from tests.conftest import Stage
 from tests.integration.test_cli import NO_MONGO, ROOT, run_at, write
 
 Run = Callable[..., Result]
@@ -136,6 +138,28 @@ def test_the_ledger_is_read_by_window_queue_and_number(
     few = run("replay", "--since", "3h", "--json")
     assert "only the last 5 runs" in few.stderr
     assert document(few)["total"]["tasks"] == 4  # one of them has no start
+
+
+def test_tasks_that_go_wrong_are_replayed_too(
+    make_stage: Callable[..., Stage], mongo: Any
+) -> None:
+    stage = make_stage()
+    app = Celery("producer", broker=stage.broker, set_as_current=False)
+    app.conf.task_default_queue = stage.conf["task_default_queue"]
+    for name in ("ok", "fail", "autoretry", "kill_self", "rejected", "ignored"):
+        app.send_task(f"tests.apps.basic.{name}")
+    app.close()
+    stage.worker(concurrency=2)
+    verdicts = {"sla_success": {"$ne": None}}
+    wait_until(lambda: mongo.tasks.count_documents(verdicts) == 6)
+    run = cli_of(**stage.conf, rts_redis_url=stage.redis_url)
+    found = document(run("replay", "--since", "1h", "--by", "name", "--slots", "2", "--json"))
+    shares = {
+        row["key"].rpartition(".")[2]: (row["tasks"], row["recorded"], row["simulated"]["fifo"])
+        for row in found["rows"]
+    }
+    completed = dict.fromkeys(("ok", "fail", "autoretry", "ignored"), (1, 1.0, 1.0))
+    assert shares == {**completed, "kill_self": (1, 0, 0), "rejected": (1, 0, 0)}
 
 
 def test_nothing_ran_and_no_server(conf: dict[str, Any]) -> None:
