@@ -24,11 +24,11 @@ HELD_SHARE = 0.001
 MAX_PLACES = 10_000
 #: Pairs of runs, one right after the other, that tell of the overhead.
 MAX_GAPS = 100_000
-#: Pairs from which on those with a hopeful second run are believed alone: in deadline
-#: order what is hopeless may have to wait where a slot is free.
+#: Pairs from which on those are believed alone whose second run was hopeful when the
+#: slot became free: in deadline order what is hopeless may have to wait beside it.
 ENOUGH_GAPS = 10
-#: Overheads in a sample; the longest, such as a worker's restart, are left out.
-SAMPLE, KEPT_SHARE = 1000, 0.98
+#: Overheads in a sample; the longest, such as an outage of the broker, are left out.
+SAMPLE, KEPT_SHARE = 1000, 0.995
 
 
 class Run(NamedTuple):
@@ -173,7 +173,7 @@ class _Gaps:
             gap = second.started_at - first.completed_at
             if gap >= 0 and second.arrival < first.completed_at and not second.retries:
                 self._all.append(gap)
-                if second.started_at <= second.deadline - HOPE * (second.tau or 0.0):
+                if first.completed_at <= second.deadline - HOPE * (second.tau or 0.0):
                     self._hopeful.append(gap)
         if len(self._last) >= MAX_PLACES:
             self._last.clear()
