@@ -1,0 +1,188 @@
+"""A run's record is written as text while it runs; it says what the request says."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from rts.clock import FleetClock
+from rts.ledger.notes import NoteBoard
+from rts.lifecycle.runs import SHORT_S, Runs, new_execution
+from rts.load import LoadSample
+from rts.records import Execution, Plan
+
+PLAN = Plan("mixed", "inferred", 9.1, 2.0, 1764016968.123, 1764016986.323)
+REQUEST = {
+    "id": "d0f1",
+    "task": "proj.add",
+    "parent_id": None,
+    "root_id": "d0f1",
+    "retries": 2,
+    "delivery_info": {"routing_key": "work"},
+    "args": ["secret"],
+}
+
+
+class Sink:
+    """Keeps the lines."""
+
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []
+
+    def ended(self, execution: Execution) -> None:
+        raise AssertionError("a run that ends itself is a line")
+
+    def line(self, line: bytes) -> None:
+        self.lines.append(line)
+
+
+class Load:
+    """Gives samples that are a quarter of a second old, and counts the looks."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def read(self, now: float | None = None) -> LoadSample:
+        assert now is not None
+        self.looks += 1
+        return LoadSample.of(0.5, 0.25, sampled_at=now - 0.25)
+
+
+class Monotonic:
+    """A clock that a test moves by hand."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def board() -> Iterator[NoteBoard]:
+    board = NoteBoard(4)
+    yield board
+    board.close()
+
+
+class Place:
+    """Runs with all that is around them."""
+
+    def __init__(self, board: NoteBoard) -> None:
+        self.board, self.sink, self.load, self.monotonic = board, Sink(), Load(), Monotonic()
+        self.runs = Runs(
+            FleetClock(),
+            self.load,
+            board,
+            self.sink,
+            worker='w"@h',
+            instance="w@h/1-a",
+            threaded=False,
+            monotonic=self.monotonic,
+        )
+
+    def run(self, request: dict[str, Any], seconds: float, state: str = "SUCCESS") -> Execution:
+        """Run one task; return its record."""
+        run = self.runs.start(PLAN, request)
+        self.monotonic.now += seconds
+        self.runs.finish(run, state)
+        line = self.sink.lines.pop()
+        assert line.endswith(b"]\n")
+        assert line.count(b"\n") == 1
+        return Execution.from_json(line)
+
+
+@pytest.fixture
+def place(board: NoteBoard) -> Place:
+    return Place(board)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"parent_id": 'p"\\', "root_id": "r\n\u2028"},
+        {"id": "\ud800", "task": "Größe"},
+        {"delivery_info": {"routing_key": None}},
+        # What no message of Celery's has:
+        {"delivery_info": {}},
+        {"delivery_info": None},
+        {"id": 5, "retries": 1},
+        {"retries": None},
+        {"root_id": ["r"]},
+    ],
+)
+def test_the_record_is_what_the_request_says(place: Place, changes: dict[str, Any]) -> None:
+    request = {**REQUEST, **changes}
+    got = place.run(request, 1.5)
+    expected = new_execution(
+        PLAN,
+        request,
+        worker='w"@h',
+        instance="w@h/1-a",
+        pid=os.getpid(),
+        started_at=got.started_at,
+        load_at_start={"load": 0.375, "cpu": 0.5, "memory": 0.25, "age_s": 0.25},
+    )
+    end = {
+        name: getattr(got, name)
+        for name in ("completed_at", "runtime_s", "cpu_s", "max_rss_bytes", "state")
+    }
+    assert got == expected._replace(run_id=got.run_id, **end)
+    assert got.run_id.startswith(f"{request['id']}:{request['retries'] or 0}:{os.getpid()}:")
+    assert got.started_at is not None
+    assert got.completed_at is not None
+    assert got.runtime_s == pytest.approx(1.5, abs=1e-9)
+    assert got.completed_at - got.started_at == pytest.approx(1.5, abs=1e-5)
+    assert got.cpu_s is not None
+    assert 0 <= got.cpu_s < 5
+    assert got.max_rss_bytes is not None
+    assert got.max_rss_bytes > 1 << 20
+    assert got.state == "SUCCESS"
+
+
+def test_what_cannot_be_told_in_json_is_told_as_text(place: Place) -> None:
+    got = place.run({**REQUEST, "parent_id": b"x", "delivery_info": {"routing_key": 1j}}, 0)
+    assert (got.parent_id, got.queue) == ("b'x'", "1j")
+
+
+def test_missing_fields_are_none(place: Place) -> None:
+    got = place.run({"id": "a", "task": "proj.add"}, 0)
+    assert (got.queue, got.retries, got.parent_id, got.root_id) == (None, 0, None, None)
+
+
+def test_a_state_of_the_apps_own_and_a_rejected_task(place: Place) -> None:
+    assert place.run(REQUEST, 0, 'MY"STATE').state == 'MY"STATE'
+    rejected = place.run(REQUEST, 0, "REJECTED")
+    assert (rejected.state, rejected.cause) == ("REJECTED", "rejected")
+
+
+def test_while_it_runs_it_is_noted_as_far_as_it_is_known(place: Place) -> None:
+    run = place.runs.start(PLAN, REQUEST)
+    ((_, note),) = place.board.notes()
+    assert (note.task_id, note.state, note.completed_at) == ("d0f1", "STARTED", None)
+    assert note.load_at_start == run.load_at_start
+    place.runs.finish(run, "SUCCESS")
+    assert list(place.board.notes()) == []
+    assert json.loads(place.sink.lines[0])[:19] == list(note[:19])
+
+
+def test_arguments_are_in_no_record(place: Place) -> None:
+    place.runs.finish(place.runs.start(PLAN, REQUEST), "SUCCESS")
+    assert b"secret" not in place.sink.lines[0]
+
+
+def test_short_runs_share_a_look_and_longer_ones_have_their_own(place: Place) -> None:
+    for _ in range(10):
+        place.run(REQUEST, SHORT_S / 2)
+    assert place.load.looks == 1
+    for _ in range(3):
+        place.run(REQUEST, 2 * SHORT_S)
+    assert place.load.looks == 3
+    place.monotonic.now += 1.0
+    place.run(REQUEST, 0)
+    assert place.load.looks == 4
