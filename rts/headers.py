@@ -141,15 +141,16 @@ def instant(value: object) -> float | None:
 
 def write_plan(headers: dict[str, Any], plan: Plan) -> None:
     """Put *plan* into message headers, as flat scalars."""
-    headers["task_type"] = plan.task_type
-    headers["rts_tau"] = plan.tau
-    headers["rts_k"] = plan.k
-    headers["rts_arrival"] = plan.arrival
-    headers["rts_deadline"] = plan.deadline
-    headers["rts_type_source"] = plan.type_source
-    if plan.arrival_source != "published":
-        headers["rts_arrival_source"] = plan.arrival_source
-    if not MIN_MULTIPLIER <= plan.k <= MAX_MULTIPLIER:
+    task_type, type_source, tau, k, arrival, deadline, arrival_source = plan
+    headers["task_type"] = task_type
+    headers["rts_tau"] = tau
+    headers["rts_k"] = k
+    headers["rts_arrival"] = arrival
+    headers["rts_deadline"] = deadline
+    headers["rts_type_source"] = type_source
+    if arrival_source != "published":
+        headers["rts_arrival_source"] = arrival_source
+    if not MIN_MULTIPLIER <= k <= MAX_MULTIPLIER:
         headers["rts_policy"] = LEARNED
 
 

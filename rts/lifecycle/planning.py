@@ -42,7 +42,7 @@ class TauReader(Protocol):
 TaskOptions = Callable[[str], object]
 
 #: Where a message asks for something: of its own, or in an inner dict.
-_ASKING = frozenset({*REQUESTABLE, "headers"})
+_ASKING = (*REQUESTABLE, "headers")
 
 
 class _Own(NamedTuple):
@@ -122,7 +122,8 @@ class Planner:
     ) -> Plan:
         """Return the plan of a new task that is published, or received, now."""
         settings = self._settings
-        asked = NOTHING if _ASKING.isdisjoint(headers) else self._read_headers(name, headers)
+        usual = headers.keys().isdisjoint(_ASKING)
+        asked = NOTHING if usual else self._read_headers(name, headers)
         own, task_type, type_source = self._own.get(name) or self._read_options(name)
         if asked is not NOTHING:
             task_type, type_source = typed(asked, own)
