@@ -98,7 +98,8 @@ def test_turning_it_off_again_leaves_nothing_behind(
     assert told.returncode == 1
     assert f"4 messages wait in deadline order in the queue {queue}" in told.stderr
     assert "--to-fifo" in told.stderr
-    assert "4 messages moved" in command(stage, "queues", "--to-fifo").stdout
+    moved = json.loads(command(stage, "queues", "--to-fifo", "--json").stdout)["moved"]
+    assert moved[queue] == 4
     assert redis_client.llen(queue) == 4
     assert command(stage, "status").returncode == 0
     stage.worker(concurrency=1)
