@@ -45,6 +45,8 @@ RING_MS = 10_000
 #: Seconds between looks at the slots, in pools without an event loop: the first, and
 #: at most. Each waits twice as long as the one before.
 FIRST_LOOK_S, FULL_S = 0.0005, 0.01
+#: Seconds between looks for what to put back, at least.
+RESTORE_S = 0.5
 
 #: When a dropped task expired, for Celery: long ago.
 DROPPED_EXPIRES = "1970-01-01T00:00:00+00:00"
@@ -466,9 +468,9 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]
             raise TimeoutError() from None
 
     def maybe_restore_messages(self) -> None:
-        """Count a look for what to put back, not more often than kombu does when idle."""
+        """Count a look for what to put back, however often :meth:`get` is called."""
         now = time.monotonic()
-        if now - self._restored_at >= 1:
+        if now - self._restored_at >= RESTORE_S:
             self._restored_at = now
             super().maybe_restore_messages()
 

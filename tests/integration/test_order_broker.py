@@ -505,3 +505,17 @@ def test_at_shutdown_what_was_not_begun_goes_back_to_its_place(
     scores = [score for _, score in redis_client.zrange(queue + EDF, 0, -1, withscores=True)]
     assert scores == pytest.approx([time.time() + 500, time.time() + 3620], abs=120)
     assert later.state == "PENDING"
+
+
+def test_without_emulated_acknowledgements_a_worker_keeps_the_order(
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any, redis_client: Any
+) -> None:
+    stage = make_stage(rts_scheduler="edf")
+    stage.transport_options = {"ack_emulation": False}
+    app = apps(stage)
+    results = publish_shuffled(app)
+    worker = stage.worker(concurrency=1)
+    assert ran(mongo, results) == in_order(results)
+    assert not redis_client.exists("unacked", app.conf.task_default_queue + EDF)
+    stage.stop()
+    assert "Traceback" not in worker.log
