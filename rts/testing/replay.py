@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pymongo
@@ -113,7 +114,13 @@ def replay(
     settings = with_types(settings or Settings(), jobs)
     conf = {**sped_up(settings, speedup), "rts_scheduler": scheduler}
     with RedisServer() as redis, MongoServer() as mongo, ExitStack() as stack:
-        conf.update(rts_redis_url=redis.url, rts_mongo_url=mongo.url)
+        # The default spool goes by the URL of Redis: an earlier server's runs may lie there.
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rts-replay-")))
+        conf.update(
+            rts_redis_url=redis.url,
+            rts_mongo_url=mongo.url,
+            rts_spool_dir=str(folder / "spool"),
+        )
         spec = {
             "broker": redis.url,
             "conf": conf,
@@ -121,11 +128,9 @@ def replay(
             "fresh_s": fresh_s(speedup),
         }
         # In a file: the names of a trace are more than an environment holds.
-        file = stack.enter_context(tempfile.NamedTemporaryFile("w", suffix=".json"))
-        json.dump(spec, file)
-        file.flush()
+        (folder / "spec.json").write_text(json.dumps(spec))
         # Celery's own variable wins over what an app says.
-        own = {"RTS_REPLAY": file.name, "CELERY_BROKER_URL": redis.url}
+        own = {"RTS_REPLAY": str(folder / "spec.json"), "CELERY_BROKER_URL": redis.url}
         env = {**os.environ, **own}
         rows = [
             (j.arrival_s / speedup, j.name, j.runtime_s / speedup, j.task_type) for j in jobs
