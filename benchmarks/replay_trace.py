@@ -7,8 +7,7 @@ The trace is a CSV file with the columns arrival_s, name, runtime_s and, optiona
 task_type; "six" stands for one that is made up of the six types (--tasks, --seed).
 Its arrivals are rescaled to the load ρ; with --tasks only so many of its jobs, from
 its beginning, are replayed. Each job is a task that sleeps runtime_s / S. Servers and
-worker are real, embedded and private. With --target the same arrivals meet as many
-slots as rts plan asks for.
+worker are real, embedded and private.
 
 "simulated" is the simulator's figure for the same input in an ideal world. "as run" is
 the same with what a speed-up makes S times as long: what this worker needed between two
@@ -32,10 +31,8 @@ from importlib.metadata import version
 from typing import Any
 
 from rts.cli.recorded import runs
-from rts.cli.workloads import OVERHEAD_S
 from rts.settings import Settings
 from rts.simulation.orders import order_of
-from rts.simulation.planning import Question, plan
 from rts.simulation.recording import Recording, recording
 from rts.simulation.simulator import IDEAL, Conditions, simulate
 from rts.simulation.tally import offered_load
@@ -72,7 +69,6 @@ def main() -> None:
     )
     parser.add_argument("--scheduler", choices=("fifo", "edf"), default="edf")
     parser.add_argument("--rho", type=float, default=1.2)
-    parser.add_argument("--target", type=float, help="plan the slots for this share")
     parser.add_argument("--tasks", type=int, default=None)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--late-share", type=float, default=Settings().late_share)
@@ -98,8 +94,6 @@ def main() -> None:
             file=sys.stderr,
         )
     settings = with_types(Settings(late_share=arguments.late_share), jobs)
-    if arguments.target is not None:
-        arguments.slots = planned(jobs, settings, arguments)
     past = run(jobs, settings, arguments)
     shares = compare(jobs, settings, past, arguments)
     overhead_s = statistics.fmean(past["recording"].overheads or (0.0,))
@@ -134,19 +128,6 @@ def workload(arguments: argparse.Namespace) -> list[Job]:
     else:
         jobs = read_trace(arguments.trace)[: arguments.tasks]
     return at_load(jobs, arguments.slots, arguments.rho)
-
-
-def planned(jobs: list[Job], settings: Settings, arguments: argparse.Namespace) -> int:
-    """Return the slots for the target, as rts plan finds them for the sped-up trace."""
-    speedup = arguments.speedup
-    question = Question(
-        jobs,
-        arguments.target,
-        lambda slots: order_of(arguments.scheduler, settings),
-        settings,
-        Conditions(overheads=(OVERHEAD_S * speedup,), learning_lag_s=learning_lag_s(speedup)),
-    )
-    return plan(question).slots
 
 
 def run(jobs: list[Job], settings: Settings, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -85,3 +85,11 @@ def test_order() -> None:
     assert found["claim_growth"] > 0
     for size in ("100", "2000"):
         assert 500 < found["bytes"][size]["fifo"] < found["bytes"][size]["edf"] < 2000
+
+
+def test_plans() -> None:
+    small = ("--tasks", "40", "--slots", "2", "--seeds", "1", "--targets", "0.8")
+    (row,) = figures("plan.py", *small, "--orders", "edf")["rows"]
+    assert (row["order"], row["target"]) == ("edf", 0.8)
+    assert row["slots"] > 2
+    assert 0 <= row["recorded"] < row["real"] <= 1

@@ -91,10 +91,11 @@ def test_the_replay_of_a_real_run_says_what_happened(
     assert found["total"]["recorded"] == pytest.approx(met)
     (order,) = found["orders"]
     assert order == (scheduler or "fifo")
-    # Of a hundred tasks under overload, chance (a millisecond) decides about a few.
-    within = 0.07 if scheduler else 0.04
+    # Of a hundred tasks under overload, chance (a millisecond) decides about a few, and
+    # about more where the machine is busy with other tests.
+    within = 0.10 if scheduler else 0.06
     assert found["orders"][order]["share"] == pytest.approx(met, abs=within)
-    assert found["rho"] == pytest.approx(rho, rel=0.1)
+    assert found["rho"] == pytest.approx(rho, rel=0.25)
     assert found["overhead_s"] > 0
     assert sum(row["tasks"] for row in found["rows"]) == 100
     assert "4 slots (the most at a time in the ledger)" in said["text"].stdout
