@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rts.alerting.alert import Condition
 from rts.keys import Keys
 from rts.ledger.lookout import task_of
 from rts.link.link import Link
 from rts.link.scripts import pack
+from rts.objectives import ALL
 from rts.records import OpenTask
 from rts.views.slo import Standing
 
@@ -20,7 +21,7 @@ MAX_GROUPS = 50
 MAX_OVERDUE = 2000
 
 
-def burning_conditions(standings: Iterable[Standing]) -> list[Condition]:
+def burning_conditions(standings: Sequence[Standing]) -> list[Condition]:
     """Return one condition for each objective and severity that burns: the most urgent
     rule of that severity. The most urgent severity covers the others.
     """
@@ -31,7 +32,9 @@ def burning_conditions(standings: Iterable[Standing]) -> list[Condition]:
             key = f"{SLO_BURNING}/{standing.objective}/{rule.severity}"
             first = first or key
             window = standing.windows[rule.long]
-            whose = "all other tasks" if standing.objective == "*" else standing.objective
+            whose = standing.objective
+            if whose == ALL:
+                whose = "all tasks" if len(standings) == 1 else "all other tasks"
             in_time = 100 * (window.on_time_ratio or 0.0)
             summary = (
                 f"{whose}: {in_time:.1f} % in time within {rule.long} ({window.valid} tasks), "

@@ -6,14 +6,16 @@ import base64
 import ssl
 import urllib.error
 import urllib.request
-from http.client import HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from rts.webhooks import Webhook
 
-#: Seconds for a connection, and for each answer on it.
-TIMEOUT_S = 5.0
+#: Seconds for a connection, and for the answer. One that is slow rather than down
+#: would get the same message again and again if it was not waited for; nobody else
+#: waits for it.
+CONNECT_S, ANSWER_S = 5.0, 20.0
 
 
 class NotDelivered(Exception):
@@ -25,6 +27,28 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
         return None
+
+
+class _Connection(HTTPConnection):
+    def connect(self) -> None:
+        super().connect()
+        self.sock.settimeout(ANSWER_S)
+
+
+class _TLSConnection(HTTPSConnection):
+    def connect(self) -> None:
+        super().connect()
+        self.sock.settimeout(ANSWER_S)
+
+
+class _OverHTTP(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> HTTPResponse:
+        return self.do_open(_Connection, req)
+
+
+class _OverTLS(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> HTTPResponse:
+        return self.do_open(_TLSConnection, req, context=ssl.create_default_context())
 
 
 def post(hook: Webhook, body: bytes, headers: dict[str, str]) -> None:
@@ -41,11 +65,9 @@ def post(hook: Webhook, body: bytes, headers: dict[str, str]) -> None:
     if authorization is not None:
         headers["Authorization"] = authorization
     request = urllib.request.Request(url, body, headers, method="POST")
-    opener = urllib.request.build_opener(
-        _NoRedirects, urllib.request.HTTPSHandler(context=ssl.create_default_context())
-    )
+    opener = urllib.request.build_opener(_NoRedirects, _OverHTTP, _OverTLS)
     try:
-        with opener.open(request, timeout=TIMEOUT_S) as answer:
+        with opener.open(request, timeout=CONNECT_S) as answer:
             if not 200 <= answer.status < 300:
                 raise NotDelivered(f"it answers {answer.status}")
     except urllib.error.HTTPError as exc:

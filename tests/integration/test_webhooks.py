@@ -170,7 +170,7 @@ def test_a_receiver_in_trouble_gets_the_message_once_it_is_back(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("rts.alerting.post.TIMEOUT_S", 0.3)
+    monkeypatch.setattr("rts.alerting.post.ANSWER_S", 0.3)
     settings = make_settings({"url": receiver.url.replace("//", "//u:hush@") + "/hidden"})
     link = links(settings)
     book_of(link, settings).update((KIND,), overdue())
