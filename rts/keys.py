@@ -51,7 +51,8 @@ class Keys:
     @property
     def ratio(self) -> str:
         """Prefix of one hash per type, and ``*`` for all: log bucket of runtime over the
-        tau that the deadline was computed with, to number of runs.
+        tau that the deadline was computed with, to number of runs; ``n``: of all. Of long
+        ago there are fewer than there were (see ``finish.lua``).
         """
         return self.prefix + "ratio:"
 

@@ -49,6 +49,32 @@ local function bucket_of(value)
   return value > 1e-9 and math.ceil(math.log(value) / tonumber(ARGV[5])) + 0 or 'zero'
 end
 
+-- Ratios that a sketch holds: at so many all are halved, so that what was long ago
+-- counts for little. Runtimes drift, and their spread does.
+local MOST_RATIOS = 1000
+
+local function halve(key)
+  local counts, buckets = redis.call('HGETALL', key), {}
+  for i = 1, #counts, 2 do
+    local bucket = counts[i] == 'zero' and -math.huge or tonumber(counts[i])
+    if bucket then buckets[#buckets + 1] = {bucket, counts[i], tonumber(counts[i + 1]) or 0} end
+  end
+  table.sort(buckets, function(a, b) return a[1] < b[1] end)
+  -- What one bucket loses by rounding the next one gets: the ranks stay.
+  local total, rest = 0, 0
+  for _, bucket in ipairs(buckets) do
+    local both = bucket[3] + rest
+    local half = math.floor(both / 2)
+    total, rest = total + half, both % 2
+    if half > 0 then
+      redis.call('HSET', key, bucket[2], half)
+    else
+      redis.call('HDEL', key, bucket[2])
+    end
+  end
+  redis.call('HSET', key, 'n', total)
+end
+
 local ratios = {}
 local function learn_ratio(task_type, ratio)
   for _, field in ipairs({task_type, '*'}) do
@@ -99,7 +125,8 @@ for i = 7, #ARGV, 8 do
       local own_before, own_after = learn(ARGV[i + 3] .. '/' .. ARGV[i + 4], x, first)
       answer = table.concat({before, after, own_before, own_after}, ' ')
       local used = tonumber(ARGV[i + 6])
-      if used and used > 0 and before ~= '-' then
+      -- A first tau that nobody has learned yet says nothing of how far runs are off.
+      if used and used > 0 and used ~= first and before ~= '-' then
         learn_ratio(ARGV[i + 3], x / used)
       end
     end
@@ -133,8 +160,14 @@ for field, tau in pairs(taus) do
   end
 end
 for field, buckets in pairs(ratios) do
+  local key, added = ARGV[6] .. field, 0
   for bucket, n in pairs(buckets) do
-    redis.pcall('HINCRBY', ARGV[6] .. field, bucket, n)
+    redis.pcall('HINCRBY', key, bucket, n)
+    added = added + n
+  end
+  local held = redis.pcall('HINCRBY', key, 'n', added)
+  if type(held) == 'number' and held >= MOST_RATIOS then
+    halve(key)
   end
 end
 if refused > 0 then

@@ -1,0 +1,134 @@
+"""A learned k covers the share of runs asked for, through the real script and cache."""
+
+from __future__ import annotations
+
+import heapq
+import os
+import random
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from rts.clock import FleetClock
+from rts.deadlines import deadline
+from rts.link.link import Link
+from rts.settings import Settings
+from rts.simulation.traces import Job, read_trace
+from rts.tasktypes import TaskType
+from rts.tau.cache import OWN_RUNS, TauCache
+from rts.tau.finish import FinishCall, Lesson
+
+#: Traces to try besides, as CSV files; for those who have some.
+TRACES = sorted(Path(os.environ.get("RTS_TEST_TRACES", "no-such-folder")).glob("*.csv"))
+
+
+def made_up(shape: str, n: int = 4500) -> Iterator[Job]:
+    """Return jobs of three types whose runtimes scatter in the same way."""
+    rng, at = random.Random(5), 0.0
+    for number in range(n):
+        at += rng.expovariate(1 / 30)
+        kind = rng.choice(("short", "medium", "long"))
+        mean_s = {"short": 3.0, "medium": 8.0, "long": 30.0}[kind]
+        sigma = {"narrow": 0.3, "wide": 0.7, "wider": 0.3 if number < n // 2 else 0.7}
+        if shape == "bimodal":
+            factor = rng.choice((0.4, 0.4, 0.4, 0.4, 3.0)) * rng.lognormvariate(0, 0.1)
+        elif shape == "slower":  # and slower, up to tenfold
+            factor = 10 ** (number / n) * rng.lognormvariate(0, 0.3)
+        else:
+            factor = rng.lognormvariate(0, sigma[shape])
+        yield Job(at, f"{kind}.{rng.randrange(3)}", mean_s * factor, kind)
+
+
+def in_time(url: str, prefix: str, jobs: list[Job], q: float) -> list[bool]:
+    """Run *jobs* on an idle system: each begins when it arrives, is planned with what is
+    known then, and is learned from when it ends. Return which were in time, without the
+    first runs of each type.
+    """
+    settings = Settings(
+        redis_url=url,
+        key_prefix=prefix,
+        deadline_policy="quantile",
+        quantile=q,
+        task_types={name: TaskType(name, 10.0) for name in {j.task_type for j in jobs}},
+        timeout=5.0,
+    )
+    link, now = Link(settings), 0.0
+    cache = TauCache(link, settings, FleetClock(), now=lambda: now)
+    call, taught = FinishCall(settings), 0
+    running: list[tuple[float, int, Job, float]] = []
+    begun: Counter[str] = Counter()
+    met: list[bool] = []
+    for number, job in enumerate(jobs):
+        ended = []
+        while running and running[0][0] <= job.arrival_s:
+            *_, over, tau = heapq.heappop(running)
+            taught += 1
+            ended.append(Lesson(taught, b"", over.runtime_s, over.task_type, over.name, tau))
+        if ended:
+            link.call(call.pack(None, ended))
+        now = job.arrival_s
+        tau = cache.tau(job.task_type, job.name)
+        k = cache.ratio(job.task_type) or settings.sla_multiplier
+        begun[job.task_type] += 1
+        if begun[job.task_type] > OWN_RUNS:
+            met.append(job.runtime_s <= deadline(0.0, tau, k, settings.min_slack))
+        heapq.heappush(running, (job.arrival_s + job.runtime_s, number, job, tau))
+    link.close()
+    return met
+
+
+@pytest.mark.parametrize(
+    ("shape", "q"),
+    [("narrow", 0.95), ("narrow", 0.9), ("wide", 0.95), ("bimodal", 0.95), ("slower", 0.95)],
+)
+def test_the_share_that_was_asked_for_is_in_time(
+    rts_redis_url: str, rts_key_prefix: str, shape: str, q: float
+) -> None:
+    met = in_time(rts_redis_url, rts_key_prefix, list(made_up(shape)), q)
+    assert sum(met) / len(met) == pytest.approx(q, abs=0.01)
+
+
+def test_runtimes_that_begin_to_scatter_more_are_learned(
+    rts_redis_url: str, rts_key_prefix: str
+) -> None:
+    met = in_time(rts_redis_url, rts_key_prefix, list(made_up("wider", 9000)), 0.95)
+    last = met[-1500:]
+    assert sum(last) / len(last) == pytest.approx(0.95, abs=0.015)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trace", TRACES, ids=lambda path: path.stem)
+def test_the_share_that_was_asked_for_is_in_time_on_traces(
+    rts_redis_url: str, rts_key_prefix: str, trace: Path
+) -> None:
+    met = in_time(rts_redis_url, rts_key_prefix, read_trace(trace)[:6000], 0.95)
+    assert sum(met) / len(met) == pytest.approx(0.95, abs=0.01)
+
+
+def test_what_was_long_ago_counts_for_little(
+    rts_redis_url: str, rts_key_prefix: str, redis_client: redis.Redis
+) -> None:
+    settings = Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix)
+    link, call = Link(settings), FinishCall(settings)
+    rng = random.Random(2)
+    for start in range(0, 20_000, 100):
+        scale = 1.0 if start < 10_000 else 4.0
+        link.call(
+            call.pack(
+                None,
+                [
+                    Lesson(n + 1, b"", scale * rng.uniform(0.5, 1.5), "mixed", "t", 1.0)
+                    for n in range(100)
+                ],
+            )
+        )
+    for field in ("mixed", "*"):
+        held = redis_client.hgetall(settings.keys.ratio + field)
+        counts = {int(bucket): int(n) for bucket, n in held.items() if bucket != "n"}
+        assert sum(counts.values()) == int(held["n"]) < 1000
+        old = sum(n for bucket, n in counts.items() if 1.04**bucket < 1.7)
+        assert old < 0.01 * int(held["n"])
+    link.close()
