@@ -147,6 +147,10 @@ class Settings:
             )
         values.setdefault("redis_url", _redis_of(conf))
         settings = cls(**values)
+        for task_type in settings.routes:
+            if task_type not in settings.task_types:
+                known = ", ".join(settings.task_types)
+                raise ConfigurationError("rts_routes", task_type, f"the task types {known}")
         if not settings.spool_dir:
             object.__setattr__(settings, "spool_dir", _default_spool_dir(settings))
         return settings
@@ -179,6 +183,7 @@ class Settings:
         values["priority_multipliers"] = {
             int(priority): k for priority, k in values["priority_multipliers"].items()
         }
+        values["routes"] = {t: tuple(queues) for t, queues in values["routes"].items()}
         return cls(**values)
 
 

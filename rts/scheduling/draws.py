@@ -16,7 +16,7 @@ KNOWN_RUNS, UNKNOWN_SIGMA = 20, 0.5
 #: Runs with the nearest taus, to either side, that a runtime is drawn from.
 NEAR = 15
 #: What comes differs from what was by about such a share (lognormal σ).
-DRIFT_SIGMA = 0.06
+DRIFT_SIGMA = 0.07
 #: Values that stand for a distribution of ratios.
 VALUES = 256
 #: Draws until a runtime is taken to be longer than any before.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rts.ledger.janitor import LOST_AFTER_S
@@ -25,6 +25,7 @@ RUNS_PER_SLOT, LEAST_S = 2, 2.0
 class Worker:
     """One heartbeat."""
 
+    instance: str
     slots: int
     #: A fraction of what the worker may use.
     load: float
@@ -38,7 +39,10 @@ class Fleet:
 
     now: float
     workers: Sequence[Worker]
+    #: What goes on in the workers' slots, of whatever queue.
     running: Sequence[Execution]
+    #: The routing keys of the queue's messages.
+    keys: Collection[str]
     recent: Sequence[Recent]
     ratios: Mapping[str, Sketch]
 
@@ -57,6 +61,11 @@ class Fleet:
         """All queues that the workers take from."""
         return {queue for worker in self.workers for queue in worker.queues or ()}
 
+    @property
+    def own_running(self) -> list[Execution]:
+        """What goes on of this queue."""
+        return [run for run in self.running if run.queue in self.keys]
+
     def share(self, since: float) -> float | None:
         """Return the share of the slots' time that runs of this queue have had, where it
         had work for all of them *since* an instant; ``None``: too little was seen.
@@ -65,7 +74,7 @@ class Fleet:
         if until - since < LEAST_S or not self.slots:
             return None
         spans = [(run.started_at, run.completed_at) for run in self.recent]
-        spans += [(run.started_at or until, until) for run in self.running]
+        spans += [(run.started_at or until, until) for run in self.own_running]
         seen = [min(end, until) - max(start, since) for start, end in spans]
         seen = [span for span in seen if span > 0]
         full = len(self.recent) >= RUNS and since < min(run.completed_at for run in self.recent)
@@ -98,11 +107,14 @@ def read_fleet(
     recent, ratios = answers[: len(names)], answers[len(names) :]
     ended = read_recent(text for texts in recent for text in texts)
     over = {(run.task_id, run.started_at) for run in ended}
-    running = [run for run in read_notes(notes) if run.queue in names]
+    workers = [w for w in read_beats(beats, now) if w.queues is None or queue in w.queues]
+    here = {worker.instance for worker in workers}
+    running = [run for run in read_notes(notes) if run.instance in here or run.queue in names]
     return Fleet(
         now,
-        [w for w in read_beats(beats, now) if w.queues is None or queue in w.queues],
+        workers,
         [run for run in running if (run.task_id, run.started_at) not in over],
+        names,
         ended,
         {
             task_type: Sketch.from_hash(replies_as_text(answer))
@@ -114,7 +126,7 @@ def read_fleet(
 def read_beats(answer: Sequence[bytes], now: float) -> list[Worker]:
     """Return the workers that live, of an answer to HGETALL."""
     found = []
-    for beat in replies_as_text(answer).values():
+    for instance, beat in replies_as_text(answer).items():
         try:
             told = json.loads(beat)
             if now - float(told["seen_at"]) > LOST_AFTER_S:
@@ -122,7 +134,7 @@ def read_beats(answer: Sequence[bytes], now: float) -> list[Worker]:
             queues = told.get("queues")
             load = float((told.get("load") or {}).get("load") or 0.0)
             served = None if queues is None else frozenset(map(str, queues))
-            found.append(Worker(int(told["concurrency"]), load, served))
+            found.append(Worker(instance, int(told["concurrency"]), load, served))
         except (ValueError, TypeError, KeyError, AttributeError):
             continue  # of another version
     return found

@@ -27,6 +27,15 @@ class Part(NamedTuple):
     ordered: bool
 
 
+class Found(NamedTuple):
+    """Where a task waits: its queue, the number of the part, its rank there."""
+
+    queue: str
+    part: int
+    rank: int
+    message: Message
+
+
 def id_of(message: Message) -> object:
     """Return the id of a task's message."""
     headers = message.get("headers")
@@ -93,3 +102,16 @@ def noted_of(noted: Mapping[bytes, bytes], index: Sequence[bytes]) -> list[tuple
         if isinstance(message, dict):
             found.append((str(routing_key), message))
     return found
+
+
+def placed(messages: list[Message], target: Found, position: int) -> int:
+    """Return the position of *target* among *messages*; by its rank it was *position*,
+    but some may have been taken since. If it was itself, it is as good as next.
+    """
+    task_id = id_of(target.message)
+    for index, message in enumerate(messages):
+        if id_of(message) == task_id:
+            return index
+    position = max(0, min(position, len(messages)))
+    messages.insert(position, target.message)
+    return position

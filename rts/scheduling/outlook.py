@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from rts.ledger.lookout import task_of
 from rts.link.link import Link
 from rts.link.scripts import pack
-from rts.records import Plan
+from rts.records import OpenTask, Plan
 from rts.scheduling import forecast
 from rts.scheduling.draws import Work
 from rts.scheduling.fleet import Worker, read_beats, read_fleet, read_notes
@@ -108,9 +109,14 @@ class Outlook:
             StoreUnavailable: Redis is away.
         """
         keys = self._settings.keys
-        time_, beats, notes = self._link.call(
-            pack("TIME"), pack("HGETALL", keys.workers), pack("HVALS", keys.running)
+        time_, beats, notes, is_open, info = self._link.call(
+            pack("TIME"),
+            pack("HGETALL", keys.workers),
+            pack("HVALS", keys.running),
+            pack("ZSCORE", keys.open, task_id),
+            pack("HGET", keys.open_info, task_id),
         )
+        published = None if is_open is None else task_of(task_id.encode(), info)
         for run in read_notes(notes):
             if run.task_id == task_id and run.started_at is not None and run.queue:
                 # By its routing key, which is most often the queue's name.
@@ -125,17 +131,34 @@ class Outlook:
                     return forecast.of_running(snapshot, work_of(run), run.started_at)
         workers = read_beats(beats, int(time_[0]))
         queues = [queue] if queue else self._queues(workers)
+        if published is not None and published.queue in queues:
+            queues = list(dict.fromkeys([str(published.queue), *queues]))
         found = self._broker.find(task_id, queues)
         if found is not None:
             look = self._broker.look(found.queue, found)
             snapshot, _ = self._present.snapshot(found.queue, look)
             assert look.position is not None
             return forecast.of_waiting(snapshot, look.position, self._order, look.unseen)
-        return self._of_held(task_id, queues)
+        held = self._of_held(task_id, queues)
+        if held is not None or published is None or published.queue not in queues:
+            return held
+        return self._of_begun(published)
 
     def close(self) -> None:
         """Close the connection to the broker."""
         self._broker.close()
+
+    def _of_begun(self, task: OpenTask) -> Prediction | None:
+        """Predict a task that neither waits nor is noted as running, and has not ended: it
+        has begun within the last second.
+        """
+        fleet = read_fleet(self._link, self._settings, str(task.queue))
+        if any(run.task_id == task.task_id for run in fleet.recent):
+            return None
+        slots = max(1, fleet.slots)
+        snapshot = Snapshot(fleet.now, slots, ratios=fleet.ratios, ended=ended_of(fleet))
+        work = Work(task.task_type, task.arrival, task.tau, task.deadline)
+        return forecast.of_running(snapshot, work, fleet.now)
 
     def _of_held(self, task_id: str, queues: Iterable[str]) -> Prediction | None:
         """Predict a task that a worker has taken and not started."""

@@ -14,14 +14,15 @@ from rts.errors import CommandError, StoreUnavailable
 from rts.link.link import shown_url
 from rts.scheduling.messages import (
     FIRST,
+    Found,
     Message,
     Part,
     affordable,
     ask_range,
     ask_size,
-    id_of,
     message_of,
     noted_of,
+    placed,
     spread,
 )
 from rts.scheduling.transport import DEMOTED, HOPEFUL, TURNS, ScriptByHash
@@ -30,20 +31,11 @@ from rts.settings import Settings
 #: Demoted messages that are read where hopeful ones are asked for.
 BEHIND = 100
 #: Messages of which one call of the search looks at so many, and all of them at most.
-SEARCH_PAGE, SEARCHED = 1000, 1_000_000
+SEARCH_PAGE, SEARCHED = 500, 1_000_000
 #: Messages that workers hold which are looked at, about.
 HELD = 1000
 
 FIND = ScriptByHash("find")
-
-
-class Found(NamedTuple):
-    """Where a task waits: its queue, the number of the part, its rank there."""
-
-    queue: str
-    part: int
-    rank: int
-    message: Message
 
 
 class Look(NamedTuple):
@@ -159,7 +151,7 @@ class Broker:
         position = None
         if target is not None:
             counts = [sum(len(page) for page in pages) for pages in ranges]
-            position = _placed(messages, target, sum(counts[: target.part + 1]) - 1)
+            position = placed(messages, target, sum(counts[: target.part + 1]) - 1)
         return Look(
             messages,
             position,
@@ -240,19 +232,6 @@ class Broker:
             raise StoreUnavailable(
                 f"the broker {url} is not usable ({type(exc).__name__})"
             ) from exc
-
-
-def _placed(messages: list[Message], target: Found, position: int) -> int:
-    """Return the position of *target* among *messages*; by its rank it was *position*,
-    but some may have been taken since. If it was itself, it is as good as next.
-    """
-    task_id = id_of(target.message)
-    for index, message in enumerate(messages):
-        if id_of(message) == task_id:
-            return index
-    position = max(0, min(position, len(messages)))
-    messages.insert(position, target.message)
-    return position
 
 
 def _sizes(client: redis.Redis, parts: list[Part]) -> list[int]:

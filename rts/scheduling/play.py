@@ -9,12 +9,14 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rts.scheduling.draws import Arrivals, Runtimes, Work
+from rts.scheduling.draws import TRIES, Arrivals, Runtimes, Work
 from rts.simulation.orders import HOPE, EarliestDeadlineFirst, Order, Waiting
 from rts.tau.sketch import Sketch
 
 #: Seconds within which a message is claimed where a slot is free.
 CLAIM_S = 0.25
+#: Seconds after which a run that goes on has been noted (a heartbeat).
+NOTED_S = 1.0
 #: The number of what runs and is not known.
 NOBODY = -(1 << 40)
 
@@ -92,8 +94,19 @@ class Play:
         left = [w for w in known if max(w.arrival, w.ready) < now - CLAIM_S]
         # What has been left waiting tells that every slot is taken, by something like it.
         while left and len(self._ends) < snapshot.slots:
-            run_s = draw.of(left[int(rng.random() * len(left))])
-            heapq.heappush(self._ends, (now + rng.random() * run_s, NOBODY))
+            heapq.heappush(self._ends, (now + self._left_of_unknown(left, rng), NOBODY))
+
+    def _left_of_unknown(self, alike: Sequence[Work], rng: random.Random) -> float:
+        """Return the seconds that a run will still take which nobody has noted: it has
+        started within the last NOTED_S, and goes on.
+        """
+        run_s = 0.0
+        for _ in range(TRIES):
+            run_s = self._draw.of(alike[int(rng.random() * len(alike))])
+            elapsed_s = rng.random() * NOTED_S
+            if run_s > elapsed_s:
+                return run_s - elapsed_s
+        return rng.random() * run_s
 
     def start_of(self, target: int, most_events: int) -> float:
         """Return when the task of number *target* starts; at least then, where that takes

@@ -156,7 +156,7 @@ def _lately(fleet: Fleet, present: list[Work]) -> tuple[list[Work], float]:
         run.task_id: Work(run.task_type, run.arrival, run.tau, run.deadline)
         for run in fleet.recent
     }
-    arrived.update((run.task_id, work_of(run)) for run in fleet.running)
+    arrived.update((run.task_id, work_of(run)) for run in fleet.own_running)
     works = [*arrived.values(), *present]
     return [w for w in works if since < w.arrival <= fleet.now], fleet.now - since
 

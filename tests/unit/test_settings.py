@@ -79,6 +79,11 @@ BAD = [
     ("rts_slo", {7: 0.95}),
     ("rts_slo_window", 3599),
     ("rts_slo_min_events", 0),
+    ("rts_routes", ["gpu"]),
+    ("rts_routes", {"mixed": []}),
+    ("rts_routes", {"mixed": "gpu"}),
+    ("rts_routes", {"mixed": ["gpu", 7]}),
+    ("rts_routes", {"unheard-of": ["gpu"]}),
     ("rts_mulitplier", 2),
 ]
 

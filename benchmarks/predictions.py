@@ -1,0 +1,219 @@
+"""Ask real workers under load when tasks will start and finish, and wait for the truth.
+
+    python benchmarks/predictions.py [--scheduler fifo|edf|both] [--rho R] [--slots N]
+
+Publishes the six types (or a trace) at the load ρ, sped up; each task sleeps. Meanwhile
+rts.predict_new is asked just before some are published, and rts.predict about the last
+published one and about one of all that wait. The ledger then tells what was true.
+Servers and worker are real, embedded and private.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import tempfile
+import threading
+import time
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+import pymongo
+from celery import Celery
+
+import rts
+from rts.settings import Settings
+from rts.simulation.traces import Job, at_load, read_trace, six_types
+from rts.testing import MongoServer, RedisServer, WorkerProcess, wait_until
+from rts.testing.replay import APP, sped_up
+
+#: Of the tasks, what goes ahead until the first question: taus are learned from it.
+WARM_UP = 0.2
+#: Seconds between two rounds of questions.
+EVERY_S = 0.15
+#: Waits that are shorter are not judged by their share: they are no waits, seconds.
+LEAST_WAIT_S = 0.2
+#: What an instant that two processes tell may be off by, seconds.
+CLOCK_S = 0.02
+
+
+class Asked(NamedTuple):
+    """One question."""
+
+    #: ``new``: before it was published; ``published``: just after; ``waiting``: later.
+    kind: str
+    task_id: str
+    at: float
+    answer: rts.Prediction
+    cost_s: float
+
+
+def ask(
+    jobs: list[Job], slots: int, scheduler: str | None, speedup: float, pool: str
+) -> tuple[list[Asked], dict[str, dict[str, Any]]]:
+    """Run *jobs*; return what was asked, and the ledger's tasks by id."""
+    with (
+        RedisServer() as redis,
+        MongoServer() as mongo,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        conf = {**sped_up(Settings(), speedup), "rts_scheduler": scheduler}
+        conf.update(rts_redis_url=redis.url, rts_mongo_url=mongo.url)
+        spec = {"broker": redis.url, "conf": conf, "names": sorted({job.name for job in jobs})}
+        path = os.path.join(folder, "spec.json")
+        with open(path, "w") as file:
+            json.dump(spec, file)
+        env = {**os.environ, "RTS_REPLAY": path, "CELERY_BROKER_URL": redis.url}
+        app = Celery("predictions", broker=redis.url, set_as_current=False)
+        app.conf.update(task_ignore_result=True, **conf)
+        rts.install(app)
+        asked: list[Asked] = []
+        ids: list[str] = []
+        over = threading.Event()
+
+        def question(kind: str, task_id: str) -> None:
+            before = time.time()
+            answer = rts.predict(task_id, app=app)
+            if answer is not None:
+                asked.append(Asked(kind, task_id, before, answer, time.time() - before))
+
+        def keep_asking() -> None:
+            while not over.wait(EVERY_S):
+                if len(ids) > WARM_UP * len(jobs):
+                    question("published", ids[-1])
+                    question("waiting", random.choice(ids))
+
+        worker = WorkerProcess(APP, pool=pool, concurrency=slots, env=env, loglevel="WARNING")
+        asking = threading.Thread(target=keep_asking)
+        with worker, pymongo.MongoClient(mongo.url, tz_aware=True) as client:
+            ledger: Any = client.get_default_database()
+            asking.start()
+            begun = time.time() + 0.5
+            try:
+                for number, job in enumerate(jobs):
+                    pause = begun + job.arrival_s / speedup - time.time()
+                    if pause > 0:
+                        time.sleep(pause)
+                    headers = {"task_type": job.task_type}
+                    answer, before = None, time.time()
+                    if number > WARM_UP * len(jobs) and number % 4 == 0:
+                        answer = rts.predict_new(job.name, headers=headers, app=app)
+                    cost_s = time.time() - before
+                    task = app.send_task(job.name, (job.runtime_s / speedup,), headers=headers)
+                    ids.append(task.id)
+                    if answer is not None:
+                        asked.append(Asked("new", task.id, before, answer, cost_s))
+            finally:
+                over.set()
+                asking.join()
+            wait_until(
+                lambda: (
+                    ledger.tasks.count_documents({"completed_at": {"$ne": None}}) >= len(jobs)
+                ),
+                120 + 2 * sum(job.runtime_s for job in jobs) / speedup / slots,
+                interval=0.25,
+            )
+            truth = {task["_id"]: task for task in ledger.tasks.find({})}
+        rts.uninstall(app)
+        app.close()
+        return asked, truth
+
+
+def judge(asked: list[Asked], truth: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the figures of one kind of question, about tasks that had not started."""
+    of_wait, of_rest, starts, finishes, on_time, met = [], [], [], [], [], []
+    for question in asked:
+        task, told = truth[question.task_id], question.answer
+        arrival, start, finish = (
+            task[key].timestamp() for key in ("arrival", "started_at", "completed_at")
+        )
+        if start < question.at:
+            continue
+        error_s, wait_s = abs(told.start - start), start - arrival
+        if wait_s >= LEAST_WAIT_S:
+            of_wait.append(error_s / wait_s)
+            of_rest.append(error_s / max(1e-3, start - question.at))
+        starts.append(told.start_low - CLOCK_S <= start <= told.start_high + CLOCK_S)
+        finishes.append(told.finish_low - CLOCK_S <= finish <= told.finish_high + CLOCK_S)
+        on_time.append(told.on_time)
+        met.append(bool(task["sla_success"]))
+    return {
+        "asked": len(starts),
+        "waited": len(of_wait),
+        "error_of_wait": statistics.median(of_wait) if of_wait else None,
+        "error_of_rest": statistics.median(of_rest) if of_rest else None,
+        "start_within": statistics.mean(starts) if starts else None,
+        "finish_within": statistics.mean(finishes) if finishes else None,
+        "on_time": statistics.mean(on_time) if on_time else None,
+        "met": statistics.mean(met) if met else None,
+    }
+
+
+def main() -> None:
+    """Ask, judge and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scheduler", choices=("fifo", "edf", "both"), default="both")
+    parser.add_argument("--rho", type=float, default=1.1)
+    parser.add_argument("--slots", type=int, default=8)
+    parser.add_argument("--tasks", type=int, default=400)
+    parser.add_argument("--speedup", type=float, default=20.0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--pool", choices=("prefork", "threads"), default="prefork")
+    parser.add_argument("--trace", default="six", metavar="FILE")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    random.seed(arguments.seed)
+    if arguments.trace == "six":
+        jobs = six_types(arguments.tasks, seed=arguments.seed)
+    else:
+        jobs = read_trace(arguments.trace)[: arguments.tasks]
+    jobs = at_load(jobs, arguments.slots, arguments.rho)
+    orders = ("fifo", "edf") if arguments.scheduler == "both" else (arguments.scheduler,)
+    figures: dict[str, dict[str, Any]] = {}
+    for order in orders:
+        scheduler = "edf" if order == "edf" else None
+        asked, truth = ask(jobs, arguments.slots, scheduler, arguments.speedup, arguments.pool)
+        figures[order] = {
+            kind: judge([a for a in asked if a.kind == kind], truth)
+            for kind in ("new", "published", "waiting")
+        }
+        figures[order]["all"] = judge(asked, truth)
+        figures[order]["cost_s"] = statistics.median(a.cost_s for a in asked)
+    if arguments.json:
+        print(json.dumps({**vars(arguments), "figures": figures}, indent=2))
+        return
+    packages = ", ".join(f"{p} {version(p)}" for p in ("celery", "kombu", "redis"))
+    mean_s = sum(job.runtime_s for job in jobs) / len(jobs) / arguments.speedup
+    print(f"machine    {platform.machine()}, {os.cpu_count()} cores, {platform.system()}")
+    print(f"versions   Python {platform.python_version()}, {packages}")
+    print(
+        f"workload   {arguments.trace}, {len(jobs)} tasks, rho {arguments.rho}, "
+        f"{arguments.slots} slots, {arguments.pool}, speed-up {arguments.speedup:g}, "
+        f"seed {arguments.seed}"
+    )
+    print(f"caveats    tasks sleep, {mean_s:.2f} s on average; one run; questions overlap")
+    print()
+    head = f"{'order':<7}{'asked':<11}{'n':>5}{'error, % of wait':>18}{'% of rest':>11}"
+    print(f"{head}{'start in, %':>13}{'finish in, %':>14}{'on time, %':>12}{'met, %':>8}")
+    for order, kinds in figures.items():
+        for kind in ("new", "published", "waiting", "all"):
+            row = kinds[kind]
+            cells = [
+                "-" if row[key] is None else f"{100 * row[key]:.0f}"
+                for key in (
+                    *("error_of_wait", "error_of_rest", "start_within", "finish_within"),
+                    *("on_time", "met"),
+                )
+            ]
+            widths = (18, 11, 13, 14, 12, 8)
+            text = "".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))
+            print(f"{order:<7}{kind:<11}{row['asked']:>5}{text}")
+        print(f"{order:<7}a question took {1000 * kinds['cost_s']:.0f} ms (median)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,345 @@
+"""Predictions and routes on a real broker, with real workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+
+import rts
+from rts.installation import parts_of
+from rts.testing import RedisServer, wait_until
+from tests.conftest import ROOT, Stage
+
+OK, LATE = "tests.apps.basic.ok", "tests.apps.basic.late"
+
+
+@pytest.fixture
+def apps() -> Iterator[list[Celery]]:
+    """Apps that publish; closed at the end."""
+    made: list[Celery] = []
+    yield made
+    for app in made:
+        rts.uninstall(app)
+        app.close()
+
+
+def producer(stage: Stage, made: list[Celery], **conf: Any) -> Celery:
+    """Return an app that publishes to the stage's workers, and asks about them."""
+    app = Celery("producer", broker=stage.broker, set_as_current=False)
+    app.conf.update(stage.conf, **conf)
+    rts.install(app)
+    made.append(app)
+    return app
+
+
+def busy(stage: Stage, app: Celery, seconds: float, slots: int, **options: Any) -> list[str]:
+    """Fill the slots of the stage's workers; return the ids of what runs in them."""
+    ids = [app.send_task(OK, (seconds,), **options).id for _ in range(slots)]
+    client = redis.Redis.from_url(stage.redis_url)
+    wait_until(lambda: client.hlen(f"{stage.prefix}running") >= slots, message="they run")
+    client.close()
+    return ids
+
+
+@pytest.mark.parametrize("scheduler", [None, "edf"], ids=["fifo", "edf"])
+def test_what_runs_what_waits_and_what_is_over(
+    make_stage: Callable[..., Stage],
+    apps: list[Celery],
+    scheduler: str | None,
+    redis_client: redis.Redis,
+) -> None:
+    stage = make_stage(
+        rts_scheduler=scheduler,
+        rts_task_types={"slow": 2.0},
+        worker_prefetch_multiplier=4,
+        rts_late_share=0.0,
+    )
+    app = producer(stage, apps)
+    slow: dict[str, Any] = {"headers": {"task_type": "slow", "sla_deadline": time.time() + 600}}
+    with pytest.raises(rts.CommandError, match="no worker with rts takes tasks from the queue"):
+        rts.predict_new(OK, app=app)
+    waits = app.send_task(OK, (0,), **slow).id
+    with pytest.raises(rts.CommandError, match="no worker"):
+        rts.predict(waits, app=app)
+    assert rts.predict("nobody", app=app) is None
+    worker = stage.worker(pool="threads", concurrency=1)
+    wait_until(lambda: redis_client.hlen(f"{stage.prefix}workers"), message="it beats")
+    wait_until(lambda: rts.predict(waits, app=app) is None, message="it is over")
+
+    # More than the worker fetches ahead in order of arrival, which it does not in the other.
+    (runs,) = busy(stage, app, 15, 1, **slow)
+    queue = [app.send_task(OK, (0,), **slow).id for _ in range(8)]
+    now = time.time()
+    running = wait_until(lambda: rts.predict(runs, app=app))
+    assert now - 15 < running.start <= time.time() < running.finish_high
+    assert running.ahead == 0
+    answers = [rts.predict(task_id, app=app) for task_id in queue]
+    found = [answer for answer in answers if answer is not None]
+    assert len(found) == 8
+    assert [answer.ahead for answer in found] == list(range(8))
+    assert all(a.slots == 1 and a.start_low <= a.start <= a.start_high for a in found)
+    # A slow task is taken for 2 s: about so much is between each and the next.
+    assert 8 < found[7].start - found[0].start < 20
+    assert all(a.finish > a.start and a.on_time > 0.9 for a in found)
+    new = rts.predict_new(OK, headers={"task_type": "slow", "sla_deadline": now + 601}, app=app)
+    assert new.ahead == 8
+    assert new.start > found[6].start
+    app.control.purge()
+    worker.kill()
+
+
+@pytest.mark.parametrize("scheduler", [None, "edf"], ids=["fifo", "edf"])
+def test_etas_other_queues_and_priorities(
+    make_stage: Callable[..., Stage],
+    apps: list[Celery],
+    scheduler: str | None,
+    redis_client: redis.Redis,
+) -> None:
+    stage = make_stage(
+        rts_scheduler=scheduler, rts_late_share=0.0, worker_prefetch_multiplier=1
+    )
+    app = producer(stage, apps)
+    default = app.conf.task_default_queue
+    other = f"{default}-other"
+    worker = stage.worker(pool="threads", concurrency=2, queues=[default, other])
+    wait_until(lambda: redis_client.hlen(f"{stage.prefix}workers"), message="it beats")
+    eta = datetime.now(timezone.utc) + timedelta(seconds=90)
+    held = app.send_task(OK, (0,), eta=eta).id
+    wait_until(lambda: not waiting(redis_client, default), message="a worker holds it")
+    # Between the queue and the worker it is nowhere, for a moment.
+    answer = wait_until(lambda: rts.predict(held, app=app))
+    assert answer.start == pytest.approx(eta.timestamp(), abs=1.0)
+    assert answer.finish > answer.start
+    new = rts.predict_new(OK, headers={"eta": eta.isoformat()}, app=app)
+    assert new.start == pytest.approx(eta.timestamp(), abs=1.0)
+
+    busy(stage, app, 20, 2)
+    for _ in range(8):  # more than a worker fetches ahead
+        app.send_task(OK, (0,), queue=other)
+    found = [app.send_task(OK, (0,), queue=other, priority=p) for p in (9, 0, 0)]
+    last, *others = [rts.predict(task.id, app=app) for task in found]
+    assert last is not None
+    assert last.start > time.time()
+    assert all(answer is not None for answer in others)
+    if scheduler is None:  # 0 goes first on Redis
+        assert [last.ahead, *(a.ahead for a in others if a is not None)] == [10, 8, 9]
+    assert rts.predict(found[0].id, queue=default, app=app) is None
+    assert rts.predict_new(OK, queue=other, app=app).slots == 2
+    with pytest.raises(rts.CommandError, match=f"the queue {default}-unknown"):
+        rts.predict_new(OK, queue=f"{default}-unknown", app=app)
+    assert rts.predict(found[0].id, queue=f"{default}-unknown", app=app) is None
+    app.control.purge()
+    worker.kill()
+
+
+def waiting(client: redis.Redis, queue: str) -> int:
+    sep = "\x06\x16"
+    return int(client.llen(queue)) + int(client.zcard(f"{queue}{sep}edf"))
+
+
+def test_a_task_that_is_acknowledged_late_runs_or_waits(
+    make_stage: Callable[..., Stage], apps: list[Celery]
+) -> None:
+    stage = make_stage(task_acks_late=True, worker_prefetch_multiplier=4)
+    app = producer(stage, apps)
+    worker = stage.worker(pool="threads", concurrency=1)
+    (runs,) = busy(stage, app, 15, 1)
+    next_ = app.send_task(OK, (0,)).id
+    running, waits = rts.predict(runs, app=app), rts.predict(next_, app=app)
+    assert running is not None
+    assert running.start < time.time()
+    assert waits is not None
+    assert waits.start_high > time.time()
+    assert waits.ahead == 0
+    worker.kill()
+
+
+def test_among_a_hundred_thousand(
+    make_stage: Callable[..., Stage], apps: list[Celery], redis_client: redis.Redis
+) -> None:
+    stage = make_stage(rts_task_types={"slow": 2.0}, worker_prefetch_multiplier=1)
+    app = producer(stage, apps, rts_timeout=10.0)  # of a busy machine
+    queue = app.conf.task_default_queue
+    slow = {"headers": {"task_type": "slow"}}
+    worker = stage.worker(pool="threads", concurrency=4)
+    busy(stage, app, 60, 4, **slow)
+    for _ in range(9):  # more than the worker fetches ahead
+        app.send_task(OK, (0,), **slow)
+    text = str(wait_until(lambda: redis_client.lindex(queue, 0)))
+    template_id = json.loads(text)["headers"]["id"]
+    for start in range(0, 100_000, 5000):
+        ids = [f"{number:036d}" for number in range(start, start + 5000)]
+        redis_client.lpush(queue, *(text.replace(template_id, id_) for id_ in ids))
+    for number in (100, 50_000, 99_999):
+        answer = rts.predict(f"{number:036d}", app=app)
+        assert answer is not None
+        assert answer.ahead == pytest.approx(number, abs=10)
+        assert answer.start - time.time() == pytest.approx(2 * number / 4, rel=0.25)
+    assert rts.predict("not-there", app=app) is None
+    new = rts.predict_new(OK, headers={"task_type": "slow"}, app=app)
+    assert new.ahead == pytest.approx(100_000, abs=10)
+    redis_client.delete(queue)
+    worker.kill()
+
+
+def test_servers_that_are_away_and_brokers_that_hide_their_queues() -> None:
+    with RedisServer() as server:
+        port = server.url.rpartition(":")[2].partition("/")[0]
+    url = f"redis://:secret@127.0.0.1:{port}/0"
+    app = Celery("away", broker=url, set_as_current=False)
+    app.conf.rts_redis_url = url
+    rts.install(app)
+    for ask in (lambda: rts.predict("x", app=app), lambda: rts.predict_new("t", app=app)):
+        with pytest.raises(rts.StoreUnavailable) as caught:
+            ask()
+        assert "secret" not in str(caught.value)
+    rts.uninstall(app)
+    app.close()
+
+    bare = Celery("bare", set_as_current=False)
+    with pytest.raises(rts.CommandError, match=r"rts\.install"):
+        rts.predict("x", app=bare)
+
+
+def test_only_the_broker_is_away(rts_redis_url: str, rts_key_prefix: str) -> None:
+    with RedisServer() as server:
+        port = server.url.rpartition(":")[2].partition("/")[0]
+    app = Celery("away", broker=f"redis://:secret@127.0.0.1:{port}/0", set_as_current=False)
+    app.conf.update(rts_redis_url=rts_redis_url, rts_key_prefix=rts_key_prefix)
+    rts.install(app)
+    with pytest.raises(rts.StoreUnavailable, match="the broker redis://") as caught:
+        rts.predict("x", app=app)
+    assert "secret" not in str(caught.value)
+    rts.uninstall(app)
+    app.close()
+
+    app = Celery("hides", broker="memory://", set_as_current=False)
+    app.conf.update(rts_redis_url=rts_redis_url, rts_key_prefix=rts_key_prefix)
+    rts.install(app)
+    with pytest.raises(rts.CommandError, match="need Redis as the broker"):
+        rts.predict("x", app=app)
+    rts.uninstall(app)
+    app.close()
+
+
+def eta(stage: Stage, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "celery",
+        "-A",
+        "tests.apps.basic",
+        "rts",
+        "eta",
+        *arguments,
+    ]
+    env = {**stage.environment}
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**_environ(), **env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def _environ() -> dict[str, str]:
+
+    return dict(os.environ)
+
+
+def test_the_command(make_stage: Callable[..., Stage], apps: list[Celery]) -> None:
+    stage = make_stage()
+    app = producer(stage, apps)
+    worker = stage.worker(pool="threads", concurrency=1)
+    busy(stage, app, 30, 1)
+    waits = [app.send_task(OK, (0,)).id for _ in range(3)][-1]
+    shown = eta(stage, waits)
+    assert shown.returncode == 0, shown.stderr
+    assert [line.split()[0] for line in shown.stdout.splitlines()] == [
+        *("start", "finish", "deadline", "2")
+    ]
+    assert "2 tasks ahead of it, 1 slots" in shown.stdout
+    told = json.loads(eta(stage, waits, "--json").stdout)
+    assert told["task_id"] == waits
+    assert (told["ahead"], told["slots"]) == (2, 1)
+    assert 0 <= told["on_time"] <= 1
+    times = [told[k] for k in ("start_low", "start", "start_high")]
+    assert times == sorted(times)
+    assert told["finish"].endswith("Z")
+    missing = eta(stage, "nobody")
+    assert (missing.returncode, missing.stdout) == (1, "")
+    assert "nobody neither waits in a queue nor runs" in missing.stderr
+    worker.kill()
+
+
+def test_routes_go_where_the_risk_is_least(
+    make_stage: Callable[..., Stage], apps: list[Celery], redis_client: redis.Redis
+) -> None:
+    stage = make_stage()
+    name = stage.conf["task_default_queue"]
+    flooded, free, deserted = (f"{name}-{kind}" for kind in ("flooded", "free", "deserted"))
+    app = producer(
+        stage,
+        apps,
+        rts_routes={"gpu-inference": [flooded, free, deserted], "cpu-light": [deserted]},
+        task_routes=(rts.route,),
+    )
+
+    @app.task(name="known", rts={"task_type": "gpu-inference"})
+    def known() -> None:
+        """Of a type that has routes."""
+
+    gpu = {"headers": {"task_type": "gpu-inference"}}
+
+    def queue_of(**options: Any) -> str:
+        return str(app.amqp.router.route(dict(options), OK, (), {})["queue"].name)
+
+    assert queue_of(**gpu) == name  # nobody works anywhere: Celery's own
+    first = stage.worker(pool="threads", concurrency=1, queues=[flooded])
+    second = stage.worker(pool="threads", concurrency=1, queues=[free])
+    beats = f"{stage.prefix}workers"
+    wait_until(lambda: redis_client.hlen(beats) == 2, message="both beat")
+    for _ in range(40):
+        app.send_task(OK, (5,), queue=flooded, **gpu)
+    # What is known is at most a second old.
+    wait_until(lambda: queue_of(**gpu) == free, message="the flooded queue is avoided")
+    chosen = [queue_of(**gpu) for _ in range(10)]
+    assert deserted not in chosen
+    assert chosen[0] == free
+    assert queue_of(headers={"task_type": "cpu-light"}) == name  # no worker takes from it
+    assert queue_of(headers={"task_type": "mixed"}) == name  # no routes
+    assert queue_of(queue=flooded, **gpu) == flooded  # it says where
+    sent = known.apply_async()
+    assert redis_client.llen(free) + redis_client.hlen("unacked") > 0
+    assert sent.id
+    assert rts.predict_new(OK, **gpu, app=app).ahead < 20
+    app.control.purge()
+    first.kill()
+    second.kill()
+
+
+def test_a_route_never_waits_twice_for_a_server_that_is_away() -> None:
+    with RedisServer() as server:
+        url = server.url
+    app = Celery("away", broker=url, set_as_current=False)
+    app.conf.update(rts_routes={"mixed": ["a", "b"]}, task_routes=(rts.route,))
+    rts.install(app)
+    for _ in range(50):
+        assert app.amqp.router.route({}, "some.task")["queue"].name == "celery"
+    parts = parts_of(app)
+    assert parts is not None
+    assert parts.link.breaker.is_open
+    rts.uninstall(app)
+    app.close()
