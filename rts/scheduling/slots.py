@@ -34,8 +34,8 @@ class Slots:
         if len(held) >= count:
             return False
         # Celery < 5.7 forgets at a reconnect what goes on running.
-        running = _list(state.active_requests)
-        return len(held) + sum(request not in held for request in running) < count
+        running = [each for each in _list(state.active_requests) if each not in held]
+        return len(held) + sum(map(_is_awaited, running)) < count
 
     def demoted_may(self, share: float) -> bool:
         """See :class:`rts.scheduling.rule.SlotGauge`."""
@@ -48,6 +48,16 @@ class Slots:
     def claimed_demoted(self, task_id: object) -> None:
         """See :class:`rts.scheduling.rule.SlotGauge`."""
         self._demoted.add(task_id)
+
+
+def _is_awaited(request: Any) -> bool:
+    """Return whether the pool will tell of the end of *request*.
+
+    That of Celery 5.5 drops at a reconnect what it waits for, whose requests are then
+    active for ever.
+    """
+    result = getattr(request, "_apply_result", None)  # a weak reference
+    return result is not None and result() is not None
 
 
 def _list(requests: Any) -> list[Any]:

@@ -15,13 +15,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
-from celery import Celery
+from celery import VERSION, Celery
 from celery.contrib import migrate
 from celery.exceptions import TaskRevokedError
 from kombu import Exchange, Queue
@@ -349,9 +349,7 @@ def heard(app: Celery) -> Iterator[list[str]]:
         receiver = app.events.Receiver(connection, handlers=handlers)
 
         def listen() -> None:
-            while not receiver.should_stop:
-                with suppress(TimeoutError):
-                    receiver.capture(limit=None, timeout=1.0, wakeup=False)
+            receiver.capture(limit=None, timeout=None, wakeup=False)
 
         thread = threading.Thread(target=listen, daemon=True)
         thread.start()
@@ -471,7 +469,10 @@ def test_running_tasks_hold_their_slots_through_a_reconnect(
             client.client_kill_filter(_type=kind, skipme=True)
         wait_until(lambda: worker.log.count("Connected to redis") == 2)
         waits = app.send_task(OK, (0,))
-        # Until one of them ends nothing is claimed.
+        # Until one of them ends nothing is claimed; but Celery 5.5 no longer knows of them.
+        if VERSION < (5, 6):
+            assert waits.get(timeout=60) == 0
+            return
         wait_until(lambda: not client.exists(queue + EDF) or any(r.ready() for r in running))
         wait_until(lambda: any(result.ready() for result in running), 1)
         assert waits.get(timeout=60) == 0
