@@ -496,6 +496,7 @@ def test_at_shutdown_what_was_not_begun_goes_back_to_its_place(
     assert score == pytest.approx(time.time() + 3600 + 20, abs=120)
     # The cold end, while a task runs that is acknowledged late.
     worker = stage.worker(concurrency=1)
+    wait_until(lambda: redis_client.hlen("unacked") == 1)
     app.send_task(LATE, (60.0,), headers={"sla_deadline": time.time() + 500})
     wait_until(lambda: redis_client.hlen("unacked") == 2)
     inspect = app.control.inspect([f"w1@{stage.prefix.strip(':')}"], timeout=5)
