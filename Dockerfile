@@ -8,7 +8,7 @@ RUN groupadd --gid 10001 app \
 WORKDIR /app
 COPY pyproject.toml README.md LICENSE ./
 COPY rts ./rts
-RUN pip install --no-cache-dir '.[flower,workers]'
+RUN pip install --no-cache-dir '.[flower,prometheus,workers]'
 COPY celeryconfig.py ./
 COPY workers ./workers
 

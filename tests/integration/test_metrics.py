@@ -30,7 +30,8 @@ from rts.link.link import Link
 from rts.records import Execution, OpenTask
 from rts.settings import Settings
 from rts.tau.finish import FinishCall, lesson_of
-from rts.views.metrics import QueueReading, RtsCollector, register
+from rts.views.metrics import RtsCollector, register
+from rts.views.readings import QueueReading
 from tests.programs import needed
 from tests.records import run, success
 
@@ -285,7 +286,11 @@ def test_every_metric_is_there_and_promtool_finds_no_fault(
 ) -> None:
     rng = random.Random(8)
     fleet.end(*(ended(task(n, rng, 100.0 - n)) for n in range(200)))
-    fleet.publish(task(1000, rng, -5.0), task(1001, rng, 500.0))
+    late = task(1000, rng, -5.0)._replace(queue="q1")
+    stuck = task(1002, rng, -5.0)._replace(queue="q1", name="stuck")
+    fleet.publish(late, stuck, task(1001, rng, 500.0))
+    redis_client.hset(settings.keys.running, "t1002|0|i|1", stuck.to_json())
+    redis_client.hset(settings.keys.running, "odd", "[]")
     fleet.drain()
     fleet.look()
     redis_client.hset(settings.keys.counters, mapping={"breaker_opened": 4, "refused_plan": 2})
@@ -296,6 +301,7 @@ def test_every_metric_is_there_and_promtool_finds_no_fault(
     redis_client.hset(settings.keys.workers, "w@1/1", json.dumps(beat))
     redis_client.hset(settings.keys.workers, "w@1/0", json.dumps({**beat, "seen_at": 1.0}))
     redis_client.hset(settings.keys.workers, "odd", "[]")
+
     collector = RtsCollector(settings, queues)
     text = exposed(collector)
     registry = CollectorRegistry()
@@ -321,8 +327,10 @@ def test_every_metric_is_there_and_promtool_finds_no_fault(
     assert values(text, "rts_outbox_records") == {(): 1}
     assert values(text, "rts_outbox_lag_seconds")[()] > 1e9
     assert values(text, "rts_slo_target_ratio", "objective") == {"cpu-light": 0.99, "*": 0.9}
-    assert values(text, "rts_slo_verdicts", "window")["5m"] == 201
-    assert values(text, "rts_overdue_tasks") == values(text, "rts_open_tasks") == {(): 1}
+    assert values(text, "rts_slo_window_verdicts", "window")["5m"] == 202
+    assert values(text, "rts_open_tasks") == {(): 1}
+    overdue = values(text, "rts_overdue_tasks", "queue", "state")
+    assert (overdue["q1", "running"], overdue["q1", "waiting"]) == (1, 1)
     assert values(text, "rts_tau_seconds", "task_type", "task")[("mixed", "")] > 0
     buckets = values(text, "rts_lateness_seconds_bucket", "le")
     assert set(buckets) == {*(repr(bound) for bound in LATENESS), "+Inf"}
@@ -348,12 +356,15 @@ def test_a_server_that_is_away_costs_its_own_metrics_only(settings: Settings) ->
     text = exposed(no_redis)
     assert values(text, "rts_up", "server") == {"redis": 0, "mongodb": 1, "broker": 0}
     assert "rts_slo_target_ratio" in text
+    assert "rts_slo_burn_rate" in text
     assert "rts_outbox_records" not in text
     no_redis.close()
     no_mongo = RtsCollector(replace(settings, mongo_url=NO_MONGO))
     text = exposed(no_mongo)
     assert values(text, "rts_up", "server") == {"redis": 1, "mongodb": 0}
     assert "rts_outbox_records" in text
+    assert "rts_slo_burn_rate{" not in text
+    assert values(text, "rts_slo_verdicts_total", "objective") == {"cpu-light": 0, "*": 0}
     no_mongo.close()
 
 

@@ -1,0 +1,303 @@
+"""Writes the Grafana dashboard: python docs/monitoring/make_dashboard.py
+
+The dashboard is code, so that it can be read and reviewed: rows of panels, each with
+its unit and queries. A test holds the JSON against this file, and its queries against
+the metrics that there are.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TARGET = Path(__file__).parent / "grafana" / "rts.json"
+
+#: Filled in by Grafana.
+WINDOW = "$__rate_interval"
+SOURCE = {"type": "prometheus", "uid": "prometheus"}
+#: Grafana's grid is 24 wide.
+HEIGHT, WIDTH = 8, 24
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One panel: queries with their legends."""
+
+    title: str
+    unit: str
+    queries: tuple[tuple[str, str], ...]
+    kind: str = "timeseries"
+    description: str = ""
+    #: Values from which on green becomes yellow, and red.
+    steps: tuple[float | None, float | None] = (None, None)
+    #: Whether more is better: then the colours turn round.
+    more_is_better: bool = False
+    stacked: bool = False
+
+
+def quantile(q: float, metric: str) -> str:
+    """Return the query of a quantile of a histogram, by type."""
+    by = f"sum by (task_type, le) (rate({metric}_bucket{{{TYPE}}}[{WINDOW}]))"
+    return f"histogram_quantile({q}, {by})"
+
+
+TYPE = 'task_type=~"$task_type"'
+VERDICTS = f"rts_deadlines_total{{{TYPE}}}"
+MET = f'rts_deadlines_total{{{TYPE}, verdict="met"}}'
+
+ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
+    (
+        "Objectives",
+        (
+            Panel(
+                "On time, last hour",
+                "percentunit",
+                (
+                    (
+                        '1 - rts_slo_window_missed{window="1h"}'
+                        ' / (rts_slo_window_verdicts{window="1h"} > 0)',
+                        "{{objective}}",
+                    ),
+                ),
+                "stat",
+                "Share of tasks that met their deadline, by objective; as rts report says.",
+                (0.9, 0.95),
+                True,
+            ),
+            Panel(
+                "Error budget left",
+                "percentunit",
+                (("rts_slo_budget_left_ratio", "{{objective}}"),),
+                "gauge",
+                "Below 0 it is overspent.",
+                (0.0, 0.25),
+                True,
+            ),
+            Panel(
+                "Burn rate",
+                "none",
+                (
+                    ('rts_slo_burn_rate{window="1h"}', "{{objective}} 1h"),
+                    ('rts_slo_burn_rate{window="6h"}', "{{objective}} 6h"),
+                ),
+                description="1 uses up the budget exactly; 14.4 for an hour pages.",
+                steps=(1.0, 14.4),
+            ),
+        ),
+    ),
+    (
+        "Deadlines",
+        (
+            Panel(
+                "On time by type",
+                "percentunit",
+                (
+                    (
+                        f"sum by (task_type) (rate({MET}[{WINDOW}]))"
+                        f" / sum by (task_type) (rate({VERDICTS}[{WINDOW}]))",
+                        "{{task_type}}",
+                    ),
+                ),
+            ),
+            Panel(
+                "Misses by cause",
+                "ops",
+                (
+                    (
+                        f"sum by (cause) (rate(rts_misses_total{{{TYPE}}}[{WINDOW}]))",
+                        "{{cause}}",
+                    ),
+                ),
+                stacked=True,
+            ),
+            Panel(
+                "Tasks that miss most",
+                "none",
+                (
+                    (
+                        "topk(10, sum by (task) (increase("
+                        f'rts_deadlines_total{{{TYPE}, verdict="missed"}}[1h])))',
+                        "{{task}}",
+                    ),
+                ),
+                "bargauge",
+                "Misses within an hour, by task name.",
+            ),
+        ),
+    ),
+    (
+        "Why: runtimes against tau, waiting, lateness",
+        (
+            Panel(
+                "Runtime and tau",
+                "s",
+                (
+                    (quantile(0.5, "rts_runtime_seconds"), "{{task_type}} p50"),
+                    (quantile(0.95, "rts_runtime_seconds"), "{{task_type}} p95"),
+                    (f'rts_tau_seconds{{{TYPE}, task=""}}', "{{task_type}} tau"),
+                ),
+            ),
+            Panel(
+                "Queueing delay, p95",
+                "s",
+                ((quantile(0.95, "rts_queueing_delay_seconds"), "{{task_type}}"),),
+            ),
+            Panel(
+                "Lateness, p95",
+                "s",
+                ((quantile(0.95, "rts_lateness_seconds"), "{{task_type}}"),),
+                description="End minus deadline; below 0 is in time.",
+            ),
+        ),
+    ),
+    (
+        "Queues and workers",
+        (
+            Panel(
+                "Open and overdue tasks",
+                "none",
+                (
+                    ("sum by (queue) (rts_open_tasks)", "{{queue}} open"),
+                    (
+                        "sum by (queue, state) (rts_overdue_tasks)",
+                        "{{queue}} overdue, {{state}}",
+                    ),
+                ),
+            ),
+            Panel(
+                "Messages that wait",
+                "none",
+                (
+                    ("rts_queue_messages", "{{queue}} {{form}}"),
+                    ("rts_hopeless_tasks", "{{queue}} hopeless"),
+                ),
+            ),
+            Panel(
+                "Load of the workers",
+                "percentunit",
+                (('rts_worker_load_ratio{resource!="load"}', "{{worker}} {{resource}}"),),
+                description="A share of what a worker may use; above 100 % it is overloaded.",
+                steps=(0.8, 1.0),
+            ),
+        ),
+    ),
+    (
+        "rts itself",
+        (
+            Panel("Records on their way", "none", (("rts_outbox_records", "records"),)),
+            Panel(
+                "Lag of the ledger",
+                "s",
+                (("rts_outbox_lag_seconds", "lag"),),
+                steps=(10.0, 60.0),
+            ),
+            Panel(
+                "Servers, slots, trouble",
+                "none",
+                (
+                    ("rts_up", "{{server}} up"),
+                    ("sum(rts_worker_slots)", "slots"),
+                    ("sum by (what) (increase(rts_refused_total[1h]))", "{{what}}"),
+                    ("increase(rts_breaker_opened_total[1h])", "breaker opened"),
+                ),
+            ),
+        ),
+    ),
+)
+
+
+def panel_json(panel: Panel, number: int, x: int, y: int, width: int) -> dict[str, Any]:
+    """Return one panel as Grafana reads it."""
+    colours = ["red", "yellow", "green"] if panel.more_is_better else ["green", "yellow", "red"]
+    steps = [{"color": colours[0] if panel.steps[0] is not None else "green", "value": None}]
+    for colour, value in zip(colours[1:], panel.steps, strict=True):
+        if value is not None:
+            steps.append({"color": colour, "value": value})
+    defaults: dict[str, Any] = {
+        "unit": panel.unit,
+        "thresholds": {"mode": "absolute", "steps": steps},
+    }
+    options: dict[str, Any] = {"reduceOptions": {"calcs": ["lastNotNull"]}}
+    if panel.kind == "timeseries":
+        stacking = {"mode": "normal" if panel.stacked else "none"}
+        shown = {"mode": "line" if panel.steps[0] is not None else "off"}
+        defaults["custom"] = {
+            "stacking": stacking,
+            "thresholdsStyle": shown,
+            "fillOpacity": 20 if panel.stacked else 0,
+        }
+        options = {"legend": {"displayMode": "list", "placement": "bottom"}}
+    return {
+        "id": number,
+        "type": panel.kind,
+        "title": panel.title,
+        "description": panel.description,
+        "datasource": SOURCE,
+        "gridPos": {"h": HEIGHT, "w": width, "x": x, "y": y},
+        "fieldConfig": {"defaults": defaults, "overrides": []},
+        "options": options,
+        "targets": [
+            {
+                "refId": chr(ord("A") + n),
+                "datasource": SOURCE,
+                "expr": expr,
+                "legendFormat": legend,
+            }
+            for n, (expr, legend) in enumerate(panel.queries)
+        ],
+    }
+
+
+def dashboard() -> dict[str, Any]:
+    """Return the dashboard as Grafana reads it."""
+    panels: list[dict[str, Any]] = []
+    y = 0
+    for title, row in ROWS:
+        panels.append(
+            {
+                "id": len(panels) + 1,
+                "type": "row",
+                "title": title,
+                "collapsed": False,
+                "gridPos": {"h": 1, "w": WIDTH, "x": 0, "y": y},
+                "panels": [],
+            }
+        )
+        width = WIDTH // len(row)
+        for column, panel in enumerate(row):
+            panels.append(panel_json(panel, len(panels) + 1, column * width, y + 1, width))
+        y += HEIGHT + 1
+    return {
+        "uid": "rts",
+        "title": "rts: deadlines",
+        "tags": ["celery", "rts"],
+        "schemaVersion": 39,
+        "version": 1,
+        "editable": True,
+        "refresh": "15s",
+        "time": {"from": "now-3h", "to": "now"},
+        "timezone": "browser",
+        "templating": {
+            "list": [
+                {
+                    "name": "task_type",
+                    "label": "Type",
+                    "type": "query",
+                    "datasource": SOURCE,
+                    "query": "label_values(rts_runs_total, task_type)",
+                    "refresh": 2,
+                    "includeAll": True,
+                    "allValue": ".*",
+                    "multi": True,
+                    "current": {"text": "All", "value": "$__all"},
+                }
+            ]
+        },
+        "panels": panels,
+    }
+
+
+if __name__ == "__main__":
+    TARGET.write_text(json.dumps(dashboard(), indent=2) + "\n")
