@@ -45,8 +45,8 @@ def on_time(points: Sequence[Point], key: str | None, target: float | None) -> C
     """Return the shares of deadlines met, and of goodput, over time."""
     tallies = whole(points, key)
     lines = [
-        line("on time", "met", [_ratio(t.on_time, t.verdicts) for t in tallies]),
         line("goodput", "second", [_ratio(t.good, t.verdicts) for t in tallies]),
+        line("on time", "met", [_ratio(t.on_time, t.verdicts) for t in tallies]),
     ]
     if target is not None:
         lines.append(line("objective", "target", [target] * len(tallies), "dash"))

@@ -9,12 +9,14 @@ from datetime import datetime, timedelta, timezone
 from functools import partial
 from typing import Any
 
+from rts.cli.probes import RedisState
 from rts.flower import charts
 from rts.flower.answers import Answer, Answers
 from rts.flower.filters import Filters
 from rts.flower.source import Counted, QueueLook, Source
 from rts.flower.words import finding
 from rts.objectives import objective_of
+from rts.views.readings import Reading
 from rts.views.report import ReportRow
 from rts.views.slo import Standing
 from rts.views.why import load_at_start, slowdown, why
@@ -22,8 +24,11 @@ from rts.views.why import load_at_start, slowdown, why
 Document = dict[str, Any]
 
 #: The windows of the overview, by their label.
-SHORT = {"now": timedelta(minutes=5), "1 h": timedelta(hours=1)}
-DAY = timedelta(days=1)
+SHORT = {
+    "now": timedelta(minutes=5),
+    "1 h": timedelta(hours=1),
+    "24 h": timedelta(days=1),
+}
 #: Misses that are listed.
 MISSES = 100
 
@@ -69,35 +74,38 @@ class Pages:
         }
 
     async def _overview(self, filters: Filters) -> Document:
-        counted, redis, queues, objectives, *short = await asyncio.gather(
-            self._counted(DAY, "type"),
+        counted, redis, reading, queues, objectives, *totals = await asyncio.gather(
+            self._counted(filters.duration, "type"),
             self._redis(),
+            self._reading(),
             self._queue_answer(),
             self._ask("objectives", self._source.objectives),
             *(
-                self._ask(("total", label), partial(self._source.total, since))
-                for label, since in SHORT.items()
+                self._ask(("total", since), partial(self._source.total, since))
+                for since in SHORT.values()
             ),
         )
-        reasons = await self._reasons(DAY, counted.value)
-        met = [
-            _met(label, answer.value, unknown=answer.trouble is not None or answer.late)
-            for label, answer in zip(SHORT, short, strict=True)
-        ]
-        day: Counted | None = counted.value
-        met.append(_met("24 h", day.total if day else None, unknown=day is None))
+        reasons = await self._reasons(filters.duration, counted.value)
+        met = [_met(label, answer) for label, answer in zip(SHORT, totals, strict=True)]
+        shown: Counted | None = counted.value
         target = self._settings.slo.get("*") if len(self._settings.slo) == 1 else None
         return {
-            **_head("overview", [counted, redis, queues, objectives, *short, reasons]),
-            **_window(day),
+            **_head(
+                "overview", [counted, redis, reading, queues, objectives, *totals, reasons]
+            ),
+            **_window(shown),
+            "filters": _filters(filters),
             "objectives": _standings(objectives.value),
             "objective": target,
             "met": met,
-            **_state(redis.value, queues.value),
-            "types": [] if day is None else self._type_rows(day.rows, reasons.value or {}),
-            "charts": []
-            if day is None
-            else [charts.on_time(day.points, None, target), charts.verdicts(day.points)],
+            **self._state(redis.value, reading.value, queues.value),
+            "types": self._type_rows(shown.rows, reasons.value or {}) if shown else [],
+            "charts": [
+                charts.on_time(shown.points, None, target),
+                charts.verdicts(shown.points),
+            ]
+            if shown
+            else [],
         }
 
     async def _types(self, filters: Filters) -> Document:
@@ -183,10 +191,12 @@ class Pages:
         }
 
     async def _queues(self, filters: Filters) -> Document:
-        redis, queues = await asyncio.gather(self._redis(), self._queue_answer())
+        redis, reading, queues = await asyncio.gather(
+            self._redis(), self._reading(), self._queue_answer()
+        )
         looks: list[QueueLook] | None = queues.value
         return {
-            **_head("queues", [redis, queues]),
+            **_head("queues", [redis, reading, queues]),
             "scheduler": self._settings.scheduler,
             "ordered_by_us": looks is not None,
             "queues": [
@@ -208,7 +218,7 @@ class Pages:
                 }
                 for look in looks or ()
             ],
-            **_state(redis.value, looks),
+            **self._state(redis.value, reading.value, looks),
         }
 
     async def _misses(self, filters: Filters) -> Document:
@@ -238,19 +248,47 @@ class Pages:
         for row in rows:
             missed = sum(row.misses.values())
             reason = reasons.get(row.key)
-            told = finding(row.misses, reason)
             found.append(
                 {
                     **asdict(row),
                     "missed": missed,
                     "objective": self._target(row.key, "type"),
                     "why": asdict(reason) if reason is not None else None,
-                    "finding": None
-                    if told is None
-                    else dict(zip(("reason", "label", "text"), told, strict=True)),
+                    "finding": finding(row.misses, reason),
                 }
             )
         return sorted(found, key=lambda row: (-row["missed"], row["key"]))
+
+    def _state(
+        self,
+        redis: RedisState | None,
+        reading: Reading | None,
+        queues: list[QueueLook] | None,
+    ) -> Document:
+        """Return open and overdue tasks, slots and load."""
+        if redis is None or reading is None:
+            return {"open": None, "overdue": None, "fleet": None, "outbox": None}
+        waiting = None if queues is None else sum(look.state.waiting for look in queues)
+        overdue = sum(reading.overdue_tasks.values())
+        count = sum(reading.open_tasks.values()) + overdue
+        if not self._settings.open_max:  # nobody notes what is published
+            late = sum(look.late + look.state.demoted for look in queues or ())
+            overdue = late + (redis.overdue or 0)
+            count = (waiting or 0) + (redis.running or 0)
+        workers = [worker for worker in redis.workers if not worker.silent]
+        loads = [w.load["load"] for w in workers if isinstance(w.load.get("load"), float)]
+        return {
+            "open": {"tasks": count, "waiting": waiting, "running": redis.running},
+            "overdue": overdue,
+            "fleet": {
+                "workers": len(workers),
+                "silent": len(redis.workers) - len(workers),
+                "slots": sum(worker.concurrency or 0 for worker in workers),
+                "load": sum(loads) / len(loads) if loads else None,
+                "highest_load": max(loads, default=None),
+            },
+            "outbox": {"length": redis.outbox_length, "lag_s": redis.lag_s},
+        }
 
     def _target(self, key: str, by: str) -> float | None:
         """Return the objective of a type or name, where no other one goes before it."""
@@ -263,6 +301,9 @@ class Pages:
 
     async def _redis(self) -> Answer:
         return await self._ask("redis", self._source.redis)
+
+    async def _reading(self) -> Answer:
+        return await self._ask("reading", self._source.reading)
 
     async def _queue_answer(self) -> Answer:
         return await self._ask("queues", self._source.queues)
@@ -304,12 +345,13 @@ def _filters(filters: Filters) -> Document:
     }
 
 
-def _met(label: str, row: ReportRow | None, *, unknown: bool) -> Document:
-    tasks = 0 if row is None else row.tasks
+def _met(label: str, answer: Answer) -> Document:
+    row: ReportRow | None = answer.value
+    unknown = answer.trouble is not None or answer.late
     return {
         "window": label,
-        "tasks": None if unknown else tasks,
-        "missed": None if row is None else sum(row.misses.values()),
+        "tasks": None if unknown else row.tasks if row else 0,
+        "missed": None if unknown else sum(row.misses.values()) if row else 0,
         "on_time_ratio": None if row is None else row.on_time_ratio,
         "goodput_ratio": None if row is None else row.goodput_ratio,
     }
@@ -317,28 +359,6 @@ def _met(label: str, row: ReportRow | None, *, unknown: bool) -> Document:
 
 def _standings(standings: Iterable[Standing] | None) -> list[Document]:
     return [asdict(standing) for standing in standings or ()]
-
-
-def _state(redis: Any, queues: list[QueueLook] | None) -> Document:
-    """Return open and overdue tasks, slots and load."""
-    if redis is None:
-        return {"open": None, "overdue": None, "fleet": None, "outbox": None}
-    waiting = None if queues is None else sum(look.state.waiting for look in queues)
-    late = 0 if queues is None else sum(look.late + look.state.demoted for look in queues)
-    workers = [worker for worker in redis.workers if not worker.silent]
-    loads = [w.load["load"] for w in workers if isinstance(w.load.get("load"), float)]
-    return {
-        "open": {"waiting": waiting, "running": redis.running},
-        "overdue": {"waiting": late, "running": redis.overdue},
-        "fleet": {
-            "workers": len(workers),
-            "silent": len(redis.workers) - len(workers),
-            "slots": sum(worker.concurrency or 0 for worker in workers),
-            "load": sum(loads) / len(loads) if loads else None,
-            "highest_load": max(loads, default=None),
-        },
-        "outbox": {"length": redis.outbox_length, "lag_s": redis.lag_s},
-    }
 
 
 def _chosen(filters: Filters, rows: list[Document]) -> Document:

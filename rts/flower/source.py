@@ -33,6 +33,7 @@ from rts.scheduling.queues import (
     state_of,
 )
 from rts.settings import Settings
+from rts.views.readings import Reading, read
 from rts.views.report import ReportRow, row_of
 from rts.views.runs import OneTask, late_runs, latest_misses, one_task, sample
 from rts.views.series import Point, series
@@ -109,6 +110,17 @@ class Source:
         except StoreUnavailable as exc:
             raise self._no_redis(exc) from exc
 
+    def reading(self) -> Reading:
+        """Return open and overdue tasks by queue, as the metrics tell them.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        try:
+            return read(self._link, self.settings)
+        except StoreUnavailable as exc:
+            raise self._no_redis(exc) from exc
+
     def taus(self) -> list[TauRow]:
         """Return what was learned.
 
@@ -141,22 +153,19 @@ class Source:
         tallies: dict[str, Tally] = {}
         for point in points:
             add_all(tallies, point.tallies)
-        whole = Tally()
-        for counted in tallies.values():
-            whole.add(counted)
         rows = [row_of(key, tallies[key]) for key in sorted(tallies)]
-        total = row_of("total", whole) if rows else None
-        return Counted(window, by, rows, total, points, tallies)
+        return Counted(window, by, rows, _whole(tallies), points, tallies)
 
     def total(self, since: timedelta) -> ReportRow | None:
         """Return the report of everything; ``None`` where nothing ended.
+
+        By type, for which the sums are kept ahead.
 
         Raises:
             StoreUnavailable: MongoDB does not answer.
         """
         with self._ledger() as database:
-            found = tally(database, (_now() - since, _now()), "all")
-        return row_of("total", found["all"]) if found else None
+            return _whole(tally(database, (_now() - since, _now()), "type"))
 
     def reasons(self, since: timedelta, types: tuple[str, ...]) -> dict[str, Why]:
         """Return why the last late runs of each type were late.
@@ -260,6 +269,13 @@ class _Ledger:
     def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
         if isinstance(exc, StoreUnavailable | PyMongoError):
             raise self._source._no_mongo(exc) from exc
+
+
+def _whole(tallies: Mapping[str, Tally]) -> ReportRow | None:
+    whole = Tally()
+    for counted in tallies.values():
+        whole.add(counted)
+    return row_of("total", whole) if tallies else None
 
 
 def _now() -> datetime:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from prometheus_client import REGISTRY
 from tornado.routing import URLSpec
 
+from rts.cli.exporter import queue_readings
 from rts.flower.answers import Answers
 from rts.flower.handlers import (
     Api,
@@ -22,10 +24,13 @@ from rts.flower.pages import Pages
 from rts.flower.source import Source
 from rts.flower.templates import FOLDER, TabLoader
 from rts.settings import Settings
+from rts.views.metrics import RtsCollector, register
 
 #: The application setting that holds the tab of a Flower that has it.
 SETTING = "rts_tab"
 STATIC = Path(__file__).parent / "static"
+#: What was added to the metrics of this process.
+_collectors: list[RtsCollector] = []
 NAMES = ("types", "workers", "queues", "misses")
 
 
@@ -57,6 +62,15 @@ def add_tab(flower: Any) -> None:
     # Loaders are kept by this path, in all applications of a process.
     flower.settings["template_loader"] = TabLoader(flower.settings["template_path"])
     flower.settings["template_path"] = str(FOLDER)
+    _add_metrics(flower.capp, settings)
+
+
+def _add_metrics(app: Any, settings: Settings) -> None:
+    """Add our metrics to those that Flower has at ``/metrics``, once in a process: two
+    collectors would tell the same twice.
+    """
+    if not _collectors:
+        _collectors.append(register(REGISTRY, settings, queue_readings(app, settings)))
 
 
 def _handlers(prefix: str, tab: Tab) -> list[URLSpec]:

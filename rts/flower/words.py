@@ -10,11 +10,16 @@ from rts.views.why import LOAD, QUEUEING, TAU, Why
 
 NONE = "–"
 
-#: Short names of the reasons, for labels.
-REASONS: Mapping[str, str] = {
-    QUEUEING: "waited too long",
+#: The reasons as labels, and as the end of a headline that begins with a type.
+LABELS: Mapping[str, str] = {
+    QUEUEING: "waits too long",
     LOAD: "slowed down by load",
     TAU: "tau is too short",
+}
+HEADLINES: Mapping[str, str] = {
+    QUEUEING: "its tasks wait too long",
+    LOAD: "busy workers slow it down",
+    TAU: "its tau is too short",
 }
 
 
@@ -68,19 +73,22 @@ def count(number: int | None) -> str:
 
 
 def times(factor: float | None) -> str:
-    """Return a factor.
+    r"""Return a factor.
 
-    >>> times(1.234), times(14.4), times(None)
-    ('1.23 ×', '14.4 ×', '–')
+    >>> times(1.234), times(14.4), times(0.0012), times(None)
+    ('1.23\xa0×', '14.4\xa0×', '0.0012\xa0×', '–')
     """
-    return NONE if factor is None else f"{factor:.{2 if abs(factor) < 9.995 else 1}f} ×"
+    if factor is None:
+        return NONE
+    return f"{factor:.{4 if 0 < factor < 0.00995 else 2 if factor < 9.995 else 1}f}\u00a0×"
 
 
-def clock(at: datetime | None) -> str:
-    """Return an instant as the server's viewers all read it: UTC, to the second."""
+def clock(at: datetime | None, *, exact: bool = False) -> str:
+    """Return an instant in UTC, to the second, or to the millisecond where *exact*."""
     if at is None:
         return NONE
-    return at.astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
+    at = at.astimezone(timezone.utc).replace(tzinfo=None)
+    return at.isoformat(" ", timespec="milliseconds" if exact else "seconds")
 
 
 def misses(by_cause: Mapping[str, int]) -> str:
@@ -93,8 +101,16 @@ def misses(by_cause: Mapping[str, int]) -> str:
     return ", ".join(f"{count(n)} {cause}" for cause, n in ordered) or NONE
 
 
-def finding(by_cause: Mapping[str, int], late: Why | None) -> tuple[str, str, str] | None:
-    """Return why a type misses: a keyword, a label, and one sentence with what to do.
+#: What helps, by reason.
+ADVICE: Mapping[str, str] = {
+    QUEUEING: 'more slots, or deadline order (rts_scheduler = "edf")',
+    LOAD: "fewer slots for each worker, or more machines",
+    TAU: "a type or k of their own for tasks that take longer",
+}
+
+
+def finding(by_cause: Mapping[str, int], late: Why | None) -> dict[str, str] | None:
+    """Return why a type misses: ``reason`` (a keyword), ``label``, and ``text``, a sentence.
 
     ``None`` where nothing was missed, or where nothing is known of it.
     """
@@ -104,34 +120,28 @@ def finding(by_cause: Mapping[str, int], late: Why | None) -> tuple[str, str, st
     ended = {cause: n for cause, n in by_cause.items() if cause != "late"}
     worst = max(ended, key=lambda cause: ended[cause], default=None)
     if worst is not None and ended[worst] > missed / 2:
-        return (
-            "ended",
-            f"ended: {worst}",
-            f"{percent(ended[worst] / missed, 0)} of the misses did not run to their end "
-            f"({worst}).",
-        )
+        share = percent(ended[worst] / missed, 0)
+        text = f"{share} of the misses did not run to their end in time ({worst})."
+        return {"reason": "ended", "label": f"ended: {worst}", "text": text}
     if late is None or late.reason is None:
         return None
-    share = percent(late.shares[late.reason], 0)
+    text = f"{percent(late.shares[late.reason], 0)} of the late tasks "
     if late.reason == QUEUEING:
-        text = (
-            f"{share} of the late tasks were quick enough, but waited: typically "
-            f"{duration(late.queueing_delay_s)}, {percent(late.waited_ratio, 0)} of the time "
-            "that they had. More slots, or deadline order (rts_scheduler), would help."
+        text += (
+            f"ran quickly enough, but waited {duration(late.queueing_delay_s)} with "
+            f"{duration(late.span_s)} from arrival to deadline."
         )
     elif late.reason == LOAD:
-        text = (
-            f"{share} of the late tasks began on a busy worker (load {_load(late)}) and took "
-            f"{times(late.slowdown)} their tau. Fewer slots for each worker, or more "
-            "machines, would help."
+        text += (
+            f"began on a busy worker (load {_load(late)}) and took {times(late.slowdown)} "
+            "their tau."
         )
     else:
-        text = (
-            f"{share} of the late tasks began on workers that were not busy (load "
-            f"{_load(late)}) and still took {times(late.slowdown)} their tau. Their runtime "
-            "varies more than the deadline allows: give them a type or k of their own."
+        text += (
+            f"took {times(late.slowdown)} their tau on workers that were not busy (load "
+            f"{_load(late)})."
         )
-    return late.reason, REASONS[late.reason], text
+    return {"reason": late.reason, "label": LABELS[late.reason], "text": text}
 
 
 def _load(late: Why) -> str:

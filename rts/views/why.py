@@ -34,10 +34,10 @@ class Why:
     reason: str | None
     #: Share of each reason.
     shares: Mapping[str, float]
-    #: Medians: seconds between arrival and start, the share of the span until the deadline
-    #: that this was, runtime over tau, load at start. ``None`` where it is not known.
+    #: Medians: seconds from arrival to start, seconds from arrival to the deadline, runtime
+    #: over tau, load at start. ``None`` where it is not known.
     queueing_delay_s: float | None = None
-    waited_ratio: float | None = None
+    span_s: float | None = None
     slowdown: float | None = None
     load: float | None = None
 
@@ -66,17 +66,12 @@ def why(late_runs: Sequence[Mapping[str, Any]]) -> Why:
     if not reasons:
         return Why(0, None, {})
     shares = {r: reasons.count(r) / len(reasons) for r in (QUEUEING, LOAD, TAU)}
-    waited = [
-        (delay_s, delay_s / span_s)
-        for run in late_runs
-        if (delay_s := run.get("queueing_delay_s")) is not None and (span_s := _span_s(run))
-    ]
     return Why(
         runs=len(reasons),
         reason=max(shares, key=lambda reason: shares[reason]),
         shares=shares,
-        queueing_delay_s=_median(delay for delay, _ in waited),
-        waited_ratio=_median(ratio for _, ratio in waited),
+        queueing_delay_s=_median(run.get("queueing_delay_s") for run in late_runs),
+        span_s=_median(_span_s(run) for run in late_runs),
         slowdown=_median(slowdown(run) for run in late_runs),
         load=_median(load_at_start(run) for run in late_runs),
     )

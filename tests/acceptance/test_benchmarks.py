@@ -41,6 +41,16 @@ def test_ledger() -> None:
         assert case["later_s"] > 0
 
 
+def test_flower_tab() -> None:
+    small = ("--stored", "2000", "--waiting", "500", "--rounds", "1", "--memory-s", "3")
+    found = figures("flower_tab.py", *small)
+    assert len(found["pages"]) == 10
+    for page in found["pages"].values():
+        assert page["median_s"] > 0
+        assert page["bytes"] > 1000
+    assert found["memory"]["looks"] > 0
+
+
 def test_replay_of_a_trace(tmp_path: Path) -> None:
     trace = tmp_path / "trace.csv"
     small = ("--tasks", "40", "--slots", "4", "--speedup", "100", "--rho", "1.1")

@@ -113,7 +113,7 @@ def test_why_types_miss(
         "cpu-light": None,
     }
     page = flower.get("/rts").text
-    for label in ("waited too long", "slowed down by load", "tau is too short"):
+    for label in ("waits too long", "slowed down by load", "tau is too short"):
         assert label in page
 
 

@@ -44,7 +44,7 @@
 
   function seriesOf(one, unit) {
     const stroke = colour(COLOURS[one.role]);
-    const base = { label: one.label, stroke, width: 1.75, points: { size: 4, fill: stroke } };
+    const base = { label: one.label, stroke, width: 1.75, spanGaps: true, points: { size: 4, fill: stroke } };
     if (one.kind === "dash") return { ...base, width: 1.25, dash: [5, 4], points: { show: false } };
     if (one.kind === "bars") {
       return {
@@ -75,6 +75,10 @@
     return (_, low, high) => [0, high > 0 ? high * 1.08 : 1];
   }
 
+  function wholePowers(_, splits) {
+    return splits.map((at) => (Math.abs(Math.log10(at) % 1) < 1e-9 ? at : null));
+  }
+
   function aroundBars(x) {
     const half = x.length > 1 ? (x[1] - x[0]) / 2 : 0.5;
     return [x[0] - half, x[x.length - 1] + half];
@@ -86,7 +90,9 @@
       const date = new Date(at * 1000);
       return span > 2 * 86400
         ? date.toLocaleDateString(undefined, { month: "short", day: "numeric" })
-        : date.toLocaleTimeString(undefined, { hour: "2-digit", minute: "2-digit", hour12: false });
+        : date.toLocaleTimeString(undefined, {
+          hour: "2-digit", minute: "2-digit", second: span < 600 ? "2-digit" : undefined, hour12: false,
+        });
     });
   }
 
@@ -117,8 +123,8 @@
       },
       series: [{}, ...order.map((one) => seriesOf(one, unit))],
       axes: [
-        { ...axis, size: 30, grid: { show: false }, values: xUnit ? (_, at) => at.map(xUnit) : axisTimes },
-        { ...axis, size: 64, values: (_, at) => at.map((v) => (v === null ? "" : unit(v))) },
+        { ...axis, size: 30, space: 80, grid: { show: false }, values: xUnit ? (_, at) => at.map(xUnit) : axisTimes },
+        { ...axis, size: 64, grid: chart.log ? { ...axis.grid, filter: wholePowers } : axis.grid, values: (_, at) => at.map((v) => (v === null ? "" : unit(v))) },
       ],
       bands: chart.band ? [{ series: [2, 1], fill: colour("met-soft") }] : [],
       hooks: {
@@ -152,7 +158,8 @@
       const at = new Date(time.dateTime);
       if (Number.isNaN(at.getTime())) continue;
       const today = at.toDateString() === new Date().toDateString();
-      const clock = at.toLocaleTimeString(undefined, { hour12: false });
+      const exact = "exact" in time.dataset ? `.${String(at.getMilliseconds()).padStart(3, "0")}` : "";
+      const clock = at.toLocaleTimeString(undefined, { hour12: false }) + exact;
       time.textContent = today ? clock : `${at.toLocaleDateString()} ${clock}`;
       time.title = time.dateTime;
     }

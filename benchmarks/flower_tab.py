@@ -1,0 +1,230 @@
+"""How quickly the pages of Flower's RTS tab answer, and whether Flower's memory stays flat.
+
+- pages: with many runs in the ledger, all within 24 hours, and many tasks waiting, each
+  page and its API call is asked again and again, a little slower than a viewer's
+  browser does; medians and the slowest, and the first answer after the start, in which
+  Flower says that it is still counting;
+- memory: the size of the Flower process while an hour's traffic (one that every page is
+  looked at every five seconds) is compressed into five minutes.
+
+Servers are embedded and private; time is wall time.
+
+    python benchmarks/flower_tab.py [--stored 1000000] [--waiting 100000] [--memory-s 300]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import socket
+import statistics
+import sys
+import tempfile
+import time
+import urllib.request
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+from celery import Celery
+from ledger import DAY_S, Stored, _enlarge
+
+import rts
+from rts.testing import MongoServer, RedisServer, wait_until
+from rts.testing.processes import OwnedProcess
+
+ROOT = Path(__file__).parent.parent
+PAGES = ("overview", "types", "workers", "queues", "misses")
+PATHS = tuple(
+    path
+    for page in PAGES
+    for path in ("/rts" if page == "overview" else f"/rts/{page}", f"/api/rts/{page}")
+)
+#: Seconds between two rounds of the timed questions.
+PAUSE_S = 2.0
+
+_APP = """
+import json, os
+from celery import Celery
+import rts
+app = Celery("bench", broker=os.environ["BENCH_REDIS"], set_as_current=True)
+app.conf.update(rts_mongo_url=os.environ["BENCH_MONGO"], rts_scheduler="edf")
+rts.install(app)
+"""
+
+
+def ask(base: str, path: str) -> tuple[float, int]:
+    """Return the seconds that an answer took, and its bytes."""
+    begin = time.perf_counter()
+    with urllib.request.urlopen(base + path, timeout=60) as answer:
+        size = len(answer.read())
+    return time.perf_counter() - begin, size
+
+
+def counting(base: str) -> list[str]:
+    """Return the pages of which something is still being counted."""
+    found = []
+    for page in PAGES:
+        with urllib.request.urlopen(f"{base}/api/rts/{page}", timeout=60) as answer:
+            if json.load(answer)["counting"]:
+                found.append(page)
+    return found
+
+
+def wait(redis_url: str, n: int) -> None:
+    """Let *n* tasks wait in deadline order."""
+    app = Celery("bench", broker=redis_url, set_as_current=False)
+    app.conf.update(rts_scheduler="edf")
+    rts.install(app)
+    with app.connection_for_write() as connection, app.amqp.Producer(connection) as producer:
+        for i in range(n):
+            at = time.time() + i % 3600
+            app.send_task(
+                f"shop.tasks.task_{i % 20}", producer=producer, headers={"sla_deadline": at}
+            )
+    rts.uninstall(app)
+
+
+def main() -> None:
+    """Run everything and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--stored", type=int, default=1_000_000, help="runs in the ledger")
+    parser.add_argument("--waiting", type=int, default=100_000, help="tasks in the queue")
+    parser.add_argument("--rounds", type=int, default=15, help="of questions")
+    parser.add_argument("--memory-s", type=float, default=300.0, help="0: not at all")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+
+    def note(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    with ExitStack() as stack:
+        server = stack.enter_context(RedisServer())
+        mongo = stack.enter_context(MongoServer())
+        _enlarge(mongo.url)
+        note(f"storing {arguments.stored} runs")
+        ledger = Stored(mongo.url, rounds=1)
+        ledger.fill(arguments.stored, DAY_S, 0.0, seed=3)
+        ledger.ledger.close()
+        note(f"letting {arguments.waiting} tasks wait")
+        wait(server.url, arguments.waiting)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        (folder / "bench_app.py").write_text(_APP)
+        base, process = start(stack, folder, server.url, mongo.url)
+        results = pages(base, arguments.rounds, note)
+        if arguments.memory_s:
+            results["memory"] = memory(base, process, arguments.memory_s, note)
+    if arguments.json:
+        print(json.dumps(results, indent=2))
+    else:
+        show(results, arguments)
+
+
+def start(stack: ExitStack, folder: Path, redis_url: str, mongo_url: str) -> Any:
+    """Start Flower; return its address and its process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = {
+        **os.environ,
+        "BENCH_REDIS": redis_url,
+        "BENCH_MONGO": mongo_url,
+        "FLOWER_UNAUTHENTICATED_API": "true",
+        "PYTHONPATH": os.pathsep.join((str(ROOT), str(folder))),
+    }
+    command = [sys.executable, "-m", "celery", "-A", "bench_app", "flower", f"--port={port}"]
+    process = OwnedProcess(command, folder / "log", env=env, cwd=folder)
+    stack.callback(process.stop)
+
+    def listens() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    wait_until(listens, 60)
+    return f"http://127.0.0.1:{port}", psutil.Process(process.pid)
+
+
+def pages(base: str, rounds: int, note: Any) -> dict[str, Any]:
+    """Time the pages; return seconds by path."""
+    note("the first answers")
+    first = {path: ask(base, path)[0] for path in PATHS}
+    begin = time.perf_counter()
+    wait_until(lambda: not counting(base), 600, interval=1.0)
+    counted_s = time.perf_counter() - begin
+    note(f"all is counted after {counted_s:.0f} s; {rounds} rounds")
+    times: dict[str, list[float]] = {path: [] for path in PATHS}
+    sizes: dict[str, int] = {}
+    for _ in range(rounds):
+        for path in PATHS:
+            seconds, sizes[path] = ask(base, path)
+            times[path].append(seconds)
+        time.sleep(PAUSE_S)
+    return {
+        "counted_s": counted_s,
+        "pages": {
+            path: {
+                "first_s": first[path],
+                "median_s": statistics.median(found),
+                "slowest_s": max(found),
+                "bytes": sizes[path],
+            }
+            for path, found in times.items()
+        },
+    }
+
+
+def memory(base: str, process: psutil.Process, seconds: float, note: Any) -> dict[str, Any]:
+    """Ask as often as in an hour, in *seconds*; return the sizes of the process."""
+    questions = 3600 / 5
+    note(f"{questions:.0f} looks at each of {len(PAGES)} pages in {seconds:.0f} s")
+    begin, asked, sizes = time.monotonic(), 0, []
+    while time.monotonic() - begin < seconds:
+        for path in PATHS[::2]:
+            ask(base, path)
+        asked += 1
+        sizes.append(process.memory_info().rss)
+        ahead = begin + asked * seconds / questions - time.monotonic()
+        if ahead > 0:
+            time.sleep(ahead)
+    fifth = max(1, len(sizes) // 5)
+    return {
+        "looks": asked,
+        "after_a_fifth_mb": statistics.median(sizes[fifth : 2 * fifth]) / 1e6,
+        "at_the_end_mb": statistics.median(sizes[-fifth:]) / 1e6,
+    }
+
+
+def show(results: dict[str, Any], arguments: Any) -> None:
+    """Print the tables."""
+    packages = ", ".join(f"{p} {version(p)}" for p in ("flower", "tornado", "pymongo"))
+    print(f"machine    {platform.machine()}, {os.cpu_count()} cores, {platform.system()}")
+    print(f"versions   Python {platform.python_version()}, {packages}")
+    print(
+        f"workload   {arguments.stored:,} runs within 24 h, {arguments.waiting:,} tasks that "
+        f"wait in deadline order; one viewer, {arguments.rounds} rounds"
+    )
+    print(
+        f"caveats    one machine for all; counted for {results['counted_s']:.0f} s after the "
+        "first look"
+    )
+    print()
+    print(f"{'':<22}{'first':>10}{'median':>10}{'slowest':>10}{'kB':>8}")
+    for path, r in results["pages"].items():
+        cells = "".join(
+            f"{r[key] * 1000:>7.0f} ms" for key in ("first_s", "median_s", "slowest_s")
+        )
+        print(f"{path:<22}{cells}{r['bytes'] / 1000:>8.0f}")
+    if "memory" in results:
+        m = results["memory"]
+        print(
+            f"\nmemory     {m['after_a_fifth_mb']:.1f} MB after a fifth of {m['looks']} looks "
+            f"at each page, {m['at_the_end_mb']:.1f} MB at the end"
+        )
+
+
+if __name__ == "__main__":
+    main()

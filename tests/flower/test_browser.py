@@ -1,0 +1,217 @@
+"""The pages in a real browser: no error in its console, readable, live, usable by keyboard.
+
+They need a Chromium on PATH (``apt-get install chromium``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import sync_playwright
+
+from rts.testing import wait_until
+from tests.conftest import Stage
+from tests.flower.conftest import EVIL, Flower, ended, some_runs
+from tests.programs import needed
+
+Make = Callable[..., Flower]
+
+PAGES = (
+    "/rts",
+    "/rts/types?since=1h&type=mixed",
+    "/rts/workers",
+    "/rts/queues",
+    "/rts/misses",
+    "/rts/task/task-1040",
+    "/rts/task/nobody",
+)
+
+#: A browser of ours needs no sandbox, and talks to nobody but us.
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium."""
+    path = needed("chromium", "chromium-browser", "google-chrome")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+class Seen:
+    """A page that notes what its console says."""
+
+    def __init__(self, context: Any, base: str) -> None:
+        self.page = context.new_page()
+        self.base = base
+        self.errors: list[str] = []
+        self.page.on(
+            "console",
+            lambda message: (
+                message.type in ("error", "warning")
+                and self.errors.append(f"{self.page.url}: {message.text}")
+            ),
+        )
+        self.page.on("pageerror", lambda error: self.errors.append(f"{self.page.url}: {error}"))
+        self.page.on("dialog", lambda dialog: self.errors.append(f"dialog: {dialog.message}"))
+
+    def open(self, path: str) -> Any:
+        self.page.goto(self.base + path)
+        self.page.wait_for_function(
+            "[...document.querySelectorAll('.rts-plot')].every(p => p.querySelector('canvas'))"
+        )
+        return self.page
+
+    def complaints(self) -> list[str]:
+        """Return what axe-core finds serious or worse."""
+        found = Axe().run(self.page).response["violations"]
+        return [
+            f"{self.page.url}: {v['id']}: {v['help']}: {[n['html'] for n in v['nodes']][:3]}"
+            for v in found
+            if v["impact"] in ("serious", "critical")
+        ]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_page_renders_and_can_be_read_by_all(
+    browser: Any, make_stage: Callable[..., Stage], make_flower: Make, write: Any, scheme: str
+) -> None:
+    write(*some_runs())
+    stage = make_stage()
+    flower = make_flower(stage, prefix="my/flower", basic_auth="me:secret")
+    context = browser.new_context(
+        color_scheme=scheme, http_credentials={"username": "me", "password": "secret"}
+    )
+    seen = Seen(context, flower.base)
+    complaints = []
+    for path in PAGES:
+        page = seen.open(path)
+        assert page.locator("h1").count() == 1, path
+        assert page.evaluate("document.documentElement.dataset.bsTheme") == scheme
+        for summary in page.locator("summary").all():
+            summary.click()
+        complaints += seen.complaints()
+    assert complaints == []
+    # That a task is not known is an answer with status 404, which the console tells.
+    errors = [error for error in seen.errors if "nobody" not in error]
+    assert errors == []
+    context.close()
+
+
+def test_the_reason_stands_at_the_top_and_charts_are_drawn(
+    browser: Any, make_stage: Callable[..., Stage], make_flower: Make, write: Any
+) -> None:
+    write(*some_runs())
+    flower = make_flower(make_stage())
+    context = browser.new_context()
+    seen = Seen(context, flower.base)
+    page = seen.page
+    page.goto(flower.base + "/workers")
+    page.get_by_role("link", name="RTS", exact=True).click()
+    page.wait_for_url("**/rts")
+    page.wait_for_selector(".rts-plot canvas")
+    headline = page.locator("h1").inner_text()
+    assert "meets 0 % of its deadlines" in headline
+    row = page.locator("tr", has=page.locator("th", has_text="memory-heavy"))
+    assert "waits too long" in row.inner_text()
+    assert page.locator(".rts-plot canvas").count() == 2
+    page.locator("tr th a", has_text="cpu-heavy").click()
+    page.wait_for_url("**/rts/types?*type=cpu-heavy*")
+    assert page.locator("h2", has_text="cpu-heavy").count() == 1
+    assert seen.errors == []
+    context.close()
+
+
+def test_pages_are_live_until_they_are_paused(
+    browser: Any, make_stage: Callable[..., Stage], make_flower: Make, write: Any
+) -> None:
+    write(ended(0, 5))
+    flower = make_flower(make_stage())
+    context = browser.new_context()
+    seen = Seen(context, flower.base)
+    page = seen.open("/rts/types?since=1h")
+    tasks = page.locator("#rts-by-type + * tbody td").first
+    assert tasks.inner_text() == "1"
+    summary = page.locator("#chart-runtimes summary")
+    summary.click()
+    write(*(ended(n, 5) for n in range(1, 5)))
+    wait_until(lambda: tasks.inner_text() == "5", 30)
+    assert page.locator("#chart-runtimes details").get_attribute("open") is not None
+    page.get_by_role("button", name="Pause").click()
+    assert page.locator("#rts-status").inner_text() == "Paused"
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.wait_for_timeout(6000)  # longer than the time between two refreshes
+    assert asked == []
+    flower.stop()
+    page.get_by_role("button", name="Pause").click()
+    wait_until(lambda: "does not answer" in page.locator("#rts-status").inner_text(), 30)
+    context.close()
+
+
+def test_strangers_names_run_nowhere(
+    browser: Any, make_stage: Callable[..., Stage], make_flower: Make, write: Any, mongo: Any
+) -> None:
+    changes = {"name": EVIL, "worker": EVIL, "queue": EVIL}
+    write(
+        *(ended(n, 5 + n, task_id=f"{EVIL}{n}", deadline=1.0, **changes) for n in range(5)),
+        *some_runs(),
+    )
+    mongo.tasks.update_many({"name": EVIL}, {"$set": {"task_type": EVIL}})
+    mongo.assignments.update_many({"name": EVIL}, {"$set": {"task_type": EVIL}})
+    flower = make_flower(make_stage())
+    context = browser.new_context()
+    seen = Seen(context, flower.base)
+    evil = quote(EVIL, safe="")
+    paths = [*PAGES[:5], f"/rts/task/{evil}0", f"/rts/types?type={evil}&name={evil}"]
+    shown = 0
+    for path in paths:
+        page = seen.open(path)
+        page.evaluate("() => document.querySelectorAll('details').forEach(d => d.open = true)")
+        shown += page.get_by_text("alert('rts')").count()
+        assert page.locator("main img").count() == 0
+        assert page.locator("main script:not([type='application/json'])").count() == 0
+    assert shown > 10
+    assert [error for error in seen.errors if "404" not in error] == []
+    context.close()
+
+
+def test_keyboard_theme_and_search(
+    browser: Any, make_stage: Callable[..., Stage], make_flower: Make, write: Any
+) -> None:
+    write(ended(0, 5))
+    flower = make_flower(make_stage(), prefix="p")
+    context = browser.new_context(color_scheme="light")
+    seen = Seen(context, flower.base)
+    page = seen.open("/rts")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to main content"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main-content"
+    own = page.locator("#rts-theme")
+    if own.count():  # Flower before 2.1 has no themes
+        own.click()
+    else:
+        page.locator("#theme-toggle").click()
+        page.locator("[data-bs-theme-value=dark]").click()
+    for path in ("/rts", "/rts/queues"):
+        seen.open(path)
+        assert page.evaluate("document.documentElement.dataset.bsTheme") == "dark"
+    page.get_by_label("Task id").fill("task-0")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/p/rts/task/task-0")
+    assert "met, 2.00 s early" in page.locator("h1").inner_text()
+    assert seen.errors == []
+    context.close()

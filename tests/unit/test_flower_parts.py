@@ -1,0 +1,232 @@
+"""Parts of the Flower tab that need no Flower: answers, charts, time line, templates."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from pymongo.errors import ServerSelectionTimeoutError
+
+from rts import health
+from rts.errors import StoreUnavailable
+from rts.flower import answers as module
+from rts.flower import charts, templates, words
+from rts.flower.answers import Answer, Answers
+from rts.flower.filters import BadFilter, Filters
+from rts.flower.templates import Misfit, navbar, task_page
+from rts.flower.timeline import MOST_RUNS, timeline
+from rts.views.histogram import bucket
+from rts.views.series import Point
+from rts.views.tallies import Tally
+
+NOON = datetime(2030, 1, 1, 12, tzinfo=timezone.utc)
+
+
+def at(seconds: float) -> datetime:
+    return NOON + timedelta(seconds=seconds)
+
+
+# --- answers ------------------------------------------------------------------------
+
+
+def test_many_viewers_cost_one_question() -> None:
+    asked = []
+
+    async def look() -> list[Answer]:
+        answers = Answers()
+        try:
+            return await asyncio.gather(
+                *(answers.of("key", lambda: asked.append(1) or 42) for _ in range(20))
+            )
+        finally:
+            answers.close()
+
+    assert {answer.value for answer in asyncio.run(look())} == {42}
+    assert asked == [1]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (StoreUnavailable("Redis is away"), "Redis is away."),
+        (ServerSelectionTimeoutError("nobody, Timeout: 1s, Topology …"), "nobody"),
+        (KeyError("x"), "rts failed here (KeyError)"),
+    ],
+)
+def test_trouble_is_told(error: Exception, told: str) -> None:
+    def fail() -> None:
+        raise error
+
+    async def look() -> Answer:
+        answers = Answers()
+        try:
+            return await answers.of("key", fail)
+        finally:
+            answers.close()
+
+    answer = asyncio.run(look())
+    assert answer.value is None
+    assert told in str(answer.trouble)
+    assert "Topology" not in str(answer.trouble)
+    assert health.take_counts().get("hook_errors", 0) == isinstance(error, KeyError)
+
+
+def test_what_takes_long_is_there_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(module, "LEAST_S", 0.0)
+    monkeypatch.setattr(module, "TIMES", 0.0)
+    may_end = threading.Event()
+
+    async def look() -> list[Answer]:
+        answers = Answers()
+        try:
+            first = await answers.of("key", lambda: may_end.wait(30) and "new")
+            may_end.set()
+            await asyncio.wait(list(answers._asked.values()))
+            may_end.clear()
+            # A new one is being made; until it is there the old one is shown.
+            second = await answers.of("key", lambda: may_end.wait(30) and "newer")
+            may_end.set()
+            return [first, second]
+        finally:
+            answers.close()
+
+    first, second = asyncio.run(look())
+    assert (first.late, first.value) == (True, None)
+    assert (second.late, second.value) == (False, "new")
+
+
+def test_answers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def look() -> int:
+        answers = Answers()
+        try:
+            for number in range(module.KEPT + 10):
+                await answers.of(number, lambda: 1)
+            await asyncio.sleep(0)
+            return len(answers._kept)
+        finally:
+            answers.close()
+
+    assert asyncio.run(look()) <= module.KEPT
+
+
+# --- charts and words ---------------------------------------------------------------
+
+
+def test_lateness_counts_every_task_and_splits_at_the_deadline() -> None:
+    values = [-4.0, -3.0, -0.5, 0.0, 0.5, 2.0, 900.0]
+    drawn = charts.lateness({bucket(value): 1 for value in values})
+    early, late = (one["values"] for one in drawn["series"])
+    assert (sum(early), sum(late)) == (4, 3)
+    assert all(x < 0 for x, n in zip(drawn["x"], early, strict=True) if n)
+    assert charts.lateness({})["x"] == []
+
+
+def test_a_chart_of_one_key_and_of_all() -> None:
+    points = [
+        Point(
+            at(600 * n),
+            600,
+            {"a": Tally(verdicts=4, on_time=n, good=n), "b": Tally(verdicts=4)},
+        )
+        for n in range(3)
+    ]
+    lines = {s["label"]: s["values"] for s in charts.on_time(points, "a", 0.9)["series"]}
+    assert lines["on time"] == [0.0, 0.25, 0.5]
+    assert lines["objective"] == [0.9] * 3
+    both = {s["label"]: s["values"] for s in charts.verdicts(points)["series"]}
+    assert both == {"met": [0, 1, 2], "missed": [8, 7, 6]}
+    runs = [{"tau": 2.0, "completed_at": at(601)}, {"tau": 4.0, "completed_at": at(650)}]
+    taus = charts.runtimes(points, "a", runs)["series"][-1]["values"]
+    assert taus == [None, 3.0, None]
+
+
+def test_slowdowns_leave_out_what_is_not_known() -> None:
+    run = {"runtime_s": 6.0, "tau": 3.0, "load_at_start": {"load": 0.5}, "sla_success": True}
+    runs = [
+        run,
+        {**run, "load_at_start": None},
+        {**run, "tau": None},
+        {**run, "sla_success": None},
+    ]
+    drawn = charts.slowdowns(runs)
+    assert (drawn["x"], drawn["series"][0]["values"]) == ([0.5], [2.0])
+    bands = charts.bands([run, {**run, "load_at_start": {"load": 3.0}, "sla_success": False}])
+    assert [band["runs"] for band in bands] == [0, 0, 1, 0, 0, 1]
+    assert bands[-1]["on_time_ratio"] == 0.0
+
+
+def test_words_of_verdicts_and_values() -> None:
+    assert words.verdict({"sla_success": None}) == "no verdict yet"
+    assert words.verdict({"sla_success": True, "lateness_s": -2.0}) == "met, 2.00 s early"
+    assert words.verdict({"sla_success": False, "cause": "killed"}) == "missed: killed"
+    assert words.verdict({"sla_success": False, "lateness_s": 0.25}) == "missed, 250 ms late"
+    assert words.value(None, "count") == words.NONE == words.clock(None)
+    shown = [words.value(0.5, unit) for unit in ("ratio", "seconds", "factor")]
+    assert shown == ["50.0 %", "500 ms", "0.50\u00a0×"]
+    assert words.clock(at(0.25), exact=True) == "2030-01-01 12:00:00.250"
+
+
+# --- one task -----------------------------------------------------------------------
+
+
+def test_a_task_on_its_time_line() -> None:
+    task = {"arrival": at(0), "deadline": at(10), "completed_at": at(20), "sla_success": False}
+    runs = [
+        {**task, "started_at": at(2), "completed_at": at(5), "sla_success": None},
+        {**task, "started_at": at(8)},
+        {**task, "started_at": None},
+    ]
+    drawn = timeline(task, runs)
+    assert drawn is not None
+    assert drawn["span_s"] == 20
+    first, second = drawn["bars"]
+    assert first["waits_at"] < first["starts_at"] < first["ends_at"] == second["waits_at"]
+    assert (first["late"], second["late"]) == (False, True)
+    assert [mark["label"] for mark in drawn["marks"]] == ["arrival", "deadline"]
+    many = timeline(task, [{**task, "started_at": at(n)} for n in range(15)] * 3)
+    assert many is not None
+    assert len(many["bars"]) == MOST_RUNS
+
+
+@pytest.mark.parametrize(
+    "task", [None, {}, {"arrival": at(0)}, {"arrival": at(0), "deadline": at(0)}]
+)
+def test_nothing_to_draw(task: Any) -> None:
+    assert timeline(task, []) is None
+
+
+# --- filters and templates ----------------------------------------------------------
+
+
+def test_filters_are_read_and_written() -> None:
+    given = {"since": " 90s ", "type": "a&b", "name": "x" * 5000}
+    filters = Filters.of(given.get)
+    assert (filters.duration, filters.task_type) == (timedelta(seconds=90), "a&b")
+    assert len(str(filters.name)) == 1024
+    assert filters.query(name=None) == "since=90s&type=a%26b"
+    for wrong in ("", " ", "soon", "1s", "2030-01-01", "9" * 400 + "d"):
+        if wrong.strip():
+            with pytest.raises(BadFilter):
+                Filters.of({"since": wrong}.get)
+
+
+def test_a_navigation_that_is_not_as_expected() -> None:
+    with pytest.raises(Misfit):
+        navbar("<ul></ul>")
+    with pytest.raises(Misfit):
+        task_page("nothing")
+    old = '<li>\n<a class="nav-link text-dark" href="{{ reverse_url(\'broker\') }}">B</a></li>'
+    assert "text-dark" in navbar(old).split("</li>")[1]
+
+
+def test_a_strange_template_is_left_as_it_is(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "navbar.html").write_text("<ul></ul>")
+    loader = templates.TabLoader(str(tmp_path))
+    assert loader.load("navbar.html").generate() == b"<ul></ul>"
+    assert "navbar.html of this Flower is not as expected" in caplog.text

@@ -1,0 +1,79 @@
+"""Why runs were late, and how that is put into words."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from rts.flower.words import ADVICE, LABELS, finding
+from rts.views.why import BUSY, LOAD, QUEUEING, TAU, reason_of, why
+
+ARRIVAL = datetime(2030, 1, 1, tzinfo=timezone.utc)
+
+
+def late(runtime_s: float | None, load: float | None = 0.1, **changes: Any) -> dict[str, Any]:
+    """Return a late run that had 6 s until its deadline."""
+    return {
+        "runtime_s": runtime_s,
+        "tau": 3.0,
+        "arrival": ARRIVAL,
+        "deadline": ARRIVAL + timedelta(seconds=6),
+        "queueing_delay_s": 5.0,
+        "load_at_start": None if load is None else {"load": load},
+        **changes,
+    }
+
+
+@pytest.mark.parametrize(
+    ("run", "reason"),
+    [
+        (late(2.0), QUEUEING),
+        (late(6.0, load=2.0), QUEUEING),
+        (late(6.1), TAU),
+        (late(6.1, load=None), TAU),
+        (late(6.1, load=BUSY), LOAD),
+        (late(None), None),
+        (late(2.0, deadline=None), None),
+        (late(6.1, load_at_start={"load": "high"}), TAU),
+    ],
+)
+def test_the_reason_of_one_run(run: dict[str, Any], reason: str | None) -> None:
+    assert reason_of(run) == reason
+
+
+def test_most_of_them_decide() -> None:
+    found = why([late(2.0), late(3.0), late(9.0), late(None, queueing_delay_s=None)])
+    assert (found.runs, found.reason) == (3, QUEUEING)
+    assert found.shares == {QUEUEING: 2 / 3, LOAD: 0.0, TAU: 1 / 3}
+    assert (found.queueing_delay_s, found.span_s, found.slowdown, found.load) == (
+        5,
+        6,
+        1.0,
+        0.1,
+    )
+
+
+def test_nothing_is_no_reason() -> None:
+    assert why([]).reason is None
+    assert finding({}, why([])) is None
+    assert finding({"late": 3}, None) is None
+
+
+@pytest.mark.parametrize(
+    ("by_cause", "run", "reason", "told"),
+    [
+        ({"late": 3}, late(2.0), QUEUEING, "waited 5.00 s with 6.00 s"),
+        ({"late": 3}, late(9.0, load=1.5), LOAD, "(load 1.50) and took 3.00\u00a0× their tau"),
+        ({"late": 3}, late(9.0, load=None), TAU, "(load –)"),
+        ({"late": 1, "killed": 3}, late(2.0), "ended", "75 % of the misses"),
+    ],
+)
+def test_words(by_cause: dict[str, int], run: dict[str, Any], reason: str, told: str) -> None:
+    found = finding(by_cause, why([run]))
+    assert found is not None
+    assert found["reason"] == reason
+    assert told in found["text"]
+    assert found["label"] == LABELS.get(reason, "ended: killed")
+    assert reason not in LABELS or ADVICE[reason]
