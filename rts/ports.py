@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -93,6 +93,13 @@ class Ledger(Protocol):
             StoreUnavailable: the server is away; nothing may be acknowledged.
         """
 
+    def given(self, task_ids: Collection[str]) -> set[str]:
+        """Return those of the tasks whose verdict was given for them: lost, killed, ….
+
+        Raises:
+            StoreUnavailable: the server is away.
+        """
+
     def refuse(self, raw: object, reason: str = "") -> None:
         """Keep an entry that cannot be stored, for a person to look at."""
 
@@ -121,5 +128,7 @@ class Outbox(Protocol):
     def read(self, limit: int) -> Batch:
         """Return up to *limit* entries, those that a dead reader left first."""
 
-    def done(self, entry_ids: Iterable[str]) -> None:
-        """Forget entries that are in the ledger."""
+    def done(self, entry_ids: Iterable[str], beside: Collection[str] = ()) -> None:
+        """Forget entries that are in the ledger. Those *beside* have no say there: the
+        task has another verdict, or none yet.
+        """

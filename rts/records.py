@@ -20,6 +20,10 @@ NOT_FINAL = frozenset({"RETRY"})
 
 #: Cause of a miss that is known before the task has ended, if it ever does.
 OVERDUE = "overdue"
+#: Causes of ends that somebody else wrote, because the run could not: its own end, or
+#: that of another run of the task, may still come. So may it where the state is LOST.
+GIVEN = frozenset({"lost", "killed", "time_limit", "terminated"})
+
 #: States of an overdue task: nobody has started it, or its run goes on.
 PENDING, STARTED = "PENDING", "STARTED"
 
@@ -186,6 +190,11 @@ class OutboxEntry(NamedTuple):
     execution: Execution
     #: Present for successful runs only.
     learned: Learned | None = None
+
+
+def is_given(state: str, cause: str | None) -> bool:
+    """Return whether an end was written by somebody else on behalf of its run."""
+    return state == LOST or cause in GIVEN
 
 
 def sla_success(execution: Execution) -> bool | None:

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
-from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, Any
 
 import click
 
 from rts.cli.shared import outages_not_logged, settings_of
 from rts.errors import CommandError
-from rts.scheduling import queues
-from rts.settings import Settings
-
-if TYPE_CHECKING:
-    from rts.views.metrics import QueueReading
+from rts.scheduling.readings import queue_readings
 
 
 @click.command(name="exporter", short_help="The metrics, for Prometheus.")
@@ -72,28 +65,6 @@ def command(ctx: click.Context, host: str, port: int, once: bool) -> None:
             thread.join(5.0)
     finally:
         collector.close()
-
-
-def queue_readings(app: Any, settings: Settings) -> Callable[[], Sequence[QueueReading]]:
-    """Return what asks the broker of *app* for its queues; of none where it is not Redis.
-
-    What it returns raises :class:`rts.errors.StoreUnavailable`: the broker is away.
-    """
-    from rts.views.metrics import QueueReading
-
-    def ask() -> Sequence[QueueReading]:
-        with queues.queues_of(app, settings) as channel:
-            if channel is None:
-                return ()
-            return [_reading(channel, name) for name in queues.names(app, channel)]
-
-    def _reading(channel: Any, name: str) -> QueueReading:
-        state = queues.state_of(channel, name)
-        late = queues.past_deadline(channel, name, time.time()) if state.ordered else 0
-        hopeless = state.demoted + late
-        return QueueReading(name, state.ordered, state.demoted, state.plain, hopeless)
-
-    return ask
 
 
 def _on_signals() -> threading.Event:

@@ -269,7 +269,8 @@ class Pages:
         if redis is None or reading is None:
             return {"open": None, "overdue": None, "fleet": None, "outbox": None}
         waiting = None if queues is None else sum(look.state.waiting for look in queues)
-        overdue = sum(reading.overdue_tasks.values())
+        by_queue = (reading.overdue_running, reading.overdue_waiting)
+        overdue = sum(sum(part.values()) for part in by_queue)
         count = sum(reading.open_tasks.values()) + overdue
         if not self._settings.open_max:  # nobody notes what is published
             late = sum(look.late + look.state.demoted for look in queues or ())

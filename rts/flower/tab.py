@@ -8,7 +8,6 @@ from typing import Any
 from prometheus_client import REGISTRY
 from tornado.routing import URLSpec
 
-from rts.cli.exporter import queue_readings
 from rts.flower.answers import Answers
 from rts.flower.handlers import (
     Api,
@@ -23,6 +22,7 @@ from rts.flower.handlers import (
 from rts.flower.pages import Pages
 from rts.flower.source import Source
 from rts.flower.templates import FOLDER, TabLoader
+from rts.scheduling.readings import queue_readings
 from rts.settings import Settings
 from rts.views.metrics import RtsCollector, register
 

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 
 from rts import health
 from rts.errors import StoreUnavailable
+from rts.ledger.documents import text
 from rts.ports import Batch, Ledger, Outbox
-from rts.records import OutboxEntry
+from rts.records import OutboxEntry, is_given
 
 logger = logging.getLogger("rts.drain")
 
@@ -57,6 +58,7 @@ class Drain:
             self._store(batch.entries)
             for _, raw in batch.unreadable:
                 self._refuse(raw, "not a record of rts")
+            beside = self._beside(batch.entries)
         except StoreUnavailable as exc:
             self._wait_longer(exc)
             return 0
@@ -64,7 +66,7 @@ class Drain:
             logger.warning("rts: the ledger is back; draining goes on")
             self._backoff_s = 0.0
         ids = [entry.entry_id for entry in batch.entries] + [i for i, _ in batch.unreadable]
-        self._outbox.done(ids)
+        self._outbox.done(ids, beside)
         self._waiting = None
         self.moved += len(ids)
         return len(ids)
@@ -86,6 +88,19 @@ class Drain:
             moved += n
             if n < BATCH or self._now() >= give_up_at:
                 return moved
+
+    def _beside(self, entries: Sequence[OutboxEntry]) -> list[str]:
+        """Return the ids of ends that were written for their runs and are no verdict: the
+        task has ended by itself, or goes on. A worker that is killed leaves many.
+
+        Raises:
+            StoreUnavailable: the ledger is away.
+        """
+        given = [e for e in entries if is_given(e.execution.state, e.execution.cause)]
+        if not given:
+            return []
+        stand = self._ledger.given({text(e.execution.task_id) for e in given})
+        return [e.entry_id for e in given if text(e.execution.task_id) not in stand]
 
     def _store(self, entries: Sequence[OutboxEntry]) -> None:
         """Write *entries*; one that cannot be stored is put aside and the rest go in.

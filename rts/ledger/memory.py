@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from rts.ledger.documents import Document, documents
 from rts.ledger.merging import merge_assignments, merge_tasks, settle, triple
 from rts.ports import TauEntry
-from rts.records import OutboxEntry
+from rts.records import OutboxEntry, is_given
 
 
 class MemoryLedger:
@@ -36,6 +36,16 @@ class MemoryLedger:
         with self._lock:
             found = {task_id: self.tasks.get(task_id) for task_id in task_ids}
         return {task_id for task_id, task in found.items() if task and task["completed_at"]}
+
+    def given(self, task_ids: Collection[str]) -> set[str]:
+        """Return those of the tasks whose verdict was given for them: lost, killed, …."""
+        with self._lock:
+            found = {task_id: self.tasks.get(task_id) for task_id in task_ids}
+        return {
+            task_id
+            for task_id, task in found.items()
+            if task and task["completed_at"] and is_given(task["state"], task["cause"])
+        }
 
     def _settle(self, assignment: Document) -> None:
         same = triple(assignment)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from rts.ledger.entries import read_entry
 from rts.ledger.outbox import TAKEOVER_S
@@ -69,7 +69,7 @@ class MemoryOutbox:
                     unreadable.append((entry_id, record))
         return Batch(entries, unreadable)
 
-    def done(self, entry_ids: Iterable[str]) -> None:
+    def done(self, entry_ids: Iterable[str], beside: Collection[str] = ()) -> None:
         """See :class:`rts.ports.Outbox`."""
         with self._stream.lock:
             for entry_id in entry_ids:

@@ -31,7 +31,7 @@ from rts.ledger.merging import merge_assignments, merge_tasks, settle, triple
 from rts.ledger.rollups import forget
 from rts.ledger.schema import prepare
 from rts.ports import TauEntry
-from rts.records import OutboxEntry
+from rts.records import GIVEN, LOST, OutboxEntry
 from rts.settings import Settings
 
 __all__ = ["MongoLedger", "connect", "database_of"]
@@ -107,6 +107,20 @@ class MongoLedger:
             StoreUnavailable: the server is away.
         """
         query = {"_id": {"$in": list(task_ids)}, "completed_at": {"$ne": None}}
+        with unavailable():
+            return {task["_id"] for task in self._tasks.find(query, {"_id": 1})}
+
+    def given(self, task_ids: SomeIds[str]) -> set[str]:
+        """Return those of the tasks whose verdict was given for them: lost, killed, ….
+
+        Raises:
+            StoreUnavailable: the server is away.
+        """
+        query = {
+            "_id": {"$in": list(task_ids)},
+            "completed_at": {"$ne": None},
+            "$or": [{"state": LOST}, {"cause": {"$in": sorted(GIVEN)}}],
+        }
         with unavailable():
             return {task["_id"] for task in self._tasks.find(query, {"_id": 1})}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from rts.keys import GROUP
 from rts.ledger.counting import DURATIONS, LATENESS, counting_keys, spelled
@@ -79,9 +79,10 @@ class RedisOutbox:
             left -= most
         return Batch(entries, unreadable)
 
-    def done(self, entry_ids: Iterable[str]) -> None:
+    def done(self, entry_ids: Iterable[str], beside: Collection[str] = ()) -> None:
         """See :class:`rts.ports.Outbox`."""
-        ids = list(entry_ids)
+        no_verdict = set(beside)
+        ids = [f"-{i}" if i in no_verdict else i for i in entry_ids]
         # A call for each chunk: in between Redis serves others.
         for start in range(0, len(ids), MAX_DONE):
             self._link.call(DONE.pack(self._done, [*self._limits, *ids[start:][:MAX_DONE]]))

@@ -1,12 +1,13 @@
 -- Forgets records that are in the ledger, and counts them for the metrics.
 --
 -- KEYS  1 outbox, stream; 2 metrics, 3 types, 4 names, 5 queues: see count.lua
---       6 judged   sorted set, id of a task that has a verdict which is not its own end's,
---                  and 'run', task id, retries and worker of such a run, by instant
+--       6 judged   sorted set, by instant: id of a task that has a verdict which is not
+--                  its own end's; 'end' and its id where that was an end; 'run', task id,
+--                  retries and worker of such a run
 --       7 counters hash, name -> number
 -- ARGV  1 consumer group           4 bounds of durations, 5 of lateness, seconds
---       2 most task names          then the ids of the entries
---       3 most that is remembered
+--       2 most task names          then the ids of the entries; a - before one whose
+--       3 most that is remembered  record is not its task's verdict
 -- Returns the number of records that were counted.
 --
 -- Closes the races between two drains that have the same record (the one that removes it
@@ -26,7 +27,7 @@ local function number(value)
   return type(value) == 'number' and value == value and math.abs(value) < math.huge and value
 end
 
-local function count_record(r)
+local function count_record(r, beside)
   local task_id, retries, instance = tostring(r[2]), tostring(r[12]), tostring(r[16])
   local state, cause, completed_at = tostring(r[24]), r[25], number(r[20])
   local foreign = state == 'LOST' or FOREIGN[cause]
@@ -51,17 +52,18 @@ local function count_record(r)
       end
     end
   end
-  if not completed_at or state == 'RETRY' then
+  if beside or not completed_at or state == 'RETRY' then
     return
   end
-  local known = redis.call('ZSCORE', judged, task_id)
+  local known, end_of = redis.call('ZSCORE', judged, task_id), 'end\n' .. task_id
+  local had_end = known and redis.call('ZSCORE', judged, end_of)
   if foreign or state == 'IGNORED' then -- the task may go on under its id
-    redis.call('ZADD', judged, now, task_id)
+    redis.call('ZADD', judged, now, task_id, now, end_of)
   elseif known then
-    redis.call('ZREM', judged, task_id)
+    redis.call('ZREM', judged, task_id, end_of)
   end
   local deadline = number(r[9])
-  if deadline then
+  if deadline and not had_end then
     observe('lateness', task_type, completed_at - deadline, latenesses)
   end
   if not known then
@@ -73,7 +75,8 @@ end
 
 local n, ids = 0, {}
 for i = 6, #ARGV do
-  local id = ARGV[i]
+  local beside = string.sub(ARGV[i], 1, 1) == '-'
+  local id = beside and string.sub(ARGV[i], 2) or ARGV[i]
   local entry = redis.call('XRANGE', outbox, id, id)[1]
   ids[#ids + 1] = id
   if redis.call('XDEL', outbox, id) == 1 and entry then
@@ -81,7 +84,7 @@ for i = 6, #ARGV do
       if entry[2][f] == 'r' then
         local record = decoded(entry[2][f + 1])
         if record and #record >= 24 then
-          count_record(record)
+          count_record(record, beside)
           n = n + 1
         end
       end

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from rts.link.scripts import FINISH, bulks
-from rts.records import Execution, Learned
+from rts.records import LOST, Execution, Learned
 from rts.settings import Settings
 from rts.tasktypes import TaskType
 from rts.tau.sketch import LOG_BASE
@@ -60,7 +60,9 @@ def lesson_of(execution: Execution, number: int, record: bytes | None = None) ->
         record = execution.to_json().encode()
     actual_s = learnable(execution)
     name, tau_s = execution.name, execution.tau
-    ended = "" if execution.state in _GOES_ON else str(execution.task_id)
+    # A killed worker tells of tasks without a run, whether they had one that retried.
+    goes_on = execution.state in _GOES_ON or (execution.state == LOST and not execution.ran)
+    ended = "" if goes_on else str(execution.task_id)
     return Lesson(number, record, actual_s, execution.task_type, name, tau_s, ended)
 
 

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Generic, TypeVar
@@ -32,8 +32,9 @@ from rts.errors import RtsError
 from rts.ledger.connection import connect, database_of
 from rts.ledger.counting import MET
 from rts.link.link import Link
+from rts.objectives import objective_of
 from rts.settings import Settings
-from rts.views.readings import BOUNDS, Histogram, Reading, missed, read
+from rts.views.readings import BOUNDS, Histogram, QueueReading, Reading, missed, read
 from rts.views.slo import Standing, standings
 
 logger = logging.getLogger("rts")
@@ -53,19 +54,6 @@ _HISTOGRAMS = {
     "queueing_delay": "Time from arrival to start, by task type.",
     "lateness": "End minus deadline of tasks that have ended, by task type; negative is early.",
 }
-
-
-@dataclass(frozen=True)
-class QueueReading:
-    """What waits in one queue of the broker, in messages."""
-
-    queue: str
-    #: In deadline order; hopeless, behind them; on plain lists.
-    ordered: int
-    demoted: int
-    plain: int
-    #: Messages that cannot be in time any more.
-    hopeless: int
 
 
 class _Source(Generic[T]):
@@ -165,8 +153,10 @@ class RtsCollector:
         if self._broker is not None:
             up.add_metric(["broker"], float(waiting is not None))
         yield up
+        yield _targets(self._settings)
         if reading is not None:
             yield from _counts(reading)
+            yield _verdicts(reading, self._settings)
             yield from _gauges(reading)
         if stands is not None:
             yield from _objectives(stands)
@@ -298,22 +288,27 @@ def _gauges(reading: Reading) -> Iterator[Any]:
         "Age of the oldest of them; 0 where there is none.",
         value=reading.outbox_lag_s,
     )
-    for name, text, by_queue in (
-        (
-            "rts_open_tasks",
-            "Tasks that were published and have not ended, before their deadline, by queue.",
-            reading.open_tasks,
-        ),
-        (
-            "rts_overdue_tasks",
-            "Tasks that have not ended by their deadline, by queue.",
-            reading.overdue_tasks,
-        ),
+    waiting = GaugeMetricFamily(
+        "rts_open_tasks",
+        "Tasks that were published and have not ended, before their deadline, by queue.",
+        labels=["queue"],
+    )
+    for queue, n in sorted(reading.open_tasks.items()):
+        waiting.add_metric([queue], n)
+    yield waiting
+    overdue = GaugeMetricFamily(
+        "rts_overdue_tasks",
+        "Tasks that have not ended by their deadline, by queue: a worker runs them, or "
+        "nobody does.",
+        labels=["queue", "state"],
+    )
+    for state, by_queue in (
+        ("running", reading.overdue_running),
+        ("waiting", reading.overdue_waiting),
     ):
-        family = GaugeMetricFamily(name, text, labels=["queue"])
         for queue, n in sorted(by_queue.items()):
-            family.add_metric([queue], n)
-        yield family
+            overdue.add_metric([queue, state], n)
+    yield overdue
     slots = GaugeMetricFamily(
         "rts_worker_slots", "Tasks that a worker runs at a time.", labels=["worker"]
     )
@@ -330,12 +325,37 @@ def _gauges(reading: Reading) -> Iterator[Any]:
     yield load
 
 
-def _objectives(stands: Iterable[Standing]) -> Iterator[Any]:
+def _targets(settings: Settings) -> Any:
     target = GaugeMetricFamily(
         "rts_slo_target_ratio",
         "Share of tasks that shall be in time, by objective.",
         labels=["objective"],
     )
+    for objective, share in settings.slo.items():
+        target.add_metric([objective], share)
+    return target
+
+
+def _verdicts(reading: Reading, settings: Settings) -> Any:
+    """Return the verdicts by objective. Each has both series from the start: a counter
+    that began with the first miss would hide it from a rate.
+    """
+    family = CounterMetricFamily(
+        "rts_slo_verdicts",
+        "Tasks whose deadline was met or missed, by the objective that is meant for them.",
+        labels=["objective", "verdict"],
+    )
+    counts = {(key, verdict): 0 for key in settings.slo for verdict in (MET, "missed")}
+    for (task_type, task, queue, cause), n in reading.verdicts.items():
+        key = objective_of(settings.slo, task_type, task, queue)
+        if key is not None:
+            counts[key, MET if cause == MET else "missed"] += n
+    for labels, n in counts.items():
+        family.add_metric(labels, n)
+    return family
+
+
+def _objectives(stands: Iterable[Standing]) -> Iterator[Any]:
     left = GaugeMetricFamily(
         "rts_slo_budget_left_ratio",
         "Share of the error budget that is left, by objective; below 0 it is overspent.",
@@ -347,23 +367,22 @@ def _objectives(stands: Iterable[Standing]) -> Iterator[Any]:
         labels=["objective", "window"],
     )
     valid = GaugeMetricFamily(
-        "rts_slo_verdicts",
+        "rts_slo_window_verdicts",
         "Verdicts in a window, by objective and window.",
         labels=["objective", "window"],
     )
     bad = GaugeMetricFamily(
-        "rts_slo_missed",
+        "rts_slo_window_missed",
         "Missed deadlines in a window, by objective and window.",
         labels=["objective", "window"],
     )
     for standing in stands:
-        target.add_metric([standing.objective], standing.target)
         left.add_metric([standing.objective], standing.budget_left_ratio)
         for name, window in standing.windows.items():
             burn.add_metric([standing.objective, name], window.burn_rate)
             valid.add_metric([standing.objective, name], window.valid)
             bad.add_metric([standing.objective, name], window.valid - window.good)
-    yield from (target, left, burn, valid, bad)
+    yield from (left, burn, valid, bad)
 
 
 def _queues(waiting: Iterable[QueueReading]) -> Iterator[Any]:

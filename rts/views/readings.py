@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from rts.ledger.counting import DURATIONS, LATENESS, MET
 from rts.link.link import Link, replies_as_text
 from rts.link.scripts import pack
+from rts.records import Execution
 from rts.settings import Settings
 from rts.validation import finite
 
@@ -33,6 +35,19 @@ class WorkerReading:
 
 
 @dataclass(frozen=True)
+class QueueReading:
+    """What waits in one queue of the broker, in messages."""
+
+    queue: str
+    #: In deadline order; hopeless, behind them; on plain lists.
+    ordered: int
+    demoted: int
+    plain: int
+    #: Messages that cannot be in time any more.
+    hopeless: int
+
+
+@dataclass(frozen=True)
 class Reading:
     """What Redis tells. Seconds; labels are texts of at most a few hundred characters."""
 
@@ -47,9 +62,10 @@ class Reading:
     counters: Mapping[str, int] = field(default_factory=dict)
     outbox_length: int = 0
     outbox_lag_s: float = 0.0
-    #: By queue.
+    #: By queue: before their deadline; past it and with a worker; past it and not.
     open_tasks: Mapping[str, int] = field(default_factory=dict)
-    overdue_tasks: Mapping[str, int] = field(default_factory=dict)
+    overdue_running: Mapping[str, int] = field(default_factory=dict)
+    overdue_waiting: Mapping[str, int] = field(default_factory=dict)
     workers: tuple[WorkerReading, ...] = ()
 
 
@@ -64,7 +80,7 @@ def read(link: Link, settings: Settings) -> Reading:
         StoreUnavailable: it does not answer.
     """
     keys = settings.keys
-    time_, counted, taus, counters, length, oldest, beats, tasks = link.call(
+    time_, counted, taus, counters, length, oldest, beats, tasks, notes = link.call(
         pack("TIME"),
         pack("HGETALL", keys.metrics),
         pack("HGETALL", keys.tau),
@@ -73,6 +89,7 @@ def read(link: Link, settings: Settings) -> Reading:
         pack("XRANGE", keys.outbox, "-", "+", "COUNT", 1),
         pack("HGETALL", keys.workers),
         pack("HGETALL", keys.open_counts),
+        pack("HVALS", keys.running),
     )
     now = int(time_[0]) + int(time_[1]) / 1e6
     lag_s = 0.0
@@ -84,6 +101,8 @@ def read(link: Link, settings: Settings) -> Reading:
         for field, text in replies_as_text(tasks).items()
         if (n := _whole(text)) is not None and n >= 0
     }
+    overdue = _of(by_queue, "overdue ")
+    running = _late_runs(notes, now)
     return Reading(
         runs=runs,
         verdicts=verdicts,
@@ -97,7 +116,8 @@ def read(link: Link, settings: Settings) -> Reading:
         outbox_length=int(length),
         outbox_lag_s=lag_s,
         open_tasks=_of(by_queue, "open "),
-        overdue_tasks=_of(by_queue, "overdue "),
+        overdue_running={queue: min(n, running[queue]) for queue, n in overdue.items()},
+        overdue_waiting={queue: max(0, n - running[queue]) for queue, n in overdue.items()},
         workers=tuple(_workers(replies_as_text(beats), now)),
     )
 
@@ -108,6 +128,19 @@ def _of(by_queue: Mapping[str, int], start: str) -> dict[str, int]:
         for field, n in by_queue.items()
         if field.startswith(start)
     }
+
+
+def _late_runs(notes: Iterable[bytes], now: float) -> Counter[str]:
+    """Return the number of runs that go on past their deadline, by queue."""
+    found: Counter[str] = Counter()
+    for note in notes:
+        try:
+            run = Execution.from_json(note)
+            if run.deadline < now:
+                found[run.queue or "unknown"] += 1
+        except (ValueError, TypeError):
+            continue  # somebody else's
+    return found
 
 
 def _counted(

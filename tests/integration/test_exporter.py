@@ -201,8 +201,13 @@ def test_all_numbers_agree(
     seen = mixed.windows["1h"]
     assert (seen.valid, seen.good) == (len(window), sum(t["sla_success"] for t in window))
     labels = ("objective", "window")
-    assert values(text, "rts_slo_verdicts", *labels)["mixed", "1h"] == seen.valid
-    assert values(text, "rts_slo_missed", *labels)["mixed", "1h"] == seen.valid - seen.good
+    assert values(text, "rts_slo_window_verdicts", *labels)["mixed", "1h"] == seen.valid
+    assert (
+        values(text, "rts_slo_window_missed", *labels)["mixed", "1h"] == seen.valid - seen.good
+    )
+    by_objective = values(text, "rts_slo_verdicts_total", "objective", "verdict")
+    assert by_objective["mixed", "missed"] == sum(causes.values())
+    assert by_objective["*", "met"] == by_objective["*", "missed"] == 0
     burn = values(text, "rts_slo_burn_rate", *labels)["mixed", "1h"]
     assert burn == pytest.approx(seen.burn_rate)
     assert burn == pytest.approx((seen.valid - seen.good) / seen.valid / (1 - 0.99))

@@ -22,11 +22,13 @@ from tests.programs import needed
 ROOT = Path(__file__).parent.parent.parent
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-OWN = ("worker", "beat", "flower", "producer")
+OWN = ("worker", "beat", "flower", "producer", "exporter")
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 #: A full version, and what the image is built on where that is named.
-PINNED = re.compile(r"[a-z][a-z0-9/._-]*:\d+\.\d+\.\d+(-[a-z][a-z0-9-]*)?")
+PINNED = re.compile(r"[a-z][a-z0-9/._-]*:v?\d+\.\d+\.\d+(-[a-z][a-z0-9-]*)?")
+#: What people look at, and where on their own machine.
+PUBLISHED = {"flower": 5555, "prometheus": 9090, "grafana": 3000}
 
 
 def size(text: str) -> int:
@@ -70,7 +72,7 @@ def test_compose_accepts_the_file() -> None:
 
 
 def test_the_services() -> None:
-    assert SERVICES.keys() == {"redis", "mongo", *OWN}
+    assert SERVICES.keys() == {"redis", "mongo", "prometheus", "grafana", *OWN}
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -98,11 +100,12 @@ def test_an_own_service_waits_for_the_servers(name: str) -> None:
     assert SERVICES[name]["init"] is True
 
 
-def test_only_flower_is_reached_from_outside_and_only_from_this_machine() -> None:
+def test_what_people_look_at_is_reached_from_this_machine_only() -> None:
     assert COMPOSE["networks"]["inside"] == {"internal": True}
     for name, service in SERVICES.items():
-        if name == "flower":
-            assert service["ports"] == ["127.0.0.1:5555:5555"]
+        if name in PUBLISHED:
+            port = PUBLISHED[name]
+            assert service["ports"] == [f"127.0.0.1:{port}:{port}"]
         else:
             assert "ports" not in service
             assert service["networks"] == ["inside"]
@@ -116,7 +119,7 @@ def test_what_must_last_is_on_volumes() -> None:
     assert mounts["redis"] == [["redis", "/data"]]
     assert mounts["mongo"] == [["mongo", "/data/db"]]
     ((volume, folder),) = mounts["worker"]
-    assert {"redis", "mongo", volume} == COMPOSE["volumes"].keys()
+    assert {"redis", "mongo", "prometheus", volume} == COMPOSE["volumes"].keys()
     spool = re.search(r"RTS_SPOOL_DIR=(\S+)", DOCKERFILE)
     assert spool is not None
     assert Path(spool[1]).is_relative_to(folder)
@@ -161,6 +164,15 @@ def test_the_image_gets_all_that_it_copies() -> None:
     assert all((ROOT / source).exists() for source in copied)
 
 
+def test_what_is_mounted_is_there_and_read_only() -> None:
+    for service in SERVICES.values():
+        for mount in service.get("volumes", ()):
+            source, *rest = mount.split(":")
+            if source.startswith("."):
+                assert (ROOT / source).is_file(), source
+                assert rest[1:] == ["ro"]
+
+
 # --- what it runs -------------------------------------------------------------------
 
 
@@ -188,7 +200,9 @@ def test_a_service_runs_and_its_check_tells(
     port = str(free_port())
 
     def here(text: str) -> str:
-        return text.replace("/tmp/", f"{tmp_path}/").replace("5555", port).replace("$$", "$")
+        for theirs in ("5555", "9808"):
+            text = text.replace(theirs, port)
+        return text.replace("/tmp/", f"{tmp_path}/").replace("$$", "$")
 
     url = compose_redis.url.rpartition("/")[0]
     addresses = {

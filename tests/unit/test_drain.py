@@ -163,10 +163,10 @@ def test_an_outbox_that_forgets_later_is_told_again(
     class Forgetful(MemoryOutbox):
         away = True
 
-        def done(self, entry_ids):  # type: ignore[no-untyped-def]
+        def done(self, entry_ids, beside=()):  # type: ignore[no-untyped-def]
             if self.away:
                 raise StoreUnavailable("Redis does not answer (on purpose)")
-            super().done(entry_ids)
+            super().done(entry_ids, beside)
 
     outbox = Forgetful(stream, "a", clock)
     drain = Drain(outbox, ledger, clock)
