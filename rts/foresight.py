@@ -49,8 +49,8 @@ def predict_new(
 
     *task* is a task or its name; *headers* and *priority* as for ``apply_async``; an eta
     goes into the headers, as ISO 8601. *queue*: by default where the app routes it. It
-    may be called for each request of a web process: the queue is read five times a
-    second at most.
+    may be called for each request of a web process: what was read serves all for
+    a fifth of a second, or longer where it took long.
 
     Raises:
         CommandError: the app does not have rts, the broker is not Redis, or no worker

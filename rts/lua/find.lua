@@ -11,10 +11,13 @@ if set then
 else
   texts = redis.call('LRANGE', KEYS[1], -1 - last, -1 - first)
 end
--- As a value of "id" in JSON; other keys end in id too, or hold the ids of relatives.
-local spaced, tight = '"id": "' .. ARGV[1] .. '"', '"id":"' .. ARGV[1] .. '"'
+-- The id alone is looked for first: where it is not, that is all. Then as a value of "id"
+-- in JSON; other keys end in id too, or hold the ids of relatives.
+local id = ARGV[1]
+local spaced, tight = '"id": "' .. id .. '"', '"id":"' .. id .. '"'
 for i, text in ipairs(texts) do
-  if string.find(text, spaced, 1, true) or string.find(text, tight, 1, true) then
+  if string.find(text, id, 1, true)
+      and (string.find(text, spaced, 1, true) or string.find(text, tight, 1, true)) then
     return {set and first + i - 1 or first + #texts - i, text}
   end
 end

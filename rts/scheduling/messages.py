@@ -10,7 +10,7 @@ from rts.scheduling.places import tail_of
 
 #: Messages that are read of one queue at most, and bytes of them, about; further
 #: ones count as alike.
-SAMPLE, BYTES = 1000, 4 << 20
+SAMPLE, BYTES = 500, 4 << 20
 #: Messages that are read at first, which tells how large they are.
 FIRST = 20
 #: Of messages that cannot be read all, so many pages are, evenly spread.

@@ -22,9 +22,9 @@ from rts.scheduling.present import Present, TauOf, ended_of, work_of
 from rts.settings import Settings
 from rts.simulation.orders import Order, order_of
 
-#: Seconds for which one reading of a queue serves predictions of new tasks, and
-#: readings that are kept.
-FRESH_S, MOST_QUEUES = 0.2, 100
+#: Seconds for which one reading of a queue serves predictions of new tasks: at least, at
+#: most, and in between so many times what it has cost. And readings that are kept.
+FRESH_S, MOST_FRESH_S, TIMES, MOST_QUEUES = 0.2, 1.0, 4.0, 100
 
 
 class Pressure(NamedTuple):
@@ -45,6 +45,8 @@ class _Reading:
     read_at: float
     snapshot: Snapshot
     unseen: int
+    #: Seconds that reading it and predicting from it have taken.
+    cost_s: float
     predictions: dict[tuple[object, ...], Prediction] = field(default_factory=dict)
 
 
@@ -74,8 +76,10 @@ class Outlook:
         found = reading.predictions.get(key)
         if found is None:
             work = Work(plan.task_type, plan.arrival, plan.tau, plan.deadline, ready)
+            begun = time.monotonic()
             found = forecast.of_new(reading.snapshot, work, self._order, reading.unseen)
             reading.predictions[key] = found
+            reading.cost_s += time.monotonic() - begun
         return replace(found, deadline=plan.deadline)
 
     def pressures(self, queues: Sequence[str]) -> dict[str, Pressure]:
@@ -174,14 +178,16 @@ class Outlook:
         return forecast.of_held(snapshot, ids.index(task_id), self._order)
 
     def _reading(self, queue: str, priority: int) -> _Reading:
-        """Return the queue as it was at most FRESH_S ago: a web process may ask often."""
-        found = self._readings.get((queue, priority))
-        if found is None or time.monotonic() - found.read_at > FRESH_S:
+        """Return the queue as it was a moment ago: a web process may ask often."""
+        found, now = self._readings.get((queue, priority)), time.monotonic()
+        if found is None or now - found.read_at > min(
+            MOST_FRESH_S, max(FRESH_S, TIMES * found.cost_s)
+        ):
             look = self._broker.look(queue, priority=priority)
             snapshot, _ = self._present.snapshot(queue, look)
             if len(self._readings) >= MOST_QUEUES:
                 self._readings.clear()
-            found = _Reading(time.monotonic(), snapshot, look.unseen)
+            found = _Reading(now, snapshot, look.unseen, time.monotonic() - now)
             self._readings[queue, priority] = found
         return found
 
