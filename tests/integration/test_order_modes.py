@@ -112,7 +112,8 @@ def test_turning_it_off_again_leaves_nothing_behind(
 def test_deadlines_are_handed_on_along_real_canvas(
     make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any
 ) -> None:
-    stage = make_stage(rts_propagate_deadline=True, rts_scheduler="edf")
+    # Learning nothing, so that the taus stay as they are.
+    stage = make_stage(rts_propagate_deadline=True, rts_scheduler="edf", rts_learning_rate=1e-9)
     app = apps(stage)
     stage.worker(concurrency=1)
 
