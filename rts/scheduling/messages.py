@@ -6,7 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import redis
+
 from rts.scheduling.places import tail_of
+from rts.validation import finite
 
 #: Messages that are read of one queue at most, and bytes of them, about; further
 #: ones count as alike.
@@ -15,6 +18,8 @@ SAMPLE, BYTES = 500, 4 << 20
 FIRST = 20
 #: Of messages that cannot be read all, so many pages are, evenly spread.
 PAGES = 10
+#: Messages that one call of the search looks at.
+SEARCH_PAGE = 500
 
 Message = dict[str, Any]
 
@@ -115,3 +120,27 @@ def placed(messages: list[Message], target: Found, position: int) -> int:
     position = max(0, min(position, len(messages)))
     messages.insert(position, target.message)
     return position
+
+
+def rank_of(client: redis.Redis, part: Part, size: int, arrival: float) -> int:
+    """Return about where a list holds what has arrived at *arrival*: it is in that order,
+    but for what was put back.
+    """
+    low, high = 0, size
+    while high - low > SEARCH_PAGE // 2:
+        middle = (low + high) // 2
+        text: Any = client.lindex(part.name, -1 - middle)
+        headers = message_of(text or b"").get("headers")
+        there = finite(headers.get("rts_arrival")) if isinstance(headers, dict) else None
+        if there is None:
+            break
+        low, high = (middle, high) if there <= arrival else (low, middle)
+    return (low + high) // 2
+
+
+def sizes_of(client: redis.Redis, parts: Sequence[Part]) -> list[int]:
+    """Return how many messages each of *parts* has."""
+    with client.pipeline(transaction=False) as pipe:
+        for part in parts:
+            ask_size(pipe, part)
+        return list(pipe.execute())

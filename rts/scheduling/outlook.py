@@ -137,7 +137,9 @@ class Outlook:
         queues = [queue] if queue else self._queues(workers)
         if published is not None and published.queue in queues:
             queues = list(dict.fromkeys([str(published.queue), *queues]))
-        found = self._broker.find(task_id, queues)
+        found = self._broker.find(
+            task_id, queues, None if published is None else published.arrival
+        )
         if found is not None:
             look = self._broker.look(found.queue, found)
             snapshot, _ = self._present.snapshot(found.queue, look)

@@ -14,6 +14,7 @@ from rts.errors import CommandError, StoreUnavailable
 from rts.link.link import shown_url
 from rts.scheduling.messages import (
     FIRST,
+    SEARCH_PAGE,
     Found,
     Message,
     Part,
@@ -23,6 +24,8 @@ from rts.scheduling.messages import (
     message_of,
     noted_of,
     placed,
+    rank_of,
+    sizes_of,
     spread,
 )
 from rts.scheduling.transport import DEMOTED, HOPEFUL, TURNS, ScriptByHash
@@ -30,8 +33,8 @@ from rts.settings import Settings
 
 #: Demoted messages that are read where hopeful ones are asked for.
 BEHIND = 100
-#: Messages of which one call of the search looks at so many, and all of them at most.
-SEARCH_PAGE, SEARCHED = 500, 1_000_000
+#: Messages that are searched through at most.
+SEARCHED = 1_000_000
 #: Messages that workers hold which are looked at, about.
 HELD = 1000
 
@@ -71,8 +74,11 @@ class Broker:
         if connection is not None and self._pid == os.getpid():
             connection.release()
 
-    def find(self, task_id: str, queues: Iterable[str]) -> Found | None:
-        """Return where a task waits in one of *queues*; ``None``: in none.
+    def find(
+        self, task_id: str, queues: Iterable[str], arrival: float | None = None
+    ) -> Found | None:
+        """Return where a task waits in one of *queues*; ``None``: in none. *arrival*, if
+        it is known, tells where to look first in a long list.
 
         Raises:
             CommandError: the broker is not Redis, or more messages wait than SEARCHED.
@@ -84,10 +90,14 @@ class Broker:
                 for queue in queues
                 for number, part in enumerate(self._parts(channel, queue))
             ]
-            sizes = _sizes(client, [part for _, _, part in parts])
+            sizes = sizes_of(client, [part for _, _, part in parts])
             left = SEARCHED
             for (queue, number, part), size in zip(parts, sizes, strict=True):
-                for first in range(0, size, SEARCH_PAGE):
+                pages = list(range(0, size, SEARCH_PAGE))
+                if arrival is not None and len(pages) > 2 and not part.ordered:
+                    near = rank_of(client, part, size, arrival)
+                    pages.sort(key=lambda page: abs(page + SEARCH_PAGE / 2 - near))
+                for first in pages:
                     if left <= 0:
                         raise CommandError(
                             f"{task_id} is not among the first {SEARCHED:,} waiting "
@@ -193,7 +203,7 @@ class Broker:
         """
         with self._channel() as (channel, client):
             parts = [self._parts(channel, queue) for queue in queues]
-            sizes = iter(_sizes(client, [part for of_queue in parts for part in of_queue]))
+            sizes = iter(sizes_of(client, [part for of_queue in parts for part in of_queue]))
             return [sum(next(sizes) for _ in of_queue) for of_queue in parts]
 
     def _parts(self, channel: Any, queue: str) -> list[Part]:
@@ -232,10 +242,3 @@ class Broker:
             raise StoreUnavailable(
                 f"the broker {url} is not usable ({type(exc).__name__})"
             ) from exc
-
-
-def _sizes(client: redis.Redis, parts: list[Part]) -> list[int]:
-    with client.pipeline(transaction=False) as pipe:
-        for part in parts:
-            ask_size(pipe, part)
-        return list(pipe.execute())
