@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from rts.views.why import LOAD, QUEUEING, TAU, Why
 
 NONE = "–"
+#: Between a number and its unit, where no line may break.
+_UNIT = re.compile(r"(\d) (?=(?:ms|s|min|h|d)\b|%)")
 
 #: The reasons as labels, and as the end of a headline that begins with a type.
 LABELS: Mapping[str, str] = {
@@ -141,6 +144,7 @@ def finding(by_cause: Mapping[str, int], late: Why | None) -> dict[str, str] | N
             f"took {times(late.slowdown)} their tau on workers that were not busy (load "
             f"{_load(late)})."
         )
+    text = _UNIT.sub("\\1\u00a0", text)
     return {"reason": late.reason, "label": LABELS[late.reason], "text": text}
 
 

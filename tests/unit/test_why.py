@@ -64,7 +64,7 @@ def test_nothing_is_no_reason() -> None:
 @pytest.mark.parametrize(
     ("by_cause", "run", "reason", "told"),
     [
-        ({"late": 3}, late(2.0), QUEUEING, "waited 5.00 s with 6.00 s"),
+        ({"late": 3}, late(2.0), QUEUEING, "waited 5.00\u00a0s with 6.00\u00a0s"),
         ({"late": 3}, late(9.0, load=1.5), LOAD, "(load 1.50) and took 3.00\u00a0× their tau"),
         ({"late": 3}, late(9.0, load=None), TAU, "(load –)"),
         ({"late": 1, "killed": 3}, late(2.0), "ended", "75 % of the misses"),
