@@ -18,9 +18,9 @@ from rts.link.scripts import pack
 #: Events that the stream holds at most.
 MAX_EVENTS = 20_000
 
-#: Kinds of events: the deadline has passed and the task has not ended; a task has
-#: ended without meeting its deadline.
-OVERDUE, MISSED = "overdue", "missed"
+#: The kind of an event: the deadline has passed and the task has not ended. (Of a task
+#: that ends too late ``rts.signals.deadline_missed`` tells.)
+OVERDUE = "overdue"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Event:
     strangers' texts, of at most 1,024 characters.
     """
 
-    #: ``overdue`` or ``missed``.
+    #: ``overdue``; readers pass over kinds that they do not know.
     kind: str
     task_id: str
     name: str
@@ -43,17 +43,11 @@ class Event:
     tau: float
     #: When this became known.
     at: float
-    #: Overdue: PENDING or STARTED; missed: the state in which the task ended.
+    #: PENDING, or STARTED where its run goes on.
     state: str
-    #: Overdue: ``overdue``; missed: ``None`` for one that just came too late, else
-    #: what ended it (killed, lost, revoked, expired, …).
-    cause: str | None = None
-    #: Where the task runs or ran, if it was ever started.
+    #: Where it runs; ``None`` where it does not.
     worker: str | None = None
     retries: int = 0
-    completed_at: float | None = None
-    #: A ``missed`` that ends an ``overdue``, which was told before.
-    was_overdue: bool = False
 
     def to_json(self) -> str:
         """Return the event as it stands in the stream."""
@@ -75,16 +69,6 @@ class Event:
             return cls(**{name: value for name, value in values.items() if name in known})
         except TypeError as exc:
             raise ValueError(f"not an event: {exc}") from exc
-
-
-def latest(link: Link, keys: Keys) -> str:
-    """Return the id of the last event so far; ``0-0`` where there was none.
-
-    Raises:
-        StoreUnavailable: Redis is away.
-    """
-    (entries,) = link.call(pack("XREVRANGE", keys.events, "+", "-", "COUNT", 1))
-    return str(entries[0][0].decode()) if entries else "0-0"
 
 
 def since(link: Link, keys: Keys, after: str, limit: int = 500) -> list[tuple[str, Event]]:

@@ -242,7 +242,6 @@ def event_of(verdict: Execution, at: float) -> Event:
         tau=verdict.tau,
         at=at,
         state=verdict.state,
-        cause=OVERDUE,
         worker=verdict.worker or None,
         retries=verdict.retries,
     )

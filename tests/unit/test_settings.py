@@ -71,6 +71,7 @@ BAD = [
     ("rts_priority_multipliers", {"high": 2}),
     ("rts_priority_multipliers", {1: 9}),
     ("rts_priority_multipliers", 2),
+    ("rts_open_max", -1),
     ("rts_slo", 0.95),
     ("rts_slo", {"mixed": 1}),
     ("rts_slo", {"mixed": 0.49}),
