@@ -102,7 +102,8 @@ def test_hostile_headers(
     keys = {key.split(":")[1] for key in redis_client.scan_iter(f"{stage.prefix}*", count=1000)}
     assert keys <= {
         *("tau", "count", "deviation", "sketch", "ratio", "outbox", "running", "workers"),
-        *("counters", "generation", "seq", "janitor", "snapshot", "sums"),
+        *("counters", "generation", "seq", "janitor", "snapshot", "sums", "recent"),
+        *("open", "overdue", "closed", "judged", "lookout", "events", "metrics"),
     }
 
     def counted() -> dict[str, int]:
