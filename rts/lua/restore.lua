@@ -2,22 +2,34 @@
 --
 -- KEYS  1 generation  string, absent in a new or wiped Redis
 --       2 tau, 3 count, 4 deviation  hashes by field (see finish.lua)
--- ARGV  1 value for generation, then groups of four: field, tau in seconds as
---       text, count, deviation in seconds as text
+-- ARGV  1 value for generation, 2 λ, then groups of five: field, tau in seconds as
+--       text, count, deviation in seconds as text, the first tau of the field's type
 -- Returns the number of fields restored, -1 where the Redis was not wiped.
 --
--- Closes the race of several drains that notice the wipe at the same time. What
--- was learned between the wipe and now (about a second) gives way.
+-- Closes the race of several drains that notice the wipe at the same time, and that
+-- with the runs that were learned since. An EMA is linear in where it started: n lessons
+-- that began at the first tau become those that begin at the snapshot's by adding
+-- (1 - λ)^n times the difference of the two.
 
 if redis.call('EXISTS', KEYS[1]) == 1 then
   return -1
 end
 redis.call('SET', KEYS[1], ARGV[1])
-local restored = 0
-for i = 2, #ARGV, 4 do
-  redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1])
-  redis.call('HSET', KEYS[3], ARGV[i], ARGV[i + 2])
-  redis.call('HSET', KEYS[4], ARGV[i], ARGV[i + 3])
+local rate, restored = tonumber(ARGV[2]), 0
+for i = 3, #ARGV, 5 do
+  local field, tau, count, deviation = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
+  local since = tonumber(redis.call('HGET', KEYS[2], field) or '')
+  if since then
+    local n = tonumber(redis.call('HGET', KEYS[3], field) or '') or 0
+    local left = n > 0 and (1 - rate) ^ n or 0 -- without lessons it was set by hand
+    local off = tonumber(redis.call('HGET', KEYS[4], field) or '') or 0
+    tau = string.format('%.17g', since + left * (tonumber(tau) - tonumber(ARGV[i + 4])))
+    deviation = string.format('%.17g', (1 - left) * off + left * tonumber(deviation))
+    count = string.format('%d', tonumber(count) + n)
+  end
+  redis.call('HSET', KEYS[2], field, tau)
+  redis.call('HSET', KEYS[3], field, count)
+  redis.call('HSET', KEYS[4], field, deviation)
   restored = restored + 1
 end
 return restored

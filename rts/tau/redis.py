@@ -12,7 +12,7 @@ from rts.link.scripts import RESTORE, pack
 from rts.ports import TauEntry
 from rts.records import Learned
 from rts.settings import Settings
-from rts.tau.finish import FinishCall, Lesson, read_answer
+from rts.tau.finish import UNKNOWN_TYPE, FinishCall, Lesson, read_answer
 from rts.tau.memory import choose
 from rts.tau.sketch import Sketch
 
@@ -99,17 +99,19 @@ class RedisTauStore:
         return Sketch.from_hash(replies_as_text(reply))
 
     def restore(self, entries: Mapping[str, TauEntry], generation: str) -> int:
-        """Put a snapshot into a Redis that was wiped (or is new).
+        """Put a snapshot into a Redis that was wiped (or is new). What was learned since
+        then counts as learned after it.
 
         Returns the number of fields restored; -1 where it was not wiped.
         """
-        keys = self._keys
+        keys, types = self._keys, self._settings.task_types
         groups: list[Any] = []
         for field, entry in entries.items():
-            groups += [field, repr(entry.tau), entry.count, repr(entry.deviation)]
+            first = types.get(field.partition("/")[0], UNKNOWN_TYPE).tau
+            groups += [field, repr(entry.tau), entry.count, repr(entry.deviation), repr(first)]
         command = RESTORE.pack(
             [keys.generation, keys.tau, keys.count, keys.deviation],
-            [generation, *groups],
+            [generation, repr(self._settings.learning_rate), *groups],
         )
         return int(self._link.call(command)[0])
 

@@ -165,3 +165,27 @@ class TestRedis:
         store.reset()
         keys = (settings.keys.tau, settings.keys.count)
         assert not redis_client.exists(*keys)
+
+
+def test_what_was_learned_since_a_wipe_comes_after_the_snapshot(settings: Settings) -> None:
+    link = Link(settings)
+    store, whole = RedisTauStore(link, settings), MemoryTauStore(settings)
+    snapshot = {
+        LIGHT: TauEntry(0.75, 40, 0.25),
+        FIELD: TauEntry(0.5, 30, 0.125),
+        "mixed": TauEntry(7.0, 3, 1.0),
+    }
+    for field, entry in snapshot.items():
+        whole.set(field, entry.tau)
+    for actual_s in (0.7, 0.3, 0.9):
+        store.update(LIGHT, NAME, actual_s)
+        whole.update(LIGHT, NAME, actual_s)
+    store.set("mixed", 2.0)  # by hand since: it stays
+    assert store.restore(snapshot, "g") == 3
+    assert store.restore(snapshot, "h") == -1
+    entries = store.entries()
+    for field in (LIGHT, FIELD):
+        assert entries[field].tau == pytest.approx(whole.entries()[field].tau, rel=1e-12)
+        assert entries[field].count == snapshot[field].count + 3
+    assert (entries["mixed"].tau, entries["mixed"].count) == (2.0, 3)
+    link.close()

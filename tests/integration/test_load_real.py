@@ -146,6 +146,7 @@ def in_group(tmp_path: Path, text: str, *paths: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.alone
 def test_cpu_is_measured_against_the_groups_limit(tmp_path: Path) -> None:
     limits = {"cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "50000"}
     with group("cpu", limits, {"cpu.max": "50000 100000"}) as path:
