@@ -1,4 +1,5 @@
-"""``make matrix``: the tests over Celery and kombu 5.5, 5.6, 5.7 and every Python found.
+"""``make matrix``: the tests over Celery and kombu 5.5, 5.6, 5.7 (with Flower 2.0, 2.1, 2.2)
+and every Python found.
 
 Each cell has an environment of its own below ``.venvs``. A Python that is not on
 PATH is named and left out. ``--all`` runs every cell; by default each Python meets
@@ -16,6 +17,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 CELERIES = ("5.5", "5.6", "5.7")
+#: The Flower that each is tested with.
+FLOWERS = {"5.5": "2.0", "5.6": "2.1", "5.7": "2.2"}
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 
 
@@ -42,6 +45,7 @@ def run_cell(interpreter: str, version: str, celery: str, arguments: list[str]) 
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
     # Celery 5.6 would take kombu 5.7 too: each is tested with the one of its own time.
     releases = [f"celery=={celery}.*", f"kombu=={celery}.*"]
+    releases.append(f"flower=={FLOWERS[celery]}.*")
     subprocess.run([*pip, "-e", f"{ROOT}[dev]", *releases], check=True)
     command = [str(folder / "bin" / "python"), "-m", "pytest", "-q", *arguments]
     return subprocess.run(command, cwd=ROOT, check=False).returncode == 0

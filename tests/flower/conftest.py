@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import socket
+import ssl
 import sys
 import time
 import urllib.error
@@ -58,6 +59,8 @@ class Flower:
         self.log_path = folder / f"flower-{self.port}.log"
         self.base = f"{scheme}://127.0.0.1:{self.port}{'/' + prefix if prefix else ''}"
         self.basic_auth = basic_auth
+        #: Any certificate will do: it is this test's own.
+        self._tls = ssl._create_unverified_context() if scheme == "https" else None
         options = [f"--port={self.port}", "--address=127.0.0.1", f"--db={folder / 'flowerdb'}"]
         if prefix:
             options.append(f"--url-prefix={prefix}")
@@ -87,7 +90,7 @@ class Flower:
             token = base64.b64encode(self.basic_auth.encode()).decode()
             request.add_header("Authorization", f"Basic {token}")
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=30, context=self._tls) as answer:
                 return Answer(answer.status, answer.read().decode(), answer.headers)
         except urllib.error.HTTPError as exc:
             return Answer(exc.code, exc.read().decode(), exc.headers)

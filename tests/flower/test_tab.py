@@ -26,6 +26,7 @@ from rts.views.report import report
 from rts.views.slo import standings
 from tests.conftest import ROOT, Stage
 from tests.flower.conftest import EVIL, Flower, ended, some_runs
+from tests.programs import needed
 
 PAGES = ("/rts", "/rts/types", "/rts/workers", "/rts/queues", "/rts/misses", "/rts/task/task-0")
 APIS = ("overview", "types", "workers", "queues", "misses", "task/task-0")
@@ -141,6 +142,25 @@ def test_basic_authentication_and_prefix(
     asset = page.split('src="/my/flower/rts/static/rts.js')[1].split('"')[0]
     assert flower.get(f"/rts/static/rts.js{asset}", auth=False).status == 200
     assert flower.get("/rts/static/../pages.py").status in (403, 404)
+
+
+def test_tls_and_metrics(
+    make_stage: Callable[..., Stage], make_flower: Make, write: Any, tmp_path: Path
+) -> None:
+    write(ended(0, 5))
+    key, certificate = tmp_path / "key", tmp_path / "certificate"
+    command = [needed("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"]
+    command += ["-subj", "/CN=localhost", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    flower = make_flower(
+        make_stage(), f"--certfile={certificate}", f"--keyfile={key}", scheme="https"
+    )
+    for path in PAGES:
+        assert flower.get(path).status == 200, path
+    wait_until(lambda: 'rts_slo_target_ratio{objective="*"}' in flower.get("/metrics").text, 30)
+    metrics = flower.get("/metrics").text
+    assert 'rts_up{server="redis"} 1.0' in metrics
+    assert "python_info" in metrics
 
 
 def test_strangers_names_are_text(
