@@ -19,6 +19,8 @@ from rts.keys import ROLLUPS
 #: Lengths of the stretches in seconds. A day is 23 hours, some tens of minutes
 #: and at most twenty minutes at its ends that are read record by record.
 WIDTHS = (3600, 600)
+#: A longer one, for sums that are small: those that the objectives need of a month.
+DAY = 86400
 
 
 def rollup_id(collection: str, width: int, start: int) -> str:
@@ -35,7 +37,7 @@ def forget(
     because ``writes`` is no longer what it was when they were begun.
     """
     seconds = {int(at.timestamp()) for at in instants if at is not None}
-    ids = {rollup_id(collection, w, s - s % w) for s in seconds for w in WIDTHS}
+    ids = {rollup_id(collection, w, s - s % w) for s in seconds for w in (DAY, *WIDTHS)}
     if ids:
         database[ROLLUPS].update_many(
             {"_id": {"$in": sorted(ids)}}, {"$inc": {"writes": 1}, "$unset": {"tallies": ""}}

@@ -24,7 +24,7 @@ from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
 from rts.keys import ASSIGNMENTS, ROLLUPS, TASKS
-from rts.ledger.rollups import WIDTHS, rollup_id
+from rts.ledger.rollups import DAY, WIDTHS, rollup_id
 from rts.views.histogram import expression
 
 #: Records up to which a window is read at once: that takes a fraction of a second.
@@ -84,7 +84,7 @@ Window = tuple[datetime, datetime]
 
 @dataclass(frozen=True)
 class Stretch:
-    """One whole hour or ten minutes of one collection."""
+    """One whole day, hour or ten minutes of one collection."""
 
     collection: str
     width: int
@@ -119,7 +119,7 @@ def tally(database: Database[dict[str, Any]], window: Window, by: str) -> Tallie
     with ThreadPoolExecutor(THREADS) as pool:
         jobs = []
         for collection in _collections(by):
-            stretches, rest = cut(collection, window)
+            stretches, rest = cut(collection, window, _widths(by))
             if count(database, collection, window, DIRECT + 1) <= DIRECT:
                 stretches, rest = [], [window]
             kept = kept_sums(database, stretches, by)
@@ -154,13 +154,18 @@ def keep(
         window = until - timedelta(seconds=seconds), until
         if count(database, collection, window, DIRECT + 1) <= DIRECT:
             continue
-        hours = [s for s in cut(collection, window)[0] if s.width == WIDTHS[0]]
+        cuts = cut(collection, window, _widths(by))[0]
+        hours = [s for s in cuts if s.width >= WIDTHS[0]]
         kept = kept_sums(database, hours, by)
         for stretch in hours:
             if stretch.id not in kept:
                 sum_up(database, stretch, by)
                 summed += 1
     return summed
+
+
+def _widths(by: str) -> Sequence[int]:
+    return (DAY, *WIDTHS) if by == CLASSES else WIDTHS
 
 
 def _collections(by: str) -> tuple[str, ...]:
@@ -172,7 +177,7 @@ def cut(
 ) -> tuple[list[Stretch], list[Window]]:
     """Cut *window* into whole stretches, long ones first, and what is left over.
 
-    *widths* are among ``WIDTHS``.
+    *widths* are among ``WIDTHS`` and ``DAY``, the longest first.
     """
     stretches: list[Stretch] = []
     left = [window]
