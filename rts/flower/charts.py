@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rts.views.histogram import percentile, value_of
@@ -29,79 +30,134 @@ def line(label: str, role: str, values: Sequence[float | None], kind: str = "lin
     return {"label": label, "role": role, "kind": kind, "values": list(values)}
 
 
-def whole(points: Sequence[Point], key: str | None = None) -> list[Tally]:
-    """Return a tally for each point: that of *key*, or of all keys together."""
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What is drawn of one key in one stretch: small, since it is kept for a while."""
+
+    verdicts: int
+    on_time: int
+    good: int
+    #: Percentiles, p50 and p95; ``None`` where nothing is.
+    runtime: tuple[float | None, float | None]
+    delay: tuple[float | None, float | None]
+
+    @classmethod
+    def of(cls, counted: Tally) -> Figures:
+        """Return the figures of a tally."""
+        runtime, delay = counted.runtime, counted.queueing_delay
+        return cls(
+            counted.verdicts,
+            counted.on_time,
+            counted.good,
+            (percentile(runtime, 0.50), percentile(runtime, 0.95)),
+            (percentile(delay, 0.50), percentile(delay, 0.95)),
+        )
+
+
+NOTHING = Figures.of(Tally())
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """One stretch of time. *start* in epoch seconds."""
+
+    start: float
+    width_s: int
+    figures: Mapping[str, Figures]
+
+
+def moments(points: Sequence[Point], key: str | None = None) -> list[Moment]:
+    """Return what is drawn of *points*, of one key or of all."""
+    return [
+        Moment(
+            point.start.timestamp(),
+            point.width_s,
+            {k: Figures.of(t) for k, t in point.tallies.items() if key in (None, k)},
+        )
+        for point in points
+    ]
+
+
+def _verdicts(course: Sequence[Moment], key: str | None) -> list[tuple[int, int, int]]:
+    """Return verdicts, met and good ones; of *key*, or of all keys together."""
     found = []
-    for point in points:
-        total = Tally()
-        for name, counted in point.tallies.items():
-            if key is None or name == key:
-                total.add(counted)
-        found.append(total)
+    for moment in course:
+        those = [f for k, f in moment.figures.items() if key in (None, k)]
+        found.append(
+            (
+                sum(f.verdicts for f in those),
+                sum(f.on_time for f in those),
+                sum(f.good for f in those),
+            )
+        )
     return found
 
 
-def on_time(points: Sequence[Point], key: str | None, target: float | None) -> Chart:
+def _of(course: Sequence[Moment], key: str) -> list[Figures]:
+    return [moment.figures.get(key, NOTHING) for moment in course]
+
+
+def on_time(course: Sequence[Moment], key: str | None, target: float | None) -> Chart:
     """Return the shares of deadlines met, and of goodput, over time."""
-    tallies = whole(points, key)
+    counts = _verdicts(course, key)
     lines = [
-        line("goodput", "second", [_ratio(t.good, t.verdicts) for t in tallies]),
-        line("on time", "met", [_ratio(t.on_time, t.verdicts) for t in tallies]),
+        line("goodput", "second", [_ratio(good, n) for n, _, good in counts]),
+        line("on time", "met", [_ratio(met, n) for n, met, _ in counts]),
     ]
     if target is not None:
-        lines.append(line("objective", "target", [target] * len(tallies), "dash"))
-    return chart("on-time", "Deadlines met", "ratio", _starts(points), series=lines, most=1)
+        lines.append(line("objective", "target", [target] * len(counts), "dash"))
+    return chart("on-time", "Deadlines met", "ratio", _starts(course), series=lines, most=1)
 
 
-def verdicts(points: Sequence[Point], key: str | None = None) -> Chart:
+def verdicts(course: Sequence[Moment], key: str | None = None) -> Chart:
     """Return the numbers of tasks that met and missed their deadlines, over time."""
-    tallies = whole(points, key)
+    counts = _verdicts(course, key)
     return chart(
         "verdicts",
         "Tasks that ended",
         "count",
-        _starts(points),
+        _starts(course),
         series=[
-            line("met", "met", [t.on_time for t in tallies], "bars"),
-            line("missed", "missed", [t.verdicts - t.on_time for t in tallies], "bars"),
+            line("met", "met", [met for _, met, _ in counts], "bars"),
+            line("missed", "missed", [n - met for n, met, _ in counts], "bars"),
         ],
         stacked=True,
     )
 
 
-def runtimes(points: Sequence[Point], key: str, runs: Iterable[Mapping[str, Any]]) -> Chart:
+def runtimes(course: Sequence[Moment], key: str, runs: Iterable[Mapping[str, Any]]) -> Chart:
     """Return real runtimes beside the tau that the deadlines were made with.
 
     *runs*: a sample of those of *key*.
     """
     used: dict[float, list[float]] = {}
-    width = points[0].width_s if points else 1
+    width = course[0].width_s if course else 1
     for run in runs:
         tau, completed_at = run.get("tau"), run.get("completed_at")
         if tau and completed_at is not None:
             used.setdefault(completed_at.timestamp() // width * width, []).append(tau)
-    starts = _starts(points)
+    starts = _starts(course)
     return chart(
         "runtimes",
         "Runtime and tau",
         "seconds",
         starts,
         series=[
-            *_percentiles([t.runtime for t in whole(points, key)], "runtime"),
+            *_percentiles([figures.runtime for figures in _of(course, key)], "runtime"),
             line("tau", "tau", [_mean(used.get(start, ())) for start in starts]),
         ],
         band=True,
     )
 
 
-def delays(points: Sequence[Point], key: str) -> Chart:
+def delays(course: Sequence[Moment], key: str) -> Chart:
     """Return the queueing delay over time."""
     return chart(
         "delays",
         "Queueing delay",
         "seconds",
-        _starts(points),
-        series=_percentiles([t.queueing_delay for t in whole(points, key)], "delay"),
+        _starts(course),
+        series=_percentiles([figures.delay for figures in _of(course, key)], "delay"),
         band=True,
     )
 
@@ -182,15 +238,15 @@ def bands(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def _percentiles(buckets: Sequence[Mapping[int, int]], what: str) -> list[Chart]:
+def _percentiles(pairs: Sequence[tuple[float | None, float | None]], what: str) -> list[Chart]:
     return [
-        line(f"{what} p50", "middle", [percentile(b, 0.50) for b in buckets]),
-        line(f"{what} p95", "upper", [percentile(b, 0.95) for b in buckets]),
+        line(f"{what} p50", "middle", [p50 for p50, _ in pairs]),
+        line(f"{what} p95", "upper", [p95 for _, p95 in pairs]),
     ]
 
 
-def _starts(points: Sequence[Point]) -> list[float]:
-    return [point.start.timestamp() for point in points]
+def _starts(course: Sequence[Moment]) -> list[float]:
+    return [moment.start for moment in course]
 
 
 def _nice(step: float) -> float:

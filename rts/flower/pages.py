@@ -101,8 +101,8 @@ class Pages:
             **self._state(redis.value, reading.value, queues.value),
             "types": self._type_rows(shown.rows, reasons.value or {}) if shown else [],
             "charts": [
-                charts.on_time(shown.points, None, target),
-                charts.verdicts(shown.points),
+                charts.on_time(shown.course, None, target),
+                charts.verdicts(shown.course),
             ]
             if shown
             else [],
@@ -111,13 +111,13 @@ class Pages:
     async def _types(self, filters: Filters) -> Document:
         by_type, by_name, taus = await asyncio.gather(
             self._counted(filters.duration, "type"),
-            self._counted(filters.duration, "name"),
+            self._rows(filters.duration, "name"),
             self._ask("taus", self._source.taus),
         )
         reasons = await self._reasons(filters.duration, by_type.value)
         learned = {row.field: row for row in taus.value or ()}
         types: list[ReportRow] = by_type.value.rows if by_type.value else []
-        names: list[ReportRow] = by_name.value.rows if by_name.value else []
+        names: list[ReportRow] = by_name.value or []
         if filters.task_type is not None:
             known = {row.name for row in learned.values() if row.task_type == filters.task_type}
             names = [row for row in names if row.key in known]
@@ -125,24 +125,30 @@ class Pages:
             names = [row for row in names if row.key == filters.name]
         rows = self._type_rows(types, reasons.value or {})
         chosen = _chosen(filters, rows)
-        of_key: Counted | None = (by_name if chosen["by"] == "name" else by_type).value
         key = chosen["key"]
         drawn: list[charts.Chart] = []
-        runs = Answer()
-        if of_key is not None and key is not None:
+        course, runs = by_type, Answer()
+        if key is not None:
+            if chosen["by"] == "name":
+                course = await self._ask(
+                    ("course", filters.duration, key),
+                    partial(self._source.counted, filters.duration, "name", key),
+                )
             only = {"name" if chosen["by"] == "name" else "task_type": key}
             runs = await self._ask(
                 ("sample", filters.duration, *only.items()),
                 partial(self._source.sample, filters.duration, **only),
             )
+        of_key: Counted | None = course.value
+        if of_key is not None and key is not None:
             drawn = [
-                charts.runtimes(of_key.points, key, runs.value or ()),
-                charts.delays(of_key.points, key),
-                charts.lateness(of_key.tallies[key].lateness if key in of_key.tallies else {}),
-                charts.on_time(of_key.points, key, self._target(key, chosen["by"])),
+                charts.runtimes(of_key.course, key, runs.value or ()),
+                charts.delays(of_key.course, key),
+                charts.lateness(of_key.lateness.get(key, {})),
+                charts.on_time(of_key.course, key, self._target(key, chosen["by"])),
             ]
         return {
-            **_head("types", [by_type, by_name, taus, reasons, runs]),
+            **_head("types", [by_type, by_name, taus, reasons, course, runs]),
             **_window(by_type.value),
             "filters": _filters(filters),
             "types": [{**row, "tau": _tau(learned.get(row["key"]))} for row in rows],
@@ -160,14 +166,14 @@ class Pages:
     async def _workers(self, filters: Filters) -> Document:
         redis, counted, runs = await asyncio.gather(
             self._redis(),
-            self._counted(filters.duration, "worker"),
+            self._rows(filters.duration, "worker"),
             self._ask(
                 ("sample", filters.duration, "worker", filters.worker),
                 partial(self._source.sample, filters.duration, worker=filters.worker),
             ),
         )
         found: list[Mapping[str, Any]] = runs.value or []
-        rows = {row.key: asdict(row) for row in counted.value.rows} if counted.value else {}
+        rows = {row.key: asdict(row) for row in counted.value or ()}
         workers: list[Document] = []
         for state in redis.value.workers if redis.value else ():
             workers.append({**asdict(state), "report": rows.pop(state.worker, None)})
@@ -182,7 +188,6 @@ class Pages:
             worker["slowdown_p50"] = factors[len(factors) // 2] if factors else None
         return {
             **_head("workers", [redis, counted, runs]),
-            **_window(counted.value),
             "filters": _filters(filters),
             "workers": workers,
             "bands": charts.bands(found),
@@ -311,6 +316,9 @@ class Pages:
 
     async def _counted(self, since: timedelta, by: str) -> Answer:
         return await self._ask(("counted", since, by), partial(self._source.counted, since, by))
+
+    async def _rows(self, since: timedelta, by: str) -> Answer:
+        return await self._ask(("rows", since, by), partial(self._source.rows, since, by))
 
     async def _reasons(self, since: timedelta, counted: Counted | None) -> Answer:
         types = () if counted is None else tuple(r.key for r in counted.rows if r.misses)

@@ -21,6 +21,7 @@ from rts.cli.probes import RedisState, WorkerState, ask_redis
 from rts.cli.shared import short
 from rts.cli.tau import TauRow, tau_rows
 from rts.errors import StoreUnavailable
+from rts.flower.charts import Moment, moments
 from rts.ledger.connection import connect, database_of
 from rts.link.link import Link, shown_url
 from rts.scheduling.queues import (
@@ -34,9 +35,9 @@ from rts.scheduling.queues import (
 )
 from rts.settings import Settings
 from rts.views.readings import Reading, read
-from rts.views.report import ReportRow, row_of
+from rts.views.report import ReportRow, report, row_of
 from rts.views.runs import OneTask, late_runs, latest_misses, one_task, sample
-from rts.views.series import Point, series
+from rts.views.series import series
 from rts.views.slo import Standing, standings
 from rts.views.tallies import Tally, Window, add_all, tally
 from rts.views.why import Why, why
@@ -58,16 +59,13 @@ IN_LINE, MEAN_OF = 25, 20
 
 @dataclass(frozen=True)
 class Counted:
-    """A window, by type, name or worker: as a whole and over time."""
+    """A window, by type or by name: as a whole and over time."""
 
     window: Window
-    by: str
     rows: list[ReportRow]
-    #: ``None`` where nothing ended in the window.
-    total: ReportRow | None
-    points: list[Point]
-    #: By key, as in the rows.
-    tallies: Mapping[str, Tally]
+    course: list[Moment]
+    #: Buckets of lateness by key, as in the rows.
+    lateness: Mapping[str, Mapping[int, int]]
 
 
 @dataclass(frozen=True)
@@ -141,8 +139,8 @@ class Source:
         with self._ledger() as database:
             return standings(database, self.settings, _now())
 
-    def counted(self, since: timedelta, by: str) -> Counted:
-        """Count the window of *since* up to now.
+    def counted(self, since: timedelta, by: str, key: str | None = None) -> Counted:
+        """Count the window of *since* up to now, by *by*; only *key* where it is given.
 
         Raises:
             StoreUnavailable: MongoDB does not answer.
@@ -153,8 +151,22 @@ class Source:
         tallies: dict[str, Tally] = {}
         for point in points:
             add_all(tallies, point.tallies)
-        rows = [row_of(key, tallies[key]) for key in sorted(tallies)]
-        return Counted(window, by, rows, _whole(tallies), points, tallies)
+        keys = [k for k in sorted(tallies) if key in (None, k)]
+        return Counted(
+            window,
+            [row_of(k, tallies[k]) for k in keys],
+            moments(points, key),
+            {k: dict(tallies[k].lateness) for k in keys},
+        )
+
+    def rows(self, since: timedelta, by: str) -> list[ReportRow]:
+        """Return the report of the window of *since* up to now.
+
+        Raises:
+            StoreUnavailable: MongoDB does not answer.
+        """
+        with self._ledger() as database:
+            return report(database, _now() - since, _now(), by)
 
     def total(self, since: timedelta) -> ReportRow | None:
         """Return the report of everything; ``None`` where nothing ended.

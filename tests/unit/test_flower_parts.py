@@ -134,6 +134,7 @@ def test_a_chart_of_one_key_and_of_all() -> None:
         )
         for n in range(3)
     ]
+    points = charts.moments(points)
     lines = {s["label"]: s["values"] for s in charts.on_time(points, "a", 0.9)["series"]}
     assert lines["on time"] == [0.0, 0.25, 0.5]
     assert lines["objective"] == [0.9] * 3
