@@ -16,19 +16,17 @@ from rts.errors import RtsError
 
 #: The commands; each is a module here with a ``command``.
 COMMANDS = (
-    *(
-        "check",
-        "drain",
-        "eta",
-        "exporter",
-        "plan",
-        "queues",
-        "replay",
-        "report",
-        "show",
-        "status",
-        "tau",
-    ),
+    "check",
+    "drain",
+    "eta",
+    "exporter",
+    "plan",
+    "queues",
+    "replay",
+    "report",
+    "show",
+    "status",
+    "tau",
     "watch",
 )
 
@@ -63,7 +61,8 @@ class RtsGroup(click.Group):
 def rts(ctx: click.Context) -> None:
     """Look at learned runtimes, deadlines and the SLA ledger.
 
-    Each command takes --json, which prints one JSON document: seconds as numbers,
-    shares from 0 to 1, instants in ISO 8601 (UTC). The status is 0 when all is well,
-    1 when not (a line on standard error says why), 2 when the command line is wrong.
+    Each command but exporter takes --json, which prints one JSON document: seconds as
+    numbers, shares from 0 to 1, instants in ISO 8601 (UTC). The status is 0 when all is
+    well, 1 when not (a line on standard error says why), 2 when the command line is
+    wrong; check has a plugin's, 0 to 3.
     """

@@ -72,9 +72,10 @@ def command(ctx: click.Context, task_id: str, queue: str | None, as_json: bool) 
             f"{name:<9}{_shown(middle)}  in {middle - now:.1f} s "
             f"({low - now:.1f} to {high - now:.1f})"
         )
-    due = found.deadline - now
+    left = found.deadline - now
+    due = f"in {left:.1f} s" if left >= 0 else f"{-left:.1f} s ago"
     click.echo(
-        f"deadline {_shown(found.deadline)}  in {due:.1f} s, met with a probability of "
+        f"deadline {_shown(found.deadline)}  {due}, met with a probability of "
         f"{found.on_time:.0%}"
     )
     click.echo(f"{found.ahead} tasks ahead of it, {found.slots} slots")

@@ -98,4 +98,4 @@ def _text(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, datetime):
         return iso(value)
-    return NONE if value is None else str(value)
+    return NONE if value in (None, "") else str(value)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 
-#: The levels that brokers and kombu know, both ends included.
-LOWEST, HIGHEST = 0, 9
+#: The highest level that kombu gives unless told otherwise; the lowest is 0.
+HIGHEST = 9
 
 
 def level(laxity_s: float, *, inverted: bool, highest: int = HIGHEST) -> int:

@@ -91,11 +91,6 @@ class TauCache:
         """
         return self._ratios.get(task_type, self._ratios.get(POOL))
 
-    def keep_time(self, max_age_s: float) -> None:
-        """Measure the clock's offset again where that was longer ago than *max_age_s*."""
-        if self._now() >= self._stale_at - FRESH_S + max_age_s:
-            self.refresh()
-
     def refresh(self) -> None:
         """Read everything now, unless another thread is at it. Never raises."""
         if os.getpid() != self._pid:

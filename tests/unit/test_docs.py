@@ -1,0 +1,145 @@
+"""The documentation names nothing that is not there, and leaves nothing of these out."""
+
+from __future__ import annotations
+
+import ast
+import pkgutil
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+import rts
+from rts import keys
+from rts.cli import COMMANDS
+from rts.cli import rts as group
+from rts.headers import write_plan
+from rts.keys import Keys
+from rts.records import Plan
+from rts.testing import plugin
+from rts.validation import CHECKS
+from rts.views import metrics
+
+ROOT = Path(__file__).parent.parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("**/*.md")])
+TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
+
+#: ``rts report`` in code, or after ``celery -A proj``; not the package, as in ``import rts``.
+COMMAND = re.compile(r"(?:celery -A [\w.]+ |`)rts ([a-z]+)([^\n`|]*)")
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
+
+
+def anchors(text: str) -> set[str]:
+    """Return the fragments that the headings of a page can be reached by."""
+    headings = re.findall(
+        r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M
+    )
+    plain = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    return {heading.replace(" ", "-") for heading in plain}
+
+
+def names_after(pattern: str) -> set[tuple[str, str]]:
+    """Return (page, name) of all that *pattern* finds."""
+    return {(page, name) for page, text in TEXTS.items() for name in re.findall(pattern, text)}
+
+
+def metric_names() -> set[str]:
+    """Return the names that the collector's code holds, and those it puts together."""
+    tree = ast.parse(Path(metrics.__file__).read_text(encoding="utf-8"))
+    texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    found = {text for text in texts if isinstance(text, str) and re.fullmatch(r"rts\w+", text)}
+    found |= {f"rts_{kind}_seconds" for kind in metrics._HISTOGRAMS} | {"rts_info"}
+    return found | {f"{name}_total" for name in found}
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_relative_links_lead_somewhere(page: str) -> None:
+    for path, anchor in LINK.findall(TEXTS[page]):
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), f"{page} leads to {path}"
+        if anchor:
+            assert anchor in anchors(target.read_text(encoding="utf-8")), f"{path}#{anchor}"
+
+
+def test_every_picture_is_shown() -> None:
+    shown = {Path(path).name for text in TEXTS.values() for path, _ in LINK.findall(text)}
+    assert {picture.name for picture in (DOCS / "images").iterdir()} <= shown
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    linked = {path for path, _ in LINK.findall(TEXTS["README.md"])}
+    assert {page for page in TEXTS if page != "README.md"} <= linked
+
+
+def test_commands_and_their_options_exist() -> None:
+    used = [(page, *match) for page, text in TEXTS.items() for match in COMMAND.findall(text)]
+    assert {name for _, name, _ in used} == set(COMMANDS)
+    for page, name, rest in used:
+        command = group.get_command(click.Context(group), name)
+        assert command is not None
+        known = {option for parameter in command.params for option in parameter.opts}
+        if isinstance(command, click.Group):
+            for part in command.commands.values():
+                known |= {option for parameter in part.params for option in parameter.opts}
+        wrong = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", rest)) - known
+        assert not wrong, f"{page}: rts {name} has no {wrong}"
+
+
+def test_examples_in_python_can_be_read() -> None:
+    for page, text in TEXTS.items():
+        for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            ast.parse(block, page)
+
+
+def test_every_command_has_its_section() -> None:
+    sections = re.findall(r"^## (.+)$", TEXTS["docs/cli.md"], re.MULTILINE)
+    assert sorted(", ".join(sections).split(", ")) == sorted(COMMANDS)
+
+
+def test_names_of_settings_headers_and_metrics_exist() -> None:
+    headers: dict[str, object] = {}
+    write_plan(headers, Plan("mixed", "inferred", 1.0, 9.0, 1.0, 2.0, "received"))
+    known = {*CHECKS, *headers, *dir(plugin), *metric_names()}
+    plain = names_after(r"\brts_[a-z_]*[a-z]\b")
+    assert not {(page, name) for page, name in plain if name not in known}
+    django = names_after(r"\bCELERY_(RTS_[A-Z_]+)")
+    assert not {(page, name) for page, name in django if name.lower() not in CHECKS}
+
+
+def test_the_table_of_settings_is_complete() -> None:
+    rows = re.findall(r"^\| `(rts_\w+)` \|", TEXTS["docs/settings.md"], re.MULTILINE)
+    assert sorted(rows) == sorted(CHECKS)
+
+
+def test_the_table_of_metrics_is_complete() -> None:
+    rows = re.findall(r"^\| (`rts_[^|]+) \|", TEXTS["docs/monitoring.md"], re.MULTILINE)
+    told = {name for row in rows for name in re.findall(r"rts_\w+", row)}
+    tree = ast.parse(Path(metrics.__file__).read_text(encoding="utf-8"))
+    made = {
+        call.args[0].value
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Name)
+        and call.func.id.endswith("Family")
+        and isinstance(call.args[0], ast.Constant)
+    }
+    assert made - {"rts"} <= told | {name.removesuffix("_total") for name in told}
+    assert told <= metric_names()
+
+
+def test_how_it_works_names_every_package_key_and_collection() -> None:
+    text = TEXTS["docs/how-it-works.md"]
+    packages = {
+        f"rts.{module.name}" for module in pkgutil.iter_modules(rts.__path__) if module.ispkg
+    }
+    missing = {name for name in packages - {"rts.lua"} if f"`{name}`" not in text}
+    assert not missing
+    private = Keys("rts:")
+    names = [name for name, value in vars(Keys).items() if isinstance(value, property)]
+    values = [getattr(private, name) for name in names if name != "closing"]
+    in_redis = [*values, private.webhook("")]
+    assert not [key for key in in_redis if f"`{key}" not in text]
+    collections = (keys.TASKS, keys.ASSIGNMENTS, keys.TAU_SNAPSHOT, keys.REFUSED, keys.ROLLUPS)
+    assert not {name for name in collections if f"`{name}`" not in text}
