@@ -5,7 +5,9 @@
   writing alone, which is what it costs the machine of a worker;
 - report: time of ``rts report --since 24h`` with many runs stored, first with all
   of them inside the 24 hours, then spread over 30 days; and with as many more
-  outside the window, as a ratio: the answer must not cost more for them.
+  outside the window, as a ratio: the answer must not cost more for them;
+- objectives: time of what ``rts check --slo``, the exporter and the alerts ask: all
+  windows of the objectives, of the same ledgers.
 
 Servers are embedded and private; time is wall time, medians of several rounds.
 
@@ -41,6 +43,7 @@ from rts.settings import Settings
 from rts.tasktypes import DEFAULT_TASK_TYPES
 from rts.testing import MongoServer, RedisServer
 from rts.views.report import report
+from rts.views.slo import standings
 
 DAY_S = 86400.0
 TYPES = tuple(DEFAULT_TASK_TYPES)
@@ -185,6 +188,20 @@ class Stored:
             runs = sum(row.runs for row in rows)
         return times[0], statistics.median(times[1:]), runs
 
+    def ask_objectives(self) -> tuple[float, float, int]:
+        """Return seconds of the first answer about objectives and of the later ones
+        (median), and the tasks that it is about.
+        """
+        until = datetime.fromtimestamp(self.until, timezone.utc)
+        settings = Settings(slo={TYPES[0]: 0.99, "*": 0.95})
+        times, tasks = [], 0
+        for _ in range(self._rounds + 1):
+            begin = time.perf_counter()
+            found = standings(self.ledger.database, settings, until)
+            times.append(time.perf_counter() - begin)
+            tasks = sum(standing.windows["budget"].valid for standing in found)
+        return times[0], statistics.median(times[1:]), tasks
+
     def drop(self) -> None:
         """Remove all of it."""
         _drop(self.ledger)
@@ -198,6 +215,7 @@ def reports(mongo_url: str, stored: int, rounds: int, note: Callable[[str], None
         ledger = Stored(mongo_url, rounds)
         ledger.fill(stored, days * DAY_S, 0.0, seed=3)
         first, later, inside = ledger.ask()
+        slo_first, slo_later, tasks = ledger.ask_objectives()
         note(f"storing {stored} runs outside the window")
         ledger.fill(stored, 60 * DAY_S, 31 * DAY_S, seed=4)
         _, more, _ = ledger.ask()
@@ -207,6 +225,7 @@ def reports(mongo_url: str, stored: int, rounds: int, note: Callable[[str], None
             "later_s": later,
             "with_as_many_outside_s": more,
             "ratio": more / later,
+            "objectives": {"tasks": tasks, "first_s": slo_first, "later_s": slo_later},
         }
         ledger.drop()
     return results
@@ -262,6 +281,12 @@ def main() -> None:
             f"{case:<22}{r['runs_in_window']:>10,}{r['first_s']:>8.2f}s{r['later_s']:>8.2f}s"
             f"{r['with_as_many_outside_s']:>10.2f}s{r['ratio']:>7.2f}"
         )
+    print()
+    print(f"objectives, windows of 5 minutes to 30 days, {arguments.stored:,} tasks stored")
+    print(f"{'':<22}{'in window':>10}{'first':>9}{'later':>9}")
+    for case, r in results["report"].items():
+        slo = r["objectives"]
+        print(f"{case:<22}{slo['tasks']:>10,}{slo['first_s']:>8.2f}s{slo['later_s']:>8.3f}s")
 
 
 def _enlarge(mongo_url: str) -> None:

@@ -12,6 +12,7 @@ the run that it is about.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Collection as SomeIds
 from datetime import datetime, timezone
@@ -28,7 +29,7 @@ from rts.keys import ASSIGNMENTS, REFUSED, TASKS, TAU_SNAPSHOT
 from rts.ledger.connection import AWAY, connect, database_of, unavailable
 from rts.ledger.documents import Document, documents, milliseconds, text
 from rts.ledger.merging import merge_assignments, merge_tasks, settle, triple
-from rts.ledger.rollups import forget
+from rts.ledger.rollups import LATE_S, forget
 from rts.ledger.schema import prepare
 from rts.ports import TauEntry
 from rts.records import GIVEN, LOST, OutboxEntry
@@ -143,8 +144,8 @@ class MongoLedger:
             else:
                 raise StoreUnavailable("the same run is written by too many at once")
             if removed:
-                _forget(self._assignments, group)
                 self._assignments.delete_many({"_id": {"$in": removed}})
+                _forget(self._assignments, group)
 
     def refuse(self, raw: object, reason: str = "") -> None:
         """Keep an entry that could not be understood, for a person to look at.
@@ -228,6 +229,7 @@ def _store(
 ) -> None:
     """Insert documents; merge those into what is stored that are there already."""
     left = _insert(collection, new.values())
+    _forget_late(collection, new.values())
     for _ in range(MAX_ROUNDS):
         if not left:
             return
@@ -267,6 +269,22 @@ def _forget(collection: Collection[Document], changed: Iterable[Document]) -> No
     """Forget the sums that the reports keep of the time of these ends and verdicts."""
     ends = [document.get("verdict_at") or document.get("completed_at") for document in changed]
     forget(collection.database, collection.name, ends)
+
+
+def _forget_late(collection: Collection[Document], added: Iterable[Document]) -> None:
+    """Do so for those that were added long after their end or verdict."""
+    limit_ms = (time.time() - LATE_S) * 1000
+    late = []
+    for document in added:
+        at = document.get("verdict_at") or document.get("completed_at")
+        if at is not None and _milliseconds(at) < limit_ms:
+            late.append(_mergeable(document))
+    if late:
+        _forget(collection, late)
+
+
+def _milliseconds(at: DatetimeMS | datetime) -> float:
+    return int(at) if isinstance(at, DatetimeMS) else at.timestamp() * 1000
 
 
 def _insert(collection: Collection[Document], new: Iterable[Document]) -> list[str]:

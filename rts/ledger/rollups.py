@@ -1,9 +1,11 @@
 """Which stretches of time have their sums kept, and when those are forgotten.
 
-The reports keep what they summed over whole hours and tens of minutes in a
+The reports keep what they summed over whole days, hours and tens of minutes in a
 private collection (:mod:`rts.views.tallies`). A record that is added is noticed
 there because the number of records no longer agrees; one that is *replaced*
 (LOST by a real end, say) is not, so whoever replaces one calls :func:`forget`.
+Whoever adds one that ended a while ago calls it too: the readers do not
+count all of the past each time (:mod:`rts.views.seal`).
 """
 
 from __future__ import annotations
@@ -16,11 +18,15 @@ from pymongo.database import Database
 
 from rts.keys import ROLLUPS
 
-#: Lengths of the stretches in seconds. A day is 23 hours, some tens of minutes
-#: and at most twenty minutes at its ends that are read record by record.
-WIDTHS = (3600, 600)
-#: A longer one, for sums that are small: those that the objectives need of a month.
-DAY = 86400
+#: Lengths of the stretches in seconds, each a multiple of the next: a month is few of
+#: them. Some day is 23 hours, some tens of minutes and at most twenty minutes at its
+#: ends that are read record by record.
+DAY, HOUR = 86400, 3600
+WIDTHS = (DAY, HOUR, 600)
+
+#: Seconds after which a record counts as late. Readers trust sums only of what is twice
+#: as old: the clocks of two hosts may differ by this much.
+LATE_S = 300.0
 
 
 def rollup_id(collection: str, width: int, start: int) -> str:
@@ -37,7 +43,7 @@ def forget(
     because ``writes`` is no longer what it was when they were begun.
     """
     seconds = {int(at.timestamp()) for at in instants if at is not None}
-    ids = {rollup_id(collection, w, s - s % w) for s in seconds for w in (DAY, *WIDTHS)}
+    ids = {rollup_id(collection, w, s - s % w) for s in seconds for w in WIDTHS}
     if ids:
         database[ROLLUPS].update_many(
             {"_id": {"$in": sorted(ids)}}, {"$inc": {"writes": 1}, "$unset": {"tallies": ""}}

@@ -20,7 +20,8 @@ from rts.errors import StoreUnavailable
 from rts.keys import ASSIGNMENTS, TASKS
 from rts.ledger.rollups import WIDTHS
 from rts.views import tallies
-from rts.views.tallies import DIRECT, THREADS, Stretch, Tallies, Window
+from rts.views.stretches import Stretch, Window, count, cut
+from rts.views.tallies import DIRECT, THREADS, Tallies
 
 #: Lengths of a stretch in seconds; the first that gives at most MOST_POINTS is taken.
 LENGTHS_S = (10, 60, 600, 3600, 4 * 3600, 86400)
@@ -90,8 +91,8 @@ def _of(
     base = next((w for w in WIDTHS if width % w == 0), None)
     rest: Sequence[Window] = [window]
     stretches: list[Stretch] = []
-    if base and tallies.count(database, collection, window, DIRECT + 1) > DIRECT:
-        stretches, rest = tallies.cut(collection, window, (base,))
+    if base and count(database, collection, window, DIRECT + 1) > DIRECT:
+        stretches, rest = cut(collection, window, (base,))
     kept = tallies.kept_sums(database, stretches, by)
     jobs = [
         pool.submit(tallies.direct_by_stretch, database, collection, w, by, width) for w in rest

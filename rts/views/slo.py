@@ -6,10 +6,9 @@ for exactly one objective, in the window in which its verdict fell.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from itertools import pairwise
+from datetime import datetime
 from typing import Any
 
 from pymongo.database import Database
@@ -27,7 +26,8 @@ from rts.objectives import (
     objective_of,
 )
 from rts.settings import Settings
-from rts.views.tallies import CLASSES, Tallies, class_of, tally
+from rts.views.tallies import class_of
+from rts.views.verdicts import Verdicts, slices
 
 
 @dataclass(frozen=True)
@@ -78,42 +78,43 @@ def standings(
         raise ValueError("now needs a time zone")
     lengths = {**WINDOWS, BUDGET: settings.budget_window_s}
     try:
-        slices = _slices(database, now, sorted(set(lengths.values())))
+        counted = slices(database, now, sorted(set(lengths.values())))
     except PyMongoError as exc:
         raise StoreUnavailable(f"MongoDB does not answer ({type(exc).__name__})") from exc
+    objectives = {
+        text: objective_of(settings.slo, *class_of(text))
+        for text in {text for each in counted.values() for text in each}
+    }
     return [
-        _standing(key, settings, lengths, slices)
+        _standing(
+            key,
+            settings,
+            lengths,
+            {
+                longer: [each[text] for text in each if objectives[text] == key]
+                for longer, each in counted.items()
+            },
+        )
         for key in sorted(settings.slo, key=lambda key: (key == "*", key))
     ]
 
 
-def _slices(
-    database: Database[dict[str, Any]], now: datetime, lengths: list[float]
-) -> dict[float, Tallies]:
-    """Count each stretch between two windows' beginnings once; by the longer's length."""
-    found: dict[float, Tallies] = {}
-    for shorter, longer in pairwise([0.0, *lengths]):
-        window = now - timedelta(seconds=longer), now - timedelta(seconds=shorter)
-        found[longer] = tally(database, window, CLASSES)
-    return found
-
-
 def _standing(
-    key: str, settings: Settings, lengths: Mapping[str, float], slices: Mapping[float, Tallies]
+    key: str,
+    settings: Settings,
+    lengths: Mapping[str, float],
+    counted: Mapping[float, Sequence[Verdicts]],
 ) -> Standing:
     target = settings.slo[key]
     counts = {name: Count() for name in lengths}
     misses: dict[str, int] = {}
-    for longer, tallies in slices.items():
-        for text, counted in tallies.items():
-            task_type, name, queue = class_of(text)
-            if objective_of(settings.slo, task_type, name, queue) != key:
-                continue
+    for longer, classes in counted.items():
+        for verdicts in classes:
             for window, length in lengths.items():
                 if longer <= length:
-                    counts[window] += Count(counted.verdicts, counted.on_time)
+                    counts[window] += Count(verdicts.valid, verdicts.on_time)
             if longer <= lengths[BUDGET]:
-                for cause, n in counted.misses.items():
+                for cause, n in verdicts.misses.items():
                     misses[cause] = misses.get(cause, 0) + n
     return Standing(
         objective=key,

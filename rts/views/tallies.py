@@ -1,6 +1,6 @@
 """Counts and buckets of the ledger over a window of time, made by the server.
 
-A window is cut into whole hours, tens of minutes, and what is left at its ends.
+A window is cut into whole days, hours, tens of minutes, and what is left at its ends.
 Where it holds many records, the sums of whole stretches are kept in a private
 collection, so that the next question costs little. They are used only while
 the number of records in them agrees with the ledger's, and forgotten when one of
@@ -24,8 +24,11 @@ from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
 from rts.keys import ASSIGNMENTS, ROLLUPS, TASKS
-from rts.ledger.rollups import DAY, WIDTHS, rollup_id
+from rts.ledger.rollups import DAY, HOUR
+from rts.views import columns
 from rts.views.histogram import expression
+from rts.views.seal import Seal, seal_of
+from rts.views.stretches import Stretch, Window, count, cut, in_window
 
 #: Records up to which a window is read at once: that takes a fraction of a second.
 DIRECT = 50_000
@@ -46,7 +49,7 @@ _FIELDS = {"type": "task_type", "name": "name", "worker": "worker", "queue": "qu
 GROUPS = (*_FIELDS, "all")
 
 #: Groups verdicts alone, by type, name and queue at once: what objectives need.
-CLASSES = "class"
+CLASSES = "classes"
 
 
 @dataclass
@@ -78,28 +81,6 @@ _NUMBERS = ("runs", "success_runtime_s", "success_error_s", "verdicts", "on_time
 _BUCKETS = ("runtime", "queueing_delay", "lateness")
 
 Tallies = dict[str, Tally]
-#: From and to (not included), both aware.
-Window = tuple[datetime, datetime]
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """One whole day, hour or ten minutes of one collection."""
-
-    collection: str
-    width: int
-    start: int
-
-    @property
-    def window(self) -> Window:
-        """From and to."""
-        begin = _EPOCH + timedelta(seconds=self.start)
-        return begin, begin + timedelta(seconds=self.width)
-
-    @property
-    def id(self) -> str:
-        """The ``_id`` of its sums."""
-        return rollup_id(self.collection, self.width, self.start)
 
 
 def class_of(key: str) -> tuple[str, str, str | None]:
@@ -119,7 +100,7 @@ def tally(database: Database[dict[str, Any]], window: Window, by: str) -> Tallie
     with ThreadPoolExecutor(THREADS) as pool:
         jobs = []
         for collection in _collections(by):
-            stretches, rest = cut(collection, window, _widths(by))
+            stretches, rest = cut(collection, window)
             if count(database, collection, window, DIRECT + 1) <= DIRECT:
                 stretches, rest = [], [window]
             kept = kept_sums(database, stretches, by)
@@ -140,8 +121,8 @@ def keep(
     by: str = "type",
     seconds: float = 86400.0,
 ) -> int:
-    """Sum up the whole hours of the day (*seconds*) before *until* that a report would
-    find slow.
+    """Sum up the whole days and hours of the *seconds* before *until* that a report
+    would find slow, one after the other.
 
     For a process that has the time, every few minutes: then even the first report
     on a very busy day answers at once. Returns the number of stretches summed up.
@@ -154,75 +135,17 @@ def keep(
         window = until - timedelta(seconds=seconds), until
         if count(database, collection, window, DIRECT + 1) <= DIRECT:
             continue
-        cuts = cut(collection, window, _widths(by))[0]
-        hours = [s for s in cuts if s.width >= WIDTHS[0]]
-        kept = kept_sums(database, hours, by)
-        for stretch in hours:
+        stretches, _ = cut(collection, window, (DAY, HOUR))
+        kept = kept_packed(database, stretches, by)
+        for stretch in stretches:
             if stretch.id not in kept:
                 sum_up(database, stretch, by)
                 summed += 1
     return summed
 
 
-def _widths(by: str) -> Sequence[int]:
-    return (DAY, *WIDTHS) if by == CLASSES else WIDTHS
-
-
 def _collections(by: str) -> tuple[str, ...]:
     return (TASKS,) if by == CLASSES else (ASSIGNMENTS, TASKS)
-
-
-def cut(
-    collection: str, window: Window, widths: Sequence[int] = WIDTHS
-) -> tuple[list[Stretch], list[Window]]:
-    """Cut *window* into whole stretches, long ones first, and what is left over.
-
-    *widths* are among ``WIDTHS`` and ``DAY``, the longest first.
-    """
-    stretches: list[Stretch] = []
-    left = [window]
-    for width in widths:
-        rest: list[Window] = []
-        for begin, end in left:
-            first = -(-(begin - _EPOCH) // timedelta(seconds=width)) * width
-            last = (end - _EPOCH) // timedelta(seconds=width) * width
-            if first >= last:
-                rest.append((begin, end))
-                continue
-            stretches += [Stretch(collection, width, s) for s in range(first, last, width)]
-            at = [_EPOCH + timedelta(seconds=s) for s in (first, last)]
-            rest += [w for w in ((begin, at[0]), (at[1], end)) if w[0] < w[1]]
-        left = rest
-    return stretches, left
-
-
-def count(
-    database: Database[dict[str, Any]], collection: str, window: Window, limit: int = 0
-) -> int:
-    """Return the number of records that ended in *window*, at most *limit* (0: all)."""
-    options: dict[str, Any] = {"limit": limit} if limit else {}
-    # One by one, which the server counts in the index alone.
-    return sum(
-        database[collection].count_documents(part, **options)
-        for part in parts(collection, window)
-    )
-
-
-def parts(collection: str, window: Window) -> list[dict[str, Any]]:
-    """Return the queries, without overlap, for what lies in *window*: runs with their
-    end, tasks with their verdict.
-    """
-    during = {"$gte": window[0], "$lt": window[1]}
-    if collection != TASKS:
-        return [{"completed_at": during}]
-    # The second is for documents that other hands have written: the end, as it was.
-    return [{"verdict_at": during}, {"verdict_at": None, "completed_at": during}]
-
-
-def in_window(collection: str, window: Window) -> dict[str, Any]:
-    """Return the query for the runs, or the verdicts, of a window."""
-    found = parts(collection, window)
-    return found[0] if len(found) == 1 else {"$or": found}
 
 
 def add_all(total: Tallies, more: Mapping[str, Tally]) -> None:
@@ -298,17 +221,21 @@ _RUN_QUESTIONS: tuple[_Question, ...] = (
     ),
     ({"queueing_delay": expression("queueing_delay_s")}, {}),
 )
+_COUNTED = {"verdicts": {"$sum": 1}}
 _VERDICT = {
     "on_time": "$sla_success",
     "success": {"$eq": ["$state", "SUCCESS"]},
     "cause": "$cause",
 }
 _TASK_QUESTIONS: tuple[_Question, ...] = (
-    ({"lateness": expression("lateness_s", signed=True), **_VERDICT}, {}),
+    ({"lateness": expression("lateness_s", signed=True), **_VERDICT}, _COUNTED),
 )
 #: The fields of a class, in the order of its key.
 _CLASS = ("task_type", "name", "queue")
-_CLASS_QUESTIONS: tuple[_Question, ...] = ((_VERDICT, {}),)
+# Goodput is no part of an objective, and takes the server half of the time.
+_CLASS_QUESTIONS: tuple[_Question, ...] = (
+    ({name: _VERDICT[name] for name in ("on_time", "cause")}, _COUNTED),
+)
 
 
 def _take(counted: Tally, row: Mapping[str, Any]) -> None:
@@ -321,11 +248,11 @@ def _take(counted: Tally, row: Mapping[str, Any]) -> None:
         counted.runs += n
         counted.success_runtime_s += row["runtime_s"]
         counted.success_error_s += row["error_s"]
-    elif "success" in groups:
+    elif "verdicts" in row:
         counted.verdicts += n
         if groups.get("on_time"):
             counted.on_time += n
-            counted.good += n if groups["success"] else 0
+            counted.good += n if groups.get("success") else 0
         else:
             counted.misses[groups.get("cause") or LATE] += n
 
@@ -345,11 +272,11 @@ def sum_up(database: Database[dict[str, Any]], stretch: Stretch, by: str) -> Tal
         writes = None if head is None else head["writes"]
     except PyMongoError:  # one who may only read gets the answer all the same
         pass
-    counted = direct(database, stretch.collection, stretch.window, by)
+    counted = _counted(database, stretch, by)
     if writes is not None:
-        packed = _pack(counted)
-        n = sum(t.runs + t.verdicts for t in counted.values())
-        if sum(len(part) for p in packed for part in p["buckets"]) <= MAX_KEPT_BYTES:
+        packed, size_bytes = _pack(counted, by)
+        if size_bytes <= MAX_KEPT_BYTES:
+            n = sum(t.runs + t.verdicts for t in counted.values())
             try:
                 rollups.update_one(
                     {"_id": stretch.id, "writes": writes},
@@ -360,30 +287,82 @@ def sum_up(database: Database[dict[str, Any]], stretch: Stretch, by: str) -> Tal
     return counted
 
 
+def _counted(database: Database[dict[str, Any]], stretch: Stretch, by: str) -> Tallies:
+    """Count a stretch: a busy day hour by hour, so that nothing takes long, and what was
+    done is kept whatever happens next.
+    """
+    narrower = stretch.width == DAY and (
+        count(database, stretch.collection, stretch.window, DIRECT + 1) > DIRECT
+    )
+    if not narrower:
+        return direct(database, stretch.collection, stretch.window, by)
+    hours, _ = cut(stretch.collection, stretch.window, (HOUR,))
+    kept = kept_sums(database, hours, by)
+    total: Tallies = {}
+    for hour in hours:
+        add_all(total, kept[hour.id] if hour.id in kept else sum_up(database, hour, by))
+    return total
+
+
 def kept_sums(
     database: Database[dict[str, Any]], stretches: Sequence[Stretch], by: str
 ) -> dict[str, Tallies]:
     """Return the sums of *stretches* that were kept and still agree with the ledger."""
+    return {
+        i: _unpack(packed, by) for i, packed in kept_packed(database, stretches, by).items()
+    }
+
+
+def kept_packed(
+    database: Database[dict[str, Any]], stretches: Sequence[Stretch], by: str
+) -> dict[str, Any]:
+    """Return them as they are kept: those of ``CLASSES`` for :mod:`rts.views.columns`.
+
+    *stretches* are of one collection and do not overlap.
+    """
     wanted = {stretch.id: stretch for stretch in stretches}
     found: dict[str, dict[str, Any]] = {}
-    for document in database[ROLLUPS].find(
-        {"_id": {"$in": list(wanted)}}, {f"tallies.{by}": 1}
-    ):
-        sums = document.get("tallies", {}).get(by)
-        if sums is not None:
-            found[document["_id"]] = sums
-    kept = sorted((wanted[i] for i in found), key=lambda s: s.start)
-    good: dict[str, Tallies] = {}
-    for neighbours in _neighbours(kept):
+    if wanted:
+        query, fields = {"_id": {"$in": list(wanted)}}, {f"tallies.{by}": 1}
+        for document in database[ROLLUPS].find(query, fields):
+            sums = document.get("tallies", {}).get(by)
+            if sums is not None:
+                found[document["_id"]] = sums
+    if not found:
+        return {}
+    seal = seal_of(database, stretches[0].collection)
+    sealed = {i for i, sums in found.items() if _is_sealed(sums, wanted[i], seal)}
+    doubtful = sorted((wanted[i] for i in found.keys() - sealed), key=lambda s: s.start)
+    agreeing: set[str] = set()
+    for neighbours in _neighbours(doubtful):
         window = neighbours[0].window[0], neighbours[-1].window[1]
         expected = sum(found[s.id]["n"] for s in neighbours)
         agrees = count(database, neighbours[0].collection, window) == expected
-        for stretch in neighbours:
-            sums = found[stretch.id]
-            # One count for all; where it is off, one for each tells which it was.
-            if agrees or count(database, stretch.collection, stretch.window) == sums["n"]:
-                good[stretch.id] = _unpack(sums["keys"])
-    return good
+        # One count for all; where it is off, one for each tells which it was.
+        agreeing |= {
+            s.id
+            for s in neighbours
+            if agrees or count(database, s.collection, s.window) == found[s.id]["n"]
+        }
+    if seal is not None:
+        _set_seal(database, [i for i in agreeing if seal.covers(wanted[i].window)], by, seal)
+    return {i: found[i]["keys"] for i in sealed | agreeing}
+
+
+def _is_sealed(sums: Mapping[str, Any], stretch: Stretch, seal: Seal | None) -> bool:
+    return seal is not None and sums.get("seal") == seal.id and seal.covers(stretch.window)
+
+
+def _set_seal(
+    database: Database[dict[str, Any]], ids: Sequence[str], by: str, seal: Seal
+) -> None:
+    """Note that these sums were seen to agree since the seal was made."""
+    if ids:
+        query = {"_id": {"$in": list(ids)}, f"tallies.{by}": {"$exists": True}}
+        try:
+            database[ROLLUPS].update_many(query, {"$set": {f"tallies.{by}.seal": seal.id}})
+        except PyMongoError:  # they are counted again next time
+            pass
 
 
 def _neighbours(stretches: Iterable[Stretch]) -> list[list[Stretch]]:
@@ -397,8 +376,12 @@ def _neighbours(stretches: Iterable[Stretch]) -> list[list[Stretch]]:
     return groups
 
 
-def _pack(tallies: Tallies) -> list[dict[str, Any]]:
-    return [
+def _pack(tallies: Tallies, by: str) -> tuple[Any, int]:
+    """Return what is kept, and the bytes that it takes for the most part."""
+    if by == CLASSES:
+        rows = [(key, t.verdicts, t.on_time, t.misses) for key, t in tallies.items()]
+        return columns.pack(rows), sum(len(key) + 16 for key, *_ in rows)
+    packed: list[dict[str, Any]] = [
         {
             "key": key,
             "numbers": [getattr(t, name) for name in _NUMBERS],
@@ -407,9 +390,15 @@ def _pack(tallies: Tallies) -> list[dict[str, Any]]:
         }
         for key, t in tallies.items()
     ]
+    return packed, sum(len(part) for p in packed for part in p["buckets"])
 
 
-def _unpack(packed: Iterable[Mapping[str, Any]]) -> Tallies:
+def _unpack(packed: Any, by: str) -> Tallies:
+    if by == CLASSES:
+        return {
+            key: Tally(verdicts=valid, on_time=good, misses=Counter(misses))
+            for key, valid, good, misses in columns.unpack(packed)
+        }
     tallies: Tallies = {}
     for p in packed:
         counted = tallies[p["key"]] = Tally(misses=Counter(dict(p["misses"])))

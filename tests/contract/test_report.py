@@ -23,6 +23,7 @@ from rts.settings import Settings
 from rts.views import tallies
 from rts.views.histogram import NOTHING, RELATIVE_ERROR, bucket, expression, percentile
 from rts.views.report import Percentiles, report
+from rts.views.stretches import cut
 
 #: On a whole hour.
 T = 1_900_000_800.0
@@ -271,13 +272,13 @@ def test_what_cannot_be_asked() -> None:
 
 def test_a_window_is_cut_without_gap_or_overlap() -> None:
     for begin, end in [(0, 3600), (-1, 86400.5), (100, 200), (599, 1201), (3000, 4300), (5, 5)]:
-        stretches, rest = tallies.cut("tasks", (at(begin), at(end)))
+        stretches, rest = cut("tasks", (at(begin), at(end)))
         parts = sorted([s.window for s in stretches] + [w for w in rest if w[0] < w[1]])
         for (_, one), (next_one, _) in pairwise(parts):
             assert one == next_one
         if begin < end:
             assert (parts[0][0], parts[-1][1]) == (at(begin), at(end))
-    day = tallies.cut("tasks", (at(1234), at(1234 + 86400)))[0]
+    day = cut("tasks", (at(1234), at(1234 + 86400)))[0]
     assert Counter(s.width for s in day) == {3600: 23, 600: 5}
 
 

@@ -112,6 +112,7 @@ def test_kept_sums_and_a_shorter_budget_agree_too(
     monkeypatch.setattr(tallies, "DIRECT", 0)
     settings = replace(settings, slo_window=2 * DAY)
     fill(ledger, 800)
+    # A whole day, and the hours of those that are cut.
     assert (
         tallies.keep(ledger.database, NOW, tallies.CLASSES, settings.budget_window_s) == 1 + 23
     )

@@ -1,0 +1,91 @@
+"""Stretches of time, and the records that ended in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from pymongo.database import Database
+
+from rts.keys import TASKS
+from rts.ledger.rollups import WIDTHS, rollup_id
+
+_EPOCH = datetime.fromtimestamp(0, timezone.utc)
+
+#: From and to (not included), both aware.
+Window = tuple[datetime, datetime]
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """One whole day, hour or ten minutes of one collection."""
+
+    collection: str
+    width: int
+    start: int
+
+    @property
+    def window(self) -> Window:
+        """From and to."""
+        begin = _EPOCH + timedelta(seconds=self.start)
+        return begin, begin + timedelta(seconds=self.width)
+
+    @property
+    def id(self) -> str:
+        """The ``_id`` of its sums."""
+        return rollup_id(self.collection, self.width, self.start)
+
+
+def cut(
+    collection: str, window: Window, widths: Sequence[int] = WIDTHS
+) -> tuple[list[Stretch], list[Window]]:
+    """Cut *window* into whole stretches, long ones first, and what is left over.
+
+    *widths* are among ``WIDTHS``.
+    """
+    stretches: list[Stretch] = []
+    left = [window]
+    for width in widths:
+        rest: list[Window] = []
+        for begin, end in left:
+            first = -(-(begin - _EPOCH) // timedelta(seconds=width)) * width
+            last = (end - _EPOCH) // timedelta(seconds=width) * width
+            if first >= last:
+                rest.append((begin, end))
+                continue
+            stretches += [Stretch(collection, width, s) for s in range(first, last, width)]
+            at = [_EPOCH + timedelta(seconds=s) for s in (first, last)]
+            rest += [w for w in ((begin, at[0]), (at[1], end)) if w[0] < w[1]]
+        left = rest
+    return stretches, left
+
+
+def count(
+    database: Database[dict[str, Any]], collection: str, window: Window, limit: int = 0
+) -> int:
+    """Return the number of records that ended in *window*, at most *limit* (0: all)."""
+    options: dict[str, Any] = {"limit": limit} if limit else {}
+    # One by one, which the server counts in the index alone.
+    return sum(
+        database[collection].count_documents(part, **options)
+        for part in parts(collection, window)
+    )
+
+
+def parts(collection: str, window: Window) -> list[dict[str, Any]]:
+    """Return the queries, without overlap, for what lies in *window*: runs with their
+    end, tasks with their verdict.
+    """
+    during = {"$gte": window[0], "$lt": window[1]}
+    if collection != TASKS:
+        return [{"completed_at": during}]
+    # The second is for documents that other hands have written: the end, as it was.
+    return [{"verdict_at": during}, {"verdict_at": None, "completed_at": during}]
+
+
+def in_window(collection: str, window: Window) -> dict[str, Any]:
+    """Return the query for the runs, or the verdicts, of a window."""
+    found = parts(collection, window)
+    return found[0] if len(found) == 1 else {"$or": found}

@@ -1,0 +1,100 @@
+"""The verdicts of several windows at once, all of which end now: what objectives need.
+
+Two windows share most of what is in them, so each stretch between the beginnings of two
+is counted once, and the sums of all that were kept are asked for together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import pairwise
+from typing import Any
+
+from pymongo.database import Database
+
+from rts.keys import TASKS
+from rts.views import columns, tallies
+from rts.views.stretches import cut
+from rts.views.tallies import CLASSES, THREADS, Tallies
+
+
+@dataclass(slots=True)
+class Verdicts:
+    """What was counted of one class."""
+
+    valid: int = 0
+    on_time: int = 0
+    #: By cause.
+    misses: dict[str, int] = field(default_factory=dict)
+
+    def add(self, valid: int, on_time: int, misses: Mapping[str, int]) -> None:
+        """Take in what was counted of another stretch."""
+        self.valid += valid
+        self.on_time += on_time
+        for cause, n in misses.items():
+            self.misses[cause] = self.misses.get(cause, 0) + n
+
+
+#: By key of ``CLASSES``.
+Slice = dict[str, Verdicts]
+
+
+def slices(
+    database: Database[dict[str, Any]], now: datetime, lengths: Sequence[float]
+) -> dict[float, Slice]:
+    """Count what lies between the beginnings of two windows, by the longer's length.
+
+    *lengths* are seconds before *now* (aware), the shortest first.
+
+    Raises:
+        PyMongoError: the server did not answer.
+    """
+    found: dict[float, Slice] = {length: {} for length in lengths}
+    windows = {
+        longer: (now - timedelta(seconds=longer), now - timedelta(seconds=shorter))
+        for shorter, longer in pairwise([0.0, *lengths])
+    }
+    # What is cut without need costs little, and so does this answer.
+    busy = database[TASKS].estimated_document_count() > tallies.DIRECT
+    cuts = {
+        length: cut(TASKS, window) if busy else ([], [window])
+        for length, window in windows.items()
+    }
+    kept = tallies.kept_packed(
+        database, [s for some, _ in cuts.values() for s in some], CLASSES
+    )
+    with ThreadPoolExecutor(THREADS) as pool:
+        jobs = []
+        for length, (stretches, rest) in cuts.items():
+            jobs += [
+                (length, pool.submit(tallies.direct, database, TASKS, window, CLASSES))
+                for window in rest
+            ]
+            jobs += [
+                (length, pool.submit(tallies.sum_up, database, stretch, CLASSES))
+                for stretch in stretches
+                if stretch.id not in kept
+            ]
+        for length, (stretches, _) in cuts.items():
+            for stretch in stretches:
+                if stretch.id in kept:
+                    _take(found[length], kept[stretch.id])
+        for length, job in jobs:
+            _take_tallies(found[length], job.result())
+    return found
+
+
+def _take(into: Slice, packed: Mapping[str, Any]) -> None:
+    for key, valid, on_time, misses in columns.unpack(packed):
+        counted = into.get(key)
+        if counted is None:
+            counted = into[key] = Verdicts()
+        counted.add(valid, on_time, misses)
+
+
+def _take_tallies(into: Slice, more: Tallies) -> None:
+    for key, tally in more.items():
+        into.setdefault(key, Verdicts()).add(tally.verdicts, tally.on_time, tally.misses)

@@ -1,0 +1,200 @@
+"""Sums of the past are trusted without a count of it all, and still agree with one."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from rts.ledger.mongo import MongoLedger
+from rts.records import Execution, OutboxEntry
+from rts.settings import Settings
+from rts.views import tallies
+from rts.views.report import report
+from rts.views.seal import LONGEST, MARGIN, MOVE_AFTER, Seal, seal_of
+from rts.views.slo import standings
+from tests.records import run
+
+#: Long ago, so that nothing of it is still being written.
+NOW = datetime(2025, 3, 4, 5, 6, 7, 890000, timezone.utc)
+DAY = 86400.0
+TASKS = 400
+
+
+@pytest.fixture
+def settings(rts_mongo_url: str) -> Settings:
+    return Settings(mongo_url=rts_mongo_url, ledger_ttl=0, slo={"*": 0.95})
+
+
+@pytest.fixture
+def ledger(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[MongoLedger]:
+    monkeypatch.setattr(tallies, "DIRECT", 100)
+    made = MongoLedger(settings)
+    made.write([OutboxEntry(str(n), ended(str(n))) for n in range(TASKS)])
+    yield made
+    made.close()
+
+
+def ended(task_id: str, ago_s: float | None = None, **other: Any) -> Execution:
+    """Return a task that ended within five days before NOW, a third of them late."""
+    at = NOW.timestamp() - (5 * DAY * random.random() if ago_s is None else ago_s)
+    return run(task_id)._replace(
+        name=random.choice(["a.x", "b.$y"]),
+        task_type=random.choice(["cpu-light", "mixed"]),
+        arrival=at - 10,
+        deadline=at + random.choice([-1, 1, 1]),
+        started_at=at - 5,
+        completed_at=at,
+        runtime_s=5.0,
+        state="SUCCESS",
+        **other,
+    )
+
+
+def check(ledger: MongoLedger, settings: Settings) -> None:
+    """Compare standings and a report with a count of the documents."""
+    (standing,) = standings(ledger.database, settings, NOW)
+    since = NOW - timedelta(seconds=settings.budget_window_s)
+    found = [
+        task
+        for task in ledger.database.tasks.find()
+        if since <= (task.get("verdict_at") or task["completed_at"]) < NOW
+    ]
+    budget = standing.windows["budget"]
+    assert budget.valid == len(found)
+    assert budget.good == sum(task["sla_success"] for task in found)
+    missed = Counter(task.get("cause") or "late" for task in found if not task["sla_success"])
+    assert standing.misses == missed
+    days = NOW - timedelta(days=3), NOW
+    rows = report(ledger.database, *days, by="all")
+    runs = ledger.database.assignments.find({"completed_at": {"$gte": days[0], "$lt": days[1]}})
+    assert sum(row.runs for row in rows) == len(list(runs))
+
+
+def seals(
+    ledger: MongoLedger, by: str = "classes", collection: str = "tasks"
+) -> Counter[str | None]:
+    """Count the sums that are kept, by the seal that they bear."""
+    query = {f"tallies.{by}": {"$exists": True}, "_id": {"$regex": f"^{collection}:"}}
+    kept = ledger.database.rollups.find(query)
+    return Counter(sums["tallies"][by].get("seal") for sums in kept)
+
+
+def sealed(ledger: MongoLedger, collection: str) -> Seal:
+    seal = seal_of(ledger.database, collection)
+    assert seal is not None
+    return seal
+
+
+def test_days_are_kept_and_trusted_without_a_count(
+    ledger: MongoLedger, settings: Settings
+) -> None:
+    for _ in range(2):  # made first, then seen to agree
+        check(ledger, settings)
+    kept = ledger.database.rollups.distinct("_id")
+    assert sum(str(i).startswith("tasks:86400:") for i in kept) >= 25
+    for by, collection in (("classes", "tasks"), ("all", "assignments")):
+        (seal,) = seals(ledger, by, collection).keys() - {None}
+        assert seal == sealed(ledger, collection).id
+    assert None not in seals(ledger)
+    # Nothing has changed, as far as anybody can tell who does not count: it is trusted.
+    day = {"_id": {"$regex": "^tasks:86400:"}, "tallies.classes.n": {"$gt": 0}}
+    ledger.database.rollups.update_many(day, {"$inc": {"tallies.classes.n": 1}})
+    check(ledger, settings)
+    assert set(seals(ledger)) == {sealed(ledger, "tasks").id}
+
+
+def test_a_busy_day_is_summed_up_hour_by_hour(ledger: MongoLedger, settings: Settings) -> None:
+    noon = NOW.timestamp() - NOW.replace(hour=12).timestamp() + DAY
+    ledger.write(
+        [
+            OutboxEntry(f"b{n}", ended(f"b{n}", noon + random.random() * 9000))
+            for n in range(200)
+        ]
+    )
+    check(ledger, settings)
+    begin = datetime(2025, 3, 3, tzinfo=timezone.utc).timestamp()
+    hours = [f"tasks:3600:{begin + 3600 * hour:.0f}" for hour in range(24)]
+    assert ledger.database.rollups.count_documents({"_id": {"$in": hours}}) == 24
+    check(ledger, settings)
+
+
+def test_what_other_hands_do_is_seen_at_once(ledger: MongoLedger, settings: Settings) -> None:
+    tasks = ledger.database.tasks
+    for _ in range(2):
+        check(ledger, settings)
+    before = sealed(ledger, "tasks").id
+    late = {"sla_success": False, "state": "SUCCESS"}
+    tasks.insert_one({"_id": "x", "verdict_at": NOW - timedelta(days=3, hours=2), **late})
+    check(ledger, settings)
+    assert sealed(ledger, "tasks").id != before
+    # the pinned fields only
+    tasks.insert_one({"_id": "y", "completed_at": NOW - timedelta(days=2, hours=1), **late})
+    for _ in range(2):
+        check(ledger, settings)
+    tasks.delete_many({"verdict_at": {"$lt": NOW - timedelta(days=2)}})
+    for _ in range(2):
+        check(ledger, settings)
+    ledger.database.assignments.delete_many({"completed_at": {"$lt": NOW - timedelta(days=1)}})
+    check(ledger, settings)
+
+
+def test_late_and_replaced_records_are_told_of(ledger: MongoLedger, settings: Settings) -> None:
+    for _ in range(2):
+        check(ledger, settings)
+    kept = seals(ledger).total()
+    ledger.write([OutboxEntry("l", ended("late", 3 * DAY + 7000))])
+    # Told of by the one who wrote it: day and hour are forgotten without a count.
+    assert seals(ledger).total() < kept
+    check(ledger, settings)
+    lost = ended("0", 2 * DAY)._replace(state="LOST", cause="lost", task_id="m", run_id="m")
+    ledger.write([OutboxEntry("m", lost)])
+    for _ in range(2):
+        check(ledger, settings)
+    ledger.write([OutboxEntry("n", lost._replace(state="SUCCESS", cause=None))])
+    check(ledger, settings)
+    for number in range(5):
+        ledger.write([OutboxEntry(str(number), ended(f"again-{number}"))])
+        check(ledger, settings)
+
+
+def test_records_that_come_now_break_no_seal(ledger: MongoLedger, settings: Settings) -> None:
+    before = sealed(ledger, "tasks")
+    now = datetime.now(timezone.utc).timestamp()
+    ledger.write([OutboxEntry("n", ended("new", NOW.timestamp() - now))])
+    begun = ended("begun")._replace(state="RETRY", completed_at=None)
+    ledger.write([OutboxEntry("b", begun)])
+    assert sealed(ledger, "tasks") == before
+
+
+def test_a_seal_moves_on_and_does_not_last(ledger: MongoLedger) -> None:
+    now = datetime.now(timezone.utc).replace(microsecond=0)
+    first = seal_of(ledger.database, "tasks", now)
+    assert first is not None
+    assert first.span[1] == now - MARGIN
+    later = now + MOVE_AFTER + timedelta(seconds=1)
+    moved = seal_of(ledger.database, "tasks", later)
+    assert moved is not None
+    assert (moved.id, moved.span[1]) == (first.id, later - MARGIN)
+    much_later = later + LONGEST + timedelta(seconds=1)
+    other = seal_of(ledger.database, "tasks", much_later)
+    assert other is not None
+    assert other.id != first.id
+
+
+def test_a_seal_keeps_off_what_is_about_to_be_removed(rts_mongo_url: str) -> None:
+    made = MongoLedger(Settings(mongo_url=rts_mongo_url, ledger_ttl=2 * DAY))
+    made.prepare()
+    now = datetime.now(timezone.utc).replace(microsecond=0)
+    for collection in ("tasks", "assignments"):
+        seal = seal_of(made.database, collection, now)
+        assert seal is not None
+        assert seal.span == (now - timedelta(days=2) + MARGIN, now - MARGIN)
+        assert seal.covers((now - timedelta(days=1), now - timedelta(hours=1)))
+        assert not seal.covers((now - timedelta(days=2), now - timedelta(hours=1)))
+        assert not seal.covers((now - timedelta(days=1), now))
+    made.close()
