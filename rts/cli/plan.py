@@ -92,7 +92,8 @@ def command(
     if answer.jobs < len(found.jobs):
         click.echo(f"planned with the busiest {answer.jobs:,} of them in a row")
     whose = "of each type's" if by == "type" else "of the"
-    click.echo(f"\n{answer.slots} slots meet {target:.2%} {whose} deadlines in order {order}\n")
+    slots = "1 slot meets" if answer.slots == 1 else f"{answer.slots} slots meet"
+    click.echo(f"\n{slots} {target:.2%} {whose} deadlines in order {order}\n")
     click.echo(_table(answer, by))
     if plot is not None:
         click.echo(f"\n{plot} drawn")
