@@ -20,7 +20,8 @@ MAX_DISTINCT_WARNINGS = 1000
 #: Characters of a stranger's value that a log line may hold.
 MAX_SHOWN = 80
 
-_lock = threading.Lock()
+#: Re-entrant: a signal handler of the app's may publish while its own thread counts.
+_lock = threading.RLock()
 _seen: set[str] = set()
 _counts: Counter[str] = Counter()
 
@@ -28,7 +29,7 @@ _counts: Counter[str] = Counter()
 def _after_fork() -> None:
     """Start at zero in a child: what its parent counted, its parent delivers."""
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     _counts.clear()
 
 

@@ -31,7 +31,8 @@ class Installation:
     def __init__(self) -> None:
         self._parts: Parts | None = None
         self._off = False
-        self._lock = threading.Lock()
+        # Re-entrant: a signal handler that publishes may interrupt the building.
+        self._lock = threading.RLock()
 
     def parts(self, app: Any) -> Parts | None:
         """Return the working parts; ``None`` where rts is disabled or misconfigured."""

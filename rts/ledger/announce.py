@@ -16,6 +16,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from weakref import WeakSet
 
+from redis.exceptions import ResponseError
+
 from rts import health
 from rts.errors import StoreUnavailable
 from rts.ledger.documents import text
@@ -71,8 +73,9 @@ class Announcer:
         #: When the first note came that was not delivered.
         self._since = 0.0
         self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
-        self._delivering = threading.Lock()
+        # Re-entrant: a signal handler of the app's may publish in the middle of it.
+        self._lock = threading.RLock()
+        self._delivering = threading.RLock()
         self._work = threading.Event()
         self._stopped = threading.Event()
 
@@ -86,18 +89,24 @@ class Announcer:
             self._wake()
 
     def flush(self) -> None:
-        """Deliver now what waits, and wait for what is on its way. An absent server is
-        no error: the next attempt is the thread's.
+        """Deliver now what waits, and wait for what is on its way. An absent server, or
+        one that refuses, is no error: the next attempt is the thread's.
         """
         with self._delivering:
             try:
                 while self._notes:
                     batch = self.take(CHUNK)
                     try:
-                        self._link.call(self.pack(batch))
+                        # What is refused here (a full memory, a replica) must not open
+                        # the breaker: the taus can still be read.
+                        (answer,) = self._link.call_each(self.pack(batch))
                     except BaseException:
                         self.give_back(batch)
                         raise
+                    if isinstance(answer, ResponseError):
+                        self.give_back(batch)
+                        _refused(answer)
+                        return
             except StoreUnavailable:
                 pass  # it was logged
 
@@ -170,13 +179,26 @@ class Announcer:
             except Exception as exc:  # noqa: BLE001  the next ones may be better
                 health.hook_failed("announce", exc)
                 self._notes.clear()
-            if self._notes and not self._awake:
-                self._awake = True
-                work.set()
+            if self._notes:
+                self._since = self._now()  # they wait for Redis, not for a thread
+                if not self._awake:
+                    self._awake = True
+                    work.set()
 
     def after_fork(self) -> None:
         """Begin anew, in a child."""
         self._begin()
+
+
+def _refused(answer: ResponseError) -> None:
+    health.count("open_notes_refused")
+    health.warn_once(
+        "open-notes",
+        "rts: Redis does not take the notes of published tasks: %s. They wait; what is past "
+        "%d is not noted. Give it memory, or name its primary in rts_redis_url",
+        str(answer)[:200],
+        MOST,
+    )
 
 
 def _known(task: OpenTask) -> str:
@@ -197,7 +219,10 @@ def _after_fork() -> None:
 
 def _at_exit() -> None:
     for announcer in list(_all):
-        announcer.flush()
+        try:
+            announcer.flush()
+        except Exception as exc:  # noqa: BLE001  the process must end
+            health.hook_failed("announce", exc)
 
 
 os.register_at_fork(after_in_child=_after_fork)

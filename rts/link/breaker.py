@@ -20,7 +20,8 @@ class Breaker:
     def __init__(self, period_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._period_s = period_s
         self._clock = clock
-        self._lock = threading.Lock()
+        # Re-entrant: the app's signal handlers may publish while their thread is in here.
+        self._lock = threading.RLock()
         #: Monotonic instant of the next attempt; ``None`` while closed.
         self._retry_at: float | None = None
 

@@ -72,11 +72,24 @@ local function verdict(keys, task_type, name, queue, cause)
     label(queue, keys, keys.queues, MOST_QUEUES), cause)
 end
 
-local function keep_counts(keys)
+-- A key that a person has changed must not keep a record in the outbox, or leave a
+-- script half done: what goes wrong in counting is only counted itself.
+local uncounted = 0
+
+local function try(work, ...)
+  if not pcall(work, ...) then
+    uncounted = uncounted + 1
+  end
+end
+
+local function keep_counts(keys, counters)
   for field, n in pairs(counted) do
-    redis.call('HINCRBY', keys.metrics, field, n)
+    try(redis.call, 'HINCRBY', keys.metrics, field, n)
   end
   for field, x in pairs(summed) do
-    redis.call('HINCRBYFLOAT', keys.metrics, field, string.format('%.17g', x))
+    try(redis.call, 'HINCRBYFLOAT', keys.metrics, field, string.format('%.17g', x))
+  end
+  if uncounted > 0 then
+    redis.pcall('HINCRBY', counters, 'metrics_refused', uncounted)
   end
 end

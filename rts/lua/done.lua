@@ -84,7 +84,7 @@ for i = 6, #ARGV do
       if entry[2][f] == 'r' then
         local record = decoded(entry[2][f + 1])
         if record and #record >= 24 then
-          count_record(record, beside)
+          try(count_record, record, beside)
           n = n + 1
         end
       end
@@ -94,10 +94,11 @@ end
 if #ids > 0 then
   redis.call('XACK', outbox, ARGV[1], unpack(ids))
 end
-local surplus = redis.call('ZCARD', judged) - tonumber(ARGV[3])
+local remembered = redis.pcall('ZCARD', judged)
+local surplus = type(remembered) == 'number' and remembered - tonumber(ARGV[3]) or 0
 if surplus > 0 then
   redis.call('ZREMRANGEBYRANK', judged, 0, surplus - 1)
   redis.pcall('HINCRBY', KEYS[7], 'verdicts_forgotten', surplus)
 end
-keep_counts(keys)
+keep_counts(keys, KEYS[7])
 return n

@@ -25,6 +25,10 @@ local open, overdue, info, counts = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local judged, events = KEYS[5], KEYS[6]
 local now, most = tonumber(ARGV[1]), tonumber(ARGV[2])
 local changes, new = {}, 0
+-- Keys of the wrong type fail here, before anything is written.
+redis.call('ZCARD', overdue)
+redis.call('ZCARD', judged)
+redis.call('HLEN', info)
 local keys = {
   metrics = KEYS[8], types = KEYS[9], names = KEYS[10], queues = KEYS[11],
   most_names = tonumber(ARGV[5]),
@@ -48,9 +52,9 @@ for i = 6, #ARGV, 2 do
       redis.call('ZADD', overdue, now, id)
       change('overdue ', id, 1)
       if redis.call('ZADD', judged, 'NX', now, id) == 1 then
-        redis.call('XADD', events, 'MAXLEN', '~', ARGV[3], '*', 'e', event)
+        try(redis.call, 'XADD', events, 'MAXLEN', '~', ARGV[3], '*', 'e', event)
         local told = decoded(event) or {}
-        verdict(keys, told.task_type, told.name, told.queue, 'overdue')
+        try(verdict, keys, told.task_type, told.name, told.queue, 'overdue')
         new = new + 1
       end
     end
@@ -79,10 +83,10 @@ if surplus > 0 then
 end
 for field, n in pairs(changes) do
   if n ~= 0 then
-    redis.call('HINCRBY', counts, field, n)
+    try(redis.call, 'HINCRBY', counts, field, n)
   end
 end
-keep_counts(keys)
+keep_counts(keys, KEYS[7])
 if new > 0 then
   redis.pcall('HINCRBY', KEYS[7], 'tasks_overdue', new)
 end

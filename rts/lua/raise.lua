@@ -27,15 +27,16 @@ else
   redis.call('HSET', alerts, alert, becomes)
 end
 for i = 4, #KEYS do
-  local length = redis.call('RPUSH', KEYS[i], message)
-  while length > tonumber(ARGV[7]) do
+  -- A list that a person has changed costs this webhook its message, and no other.
+  local length = redis.pcall('RPUSH', KEYS[i], message)
+  while type(length) == 'number' and length > tonumber(ARGV[7]) do
     redis.call('LPOP', KEYS[i])
-    redis.call('HINCRBY', counters, 'webhook_dropped', 1)
+    redis.pcall('HINCRBY', counters, 'webhook_dropped', 1)
     length = length - 1
   end
   redis.call('EXPIRE', KEYS[i], ARGV[8])
 end
 if notice ~= '' then
-  redis.call('XADD', events, 'MAXLEN', '~', ARGV[6], '*', 'n', notice)
+  redis.pcall('XADD', events, 'MAXLEN', '~', ARGV[6], '*', 'n', notice)
 end
 return 1

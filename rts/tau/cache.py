@@ -71,7 +71,8 @@ class TauCache:
         #: By type, and of all under POOL, where enough runs are known.
         self._ratios: dict[str, float] = {}
         self._stale_at = -1.0
-        self._lock = threading.Lock()
+        # Re-entrant: a signal handler that publishes may interrupt the first refresh.
+        self._lock = threading.RLock()
         self._pid = os.getpid()
 
     def tau(self, task_type: str, name: str) -> float:
@@ -95,7 +96,7 @@ class TauCache:
         """Read everything now, unless another thread is at it. Never raises."""
         if os.getpid() != self._pid:
             self._pid = os.getpid()
-            self._lock = threading.Lock()
+            self._lock = threading.RLock()
         # Who comes second waits for the first answer only.
         if not self._lock.acquire(blocking=self._stale_at < 0):
             return
@@ -137,6 +138,8 @@ class TauCache:
                 if isinstance(answer, ResponseError)
             }
         )
+        if self._passenger is not None and stranded and isinstance(rest[-1], ResponseError):
+            self._passenger.give_back(stranded)
         if not isinstance(time_, ResponseError):
             seconds, micros = time_
             self._clock.measured(sent_at, int(seconds) + int(micros) / 1e6, received_at)

@@ -182,6 +182,27 @@ IN_TIME = (
 )
 
 
+def test_keys_that_a_person_has_changed_keep_no_record_and_no_verdict(
+    fleet: Fleet, settings: Settings, redis_client: redis.Redis
+) -> None:
+    keys = settings.keys
+    redis_client.set(keys.metrics, "mine")
+    rng = random.Random(7)
+    late = [task(n, rng, -10.0) for n in range(5)]
+    fleet.publish(*late)
+    fleet.look()
+    assert redis_client.zcard(keys.overdue) == 5
+    assert redis_client.xlen(keys.events) == 5
+    left = redis_client.hgetall(keys.open_counts)
+    assert sum(int(n) for field, n in left.items() if field.startswith("open ")) == 0
+    redis_client.set(f"{keys.metrics}:types", "mine")
+    fleet.end(*(ended(one) for one in late))
+    assert sum(fleet.drains[0].step() for _ in range(2)) == 5, "no step was refused"
+    assert redis_client.xlen(keys.outbox) == 0
+    assert int(redis_client.hget(keys.counters, "metrics_refused") or 0) > 0
+    redis_client.delete(keys.metrics, f"{keys.metrics}:types")
+
+
 def test_what_is_counted_agrees_with_the_ledger(fleet: Fleet, settings: Settings) -> None:
     """Met, late, killed, lost, overdue, retried, expired; each told as often as it is."""
     rng = random.Random(7)

@@ -241,6 +241,73 @@ def test_where_threads_do_not_run_the_next_look_at_the_taus_takes_them_along(
     assert [one.task_id for one in announcer.take(9)] == ["b"]
 
 
+def refusing(server: RedisServer, how: str) -> None:
+    client = redis.Redis.from_url(server.url)
+    if how == "memory":
+        client.config_set("maxmemory", "1")
+    else:
+        client.replicaof("127.0.0.1", "9")
+    client.close()
+
+
+@pytest.mark.parametrize("how", ["memory", "replica"])
+def test_where_redis_refuses_notes_the_taus_are_still_read(how: str) -> None:
+    with RedisServer() as server:
+        client = redis.Redis.from_url(server.url)
+        settings = Settings(redis_url=server.url)
+        link = Link(settings)
+        announcer = Announcer(link, settings, every_s=1e6)
+        cache = TauCache(link, settings, FleetClock(), passenger=announcer)
+        client.hset(settings.keys.tau, "mixed", "7.5")
+        refusing(server, how)
+        announcer.note(task("a", 2e9))
+        announcer.flush()
+        assert not link.breaker.is_open
+        announcer._since -= 60  # as if the thread did not run
+        cache.refresh()
+        assert cache.tau("mixed", "x") == 7.5
+        client.config_set("maxmemory", "0")
+        client.replicaof("NO", "ONE")
+        announcer.flush()
+        assert client.zcard(settings.keys.open) == 1
+        announcer.stop()
+        client.close()
+
+
+INTERRUPTED = """
+import faulthandler, signal, socket, sys
+import rts
+from celery import Celery
+faulthandler.dump_traceback_later(20, exit=True)
+silent = socket.socket()
+silent.bind(("127.0.0.1", 0))
+silent.listen()
+app = Celery("producer", broker="memory://")
+app.conf.rts_redis_url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+rts.install(app)
+rts.integration.parts_of(app)
+def publish(*_):
+    app.send_task("no.two")
+    print("two")
+signal.signal(signal.SIGALRM, publish)
+signal.setitimer(signal.ITIMER_REAL, 0.2)  # the first refresh waits for 0.5 s
+app.send_task("no.one")
+print("one")
+"""
+
+
+def test_a_signal_handler_may_publish_while_its_thread_does() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.split() == ["two", "one"], done.stderr
+
+
 PRODUCER = """
 import rts, sys
 from celery import Celery
