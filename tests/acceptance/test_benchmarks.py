@@ -33,6 +33,12 @@ def test_overhead() -> None:
     assert found["rss_growth_bytes"] < 8e6
 
 
+def test_sizes() -> None:
+    found = figures("sizes.py", "--tasks", "2000")
+    assert len(found) == 6
+    assert all(100 < size < 10_000 for size in found.values())
+
+
 def test_ledger() -> None:
     found = figures("ledger.py", "--records", "2000", "--stored", "4000", "--rounds", "1")
     assert found["drain"]["records_per_s"] > 0
