@@ -49,7 +49,7 @@ $(VENV)/bin/python:
 	    $(PYTHON) -m pip --python $(VENV)/bin/python install --quiet pip; }
 
 $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded,workers]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded,flower,prometheus,workers]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python

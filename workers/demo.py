@@ -188,7 +188,9 @@ def linger(redis: RedisServer, mongo: MongoServer) -> None:
     say(f"  export CELERY_BROKER_URL={redis.url} RTS_MONGO_URL={mongo.url}")
     say(f"  {python} -m celery -A workers.app rts status")
     say(f"  {python} -m celery -A workers.app rts report --by name")
-    say(f"  {python} -m workers.producer --rate 5")
+    say(f"  {python} -m workers.producer --rate 5          # more tasks, until Ctrl-C")
+    say(f"  {python} -m celery -A workers.app rts watch")
+    say(f"  {python} -m celery -A workers.app flower       # http://localhost:5555/rts")
     say("\nCtrl-C ends them.")
     signal.pause()
 

@@ -17,6 +17,7 @@ from rts.cli import rts as group
 from rts.headers import write_plan
 from rts.keys import Keys
 from rts.records import Plan
+from rts.settings import Settings
 from rts.testing import plugin
 from rts.validation import CHECKS
 from rts.views import metrics
@@ -111,6 +112,16 @@ def test_names_of_settings_headers_and_metrics_exist() -> None:
 def test_the_table_of_settings_is_complete() -> None:
     rows = re.findall(r"^\| `(rts_\w+)` \|", TEXTS["docs/settings.md"], re.MULTILINE)
     assert sorted(rows) == sorted(CHECKS)
+
+
+def test_the_table_of_settings_has_the_defaults() -> None:
+    rows = re.findall(r"^\| `rts_(\w+)` \| ([^|]+) \|", TEXTS["docs/settings.md"], re.MULTILINE)
+    told = {n: value.removesuffix(" s").replace(",", "").strip("`") for n, value in rows}
+    words = {"30 days in": 30 * 86400.0, "1 GiB": 1 << 30}
+    plain = {**Settings().as_dict(), "task_types": {}}
+    for name in set(plain) - {"redis_url", "spool_dir", "mongo_url", "key_prefix"}:
+        value = words.get(told[name])
+        assert (ast.literal_eval(told[name]) if value is None else value) == plain[name], name
 
 
 def test_the_table_of_metrics_is_complete() -> None:
