@@ -26,15 +26,23 @@ CONNECT_TIMEOUT_S, TIMEOUT_S = 2.0, 5.0
 #: Seconds without a new attempt after a failure: a command just asks again.
 BREAKER_S = 1e-3
 
+#: What Celery calls the app that it makes where none is given.
+NO_APP = "default"
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
 def settings_of(ctx: click.Context) -> Settings:
-    """Return the settings of the app that ``-A`` names.
+    """Return the settings of the app that ``-A`` names; say so where it names none.
 
     Raises:
         ConfigurationError: one of them is not valid.
     """
+    if ctx.obj.app.main == NO_APP:
+        note = (
+            "no app is given (celery -A proj rts …): these are the settings of celeryconfig.py"
+        )
+        click.echo(f"Note: {note}, where there is one, and the defaults", err=True)
     return Settings.from_conf(ctx.obj.app.conf)
 
 

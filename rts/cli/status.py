@@ -165,12 +165,14 @@ def status_text(
     blocks = [render((Column("", number=False),) * 2, facts).lstrip("\n")]
     if redis.server.reachable:
         workers = [worker_row(worker) for worker in redis.workers]
-        blocks.append(render(WORKER_COLUMNS, workers, width) if workers else "No workers.")
+        blocks.append(render(WORKER_COLUMNS, workers, width) if workers else NO_WORKERS)
     if redis.counters:
         counters = [(name, str(n)) for name, n in redis.counters.items()]
         blocks.append(render((Column("counter", number=False), Column("n")), counters, width))
     return "\n\n".join(blocks)
 
+
+NO_WORKERS = "No workers. Those that run need rts.install(app), and a restart since."
 
 WORKER_COLUMNS = (
     Column("worker", number=False),

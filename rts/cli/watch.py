@@ -30,7 +30,7 @@ from rts.cli.shared import (
     print_json,
     settings_of,
 )
-from rts.cli.status import WORKER_COLUMNS, problems, worker_row
+from rts.cli.status import NO_WORKERS, WORKER_COLUMNS, problems, worker_row
 from rts.cli.table import NONE, Column, cut, percent, render, seconds, terminal_width
 from rts.errors import StoreUnavailable
 from rts.objectives import objective_of
@@ -267,7 +267,7 @@ def _queues_table(picture: Picture, width: int | None) -> list[str]:
 
 def _workers_table(picture: Picture, width: int | None) -> list[str]:
     rows = [worker_row(worker) for worker in picture.redis.workers]
-    return render(WORKER_COLUMNS, rows, width).splitlines() if rows else ["No workers."]
+    return render(WORKER_COLUMNS, rows, width).splitlines() if rows else [NO_WORKERS]
 
 
 def _when(alert: Alert) -> str:

@@ -470,6 +470,22 @@ def test_status_with_everything_down(cli: Run, conf: dict[str, Any]) -> None:
     assert found["workers"] is None
 
 
+def test_without_an_app_it_is_said_whose_settings_these_are(tmp_path: Path) -> None:
+    (tmp_path / "celeryconfig.py").write_text(f"rts_redis_url = {NO_REDIS!r}\n")
+    result = subprocess.run(
+        [sys.executable, "-m", "celery", "rts", "tau"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 1
+    note, problem = result.stderr.splitlines()
+    assert note.startswith("Note: no app is given")
+    assert "Redis at redis://127.0.0.1:1/0 is not usable" in problem
+
+
 def test_status_of_servers_that_never_answer(cli: Run, conf: dict[str, Any]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         address = f"127.0.0.1:{mute.getsockname()[1]}"
