@@ -29,6 +29,9 @@ STALE_S = 60.0
 STALE_PATIENCE_S, PATIENCE_S = 0.1, 1.5
 #: Answers that are kept, and questions that are asked at a time.
 KEPT, THREADS = 64, 6
+#: Different questions that are open at most: with a server that hangs, an anonymous
+#: caller could pile up any number, each of which Flower waits for when it ends.
+MOST_OPEN = 60
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,9 @@ class Answers:
             self._kept.move_to_end(key)
             return answer
         asked = self._asked.get(key)
+        if asked is None and len(self._asked) >= MOST_OPEN:
+            stale = answer is not None and answer.trouble is None and age_s < STALE_S
+            return answer if stale and answer is not None else Answer(late=True)
         if asked is None:
             loop = asyncio.get_running_loop()
             asked = loop.run_in_executor(self._pool, _ask, question)

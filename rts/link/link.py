@@ -10,7 +10,8 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,6 +29,12 @@ from rts.settings import Settings
 logger = logging.getLogger("rts")
 
 
+#: Seconds between two outages that are logged, at first and at last: a server that
+#: answers and refuses by turns (its memory is full, it has become a replica) would fill
+#: the log of each worker.
+LEAST_QUIET_S, MOST_QUIET_S = 10.0, 3600.0
+
+
 class Link:
     """Talks to the Redis of *settings*. Safe with forks, threads and greenlets.
 
@@ -35,7 +42,8 @@ class Link:
     once for ``rts_breaker_period`` seconds.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
         options = dict(parse_url(settings.redis_url))  # type: ignore[no-untyped-call]
         self._make = options.pop("connection_class", redis.Connection)
         self._options = understood(self._make, options)
@@ -52,6 +60,9 @@ class Link:
         self._shown_url = shown_url(settings.redis_url)
         self._period_s = settings.breaker_period
         self.breaker = Breaker(settings.breaker_period)
+        #: Whether the outage that goes on was logged; from when on the next one is.
+        self._told = False
+        self._quiet_s, self._quiet_until = 0.0, -1e9
         #: Connections that nobody uses, the last used one last.
         self._idle: list[Any] = []
         self._pid = os.getpid()
@@ -119,7 +130,8 @@ class Link:
             raise
         self._idle.append(connection)
         refused = any(isinstance(reply, ResponseError) for reply in replies)
-        if not refused and self.breaker.succeeded():
+        if not refused and self.breaker.succeeded() and self._told:
+            self._told = False
             logger.warning("rts: Redis at %s answers again", self._shown_url)
         return replies
 
@@ -134,7 +146,16 @@ class Link:
         health.count("redis_failures")
         if self.breaker.failed():
             health.count("breaker_opened")
+        now = self._now()
+        if not self._told and now >= self._quiet_until:
             # One line per outage: that it ends is logged too.
+            calm = now - self._quiet_until > self._quiet_s
+            self._quiet_s = (
+                LEAST_QUIET_S
+                if calm
+                else min(MOST_QUIET_S, max(LEAST_QUIET_S, 2 * self._quiet_s))
+            )
+            self._told, self._quiet_until = True, now + self._quiet_s
             logger.warning(
                 "rts: Redis at %s is not usable: %s: %s. Tasks go on, and records wait. Check "
                 "the server and rts_redis_url. Next attempt in %g s",

@@ -138,3 +138,25 @@ def test_a_replica_and_a_full_server_can_be_read(server: RedisServer, link: Link
 )
 def test_urls_are_shown_without_secrets(url: str, shown: str) -> None:
     assert shown_url(url) == shown
+
+
+def test_a_server_that_refuses_by_turns_does_not_fill_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    at = 1000.0
+    with RedisServer(arguments=("--maxmemory", "1")) as server:
+        settings = Settings(redis_url=server.url, breaker_period=1e-6)
+        link = Link(settings, now=lambda: at)
+        for _ in range(3600):
+            with pytest.raises(StoreUnavailable):
+                link.call(pack("SET", "a", "b"))
+            link.call(pack("GET", "a"))
+            at += 1
+        told = caplog.text.count("is not usable")
+        assert 2 <= told <= 10, "seldomer and seldomer"
+        assert caplog.text.count("answers again") == told
+        at += 10_000
+        with pytest.raises(StoreUnavailable):
+            link.call(pack("SET", "a", "b"))
+        assert caplog.text.count("is not usable") == told + 1, "after a calm it is told at once"
+        link.close()

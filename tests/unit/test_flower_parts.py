@@ -113,6 +113,25 @@ def test_answers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asyncio.run(look()) <= module.KEPT
 
 
+def test_open_questions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE_S", 0.01)
+    may_end = threading.Event()
+
+    async def look() -> tuple[int, Answer]:
+        answers = Answers()
+        try:
+            ask = [answers.of(number, may_end.wait) for number in range(10 * module.MOST_OPEN)]
+            await asyncio.gather(*ask)
+            return len(answers._asked), await answers.of("another", lambda: 1)
+        finally:
+            may_end.set()
+            answers.close()
+
+    open_now, refused = asyncio.run(look())
+    assert open_now == module.MOST_OPEN
+    assert refused.late
+
+
 # --- charts and words ---------------------------------------------------------------
 
 
