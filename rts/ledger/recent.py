@@ -7,7 +7,8 @@ wait are the rest of what has arrived lately.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from rts.keys import Keys
@@ -16,6 +17,9 @@ from rts.records import Execution
 
 #: Runs that are kept of each queue, and seconds for which a silent queue's are.
 RUNS, KEPT_S = 500, 86400
+#: Queues of which a host's companion notes runs: some apps make a queue for each user,
+#: and each takes up to half a megabyte of Redis.
+MOST_QUEUES = 100
 
 
 class Recent(NamedTuple):
@@ -35,7 +39,29 @@ class Recent(NamedTuple):
         return self.completed_at - self.started_at
 
 
-def note_recent(keys: Keys, ended: Iterable[tuple[Execution, bytes]]) -> list[bytes]:
+class Noted:
+    """The queues whose runs are noted: the first ones, until they are silent."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        #: By queue, when a run of it was noted last.
+        self._noted_at: dict[str, float] = {}
+
+    def takes(self, queue: str) -> bool:
+        """Return whether the runs of a queue are to be noted now."""
+        now = self._now()
+        if queue not in self._noted_at and len(self._noted_at) >= MOST_QUEUES:
+            kept = {name: at for name, at in self._noted_at.items() if now - at < KEPT_S}
+            self._noted_at = kept
+            if len(kept) >= MOST_QUEUES:
+                return False
+        self._noted_at[queue] = now
+        return True
+
+
+def note_recent(
+    keys: Keys, noted: Noted, ended: Iterable[tuple[Execution, bytes]]
+) -> list[bytes]:
     """Return the commands that note ended runs, each with its JSON, which is at hand."""
     records: dict[str, list[bytes]] = {}
     for run, record in ended:
@@ -43,6 +69,8 @@ def note_recent(keys: Keys, ended: Iterable[tuple[Execution, bytes]]) -> list[by
             records.setdefault(run.queue, []).append(record)
     commands = []
     for queue, runs in records.items():
+        if not noted.takes(queue):
+            continue
         key = keys.recent + queue
         commands += [pack("LPUSH", key, *runs[-RUNS:]), pack("LTRIM", key, 0, RUNS - 1)]
         commands.append(pack("EXPIRE", key, KEPT_S))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rts.errors import StoreUnavailable
-from rts.ledger.recent import note_recent
+from rts.ledger.recent import Noted, note_recent
 from rts.ledger.spool import SUFFIX, Spool, opened, read_all, try_lock
 from rts.link.link import Link
 from rts.link.scripts import pack
@@ -53,6 +53,7 @@ class Shipper:
         self._keys = settings.keys
         self._on_learned = on_learned
         self._tails: dict[str, _Tail] = {}
+        self._noted = Noted()
 
     def ship(self) -> int:
         """Ship all that waits and return the number of records.
@@ -144,6 +145,7 @@ class Shipper:
     ) -> None:
         recent = note_recent(
             self._keys,
+            self._noted,
             ((run, lesson.record) for run, lesson in zip(executions, lessons, strict=True)),
         )
         # Whatever stands in the last line, it has been taken.

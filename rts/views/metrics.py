@@ -276,7 +276,7 @@ def _gauges(reading: Reading) -> Iterator[Any]:
     for (task_type, task), value in sorted(
         reading.taus.items(), key=lambda item: (item[0][0], item[0][1] or "")
     ):
-        tau.add_metric([task_type[:200], (task or "")[:200]], value)
+        tau.add_metric([task_type, task or ""], value)
     yield tau
     yield GaugeMetricFamily(
         "rts_outbox_records",

@@ -69,6 +69,8 @@ class Reading:
     workers: tuple[WorkerReading, ...] = ()
 
 
+#: Characters of a label.
+MAX_LABEL = 200
 #: Seconds without a heartbeat after which a worker is left out.
 SILENT_S = 10.0
 
@@ -179,8 +181,9 @@ def _taus(fields: Mapping[str, str]) -> dict[tuple[str, str | None], float]:
     for name, text in fields.items():
         tau = finite(text)
         if tau is not None:
+            # Cut here, so that two names that begin alike do not become two equal series.
             task_type, _, task = name.partition("/")
-            found[task_type, task or None] = tau
+            found[task_type[:MAX_LABEL], task[:MAX_LABEL] or None] = tau
     return found
 
 
@@ -191,7 +194,9 @@ def _workers(beats: Mapping[str, str], now: float) -> list[WorkerReading]:
         try:
             beat: dict[str, Any] = json.loads(text)
             seen_at = finite(beat["seen_at"])
-            name, load = str(beat["worker"])[:200], beat.get("load") or {}
+            # Halves of surrogate pairs, as of a host's odd name, would end the whole scrape.
+            name = str(beat["worker"])[:MAX_LABEL].encode("utf-8", "replace").decode()
+            load = beat.get("load") or {}
             slots = int(beat.get("concurrency") or 0)
             loads = {
                 resource: value

@@ -182,6 +182,21 @@ IN_TIME = (
 )
 
 
+def test_odd_and_long_names_do_not_end_a_scrape(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    long = "mixed/" + 300 * "x"
+    redis_client.hset(settings.keys.tau, mapping={long + "1": "1", long + "2": "2"})
+    beat = {"seen_at": time.time(), "worker": "w@\udcff", "concurrency": 2}
+    redis_client.hset(settings.keys.workers, "w", json.dumps(beat))
+    collector = RtsCollector(settings)
+    text = exposed(collector)
+    collector.close()
+    lines = [line.rpartition(" ")[0] for line in text.splitlines() if line[0] != "#"]
+    assert len(lines) == len(set(lines))
+    assert values(text, "rts_worker_slots", "worker") == {"w@?": 2.0}
+
+
 def test_keys_that_a_person_has_changed_keep_no_record_and_no_verdict(
     fleet: Fleet, settings: Settings, redis_client: redis.Redis
 ) -> None:

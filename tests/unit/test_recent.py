@@ -1,0 +1,26 @@
+"""The last runs of a queue: of which queues they are noted."""
+
+from __future__ import annotations
+
+from rts.keys import Keys
+from rts.ledger.recent import KEPT_S, MOST_QUEUES, Noted, note_recent
+from tests.records import success
+
+
+def test_queues_whose_runs_are_noted_are_bounded() -> None:
+    at = 1000.0
+    noted = Noted(lambda: at)
+
+    def commands(queue: str) -> int:
+        run = success("a")._replace(queue=queue)
+        return len(note_recent(Keys("rts:"), noted, [(run, run.to_json().encode())]))
+
+    assert all(commands(f"user-{n}") for n in range(MOST_QUEUES))
+    assert not commands("another")
+    assert commands("user-0"), "those that are known go on"
+    at += KEPT_S - 1
+    assert commands("user-0")
+    assert not commands("another")
+    at += 2
+    assert commands("another"), "the others were silent for so long that their keys are gone"
+    assert commands("user-0")
