@@ -13,6 +13,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from difflib import SequenceMatcher
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -138,7 +139,10 @@ class Settings:
         for key, value in _given(conf).items():
             check = CHECKS.get(key)
             if check is None:
-                raise ConfigurationError(key, value, f"one of {', '.join(sorted(CHECKS))}")
+                # The nearest first, which a slip of the pen meant.
+                alike = {name: SequenceMatcher(None, key, name).ratio() for name in CHECKS}
+                names = sorted(alike, key=lambda name: -alike[name])
+                raise ConfigurationError(key, value, f"the settings {', '.join(names)}")
             if value is not None:
                 values[key.removeprefix("rts_")] = check(key, value)
         if MULTIPLIER_VARIABLE in environ:

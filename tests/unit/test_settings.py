@@ -98,6 +98,12 @@ def test_a_bad_value_names_setting_value_and_range(setting: str, value: Any) -> 
     assert caught.value.allowed
 
 
+def test_an_unknown_name_is_told_the_nearest_first() -> None:
+    with pytest.raises(ConfigurationError, match="allowed: the settings rts_slo, ") as caught:
+        read(rts_sloo={"*": 0.9})
+    assert caught.value.setting == "rts_sloo"
+
+
 def test_a_password_is_not_shown() -> None:
     with pytest.raises(ConfigurationError) as caught:
         read(rts_redis_url="http://user:secret@host/0")
