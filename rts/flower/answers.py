@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, thread
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +101,8 @@ class Answers:
 
 def _ask(question: Callable[[], Any]) -> Answer:
     """Run in a thread. Whatever goes wrong is told, and what is a bug also logged."""
+    if getattr(thread, "_shutdown", False):
+        return Answer(late=True)  # the interpreter ends, and waits for all that is in line
     begin = time.monotonic()
     trouble = None
     value = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -130,6 +132,26 @@ def test_open_questions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     open_now, refused = asyncio.run(look())
     assert open_now == module.MOST_OPEN
     assert refused.late
+
+
+ENDING = """
+import asyncio, time
+from rts.flower import answers
+answers.PATIENCE_S = 0.01
+async def look():
+    line = answers.Answers()
+    ask = lambda: (print("asked", flush=True), time.sleep(0.5))
+    await asyncio.gather(*(line.of(number, ask) for number in range(answers.MOST_OPEN)))
+loop = asyncio.new_event_loop()
+loop.run_until_complete(look())
+"""
+
+
+def test_what_is_in_line_when_flower_ends_is_not_asked() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert 0 < done.stdout.count("asked") <= 3 * module.THREADS
 
 
 # --- charts and words ---------------------------------------------------------------
