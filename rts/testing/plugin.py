@@ -9,6 +9,7 @@ environment has ``CI``.
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 from collections.abc import Iterator
@@ -18,6 +19,12 @@ from urllib.parse import urlsplit
 import pytest
 
 from rts.testing.servers import MongoServer, RedisServer, Server, ServerNotFound
+
+#: Databases of the embedded Redis; the first is nobody's own.
+DATABASES = 1000
+
+#: How many tests have had one.
+_used = itertools.count()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -47,10 +54,10 @@ def _skipping() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def rts_redis_server() -> Iterator[RedisServer]:
-    """The session's embedded Redis, with 1,000 databases. Do not stop or pause it: a
-    test that does makes a :class:`RedisServer` of its own.
+    """The session's embedded Redis. Do not stop or pause it: a test that does makes a
+    :class:`RedisServer` of its own.
     """
-    with RedisServer(arguments=("--databases", "1000")) as server:
+    with RedisServer(arguments=("--databases", str(DATABASES))) as server:
         yield server
 
 
@@ -88,9 +95,21 @@ def rts_key_prefix() -> str:
 
 
 @pytest.fixture
-def rts_redis_url(rts_redis_session_url: str) -> str:
-    """URL of the session's Redis; use :func:`rts_key_prefix` on it."""
-    return rts_redis_session_url
+def rts_redis_url(rts_redis_session_url: str) -> Iterator[str]:
+    """URL of a database of this test's own on the embedded Redis, emptied afterwards: what
+    a broker keeps (``unacked``) has no prefix. Where ``RTS_TEST_REDIS_URL`` names the
+    server it is that very URL, and nothing is emptied; use :func:`rts_key_prefix` on it.
+    """
+    if os.environ.get("RTS_TEST_REDIS_URL"):
+        yield rts_redis_session_url
+        return
+    import redis
+
+    database = 1 + next(_used) % (DATABASES - 1)
+    url = urlsplit(rts_redis_session_url)._replace(path=f"/{database}").geturl()
+    yield url
+    with redis.Redis.from_url(url) as client:
+        client.flushdb()
 
 
 @pytest.fixture
