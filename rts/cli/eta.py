@@ -78,7 +78,9 @@ def command(ctx: click.Context, task_id: str, queue: str | None, as_json: bool) 
         f"deadline {_shown(found.deadline)}  {due}, met with a probability of "
         f"{found.on_time:.0%}"
     )
-    click.echo(f"{found.ahead} tasks ahead of it, {found.slots} slots")
+    tasks = "task" if found.ahead == 1 else "tasks"
+    slots = "slot" if found.slots == 1 else "slots"
+    click.echo(f"{found.ahead} {tasks} ahead of it, {found.slots} {slots}")
 
 
 def _instant(at: float) -> datetime | None:

@@ -233,30 +233,15 @@ def test_only_the_broker_is_away(rts_redis_url: str, rts_key_prefix: str) -> Non
 
 
 def eta(stage: Stage, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "celery",
-        "-A",
-        "tests.apps.basic",
-        "rts",
-        "eta",
-        *arguments,
-    ]
-    env = {**stage.environment}
+    command = [sys.executable, "-m", "celery", "-A", "tests.apps.basic", "rts", "eta"]
     return subprocess.run(
-        command,
+        [*command, *arguments],
         cwd=ROOT,
-        env={**_environ(), **env},
+        env={**os.environ, **stage.environment},
         capture_output=True,
         text=True,
         check=False,
     )
-
-
-def _environ() -> dict[str, str]:
-
-    return dict(os.environ)
 
 
 def test_the_command(make_stage: Callable[..., Stage], apps: list[Celery]) -> None:
@@ -270,7 +255,9 @@ def test_the_command(make_stage: Callable[..., Stage], apps: list[Celery]) -> No
     assert [line.split()[0] for line in shown.stdout.splitlines()] == [
         *("start", "finish", "deadline", "2")
     ]
-    assert "2 tasks ahead of it, 1 slots" in shown.stdout
+    assert "2 tasks ahead of it, 1 slot\n" in shown.stdout
+    late = app.send_task(OK, (0,), headers={"sla_deadline": time.time() - 60}).id
+    assert " s ago, met with a probability of 0%" in eta(stage, late).stdout
     told = json.loads(eta(stage, waits, "--json").stdout)
     assert told["task_id"] == waits
     assert (told["ahead"], told["slots"]) == (2, 1)
