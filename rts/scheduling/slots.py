@@ -8,6 +8,9 @@ from celery.worker import state
 
 from rts.scheduling.transport import FULL_S, DeadlineOrder
 
+#: Seconds between looks of a loop while the worker has no task.
+IDLE_S = 0.05
+
 
 class Slots:
     """What the transport asks before each claim. See :class:`rts.scheduling.rule.SlotGauge`."""
@@ -69,6 +72,12 @@ def _list(requests: Any) -> list[Any]:
             continue
 
 
+def _wake_often(hub: Any) -> None:
+    """Wake the loop of *hub* again and again, less often while there is nothing to do."""
+    busy = state.reserved_requests or state.active_requests
+    hub.call_later(FULL_S if busy else IDLE_S, _wake_often, hub)
+
+
 def show_slots(consumer: Any, slots: Slots | None) -> Slots | None:
     """Have the channel of *consumer*, Celery's, take nothing past the free slots.
 
@@ -83,5 +92,5 @@ def show_slots(consumer: Any, slots: Slots | None) -> Slots | None:
     if hub is not None and not getattr(consumer.pool, "uses_semaphore", False):
         # A thread ends without an event that wakes the loop, as a pool process gives. (The
         # timer is cleared with the connection.)
-        hub.call_repeatedly(FULL_S, lambda: None)
+        _wake_often(hub)
     return channel.slots
