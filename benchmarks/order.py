@@ -121,10 +121,13 @@ class Bench:
             time.sleep(1)
             self.script(
                 order,
-                "from order_app import app; app.control.add_consumer('work', reply=True)",
+                "from order_app import app; "
+                "app.control.add_consumer('work', reply=True, limit=1)",
             )
             wait_until(lambda: self.left("work") < tasks, 60, interval=0.001)
             started, before = time.perf_counter(), self.left("work")
+            if not before:
+                raise SystemExit("all tasks had run before the clock was started: take more")
             wait_until(lambda: self.left("work") == 0, 600, interval=0.005)
             return published, before / (time.perf_counter() - started)
 

@@ -96,7 +96,7 @@ def test_nothing_is_lost_whoever_dies(acknowledged: str) -> None:
 
 
 def test_order() -> None:
-    found = figures("order.py", "--pairs", "1", "--tasks", "400", "--waiting", "100,2000")
+    found = figures("order.py", "--pairs", "1", "--tasks", "2000", "--waiting", "100,2000")
     assert found["publish"]["ratio"] > 0
     assert found["claim_growth"] > 0
     # With few messages what else the server allocates weighs more than they do.
