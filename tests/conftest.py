@@ -12,9 +12,11 @@ from typing import Any
 import pymongo
 import pytest
 import redis
+from celery import Celery
 from hypothesis import settings as hypothesis_settings
 from pymongo.database import Database
 
+import rts
 from rts import health
 from rts.testing import WorkerProcess
 
@@ -142,3 +144,22 @@ def make_stage(
     yield make
     for stage in stages:
         stage.stop()
+
+
+@pytest.fixture
+def apps() -> Iterator[Callable[..., Celery]]:
+    """Make apps that publish to a stage's workers; closed at the end."""
+    made: list[Celery] = []
+
+    def make(stage: Stage, **conf: Any) -> Celery:
+        app = Celery(f"producer{len(made)}", broker=stage.broker, backend=stage.backend)
+        app.conf.update(stage.conf, broker_transport_options=stage.transport_options)
+        app.conf.update(conf)
+        rts.install(app)
+        made.append(app)
+        return app
+
+    yield make
+    for app in made:
+        rts.uninstall(app)
+        app.close()

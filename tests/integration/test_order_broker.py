@@ -27,7 +27,6 @@ from celery.exceptions import TaskRevokedError
 from kombu import Exchange, Queue
 from kombu.common import Broadcast
 
-import rts
 from rts.testing import RedisServer, wait_until
 from rts.testing.processes import OwnedProcess
 from rts.testing.servers import redis_binary
@@ -36,25 +35,6 @@ from tests.rabbitmq import free_port
 
 OK, LATE = "tests.apps.basic.ok", "tests.apps.basic.late"
 EDF = "\x06\x16edf"
-
-
-@pytest.fixture
-def apps() -> Iterator[Callable[..., Celery]]:
-    """Make apps that publish to a stage's workers; closed at the end."""
-    made: list[Celery] = []
-
-    def make(stage: Stage, **conf: Any) -> Celery:
-        app = Celery(f"producer{len(made)}", broker=stage.broker, backend=stage.backend)
-        app.conf.update(stage.conf, broker_transport_options=stage.transport_options)
-        app.conf.update(conf)
-        rts.install(app)
-        made.append(app)
-        return app
-
-    yield make
-    for app in made:
-        rts.uninstall(app)
-        app.close()
 
 
 def publish_shuffled(app: Celery, count: int = 6, **options: Any) -> dict[int, Any]:

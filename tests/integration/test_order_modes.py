@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +24,6 @@ from tests.conftest import ROOT, Stage
 
 OK, HEADERS, NESTED = (f"tests.apps.basic.{name}" for name in ("ok", "headers", "nested"))
 EDF = "\x06\x16edf"
-
-
-@pytest.fixture
-def apps() -> Iterator[Callable[..., Celery]]:
-    """Make apps that publish to a stage's workers; closed at the end."""
-    made: list[Celery] = []
-
-    def make(stage: Stage, **conf: Any) -> Celery:
-        app = Celery(f"modes{len(made)}", broker=stage.broker, backend=stage.backend)
-        app.conf.update(stage.conf)
-        app.conf.update(conf)
-        rts.install(app)
-        made.append(app)
-        return app
-
-    yield make
-    for app in made:
-        rts.uninstall(app)
-        app.close()
 
 
 def command(stage: Stage, *arguments: str) -> subprocess.CompletedProcess[str]:
