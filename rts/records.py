@@ -24,6 +24,9 @@ OVERDUE = "overdue"
 #: that of another run of the task, may still come. So may it where the state is LOST.
 GIVEN = frozenset({"lost", "killed", "time_limit", "terminated"})
 
+#: Seconds past its deadline until a task is found overdue: what its end needs from the
+#: worker's disk to Redis.
+GRACE_S = 1.0
 #: States of an overdue task: nobody has started it, or its run goes on.
 PENDING, STARTED = "PENDING", "STARTED"
 

@@ -19,12 +19,17 @@ from rts.ledger.events import MAX_EVENTS, Event
 from rts.ledger.events import OVERDUE as KIND
 from rts.link.link import Link
 from rts.link.scripts import JUDGE, pack
-from rts.records import OVERDUE, PENDING, STARTED, Execution, OpenTask, OutboxEntry
+from rts.records import (
+    GRACE_S,
+    OVERDUE,
+    PENDING,
+    STARTED,
+    Execution,
+    OpenTask,
+    OutboxEntry,
+)
 from rts.settings import Settings
 
-#: Seconds past its deadline until a task is looked at: what its end needs from the
-#: worker's disk to Redis.
-GRACE_S = 1.0
 #: Tasks in one go: one question and one write of MongoDB, one script in Redis (about
 #: 10 µs for each task).
 BATCH = 500

@@ -4,9 +4,10 @@ Used by the process that drains, never by one that runs tasks: it imports pymong
 
 A record is inserted; only one whose ``_id`` is there already goes the slow way:
 read, merge (:mod:`rts.ledger.merging`), and replace if nobody else did in the
-meantime (``_rev``), else again. Several drains may write the same records at
-once. Assignments are written before tasks, so that who sees a verdict can see
-the run that it is about.
+meantime (``_rev``), else again. The end of a task that was found overdue, of which a
+backlog has many, takes the place of that verdict at once. Several drains may write the
+same records at once. Assignments are written before tasks, so that who sees a verdict
+can see the run that it is about.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from rts.ledger.merging import merge_assignments, merge_tasks, settle, triple
 from rts.ledger.rollups import LATE_S, forget
 from rts.ledger.schema import prepare
 from rts.ports import TauEntry
-from rts.records import GIVEN, LOST, OutboxEntry
+from rts.records import GIVEN, GRACE_S, LOST, PENDING, STARTED, OutboxEntry
 from rts.settings import Settings
 
 __all__ = ["MongoLedger", "connect", "database_of"]
@@ -97,9 +98,9 @@ class MongoLedger:
         with unavailable():
             self.prepare()
             if assignments:
-                _store(self._assignments, assignments, merge_assignments)
+                _store(self._assignments, assignments, merge_assignments, _insert)
                 self._settle(list({a["task_id"] for a in assignments.values()}))
-            _store(self._tasks, tasks, merge_tasks)
+            _store(self._tasks, tasks, merge_tasks, _end_late)
 
     def ended(self, task_ids: SomeIds[str]) -> set[str]:
         """Return those of the tasks that have ended.
@@ -222,13 +223,18 @@ class MongoLedger:
             self._client.close()
 
 
+#: Stores documents; returns the ids of those that it leaves to be merged.
+_Write = Callable[[Collection[Document], Iterable[Document]], list[str]]
+
+
 def _store(
     collection: Collection[Document],
     new: dict[str, Document],
     merge: Callable[[Document, Document], Document],
+    write: _Write,
 ) -> None:
-    """Insert documents; merge those into what is stored that are there already."""
-    left = _insert(collection, new.values())
+    """Write documents; merge those into what is stored that are there already."""
+    left = write(collection, new.values())
     _forget_late(collection, new.values())
     for _ in range(MAX_ROUNDS):
         if not left:
@@ -299,6 +305,23 @@ def _insert(collection: Collection[Document], new: Iterable[Document]) -> list[s
         _raise_unless_duplicates(exc)
         return [new[error["index"]]["_id"] for error in errors]
     return []
+
+
+def _end_late(collection: Collection[Document], tasks: Iterable[Document]) -> list[str]:
+    """Write tasks; an end that comes after the task was found overdue goes in the place
+    of that verdict. Returns the ids of what else is there.
+
+    That is what :func:`merge_tasks` makes of the two; and the sums of a time are not kept
+    before :func:`_forget_late` looks at it.
+    """
+    new = {task["_id"]: task for task in tasks}
+    late = [key for key, task in new.items() if (task["lateness_s"] or 0.0) > GRACE_S]
+    query = {"_id": {"$in": late}, "state": {"$in": [PENDING, STARTED]}, "_rev": None}
+    overdue = [task["_id"] for task in collection.find(query, {"_id": 1})] if late else []
+    changes = [({"_id": key}, {**new.pop(key), "_overdue": True}) for key in overdue]
+    # What another drain has changed since is merged; to do so with the rest is harmless.
+    left = overdue if changes and not _replace(collection, changes) else []
+    return left + _insert(collection, new.values())
 
 
 def _raise_unless_duplicates(exc: BulkWriteError) -> None:

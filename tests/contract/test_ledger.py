@@ -308,6 +308,25 @@ def test_the_end_of_an_overdue_task_takes_its_place(subject: Subject, turned: bo
     assert (task["lateness_s"], task["attempts"], len(assignments)) == (50.0, 1, 1)
 
 
+def test_a_backlog_that_ends_late(subject: Subject) -> None:
+    """Some tasks were found overdue, one has ended for another drain, one is news."""
+    waiting = [overdue(task_id=f"t{n}") for n in range(3)]
+    begun = overdue(task_id="t3", state="STARTED", started_at=R + 5, worker="celery@a")
+    subject.ledger.write([entry(each) for each in (*waiting, begun)])
+    ends = [
+        execution(run_id=f"r{n}", task_id=f"t{n}", completed_at=R + 60 + n, runtime_s=1.0)
+        for n in range(5)
+    ]
+    subject.ledger.write([entry(ends[1])])
+    for _ in range(2):
+        subject.ledger.write([entry(end) for end in ends])
+    tasks, assignments = subject.documents()
+    assert [(t["state"], t["completed_at"], t["verdict_at"]) for t in tasks] == [
+        ("SUCCESS", at(60 + n), at(10)) for n in range(5)
+    ]
+    assert len(assignments) == 5
+
+
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_retry_after_the_deadline_leaves_a_task_overdue(
     subject: Subject, turned: bool
