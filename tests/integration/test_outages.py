@@ -74,9 +74,9 @@ def test_mongodb_away_for_the_whole_run(
         stage = make_stage(mongo_url=server.url)
         app = producer(stage, producers)
         worker = stage.worker()
-        results = [app.send_task(OK, (0,)) for _ in range(500)]
+        results = [app.send_task(OK, (0,)) for _ in range(2000)]
         assert all(result.get(timeout=60) == 0 for result in results)
-        wait_until(lambda: redis_client.xlen(f"{stage.prefix}outbox") == 500)
+        wait_until(lambda: redis_client.xlen(f"{stage.prefix}outbox") == 2000)
         wait_until(lambda: "the ledger is away" in worker.log)
         server.start()
         client: Any = pymongo.MongoClient(server.url)
@@ -95,22 +95,22 @@ def test_redis_of_rts_killed_in_the_middle(
         stage = make_stage(rts_redis_url=own.url, rts_breaker_period=1.0)
         app = producer(stage, producers)
         worker = stage.worker()
-        results = [app.send_task(OK, (0,)) for _ in range(150)]
+        results = [app.send_task(OK, (0,)) for _ in range(975)]
         assert all(result.get(timeout=60) == 0 for result in results)
-        wait_until(lambda: mongo.tasks.count_documents({"state": "SUCCESS"}) == 150)
+        wait_until(lambda: mongo.tasks.count_documents({"state": "SUCCESS"}) == 975)
         own.kill()
-        results += [app.send_task(OK, (0,)) for _ in range(150)]
+        results += [app.send_task(OK, (0,)) for _ in range(975)]
         assert all(result.get(timeout=60) == 0 for result in results)
         own.start()
         results += [app.send_task(OK, (0,)) for _ in range(50)]
         verdicts(mongo, results)
-        assert mongo.tasks.count_documents({"arrival_source": "published"}) == 350
+        assert mongo.tasks.count_documents({"arrival_source": "published"}) == 2000
         client = redis.Redis.from_url(own.url, decode_responses=True)
-        # Without persistence the first 150 come back from the snapshot, if it was
+        # Without persistence the first 975 come back from the snapshot, if it was
         # taken by then; the others are learned in any case, and none twice.
         counts = client.hgetall(f"{stage.prefix}count")
         assert counts["mixed"] == counts[f"mixed/{OK}"]
-        assert int(counts["mixed"]) in ({350} if persistent else range(200, 351))
+        assert int(counts["mixed"]) in ({2000} if persistent else range(1025, 2001))
         client.close()
         assert "Traceback" not in worker.log
 
@@ -143,8 +143,8 @@ def test_a_worker_killed_with_its_companion_in_the_middle(
     stage.transport_options = {"visibility_timeout": 2}
     app = producer(stage, producers)
     first = stage.worker()
-    results = [app.send_task("tests.apps.basic.late", (0.02,)) for _ in range(400)]
-    wait_until(lambda: mongo.tasks.count_documents({}) > 50)
+    results = [app.send_task("tests.apps.basic.late", (0.005,)) for _ in range(2000)]
+    wait_until(lambda: mongo.tasks.count_documents({}) > 250)
     companions = first.companions()
     first.kill()
     for companion in companions:
