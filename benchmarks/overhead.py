@@ -10,7 +10,11 @@ the ratio strictest). All servers are embedded and private.
   record is in MongoDB;
 - memory: resident bytes of a pool child after the run.
 
-    python benchmarks/overhead.py [--pairs 7] [--tasks 4000] [--flat 100000]
+All tasks are published before the first one runs, some seconds later. They have a
+minute until their deadlines; with --late the second that no-op tasks have by default,
+so that all of them are found overdue, and their verdicts written, before they end.
+
+    python benchmarks/overhead.py [--pairs 7] [--tasks 4000] [--flat 100000] [--late]
 """
 
 from __future__ import annotations
@@ -34,6 +38,8 @@ import redis
 from rts.testing import MongoServer, RedisServer, wait_until
 
 HERE = Path(__file__).parent
+#: Seconds until a task's deadline: on time, and by default, which is late.
+ON_TIME_S, LATE_S = 60.0, 1.0
 PUBLISH = """
 import sys, time
 from overhead_app import noop
@@ -50,10 +56,13 @@ print((time.process_time() - started) / tasks)
 class Bench:
     """One pair of servers and the runs on them."""
 
-    def __init__(self, redis_url: str, mongo_url: str, concurrency: int) -> None:
+    def __init__(
+        self, redis_url: str, mongo_url: str, concurrency: int, slack_s: float
+    ) -> None:
         self.redis_url = redis_url
         self.mongo_url = mongo_url
         self.concurrency = concurrency
+        self.slack_s = slack_s
         self.client = redis.Redis.from_url(redis_url, decode_responses=True)
 
     def environment(self, rts: bool) -> dict[str, str]:
@@ -64,6 +73,7 @@ class Bench:
             "OVERHEAD_BROKER": self.redis_url,
             "OVERHEAD_MONGO": self.mongo_url,
             "OVERHEAD_RTS": "1" if rts else "0",
+            "OVERHEAD_SLACK": str(self.slack_s),
         }
 
     def run(self, rts: bool, tasks: int, steps: int = 1) -> dict[str, Any]:
@@ -167,13 +177,15 @@ def main() -> None:
     parser.add_argument(
         "--flat", type=int, default=0, metavar="TASKS", help="memory over a long run"
     )
+    parser.add_argument("--late", action="store_true", help="tasks miss their deadlines")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    slack_s = LATE_S if arguments.late else ON_TIME_S
 
     pairs: list[tuple[dict[str, Any], dict[str, Any]]] = []
     flat: list[int] = []
     with RedisServer() as server, MongoServer() as mongo:
-        bench = Bench(server.url, mongo.url, arguments.concurrency)
+        bench = Bench(server.url, mongo.url, arguments.concurrency, slack_s)
         for index in range(arguments.pairs):
             order = (False, True) if index % 2 == 0 else (True, False)
             runs = {rts: bench.run(rts, arguments.tasks) for rts in order}
@@ -204,7 +216,8 @@ def main() -> None:
     print(f"versions   Python {platform.python_version()}, {packages}")
     print(
         f"workload   {arguments.tasks} no-op tasks a run, {arguments.pairs} pairs, alternating;"
-        f" prefork, {arguments.concurrency} children, no result backend"
+        f" prefork, {arguments.concurrency} children, no result backend,"
+        f" {'overdue' if arguments.late else 'on time'}"
     )
     print("caveats    CPU time, not wall time; medians; ratio = median of the pairs' ratios")
     print()

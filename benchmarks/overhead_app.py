@@ -1,4 +1,6 @@
-"""The app of overhead.py: no-op tasks, with rts or without (OVERHEAD_RTS)."""
+"""The app of overhead.py: no-op tasks, with rts or without (OVERHEAD_RTS), which have
+OVERHEAD_SLACK seconds until their deadlines.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,7 @@ if os.environ.get("OVERHEAD_RTS") == "1":
     import rts
 
     app.conf.rts_mongo_url = os.environ["OVERHEAD_MONGO"]
+    app.conf.rts_min_slack = float(os.environ["OVERHEAD_SLACK"])
     rts.install(app)
 
 
