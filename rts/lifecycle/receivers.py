@@ -67,7 +67,9 @@ def connect(parts_of: PartsOf, publisher: Publisher) -> None:
                 health.count("unsupported_protocol")
                 health.warn_once("protocol", "rts needs task_protocol = 2, Celery's default")
                 return
-            task = get_current_task()
+            # What a task publishes has a parent; to ask Celery for the task costs half as
+            # much as the plan.
+            task = None if headers.get("parent_id") is None else get_current_task()
             current = None if task is None else vars(task.request)
             priority = properties.get("priority")
             plan = parts.planner.plan_message(name, headers, priority, current, body)
