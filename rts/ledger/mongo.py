@@ -273,8 +273,9 @@ def _mergeable(document: Document) -> Document:
 
 def _forget(collection: Collection[Document], changed: Iterable[Document]) -> None:
     """Forget the sums that the reports keep of the time of these ends and verdicts."""
-    ends = [document.get("verdict_at") or document.get("completed_at") for document in changed]
-    forget(collection.database, collection.name, ends)
+    instants = map(_told_at, changed)
+    seconds = [_milliseconds(at) / 1000 for at in instants if at is not None]
+    forget(collection.database, collection.name, seconds)
 
 
 def _forget_late(collection: Collection[Document], added: Iterable[Document]) -> None:
@@ -282,11 +283,16 @@ def _forget_late(collection: Collection[Document], added: Iterable[Document]) ->
     limit_ms = (time.time() - LATE_S) * 1000
     late = []
     for document in added:
-        at = document.get("verdict_at") or document.get("completed_at")
+        at = _told_at(document)
         if at is not None and _milliseconds(at) < limit_ms:
-            late.append(_mergeable(document))
+            late.append(document)
     if late:
         _forget(collection, late)
+
+
+def _told_at(document: Document) -> Any:
+    """Return the instant under which the reports count a document."""
+    return document.get("verdict_at") or document.get("completed_at")
 
 
 def _milliseconds(at: DatetimeMS | datetime) -> float:
@@ -311,16 +317,19 @@ def _end_late(collection: Collection[Document], tasks: Iterable[Document]) -> li
     """Write tasks; an end that comes after the task was found overdue goes in the place
     of that verdict. Returns the ids of what else is there.
 
-    That is what :func:`merge_tasks` makes of the two; and the sums of a time are not kept
-    before :func:`_forget_late` looks at it.
+    That is what :func:`merge_tasks` makes of the two.
     """
     new = {task["_id"]: task for task in tasks}
     late = [key for key, task in new.items() if (task["lateness_s"] or 0.0) > GRACE_S]
-    query = {"_id": {"$in": late}, "state": {"$in": [PENDING, STARTED]}, "_rev": None}
-    overdue = [task["_id"] for task in collection.find(query, {"_id": 1})] if late else []
-    changes = [({"_id": key}, {**new.pop(key), "_overdue": True}) for key in overdue]
-    # What another drain has changed since is merged; to do so with the rest is harmless.
-    left = overdue if changes and not _replace(collection, changes) else []
+    left: list[str] = []
+    if late:
+        query = {"_id": {"$in": late}, "state": {"$in": [PENDING, STARTED]}, "_rev": None}
+        overdue = list(collection.find(query, {"verdict_at": 1}))
+        changes = [(old, {**new.pop(old["_id"]), "_overdue": True}) for old in overdue]
+        if changes and not _replace(collection, changes):
+            # Another drain has changed one; to merge the others again is harmless.
+            left = [old["_id"] for old in overdue]
+        _forget(collection, (document for pair in changes for document in pair))
     return left + _insert(collection, new.values())
 
 

@@ -11,7 +11,6 @@ count all of the past each time (:mod:`rts.views.seal`).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime
 from typing import Any
 
 from pymongo.database import Database
@@ -35,14 +34,14 @@ def rollup_id(collection: str, width: int, start: int) -> str:
 
 
 def forget(
-    database: Database[dict[str, Any]], collection: str, instants: Iterable[datetime | None]
+    database: Database[dict[str, Any]], collection: str, instants: Iterable[float]
 ) -> None:
-    """Forget the sums of those stretches that hold one of *instants*.
+    """Forget the sums of those stretches that hold one of *instants*, epoch seconds.
 
     Call it after the change: sums that are being made meanwhile are then not kept,
     because ``writes`` is no longer what it was when they were begun.
     """
-    seconds = {int(at.timestamp()) for at in instants if at is not None}
+    seconds = set(map(int, instants))
     ids = {rollup_id(collection, w, s - s % w) for s in seconds for w in WIDTHS}
     if ids:
         database[ROLLUPS].update_many(
