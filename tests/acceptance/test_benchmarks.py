@@ -114,14 +114,14 @@ def test_plans() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone  # other tests would take the time between two runs
 @pytest.mark.parametrize("order", ["fifo", "edf"])
 def test_predictions(order: str) -> None:
     """Under load, and what they promise: the runs are short, so the figures scatter."""
     small = ("--tasks", "180", "--speedup", "25", "--rho", "1.1", "--slots", "8")
     found = figures("predictions.py", "--scheduler", order, *small)["figures"][order]["all"]
     assert found["asked"] > 50
-    if order == "fifo":
-        # In deadline order what is yet to be published has a say: docs/predictions.md.
-        assert found["error_of_wait"] <= 0.2
+    # In deadline order what is yet to be published has a say: docs/predictions.md.
+    assert found["error_of_wait"] <= (0.2 if order == "fifo" else 0.5)
     assert found["finish_within"] >= 0.75
     assert abs(found["on_time"] - found["met"]) <= 0.25

@@ -69,6 +69,7 @@ def document(result: Result) -> Any:
     return json.loads(result.stdout)
 
 
+@pytest.mark.alone  # other tests would take the time between two runs
 @pytest.mark.parametrize(("scheduler", "rho"), [("edf", 1.2), (None, 0.85)])
 def test_the_replay_of_a_real_run_says_what_happened(
     scheduler: str | None, rho: float, tmp_path: Path
@@ -91,9 +92,9 @@ def test_the_replay_of_a_real_run_says_what_happened(
     assert found["total"]["recorded"] == pytest.approx(met)
     (order,) = found["orders"]
     assert order == (scheduler or "fifo")
-    # Of a hundred tasks under load, chance (a millisecond) decides about a few, and about
-    # more where the machine is busy with other tests.
-    assert found["orders"][order]["share"] == pytest.approx(met, abs=0.10)
+    # Of a hundred tasks under overload, chance (a millisecond) decides about a few.
+    within = 0.10 if scheduler else 0.06
+    assert found["orders"][order]["share"] == pytest.approx(met, abs=within)
     assert found["rho"] == pytest.approx(rho, rel=0.25)
     assert found["overhead_s"] > 0
     assert sum(row["tasks"] for row in found["rows"]) == 100
