@@ -90,7 +90,9 @@ def ask(
             while not over.wait(EVERY_S):
                 if len(ids) > WARM_UP * len(jobs):
                     question("published", ids[-1])
-                    any(question("waiting", one) for one in random.sample(ids, TRIES))
+                    for one in random.sample(ids, min(TRIES, len(ids))):
+                        if question("waiting", one):
+                            break
 
         worker = WorkerProcess(APP, pool=pool, concurrency=slots, env=env, loglevel="WARNING")
         asking = threading.Thread(target=keep_asking)
