@@ -20,19 +20,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import signal
 import sys
 import tempfile
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pymongo
 import redis
+from heading import print_heading
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
@@ -253,17 +252,15 @@ def main() -> None:
     if arguments.json:
         print(json.dumps({**found, "wrong": wrong}, indent=2))
     else:
-        packages = ", ".join(f"{p} {version(p)}" for p in ("celery", "kombu", "redis"))
-        print(f"machine    {platform.machine()}, {os.cpu_count()} cores, {platform.system()}")
-        print(f"versions   Python {platform.python_version()}, {packages}")
-        print(
-            f"workload   {found['tasks']} tasks of {arguments.seconds} s, acknowledged "
+        befell = ", ".join(f"{what} {n}" for what, n in found["happened"].items())
+        print_heading(
+            ("celery", "kombu", "redis"),
+            workload=f"{found['tasks']} tasks of {arguments.seconds} s, acknowledged "
             f"{'early' if arguments.early else 'late'}, order {arguments.order}; "
             f"{arguments.workers} workers of {arguments.concurrency} slots; "
-            f"seed {arguments.seed}"
+            f"seed {arguments.seed}",
+            befell=f"{befell}; in {found['elapsed_s']:.0f} s",
         )
-        befell = ", ".join(f"{what} {n}" for what, n in found["happened"].items())
-        print(f"befell     {befell}; in {found['elapsed_s']:.0f} s\n")
         for what in ("runs", "ended", "gone_while_running", "gone_before", "left"):
             print(f"{what.replace('_', ' '):<22}{found[what]:>8}")
         states = ", ".join(f"{state} {n}" for state, n in sorted(found["verdicts"].items()))

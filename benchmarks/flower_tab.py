@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import socket
 import statistics
 import sys
@@ -25,13 +24,13 @@ import tempfile
 import time
 import urllib.request
 from contextlib import ExitStack
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psutil
 from celery import Celery
-from ledger import DAY_S, Stored, _enlarge
+from heading import print_heading
+from ledger import DAY_S, Stored, enlarge
 
 import rts
 from rts.testing import MongoServer, RedisServer, wait_until
@@ -105,7 +104,7 @@ def main() -> None:
     with ExitStack() as stack:
         server = stack.enter_context(RedisServer())
         mongo = stack.enter_context(MongoServer())
-        _enlarge(mongo.url)
+        enlarge(mongo.url)
         note(f"storing {arguments.stored} runs")
         ledger = Stored(mongo.url, rounds=1)
         ledger.fill(arguments.stored, DAY_S, 0.0, seed=3)
@@ -200,18 +199,13 @@ def memory(base: str, process: psutil.Process, seconds: float, note: Any) -> dic
 
 def show(results: dict[str, Any], arguments: Any) -> None:
     """Print the tables."""
-    packages = ", ".join(f"{p} {version(p)}" for p in ("flower", "tornado", "pymongo"))
-    print(f"machine    {platform.machine()}, {os.cpu_count()} cores, {platform.system()}")
-    print(f"versions   Python {platform.python_version()}, {packages}")
-    print(
-        f"workload   {arguments.stored:,} runs within 24 h, {arguments.waiting:,} tasks that "
-        f"wait in deadline order; one viewer, {arguments.rounds} rounds"
+    print_heading(
+        ("flower", "tornado", "pymongo"),
+        workload=f"{arguments.stored:,} runs within 24 h, {arguments.waiting:,} tasks that "
+        f"wait in deadline order; one viewer, {arguments.rounds} rounds",
+        caveats=f"one machine for all; counted for {results['counted_s']:.0f} s after the "
+        "first look",
     )
-    print(
-        f"caveats    one machine for all; counted for {results['counted_s']:.0f} s after the "
-        "first look"
-    )
-    print()
     print(f"{'':<22}{'first':>10}{'median':>10}{'slowest':>10}{'kB':>8}")
     for path, r in results["pages"].items():
         cells = "".join(

@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import random
 import statistics
 import sys
@@ -28,11 +26,11 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
-from importlib.metadata import version
 from typing import Any
 
 import pymongo
 import redis
+from heading import print_heading
 
 from rts.ledger.drain import BATCH, Drain
 from rts.ledger.mongo import MongoLedger
@@ -244,7 +242,7 @@ def main() -> None:
         print(text, file=sys.stderr, flush=True)
 
     with RedisServer() as server, MongoServer() as mongo:
-        _enlarge(mongo.url)
+        enlarge(mongo.url)
         note(f"writing {arguments.records} records")
         results: dict[str, Any] = {
             "write": write_cost(mongo.url, arguments.records),
@@ -254,15 +252,12 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(results, indent=2))
         return
-    packages = ", ".join(f"{p} {version(p)}" for p in ("redis", "pymongo"))
-    print(f"machine    {platform.machine()}, {os.cpu_count()} cores, {platform.system()}")
-    print(f"versions   Python {platform.python_version()}, {packages}, one mongod, one Redis")
-    print(
-        f"workload   {len(TYPES)} types, {NAMES} names, {WORKERS} workers; batches of {BATCH}; "
-        "majority and journal"
+    print_heading(
+        ("redis", "pymongo"),
+        workload=f"{len(TYPES)} types, {NAMES} names, {WORKERS} workers; batches of {BATCH}; "
+        "majority and journal",
+        caveats="one mongod, with a cache of 1 GB, one Redis and the client share the machine",
     )
-    print("caveats    servers and client share the machine; mongod has a cache of 1 GB")
-    print()
     write, drain = results["write"], results["drain"]
     print(
         f"drain      {drain['records_per_s']:,.0f} records/s from the outbox, "
@@ -289,7 +284,7 @@ def main() -> None:
         print(f"{case:<22}{slo['tasks']:>10,}{slo['first_s']:>8.2f}s{slo['later_s']:>8.3f}s")
 
 
-def _enlarge(mongo_url: str) -> None:
+def enlarge(mongo_url: str) -> None:
     """Give mongod 1 GB of cache: embedded it has less, a ledger of this size more."""
     client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(mongo_url)
     client.admin.command("setParameter", 1, wiredTigerEngineRuntimeConfig="cache_size=1G")

@@ -16,16 +16,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import redis
+from heading import print_heading
 
 from rts.testing import MongoServer, RedisServer, WorkerProcess, wait_until
 
@@ -189,16 +188,11 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(results, indent=2))
         return
-    packages = ", ".join(f"{p} {version(p)}" for p in ("celery", "kombu", "redis"))
-    print(f"machine    {platform.machine()}, {os.cpu_count()} cores, {platform.system()}")
-    print(f"versions   Python {platform.python_version()}, {packages}")
-    print(
-        f"workload   {arguments.tasks} no-op tasks a run, {arguments.pairs} pairs, alternating"
+    print_heading(
+        ("celery", "kombu", "redis"),
+        workload=f"{arguments.tasks} no-op tasks a run, {arguments.pairs} pairs, alternating",
+        caveats="wall time, servers on the same cores; ratio = median of the pairs' ratios",
     )
-    print(
-        "caveats    wall time, servers on the same cores; ratio = median of the pairs' ratios"
-    )
-    print()
     print(f"{'':<34}{'FIFO':>10}{'EDF':>10}{'ratio':>8}")
     for what in ("publish", "worker"):
         row = results[what]

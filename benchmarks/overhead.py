@@ -22,18 +22,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psutil
 import redis
+from heading import print_heading
 
 from rts.settings import Settings
 from rts.testing import MongoServer, RedisServer, wait_until
@@ -212,16 +211,13 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(results, indent=2))
         return
-    packages = ", ".join(f"{p} {version(p)}" for p in ("celery", "kombu", "redis", "pymongo"))
-    print(f"machine    {platform.machine()}, {os.cpu_count()} cores, {platform.system()}")
-    print(f"versions   Python {platform.python_version()}, {packages}")
-    print(
-        f"workload   {arguments.tasks} no-op tasks a run, {arguments.pairs} pairs, alternating;"
-        f" prefork, {arguments.concurrency} children, no result backend,"
-        f" {'overdue' if arguments.late else 'on time'}"
+    print_heading(
+        ("celery", "kombu", "redis", "pymongo"),
+        workload=f"{arguments.tasks} no-op tasks a run, {arguments.pairs} pairs, alternating; "
+        f"prefork, {arguments.concurrency} children, no result backend, "
+        f"{'overdue' if arguments.late else 'on time'}",
+        caveats="CPU time, not wall time; medians; ratio = median of the pairs' ratios",
     )
-    print("caveats    CPU time, not wall time; medians; ratio = median of the pairs' ratios")
-    print()
     print(f"{'':<22}{'plain':>10}{'with rts':>10}{'ratio':>8}")
     for name, text in (("publish", "publish, µs of CPU"), ("worker", "worker, µs of CPU")):
         plain, with_rts, ratio = medians(name)

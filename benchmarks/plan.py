@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 from datetime import datetime, timedelta, timezone
-from importlib.metadata import version
 from typing import Any
+
+from heading import print_heading
 
 from rts.cli.recorded import runs
 from rts.settings import Settings
@@ -54,14 +53,12 @@ def main() -> None:
     if arguments.json:
         print(json.dumps({**vars(arguments), "rows": rows}, indent=2))
         return
-    packages = ", ".join(f"{p} {version(p)}" for p in ("celery", "kombu", "redis"))
-    print(f"machine    {platform.machine()}, {os.cpu_count()} cores, {platform.system()}")
-    print(f"versions   Python {platform.python_version()}, {packages}")
-    print(
-        f"workload   six types, {arguments.tasks} tasks, rho {arguments.rho} on "
-        f"{arguments.slots} slots, recorded in deadline order, speed-up {arguments.speedup:g}"
+    print_heading(
+        ("celery", "kombu", "redis"),
+        workload=f"six types, {arguments.tasks} tasks, rho {arguments.rho} on "
+        f"{arguments.slots} slots, recorded in deadline order, speed-up {arguments.speedup:g}",
     )
-    print("\n" + "".join(f"{column:>10}" for column in COLUMNS))
+    print("".join(f"{column:>10}" for column in COLUMNS))
     for row in rows:
         cells = (f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values())
         print("".join(f"{cell:>10}" for cell in cells))

@@ -13,17 +13,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import statistics
 import tempfile
 import threading
 import time
-from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import pymongo
 from celery import Celery
+from heading import print_heading
 
 import rts
 from rts.settings import Settings
@@ -193,17 +192,14 @@ def main() -> None:
     if arguments.json:
         print(json.dumps({**vars(arguments), "figures": figures}, indent=2))
         return
-    packages = ", ".join(f"{p} {version(p)}" for p in ("celery", "kombu", "redis"))
     mean_s = sum(job.runtime_s for job in jobs) / len(jobs) / arguments.speedup
-    print(f"machine    {platform.machine()}, {os.cpu_count()} cores, {platform.system()}")
-    print(f"versions   Python {platform.python_version()}, {packages}")
-    print(
-        f"workload   {arguments.trace}, {len(jobs)} tasks, rho {arguments.rho}, "
+    print_heading(
+        ("celery", "kombu", "redis"),
+        workload=f"{arguments.trace}, {len(jobs)} tasks, rho {arguments.rho}, "
         f"{arguments.slots} slots, {arguments.pool}, speed-up {arguments.speedup:g}, "
-        f"seed {arguments.seed}"
+        f"seed {arguments.seed}",
+        caveats=f"tasks sleep, {mean_s:.2f} s on average; one run; questions overlap",
     )
-    print(f"caveats    tasks sleep, {mean_s:.2f} s on average; one run; questions overlap")
-    print()
     head = f"{'order':<7}{'asked':<11}{'n':>5}{'error, % of wait':>18}{'% of rest':>11}"
     print(f"{head}{'start in, %':>13}{'finish in, %':>14}{'on time, %':>12}{'met, %':>8}")
     for order, kinds in figures.items():

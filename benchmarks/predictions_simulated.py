@@ -12,13 +12,13 @@ is off more without it hangs on what is yet to be published.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import random
 import statistics
 from bisect import bisect
 from collections.abc import Callable, Iterator, Sequence
 from unittest.mock import patch
+
+from heading import print_heading
 
 from rts.ledger.recent import RUNS
 from rts.scheduling import forecast
@@ -120,14 +120,11 @@ def main() -> None:
     parser.add_argument("--trace", default="six", metavar="FILE")
     arguments = parser.parse_args()
     random.seed(1)
-    print(f"machine    {platform.machine()}, {os.cpu_count()} cores, {platform.system()}")
-    print(f"versions   Python {platform.python_version()}")
-    print(
-        f"workload   {arguments.trace}, {arguments.tasks} tasks a run, {arguments.seeds} runs, "
-        f"{arguments.asks} questions of each kind a run, taus learned on the way"
+    print_heading(
+        workload=f"{arguments.trace}, {arguments.tasks} tasks a run, {arguments.seeds} runs, "
+        f"{arguments.asks} questions of each kind a run, taus learned on the way",
+        caveats=f"simulated; of tasks that waited {LEAST_WAIT_S:g} s or more; medians",
     )
-    print(f"caveats    simulated; of tasks that waited {LEAST_WAIT_S:g} s or more; medians")
-    print()
     print(f"{'':<28}{'asked when published':>28}{'asked while it waits':>32}")
     head = f"{'order':<20}{'slots':>5}{'rho':>5}"
     print(f"{head}{'error, % of wait':>18}{'within, %':>11}", end="")

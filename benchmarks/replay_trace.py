@@ -20,15 +20,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
-from importlib.metadata import version
 from typing import Any
+
+from heading import print_heading
 
 from rts.cli.recorded import runs
 from rts.settings import Settings
@@ -101,20 +101,14 @@ def main() -> None:
         measured = {"overhead_s": overhead_s, "mean_task_s": mean_s / arguments.speedup}
         print(json.dumps({**vars(arguments), **measured, "met": shares}, indent=2))
         return
-    packages = ", ".join(f"{p} {version(p)}" for p in ("celery", "kombu", "redis"))
-    print(f"machine    {platform.machine()}, {os.cpu_count()} cores, {platform.system()}")
-    print(f"versions   Python {platform.python_version()}, {packages}")
-    print(
-        f"workload   {os.path.basename(arguments.trace)}, {len(jobs)} tasks, "
+    print_heading(
+        ("celery", "kombu", "redis"),
+        workload=f"{os.path.basename(arguments.trace)}, {len(jobs)} tasks, "
         f"rho {offered_load(jobs, arguments.slots):.3g}, {arguments.slots} slots, "
-        f"{arguments.scheduler}, "
-        f"speed-up {arguments.speedup:.4g}"
+        f"{arguments.scheduler}, speed-up {arguments.speedup:.4g}",
+        caveats=f"one run; tasks sleep, {mean_s / arguments.speedup:.3f} s on average; "
+        f"{overhead_s * 1e3:.1f} ms between two runs of a slot",
     )
-    print(
-        f"caveats    one run; tasks sleep, {mean_s / arguments.speedup:.3f} s on average; "
-        f"{overhead_s * 1e3:.1f} ms between two runs of a slot"
-    )
-    print()
     print(f"{'deadlines met, %':<24}{'tasks':>8}" + "".join(f"{w:>11}" for w in WHICH))
     for kind, row in shares.items():
         figures = "".join(f"{100 * row[which]:>11.1f}" for which in WHICH)

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 
 import redis
+from heading import print_heading
 from ledger import batches, executions
 
 from rts.ledger.announce import CHUNK, Announcer
@@ -98,11 +96,7 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(results, indent=2))
         return
-    packages = ", ".join(f"{p} {version(p)}" for p in ("redis", "pymongo"))
-    print(f"machine    {platform.machine()}, {os.cpu_count()} cores, {platform.system()}")
-    print(f"versions   Python {platform.python_version()}, {packages}")
-    print(f"workload   {arguments.tasks:,} tasks, one run each")
-    print()
+    print_heading(("redis", "pymongo"), workload=f"{arguments.tasks:,} tasks, one run each")
     for what, size in results.items():
         print(f"{what:<40}{size:>7,.0f} bytes")
 

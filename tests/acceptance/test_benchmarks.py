@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,14 +14,19 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 
 
-def figures(script: str, *arguments: str) -> dict[str, Any]:
-    """Run a benchmark and return its figures."""
-    command = [sys.executable, str(ROOT / "benchmarks" / script), *arguments, "--json"]
+def printed(script: str, *arguments: str) -> str:
+    """Run a benchmark and return what it prints."""
+    command = [sys.executable, str(ROOT / "benchmarks" / script), *arguments]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=170, cwd=ROOT, check=False
     )
     assert done.returncode == 0, done.stderr
-    return dict(json.loads(done.stdout))
+    return done.stdout
+
+
+def figures(script: str, *arguments: str) -> dict[str, Any]:
+    """Run a benchmark and return its figures."""
+    return dict(json.loads(printed(script, *arguments, "--json")))
 
 
 def test_overhead() -> None:
@@ -37,6 +43,22 @@ def test_sizes() -> None:
     found = figures("sizes.py", "--tasks", "2000")
     assert len(found) == 6
     assert all(100 < size < 10_000 for size in found.values())
+
+
+def test_the_conditions_stand_above_the_figures_as_the_docs_show_them() -> None:
+    shown = re.search(
+        r"^    machine    .*\n    versions   .*\n    (workload   .*)\n\n",
+        (ROOT / "docs" / "operations.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    assert shown is not None
+    lines = printed("sizes.py", "--tasks", "2000").splitlines()
+    assert re.fullmatch(r"machine    \S+, \d+ cores, \S+", lines[0])
+    assert re.fullmatch(
+        r"versions   Python [\d.]+\S*, redis [\d.]+\S*, pymongo [\d.]+\S*", lines[1]
+    )
+    assert lines[2] == shown[1].replace("50,000", "2,000")
+    assert lines[3] == ""
 
 
 def test_ledger() -> None:
