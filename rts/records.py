@@ -26,7 +26,7 @@ GIVEN = frozenset({"lost", "killed", "time_limit", "terminated"})
 
 #: Seconds past its deadline until a task is found overdue: what its end needs from the
 #: worker's disk to Redis.
-GRACE_S = 1.0
+OVERDUE_AFTER_S = 1.0
 #: States of an overdue task: nobody has started it, or its run goes on.
 PENDING, STARTED = "PENDING", "STARTED"
 

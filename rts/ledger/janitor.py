@@ -29,7 +29,7 @@ FORGET_AFTER_S = 300.0
 MAX_GAP_S = 5.0
 #: Seconds that a process of this worker must be gone before its run is ended here:
 #: the main process knows the cause and goes first.
-GRACE_S = 3.0
+ORPHANED_AFTER_S = 3.0
 
 
 class Janitor:
@@ -146,7 +146,7 @@ class Orphans:
             if note.pid is None or lives(note.pid):
                 continue
             missing[note.run_id] = self._missing.get(note.run_id, now)
-            over = now - missing[note.run_id] > GRACE_S
+            over = now - missing[note.run_id] > ORPHANED_AFTER_S
             if over and self._board.release(slot, note):
                 self._sink.ended(note._replace(completed_at=now, state=LOST, cause="killed"))
                 health.count("runs_lost")

@@ -20,8 +20,8 @@ from rts.ledger.events import OVERDUE as KIND
 from rts.link.link import Link
 from rts.link.scripts import JUDGE, pack
 from rts.records import (
-    GRACE_S,
     OVERDUE,
+    OVERDUE_AFTER_S,
     PENDING,
     STARTED,
     Execution,
@@ -66,7 +66,7 @@ class Lookout:
         ledger: Verdicts,
         name: str,
         *,
-        grace_s: float = GRACE_S,
+        overdue_after_s: float = OVERDUE_AFTER_S,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._link = link
@@ -75,7 +75,7 @@ class Lookout:
         self._most_names = settings.max_types
         self._ledger = ledger
         self._name = name
-        self._grace_s = grace_s
+        self._overdue_after_s = overdue_after_s
         self._now = now
         self._looked_at = -1e9
         #: Monotonic instants: not to look before; to ask for the lease again; to tidy up.
@@ -130,7 +130,7 @@ class Lookout:
         at = int(seconds) + int(micros) / 1e6
         (found,) = self._link.call(
             pack(
-                *("ZRANGEBYSCORE", self._keys.open, "-inf", f"({at - self._grace_s!r}"),
+                *("ZRANGEBYSCORE", self._keys.open, "-inf", f"({at - self._overdue_after_s!r}"),
                 *("LIMIT", 0, BATCH),
             )
         )

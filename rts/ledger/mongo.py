@@ -33,7 +33,7 @@ from rts.ledger.merging import merge_assignments, merge_tasks, settle, triple
 from rts.ledger.rollups import LATE_S, forget
 from rts.ledger.schema import prepare
 from rts.ports import TauEntry
-from rts.records import GIVEN, GRACE_S, LOST, PENDING, STARTED, OutboxEntry
+from rts.records import GIVEN, LOST, OVERDUE_AFTER_S, PENDING, STARTED, OutboxEntry
 from rts.settings import Settings
 
 __all__ = ["MongoLedger", "connect", "database_of"]
@@ -320,7 +320,7 @@ def _end_late(collection: Collection[Document], tasks: Iterable[Document]) -> li
     That is what :func:`merge_tasks` makes of the two.
     """
     new = {task["_id"]: task for task in tasks}
-    late = [key for key, task in new.items() if (task["lateness_s"] or 0.0) > GRACE_S]
+    late = [key for key, task in new.items() if (task["lateness_s"] or 0.0) > OVERDUE_AFTER_S]
     left: list[str] = []
     if late:
         query = {"_id": {"$in": late}, "state": {"$in": [PENDING, STARTED]}, "_rev": None}

@@ -16,9 +16,9 @@ from rts.clock import FleetClock
 from rts.keys import running_field
 from rts.ledger.janitor import (
     FORGET_AFTER_S,
-    GRACE_S,
     LOST_AFTER_S,
     MAX_GAP_S,
+    ORPHANED_AFTER_S,
     Bulletin,
     Janitor,
     Orphans,
@@ -194,14 +194,14 @@ def test_runs_of_a_process_that_is_gone_end_after_a_grace(board: NoteBoard) -> N
     clock, sink = FleetClock(), Kept()
     orphans = Orphans(board, sink, clock)
     assert orphans.step() == 0
-    clock.offset_s += GRACE_S / 2
+    clock.offset_s += ORPHANED_AFTER_S / 2
     assert orphans.step() == 0
-    clock.offset_s += GRACE_S
+    clock.offset_s += ORPHANED_AFTER_S
     assert orphans.step() == 1
     (end,) = sink.ends
     assert (end.run_id, end.state, end.cause) == (killed.run_id, LOST, "killed")
     assert [note.task_id for _, note in board.notes()] == ["alive"]
-    clock.offset_s += 10 * GRACE_S
+    clock.offset_s += 10 * ORPHANED_AFTER_S
     assert orphans.step() == 0
 
 
@@ -213,7 +213,7 @@ def test_an_end_that_the_main_process_wrote_is_not_written_again(board: NoteBoar
     orphans = Orphans(board, sink, clock)
     orphans.step()
     assert board.take("killed") is not None
-    clock.offset_s += 2 * GRACE_S
+    clock.offset_s += 2 * ORPHANED_AFTER_S
     assert orphans.step() == 0
     assert not sink.ends
 

@@ -63,7 +63,7 @@ class Fleet:
         self.link = Link(settings)
         self.ledger = ledger
         self.drains = [Drain(RedisOutbox(self.link, settings, f"d{n}"), ledger) for n in "ab"]
-        self.lookout = Lookout(self.link, settings, ledger, "me", grace_s=0.0)
+        self.lookout = Lookout(self.link, settings, ledger, "me", overdue_after_s=0.0)
         self.lookout._looked_at = time.monotonic()
 
     def publish(self, *tasks: Execution) -> None:

@@ -92,7 +92,7 @@ def events(settings: Settings) -> list[Event]:
 
 def lookout(settings: Settings, ledger: Any, name: str = "me", **options: Any) -> Lookout:
     """Return one that has settled already, unless its time is moved by hand."""
-    made = Lookout(Link(settings), settings, ledger, name, grace_s=0.0, **options)
+    made = Lookout(Link(settings), settings, ledger, name, overdue_after_s=0.0, **options)
     if "now" not in options:
         made._looked_at = time.monotonic()
     return made
