@@ -12,6 +12,7 @@ from kombu.exceptions import OperationalError
 
 from rts.errors import CommandError, StoreUnavailable
 from rts.link.link import shown_url
+from rts.scheduling.layout import DEMOTED, HOPEFUL, TURNS
 from rts.scheduling.messages import (
     FIRST,
     SEARCH_PAGE,
@@ -28,7 +29,7 @@ from rts.scheduling.messages import (
     sizes_of,
     spread,
 )
-from rts.scheduling.transport import DEMOTED, HOPEFUL, TURNS, ScriptByHash
+from rts.scheduling.scripts import ScriptByHash
 from rts.settings import Settings
 
 #: Demoted messages that are read where hopeful ones are asked for.

@@ -12,10 +12,12 @@ from kombu.exceptions import OperationalError
 from kombu.utils.json import loads
 
 from rts.errors import StoreUnavailable
+from rts.scheduling.channel import DeadlineOrder
+from rts.scheduling.layout import DEMOTED, HOPEFUL
 from rts.scheduling.places import tail_of
 from rts.scheduling.rule import OPTION, Rule
+from rts.scheduling.scripts import MOVE
 from rts.scheduling.switch import stand_in
-from rts.scheduling.transport import DEMOTED, HOPEFUL, MOVE, DeadlineOrder
 from rts.settings import Settings
 from rts.validation import finite
 

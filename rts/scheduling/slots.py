@@ -6,7 +6,8 @@ from typing import Any
 
 from celery.worker import state
 
-from rts.scheduling.transport import FULL_S, DeadlineOrder
+from rts.scheduling.channel import DeadlineOrder
+from rts.scheduling.poller import FULL_S
 
 #: Seconds between looks of a loop while the worker has no task.
 IDLE_S = 0.05

@@ -21,8 +21,9 @@ from kombu import Connection, Consumer, Exchange, Producer, Queue
 import rts
 from rts import health
 from rts.headers import DROPPED
+from rts.scheduling.channel import Channel
 from rts.scheduling.rule import Rule
-from rts.scheduling.transport import Channel, SentinelTransport, Transport
+from rts.scheduling.transport import SentinelTransport, Transport
 from rts.testing import RedisServer
 
 NAME = "order"
