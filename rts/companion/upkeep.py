@@ -40,7 +40,8 @@ from rts.load.sampler import Probes, real_probes, take_sample
 from rts.records import Execution, Learned
 from rts.settings import Settings
 from rts.tau.snapshot import Snapshots
-from rts.views.tallies import CLASSES, keep
+from rts.views.tallies import keep
+from rts.views.tally import CLASSES
 
 logger = logging.getLogger("rts.drain")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from rts.views.histogram import percentile, value_of
 from rts.views.series import Point
-from rts.views.tallies import Tally
+from rts.views.tally import Tally
 from rts.views.why import load_at_start, slowdown
 
 Chart = dict[str, Any]

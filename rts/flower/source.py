@@ -40,7 +40,8 @@ from rts.views.runs import OneTask, late_runs, latest_misses, one_task, sample
 from rts.views.series import series
 from rts.views.slo import Standing, standings
 from rts.views.stretches import Window
-from rts.views.tallies import Tally, add_all, tally
+from rts.views.tallies import tally
+from rts.views.tally import Tally, add_all
 from rts.views.why import Why, why
 
 #: Milliseconds for MongoDB: a page would rather say that it is away than wait.

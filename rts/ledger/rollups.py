@@ -1,7 +1,7 @@
 """Which stretches of time have their sums kept, and when those are forgotten.
 
 The reports keep what they summed over whole days, hours and tens of minutes in a
-private collection (:mod:`rts.views.tallies`). A record that is added is noticed
+private collection (:mod:`rts.views.kept`). A record that is added is noticed
 there because the number of records no longer agrees; one that is *replaced*
 (LOST by a real end, say) is not, so whoever replaces one calls :func:`forget`.
 Whoever adds one that ended a while ago calls it too: the readers do not

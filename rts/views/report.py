@@ -23,7 +23,8 @@ from pymongo.errors import PyMongoError
 
 from rts.errors import StoreUnavailable
 from rts.views.histogram import percentile
-from rts.views.tallies import GROUPS, Tally, tally
+from rts.views.tallies import tally
+from rts.views.tally import GROUPS, Tally
 
 
 @dataclass(frozen=True)

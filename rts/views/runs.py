@@ -16,8 +16,8 @@ from pymongo.errors import PyMongoError
 from rts.errors import StoreUnavailable
 from rts.keys import ASSIGNMENTS, TASKS
 from rts.ledger.documents import text
+from rts.views.direct import THREADS
 from rts.views.stretches import Window, parts
-from rts.views.tallies import THREADS
 
 #: Stretches that a sample takes its runs from, and the newest runs of each that are
 #: looked at: what is asked of a million runs costs as much as of ten thousand.

@@ -19,9 +19,10 @@ from pymongo.errors import PyMongoError
 from rts.errors import StoreUnavailable
 from rts.keys import ASSIGNMENTS, TASKS
 from rts.ledger.rollups import WIDTHS
-from rts.views import tallies
-from rts.views.stretches import Stretch, Window, count, cut
-from rts.views.tallies import DIRECT, THREADS, Tallies
+from rts.views.direct import THREADS, direct_by_stretch
+from rts.views.kept import kept_sums, sum_up
+from rts.views.stretches import Stretch, Window, cut, is_busy
+from rts.views.tally import GROUPS, Tallies, add_all
 
 #: Lengths of a stretch in seconds; the first that gives at most MOST_POINTS is taken.
 LENGTHS_S = (10, 60, 600, 3600, 4 * 3600, 86400)
@@ -59,8 +60,8 @@ def series(database: Database[dict[str, Any]], window: Window, by: str = "type")
         ValueError: *by* is none of ``GROUPS``, or an instant is naive.
         StoreUnavailable: the server did not answer.
     """
-    if by not in tallies.GROUPS:
-        raise ValueError(f"by = {by!r} is not one of {', '.join(tallies.GROUPS)}")
+    if by not in GROUPS:
+        raise ValueError(f"by = {by!r} is not one of {', '.join(GROUPS)}")
     if window[0].tzinfo is None or window[1].tzinfo is None:
         raise ValueError("the window needs a time zone")
     width = length_for(window)
@@ -71,7 +72,7 @@ def series(database: Database[dict[str, Any]], window: Window, by: str = "type")
         with ThreadPoolExecutor(THREADS) as pool:
             for collection in (ASSIGNMENTS, TASKS):
                 for start, more in _of(database, collection, window, by, width, pool):
-                    tallies.add_all(found[start - start % width], more)
+                    add_all(found[start - start % width], more)
     except PyMongoError as exc:
         raise StoreUnavailable(f"MongoDB does not answer ({type(exc).__name__})") from exc
     return [
@@ -91,14 +92,12 @@ def _of(
     base = next((w for w in WIDTHS if width % w == 0), None)
     rest: Sequence[Window] = [window]
     stretches: list[Stretch] = []
-    if base and count(database, collection, window, DIRECT + 1) > DIRECT:
+    if base and is_busy(database, collection, window):
         stretches, rest = cut(collection, window, (base,))
-    kept = tallies.kept_sums(database, stretches, by)
-    jobs = [
-        pool.submit(tallies.direct_by_stretch, database, collection, w, by, width) for w in rest
-    ]
+    kept = kept_sums(database, stretches, by)
+    jobs = [pool.submit(direct_by_stretch, database, collection, w, by, width) for w in rest]
     missing = [stretch for stretch in stretches if stretch.id not in kept]
-    sums = [(s, pool.submit(tallies.sum_up, database, s, by)) for s in missing]
+    sums = [(s, pool.submit(sum_up, database, s, by)) for s in missing]
     found = [(s.start, kept[s.id]) for s in stretches if s.id in kept]
     found += [(stretch.start, job.result()) for stretch, job in sums]
     for job in jobs:

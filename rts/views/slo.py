@@ -26,7 +26,7 @@ from rts.objectives import (
     objective_of,
 )
 from rts.settings import Settings
-from rts.views.tallies import class_of
+from rts.views.tally import class_of
 from rts.views.verdicts import Verdicts, slices
 
 

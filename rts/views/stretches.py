@@ -14,6 +14,9 @@ from rts.ledger.rollups import WIDTHS, rollup_id
 
 _EPOCH = datetime.fromtimestamp(0, timezone.utc)
 
+#: Records up to which a window is read at once: that takes a fraction of a second.
+DIRECT = 50_000
+
 #: From and to (not included), both aware.
 Window = tuple[datetime, datetime]
 
@@ -72,6 +75,11 @@ def count(
         database[collection].count_documents(part, **options)
         for part in parts(collection, window)
     )
+
+
+def is_busy(database: Database[dict[str, Any]], collection: str, window: Window) -> bool:
+    """Return whether *window* holds more records than are read at once."""
+    return count(database, collection, window, DIRECT + 1) > DIRECT
 
 
 def parts(collection: str, window: Window) -> list[dict[str, Any]]:

@@ -16,9 +16,11 @@ from typing import Any
 from pymongo.database import Database
 
 from rts.keys import TASKS
-from rts.views import columns, tallies
+from rts.views import columns, stretches
+from rts.views.direct import THREADS, direct
+from rts.views.kept import kept_packed, sum_up
 from rts.views.stretches import cut
-from rts.views.tallies import CLASSES, THREADS, Tallies
+from rts.views.tally import CLASSES, Tallies
 
 
 @dataclass(slots=True)
@@ -58,28 +60,26 @@ def slices(
         for shorter, longer in pairwise([0.0, *lengths])
     }
     # What is cut without need costs little, and so does this answer.
-    busy = database[TASKS].estimated_document_count() > tallies.DIRECT
+    busy = database[TASKS].estimated_document_count() > stretches.DIRECT
     cuts = {
         length: cut(TASKS, window) if busy else ([], [window])
         for length, window in windows.items()
     }
-    kept = tallies.kept_packed(
-        database, [s for some, _ in cuts.values() for s in some], CLASSES
-    )
+    kept = kept_packed(database, [s for some, _ in cuts.values() for s in some], CLASSES)
     with ThreadPoolExecutor(THREADS) as pool:
         jobs = []
-        for length, (stretches, rest) in cuts.items():
+        for length, (whole, rest) in cuts.items():
             jobs += [
-                (length, pool.submit(tallies.direct, database, TASKS, window, CLASSES))
+                (length, pool.submit(direct, database, TASKS, window, CLASSES))
                 for window in rest
             ]
             jobs += [
-                (length, pool.submit(tallies.sum_up, database, stretch, CLASSES))
-                for stretch in stretches
+                (length, pool.submit(sum_up, database, stretch, CLASSES))
+                for stretch in whole
                 if stretch.id not in kept
             ]
-        for length, (stretches, _) in cuts.items():
-            for stretch in stretches:
+        for length, (whole, _) in cuts.items():
+            for stretch in whole:
                 if stretch.id in kept:
                     _take(found[length], kept[stretch.id])
         for length, job in jobs:

@@ -20,10 +20,12 @@ from rts.ledger.connection import connect, database_of
 from rts.ledger.mongo import MongoLedger
 from rts.records import Execution, OutboxEntry
 from rts.settings import Settings
-from rts.views import tallies
+from rts.views import kept, stretches
 from rts.views.histogram import NOTHING, RELATIVE_ERROR, bucket, expression, percentile
 from rts.views.report import Percentiles, report
 from rts.views.stretches import cut
+from rts.views.tallies import keep
+from rts.views.tally import GROUPS
 
 #: On a whole hour.
 T = 1_900_000_800.0
@@ -137,7 +139,7 @@ def check(
     return sum(row.runs for row in rows)
 
 
-@pytest.mark.parametrize("by", tallies.GROUPS)
+@pytest.mark.parametrize("by", GROUPS)
 def test_a_report_is_a_direct_count(ledger: MongoLedger, by: str) -> None:
     write(ledger, runs_between(600, -5000, 5000, random.Random(1)))
     assert check(ledger.database, at(-5001), at(5001), by) > 400
@@ -150,7 +152,7 @@ def test_kept_sums_agree_with_a_direct_count(
     ledger: MongoLedger, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
     """Whatever is added, replaced or removed after sums were kept is seen."""
-    monkeypatch.setattr(tallies, "DIRECT", 0)
+    monkeypatch.setattr(stretches, "DIRECT", 0)
     rng = random.Random(2)
     database, begin, end = ledger.database, at(-4000), at(12345)
     first = runs_between(400, -4000, 12345, rng)
@@ -199,13 +201,13 @@ def test_sums_that_were_overtaken_are_not_kept(
     ledger: MongoLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A record is replaced while the sums of its hour are being made."""
-    monkeypatch.setattr(tallies, "DIRECT", 0)
+    monkeypatch.setattr(stretches, "DIRECT", 0)
     run = runs_between(1, 1000, 1001, random.Random(3))[0]
     run = run._replace(run_id="r", task_id="t", state="SUCCESS", cause=None, ran=True)
     run = run._replace(runtime_s=1.0, started_at=T + 999.0)
     lost = run._replace(state="LOST", cause="lost", runtime_s=None)
     write(ledger, [lost])
-    count = tallies.direct
+    count = kept.direct
 
     def slow(*arguments: Any) -> Any:
         counted = count(*arguments)
@@ -213,7 +215,7 @@ def test_sums_that_were_overtaken_are_not_kept(
         return counted
 
     with monkeypatch.context() as patch:
-        patch.setattr(tallies, "direct", slow)
+        patch.setattr(kept, "direct", slow)
         report(ledger.database, at(0), at(3600))
     check(ledger.database, at(0), at(3600))
 
@@ -222,18 +224,18 @@ def test_sums_are_kept_ahead_of_a_busy_day(
     ledger: MongoLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(ledger, runs_between(300, 0, 86400, random.Random(6)))
-    assert tallies.keep(ledger.database, at(86400)) == 0  # not so busy
-    monkeypatch.setattr(tallies, "DIRECT", 100)
-    assert tallies.keep(ledger.database, at(86400)) == 48
-    assert tallies.keep(ledger.database, at(86400)) == 0
+    assert keep(ledger.database, at(86400)) == 0  # not so busy
+    monkeypatch.setattr(stretches, "DIRECT", 100)
+    assert keep(ledger.database, at(86400)) == 48
+    assert keep(ledger.database, at(86400)) == 0
     check(ledger.database, at(0), at(86400))
 
 
 def test_sums_too_large_are_not_kept(
     ledger: MongoLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tallies, "DIRECT", 0)
-    monkeypatch.setattr(tallies, "MAX_KEPT_BYTES", 0)
+    monkeypatch.setattr(stretches, "DIRECT", 0)
+    monkeypatch.setattr(kept, "MAX_KEPT_BYTES", 0)
     write(ledger, runs_between(50, 0, 3600, random.Random(4)))
     check(ledger.database, at(0), at(3600))
     assert ledger.database.rollups.find_one({"tallies": {"$exists": True}}) is None

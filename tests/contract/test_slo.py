@@ -16,8 +16,10 @@ from rts.ledger.mongo import MongoLedger
 from rts.objectives import WINDOWS, objective_of
 from rts.records import OutboxEntry
 from rts.settings import Settings
-from rts.views import tallies
+from rts.views import stretches
 from rts.views.slo import Standing, standings
+from rts.views.tallies import keep
+from rts.views.tally import CLASSES
 from tests.records import run
 
 NOW = datetime(2030, 3, 4, 5, 6, 7, 890000, timezone.utc)
@@ -109,13 +111,11 @@ def test_standings_are_a_direct_count(ledger: MongoLedger, settings: Settings) -
 def test_kept_sums_and_a_shorter_budget_agree_too(
     ledger: MongoLedger, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tallies, "DIRECT", 0)
+    monkeypatch.setattr(stretches, "DIRECT", 0)
     settings = replace(settings, slo_window=2 * DAY)
     fill(ledger, 800)
     # A whole day, and the hours of those that are cut.
-    assert (
-        tallies.keep(ledger.database, NOW, tallies.CLASSES, settings.budget_window_s) == 1 + 23
-    )
+    assert keep(ledger.database, NOW, CLASSES, settings.budget_window_s) == 1 + 23
     check(ledger, settings)
     check(ledger, settings)
     fill(ledger, 100, seed=2)

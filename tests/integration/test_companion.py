@@ -376,7 +376,7 @@ def test_a_drain_alone_does_what_a_companion_does(
 def test_busy_days_are_summed_up_ahead_by_one_of_the_fleet(
     settings: Settings, redis_client: redis.Redis, mongo: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rts.views.tallies.DIRECT", 5)
+    monkeypatch.setattr("rts.views.stretches.DIRECT", 5)
     an_hour_ago = time.time() - 3600
     for i in range(10):
         done = success(str(i))._replace(completed_at=an_hour_ago - 60 * i)

@@ -22,7 +22,7 @@ from rts.flower.templates import Misfit, navbar, task_page
 from rts.flower.timeline import MOST_RUNS, timeline
 from rts.views.histogram import bucket
 from rts.views.series import Point
-from rts.views.tallies import Tally
+from rts.views.tally import Tally
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=timezone.utc)
 

@@ -1,0 +1,140 @@
+"""The sums of whole stretches of time that are kept, and whether they may be trusted.
+
+They are used only while the number of records in them agrees with the ledger's, and
+forgotten when one of those records is replaced (:mod:`rts.ledger.rollups`): the answer is
+that of a direct count. What is sealed (:mod:`rts.views.seal`) is not even counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pymongo import ReturnDocument
+from pymongo.database import Database
+from pymongo.errors import PyMongoError
+
+from rts.keys import ROLLUPS
+from rts.ledger.rollups import DAY, HOUR
+from rts.views.direct import direct
+from rts.views.packing import pack, unpack
+from rts.views.seal import Seal, seal_of
+from rts.views.stretches import Stretch, count, cut, is_busy
+from rts.views.tally import Tallies, add_all
+
+#: Bytes of sums that are kept in one document; a document holds 16 MB at most.
+MAX_KEPT_BYTES = 8 << 20
+
+
+def sum_up(database: Database[dict[str, Any]], stretch: Stretch, by: str) -> Tallies:
+    """Count a whole stretch and keep the sums, unless a record changes meanwhile."""
+    rollups = database[ROLLUPS]
+    writes = None
+    try:
+        head = rollups.find_one_and_update(
+            {"_id": stretch.id},
+            {"$setOnInsert": {"writes": 0, "start": stretch.window[0]}},
+            upsert=True,
+            projection={"writes": 1},
+            return_document=ReturnDocument.AFTER,
+        )
+        writes = None if head is None else head["writes"]
+    except PyMongoError:  # one who may only read gets the answer all the same
+        pass
+    counted = _counted(database, stretch, by)
+    if writes is not None:
+        packed, size_bytes = pack(counted, by)
+        if size_bytes <= MAX_KEPT_BYTES:
+            n = sum(t.runs + t.verdicts for t in counted.values())
+            try:
+                rollups.update_one(
+                    {"_id": stretch.id, "writes": writes},
+                    {"$set": {f"tallies.{by}": {"n": n, "keys": packed}}},
+                )
+            except PyMongoError:  # the sums are only kept to save time
+                pass
+    return counted
+
+
+def _counted(database: Database[dict[str, Any]], stretch: Stretch, by: str) -> Tallies:
+    """Count a stretch: a busy day hour by hour, so that nothing takes long, and what was
+    done is kept whatever happens next.
+    """
+    if stretch.width != DAY or not is_busy(database, stretch.collection, stretch.window):
+        return direct(database, stretch.collection, stretch.window, by)
+    hours, _ = cut(stretch.collection, stretch.window, (HOUR,))
+    kept = kept_sums(database, hours, by)
+    total: Tallies = {}
+    for hour in hours:
+        add_all(total, kept[hour.id] if hour.id in kept else sum_up(database, hour, by))
+    return total
+
+
+def kept_sums(
+    database: Database[dict[str, Any]], stretches: Sequence[Stretch], by: str
+) -> dict[str, Tallies]:
+    """Return the sums of *stretches* that were kept and still agree with the ledger."""
+    return {i: unpack(packed, by) for i, packed in kept_packed(database, stretches, by).items()}
+
+
+def kept_packed(
+    database: Database[dict[str, Any]], stretches: Sequence[Stretch], by: str
+) -> dict[str, Any]:
+    """Return them as they are kept: those of ``CLASSES`` for :mod:`rts.views.columns`.
+
+    *stretches* are of one collection and do not overlap.
+    """
+    wanted = {stretch.id: stretch for stretch in stretches}
+    found: dict[str, dict[str, Any]] = {}
+    if wanted:
+        query, fields = {"_id": {"$in": list(wanted)}}, {f"tallies.{by}": 1}
+        for document in database[ROLLUPS].find(query, fields):
+            sums = document.get("tallies", {}).get(by)
+            if sums is not None:
+                found[document["_id"]] = sums
+    if not found:
+        return {}
+    seal = seal_of(database, stretches[0].collection)
+    sealed = {i for i, sums in found.items() if _is_sealed(sums, wanted[i], seal)}
+    doubtful = sorted((wanted[i] for i in found.keys() - sealed), key=lambda s: s.start)
+    agreeing: set[str] = set()
+    for neighbours in _neighbours(doubtful):
+        window = neighbours[0].window[0], neighbours[-1].window[1]
+        expected = sum(found[s.id]["n"] for s in neighbours)
+        agrees = count(database, neighbours[0].collection, window) == expected
+        # One count for all; where it is off, one for each tells which it was.
+        agreeing |= {
+            s.id
+            for s in neighbours
+            if agrees or count(database, s.collection, s.window) == found[s.id]["n"]
+        }
+    if seal is not None:
+        _set_seal(database, [i for i in agreeing if seal.covers(wanted[i].window)], by, seal)
+    return {i: found[i]["keys"] for i in sealed | agreeing}
+
+
+def _is_sealed(sums: Mapping[str, Any], stretch: Stretch, seal: Seal | None) -> bool:
+    return seal is not None and sums.get("seal") == seal.id and seal.covers(stretch.window)
+
+
+def _set_seal(
+    database: Database[dict[str, Any]], ids: Sequence[str], by: str, seal: Seal
+) -> None:
+    """Note that these sums were seen to agree since the seal was made."""
+    if ids:
+        query = {"_id": {"$in": list(ids)}, f"tallies.{by}": {"$exists": True}}
+        try:
+            database[ROLLUPS].update_many(query, {"$set": {f"tallies.{by}.seal": seal.id}})
+        except PyMongoError:  # they are counted again next time
+            pass
+
+
+def _neighbours(stretches: Iterable[Stretch]) -> list[list[Stretch]]:
+    """Return stretches that follow each other without a gap as one list."""
+    groups: list[list[Stretch]] = []
+    for stretch in stretches:
+        if groups and groups[-1][-1].start + groups[-1][-1].width == stretch.start:
+            groups[-1].append(stretch)
+        else:
+            groups.append([stretch])
+    return groups

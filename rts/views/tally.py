@@ -1,0 +1,68 @@
+"""What is counted of runs and verdicts, and by what they are grouped."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+#: Name of the key of runs or tasks that have none.
+UNKNOWN = "unknown"
+#: A miss of a task that ran to its end: it just came too late.
+LATE = "late"
+
+#: The field of a record that holds its key, by what reports are grouped by.
+FIELDS = {"type": "task_type", "name": "name", "worker": "worker", "queue": "queue"}
+#: What groups a report: ``type``, ``name``, ``worker``, ``queue``, or ``all`` for one row.
+GROUPS = (*FIELDS, "all")
+
+#: Groups verdicts alone, by type, name and queue at once: what objectives need.
+CLASSES = "classes"
+#: The fields of a class, in the order of its key.
+CLASS = ("task_type", "name", "queue")
+
+
+@dataclass
+class Tally:
+    """What was counted of one key. Tallies of disjoint windows can be added."""
+
+    runs: int = 0
+    #: Sum of the runtimes of successful runs, and of |runtime − tau| of those.
+    success_runtime_s: float = 0.0
+    success_error_s: float = 0.0
+    verdicts: int = 0
+    on_time: int = 0
+    #: On time and SUCCESS.
+    good: int = 0
+    misses: Counter[str] = field(default_factory=Counter)
+    runtime: Counter[int] = field(default_factory=Counter)
+    queueing_delay: Counter[int] = field(default_factory=Counter)
+    lateness: Counter[int] = field(default_factory=Counter)
+
+    def add(self, other: Tally) -> None:
+        """Take in what *other* counted."""
+        for name in NUMBERS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in ("misses", *BUCKETS):
+            getattr(self, name).update(getattr(other, name))
+
+
+#: The fields of a tally: what is added up, and what is counted by bucket.
+NUMBERS = ("runs", "success_runtime_s", "success_error_s", "verdicts", "on_time", "good")
+BUCKETS = ("runtime", "queueing_delay", "lateness")
+
+#: By key.
+Tallies = dict[str, Tally]
+
+
+def class_of(key: str) -> tuple[str, str, str | None]:
+    """Return type, name and queue of a key of ``CLASSES``."""
+    task_type, name, queue = json.loads(key)
+    return task_type or UNKNOWN, name or UNKNOWN, queue
+
+
+def add_all(total: Tallies, more: Mapping[str, Tally]) -> None:
+    """Take *more*, of another window, into *total*."""
+    for key, counted in more.items():
+        total.setdefault(key, Tally()).add(counted)
