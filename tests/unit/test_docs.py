@@ -20,7 +20,7 @@ from rts.records import Plan
 from rts.settings import Settings
 from rts.testing import plugin
 from rts.validation import CHECKS
-from rts.views import metrics
+from rts.views import families
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
@@ -47,11 +47,11 @@ def names_after(pattern: str) -> set[tuple[str, str]]:
 
 
 def metric_names() -> set[str]:
-    """Return the names that the collector's code holds, and those it puts together."""
-    tree = ast.parse(Path(metrics.__file__).read_text(encoding="utf-8"))
+    """Return the names that the code of the families holds, and those it puts together."""
+    tree = ast.parse(Path(families.__file__).read_text(encoding="utf-8"))
     texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
     found = {text for text in texts if isinstance(text, str) and re.fullmatch(r"rts\w+", text)}
-    found |= {f"rts_{kind}_seconds" for kind in metrics._HISTOGRAMS} | {"rts_info"}
+    found |= {f"rts_{kind}_seconds" for kind in families.HISTOGRAMS} | {"rts_info"}
     return found | {f"{name}_total" for name in found}
 
 
@@ -127,7 +127,7 @@ def test_the_table_of_settings_has_the_defaults() -> None:
 def test_the_table_of_metrics_is_complete() -> None:
     rows = re.findall(r"^\| (`rts_[^|]+) \|", TEXTS["docs/monitoring.md"], re.MULTILINE)
     told = {name for row in rows for name in re.findall(r"rts_\w+", row)}
-    tree = ast.parse(Path(metrics.__file__).read_text(encoding="utf-8"))
+    tree = ast.parse(Path(families.__file__).read_text(encoding="utf-8"))
     made = {
         call.args[0].value
         for call in ast.walk(tree)

@@ -14,8 +14,8 @@ import yaml
 
 from rts.objectives import BURN_RULES, MIN_MISSES
 from rts.settings import Settings
-from rts.views import metrics
-from rts.views.readings import Histogram, QueueReading, Reading, WorkerReading
+from rts.views import families
+from rts.views.readings import BOUNDS, Histogram, QueueReading, Reading, WorkerReading
 from rts.views.slo import Standing, WindowStanding
 from tests.programs import needed
 
@@ -44,7 +44,7 @@ def names() -> set[str]:
     reading = Reading(
         runs={("t", "n", "SUCCESS"): 1},
         verdicts={("t", "n", "q", "met"): 1, ("t", "n", "q", "late"): 1},
-        histograms={(kind, "t"): Histogram({}, 1.0) for kind in metrics.BOUNDS},
+        histograms={(kind, "t"): Histogram({}, 1.0) for kind in BOUNDS},
         taus={("t", None): 1.0},
         counters={"x": 1},
         open_tasks={"q": 1},
@@ -54,15 +54,15 @@ def names() -> set[str]:
     settings = Settings()
     window = WindowStanding("1h", 3600.0, 1, 1, 1.0, 0.0)
     standing = Standing("*", 0.95, {"1h": window}, 1.0, ())
-    families = [
-        metrics._targets(settings),
-        metrics._verdicts(reading, settings),
-        *metrics._counts(reading),
-        *metrics._gauges(reading),
-        *metrics._objectives([standing]),
-        *metrics._queues([QueueReading("q", 1, 1, 1, 1)]),
+    found = [
+        families.targets(settings),
+        families.verdicts(reading, settings),
+        *families.counts(reading),
+        *families.gauges(reading),
+        *families.objectives([standing]),
+        *families.queues([QueueReading("q", 1, 1, 1, 1)]),
     ]
-    samples = {sample.name for family in families for sample in family.samples}
+    samples = {sample.name for family in found for sample in family.samples}
     return {*samples, "rts_up", "rts_info"}
 
 

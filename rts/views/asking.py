@@ -1,0 +1,57 @@
+"""Asking one server among several, so that none of them holds up the others."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from pymongo.errors import PyMongoError
+
+from rts import health
+from rts.errors import RtsError
+
+logger = logging.getLogger("rts")
+
+T = TypeVar("T")
+
+
+class Source(Generic[T]):
+    """Asks one server in a thread of its own, one question at a time."""
+
+    def __init__(self, name: str, question: Callable[[], T]) -> None:
+        self.name = name
+        self._question = question
+        self._thread: threading.Thread | None = None
+        #: The last answer, ``None`` where the server failed; and when it came.
+        self._answer: T | None = None
+        self._answered_at = -1e9
+
+    def ask(self) -> None:
+        """Ask, unless the last question is still open."""
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._ask, daemon=True)
+            self._thread.start()
+
+    def answer(self, until: float, max_age_s: float) -> T | None:
+        """Return the answer, having waited for it until the monotonic instant *until*;
+        else one that is at most *max_age_s* old; else ``None``.
+        """
+        assert self._thread is not None
+        self._thread.join(max(0.0, until - time.monotonic()))
+        if self._thread.is_alive() and time.monotonic() - self._answered_at > max_age_s:
+            return None
+        return self._answer
+
+    def _ask(self) -> None:
+        try:
+            answer: T | None = self._question()
+        except (RtsError, PyMongoError, OSError) as exc:
+            logger.debug("rts: %s cannot be read: %s", self.name, type(exc).__name__)
+            answer = None
+        except Exception as exc:  # noqa: BLE001  a scrape must be answered
+            health.hook_failed("metrics", exc)
+            answer = None
+        self._answer, self._answered_at = answer, time.monotonic()

@@ -1,0 +1,253 @@
+"""The metrics by name: what was read, as families of prometheus_client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+)
+
+from rts.ledger.counting import MET
+from rts.objectives import objective_of
+from rts.settings import Settings
+from rts.views.readings import BOUNDS, Histogram, QueueReading, Reading, missed
+from rts.views.slo import Standing
+
+#: What a metric is called, by the kind of a histogram.
+HISTOGRAMS = {
+    "runtime": "Service time of runs, by task type.",
+    "queueing_delay": "Time from arrival to start, by task type.",
+    "lateness": "End minus deadline of tasks that have ended, by task type; negative is early.",
+}
+
+
+def info() -> Any:
+    """Return the version."""
+    try:
+        installed = version("rts")
+    except PackageNotFoundError:  # a checkout
+        installed = "unknown"
+    return InfoMetricFamily("rts", "This installation of rts.", value={"version": installed})
+
+
+def up(servers: Mapping[str, bool]) -> Any:
+    """Return which servers answer, by name."""
+    family = GaugeMetricFamily("rts_up", "Whether a server answers: 1 or 0.", labels=["server"])
+    for server, answers in servers.items():
+        family.add_metric([server], float(answers))
+    return family
+
+
+def counts(reading: Reading) -> Iterator[Any]:
+    """Yield what has been counted since the keys in Redis were made."""
+    runs = CounterMetricFamily(
+        "rts_runs",
+        "Runs that ended, by task type, task name and state; retried ones included.",
+        labels=["task_type", "task", "state"],
+    )
+    for run, n in sorted(reading.runs.items()):
+        runs.add_metric(run, n)
+    yield runs
+    deadlines = CounterMetricFamily(
+        "rts_deadlines",
+        "Tasks whose deadline was met or missed, by task type, task name and queue.",
+        labels=["task_type", "task", "queue", "verdict"],
+    )
+    verdicts: dict[tuple[str, str, str, str], int] = {}
+    for (task_type, task, queue, cause), n in reading.verdicts.items():
+        key = (task_type, task, queue, MET if cause == MET else "missed")
+        verdicts[key] = verdicts.get(key, 0) + n
+    for labels, n in sorted(verdicts.items()):
+        deadlines.add_metric(labels, n)
+    yield deadlines
+    misses = CounterMetricFamily(
+        "rts_misses",
+        "Missed deadlines by cause: late, overdue (known before the end), or what ended it.",
+        labels=["task_type", "cause"],
+    )
+    for miss, n in sorted(missed(reading.verdicts).items()):
+        misses.add_metric(miss, n)
+    yield misses
+    for kind, text in HISTOGRAMS.items():
+        family = HistogramMetricFamily(f"rts_{kind}_seconds", text, labels=["task_type"])
+        for (of, task_type), histogram in sorted(reading.histograms.items()):
+            if of == kind:
+                buckets, total = _cumulated(kind, histogram)
+                family.add_metric([task_type], buckets, total)
+        yield family
+    refused = CounterMetricFamily(
+        "rts_refused",
+        "Input that was refused or dropped, and failures that were survived, by kind.",
+        labels=["what"],
+    )
+    for name, n in sorted(reading.counters.items()):
+        if name != "breaker_opened":
+            refused.add_metric([name], n)
+    yield refused
+    yield CounterMetricFamily(
+        "rts_breaker_opened",
+        "Times that a process gave up on Redis for a while.",
+        value=reading.counters.get("breaker_opened", 0),
+    )
+
+
+def _cumulated(kind: str, histogram: Histogram) -> tuple[list[tuple[str, float]], float | None]:
+    """Return the buckets of a histogram, each with all below it, and its sum.
+
+    Negative values make a sum that may fall, which OpenMetrics forbids: none then.
+    """
+    buckets: list[tuple[str, float]] = []
+    n = 0
+    for bound in BOUNDS[kind]:
+        n += histogram.counts.get(repr(bound), 0)
+        buckets.append((repr(bound), n))
+    buckets.append(("+Inf", n + histogram.counts.get("+Inf", 0)))
+    return buckets, None if BOUNDS[kind][0] < 0 else histogram.sum
+
+
+def gauges(reading: Reading) -> Iterator[Any]:
+    """Yield what Redis tells of this moment: taus, the outbox, open tasks, workers."""
+    tau = GaugeMetricFamily(
+        "rts_tau_seconds",
+        "Learned runtime, by task type and task name (empty: of the whole type).",
+        labels=["task_type", "task"],
+    )
+    for (task_type, task), value in sorted(
+        reading.taus.items(), key=lambda item: (item[0][0], item[0][1] or "")
+    ):
+        tau.add_metric([task_type, task or ""], value)
+    yield tau
+    yield GaugeMetricFamily(
+        "rts_outbox_records",
+        "Records on their way to the ledger.",
+        value=reading.outbox_length,
+    )
+    yield GaugeMetricFamily(
+        "rts_outbox_lag_seconds",
+        "Age of the oldest of them; 0 where there is none.",
+        value=reading.outbox_lag_s,
+    )
+    waiting = GaugeMetricFamily(
+        "rts_open_tasks",
+        "Tasks that were published and have not ended, before their deadline, by queue.",
+        labels=["queue"],
+    )
+    for queue, n in sorted(reading.open_tasks.items()):
+        waiting.add_metric([queue], n)
+    yield waiting
+    overdue = GaugeMetricFamily(
+        "rts_overdue_tasks",
+        "Tasks that have not ended by their deadline, by queue: a worker runs them, or "
+        "nobody does.",
+        labels=["queue", "state"],
+    )
+    for state, by_queue in (
+        ("running", reading.overdue_running),
+        ("waiting", reading.overdue_waiting),
+    ):
+        for queue, n in sorted(by_queue.items()):
+            overdue.add_metric([queue, state], n)
+    yield overdue
+    slots = GaugeMetricFamily(
+        "rts_worker_slots", "Tasks that a worker runs at a time.", labels=["worker"]
+    )
+    load = GaugeMetricFamily(
+        "rts_worker_load_ratio",
+        "Load of a worker as a share of what it may use, by resource.",
+        labels=["worker", "resource"],
+    )
+    for worker in reading.workers:
+        slots.add_metric([worker.worker], worker.slots)
+        for resource, value in worker.loads.items():
+            load.add_metric([worker.worker, resource], value)
+    yield slots
+    yield load
+
+
+def targets(settings: Settings) -> Any:
+    """Return the targets of the objectives."""
+    target = GaugeMetricFamily(
+        "rts_slo_target_ratio",
+        "Share of tasks that shall be in time, by objective.",
+        labels=["objective"],
+    )
+    for objective, share in settings.slo.items():
+        target.add_metric([objective], share)
+    return target
+
+
+def verdicts(reading: Reading, settings: Settings) -> Any:
+    """Return the verdicts by objective. Each has both series from the start: a counter
+    that began with the first miss would hide it from a rate.
+    """
+    family = CounterMetricFamily(
+        "rts_slo_verdicts",
+        "Tasks whose deadline was met or missed, by the objective that is meant for them.",
+        labels=["objective", "verdict"],
+    )
+    counts = {(key, verdict): 0 for key in settings.slo for verdict in (MET, "missed")}
+    for (task_type, task, queue, cause), n in reading.verdicts.items():
+        key = objective_of(settings.slo, task_type, task, queue)
+        if key is not None:
+            counts[key, MET if cause == MET else "missed"] += n
+    for labels, n in counts.items():
+        family.add_metric(labels, n)
+    return family
+
+
+def objectives(stands: Iterable[Standing]) -> Iterator[Any]:
+    """Yield budgets, burn rates and what they were computed from."""
+    left = GaugeMetricFamily(
+        "rts_slo_budget_left_ratio",
+        "Share of the error budget that is left, by objective; below 0 it is overspent.",
+        labels=["objective"],
+    )
+    burn = GaugeMetricFamily(
+        "rts_slo_burn_rate",
+        "Times the pace that uses up the budget exactly, by objective and window.",
+        labels=["objective", "window"],
+    )
+    valid = GaugeMetricFamily(
+        "rts_slo_window_verdicts",
+        "Verdicts in a window, by objective and window.",
+        labels=["objective", "window"],
+    )
+    bad = GaugeMetricFamily(
+        "rts_slo_window_missed",
+        "Missed deadlines in a window, by objective and window.",
+        labels=["objective", "window"],
+    )
+    for standing in stands:
+        left.add_metric([standing.objective], standing.budget_left_ratio)
+        for name, window in standing.windows.items():
+            burn.add_metric([standing.objective, name], window.burn_rate)
+            valid.add_metric([standing.objective, name], window.valid)
+            bad.add_metric([standing.objective, name], window.valid - window.good)
+    yield from (left, burn, valid, bad)
+
+
+def queues(waiting: Iterable[QueueReading]) -> Iterator[Any]:
+    """Yield what waits in the broker."""
+    messages = GaugeMetricFamily(
+        "rts_queue_messages",
+        "Messages that wait, by queue and form: ordered, demoted (hopeless) or plain.",
+        labels=["queue", "form"],
+    )
+    hopeless = GaugeMetricFamily(
+        "rts_hopeless_tasks",
+        "Messages that cannot be in time any more, by queue.",
+        labels=["queue"],
+    )
+    for queue in waiting:
+        name = queue.queue[:200]
+        messages.add_metric([name, "ordered"], queue.ordered)
+        messages.add_metric([name, "demoted"], queue.demoted)
+        messages.add_metric([name, "plain"], queue.plain)
+        hopeless.add_metric([name], queue.hopeless)
+    yield from (messages, hopeless)
