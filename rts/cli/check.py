@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from rts.cli.probes import LedgerState, RedisState, look
+from rts.cli.probes import look
 from rts.cli.shared import (
     as_json,
     ledger_of,
@@ -18,6 +18,7 @@ from rts.cli.shared import (
     settings_of,
     short,
 )
+from rts.cli.states import LedgerState, RedisState
 from rts.cli.status import DROPPED, MAX_LAG_S
 from rts.cli.table import percent, printable, seconds
 from rts.errors import CommandError, RtsError

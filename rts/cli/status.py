@@ -8,16 +8,9 @@ from typing import Any
 
 import click
 
-from rts.cli.probes import (
-    LedgerState,
-    RedisState,
-    ServerState,
-    WorkerState,
-    forget_counters,
-    look,
-    spooled_records,
-)
+from rts.cli.probes import forget_counters, look, spooled_records
 from rts.cli.shared import as_json, outages_not_logged, print_json, settings_of
+from rts.cli.states import LedgerState, RedisState, ServerState, WorkerState
 from rts.cli.table import NONE, Column, render, seconds, terminal_width
 from rts.clock import DEADBAND_S
 from rts.scheduling.queues import left_in_order

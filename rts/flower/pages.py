@@ -9,7 +9,7 @@ from datetime import datetime, timedelta, timezone
 from functools import partial
 from typing import Any
 
-from rts.cli.probes import RedisState
+from rts.cli.states import RedisState
 from rts.flower import charts
 from rts.flower.answers import Answer, Answers
 from rts.flower.filters import Filters

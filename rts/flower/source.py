@@ -17,8 +17,9 @@ from pymongo import MongoClient
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
-from rts.cli.probes import RedisState, WorkerState, ask_redis
+from rts.cli.probes import ask_redis
 from rts.cli.shared import short
+from rts.cli.states import RedisState, WorkerState
 from rts.cli.tau import TauRow, tau_rows
 from rts.errors import StoreUnavailable
 from rts.flower.charts import Moment, moments

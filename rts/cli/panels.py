@@ -1,0 +1,134 @@
+"""A picture of ``rts watch`` as lines of text: facts, problems, and a table each for
+objectives, types, queues and workers.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+
+from rts.alerting.alert import Alert
+from rts.cli.picture import WINDOWS, Picture
+from rts.cli.shared import iso
+from rts.cli.status import NO_WORKERS, WORKER_COLUMNS, worker_row
+from rts.cli.table import NONE, Column, cut, percent, render, seconds
+from rts.objectives import objective_of
+from rts.settings import Settings
+
+
+def lines(picture: Picture, settings: Settings, width: int | None) -> list[str]:
+    """Return the view as lines of at most *width* characters."""
+    blocks = [
+        [f"rts at {iso(picture.at)}", *_facts(picture)],
+        [f"Problem: {problem}" for problem in picture.problems],
+        [f"Alert since {_when(alert)}: {alert.summary}" for alert in picture.alerts],
+        _standings_table(picture, width),
+        _types_table(picture, settings, width),
+        _queues_table(picture, width),
+        _workers_table(picture, width),
+    ]
+    found: list[str] = []
+    for block in blocks:
+        if block:
+            found += [*([""] if found else []), *block]
+    return found if width is None else [cut(text, width) for text in found]
+
+
+def _facts(picture: Picture) -> list[str]:
+    redis, ledger = picture.redis, picture.ledger
+    servers = [
+        f"{name} {'up' if server.reachable else 'NOT REACHABLE'}"
+        for name, server in (("Redis", redis.server), ("MongoDB", ledger.server))
+    ]
+    facts = [" · ".join(servers)]
+    if redis.server.reachable:
+        lag = f", the oldest for {seconds(redis.lag_s)} s" if redis.outbox_length else ""
+        facts.append(
+            f"Outbox {redis.outbox_length} wait{lag} · "
+            f"Open {redis.open_tasks}, past the deadline {redis.overdue_tasks} · "
+            f"Running {redis.running}, past the deadline {redis.overdue}"
+        )
+    return facts
+
+
+def _standings_table(picture: Picture, width: int | None) -> list[str]:
+    columns = (
+        Column("objective", number=False),
+        *(Column(name) for name in ("target %", "5m %", "1h %", "tasks", "burn 1h")),
+        Column("budget left %"),
+        Column("", number=False),
+    )
+    rows = [
+        (
+            standing.objective,
+            f"{100 * standing.target:g}",
+            percent(standing.windows["5m"].on_time_ratio),
+            percent(standing.windows["1h"].on_time_ratio),
+            str(standing.windows["budget"].valid),
+            f"{standing.windows['1h'].burn_rate:.1f}",
+            percent(standing.budget_left_ratio),
+            f"BURNS: {standing.burning[0].severity}" if standing.burning else "",
+        )
+        for standing in picture.standings
+    ]
+    return render(columns, rows, width).splitlines() if rows else []
+
+
+def _types_table(picture: Picture, settings: Settings, width: int | None) -> list[str]:
+    columns = (
+        Column("type", number=False),
+        Column("target %"),
+        *(Column(window, group="deadlines met %") for window in WINDOWS),
+        *(Column(window, group="tasks") for window in WINDOWS),
+        Column("runtime p95 s"),
+        Column("delay p95 s"),
+    )
+    rows = []
+    for key in sorted({key for rows in picture.types.values() for key in rows}):
+        found = [picture.types[window].get(key) for window in WINDOWS]
+        objective = objective_of(settings.slo, key, "", None)
+        target = NONE if objective is None else f"{100 * settings.slo[objective]:g}"
+        day = found[-1] or found[-2]
+        rows.append(
+            (
+                key,
+                target,
+                *(percent(None if row is None else row.on_time_ratio) for row in found),
+                *(str(0 if row is None else row.tasks) for row in found),
+                seconds(None if day is None or day.runtime is None else day.runtime.p95_s),
+                seconds(
+                    None
+                    if day is None or day.queueing_delay is None
+                    else day.queueing_delay.p95_s
+                ),
+            )
+        )
+    return render(columns, rows, width).splitlines() if rows else []
+
+
+def _queues_table(picture: Picture, width: int | None) -> list[str]:
+    columns = (
+        Column("queue", number=False),
+        *(Column(name) for name in ("waiting", "ordered", "demoted", "plain", "due in s")),
+    )
+    at = picture.at.timestamp()
+    rows = [
+        (
+            state.name,
+            str(state.waiting),
+            str(state.ordered),
+            str(state.demoted),
+            str(state.plain),
+            NONE if state.next_deadline is None else seconds(state.next_deadline - at),
+        )
+        for state in picture.queues
+    ]
+    return render(columns, rows, width).splitlines() if rows else []
+
+
+def _workers_table(picture: Picture, width: int | None) -> list[str]:
+    rows = [worker_row(worker) for worker in picture.redis.workers]
+    return render(WORKER_COLUMNS, rows, width).splitlines() if rows else [NO_WORKERS]
+
+
+def _when(alert: Alert) -> str:
+    return iso(datetime.fromtimestamp(alert.started_at, timezone.utc))

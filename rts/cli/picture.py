@@ -1,0 +1,126 @@
+"""What ``rts watch`` shows at one moment, gathered from all servers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from rts.alerting.alert import Alert
+from rts.alerting.book import firing
+from rts.cli.probes import look
+from rts.cli.shared import ledger_of, link_to_redis
+from rts.cli.states import LedgerState, RedisState
+from rts.cli.status import problems
+from rts.errors import StoreUnavailable
+from rts.scheduling import queues
+from rts.scheduling.queues import QueueState
+from rts.settings import Settings
+from rts.views.report import ReportRow, report
+from rts.views.slo import Standing, standings
+
+#: What "now" means, and the other windows of a type's row.
+WINDOWS = {"now": timedelta(minutes=5), "1h": timedelta(hours=1), "24h": timedelta(hours=24)}
+#: The long windows are asked for again after so many times what the last answer took:
+#: on a large ledger they cost the server more than they change.
+SPARE = 10.0
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What is shown."""
+
+    at: datetime
+    redis: RedisState
+    ledger: LedgerState
+    problems: Sequence[str] = ()
+    standings: Sequence[Standing] = ()
+    #: By window: by type.
+    types: dict[str, dict[str, ReportRow]] = field(default_factory=dict)
+    queues: Sequence[QueueState] = ()
+    alerts: Sequence[Alert] = ()
+
+
+class Gatherer:
+    """Asks the servers. What one of them does not tell is left out."""
+
+    def __init__(
+        self, app: Any, settings: Settings, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._app = app
+        self._settings = settings
+        self._now = now
+        #: When the long windows are asked for again.
+        self._ask_at = -1e9
+        self._standings: Sequence[Standing] = ()
+        self._day: dict[str, ReportRow] = {}
+
+    def look(self) -> Picture:
+        """Look once."""
+        at = datetime.now(timezone.utc)
+        redis, ledger = look(self._settings)
+        types: dict[str, dict[str, ReportRow]] = {}
+        waiting: Sequence[QueueState] = ()
+        alerts: Sequence[Alert] = ()
+        wrong = problems(redis, ledger)
+        if ledger.server.reachable:
+            try:
+                types = self._ask_ledger(at)
+            except StoreUnavailable as exc:
+                wrong.append(str(exc))
+        if redis.server.reachable:
+            try:
+                with link_to_redis(self._settings) as link:
+                    alerts = firing(link, self._settings)
+            except StoreUnavailable as exc:
+                wrong.append(str(exc))
+        try:
+            waiting = self._ask_broker()
+        except StoreUnavailable as exc:
+            wrong.append(str(exc))
+        return Picture(at, redis, ledger, wrong, self._standings, types, waiting, alerts)
+
+    def _ask_ledger(self, at: datetime) -> dict[str, dict[str, ReportRow]]:
+        with ledger_of(self._settings) as database:
+
+            def rows(window: str) -> dict[str, ReportRow]:
+                found = report(database, at - WINDOWS[window], at, "type")
+                return {row.key: row for row in found}
+
+            begin = self._now()
+            if begin >= self._ask_at:
+                self._standings = standings(database, self._settings, at)
+                self._day = rows("24h")
+                self._ask_at = self._now() + SPARE * (self._now() - begin)
+            return {"now": rows("now"), "1h": rows("1h"), "24h": self._day}
+
+    def _ask_broker(self) -> Sequence[QueueState]:
+        with queues.queues_of(self._app, self._settings) as channel:
+            if channel is None:
+                return ()
+            names = queues.names(self._app, channel)
+            return [queues.state_of(channel, name) for name in names]
+
+
+def document(picture: Picture) -> dict[str, Any]:
+    """Return the view as plain values."""
+    return {
+        "at": picture.at,
+        "problems": list(picture.problems),
+        "objectives": [asdict(standing) for standing in picture.standings],
+        "types": {
+            window: {key: asdict(row) for key, row in rows.items()}
+            for window, rows in picture.types.items()
+        },
+        "queues": [asdict(state) for state in picture.queues],
+        "workers": [asdict(worker) for worker in picture.redis.workers],
+        "outbox": {"length": picture.redis.outbox_length, "lag_s": picture.redis.lag_s},
+        "open": {
+            "tasks": picture.redis.open_tasks,
+            "overdue": picture.redis.overdue_tasks,
+        },
+        "running": {"runs": picture.redis.running, "overdue": picture.redis.overdue},
+        "alerts": [asdict(alert) for alert in picture.alerts],
+    }
