@@ -1,6 +1,8 @@
 """Real servers, workers and in-memory stores for tests: ours and our users'."""
 
-from rts.testing.servers import MongoServer, RedisServer, ServerFailed, ServerNotFound
+from rts.testing.binaries import ServerNotFound
+from rts.testing.server import ServerFailed
+from rts.testing.servers import MongoServer, RedisServer
 from rts.testing.waiting import wait_until
 from rts.testing.workers import WorkerFailed, WorkerProcess
 

@@ -18,7 +18,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from rts.testing.servers import MongoServer, RedisServer, Server, ServerNotFound
+from rts.testing.binaries import ServerNotFound
+from rts.testing.server import Server
+from rts.testing.servers import MongoServer, RedisServer
 
 #: Databases of the embedded Redis; the first is nobody's own.
 DATABASES = 1000

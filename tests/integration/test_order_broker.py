@@ -28,8 +28,8 @@ from kombu import Exchange, Queue
 from kombu.common import Broadcast
 
 from rts.testing import RedisServer, wait_until
+from rts.testing.binaries import redis_binary
 from rts.testing.processes import OwnedProcess
-from rts.testing.servers import redis_binary
 from tests.conftest import ROOT, Stage
 from tests.rabbitmq import free_port
 

