@@ -22,7 +22,8 @@ from tornado import web
 from rts.cli.shared import plain
 from rts.flower import words
 from rts.flower.filters import CHOICES, BadFilter, Filters
-from rts.flower.pages import Document, Pages
+from rts.flower.pages import Pages
+from rts.flower.parts import Document
 from rts.flower.timeline import timeline
 
 #: Nothing but our own files and Flower's may run or load; nothing in line at all.

@@ -1,0 +1,184 @@
+"""Parts of the documents that the pages show, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from typing import Any
+
+from rts.cli.states import RedisState
+from rts.flower.answers import Answer
+from rts.flower.filters import Filters
+from rts.flower.source import Counted, QueueLook
+from rts.flower.words import finding
+from rts.objectives import objective_of
+from rts.settings import Settings
+from rts.views.readings import Reading
+from rts.views.report import ReportRow
+from rts.views.why import load_at_start, slowdown
+
+Document = dict[str, Any]
+
+
+def head(page: str, answers: Iterable[Answer]) -> Document:
+    """Return what every document begins with."""
+    told = list(answers)
+    return {
+        "page": page,
+        "made_at": datetime.now(timezone.utc),
+        "trouble": list(dict.fromkeys(a.trouble for a in told if a.trouble is not None)),
+        "counting": any(a.late for a in told),
+    }
+
+
+def window(counted: Counted | None) -> Document:
+    """Return from when to when it was counted."""
+    since, until = (None, None) if counted is None else counted.window
+    return {"since": since, "until": until}
+
+
+def filters_of(filters: Filters) -> Document:
+    """Return the filters as the address names them."""
+    return {
+        "since": filters.since,
+        "type": filters.task_type,
+        "name": filters.name,
+        "worker": filters.worker,
+    }
+
+
+def met(label: str, answer: Answer) -> Document:
+    """Return how the deadlines were met in one window, from a total."""
+    row: ReportRow | None = answer.value
+    unknown = answer.trouble is not None or answer.late
+    return {
+        "window": label,
+        "tasks": None if unknown else row.tasks if row else 0,
+        "missed": None if unknown else sum(row.misses.values()) if row else 0,
+        "on_time_ratio": None if row is None else row.on_time_ratio,
+        "goodput_ratio": None if row is None else row.goodput_ratio,
+    }
+
+
+def chosen(filters: Filters, rows: list[Document]) -> Document:
+    """Return what the charts are of: what was asked for, else the type that misses most."""
+    if filters.name is not None:
+        return {"by": "name", "key": filters.name}
+    if filters.task_type is not None:
+        return {"by": "type", "key": filters.task_type}
+    return {"by": "type", "key": rows[0]["key"] if rows else None}
+
+
+def type_rows(
+    settings: Settings, rows: Iterable[ReportRow], reasons: Mapping[str, Any]
+) -> list[Document]:
+    """Return rows of types with objective and reason, most misses first."""
+    found = []
+    for row in rows:
+        missed = sum(row.misses.values())
+        reason = reasons.get(row.key)
+        found.append(
+            {
+                **asdict(row),
+                "missed": missed,
+                "objective": target(settings, row.key, "type"),
+                "why": asdict(reason) if reason is not None else None,
+                "finding": finding(row.misses, reason),
+            }
+        )
+    return sorted(found, key=lambda row: (-row["missed"], row["key"]))
+
+
+def target(settings: Settings, key: str, by: str) -> float | None:
+    """Return the objective of a type or name, where no other one goes before it."""
+    slo = settings.slo
+    at = objective_of(slo, key if by == "type" else "", key if by == "name" else "", None)
+    return None if at is None else slo[at]
+
+
+def state(
+    settings: Settings,
+    redis: RedisState | None,
+    reading: Reading | None,
+    queues: list[QueueLook] | None,
+) -> Document:
+    """Return open and overdue tasks, slots and load."""
+    if redis is None or reading is None:
+        return {"open": None, "overdue": None, "fleet": None, "outbox": None}
+    waiting = None if queues is None else sum(look.state.waiting for look in queues)
+    by_queue = (reading.overdue_running, reading.overdue_waiting)
+    overdue = sum(sum(part.values()) for part in by_queue)
+    count = sum(reading.open_tasks.values()) + overdue
+    if not settings.open_max:  # nobody notes what is published
+        late = sum(look.late + look.state.demoted for look in queues or ())
+        overdue = late + (redis.overdue or 0)
+        count = (waiting or 0) + (redis.running or 0)
+    workers = [worker for worker in redis.workers if not worker.silent]
+    loads = [w.load["load"] for w in workers if isinstance(w.load.get("load"), float)]
+    return {
+        "open": {"tasks": count, "waiting": waiting, "running": redis.running},
+        "overdue": overdue,
+        "fleet": {
+            "workers": len(workers),
+            "silent": len(redis.workers) - len(workers),
+            "slots": sum(worker.concurrency or 0 for worker in workers),
+            "load": sum(loads) / len(loads) if loads else None,
+            "highest_load": max(loads, default=None),
+        },
+        "outbox": {"length": redis.outbox_length, "lag_s": redis.lag_s},
+    }
+
+
+def workers(
+    redis: RedisState | None, counted: Iterable[ReportRow], runs: Sequence[Mapping[str, Any]]
+) -> list[Document]:
+    """Return the workers: what each tells, its report and its slowdown."""
+    rows = {row.key: asdict(row) for row in counted}
+    found: list[Document] = []
+    for told in redis.workers if redis else ():
+        found.append({**asdict(told), "report": rows.pop(told.worker, None)})
+    for name, row in rows.items():  # those that are gone, or whose server is away
+        found.append({"worker": name, "report": row})
+    for worker in found:
+        factors = sorted(
+            f
+            for run in runs
+            if run.get("worker") == worker["worker"] and (f := slowdown(run)) is not None
+        )
+        worker["slowdown_p50"] = factors[len(factors) // 2] if factors else None
+    return found
+
+
+def queue(look: QueueLook) -> Document:
+    """Return one queue and the first in its line."""
+    return {
+        **asdict(look.state),
+        "next_deadline": instant(look.state.next_deadline),
+        "waiting": look.state.waiting,
+        "past_deadline": look.late,
+        "slots": look.slots,
+        "drain_s": look.drain_s,
+        "line": [
+            {
+                **asdict(task),
+                "arrival": instant(task.arrival),
+                "deadline": instant(task.deadline),
+            }
+            for task in look.line
+        ],
+    }
+
+
+def visible(document: Mapping[str, Any], id_name: str) -> Document:
+    """Return a document without what is private to the drain."""
+    shown = {key: value for key, value in document.items() if not key.startswith("_")}
+    return {id_name: document["_id"], **shown, "load": load_at_start(document)}
+
+
+def instant(at: float | None) -> datetime | None:
+    """Return epoch seconds as an instant; ``None`` where they are none."""
+    try:
+        return None if at is None else datetime.fromtimestamp(at, timezone.utc)
+    except (ValueError, OverflowError, OSError):  # a stranger's deadline
+        return None
