@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 
 from rts.alerting.lead import LEAD_S, OBJECTIVES_S, OVERDUE_S
-from rts.companion.upkeep import BEAT_S, SNAPSHOT_S, SUMS_S, Upkeep, attempt
+from rts.companion.attempts import attempt
+from rts.companion.upkeep import BEAT_S, SNAPSHOT_S, SUMS_S, Upkeep
 from rts.errors import StoreUnavailable
 from rts.ledger.drain import BATCH
 from rts.settings import Settings
@@ -23,6 +24,9 @@ LOOK_S = 1.0
 
 def run(upkeep: Upkeep, stop: threading.Event) -> None:
     """Keep going until *stop*. Neither draining nor shipping delays the heartbeat."""
+    # First: a worker may be killed before its companion has come this far.
+    heir = threading.Thread(target=upkeep.bequeath, args=(stop,), daemon=True)
+    heir.start()
     upkeep.start()
     threads = [
         # Its own thread says good-bye: the others may hang in a server that does.
@@ -53,6 +57,7 @@ def run(upkeep: Upkeep, stop: threading.Event) -> None:
         attempt("draining", lambda: upkeep.move(BEAT_S))
         if upkeep.moved - before < BATCH:
             stop.wait(POLL_S)
+    heir.join()
     for thread in threads:
         thread.join(1.0)
     upkeep.last()

@@ -21,6 +21,8 @@ from pymongo.errors import PyMongoError
 from rts import health
 from rts.alerting.lead import Leader
 from rts.clock import FleetClock
+from rts.companion.attempts import attempt
+from rts.companion.heir import Heir
 from rts.errors import StoreUnavailable
 from rts.ledger.connection import unavailable
 from rts.ledger.drain import Drain
@@ -51,8 +53,6 @@ BEAT_S = 1.0
 SNAPSHOT_S, SUMS_S = 10.0, 300.0
 #: Seconds of the last drain when the worker ends.
 LAST_DRAIN_S = 3.0
-#: Attempts to leave word of the worker's last runs.
-LAST_TRIES = 3
 #: Seconds between looks at the spool: what a tau learns late, and what of the
 #: records is lost if this host is.
 SHIP_S = 0.2
@@ -89,7 +89,7 @@ class Upkeep:
             sink = SpoolRunSink(self._spool, self._link, settings)
             self._orphans = Orphans(self._board, sink, self._clock)
             self._bulletin = Bulletin(self._link, settings, self._board)
-            self._estate = Estate(self._board, sink, self._clock, orders)
+            self._heir = Heir(Estate(self._board, sink, self._clock, orders), self._bulletin)
         self.drain: Drain | None = None
         self._outbox: RedisOutbox | None = None
         self._snapshots: Snapshots | None = None
@@ -158,9 +158,13 @@ class Upkeep:
             self._bulletin.step()
 
     def good_bye(self) -> None:
-        """Take the worker off the list of those that live."""
+        """Take the worker off the list of those that live, and tell other companions of
+        its runs that go on.
+        """
         if self._orders is not None:
-            self._link.call(pack("HDEL", self._keys.workers, self._orders.instance))
+            gone = pack("HDEL", self._keys.workers, self._orders.instance)
+            attempt("the good-bye", lambda: self._link.call(gone))
+            self._heir.tell()
 
     def ship(self) -> int:
         """Bring what waits on this host's disk to Redis; return the number of records."""
@@ -186,16 +190,11 @@ class Upkeep:
         if self._board is not None:
             self._orphans.step()
 
-    def bequeath(self) -> None:
-        """End the runs that the worker, which has ended, left behind, and tell other
-        companions of those whose process goes on.
-
-        Raises:
-            StoreUnavailable: Redis is away.
-        """
+    def bequeath(self, stop: threading.Event) -> None:
+        """Leave word of the worker's last runs, once it has ended."""
+        stop.wait()
         if self._board is not None:
-            self._estate.settle()
-            self._bulletin.step()
+            self._heir.settle()
 
     def clean(self) -> None:
         """Look for runs of workers that are gone."""
@@ -262,10 +261,6 @@ class Upkeep:
 
     def last(self) -> None:
         """Bring in what is left, and leave. Each step may fail on its own."""
-        for _ in range(LAST_TRIES):
-            if attempt("the last runs of the worker", self.bequeath):
-                break
-            time.sleep(BREAKER_S / 2)
         attempt("shipping the spool", self.ship_last)
         attempt("the last drain", lambda: self.move_all(LAST_DRAIN_S))
         attempt("the snapshot of the taus", lambda: self.snapshot(0.0))
@@ -295,25 +290,6 @@ class Upkeep:
             "load": {} if self._probes is None else take_sample(self._probes).as_dict(),
         }
         return json.dumps(beat)
-
-
-def attempt(what: str, work: Callable[[], object]) -> bool:
-    """Do *work*; return whether it went well. An absent server has been logged already."""
-    try:
-        work()
-        return True
-    except StoreUnavailable as exc:
-        logger.debug("rts: %s: %s", what, exc)
-    except Exception as exc:  # noqa: BLE001  the next round may go better
-        health.count("upkeep_errors")
-        health.warn_once(
-            f"upkeep:{what}:{type(exc).__name__}",
-            "rts: %s failed: %s",
-            what,
-            exc,
-            exc_info=True,
-        )
-    return False
 
 
 def log_learned(execution: Execution, learned: Learned) -> None:

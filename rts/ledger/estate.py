@@ -9,10 +9,10 @@ from __future__ import annotations
 from rts import health
 from rts.clock import FleetClock
 from rts.headers import read_plan
-from rts.ledger.notes import NoteBoard, lives
+from rts.ledger.notes import NoteBoard, has_ended
 from rts.ledger.orders import Orders
 from rts.ports import RunSink
-from rts.records import LOST, new_execution
+from rts.records import LOST, Execution, new_execution
 
 
 class Estate:
@@ -35,10 +35,9 @@ class Estate:
         begun = set()
         for slot, note in self._board.notes():
             begun.add((note.task_id, note.retries))
-            dead = note.pid is not None and not lives(note.pid)
+            dead = note.pid is not None and has_ended(note.pid)
             if dead and self._board.release(slot, note):
-                self._sink.ended(note._replace(completed_at=now, state=LOST, cause="lost"))
-                health.count("runs_lost")
+                self._lose(note, now)
                 written += 1
         # Acknowledged, and no child has come to begin it; or its run has ended.
         for task in self._board.acknowledged.tasks():
@@ -57,3 +56,17 @@ class Estate:
             written += 1
         self._board.acknowledged.clear()
         return written
+
+    def left(self) -> bool:
+        """Return whether there are runs that go on."""
+        return any(True for _ in self._board.notes())
+
+    def give_up(self) -> None:
+        """End those too: nobody else could be told of them. They keep their notes."""
+        now = self._clock.now()
+        for _, note in self._board.notes():
+            self._lose(note, now)
+
+    def _lose(self, note: Execution, now: float) -> None:
+        health.count("runs_lost")  # first: what is counted goes along with the record
+        self._sink.ended(note._replace(completed_at=now, state=LOST, cause="lost"))

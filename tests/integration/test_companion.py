@@ -22,12 +22,14 @@ import redis
 
 from rts.companion.loop import drain_alone
 from rts.companion.upkeep import Upkeep
+from rts.keys import running_field
 from rts.ledger.notes import NoteBoard
 from rts.ledger.orders import Orders
 from rts.ledger.spool import Spool
 from rts.ledger.supervise import Companion
 from rts.link.link import Link
 from rts.ports import TauEntry
+from rts.records import Execution
 from rts.settings import Settings
 from rts.tau.redis import RedisTauStore
 from rts.testing import MongoServer, RedisServer, wait_until
@@ -188,6 +190,72 @@ def test_it_says_good_bye_though_mongodb_hangs(
         companion.stop()
         assert not redis_client.hexists(settings.keys.workers, "w@h/1-a")
         assert redis_client.xlen(settings.keys.outbox) == 3
+
+
+def kept(settings: Settings) -> list[Execution]:
+    """Return the records that wait on the disk."""
+    lines = b"".join(
+        Path(path).read_bytes().rstrip(b"\0")
+        for path in Spool(settings.spool_dir, 1 << 20).files()
+    )
+    return [Execution.from_json(line) for line in lines.splitlines() if line[:1] == b"["]
+
+
+def begun(task_id: str, pid: int) -> None:
+    """Note that a process of the worker that the tests play has begun a run."""
+    note = run(task_id)._replace(started_at=time.time(), pid=pid, instance="w@h/1-a")
+    assert BOARD.put(note.to_json().encode()) is not None
+
+
+def test_it_leaves_word_of_what_was_killed_though_mongodb_hangs(
+    settings: Settings, start: Callable[..., Companion], redis_client: redis.Redis
+) -> None:
+    with MongoServer() as server:
+        companion = start(replace(settings, mongo_url=server.url))
+        fill(redis_client, settings, 1)
+        wait_until(lambda: redis_client.xlen(settings.keys.outbox) == 0, PATIENCE_S)
+        server.pause()
+        fill(redis_client, settings, 3, first=1)
+        wait_until(
+            lambda: redis_client.xpending(settings.keys.outbox, "rts")["pending"] == 3,
+            PATIENCE_S,
+        )
+        killed = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        killed.kill()
+        begun("killed", killed.pid)
+        companion.stop()
+        assert [(end.task_id, end.state) for end in kept(settings)] == [("killed", "LOST")]
+        killed.communicate()
+
+
+@pytest.mark.parametrize("trouble", ["away", "hangs", None])
+def test_a_run_that_goes_on_is_known_somewhere(
+    settings: Settings,
+    start: Callable[..., Companion],
+    trouble: str | None,
+) -> None:
+    with RedisServer() as server:
+        settings = replace(settings, redis_url=server.url)
+        companion = start(settings)
+        client = redis.Redis.from_url(server.url, decode_responses=True)
+        wait_until(lambda: client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S)
+        if trouble == "away":
+            server.kill()
+        elif trouble == "hangs":
+            server.pause()
+        runs_on = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        begun("goes on", runs_on.pid)
+        companion.stop()
+        if trouble is None:
+            (field,) = client.hkeys(settings.keys.running)
+            assert field == running_field("goes on", 0, "w@h/1-a", runs_on.pid)
+            assert not kept(settings)
+        else:
+            assert [(end.task_id, end.state) for end in kept(settings)] == [("goes on", "LOST")]
+        runs_on.communicate(b"\n")
+        for slot, note in BOARD.notes():
+            BOARD.release(slot, note)
+        client.close()
 
 
 def test_one_that_cannot_start_harms_nobody(

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psutil
 import pymongo
 import pytest
 import redis
@@ -51,6 +52,14 @@ def visible_again(stage: Stage, client: redis.Redis) -> None:
         return bool(newest) and time.time() - float(newest[0][1]) > timeout
 
     wait_until(over)
+
+
+def alive(process: psutil.Process) -> bool:
+    """Return whether a process has not ended."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def verdicts(ledger: Any, results: list[AsyncResult]) -> None:
@@ -195,6 +204,30 @@ def test_a_run_that_died_with_its_worker_is_lost_and_runs_again(
     # Runs are written before the verdict.
     verdict = {"_id": result.id, "state": "SUCCESS", "attempts": 2}
     wait_until(lambda: mongo.tasks.count_documents(verdict) == 1)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_run_that_died_with_its_worker_is_known_though_redis_was_away(
+    make_stage: Callable[..., Stage], producers: list[Celery], mongo: Any, whole: bool
+) -> None:
+    with RedisServer() as own:
+        stage = make_stage(rts_redis_url=own.url, task_track_started=True)
+        app = producer(stage, producers)
+        first = stage.worker(concurrency=1)
+        (companion,) = first.companions()
+        own.kill()
+        result = app.send_task(OK, (300.0,))
+        wait_until(lambda: result.state == "STARTED")
+        # Its main process alone: the run goes on for a while.
+        first.kill(group=whole)
+        wait_until(lambda: not alive(companion), 60)
+        first.kill()
+        own.start()
+        stage.worker(concurrency=1)
+        lost = {"_id": result.id, "state": "LOST", "cause": "lost"}
+        wait_until(lambda: mongo.tasks.count_documents(lost) == 1, 60)
+        (assignment,) = mongo.assignments.find({"task_id": result.id})
+        assert assignment["state"] == "LOST"
 
 
 def test_a_password_is_never_logged(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,10 +15,11 @@ import pytest
 from rts.clock import FleetClock
 from rts.ledger.acknowledged import ENTRY_BYTES
 from rts.ledger.estate import Estate
-from rts.ledger.notes import NoteBoard
+from rts.ledger.notes import NoteBoard, has_ended, lives
 from rts.ledger.orders import Orders
 from rts.records import LOST, Execution, Plan, new_execution
 from rts.settings import Settings
+from rts.testing import wait_until
 
 PLAN = Plan("mixed", "inferred", 10.0, 2.0, 100.0, 120.0)
 
@@ -120,3 +122,30 @@ def test_every_task_that_nobody_delivers_again_gets_a_verdict(board: NoteBoard) 
     assert (accepted.deadline, accepted.queue, accepted.worker) == (120.0, "celery", "w@h")
     assert [left.task_id for _, left in board.notes()] == ["goes on"]
     assert heir.settle() == 0
+
+
+def test_a_process_has_ended_though_nobody_has_asked_after_it(board: NoteBoard) -> None:
+    killed = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    assert not has_ended(killed.pid)
+    note(board, "died with its worker", killed.pid)
+    killed.send_signal(signal.SIGKILL)
+    wait_until(lambda: has_ended(killed.pid))
+    assert lives(killed.pid)  # its parent is this test
+    heir, sink = estate(board)
+    assert heir.settle() == 1
+    assert [(end.task_id, end.state) for end in sink.ends] == [("died with its worker", LOST)]
+    assert not heir.left()
+    killed.wait()
+    assert has_ended(killed.pid)
+
+
+def test_what_goes_on_is_given_up_only_on_demand(board: NoteBoard) -> None:
+    note(board, "goes on", os.getpid())
+    heir, sink = estate(board)
+    assert heir.settle() == 0
+    assert heir.left()
+    heir.give_up()
+    (end,) = sink.ends
+    assert (end.task_id, end.state, end.cause, end.ran) == ("goes on", LOST, "lost", True)
+    # Whoever comes later may know better.
+    assert heir.left()
