@@ -1,10 +1,11 @@
 """Ask real workers under load when tasks will start and finish, and wait for the truth.
 
-    python benchmarks/predictions.py [--scheduler fifo|edf|both] [--rho R] [--slots N]
+    python benchmarks/predictions.py [--scheduler fifo|edf|both] [--rho R] [--slots N] [--burst]
 
 Publishes the six types (or a trace) at the load ρ, sped up; each task sleeps. Meanwhile
 rts.predict_new is asked just before some are published, and rts.predict about the last
-published one and about one of all that wait. The ledger then tells what was true.
+published one and about one of all that wait. With --burst the second half is published
+at once when the first is over. The ledger then tells what was true.
 Servers and worker are real, embedded and private.
 """
 
@@ -30,8 +31,11 @@ from rts.simulation.traces import Job, at_load, read_trace, six_types
 from rts.testing import MongoServer, RedisServer, WorkerProcess, wait_until
 from rts.testing.replay import APP, sped_up
 
-#: Of the tasks, what goes ahead until the first question: taus are learned from it.
-WARM_UP = 0.2
+#: Of the tasks, what goes ahead until the first question, or until the burst: taus are
+#: learned from it.
+WARM_UP, BEFORE_BURST = 0.2, 0.5
+#: One of so many tasks is asked about before it is published.
+ASKED_ONE_OF = 4
 #: Seconds between two rounds of questions.
 EVERY_S = 0.15
 #: Tasks that a round asks about at most, in search of one that still waits.
@@ -54,7 +58,7 @@ class Asked(NamedTuple):
 
 
 def ask(
-    jobs: list[Job], slots: int, scheduler: str | None, speedup: float, pool: str
+    jobs: list[Job], slots: int, scheduler: str | None, speedup: float, pool: str, burst: bool
 ) -> tuple[list[Asked], dict[str, dict[str, Any]]]:
     """Run *jobs*; return what was asked, and the ledger's tasks by id."""
     with (
@@ -74,6 +78,7 @@ def ask(
         rts.install(app)
         asked: list[Asked] = []
         ids: list[str] = []
+        first = int((BEFORE_BURST if burst else WARM_UP) * len(jobs))
         over = threading.Event()
 
         def question(kind: str, task_id: str) -> bool:
@@ -87,8 +92,9 @@ def ask(
 
         def keep_asking() -> None:
             while not over.wait(EVERY_S):
-                if len(ids) > WARM_UP * len(jobs):
-                    question("published", ids[-1])
+                if len(ids) > first:
+                    if not burst:
+                        question("published", ids[-1])
                     for one in random.sample(ids, min(TRIES, len(ids))):
                         if question("waiting", one):
                             break
@@ -97,32 +103,42 @@ def ask(
         asking = threading.Thread(target=keep_asking)
         with worker, pymongo.MongoClient(mongo.url, tz_aware=True) as client:
             ledger: Any = client.get_default_database()
+            work_s = sum(job.runtime_s for job in jobs) / speedup / slots
+
+            def wait_for(tasks: int) -> None:
+                ended = {"completed_at": {"$ne": None}}
+                wait_until(
+                    lambda: ledger.tasks.count_documents(ended) >= tasks,
+                    120 + 2 * work_s,
+                    interval=0.25,
+                )
+
             asking.start()
             begun = time.time() + 0.5
             try:
                 for number, job in enumerate(jobs):
+                    if burst and number == first:
+                        wait_for(first)
                     pause = begun + job.arrival_s / speedup - time.time()
-                    if pause > 0:
+                    if pause > 0 and not (burst and number >= first):
                         time.sleep(pause)
                     headers = {"task_type": job.task_type}
                     answer, before = None, time.time()
-                    if number > WARM_UP * len(jobs) and number % 4 == 0:
+                    if number > first and number % ASKED_ONE_OF == 0:
                         answer = rts.predict_new(job.name, headers=headers, app=app)
                     cost_s = time.time() - before
                     task = app.send_task(job.name, (job.runtime_s / speedup,), headers=headers)
                     ids.append(task.id)
                     if answer is not None:
                         asked.append(Asked("new", task.id, before, answer, cost_s))
+                if burst:
+                    for one in ids[first::ASKED_ONE_OF]:
+                        question("published", one)
+                    wait_for(len(jobs))
             finally:
                 over.set()
                 asking.join()
-            wait_until(
-                lambda: (
-                    ledger.tasks.count_documents({"completed_at": {"$ne": None}}) >= len(jobs)
-                ),
-                120 + 2 * sum(job.runtime_s for job in jobs) / speedup / slots,
-                interval=0.25,
-            )
+            wait_for(len(jobs))
             truth = {task["_id"]: task for task in ledger.tasks.find({})}
         rts.uninstall(app)
         app.close()
@@ -170,6 +186,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--pool", choices=("prefork", "threads"), default="prefork")
     parser.add_argument("--trace", default="six", metavar="FILE")
+    parser.add_argument(
+        "--burst", action="store_true", help="publish the second half at once, after the first"
+    )
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     random.seed(arguments.seed)
@@ -182,7 +201,10 @@ def main() -> None:
     figures: dict[str, dict[str, Any]] = {}
     for order in orders:
         scheduler = "edf" if order == "edf" else None
-        asked, truth = ask(jobs, arguments.slots, scheduler, arguments.speedup, arguments.pool)
+        asked, truth = ask(
+            *(jobs, arguments.slots, scheduler, arguments.speedup, arguments.pool),
+            arguments.burst,
+        )
         figures[order] = {
             kind: judge([a for a in asked if a.kind == kind], truth)
             for kind in ("new", "published", "waiting")
@@ -195,7 +217,8 @@ def main() -> None:
     mean_s = sum(job.runtime_s for job in jobs) / len(jobs) / arguments.speedup
     print_heading(
         ("celery", "kombu", "redis"),
-        workload=f"{arguments.trace}, {len(jobs)} tasks, rho {arguments.rho}, "
+        workload=f"{arguments.trace}, {len(jobs)} tasks, rho {arguments.rho}"
+        f"{', the second half at once' if arguments.burst else ''}, "
         f"{arguments.slots} slots, {arguments.pool}, speed-up {arguments.speedup:g}, "
         f"seed {arguments.seed}",
         caveats=f"tasks sleep, {mean_s:.2f} s on average; one run; questions overlap",

@@ -48,8 +48,8 @@ class Known:
     def __call__(self, *_: object) -> Known:
         return self
 
-    def stream(self, now: float) -> Iterator[Work]:
-        """Return what arrives after *now*."""
+    def stream(self) -> Iterator[Work]:
+        """Return what arrives."""
         return iter(self._future)
 
 

@@ -88,7 +88,10 @@ def connect(parts_of: PartsOf, publisher: Publisher) -> None:
                 return
             parts = publisher(str(sender))
             if parts is not None and parts.open_tasks is not None:
-                parts.open_tasks.note(open_task(headers, routing_key))
+                task = open_task(headers, routing_key)
+                parts.open_tasks.note(task)
+                if parts.outlook is not None:
+                    parts.outlook.published(task)
         except Exception as exc:  # noqa: BLE001  the message is sent
             health.hook_failed("published", exc)
 

@@ -1,11 +1,10 @@
-"""What the simulations of a queue draw: runtimes, and arrivals to come."""
+"""What the simulations of a queue draw of runtimes."""
 
 from __future__ import annotations
 
-import math
 import random
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from rts.tau.cache import POOL
@@ -106,33 +105,3 @@ class Runtimes:
                 return runtime_s
         # It takes longer than its like ever did: as long again, on average.
         return elapsed_s + self._rng.expovariate(1 / max(elapsed_s, 1e-3))
-
-
-class Arrivals:
-    """Draws arrivals: tasks like those of late, as many a second as there were.
-
-    Each stream has a rate of its own, drawn from what so many arrivals tell of it (the
-    gamma distribution; Gelman et al., *Bayesian Data Analysis*, 2013), and ends: what
-    has gone on for a time goes on for as long again in half of the cases (Gott,
-    *Nature* 363, 1993). So what is not known widens the prediction.
-    """
-
-    def __init__(self, lately: Sequence[Work], span_s: float, rng: random.Random) -> None:
-        """*lately*: what has arrived within the last *span_s* seconds."""
-        self._lately = lately
-        self._span_s = span_s
-        self._rng = rng
-
-    def stream(self, now: float) -> Iterator[Work]:
-        """Return tasks that arrive after *now*, in the order of arrival."""
-        lately, rng = self._lately, self._rng
-        if len(lately) < 2 or self._span_s <= 0:
-            return
-        rate = rng.gammavariate(len(lately), 1 / self._span_s)
-        end = now + self._span_s * (1 / (1 - rng.random()) - 1)
-        while rate > 0:
-            now += -math.log(1 - rng.random()) / rate
-            if now > end:
-                return
-            task_type, arrival, tau, deadline, _ = lately[int(rng.random() * len(lately))]
-            yield Work(task_type, now, tau, now + deadline - arrival)

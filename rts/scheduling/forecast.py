@@ -1,10 +1,10 @@
 """When a task will start and finish: simulations of what is ahead of it.
 
 Each simulation plays the queue forward from now, by the rule that the workers keep:
-what runs, what workers hold, what waits, and arrivals to come, with runtimes drawn
-from what was learned (:mod:`rts.scheduling.draws`). What the many simulations give is
-the prediction. No formula: slots, demotion and overtaking are as in
-:mod:`rts.simulation.orders`.
+what runs, what workers hold, what waits, and arrivals to come
+(:mod:`rts.scheduling.arrivals`), with runtimes drawn from what was learned
+(:mod:`rts.scheduling.draws`). What the many simulations give is the prediction. No
+formula: slots, demotion and overtaking are as in :mod:`rts.simulation.orders`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from rts.scheduling.draws import Arrivals, Runtimes, Work
+from rts.scheduling.arrivals import Arrivals
+from rts.scheduling.draws import Runtimes, Work
 from rts.scheduling.play import Play, Snapshot
 from rts.scheduling.prediction import Prediction
 from rts.simulation.orders import Order, Waiting
@@ -67,7 +68,7 @@ def _queued(
         raise ValueError("no worker takes tasks from this queue")
     rng = random.Random(0)  # the same question has the same answer
     draw = Runtimes(snapshot.ratios, snapshot.ended, rng)
-    coming = Arrivals(snapshot.lately, snapshot.span_s, rng)
+    coming = Arrivals(snapshot.lately, snapshot.span_s, snapshot.now, snapshot.slots, rng)
     waiting = [*snapshot.waiting, *([] if new is None else [new])]
     work = waiting[target] if target >= 0 else snapshot.held[-1 - target]
     starts: list[float] = []

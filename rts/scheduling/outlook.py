@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -25,6 +25,8 @@ from rts.simulation.orders import Order, order_of
 #: Seconds for which one reading of a queue serves predictions of new tasks: at least, at
 #: most, and in between so many times what it has cost. And readings that are kept.
 FRESH_S, MOST_FRESH_S, TIMES, MOST_QUEUES = 0.2, 1.0, 4.0, 100
+#: A prediction serves for others like it until the queue has grown by more than this share.
+SLIGHT = 0.05
 
 
 class Pressure(NamedTuple):
@@ -43,11 +45,32 @@ class _Reading:
     """A queue as it was read, and what was predicted from it."""
 
     read_at: float
+    #: The routing keys by which messages come into it.
+    keys: Collection[str]
     snapshot: Snapshot
     unseen: int
-    #: Seconds that reading it and predicting from it have taken.
+    #: Seconds that reading it has taken, and that together with predicting from it.
+    read_s: float
     cost_s: float
-    predictions: dict[tuple[object, ...], Prediction] = field(default_factory=dict)
+    #: What this process has published into it since.
+    own: list[Work] = field(default_factory=list)
+    #: By what was asked: how many of those were counted in, and the answer.
+    predictions: dict[tuple[object, ...], tuple[int, Prediction]] = field(default_factory=dict)
+
+    def now(self) -> float:
+        """Return the fleet's time, epoch seconds."""
+        return self.snapshot.now + time.monotonic() - self.read_at
+
+    def fresh_s(self) -> float:
+        """Return for how long it serves; not for long once there is twice as much."""
+        if len(self.own) > self.tasks():
+            return TIMES * self.read_s
+        return min(MOST_FRESH_S, max(FRESH_S, TIMES * self.cost_s))
+
+    def tasks(self) -> int:
+        """Return how many tasks were there when it was read."""
+        there = self.snapshot
+        return len(there.waiting) + len(there.held) + len(there.running) + self.unseen
 
 
 class Outlook:
@@ -69,18 +92,30 @@ class Outlook:
             StoreUnavailable: Redis is away.
         """
         reading = self._reading(queue, priority)
-        now = reading.snapshot.now + time.monotonic() - reading.read_at
-        ready = plan.arrival if plan.arrival > now else 0.0
+        ready = plan.arrival if plan.arrival > reading.now() else 0.0
         allowed_s = round(plan.deadline - plan.arrival, 3)
         key = (plan.task_type, plan.tau, allowed_s, ready)
-        found = reading.predictions.get(key)
-        if found is None:
+        counted, found = reading.predictions.get(key, (0, None))
+        own = list(reading.own)
+        if found is None or len(own) - counted > SLIGHT * (reading.tasks() + counted):
             work = Work(plan.task_type, plan.arrival, plan.tau, plan.deadline, ready)
             begun = time.monotonic()
-            found = forecast.of_new(reading.snapshot, work, self._order, reading.unseen)
-            reading.predictions[key] = found
+            snapshot = replace(reading.snapshot, waiting=[*reading.snapshot.waiting, *own])
+            found = forecast.of_new(snapshot, work, self._order, reading.unseen)
+            reading.predictions[key] = len(own), found
             reading.cost_s += time.monotonic() - begun
         return replace(found, deadline=plan.deadline)
+
+    def published(self, task: OpenTask) -> None:
+        """Count in what this process has published: a reading does not show it yet."""
+        for key, reading in list(self._readings.items()):
+            if time.monotonic() - reading.read_at > MOST_FRESH_S:
+                self._readings.pop(key, None)
+            elif task.queue in reading.keys:
+                ready = task.arrival if task.arrival > reading.now() else 0.0
+                reading.own.append(
+                    Work(task.task_type, task.arrival, task.tau, task.deadline, ready)
+                )
 
     def pressures(self, queues: Sequence[str]) -> dict[str, Pressure]:
         """Return what the routes to *queues* are chosen by.
@@ -182,14 +217,14 @@ class Outlook:
     def _reading(self, queue: str, priority: int) -> _Reading:
         """Return the queue as it was a moment ago: a web process may ask often."""
         found, now = self._readings.get((queue, priority)), time.monotonic()
-        if found is None or now - found.read_at > min(
-            MOST_FRESH_S, max(FRESH_S, TIMES * found.cost_s)
-        ):
+        if found is None or now - found.read_at > found.fresh_s():
             look = self._broker.look(queue, priority=priority)
             snapshot, _ = self._present.snapshot(queue, look)
             if len(self._readings) >= MOST_QUEUES:
                 self._readings.clear()
-            found = _Reading(now, snapshot, look.unseen, time.monotonic() - now)
+            keys = self._present.keys(queue)
+            took_s = time.monotonic() - now
+            found = _Reading(now, keys, snapshot, look.unseen, took_s, took_s)
             self._readings[queue, priority] = found
         return found
 

@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rts.scheduling.draws import TRIES, Arrivals, Runtimes, Work
+from rts.scheduling.arrivals import Arrivals
+from rts.scheduling.draws import TRIES, Runtimes, Work
 from rts.simulation.orders import HOPE, EarliestDeadlineFirst, Order, Waiting
 from rts.tau.sketch import Sketch
 
@@ -69,7 +70,7 @@ class Play:
         self._draw = draw
         self._stretch = 1 / snapshot.share
         self._works = [*snapshot.waiting, *([] if new is None else [new])]
-        self._arrivals = coming.stream(now)
+        self._arrivals = coming.stream()
         #: What starts before all that waits, and what will once it is ready.
         self._first: deque[int] = deque()
         self._later: list[tuple[float, int]] = []

@@ -94,6 +94,11 @@ def test_what_runs_what_waits_and_what_is_over(
     new = rts.predict_new(OK, headers={"task_type": "slow", "sla_deadline": now + 601}, app=app)
     assert new.ahead == 8
     assert new.start > found[6].start
+    # What this process publishes is counted in at once, between two looks at the queue.
+    for more in range(1, 5):
+        app.send_task(OK, (0,), headers={"task_type": "slow", "sla_deadline": now + 600})
+        late = {"task_type": "slow", "sla_deadline": now + 601}
+        assert rts.predict_new(OK, headers=late, app=app).ahead == 8 + more
     app.control.purge()
     worker.kill()
 

@@ -7,11 +7,13 @@ import random
 import statistics
 from bisect import bisect
 from collections.abc import Callable
+from itertools import takewhile
 
 import pytest
 
 from rts.scheduling import forecast
-from rts.scheduling.draws import Arrivals, Runtimes, Work
+from rts.scheduling.arrivals import Arrivals
+from rts.scheduling.draws import Runtimes, Work
 from rts.scheduling.play import Snapshot
 from rts.scheduling.prediction import Prediction
 from rts.settings import Settings
@@ -151,13 +153,49 @@ def test_arrivals_come_at_the_rate_of_late() -> None:
     lately = [Work("mixed", float(i), 1.0, i + 3.0) for i in range(100)]
     counts = []
     for _ in range(300):
-        stream = Arrivals(lately, 100.0, rng).stream(100.0)
+        stream = Arrivals(lately, 100.0, 100.0, 1, rng).stream()
         arrived = [w for w in (next(stream, None) for _ in range(50)) if w is not None]
         assert all(w.deadline - w.arrival == pytest.approx(3.0) for w in arrived)
         if len(arrived) == 50:
             counts.append(arrived[-1].arrival - 100.0)
     assert statistics.median(counts) == pytest.approx(50.0, rel=0.1)
-    assert list(Arrivals([], 0.0, rng).stream(0.0)) == []
+    assert list(Arrivals([], 0.0, 0.0, 1, rng).stream()) == []
+
+
+def streamed(lately: list[Work], now: float, seconds: float) -> float:
+    """Return how many arrivals the median stream has within *seconds*."""
+    rng = random.Random(1)
+    coming = Arrivals(lately, now, now, 2, rng)
+    counts = []
+    for _ in range(300):
+        within = takewhile(lambda work: work.arrival <= now + seconds, coming.stream())
+        counts.append(sum(1 for _ in within))
+    return statistics.median(counts)
+
+
+def at(arrival: float) -> Work:
+    return Work("mixed", arrival, 1.0, arrival + 3.0)
+
+
+def test_a_burst_is_one_event_and_not_the_first_of_many() -> None:
+    steady = [at(float(i)) for i in range(100)]
+    burst = [at(160.0 + i / 1000) for i in range(500)]
+    # After a silence nothing else was to be seen yet.
+    assert streamed([*steady, *burst], 161.0, 60.0) == 0
+    # One among steady arrivals leaves them steady.
+    burst = [at(50.5 + i / 1000) for i in range(500)]
+    assert streamed([*steady, *burst], 100.0, 30.0) == pytest.approx(30, rel=0.25)
+    # Those that come again and again do so.
+    bursts = [at(10.0 * i + j / 1000) for i in range(20) for j in range(50)]
+    assert streamed(bursts, 195.0, 60.0) == pytest.approx(300, rel=0.35)
+
+
+def test_arrivals_come_at_the_rate_to_which_it_has_changed() -> None:
+    slow = [at(10.0 * i) for i in range(30)]
+    fast = [at(300.0 + i) for i in range(60)]
+    assert streamed([*slow, *fast], 360.0, 30.0) == pytest.approx(30, rel=0.25)
+    # It has stopped.
+    assert streamed([at(float(i)) for i in range(300)], 400.0, 30.0) == 0
 
 
 @pytest.mark.parametrize(("slots", "rho"), [(4, 1.1), (8, 0.9), (16, 1.1)])
@@ -199,6 +237,43 @@ def test_predictions_hold_in_deadline_order(slots: int, rho: float) -> None:
     assert statistics.median(errors) <= 0.25
     assert 0.8 <= statistics.mean(inside) <= 1.0
     assert statistics.mean(on_time) == pytest.approx(statistics.mean(met), abs=0.12)
+
+
+def after_a_burst(order: Order, seed: int) -> tuple[Snapshot, list[Outcome]]:
+    """Return what can be known one second after many tasks came at once to idle workers,
+    and what waits.
+    """
+    jobs = at_load(six_types(400, seed=seed), 8, 0.5)
+    before = simulate(jobs[:200], 8, FirstComeFirstServed(), Settings())
+    burst_at = max(o.finished_at for o in before) + 20
+    jobs[200:] = [job._replace(arrival_s=burst_at) for job in jobs[200:]]
+    outcomes = simulate(jobs, 8, order, Settings())
+    ended = sorted(outcomes[:200], key=lambda o: o.finished_at)
+    began, now = ended[0].finished_at, burst_at + 1.0
+    waiting = [o for o in outcomes[200:] if o.started_at > now]
+    snapshot = Snapshot(
+        now,
+        8,
+        [work(o) for o in waiting],
+        running=[(work(o), o.started_at) for o in outcomes[200:] if o.started_at <= now],
+        ended=[(work(o), o.job.runtime_s) for o in ended],
+        lately=[work(o) for o in outcomes if o.job.arrival_s > began],
+        span_s=now - began,
+    )
+    return snapshot, waiting
+
+
+@pytest.mark.parametrize("order", [FirstComeFirstServed, EarliestDeadlineFirst])
+def test_predictions_hold_after_a_burst(order: Callable[[], Order]) -> None:
+    errors, inside = [], []
+    for seed in range(1, 5):  # what waits for the same work is off by the same
+        snapshot, waiting = after_a_burst(order(), seed)
+        for position in range(0, len(waiting), 12):
+            got, outcome = forecast.of_waiting(snapshot, position, order), waiting[position]
+            errors.append(abs(got.start - outcome.started_at) / outcome.queueing_delay_s)
+            inside.append(got.start_low <= outcome.started_at <= got.start_high)
+    assert statistics.median(errors) <= 0.1
+    assert statistics.mean(inside) >= 0.8
 
 
 def test_the_typical_instant_is_the_one_or_the_other() -> None:

@@ -1,0 +1,112 @@
+"""What the simulations of a queue draw of arrivals to come."""
+
+from __future__ import annotations
+
+import math
+import random
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+
+from rts.scheduling.draws import Work
+
+#: Tasks that come so many times faster than the slots can serve them are one burst:
+#: nobody can send like that for long.
+BURST_RATIO = 10.0
+#: Belief, before looking, that all of the past came at one rate; and the shape of the
+#: gamma distribution that a rate is believed to come from.
+ONE_RATE, SHAPE = 0.9, 0.5
+
+
+class Arrivals:
+    """Draws arrivals: tasks like those of late, as many a second as there were.
+
+    Of late: since the rate has changed last, which is not known but can be told how
+    likely for each moment (the Bayesian change point of a Poisson process; Raftery and
+    Akman, *Biometrika* 73, 1986). Either all came at one rate, or what comes now has
+    begun with one of the bursts that came, after a silence; a burst is most often one
+    task. Each stream draws its beginning, a rate from what so many bursts since then
+    tell of it (the gamma distribution; Gelman et al., *Bayesian Data Analysis*, 2013),
+    and an end: what has gone on for a time goes on for as long again in half of the
+    cases (Gott, *Nature* 363, 1993). So what is not known widens the prediction, and
+    a thousand tasks sent at once are not taken for the first of many thousands.
+    """
+
+    def __init__(
+        self, lately: Sequence[Work], span_s: float, now: float, slots: int, rng: random.Random
+    ) -> None:
+        """*lately*: what has arrived within the last *span_s* seconds, for *slots*."""
+        self._now = now
+        self._rng = rng
+        #: What there is to choose from: bursts, how many tell the rate, since when (seconds).
+        self._choices: list[tuple[Sequence[Sequence[Work]], int, float]] = []
+        #: Sums of how likely they are.
+        self._likely: list[float] = []
+        if len(lately) > 1 and span_s > 0:
+            self._look_back(_bursts(lately, slots), span_s)
+
+    def stream(self) -> Iterator[Work]:
+        """Return tasks that arrive from now on, in the order of arrival."""
+        if not self._choices:
+            return
+        rng, at = self._rng, self._now
+        choice = bisect_left(self._likely, rng.random() * self._likely[-1])
+        bursts, told, since_s = self._choices[choice]
+        if not told or since_s <= 0:
+            return
+        rate = rng.gammavariate(told, 1 / since_s)
+        end = at + since_s * (1 / (1 - rng.random()) - 1)
+        while rate > 0:
+            at += -math.log(1 - rng.random()) / rate
+            if at > end:
+                return
+            for task_type, arrival, tau, deadline, _ in bursts[int(rng.random() * len(bursts))]:
+                yield Work(task_type, at, tau, at + deadline - arrival)
+
+    def _look_back(self, bursts: Sequence[Sequence[Work]], span_s: float) -> None:
+        """Weigh since when tasks come as they do now."""
+        count, mean_s = len(bursts), span_s / len(bursts)
+        ages = [self._now - burst[-1].arrival for burst in bursts]
+        logs = [math.log(ONE_RATE) + _evidence(count, span_s, mean_s)]
+        self._choices.append((bursts, count, span_s))
+        # A change may be as long ago as any other, on a logarithmic scale.
+        scale = math.log(1 - ONE_RATE) - math.log(math.log1p(count))
+        for number, age_s in enumerate(ages):
+            before_s = span_s - ages[number - 1] if number else 0.0
+            since = count - number - 1
+            logs.append(
+                scale
+                - math.log(age_s + mean_s)
+                + _evidence(number, max(0.0, before_s), mean_s)
+                + _evidence(since, age_s, mean_s)
+            )
+            # The first one has begun it, and tells nothing of the rate.
+            self._choices.append((bursts[number + 1 :], since, age_s))
+        most = max(logs)
+        self._likely = list(accumulate(math.exp(log - most) for log in logs))
+
+
+def _bursts(lately: Sequence[Work], slots: int) -> list[list[Work]]:
+    """Return the tasks in the order of arrival, those that came at once together."""
+    together_s = sum(work.tau for work in lately) / len(lately) / slots / BURST_RATIO
+    bursts: list[list[Work]] = []
+    last = -math.inf
+    for work in sorted(lately, key=lambda work: work.arrival):
+        if work.arrival - last > together_s:
+            bursts.append([])
+        bursts[-1].append(work)
+        last = work.arrival
+    return bursts
+
+
+def _evidence(count: int, seconds: float, mean_s: float) -> float:
+    """Return the logarithm of how likely a constant rate makes *count* bursts at their
+    moments within *seconds*, whatever it is: one in *mean_s* is expected.
+    """
+    rate = SHAPE * mean_s
+    return (
+        math.lgamma(SHAPE + count)
+        - math.lgamma(SHAPE)
+        + SHAPE * math.log(rate)
+        - (SHAPE + count) * math.log(rate + seconds)
+    )
