@@ -296,7 +296,8 @@ def test_watch_is_live_on_a_terminal(conf: dict[str, Any], end: str) -> None:
             terminal.type("q")
         else:
             terminal.process.send_signal(signal.Signals[end])
-        wait_until(lambda: terminal.process.poll() is not None)
+        # Somebody reads, as a terminal does: what is written would wait for it otherwise.
+        wait_until(lambda: terminal.read() and terminal.process.poll() is not None)
         assert terminal.process.returncode == 0
         assert terminal.read().endswith("\x1b[?25h\x1b[?1049l")
         assert terminal.is_as_before()
