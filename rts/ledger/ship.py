@@ -2,7 +2,9 @@
 
 Each file is a writer of its own and each line has its number there; Redis knows
 the last one that it took (see ``finish.lua``), and a shipper that begins asks it.
-So a crash anywhere, and a call whose answer never came, teaches nothing twice.
+So a crash anywhere, and a call whose answer never came, teaches nothing twice. To a
+Redis that was wiped the lines of a file that goes on are brought once more, since
+what the outbox held is gone; but what they taught comes back with the snapshot.
 """
 
 from __future__ import annotations
@@ -34,8 +36,10 @@ OnLearned = Callable[[Execution, Learned], None]
 class _Tail:
     """How far a file was read: bytes, and lines."""
 
-    #: The last line that Redis had when this began.
+    #: The last line that Redis had when this began, and the last one that it, or the
+    #: Redis that was wiped since, has learned from.
     had: int
+    taught: int
     offset: int = 0
     lines: int = 0
 
@@ -53,6 +57,9 @@ class Shipper:
         self._keys = settings.keys
         self._on_learned = on_learned
         self._tails: dict[str, _Tail] = {}
+        #: By file: the generation of Redis that took lines of it, and the last of them.
+        self._taken: dict[str, tuple[object, int]] = {}
+        self._generation: object = None
         self._noted = Noted()
 
     def ship(self) -> int:
@@ -64,9 +71,14 @@ class Shipper:
         """
         files = self._spool.files()
         self._tails = {path: tail for path, tail in self._tails.items() if path in files}
+        self._taken = {path: taken for path, taken in self._taken.items() if path in files}
         new = [path for path in files if path not in self._tails]
         if new:
-            self._tails.update(zip(new, map(_Tail, self._last_of(new)), strict=True))
+            (self._generation,) = self._link.call(pack("GET", self._keys.generation))
+            for path, last in zip(new, self._last_of(new), strict=True):
+                generation, taken = self._taken.get(path, (self._generation, last))
+                wiped = generation != self._generation
+                self._tails[path] = _Tail(last, max(last, taken) if wiped else last)
         return sum(map(self._ship_file, files))
 
     def waiting(self) -> int:
@@ -97,7 +109,7 @@ class Shipper:
             ended = try_lock(fd)
             whole, _, torn = read_all(fd, tail.offset).rpartition(b"\n")
             try:
-                shipped = self._send(producer_of(path), tail, whole) if whole else 0
+                shipped = self._send(path, tail, whole) if whole else 0
             except StoreUnavailable:
                 del self._tails[path]  # it may have been done: ask
                 raise
@@ -110,7 +122,8 @@ class Shipper:
             self._link.call(pack("DEL", self._seq + producer_of(path)))
         return shipped
 
-    def _send(self, producer: str, tail: _Tail, whole: bytes) -> int:
+    def _send(self, path: str, tail: _Tail, whole: bytes) -> int:
+        producer = producer_of(path)
         lines = whole.split(b"\n")
         for start in range(0, len(lines), CHUNK):
             chunk = lines[start : start + CHUNK]
@@ -125,13 +138,17 @@ class Shipper:
                         counts.update(read_counts(line))
                     else:
                         execution = Execution.from_json(line)
-                        lessons.append(lesson_of(execution, number, line))
+                        lesson = lesson_of(execution, number, line)
+                        if number <= tail.taught:
+                            lesson = lesson._replace(actual_s=None)
+                        lessons.append(lesson)
                         executions.append(execution)
                 except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
                     self._spool.refuse(line)
             tail.lines += len(chunk)
             if tail.lines > tail.had:
                 self._deliver(producer, tail.lines, executions, lessons, counts)
+                self._taken[path] = self._generation, tail.lines
             tail.offset += sum(map(len, chunk)) + len(chunk)
         return len(lines)
 

@@ -156,6 +156,59 @@ def test_an_answer_that_never_came_is_asked_for(
     assert client.hget(settings.keys.counters, "refused_plan") == "1"
 
 
+def test_a_wiped_redis_gets_the_records_again_and_learns_none_twice(
+    client: Any, settings: Settings, spool: Spool, shipper: Shipper, server: RedisServer
+) -> None:
+    def away() -> None:
+        server.pause()
+        try:
+            with pytest.raises(StoreUnavailable):
+                shipper.ship()
+        finally:
+            server.resume()
+
+    client.set(settings.keys.generation, "first")
+    spool.append_counts({"refused_plan": 1})
+    spool.append(success("a"))
+    shipper.ship()
+    spool.append(success("b"))
+    away()
+    client.delete(*client.keys(settings.keys.prefix + "*"))
+    shipper.ship()
+    # What "a" taught is in the snapshot, which says so with a generation of its own.
+    assert outbox_ids(client, settings) == ["a", "b"]
+    assert client.hget(settings.keys.count, "cpu-light") == "1"
+    assert client.hget(settings.keys.counters, "refused_plan") == "1"
+    client.set(settings.keys.generation, "second")
+    spool.append(success("c"))
+    away()
+    shipper.ship()
+    assert outbox_ids(client, settings) == ["a", "b", "c"]
+    assert client.hget(settings.keys.count, "cpu-light") == "2"
+
+
+def test_a_redis_that_has_lost_its_last_second_learns_it_again(
+    client: Any, settings: Settings, spool: Spool, shipper: Shipper, server: RedisServer
+) -> None:
+    client.set(settings.keys.generation, "first")
+    spool.append(success("a"))
+    shipper.ship()
+    kept = {key: client.dump(key) for key in client.keys(settings.keys.prefix + "*")}
+    spool.append(success("b"))
+    shipper.ship()
+    server.pause()
+    spool.append(success("c"))
+    with pytest.raises(StoreUnavailable):
+        shipper.ship()
+    server.resume()
+    client.delete(*client.keys(settings.keys.prefix + "*"))
+    for key, value in kept.items():
+        client.restore(key, 0, value)
+    shipper.ship()
+    assert outbox_ids(client, settings) == ["a", "b", "c"]
+    assert client.hget(settings.keys.count, "cpu-light") == "3"
+
+
 def test_a_server_that_refuses_gets_everything_later(
     client: Any, settings: Settings, spool: Spool, shipper: Shipper, server: RedisServer
 ) -> None:
