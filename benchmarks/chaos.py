@@ -175,6 +175,13 @@ class Chaos:
             wait_until(lambda: tasks.count_documents(judged) >= len(ids), 60, interval=0.5)
         except TimeoutError:
             pass  # the count says so
+        try:
+            # What killed runs leave is provisional: the ends of the next ones are on their
+            # way. One that was killed as it ended has none.
+            succeeded, ended = {"state": "SUCCESS"}, len(self.said("end"))
+            wait_until(lambda: tasks.count_documents(succeeded) >= ended, 30, interval=0.5)
+        except TimeoutError:
+            pass
         states: dict[str, int] = {}
         for task in tasks.find(judged, {"state": 1}):
             if task["_id"] in ids:
