@@ -108,6 +108,8 @@ def screen() -> Iterator[Size]:
     handlers = {
         signal.SIGWINCH: signal.signal(signal.SIGWINCH, size.has_changed),
         signal.SIGTERM: signal.signal(signal.SIGTERM, _interrupt),
+        # Python leaves it ignored where it was when it began: behind nohup, for instance.
+        signal.SIGINT: signal.signal(signal.SIGINT, _interrupt),
     }
     try:
         tty.setcbreak(descriptor)
