@@ -71,8 +71,9 @@ def parts_of(app: Any) -> Parts | None:
 def publisher(name: str) -> Parts | None:
     """Return the parts of the app that publishes a task called *name*.
 
-    Celery's signal does not say which app publishes. With several apps in one
-    process the current one is meant, unless only another one knows the task.
+    Celery's signal does not say which app publishes. Where the queue does not tell
+    either (:mod:`rts.lifecycle.owners`), the current app is meant, unless only another
+    one knows the task.
     """
     known = publishers.get(name)
     if known is not None:

@@ -96,16 +96,18 @@ def current() -> Current | None:
     """Return what rts knows of the task that runs now; ``None`` outside of one.
 
     Also ``None`` where the task's app does not have rts, and in eager tasks,
-    which were never queued.
+    which were never queued. A task that another one calls as a function is part
+    of that one's run.
     """
-    from celery import current_task
+    from celery._state import get_current_worker_task
 
     from rts.lifecycle.runs import run_of
 
-    if not current_task:
+    task = get_current_worker_task()
+    if task is None:
         return None
-    run = run_of(current_task.request)
-    parts = None if run is None else parts_of(current_task.app)
+    run = run_of(task.request)
+    parts = None if run is None else parts_of(task.app)
     if run is None or parts is None:
         return None
     plan = run.plan

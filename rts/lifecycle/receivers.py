@@ -20,16 +20,18 @@ task_unknown          worker, main process
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from celery import signals
-from celery._state import get_current_task
+from celery._state import get_current_worker_task
 from celery.exceptions import Reject, TimeLimitExceeded
 
 from rts import health
 from rts.headers import open_task, read_plan
 from rts.lifecycle.neighbours import NEIGHBOURS
+from rts.lifecycle.owners import owner_of, several
 from rts.lifecycle.runs import ATTRIBUTE, run_of
 
 if TYPE_CHECKING:
@@ -46,21 +48,36 @@ OWN = "celery."
 _connected: list[tuple[Any, Any]] = []
 
 
+class _Announced(threading.local):
+    """The message that this thread publishes, by its headers, and whose it is, where
+    there are several apps: the signal after a publish does not tell.
+    """
+
+    what: tuple[Any, Parts | None] = (None, None)
+
+
 def connect(parts_of: PartsOf, publisher: Publisher) -> None:
     """Connect all receivers, once per process."""
     if _connected:
         return
+    announced = _Announced()
 
     def publishing(
         sender: Any = None,
         headers: Any = None,
         properties: Any = None,
         body: Any = None,
+        declare: Any = None,
         **_: Any,
     ) -> None:
         try:
             name = str(sender)
-            parts = None if name.startswith(OWN) else publisher(name)
+            if name.startswith(OWN):
+                return
+            owner = owner_of(declare) if several() else None
+            parts = publisher(name) if owner is None else parts_of(owner)
+            if owner is not None:
+                announced.what = headers, parts
             if parts is None:
                 return
             if "id" not in headers:
@@ -69,7 +86,7 @@ def connect(parts_of: PartsOf, publisher: Publisher) -> None:
                 return
             # What a task publishes has a parent; to ask Celery for the task costs half as
             # much as the plan.
-            task = None if headers.get("parent_id") is None else get_current_task()
+            task = None if headers.get("parent_id") is None else get_current_worker_task()
             current = None if task is None else vars(task.request)
             priority = properties.get("priority")
             plan = parts.planner.plan_message(name, headers, priority, current, body)
@@ -86,7 +103,9 @@ def connect(parts_of: PartsOf, publisher: Publisher) -> None:
         try:
             if "rts_deadline" not in headers:
                 return
-            parts = publisher(str(sender))
+            known, parts = announced.what if several() else (None, None)
+            if known is not headers:
+                parts = publisher(str(sender))
             if parts is not None and parts.open_tasks is not None:
                 task = open_task(headers, routing_key)
                 parts.open_tasks.note(task)

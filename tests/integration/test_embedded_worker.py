@@ -46,6 +46,11 @@ def app(
         current = rts.current()
         return None if current is None else current.remaining()
 
+    @app.task(name="embedded.caller", shared=False)
+    def caller() -> bool:
+        ahead = rts.current()
+        return work(0) is not None and rts.current() == ahead
+
     yield app
     rts.uninstall(app)
     app.close()
@@ -76,6 +81,11 @@ def test_an_embedded_worker_has_all_of_it(
         assert mongo.tasks.count_documents({"_id": {"$in": list(ids)}}) == 5
     wait_until(lambda: redis_client.hget(f"{rts_key_prefix}count", "mixed") == "10")
     assert rts.current() is None
+
+
+def test_a_task_that_is_called_as_a_function_is_part_of_the_run(app: Celery) -> None:
+    with start_worker(app, pool="solo", perform_ping_check=False, shutdown_timeout=30):
+        assert app.tasks["embedded.caller"].delay().get(timeout=30) is True
 
 
 def test_an_eager_task_is_not_recorded(app: Celery) -> None:

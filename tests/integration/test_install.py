@@ -144,6 +144,33 @@ def test_another_app_in_the_process_is_left_alone(
     other.close()
 
 
+@pytest.mark.parametrize("current", ["own", "other"])
+def test_a_task_that_apps_share_is_planned_by_the_app_that_publishes_it(
+    app: Celery, redis_client: redis.Redis, rts_redis_url: str, current: str
+) -> None:
+    other = Celery("other", broker=rts_redis_url, set_as_current=False)
+    other.conf.task_default_queue = app.conf.task_default_queue
+    own, others = (each.task(name="both.know")(nothing) for each in (app, other))
+    rts.install(app)
+    (app if current == "own" else other).set_current()
+    try:
+        own.delay()
+        assert "rts_deadline" in newest(redis_client, app)
+        others.delay()
+        assert "rts_deadline" not in newest(redis_client, app)
+        other.conf.update(rts_min_slack=77.0, rts_key_prefix="rts-test-other:")
+        rts.install(other)
+        for publisher, slack_s in ((own, 1.0), (others, 77.0)):
+            publisher.apply_async(headers={"task_type": "cpu-light"})
+            headers = newest(redis_client, app)
+            left_s = headers["rts_deadline"] - headers["rts_arrival"] - headers["rts_tau"]
+            assert left_s == pytest.approx(max(5.0, slack_s))
+    finally:
+        rts.uninstall(other)
+        app.set_current()
+        other.close()
+
+
 def test_an_import_in_the_configuration_is_enough(
     make_stage: Callable[..., Stage], redis_client: redis.Redis, mongo: Any
 ) -> None:

@@ -1,0 +1,33 @@
+"""Which app publishes a message. Celery's signals do not say.
+
+A task that is declared without ``shared=False`` is in the registry of every app of the
+process, so its name does not tell either. Each app has queue objects of its own, and
+the signal before a publish names the one that the message goes to.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery._state import _apps
+
+
+def several() -> bool:
+    """Return whether there is more than one app in this process."""
+    return len(_apps) > 1
+
+
+def owner_of(declare: Any) -> Any:
+    """Return the app that one of whose queues is first in *declare*.
+
+    ``None``: not known, as where a call brings a queue of its own.
+    """
+    if not declare:
+        return None
+    queue = declare[0]
+    for app in list(_apps):
+        # An app that has neither yet has not published.
+        queues = vars(vars(app).get("amqp", app)).get("queues")
+        if isinstance(queues, dict) and queues.get(queue.name) is queue:
+            return app
+    return None
