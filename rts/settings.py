@@ -15,12 +15,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from difflib import SequenceMatcher
 from typing import Any
-from urllib.parse import urlsplit
 
 from rts.errors import ConfigurationError
 from rts.keys import Keys
 from rts.tasktypes import DEFAULT_TASK_TYPES, TaskType
-from rts.validation import CHECKS, REDIS_SCHEMES, multiplier, plain_redis_url
+from rts.validation import CHECKS, REDIS_SCHEMES, multiplier, redis_url
 from rts.webhooks import Webhook
 
 #: The environment variable that overrides ``rts_sla_multiplier``.
@@ -218,8 +217,8 @@ def _redis_of(conf: Mapping[str, Any]) -> str:
             url = url[0] if url else None
         if isinstance(url, str):
             url = url.split(";")[0]
-            if urlsplit(url).scheme in REDIS_SCHEMES:
-                return plain_redis_url(url)
+            if url.partition(":")[0] in REDIS_SCHEMES:
+                return redis_url(key, url)
     return DEFAULT_REDIS_URL
 
 

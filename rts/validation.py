@@ -93,14 +93,26 @@ def plain_redis_url(url: str) -> str:
     return url
 
 
-def _redis_url(key: str, value: object) -> str:
-    if not isinstance(value, str) or urlsplit(value).scheme not in REDIS_SCHEMES:
-        raise ConfigurationError(
-            key,
-            _without_password(value),
-            "a URL that begins with redis://, rediss:// or unix://",
-        )
-    return plain_redis_url(value)
+def redis_url(key: str, value: object) -> str:
+    """Return *value* as a URL that redis-py takes. What options it has is seen later.
+
+    Raises:
+        ConfigurationError: it is none; the message does not show a password.
+    """
+    allowed = "a URL that begins with redis://, rediss:// or unix://"
+    if not isinstance(value, str) or value.partition(":")[0] not in REDIS_SCHEMES:
+        raise ConfigurationError(key, _without_password(value), allowed)
+    url = plain_redis_url(value)
+    try:
+        parts = urlsplit(url)
+        misplaced = "@" in parts.path + parts.fragment and parts.scheme != "unix"
+        readable = parts.port != 0 and not misplaced
+    except ValueError:  # the port is none, or a bracket is missing
+        readable = False
+    if not readable:
+        allowed += ", with special characters of a password as %23, %2F, %3F"
+        raise ConfigurationError(key, _without_password(value), allowed)
+    return url
 
 
 def _mongo_url(key: str, value: object) -> str:
@@ -203,7 +215,7 @@ _seconds = "seconds, above 0"
 _share = "a share from 0 to 1"
 CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "rts_enabled": _boolean,
-    "rts_redis_url": _redis_url,
+    "rts_redis_url": redis_url,
     "rts_mongo_url": _mongo_url,
     "rts_key_prefix": _key_prefix,
     "rts_sla_multiplier": multiplier,

@@ -13,7 +13,6 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -22,7 +21,7 @@ from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
 from rts import health
-from rts.errors import StoreUnavailable
+from rts.errors import ConfigurationError, StoreUnavailable
 from rts.link.breaker import Breaker
 from rts.settings import Settings
 
@@ -40,11 +39,19 @@ class Link:
 
     Every trouble comes out as :class:`StoreUnavailable`. After one, calls fail at
     once for ``rts_breaker_period`` seconds.
+
+    Raises:
+        ConfigurationError: an option in the URL has a value of the wrong type.
     """
 
     def __init__(self, settings: Settings, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        options = dict(parse_url(settings.redis_url))  # type: ignore[no-untyped-call]
+        self._shown_url = shown_url(settings.redis_url)
+        try:
+            options = dict(parse_url(settings.redis_url))  # type: ignore[no-untyped-call]
+        except ValueError:  # an option of the wrong type
+            allowed = "a URL whose options redis-py understands"
+            raise ConfigurationError("rts_redis_url", self._shown_url, allowed) from None
         self._make = options.pop("connection_class", redis.Connection)
         self._options = understood(self._make, options)
         # After what stands in the URL, which may be the broker's and made for it.
@@ -57,7 +64,6 @@ class Link:
             decode_responses=False,
             protocol=2,
         )
-        self._shown_url = shown_url(settings.redis_url)
         self._period_s = settings.breaker_period
         self.breaker = Breaker(settings.breaker_period)
         #: Whether the outage that goes on was logged; from when on the next one is.
@@ -191,11 +197,21 @@ def understood(connection_class: type, options: Mapping[str, Any]) -> dict[str, 
 def shown_url(url: str) -> str:
     """Return *url* without user name, password and options.
 
+    All that stands before the last @ is hidden, also where the password has a
+    character that it should not have there: such a URL is shown for its error.
+
     >>> shown_url("redis://:secret@host:6379/0?password=x")
     'redis://host:6379/0'
+    >>> shown_url("mongodb://me:se/cr?et@host/rts")
+    'mongodb://***'
     """
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    scheme, _, rest = url.partition("://")
+    credentials, _, place = rest.rpartition("@")
+    if not {"?", "#"}.isdisjoint(credentials):
+        return f"{scheme}://***"  # the @ may be one of the options'
+    for end in "?#":
+        place = place.partition(end)[0]
+    return f"{scheme}://{place}"
 
 
 def replies_as_text(replies: Sequence[Any]) -> dict[str, str]:

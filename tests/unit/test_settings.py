@@ -62,6 +62,11 @@ BAD = [
     ("rts_key_prefix", "a\x00b"),
     ("rts_redis_url", "amqp://localhost"),
     ("rts_redis_url", 7),
+    ("rts_redis_url", "redis://host:port/0"),
+    ("rts_redis_url", "redis://host:99999/0"),
+    ("rts_redis_url", "redis://[::1:6379/0"),
+    ("rts_redis_url", "redis://:se/cret@host/0"),
+    ("rts_redis_url", "redis://:12#3@host/0"),
     ("rts_mongo_url", "localhost:27017"),
     ("rts_task_types", ["video"]),
     ("rts_task_types", {"a/b": 3}),
@@ -109,6 +114,9 @@ def test_a_password_is_not_shown() -> None:
         read(rts_redis_url="http://user:secret@host/0")
     assert "secret" not in str(caught.value)
     assert "secret" not in repr(read(rts_redis_url="redis://:secret@host/0"))
+    with pytest.raises(ConfigurationError, match=r"broker_url.* as %23, %2F, %3F") as caught:
+        read(broker_url="redis://:se#cret@host/0")
+    assert "se#" not in str(caught.value)
 
 
 def test_the_environment_overrides_the_multiplier() -> None:
