@@ -144,7 +144,7 @@ class WorkerParts:
                 os.getpid(),
                 board.fd,
                 board.slots,
-                getattr(worker, "logfile", None),
+                _logfile(worker),
                 logging.getLogger().getEffectiveLevel(),
                 tuple(worker.app.amqp.queues.consume_from),
             ),
@@ -169,3 +169,11 @@ class WorkerParts:
     def in_child(self) -> None:
         """Let go, in a new pool child, of what belongs to the main process."""
         self.companion.close_in_child()
+
+
+def _logfile(worker: Any) -> str | None:
+    """Return the file that *worker*'s main process logs to: Celery fills in %n, %h, %i."""
+    from celery.utils.nodenames import node_format
+
+    logfile = getattr(worker, "logfile", None)
+    return node_format(logfile, worker.hostname) if isinstance(logfile, str) else None

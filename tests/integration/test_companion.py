@@ -33,6 +33,7 @@ from rts.records import Execution
 from rts.settings import Settings
 from rts.tau.redis import RedisTauStore
 from rts.testing import MongoServer, RedisServer, wait_until
+from tests.conftest import Stage
 from tests.records import run, success
 
 ROOT = Path(__file__).parents[2]
@@ -155,6 +156,18 @@ def test_one_that_is_killed_is_started_again(
     wait_until(lambda: companion.pid not in (None, first), PATIENCE_S)
     fill(redis_client, settings, 3)
     wait_until(all_there(mongo, 3), PATIENCE_S)
+
+
+def test_it_logs_to_the_file_of_the_workers_main_process(
+    make_stage: Callable[..., Stage], redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    stage, logs = make_stage(), tmp_path / "logs"
+    logs.mkdir()
+    arguments = [f"--logfile={logs}/%n-%i.log"]
+    stage.worker(concurrency=1, loglevel="WARNING", arguments=arguments)
+    # It beats after it has opened the file.
+    wait_until(lambda: redis_client.hlen(f"{stage.prefix}workers"), PATIENCE_S)
+    assert {path.name for path in logs.iterdir()} <= {"w0-0.log", "w0-1.log"}
 
 
 def test_files_of_the_app_do_not_hide_modules(
