@@ -77,7 +77,7 @@ def report_tables(rows: Sequence[ReportRow], by: str, width: int | None) -> str:
         ),
         [
             (
-                row.key,
+                row.key or NONE,
                 str(row.tasks),
                 percent(row.on_time_ratio),
                 percent(row.goodput_ratio),
@@ -98,7 +98,7 @@ def report_tables(rows: Sequence[ReportRow], by: str, width: int | None) -> str:
         ),
         [
             (
-                row.key,
+                row.key or NONE,
                 *(
                     c
                     for p in (row.runtime, row.queueing_delay, row.lateness)

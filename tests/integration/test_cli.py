@@ -324,10 +324,14 @@ def test_report(cli: Run, conf: dict[str, Any]) -> None:
     assert max(map(len, lines)) <= 80
     assert any(line.split()[:2] == ["total", "4"] for line in lines)
     assert "1 killed, 1 late" in text
+    # A task that no worker had has a row, and a name for it.
+    write(conf, run_at(10, 5, worker="", cause="revoked", state="REVOKED", ran=False))
+    text = cli("report", "--since", "1h", "--by", "worker").stdout
+    assert any(line.split()[:3] == ["-", "1", "0.0"] for line in text.splitlines())
     until = datetime.now(timezone.utc).isoformat()
     window = cli("report", "--since", "3h", "--until", "1h", "--json")
     assert document(window)["total"]["tasks"] == 1
-    assert document(cli("report", "--until", until, "--json"))["total"]["tasks"] == 4
+    assert document(cli("report", "--until", until, "--json"))["total"]["tasks"] == 5
 
 
 def test_report_of_nothing(cli: Run) -> None:
