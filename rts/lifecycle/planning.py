@@ -41,6 +41,9 @@ class TauReader(Protocol):
 #: one; ``None`` where the name is not registered here.
 TaskOptions = Callable[[str], object]
 
+#: How often a task has replaced itself; a retry keeps it. Celery's header.
+NESTING = "replaced_task_nesting"
+
 #: Where a message asks for something: of its own, or in an inner dict.
 _ASKING = (*REQUESTABLE, "headers")
 
@@ -81,11 +84,12 @@ class Planner:
         *current* are the attributes of the request that the publishing process
         is running, ``None`` outside a task. A message with the same id and name
         is its retry and keeps its plan, also where another library has dropped
-        our headers; any other message is new.
+        our headers; any other message is new, also one that takes its place.
         """
         plan = None
         if current is not None and current.get("id") == headers.get("id"):
-            if current.get("task", name) == name:
+            replaces = headers.get(NESTING, 0) != current.get(NESTING, 0)
+            if current.get("task", name) == name and not replaces:
                 plan = read_plan(current, self._types)
         elif headers.get("retries"):
             plan = read_plan(headers, self._types)

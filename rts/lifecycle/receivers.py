@@ -32,6 +32,7 @@ from rts import health
 from rts.headers import open_task, read_plan
 from rts.lifecycle.neighbours import NEIGHBOURS
 from rts.lifecycle.owners import owner_of, several
+from rts.lifecycle.planning import NESTING
 from rts.lifecycle.runs import ATTRIBUTE, run_of
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def connect(parts_of: PartsOf, publisher: Publisher) -> None:
         sender: Any = None, headers: Any = None, routing_key: Any = None, **_: Any
     ) -> None:
         try:
-            if "rts_deadline" not in headers:
+            if "rts_deadline" not in headers or _goes_on(headers):
                 return
             known, parts = announced.what if several() else (None, None)
             if known is not headers:
@@ -263,6 +264,16 @@ def connect(parts_of: PartsOf, publisher: Publisher) -> None:
         # The uid is what disconnects it: a closure is another object each time.
         signal.connect(receiver, weak=False, dispatch_uid=f"rts.{receiver.__name__}")
         _connected.append((signal, f"rts.{receiver.__name__}"))
+
+
+def _goes_on(headers: Any) -> bool:
+    """Return whether a message with *headers* is of the task that is running: its retry,
+    or what takes its place. It is noted; another note might come after its end.
+    """
+    if not headers.get("retries") and not headers.get(NESTING):
+        return False
+    task = get_current_worker_task()
+    return task is not None and task.request.id == headers["id"]
 
 
 def disconnect() -> None:

@@ -14,6 +14,8 @@ from celery import Celery
 from celery.contrib.testing.worker import start_worker
 
 import rts
+from rts.installation import parts_of
+from rts.ledger.announce import Announcer
 from rts.testing import wait_until
 
 
@@ -51,6 +53,13 @@ def app(
         ahead = rts.current()
         return work(0) is not None and rts.current() == ahead
 
+    @app.task(name="embedded.again", shared=False, bind=True)
+    def again(self: Any, how: str) -> None:
+        if how == "retry" and not self.request.retries:
+            raise self.retry(countdown=0)
+        if how == "replace":
+            raise self.replace(again.s(""))
+
     yield app
     rts.uninstall(app)
     app.close()
@@ -86,6 +95,23 @@ def test_an_embedded_worker_has_all_of_it(
 def test_a_task_that_is_called_as_a_function_is_part_of_the_run(app: Celery) -> None:
     with start_worker(app, pool="solo", perform_ping_check=False, shutdown_timeout=30):
         assert app.tasks["embedded.caller"].delay().get(timeout=30) is True
+
+
+@pytest.mark.parametrize("how", ["retry", "replace"])
+def test_a_task_that_is_published_again_and_has_ended_is_not_open(
+    app: Celery, mongo: Any, redis_client: redis.Redis, rts_key_prefix: str, how: str
+) -> None:
+    parts = parts_of(app)
+    assert parts is not None
+    # It notes when it is told to: the second note comes after the end.
+    parts.open_tasks = Announcer(parts.link, parts.settings, every_s=60.0)
+    task_id = app.tasks["embedded.again"].delay(how).id
+    parts.open_tasks.flush()
+    assert redis_client.zcard(f"{rts_key_prefix}open") == 1
+    with start_worker(app, pool="solo", perform_ping_check=False, shutdown_timeout=30):
+        wait_until(lambda: mongo.tasks.find_one({"_id": task_id, "attempts": 2}))
+        parts.open_tasks.flush()
+        wait_until(lambda: not redis_client.zcard(f"{rts_key_prefix}open"), 5)
 
 
 def test_an_eager_task_is_not_recorded(app: Celery) -> None:

@@ -156,6 +156,16 @@ def test_a_retry_keeps_its_plan_whatever_happened_to_the_headers() -> None:
         assert {k: retry[k] for k in OUT} == {k: first[k] for k in OUT}
 
 
+def test_a_task_that_takes_its_own_place_is_new() -> None:
+    p = planner()
+    first = published(p, task_type="cpu-light", sla_deadline=NOW - 5)
+    again = published(p, current=first, replaced_task_nesting=1)
+    assert (again["task_type"], again["rts_deadline"]) == ("mixed", NOW + 20)
+    # Its own retry is none.
+    retry = published(p, current=again, replaced_task_nesting=1, retries=1)
+    assert {k: retry[k] for k in OUT} == {k: again[k] for k in OUT}
+
+
 def test_a_replacement_and_a_child_are_new_work() -> None:
     p = planner()
     parent = {**published(p, task_type="cpu-light"), "rts_arrival": NOW - 50}
