@@ -68,7 +68,7 @@ def predict_new(
     plan = parts.planner.plan(name, asked, priority)
     if priority is None and parts.prioritise is not None:
         priority = parts.prioritise(plan)
-    return _outlook(app, parts).of_new(plan, queue, priority or 0)
+    return _outlook(app, parts).of_new(plan, name, queue, priority or 0)
 
 
 def _outlook(app: Any, parts: Parts) -> Outlook:

@@ -60,8 +60,9 @@ class Arrivals:
             at += -math.log(1 - rng.random()) / rate
             if at > end:
                 return
-            for task_type, arrival, tau, deadline, _ in bursts[int(rng.random() * len(bursts))]:
-                yield Work(task_type, at, tau, at + deadline - arrival)
+            for work in bursts[int(rng.random() * len(bursts))]:
+                deadline = at + work.deadline - work.arrival
+                yield Work(work.task_type, at, work.tau, deadline, name=work.name)
 
     def _look_back(self, bursts: Sequence[Sequence[Work]], span_s: float) -> None:
         """Weigh since when tasks come as they do now."""

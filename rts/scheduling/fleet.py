@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 
 from rts.ledger.janitor import LOST_AFTER_S
 from rts.ledger.recent import RUNS, Recent, read_recent
@@ -45,6 +45,10 @@ class Fleet:
     keys: Collection[str]
     recent: Sequence[Recent]
     ratios: Mapping[str, Sketch]
+    #: Of the tasks of the last runs, by id.
+    names: Mapping[str, str] = field(default_factory=dict)
+    #: Queues that workers take from which do not take from this one.
+    elsewhere: Set[str] = frozenset()
 
     @property
     def slots(self) -> int:
@@ -105,9 +109,11 @@ def read_fleet(
     )
     now = int(time_[0]) + int(time_[1]) / 1e6
     recent, ratios = answers[: len(names)], answers[len(names) :]
-    ended = read_recent(text for texts in recent for text in texts)
+    texts = [text for texts in recent for text in texts]
+    ended = read_recent(texts)
     over = {(run.task_id, run.started_at) for run in ended}
-    workers = [w for w in read_beats(beats, now) if w.queues is None or queue in w.queues]
+    living = read_beats(beats, now)
+    workers = [w for w in living if w.queues is None or queue in w.queues]
     here = {worker.instance for worker in workers}
     running = [run for run in read_notes(notes) if run.instance in here or run.queue in names]
     return Fleet(
@@ -120,6 +126,8 @@ def read_fleet(
             task_type: Sketch.from_hash(replies_as_text(answer))
             for task_type, answer in zip(types, ratios, strict=True)
         },
+        {run.task_id: run.name for run in read_notes(texts)},
+        {q for worker in living if worker not in workers for q in worker.queues or ()},
     )
 
 

@@ -68,7 +68,8 @@ def _queued(
         raise ValueError("no worker takes tasks from this queue")
     rng = random.Random(0)  # the same question has the same answer
     draw = Runtimes(snapshot.ratios, snapshot.ended, rng)
-    coming = Arrivals(snapshot.lately, snapshot.span_s, snapshot.now, snapshot.slots, rng)
+    since = max(snapshot.now, snapshot.known_until)
+    coming = Arrivals(snapshot.lately, snapshot.span_s, since, snapshot.slots, rng)
     waiting = [*snapshot.waiting, *([] if new is None else [new])]
     work = waiting[target] if target >= 0 else snapshot.held[-1 - target]
     starts: list[float] = []
@@ -109,15 +110,20 @@ def _summed(
 
 def _ahead(snapshot: Snapshot, waiting: list[Work], target: int, order: Order) -> int:
     """Return how many tasks would be taken before the target, were nothing to come."""
+    # What is held for a later eta does not start before it.
+    by = max(
+        snapshot.now, (waiting[target] if target >= 0 else snapshot.held[-1 - target]).ready
+    )
+    held = sum(w.ready <= by for w in snapshot.held[: None if target >= 0 else -1 - target])
     if target < 0:
-        return -1 - target
+        return held
     for number, work in enumerate(waiting):
         order.push(Waiting(work.arrival, work.tau, work.deadline, number))
     for ahead in range(len(waiting)):
         task = order.pop(snapshot.now, len(waiting) + 1)
         if task is None or task.number == target:
-            return ahead + len(snapshot.held)
-    return len(waiting) + len(snapshot.held)
+            return ahead + held
+    return len(waiting) + held
 
 
 def _stretched(starts: list[float], now: float, scale: float) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -13,18 +14,20 @@ from rts.link.scripts import pack
 from rts.records import OpenTask, Plan
 from rts.scheduling import forecast
 from rts.scheduling.draws import Work
-from rts.scheduling.fleet import Worker, read_beats, read_fleet, read_notes
+from rts.scheduling.fleet import NOTED_S, Worker, read_beats, read_fleet, read_notes
 from rts.scheduling.messages import id_of
-from rts.scheduling.peek import Broker
+from rts.scheduling.peek import Broker, Look
 from rts.scheduling.play import Snapshot
 from rts.scheduling.prediction import Prediction
-from rts.scheduling.present import Present, TauOf, ended_of, work_of
+from rts.scheduling.present import Present, TauOf, ended_of, work_of, work_of_open
 from rts.settings import Settings
 from rts.simulation.orders import Order, order_of
 
 #: Seconds for which one reading of a queue serves predictions of new tasks: at least, at
 #: most, and in between so many times what it has cost. And readings that are kept.
 FRESH_S, MOST_FRESH_S, TIMES, MOST_QUEUES = 0.2, 1.0, 4.0, 100
+#: What this process has published is remembered of so many tasks, for NOTED_S seconds.
+MOST_SENT = 1000
 #: A prediction serves for others like it until the queue has grown by more than this share.
 SLIGHT = 0.05
 
@@ -54,6 +57,8 @@ class _Reading:
     cost_s: float
     #: What this process has published into it since.
     own: list[Work] = field(default_factory=list)
+    #: How many tasks it has published that take the same slots, into other queues.
+    beside: int = 0
     #: By what was asked: how many of those were counted in, and the answer.
     predictions: dict[tuple[object, ...], tuple[int, Prediction]] = field(default_factory=dict)
 
@@ -63,7 +68,7 @@ class _Reading:
 
     def fresh_s(self) -> float:
         """Return for how long it serves; not for long once there is twice as much."""
-        if len(self.own) > self.tasks():
+        if len(self.own) + self.beside > self.tasks():
             return TIMES * self.read_s
         return min(MOST_FRESH_S, max(FRESH_S, TIMES * self.cost_s))
 
@@ -83,9 +88,11 @@ class Outlook:
         self._broker = Broker(app, settings)
         self._present = Present(app, settings, link, self._broker, tau_of)
         self._readings: dict[tuple[str, int], _Reading] = {}
+        #: What this process has published of late, with the moments.
+        self._sent: deque[tuple[float, OpenTask]] = deque(maxlen=MOST_SENT)
 
-    def of_new(self, plan: Plan, queue: str, priority: int = 0) -> Prediction:
-        """Predict a task that would be published now.
+    def of_new(self, plan: Plan, name: str, queue: str, priority: int = 0) -> Prediction:
+        """Predict a task of this *name* that would be published now.
 
         Raises:
             CommandError: the broker is not Redis, or no worker takes from *queue*.
@@ -94,28 +101,36 @@ class Outlook:
         reading = self._reading(queue, priority)
         ready = plan.arrival if plan.arrival > reading.now() else 0.0
         allowed_s = round(plan.deadline - plan.arrival, 3)
-        key = (plan.task_type, plan.tau, allowed_s, ready)
+        key = (plan.task_type, name, plan.tau, allowed_s, ready)
         counted, found = reading.predictions.get(key, (0, None))
         own = list(reading.own)
         if found is None or len(own) - counted > SLIGHT * (reading.tasks() + counted):
-            work = Work(plan.task_type, plan.arrival, plan.tau, plan.deadline, ready)
+            # What it is played from is a moment old: it starts when it has come, not before.
+            work = Work(
+                *(plan.task_type, plan.arrival, plan.tau, plan.deadline, plan.arrival, name)
+            )
             begun = time.monotonic()
-            snapshot = replace(reading.snapshot, waiting=[*reading.snapshot.waiting, *own])
+            snapshot = replace(
+                reading.snapshot,
+                waiting=[*reading.snapshot.waiting, *own],
+                known_until=max((other.arrival for other in own), default=0.0),
+            )
             found = forecast.of_new(snapshot, work, self._order, reading.unseen)
             reading.predictions[key] = len(own), found
             reading.cost_s += time.monotonic() - begun
-        return replace(found, deadline=plan.deadline)
+        return _not_before(plan.arrival, replace(found, deadline=plan.deadline))
 
     def published(self, task: OpenTask) -> None:
         """Count in what this process has published: a reading does not show it yet."""
+        self._sent.append((time.monotonic(), task))
         for key, reading in list(self._readings.items()):
             if time.monotonic() - reading.read_at > MOST_FRESH_S:
                 self._readings.pop(key, None)
+            elif task.queue in reading.snapshot.beside:
+                reading.beside += 1
             elif task.queue in reading.keys:
                 ready = task.arrival if task.arrival > reading.now() else 0.0
-                reading.own.append(
-                    Work(task.task_type, task.arrival, task.tau, task.deadline, ready)
-                )
+                reading.own.append(work_of_open(task, ready))
 
     def pressures(self, queues: Sequence[str]) -> dict[str, Pressure]:
         """Return what the routes to *queues* are chosen by.
@@ -177,7 +192,7 @@ class Outlook:
         )
         if found is not None:
             look = self._broker.look(found.queue, found)
-            snapshot, _ = self._present.snapshot(found.queue, look)
+            snapshot, _ = self._snapshot(found.queue, look)
             assert look.position is not None
             return forecast.of_waiting(snapshot, look.position, self._order, look.unseen)
         held = self._of_held(task_id, queues)
@@ -198,8 +213,7 @@ class Outlook:
             return None
         slots = max(1, fleet.slots)
         snapshot = Snapshot(fleet.now, slots, ratios=fleet.ratios, ended=ended_of(fleet))
-        work = Work(task.task_type, task.arrival, task.tau, task.deadline)
-        return forecast.of_running(snapshot, work, fleet.now)
+        return forecast.of_running(snapshot, work_of_open(task), fleet.now)
 
     def _of_held(self, task_id: str, queues: Iterable[str]) -> Prediction | None:
         """Predict a task that a worker has taken and not started."""
@@ -209,7 +223,7 @@ class Outlook:
             return None
         queue = next((q for q in queues if key in self._present.keys(q)), key)
         look = self._broker.look(queue)
-        snapshot, ids = self._present.snapshot(queue, look)
+        snapshot, ids = self._snapshot(queue, look)
         if task_id not in ids:
             return None  # it has been started, or has ended, since
         return forecast.of_held(snapshot, ids.index(task_id), self._order)
@@ -219,14 +233,24 @@ class Outlook:
         found, now = self._readings.get((queue, priority)), time.monotonic()
         if found is None or now - found.read_at > found.fresh_s():
             look = self._broker.look(queue, priority=priority)
-            snapshot, _ = self._present.snapshot(queue, look)
+            snapshot, _ = self._snapshot(queue, look)
             if len(self._readings) >= MOST_QUEUES:
                 self._readings.clear()
-            keys = self._present.keys(queue)
             took_s = time.monotonic() - now
-            found = _Reading(now, keys, snapshot, look.unseen, took_s, took_s)
+            found = _Reading(
+                now, self._present.keys(queue), snapshot, look.unseen, took_s, took_s
+            )
             self._readings[queue, priority] = found
         return found
+
+    def _snapshot(self, queue: str, look: Look) -> tuple[Snapshot, list[object]]:
+        keys, now = self._present.keys(queue), time.monotonic()
+        sent = [
+            task
+            for sent_at, task in list(self._sent)
+            if now - sent_at < NOTED_S and task.queue in keys
+        ]
+        return self._present.snapshot(queue, look, sent)
 
     def _order(self) -> Order:
         edf = self._settings.scheduler == "edf"
@@ -238,3 +262,20 @@ class Outlook:
         more = [q for queues in routes for q in queues]
         more += sorted(q for worker in workers for q in worker.queues or ())
         return list(dict.fromkeys([*self._app.amqp.queues, *more]))
+
+
+def _not_before(arrival: float, found: Prediction) -> Prediction:
+    """Return *found*, which another one was told a moment ago, for one that comes now."""
+
+    def late(start: float) -> float:
+        return max(0.0, arrival - start)
+
+    return replace(
+        found,
+        start=found.start + late(found.start),
+        start_low=found.start_low + late(found.start_low),
+        start_high=found.start_high + late(found.start_high),
+        finish=found.finish + late(found.start),
+        finish_low=found.finish_low + late(found.start_low),
+        finish_high=found.finish_high + late(found.start_high),
+    )

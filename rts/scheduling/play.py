@@ -6,7 +6,7 @@ import heapq
 import math
 import random
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from rts.scheduling.arrivals import Arrivals
@@ -41,9 +41,15 @@ class Snapshot:
     #: What has arrived within the last ``span_s`` seconds, whatever became of it.
     lately: Sequence[Work] = ()
     span_s: float = 0.0
+    #: Until then nothing comes but what is among ``waiting``; 0: until now.
+    known_until: float = 0.0
+    #: Routing keys of other queues whose tasks take the same slots.
+    beside: Set[str] = frozenset()
     #: Share of the slots' time that this queue gets, above 0 to 1: other queues and
     #: what a worker needs between two tasks have the rest.
     share: float = 1.0
+    #: The same of what is held: where there are other queues, theirs is among it.
+    held_share: float = 1.0
     #: Claims that the deadline order has counted for the demoted (see ``claim.lua``).
     turns: int = 0
 
@@ -68,7 +74,7 @@ class Play:
         self._slots = snapshot.slots
         self._order = order
         self._draw = draw
-        self._stretch = 1 / snapshot.share
+        self._stretch, self._held_stretch = 1 / snapshot.share, 1 / snapshot.held_share
         self._works = [*snapshot.waiting, *([] if new is None else [new])]
         self._arrivals = coming.stream()
         #: What starts before all that waits, and what will once it is ready.
@@ -156,7 +162,7 @@ class Play:
             if number == target:
                 return True
             work = self._works[number] if number >= 0 else self._held[-1 - number]
-            run_s = self._draw.of(work) * self._stretch
+            run_s = self._draw.of(work) * (self._stretch if number >= 0 else self._held_stretch)
             heapq.heappush(self._ends, (self.now + run_s, number))
         return False
 

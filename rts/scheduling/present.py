@@ -7,8 +7,9 @@ from typing import Any
 
 from rts.errors import CommandError
 from rts.headers import instant
+from rts.ledger.recent import Recent
 from rts.link.link import Link
-from rts.records import Execution
+from rts.records import Execution, OpenTask
 from rts.scheduling.draws import Work
 from rts.scheduling.fleet import Fleet, read_fleet
 from rts.scheduling.messages import Message, id_of
@@ -46,8 +47,14 @@ class Present:
         known = dict.get(self._app.amqp.queues, queue)
         return {queue, *([] if known is None else [known.routing_key])}
 
-    def snapshot(self, queue: str, look: Look) -> tuple[Snapshot, list[object]]:
-        """Return a queue as simulations begin with it, and the ids of what is held."""
+    def snapshot(
+        self, queue: str, look: Look, sent: Iterable[OpenTask] = ()
+    ) -> tuple[Snapshot, list[object]]:
+        """Return a queue as simulations begin with it, and the ids of what is held.
+
+        *sent*: what this process has published within the last NOTED_S seconds, the
+        latest last: what is nowhere else has begun.
+        """
         fleet = read_fleet(self._link, self._settings, queue, self.keys(queue))
         if not fleet.slots:
             raise CommandError(
@@ -59,20 +66,28 @@ class Present:
         }
         held = self._held(queue, look, running, fleet)
         waiting = [self.work(message, fleet.now) for message in look.messages]
-        lately, span_s = _lately(fleet, [*waiting, *held.values()])
+        if len(look.messages) == look.total:
+            known = {*running, *held, *map(id_of, look.messages)}
+            begun = _begun(fleet, [task for task in sent if task.task_id not in known])
+            running.update(begun[-max(1, fleet.slots - len(running)) :])
+        own = [work for key, work in held.values() if key in self.keys(queue)]
+        lately, span_s = _lately(fleet, [*waiting, *own])
+        busy_since = self._busy_since(waiting, fleet.now)
+        share = fleet.share(busy_since) or self._even_share(queue, fleet)
         snapshot = Snapshot(
             now=fleet.now,
             slots=fleet.slots,
             waiting=waiting,
-            held=list(held.values()),
+            held=[work for _, work in held.values()],
             running=list(running.values()),
             ratios=fleet.ratios,
             ended=ended_of(fleet),
             lately=lately if self._settings.scheduler == "edf" else (),
             span_s=span_s,
-            share=fleet.share(self._busy_since(waiting, fleet.now))
-            or self._even_share(queue, fleet),
+            share=share,
+            held_share=1.0 if fleet.neighbours - {queue} else share,
             turns=look.turns,
+            beside={key for each in fleet.neighbours - {queue} for key in self.keys(each)},
         )
         return snapshot, list(held)
 
@@ -82,14 +97,16 @@ class Present:
         look: Look,
         running: dict[str, tuple[Work, float]],
         fleet: Fleet,
-    ) -> dict[object, Work]:
-        """Return what workers have taken from *queue* and not started.
+    ) -> dict[object, tuple[str, Work]]:
+        """Return what the workers of *queue* have taken and not started, with its routing
+        key: what they hold of their other queues is ahead of it just as well.
 
         A task that is acknowledged late is among it while it runs. Of those that are
         not noted yet as running the first ones are taken to be.
         """
-        keys = self.keys(queue)
-        held: dict[object, Work] = {}
+        neighbours = fleet.neighbours - fleet.elsewhere
+        keys = {key for each in {queue, *neighbours} for key in self.keys(each)}
+        held: dict[object, tuple[str, Work]] = {}
         for key, message in look.held:
             task_id = id_of(message)
             if key not in keys or task_id in running:
@@ -99,7 +116,7 @@ class Present:
             if late and len(running) < fleet.slots:
                 running[str(task_id)] = (work, fleet.now)
             else:
-                held[task_id] = work
+                held[task_id] = key, work
         return held
 
     def _late(self, message: Message) -> bool:
@@ -131,18 +148,37 @@ class Present:
             task_type = UNTYPED
         eta = instant(headers.get("eta")) or 0.0
         place = place_of(message, self._rule.horizon("*"), 0.0)
+        name = str(headers.get("task"))
         tau = finite(headers.get("rts_tau"))
         if tau is None or tau <= 0:  # of a producer without rts: when it came is not known
-            tau = self._tau_of(UNTYPED, str(headers.get("task")))
-            return Work(task_type, min(place.arrival, now - AGE_S), tau, place.score, eta)
-        return Work(task_type, place.arrival, tau, place.score, eta)
+            tau = self._tau_of(UNTYPED, name)
+            return Work(task_type, min(place.arrival, now - AGE_S), tau, place.score, eta, name)
+        return Work(task_type, place.arrival, tau, place.score, eta, name)
 
 
 def ended_of(fleet: Fleet) -> list[tuple[Work, float]]:
+    return [(_ended(run, fleet), max(0.0, run.runtime_s)) for run in fleet.recent]
+
+
+def _ended(run: Recent, fleet: Fleet) -> Work:
+    name = fleet.names.get(run.task_id, "")
+    return Work(run.task_type, run.arrival, run.tau, run.deadline, name=name)
+
+
+def _begun(fleet: Fleet, missing: list[OpenTask]) -> list[tuple[str, tuple[Work, float]]]:
+    """Return tasks that were published a moment ago, neither wait nor have ended, and are
+    not noted yet as running, with the instants at which they have started, about.
+    """
+    ended = {run.task_id for run in fleet.recent}
     return [
-        (Work(run.task_type, run.arrival, run.tau, run.deadline), max(0.0, run.runtime_s))
-        for run in fleet.recent
+        (task.task_id, (work_of_open(task), max(task.arrival, fleet.now - task.tau / 2)))
+        for task in missing
+        if task.task_id not in ended and task.arrival <= fleet.now
     ]
+
+
+def work_of_open(task: OpenTask, ready: float = 0.0) -> Work:
+    return Work(task.task_type, task.arrival, task.tau, task.deadline, ready, task.name)
 
 
 def _lately(fleet: Fleet, present: list[Work]) -> tuple[list[Work], float]:
@@ -152,14 +188,11 @@ def _lately(fleet: Fleet, present: list[Work]) -> tuple[list[Work], float]:
     remembered itself.
     """
     since = min((run.completed_at for run in fleet.recent), default=fleet.now)
-    arrived = {
-        run.task_id: Work(run.task_type, run.arrival, run.tau, run.deadline)
-        for run in fleet.recent
-    }
+    arrived = {run.task_id: _ended(run, fleet) for run in fleet.recent}
     arrived.update((run.task_id, work_of(run)) for run in fleet.own_running)
     works = [*arrived.values(), *present]
     return [w for w in works if since < w.arrival <= fleet.now], fleet.now - since
 
 
 def work_of(run: Execution) -> Work:
-    return Work(run.task_type, run.arrival, run.tau, run.deadline)
+    return Work(run.task_type, run.arrival, run.tau, run.deadline, name=run.name)

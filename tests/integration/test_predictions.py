@@ -152,6 +152,35 @@ def waiting(client: redis.Redis, queue: str) -> int:
     return int(client.llen(queue)) + int(client.zcard(f"{queue}{sep}edf"))
 
 
+def test_what_has_begun_and_what_is_held_of_another_queue(
+    make_stage: Callable[..., Stage], apps: list[Celery], redis_client: redis.Redis
+) -> None:
+    stage = make_stage(worker_prefetch_multiplier=4)
+    app = producer(stage, apps)
+    default = app.conf.task_default_queue
+    other = f"{default}-other"
+    worker = stage.worker(pool="threads", concurrency=1, queues=[default, other])
+    wait_until(lambda: redis_client.hlen(f"{stage.prefix}workers"), message="it beats")
+    first, again = (rts.predict_new(OK, app=app) for _ in range(2))
+    assert again.start > first.start  # from one reading, but not before it is asked
+
+    app.send_task(OK, (20,))
+    wait_until(lambda: not waiting(redis_client, default), message="it is taken")
+    # Nobody has noted yet that it runs.
+    assert rts.predict_new(OK, app=app).start_low > time.time() + 1
+
+    for _ in range(2):
+        app.send_task(OK, (20,))
+    last = app.send_task(OK, (0,), queue=other).id
+    wait_until(lambda: redis_client.hlen(f"{stage.prefix}running"), message="it runs")
+    wait_until(lambda: not waiting(redis_client, other), message="it is held")
+    found = rts.predict(last, app=app)
+    assert found is not None
+    assert found.ahead == 2
+    app.control.purge()
+    worker.kill()
+
+
 def test_a_task_that_is_acknowledged_late_runs_or_waits(
     make_stage: Callable[..., Stage], apps: list[Celery]
 ) -> None:

@@ -7,6 +7,7 @@ import random
 import statistics
 from bisect import bisect
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import takewhile
 
 import pytest
@@ -146,6 +147,49 @@ def test_runtimes_follow_runs_of_the_same_tau() -> None:
     of_all = Runtimes({"*": learned()["mixed"]}, [], rng)
     drawn = [of_all.of(Work("new", 0.0, 5.0, 9.0)) for _ in range(2000)]
     assert statistics.mean(drawn) == pytest.approx(5.0, rel=0.1)
+
+
+def test_runtimes_follow_runs_of_the_same_task_also_before_its_tau_is_learned() -> None:
+    first = 10.0
+    ended = [(Work("mixed", 0.0, first, 20.0, name=n), s) for n, s in (("a", 0.2), ("b", 2.0))]
+    draw = Runtimes({}, ended * 15, random.Random(1))
+
+    def drawn(tau: float, name: str) -> list[float]:
+        return [draw.of(Work("mixed", 0.0, tau, 1.2, name=name)) for _ in range(2000)]
+
+    assert set(drawn(0.21, "a")) == {0.2}
+    assert set(drawn(first, "b")) == {2.0}
+    # Of another task nothing is known but its tau.
+    assert statistics.mean(drawn(0.5, "c")) == pytest.approx(0.5, rel=0.1)
+    assert set(drawn(first, "c")) == {0.2, 2.0}
+
+
+def test_all_runs_of_the_same_tau_are_drawn_from() -> None:
+    ended = [(Work("mixed", 0.0, 5.0, 10.0), float(n)) for n in range(1, 101)]
+    draw = Runtimes({}, ended, random.Random(1))
+    drawn = [draw.of(Work("mixed", 0.0, 5.0, 10.0)) for _ in range(2000)]
+    assert (min(drawn), max(drawn)) == (1.0, 100.0)
+    assert statistics.mean(drawn) == pytest.approx(50.5, rel=0.1)
+
+
+def test_what_is_known_to_have_come_is_not_drawn_again() -> None:
+    waiting = [Work("mixed", 1000.0 - n, 1.0, 1200.0) for n in range(10)]
+    lately = [Work("mixed", 900.0 + 0.5 * n, 1.0, 950.0 + 0.5 * n) for n in range(200)]
+    order = EarliestDeadlineFirst
+    snapshot = Snapshot(1000.0, 1, waiting, lately=lately, span_s=100.0)
+    new = Work("mixed", 1000.0, 1.0, 1300.0)
+    with_more = forecast.of_new(snapshot, new, order)
+    without = forecast.of_new(replace(snapshot, known_until=2000.0), new, order)
+    assert without.start == pytest.approx(1010.0, abs=2.0)
+    assert with_more.start > 1050.0
+
+
+def test_the_share_of_what_is_held_is_its_own() -> None:
+    held = [Work("mixed", 999.0, 1.0, 1100.0) for _ in range(21)]
+    ended = [(Work("mixed", 0.0, 1.0, 2.0), 1.0)] * 40
+    snapshot = Snapshot(1000.0, 1, held=held, ended=ended, share=0.5)
+    got = forecast.of_held(snapshot, 20, FirstComeFirstServed)
+    assert got.start == pytest.approx(1020.5, abs=1.5)
 
 
 def test_arrivals_come_at_the_rate_of_late() -> None:
