@@ -7,6 +7,7 @@ import random
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
+from typing import NamedTuple
 
 from rts.scheduling.draws import Work
 
@@ -16,6 +17,18 @@ BURST_RATIO = 10.0
 #: Belief, before looking, that all of the past came at one rate; and the shape of the
 #: gamma distribution that a rate is believed to come from.
 ONE_RATE, SHAPE = 0.9, 0.5
+#: What comes so many times faster than it is served goes on with the probability of that
+#: number to this power: on the whole no more comes than is served.
+GOES_ON = -0.3
+
+
+class _Past(NamedTuple):
+    """What may be all that is like what comes now."""
+
+    bursts: Sequence[Sequence[Work]]
+    #: Seconds since it has begun, and how many bursts tell its rate.
+    since_s: float
+    told: int
 
 
 class Arrivals:
@@ -28,8 +41,9 @@ class Arrivals:
     task. Each stream draws its beginning, a rate from what so many bursts since then
     tell of it (the gamma distribution; Gelman et al., *Bayesian Data Analysis*, 2013),
     and an end: what has gone on for a time goes on for as long again in half of the
-    cases (Gott, *Nature* 363, 1993). So what is not known widens the prediction, and
-    a thousand tasks sent at once are not taken for the first of many thousands.
+    cases (Gott, *Nature* 363, 1993), unless it is too much for the slots and over. So
+    what is not known widens the prediction, and a thousand tasks sent at once are not
+    taken for the first of many thousands.
     """
 
     def __init__(
@@ -38,23 +52,27 @@ class Arrivals:
         """*lately*: what has arrived within the last *span_s* seconds, for *slots*."""
         self._now = now
         self._rng = rng
-        #: What there is to choose from: bursts, how many tell the rate, since when (seconds).
-        self._choices: list[tuple[Sequence[Sequence[Work]], int, float]] = []
-        #: Sums of how likely they are.
+        #: What there is to choose from, and sums of how likely it is.
+        self._pasts: list[_Past] = []
         self._likely: list[float] = []
         if len(lately) > 1 and span_s > 0:
-            self._look_back(_bursts(lately, slots), span_s)
+            #: Seconds that all slots take for one task.
+            self._task_s = sum(work.tau for work in lately) / len(lately) / slots
+            self._look_back(_bursts(lately, self._task_s / BURST_RATIO), span_s)
 
     def stream(self) -> Iterator[Work]:
         """Return tasks that arrive from now on, in the order of arrival."""
-        if not self._choices:
+        if not self._pasts:
             return
         rng, at = self._rng, self._now
-        choice = bisect_left(self._likely, rng.random() * self._likely[-1])
-        bursts, told, since_s = self._choices[choice]
+        chosen = bisect_left(self._likely, rng.random() * self._likely[-1])
+        bursts, since_s, told = self._pasts[chosen]
         if not told or since_s <= 0:
             return
         rate = rng.gammavariate(told, 1 / since_s)
+        load = rate * self._task_s * sum(map(len, bursts)) / len(bursts)
+        if load > 1 and rng.random() > load**GOES_ON:
+            return
         end = at + since_s * (1 / (1 - rng.random()) - 1)
         while rate > 0:
             at += -math.log(1 - rng.random()) / rate
@@ -69,7 +87,7 @@ class Arrivals:
         count, mean_s = len(bursts), span_s / len(bursts)
         ages = [self._now - burst[-1].arrival for burst in bursts]
         logs = [math.log(ONE_RATE) + _evidence(count, span_s, mean_s)]
-        self._choices.append((bursts, count, span_s))
+        self._pasts.append(_Past(bursts, span_s, count))
         # A change may be as long ago as any other, on a logarithmic scale.
         scale = math.log(1 - ONE_RATE) - math.log(math.log1p(count))
         for number, age_s in enumerate(ages):
@@ -82,14 +100,15 @@ class Arrivals:
                 + _evidence(since, age_s, mean_s)
             )
             # The first one has begun it, and tells nothing of the rate.
-            self._choices.append((bursts[number + 1 :], since, age_s))
+            self._pasts.append(_Past(bursts[number + 1 :], age_s, since))
         most = max(logs)
         self._likely = list(accumulate(math.exp(log - most) for log in logs))
 
 
-def _bursts(lately: Sequence[Work], slots: int) -> list[list[Work]]:
-    """Return the tasks in the order of arrival, those that came at once together."""
-    together_s = sum(work.tau for work in lately) / len(lately) / slots / BURST_RATIO
+def _bursts(lately: Sequence[Work], together_s: float) -> list[list[Work]]:
+    """Return the tasks in the order of arrival, together those that came no more than
+    *together_s* seconds after each other.
+    """
     bursts: list[list[Work]] = []
     last = -math.inf
     for work in sorted(lately, key=lambda work: work.arrival):

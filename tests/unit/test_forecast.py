@@ -209,7 +209,7 @@ def test_arrivals_come_at_the_rate_of_late() -> None:
 def streamed(lately: list[Work], now: float, seconds: float) -> float:
     """Return how many arrivals the median stream has within *seconds*."""
     rng = random.Random(1)
-    coming = Arrivals(lately, now, now, 2, rng)
+    coming = Arrivals(lately, now, now, slots=8, rng=rng)
     counts = []
     for _ in range(300):
         within = takewhile(lambda work: work.arrival <= now + seconds, coming.stream())
@@ -232,6 +232,19 @@ def test_a_burst_is_one_event_and_not_the_first_of_many() -> None:
     # Those that come again and again do so.
     bursts = [at(10.0 * i + j / 1000) for i in range(20) for j in range(50)]
     assert streamed(bursts, 195.0, 60.0) == pytest.approx(300, rel=0.35)
+
+
+def test_the_more_comes_than_is_served_the_likelier_it_is_over() -> None:
+    lately = [at(i / 80) for i in range(800)]  # ten times as much
+    counts = []
+    for seed in range(200):
+        coming = Arrivals(lately, 10.0, 10.0, slots=8, rng=random.Random(seed))
+        counts.append(
+            sum(1 for _ in takewhile(lambda work: work.arrival < 11, coming.stream()))
+        )
+    over = sum(not count for count in counts) / len(counts)
+    assert over == pytest.approx(0.5, abs=0.1)
+    assert statistics.median(count for count in counts if count) == pytest.approx(80, rel=0.2)
 
 
 def test_arrivals_come_at_the_rate_to_which_it_has_changed() -> None:
