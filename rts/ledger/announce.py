@@ -21,6 +21,7 @@ from redis.exceptions import ResponseError
 from rts import health
 from rts.errors import StoreUnavailable
 from rts.ledger.documents import text
+from rts.link.counted import Counted
 from rts.link.link import Link
 from rts.link.scripts import OPEN, bulks
 from rts.records import OpenTask
@@ -62,6 +63,7 @@ class Announcer:
         keys = settings.keys
         names = (keys.open, keys.open_info, keys.open_counts, keys.closed, keys.judged)
         self._names = bulks(*(name.encode() for name in (*names, keys.counters)))
+        self._counters = keys.counters
         self._most_open = str(settings.open_max).encode()
         self._begin()
         _all.add(self)
@@ -89,20 +91,23 @@ class Announcer:
             self._wake()
 
     def flush(self) -> None:
-        """Deliver now what waits, and wait for what is on its way. An absent server, or
-        one that refuses, is no error: the next attempt is the thread's.
+        """Deliver now what waits, with what was counted, and wait for what is on its way.
+        An absent server, or one that refuses, is no error: the next attempt is the thread's.
         """
         with self._delivering:
             try:
                 while self._notes:
-                    batch = self.take(CHUNK)
+                    batch, counted = self.take(CHUNK), Counted(self._counters)
                     try:
                         # What is refused here (a full memory, a replica) must not open
                         # the breaker: the taus can still be read.
-                        (answer,) = self._link.call_each(self.pack(batch))
+                        call = self.pack(batch)
+                        answer, *others = self._link.call_each(call, *counted.commands)
                     except BaseException:
                         self.give_back(batch)
+                        counted.give_back()
                         raise
+                    counted.answered(others)
                     if isinstance(answer, ResponseError):
                         self.give_back(batch)
                         _refused(answer)

@@ -10,10 +10,10 @@ from typing import Protocol
 
 from redis.exceptions import ResponseError
 
-from rts import health
 from rts.clock import FleetClock
 from rts.deadlines import MAX_LEARNED, MIN_LEARNED
 from rts.errors import StoreUnavailable
+from rts.link.counted import Counted
 from rts.link.link import Link, replies_as_text
 from rts.link.scripts import pack
 from rts.records import OpenTask
@@ -110,11 +110,11 @@ class TauCache:
 
     def _ask(self) -> None:
         keys = self._settings.keys
-        counts = health.take_counts()
+        counted = Counted(keys.counters)
         commands = [pack("TIME"), pack("HGETALL", keys.tau), pack("HGETALL", keys.count)]
         ratios = [*self._first, POOL] if self._settings.deadline_policy == "quantile" else []
         commands += [pack("HGETALL", keys.ratio + field) for field in ratios]
-        commands += [pack("HINCRBY", keys.counters, name, n) for name, n in counts.items()]
+        commands += counted.commands
         stranded = [] if self._passenger is None else self._passenger.take_stranded()
         if self._passenger is not None and stranded:
             commands.append(self._passenger.pack(stranded))
@@ -122,22 +122,16 @@ class TauCache:
         try:
             time_, taus, learned, *rest = self._link.call_each(*commands)
         except BaseException as exc:  # a soft time limit may strike here too
-            health.give_back(counts)
+            counted.give_back()
             if self._passenger is not None and stranded:
                 self._passenger.give_back(stranded)
             if not isinstance(exc, StoreUnavailable):
                 raise
             return
         received_at = time.time()
-        sketches, counted = rest[: len(ratios)], rest[len(ratios) :][: len(counts)]
+        sketches, others = rest[: len(ratios)], rest[len(ratios) :]
         # A server without memory, or a replica, refuses to count and can be read.
-        health.give_back(
-            {
-                name: n
-                for (name, n), answer in zip(counts.items(), counted, strict=True)
-                if isinstance(answer, ResponseError)
-            }
-        )
+        counted.answered(others[: len(counted.commands)])
         if self._passenger is not None and stranded and isinstance(rest[-1], ResponseError):
             self._passenger.give_back(stranded)
         if not isinstance(time_, ResponseError):

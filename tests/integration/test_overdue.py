@@ -314,18 +314,20 @@ from celery import Celery
 app = Celery("producer", broker=sys.argv[1])
 app.conf.update(rts_key_prefix=sys.argv[2], task_default_queue=sys.argv[3])
 rts.install(app)
-app.send_task("no.one")
+for k in (9, "x", [2]):
+    app.send_task("no.one", headers={"sla_multiplier": k})
 """
 
 
-def test_a_producer_that_ends_at_once_delivers_its_notes(
+def test_a_producer_that_ends_at_once_delivers_its_notes_and_counts(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
     queue = settings.key_prefix.strip(":")
     arguments = [sys.executable, "-c", PRODUCER, settings.redis_url, settings.key_prefix, queue]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run(arguments, check=True, timeout=60, env=env)
-    assert counts(redis_client, settings) == {f"open {queue}": 1}
+    assert counts(redis_client, settings) == {f"open {queue}": 3}
+    assert redis_client.hgetall(settings.keys.counters) == {"refused_sla_multiplier": "3"}
     redis_client.delete(queue)
 
 
