@@ -38,7 +38,8 @@ def command(ctx: click.Context, clear: bool, as_json: bool) -> None:
         redis, ledger = look(settings)
         spool = spooled_records(settings) if redis.server.reachable else None
     wrong = problems(redis, ledger)
-    for queue, count in left_in_order(ctx.obj.app, settings).items():
+    served = [queue for worker in redis.workers for queue in worker.queues]
+    for queue, count in left_in_order(ctx.obj.app, settings, served).items():
         wrong.append(
             f"{count} messages wait in deadline order in the queue {queue}, which workers "
             "without rts_scheduler = 'edf' do not see. rts queues --to-fifo moves them"

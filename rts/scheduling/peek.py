@@ -143,6 +143,8 @@ class Broker:
             if self._ordered:  # what the workers will adopt, and the late share
                 wanted[2:] = sizes[2:]
                 wanted[1] = max(wanted[1], min(sizes[1], BEHIND))
+                if sum(sizes) <= most:  # what is behind it overtakes it once it is hopeless
+                    wanted = list(sizes)
             ranges = spread(wanted, most)
             with client.pipeline(transaction=False) as pipe:
                 for part, pages in zip(parts, ranges, strict=True):
@@ -162,7 +164,8 @@ class Broker:
         position = None
         if target is not None:
             counts = [sum(len(page) for page in pages) for pages in ranges]
-            position = placed(messages, target, sum(counts[: target.part + 1]) - 1)
+            rank = min(target.rank, counts[target.part] - 1)
+            position = placed(messages, target, sum(counts[: target.part]) + rank)
         return Look(
             messages,
             position,

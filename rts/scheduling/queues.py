@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from json import JSONDecoder
@@ -169,9 +169,10 @@ def to_plain(channel: Any, name: str) -> int:
     return moved
 
 
-def left_in_order(app: Any, settings: Settings) -> dict[str, int]:
-    """Return how many messages wait in deadline order, by queue of *app*, where the
-    app does not have that order, so that its workers do not see them.
+def left_in_order(app: Any, settings: Settings, served: Iterable[str] = ()) -> dict[str, int]:
+    """Return how many messages wait in deadline order, by queue, where the app does not
+    have that order, so that its workers do not see them. *served*: queues that its
+    workers take from, beside those that the app knows.
     """
     if settings.scheduler == "edf":
         return {}
@@ -179,7 +180,9 @@ def left_in_order(app: Any, settings: Settings) -> dict[str, int]:
         with queues_of(app, settings) as channel:
             if channel is None:
                 return {}
-            states = [state_of(channel, name) for name in app.amqp.queues]
+            routed = (queue for queues in settings.routes.values() for queue in queues)
+            known = dict.fromkeys([*app.amqp.queues, *routed, *served])
+            states = [state_of(channel, name) for name in known]
     except StoreUnavailable:
         return {}
     counts = {state.name: state.ordered + state.demoted for state in states}

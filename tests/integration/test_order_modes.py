@@ -83,7 +83,17 @@ def test_turning_it_off_again_leaves_nothing_behind(
     assert moved[queue] == 4
     assert redis_client.llen(queue) == 4
     assert command(stage, "status").returncode == 0
-    stage.worker(concurrency=1)
+    other = f"{queue}-other"  # which the command's app does not know, but a worker does
+    more = app.send_task(OK, (0.02,), queue=other)
+    stage.worker(concurrency=1, queues=[queue, other])
+    wait_until(
+        lambda: (
+            f"1 messages wait in deadline order in the queue {other}"
+            in command(stage, "status").stderr
+        )
+    )
+    command(stage, "queues", "--to-fifo")
+    assert more.get(timeout=60) == 0.02
     # As the first worker in order would have taken them; the hopeless one was first
     # by its deadline, since no claim had looked at it.
     expected = [results[offset].id for offset in sorted(results)]

@@ -181,6 +181,25 @@ def test_what_has_begun_and_what_is_held_of_another_queue(
     worker.kill()
 
 
+def test_what_waits_behind_a_task_that_will_be_hopeless(
+    make_stage: Callable[..., Stage], apps: list[Celery]
+) -> None:
+    stage = make_stage(rts_scheduler="edf", rts_late_share=0.0)
+    app = producer(stage, apps)
+    worker = stage.worker(pool="threads", concurrency=1)
+    busy(stage, app, 20, 1)
+    now = time.time()
+    # Its tau is 10 s: where the run goes on for more than 1 s, all the others are first.
+    soon = app.send_task(OK, (0,), headers={"sla_deadline": now + 10}).id
+    for _ in range(10):
+        app.send_task(OK, (0,), headers={"sla_deadline": now + 1000})
+    found = rts.predict(soon, app=app)
+    assert found is not None
+    assert found.start > now + 50
+    app.control.purge()
+    worker.kill()
+
+
 def test_a_task_that_is_acknowledged_late_runs_or_waits(
     make_stage: Callable[..., Stage], apps: list[Celery]
 ) -> None:
