@@ -18,7 +18,7 @@ from pymongo.database import Database
 
 import rts
 from rts import health
-from rts.testing import WorkerProcess
+from rts.testing import MongoServer, WorkerProcess
 
 pytest_plugins = ("rts.testing.plugin",)
 
@@ -51,6 +51,17 @@ def fresh_health() -> None:
     """Forget what earlier tests counted and warned of."""
     health.take_counts()
     health._seen.clear()
+
+
+@pytest.fixture(scope="session")
+def rts_mongo_server() -> Iterator[MongoServer]:
+    """The session's embedded MongoDB. It deletes nothing that is old: the records of many
+    tests are of 1970, and it would look for such once a minute.
+    """
+    with MongoServer() as server:
+        with pymongo.MongoClient[dict[str, Any]](server.url) as client:
+            client.admin.command("setParameter", 1, ttlMonitorEnabled=False)
+        yield server
 
 
 @pytest.fixture

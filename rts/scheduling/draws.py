@@ -82,9 +82,7 @@ class Runtimes:
         }
         self._drawn = self._runs
         #: By type, name and tau.
-        self._alike: dict[
-            tuple[str, str, float], tuple[list[tuple[float, float]], int, int]
-        ] = {}
+        self._alike: dict[tuple[str, str, float], _Alike] = {}
         self._drift = 1.0
 
     def resample(self) -> None:
