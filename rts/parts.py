@@ -104,7 +104,8 @@ class WorkerParts:
     def build(cls, parts: Parts, worker: Any, *, threaded: bool) -> WorkerParts:
         """Build the parts of *worker*, Celery's; *threaded*: tasks share a process."""
         settings, clock, hostname = parts.settings, parts.clock, worker.hostname
-        concurrency = worker.concurrency or 1
+        # With autoscaling the most tasks that there may be at a time.
+        concurrency = getattr(worker, "max_concurrency", None) or worker.concurrency or 1
         instance = f"{hostname}/{os.getpid()}-{secrets.token_hex(4)}"
         board = NoteBoard.for_concurrency(concurrency)
         board.clock_offset_s[0] = clock.offset_s

@@ -170,6 +170,15 @@ def test_it_logs_to_the_file_of_the_workers_main_process(
     assert {path.name for path in logs.iterdir()} <= {"w0-0.log", "w0-1.log"}
 
 
+def test_a_worker_that_scales_itself_tells_the_most_slots(
+    make_stage: Callable[..., Stage], redis_client: redis.Redis
+) -> None:
+    stage = make_stage()
+    stage.worker(concurrency=1, arguments=["--autoscale=3,1"])
+    beats = wait_until(lambda: redis_client.hvals(f"{stage.prefix}workers"), PATIENCE_S)
+    assert [json.loads(beat)["concurrency"] for beat in beats] == [3]
+
+
 def test_files_of_the_app_do_not_hide_modules(
     settings: Settings,
     start: Callable[..., Companion],
