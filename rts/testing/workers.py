@@ -74,7 +74,8 @@ class WorkerProcess:
         self._last_log = ""
 
     def start(self) -> WorkerProcess:
-        """Start it and wait until it takes tasks; also again, after :meth:`kill`.
+        """Start it and wait until it takes tasks; also again, after :meth:`kill`
+        or :meth:`stop` (then with a new log).
 
         Raises:
             WorkerFailed: it ended, or was not ready in time.
@@ -85,6 +86,7 @@ class WorkerProcess:
             self._process.kill()  # what its main process has left behind
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="rts-worker-"))
+            self._last_log = ""
             weakref.finalize(self, _remove, self._folder, os.getpid())
         earlier = len(self.log)
         try:

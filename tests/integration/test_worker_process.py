@@ -77,6 +77,15 @@ def test_a_crash_and_a_new_start(make_worker: Callable[..., WorkerProcess]) -> N
         assert worker.log.count(" ready.") == 2
 
 
+def test_a_stop_and_a_new_start(make_worker: Callable[..., WorkerProcess]) -> None:
+    with make_worker(start_timeout=30) as worker:
+        worker.stop()
+        earlier = worker.log
+        worker.start()
+        assert worker.running
+        assert earlier not in worker.log
+
+
 def test_only_the_main_process_is_killed(make_worker: Callable[..., WorkerProcess]) -> None:
     worker = make_worker().start()
     children = worker.children()
