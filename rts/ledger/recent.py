@@ -26,6 +26,7 @@ class Recent(NamedTuple):
     """A run that has ended. Instants in epoch seconds."""
 
     task_id: str
+    name: str
     task_type: str
     arrival: float
     tau: float
@@ -87,7 +88,7 @@ def read_recent(texts: Iterable[Any]) -> list[Recent]:
             continue
         if run.started_at and run.completed_at:
             found[run.task_id, run.started_at] = Recent(
-                *(run.task_id, run.task_type, run.arrival, run.tau, run.deadline),
+                *(run.task_id, run.name, run.task_type, run.arrival, run.tau, run.deadline),
                 *(run.started_at, run.completed_at),
             )
     return list(found.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rts.ledger.janitor import LOST_AFTER_S
 from rts.ledger.recent import RUNS, Recent, read_recent
@@ -45,8 +45,6 @@ class Fleet:
     keys: Collection[str]
     recent: Sequence[Recent]
     ratios: Mapping[str, Sketch]
-    #: Of the tasks of the last runs, by id.
-    names: Mapping[str, str] = field(default_factory=dict)
     #: Queues that workers take from which do not take from this one.
     elsewhere: Set[str] = frozenset()
 
@@ -109,8 +107,7 @@ def read_fleet(
     )
     now = int(time_[0]) + int(time_[1]) / 1e6
     recent, ratios = answers[: len(names)], answers[len(names) :]
-    texts = [text for texts in recent for text in texts]
-    ended = read_recent(texts)
+    ended = read_recent(text for texts in recent for text in texts)
     over = {(run.task_id, run.started_at) for run in ended}
     living = read_beats(beats, now)
     workers = [w for w in living if w.queues is None or queue in w.queues]
@@ -126,7 +123,6 @@ def read_fleet(
             task_type: Sketch.from_hash(replies_as_text(answer))
             for task_type, answer in zip(types, ratios, strict=True)
         },
-        {run.task_id: run.name for run in read_notes(texts)},
         {q for worker in living if worker not in workers for q in worker.queues or ()},
     )
 

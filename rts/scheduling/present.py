@@ -157,12 +157,11 @@ class Present:
 
 
 def ended_of(fleet: Fleet) -> list[tuple[Work, float]]:
-    return [(_ended(run, fleet), max(0.0, run.runtime_s)) for run in fleet.recent]
+    return [(_ended(run), max(0.0, run.runtime_s)) for run in fleet.recent]
 
 
-def _ended(run: Recent, fleet: Fleet) -> Work:
-    name = fleet.names.get(run.task_id, "")
-    return Work(run.task_type, run.arrival, run.tau, run.deadline, name=name)
+def _ended(run: Recent) -> Work:
+    return Work(run.task_type, run.arrival, run.tau, run.deadline, name=run.name)
 
 
 def _begun(fleet: Fleet, missing: list[OpenTask]) -> list[tuple[str, tuple[Work, float]]]:
@@ -188,7 +187,7 @@ def _lately(fleet: Fleet, present: list[Work]) -> tuple[list[Work], float]:
     remembered itself.
     """
     since = min((run.completed_at for run in fleet.recent), default=fleet.now)
-    arrived = {run.task_id: _ended(run, fleet) for run in fleet.recent}
+    arrived = {run.task_id: _ended(run) for run in fleet.recent}
     arrived.update((run.task_id, work_of(run)) for run in fleet.own_running)
     works = [*arrived.values(), *present]
     return [w for w in works if since < w.arrival <= fleet.now], fleet.now - since
