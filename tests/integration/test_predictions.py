@@ -171,6 +171,8 @@ def test_what_has_begun_and_what_is_held_of_another_queue(
 
     for _ in range(2):
         app.send_task(OK, (20,))
+    # A worker asks its queues in turn.
+    wait_until(lambda: not waiting(redis_client, default), message="they are held")
     last = app.send_task(OK, (0,), queue=other).id
     wait_until(lambda: redis_client.hlen(f"{stage.prefix}running"), message="it runs")
     wait_until(lambda: not waiting(redis_client, other), message="it is held")
