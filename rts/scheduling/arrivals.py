@@ -25,10 +25,10 @@ GOES_ON = -0.3
 class _Past(NamedTuple):
     """What may be all that is like what comes now."""
 
-    bursts: Sequence[Sequence[Work]]
-    #: Seconds since it has begun, and how many bursts tell its rate.
+    #: The first burst that tells its rate; all later ones do.
+    first: int
+    #: Seconds since it has begun.
     since_s: float
-    told: int
 
 
 class Arrivals:
@@ -52,13 +52,15 @@ class Arrivals:
         """*lately*: what has arrived within the last *span_s* seconds, for *slots*."""
         self._now = now
         self._rng = rng
+        self._bursts: list[list[Work]] = []
         #: What there is to choose from, and sums of how likely it is.
         self._pasts: list[_Past] = []
         self._likely: list[float] = []
         if len(lately) > 1 and span_s > 0:
             #: Seconds that all slots take for one task.
             self._task_s = sum(work.tau for work in lately) / len(lately) / slots
-            self._look_back(_bursts(lately, self._task_s / BURST_RATIO), span_s)
+            self._bursts = _bursts(lately, self._task_s / BURST_RATIO)
+            self._look_back(span_s)
 
     def stream(self) -> Iterator[Work]:
         """Return tasks that arrive from now on, in the order of arrival."""
@@ -66,10 +68,11 @@ class Arrivals:
             return
         rng, at = self._rng, self._now
         chosen = bisect_left(self._likely, rng.random() * self._likely[-1])
-        bursts, since_s, told = self._pasts[chosen]
-        if not told or since_s <= 0:
+        first, since_s = self._pasts[chosen]
+        bursts = self._bursts[first:]
+        if not bursts or since_s <= 0:
             return
-        rate = rng.gammavariate(told, 1 / since_s)
+        rate = rng.gammavariate(len(bursts), 1 / since_s)
         load = rate * self._task_s * sum(map(len, bursts)) / len(bursts)
         if load > 1 and rng.random() > load**GOES_ON:
             return
@@ -82,25 +85,24 @@ class Arrivals:
                 deadline = at + work.deadline - work.arrival
                 yield Work(work.task_type, at, work.tau, deadline, name=work.name)
 
-    def _look_back(self, bursts: Sequence[Sequence[Work]], span_s: float) -> None:
+    def _look_back(self, span_s: float) -> None:
         """Weigh since when tasks come as they do now."""
-        count, mean_s = len(bursts), span_s / len(bursts)
-        ages = [self._now - burst[-1].arrival for burst in bursts]
+        count, mean_s = len(self._bursts), span_s / len(self._bursts)
+        ages = [self._now - burst[-1].arrival for burst in self._bursts]
         logs = [math.log(ONE_RATE) + _evidence(count, span_s, mean_s)]
-        self._pasts.append(_Past(bursts, span_s, count))
+        self._pasts.append(_Past(0, span_s))
         # A change may be as long ago as any other, on a logarithmic scale.
         scale = math.log(1 - ONE_RATE) - math.log(math.log1p(count))
         for number, age_s in enumerate(ages):
             before_s = span_s - ages[number - 1] if number else 0.0
-            since = count - number - 1
             logs.append(
                 scale
                 - math.log(age_s + mean_s)
                 + _evidence(number, max(0.0, before_s), mean_s)
-                + _evidence(since, age_s, mean_s)
+                + _evidence(count - number - 1, age_s, mean_s)
             )
             # The first one has begun it, and tells nothing of the rate.
-            self._pasts.append(_Past(bursts[number + 1 :], age_s, since))
+            self._pasts.append(_Past(number + 1, age_s))
         most = max(logs)
         self._likely = list(accumulate(math.exp(log - most) for log in logs))
 

@@ -111,6 +111,7 @@ def read_fleet(
     over = {(run.task_id, run.started_at) for run in ended}
     living = read_beats(beats, now)
     workers = [w for w in living if w.queues is None or queue in w.queues]
+    others = [w.queues for w in living if w.queues is not None and queue not in w.queues]
     here = {worker.instance for worker in workers}
     running = [run for run in read_notes(notes) if run.instance in here or run.queue in names]
     return Fleet(
@@ -123,7 +124,7 @@ def read_fleet(
             task_type: Sketch.from_hash(replies_as_text(answer))
             for task_type, answer in zip(types, ratios, strict=True)
         },
-        {q for worker in living if worker not in workers for q in worker.queues or ()},
+        {name for queues in others for name in queues},
     )
 
 

@@ -86,7 +86,7 @@ def _queued(
         seen = len(waiting) + len(snapshot.held) - snapshot.slots
         starts = _stretched(starts, snapshot.now, 1 + unseen / max(1, seen))
     ends = [start + run_s for start, run_s in zip(starts, runs, strict=True)]
-    ahead = _ahead(snapshot, waiting, target, order()) + unseen
+    ahead = _ahead(snapshot, waiting, target, work, order()) + unseen
     return _summed(snapshot, work, starts, ends, ahead)
 
 
@@ -108,17 +108,17 @@ def _summed(
     )
 
 
-def _ahead(snapshot: Snapshot, waiting: list[Work], target: int, order: Order) -> int:
-    """Return how many tasks would be taken before the target, were nothing to come."""
+def _ahead(
+    snapshot: Snapshot, waiting: list[Work], target: int, work: Work, order: Order
+) -> int:
+    """Return how many tasks would be taken before the target, *work*, were nothing to come."""
     # What is held for a later eta does not start before it.
-    by = max(
-        snapshot.now, (waiting[target] if target >= 0 else snapshot.held[-1 - target]).ready
-    )
-    held = sum(w.ready <= by for w in snapshot.held[: None if target >= 0 else -1 - target])
+    before = snapshot.held if target >= 0 else snapshot.held[: -1 - target]
+    held = sum(other.ready <= max(snapshot.now, work.ready) for other in before)
     if target < 0:
         return held
-    for number, work in enumerate(waiting):
-        order.push(Waiting(work.arrival, work.tau, work.deadline, number))
+    for number, other in enumerate(waiting):
+        order.push(Waiting(other.arrival, other.tau, other.deadline, number))
     for ahead in range(len(waiting)):
         task = order.pop(snapshot.now, len(waiting) + 1)
         if task is None or task.number == target:

@@ -19,7 +19,8 @@ from rts.scheduling.messages import id_of
 from rts.scheduling.peek import Broker, Look
 from rts.scheduling.play import Snapshot
 from rts.scheduling.prediction import Prediction
-from rts.scheduling.present import Present, TauOf, ended_of, work_of, work_of_open
+from rts.scheduling.present import Present, TauOf, ended_of, work_of
+from rts.scheduling.queues import known_queues
 from rts.settings import Settings
 from rts.simulation.orders import Order, order_of
 
@@ -130,7 +131,7 @@ class Outlook:
                 reading.beside += 1
             elif task.queue in reading.keys:
                 ready = task.arrival if task.arrival > reading.now() else 0.0
-                reading.own.append(work_of_open(task, ready))
+                reading.own.append(work_of(task, ready))
 
     def pressures(self, queues: Sequence[str]) -> dict[str, Pressure]:
         """Return what the routes to *queues* are chosen by.
@@ -213,7 +214,7 @@ class Outlook:
             return None
         slots = max(1, fleet.slots)
         snapshot = Snapshot(fleet.now, slots, ratios=fleet.ratios, ended=ended_of(fleet))
-        return forecast.of_running(snapshot, work_of_open(task), fleet.now)
+        return forecast.of_running(snapshot, work_of(task), fleet.now)
 
     def _of_held(self, task_id: str, queues: Iterable[str]) -> Prediction | None:
         """Predict a task that a worker has taken and not started."""
@@ -257,11 +258,8 @@ class Outlook:
         return order_of("edf" if edf else "fifo", self._settings)
 
     def _queues(self, workers: Iterable[Worker]) -> list[str]:
-        """Return the queues in which a task may wait, the app's own ones first."""
-        routes = self._settings.routes.values()
-        more = [q for queues in routes for q in queues]
-        more += sorted(q for worker in workers for q in worker.queues or ())
-        return list(dict.fromkeys([*self._app.amqp.queues, *more]))
+        served = sorted(q for worker in workers for q in worker.queues or ())
+        return known_queues(self._app, self._settings, served)
 
 
 def _not_before(arrival: float, found: Prediction) -> Prediction:

@@ -157,11 +157,8 @@ class Present:
 
 
 def ended_of(fleet: Fleet) -> list[tuple[Work, float]]:
-    return [(_ended(run), max(0.0, run.runtime_s)) for run in fleet.recent]
-
-
-def _ended(run: Recent) -> Work:
-    return Work(run.task_type, run.arrival, run.tau, run.deadline, name=run.name)
+    """Return the last runs with their runtimes in seconds."""
+    return [(work_of(run), max(0.0, run.runtime_s)) for run in fleet.recent]
 
 
 def _begun(fleet: Fleet, missing: list[OpenTask]) -> list[tuple[str, tuple[Work, float]]]:
@@ -170,14 +167,10 @@ def _begun(fleet: Fleet, missing: list[OpenTask]) -> list[tuple[str, tuple[Work,
     """
     ended = {run.task_id for run in fleet.recent}
     return [
-        (task.task_id, (work_of_open(task), max(task.arrival, fleet.now - task.tau / 2)))
+        (task.task_id, (work_of(task), max(task.arrival, fleet.now - task.tau / 2)))
         for task in missing
         if task.task_id not in ended and task.arrival <= fleet.now
     ]
-
-
-def work_of_open(task: OpenTask, ready: float = 0.0) -> Work:
-    return Work(task.task_type, task.arrival, task.tau, task.deadline, ready, task.name)
 
 
 def _lately(fleet: Fleet, present: list[Work]) -> tuple[list[Work], float]:
@@ -187,11 +180,12 @@ def _lately(fleet: Fleet, present: list[Work]) -> tuple[list[Work], float]:
     remembered itself.
     """
     since = min((run.completed_at for run in fleet.recent), default=fleet.now)
-    arrived = {run.task_id: _ended(run) for run in fleet.recent}
+    arrived = {run.task_id: work_of(run) for run in fleet.recent}
     arrived.update((run.task_id, work_of(run)) for run in fleet.own_running)
     works = [*arrived.values(), *present]
     return [w for w in works if since < w.arrival <= fleet.now], fleet.now - since
 
 
-def work_of(run: Execution) -> Work:
-    return Work(run.task_type, run.arrival, run.tau, run.deadline, name=run.name)
+def work_of(task: Execution | Recent | OpenTask, ready: float = 0.0) -> Work:
+    """Return a task as a simulation needs it; *ready*: see :class:`Work`."""
+    return Work(task.task_type, task.arrival, task.tau, task.deadline, ready, task.name)

@@ -169,6 +169,14 @@ def to_plain(channel: Any, name: str) -> int:
     return moved
 
 
+def known_queues(app: Any, settings: Settings, served: Iterable[str] = ()) -> list[str]:
+    """Return the queues in which tasks of *app* may wait: its own ones, then those of its
+    routes, then *served*, from which workers take.
+    """
+    routed = (queue for queues in settings.routes.values() for queue in queues)
+    return list(dict.fromkeys([*app.amqp.queues, *routed, *served]))
+
+
 def left_in_order(app: Any, settings: Settings, served: Iterable[str] = ()) -> dict[str, int]:
     """Return how many messages wait in deadline order, by queue, where the app does not
     have that order, so that its workers do not see them. *served*: queues that its
@@ -180,8 +188,7 @@ def left_in_order(app: Any, settings: Settings, served: Iterable[str] = ()) -> d
         with queues_of(app, settings) as channel:
             if channel is None:
                 return {}
-            routed = (queue for queues in settings.routes.values() for queue in queues)
-            known = dict.fromkeys([*app.amqp.queues, *routed, *served])
+            known = known_queues(app, settings, served)
             states = [state_of(channel, name) for name in known]
     except StoreUnavailable:
         return {}
