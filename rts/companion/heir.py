@@ -33,10 +33,11 @@ class Heir:
     def settle(self) -> None:
         """Write the ends. Takes as long as it takes to die, or to tell of what goes on."""
         give_up_at = time.monotonic() + DYING_S
-        attempt("settling the last runs", self._estate.settle)
-        while self._estate.left() and time.monotonic() < give_up_at:
-            time.sleep(LOOK_S)
+        while True:
             attempt("settling the last runs", self._estate.settle)
+            if not self._estate.left() or time.monotonic() >= give_up_at:
+                break
+            time.sleep(LOOK_S)
         self._settled.set()
         if self._estate.left() and not self._told.wait(TELLING_S):
             attempt("settling the last runs", self._estate.give_up)

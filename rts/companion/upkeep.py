@@ -18,7 +18,6 @@ from typing import Any
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
-from rts import health
 from rts.alerting.lead import Leader
 from rts.clock import FleetClock
 from rts.companion.attempts import attempt
@@ -36,6 +35,7 @@ from rts.ledger.outbox import RedisOutbox
 from rts.ledger.ship import Shipper
 from rts.ledger.sink import SpoolRunSink
 from rts.ledger.spool import Spool
+from rts.link.counted import Counted
 from rts.link.link import Link, shown_url
 from rts.link.scripts import pack
 from rts.load.sampler import Probes, real_probes, take_sample
@@ -142,15 +142,12 @@ class Upkeep:
         if self._orders is not None:
             beat = self._heartbeat()
             commands.append(pack("HSET", self._keys.workers, self._orders.instance, beat))
-        counts = health.take_counts()
-        commands += [
-            pack("HINCRBY", self._keys.counters, name, n) for name, n in counts.items()
-        ]
+        counted = Counted(self._keys.counters)
         sent_at = time.time()
         try:
-            (seconds, micros), *_ = self._link.call(*commands)
+            (seconds, micros), *_ = self._link.call(*commands, *counted.commands)
         except StoreUnavailable:
-            health.give_back(counts)
+            counted.give_back()
             raise
         self._clock.measured(sent_at, int(seconds) + int(micros) / 1e6, time.time())
         if self._board is not None:

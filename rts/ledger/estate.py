@@ -6,10 +6,12 @@ ran for a while: only this worker's own companion, which lives on for a moment, 
 
 from __future__ import annotations
 
+import psutil
+
 from rts import health
 from rts.clock import FleetClock
 from rts.headers import read_plan
-from rts.ledger.notes import NoteBoard, has_ended
+from rts.ledger.notes import NoteBoard
 from rts.ledger.orders import Orders
 from rts.ports import RunSink
 from rts.records import LOST, Execution, new_execution
@@ -70,3 +72,15 @@ class Estate:
     def _lose(self, note: Execution, now: float) -> None:
         health.count("runs_lost")  # first: what is counted goes along with the record
         self._sink.ended(note._replace(completed_at=now, state=LOST, cause="lost"))
+
+
+def has_ended(pid: int) -> bool:
+    """Return whether a process has ended, also where nobody has asked after it yet: who
+    takes the place of a parent that was killed may take seconds, or never ask.
+    """
+    try:
+        return psutil.Process(pid).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return True
+    except (psutil.Error, OSError, ValueError):  # it cannot be seen: it may live
+        return False

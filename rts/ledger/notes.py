@@ -193,19 +193,3 @@ def lives(pid: int) -> bool:
     except (OSError, OverflowError):
         pass  # it is somebody else's, so it lives
     return True
-
-
-def has_ended(pid: int) -> bool:
-    """Return whether a process has ended, also where nobody has asked after it yet: who
-    takes the place of a parent that was killed may take seconds, or never ask.
-    """
-    if not lives(pid):
-        return True
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            # The name of the program may hold anything, and ends in the last bracket.
-            return file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
-    except (FileNotFoundError, ProcessLookupError):
-        return not lives(pid)  # just now; or this system has no such files
-    except (OSError, LookupError):
-        return False

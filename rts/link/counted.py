@@ -12,7 +12,9 @@ from rts.link.scripts import pack
 
 
 class Counted:
-    """Counts that were taken to be delivered. One of the two methods must follow."""
+    """Counts that were taken to be delivered. One of the two methods must follow, unless
+    the server has taken all.
+    """
 
     def __init__(self, key: str) -> None:
         self._counts = health.take_counts()

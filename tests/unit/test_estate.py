@@ -14,8 +14,8 @@ import pytest
 
 from rts.clock import FleetClock
 from rts.ledger.acknowledged import ENTRY_BYTES
-from rts.ledger.estate import Estate
-from rts.ledger.notes import NoteBoard, has_ended, lives
+from rts.ledger.estate import Estate, has_ended
+from rts.ledger.notes import NoteBoard, lives
 from rts.ledger.orders import Orders
 from rts.records import LOST, Execution, Plan, new_execution
 from rts.settings import Settings
