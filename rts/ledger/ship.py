@@ -74,8 +74,8 @@ class Shipper:
         self._taken = {path: taken for path, taken in self._taken.items() if path in files}
         new = [path for path in files if path not in self._tails]
         if new:
-            (self._generation,) = self._link.call(pack("GET", self._keys.generation))
-            for path, last in zip(new, self._last_of(new), strict=True):
+            self._generation, lasts = self._last_of(new)
+            for path, last in zip(new, lasts, strict=True):
                 generation, taken = self._taken.get(path, (self._generation, last))
                 wiped = generation != self._generation
                 self._tails[path] = _Tail(last, max(last, taken) if wiped else last)
@@ -88,17 +88,21 @@ class Shipper:
             StoreUnavailable: Redis is away.
         """
         files = self._spool.files()
+        _, lasts = self._last_of(files) if files else (None, [])
         count = 0
-        for path, last in zip(files, self._last_of(files) if files else [], strict=True):
+        for path, last in zip(files, lasts, strict=True):
             with opened(path) as fd:
                 lines = read_all(fd).count(b"\n") if fd >= 0 else 0
             count += max(0, lines - last)
         return count
 
-    def _last_of(self, files: Sequence[str]) -> list[int]:
-        """Return the number of the last line of each file that Redis has."""
-        answers = self._link.call(*(pack("GET", self._seq + producer_of(f)) for f in files))
-        return [int(answer or 0) for answer in answers]
+    def _last_of(self, files: Sequence[str]) -> tuple[object, list[int]]:
+        """Return the generation of Redis, and the last line of each file that it has."""
+        generation, *answers = self._link.call(
+            pack("GET", self._keys.generation),
+            *(pack("GET", self._seq + producer_of(f)) for f in files),
+        )
+        return generation, [int(answer or 0) for answer in answers]
 
     def _ship_file(self, path: str) -> int:
         tail = self._tails[path]

@@ -58,6 +58,16 @@ def shipper(settings: Settings, spool: Spool) -> Shipper:
     return Shipper(spool, Link(settings), settings)
 
 
+def fail(shipper: Shipper, server: RedisServer) -> None:
+    """Have it ship while the server hangs, which fails."""
+    server.pause()
+    try:
+        with pytest.raises(StoreUnavailable):
+            shipper.ship()
+    finally:
+        server.resume()
+
+
 def outbox_ids(client: Any, settings: Settings) -> list[str]:
     entries = client.xrange(settings.keys.outbox)
     return [Execution.from_json(fields["r"]).task_id for _, fields in entries]
@@ -159,20 +169,12 @@ def test_an_answer_that_never_came_is_asked_for(
 def test_a_wiped_redis_gets_the_records_again_and_learns_none_twice(
     client: Any, settings: Settings, spool: Spool, shipper: Shipper, server: RedisServer
 ) -> None:
-    def away() -> None:
-        server.pause()
-        try:
-            with pytest.raises(StoreUnavailable):
-                shipper.ship()
-        finally:
-            server.resume()
-
     client.set(settings.keys.generation, "first")
     spool.append_counts({"refused_plan": 1})
     spool.append(success("a"))
     shipper.ship()
     spool.append(success("b"))
-    away()
+    fail(shipper, server)
     client.delete(*client.keys(settings.keys.prefix + "*"))
     shipper.ship()
     # What "a" taught is in the snapshot, which says so with a generation of its own.
@@ -181,7 +183,7 @@ def test_a_wiped_redis_gets_the_records_again_and_learns_none_twice(
     assert client.hget(settings.keys.counters, "refused_plan") == "1"
     client.set(settings.keys.generation, "second")
     spool.append(success("c"))
-    away()
+    fail(shipper, server)
     shipper.ship()
     assert outbox_ids(client, settings) == ["a", "b", "c"]
     assert client.hget(settings.keys.count, "cpu-light") == "2"
@@ -196,11 +198,8 @@ def test_a_redis_that_has_lost_its_last_second_learns_it_again(
     kept = {key: client.dump(key) for key in client.keys(settings.keys.prefix + "*")}
     spool.append(success("b"))
     shipper.ship()
-    server.pause()
     spool.append(success("c"))
-    with pytest.raises(StoreUnavailable):
-        shipper.ship()
-    server.resume()
+    fail(shipper, server)
     client.delete(*client.keys(settings.keys.prefix + "*"))
     for key, value in kept.items():
         client.restore(key, 0, value)
@@ -222,12 +221,7 @@ def test_a_server_that_refuses_gets_everything_later(
     with pytest.raises(StoreUnavailable):
         shipper.ship()
     client.replicaof("NO", "ONE")
-    server.pause()
-    try:
-        with pytest.raises(StoreUnavailable):
-            shipper.ship()
-    finally:
-        server.resume()
+    fail(shipper, server)
     shipper.ship()
     assert outbox_ids(client, settings) == [str(i) for i in range(CHUNK + 3)]
     assert client.hget(settings.keys.count, "cpu-light") == str(CHUNK + 3)
