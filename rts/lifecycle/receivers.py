@@ -104,7 +104,7 @@ def connect(parts_of: PartsOf, publisher: Publisher) -> None:
         try:
             if "rts_deadline" not in headers or _goes_on(headers):
                 return
-            known, parts = announced.what if several() else (None, None)
+            known, parts = announced.what
             if known is not headers:
                 parts = publisher(str(sender))
             if parts is not None and parts.open_tasks is not None:

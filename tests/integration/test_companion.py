@@ -195,6 +195,13 @@ def test_files_of_the_app_do_not_hide_modules(
     wait_until(lambda: redis_client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S)
 
 
+def hang(mongo: MongoServer, settings: Settings, client: Any) -> None:
+    """Have a drain hang in MongoDB, with three records in hand."""
+    mongo.pause()
+    fill(client, settings, 3, first=1)
+    wait_until(lambda: client.xpending(settings.keys.outbox, "rts")["pending"] == 3, PATIENCE_S)
+
+
 def test_it_says_good_bye_though_mongodb_hangs(
     settings: Settings, start: Callable[..., Companion], redis_client: redis.Redis
 ) -> None:
@@ -203,12 +210,7 @@ def test_it_says_good_bye_though_mongodb_hangs(
         fill(redis_client, settings, 1)
         wait_until(lambda: redis_client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S)
         wait_until(lambda: redis_client.xlen(settings.keys.outbox) == 0, PATIENCE_S)
-        server.pause()
-        fill(redis_client, settings, 3, first=1)
-        wait_until(
-            lambda: redis_client.xpending(settings.keys.outbox, "rts")["pending"] == 3,
-            PATIENCE_S,
-        )
+        hang(server, settings, redis_client)
         companion.stop()
         assert not redis_client.hexists(settings.keys.workers, "w@h/1-a")
         assert redis_client.xlen(settings.keys.outbox) == 3
@@ -236,12 +238,7 @@ def test_it_leaves_word_of_what_was_killed_though_mongodb_hangs(
         companion = start(replace(settings, mongo_url=server.url))
         fill(redis_client, settings, 1)
         wait_until(lambda: redis_client.xlen(settings.keys.outbox) == 0, PATIENCE_S)
-        server.pause()
-        fill(redis_client, settings, 3, first=1)
-        wait_until(
-            lambda: redis_client.xpending(settings.keys.outbox, "rts")["pending"] == 3,
-            PATIENCE_S,
-        )
+        hang(server, settings, redis_client)
         killed = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
         killed.kill()
         begun("killed", killed.pid)
