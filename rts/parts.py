@@ -96,6 +96,7 @@ class WorkerParts:
     ends: Ends
     sampler: LoadSampler
     board: NoteBoard
+    sink: SpoolRunSink
     companion: Companion
     orders: Orders
     listener: Listener
@@ -136,6 +137,7 @@ class WorkerParts:
             ),
             sampler,
             board,
+            sink,
             Companion(on_look=sink.counted),
             Orders(
                 settings,
@@ -165,6 +167,7 @@ class WorkerParts:
         self.listener.stop()
         self.sampler.stop()
         self.board.acknowledged.clear()
+        self.sink.close()  # before the companion's last look at the files
         self.companion.stop()
 
     def in_child(self) -> None:

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -101,7 +102,7 @@ def follow(tasks: int, ledger: Any) -> None:
         go_on()
         count = verdicts()
         part = 40 * count // tasks
-        if live or count // 20 != shown // 20 or count == tasks != shown:
+        if live or count // 20 != shown // 20 or count >= tasks:
             bar = "█" * part + "░" * (40 - part)
             line = f"{bar} {count}/{tasks} verdicts, {time.monotonic() - started:.0f} s"
             print(f"\r{line}" if live else line, end="" if live else "\n", flush=True)
@@ -137,6 +138,9 @@ def run(stack: ExitStack, keep: bool) -> None:
     mongo = stack.enter_context(MongoServer())
     os.environ["CELERY_BROKER_URL"] = os.environ["CELERY_RESULT_BACKEND"] = redis.url
     os.environ["RTS_MONGO_URL"] = mongo.url
+    os.environ["RTS_SPOOL_DIR"] = spool = stack.enter_context(
+        tempfile.TemporaryDirectory(prefix="rts-spool-")
+    )
     sys.path.insert(0, str(ROOT))
     say(f"redis-server  {redis.url}   pid {redis.pid}")
     say(f"mongod        {mongo.url}   pid {mongo.pid}")
@@ -163,7 +167,7 @@ def run(stack: ExitStack, keep: bool) -> None:
         say(command("show", str(task["_id"])))
     overload()
     if keep:
-        linger(redis, mongo)
+        linger(redis, mongo, spool)
 
 
 def overload() -> None:
@@ -181,11 +185,12 @@ def overload() -> None:
         say(f"{name:<24}{'█' * round(40 * met):<40} {met:6.1%} of deadlines met")
 
 
-def linger(redis: RedisServer, mongo: MongoServer) -> None:
+def linger(redis: RedisServer, mongo: MongoServer, spool: str) -> None:
     """Say how to look around, and wait for Ctrl-C."""
     python = os.path.relpath(sys.executable)
     say("\n— the servers and the worker stay up; look around from another terminal —\n")
     say(f"  export CELERY_BROKER_URL={redis.url} RTS_MONGO_URL={mongo.url}")
+    say(f"  export RTS_SPOOL_DIR={spool}")
     say(f"  {python} -m celery -A workers.app rts status")
     say(f"  {python} -m celery -A workers.app rts report --by name")
     say(f"  {python} -m workers.producer --rate 5          # more tasks, until Ctrl-C")

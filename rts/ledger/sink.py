@@ -28,6 +28,16 @@ class SpoolRunSink:
         except OSError:
             health.give_back(counts)
 
+    def close(self) -> None:
+        """Send what was counted last, and end this process's file: once it has been
+        shipped, nothing of it stays. What comes later begins another. Never raises.
+        """
+        self.counted()
+        try:
+            self._spool.close()
+        except (OSError, ValueError):
+            health.count("spool_failures")  # its end is told from the lock as well
+
     def ended(self, execution: Execution) -> None:
         """See :class:`rts.ports.RunSink`."""
         self.line(execution.to_json().encode() + b"\n")

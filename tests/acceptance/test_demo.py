@@ -39,7 +39,7 @@ def test_the_demo_shows_the_main_job() -> None:
     published = re.search(r"published (\d+) tasks", result.stdout)
     assert published is not None
     assert int(published[1]) >= 120
-    assert f"{published[1]}/{published[1]} verdicts" in result.stdout
+    assert f"{published[1]}/{published[1]} verdicts" in result.stdout, result.stdout
     for task_type in (
         *("cpu-light", "cpu-heavy", "memory-heavy"),
         *("gpu-inference", "gpu-training", "mixed"),

@@ -40,6 +40,8 @@ def test_verdicts_with_other_pools(
     assert redis_client.hget(f"{stage.prefix}counters", "hook_errors") is None
     worker.stop()
     assert "Traceback" not in worker.log.replace("raised unexpected", "").partition("fail")[0]
+    # What has been shipped is gone: another Redis at this address must not learn it anew.
+    assert list(stage.folder.glob("spool/*.jsonl")) == []
     rts.uninstall(app)
     app.close()
 
