@@ -19,7 +19,8 @@ from typing import Any
 from rts.errors import ConfigurationError
 from rts.keys import Keys
 from rts.tasktypes import DEFAULT_TASK_TYPES, TaskType
-from rts.validation import CHECKS, REDIS_SCHEMES, multiplier, redis_url
+from rts.urls import REDIS_SCHEMES, redis_url
+from rts.validation import CHECKS, multiplier
 from rts.webhooks import Webhook
 
 #: The environment variable that overrides ``rts_sla_multiplier``.

@@ -6,16 +6,13 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from rts.deadlines import MAX_MULTIPLIER, MIN_MULTIPLIER
 from rts.errors import ConfigurationError
 from rts.objectives import MAX_TARGET, MIN_TARGET
 from rts.tasktypes import DEFAULT_TASK_TYPES, TYPE_NAME, TaskType
+from rts.urls import mongo_url, redis_url
 from rts.webhooks import read_webhooks
-
-#: URL schemes that redis-py understands; kombu's sentinel:// is not among them.
-REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+socket")
 
 _K_RANGE = f"a number from {MIN_MULTIPLIER} to {MAX_MULTIPLIER}"
 _TYPES_RANGE = (
@@ -76,57 +73,6 @@ def _choice(*allowed: str) -> Callable[[str, object], str]:
         return str(value)
 
     return check
-
-
-def plain_redis_url(url: str) -> str:
-    """Return a kombu URL in the form that redis-py takes."""
-    if url.startswith("redis+socket://"):
-        url = "unix://" + url.removeprefix("redis+socket://").replace("virtual_host=", "db=")
-    elif url.startswith(("redis:///", "rediss:///")):
-        url = url.replace(":///", "://localhost/", 1)
-    elif url in ("redis://", "rediss://"):
-        url += "localhost"
-    if url.startswith("rediss://"):
-        # Celery writes ssl_cert_reqs=CERT_NONE, redis-py reads ssl_cert_reqs=none.
-        for value in ("NONE", "OPTIONAL", "REQUIRED"):
-            url = url.replace(f"=CERT_{value}", f"={value.lower()}")
-    return url
-
-
-def redis_url(key: str, value: object) -> str:
-    """Return *value* as a URL that redis-py takes. What options it has is seen later.
-
-    Raises:
-        ConfigurationError: it is none; the message does not show a password.
-    """
-    allowed = "a URL that begins with redis://, rediss:// or unix://"
-    if not isinstance(value, str) or value.partition(":")[0] not in REDIS_SCHEMES:
-        raise ConfigurationError(key, _without_password(value), allowed)
-    url = plain_redis_url(value)
-    try:
-        parts = urlsplit(url)
-        misplaced = "@" in parts.path + parts.fragment and parts.scheme != "unix"
-        readable = parts.port != 0 and not misplaced
-    except ValueError:  # the port is none, or a bracket is missing
-        readable = False
-    if not readable:
-        allowed += ", with special characters of a password as %23, %2F, %3F"
-        raise ConfigurationError(key, _without_password(value), allowed)
-    return url
-
-
-def _mongo_url(key: str, value: object) -> str:
-    allowed = "a URL such as mongodb://host:27017/database (the path names the database)"
-    if not isinstance(value, str) or not value.startswith(("mongodb://", "mongodb+srv://")):
-        raise ConfigurationError(key, _without_password(value), allowed)
-    return value
-
-
-def _without_password(value: object) -> object:
-    """Return *value* with what stands before an @ in it hidden."""
-    if isinstance(value, str) and "@" in value:
-        return "***@" + value.rpartition("@")[2]
-    return value
 
 
 def _key_prefix(key: str, value: object) -> str:
@@ -216,7 +162,7 @@ _share = "a share from 0 to 1"
 CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "rts_enabled": _boolean,
     "rts_redis_url": redis_url,
-    "rts_mongo_url": _mongo_url,
+    "rts_mongo_url": mongo_url,
     "rts_key_prefix": _key_prefix,
     "rts_sla_multiplier": multiplier,
     "rts_priority_multipliers": _priority_multipliers,

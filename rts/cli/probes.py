@@ -21,10 +21,11 @@ from rts.ledger.janitor import LOST_AFTER_S
 from rts.ledger.mongo import connect, database_of
 from rts.ledger.ship import Shipper
 from rts.ledger.spool import Spool
-from rts.link.link import Link, replies_as_text, shown_url
+from rts.link.link import Link, replies_as_text
 from rts.link.scripts import pack
 from rts.records import Execution
 from rts.settings import Settings
+from rts.urls import shown_url
 
 #: Seconds for Redis to take a connection and for each answer.
 PATIENCE_S = 1.0
@@ -158,7 +159,7 @@ def ask_mongo(settings: Settings) -> LedgerState:
             begin = time.perf_counter()
             client.admin.command("ping")
             latency_s = time.perf_counter() - begin
-            database = database_of(client, settings.mongo_url)
+            database = database_of(client)
             documents = {
                 name: database[name].estimated_document_count()
                 for name in (TASKS, ASSIGNMENTS, REFUSED)

@@ -17,8 +17,9 @@ from pymongo.errors import PyMongoError
 
 from rts.errors import StoreUnavailable
 from rts.ledger.mongo import connect, database_of
-from rts.link.link import Link, shown_url
+from rts.link.link import Link
 from rts.settings import Settings
+from rts.urls import shown_url
 
 #: Seconds for Redis to take a connection and to answer. No task waits here, so they
 #: are longer than a worker's.
@@ -92,7 +93,7 @@ def ledger_of(settings: Settings) -> Iterator[Database[dict[str, Any]]]:
     try:
         client = connect(settings.mongo_url)
         try:
-            yield database_of(client, settings.mongo_url)
+            yield database_of(client)
         finally:
             client.close()
     except (StoreUnavailable, PyMongoError) as exc:

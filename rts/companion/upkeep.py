@@ -36,12 +36,13 @@ from rts.ledger.ship import Shipper
 from rts.ledger.sink import SpoolRunSink
 from rts.ledger.spool import Spool
 from rts.link.counted import Counted
-from rts.link.link import Link, shown_url
+from rts.link.link import Link
 from rts.link.scripts import pack
 from rts.load.sampler import Probes, real_probes, take_sample
 from rts.records import Execution, Learned
 from rts.settings import Settings
 from rts.tau.snapshot import Snapshots
+from rts.urls import shown_url
 from rts.views.tallies import keep
 from rts.views.tally import CLASSES
 

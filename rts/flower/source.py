@@ -24,7 +24,7 @@ from rts.cli.tau import TauRow, tau_rows
 from rts.errors import StoreUnavailable
 from rts.flower.charts import Moment, moments
 from rts.ledger.connection import connect, database_of
-from rts.link.link import Link, shown_url
+from rts.link.link import Link
 from rts.scheduling.queues import (
     QueueState,
     WaitingTask,
@@ -35,6 +35,7 @@ from rts.scheduling.queues import (
     state_of,
 )
 from rts.settings import Settings
+from rts.urls import shown_url
 from rts.views.readings import Reading, read
 from rts.views.report import ReportRow, report, row_of
 from rts.views.runs import OneTask, late_runs, latest_misses, one_task, sample
@@ -260,7 +261,7 @@ class Source:
                 self._client = connect(self.settings.mongo_url, MONGO_OPTIONS)
             except PyMongoError as exc:
                 raise self._no_mongo(exc) from exc
-        return _Ledger(self, database_of(self._client, self.settings.mongo_url))
+        return _Ledger(self, database_of(self._client))
 
     def _no_mongo(self, exc: BaseException) -> StoreUnavailable:
         url, reason = shown_url(self.settings.mongo_url), short(exc.__cause__ or exc)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timezone
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 from bson.codec_options import CodecOptions
 from pymongo import MongoClient
@@ -24,6 +24,7 @@ from pymongo.errors import (
 )
 
 from rts.errors import StoreUnavailable
+from rts.urls import refused
 
 #: The database where the URL names none.
 DEFAULT_DATABASE = "rts"
@@ -69,7 +70,8 @@ def connect(
     Raises:
         pymongo.errors.InvalidURI: the URL is none, or has an option that is not valid.
     """
-    given = {key.lower() for key, _ in parse_qsl(urlsplit(url).query, keep_blank_values=True)}
+    query = url.partition("?")[2].replace(";", "&")
+    given = {key.lower() for key, _ in parse_qsl(query, keep_blank_values=True)}
     options: dict[str, Any] = {
         key: value for key, value in client_options.items() if key.lower() not in given
     }
@@ -80,20 +82,15 @@ def connect(
     try:
         return MongoClient(url, connect=False, tz_aware=True, **options)
     except (PyMongoError, ValueError) as exc:  # the driver's text may show the password
-        raise InvalidURI(f"{_hidden(url)} is not valid ({type(exc).__name__})") from None
+        raise InvalidURI(f"{refused(url)} is not valid ({type(exc).__name__})") from None
 
 
-def _hidden(url: str) -> str:
-    return "***@" + url.rpartition("@")[2] if "@" in url else url
-
-
-def database_of(client: MongoClient[dict[str, Any]], url: str) -> Database[dict[str, Any]]:
-    """Return the database that the path of *url* names, reading aware datetimes."""
-    name = urlsplit(url).path.strip("/") or DEFAULT_DATABASE
+def database_of(client: MongoClient[dict[str, Any]]) -> Database[dict[str, Any]]:
+    """Return the database that the path of the client's URL names, reading aware datetimes."""
     options: CodecOptions[dict[str, Any]] = client.codec_options.with_options(
         tz_aware=True, tzinfo=timezone.utc
     )
-    return client.get_database(name, codec_options=options)
+    return client.get_default_database(DEFAULT_DATABASE, codec_options=options)
 
 
 @contextmanager

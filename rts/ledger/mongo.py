@@ -64,7 +64,7 @@ class MongoLedger:
         self._ttl_s = settings.ledger_ttl
         self._client = connect(settings.mongo_url) if client is None else client
         self._own_client = client is None
-        self.database = database_of(self._client, settings.mongo_url)
+        self.database = database_of(self._client)
         self._tasks: Collection[Document] = self.database[TASKS]
         self._assignments: Collection[Document] = self.database[ASSIGNMENTS]
         self._prepared = False

@@ -24,6 +24,7 @@ from rts import health
 from rts.errors import ConfigurationError, StoreUnavailable
 from rts.link.breaker import Breaker
 from rts.settings import Settings
+from rts.urls import shown_url
 
 logger = logging.getLogger("rts")
 
@@ -192,26 +193,6 @@ def understood(connection_class: type, options: Mapping[str, Any]) -> dict[str, 
             health.shown(name),
         )
     return {name: value for name, value in options.items() if name in known}
-
-
-def shown_url(url: str) -> str:
-    """Return *url* without user name, password and options.
-
-    All that stands before the last @ is hidden, also where the password has a
-    character that it should not have there: such a URL is shown for its error.
-
-    >>> shown_url("redis://:secret@host:6379/0?password=x")
-    'redis://host:6379/0'
-    >>> shown_url("mongodb://me:se/cr?et@host/rts")
-    'mongodb://***'
-    """
-    scheme, _, rest = url.partition("://")
-    credentials, _, place = rest.rpartition("@")
-    if not {"?", "#"}.isdisjoint(credentials):
-        return f"{scheme}://***"  # the @ may be one of the options'
-    for end in "?#":
-        place = place.partition(end)[0]
-    return f"{scheme}://{place}"
 
 
 def replies_as_text(replies: Sequence[Any]) -> dict[str, str]:

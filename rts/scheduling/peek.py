@@ -11,7 +11,6 @@ import redis
 from kombu.exceptions import OperationalError
 
 from rts.errors import CommandError, StoreUnavailable
-from rts.link.link import shown_url
 from rts.scheduling.layout import DEMOTED, HOPEFUL, TURNS
 from rts.scheduling.messages import (
     FIRST,
@@ -31,6 +30,7 @@ from rts.scheduling.messages import (
 )
 from rts.scheduling.scripts import ScriptByHash
 from rts.settings import Settings
+from rts.urls import shown_url
 
 #: Demoted messages that are read where hopeful ones are asked for.
 BEHIND = 100

@@ -109,7 +109,7 @@ class RtsCollector:
     def _standings(self) -> list[Standing]:
         if self._client is None:
             self._client = connect(self._settings.mongo_url)
-        database = database_of(self._client, self._settings.mongo_url)
+        database = database_of(self._client)
         with pymongo.timeout(MONGO_S):
             return standings(database, self._settings, datetime.now(timezone.utc))
 

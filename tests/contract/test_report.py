@@ -262,7 +262,7 @@ def test_verdicts_of_other_hands_count_at_their_end(ledger: MongoLedger) -> None
 
 def test_what_cannot_be_asked() -> None:
     client = connect("mongodb://127.0.0.1:9/?serverSelectionTimeoutMS=50")
-    database = database_of(client, "mongodb://127.0.0.1:9/")
+    database = database_of(client)
     with pytest.raises(ValueError, match="by = 'colour'"):
         report(database, at(0), at(1), "colour")
     with pytest.raises(ValueError, match="time zone"):

@@ -126,7 +126,7 @@ def test_kept_sums_and_a_shorter_budget_agree_too(
 
 def test_what_cannot_be_asked(settings: Settings) -> None:
     client = connect("mongodb://127.0.0.1:9/?serverSelectionTimeoutMS=50")
-    database = database_of(client, "mongodb://127.0.0.1:9/")
+    database = database_of(client)
     with pytest.raises(ValueError, match="time zone"):
         standings(database, settings, NOW.replace(tzinfo=None))
     with pytest.raises(StoreUnavailable):

@@ -13,7 +13,7 @@ from redis.exceptions import ResponseError
 
 from rts import health
 from rts.errors import ConfigurationError, StoreUnavailable
-from rts.link.link import Link, shown_url
+from rts.link.link import Link
 from rts.link.scripts import pack
 from rts.settings import Settings
 from rts.testing import RedisServer
@@ -126,22 +126,6 @@ def test_a_replica_and_a_full_server_can_be_read(server: RedisServer, link: Link
             change(*back)
             assert isinstance(refused, ResponseError)
             assert read == 0
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("redis://user:secret@host:6380/2?password=secret", "redis://host:6380/2"),
-        ("unix://:secret@/tmp/redis.sock?db=1", "unix:///tmp/redis.sock"),
-        ("rediss://host", "rediss://host"),
-        # What should have been quoted in a password.
-        ("mongodb://me:se/cret@host:27017/rts", "mongodb://host:27017/rts"),
-        ("redis://:se#cret@host/0", "redis://***"),
-        ("redis://host/0?password=se@cret", "redis://***"),
-    ],
-)
-def test_urls_are_shown_without_secrets(url: str, shown: str) -> None:
-    assert shown_url(url) == shown
 
 
 def test_an_option_of_the_wrong_type_is_told() -> None:

@@ -1,0 +1,175 @@
+"""Addresses of servers: what is accepted at install, and how they are shown.
+
+MongoDB's are read here as pymongo reads them, since no process of the host app shall
+import pymongo. What it accepts is never refused; which options it knows is seen later.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import unquote_plus, urlsplit
+
+from rts.errors import ConfigurationError
+
+#: URL schemes that redis-py understands; kombu's sentinel:// is not among them.
+REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+socket")
+_MONGO_SCHEMES = ("mongodb", "mongodb+srv")
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_ESCAPED = "special characters of a user or password as %23, %2F, %3F, %40"
+#: What stands where a port should, and may be a password without an @ behind it.
+_NO_PORT = re.compile(r":(?!\d{1,5}(?:[,/]|$))[^,/\]]+(?=[,/]|$)")
+#: What no database has in its name.
+_NOT_IN_DATABASE = re.compile(r'[/\\ "$\0]')
+
+
+def plain_redis_url(url: str) -> str:
+    """Return a kombu URL in the form that redis-py takes."""
+    if url.startswith("redis+socket://"):
+        url = "unix://" + url.removeprefix("redis+socket://").replace("virtual_host=", "db=")
+    elif url.startswith(("redis:///", "rediss:///")):
+        url = url.replace(":///", "://localhost/", 1)
+    elif url in ("redis://", "rediss://"):
+        url += "localhost"
+    if url.startswith("rediss://"):
+        # Celery writes ssl_cert_reqs=CERT_NONE, redis-py reads ssl_cert_reqs=none.
+        for value in ("NONE", "OPTIONAL", "REQUIRED"):
+            url = url.replace(f"=CERT_{value}", f"={value.lower()}")
+    return url
+
+
+def redis_url(key: str, value: object) -> str:
+    """Return *value* as a URL that redis-py takes. What options it has is seen later.
+
+    Raises:
+        ConfigurationError: it is none; the message does not show a password.
+    """
+    allowed = "a URL that begins with redis://, rediss:// or unix://"
+    if not isinstance(value, str) or value.partition(":")[0] not in REDIS_SCHEMES:
+        raise ConfigurationError(key, refused(value), allowed)
+    url = plain_redis_url(value)
+    try:
+        parts = urlsplit(url)
+        misplaced = "@" in parts.path + parts.fragment and parts.scheme != "unix"
+        readable = parts.port != 0 and not misplaced
+    except ValueError:  # the port is none, or a bracket is missing
+        readable = False
+    if not readable:
+        raise ConfigurationError(
+            key, refused(value), f"{allowed}, with a port from 1 to 65535 and {_ESCAPED}"
+        )
+    return url
+
+
+def mongo_url(key: str, value: object) -> str:
+    """Return *value*, a URL that pymongo takes. Which options it has is seen later.
+
+    Raises:
+        ConfigurationError: it is none; the message does not show a password.
+    """
+    allowed = "a URL such as mongodb://host:27017/database (the path names the database)"
+    scheme, separator, rest = value.partition("://") if isinstance(value, str) else ("",) * 3
+    if not isinstance(value, str) or not separator or scheme not in _MONGO_SCHEMES:
+        raise ConfigurationError(key, refused(value), allowed)
+    before, _, options = rest.partition("?")
+    place, _, database = before.partition("/")
+    user, at, hosts = place.rpartition("@")
+    wrong = (
+        (at and not _is_user(user) and _ESCAPED)
+        or _wrong_hosts(hosts, srv=scheme == "mongodb+srv")
+        or (_wrong_database(database) and 'a database without / \\ " $ or a space in its name')
+        or (not _are_options(options) and "options as ?name=value&name=value")
+    )
+    if wrong:
+        raise ConfigurationError(key, refused(value), f"{allowed}, with {wrong}")
+    return value
+
+
+def _is_user(text: str) -> bool:
+    """Return whether *text* is a user, or a user and a password, percent-encoded."""
+    bare = any(
+        text[i] == "%" and unquote_plus(text[i : i + 3]) == text[i : i + 3]
+        for i in range(len(text))
+    )
+    return not (bare or "@" in text or text.count(":") > 1 or text[:1] in ("", ":"))
+
+
+def _wrong_hosts(text: str, *, srv: bool) -> str | None:
+    """Return what hosts there should be instead of *text*, ``None`` where it is fine."""
+    hosts = text.split(",")
+    if "" in hosts:
+        return "a host, or some with commas between them"
+    if srv and (len(hosts) > 1 or (":" in text and not text.startswith("["))):
+        return "one host and no port after mongodb+srv://"
+    for host in hosts:
+        # A % is in the path of a socket, or in the zone of an IPv6 address.
+        if host.endswith(".sock") or "%" in host:
+            continue
+        _, separator, port = host.partition("]:" if host.startswith("[") else ":")
+        if host.startswith("[") and "]" not in host:
+            return "IPv6 addresses as [::1]"
+        if separator and not _is_port(port):
+            return f"a port from 1 to 65535 after each host and {_ESCAPED}"
+    return None
+
+
+def _is_port(text: str) -> bool:
+    digits = text.lstrip("0")
+    return text.isdecimal() and 0 < len(digits) <= 5 and int(digits) <= 65535
+
+
+def _wrong_database(text: str) -> bool:
+    name, _, _ = unquote_plus(text).partition(".")
+    return bool(_NOT_IN_DATABASE.search(name))
+
+
+def _are_options(text: str) -> bool:
+    if "&" in text and ";" in text:
+        return False
+    separator = "&" if "&" in text else ";" if ";" in text else None
+    return not text or (
+        "=" in text and all(option.count("=") == 1 for option in text.split(separator))
+    )
+
+
+def shown_url(url: str) -> str:
+    """Return *url* without user name, password and options.
+
+    All that stands before the last @ is hidden, also where the password has a
+    character that it should not have there: such a URL is shown for its error.
+
+    >>> shown_url("redis://:secret@host:6379/0?password=x")
+    'redis://host:6379/0'
+    >>> shown_url("mongodb://me:se/cr?et@host/rts")
+    'mongodb://***'
+    """
+    scheme, _, rest = url.partition("://")
+    credentials, _, place = rest.rpartition("@")
+    if not {"?", "#"}.isdisjoint(credentials):
+        return f"{scheme}://***"  # the @ may be one of the options'
+    for end in "?#":
+        place = place.partition(end)[0]
+    return f"{scheme}://{place}"
+
+
+def refused(value: object) -> object:
+    """Return what an error says of *value*, which should have been a URL and may hold a
+    password anywhere.
+
+    >>> refused("http://me:secret@host/0?password=x")
+    'http://***@host/0?***'
+    >>> refused("redis://:secret")
+    'redis://:***'
+    >>> refused(["redis://:secret@host"])
+    'a list'
+    """
+    if not isinstance(value, str):
+        return value if isinstance(value, int | float) else f"a {type(value).__name__}"
+    begin = _SCHEME.match(value)
+    scheme = begin[0] if begin else ""
+    credentials, at, place = value.removeprefix(scheme).rpartition("@")
+    if not {"?", "#"}.isdisjoint(credentials):
+        return f"{scheme}***"  # the @ may be one of the options'
+    place, *options = re.split("[?#]", place, maxsplit=1)
+    shown = scheme + ("***@" if at else "") + _NO_PORT.sub(":***", place)
+    return shown + ("?***" if options else "")

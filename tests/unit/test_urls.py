@@ -1,0 +1,164 @@
+"""URLs: what install refuses of MongoDB's, beside what pymongo itself says of them."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from pymongo.errors import PyMongoError
+from pymongo.uri_parser import parse_uri
+
+from rts import ConfigurationError
+from rts.ledger.connection import connect, database_of
+from rts.urls import mongo_url, redis_url, refused, shown_url
+
+GOOD = {
+    "mongodb://localhost": "rts",
+    "mongodb://localhost:27017/ledger": "ledger",
+    "mongodb://localhost/": "rts",
+    "mongodb://localhost?w=1": "rts",
+    "mongodb://a:27017,b:27018,c/ledger?replicaSet=rs0": "ledger",
+    "mongodb://a,[::1]:27017/ledger": "ledger",
+    "mongodb://[::1]/ledger": "ledger",
+    "mongodb://[2001:db8::1]:27017,[::1]/ledger": "ledger",
+    "mongodb://[fe80::1%25eth0]:27017/ledger": "ledger",
+    "mongodb://%2Ftmp%2Fmongodb-27017.sock/ledger": "ledger",
+    "mongodb://me:p%40ss@%2Ftmp%2Fmongodb-27017.sock,b:1/ledger": "ledger",
+    "mongodb://me@host/ledger?authMechanism=MONGODB-X509": "ledger",
+    "mongodb://me:@host/ledger?authMechanism=MONGODB-X509": "ledger",
+    "mongodb://me:p%40s%2Fs%3Aw@host/ledger?authSource=admin": "ledger",
+    # What a URL of the web would end at.
+    "mongodb://me:p#ss@host/ledger": "ledger",
+    "mongodb://me:12#3@host/ledger": "ledger",
+    "mongodb://host/ledger?tls=true;w=majority": "ledger",
+    "mongodb://host/ledger?readPreference=secondary&readPreferenceTags=dc:a,rack:1": "ledger",
+    "mongodb://host/ledger?": "ledger",
+    "mongodb://host/led%67er": "ledger",
+    "mongodb://host/ledger.tasks": "ledger",
+    "mongodb://host:00027017/ledger": "ledger",
+    "mongodb://HOST_with-odd.name/ledger": "ledger",
+    "mongodb://100%25:%2B@host/ledger": "ledger",
+}
+
+BAD = {
+    "mongodb://": "a host",
+    "mongodb:///ledger": "a host",
+    "mongodb://?w=1": "a host",
+    "mongodb://a,/ledger": "a host",
+    "mongodb://a,,b/ledger": "a host",
+    "mongodb://me:secret@/ledger": "a host",
+    "mongodb://host:port/ledger": "a port from 1 to 65535",
+    "mongodb://host:/ledger": "a port from 1 to 65535",
+    "mongodb://host:0/ledger": "a port from 1 to 65535",
+    "mongodb://host:65536/ledger": "a port from 1 to 65535",
+    "mongodb://host:-1/ledger": "a port from 1 to 65535",
+    "mongodb://host:27017 /ledger": "a port from 1 to 65535",
+    f"mongodb://host:{'9' * 5000}/ledger": "a port from 1 to 65535",
+    "mongodb://host:²/ledger": "a port from 1 to 65535",
+    "mongodb://::1:27017/ledger": "a port from 1 to 65535",
+    "mongodb://[::1]:port/ledger": "a port from 1 to 65535",
+    "mongodb://[::1:27017/ledger": r"IPv6 addresses as \[::1\]",
+    "mongodb://me:se/cret@host/ledger": "as %23, %2F",
+    "mongodb://me:secret?@host/ledger": "as %23, %2F",
+    "mongodb://me:secr@t@host/ledger": "as %23, %2F",
+    "mongodb://me:se:cret@host/ledger": "as %23, %2F",
+    "mongodb://me:secret%@host/ledger": "as %23, %2F",
+    "mongodb://me:%secret@host/ledger": "as %23, %2F",
+    "mongodb://:secret@host/ledger": "as %23, %2F",
+    "mongodb://@host/ledger": "as %23, %2F",
+    "mongodb://host/led ger": "a database without",
+    "mongodb://host/led/ger": "a database without",
+    "mongodb://host/ledger/": "a database without",
+    "mongodb://host/led$ger": "a database without",
+    "mongodb://host/led%2Fger": "a database without",
+    "mongodb://host/ledger?replicaSet": "options as",
+    "mongodb://host/ledger?w=1&": "options as",
+    "mongodb://host/ledger?w=1&tls=true;ssl=true": "options as",
+    "mongodb://host/ledger?w=1=2": "options as",
+    "mongodb+srv://": "a host",
+    "mongodb+srv://a.example.org,b.example.org/ledger": "one host",
+    "mongodb+srv://a.example.org:27017/ledger": "one host",
+    "mongodb+srv://me:se/cret@a.example.org/ledger": "one host",
+}
+
+
+@pytest.mark.parametrize("url", GOOD)
+def test_what_pymongo_takes_is_taken(url: str) -> None:
+    parse_uri(url)
+    assert mongo_url("rts_mongo_url", url) == url
+    with connect(url) as client:
+        assert database_of(client).name == GOOD[url]
+
+
+@pytest.mark.parametrize("url", BAD)
+def test_what_pymongo_does_not_take_is_refused(url: str) -> None:
+    with pytest.raises((PyMongoError, ValueError)):
+        parse_uri(url)
+    with pytest.raises(ConfigurationError, match=BAD[url]) as caught:
+        mongo_url("rts_mongo_url", url)
+    assert str(caught.value).startswith("rts_mongo_url = 'mongodb")
+    assert "cret" not in str(caught.value)
+
+
+def test_hosts_that_dns_names_are_not_looked_up() -> None:
+    url = "mongodb+srv://me:p%40ss@cluster0.example.org/ledger?retryWrites=true&w=majority"
+    assert mongo_url("rts_mongo_url", url) == url
+    assert mongo_url("rts_mongo_url", "mongodb+srv://cluster0.example.org")
+
+
+@given(st.text(alphabet="ab1:@/,?&;=%2F.[]#$ +\\", max_size=24))
+@example("me:p%f+@host")
+@example("a,[::1]:1/b.c$")
+@example("a?b=c d=e")
+def test_nothing_that_pymongo_takes_is_refused(rest: str) -> None:
+    url = "mongodb://" + rest
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # options that it does not know
+            with connect(url) as client:
+                database_of(client)
+    except (PyMongoError, ValueError):
+        return
+    assert mongo_url("rts_mongo_url", url) == url
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://user:secret@host:6380/2?password=secret", "redis://host:6380/2"),
+        ("unix://:secret@/tmp/redis.sock?db=1", "unix:///tmp/redis.sock"),
+        ("rediss://host", "rediss://host"),
+        # What should have been quoted in a password.
+        ("mongodb://me:se/cret@host:27017/rts", "mongodb://host:27017/rts"),
+        ("redis://:se#cret@host/0", "redis://***"),
+        ("redis://host/0?password=se@cret", "redis://***"),
+    ],
+)
+def test_urls_are_shown_without_secrets(url: str, shown: str) -> None:
+    assert shown_url(url) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("amqp://me:secret@host:5672/0", "amqp://***@host:5672/0"),
+        ("redis://:se/cret@host:6379/0", "redis://***@host:6379/0"),
+        ("redis://:a://secret@host:6379/0", "redis://***@host:6379/0"),
+        ("redis://:se#cret@host/0", "redis://***"),
+        ("redis://host:99999/0?password=secret", "redis://host:99999/0?***"),
+        # Somebody has forgotten the host, or the scheme.
+        ("redis://:secret", "redis://:***"),
+        ("mongodb://a:27017,me:secret/ledger", "mongodb://a:27017,me:***/ledger"),
+        ("me:secret@host/0", "***@host/0"),
+        ("localhost:27017", "localhost:27017"),
+        (["redis://:secret@host/0"], "a list"),
+        (7, 7),
+    ],
+)
+def test_what_is_refused_is_shown_without_secrets(value: object, shown: object) -> None:
+    assert refused(value) == shown
+    with pytest.raises(ConfigurationError) as caught:
+        redis_url("rts_redis_url", value)
+    assert str(caught.value).startswith(f"rts_redis_url = {shown!r} is not valid; ")
