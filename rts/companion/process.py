@@ -45,6 +45,8 @@ def set_up_logging(orders: Orders) -> None:
         format="[%(asctime)s: %(levelname)s/rts] %(message)s",
         handlers=[handler],
     )
+    # What cannot be read here, the worker cannot read either, and says so.
+    logging.getLogger("rts.load").setLevel(max(orders.loglevel, logging.WARNING))
 
 
 def main() -> int:

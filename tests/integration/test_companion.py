@@ -170,6 +170,19 @@ def test_it_logs_to_the_file_of_the_workers_main_process(
     assert {path.name for path in logs.iterdir()} <= {"w0-0.log", "w0-1.log"}
 
 
+def test_what_cannot_be_read_of_gpus_is_logged_once(
+    make_stage: Callable[..., Stage], redis_client: redis.Redis
+) -> None:
+    stage = make_stage()
+    env = {"PYTHONPATH": f"{stage.folder}{os.pathsep}{stage.environment['PYTHONPATH']}"}
+    (stage.folder / "pynvml.py").write_text("raise ImportError('none in this test')")
+    worker = stage.worker(concurrency=1, env=env)
+    # The companion has read the load.
+    wait_until(lambda: redis_client.hlen(f"{stage.prefix}workers"), PATIENCE_S)
+    worker.stop()
+    assert worker.log.count("GPU load is not read in full") == 1
+
+
 def test_a_worker_that_scales_itself_tells_the_most_slots(
     make_stage: Callable[..., Stage], redis_client: redis.Redis
 ) -> None:
