@@ -152,6 +152,23 @@ def shown_url(url: str) -> str:
     return f"{scheme}://{place}"
 
 
+def refused_host(value: object) -> object:
+    """Return what an error says of *value*, which should have been a URL whose path may be
+    as secret as a password: its scheme and host.
+
+    >>> refused_host("htps://me:hush@hooks.example.org/services/T0/KEY")
+    'htps://***@hooks.example.org/***'
+    """
+    if not isinstance(value, str):
+        return refused(value)
+    begin = _SCHEME.match(value)
+    scheme = begin[0] if begin else ""
+    host, *path = re.split(r"[/?#\s]", value.removeprefix(scheme), maxsplit=1)
+    if path and "@" in path[0]:
+        return f"{scheme}***"  # what stands before it may be a part of a password
+    return f"{refused(scheme + host)}{'/***' if path else ''}"
+
+
 def refused(value: object) -> object:
     """Return what an error says of *value*, which should have been a URL and may hold a
     password anywhere.

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rts.errors import ConfigurationError
+from rts.urls import refused_host
 
 #: What there are alerts of.
 EVENTS = ("slo_burning", "task_overdue")
@@ -87,7 +88,8 @@ def read_webhooks(key: str, value: object) -> tuple[Webhook, ...]:
     """Return the webhooks that setting *key* holds.
 
     Raises:
-        ConfigurationError: it is not valid; the message shows no URL and no secret.
+        ConfigurationError: it is not valid; the message shows no secret, and of a URL no
+            more than scheme and host.
     """
     if not isinstance(value, list | tuple):
         raise ConfigurationError(key, f"a {type(value).__name__}", _ALLOWED)
@@ -111,7 +113,7 @@ def _webhook(key: str, given: object) -> Webhook:
     secret, events = given.get("secret"), given.get("events")
     interval = given.get("min_interval", MIN_INTERVAL_S)
     if not _is_url(given.get("url")):
-        raise ConfigurationError(f"{key}['url']", "***", _ALLOWED)
+        raise ConfigurationError(f"{key}['url']", refused_host(given.get("url")), _ALLOWED)
     if secret is not None and not (isinstance(secret, str) and len(secret) >= MIN_SECRET):
         raise ConfigurationError(f"{key}['secret']", "***", _ALLOWED)
     if given.get("format", "json") not in FORMATS:
@@ -124,7 +126,7 @@ def _webhook(key: str, given: object) -> Webhook:
     if not fine or not (interval >= 0 and math.isfinite(interval)):
         raise ConfigurationError(f"{key}['min_interval']", interval, _ALLOWED)
     if given.get("link") is not None and not _is_url(given["link"]):
-        raise ConfigurationError(f"{key}['link']", "***", _ALLOWED)
+        raise ConfigurationError(f"{key}['link']", refused_host(given["link"]), _ALLOWED)
     return Webhook.from_dict(given)
 
 

@@ -19,6 +19,7 @@ from rts.scheduling.rule import OPTION, Rule
 from rts.scheduling.scripts import MOVE
 from rts.scheduling.switch import stand_in
 from rts.settings import Settings
+from rts.urls import shown_url
 from rts.validation import finite
 
 #: Seconds for the broker to take a connection and to answer.
@@ -79,7 +80,10 @@ def queues_of(app: Any, settings: Settings) -> Iterator[DeadlineOrder | None]:
             connection.ensure_connection(max_retries=1, interval_start=0)
             yield connection.default_channel
         except (OperationalError, *connection.connection_errors) as exc:
-            raise StoreUnavailable(f"the broker {connection.as_uri()} is not usable") from exc
+            raise StoreUnavailable(
+                f"the broker {shown_url(connection.as_uri())} is not usable "
+                f"({type(exc).__name__})"
+            ) from exc
 
 
 def names(app: Any, channel: Any) -> list[str]:

@@ -31,7 +31,7 @@ from rts.listener import group_of
 from rts.records import OpenTask
 from rts.settings import Settings
 from rts.testing import wait_until
-from rts.webhooks import Webhook
+from rts.webhooks import Webhook, read_webhooks
 from tests.conftest import Stage
 from tests.integration.test_signals import Told
 from tests.receiver import Receiver
@@ -376,6 +376,31 @@ def test_a_bad_webhook_fails_at_install_and_shows_no_secret(value: Any) -> None:
     for secret in ("hush", "12345678", "passwd"):
         assert secret not in str(caught.value)
     app.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("hooks.example.org/services/T0/hush", "'hooks.example.org/***'"),
+        (
+            "htps://me:hush@hooks.example.org/services?key=hush",
+            "'htps://***@hooks.example.org/***'",
+        ),
+        ("https://hooks.example.org:99999/hush", "'https://hooks.example.org:99999/***'"),
+        ("https://hooks.example.org:hush/", "'https://hooks.example.org:***/***'"),
+        ("https://hooks.example.org /hush", "'https://hooks.example.org/***'"),
+        ("https://me:hu/sh@hooks.example.org/hu@sh\n", "'https://***'"),
+        ({"url": "hush"}, "'a dict'"),
+        (None, "'a NoneType'"),
+    ],
+)
+def test_a_bad_webhook_is_told_by_its_host(url: Any, shown: str) -> None:
+    for key, hook in (("url", {"url": url}), ("link", {"url": "https://a", "link": url})):
+        if hook.get(key) is not None or key == "url":
+            with pytest.raises(rts.ConfigurationError) as caught:
+                read_webhooks("rts_webhooks", [hook])
+            told = str(caught.value)
+            assert told.startswith(f"rts_webhooks[0]['{key}'] = {shown} is not valid; ")
 
 
 def test_a_burning_objective_is_told_once_in_the_fleet_through_deaths(
