@@ -9,10 +9,11 @@ from typing import Any
 import click
 
 from rts.cli.probes import forget_counters, look, spooled_records
-from rts.cli.shared import as_json, outages_not_logged, print_json, settings_of
+from rts.cli.shared import NO_APP, as_json, outages_not_logged, print_json, settings_of
 from rts.cli.states import LedgerState, RedisState, ServerState, WorkerState
 from rts.cli.table import NONE, Column, render, seconds, terminal_width
 from rts.clock import DEADBAND_S
+from rts.installation import installed
 from rts.scheduling.queues import left_in_order
 from rts.settings import Settings
 
@@ -29,15 +30,15 @@ DROPPED = ("outbox_dropped", "spool_dropped", "records_lost")
 def command(ctx: click.Context, clear: bool, as_json: bool) -> None:
     """Show the servers, the way of the records, the workers and what was counted.
 
-    The status is 1, with a line that says why, when a server is not reachable,
-    records were dropped, the oldest record in the outbox waits for over a minute, or
-    messages wait in an order that the workers do not know.
+    The status is 1, with a line that says why, when the app has no rts, a server is not
+    reachable, records were dropped, the oldest record in the outbox waits for over a
+    minute, or messages wait in an order that the workers do not know.
     """
     settings = settings_of(ctx)
     with outages_not_logged():
         redis, ledger = look(settings)
         spool = spooled_records(settings) if redis.server.reachable else None
-    wrong = problems(redis, ledger)
+    wrong = [*_not_installed(ctx.obj.app), *problems(redis, ledger)]
     served = [queue for worker in redis.workers for queue in worker.queues]
     for queue, count in left_in_order(ctx.obj.app, settings, served).items():
         wrong.append(
@@ -54,6 +55,22 @@ def command(ctx: click.Context, clear: bool, as_json: bool) -> None:
         click.echo(f"Problem: {problem}", err=True)
     if wrong:
         ctx.exit(1)
+
+
+def _not_installed(app: Any) -> list[str]:
+    """Return that *app* has no rts, also after importing what a worker imports."""
+    if app not in installed and app.main != NO_APP:
+        try:
+            app.loader.import_default_modules()
+        except Exception:  # noqa: BLE001  this host may lack what the workers have
+            return []
+    if app in installed or app.main == NO_APP:
+        return []
+    return [
+        "this app has no rts, so its tasks get no deadline and no verdict. Put "
+        'rts.install(app) below the line that makes it, or imports = ("rts.auto",) into its '
+        "celeryconfig, and restart workers and producers"
+    ]
 
 
 def problems(redis: RedisState, ledger: LedgerState) -> list[str]:

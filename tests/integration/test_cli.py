@@ -55,9 +55,11 @@ def cli(conf: dict[str, Any]) -> Run:
 
     def run(*arguments: str, **options: Any) -> Result:
         app = Celery("cli", set_as_current=False)
+        rts_of.install(app)
         app.conf.update(conf)
         context = CLIContext(app=app, no_color=True, workdir=None)
         result = CliRunner().invoke(rts, arguments, obj=context, **options)
+        rts_of.uninstall(app)
         assert result.exception is None or isinstance(result.exception, SystemExit), result
         return result
 
@@ -140,8 +142,11 @@ def test_every_command_of_a_real_app(
 
     stage.installed = installed
     shell = Shell(stage)
-    status = json.loads(shell("status", "--json").stdout)
-    assert status["ok"]
+    asked = shell("status", "--json")
+    status = json.loads(asked.stdout)
+    assert status["ok"] is installed
+    assert asked.returncode == (0 if installed else 1)
+    assert ("Put rts.install(app) below" in asked.stderr) is not installed
     assert [w["concurrency"] for w in status["workers"]] == [1]
     assert status["workers"][0]["load"]["cpu"] is not None
     worker.stop()
@@ -488,6 +493,32 @@ def test_without_an_app_it_is_said_whose_settings_these_are(tmp_path: Path) -> N
     note, problem = result.stderr.splitlines()
     assert note.startswith("Note: no app is given")
     assert "Redis at redis://127.0.0.1:1/0 is not usable" in problem
+
+
+def test_an_app_that_gets_rts_from_its_imports_has_it(tmp_path: Path) -> None:
+    app = "from celery import Celery\napp = Celery('{}', broker='amqp://')\n"
+    (tmp_path / "without.py").write_text(app.format("without"))
+    (tmp_path / "auto.py").write_text(app.format("auto") + "app.conf.imports = ['rts.auto']\n")
+    (tmp_path / "broken.py").write_text(app.format("broken") + "app.conf.imports = ['no']\n")
+    for name, has_none in (("without", True), ("auto", False), ("broken", False)):
+        result = subprocess.run(
+            [sys.executable, "-m", "celery", "-A", name, "rts", "status"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert ("this app has no rts" in result.stderr) is has_none, result.stderr
+
+
+def test_a_broker_that_is_away_is_told_without_its_password(
+    cli: Run, conf: dict[str, Any]
+) -> None:
+    conf["broker_url"] = NO_REDIS
+    result = cli("queues")
+    assert result.exit_code == 1
+    assert "the broker redis://127.0.0.1:1/0 is not usable (" in result.stderr
 
 
 def test_status_of_servers_that_never_answer(cli: Run, conf: dict[str, Any]) -> None:
