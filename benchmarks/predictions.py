@@ -1,10 +1,12 @@
 """Ask real workers under load when tasks will start and finish, and wait for the truth.
 
-    python benchmarks/predictions.py [--scheduler fifo|edf|both] [--rho R] [--slots N] [--burst]
+    python benchmarks/predictions.py [--scheduler fifo|edf|both] [--rho R] [--slots N]
+        [--queues N] [--burst]
 
 Publishes the six types (or a trace) at the load ρ, sped up; each task sleeps. Meanwhile
 rts.predict_new is asked just before some are published, and rts.predict about the last
-published one and about one of all that wait. With --burst the second half is published
+published one and about one of all that wait. With --queues the worker serves several
+queues, each with the types of its own. With --burst the second half is published
 at once when the first is over. The ledger then tells what was true.
 Servers and worker are real, embedded and private.
 """
@@ -58,7 +60,13 @@ class Asked(NamedTuple):
 
 
 def ask(
-    jobs: list[Job], slots: int, scheduler: str | None, speedup: float, pool: str, burst: bool
+    jobs: list[Job],
+    slots: int,
+    scheduler: str | None,
+    speedup: float,
+    pool: str,
+    burst: bool,
+    queues: int,
 ) -> tuple[list[Asked], dict[str, dict[str, Any]]]:
     """Run *jobs*; return what was asked, and the ledger's tasks by id."""
     with (
@@ -78,6 +86,9 @@ def ask(
         rts.install(app)
         asked: list[Asked] = []
         ids: list[str] = []
+        names = [app.conf.task_default_queue, *(f"queue-{n}" for n in range(2, queues + 1))]
+        types = sorted({job.task_type for job in jobs})
+        queue_of = {kind: names[n % queues] for n, kind in enumerate(types)}
         first = int((BEFORE_BURST if burst else WARM_UP) * len(jobs))
         over = threading.Event()
 
@@ -99,7 +110,9 @@ def ask(
                         if question("waiting", one):
                             break
 
-        worker = WorkerProcess(APP, pool=pool, concurrency=slots, env=env, loglevel="WARNING")
+        worker = WorkerProcess(
+            APP, pool=pool, concurrency=slots, queues=names, env=env, loglevel="WARNING"
+        )
         asking = threading.Thread(target=keep_asking)
         with worker, pymongo.MongoClient(mongo.url, tz_aware=True) as client:
             ledger: Any = client.get_default_database()
@@ -122,12 +135,16 @@ def ask(
                     pause = begun + job.arrival_s / speedup - time.time()
                     if pause > 0 and not (burst and number >= first):
                         time.sleep(pause)
-                    headers = {"task_type": job.task_type}
+                    headers, queue = {"task_type": job.task_type}, queue_of[job.task_type]
                     answer, before = None, time.time()
                     if number > first and number % ASKED_ONE_OF == 0:
-                        answer = rts.predict_new(job.name, headers=headers, app=app)
+                        answer = rts.predict_new(
+                            job.name, headers=headers, queue=queue, app=app
+                        )
                     cost_s = time.time() - before
-                    task = app.send_task(job.name, (job.runtime_s / speedup,), headers=headers)
+                    task = app.send_task(
+                        job.name, (job.runtime_s / speedup,), headers=headers, queue=queue
+                    )
                     ids.append(task.id)
                     if answer is not None:
                         asked.append(Asked("new", task.id, before, answer, cost_s))
@@ -184,6 +201,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=400)
     parser.add_argument("--speedup", type=float, default=20.0)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--queues", type=int, default=1)
     parser.add_argument("--pool", choices=("prefork", "threads"), default="prefork")
     parser.add_argument("--trace", default="six", metavar="FILE")
     parser.add_argument(
@@ -203,7 +221,7 @@ def main() -> None:
         scheduler = "edf" if order == "edf" else None
         asked, truth = ask(
             *(jobs, arguments.slots, scheduler, arguments.speedup, arguments.pool),
-            arguments.burst,
+            *(arguments.burst, arguments.queues),
         )
         figures[order] = {
             kind: judge([a for a in asked if a.kind == kind], truth)
@@ -219,6 +237,7 @@ def main() -> None:
         ("celery", "kombu", "redis"),
         workload=f"{arguments.trace}, {len(jobs)} tasks, rho {arguments.rho}"
         f"{', the second half at once' if arguments.burst else ''}, "
+        f"{f'{arguments.queues} queues, ' if arguments.queues > 1 else ''}"
         f"{arguments.slots} slots, {arguments.pool}, speed-up {arguments.speedup:g}, "
         f"seed {arguments.seed}",
         caveats=f"tasks sleep, {mean_s:.2f} s on average; one run; questions overlap",

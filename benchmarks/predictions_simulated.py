@@ -23,7 +23,7 @@ from heading import print_heading
 from rts.ledger.recent import RUNS
 from rts.scheduling import forecast
 from rts.scheduling.draws import Work
-from rts.scheduling.play import Snapshot
+from rts.scheduling.play import Running, Snapshot
 from rts.settings import Settings
 from rts.simulation.orders import Order, order_of
 from rts.simulation.simulator import Outcome, simulate
@@ -63,11 +63,13 @@ def snapshot_of(outcomes: list[Outcome], number: int, now: float, slots: int) ->
         now,
         slots,
         [work(o) for o in came if o.started_at > now],
-        running=[(work(o), o.started_at) for o in came if o.started_at <= now < o.finished_at],
+        running=[
+            Running(work(o), o.started_at) for o in came if o.started_at <= now < o.finished_at
+        ],
         ended=[(work(o), o.job.runtime_s) for o in ended],
         lately=[work(o) for o in came if o.job.arrival_s > since],
         span_s=now - since,
-        turns=random.randrange(20),
+        turns=[random.randrange(20)],
     )
 
 

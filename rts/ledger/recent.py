@@ -33,6 +33,8 @@ class Recent(NamedTuple):
     deadline: float
     started_at: float
     completed_at: float
+    #: The routing key that it came by.
+    queue: str | None
 
     @property
     def runtime_s(self) -> float:
@@ -89,6 +91,6 @@ def read_recent(texts: Iterable[Any]) -> list[Recent]:
         if run.started_at and run.completed_at:
             found[run.task_id, run.started_at] = Recent(
                 *(run.task_id, run.name, run.task_type, run.arrival, run.tau, run.deadline),
-                *(run.started_at, run.completed_at),
+                *(run.started_at, run.completed_at, run.queue),
             )
     return list(found.values())

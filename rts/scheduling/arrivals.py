@@ -83,7 +83,7 @@ class Arrivals:
                 return
             for work in bursts[int(rng.random() * len(bursts))]:
                 deadline = at + work.deadline - work.arrival
-                yield Work(work.task_type, at, work.tau, deadline, name=work.name)
+                yield work._replace(arrival=at, deadline=deadline, ready=0.0)
 
     def _look_back(self, span_s: float) -> None:
         """Weigh since when tasks come as they do now."""

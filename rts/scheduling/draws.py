@@ -40,6 +40,8 @@ class Work(NamedTuple):
     ready: float = 0.0
     #: Of the task; empty: not known.
     name: str = ""
+    #: Number of its queue among those that share workers; 0 is the one asked about.
+    queue: int = 0
 
 
 class Runtimes:

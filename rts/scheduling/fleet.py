@@ -1,9 +1,12 @@
-"""What Redis tells of the workers of a queue: slots, load, runs, what was learned."""
+"""What Redis tells of the workers of a queue, and of those queues that share them: slots,
+load, runs, what was learned.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rts.ledger.janitor import LOST_AFTER_S
@@ -11,12 +14,15 @@ from rts.ledger.recent import RUNS, Recent, read_recent
 from rts.link.link import Link, replies_as_text
 from rts.link.scripts import pack
 from rts.records import Execution
+from rts.scheduling.together import Crew
 from rts.settings import Settings
 from rts.tau.cache import POOL
 from rts.tau.sketch import Sketch
 
 #: Seconds within which a run that goes on is noted in Redis: a heartbeat, and its way.
 NOTED_S = 1.5
+#: Queues that are simulated together with the one that is asked about, at most.
+MOST_BESIDE = 8
 #: Runs per slot, and seconds, from which on the measured share of the slots is believed.
 RUNS_PER_SLOT, LEAST_S = 2, 2.0
 
@@ -29,102 +35,134 @@ class Worker:
     slots: int
     #: A fraction of what the worker may use.
     load: float
-    #: ``None``: of a version that does not say.
-    queues: frozenset[str] | None
+    #: In the order of its command line; ``None``: of a version that does not say.
+    queues: tuple[str, ...] | None
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """The workers of one queue at one moment."""
+    """The workers of one queue, and of those that they also take from, at one moment."""
 
     now: float
-    workers: Sequence[Worker]
+    #: The one that is asked about, then the others.
+    queues: Sequence[str]
+    #: Numbers of the queues, by the routing keys of their messages.
+    numbers: Mapping[str, int]
+    #: The workers, together those that take from the same of these queues.
+    crews: Sequence[Crew]
+    #: Numbers of the crews, by the instances of their workers.
+    crew_of: Mapping[str, int]
     #: What goes on in the workers' slots, of whatever queue.
     running: Sequence[Execution]
-    #: The routing keys of the queue's messages.
-    keys: Collection[str]
+    #: Ends of the queues' runs that are remembered, and since when all are.
     recent: Sequence[Recent]
+    known_since: float
     ratios: Mapping[str, Sketch]
-    #: Queues that workers take from which do not take from this one.
-    elsewhere: Set[str] = frozenset()
 
     @property
     def slots(self) -> int:
-        """Tasks that the workers run at a time."""
-        return sum(worker.slots for worker in self.workers)
-
-    @property
-    def load(self) -> float:
-        """The mean of the workers' loads; 0 without workers."""
-        return sum(w.load for w in self.workers) / max(1, len(self.workers))
-
-    @property
-    def neighbours(self) -> set[str]:
-        """All queues that the workers take from."""
-        return {queue for worker in self.workers for queue in worker.queues or ()}
+        """Tasks of the queue that may run at a time."""
+        return sum(crew.slots for crew in self.crews if 0 in crew.queues)
 
     @property
     def own_running(self) -> list[Execution]:
-        """What goes on of this queue."""
-        return [run for run in self.running if run.queue in self.keys]
+        """What goes on of these queues."""
+        return [run for run in self.running if run.queue in self.numbers]
 
     def share(self, since: float) -> float | None:
-        """Return the share of the slots' time that runs of this queue have had, where it
-        had work for all of them *since* an instant; ``None``: too little was seen.
+        """Return the share of the slots' time in which something ran, where there was
+        work for all of them *since* an instant; ``None``: too little was seen.
         """
         until = self.now - NOTED_S
-        if until - since < LEAST_S or not self.slots:
+        if until - since < LEAST_S or not self.slots or len(self.crews) > 1:
             return None
         spans = [(run.started_at, run.completed_at) for run in self.recent]
         spans += [(run.started_at or until, until) for run in self.own_running]
         seen = [min(end, until) - max(start, since) for start, end in spans]
         seen = [span for span in seen if span > 0]
-        full = len(self.recent) >= RUNS and since < min(run.completed_at for run in self.recent)
-        if full or len(seen) < RUNS_PER_SLOT * self.slots:
+        if since < self.known_since or len(seen) < RUNS_PER_SLOT * self.slots:
             return None
         return min(1.0, max(0.01, sum(seen) / (self.slots * (until - since))))
 
 
 def read_fleet(
-    link: Link, settings: Settings, queue: str, keys_of_queue: Iterable[str] = ()
+    link: Link, settings: Settings, queue: str, keys_of: Callable[[str], Iterable[str]]
 ) -> Fleet:
-    """Read what there is to know of *queue*, in one round trip.
+    """Read what there is to know of *queue*, in two round trips at most.
 
-    *keys_of_queue*: the routing keys of its messages, by default its name.
+    *keys_of* returns the routing keys of a queue's messages.
 
     Raises:
         StoreUnavailable: Redis is away.
     """
     keys = settings.keys
     types = [*settings.task_types, POOL]
-    names = list(keys_of_queue) or [queue]
+
+    def ask(queues: Iterable[str]) -> list[tuple[str, bytes]]:
+        names = [key for each in queues for key in keys_of(each)]
+        return [(name, pack("LRANGE", keys.recent + name, 0, -1)) for name in names]
+
+    own = ask([queue])
     time_, beats, notes, *answers = link.call(
         pack("TIME"),
         pack("HGETALL", keys.workers),
         pack("HVALS", keys.running),
-        *(pack("LRANGE", keys.recent + name, 0, -1) for name in names),
+        *(command for _, command in own),
         *(pack("HGETALL", keys.ratio + task_type) for task_type in types),
     )
     now = int(time_[0]) + int(time_[1]) / 1e6
-    recent, ratios = answers[: len(names)], answers[len(names) :]
-    ended = read_recent(text for texts in recent for text in texts)
-    over = {(run.task_id, run.started_at) for run in ended}
+    recent, ratios = answers[: len(own)], answers[len(own) :]
     living = read_beats(beats, now)
-    workers = [w for w in living if w.queues is None or queue in w.queues]
-    others = [w.queues for w in living if w.queues is not None and queue not in w.queues]
-    here = {worker.instance for worker in workers}
-    running = [run for run in read_notes(notes) if run.instance in here or run.queue in names]
+    serving = [w.queues for w in living if w.queues is not None and queue in w.queues]
+    beside = sorted({name for queues in serving for name in queues} - {queue})[:MOST_BESIDE]
+    others = ask(beside)
+    if others:
+        recent += link.call(*(command for _, command in others))
+    ended = [read_recent(texts) for texts in recent]
+    # Of each key so many are kept.
+    full = [min(run.completed_at for run in runs) for runs in ended if len(runs) >= RUNS]
+    over = {(run.task_id, run.started_at) for runs in ended for run in runs}
+    queues = [queue, *beside]
+    numbers = {key: n for n, each in reversed([*enumerate(queues)]) for key in keys_of(each)}
+    crews, crew_of = _crews(living, queues)
     return Fleet(
         now,
-        workers,
-        [run for run in running if (run.task_id, run.started_at) not in over],
-        names,
-        ended,
+        queues,
+        numbers,
+        crews,
+        crew_of,
+        [
+            run
+            for run in read_notes(notes)
+            if (run.instance in crew_of or run.queue in numbers)
+            and (run.task_id, run.started_at) not in over
+        ],
+        [run for runs in ended for run in runs],
+        max(full, default=-math.inf),
         {
             task_type: Sketch.from_hash(replies_as_text(answer))
             for task_type, answer in zip(types, ratios, strict=True)
         },
-        {name for queues in others for name in queues},
+    )
+
+
+def _crews(
+    workers: Iterable[Worker], queues: Sequence[str]
+) -> tuple[list[Crew], dict[str, int]]:
+    """Return the crews of *queues*, and their numbers by instance."""
+    number_of = {queue: number for number, queue in enumerate(queues)}
+    slots: dict[tuple[int, ...], int] = {}
+    taken_by: dict[str, tuple[int, ...]] = {}
+    for worker in workers:
+        served = queues[:1] if worker.queues is None else worker.queues
+        taken = tuple(number_of[queue] for queue in served if queue in number_of)
+        if taken:
+            taken_by[worker.instance] = taken
+            slots[taken] = slots.get(taken, 0) + worker.slots
+    known = list(slots)
+    return (
+        [Crew(number, taken) for taken, number in slots.items()],
+        {instance: known.index(taken) for instance, taken in taken_by.items()},
     )
 
 
@@ -138,7 +176,7 @@ def read_beats(answer: Sequence[bytes], now: float) -> list[Worker]:
                 continue
             queues = told.get("queues")
             load = float((told.get("load") or {}).get("load") or 0.0)
-            served = None if queues is None else frozenset(map(str, queues))
+            served = None if queues is None else tuple(map(str, queues))
             found.append(Worker(instance, int(told["concurrency"]), load, served))
         except (ValueError, TypeError, KeyError, AttributeError):
             continue  # of another version

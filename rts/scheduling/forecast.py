@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from rts.scheduling.arrivals import Arrivals
 from rts.scheduling.draws import Runtimes, Work
 from rts.scheduling.play import Play, Snapshot
 from rts.scheduling.prediction import Prediction
-from rts.simulation.orders import Order, Waiting
+from rts.scheduling.together import Crew, OrderMaker, Queues
+from rts.simulation.orders import Waiting
 
 #: Simulations for one prediction, at least and at most, and events that all of them
 #: take together at most: about 0.2 s of one core.
@@ -27,9 +28,6 @@ LEAST_RUNS, RUNS, MOST_EVENTS = 40, 120, 60_000
 LOW, HIGH = 0.05, 0.95
 #: Below this a wait is none, seconds.
 NO_WAIT_S = 1e-3
-
-
-OrderMaker = Callable[[], Order]
 
 
 def of_new(snapshot: Snapshot, work: Work, order: OrderMaker, unseen: int = 0) -> Prediction:
@@ -69,7 +67,8 @@ def _queued(
     rng = random.Random(0)  # the same question has the same answer
     draw = Runtimes(snapshot.ratios, snapshot.ended, rng)
     since = max(snapshot.now, snapshot.known_until)
-    coming = Arrivals(snapshot.lately, snapshot.span_s, since, snapshot.slots, rng)
+    slots = sum(crew.slots for crew in snapshot.hands)
+    coming = Arrivals(snapshot.lately, snapshot.span_s, since, slots, rng)
     waiting = [*snapshot.waiting, *([] if new is None else [new])]
     work = waiting[target] if target >= 0 else snapshot.held[-1 - target]
     starts: list[float] = []
@@ -77,16 +76,16 @@ def _queued(
     events = 0
     while len(starts) < RUNS and (events < MOST_EVENTS or len(starts) < LEAST_RUNS):
         draw.resample()
-        play = Play(snapshot, order(), draw, coming, rng, new)
+        play = Play(snapshot, order, draw, coming, rng, new)
         starts.append(play.start_of(target, MOST_EVENTS // LEAST_RUNS))
         runs.append(draw.of(work))
         events += play.events
     if unseen > 0:
         # All but the last of what is ahead, as many as there are slots, is over by then.
-        seen = len(waiting) + len(snapshot.held) - snapshot.slots
+        seen = len(waiting) + len(snapshot.held) - slots
         starts = _stretched(starts, snapshot.now, 1 + unseen / max(1, seen))
     ends = [start + run_s for start, run_s in zip(starts, runs, strict=True)]
-    ahead = _ahead(snapshot, waiting, target, work, order()) + unseen
+    ahead = _ahead(snapshot, waiting, target, work, order) + unseen
     return _summed(snapshot, work, starts, ends, ahead)
 
 
@@ -109,7 +108,7 @@ def _summed(
 
 
 def _ahead(
-    snapshot: Snapshot, waiting: list[Work], target: int, work: Work, order: Order
+    snapshot: Snapshot, waiting: list[Work], target: int, work: Work, order: OrderMaker
 ) -> int:
     """Return how many tasks would be taken before the target, *work*, were nothing to come."""
     # What is held for a later eta does not start before it.
@@ -117,13 +116,20 @@ def _ahead(
     held = sum(other.ready <= max(snapshot.now, work.ready) for other in before)
     if target < 0:
         return held
-    for number, other in enumerate(waiting):
-        order.push(Waiting(other.arrival, other.tau, other.deadline, number))
-    for ahead in range(len(waiting)):
-        task = order.pop(snapshot.now, len(waiting) + 1)
+    # All workers of the queue as one.
+    queues = {n for crew in snapshot.hands if 0 in crew.queues for n in crew.queues}
+    line = Queues(
+        order, [Crew(snapshot.slots, tuple(sorted(queues)))], in_turn=snapshot.in_turn
+    )
+    among = [number for number, other in enumerate(waiting) if other.queue in queues]
+    for number in among:
+        other = waiting[number]
+        line.push(other.queue, Waiting(other.arrival, other.tau, other.deadline, number))
+    for ahead in range(len(among)):
+        task = line.pop(0, snapshot.now, len(among) + 1)
         if task is None or task.number == target:
             return ahead + held
-    return len(waiting) + held
+    return len(among) + held
 
 
 def _stretched(starts: list[float], now: float, scale: float) -> list[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -14,15 +14,15 @@ from rts.link.scripts import pack
 from rts.records import OpenTask, Plan
 from rts.scheduling import forecast
 from rts.scheduling.draws import Work
-from rts.scheduling.fleet import NOTED_S, Worker, read_beats, read_fleet, read_notes
+from rts.scheduling.fleet import NOTED_S, Worker, read_beats, read_notes
 from rts.scheduling.messages import id_of
 from rts.scheduling.peek import Broker, Look
 from rts.scheduling.play import Snapshot
 from rts.scheduling.prediction import Prediction
-from rts.scheduling.present import Present, TauOf, ended_of, work_of
+from rts.scheduling.present import Picture, Present, TauOf, ended_of, work_of
 from rts.scheduling.queues import known_queues
 from rts.settings import Settings
-from rts.simulation.orders import Order, order_of
+from rts.simulation.orders import SharingOrder, order_of
 
 #: Seconds for which one reading of a queue serves predictions of new tasks: at least, at
 #: most, and in between so many times what it has cost. And readings that are kept.
@@ -49,34 +49,30 @@ class _Reading:
     """A queue as it was read, and what was predicted from it."""
 
     read_at: float
-    #: The routing keys by which messages come into it.
-    keys: Collection[str]
-    snapshot: Snapshot
-    unseen: int
+    picture: Picture
     #: Seconds that reading it has taken, and that together with predicting from it.
     read_s: float
     cost_s: float
-    #: What this process has published into it since.
+    #: What this process has published since, into it and the queues beside it.
     own: list[Work] = field(default_factory=list)
-    #: How many tasks it has published that take the same slots, into other queues.
-    beside: int = 0
     #: By what was asked: how many of those were counted in, and the answer.
     predictions: dict[tuple[object, ...], tuple[int, Prediction]] = field(default_factory=dict)
 
     def now(self) -> float:
         """Return the fleet's time, epoch seconds."""
-        return self.snapshot.now + time.monotonic() - self.read_at
+        return self.picture.snapshot.now + time.monotonic() - self.read_at
 
     def fresh_s(self) -> float:
         """Return for how long it serves; not for long once there is twice as much."""
-        if len(self.own) + self.beside > self.tasks():
+        if len(self.own) > self.tasks():
             return TIMES * self.read_s
         return min(MOST_FRESH_S, max(FRESH_S, TIMES * self.cost_s))
 
     def tasks(self) -> int:
         """Return how many tasks were there when it was read."""
-        there = self.snapshot
-        return len(there.waiting) + len(there.held) + len(there.running) + self.unseen
+        there = self.picture.snapshot
+        known = len(there.waiting) + len(there.held) + len(there.running)
+        return known + self.picture.unseen
 
 
 class Outlook:
@@ -112,11 +108,11 @@ class Outlook:
             )
             begun = time.monotonic()
             snapshot = replace(
-                reading.snapshot,
-                waiting=[*reading.snapshot.waiting, *own],
+                reading.picture.snapshot,
+                waiting=[*reading.picture.snapshot.waiting, *own],
                 known_until=max((other.arrival for other in own), default=0.0),
             )
-            found = forecast.of_new(snapshot, work, self._order, reading.unseen)
+            found = forecast.of_new(snapshot, work, self._order, reading.picture.unseen)
             reading.predictions[key] = len(own), found
             reading.cost_s += time.monotonic() - begun
         return _not_before(plan.arrival, replace(found, deadline=plan.deadline))
@@ -127,11 +123,11 @@ class Outlook:
         for key, reading in list(self._readings.items()):
             if time.monotonic() - reading.read_at > MOST_FRESH_S:
                 self._readings.pop(key, None)
-            elif task.queue in reading.snapshot.beside:
-                reading.beside += 1
-            elif task.queue in reading.keys:
+                continue
+            number = reading.picture.numbers.get(task.queue or "")
+            if number is not None:
                 ready = task.arrival if task.arrival > reading.now() else 0.0
-                reading.own.append(work_of(task, ready))
+                reading.own.append(work_of(task, ready, number))
 
     def pressures(self, queues: Sequence[str]) -> dict[str, Pressure]:
         """Return what the routes to *queues* are chosen by.
@@ -175,7 +171,7 @@ class Outlook:
         for run in read_notes(notes):
             if run.task_id == task_id and run.started_at is not None and run.queue:
                 # By its routing key, which is most often the queue's name.
-                fleet = read_fleet(self._link, self._settings, run.queue)
+                fleet = self._present.fleet(run.queue)
                 if any(run.run_id == other.run_id for other in fleet.running):
                     snapshot = Snapshot(
                         fleet.now,
@@ -193,9 +189,11 @@ class Outlook:
         )
         if found is not None:
             look = self._broker.look(found.queue, found)
-            snapshot, _ = self._snapshot(found.queue, look)
+            picture = self._picture(found.queue, look)
             assert look.position is not None
-            return forecast.of_waiting(snapshot, look.position, self._order, look.unseen)
+            return forecast.of_waiting(
+                picture.snapshot, look.position, self._order, picture.unseen
+            )
         held = self._of_held(task_id, queues)
         if held is not None or published is None or published.queue not in queues:
             return held
@@ -209,7 +207,7 @@ class Outlook:
         """Predict a task that neither waits nor is noted as running, and has not ended: it
         has begun within the last second.
         """
-        fleet = read_fleet(self._link, self._settings, str(task.queue))
+        fleet = self._present.fleet(str(task.queue))
         if any(run.task_id == task.task_id for run in fleet.recent):
             return None
         slots = max(1, fleet.slots)
@@ -224,36 +222,31 @@ class Outlook:
             return None
         queue = next((q for q in queues if key in self._present.keys(q)), key)
         look = self._broker.look(queue)
-        snapshot, ids = self._snapshot(queue, look)
-        if task_id not in ids:
+        picture = self._picture(queue, look)
+        if task_id not in picture.held:
             return None  # it has been started, or has ended, since
-        return forecast.of_held(snapshot, ids.index(task_id), self._order)
+        position = picture.held.index(task_id)
+        return forecast.of_held(picture.snapshot, position, self._order)
 
     def _reading(self, queue: str, priority: int) -> _Reading:
         """Return the queue as it was a moment ago: a web process may ask often."""
         found, now = self._readings.get((queue, priority)), time.monotonic()
         if found is None or now - found.read_at > found.fresh_s():
             look = self._broker.look(queue, priority=priority)
-            snapshot, _ = self._snapshot(queue, look)
+            picture = self._picture(queue, look)
             if len(self._readings) >= MOST_QUEUES:
                 self._readings.clear()
             took_s = time.monotonic() - now
-            found = _Reading(
-                now, self._present.keys(queue), snapshot, look.unseen, took_s, took_s
-            )
+            found = _Reading(now, picture, took_s, took_s)
             self._readings[queue, priority] = found
         return found
 
-    def _snapshot(self, queue: str, look: Look) -> tuple[Snapshot, list[object]]:
-        keys, now = self._present.keys(queue), time.monotonic()
-        sent = [
-            task
-            for sent_at, task in list(self._sent)
-            if now - sent_at < NOTED_S and task.queue in keys
-        ]
-        return self._present.snapshot(queue, look, sent)
+    def _picture(self, queue: str, look: Look) -> Picture:
+        now = time.monotonic()
+        sent = [task for sent_at, task in list(self._sent) if now - sent_at < NOTED_S]
+        return self._present.picture(queue, look, sent)
 
-    def _order(self) -> Order:
+    def _order(self) -> SharingOrder:
         edf = self._settings.scheduler == "edf"
         return order_of("edf" if edf else "fifo", self._settings)
 

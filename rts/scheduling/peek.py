@@ -57,6 +57,12 @@ class Look(NamedTuple):
     #: What workers hold unacknowledged, with its routing key, the earliest taken first.
     held: list[tuple[str, Message]]
     turns: int
+    #: Number of the last part that is ahead.
+    level: int
+
+
+#: A queue in which nothing waits.
+EMPTY = Look([], None, 0, 0, [], 0, 0)
 
 
 class Broker:
@@ -111,8 +117,15 @@ class Broker:
                         return Found(queue, number, int(found[0]), message_of(found[1]))
         return None
 
-    def look(self, queue: str, target: Found | None = None, priority: int = 0) -> Look:
-        """Return what waits ahead of *target*, or of a message that would come now.
+    def look(
+        self,
+        queue: str,
+        target: Found | None = None,
+        priority: int = 0,
+        level: int | None = None,
+    ) -> Look:
+        """Return what waits ahead of *target*, or of a message that would come now, with
+        *priority*; or, by *level*, in the parts up to that.
 
         Raises:
             CommandError: the broker is not Redis.
@@ -131,6 +144,8 @@ class Broker:
             most = affordable(firsts)
             if target is not None:
                 until = [target.part, target.rank + 1]
+            elif level is not None:
+                until = [level, 1 << 62]
             elif self._ordered:
                 until = [0, sizes[0]]
             else:
@@ -173,6 +188,7 @@ class Broker:
             sum(sizes),
             noted_of(noted, index),
             int(turns or 0),
+            until[0],
         )
 
     def glance(self, queue: str) -> tuple[int, list[Message]]:

@@ -6,12 +6,14 @@ import heapq
 import math
 import random
 from collections import deque
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from rts.scheduling.arrivals import Arrivals
 from rts.scheduling.draws import TRIES, Runtimes, Work
-from rts.simulation.orders import HOPE, EarliestDeadlineFirst, Order, Waiting
+from rts.scheduling.together import Crew, OrderMaker, Queues
+from rts.simulation.orders import HOPE, Waiting
 from rts.tau.sketch import Sketch
 
 #: Seconds within which a message is claimed where a slot is free.
@@ -22,18 +24,28 @@ NOTED_S = 1.0
 NOBODY = -(1 << 40)
 
 
+class Running(NamedTuple):
+    """A run that goes on."""
+
+    work: Work
+    #: Epoch seconds.
+    started: float
+    #: Number of the crew that runs it.
+    crew: int = 0
+
+
 @dataclass(frozen=True)
 class Snapshot:
-    """A queue and its workers at one moment."""
+    """A queue, those that share workers with it, and the workers, at one moment."""
 
     now: float
+    #: Of the workers that take from the queue.
     slots: int
-    #: In the order of the queue.
+    #: In the order of the queue; what waits in the others comes last.
     waiting: Sequence[Work] = ()
     #: What workers have taken and not started, in their order: prefetched, or with an eta.
     held: Sequence[Work] = ()
-    #: With the instants at which they have started.
-    running: Sequence[tuple[Work, float]] = ()
+    running: Sequence[Running] = ()
     #: Learned ratios of runtime over tau, by type.
     ratios: Mapping[str, Sketch] = field(default_factory=dict)
     #: The last runs that have ended, with their runtimes in seconds.
@@ -43,15 +55,21 @@ class Snapshot:
     span_s: float = 0.0
     #: Until then nothing comes but what is among ``waiting``; 0: until now.
     known_until: float = 0.0
-    #: Routing keys of other queues whose tasks take the same slots.
-    beside: Set[str] = frozenset()
-    #: Share of the slots' time that this queue gets, above 0 to 1: other queues and
-    #: what a worker needs between two tasks have the rest.
+    #: All workers; empty: those of the queue, which take from no other.
+    crews: Sequence[Crew] = ()
+    #: Whether they ask their queues in turn, or the first one first.
+    in_turn: bool = True
+    #: Share of the slots' time that tasks get, above 0 to 1: what a worker needs
+    #: between two tasks has the rest.
     share: float = 1.0
-    #: The same of what is held: where there are other queues, theirs is among it.
-    held_share: float = 1.0
-    #: Claims that the deadline order has counted for the demoted (see ``claim.lua``).
-    turns: int = 0
+    #: Of each queue, claims that the deadline order has counted for the demoted (see
+    #: ``claim.lua``).
+    turns: Sequence[int] = ()
+
+    @property
+    def hands(self) -> Sequence[Crew]:
+        """All workers."""
+        return self.crews or (Crew(self.slots),)
 
 
 class Play:
@@ -62,7 +80,7 @@ class Play:
     def __init__(
         self,
         snapshot: Snapshot,
-        order: Order,
+        order: OrderMaker,
         draw: Runtimes,
         coming: Arrivals,
         rng: random.Random,
@@ -71,10 +89,11 @@ class Play:
         self.now = now = snapshot.now
         #: Simulated so far.
         self.events = 0
-        self._slots = snapshot.slots
-        self._order = order
+        self._crews = snapshot.hands
+        self._slots = sum(crew.slots for crew in self._crews)
+        self._queues = Queues(order, self._crews, in_turn=snapshot.in_turn)
         self._draw = draw
-        self._stretch, self._held_stretch = 1 / snapshot.share, 1 / snapshot.held_share
+        self._stretch = 1 / snapshot.share
         self._works = [*snapshot.waiting, *([] if new is None else [new])]
         self._arrivals = coming.stream()
         #: What starts before all that waits, and what will once it is ready.
@@ -84,24 +103,27 @@ class Play:
         for position, work in enumerate(snapshot.held):
             self._hold(-1 - position, work)
         for number, work in enumerate(self._works):
-            order.push(Waiting(work.arrival, work.tau, work.deadline, number))
-        #: Ends of runs.
-        self._ends: list[tuple[float, int]] = []
+            self._push(number, work)
+        #: Ends of runs, with their crews; and how many slots of each are taken.
+        self._ends: list[tuple[float, int, int]] = []
+        self._busy = [0] * len(self._crews)
         self._claimed: dict[int, Waiting] = {}
         demoted = []
-        for position, (work, started) in enumerate(snapshot.running[: snapshot.slots]):
+        for position, (work, started, crew) in enumerate(snapshot.running):
+            if self._busy[crew] == self._crews[crew].slots:
+                continue
             number = -1 - len(snapshot.held) - position
-            end = started + draw.beyond(work, now - started)
-            heapq.heappush(self._ends, (end, number))
+            self._begin(started + draw.beyond(work, now - started), number, crew)
             if started > work.deadline - HOPE * work.tau:
                 demoted.append(number)
-        if isinstance(order, EarliestDeadlineFirst):
-            order.resume(snapshot.turns, demoted)
+        self._queues.resume(snapshot.turns, demoted)
         known = (*snapshot.held, *snapshot.waiting)
         left = [w for w in known if max(w.arrival, w.ready) < now - CLAIM_S]
-        # What has been left waiting tells that every slot is taken, by something like it.
-        while left and len(self._ends) < snapshot.slots:
-            heapq.heappush(self._ends, (now + self._left_of_unknown(left, rng), NOBODY))
+        for crew, hands in enumerate(self._crews):
+            # What has been left waiting tells that every slot is taken, by something like it.
+            alike = [work for work in left if work.queue in hands.queues]
+            while alike and self._busy[crew] < hands.slots:
+                self._begin(now + self._left_of_unknown(alike, rng), NOBODY, crew)
 
     def _left_of_unknown(self, alike: Sequence[Work], rng: random.Random) -> float:
         """Return the seconds that a run will still take which nobody has noted: it has
@@ -135,44 +157,62 @@ class Play:
                 self._first.append(number)
             else:
                 self.now = arrival.arrival
-                number = len(self._works)
                 self._works.append(arrival)
-                self._order.push(Waiting(self.now, arrival.tau, arrival.deadline, number))
+                self._push(len(self._works) - 1, arrival)
                 arrival = next(self._arrivals, None)
         return self.now
 
     def _claims(self, target: int) -> bool:
         """Fill the free slots; return whether the target was started."""
-        while len(self._ends) < self._slots:
-            if self._first:
-                number = self._first.popleft()
-            else:
-                task = self._order.pop(self.now, self._slots)
-                if any(dropped.number == target for dropped in self._order.dropped()):
-                    self.now = math.inf
+        for crew, hands in enumerate(self._crews):
+            while self._busy[crew] < hands.slots:
+                number = self._next_held(hands) if self._first else None
+                if number is None:
+                    task = self._queues.pop(crew, self.now, self._slots)
+                    if self._queues.has_dropped(target):
+                        self.now = math.inf
+                        return True
+                    if task is None:
+                        break
+                    number = task.number
+                    self._claimed[number] = task
+                    if self._works[number].ready > self.now:
+                        self._queues.ended(self._claimed.pop(number))
+                        heapq.heappush(self._later, (self._works[number].ready, number))
+                        continue
+                if number == target:
                     return True
-                if task is None:
-                    return False
-                number = task.number
-                self._claimed[number] = task
-                if self._works[number].ready > self.now:
-                    self._order.ended(self._claimed.pop(number))
-                    heapq.heappush(self._later, (self._works[number].ready, number))
-                    continue
-            if number == target:
-                return True
-            work = self._works[number] if number >= 0 else self._held[-1 - number]
-            run_s = self._draw.of(work) * (self._stretch if number >= 0 else self._held_stretch)
-            heapq.heappush(self._ends, (self.now + run_s, number))
+                run_s = self._draw.of(self._work(number)) * self._stretch
+                self._begin(self.now + run_s, number, crew)
         return False
 
+    def _begin(self, end: float, number: int, crew: int) -> None:
+        heapq.heappush(self._ends, (end, number, crew))
+        self._busy[crew] += 1
+
     def _end(self) -> None:
-        self.now, number = heapq.heappop(self._ends)
+        self.now, number, crew = heapq.heappop(self._ends)
+        self._busy[crew] -= 1
         task = self._claimed.pop(number, None)
         if task is not None:
-            self._order.ended(task)
-        elif number < 0 and isinstance(self._order, EarliestDeadlineFirst):
-            self._order.released(number)
+            self._queues.ended(task)
+        elif number < 0:
+            self._queues.released(number)
+
+    def _work(self, number: int) -> Work:
+        return self._works[number] if number >= 0 else self._held[-1 - number]
+
+    def _push(self, number: int, work: Work) -> None:
+        task = Waiting(work.arrival, work.tau, work.deadline, number)
+        self._queues.push(work.queue, task)
+
+    def _next_held(self, hands: Crew) -> int | None:
+        """Return the number of what starts before all that waits; ``None``: nothing."""
+        for place, number in enumerate(self._first):
+            if self._work(number).queue in hands.queues:
+                del self._first[place]
+                return number
+        return None
 
     def _hold(self, number: int, work: Work) -> None:
         if work.ready > self.now:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from rts.errors import CommandError
 from rts.headers import instant
@@ -13,9 +13,9 @@ from rts.records import Execution, OpenTask
 from rts.scheduling.draws import Work
 from rts.scheduling.fleet import Fleet, read_fleet
 from rts.scheduling.messages import Message, id_of
-from rts.scheduling.peek import Broker, Look
+from rts.scheduling.peek import EMPTY, Broker, Look
 from rts.scheduling.places import place_of
-from rts.scheduling.play import Snapshot
+from rts.scheduling.play import Running, Snapshot
 from rts.scheduling.rule import Rule
 from rts.settings import Settings
 from rts.simulation.orders import HOPE
@@ -25,8 +25,23 @@ from rts.validation import finite
 #: Seconds for which a message has waited at least whose age is not known.
 AGE_S = 1.0
 
+#: The strategy of kombu's by which a worker asks its queues in turn, unless told otherwise.
+IN_TURN = "round_robin"
+
 #: Returns the tau in seconds for a task type and name.
 TauOf = Callable[[str, str], float]
+
+
+class Picture(NamedTuple):
+    """A queue, the queues beside it and their workers at one moment."""
+
+    snapshot: Snapshot
+    #: Ids of what is held.
+    held: list[object]
+    #: Messages ahead beyond those of the snapshot.
+    unseen: int
+    #: Numbers of the queues, by the routing keys of their messages.
+    numbers: Mapping[str, int]
 
 
 class Present:
@@ -42,81 +57,113 @@ class Present:
         self._tau_of = tau_of
         self._rule = Rule.of(settings)
 
+    def fleet(self, queue: str) -> Fleet:
+        """Return the workers of *queue*.
+
+        Raises:
+            StoreUnavailable: Redis is away.
+        """
+        return read_fleet(self._link, self._settings, queue, self.keys)
+
     def keys(self, queue: str) -> set[str]:
         """Return the routing keys by which messages come into *queue*."""
         known = dict.get(self._app.amqp.queues, queue)
         return {queue, *([] if known is None else [known.routing_key])}
 
-    def snapshot(
-        self, queue: str, look: Look, sent: Iterable[OpenTask] = ()
-    ) -> tuple[Snapshot, list[object]]:
-        """Return a queue as simulations begin with it, and the ids of what is held.
+    def picture(self, queue: str, look: Look, sent: Iterable[OpenTask] = ()) -> Picture:
+        """Return what is to be known of *queue*, of which *look* tells what waits.
 
         *sent*: what this process has published within the last NOTED_S seconds, the
         latest last: what is nowhere else has begun.
+
+        Raises:
+            CommandError: no worker takes from the queue.
+            StoreUnavailable: Redis, or the broker, is away.
         """
-        fleet = read_fleet(self._link, self._settings, queue, self.keys(queue))
+        fleet = self.fleet(queue)
         if not fleet.slots:
             raise CommandError(
                 f"no worker with rts takes tasks from the queue {queue}: start one, or name "
                 "the queue of the task"
             )
+        now = fleet.now
+        looks = [look, *self._beside(fleet, look)]
         running = {
-            run.task_id: (work_of(run), run.started_at or fleet.now) for run in fleet.running
+            run.task_id: Running(work_of(run), run.started_at or now, _crew_of(run, fleet))
+            for run in fleet.running
         }
-        held = self._held(queue, look, running, fleet)
-        waiting = [self.work(message, fleet.now) for message in look.messages]
-        if len(look.messages) == look.total:
-            known = {*running, *held, *map(id_of, look.messages)}
-            begun = _begun(fleet, [task for task in sent if task.task_id not in known])
+        held = self._held(look, running, fleet)
+        waiting = [
+            self.work(message, now, number)
+            for number, each in enumerate(looks)
+            for message in each.messages
+        ]
+        if all(len(each.messages) == each.total for each in looks):
+            known = {*running, *held, *(id_of(m) for each in looks for m in each.messages)}
+            missing = [t for t in sent if t.task_id not in known and t.queue in fleet.numbers]
+            begun = _begun(fleet, missing)
             running.update(begun[-max(1, fleet.slots - len(running)) :])
-        own = [work for key, work in held.values() if key in self.keys(queue)]
-        lately, span_s = _lately(fleet, [*waiting, *own])
-        busy_since = self._busy_since(waiting, fleet.now)
-        share = fleet.share(busy_since) or self._even_share(queue, fleet)
+        lately, span_s = _lately(fleet, [*waiting, *held.values()])
+        if self._settings.scheduler != "edf":  # of its own queue later ones come later
+            lately = [work for work in lately if work.queue]
         snapshot = Snapshot(
-            now=fleet.now,
+            now=now,
             slots=fleet.slots,
             waiting=waiting,
-            held=[work for _, work in held.values()],
+            held=list(held.values()),
             running=list(running.values()),
             ratios=fleet.ratios,
             ended=ended_of(fleet),
-            lately=lately if self._settings.scheduler == "edf" else (),
+            lately=lately,
             span_s=span_s,
-            share=share,
-            held_share=1.0 if fleet.neighbours - {queue} else share,
-            turns=look.turns,
-            beside={key for each in fleet.neighbours - {queue} for key in self.keys(each)},
+            crews=fleet.crews,
+            in_turn=self._in_turn(),
+            share=fleet.share(self._busy_since(waiting, now)) or 1.0,
+            turns=[each.turns for each in looks],
         )
-        return snapshot, list(held)
+        # What waits in other queues goes ahead as long as the own one is served.
+        unseen = look.unseen + sum(min(look.unseen, each.unseen) for each in looks[1:])
+        return Picture(snapshot, list(held), unseen, fleet.numbers)
+
+    def _beside(self, fleet: Fleet, look: Look) -> list[Look]:
+        """Return what waits in the other queues, as far as it is served like *look*."""
+        others = fleet.queues[1:]
+        sizes = self._broker.waiting(others) if others else []
+        return [
+            self._broker.look(queue, level=look.level) if size else EMPTY
+            for queue, size in zip(others, sizes, strict=True)
+        ]
+
+    def _in_turn(self) -> bool:
+        options = self._app.conf.broker_transport_options or {}
+        return bool(options.get("queue_order_strategy", IN_TURN) == IN_TURN)
 
     def _held(
-        self,
-        queue: str,
-        look: Look,
-        running: dict[str, tuple[Work, float]],
-        fleet: Fleet,
-    ) -> dict[object, tuple[str, Work]]:
-        """Return what the workers of *queue* have taken and not started, with its routing
-        key: what they hold of their other queues is ahead of it just as well.
+        self, look: Look, running: dict[str, Running], fleet: Fleet
+    ) -> dict[object, Work]:
+        """Return what the workers have taken and not started, by id: what they hold of
+        other queues is ahead of it just as well.
 
         A task that is acknowledged late is among it while it runs. Of those that are
         not noted yet as running the first ones are taken to be.
         """
-        neighbours = fleet.neighbours - fleet.elsewhere
-        keys = {key for each in {queue, *neighbours} for key in self.keys(each)}
-        held: dict[object, tuple[str, Work]] = {}
+        free = [crew.slots for crew in fleet.crews]
+        for run in running.values():
+            free[run.crew] -= 1
+        held: dict[object, Work] = {}
         for key, message in look.held:
             task_id = id_of(message)
-            if key not in keys or task_id in running:
+            number = fleet.numbers.get(key)
+            if number is None or task_id in running:
                 continue
-            work = self.work(message, fleet.now)
+            work = self.work(message, fleet.now, number)
             late = self._late(message) and work.ready <= fleet.now
-            if late and len(running) < fleet.slots:
-                running[str(task_id)] = (work, fleet.now)
+            taker = next((n for n in _takers(number, fleet) if free[n] > 0), None)
+            if late and taker is not None:
+                free[taker] -= 1
+                running[str(task_id)] = Running(work, fleet.now, taker)
             else:
-                held[task_id] = key, work
+                held[task_id] = work
         return held
 
     def _late(self, message: Message) -> bool:
@@ -125,22 +172,14 @@ class Present:
         default = self._app.conf.task_acks_late
         return bool(getattr(task, "acks_late", default))
 
-    def _even_share(self, queue: str, fleet: Fleet) -> float:
-        """Return the share that is left where other queues of the workers hold work too:
-        they are asked in turn.
-        """
-        others = sorted(fleet.neighbours - {queue})
-        busy = sum(count > 0 for count in self._broker.waiting(others)) if others else 0
-        return 1 / (1 + busy)
-
     def _busy_since(self, waiting: Iterable[Work], now: float) -> float:
         """Return since when there was work for every slot: demoted work may not take all."""
         if self._settings.scheduler == "edf":
             waiting = [work for work in waiting if now <= work.deadline - HOPE * work.tau]
         return min((max(work.arrival, work.ready) for work in waiting), default=now)
 
-    def work(self, message: Message, now: float) -> Work:
-        """Return a message as a simulation needs it."""
+    def work(self, message: Message, now: float, queue: int = 0) -> Work:
+        """Return a message as a simulation needs it; *queue*: the number of its queue."""
         headers = message.get("headers")
         headers = headers if isinstance(headers, dict) else {}
         task_type = headers.get("task_type")
@@ -152,8 +191,9 @@ class Present:
         tau = finite(headers.get("rts_tau"))
         if tau is None or tau <= 0:  # of a producer without rts: when it came is not known
             tau = self._tau_of(UNTYPED, name)
-            return Work(task_type, min(place.arrival, now - AGE_S), tau, place.score, eta, name)
-        return Work(task_type, place.arrival, tau, place.score, eta, name)
+            arrival = min(place.arrival, now - AGE_S)
+            return Work(task_type, arrival, tau, place.score, eta, name, queue)
+        return Work(task_type, place.arrival, tau, place.score, eta, name, queue)
 
 
 def ended_of(fleet: Fleet) -> list[tuple[Work, float]]:
@@ -161,31 +201,52 @@ def ended_of(fleet: Fleet) -> list[tuple[Work, float]]:
     return [(work_of(run), max(0.0, run.runtime_s)) for run in fleet.recent]
 
 
-def _begun(fleet: Fleet, missing: list[OpenTask]) -> list[tuple[str, tuple[Work, float]]]:
+def _begun(fleet: Fleet, missing: list[OpenTask]) -> list[tuple[str, Running]]:
     """Return tasks that were published a moment ago, neither wait nor have ended, and are
     not noted yet as running, with the instants at which they have started, about.
     """
     ended = {run.task_id for run in fleet.recent}
-    return [
-        (task.task_id, (work_of(task), max(task.arrival, fleet.now - task.tau / 2)))
-        for task in missing
-        if task.task_id not in ended and task.arrival <= fleet.now
-    ]
+    found = []
+    for task in missing:
+        if task.task_id in ended or task.arrival > fleet.now:
+            continue
+        for crew in _takers(fleet.numbers[task.queue or ""], fleet)[:1]:
+            since = max(task.arrival, fleet.now - task.tau / 2)
+            found.append((task.task_id, Running(work_of(task), since, crew)))
+    return found
+
+
+def _takers(queue: int, fleet: Fleet) -> list[int]:
+    """Return the numbers of the crews that take from the queue of this number."""
+    return [n for n, crew in enumerate(fleet.crews) if queue in crew.queues]
+
+
+def _crew_of(run: Execution, fleet: Fleet) -> int:
+    if run.instance in fleet.crew_of:
+        return fleet.crew_of[run.instance]
+    # Its worker has gone, or has never told of itself: as if another had it.
+    return next(iter(_takers(fleet.numbers.get(run.queue or "", 0), fleet)), 0)
 
 
 def _lately(fleet: Fleet, present: list[Work]) -> tuple[list[Work], float]:
     """Return what has arrived of late, and within how many seconds.
 
-    What has arrived since the first end that is remembered waits, is held, runs, or is
-    remembered itself.
+    What has arrived since the first end from which on all are remembered waits, is held,
+    runs, or is remembered itself.
     """
-    since = min((run.completed_at for run in fleet.recent), default=fleet.now)
-    arrived = {run.task_id: work_of(run) for run in fleet.recent}
-    arrived.update((run.task_id, work_of(run)) for run in fleet.own_running)
+    ends = [run.completed_at for run in fleet.recent]
+    since = max(fleet.known_since, min(ends, default=fleet.now))
+    runs: list[Recent | Execution] = [*fleet.recent, *fleet.own_running]
+    arrived = {}
+    for run in runs:
+        number = fleet.numbers.get(run.queue or "", 0)
+        arrived[run.task_id] = work_of(run, queue=number)
     works = [*arrived.values(), *present]
     return [w for w in works if since < w.arrival <= fleet.now], fleet.now - since
 
 
-def work_of(task: Execution | Recent | OpenTask, ready: float = 0.0) -> Work:
-    """Return a task as a simulation needs it; *ready*: see :class:`Work`."""
-    return Work(task.task_type, task.arrival, task.tau, task.deadline, ready, task.name)
+def work_of(task: Execution | Recent | OpenTask, ready: float = 0.0, queue: int = 0) -> Work:
+    """Return a task as a simulation needs it; *ready*, *queue*: see :class:`Work`."""
+    return Work(
+        *(task.task_type, task.arrival, task.tau, task.deadline, ready, task.name, queue)
+    )

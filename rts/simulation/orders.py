@@ -52,8 +52,30 @@ class Order(Protocol):
         """Return the tasks that the last pop has dropped for good."""
 
 
+class SharingOrder(Order, Protocol):
+    """One whose workers may take from other queues too."""
+
+    def pop_hopeful(self, now: float, slots: int) -> Waiting | None:
+        """Return what :meth:`pop` would, if it comes before what is demoted elsewhere."""
+
+    def pop_demoted(self, slots: int) -> Waiting | None:
+        """Return what comes after that."""
+
+
 class _KeepsAll:
     """What the orders have in common that do not care what becomes of a task."""
+
+    def pop(self, now: float, slots: int) -> Waiting | None:
+        """See :class:`Order`."""
+        raise NotImplementedError
+
+    def pop_hopeful(self, now: float, slots: int) -> Waiting | None:
+        """See :class:`SharingOrder`."""
+        return self.pop(now, slots)
+
+    def pop_demoted(self, slots: int) -> Waiting | None:
+        """See :class:`SharingOrder`."""
+        return None
 
     def ended(self, task: Waiting) -> None:
         """See :class:`Order`."""
@@ -131,6 +153,10 @@ class EarliestDeadlineFirst:
 
     def pop(self, now: float, slots: int) -> Waiting | None:
         """See :class:`Order`."""
+        return self.pop_hopeful(now, slots) or self.pop_demoted(slots)
+
+    def pop_hopeful(self, now: float, slots: int) -> Waiting | None:
+        """See :class:`SharingOrder`: what is demoted is among it where it is its turn."""
         self._dropped.clear()
         while self._hopeful and (self._demote or self._drop):
             task = self._hopeful[0][3]
@@ -141,15 +167,23 @@ class EarliestDeadlineFirst:
                 self._dropped.append(task)
             else:
                 heapq.heappush(self._demoted, (task.arrival, task.number, task))
-        if self._demoted and len(self._held) < max(1, int(self._hopeless_slots * slots + 1e-9)):
+        if self._demoted and self._every and self._may_demoted(slots):
             # As in the script of the claims: they count while demoted work waits.
             self._turns += 1
-            turn = bool(self._every) and self._turns % self._every == 0
-            if turn or not self._hopeful:
-                task = heapq.heappop(self._demoted)[2]
-                self._held.add(task.number)
-                return task
+            if self._turns % self._every == 0:
+                return self.pop_demoted(slots)
         return heapq.heappop(self._hopeful)[3] if self._hopeful else None
+
+    def pop_demoted(self, slots: int) -> Waiting | None:
+        """See :class:`SharingOrder`."""
+        if not self._demoted or not self._may_demoted(slots):
+            return None
+        task = heapq.heappop(self._demoted)[2]
+        self._held.add(task.number)
+        return task
+
+    def _may_demoted(self, slots: int) -> bool:
+        return len(self._held) < max(1, int(self._hopeless_slots * slots + 1e-9))
 
     def ended(self, task: Waiting) -> None:
         """See :class:`Order`."""
@@ -166,6 +200,10 @@ class EarliestDeadlineFirst:
         self._turns = turns
         self._held.update(held)
 
+    def share_slots(self, other: EarliestDeadlineFirst) -> None:
+        """Count the demoted work that holds slots together with that of *other*."""
+        self._held = other._held
+
     def released(self, number: int) -> None:
         """Note that a task of :meth:`resume` has finished."""
         self._held.discard(number)
@@ -175,7 +213,7 @@ class EarliestDeadlineFirst:
 ORDERS = ("fifo", "edf", "plain-edf", "sjf")
 
 
-def order_of(name: str, settings: Settings) -> Order:
+def order_of(name: str, settings: Settings) -> SharingOrder:
     """Return a new order by its name, one of :data:`ORDERS`; *settings* tune ``edf``.
 
     Raises:

@@ -183,6 +183,36 @@ def test_what_has_begun_and_what_is_held_of_another_queue(
     worker.kill()
 
 
+@pytest.mark.parametrize("scheduler", [None, "edf"], ids=["fifo", "edf"])
+def test_queues_of_one_worker_are_served_in_turn(
+    make_stage: Callable[..., Stage],
+    apps: list[Celery],
+    scheduler: str | None,
+    redis_client: redis.Redis,
+) -> None:
+    stage = make_stage(rts_scheduler=scheduler, worker_prefetch_multiplier=1)
+    app = producer(stage, apps)
+    default = app.conf.task_default_queue
+    other = f"{default}-other"
+    worker = stage.worker(pool="threads", concurrency=1, queues=[default, other])
+    wait_until(lambda: redis_client.hlen(f"{stage.prefix}workers"), message="it beats")
+    busy(stage, app, 60, 1)
+    for _ in range(20):
+        app.send_task(OK, (0,))
+    last = [app.send_task(OK, (0,), queue=other).id for _ in range(5)][-1]
+    found = rts.predict(last, app=app)
+    assert found is not None
+    # One of the other queue goes before each of the five; one may be held already.
+    assert 4 + 4 <= found.ahead <= 4 + 6
+    alone = rts.predict_new(OK, queue=other, app=app)
+    for _ in range(30):
+        app.send_task(OK, (0,))
+    beside = rts.predict_new(OK, queue=other, app=app)
+    assert alone.ahead <= beside.ahead <= alone.ahead + 1  # more in the other changes nothing
+    app.control.purge()
+    worker.kill()
+
+
 def test_what_waits_behind_a_task_that_will_be_hopeless(
     make_stage: Callable[..., Stage], apps: list[Celery]
 ) -> None:

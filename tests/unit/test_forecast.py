@@ -8,6 +8,7 @@ import statistics
 from bisect import bisect
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import takewhile
 
 import pytest
@@ -15,10 +16,15 @@ import pytest
 from rts.scheduling import forecast
 from rts.scheduling.arrivals import Arrivals
 from rts.scheduling.draws import Runtimes, Work
-from rts.scheduling.play import Snapshot
+from rts.scheduling.play import Running, Snapshot
 from rts.scheduling.prediction import Prediction
+from rts.scheduling.together import Crew
 from rts.settings import Settings
-from rts.simulation.orders import EarliestDeadlineFirst, FirstComeFirstServed, Order
+from rts.simulation.orders import (
+    EarliestDeadlineFirst,
+    FirstComeFirstServed,
+    Order,
+)
 from rts.simulation.simulator import Outcome, simulate
 from rts.simulation.traces import at_load, six_types
 from rts.tau.sketch import Sketch
@@ -57,7 +63,9 @@ class Past:
             self.slots,
             [work(o) for o in came if o.started_at > now],
             running=[
-                (work(o), o.started_at) for o in came if o.started_at <= now < o.finished_at
+                Running(work(o), o.started_at)
+                for o in came
+                if o.started_at <= now < o.finished_at
             ],
             ended=[(work(o), o.job.runtime_s) for o in ended],
             lately=[work(o) for o in lately],
@@ -95,7 +103,7 @@ def test_a_task_with_an_eta_starts_then_and_not_before() -> None:
 def test_what_workers_hold_starts_before_what_waits() -> None:
     each = Work("mixed", -9.0, 10.0, 20.0)
     snapshot = Snapshot(
-        0.0, 1, [each], held=[each] * 3, running=[(each, 0.0)], ratios=learned()
+        0.0, 1, [each], held=[each] * 3, running=[Running(each, 0.0)], ratios=learned()
     )
     got = forecast.of_waiting(snapshot, 0, FirstComeFirstServed)
     assert got.start == pytest.approx(40, rel=0.15)
@@ -184,12 +192,66 @@ def test_what_is_known_to_have_come_is_not_drawn_again() -> None:
     assert with_more.start > 1050.0
 
 
-def test_the_share_of_what_is_held_is_its_own() -> None:
-    held = [Work("mixed", 999.0, 1.0, 1100.0) for _ in range(21)]
-    ended = [(Work("mixed", 0.0, 1.0, 2.0), 1.0)] * 40
-    snapshot = Snapshot(1000.0, 1, held=held, ended=ended, share=0.5)
-    got = forecast.of_held(snapshot, 20, FirstComeFirstServed)
-    assert got.start == pytest.approx(1020.5, abs=1.5)
+def of_same_length(*queues: int) -> list[Work]:
+    """Return tasks of 1 s, more or less, that wait in the queues of these numbers."""
+    return [Work("mixed", 990.0, 1.0, 9000.0, queue=number) for number in queues]
+
+
+#: Runtimes that tell that a task of tau 1 takes 1 s.
+EACH_1_S = [(Work("mixed", 0.0, 1.0, 2.0), 1.0)] * 40
+
+
+@pytest.mark.parametrize(
+    ("waiting", "crews", "in_turn", "seconds"),
+    [
+        # One of each in turn, until the other queue is empty.
+        ([0] * 6 + [1] * 20, [Crew(1, (0, 1))], True, 10.5),
+        ([0] * 6 + [1] * 2, [Crew(1, (0, 1))], True, 7.0),
+        # The first one that holds something.
+        ([0] * 6 + [1] * 20, [Crew(1, (0, 1))], False, 5.0),
+        ([0] * 6 + [1] * 20, [Crew(1, (1, 0))], False, 25.0),
+        # Others serve the other queue, or help with it.
+        ([0] * 6 + [1] * 20, [Crew(1, (0,)), Crew(1, (1,))], True, 5.0),
+        ([0] * 20 + [1] * 20, [Crew(1, (0, 1)), Crew(3, (1,))], True, 21.5),
+    ],
+)
+def test_queues_that_share_workers_wait_for_each_other(
+    waiting: list[int], crews: list[Crew], in_turn: bool, seconds: float
+) -> None:
+    works = of_same_length(*waiting)
+    snapshot = Snapshot(1000.0, 1, works, ended=EACH_1_S, crews=crews, in_turn=in_turn)
+    own = waiting.count(0)
+    got = forecast.of_waiting(snapshot, own - 1, FirstComeFirstServed)
+    # What is being done is not known: some part of a second more.
+    assert got.start - 1000.0 == pytest.approx(seconds + 0.5, abs=1.1, rel=0.1)
+
+
+def test_what_is_held_of_another_queue_is_for_those_who_serve_it() -> None:
+    crews = [Crew(1, (0,)), Crew(1, (1,))]
+    held = of_same_length(*[1] * 10, *[0] * 3)
+    snapshot = Snapshot(1000.0, 1, of_same_length(0), held, ended=EACH_1_S, crews=crews)
+    got = forecast.of_waiting(snapshot, 0, FirstComeFirstServed)
+    assert got.start - 1000.0 == pytest.approx(3.5, abs=1.0)
+
+
+def test_what_is_hopeless_waits_for_the_hopeful_of_other_queues() -> None:
+    hopeless = Work("mixed", 900.0, 1.0, 901.0)
+    waiting = [hopeless, *of_same_length(*[1] * 20)]
+    snapshot = Snapshot(1000.0, 1, waiting, ended=EACH_1_S, crews=[Crew(1, (0, 1))])
+    got = forecast.of_waiting(snapshot, 0, partial(EarliestDeadlineFirst, late_share=0.0))
+    assert got.start - 1000.0 == pytest.approx(20.5, abs=2.0)
+    assert got.ahead == 20
+
+
+def test_what_comes_into_other_queues_is_seen_in_order_of_arrival() -> None:
+    own = of_same_length(*[0] * 30)
+    lately = [Work("mixed", 900.0 + i, 1.0, 9000.0, queue=1) for i in range(100)]
+    snapshot = Snapshot(1000.0, 2, own, ended=EACH_1_S, crews=[Crew(2, (0, 1))])
+    alone = forecast.of_waiting(snapshot, 29, FirstComeFirstServed)
+    snapshot = replace(snapshot, lately=lately, span_s=100.0)
+    beside = forecast.of_waiting(snapshot, 29, FirstComeFirstServed)
+    assert alone.start - 1000.0 == pytest.approx(15.0, abs=1.5)
+    assert beside.start - 1000.0 > 20.0
 
 
 def test_arrivals_come_at_the_rate_of_late() -> None:
@@ -312,7 +374,7 @@ def after_a_burst(order: Order, seed: int) -> tuple[Snapshot, list[Outcome]]:
         now,
         8,
         [work(o) for o in waiting],
-        running=[(work(o), o.started_at) for o in outcomes[200:] if o.started_at <= now],
+        running=[Running(work(o), o.started_at) for o in outcomes[200:] if o.started_at <= now],
         ended=[(work(o), o.job.runtime_s) for o in ended],
         lately=[work(o) for o in outcomes if o.job.arrival_s > began],
         span_s=now - began,

@@ -1,0 +1,91 @@
+"""What heartbeats and ended runs tell of the queues that share workers."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+
+import pytest
+import redis
+
+from rts.ledger.recent import RUNS
+from rts.link.link import Link
+from rts.scheduling.fleet import MOST_BESIDE, Fleet, read_fleet
+from rts.scheduling.together import Crew
+from rts.settings import Settings
+from tests.records import run
+
+
+@pytest.fixture
+def settings(rts_redis_url: str, rts_key_prefix: str) -> Settings:
+    return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix)
+
+
+def beat(
+    client: redis.Redis, settings: Settings, name: str, queues: Sequence[str] | None
+) -> None:
+    told = {"seen_at": time.time(), "concurrency": 2, "queues": queues}
+    client.hset(settings.keys.workers, name, json.dumps(told))
+
+
+def fleet_of(settings: Settings, queue: str) -> Fleet:
+    link = Link(settings)
+    try:
+        return read_fleet(link, settings, queue, lambda name: [name, f"to.{name}"])
+    finally:
+        link.close()
+
+
+def test_workers_of_the_same_queues_are_one_crew(
+    redis_client: redis.Redis, settings: Settings
+) -> None:
+    beat(redis_client, settings, "a", ["mail", "web"])
+    beat(redis_client, settings, "b", ["mail", "web", "video"])
+    beat(redis_client, settings, "c", ["mail", "web"])
+    beat(redis_client, settings, "d", ["video", "audio"])
+    beat(redis_client, settings, "e", ["audio"])
+    beat(redis_client, settings, "f", None)  # of a version that does not say
+    fleet = fleet_of(settings, "web")
+    assert fleet.queues == ["web", "mail", "video"]
+    assert {crew.queues: crew.slots for crew in fleet.crews} == {
+        (1, 0): 4,
+        (1, 0, 2): 2,
+        (2,): 2,  # busy with what it serves beside: that is not known
+        (0,): 2,
+    }
+    assert fleet.slots == 8
+    assert fleet.crew_of["a"] == fleet.crew_of["c"] != fleet.crew_of["d"]
+    assert "e" not in fleet.crew_of
+    assert fleet.numbers["to.video"] == 2
+    assert fleet_of(settings, "audio").queues == ["audio", "video"]
+    alone = fleet_of(settings, "nobody's")
+    assert (alone.crews, alone.slots) == ([Crew(2)], 2)  # "f" may take from it
+
+
+def test_not_every_queue_of_a_worker_is_played(
+    redis_client: redis.Redis, settings: Settings
+) -> None:
+    beat(redis_client, settings, "a", [f"user-{n:02}" for n in range(50)])
+    fleet = fleet_of(settings, "user-40")
+    assert fleet.queues == ["user-40", *(f"user-{n:02}" for n in range(MOST_BESIDE))]
+
+
+def test_runs_are_known_since_the_busiest_queue_forgets(
+    redis_client: redis.Redis, settings: Settings
+) -> None:
+    beat(redis_client, settings, "a", ["busy", "quiet"])
+
+    def ended(queue: str, at: float) -> str:
+        of = run(f"{queue}-{at}")
+        return of._replace(queue=queue, started_at=at, completed_at=at).to_json()
+
+    redis_client.rpush(settings.keys.recent + "quiet", *(ended("quiet", t) for t in (10, 20)))
+    fleet = fleet_of(settings, "quiet")
+    assert len(fleet.recent) == 2
+    assert fleet.known_since == float("-inf")
+    runs = [ended("busy", 1000.0 + number) for number in range(RUNS)]
+    redis_client.rpush(settings.keys.recent + "to.busy", *runs)
+    fleet = fleet_of(settings, "quiet")
+    assert len(fleet.recent) == 2 + RUNS
+    assert fleet.known_since == 1000.0
