@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from rts import health
 from rts.clock import FleetClock
 from rts.ledger.announce import Announcer
 from rts.ledger.notes import NoteBoard
@@ -24,6 +25,7 @@ from rts.link.link import Link
 from rts.listener import Listener
 from rts.load.sampler import LoadSampler
 from rts.records import Plan
+from rts.scheduling.capacity import slots_of
 from rts.scheduling.priority import HIGHEST, level
 from rts.settings import Settings
 from rts.tau.cache import TauCache
@@ -114,6 +116,11 @@ class WorkerParts:
         spool = Spool(settings.spool_dir, settings.spool_max_bytes)
         sink = SpoolRunSink(spool, parts.link, settings)
         sampler = LoadSampler()
+
+        def look() -> None:
+            sink.counted()
+            _tell_slots(worker, board)
+
         return cls(
             Runs(
                 clock,
@@ -138,12 +145,11 @@ class WorkerParts:
             sampler,
             board,
             sink,
-            Companion(on_look=sink.counted),
+            Companion(on_look=look),
             Orders(
                 settings,
                 hostname,
                 instance,
-                concurrency,
                 os.getpid(),
                 board.fd,
                 board.slots,
@@ -173,6 +179,15 @@ class WorkerParts:
     def in_child(self) -> None:
         """Let go, in a new pool child, of what belongs to the main process."""
         self.companion.close_in_child()
+
+
+def _tell_slots(worker: Any, board: NoteBoard) -> None:
+    """Tell the companion how many tasks *worker*, Celery's, may run at a time now."""
+    try:
+        if worker.pool is not None and worker.pool.active:
+            board.worker_slots[0] = slots_of(worker)
+    except Exception as exc:  # noqa: BLE001  the number of before stands
+        health.hook_failed("slots", exc)
 
 
 def _logfile(worker: Any) -> str | None:

@@ -140,8 +140,8 @@ class Upkeep:
             StoreUnavailable: Redis is away.
         """
         commands = [pack("TIME")]
-        if self._orders is not None:
-            beat = self._heartbeat()
+        if self._orders is not None and self._board is not None:
+            beat = self._heartbeat(self._orders, self._board)
             commands.append(pack("HSET", self._keys.workers, self._orders.instance, beat))
         counted = Counted(self._keys.counters)
         sent_at = time.time()
@@ -275,15 +275,14 @@ class Upkeep:
         for close in self._closes:
             close()
 
-    def _heartbeat(self) -> str:
-        assert self._orders is not None
+    def _heartbeat(self, orders: Orders, board: NoteBoard) -> str:
         beat: dict[str, Any] = {
             "seen_at": self._clock.now(),
-            "worker": self._orders.worker,
-            "pid": self._orders.pid,
+            "worker": orders.worker,
+            "pid": orders.pid,
             "host": socket.gethostname(),
-            "concurrency": self._orders.concurrency,
-            "queues": self._orders.queues,
+            "concurrency": board.worker_slots[0],
+            "queues": orders.queues,
             # At each beat and no more often: the worker itself samples for its tasks.
             "load": {} if self._probes is None else take_sample(self._probes).as_dict(),
         }

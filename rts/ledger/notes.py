@@ -28,7 +28,8 @@ SPARE_SLOTS = 32
 #: A worker with more greenlets than this notes the first ones only.
 MAX_SLOTS = 4096
 
-#: Bytes before the first slot: the clock's offset, which the companion measures.
+#: Bytes before the first slot: the clock's offset, which the companion measures, and
+#: the worker's slots, which its main process knows.
 _PREFACE = 64
 
 #: Owner's process id (0: nobody's), length of the note (0: none), number of the note
@@ -57,6 +58,9 @@ class NoteBoard:
         #: One number: server time minus this host's, seconds, as the companion
         #: measured it last.
         self.clock_offset_s = memoryview(self._map)[:8].cast("d")
+        #: One number: tasks that the worker may run at a time, as its main process saw
+        #: last.
+        self.worker_slots = memoryview(self._map)[8:16].cast("q")
         #: Slots that this process owns and does not use.
         self._free: list[int] = []
         self._number = 0
@@ -66,7 +70,9 @@ class NoteBoard:
     @classmethod
     def for_concurrency(cls, concurrency: int) -> NoteBoard:
         """Make a board for a worker that runs so many tasks at a time."""
-        return cls(min(MAX_SLOTS, 2 * concurrency + SPARE_SLOTS))
+        board = cls(min(MAX_SLOTS, 2 * concurrency + SPARE_SLOTS))
+        board.worker_slots[0] = concurrency
+        return board
 
     def put(self, note: bytes) -> int | None:
         """Note that a run begins; returns its slot, ``None`` where there was no room.
@@ -129,6 +135,7 @@ class NoteBoard:
     def close(self) -> None:
         """Give the memory back (other processes keep theirs)."""
         self.clock_offset_s.release()
+        self.worker_slots.release()
         self._map.close()
         os.close(self.fd)
 

@@ -15,7 +15,6 @@ class Orders:
     settings: Settings
     worker: str
     instance: str
-    concurrency: int
     pid: int
     #: Descriptor and slots of the worker's :class:`rts.ledger.notes.NoteBoard`.
     board_fd: int

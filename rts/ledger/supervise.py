@@ -39,7 +39,7 @@ class Companion:
     """Belongs to the worker's main process. Nothing here raises into the worker."""
 
     def __init__(self, on_look: Callable[[], object] = lambda: None) -> None:
-        #: Called about once a second, in the thread that watches.
+        #: Called at the start, and about once a second in the thread that watches.
         self._on_look = on_look
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -62,6 +62,7 @@ class Companion:
         """
         self._pass_fds = pass_fds
         self._stopping.clear()
+        self._on_look()
         self._try_spawn(orders)
         threading.Thread(
             target=self._watch, args=(orders,), name="rts-companion", daemon=True

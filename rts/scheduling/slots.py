@@ -1,4 +1,4 @@
-"""The slots of a worker: how many tasks it runs at a time, and what holds them."""
+"""What holds the slots of a worker."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from celery.worker import state
 
+from rts.scheduling.capacity import slots_of
 from rts.scheduling.channel import DeadlineOrder
 from rts.scheduling.poller import FULL_S
 
@@ -24,12 +25,7 @@ class Slots:
     @property
     def count(self) -> int:
         """Tasks that may run at a time; with autoscaling the most there may be."""
-        pool = self._consumer.pool
-        most = getattr(self._consumer.controller, "max_concurrency", None)
-        if most is None and pool.is_green:
-            # Celery < 5.7 tells as processes of gevent how many tasks run just now.
-            most = getattr(getattr(pool, "_pool", None), "size", None) or pool.limit
-        return int(most or pool.num_processes or 1)
+        return slots_of(self._consumer.controller)
 
     def free(self) -> bool:
         """See :class:`rts.scheduling.rule.SlotGauge`."""

@@ -19,7 +19,9 @@ import psutil
 import pymongo
 import pytest
 import redis
+from celery import Celery
 
+import rts
 from rts.companion.loop import drain_alone
 from rts.companion.upkeep import Upkeep
 from rts.keys import running_field
@@ -49,7 +51,7 @@ BOARD = NoteBoard.for_concurrency(2)
 def orders_of(settings: Settings, instance: str = "w@h/1-a") -> Orders:
     """Return the orders of a worker of two processes."""
     return Orders(
-        settings, "w@h", instance, 2, os.getpid(), BOARD.fd, BOARD.slots, None, logging.INFO
+        settings, "w@h", instance, os.getpid(), BOARD.fd, BOARD.slots, None, logging.INFO
     )
 
 
@@ -183,13 +185,38 @@ def test_what_cannot_be_read_of_gpus_is_logged_once(
     assert worker.log.count("GPU load is not read in full") == 1
 
 
-def test_a_worker_that_scales_itself_tells_the_most_slots(
-    make_stage: Callable[..., Stage], redis_client: redis.Redis
+@pytest.mark.parametrize(
+    ("arguments", "change", "before", "after"),
+    [
+        ([], lambda control: control.pool_grow(2, reply=True), 1, 3),
+        (["--concurrency=3"], lambda control: control.pool_shrink(1, reply=True), 3, 2),
+        (["--autoscale=3,1"], lambda control: control.autoscale(5, 1, reply=True), 3, 5),
+        (["--pool=solo", "--concurrency=4"], lambda control: None, 1, 1),
+    ],
+    ids=["grow", "shrink", "autoscale", "solo"],
+)
+def test_a_worker_tells_the_slots_that_it_has_now(
+    make_stage: Callable[..., Stage],
+    apps: Callable[..., Celery],
+    redis_client: redis.Redis,
+    arguments: list[str],
+    change: Callable[[Any], object],
+    before: int,
+    after: int,
 ) -> None:
     stage = make_stage()
-    stage.worker(concurrency=1, arguments=["--autoscale=3,1"])
-    beats = wait_until(lambda: redis_client.hvals(f"{stage.prefix}workers"), PATIENCE_S)
-    assert [json.loads(beat)["concurrency"] for beat in beats] == [3]
+    stage.worker(concurrency=1, arguments=arguments)
+    app = apps(stage)
+
+    def told() -> list[int]:
+        beats = redis_client.hvals(f"{stage.prefix}workers")
+        return [json.loads(beat)["concurrency"] for beat in beats]
+
+    assert wait_until(told, PATIENCE_S) == [before]
+    change(app.control)
+    wait_until(lambda: told() == [after], PATIENCE_S, message=f"{after} slots")
+    soon = rts.predict_new("t", queue=stage.conf["task_default_queue"], app=app)
+    assert soon.slots == after
 
 
 def test_files_of_the_app_do_not_hide_modules(

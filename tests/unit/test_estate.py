@@ -45,7 +45,7 @@ def board() -> Iterator[NoteBoard]:
 
 
 def estate(board: NoteBoard) -> tuple[Estate, Kept]:
-    orders = Orders(Settings(), "w@h", "w@h/1-a", 2, os.getpid(), board.fd, 4, None, 20)
+    orders = Orders(Settings(), "w@h", "w@h/1-a", os.getpid(), board.fd, 4, None, 20)
     sink = Kept()
     return Estate(board, sink, FleetClock(), orders), sink
 
