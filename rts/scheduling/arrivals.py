@@ -47,10 +47,20 @@ class Arrivals:
     """
 
     def __init__(
-        self, lately: Sequence[Work], span_s: float, now: float, slots: int, rng: random.Random
+        self,
+        lately: Sequence[Work],
+        span_s: float,
+        now: float,
+        slots: int,
+        rng: random.Random,
+        together: float = 1.0,
     ) -> None:
-        """*lately*: what has arrived within the last *span_s* seconds, for *slots*."""
+        """*lately*: what has arrived within the last *span_s* seconds, for *slots*.
+
+        *together*: number of arrivals that one stands for, at least 1.
+        """
         self._now = now
+        self._together = together
         self._rng = rng
         self._bursts: list[list[Work]] = []
         #: What there is to choose from, and sums of how likely it is.
@@ -58,7 +68,8 @@ class Arrivals:
         self._likely: list[float] = []
         if len(lately) > 1 and span_s > 0:
             #: Seconds that all slots take for one task.
-            self._task_s = sum(work.tau for work in lately) / len(lately) / slots
+            tasks = sum(work.weight for work in lately)
+            self._task_s = sum(work.weight * work.tau for work in lately) / tasks / slots
             self._bursts = _bursts(lately, self._task_s / BURST_RATIO)
             self._look_back(span_s)
 
@@ -73,17 +84,19 @@ class Arrivals:
         if not bursts or since_s <= 0:
             return
         rate = rng.gammavariate(len(bursts), 1 / since_s)
-        load = rate * self._task_s * sum(map(len, bursts)) / len(bursts)
+        tasks = sum(work.weight for burst in bursts for work in burst)
+        load = rate * self._task_s * tasks / len(bursts)
         if load > 1 and rng.random() > load**GOES_ON:
             return
         end = at + since_s * (1 / (1 - rng.random()) - 1)
         while rate > 0:
-            at += -math.log(1 - rng.random()) / rate
+            at += -math.log(1 - rng.random()) / rate * self._together
             if at > end:
                 return
             for work in bursts[int(rng.random() * len(bursts))]:
                 deadline = at + work.deadline - work.arrival
-                yield work._replace(arrival=at, deadline=deadline, ready=0.0)
+                weight = work.weight * self._together
+                yield work._replace(arrival=at, deadline=deadline, ready=0.0, weight=weight)
 
     def _look_back(self, span_s: float) -> None:
         """Weigh since when tasks come as they do now."""

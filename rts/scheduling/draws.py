@@ -42,6 +42,8 @@ class Work(NamedTuple):
     name: str = ""
     #: Number of its queue among those that share workers; 0 is the one asked about.
     queue: int = 0
+    #: How many tasks it stands for, itself included, where not all are known.
+    weight: float = 1.0
 
 
 class Runtimes:

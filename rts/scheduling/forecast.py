@@ -30,24 +30,19 @@ LOW, HIGH = 0.05, 0.95
 NO_WAIT_S = 1e-3
 
 
-def of_new(snapshot: Snapshot, work: Work, order: OrderMaker, unseen: int = 0) -> Prediction:
-    """Predict a task that would be published now. *unseen*: as for :func:`of_waiting`."""
-    return _queued(snapshot, len(snapshot.waiting), order, unseen, work)
+def of_new(snapshot: Snapshot, work: Work, order: OrderMaker) -> Prediction:
+    """Predict a task that would be published now."""
+    return _queued(snapshot, len(snapshot.waiting), order, work)
 
 
-def of_waiting(
-    snapshot: Snapshot, position: int, order: OrderMaker, unseen: int = 0
-) -> Prediction:
-    """Predict the task at *position* in ``snapshot.waiting``.
-
-    *unseen*: messages ahead of it beyond those, which are then a sample of all.
-    """
-    return _queued(snapshot, position, order, unseen)
+def of_waiting(snapshot: Snapshot, position: int, order: OrderMaker) -> Prediction:
+    """Predict the task at *position* in ``snapshot.waiting``."""
+    return _queued(snapshot, position, order)
 
 
 def of_held(snapshot: Snapshot, position: int, order: OrderMaker) -> Prediction:
     """Predict the task at *position* in ``snapshot.held``."""
-    return _queued(snapshot, -1 - position, order, 0)
+    return _queued(snapshot, -1 - position, order)
 
 
 def of_running(snapshot: Snapshot, work: Work, started: float) -> Prediction:
@@ -60,7 +55,7 @@ def of_running(snapshot: Snapshot, work: Work, started: float) -> Prediction:
 
 
 def _queued(
-    snapshot: Snapshot, target: int, order: OrderMaker, unseen: int, new: Work | None = None
+    snapshot: Snapshot, target: int, order: OrderMaker, new: Work | None = None
 ) -> Prediction:
     if snapshot.slots < 1:
         raise ValueError("no worker takes tasks from this queue")
@@ -68,8 +63,9 @@ def _queued(
     draw = Runtimes(snapshot.ratios, snapshot.ended, rng)
     since = max(snapshot.now, snapshot.known_until)
     slots = sum(crew.slots for crew in snapshot.hands)
-    coming = Arrivals(snapshot.lately, snapshot.span_s, since, slots, rng)
     waiting = [*snapshot.waiting, *([] if new is None else [new])]
+    together = sum(other.weight for other in waiting) / max(1, len(waiting))
+    coming = Arrivals(snapshot.lately, snapshot.span_s, since, slots, rng, max(1.0, together))
     work = waiting[target] if target >= 0 else snapshot.held[-1 - target]
     starts: list[float] = []
     runs: list[float] = []
@@ -80,12 +76,8 @@ def _queued(
         starts.append(play.start_of(target, MOST_EVENTS // LEAST_RUNS))
         runs.append(draw.of(work))
         events += play.events
-    if unseen > 0:
-        # All but the last of what is ahead, as many as there are slots, is over by then.
-        seen = len(waiting) + len(snapshot.held) - slots
-        starts = _stretched(starts, snapshot.now, 1 + unseen / max(1, seen))
     ends = [start + run_s for start, run_s in zip(starts, runs, strict=True)]
-    ahead = _ahead(snapshot, waiting, target, work, order) + unseen
+    ahead = _ahead(snapshot, waiting, target, work, order)
     return _summed(snapshot, work, starts, ends, ahead)
 
 
@@ -125,21 +117,12 @@ def _ahead(
     for number in among:
         other = waiting[number]
         line.push(other.queue, Waiting(other.arrival, other.tau, other.deadline, number))
-    for ahead in range(len(among)):
-        task = line.pop(0, snapshot.now, len(among) + 1)
-        if task is None or task.number == target:
-            return ahead + held
-    return len(among) + held
-
-
-def _stretched(starts: list[float], now: float, scale: float) -> list[float]:
-    """Return the starts behind *scale* times as much work as was simulated: that takes so
-    much longer, and scatters, as sums do, by the root of it.
-    """
-    mean_s = sum(starts) / len(starts) - now
-    if mean_s == math.inf:  # some are dropped
-        return starts
-    return [now + scale * mean_s + (s - now - mean_s) * math.sqrt(scale) for s in starts]
+    ahead = 0.0
+    while (task := line.pop(0, snapshot.now, len(among) + 1)) is not None:
+        if task.number == target:
+            break
+        ahead += waiting[task.number].weight
+    return round(ahead) + held
 
 
 def typical(instants: Sequence[float], now: float) -> float:

@@ -11,13 +11,15 @@ import redis
 from rts.scheduling.places import tail_of
 from rts.validation import finite
 
-#: Messages that are read of one queue at most, and bytes of them, about; further
-#: ones count as alike.
+#: Messages that are read of one queue at most, and bytes of them, about; each stands for
+#: as many as were passed over.
 SAMPLE, BYTES = 500, 4 << 20
 #: Messages that are read at first, which tells how large they are.
 FIRST = 20
 #: Of messages that cannot be read all, so many pages are, evenly spread.
-PAGES = 10
+PAGES = 100
+#: Share of what is read that is ahead of the message in question, at least.
+AHEAD_SHARE = 0.75
 #: Messages that one call of the search looks at.
 SEARCH_PAGE = 500
 
@@ -30,6 +32,14 @@ class Part(NamedTuple):
     name: str
     #: A sorted set of the deadline order; else a plain list, taken from its right end.
     ordered: bool
+
+
+class Stratum(NamedTuple):
+    """Messages of one part by their ranks."""
+
+    #: The number of the part.
+    part: int
+    ranks: range
 
 
 class Found(NamedTuple):
@@ -60,30 +70,42 @@ def ask_range(pipe: Any, part: Part, first: int, last: int) -> None:
         pipe.lrange(part.name, -1 - last, -1 - first)
 
 
-def affordable(firsts: Sequence[Sequence[bytes]]) -> int:
-    """Return how many messages of such a size may be read."""
+def affordable(firsts: Sequence[Sequence[bytes]], most: int) -> int:
+    """Return how many messages of such a size may be read, at most *most*."""
     texts = [text for page in firsts for text in page]
     mean = sum(map(len, texts)) / len(texts) if texts else 1.0
-    return max(FIRST, min(SAMPLE, int(BYTES / mean)))
+    return max(FIRST, min(most, int(BYTES / mean)))
 
 
-def spread(wanted: Sequence[int], most: int) -> list[list[range]]:
-    """Return the ranks to read of each part of a queue of so many wanted messages.
+def sampled(
+    ahead: Sequence[Stratum], behind: Sequence[Stratum], most: int
+) -> list[tuple[Stratum, list[range]]]:
+    """Return the ranks to read, at most about *most* of them, evenly spread in each stratum,
+    and the last one of each.
 
-    At most about *most*, evenly spread, and the last one wanted of each part.
+    What is *ahead* gets three quarters of them, or what is left by *behind*.
     """
-    share = min(1.0, most / max(1, sum(wanted)))
-    found: list[list[range]] = []
-    for size in wanted:
-        if share == 1.0:
-            found.append([range(size)] if size else [])
-            continue
-        pages = max(1, min(PAGES, size // PAGES))
-        each = max(1, int(size * share / pages))
-        starts = [size * page // pages for page in range(pages)]
-        ranges = [range(start, min(start + each, size - 1)) for start in starts]
-        found.append([*(r for r in ranges if r), range(size - 1, size)] if size else [])
+    room = max(int(AHEAD_SHARE * most), most - _size(behind))
+    found = []
+    for strata, share_of in ((ahead, room), (behind, most - min(room, _size(ahead)))):
+        share = min(1.0, share_of / max(1, _size(strata)))
+        found += [(each, _pages(each.ranks, share)) for each in strata if each.ranks]
     return found
+
+
+def _size(strata: Sequence[Stratum]) -> int:
+    return sum(len(each.ranks) for each in strata)
+
+
+def _pages(ranks: range, share: float) -> list[range]:
+    if share == 1.0:
+        return [ranks]
+    size = len(ranks)
+    pages = max(1, min(PAGES, int(size * share)))
+    each = max(1, int(size * share / pages))
+    starts = [size * page // pages for page in range(pages)]
+    found = [ranks[start : min(start + each, size - 1)] for start in starts]
+    return [*(page for page in found if page), ranks[-1:]]
 
 
 def message_of(text: bytes) -> Message:

@@ -71,8 +71,8 @@ class _Reading:
     def tasks(self) -> int:
         """Return how many tasks were there when it was read."""
         there = self.picture.snapshot
-        known = len(there.waiting) + len(there.held) + len(there.running)
-        return known + self.picture.unseen
+        waiting = sum(work.weight for work in there.waiting)
+        return round(waiting) + len(there.held) + len(there.running)
 
 
 class Outlook:
@@ -112,7 +112,7 @@ class Outlook:
                 waiting=[*reading.picture.snapshot.waiting, *own],
                 known_until=max((other.arrival for other in own), default=0.0),
             )
-            found = forecast.of_new(snapshot, work, self._order, reading.picture.unseen)
+            found = forecast.of_new(snapshot, work, self._order)
             reading.predictions[key] = len(own), found
             reading.cost_s += time.monotonic() - begun
         return _not_before(plan.arrival, replace(found, deadline=plan.deadline))
@@ -191,9 +191,7 @@ class Outlook:
             look = self._broker.look(found.queue, found)
             picture = self._picture(found.queue, look)
             assert look.position is not None
-            return forecast.of_waiting(
-                picture.snapshot, look.position, self._order, picture.unseen
-            )
+            return forecast.of_waiting(picture.snapshot, look.position, self._order)
         held = self._of_held(task_id, queues)
         if held is not None or published is None or published.queue not in queues:
             return held

@@ -14,10 +14,12 @@ from rts.errors import CommandError, StoreUnavailable
 from rts.scheduling.layout import DEMOTED, HOPEFUL, TURNS
 from rts.scheduling.messages import (
     FIRST,
+    SAMPLE,
     SEARCH_PAGE,
     Found,
     Message,
     Part,
+    Stratum,
     affordable,
     ask_range,
     ask_size,
@@ -25,15 +27,13 @@ from rts.scheduling.messages import (
     noted_of,
     placed,
     rank_of,
+    sampled,
     sizes_of,
-    spread,
 )
 from rts.scheduling.scripts import ScriptByHash
 from rts.settings import Settings
 from rts.urls import shown_url
 
-#: Demoted messages that are read where hopeful ones are asked for.
-BEHIND = 100
 #: Messages that are searched through at most.
 SEARCHED = 1_000_000
 #: Messages that workers hold which are looked at, about.
@@ -48,10 +48,10 @@ class Look(NamedTuple):
     #: In the order of the queue's parts: with the deadline order the hopeful, the demoted,
     #: and the plain lists; else the lists, one for each priority.
     messages: list[Message]
+    #: How many messages each of these stands for, itself included.
+    weights: list[float]
     #: Position in *messages* of the task that was looked for; ``None``: not there.
     position: int | None
-    #: Messages that are ahead, or wait, beyond those.
-    unseen: int
     #: All messages that wait.
     total: int
     #: What workers hold unacknowledged, with its routing key, the earliest taken first.
@@ -62,7 +62,7 @@ class Look(NamedTuple):
 
 
 #: A queue in which nothing waits.
-EMPTY = Look([], None, 0, 0, [], 0, 0)
+EMPTY = Look([], [], None, 0, [], 0, 0)
 
 
 class Broker:
@@ -123,9 +123,11 @@ class Broker:
         target: Found | None = None,
         priority: int = 0,
         level: int | None = None,
+        most: int = SAMPLE,
     ) -> Look:
         """Return what waits ahead of *target*, or of a message that would come now, with
-        *priority*; or, by *level*, in the parts up to that.
+        *priority*; or, by *level*, in the parts up to that. In deadline order also what
+        waits behind it: it may be overtaken. *most*: messages to read, about.
 
         Raises:
             CommandError: the broker is not Redis.
@@ -141,55 +143,68 @@ class Broker:
                 pipe.get(f"{prefix}{queue}{channel.sep}{TURNS}")
                 *answers, turns = pipe.execute()
             sizes, firsts = answers[::2], answers[1::2]
-            most = affordable(firsts)
             if target is not None:
-                until = [target.part, target.rank + 1]
-            elif level is not None:
-                until = [level, 1 << 62]
-            elif self._ordered:
-                until = [0, sizes[0]]
+                level, rank = target.part, target.rank
             else:
-                steps = channel.priority_steps
-                until = [steps.index(channel.priority(priority)), 1 << 62]
-            wanted = [
-                size if part < until[0] else min(size, until[1]) if part == until[0] else 0
-                for part, size in enumerate(sizes)
-            ]
-            if self._ordered:  # what the workers will adopt, and the late share
-                wanted[2:] = sizes[2:]
-                wanted[1] = max(wanted[1], min(sizes[1], BEHIND))
-                if sum(sizes) <= most:  # what is behind it overtakes it once it is hopeless
-                    wanted = list(sizes)
-            ranges = spread(wanted, most)
+                steps = () if self._ordered else channel.priority_steps
+                if level is None:
+                    level = steps.index(channel.priority(priority)) if steps else 0
+                rank = sizes[level]
+            ahead, behind = self._strata(sizes, level, rank)
+            most = affordable(firsts, most)
+            sample = sampled(ahead, behind, most)
             with client.pipeline(transaction=False) as pipe:
-                for part, pages in zip(parts, ranges, strict=True):
+                for stratum, pages in sample:
                     for page in pages:
-                        ask_range(pipe, part, page.start, page.stop - 1)
+                        ask_range(pipe, parts[stratum.part], page.start, page.stop - 1)
                 pipe.hscan(prefix + channel.unacked_key, 0, count=min(most, HELD))
                 pipe.zrange(prefix + channel.unacked_index_key, 0, HELD)
                 *answers, (_, noted), index = pipe.execute()
-            # A list's end is its beginning, and what is taken from it comes reversed.
-            read = [part for part, pages in zip(parts, ranges, strict=True) for _ in pages]
-            texts = [
-                text
-                for part, page in zip(read, answers, strict=True)
-                for text in (page if part.ordered else reversed(page))
-            ]
-        messages: list[Message] = [message_of(text) for text in texts]
+        messages: list[Message] = []
+        weights: list[float] = []
+        before = 0
+        texts = iter(answers)
+        for stratum, pages in sample:
+            weight = len(stratum.ranks) / sum(map(len, pages))
+            for page in pages:
+                if stratum.part == level and page.start <= rank:
+                    before = len(messages) + min(len(page), rank - page.start)
+                found = next(texts)
+                # A list's end is its beginning, and what is taken from it comes reversed.
+                found = found if parts[stratum.part].ordered else reversed(found)
+                messages += map(message_of, found)
+                weights += [weight] * (len(messages) - len(weights))
         position = None
         if target is not None:
-            counts = [sum(len(page) for page in pages) for pages in ranges]
-            rank = min(target.rank, counts[target.part] - 1)
-            position = placed(messages, target, sum(counts[: target.part]) + rank)
+            position = placed(messages, target, before)
+            if len(messages) > len(weights):
+                weights.insert(position, 1.0)
         return Look(
             messages,
+            weights,
             position,
-            max(0, sum(wanted) - len(texts)),
             sum(sizes),
             noted_of(noted, index),
             int(turns or 0),
-            until[0],
+            level,
         )
+
+    def _strata(
+        self, sizes: Sequence[int], level: int, rank: int
+    ) -> tuple[list[Stratum], list[Stratum]]:
+        """Return what is ahead of a message of this rank in the part number *level*, with
+        itself, and what is behind it and may overtake it.
+        """
+        ahead = [Stratum(part, range(sizes[part])) for part in range(level)]
+        ahead.append(Stratum(level, range(min(sizes[level], rank))))
+        ahead.append(Stratum(level, range(rank, min(sizes[level], rank + 1))))
+        if not self._ordered:
+            return ahead, []
+        # Once it is hopeless the hopeful overtake it, and what is demoted before it; what
+        # stands in plain lists will be adopted.
+        behind = [Stratum(level, range(rank + 1, sizes[level]))]
+        behind += [Stratum(part, range(sizes[part])) for part in range(level + 1, len(sizes))]
+        return ahead, behind
 
     def glance(self, queue: str) -> tuple[int, list[Message]]:
         """Return how many messages wait or are held of *queue*, about, and some of them.

@@ -20,6 +20,9 @@ from rts.tau.sketch import Sketch
 CLAIM_S = 0.25
 #: Seconds after which a run that goes on has been noted (a heartbeat).
 NOTED_S = 1.0
+#: Of tasks that one stands for, as many start together as this share of what has started
+#: before: the first ones alone, so that what is hopeless by then is.
+AT_ONCE = 0.02
 #: The number of what runs and is not known.
 NOBODY = -(1 << 40)
 
@@ -108,6 +111,8 @@ class Play:
         self._ends: list[tuple[float, int, int]] = []
         self._busy = [0] * len(self._crews)
         self._claimed: dict[int, Waiting] = {}
+        #: Tasks that have started, of those that waited.
+        self._started = 0.0
         demoted = []
         for position, (work, started, crew) in enumerate(snapshot.running):
             if self._busy[crew] == self._crews[crew].slots:
@@ -182,7 +187,14 @@ class Play:
                         continue
                 if number == target:
                     return True
-                run_s = self._draw.of(self._work(number)) * self._stretch
+                work = self._work(number)
+                at_once = 1.0
+                if number >= 0:
+                    at_once = min(work.weight, max(1.0, AT_ONCE * self._started))
+                    self._started += at_once
+                    if work.weight > at_once:
+                        self._put_back(self._claimed[number], work, work.weight - at_once)
+                run_s = self._draw.of(work) * at_once * self._stretch
                 self._begin(self.now + run_s, number, crew)
         return False
 
@@ -205,6 +217,12 @@ class Play:
     def _push(self, number: int, work: Work) -> None:
         task = Waiting(work.arrival, work.tau, work.deadline, number)
         self._queues.push(work.queue, task)
+
+    def _put_back(self, task: Waiting, work: Work, weight: float) -> None:
+        """Put back what has not started of the tasks that *task* stands for."""
+        self._works.append(work._replace(weight=weight))
+        rest = task._replace(number=len(self._works) - 1)
+        self._queues.put_back(work.queue, rest)
 
     def _next_held(self, hands: Crew) -> int | None:
         """Return the number of what starts before all that waits; ``None``: nothing."""

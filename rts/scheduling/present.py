@@ -12,7 +12,7 @@ from rts.link.link import Link
 from rts.records import Execution, OpenTask
 from rts.scheduling.draws import Work
 from rts.scheduling.fleet import Fleet, read_fleet
-from rts.scheduling.messages import Message, id_of
+from rts.scheduling.messages import SAMPLE, Message, id_of
 from rts.scheduling.peek import EMPTY, Broker, Look
 from rts.scheduling.places import place_of
 from rts.scheduling.play import Running, Snapshot
@@ -38,8 +38,6 @@ class Picture(NamedTuple):
     snapshot: Snapshot
     #: Ids of what is held.
     held: list[object]
-    #: Messages ahead beyond those of the snapshot.
-    unseen: int
     #: Numbers of the queues, by the routing keys of their messages.
     numbers: Mapping[str, int]
 
@@ -94,9 +92,9 @@ class Present:
         }
         held = self._held(look, running, fleet)
         waiting = [
-            self.work(message, now, number)
+            self.work(message, now, number)._replace(weight=weight)
             for number, each in enumerate(looks)
-            for message in each.messages
+            for message, weight in zip(each.messages, each.weights, strict=True)
         ]
         if all(len(each.messages) == each.total for each in looks):
             known = {*running, *held, *(id_of(m) for each in looks for m in each.messages)}
@@ -121,16 +119,15 @@ class Present:
             share=fleet.share(self._busy_since(waiting, now)) or 1.0,
             turns=[each.turns for each in looks],
         )
-        # What waits in other queues goes ahead as long as the own one is served.
-        unseen = look.unseen + sum(min(look.unseen, each.unseen) for each in looks[1:])
-        return Picture(snapshot, list(held), unseen, fleet.numbers)
+        return Picture(snapshot, list(held), fleet.numbers)
 
     def _beside(self, fleet: Fleet, look: Look) -> list[Look]:
         """Return what waits in the other queues, as far as it is served like *look*."""
         others = fleet.queues[1:]
         sizes = self._broker.waiting(others) if others else []
+        most = SAMPLE // max(1, sum(size > 0 for size in sizes))
         return [
-            self._broker.look(queue, level=look.level) if size else EMPTY
+            self._broker.look(queue, level=look.level, most=most) if size else EMPTY
             for queue, size in zip(others, sizes, strict=True)
         ]
 

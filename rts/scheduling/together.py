@@ -55,6 +55,10 @@ class Queues:
         """Take in a task that has arrived in a queue."""
         self._orders[queue].push(task)
 
+    def put_back(self, queue: int, task: Waiting) -> None:
+        """Take in a task in the place of one that was popped."""
+        self._orders[queue].put_back(task)
+
     def pop(self, crew: int, now: float, slots: int) -> Waiting | None:
         """Return the task that *crew* starts at *now*; ``None``: none. All have *slots*."""
         cycle = self._cycles[crew]

@@ -61,13 +61,24 @@ class SharingOrder(Order, Protocol):
     def pop_demoted(self, slots: int) -> Waiting | None:
         """Return what comes after that."""
 
+    def put_back(self, task: Waiting) -> None:
+        """Take in a task in the place of one that was popped."""
+
 
 class _KeepsAll:
     """What the orders have in common that do not care what becomes of a task."""
 
+    def push(self, task: Waiting) -> None:
+        """See :class:`Order`."""
+        raise NotImplementedError
+
     def pop(self, now: float, slots: int) -> Waiting | None:
         """See :class:`Order`."""
         raise NotImplementedError
+
+    def put_back(self, task: Waiting) -> None:
+        """See :class:`SharingOrder`."""
+        self.push(task)
 
     def pop_hopeful(self, now: float, slots: int) -> Waiting | None:
         """See :class:`SharingOrder`."""
@@ -94,6 +105,10 @@ class FirstComeFirstServed(_KeepsAll):
     def push(self, task: Waiting) -> None:
         """See :class:`Order`."""
         self._queue.append(task)
+
+    def put_back(self, task: Waiting) -> None:
+        """See :class:`SharingOrder`."""
+        self._queue.appendleft(task)
 
     def pop(self, now: float, slots: int) -> Waiting | None:
         """See :class:`Order`."""
@@ -150,6 +165,10 @@ class EarliestDeadlineFirst:
         """See :class:`Order`."""
         score = task.deadline + self._work * task.tau
         heapq.heappush(self._hopeful, (score, task.arrival, task.number, task))
+
+    def put_back(self, task: Waiting) -> None:
+        """See :class:`SharingOrder`."""
+        self.push(task)
 
     def pop(self, now: float, slots: int) -> Waiting | None:
         """See :class:`Order`."""

@@ -16,6 +16,7 @@ import pytest
 from rts.scheduling import forecast
 from rts.scheduling.arrivals import Arrivals
 from rts.scheduling.draws import Runtimes, Work
+from rts.scheduling.messages import SAMPLE, Stratum, sampled
 from rts.scheduling.play import Running, Snapshot
 from rts.scheduling.prediction import Prediction
 from rts.scheduling.together import Crew
@@ -24,6 +25,7 @@ from rts.simulation.orders import (
     EarliestDeadlineFirst,
     FirstComeFirstServed,
     Order,
+    SharingOrder,
 )
 from rts.simulation.simulator import Outcome, simulate
 from rts.simulation.traces import at_load, six_types
@@ -112,8 +114,8 @@ def test_what_workers_hold_starts_before_what_waits() -> None:
 
 def test_a_sample_stands_for_a_huge_queue() -> None:
     each = Work("mixed", -9.0, 10.0, 20.0)
-    few = Snapshot(0.0, 10, [each] * 100, ratios=learned())
-    got = forecast.of_new(few, each, FirstComeFirstServed, unseen=99_900)
+    few = Snapshot(0.0, 10, [each._replace(weight=1000.0)] * 100, ratios=learned())
+    got = forecast.of_new(few, each, FirstComeFirstServed)
     assert got.start == pytest.approx(100_000, rel=0.1)
     assert got.start_high - got.start_low < 0.3 * got.start
     assert got.ahead == 100_000
@@ -383,7 +385,7 @@ def after_a_burst(order: Order, seed: int) -> tuple[Snapshot, list[Outcome]]:
 
 
 @pytest.mark.parametrize("order", [FirstComeFirstServed, EarliestDeadlineFirst])
-def test_predictions_hold_after_a_burst(order: Callable[[], Order]) -> None:
+def test_predictions_hold_after_a_burst(order: Callable[[], SharingOrder]) -> None:
     errors, inside = [], []
     for seed in range(1, 5):  # what waits for the same work is off by the same
         snapshot, waiting = after_a_burst(order(), seed)
@@ -393,6 +395,73 @@ def test_predictions_hold_after_a_burst(order: Callable[[], Order]) -> None:
             inside.append(got.start_low <= outcome.started_at <= got.start_high)
     assert statistics.median(errors) <= 0.1
     assert statistics.mean(inside) >= 0.8
+
+
+def sampled_of(
+    parts: list[list[Outcome]], part: int, rank: int, ordered: bool
+) -> tuple[list[Work], int]:
+    """Return what is read of a long queue's parts, and the position of the target in it."""
+    ahead = [Stratum(number, range(len(parts[number]))) for number in range(part)]
+    ahead += [Stratum(part, range(rank)), Stratum(part, range(rank, rank + 1))]
+    behind = [
+        Stratum(part, range(rank + 1, len(parts[part]))),
+        *(Stratum(n, range(len(parts[n]))) for n in range(part + 1, len(parts))),
+    ]
+    works: list[Work] = []
+    position = -1
+    for stratum, pages in sampled(ahead, behind if ordered else [], SAMPLE):
+        weight = len(stratum.ranks) / sum(map(len, pages))
+        for number in (number for page in pages for number in page):
+            if (stratum.part, number) == (part, rank):
+                position = len(works)
+            works.append(work(parts[stratum.part][number])._replace(weight=weight))
+    return works, position
+
+
+@pytest.mark.parametrize("order", [FirstComeFirstServed, EarliestDeadlineFirst])
+def test_a_sample_tells_of_a_queue_that_is_too_long_to_be_read(
+    order: Callable[[], SharingOrder],
+) -> None:
+    count, slots = 3000, 8
+    jobs = at_load(six_types(400 + count, seed=1), slots, 0.5)
+    before = simulate(jobs[:400], slots, FirstComeFirstServed(), Settings())
+    burst_at = max(o.finished_at for o in before) + 20
+    jobs[400:] = [
+        job._replace(arrival_s=burst_at + number / 1000)
+        for number, job in enumerate(jobs[400:])
+    ]
+    outcomes = simulate(jobs, slots, order(), Settings())
+    now = burst_at + count / 1000 + 1
+    waiting = [o for o in outcomes[400:] if o.started_at > now]
+    ended = sorted((o for o in outcomes if o.finished_at <= now), key=lambda o: o.finished_at)
+    ordered = order is EarliestDeadlineFirst
+    if ordered:
+        waiting.sort(key=lambda o: o.deadline)
+    errors, inside = [], []
+    for number in range(10):
+        rank = (2 * number + 1) * len(waiting) // 20
+        works, position = sampled_of([waiting], 0, rank, ordered)
+        assert len(works) <= SAMPLE + 2
+        assert sum(w.weight for w in works) == pytest.approx(
+            len(waiting) if ordered else rank + 1
+        )
+        snapshot = Snapshot(
+            now,
+            slots,
+            works,
+            running=[
+                Running(work(o), o.started_at)
+                for o in outcomes
+                if o.started_at <= now < o.finished_at
+            ],
+            ended=[(work(o), o.job.runtime_s) for o in ended],
+        )
+        got, outcome = forecast.of_waiting(snapshot, position, order), waiting[rank]
+        errors.append(abs(got.start - outcome.started_at) / outcome.queueing_delay_s)
+        inside.append(got.start_low <= outcome.started_at <= got.start_high)
+    assert statistics.median(errors) <= 0.1
+    assert sorted(errors)[7] <= 0.15  # also of those that just do not turn hopeless
+    assert statistics.mean(inside) >= 0.7
 
 
 def test_the_typical_instant_is_the_one_or_the_other() -> None:
