@@ -42,6 +42,16 @@ class Stratum(NamedTuple):
     ranks: range
 
 
+class Page(NamedTuple):
+    """Messages that are read at once."""
+
+    #: The number of their part.
+    part: int
+    ranks: range
+    #: How many messages each of them stands for, itself included.
+    weight: float
+
+
 class Found(NamedTuple):
     """Where a task waits: its queue, the number of the part, its rank there."""
 
@@ -77,27 +87,28 @@ def affordable(firsts: Sequence[Sequence[bytes]], most: int) -> int:
     return max(FIRST, min(most, int(BYTES / mean)))
 
 
-def sampled(
-    ahead: Sequence[Stratum], behind: Sequence[Stratum], most: int
-) -> list[tuple[Stratum, list[range]]]:
-    """Return the ranks to read, at most about *most* of them, evenly spread in each stratum,
-    and the last one of each.
+def sampled(ahead: Sequence[Stratum], behind: Sequence[Stratum], most: int) -> list[Page]:
+    """Return what to read, at most about *most* messages, evenly spread in each stratum and
+    the last one of each.
 
     What is *ahead* gets three quarters of them, or what is left by *behind*.
     """
     room = max(int(AHEAD_SHARE * most), most - _size(behind))
-    found = []
+    found: list[Page] = []
     for strata, share_of in ((ahead, room), (behind, most - min(room, _size(ahead)))):
         share = min(1.0, share_of / max(1, _size(strata)))
-        found += [(each, _pages(each.ranks, share)) for each in strata if each.ranks]
+        for stratum in strata:
+            pages = _spread(stratum.ranks, share) if stratum.ranks else []
+            weight = len(stratum.ranks) / max(1, sum(map(len, pages)))
+            found += [Page(stratum.part, page, weight) for page in pages]
     return found
 
 
 def _size(strata: Sequence[Stratum]) -> int:
-    return sum(len(each.ranks) for each in strata)
+    return sum(len(stratum.ranks) for stratum in strata)
 
 
-def _pages(ranks: range, share: float) -> list[range]:
+def _spread(ranks: range, share: float) -> list[range]:
     if share == 1.0:
         return [ranks]
     size = len(ranks)

@@ -152,31 +152,24 @@ class Broker:
                 rank = sizes[level]
             ahead, behind = self._strata(sizes, level, rank)
             most = affordable(firsts, most)
-            sample = sampled(ahead, behind, most)
+            pages = sampled(ahead, behind, most)
             with client.pipeline(transaction=False) as pipe:
-                for stratum, pages in sample:
-                    for page in pages:
-                        ask_range(pipe, parts[stratum.part], page.start, page.stop - 1)
+                for page in pages:
+                    ask_range(pipe, parts[page.part], page.ranks.start, page.ranks.stop - 1)
                 pipe.hscan(prefix + channel.unacked_key, 0, count=min(most, HELD))
                 pipe.zrange(prefix + channel.unacked_index_key, 0, HELD)
                 *answers, (_, noted), index = pipe.execute()
         messages: list[Message] = []
         weights: list[float] = []
-        before = 0
-        texts = iter(answers)
-        for stratum, pages in sample:
-            weight = len(stratum.ranks) / sum(map(len, pages))
-            for page in pages:
-                if stratum.part == level and page.start <= rank:
-                    before = len(messages) + min(len(page), rank - page.start)
-                found = next(texts)
-                # A list's end is its beginning, and what is taken from it comes reversed.
-                found = found if parts[stratum.part].ordered else reversed(found)
-                messages += map(message_of, found)
-                weights += [weight] * (len(messages) - len(weights))
+        for page, texts in zip(pages, answers, strict=True):
+            # A list's end is its beginning, and what is taken from it comes reversed.
+            in_order = texts if parts[page.part].ordered else reversed(texts)
+            messages += map(message_of, in_order)
+            weights += [page.weight] * len(texts)
         position = None
         if target is not None:
-            position = placed(messages, target, before)
+            before = [page for page in pages if (page.part, page.ranks.start) < (level, rank)]
+            position = placed(messages, target, sum(len(page.ranks) for page in before))
             if len(messages) > len(weights):
                 weights.insert(position, 1.0)
         return Look(

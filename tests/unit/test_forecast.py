@@ -409,12 +409,11 @@ def sampled_of(
     ]
     works: list[Work] = []
     position = -1
-    for stratum, pages in sampled(ahead, behind if ordered else [], SAMPLE):
-        weight = len(stratum.ranks) / sum(map(len, pages))
-        for number in (number for page in pages for number in page):
-            if (stratum.part, number) == (part, rank):
+    for page in sampled(ahead, behind if ordered else [], SAMPLE):
+        for number in page.ranks:
+            if (page.part, number) == (part, rank):
                 position = len(works)
-            works.append(work(parts[stratum.part][number])._replace(weight=weight))
+            works.append(work(parts[page.part][number])._replace(weight=page.weight))
     return works, position
 
 
