@@ -56,8 +56,10 @@ class RunSink(Protocol):
 class Announcements(Protocol):
     """Where published tasks are noted. Never raises, waits for no server."""
 
-    def note(self, task: OpenTask) -> None:
-        """Note a task that was published, or received from a producer without rts."""
+    def note(self, task: OpenTask, *, again: bool = False) -> None:
+        """Note a task that was published, or received from a producer without rts; *again*:
+        in the place of another one of its id, which has not ended.
+        """
 
 
 class NoteBook(Protocol):

@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-#: The state of a run whose worker vanished; all other states are Celery's.
-LOST = "LOST"
+#: The state of a run whose worker vanished, and of one in whose place the task has put
+#: another task (IGNORED to Celery); all other states are Celery's.
+LOST, REPLACED = "LOST", "REPLACED"
 
 #: A state after which the same task id goes on living.
-NOT_FINAL = frozenset({"RETRY"})
+NOT_FINAL = frozenset({"RETRY", REPLACED})
 
 #: Cause of a miss that is known before the task has ended, if it ever does.
 OVERDUE = "overdue"
@@ -72,6 +73,10 @@ class OpenTask(NamedTuple):
     retries: int = 0
     parent_id: str | None = None
     root_id: str | None = None
+
+
+#: A published task, and whether it takes the place of another one of its id.
+Announcement = tuple[OpenTask, bool]
 
 
 class Execution(NamedTuple):

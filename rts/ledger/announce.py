@@ -24,7 +24,7 @@ from rts.ledger.documents import text
 from rts.link.counted import Counted
 from rts.link.link import Link
 from rts.link.scripts import OPEN, bulks
-from rts.records import OpenTask
+from rts.records import Announcement, OpenTask
 from rts.settings import Settings
 
 #: Seconds in which notes gather before they are delivered together.
@@ -69,7 +69,7 @@ class Announcer:
         _all.add(self)
 
     def _begin(self) -> None:
-        self._notes: deque[OpenTask] = deque()
+        self._notes: deque[Announcement] = deque()
         #: Whether the thread knows that there is something to deliver.
         self._awake = False
         #: When the first note came that was not delivered.
@@ -81,12 +81,14 @@ class Announcer:
         self._work = threading.Event()
         self._stopped = threading.Event()
 
-    def note(self, task: OpenTask) -> None:
-        """Note a task that was published. Waits for nothing."""
+    def note(self, task: OpenTask, *, again: bool = False) -> None:
+        """Note a task that was published; *again*: in the place of another one of its id,
+        which has not ended. Waits for nothing.
+        """
         if len(self._notes) >= MOST:
             health.count("open_notes_dropped")
             return
-        self._notes.append(task)
+        self._notes.append((task, again))
         if not self._awake:
             self._wake()
 
@@ -115,7 +117,7 @@ class Announcer:
             except StoreUnavailable:
                 pass  # it was logged
 
-    def take_stranded(self) -> list[OpenTask]:
+    def take_stranded(self) -> list[Announcement]:
         """Return notes that wait for longer than the thread would let them, and forget
         them: the caller delivers them, or gives them back.
         """
@@ -123,9 +125,9 @@ class Announcer:
             return []
         return self.take(CHUNK)
 
-    def take(self, most: int) -> list[OpenTask]:
+    def take(self, most: int) -> list[Announcement]:
         """Return up to *most* notes, the oldest first, and forget them."""
-        taken: list[OpenTask] = []
+        taken: list[Announcement] = []
         try:
             while len(taken) < most:
                 taken.append(self._notes.popleft())
@@ -133,14 +135,14 @@ class Announcer:
             pass
         return taken
 
-    def give_back(self, notes: Sequence[OpenTask]) -> None:
+    def give_back(self, notes: Sequence[Announcement]) -> None:
         """Undo :meth:`take`: nothing of it has reached Redis."""
         self._notes.extendleft(reversed(notes))
 
-    def pack(self, notes: Sequence[OpenTask]) -> bytes:
+    def pack(self, notes: Sequence[Announcement]) -> bytes:
         """Return the call that delivers *notes*."""
         parts: list[bytes] = []
-        for task in notes:
+        for task, again in notes:
             queue = "" if task.queue is None else str(task.queue)[:MAX_NAME]
             known = _known(task)
             parts += (
@@ -148,6 +150,7 @@ class Announcer:
                 repr(float(task.deadline)).encode(),
                 queue.encode("utf-8", "replace"),
                 known.encode(),
+                b"1" if again else b"",
             )
         return OPEN.head(1 + len(parts), 6) + self._names + bulks(self._most_open, *parts)
 

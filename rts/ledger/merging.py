@@ -16,6 +16,8 @@ The verdict of a task, strongest first:
 6. what was found overdue, before it ended, only where nothing else is known. That it
    was remains, so that the miss stands until there is a final state, which then tells.
 
+Where a task has put another one in its place, that one begins with no retries.
+
 A run is one of its worker's *life* (``instance``): an end without a known start
 belongs to the run of the same task, retries and instance, if there is one.
 Such an end comes from a second report of the same death, or from the main
@@ -29,7 +31,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from rts.ledger.documents import Document, certain_at
-from rts.records import LOST, NOT_FINAL, OVERDUE, PENDING, STARTED
+from rts.records import LOST, NOT_FINAL, OVERDUE, PENDING, REPLACED, STARTED
 
 #: Runs of one task that are told apart. A task that polls by retrying for ever
 #: must not grow its document for ever; past this ``attempts`` follows ``retries``.
@@ -133,7 +135,7 @@ def _task_rank(task: Document) -> tuple[Any, ...]:
         witness = 2
     return (
         0,
-        task.get("retries") or 0,
+        0 if task.get("state") == REPLACED else task.get("retries") or 0,
         witness,
         task.get("started_at") or completed_at,
         task.get("state") not in NOT_FINAL,

@@ -102,14 +102,18 @@ def connect(parts_of: PartsOf, publisher: Publisher) -> None:
         sender: Any = None, headers: Any = None, routing_key: Any = None, **_: Any
     ) -> None:
         try:
-            if "rts_deadline" not in headers or _goes_on(headers):
+            if "rts_deadline" not in headers:
                 return
+            running = _same_task(headers)
+            replaces = running is not None and _replaces(headers, running)
+            if running is not None and not replaces:
+                return  # a retry is noted; another note might come after its end
             known, parts = announced.what
             if known is not headers:
                 parts = publisher(str(sender))
             if parts is not None and parts.open_tasks is not None:
                 task = open_task(headers, routing_key)
-                parts.open_tasks.note(task)
+                parts.open_tasks.note(task, again=replaces)
                 if parts.outlook is not None:
                     parts.outlook.published(task)
         except Exception as exc:  # noqa: BLE001  the message is sent
@@ -266,14 +270,25 @@ def connect(parts_of: PartsOf, publisher: Publisher) -> None:
         _connected.append((signal, f"rts.{receiver.__name__}"))
 
 
-def _goes_on(headers: Any) -> bool:
-    """Return whether a message with *headers* is of the task that is running: its retry,
-    or what takes its place. It is noted; another note might come after its end.
+def _same_task(headers: Any) -> Any:
+    """Return the request of the task that is running where a message with *headers* is of
+    the same task: its retry, or what takes its place.
     """
     if not headers.get("retries") and not headers.get(NESTING):
-        return False
+        return None
     task = get_current_worker_task()
-    return task is not None and task.request.id == headers["id"]
+    return task.request if task is not None and task.request.id == headers["id"] else None
+
+
+def _replaces(headers: Any, request: Any) -> bool:
+    """Return whether a message with *headers* takes the place of the task that *request*
+    is of, and note that for the end of its run.
+    """
+    run = run_of(request)
+    if run is None or headers.get(NESTING, 0) == request.get(NESTING, 0):
+        return False
+    run.replaced = True
+    return True
 
 
 def disconnect() -> None:

@@ -18,7 +18,7 @@ from rts.clock import FleetClock
 from rts.load.sample import MAX_AGE_S, LoadSample
 from rts.load.usage import ProcessMeter, ThreadMeter
 from rts.ports import NoteBook, RunSink
-from rts.records import BEGINNING, Execution, Plan, new_execution
+from rts.records import BEGINNING, REPLACED, Execution, Plan, new_execution
 from rts.signals import deadline_missed, run_ended
 
 #: The attribute of ``task.request`` that holds the run. The request lives as
@@ -49,7 +49,10 @@ class LoadReader(Protocol):
 class Run:
     """A run that goes on."""
 
-    __slots__ = ("begun", "load", "note", "plan", "slot", "started_at", "started_monotonic")
+    __slots__ = (
+        *("begun", "load", "note", "plan", "replaced"),
+        *("slot", "started_at", "started_monotonic"),
+    )
 
     plan: Plan
     #: Epoch seconds, and by ``time.monotonic``.
@@ -61,6 +64,8 @@ class Run:
     slot: int | None
     #: What the meter needs at the end.
     begun: float
+    #: Set where the task has published another one in its place.
+    replaced: bool
 
     @property
     def load_at_start(self) -> Mapping[str, Any]:
@@ -171,6 +176,8 @@ class Runs:
         else:
             cpu_s, peak_bytes = self._meter.end(run.begun)
             self._look_at = -1.0
+        if state == "IGNORED" and getattr(run, "replaced", False):
+            state = REPLACED
         cause = '"rejected"' if state == REJECTED else "null"
         end = (
             f",{run.started_at + runtime_s:.6f},{runtime_s:.9f},{cpu_s:.6f},{peak_bytes},"

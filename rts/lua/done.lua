@@ -52,7 +52,7 @@ local function count_record(r, beside)
       end
     end
   end
-  if beside or not completed_at or state == 'RETRY' then
+  if beside or not completed_at or state == 'RETRY' or state == 'REPLACED' then
     return
   end
   local known, end_of = redis.call('ZSCORE', judged, task_id), 'end\n' .. task_id

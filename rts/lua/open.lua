@@ -6,12 +6,13 @@
 --       4 closed   sorted set, ids of tasks that ended a moment ago
 --       5 judged   sorted set, ids of tasks that have a verdict without an end
 --       6 counters hash, name -> number
--- ARGV  1 most open tasks; then four for each task: id, deadline in epoch seconds, queue,
---       what is known of it (JSON)
+-- ARGV  1 most open tasks; then five for each task: id, deadline in epoch seconds, queue,
+--       what is known of it (JSON), '1' where it takes the place of another task of its id
 -- Returns the number of tasks that were noted.
 --
 -- Closes the race with the end of a task, which may come first. A task that is
--- published again (a retry) keeps its first deadline.
+-- published again (a retry) keeps its first deadline. One that takes another's place
+-- has one of its own; it is noted only while the other one is, since it may have ended.
 
 local MOST_QUEUES = 1000 -- that are counted apart; the others count as one
 
@@ -32,9 +33,18 @@ local function label_of(queue)
   return label
 end
 
-for i = 2, #ARGV, 4 do
+for i = 2, #ARGV, 5 do
   local id = ARGV[i]
-  if not redis.call('ZSCORE', closed, id) and not redis.call('ZSCORE', judged, id) then
+  if ARGV[i + 4] == '1' then
+    local known = redis.call('ZSCORE', open, id) and redis.call('HGET', info, id)
+    if known then
+      local before, label = string.match(known, '^[^\n]*'), label_of(ARGV[i + 2])
+      redis.call('ZADD', open, ARGV[i + 1], id)
+      redis.call('HSET', info, id, label .. '\n' .. ARGV[i + 3])
+      added[before] = (added[before] or 0) - 1
+      added[label] = added[label] + 1
+    end
+  elseif not redis.call('ZSCORE', closed, id) and not redis.call('ZSCORE', judged, id) then
     if room <= 0 then
       refused = refused + 1
     elseif redis.call('ZADD', open, 'NX', ARGV[i + 1], id) == 1 then

@@ -16,7 +16,7 @@ from rts.errors import StoreUnavailable
 from rts.link.counted import Counted
 from rts.link.link import Link, replies_as_text
 from rts.link.scripts import pack
-from rts.records import OpenTask
+from rts.records import Announcement
 from rts.settings import Settings
 from rts.tau.redis import runs, sound
 from rts.tau.sketch import Sketch
@@ -33,13 +33,13 @@ FRESH_S = 1.0
 class Passenger(Protocol):
     """What may wait to be delivered where no thread does it."""
 
-    def take_stranded(self) -> list[OpenTask]:
+    def take_stranded(self) -> list[Announcement]:
         """Return what has waited for too long, and forget it; mostly nothing."""
 
-    def pack(self, notes: Sequence[OpenTask]) -> bytes:
+    def pack(self, notes: Sequence[Announcement]) -> bytes:
         """Return the command that delivers *notes*."""
 
-    def give_back(self, notes: Sequence[OpenTask]) -> None:
+    def give_back(self, notes: Sequence[Announcement]) -> None:
         """Take back what could not be delivered."""
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from rts.link.scripts import FINISH, bulks
-from rts.records import LOST, Execution, Learned
+from rts.records import LOST, NOT_FINAL, Execution, Learned
 from rts.settings import Settings
 from rts.tasktypes import TaskType
 from rts.tau.sketch import LOG_BASE
@@ -18,9 +18,9 @@ UNKNOWN_TYPE = TaskType("mixed", 10.0)
 
 _KEYS, _CONSTANTS, _PER_RECORD = 10, 6, 8
 
-#: States after which the task may go on under its id: a retry, or another task that
+#: States after which the task may go on under its id: of IGNORED, where a chain or a group
 #: took its place.
-_GOES_ON = frozenset({"RETRY", "IGNORED"})
+_GOES_ON = NOT_FINAL | {"IGNORED"}
 
 #: Pairs of type and name whose wire form is kept.
 _MOST_ABOUT = 1000

@@ -132,6 +132,12 @@ def replaced(self: Any) -> Any:
     return self.replace(headers.s())
 
 
+@app.task(bind=True)
+def replaced_by(self: Any, options: dict[str, Any]) -> Any:
+    """Replace itself by :func:`ok`, published with *options*."""
+    return self.replace(ok.si().set(**options))
+
+
 @app.task
 def nested() -> str:
     """Publish another task from within."""

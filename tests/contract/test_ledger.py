@@ -342,15 +342,27 @@ def test_a_retry_after_the_deadline_leaves_a_task_overdue(
     assert (task["state"], task["sla_success"]) == ("RETRY", False)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_what_takes_a_tasks_place_gives_the_verdict(subject: Subject, turned: bool) -> None:
+    before = execution(state="REPLACED", retries=2, completed_at=R + 4)
+    # It begins with no retries.
+    own = {"pid": 7, "started_at": R + 5, "arrival": R + 4, "deadline": R + 14}
+    runs = [before, failed(**own, completed_at=R + 9)]
+    task, assignments = written(subject, *(reversed(runs) if turned else runs))
+    assert (task["state"], task["sla_success"]) == ("FAILURE", True)
+    assert (task["deadline"], task["attempts"], len(assignments)) == (at(14), 2, 2)
+
+
 def test_an_end_in_time_that_was_told_late_counts(subject: Subject) -> None:
     """Redis was away: the deadline passed before the end was known."""
     task, _ = written(subject, overdue(), execution())
     assert (task["sla_success"], task["cause"], task["verdict_at"]) == (True, None, at(3))
 
 
-def test_retry_is_no_verdict(subject: Subject) -> None:
-    task, assignments = written(subject, retried())
-    assert task["state"] == "RETRY"
+@pytest.mark.parametrize("state", ["RETRY", "REPLACED"])
+def test_retry_is_no_verdict(subject: Subject, state: str) -> None:
+    task, assignments = written(subject, retried(state=state))
+    assert task["state"] == state
     assert task["completed_at"] is task["sla_success"] is task["lateness_s"] is None
     assert assignments[0]["completed_at"] is not None
     assert assignments[0]["sla_success"] is assignments[0]["lateness_s"] is None
@@ -523,7 +535,17 @@ def test_snapshot_of_the_taus(subject: Subject) -> None:
 # -- any order, any number of times ----------------------------------------------------
 
 STATES = st.sampled_from(
-    ["SUCCESS", "FAILURE", "RETRY", "LOST", "killed", "REVOKED", "PENDING", "STARTED"]
+    [
+        "SUCCESS",
+        "FAILURE",
+        "RETRY",
+        "REPLACED",
+        "LOST",
+        "killed",
+        "REVOKED",
+        "PENDING",
+        "STARTED",
+    ]
 )
 
 

@@ -171,13 +171,13 @@ def ended(started: Execution, state: str = "SUCCESS", **changes: Any) -> Executi
 
 WAYS = (
     *("met", "late", "failed", "killed", "lost", "overdue", "overdue, ends", "expired"),
-    *("retried", "killed, again", "lost, lives", "ignored, replaced"),
+    *("retried", "killed, again", "lost, lives", "ignored, replaced", "replaced"),
     *("met, told lost", "retried, told lost"),
 )
 
 
 IN_TIME = (
-    *("met", "failed", "expired", "retried", "ignored, replaced"),
+    *("met", "failed", "expired", "retried", "ignored, replaced", "replaced"),
     *("met, told lost", "retried, told lost"),
 )
 
@@ -268,8 +268,8 @@ def test_what_is_counted_agrees_with_the_ledger(fleet: Fleet, settings: Settings
                 fleet.end(ended(one, "LOST", cause="lost", ran=False, **unmeasured))
                 fleet.drain()
                 fleet.end(ended(again))
-            case "ignored, replaced":
-                fleet.end(ended(one, "IGNORED"))
+            case "ignored, replaced" | "replaced":
+                fleet.end(ended(one, way.partition(", ")[0].upper()))
                 fleet.end(ended(elsewhere))
         if rng.random() < 0.3:
             fleet.drain()

@@ -125,6 +125,24 @@ def test_a_task_has_one_note_and_its_first_deadline(
     assert counts(redis_client, settings) == {"open q": 1}
 
 
+def test_what_takes_a_tasks_place_has_its_own_deadline(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    announcer = note(settings, task("a", 1000.0), task("b", 1000.0, queue="r"))
+    announcer.note(task("a", 4e9, queue="r"), again=True)
+    announcer.note(task("gone", 4e9), again=True)  # its end came before the note
+    announcer.flush()
+    note(settings, task("a", 1000.0))
+    end(settings, "a", state="REPLACED")
+    assert redis_client.zscore(settings.keys.open, "a") == 4e9
+    assert counts(redis_client, settings) == {"open r": 2}
+    ledger = MemoryLedger()
+    assert lookout(settings, ledger).step() == 1
+    assert set(ledger.tasks) == {"b"}
+    end(settings, "a")
+    assert counts(redis_client, settings) == {"overdue r": 1}
+
+
 def test_an_end_closes_its_task_whoever_comes_first(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
@@ -150,7 +168,7 @@ def test_what_waits_is_bounded_while_redis_is_away(
     assert health.take_counts()["open_notes_dropped"] == 5
     for _ in range(3):
         announcer.flush()
-    assert [one.task_id for one in announcer.take(99)] == [str(n) for n in range(10)]
+    assert [one.task_id for one, _ in announcer.take(99)] == [str(n) for n in range(10)]
 
 
 def test_notes_survive_an_outage(rts_key_prefix: str) -> None:
@@ -238,7 +256,7 @@ def test_where_threads_do_not_run_the_next_look_at_the_taus_takes_them_along(
     now.at += 3
     away = replace(settings, redis_url="redis://127.0.0.1:9/0")
     TauCache(Link(away), away, FleetClock(), now, announcer).refresh()
-    assert [one.task_id for one in announcer.take(9)] == ["b"]
+    assert [one.task_id for one, _ in announcer.take(9)] == ["b"]
 
 
 def refusing(server: RedisServer, how: str) -> None:
@@ -567,6 +585,28 @@ def test_a_lost_task_is_overdue_within_5_seconds_of_its_deadline_and_once(
     assert mongo.tasks.find_one({"_id": fine.id})["sla_success"] is True
     assert len(events(settings)) == 2
     assert counts(redis_client, settings) == {f"overdue {queue}": 1}
+
+
+def test_what_takes_a_tasks_place_and_never_runs_is_overdue(
+    producer: tuple[Stage, Celery], redis_client: redis.Redis, mongo: Any, settings: Settings
+) -> None:
+    stage, app = producer
+    stage.worker("tests.apps.basic")
+    queue, name = stage.prefix.strip(":") + "-nobody", "tests.apps.basic.replaced_by"
+    deadline = time.time() + 4
+    options = {"queue": queue, "headers": {"sla_deadline": deadline}}
+    lost = app.send_task(name, (options,))
+    expired = app.send_task(name, ({"expires": 1e-3},))
+    (told,) = wait_until(lambda: events(settings))
+    assert (told.task_id, told.name, told.queue) == (lost.id, "tests.apps.basic.ok", queue)
+    assert told.deadline == deadline
+    task = mongo.tasks.find_one({"_id": lost.id})
+    assert (task["state"], task["cause"], task["sla_success"]) == ("REPLACED", "overdue", False)
+    assert (task["attempts"], task["completed_at"]) == (1, None)
+    query = {"_id": expired.id, "state": "REVOKED", "cause": "expired", "sla_success": False}
+    wait_until(lambda: mongo.tasks.find_one(query))
+    assert counts(redis_client, settings) == {f"overdue {queue}": 1}
+    redis_client.delete(queue)
 
 
 def test_a_task_of_a_producer_without_rts_is_open_where_it_is_received(
