@@ -220,7 +220,7 @@ def test_a_forked_child_begins_empty(settings: Settings, redis_client: redis.Red
     announcer = Announcer(Link(settings), settings, every_s=0.05)
     announcer.note(task("before", 2e9))
     wait_until(lambda: redis_client.zcard(settings.keys.open) == 1)
-    announcer._notes.append(task("the parent's", 2e9))
+    announcer._notes.append((task("the parent's", 2e9), False))
     pid = os.fork()
     if not pid:
         announcer.note(task("child", 2e9))
