@@ -43,8 +43,9 @@ PartsOf = Callable[[Any], "Parts | None"]
 #: Returns the parts of the app that publishes a task of this name.
 Publisher = Callable[[str], "Parts | None"]
 
-#: Celery's own tasks are not scheduled work.
-OWN = "celery."
+#: Celery's own tasks are not scheduled work, but for those that run a task of the app's on
+#: each item of a list, as chunks do.
+OWN, OF_THE_APP = "celery.", frozenset({"celery.map", "celery.starmap"})
 
 _connected: list[tuple[Any, Any]] = []
 
@@ -73,7 +74,7 @@ def connect(parts_of: PartsOf, publisher: Publisher) -> None:
     ) -> None:
         try:
             name = str(sender)
-            if name.startswith(OWN):
+            if _is_celerys(name):
                 return
             owner = owner_of(declare) if several() else None
             parts = publisher(name) if owner is None else parts_of(owner)
@@ -125,7 +126,7 @@ def connect(parts_of: PartsOf, publisher: Publisher) -> None:
             if parts is None or parts.worker is None:
                 return
             attributes = request.request_dict
-            if attributes["task"].startswith(OWN):
+            if _is_celerys(attributes["task"]):
                 return
             ends = parts.worker.ends
             if "rts_deadline" not in attributes:
@@ -142,7 +143,7 @@ def connect(parts_of: PartsOf, publisher: Publisher) -> None:
                 parts is None
                 or parts.worker is None
                 or request.is_eager
-                or task.name.startswith(OWN)
+                or _is_celerys(task.name)
             ):
                 return
             attributes = vars(request)
@@ -195,11 +196,7 @@ def connect(parts_of: PartsOf, publisher: Publisher) -> None:
     ) -> None:
         try:
             parts = parts_of(sender.app)
-            if (
-                parts is not None
-                and parts.worker is not None
-                and not sender.name.startswith(OWN)
-            ):
+            if parts is not None and parts.worker is not None and not _is_celerys(sender.name):
                 parts.worker.ends.revoked(
                     vars(request), terminated=bool(terminated), expired=bool(expired)
                 )
@@ -268,6 +265,11 @@ def connect(parts_of: PartsOf, publisher: Publisher) -> None:
         # The uid is what disconnects it: a closure is another object each time.
         signal.connect(receiver, weak=False, dispatch_uid=f"rts.{receiver.__name__}")
         _connected.append((signal, f"rts.{receiver.__name__}"))
+
+
+def _is_celerys(name: str) -> bool:
+    """Return whether a task of this name is none of the app's work."""
+    return name.startswith(OWN) and name not in OF_THE_APP
 
 
 def _same_task(headers: Any) -> Any:

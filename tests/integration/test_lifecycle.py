@@ -206,9 +206,25 @@ def test_canvas_members_are_tasks_of_their_own(scene: Scene) -> None:
     assert scene.verdict(child, state="SUCCESS")["parent_id"] is not None
 
 
-def test_celerys_own_tasks_are_left_out(scene: Scene) -> None:
-    assert scene.ledger.tasks.count_documents({"name": {"$regex": "^celery"}}) == 0
-    assert not [field for field in scene.redis.hgetall("rts:tau") if "/celery." in field]
+def test_celerys_own_tasks_are_left_out_but_for_those_that_run_the_apps(scene: Scene) -> None:
+    ok = scene.basic.ok
+    heavy = {"headers": {"task_type": "cpu-heavy"}}
+    chunks = ok.chunks([(0.01,), (0.01,), (0.01,)], 2).apply_async(**heavy)
+    for result in chunks.results:
+        scene.verdict(result.id, name="celery.starmap", task_type="cpu-heavy", state="SUCCESS")
+    mapped = ok.map([0.01, 0.01]).apply_async()
+    assert scene.verdict(mapped.id, name="celery.map", state="SUCCESS")["runtime_s"] >= 0.02
+    wrong = ok.map(["x"]).apply_async()
+    scene.verdict(wrong.id, name="celery.map", state="FAILURE")
+    scene.basic.app.tasks["celery.backend_cleanup"].delay().get(timeout=30)
+    scene.verdict(ok.delay().id, state="SUCCESS")
+    names = {"celery.map", "celery.starmap"}
+    assert set(scene.ledger.tasks.distinct("name", {"name": {"$regex": "^celery"}})) == names
+    assert {
+        field.partition("/")[2]
+        for field in scene.redis.hgetall("rts:tau")
+        if "/celery." in field
+    } == names
 
 
 def test_pool_children_hold_no_pymongo_even_when_they_are_new(scene: Scene) -> None:
