@@ -3,6 +3,7 @@
 ``RtsError``
     ├── ``ConfigurationError``   a setting is wrong; raised by ``install``
     ├── ``StoreUnavailable``     a server did not answer, or refused, in time
+    │       └── ``BrokerUnavailable``   so did the broker, which is to be asked as well
     └── ``CommandError``         a command line asks for what cannot be done
 
 Hooks in the host application never let one of these escape: they are caught at
@@ -34,6 +35,10 @@ class StoreUnavailable(RtsError):
 
     The driver's own exception is kept as ``__cause__``.
     """
+
+
+class BrokerUnavailable(StoreUnavailable):
+    """The broker did not answer in time; it need not be the server of ``rts_redis_url``."""
 
 
 class CommandError(RtsError):

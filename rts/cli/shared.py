@@ -15,7 +15,7 @@ import click
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
-from rts.errors import StoreUnavailable
+from rts.errors import BrokerUnavailable, StoreUnavailable
 from rts.ledger.mongo import connect, database_of
 from rts.link.link import Link
 from rts.settings import Settings
@@ -60,6 +60,8 @@ def link_to_redis(settings: Settings) -> Iterator[Link]:
     try:
         with outages_not_logged():
             yield link
+    except BrokerUnavailable:
+        raise
     except StoreUnavailable as exc:
         raise StoreUnavailable(
             f"Redis at {shown_url(settings.redis_url)} is not usable "

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import redis
 from kombu.exceptions import OperationalError
 
-from rts.errors import CommandError, StoreUnavailable
+from rts.errors import BrokerUnavailable, CommandError
 from rts.scheduling.layout import DEMOTED, HOPEFUL, TURNS
 from rts.scheduling.messages import (
     FIRST,
@@ -267,6 +267,6 @@ class Broker:
         ) as exc:
             self.close()
             url = shown_url(connection.as_uri())
-            raise StoreUnavailable(
+            raise BrokerUnavailable(
                 f"the broker {url} is not usable ({type(exc).__name__})"
             ) from exc

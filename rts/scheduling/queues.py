@@ -11,7 +11,7 @@ from typing import Any
 from kombu.exceptions import OperationalError
 from kombu.utils.json import loads
 
-from rts.errors import StoreUnavailable
+from rts.errors import BrokerUnavailable, StoreUnavailable
 from rts.scheduling.channel import DeadlineOrder
 from rts.scheduling.layout import DEMOTED, HOPEFUL
 from rts.scheduling.places import tail_of
@@ -80,7 +80,7 @@ def queues_of(app: Any, settings: Settings) -> Iterator[DeadlineOrder | None]:
             connection.ensure_connection(max_retries=1, interval_start=0)
             yield connection.default_channel
         except (OperationalError, *connection.connection_errors) as exc:
-            raise StoreUnavailable(
+            raise BrokerUnavailable(
                 f"the broker {shown_url(connection.as_uri())} is not usable "
                 f"({type(exc).__name__})"
             ) from exc

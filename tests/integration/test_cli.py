@@ -519,6 +519,7 @@ def test_a_broker_that_is_away_is_told_without_its_password(
     result = cli("queues")
     assert result.exit_code == 1
     assert "the broker redis://127.0.0.1:1/0 is not usable (" in result.stderr
+    assert cli("eta", "some-task").stderr == result.stderr
 
 
 def test_status_of_servers_that_never_answer(cli: Run, conf: dict[str, Any]) -> None:
