@@ -24,6 +24,7 @@ from celery import Celery
 from celery.bin.base import CLIContext
 from click.testing import CliRunner, Result
 
+import rts as rts_of
 from rts.cli import rts
 from rts.ledger.mongo import MongoLedger
 from rts.records import OutboxEntry
@@ -56,9 +57,12 @@ def conf(
 def cli(conf: dict[str, Any]) -> Run:
     def run(*arguments: str) -> Result:
         app = Celery("cli", set_as_current=False)
+        rts_of.install(app)
         app.conf.update(conf)
         context = CLIContext(app=app, no_color=True, workdir=None)
-        return CliRunner().invoke(rts, arguments, obj=context)
+        result = CliRunner().invoke(rts, arguments, obj=context)
+        rts_of.uninstall(app)
+        return result
 
     return run
 
