@@ -33,6 +33,9 @@ EVERY_S = 0.5
 CHUNK = 250
 #: Notes that wait at most while Redis is away; what comes then is not noted.
 MOST = 20_000
+#: Seconds without a note after which the thread ends; the next note starts another.
+#: An app that is dropped thus leaves nothing behind.
+IDLE_S = 60.0
 #: Seconds after which the thread evidently does not run.
 STRANDED_S = 2.0
 #: Characters of a queue's name that are kept, and of all that is known of a task
@@ -178,7 +181,8 @@ class Announcer:
 
     def _deliver(self, work: threading.Event, stopped: threading.Event) -> None:
         while not stopped.is_set():
-            work.wait()
+            if not work.wait(IDLE_S) and self._retires(work):
+                return
             work.clear()
             stopped.wait(self._every_s)
             self._awake = False  # first: what comes from here on wakes this again
@@ -192,6 +196,14 @@ class Announcer:
                 if not self._awake:
                     self._awake = True
                     work.set()
+
+    def _retires(self, work: threading.Event) -> bool:
+        """Return whether the thread may end, which then is no longer this one's."""
+        with self._lock:
+            if work.is_set():  # a note has come since
+                return False
+            self._thread = None
+            return True
 
     def after_fork(self) -> None:
         """Begin anew, in a child."""

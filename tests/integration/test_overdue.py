@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -114,6 +115,23 @@ def test_notes_arrive_by_themselves_twice_a_second(
     assert counts(redis_client, settings) == {"open q": 3, "open ": 1}
     announcer.stop()
     wait_until(lambda: announcer._thread is None or not announcer._thread.is_alive())
+
+
+def test_its_thread_ends_where_nothing_is_published(
+    settings: Settings, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(announce, "IDLE_S", 0.01)
+
+    def used_and_dropped() -> weakref.ref[Announcer]:
+        announcer = Announcer(Link(settings), settings, every_s=0.01)
+        for n in range(1, 4):
+            announcer.note(task(f"a{n}", 2e9))
+            wait_until(lambda: announcer._thread is None)
+            assert redis_client.zcard(settings.keys.open) == n
+        return weakref.ref(announcer)
+
+    gone = used_and_dropped()
+    wait_until(lambda: gone() is None)
 
 
 def test_a_task_has_one_note_and_its_first_deadline(
