@@ -52,6 +52,8 @@ class Fleet:
     crews: Sequence[Crew]
     #: Numbers of the crews, by the instances of their workers.
     crew_of: Mapping[str, int]
+    #: Slots of each worker.
+    workers: Sequence[int]
     #: What goes on in the workers' slots, of whatever queue.
     running: Sequence[Execution]
     #: Ends of the queues' runs that are remembered, and since when all are.
@@ -113,8 +115,7 @@ def read_fleet(
     now = int(time_[0]) + int(time_[1]) / 1e6
     recent, ratios = answers[: len(own)], answers[len(own) :]
     living = read_beats(beats, now)
-    serving = [w.queues for w in living if w.queues is not None and queue in w.queues]
-    beside = sorted({name for queues in serving for name in queues} - {queue})[:MOST_BESIDE]
+    beside = _beside(living, queue)
     others = ask(beside)
     if others:
         recent += link.call(*(command for _, command in others))
@@ -131,6 +132,7 @@ def read_fleet(
         numbers,
         crews,
         crew_of,
+        [worker.slots for worker in living if worker.instance in crew_of],
         [
             run
             for run in read_notes(notes)
@@ -144,6 +146,18 @@ def read_fleet(
             for task_type, answer in zip(types, ratios, strict=True)
         },
     )
+
+
+def _beside(workers: Sequence[Worker], queue: str) -> list[str]:
+    """Return the queues that the workers of *queue* take from too, then those that their
+    workers do, and so on; the nearest ones.
+    """
+    known, near = [queue], {queue}
+    while near and len(known) <= MOST_BESIDE:
+        served = [w.queues for w in workers if w.queues and not near.isdisjoint(w.queues)]
+        near = {name for queues in served for name in queues}.difference(known)
+        known += sorted(near)
+    return known[1 : 1 + MOST_BESIDE]
 
 
 def _crews(

@@ -47,18 +47,20 @@ def test_workers_of_the_same_queues_are_one_crew(
     beat(redis_client, settings, "e", ["audio"])
     beat(redis_client, settings, "f", None)  # of a version that does not say
     fleet = fleet_of(settings, "web")
-    assert fleet.queues == ["web", "mail", "video"]
+    assert fleet.queues == ["web", "mail", "video", "audio"]  # the nearest first
     assert {crew.queues: crew.slots for crew in fleet.crews} == {
         (1, 0): 4,
         (1, 0, 2): 2,
-        (2,): 2,  # busy with what it serves beside: that is not known
+        (2, 3): 2,
+        (3,): 2,
         (0,): 2,
     }
     assert fleet.slots == 8
+    assert fleet.workers == [2] * 6
     assert fleet.crew_of["a"] == fleet.crew_of["c"] != fleet.crew_of["d"]
-    assert "e" not in fleet.crew_of
+    assert fleet.crew_of["e"] not in (fleet.crew_of["d"], fleet.crew_of["f"])
     assert fleet.numbers["to.video"] == 2
-    assert fleet_of(settings, "audio").queues == ["audio", "video"]
+    assert fleet_of(settings, "audio").queues == ["audio", "video", "mail", "web"]
     alone = fleet_of(settings, "nobody's")
     assert (alone.crews, alone.slots) == ([Crew(2)], 2)  # "f" may take from it
 
