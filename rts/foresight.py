@@ -48,7 +48,8 @@ def predict_new(
     """Return when a task would start and finish, were it published now.
 
     *task* is a task or its name; *headers* and *priority* as for ``apply_async``; an eta
-    goes into the headers, as ISO 8601. *queue*: by default where the app routes it. It
+    goes into the headers, as ISO 8601. *queue*: by default the task's own, or where the
+    app routes it. It
     may be called for each request of a web process: what was read serves all for
     a fifth of a second, or longer where it took long, and what the process itself
     publishes meanwhile is counted in.
@@ -61,9 +62,17 @@ def predict_new(
     app, parts = _installed(app if app is not None else getattr(task, "app", None))
     name = str(getattr(task, "name", task))
     asked = dict(headers or {})
+    if priority is None:
+        priority = getattr(task, "priority", None)
     if queue is None:
+        options = {
+            key: getattr(task, key, None) for key in ("queue", "exchange", "routing_key")
+        }
+        options = {key: value for key, value in options.items() if value is not None}
         known = app.tasks.get(name)
-        to = app.amqp.router.route({"headers": asked}, name, task_type=known)["queue"]
+        to = app.amqp.router.route({**options, "headers": asked}, name, task_type=known)[
+            "queue"
+        ]
         queue = str(getattr(to, "name", to))
     plan = parts.planner.plan(name, asked, priority)
     if priority is None and parts.prioritise is not None:

@@ -44,6 +44,8 @@ class Work(NamedTuple):
     queue: int = 0
     #: How many tasks it stands for, itself included, where not all are known.
     weight: float = 1.0
+    #: Whether the deadline is its own: what has none is never hopeless.
+    due: bool = True
 
 
 class Runtimes:

@@ -16,10 +16,9 @@ from dataclasses import replace
 
 from rts.scheduling.arrivals import Arrivals
 from rts.scheduling.draws import Runtimes, Work
-from rts.scheduling.play import Play, Snapshot
+from rts.scheduling.play import Play, Snapshot, waiting_of
 from rts.scheduling.prediction import Prediction
 from rts.scheduling.together import Crew, OrderMaker, Queues
-from rts.simulation.orders import Waiting
 
 #: Simulations for one prediction, at least and at most, and events that all of them
 #: take together at most: about 0.2 s of one core.
@@ -115,13 +114,13 @@ def _ahead(
     )
     among = [number for number, other in enumerate(waiting) if other.queue in queues]
     for number in among:
-        other = waiting[number]
-        line.push(other.queue, Waiting(other.arrival, other.tau, other.deadline, number))
+        line.push(waiting[number].queue, waiting_of(waiting[number], number))
     ahead = 0.0
     while (task := line.pop(0, snapshot.now, len(among) + 1)) is not None:
         if task.number == target:
             break
         ahead += waiting[task.number].weight
+        line.ended(task)  # or what is demoted would stop where it has its share of the slots
     return round(ahead) + held
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import redis
@@ -61,10 +61,11 @@ class Found(NamedTuple):
     message: Message
 
 
-def id_of(message: Message) -> object:
-    """Return the id of a task's message."""
+def id_of(message: Message) -> str | None:
+    """Return the id of a task's message; ``None`` where it is none."""
     headers = message.get("headers")
-    return headers.get("id") if isinstance(headers, dict) else None
+    task_id = headers.get("id") if isinstance(headers, dict) else None
+    return task_id if isinstance(task_id, str) else None
 
 
 def ask_size(pipe: Any, part: Part) -> None:
@@ -123,19 +124,18 @@ def message_of(text: bytes) -> Message:
     """Return a message as it waits in either form; empty where it is none."""
     try:
         message = json.loads(text) if text.startswith(b"{") else json.loads(tail_of(text))[0]
-    except (ValueError, LookupError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return {}
     return message if isinstance(message, dict) else {}
 
 
-def noted_of(noted: Mapping[bytes, bytes], index: Sequence[bytes]) -> list[tuple[str, Message]]:
-    """Return what is noted as unacknowledged, the earliest first."""
-    ranks = {tag: rank for rank, tag in enumerate(index)}
+def noted_of(texts: Iterable[bytes | None]) -> list[tuple[str, Message]]:
+    """Return the tasks of *texts*, notes of what is unacknowledged; ``None`` is settled."""
     found: list[tuple[str, Message]] = []
-    for tag in sorted(noted, key=lambda tag: ranks.get(tag, len(ranks))):
+    for text in texts:
         try:
-            message, _, routing_key = json.loads(noted[tag])
-        except ValueError:
+            message, _, routing_key = json.loads(text or b"")
+        except (ValueError, TypeError, RecursionError):
             continue
         if isinstance(message, dict):
             found.append((str(routing_key), message))

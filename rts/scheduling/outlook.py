@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from rts.ledger.lookout import task_of
@@ -21,8 +22,10 @@ from rts.scheduling.play import Snapshot
 from rts.scheduling.prediction import Prediction
 from rts.scheduling.present import Picture, Present, TauOf, ended_of, work_of
 from rts.scheduling.queues import known_queues
+from rts.scheduling.together import OrderMaker
 from rts.settings import Settings
-from rts.simulation.orders import SharingOrder, order_of
+from rts.simulation.orders import order_of
+from rts.simulation.recording import share_of_slots
 
 #: Seconds for which one reading of a queue serves predictions of new tasks: at least, at
 #: most, and in between so many times what it has cost. And readings that are kept.
@@ -55,6 +58,8 @@ class _Reading:
     cost_s: float
     #: What this process has published since, into it and the queues beside it.
     own: list[Work] = field(default_factory=list)
+    #: When that was last, epoch seconds.
+    sent_at: float = 0.0
     #: By what was asked: how many of those were counted in, and the answer.
     predictions: dict[tuple[object, ...], tuple[int, Prediction]] = field(default_factory=dict)
 
@@ -110,9 +115,9 @@ class Outlook:
             snapshot = replace(
                 reading.picture.snapshot,
                 waiting=[*reading.picture.snapshot.waiting, *own],
-                known_until=max((other.arrival for other in own), default=0.0),
+                known_until=reading.sent_at,
             )
-            found = forecast.of_new(snapshot, work, self._order)
+            found = forecast.of_new(snapshot, work, self._order_of(reading.picture))
             reading.predictions[key] = len(own), found
             reading.cost_s += time.monotonic() - begun
         return _not_before(plan.arrival, replace(found, deadline=plan.deadline))
@@ -126,7 +131,8 @@ class Outlook:
                 continue
             number = reading.picture.numbers.get(task.queue or "")
             if number is not None:
-                ready = task.arrival if task.arrival > reading.now() else 0.0
+                reading.sent_at = reading.now()
+                ready = task.arrival if task.arrival > reading.sent_at else 0.0
                 reading.own.append(work_of(task, ready, number))
 
     def pressures(self, queues: Sequence[str]) -> dict[str, Pressure]:
@@ -168,10 +174,13 @@ class Outlook:
             pack("HGET", keys.open_info, task_id),
         )
         published = None if is_open is None else task_of(task_id.encode(), info)
+        if published is None:  # its note may be on its way
+            published = next((t for t in self._lately_sent() if t.task_id == task_id), None)
+        workers = read_beats(beats, int(time_[0]))
+        queues = [queue] if queue else self._queues(workers)
         for run in read_notes(notes):
             if run.task_id == task_id and run.started_at is not None and run.queue:
-                # By its routing key, which is most often the queue's name.
-                fleet = self._present.fleet(run.queue)
+                fleet = self._present.fleet(self._queue_of(run.queue, queues))
                 if any(run.run_id == other.run_id for other in fleet.running):
                     snapshot = Snapshot(
                         fleet.now,
@@ -180,10 +189,9 @@ class Outlook:
                         ended=ended_of(fleet),
                     )
                     return forecast.of_running(snapshot, work_of(run), run.started_at)
-        workers = read_beats(beats, int(time_[0]))
-        queues = [queue] if queue else self._queues(workers)
-        if published is not None and published.queue in queues:
-            queues = list(dict.fromkeys([str(published.queue), *queues]))
+        sent_to = None if published is None else self._queue_of(published.queue, queues)
+        if sent_to in queues:
+            queues = list(dict.fromkeys([sent_to, *queues]))
         found = self._broker.find(
             task_id, queues, None if published is None else published.arrival
         )
@@ -191,26 +199,35 @@ class Outlook:
             look = self._broker.look(found.queue, found)
             picture = self._picture(found.queue, look)
             assert look.position is not None
-            return forecast.of_waiting(picture.snapshot, look.position, self._order)
+            return forecast.of_waiting(picture.snapshot, look.position, self._order_of(picture))
         held = self._of_held(task_id, queues)
-        if held is not None or published is None or published.queue not in queues:
+        if held is not None or published is None or sent_to not in queues:
             return held
-        return self._of_begun(published)
+        if published.arrival > float(time_[0]):
+            return self._of_later(published, sent_to)
+        return self._of_begun(published, sent_to)
 
     def close(self) -> None:
         """Close the connection to the broker."""
         self._broker.close()
 
-    def _of_begun(self, task: OpenTask) -> Prediction | None:
+    def _of_begun(self, task: OpenTask, queue: str) -> Prediction | None:
         """Predict a task that neither waits nor is noted as running, and has not ended: it
         has begun within the last second.
         """
-        fleet = self._present.fleet(str(task.queue))
+        fleet = self._present.fleet(queue)
         if any(run.task_id == task.task_id for run in fleet.recent):
             return None
         slots = max(1, fleet.slots)
         snapshot = Snapshot(fleet.now, slots, ratios=fleet.ratios, ended=ended_of(fleet))
         return forecast.of_running(snapshot, work_of(task), fleet.now)
+
+    def _of_later(self, task: OpenTask, queue: str) -> Prediction:
+        """Predict a task that has an eta to come, and is none of those held that are read."""
+        picture = self._picture(queue, self._broker.look(queue))
+        held = [*picture.snapshot.held, work_of(task, task.arrival)]
+        snapshot = replace(picture.snapshot, held=held)
+        return forecast.of_held(snapshot, len(held) - 1, self._order_of(picture))
 
     def _of_held(self, task_id: str, queues: Iterable[str]) -> Prediction | None:
         """Predict a task that a worker has taken and not started."""
@@ -218,13 +235,13 @@ class Outlook:
         key = next((key for key, m in look.held if id_of(m) == task_id), None)
         if key is None:
             return None
-        queue = next((q for q in queues if key in self._present.keys(q)), key)
+        queue = self._queue_of(key, queues)
         look = self._broker.look(queue)
         picture = self._picture(queue, look)
         if task_id not in picture.held:
             return None  # it has been started, or has ended, since
         position = picture.held.index(task_id)
-        return forecast.of_held(picture.snapshot, position, self._order)
+        return forecast.of_held(picture.snapshot, position, self._order_of(picture))
 
     def _reading(self, queue: str, priority: int) -> _Reading:
         """Return the queue as it was a moment ago: a web process may ask often."""
@@ -240,13 +257,24 @@ class Outlook:
         return found
 
     def _picture(self, queue: str, look: Look) -> Picture:
-        now = time.monotonic()
-        sent = [task for sent_at, task in list(self._sent) if now - sent_at < NOTED_S]
-        return self._present.picture(queue, look, sent)
+        return self._present.picture(queue, look, self._lately_sent())
 
-    def _order(self) -> SharingOrder:
+    def _lately_sent(self) -> list[OpenTask]:
+        now = time.monotonic()
+        return [task for sent_at, task in list(self._sent) if now - sent_at < NOTED_S]
+
+    def _order_of(self, picture: Picture) -> OrderMaker:
         edf = self._settings.scheduler == "edf"
-        return order_of("edf" if edf else "fifo", self._settings)
+        share = share_of_slots(self._settings.hopeless_slots, picture.workers)
+        settings = replace(self._settings, hopeless_slots=share)
+        return partial(order_of, "edf" if edf else "fifo", settings)
+
+    def _queue_of(self, routing_key: str | None, queues: Iterable[str]) -> str:
+        """Return which of *queues* has messages of this routing key; that is most often its
+        name, which is returned where none has.
+        """
+        key = routing_key or ""
+        return next((queue for queue in queues if key in self._present.keys(queue)), key)
 
     def _queues(self, workers: Iterable[Worker]) -> list[str]:
         served = sorted(q for worker in workers for q in worker.queues or ())

@@ -36,7 +36,7 @@ from rts.urls import shown_url
 
 #: Messages that are searched through at most.
 SEARCHED = 1_000_000
-#: Messages that workers hold which are looked at, about.
+#: Messages that workers hold which are looked at, at most: those taken last.
 HELD = 1000
 
 FIND = ScriptByHash("find")
@@ -141,7 +141,8 @@ class Broker:
                     ask_size(pipe, part)
                     ask_range(pipe, part, 0, FIRST - 1)
                 pipe.get(f"{prefix}{queue}{channel.sep}{TURNS}")
-                *answers, turns = pipe.execute()
+                pipe.zrevrange(prefix + channel.unacked_index_key, 0, HELD - 1)
+                *answers, turns, taken = pipe.execute()
             sizes, firsts = answers[::2], answers[1::2]
             if target is not None:
                 level, rank = target.part, target.rank
@@ -151,14 +152,14 @@ class Broker:
                     level = steps.index(channel.priority(priority)) if steps else 0
                 rank = sizes[level]
             ahead, behind = self._strata(sizes, level, rank)
-            most = affordable(firsts, most)
-            pages = sampled(ahead, behind, most)
+            pages = sampled(ahead, behind, affordable(firsts, most))
+            # The latest ones: what is held for an eta may have been taken long ago.
+            tags = taken[affordable(firsts, HELD) :: -1] if taken else [b""]
             with client.pipeline(transaction=False) as pipe:
                 for page in pages:
                     ask_range(pipe, parts[page.part], page.ranks.start, page.ranks.stop - 1)
-                pipe.hscan(prefix + channel.unacked_key, 0, count=min(most, HELD))
-                pipe.zrange(prefix + channel.unacked_index_key, 0, HELD)
-                *answers, (_, noted), index = pipe.execute()
+                pipe.hmget(prefix + channel.unacked_key, tags)
+                *answers, noted = pipe.execute()
         messages: list[Message] = []
         weights: list[float] = []
         for page, texts in zip(pages, answers, strict=True):
@@ -177,7 +178,7 @@ class Broker:
             weights,
             position,
             sum(sizes),
-            noted_of(noted, index),
+            noted_of(noted),
             int(turns or 0),
             level,
         )
@@ -217,7 +218,7 @@ class Broker:
                 pipe.hscan(unacked, 0, count=FIRST)
                 *answers, unsettled, (_, noted) = pipe.execute()
         # What is held is told apart by its routing key, on average.
-        held = [message for key, message in noted_of(noted, ()) if key == queue]
+        held = [message for key, message in noted_of(noted.values()) if key == queue]
         taken = unsettled * len(held) // max(1, len(noted))
         sample = [message_of(text) for page in answers[1::2] for text in page]
         return sum(answers[::2]) + taken, sample or held

@@ -23,8 +23,13 @@ NOTED_S = 1.0
 #: Of tasks that one stands for, as many start together as this share of what has started
 #: before: the first ones alone, so that what is hopeless by then is.
 AT_ONCE = 0.02
-#: The number of what runs and is not known.
+#: The numbers of what runs and is not known begin here, downwards.
 NOBODY = -(1 << 40)
+
+
+def waiting_of(work: Work, number: int) -> Waiting:
+    """Return *work* as the orders need it."""
+    return Waiting(work.arrival, work.tau, work.deadline, number, work.due)
 
 
 class Running(NamedTuple):
@@ -125,10 +130,17 @@ class Play:
         known = (*snapshot.held, *snapshot.waiting)
         left = [w for w in known if max(w.arrival, w.ready) < now - CLAIM_S]
         for crew, hands in enumerate(self._crews):
-            # What has been left waiting tells that every slot is taken, by something like it.
+            # What has been left waiting tells that every slot is taken, by something like it;
+            # if all of it is demoted, that as many are as such work may hold.
+            if self._busy[crew] == hands.slots:
+                continue
             alike = [work for work in left if work.queue in hands.queues]
+            hopeful = [work for work in alike if not self._is_demoted(work)]
             while alike and self._busy[crew] < hands.slots:
-                self._begin(now + self._left_of_unknown(alike, rng), NOBODY, crew)
+                number = NOBODY - len(self._ends)
+                if not hopeful and not self._queues.hold_demoted(number, self._slots):
+                    break
+                self._begin(now + self._left_of_unknown(hopeful or alike, rng), number, crew)
 
     def _left_of_unknown(self, alike: Sequence[Work], rng: random.Random) -> float:
         """Return the seconds that a run will still take which nobody has noted: it has
@@ -215,8 +227,10 @@ class Play:
         return self._works[number] if number >= 0 else self._held[-1 - number]
 
     def _push(self, number: int, work: Work) -> None:
-        task = Waiting(work.arrival, work.tau, work.deadline, number)
-        self._queues.push(work.queue, task)
+        self._queues.push(work.queue, waiting_of(work, number))
+
+    def _is_demoted(self, work: Work) -> bool:
+        return self._queues.is_demoted(work.queue, waiting_of(work, NOBODY), self.now)
 
     def _put_back(self, task: Waiting, work: Work, weight: float) -> None:
         """Put back what has not started of the tasks that *task* stands for."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rts.errors import CommandError
@@ -14,7 +14,7 @@ from rts.scheduling.draws import Work
 from rts.scheduling.fleet import Fleet, read_fleet
 from rts.scheduling.messages import SAMPLE, Message, id_of
 from rts.scheduling.peek import EMPTY, Broker, Look
-from rts.scheduling.places import place_of
+from rts.scheduling.places import NEVER, place_of
 from rts.scheduling.play import Running, Snapshot
 from rts.scheduling.rule import Rule
 from rts.settings import Settings
@@ -37,9 +37,11 @@ class Picture(NamedTuple):
 
     snapshot: Snapshot
     #: Ids of what is held.
-    held: list[object]
+    held: list[str]
     #: Numbers of the queues, by the routing keys of their messages.
     numbers: Mapping[str, int]
+    #: Slots of each worker.
+    workers: Sequence[int]
 
 
 class Present:
@@ -92,7 +94,7 @@ class Present:
         }
         held = self._held(look, running, fleet)
         waiting = [
-            self.work(message, now, number)._replace(weight=weight)
+            self.work(message, now, number, fleet.queues[number])._replace(weight=weight)
             for number, each in enumerate(looks)
             for message, weight in zip(each.messages, each.weights, strict=True)
         ]
@@ -119,7 +121,7 @@ class Present:
             share=fleet.share(self._busy_since(waiting, now)) or 1.0,
             turns=[each.turns for each in looks],
         )
-        return Picture(snapshot, list(held), fleet.numbers)
+        return Picture(snapshot, list(held), fleet.numbers, fleet.workers)
 
     def _beside(self, fleet: Fleet, look: Look) -> list[Look]:
         """Return what waits in the other queues, as far as it is served like *look*."""
@@ -135,9 +137,7 @@ class Present:
         options = self._app.conf.broker_transport_options or {}
         return bool(options.get("queue_order_strategy", IN_TURN) == IN_TURN)
 
-    def _held(
-        self, look: Look, running: dict[str, Running], fleet: Fleet
-    ) -> dict[object, Work]:
+    def _held(self, look: Look, running: dict[str, Running], fleet: Fleet) -> dict[str, Work]:
         """Return what the workers have taken and not started, by id: what they hold of
         other queues is ahead of it just as well.
 
@@ -147,18 +147,18 @@ class Present:
         free = [crew.slots for crew in fleet.crews]
         for run in running.values():
             free[run.crew] -= 1
-        held: dict[object, Work] = {}
+        held: dict[str, Work] = {}
         for key, message in look.held:
             task_id = id_of(message)
             number = fleet.numbers.get(key)
-            if number is None or task_id in running:
+            if number is None or task_id is None or task_id in running:
                 continue
-            work = self.work(message, fleet.now, number)
+            work = self.work(message, fleet.now, number, fleet.queues[number])
             late = self._late(message) and work.ready <= fleet.now
             taker = next((n for n in _takers(number, fleet) if free[n] > 0), None)
             if late and taker is not None:
                 free[taker] -= 1
-                running[str(task_id)] = Running(work, fleet.now, taker)
+                running[task_id] = Running(work, fleet.now, taker)
             else:
                 held[task_id] = work
         return held
@@ -175,22 +175,27 @@ class Present:
             waiting = [work for work in waiting if now <= work.deadline - HOPE * work.tau]
         return min((max(work.arrival, work.ready) for work in waiting), default=now)
 
-    def work(self, message: Message, now: float, queue: int = 0) -> Work:
-        """Return a message as a simulation needs it; *queue*: the number of its queue."""
+    def work(self, message: Message, now: float, number: int = 0, queue: str = "*") -> Work:
+        """Return a message as a simulation needs it, of *queue*, which has this *number*."""
         headers = message.get("headers")
         headers = headers if isinstance(headers, dict) else {}
         task_type = headers.get("task_type")
         if not isinstance(task_type, str) or task_type not in self._settings.task_types:
             task_type = UNTYPED
         eta = instant(headers.get("eta")) or 0.0
-        place = place_of(message, self._rule.horizon("*"), 0.0)
+        place = place_of(message, self._rule.horizon(queue), 0.0)
+        due = place.latest < NEVER
         name = str(headers.get("task"))
         tau = finite(headers.get("rts_tau"))
         if tau is None or tau <= 0:  # of a producer without rts: when it came is not known
             tau = self._tau_of(UNTYPED, name)
             arrival = min(place.arrival, now - AGE_S)
-            return Work(task_type, arrival, tau, place.score, eta, name, queue)
-        return Work(task_type, place.arrival, tau, place.score, eta, name, queue)
+        else:
+            arrival = place.arrival
+        return Work(
+            *(task_type, arrival, tau, place.score, eta, name, number),
+            due=due,
+        )
 
 
 def ended_of(fleet: Fleet) -> list[tuple[Work, float]]:

@@ -85,8 +85,23 @@ class Queues:
         """Note that a task that was popped has finished."""
         self._orders[0].ended(task)
 
+    def is_demoted(self, queue: int, task: Waiting, now: float) -> bool:
+        """Return whether *task* would come after all that is not hopeless at *now*."""
+        order = self._orders[queue]
+        return isinstance(order, EarliestDeadlineFirst) and order.is_demoted(task, now)
+
+    def hold_demoted(self, number: int, slots: int) -> bool:
+        """Give a slot to a demoted task that was never pushed; return whether it may hold
+        one of *slots*.
+        """
+        first = self._orders[0]
+        if not isinstance(first, EarliestDeadlineFirst) or not first.may_demoted(slots):
+            return False
+        first.hold(number)
+        return True
+
     def released(self, number: int) -> None:
-        """Note that a task of :meth:`resume` has finished."""
+        """Note that a task that was never pushed has finished."""
         first = self._orders[0]
         if isinstance(first, EarliestDeadlineFirst):
             first.released(number)

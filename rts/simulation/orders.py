@@ -34,6 +34,8 @@ class Waiting(NamedTuple):
     deadline: float
     #: Position among all tasks of the workload.
     number: int
+    #: Whether the deadline is its own: what has none is never hopeless.
+    due: bool = True
 
 
 class Order(Protocol):
@@ -179,14 +181,14 @@ class EarliestDeadlineFirst:
         self._dropped.clear()
         while self._hopeful and (self._demote or self._drop):
             task = self._hopeful[0][3]
-            if now <= task.deadline - HOPE * task.tau:
+            if not self._is_hopeless(task, now):
                 break
             heapq.heappop(self._hopeful)
             if self._drop:
                 self._dropped.append(task)
             else:
                 heapq.heappush(self._demoted, (task.arrival, task.number, task))
-        if self._demoted and self._every and self._may_demoted(slots):
+        if self._demoted and self._every and self.may_demoted(slots):
             # As in the script of the claims: they count while demoted work waits.
             self._turns += 1
             if self._turns % self._every == 0:
@@ -195,13 +197,21 @@ class EarliestDeadlineFirst:
 
     def pop_demoted(self, slots: int) -> Waiting | None:
         """See :class:`SharingOrder`."""
-        if not self._demoted or not self._may_demoted(slots):
+        if not self._demoted or not self.may_demoted(slots):
             return None
         task = heapq.heappop(self._demoted)[2]
         self._held.add(task.number)
         return task
 
-    def _may_demoted(self, slots: int) -> bool:
+    def is_demoted(self, task: Waiting, now: float) -> bool:
+        """Return whether *task* would be behind what is hopeful at *now*."""
+        return self._demote and self._is_hopeless(task, now)
+
+    def _is_hopeless(self, task: Waiting, now: float) -> bool:
+        return task.due and now > task.deadline - HOPE * task.tau
+
+    def may_demoted(self, slots: int) -> bool:
+        """Return whether demoted work may hold one more of *slots*."""
         return len(self._held) < max(1, int(self._hopeless_slots * slots + 1e-9))
 
     def ended(self, task: Waiting) -> None:
@@ -223,8 +233,12 @@ class EarliestDeadlineFirst:
         """Count the demoted work that holds slots together with that of *other*."""
         self._held = other._held
 
+    def hold(self, number: int) -> None:
+        """Note that a demoted task that was never pushed has a slot."""
+        self._held.add(number)
+
     def released(self, number: int) -> None:
-        """Note that a task of :meth:`resume` has finished."""
+        """Note that a task of :meth:`resume` or :meth:`hold` has finished."""
         self._held.discard(number)
 
 

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 import redis
 from celery import Celery
+from kombu import Exchange, Queue
 
 import rts
 from rts.installation import parts_of
+from rts.scheduling.peek import HELD
 from rts.testing import RedisServer, wait_until
 from tests.conftest import ROOT, Stage
 
@@ -209,6 +211,126 @@ def test_queues_of_one_worker_are_served_in_turn(
         app.send_task(OK, (0,))
     beside = rts.predict_new(OK, queue=other, app=app)
     assert alone.ahead <= beside.ahead <= alone.ahead + 1  # more in the other changes nothing
+    app.control.purge()
+    worker.kill()
+
+
+def test_each_worker_gives_slots_of_its_own_to_demoted_work(
+    make_stage: Callable[..., Stage], apps: list[Celery]
+) -> None:
+    stage = make_stage(rts_scheduler="edf", rts_late_share=0.0, rts_task_types={"slow": 2.0})
+    app = producer(stage, apps)
+    workers = [stage.worker(pool="threads", concurrency=1) for _ in range(3)]
+    late = {"headers": {"task_type": "slow", "sla_deadline": time.time() - 100}}
+    busy(stage, app, 15, 3, **late)
+    last = [app.send_task(OK, (0,), **late).id for _ in range(15)][-1]
+    found = rts.predict(last, app=app)
+    assert found is not None
+    assert (found.ahead, found.slots) == (14, 3)
+    # By threes: a share of all slots, 0.75, would be two of the three.
+    assert found.start - time.time() < 5 * 2.0 + 3
+    app.control.purge()
+    for worker in workers:
+        worker.kill()
+
+
+def test_a_task_without_a_deadline_waits_for_the_horizon_of_its_queue(
+    make_stage: Callable[..., Stage], apps: list[Celery]
+) -> None:
+    name = "with-horizon"
+    stage = make_stage(
+        rts_scheduler="edf", rts_queue_horizons={"*": 5.0, name: 1000.0}, rts_late_share=0.0
+    )
+    app = producer(stage, apps)
+    worker = stage.worker(pool="threads", concurrency=1, queues=[name])
+    busy(stage, app, 20, 1, queue=name)
+    stranger = Celery("stranger", broker=stage.broker, set_as_current=False)
+    before = time.time()
+    alien = stranger.send_task(OK, (0,), queue=name).id
+    app.send_task(OK, (0,), queue=name, headers={"sla_deadline": before + 500})
+    found = wait_until(lambda: rts.predict(alien, app=app))
+    assert found.deadline == pytest.approx(before + 1000, abs=10)
+    assert found.ahead == 1
+    stranger.close()
+    app.control.purge()
+    worker.kill()
+
+
+def test_more_is_held_for_an_eta_than_is_read(
+    make_stage: Callable[..., Stage], apps: list[Celery], redis_client: redis.Redis
+) -> None:
+    stage = make_stage()
+    app = producer(stage, apps)
+    worker = stage.worker(pool="threads", concurrency=1)
+    eta = datetime.now(timezone.utc) + timedelta(seconds=3600)
+    with app.producer_pool.acquire() as one:
+        ids = [app.send_task(OK, (0,), eta=eta, producer=one).id for _ in range(HELD + 100)]
+    wait_until(lambda: redis_client.hlen("unacked") >= HELD + 100, message="all are held")
+    for task_id in (ids[0], ids[50], ids[-1]):
+        found = rts.predict(task_id, app=app)
+        assert found is not None
+        assert found.start >= eta.timestamp() - 1
+    app.control.purge()
+    worker.kill()
+
+
+def test_a_task_of_this_process_that_was_taken_at_once(
+    make_stage: Callable[..., Stage], apps: list[Celery], redis_client: redis.Redis
+) -> None:
+    stage = make_stage()
+    name = f"{stage.conf['task_default_queue']}-bound"
+    app = producer(
+        stage, apps, task_queues=[Queue(name, Exchange(f"{name}-x"), routing_key=f"{name}-key")]
+    )
+    worker = stage.worker(pool="threads", concurrency=1, queues=[name])
+    # Of a key that is not the queue's name; what this process sends is known from here on.
+    wait_until(lambda: rts.predict_new(OK, queue=name, app=app), message="it beats")
+    runs = app.send_task(OK, (20,), queue=name).id
+    wait_until(lambda: not waiting(redis_client, name), message="it is taken")
+    found = rts.predict(runs, app=app)
+    assert found is not None
+    assert (found.ahead, found.slots) == (0, 1)
+    worker.kill()
+
+
+def test_a_new_task_goes_where_its_own_options_say(
+    make_stage: Callable[..., Stage], apps: list[Celery], redis_client: redis.Redis
+) -> None:
+    stage = make_stage(worker_prefetch_multiplier=1)
+    app = producer(stage, apps)
+    default = app.conf.task_default_queue
+    other = f"{default}-other"
+
+    @app.task(name="elsewhere", queue=other, priority=9)
+    def elsewhere() -> None:
+        """Of a queue of its own."""
+
+    worker = stage.worker(pool="threads", concurrency=1, queues=[default])
+    beside = stage.worker(pool="threads", concurrency=2, queues=[other])
+    busy(stage, app, 20, 2, queue=other)
+    for _ in range(6):  # more than the worker fetches ahead
+        app.send_task(OK, (0,), queue=other, priority=6)
+    found = rts.predict_new(elsewhere)
+    assert (found.slots, found.ahead) == (2, 6)
+    app.control.purge()
+    worker.kill()
+    beside.kill()
+
+
+def test_a_task_for_later_does_not_end_what_may_come_before(
+    make_stage: Callable[..., Stage], apps: list[Celery]
+) -> None:
+    stage = make_stage(rts_scheduler="edf")
+    app = producer(stage, apps)
+    worker = stage.worker(pool="threads", concurrency=1)
+    wait_until(lambda: rts.predict_new(OK, app=app), message="it beats")
+    app.send_task(OK, (0,), countdown=3600)
+    parts = parts_of(app)
+    assert parts is not None
+    assert parts.outlook is not None
+    (reading,) = parts.outlook._readings.values()
+    assert len(reading.own) == 1
+    assert reading.sent_at < time.time() + 60
     app.control.purge()
     worker.kill()
 

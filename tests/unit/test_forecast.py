@@ -16,7 +16,7 @@ import pytest
 from rts.scheduling import forecast
 from rts.scheduling.arrivals import Arrivals
 from rts.scheduling.draws import Runtimes, Work
-from rts.scheduling.messages import SAMPLE, Stratum, sampled
+from rts.scheduling.messages import SAMPLE, Stratum, id_of, message_of, noted_of, sampled
 from rts.scheduling.play import Running, Snapshot
 from rts.scheduling.prediction import Prediction
 from rts.scheduling.together import Crew
@@ -243,6 +243,54 @@ def test_what_is_hopeless_waits_for_the_hopeful_of_other_queues() -> None:
     got = forecast.of_waiting(snapshot, 0, partial(EarliestDeadlineFirst, late_share=0.0))
     assert got.start - 1000.0 == pytest.approx(20.5, abs=2.0)
     assert got.ahead == 20
+
+
+def test_all_that_is_demoted_is_ahead_of_the_last_of_it() -> None:
+    late = [Work("mixed", 900.0 + n, 1.0, 901.0 + n) for n in range(40)]
+    got = forecast.of_waiting(Snapshot(1000.0, 4, late), 39, EarliestDeadlineFirst)
+    assert got.ahead == 39
+
+
+def test_a_slot_that_demoted_work_may_not_have_is_free() -> None:
+    late = Work("mixed", 900.0, 10.0, 901.0)
+    new = Work("mixed", 1000.0, 10.0, 1030.0)
+    # One of the three that demoted work may hold is not noted yet.
+    running = [Running(late, 999.0)] * 2
+    snapshot = Snapshot(1000.0, 4, [late] * 20, running=running)
+    got = forecast.of_new(snapshot, new, EarliestDeadlineFirst)
+    assert got.start == got.start_high == 1000.0
+    # What is hopeful would not have been left waiting.
+    snapshot = replace(snapshot, waiting=[late._replace(deadline=1090.0)])
+    assert forecast.of_new(snapshot, new, EarliestDeadlineFirst).start > 1000.0
+
+
+def test_what_has_no_deadline_of_its_own_is_never_demoted() -> None:
+    alien = Work("mixed", 900.0, 1.0, 920.0, due=False)
+    waiting = [*of_same_length(*[0] * 10), alien]
+    snapshot = Snapshot(1000.0, 1, waiting, ended=EACH_1_S, running=[Running(alien, 999.9)])
+    got = forecast.of_waiting(snapshot, 10, EarliestDeadlineFirst)
+    assert got.ahead == 0
+    assert got.start - 1000.0 == pytest.approx(0.9, abs=0.3)
+
+
+def test_what_is_no_message_of_a_task_is_read_as_an_empty_one() -> None:
+    for text in (
+        b"",
+        b"x",
+        b"5",
+        b"null",
+        b"[]",
+        b"\xff",
+        b"0" * 33 + b"15",
+        b'{"a":' * 100_000,
+    ):
+        assert message_of(text) == {}
+    for note in (None, b"", b"5", b"[5, 5, 5]", b"[" * 100_000):
+        assert noted_of([note]) == []
+    assert noted_of([b'[{"headers": {"id": "x"}}, "", "q"]']) == [
+        ("q", {"headers": {"id": "x"}})
+    ]
+    assert id_of({"headers": {"id": ["x"]}}) is None
 
 
 def test_what_comes_into_other_queues_is_seen_in_order_of_arrival() -> None:
