@@ -36,10 +36,10 @@ OnLearned = Callable[[Execution, Learned], None]
 class _Tail:
     """How far a file was read: bytes, and lines."""
 
-    #: The last line that Redis had when this began, and the last one that it, or the
-    #: Redis that was wiped since, has learned from.
+    #: The last line that Redis had when this began, and the last one that a Redis which
+    #: was wiped since has learned from.
     had: int
-    taught: int
+    earlier: int
     offset: int = 0
     lines: int = 0
 
@@ -57,8 +57,9 @@ class Shipper:
         self._keys = settings.keys
         self._on_learned = on_learned
         self._tails: dict[str, _Tail] = {}
-        #: By file: the generation of Redis that took lines of it, and the last of them.
-        self._taken: dict[str, tuple[object, int]] = {}
+        #: By file: the generation of Redis that took lines of it, the last of them, and the
+        #: last one that an earlier generation has learned from.
+        self._taken: dict[str, tuple[object, int, int]] = {}
         self._generation: object = None
         self._noted = Noted()
 
@@ -76,9 +77,10 @@ class Shipper:
         if new:
             self._generation, lasts = self._last_of(new)
             for path, last in zip(new, lasts, strict=True):
-                generation, taken = self._taken.get(path, (self._generation, last))
-                wiped = generation != self._generation
-                self._tails[path] = _Tail(last, max(last, taken) if wiped else last)
+                generation, taken, earlier = self._taken.get(path, (self._generation, 0, 0))
+                if generation != self._generation:  # it was wiped
+                    earlier = max(earlier, taken)
+                self._tails[path] = _Tail(last, earlier)
         return sum(map(self._ship_file, files))
 
     def waiting(self) -> int:
@@ -143,7 +145,7 @@ class Shipper:
                     else:
                         execution = Execution.from_json(line)
                         lesson = lesson_of(execution, number, line)
-                        if number <= tail.taught:
+                        if number <= tail.earlier:
                             lesson = lesson._replace(actual_s=None)
                         lessons.append(lesson)
                         executions.append(execution)
@@ -152,7 +154,7 @@ class Shipper:
             tail.lines += len(chunk)
             if tail.lines > tail.had:
                 self._deliver(producer, tail.lines, executions, lessons, counts)
-                self._taken[path] = self._generation, tail.lines
+                self._taken[path] = self._generation, tail.lines, tail.earlier
             tail.offset += sum(map(len, chunk)) + len(chunk)
         return len(lines)
 

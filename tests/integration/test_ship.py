@@ -189,6 +189,48 @@ def test_a_wiped_redis_gets_the_records_again_and_learns_none_twice(
     assert client.hget(settings.keys.count, "cpu-light") == "2"
 
 
+@pytest.mark.parametrize("delivered", [True, False])
+def test_a_wiped_redis_that_fails_again_halfway_learns_none_twice(
+    client: Any, settings: Settings, spool: Spool, delivered: bool
+) -> None:
+    class FailingLink(Link):
+        """Fails at a call to come, before or after it is done."""
+
+        left = -1
+        does_it = False
+
+        def call(self, *commands: bytes) -> list[Any]:
+            self.left -= 1
+            if self.left != 0:
+                return super().call(*commands)
+            if self.does_it:
+                super().call(*commands)
+            raise StoreUnavailable("on purpose")
+
+    n = 2 * CHUNK + 50
+    for i in range(n):
+        spool.append(success(str(i)))
+    client.set(settings.keys.generation, "first")
+    link = FailingLink(settings)
+    shipper = Shipper(spool, link, settings)
+    shipper.ship()
+    assert client.hget(settings.keys.count, "cpu-light") == str(n)
+    client.delete(*client.keys(settings.keys.prefix + "*"))
+    spool.append(success("last"))
+    link.left = 1
+    with pytest.raises(StoreUnavailable):
+        shipper.ship()
+    link.left, link.does_it = 3, delivered  # it asks, a chunk goes, and then
+    with pytest.raises(StoreUnavailable):
+        shipper.ship()
+    client.set(settings.keys.generation, "second")  # the snapshot was restored
+    shipper.ship()
+    assert outbox_ids(client, settings) == [*map(str, range(n)), "last"]
+    assert client.hget(settings.keys.count, "cpu-light") == "1"
+    shipper.ship()
+    assert client.hget(settings.keys.count, "cpu-light") == "1"
+
+
 def test_a_redis_that_has_lost_its_last_second_learns_it_again(
     client: Any, settings: Settings, spool: Spool, shipper: Shipper, server: RedisServer
 ) -> None:
