@@ -114,10 +114,11 @@ def test_hopeless_tasks_wait_or_are_dropped(
     make_stage: Callable[..., Stage], producers: list[Celery], mongo: Any
 ) -> None:
     past = {"headers": {"sla_deadline": time.time() - 100}}
+    later = {"headers": {"sla_deadline": time.time() + 600}}  # the worker starts first
     stage = make_stage(rts_scheduler="edf", rts_late_share=0)
     app = producer(stage, producers)
     hopeless = [app.send_task(OK, (0,), **past).id for _ in range(2)]
-    hopeful = [app.send_task(OK, (0,)).id for _ in range(2)]
+    hopeful = [app.send_task(OK, (0,), **later).id for _ in range(2)]
     stage.worker(concurrency=1)
     assert ran(mongo, 4) == hopeful + hopeless
 
