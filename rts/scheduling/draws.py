@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from rts.tau.cache import POOL
@@ -19,17 +19,14 @@ OWN_RUNS, KNOWN_RUNS, UNKNOWN_SIGMA = 5, 20, 0.5
 NEAR, NEAR_RATIO = 15, 2.0
 #: What comes differs from what was by about such a share (lognormal σ).
 DRIFT_SIGMA = 0.07
-#: Taus that scatter by no more than this share of them tell nothing of the runtimes.
-SCATTER = 0.05
 #: Values that stand for a distribution of ratios.
 VALUES = 256
 #: Draws until a runtime is taken to be longer than any before.
 TRIES = 16
 
 
-#: Pairs of tau and runtime, in the order of tau, between which positions to draw, and to
-#: which power of tau runtimes are in proportion.
-_Alike = tuple[list[tuple[float, float]], int, int, float]
+#: Pairs of tau and runtime, in the order of tau, and between which positions to draw.
+_Alike = tuple[list[tuple[float, float]], int, int]
 
 
 class Work(NamedTuple):
@@ -54,8 +51,8 @@ class Work(NamedTuple):
 class Runtimes:
     """Draws runtimes: those of runs that were alike, by the last runs and what was learned.
 
-    One of the last runs of the task whose tau was about the same, in proportion to tau as
-    far as they are: an average that came out high is followed by runtimes below it, and where
+    One of the last runs of the task whose tau was about the same, as a ratio of runtime
+    over tau: an average that came out high is followed by runtimes below it, and where
     names are many and runtimes have a heavy tail the ratio depends on tau altogether
     (nearest neighbours; Stone, *Annals of Statistics* 5, 1977). Where no such run had a
     tau near to this one, tau was not learned yet: then the runtime itself. Of a task
@@ -89,18 +86,18 @@ class Runtimes:
             for key, pairs in runs.items()
             if len(pairs) >= (OWN_RUNS if key[1] else KNOWN_RUNS)
         }
-        self._drawn = dict(self._runs)
-        #: Of other tasks than its own a task knows nothing but their taus.
-        self._powers = {
-            key: _power(pairs) if key[1] else 1.0 for key, pairs in self._runs.items()
-        }
+        self._drawn = self._runs
         #: By type, name and tau.
         self._alike: dict[tuple[str, str, float], _Alike] = {}
         self._drift = 1.0
 
     def resample(self) -> None:
         """Begin another simulation."""
-        self._drawn.clear()
+        random_ = self._rng.random
+        self._drawn = {
+            key: [pairs[i] for i in sorted(int(random_() * len(pairs)) for _ in pairs)]
+            for key, pairs in self._runs.items()
+        }
         self._alike.clear()
         self._drift = self._rng.lognormvariate(0.0, DRIFT_SIGMA)
 
@@ -110,11 +107,11 @@ class Runtimes:
         alike = self._alike.get(key)
         if alike is None:
             alike = self._alike[key] = self._alike_to(work)
-        pairs, low, high, power = alike
+        pairs, low, high = alike
         if low < high:
             tau, runtime_s = pairs[low + int(self._rng.random() * (high - low))]
             if tau / NEAR_RATIO <= work.tau <= tau * NEAR_RATIO:
-                runtime_s *= (work.tau / tau) ** power
+                runtime_s *= work.tau / tau
             return self._drift * runtime_s
         table = self._learned.get(work.task_type) or self._learned.get(POOL)
         if table is not None:
@@ -122,21 +119,10 @@ class Runtimes:
         sigma = UNKNOWN_SIGMA
         return work.tau * self._rng.lognormvariate(-sigma * sigma / 2, sigma)
 
-    def _resampled(self, key: tuple[str, str]) -> list[tuple[float, float]] | None:
-        """Return the runs that this simulation draws from; ``None``: too few are known."""
-        if key not in self._drawn and key in self._runs:
-            pairs = self._runs[key]
-            chosen = self._rng.choices(range(len(pairs)), k=len(pairs))
-            self._drawn[key] = [pairs[number] for number in sorted(chosen)]
-        return self._drawn.get(key)
-
     def _alike_to(self, work: Work) -> _Alike:
         """Return the runs to draw from, and between which positions; none where low = high."""
-        key = work.task_type, work.name
-        own = self._resampled(key) if work.name else None
-        if own is None:
-            key = work.task_type, ""
-        pairs = own or self._resampled(key) or []
+        own = self._drawn.get((work.task_type, work.name)) if work.name else None
+        pairs = own or self._drawn.get((work.task_type, ""), [])
 
         def first(tau: float) -> int:
             return bisect_left(pairs, (tau, -math.inf))
@@ -153,9 +139,7 @@ class Runtimes:
         if own is None:
             low = max(low, first(work.tau / NEAR_RATIO))
             high = min(high, last(work.tau * NEAR_RATIO))
-        if high - low < OWN_RUNS:
-            return pairs, 0, 0, 1.0
-        return pairs, low, high, self._powers[key]
+        return (pairs, low, high) if high - low >= OWN_RUNS else (pairs, 0, 0)
 
     def beyond(self, work: Work, elapsed_s: float) -> float:
         """Return a runtime of a task that has not ended for so long."""
@@ -165,22 +149,3 @@ class Runtimes:
                 return runtime_s
         # It takes longer than its like ever did: as long again, on average.
         return elapsed_s + self._rng.expovariate(1 / max(elapsed_s, 1e-3))
-
-
-def _power(pairs: Sequence[tuple[float, float]]) -> float:
-    """Return to which power of tau the runtimes of *pairs* are in proportion, 0 to 1.
-
-    Where a task changes, its taus tell of it, and runtimes follow them: 1. Where it does not,
-    taus scatter with the runtimes that they are the average of, and all tasks that were
-    published at a time share that error: 0. The slope of the regression tells (Galton,
-    *Regression towards mediocrity*, 1886).
-    """
-    count = len(pairs)
-    mean_tau = sum(tau for tau, _ in pairs) / count
-    mean_s = sum(runtime_s for _, runtime_s in pairs) / count
-    if mean_s <= 0:
-        return 1.0
-    square = sum((tau - mean_tau) ** 2 for tau, _ in pairs) / count
-    joint = sum((tau - mean_tau) * (runtime_s - mean_s) for tau, runtime_s in pairs) / count
-    slope = joint / (square + (SCATTER * mean_tau) ** 2)
-    return min(1.0, max(0.0, slope * mean_tau / mean_s))

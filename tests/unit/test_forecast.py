@@ -174,37 +174,6 @@ def test_runtimes_follow_runs_of_the_same_task_also_before_its_tau_is_learned() 
     assert set(drawn(first, "c")) == {0.2, 2.0}
 
 
-def errors_of_burst(factor: float, count: int) -> list[float]:
-    """Return by how much what is drawn for tasks published at a time is off on average, as a
-    share: their tau is that of *count* runs, which take *factor* times as long in the end.
-    """
-    rng = random.Random(1)
-    errors = []
-    for _ in range(60):
-        tau, ended = 1.0, []
-        for number in range(count):
-            runtime_s = rng.expovariate(1.0) * (factor if number >= count / 2 else 1.0)
-            ended.append((Work("mixed", 0.0, tau, 2.0, name="a"), runtime_s))
-            tau += 0.2 * (runtime_s - tau)
-        draw = Runtimes({}, ended, rng)
-        drawn = []
-        for _ in range(20):
-            draw.resample()
-            drawn += [draw.of(Work("mixed", 0.0, tau, 2.0, name="a")) for _ in range(10)]
-        errors.append(statistics.mean(drawn) / factor - 1)
-    return errors
-
-
-def test_a_tau_that_came_out_high_does_not_lengthen_what_is_published_with_it() -> None:
-    errors = errors_of_burst(1.0, 30)
-    assert statistics.mean(errors) == pytest.approx(0.0, abs=0.05)
-    assert statistics.pstdev(errors) < 0.25
-
-
-def test_runtimes_follow_a_task_that_has_changed() -> None:
-    assert statistics.mean(errors_of_burst(2.0, 50)) > -0.25
-
-
 def test_all_runs_of_the_same_tau_are_drawn_from() -> None:
     ended = [(Work("mixed", 0.0, 5.0, 10.0), float(n)) for n in range(1, 101)]
     draw = Runtimes({}, ended, random.Random(1))
