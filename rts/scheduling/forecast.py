@@ -21,7 +21,7 @@ from rts.scheduling.prediction import Prediction
 from rts.scheduling.together import Crew, OrderMaker, Queues
 
 #: Simulations for one prediction, at least and at most, and events that all of them
-#: take together at most: about 0.2 s of one core.
+#: take together at most: some tenths of a second of one core.
 LEAST_RUNS, RUNS, MOST_EVENTS = 40, 120, 60_000
 #: The interval's ends: 90 % of the simulations lie between.
 LOW, HIGH = 0.05, 0.95
