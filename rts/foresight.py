@@ -49,10 +49,9 @@ def predict_new(
 
     *task* is a task or its name; *headers* and *priority* as for ``apply_async``; an eta
     goes into the headers, as ISO 8601. *queue*: by default the task's own, or where the
-    app routes it. It
-    may be called for each request of a web process: what was read serves all for
-    a fifth of a second, or longer where it took long, and what the process itself
-    publishes meanwhile is counted in.
+    app routes it. It may be called for each request of a web process: what was read
+    serves all for a fifth of a second, or longer where it took long, and what the process
+    itself publishes meanwhile is counted in.
 
     Raises:
         CommandError: the app does not have rts, the broker is not Redis, or no worker

@@ -124,10 +124,12 @@ class Broker:
         priority: int = 0,
         level: int | None = None,
         most: int = SAMPLE,
+        held: int = HELD,
     ) -> Look:
         """Return what waits ahead of *target*, or of a message that would come now, with
         *priority*; or, by *level*, in the parts up to that. In deadline order also what
-        waits behind it: it may be overtaken. *most*: messages to read, about.
+        waits behind it: it may be overtaken. *most*: messages to read, about; *held*: of
+        those that workers hold, of whatever queue.
 
         Raises:
             CommandError: the broker is not Redis.
@@ -141,7 +143,7 @@ class Broker:
                     ask_size(pipe, part)
                     ask_range(pipe, part, 0, FIRST - 1)
                 pipe.get(f"{prefix}{queue}{channel.sep}{TURNS}")
-                pipe.zrevrange(prefix + channel.unacked_index_key, 0, HELD - 1)
+                pipe.zrevrange(prefix + channel.unacked_index_key, 0, held - 1)
                 *answers, turns, taken = pipe.execute()
             sizes, firsts = answers[::2], answers[1::2]
             if target is not None:
@@ -154,7 +156,7 @@ class Broker:
             ahead, behind = self._strata(sizes, level, rank)
             pages = sampled(ahead, behind, affordable(firsts, most))
             # The latest ones: what is held for an eta may have been taken long ago.
-            tags = taken[affordable(firsts, HELD) :: -1] if taken else [b""]
+            tags = taken[affordable(firsts, held) :: -1] if taken else [b""]
             with client.pipeline(transaction=False) as pipe:
                 for page in pages:
                     ask_range(pipe, parts[page.part], page.ranks.start, page.ranks.stop - 1)

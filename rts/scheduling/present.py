@@ -129,7 +129,8 @@ class Present:
         sizes = self._broker.waiting(others) if others else []
         most = SAMPLE // max(1, sum(size > 0 for size in sizes))
         return [
-            self._broker.look(queue, level=look.level, most=most) if size else EMPTY
+            # What is held of all queues is in *look* already.
+            self._broker.look(queue, level=look.level, most=most, held=1) if size else EMPTY
             for queue, size in zip(others, sizes, strict=True)
         ]
 
@@ -192,10 +193,7 @@ class Present:
             arrival = min(place.arrival, now - AGE_S)
         else:
             arrival = place.arrival
-        return Work(
-            *(task_type, arrival, tau, place.score, eta, name, number),
-            due=due,
-        )
+        return Work(task_type, arrival, tau, place.score, eta, name, number, due=due)
 
 
 def ended_of(fleet: Fleet) -> list[tuple[Work, float]]:
