@@ -88,11 +88,16 @@ class Fleet:
 
 
 def read_fleet(
-    link: Link, settings: Settings, queue: str, keys_of: Callable[[str], Iterable[str]]
+    link: Link,
+    settings: Settings,
+    queue: str,
+    keys_of: Callable[[str], Iterable[str]],
+    most_beside: int = MOST_BESIDE,
 ) -> Fleet:
     """Read what there is to know of *queue*, in two round trips at most.
 
-    *keys_of* returns the routing keys of a queue's messages.
+    *keys_of* returns the routing keys of a queue's messages. *most_beside*: of other
+    queues that share workers with it.
 
     Raises:
         StoreUnavailable: Redis is away.
@@ -115,7 +120,7 @@ def read_fleet(
     now = int(time_[0]) + int(time_[1]) / 1e6
     recent, ratios = answers[: len(own)], answers[len(own) :]
     living = read_beats(beats, now)
-    beside = _beside(living, queue)
+    beside = _beside(living, queue)[:most_beside]
     others = ask(beside)
     if others:
         recent += link.call(*(command for _, command in others))

@@ -58,12 +58,12 @@ class Present:
         self._rule = Rule.of(settings)
 
     def fleet(self, queue: str) -> Fleet:
-        """Return the workers of *queue*.
+        """Return the workers of *queue* alone: what runs waits for no other queue.
 
         Raises:
             StoreUnavailable: Redis is away.
         """
-        return read_fleet(self._link, self._settings, queue, self.keys)
+        return read_fleet(self._link, self._settings, queue, self.keys, most_beside=0)
 
     def keys(self, queue: str) -> set[str]:
         """Return the routing keys by which messages come into *queue*."""
@@ -80,7 +80,7 @@ class Present:
             CommandError: no worker takes from the queue.
             StoreUnavailable: Redis, or the broker, is away.
         """
-        fleet = self.fleet(queue)
+        fleet = read_fleet(self._link, self._settings, queue, self.keys)
         if not fleet.slots:
             raise CommandError(
                 f"no worker with rts takes tasks from the queue {queue}: start one, or name "
