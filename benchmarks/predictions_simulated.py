@@ -1,6 +1,6 @@
 """How well can starts be foretold at all? Predictions within simulations, in both orders.
 
-    python benchmarks/predictions_simulated.py [--tasks N] [--asks N]
+    python benchmarks/predictions_simulated.py [--tasks N] [--asks N] [--json]
 
 Each simulated run is asked, as real ones are (benchmarks/predictions.py): about tasks
 that are published just then, and about tasks that wait at some moment. "arrivals known"
@@ -12,10 +12,12 @@ is off more without it hangs on what is yet to be published.
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import statistics
 from bisect import bisect
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 from unittest.mock import patch
 
 from heading import print_heading
@@ -111,6 +113,35 @@ def ask(
     return found
 
 
+def figures(
+    arguments: argparse.Namespace, name: str, slots: int, rho: float, known: bool
+) -> dict[str, Any]:
+    """Return, by kind of question, the median errors and the share of finishes within."""
+    settings = Settings()
+    kinds: dict[str, list[tuple[float, float, bool]]] = {}
+    for seed in range(arguments.seeds):
+        if arguments.trace == "six":
+            jobs = six_types(arguments.tasks, seed=seed + 1)
+        else:
+            start = seed * arguments.tasks
+            jobs = read_trace(arguments.trace)[start : start + arguments.tasks]
+        jobs = at_load(jobs, slots, rho)
+        outcomes = list(simulate(jobs, slots, order_of(name, settings), settings))
+        found = ask(outcomes, slots, lambda: order_of(name, settings), arguments.asks, known)
+        for kind, rows in found.items():
+            kinds.setdefault(kind, []).extend(rows)
+    judged: dict[str, Any] = {}
+    for kind, rows in kinds.items():
+        of_wait, of_rest, within = zip(*rows, strict=True) if rows else ([0], [0], [True])
+        judged[kind] = {
+            "waited": len(rows),
+            "error_of_wait": statistics.median(of_wait),
+            "error_of_rest": statistics.median(of_rest),
+            "finish_within": statistics.mean(within),
+        }
+    return judged
+
+
 def main() -> None:
     """Simulate, ask and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -120,8 +151,23 @@ def main() -> None:
     parser.add_argument("--slots", type=int, nargs="*", default=[4, 16])
     parser.add_argument("--rho", type=float, nargs="*", default=[0.9, 1.1])
     parser.add_argument("--trace", default="six", metavar="FILE")
+    parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     random.seed(1)
+    cases = (
+        (name, known, slots, rho)
+        for name, known in (("fifo", False), ("edf", False), ("edf", True))
+        for slots in arguments.slots
+        for rho in arguments.rho
+    )
+    if arguments.json:
+        rows = [
+            {"order": name, "known": known, "slots": slots, "rho": rho}
+            | figures(arguments, name, slots, rho, known)
+            for name, known, slots, rho in cases
+        ]
+        print(json.dumps({**vars(arguments), "rows": rows}, indent=2))
+        return
     print_heading(
         workload=f"{arguments.trace}, {arguments.tasks} tasks a run, {arguments.seeds} runs, "
         f"{arguments.asks} questions of each kind a run, taus learned on the way",
@@ -131,40 +177,18 @@ def main() -> None:
     head = f"{'order':<20}{'slots':>5}{'rho':>5}"
     print(f"{head}{'error, % of wait':>18}{'within, %':>11}", end="")
     print(f"{'% of wait':>11}{'% of rest':>11}{'within, %':>11}")
-    for name, known in (("fifo", False), ("edf", False), ("edf", True)):
-        settings = Settings()
-        for slots in arguments.slots:
-            for rho in arguments.rho:
-                kinds: dict[str, list[tuple[float, float, bool]]] = {}
-                for seed in range(1, arguments.seeds + 1):
-                    if arguments.trace == "six":
-                        jobs = six_types(arguments.tasks, seed=seed)
-                    else:
-                        start = (seed - 1) * arguments.tasks
-                        jobs = read_trace(arguments.trace)[start : start + arguments.tasks]
-                    jobs = at_load(jobs, slots, rho)
-                    outcomes = list(simulate(jobs, slots, order_of(name, settings), settings))
-                    asked = ask(
-                        outcomes,
-                        slots,
-                        lambda name=name: order_of(name, Settings()),  # type: ignore[misc]
-                        arguments.asks,
-                        known,
-                    )
-                    for kind, rows in asked.items():
-                        kinds.setdefault(kind, []).extend(rows)
-                cells = []
-                for kind in ("published", "waiting"):
-                    columns = list(zip(*kinds[kind], strict=True)) or [[0.0], [0.0], [True]]
-                    cells.append([100 * statistics.median(c) for c in columns[:2]])
-                    cells[-1].append(100 * statistics.mean(columns[2]))
-                (a, _, b), (c, d, e) = cells
-                label = f"{name}, arrivals known" if known else name
-                print(
-                    f"{label:<20}{slots:>5}{rho:>5}{a:>18.0f}{b:>11.0f}"
-                    f"{c:>11.0f}{d:>11.0f}{e:>11.0f}",
-                    flush=True,
-                )
+    for name, known, slots, rho in cases:
+        found = figures(arguments, name, slots, rho, known)
+        published, waiting = found["published"], found["waiting"]
+        cells = (
+            *(published["error_of_wait"], published["finish_within"]),
+            *(waiting[key] for key in ("error_of_wait", "error_of_rest", "finish_within")),
+        )
+        label = f"{name}, arrivals known" if known else name
+        text = "".join(
+            f"{100 * c:>{w}.0f}" for c, w in zip(cells, (18, 11, 11, 11, 11), strict=True)
+        )
+        print(f"{label:<20}{slots:>5}{rho:>5}{text}", flush=True)
 
 
 if __name__ == "__main__":

@@ -143,7 +143,21 @@ def test_predictions(order: str) -> None:
     small = ("--tasks", "180", "--speedup", "25", "--rho", "1.1", "--slots", "8")
     found = figures("predictions.py", "--scheduler", order, *small)["figures"][order]["all"]
     assert found["asked"] > 50
-    # In deadline order what is yet to be published has a say: docs/predictions.md.
-    assert found["error_of_wait"] <= (0.2 if order == "fifo" else 0.5)
+    # In deadline order what is yet to be published decides about many a start, so that the
+    # error of some seventy tasks is mostly chance: test_simulated_predictions bounds it.
+    if order == "fifo":
+        assert found["error_of_wait"] <= 0.2
     assert found["finish_within"] >= 0.75
     assert abs(found["on_time"] - found["met"]) <= 0.25
+
+
+def test_simulated_predictions() -> None:
+    """The same questions in simulations, where the figures are the same each time."""
+    size = ("--tasks", "900", "--seeds", "2", "--asks", "20", "--slots", "8", "--rho", "1.1")
+    fifo, edf, known = figures("predictions_simulated.py", *size)["rows"]
+    for row, published, waiting in ((fifo, 0.1, 0.1), (edf, 0.45, 0.25), (known, 0.35, 0.1)):
+        assert row["published"]["error_of_wait"] <= published
+        assert row["waiting"]["error_of_wait"] <= waiting
+        for kind in ("published", "waiting"):
+            assert row[kind]["waited"] > 10
+            assert row[kind]["finish_within"] >= 0.85
