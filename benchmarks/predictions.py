@@ -1,13 +1,15 @@
 """Ask real workers under load when tasks will start and finish, and wait for the truth.
 
     python benchmarks/predictions.py [--scheduler fifo|edf|both] [--rho R] [--slots N]
-        [--queues N] [--burst]
+        [--queues N] [--workers N] [--prefetch N] [--burst]
 
 Publishes the six types (or a trace) at the load ρ, sped up; each task sleeps. Meanwhile
 rts.predict_new is asked just before some are published, and rts.predict about the last
 published one and about one of all that wait. With --queues the worker serves several
-queues, each with the types of its own. With --burst the second half is published
-at once when the first is over. The ledger then tells what was true.
+queues, each with the types of its own. With --workers several share the slots, and with
+--prefetch each takes so many tasks a slot ahead (worker_prefetch_multiplier). With --burst
+the second half is published at once when the first is over. The ledger then tells what
+was true.
 Servers and worker are real, embedded and private.
 """
 
@@ -21,6 +23,7 @@ import statistics
 import tempfile
 import threading
 import time
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import pymongo
@@ -67,13 +70,14 @@ def ask(
     pool: str,
     burst: bool,
     queues: int,
+    workers: int,
+    prefetch: int,
 ) -> tuple[list[Asked], dict[str, dict[str, Any]]]:
     """Run *jobs*; return what was asked, and the ledger's tasks by id."""
-    with (
-        RedisServer() as redis,
-        MongoServer() as mongo,
-        tempfile.TemporaryDirectory() as folder,
-    ):
+    with ExitStack() as stack:
+        redis = stack.enter_context(RedisServer())
+        mongo = stack.enter_context(MongoServer())
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
         conf = {**sped_up(Settings(), speedup), "rts_scheduler": scheduler}
         conf.update(rts_redis_url=redis.url, rts_mongo_url=mongo.url)
         spec = {"broker": redis.url, "conf": conf, "names": sorted({job.name for job in jobs})}
@@ -110,11 +114,20 @@ def ask(
                         if question("waiting", one):
                             break
 
-        worker = WorkerProcess(
-            APP, pool=pool, concurrency=slots, queues=names, env=env, loglevel="WARNING"
-        )
+        for number in range(workers):
+            worker = WorkerProcess(
+                APP,
+                pool=pool,
+                concurrency=slots // workers,
+                hostname=f"worker-{number}@test",
+                queues=names,
+                arguments=("--prefetch-multiplier", str(prefetch)),
+                env=env,
+                loglevel="WARNING",
+            )
+            stack.enter_context(worker)
         asking = threading.Thread(target=keep_asking)
-        with worker, pymongo.MongoClient(mongo.url, tz_aware=True) as client:
+        with pymongo.MongoClient(mongo.url, tz_aware=True) as client:
             ledger: Any = client.get_default_database()
             work_s = sum(job.runtime_s for job in jobs) / speedup / slots
 
@@ -202,6 +215,8 @@ def main() -> None:
     parser.add_argument("--speedup", type=float, default=20.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--queues", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1, help="which share the slots")
+    parser.add_argument("--prefetch", type=int, default=1, help="tasks ahead, a slot")
     parser.add_argument("--pool", choices=("prefork", "threads"), default="prefork")
     parser.add_argument("--trace", default="six", metavar="FILE")
     parser.add_argument(
@@ -221,7 +236,7 @@ def main() -> None:
         scheduler = "edf" if order == "edf" else None
         asked, truth = ask(
             *(jobs, arguments.slots, scheduler, arguments.speedup, arguments.pool),
-            *(arguments.burst, arguments.queues),
+            *(arguments.burst, arguments.queues, arguments.workers, arguments.prefetch),
         )
         figures[order] = {
             kind: judge([a for a in asked if a.kind == kind], truth)
@@ -238,7 +253,10 @@ def main() -> None:
         workload=f"{arguments.trace}, {len(jobs)} tasks, rho {arguments.rho}"
         f"{', the second half at once' if arguments.burst else ''}, "
         f"{f'{arguments.queues} queues, ' if arguments.queues > 1 else ''}"
-        f"{arguments.slots} slots, {arguments.pool}, speed-up {arguments.speedup:g}, "
+        f"{arguments.slots} slots, "
+        f"{f'{arguments.workers} workers, ' if arguments.workers > 1 else ''}"
+        f"{f'{arguments.prefetch} ahead a slot, ' if arguments.prefetch != 1 else ''}"
+        f"{arguments.pool}, speed-up {arguments.speedup:g}, "
         f"seed {arguments.seed}",
         caveats=f"tasks sleep, {mean_s:.2f} s on average; one run; questions overlap",
     )

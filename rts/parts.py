@@ -25,7 +25,7 @@ from rts.link.link import Link
 from rts.listener import Listener
 from rts.load.sampler import LoadSampler
 from rts.records import Plan
-from rts.scheduling.capacity import slots_of
+from rts.scheduling.capacity import ahead_of, slots_of
 from rts.scheduling.priority import HIGHEST, level
 from rts.settings import Settings
 from rts.tau.cache import TauCache
@@ -156,6 +156,7 @@ class WorkerParts:
                 _logfile(worker),
                 logging.getLogger().getEffectiveLevel(),
                 tuple(worker.app.amqp.queues.consume_from),
+                0 if settings.scheduler == "edf" else ahead_of(worker),
             ),
             Listener(settings, instance),
         )

@@ -32,6 +32,7 @@ from rts.ledger.mongo import MongoLedger
 from rts.ledger.notes import NoteBoard
 from rts.ledger.orders import Orders
 from rts.ledger.outbox import RedisOutbox
+from rts.ledger.received import SIZE
 from rts.ledger.ship import Shipper
 from rts.ledger.sink import SpoolRunSink
 from rts.ledger.spool import Spool
@@ -276,16 +277,20 @@ class Upkeep:
             close()
 
     def _heartbeat(self, orders: Orders, board: NoteBoard) -> str:
+        slots = board.worker_slots[0]
         beat: dict[str, Any] = {
             "seen_at": self._clock.now(),
             "worker": orders.worker,
             "pid": orders.pid,
             "host": socket.gethostname(),
-            "concurrency": board.worker_slots[0],
+            "concurrency": slots,
             "queues": orders.queues,
             # At each beat and no more often: the worker itself samples for its tasks.
             "load": {} if self._probes is None else take_sample(self._probes).as_dict(),
         }
+        if orders.ahead != 0:
+            beat["ahead"] = None if orders.ahead is None else slots * orders.ahead
+            beat["received"] = board.received.last(slots * (1 + (orders.ahead or SIZE)))
         return json.dumps(beat)
 
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 
 from rts import forks, health
 from rts.ledger.acknowledged import ENTRY_BYTES, Acknowledged
+from rts.ledger.received import BYTES, Received
 from rts.records import Execution
 
 #: Bytes of one slot. A note has about 400; very long task names or ids have none.
@@ -48,13 +49,16 @@ class NoteBoard:
     def __init__(self, slots: int, fd: int | None = None) -> None:
         self.slots = slots
         end = _PREFACE + slots * SLOT_BYTES
-        size = end + 2 * slots * ENTRY_BYTES
+        ring = end + 2 * slots * ENTRY_BYTES
+        size = ring + BYTES
         #: File descriptor of the memory, for the companion process to inherit.
         self.fd = _memory(size) if fd is None else fd
         self._map = mmap.mmap(self.fd, size)
         #: What the main process acknowledged last; more than can be on their way to a
         #: pool child at a time.
         self.acknowledged = Acknowledged(self._map, end, 2 * slots)
+        #: What the main process has received last.
+        self.received = Received(self._map, ring)
         #: One number: server time minus this host's, seconds, as the companion
         #: measured it last.
         self.clock_offset_s = memoryview(self._map)[:8].cast("d")

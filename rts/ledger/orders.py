@@ -24,6 +24,8 @@ class Orders:
     loglevel: int
     #: The queues that the worker takes tasks from.
     queues: tuple[str, ...] = ()
+    #: Tasks that the worker takes for each slot when all are taken; ``None``: any number.
+    ahead: int | None = 0
 
     def to_json(self) -> str:
         """Return the orders as one line."""

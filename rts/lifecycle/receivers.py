@@ -128,6 +128,7 @@ def connect(parts_of: PartsOf, publisher: Publisher) -> None:
             attributes = request.request_dict
             if _is_celerys(attributes["task"]):
                 return
+            parts.worker.board.received.put(attributes["id"])
             ends = parts.worker.ends
             if "rts_deadline" not in attributes:
                 ends.received(attributes)

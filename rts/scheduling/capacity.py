@@ -1,4 +1,4 @@
-"""The slots of a worker: how many tasks it may run at a time."""
+"""The slots of a worker, how many tasks it may run at a time, and what it takes ahead."""
 
 from __future__ import annotations
 
@@ -15,3 +15,15 @@ def slots_of(worker: Any) -> int:
         # Celery < 5.7 tells as processes of gevent how many tasks run just now.
         most = getattr(getattr(pool, "_pool", None), "size", None) or pool.limit
     return int(most or pool.num_processes or 1)
+
+
+def ahead_of(worker: Any) -> int | None:
+    """Return how many tasks *worker*, Celery's, takes for each slot while all are taken;
+    ``None``: any number. Those that it acknowledges late count while they run.
+    """
+    conf = worker.app.conf
+    if getattr(conf, "worker_disable_prefetch", False):  # Celery 5.6 has it
+        return 0
+    if worker.prefetch_multiplier == 0:
+        return None
+    return int(worker.prefetch_multiplier) - bool(conf.task_acks_late)

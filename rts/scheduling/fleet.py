@@ -7,9 +7,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rts.ledger.janitor import LOST_AFTER_S
+from rts.ledger.received import marks_in
 from rts.ledger.recent import RUNS, Recent, read_recent
 from rts.link.link import Link, replies_as_text
 from rts.link.scripts import pack
@@ -37,6 +38,10 @@ class Worker:
     load: float
     #: In the order of its command line; ``None``: of a version that does not say.
     queues: tuple[str, ...] | None
+    #: Tasks that it takes when no slot is free, at most; may be infinite.
+    ahead: float = 0.0
+    #: Marks of the last tasks that it has received (:mod:`rts.ledger.received`).
+    received: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -48,10 +53,12 @@ class Fleet:
     queues: Sequence[str]
     #: Numbers of the queues, by the routing keys of their messages.
     numbers: Mapping[str, int]
-    #: The workers, together those that take from the same of these queues.
+    #: The workers; in deadline order together those that take from the same of these queues.
     crews: Sequence[Crew]
     #: Numbers of the crews, by the instances of their workers.
     crew_of: Mapping[str, int]
+    #: Numbers of the crews, by the marks of what their workers have received last.
+    receivers: Mapping[int, int]
     #: Slots of each worker.
     workers: Sequence[int]
     #: What goes on in the workers' slots, of whatever queue.
@@ -76,7 +83,9 @@ class Fleet:
         work for all of them *since* an instant; ``None``: too little was seen.
         """
         until = self.now - NOTED_S
-        if until - since < LEAST_S or not self.slots or len(self.crews) > 1:
+        if until - since < LEAST_S or not self.slots:
+            return None
+        if len({crew.queues for crew in self.crews}) > 1:
             return None
         spans = [(run.started_at, run.completed_at) for run in self.recent]
         spans += [(run.started_at or until, until) for run in self.own_running]
@@ -130,13 +139,19 @@ def read_fleet(
     over = {(run.task_id, run.started_at) for runs in ended for run in runs}
     queues = [queue, *beside]
     numbers = {key: n for n, each in reversed([*enumerate(queues)]) for key in keys_of(each)}
-    crews, crew_of = _crews(living, queues)
+    crews, crew_of = _crews(living, queues, together=settings.scheduler == "edf")
     return Fleet(
         now,
         queues,
         numbers,
         crews,
         crew_of,
+        {
+            mark: crew_of[worker.instance]
+            for worker in living
+            if worker.instance in crew_of
+            for mark in worker.received
+        },
         [worker.slots for worker in living if worker.instance in crew_of],
         [
             run
@@ -166,23 +181,28 @@ def _beside(workers: Sequence[Worker], queue: str) -> list[str]:
 
 
 def _crews(
-    workers: Iterable[Worker], queues: Sequence[str]
+    workers: Iterable[Worker], queues: Sequence[str], *, together: bool
 ) -> tuple[list[Crew], dict[str, int]]:
-    """Return the crews of *queues*, and their numbers by instance."""
+    """Return the crews of *queues*, and their numbers by instance; *together*: those of
+    workers that take from the same queues are one.
+    """
     number_of = {queue: number for number, queue in enumerate(queues)}
-    slots: dict[tuple[int, ...], int] = {}
-    taken_by: dict[str, tuple[int, ...]] = {}
+    crews: list[Crew] = []
+    crew_of: dict[str, int] = {}
+    known: dict[tuple[int, ...], int] = {}
     for worker in workers:
         served = queues[:1] if worker.queues is None else worker.queues
         taken = tuple(number_of[queue] for queue in served if queue in number_of)
-        if taken:
-            taken_by[worker.instance] = taken
-            slots[taken] = slots.get(taken, 0) + worker.slots
-    known = list(slots)
-    return (
-        [Crew(number, taken) for taken, number in slots.items()],
-        {instance: known.index(taken) for instance, taken in taken_by.items()},
-    )
+        if not taken:
+            continue
+        crew = known.get(taken) if together else None
+        if crew is None:
+            crew = known[taken] = len(crews)
+            crews.append(Crew(worker.slots, taken, worker.ahead))
+        else:
+            crews[crew] = replace(crews[crew], slots=crews[crew].slots + worker.slots)
+        crew_of[worker.instance] = crew
+    return crews, crew_of
 
 
 def read_beats(answer: Sequence[bytes], now: float) -> list[Worker]:
@@ -196,7 +216,16 @@ def read_beats(answer: Sequence[bytes], now: float) -> list[Worker]:
             queues = told.get("queues")
             load = float((told.get("load") or {}).get("load") or 0.0)
             served = None if queues is None else tuple(map(str, queues))
-            found.append(Worker(instance, int(told["concurrency"]), load, served))
+            ahead = told.get("ahead", 0)
+            worker = Worker(
+                instance,
+                int(told["concurrency"]),
+                load,
+                served,
+                math.inf if ahead is None else float(ahead),
+                marks_in(told.get("received", "")),
+            )
+            found.append(worker)
         except (ValueError, TypeError, KeyError, AttributeError):
             continue  # of another version
     return found

@@ -19,6 +19,7 @@ from rts.scheduling.draws import Runtimes, Work
 from rts.scheduling.play import Play, Snapshot, waiting_of
 from rts.scheduling.prediction import Prediction
 from rts.scheduling.together import Crew, OrderMaker, Queues
+from rts.simulation.orders import FirstComeFirstServed
 
 #: Simulations for one prediction, at least and at most, and events that all of them
 #: take together at most: some tenths of a second of one core.
@@ -64,8 +65,11 @@ def _queued(
     slots = sum(crew.slots for crew in snapshot.hands)
     waiting = [*snapshot.waiting, *([] if new is None else [new])]
     together = sum(other.weight for other in waiting) / max(1, len(waiting))
-    coming = Arrivals(snapshot.lately, snapshot.span_s, since, slots, rng, max(1.0, together))
     work = waiting[target] if target >= 0 else snapshot.held[-1 - target]
+    lately = snapshot.lately
+    if work.ready <= since and isinstance(order(), FirstComeFirstServed):
+        lately = [w for w in lately if w.queue]  # of its own queue later ones come later
+    coming = Arrivals(lately, snapshot.span_s, since, slots, rng, max(1.0, together))
     starts: list[float] = []
     runs: list[float] = []
     events = 0

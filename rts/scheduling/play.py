@@ -5,13 +5,13 @@ from __future__ import annotations
 import heapq
 import math
 import random
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from rts.scheduling.arrivals import Arrivals
 from rts.scheduling.draws import TRIES, Runtimes, Work
+from rts.scheduling.lines import Lines
 from rts.scheduling.together import Crew, OrderMaker, Queues
 from rts.simulation.orders import HOPE, Waiting
 from rts.tau.sketch import Sketch
@@ -20,7 +20,7 @@ from rts.tau.sketch import Sketch
 CLAIM_S = 0.25
 #: Seconds after which a run that goes on has been noted (a heartbeat).
 NOTED_S = 1.0
-#: Of tasks that one stands for, as many start together as this share of what has started
+#: Of tasks that one stands for, as many are taken together as this share of what was taken
 #: before: the first ones alone, so that what is hopeless by then is.
 AT_ONCE = 0.02
 #: The numbers of what runs and is not known begin here, downwards.
@@ -53,6 +53,8 @@ class Snapshot:
     waiting: Sequence[Work] = ()
     #: What workers have taken and not started, in their order: prefetched, or with an eta.
     held: Sequence[Work] = ()
+    #: Numbers of the crews that hold these; none, or ``None``: any that takes from the queue.
+    held_by: Sequence[int | None] = ()
     running: Sequence[Running] = ()
     #: Learned ratios of runtime over tau, by type.
     ratios: Mapping[str, Sketch] = field(default_factory=dict)
@@ -104,20 +106,22 @@ class Play:
         self._stretch = 1 / snapshot.share
         self._works = [*snapshot.waiting, *([] if new is None else [new])]
         self._arrivals = coming.stream()
-        #: What starts before all that waits, and what will once it is ready.
-        self._first: deque[int] = deque()
-        self._later: list[tuple[float, int]] = []
+        #: Crews that may have something to take: whichever asks first.
+        self._all: Sequence[int] = rng.sample(range(len(self._crews)), len(self._crews))
+        self._looking: Sequence[int] = self._all
+        self._lines = Lines(self._crews, self._all)
+        #: What crews start once it is ready.
+        self._later: list[tuple[float, int, int]] = []
         self._held = snapshot.held
-        for position, work in enumerate(snapshot.held):
-            self._hold(-1 - position, work)
+        self._hold(snapshot.held_by)
         for number, work in enumerate(self._works):
             self._push(number, work)
         #: Ends of runs, with their crews; and how many slots of each are taken.
         self._ends: list[tuple[float, int, int]] = []
         self._busy = [0] * len(self._crews)
         self._claimed: dict[int, Waiting] = {}
-        #: Tasks that have started, of those that waited.
-        self._started = 0.0
+        #: Tasks that were taken, of those that waited.
+        self._taken = 0.0
         demoted = []
         for position, (work, started, crew) in enumerate(snapshot.running):
             if self._busy[crew] == self._crews[crew].slots:
@@ -127,20 +131,39 @@ class Play:
             if started > work.deadline - HOPE * work.tau:
                 demoted.append(number)
         self._queues.resume(snapshot.turns, demoted)
-        known = (*snapshot.held, *snapshot.waiting)
-        left = [w for w in known if max(w.arrival, w.ready) < now - CLAIM_S]
+        self._fill(snapshot.waiting, rng)
+
+    def _hold(self, held_by: Sequence[int | None]) -> None:
+        """Give the crews what they have taken."""
+        unknown = []
+        for position, work in enumerate(self._held):
+            crew = held_by[position] if position < len(held_by) else None
+            if crew is None:
+                unknown.append((position, work))
+            else:
+                self._line_up(crew, -1 - position, work)
+        for turn, (position, work) in enumerate(unknown):
+            self._line_up(self._lines.taker(work.queue, turn), -1 - position, work)
+
+    def _fill(self, waiting: Sequence[Work], rng: random.Random) -> None:
+        """Have something run in the slots that cannot be free: what has been left waiting
+        tells that all are taken, by something like it; if all of it is demoted, that as
+        many are as such work may hold.
+        """
+        left = [work for work in waiting if _is_left(work, self.now)]
         for crew, hands in enumerate(self._crews):
-            # What has been left waiting tells that every slot is taken, by something like it;
-            # if all of it is demoted, that as many are as such work may hold.
             if self._busy[crew] == hands.slots:
                 continue
-            alike = [work for work in left if work.queue in hands.queues]
+            held = map(self._work, self._lines.of(crew))
+            alike = [work for work in held if _is_left(work, self.now)]
+            alike += [work for work in left if work.queue in hands.queues]
             hopeful = [work for work in alike if not self._is_demoted(work)]
             while alike and self._busy[crew] < hands.slots:
                 number = NOBODY - len(self._ends)
                 if not hopeful and not self._queues.hold_demoted(number, self._slots):
                     break
-                self._begin(now + self._left_of_unknown(hopeful or alike, rng), number, crew)
+                end = self.now + self._left_of_unknown(hopeful or alike, rng)
+                self._begin(end, number, crew)
 
     def _left_of_unknown(self, alike: Sequence[Work], rng: random.Random) -> float:
         """Return the seconds that a run will still take which nobody has noted: it has
@@ -170,45 +193,71 @@ class Play:
                     return math.inf
                 self._end()
             elif arrival is None or later <= arrival.arrival:
-                self.now, number = heapq.heappop(self._later)
-                self._first.append(number)
+                self.now, crew, number = heapq.heappop(self._later)
+                self._lines.add(crew, number, self._work(number).weight)
+                self._looking = (crew,)
             else:
                 self.now = arrival.arrival
                 self._works.append(arrival)
                 self._push(len(self._works) - 1, arrival)
+                self._looking = self._all
                 arrival = next(self._arrivals, None)
-        return self.now
+        return max(self.now, self._work(target).ready)
 
     def _claims(self, target: int) -> bool:
-        """Fill the free slots; return whether the target was started."""
-        for crew, hands in enumerate(self._crews):
-            while self._busy[crew] < hands.slots:
-                number = self._next_held(hands) if self._first else None
+        """Have the crews take what they may, one after the other; return whether the
+        target has started, or was dropped.
+        """
+        looking = self._looking
+        while looking:
+            taking: list[int] = []
+            for crew in looking:
+                free = self._busy[crew] < self._crews[crew].slots
+                number = self._next(crew, target, free)
                 if number is None:
-                    task = self._queues.pop(crew, self.now, self._slots)
-                    if self._queues.has_dropped(target):
-                        self.now = math.inf
-                        return True
-                    if task is None:
-                        break
-                    number = task.number
-                    self._claimed[number] = task
-                    if self._works[number].ready > self.now:
-                        self._queues.ended(self._claimed.pop(number))
-                        heapq.heappush(self._later, (self._works[number].ready, number))
-                        continue
-                if number == target:
-                    return True
+                    continue
+                taking.append(crew)
                 work = self._work(number)
-                at_once = 1.0
-                if number >= 0:
-                    at_once = min(work.weight, max(1.0, AT_ONCE * self._started))
-                    self._started += at_once
-                    if work.weight > at_once:
-                        self._put_back(self._claimed[number], work, work.weight - at_once)
-                run_s = self._draw.of(work) * at_once * self._stretch
-                self._begin(self.now + run_s, number, crew)
+                if work.ready > self.now:
+                    self._queues.ended(self._claimed.pop(number))
+                    heapq.heappush(self._later, (work.ready, crew, number))
+                elif not free:
+                    self._lines.add(crew, number, work.weight)
+                elif number == target:
+                    return True
+                else:
+                    run_s = self._draw.of(work) * work.weight * self._stretch
+                    self._begin(self.now + run_s, number, crew)
+            looking = taking
         return False
+
+    def _next(self, crew: int, target: int, free: bool) -> int | None:
+        """Return the number of what *crew* starts, having a slot *free*, or takes ahead."""
+        number = self._lines.pop(crew) if free else None
+        if number is None and (free or self._lines.has_room(crew)):
+            return self._take(crew, target)
+        return number
+
+    def _take(self, crew: int, target: int) -> int | None:
+        """Return the number of what *crew* takes from its queues, ``None``: nothing; the
+        target's, at no time, if it is dropped.
+        """
+        task = self._queues.pop(crew, self.now, self._slots)
+        if self._queues.has_dropped(target):
+            self.now = math.inf
+            return target
+        if task is None:
+            return None
+        number = task.number
+        work = self._works[number]
+        self._claimed[number] = task
+        if work.ready <= self.now:
+            at_once = min(work.weight, max(1.0, AT_ONCE * self._taken))
+            self._taken += at_once
+            if at_once < work.weight:
+                self._put_back(task, work, work.weight - at_once)
+                self._works[number] = work._replace(weight=at_once)
+        return number
 
     def _begin(self, end: float, number: int, crew: int) -> None:
         heapq.heappush(self._ends, (end, number, crew))
@@ -217,6 +266,7 @@ class Play:
     def _end(self) -> None:
         self.now, number, crew = heapq.heappop(self._ends)
         self._busy[crew] -= 1
+        self._looking = (crew,) if self._queues.apart else self._all
         task = self._claimed.pop(number, None)
         if task is not None:
             self._queues.ended(task)
@@ -238,16 +288,13 @@ class Play:
         rest = task._replace(number=len(self._works) - 1)
         self._queues.put_back(work.queue, rest)
 
-    def _next_held(self, hands: Crew) -> int | None:
-        """Return the number of what starts before all that waits; ``None``: nothing."""
-        for place, number in enumerate(self._first):
-            if self._work(number).queue in hands.queues:
-                del self._first[place]
-                return number
-        return None
-
-    def _hold(self, number: int, work: Work) -> None:
+    def _line_up(self, crew: int, number: int, work: Work) -> None:
         if work.ready > self.now:
-            heapq.heappush(self._later, (work.ready, number))
+            heapq.heappush(self._later, (work.ready, crew, number))
         else:
-            self._first.append(number)
+            self._lines.add(crew, number, work.weight)
+
+
+def _is_left(work: Work, now: float) -> bool:
+    """Return whether *work* would have started, were a slot free."""
+    return max(work.arrival, work.ready) < now - CLAIM_S

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from rts.errors import CommandError
 from rts.headers import instant
+from rts.ledger.received import mark_of
 from rts.ledger.recent import Recent
 from rts.link.link import Link
 from rts.records import Execution, OpenTask
@@ -92,7 +93,10 @@ class Present:
             run.task_id: Running(work_of(run), run.started_at or now, _crew_of(run, fleet))
             for run in fleet.running
         }
-        held = self._held(look, running, fleet)
+        free = [crew.slots for crew in fleet.crews]
+        for run in running.values():
+            free[run.crew] -= 1
+        held, held_by = self._held(look, running, free, fleet)
         waiting = [
             self.work(message, now, number, fleet.queues[number])._replace(weight=weight)
             for number, each in enumerate(looks)
@@ -101,16 +105,15 @@ class Present:
         if all(len(each.messages) == each.total for each in looks):
             known = {*running, *held, *(id_of(m) for each in looks for m in each.messages)}
             missing = [t for t in sent if t.task_id not in known and t.queue in fleet.numbers]
-            begun = _begun(fleet, missing)
+            begun = _begun(fleet, missing, free)
             running.update(begun[-max(1, fleet.slots - len(running)) :])
         lately, span_s = _lately(fleet, [*waiting, *held.values()])
-        if self._settings.scheduler != "edf":  # of its own queue later ones come later
-            lately = [work for work in lately if work.queue]
         snapshot = Snapshot(
             now=now,
             slots=fleet.slots,
             waiting=waiting,
             held=list(held.values()),
+            held_by=held_by,
             running=list(running.values()),
             ratios=fleet.ratios,
             ended=ended_of(fleet),
@@ -138,31 +141,35 @@ class Present:
         options = self._app.conf.broker_transport_options or {}
         return bool(options.get("queue_order_strategy", IN_TURN) == IN_TURN)
 
-    def _held(self, look: Look, running: dict[str, Running], fleet: Fleet) -> dict[str, Work]:
-        """Return what the workers have taken and not started, by id: what they hold of
-        other queues is ahead of it just as well.
+    def _held(
+        self, look: Look, running: dict[str, Running], free: list[int], fleet: Fleet
+    ) -> tuple[dict[str, Work], list[int | None]]:
+        """Return what the workers have taken and not started, by id, and the numbers of the
+        crews that have, if these have told: what they hold of other queues is ahead just
+        as well.
 
         A task that is acknowledged late is among it while it runs. Of those that are
-        not noted yet as running the first ones are taken to be.
+        not noted yet as running the first ones are taken to be, as far as slots are *free*.
         """
-        free = [crew.slots for crew in fleet.crews]
-        for run in running.values():
-            free[run.crew] -= 1
         held: dict[str, Work] = {}
+        held_by: list[int | None] = []
         for key, message in look.held:
             task_id = id_of(message)
             number = fleet.numbers.get(key)
             if number is None or task_id is None or task_id in running:
                 continue
             work = self.work(message, fleet.now, number, fleet.queues[number])
-            late = self._late(message) and work.ready <= fleet.now
-            taker = next((n for n in _takers(number, fleet) if free[n] > 0), None)
-            if late and taker is not None:
-                free[taker] -= 1
-                running[task_id] = Running(work, fleet.now, taker)
-            else:
-                held[task_id] = work
-        return held
+            taker = fleet.receivers.get(mark_of(task_id))
+            takers = _takers(number, fleet) if taker is None else [taker]
+            if self._late(message) and work.ready <= fleet.now:
+                idle = next((n for n in takers if free[n] > 0), None)
+                if idle is not None:
+                    free[idle] -= 1
+                    running[task_id] = Running(work, fleet.now, idle)
+                    continue
+            held[task_id] = work
+            held_by.append(taker)
+        return held, held_by
 
     def _late(self, message: Message) -> bool:
         headers = message.get("headers") or {}
@@ -201,16 +208,23 @@ def ended_of(fleet: Fleet) -> list[tuple[Work, float]]:
     return [(work_of(run), max(0.0, run.runtime_s)) for run in fleet.recent]
 
 
-def _begun(fleet: Fleet, missing: list[OpenTask]) -> list[tuple[str, Running]]:
+def _begun(
+    fleet: Fleet, missing: list[OpenTask], free: Sequence[int]
+) -> list[tuple[str, Running]]:
     """Return tasks that were published a moment ago, neither wait nor have ended, and are
-    not noted yet as running, with the instants at which they have started, about.
+    not noted yet as running, with the instants at which they have started, about. Crews
+    have so many slots *free* of what is.
     """
     ended = {run.task_id for run in fleet.recent}
+    left = [*free]
     found = []
     for task in missing:
         if task.task_id in ended or task.arrival > fleet.now:
             continue
-        for crew in _takers(fleet.numbers[task.queue or ""], fleet)[:1]:
+        taker = fleet.receivers.get(mark_of(task.task_id))
+        takers = _takers(fleet.numbers[task.queue or ""], fleet) if taker is None else [taker]
+        for crew in sorted(takers, key=lambda n: -left[n])[:1]:
+            left[crew] -= 1
             since = max(task.arrival, fleet.now - task.tau / 2)
             found.append((task.task_id, Running(work_of(task), since, crew)))
     return found

@@ -12,12 +12,14 @@ OrderMaker = Callable[[], SharingOrder]
 
 @dataclass(frozen=True)
 class Crew:
-    """Workers that take from the same queues."""
+    """A worker, or workers that take from the same queues and nothing ahead."""
 
     #: Tasks that they run at a time.
     slots: int
     #: Numbers of the queues, the one that is asked first, first.
     queues: tuple[int, ...] = (0,)
+    #: Tasks that it takes when no slot is free, at most; may be infinite.
+    ahead: float = 0.0
 
 
 class Queues:
@@ -35,6 +37,8 @@ class Queues:
         self._orders = [order() for _ in range(1 + max(numbers, default=0))]
         self._cycles = [list(crew.queues) for crew in crews]
         self._in_turn = in_turn
+        #: Whether what one crew may take does not hang on what others hold.
+        self.apart = not isinstance(self._orders[0], EarliestDeadlineFirst)
         first, *others = self._orders
         for other in others:
             if isinstance(other, EarliestDeadlineFirst) and isinstance(

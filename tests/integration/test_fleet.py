@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
+import mmap
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import redis
 
+from rts.ledger.received import BYTES, Received, mark_of
 from rts.ledger.recent import RUNS
 from rts.link.link import Link
 from rts.scheduling.fleet import MOST_BESIDE, Fleet, read_fleet
@@ -19,13 +24,17 @@ from tests.records import run
 
 @pytest.fixture
 def settings(rts_redis_url: str, rts_key_prefix: str) -> Settings:
-    return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix)
+    return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, scheduler="edf")
 
 
 def beat(
-    client: redis.Redis, settings: Settings, name: str, queues: Sequence[str] | None
+    client: redis.Redis,
+    settings: Settings,
+    name: str,
+    queues: Sequence[str] | None,
+    **more: Any,
 ) -> None:
-    told = {"seen_at": time.time(), "concurrency": 2, "queues": queues}
+    told = {"seen_at": time.time(), "concurrency": 2, "queues": queues, **more}
     client.hset(settings.keys.workers, name, json.dumps(told))
 
 
@@ -63,6 +72,28 @@ def test_workers_of_the_same_queues_are_one_crew(
     assert fleet_of(settings, "audio").queues == ["audio", "video", "mail", "web"]
     alone = fleet_of(settings, "nobody's")
     assert (alone.crews, alone.slots) == ([Crew(2)], 2)  # "f" may take from it
+
+
+def test_in_order_of_arrival_each_worker_has_what_it_has_taken(
+    redis_client: redis.Redis, settings: Settings
+) -> None:
+    memory = mmap.mmap(-1, BYTES)
+    received = Received(memory, 0)
+    for number in range(3):
+        received.put(f"task-{number}")
+    settings = replace(settings, scheduler=None)
+    beat(redis_client, settings, "a", ["web"], ahead=8, received=received.last(2))
+    beat(redis_client, settings, "b", ["web"], ahead=None)
+    beat(redis_client, settings, "c", ["web"])  # of a version that does not say
+    beat(redis_client, settings, "d", ["web"], received="no marks")
+    fleet = fleet_of(settings, "web")
+    assert {name: fleet.crews[crew] for name, crew in fleet.crew_of.items()} == {
+        "a": Crew(2, ahead=8),
+        "b": Crew(2, ahead=math.inf),
+        "c": Crew(2),
+    }
+    holder = {mark_of(f"task-{n}"): fleet.crew_of["a"] for n in (1, 2)}
+    assert fleet.receivers == holder
 
 
 def test_not_every_queue_of_a_worker_is_played(

@@ -18,6 +18,7 @@ from kombu import Exchange, Queue
 
 import rts
 from rts.installation import parts_of
+from rts.ledger.received import marks_in
 from rts.scheduling.peek import HELD
 from rts.testing import RedisServer, wait_until
 from tests.conftest import ROOT, Stage
@@ -213,6 +214,40 @@ def test_queues_of_one_worker_are_served_in_turn(
     assert alone.ahead <= beside.ahead <= alone.ahead + 1  # more in the other changes nothing
     app.control.purge()
     worker.kill()
+
+
+def test_what_a_worker_holds_does_not_wait_for_another(
+    make_stage: Callable[..., Stage], apps: list[Celery], redis_client: redis.Redis
+) -> None:
+    stage = make_stage(rts_task_types={"slow": 20.0}, worker_prefetch_multiplier=4)
+    app = producer(stage, apps)
+    first = stage.worker(pool="threads", concurrency=1)
+    slow: dict[str, Any] = {"headers": {"task_type": "slow"}}
+    (runs,) = busy(stage, app, 60, 1, **slow)
+    held = [app.send_task(OK, (0,), **slow).id for _ in range(4)]
+    wait_until(lambda: not waiting(redis_client, app.conf.task_default_queue), message="held")
+    stage.worker(pool="threads", concurrency=1)
+
+    def told() -> list[float]:
+        found = [rts.predict(task_id, app=app) for task_id in held]
+        return [] if None in found else [answer.start for answer in found if answer]
+
+    def starts() -> list[float]:
+        client = redis.Redis.from_url(stage.redis_url)
+        beats = client.hvals(f"{stage.prefix}workers")
+        client.close()
+        marks = [len(marks_in(json.loads(beat).get("received", ""))) for beat in beats]
+        return told() if sorted(marks) == [0, 5] else []
+
+    now = time.time()
+    found = wait_until(starts, message="both workers tell what they have received")
+    # As long as the other has nothing to do, all that the first one holds waits for it.
+    assert found[0] > now + 5
+    assert found[3] - found[0] > 30
+    new = rts.predict_new(OK, app=app, **slow)
+    assert new.start < time.time() + 5
+    assert rts.predict(runs, app=app) is not None
+    first.kill()
 
 
 def test_each_worker_gives_slots_of_its_own_to_demoted_work(

@@ -236,6 +236,63 @@ def test_what_is_held_of_another_queue_is_for_those_who_serve_it() -> None:
     assert got.start - 1000.0 == pytest.approx(3.5, abs=1.0)
 
 
+def test_what_a_worker_has_taken_waits_for_its_own_slots() -> None:
+    crews = [Crew(1, ahead=4), Crew(1, ahead=2)]
+    held, by = of_same_length(*[0] * 5), [0, 0, 0, 0, 1]
+    running = [Running(held[0], 999.5, crew) for crew in (0, 1)]
+    snapshot = Snapshot(
+        *(1000.0, 2, of_same_length(*[0] * 3), held, by, running),
+        ended=EACH_1_S,
+        crews=crews,
+    )
+
+    def start(found: Prediction) -> float:
+        return found.start - 1000.0
+
+    assert start(forecast.of_held(snapshot, 3, FirstComeFirstServed)) == pytest.approx(
+        3.5, abs=0.4
+    )
+    assert start(forecast.of_held(snapshot, 4, FirstComeFirstServed)) == pytest.approx(
+        0.5, abs=0.2
+    )
+    # The other worker alone has room for one more, and takes it at once.
+    first = forecast.of_waiting(snapshot, 0, FirstComeFirstServed)
+    assert start(first) == pytest.approx(1.5, abs=0.3)
+    assert first.start_high < 1002.0
+    # Of what follows each takes one whenever it begins another.
+    last = forecast.of_waiting(snapshot, 2, FirstComeFirstServed)
+    assert 1002.2 < last.start_low < last.start_high < 1005.5
+
+
+def test_a_worker_without_a_limit_takes_all() -> None:
+    crews = [Crew(1, ahead=math.inf), Crew(1)]
+    waiting = of_same_length(*[0] * 40)
+    snapshot = Snapshot(1000.0, 2, waiting, ended=EACH_1_S, crews=crews)
+    got = forecast.of_waiting(snapshot, 39, FirstComeFirstServed)
+    assert got.start - 1000.0 == pytest.approx(39.0, abs=4.0)
+
+
+def test_a_sample_is_taken_ahead_as_far_as_there_is_room() -> None:
+    each = Work("mixed", 990.0, 1.0, 9000.0, weight=10.0)
+    crews = [Crew(2, ahead=8)] * 5
+    snapshot = Snapshot(1000.0, 10, [each] * 100, ended=EACH_1_S, crews=crews)
+    got = forecast.of_new(snapshot, each._replace(weight=1.0), FirstComeFirstServed)
+    assert got.start - 1000.0 == pytest.approx(100.0, rel=0.1)
+
+
+def test_what_comes_before_the_eta_of_a_task_runs_when_it_comes() -> None:
+    own = [Work("mixed", 900.0 + i, 1.0, 9000.0) for i in range(100)]
+    later = Work("mixed", 990.0, 1.0, 9000.0, ready=1010.0)
+    snapshot = Snapshot(1000.0, 1, held=[later], ended=EACH_1_S)
+    assert forecast.of_held(snapshot, 0, FirstComeFirstServed).start_high == 1010.0
+    snapshot = replace(snapshot, lately=own, span_s=100.0)
+    assert forecast.of_held(snapshot, 0, FirstComeFirstServed).start_high > 1010.5
+    # Where all until then is too much to play, it is at least the eta.
+    far = replace(snapshot, held=[later._replace(ready=1e6)], span_s=1e-3 * 100)
+    for order in (FirstComeFirstServed, EarliestDeadlineFirst):
+        assert forecast.of_held(far, 0, order).start_low >= 1e6
+
+
 def test_what_is_hopeless_waits_for_the_hopeful_of_other_queues() -> None:
     hopeless = Work("mixed", 900.0, 1.0, 901.0)
     waiting = [hopeless, *of_same_length(*[1] * 20)]
