@@ -1,13 +1,14 @@
 """Ask real workers under load when tasks will start and finish, and wait for the truth.
 
     python benchmarks/predictions.py [--scheduler fifo|edf|both] [--rho R] [--slots N]
-        [--queues N] [--workers N] [--prefetch N] [--burst]
+        [--queues N] [--workers N] [--prefetch N] [--etas] [--burst]
 
 Publishes the six types (or a trace) at the load ρ, sped up; each task sleeps. Meanwhile
 rts.predict_new is asked just before some are published, and rts.predict about the last
 published one and about one of all that wait. With --queues the worker serves several
 queues, each with the types of its own. With --workers several share the slots, and with
---prefetch each takes so many tasks a slot ahead (worker_prefetch_multiplier). With --burst
+--prefetch each takes so many tasks a slot ahead (worker_prefetch_multiplier). With --etas a
+fifth of the tasks has an eta, up to eight mean runtimes ahead. With --burst
 the second half is published at once when the first is over. The ledger then tells what
 was true.
 Servers and worker are real, embedded and private.
@@ -24,6 +25,7 @@ import tempfile
 import threading
 import time
 from contextlib import ExitStack
+from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple
 
 import pymongo
@@ -41,6 +43,8 @@ from rts.testing.replay import APP, sped_up
 WARM_UP, BEFORE_BURST = 0.2, 0.5
 #: One of so many tasks is asked about before it is published.
 ASKED_ONE_OF = 4
+#: With etas: one of so many has one, within so many mean runtimes.
+ETA_ONE_OF, MOST_AHEAD = 5, 8.0
 #: Seconds between two rounds of questions.
 EVERY_S = 0.15
 #: Tasks that a round asks about at most, in search of one that still waits.
@@ -72,6 +76,7 @@ def ask(
     queues: int,
     workers: int,
     prefetch: int,
+    etas: bool,
 ) -> tuple[list[Asked], dict[str, dict[str, Any]]]:
     """Run *jobs*; return what was asked, and the ledger's tasks by id."""
     with ExitStack() as stack:
@@ -149,14 +154,21 @@ def ask(
                     if pause > 0 and not (burst and number >= first):
                         time.sleep(pause)
                     headers, queue = {"task_type": job.task_type}, queue_of[job.task_type]
+                    eta = None
+                    if etas and number % ETA_ONE_OF == 0:
+                        ahead_s = random.random() * MOST_AHEAD * work_s * slots / len(jobs)
+                        eta = datetime.now(timezone.utc) + timedelta(seconds=ahead_s)
                     answer, before = None, time.time()
                     if number > first and number % ASKED_ONE_OF == 0:
-                        answer = rts.predict_new(
-                            job.name, headers=headers, queue=queue, app=app
-                        )
+                        due = headers if eta is None else {**headers, "eta": eta.isoformat()}
+                        answer = rts.predict_new(job.name, headers=due, queue=queue, app=app)
                     cost_s = time.time() - before
                     task = app.send_task(
-                        job.name, (job.runtime_s / speedup,), headers=headers, queue=queue
+                        job.name,
+                        (job.runtime_s / speedup,),
+                        headers=headers,
+                        queue=queue,
+                        eta=eta,
                     )
                     ids.append(task.id)
                     if answer is not None:
@@ -217,6 +229,7 @@ def main() -> None:
     parser.add_argument("--queues", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1, help="which share the slots")
     parser.add_argument("--prefetch", type=int, default=1, help="tasks ahead, a slot")
+    parser.add_argument("--etas", action="store_true", help="a fifth of the tasks has one")
     parser.add_argument("--pool", choices=("prefork", "threads"), default="prefork")
     parser.add_argument("--trace", default="six", metavar="FILE")
     parser.add_argument(
@@ -237,6 +250,7 @@ def main() -> None:
         asked, truth = ask(
             *(jobs, arguments.slots, scheduler, arguments.speedup, arguments.pool),
             *(arguments.burst, arguments.queues, arguments.workers, arguments.prefetch),
+            arguments.etas,
         )
         figures[order] = {
             kind: judge([a for a in asked if a.kind == kind], truth)
@@ -253,6 +267,7 @@ def main() -> None:
         workload=f"{arguments.trace}, {len(jobs)} tasks, rho {arguments.rho}"
         f"{', the second half at once' if arguments.burst else ''}, "
         f"{f'{arguments.queues} queues, ' if arguments.queues > 1 else ''}"
+        f"{'a fifth with an eta, ' if arguments.etas else ''}"
         f"{arguments.slots} slots, "
         f"{f'{arguments.workers} workers, ' if arguments.workers > 1 else ''}"
         f"{f'{arguments.prefetch} ahead a slot, ' if arguments.prefetch != 1 else ''}"
