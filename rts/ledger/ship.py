@@ -153,8 +153,8 @@ class Shipper:
                     self._spool.refuse(line)
             tail.lines += len(chunk)
             if tail.lines > tail.had:
-                self._deliver(producer, tail.lines, executions, lessons, counts)
-                self._taken[path] = self._generation, tail.lines, tail.earlier
+                taken_by = self._deliver(producer, tail.lines, executions, lessons, counts)
+                self._taken[path] = taken_by, tail.lines, tail.earlier
             tail.offset += sum(map(len, chunk)) + len(chunk)
         return len(lines)
 
@@ -165,7 +165,8 @@ class Shipper:
         executions: list[Execution],
         lessons: list[Lesson],
         counts: Counter[str],
-    ) -> None:
+    ) -> object:
+        """Deliver a chunk and return the generation of the Redis that has taken it."""
         recent = note_recent(
             self._keys,
             self._noted,
@@ -173,9 +174,11 @@ class Shipper:
         )
         # Whatever stands in the last line, it has been taken.
         lessons.append(Lesson(last, b"", None, "", ""))
-        answer, *_ = self._link.call(
+        answer, *_, generation = self._link.call(
             self._call.pack(producer, lessons),
             *(pack("HINCRBY", self._keys.counters, name, n) for name, n in counts.items()),
+            # Each time: a companion ships while it still asks whether to restore.
+            pack("GET", self._keys.generation),
         )
         if recent:
             # What it refuses, say to a key of another type, is not worth a record.
@@ -184,6 +187,7 @@ class Shipper:
             for execution, learned in zip(executions, read_answer(answer), strict=False):
                 if learned is not None:
                     self._on_learned(execution, learned)
+        return generation
 
 
 def read_counts(line: bytes) -> dict[str, int]:

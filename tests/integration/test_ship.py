@@ -189,6 +189,24 @@ def test_a_wiped_redis_gets_the_records_again_and_learns_none_twice(
     assert client.hget(settings.keys.count, "cpu-light") == "2"
 
 
+def test_a_wiped_redis_that_got_its_mark_after_the_first_records_learns_none_twice(
+    client: Any, settings: Settings, spool: Spool, server: RedisServer
+) -> None:
+    shipper = Shipper(spool, Link(settings), settings)
+    spool.append(success("before"))
+    shipper.ship()
+    client.set(settings.keys.generation, "first")  # nothing was to be restored
+    spool.append(success("after"))
+    shipper.ship()
+    assert client.hget(settings.keys.count, "cpu-light") == "2"
+    spool.append(success("last"))
+    fail(shipper, server)
+    client.delete(*client.keys(settings.keys.prefix + "*"))
+    shipper.ship()  # before what the snapshot holds is back
+    assert outbox_ids(client, settings) == ["before", "after", "last"]
+    assert client.hget(settings.keys.count, "cpu-light") == "1"
+
+
 @pytest.mark.parametrize("delivered", [True, False])
 def test_a_wiped_redis_that_fails_again_halfway_learns_none_twice(
     client: Any, settings: Settings, spool: Spool, delivered: bool
