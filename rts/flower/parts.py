@@ -110,8 +110,8 @@ def state(
     by_queue = (reading.overdue_running, reading.overdue_waiting)
     overdue = sum(sum(part.values()) for part in by_queue)
     count = sum(reading.open_tasks.values()) + overdue
-    if not settings.open_max:  # nobody notes what is published
-        late = sum(look.late + look.state.demoted for look in queues or ())
+    if not settings.open_max:  # nobody notes what is published: the hopeless stand for it
+        late = sum(look.hopeless + look.state.demoted for look in queues or ())
         overdue = late + (redis.overdue or 0)
         count = (waiting or 0) + (redis.running or 0)
     workers = [worker for worker in redis.workers if not worker.silent]
@@ -156,7 +156,7 @@ def queue(look: QueueLook) -> Document:
         **asdict(look.state),
         "next_deadline": instant(look.state.next_deadline),
         "waiting": look.state.waiting,
-        "past_deadline": look.late,
+        "hopeless": look.hopeless,
         "slots": look.slots,
         "drain_s": look.drain_s,
         "line": [

@@ -7,7 +7,6 @@ are those of the command line, so the numbers are the same.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
@@ -29,8 +28,8 @@ from rts.scheduling.queues import (
     QueueState,
     WaitingTask,
     first_in_line,
+    hopeless_in,
     names,
-    past_deadline,
     queues_of,
     state_of,
 )
@@ -77,8 +76,8 @@ class QueueLook:
     """One queue, the workers that take from it, and how long its work lasts."""
 
     state: QueueState
-    #: In order, and past their deadline.
-    late: int
+    #: In order, not demoted yet, and hopeless.
+    hopeless: int
     slots: int
     #: Seconds until the slots have done what waits now; ``None`` without slots.
     drain_s: float | None
@@ -244,7 +243,7 @@ class Source:
     def _look(self, channel: Any, name: str, workers: list[WorkerState]) -> QueueLook:
         state = state_of(channel, name)
         line = first_in_line(channel, name, IN_LINE)
-        late = past_deadline(channel, name, time.time()) if state.ordered else 0
+        hopeless = hopeless_in(channel, name) if state.ordered else 0
         slots = sum(
             worker.concurrency or 0
             for worker in workers
@@ -253,7 +252,7 @@ class Source:
         taus = [task.tau for task in line[:MEAN_OF] if task.tau is not None and task.tau > 0]
         mean_s = math.fsum(taus) / len(taus) if taus else 0.0
         drain_s = state.waiting * mean_s / slots if slots else None
-        return QueueLook(state, late, slots, drain_s, line)
+        return QueueLook(state, hopeless, slots, drain_s, line)
 
     def _ledger(self) -> _Ledger:
         if self._client is None:

@@ -16,7 +16,7 @@ from rts.scheduling.channel import DeadlineOrder
 from rts.scheduling.layout import DEMOTED, HOPEFUL
 from rts.scheduling.places import tail_of
 from rts.scheduling.rule import OPTION, Rule
-from rts.scheduling.scripts import MOVE
+from rts.scheduling.scripts import MOVE, ScriptByHash
 from rts.scheduling.switch import stand_in
 from rts.settings import Settings
 from rts.urls import shown_url
@@ -26,6 +26,11 @@ from rts.validation import finite
 CONNECT_TIMEOUT_S, TIMEOUT_S = 2.0, 5.0
 #: Messages that are moved between two looks.
 BATCH = 500
+#: Messages that are asked whether they are hopeless: so many that are first in the order,
+#: where the hopeless gather, and so many of all others. Redis is held for some milliseconds.
+COUNTED, SAMPLED = 500, 500
+
+HOPELESS = ScriptByHash("hopeless")
 
 
 @dataclass(frozen=True)
@@ -117,12 +122,12 @@ def state_of(channel: Any, name: str) -> QueueState:
     return QueueState(name, ordered, late, sum(lengths), deadline)
 
 
-def past_deadline(channel: Any, name: str, now: float) -> int:
-    """Return how many messages that wait in order cannot be in time any more, because
-    their deadline (epoch seconds, as *now*) is over.
+def hopeless_in(channel: Any, name: str) -> int:
+    """Return how many messages that wait in order are hopeless now, by the clock of the
+    broker's server, as claims decide it: by what each message says, not by its place in the
+    order. What waits past COUNTED + SAMPLED messages is estimated.
     """
-    (hopeful,) = channel._names(name, HOPEFUL)
-    return int(channel.plain.zcount(hopeful, "-inf", now))
+    return int(HOPELESS.run(channel.plain, channel._names(name, HOPEFUL), [COUNTED, SAMPLED]))
 
 
 def first_in_line(channel: Any, name: str, limit: int) -> list[WaitingTask]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rts.scheduling.queues import names, past_deadline, queues_of, state_of
+from rts.scheduling.queues import hopeless_in, names, queues_of, state_of
 from rts.settings import Settings
 from rts.views.readings import QueueReading
 
@@ -28,6 +27,5 @@ def queue_readings(app: Any, settings: Settings) -> Callable[[], Sequence[QueueR
 
 def _reading(channel: Any, name: str) -> QueueReading:
     state = state_of(channel, name)
-    late = past_deadline(channel, name, time.time()) if state.ordered else 0
-    hopeless = state.demoted + late
+    hopeless = state.demoted + (hopeless_in(channel, name) if state.ordered else 0)
     return QueueReading(name, state.ordered, state.demoted, state.plain, hopeless)

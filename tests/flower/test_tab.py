@@ -285,7 +285,7 @@ def test_queues_in_deadline_order(
         flower = make_flower(stage, env=OPEN_API)
         found = flower.counted("/api/rts/queues").json
         (mine,) = [q for q in found["queues"] if q["name"] == queue]
-        assert (mine["ordered"], mine["past_deadline"], mine["slots"]) == (3, 1, 4)
+        assert (mine["ordered"], mine["hopeless"], mine["slots"]) == (3, 1, 4)
         assert mine["drain_s"] == pytest.approx(3 * 10 / 4)
         deadlines = [task["deadline"] for task in mine["line"]]
         assert deadlines == sorted(deadlines)

@@ -8,7 +8,7 @@ import json
 import random
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -22,6 +22,8 @@ import rts
 from rts import health
 from rts.headers import DROPPED
 from rts.scheduling.channel import Channel
+from rts.scheduling.places import ARRIVAL, Place, member
+from rts.scheduling.queues import COUNTED, SAMPLED, hopeless_in
 from rts.scheduling.rule import Rule
 from rts.scheduling.transport import SentinelTransport, Transport
 from rts.testing import RedisServer
@@ -301,6 +303,48 @@ def test_ten_thousand_in_exact_order(rule: Rule) -> None:
         play.restart(server, save=True)
         play.drain()
         play.close()
+
+
+@pytest.mark.parametrize("rule", [Rule(), Rule(work=2.0)], ids=str)
+def test_the_hopeless_that_wait_in_order_are_counted_as_claims_find_them(
+    url: str, raw: redis.Redis, rule: Rule
+) -> None:
+    now = time.time()
+    with connect(url, rule) as connection:
+        channel = connection.default_channel
+        assert hopeless_in(channel, NAME) == 0
+        for offset, tau in ((-10, 100.0), (50, 100.0), (500, 100.0), (FAR, 1.0)):
+            message = Message(now + offset, now - 200, tau, str(offset))
+            channel._put(NAME, envelope(message))
+        # Its score is the past, by its horizon, but it has no deadline to miss.
+        unplanned = envelope(Message(1, 1, 1, "unplanned"))
+        unplanned["headers"], unplanned[ARRIVAL] = {"task": "t"}, now - 1000
+        channel._put(NAME, unplanned)
+        assert hopeless_in(channel, NAME) == 2
+        assert channel.basic_get(NAME).delivery_tag == "unplanned"
+        assert channel.basic_get(NAME).delivery_tag == "500"
+        assert raw.zcard(f"{NAME}\x06\x16edf:demoted") == 2
+        assert hopeless_in(channel, NAME) == 0
+
+
+def test_the_hopeless_far_behind_are_estimated(url: str, raw: redis.Redis) -> None:
+    now, message = time.time(), envelope(Message(1, 1, 1, "1"))
+
+    def put(count: int, hopeless: Callable[[int], bool]) -> None:
+        raw.delete(f"{NAME}\x06\x16edf")
+        places = [Place(n, now + (-FAR if hopeless(n) else FAR), n) for n in range(count)]
+        members = {member(message, "{}", place, "", ""): place.score for place in places}
+        raw.zadd(f"{NAME}\x06\x16edf", members)
+
+    with connect(url) as connection:
+        channel, exact = connection.default_channel, COUNTED + SAMPLED
+        put(exact, lambda n: n % 7 == 0)
+        assert hopeless_in(channel, NAME) == len(range(0, exact, 7))
+        # One here and there among the first is not lost in many that come after.
+        put(20 * exact, lambda n: n in (3, 100, COUNTED - 1))
+        assert hopeless_in(channel, NAME) == 3
+        put(20 * exact, lambda n: n % 5 == 0)
+        assert hopeless_in(channel, NAME) == pytest.approx(4 * exact, rel=0.25)
 
 
 def test_plain_messages_of_others_are_adopted(url: str, raw: redis.Redis) -> None:
