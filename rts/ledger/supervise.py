@@ -107,8 +107,9 @@ class Companion:
                 health.count("companion_failures")
                 health.warn_once(
                     "companion-start",
-                    "rts: the companion process cannot be started: %s. Records wait in Redis; "
-                    "celery -A app rts drain brings them into the ledger",
+                    "rts: the companion process cannot be started: %s. Records wait on this "
+                    "host's disk (rts_spool_dir); celery -A app rts drain, run on this host "
+                    "by the same user, brings them into the ledger",
                     exc,
                 )
 
@@ -153,8 +154,8 @@ class Companion:
                 health.warn_once(
                     "companion",
                     "rts: the companion process ended with status %s and is started again; "
-                    "records wait in Redis meanwhile. Its own last words are in the worker's "
-                    "standard error",
+                    "records wait on this host's disk meanwhile (rts_spool_dir). Its own last "
+                    "words are in the worker's standard error",
                     process.returncode,
                 )
             if self._stopping.wait(backoff_s):
