@@ -83,7 +83,8 @@ def counts(reading: Reading) -> Iterator[Any]:
         yield family
     refused = CounterMetricFamily(
         "rts_refused",
-        "Input that was refused or dropped, and failures that were survived, by kind.",
+        "The counters of rts status: input refused, records dropped, failures survived, "
+        "webhook messages delivered and more, by name.",
         labels=["what"],
     )
     for name, n in sorted(reading.counters.items()):

@@ -140,6 +140,35 @@ def test_the_table_of_metrics_is_complete() -> None:
     assert told <= metric_names()
 
 
+def test_every_counter_is_told_of() -> None:
+    counted: set[str] = set()
+    for path in (ROOT / "rts").glob("**/*.py"):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and ast.unparse(call.func) in (
+                "health.count",
+                "count",
+            ):
+                match call.args[:1]:
+                    case [ast.Constant(value=str(name))]:
+                        counted.add(name)
+                    case [ast.JoinedStr(values=[ast.Constant(value=str(start)), *_])]:
+                        counted.add(f"{start}…")
+    for path in (ROOT / "rts").glob("**/*.lua"):
+        text = path.read_text(encoding="utf-8")
+        counted |= set(re.findall(r"'HINCRBY', (?:KEYS\[\d+\]|counters), '(\w+)'", text))
+    assert {
+        "hook_errors",
+        "breaker_opened",
+        "refused_…",
+        "runs_lost",
+        "metrics_refused",
+    } <= counted
+    table = TEXTS["docs/operations.md"].partition("## Counters")[2].partition("\n## ")[0]
+    told = set(re.findall(r"`(\w+…?)`", table))
+    families = tuple(name.removesuffix("…") for name in told if name.endswith("…"))
+    assert not {name for name in counted - told if not name.startswith(families)}
+
+
 def test_how_it_works_names_every_package_key_and_collection() -> None:
     text = TEXTS["docs/how-it-works.md"]
     packages = {
