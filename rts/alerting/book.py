@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 
 from rts.alerting.alert import RESOLVED, Alert, Condition
 from rts.clock import FleetClock
+from rts.ledger.events import MAX_EVENTS
 from rts.link.link import Link
 from rts.link.scripts import Script, pack
 from rts.notices import SloBurning
@@ -21,8 +22,6 @@ RAISE = Script.load("raise")
 MAX_WAITING = 1000
 #: Seconds that messages are kept for a webhook, which may have been taken out.
 KEEP_S = 2 * 86400
-#: Events that the stream holds at most.
-MAX_EVENTS = 20_000
 
 
 class Book:

@@ -22,7 +22,7 @@ from rts.cli.states import LedgerState, RedisState
 from rts.cli.status import DROPPED, MAX_LAG_S
 from rts.cli.table import percent, printable, seconds
 from rts.errors import CommandError, RtsError
-from rts.objectives import ALL
+from rts.objectives import ALL, BURN_RULES
 from rts.settings import Settings
 from rts.views.slo import Standing, standings
 
@@ -33,6 +33,11 @@ _WORST_FIRST = (CRITICAL, WARNING, UNKNOWN, OK)
 
 #: Seconds that the oldest record waits in the outbox, from which on it is critical.
 CRITICAL_LAG_S = 5 * MAX_LAG_S
+
+_FACTORS = [rule.factor for rule in BURN_RULES if rule.severity == "page"]
+#: Burn rates that performance data marks as warning and critical: the slowest and the
+#: fastest that page.
+_PAGES = (f"{min(_FACTORS):g}", f"{max(_FACTORS):g}")
 
 
 @dataclass(frozen=True)
@@ -191,7 +196,7 @@ def objective(standing: Standing, settings: Settings) -> Finding:
         )
     text = f"{name}: {what} (objective {100 * standing.target:g} %)"
     numbers = [
-        (f"{name} burn rate 1h", f"{hour.burn_rate:.3f}", "6", "14.4"),
+        (f"{name} burn rate 1h", f"{hour.burn_rate:.3f}", *_PAGES),
         (f"{name} budget left", f"{100 * standing.budget_left_ratio:.2f}%", "0:", ""),
     ]
     if hour.on_time_ratio is not None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rts.ledger.counting import DURATIONS, LATENESS, MET
+from rts.ledger.janitor import LOST_AFTER_S
 from rts.link.link import Link, replies_as_text
 from rts.link.scripts import pack
 from rts.records import Execution
@@ -71,8 +72,6 @@ class Reading:
 
 #: Characters of a label.
 MAX_LABEL = 200
-#: Seconds without a heartbeat after which a worker is left out.
-SILENT_S = 10.0
 
 
 def read(link: Link, settings: Settings) -> Reading:
@@ -205,7 +204,7 @@ def _workers(beats: Mapping[str, str], now: float) -> list[WorkerReading]:
             }
         except (ValueError, TypeError, KeyError, AttributeError):
             continue  # somebody else's
-        if seen_at is None or now - seen_at > SILENT_S:
+        if seen_at is None or now - seen_at > LOST_AFTER_S:
             continue
         if name not in found or found[name][0] < seen_at:
             found[name] = (seen_at, WorkerReading(name, slots, loads))
