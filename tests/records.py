@@ -33,3 +33,8 @@ def success(task_id: str, runtime_s: float = 1.0) -> Execution:
     return run(task_id)._replace(
         state="SUCCESS", started_at=1.0, completed_at=1.0 + runtime_s, runtime_s=runtime_s
     )
+
+
+def as_line(execution: Execution) -> bytes:
+    """Return a record as it stands in the spool."""
+    return execution.to_json().encode() + b"\n"

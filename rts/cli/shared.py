@@ -16,7 +16,7 @@ from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
 from rts.errors import BrokerUnavailable, StoreUnavailable
-from rts.ledger.mongo import connect, database_of
+from rts.ledger.connection import connect, database_of
 from rts.link.link import Link
 from rts.settings import Settings
 from rts.urls import shown_url

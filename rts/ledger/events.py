@@ -7,13 +7,7 @@ further than that finds the verdicts in the ledger.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import Any
-
-from rts.keys import Keys
-from rts.link.link import Link
-from rts.link.scripts import pack
 
 #: Events that the stream holds at most.
 MAX_EVENTS = 20_000
@@ -69,33 +63,3 @@ class Event:
             return cls(**{name: value for name, value in values.items() if name in known})
         except TypeError as exc:
             raise ValueError(f"not an event: {exc}") from exc
-
-
-def since(link: Link, keys: Keys, after: str, limit: int = 500) -> list[tuple[str, Event]]:
-    """Return up to *limit* events behind the id *after*, the oldest first, with their ids.
-
-    What cannot be understood is left out, so an answer may be shorter than what is
-    there; an empty one says that there is nothing more.
-
-    Raises:
-        StoreUnavailable: Redis is away.
-    """
-    found: list[tuple[str, Event]] = []
-    while not found:
-        (entries,) = link.call(pack("XRANGE", keys.events, f"({after}", "+", "COUNT", limit))
-        if not entries:
-            break
-        after = entries[-1][0].decode()
-        found = list(_understood(entries))
-    return found
-
-
-def _understood(entries: Iterable[Any]) -> Iterable[tuple[str, Event]]:
-    for entry_id, values in entries:
-        try:
-            yield (
-                entry_id.decode(),
-                Event.from_json(dict(zip(values[::2], values[1::2], strict=True))[b"e"]),
-            )
-        except (ValueError, KeyError):
-            continue

@@ -36,8 +36,6 @@ from rts.ports import TauEntry
 from rts.records import GIVEN, LOST, OVERDUE_AFTER_S, PENDING, STARTED, OutboxEntry
 from rts.settings import Settings
 
-__all__ = ["MongoLedger", "connect", "database_of"]
-
 #: Characters of a refused entry that are kept.
 REFUSED_TEXT = 16384
 

@@ -34,7 +34,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from rts import forks, health
-from rts.records import Execution
 
 #: Bytes after which a process begins a new file: small enough to be dropped as a
 #: unit when the spool is full, large enough that making one costs nothing.
@@ -68,14 +67,6 @@ class Spool:
         self._pid = forks.pid
         self._lock = threading.Lock()
 
-    def append(self, execution: Execution) -> None:
-        """Keep the end of a run.
-
-        Raises:
-            OSError: it could not be written (a full disk, a folder of somebody else).
-        """
-        self.append_line(execution.to_json().encode() + b"\n")
-
     def append_counts(self, counts: Mapping[str, int]) -> None:
         """Keep what this process has counted.
 
@@ -85,10 +76,11 @@ class Spool:
         self.append_line(json.dumps({"counts": dict(counts)}).encode() + b"\n")
 
     def append_line(self, data: bytes) -> None:
-        """Keep one line. Called by any process and thread that runs tasks.
+        """Keep one line, which has its end. Called by any process and thread that runs
+        tasks.
 
         Raises:
-            OSError: it could not be written.
+            OSError: it could not be written (a full disk, a folder of somebody else).
         """
         if self._pid != forks.pid:
             self._begin_anew()

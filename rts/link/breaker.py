@@ -25,11 +25,6 @@ class Breaker:
         #: Monotonic instant of the next attempt; ``None`` while closed.
         self._retry_at: float | None = None
 
-    @property
-    def is_open(self) -> bool:
-        """Whether calls fail fast now."""
-        return self._retry_at is not None
-
     def allows(self) -> bool:
         """Return whether the caller may try."""
         if self._retry_at is None:

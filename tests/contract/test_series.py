@@ -11,7 +11,8 @@ from itertools import pairwise
 import pytest
 
 from rts.errors import StoreUnavailable
-from rts.ledger.mongo import MongoLedger, connect
+from rts.ledger.connection import connect
+from rts.ledger.mongo import MongoLedger
 from rts.records import OutboxEntry
 from rts.settings import Settings
 from rts.views import series as module

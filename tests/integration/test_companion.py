@@ -36,7 +36,7 @@ from rts.settings import Settings
 from rts.tau.redis import RedisTauStore
 from rts.testing import MongoServer, RedisServer, wait_until
 from tests.conftest import Stage
-from tests.records import run, success
+from tests.records import as_line, run, success
 
 ROOT = Path(__file__).parents[2]
 
@@ -106,8 +106,8 @@ def test_it_beats_drains_ships_and_says_good_bye(
     settings: Settings, start: Callable[..., Companion], redis_client: redis.Redis, mongo: Any
 ) -> None:
     fill(redis_client, settings, 100)
-    Spool(settings.spool_dir, 1 << 20).append(
-        run("spooled")._replace(state="FAILURE", completed_at=2.0)
+    Spool(settings.spool_dir, 1 << 20).append_line(
+        as_line(run("spooled")._replace(state="FAILURE", completed_at=2.0))
     )
     companion = start(settings)
     wait_until(all_there(mongo, 101), PATIENCE_S)
@@ -130,7 +130,7 @@ def test_where_it_does_not_drain_it_beats_and_ships(
     settings: Settings, start: Callable[..., Companion], redis_client: redis.Redis, mongo: Any
 ) -> None:
     settings = replace(settings, drain=False, mongo_url="mongodb://127.0.0.1:1/rts")
-    Spool(settings.spool_dir, 1 << 20).append(run("a"))
+    Spool(settings.spool_dir, 1 << 20).append_line(as_line(run("a")))
     start(settings)
     wait_until(lambda: redis_client.xlen(settings.keys.outbox) == 1, PATIENCE_S)
     wait_until(lambda: redis_client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S)
@@ -449,7 +449,7 @@ def test_redis_is_killed_wiped_and_started_again(
             spool = Spool(settings.spool_dir, 1 << 20)
             for i in range(10, 30):
                 done = run(str(i))._replace(state="SUCCESS", completed_at=2.0, runtime_s=1.0)
-                spool.append(done)
+                spool.append_line(as_line(done))
             server.start()  # without its data
             wait_until(all_there(mongo, 30), PATIENCE_S)
             wait_until(lambda: client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S)
@@ -482,8 +482,8 @@ def test_a_drain_alone_does_what_a_companion_does(
     settings: Settings, redis_client: redis.Redis, mongo: Any
 ) -> None:
     fill(redis_client, settings, 1500)
-    Spool(settings.spool_dir, 1 << 20).append(
-        run("spooled")._replace(state="FAILURE", completed_at=2.0)
+    Spool(settings.spool_dir, 1 << 20).append_line(
+        as_line(run("spooled")._replace(state="FAILURE", completed_at=2.0))
     )
     assert drain_alone(settings, threading.Event(), once=True) == 1501
     assert all_there(mongo, 1501)()

@@ -1,15 +1,20 @@
-"""The stream of events on a real Redis, as its readers see it."""
+"""The stream of events on a real Redis, as a worker with receivers hears it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import redis
 
-from rts.ledger.events import Event, since
-from rts.link.link import Link
+from rts import signals
+from rts.ledger.events import Event
+from rts.listener import Listener
+from rts.notices import TaskOverdue
 from rts.settings import Settings
+from rts.testing import wait_until
 
 EVENT = Event("overdue", "t1", "proj.add", "mixed", "q", 1.0, 2.0, 0.5, 2.5, "PENDING", "w@h")
 
@@ -19,26 +24,54 @@ def settings(rts_redis_url: str, rts_key_prefix: str) -> Settings:
     return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix)
 
 
-def test_events_come_back_in_order_and_from_where_one_was(
-    settings: Settings, redis_client: redis.Redis
+@pytest.fixture
+def heard(settings: Settings, redis_client: redis.Redis) -> Iterator[list[TaskOverdue]]:
+    """What a receiver is told from now on."""
+    told: list[TaskOverdue] = []
+
+    def hear(sender: str, notice: TaskOverdue, **_: Any) -> None:
+        assert sender == notice.name
+        told.append(notice)
+
+    signals.task_overdue.connect(hear, weak=False)
+    listener = Listener(settings, "me")
+    listener.start()
+    wait_until(lambda: redis_client.exists(settings.keys.events))
+    yield told
+    listener.stop()
+    signals.task_overdue.disconnect(hear)
+
+
+def tell(client: redis.Redis, settings: Settings, *texts: str | bytes) -> None:
+    for text in texts:
+        client.xadd(settings.keys.events, {"e": text})
+
+
+def test_events_come_in_order_each_once(
+    settings: Settings, redis_client: redis.Redis, heard: list[TaskOverdue]
 ) -> None:
-    link, keys = Link(settings), settings.keys
-    assert since(link, keys, "0-0") == []
     told = [replace(EVENT, task_id=f"t{n}", worker="w\ud800\n") for n in range(7)]
-    for event in told:
-        redis_client.xadd(keys.events, {"e": event.to_json()})
-    found = since(link, keys, "0-0", 3)
-    assert [event for _, event in found] == told[:3]
-    rest = since(link, keys, found[-1][0])
-    assert [event for _, event in rest] == told[3:]
-    assert since(link, keys, rest[-1][0]) == []
+    tell(redis_client, settings, *(event.to_json() for event in told[:4]))
+    wait_until(lambda: len(heard) == 4)
+    tell(redis_client, settings, *(event.to_json() for event in told[4:]))
+    wait_until(lambda: len(heard) >= 7)
+    assert [notice.task_id for notice in heard] == [event.task_id for event in told]
+    assert {notice.worker for notice in heard} == {"w\ud800\n"}
 
 
-def test_what_is_no_event_is_passed_over(settings: Settings, redis_client: redis.Redis) -> None:
-    link, keys = Link(settings), settings.keys
-    bad = ["", "[]", "{}", "7", '{"kind": 1}', "\udcff".encode("utf-8", "surrogateescape")]
-    for text in bad:
-        redis_client.xadd(keys.events, {"e": text})
-    redis_client.xadd(keys.events, {"other": "x"})
-    redis_client.xadd(keys.events, {"e": EVENT.to_json()[:-1] + ',"new_field":1}'})
-    assert [event for _, event in since(link, keys, "0-0", 2)] == [EVENT]
+def test_what_is_no_event_is_passed_over(
+    settings: Settings, redis_client: redis.Redis, heard: list[TaskOverdue]
+) -> None:
+    tell(redis_client, settings, "", "[]", "{}", "7", '{"kind": 1}', b"\xff")
+    redis_client.xadd(settings.keys.events, {"other": "x"})
+    tell(redis_client, settings, replace(EVENT, kind="of a newer version").to_json())
+    tell(redis_client, settings, EVENT.to_json()[:-1] + ',"new_field":1}')
+    wait_until(lambda: heard)
+    assert [notice.task_id for notice in heard] == [EVENT.task_id]
+
+
+def test_the_text_of_an_event_is_read_or_refused() -> None:
+    assert Event.from_json(EVENT.to_json()) == EVENT
+    for text in ("", "[]", "{}", "7", '{"kind": 1}', b"\xff"):
+        with pytest.raises(ValueError, match=r"."):
+            Event.from_json(text)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from rts.load import LoadSampler
+from rts.load.sampler import LoadSampler
 
 DEADLINE_S = 30.0
 BURN = "while True: pass"
@@ -122,7 +122,7 @@ IN_GROUP = """
     import pathlib, subprocess, sys, time
     for path in sys.argv[1:]:
         pathlib.Path(path, "cgroup.procs").write_text("0")
-    from rts.load import LoadSampler
+    from rts.load.sampler import LoadSampler
     sampler = LoadSampler()
     sampler.start()
     def until(done):
@@ -194,7 +194,8 @@ APP = """
     import time
     from celery import Celery
     from celery.signals import task_prerun, worker_ready
-    from rts.load import LoadSampler, ProcessMeter, ThreadMeter
+    from rts.load.sampler import LoadSampler
+    from rts.load.usage import ProcessMeter, ThreadMeter
 
     meter = ThreadMeter() if {threaded} else ProcessMeter()
     sampler = LoadSampler()

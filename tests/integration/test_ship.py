@@ -19,7 +19,7 @@ from rts.link.link import Link
 from rts.records import Execution, Learned
 from rts.settings import Settings
 from rts.testing import RedisServer
-from tests.records import run, success
+from tests.records import as_line, run, success
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_all_arrive_in_order_and_are_learned(
     shipper = Shipper(spool, Link(settings), settings, lambda _, learned: told.append(learned))
     tau, taus = 5.0, []
     for i in range(2 * CHUNK + 7):
-        spool.append(success(str(i), i / 100))
+        spool.append_line(as_line(success(str(i), i / 100)))
         tau = 0.2 * (i / 100) + 0.8 * tau
         taus.append(tau)
     assert shipper.waiting() == 2 * CHUNK + 7
@@ -95,10 +95,10 @@ def test_all_arrive_in_order_and_are_learned(
 def test_a_file_goes_when_its_writer_ended_and_not_before(
     client: Any, settings: Settings, spool: Spool, shipper: Shipper
 ) -> None:
-    spool.append(success("a"))
+    spool.append_line(as_line(success("a")))
     shipper.ship()
     (path,) = spool.files()
-    spool.append(success("b"))
+    spool.append_line(as_line(success("b")))
     spool.close()
     assert shipper.ship() == 1
     assert not os.path.exists(path)
@@ -130,7 +130,7 @@ def test_a_shipper_that_dies_halfway_teaches_nothing_twice(
     for i in range(n):
         if i in (3, CHUNK + 5):
             spool.append_counts({"refused_plan": 1})
-        spool.append(success(str(i)))
+        spool.append_line(as_line(success(str(i))))
     with pytest.raises(Died):
         Shipper(spool, DyingLink(settings), settings).ship()
     Shipper(spool, Link(settings), settings).ship()
@@ -155,11 +155,11 @@ def test_an_answer_that_never_came_is_asked_for(
             return answers
 
     spool.append_counts({"refused_plan": 1})
-    spool.append(success("a"))
+    spool.append_line(as_line(success("a")))
     shipper = Shipper(spool, LosingLink(settings), settings)
     with pytest.raises(StoreUnavailable):
         shipper.ship()
-    spool.append(success("b"))
+    spool.append_line(as_line(success("b")))
     shipper.ship()
     assert outbox_ids(client, settings) == ["a", "b"]
     assert client.hget(settings.keys.count, "cpu-light") == "2"
@@ -171,9 +171,9 @@ def test_a_wiped_redis_gets_the_records_again_and_learns_none_twice(
 ) -> None:
     client.set(settings.keys.generation, "first")
     spool.append_counts({"refused_plan": 1})
-    spool.append(success("a"))
+    spool.append_line(as_line(success("a")))
     shipper.ship()
-    spool.append(success("b"))
+    spool.append_line(as_line(success("b")))
     fail(shipper, server)
     client.delete(*client.keys(settings.keys.prefix + "*"))
     shipper.ship()
@@ -182,7 +182,7 @@ def test_a_wiped_redis_gets_the_records_again_and_learns_none_twice(
     assert client.hget(settings.keys.count, "cpu-light") == "1"
     assert client.hget(settings.keys.counters, "refused_plan") == "1"
     client.set(settings.keys.generation, "second")
-    spool.append(success("c"))
+    spool.append_line(as_line(success("c")))
     fail(shipper, server)
     shipper.ship()
     assert outbox_ids(client, settings) == ["a", "b", "c"]
@@ -227,14 +227,14 @@ def test_a_wiped_redis_that_fails_again_halfway_learns_none_twice(
 
     n = 2 * CHUNK + 50
     for i in range(n):
-        spool.append(success(str(i)))
+        spool.append_line(as_line(success(str(i))))
     client.set(settings.keys.generation, "first")
     link = FailingLink(settings)
     shipper = Shipper(spool, link, settings)
     shipper.ship()
     assert client.hget(settings.keys.count, "cpu-light") == str(n)
     client.delete(*client.keys(settings.keys.prefix + "*"))
-    spool.append(success("last"))
+    spool.append_line(as_line(success("last")))
     link.left = 1
     with pytest.raises(StoreUnavailable):
         shipper.ship()
@@ -253,12 +253,12 @@ def test_a_redis_that_has_lost_its_last_second_learns_it_again(
     client: Any, settings: Settings, spool: Spool, shipper: Shipper, server: RedisServer
 ) -> None:
     client.set(settings.keys.generation, "first")
-    spool.append(success("a"))
+    spool.append_line(as_line(success("a")))
     shipper.ship()
     kept = {key: client.dump(key) for key in client.keys(settings.keys.prefix + "*")}
-    spool.append(success("b"))
+    spool.append_line(as_line(success("b")))
     shipper.ship()
-    spool.append(success("c"))
+    spool.append_line(as_line(success("c")))
     fail(shipper, server)
     client.delete(*client.keys(settings.keys.prefix + "*"))
     for key, value in kept.items():
@@ -272,7 +272,7 @@ def test_a_server_that_refuses_gets_everything_later(
     client: Any, settings: Settings, spool: Spool, shipper: Shipper, server: RedisServer
 ) -> None:
     for i in range(CHUNK + 3):
-        spool.append(success(str(i)))
+        spool.append_line(as_line(success(str(i))))
     client.config_set("maxmemory", 1)
     with pytest.raises(StoreUnavailable):
         shipper.ship()
@@ -290,7 +290,7 @@ def test_a_server_that_refuses_gets_everything_later(
 def test_lines_that_are_no_records_are_put_aside(
     client: Any, settings: Settings, spool: Spool, shipper: Shipper
 ) -> None:
-    spool.append(success("a"))
+    spool.append_line(as_line(success("a")))
     (path,) = spool.files()
     spool.close()
     with open(path, "ab") as file:
@@ -307,7 +307,7 @@ def test_lines_that_are_no_records_are_put_aside(
 def test_one_process_of_a_host_ships(spool: Spool, settings: Settings) -> None:
     with spool.lease() as before_there_is_a_folder:
         assert not before_there_is_a_folder
-    spool.append(run("a"))
+    spool.append_line(as_line(run("a")))
     other = Spool(settings.spool_dir, 1 << 20)
     with spool.lease() as mine:
         assert mine

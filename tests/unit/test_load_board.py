@@ -6,8 +6,9 @@ import threading
 
 import pytest
 
-from rts.load import GpuLoad, LoadBoard, LoadSample
+from rts.load.board import LoadBoard
 from rts.load.gpu import MAX_GPUS
+from rts.load.sample import GpuLoad, LoadSample
 
 
 @pytest.mark.parametrize(

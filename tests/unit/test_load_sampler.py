@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from rts import health
-from rts.load import LoadBoard, LoadSample, LoadSampler, Probes, forkgate
+from rts.load import forkgate
+from rts.load.board import LoadBoard
 from rts.load.gpu import NO_GPU, GpuReading
-from rts.load.sample import GpuLoad
-from rts.load.sampler import MAX_AGE_S, real_probes
+from rts.load.sample import GpuLoad, LoadSample
+from rts.load.sampler import MAX_AGE_S, LoadSampler, Probes, real_probes
 
 DEADLINE_S = 10.0
 
@@ -186,9 +187,9 @@ def test_a_forked_child_reads_the_parents_samples(tmp_path: Path) -> None:
         tmp_path,
         """
         import os, sys, threading, time
-        import rts.load
+        from rts.load.sampler import LoadSampler
         assert "psutil" not in sys.modules and "pynvml" not in sys.modules
-        sampler = rts.load.LoadSampler(period_s=0.02)
+        sampler = LoadSampler(period_s=0.02)
         if os.fork() == 0:
             end = time.monotonic() + 20
             seen = set()
@@ -215,8 +216,8 @@ def test_a_forked_child_may_sample_itself(tmp_path: Path) -> None:
         tmp_path,
         """
         import os, time
-        import rts.load
-        sampler = rts.load.LoadSampler(period_s=0.02)
+        from rts.load.sampler import LoadSampler
+        sampler = LoadSampler(period_s=0.02)
         sampler.start()
         children = []
         for _ in range(20):

@@ -13,8 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rts.load import ProcessMeter, ThreadMeter
-from rts.load.usage import _HighWaterMark, _status_bytes
+from rts.load.usage import ProcessMeter, ThreadMeter, _HighWaterMark, _status_bytes
 
 MIB = 1 << 20
 
@@ -87,7 +86,7 @@ def test_end_on_another_thread_is_never_negative() -> None:
 
 PEAKS = """
     import os, time
-    from rts.load import ProcessMeter, ThreadMeter
+    from rts.load.usage import ProcessMeter, ThreadMeter
     meter = ProcessMeter()
     def peak(mib):
         meter.look(time.monotonic())

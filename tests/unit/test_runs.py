@@ -12,7 +12,7 @@ import pytest
 from rts.clock import FleetClock
 from rts.ledger.notes import NoteBoard
 from rts.lifecycle.runs import SHORT_S, Runs, new_execution
-from rts.load import LoadSample
+from rts.load.sample import LoadSample
 from rts.records import Execution, Plan
 
 PLAN = Plan("mixed", "inferred", 9.1, 2.0, 1764016968.123, 1764016986.323)

@@ -17,7 +17,7 @@ import pytest
 from rts import health
 from rts.ledger.spool import REFUSED_BYTES, Spool, opened, read_all, try_lock
 from rts.records import Execution
-from tests.records import run
+from tests.records import as_line, run
 
 MIB = 1 << 20
 
@@ -43,7 +43,7 @@ def test_what_is_appended_stands_there_in_order(tmp_path: Path) -> None:
     spool = Spool(str(tmp_path / "deep" / "spool"), MIB)
     assert spool.files() == []
     for i in range(10):
-        spool.append(run(str(i)))
+        spool.append_line(as_line(run(str(i))))
     (path,) = spool.files()
     assert [Execution.from_json(line) for line in lines_of(path)] == [
         run(str(i)) for i in range(10)
@@ -58,8 +58,12 @@ def test_a_file_is_locked_while_its_writer_lives(tmp_path: Path) -> None:
     directory = str(tmp_path / "spool")
     root = Path(__file__).parents[2]
     code = (
-        "import sys, time; from rts.ledger.spool import Spool; from tests.records import run\n"
-        f"Spool({directory!r}, 1 << 20).append(run('a')); print(flush=True); time.sleep(60)"
+        "import time\n"
+        "from rts.ledger.spool import Spool\n"
+        "from tests.records import as_line, run\n"
+        f"Spool({directory!r}, 1 << 20).append_line(as_line(run('a')))\n"
+        "print(flush=True)\n"
+        "time.sleep(60)\n"
     )
     writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=root)
     assert writer.stdout is not None
@@ -83,7 +87,7 @@ def test_a_file_is_locked_while_its_writer_lives(tmp_path: Path) -> None:
 def test_a_new_file_begins_now_and_then(tmp_path: Path) -> None:
     spool = Spool(str(tmp_path / "spool"), MIB, file_bytes=1000)
     for i in range(20):
-        spool.append(run(str(i)))
+        spool.append_line(as_line(run(str(i))))
     files = spool.files()
     assert len(files) == 4
     assert ids(spool) == [str(i) for i in range(20)]
@@ -94,15 +98,15 @@ def test_a_new_file_begins_now_and_then(tmp_path: Path) -> None:
 
 def test_a_forked_child_writes_a_file_of_its_own(tmp_path: Path) -> None:
     spool = Spool(str(tmp_path / "spool"), MIB)
-    spool.append(run("parent"))
+    spool.append_line(as_line(run("parent")))
     child = os.fork()
     if child == 0:
         try:
-            spool.append(run("child"))
+            spool.append_line(as_line(run("child")))
         finally:
             os._exit(0)
     os.waitpid(child, 0)
-    spool.append(run("parent again"))
+    spool.append_line(as_line(run("parent again")))
     first, second = spool.files()
     assert [len(lines_of(path)) for path in (first, second)] == [2, 1]
     with opened(second) as fd:
@@ -119,7 +123,7 @@ def test_the_file_of_a_process_that_was_killed_ends_with_its_last_record(
     if child == 0:
         try:
             for i in range(3):
-                spool.append(run(str(i)))
+                spool.append_line(as_line(run(str(i))))
             os.kill(os.getpid(), signal.SIGKILL)
         finally:
             os._exit(0)
@@ -135,7 +139,7 @@ def test_the_file_of_a_process_that_was_killed_ends_with_its_last_record(
 
 def test_a_file_that_is_closed_is_as_long_as_its_records(tmp_path: Path) -> None:
     spool = Spool(str(tmp_path / "spool"), MIB)
-    spool.append(run("a"))
+    spool.append_line(as_line(run("a")))
     (path,) = spool.files()
     assert os.stat(path).st_size > 10_000, "its room is reserved"
     spool.close()
@@ -145,7 +149,7 @@ def test_a_file_that_is_closed_is_as_long_as_its_records(tmp_path: Path) -> None
 def test_a_line_longer_than_a_file_has_one_of_its_own(tmp_path: Path) -> None:
     spool = Spool(str(tmp_path / "spool"), MIB, file_bytes=1000)
     for task_id in ("a", "x" * 2000, "b", "c"):
-        spool.append(run(task_id))
+        spool.append_line(as_line(run(task_id)))
     assert ids(spool) == ["a", "x" * 2000, "b", "c"]
 
 
@@ -159,7 +163,7 @@ def test_what_is_not_to_be_seen_yet_is_left_for_later(tmp_path: Path) -> None:
 def _append_many(directory: str, name: str, n: int) -> None:
     spool = Spool(directory, 100 * MIB, file_bytes=20_000)
     for i in range(n):
-        spool.append(run(f"{name}-{i}"))
+        spool.append_line(as_line(run(f"{name}-{i}")))
 
 
 def test_processes_and_threads_append_at_once(tmp_path: Path) -> None:
@@ -176,7 +180,7 @@ def test_processes_and_threads_append_at_once(tmp_path: Path) -> None:
 
     def append_to_the_same(name: str) -> None:
         for i in range(300):
-            shared.append(run(f"{name}-{i}"))
+            shared.append_line(as_line(run(f"{name}-{i}")))
 
     workers += [threading.Thread(target=append_to_the_same, args=(f"s{i}",)) for i in (0, 1)]
     for worker in workers:
@@ -194,7 +198,7 @@ def test_the_oldest_go_when_it_is_full(
 ) -> None:
     spool = Spool(str(tmp_path / "spool"), 40_000, file_bytes=4000)
     for i in range(300):
-        spool.append(run(f"{i:04d}"))
+        spool.append_line(as_line(run(f"{i:04d}")))
         assert sum(os.stat(path).st_size for path in spool.files()) < 41_000
     dropped = health.take_counts()["spool_dropped"]
     assert dropped > 0
@@ -204,12 +208,12 @@ def test_the_oldest_go_when_it_is_full(
 
 def test_what_another_process_writes_or_ships_is_not_dropped(tmp_path: Path) -> None:
     other = Spool(str(tmp_path / "spool"), 40_000)
-    other.append(run("first"))
+    other.append_line(as_line(run("first")))
     spool = Spool(str(tmp_path / "spool"), 40_000, file_bytes=4000)
     for i in range(300):
-        spool.append(run(str(i)))
+        spool.append_line(as_line(run(str(i))))
     assert ids(other)[0] == "first"
-    other.append(run("second"))
+    other.append_line(as_line(run("second")))
     assert "second" in ids(spool)
 
 
@@ -227,7 +231,7 @@ def test_a_file_taken_for_a_dead_one_is_begun_anew(
         flock(fd, how)
 
     monkeypatch.setattr(fcntl, "flock", late)
-    spool.append(run("a"))
+    spool.append_line(as_line(run("a")))
     assert ids(spool) == ["a"]
     assert spool.files() != taken
 
@@ -246,7 +250,7 @@ def test_a_folder_that_is_not_ours_alone_is_refused(tmp_path: Path, kind: str) -
     spool = Spool(str(directory), MIB)
     for _ in range(2):
         with pytest.raises(OSError, match="spool"):
-            spool.append(run("a"))
+            spool.append_line(as_line(run("a")))
     assert not list(tmp_path.rglob("*.jsonl"))
 
 
@@ -256,7 +260,7 @@ def test_the_folder_of_another_user_is_refused(tmp_path: Path) -> None:
     directory.mkdir(0o700)
     os.chown(directory, 12345, 12345)
     with pytest.raises(PermissionError, match="another user"):
-        Spool(str(directory), MIB).append(run("a"))
+        Spool(str(directory), MIB).append_line(as_line(run("a")))
 
 
 #: Files of at most 2,500 bytes: writing ends in the middle of a record, as it does
@@ -264,17 +268,17 @@ def test_the_folder_of_another_user_is_refused(tmp_path: Path) -> None:
 _ON_A_FULL_DISK = """
 import resource, signal, sys
 from rts.ledger.spool import Spool
-from tests.records import run
+from tests.records import as_line, run
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2500, resource.RLIM_INFINITY))
 spool = Spool(sys.argv[1], 1 << 20)
 for i in range(20):
     try:
-        spool.append(run(str(i)))
+        spool.append_line(as_line(run(str(i))))
     except OSError:
         print(i)
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-spool.append(run("later"))
+spool.append_line(as_line(run("later")))
 """
 
 
@@ -295,7 +299,7 @@ def test_refused_lines_are_kept_while_there_is_room(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     spool = Spool(str(tmp_path / "spool"), 100 * MIB)
-    spool.append(run("a"))
+    spool.append_line(as_line(run("a")))
     for _ in range(3):
         spool.refuse(b"x" * (REFUSED_BYTES - 10))
     size = os.stat(os.path.join(spool.directory, "refused.jsonl")).st_size
@@ -307,7 +311,7 @@ def test_refused_lines_are_kept_while_there_is_room(
 
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
     spool = Spool(str(tmp_path / "spool"), MIB)
-    spool.append(run("a"))
+    spool.append_line(as_line(run("a")))
     target = tmp_path / "target"
     os.symlink(target, os.path.join(spool.directory, "refused.jsonl"))
     spool.refuse(b"x")
