@@ -1,4 +1,4 @@
-"""The deadline formula.
+"""The deadline formula, and the rule of the order by deadlines.
 
 With arrival r, learned runtime τ, SLA multiplier k and the floor
 ``rts_min_slack``::
@@ -9,6 +9,10 @@ k·τ is the relative deadline of a soft real-time task whose service time is
 estimated by τ (total work content, TWK, in Conway, Maxwell & Miller, *Theory of
 Scheduling*, 1967). The floor keeps tiny tasks honest: no fleet can promise to
 start a task within a millisecond.
+
+The rule, as transport and simulator both keep it (``docs/edf.md`` has it whole): with
+τ and d as published, a task is hopeless at t > d − HOPE·τ; waiting tasks are in order of
+d + w·τ, with the weight w of :func:`work_weight`.
 """
 
 from __future__ import annotations
@@ -23,6 +27,20 @@ MIN_LEARNED, MAX_LEARNED = 1.0, 50.0
 MAX_INSTANT = 253402300799.0  # 9999-12-31T23:59:59Z
 
 
+#: Of tau: a task is hopeless once less than this much of its tau is left until its
+#: deadline. Runtimes scatter, so some that are just short of time still make it.
+HOPE = 0.9
+
+#: Share of a worker's slots that demoted tasks may hold, unless it is set.
+HOPELESS_SLOTS = 0.75
+
+#: Share of claims that serve the demoted task that has waited longest, unless it is set.
+LATE_SHARE = 0.05
+
+#: Seconds that stand in for the deadline of a message without one, unless they are set.
+HORIZON_S = 20.0
+
+
 def deadline(arrival: float, tau: float, k: float, floor: float) -> float:
     """Return the absolute deadline in epoch seconds.
 
@@ -32,3 +50,44 @@ def deadline(arrival: float, tau: float, k: float, floor: float) -> float:
     101.01
     """
     return arrival + max(k * tau, tau + floor)
+
+
+def hopeful_until(deadline: float, tau: float) -> float:
+    """Return the latest instant at which a task is not hopeless.
+
+    >>> hopeful_until(110.0, 5.0)
+    105.5
+    """
+    return deadline - HOPE * tau
+
+
+def work_weight(order: str) -> float:
+    """Return the weight of tau in the order, by the setting ``rts_order``.
+
+    >>> work_weight("deadline"), work_weight("deadline+work")
+    (0.0, 2.0)
+    """
+    return 2.0 if order == "deadline+work" else 0.0
+
+
+def late_every(share: float) -> int:
+    """Return how many claims there are to each that serves the demoted; 0: none does.
+
+    >>> late_every(0.05), late_every(0.0)
+    (20, 0)
+    """
+    return round(1 / share) if share > 0 else 0
+
+
+def demoted_slots(share: float, slots: int) -> int:
+    """Return how many of *slots* demoted tasks may hold: whole ones, and at least one.
+
+    >>> demoted_slots(0.75, 16), demoted_slots(0.75, 2), demoted_slots(0.75, 1)
+    (12, 1, 1)
+
+    What is a whole number but for the rounding of a product counts as that number:
+
+    >>> int(0.29 * 100), demoted_slots(0.29, 100)
+    (28, 29)
+    """
+    return max(1, int(share * slots + 1e-9))

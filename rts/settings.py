@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, fields
 from difflib import SequenceMatcher
 from typing import Any
 
+from rts.deadlines import HOPELESS_SLOTS, HORIZON_S, LATE_SHARE
 from rts.errors import ConfigurationError
 from rts.keys import Keys
 from rts.tasktypes import DEFAULT_TASK_TYPES, TaskType
@@ -92,15 +93,15 @@ class Settings:
     #: (behind all that still can), ``keep`` (plain EDF) or ``drop`` (revoked).
     hopeless: str = "demote"
     #: Share of a worker's slots that demoted tasks may hold, at least one slot.
-    hopeless_slots: float = 0.75
+    hopeless_slots: float = HOPELESS_SLOTS
     #: Share of claims that serve the demoted task that has waited longest.
-    late_share: float = 0.05
+    late_share: float = LATE_SHARE
     #: ``deadline``, or ``deadline+work``: by deadline + 2·tau, under deep overload.
     order: str = "deadline"
     #: Queues that ``rts.route`` may choose from, by task type.
     routes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     #: Seconds that stand in for a missing deadline, by queue; ``*``: all others.
-    queue_horizons: Mapping[str, float] = field(default_factory=lambda: {"*": 20.0})
+    queue_horizons: Mapping[str, float] = field(default_factory=lambda: {"*": HORIZON_S})
     #: Objectives: the share of tasks that shall be in time, by task name, queue or
     #: task type (a name goes before a queue, that before a type); ``*``: all others.
     slo: Mapping[str, float] = field(default_factory=lambda: {"*": 0.95})

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
+from rts.deadlines import hopeful_until
 from rts.views.why import LOAD, QUEUEING, TAU, Why
 
 NONE = "–"
@@ -48,6 +49,19 @@ def duration(seconds: float | None) -> str:
     hours = round(s / 3600)
     days = f"{sign}{hours // 24} d"
     return f"{days} {hours % 24} h" if hours % 24 else days
+
+
+def hope(due_s: float | None, tau: float | None) -> str:
+    """Return what there is to hope for a task that waits and is due in so many seconds.
+
+    >>> hope(9.5, 10.0), hope(8.5, 10.0), hope(-0.1, 10.0), hope(5.0, None), hope(None, None)
+    ('hopeful', 'hopeless', 'overdue', 'hopeful', '–')
+    """
+    if due_s is None:
+        return NONE
+    if due_s < 0:
+        return "overdue"
+    return "hopeless" if tau and hopeful_until(due_s, tau) < 0 else "hopeful"
 
 
 def percent(ratio: float | None, digits: int = 1) -> str:

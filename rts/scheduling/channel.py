@@ -17,10 +17,11 @@ from kombu.transport import redis as stock
 from redis.exceptions import NoScriptError
 
 from rts import health
+from rts.deadlines import HOPE
 from rts.headers import DROPPED
 from rts.scheduling.acknowledging import QoS, UnnotedQoS
 from rts.scheduling.layout import BELL, DEMOTED, HOPEFUL, REFUSED, TURNS, QueueLayout
-from rts.scheduling.places import HOPE, is_task, member, place_of, tail_of
+from rts.scheduling.places import is_task, member, place_of, tail_of
 from rts.scheduling.rule import OPTION, Rule, SlotGauge
 from rts.scheduling.scripts import CLAIM, PUT, RING
 

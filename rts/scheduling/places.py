@@ -20,12 +20,8 @@ from collections.abc import Mapping
 from json import dumps
 from typing import Any, NamedTuple
 
-from rts.deadlines import MAX_INSTANT
+from rts.deadlines import MAX_INSTANT, hopeful_until
 from rts.validation import finite
-
-#: Of tau: a task is hopeless once less than this much of its tau is left until its
-#: deadline. Runtimes scatter, so some that are just short of time still make it.
-HOPE = 0.9
 
 #: What a raw message without a deadline keeps its arrival in, beside its headers.
 ARRIVAL = "rts_arrival"
@@ -66,7 +62,7 @@ def place_of(message: dict[str, Any], horizon_s: float, work: float) -> Place:
         arrival = _instant(headers.get("rts_arrival"))
         tau = finite(headers.get("rts_tau"))
         if deadline is not None and arrival is not None and tau is not None and 0 < tau < 1e9:
-            return Place(deadline + work * tau, deadline - HOPE * tau, arrival)
+            return Place(deadline + work * tau, hopeful_until(deadline, tau), arrival)
     arrival = _instant(message.get(ARRIVAL))
     if arrival is None:
         arrival = message[ARRIVAL] = time.time()

@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
+from rts.deadlines import HOPELESS_SLOTS, HORIZON_S, LATE_SHARE, late_every, work_weight
 from rts.settings import Settings
 
 #: The transport option that turns a Redis connection to the deadline order.
 OPTION = "rts"
-
-#: Seconds that stand in for the deadline of a message without one.
-HORIZON_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -22,9 +20,9 @@ class Rule:
     #: ``demote``, ``keep`` (plain EDF) or ``drop``.
     hopeless: str = "demote"
     #: Share of a worker's slots that demoted work may hold, at least one slot.
-    hopeless_slots: float = 0.75
+    hopeless_slots: float = HOPELESS_SLOTS
     #: Share of claims that serve the demoted message that has waited longest.
-    late_share: float = 0.05
+    late_share: float = LATE_SHARE
     #: Weight of tau in the order: 0, or 2 for "deadline+work".
     work: float = 0.0
     #: Queue name, or ``*`` for all others, to a horizon in seconds.
@@ -41,14 +39,14 @@ class Rule:
             settings.hopeless,
             settings.hopeless_slots,
             settings.late_share,
-            2.0 if settings.order == "deadline+work" else 0.0,
+            work_weight(settings.order),
             dict(settings.queue_horizons),
         )
 
     @property
     def late_every(self) -> int:
         """One claim in so many serves the demoted; 0: none does."""
-        return round(1 / self.late_share) if self.late_share > 0 else 0
+        return late_every(self.late_share)
 
     def as_option(self) -> dict[str, Any]:
         """Return plain values, from which ``Rule(**option)`` is an equal rule."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from celery.worker import state
 
+from rts.deadlines import demoted_slots
 from rts.scheduling.capacity import slots_of
 from rts.scheduling.channel import DeadlineOrder
 from rts.scheduling.poller import FULL_S
@@ -43,7 +44,7 @@ class Slots:
             return True
         held = _list(state.reserved_requests) + _list(state.active_requests)
         self._demoted &= {request.id for request in held}
-        return len(self._demoted) < max(1, int(share * self.count))
+        return len(self._demoted) < demoted_slots(share, self.count)
 
     def claimed_demoted(self, task_id: object) -> None:
         """See :class:`rts.scheduling.rule.SlotGauge`."""

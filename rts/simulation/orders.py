@@ -1,9 +1,10 @@
 """The order in which waiting tasks are taken, at each claim of a free slot.
 
-The rule of the deadline order: the earliest deadline first; a task that cannot
-finish in time even if started now is hopeless, and served only after all that is
-still hopeful. (Plain EDF collapses under overload: Locke, *Best-effort decision
-making for real-time scheduling*, 1986.)
+The rule of the deadline order: the earliest deadline first; a task that has less than
+0.9 of its tau left until its deadline is hopeless, and served only after all that is
+still hopeful. Its numbers are in :mod:`rts.deadlines`, for the transport as well.
+(Plain EDF collapses under overload: Locke, *Best-effort decision making for real-time
+scheduling*, 1986.)
 """
 
 from __future__ import annotations
@@ -13,17 +14,16 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
+from rts.deadlines import HOPE as HOPE  # predictions have it from here
+from rts.deadlines import (
+    HOPELESS_SLOTS,
+    LATE_SHARE,
+    demoted_slots,
+    hopeful_until,
+    late_every,
+    work_weight,
+)
 from rts.settings import Settings
-
-#: A task is hopeless later than this share of its tau before its deadline: of tasks
-#: whose runtimes scatter about tau, some just short of time still make it.
-HOPE = 0.9
-
-#: Share of the slots that demoted work may hold, at least one slot.
-HOPELESS_SLOTS = 0.75
-
-#: Share of claims that serve the demoted task that has waited longest.
-LATE_SHARE = 0.05
 
 
 class Waiting(NamedTuple):
@@ -154,7 +154,7 @@ class EarliestDeadlineFirst:
         self._demote = demote
         self._drop = drop
         self._hopeless_slots = hopeless_slots
-        self._every = round(1 / late_share) if late_share > 0 else 0
+        self._every = late_every(late_share)
         self._work = work
         self._hopeful: list[tuple[float, float, int, Waiting]] = []
         self._demoted: list[tuple[float, int, Waiting]] = []
@@ -208,11 +208,11 @@ class EarliestDeadlineFirst:
         return self._demote and self._is_hopeless(task, now)
 
     def _is_hopeless(self, task: Waiting, now: float) -> bool:
-        return task.due and now > task.deadline - HOPE * task.tau
+        return task.due and now > hopeful_until(task.deadline, task.tau)
 
     def may_demoted(self, slots: int) -> bool:
         """Return whether demoted work may hold one more of *slots*."""
-        return len(self._held) < max(1, int(self._hopeless_slots * slots + 1e-9))
+        return len(self._held) < demoted_slots(self._hopeless_slots, slots)
 
     def ended(self, task: Waiting) -> None:
         """See :class:`Order`."""
@@ -263,5 +263,5 @@ def order_of(name: str, settings: Settings) -> SharingOrder:
         drop=name == "edf" and settings.hopeless == "drop",
         hopeless_slots=settings.hopeless_slots,
         late_share=settings.late_share,
-        work=2.0 if settings.order == "deadline+work" else 0.0,
+        work=work_weight(settings.order),
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import NamedTuple
 
-from rts.simulation.orders import HOPE
+from rts.deadlines import demoted_slots, hopeful_until
 from rts.simulation.traces import FAILURE, KILLED, SUCCESS, Again, Job
 
 #: A number of runs at a time counts if it was held for this share of the busy time:
@@ -126,7 +126,7 @@ def share_of_slots(share: float, workers: Sequence[int]) -> float:
     >>> share_of_slots(0.75, [16]), share_of_slots(0.75, [2, 2])
     (0.75, 0.5)
     """
-    held = sum(max(1, int(share * slots)) for slots in workers)
+    held = sum(demoted_slots(share, slots) for slots in workers)
     return min(1.0, held / sum(workers)) if workers else share
 
 
@@ -173,7 +173,7 @@ class _Gaps:
             gap = second.started_at - first.completed_at
             if gap >= 0 and second.arrival < first.completed_at and not second.retries:
                 self._all.append(gap)
-                if first.completed_at <= second.deadline - HOPE * (second.tau or 0.0):
+                if first.completed_at <= hopeful_until(second.deadline, second.tau or 0.0):
                     self._hopeful.append(gap)
         if len(self._last) >= MAX_PLACES:
             self._last.clear()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import random
+import uuid
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery.worker import state
 
+from rts.scheduling.slots import Slots
 from rts.settings import Settings
-from rts.simulation.orders import FirstComeFirstServed, order_of
+from rts.simulation.orders import EarliestDeadlineFirst, FirstComeFirstServed, order_of
 from rts.simulation.recording import (
     Recording,
     Run,
@@ -113,6 +117,38 @@ def test_the_runs_of_one_task_are_one_job() -> None:
     ]
     assert list(past.met) == [False, True, False, True]
     assert recording([]) is None
+
+
+@pytest.mark.parametrize(
+    ("share", "slots", "most"), [(0.29, 100, 29), (0.57, 100, 57), (0.75, 2, 1), (0.1, 4, 1)]
+)
+def test_workers_and_the_simulator_leave_the_same_slots_to_demoted_work(
+    share: float, slots: int, most: int
+) -> None:
+    worker = SimpleNamespace(pool=SimpleNamespace(is_green=False, num_processes=slots))
+    real = Slots(SimpleNamespace(controller=worker))
+    requests = [Request() for _ in range(slots)]  # the state keeps weak references
+    order = EarliestDeadlineFirst(hopeless_slots=share)
+    held = 0
+    try:
+        while order.may_demoted(slots) and real.demoted_may(share):
+            order.hold(held)
+            state.reserved_requests.add(requests[held])
+            real.claimed_demoted(requests[held].id)
+            held += 1
+        assert not order.may_demoted(slots)
+        assert not real.demoted_may(share)
+    finally:
+        state.reserved_requests.difference_update(requests)
+    assert held == most
+    assert share_of_slots(share, [slots, slots]) * 2 * slots == pytest.approx(2 * most)
+
+
+class Request:
+    """What a worker knows of a task that it has taken."""
+
+    def __init__(self) -> None:
+        self.id = str(uuid.uuid4())
 
 
 def test_the_slots_of_each_worker() -> None:

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rts.deadlines import HOPE
 from rts.settings import Settings
 from rts.simulation.orders import (
-    HOPE,
     EarliestDeadlineFirst,
     FirstComeFirstServed,
     Order,
