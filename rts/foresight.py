@@ -91,9 +91,10 @@ def _outlook(app: Any, parts: Parts) -> Outlook:
 def _risks(app: Any, parts: Parts) -> Risks:
     from rts.scheduling.routing import Risks
 
-    if parts.risks is None:
-        parts.risks = Risks(_outlook(app, parts), parts.settings.breaker_period)
-    return parts.risks
+    with _lock:
+        if parts.risks is None:
+            parts.risks = Risks(_outlook(app, parts), parts.settings.breaker_period)
+        return parts.risks
 
 
 def _installed(app: Any) -> tuple[Any, Parts]:
@@ -107,7 +108,8 @@ def _installed(app: Any) -> tuple[Any, Parts]:
     return app, parts
 
 
-_lock = threading.Lock()
+#: Re-entrant: a signal handler that publishes may interrupt the building.
+_lock = threading.RLock()
 
 
 def route(

@@ -54,9 +54,17 @@ class Installation:
         return self._parts
 
     def close(self) -> None:
-        """End what works in the background for the app."""
-        if self._parts is not None and self._parts.open_tasks is not None:
-            self._parts.open_tasks.stop()
+        """End what works in the background for the app, and close its connections. What
+        is at work meanwhile, such as a worker's hooks, connects again.
+        """
+        parts = self._parts
+        if parts is None:
+            return
+        if parts.open_tasks is not None:
+            parts.open_tasks.stop()
+        if parts.outlook is not None:
+            parts.outlook.close()
+        parts.link.close()
 
 
 def parts_of(app: Any) -> Parts | None:

@@ -66,8 +66,8 @@ def install(app: Celery) -> None:
 def uninstall(app: Celery) -> None:
     """Take rts out of *app*: new messages carry nothing of it. Undoes :func:`install`.
 
-    What is in Redis and MongoDB stays. A worker that runs loses its hooks at
-    once and its companion process when it stops.
+    Its connections are closed; what is in Redis and MongoDB stays. A worker that runs
+    loses its hooks at once and its companion process when it stops.
     """
     from celery.signals import import_modules
 
@@ -78,10 +78,11 @@ def uninstall(app: Celery) -> None:
 
     if app not in installed:
         return
-    getattr(app, ATTRIBUTE).close()
+    installation = getattr(app, ATTRIBUTE)
     delattr(app, ATTRIBUTE)
     installed.discard(app)
     publishers.clear()
+    installation.close()  # now that nobody else finds it
     remove_steps(app)
     app.on_after_configure.disconnect(dispatch_uid="rts.order")
     if app.configured:

@@ -118,9 +118,12 @@ class Link:
             raise self._failed(exc) from exc
 
     def close(self) -> None:
-        """Close the idle connections."""
-        while self._idle:
-            self._drop(self._idle.pop())
+        """Close the idle connections. The next call makes a new one."""
+        try:
+            while True:
+                self._drop(self._idle.pop())
+        except IndexError:
+            pass  # another thread may have taken the last one
 
     def _exchange(self, connection: Any, data: bytes, answers: int) -> list[Any]:
         replies: list[Any] = []

@@ -14,7 +14,9 @@ import redis
 from celery import Celery
 
 import rts
-from rts.testing import WorkerFailed, wait_until
+from rts.installation import parts_of
+from rts.link.scripts import pack
+from rts.testing import RedisServer, WorkerFailed, wait_until
 from tests.conftest import ROOT, Stage
 
 
@@ -60,6 +62,31 @@ def test_one_line_gives_all_and_another_takes_all(
     rts.uninstall(app)
     app.send_task("own.task")
     assert set(newest(redis_client, app)) == set(plain)
+
+
+@pytest.mark.parametrize("scheduler", [None, "edf"])
+def test_no_connection_is_left(scheduler: str | None) -> None:
+    with RedisServer() as server:
+        client = redis.Redis.from_url(server.url)
+        app = Celery("web", broker=server.url, set_as_current=False)
+        app.conf.update(rts_redis_url=server.url, rts_scheduler=scheduler)
+        before = len(client.client_list())
+        rts.install(app)
+        assert rts.predict("nobody's", app=app) is None
+        parts = parts_of(app)
+        assert parts is not None
+        assert parts.outlook is not None
+        assert len(client.client_list()) >= before + 2, "rts's Redis, and the broker"
+        rts.uninstall(app)
+        wait_until(lambda: len(client.client_list()) == before)
+        # What still holds them connects again.
+        assert parts.link.call(pack("PING")) == [b"PONG"]
+        assert parts.outlook.of_task("nobody's", None) is None
+        parts.outlook.close()
+        parts.link.close()
+        wait_until(lambda: len(client.client_list()) == before)
+        app.close()
+        client.close()
 
 
 def test_it_may_stand_before_the_configuration(
