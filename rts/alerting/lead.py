@@ -20,6 +20,7 @@ from rts.alerting.conditions import (
 )
 from rts.alerting.courier import Courier
 from rts.clock import FleetClock
+from rts.link.lease import Lease
 from rts.link.link import Link
 from rts.link.scripts import pack
 from rts.objectives import WINDOWS
@@ -60,7 +61,7 @@ class Leader:
         self._settings = settings
         self._keys = settings.keys
         self._clock = clock
-        self._name = name
+        self._lease = Lease(link, settings.keys.alerting, name, LEASE_S)
         self._database = database
         self._now = now
         self._book = Book(link, settings, clock, quiet_s=quiet_s, now=now)
@@ -88,17 +89,11 @@ class Leader:
         """
         if not (self._settings.webhooks or self._listened):
             return False
-        lease = int(LEASE_S * 1000)
         asked_at = self._now()
-        _, holder = self._link.call(
-            pack("SET", self._keys.alerting, self._name, "NX", "PX", lease),
-            pack("GET", self._keys.alerting),
-        )
-        if holder != self._name.encode():
+        if not self._lease.take():
             self._led_at = -1e9
             self._dismiss()
             return False
-        self._link.call(pack("PEXPIRE", self._keys.alerting, lease))
         self._led_at = asked_at
         if not self._couriers:
             self._couriers = [
@@ -154,9 +149,7 @@ class Leader:
         """
         self._dismiss()
         self._led_at = -1e9
-        (holder,) = self._link.call(pack("GET", self._keys.alerting))
-        if holder == self._name.encode():
-            self._link.call(pack("DEL", self._keys.alerting))
+        self._lease.leave()
 
     def _told(self, kind: str) -> bool:
         return any(kind in hook.events for hook in self._settings.webhooks)

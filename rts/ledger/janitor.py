@@ -13,6 +13,7 @@ from rts import health
 from rts.clock import FleetClock
 from rts.keys import Keys, running_field
 from rts.ledger.notes import NoteBoard, lives
+from rts.link.lease import Lease
 from rts.link.link import Link
 from rts.link.scripts import REAP, pack
 from rts.ports import RunSink
@@ -54,7 +55,7 @@ class Janitor:
         self._link = link
         self._keys = settings.keys
         self._clock = clock
-        self._name = name
+        self._lease = Lease(link, settings.keys.janitor, name, LOST_AFTER_S)
         self._lost_after_s = lost_after_s
         self._forget_after_s = forget_after_s
         self._now = now
@@ -70,17 +71,11 @@ class Janitor:
             StoreUnavailable: Redis is away.
         """
         keys = self._keys
-        lease = int(LOST_AFTER_S * 1000)
-        _, holder = self._link.call(
-            pack("SET", keys.janitor, self._name, "NX", "PX", lease), pack("GET", keys.janitor)
-        )
-        if holder != self._name.encode():
+        if not self._lease.take():
             self._seen.clear()
             return 0
-        _, workers, fields = self._link.call(
-            pack("PEXPIRE", keys.janitor, lease),
-            pack("HGETALL", keys.workers),
-            pack("HKEYS", keys.running),
+        workers, fields = self._link.call(
+            pack("HGETALL", keys.workers), pack("HKEYS", keys.running)
         )
         beats = {
             name.decode("utf-8", "replace"): beat
@@ -102,10 +97,12 @@ class Janitor:
         )
 
     def leave(self) -> None:
-        """Let another janitor take over at once."""
-        (holder,) = self._link.call(pack("GET", self._keys.janitor))
-        if holder == self._name.encode():
-            self._link.call(pack("DEL", self._keys.janitor))
+        """Let another janitor take over at once.
+
+        Raises:
+            StoreUnavailable: Redis is away.
+        """
+        self._lease.leave()
 
     def _silence(self, beats: dict[str, bytes], instances: Iterable[str]) -> dict[str, float]:
         """Return for how many seconds each instance was seen to be silent."""

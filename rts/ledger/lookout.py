@@ -17,6 +17,7 @@ from rts.ledger.counting import counting_keys
 from rts.ledger.documents import text
 from rts.ledger.events import MAX_EVENTS, Event
 from rts.ledger.events import OVERDUE as KIND
+from rts.link.lease import Lease
 from rts.link.link import Link
 from rts.link.scripts import JUDGE, pack
 from rts.records import (
@@ -74,7 +75,7 @@ class Lookout:
         self._most = settings.open_max
         self._most_names = settings.max_types
         self._ledger = ledger
-        self._name = name
+        self._lease = Lease(link, settings.keys.lookout, name, LEASE_S)
         self._overdue_after_s = overdue_after_s
         self._now = now
         self._looked_at = -1e9
@@ -90,7 +91,10 @@ class Lookout:
             StoreUnavailable: Redis or MongoDB is away: the tasks are looked at later.
         """
         now = self._now()
-        if now < self._ask_from or not self._has_turn():
+        if now < self._ask_from:
+            return 0
+        if not self._lease.take():
+            self._ask_from = self._now() + LEASE_S / 2
             return 0
         if now - self._looked_at > MAX_GAP_S:
             self._look_from = now + SETTLE_S
@@ -108,21 +112,12 @@ class Lookout:
                 return found
 
     def leave(self) -> None:
-        """Let another companion take over at once."""
-        (holder,) = self._link.call(pack("GET", self._keys.lookout))
-        if holder == self._name.encode():
-            self._link.call(pack("DEL", self._keys.lookout))
+        """Let another companion take over at once.
 
-    def _has_turn(self) -> bool:
-        key, lease = self._keys.lookout, int(LEASE_S * 1000)
-        _, holder = self._link.call(
-            pack("SET", key, self._name, "NX", "PX", lease), pack("GET", key)
-        )
-        if holder != self._name.encode():
-            self._ask_from = self._now() + LEASE_S / 2
-            return False
-        self._link.call(pack("PEXPIRE", key, lease))
-        return True
+        Raises:
+            StoreUnavailable: Redis is away.
+        """
+        self._lease.leave()
 
     def _due(self) -> tuple[list[bytes], float]:
         """Return the ids of open tasks that are due, and the server's time."""

@@ -1,1 +1,1 @@
-"""The way to Redis: lean connections behind a breaker, and the Lua scripts."""
+"""The way to Redis: lean connections behind a breaker, the Lua scripts, and leases."""

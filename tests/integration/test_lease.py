@@ -1,0 +1,90 @@
+"""Leases on a real Redis, which another takes at the worst moments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from rts.link.lease import Lease
+from rts.link.link import Link
+from rts.settings import Settings
+from rts.testing import wait_until
+
+Make = Callable[..., Lease]
+
+
+@pytest.fixture
+def settings(rts_redis_url: str, rts_key_prefix: str) -> Settings:
+    return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix)
+
+
+@pytest.fixture
+def key(settings: Settings) -> str:
+    return settings.keys.janitor
+
+
+@pytest.fixture
+def make(settings: Settings, key: str) -> Iterator[Make]:
+    links: list[Link] = []
+
+    def one(name: str, lease_s: float = 60.0, link: type[Link] = Link) -> Lease:
+        links.append(link(settings))
+        return Lease(links[-1], key, name, lease_s)
+
+    yield one
+    for link in links:
+        link.close()
+
+
+def test_one_has_it_until_it_leaves(make: Make, redis_client: redis.Redis, key: str) -> None:
+    one, two = make("one"), make("two")
+    assert one.take()
+    assert not two.take()
+    two.leave()  # not its own
+    assert redis_client.get(key) == "one"
+    one.leave()
+    one.leave()
+    assert redis_client.exists(key) == 0
+    assert two.take()
+    assert not one.take()
+
+
+def test_it_is_kept_for_its_whole_time_again(
+    make: Make, redis_client: redis.Redis, key: str
+) -> None:
+    one = make("one")
+    assert one.take()
+    assert 0 < redis_client.pttl(key) <= 60_000
+    redis_client.pexpire(key, 30_000)
+    assert one.take()
+    assert redis_client.pttl(key) > 30_000
+
+
+def test_who_comes_back_after_its_time_leaves_another_alone(
+    make: Make, redis_client: redis.Redis, key: str
+) -> None:
+    one, two = make("one", 0.001), make("two")
+    assert one.take()
+    wait_until(two.take)
+    one.leave()
+    assert redis_client.get(key) == "two"
+    assert not one.take()
+
+
+def test_what_runs_out_while_it_is_left_is_not_taken_from_another(
+    make: Make, redis_client: redis.Redis, key: str
+) -> None:
+    class Overtaken(Link):
+        """Its lease runs out after each answer, and another has it from then on."""
+
+        def call(self, *commands: bytes) -> list[Any]:
+            replies = super().call(*commands)
+            redis_client.set(key, "two")
+            return replies
+
+    redis_client.set(key, "one", px=60_000)
+    make("one", link=Overtaken).leave()
+    assert redis_client.get(key) == "two"
