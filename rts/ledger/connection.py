@@ -94,6 +94,17 @@ def database_of(client: MongoClient[dict[str, Any]]) -> Database[dict[str, Any]]
 
 
 @contextmanager
+def answered() -> Iterator[None]:
+    """Turn all that the driver raises into :class:`StoreUnavailable`, for who only reads:
+    no record can be at fault.
+    """
+    try:
+        yield
+    except PyMongoError as exc:
+        raise StoreUnavailable(f"MongoDB does not answer ({type(exc).__name__})") from exc
+
+
+@contextmanager
 def unavailable() -> Iterator[None]:
     """Turn what says "the server is away" into :class:`StoreUnavailable`."""
     try:

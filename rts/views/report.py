@@ -19,9 +19,8 @@ from datetime import datetime
 from typing import Any
 
 from pymongo.database import Database
-from pymongo.errors import PyMongoError
 
-from rts.errors import StoreUnavailable
+from rts.ledger.connection import answered
 from rts.views.histogram import percentile
 from rts.views.tallies import tally
 from rts.views.tally import GROUPS, Tally
@@ -88,10 +87,8 @@ def report(
         raise ValueError(f"by = {by!r} is not one of {', '.join(GROUPS)}")
     if since.tzinfo is None or until.tzinfo is None:
         raise ValueError("since and until need a time zone")
-    try:
+    with answered():
         tallies = tally(database, (since, until), by)
-    except PyMongoError as exc:
-        raise StoreUnavailable(f"MongoDB does not answer ({type(exc).__name__})") from exc
     return [row_of(key, tallies[key]) for key in sorted(tallies)]
 
 

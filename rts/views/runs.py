@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from pymongo import DESCENDING
 from pymongo.database import Database
-from pymongo.errors import PyMongoError
 
-from rts.errors import StoreUnavailable
 from rts.keys import ASSIGNMENTS, TASKS
+from rts.ledger.connection import answered
 from rts.ledger.documents import text
 from rts.views.direct import THREADS
 from rts.views.stretches import Window, parts
@@ -48,14 +46,6 @@ class OneTask:
     runs: Sequence[Mapping[str, Any]]
 
 
-@contextmanager
-def _told() -> Iterator[None]:
-    try:
-        yield
-    except PyMongoError as exc:
-        raise StoreUnavailable(f"MongoDB does not answer ({type(exc).__name__})") from exc
-
-
 def one_task(database: Database[dict[str, Any]], task_id: str) -> OneTask | None:
     """Return what is known of a task; ``None`` where that is nothing.
 
@@ -63,7 +53,7 @@ def one_task(database: Database[dict[str, Any]], task_id: str) -> OneTask | None
         StoreUnavailable: the server did not answer.
     """
     wanted = text(task_id)
-    with _told():
+    with answered():
         task = database[TASKS].find_one({"_id": wanted})
         found = database[ASSIGNMENTS].find({"task_id": wanted})
         runs = list(found.sort([("retries", 1), ("started_at", 1), ("_id", 1)]))
@@ -87,7 +77,7 @@ def latest_misses(
     """
     named = {} if name is None else {"name": name}
     found: list[dict[str, Any]] = []
-    with _told():
+    with answered():
         for task_type in types:
             for part in parts(TASKS, window):
                 wanted = {"sla_success": False, "task_type": task_type, **part, **named}
@@ -112,7 +102,7 @@ def late_runs(
         "completed_at": _between(window),
         "cause": None,
     }
-    with _told():
+    with answered():
         cursor = database[ASSIGNMENTS].find(wanted, _RUN, max_time_ms=MOST_MS)
         return list(cursor.sort("completed_at", DESCENDING).limit(limit))
 
@@ -154,7 +144,7 @@ def sample(
             )
         )
 
-    with _told(), ThreadPoolExecutor(THREADS) as pool:
+    with answered(), ThreadPoolExecutor(THREADS) as pool:
         found = [run for part in pool.map(ask, range(STRETCHES)) for run in part]
     return sorted(found, key=lambda run: run["completed_at"])
 

@@ -14,10 +14,9 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from pymongo.database import Database
-from pymongo.errors import PyMongoError
 
-from rts.errors import StoreUnavailable
 from rts.keys import ASSIGNMENTS, TASKS
+from rts.ledger.connection import answered
 from rts.ledger.rollups import WIDTHS
 from rts.views.direct import THREADS, direct_by_stretch
 from rts.views.kept import kept_sums, sum_up
@@ -68,13 +67,10 @@ def series(database: Database[dict[str, Any]], window: Window, by: str = "type")
     first = int((window[0] - _EPOCH) // timedelta(seconds=width)) * width
     last = -int(-(window[1] - _EPOCH) // timedelta(seconds=width)) * width
     found: dict[int, Tallies] = {start: {} for start in range(first, last, width)}
-    try:
-        with ThreadPoolExecutor(THREADS) as pool:
-            for collection in (ASSIGNMENTS, TASKS):
-                for start, more in _of(database, collection, window, by, width, pool):
-                    add_all(found[start - start % width], more)
-    except PyMongoError as exc:
-        raise StoreUnavailable(f"MongoDB does not answer ({type(exc).__name__})") from exc
+    with answered(), ThreadPoolExecutor(THREADS) as pool:
+        for collection in (ASSIGNMENTS, TASKS):
+            for start, more in _of(database, collection, window, by, width, pool):
+                add_all(found[start - start % width], more)
     return [
         Point(_EPOCH + timedelta(seconds=start), width, found[start]) for start in sorted(found)
     ]

@@ -12,9 +12,8 @@ from datetime import datetime
 from typing import Any
 
 from pymongo.database import Database
-from pymongo.errors import PyMongoError
 
-from rts.errors import StoreUnavailable
+from rts.ledger.connection import answered
 from rts.objectives import (
     BUDGET,
     WINDOWS,
@@ -77,10 +76,8 @@ def standings(
     if now.tzinfo is None:
         raise ValueError("now needs a time zone")
     lengths = {**WINDOWS, BUDGET: settings.budget_window_s}
-    try:
+    with answered():
         counted = slices(database, now, sorted(set(lengths.values())))
-    except PyMongoError as exc:
-        raise StoreUnavailable(f"MongoDB does not answer ({type(exc).__name__})") from exc
     objectives = {
         text: objective_of(settings.slo, *class_of(text))
         for text in {text for each in counted.values() for text in each}
