@@ -1,6 +1,7 @@
-"""Every key of Redis and every collection of MongoDB, in one place.
+"""Every key of rts in Redis and every collection of MongoDB, in one place.
 
-Only ``tau`` and ``outbox`` are public; the rest may change between versions.
+Only ``tau`` and ``outbox`` are public; the rest may change between versions. (What the
+deadline order has beside each queue of the broker, :mod:`rts.scheduling.layout` names.)
 """
 
 from __future__ import annotations
@@ -152,6 +153,13 @@ class Keys:
     def metrics(self) -> str:
         """Hash: a metric and its labels to its value; see ``count.lua``."""
         return self.prefix + "metrics"
+
+    @property
+    def counting(self) -> list[str]:
+        """What counting for the metrics needs, in the order of count.lua: that hash, and
+        the sets of the labels that are told apart.
+        """
+        return [self.metrics, *(f"{self.metrics}:{of}" for of in ("types", "names", "queues"))]
 
     @property
     def lookout(self) -> str:

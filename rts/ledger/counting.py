@@ -1,4 +1,4 @@
-"""What is counted in Redis for the metrics: where, and in which buckets.
+"""What is counted in Redis for the metrics, and in which buckets.
 
 Counting happens in the scripts that end a record's way (``done.lua``) or give a verdict
 without an end (``judge.lua``), each exactly once, for all processes of the fleet. So the
@@ -6,8 +6,6 @@ counters go on when workers and exporters are started anew.
 """
 
 from __future__ import annotations
-
-from rts.keys import Keys
 
 #: Upper bounds of the buckets of runtimes and queueing delays, seconds.
 DURATIONS = (
@@ -27,13 +25,3 @@ MET = "met"
 def spelled(bounds: tuple[float, ...]) -> str:
     """Return bounds as the scripts read them, and as they name the buckets."""
     return " ".join(map(repr, bounds))
-
-
-def counting_keys(keys: Keys) -> list[str]:
-    """Return the keys of count.lua in the order in which the scripts take them."""
-    return [
-        keys.metrics,
-        f"{keys.metrics}:types",
-        f"{keys.metrics}:names",
-        f"{keys.metrics}:queues",
-    ]

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Protocol
 
-from rts.ledger.counting import counting_keys
 from rts.ledger.documents import text
 from rts.ledger.events import MAX_EVENTS, Event
 from rts.ledger.events import OVERDUE as KIND
@@ -155,7 +154,7 @@ class Lookout:
             event = b"" if verdict is None else event_of(verdict, at).to_json().encode()
             arguments += (raw, event)
         names = [keys.open, keys.overdue, keys.open_info, keys.open_counts, keys.judged]
-        names += [keys.events, keys.counters, *counting_keys(keys)]
+        names += [keys.events, keys.counters, *keys.counting]
         call = JUDGE.pack(names, arguments)
         return int(self._link.call(call)[0])
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 
 from rts.keys import GROUP
-from rts.ledger.counting import DURATIONS, LATENESS, counting_keys, spelled
+from rts.ledger.counting import DURATIONS, LATENESS, spelled
 from rts.ledger.entries import read_entry
 from rts.link.link import Link
 from rts.link.scripts import DONE, LEAVE, TAKE
@@ -50,7 +50,7 @@ class RedisOutbox:
         self._takeover_s = takeover_s
         self._look_at = 0.0
         keys = settings.keys
-        self._done = [self._outbox, *counting_keys(keys), keys.judged, keys.counters]
+        self._done = [self._outbox, *keys.counting, keys.judged, keys.counters]
         self._limits: list[str | bytes | float] = [
             *(GROUP, settings.max_types, max(settings.open_max, LEAST_JUDGED)),
             *(spelled(DURATIONS), spelled(LATENESS)),
