@@ -4,7 +4,12 @@
     ├── ``ConfigurationError``   a setting is wrong; raised by ``install``
     ├── ``StoreUnavailable``     a server did not answer, or refused, in time
     │       └── ``BrokerUnavailable``   so did the broker, which is to be asked as well
-    └── ``CommandError``         a command line asks for what cannot be done
+    ├── ``CommandError``         what is asked for cannot be done: by a command line,
+    │                            ``rts.predict`` or ``rts.predict_new``
+    └── of ``rts.testing``:
+            ├── ``ServerNotFound``   there is no redis-server or mongod
+            ├── ``ServerFailed``     a server did not start
+            └── ``WorkerFailed``     a worker did not start
 
 Hooks in the host application never let one of these escape: they are caught at
 the hook's boundary, logged once and counted (see :mod:`rts.health`).
@@ -42,4 +47,4 @@ class BrokerUnavailable(StoreUnavailable):
 
 
 class CommandError(RtsError):
-    """A command line asks for something that cannot be done; the message says what can."""
+    """What a command line or a call asks for cannot be done; the message says what can."""

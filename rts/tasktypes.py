@@ -42,7 +42,9 @@ TYPE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]{0,63}")
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What a task asks for: cores, GiB, GPUs, GiB of storage. 0 where not given."""
+    """What a task asks for: cores, GiB, GPUs, GiB of storage, which no rule uses yet. 0 where
+    not given.
+    """
 
     cpu: float = 0.0
     memory: float = 0.0

@@ -25,8 +25,9 @@ def command(ctx: click.Context, once: bool, as_json: bool) -> None:
     """Move finished runs from Redis into MongoDB until Ctrl-C or SIGTERM.
 
     Every worker does this too unless rts_drain is False; any number of drains may
-    run at once. Also ships the spool of this host, ends the runs of workers that are
-    gone, and keeps a snapshot of the taus.
+    run at once. Also ships the spool of this host and keeps a snapshot of the taus;
+    without --once it also ends the runs of workers that are gone, looks for overdue
+    tasks and sends alerts.
     """
     settings = settings_of(ctx)
     logging.basicConfig(format="[%(asctime)s: %(levelname)s/rts] %(message)s")

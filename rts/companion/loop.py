@@ -87,8 +87,9 @@ def _repeat(
 def drain_alone(settings: Settings, stop: threading.Event, *, once: bool = False) -> int:
     """Drain without a worker, for ``celery rts drain``; return the number of records.
 
-    *once*: until the outbox is empty, then end. The spool of this host is shipped
-    too, lost runs are looked for, and the taus are kept.
+    The spool of this host is shipped too, and the taus are kept; lost runs and overdue
+    tasks are looked for, and alerts sent. *once*: until the outbox is empty, then end,
+    without these last three.
 
     Raises:
         StoreUnavailable: rts_mongo_url cannot be used; with *once* also: Redis is

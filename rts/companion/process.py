@@ -1,4 +1,5 @@
-"""The process beside a worker: heartbeat, spool, drain, janitor, snapshots.
+"""The process beside a worker: heartbeat, spool, drain, lost runs, overdue tasks,
+alerts, snapshots of the taus.
 
 ``main`` reads one line of JSON on standard input (what
 to do, with the settings) and goes on until standard input ends, which it does

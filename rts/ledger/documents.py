@@ -42,9 +42,8 @@ def documents(
 ) -> tuple[Document, Document | None]:
     """Return the ``tasks`` document of *entry* and its ``assignments`` document.
 
-    The latter is ``None`` where no run was started. Beyond the fields that
-    DESIGN names, both hold what the reports need and, for :mod:`rts.ledger.merging`,
-    ``run_id``, ``retries`` and ``instance``.
+    The latter is ``None`` where no run was started. Both hold what the reports need
+    and, for :mod:`rts.ledger.merging`, ``run_id``, ``retries`` and ``instance``.
 
     ``verdict_at`` of a task is the instant at which its verdict was certain: its end,
     but no later than its deadline, since a task that is not done by then has missed it

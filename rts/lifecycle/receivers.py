@@ -3,19 +3,24 @@
 Each catches everything, counts it and logs it once: Celery would log a
 traceback for every task, and the host app must not notice at all.
 
-====================  ==========================================================
-signal                where it is sent
-====================  ==========================================================
-before_task_publish   whatever process publishes, also for retries, beat, canvas
-after_task_publish    the same, once the broker has the message
-task_received         worker, main process
-task_prerun           process that runs the task (a pool child with prefork)
-task_postrun          the same
-task_failure          the same, before postrun; and in the main process for runs
-                      whose process was killed or whose hard time limit struck
-task_revoked          worker, main process
-task_unknown          worker, main process
-====================  ==========================================================
+=======================  =======================================================
+signal                   where it is sent
+=======================  =======================================================
+before_task_publish      whatever process publishes, also for retries, beat,
+                         canvas
+after_task_publish       the same, once the broker has the message
+task_received            worker, main process
+task_prerun              process that runs the task (a pool child with prefork)
+task_postrun             the same
+task_failure             the same, before postrun; and in the main process for
+                         runs whose process was killed or whose hard time limit
+                         struck
+task_revoked             worker, main process
+task_unknown             worker, main process
+worker_process_init      a new pool child (prefork); with solo the worker itself
+worker_process_shutdown  a pool child (prefork) that ends in order
+worker_shutdown          worker, main process, when it ends in order
+=======================  =======================================================
 """
 
 from __future__ import annotations
