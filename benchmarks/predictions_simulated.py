@@ -31,6 +31,8 @@ from rts.simulation.orders import Order, order_of
 from rts.simulation.simulator import Outcome, simulate
 from rts.simulation.traces import at_load, read_trace, six_types
 
+#: By what they are called: an order, and whether later arrivals are known.
+CASES = {"fifo": ("fifo", False), "edf": ("edf", False), "known": ("edf", True)}
 #: Tasks until the first question, and waits that are none: a tenth of the mean runtime.
 WARM_UP, LEAST_WAIT_S = 300, 2.0
 
@@ -151,12 +153,13 @@ def main() -> None:
     parser.add_argument("--slots", type=int, nargs="*", default=[4, 16])
     parser.add_argument("--rho", type=float, nargs="*", default=[0.9, 1.1])
     parser.add_argument("--trace", default="six", metavar="FILE")
+    parser.add_argument("--orders", nargs="*", choices=tuple(CASES), default=list(CASES))
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     random.seed(1)
     cases = (
-        (name, known, slots, rho)
-        for name, known in (("fifo", False), ("edf", False), ("edf", True))
+        (*CASES[case], slots, rho)
+        for case in arguments.orders
         for slots in arguments.slots
         for rho in arguments.rho
     )

@@ -31,7 +31,6 @@ from rts.ledger.mongo import MongoLedger
 from rts.ledger.notes import NoteBoard
 from rts.ledger.orders import Orders
 from rts.ledger.outbox import RedisOutbox
-from rts.ledger.received import SIZE
 from rts.ledger.ship import Shipper
 from rts.ledger.sink import SpoolRunSink
 from rts.ledger.spool import Spool
@@ -284,12 +283,11 @@ class Upkeep:
             "host": socket.gethostname(),
             "concurrency": slots,
             "queues": orders.queues,
+            "ahead": None if orders.ahead is None else slots * orders.ahead,
+            "received": board.received.told(),
             # At each beat and no more often: the worker itself samples for its tasks.
             "load": {} if self._probes is None else take_sample(self._probes).as_dict(),
         }
-        if orders.ahead != 0:
-            beat["ahead"] = None if orders.ahead is None else slots * orders.ahead
-            beat["received"] = board.received.last(slots * (1 + (orders.ahead or SIZE)))
         return json.dumps(beat)
 
 

@@ -20,9 +20,9 @@ _MARK = struct.Struct("=I")
 BYTES = _COUNT.size + SIZE * _MARK.size
 
 
-def mark_of(task_id: str) -> int:
+def mark_of(task_id: object) -> int:
     """Return a number below 2³², by which a task is known from most others."""
-    return zlib.crc32(task_id.encode(errors="replace"))
+    return zlib.crc32(str(task_id).encode(errors="replace"))
 
 
 class Received:
@@ -36,26 +36,22 @@ class Received:
         self._marks = start + _COUNT.size
         self._count = 0
 
-    def put(self, task_id: str) -> None:
+    def put(self, task_id: object) -> None:
         """Note that a message of this task has arrived."""
         place = self._marks + self._count % SIZE * _MARK.size
         _MARK.pack_into(self._memory, place, mark_of(task_id))
         self._count += 1
         _COUNT.pack_into(self._memory, self._start, self._count)
 
-    def last(self, most: int) -> str:
-        """Return the marks of the last *most* tasks, as text for :func:`marks_in`."""
+    def told(self) -> str:
+        """Return the marks of the last tasks, in any order, as text for :func:`marks_in`."""
         (count,) = _COUNT.unpack_from(self._memory, self._start)
-        marks = [
-            self._memory[place : place + _MARK.size]
-            for number in range(max(0, count - min(most, SIZE)), count)
-            for place in [self._marks + number % SIZE * _MARK.size]
-        ]
-        return base64.b64encode(b"".join(marks)).decode()
+        end = self._marks + min(count, SIZE) * _MARK.size
+        return base64.b64encode(self._memory[self._marks : end]).decode()
 
 
 def marks_in(text: str) -> Sequence[int]:
-    """Return the marks that :meth:`Received.last` has written.
+    """Return the marks that :meth:`Received.told` has written.
 
     Raises:
         ValueError: it has not.

@@ -131,9 +131,9 @@ def connect(parts_of: PartsOf, publisher: Publisher) -> None:
             if parts is None or parts.worker is None:
                 return
             attributes = request.request_dict
+            parts.worker.board.received.put(attributes["id"])
             if _is_celerys(attributes["task"]):
                 return
-            parts.worker.board.received.put(attributes["id"])
             ends = parts.worker.ends
             if "rts_deadline" not in attributes:
                 ends.received(attributes)

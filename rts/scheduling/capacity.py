@@ -21,9 +21,13 @@ def ahead_of(worker: Any) -> int | None:
     """Return how many tasks *worker*, Celery's, takes for each slot while all are taken;
     ``None``: any number. Those that it acknowledges late count while they run.
     """
-    conf = worker.app.conf
-    if getattr(conf, "worker_disable_prefetch", False):  # Celery 5.6 has it
+    app, pool = worker.app, worker.pool_cls.__module__.rpartition(".")[2]
+    if getattr(app.conf, "worker_disable_prefetch", False):  # Celery 5.6 has it
+        return 0
+    if pool in ("solo", "gevent", "eventlet"):  # the task, or a full pool, stops the consumer
         return 0
     if worker.prefetch_multiplier == 0:
         return None
-    return int(worker.prefetch_multiplier) - bool(conf.task_acks_late)
+    own = [task for name, task in app.tasks.items() if not name.startswith("celery.")]
+    late = all(task.acks_late for task in own) if own else bool(app.conf.task_acks_late)
+    return int(worker.prefetch_multiplier) - late

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rts.ledger.janitor import LOST_AFTER_S
-from rts.ledger.received import marks_in
+from rts.ledger.received import SIZE, marks_in
 from rts.ledger.recent import RUNS, Recent, read_recent
 from rts.link.link import Link, replies_as_text
 from rts.link.scripts import pack
@@ -40,8 +40,9 @@ class Worker:
     queues: tuple[str, ...] | None
     #: Tasks that it takes when no slot is free, at most; may be infinite.
     ahead: float = 0.0
-    #: Marks of the last tasks that it has received (:mod:`rts.ledger.received`).
-    received: Sequence[int] = ()
+    #: What it tells of the last tasks that it has received (:mod:`rts.ledger.received`);
+    #: ``None``: nothing.
+    received: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,11 @@ class Fleet:
     crews: Sequence[Crew]
     #: Numbers of the crews, by the instances of their workers.
     crew_of: Mapping[str, int]
-    #: Numbers of the crews, by the marks of what their workers have received last.
-    receivers: Mapping[int, int]
+    #: Numbers of the crews, by the marks of what their workers have received last; ``None``:
+    #: of several, the last time by one that is not known.
+    receivers: Mapping[int, int | None]
+    #: Whether all workers tell what they have received.
+    all_tell: bool
     #: Slots of each worker.
     workers: Sequence[int]
     #: What goes on in the workers' slots, of whatever queue.
@@ -72,6 +76,14 @@ class Fleet:
     def slots(self) -> int:
         """Tasks of the queue that may run at a time."""
         return sum(crew.slots for crew in self.crews if 0 in crew.queues)
+
+    def tell_all(self, etas: int) -> bool:
+        """Return whether what is among nobody's marks is held by nobody: all workers tell
+        them, and of none so many that some are forgotten; *etas*: tasks that they hold
+        besides.
+        """
+        most = max((crew.slots + crew.ahead for crew in self.crews), default=0.0)
+        return self.all_tell and most + etas <= SIZE
 
     @property
     def own_running(self) -> list[Execution]:
@@ -146,12 +158,7 @@ def read_fleet(
         numbers,
         crews,
         crew_of,
-        {
-            mark: crew_of[worker.instance]
-            for worker in living
-            if worker.instance in crew_of
-            for mark in worker.received
-        },
+        *_receivers(living, crew_of),
         [worker.slots for worker in living if worker.instance in crew_of],
         [
             run
@@ -205,6 +212,27 @@ def _crews(
     return crews, crew_of
 
 
+def _receivers(
+    workers: Iterable[Worker], crew_of: Mapping[str, int]
+) -> tuple[dict[int, int | None], bool]:
+    """Return the crews by mark, and whether all have told."""
+    found: dict[int, int | None] = {}
+    all_tell = True
+    for worker in workers:
+        crew = crew_of.get(worker.instance)
+        if crew is None:
+            continue
+        try:
+            marks = set(marks_in(worker.received or ""))
+        except (ValueError, TypeError):
+            marks, all_tell = set(), False  # of another version
+        all_tell = all_tell and worker.received is not None
+        for mark in marks:
+            # A retry goes to whichever asks next.
+            found[mark] = crew if found.get(mark, crew) == crew else None
+    return found, all_tell
+
+
 def read_beats(answer: Sequence[bytes], now: float) -> list[Worker]:
     """Return the workers that live, of an answer to HGETALL."""
     found = []
@@ -217,15 +245,9 @@ def read_beats(answer: Sequence[bytes], now: float) -> list[Worker]:
             load = float((told.get("load") or {}).get("load") or 0.0)
             served = None if queues is None else tuple(map(str, queues))
             ahead = told.get("ahead", 0)
-            worker = Worker(
-                instance,
-                int(told["concurrency"]),
-                load,
-                served,
-                math.inf if ahead is None else float(ahead),
-                marks_in(told.get("received", "")),
-            )
-            found.append(worker)
+            ahead = math.inf if ahead is None else float(ahead)
+            slots, received = int(told["concurrency"]), told.get("received")
+            found.append(Worker(instance, slots, load, served, ahead, received))
         except (ValueError, TypeError, KeyError, AttributeError):
             continue  # of another version
     return found

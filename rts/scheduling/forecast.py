@@ -24,6 +24,11 @@ from rts.simulation.orders import FirstComeFirstServed
 #: Simulations for one prediction, at least and at most, and events that all of them
 #: take together at most: some tenths of a second of one core.
 LEAST_RUNS, RUNS, MOST_EVENTS = 40, 120, 60_000
+#: Arrivals until the eta of a task that are played, about: one may stand for several.
+ARRIVALS = 500
+#: A task with an eta that is no further away is one of those that start as they come: a
+#: reading of its queue is that old at most, seconds.
+SOON_S = 1.0
 #: The interval's ends: 90 % of the simulations lie between.
 LOW, HIGH = 0.05, 0.95
 #: Below this a wait is none, seconds.
@@ -67,8 +72,12 @@ def _queued(
     together = sum(other.weight for other in waiting) / max(1, len(waiting))
     work = waiting[target] if target >= 0 else snapshot.held[-1 - target]
     lately = snapshot.lately
-    if work.ready <= since and isinstance(order(), FirstComeFirstServed):
+    until_ready_s = max(0.0, work.ready - since)
+    if until_ready_s < SOON_S and isinstance(order(), FirstComeFirstServed):
         lately = [w for w in lately if w.queue]  # of its own queue later ones come later
+    if snapshot.span_s > 0:
+        expected = sum(w.weight for w in lately) / snapshot.span_s * until_ready_s
+        together = max(together, expected / ARRIVALS)
     coming = Arrivals(lately, snapshot.span_s, since, slots, rng, max(1.0, together))
     starts: list[float] = []
     runs: list[float] = []

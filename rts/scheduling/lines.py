@@ -11,10 +11,8 @@ from rts.scheduling.together import Crew
 class Lines:
     """One line for each crew; its tasks start in the order in which they were taken."""
 
-    def __init__(self, crews: Sequence[Crew], asking: Sequence[int]) -> None:
-        """*asking*: the crews' numbers, in the order in which they ask the broker."""
+    def __init__(self, crews: Sequence[Crew]) -> None:
         self._crews = crews
-        self._asking = asking
         #: By crew: numbers of tasks, with how many tasks each stands for.
         self._lines: list[deque[tuple[int, float]]] = [deque() for _ in crews]
         self._lengths = [0.0] * len(crews)
@@ -39,12 +37,3 @@ class Lines:
     def has_room(self, crew: int) -> bool:
         """Return whether *crew* takes one more while none of its slots is free."""
         return self._lengths[crew] < self._crews[crew].ahead
-
-    def taker(self, queue: int, turn: int) -> int:
-        """Return which crew has taken a message of *queue*, where that is not known: they
-        are served in turn, as far as they have room.
-        """
-        takers = [n for n in self._asking if queue in self._crews[n].queues] or self._asking
-        first = turn % len(takers)
-        in_turn = [*takers[first:], *takers[:first]]
-        return next((crew for crew in in_turn if self.has_room(crew)), in_turn[0])

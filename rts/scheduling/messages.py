@@ -61,6 +61,15 @@ class Found(NamedTuple):
     message: Message
 
 
+class Held(NamedTuple):
+    """A message that a worker has taken and not acknowledged."""
+
+    routing_key: str
+    message: Message
+    #: When, epoch seconds of the worker's host.
+    taken_at: float
+
+
 def id_of(message: Message) -> str | None:
     """Return the id of a task's message; ``None`` where it is none."""
     headers = message.get("headers")
@@ -81,9 +90,9 @@ def ask_range(pipe: Any, part: Part, first: int, last: int) -> None:
         pipe.lrange(part.name, -1 - last, -1 - first)
 
 
-def affordable(firsts: Sequence[Sequence[bytes]], most: int) -> int:
+def affordable(firsts: Iterable[Iterable[bytes | None]], most: int) -> int:
     """Return how many messages of such a size may be read, at most *most*."""
-    texts = [text for page in firsts for text in page]
+    texts = [text for page in firsts for text in page if text]
     mean = sum(map(len, texts)) / len(texts) if texts else 1.0
     return max(FIRST, min(most, int(BYTES / mean)))
 
@@ -129,16 +138,18 @@ def message_of(text: bytes) -> Message:
     return message if isinstance(message, dict) else {}
 
 
-def noted_of(texts: Iterable[bytes | None]) -> list[tuple[str, Message]]:
-    """Return the tasks of *texts*, notes of what is unacknowledged; ``None`` is settled."""
-    found: list[tuple[str, Message]] = []
-    for text in texts:
+def noted_of(notes: Iterable[tuple[bytes | None, float]]) -> list[Held]:
+    """Return the tasks of *notes* of what is unacknowledged, each with the instant at which
+    it was taken; of what is settled there is no text.
+    """
+    found: list[Held] = []
+    for text, taken_at in notes:
         try:
             message, _, routing_key = json.loads(text or b"")
         except (ValueError, TypeError, RecursionError):
             continue
         if isinstance(message, dict):
-            found.append((str(routing_key), message))
+            found.append(Held(str(routing_key), message, taken_at))
     return found
 
 

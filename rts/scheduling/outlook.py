@@ -232,7 +232,8 @@ class Outlook:
     def _of_held(self, task_id: str, queues: Iterable[str]) -> Prediction | None:
         """Predict a task that a worker has taken and not started."""
         look = self._broker.look(next(iter(queues)), priority=0)
-        key = next((key for key, m in look.held if id_of(m) == task_id), None)
+        keys = (each.routing_key for each in look.held if id_of(each.message) == task_id)
+        key = next(keys, None)
         if key is None:
             return None
         queue = self._queue_of(key, queues)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from rts.scheduling.messages import (
     SAMPLE,
     SEARCH_PAGE,
     Found,
+    Held,
     Message,
     Part,
     Stratum,
@@ -54,11 +56,13 @@ class Look(NamedTuple):
     position: int | None
     #: All messages that wait.
     total: int
-    #: What workers hold unacknowledged, with its routing key, the earliest taken first.
-    held: list[tuple[str, Message]]
+    #: What workers hold unacknowledged, the earliest taken first.
+    held: list[Held]
     turns: int
     #: Number of the last part that is ahead.
     level: int
+    #: Seconds after which a message that is held is delivered again.
+    redelivery_s: float = math.inf
 
 
 #: A queue in which nothing waits.
@@ -143,7 +147,7 @@ class Broker:
                     ask_size(pipe, part)
                     ask_range(pipe, part, 0, FIRST - 1)
                 pipe.get(f"{prefix}{queue}{channel.sep}{TURNS}")
-                pipe.zrevrange(prefix + channel.unacked_index_key, 0, held - 1)
+                pipe.zrevrange(prefix + channel.unacked_index_key, 0, held - 1, withscores=True)
                 *answers, turns, taken = pipe.execute()
             sizes, firsts = answers[::2], answers[1::2]
             if target is not None:
@@ -155,12 +159,16 @@ class Broker:
                 rank = sizes[level]
             ahead, behind = self._strata(sizes, level, rank)
             pages = sampled(ahead, behind, affordable(firsts, most))
-            # The latest ones: what is held for an eta may have been taken long ago.
-            tags = taken[affordable(firsts, held) :: -1] if taken else [b""]
+            # The latest ones: what is held for an eta may have been taken long ago. Where
+            # little waits, the first of them tell how large they are.
+            unacked = prefix + channel.unacked_key
+            if taken and not any(firsts):
+                firsts = [client.hmget(unacked, [tag for tag, _ in taken[:FIRST]])]
+            taken = taken[affordable(firsts, held) :: -1]
             with client.pipeline(transaction=False) as pipe:
                 for page in pages:
                     ask_range(pipe, parts[page.part], page.ranks.start, page.ranks.stop - 1)
-                pipe.hmget(prefix + channel.unacked_key, tags)
+                pipe.hmget(unacked, [tag for tag, _ in taken] or [b""])
                 *answers, noted = pipe.execute()
         messages: list[Message] = []
         weights: list[float] = []
@@ -180,9 +188,10 @@ class Broker:
             weights,
             position,
             sum(sizes),
-            noted_of(noted),
+            noted_of(zip(noted, (at for _, at in taken), strict=False)),
             int(turns or 0),
             level,
+            float(channel.visibility_timeout),
         )
 
     def _strata(
@@ -220,7 +229,8 @@ class Broker:
                 pipe.hscan(unacked, 0, count=FIRST)
                 *answers, unsettled, (_, noted) = pipe.execute()
         # What is held is told apart by its routing key, on average.
-        held = [message for key, message in noted_of(noted.values()) if key == queue]
+        texts = ((text, 0.0) for text in noted.values())
+        held = [each.message for each in noted_of(texts) if each.routing_key == queue]
         taken = unsettled * len(held) // max(1, len(noted))
         sample = [message_of(text) for page in answers[1::2] for text in page]
         return sum(answers[::2]) + taken, sample or held

@@ -23,6 +23,8 @@ NOTED_S = 1.0
 #: Of tasks that one stands for, as many are taken together as this share of what was taken
 #: before: the first ones alone, so that what is hopeless by then is.
 AT_ONCE = 0.02
+#: Looks of workers for something to take that count as one event.
+LOOKS = 16
 #: The numbers of what runs and is not known begin here, downwards.
 NOBODY = -(1 << 40)
 
@@ -106,14 +108,7 @@ class Play:
         self._stretch = 1 / snapshot.share
         self._works = [*snapshot.waiting, *([] if new is None else [new])]
         self._arrivals = coming.stream()
-        #: Crews that may have something to take: whichever asks first.
-        self._all: Sequence[int] = rng.sample(range(len(self._crews)), len(self._crews))
-        self._looking: Sequence[int] = self._all
-        self._lines = Lines(self._crews, self._all)
-        #: What crews start once it is ready.
-        self._later: list[tuple[float, int, int]] = []
         self._held = snapshot.held
-        self._hold(snapshot.held_by)
         for number, work in enumerate(self._works):
             self._push(number, work)
         #: Ends of runs, with their crews; and how many slots of each are taken.
@@ -131,10 +126,20 @@ class Play:
             if started > work.deadline - HOPE * work.tau:
                 demoted.append(number)
         self._queues.resume(snapshot.turns, demoted)
+        #: All crews, the one that asks the broker next first; and those that may have
+        #: something to take.
+        self._asking = rng.sample(range(len(self._crews)), len(self._crews))
+        self._looking: Sequence[int] = self._asking
+        self._lines = Lines(self._crews)
+        #: What crews start once it is ready.
+        self._later: list[tuple[float, int, int]] = []
+        self._hold(snapshot.held_by)
         self._fill(snapshot.waiting, rng)
 
     def _hold(self, held_by: Sequence[int | None]) -> None:
-        """Give the crews what they have taken."""
+        """Give the crews what they have taken: where that is not known they were served in
+        turn, as far as they had room, and what has not begun since has no free slot.
+        """
         unknown = []
         for position, work in enumerate(self._held):
             crew = held_by[position] if position < len(held_by) else None
@@ -142,8 +147,19 @@ class Play:
                 unknown.append((position, work))
             else:
                 self._line_up(crew, -1 - position, work)
-        for turn, (position, work) in enumerate(unknown):
-            self._line_up(self._lines.taker(work.queue, turn), -1 - position, work)
+        full = [c for c in self._asking if self._busy[c] == self._crews[c].slots]
+        for position, work in unknown:
+            crew = self._taker(work.queue, full) if _is_left(work, self.now) else None
+            if crew is None:
+                crew = self._taker(work.queue, self._asking)
+            if crew is None:
+                continue  # nobody takes from its queue any more
+            self._line_up(crew, -1 - position, work)
+            self._served([crew])
+
+    def _taker(self, queue: int, among: Sequence[int]) -> int | None:
+        takers = [crew for crew in among if queue in self._crews[crew].queues]
+        return next(filter(self._lines.has_room, takers), next(iter(takers), None))
 
     def _fill(self, waiting: Sequence[Work], rng: random.Random) -> None:
         """Have something run in the slots that cannot be free: what has been left waiting
@@ -151,19 +167,26 @@ class Play:
         many are as such work may hold.
         """
         left = [work for work in waiting if _is_left(work, self.now)]
+        of_queues: dict[tuple[int, ...], tuple[list[Work], list[Work]]] = {}
         for crew, hands in enumerate(self._crews):
             if self._busy[crew] == hands.slots:
                 continue
+            if hands.queues not in of_queues:
+                own = [work for work in left if work.queue in hands.queues]
+                of_queues[hands.queues] = own, self._hopeful(own)
+            alike, hopeful = of_queues[hands.queues]
             held = map(self._work, self._lines.of(crew))
-            alike = [work for work in held if _is_left(work, self.now)]
-            alike += [work for work in left if work.queue in hands.queues]
-            hopeful = [work for work in alike if not self._is_demoted(work)]
+            if line := [work for work in held if _is_left(work, self.now)]:
+                alike, hopeful = line + alike, self._hopeful(line) + hopeful
             while alike and self._busy[crew] < hands.slots:
                 number = NOBODY - len(self._ends)
                 if not hopeful and not self._queues.hold_demoted(number, self._slots):
                     break
                 end = self.now + self._left_of_unknown(hopeful or alike, rng)
                 self._begin(end, number, crew)
+
+    def _hopeful(self, works: Sequence[Work]) -> list[Work]:
+        return [work for work in works if not self._is_demoted(work)]
 
     def _left_of_unknown(self, alike: Sequence[Work], rng: random.Random) -> float:
         """Return the seconds that a run will still take which nobody has noted: it has
@@ -200,7 +223,7 @@ class Play:
                 self.now = arrival.arrival
                 self._works.append(arrival)
                 self._push(len(self._works) - 1, arrival)
-                self._looking = self._all
+                self._looking = self._asking
                 arrival = next(self._arrivals, None)
         return max(self.now, self._work(target).ready)
 
@@ -209,6 +232,7 @@ class Play:
         target has started, or was dropped.
         """
         looking = self._looking
+        self.events += len(looking) // LOOKS
         while looking:
             taking: list[int] = []
             for crew in looking:
@@ -228,8 +252,16 @@ class Play:
                 else:
                     run_s = self._draw.of(work) * work.weight * self._stretch
                     self._begin(self.now + run_s, number, crew)
+            self._served(taking)
             looking = taking
         return False
+
+    def _served(self, crews: Sequence[int]) -> None:
+        """Note that *crews* have been given something: the others are served before them,
+        as a Redis does.
+        """
+        if crews and len(self._asking) > 1:
+            self._asking = [c for c in self._asking if c not in crews] + [*crews]
 
     def _next(self, crew: int, target: int, free: bool) -> int | None:
         """Return the number of what *crew* starts, having a slot *free*, or takes ahead."""
@@ -266,7 +298,7 @@ class Play:
     def _end(self) -> None:
         self.now, number, crew = heapq.heappop(self._ends)
         self._busy[crew] -= 1
-        self._looking = (crew,) if self._queues.apart else self._all
+        self._looking = (crew,) if self._queues.apart else self._asking
         task = self._claimed.pop(number, None)
         if task is not None:
             self._queues.ended(task)

@@ -23,6 +23,8 @@ from rts.simulation.orders import HOPE
 from rts.tasktypes import UNTYPED
 from rts.validation import finite
 
+#: Seconds after which a worker has told that it has received a message.
+TOLD_S = 5.0
 #: Seconds for which a message has waited at least whose age is not known.
 AGE_S = 1.0
 
@@ -148,18 +150,28 @@ class Present:
         crews that have, if these have told: what they hold of other queues is ahead just
         as well.
 
-        A task that is acknowledged late is among it while it runs. Of those that are
+        What is nobody's any more is ready when it will be delivered again. A task that is
+        acknowledged late is among it while it runs. Of those that are
         not noted yet as running the first ones are taken to be, as far as slots are *free*.
         """
         held: dict[str, Work] = {}
         held_by: list[int | None] = []
-        for key, message in look.held:
+        etas = 0
+        for key, message, taken_at in look.held:
             task_id = id_of(message)
             number = fleet.numbers.get(key)
             if number is None or task_id is None or task_id in running:
                 continue
             work = self.work(message, fleet.now, number, fleet.queues[number])
-            taker = fleet.receivers.get(mark_of(task_id))
+            etas += work.ready > 0
+            mark = mark_of(task_id)
+            taker = fleet.receivers.get(mark)
+            told_at = max(taken_at, work.ready) + TOLD_S
+            if mark not in fleet.receivers and fleet.tell_all(etas) and told_at < fleet.now:
+                # Whoever has it is gone.
+                held[task_id] = work._replace(ready=taken_at + look.redelivery_s)
+                held_by.append(None)
+                continue
             takers = _takers(number, fleet) if taker is None else [taker]
             if self._late(message) and work.ready <= fleet.now:
                 idle = next((n for n in takers if free[n] > 0), None)

@@ -82,7 +82,7 @@ def test_in_order_of_arrival_each_worker_has_what_it_has_taken(
     for number in range(3):
         received.put(f"task-{number}")
     settings = replace(settings, scheduler=None)
-    beat(redis_client, settings, "a", ["web"], ahead=8, received=received.last(2))
+    beat(redis_client, settings, "a", ["web"], ahead=8, received=received.told())
     beat(redis_client, settings, "b", ["web"], ahead=None)
     beat(redis_client, settings, "c", ["web"])  # of a version that does not say
     beat(redis_client, settings, "d", ["web"], received="no marks")
@@ -91,9 +91,18 @@ def test_in_order_of_arrival_each_worker_has_what_it_has_taken(
         "a": Crew(2, ahead=8),
         "b": Crew(2, ahead=math.inf),
         "c": Crew(2),
+        "d": Crew(2),
     }
-    holder = {mark_of(f"task-{n}"): fleet.crew_of["a"] for n in (1, 2)}
+    assert not fleet.all_tell
+    holder = {mark_of(f"task-{n}"): fleet.crew_of["a"] for n in range(3)}
     assert fleet.receivers == holder
+    # A retry that another one has received: which has it is not known.
+    again = Received(mmap.mmap(-1, BYTES), 0)
+    again.put("task-1")
+    beat(redis_client, settings, "c", ["web"], received=again.told())
+    fleet = fleet_of(settings, "web")
+    assert fleet.receivers[mark_of("task-1")] is None
+    assert fleet.receivers[mark_of("task-2")] == fleet.crew_of["a"]
 
 
 def test_not_every_queue_of_a_worker_is_played(

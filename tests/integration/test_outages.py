@@ -186,12 +186,12 @@ def test_a_run_that_died_with_its_worker_is_lost_and_runs_again(
     stage.transport_options = {"visibility_timeout": 2}
     app = producer(stage, producers)
     first = stage.worker(concurrency=1)
-    result = app.send_task("tests.apps.basic.late", (3.0,))
+    result = app.send_task("tests.apps.basic.late", (6.0,))
     wait_until(lambda: redis_client.hlen(f"{stage.prefix}running") == 1)
     first.kill()
     visible_again(stage, redis_client)
     stage.worker(concurrency=1)
-    assert result.get(timeout=60) == 3.0
+    assert result.get(timeout=60) == 6.0
     wait_until(
         lambda: mongo.assignments.count_documents({"task_id": result.id}) == 2, timeout=60
     )

@@ -19,6 +19,7 @@ from kombu import Exchange, Queue
 import rts
 from rts.installation import parts_of
 from rts.ledger.received import marks_in
+from rts.scheduling import present
 from rts.scheduling.peek import HELD
 from rts.testing import RedisServer, wait_until
 from tests.conftest import ROOT, Stage
@@ -52,6 +53,18 @@ def busy(stage: Stage, app: Celery, seconds: float, slots: int, **options: Any) 
     wait_until(lambda: client.hlen(f"{stage.prefix}running") >= slots, message="they run")
     client.close()
     return ids
+
+
+def served(app: Celery, **options: Any) -> rts.Prediction:
+    """Return what is predicted of a new task, once a worker tells that it takes such."""
+
+    def told() -> rts.Prediction | None:
+        try:
+            return rts.predict_new(OK, app=app, **options)
+        except rts.CommandError:
+            return None  # its first heartbeat is to come
+
+    return wait_until(told, message="a worker beats")
 
 
 @pytest.mark.parametrize("scheduler", [None, "edf"], ids=["fifo", "edf"])
@@ -250,6 +263,36 @@ def test_what_a_worker_holds_does_not_wait_for_another(
     first.kill()
 
 
+def test_what_a_killed_worker_had_taken_waits_to_be_delivered_again(
+    make_stage: Callable[..., Stage],
+    apps: list[Celery],
+    redis_client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage = make_stage(rts_task_types={"slow": 20.0}, worker_prefetch_multiplier=4)
+    app = producer(stage, apps)
+    app.conf.broker_transport_options = {"visibility_timeout": 600.0}
+    first = stage.worker(pool="threads", concurrency=1)
+    slow: dict[str, Any] = {"headers": {"task_type": "slow"}}
+    busy(stage, app, 60, 1, **slow)
+    held = [app.send_task(OK, (0,), **slow).id for _ in range(4)]
+    wait_until(lambda: not waiting(redis_client, app.conf.task_default_queue), message="held")
+    begun = time.time()
+    first.kill()
+    stage.worker(pool="threads", concurrency=1)
+    client = redis.Redis.from_url(stage.redis_url)
+    wait_until(lambda: not client.hlen(f"{stage.prefix}running"), message="it is lost")
+    wait_until(lambda: client.hlen(f"{stage.prefix}workers") == 1, message="one is left")
+    client.close()
+    # What was taken so long ago would have been told of.
+    monkeypatch.setattr(present, "TOLD_S", 1.0)
+    new = served(app, **slow)
+    assert new.start < time.time() + 5
+    later = rts.predict(held[0], app=app)
+    assert later is not None
+    assert later.start == pytest.approx(begun + 600.0, abs=30.0)
+
+
 def test_each_worker_gives_slots_of_its_own_to_demoted_work(
     make_stage: Callable[..., Stage], apps: list[Celery]
 ) -> None:
@@ -319,7 +362,7 @@ def test_a_task_of_this_process_that_was_taken_at_once(
     )
     worker = stage.worker(pool="threads", concurrency=1, queues=[name])
     # Of a key that is not the queue's name; what this process sends is known from here on.
-    wait_until(lambda: rts.predict_new(OK, queue=name, app=app), message="it beats")
+    served(app, queue=name)
     runs = app.send_task(OK, (20,), queue=name).id
     wait_until(lambda: not waiting(redis_client, name), message="it is taken")
     found = rts.predict(runs, app=app)
@@ -358,7 +401,7 @@ def test_a_task_for_later_does_not_end_what_may_come_before(
     stage = make_stage(rts_scheduler="edf")
     app = producer(stage, apps)
     worker = stage.worker(pool="threads", concurrency=1)
-    wait_until(lambda: rts.predict_new(OK, app=app), message="it beats")
+    served(app)
     parts = parts_of(app)
     assert parts is not None
     outlook = parts.outlook

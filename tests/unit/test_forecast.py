@@ -293,6 +293,59 @@ def test_what_comes_before_the_eta_of_a_task_runs_when_it_comes() -> None:
         assert forecast.of_held(far, 0, order).start_low >= 1e6
 
 
+def test_tasks_that_come_go_to_whichever_has_waited_longest() -> None:
+    lately = [Work("mixed", 900.0 + i, 1.0, 9000.0) for i in range(100)]
+    later = Work("mixed", 990.0, 1.0, 9000.0, ready=1060.0)
+    # Each of the workers alone could do all that comes: all of them have free slots.
+    crews = [Crew(2, ahead=8)] * 4
+    snapshot = Snapshot(
+        *(1000.0, 8, (), [later], [0]),
+        ended=EACH_1_S,
+        lately=lately,
+        span_s=100.0,
+        crews=crews,
+    )
+    found = forecast.of_held(snapshot, 0, FirstComeFirstServed)
+    assert found.start == found.start_high == 1060.0
+
+
+def test_a_reading_that_is_a_moment_old_tells_the_same() -> None:
+    waiting = of_same_length(*[0] * 200)
+    lately = [Work("mixed", 990.0 + i / 10, 1.0, 9000.0) for i in range(100)]
+    snapshot = Snapshot(1000.0, 4, waiting, ended=EACH_1_S, lately=lately, span_s=10.0)
+    new = Work("mixed", 1000.0, 1.0, 9000.0)
+    fresh = forecast.of_new(snapshot, new, FirstComeFirstServed)
+    later = forecast.of_new(snapshot, new._replace(ready=1000.5), FirstComeFirstServed)
+    assert (later.start_low, later.start_high) == (fresh.start_low, fresh.start_high)
+
+
+def test_what_has_just_been_taken_may_be_with_any_worker_that_has_room() -> None:
+    crews = [Crew(1, ahead=4), Crew(1, ahead=4)]
+    work = of_same_length(0)[0]
+    just = work._replace(arrival=999.9)
+    running = [Running(work, 999.5, 0)]
+
+    def new_with(*held: tuple[Work, int | None]) -> Prediction:
+        works, by = [w for w, _ in held], [crew for _, crew in held]
+        snapshot = Snapshot(*(1000.0, 2, (), works, by, running), ended=EACH_1_S, crews=crews)
+        return forecast.of_new(snapshot, just, FirstComeFirstServed)
+
+    line = [(work, 0)] * 3
+    # The first one has a line: where it goes hangs on which asks first.
+    found = new_with(*line)
+    assert found.start_low == 1000.0
+    assert found.start_high > 1003.0
+    # The one that took the last one asks after the other.
+    found = new_with(*line, (just, None))
+    assert found.start_low < 1001.5
+    assert found.start_high > 1003.0
+    # What has not begun for a while is not with one that has nothing to do.
+    found = new_with((work, None))
+    assert found.start_low == 1000.0
+    # What nobody serves waits for nobody.
+    assert new_with((work._replace(queue=7), None)).start_low == 1000.0
+
+
 def test_what_is_hopeless_waits_for_the_hopeful_of_other_queues() -> None:
     hopeless = Work("mixed", 900.0, 1.0, 901.0)
     waiting = [hopeless, *of_same_length(*[1] * 20)]
@@ -343,9 +396,9 @@ def test_what_is_no_message_of_a_task_is_read_as_an_empty_one() -> None:
     ):
         assert message_of(text) == {}
     for note in (None, b"", b"5", b"[5, 5, 5]", b"[" * 100_000):
-        assert noted_of([note]) == []
-    assert noted_of([b'[{"headers": {"id": "x"}}, "", "q"]']) == [
-        ("q", {"headers": {"id": "x"}})
+        assert noted_of([(note, 5.0)]) == []
+    assert noted_of([(b'[{"headers": {"id": "x"}}, "", "q"]', 5.0)]) == [
+        ("q", {"headers": {"id": "x"}}, 5.0)
     ]
     assert id_of({"headers": {"id": ["x"]}}) is None
 
