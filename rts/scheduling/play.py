@@ -133,12 +133,12 @@ class Play:
         self._lines = Lines(self._crews)
         #: What crews start once it is ready.
         self._later: list[tuple[float, int, int]] = []
-        self._hold(snapshot.held_by)
+        self._hold(snapshot.held_by, rng)
         self._fill(snapshot.waiting, rng)
 
-    def _hold(self, held_by: Sequence[int | None]) -> None:
-        """Give the crews what they have taken: where that is not known they were served in
-        turn, as far as they had room, and what has not begun since has no free slot.
+    def _hold(self, held_by: Sequence[int | None], rng: random.Random) -> None:
+        """Give the crews what they have taken: where that is not known to any that has room.
+        What has not begun for a while is with one that has no free slot, if there is one.
         """
         unknown = []
         for position, work in enumerate(self._held):
@@ -147,19 +147,17 @@ class Play:
                 unknown.append((position, work))
             else:
                 self._line_up(crew, -1 - position, work)
-        full = [c for c in self._asking if self._busy[c] == self._crews[c].slots]
+        full = [c for c, hands in enumerate(self._crews) if self._busy[c] == hands.slots]
         for position, work in unknown:
-            crew = self._taker(work.queue, full) if _is_left(work, self.now) else None
-            if crew is None:
-                crew = self._taker(work.queue, self._asking)
-            if crew is None:
-                continue  # nobody takes from its queue any more
-            self._line_up(crew, -1 - position, work)
-            self._served([crew])
+            takers = self._takers(work.queue, full) if _is_left(work, self.now) else []
+            takers = takers or self._takers(work.queue, self._asking)
+            if takers:  # or nobody takes from its queue any more
+                self._line_up(rng.choice(takers), -1 - position, work)
 
-    def _taker(self, queue: int, among: Sequence[int]) -> int | None:
+    def _takers(self, queue: int, among: Sequence[int]) -> list[int]:
+        """Return which crews may have taken a message of *queue*."""
         takers = [crew for crew in among if queue in self._crews[crew].queues]
-        return next(filter(self._lines.has_room, takers), next(iter(takers), None))
+        return list(filter(self._lines.has_room, takers)) or takers
 
     def _fill(self, waiting: Sequence[Work], rng: random.Random) -> None:
         """Have something run in the slots that cannot be free: what has been left waiting
@@ -252,7 +250,8 @@ class Play:
                 else:
                     run_s = self._draw.of(work) * work.weight * self._stretch
                     self._begin(self.now + run_s, number, crew)
-            self._served(taking)
+            if len(self._looking) > 1:
+                self._served(taking)
             looking = taking
         return False
 
@@ -261,7 +260,8 @@ class Play:
         as a Redis does.
         """
         if crews and len(self._asking) > 1:
-            self._asking = [c for c in self._asking if c not in crews] + [*crews]
+            last = set(crews)
+            self._asking = [c for c in self._asking if c not in last] + [*crews]
 
     def _next(self, crew: int, target: int, free: bool) -> int | None:
         """Return the number of what *crew* starts, having a slot *free*, or takes ahead."""
