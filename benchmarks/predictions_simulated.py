@@ -23,9 +23,9 @@ from unittest.mock import patch
 from heading import print_heading
 
 from rts.ledger.recent import RUNS
-from rts.scheduling import forecast
-from rts.scheduling.draws import Work
-from rts.scheduling.play import Running, Snapshot
+from rts.predictions import forecast
+from rts.predictions.draws import Work
+from rts.predictions.play import Running, Snapshot
 from rts.settings import Settings
 from rts.simulation.orders import Order, order_of
 from rts.simulation.simulator import Outcome, simulate

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from rts import health
 from rts.errors import CommandError
 from rts.installation import parts_of, publisher
-from rts.scheduling.prediction import Prediction
+from rts.predictions.prediction import Prediction
 
 if TYPE_CHECKING:
     from rts.parts import Parts
-    from rts.scheduling.outlook import Outlook
-    from rts.scheduling.routing import Risks
+    from rts.predictions.outlook import Outlook
+    from rts.predictions.routing import Risks
 
 
 def predict(task_id: str, *, queue: str | None = None, app: Any = None) -> Prediction | None:
@@ -80,7 +80,7 @@ def predict_new(
 
 
 def _outlook(app: Any, parts: Parts) -> Outlook:
-    from rts.scheduling.outlook import Outlook
+    from rts.predictions.outlook import Outlook
 
     with _lock:
         if parts.outlook is None:
@@ -89,7 +89,7 @@ def _outlook(app: Any, parts: Parts) -> Outlook:
 
 
 def _risks(app: Any, parts: Parts) -> Risks:
-    from rts.scheduling.routing import Risks
+    from rts.predictions.routing import Risks
 
     with _lock:
         if parts.risks is None:

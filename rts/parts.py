@@ -31,8 +31,8 @@ from rts.settings import Settings
 from rts.tau.cache import TauCache
 
 if TYPE_CHECKING:
-    from rts.scheduling.outlook import Outlook
-    from rts.scheduling.routing import Risks
+    from rts.predictions.outlook import Outlook
+    from rts.predictions.routing import Risks
 
 
 @dataclass

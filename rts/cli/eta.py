@@ -20,7 +20,7 @@ from rts.cli.shared import (
 from rts.clock import FleetClock
 from rts.deadlines import MAX_INSTANT
 from rts.errors import CommandError
-from rts.scheduling.outlook import Outlook
+from rts.predictions.outlook import Outlook
 from rts.tau.cache import TauCache
 
 #: What of a prediction is an instant.

@@ -16,8 +16,8 @@ import redis
 from rts.ledger.received import BYTES, Received, mark_of
 from rts.ledger.recent import RUNS
 from rts.link.link import Link
-from rts.scheduling.fleet import MOST_BESIDE, Fleet, read_fleet
-from rts.scheduling.together import Crew
+from rts.predictions.fleet import MOST_BESIDE, Fleet, read_fleet
+from rts.predictions.together import Crew
 from rts.settings import Settings
 from tests.records import run
 

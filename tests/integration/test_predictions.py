@@ -19,8 +19,8 @@ from kombu import Exchange, Queue
 import rts
 from rts.installation import parts_of
 from rts.ledger.received import marks_in
-from rts.scheduling import present
-from rts.scheduling.peek import HELD
+from rts.predictions import present
+from rts.predictions.peek import HELD
 from rts.testing import RedisServer, wait_until
 from tests.conftest import ROOT, Stage
 

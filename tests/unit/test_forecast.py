@@ -13,13 +13,13 @@ from itertools import takewhile
 
 import pytest
 
-from rts.scheduling import forecast
-from rts.scheduling.arrivals import Arrivals
-from rts.scheduling.draws import Runtimes, Work
-from rts.scheduling.messages import SAMPLE, Stratum, id_of, message_of, noted_of, sampled
-from rts.scheduling.play import Running, Snapshot
-from rts.scheduling.prediction import Prediction
-from rts.scheduling.together import Crew
+from rts.predictions import forecast
+from rts.predictions.arrivals import Arrivals
+from rts.predictions.draws import Runtimes, Work
+from rts.predictions.messages import SAMPLE, Stratum, id_of, message_of, noted_of, sampled
+from rts.predictions.play import Running, Snapshot
+from rts.predictions.prediction import Prediction
+from rts.predictions.together import Crew
 from rts.settings import Settings
 from rts.simulation.orders import (
     EarliestDeadlineFirst,

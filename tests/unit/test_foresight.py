@@ -9,7 +9,7 @@ import pytest
 from celery import Celery
 
 import rts
-from rts.scheduling import routing
+from rts.predictions import routing
 
 
 def test_two_threads_that_route_first_share_what_they_know(

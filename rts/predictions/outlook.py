@@ -12,17 +12,17 @@ from typing import Any, NamedTuple
 from rts.ledger.lookout import task_of
 from rts.link.link import Link
 from rts.link.scripts import pack
+from rts.predictions import forecast
+from rts.predictions.draws import Work
+from rts.predictions.fleet import NOTED_S, Worker, read_beats, read_notes
+from rts.predictions.messages import id_of
+from rts.predictions.peek import Broker, Look
+from rts.predictions.play import Snapshot
+from rts.predictions.prediction import Prediction
+from rts.predictions.present import Picture, Present, TauOf, ended_of, work_of
+from rts.predictions.together import OrderMaker
 from rts.records import OpenTask, Plan
-from rts.scheduling import forecast
-from rts.scheduling.draws import Work
-from rts.scheduling.fleet import NOTED_S, Worker, read_beats, read_notes
-from rts.scheduling.messages import id_of
-from rts.scheduling.peek import Broker, Look
-from rts.scheduling.play import Snapshot
-from rts.scheduling.prediction import Prediction
-from rts.scheduling.present import Picture, Present, TauOf, ended_of, work_of
 from rts.scheduling.queues import known_queues
-from rts.scheduling.together import OrderMaker
 from rts.settings import Settings
 from rts.simulation.orders import order_of
 from rts.simulation.recording import share_of_slots

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from rts.scheduling.arrivals import Arrivals
-from rts.scheduling.draws import TRIES, Runtimes, Work
-from rts.scheduling.lines import Lines
-from rts.scheduling.together import Crew, OrderMaker, Queues
+from rts.predictions.arrivals import Arrivals
+from rts.predictions.draws import TRIES, Runtimes, Work
+from rts.predictions.lines import Lines
+from rts.predictions.together import Crew, OrderMaker, Queues
 from rts.simulation.orders import HOPE, Waiting
 from rts.tau.sketch import Sketch
 

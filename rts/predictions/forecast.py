@@ -2,8 +2,8 @@
 
 Each simulation plays the queue forward from now, by the rule that the workers keep:
 what runs, what workers hold, what waits, and arrivals to come
-(:mod:`rts.scheduling.arrivals`), with runtimes drawn from what was learned
-(:mod:`rts.scheduling.draws`). What the many simulations give is the prediction. No
+(:mod:`rts.predictions.arrivals`), with runtimes drawn from what was learned
+(:mod:`rts.predictions.draws`). What the many simulations give is the prediction. No
 formula: slots, demotion and overtaking are as in :mod:`rts.simulation.orders`.
 """
 
@@ -14,11 +14,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rts.scheduling.arrivals import Arrivals
-from rts.scheduling.draws import Runtimes, Work
-from rts.scheduling.play import Play, Snapshot, waiting_of
-from rts.scheduling.prediction import Prediction
-from rts.scheduling.together import Crew, OrderMaker, Queues
+from rts.predictions.arrivals import Arrivals
+from rts.predictions.draws import Runtimes, Work
+from rts.predictions.play import Play, Snapshot, waiting_of
+from rts.predictions.prediction import Prediction
+from rts.predictions.together import Crew, OrderMaker, Queues
 from rts.simulation.orders import FirstComeFirstServed
 
 #: Simulations for one prediction, at least and at most, and events that all of them

@@ -10,13 +10,13 @@ from rts.headers import instant
 from rts.ledger.received import mark_of
 from rts.ledger.recent import Recent
 from rts.link.link import Link
+from rts.predictions.draws import Work
+from rts.predictions.fleet import Fleet, read_fleet
+from rts.predictions.messages import SAMPLE, Message, id_of
+from rts.predictions.peek import EMPTY, Broker, Look
+from rts.predictions.play import Running, Snapshot
 from rts.records import Execution, OpenTask
-from rts.scheduling.draws import Work
-from rts.scheduling.fleet import Fleet, read_fleet
-from rts.scheduling.messages import SAMPLE, Message, id_of
-from rts.scheduling.peek import EMPTY, Broker, Look
 from rts.scheduling.places import NEVER, place_of
-from rts.scheduling.play import Running, Snapshot
 from rts.scheduling.rule import Rule
 from rts.settings import Settings
 from rts.simulation.orders import HOPE

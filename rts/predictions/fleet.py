@@ -14,8 +14,8 @@ from rts.ledger.received import SIZE, marks_in
 from rts.ledger.recent import RUNS, Recent, read_recent
 from rts.link.link import Link, replies_as_text
 from rts.link.scripts import pack
+from rts.predictions.together import Crew
 from rts.records import Execution
-from rts.scheduling.together import Crew
 from rts.settings import Settings
 from rts.tau.cache import POOL
 from rts.tau.sketch import Sketch

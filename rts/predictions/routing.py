@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rts.errors import CommandError, StoreUnavailable
+from rts.predictions.outlook import Outlook, Pressure
 from rts.records import Plan
-from rts.scheduling.outlook import Outlook, Pressure
 
 #: Weights of the risk of a queue: of lateness in seconds, and of load.
 ALPHA, BETA = 10.0, 1.0

@@ -12,8 +12,7 @@ import redis
 from kombu.exceptions import OperationalError
 
 from rts.errors import BrokerUnavailable, CommandError
-from rts.scheduling.layout import DEMOTED, HOPEFUL, TURNS
-from rts.scheduling.messages import (
+from rts.predictions.messages import (
     FIRST,
     SAMPLE,
     SEARCH_PAGE,
@@ -32,6 +31,7 @@ from rts.scheduling.messages import (
     sampled,
     sizes_of,
 )
+from rts.scheduling.layout import DEMOTED, HOPEFUL, TURNS
 from rts.scheduling.scripts import ScriptByHash
 from rts.settings import Settings
 from rts.urls import shown_url

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-from rts.scheduling.together import Crew
+from rts.predictions.together import Crew
 
 
 class Lines:

@@ -1,0 +1,12 @@
+"""When a task will start and finish, by simulations of its queue as it stands, and the route
+of least risk.
+
+From what is asked to what is told: :mod:`~rts.predictions.outlook` answers, from a
+:class:`~rts.predictions.present.Picture` of the queue (:mod:`~rts.predictions.peek` reads the
+broker's messages, :mod:`~rts.predictions.fleet` what Redis tells of the workers);
+:mod:`~rts.predictions.forecast` runs many a :class:`~rts.predictions.play.Play` of it, with
+runtimes (:mod:`~rts.predictions.draws`) and arrivals (:mod:`~rts.predictions.arrivals`) that
+are drawn, workers that take from several queues (:mod:`~rts.predictions.together`) and take
+ahead (:mod:`~rts.predictions.lines`), and sums up a
+:class:`~rts.predictions.prediction.Prediction`.
+"""
