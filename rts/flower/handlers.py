@@ -133,7 +133,7 @@ class TaskTimeline(Shown):
     async def get(self, task_id: str) -> None:
         """Show it, or say that nothing is known of it."""
         document = await self._tab.pages.task(task_id[:MAX_ID])
-        if not document["known"] and not document["trouble"]:
+        if _is_unknown(document):
             self.set_status(404)
         drawn = timeline(document["task"], document["runs"])
         self.show("task", document, Filters(), drawn=drawn)
@@ -193,9 +193,16 @@ class TaskApi(Api):
     async def get(self, task_id: str) -> None:
         """Answer with the document; 404 where nothing is known of the task."""
         document = await self._tab.pages.task(task_id[:MAX_ID])
-        if not document["known"] and not document["trouble"]:
+        if _is_unknown(document):
             raise web.HTTPError(404, "Unknown task")
         self.answer(document)
+
+
+def _is_unknown(document: Document) -> bool:
+    """Return whether nobody knows the task of *document*: a ledger that is away, or slow,
+    may.
+    """
+    return not (document["known"] or document["trouble"] or document["counting"])
 
 
 def as_plain(value: Any) -> Any:
