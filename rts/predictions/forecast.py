@@ -16,8 +16,9 @@ from dataclasses import replace
 
 from rts.predictions.arrivals import Arrivals
 from rts.predictions.draws import Runtimes, Work
-from rts.predictions.play import Play, Snapshot, waiting_of
+from rts.predictions.play import Play, waiting_of
 from rts.predictions.prediction import Prediction
+from rts.predictions.snapshot import Snapshot
 from rts.predictions.together import Crew, OrderMaker, Queues
 from rts.simulation.orders import FirstComeFirstServed
 

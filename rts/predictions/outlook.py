@@ -17,9 +17,9 @@ from rts.predictions.draws import Work
 from rts.predictions.fleet import NOTED_S, Worker, read_beats, read_notes
 from rts.predictions.messages import id_of
 from rts.predictions.peek import Broker, Look
-from rts.predictions.play import Snapshot
 from rts.predictions.prediction import Prediction
 from rts.predictions.present import Picture, Present, TauOf, ended_of, work_of
+from rts.predictions.snapshot import Snapshot
 from rts.predictions.together import OrderMaker
 from rts.records import OpenTask, Plan
 from rts.scheduling.queues import known_queues

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from rts.deadlines import hopeful_until
 from rts.errors import CommandError
 from rts.headers import instant
 from rts.ledger.received import mark_of
@@ -14,12 +15,11 @@ from rts.predictions.draws import Work
 from rts.predictions.fleet import Fleet, read_fleet
 from rts.predictions.messages import SAMPLE, Message, id_of
 from rts.predictions.peek import EMPTY, Broker, Look
-from rts.predictions.play import Running, Snapshot
+from rts.predictions.snapshot import Running, Snapshot
 from rts.records import Execution, OpenTask
 from rts.scheduling.places import NEVER, place_of
 from rts.scheduling.rule import Rule
 from rts.settings import Settings
-from rts.simulation.orders import HOPE
 from rts.tasktypes import UNTYPED
 from rts.validation import finite
 
@@ -192,7 +192,7 @@ class Present:
     def _busy_since(self, waiting: Iterable[Work], now: float) -> float:
         """Return since when there was work for every slot: demoted work may not take all."""
         if self._settings.scheduler == "edf":
-            waiting = [work for work in waiting if now <= work.deadline - HOPE * work.tau]
+            waiting = [w for w in waiting if now <= hopeful_until(w.deadline, w.tau)]
         return min((max(work.arrival, work.ready) for work in waiting), default=now)
 
     def work(self, message: Message, now: float, number: int = 0, queue: str = "*") -> Work:

@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
-from rts.deadlines import HOPE as HOPE  # predictions have it from here
 from rts.deadlines import (
     HOPELESS_SLOTS,
     LATE_SHARE,
