@@ -26,8 +26,13 @@ def ahead_of(worker: Any) -> int | None:
         return 0
     if pool in ("solo", "gevent", "eventlet"):  # the task, or a full pool, stops the consumer
         return 0
-    if worker.prefetch_multiplier == 0:
+    multiplier = int(worker.prefetch_multiplier or 0)
+    if multiplier == 0:
         return None
     own = [task for name, task in app.tasks.items() if not name.startswith("celery.")]
-    late = all(task.acks_late for task in own) if own else bool(app.conf.task_acks_late)
-    return int(worker.prefetch_multiplier) - late
+    late = (
+        all(getattr(task, "acks_late", False) for task in own)
+        if own
+        else bool(app.conf.task_acks_late)
+    )
+    return multiplier - late

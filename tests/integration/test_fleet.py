@@ -6,7 +6,7 @@ import json
 import math
 import mmap
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,8 @@ from rts.link.link import Link
 from rts.predictions.fleet import MOST_BESIDE, Fleet, read_fleet
 from rts.predictions.together import Crew
 from rts.settings import Settings
+from rts.testing import wait_until
+from tests.conftest import Stage
 from tests.records import run
 
 
@@ -103,6 +105,29 @@ def test_in_order_of_arrival_each_worker_has_what_it_has_taken(
     fleet = fleet_of(settings, "web")
     assert fleet.receivers[mark_of("task-1")] is None
     assert fleet.receivers[mark_of("task-2")] == fleet.crew_of["a"]
+
+
+@pytest.mark.parametrize(
+    ("pool", "conf", "ahead"),
+    [
+        ("threads", {"worker_prefetch_multiplier": 4}, 8),
+        ("threads", {"worker_prefetch_multiplier": 0}, None),
+        ("prefork", {"worker_prefetch_multiplier": 2, "rts_scheduler": "edf"}, 0),
+        ("solo", {"worker_prefetch_multiplier": 4}, 0),
+        ("threads", {"worker_prefetch_multiplier": 3, "task_acks_late": True}, 4),
+    ],
+)
+def test_a_heartbeat_tells_what_its_worker_takes_ahead(
+    make_stage: Callable[..., Stage],
+    redis_client: redis.Redis,
+    pool: str,
+    conf: dict[str, Any],
+    ahead: int | None,
+) -> None:
+    stage = make_stage(**conf)
+    stage.worker(pool=pool, concurrency=2)
+    (beat,) = wait_until(lambda: redis_client.hvals(f"{stage.prefix}workers"))
+    assert json.loads(beat)["ahead"] == ahead
 
 
 def test_not_every_queue_of_a_worker_is_played(
