@@ -193,13 +193,13 @@ def test_a_wiped_redis_that_got_its_mark_after_the_first_records_learns_none_twi
     client: Any, settings: Settings, spool: Spool, server: RedisServer
 ) -> None:
     shipper = Shipper(spool, Link(settings), settings)
-    spool.append(success("before"))
+    spool.append_line(as_line(success("before")))
     shipper.ship()
     client.set(settings.keys.generation, "first")  # nothing was to be restored
-    spool.append(success("after"))
+    spool.append_line(as_line(success("after")))
     shipper.ship()
     assert client.hget(settings.keys.count, "cpu-light") == "2"
-    spool.append(success("last"))
+    spool.append_line(as_line(success("last")))
     fail(shipper, server)
     client.delete(*client.keys(settings.keys.prefix + "*"))
     shipper.ship()  # before what the snapshot holds is back

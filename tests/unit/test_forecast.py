@@ -112,6 +112,16 @@ def test_what_workers_hold_starts_before_what_waits() -> None:
     assert got.ahead == 3
 
 
+def test_no_task_finishes_before_it_starts() -> None:
+    for elapsed_s in range(10):
+        each = Work("mixed", 1000.0 - elapsed_s, 2.0, 1600.0)
+        runs = [Running(each, 1000.0 - elapsed_s)]
+        for position in range(0, 12, 3):
+            snapshot = Snapshot(1000.0, 1, [each] * 12, running=runs)
+            got = forecast.of_waiting(snapshot, position, FirstComeFirstServed)
+            assert got.finish > got.start
+
+
 def test_a_sample_stands_for_a_huge_queue() -> None:
     each = Work("mixed", -9.0, 10.0, 20.0)
     few = Snapshot(0.0, 10, [each._replace(weight=1000.0)] * 100, ratios=learned())
