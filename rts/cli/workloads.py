@@ -18,6 +18,7 @@ from rts.cli.shared import iso, ledger_of
 from rts.cli.windows import instant, window
 from rts.deadlines import MAX_MULTIPLIER, MIN_MULTIPLIER
 from rts.errors import CommandError
+from rts.scheduling.capacity import ahead_per_slot
 from rts.settings import Settings
 from rts.simulation.orders import Order, order_of
 from rts.simulation.prefetch import Prefetched, fleet
@@ -212,12 +213,12 @@ def held_per_slot(conf: Mapping[str, Any]) -> float:
     """Return the messages that a worker in the stock order holds for each of its slots,
     beside those that run.
     """
-    if conf.get("worker_disable_prefetch"):
-        return 0.0
-    multiplier = float(conf.get("worker_prefetch_multiplier", 4))
-    if multiplier <= 0:
-        return math.inf
-    return max(0.0, multiplier - 1) if conf.get("task_acks_late") else multiplier
+    ahead = ahead_per_slot(
+        int(conf.get("worker_prefetch_multiplier", 4)),
+        late=bool(conf.get("task_acks_late")),
+        disabled=bool(conf.get("worker_disable_prefetch")),
+    )
+    return math.inf if ahead is None else float(ahead)
 
 
 def _told(items: Iterator[Any], progress: Callable[[int], None]) -> Iterator[Any]:

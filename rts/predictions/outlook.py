@@ -29,7 +29,7 @@ from rts.simulation.recording import share_of_slots
 
 #: Seconds for which one reading of a queue serves predictions of new tasks: at least, at
 #: most, and in between so many times what it has cost. And readings that are kept.
-FRESH_S, MOST_FRESH_S, TIMES, MOST_QUEUES = 0.2, 1.0, 4.0, 100
+FRESH_S, MOST_FRESH_S, TIMES, MOST_QUEUES = 0.2, forecast.SOON_S, 4.0, 100
 #: What this process has published is remembered of so many tasks, for NOTED_S seconds.
 MOST_SENT = 1000
 #: A prediction serves for others like it until the queue has grown by more than this share.

@@ -160,9 +160,9 @@ class Broker:
             ahead, behind = self._strata(sizes, level, rank)
             pages = sampled(ahead, behind, affordable(firsts, most))
             # The latest ones: what is held for an eta may have been taken long ago. Where
-            # little waits, the first of them tell how large they are.
+            # nothing waits, the first of many tell how large they are.
             unacked = prefix + channel.unacked_key
-            if taken and not any(firsts):
+            if len(taken) > FIRST and not any(firsts):
                 firsts = [client.hmget(unacked, [tag for tag, _ in taken[:FIRST]])]
             taken = taken[affordable(firsts, held) :: -1]
             with client.pipeline(transaction=False) as pipe:

@@ -164,7 +164,7 @@ class Play:
                 self._end()
             elif arrival is None or later <= arrival.arrival:
                 self.now, crew, number = heapq.heappop(self._later)
-                self._lines.add(crew, number, self._work(number).weight)
+                self._line_up(crew, number, self._work(number))
                 self._looking = (crew,)
             else:
                 self.now = arrival.arrival
@@ -189,17 +189,17 @@ class Play:
                     continue
                 taking.append(crew)
                 work = self._work(number)
-                if work.ready > self.now:
+                later = work.ready > self.now
+                if later:
                     self._queues.ended(self._claimed.pop(number))
-                    heapq.heappush(self._later, (work.ready, crew, number))
-                elif not free:
-                    self._lines.add(crew, number, work.weight)
+                if later or not free:
+                    self._line_up(crew, number, work)
                 elif number == target:
                     return True
                 else:
                     run_s = self._draw.of(work) * work.weight * self._stretch
                     self._begin(self.now + run_s, number, crew)
-            if len(self._looking) > 1:
+            if taking and len(self._looking) > 1:
                 self._served(taking)
             looking = taking
         return False
@@ -208,9 +208,8 @@ class Play:
         """Note that *crews* have been given something: the others are served before them,
         as a Redis does.
         """
-        if crews and len(self._asking) > 1:
-            last = set(crews)
-            self._asking = [c for c in self._asking if c not in last] + [*crews]
+        last = set(crews)
+        self._asking = [c for c in self._asking if c not in last] + [*crews]
 
     def _next(self, crew: int, target: int, free: bool) -> int | None:
         """Return the number of what *crew* starts, having a slot *free*, or takes ahead."""
@@ -270,6 +269,7 @@ class Play:
         self._queues.put_back(work.queue, rest)
 
     def _line_up(self, crew: int, number: int, work: Work) -> None:
+        """Have *crew* start what it has taken when it comes to it, or once that is ready."""
         if work.ready > self.now:
             heapq.heappush(self._later, (work.ready, crew, number))
         else:

@@ -165,14 +165,14 @@ class Present:
             work = self.work(message, fleet.now, number, fleet.queues[number])
             etas += work.ready > 0
             mark = mark_of(task_id)
-            taker = fleet.receivers.get(mark)
             told_at = max(taken_at, work.ready) + TOLD_S
-            if mark not in fleet.receivers and fleet.tell_all(etas) and told_at < fleet.now:
+            if mark not in fleet.receivers and told_at < fleet.now and fleet.tell_all(etas):
                 # Whoever has it is gone.
                 held[task_id] = work._replace(ready=taken_at + look.redelivery_s)
                 held_by.append(None)
                 continue
-            takers = _takers(number, fleet) if taker is None else [taker]
+            taker = fleet.receivers.get(mark)
+            takers = _takers(number, fleet, taker)
             if self._late(message) and work.ready <= fleet.now:
                 idle = next((n for n in takers if free[n] > 0), None)
                 if idle is not None:
@@ -234,16 +234,22 @@ def _begun(
         if task.task_id in ended or task.arrival > fleet.now:
             continue
         taker = fleet.receivers.get(mark_of(task.task_id))
-        takers = _takers(fleet.numbers[task.queue or ""], fleet) if taker is None else [taker]
-        for crew in sorted(takers, key=lambda n: -left[n])[:1]:
-            left[crew] -= 1
-            since = max(task.arrival, fleet.now - task.tau / 2)
-            found.append((task.task_id, Running(work_of(task), since, crew)))
+        takers = _takers(fleet.numbers[task.queue or ""], fleet, taker)
+        crew = max(takers, key=left.__getitem__, default=None)
+        if crew is None:
+            continue
+        left[crew] -= 1
+        since = max(task.arrival, fleet.now - task.tau / 2)
+        found.append((task.task_id, Running(work_of(task), since, crew)))
     return found
 
 
-def _takers(queue: int, fleet: Fleet) -> list[int]:
-    """Return the numbers of the crews that take from the queue of this number."""
+def _takers(queue: int, fleet: Fleet, told: int | None = None) -> list[int]:
+    """Return the numbers of the crews that may have taken from the queue of this number:
+    the one that has *told* so, or all that take from it.
+    """
+    if told is not None:
+        return [told]
     return [n for n, crew in enumerate(fleet.crews) if queue in crew.queues]
 
 

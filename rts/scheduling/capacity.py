@@ -22,17 +22,29 @@ def ahead_of(worker: Any) -> int | None:
     ``None``: any number. Those that it acknowledges late count while they run.
     """
     app, pool = worker.app, worker.pool_cls.__module__.rpartition(".")[2]
-    if getattr(app.conf, "worker_disable_prefetch", False):  # Celery 5.6 has it
-        return 0
     if pool in ("solo", "gevent", "eventlet"):  # the task, or a full pool, stops the consumer
         return 0
-    multiplier = int(worker.prefetch_multiplier or 0)
-    if multiplier == 0:
-        return None
     own = [task for name, task in app.tasks.items() if not name.startswith("celery.")]
     late = (
         all(getattr(task, "acks_late", False) for task in own)
         if own
         else bool(app.conf.task_acks_late)
     )
-    return multiplier - late
+    disabled = getattr(app.conf, "worker_disable_prefetch", False)  # Celery 5.6 has it
+    return ahead_per_slot(worker.prefetch_multiplier, late=late, disabled=bool(disabled))
+
+
+def ahead_per_slot(multiplier: int | None, *, late: bool, disabled: bool) -> int | None:
+    """Return how many tasks a worker takes for each slot beside those that run, by Celery's
+    settings; ``None``: any number. *late*: those that run are not acknowledged yet.
+
+    >>> [ahead_per_slot(4, late=late, disabled=False) for late in (False, True)]
+    [4, 3]
+    >>> [ahead_per_slot(0, late=False, disabled=disabled) for disabled in (False, True)]
+    [None, 0]
+    """
+    if disabled:
+        return 0
+    if not multiplier or multiplier < 0:
+        return None
+    return int(multiplier) - late

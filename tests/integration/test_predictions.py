@@ -21,10 +21,12 @@ from rts.installation import parts_of
 from rts.ledger.received import marks_in
 from rts.predictions import present
 from rts.predictions.peek import HELD
-from rts.testing import RedisServer, wait_until
+from rts.testing import RedisServer, WorkerProcess, wait_until
 from tests.conftest import ROOT, Stage
 
 OK, LATE = "tests.apps.basic.ok", "tests.apps.basic.late"
+#: Options of a task of the type "slow".
+SLOW: dict[str, Any] = {"headers": {"task_type": "slow"}}
 
 
 @pytest.fixture
@@ -53,6 +55,19 @@ def busy(stage: Stage, app: Celery, seconds: float, slots: int, **options: Any) 
     wait_until(lambda: client.hlen(f"{stage.prefix}running") >= slots, message="they run")
     client.close()
     return ids
+
+
+def with_a_line(
+    stage: Stage, app: Celery, client: redis.Redis
+) -> tuple[WorkerProcess, str, list[str]]:
+    """Start a worker of one slot; return it, the id of what it runs for a minute, and those
+    of the four tasks that it has taken ahead.
+    """
+    worker = stage.worker(pool="threads", concurrency=1)
+    (runs,) = busy(stage, app, 60, 1, **SLOW)
+    held = [app.send_task(OK, (0,), **SLOW).id for _ in range(4)]
+    wait_until(lambda: not waiting(client, app.conf.task_default_queue), message="held")
+    return worker, runs, held
 
 
 def served(app: Celery, **options: Any) -> rts.Prediction:
@@ -234,11 +249,7 @@ def test_what_a_worker_holds_does_not_wait_for_another(
 ) -> None:
     stage = make_stage(rts_task_types={"slow": 20.0}, worker_prefetch_multiplier=4)
     app = producer(stage, apps)
-    first = stage.worker(pool="threads", concurrency=1)
-    slow: dict[str, Any] = {"headers": {"task_type": "slow"}}
-    (runs,) = busy(stage, app, 60, 1, **slow)
-    held = [app.send_task(OK, (0,), **slow).id for _ in range(4)]
-    wait_until(lambda: not waiting(redis_client, app.conf.task_default_queue), message="held")
+    first, runs, held = with_a_line(stage, app, redis_client)
     stage.worker(pool="threads", concurrency=1)
 
     def told() -> list[float]:
@@ -257,7 +268,7 @@ def test_what_a_worker_holds_does_not_wait_for_another(
     # As long as the other has nothing to do, all that the first one holds waits for it.
     assert found[0] > now + 5
     assert found[3] - found[0] > 30
-    new = rts.predict_new(OK, app=app, **slow)
+    new = rts.predict_new(OK, app=app, **SLOW)
     assert new.start < time.time() + 5
     assert rts.predict(runs, app=app) is not None
     first.kill()
@@ -272,11 +283,7 @@ def test_what_a_killed_worker_had_taken_waits_to_be_delivered_again(
     stage = make_stage(rts_task_types={"slow": 20.0}, worker_prefetch_multiplier=4)
     app = producer(stage, apps)
     app.conf.broker_transport_options = {"visibility_timeout": 600.0}
-    first = stage.worker(pool="threads", concurrency=1)
-    slow: dict[str, Any] = {"headers": {"task_type": "slow"}}
-    busy(stage, app, 60, 1, **slow)
-    held = [app.send_task(OK, (0,), **slow).id for _ in range(4)]
-    wait_until(lambda: not waiting(redis_client, app.conf.task_default_queue), message="held")
+    first, _, held = with_a_line(stage, app, redis_client)
     begun = time.time()
     first.kill()
     stage.worker(pool="threads", concurrency=1)
@@ -286,7 +293,7 @@ def test_what_a_killed_worker_had_taken_waits_to_be_delivered_again(
     client.close()
     # What was taken so long ago would have been told of.
     monkeypatch.setattr(present, "TOLD_S", 1.0)
-    new = served(app, **slow)
+    new = served(app, **SLOW)
     assert new.start < time.time() + 5
     later = rts.predict(held[0], app=app)
     assert later is not None
