@@ -11,6 +11,10 @@ from typing import Any
 
 from celery._state import _apps
 
+#: Celery's own tasks are not scheduled work, but for those that run a task of the app's on
+#: each item of a list, as chunks do.
+_OWN, _OF_THE_APP = "celery.", frozenset({"celery.map", "celery.starmap"})
+
 
 def several() -> bool:
     """Return whether there is more than one app in this process."""
@@ -31,3 +35,8 @@ def owner_of(declare: Any) -> Any:
         if isinstance(queues, dict) and queues.get(queue.name) is queue:
             return app
     return None
+
+
+def is_celerys(name: str) -> bool:
+    """Return whether a task of this name is none of the app's work."""
+    return name.startswith(_OWN) and name not in _OF_THE_APP

@@ -1,0 +1,133 @@
+"""Receivers of the signals of whatever process publishes, also for retries, beat, canvas.
+
+This is on the path of every publish: each method catches what goes wrong by itself,
+since a wrapper would cost as much as what it wraps.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from celery._state import get_current_worker_task
+
+from rts import health
+from rts.headers import open_task
+from rts.lifecycle.neighbours import NEIGHBOURS
+from rts.lifecycle.owners import is_celerys, owner_of, several
+from rts.lifecycle.planning import NESTING
+from rts.lifecycle.runs import run_of
+
+if TYPE_CHECKING:
+    from rts.parts import Parts
+
+
+class _Announced(threading.local):
+    """The message that this thread publishes, by its headers, and whose it is, where
+    there are several apps: the signal after a publish does not tell.
+    """
+
+    what: tuple[Any, Parts | None] = (None, None)
+
+
+class ProducerSide:
+    """Plans each message, and notes it once the broker has it.
+
+    *publisher* returns the parts of the app that publishes a task of a name, *parts_of*
+    those of an app; ``None`` where it does not have rts.
+    """
+
+    def __init__(
+        self,
+        parts_of: Callable[[Any], Parts | None],
+        publisher: Callable[[str], Parts | None],
+    ) -> None:
+        self._parts_of = parts_of
+        self._publisher = publisher
+        self._announced = _Announced()
+
+    def publishing(
+        self,
+        sender: Any = None,
+        headers: Any = None,
+        properties: Any = None,
+        body: Any = None,
+        declare: Any = None,
+        **_: Any,
+    ) -> None:
+        """Plan the message that is about to go out, in its headers."""
+        try:
+            name = str(sender)
+            if is_celerys(name):
+                return
+            owner = owner_of(declare) if several() else None
+            parts = self._publisher(name) if owner is None else self._parts_of(owner)
+            if owner is not None:
+                self._announced.what = headers, parts
+            if parts is None:
+                return
+            if "id" not in headers:
+                health.count("unsupported_protocol")
+                health.warn_once("protocol", "rts needs task_protocol = 2, Celery's default")
+                return
+            # What a task publishes has a parent; to ask Celery for the task costs half as
+            # much as the plan.
+            task = None if headers.get("parent_id") is None else get_current_worker_task()
+            current = None if task is None else vars(task.request)
+            priority = properties.get("priority")
+            plan = parts.planner.plan_message(name, headers, priority, current, body)
+            if parts.prioritise is not None and priority is None:
+                properties["priority"] = parts.prioritise(plan)
+            if NEIGHBOURS.maybe:
+                NEIGHBOURS.look()
+        except Exception as exc:  # noqa: BLE001  the message must go out
+            health.hook_failed("publish", exc)
+
+    def published(
+        self, sender: Any = None, headers: Any = None, routing_key: Any = None, **_: Any
+    ) -> None:
+        """Note the task that the broker has, unless it is a retry."""
+        try:
+            if "rts_deadline" not in headers:
+                return
+            running = _same_task(headers)
+            replaces = running is not None and _replaces(headers, running)
+            if running is not None and not replaces:
+                return  # a retry is noted; another note might come after its end
+            known, parts = self._announced.what
+            if known is not headers:
+                parts = self._publisher(str(sender))
+            if parts is not None and parts.open_tasks is not None:
+                task = open_task(headers, routing_key)
+                parts.open_tasks.note(task, again=replaces)
+                if parts.outlook is not None:
+                    parts.outlook.published(task)
+        except Exception as exc:  # noqa: BLE001  the message is sent
+            health.hook_failed("published", exc)
+
+    def now(self, name: str) -> float | None:
+        """Return the fleet's time for a task of this name; ``None`` without rts."""
+        parts = self._publisher(name)
+        return None if parts is None else parts.clock.now()
+
+
+def _same_task(headers: Any) -> Any:
+    """Return the request of the task that is running where a message with *headers* is of
+    the same task: its retry, or what takes its place.
+    """
+    if not headers.get("retries") and not headers.get(NESTING):
+        return None
+    task = get_current_worker_task()
+    return task.request if task is not None and task.request.id == headers["id"] else None
+
+
+def _replaces(headers: Any, request: Any) -> bool:
+    """Return whether a message with *headers* takes the place of the task that *request*
+    is of, and note that for the end of its run.
+    """
+    run = run_of(request)
+    if run is None or headers.get(NESTING, 0) == request.get(NESTING, 0):
+        return False
+    run.replaced = True
+    return True

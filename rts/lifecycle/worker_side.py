@@ -1,0 +1,167 @@
+"""Receivers of the signals of a worker: of its main process, and of those that run tasks.
+
+The first three are on the path of every task: each method catches what goes wrong by
+itself, since a wrapper would cost as much as what it wraps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from celery.exceptions import Reject, TimeLimitExceeded
+
+from rts import health
+from rts.headers import read_plan
+from rts.lifecycle.neighbours import NEIGHBOURS
+from rts.lifecycle.owners import is_celerys
+from rts.lifecycle.runs import ATTRIBUTE, run_of
+
+if TYPE_CHECKING:
+    from rts.parts import Parts
+
+
+class WorkerSide:
+    """Follows each task from its receipt to its end.
+
+    *parts_of* returns the parts of an app; ``None`` where it does not have rts.
+    """
+
+    def __init__(self, parts_of: Callable[[Any], Parts | None]) -> None:
+        self._parts_of = parts_of
+
+    def received(self, sender: Any = None, request: Any = None, **_: Any) -> None:
+        """Plan a task that has no plan, and watch for its acknowledgement."""
+        try:
+            parts = self._parts_of(sender.app)
+            if parts is None or parts.worker is None:
+                return
+            attributes = request.request_dict
+            parts.worker.board.received.put(attributes["id"])
+            if is_celerys(attributes["task"]):
+                return
+            ends = parts.worker.ends
+            if "rts_deadline" not in attributes:
+                ends.received(attributes)
+            ends.watch(request)
+        except Exception as exc:  # noqa: BLE001  the task must run
+            health.hook_failed("received", exc)
+
+    def prerun(self, task: Any = None, **_: Any) -> None:
+        """Begin a run."""
+        try:
+            parts = self._parts_of(task.app)
+            request = task.request
+            if (
+                parts is None
+                or parts.worker is None
+                or request.is_eager
+                or is_celerys(task.name)
+            ):
+                return
+            attributes = vars(request)
+            plan = read_plan(attributes, parts.settings.task_types)
+            if plan is None:
+                plan = parts.worker.ends.plan_received(attributes)
+            attributes[ATTRIBUTE] = parts.worker.runs.start(plan, attributes)
+            if NEIGHBOURS.maybe:
+                NEIGHBOURS.started(task)
+        except Exception as exc:  # noqa: BLE001  the task must run
+            health.hook_failed("start", exc)
+
+    def postrun(self, task: Any = None, state: Any = None, **_: Any) -> None:
+        """End the run, where its task has come to a state."""
+        try:
+            run = run_of(task.request)
+            # Without a state the run was broken off; the main process reports it.
+            if run is None or not state:
+                return
+            parts = self._parts_of(task.app)
+            if parts is not None and parts.worker is not None:
+                parts.worker.runs.finish(run, state)
+        except Exception as exc:  # noqa: BLE001  the task has run
+            health.hook_failed("finish", exc)
+
+    def failed(
+        self, sender: Any = None, task_id: Any = None, exception: Any = None, **_: Any
+    ) -> None:
+        """Write the end of a run that was killed, or that a hard time limit struck."""
+        try:
+            # Within the run postrun follows; so it does for a rejected task, which
+            # the main process announces once more. (Celery 5.7 puts the request on
+            # the stack in the main process too, so the request alone does not tell.)
+            request = sender.request
+            if isinstance(exception, Reject) or (
+                request.id == task_id and run_of(request) is not None
+            ):
+                return
+            parts = self._parts_of(sender.app)
+            if parts is not None and parts.worker is not None:
+                cause = "time_limit" if isinstance(exception, TimeLimitExceeded) else "killed"
+                parts.worker.ends.broken_off(task_id, cause)
+        except Exception as exc:  # noqa: BLE001  the worker must go on
+            health.hook_failed("failure", exc)
+
+    def revoked(
+        self,
+        sender: Any = None,
+        request: Any = None,
+        terminated: Any = False,
+        expired: Any = False,
+        **_: Any,
+    ) -> None:
+        """Write the end of a task that was revoked, terminated, expired or dropped."""
+        try:
+            parts = self._parts_of(sender.app)
+            if parts is not None and parts.worker is not None and not is_celerys(sender.name):
+                parts.worker.ends.revoked(
+                    vars(request), terminated=bool(terminated), expired=bool(expired)
+                )
+        except Exception as exc:  # noqa: BLE001  the worker must go on
+            health.hook_failed("revoked", exc)
+
+    def unknown(self, sender: Any = None, message: Any = None, **_: Any) -> None:
+        """Write the end of a message whose task is not registered."""
+        try:
+            parts = self._parts_of(sender.app)
+            if parts is not None and parts.worker is not None and "id" in message.headers:
+                attributes = {**message.headers, "delivery_info": message.delivery_info}
+                parts.worker.ends.unknown(attributes)
+        except Exception as exc:  # noqa: BLE001  the worker must go on
+            health.hook_failed("unknown", exc)
+
+    def process_init(self, **_: Any) -> None:
+        """Begin anew in a pool child, which has its parent's memory."""
+        try:
+            from celery import current_app
+
+            parts = self._parts_of(current_app._get_current_object())
+            if parts is not None and parts.worker is not None:
+                parts.worker.in_child()
+        except Exception as exc:  # noqa: BLE001  the pool must start
+            health.hook_failed("process_init", exc)
+
+    def process_shutdown(self, **_: Any) -> None:
+        """Deliver, before a pool child ends, what its tasks have published."""
+        try:
+            from celery import current_app
+
+            parts = self._parts_of(current_app._get_current_object())
+            if parts is not None and parts.open_tasks is not None:
+                parts.open_tasks.flush()
+        except Exception as exc:  # noqa: BLE001  the process must end
+            health.hook_failed("process_shutdown", exc)
+
+    def shutdown(self, sender: Any = None, **_: Any) -> None:
+        """End what works beside the worker."""
+        try:
+            parts = self._parts_of(sender.app)
+            if parts is not None and parts.worker is not None:
+                parts.worker.stop()
+        except Exception as exc:  # noqa: BLE001  the worker must stop
+            health.hook_failed("shutdown", exc)
+
+    def now(self, app: Any) -> float | None:
+        """Return the fleet's time for a task of *app*; ``None`` without rts."""
+        parts = self._parts_of(app)
+        return None if parts is None else parts.clock.now()
