@@ -18,7 +18,7 @@ from rts.cli.states import LedgerState, RedisState, ServerState, WorkerState
 from rts.errors import RtsError, StoreUnavailable
 from rts.keys import ASSIGNMENTS, REFUSED, TASKS
 from rts.ledger.connection import connect, database_of
-from rts.ledger.janitor import LOST_AFTER_S
+from rts.ledger.heartbeat import LOST_AFTER_S
 from rts.ledger.ship import Shipper
 from rts.ledger.spool import Spool
 from rts.link.link import Link, replies_as_text

@@ -11,8 +11,8 @@ import threading
 import time
 
 from rts.companion.attempts import attempt
+from rts.ledger.bulletin import Bulletin
 from rts.ledger.estate import Estate
-from rts.ledger.janitor import Bulletin
 
 #: Seconds that what was killed with the worker gets to die; and those in which Redis
 #: must have been told of what goes on.

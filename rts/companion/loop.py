@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 from rts.alerting.lead import LEAD_S, OBJECTIVES_S, OVERDUE_S
 from rts.companion.attempts import attempt
-from rts.companion.upkeep import BEAT_S, SNAPSHOT_S, SUMS_S, Upkeep
+from rts.companion.upkeep import SNAPSHOT_S, SUMS_S, Upkeep
 from rts.errors import StoreUnavailable
 from rts.ledger.drain import BATCH
+from rts.ledger.heartbeat import BEAT_S
 from rts.settings import Settings
 
 #: Seconds between looks at the outbox, unless there was a full batch: what a record

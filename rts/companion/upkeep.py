@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import math
 import os
 import secrets
 import socket
@@ -22,10 +22,12 @@ from rts.clock import FleetClock
 from rts.companion.attempts import attempt
 from rts.companion.heir import Heir
 from rts.errors import StoreUnavailable
+from rts.ledger.bulletin import Bulletin
 from rts.ledger.connection import unavailable
 from rts.ledger.drain import Drain
 from rts.ledger.estate import Estate
-from rts.ledger.janitor import Bulletin, Janitor, Orphans
+from rts.ledger.heartbeat import BEAT_S, Heartbeat
+from rts.ledger.janitor import Janitor, Orphans
 from rts.ledger.lookout import Lookout
 from rts.ledger.mongo import MongoLedger
 from rts.ledger.notes import NoteBoard
@@ -35,7 +37,7 @@ from rts.ledger.ship import Shipper
 from rts.ledger.sink import SpoolRunSink
 from rts.ledger.spool import Spool
 from rts.link.counted import Counted
-from rts.link.link import Link
+from rts.link.link import Link, as_instant
 from rts.link.scripts import pack
 from rts.load.sampler import Probes, real_probes, take_sample
 from rts.records import Execution, Learned
@@ -47,8 +49,6 @@ from rts.views.tally import CLASSES
 
 logger = logging.getLogger("rts.drain")
 
-#: Seconds between heartbeats; a tenth of what makes a worker count as lost.
-BEAT_S = 1.0
 #: Seconds between snapshots of the taus, and between sums of past hours.
 SNAPSHOT_S, SUMS_S = 10.0, 300.0
 #: Seconds of the last drain when the worker ends.
@@ -141,15 +141,15 @@ class Upkeep:
         commands = [pack("TIME")]
         if self._orders is not None and self._board is not None:
             beat = self._heartbeat(self._orders, self._board)
-            commands.append(pack("HSET", self._keys.workers, self._orders.instance, beat))
+            commands.append(pack("HSET", self._keys.workers, beat.instance, beat.to_json()))
         counted = Counted(self._keys.counters)
         sent_at = time.time()
         try:
-            (seconds, micros), *_ = self._link.call(*commands, *counted.commands)
+            time_, *_ = self._link.call(*commands, *counted.commands)
         except StoreUnavailable:
             counted.give_back()
             raise
-        self._clock.measured(sent_at, int(seconds) + int(micros) / 1e6, time.time())
+        self._clock.measured(sent_at, as_instant(time_), time.time())
         if self._board is not None:
             self._board.clock_offset_s[0] = self._clock.offset_s
             self._bulletin.step()
@@ -274,21 +274,21 @@ class Upkeep:
         for close in self._closes:
             close()
 
-    def _heartbeat(self, orders: Orders, board: NoteBoard) -> str:
+    def _heartbeat(self, orders: Orders, board: NoteBoard) -> Heartbeat:
         slots = board.worker_slots[0]
-        beat: dict[str, Any] = {
-            "seen_at": self._clock.now(),
-            "worker": orders.worker,
-            "pid": orders.pid,
-            "host": socket.gethostname(),
-            "concurrency": slots,
-            "queues": orders.queues,
-            "ahead": None if orders.ahead is None else slots * orders.ahead,
-            "received": board.received.told(),
+        return Heartbeat(
+            instance=orders.instance,
+            seen_at=self._clock.now(),
+            worker=orders.worker,
             # At each beat and no more often: the worker itself samples for its tasks.
-            "load": {} if self._probes is None else take_sample(self._probes).as_dict(),
-        }
-        return json.dumps(beat)
+            load={} if self._probes is None else take_sample(self._probes).as_dict(),
+            host=socket.gethostname(),
+            pid=orders.pid,
+            slots=slots,
+            queues=orders.queues,
+            ahead=math.inf if orders.ahead is None else slots * orders.ahead,
+            received=board.received.told(),
+        )
 
 
 def log_learned(execution: Execution, learned: Learned) -> None:

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterable
 
 from rts import health
 from rts.clock import FleetClock
-from rts.keys import Keys, running_field
+from rts.keys import Keys
+from rts.ledger.bulletin import instance_of
+from rts.ledger.heartbeat import LOST_AFTER_S
 from rts.ledger.notes import NoteBoard, lives
 from rts.link.lease import Lease
 from rts.link.link import Link
@@ -20,9 +22,6 @@ from rts.ports import RunSink
 from rts.records import LOST, Execution
 from rts.settings import Settings
 
-#: Seconds without a heartbeat after which a worker counts as gone: ten beats, so
-#: that a busy host is not mistaken for a dead one.
-LOST_AFTER_S = 10.0
 #: Seconds for which a dead worker stays in the list that people look at.
 FORGET_AFTER_S = 300.0
 #: Seconds between two looks beyond which the silence in between proves nothing:
@@ -152,44 +151,6 @@ class Orphans:
         return ended
 
 
-class Bulletin:
-    """Publishes a worker's notes in Redis, for when the whole worker dies.
-
-    Only those of runs that go on for a while: most end before anybody could look.
-    """
-
-    def __init__(self, link: Link, settings: Settings, board: NoteBoard) -> None:
-        self._link = link
-        self._running = settings.keys.running
-        self._board = board
-        self._published: set[str] = set()
-
-    def step(self) -> None:
-        """Bring the ``running`` hash up to date.
-
-        Raises:
-            StoreUnavailable: Redis is away.
-        """
-        notes = {
-            running_field(note.task_id, note.retries, note.instance, note.pid): note
-            for _, note in self._board.notes()
-        }
-        commands = []
-        over = self._published - notes.keys()
-        if over:
-            commands.append(pack("HDEL", self._running, *map(_encoded, over)))
-        # All again, not the new ones only: Redis may have been wiped.
-        for field, note in notes.items():
-            commands.append(pack("HSET", self._running, _encoded(field), note.to_json()))
-        if commands:
-            self._link.call(*commands)
-        self._published = set(notes)
-
-
-def _encoded(field: str) -> bytes:
-    return field.encode("utf-8", "replace")
-
-
 def reap(
     link: Link,
     keys: Keys,
@@ -217,12 +178,3 @@ def reap(
             task_id = note.task_id.encode("utf-8", "replace")
             ended += int(link.call(REAP.pack(names, [field, text, record, task_id]))[0])
     return ended
-
-
-def instance_of(field: bytes) -> str:
-    """Return the worker instance of a field of the ``running`` hash.
-
-    >>> instance_of(b"5f1b8c9a|0|celery@host/12-ab12cd34|17")
-    'celery@host/12-ab12cd34'
-    """
-    return field.rpartition(b"|")[0].rpartition(b"|")[2].decode("utf-8", "replace")

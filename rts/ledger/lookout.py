@@ -17,7 +17,7 @@ from rts.ledger.documents import text
 from rts.ledger.events import MAX_EVENTS, Event
 from rts.ledger.events import OVERDUE as KIND
 from rts.link.lease import Lease
-from rts.link.link import Link
+from rts.link.link import Link, as_instant
 from rts.link.scripts import JUDGE, pack
 from rts.records import (
     OVERDUE,
@@ -120,8 +120,7 @@ class Lookout:
 
     def _due(self) -> tuple[list[bytes], float]:
         """Return the ids of open tasks that are due, and the server's time."""
-        ((seconds, micros),) = self._link.call(pack("TIME"))
-        at = int(seconds) + int(micros) / 1e6
+        at = as_instant(*self._link.call(pack("TIME")))
         (found,) = self._link.call(
             pack(
                 *("ZRANGEBYSCORE", self._keys.open, "-inf", f"({at - self._overdue_after_s!r}"),

@@ -202,3 +202,13 @@ def replies_as_text(replies: Sequence[Any]) -> dict[str, str]:
     """Return the answer of HGETALL as a dict of texts."""
     texts = [reply.decode("utf-8", "replace") for reply in replies]
     return dict(zip(texts[::2], texts[1::2], strict=True))
+
+
+def as_instant(reply: Sequence[bytes]) -> float:
+    """Return the answer of TIME in epoch seconds.
+
+    >>> as_instant([b"1893456000", b"250000"])
+    1893456000.25
+    """
+    seconds, micros = reply
+    return int(seconds) + int(micros) / 1e6

@@ -4,15 +4,15 @@ load, runs, what was learned.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rts.ledger.janitor import LOST_AFTER_S
-from rts.ledger.received import SIZE, marks_in
+from rts.ledger.bulletin import read_notes
+from rts.ledger.heartbeat import Heartbeat, read_heartbeats
+from rts.ledger.received import SIZE
 from rts.ledger.recent import RUNS, Recent, read_recent
-from rts.link.link import Link, replies_as_text
+from rts.link.link import Link, as_instant, replies_as_text
 from rts.link.scripts import pack
 from rts.predictions.together import Crew
 from rts.records import Execution
@@ -26,23 +26,6 @@ NOTED_S = 1.5
 MOST_BESIDE = 8
 #: Runs per slot, and seconds, from which on the measured share of the slots is believed.
 RUNS_PER_SLOT, LEAST_S = 2, 2.0
-
-
-@dataclass(frozen=True)
-class Worker:
-    """One heartbeat."""
-
-    instance: str
-    slots: int
-    #: A fraction of what the worker may use.
-    load: float
-    #: In the order of its command line; ``None``: of a version that does not say.
-    queues: tuple[str, ...] | None
-    #: Tasks that it takes when no slot is free, at most; may be infinite.
-    ahead: float = 0.0
-    #: What it tells of the last tasks that it has received (:mod:`rts.ledger.received`);
-    #: ``None``: nothing.
-    received: str | None = None
 
 
 @dataclass(frozen=True)
@@ -138,10 +121,10 @@ def read_fleet(
         *(command for _, command in own),
         *(pack("HGETALL", keys.ratio + task_type) for task_type in types),
     )
-    now = int(time_[0]) + int(time_[1]) / 1e6
+    now = as_instant(time_)
     recent, ratios = answers[: len(own)], answers[len(own) :]
-    living = read_beats(beats, now)
-    beside = _beside(living, queue)[:most_beside]
+    workers = living(beats, now)
+    beside = _beside(workers, queue)[:most_beside]
     others = ask(beside)
     if others:
         recent += link.call(*(command for _, command in others))
@@ -151,19 +134,20 @@ def read_fleet(
     over = {(run.task_id, run.started_at) for runs in ended for run in runs}
     queues = [queue, *beside]
     numbers = {key: n for n, each in reversed([*enumerate(queues)]) for key in keys_of(each)}
-    crews, crew_of = _crews(living, queues, together=settings.scheduler == "edf")
+    crews, crew_of = _crews(workers, queues, together=settings.scheduler == "edf")
     return Fleet(
         now,
         queues,
         numbers,
         crews,
         crew_of,
-        *_receivers(living, crew_of),
-        [worker.slots for worker in living if worker.instance in crew_of],
+        *_receivers(workers, crew_of),
+        [worker.slots or 0 for worker in workers if worker.instance in crew_of],
         [
             run
             for run in read_notes(notes)
-            if (run.instance in crew_of or run.queue in numbers)
+            if run.started_at is not None
+            and (run.instance in crew_of or run.queue in numbers)
             and (run.task_id, run.started_at) not in over
         ],
         [run for runs in ended for run in runs],
@@ -175,7 +159,7 @@ def read_fleet(
     )
 
 
-def _beside(workers: Sequence[Worker], queue: str) -> list[str]:
+def _beside(workers: Sequence[Heartbeat], queue: str) -> list[str]:
     """Return the queues that the workers of *queue* take from too, then those that their
     workers do, and so on; the nearest ones.
     """
@@ -188,7 +172,7 @@ def _beside(workers: Sequence[Worker], queue: str) -> list[str]:
 
 
 def _crews(
-    workers: Iterable[Worker], queues: Sequence[str], *, together: bool
+    workers: Iterable[Heartbeat], queues: Sequence[str], *, together: bool
 ) -> tuple[list[Crew], dict[str, int]]:
     """Return the crews of *queues*, and their numbers by instance; *together*: those of
     workers that take from the same queues are one.
@@ -202,18 +186,19 @@ def _crews(
         taken = tuple(number_of[queue] for queue in served if queue in number_of)
         if not taken:
             continue
+        slots = worker.slots or 0
         crew = known.get(taken) if together else None
         if crew is None:
             crew = known[taken] = len(crews)
-            crews.append(Crew(worker.slots, taken, worker.ahead))
+            crews.append(Crew(slots, taken, worker.ahead))
         else:
-            crews[crew] = replace(crews[crew], slots=crews[crew].slots + worker.slots)
+            crews[crew] = replace(crews[crew], slots=crews[crew].slots + slots)
         crew_of[worker.instance] = crew
     return crews, crew_of
 
 
 def _receivers(
-    workers: Iterable[Worker], crew_of: Mapping[str, int]
+    workers: Iterable[Heartbeat], crew_of: Mapping[str, int]
 ) -> tuple[dict[int, int | None], bool]:
     """Return the crews by mark, and whether all have told."""
     found: dict[int, int | None] = {}
@@ -222,45 +207,15 @@ def _receivers(
         crew = crew_of.get(worker.instance)
         if crew is None:
             continue
-        try:
-            marks = set(marks_in(worker.received or ""))
-        except (ValueError, TypeError):
-            marks, all_tell = set(), False  # of another version
-        all_tell = all_tell and worker.received is not None
-        for mark in marks:
+        marks = worker.marks()
+        all_tell = all_tell and marks is not None
+        for mark in marks or ():
             # A retry goes to whichever asks next.
             found[mark] = crew if found.get(mark, crew) == crew else None
     return found, all_tell
 
 
-def read_beats(answer: Sequence[bytes], now: float) -> list[Worker]:
-    """Return the workers that live, of an answer to HGETALL."""
-    found = []
-    for instance, beat in replies_as_text(answer).items():
-        try:
-            told = json.loads(beat)
-            if now - float(told["seen_at"]) > LOST_AFTER_S:
-                continue
-            queues = told.get("queues")
-            load = float((told.get("load") or {}).get("load") or 0.0)
-            served = None if queues is None else tuple(map(str, queues))
-            ahead = told.get("ahead", 0)
-            ahead = math.inf if ahead is None else float(ahead)
-            slots, received = int(told["concurrency"]), told.get("received")
-            found.append(Worker(instance, slots, load, served, ahead, received))
-        except (ValueError, TypeError, KeyError, AttributeError):
-            continue  # of another version
-    return found
-
-
-def read_notes(texts: Sequence[bytes]) -> list[Execution]:
-    """Return the runs that go on, of an answer to HVALS."""
-    found = []
-    for text in texts:
-        try:
-            run = Execution.from_json(text)
-        except ValueError:
-            continue
-        if run.started_at is not None:
-            found.append(run)
-    return found
+def living(reply: Sequence[bytes], now: float) -> list[Heartbeat]:
+    """Return the workers that live and tell their slots, of an answer to HGETALL."""
+    beats = read_heartbeats(reply)
+    return [beat for beat in beats if beat.slots is not None and not beat.is_silent(now)]

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
+from rts.ledger.bulletin import read_notes
+from rts.ledger.heartbeat import Heartbeat
 from rts.ledger.lookout import task_of
-from rts.link.link import Link
+from rts.link.link import Link, as_instant
 from rts.link.scripts import pack
 from rts.predictions import forecast
 from rts.predictions.draws import Work
-from rts.predictions.fleet import NOTED_S, Worker, read_beats, read_notes
+from rts.predictions.fleet import NOTED_S, living
 from rts.predictions.messages import id_of
 from rts.predictions.peek import Broker, Look
 from rts.predictions.prediction import Prediction
@@ -144,13 +146,14 @@ class Outlook:
         """
         keys = self._settings.keys
         time_, beats = self._link.call(pack("TIME"), pack("HGETALL", keys.workers))
-        now = int(time_[0]) + int(time_[1]) / 1e6
-        workers = read_beats(beats, now)
+        now = as_instant(time_)
+        workers = living(beats, now)
         found = {}
         for queue in queues:
-            of_queue = [w for w in workers if w.queues is None or queue in w.queues]
-            slots = sum(worker.slots for worker in of_queue)
-            load = sum(worker.load for worker in of_queue) / max(1, len(of_queue))
+            of_queue = [worker for worker in workers if worker.takes_from(queue)]
+            slots = sum(worker.slots or 0 for worker in of_queue)
+            loads = [worker.load.get("load", 0.0) for worker in of_queue]
+            load = sum(loads) / max(1, len(loads))
             waiting, sample = self._broker.glance(queue) if slots else (0, [])
             taus = [self._present.work(message, now).tau for message in sample]
             mean_s = sum(taus) / len(taus) if taus else 0.0
@@ -176,8 +179,8 @@ class Outlook:
         published = None if is_open is None else task_of(task_id.encode(), info)
         if published is None:  # its note may be on its way
             published = next((t for t in self._lately_sent() if t.task_id == task_id), None)
-        workers = read_beats(beats, int(time_[0]))
-        queues = [queue] if queue else self._queues(workers)
+        now = as_instant(time_)
+        queues = [queue] if queue else self._queues(living(beats, now))
         for run in read_notes(notes):
             if run.task_id == task_id and run.started_at is not None and run.queue:
                 fleet = self._present.fleet(self._queue_of(run.queue, queues))
@@ -203,7 +206,7 @@ class Outlook:
         held = self._of_held(task_id, queues)
         if held is not None or published is None or sent_to not in queues:
             return held
-        if published.arrival > float(time_[0]):
+        if published.arrival > now:
             return self._of_later(published, sent_to)
         return self._of_begun(published, sent_to)
 
@@ -277,7 +280,7 @@ class Outlook:
         key = routing_key or ""
         return next((queue for queue in queues if key in self._present.keys(queue)), key)
 
-    def _queues(self, workers: Iterable[Worker]) -> list[str]:
+    def _queues(self, workers: Iterable[Heartbeat]) -> list[str]:
         served = sorted(q for worker in workers for q in worker.queues or ())
         return known_queues(self._app, self._settings, served)
 

@@ -14,7 +14,7 @@ from rts.clock import FleetClock
 from rts.deadlines import MAX_LEARNED, MIN_LEARNED
 from rts.errors import StoreUnavailable
 from rts.link.counted import Counted
-from rts.link.link import Link, replies_as_text
+from rts.link.link import Link, as_instant, replies_as_text
 from rts.link.scripts import pack
 from rts.records import Announcement
 from rts.settings import Settings
@@ -135,8 +135,7 @@ class TauCache:
         if self._passenger is not None and stranded and isinstance(rest[-1], ResponseError):
             self._passenger.give_back(stranded)
         if not isinstance(time_, ResponseError):
-            seconds, micros = time_
-            self._clock.measured(sent_at, int(seconds) + int(micros) / 1e6, received_at)
+            self._clock.measured(sent_at, as_instant(time_), received_at)
         if not isinstance(taus, ResponseError) and not isinstance(learned, ResponseError):
             self._keep(replies_as_text(taus), replies_as_text(learned))
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rts.ledger.counting import DURATIONS, LATENESS, MET
-from rts.ledger.janitor import LOST_AFTER_S
+from rts.ledger.heartbeat import LOST_AFTER_S
 from rts.link.link import Link, replies_as_text
 from rts.link.scripts import pack
 from rts.records import Execution

@@ -14,12 +14,12 @@ import redis
 
 from rts.clock import FleetClock
 from rts.keys import running_field
+from rts.ledger.bulletin import Bulletin
+from rts.ledger.heartbeat import LOST_AFTER_S
 from rts.ledger.janitor import (
     FORGET_AFTER_S,
-    LOST_AFTER_S,
     MAX_GAP_S,
     ORPHANED_AFTER_S,
-    Bulletin,
     Janitor,
     Orphans,
 )

@@ -23,6 +23,7 @@ from rts.predictions import present
 from rts.predictions.peek import HELD
 from rts.testing import RedisServer, WorkerProcess, wait_until
 from tests.conftest import ROOT, Stage
+from tests.records import run
 
 OK, LATE = "tests.apps.basic.ok", "tests.apps.basic.late"
 #: Options of a task of the type "slow".
@@ -357,6 +358,26 @@ def test_more_is_held_for_an_eta_than_is_read(
         assert found.start >= eta.timestamp() - 1
     app.control.purge()
     worker.kill()
+
+
+def test_a_task_that_came_and_began_within_this_second_is_not_for_later(
+    make_stage: Callable[..., Stage], apps: list[Celery], redis_client: redis.Redis
+) -> None:
+    stage = make_stage()
+    app = producer(stage, apps)
+    queue = app.conf.task_default_queue
+    now = redis_client.time()[0]
+    beat = {"seen_at": now + 60, "concurrency": 1, "queues": [queue]}
+    redis_client.hset(f"{stage.prefix}workers", "w@h/1", json.dumps(beat))
+    long = run("long")._replace(started_at=now, tau=1000.0, queue=queue, instance="w@h/1")
+    redis_client.hset(f"{stage.prefix}running", "long", long.to_json())
+    served(app)  # what this process sends is known from here on
+    wait_until(lambda: 0.2 < redis_client.time()[1] / 1e6 < 0.5, message="amid a second")
+    begun = app.send_task(OK, (0,)).id
+    redis_client.delete(queue)  # a worker that has not noted it yet has taken it
+    found = rts.predict(begun, app=app)
+    assert found is not None
+    assert found.start < now + 60  # it does not wait for the long one
 
 
 def test_a_task_of_this_process_that_was_taken_at_once(
