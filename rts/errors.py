@@ -1,4 +1,4 @@
-"""The errors that rts raises on purpose.
+"""The errors that rts raises on purpose, and how any error is told in a line.
 
 ``RtsError``
     ├── ``ConfigurationError``   a setting is wrong; raised by ``install``
@@ -48,3 +48,12 @@ class BrokerUnavailable(StoreUnavailable):
 
 class CommandError(RtsError):
     """What a command line or a call asks for cannot be done; the message says what can."""
+
+
+def short(exc: BaseException) -> str:
+    """Return an error in one short line. A driver's text never holds a password."""
+    text = " ".join(str(exc).split())
+    for rest in (" (configured timeouts", ", Timeout:"):  # pymongo goes on at length
+        text = text.partition(rest)[0]
+    text = text.rstrip(".")
+    return f"{type(exc).__name__}: {text[:100]}{'…' if len(text) > 100 else ''}"

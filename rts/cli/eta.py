@@ -12,7 +12,6 @@ from rts.cli.shared import (
     CONNECT_TIMEOUT_S,
     TIMEOUT_S,
     as_json,
-    iso,
     link_to_redis,
     print_json,
     settings_of,
@@ -22,6 +21,7 @@ from rts.deadlines import MAX_INSTANT
 from rts.errors import CommandError
 from rts.predictions.outlook import Outlook
 from rts.tau.cache import TauCache
+from rts.views.plain import iso
 
 #: What of a prediction is an instant.
 INSTANTS = (

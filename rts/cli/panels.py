@@ -8,11 +8,11 @@ from datetime import datetime, timezone
 
 from rts.alerting.alert import Alert
 from rts.cli.picture import WINDOWS, Picture
-from rts.cli.shared import iso
 from rts.cli.status import NO_WORKERS, WORKER_COLUMNS, worker_row
 from rts.cli.table import NONE, Column, cut, percent, render, seconds
 from rts.objectives import objective_of
 from rts.settings import Settings
+from rts.views.plain import iso
 
 
 def lines(picture: Picture, settings: Settings, width: int | None) -> list[str]:

@@ -12,7 +12,6 @@ from rts.alerting.alert import Alert
 from rts.alerting.book import firing
 from rts.cli.probes import look
 from rts.cli.shared import ledger_of, link_to_redis
-from rts.cli.states import LedgerState, RedisState
 from rts.cli.status import problems
 from rts.errors import StoreUnavailable
 from rts.scheduling import queues
@@ -20,6 +19,7 @@ from rts.scheduling.queues import QueueState
 from rts.settings import Settings
 from rts.views.report import ReportRow, report
 from rts.views.slo import Standing, standings
+from rts.views.status import LedgerState, RedisState
 
 #: What "now" means, and the other windows of a type's row.
 WINDOWS = {"now": timedelta(minutes=5), "1h": timedelta(hours=1), "24h": timedelta(hours=24)}

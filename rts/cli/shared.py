@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import datetime, timedelta
 from typing import Any
 
 import click
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
-from rts.errors import BrokerUnavailable, StoreUnavailable
+from rts.errors import BrokerUnavailable, StoreUnavailable, short
 from rts.ledger.connection import connect, database_of
 from rts.link.link import Link
 from rts.settings import Settings
 from rts.urls import shown_url
+from rts.views.plain import plain
+from rts.views.windows import parse
 
 #: Seconds for Redis to take a connection and to answer. No task waits here, so they
 #: are longer than a worker's.
@@ -45,6 +46,19 @@ def settings_of(ctx: click.Context) -> Settings:
         )
         click.echo(f"Note: {note}, where there is one, and the defaults", err=True)
     return Settings.from_conf(ctx.obj.app.conf)
+
+
+def instant(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> timedelta | datetime | None:
+    """Read an option: a duration, which is that long ago, or an instant."""
+    try:
+        return None if value is None else parse(value)
+    except (ValueError, OverflowError):
+        raise click.BadParameter(
+            f"{value!r} is neither a duration (90s, 15m, 24h, 7d, 2w) nor an instant "
+            "(2030-01-31, 2030-01-31T12:00:00Z)"
+        ) from None
 
 
 @contextmanager
@@ -105,39 +119,6 @@ def ledger_of(settings: Settings) -> Iterator[Database[dict[str, Any]]]:
         ) from exc
 
 
-def short(exc: BaseException) -> str:
-    """Return an error in one short line. A driver's text never holds a password."""
-    text = " ".join(str(exc).split())
-    for rest in (" (configured timeouts", ", Timeout:"):  # pymongo goes on at length
-        text = text.partition(rest)[0]
-    text = text.rstrip(".")
-    return f"{type(exc).__name__}: {text[:100]}{'…' if len(text) > 100 else ''}"
-
-
-def iso(at: datetime) -> str:
-    """Return an aware instant in ISO 8601, UTC, to the millisecond.
-
-    >>> iso(datetime(2030, 1, 2, 3, 4, 5, 678000, timezone.utc))
-    '2030-01-02T03:04:05.678Z'
-    """
-    return at.astimezone(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 def print_json(document: Mapping[str, Any]) -> None:
     """Print one JSON document. Without what is no number in JSON: it becomes null."""
     click.echo(json.dumps(plain(document), indent=2, allow_nan=False))
-
-
-def plain(value: Any) -> Any:
-    """Return *value* as what JSON can hold."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, datetime):
-        return iso(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if value is None or isinstance(value, str | int | float):
-        return value
-    return str(value)

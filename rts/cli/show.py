@@ -8,11 +8,12 @@ from typing import Any
 
 import click
 
-from rts.cli.shared import as_json, iso, ledger_of, print_json, settings_of
+from rts.cli.shared import as_json, ledger_of, print_json, settings_of
 from rts.cli.table import NONE, Column, printable, render, seconds, terminal_width
 from rts.errors import CommandError
 from rts.keys import ASSIGNMENTS, TASKS
 from rts.ledger.documents import text
+from rts.views.plain import iso
 
 #: Fields that are durations.
 _SECONDS = ("tau", "runtime_s", "lateness_s")

@@ -10,12 +10,12 @@ import click
 
 from rts.cli.probes import forget_counters, look, spooled_records
 from rts.cli.shared import NO_APP, as_json, outages_not_logged, print_json, settings_of
-from rts.cli.states import LedgerState, RedisState, ServerState, WorkerState
 from rts.cli.table import NONE, Column, render, seconds, terminal_width
 from rts.clock import DEADBAND_S
 from rts.installation import installed
 from rts.scheduling.queues import left_in_order
 from rts.settings import Settings
+from rts.views.status import LedgerState, RedisState, ServerState, WorkerState
 
 #: Seconds that the oldest record may wait in the outbox. A drain takes less than one.
 MAX_LAG_S = 60.0
@@ -39,7 +39,7 @@ def command(ctx: click.Context, clear: bool, as_json: bool) -> None:
         redis, ledger = look(settings)
         spool = spooled_records(settings) if redis.server.reachable else None
     wrong = [*_not_installed(ctx.obj.app), *problems(redis, ledger)]
-    served = [queue for worker in redis.workers for queue in worker.queues]
+    served = [queue for worker in redis.workers for queue in worker.queues or ()]
     for queue, count in left_in_order(ctx.obj.app, settings, served).items():
         wrong.append(
             f"{count} messages wait in deadline order in the queue {queue}, which workers "
@@ -205,7 +205,7 @@ def worker_row(worker: WorkerState) -> tuple[str, ...]:
         NONE if worker.pid is None else str(worker.pid),
         NONE if worker.concurrency is None else str(worker.concurrency),
         f"{worker.age_s:.1f}",
-        *(f"{load:.2f}" if isinstance(load, float) else NONE for load in loads),
+        *(NONE if load is None else f"{load:.2f}" for load in loads),
         "silent" if worker.silent else "",
     )
 

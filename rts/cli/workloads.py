@@ -14,8 +14,7 @@ from typing import Any
 import click
 
 from rts.cli.recorded import MAX_RUNS, count, runs
-from rts.cli.shared import iso, ledger_of
-from rts.cli.windows import instant, window
+from rts.cli.shared import instant, ledger_of
 from rts.deadlines import MAX_MULTIPLIER, MIN_MULTIPLIER
 from rts.errors import CommandError
 from rts.scheduling.capacity import ahead_per_slot
@@ -25,6 +24,8 @@ from rts.simulation.prefetch import Prefetched, fleet
 from rts.simulation.recording import recording, share_of_slots
 from rts.simulation.simulator import Conditions
 from rts.simulation.traces import Job, read_trace, with_types
+from rts.views.plain import iso
+from rts.views.windows import window
 
 #: Seconds between two runs of a slot where no recorded run tells: what Celery needs.
 OVERHEAD_S = 0.01

@@ -16,8 +16,7 @@ from typing import Any
 from pymongo.errors import PyMongoError
 
 from rts import health
-from rts.cli.shared import short
-from rts.errors import RtsError
+from rts.errors import RtsError, short
 
 #: Seconds that an answer is good for: at least the first, and as many times what it took
 #: to get as the second says, so that asking again and again takes no more than a tenth of

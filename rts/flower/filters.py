@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from urllib.parse import urlencode
 
-from rts.cli.windows import parse
+from rts.views.windows import parse
 
 DEFAULT_SINCE = "24h"
 #: What the pages offer; any other duration can be typed into the address.

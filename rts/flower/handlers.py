@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +17,12 @@ from flower.views import BaseHandler
 from flower.views.tasks import TaskView
 from tornado import web
 
-from rts.cli.shared import plain
 from rts.flower import words
 from rts.flower.filters import CHOICES, BadFilter, Filters
 from rts.flower.pages import Pages
 from rts.flower.parts import Document
 from rts.flower.timeline import timeline
+from rts.views.plain import plain
 
 #: Nothing but our own files and Flower's may run or load; nothing in line at all.
 POLICY = (
@@ -183,7 +181,7 @@ class Api(BaseApiHandler):  # type: ignore[misc]  # Flower has no type informati
         """Write the document."""
         self.set_header("Content-Type", "application/json; charset=UTF-8")
         self.set_header("Cache-Control", "no-store")
-        self.write(json.dumps(as_plain(document), allow_nan=False))
+        self.write(json.dumps(plain(document), allow_nan=False))
 
 
 class TaskApi(Api):
@@ -205,24 +203,13 @@ def _is_unknown(document: Document) -> bool:
     return not (document["known"] or document["trouble"] or document["counting"])
 
 
-def as_plain(value: Any) -> Any:
-    """Return *value* as what JSON can hold."""
-    if is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
-    if isinstance(value, Mapping):
-        return {str(key): as_plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [as_plain(item) for item in value]
-    return plain(value)
-
-
 def as_json(value: Any) -> str:
     """Return JSON that can stand in an HTML page: no character in it is one of HTML's.
 
     >>> as_json({"a": "</script>"})
     '{"a": "\\\\u003c/script\\\\u003e"}'
     """
-    text = json.dumps(as_plain(value), allow_nan=False)
+    text = json.dumps(plain(value), allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text

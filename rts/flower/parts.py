@@ -7,7 +7,6 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
 
-from rts.cli.states import RedisState
 from rts.flower.answers import Answer
 from rts.flower.filters import Filters
 from rts.flower.source import Counted, QueueLook
@@ -16,6 +15,7 @@ from rts.objectives import objective_of
 from rts.settings import Settings
 from rts.views.readings import Reading
 from rts.views.report import ReportRow
+from rts.views.status import RedisState
 from rts.views.why import load_at_start, slowdown
 
 Document = dict[str, Any]
@@ -115,7 +115,7 @@ def state(
         overdue = late + (redis.overdue or 0)
         count = (waiting or 0) + (redis.running or 0)
     workers = [worker for worker in redis.workers if not worker.silent]
-    loads = [w.load["load"] for w in workers if isinstance(w.load.get("load"), float)]
+    loads = [worker.load["load"] for worker in workers if "load" in worker.load]
     return {
         "open": {"tasks": count, "waiting": waiting, "running": redis.running},
         "overdue": overdue,

@@ -1,7 +1,7 @@
 """What the pages ask: MongoDB, Redis and the broker, over one client each.
 
-Every method blocks and is called in a thread (:mod:`rts.flower.answers`). The functions
-are those of the command line, so the numbers are the same.
+Every method blocks and is called in a thread (:mod:`rts.flower.answers`). The numbers are
+those of the commands: what tells them is in :mod:`rts.views` for both.
 """
 
 from __future__ import annotations
@@ -16,11 +16,7 @@ from pymongo import MongoClient
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
-from rts.cli.probes import ask_redis
-from rts.cli.shared import short
-from rts.cli.states import RedisState, WorkerState
-from rts.cli.tau import TauRow, tau_rows
-from rts.errors import StoreUnavailable
+from rts.errors import StoreUnavailable, short
 from rts.flower.charts import Moment, moments
 from rts.ledger.connection import connect, database_of
 from rts.link.link import Link
@@ -40,9 +36,11 @@ from rts.views.report import ReportRow, report, row_of
 from rts.views.runs import OneTask, late_runs, latest_misses, one_task, sample
 from rts.views.series import series
 from rts.views.slo import Standing, standings
+from rts.views.status import RedisState, WorkerState, ask_redis
 from rts.views.stretches import Window
 from rts.views.tallies import tally
 from rts.views.tally import Tally, add_all
+from rts.views.taus import TauRow, tau_rows
 from rts.views.why import Why, why
 
 #: Milliseconds for MongoDB: a page would rather say that it is away than wait.
@@ -107,7 +105,7 @@ class Source:
             StoreUnavailable: it does not answer.
         """
         try:
-            return ask_redis(self.settings, self._link)
+            return ask_redis(self._link, self.settings)
         except StoreUnavailable as exc:
             raise self._no_redis(exc) from exc
 
@@ -129,7 +127,7 @@ class Source:
             StoreUnavailable: Redis does not answer.
         """
         try:
-            return tau_rows(self.settings, self._link)
+            return tau_rows(self._link, self.settings)
         except StoreUnavailable as exc:
             raise self._no_redis(exc) from exc
 
@@ -247,7 +245,7 @@ class Source:
         slots = sum(
             worker.concurrency or 0
             for worker in workers
-            if not worker.queues or name in worker.queues
+            if worker.queues is None or name in worker.queues
         )
         taus = [task.tau for task in line[:MEAN_OF] if task.tau is not None and task.tau > 0]
         mean_s = math.fsum(taus) / len(taus) if taus else 0.0

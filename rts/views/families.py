@@ -14,6 +14,7 @@ from prometheus_client.core import (
 )
 
 from rts.ledger.counting import MET
+from rts.ledger.heartbeat import FIGURES
 from rts.objectives import objective_of
 from rts.settings import Settings
 from rts.views.readings import BOUNDS, Histogram, QueueReading, Reading, missed
@@ -164,9 +165,11 @@ def gauges(reading: Reading) -> Iterator[Any]:
         labels=["worker", "resource"],
     )
     for worker in reading.workers:
-        slots.add_metric([worker.worker], worker.slots)
-        for resource, value in worker.loads.items():
-            load.add_metric([worker.worker, resource], value)
+        if worker.slots is not None:
+            slots.add_metric([worker.worker], worker.slots)
+        for resource in FIGURES:
+            if resource in worker.load:
+                load.add_metric([worker.worker, resource], worker.load[resource])
     yield slots
     yield load
 

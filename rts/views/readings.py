@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from rts.ledger.counting import DURATIONS, LATENESS, MET
-from rts.ledger.heartbeat import LOST_AFTER_S
+from rts.ledger.heartbeat import Heartbeat
 from rts.link.link import Link, replies_as_text
 from rts.link.scripts import pack
-from rts.records import Execution
 from rts.settings import Settings
 from rts.validation import finite
+from rts.views.vitals import Vitals, counts, questions, vitals_of
 
 
 @dataclass(frozen=True)
@@ -23,16 +21,6 @@ class Histogram:
 
     counts: Mapping[str, int]
     sum: float
-
-
-@dataclass(frozen=True)
-class WorkerReading:
-    """A worker that has beaten of late."""
-
-    worker: str
-    slots: int
-    #: Fractions of what the worker may use, by resource.
-    loads: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -67,7 +55,8 @@ class Reading:
     open_tasks: Mapping[str, int] = field(default_factory=dict)
     overdue_running: Mapping[str, int] = field(default_factory=dict)
     overdue_waiting: Mapping[str, int] = field(default_factory=dict)
-    workers: tuple[WorkerReading, ...] = ()
+    #: Those that live, by node name of at most so many characters.
+    workers: tuple[Heartbeat, ...] = ()
 
 
 #: Characters of a label.
@@ -81,45 +70,29 @@ def read(link: Link, settings: Settings) -> Reading:
         StoreUnavailable: it does not answer.
     """
     keys = settings.keys
-    time_, counted, taus, counters, length, oldest, beats, tasks, notes = link.call(
-        pack("TIME"),
+    counted, taus, tasks, *answers = link.call(
         pack("HGETALL", keys.metrics),
         pack("HGETALL", keys.tau),
-        pack("HGETALL", keys.counters),
-        pack("XLEN", keys.outbox),
-        pack("XRANGE", keys.outbox, "-", "+", "COUNT", 1),
-        pack("HGETALL", keys.workers),
         pack("HGETALL", keys.open_counts),
-        pack("HVALS", keys.running),
+        *questions(keys),
     )
-    now = int(time_[0]) + int(time_[1]) / 1e6
-    lag_s = 0.0
-    if oldest:
-        lag_s = max(0.0, now - int(oldest[0][0].partition(b"-")[0]) / 1000)
+    vitals = vitals_of(answers)
     runs, verdicts, histograms = _counted(replies_as_text(counted))
-    by_queue = {
-        field: n
-        for field, text in replies_as_text(tasks).items()
-        if (n := _whole(text)) is not None and n >= 0
-    }
+    by_queue = counts(tasks)
     overdue = _of(by_queue, "overdue ")
-    running = _late_runs(notes, now)
+    running = Counter(run.queue or "unknown" for run in vitals.late)
     return Reading(
         runs=runs,
         verdicts=verdicts,
         histograms=histograms,
         taus=_taus(replies_as_text(taus)),
-        counters={
-            name: n
-            for name, text in replies_as_text(counters).items()
-            if (n := _whole(text)) is not None and n >= 0
-        },
-        outbox_length=int(length),
-        outbox_lag_s=lag_s,
+        counters=vitals.counters,
+        outbox_length=vitals.outbox_length,
+        outbox_lag_s=vitals.lag_s,
         open_tasks=_of(by_queue, "open "),
         overdue_running={queue: min(n, running[queue]) for queue, n in overdue.items()},
         overdue_waiting={queue: max(0, n - running[queue]) for queue, n in overdue.items()},
-        workers=tuple(_workers(replies_as_text(beats), now)),
+        workers=_living(vitals),
     )
 
 
@@ -129,19 +102,6 @@ def _of(by_queue: Mapping[str, int], start: str) -> dict[str, int]:
         for field, n in by_queue.items()
         if field.startswith(start)
     }
-
-
-def _late_runs(notes: Iterable[bytes], now: float) -> Counter[str]:
-    """Return the number of runs that go on past their deadline, by queue."""
-    found: Counter[str] = Counter()
-    for note in notes:
-        try:
-            run = Execution.from_json(note)
-            if run.deadline < now:
-                found[run.queue or "unknown"] += 1
-        except (ValueError, TypeError):
-            continue  # somebody else's
-    return found
 
 
 def _counted(
@@ -186,36 +146,14 @@ def _taus(fields: Mapping[str, str]) -> dict[tuple[str, str | None], float]:
     return found
 
 
-def _workers(beats: Mapping[str, str], now: float) -> list[WorkerReading]:
+def _living(vitals: Vitals) -> tuple[Heartbeat, ...]:
     """Return the workers that live, of several lives of one node name the last one."""
-    found: dict[str, tuple[float, WorkerReading]] = {}
-    for text in beats.values():
-        try:
-            beat: dict[str, Any] = json.loads(text)
-            seen_at = finite(beat["seen_at"])
-            # Halves of surrogate pairs, as of a host's odd name, would end the whole scrape.
-            name = str(beat["worker"])[:MAX_LABEL].encode("utf-8", "replace").decode()
-            load = beat.get("load") or {}
-            slots = int(beat.get("concurrency") or 0)
-            loads = {
-                resource: value
-                for resource in ("load", "cpu", "memory", "gpu")
-                if (value := finite(load.get(resource))) is not None
-            }
-        except (ValueError, TypeError, KeyError, AttributeError):
-            continue  # somebody else's
-        if seen_at is None or now - seen_at > LOST_AFTER_S:
-            continue
-        if name not in found or found[name][0] < seen_at:
-            found[name] = (seen_at, WorkerReading(name, slots, loads))
-    return [reading for _, reading in found.values()]
-
-
-def _whole(text: str) -> int | None:
-    try:
-        return int(text)
-    except ValueError:
-        return None
+    found: dict[str, Heartbeat] = {}
+    for beat in sorted(vitals.workers, key=lambda beat: beat.seen_at):
+        if not beat.is_silent(vitals.now):
+            name = beat.worker[:MAX_LABEL]
+            found[name] = beat._replace(worker=name)
+    return tuple(found.values())
 
 
 #: Kinds of histograms, by the bounds of their buckets.

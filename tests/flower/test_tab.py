@@ -19,9 +19,9 @@ from celery import Celery
 from pymongo.database import Database
 
 import rts
-from rts.cli.shared import plain
 from rts.settings import Settings
 from rts.testing import MongoServer, RedisServer, wait_until
+from rts.views.plain import plain
 from rts.views.report import report
 from rts.views.slo import standings
 from tests.conftest import ROOT, Stage
@@ -269,19 +269,14 @@ def test_queues_in_deadline_order(
         for late in (60, 30, -10):
             at = now + timedelta(seconds=late)
             app.send_task("proj.work", headers={"sla_deadline": at.isoformat()})
-        redis_client.hset(
-            f"{stage.prefix}workers",
-            "w/1",
-            json.dumps(
-                {
-                    "seen_at": now.timestamp() + 60,
-                    "worker": EVIL,
-                    "concurrency": 4,
-                    "queues": [queue],
-                    "load": {"load": 0.5},
-                }
-            ),
-        )
+        beat = {"seen_at": now.timestamp() + 60, "concurrency": 4, "queues": [queue]}
+        odd = {"seen_at": now.timestamp() + 60, "worker": "w@\udcff", "load": {"load": "x"}}
+        for instance, told in (
+            ("w/1", {**beat, "worker": EVIL, "load": {"load": 0.5}}),
+            ("w/2", {**beat, "worker": "of no queue", "queues": []}),
+            ("w/3", {**odd, "concurrency": "many", "queues": 7, "host": {}, "pid": []}),
+        ):
+            redis_client.hset(f"{stage.prefix}workers", instance, json.dumps(told))
         flower = make_flower(stage, env=OPEN_API)
         found = flower.counted("/api/rts/queues").json
         (mine,) = [q for q in found["queues"] if q["name"] == queue]
@@ -290,6 +285,8 @@ def test_queues_in_deadline_order(
         deadlines = [task["deadline"] for task in mine["line"]]
         assert deadlines == sorted(deadlines)
         assert found["open"]["waiting"] >= 3
+        told = flower.counted("/api/rts/workers").json["workers"]
+        assert {worker["worker"] for worker in told} == {EVIL, "of no queue", "w@?"}
         page = flower.get("/rts/queues").text
         assert "overdue" in page
         assert "<script>alert" not in flower.get("/rts/workers").text

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rts.cli import report, rts, shared, status, table, windows
+from rts.cli import report, rts, shared, status, table
 from rts.cli.table import Column, cut, percent, printable, render, seconds
+from rts.views import windows
+from rts.views.plain import plain
 
 COLUMNS = (
     Column("name", number=False),
@@ -23,7 +25,7 @@ COLUMNS = (
 )
 
 
-@pytest.mark.parametrize("module", [report, shared, table, windows])
+@pytest.mark.parametrize("module", [report, table])
 def test_examples(module: object) -> None:
     assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
 
@@ -94,7 +96,7 @@ def test_a_wrong_clock_is_told() -> None:
 
 def test_plain_values_for_json() -> None:
     value = {"a": (1, float("nan")), "at": NOW, "b": True, "odd": {1}}
-    assert shared.plain(value) == {
+    assert plain(value) == {
         "a": [1, None],
         "at": "2030-01-10T12:00:00.000Z",
         "b": True,
@@ -124,7 +126,7 @@ def test_instants(text: str, expected: object) -> None:
 @pytest.mark.parametrize("text", ["", "24", "h", "-1h", "1y", "tomorrow", "1e9d", "٣d"])
 def test_what_is_no_instant(text: str) -> None:
     with pytest.raises(click.BadParameter, match="neither a duration"):
-        windows.instant(click.Context(rts), click.Option(["--since"]), text)
+        shared.instant(click.Context(rts), click.Option(["--since"]), text)
 
 
 def test_windows() -> None:

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import yaml
 
+from rts.ledger.heartbeat import Heartbeat
 from rts.objectives import BURN_RULES, MIN_MISSES
 from rts.settings import Settings
 from rts.views import families
-from rts.views.readings import BOUNDS, Histogram, QueueReading, Reading, WorkerReading
+from rts.views.readings import BOUNDS, Histogram, QueueReading, Reading
 from rts.views.slo import Standing, WindowStanding
 from tests.programs import needed
 
@@ -49,7 +50,7 @@ def names() -> set[str]:
         counters={"x": 1},
         open_tasks={"q": 1},
         overdue_running={"q": 1},
-        workers=(WorkerReading("w", 1, {"cpu": 0.5}),),
+        workers=(Heartbeat("w/1", 1.0, "w", {"cpu": 0.5}, slots=1),),
     )
     settings = Settings()
     window = WindowStanding("1h", 3600.0, 1, 1, 1.0, 0.0)

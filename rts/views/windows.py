@@ -1,27 +1,12 @@
-"""Windows of time on the command line: ``24h``, ``7d``, or an ISO 8601 instant."""
+"""Windows of time as people write them: ``24h``, ``7d``, or an ISO 8601 instant."""
 
 from __future__ import annotations
 
 import re
 from datetime import datetime, timedelta, timezone
 
-import click
-
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhdw])", re.ASCII)
-
-
-def instant(
-    ctx: click.Context, param: click.Parameter, value: str | None
-) -> timedelta | datetime | None:
-    """Read an option: a duration, which is that long ago, or an instant."""
-    try:
-        return None if value is None else parse(value)
-    except (ValueError, OverflowError):
-        raise click.BadParameter(
-            f"{value!r} is neither a duration (90s, 15m, 24h, 7d, 2w) nor an instant "
-            "(2030-01-31, 2030-01-31T12:00:00Z)"
-        ) from None
 
 
 def parse(text: str) -> timedelta | datetime:

@@ -1,0 +1,177 @@
+"""How the servers and the workers are, by what they tell of themselves: for the commands
+and for Flower.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rts.errors import StoreUnavailable
+from rts.keys import ASSIGNMENTS, REFUSED, TASKS
+from rts.ledger.connection import connect, database_of
+from rts.ledger.heartbeat import Heartbeat
+from rts.link.link import Link, as_instant
+from rts.link.scripts import pack
+from rts.settings import Settings
+from rts.urls import shown_url
+from rts.views.vitals import questions, vitals_of
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """One server. ``error`` says why it is not reachable; the rest is ``None`` then."""
+
+    url: str
+    reachable: bool = False
+    version: str | None = None
+    #: One round trip on a connection that stands.
+    latency_s: float | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class WorkerState:
+    """The last heartbeat of one life of a worker."""
+
+    instance: str
+    worker: str
+    host: str | None
+    pid: int | None
+    concurrency: int | None
+    seen_at: float
+    age_s: float
+    #: No heartbeat for so long that it counts as gone.
+    silent: bool
+    #: Fractions of what the worker may use.
+    load: Mapping[str, Any]
+    #: Names of those that it takes from; ``None``: it does not tell, it may be any.
+    queues: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, beat: Heartbeat, now: float) -> WorkerState:
+        """Return what *beat* tells at *now*."""
+        age_s = beat.age_s(now)
+        return cls(
+            *(beat.instance, beat.worker, beat.host, beat.pid, beat.slots),
+            seen_at=now - age_s,
+            age_s=age_s,
+            silent=beat.is_silent(now),
+            load=beat.load,
+            queues=beat.queues,
+        )
+
+
+@dataclass(frozen=True)
+class RedisState:
+    """What Redis tells. Instants are seconds since the epoch by its clock."""
+
+    server: ServerState
+    #: Time there minus time here, known to ± ``clock_error_s``.
+    clock_offset_s: float | None = None
+    clock_error_s: float | None = None
+    outbox_length: int | None = None
+    #: Instant of the oldest record in the outbox; ``None`` where it is empty.
+    oldest_at: float | None = None
+    #: Age of that, 0 where the outbox is empty.
+    lag_s: float | None = None
+    counters: Mapping[str, int] = field(default_factory=dict)
+    workers: tuple[WorkerState, ...] = ()
+    running: int | None = None
+    overdue: int | None = None
+    #: Tasks that were published and have not ended, and those of them whose deadline
+    #: has passed.
+    open_tasks: int | None = None
+    overdue_tasks: int | None = None
+    #: Alerts that fire.
+    alerts: int | None = None
+    #: Messages that wait for each of ``rts_webhooks``.
+    messages: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class LedgerState:
+    """What MongoDB tells. The numbers of documents are estimates."""
+
+    server: ServerState
+    documents: Mapping[str, int] = field(default_factory=dict)
+
+
+def ask_redis(link: Link, settings: Settings) -> RedisState:
+    """Return what Redis tells, over *link*, which stays open.
+
+    Raises:
+        StoreUnavailable: it does not answer.
+    """
+    keys = settings.keys
+    link.call(pack("TIME"))  # the first one makes the connection
+    sent_at, begin = time.time(), time.perf_counter()
+    now = as_instant(*link.call(pack("TIME")))
+    latency_s = time.perf_counter() - begin
+    try:
+        (info,) = link.call(pack("INFO", "server"))
+    except StoreUnavailable:  # a managed server may keep that to itself
+        info = b""
+    asked = questions(keys)
+    replies = link.call(
+        *asked,
+        pack("ZCARD", keys.open),
+        pack("ZCOUNT", keys.open, "-inf", repr(now)),
+        pack("ZCARD", keys.overdue),
+        pack("HLEN", keys.alerts),
+        *(pack("LLEN", keys.webhook(hook.id)) for hook in settings.webhooks),
+    )
+    vitals = vitals_of(replies[: len(asked)])
+    waiting, due, late, alerts, *messages = map(int, replies[len(asked) :])
+    workers = [WorkerState.of(beat, vitals.now) for beat in vitals.workers]
+    return RedisState(
+        server=ServerState(shown_url(settings.redis_url), True, _version(info), latency_s),
+        clock_offset_s=now - (sent_at + latency_s / 2),
+        clock_error_s=latency_s / 2,
+        outbox_length=vitals.outbox_length,
+        oldest_at=vitals.oldest_at,
+        lag_s=vitals.lag_s,
+        counters={name: n for name, n in vitals.counters.items() if n},
+        workers=tuple(sorted(workers, key=lambda state: (state.worker, state.instance))),
+        running=vitals.notes,
+        overdue=len(vitals.late),
+        open_tasks=waiting + late,
+        overdue_tasks=due + late,
+        alerts=alerts,
+        messages=tuple(messages),
+    )
+
+
+def ask_mongo(settings: Settings, timeout_s: float) -> LedgerState:
+    """Return what MongoDB tells within so many seconds.
+
+    Raises:
+        StoreUnavailable, ConfigurationError, PyMongoError: it does not answer.
+    """
+    import pymongo
+
+    client = connect(settings.mongo_url)
+    try:
+        with pymongo.timeout(timeout_s):
+            version = client.server_info()["version"]
+            begin = time.perf_counter()
+            client.admin.command("ping")
+            latency_s = time.perf_counter() - begin
+            database = database_of(client)
+            documents = {
+                name: database[name].estimated_document_count()
+                for name in (TASKS, ASSIGNMENTS, REFUSED)
+            }
+    finally:
+        client.close()
+    server = ServerState(shown_url(settings.mongo_url), True, str(version), latency_s)
+    return LedgerState(server, documents)
+
+
+def _version(info: bytes) -> str | None:
+    for line in info.decode("utf-8", "replace").splitlines():
+        if line.startswith("redis_version:"):
+            return line.partition(":")[2]
+    return None

@@ -1,0 +1,82 @@
+"""What metrics and status both tell of a fleet, from Redis: its outbox, its counters, its
+workers and the runs that go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rts.keys import Keys
+from rts.ledger.bulletin import read_notes
+from rts.ledger.heartbeat import Heartbeat, read_heartbeats
+from rts.link.link import as_instant, replies_as_text
+from rts.link.scripts import pack
+from rts.records import Execution
+
+
+@dataclass(frozen=True)
+class Vitals:
+    """Instants in epoch seconds, by the clock of Redis."""
+
+    now: float
+    outbox_length: int
+    #: Instant of the oldest record in the outbox; ``None`` where it is empty.
+    oldest_at: float | None
+    #: By name, at least 0.
+    counters: Mapping[str, int]
+    #: Also of workers that are gone, for a while.
+    workers: Sequence[Heartbeat]
+    #: Notes of runs that go on, and those of them that can be read.
+    notes: int
+    running: Sequence[Execution]
+
+    @property
+    def lag_s(self) -> float:
+        """Age of the oldest record in the outbox, seconds; 0 where it is empty."""
+        return 0.0 if self.oldest_at is None else max(0.0, self.now - self.oldest_at)
+
+    @property
+    def late(self) -> list[Execution]:
+        """The runs that go on past their deadline."""
+        return [run for run in self.running if run.deadline < self.now]
+
+
+def questions(keys: Keys) -> list[bytes]:
+    """Return the commands whose answers :func:`vitals_of` reads."""
+    return [
+        pack("TIME"),
+        pack("XLEN", keys.outbox),
+        pack("XRANGE", keys.outbox, "-", "+", "COUNT", 1),
+        pack("HGETALL", keys.counters),
+        pack("HGETALL", keys.workers),
+        pack("HVALS", keys.running),
+    ]
+
+
+def vitals_of(answers: Sequence[Any]) -> Vitals:
+    """Return what the *answers* to the :func:`questions` tell."""
+    time_, length, oldest, counters, beats, notes = answers
+    return Vitals(
+        now=as_instant(time_),
+        outbox_length=int(length),
+        oldest_at=int(oldest[0][0].partition(b"-")[0]) / 1000 if oldest else None,
+        counters=counts(counters),
+        workers=read_heartbeats(beats),
+        notes=len(notes),
+        running=read_notes(notes),
+    )
+
+
+def counts(reply: Sequence[bytes]) -> dict[str, int]:
+    """Return the whole numbers, at least 0, in an answer to HGETALL, by field."""
+    found = {}
+    for field, text in sorted(replies_as_text(reply).items()):
+        try:
+            number = int(text)
+        except ValueError:
+            continue  # not by us
+        if number >= 0:
+            found[field] = number
+    return found

@@ -1,0 +1,100 @@
+"""Status, metrics and predictions tell the same of the same fleet, whoever wrote to Redis."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from rts.link.link import Link
+from rts.predictions.fleet import read_fleet
+from rts.settings import Settings
+from rts.views.readings import read
+from rts.views.status import ask_redis
+from tests.records import run
+
+
+@pytest.fixture
+def settings(rts_redis_url: str, rts_key_prefix: str) -> Settings:
+    return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix)
+
+
+@pytest.fixture
+def link(settings: Settings) -> Iterator[Link]:
+    link = Link(settings)
+    yield link
+    link.close()
+
+
+def test_all_see_the_same_workers(
+    redis_client: redis.Redis, settings: Settings, link: Link
+) -> None:
+    now = redis_client.time()[0]
+
+    def beat(instance: str, **told: Any) -> None:
+        text = json.dumps({"seen_at": now, "queues": ["web"], **told})
+        redis_client.hset(settings.keys.workers, instance, text)
+
+    beat("a@h/1", worker="a@h", concurrency=4, load={"load": 0.5})
+    beat("b@h/1", concurrency="2", load=["odd"], pid={}, host=7)
+    beat("c@h/1", worker="c@h", concurrency=float("inf"))
+    beat("d@h/1", worker="d@h", concurrency=1, seen_at=float("nan"))
+    beat("e@h/1", worker="e@h", concurrency=1, seen_at=now - 60)
+    beat("f@h/1", worker="f@h", concurrency=1, queues="web")  # not w, e and b
+    beat("g@h/1", worker="g@h", concurrency=8, queues=[])
+    redis_client.hset(settings.keys.workers, "h@h/1", "[" * 100_000)
+
+    status = ask_redis(link, settings)
+    assert {w.worker: (w.concurrency, w.silent, w.queues) for w in status.workers} == {
+        "a@h": (4, False, ("web",)),
+        "b@h": (2, False, ("web",)),
+        "c@h": (None, False, ("web",)),
+        "e@h": (1, True, ("web",)),
+        "f@h": (1, False, None),
+        "g@h": (8, False, ()),
+    }
+    metrics = {worker.worker: worker.slots for worker in read(link, settings).workers}
+    assert metrics == {w.worker: w.concurrency for w in status.workers if not w.silent}
+    fleet = read_fleet(link, settings, "web", lambda name: [name])
+    # Without c, which does not tell its slots, and g, which takes from no queue.
+    assert {name: fleet.crews[crew].slots for name, crew in fleet.crew_of.items()} == {
+        "a@h/1": 4,
+        "b@h/1": 2,
+        "f@h/1": 1,
+    }
+
+
+def test_all_count_the_same_runs_and_counters(
+    redis_client: redis.Redis, settings: Settings, link: Link
+) -> None:
+    now = float(redis_client.time()[0])
+    keys = settings.keys
+    note = run("late")._replace(started_at=now - 5, deadline=now - 1, queue="web")
+    odd: list[Any] = [
+        *(note._replace(deadline="soon"), note._replace(tau=float("nan"))),
+        *(note._replace(started_at=[1]), note._replace(queue={}), note._replace(task_id=[])),
+    ]
+    notes = [note, note._replace(task_id="in time", deadline=now + 100), *odd]
+    for number, each in enumerate(notes):
+        redis_client.hset(keys.running, f"f{number}", each.to_json())
+    redis_client.hset(keys.running, "odd", "[]")
+    redis_client.hset(keys.open_counts, mapping={"overdue web": 3, "open web": "²"})
+    redis_client.hset(keys.counters, mapping={"redis_failures": 3, "zero": 0, "odd": "²"})
+    beat = {"seen_at": now, "concurrency": 2, "queues": ["web"]}
+    redis_client.hset(keys.workers, "w@h/1-a", json.dumps(beat))
+    redis_client.xadd(keys.outbox, {"r": "{}"}, id=f"{int(now - 10) * 1000}-1")
+
+    status = ask_redis(link, settings)
+    assert (status.running, status.overdue) == (len(notes) + 1, 1)
+    assert status.counters == {"redis_failures": 3}
+    metrics = read(link, settings)
+    assert (metrics.overdue_running, metrics.overdue_waiting) == ({"web": 1}, {"web": 2})
+    assert metrics.counters == {"redis_failures": 3, "zero": 0}
+    assert metrics.open_tasks == {}
+    assert status.oldest_at == now - 10
+    assert metrics.outbox_lag_s >= (status.lag_s or 0.0) >= 10
+    fleet = read_fleet(link, settings, "web", lambda name: [name])
+    assert sorted(each.task_id for each in fleet.running) == ["in time", "late"]
