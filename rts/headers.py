@@ -82,7 +82,7 @@ def read_request(
     resources: dict[str, float] | None = None
     if (value := values.get("task_type")) is not None:
         if isinstance(value, str) and value in types:
-            task_type = value
+            task_type = types[value].name  # not a member of some enum, which prints otherwise
         else:
             refuse("task_type", value, where, "use one of rts_task_types or add yours there")
     if (value := values.get("sla_multiplier")) is not None:

@@ -150,7 +150,7 @@ class Settings:
             values["sla_multiplier"] = multiplier(
                 MULTIPLIER_VARIABLE, environ[MULTIPLIER_VARIABLE]
             )
-        values.setdefault("redis_url", _redis_of(conf))
+        values.setdefault("redis_url", _redis_of(conf, environ))
         settings = cls(**values)
         for task_type in settings.routes:
             if task_type not in settings.task_types:
@@ -204,6 +204,8 @@ def _given(conf: Mapping[str, Any]) -> dict[str, Any]:
     for key in keys:
         if namespace and key.startswith(namespace):
             name = key.removeprefix(namespace).lower()
+        elif not namespace and key.lower() in CHECKS:
+            name = key.lower()  # beside Celery's old names, which are in upper case
         else:
             name = key
         if name.startswith("rts_"):
@@ -211,16 +213,21 @@ def _given(conf: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _redis_of(conf: Mapping[str, Any]) -> str:
-    """Return the app's own Redis: its broker or result backend, else localhost."""
-    for key in ("broker_url", "result_backend"):
-        url = conf.get(key)
+def _redis_of(conf: Mapping[str, Any], environ: Mapping[str, str]) -> str:
+    """Return the app's own Redis: its broker or result backend, else localhost.
+
+    As Celery does, by the environment first: ``celery -b URL`` sets it too.
+    """
+    for key in ("broker_url", "broker_write_url", "broker_read_url", "result_backend"):
+        variable = f"CELERY_{key.upper()}"
+        given = environ.get(variable)
+        url = given or conf.get(key)
         if isinstance(url, list | tuple):
             url = url[0] if url else None
         if isinstance(url, str):
             url = url.split(";")[0]
             if url.partition(":")[0] in REDIS_SCHEMES:
-                return redis_url(key, url)
+                return redis_url(variable if given else key, url)
     return DEFAULT_REDIS_URL
 
 
@@ -232,4 +239,8 @@ def _default_spool_dir(settings: Settings) -> str:
     except (KeyError, OSError):  # a container's user need not have a name
         user = str(os.getuid())
     name = f"rts-spool-{user}-{hashlib.sha256(identity).hexdigest()[:12]}"
-    return os.path.join(tempfile.gettempdir(), name)
+    try:
+        folder = tempfile.gettempdir()
+    except FileNotFoundError:  # a container whose files are all read-only
+        folder = "/tmp"  # the spool says that it cannot write there, and is done without
+    return os.path.join(folder, name)

@@ -99,6 +99,7 @@ def _task_types(key: str, value: object) -> dict[str, TaskType]:
     for name, spec in value.items():
         if not isinstance(name, str) or not TYPE_NAME.fullmatch(name):
             raise ConfigurationError(key, name, _TYPES_RANGE)
+        name = str.__str__(name)  # a member of an enum prints otherwise
         if isinstance(spec, Mapping):
             if not set(spec) <= {"tau", "sla_multiplier"} or "tau" not in spec:
                 raise ConfigurationError(f"{key}[{name!r}]", dict(spec), _TYPES_RANGE)

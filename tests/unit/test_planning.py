@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -35,6 +36,18 @@ class Taus:
 
     def ratio(self, task_type: str) -> float | None:
         return self.taus.get("ratio")
+
+
+class Recorded(Taus):
+    """Knows of which field in Redis it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    def tau(self, task_type: str, name: str) -> float:
+        self.asked.append(f"{task_type}/{name}")
+        return super().tau(task_type, name)
 
 
 def planner(options: Any = None, taus: Taus | None = None, **settings: Any) -> Planner:
@@ -101,6 +114,20 @@ def test_the_tasks_own_settings_come_after_the_header() -> None:
     headers = published(p, task_type="mixed", sla_multiplier=2.4)
     assert (headers["task_type"], headers["rts_type_source"]) == ("mixed", "explicit")
     assert headers["rts_k"] == 2.4
+
+
+class Kind(str, Enum):
+    GPU = "gpu-inference"
+
+
+@pytest.mark.parametrize("how", ["header", "option"])
+def test_a_type_may_be_a_member_of_an_enum(how: str) -> None:
+    asked = {"task_type": Kind.GPU}
+    taus = Recorded()
+    p = planner(asked if how == "option" else None, taus)
+    headers = published(p, **(asked if how == "header" else {}))
+    assert type(headers["task_type"]) is str
+    assert taus.asked == ["gpu-inference/app.task"]
 
 
 def test_resources_of_header_and_task_add_up() -> None:

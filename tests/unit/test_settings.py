@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from enum import Enum
 from typing import Any
 
 import pytest
 from celery import Celery
 
 from rts import ConfigurationError
-from rts.settings import Settings
+from rts.settings import DEFAULT_REDIS_URL, Settings
 
 
 def read(environ: dict[str, str] | None = None, **conf: Any) -> Settings:
@@ -151,6 +154,24 @@ def test_redis_is_the_apps_own_unless_set(conf: dict[str, Any], url: str) -> Non
     assert read(**conf).redis_url == url
 
 
+@pytest.mark.parametrize(
+    ("environ", "conf", "url"),
+    [
+        ({"CELERY_BROKER_URL": "redis://e"}, {}, "redis://e"),
+        ({"CELERY_BROKER_URL": "redis://e"}, {"broker_url": "redis://a"}, "redis://e"),
+        ({"CELERY_BROKER_URL": "amqp://e"}, {"broker_url": "redis://a"}, DEFAULT_REDIS_URL),
+        ({"CELERY_RESULT_BACKEND": "redis://e/1"}, {"broker_url": "amqp://x"}, "redis://e/1"),
+        ({"CELERY_BROKER_WRITE_URL": "redis://w"}, {}, "redis://w"),
+        ({}, {"broker_write_url": "redis://w", "broker_read_url": "redis://r"}, "redis://w"),
+        ({"CELERY_BROKER_URL": "redis://e"}, {"rts_redis_url": "redis://own"}, "redis://own"),
+    ],
+)
+def test_redis_is_the_one_that_celery_uses_by_its_environment(
+    environ: dict[str, str], conf: dict[str, Any], url: str
+) -> None:
+    assert read(environ, **conf).redis_url == url
+
+
 def test_a_namespaced_configuration_is_understood() -> None:
     class Django:
         CELERY_RTS_MIN_SAMPLES = 7
@@ -161,6 +182,39 @@ def test_a_namespaced_configuration_is_understood() -> None:
     app.config_from_object(Django, namespace="CELERY")
     settings = Settings.from_conf(app.conf, environ={})
     assert (settings.min_samples, settings.redis_url) == (7, "redis://d:1/1")
+
+
+def test_a_configuration_in_celerys_old_names_is_understood() -> None:
+    class Old:
+        BROKER_URL = "redis://d:1/1"
+        RTS_MIN_SAMPLES = 7
+        RTS_KEY = "the app's own"
+
+    app = Celery(set_as_current=False)
+    app.config_from_object(Old)
+    settings = Settings.from_conf(app.conf, environ={})
+    assert (settings.min_samples, settings.redis_url) == (7, "redis://d:1/1")
+
+
+def test_types_may_be_members_of_an_enum() -> None:
+    class Kind(str, Enum):
+        RENDER = "render"
+
+    types = read(rts_task_types={Kind.RENDER: 3.0}).task_types
+    assert f"{types['render'].name}" == "render"
+    assert json.dumps(list(types)[-1]) == '"render"'
+
+
+def test_without_any_folder_to_write_to_the_app_starts() -> None:
+    # No byte can be written to a file, so that no temporary folder can be used.
+    script = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+from celery import Celery
+import rts
+rts.install(Celery())
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_settings_survive_json() -> None:
