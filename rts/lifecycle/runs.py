@@ -7,11 +7,13 @@ the threads, solo and gevent pools.
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Mapping
 from json.encoder import encode_basestring_ascii as quoted
 from operator import itemgetter
 from typing import Any, Protocol
+from weakref import ref as weakref
 
 from rts import forks
 from rts.clock import FleetClock
@@ -20,10 +22,6 @@ from rts.load.usage import ProcessMeter, ThreadMeter
 from rts.ports import NoteBook, RunSink
 from rts.records import BEGINNING, REPLACED, Execution, Plan, new_execution
 from rts.signals import deadline_missed, run_ended
-
-#: The attribute of ``task.request`` that holds the run. The request lives as
-#: long as the run does, so nothing is kept beyond it.
-ATTRIBUTE = "rts_run"
 
 #: Celery's state of a task that raised ``Reject``.
 REJECTED = "REJECTED"
@@ -73,14 +71,30 @@ class Run:
         return self.load.as_dict(self.started_monotonic)
 
 
-def run_of(request: Any) -> Run | None:
-    """Return the run that *request* belongs to; ``None`` where rts has started none.
+class _Going(threading.local):
+    """The run that this thread, or greenlet, began last, and a weak reference to the
+    request that it is of.
 
-    Headers become attributes of the request, so a stranger may have sent one of
-    this name.
+    Not an attribute of the request: apps look at those, and write them down as JSON.
     """
-    run = getattr(request, ATTRIBUTE, None)
-    return run if isinstance(run, Run) else None
+
+    on: tuple[Callable[[], Any], Run | None] = (lambda: None, None)
+
+
+_going = _Going()
+
+
+def go_on(request: Any, run: Run) -> None:
+    """Note that the run of *request* goes on from here, in this thread."""
+    _going.on = weakref(request), run
+
+
+def run_of(request: Any) -> Run | None:
+    """Return the run that *request* belongs to; ``None`` where rts has started none, or
+    another thread is at it.
+    """
+    known, run = _going.on
+    return run if known() is request else None
 
 
 class Meter(Protocol):

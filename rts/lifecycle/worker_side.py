@@ -15,7 +15,7 @@ from rts import health
 from rts.headers import read_plan
 from rts.lifecycle.neighbours import NEIGHBOURS
 from rts.lifecycle.owners import is_celerys
-from rts.lifecycle.runs import ATTRIBUTE, run_of
+from rts.lifecycle.runs import go_on, run_of
 
 if TYPE_CHECKING:
     from rts.parts import Parts
@@ -63,7 +63,7 @@ class WorkerSide:
             plan = read_plan(attributes, parts.settings.task_types)
             if plan is None:
                 plan = parts.worker.ends.plan_received(attributes)
-            attributes[ATTRIBUTE] = parts.worker.runs.start(plan, attributes)
+            go_on(request, parts.worker.runs.start(plan, attributes))
             if NEIGHBOURS.maybe:
                 NEIGHBOURS.started(task)
         except Exception as exc:  # noqa: BLE001  the task must run

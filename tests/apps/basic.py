@@ -121,9 +121,13 @@ def plan() -> dict[str, Any] | None:
 def headers(self: Any, *_: Any) -> dict[str, Any]:
     """Return the rts headers that it was published with."""
     attributes = vars(self.request)
-    return {
-        k: v for k, v in attributes.items() if k in ("task_type", "id") or k[:4] == "rts_"
-    } | {"rts_run": None}
+    return {k: v for k, v in attributes.items() if k in ("task_type", "id") or k[:4] == "rts_"}
+
+
+@app.task(bind=True)
+def written_down(self: Any) -> str:
+    """Return all that its request holds, as JSON."""
+    return json.dumps(vars(self.request))
 
 
 @app.task(bind=True)

@@ -112,6 +112,12 @@ def test_the_current_task_knows_its_deadline(scene: Scene) -> None:
     assert current["load"]["load"] >= 0
 
 
+def test_a_task_may_write_down_its_request(scene: Scene) -> None:
+    request = json.loads(scene.basic.written_down.delay().get(timeout=30))
+    assert request["rts_deadline"]
+    assert "rts_run" not in request
+
+
 @pytest.mark.parametrize(
     ("name", "state", "success", "cause"),
     [
