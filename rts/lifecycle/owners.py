@@ -12,8 +12,10 @@ from typing import Any
 from celery._state import _apps
 
 #: Celery's own tasks are not scheduled work, but for those that run a task of the app's on
-#: each item of a list, as chunks do.
-_OWN, _OF_THE_APP = "celery.", frozenset({"celery.map", "celery.starmap"})
+#: each item of a list, as chunks do, and the one that ends a group which has taken the place
+#: of a task, under the id of that one.
+_OWN = "celery."
+_OF_THE_APP = frozenset({"celery.map", "celery.starmap", "celery.accumulate"})
 
 
 def several() -> bool:

@@ -22,6 +22,7 @@ from rts.headers import (
     write_plan,
 )
 from rts.lifecycle.propagation import NEXT, hand_on, note_next, share_with_chain
+from rts.lifecycle.successors import NESTING, OWED, succeed
 from rts.records import Plan
 from rts.settings import Settings
 from rts.tasktypes import Resources, infer
@@ -40,9 +41,6 @@ class TauReader(Protocol):
 #: Returns the ``rts={…}`` option of a registered task by its name, empty without
 #: one; ``None`` where the name is not registered here.
 TaskOptions = Callable[[str], object]
-
-#: How often a task has replaced itself; a retry keeps it. Celery's header.
-NESTING = "replaced_task_nesting"
 
 #: Where a message asks for something: of its own, or in an inner dict.
 _ASKING = (*REQUESTABLE, "headers")
@@ -84,7 +82,8 @@ class Planner:
         *current* are the attributes of the request that the publishing process
         is running, ``None`` outside a task. A message with the same id and name
         is its retry and keeps its plan, also where another library has dropped
-        our headers; any other message is new, also one that takes its place.
+        our headers; any other message is new, also one that takes its place
+        (:mod:`rts.lifecycle.successors`).
         """
         plan = None
         if current is not None and current.get("id") == headers.get("id"):
@@ -98,6 +97,10 @@ class Planner:
             plan = self.plan(name, headers, priority)
             if self._settings.propagate_deadline:
                 plan = self._propagate(plan, headers, current, body)
+            if current is not None and (headers.get(NESTING) or OWED in current):
+                plan = succeed(plan, headers, current, read_plan(current, self._types), body)
+        elif current is not None and OWED in current:
+            headers[OWED] = current[OWED]
         write_plan(headers, plan)
         return plan
 

@@ -16,8 +16,8 @@ from rts import health
 from rts.headers import open_task
 from rts.lifecycle.neighbours import NEIGHBOURS
 from rts.lifecycle.owners import is_celerys, owner_of, several
-from rts.lifecycle.planning import NESTING
 from rts.lifecycle.runs import run_of
+from rts.lifecycle.successors import NESTING, OWED, replaces, succeeds
 
 if TYPE_CHECKING:
     from rts.parts import Parts
@@ -91,16 +91,15 @@ class ProducerSide:
         try:
             if "rts_deadline" not in headers:
                 return
-            running = _same_task(headers)
-            replaces = running is not None and _replaces(headers, running)
-            if running is not None and not replaces:
+            again = _takes_place(headers)
+            if again is None:
                 return  # a retry is noted; another note might come after its end
             known, parts = self._announced.what
             if known is not headers:
                 parts = self._publisher(str(sender))
             if parts is not None and parts.open_tasks is not None:
                 task = open_task(headers, routing_key)
-                parts.open_tasks.note(task, again=replaces)
+                parts.open_tasks.note(task, again=again)
                 if parts.outlook is not None:
                     parts.outlook.published(task)
         except Exception as exc:  # noqa: BLE001  the message is sent
@@ -112,22 +111,21 @@ class ProducerSide:
         return None if parts is None else parts.clock.now()
 
 
-def _same_task(headers: Any) -> Any:
-    """Return the request of the task that is running where a message with *headers* is of
-    the same task: its retry, or what takes its place.
-    """
-    if not headers.get("retries") and not headers.get(NESTING):
-        return None
-    task = get_current_worker_task()
-    return task.request if task is not None and task.request.id == headers["id"] else None
+def _takes_place(headers: Any) -> bool | None:
+    """Return whether a message with *headers* takes the place of another task of its id;
+    ``None`` where it is a retry of the task that is running.
 
-
-def _replaces(headers: Any, request: Any) -> bool:
-    """Return whether a message with *headers* takes the place of the task that *request*
-    is of, and note that for the end of its run.
+    Where that one puts something in its place, note it for the end of its run.
     """
-    run = run_of(request)
-    if run is None or headers.get(NESTING, 0) == request.get(NESTING, 0):
+    if not headers.get("retries") and not headers.get(NESTING) and OWED not in headers:
         return False
-    run.replaced = True
-    return True
+    task = get_current_worker_task()
+    if task is None:
+        return False
+    request = task.request
+    run, same = run_of(request), request.id == headers["id"]
+    if run is not None and replaces(headers, vars(request)):
+        run.replaced = True
+        if same:
+            return True
+    return None if same else succeeds(headers)

@@ -18,8 +18,8 @@ UNKNOWN_TYPE = TaskType("mixed", 10.0)
 
 _KEYS, _CONSTANTS, _PER_RECORD = 10, 6, 8
 
-#: States after which the task may go on under its id: of IGNORED, where a chain or a group
-#: took its place.
+#: States after which the task may go on under its id: with IGNORED an app may have seen to
+#: that in a way of its own.
 _GOES_ON = NOT_FINAL | {"IGNORED"}
 
 #: Pairs of type and name whose wire form is kept.

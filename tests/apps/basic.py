@@ -9,7 +9,7 @@ import sys
 import time
 from typing import Any
 
-from celery import Celery, chain
+from celery import Celery, chain, signature
 from celery.exceptions import Ignore, Reject
 
 import rts
@@ -140,6 +140,25 @@ def replaced(self: Any) -> Any:
 def replaced_by(self: Any, options: dict[str, Any]) -> Any:
     """Replace itself by :func:`ok`, published with *options*."""
     return self.replace(ok.si().set(**options))
+
+
+@app.task(bind=True)
+def replaced_by_canvas(self: Any, canvas: dict[str, Any]) -> Any:
+    """Replace itself by a chain, a group or a chord."""
+    return self.replace(signature(canvas, app=app))
+
+
+@app.task(bind=True, max_retries=2, acks_late=True, reject_on_worker_lost=True)
+def replaced_at_last(self: Any, marker: str | None = None) -> Any:
+    """Retry twice; with *marker*, then kill the process the first time; then replace
+    itself by :func:`fail`.
+    """
+    if self.request.retries < 2:
+        raise self.retry(countdown=0)
+    if marker is not None and not os.path.exists(marker):
+        open(marker, "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return self.replace(fail.si())
 
 
 @app.task

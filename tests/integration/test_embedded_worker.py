@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 import redis
-from celery import Celery
+from celery import Celery, chain
 from celery.contrib.testing.worker import start_worker
 
 import rts
@@ -59,6 +59,8 @@ def app(
             raise self.retry(countdown=0)
         if how == "replace":
             raise self.replace(again.s(""))
+        if how == "replace by a chain":
+            raise self.replace(chain(again.si(""), again.si("")))
 
     yield app
     rts.uninstall(app)
@@ -97,7 +99,7 @@ def test_a_task_that_is_called_as_a_function_is_part_of_the_run(app: Celery) -> 
         assert app.tasks["embedded.caller"].delay().get(timeout=30) is True
 
 
-@pytest.mark.parametrize("how", ["retry", "replace"])
+@pytest.mark.parametrize("how", ["retry", "replace", "replace by a chain"])
 def test_a_task_that_is_published_again_and_has_ended_is_not_open(
     app: Celery, mongo: Any, redis_client: redis.Redis, rts_key_prefix: str, how: str
 ) -> None:

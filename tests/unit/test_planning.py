@@ -15,6 +15,7 @@ from rts.clock import FleetClock
 from rts.deadlines import MAX_INSTANT
 from rts.headers import read_plan, write_plan
 from rts.lifecycle.planning import Planner
+from rts.lifecycle.successors import OWED, succeeds
 from rts.settings import Settings
 
 NOW = 1_800_000_000.0
@@ -251,3 +252,87 @@ def test_a_forged_plan_is_refused_whole(headers: dict[str, Any]) -> None:
         again: dict[str, Any] = {}
         write_plan(again, plan)
         assert read_plan(again, Settings().task_types) == plan
+
+
+def canvas_message(id_: str, **embedded: Any) -> tuple[dict[str, Any], Any]:
+    return {"id": id_}, ((), {}, {"chain": None, "chord": None, **embedded})
+
+
+def in_turn(p: Planner, first: dict[str, Any], *ids: str, **headers: Any) -> dict[str, Any]:
+    """Return the headers of the last member of a chain that took the place of *first*."""
+    current = first
+    for n, task_id in enumerate(ids):
+        own, body = canvas_message(task_id, chain=[{}] * (len(ids) - n - 1))
+        own |= {"replaced_task_nesting": 1} | (headers if n == len(ids) - 1 else {})
+        p.plan_message("member", own, None, current, body)
+        current = own
+    return current
+
+
+def test_the_last_member_of_a_chain_that_takes_a_tasks_place_has_its_deadline() -> None:
+    p = planner()
+    first = published(p, task_type="cpu-light", sla_deadline=NOW + 70)
+    last = in_turn(p, first, "2", "3", "1")
+    assert (last["rts_deadline"], last["task_type"], last["rts_tau"]) == (NOW + 70, "mixed", 10)
+    assert last["rts_arrival"] > first["rts_arrival"]
+    # Its retry keeps all of it, and what it publishes besides is on its own.
+    retry = {"id": "1", "replaced_task_nesting": 1, "retries": 1}
+    p.plan_message("member", retry, None, last)
+    assert {k: retry[k] for k in (*OUT, OWED)} == {k: last[k] for k in (*OUT, OWED)}
+    child, body = canvas_message("4", chain=[{}])
+    p.plan_message("child", child, None, last, body)
+    assert (child["rts_deadline"], OWED in child) == (NOW + 20, False)
+    # A deadline of its own goes first.
+    own = in_turn(p, first, "2", "1", sla_deadline=NOW + 7)
+    assert own["rts_deadline"] == NOW + 7
+
+
+def test_what_has_nothing_to_follow_it_carries_nothing() -> None:
+    p = planner()
+    first = published(p)
+    member, body = canvas_message("2", chord={"task": "body"})
+    member["replaced_task_nesting"] = 1
+    p.plan_message("member", member, None, first, body)
+    assert member[OWED].endswith(" 1")
+    child, body = canvas_message("3")
+    p.plan_message("child", child, None, member, body)
+    assert OWED not in child
+
+
+@pytest.mark.parametrize(
+    "owed",
+    [None, 7, "", "1", "x y 1", "nan nan 1", "-1 -1 1", "1 1e300 1", "9" * 10_000, ["1 1 1"]],
+)
+def test_what_a_stranger_says_is_owed_is_not_believed(owed: Any) -> None:
+    message = {"id": "1"}
+    planner().plan_message("member", message, None, {"id": "2", OWED: owed})
+    assert message["rts_deadline"] == NOW + 20
+
+
+def test_tasks_that_replace_themselves_within_each_other() -> None:
+    p = planner()
+    outer = published(p, sla_deadline=NOW + 70)
+    inner, body = canvas_message("2", chain=[{}])
+    inner["replaced_task_nesting"] = 1
+    p.plan_message("inner", inner, None, outer, body)
+    # The inner one does so as well: its last member goes on with the outer chain.
+    begins, body = canvas_message("3", chain=[{}, {}])
+    begins["replaced_task_nesting"] = 2
+    p.plan_message("member", begins, None, inner, body)
+    ends, body = canvas_message("2", chain=[{}])
+    ends["replaced_task_nesting"] = 2
+    p.plan_message("member", ends, None, begins, body)
+    assert ends["rts_deadline"] == inner["rts_deadline"]
+    last, body = canvas_message("1")
+    p.plan_message("last", last, None, ends, body)
+    assert last["rts_deadline"] == NOW + 70
+    assert succeeds(last)
+
+
+def test_what_takes_a_place_arrives_later_whatever_the_clocks_say() -> None:
+    p = planner()
+    first = published(p, eta="2099-01-01T00:00:00+00:00")
+    again = published(p, current=first, replaced_task_nesting=1)
+    assert again["rts_arrival"] > first["rts_arrival"] + 0.001
+    last = in_turn(p, first, "2", "1")
+    assert last["rts_arrival"] > first["rts_arrival"] + 0.001

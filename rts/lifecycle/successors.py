@@ -1,0 +1,114 @@
+"""What takes the place of a task that replaces itself.
+
+Celery gives it the id. A single task has it at once. Of a chain the last member has it, of
+a chord (which a group becomes) the body: these are published later, by runs of other tasks
+whose messages tell none of it. So whatever has something to follow it carries, in a header
+of ours, which ids are to end, and by when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from rts.deadlines import MAX_INSTANT
+from rts.records import Plan
+from rts.validation import finite
+
+#: How often a task has replaced itself; a retry keeps it. Celery's header, which a member
+#: of a chain within a chord may lack.
+NESTING = "replaced_task_nesting"
+
+#: Header: the ids that are to end, the innermost first, each a line ``ARRIVAL DEADLINE ID``.
+#: What has got such an id keeps its line.
+OWED = "rts_owed"
+#: Canvas within canvas that is told apart, and characters of the header: a stranger may
+#: have sent it.
+MOST, MAX_OWED = 16, 8192
+
+#: Seconds by which a successor arrives later at least: the ledger, which tells the two
+#: apart by that, keeps milliseconds, and an eta is met by each host's own clock.
+LATER_S = 0.0011
+
+
+class Promise(NamedTuple):
+    """What a task whose place is taken was published with, epoch seconds."""
+
+    arrival: float
+    deadline: float
+
+
+def replaces(headers: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
+    """Return whether a message with *headers* is of what the task *current* puts in its
+    place, or of the beginning of that.
+    """
+    return bool(headers.get(NESTING, 0) == current.get(NESTING, 0) + 1)
+
+
+def succeeds(headers: Mapping[str, Any]) -> bool:
+    """Return whether a message is the one that got the id of a task of a moment ago."""
+    return headers["id"] in _read(headers)
+
+
+def succeed(
+    plan: Plan,
+    headers: dict[str, Any],
+    current: Mapping[str, Any],
+    parent: Plan | None,
+    body: object,
+) -> Plan:
+    """Return the *plan* of a message that the task *current* publishes, whose own plan is
+    *parent*, with the deadline of the task whose place it takes; note in its *headers*
+    what else is to end.
+
+    What takes a task's place at once keeps the deadline that it has.
+    """
+    task_id, owed = headers["id"], _read(current)
+    owed.pop(current["id"], None)
+    own = None
+    if parent is not None and replaces(headers, current):
+        promise = Promise(parent.arrival, parent.deadline)
+        if current["id"] == task_id:
+            plan = _later(plan, promise)
+        else:
+            owed = {current["id"]: promise, **owed}
+    if task_id in owed:
+        own = owed.pop(task_id)
+        plan = _later(plan, own)
+        if headers.get("sla_deadline") is None:
+            plan = plan._replace(deadline=own.deadline)
+    told = {} if own is None else {task_id: own}
+    if _goes_on(body):
+        told |= owed
+    if told:
+        lines = [f"{p.arrival!r} {p.deadline!r} {each}" for each, p in told.items()]
+        headers[OWED] = "\n".join(lines[:MOST])
+    else:
+        headers.pop(OWED, None)
+    return plan
+
+
+def _later(plan: Plan, promise: Promise) -> Plan:
+    return plan._replace(arrival=max(plan.arrival, promise.arrival + LATER_S))
+
+
+def _goes_on(body: object) -> bool:
+    """Return whether a message's body says that something follows: a chain, or a chord."""
+    if isinstance(body, list | tuple) and len(body) == 3 and isinstance(body[2], Mapping):
+        return bool(body[2].get("chain") or body[2].get("chord"))
+    return False
+
+
+def _read(values: Mapping[str, Any]) -> dict[str, Promise]:
+    """Return what the header says that is to end, by id; nothing where it cannot be read."""
+    text = values.get(OWED)
+    owed: dict[str, Promise] = {}
+    if not isinstance(text, str) or len(text) > MAX_OWED:
+        return owed
+    for line in text.split("\n")[:MOST]:
+        arrival, _, rest = line.partition(" ")
+        deadline, _, task_id = rest.partition(" ")
+        promise = (finite(arrival), finite(deadline))
+        if task_id and all(at is not None and 0 < at <= MAX_INSTANT for at in promise):
+            owed.setdefault(task_id, Promise(*promise))  # type: ignore[arg-type]
+    return owed

@@ -1,0 +1,158 @@
+"""Tasks that put a chain, a group or a chord in their place: one verdict, at its end."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import celery
+import pytest
+import redis
+from celery import Celery, chain, chord, group
+
+from rts.settings import Settings
+from rts.testing import wait_until
+from tests.conftest import Stage
+
+BASIC = "tests.apps.basic"
+
+
+@pytest.fixture
+def settings(rts_redis_url: str, rts_key_prefix: str) -> Settings:
+    return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix)
+
+
+def ok(app: Celery, seconds: float = 0.0) -> Any:
+    return app.signature(f"{BASIC}.ok", (seconds,), immutable=True)
+
+
+def canvases(app: Celery) -> dict[str, Any]:
+    """Return what takes the place, by the name of the task that gets the id."""
+    last = app.signature(f"{BASIC}.headers")
+    nested = app.signature(
+        f"{BASIC}.replaced_by_canvas", (dict(chain(ok(app), ok(app))),), immutable=True
+    )
+    found = {
+        "chain": chain(ok(app), ok(app), last),
+        "group": group(ok(app), ok(app)),
+        "chord": chord([ok(app), ok(app)], last),
+        "chord of chains": chord([chain(ok(app), ok(app)), ok(app)], last),
+        "chord with a chain behind it": chord([ok(app), ok(app)], chain(ok(app), last)),
+        "chain whose first replaces itself": chain(nested, ok(app), last),
+        "chain whose last replaces itself": chain(ok(app), nested),
+        "chain that retries": chain(
+            app.signature(f"{BASIC}.autoretry", immutable=True),
+            ok(app),
+            app.signature(f"{BASIC}.autoretry", immutable=True),
+        ),
+    }
+    if celery.VERSION >= (5, 7):  # before, nothing gets the id
+        found["chain that ends in a group"] = chain(ok(app), group(ok(app), ok(app)))
+    return found
+
+
+@pytest.mark.parametrize("propagated", [False, True])
+def test_the_verdict_is_that_of_the_last_by_the_deadline_of_the_first(
+    make_stage: Callable[..., Stage],
+    apps: Callable[..., Celery],
+    redis_client: redis.Redis,
+    mongo: Any,
+    settings: Settings,
+    propagated: bool,
+) -> None:
+    stage = make_stage(rts_propagate_deadline=propagated)
+    stage.worker(BASIC)
+    app = apps(stage)
+    deadline = float(int(time.time()) + 300)
+    results = {
+        which: app.send_task(
+            f"{BASIC}.replaced_by_canvas",
+            (dict(canvas),),
+            headers={"sla_deadline": deadline},
+        )
+        for which, canvas in canvases(app).items()
+    }
+    for which, result in results.items():
+        result.get(timeout=60)
+        task = wait_until(
+            lambda which=which, result=result: mongo.tasks.find_one(
+                {"_id": result.id, "state": "SUCCESS"}
+            ),
+            message=which,
+        )
+        runs = list(mongo.assignments.find({"task_id": result.id}).sort("started_at"))
+        assert [run["state"] for run in runs if run["state"] != "RETRY"] == [
+            "REPLACED",
+            *["REPLACED"] * (which == "chain whose last replaces itself"),
+            "SUCCESS",
+        ], which
+        assert (task["run_id"], task["attempts"]) == (runs[-1]["_id"], len(runs)), which
+        assert task["name"] != f"{BASIC}.replaced_by_canvas"
+        assert task["deadline"].timestamp() == deadline, which
+        assert task["sla_success"] is True
+        assert task["arrival"] > runs[0]["started_at"], which
+    # Nothing is left open, not even by a note that comes after the end.
+    wait_until(lambda: redis_client.zcard(settings.keys.open) == 0)
+    assert redis_client.hget(settings.keys.counters, "hook_errors") is None
+
+
+def replaced(app: Celery, canvas: Any, deadline: float) -> Any:
+    return app.send_task(
+        f"{BASIC}.replaced_by_canvas",
+        (dict(canvas),),
+        headers={"sla_deadline": deadline},
+    )
+
+
+def test_there_is_no_verdict_before_the_last_has_ended(
+    make_stage: Callable[..., Stage],
+    apps: Callable[..., Celery],
+    redis_client: redis.Redis,
+    mongo: Any,
+    settings: Settings,
+) -> None:
+    stage = make_stage()
+    stage.worker(BASIC)
+    app = apps(stage)
+    queue = stage.prefix.strip(":") + "-nobody"
+    deadline = time.time() + 600
+    result = replaced(app, chain(ok(app).set(queue=queue), ok(app)), deadline)
+    task = wait_until(lambda: mongo.tasks.find_one({"_id": result.id}))
+    assert (task["state"], task["sla_success"], task["cause"]) == ("REPLACED", None, None)
+    assert task["completed_at"] is None
+    assert redis_client.zscore(settings.keys.open, result.id) == pytest.approx(deadline)
+    redis_client.delete(queue)
+
+
+def test_what_never_comes_to_its_last_or_too_late_is_overdue_and_once(
+    make_stage: Callable[..., Stage],
+    apps: Callable[..., Celery],
+    redis_client: redis.Redis,
+    mongo: Any,
+    settings: Settings,
+) -> None:
+    stage = make_stage()
+    stage.worker(BASIC)
+    app = apps(stage)
+    failing = app.signature(f"{BASIC}.fail", immutable=True)
+    deadline = time.time() + 4
+    fails = replaced(app, chain(failing, ok(app)), deadline)
+    takes = replaced(app, chain(ok(app, 6.0), ok(app)), deadline)
+    for result in (fails, takes):
+        task = wait_until(
+            lambda result=result: mongo.tasks.find_one({"_id": result.id, "cause": "overdue"})
+        )
+        assert (task["state"], task["sla_success"]) == ("REPLACED", False)
+        assert task["verdict_at"] == task["deadline"]
+    task = wait_until(lambda: mongo.tasks.find_one({"_id": takes.id, "state": "SUCCESS"}))
+    assert (task["sla_success"], task["cause"]) == (False, None)
+    assert task["deadline"].timestamp() == pytest.approx(deadline, abs=1e-3)
+    told = [
+        json.loads(fields["e"])["task_id"]
+        for _, fields in redis_client.xrange(settings.keys.events)
+    ]
+    assert sorted(told) == sorted([fails.id, takes.id])
+    wait_until(lambda: redis_client.zcard(settings.keys.open) == 0)
+    wait_until(lambda: redis_client.zrange(settings.keys.overdue, 0, -1) == [fails.id])
