@@ -9,14 +9,15 @@ Data Types*, 2011).
 The verdict of a task, strongest first:
 
 1. a SUCCESS, among several the one that completed first: the work was done then;
-2. the record of the most retries;
-3. a run whose start is known, over one whose end alone is known, over LOST;
-4. the later start (or end, where the task never ran);
-5. a final state over RETRY;
-6. what was found overdue, before it ended, only where nothing else is known. That it
+2. the record of what arrived last: a task that takes another one's place arrives later
+   than that one did, and begins with no retries; a retry keeps its arrival. (What was
+   planned where it was received came first: each delivery of it has a new arrival.)
+3. the record of the most retries;
+4. a run whose start is known, over one whose end alone is known, over LOST;
+5. the later start (or end, where the task never ran);
+6. a final state over RETRY;
+7. what was found overdue, before it ended, only where nothing else is known. That it
    was remains, so that the miss stands until there is a final state, which then tells.
-
-Where a task has put another one in its place, that one begins with no retries.
 
 A run is one of its worker's *life* (``instance``): an end without a known start
 belongs to the run of the same task, retries and instance, if there is one.
@@ -31,7 +32,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from rts.ledger.documents import Document, certain_at
-from rts.records import LOST, NOT_FINAL, OVERDUE, PENDING, REPLACED, STARTED
+from rts.records import LOST, NOT_FINAL, OVERDUE, PENDING, STARTED
 
 #: Runs of one task that are told apart. A task that polls by retrying for ever
 #: must not grow its document for ever; past this ``attempts`` follows ``retries``.
@@ -119,6 +120,7 @@ def _end_order(end: Document) -> tuple[datetime, str]:
 
 def _task_rank(task: Document) -> tuple[Any, ...]:
     completed_at = task.get("completed_at") or _BEGINNING
+    arrival = task.get("arrival") or _BEGINNING
     cause = task.get("cause")
     if cause == OVERDUE:  # which says nothing of the run that the document is of
         cause = None
@@ -135,7 +137,8 @@ def _task_rank(task: Document) -> tuple[Any, ...]:
         witness = 2
     return (
         0,
-        0 if task.get("state") == REPLACED else task.get("retries") or 0,
+        _BEGINNING if task.get("arrival_source") == "received" else arrival,
+        task.get("retries") or 0,
         witness,
         task.get("started_at") or completed_at,
         task.get("state") not in NOT_FINAL,

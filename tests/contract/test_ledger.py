@@ -353,6 +353,40 @@ def test_what_takes_a_tasks_place_gives_the_verdict(subject: Subject, turned: bo
     assert (task["deadline"], task["attempts"], len(assignments)) == (at(14), 2, 2)
 
 
+AGAIN = {"arrival": R + 20, "deadline": R + 30, "started_at": R + 21, "pid": 7}
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    "before",
+    [
+        [lost(retries=1), execution(state="REPLACED", retries=1, started_at=R + 15)],
+        [retried(), retried(retries=1), execution(state="REPLACED", retries=2)],
+        [execution(state="REPLACED")],
+    ],
+)
+@pytest.mark.parametrize("after", [failed, lost])
+def test_retries_and_deaths_before_it_took_the_place_do_not_count(
+    subject: Subject, before: list[Execution], after: Callable[..., Execution], turned: bool
+) -> None:
+    end = after(**AGAIN, completed_at=R + 25)
+    runs = [*before, end]
+    task, _ = written(subject, *(reversed(runs) if turned else runs))
+    assert (task["state"], task["run_id"]) == (end.state, end.run_id)
+    assert task["completed_at"] == at(25)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_second_delivery_of_what_was_planned_where_it_was_received_is_no_new_task(
+    subject: Subject, turned: bool
+) -> None:
+    received = {"arrival_source": "received"}
+    end = failed(**received)
+    runs = [end, lost(**received, arrival=R + 40, started_at=R + 41, pid=7)]
+    task, _ = written(subject, *(reversed(runs) if turned else runs))
+    assert (task["state"], task["run_id"]) == ("FAILURE", end.run_id)
+
+
 def test_an_end_in_time_that_was_told_late_counts(subject: Subject) -> None:
     """Redis was away: the deadline passed before the end was known."""
     task, _ = written(subject, overdue(), execution())
@@ -551,10 +585,14 @@ STATES = st.sampled_from(
 
 @st.composite
 def histories(draw: st.DrawFn) -> list[Execution]:
-    """Return runs of one task: attempts on several workers, some reported twice."""
+    """Return runs of one task: attempts on several workers, some reported twice, some of
+    what has taken its place.
+    """
     runs: list[Execution] = []
     for n in range(draw(st.integers(1, 5))):
         at = {
+            "arrival": R + draw(st.integers(0, 2)),
+            "arrival_source": draw(st.sampled_from(["published", "received"])),
             "retries": draw(st.integers(0, 2)),
             "instance": f"celery@{n}:1:1",
             "worker": f"celery@{n}",
@@ -586,6 +624,35 @@ def histories(draw: st.DrawFn) -> list[Execution]:
     return runs
 
 
+@st.composite
+def lives(draw: st.DrawFn) -> list[Execution]:
+    """Return the records of a task that retries, replaces itself, and loses workers; the
+    last one is that of its end.
+    """
+    runs: list[Execution] = []
+    at = R
+    for _ in range(draw(st.integers(1, 3))):
+        arrival = at = at + 1
+        attempts = draw(st.integers(1, 3))
+        for attempt in range(attempts):
+            run = {"arrival": arrival, "deadline": arrival + 10, "retries": attempt}
+            for broken in draw(st.lists(st.sampled_from(["lost", "killed", "waited"]))):
+                at += 2
+                run.update(instance=f"celery@{at}:1:1", started_at=at, completed_at=at + 1)
+                match broken:
+                    case "lost":
+                        runs.append(lost(**run))
+                    case "killed":
+                        runs.append(lost(**run, state="FAILURE", cause="killed"))
+                    case _:
+                        runs.append(lost(**{**run, "started_at": None, "ran": False}))
+            at += 2
+            run.update(instance=f"celery@{at}:1:1", started_at=at, completed_at=at + 1)
+            runs.append(retried(**run))
+        runs[-1] = runs[-1]._replace(state="REPLACED")
+    return [*runs[:-1], runs[-1]._replace(state=draw(st.sampled_from(["FAILURE", "SUCCESS"])))]
+
+
 def outcome(subject: Subject, runs: list[Execution], sizes: random.Random) -> Any:
     """Write the runs in batches of random sizes and return what is stored."""
     left = list(runs)
@@ -610,6 +677,20 @@ def test_order_and_repetition_do_not_matter_in_memory(
     assert (task["verdict_at"] is None) is (task["sla_success"] is None)
     if any(run.cause == "overdue" for run in history):
         assert task["sla_success"] is not None
+
+
+@given(life=lives(), shuffled=st.randoms(use_true_random=False))
+@settings(max_examples=300, deadline=None)
+def test_a_task_has_the_verdict_of_its_end_whatever_came_before_it(
+    life: list[Execution], shuffled: random.Random
+) -> None:
+    end = life[-1]
+    records = life + shuffled.choices(life, k=3)
+    shuffled.shuffle(records)
+    ((task,), _) = outcome(InMemory(), records, shuffled)
+    assert (task["run_id"], task["state"]) == (end.run_id, end.state)
+    assert task["completed_at"] == datetime.fromtimestamp(end.completed_at or 0.0, UTC)
+    assert task["sla_success"] is (end.completed_at <= end.deadline)
 
 
 @given(history=histories(), shuffled=st.randoms(use_true_random=False))

@@ -212,6 +212,18 @@ def test_canvas_members_are_tasks_of_their_own(scene: Scene) -> None:
     assert scene.verdict(child, state="SUCCESS")["parent_id"] is not None
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_takes_the_place_of_a_task_that_was_retried_and_killed_has_the_verdict(
+    scene: Scene, tmp_path: Path, killed: bool
+) -> None:
+    marker = str(tmp_path / "killed") if killed else None
+    result = scene.basic.replaced_at_last.delay(marker)
+    task = scene.verdict(result.id, runs=4 + killed, name="tests.apps.basic.fail")
+    assert (task["state"], task["sla_success"], task["retries"]) == ("FAILURE", True, 0)
+    states = [run["state"] for run in scene.runs(result.id)]
+    assert states == ["RETRY", "RETRY", *["LOST"] * killed, "REPLACED", "FAILURE"]
+
+
 def test_celerys_own_tasks_are_left_out_but_for_those_that_run_the_apps(scene: Scene) -> None:
     ok = scene.basic.ok
     heavy = {"headers": {"task_type": "cpu-heavy"}}
