@@ -122,7 +122,7 @@ def test_there_is_no_verdict_before_the_last_has_ended(
     task = wait_until(lambda: mongo.tasks.find_one({"_id": result.id}))
     assert (task["state"], task["sla_success"], task["cause"]) == ("REPLACED", None, None)
     assert task["completed_at"] is None
-    assert redis_client.zscore(settings.keys.open, result.id) == pytest.approx(deadline)
+    wait_until(lambda: redis_client.zscore(settings.keys.open, result.id) == deadline)
     redis_client.delete(queue)
 
 
