@@ -8,7 +8,6 @@ look at the taus takes it along, and what is left goes when the process ends.
 from __future__ import annotations
 
 import atexit
-import json
 import os
 import threading
 import time
@@ -20,7 +19,7 @@ from redis.exceptions import ResponseError
 
 from rts import health
 from rts.errors import StoreUnavailable
-from rts.ledger.documents import text
+from rts.ledger.announcement import ARGUMENTS, packed
 from rts.link.counted import Counted
 from rts.link.link import Link
 from rts.link.scripts import OPEN, bulks
@@ -38,9 +37,6 @@ MOST = 20_000
 IDLE_S = 60.0
 #: Seconds after which the thread evidently does not run.
 STRANDED_S = 2.0
-#: Characters of a queue's name that are kept, and of all that is known of a task
-#: before its texts are cut.
-MAX_NAME, MAX_KNOWN = 256, 4096
 
 _all: WeakSet[Announcer] = WeakSet()
 
@@ -144,18 +140,10 @@ class Announcer:
 
     def pack(self, notes: Sequence[Announcement]) -> bytes:
         """Return the call that delivers *notes*."""
-        parts: list[bytes] = []
-        for task, again in notes:
-            queue = "" if task.queue is None else str(task.queue)[:MAX_NAME]
-            known = _known(task)
-            parts += (
-                str(task.task_id).encode("utf-8", "replace"),
-                repr(float(task.deadline)).encode(),
-                queue.encode("utf-8", "replace"),
-                known.encode(),
-                b"1" if again else b"",
-            )
-        return OPEN.head(1 + len(parts), 6) + self._names + bulks(self._most_open, *parts)
+        each = "".join([packed(*note) for note in notes])
+        # Each character of it is one byte.
+        arguments = bulks(self._most_open) + each.encode("latin-1")
+        return OPEN.head(1 + ARGUMENTS * len(notes), 6) + self._names + arguments
 
     def stop(self) -> None:
         """Deliver what waits and end the thread, if there is one."""
@@ -219,17 +207,6 @@ def _refused(answer: ResponseError) -> None:
         str(answer)[:200],
         MOST,
     )
-
-
-def _known(task: OpenTask) -> str:
-    """Return what follows the id of a task, as JSON."""
-    known = _encode(task[1:])
-    if len(known) > MAX_KNOWN:
-        known = _encode([text(v) if isinstance(v, str) else v for v in task[1:]])
-    return known
-
-
-_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False, default=str).encode
 
 
 def _after_fork() -> None:
