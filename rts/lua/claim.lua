@@ -8,7 +8,7 @@
 --   work may be taken (0, 1); 4 one claim in so many serves the demoted (0: none);
 --   5 weight of tau in the order; 6 share of tau that must be left (hope);
 --   7 how many messages to look at at most; 8 plain lists of a queue;
---   then for each queue: whether to note (0, 1) and its horizon in seconds.
+--   then for each queue: whether to note (0, 1), its horizon in seconds, its name.
 --
 -- Returns {state, index of the queue, fate, member, adopted, refused}. state:
 -- "message", "none", "again" (looked at enough for once), "held" (only demoted work
@@ -37,7 +37,7 @@ end
 
 -- A message on a plain list comes from a producer without the deadline order. Where it
 -- has no deadline, its arrival is noted in it, so that it keeps its place.
-local function adopt(base, horizon)
+local function adopt(base, horizon, name)
   if redis.call('EXISTS', unpack(KEYS, base + 6, base + stride)) == 0 then return end
   for list = base + 6, base + stride do
     local ttl = redis.call('PTTL', KEYS[list])
@@ -49,7 +49,7 @@ local function adopt(base, horizon)
       local fine, message = pcall(cjson.decode, payload)
       local properties = fine and type(message) == 'table' and message['properties']
       local tag = type(properties) == 'table' and properties['delivery_tag']
-      if type(tag) ~= 'string' or #tag > 65535 then
+      if type(tag) ~= 'string' or #tag > 65535 or type(message['body']) ~= 'string' then
         redis.call('LPUSH', KEYS[base + 5], payload)
         refused = refused + 1
       else
@@ -74,6 +74,7 @@ local function adopt(base, horizon)
         local exchange, key = info['exchange'], info['routing_key']
         if type(exchange) ~= 'string' then exchange = '' end
         if type(key) ~= 'string' then key = '' end
+        if exchange == '' and key == '' then key = name end  -- where it goes back to
         redis.call('ZADD', KEYS[base + 1], string.format('%.17g', score), table.concat({
           string.format('%016x%014.3f%04x', arrival * 1e6, math.min(latest, never), #tag), tag,
           '[', payload, ',', cjson.encode(exchange), ',', cjson.encode(key), ']'}))
@@ -93,7 +94,7 @@ end
 
 local function take(queue, base, set, member, fate)
   redis.call('ZREM', set, member)
-  if ARGV[7 + 2 * queue] == '1' then
+  if ARGV[6 + 3 * queue] == '1' then
     local length = tonumber(string.sub(member, 31, 34), 16)
     local tag = string.sub(member, 35, 34 + length)
     redis.call('HSET', unacked, tag, string.sub(member, 35 + length))
@@ -109,7 +110,7 @@ end
 
 for queue = 1, queues do
   local base = 2 + (queue - 1) * stride
-  adopt(base, tonumber(ARGV[8 + 2 * queue]))
+  adopt(base, tonumber(ARGV[7 + 3 * queue]), ARGV[8 + 3 * queue])
   local hopeful, demoted = KEYS[base + 1], KEYS[base + 2]
   local member = first(hopeful)
   while member and mode ~= 'keep' and now > tonumber(string.sub(member, 17, 30)) do

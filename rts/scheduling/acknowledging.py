@@ -81,7 +81,7 @@ def _mark_redelivered(payload: dict[str, Any]) -> None:
     try:
         payload["headers"]["redelivered"] = True
         payload["properties"]["delivery_info"]["redelivered"] = True
-    except KeyError:
+    except (KeyError, TypeError):
         pass
 
 

@@ -21,7 +21,7 @@ from rts.deadlines import HOPE
 from rts.headers import DROPPED
 from rts.scheduling.acknowledging import QoS, UnnotedQoS
 from rts.scheduling.layout import BELL, DEMOTED, HOPEFUL, REFUSED, TURNS, QueueLayout
-from rts.scheduling.places import is_task, member, place_of, tail_of
+from rts.scheduling.places import is_task, member, payload_of, place_of, tag_of, tail_of
 from rts.scheduling.rule import OPTION, Rule, SlotGauge
 from rts.scheduling.scripts import CLAIM, PUT, RING
 
@@ -173,7 +173,7 @@ class DeadlineOrder(QueueLayout):
             ]
             keys += self._lists(queue)
             noted = note and self.ack_emulation and queue not in self._unnoted
-            arguments += [int(noted), rule.horizon(queue)]
+            arguments += [int(noted), rule.horizon(queue), queue]
         return self._full(keys), arguments
 
     def _take(self: Any, queues: list[str], answer: list[Any]) -> bool:
@@ -189,6 +189,9 @@ class DeadlineOrder(QueueLayout):
         self.noted = None if queue in self._unnoted else payload["properties"]["delivery_tag"]
         try:
             self.connection._deliver(payload, queue)
+        except Exception:
+            if self._message(queue, payload, answer[3]) is not None:
+                raise
         finally:
             self.noted = None
         return True
@@ -199,13 +202,7 @@ class DeadlineOrder(QueueLayout):
         if adopted:
             self._adopting_until = now + MIXED_FOR_S
         if refused:
-            health.count("messages_refused", refused)
-            health.warn_once(
-                "messages_refused",
-                "rts: what is in a queue of Redis is no message of Celery's; it is kept in "
-                "a list whose name ends in %s",
-                REFUSED,
-            )
+            _tell_refused(refused)
         if state != b"message":
             self._held = state == b"held"
             mixed = now < self._adopting_until or bool(self._unnoted)
@@ -213,7 +210,11 @@ class DeadlineOrder(QueueLayout):
             self._patience_s = 0.0 if state == b"again" else waits
             return None, None
         queue = queues[index]
-        payload = stock.loads(tail_of(text).decode())[0]
+        try:
+            payload = stock.loads(tail_of(text).decode())[0]
+        except Exception:  # noqa: BLE001  Redis' reader of JSON takes what Python's does not
+            self._refuse(queue, text)
+            return None, None
         headers = payload.get("headers") or {}
         if fate == b"demoted" and self.slots is not None:
             self.slots.claimed_demoted(headers.get("id"))
@@ -222,8 +223,27 @@ class DeadlineOrder(QueueLayout):
             headers.update({"expires": DROPPED_EXPIRES, DROPPED: True})
         return queue, payload
 
+    def _message(self: Any, queue: str, payload: Any, text: bytes) -> Any:
+        """Return a message as consumers get it; ``None``, and it is put aside, where
+        kombu cannot make one of it.
+        """
+        try:
+            return self.Message(payload, channel=self)
+        except Exception:  # noqa: BLE001  whatever a stranger has put there
+            self._refuse(queue, text)
+            return None
+
+    def _refuse(self: Any, queue: str, text: bytes) -> None:
+        """Put aside a message that is taken and cannot be read."""
+        tag = tag_of(text)
+        unacked, index = self._full([self.unacked_key, self.unacked_index_key])
+        with self.plain.pipeline() as pipe:
+            pipe.lpush(*self._names(queue, REFUSED), payload_of(text))
+            pipe.hdel(unacked, tag).zrem(index, tag).execute()
+        _tell_refused(1)
+
     def _claim_now(self: Any, queue: str, note: bool) -> Any:
-        """Claim without the poller. Returns the raw message.
+        """Claim without the poller. Returns a message as consumers get it.
 
         Raises:
             Empty: nothing is there to be taken.
@@ -232,17 +252,19 @@ class DeadlineOrder(QueueLayout):
             answer = CLAIM.run(self.plain, *self._claim([queue], note))
             found, payload = self._read([queue], answer)
             if found is not None:
-                return payload
-            if answer[0] != b"again":
+                message = self._message(queue, payload, answer[3])
+                if message is not None:
+                    return message
+            elif answer[0] not in (b"again", b"message"):
                 raise Empty()
 
     def _get(self: Any, queue: str, timeout: float | None = None) -> Any:
-        return self._claim_now(queue, note=False)
+        return self._claim_now(queue, note=False)._raw
 
     def basic_get(self: Any, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
         """Return the next message of *queue*, ``None`` where there is none."""
         try:
-            message = self.Message(self._claim_now(queue, note=not no_ack), channel=self)
+            message = self._claim_now(queue, note=not no_ack)
         except Empty:
             return None
         if not no_ack:
@@ -255,6 +277,16 @@ class DeadlineOrder(QueueLayout):
         """Begin to consume from *queue*."""
         (self._unnoted.add if no_ack else self._unnoted.discard)(queue)
         return super().basic_consume(queue, no_ack, *args, **kwargs)  # type: ignore[misc]
+
+
+def _tell_refused(count: int) -> None:
+    health.count("messages_refused", count)
+    health.warn_once(
+        "messages_refused",
+        "rts: what is in a queue of Redis is no message of Celery's; it is kept in "
+        "a list whose name ends in %s",
+        REFUSED,
+    )
 
 
 class Channel(DeadlineOrder, stock.Channel):  # type: ignore[misc]

@@ -15,6 +15,7 @@ understanding it.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from json import dumps
@@ -31,6 +32,11 @@ NEVER = 9_999_999_999.999
 
 #: Letters before the tag, in a member.
 HEAD = 34
+
+#: What follows the payload behind the tag: two texts, as JSON has them; and the bytes
+#: among which they are looked for first.
+_ROUTE = re.compile(rb',\s*"(?:[^"\\]|\\.)*",\s*"(?:[^"\\]|\\.)*"\]$')
+ROUTE = 4096
 
 
 class Place(NamedTuple):
@@ -82,7 +88,23 @@ def member(
 
 def tail_of(text: bytes) -> bytes:
     """Return the JSON list behind the head and the tag of a member."""
-    return text[HEAD + int(text[HEAD - 4 : HEAD], 16) :]
+    return text[HEAD + _tag_length(text) :]
+
+
+def tag_of(text: bytes) -> bytes:
+    """Return the tag of a member."""
+    return text[HEAD : HEAD + _tag_length(text)]
+
+
+def payload_of(text: bytes) -> bytes:
+    """Return the raw message in a member, byte by byte, whether it can be read or not."""
+    tail = tail_of(text)
+    route = _ROUTE.search(tail, max(0, len(tail) - ROUTE)) or _ROUTE.search(tail)
+    return tail[1 : route.start() if route else None]
+
+
+def _tag_length(text: bytes) -> int:
+    return int(text[HEAD - 4 : HEAD], 16)
 
 
 def _instant(value: object) -> float | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from json import JSONDecoder
 from typing import Any
 
 from kombu.exceptions import OperationalError
@@ -14,7 +13,7 @@ from kombu.utils.json import loads
 from rts.errors import BrokerUnavailable, StoreUnavailable
 from rts.scheduling.channel import DeadlineOrder
 from rts.scheduling.layout import DEMOTED, HOPEFUL
-from rts.scheduling.places import tail_of
+from rts.scheduling.places import payload_of, tail_of
 from rts.scheduling.rule import OPTION, Rule
 from rts.scheduling.scripts import MOVE, ScriptByHash
 from rts.scheduling.switch import stand_in
@@ -114,11 +113,7 @@ def state_of(channel: Any, name: str) -> QueueState:
         for plain in lists:
             pipe.llen(plain)
         ordered, late, first, *lengths = pipe.execute()
-    deadline = None
-    if first:
-        headers = loads(tail_of(first[0]).decode())[0].get("headers") or {}
-        value = headers.get("rts_deadline")
-        deadline = float(value) if isinstance(value, int | float) else None
+    deadline = _waiting("ordered", tail_of(first[0])).deadline if first else None
     return QueueState(name, ordered, late, sum(lengths), deadline)
 
 
@@ -172,9 +167,7 @@ def to_plain(channel: Any, name: str) -> int:
     for source in channel._names(name, HOPEFUL, DEMOTED):
         while members := channel.plain.zrange(source, 0, BATCH - 1):
             for text in members:
-                noted = tail_of(text).decode()
-                payload = noted[1 : JSONDecoder().raw_decode(noted, 1)[1]]
-                moved += MOVE.run(channel.plain, [source, target], [text, payload])
+                moved += MOVE.run(channel.plain, [source, target], [text, payload_of(text)])
     return moved
 
 

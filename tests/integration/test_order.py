@@ -23,7 +23,7 @@ from rts import health
 from rts.headers import DROPPED
 from rts.scheduling.channel import Channel
 from rts.scheduling.places import ARRIVAL, Place, member
-from rts.scheduling.queues import COUNTED, SAMPLED, hopeless_in
+from rts.scheduling.queues import COUNTED, SAMPLED, hopeless_in, state_of, to_plain
 from rts.scheduling.rule import Rule
 from rts.scheduling.transport import SentinelTransport, Transport
 from rts.testing import RedisServer
@@ -374,6 +374,70 @@ def test_plain_messages_of_others_are_adopted(url: str, raw: redis.Redis) -> Non
         plain.qos.restore_by_tag("1")
         assert raw.llen(NAME) == 1
         assert ordered.basic_get(NAME).headers["redelivered"] is True
+
+
+#: Redis' reader of JSON takes these, Python's or kombu's does not.
+UNREADABLE = {
+    "no text": b'{"body":"\xff\xfe","headers":{},"properties":{"delivery_tag":"%d"}}',
+    "no JSON": b'{"body":"x","size":0x1F,"headers":{},"properties":{"delivery_tag":"%d"}}',
+    "headers": b'{"body":"x","headers":[1],"properties":{"delivery_tag":"%d"}}',
+    "encoding": b'{"body":"x","properties":{"delivery_tag":"%d","body_encoding":"zip"}}',
+}
+
+
+@pytest.mark.parametrize("text", UNREADABLE.values(), ids=UNREADABLE)
+def test_what_cannot_be_read_is_put_aside(url: str, raw: redis.Redis, text: bytes) -> None:
+    got: list[str] = []
+    start = time.time()
+    with connect(url) as connection, redis.Redis.from_url(url) as client:
+        channel = connection.default_channel
+        queue = Queue(NAME, Exchange(""), NAME, no_declare=True)
+        client.lpush(NAME, text % 1)
+        channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "first")))
+        assert channel.basic_get(NAME, no_ack=True).delivery_tag == "first"
+        client.lpush(NAME, text % 2)
+        channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "second")))
+        with Consumer(
+            channel, queue, on_message=lambda m: (got.append(m.delivery_tag), m.ack())
+        ):
+            while not got:
+                with suppress(TimeoutError):
+                    connection.drain_events(timeout=5)
+        assert got == ["second"]
+        refused = client.lrange(f"{NAME}\x06\x16edf:refused", 0, -1)
+        for number, kept in zip((2, 1), refused, strict=True):
+            assert kept.startswith((text % number)[:-1])  # and its arrival
+        assert health.take_counts()["messages_refused"] == 2
+        assert not raw.exists("unacked", "unacked_index", f"{NAME}\x06\x16edf")
+
+
+def test_what_cannot_be_read_is_seen_and_moved_in_the_order(url: str, raw: redis.Redis) -> None:
+    start = time.time()
+    text = UNREADABLE["no text"] % 1
+    with connect(url, Rule(horizons={NAME: FAR})) as connection:
+        channel = connection.default_channel
+        channel._put(NAME, envelope(Message(start + 5, start, 1.0, "first")))
+        channel._put(NAME, envelope(Message(start + 2 * FAR, start, 1.0, "last")))
+        with redis.Redis.from_url(url) as client:
+            client.lpush(NAME, text)
+            assert channel.basic_get(NAME, no_ack=True).delivery_tag == "first"  # adopts it
+            state = state_of(channel, NAME)
+            assert (state.ordered, state.next_deadline) == (2, None)
+            assert to_plain(channel, NAME) == 2
+            moved = client.lrange(NAME, 0, -1)
+    assert moved[1].startswith(text[:-1])
+    assert json.loads(moved[0]) == envelope(Message(start + 2 * FAR, start, 1.0, "last"))
+
+
+def test_a_stranger_that_does_not_say_whence_it_came_goes_back_there(url: str) -> None:
+    stranger = envelope(Message(1, 1, 1, "1"))
+    stranger["headers"] = None
+    del stranger["properties"]["delivery_info"]
+    with connect(url) as connection, redis.Redis.from_url(url) as client:
+        channel = connection.default_channel
+        client.lpush(NAME, json.dumps(stranger))
+        channel.basic_get(NAME).reject(requeue=True)
+        assert channel.basic_get(NAME, no_ack=True).delivery_tag == "1"
 
 
 @pytest.mark.parametrize(
