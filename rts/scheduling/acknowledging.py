@@ -34,6 +34,19 @@ class QoS(_SlotGate, stock.QoS):  # type: ignore[misc]  # kombu has no type info
         else:
             super().append(message, delivery_tag)
 
+    def _remove_from_indices(self, delivery_tag: str, pipe: Any = None) -> Any:
+        """Return the commands that forget what is done with, to be executed.
+
+        Not as kombu's transaction, which Redis refuses where its memory is used up:
+        a queue is never shorter again if its workers cannot acknowledge. What is left
+        of half of it means nothing to those who put messages back.
+        """
+        if pipe is not None:
+            return super()._remove_from_indices(delivery_tag, pipe)
+        unacked, index = self.channel._full([self.unacked_key, self.unacked_index_key])
+        pipe = self.channel.plain.pipeline(transaction=False)
+        return pipe.hdel(unacked, delivery_tag).zrem(index, delivery_tag)
+
     def restore_visible(self, start: int = 0, num: int | None = 10, interval: int = 10) -> None:
         """Put back what was claimed too long ago (``visibility_timeout``).
 

@@ -440,6 +440,25 @@ def test_a_stranger_that_does_not_say_whence_it_came_goes_back_there(url: str) -
         assert channel.basic_get(NAME, no_ack=True).delivery_tag == "1"
 
 
+def test_workers_empty_a_redis_whose_memory_is_used_up(url: str, raw: redis.Redis) -> None:
+    start = time.time()
+    with connect(url) as connection, Connection(url) as other:
+        channel = connection.default_channel
+        channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "1")))
+        channel._put(NAME, envelope(Message(start + PAST, start, 1.0, "2")))
+        other.default_channel._put(NAME, envelope(Message(start + 2 * FAR, start, 1.0, "3")))
+        raw.config_set("maxmemory", 1)
+        try:
+            with pytest.raises(redis.ResponseError):
+                channel._put(NAME, envelope(Message(start, start, 1.0, "4")))
+            for settle in ("ack", "reject", "ack"):
+                getattr(channel.basic_get(NAME), settle)()
+        finally:
+            raw.config_set("maxmemory", 0)
+        assert channel.basic_get(NAME) is None
+        assert not raw.exists("unacked", "unacked_index")
+
+
 @pytest.mark.parametrize(
     "value", [None, "soon", float("nan"), float("inf"), -1.0, 1e300, [], {}, "9" * 400, True]
 )
