@@ -161,11 +161,16 @@ def _waiting(place: str, text: bytes) -> WaitingTask:
 def to_plain(channel: Any, name: str) -> int:
     """Move what waits in order to the plain list, where any worker takes it; the
     earliest deadline first, then the hopeless. Returns the number of messages.
+
+    As many as wait now, and no more: workers in order may still be there, which put
+    them in order again.
     """
     moved = 0
     (target,) = channel._full([name])
     for source in channel._names(name, HOPEFUL, DEMOTED):
-        while members := channel.plain.zrange(source, 0, BATCH - 1):
+        left = channel.plain.zcard(source)
+        while left > 0 and (members := channel.plain.zrange(source, 0, min(BATCH, left) - 1)):
+            left -= len(members)
             for text in members:
                 moved += MOVE.run(channel.plain, [source, target], [text, payload_of(text)])
     return moved

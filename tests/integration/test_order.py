@@ -459,6 +459,25 @@ def test_workers_empty_a_redis_whose_memory_is_used_up(url: str, raw: redis.Redi
         assert not raw.exists("unacked", "unacked_index")
 
 
+def test_the_way_back_ends_where_workers_in_order_take_messages_back(url: str) -> None:
+    start = time.time()
+    with connect(url) as connection, connect(url) as worker:
+        channel = connection.default_channel
+        for number in range(5):
+            channel._put(NAME, envelope(Message(start + FAR, start + number, 1.0, str(number))))
+        run = channel.plain.execute_command
+
+        def with_worker(*arguments: Any, **options: Any) -> Any:
+            answer = run(*arguments, **options)
+            if arguments[0] in ("EVAL", "EVALSHA"):  # each move: put in order again
+                worker.default_channel.basic_get(NAME).requeue()
+            return answer
+
+        channel.plain.execute_command = with_worker
+        assert to_plain(channel, NAME) <= 5
+        assert channel.queue_declare(NAME, passive=True).message_count == 5
+
+
 @pytest.mark.parametrize(
     "value", [None, "soon", float("nan"), float("inf"), -1.0, 1e300, [], {}, "9" * 400, True]
 )
