@@ -93,6 +93,8 @@ local function ring(base)
 end
 
 local function take(queue, base, set, member, fate)
+  -- Demoted before "drop" was set.
+  if mode == 'drop' and fate == 'demoted' then fate = 'drop' end
   redis.call('ZREM', set, member)
   if ARGV[6 + 3 * queue] == '1' then
     local length = tonumber(string.sub(member, 31, 34), 16)

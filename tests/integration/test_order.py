@@ -459,6 +459,18 @@ def test_workers_empty_a_redis_whose_memory_is_used_up(url: str, raw: redis.Redi
         assert not raw.exists("unacked", "unacked_index")
 
 
+def test_what_was_demoted_is_dropped_once_that_is_asked_for(url: str) -> None:
+    start = time.time()
+    late, due = Message(start + PAST, start, 1.0, "1"), Message(start + FAR, start, 1.0, "2")
+    with connect(url) as connection:
+        for message in (late, due):
+            connection.default_channel._put(NAME, envelope(message))
+        assert connection.default_channel.basic_get(NAME, no_ack=True).delivery_tag == "2"
+    with connect(url, Rule(hopeless="drop")) as connection:
+        got = connection.default_channel.basic_get(NAME, no_ack=True)
+        assert (got.delivery_tag, got.headers[DROPPED]) == ("1", True)
+
+
 def test_the_way_back_ends_where_workers_in_order_take_messages_back(url: str) -> None:
     start = time.time()
     with connect(url) as connection, connect(url) as worker:
