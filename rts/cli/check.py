@@ -11,6 +11,7 @@ import click
 
 from rts.cli.probes import look
 from rts.cli.shared import (
+    Number,
     as_json,
     ledger_of,
     outages_not_logged,
@@ -78,14 +79,14 @@ class CheckCommand(click.Command):
 @click.option("--queue", "queues", multiple=True, help="Check this queue's objective only.")
 @click.option(
     "--lag-warning",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     default=MAX_LAG_S,
     show_default=True,
     help="Seconds in the outbox.",
 )
 @click.option(
     "--lag-critical",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     default=CRITICAL_LAG_S,
     show_default=True,
     help="Seconds in the outbox.",

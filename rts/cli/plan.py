@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from rts.cli.plots import draw, plot_path
-from rts.cli.shared import as_json, print_json, settings_of
+from rts.cli.shared import Number, as_json, print_json, settings_of
 from rts.cli.table import NONE, Column, percent, render, terminal_width
 from rts.cli.workloads import Source, order_in_use, progress_bar, workload, workload_options
 from rts.errors import CommandError
@@ -23,7 +23,7 @@ TRIALS = 12
 @click.command(name="plan", short_help="The least number of slots for a target.")
 @click.option(
     "--target",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Number(0, 1, min_open=True),
     default=0.99,
     show_default=True,
     help="Share of deadlines to be met, 0 to 1.",

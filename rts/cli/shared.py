@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,6 +31,18 @@ BREAKER_S = 1e-3
 
 #: What Celery calls the app that it makes where none is given.
 NO_APP = "default"
+
+
+class Number(click.FloatRange):
+    """A number within a range; NaN is within none, whatever click says."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """See :class:`click.FloatRange`."""
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is no number", param, ctx)
+        return number
+
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 

@@ -9,14 +9,14 @@ import click
 from rts.cli.panels import lines
 from rts.cli.picture import Gatherer, document
 from rts.cli.screen import live
-from rts.cli.shared import as_json, outages_not_logged, print_json, settings_of
+from rts.cli.shared import Number, as_json, outages_not_logged, print_json, settings_of
 from rts.cli.table import terminal_width
 
 
 @click.command(name="watch", short_help="A live view in the terminal.")
 @click.option(
     "--interval",
-    type=click.FloatRange(min=0.2),
+    type=Number(min=0.2),
     default=2.0,
     show_default=True,
     help="Seconds between looks.",

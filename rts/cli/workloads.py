@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from rts.cli.recorded import MAX_RUNS, count, runs
-from rts.cli.shared import instant, ledger_of
+from rts.cli.shared import Number, instant, ledger_of
 from rts.deadlines import MAX_MULTIPLIER, MIN_MULTIPLIER
 from rts.errors import CommandError
 from rts.scheduling.capacity import ahead_per_slot
@@ -30,7 +30,7 @@ from rts.views.windows import window
 #: Seconds between two runs of a slot where no recorded run tells: what Celery needs.
 OVERHEAD_S = 0.01
 
-_ABOVE_0 = click.FloatRange(0, 1e6, min_open=True)
+_ABOVE_0 = Number(0, 1e6, min_open=True)
 _OPTIONS = (
     click.option("--since", callback=instant, help="Start of the window.  [default: 24h]"),
     click.option("--until", callback=instant, help="Its end, not included.  [default: now]"),
@@ -43,7 +43,7 @@ _OPTIONS = (
     ),
     click.option(
         "--k",
-        type=click.FloatRange(MIN_MULTIPLIER, MAX_MULTIPLIER),
+        type=Number(MIN_MULTIPLIER, MAX_MULTIPLIER),
         help="k of all deadlines.  [default: deadlines as recorded]",
     ),
     click.option(
@@ -51,7 +51,7 @@ _OPTIONS = (
     ),
     click.option(
         "--overhead",
-        type=click.FloatRange(0, 3600),
+        type=Number(0, 3600),
         metavar="SECONDS",
         help=f"What a slot needs between two runs.  [default: as recorded, else {OVERHEAD_S}]",
     ),

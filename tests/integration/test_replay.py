@@ -280,6 +280,9 @@ def test_plots(trace: str, tmp_path: Path, suffix: str) -> None:
         (("replay", "--plot", "/no/such/folder/x.svg"), "there is no folder"),
         (("plan", "--target", "0"), "0.0 is not in the range"),
         (("plan", "--target", "1.5"), "1.5 is not in the range"),
+        (("plan", "--target", "nan"), "'nan' is no number"),
+        (("replay", "--trace", "TRACE", "--slots", "4", "--speed", "nan"), "is no number"),
+        (("replay", "--trace", "TRACE", "--slots", "4", "--k", "nan"), "is no number"),
         (("plan", "--trace", "EMPTY"), "no job in it"),
     ],
 )
