@@ -39,6 +39,7 @@ class Installation:
         if self._parts is not None or self._off:
             return self._parts
         from rts.parts import Parts
+        from rts.scheduling.switch import keep_on
 
         with self._lock:
             if self._parts is None and not self._off:  # type: ignore[redundant-expr]  # threads
@@ -46,6 +47,7 @@ class Installation:
                 try:
                     settings = Settings.from_conf(app.conf)
                     if settings.enabled:
+                        keep_on(app, settings)
                         self._parts = Parts.build(settings, app)
                         self._off = False
                 except ConfigurationError as exc:

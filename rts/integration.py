@@ -140,12 +140,12 @@ def _look_for_flower(**_: Any) -> None:
 
 def _order(sender: Any, **_: Any) -> None:
     """Turn an app, whose configuration is known now, to the order that it asks for."""
-    from rts.scheduling.switch import turn_on
+    from rts.scheduling.switch import say_off, turn_on
 
     try:
         turn_on(sender, Settings.from_conf(sender.conf))
     except ConfigurationError as exc:
-        health.warn_once("order", "rts: the deadline order is off: %s", exc)
+        say_off(exc)
 
 
 def _validate(app: Any) -> None:

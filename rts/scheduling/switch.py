@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import urlsplit
 
+from kombu import pools
 from kombu import transport as kombu_transport
 
+from rts import health
 from rts.errors import ConfigurationError
 from rts.scheduling.rule import OPTION, Rule
 from rts.settings import Settings
@@ -26,13 +28,36 @@ def turn_on(app: Any, settings: Settings) -> None:
     Raises:
         ConfigurationError: its broker is not Redis.
     """
-    check(app.conf, settings)
+    check(app.conf, settings, default="amqp")
     if settings.scheduler != "edf":
         return
     stand_in()
     options = dict(app.conf.broker_transport_options or {})
     options[OPTION] = Rule.of(settings).as_option()
     app.conf.broker_transport_options = options
+
+
+def keep_on(app: Any, settings: Settings) -> None:
+    """Turn *app* on again where it was configured further since, which may have taken the
+    option back: connections that its pools give from now on keep the order.
+    """
+    if settings.scheduler != "edf" or OPTION in (app.conf.broker_transport_options or {}):
+        return
+    try:
+        turn_on(app, settings)
+    except ConfigurationError as exc:
+        say_off(exc)
+        return
+    # kombu keeps a pool for each kind of connection; this one is made of other options.
+    connection = app.connection_for_write()
+    app._pool = pools.connections[connection]
+    app.amqp._producer_pool = pools.producers[connection]
+    app.amqp._producer_pool.limit = app.pool.limit
+
+
+def say_off(why: ConfigurationError) -> None:
+    """Log that an app does not get the order that it asks for."""
+    health.warn_once("order", "rts: the deadline order is off: %s", why)
 
 
 def stand_in() -> None:
@@ -53,16 +78,22 @@ def turn_off(app: Any) -> None:
         app.conf.broker_transport_options = options
 
 
-def check(conf: Any, settings: Settings) -> None:
-    """Check that the broker can keep the order that is asked for.
+def check(conf: Any, settings: Settings, default: str = "") -> None:
+    """Check that the broker can keep the order that is asked for. *default*: the broker
+    where no URL is given; "" where one may yet be.
 
     Raises:
         ConfigurationError: it cannot.
     """
     if settings.scheduler != "edf":
         return
-    for key in ("broker_url", "broker_read_url", "broker_write_url"):
-        urls = getattr(conf, key, None) or conf.get(key) or ()
+    given = {
+        key: getattr(conf, key, None) or conf.get(key) or ()
+        for key in ("broker_url", "broker_read_url", "broker_write_url")
+    }
+    if default and not any(given.values()):
+        given["broker_url"] = default
+    for key, urls in given.items():
         for url in urls.split(";") if isinstance(urls, str) else urls:
             scheme = urlsplit(url).scheme if "://" in url else url
             if scheme.partition("+")[0] not in _STAND_INS:

@@ -106,6 +106,35 @@ def test_it_may_stand_before_the_configuration(
     app.close()
 
 
+@pytest.mark.parametrize("late", ["options", "scheduler"])
+def test_an_app_that_is_configured_further_publishes_in_order(
+    redis_client: redis.Redis, rts_redis_url: str, rts_key_prefix: str, late: str
+) -> None:
+    app = Celery("late")
+    app.config_from_object(
+        {
+            "broker_url": rts_redis_url,
+            "task_default_queue": rts_key_prefix,
+            "rts_key_prefix": rts_key_prefix,
+            "rts_scheduler": None if late == "scheduler" else "edf",
+        }
+    )
+    rts.install(app)
+    if late == "scheduler":
+        app.conf.rts_scheduler = "edf"
+    else:
+        app.conf.broker_transport_options = {"visibility_timeout": 60}
+    app.send_task("late.task")  # at which the configuration is looked at again
+    app.send_task("late.task")
+    assert redis_client.zcard(f"{rts_key_prefix}\x06\x16edf") == 1
+    assert redis_client.llen(rts_key_prefix) == 1  # workers in order adopt it
+    if late == "options":
+        with app.connection_for_write() as connection:
+            assert connection.default_channel.visibility_timeout == 60
+    rts.uninstall(app)
+    app.close()
+
+
 @pytest.mark.parametrize("how", ["attribute", "update", "object", "environment"])
 def test_a_bad_setting_fails_at_install(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     app = Celery("bad")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import redis
+from celery import Celery
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kombu import Connection, Consumer, Exchange, Producer, Queue
@@ -25,7 +26,9 @@ from rts.scheduling.channel import Channel
 from rts.scheduling.places import ARRIVAL, Place, member
 from rts.scheduling.queues import COUNTED, SAMPLED, hopeless_in, state_of, to_plain
 from rts.scheduling.rule import Rule
+from rts.scheduling.switch import turn_on
 from rts.scheduling.transport import SentinelTransport, Transport
+from rts.settings import Settings
 from rts.testing import RedisServer
 
 NAME = "order"
@@ -696,9 +699,16 @@ def test_without_the_option_the_transport_is_kombus(url: str, raw: redis.Redis) 
 
 
 def test_edf_is_refused_where_the_broker_is_not_redis() -> None:
-    from celery import Celery
-
     app = Celery("rabbit", broker="amqp://localhost")
     app.conf.rts_scheduler = "edf"
     with pytest.raises(rts.ConfigurationError, match=r"edf.*priority.*amqp"):
         rts.install(app)
+
+
+def test_edf_is_refused_where_no_broker_was_named_in_the_end() -> None:
+    app = Celery("none")
+    app.conf.rts_scheduler = "edf"
+    rts.install(app)  # a broker may yet be named
+    with pytest.raises(rts.ConfigurationError, match=r"edf.*priority.*amqp"):
+        turn_on(app, Settings.from_conf(app.conf))
+    rts.uninstall(app)
