@@ -30,6 +30,7 @@ from typing import Any
 from celery import signals
 
 from rts import health
+from rts.lifecycle.limits import hook_failed
 from rts.lifecycle.runs import run_of
 from rts.records import NOT_FINAL
 
@@ -107,7 +108,7 @@ class Neighbours:
             if now is not None and tau is not None and deadline is not None:
                 self._span(_facts(headers["task_type"], tau, deadline, now))
         except Exception as exc:  # noqa: BLE001  the message is sent
-            health.hook_failed("neighbours", exc)
+            hook_failed("neighbours", exc)
 
     def _ended(self, task: Any = None, state: Any = None, **_: Any) -> None:
         """Runs in the process that ran the task, before all other receivers."""

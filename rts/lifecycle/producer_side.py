@@ -14,6 +14,7 @@ from celery._state import get_current_worker_task
 
 from rts import health
 from rts.headers import open_task
+from rts.lifecycle.limits import hook_failed
 from rts.lifecycle.neighbours import NEIGHBOURS
 from rts.lifecycle.owners import is_celerys, owner_of, several
 from rts.lifecycle.runs import run_of
@@ -82,7 +83,7 @@ class ProducerSide:
             if NEIGHBOURS.maybe:
                 NEIGHBOURS.look()
         except Exception as exc:  # noqa: BLE001  the message must go out
-            health.hook_failed("publish", exc)
+            hook_failed("publish", exc)
 
     def published(
         self, sender: Any = None, headers: Any = None, routing_key: Any = None, **_: Any
@@ -103,7 +104,7 @@ class ProducerSide:
                 if parts.outlook is not None:
                     parts.outlook.published(task)
         except Exception as exc:  # noqa: BLE001  the message is sent
-            health.hook_failed("published", exc)
+            hook_failed("published", exc)
 
     def now(self, name: str) -> float | None:
         """Return the fleet's time for a task of this name; ``None`` without rts."""

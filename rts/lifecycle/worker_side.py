@@ -13,6 +13,7 @@ from celery.exceptions import Reject, TimeLimitExceeded
 
 from rts import health
 from rts.headers import read_plan
+from rts.lifecycle.limits import hook_failed
 from rts.lifecycle.neighbours import NEIGHBOURS
 from rts.lifecycle.owners import is_celerys
 from rts.lifecycle.runs import go_on, run_of
@@ -67,7 +68,7 @@ class WorkerSide:
             if NEIGHBOURS.maybe:
                 NEIGHBOURS.started(task)
         except Exception as exc:  # noqa: BLE001  the task must run
-            health.hook_failed("start", exc)
+            hook_failed("start", exc)
 
     def postrun(self, task: Any = None, state: Any = None, **_: Any) -> None:
         """End the run, where its task has come to a state."""

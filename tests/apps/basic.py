@@ -61,6 +61,16 @@ def soft_limit() -> None:
     time.sleep(30)
 
 
+@app.task(soft_time_limit=3, time_limit=10)
+def soft_limit_in_a_publish(server: int) -> None:
+    """Run into the soft time limit in a publish, which waits for the process *server*."""
+    time.sleep(1.1)  # the taus are no longer fresh
+    os.kill(server, signal.SIGSTOP)
+    time.sleep(0.2)
+    ok.delay()
+    time.sleep(30)
+
+
 @app.task(time_limit=1)
 def hard_limit() -> None:
     """Run into the hard time limit."""

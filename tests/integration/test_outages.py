@@ -11,6 +11,7 @@ import pymongo
 import pytest
 import redis
 from celery import Celery
+from celery.exceptions import SoftTimeLimitExceeded
 from celery.result import AsyncResult
 
 import rts
@@ -140,6 +141,23 @@ def test_redis_of_rts_stalls(
         client = redis.Redis.from_url(own.url, decode_responses=True)
         wait_until(lambda: client.hget(f"{stage.prefix}count", "mixed") == "150")
         client.close()
+
+
+def test_a_soft_time_limit_that_strikes_while_redis_is_asked(
+    make_stage: Callable[..., Stage], producers: list[Celery], mongo: Any
+) -> None:
+    with RedisServer() as own:
+        stage = make_stage(rts_redis_url=own.url, rts_timeout=60.0)
+        app = producer(stage, producers)
+        worker = stage.worker()
+        try:
+            result = app.send_task("tests.apps.basic.soft_limit_in_a_publish", (own.pid,))
+            with pytest.raises(SoftTimeLimitExceeded):
+                result.get(timeout=60)
+        finally:
+            own.resume()
+        wait_until(lambda: mongo.tasks.find_one({"_id": result.id, "state": "FAILURE"}))
+        assert "hook failed" not in worker.log
 
 
 def test_a_worker_killed_with_its_companion_in_the_middle(
