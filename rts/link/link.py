@@ -64,6 +64,7 @@ class Link:
             health_check_interval=0,
             decode_responses=False,
             protocol=2,
+            **unnamed(self._make),
         )
         self._period_s = settings.breaker_period
         self.breaker = Breaker(settings.breaker_period)
@@ -179,16 +180,22 @@ class Link:
         )
 
 
+def unnamed(connection_class: type) -> dict[str, None]:
+    """Return the options with which the driver's connection does not tell its name and
+    version at its start: two round trips more.
+    """
+    for names in (("driver_info",), ("lib_name", "lib_version")):
+        if parameters_of(connection_class).issuperset(names):
+            return dict.fromkeys(names)
+    return {}  # an old one, which does not tell them
+
+
 def understood(connection_class: type, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of *options* that the driver's connection takes.
 
     Options of a broker's URL may be for Celery alone.
     """
-    known = {
-        parameter
-        for cls in connection_class.__mro__
-        for parameter in inspect.signature(cls.__init__).parameters  # type: ignore[misc]
-    }
+    known = parameters_of(connection_class)
     for name in options.keys() - known:
         health.warn_once(
             f"redis-option:{name}",
@@ -196,6 +203,15 @@ def understood(connection_class: type, options: Mapping[str, Any]) -> dict[str, 
             health.shown(name),
         )
     return {name: value for name, value in options.items() if name in known}
+
+
+def parameters_of(connection_class: type) -> set[str]:
+    """Return the names of the options that the driver's connection takes."""
+    return {
+        parameter
+        for cls in connection_class.__mro__
+        for parameter in inspect.signature(cls.__init__).parameters  # type: ignore[misc]
+    }
 
 
 def replies_as_text(replies: Sequence[Any]) -> dict[str, str]:

@@ -26,7 +26,7 @@ POOL = "*"
 #: Runs from which on a type's own ratios are used, and those of all.
 OWN_RUNS, POOL_RUNS = 100, 20
 
-#: Seconds that taus are used before they are read again.
+#: Seconds that taus are used before they are read again, where Redis answers fast.
 FRESH_S = 1.0
 
 
@@ -46,7 +46,9 @@ class Passenger(Protocol):
 class TauCache:
     """Reads the taus, and the clock's offset, in one round trip at most once a second.
 
-    The first use waits for it; after that a failure leaves what is known. The
+    The first use waits for it; after that a failure leaves what is known. Of a server
+    that is slow and answers in time, no publisher waits for more than of one that does
+    not: its share of the time is that of ``rts_timeout`` in ``rts_breaker_period``. The
     same round trip delivers what this process has counted, and takes a *passenger*
     along that has no other way.
     """
@@ -66,6 +68,7 @@ class TauCache:
         self._now = now
         self._first = {t.name: t.tau for t in settings.task_types.values()}
         self._by_name = settings.tau_scope == "name"
+        self._rest_ratio = settings.breaker_period / settings.timeout
         #: The taus that may be used: names only once they have enough runs.
         self._taus: dict[str, float] = {}
         #: By type, and of all under POOL, where enough runs are known.
@@ -101,10 +104,13 @@ class TauCache:
         if not self._lock.acquire(blocking=self._stale_at < 0):
             return
         try:
-            if self._now() < self._stale_at:
+            began = self._now()
+            if began < self._stale_at:
                 return
             self._ask()
-            self._stale_at = self._now() + FRESH_S
+            now = self._now()
+            rest_s = min(self._settings.breaker_period, (now - began) * self._rest_ratio)
+            self._stale_at = now + max(FRESH_S, rest_s)
         finally:
             self._lock.release()
 

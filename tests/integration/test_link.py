@@ -42,6 +42,14 @@ def test_answers_come_in_order_over_one_connection(link: Link) -> None:
     assert client_id(link) == client_id(link)
 
 
+def test_a_new_connection_tells_nothing_before_it_asks(link: Link) -> None:
+    link.call(pack("CONFIG", "RESETSTAT"))
+    link.close()
+    (stats,) = link.call(pack("INFO", "commandstats"))
+    assert "cmdstat_config" in stats.decode()
+    assert "cmdstat_client" not in stats.decode()
+
+
 def test_a_refusal_is_an_error_and_the_connection_goes_on(link: Link) -> None:
     before = client_id(link)
     with pytest.raises(StoreUnavailable) as info:

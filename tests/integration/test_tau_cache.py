@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -105,6 +106,38 @@ def test_without_a_server_the_last_taus_hold(
         server.start()
     clock.at += FRESH_S
     assert cache.tau("mixed", NAME) == 10.0  # the server came back empty
+
+
+class SlowLink(CountingLink):
+    """Has each answer take *takes_s* by the test's clock."""
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        super().__init__(settings)
+        self.clock, self.takes_s = clock, 0.0
+
+    def call_each(self, *commands: bytes) -> list[Any]:
+        self.clock.at += self.takes_s
+        return super().call_each(*commands)
+
+
+@pytest.mark.parametrize(
+    ("takes_s", "rest_s"),
+    [(0.05, 1.0), (0.4, 4.0), (0.5, 5.0), (1.5, 5.0)],  # the last: one that connects anew
+)
+def test_of_a_slow_server_publishers_wait_no_more_than_of_one_that_is_away(
+    settings: Settings, clock: Clock, takes_s: float, rest_s: float
+) -> None:
+    settings = replace(settings, timeout=0.5, breaker_period=5.0)
+    link = SlowLink(settings, clock)
+    cache = TauCache(link, settings, FleetClock(), clock)
+    link.takes_s = takes_s
+    cache.tau("mixed", NAME)
+    clock.at += rest_s - 0.01
+    cache.tau("mixed", NAME)
+    assert link.trips == 1
+    clock.at += 0.02
+    cache.tau("mixed", NAME)
+    assert link.trips == 2
 
 
 def test_the_same_round_trip_delivers_counts_and_measures_the_clock(
