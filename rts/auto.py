@@ -1,12 +1,26 @@
 """``imports = ("rts.auto",)`` in a celeryconfig: rts without touching code.
 
-Celery imports it in workers, beat and Flower, once the app is configured.
+Celery imports it in workers, beat and Flower, once the app is configured. Of several apps
+in the process those get rts whose configuration names it; where none does, as with a plain
+``import rts.auto``, the current one.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from celery import current_app
+from celery._state import _apps
 
 from rts.integration import install
 
-install(current_app._get_current_object())
+
+def _names_this(app: Any) -> bool:
+    # Not to load a configuration that the app has not asked for yet.
+    return app.configured and __name__ in {*app.conf.imports, *app.conf.include}
+
+
+for _app in [app for app in list(_apps) if _names_this(app)] or [
+    current_app._get_current_object()
+]:
+    install(_app)

@@ -241,3 +241,26 @@ def test_an_import_in_the_configuration_is_enough(
     assert task["arrival_source"] == "received"
     assert task["sla_success"] is True
     assert redis_client.hlen(f"{stage.prefix}tau") == 2
+
+
+def test_of_several_apps_that_one_has_it_whose_configuration_names_it() -> None:
+    script = """
+import sys
+from celery import Celery
+import rts
+
+one, two = Celery("one", broker="memory://"), Celery("two", broker="memory://")
+if "imported" in sys.argv:
+    one.conf.imports = ["rts.auto"]
+    one.loader.import_default_modules()
+    other = two  # the current app
+else:
+    import rts.auto
+    one, other = two, one
+print(rts.integration._has_rts(one), rts.integration._has_rts(other))
+"""
+    for how in ("imported", "by hand"):
+        ran = subprocess.run(
+            [sys.executable, "-c", script, how], check=True, capture_output=True, text=True
+        )
+        assert ran.stdout.split() == ["True", "False"], how
