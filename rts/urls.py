@@ -1,7 +1,8 @@
 """Addresses of servers: what is accepted at install, and how they are shown.
 
 MongoDB's are read here as pymongo reads them, since no process of the host app shall
-import pymongo. What it accepts is never refused; which options it knows is seen later.
+import pymongo. What it accepts without a warning is never refused; whether options go
+together, and the files that some name, are seen by the companion process.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import re
 from urllib.parse import unquote_plus, urlsplit
 
 from rts.errors import ConfigurationError
+from rts.mongo_options import refused_option
 
 #: URL schemes that redis-py understands; kombu's sentinel:// is not among them.
 REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+socket")
@@ -62,10 +64,11 @@ def redis_url(key: str, value: object) -> str:
 
 
 def mongo_url(key: str, value: object) -> str:
-    """Return *value*, a URL that pymongo takes. Which options it has is seen later.
+    """Return *value*, a URL that pymongo takes with the options that are known here.
 
     Raises:
-        ConfigurationError: it is none; the message does not show a password.
+        ConfigurationError: it is none, or an option has a value that makes no sense; the
+            message does not show a password.
     """
     allowed = "a URL such as mongodb://host:27017/database (the path names the database)"
     scheme, separator, rest = value.partition("://") if isinstance(value, str) else ("",) * 3
@@ -82,6 +85,11 @@ def mongo_url(key: str, value: object) -> str:
     )
     if wrong:
         raise ConfigurationError(key, refused(value), f"{allowed}, with {wrong}")
+    for option in filter(None, re.split("[&;]", options)):
+        name, _, given = option.partition("=")
+        told = refused_option(name, unquote_plus(given))
+        if told is not None:
+            raise ConfigurationError(f"{key}, option {name}", *told)
     return value
 
 

@@ -99,7 +99,9 @@ def drain_alone(settings: Settings, stop: threading.Event, *, once: bool = False
     upkeep = Upkeep(settings)
     try:
         if upkeep.drain is None:
-            raise StoreUnavailable("MongoDB cannot be used; check rts_mongo_url")
+            raise StoreUnavailable(
+                "MongoDB cannot be used; check rts_mongo_url (the log says why)"
+            )
         if not once:
             run(upkeep, stop)
         else:

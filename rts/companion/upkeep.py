@@ -17,6 +17,7 @@ from typing import Any
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
+from rts import health
 from rts.alerting.lead import Leader
 from rts.clock import FleetClock
 from rts.companion.attempts import attempt
@@ -43,7 +44,6 @@ from rts.load.sampler import Probes, real_probes, take_sample
 from rts.records import Execution, Learned
 from rts.settings import Settings
 from rts.tau.snapshot import Snapshots
-from rts.urls import shown_url
 from rts.views.tallies import keep
 from rts.views.tally import CLASSES
 
@@ -102,11 +102,11 @@ class Upkeep:
                 ledger = MongoLedger(settings)
             except PyMongoError as exc:
                 # A worker without a drain still beats and ships; others drain.
+                health.count("configuration_errors")
                 logger.error(
-                    "rts: the ledger cannot be used: %s. Check rts_mongo_url (%s); records "
-                    "wait in the outbox",
-                    type(exc).__name__,
-                    shown_url(settings.mongo_url),
+                    "rts: the ledger cannot be used: rts_mongo_url = %s. Records wait in the "
+                    "outbox until workers start with one that is, or celery rts drain does",
+                    exc,
                 )
             else:
                 drain_link = Link(patient)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timezone
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote_plus
 
 from bson.codec_options import CodecOptions
 from pymongo import MongoClient
@@ -37,6 +38,8 @@ CLIENT_OPTIONS: Mapping[str, int] = {
     "socketTimeoutMS": 30000,
     "maxPoolSize": 8,
 }
+#: Options whose values are shown to nobody, in lower case.
+SECRET_OPTIONS = frozenset({"tlscertificatekeyfilepassword", "authmechanismproperties"})
 #: A majority that does not answer within this is away.
 WRITE_TIMEOUT_MS = 10000
 
@@ -68,7 +71,8 @@ def connect(
     majority and journalled, because the outbox forgets what was acknowledged.
 
     Raises:
-        pymongo.errors.InvalidURI: the URL is none, or has an option that is not valid.
+        pymongo.errors.InvalidURI: the URL is none, or has options that are not valid, do not
+            go together, or name a file that cannot be read. The message shows no password.
     """
     query = url.partition("?")[2].replace(";", "&")
     given = {key.lower() for key, _ in parse_qsl(query, keep_blank_values=True)}
@@ -81,8 +85,23 @@ def connect(
         options["appname"] = "rts"
     try:
         return MongoClient(url, connect=False, tz_aware=True, **options)
-    except (PyMongoError, ValueError) as exc:  # the driver's text may show the password
-        raise InvalidURI(f"{refused(url)} is not valid ({type(exc).__name__})") from None
+    except (PyMongoError, ValueError, OSError) as exc:  # OSError: a file that an option names
+        raise InvalidURI(f"{refused(url)} is not valid ({_reason(exc, url)})") from None
+
+
+def _reason(exc: Exception, url: str) -> str:
+    """Return what the driver says, its type alone where that might show a secret."""
+    user = url.partition("://")[2].rpartition("@")[0]
+    hidden = [part for part in user.partition(":") if part != ":"]
+    for option in re.split("[&;]", url.partition("?")[2]):
+        name, _, value = option.partition("=")
+        if name.lower() in SECRET_OPTIONS:
+            hidden.append(value)
+    said = str(exc)
+    hidden += [unquote_plus(part) for part in hidden]
+    if any(part and part in said for part in hidden):
+        return type(exc).__name__
+    return said
 
 
 def database_of(client: MongoClient[dict[str, Any]]) -> Database[dict[str, Any]]:

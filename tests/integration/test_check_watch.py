@@ -34,6 +34,7 @@ from tests.records import run as run_of
 
 ROOT = Path(__file__).parent.parent.parent
 NO_REDIS, NO_MONGO = "redis://:secret@127.0.0.1:1/0", "mongodb://u:secret@127.0.0.1:1/rts"
+NO_CA = NO_MONGO + "?tls=true&tlsCAFile=/no/such.pem"
 
 Run = Callable[..., Result]
 
@@ -151,6 +152,9 @@ def test_a_ticket_and_a_used_up_budget_are_warnings(cli: Run, conf: dict[str, An
         ({"rts_mongo_url": NO_MONGO}, ("--slo",), 3, "MongoDB at mongodb://127.0.0.1:1/rts"),
         ({"rts_mongo_url": NO_MONGO}, ("--lag",), 2, "MongoDB at mongodb://127.0.0.1:1/rts"),
         ({"rts_mongo_url": NO_MONGO}, (), 2, "not reachable"),
+        ({"rts_mongo_url": NO_CA}, ("--lag",), 2, "The tlscafile file is not readable"),
+        ({"rts_mongo_url": NO_CA}, ("--slo",), 3, "The tlscafile file is not readable"),
+        ({"rts_mongo_url": NO_MONGO + "?tls=on"}, (), 3, "rts_mongo_url, option tls = 'on'"),
         ({"rts_redis_url": NO_REDIS}, ("--lag",), 2, "Redis at redis://127.0.0.1:1/0"),
         ({"rts_slo": {"*": 2}}, ("--slo",), 3, "rts_slo"),
         ({"rts_slo": {"mixed": 0.9}}, ("--type", "cpu-light"), 3, "no objective"),

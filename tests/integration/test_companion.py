@@ -136,6 +136,35 @@ def test_where_it_does_not_drain_it_beats_and_ships(
     wait_until(lambda: redis_client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S)
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("tls=true&tlsCAFile=/no/such.pem", "The tlscafile file is not readable"),
+        ("w=0&journal=true", "Cannot set w to 0"),
+    ],
+)
+def test_where_mongodb_cannot_be_used_it_says_why_and_ships(
+    settings: Settings,
+    start: Callable[..., Companion],
+    redis_client: redis.Redis,
+    capfd: pytest.CaptureFixture[str],
+    options: str,
+    reason: str,
+) -> None:
+    settings = replace(settings, mongo_url=f"mongodb://me:hush@127.0.0.1:1/rts?{options}")
+    Spool(settings.spool_dir, 1 << 20).append_line(as_line(run("a")))
+    companion = start(settings)
+    pid = companion.pid
+    wait_until(lambda: redis_client.xlen(settings.keys.outbox) == 1, PATIENCE_S)
+    counted = "configuration_errors"
+    wait_until(lambda: redis_client.hget(settings.keys.counters, counted) == "1", PATIENCE_S)
+    assert companion.pid == pid
+    (told,) = [line for line in capfd.readouterr().err.splitlines() if "cannot be used" in line]
+    assert "rts_mongo_url = mongodb://***@127.0.0.1:1/rts?*** is not valid" in told
+    assert reason in told
+    assert "hush" not in told
+
+
 def test_it_does_not_import_celery() -> None:
     code = (
         "import sys, rts.companion.process as c; print(*({'celery', 'kombu'} & {*sys.modules}))"

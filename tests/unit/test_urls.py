@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from pymongo.errors import PyMongoError
+from pymongo import MongoClient
+from pymongo.common import get_validated_options
+from pymongo.errors import InvalidURI, PyMongoError
 from pymongo.uri_parser import parse_uri
 
 from rts import ConfigurationError
 from rts.ledger.connection import connect, database_of
+from rts.mongo_options import KINDS, refused_option
 from rts.urls import mongo_url, redis_url, refused, shown_url
 
 GOOD = {
@@ -100,6 +104,90 @@ def test_what_pymongo_does_not_take_is_refused(url: str) -> None:
         mongo_url("rts_mongo_url", url)
     assert str(caught.value).startswith("rts_mongo_url = 'mongodb")
     assert "cret" not in str(caught.value)
+
+
+WRONG_OPTIONS = {
+    "retryWrites=maybe": ("retryWrites", "maybe", "true or false"),
+    "tls=True": ("tls", "True", "true or false"),
+    "w=1&TLS=perhaps": ("TLS", "perhaps", "true or false"),
+    "w=1;ssl=1": ("ssl", "1", "true or false"),
+    "w=-1": ("w", "-1", "a whole number, at least 0, majority, or a name"),
+    "serverSelectionTimeoutMS=-5": (
+        *("serverSelectionTimeoutMS", "-5", "milliseconds, at least 0"),
+    ),
+    "heartbeatFrequencyMS=10": ("heartbeatFrequencyMS", "10", "milliseconds, at least 500"),
+    "maxPoolSize=many": ("maxPoolSize", "many", "a whole number, at least 0"),
+    "readPreference=fast%21": (
+        *("readPreference", "fast!"),
+        "primary, primaryPreferred, secondary, secondaryPreferred, nearest",
+    ),
+    "appName=" + "x" * 200: ("appName", "***", "at most 128 bytes"),
+}
+
+
+@pytest.mark.parametrize("options", WRONG_OPTIONS)
+def test_an_option_that_makes_no_sense_is_refused_with_what_is_allowed(options: str) -> None:
+    name, shown, allowed = WRONG_OPTIONS[options]
+    with pytest.raises(ConfigurationError) as caught:
+        mongo_url("rts_mongo_url", f"mongodb://me:secret@host/ledger?{options}")
+    assert str(caught.value) == (
+        f"rts_mongo_url, option {name} = {shown!r} is not valid; allowed: {allowed}"
+    )
+
+
+@given(
+    st.sampled_from(sorted(KINDS)),
+    st.one_of(
+        st.text(alphabet="0123456789-+.e _", max_size=6),
+        st.sampled_from(
+            ["true", "false", "True", "", "nan", "inf", "1e9", "nearest", "x" * 99]
+        ),
+        st.integers(-2, 1000).map(str),
+        st.text(max_size=140),
+    ),
+)
+@example("heartbeatfrequencyms", "500.0")
+@example("heartbeatfrequencyms", "499.9")
+@example("connecttimeoutms", "0.0")
+@example("connecttimeoutms", "00")
+@example("maxpoolsize", "1_000")
+@example("appname", "\u00e9" * 65)
+def test_options_are_refused_as_pymongo_refuses_them(name: str, value: str) -> None:
+    try:
+        if name == "heartbeatfrequencyms":  # its least is looked at where it is used
+            MongoClient[Any](connect=False, heartbeatFrequencyMS=value).close()
+        get_validated_options({name: value}, warn=False)
+        taken = True
+    except (PyMongoError, ValueError, TypeError):
+        taken = False
+    assert (refused_option(name, value) is None) is taken
+
+
+def test_options_that_are_not_known_here_are_taken() -> None:
+    for option in ("authMechanism=ROT13", "compressors=zstd", "new=1", "replicaSet=rs0"):
+        url = f"mongodb://host/ledger?{option}"
+        assert mongo_url("rts_mongo_url", url) == url
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("tls=true&ssl=false", "conflicting values"),
+        ("directConnection=true&loadBalanced=true", "directConnection"),
+        ("w=0&journal=true", "Cannot set w to 0"),
+        ("tls=true&tlsCAFile=/no/such.pem", "tlscafile file"),
+        # The driver's own words hold the secret.
+        ("tlsCAFile=/no.pem&tlsCertificateKeyFilePassword=readable", "FileNotFoundError"),
+    ],
+)
+def test_what_only_pymongo_sees_is_told_with_its_reason_and_no_secret(
+    options: str, reason: str
+) -> None:
+    url = f"mongodb://me:sec%2Fret@host/ledger?{options}"
+    assert mongo_url("rts_mongo_url", url) == url
+    with pytest.raises(InvalidURI, match=reason) as caught:
+        connect(url)
+    assert not any(s in str(caught.value) for s in ("sec/ret", "sec%2Fret"))
 
 
 def test_hosts_that_dns_names_are_not_looked_up() -> None:

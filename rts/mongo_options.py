@@ -1,0 +1,111 @@
+"""Options of MongoDB URLs: those whose values are checked at install.
+
+pymongo leaves a value out that makes no sense to it, with a warning that few see: with
+``tls=True`` it would talk in the clear, since only ``true`` is true. No process of the host
+app imports it; what stands here agrees with it, and no option that it may have besides is
+refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+#: Characters of a value that an error shows.
+MAX_SHOWN = 32
+
+
+class Kind(NamedTuple):
+    """What an option may be: in words, and the check."""
+
+    allowed: str
+    fits: Callable[[str], bool]
+
+
+def _whole(least: int, most: float = float("inf")) -> Callable[[str], bool]:
+    def fits(value: str) -> bool:
+        try:
+            return least <= int(value) <= most
+        except ValueError:
+            return False
+
+    return fits
+
+
+def _milliseconds(least: float) -> Callable[[str], bool]:
+    def fits(value: str) -> bool:
+        try:
+            return least <= float(value) < 1e9
+        except ValueError:
+            return False
+
+    return fits
+
+
+def _or(word: str, fits: Callable[[str], bool]) -> Callable[[str], bool]:
+    return lambda value: value == word or fits(value)
+
+
+def _acknowledgements(value: str) -> bool:
+    try:
+        return int(value) >= 0
+    except ValueError:
+        return True  # majority, or what the replica set calls it
+
+
+_MODES = ("primary", "primaryPreferred", "secondary", "secondaryPreferred", "nearest")
+
+#: More than nothing: the driver takes no float that is 0.
+_SOME = _milliseconds(5e-324)
+
+_FLAG = Kind("true or false", ("true", "false").__contains__)
+_NUMBER = Kind("a whole number, at least 0", _whole(0))
+_TIMEOUT = Kind("milliseconds, at least 0", _or("0", _SOME))
+_WAIT = Kind("milliseconds, above 0", _SOME)
+
+#: By their names in lower case; pymongo takes any case.
+KINDS: dict[str, Kind] = {
+    **dict.fromkeys(
+        (
+            *("directconnection", "fsync", "journal", "loadbalanced"),
+            *("retryreads", "retrywrites", "ssl", "tls", "tlsinsecure"),
+            *("tlsallowinvalidcertificates", "tlsallowinvalidhostnames"),
+            "tlsdisableocspendpointcheck",
+        ),
+        _FLAG,
+    ),
+    **dict.fromkeys(("maxpoolsize", "minpoolsize", "srvmaxhosts", "wtimeoutms"), _NUMBER),
+    **dict.fromkeys(
+        (
+            *("connecttimeoutms", "localthresholdms", "serverselectiontimeoutms"),
+            *("sockettimeoutms", "timeoutms"),
+        ),
+        _TIMEOUT,
+    ),
+    **dict.fromkeys(("maxidletimems", "waitqueuetimeoutms"), _WAIT),
+    "appname": Kind("at most 128 bytes", lambda value: len(value.encode()) <= 128),
+    "heartbeatfrequencyms": Kind("milliseconds, at least 500", _milliseconds(500)),
+    "maxconnecting": Kind("a whole number, at least 1", _whole(1)),
+    "maxstalenessseconds": Kind(
+        "a whole number of seconds, at least 1, or -1", _or("-1", _whole(1))
+    ),
+    "readpreference": Kind(", ".join(_MODES), _MODES.__contains__),
+    "w": Kind("a whole number, at least 0, majority, or a name", _acknowledgements),
+    "zlibcompressionlevel": Kind("a whole number from -1 to 9", _whole(-1, 9)),
+}
+
+
+def refused_option(name: str, value: str) -> tuple[str, str] | None:
+    """Return what an error says of an option, its value and what is allowed; ``None`` where
+    it is fine, or not known here.
+
+    >>> refused_option("retryWrites", "maybe")
+    ('maybe', 'true or false')
+    >>> refused_option("w", "majority")
+    """
+    kind = KINDS.get(name.lower())
+    if kind is None or kind.fits(value):
+        return None
+    # Something of a password may have got here that should have been percent-encoded.
+    fine = len(value) <= MAX_SHOWN and "@" not in value and value.isprintable()
+    return (value if fine else "***"), kind.allowed
