@@ -23,6 +23,7 @@ from redis.retry import Retry
 from rts import health
 from rts.errors import ConfigurationError, StoreUnavailable
 from rts.link.breaker import Breaker
+from rts.link.lookup import Lookup
 from rts.settings import Settings
 from rts.urls import shown_url
 
@@ -66,6 +67,8 @@ class Link:
             protocol=2,
             **unnamed(self._make),
         )
+        self._connect_timeout_s = settings.connect_timeout
+        self._lookup = self._new_lookup()
         self._period_s = settings.breaker_period
         self.breaker = Breaker(settings.breaker_period)
         #: Whether the outage that goes on was logged; from when on the next one is.
@@ -99,6 +102,7 @@ class Link:
         if os.getpid() != self._pid:
             # The parent's connections: its own to use and to close.
             self._idle = []
+            self._lookup = self._new_lookup()
             self._pid = os.getpid()
             self.breaker = Breaker(self._period_s)
         if not self.breaker.allows():
@@ -108,13 +112,13 @@ class Link:
             try:
                 connection = self._idle.pop()
             except IndexError:
-                return self._exchange(self._make(**self._options), data, len(commands))
+                return self._exchange(self._new_connection(), data, len(commands))
             try:
                 return self._exchange(connection, data, len(commands))
             except redis.TimeoutError:
                 raise
             except redis.ConnectionError:
-                return self._exchange(self._make(**self._options), data, len(commands))
+                return self._exchange(self._new_connection(), data, len(commands))
         except (RedisError, OSError) as exc:
             raise self._failed(exc) from exc
 
@@ -125,6 +129,14 @@ class Link:
                 self._drop(self._idle.pop())
         except IndexError:
             pass  # another thread may have taken the last one
+
+    def _new_lookup(self) -> Lookup:
+        return Lookup(self._options.get("host"), self._connect_timeout_s)
+
+    def _new_connection(self) -> Any:
+        """Return a connection that connects when it is first used."""
+        self._lookup.wait()
+        return self._make(**self._options)
 
     def _exchange(self, connection: Any, data: bytes, answers: int) -> list[Any]:
         replies: list[Any] = []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +18,7 @@ from rts.errors import ConfigurationError, StoreUnavailable
 from rts.link.link import Link
 from rts.link.scripts import pack
 from rts.settings import Settings
-from rts.testing import RedisServer
+from rts.testing import RedisServer, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +93,38 @@ def test_one_that_is_away_fails_fast_until_the_period_is_over(
     link.breaker._retry_at = time.monotonic()  # the period passes
     assert link.call(pack("PING")) == [b"PONG"]
     assert caplog.text.count("answers again") == 1
+
+
+def test_a_resolver_that_does_not_answer_is_not_waited_for(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, resolve = threading.Event(), socket.getaddrinfo
+
+    def wait_and_resolve(host: Any, *args: Any, **kwargs: Any) -> Any:
+        if host == "redis.internal":
+            answers.wait(60)
+            host = "127.0.0.1"
+        return resolve(host, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", wait_and_resolve)
+    url = f"redis://redis.internal:{server.port}/0"
+    link = Link(Settings(redis_url=url, breaker_period=1e-6, connect_timeout=0.05))
+    threads = threading.active_count()
+    for _ in range(3):
+        with pytest.raises(StoreUnavailable, match="TimeoutError"):
+            link.call(pack("PING"))
+    assert threading.active_count() <= threads + 1, "one waits for the resolver"
+    answers.set()
+    assert wait_until(lambda: answer(link) == [b"PONG"])
+    link.close()
+
+
+def answer(link: Link) -> Any:
+    """Return what the server says to a PING, ``None`` while it cannot be reached."""
+    try:
+        return link.call(pack("PING"))
+    except StoreUnavailable:
+        return None
 
 
 def test_a_child_does_not_use_the_parents_connection(link: Link) -> None:
