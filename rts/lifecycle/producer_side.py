@@ -18,7 +18,7 @@ from rts.lifecycle.limits import hook_failed
 from rts.lifecycle.neighbours import NEIGHBOURS
 from rts.lifecycle.owners import is_celerys, owner_of, several
 from rts.lifecycle.runs import run_of
-from rts.lifecycle.successors import NESTING, OWED, replaces, succeeds
+from rts.lifecycle.successors import NESTING, OWED, UNLOCKS, replaces, succeeds, tell
 
 if TYPE_CHECKING:
     from rts.parts import Parts
@@ -61,6 +61,8 @@ class ProducerSide:
         try:
             name = str(sender)
             if is_celerys(name):
+                if name == UNLOCKS:
+                    _tell_unlocks(headers)
                 return
             owner = owner_of(declare) if several() else None
             parts = self._publisher(name) if owner is None else self._parts_of(owner)
@@ -110,6 +112,14 @@ class ProducerSide:
         """Return the fleet's time for a task of this name; ``None`` without rts."""
         parts = self._publisher(name)
         return None if parts is None else parts.clock.now()
+
+
+def _tell_unlocks(headers: Any) -> None:
+    """Tell the message of the task that will publish a chord's body what is to end."""
+    task = get_current_worker_task()
+    if task is not None:
+        run = run_of(task.request)
+        tell(headers, vars(task.request), None if run is None else run.plan)
 
 
 def _takes_place(headers: Any) -> bool | None:

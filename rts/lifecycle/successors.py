@@ -19,6 +19,10 @@ from rts.validation import finite
 #: of a chain within a chord may lack.
 NESTING = "replaced_task_nesting"
 
+#: Celery's task that waits for a chord's header and publishes the body, with result backends
+#: that have no chords of their own.
+UNLOCKS = "celery.chord_unlock"
+
 #: Header: the ids that are to end, the innermost first, each a line ``ARRIVAL DEADLINE ID``.
 #: What has got such an id keeps its line.
 OWED = "rts_owed"
@@ -81,11 +85,27 @@ def succeed(
     if _goes_on(body):
         told |= owed
     if told:
-        lines = [f"{p.arrival!r} {p.deadline!r} {each}" for each, p in told.items()]
-        headers[OWED] = "\n".join(lines[:MOST])
+        headers[OWED] = _text(told)
     else:
         headers.pop(OWED, None)
     return plan
+
+
+def tell(headers: dict[str, Any], current: Mapping[str, Any], plan: Plan | None) -> None:
+    """Note in the *headers* of :data:`UNLOCKS`, which the task *current* of this *plan*
+    publishes, what is to end: the chord's body may take the place of that very task.
+    """
+    owed = _read(current)
+    if plan is not None:  # else it is the retry of that one
+        owed.pop(current["id"], None)
+        owed = {current["id"]: Promise(plan.arrival, plan.deadline), **owed}
+    if owed:
+        headers[OWED] = _text(owed)
+
+
+def _text(owed: Mapping[str, Promise]) -> str:
+    lines = [f"{p.arrival!r} {p.deadline!r} {task_id}" for task_id, p in owed.items()]
+    return "\n".join(lines[:MOST])
 
 
 def _later(plan: Plan, promise: Promise) -> Plan:

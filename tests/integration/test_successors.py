@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import celery
@@ -53,16 +54,25 @@ def canvases(app: Celery) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("propagated", [False, True])
+CHORDS = ("group", "chord", "chord of chains", "chord with a chain behind it")
+
+
+@pytest.mark.parametrize("how", ["alone", "propagated", "without chords of the backend"])
 def test_the_verdict_is_that_of_the_last_by_the_deadline_of_the_first(
     make_stage: Callable[..., Stage],
     apps: Callable[..., Celery],
     redis_client: redis.Redis,
     mongo: Any,
     settings: Settings,
-    propagated: bool,
+    tmp_path: Path,
+    how: str,
 ) -> None:
-    stage = make_stage(rts_propagate_deadline=propagated)
+    stage = make_stage(rts_propagate_deadline=how == "propagated")
+    wanted = canvases(Celery(set_as_current=False))
+    if how == "without chords of the backend":
+        (tmp_path / "results").mkdir()
+        stage.backend = f"file://{tmp_path / 'results'}"
+        wanted = {which: wanted[which] for which in CHORDS}
     stage.worker(BASIC)
     app = apps(stage)
     deadline = float(int(time.time()) + 300)
@@ -72,7 +82,7 @@ def test_the_verdict_is_that_of_the_last_by_the_deadline_of_the_first(
             (dict(canvas),),
             headers={"sla_deadline": deadline},
         )
-        for which, canvas in canvases(app).items()
+        for which, canvas in wanted.items()
     }
     for which, result in results.items():
         result.get(timeout=60)
