@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 
 #: The attribute of an app that holds its installation, where it is found at once.
 ATTRIBUTE = "_rts_installation"
+
+#: Seconds that a thread waits at most for another one to build the parts: that one may
+#: import a module, as a configuration does, which waits for this thread.
+BUILT_S = 1.0
 
 #: The installed apps. Each holds its installation itself.
 installed: WeakSet[Any] = WeakSet()
@@ -31,6 +36,11 @@ class Installation:
     def __init__(self) -> None:
         self._parts: Parts | None = None
         self._off = False
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Let go, in a child, of what a thread of the parent was building at the fork."""
+        self._building = False
         # Re-entrant: a signal handler that publishes may interrupt the building.
         self._lock = threading.RLock()
 
@@ -41,18 +51,25 @@ class Installation:
         from rts.parts import Parts
         from rts.scheduling.switch import keep_on
 
-        with self._lock:
-            if self._parts is None and not self._off:  # type: ignore[redundant-expr]  # threads
-                self._off = True  # unless all of the following goes well
+        # Other threads wait: what they publish shall have a plan as well.
+        if not self._lock.acquire(timeout=BUILT_S):
+            return None
+        try:
+            if self._parts is None and not self._off and not self._building:  # type: ignore[redundant-expr]  # threads
+                self._building, off = True, True  # unless all of the following goes well
                 try:
                     settings = Settings.from_conf(app.conf)
                     if settings.enabled:
                         keep_on(app, settings)
                         self._parts = Parts.build(settings, app)
-                        self._off = False
+                        off = False
                 except ConfigurationError as exc:
                     health.count("configuration_errors")
                     health.warn_once("configuration", "rts is off in this process: %s", exc)
+                finally:
+                    self._building, self._off = False, off
+        finally:
+            self._lock.release()
         return self._parts
 
     def close(self) -> None:
@@ -67,6 +84,15 @@ class Installation:
         if parts.outlook is not None:
             parts.outlook.close()
         parts.link.close()
+
+
+def _after_fork() -> None:
+    # Another thread of the parent may have been building, whose lock nobody gives back here.
+    for app in list(installed):
+        getattr(app, ATTRIBUTE).begin_anew()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def parts_of(app: Any) -> Parts | None:

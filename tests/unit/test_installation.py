@@ -1,0 +1,86 @@
+"""What several threads, and a child that is forked, find while an app's parts are built."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from celery import Celery
+
+import rts
+from rts.installation import ATTRIBUTE, parts_of
+
+
+class Conf(dict[str, Any]):
+    """A configuration that somebody holds on to while it is first read."""
+
+    def __init__(self) -> None:
+        super().__init__(rts_redis_url="redis://127.0.0.1:1")
+        self.read, self.released = threading.Event(), threading.Event()
+
+    def __iter__(self) -> Iterator[str]:
+        self.read.set()
+        self.released.wait(30)
+        return super().__iter__()
+
+
+@pytest.fixture
+def app() -> Iterator[Celery]:
+    app = Celery(set_as_current=False)
+    rts.install(app)
+    yield app
+    rts.uninstall(app)
+    app.close()
+
+
+@pytest.fixture
+def conf(app: Celery) -> Conf:
+    app.conf = Conf()
+    return app.conf
+
+
+def test_who_comes_while_another_thread_builds_waits_for_it(app: Celery, conf: Conf) -> None:
+    found: list[Any] = []
+    threads = [threading.Thread(target=lambda: found.append(parts_of(app))) for _ in range(2)]
+    threads[0].start()
+    assert conf.read.wait(30)
+    threads[1].start()
+    threads[1].join(0.2)  # long enough to come away with nothing
+    conf.released.set()
+    for thread in threads:
+        thread.join(30)
+    assert found[0] is not None
+    assert found[0] is found[1]
+
+
+def test_a_child_builds_what_its_parent_was_building(app: Celery, conf: Conf) -> None:
+    builder = threading.Thread(target=parts_of, args=(app,))
+    builder.start()
+    assert conf.read.wait(30)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        conf.released.set()
+        os._exit(0 if parts_of(app) is not None else 1)
+    _, status = os.waitpid(child, 0)
+    conf.released.set()
+    builder.join(30)
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_who_is_called_while_its_own_thread_builds_does_without(app: Celery) -> None:
+    installation = getattr(app, ATTRIBUTE)
+    within: list[Any] = []
+
+    class Asking(dict[str, Any]):
+        def __iter__(self) -> Iterator[str]:
+            within.append(installation.parts(app))  # as a signal handler that publishes
+            return super().__iter__()
+
+    app.conf = Asking(rts_redis_url="redis://127.0.0.1:1")
+    assert installation.parts(app) is not None
+    assert within == [None]
