@@ -146,10 +146,8 @@ class Settings:
                 raise ConfigurationError(key, value, f"the settings {', '.join(names)}")
             if value is not None:
                 values[key.removeprefix("rts_")] = check(key, value)
-        if MULTIPLIER_VARIABLE in environ:
-            values["sla_multiplier"] = multiplier(
-                MULTIPLIER_VARIABLE, environ[MULTIPLIER_VARIABLE]
-            )
+        if given := environ.get(MULTIPLIER_VARIABLE):  # Compose sets empty ones
+            values["sla_multiplier"] = multiplier(MULTIPLIER_VARIABLE, given)
         values.setdefault("redis_url", _redis_of(conf, environ))
         settings = cls(**values)
         for task_type in settings.routes:

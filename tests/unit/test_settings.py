@@ -124,6 +124,7 @@ def test_a_password_is_not_shown() -> None:
 
 def test_the_environment_overrides_the_multiplier() -> None:
     assert read({"SCHED_SLA_MULTIPLIER": "1.75"}, rts_sla_multiplier=2.2).sla_multiplier == 1.75
+    assert read({"SCHED_SLA_MULTIPLIER": ""}, rts_sla_multiplier=2.2).sla_multiplier == 2.2
     with pytest.raises(ConfigurationError, match=r"SCHED_SLA_MULTIPLIER = '3'.*1\.5 to 2\.5"):
         read({"SCHED_SLA_MULTIPLIER": "3"})
 
