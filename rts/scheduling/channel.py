@@ -128,8 +128,9 @@ class DeadlineOrder(QueueLayout):
         self._brpop_sent_at = time.monotonic()
         if self._patience_s > 0:
             self._claiming = False
-            # Where no bell helps, one that nobody rings.
-            bells = [f"{BELL}:none"] if self._held else [self._part(q, BELL) for q in queues]
+            bells = [self._part(queue, BELL) for queue in queues]
+            if self._held:  # no bell helps: one that nobody rings, named as those are
+                bells = [f"{bells[0]}:none"]
             connection.send_command("BRPOP", *self._full(bells), self._patience_s)
             self._patience_s = 0.0
         else:
@@ -205,7 +206,9 @@ class DeadlineOrder(QueueLayout):
             _tell_refused(refused)
         if state != b"message":
             self._held = state == b"held"
-            mixed = now < self._adopting_until or bool(self._unnoted)
+            # Not for what was consumed once: a worker asks others for what they know.
+            answered = not self._unnoted.isdisjoint(self._active_queues)
+            mixed = now < self._adopting_until or answered
             waits = HELD_S if self._held else MIXED_S if mixed else self.brpop_timeout or 1
             self._patience_s = 0.0 if state == b"again" else waits
             return None, None

@@ -529,6 +529,30 @@ def test_a_consumer_wakes_when_something_is_put(url: str) -> None:
     assert got == [0, 1, 2]
 
 
+def next_wait(connection: Connection, raw: redis.Redis) -> str:
+    """Return what *connection* waits for next, and how long, as Redis is told."""
+    with raw.monitor() as monitor:
+        while True:
+            with suppress(TimeoutError):
+                connection.drain_events(timeout=0.1)
+            raw.echo("over")
+            while not (command := str(monitor.next_command()["command"])).startswith("ECHO"):
+                if command.startswith("BRPOP "):
+                    return command.removeprefix("BRPOP ")
+
+
+def test_an_idle_consumer_waits_for_a_bell_only(url: str, raw: redis.Redis) -> None:
+    # What others answer is put on plain lists, and rings no bell where they have no order.
+    with connect(url) as connection:
+        channel, answers = connection.default_channel, Queue("answers")
+        with Consumer(channel, Queue(NAME, Exchange(""), NAME)):
+            assert next_wait(connection, raw).endswith(" 1")
+            with Consumer(channel, answers, no_ack=True):
+                assert next_wait(connection, raw).endswith(" 0.2")
+            waits = [next_wait(connection, raw) for _ in range(2)]  # one may be of before
+            assert waits[-1].endswith(" 1")
+
+
 def test_round_robin_and_sorted_over_queues(url: str) -> None:
     start = time.time()
     for strategy, expected in (
@@ -650,7 +674,7 @@ def test_what_is_not_acknowledged_comes_back_after_the_visibility_timeout(url: s
         dead.default_channel.qos._delivered.clear()
 
 
-def test_claims_stay_within_the_slots(url: str) -> None:
+def test_claims_stay_within_the_slots(url: str, raw: redis.Redis) -> None:
     class Gauge:
         slots, held = True, False
 
@@ -681,6 +705,8 @@ def test_claims_stay_within_the_slots(url: str) -> None:
             assert got == ["3", "1"]
             with pytest.raises(TimeoutError):  # only demoted work waits, and enough is held
                 connection.drain_events(timeout=0.3)
+            # Of this queue's name: what else a user of Redis may touch is not known.
+            assert next_wait(connection, raw).startswith(NAME)
             gauge.held = False
             connection.drain_events(timeout=5)
             assert got == ["3", "1", "2"]
