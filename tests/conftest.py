@@ -14,6 +14,7 @@ import pymongo
 import pytest
 import redis
 from celery import Celery
+from coverage import Coverage
 from hypothesis import settings as hypothesis_settings
 from pymongo.database import Database
 
@@ -61,6 +62,20 @@ def fresh_health() -> None:
     """Forget what earlier tests counted and warned of."""
     health.take_counts()
     health._seen.clear()
+
+
+@pytest.fixture
+def unmeasured() -> Iterator[None]:
+    """Have coverage look away from this test: what plays or asks many thousands of times
+    takes up to three times as long under its trace, and runs no line but what shorter
+    tests beside it run too.
+    """
+    measured = Coverage.current()
+    if measured is not None:
+        measured.stop()
+    yield
+    if measured is not None:
+        measured.start()
 
 
 @pytest.fixture(scope="session")

@@ -80,6 +80,7 @@ def in_time(url: str, prefix: str, jobs: list[Job], q: float) -> list[bool]:
     return met
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize(
     ("shape", "q"),
     [("narrow", 0.95), ("narrow", 0.9), ("wide", 0.95), ("bimodal", 0.95), ("slower", 0.95)],
@@ -91,6 +92,7 @@ def test_the_share_that_was_asked_for_is_in_time(
     assert sum(met) / len(met) == pytest.approx(q, abs=0.01)
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_runtimes_that_begin_to_scatter_more_are_learned(
     rts_redis_url: str, rts_key_prefix: str
 ) -> None:
@@ -100,6 +102,7 @@ def test_runtimes_that_begin_to_scatter_more_are_learned(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("trace", TRACES, ids=lambda path: path.stem)
 def test_the_share_that_was_asked_for_is_in_time_on_traces(
     rts_redis_url: str, rts_key_prefix: str, trace: Path

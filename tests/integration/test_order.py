@@ -280,6 +280,7 @@ def test_the_order_outlives_redis(
         play.close()
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("rule", [Rule(), Rule(work=2.0, late_share=0.2)], ids=str)
 def test_ten_thousand_in_exact_order(rule: Rule) -> None:
     with RedisServer(arguments=("--dbfilename", "dump.rdb")) as server:

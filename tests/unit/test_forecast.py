@@ -486,6 +486,7 @@ def test_arrivals_come_at_the_rate_to_which_it_has_changed() -> None:
     assert streamed([at(float(i)) for i in range(300)], 400.0, 30.0) == 0
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize(("slots", "rho"), [(4, 1.1), (8, 0.9), (16, 1.1)])
 def test_predictions_hold_in_order_of_arrival(slots: int, rho: float) -> None:
     past = Past(slots, rho, FirstComeFirstServed, seed=4)
@@ -502,6 +503,7 @@ def test_predictions_hold_in_order_of_arrival(slots: int, rho: float) -> None:
     assert 0.8 <= statistics.mean(inside) <= 1.0
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize(("slots", "rho"), [(8, 1.0), (16, 1.1)])
 def test_predictions_hold_in_deadline_order(slots: int, rho: float) -> None:
     past = Past(slots, rho, EarliestDeadlineFirst, seed=4)
@@ -551,6 +553,7 @@ def after_a_burst(order: Order, seed: int) -> tuple[Snapshot, list[Outcome]]:
     return snapshot, waiting
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("order", [FirstComeFirstServed, EarliestDeadlineFirst])
 def test_predictions_hold_after_a_burst(order: Callable[[], SharingOrder]) -> None:
     errors, inside = [], []
@@ -584,6 +587,7 @@ def sampled_of(
     return works, position
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("order", [FirstComeFirstServed, EarliestDeadlineFirst])
 def test_a_sample_tells_of_a_queue_that_is_too_long_to_be_read(
     order: Callable[[], SharingOrder],

@@ -54,6 +54,7 @@ def poisson(n: int, rate: float, service: Callable[[random.Random], float]) -> l
     return jobs
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize(("slots", "rho"), [(1, 0.5), (1, 0.8), (4, 0.7), (16, 0.9)])
 def test_the_mean_delay_of_m_m_c(slots: int, rho: float) -> None:
     """Erlang's C formula: W = C(c, a) / (c − a) · E[S], a = λ·E[S]."""
@@ -64,6 +65,7 @@ def test_the_mean_delay_of_m_m_c(slots: int, rho: float) -> None:
     assert mean_delay(jobs, slots) == pytest.approx(waits / (slots - a), rel=0.08)
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("rho", [0.5, 0.8])
 def test_the_mean_delay_of_m_d_1(rho: float) -> None:
     """Pollaczek and Khinchine: W = ρ / (2·(1 − ρ)) · E[S] for a constant S."""
