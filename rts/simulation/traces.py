@@ -114,15 +114,18 @@ def at_load(jobs: Sequence[Job], slots: int, rho: float) -> list[Job]:
     ρ = Σ service times / (slots · time from first to last arrival); above 0.
 
     Raises:
-        ValueError: all jobs arrive at once, or *rho* or *slots* is not above 0.
+        ValueError: all jobs arrive at once, or none takes any time, or *rho* or *slots* is
+            not above 0.
     """
     if not (rho > 0 and slots > 0):
         raise ValueError(f"rho = {rho}, slots = {slots}: both must be above 0")
     first, last = jobs[0].arrival_s, jobs[-1].arrival_s
     if first == last:
         raise ValueError("all jobs arrive at once: there is no rate to change")
-    span_s = sum(job.runtime_s for job in jobs) / (slots * rho)
-    factor = span_s / (last - first)
+    work_s = sum(job.runtime_s for job in jobs)
+    if not work_s > 0:
+        raise ValueError("no job takes any time: there is no load to reach")
+    factor = work_s / (slots * rho) / (last - first)
     return [job._replace(arrival_s=(job.arrival_s - first) * factor) for job in jobs]
 
 

@@ -183,6 +183,8 @@ def test_the_offered_load_is_as_asked() -> None:
     for wrong in ((jobs[:1], 8, 1.0), (jobs, 0, 1.0), (jobs, 8, 0.0), (jobs, 8, math.nan)):
         with pytest.raises(ValueError, match=r"above 0|at once"):
             at_load(*wrong)
+    with pytest.raises(ValueError, match="no load to reach"):
+        at_load([job._replace(runtime_s=0.0) for job in jobs], 8, 1.0)
 
 
 def test_a_trace_is_read_as_it_was_written(tmp_path: Path) -> None:
