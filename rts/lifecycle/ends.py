@@ -13,6 +13,7 @@ from rts import health
 from rts.clock import FleetClock
 from rts.headers import DROPPED, open_task, read_plan, write_plan
 from rts.lifecycle.planning import Planner
+from rts.lifecycle.successors import OWED, due
 from rts.ports import Acknowledgements, Announcements, NoteBook, RunSink
 from rts.records import LOST, Execution, Plan, new_execution
 from rts.settings import Settings
@@ -120,6 +121,8 @@ class Ends:
 
     def _never_run(self, attributes: Mapping[str, Any]) -> Execution:
         plan = read_plan(attributes, self._types) or self.plan_received(attributes)
+        if OWED in attributes:
+            plan = due(plan, attributes)
         execution = new_execution(
             plan, attributes, worker=self._worker, instance=self._instance, pid=None
         )

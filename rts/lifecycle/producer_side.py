@@ -18,7 +18,7 @@ from rts.lifecycle.limits import hook_failed
 from rts.lifecycle.neighbours import NEIGHBOURS
 from rts.lifecycle.owners import is_celerys, owner_of, several
 from rts.lifecycle.runs import run_of
-from rts.lifecycle.successors import NESTING, OWED, UNLOCKS, replaces, succeeds, tell
+from rts.lifecycle.successors import NESTING, OWED, UNLOCKS, due_at, replaces, succeeds, tell
 
 if TYPE_CHECKING:
     from rts.parts import Parts
@@ -102,6 +102,8 @@ class ProducerSide:
                 parts = self._publisher(str(sender))
             if parts is not None and parts.open_tasks is not None:
                 task = open_task(headers, routing_key)
+                if OWED in headers and (deadline := due_at(headers)) is not None:
+                    task = task._replace(deadline=deadline)
                 parts.open_tasks.note(task, again=again)
                 if parts.outlook is not None:
                     parts.outlook.published(task)

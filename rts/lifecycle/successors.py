@@ -54,6 +54,24 @@ def succeeds(headers: Mapping[str, Any]) -> bool:
     return headers["id"] in _read(headers)
 
 
+def due_at(values: Mapping[str, Any]) -> float | None:
+    """Return the deadline, epoch seconds, of the task whose id a message with these headers,
+    or attributes, is to end; ``None`` where it is none, or asks for a deadline of its own.
+    """
+    own = _read(values).get(values["id"])
+    return None if own is None or values.get("sla_deadline") is not None else own.deadline
+
+
+def due(plan: Plan, values: Mapping[str, Any]) -> Plan:
+    """Return the plan by which the verdict is of a task with this *plan* in its message.
+
+    What ends the id of an earlier task is due when that one was; its message has the
+    deadline of the formula, by which it is put in order.
+    """
+    at = due_at(values)
+    return plan if at is None else plan._replace(deadline=at)
+
+
 def succeed(
     plan: Plan,
     headers: dict[str, Any],
@@ -62,25 +80,21 @@ def succeed(
     body: object,
 ) -> Plan:
     """Return the *plan* of a message that the task *current* publishes, whose own plan is
-    *parent*, with the deadline of the task whose place it takes; note in its *headers*
-    what else is to end.
-
-    What takes a task's place at once keeps the deadline that it has.
+    *parent*, arriving after the task whose place it takes; note in its *headers* what is
+    to end.
     """
     task_id, owed = headers["id"], _read(current)
     owed.pop(current["id"], None)
     own = None
     if parent is not None and replaces(headers, current):
-        promise = Promise(parent.arrival, parent.deadline)
+        promise = Promise(parent.arrival, due(parent, current).deadline)
         if current["id"] == task_id:
-            plan = _later(plan, promise)
+            plan = _later(plan, promise, headers)
         else:
             owed = {current["id"]: promise, **owed}
     if task_id in owed:
         own = owed.pop(task_id)
-        plan = _later(plan, own)
-        if headers.get("sla_deadline") is None:
-            plan = plan._replace(deadline=own.deadline)
+        plan = _later(plan, own, headers)
     told = {} if own is None else {task_id: own}
     if _goes_on(body):
         told |= owed
@@ -108,8 +122,12 @@ def _text(owed: Mapping[str, Promise]) -> str:
     return "\n".join(lines[:MOST])
 
 
-def _later(plan: Plan, promise: Promise) -> Plan:
-    return plan._replace(arrival=max(plan.arrival, promise.arrival + LATER_S))
+def _later(plan: Plan, promise: Promise, headers: Mapping[str, Any]) -> Plan:
+    arrival = promise.arrival + LATER_S
+    if plan.arrival >= arrival:
+        return plan
+    later_s = 0.0 if headers.get("sla_deadline") is not None else arrival - plan.arrival
+    return plan._replace(arrival=arrival, deadline=plan.deadline + later_s)
 
 
 def _goes_on(body: object) -> bool:

@@ -17,6 +17,7 @@ from rts.lifecycle.limits import hook_failed
 from rts.lifecycle.neighbours import NEIGHBOURS
 from rts.lifecycle.owners import is_celerys
 from rts.lifecycle.runs import go_on, run_of
+from rts.lifecycle.successors import OWED, due
 
 if TYPE_CHECKING:
     from rts.parts import Parts
@@ -64,6 +65,8 @@ class WorkerSide:
             plan = read_plan(attributes, parts.settings.task_types)
             if plan is None:
                 plan = parts.worker.ends.plan_received(attributes)
+            if OWED in attributes:
+                plan = due(plan, attributes)
             go_on(request, parts.worker.runs.start(plan, attributes))
             if NEIGHBOURS.maybe:
                 NEIGHBOURS.started(task)

@@ -15,7 +15,7 @@ from rts.clock import FleetClock
 from rts.deadlines import MAX_INSTANT
 from rts.headers import read_plan, write_plan
 from rts.lifecycle.planning import Planner
-from rts.lifecycle.successors import OWED, succeeds
+from rts.lifecycle.successors import OWED, due_at, succeeds
 from rts.settings import Settings
 
 NOW = 1_800_000_000.0
@@ -188,7 +188,7 @@ def test_a_task_that_takes_its_own_place_is_new() -> None:
     p = planner()
     first = published(p, task_type="cpu-light", sla_deadline=NOW - 5)
     again = published(p, current=first, replaced_task_nesting=1)
-    assert (again["task_type"], again["rts_deadline"]) == ("mixed", NOW + 20)
+    assert (again["task_type"], again["rts_deadline"]) == ("mixed", again["rts_arrival"] + 20)
     # Its own retry is none.
     retry = published(p, current=again, replaced_task_nesting=1, retries=1)
     assert {k: retry[k] for k in OUT} == {k: again[k] for k in OUT}
@@ -269,12 +269,15 @@ def in_turn(p: Planner, first: dict[str, Any], *ids: str, **headers: Any) -> dic
     return current
 
 
-def test_the_last_member_of_a_chain_that_takes_a_tasks_place_has_its_deadline() -> None:
+def test_the_last_member_of_a_chain_that_takes_a_tasks_place_is_due_when_that_was() -> None:
     p = planner()
     first = published(p, task_type="cpu-light", sla_deadline=NOW + 70)
     last = in_turn(p, first, "2", "3", "1")
-    assert (last["rts_deadline"], last["task_type"], last["rts_tau"]) == (NOW + 70, "mixed", 10)
-    assert last["rts_arrival"] > first["rts_arrival"]
+    assert due_at(last) == NOW + 70
+    # Its message has the deadline of the formula, as every message has.
+    arrival = last["rts_arrival"]
+    assert (last["rts_deadline"], last["task_type"]) == (arrival + 2 * 10, "mixed")
+    assert arrival > first["rts_arrival"]
     # Its retry keeps all of it, and what it publishes besides is on its own.
     retry = {"id": "1", "replaced_task_nesting": 1, "retries": 1}
     p.plan_message("member", retry, None, last)
@@ -284,7 +287,7 @@ def test_the_last_member_of_a_chain_that_takes_a_tasks_place_has_its_deadline() 
     assert (child["rts_deadline"], OWED in child) == (NOW + 20, False)
     # A deadline of its own goes first.
     own = in_turn(p, first, "2", "1", sla_deadline=NOW + 7)
-    assert own["rts_deadline"] == NOW + 7
+    assert (own["rts_deadline"], due_at(own)) == (NOW + 7, None)
 
 
 def test_what_has_nothing_to_follow_it_carries_nothing() -> None:
@@ -322,10 +325,10 @@ def test_tasks_that_replace_themselves_within_each_other() -> None:
     ends, body = canvas_message("2", chain=[{}])
     ends["replaced_task_nesting"] = 2
     p.plan_message("member", ends, None, begins, body)
-    assert ends["rts_deadline"] == inner["rts_deadline"]
+    assert due_at(ends) == inner["rts_deadline"]
     last, body = canvas_message("1")
     p.plan_message("last", last, None, ends, body)
-    assert last["rts_deadline"] == NOW + 70
+    assert due_at(last) == NOW + 70
     assert succeeds(last)
 
 
