@@ -4,8 +4,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 KEEP ?=
-# Files of tests that run at a time: most of them wait.
-JOBS ?= 3
+# Files of tests that run at a time: most of them wait, so two for each core of a small machine.
+JOBS ?= 4
 BIN := $(VENV)/bin
 
 .PHONY: demo test check coverage matrix bench docker-tests clean
@@ -15,8 +15,9 @@ demo: $(VENV)/.demo
 
 test: check
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -m alone
-	$(BIN)/coverage run -m pytest -m "not alone and not docker" -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/coverage run -m pytest -m alone $$(grep -rl 'mark\.alone' tests --include='*.py')
+	$(BIN)/coverage run -m pytest -m "not alone and not docker" -n $(JOBS) --dist loadfile \
+	  --no-loadscope-reorder $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

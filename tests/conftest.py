@@ -6,6 +6,7 @@ import json
 import os
 import random
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,50 @@ hypothesis_settings.load_profile("rts")
 SEED = int(os.environ.get("RTS_TEST_SEED", "0"))
 
 
+#: This environment without coverage: its trace makes the demo and the benchmarks a multiple
+#: of themselves, and other tests run their lines.
+UNTRACED = {name: value for name, value in os.environ.items() if "COVERAGE" not in name}
+
+#: The files that take longest, the longest first. Each file has one of the processes to
+#: itself, so what begins last should be over soon.
+LONGEST = (
+    "test_benchmarks.py",
+    "test_demo.py",
+    "test_outages.py",
+    "test_order_broker.py",
+    "test_predictions.py",
+    "test_forecast.py",
+    "test_learned_k.py",
+    "test_order.py",
+    "test_companion.py",
+    "test_tab.py",
+    "test_ledger.py",
+    "test_order_worker.py",
+    "test_order_modes.py",
+    "test_browser.py",
+    "test_cli.py",
+    "test_concurrency.py",
+    "test_overdue.py",
+    "test_webhooks.py",
+    "test_worker_process.py",
+    "test_pools.py",
+    "test_load_real.py",
+    "test_signals.py",
+    "test_lifecycle.py",
+    "test_successors.py",
+    "test_workers_tasks.py",
+    "test_compose.py",
+    "test_replay.py",
+    "test_exporter.py",
+    "test_fleet.py",
+    "test_monitoring.py",
+    "test_check_watch.py",
+    "test_install.py",
+    "test_prometheus.py",
+    "test_embedded_worker.py",
+)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Forgive old clients what they leave open: redis-py before 7 says so of connections
     that Celery's result backend has dropped.
@@ -44,6 +89,12 @@ def pytest_configure(config: pytest.Config) -> None:
     if int(version("redis").partition(".")[0]) < 7:
         leak = "Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"
         config.addinivalue_line("filterwarnings", f"ignore:{leak}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the files that take longest first."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 def pytest_report_header() -> str:
@@ -158,9 +209,10 @@ class Stage:
         return worker
 
     def stop(self) -> None:
-        """Stop all workers."""
-        for worker in self._workers:
-            worker.stop()
+        """Stop all workers: each waits seconds for its pool, so at the same time."""
+        with ThreadPoolExecutor(max(1, len(self._workers))) as pool:
+            for _ in pool.map(WorkerProcess.stop, self._workers):
+                pass
 
 
 @pytest.fixture

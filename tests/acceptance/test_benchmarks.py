@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -12,9 +11,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
-#: Without coverage's trace, which makes a worker's CPU a multiple of itself.
-UNTRACED = {name: value for name, value in os.environ.items() if "COVERAGE" not in name}
+from tests.conftest import ROOT, UNTRACED
 
 
 def printed(script: str, *arguments: str) -> str:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import psutil
 
 from rts.testing import wait_until
+from tests.conftest import ROOT, UNTRACED
 
-ROOT = Path(__file__).parent.parent.parent
 COMMAND = [sys.executable, "-m", "workers.demo"]
 
 
@@ -31,7 +29,7 @@ def left_of(marker: str) -> list[psutil.Process]:
 
 
 def test_the_demo_shows_the_main_job() -> None:
-    env = {**os.environ, "DEMO_TEST": "whole"}
+    env = {**UNTRACED, "DEMO_TEST": "whole"}
     result = subprocess.run(
         COMMAND, cwd=ROOT, env=env, capture_output=True, text=True, timeout=170, check=False
     )
@@ -51,7 +49,7 @@ def test_the_demo_shows_the_main_job() -> None:
 
 
 def test_ctrl_c_leaves_nothing_behind() -> None:
-    env = {**os.environ, "DEMO_TEST": "interrupted"}
+    env = {**UNTRACED, "DEMO_TEST": "interrupted"}
     with subprocess.Popen(
         COMMAND, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as demo:
