@@ -32,6 +32,7 @@ from typing import Any
 import pymongo
 import redis
 from heading import print_heading
+from own_spool import own_spool
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
@@ -199,7 +200,7 @@ class Chaos:
 
 def chaos(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run it once; return what came of it."""
-    with RedisServer() as server, MongoServer() as mongo:
+    with own_spool(), RedisServer() as server, MongoServer() as mongo:
         fleet = Chaos(arguments, server.url, mongo.url)
         try:
             ids = fleet.publish()

@@ -151,8 +151,8 @@ def test_tasks_that_go_wrong_are_replayed_too(
         app.send_task(f"tests.apps.basic.{name}")
     app.close()
     stage.worker(concurrency=2)
-    verdicts = {"sla_success": {"$ne": None}}
-    wait_until(lambda: mongo.tasks.count_documents(verdicts) == 6)
+    ended = {"completed_at": {"$ne": None}}
+    wait_until(lambda: mongo.tasks.count_documents(ended) == 6)
     run = cli_of(**stage.conf, rts_redis_url=stage.redis_url)
     found = document(run("replay", "--since", "1h", "--by", "name", "--slots", "2", "--json"))
     shares = {
