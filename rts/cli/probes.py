@@ -7,12 +7,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from pymongo.errors import PyMongoError
 
-from rts.cli.shared import BREAKER_S, link_to_redis
+from rts.cli.shared import link_to_redis, patient_link
 from rts.errors import RtsError, StoreUnavailable, short
 from rts.ledger.ship import Shipper
 from rts.ledger.spool import Spool
@@ -46,13 +45,7 @@ def look(settings: Settings) -> tuple[RedisState, LedgerState]:
             found[name] = failed(short(exc.__cause__ or exc))
 
     def ask_patiently() -> RedisState:
-        patient = replace(
-            settings,
-            connect_timeout=PATIENCE_S,
-            timeout=PATIENCE_S,
-            breaker_period=BREAKER_S,
-        )
-        link = Link(patient)
+        link = patient_link(settings, PATIENCE_S, PATIENCE_S)
         try:
             return ask_redis(link, settings)
         finally:

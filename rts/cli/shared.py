@@ -74,16 +74,22 @@ def instant(
         ) from None
 
 
+def patient_link(settings: Settings, connect_timeout_s: float, timeout_s: float) -> Link:
+    """Return a way to Redis with these timeouts, which asks again at once after a failure."""
+    return Link(
+        replace(
+            settings,
+            connect_timeout=connect_timeout_s,
+            timeout=timeout_s,
+            breaker_period=BREAKER_S,
+        )
+    )
+
+
 @contextmanager
 def link_to_redis(settings: Settings) -> Iterator[Link]:
     """Give a way to Redis; an outage is told with what to do about it."""
-    patient = replace(
-        settings,
-        connect_timeout=CONNECT_TIMEOUT_S,
-        timeout=TIMEOUT_S,
-        breaker_period=BREAKER_S,
-    )
-    link = Link(patient)
+    link = patient_link(settings, CONNECT_TIMEOUT_S, TIMEOUT_S)
     try:
         with outages_not_logged():
             yield link

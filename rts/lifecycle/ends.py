@@ -105,6 +105,11 @@ class Ends:
         """Note that no such task is registered: the message was discarded."""
         self._end(self._never_run(attributes), "FAILURE", "unknown_task")
 
+    def plan_of(self, attributes: Mapping[str, Any]) -> Plan:
+        """Return the plan by which the verdict is of the task with these attributes."""
+        plan = read_plan(attributes, self._types) or self.plan_received(attributes)
+        return due(plan, attributes) if OWED in attributes else plan
+
     def plan_received(self, attributes: Mapping[str, Any]) -> Plan:
         """Return a plan for a task that came without one, or with an impossible one."""
         properties = attributes.get("properties") or {}
@@ -120,9 +125,7 @@ class Ends:
             run_ended(ended)
 
     def _never_run(self, attributes: Mapping[str, Any]) -> Execution:
-        plan = read_plan(attributes, self._types) or self.plan_received(attributes)
-        if OWED in attributes:
-            plan = due(plan, attributes)
+        plan = self.plan_of(attributes)
         execution = new_execution(
             plan, attributes, worker=self._worker, instance=self._instance, pid=None
         )

@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from celery import current_app
 from celery.exceptions import Reject, TimeLimitExceeded
 
 from rts import health
-from rts.headers import read_plan
 from rts.lifecycle.limits import hook_failed
 from rts.lifecycle.neighbours import NEIGHBOURS
 from rts.lifecycle.owners import is_celerys
 from rts.lifecycle.runs import go_on, run_of
-from rts.lifecycle.successors import OWED, due
 
 if TYPE_CHECKING:
     from rts.parts import Parts
@@ -62,11 +61,7 @@ class WorkerSide:
             ):
                 return
             attributes = vars(request)
-            plan = read_plan(attributes, parts.settings.task_types)
-            if plan is None:
-                plan = parts.worker.ends.plan_received(attributes)
-            if OWED in attributes:
-                plan = due(plan, attributes)
+            plan = parts.worker.ends.plan_of(attributes)
             go_on(request, parts.worker.runs.start(plan, attributes))
             if NEIGHBOURS.maybe:
                 NEIGHBOURS.started(task)
@@ -137,8 +132,6 @@ class WorkerSide:
     def process_init(self, **_: Any) -> None:
         """Begin anew in a pool child, which has its parent's memory."""
         try:
-            from celery import current_app
-
             parts = self._parts_of(current_app._get_current_object())
             if parts is not None and parts.worker is not None:
                 parts.worker.in_child()
@@ -148,8 +141,6 @@ class WorkerSide:
     def process_shutdown(self, **_: Any) -> None:
         """Deliver, before a pool child ends, what its tasks have published."""
         try:
-            from celery import current_app
-
             parts = self._parts_of(current_app._get_current_object())
             if parts is not None and parts.open_tasks is not None:
                 parts.open_tasks.flush()

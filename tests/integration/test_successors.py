@@ -54,6 +54,14 @@ def canvases(app: Celery) -> dict[str, Any]:
     return found
 
 
+def replaced(app: Celery, canvas: Any, deadline: float) -> Any:
+    return app.send_task(
+        f"{BASIC}.replaced_by_canvas",
+        (dict(canvas),),
+        headers={"sla_deadline": deadline},
+    )
+
+
 CHORDS = ("group", "chord", "chord of chains", "chord with a chain behind it")
 
 
@@ -76,14 +84,7 @@ def test_the_verdict_is_that_of_the_last_by_the_deadline_of_the_first(
     stage.worker(BASIC)
     app = apps(stage)
     deadline = float(int(time.time()) + 300)
-    results = {
-        which: app.send_task(
-            f"{BASIC}.replaced_by_canvas",
-            (dict(canvas),),
-            headers={"sla_deadline": deadline},
-        )
-        for which, canvas in wanted.items()
-    }
+    results = {which: replaced(app, canvas, deadline) for which, canvas in wanted.items()}
     for which, result in results.items():
         got = result.get(timeout=60)
         if isinstance(got, dict) and how != "propagated":
@@ -110,14 +111,6 @@ def test_the_verdict_is_that_of_the_last_by_the_deadline_of_the_first(
     # Nothing is left open, not even by a note that comes after the end.
     wait_until(lambda: redis_client.zcard(settings.keys.open) == 0)
     assert redis_client.hget(settings.keys.counters, "hook_errors") is None
-
-
-def replaced(app: Celery, canvas: Any, deadline: float) -> Any:
-    return app.send_task(
-        f"{BASIC}.replaced_by_canvas",
-        (dict(canvas),),
-        headers={"sla_deadline": deadline},
-    )
 
 
 def test_there_is_no_verdict_before_the_last_has_ended(
