@@ -88,7 +88,7 @@ class Upkeep:
             self._board = NoteBoard(orders.board_slots, orders.board_fd)
             sink = SpoolRunSink(self._spool, self._link, settings)
             self._orphans = Orphans(self._board, sink, self._clock)
-            self._bulletin = Bulletin(self._link, settings, self._board)
+            self._bulletin = Bulletin(self._link, settings, self._board, orders.instance)
             self._heir = Heir(Estate(self._board, sink, self._clock, orders), self._bulletin)
         self.drain: Drain | None = None
         self._outbox: RedisOutbox | None = None

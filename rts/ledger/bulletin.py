@@ -21,11 +21,14 @@ class Bulletin:
     Only those of runs that go on for a while: most end before anybody could look.
     """
 
-    def __init__(self, link: Link, settings: Settings, board: NoteBoard) -> None:
+    def __init__(self, link: Link, settings: Settings, board: NoteBoard, instance: str) -> None:
         self._link = link
         self._running = settings.keys.running
         self._board = board
-        self._published: set[str] = set()
+        self._instance = instance
+        #: The fields of this worker's runs there; ``None``: not known yet, since a companion
+        #: before this one may have left some.
+        self._published: set[bytes] | None = None
 
     def step(self) -> None:
         """Bring the ``running`` hash up to date.
@@ -33,23 +36,24 @@ class Bulletin:
         Raises:
             StoreUnavailable: Redis is away.
         """
-        notes = {
-            running_field(note.task_id, note.retries, note.instance, note.pid): note
-            for _, note in self._board.notes()
-        }
+        if self._published is None:
+            (fields,) = self._link.call(pack("HKEYS", self._running))
+            self._published = {f for f in fields if instance_of(f) == self._instance}
+        notes = {_field(note): note for _, note in self._board.notes()}
         commands = []
         over = self._published - notes.keys()
         if over:
-            commands.append(pack("HDEL", self._running, *map(_encoded, over)))
+            commands.append(pack("HDEL", self._running, *over))
         # All again, not the new ones only: Redis may have been wiped.
         for field, note in notes.items():
-            commands.append(pack("HSET", self._running, _encoded(field), note.to_json()))
+            commands.append(pack("HSET", self._running, field, note.to_json()))
         if commands:
             self._link.call(*commands)
         self._published = set(notes)
 
 
-def _encoded(field: str) -> bytes:
+def _field(note: Execution) -> bytes:
+    field = running_field(note.task_id, note.retries, note.instance, note.pid)
     return field.encode("utf-8", "replace")
 
 

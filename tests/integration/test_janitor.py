@@ -222,7 +222,7 @@ def test_the_bulletin_tells_of_runs_that_go_on(
     settings: Settings, redis_client: redis.Redis, board: NoteBoard
 ) -> None:
     client, running = redis_client, settings.keys.running
-    bulletin = Bulletin(Link(settings), settings, board)
+    bulletin = Bulletin(Link(settings), settings, board, LIVING)
     bulletin.step()
     assert not client.exists(running)
     a, b = begun("a", 1), begun("b", 2)
@@ -237,3 +237,19 @@ def test_the_bulletin_tells_of_runs_that_go_on(
     board.clear(slot)
     bulletin.step()
     assert client.hkeys(running) == [running_field("b", 0, LIVING, 2)]
+
+
+def test_the_bulletin_takes_off_what_a_companion_before_it_left(
+    settings: Settings, redis_client: redis.Redis, board: NoteBoard
+) -> None:
+    client, running = redis_client, settings.keys.running
+    slots = [board.put(begun(task_id, 1).to_json().encode()) for task_id in ("a", "b")]
+    Bulletin(Link(settings), settings, board, LIVING).step()
+    note(client, settings, "c", DEAD)
+    # That companion is killed; meanwhile one of the runs ends.
+    assert client.hlen(running) == 3
+    assert slots[0] is not None
+    board.clear(slots[0])
+    Bulletin(Link(settings), settings, board, LIVING).step()
+    left = [running_field("b", 0, LIVING, 1), running_field("c", 0, DEAD, 1)]
+    assert sorted(client.hkeys(running)) == left
