@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rts import health
 from rts.errors import CommandError
-from rts.installation import parts_of, publisher
+from rts.installation import installed, parts_of, publisher
 from rts.predictions.prediction import Prediction
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ def predict(task_id: str, *, queue: str | None = None, app: Any = None) -> Predi
     waits nor runs. Works with the broker's own order too.
 
     *queue*: where it waits; by default it is looked for in all queues that the app, its
-    routes or its workers know. *app*: by default the current one.
+    routes or its workers know. *app*: by default the current one, or
+    the only one with rts.
 
     Raises:
         CommandError: the app does not have rts, the broker is not Redis, or no worker
@@ -102,9 +103,16 @@ def _installed(app: Any) -> tuple[Any, Parts]:
         from celery import current_app
 
         app = current_app._get_current_object()
+        if app not in installed and len(installed) == 1:
+            # A thread of a web server: Celery knows the current app only in the thread
+            # that made it, and where somebody has set a default one.
+            (app,) = installed
     parts = parts_of(app)
     if parts is None:
-        raise CommandError("rts is not installed in this app: call rts.install(app)")
+        raise CommandError(
+            f"the app {app.main!r} does not have rts: call rts.install(app), or name one that "
+            "has it: app=…"
+        )
     return app, parts
 
 

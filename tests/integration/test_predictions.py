@@ -511,6 +511,37 @@ def test_among_a_hundred_thousand(
     worker.kill()
 
 
+def test_threads_of_a_web_server_need_not_name_the_only_app(
+    make_stage: Callable[..., Stage],
+) -> None:
+    stage = make_stage()
+    script = f"""if True:
+        from concurrent.futures import ThreadPoolExecutor
+        from celery import Celery
+        import rts
+
+        app = Celery("web", broker={stage.broker!r})
+        app.conf.update({stage.conf!r})
+        rts.install(app)
+        task = app.send_task("some.task").id
+        with ThreadPoolExecutor(1) as requests:
+            print(requests.submit(rts.predict, "nobody").result())
+            for ask, what in ((rts.predict, task), (rts.predict_new, "some.task")):
+                print(requests.submit(ask, what).exception())
+            another = Celery("another", set_as_current=False)
+            rts.install(another)
+            print(requests.submit(rts.predict, "nobody").exception())
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    nobody, waits, new, two = ran.stdout.splitlines()
+    assert nobody == "None"
+    assert waits.startswith("no worker with rts takes")
+    assert new.startswith("no worker with rts takes")
+    assert two.startswith("the app 'default' does not have rts: call rts.install(app), or name")
+
+
 def test_servers_that_are_away_and_brokers_that_hide_their_queues() -> None:
     with RedisServer() as server:
         port = server.url.rpartition(":")[2].partition("/")[0]
