@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from celery.utils.dispatch import Signal
 
@@ -34,9 +34,38 @@ from rts import health
 from rts.notices import DeadlineMissed
 from rts.records import Execution, sla_success
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+    Receiver = TypeVar("Receiver", bound=Callable[..., Any])
+
 
 class Notices(Signal):  # type: ignore[misc]  # Celery has no type information
     """A signal whose receivers cannot disturb the one who sends it."""
+
+    if TYPE_CHECKING:  # Celery's own has no types, and a receiver would lose its own
+
+        @overload
+        def connect(
+            self,
+            receiver: Receiver,
+            /,
+            *,
+            sender: str | None = None,
+            weak: bool = True,
+            dispatch_uid: Hashable = None,
+        ) -> Receiver: ...
+
+        @overload
+        def connect(
+            self,
+            *,
+            sender: str | None = None,
+            weak: bool = True,
+            dispatch_uid: Hashable = None,
+        ) -> Callable[[Receiver], Receiver]: ...
+
+        def connect(self, *args: Any, **kwargs: Any) -> Any: ...
 
     def send(self, sender: Any, **named: Any) -> list[tuple[Any, Any]]:
         """Call each receiver; return each with what it returned or raised."""

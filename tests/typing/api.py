@@ -5,7 +5,7 @@ from __future__ import annotations
 from celery import Celery
 
 import rts
-from rts.notices import DeadlineMissed
+from rts.notices import DeadlineMissed, SloBurning
 
 
 def use(app: Celery) -> None:
@@ -36,3 +36,17 @@ def tell(sender: str, notice: DeadlineMissed, **_: object) -> None:
     """Receive a signal."""
     late_s: float = notice.lateness_s
     print(sender, late_s)
+
+
+@rts.signals.slo_burning.connect(sender="*", weak=False, dispatch_uid="page")
+def page(sender: str, notice: SloBurning, **_: object) -> str:
+    """Receive one of them."""
+    return f"{sender} {notice.burn_rate}"
+
+
+def ask(app: Celery, notice: SloBurning) -> None:
+    """Ask what will be; a receiver keeps its type."""
+    text: str = page("*", notice)
+    soon: rts.Prediction = rts.predict_new("some.task", headers={"req_gpu": 1})
+    later: rts.Prediction | None = rts.predict("id", app=app)
+    print(text, soon.finish, later)
