@@ -88,8 +88,10 @@ class Acknowledgements(Protocol):
 class Ledger(Protocol):
     """The durable record. Writing an entry twice changes nothing."""
 
-    def write(self, entries: Sequence[OutboxEntry]) -> None:
-        """Store the entries' verdicts. Any other error is about one of the entries.
+    def write(self, entries: Sequence[OutboxEntry]) -> set[str]:
+        """Store the entries' verdicts; return the ids of the entries that end a task once
+        more, which another run has ended by itself. Any other error is about one of the
+        entries.
 
         Raises:
             StoreUnavailable: the server is away; nothing may be acknowledged.
@@ -97,6 +99,13 @@ class Ledger(Protocol):
 
     def given(self, task_ids: Collection[str]) -> set[str]:
         """Return those of the tasks whose verdict was given for them: lost, killed, ….
+
+        Raises:
+            StoreUnavailable: the server is away.
+        """
+
+    def self_ended(self, run_ids: Collection[str]) -> set[str]:
+        """Return those of the runs that have ended by themselves.
 
         Raises:
             StoreUnavailable: the server is away.
@@ -130,7 +139,13 @@ class Outbox(Protocol):
     def read(self, limit: int) -> Batch:
         """Return up to *limit* entries, those that a dead reader left first."""
 
-    def done(self, entry_ids: Iterable[str], beside: Collection[str] = ()) -> None:
+    def done(
+        self,
+        entry_ids: Iterable[str],
+        beside: Collection[str] = (),
+        known: Collection[str] = (),
+    ) -> None:
         """Forget entries that are in the ledger. Those *beside* have no say there: the
-        task has another verdict, or none yet.
+        task has another verdict, or none yet. Those of *known* do not even tell of a run
+        that was not told of.
         """

@@ -16,6 +16,9 @@ from typing import Any, NamedTuple
 #: another task (IGNORED to Celery); all other states are Celery's.
 LOST, REPLACED = "LOST", "REPLACED"
 
+#: Celery's state of a task that raised ``Ignore``; it may go on under its id.
+IGNORED = "IGNORED"
+
 #: A state after which the same task id goes on living.
 NOT_FINAL = frozenset({"RETRY", REPLACED})
 

@@ -34,6 +34,8 @@ class Drain:
         self._now = now
         #: A batch that was read and is not in the ledger yet.
         self._waiting: Batch | None = None
+        #: Ids of entries in it that were found to end a task once more.
+        self._again: set[str] = set()
         self._backoff_s = 0.0
         self._retry_at = 0.0
         #: Records moved since the start.
@@ -55,10 +57,10 @@ class Drain:
             return 0
         self._waiting = batch
         try:
-            self._store(batch.entries)
+            self._again |= self._store(batch.entries)
             for _, raw in batch.unreadable:
                 self._refuse(raw, "not a record of rts")
-            beside = self._beside(batch.entries)
+            beside, known = self._beside(batch.entries)
         except StoreUnavailable as exc:
             self._wait_longer(exc)
             return 0
@@ -66,8 +68,8 @@ class Drain:
             logger.warning("rts: the ledger is back; draining goes on")
             self._backoff_s = 0.0
         ids = [entry.entry_id for entry in batch.entries] + [i for i, _ in batch.unreadable]
-        self._outbox.done(ids, beside)
-        self._waiting = None
+        self._outbox.done(ids, self._again.union(beside), known)
+        self._waiting, self._again = None, set()
         self.moved += len(ids)
         return len(ids)
 
@@ -89,27 +91,32 @@ class Drain:
             if n < BATCH or self._now() >= give_up_at:
                 return moved
 
-    def _beside(self, entries: Sequence[OutboxEntry]) -> list[str]:
+    def _beside(self, entries: Sequence[OutboxEntry]) -> tuple[list[str], list[str]]:
         """Return the ids of ends that were written for their runs and are no verdict: the
-        task has ended by itself, or goes on. A worker that is killed leaves many.
+        task has ended by itself, or goes on; and of those whose very run has ended by
+        itself. A worker that is killed leaves many.
 
         Raises:
             StoreUnavailable: the ledger is away.
         """
         given = [e for e in entries if is_given(e.execution.state, e.execution.cause)]
         if not given:
-            return []
+            return [], []
         stand = self._ledger.given({text(e.execution.task_id) for e in given})
-        return [e.entry_id for e in given if text(e.execution.task_id) not in stand]
+        beside = [e.entry_id for e in given if text(e.execution.task_id) not in stand]
+        ended = self._ledger.self_ended({text(e.execution.run_id) for e in given})
+        return beside, [e.entry_id for e in given if text(e.execution.run_id) in ended]
 
-    def _store(self, entries: Sequence[OutboxEntry]) -> None:
+    def _store(self, entries: Sequence[OutboxEntry]) -> set[str]:
         """Write *entries*; one that cannot be stored is put aside and the rest go in.
+        Returns the ids of those that end a task once more.
 
         Raises:
             StoreUnavailable: the ledger is away, or takes none of many records.
         """
         bad: list[tuple[OutboxEntry, Exception]] = []
-        stored = self._find_bad(entries, bad)
+        again: set[str] = set()
+        stored = self._find_bad(entries, bad, again)
         if not stored and len(bad) >= MANY:
             # That is no matter of the records: a validator, a full quota, a bug.
             error = bad[0][1]
@@ -118,9 +125,13 @@ class Drain:
             ) from error
         for entry, exc in bad:
             self._refuse(entry.execution.to_json(), f"{type(exc).__name__}: {exc}")
+        return again
 
     def _find_bad(
-        self, entries: Sequence[OutboxEntry], bad: list[tuple[OutboxEntry, Exception]]
+        self,
+        entries: Sequence[OutboxEntry],
+        bad: list[tuple[OutboxEntry, Exception]],
+        again: set[str],
     ) -> int:
         """Write *entries*, halving those that fail; return how many were stored.
 
@@ -129,7 +140,7 @@ class Drain:
         if not entries:
             return 0
         try:
-            self._ledger.write(entries)
+            again |= self._ledger.write(entries)
             return len(entries)
         except StoreUnavailable:
             raise
@@ -138,10 +149,10 @@ class Drain:
                 bad.append((entries[0], exc))
                 return 0
         middle = len(entries) // 2
-        stored = self._find_bad(entries[:middle], bad)
+        stored = self._find_bad(entries[:middle], bad, again)
         if not stored and len(bad) >= MANY:
             return 0
-        return stored + self._find_bad(entries[middle:], bad)
+        return stored + self._find_bad(entries[middle:], bad, again)
 
     def _refuse(self, raw: str, reason: str) -> None:
         health.count("records_refused")

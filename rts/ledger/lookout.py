@@ -52,7 +52,7 @@ class Verdicts(Protocol):
     def ended(self, task_ids: Collection[str]) -> set[str]:
         """Return those of the tasks that have ended."""
 
-    def write(self, entries: Sequence[OutboxEntry]) -> None:
+    def write(self, entries: Sequence[OutboxEntry]) -> object:
         """Store verdicts; writing one twice changes nothing."""
 
 

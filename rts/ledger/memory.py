@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from rts.ledger.documents import Document, documents
-from rts.ledger.merging import merge_assignments, merge_tasks, settle, triple
+from rts.ledger.merging import ends_again, merge_assignments, merge_tasks, settle, triple
 from rts.ports import TauEntry
 from rts.records import OutboxEntry, is_given
 
@@ -21,15 +21,20 @@ class MemoryLedger:
         self._taus: dict[str, TauEntry] = {}
         self._lock = threading.Lock()
 
-    def write(self, entries: Sequence[OutboxEntry]) -> None:
-        """Store the entries' verdicts; writing one twice changes nothing."""
+    def write(self, entries: Sequence[OutboxEntry]) -> set[str]:
+        """See :class:`rts.ports.Ledger`."""
+        again = set()
         with self._lock:
             for entry in entries:
                 task, assignment = documents(entry)
                 if assignment is not None:
                     _put(self.assignments, assignment, merge_assignments)
                     self._settle(assignment)
+                stored = self.tasks.get(task["_id"])
+                if stored is not None and ends_again(stored, task):
+                    again.add(entry.entry_id)
                 _put(self.tasks, task, merge_tasks)
+        return again
 
     def ended(self, task_ids: Collection[str]) -> set[str]:
         """Return those of the tasks that have ended."""
@@ -45,6 +50,16 @@ class MemoryLedger:
             task_id
             for task_id, task in found.items()
             if task and task["completed_at"] and is_given(task["state"], task["cause"])
+        }
+
+    def self_ended(self, run_ids: Collection[str]) -> set[str]:
+        """Return those of the runs that have ended by themselves."""
+        with self._lock:
+            found = {run_id: self.assignments.get(run_id) for run_id in run_ids}
+        return {
+            run_id
+            for run_id, run in found.items()
+            if run and run["completed_at"] and not is_given(run["state"], run["cause"])
         }
 
     def _settle(self, assignment: Document) -> None:

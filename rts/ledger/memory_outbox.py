@@ -69,7 +69,12 @@ class MemoryOutbox:
                     unreadable.append((entry_id, record))
         return Batch(entries, unreadable)
 
-    def done(self, entry_ids: Iterable[str], beside: Collection[str] = ()) -> None:
+    def done(
+        self,
+        entry_ids: Iterable[str],
+        beside: Collection[str] = (),
+        known: Collection[str] = (),
+    ) -> None:
         """See :class:`rts.ports.Outbox`."""
         with self._stream.lock:
             for entry_id in entry_ids:

@@ -32,7 +32,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from rts.ledger.documents import Document, certain_at
-from rts.records import LOST, NOT_FINAL, OVERDUE, PENDING, STARTED
+from rts.records import IGNORED, LOST, NOT_FINAL, OVERDUE, PENDING, STARTED, is_given
 
 #: Runs of one task that are told apart. A task that polls by retrying for ever
 #: must not grow its document for ever; past this ``attempts`` follows ``retries``.
@@ -69,6 +69,18 @@ def merge_tasks(stored: Document, new: Document) -> Document:
                 merged.get("arrival"), merged.get("deadline"), None
             )
     return merged
+
+
+def ends_again(stored: Document, new: Document) -> bool:
+    """Return whether *new* ends a task that has ended by itself: another delivery of it.
+
+    Not after an end that was given, or IGNORED: after those the task may go on.
+    """
+    if stored.get("completed_at") is None or new["completed_at"] is None:
+        return False
+    if stored["state"] == IGNORED or is_given(stored["state"], stored.get("cause")):
+        return False
+    return any(stored.get(key) != new[key] for key in ("run_id", "completed_at", "state"))
 
 
 def merge_assignments(stored: Document, new: Document) -> Document:

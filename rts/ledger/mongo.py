@@ -29,7 +29,7 @@ from rts.errors import StoreUnavailable
 from rts.keys import ASSIGNMENTS, REFUSED, TASKS, TAU_SNAPSHOT
 from rts.ledger.connection import AWAY, connect, database_of, unavailable
 from rts.ledger.documents import Document, documents, milliseconds, text
-from rts.ledger.merging import merge_assignments, merge_tasks, settle, triple
+from rts.ledger.merging import ends_again, merge_assignments, merge_tasks, settle, triple
 from rts.ledger.rollups import LATE_S, forget
 from rts.ledger.schema import prepare
 from rts.ports import TauEntry
@@ -68,23 +68,28 @@ class MongoLedger:
         self._prepared = False
         self._lock = threading.Lock()
 
-    def write(self, entries: Sequence[OutboxEntry]) -> None:
-        """Store the entries' verdicts; writing one twice changes nothing.
+    def write(self, entries: Sequence[OutboxEntry]) -> set[str]:
+        """Store the entries' verdicts; writing one twice changes nothing. Returns the ids of
+        the entries that end a task once more, which another run has ended by itself.
 
         Raises:
             StoreUnavailable: the server is away; nothing may be acknowledged.
             Exception: another error of the driver is about one of the entries;
                 some of the others may have been stored, which does no harm.
         """
+        again: set[str] = set()
         if not entries:
-            return
+            return again
         tasks: dict[str, Document] = {}
         assignments: dict[str, Document] = {}
         for entry in entries:
             task, assignment = documents(entry, _at)
             key = task["_id"]
             if key in tasks:
-                task = merge_tasks(_mergeable(tasks[key]), _mergeable(task))
+                before, new = _mergeable(tasks[key]), _mergeable(task)
+                if ends_again(before, new):
+                    again.add(entry.entry_id)
+                task = merge_tasks(before, new)
             tasks[key] = task
             if assignment is not None:
                 key = assignment["_id"]
@@ -98,7 +103,13 @@ class MongoLedger:
             if assignments:
                 _store(self._assignments, assignments, merge_assignments, _insert)
                 self._settle(list({a["task_id"] for a in assignments.values()}))
-            _store(self._tasks, tasks, merge_tasks, _end_late)
+            stored = _store(self._tasks, tasks, merge_tasks, _end_late)
+        if stored:
+            for entry in entries:
+                for before in stored.get(text(entry.execution.task_id), ()):
+                    if ends_again(before, _mergeable(documents(entry, _at)[0])):
+                        again.add(entry.entry_id)
+        return again
 
     def ended(self, task_ids: SomeIds[str]) -> set[str]:
         """Return those of the tasks that have ended.
@@ -123,6 +134,21 @@ class MongoLedger:
         }
         with unavailable():
             return {task["_id"] for task in self._tasks.find(query, {"_id": 1})}
+
+    def self_ended(self, run_ids: SomeIds[str]) -> set[str]:
+        """Return those of the runs that have ended by themselves.
+
+        Raises:
+            StoreUnavailable: the server is away.
+        """
+        query = {
+            "_id": {"$in": list(run_ids)},
+            "completed_at": {"$ne": None},
+            "state": {"$ne": LOST},
+            "cause": {"$nin": sorted(GIVEN)},
+        }
+        with unavailable():
+            return {run["_id"] for run in self._assignments.find(query, {"_id": 1})}
 
     def _settle(self, task_ids: list[str]) -> None:
         """Join ends without a start to their runs, among these tasks.
@@ -230,17 +256,21 @@ def _store(
     new: dict[str, Document],
     merge: Callable[[Document, Document], Document],
     write: _Write,
-) -> None:
-    """Write documents; merge those into what is stored that are there already."""
+) -> dict[str, list[Document]]:
+    """Write documents; merge those into what is stored that are there already. Returns
+    what was there, by id, as it was found in each round.
+    """
     left = write(collection, new.values())
     _forget_late(collection, new.values())
+    found: dict[str, list[Document]] = {}
     for _ in range(MAX_ROUNDS):
         if not left:
-            return
+            return found
         new = {**new, **{key: _mergeable(new[key]) for key in left}}
         stored = {d["_id"]: d for d in collection.find({"_id": {"$in": left}})}
         changes = []
         for key, before in stored.items():
+            found.setdefault(key, []).append(before)
             after = merge(before, new[key])
             if after is not before:
                 changes.append((before, after))

@@ -79,10 +79,15 @@ class RedisOutbox:
             left -= most
         return Batch(entries, unreadable)
 
-    def done(self, entry_ids: Iterable[str], beside: Collection[str] = ()) -> None:
+    def done(
+        self,
+        entry_ids: Iterable[str],
+        beside: Collection[str] = (),
+        known: Collection[str] = (),
+    ) -> None:
         """See :class:`rts.ports.Outbox`."""
-        no_verdict = set(beside)
-        ids = [f"-{i}" if i in no_verdict else i for i in entry_ids]
+        marks = {**dict.fromkeys(beside, "-"), **dict.fromkeys(known, "=")}
+        ids = [marks.get(i, "") + i for i in entry_ids]
         # A call for each chunk: in between Redis serves others.
         for start in range(0, len(ids), MAX_DONE):
             self._link.call(DONE.pack(self._done, [*self._limits, *ids[start:][:MAX_DONE]]))

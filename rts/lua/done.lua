@@ -2,12 +2,13 @@
 --
 -- KEYS  1 outbox, stream; 2 metrics, 3 types, 4 names, 5 queues: see count.lua
 --       6 judged   sorted set, by instant: id of a task that has a verdict which is not
---                  its own end's; 'end' and its id where that was an end; 'run', task id,
---                  retries and worker of such a run
+--                  its own end's; 'end' and its id where that was an end; 'run' and the id
+--                  of such a run
 --       7 counters hash, name -> number
 -- ARGV  1 consumer group           4 bounds of durations, 5 of lateness, seconds
 --       2 most task names          then the ids of the entries; a - before one whose
---       3 most that is remembered  record is not its task's verdict
+--       3 most that is remembered  record is not its task's verdict, a = where it is not
+--                                  its run's own end either, which is in the ledger
 -- Returns the number of records that were counted.
 --
 -- Closes the races between two drains that have the same record (the one that removes it
@@ -27,14 +28,14 @@ local function number(value)
   return type(value) == 'number' and value == value and math.abs(value) < math.huge and value
 end
 
-local function count_record(r, beside)
-  local task_id, retries, instance = tostring(r[2]), tostring(r[12]), tostring(r[16])
+local function count_record(r, mark)
+  local task_id = tostring(r[2])
   local state, cause, completed_at = tostring(r[24]), r[25], number(r[20])
   local foreign = state == 'LOST' or FOREIGN[cause]
   local task_type = label(r[4], keys, keys.types, MOST_TYPES)
   local name = label(r[3], keys, keys.names, keys.most_names)
-  if r[26] ~= false then
-    local run = table.concat({'run', task_id, retries, instance}, '\n')
+  if r[26] ~= false and mark ~= '=' then
+    local run = 'run\n' .. tostring(r[1])
     local known = redis.call('ZSCORE', judged, run)
     if foreign and not known then
       redis.call('ZADD', judged, now, run)
@@ -52,7 +53,7 @@ local function count_record(r, beside)
       end
     end
   end
-  if beside or not completed_at or state == 'RETRY' or state == 'REPLACED' then
+  if mark or not completed_at or state == 'RETRY' or state == 'REPLACED' then
     return
   end
   local known, end_of = redis.call('ZSCORE', judged, task_id), 'end\n' .. task_id
@@ -75,8 +76,8 @@ end
 
 local n, ids = 0, {}
 for i = 6, #ARGV do
-  local beside = string.sub(ARGV[i], 1, 1) == '-'
-  local id = beside and string.sub(ARGV[i], 2) or ARGV[i]
+  local mark, id = string.match(ARGV[i], '^([-=]?)(.*)$')
+  mark = mark ~= '' and mark
   local entry = redis.call('XRANGE', outbox, id, id)[1]
   ids[#ids + 1] = id
   if redis.call('XDEL', outbox, id) == 1 and entry then
@@ -84,7 +85,7 @@ for i = 6, #ARGV do
       if entry[2][f] == 'r' then
         local record = decoded(entry[2][f + 1])
         if record and #record >= 24 then
-          try(count_record, record, beside)
+          try(count_record, record, mark)
           n = n + 1
         end
       end

@@ -172,13 +172,14 @@ def ended(started: Execution, state: str = "SUCCESS", **changes: Any) -> Executi
 WAYS = (
     *("met", "late", "failed", "killed", "lost", "overdue", "overdue, ends", "expired"),
     *("retried", "killed, again", "lost, lives", "ignored, replaced", "replaced"),
-    *("met, told lost", "retried, told lost"),
+    *("met, told lost", "retried, told lost", "met, its run told lost"),
+    *("killed, again there", "met twice", "failed, met", "expired twice"),
 )
 
 
 IN_TIME = (
     *("met", "failed", "expired", "retried", "ignored, replaced", "replaced"),
-    *("met, told lost", "retried, told lost"),
+    *("met, told lost", "retried, told lost", "met, its run told lost", "met twice"),
 )
 
 
@@ -262,6 +263,24 @@ def test_what_is_counted_agrees_with_the_ledger(fleet: Fleet, settings: Settings
             case "met, told lost":  # by what is left of a worker that was killed
                 fleet.end(ended(one))
                 fleet.end(ended(one, "LOST", cause="lost", ran=False, **unmeasured))
+            case "met, its run told lost":  # by another companion, as its own one hung
+                fleet.end(ended(one))
+                if rng.random() < 0.5:
+                    fleet.drain()
+                fleet.end(ended(one, "LOST", cause="lost", **unmeasured))
+            case "killed, again there":  # the message was put back, and the same worker took it
+                fleet.end(ended(one, "LOST", cause="killed", **unmeasured))
+                fleet.end(ended(one._replace(run_id=f"t{number}:2")))
+            case "met twice" | "failed, met":  # it was delivered twice
+                fleet.end(ended(one, "SUCCESS" if way == "met twice" else "FAILURE"))
+                if rng.random() < 0.5:
+                    fleet.drain()
+                fleet.end(ended(elsewhere._replace(run_id=f"t{number}:2")))
+            case "expired twice":
+                never = one._replace(ran=False, started_at=None)
+                for _ in range(2):
+                    gone = ended(never, "REVOKED", cause="expired", **unmeasured)
+                    fleet.end(gone._replace(completed_at=time.time() + rng.random()))
             case "retried, told lost":
                 fleet.end(ended(one, "RETRY"))
                 fleet.publish(again)
@@ -281,7 +300,7 @@ def test_what_is_counted_agrees_with_the_ledger(fleet: Fleet, settings: Settings
     assert values(text, "rts_open_tasks") == {(): 0}
     causes = values(text, "rts_misses_total", "cause")
     assert causes["overdue"] == ways["overdue"] + ways["overdue, ends"]
-    assert causes["expired"] == ways["expired"]
+    assert causes["expired"] == ways["expired"] + ways["expired twice"]
 
 
 def test_a_record_counts_once_whoever_forgets_it(

@@ -442,12 +442,12 @@ class Away(MemoryLedger):
         self.after = after
         self.is_away = True
 
-    def write(self, entries: Sequence[OutboxEntry]) -> None:
+    def write(self, entries: Sequence[OutboxEntry]) -> set[str]:
         if self.after:
             super().write(entries)
         if self.is_away:
             raise StoreUnavailable("away")
-        super().write(entries)
+        return super().write(entries)
 
 
 @pytest.mark.parametrize("after", [False, True])

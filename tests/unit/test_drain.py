@@ -37,13 +37,13 @@ class FaultyLedger(MemoryLedger):
         self.poison = "poison"
         self.writes = 0
 
-    def write(self, entries: Sequence[OutboxEntry]) -> None:
+    def write(self, entries: Sequence[OutboxEntry]) -> set[str]:
         if self.away:
             raise StoreUnavailable("MongoDB does not answer (on purpose)")
         self.writes += 1
         if any(e.execution.task_id.startswith(self.poison) for e in entries):
             raise ValueError("cannot encode this")
-        super().write(entries)
+        return super().write(entries)
 
 
 @pytest.fixture
@@ -163,10 +163,10 @@ def test_an_outbox_that_forgets_later_is_told_again(
     class Forgetful(MemoryOutbox):
         away = True
 
-        def done(self, entry_ids, beside=()):  # type: ignore[no-untyped-def]
+        def done(self, entry_ids, *marked):  # type: ignore[no-untyped-def]
             if self.away:
                 raise StoreUnavailable("Redis does not answer (on purpose)")
-            super().done(entry_ids, beside)
+            super().done(entry_ids, *marked)
 
     outbox = Forgetful(stream, "a", clock)
     drain = Drain(outbox, ledger, clock)
