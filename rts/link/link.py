@@ -17,7 +17,7 @@ from typing import Any
 import redis
 from redis.backoff import NoBackoff
 from redis.connection import parse_url
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import MasterDownError, ReadOnlyError, RedisError, ResponseError
 from redis.retry import Retry
 
 from rts import health
@@ -120,6 +120,9 @@ class Link:
             except redis.ConnectionError:
                 return self._exchange(self._new_connection(), data, len(commands))
         except (RedisError, OSError) as exc:
+            # What has befallen one connection has befallen the others as well, which are
+            # older: each would cost a timeout and a period of the breaker.
+            self.close()
             raise self._failed(exc) from exc
 
     def close(self) -> None:
@@ -151,9 +154,14 @@ class Link:
             # Also a soft time limit that strikes in the middle of an answer.
             self._drop(connection)
             raise
-        self._idle.append(connection)
-        refused = any(isinstance(reply, ResponseError) for reply in replies)
-        if not refused and self.breaker.succeeded() and self._told:
+        refusals = [reply for reply in replies if isinstance(reply, ResponseError)]
+        if any(map(is_replicas, refusals)):
+            # The address may lead to the new master by now: this connection never will.
+            self._drop(connection)
+            self.close()
+        else:
+            self._idle.append(connection)
+        if not refusals and self.breaker.succeeded() and self._told:
             self._told = False
             logger.warning("rts: Redis at %s answers again", self._shown_url)
         return replies
@@ -184,12 +192,19 @@ class Link:
                 "the server and rts_redis_url. Next attempt in %g s",
                 self._shown_url,
                 type(exc).__name__,
-                str(exc)[:200],
+                str(exc)[:200].rstrip("."),
                 self._period_s,
             )
         return StoreUnavailable(
             f"Redis at {self._shown_url} is not usable: {type(exc).__name__}"
         )
+
+
+def is_replicas(refusal: ResponseError) -> bool:
+    """Return whether it says that the server is a replica, as it may of a script, too."""
+    if isinstance(refusal, ReadOnlyError | MasterDownError):
+        return True
+    return "READONLY" in str(refusal)
 
 
 def unnamed(connection_class: type) -> dict[str, None]:

@@ -19,6 +19,7 @@ from rts.link.link import Link
 from rts.link.scripts import pack
 from rts.settings import Settings
 from rts.testing import RedisServer, wait_until
+from tests.relay import relay
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +169,46 @@ def test_a_replica_and_a_full_server_can_be_read(server: RedisServer, link: Link
             change(*back)
             assert isinstance(refused, ResponseError)
             assert read == 0
+
+
+@pytest.mark.parametrize("script", [False, True])
+def test_a_master_that_has_become_a_replica_is_left_for_the_new_one(script: bool) -> None:
+    write = pack("EVAL", "return redis.call('SET', 'x', 1)", 0) if script else None
+    write = write or pack("SET", "x", "1")
+    with RedisServer() as old, RedisServer() as new, relay(old) as address:
+        settings = Settings(redis_url=f"redis://127.0.0.1:{address.port}", breaker_period=1e-6)
+        link = Link(settings)
+        link.call(write)
+        address.server = new
+        with redis.Redis(port=old.port) as client:
+            client.replicaof("127.0.0.1", str(new.port))
+        with pytest.raises(StoreUnavailable):
+            link.call(write)
+        assert link.call(write, pack("EXISTS", "x"))[1] == 1
+        link.close()
+
+
+def test_connections_that_a_firewall_has_forgotten_cost_one_timeout(
+    server: RedisServer,
+) -> None:
+    with relay(server) as address, redis.Redis.from_url(server.url) as client:
+        url = f"redis://127.0.0.1:{address.port}"
+        link = Link(Settings(redis_url=url, breaker_period=1e-6, timeout=2.0))
+        threads = [
+            threading.Thread(target=link.call, args=(pack("BLPOP", "bell", 0),))
+            for _ in range(3)
+        ]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: client.info("clients")["blocked_clients"] == 3)
+        client.rpush("bell", 1, 2, 3)
+        for thread in threads:
+            thread.join()
+        address.forget()
+        with pytest.raises(StoreUnavailable, match="TimeoutError"):
+            link.call(pack("PING"))
+        assert link.call(pack("PING")) == [b"PONG"]
+        link.close()
 
 
 def test_an_option_of_the_wrong_type_is_told() -> None:

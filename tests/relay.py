@@ -1,0 +1,72 @@
+"""One address in front of servers, as load balancers and failover pairs have it."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rts.testing.server import Server
+
+
+class Relay:
+    """Takes each new connection to the *server* of that moment; older ones stay."""
+
+    def __init__(self, listener: socket.socket, server: Server) -> None:
+        self.server = server
+        self.port: int = listener.getsockname()[1]
+        self._listener = listener
+        self._ends: list[socket.socket] = []
+        #: Of the connections that are there no more, though neither end was told.
+        self._forgotten: set[socket.socket] = set()
+
+    def forget(self) -> None:
+        """Swallow what the connections of now send, as a firewall does that has taken them
+        for idle.
+        """
+        self._forgotten.update(self._ends)
+
+    def serve(self) -> None:
+        """Take connections until the listener is closed."""
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            far = socket.create_connection(("127.0.0.1", self.server.port))
+            self._ends += [near, far]
+            for ends in ((near, far), (far, near)):
+                threading.Thread(target=self._pass_on, args=ends, daemon=True).start()
+
+    def close(self) -> None:
+        """End all connections."""
+        for end in [self._listener, *self._ends]:
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # it has ended
+            end.close()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                if source not in self._forgotten:
+                    target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # closed by the other direction
+
+
+@contextmanager
+def relay(server: Server) -> Iterator[Relay]:
+    """Give a relay that leads to *server* at first."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        made = Relay(listener, server)
+        thread = threading.Thread(target=made.serve, daemon=True)
+        thread.start()
+        try:
+            yield made
+        finally:
+            made.close()
+            thread.join(5)
