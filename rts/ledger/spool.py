@@ -122,11 +122,19 @@ class Spool:
     @contextmanager
     def lease(self) -> Iterator[bool]:
         """Hold the right to ship; gives False while another process has it, or
-        where there is no folder yet.
+        where there is no folder yet. What a stranger's folder has in it is not shipped.
         """
         try:
+            self._check()
             fd = os.open(self._path("ship.lock"), _OPEN | os.O_WRONLY | os.O_CREAT, 0o600)
-        except FileNotFoundError:
+        except OSError as exc:
+            if not isinstance(exc, FileNotFoundError):
+                health.warn_once(
+                    f"spool-ship:{exc}",
+                    "rts: nothing is taken from this host's disk: %s. Remove that, or set "
+                    "rts_spool_dir to a folder of this user's own",
+                    exc,
+                )
             yield False
             return
         try:
@@ -256,7 +264,8 @@ _NEWLINE = ord("\n")
 def opened(path: str) -> Iterator[int]:
     """Open a file of the spool for reading; gives -1 where it is gone."""
     try:
-        fd = os.open(path, _OPEN | os.O_RDONLY)
+        # Without waiting for the other end, should it be a pipe.
+        fd = os.open(path, _OPEN | os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
         yield -1
         return

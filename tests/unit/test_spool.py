@@ -251,16 +251,32 @@ def test_a_folder_that_is_not_ours_alone_is_refused(tmp_path: Path, kind: str) -
     for _ in range(2):
         with pytest.raises(OSError, match="spool"):
             spool.append_line(as_line(run("a")))
+        with spool.lease() as mine:
+            assert not mine
     assert not list(tmp_path.rglob("*.jsonl"))
+    assert not list(tmp_path.rglob("ship.lock"))
+
+
+def test_a_pipe_in_the_folder_holds_nobody_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "1.jsonl")
+    with opened(str(tmp_path / "1.jsonl")) as fd:
+        assert fd >= 0
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a folder of another user")
-def test_the_folder_of_another_user_is_refused(tmp_path: Path) -> None:
+def test_the_folder_of_another_user_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     directory = tmp_path / "spool"
     directory.mkdir(0o700)
     os.chown(directory, 12345, 12345)
+    spool = Spool(str(directory), MIB)
     with pytest.raises(PermissionError, match="another user"):
-        Spool(str(directory), MIB).append_line(as_line(run("a")))
+        spool.append_line(as_line(run("a")))
+    with spool.lease() as mine:
+        assert not mine, "what a stranger has put there would be taken for ours"
+    assert "nothing is taken from this host's disk" in caplog.text
+    assert "another user" in caplog.text
 
 
 #: Files of at most 2,500 bytes: writing ends in the middle of a record, as it does
