@@ -46,9 +46,11 @@ def install(app: Celery) -> None:
 
     from rts.flower import hook
     from rts.lifecycle import receivers
+    from rts.masking import mask_settings
     from rts.worker import add_steps
 
     _validate(app)
+    mask_settings()
     if app in installed:
         return
     setattr(app, ATTRIBUTE, Installation())

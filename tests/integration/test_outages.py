@@ -255,9 +255,15 @@ def test_a_password_is_never_logged(
     with RedisServer() as own:
         url = own.url.replace("redis://", "redis://:hunter2@")
         mongo_url = "mongodb://user:hunter3@127.0.0.1:1/rts"
-        stage = make_stage(mongo_url=mongo_url, rts_redis_url=url)
+        hook = {"url": "https://127.0.0.1:1/services/hunter4", "secret": "hunter5-hunter5"}
+        stage = make_stage(mongo_url=mongo_url, rts_redis_url=url, rts_webhooks=[hook])
         app = producer(stage, producers)
         worker = stage.worker(loglevel="DEBUG")
         assert app.send_task(OK, (0,)).get(timeout=60) == 0  # AUTH fails: none is set
         wait_until(lambda: "is not usable" in worker.log)
         assert "hunter" not in worker.log
+        # What Flower's page of a worker shows, and what people send with a question.
+        shown = app.control.inspect(timeout=10).conf()
+        assert "rts_webhooks" in str(shown)
+        assert "hunter" not in str(shown)
+        assert "hunter" not in app.bugreport()
