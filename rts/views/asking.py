@@ -19,11 +19,14 @@ T = TypeVar("T")
 
 
 class Source(Generic[T]):
-    """Asks one server in a thread of its own, one question at a time."""
+    """Asks one server in a thread of its own, one question at a time, whoever wants to know:
+    who comes while one is open waits for its answer too.
+    """
 
     def __init__(self, name: str, question: Callable[[], T]) -> None:
         self.name = name
         self._question = question
+        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         #: The last answer, ``None`` where the server failed; and when it came.
         self._answer: T | None = None
@@ -31,17 +34,19 @@ class Source(Generic[T]):
 
     def ask(self) -> None:
         """Ask, unless the last question is still open."""
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._ask, daemon=True)
-            self._thread.start()
+        with self._lock:
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._ask, daemon=True)
+                self._thread.start()
 
     def answer(self, until: float, max_age_s: float) -> T | None:
         """Return the answer, having waited for it until the monotonic instant *until*;
         else one that is at most *max_age_s* old; else ``None``.
         """
-        assert self._thread is not None
-        self._thread.join(max(0.0, until - time.monotonic()))
-        if self._thread.is_alive() and time.monotonic() - self._answered_at > max_age_s:
+        thread = self._thread
+        assert thread is not None
+        thread.join(max(0.0, until - time.monotonic()))
+        if thread.is_alive() and time.monotonic() - self._answered_at > max_age_s:
             return None
         return self._answer
 

@@ -17,8 +17,11 @@ from rts.ledger.counting import MET
 from rts.ledger.heartbeat import FIGURES
 from rts.objectives import objective_of
 from rts.settings import Settings
-from rts.views.readings import BOUNDS, Histogram, QueueReading, Reading, missed
+from rts.views.readings import BOUNDS, MAX_LABEL, Histogram, QueueReading, Reading, missed
 from rts.views.slo import Standing
+
+#: Queues of the broker that are told apart, as many as of those that are counted.
+MOST_QUEUES = 1000
 
 #: What a metric is called, by the kind of a histogram.
 HISTOGRAMS = {
@@ -248,10 +251,29 @@ def queues(waiting: Iterable[QueueReading]) -> Iterator[Any]:
         "Messages that cannot be in time any more, by queue.",
         labels=["queue"],
     )
-    for queue in waiting:
-        name = queue.queue[:200]
+    for name, queue in _told_apart(waiting).items():
         messages.add_metric([name, "ordered"], queue.ordered)
         messages.add_metric([name, "demoted"], queue.demoted)
         messages.add_metric([name, "plain"], queue.plain)
         hopeless.add_metric([name], queue.hopeless)
     yield from (messages, hopeless)
+
+
+def _told_apart(waiting: Iterable[QueueReading]) -> dict[str, QueueReading]:
+    """Return the readings by label: two equal series would end the scrape, so names that
+    begin alike are one, and so are those past ``MOST_QUEUES``.
+    """
+    found: dict[str, QueueReading] = {}
+    for queue in waiting:
+        name = queue.queue[:MAX_LABEL]
+        if name not in found and len(found) >= MOST_QUEUES:
+            name = "other"
+        before = found.get(name, QueueReading(name, 0, 0, 0, 0))
+        found[name] = QueueReading(
+            name,
+            before.ordered + queue.ordered,
+            before.demoted + queue.demoted,
+            before.plain + queue.plain,
+            before.hopeless + queue.hopeless,
+        )
+    return found

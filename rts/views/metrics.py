@@ -8,7 +8,6 @@ its own: one that is away costs its own metrics, and a scrape a few seconds at m
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -65,26 +64,24 @@ class RtsCollector:
         self._redis = Source("Redis", lambda: read(self._link, settings))
         self._mongo = Source("MongoDB", self._standings)
         self._broker = None if queues is None else Source("the broker", queues)
-        self._lock = threading.Lock()
 
     def describe(self) -> Iterable[Any]:
         """Return nothing: so that registering asks no server."""
         return ()
 
     def collect(self) -> Iterator[Any]:
-        """Return the metrics as they are now."""
-        with self._lock:
-            sources: list[Source[Any]] = [self._redis, self._mongo]
-            if self._broker is not None:
-                sources.append(self._broker)
-            for source in sources:
-                source.ask()
-            until = time.monotonic() + self._patience_s
-            reading = self._redis.answer(until, self._max_age_s)
-            stands = self._mongo.answer(until, self._max_age_s)
-            waiting = (
-                None if self._broker is None else self._broker.answer(until, self._max_age_s)
-            )
+        """Return the metrics as they are now. Scrapes at the same time wait for the same
+        answers, not for each other.
+        """
+        sources: list[Source[Any]] = [self._redis, self._mongo]
+        if self._broker is not None:
+            sources.append(self._broker)
+        for source in sources:
+            source.ask()
+        until = time.monotonic() + self._patience_s
+        reading = self._redis.answer(until, self._max_age_s)
+        stands = self._mongo.answer(until, self._max_age_s)
+        waiting = None if self._broker is None else self._broker.answer(until, self._max_age_s)
         yield families.info()
         answers = {"redis": reading is not None, "mongodb": stands is not None}
         if self._broker is not None:

@@ -6,9 +6,11 @@ import json
 import random
 import socket
 import subprocess
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -451,6 +453,43 @@ def test_servers_that_never_answer_are_not_waited_for(settings: Settings) -> Non
             text = generate_latest(registry).decode()
             assert values(text, "rts_up", "server") == {"redis": 0, "mongodb": 0}
         collector.close()
+
+
+def test_a_scrape_does_not_wait_for_another(settings: Settings) -> None:
+    asked, may_answer = threading.Event(), threading.Event()
+    questions = Counter[str]()
+
+    def hanging() -> list[QueueReading]:
+        questions["asked"] += 1
+        asked.set()
+        may_answer.wait(60)
+        return queues()
+
+    collector = RtsCollector(settings, hanging, patience_s=60.0)
+    with ThreadPoolExecutor(1) as pool:
+        patient = pool.submit(exposed, collector)
+        assert asked.wait(30)
+        collector._patience_s = 0.05
+        hasty = exposed(collector)
+        assert not patient.done()
+        assert values(hasty, "rts_up", "server")["broker"] == 0
+        may_answer.set()
+        assert values(patient.result(60), "rts_up", "server")["broker"] == 1
+    assert questions["asked"] == 1
+    collector.close()
+
+
+def test_queues_that_begin_alike_or_are_many_do_not_end_a_scrape(settings: Settings) -> None:
+    names = [300 * "q" + "1", 300 * "q" + "2", *(f"q{n}" for n in range(1200))]
+    collector = RtsCollector(settings, lambda: [QueueReading(n, 1, 2, 3, 4) for n in names])
+    text = exposed(collector)
+    collector.close()
+    lines = [line.rpartition(" ")[0] for line in text.splitlines() if line[0] != "#"]
+    assert len(lines) == len(set(lines))
+    hopeless = values(text, "rts_hopeless_tasks", "queue")
+    assert hopeless[200 * "q"] == 8
+    assert len(hopeless) == 1001
+    assert sum(hopeless.values()) == 4 * len(names)
 
 
 def test_what_was_known_is_shown_where_an_answer_takes_its_time(settings: Settings) -> None:
