@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import socket
 import ssl
+import threading
 import urllib.error
 import urllib.request
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
@@ -29,16 +31,47 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None
 
 
-class _Connection(HTTPConnection):
+class _InTime(HTTPConnection):
+    """Hangs up on a receiver that has not answered in time. A timeout of the socket alone
+    is for each piece of an answer: one that trickles would hold its courier for ever.
+    """
+
+    _alarm: threading.Timer | None = None
+    _is_late = False
+
     def connect(self) -> None:
         super().connect()
         self.sock.settimeout(ANSWER_S)
+        self._alarm = threading.Timer(ANSWER_S, self._hang_up, (self.sock,))
+        self._alarm.daemon = True
+        self._alarm.start()
+
+    def getresponse(self) -> HTTPResponse:
+        try:
+            answer = super().getresponse()
+        finally:
+            if self._alarm is not None:
+                self._alarm.cancel()
+        if self._is_late:  # the end of a connection ends a header, too
+            answer.close()
+            raise TimeoutError
+        return answer
+
+    def _hang_up(self, connection: socket.socket) -> None:
+        self._is_late = True
+        try:
+            # Of the socket below TLS, from which another thread reads at this moment.
+            socket.socket.shutdown(connection, socket.SHUT_RDWR)
+        except OSError:  # it has ended
+            pass
 
 
-class _TLSConnection(HTTPSConnection):
-    def connect(self) -> None:
-        super().connect()
-        self.sock.settimeout(ANSWER_S)
+class _Connection(_InTime):
+    pass
+
+
+class _TLSConnection(_InTime, HTTPSConnection):
+    pass
 
 
 class _OverHTTP(urllib.request.HTTPHandler):

@@ -7,7 +7,9 @@ import hashlib
 import hmac
 import json
 import shutil
+import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -301,6 +303,33 @@ def test_one_companion_leads_and_another_follows(
     one.leave()
     silent = Leader(links(settings), make_settings(), clock, "three", mongo)
     assert not silent.lead()  # there is nobody to tell
+
+
+def test_an_answer_that_trickles_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte of it comes in time, the whole does not."""
+    monkeypatch.setattr("rts.alerting.post.ANSWER_S", 0.5)
+    hung_up = threading.Event()
+
+    def trickle(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+            try:
+                for _ in range(200):
+                    connection.sendall(b".")
+                    time.sleep(0.05)
+                connection.sendall(b"\r\nContent-Length: 0\r\n\r\n")
+            except OSError:
+                hung_up.set()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=trickle, args=(server,))
+        thread.start()
+        with pytest.raises(NotDelivered, match="does not answer"):
+            post(Webhook(f"http://127.0.0.1:{server.getsockname()[1]}"), b"{}", {})
+        thread.join(60)
+    assert hung_up.is_set()
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl on PATH")
