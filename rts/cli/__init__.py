@@ -7,6 +7,8 @@ is a module of its own, loaded when it is called.
 
 from __future__ import annotations
 
+import io
+import sys
 from importlib import import_module
 
 import click
@@ -47,10 +49,19 @@ class RtsGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         """Run a command. What rts raises on purpose becomes one line and status 1."""
+        _print_anything()
         try:
             return super().invoke(ctx)
         except RtsError as exc:
             raise click.ClickException(str(exc)) from exc
+
+
+def _print_anything() -> None:
+    """Have standard output show as an escape what its encoding lacks, as standard error
+    does: names of tasks may be in any script, and a terminal in Latin-1.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @click.group(

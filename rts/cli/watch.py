@@ -16,7 +16,7 @@ from rts.cli.table import terminal_width
 @click.command(name="watch", short_help="A live view in the terminal.")
 @click.option(
     "--interval",
-    type=Number(min=0.2),
+    type=Number(0.2, 86400),
     default=2.0,
     show_default=True,
     help="Seconds between looks.",

@@ -238,6 +238,13 @@ def test_watch_prints_once_where_there_is_no_terminal(cli: Run, conf: dict[str, 
     assert "secret" not in output
 
 
+@pytest.mark.parametrize("interval", ["inf", "1e300", "nan", "0"])
+def test_watch_refuses_an_interval_that_is_none(cli: Run, interval: str) -> None:
+    result = cli("watch", "--interval", interval)
+    assert result.exit_code == 2
+    assert "--interval" in result.stderr
+
+
 class Terminal:
     """A command on a terminal of its own."""
 

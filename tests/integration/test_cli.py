@@ -53,12 +53,12 @@ def conf(
 def cli(conf: dict[str, Any]) -> Run:
     """Run a command in this process."""
 
-    def run(*arguments: str, **options: Any) -> Result:
+    def run(*arguments: str, charset: str = "utf-8", **options: Any) -> Result:
         app = Celery("cli", set_as_current=False)
         rts_of.install(app)
         app.conf.update(conf)
         context = CLIContext(app=app, no_color=True, workdir=None)
-        result = CliRunner().invoke(rts, arguments, obj=context, **options)
+        result = CliRunner(charset).invoke(rts, arguments, obj=context, **options)
         rts_of.uninstall(app)
         assert result.exception is None or isinstance(result.exception, SystemExit), result
         return result
@@ -301,6 +301,15 @@ def test_names_of_strangers(cli: Run, redis_client: redis.Redis, rts_key_prefix:
     assert "\\x1b[2Jxyy" in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80
     assert "odd" in result.stdout
+
+
+def test_a_terminal_that_lacks_a_character_gets_an_escape(
+    cli: Run, redis_client: redis.Redis, rts_key_prefix: str
+) -> None:
+    redis_client.hset(f"{rts_key_prefix}tau", "mixed/naïve.задача", "1")
+    result = cli("tau", charset="latin-1")
+    assert result.exit_code == 0
+    assert "naïve.\\u0437" in result.stdout
 
 
 # --- report and show ----------------------------------------------------------------------
