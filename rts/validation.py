@@ -66,7 +66,8 @@ def _boolean(key: str, value: object) -> bool:
     return value
 
 
-def _choice(*allowed: str) -> Callable[[str, object], str]:
+def _choice(*allowed: str | None) -> Callable[[str, object], str]:
+    # ``None``, the default of whatever has no other, never comes here: it is only told of.
     def check(key: str, value: object) -> str:
         if value not in allowed:
             raise ConfigurationError(key, value, " or ".join(repr(a) for a in allowed))
@@ -185,7 +186,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "rts_timeout": _number(0, _seconds, above=True),
     "rts_breaker_period": _number(0, _seconds, above=True),
     "rts_drain": _boolean,
-    "rts_scheduler": _choice("edf", "priority"),
+    "rts_scheduler": _choice("edf", "priority", None),
     "rts_hopeless": _choice("demote", "keep", "drop"),
     "rts_hopeless_slots": _number(0, "a share above 0, at most 1", above=True, most=1),
     "rts_late_share": _number(0, _share, most=1),

@@ -112,6 +112,11 @@ def test_an_unknown_name_is_told_the_nearest_first() -> None:
     assert caught.value.setting == "rts_sloo"
 
 
+def test_a_wrong_scheduler_is_told_of_the_broker_s_own_order() -> None:
+    with pytest.raises(ConfigurationError, match="allowed: 'edf' or 'priority' or None"):
+        read(rts_scheduler="fifo")
+
+
 def test_a_password_is_not_shown() -> None:
     with pytest.raises(ConfigurationError) as caught:
         read(rts_redis_url="http://user:secret@host/0")
