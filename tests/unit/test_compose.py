@@ -164,6 +164,12 @@ def test_the_image_gets_all_that_it_copies() -> None:
     assert all((ROOT / source).exists() for source in copied)
 
 
+def test_the_source_distribution_has_them() -> None:
+    included = (ROOT / "pyproject.toml").read_text().partition("build.targets.sdist]\n")[2]
+    names = set(re.findall(r'"([^"]+)"', included.splitlines()[0]))
+    assert {"Dockerfile", ".dockerignore", "docker-compose.yml"} <= names
+
+
 def test_what_is_mounted_is_there_and_read_only() -> None:
     for service in SERVICES.values():
         for mount in service.get("volumes", ()):
