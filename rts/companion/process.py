@@ -27,8 +27,9 @@ from rts.companion.upkeep import Upkeep
 from rts.ledger.orders import Orders
 
 #: Seconds after the worker's end in which this process ends, whatever hangs. It
-#: may: nothing is acknowledged that is not done.
-LAST_S = 5.0
+#: may: nothing is acknowledged that is not done. In steps of so many seconds, which
+#: are counted: while this process is stopped, or gets no turn, they do not pass.
+LAST_S, STEP_S = 5.0, 0.1
 #: Tasks go first where they and the drain want the same core.
 NICENESS = 5
 
@@ -91,5 +92,6 @@ def watch(parent: int, wake: int, stop: threading.Event) -> None:
         if wake in ready or (ready and not os.read(stdin, 4096)):
             break
     stop.set()
-    time.sleep(LAST_S)
+    for _ in range(round(LAST_S / STEP_S)):
+        time.sleep(STEP_S)
     os._exit(1)

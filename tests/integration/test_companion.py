@@ -23,6 +23,7 @@ from celery import Celery
 
 import rts
 from rts.companion.loop import drain_alone
+from rts.companion.process import LAST_S
 from rts.companion.upkeep import Upkeep
 from rts.keys import running_field
 from rts.ledger.notes import NoteBoard
@@ -344,6 +345,30 @@ def test_a_run_that_goes_on_is_known_somewhere(
         for slot, note in BOARD.notes():
             BOARD.release(slot, note)
         client.close()
+
+
+def test_it_leaves_word_though_it_is_stopped_as_it_ends(
+    settings: Settings, start: Callable[..., Companion]
+) -> None:
+    with RedisServer() as server:
+        settings = replace(settings, redis_url=server.url)
+        companion = start(settings)
+        with redis.Redis.from_url(server.url) as client:
+            wait_until(lambda: client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S)
+        server.kill()
+        process = companion._process
+        assert process is not None
+        begun("goes on", os.getpid())
+        companion._stopping.set()  # a worker would start another one
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)  # it waits for the run to die, and for Redis
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(LAST_S)
+        process.send_signal(signal.SIGCONT)
+        process.wait(PATIENCE_S)
+        assert [(end.task_id, end.state) for end in kept(settings)] == [("goes on", "LOST")]
+        for slot, note in BOARD.notes():
+            BOARD.release(slot, note)
 
 
 def test_one_that_cannot_start_harms_nobody(
