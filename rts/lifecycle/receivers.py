@@ -12,6 +12,7 @@ after_task_publish       the same, once the broker has the message
 task_received            worker, main process
 task_prerun              process that runs the task (a pool child with prefork)
 task_postrun             the same
+task_internal_error      the same, after postrun, for errors outside of the task
 task_failure             the same, before postrun; and in the main process for
                          runs whose process was killed or whose hard time limit
                          struck
@@ -58,6 +59,7 @@ def connect(
         (signals.task_received, worker.received),
         (signals.task_prerun, worker.prerun),
         (signals.task_postrun, worker.postrun),
+        (signals.task_internal_error, worker.internal_error),
         (signals.task_failure, worker.failed),
         (signals.task_revoked, worker.revoked),
         (signals.task_unknown, worker.unknown),

@@ -48,7 +48,7 @@ class Run:
     """A run that goes on."""
 
     __slots__ = (
-        *("begun", "load", "note", "plan", "replaced"),
+        *("begun", "broken_off", "load", "note", "plan", "replaced"),
         *("slot", "started_at", "started_monotonic"),
     )
 
@@ -64,6 +64,8 @@ class Run:
     begun: float
     #: Set where the task has published another one in its place.
     replaced: bool
+    #: Set where the task has come to no state: somebody else knows what became of it.
+    broken_off: bool
 
     @property
     def load_at_start(self) -> Mapping[str, Any]:
@@ -95,6 +97,18 @@ def run_of(request: Any) -> Run | None:
     """
     known, run = _going.on
     return run if known() is request else None
+
+
+def run_broken_off(task_id: str) -> Run | None:
+    """Return the run of this task that was broken off in this thread just now, once."""
+    known, run = _going.on
+    request = known()
+    if run is None or request is None or request.id != task_id:
+        return None
+    if not getattr(run, "broken_off", False):
+        return None
+    run.broken_off = False
+    return run
 
 
 class Meter(Protocol):

@@ -16,7 +16,7 @@ from rts import health
 from rts.lifecycle.limits import hook_failed
 from rts.lifecycle.neighbours import NEIGHBOURS
 from rts.lifecycle.owners import is_celerys
-from rts.lifecycle.runs import go_on, run_of
+from rts.lifecycle.runs import go_on, run_broken_off, run_of
 
 if TYPE_CHECKING:
     from rts.parts import Parts
@@ -72,14 +72,29 @@ class WorkerSide:
         """End the run, where its task has come to a state."""
         try:
             run = run_of(task.request)
-            # Without a state the run was broken off; the main process reports it.
-            if run is None or not state:
+            if run is None:
+                return
+            if not state:
+                # The main process reports it, unless it is an error outside of the task.
+                run.broken_off = True
                 return
             parts = self._parts_of(task.app)
             if parts is not None and parts.worker is not None:
                 parts.worker.runs.finish(run, state)
         except Exception as exc:  # noqa: BLE001  the task has run
             health.hook_failed("finish", exc)
+
+    def internal_error(self, sender: Any = None, task_id: Any = None, **_: Any) -> None:
+        """End a run that was broken off by an error outside of its task, such as a result
+        that could not be stored.
+        """
+        try:
+            run = run_broken_off(task_id)
+            parts = None if run is None else self._parts_of(sender.app)
+            if run is not None and parts is not None and parts.worker is not None:
+                parts.worker.runs.finish(run, "FAILURE")
+        except Exception as exc:  # noqa: BLE001  the worker must go on
+            health.hook_failed("internal_error", exc)
 
     def failed(
         self, sender: Any = None, task_id: Any = None, exception: Any = None, **_: Any

@@ -249,6 +249,24 @@ def test_a_run_that_died_with_its_worker_is_known_though_redis_was_away(
         assert assignment["state"] == "LOST"
 
 
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_run_whose_result_cannot_be_stored_has_ended(
+    make_stage: Callable[..., Stage], producers: list[Celery], mongo: Any, pool: str
+) -> None:
+    stage = make_stage()
+    stage.backend = None
+    app = producer(stage, producers)
+    with RedisServer() as results:
+        stage.backend = results.url
+        stage.worker(pool=pool, concurrency=1)
+        results.kill()
+        failed = app.send_task("tests.apps.basic.fail")
+        end = {"_id": failed.id, "state": "FAILURE", "cause": None}
+        wait_until(lambda: mongo.tasks.count_documents(end) == 1, 60)
+        (run,) = mongo.assignments.find()
+        assert (run["state"], run["cause"]) == ("FAILURE", None)
+
+
 def test_a_password_is_never_logged(
     make_stage: Callable[..., Stage], producers: list[Celery]
 ) -> None:
