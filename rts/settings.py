@@ -20,7 +20,7 @@ from rts.deadlines import HOPELESS_SLOTS, HORIZON_S, LATE_SHARE
 from rts.errors import ConfigurationError
 from rts.keys import Keys
 from rts.tasktypes import DEFAULT_TASK_TYPES, TaskType
-from rts.urls import REDIS_SCHEMES, redis_url
+from rts.urls import REDIS_SCHEMES, redis_url, with_tls
 from rts.validation import CHECKS, multiplier
 from rts.webhooks import Webhook
 
@@ -211,12 +211,19 @@ def _given(conf: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
+#: Celery's settings that may name a Redis, and those of TLS beside them.
+_URLS = {
+    **dict.fromkeys(("broker_url", "broker_write_url", "broker_read_url"), "broker_use_ssl"),
+    "result_backend": "redis_backend_use_ssl",
+}
+
+
 def _redis_of(conf: Mapping[str, Any], environ: Mapping[str, str]) -> str:
     """Return the app's own Redis: its broker or result backend, else localhost.
 
     As Celery does, by the environment first: ``celery -b URL`` sets it too.
     """
-    for key in ("broker_url", "broker_write_url", "broker_read_url", "result_backend"):
+    for key, tls in _URLS.items():
         variable = f"CELERY_{key.upper()}"
         given = environ.get(variable)
         url = given or conf.get(key)
@@ -225,7 +232,8 @@ def _redis_of(conf: Mapping[str, Any], environ: Mapping[str, str]) -> str:
         if isinstance(url, str):
             url = url.split(";")[0]
             if url.partition(":")[0] in REDIS_SCHEMES:
-                return redis_url(variable if given else key, url)
+                url = redis_url(variable if given else key, url)
+                return with_tls(url, conf.get(tls))
     return DEFAULT_REDIS_URL
 
 

@@ -1,14 +1,17 @@
 """Addresses of servers: what is accepted at install, and how they are shown.
 
 MongoDB's are read here as pymongo reads them, since no process of the host app shall
-import pymongo. What it accepts without a warning is never refused; whether options go
-together, and the files that some name, are seen by the companion process.
+import pymongo. What it accepts without a warning is never refused, but for ``w=0``; whether
+options go together, and the files that some name, are seen by the companion process.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from urllib.parse import unquote_plus, urlsplit
+import ssl
+from collections.abc import Mapping
+from urllib.parse import quote, unquote_plus, urlsplit
 
 from rts.errors import ConfigurationError
 from rts.mongo_options import refused_option
@@ -38,6 +41,35 @@ def plain_redis_url(url: str) -> str:
         for value in ("NONE", "OPTIONAL", "REQUIRED"):
             url = url.replace(f"=CERT_{value}", f"={value.lower()}")
     return url
+
+
+def with_tls(url: str, options: object) -> str:
+    """Return *url*, of Redis, with what ``broker_use_ssl`` or ``redis_backend_use_ssl`` holds,
+    as Celery takes it: a dict alone has a meaning, and goes before the URL's own options.
+
+    >>> with_tls("redis://host:6379/0?ssl_cert_reqs=none", {"ssl_ca_certs": "/etc/ca.crt"})
+    'rediss://host:6379/0?ssl_cert_reqs=none&ssl_ca_certs=/etc/ca.crt'
+    >>> with_tls("rediss://host?ssl_cert_reqs=none", {"ssl_cert_reqs": ssl.CERT_REQUIRED})
+    'rediss://host?ssl_cert_reqs=required'
+    """
+    scheme, _, rest = url.partition("://")
+    if not isinstance(options, Mapping) or not options or scheme not in ("redis", "rediss"):
+        return url
+    place, _, query = rest.partition("?")
+    kept = [each for each in query.split("&") if each and each.partition("=")[0] not in options]
+    for name, value in options.items():
+        if name == "ssl_cert_reqs":
+            value = _verification(value)
+        if isinstance(value, str | int | float | os.PathLike):
+            kept.append(f"{name}={quote(str(value), safe='/')}")
+    return f"rediss://{place}?{'&'.join(kept)}"
+
+
+def _verification(value: object) -> object:
+    """Return how a certificate is verified as redis-py reads it in a URL."""
+    if isinstance(value, int) and value in list(ssl.VerifyMode):
+        value = ssl.VerifyMode(value).name
+    return value.removeprefix("CERT_").lower() if isinstance(value, str) else value
 
 
 def redis_url(key: str, value: object) -> str:

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ from celery.exceptions import TaskRevokedError
 from kombu import Exchange, Queue
 from kombu.common import Broadcast
 
+from rts.link.link import Link
+from rts.link.scripts import pack
+from rts.settings import Settings
 from rts.testing import RedisServer, wait_until
 from rts.testing.binaries import redis_binary
 from rts.testing.processes import OwnedProcess
@@ -506,3 +510,22 @@ def test_without_emulated_acknowledgements_a_worker_keeps_the_order(
     assert not redis_client.exists("unacked", app.conf.task_default_queue + EDF)
     stage.stop()
     assert "Traceback" not in worker.log
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss"])
+@pytest.mark.parametrize(
+    ("of", "beside"),
+    [("broker_url", "broker_use_ssl"), ("result_backend", "redis_backend_use_ssl")],
+)
+def test_rts_goes_the_brokers_way_with_its_certificates(
+    tmp_path: Path, scheme: str, of: str, beside: str
+) -> None:
+    with behind_tls(tmp_path) as (url, _):
+        place, _, checks = url.partition("://")[2].partition("?")
+        tls = {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_ca_certs": checks.rpartition("=")[2]}
+        app = Celery("app")
+        app.conf.update({of: f"{scheme}://{place}", beside: tls})
+        link = Link(replace(Settings.from_conf(app.conf), connect_timeout=5.0, timeout=5.0))
+        assert link.call(pack("PING")) == [b"PONG"]
+        link.close()
+        app.close()

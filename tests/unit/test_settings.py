@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import ssl
 import subprocess
 import sys
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -154,6 +156,17 @@ def test_the_environment_overrides_the_multiplier() -> None:
             "rediss://a?ssl_cert_reqs=none",
         ),
         ({"broker_url": "redis://a", "rts_redis_url": "redis://own"}, "redis://own"),
+        (
+            {"broker_url": "rediss://a/1", "broker_use_ssl": {"ssl_cert_reqs": ssl.CERT_NONE}},
+            "rediss://a/1?ssl_cert_reqs=none",
+        ),
+        (
+            {"broker_url": "redis://a", "broker_use_ssl": {"ssl_ca_certs": Path("/a b/ca")}},
+            "rediss://a?ssl_ca_certs=/a%20b/ca",
+        ),
+        # Celery makes nothing of either.
+        ({"broker_url": "redis://a", "broker_use_ssl": True}, "redis://a"),
+        ({"broker_url": "redis://a", "redis_backend_use_ssl": {"a": "b"}}, "redis://a"),
     ],
 )
 def test_redis_is_the_apps_own_unless_set(conf: dict[str, Any], url: str) -> None:
