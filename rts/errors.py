@@ -53,7 +53,8 @@ class CommandError(RtsError):
 def short(exc: BaseException) -> str:
     """Return an error in one short line. A driver's text never holds a password."""
     text = " ".join(str(exc).split())
-    for rest in (" (configured timeouts", ", Timeout:"):  # pymongo goes on at length
+    # pymongo goes on at length
+    for rest in (" (configured timeouts", ", Timeout:", ", lsid:", ", full error:"):
         text = text.partition(rest)[0]
     text = text.rstrip(".")
     return f"{type(exc).__name__}: {text[:100]}{'…' if len(text) > 100 else ''}"

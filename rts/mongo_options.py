@@ -2,8 +2,8 @@
 
 pymongo leaves a value out that makes no sense to it, with a warning that few see: with
 ``tls=True`` it would talk in the clear, since only ``true`` is true. No process of the host
-app imports it; what stands here agrees with it, and no option that it may have besides is
-refused.
+app imports it; what stands here agrees with it, but for ``w=0``, and no option that it may
+have besides is refused.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _or(word: str, fits: Callable[[str], bool]) -> Callable[[str], bool]:
 
 def _acknowledgements(value: str) -> bool:
     try:
-        return int(value) >= 0
+        return int(value) >= 1  # a write that nobody acknowledges may be lost unseen
     except ValueError:
         return True  # majority, or what the replica set calls it
 
@@ -90,7 +90,7 @@ KINDS: dict[str, Kind] = {
         "a whole number of seconds, at least 1, or -1", _or("-1", _whole(1))
     ),
     "readpreference": Kind(", ".join(_MODES), _MODES.__contains__),
-    "w": Kind("a whole number, at least 0, majority, or a name", _acknowledgements),
+    "w": Kind("a whole number, at least 1, majority, or a name", _acknowledgements),
     "zlibcompressionlevel": Kind("a whole number from -1 to 9", _whole(-1, 9)),
 }
 

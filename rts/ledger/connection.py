@@ -24,7 +24,7 @@ from pymongo.errors import (
     WTimeoutError,
 )
 
-from rts.errors import StoreUnavailable
+from rts.errors import StoreUnavailable, short
 from rts.urls import refused
 
 #: The database where the URL names none.
@@ -129,8 +129,8 @@ def unavailable() -> Iterator[None]:
     try:
         yield
     except _NO_ANSWER as exc:
-        raise StoreUnavailable(f"MongoDB does not answer ({type(exc).__name__})") from exc
+        raise StoreUnavailable(f"MongoDB does not answer ({short(exc)})") from exc
     except OperationFailure as exc:
         if isinstance(exc, BulkWriteError) or exc.code not in AWAY:
             raise
-        raise StoreUnavailable(f"MongoDB refuses (code {exc.code})") from exc
+        raise StoreUnavailable(f"MongoDB refuses ({short(exc)}, code {exc.code})") from exc

@@ -23,7 +23,7 @@ from bson.codec_options import CodecOptions
 from bson.datetime_ms import DatetimeMS
 from pymongo import MongoClient, ReplaceOne
 from pymongo.collection import Collection
-from pymongo.errors import BulkWriteError
+from pymongo.errors import BulkWriteError, OperationFailure
 
 from rts.errors import StoreUnavailable
 from rts.keys import ASSIGNMENTS, REFUSED, TASKS, TAU_SNAPSHOT
@@ -220,11 +220,16 @@ class MongoLedger:
         Raises:
             StoreUnavailable: the server is away.
         """
+        found = {}
         with unavailable():
-            return {
-                d["_id"]: TauEntry(float(d["tau"]), int(d["count"]), float(d["deviation"]))
-                for d in self.database[TAU_SNAPSHOT].find()
-            }
+            for d in self.database[TAU_SNAPSHOT].find():
+                try:
+                    entry = TauEntry(float(d["tau"]), int(d["count"]), float(d["deviation"]))
+                except (TypeError, ValueError, KeyError, OverflowError):
+                    continue  # by other hands: the others are not lost for it
+                if isinstance(d["_id"], str):
+                    found[d["_id"]] = entry
+        return found
 
     def prepare(self) -> None:
         """Make the indexes and the capped collection, once per object.
@@ -232,13 +237,23 @@ class MongoLedger:
         Building an index does not block readers or writers (MongoDB ≥ 4.2).
 
         Raises:
-            StoreUnavailable: the server is away.
+            StoreUnavailable: the server is away, or what somebody else has made there is in
+                the way.
         """
         with self._lock:
             if self._prepared:
                 return
             with unavailable():
-                prepare(self.database, self._ttl_s)
+                try:
+                    prepare(self.database, self._ttl_s)
+                except OperationFailure as exc:
+                    if exc.code in AWAY:
+                        raise
+                    # No record is at fault.
+                    raise StoreUnavailable(
+                        "collections and indexes cannot be made in the database "
+                        f"{self.database.name}: {str(exc).partition(', full error')[0][:500]}"
+                    ) from exc
             self._prepared = True
 
     def close(self) -> None:
@@ -368,6 +383,9 @@ def _raise_unless_duplicates(exc: BulkWriteError) -> None:
         raise StoreUnavailable("MongoDB did not take the records") from exc
     if any(code != _DUPLICATE_KEY for code in codes):
         raise exc
+    for error in exc.details.get("writeErrors", ()):
+        if set(error.get("keyPattern", {"_id": 1})) != {"_id"}:
+            raise exc  # a unique index that somebody has made
 
 
 def _replace(

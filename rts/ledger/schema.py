@@ -61,9 +61,12 @@ def _expiring(collection: Collection[Document], field: str, ttl_s: float) -> Non
         if exc.code not in _INDEX_OPTIONS_CONFLICT:
             raise
         if options:
+            # By its keys: somebody may have made it under another name.
             collection.database.command(
-                "collMod", collection.name, index={"name": name, **options}
+                "collMod", collection.name, index={"keyPattern": {field: ASCENDING}, **options}
             )
         else:  # collMod can change a time to live, but not take it away
-            collection.drop_index(name)
+            collection.database.command(
+                "dropIndexes", collection.name, index={field: ASCENDING}
+            )
             collection.create_index([(field, ASCENDING)], name=name)

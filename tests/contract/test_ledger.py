@@ -802,6 +802,62 @@ def test_a_document_error_surfaces(on_mongo: OnMongo) -> None:
     assert [t["_id"] for t in on_mongo.documents()[0]] == ["g"]
 
 
+@pytest.mark.parametrize("name", ["arrival_1", "mine"])
+def test_a_time_to_live_of_strangers_is_made_ours(rts_mongo_url: str, name: str) -> None:
+    for ttl_s in (100.0, 0.0):
+        ledger = MongoLedger(Settings(mongo_url=rts_mongo_url, ledger_ttl=ttl_s))
+        tasks = ledger.database["tasks"]
+        if ttl_s:
+            tasks.create_index("arrival", name=name, expireAfterSeconds=60)
+        ledger.prepare()
+        (index,) = (
+            i for i in tasks.index_information().values() if i["key"] == [("arrival", 1)]
+        )
+        assert index.get("expireAfterSeconds", 0) == ttl_s
+        ledger.close()
+
+
+IN_THE_WAY: dict[str, Callable[[Any], object]] = {
+    "An existing index has the same name": lambda database: database[
+        "assignments"
+    ].create_index("x", name="misses"),
+    "tasks is a view": lambda database: database.command(
+        "create", "tasks", viewOn="x", pipeline=[]
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", IN_THE_WAY)
+def test_what_is_in_the_way_of_the_ledger_is_told_and_no_record_refused(
+    on_mongo: OnMongo, reason: str
+) -> None:
+    ledger = on_mongo.ledger
+    IN_THE_WAY[reason](ledger.database)
+    for work in (lambda: ledger.write([entry(execution())]), lambda: ledger.refuse(b"x")):
+        with pytest.raises(StoreUnavailable, match=reason) as caught:
+            work()
+        assert ledger.database.name in str(caught.value)
+
+
+def test_a_unique_index_of_strangers_is_told(on_mongo: OnMongo) -> None:
+    ledger = on_mongo.ledger
+    ledger.write([entry(execution())])
+    ledger.database["tasks"].create_index("name", unique=True)
+    with pytest.raises(OperationFailure, match="name_1"):
+        ledger.write([entry(execution(task_id="other"))])
+
+
+def test_a_bad_entry_of_the_snapshot_costs_no_other(on_mongo: OnMongo) -> None:
+    ledger = on_mongo.ledger
+    good = {"mixed": TauEntry(3.0, 2, 1.0)}
+    ledger.save_taus(good)
+    row = {"tau": 1.0, "count": 1, "deviation": 1.0}
+    bad = [{"tau": "x"}, {"count": None}, {"deviation": {}}, {"count": float("inf")}]
+    ledger.database["tau"].insert_many([{**row, **each} for each in bad])
+    ledger.database["tau"].insert_many([{"_id": "half", "tau": 1.0}, {**row, "_id": 5}])
+    assert ledger.load_taus() == good
+
+
 @pytest.mark.parametrize("code", [14031, 10107, 11600, 13])
 def test_errors_that_are_not_about_a_record(faulty: FaultyServer, code: int) -> None:
     """The server itself fails, by its own fail points: disk full, not primary, …"""
@@ -809,7 +865,7 @@ def test_errors_that_are_not_about_a_record(faulty: FaultyServer, code: int) -> 
     subject.ledger.write([entry(execution())])
     faulty.fails({"failCommands": ["insert", "update"], "errorCode": code})
     for run in (execution(task_id="u"), lost()):
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(StoreUnavailable, match=r"Failing command|did not"):
             subject.ledger.write([entry(run)])
     faulty.works()
     subject.ledger.close()
