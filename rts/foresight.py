@@ -30,8 +30,8 @@ def predict(task_id: str, *, queue: str | None = None, app: Any = None) -> Predi
     the only one with rts.
 
     Raises:
-        CommandError: the app does not have rts, the broker is not Redis, or no worker
-            takes from the queue.
+        CommandError: the app does not have rts or has it off, the broker is not Redis, or
+            no worker takes from the queue.
         StoreUnavailable: Redis is away.
     """
     app, parts = _installed(app)
@@ -55,8 +55,8 @@ def predict_new(
     itself publishes meanwhile is counted in.
 
     Raises:
-        CommandError: the app does not have rts, the broker is not Redis, or no worker
-            takes from the queue.
+        CommandError: the app does not have rts or has it off, the broker is not Redis, or
+            no worker takes from the queue.
         StoreUnavailable: Redis is away.
     """
     app, parts = _installed(app if app is not None else getattr(task, "app", None))
@@ -108,6 +108,11 @@ def _installed(app: Any) -> tuple[Any, Parts]:
             # that made it, and where somebody has set a default one.
             (app,) = installed
     parts = parts_of(app)
+    if parts is None and app in installed:
+        raise CommandError(
+            f"rts is off in the app {app.main!r}: rts_enabled is False, or the log names a "
+            "setting that is wrong"
+        )
     if parts is None:
         raise CommandError(
             f"the app {app.main!r} does not have rts: call rts.install(app), or name one that "

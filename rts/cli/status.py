@@ -30,15 +30,15 @@ DROPPED = ("outbox_dropped", "spool_dropped", "records_lost")
 def command(ctx: click.Context, clear: bool, as_json: bool) -> None:
     """Show the servers, the way of the records, the workers and what was counted.
 
-    The status is 1, with a line that says why, when the app has no rts, a server is not
-    reachable, records were dropped, the oldest record in the outbox waits for over a
-    minute, or messages wait in an order that the workers do not know.
+    The status is 1, with a line that says why, when the app has no rts or has it off, a
+    server is not reachable, records were dropped, the oldest record in the outbox waits for
+    over a minute, or messages wait in an order that the workers do not know.
     """
     settings = settings_of(ctx)
     with outages_not_logged():
         redis, ledger = look(settings)
         spool = spooled_records(settings) if redis.server.reachable else None
-    wrong = [*_not_installed(ctx.obj.app), *problems(redis, ledger)]
+    wrong = [*_without_rts(ctx.obj.app, settings), *problems(redis, ledger)]
     served = [queue for worker in redis.workers for queue in worker.queues or ()]
     for queue, count in left_in_order(ctx.obj.app, settings, served).items():
         wrong.append(
@@ -57,8 +57,10 @@ def command(ctx: click.Context, clear: bool, as_json: bool) -> None:
         ctx.exit(1)
 
 
-def _not_installed(app: Any) -> list[str]:
-    """Return that *app* has no rts, also after importing what a worker imports."""
+def _without_rts(app: Any, settings: Settings) -> list[str]:
+    """Return that *app* has rts off, or none, also after importing what a worker imports."""
+    if not settings.enabled:
+        return ["rts_enabled is False, so tasks of this app get no deadline and no verdict"]
     if app not in installed and app.main != NO_APP:
         try:
             app.loader.import_default_modules()

@@ -488,6 +488,20 @@ def test_status_with_everything_down(cli: Run, conf: dict[str, Any]) -> None:
     assert found["workers"] is None
 
 
+def test_rts_that_is_off_is_told_of(cli: Run, conf: dict[str, Any], rts_redis_url: str) -> None:
+    conf["rts_enabled"] = False
+    result = cli("status", "--json")
+    assert result.exit_code == 1
+    assert "Problem: rts_enabled is False" in result.stderr
+    assert json.loads(result.stdout)["ok"] is False
+    app = Celery("off", broker=rts_redis_url, set_as_current=False)
+    rts_of.install(app)
+    app.conf.update(conf)
+    with pytest.raises(rts_of.CommandError, match="rts is off in the app 'off': rts_enabled"):
+        rts_of.predict("a task", app=app)
+    rts_of.uninstall(app)
+
+
 def test_without_an_app_it_is_said_whose_settings_these_are(tmp_path: Path) -> None:
     (tmp_path / "celeryconfig.py").write_text(f"rts_redis_url = {NO_REDIS!r}\n")
     result = subprocess.run(
