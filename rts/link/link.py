@@ -103,8 +103,9 @@ class Link:
             # The parent's connections: its own to use and to close.
             self._idle = []
             self._lookup = self._new_lookup()
-            self._pid = os.getpid()
             self.breaker = Breaker(self._period_s)
+            # Last: another thread that comes meanwhile must not meet the parent's lock.
+            self._pid = os.getpid()
         if not self.breaker.allows():
             raise StoreUnavailable(f"Redis at {self._shown_url} failed a moment ago")
         data = b"".join(commands)

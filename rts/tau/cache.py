@@ -98,10 +98,12 @@ class TauCache:
     def refresh(self) -> None:
         """Read everything now, unless another thread is at it. Never raises."""
         if os.getpid() != self._pid:
-            self._pid = os.getpid()
             self._lock = threading.RLock()
+            # Last: another thread that comes meanwhile must not meet the parent's lock.
+            self._pid = os.getpid()
+        lock = self._lock  # which that thread may replace
         # Who comes second waits for the first answer only.
-        if not self._lock.acquire(blocking=self._stale_at < 0):
+        if not lock.acquire(blocking=self._stale_at < 0):
             return
         try:
             began = self._now()
@@ -112,7 +114,7 @@ class TauCache:
             rest_s = min(self._settings.breaker_period, (now - began) * self._rest_ratio)
             self._stale_at = now + max(FRESH_S, rest_s)
         finally:
-            self._lock.release()
+            lock.release()
 
     def _ask(self) -> None:
         keys = self._settings.keys

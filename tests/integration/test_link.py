@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import threading
 import time
@@ -15,6 +16,7 @@ from redis.exceptions import ResponseError
 
 from rts import health
 from rts.errors import ConfigurationError, StoreUnavailable
+from rts.link.breaker import Breaker
 from rts.link.link import Link
 from rts.link.scripts import pack
 from rts.settings import Settings
@@ -142,6 +144,45 @@ def test_a_child_does_not_use_the_parents_connection(link: Link) -> None:
     with os.fdopen(reading) as pipe:
         assert int(pipe.read()) != mine
     assert client_id(link) == mine
+
+
+# Python 3.12 warns of it; web servers do it all the same.
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_no_thread_of_a_child_waits_for_one_of_its_parent(
+    link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, over = threading.Event(), threading.Event()
+    link.breaker.failed()
+
+    def hold() -> None:
+        with link.breaker._lock:
+            held.set()
+            over.wait(60)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(30)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        # The first thread of the child gets the number of the parent's, as if it had the lock.
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+        answers: list[Any] = []
+
+        def while_another_thread_calls(period_s: float) -> Breaker:
+            monkeypatch.undo()
+            other = threading.Thread(target=lambda: answers.append(answer(link)), daemon=True)
+            other.start()
+            other.join(20)
+            return Breaker(period_s)
+
+        monkeypatch.setattr("rts.link.link.Breaker", while_another_thread_calls)
+        answers.append(answer(link))
+        os._exit(0 if answers == [[b"PONG"]] * 2 else 1)
+    _, status = os.waitpid(child, 0)
+    over.set()
+    holder.join(30)
+    assert os.waitstatus_to_exitcode(status) == 0
 
 
 @pytest.mark.parametrize(

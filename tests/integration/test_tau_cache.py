@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -106,6 +110,45 @@ def test_without_a_server_the_last_taus_hold(
         server.start()
     clock.at += FRESH_S
     assert cache.tau("mixed", NAME) == 10.0  # the server came back empty
+
+
+# Python 3.12 warns of it; web servers do it all the same.
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_no_thread_of_a_child_waits_for_one_of_its_parent(
+    cache: TauCache, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    RedisTauStore(Link(settings), settings).set("mixed", 3.0)
+    held, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with cache._lock:
+            held.set()
+            over.wait(60)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(30)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        # The first thread of the child gets the number of the parent's, as if it had the lock.
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+        taus: list[float] = []
+
+        def while_another_thread_asks() -> Any:
+            monkeypatch.undo()
+            other = threading.Thread(target=lambda: taus.append(cache.tau("mixed", NAME)))
+            other.start()
+            other.join(20)
+            return threading.RLock()
+
+        monkeypatch.setattr(threading, "RLock", while_another_thread_asks)
+        taus.append(cache.tau("mixed", NAME))
+        os._exit(0 if taus == [3.0, 3.0] else 1)
+    _, status = os.waitpid(child, 0)
+    over.set()
+    holder.join(30)
+    assert os.waitstatus_to_exitcode(status) == 0
 
 
 class SlowLink(CountingLink):
