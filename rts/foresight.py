@@ -6,6 +6,7 @@ package, also by the companion process.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -123,6 +124,15 @@ def _installed(app: Any) -> tuple[Any, Parts]:
 
 #: Re-entrant: a signal handler that publishes may interrupt the building.
 _lock = threading.RLock()
+
+
+def _after_fork() -> None:
+    """Have a lock of its own in a child: a thread of the parent may have been building."""
+    global _lock
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def route(

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from rts import forks
 from rts.errors import CommandError, StoreUnavailable
 from rts.predictions.outlook import Outlook, Pressure
 from rts.records import Plan
@@ -59,6 +60,7 @@ class Risks:
         self._read_at = -1e9
         self._retry_at = -1e9
         self._lock = threading.Lock()
+        self._pid = forks.pid
 
     def choose(self, plan: Plan, candidates: Sequence[str], at: float) -> str | None:
         """Return the queue of least risk; ``None`` where nothing fresh is known of any, or
@@ -84,7 +86,12 @@ class Risks:
         missing = not set(candidates) <= set(self._asked)
         if (now - self._read_at < FRESH_S and not missing) or now < self._retry_at:
             return
-        if not self._lock.acquire(blocking=False):
+        if self._pid != forks.pid:
+            # In a child, of whose parent a thread may have been at it.
+            self._lock = threading.Lock()
+            self._pid = forks.pid
+        lock = self._lock
+        if not lock.acquire(blocking=False):
             return  # another thread is at it
         try:
             self._asked = tuple(dict.fromkeys((*self._asked, *candidates)))
@@ -94,4 +101,4 @@ class Risks:
         except (StoreUnavailable, CommandError):
             self._retry_at = self._now() + self._period_s
         finally:
-            self._lock.release()
+            lock.release()
