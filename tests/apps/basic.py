@@ -178,6 +178,13 @@ def nested() -> str:
 
 
 @app.task
+def eager() -> tuple[str, Any]:
+    """Run :func:`plan` within itself; return its id and what it returned."""
+    result = plan.apply()
+    return str(result.id), result.result
+
+
+@app.task
 def loaded_modules(prefix: str) -> list[str]:
     """Return the modules that the process which runs it has loaded."""
     return [name for name in sys.modules if name.split(".")[0] == prefix]

@@ -186,6 +186,17 @@ def test_revoked_during_the_run(scene: Scene) -> None:
     wait_until(lambda: result.id in str(inspect.active()))
     result.revoke(terminate=True)
     scene.verdict(result.id, state="REVOKED", cause="terminated", sla_success=False)
+    (run,) = scene.runs(result.id)
+    assert (run["state"], run["cause"]) == ("REVOKED", "terminated")
+
+
+def test_what_a_task_runs_eagerly_is_part_of_its_own_run(scene: Scene) -> None:
+    result = scene.basic.eager.delay()
+    eager_id, current = result.get(timeout=30)
+    assert current is None
+    scene.verdict(result.id, state="SUCCESS")
+    assert scene.ledger.tasks.find_one({"_id": eager_id}) is None
+    assert scene.ledger.assignments.find_one({"task_id": eager_id}) is None
 
 
 def test_a_name_that_no_worker_knows(scene: Scene) -> None:

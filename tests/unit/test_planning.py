@@ -134,6 +134,8 @@ def test_a_type_may_be_a_member_of_an_enum(how: str) -> None:
 def test_resources_of_header_and_task_add_up() -> None:
     headers = published(planner({"req_gpu": 4}), req_cpu=8)
     assert headers["task_type"] == "gpu-training"
+    headers = published(planner({"req_gpu": 4}), req_gpu=0, req_cpu=8)
+    assert headers["task_type"] == "cpu-heavy", "the same one: the header's"
 
 
 def test_an_unknown_type_is_inferred_over_and_counted(caplog: pytest.LogCaptureFixture) -> None:
@@ -199,14 +201,18 @@ def test_a_replacement_and_a_child_are_new_work() -> None:
     parent = {**published(p, task_type="cpu-light"), "rts_arrival": NOW - 50}
     replacement = published(p, name="other.task", current=parent)
     assert replacement["rts_arrival"] == NOW
-    child = published(p, current=parent, **{**parent, "id": "2"})
+    handed_on = {**parent, "id": "2", "rts_arrival_source": "received"}
+    child = published(p, current=parent, **handed_on)
     assert child["rts_arrival"] == NOW
+    assert "rts_arrival_source" not in child
 
 
 def test_headers_moved_into_an_inner_dict_are_found() -> None:
     headers = published(planner(), headers={"task_type": "cpu-heavy", "sla_multiplier": 1.5})
     assert (headers["task_type"], headers["rts_k"]) == ("cpu-heavy", 1.5)
     assert headers["headers"] == {"task_type": "cpu-heavy", "sla_multiplier": 1.5}
+    headers = published(planner(), task_type="mixed", headers={"task_type": "cpu-heavy"})
+    assert headers["task_type"] == "mixed"
 
 
 HOSTILE = st.one_of(

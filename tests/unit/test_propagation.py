@@ -88,6 +88,8 @@ def test_groups_and_chords_in_a_chain_count_by_their_longest() -> None:
     plan = p.plan_message("a", headers, None, None, ((), {}, {"chain": [follow]}))
     assert plan.deadline - NOW == pytest.approx(2 * (5 + 11 + 5))
     assert headers["rts_next"] == "chord"
+    p.plan_message("a", headers, None, None, ((), {}, {"chain": []}))
+    assert "rts_next" not in headers, "of another message"
 
 
 def test_children_are_bounded_by_their_parent_only_where_it_is_asked_for() -> None:
@@ -130,6 +132,15 @@ _JSON = st.recursive(
 def test_any_body_is_borne(body: Any) -> None:
     plan = planner(propagate_deadline=True).plan_message("a", {"id": "1"}, None, None, body)
     assert plan.deadline >= NOW
+
+
+def test_canvas_that_is_nested_too_deeply_has_no_time() -> None:
+    nested = dict(signature("b"))
+    for _ in range(5000):
+        nested = {"task": "celery.chain", "kwargs": {"tasks": [nested]}}
+    p = planner(propagate_deadline=True, taus={"a": 5.0, "b": 7.0})
+    plan = p.plan_message("a", {"id": "1"}, None, None, ((), {}, {"chain": [nested]}))
+    assert plan.deadline == NOW + 10
 
 
 @given(

@@ -41,15 +41,15 @@ class Sink:
 
 
 class Load:
-    """Gives samples that are a quarter of a second old, and counts the looks."""
+    """Gives samples of an age, in seconds, and counts the looks."""
 
     def __init__(self) -> None:
-        self.looks = 0
+        self.looks, self.age_s = 0, 0.25
 
     def read(self, now: float | None = None) -> LoadSample:
         assert now is not None
         self.looks += 1
-        return LoadSample.of(0.5, 0.25, sampled_at=now - 0.25)
+        return LoadSample.of(0.5, 0.25, sampled_at=now - self.age_s)
 
 
 class Monotonic:
@@ -186,3 +186,12 @@ def test_short_runs_share_a_look_and_longer_ones_have_their_own(place: Place) ->
     place.monotonic.now += 1.0
     place.run(REQUEST, 0)
     assert place.load.looks == 4
+
+
+def test_a_look_is_not_shared_past_the_age_that_a_sample_may_have(place: Place) -> None:
+    place.load.age_s = 0.48
+    for looks in (1, 2):
+        load = place.run(REQUEST, 0).load_at_start
+        assert load is not None
+        assert (load["age_s"], place.load.looks) == (0.48, looks)
+        place.monotonic.now += 0.03
