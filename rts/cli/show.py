@@ -12,7 +12,7 @@ from rts.cli.shared import as_json, ledger_of, print_json, settings_of
 from rts.cli.table import NONE, Column, printable, render, seconds, terminal_width
 from rts.errors import CommandError
 from rts.keys import ASSIGNMENTS, TASKS
-from rts.ledger.documents import text
+from rts.ledger.storable import text
 from rts.views.plain import iso
 
 #: Fields that are durations.

@@ -6,7 +6,7 @@ import json
 import math
 from json.encoder import encode_basestring_ascii as quoted
 
-from rts.ledger.documents import text
+from rts.ledger.storable import text
 from rts.link.scripts import bulks
 from rts.records import OpenTask
 

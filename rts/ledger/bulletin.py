@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rts.keys import running_field
-from rts.ledger.documents import number
 from rts.ledger.notes import NoteBoard
+from rts.ledger.storable import number
 from rts.link.link import Link
 from rts.link.scripts import pack
 from rts.records import Execution

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from rts import health
 from rts.errors import StoreUnavailable
-from rts.ledger.documents import text
+from rts.ledger.storable import text
 from rts.ports import Batch, Ledger, Outbox
 from rts.records import OutboxEntry, is_given
 

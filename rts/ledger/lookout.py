@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Protocol
 
-from rts.ledger.documents import text
 from rts.ledger.events import MAX_EVENTS, Event
 from rts.ledger.events import OVERDUE as KIND
+from rts.ledger.storable import text
 from rts.link.lease import Lease
 from rts.link.link import Link, as_instant
 from rts.link.scripts import JUDGE, pack

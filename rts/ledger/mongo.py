@@ -28,10 +28,11 @@ from pymongo.errors import BulkWriteError, OperationFailure
 from rts.errors import StoreUnavailable
 from rts.keys import ASSIGNMENTS, REFUSED, TASKS, TAU_SNAPSHOT
 from rts.ledger.connection import AWAY, connect, database_of, unavailable
-from rts.ledger.documents import Document, documents, milliseconds, text
+from rts.ledger.documents import Document, documents, milliseconds
 from rts.ledger.merging import ends_again, merge_assignments, merge_tasks, settle, triple
 from rts.ledger.rollups import LATE_S, forget
 from rts.ledger.schema import prepare
+from rts.ledger.storable import text
 from rts.ports import TauEntry
 from rts.records import GIVEN, LOST, OVERDUE_AFTER_S, PENDING, STARTED, OutboxEntry
 from rts.settings import Settings

@@ -13,7 +13,7 @@ from pymongo.database import Database
 
 from rts.keys import ASSIGNMENTS, TASKS
 from rts.ledger.connection import answered
-from rts.ledger.documents import text
+from rts.ledger.storable import text
 from rts.views.direct import THREADS
 from rts.views.stretches import Window, parts
 

@@ -17,9 +17,10 @@ from pymongo.errors import InvalidURI, OperationFailure
 
 from rts.errors import StoreUnavailable
 from rts.ledger.connection import connect
-from rts.ledger.documents import MAX_TEXT, Document
+from rts.ledger.documents import Document
 from rts.ledger.memory import MemoryLedger
 from rts.ledger.mongo import MongoLedger
+from rts.ledger.storable import MAX_TEXT
 from rts.ports import TauEntry
 from rts.records import Execution, Learned, OutboxEntry
 from rts.settings import Settings
@@ -516,6 +517,7 @@ HOSTILE: list[dict[str, Any]] = [
     {"load_at_start": [1, 2], "runtime_s": 10**400, "arrival": 10**400},
     {"load_at_start": {"load": object()}},
     {"task_id": 7, "run_id": None, "parent_id": b"\xff", "type_source": 1.5},
+    *({name: object()} for name in Execution._fields),
 ]
 
 

@@ -1,0 +1,201 @@
+"""What a document can hold: each field of a record of its type, bounded, and found in BSON.
+
+Pure functions. A record may hold a stranger's task id or queue. The usual record goes
+through a check that costs little (:func:`is_storable`), and only one that fails it is
+cleaned field by field.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rts.records import Execution, Learned
+
+#: Characters of a string that are stored. Longer ones are no name of anything.
+MAX_TEXT = 1024
+#: Keys of ``load_at_start`` and items of a list in it; a host has fewer GPUs.
+MAX_ITEMS = 64
+#: Nesting of ``load_at_start``: a mapping with a list of mappings.
+MAX_DEPTH = 3
+
+#: A reading of a host without a GPU has no other keys, and needs no cleaning.
+_LOAD_KEYS = frozenset({"load", "cpu", "memory", "gpu", "age_s"})
+
+#: What a datetime can hold, in epoch seconds, whole milliseconds.
+LEAST_INSTANT, GREATEST_INSTANT = -62135596800.0, 253402300799.999
+_INT64 = 2**63
+
+
+def is_storable(e: Execution, learned: Learned | None) -> bool:
+    """Return whether a record can be stored as it is: the usual case, checked quickly.
+
+    All strings are joined first, which also refuses what is no string. A sum is
+    finite only where every number in it is.
+
+    Raises:
+        TypeError, AttributeError, OverflowError: a field is not of its type.
+    """
+    joined = "".join(
+        (
+            e.run_id, e.task_id, e.name, e.task_type, e.type_source, e.arrival_source,
+            e.queue or "", e.parent_id or "", e.root_id or "", e.worker, e.instance,
+            e.state, e.cause or "",
+        )
+    )  # fmt: skip
+    if len(joined) > MAX_TEXT or not joined.isascii():
+        return False
+    total = (
+        e.tau + e.k + e.arrival + e.deadline + (e.started_at or 0.0)
+        + (e.completed_at or 0.0) + (e.runtime_s or 0.0) + (e.cpu_s or 0.0)
+        + (e.max_rss_bytes or 0) + (e.pid or 0) + e.retries
+    )  # fmt: skip
+    if learned is not None:
+        total += (
+            learned.tau_before + learned.tau_after
+            + (learned.name_tau_before or 0.0) + (learned.name_tau_after or 0.0)
+        )  # fmt: skip
+    load = e.load_at_start
+    if load is not None:
+        if not _LOAD_KEYS.issuperset(load):
+            return False
+        for value in load.values():
+            if type(value) is not float and value is not None:
+                return False
+    # Below 1e18 no part is beyond 64 bit, unless another cancels it out: all are
+    # positive in a record of ours, and what is not is caught when it is encoded.
+    return -1e18 < total < 1e18
+
+
+def text(value: object, limit: int = MAX_TEXT) -> str:
+    """Return *value* as a string that BSON can hold, at most *limit* characters.
+
+    One that is too long ends in a hash of the whole, so that two different ids
+    stay different.
+    """
+    string = value if isinstance(value, str) else repr(value)
+    if not string.isascii():
+        string = string.encode("utf-8", "replace").decode("utf-8")
+    if len(string) <= limit:
+        return string
+    digest = hashlib.sha256(string.encode("utf-8")).hexdigest()[:32]
+    return f"{string[: limit - 33]}~{digest}"
+
+
+def number(value: object) -> float | None:
+    """Return *value* as a finite float, ``None`` where it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        result = float(value)
+    except OverflowError:
+        return None
+    return result if math.isfinite(result) else None
+
+
+def integer(value: object) -> int | None:
+    """Return *value* where it is a whole number of at most 64 bit, else ``None``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        return None
+    return value if -_INT64 <= value < _INT64 else None
+
+
+def cleaned(execution: Execution) -> Execution:
+    """Return the record with every field of its type, storable and bounded."""
+    changes: dict[str, Any] = {}
+    for name, kind in _KINDS.items():
+        value = getattr(execution, name)
+        if kind is text:
+            changes[name] = text(value)
+        elif kind is bool:
+            changes[name] = bool(value)
+        elif value is not None:
+            changes[name] = kind(value)
+    for name in ("arrival", "deadline", "tau", "k"):
+        value = changes.get(name)
+        changes[name] = math.nan if value is None else value
+    # An instant may be infinite and still tell before from after.
+    for name in ("arrival", "deadline", "completed_at", "started_at"):
+        if getattr(execution, name) in (math.inf, -math.inf):
+            changes[name] = math.copysign(GREATEST_INSTANT, getattr(execution, name))
+    changes["retries"] = changes.get("retries") or 0
+    return execution._replace(**changes)
+
+
+def cleaned_learned(learned: Learned | None) -> Learned | None:
+    """Return what was learned with numbers only; ``None`` where the type's are none."""
+    if learned is None:
+        return None
+    before, after = number(learned.tau_before), number(learned.tau_after)
+    if before is None or after is None:
+        return None
+    return Learned(
+        before, after, number(learned.name_tau_before), number(learned.name_tau_after)
+    )
+
+
+def _optional_text(value: object) -> str | None:
+    return None if value is None else text(value)
+
+
+def _load(value: object, depth: int = MAX_DEPTH) -> Any:
+    """Return a load reading with what cannot be stored left out."""
+    if isinstance(value, Mapping):
+        if depth == 0:
+            return None
+        items = list(value.items())[:MAX_ITEMS]
+        return {_key(key): _load(item, depth - 1) for key, item in items}
+    if isinstance(value, list | tuple):
+        return [_load(item, depth - 1) for item in value[:MAX_ITEMS]] if depth else None
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, int):
+        return integer(value)
+    if isinstance(value, float):
+        return number(value)
+    return text(value)
+
+
+def _mapping(value: object) -> Any:
+    return _load(value) if isinstance(value, Mapping) else None
+
+
+def _key(key: object) -> str:
+    """Return *key* as the name of a field: no dot, no dollar, no null byte."""
+    name = text(key, 64)
+    for bad in ".$\0":
+        name = name.replace(bad, "_")
+    return name or "_"
+
+
+#: How each field is cleaned.
+_KINDS: dict[str, Any] = {
+    "run_id": text,
+    "task_id": text,
+    "name": text,
+    "task_type": text,
+    "type_source": text,
+    "tau": number,
+    "k": number,
+    "arrival": number,
+    "deadline": number,
+    "arrival_source": text,
+    "queue": _optional_text,
+    "retries": integer,
+    "parent_id": _optional_text,
+    "root_id": _optional_text,
+    "worker": text,
+    "instance": text,
+    "pid": integer,
+    "started_at": number,
+    "load_at_start": _mapping,
+    "completed_at": number,
+    "runtime_s": number,
+    "cpu_s": number,
+    "max_rss_bytes": integer,
+    "state": text,
+    "cause": _optional_text,
+    "ran": bool,
+}
