@@ -73,8 +73,8 @@ def work_weight(order: str) -> float:
 def late_every(share: float) -> int:
     """Return how many claims there are to each that serves the demoted; 0: none does.
 
-    >>> late_every(0.05), late_every(0.0)
-    (20, 0)
+    >>> late_every(0.05), late_every(0.15), late_every(0.0)
+    (20, 7, 0)
     """
     return round(1 / share) if share > 0 else 0
 

@@ -146,7 +146,8 @@ def _read(values: Mapping[str, Any]) -> dict[str, Promise]:
     for line in text.split("\n")[:MOST]:
         arrival, _, rest = line.partition(" ")
         deadline, _, task_id = rest.partition(" ")
-        promise = (finite(arrival), finite(deadline))
-        if task_id and all(at is not None and 0 < at <= MAX_INSTANT for at in promise):
-            owed.setdefault(task_id, Promise(*promise))  # type: ignore[arg-type]
+        given = [finite(arrival), finite(deadline)]
+        promise = [at for at in given if at is not None and 0 < at <= MAX_INSTANT]
+        if task_id and len(promise) == len(given):
+            owed.setdefault(task_id, Promise(*promise))
     return owed

@@ -50,7 +50,7 @@ class Link:
         self._now = now
         self._shown_url = shown_url(settings.redis_url)
         try:
-            options = dict(parse_url(settings.redis_url))  # type: ignore[no-untyped-call]
+            options = dict(parse_url(settings.redis_url))  # type: ignore[no-untyped-call]  # redis-py
         except ValueError:  # an option of the wrong type
             allowed = "a URL whose options redis-py understands"
             raise ConfigurationError("rts_redis_url", self._shown_url, allowed) from None
@@ -238,7 +238,7 @@ def parameters_of(connection_class: type) -> set[str]:
     return {
         parameter
         for cls in connection_class.__mro__
-        for parameter in inspect.signature(cls.__init__).parameters  # type: ignore[misc]
+        for parameter in inspect.signature(cls.__init__).parameters  # type: ignore[misc]  # each class's own
     }
 
 

@@ -21,7 +21,7 @@ class _SlotGate:
     def can_consume(self) -> bool:
         """Return whether a message may be taken."""
         slots = self.channel.slots
-        return (slots is None or slots.free()) and bool(super().can_consume())  # type: ignore[misc]
+        return (slots is None or slots.free()) and bool(super().can_consume())  # type: ignore[misc]  # kombu's
 
 
 class QoS(_SlotGate, stock.QoS):  # type: ignore[misc]  # kombu has no type information
@@ -98,5 +98,5 @@ def _mark_redelivered(payload: dict[str, Any]) -> None:
         pass
 
 
-class UnnotedQoS(_SlotGate, virtual.QoS):  # type: ignore[misc]
+class UnnotedQoS(_SlotGate, virtual.QoS):  # type: ignore[misc]  # kombu has no type information
     """Where acknowledgements are not emulated (``ack_emulation`` off)."""

@@ -81,7 +81,7 @@ class DeadlineOrder(QueueLayout):
         if not is_task(message):
             # Answers to remote control, for instance: those who wait for them may
             # not know the order.
-            super()._put(queue, message, **kwargs)  # type: ignore[misc]
+            super()._put(queue, message, **kwargs)  # type: ignore[misc]  # kombu's
             if kwargs.get("_publish_batch") is None:
                 ring_ms = min(RING_MS, self._expires.get(queue, RING_MS))
                 RING.run(self.plain, self._names(queue, BELL), [ring_ms])
@@ -279,7 +279,7 @@ class DeadlineOrder(QueueLayout):
     def basic_consume(self: Any, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
         """Begin to consume from *queue*."""
         (self._unnoted.add if no_ack else self._unnoted.discard)(queue)
-        return super().basic_consume(queue, no_ack, *args, **kwargs)  # type: ignore[misc]
+        return super().basic_consume(queue, no_ack, *args, **kwargs)  # type: ignore[misc]  # kombu's
 
 
 def _tell_refused(count: int) -> None:
@@ -292,11 +292,11 @@ def _tell_refused(count: int) -> None:
     )
 
 
-class Channel(DeadlineOrder, stock.Channel):  # type: ignore[misc]
+class Channel(DeadlineOrder, stock.Channel):  # type: ignore[misc]  # kombu has no type information
     """A channel in deadline order."""
 
 
-class SentinelChannel(DeadlineOrder, stock.SentinelChannel):  # type: ignore[misc]
+class SentinelChannel(DeadlineOrder, stock.SentinelChannel):  # type: ignore[misc]  # kombu has no type information
     """A channel in deadline order, on Redis found by Sentinel."""
 
     from_transport_options = (*stock.SentinelChannel.from_transport_options, OPTION)

@@ -57,12 +57,12 @@ class QueueLayout:
         with self.plain.pipeline(transaction=False) as pipe:
             for name in self._names(queue, HOPEFUL, DEMOTED):
                 pipe.zcard(name)
-            there: int = super()._size(queue)  # type: ignore[misc]
+            there: int = super()._size(queue)  # type: ignore[misc]  # kombu's
             return there + int(sum(pipe.execute()))
 
     def _has_queue(self: Any, queue: str, **kwargs: Any) -> bool:
         there = self.plain.exists(*self._names(queue, HOPEFUL, DEMOTED))
-        return bool(there) or bool(super()._has_queue(queue, **kwargs))  # type: ignore[misc]
+        return bool(there) or bool(super()._has_queue(queue, **kwargs))  # type: ignore[misc]  # kombu's
 
     def _purge(self: Any, queue: str) -> int:
         with self.plain.pipeline() as pipe:
@@ -70,9 +70,9 @@ class QueueLayout:
                 pipe.zcard(name)
             pipe.delete(*self._names(queue, HOPEFUL, DEMOTED, BELL, TURNS))
             waiting = int(sum(pipe.execute()[:2]))
-        plain: int = super()._purge(queue)  # type: ignore[misc]
+        plain: int = super()._purge(queue)  # type: ignore[misc]  # kombu's
         return waiting + plain
 
     def _delete(self: Any, queue: str, *args: Any, **kwargs: Any) -> None:
-        super()._delete(queue, *args, **kwargs)  # type: ignore[misc]
+        super()._delete(queue, *args, **kwargs)  # type: ignore[misc]  # kombu's
         self.plain.delete(*self._names(queue, HOPEFUL, DEMOTED, BELL, TURNS))

@@ -16,7 +16,7 @@ FIRST_LOOK_S, FULL_S = 0.0005, 0.01
 RESTORE_S = 0.5
 
 
-class Poller(stock.MultiChannelPoller):  # type: ignore[misc]
+class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu has no type information
     """Waits for messages where there is no event loop (threads, gevent, solo)."""
 
     #: Looks in a row that found no free slot.

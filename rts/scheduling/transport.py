@@ -22,7 +22,7 @@ from rts.scheduling.poller import Poller
 from rts.scheduling.rule import OPTION
 
 
-class Transport(stock.Transport):  # type: ignore[misc]
+class Transport(stock.Transport):  # type: ignore[misc]  # kombu has no type information
     """kombu's, whose channels are in deadline order where the option says so."""
 
     ordered: type = Channel
@@ -34,7 +34,7 @@ class Transport(stock.Transport):  # type: ignore[misc]
             self.cycle = Poller()
 
 
-class SentinelTransport(Transport, stock.SentinelTransport):  # type: ignore[misc]
+class SentinelTransport(Transport, stock.SentinelTransport):  # type: ignore[misc]  # kombu has no type information
     """The same for Redis found by Sentinel."""
 
     ordered = SentinelChannel

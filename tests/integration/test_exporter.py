@@ -145,7 +145,7 @@ def test_all_numbers_agree(
     redis_client.delete(nobody)
     for task_id in ids:
         wait_until(
-            lambda task_id=task_id: mongo.tasks.find_one(  # type: ignore[misc]
+            lambda task_id=task_id: mongo.tasks.find_one(
                 {"_id": task_id, "sla_success": {"$ne": None}}
             )
         )

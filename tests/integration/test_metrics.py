@@ -118,7 +118,7 @@ def values(text: str, name: str, *labels: str) -> dict[Any, float]:
     for (sample, having), value in samples(text).items():
         if sample == name:
             key = tuple(dict(having)[label] for label in labels)
-            found[key[0] if len(labels) == 1 else key] += value  # type: ignore[assignment]
+            found[key[0] if len(labels) == 1 else key] += value
     return dict(found)
 
 

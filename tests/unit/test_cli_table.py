@@ -27,7 +27,7 @@ COLUMNS = (
 
 @pytest.mark.parametrize("module", [report, table])
 def test_examples(module: object) -> None:
-    assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
+    assert doctest.testmod(module).failed == 0
 
 
 def test_alignment() -> None:

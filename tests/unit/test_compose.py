@@ -33,7 +33,7 @@ PUBLISHED = {"flower": 5555, "prometheus": 9090, "grafana": 3000}
 
 def size(text: str) -> int:
     """Return a size such as 512m or 1g in bytes."""
-    number, unit = re.fullmatch(r"(\d+)([kmg])b?", text, re.IGNORECASE).groups()  # type: ignore[union-attr]
+    number, unit = re.fullmatch(r"(\d+)([kmg])b?", text, re.IGNORECASE).groups()
     return int(number) << {"k": 10, "m": 20, "g": 30}[unit.lower()]
 
 

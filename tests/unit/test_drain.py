@@ -163,7 +163,7 @@ def test_an_outbox_that_forgets_later_is_told_again(
     class Forgetful(MemoryOutbox):
         away = True
 
-        def done(self, entry_ids, *marked):  # type: ignore[no-untyped-def]
+        def done(self, entry_ids, *marked):
             if self.away:
                 raise StoreUnavailable("Redis does not answer (on purpose)")
             super().done(entry_ids, *marked)

@@ -127,7 +127,7 @@ def test_a_process_that_dies_over_its_note_has_none(board: NoteBoard) -> None:
     if child == 0:
         try:
             board.clear(noted(board, here("before")) or 0)
-            board._map = DyingMap(board._map)  # type: ignore[assignment]
+            board._map = DyingMap(board._map)
             noted(board, here("never whole"))
         finally:
             os._exit(0)

@@ -73,7 +73,7 @@ def test_a_hook_that_fails_is_counted_and_logged_once(
 def test_a_message_of_the_old_protocol_goes_out_as_it_is(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    receivers.connect(broken, lambda _: SimpleNamespace())  # type: ignore[arg-type,return-value]
+    receivers.connect(broken, lambda _: SimpleNamespace())
     headers: dict[str, Any] = {}
     signals.before_task_publish.send(sender="proj.add", headers=headers, properties={})
     assert headers == {}
