@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+from pymongo import ASCENDING, DESCENDING
 from pymongo.database import Database
 
 from rts.keys import TASKS
-from rts.ledger.rollups import WIDTHS, rollup_id
+from rts.ledger.rollups import DAY, WIDTHS, rollup_id
 
 _EPOCH = datetime.fromtimestamp(0, timezone.utc)
 
@@ -80,6 +81,26 @@ def count(
 def is_busy(database: Database[dict[str, Any]], collection: str, window: Window) -> bool:
     """Return whether *window* holds more records than are read at once."""
     return count(database, collection, window, DIRECT + 1) > DIRECT
+
+
+def occupied(database: Database[dict[str, Any]], collection: str, window: Window) -> Window:
+    """Return *window* without the whole days at its ends in which nothing has ended.
+
+    A window may reach back to before there was a ledger, and far ahead: each day of it
+    would be counted, and its sums be kept.
+    """
+    instants = []
+    for part in parts(collection, window):
+        field = list(part)[-1]
+        for direction in (ASCENDING, DESCENDING):
+            found = database[collection].find_one(part, {field: 1}, sort=[(field, direction)])
+            instants += [] if found is None else [found[field]]
+    if not instants:
+        return window[0], window[0]
+    day = timedelta(seconds=DAY)
+    first = _EPOCH + (min(instants) - _EPOCH) // day * day
+    last = _EPOCH + ((max(instants) - _EPOCH) // day + 1) * day
+    return max(window[0], first), min(window[1], last)
 
 
 def parts(collection: str, window: Window) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from rts.keys import ASSIGNMENTS, TASKS
 from rts.ledger.rollups import DAY, HOUR
 from rts.views.direct import THREADS, direct
 from rts.views.kept import kept_packed, kept_sums, sum_up
-from rts.views.stretches import Window, cut, is_busy
+from rts.views.stretches import Stretch, Window, cut, is_busy, occupied
 from rts.views.tally import CLASSES, Tallies, add_all
 
 
@@ -32,9 +32,10 @@ def tally(database: Database[dict[str, Any]], window: Window, by: str) -> Tallie
     with ThreadPoolExecutor(THREADS) as pool:
         jobs = []
         for collection in _collections(by):
-            stretches, rest = cut(collection, window)
-            if not is_busy(database, collection, window):
-                stretches, rest = [], [window]
+            stretches: list[Stretch] = []
+            rest = [window]
+            if is_busy(database, collection, window):
+                stretches, rest = cut(collection, occupied(database, collection, window))
             kept = kept_sums(database, stretches, by)
             jobs += [pool.submit(direct, database, collection, w, by) for w in rest]
             for stretch in stretches:

@@ -197,6 +197,23 @@ def test_kept_sums_agree_with_a_direct_count(
     check(database, begin, end, by)
 
 
+def test_a_window_of_decades_is_no_longer_than_what_is_in_it(
+    ledger: MongoLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stretches, "DIRECT", 0)
+    database = ledger.database
+    early, late = (datetime(year, 1, 1, tzinfo=timezone.utc) for year in (2020, 2040))
+    assert report(database, early, late) == []
+    write(ledger, runs_between(300, 0, 3 * 86400, random.Random(8)))
+    own = runs_between(1, 86400, 86401, random.Random(9))[0]
+    write(ledger, [own._replace(task_id="last", run_id="last", completed_at=T + 7 * 86400)])
+    check(database, early, late)
+    # by other hands, without a verdict's instant, before all others
+    database.tasks.insert_one({"_id": "x", "completed_at": at(-5 * 86400), "sla_success": True})
+    assert {row.key: row.tasks for row in report(database, early, late)}["unknown"] == 1
+    assert 0 < database.rollups.count_documents({}) < 500
+
+
 def test_sums_that_were_overtaken_are_not_kept(
     ledger: MongoLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
