@@ -77,7 +77,8 @@ class Gatherer:
             except StoreUnavailable as exc:
                 wrong.append(str(exc))
         try:
-            waiting = self._ask_broker()
+            served = [queue for worker in redis.workers for queue in worker.queues or ()]
+            waiting = self._ask_broker(served)
         except StoreUnavailable as exc:
             wrong.append(str(exc))
         return Picture(at, redis, ledger, wrong, self._standings, types, waiting, alerts)
@@ -96,11 +97,11 @@ class Gatherer:
                 self._ask_at = self._now() + SPARE * (self._now() - begin)
             return {"now": rows("now"), "1h": rows("1h"), "24h": self._day}
 
-    def _ask_broker(self) -> Sequence[QueueState]:
+    def _ask_broker(self, served: Sequence[str]) -> Sequence[QueueState]:
         with queues.queues_of(self._app, self._settings) as channel:
             if channel is None:
                 return ()
-            names = queues.names(self._app, channel)
+            names = queues.names(self._app, self._settings, channel, served)
             return [queues.state_of(channel, name) for name in names]
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import datetime, timezone
 
 import click
 
-from rts.cli.shared import as_json, print_json, settings_of
+from rts.cli.shared import as_json, link_to_redis, print_json, settings_of
 from rts.cli.table import NONE, Column, render, seconds, terminal_width
-from rts.errors import CommandError
+from rts.errors import CommandError, StoreUnavailable
 from rts.scheduling import queues
+from rts.settings import Settings
 
 
 @click.command(name="queues", short_help="What waits, in deadline order or not.")
@@ -21,7 +23,8 @@ from rts.scheduling import queues
 @as_json
 @click.pass_context
 def command(ctx: click.Context, to_fifo: bool, as_json: bool) -> None:
-    """Show the queues of the broker, which must be Redis.
+    """Show the queues of the broker, which must be Redis: those of the app, those from which
+    its workers take, and all that hold messages in deadline order.
 
     "ordered" waits in deadline order, "demoted" is hopeless and waits behind it,
     "plain" waits in order of arrival, as without rts_scheduler = "edf".
@@ -33,7 +36,7 @@ def command(ctx: click.Context, to_fifo: bool, as_json: bool) -> None:
     with queues.queues_of(app, settings) as channel:
         if channel is None:
             raise CommandError("the broker is not Redis: it orders its queues itself")
-        names = queues.names(app, channel)
+        names = queues.names(app, settings, channel, _served(settings))
         moved = {name: queues.to_plain(channel, name) for name in names} if to_fifo else {}
         states = [queues.state_of(channel, name) for name in names]
     if as_json:
@@ -59,6 +62,16 @@ def command(ctx: click.Context, to_fifo: bool, as_json: bool) -> None:
         for state in states
     ]
     click.echo(render(_COLUMNS, table, terminal_width()))
+
+
+def _served(settings: Settings) -> Iterable[str]:
+    """Return the queues of the workers; of none, with a note, where that cannot be told."""
+    try:
+        with link_to_redis(settings) as link:
+            return queues.served_queues(link, settings)
+    except StoreUnavailable as exc:
+        click.echo(f"Note: queues that only the workers know are missing. {exc}", err=True)
+        return ()
 
 
 _COLUMNS = (

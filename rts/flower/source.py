@@ -226,11 +226,14 @@ class Source:
         Raises:
             StoreUnavailable: the broker, or Redis, does not answer.
         """
-        workers = [worker for worker in self.redis().workers if not worker.silent]
+        beats = self.redis().workers
+        workers = [worker for worker in beats if not worker.silent]
+        served = [queue for worker in beats for queue in worker.queues or ()]
         with queues_of(self._app, self.settings) as channel:
             if channel is None:
                 return None
-            return [self._look(channel, name, workers) for name in names(self._app, channel)]
+            found = names(self._app, self.settings, channel, served)
+            return [self._look(channel, name, workers) for name in found]
 
     def close(self) -> None:
         """Close the connections."""

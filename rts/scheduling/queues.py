@@ -11,6 +11,9 @@ from kombu.exceptions import OperationalError
 from kombu.utils.json import loads
 
 from rts.errors import BrokerUnavailable, StoreUnavailable
+from rts.ledger.heartbeat import read_heartbeats
+from rts.link.link import Link
+from rts.link.scripts import pack
 from rts.scheduling.channel import DeadlineOrder
 from rts.scheduling.layout import DEMOTED, HOPEFUL
 from rts.scheduling.places import payload_of, tail_of
@@ -90,9 +93,12 @@ def queues_of(app: Any, settings: Settings) -> Iterator[DeadlineOrder | None]:
             ) from exc
 
 
-def names(app: Any, channel: Any) -> list[str]:
-    """Return the queues of *app*, and all others that hold messages in order."""
-    found = set(app.amqp.queues)
+def names(app: Any, settings: Settings, channel: Any, served: Iterable[str]) -> list[str]:
+    """Return the queues of *app*, those of its routes, those that are *served* by its workers
+    (which know queues that no configuration names), and all others that hold messages in
+    order.
+    """
+    found = set(known_queues(app, settings, served))
     for part in (HOPEFUL, DEMOTED):
         ending = f"{channel.sep}{part}"
         pattern = f"{channel.global_keyprefix}*{ending}"
@@ -100,6 +106,16 @@ def names(app: Any, channel: Any) -> list[str]:
             name = key.decode(errors="replace")
             found.add(name[len(channel.global_keyprefix) : -len(ending)])
     return sorted(found)
+
+
+def served_queues(link: Link, settings: Settings) -> set[str]:
+    """Return the queues from which workers take, by what they tell of themselves.
+
+    Raises:
+        StoreUnavailable: Redis is away.
+    """
+    (reply,) = link.call(pack("HGETALL", settings.keys.workers))
+    return {queue for beat in read_heartbeats(reply) for queue in beat.queues or ()}
 
 
 def state_of(channel: Any, name: str) -> QueueState:

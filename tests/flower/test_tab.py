@@ -269,7 +269,7 @@ def test_queues_in_deadline_order(
         for late in (60, 30, -10):
             at = now + timedelta(seconds=late)
             app.send_task("proj.work", headers={"sla_deadline": at.isoformat()})
-        beat = {"seen_at": now.timestamp() + 60, "concurrency": 4, "queues": [queue]}
+        beat = {"seen_at": now.timestamp() + 60, "concurrency": 4, "queues": [queue, "q2"]}
         odd = {"seen_at": now.timestamp() + 60, "worker": "w@\udcff", "load": {"load": "x"}}
         for instance, told in (
             ("w/1", {**beat, "worker": EVIL, "load": {"load": 0.5}}),
@@ -281,6 +281,7 @@ def test_queues_in_deadline_order(
         found = flower.counted("/api/rts/queues").json
         (mine,) = [q for q in found["queues"] if q["name"] == queue]
         assert (mine["ordered"], mine["hopeless"], mine["slots"]) == (3, 1, 4)
+        assert "q2" in {q["name"] for q in found["queues"]}  # only the worker knows it
         assert mine["drain_s"] == pytest.approx(3 * 10 / 4)
         deadlines = [task["deadline"] for task in mine["line"]]
         assert deadlines == sorted(deadlines)

@@ -628,6 +628,26 @@ def test_queues_and_the_way_back_to_fifo(
     app.close()
 
 
+def test_queues_that_only_workers_know(
+    cli: Run, conf: dict[str, Any], redis_client: redis.Redis
+) -> None:
+    """As those of task_routes alone, which no task_queues names."""
+    conf["broker_url"] = conf["rts_redis_url"]
+    queue = conf["rts_key_prefix"] + "emails"
+    beat = {"seen_at": time.time(), "worker": "w@h", "queues": [queue]}
+    redis_client.hset(f"{conf['rts_key_prefix']}workers", "w@h/1", json.dumps(beat))
+    redis_client.rpush(queue, "a", "b")
+    for name in ("queues", "watch"):
+        found = {q["name"]: q["plain"] for q in document(cli(name, "--json"))["queues"]}
+        assert found[queue] == 2
+    conf["rts_redis_url"] = NO_REDIS
+    result = cli("queues")
+    assert result.exit_code == 0
+    assert queue not in result.stdout
+    assert "only the workers know are missing" in result.stderr
+    redis_client.delete(queue)
+
+
 def test_queues_of_other_brokers(cli: Run, conf: dict[str, Any]) -> None:
     conf["broker_url"] = "memory://"
     result = cli("queues")

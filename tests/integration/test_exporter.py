@@ -100,6 +100,21 @@ def test_it_serves_both_formats_and_ends_when_told(
     assert "Traceback" not in log.read_text()
 
 
+def test_a_queue_of_workers_stays_when_they_are_gone(
+    producer: tuple[Stage, Celery], exporter: tuple[OwnedProcess, str, Path], redis_client: Any
+) -> None:
+    stage, _ = producer
+    queue = stage.prefix + "emails"
+    beat = {"seen_at": time.time(), "worker": "w@h", "queues": [queue]}
+    redis_client.hset(f"{stage.prefix}workers", "w@h/1", json.dumps(beat))
+    for waiting in (1, 2):
+        redis_client.rpush(queue, "message")
+        messages = values(get(exporter[1])[1], "rts_queue_messages", "queue", "form")
+        assert messages[queue, "plain"] == waiting
+        redis_client.delete(f"{stage.prefix}workers")
+    redis_client.delete(queue)
+
+
 def test_once_prints_and_ends(producer: tuple[Stage, Celery]) -> None:
     stage, _ = producer
     finished = command(stage, "exporter", "--once")
