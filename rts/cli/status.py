@@ -31,8 +31,8 @@ def command(ctx: click.Context, clear: bool, as_json: bool) -> None:
     """Show the servers, the way of the records, the workers and what was counted.
 
     The status is 1, with a line that says why, when the app has no rts or has it off, a
-    server is not reachable, records were dropped, the oldest record in the outbox waits for
-    over a minute, or messages wait in an order that the workers do not know.
+    server is not reachable, records were dropped or may be evicted, the oldest record in the
+    outbox waits for over a minute, or messages wait in an order that the workers do not know.
     """
     settings = settings_of(ctx)
     with outages_not_logged():
@@ -94,6 +94,12 @@ def problems(redis: RedisState, ledger: LedgerState) -> list[str]:
         found.append(
             f"records were dropped ({what}). Keep the servers up, raise rts_outbox_max or "
             "rts_spool_max_bytes; rts status --clear starts counting anew"
+        )
+    if redis.eviction is not None:
+        found.append(
+            f"Redis removes keys when its memory is full (maxmemory-policy {redis.eviction}), "
+            "and records with them. Set noeviction, or give rts a server of its own "
+            "(rts_redis_url)"
         )
     if redis.lag_s is not None and redis.lag_s > MAX_LAG_S:
         found.append(

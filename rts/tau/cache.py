@@ -10,6 +10,7 @@ from typing import Protocol
 
 from redis.exceptions import ResponseError
 
+from rts import health
 from rts.clock import FleetClock
 from rts.deadlines import MAX_LEARNED, MIN_LEARNED
 from rts.errors import StoreUnavailable
@@ -142,11 +143,18 @@ class TauCache:
         counted.answered(others[: len(counted.commands)])
         if self._passenger is not None and stranded and isinstance(rest[-1], ResponseError):
             self._passenger.give_back(stranded)
+        for answer in (time_, taus, learned):
+            if isinstance(answer, ResponseError):
+                health.warn_once(
+                    "taus-refused",
+                    "rts: Redis does not tell the taus (%s); deadlines go by those known. "
+                    "Check the rights of the user in rts_redis_url",
+                    answer,
+                )
         if not isinstance(time_, ResponseError):
             self._clock.measured(sent_at, as_instant(time_), received_at)
         if not isinstance(taus, ResponseError) and not isinstance(learned, ResponseError):
             self._keep(replies_as_text(taus), replies_as_text(learned))
-
         self._ratios = learned_ratios(
             self._settings.quantile,
             {

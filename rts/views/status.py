@@ -89,6 +89,8 @@ class RedisState:
     alerts: int | None = None
     #: Messages that wait for each of ``rts_webhooks``.
     messages: tuple[int, ...] = ()
+    #: Its ``maxmemory-policy``, where that removes keys of rts when memory is scarce.
+    eviction: str | None = None
 
 
 @dataclass(frozen=True)
@@ -111,9 +113,10 @@ def ask_redis(link: Link, settings: Settings) -> RedisState:
     now = as_instant(*link.call(pack("TIME")))
     latency_s = time.perf_counter() - begin
     try:
-        (info,) = link.call(pack("INFO", "server"))
+        info = b"\n".join(link.call(pack("INFO", "server"), pack("INFO", "memory")))
     except StoreUnavailable:  # a managed server may keep that to itself
         info = b""
+    facts = _facts(info)
     asked = questions(keys)
     replies = link.call(
         *asked,
@@ -127,7 +130,9 @@ def ask_redis(link: Link, settings: Settings) -> RedisState:
     waiting, due, late, alerts, *messages = map(int, replies[len(asked) :])
     workers = [WorkerState.of(beat, vitals.now) for beat in vitals.workers]
     return RedisState(
-        server=ServerState(shown_url(settings.redis_url), True, _version(info), latency_s),
+        server=ServerState(
+            shown_url(settings.redis_url), True, facts.get("redis_version"), latency_s
+        ),
         clock_offset_s=now - (sent_at + latency_s / 2),
         clock_error_s=latency_s / 2,
         outbox_length=vitals.outbox_length,
@@ -141,6 +146,7 @@ def ask_redis(link: Link, settings: Settings) -> RedisState:
         overdue_tasks=due + late,
         alerts=alerts,
         messages=tuple(messages),
+        eviction=_eviction(facts),
     )
 
 
@@ -170,8 +176,16 @@ def ask_mongo(settings: Settings, timeout_s: float) -> LedgerState:
     return LedgerState(server, documents)
 
 
-def _version(info: bytes) -> str | None:
-    for line in info.decode("utf-8", "replace").splitlines():
-        if line.startswith("redis_version:"):
-            return line.partition(":")[2]
-    return None
+def _facts(info: bytes) -> dict[str, str]:
+    """Return the answer of INFO by the names in it."""
+    lines = info.decode("utf-8", "replace").splitlines()
+    return {
+        name: value for name, found, value in (line.partition(":") for line in lines) if found
+    }
+
+
+def _eviction(facts: Mapping[str, str]) -> str | None:
+    """Return the policy by which keys without a time to live are removed, as the outbox is."""
+    policy = facts.get("maxmemory_policy", "")
+    limited = facts.get("maxmemory", "0") != "0"
+    return policy if limited and policy.startswith("allkeys-") else None

@@ -26,7 +26,7 @@ from rts.cli import rts
 from rts.ledger.mongo import MongoLedger
 from rts.records import Execution, OutboxEntry
 from rts.settings import Settings
-from rts.testing import wait_until
+from rts.testing import RedisServer, wait_until
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -472,6 +472,19 @@ def test_status_tells_of_trouble(
     assert len(found["problems"]) == 2
     assert "outbox_dropped 7" in result.stderr
     assert "waits in the outbox" in result.stderr
+
+
+def test_status_tells_of_a_redis_that_evicts(cli: Run, conf: dict[str, Any]) -> None:
+    for arguments, evicts in (
+        (("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"), True),
+        (("--maxmemory", "100mb", "--maxmemory-policy", "noeviction"), False),
+        (("--maxmemory-policy", "allkeys-lru"), False),
+    ):
+        with RedisServer(arguments=arguments) as own:
+            conf.update(rts_redis_url=own.url)
+            result = cli("status")
+            assert ("maxmemory-policy allkeys-lru" in result.stderr) is evicts
+            assert result.exit_code == int(evicts)
 
 
 def test_status_with_everything_down(cli: Run, conf: dict[str, Any]) -> None:

@@ -1,0 +1,96 @@
+"""The least rights on servers, as docs/operations.md has them, are enough."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+
+from rts import health
+from rts.clock import FleetClock
+from rts.link.link import Link
+from rts.settings import Settings
+from rts.tau.cache import TauCache
+from rts.testing import RedisServer, wait_until
+from tests.conftest import ROOT, Stage
+
+OK = "tests.apps.basic.ok"
+
+
+def documented() -> list[str]:
+    """Return the rules of the user in the documentation, without its password and keys."""
+    text = (ROOT / "docs/operations.md").read_text()
+    found = re.search(r"user rts on >PASSWORD ~rts:\* (.*?)\n\n", text, re.DOTALL)
+    assert found
+    return found[1].split()
+
+
+def test_every_command_of_ours_is_documented() -> None:
+    of_the_broker = ("claim", "put", "ring", "move", "back", "hopeless", "find")
+    used = {"EVAL", "SELECT"}
+    for path in (ROOT / "rts").rglob("*.lua"):
+        if path.stem not in of_the_broker:
+            used |= set(re.findall(r"call[,(] ?'([A-Z]+)'", path.read_text()))
+    for path in (ROOT / "rts").rglob("*.py"):
+        used |= set(re.findall(r'pack\(\s*"([A-Z]+)"', path.read_text()))
+    allowed = {rule[1:].upper() for rule in documented() if rule.startswith("+")}
+    assert used - allowed == set()
+
+
+def test_a_user_of_the_least_rights_is_enough(
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any
+) -> None:
+    with RedisServer() as own, redis.Redis(port=own.port, decode_responses=True) as admin:
+        url = f"redis://rts:s3cret@127.0.0.1:{own.port}/3"
+        stage = make_stage(rts_redis_url=url)
+        keys = f"~{stage.prefix}*"
+        admin.execute_command("ACL", "SETUSER", "rts", "on", ">s3cret", keys, *documented())
+        app = apps(stage)
+        worker = stage.worker()
+        results = [app.send_task(OK, (0,)) for _ in range(5)]
+        assert [result.get(timeout=60) for result in results] == [0] * 5
+        done = {"state": "SUCCESS", "arrival_source": "published"}
+        wait_until(lambda: mongo.tasks.count_documents(done) == 5)
+        command = [sys.executable, "-m", "celery", "-A", "tests.apps.basic", "rts", "status"]
+        asked = subprocess.run(
+            [*command, "--json"],
+            env={**os.environ, **stage.environment},
+            cwd=ROOT,
+            capture_output=True,
+            check=True,
+            timeout=60,
+        )
+        status = json.loads(asked.stdout)
+        assert status["redis"]["version"]
+        assert status["outbox"]["length"] == 0
+        assert admin.execute_command("ACL", "LOG") == []
+        assert "s3cret" not in worker.log + asked.stdout.decode()
+        assert "not usable" not in worker.log
+
+
+def test_a_publisher_that_may_not_read_the_taus_says_so_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    at = 0.0
+    with RedisServer() as own, redis.Redis(port=own.port) as admin:
+        admin.execute_command(
+            "ACL", "SETUSER", "rts", "on", "nopass", "~*", "+@all", "-hgetall"
+        )
+        settings = Settings(redis_url=f"redis://rts:x@127.0.0.1:{own.port}/0")
+        link = Link(settings)
+        cache = TauCache(link, settings, FleetClock(), now=lambda: at)
+        for _ in range(3):
+            assert cache.tau("mixed", "proj.task") == 10.0
+            at += 10.0
+        assert caplog.text.count("does not tell the taus") == 1
+        assert "no permissions to run the 'hgetall' command" in caplog.text
+        link.close()
+    assert health.take_counts() == {}
