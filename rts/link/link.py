@@ -116,9 +116,7 @@ class Link:
                 return self._exchange(self._new_connection(), data, len(commands))
             try:
                 return self._exchange(connection, data, len(commands))
-            except redis.TimeoutError:
-                raise
-            except redis.ConnectionError:
+            except redis.ConnectionError:  # the server has closed it; one that is slow has not
                 return self._exchange(self._new_connection(), data, len(commands))
         except (RedisError, OSError) as exc:
             # What has befallen one connection has befallen the others as well, which are
