@@ -17,10 +17,12 @@ from pymongo.errors import InvalidURI, OperationFailure
 
 from rts.errors import StoreUnavailable
 from rts.ledger.connection import connect
-from rts.ledger.documents import Document
+from rts.ledger.documents import Document, documents
 from rts.ledger.memory import MemoryLedger
+from rts.ledger.merging import merge_tasks
 from rts.ledger.mongo import MongoLedger
 from rts.ledger.storable import MAX_TEXT
+from rts.ledger.writes import insert, store
 from rts.ports import TauEntry
 from rts.records import Execution, Learned, OutboxEntry
 from rts.settings import Settings
@@ -477,6 +479,16 @@ def test_an_end_without_a_start_alone(subject: Subject) -> None:
     assert (task["attempts"], len(assignments)) == (2, 2)
 
 
+@pytest.mark.parametrize("own_first", [True, False])
+def test_what_a_run_says_of_its_end_comes_before_what_was_said_for_it(
+    subject: Subject, own_first: bool
+) -> None:
+    own = failed(completed_at=R + 8)
+    given = own._replace(cause="killed", runtime_s=None, completed_at=R + 4)
+    task, _ = written(subject, *((own, given) if own_first else (given, own)))
+    assert (task["cause"], task["lateness_s"]) == (None, own.completed_at - own.deadline)
+
+
 def test_a_task_that_never_ran(subject: Subject) -> None:
     expired = killed(ran=False, state="REVOKED", cause="expired", pid=None)
     task, assignments = written(subject, expired, expired)
@@ -710,6 +722,25 @@ def test_order_and_repetition_do_not_matter_on_mongo(
     again = history + shuffled.choices(history, k=2)
     shuffled.shuffle(again)
     assert outcome(on_mongo, again, shuffled) == expected
+
+
+def test_a_merge_that_another_drain_has_overtaken_is_done_again(on_mongo: OnMongo) -> None:
+    runs = [lost(instance="celery@a:1:1"), retried(started_at=R + 5), failed(retries=1)]
+    first, overtaking, last = map(entry, runs)
+    on_mongo.ledger.write([first])
+    waiting = [overtaking]
+
+    def merge(stored: Document, new: Document) -> Document:
+        if waiting:
+            on_mongo.ledger.write([waiting.pop()])
+        return merge_tasks(stored, new)
+
+    task, assignment = documents(last)
+    assert assignment is not None
+    on_mongo.ledger.database.assignments.insert_one(assignment)
+    store(on_mongo.ledger.database.tasks, {task["_id"]: task}, merge, insert)
+    assert on_mongo.documents()[0] == outcome(InMemory(), runs, random.Random(0))[0]
+    assert on_mongo.documents()[0][0]["attempts"] == 3
 
 
 def test_drains_that_write_the_same_at_once(on_mongo: OnMongo, rts_mongo_url: str) -> None:

@@ -111,6 +111,18 @@ def test_the_share_that_was_asked_for_is_in_time_on_traces(
     assert sum(met) / len(met) == pytest.approx(0.95, abs=0.01)
 
 
+def test_a_first_tau_that_nobody_has_learned_says_nothing_of_how_far_runs_are_off(
+    rts_redis_url: str, rts_key_prefix: str, redis_client: redis.Redis
+) -> None:
+    settings = Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix)
+    link, call = Link(settings), FinishCall(settings)
+    first = settings.task_types["mixed"].tau
+    for used, known in ((first, None), (first / 2, "1")):
+        link.call(call.pack(None, [Lesson(1, b"", 3.0, "mixed", "t", used)]))
+        assert redis_client.hget(settings.keys.ratio + "mixed", "n") == known
+    link.close()
+
+
 def test_what_was_long_ago_counts_for_little(
     rts_redis_url: str, rts_key_prefix: str, redis_client: redis.Redis
 ) -> None:

@@ -112,6 +112,39 @@ def test_without_a_server_the_last_taus_hold(
     assert cache.tau("mixed", NAME) == 10.0  # the server came back empty
 
 
+class HeldLink(CountingLink):
+    """Has its calls wait until *released*."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.asked, self.released = threading.Event(), threading.Event()
+
+    def call_each(self, *commands: bytes) -> list[Any]:
+        self.asked.set()
+        assert self.released.wait(30)
+        return super().call_each(*commands)
+
+
+def test_who_comes_while_another_thread_asks_first_waits_for_that_answer(
+    settings: Settings,
+) -> None:
+    RedisTauStore(Link(settings), settings).set("mixed", 3.0)
+    link = HeldLink(settings)
+    cache, taus = TauCache(link, settings, FleetClock()), []
+    threads = [
+        threading.Thread(target=lambda: taus.append(cache.tau("mixed", NAME))) for _ in range(2)
+    ]
+    threads[0].start()
+    assert link.asked.wait(30)
+    threads[1].start()
+    threads[1].join(0.2)  # long enough to come away with the default
+    link.released.set()
+    for thread in threads:
+        thread.join(30)
+    assert taus == [3.0, 3.0]
+    assert link.trips == 1
+
+
 # Python 3.12 warns of it; web servers do it all the same.
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_no_thread_of_a_child_waits_for_one_of_its_parent(
@@ -193,6 +226,7 @@ def test_the_same_round_trip_delivers_counts_and_measures_the_clock(
     assert abs(fleet.offset_s) < 1.0
     with redis.Redis.from_url(server.url, decode_responses=True) as client:
         assert client.hgetall(settings.keys.counters) == {"refused_plan": "2"}
+    assert health.take_counts() == {}
 
 
 def test_a_server_that_only_reads_gives_taus_and_leaves_the_counts(
