@@ -22,6 +22,9 @@ RAISE = Script.load("raise")
 MAX_WAITING = 1000
 #: Seconds that messages are kept for a webhook, which may have been taken out.
 KEEP_S = 2 * 86400
+#: Seconds for which an alert fires on while no companion decides on alerts: for ever would
+#: be a lie where there is nobody left to tell.
+UNLED_S = 86400
 
 
 class Book:
@@ -57,7 +60,9 @@ class Book:
         Raises:
             StoreUnavailable: Redis is away.
         """
-        (reply,) = self._link.call(pack("HGETALL", self._keys.alerts))
+        reply, _ = self._link.call(
+            pack("HGETALL", self._keys.alerts), pack("EXPIRE", self._keys.alerts, UNLED_S)
+        )
         book = dict(zip(reply[::2], reply[1::2], strict=True))
         changed = 0
         there = {condition.key.encode() for condition in conditions}

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from rts.alerting.alert import Condition
 from rts.keys import Keys
 from rts.ledger.lookout import task_of
+from rts.ledger.storable import text
 from rts.link.link import Link
 from rts.link.scripts import pack
 from rts.objectives import ALL
@@ -65,7 +66,7 @@ def overdue_conditions(tasks: Iterable[OpenTask], now: float) -> list[Condition]
     """
     groups: dict[tuple[str, str], list[float]] = {}
     for task in tasks:
-        key = (str(task.task_type), str(task.queue or "unknown"))
+        key = (text(str(task.task_type)), text(str(task.queue or "unknown")))
         groups.setdefault(key, []).append(task.deadline)
     most = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
     found = []

@@ -113,8 +113,10 @@ class Leader:
         """
         (listened,) = self._link.call(pack("EXISTS", self._keys.listening))
         self._listened = bool(listened)
-        if not self.leads() or not (self._listened or self._told(SLO_BURNING)):
+        if not self.leads():
             return 0
+        if not (self._listened or self._told(SLO_BURNING)):
+            return self._book.update((SLO_BURNING,), ())  # what fires is from before
         begin = self._now()
         if begin < self._look_from:
             return 0
@@ -135,8 +137,10 @@ class Leader:
         Raises:
             StoreUnavailable: Redis is away.
         """
-        if not self.leads() or not self._told(TASK_OVERDUE):
+        if not self.leads():
             return 0
+        if not self._told(TASK_OVERDUE):
+            return self._book.update((TASK_OVERDUE,), ())  # what fires is from before
         tasks, are_all = overdue_tasks(self._link, self._keys)
         found = overdue_conditions(tasks, self._clock.now())
         return self._book.update((TASK_OVERDUE,) if are_all else (), found)

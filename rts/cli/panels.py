@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 
 from rts.alerting.alert import Alert
 from rts.cli.picture import WINDOWS, Picture
-from rts.cli.status import NO_WORKERS, WORKER_COLUMNS, worker_row
+from rts.cli.status import NO_WORKERS, UNLED, WORKER_COLUMNS, worker_row
 from rts.cli.table import NONE, Column, cut, percent, render, seconds
 from rts.objectives import objective_of
 from rts.settings import Settings
@@ -20,7 +20,7 @@ def lines(picture: Picture, settings: Settings, width: int | None) -> list[str]:
     blocks = [
         [f"rts at {iso(picture.at)}", *_facts(picture)],
         [f"Problem: {problem}" for problem in picture.problems],
-        [f"Alert since {_when(alert)}: {alert.summary}" for alert in picture.alerts],
+        _alerts(picture),
         _standings_table(picture, width),
         _types_table(picture, settings, width),
         _queues_table(picture, width),
@@ -48,6 +48,12 @@ def _facts(picture: Picture) -> list[str]:
             f"Running {redis.running}, past the deadline {redis.overdue}"
         )
     return facts
+
+
+def _alerts(picture: Picture) -> list[str]:
+    found = [f"Alert since {_when(alert)}: {alert.summary}" for alert in picture.alerts]
+    unled = found and not picture.redis.alerts_led
+    return [*found, f"They fire, {UNLED}"] if unled else found
 
 
 def _standings_table(picture: Picture, width: int | None) -> list[str]:

@@ -128,6 +128,7 @@ def status_document(
         "lag_s": redis.lag_s,
         "oldest_at": _instant(redis.oldest_at),
     }
+    alerts = {"firing": redis.alerts, "led": redis.alerts_led, "webhooks": webhooks}
     return {
         "ok": not wrong,
         "problems": wrong,
@@ -146,7 +147,7 @@ def status_document(
         "workers": workers if known else None,
         "running": {"runs": redis.running, "overdue": redis.overdue} if known else None,
         "open": {"tasks": redis.open_tasks, "overdue": redis.overdue_tasks} if known else None,
-        "alerts": {"firing": redis.alerts, "webhooks": webhooks} if known else None,
+        "alerts": alerts if known else None,
     }
 
 
@@ -178,7 +179,8 @@ def status_text(
     if redis.running is not None:
         facts.append(("Running", f"{redis.running} now, {redis.overdue} past the deadline"))
     if redis.alerts is not None and (redis.alerts or settings.webhooks):
-        facts.append(("Alerts", f"{redis.alerts} fire"))
+        unled = "" if redis.alerts_led else f", {UNLED}"
+        facts.append(("Alerts", f"{redis.alerts} fire{unled}"))
         for hook, waiting_n in zip(settings.webhooks, redis.messages, strict=False):
             facts.append(("Webhook", f"{waiting_n} wait for {hook.shown}"))
     blocks = [render((Column("", number=False),) * 2, facts).lstrip("\n")]
@@ -191,6 +193,8 @@ def status_text(
     return "\n\n".join(blocks)
 
 
+#: Of alerts that nobody looks after: they may be over, and new ones do not begin.
+UNLED = "but nobody decides on alerts now (a worker with rts_drain and rts_webhooks would)"
 NO_WORKERS = "No workers. Those that run need rts.install(app), and a restart since."
 
 WORKER_COLUMNS = (

@@ -85,8 +85,9 @@ class RedisState:
     #: has passed.
     open_tasks: int | None = None
     overdue_tasks: int | None = None
-    #: Alerts that fire.
+    #: Alerts that fire, and whether a companion decides on them now.
     alerts: int | None = None
+    alerts_led: bool = False
     #: Messages that wait for each of ``rts_webhooks``.
     messages: tuple[int, ...] = ()
     #: Its ``maxmemory-policy``, where that removes keys of rts when memory is scarce.
@@ -124,10 +125,11 @@ def ask_redis(link: Link, settings: Settings) -> RedisState:
         pack("ZCOUNT", keys.open, "-inf", repr(now)),
         pack("ZCARD", keys.overdue),
         pack("HLEN", keys.alerts),
+        pack("EXISTS", keys.alerting),
         *(pack("LLEN", keys.webhook(hook.id)) for hook in settings.webhooks),
     )
     vitals = vitals_of(replies[: len(asked)])
-    waiting, due, late, alerts, *messages = map(int, replies[len(asked) :])
+    waiting, due, late, alerts, led, *messages = map(int, replies[len(asked) :])
     workers = [WorkerState.of(beat, vitals.now) for beat in vitals.workers]
     return RedisState(
         server=ServerState(
@@ -145,6 +147,7 @@ def ask_redis(link: Link, settings: Settings) -> RedisState:
         open_tasks=waiting + late,
         overdue_tasks=due + late,
         alerts=alerts,
+        alerts_led=bool(led),
         messages=tuple(messages),
         eviction=_eviction(facts),
     )

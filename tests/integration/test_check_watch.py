@@ -195,14 +195,17 @@ def test_status_tells_of_alerts_and_of_messages_that_wait(
     redis_client.rpush(settings.keys.webhook(settings.webhooks[0].id), "a", "b")
     redis_client.hset(settings.keys.alerts, "k", "v")
     text, document = cli("status").output, cli("status", "--json").output
-    assert "Alerts      1 fire" in text
+    assert "Alerts      1 fire, but nobody decides on alerts now" in text
     assert "Webhook     2 wait for https://hooks.slack.com\n" in text
     assert json.loads(document)["alerts"] == {
         "firing": 1,
+        "led": False,
         "webhooks": [{"to": "https://hooks.slack.com", "waiting": 2}],
     }
     for secret in ("hush", "hidden"):
         assert secret not in text + document
+    redis_client.set(settings.keys.alerting, "a companion")
+    assert "Alerts      1 fire\n" in cli("status").output
 
 
 def test_a_name_cannot_break_the_line(cli: Run, conf: dict[str, Any]) -> None:

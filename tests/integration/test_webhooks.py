@@ -21,7 +21,7 @@ from celery import Celery
 
 import rts
 from rts.alerting.alert import RESOLVED, Alert, Condition, body_of
-from rts.alerting.book import MAX_WAITING, Book, firing
+from rts.alerting.book import MAX_WAITING, UNLED_S, Book, firing
 from rts.alerting.conditions import overdue_conditions
 from rts.alerting.courier import GIVE_UP_S, MAX_BACKOFF_S, Courier
 from rts.alerting.lead import LEASE_S, Leader
@@ -161,6 +161,31 @@ def test_what_comes_and_goes_is_told_once(make_settings: MakeSettings, links: An
         now[0] += 20
         changes.append(book.update((KIND,), overdue() if there else []))
     assert changes == [1, 0, 0, 0, 0, 0, 1]
+
+
+def test_what_nobody_is_told_of_any_more_does_not_fire_for_ever(
+    make_settings: MakeSettings, links: Any, receiver: Receiver, mongo: Any, redis_client: Any
+) -> None:
+    hook = {"url": receiver.url}
+    before, now = make_settings(hook), make_settings({**hook, "events": ["slo_burning"]})
+    link = links(now)
+    book_of(link, before).update((KIND,), overdue())
+    book_of(link, before).update((), ())
+    # Where there is no webhook at all, nobody leads.
+    assert 0 < redis_client.ttl(now.keys.alerts) <= UNLED_S
+    leader = Leader(link, now, FleetClock(), "one", mongo, quiet_s={})
+    assert leader.lead()
+    assert leader.look_at_overdue() == 1
+    assert firing(link, now) == []
+    leader.leave()
+
+
+def test_half_a_character_in_a_queue_hides_no_other(
+    make_settings: MakeSettings, links: Any, receiver: Receiver
+) -> None:
+    settings = make_settings({"url": receiver.url})
+    conditions = overdue(("mixed", "\ud800", 90.0), ("mixed", "q", 90.0))
+    assert book_of(links(settings), settings).update((KIND,), conditions) == 2
 
 
 @pytest.mark.parametrize("trouble", ["down", "500", "slow", "redirect"])
