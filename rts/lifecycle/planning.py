@@ -94,6 +94,8 @@ class Planner:
             plan = read_plan(headers, self._types)
         if plan is None:
             headers.pop("rts_arrival_source", None)
+            if "rts_type_source" in headers:
+                _forget_copied(headers, current)
             plan = self.plan(name, headers, priority)
             if self._settings.propagate_deadline:
                 plan = self._propagate(plan, headers, current, body)
@@ -188,6 +190,20 @@ class Planner:
             asked = NOTHING
         own = self._own[name] = _Own(asked, *typed(NOTHING, asked))
         return own
+
+
+def _forget_copied(headers: dict[str, Any], current: Mapping[str, Any] | None) -> None:
+    """Take the type that rts gave to another task off *headers*.
+
+    A task that passes its own headers on (``headers=self.request.headers``, say for the sake
+    of an id that all logs shall have) asks for no type with those that rts has put there.
+    """
+    headers.pop("rts_policy", None)
+    asked_for = headers.pop("rts_type_source") == "explicit"
+    if not asked_for and (
+        current is None or headers.get("task_type") == current.get("task_type")
+    ):
+        headers.pop("task_type", None)
 
 
 def typed(asked: Request, own: Request) -> tuple[str, str]:

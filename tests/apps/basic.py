@@ -177,6 +177,17 @@ def nested() -> str:
     return str(headers.delay().id)
 
 
+@app.task(rts={"task_type": "cpu-heavy"})
+def heavy() -> None:
+    """Have a type of its own."""
+
+
+@app.task(bind=True)
+def passing_on(self: Any, **more: Any) -> str:
+    """Publish :func:`heavy` with its own headers, and *more*."""
+    return str(heavy.apply_async(headers={**self.request.headers, **more}).id)
+
+
 @app.task
 def eager() -> tuple[str, Any]:
     """Run :func:`plan` within itself; return its id and what it returned."""

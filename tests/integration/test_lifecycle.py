@@ -235,6 +235,24 @@ def test_what_takes_the_place_of_a_task_that_was_retried_and_killed_has_the_verd
     assert states == ["RETRY", "RETRY", *["LOST"] * killed, "REPLACED", "FAILURE"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "changed", "expected"),
+    [
+        ({}, {}, ("cpu-heavy", "task")),
+        ({"task_type": "cpu-light"}, {}, ("cpu-light", "explicit")),
+        ({}, {"task_type": "cpu-light"}, ("cpu-light", "explicit")),
+    ],
+)
+def test_who_passes_its_headers_on_asks_for_no_type_that_rts_gave_it(
+    scene: Scene, asked: dict[str, str], changed: dict[str, str], expected: tuple[str, str]
+) -> None:
+    result = scene.basic.passing_on.apply_async(kwargs=changed, headers={"trace": "7", **asked})
+    task = scene.verdict(result.get(timeout=30), state="SUCCESS")
+    assert (task["task_type"], task["type_source"]) == expected
+    given = scene.verdict(result.id, state="SUCCESS")
+    assert task["arrival"] > given["arrival"]
+
+
 def test_celerys_own_tasks_are_left_out_but_for_those_that_run_the_apps(scene: Scene) -> None:
     ok = scene.basic.ok
     heavy = {"headers": {"task_type": "cpu-heavy"}}
