@@ -98,9 +98,9 @@ def uninstall(app: Celery) -> None:
 def current() -> Current | None:
     """Return what rts knows of the task that runs now; ``None`` outside of one.
 
-    Also ``None`` where the task's app does not have rts, and in eager tasks,
-    which were never queued. A task that another one calls as a function is part
-    of that one's run.
+    Also ``None`` where the task's app does not have rts, in eager tasks, which were
+    never queued, and in a batch of tasks, which have a deadline each. A task that
+    another one calls as a function is part of that one's run.
     """
     from celery._state import get_current_worker_task
 

@@ -13,6 +13,7 @@ from celery import current_app
 from celery.exceptions import Reject, TimeLimitExceeded
 
 from rts import health
+from rts.lifecycle import batches
 from rts.lifecycle.limits import hook_failed
 from rts.lifecycle.neighbours import NEIGHBOURS
 from rts.lifecycle.owners import is_celerys
@@ -48,7 +49,7 @@ class WorkerSide:
         except Exception as exc:  # noqa: BLE001  the task must run
             health.hook_failed("received", exc)
 
-    def prerun(self, task: Any = None, **_: Any) -> None:
+    def prerun(self, task: Any = None, args: Any = None, **_: Any) -> None:
         """Begin a run."""
         try:
             parts = self._parts_of(task.app)
@@ -61,6 +62,9 @@ class WorkerSide:
             ):
                 return
             attributes = vars(request)
+            if "id" not in attributes:
+                batches.start(request, args, parts.worker.ends, parts.worker.runs)
+                return
             plan = parts.worker.ends.plan_of(attributes)
             go_on(request, parts.worker.runs.start(plan, attributes))
             if NEIGHBOURS.maybe:
@@ -72,15 +76,19 @@ class WorkerSide:
         """End the run, where its task has come to a state."""
         try:
             run = run_of(task.request)
-            if run is None:
+            if run is None and "id" in vars(task.request):
                 return
-            if not state:
+            if run is not None and not state:
                 # The main process reports it, unless it is an error outside of the task.
                 run.broken_off = True
                 return
             parts = self._parts_of(task.app)
-            if parts is not None and parts.worker is not None:
+            if parts is None or parts.worker is None:
+                return
+            if run is not None:
                 parts.worker.runs.finish(run, state)
+            elif state:
+                batches.finish(task.request, state, parts.worker.runs)
         except Exception as exc:  # noqa: BLE001  the task has run
             health.hook_failed("finish", exc)
 

@@ -1,0 +1,39 @@
+"""Tasks that are worked off in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from rts.testing import wait_until
+from tests.conftest import Stage
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_each_task_of_a_batch_has_its_verdict(
+    make_stage: Callable[..., Stage],
+    apps: Callable[..., Celery],
+    mongo: Any,
+    redis_client: Any,
+    pool: str,
+) -> None:
+    stage = make_stage()
+    worker = stage.worker("tests.apps.batched", pool=pool)
+    app = apps(stage)
+    results = [app.send_task("tests.apps.batched.batched", (n,)) for n in range(6)]
+    for _ in range(3):
+        app.send_task("tests.apps.batched.failing", (0,))
+    assert [result.get(timeout=60) for result in results] == [0, 2, 4, 6, 8, 10]
+    ended = {"completed_at": {"$ne": None}}
+    wait_until(lambda: mongo.tasks.count_documents(ended) == 9)
+    assert mongo.tasks.count_documents({"state": "SUCCESS", "sla_success": True}) == 6
+    assert mongo.tasks.count_documents({"state": "FAILURE", "attempts": 1}) == 3
+    assert mongo.assignments.count_documents(ended) == 9
+    # All of them were published, and none waits to be found overdue.
+    wait_until(lambda: redis_client.zcard(f"{stage.prefix}open") == 0)
+    worker.stop()
+    assert redis_client.hget(f"{stage.prefix}counters", "hook_errors") is None
+    assert "rts start hook failed" not in worker.log
