@@ -54,9 +54,19 @@ def merge_tasks(stored: Document, new: Document) -> Document:
     runs = _join_runs(_runs(stored), _runs(new))
     winner = new if _task_rank(new) > _task_rank(stored) else stored
     overdue = "_overdue" in stored or "_overdue" in new
-    if winner is stored and runs == _runs(stored) and overdue == ("_overdue" in stored):
+    ends = [end for end in (_own_end(stored), _own_end(new)) if end is not None]
+    first = min(ends, default=None)
+    if (
+        winner is stored
+        and runs == _runs(stored)
+        and overdue == ("_overdue" in stored)
+        and first == _own_end(stored)
+    ):
         return stored
-    merged = {key: value for key, value in winner.items() if key not in ("_runs", "_rev")}
+    left_out = ("_runs", "_rev", "_ended")
+    merged = {key: value for key, value in winner.items() if key not in left_out}
+    if first != _this_end(winner):
+        merged["_ended"] = first
     merged["attempts"] = _attempts(runs)
     if runs != _own_run(winner):
         merged["_runs"] = runs
@@ -76,11 +86,9 @@ def ends_again(stored: Document, new: Document) -> bool:
 
     Not after an end that was given, or IGNORED: after those the task may go on.
     """
-    if stored.get("completed_at") is None or new["completed_at"] is None:
+    if new.get("completed_at") is None:
         return False
-    if stored["state"] == IGNORED or is_given(stored["state"], stored.get("cause")):
-        return False
-    return any(stored.get(key) != new[key] for key in ("run_id", "completed_at", "state"))
+    return _own_end(stored) not in (None, _this_end(new))
 
 
 def merge_assignments(stored: Document, new: Document) -> Document:
@@ -158,6 +166,22 @@ def _task_rank(task: Document) -> tuple[Any, ...]:
         -completed_at.timestamp(),
         *ties,
     )
+
+
+def _this_end(task: Document) -> str | None:
+    """Return what tells the end that a document is of from others, ``None`` where it is of
+    none, or not of one of the task's own.
+    """
+    completed_at, state = task.get("completed_at"), task.get("state") or ""
+    if completed_at is None or state == IGNORED or is_given(state, task.get("cause")):
+        return None
+    return f"{completed_at.isoformat()} {task.get('run_id') or state}"
+
+
+def _own_end(task: Document) -> str | None:
+    """Return the same of the first end of its own that a document knows."""
+    known: str | None = task.get("_ended")
+    return _this_end(task) if known is None else known
 
 
 def _run_rank(assignment: Document) -> tuple[Any, ...]:

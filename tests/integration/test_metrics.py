@@ -176,6 +176,7 @@ WAYS = (
     *("retried", "killed, again", "lost, lives", "ignored, replaced", "replaced"),
     *("met, told lost", "retried, told lost", "met, its run told lost"),
     *("killed, again there", "met twice", "failed, met", "expired twice"),
+    *("rejected, met", "failed, killed, met"),
 )
 
 
@@ -278,6 +279,19 @@ def test_what_is_counted_agrees_with_the_ledger(fleet: Fleet, settings: Settings
                 if rng.random() < 0.5:
                     fleet.drain()
                 fleet.end(ended(elsewhere._replace(run_id=f"t{number}:2")))
+            case "rejected, met":  # its retry could not be published; and it came again
+                fleet.end(ended(one, "REJECTED", cause="rejected"))
+                fleet.end(ended(elsewhere._replace(run_id=f"t{number}:2"), "RETRY"))
+                if rng.random() < 0.5:
+                    fleet.drain()
+                fleet.end(ended(again._replace(run_id=f"t{number}:3")))
+            case "failed, killed, met":
+                fleet.end(ended(one, "FAILURE"))
+                later = elsewhere._replace(started_at=time.time(), run_id=f"t{number}:2")
+                fleet.end(ended(later, "FAILURE", cause="killed"))
+                if rng.random() < 0.5:
+                    fleet.drain()
+                fleet.end(ended(later._replace(run_id=f"t{number}:3", instance="third")))
             case "expired twice":
                 never = one._replace(ran=False, started_at=None)
                 for _ in range(2):
