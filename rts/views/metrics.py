@@ -76,9 +76,9 @@ class RtsCollector:
         sources: list[Source[Any]] = [self._redis, self._mongo]
         if self._broker is not None:
             sources.append(self._broker)
+        until = time.monotonic() + self._patience_s
         for source in sources:
             source.ask()
-        until = time.monotonic() + self._patience_s
         reading = self._redis.answer(until, self._max_age_s)
         stands = self._mongo.answer(until, self._max_age_s)
         waiting = None if self._broker is None else self._broker.answer(until, self._max_age_s)
