@@ -27,9 +27,14 @@
 local SEQ_TTL = 30 * 86400 -- seconds that a writer may be silent and still be known
 
 local rate, most_fields, most_records = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
--- A key of the wrong type fails here, before anything is written.
-local fields = redis.call('HLEN', KEYS[1])
-local waiting = redis.call('XLEN', KEYS[4])
+-- A key of the wrong type fails here, before anything is written, and is named.
+local fields = redis.pcall('HLEN', KEYS[1])
+local waiting = redis.pcall('XLEN', KEYS[4])
+for key, held in pairs({[KEYS[1]] = fields, [KEYS[4]] = waiting}) do
+  if type(held) == 'table' then
+    return redis.error_reply(held.err .. ': ' .. key)
+  end
+end
 local last = KEYS[11] and tonumber(redis.call('GET', KEYS[11]) or '0') or 0
 
 local taus, counts, deviations, sketches, refused = {}, {}, {}, {}, 0

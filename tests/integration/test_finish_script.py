@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import redis
 
+from rts.errors import StoreUnavailable
 from rts.link.link import Link
 from rts.records import Learned
 from rts.settings import Settings
@@ -103,3 +104,15 @@ def test_names_of_strangers_shape_nothing(
         apply(settings, "w", lesson_of(success(str(n))._replace(name=name), n))
     assert redis_client.hlen(settings.keys.tau) == 6
     assert redis_client.xlen(settings.keys.outbox) == 5
+
+
+@pytest.mark.parametrize("key", ["tau", "outbox"])
+def test_a_key_that_somebody_has_changed_is_named(
+    settings: Settings, redis_client: redis.Redis, caplog: pytest.LogCaptureFixture, key: str
+) -> None:
+    name = getattr(settings.keys, key)
+    redis_client.set(name, "mine")
+    with pytest.raises(StoreUnavailable):
+        apply(settings, "w", lesson_of(success("a", 1.0), 1, b"{}"))
+    assert f"wrong kind of value: {name}" in caplog.text
+    assert redis_client.keys(f"{settings.key_prefix}*") == [name]
