@@ -41,7 +41,8 @@ def runs(
 ) -> Iterator[Run]:
     """Give the runs that ended in *window*, the latest first, :data:`MAX_RUNS` at most.
 
-    *queue*: only what came from it. A run whose start nobody knows is left out.
+    *queue*: only what came from it. A run whose start nobody knows is left out, and what is
+    none.
 
     Raises:
         PyMongoError: the server did not answer.
@@ -50,11 +51,14 @@ def runs(
     assignments = database[ASSIGNMENTS]
     again = {"$or": [{"state": "RETRY"}, {"cause": {"$ne": None}}, {"retries": {"$gt": 0}}]}
     marked = assignments.find({**query, **again}, {"task_id": 1})
-    several = {document["task_id"] for document in marked}
+    several = {str(document.get("task_id")) for document in marked}
     found = assignments.find(query, dict.fromkeys(_FIELDS, 1), batch_size=BATCH)
     with found.sort("completed_at", -1).limit(MAX_RUNS) as documents:
         for document in documents:
-            run = _run(document, several)
+            try:
+                run = _run(document, several)
+            except (KeyError, TypeError, AttributeError):
+                continue  # by other hands
             if run is not None:
                 yield run
 

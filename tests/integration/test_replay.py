@@ -141,6 +141,19 @@ def test_the_ledger_is_read_by_window_queue_and_number(
     assert document(few)["total"]["tasks"] == 4  # one of them has no start
 
 
+def test_what_other_hands_have_put_into_the_ledger_is_left_out(
+    conf: dict[str, Any], mongo: Any
+) -> None:
+    write(conf, run_at(100.0))
+    known = mongo.assignments.find_one()
+    odd: list[dict[str, Any]] = [{"started_at": "x"}, {"name": None}, {"arrival": 5}]
+    mongo.assignments.insert_many([{**known, "_id": n, **each} for n, each in enumerate(odd)])
+    mongo.assignments.insert_one({"completed_at": known["completed_at"]})
+    mongo.assignments.insert_one({"completed_at": known["completed_at"], "state": "RETRY"})
+    found = document(cli_of(**conf)("replay", "--since", "1h", "--json"))
+    assert found["total"]["tasks"] == 1
+
+
 def test_tasks_that_go_wrong_are_replayed_too(
     make_stage: Callable[..., Stage], mongo: Any
 ) -> None:
