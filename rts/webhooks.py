@@ -7,7 +7,6 @@ what a command prints. :attr:`Webhook.shown` does.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +20,8 @@ EVENTS = ("slo_burning", "task_overdue")
 FORMATS = ("json", "slack")
 #: Seconds between two messages to one receiver, unless it is set.
 MIN_INTERVAL_S = 1.0
+#: The longest: a message that is a day old is not sent any more.
+MAX_INTERVAL_S = 86400.0
 #: More are a mistake: each has a thread and a queue of its own.
 MAX_WEBHOOKS = 20
 #: The shortest secret: less can be guessed.
@@ -29,7 +30,7 @@ MIN_SECRET = 8
 _ALLOWED = (
     'a list of at most 20 dicts {"url": "https://…", "secret": at least 8 characters, '
     '"format": "json" or "slack", "events": a list of "slo_burning" and "task_overdue", '
-    '"min_interval": seconds, at least 0, "link": a URL for people}, all but "url" optional'
+    '"min_interval": seconds, 0 to 86400, "link": a URL for people}, all but "url" optional'
 )
 
 
@@ -114,7 +115,7 @@ def _webhook(key: str, given: object) -> Webhook:
     interval = given.get("min_interval", MIN_INTERVAL_S)
     if not _is_url(given.get("url")):
         raise ConfigurationError(f"{key}['url']", refused_host(given.get("url")), _ALLOWED)
-    if secret is not None and not (isinstance(secret, str) and len(secret) >= MIN_SECRET):
+    if secret is not None and not _is_secret(secret):
         raise ConfigurationError(f"{key}['secret']", "***", _ALLOWED)
     if given.get("format", "json") not in FORMATS:
         raise ConfigurationError(f"{key}['format']", given["format"], _ALLOWED)
@@ -123,11 +124,24 @@ def _webhook(key: str, given: object) -> Webhook:
     ):
         raise ConfigurationError(f"{key}['events']", events, _ALLOWED)
     fine = isinstance(interval, int | float) and not isinstance(interval, bool)
-    if not fine or not (interval >= 0 and math.isfinite(interval)):
+    if not fine or not 0 <= interval <= MAX_INTERVAL_S:
         raise ConfigurationError(f"{key}['min_interval']", interval, _ALLOWED)
     if given.get("link") is not None and not _is_url(given["link"]):
         raise ConfigurationError(f"{key}['link']", refused_host(given["link"]), _ALLOWED)
     return Webhook.from_dict(given)
+
+
+def _is_secret(value: object) -> bool:
+    """Return whether messages can be signed with *value*: with bytes of the environment
+    that are no UTF-8 they cannot.
+    """
+    if not isinstance(value, str) or len(value) < MIN_SECRET:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_url(value: object) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rts.alerting.alert import Alert
 from rts.alerting.book import firing
-from rts.cli.probes import look
+from rts.cli.probes import PATIENCE_S, look
 from rts.cli.shared import ledger_of, link_to_redis
 from rts.cli.status import problems
 from rts.errors import StoreUnavailable
@@ -98,7 +98,7 @@ class Gatherer:
             return {"now": rows("now"), "1h": rows("1h"), "24h": self._day}
 
     def _ask_broker(self, served: Sequence[str]) -> Sequence[QueueState]:
-        with queues.queues_of(self._app, self._settings) as channel:
+        with queues.queues_of(self._app, self._settings, PATIENCE_S) as channel:
             if channel is None:
                 return ()
             names = queues.names(self._app, self._settings, channel, served)

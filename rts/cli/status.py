@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from rts.cli.probes import forget_counters, look, spooled_records
+from rts.cli.probes import PATIENCE_S, forget_counters, look, spooled_records
 from rts.cli.shared import NO_APP, as_json, outages_not_logged, print_json, settings_of
 from rts.cli.table import NONE, Column, render, seconds, terminal_width
 from rts.clock import DEADBAND_S
@@ -40,7 +40,7 @@ def command(ctx: click.Context, clear: bool, as_json: bool) -> None:
         spool = spooled_records(settings) if redis.server.reachable else None
     wrong = [*_without_rts(ctx.obj.app, settings), *problems(redis, ledger)]
     served = [queue for worker in redis.workers for queue in worker.queues or ()]
-    for queue, count in left_in_order(ctx.obj.app, settings, served).items():
+    for queue, count in left_in_order(ctx.obj.app, settings, served, PATIENCE_S).items():
         wrong.append(
             f"{count} messages wait in deadline order in the queue {queue}, which workers "
             "without rts_scheduler = 'edf' do not see. rts queues --to-fifo moves them"

@@ -70,15 +70,23 @@ class WaitingTask:
 
 
 @contextmanager
-def queues_of(app: Any, settings: Settings) -> Iterator[DeadlineOrder | None]:
+def queues_of(
+    app: Any, settings: Settings, timeout_s: float | None = None
+) -> Iterator[DeadlineOrder | None]:
     """Give a channel that knows both forms; ``None`` where the broker is not Redis.
+
+    *timeout_s*: for each of its answers, instead of ``TIMEOUT_S``. A broker that hangs is
+    given up after two of them.
 
     Raises:
         StoreUnavailable: the broker is away.
     """
     stand_in()
     options: dict[str, Any] = {OPTION: Rule.of(settings).as_option()}
-    options.update(socket_connect_timeout=CONNECT_TIMEOUT_S, socket_timeout=TIMEOUT_S)
+    timeout_s = TIMEOUT_S if timeout_s is None else timeout_s
+    options.update(
+        socket_connect_timeout=min(timeout_s, CONNECT_TIMEOUT_S), socket_timeout=timeout_s
+    )
     with app.connection_for_read(transport_options=options) as connection:
         if connection.transport.driver_type != "redis":
             yield None
@@ -200,15 +208,18 @@ def known_queues(app: Any, settings: Settings, served: Iterable[str] = ()) -> li
     return list(dict.fromkeys([*app.amqp.queues, *routed, *served]))
 
 
-def left_in_order(app: Any, settings: Settings, served: Iterable[str] = ()) -> dict[str, int]:
+def left_in_order(
+    app: Any, settings: Settings, served: Iterable[str], timeout_s: float
+) -> dict[str, int]:
     """Return how many messages wait in deadline order, by queue, where the app does not
     have that order, so that its workers do not see them. *served*: queues that its
-    workers take from, beside those that the app knows.
+    workers take from, beside those that the app knows. *timeout_s*: for each answer of the
+    broker; of one that hangs, nothing is told.
     """
     if settings.scheduler == "edf":
         return {}
     try:
-        with queues_of(app, settings) as channel:
+        with queues_of(app, settings, timeout_s) as channel:
             if channel is None:
                 return {}
             known = known_queues(app, settings, served)

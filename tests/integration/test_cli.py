@@ -558,6 +558,16 @@ def test_a_broker_that_is_away_is_told_without_its_password(
     assert cli("eta", "some-task").stderr == result.stderr
 
 
+@pytest.mark.parametrize("name", ["status", "watch"])
+def test_a_broker_that_never_answers_is_given_up_soon(
+    cli: Run, conf: dict[str, Any], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rts.scheduling.queues.TIMEOUT_S", 600.0)  # of what nobody waits for
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        conf["broker_url"] = f"redis://127.0.0.1:{mute.getsockname()[1]}/0"
+        assert "Redis" in cli(name).stdout
+
+
 def test_status_of_servers_that_never_answer(cli: Run, conf: dict[str, Any]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         address = f"127.0.0.1:{mute.getsockname()[1]}"

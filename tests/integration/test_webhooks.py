@@ -414,6 +414,8 @@ BAD: list[Any] = [
     [{"url": "https://a", "min_interval": -1}],
     [{"url": "https://a", "min_interval": float("nan")}],
     [{"url": "https://a", "min_interval": True}],
+    [{"url": "https://a", "min_interval": 1e12}],  # no thread can wait for so long
+    [{"url": "https://a", "secret": 8 * "\udcff"}],
     [{"url": "https://a", "link": "javascript:alert(1)"}],
     [{"url": "https://a", "token": "hush"}],
     [{"url": "https://a"}, {"url": "https://a"}],
