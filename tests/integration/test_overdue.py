@@ -137,6 +137,26 @@ def test_its_thread_ends_where_nothing_is_published(
     wait_until(lambda: gone() is None)
 
 
+class Late(threading.Event):
+    """Is set just after the first wait for it has ended."""
+
+    waits = 0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waits += 1
+        return self.waits > 1 and super().wait(timeout)
+
+
+def test_a_note_that_comes_while_its_thread_is_about_to_end_is_delivered(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    announcer = Announcer(Link(settings), settings, every_s=0.01)
+    announcer._work = Late()
+    announcer.note(task("a", 2e9))
+    wait_until(lambda: redis_client.zcard(settings.keys.open) == 1)
+    announcer.stop()
+
+
 def test_a_task_has_one_note_and_its_first_deadline(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
