@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from rts.alerting.lead import LEAD_S, OBJECTIVES_S, OVERDUE_S
 from rts.companion.attempts import attempt
-from rts.companion.upkeep import SNAPSHOT_S, SUMS_S, Upkeep
+from rts.companion.bookkeeping import SNAPSHOT_S, SUMS_S, Bookkeeping
+from rts.companion.upkeep import Upkeep
 from rts.errors import StoreUnavailable
 from rts.ledger.drain import BATCH
 from rts.ledger.heartbeat import BEAT_S
@@ -39,29 +40,37 @@ def run(upkeep: Upkeep, stop: threading.Event) -> None:
             ("looking for lost runs", upkeep.clean),
         ),
     ]
-    _repeat(stop, SUMS_S, ("summing up past hours", upkeep.sum_up))
-    _repeat(stop, LEAD_S, ("alerting", upkeep.lead))
-    _repeat(stop, OVERDUE_S, ("telling of overdue tasks", upkeep.look_at_overdue))
-    _repeat(stop, OBJECTIVES_S, ("looking at the objectives", upkeep.look_at_objectives))
-    _repeat(stop, LOOK_S, ("looking for overdue tasks", upkeep.look_out))
     threads.append(threading.Thread(target=upkeep.ship_until, args=(stop,), daemon=True))
     threads[-1].start()
-    snapshot_at = restore_at = 0.0
-    while not stop.is_set():
-        if time.monotonic() >= restore_at:
-            attempt("restoring the taus", upkeep.restore)
-            restore_at = time.monotonic() + BEAT_S
-        if time.monotonic() >= snapshot_at:
-            attempt("the snapshot of the taus", upkeep.snapshot)
-            snapshot_at = time.monotonic() + SNAPSHOT_S
-        before = upkeep.moved
-        attempt("draining", lambda: upkeep.move(BEAT_S))
-        if upkeep.moved - before < BATCH:
-            stop.wait(POLL_S)
+    if upkeep.books is not None:
+        _keep_books(upkeep.books, stop)
+    stop.wait()
     heir.join()
     for thread in threads:
         thread.join(1.0)
     upkeep.last()
+
+
+def _keep_books(books: Bookkeeping, stop: threading.Event) -> None:
+    """Drain, and keep the taus, until *stop*; look at the ledger meanwhile."""
+    leader = books.leader
+    _repeat(stop, SUMS_S, ("summing up past hours", books.sum_up))
+    _repeat(stop, LEAD_S, ("alerting", leader.lead))
+    _repeat(stop, OVERDUE_S, ("telling of overdue tasks", leader.look_at_overdue))
+    _repeat(stop, OBJECTIVES_S, ("looking at the objectives", leader.look_at_objectives))
+    _repeat(stop, LOOK_S, ("looking for overdue tasks", books.lookout.step))
+    snapshot_at = restore_at = 0.0
+    while not stop.is_set():
+        if time.monotonic() >= restore_at:
+            attempt("restoring the taus", books.restore)
+            restore_at = time.monotonic() + BEAT_S
+        if time.monotonic() >= snapshot_at:
+            attempt("the snapshot of the taus", books.snapshot)
+            snapshot_at = time.monotonic() + SNAPSHOT_S
+        before = books.drain.moved
+        attempt("draining", lambda: books.drain.drain(BEAT_S))
+        if books.drain.moved - before < BATCH:
+            stop.wait(POLL_S)
 
 
 def _repeat(
@@ -98,7 +107,8 @@ def drain_alone(settings: Settings, stop: threading.Event, *, once: bool = False
     """
     upkeep = Upkeep(settings)
     try:
-        if upkeep.drain is None:
+        books = upkeep.books
+        if books is None:
             raise StoreUnavailable(
                 "MongoDB cannot be used; check rts_mongo_url (the log says why)"
             )
@@ -107,12 +117,12 @@ def drain_alone(settings: Settings, stop: threading.Event, *, once: bool = False
         else:
             upkeep.pulse()
             upkeep.ship_last()
-            upkeep.restore()
-            while upkeep.move(BEAT_S) and not stop.is_set():
+            books.restore()
+            while books.drain.drain(BEAT_S) and not stop.is_set():
                 pass
-            if not upkeep.drain.empty_handed:
+            if not books.drain.empty_handed:
                 raise StoreUnavailable("MongoDB takes no records; they wait in the outbox")
             upkeep.last()
     finally:
         upkeep.close()
-    return upkeep.moved
+    return books.drain.moved

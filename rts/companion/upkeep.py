@@ -1,4 +1,7 @@
-"""What a companion does: each of its chores, on its own connections."""
+"""What a companion does beside its worker: it beats, ships, and ends runs that cannot.
+
+What it does with the ledger: :mod:`rts.companion.bookkeeping`.
+"""
 
 from __future__ import annotations
 
@@ -9,31 +12,22 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime, timezone
-from typing import Any
 
-from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
 from rts import health
-from rts.alerting.lead import Leader
 from rts.clock import FleetClock
 from rts.companion.attempts import attempt
+from rts.companion.bookkeeping import Bookkeeping
 from rts.companion.heir import Heir
 from rts.errors import StoreUnavailable
 from rts.ledger.bulletin import Bulletin
-from rts.ledger.connection import unavailable
-from rts.ledger.drain import Drain
 from rts.ledger.estate import Estate
 from rts.ledger.heartbeat import BEAT_S, Heartbeat
 from rts.ledger.janitor import Janitor, Orphans
-from rts.ledger.lookout import Lookout
-from rts.ledger.mongo import MongoLedger
 from rts.ledger.notes import NoteBoard
 from rts.ledger.orders import Orders
-from rts.ledger.outbox import RedisOutbox
 from rts.ledger.ship import Shipper
 from rts.ledger.sink import SpoolRunSink
 from rts.ledger.spool import Spool
@@ -43,16 +37,9 @@ from rts.link.scripts import pack
 from rts.load.sampler import Probes, real_probes, take_sample
 from rts.records import Execution, Learned
 from rts.settings import Settings
-from rts.tau.snapshot import Snapshots
-from rts.views.tallies import keep
-from rts.views.tally import CLASSES
 
 logger = logging.getLogger("rts.drain")
 
-#: Seconds between snapshots of the taus, and between sums of past hours.
-SNAPSHOT_S, SUMS_S = 10.0, 300.0
-#: Seconds of the last drain when the worker ends.
-LAST_DRAIN_S = 3.0
 #: Seconds between looks at the spool: what a tau learns late, and what of the
 #: records is lost if this host is.
 SHIP_S = 0.2
@@ -72,7 +59,6 @@ class Upkeep:
         )
         self._orders = orders
         self._keys = settings.keys
-        self._budget_s = settings.budget_window_s
         self._link = Link(patient)
         self._clock = FleetClock()
         self._probes: Probes | None = None
@@ -90,16 +76,11 @@ class Upkeep:
             self._orphans = Orphans(self._board, sink, self._clock)
             self._bulletin = Bulletin(self._link, settings, self._board, orders.instance)
             self._heir = Heir(Estate(self._board, sink, self._clock, orders), self._bulletin)
-        self.drain: Drain | None = None
-        self._outbox: RedisOutbox | None = None
-        self._snapshots: Snapshots | None = None
-        self._lookout: Lookout | None = None
-        self._database: Database[dict[str, Any]] | None = None
-        self._leader: Leader | None = None
-        self._closes: list[Callable[[], None]] = [self._link.close, self._ship_link.close]
+        #: What it does with the ledger; ``None`` where it does not, or cannot.
+        self.books: Bookkeeping | None = None
         if settings.drain or orders is None:
             try:
-                ledger = MongoLedger(settings)
+                self.books = Bookkeeping(patient, self._clock, name)
             except PyMongoError as exc:
                 # A worker without a drain still beats and ships; others drain.
                 health.count("configuration_errors")
@@ -108,19 +89,6 @@ class Upkeep:
                     "outbox until workers start with one that is, or celery rts drain does",
                     exc,
                 )
-            else:
-                drain_link = Link(patient)
-                self._outbox = RedisOutbox(drain_link, settings, name)
-                self.drain = Drain(self._outbox, ledger)
-                self._snapshots = Snapshots(drain_link, settings, ledger)
-                self._database = ledger.database
-                alert_link = Link(patient)
-                self._leader = Leader(alert_link, settings, self._clock, name, ledger.database)
-                # Its questions may take their time, and the heartbeat's may not.
-                look_link = Link(patient)
-                self._lookout = Lookout(look_link, settings, ledger, name)
-                links = (drain_link, alert_link, look_link)
-                self._closes += [*(link.close for link in links), ledger.close]
 
     def start(self) -> None:
         """Start what the heartbeat tells of."""
@@ -197,82 +165,21 @@ class Upkeep:
         """Look for runs of workers that are gone."""
         self._janitor.step()
 
-    def look_out(self) -> None:
-        """Look for tasks whose deadline has passed."""
-        if self._lookout is not None:
-            self._lookout.step()
-
-    @property
-    def moved(self) -> int:
-        """Records moved since the start."""
-        return 0 if self.drain is None else self.drain.moved
-
-    def move(self, seconds: float) -> int:
-        """Drain for at most *seconds*; return the number of records moved."""
-        return 0 if self.drain is None else self.drain.drain(seconds)
-
-    def move_all(self, seconds: float) -> None:
-        """Drain until nothing is left, for at most about *seconds*."""
-        give_up_at = time.monotonic() + seconds
-        while self.move(seconds) and time.monotonic() < give_up_at:
-            pass
-
-    def restore(self) -> None:
-        """Restore the taus of a Redis that was wiped."""
-        if self._snapshots is not None:
-            self._snapshots.restore()
-
-    def snapshot(self, turn_s: float = SNAPSHOT_S) -> None:
-        """Keep the taus, unless another drain has done so within *turn_s* seconds."""
-        if self._snapshots is not None:
-            self._snapshots.save(turn_s=turn_s)
-
-    def sum_up(self) -> None:
-        """Sum up the past hours of a busy day, unless another drain has lately: so
-        even the first report answers at once.
-        """
-        if self._database is None:
-            return
-        turn = pack("SET", self._keys.sums, "1", "NX", "PX", int(SUMS_S * 1000))
-        (mine,) = self._link.call(turn)
-        if mine is not None:
-            now = datetime.now(timezone.utc)
-            with unavailable():
-                keep(self._database, now)
-                keep(self._database, now, CLASSES, self._budget_s)
-
-    def lead(self) -> None:
-        """Decide on alerts and send them, if no other companion does."""
-        if self._leader is not None:
-            self._leader.lead()
-
-    def look_at_objectives(self) -> None:
-        """Look whether an error budget burns, if this companion leads."""
-        if self._leader is not None:
-            self._leader.look_at_objectives()
-
-    def look_at_overdue(self) -> None:
-        """Look whether to tell of overdue tasks, if this companion leads."""
-        if self._leader is not None:
-            self._leader.look_at_overdue()
-
     def last(self) -> None:
         """Bring in what is left, and leave. Each step may fail on its own."""
         attempt("shipping the spool", self.ship_last)
-        attempt("the last drain", lambda: self.move_all(LAST_DRAIN_S))
-        attempt("the snapshot of the taus", lambda: self.snapshot(0.0))
+        if self.books is not None:
+            self.books.last()
         attempt("leaving", self._janitor.leave)
-        if self._leader is not None:
-            attempt("leaving", self._leader.leave)
-        if self._lookout is not None:
-            attempt("leaving", self._lookout.leave)
-        if self._outbox is not None:
-            attempt("leaving", self._outbox.leave)
+        if self.books is not None:
+            self.books.leave()
 
     def close(self) -> None:
         """Close the connections."""
-        for close in self._closes:
-            close()
+        self._link.close()
+        self._ship_link.close()
+        if self.books is not None:
+            self.books.close()
 
     def _heartbeat(self, orders: Orders, board: NoteBoard) -> Heartbeat:
         slots = board.worker_slots[0]

@@ -22,9 +22,10 @@ import redis
 from celery import Celery
 
 import rts
+from rts.clock import FleetClock
+from rts.companion.bookkeeping import Bookkeeping
 from rts.companion.loop import drain_alone
 from rts.companion.process import LAST_S
-from rts.companion.upkeep import Upkeep
 from rts.keys import running_field
 from rts.ledger.notes import NoteBoard
 from rts.ledger.orders import Orders
@@ -562,13 +563,13 @@ def test_busy_days_are_summed_up_ahead_by_one_of_the_fleet(
     for i in range(10):
         done = success(str(i))._replace(completed_at=an_hour_ago - 60 * i)
         redis_client.xadd(settings.keys.outbox, {"r": done.to_json()})
-    first, second = Upkeep(settings), Upkeep(settings)
-    first.move_all(5.0)
+    first, second = (Bookkeeping(settings, FleetClock(), name) for name in "ab")
+    first.drain_all(5.0)
     first.sum_up()
     kept = mongo.rollups.count_documents({"tallies.type": {"$exists": True}})
     assert kept > 0
     mongo.rollups.delete_many({})
     second.sum_up()
     assert mongo.rollups.count_documents({}) == 0, "it was done a moment ago"
-    for upkeep in (first, second):
-        upkeep.close()
+    for books in (first, second):
+        books.close()
