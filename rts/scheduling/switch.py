@@ -23,7 +23,8 @@ _STAND_INS = {
 
 
 def turn_on(app: Any, settings: Settings) -> None:
-    """Have the connections that *app* makes from now on keep the deadline order.
+    """Have the connections that *app* makes from now on, and what it publishes, keep the
+    deadline order.
 
     Raises:
         ConfigurationError: its broker is not Redis.
@@ -35,11 +36,12 @@ def turn_on(app: Any, settings: Settings) -> None:
     options = dict(app.conf.broker_transport_options or {})
     options[OPTION] = Rule.of(settings).as_option()
     app.conf.broker_transport_options = options
+    _change_pools(app)
 
 
 def keep_on(app: Any, settings: Settings) -> None:
     """Turn *app* on again where it was configured further since, which may have taken the
-    option back: connections that its pools give from now on keep the order.
+    option back.
     """
     if settings.scheduler != "edf" or OPTION in (app.conf.broker_transport_options or {}):
         return
@@ -47,8 +49,14 @@ def keep_on(app: Any, settings: Settings) -> None:
         turn_on(app, settings)
     except ConfigurationError as exc:
         say_off(exc)
+
+
+def _change_pools(app: Any) -> None:
+    """Have *app*, which has published before, do so over connections of the options that
+    it has now: kombu keeps a pool for each kind of connection.
+    """
+    if app._pool is None:
         return
-    # kombu keeps a pool for each kind of connection; this one is made of other options.
     connection = app.connection_for_write()
     app._pool = pools.connections[connection]
     app.amqp._producer_pool = pools.producers[connection]
@@ -72,10 +80,13 @@ def stand_in() -> None:
 
 
 def turn_off(app: Any) -> None:
-    """Undo :func:`turn_on` for the connections that *app* makes from now on."""
+    """Undo :func:`turn_on` for the connections that *app* makes from now on, and for what
+    it publishes.
+    """
     options = dict(app.conf.broker_transport_options or {})
     if options.pop(OPTION, None) is not None:
         app.conf.broker_transport_options = options
+        _change_pools(app)
 
 
 def check(conf: Any, settings: Settings, default: str = "") -> None:

@@ -135,6 +135,27 @@ def test_an_app_that_is_configured_further_publishes_in_order(
     app.close()
 
 
+def test_what_is_published_after_uninstalling_waits_where_celery_looks(
+    redis_client: redis.Redis, rts_redis_url: str, rts_key_prefix: str
+) -> None:
+    app = Celery("ordered", broker=rts_redis_url)
+    app.conf.update(
+        task_default_queue=rts_key_prefix, rts_key_prefix=rts_key_prefix, rts_scheduler="edf"
+    )
+    rts.install(app)
+    app.send_task("own.task")
+    assert redis_client.zcard(f"{rts_key_prefix}\x06\x16edf") == 1
+    rts.uninstall(app)
+    app.send_task("own.task")
+    assert redis_client.zcard(f"{rts_key_prefix}\x06\x16edf") == 1
+    assert redis_client.llen(rts_key_prefix) == 1
+    rts.install(app)
+    app.send_task("own.task")
+    assert redis_client.zcard(f"{rts_key_prefix}\x06\x16edf") == 2
+    rts.uninstall(app)
+    app.close()
+
+
 @pytest.mark.parametrize("how", ["attribute", "update", "object", "environment"])
 def test_a_bad_setting_fails_at_install(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     app = Celery("bad")
