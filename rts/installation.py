@@ -9,6 +9,7 @@ from weakref import WeakSet
 
 from rts import health
 from rts.errors import ConfigurationError
+from rts.lifecycle.owners import tasks_of
 from rts.settings import Settings
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def publisher(name: str) -> Parts | None:
         return known
     if len(installed) == 1:
         (only,) = installed
-        if name in only.tasks:
+        if name in tasks_of(only):
             parts = parts_of(only)
             if parts is not None:
                 publishers[name] = parts
@@ -124,13 +125,13 @@ def publisher(name: str) -> Parts | None:
     from celery import current_app
 
     app = current_app._get_current_object()
-    if app in installed and (len(installed) == 1 or name in app.tasks):
+    if app in installed and (len(installed) == 1 or name in tasks_of(app)):
         return parts_of(app)
     for other in list(installed):
-        if name in other.tasks:
+        if name in tasks_of(other):
             return parts_of(other)
     if app in installed:
         return parts_of(app)
-    if name in app.tasks or len(installed) != 1:
+    if name in tasks_of(app) or len(installed) != 1:
         return None  # another app's own task
     return parts_of(next(iter(installed)))

@@ -19,6 +19,7 @@ from rts.ledger.sink import SpoolRunSink
 from rts.ledger.spool import Spool
 from rts.ledger.supervise import Companion
 from rts.lifecycle.ends import Ends
+from rts.lifecycle.owners import tasks_of
 from rts.lifecycle.planning import Planner
 from rts.lifecycle.runs import Runs
 from rts.link.link import Link
@@ -60,7 +61,7 @@ class Parts:
         """Build the parts that publishing needs. Talks to no server."""
 
         def task_options(name: str) -> object:
-            task = app.tasks.get(name)
+            task = tasks_of(app).get(name)
             return None if task is None else getattr(task, "rts", None) or {}
 
         clock = FleetClock()

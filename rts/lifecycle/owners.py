@@ -42,3 +42,10 @@ def owner_of(declare: Any) -> Any:
 def is_celerys(name: str) -> bool:
     """Return whether a task of this name is none of the app's work."""
     return name.startswith(_OWN) and name not in _OF_THE_APP
+
+
+def tasks_of(app: Any) -> Any:
+    """Return the tasks of *app* by name. One that its owner finalizes by hand
+    (``autofinalize=False``) may not have them yet, and raises where it is asked for them.
+    """
+    return app.tasks if app.autofinalize else app._tasks

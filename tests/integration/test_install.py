@@ -156,6 +156,30 @@ def test_what_is_published_after_uninstalling_waits_where_celery_looks(
     app.close()
 
 
+def test_an_app_that_is_to_be_finalized_by_hand_publishes_before(
+    redis_client: redis.Redis,
+    rts_redis_url: str,
+    rts_key_prefix: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app = Celery("by hand", broker=rts_redis_url, autofinalize=False)
+    app.conf.update(task_default_queue=rts_key_prefix, rts_key_prefix=rts_key_prefix)
+
+    @app.task(name="by.hand", shared=False, rts={"task_type": "cpu-light"})
+    def by_hand() -> None: ...
+
+    rts.install(app)
+    app.send_task("by.hand")
+    assert newest(redis_client, app)["task_type"] == "mixed", "Celery has no such task yet"
+    assert not app.finalized
+    assert "rts publish hook failed" not in caplog.text
+    app.finalize()
+    app.send_task("by.hand")
+    assert newest(redis_client, app)["task_type"] == "cpu-light"
+    rts.uninstall(app)
+    app.close()
+
+
 @pytest.mark.parametrize("how", ["attribute", "update", "object", "environment"])
 def test_a_bad_setting_fails_at_install(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     app = Celery("bad")
