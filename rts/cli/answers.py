@@ -86,9 +86,10 @@ class Answer:
         """Return it for a terminal of *width*."""
         same = self.slots == self.workload.slots
         given = " (the most at a time in the ledger)" if same else ""
+        slots = "1 slot" if self.slots == 1 else f"{self.slots} slots"
         load = "all arrive at once" if self.rho is None else f"load {self.rho:.2f}"
         return (
-            f"{self.workload.description}\n{self.slots} slots{given}, {load}\n\n"
+            f"{self.workload.description}\n{slots}{given}, {load}\n\n"
             f"{self._shares(width)}\n\n{self._waits(width)}"
         )
 
