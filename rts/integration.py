@@ -147,7 +147,8 @@ def _order(sender: Any, **_: Any) -> None:
     try:
         turn_on(sender, Settings.from_conf(sender.conf))
     except ConfigurationError as exc:
-        say_off(exc)
+        if sender.conf.get("rts_scheduler") == "edf":
+            say_off(exc)
 
 
 def _validate(app: Any) -> None:

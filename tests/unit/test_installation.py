@@ -86,3 +86,16 @@ def test_who_is_called_while_its_own_thread_builds_does_without(app: Celery) -> 
     app.conf = Asking(rts_redis_url="redis://127.0.0.1:1")
     assert installation.parts(app) is not None
     assert within == [None]
+
+
+@pytest.mark.parametrize("scheduler", ["edf", None])
+def test_only_an_app_that_asks_for_an_order_hears_that_it_does_not_get_it(
+    app: Celery, caplog: pytest.LogCaptureFixture, scheduler: str | None
+) -> None:
+    conf = {"broker_url": "redis://127.0.0.1:1", "rts_scheduler": scheduler, "rts_quantile": 7}
+    app.config_from_object(
+        {f"celery_{key}".upper(): conf[key] for key in conf}, namespace="CELERY"
+    )
+    app.finalize()
+    assert list(app.conf)
+    assert ("deadline order is off" in caplog.text) is (scheduler == "edf")
