@@ -117,11 +117,12 @@ class Planner:
         note_next(headers, body)
         if current is None or current.get(NEXT) != headers.get("id"):
 
-            def allowance(name: str, headers: Mapping[str, Any]) -> float:
-                alone = self.plan(name, headers, None)
-                return alone.deadline - alone.arrival
+            def due(name: str, options: Mapping[str, Any], at: float) -> float:
+                asked = options.get("headers")
+                asked = asked if isinstance(asked, Mapping) else {}
+                return self.plan(name, {**asked, "eta": at}, options.get("priority")).deadline
 
-            plan = share_with_chain(plan, body, allowance)
+            plan = share_with_chain(plan, body, due)
         if current is not None and parent is not None:
             plan = hand_on(plan, headers, current, parent.deadline)
         return plan

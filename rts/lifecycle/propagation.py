@@ -1,16 +1,20 @@
 """Deadlines that a task hands on: to what it publishes, and along a chain.
 
 With ``rts_propagate_deadline`` a task that is published inside another one has at
-most the time that the other has left; the members of a chain share one end-to-end
-deadline, the sum of what each would have had alone.
+most the time that the other has left, unless it is to run after that only; the members
+of a chain share one end-to-end deadline: when the last one would be due, did each begin at
+the deadline of the one before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from rts.deadlines import MAX_INSTANT
+from rts.headers import instant
 from rts.records import Plan
+from rts.validation import finite
 
 #: Header with the id of the chain's next member, which shares the deadline.
 NEXT = "rts_next"
@@ -18,8 +22,9 @@ NEXT = "rts_next"
 #: Canvas nested deeper than this counts as nothing: a stranger may have sent it.
 MAX_DEPTH = 16
 
-#: Returns the seconds that a task of a name, with such headers, would have alone.
-Allowance = Callable[[str, Mapping[str, Any]], float]
+#: Returns the deadline of a task of a name, published with such options of its signature,
+#: that arrives at an instant.
+Due = Callable[[str, Mapping[str, Any], float], float]
 
 
 def hand_on(
@@ -28,17 +33,17 @@ def hand_on(
     """Return the *plan* of a task that the task *current*, due at *deadline*, publishes."""
     if current.get(NEXT) == headers.get("id"):
         return plan._replace(deadline=deadline)
+    if headers.get("eta") is not None and plan.arrival > deadline:
+        return plan  # it could not even begin in time
     return plan._replace(deadline=min(plan.deadline, deadline))
 
 
-def share_with_chain(plan: Plan, body: object, allowance: Allowance) -> Plan:
+def share_with_chain(plan: Plan, body: object, due: Due) -> Plan:
     """Return the *plan* of a chain's first member with the deadline of the whole chain."""
     rest = rest_of_chain(body)
     if not rest:
         return plan
-    return plan._replace(
-        deadline=plan.deadline + sum(_allowance(each, allowance, 0) for each in rest)
-    )
+    return plan._replace(deadline=_due_in_turn(reversed(rest), plan.deadline, due, 0))
 
 
 def rest_of_chain(body: object) -> list[Mapping[str, Any]]:
@@ -60,29 +65,48 @@ def note_next(headers: dict[str, Any], body: object) -> None:
         headers.pop(NEXT, None)
 
 
-def _allowance(signature: object, allowance: Allowance, depth: int) -> float:
-    """Return the seconds of a signature: a sum along chains, the most of a group."""
+def _due_in_turn(signatures: Iterable[object], at: float, due: Due, depth: int) -> float:
+    """Return when the last of *signatures* is due, the first of which arrives at *at*."""
+    for each in signatures:
+        at = _due(each, at, due, depth)
+    return at
+
+
+def _due(signature: object, at: float, due: Due, depth: int) -> float:
+    """Return when a signature is due that is published at *at*: a chain with its last
+    member, a group with the one that is due last.
+    """
     if not isinstance(signature, Mapping) or depth > MAX_DEPTH:
-        return 0.0
+        return at
     kwargs = signature.get("kwargs")
     kwargs = kwargs if isinstance(kwargs, Mapping) else {}
+    options = signature.get("options")
+    options = options if isinstance(options, Mapping) else {}
     name = str(signature.get("task"))
+    at = _ready(options, at)
 
-    def of(signatures: object) -> list[float]:
+    def last(signatures: object) -> float:
         members = signatures if isinstance(signatures, list | tuple) else ()
-        return [_allowance(member, allowance, depth + 1) for member in members]
+        return max((_due(each, at, due, depth + 1) for each in members), default=at)
 
     if name == "celery.chain":
-        return sum(of(kwargs.get("tasks")))
+        tasks = kwargs.get("tasks")
+        return _due_in_turn(
+            tasks if isinstance(tasks, list | tuple) else (), at, due, depth + 1
+        )
     if name == "celery.group":
-        return max(of(kwargs.get("tasks")), default=0.0)
+        return last(kwargs.get("tasks"))
     if name == "celery.chord":
         header = kwargs.get("header")
-        if isinstance(header, Mapping):
-            most = _allowance(header, allowance, depth + 1)
-        else:
-            most = max(of(header), default=0.0)
-        return most + _allowance(kwargs.get("body"), allowance, depth + 1)
-    options = signature.get("options")
-    headers = options.get("headers") if isinstance(options, Mapping) else None
-    return allowance(name, headers if isinstance(headers, Mapping) else {})
+        is_group = isinstance(header, Mapping)
+        over = _due(header, at, due, depth + 1) if is_group else last(header)
+        return _due(kwargs.get("body"), over, due, depth + 1)
+    return due(name, options, at)
+
+
+def _ready(options: Mapping[str, Any], at: float) -> float:
+    """Return when a signature with these *options* arrives that is published at *at*."""
+    later_s, eta = finite(options.get("countdown")), instant(options.get("eta"))
+    if later_s is not None and later_s > 0:
+        at += later_s
+    return min(MAX_INSTANT, at if eta is None else max(at, eta))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import random
+from datetime import datetime, timezone
 from typing import Any
 
 import pytest
-from celery import Celery, chain
+from celery import Celery, chain, group
 from celery.signals import before_task_publish
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rts.deadlines import MAX_LEARNED
+from rts.deadlines import MAX_INSTANT, MAX_LEARNED
 from rts.headers import read_plan
 from rts.lifecycle.planning import Planner
 from rts.scheduling.priority import level
@@ -58,6 +59,10 @@ def signature(name: str, **options: Any) -> Any:
     return Celery(set_as_current=False).signature(name, **options)
 
 
+def iso(at: float) -> str:
+    return datetime.fromtimestamp(at, timezone.utc).isoformat()
+
+
 def test_a_chain_shares_one_deadline() -> None:
     p = planner(propagate_deadline=True, taus={"a": 5.0, "b": 7.0, "c": 11.0})
     headers, body = sent_chain("a", "b", "c")
@@ -90,6 +95,44 @@ def test_groups_and_chords_in_a_chain_count_by_their_longest() -> None:
     assert headers["rts_next"] == "chord"
     p.plan_message("a", headers, None, None, ((), {}, {"chain": []}))
     assert "rts_next" not in headers, "of another message"
+
+
+def test_what_a_chain_waits_for_on_its_way_is_part_of_its_time() -> None:
+    p = planner(
+        propagate_deadline=True,
+        priority_multipliers={3: 1.5},
+        taus={"a": 5.0, "b": 7.0, "c": 11.0},
+    )
+
+    def due(*follow: Any) -> float:
+        body = ((), {}, {"chain": [dict(each) for each in reversed(follow)]})
+        return p.plan_message("a", {"id": "1", "task": "a"}, None, None, body).deadline - NOW
+
+    later = signature("b").set(countdown=60)
+    assert due(later, signature("c")) == pytest.approx(10 + 60 + 14 + 22)
+    assert due(signature("b").set(eta=iso(NOW + 3600))) == pytest.approx(3600 + 14)
+    assert due(signature("b").set(eta=iso(NOW + 5))) == pytest.approx(10 + 14)
+    assert due(group(later, signature("c"))) == pytest.approx(10 + 60 + 14)
+    assert due(signature("b").set(priority=3)) == pytest.approx(10 + 1.5 * 7)
+    # An instant that a member asks for is one, and no time beside that of the others.
+    asked = signature("b").set(headers={"sla_deadline": NOW + 15})
+    assert due(asked) == pytest.approx(15)
+    assert due(asked, signature("c")) == pytest.approx(15 + 22)
+    never = signature("b").set(countdown=1e300)
+    assert due(never, never) <= MAX_INSTANT - NOW
+
+
+def test_what_is_to_run_after_the_parents_deadline_has_its_own() -> None:
+    p = planner(propagate_deadline=True, taus={"a": 5.0})
+    parent: dict[str, Any] = {"id": "p", "task": "a"}
+    p.plan_message("a", parent, None, None)  # due after 10 s
+
+    def due(eta: str | None) -> float:
+        return p.plan_message("a", {"id": "c", "eta": eta}, None, parent).deadline - NOW
+
+    assert due(iso(NOW + 60)) == 60 + 10
+    assert due(iso(NOW + 4)) == 10
+    assert due(None) == 10
 
 
 def test_children_are_bounded_by_their_parent_only_where_it_is_asked_for() -> None:
