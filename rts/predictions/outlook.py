@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import os
+import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
+from rts.errors import StoreUnavailable
 from rts.ledger.bulletin import read_notes
 from rts.ledger.heartbeat import Heartbeat
 from rts.ledger.lookout import task_of
@@ -21,6 +26,7 @@ from rts.predictions.messages import id_of
 from rts.predictions.peek import Broker, Look
 from rts.predictions.prediction import Prediction
 from rts.predictions.present import Picture, Present, TauOf, ended_of, work_of
+from rts.predictions.reading import MOST_FRESH_S, Reading
 from rts.predictions.snapshot import Snapshot
 from rts.predictions.together import OrderMaker
 from rts.records import OpenTask, Plan
@@ -29,13 +35,10 @@ from rts.settings import Settings
 from rts.simulation.orders import order_of
 from rts.simulation.recording import share_of_slots
 
-#: Seconds for which one reading of a queue serves predictions of new tasks: at least, at
-#: most, and in between so many times what it has cost. And readings that are kept.
-FRESH_S, MOST_FRESH_S, TIMES, MOST_QUEUES = 0.2, forecast.SOON_S, 4.0, 100
+#: Readings that are kept.
+MOST_QUEUES = 100
 #: What this process has published is remembered of so many tasks, for NOTED_S seconds.
 MOST_SENT = 1000
-#: A prediction serves for others like it until the queue has grown by more than this share.
-SLIGHT = 0.05
 
 
 class Pressure(NamedTuple):
@@ -49,41 +52,8 @@ class Pressure(NamedTuple):
     load: float
 
 
-@dataclass
-class _Reading:
-    """A queue as it was read, and what was predicted from it."""
-
-    read_at: float
-    picture: Picture
-    #: Seconds that reading it has taken, and that together with predicting from it.
-    read_s: float
-    cost_s: float
-    #: What this process has published since, into it and the queues beside it.
-    own: list[Work] = field(default_factory=list)
-    #: When that was last, epoch seconds.
-    sent_at: float = 0.0
-    #: By what was asked: how many of those were counted in, and the answer.
-    predictions: dict[tuple[object, ...], tuple[int, Prediction]] = field(default_factory=dict)
-
-    def now(self) -> float:
-        """Return the fleet's time, epoch seconds."""
-        return self.picture.snapshot.now + time.monotonic() - self.read_at
-
-    def fresh_s(self) -> float:
-        """Return for how long it serves; not for long once there is twice as much."""
-        if len(self.own) > self.tasks():
-            return TIMES * self.read_s
-        return min(MOST_FRESH_S, max(FRESH_S, TIMES * self.cost_s))
-
-    def tasks(self) -> int:
-        """Return how many tasks were there when it was read."""
-        there = self.picture.snapshot
-        waiting = sum(work.weight for work in there.waiting)
-        return round(waiting) + len(there.held) + len(there.running)
-
-
 class Outlook:
-    """Reads the broker's queues and the workers, and predicts."""
+    """Reads the broker's queues and the workers, and predicts. Safe with threads and forks."""
 
     def __init__(self, app: Any, settings: Settings, link: Link, tau_of: TauOf) -> None:
         self._app = app
@@ -91,9 +61,13 @@ class Outlook:
         self._link = link
         self._broker = Broker(app, settings)
         self._present = Present(app, settings, link, self._broker, tau_of)
-        self._readings: dict[tuple[str, int], _Reading] = {}
+        self._readings: dict[tuple[str, int], Reading] = {}
         #: What this process has published of late, with the moments.
         self._sent: deque[tuple[float, OpenTask]] = deque(maxlen=MOST_SENT)
+        #: Of many threads that ask of new tasks one reads for all; when that last failed.
+        self._lock = threading.RLock()
+        self._pid = os.getpid()
+        self._failed_at, self._failed = -math.inf, partial(StoreUnavailable)
 
     def of_new(self, plan: Plan, name: str, queue: str, priority: int = 0) -> Prediction:
         """Predict a task of this *name* that would be published now.
@@ -102,27 +76,51 @@ class Outlook:
             CommandError: the broker is not Redis, or no worker takes from *queue*.
             StoreUnavailable: Redis is away.
         """
-        reading = self._reading(queue, priority)
-        ready = plan.arrival if plan.arrival > reading.now() else 0.0
-        allowed_s = round(plan.deadline - plan.arrival, 3)
-        key = (plan.task_type, name, plan.tau, allowed_s, ready)
-        counted, found = reading.predictions.get(key, (0, None))
-        own = list(reading.own)
-        if found is None or len(own) - counted > SLIGHT * (reading.tasks() + counted):
-            # What it is played from is a moment old: it starts when it has come, not before.
-            work = Work(
-                *(plan.task_type, plan.arrival, plan.tau, plan.deadline, plan.arrival, name)
-            )
-            begun = time.monotonic()
-            snapshot = replace(
-                reading.picture.snapshot,
-                waiting=[*reading.picture.snapshot.waiting, *own],
-                known_until=reading.sent_at,
-            )
-            found = forecast.of_new(snapshot, work, self._order_of(reading.picture))
-            reading.predictions[key] = len(own), found
-            reading.cost_s += time.monotonic() - begun
+        asked_at = time.monotonic()
+        work = Work(
+            *(plan.task_type, plan.arrival, plan.tau, plan.deadline, plan.arrival, name)
+        )
+        found = self._told((queue, priority), work)
+        if found is None:
+            with self._alone():
+                found = self._told((queue, priority), work)
+                if found is None:
+                    found = self._tell((queue, priority), work, asked_at)
         return _not_before(plan.arrival, replace(found, deadline=plan.deadline))
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Have one thread read and predict for all that ask of new tasks."""
+        if self._pid != os.getpid():
+            self._lock, self._pid = threading.RLock(), os.getpid()
+        with self._lock:
+            yield
+
+    def _told(self, where: tuple[str, int], work: Work) -> Prediction | None:
+        """Return what was predicted of another one a moment ago that serves for *work*."""
+        reading = self._readings.get(where)
+        return reading.told(work) if reading is not None and reading.is_fresh() else None
+
+    def _tell(self, where: tuple[str, int], work: Work, asked_at: float) -> Prediction:
+        """Predict *work*, that would come to a queue with a priority."""
+        if self._failed_at > asked_at:  # while this one waited for its turn
+            raise self._failed()
+        try:
+            reading = self._reading(*where)
+        except StoreUnavailable as exc:
+            self._failed_at, self._failed = time.monotonic(), partial(type(exc), *exc.args)
+            raise
+        begun, own = time.monotonic(), list(reading.own)
+        snapshot = replace(
+            reading.picture.snapshot,
+            waiting=[*reading.picture.snapshot.waiting, *own],
+            known_until=reading.sent_at,
+        )
+        # What it is played from is a moment old: it starts when it has come, not before.
+        found = forecast.of_new(snapshot, work, self._order_of(reading.picture))
+        reading.predictions[reading.question(work)] = len(own), found
+        reading.cost_s += time.monotonic() - begun
+        return found
 
     def published(self, task: OpenTask) -> None:
         """Count in what this process has published: a reading does not show it yet."""
@@ -247,16 +245,16 @@ class Outlook:
         position = picture.held.index(task_id)
         return forecast.of_held(picture.snapshot, position, self._order_of(picture))
 
-    def _reading(self, queue: str, priority: int) -> _Reading:
+    def _reading(self, queue: str, priority: int) -> Reading:
         """Return the queue as it was a moment ago: a web process may ask often."""
         found, now = self._readings.get((queue, priority)), time.monotonic()
-        if found is None or now - found.read_at > found.fresh_s():
+        if found is None or not found.is_fresh():
             look = self._broker.look(queue, priority=priority)
             picture = self._picture(queue, look)
             if len(self._readings) >= MOST_QUEUES:
                 self._readings.clear()
             took_s = time.monotonic() - now
-            found = _Reading(now, picture, took_s, took_s)
+            found = Reading(now, picture, took_s, took_s)
             self._readings[queue, priority] = found
         return found
 

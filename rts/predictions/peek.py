@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-import redis
-from kombu.exceptions import OperationalError
-
-from rts.errors import BrokerUnavailable, CommandError
+from rts.errors import CommandError
 from rts.predictions.messages import (
     FIRST,
     SAMPLE,
@@ -31,10 +26,10 @@ from rts.predictions.messages import (
     sampled,
     sizes_of,
 )
+from rts.predictions.sharing import SharedConnection
 from rts.scheduling.layout import DEMOTED, HOPEFUL, TURNS
 from rts.scheduling.scripts import ScriptByHash
 from rts.settings import Settings
-from rts.urls import shown_url
 
 #: Messages that are searched through at most.
 SEARCHED = 1_000_000
@@ -70,20 +65,16 @@ EMPTY = Look([], [], None, 0, [], 0, 0)
 
 
 class Broker:
-    """Reads with one connection, made when it is first needed. Safe with forks."""
+    """Reads with one connection of kombu's. Safe with threads and forks."""
 
     def __init__(self, app: Any, settings: Settings) -> None:
-        self._app = app
         self._settings = settings
         self._ordered = settings.scheduler == "edf"
-        self._connection: Any = None
-        self._pid = 0
+        self._shared = SharedConnection(app, settings)
 
     def close(self) -> None:
-        """Close the connection."""
-        connection, self._connection = self._connection, None
-        if connection is not None and self._pid == os.getpid():
-            connection.release()
+        """Close the connection, once nobody reads any more."""
+        self._shared.close()
 
     def find(
         self, task_id: str, queues: Iterable[str], arrival: float | None = None
@@ -95,7 +86,7 @@ class Broker:
             CommandError: the broker is not Redis, or more messages wait than SEARCHED.
             StoreUnavailable: it is away.
         """
-        with self._channel() as (channel, client):
+        with self._shared.channel() as (channel, client):
             parts = [
                 (queue, number, part)
                 for queue in queues
@@ -139,7 +130,7 @@ class Broker:
             CommandError: the broker is not Redis.
             StoreUnavailable: it is away.
         """
-        with self._channel() as (channel, client):
+        with self._shared.channel() as (channel, client):
             parts = self._parts(channel, queue)
             prefix = channel.global_keyprefix
             with client.pipeline(transaction=False) as pipe:
@@ -218,7 +209,7 @@ class Broker:
             CommandError: the broker is not Redis.
             StoreUnavailable: it is away.
         """
-        with self._channel() as (channel, client):
+        with self._shared.channel() as (channel, client):
             parts = self._parts(channel, queue)
             unacked = channel.global_keyprefix + channel.unacked_key
             with client.pipeline(transaction=False) as pipe:
@@ -242,7 +233,7 @@ class Broker:
             CommandError: the broker is not Redis.
             StoreUnavailable: it is away.
         """
-        with self._channel() as (channel, client):
+        with self._shared.channel() as (channel, client):
             parts = [self._parts(channel, queue) for queue in queues]
             sizes = iter(sizes_of(client, [part for of_queue in parts for part in of_queue]))
             return [sum(next(sizes) for _ in of_queue) for of_queue in parts]
@@ -254,32 +245,3 @@ class Broker:
         lists = [Part(f"{name}{sep}{step}" if step else name, False) for step in steps]
         ordered = [Part(f"{name}{sep}{part}", True) for part in (HOPEFUL, DEMOTED)]
         return [*ordered, *lists] if self._ordered else lists
-
-    @contextmanager
-    def _channel(self) -> Iterator[tuple[Any, redis.Redis]]:
-        if self._pid != os.getpid():
-            self._connection, self._pid = None, os.getpid()  # the parent's, to be left alone
-        if self._connection is None:
-            options = {
-                "socket_connect_timeout": self._settings.connect_timeout,
-                "socket_timeout": self._settings.timeout,
-            }
-            self._connection = self._app.connection_for_read(transport_options=options)
-        connection = self._connection
-        if connection.transport.driver_type != "redis":
-            raise CommandError("predictions need Redis as the broker: others hide their queues")
-        try:
-            connection.ensure_connection(max_retries=1, interval_start=0)
-            channel = connection.default_channel
-            yield channel, redis.Redis(connection_pool=channel.pool)
-        except (
-            OperationalError,
-            OSError,
-            redis.RedisError,
-            *connection.connection_errors,
-        ) as exc:
-            self.close()
-            url = shown_url(connection.as_uri())
-            raise BrokerUnavailable(
-                f"the broker {url} is not usable ({type(exc).__name__})"
-            ) from exc

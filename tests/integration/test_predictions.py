@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+import psutil
 import pytest
 import redis
 from celery import Celery
@@ -559,6 +561,53 @@ def test_servers_that_are_away_and_brokers_that_hide_their_queues() -> None:
     bare = Celery("bare", set_as_current=False)
     with pytest.raises(rts.CommandError, match=r"rts\.install"):
         rts.predict("x", app=bare)
+
+
+def test_many_threads_ask_at_once(
+    make_stage: Callable[..., Stage], apps: list[Celery], rts_redis_url: str
+) -> None:
+    """Each has a connection where it needs one, and one of them predicts for all."""
+    many = 24  # kombu keeps ten connections
+    with RedisServer() as server:
+        stage = make_stage(broker=server.url, rts_redis_url=rts_redis_url)
+        app = producer(stage, apps, rts_timeout=60.0)
+        worker = stage.worker(pool="threads", concurrency=1)
+        served(app)
+        assert rts.predict("nobody", app=app) is None
+        client = redis.Redis.from_url(server.url)
+        port = client.connection_pool.connection_kwargs["port"]
+
+        def connections() -> int:
+            made = psutil.Process().net_connections()
+            return sum(each.raddr and each.raddr.port == port for each in made)
+
+        for ask, least in (
+            (lambda: rts.predict("nobody", app=app), many),
+            (lambda: rts.predict_new("another", app=app), 1),
+        ):
+            client.config_resetstat()
+            begun: list[None] = []
+
+            def question(ask: Callable[[], Any] = ask, begun: list[None] = begun) -> bool:
+                begun.append(None)
+                return ask() is None
+
+            with ThreadPoolExecutor(many) as pool:
+                server.pause()
+                asked = [pool.submit(question) for _ in range(many)]
+                try:
+                    wait_until(lambda: len(begun) == many, message="all ask")  # noqa: B023
+                    wait_until(
+                        lambda: connections() >= least or any(each.done() for each in asked),  # noqa: B023
+                        message="all wait for the broker",
+                    )
+                finally:
+                    server.resume()
+            assert len({each.result() for each in asked}) == 1
+        looks = client.info("commandstats")["cmdstat_zrevrange"]["calls"]
+        assert looks < many / 2
+        client.close()
+        worker.kill()
 
 
 def test_only_the_broker_is_away(rts_redis_url: str, rts_key_prefix: str) -> None:
