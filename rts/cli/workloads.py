@@ -30,7 +30,7 @@ from rts.views.windows import window
 #: Seconds between two runs of a slot where no recorded run tells: what Celery needs.
 OVERHEAD_S = 0.01
 
-_ABOVE_0 = Number(0, 1e6, min_open=True)
+_SPEED = Number(1e-6, 1e6)
 _OPTIONS = (
     click.option("--since", callback=instant, help="Start of the window.  [default: 24h]"),
     click.option("--until", callback=instant, help="Its end, not included.  [default: now]"),
@@ -47,7 +47,7 @@ _OPTIONS = (
         help="k of all deadlines.  [default: deadlines as recorded]",
     ),
     click.option(
-        "--speed", type=_ABOVE_0, default=1.0, help="Arrivals come so many times as fast."
+        "--speed", type=_SPEED, default=1.0, help="Arrivals come so many times as fast."
     ),
     click.option(
         "--overhead",

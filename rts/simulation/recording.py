@@ -171,7 +171,9 @@ class _Gaps:
         if other is not None and len(self._all) < MAX_GAPS:
             first, second = sorted((run, other), key=lambda r: r.completed_at)
             gap = second.started_at - first.completed_at
-            if gap >= 0 and second.arrival < first.completed_at and not second.retries:
+            # What had another run before may have waited for a pause, or to be delivered.
+            waited = second.arrival < first.completed_at and second.task_id is None
+            if gap >= 0 and waited:
                 self._all.append(gap)
                 if first.completed_at <= hopeful_until(second.deadline, second.tau or 0.0):
                     self._hopeful.append(gap)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from rts.deadlines import MAX_INSTANT
 from rts.settings import Settings
 from rts.tasktypes import DEFAULT_TASK_TYPES, TYPE_NAME, UNTYPED, TaskType
 
@@ -17,6 +18,9 @@ from rts.tasktypes import DEFAULT_TASK_TYPES, TYPE_NAME, UNTYPED, TaskType
 SUCCESS, FAILURE, KILLED = "success", "failure", "killed"
 
 COLUMNS = ("arrival_s", "name", "runtime_s")
+#: Seconds of a trace lie in [0, MAX_S]: also the last instants of all that epochs can tell.
+#: Milliseconds since 1970 do not.
+MAX_S = MAX_INSTANT
 
 
 class Again(NamedTuple):
@@ -53,9 +57,9 @@ def read_trace(path: str | Path) -> list[Job]:
     task_type; return its jobs by arrival.
 
     Raises:
-        ValueError: there is no job in it, a column is missing, a line is not as long
-            as the first, a name is empty, or a value is no number of seconds, at least
-            0; the message names the line.
+        ValueError: there is no job in it, a column is missing or there twice, a line is
+            not as long as the first, a name is empty, or a value is no number of seconds
+            from 0 to MAX_S; the message names the line.
         OSError: the file cannot be read.
     """
     jobs: list[Job] = []
@@ -63,9 +67,13 @@ def read_trace(path: str | Path) -> list[Job]:
     with open(path, newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file, restkey="", strict=True)
         try:
-            missing = [column for column in COLUMNS if column not in (rows.fieldnames or ())]
+            columns = list(rows.fieldnames or ())
+            missing = [column for column in COLUMNS if column not in columns]
             if missing:
                 raise ValueError(f"{path}: no column {', '.join(missing)} in the first line")
+            for column in (*COLUMNS, "task_type"):
+                if columns.count(column) > 1:
+                    raise ValueError(f"{path}: more than one column {column} in the first line")
             for row in rows:
                 jobs.append(_job(row, f"{path}, line {rows.line_num}"))
         except csv.Error as exc:
@@ -152,6 +160,7 @@ def _seconds(text: str | None, column: str, where: str) -> float:
         value = float(text or "")
     except ValueError:
         value = math.nan
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{where}: {column} = {text!r} is no number of seconds, at least 0")
+    if not 0 <= value <= MAX_S:
+        allowed = f"from 0 to {MAX_S:.0f}"
+        raise ValueError(f"{where}: {column} = {text!r} is no number of seconds {allowed}")
     return value

@@ -286,6 +286,10 @@ def test_plots(trace: str, tmp_path: Path, suffix: str) -> None:
         (("replay", "--trace", "BAD", "--slots", "4"), "line 3: runtime_s = 'long'"),
         (("replay", "--trace", "TRACE", "--slots", "4", "--k", "3"), "3.0 is not in the range"),
         (("replay", "--trace", "TRACE", "--slots", "4", "--speed", "0"), "0.0 is not in the"),
+        (
+            ("replay", "--trace", "TRACE", "--slots", "4", "--speed", "1e-300"),
+            "not in the range",
+        ),
         (("replay", "--scheduler", "lifo"), "'lifo' is not one of"),
         (("replay", "--since", "soon"), "neither a duration"),
         (("replay", "--since", "1h", "--until", "2h"), "must lie before"),

@@ -255,6 +255,10 @@ def test_the_overhead_counts_only_what_had_waited() -> None:
     assert list(recorded(*runs[::-1]).overheads) == pytest.approx([0.2, 0.4])
     assert list(recorded(*runs).overheads) == pytest.approx([0.2, 0.4])
     assert list(recorded(runs[0]).overheads) == []
+    # One that was delivered again, an hour after its worker was killed.
+    lost = a_run(3, 1, task_id="t", cause="lost", met=None, state="LOST", place=("v", 1))
+    again = a_run(3610, 5, arrival=3, task_id="t")
+    assert list(recorded(again, runs[0], lost).overheads) == []
 
 
 def test_what_was_hopeless_tells_of_the_overhead_only_where_nothing_else_does() -> None:

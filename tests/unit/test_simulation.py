@@ -206,6 +206,9 @@ def test_a_trace_is_read_as_it_was_written(tmp_path: Path) -> None:
         ("arrival_s,name,runtime_s\n1,x,2,mixed\n", "line 2: more values"),
         ('arrival_s,name,runtime_s\n1,"x,2\n', "line 2: "),
         ("arrival_s,name,runtime_s\n", "no job in it"),
+        ("arrival_s,name,runtime_s,name\n1,x,2,y\n", "more than one column name"),
+        ("arrival_s,name,runtime_s\n1,x,1e308\n", "line 2: runtime_s = '1e308'"),
+        ("arrival_s,name,runtime_s\n1732800000000,x,1\n", "line 2: arrival_s"),  # ms
     ],
 )
 def test_a_bad_trace_is_refused_by_line(tmp_path: Path, text: str, message: str) -> None:
