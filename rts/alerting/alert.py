@@ -81,7 +81,10 @@ class Alert:
         Raises:
             ValueError: it is no such text.
         """
-        values = json.loads(text)
+        try:
+            values = json.loads(text)
+        except RecursionError:
+            raise ValueError("an alert must not be nested too deeply") from None
         if not isinstance(values, dict):
             raise ValueError("an alert must be an object")
         try:

@@ -55,7 +55,10 @@ class Event:
         Raises:
             ValueError: the text is not an event.
         """
-        values = json.loads(text)
+        try:
+            values = json.loads(text)
+        except RecursionError:
+            raise ValueError("an event must not be nested too deeply") from None
         if not isinstance(values, dict):
             raise ValueError("an event must be an object")
         known = {f.name for f in fields(cls)}

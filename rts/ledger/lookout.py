@@ -190,10 +190,12 @@ def task_of(task_id: bytes, info: bytes | None) -> OpenTask | None:
     try:
         _, _, known = (info or b"").partition(b"\n")
         values = json.loads(known)
+        if not isinstance(values, list):
+            return None
         return OpenTask(
             task_id.decode("utf-8", "replace"), *values[: len(OpenTask._fields) - 1]
         )
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, RecursionError):
         return None
 
 

@@ -19,6 +19,7 @@ from celery import Celery
 
 import rts
 from rts import health
+from rts.alerting.alert import Alert
 from rts.clock import FleetClock
 from rts.errors import StoreUnavailable
 from rts.keys import running_field
@@ -244,6 +245,26 @@ def test_hostile_texts_are_noted_as_texts(
     assert lookout(settings, ledger).step() == 2 * len(bad)
     assert sum(counts(redis_client, settings).values()) == 2 * len(bad)
     assert len(ledger.tasks) == len(events(settings)) == 2 * len(bad)
+
+
+DEEP = "[" * 100_000
+
+
+def test_what_strangers_have_noted_holds_up_no_verdict(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    note(settings, task("a", 1000.0))
+    strange = (DEEP, '{"a":' * 100_000, '"letters of a text"', "{}", "[]", "7", "null", "\0")
+    for n, known in enumerate([*strange, "[null, 1, [], {}, 5, 6, 7, 8, 9, 10, 11, 12, 13]"]):
+        redis_client.zadd(settings.keys.open, {f"n{n}": 1.0})
+        redis_client.hset(settings.keys.open_info, f"n{n}", f"q\n{known}")
+    ledger = MemoryLedger()
+    lookout(settings, ledger).step()
+    assert ledger.tasks["a"]["cause"] == "overdue"
+    assert redis_client.zcard(settings.keys.open) == 0
+    for read in (Event.from_json, Alert.from_json):
+        with pytest.raises(ValueError, match="nested too deeply"):
+            read(DEEP)
 
 
 def test_queues_that_are_counted_apart_are_bounded(
