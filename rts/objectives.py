@@ -117,10 +117,7 @@ def budget_left(target: float, count: Count) -> float:
 
 
 def burning(
-    target: float,
-    counts: Mapping[str, Count],
-    min_events: int,
-    rules: tuple[BurnRule, ...] = BURN_RULES,
+    target: float, counts: Mapping[str, Count], min_events: int
 ) -> tuple[BurnRule, ...]:
     """Return the rules that fire, the most urgent first.
 
@@ -130,7 +127,7 @@ def burning(
     """
     return tuple(
         rule
-        for rule in rules
+        for rule in BURN_RULES
         if counts[rule.long].valid >= min_events
         and counts[rule.long].bad >= MIN_MISSES
         and burn_rate(target, counts[rule.long]) >= rule.factor

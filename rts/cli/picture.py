@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -46,12 +46,9 @@ class Picture:
 class Gatherer:
     """Asks the servers. What one of them does not tell is left out."""
 
-    def __init__(
-        self, app: Any, settings: Settings, now: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, app: Any, settings: Settings) -> None:
         self._app = app
         self._settings = settings
-        self._now = now
         #: When the long windows are asked for again.
         self._ask_at = -1e9
         self._standings: Sequence[Standing] = ()
@@ -90,11 +87,11 @@ class Gatherer:
                 found = report(database, at - WINDOWS[window], at, "type")
                 return {row.key: row for row in found}
 
-            begin = self._now()
+            begin = time.monotonic()
             if begin >= self._ask_at:
                 self._standings = standings(database, self._settings, at)
                 self._day = rows("24h")
-                self._ask_at = self._now() + SPARE * (self._now() - begin)
+                self._ask_at = time.monotonic() + SPARE * (time.monotonic() - begin)
             return {"now": rows("now"), "1h": rows("1h"), "24h": self._day}
 
     def _ask_broker(self, served: Sequence[str]) -> Sequence[QueueState]:

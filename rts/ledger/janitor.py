@@ -47,16 +47,12 @@ class Janitor:
         clock: FleetClock,
         name: str,
         *,
-        lost_after_s: float = LOST_AFTER_S,
-        forget_after_s: float = FORGET_AFTER_S,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._link = link
         self._keys = settings.keys
         self._clock = clock
         self._lease = Lease(link, settings.keys.janitor, name, LOST_AFTER_S)
-        self._lost_after_s = lost_after_s
-        self._forget_after_s = forget_after_s
         self._now = now
         #: Instance to its heartbeat (``None``: it has none) and the monotonic
         #: instant at which that was first seen.
@@ -82,16 +78,15 @@ class Janitor:
         }
         noted = {instance_of(field) for field in fields}
         silent = self._silence(beats, beats.keys() | noted)
-        gone = [name for name in beats if silent[name] > self._forget_after_s]
+        gone = [name for name in beats if silent[name] > FORGET_AFTER_S]
         if gone:
             self._link.call(pack("HDEL", keys.workers, *gone))
-        lost = {name for name, silent_s in silent.items() if silent_s > self._lost_after_s}
+        lost = {name for name, silent_s in silent.items() if silent_s > LOST_AFTER_S}
         return reap(
             self._link,
             keys,
             [field for field in fields if instance_of(field) in lost],
             lambda note: note.instance in lost,
-            "lost",
             self._clock.now(),
         )
 
@@ -156,10 +151,14 @@ def reap(
     keys: Keys,
     fields: list[bytes],
     is_over: Callable[[Execution], bool],
-    cause: str,
     now: float,
 ) -> int:
-    """End those of the running notes that are over; return how many."""
+    """End those of the running notes that are over, as lost, at *now* in epoch seconds;
+    return how many.
+
+    Raises:
+        StoreUnavailable: Redis is away.
+    """
     if not fields:
         return 0
     names = [keys.running, keys.outbox, keys.counters, *keys.closing]
@@ -174,7 +173,7 @@ def reap(
             link.call(pack("HDEL", keys.running, field))
             continue
         if is_over(note):
-            record = note._replace(completed_at=now, state=LOST, cause=cause).to_json()
+            record = note._replace(completed_at=now, state=LOST, cause="lost").to_json()
             task_id = note.task_id.encode("utf-8", "replace")
             ended += int(link.call(REAP.pack(names, [field, text, record, task_id]))[0])
     return ended

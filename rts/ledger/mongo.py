@@ -12,9 +12,8 @@ import threading
 from collections.abc import Collection as SomeIds
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
-from typing import Any
 
-from pymongo import MongoClient, ReplaceOne
+from pymongo import ReplaceOne
 from pymongo.collection import Collection
 from pymongo.errors import OperationFailure
 
@@ -46,17 +45,16 @@ REFUSED_TEXT = 16384
 class MongoLedger:
     """Implements :class:`rts.ports.Ledger` on a MongoDB server or replica set.
 
-    *client* is made from ``settings.mongo_url`` unless given. The first call that
-    reaches the server makes the indexes. Safe to share between threads, not
-    across a fork.
+    The first call that reaches the server makes the indexes. Safe to share between
+    threads, not across a fork.
+
+    Raises:
+        PyMongoError: rts_mongo_url cannot be used.
     """
 
-    def __init__(
-        self, settings: Settings, client: MongoClient[dict[str, Any]] | None = None
-    ) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._ttl_s = settings.ledger_ttl
-        self._client = connect(settings.mongo_url) if client is None else client
-        self._own_client = client is None
+        self._client = connect(settings.mongo_url)
         self.database = database_of(self._client)
         self._tasks: Collection[Document] = self.database[TASKS]
         self._assignments: Collection[Document] = self.database[ASSIGNMENTS]
@@ -252,6 +250,5 @@ class MongoLedger:
             self._prepared = True
 
     def close(self) -> None:
-        """Close the connections, unless the client was given."""
-        if self._own_client:
-            self._client.close()
+        """Close the connections."""
+        self._client.close()

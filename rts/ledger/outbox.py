@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 
 from rts.keys import GROUP
 from rts.ledger.counting import DURATIONS, LATENESS, spelled
@@ -39,14 +39,12 @@ class RedisOutbox:
         link: Link,
         settings: Settings,
         consumer: str,
-        now: Callable[[], float] = time.monotonic,
         *,
         takeover_s: float = TAKEOVER_S,
     ) -> None:
         self._link = link
         self._outbox = settings.keys.outbox
         self._consumer = consumer
-        self._now = now
         self._takeover_s = takeover_s
         self._look_at = 0.0
         keys = settings.keys
@@ -60,7 +58,7 @@ class RedisOutbox:
         """See :class:`rts.ports.Outbox`."""
         entries: list[OutboxEntry] = []
         unreadable: list[tuple[str, str]] = []
-        looking = self._now() >= self._look_at
+        looking = time.monotonic() >= self._look_at
         left = limit
         while left > 0:
             most = min(left, MAX_TAKEN)
@@ -72,7 +70,7 @@ class RedisOutbox:
                 except ValueError:
                     unreadable.append((entry_id, record))
             if looking and len(lines) < 3 * most:
-                self._look_at = self._now() + self._takeover_s / 2
+                self._look_at = time.monotonic() + self._takeover_s / 2
                 looking = False
             if len(lines) < 3 * most:
                 break

@@ -60,7 +60,7 @@ class _HighWaterMark:
     def of(self, own: struct_rusage) -> int:
         """Return the mark; *own* is what the kernel tells of this process now."""
         if self._status_fd is not None:
-            mark = _status_bytes(self._status_fd, b"VmHWM:")
+            mark = _peak_of(self._status_fd)
             if mark is not None:
                 return mark
         return own.ru_maxrss * _RSS_UNIT_BYTES
@@ -84,7 +84,7 @@ class _HighWaterMark:
         # ru_maxrss also holds the peak of what this process was before its last
         # exec (of a large parent, for instance), and that cannot be set back. Only
         # then the slower file is read instead.
-        mark = _status_bytes(status_fd, b"VmHWM:")
+        mark = _peak_of(status_fd)
         lifetime = getrusage(RUSAGE_SELF).ru_maxrss * _RSS_UNIT_BYTES
         if mark is not None and lifetime > mark + _RSS_NOISE_BYTES:
             self._status_fd = status_fd
@@ -156,11 +156,16 @@ class ThreadMeter:
         return max(0.0, time.thread_time() - begun), _mark.read_bytes()
 
 
-def _status_bytes(fd: int, field: bytes) -> int | None:
-    """Return a field of ``/proc/self/status`` (``VmHWM:   12345 kB``) in bytes."""
+_PEAK = b"VmHWM:"
+
+
+def _peak_of(status_fd: int) -> int | None:
+    """Return the peak of ``/proc/self/status`` (``VmHWM:   12345 kB``) in bytes; ``None``
+    where it does not tell.
+    """
     try:
-        text = os.pread(fd, 4096, 0)
-        start = text.index(field) + len(field)
+        text = os.pread(status_fd, 4096, 0)
+        start = text.index(_PEAK) + len(_PEAK)
         return int(text[start : text.index(b"kB", start)]) * 1024
     except (OSError, ValueError):
         return None

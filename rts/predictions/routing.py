@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rts import forks
@@ -46,15 +46,9 @@ class Risks:
     *period_s* seconds for servers that are away.
     """
 
-    def __init__(
-        self,
-        outlook: Outlook,
-        period_s: float,
-        now: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, outlook: Outlook, period_s: float) -> None:
         self._outlook = outlook
         self._period_s = period_s
-        self._now = now
         self._known: dict[str, _Queue] = {}
         self._asked: tuple[str, ...] = ()
         self._read_at = -1e9
@@ -67,7 +61,7 @@ class Risks:
         two are alike. *at*: the fleet's time now.
         """
         self._refresh(candidates)
-        if self._now() - self._read_at > 2 * FRESH_S:
+        if time.monotonic() - self._read_at > 2 * FRESH_S:
             return None
         known = {name: self._known[name] for name in candidates if name in self._known}
         risks = sorted(
@@ -82,7 +76,7 @@ class Risks:
         return chosen
 
     def _refresh(self, candidates: Sequence[str]) -> None:
-        now = self._now()
+        now = time.monotonic()
         missing = not set(candidates) <= set(self._asked)
         if (now - self._read_at < FRESH_S and not missing) or now < self._retry_at:
             return
@@ -97,8 +91,8 @@ class Risks:
             self._asked = tuple(dict.fromkeys((*self._asked, *candidates)))
             read = self._outlook.pressures(self._asked)
             self._known = {name: _Queue(pressure) for name, pressure in read.items()}
-            self._read_at = self._now()
+            self._read_at = time.monotonic()
         except (StoreUnavailable, CommandError):
-            self._retry_at = self._now() + self._period_s
+            self._retry_at = time.monotonic() + self._period_s
         finally:
             lock.release()

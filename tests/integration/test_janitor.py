@@ -22,6 +22,7 @@ from rts.ledger.janitor import (
     ORPHANED_AFTER_S,
     Janitor,
     Orphans,
+    reap,
 )
 from rts.ledger.notes import NoteBoard
 from rts.link.link import Link
@@ -149,8 +150,6 @@ def test_notes_that_cannot_be_read_go(
 def test_a_run_that_ends_meanwhile_is_not_lost(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
-    from rts.ledger import janitor as module
-
     client = redis_client
     note(client, settings, "a", DEAD)
     field = running_field("a", 0, DEAD, 1).encode()
@@ -159,7 +158,7 @@ def test_a_run_that_ends_meanwhile_is_not_lost(
         client.hdel(settings.keys.running, field)
         return True
 
-    assert module.reap(Link(settings), settings.keys, [field], is_over, "lost", 1.0) == 0
+    assert reap(Link(settings), settings.keys, [field], is_over, 1.0) == 0
     assert client.xlen(settings.keys.outbox) == 0
 
 

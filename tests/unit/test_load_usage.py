@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rts.load.usage import ProcessMeter, ThreadMeter, _HighWaterMark, _status_bytes
+from rts.load.usage import ProcessMeter, ThreadMeter, _HighWaterMark, _peak_of
 
 MIB = 1 << 20
 
@@ -183,4 +183,4 @@ def test_a_status_without_the_mark(tmp_path: Path, text: str) -> None:
     path = tmp_path / "status"
     path.write_text(text)
     with path.open("rb") as file:
-        assert _status_bytes(file.fileno(), b"VmHWM:") is None
+        assert _peak_of(file.fileno()) is None
