@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -33,7 +34,7 @@ def duration(seconds: float | None) -> str:
     >>> [duration(s) for s in (0.0042, 0.45, 4.213, 42.1, 725.0, 12000.0, 190000.0, -2.5)]
     ['4.2 ms', '450 ms', '4.21 s', '42.1 s', '12 min 05 s', '3 h 20 min', '2 d 5 h', '−2.50 s']
     """
-    if seconds is None:
+    if seconds is None or not math.isfinite(seconds):
         return NONE
     sign, s = ("−" if seconds < 0 else ""), abs(seconds)
     if s < 0.00005:
@@ -70,7 +71,7 @@ def percent(ratio: float | None, digits: int = 1) -> str:
     >>> percent(0.99996), percent(1.0), percent(0.5, 0)
     ('99.9 %', '100 %', '50 %')
     """
-    if ratio is None:
+    if ratio is None or not math.isfinite(ratio):
         return NONE
     if ratio == 1:
         return "100 %"
@@ -95,7 +96,7 @@ def times(factor: float | None) -> str:
     >>> times(1.234), times(14.4), times(0.0012), times(None)
     ('1.23\xa0×', '14.4\xa0×', '0.0012\xa0×', '–')
     """
-    if factor is None:
+    if factor is None or not math.isfinite(factor):
         return NONE
     return f"{factor:.{4 if 0 < factor < 0.00995 else 2 if factor < 9.995 else 1}f}\u00a0×"
 

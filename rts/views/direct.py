@@ -10,6 +10,7 @@ from typing import Any
 from pymongo.database import Database
 
 from rts.keys import ASSIGNMENTS
+from rts.validation import finite
 from rts.views.histogram import expression
 from rts.views.stretches import Window, in_window
 from rts.views.tally import BUCKETS, CLASS, CLASSES, FIELDS, LATE, UNKNOWN, Tallies, Tally
@@ -106,12 +107,15 @@ def _take(counted: Tally, row: Mapping[str, Any]) -> None:
     """Take in one group of an answer."""
     groups, n = row["_id"], row["n"]
     for name in BUCKETS:
-        if groups.get(name) is not None:
-            getattr(counted, name)[int(groups[name])] += n
+        number = finite(groups.get(name))  # other hands may have written an infinite one
+        if number is not None:
+            getattr(counted, name)[int(number)] += n
     if "error_s" in row:
         counted.runs += n
-        counted.success_runtime_s += row["runtime_s"]
-        counted.success_error_s += row["error_s"]
+        runtime_s, error_s = finite(row["runtime_s"]), finite(row["error_s"])
+        if runtime_s is not None and error_s is not None:
+            counted.success_runtime_s += runtime_s
+            counted.success_error_s += error_s
     elif "verdicts" in row:
         counted.verdicts += n
         if groups.get("on_time"):

@@ -267,6 +267,26 @@ def test_documents_with_the_pinned_fields_only(ledger: MongoLedger) -> None:
     assert row.lateness is None
 
 
+def test_numbers_that_are_none_count_as_unknown(ledger: MongoLedger) -> None:
+    write(ledger, runs_between(20, 0, 100, random.Random(1)))
+    before = {row.key: row for row in report(ledger.database, at(0), at(200), "all")}["all"]
+    odd = [math.inf, -math.inf, math.nan, None]
+    for n, value in enumerate(odd):
+        own = {"state": "SUCCESS", "sla_success": True, "completed_at": at(101)}
+        own |= {
+            "runtime_s": value,
+            "lateness_s": value,
+            "queueing_delay_s": value,
+            "tau": value,
+        }
+        ledger.database.assignments.insert_one({"_id": f"a{n}", **own})
+        ledger.database.tasks.insert_one({"_id": f"t{n}", **own})
+    (row,) = report(ledger.database, at(0), at(200), "all")
+    assert (row.runs, row.tasks) == (before.runs + 4, before.tasks + 4)
+    assert (row.runtime, row.lateness) == (before.runtime, before.lateness)
+    assert row.tau_error_ratio == pytest.approx(before.tau_error_ratio)
+
+
 def test_verdicts_of_other_hands_count_at_their_end(ledger: MongoLedger) -> None:
     """A task with the pinned fields only."""
     ledger.database.tasks.insert_one(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -245,15 +246,18 @@ def test_flowers_page_of_a_task_shows_its_verdict(
 
 
 def test_a_task_that_flower_does_not_know(
-    make_stage: Callable[..., Stage], make_flower: Make, write: Any
+    make_stage: Callable[..., Stage], make_flower: Make, write: Any, mongo: Any
 ) -> None:
     write(ended(0, 5))
+    odd = {"name": "proj.odd", "runtime_s": math.nan, "tau": math.inf, "sla_success": False}
+    mongo.tasks.insert_one({"_id": "odd", **odd})  # by other hands
     flower = make_flower(make_stage(), prefix="x")
     page = flower.get("/task/task-0")  # follows to our page
     assert page.status == 200
     assert "proj.work" in page.text
     assert flower.get("/task/nobody").status == 404
     assert flower.get("/rts/task/nobody").status == 404
+    assert "proj.odd" in flower.get("/rts/task/odd").text
 
 
 def test_queues_in_deadline_order(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import subprocess
 import sys
 import threading
@@ -209,6 +210,8 @@ def test_words_of_verdicts_and_values() -> None:
     assert words.value(None, "count") == words.NONE == words.clock(None)
     shown = [words.value(0.5, unit) for unit in ("ratio", "seconds", "factor")]
     assert shown == ["50.0 %", "500 ms", "0.50\u00a0×"]
+    for unit in ("ratio", "seconds", "factor"):
+        assert words.value(math.nan, unit) == words.value(math.inf, unit) == words.NONE
     assert words.clock(at(0.25), exact=True) == "2030-01-01 12:00:00.250"
 
 
