@@ -197,7 +197,9 @@ def test_strangers_names_are_text(
     assert "<script>alert" not in moved.text
 
 
-def test_filters(make_stage: Callable[..., Stage], make_flower: Make, write: Any) -> None:
+def test_filters_narrow_what_is_told_and_wrong_ones_are_refused(
+    make_stage: Callable[..., Stage], make_flower: Make, write: Any
+) -> None:
     write(*some_runs(), ended(9999, 7200))
     flower = make_flower(make_stage(), env=OPEN_API)
 

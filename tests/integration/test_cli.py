@@ -315,7 +315,7 @@ def test_a_terminal_that_lacks_a_character_gets_an_escape(
 # --- report and show ----------------------------------------------------------------------
 
 
-def test_report(cli: Run, conf: dict[str, Any]) -> None:
+def test_the_report_counts_a_window_by_key_and_in_total(cli: Run, conf: dict[str, Any]) -> None:
     late = {"deadline": time.time() - 100, "task_type": "mixed"}
     write(
         conf,
@@ -366,13 +366,15 @@ def test_report_of_nothing(cli: Run) -> None:
         ("--by", "colour"),
     ],
 )
-def test_report_refuses(cli: Run, arguments: tuple[str, ...]) -> None:
+def test_windows_and_keys_that_make_no_sense_are_refused(
+    cli: Run, arguments: tuple[str, ...]
+) -> None:
     result = cli("report", *arguments)
     assert result.exit_code == 2
     assert "Error" in result.stderr
 
 
-def test_show(cli: Run, conf: dict[str, Any]) -> None:
+def test_show_tells_of_a_task_and_of_each_of_its_runs(cli: Run, conf: dict[str, Any]) -> None:
     first = run_at(20, 1, state="RETRY", load_at_start=None)
     second = run_at(10, 2, task_id="task-1", retries=1)
     write(conf, first, second)
@@ -592,7 +594,9 @@ def test_status_of_servers_that_never_answer(cli: Run, conf: dict[str, Any]) -> 
         ("drain", "--once"),
     ],
 )
-def test_servers_away(cli: Run, conf: dict[str, Any], arguments: tuple[str, ...]) -> None:
+def test_with_its_servers_away_a_command_says_so_in_one_line(
+    cli: Run, conf: dict[str, Any], arguments: tuple[str, ...]
+) -> None:
     conf.update(rts_redis_url=NO_REDIS, rts_mongo_url=NO_MONGO)
     result = cli(*arguments)
     assert result.exit_code == 1

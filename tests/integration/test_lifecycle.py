@@ -152,7 +152,9 @@ def test_a_retry_keeps_arrival_and_deadline(scene: Scene, headers: Any) -> None:
         assert first[field] == second[field], field
 
 
-def test_autoretry(scene: Scene) -> None:
+def test_a_task_that_retries_by_itself_keeps_its_deadline_and_is_learned_once(
+    scene: Scene,
+) -> None:
     before = learned(scene, "autoretry")
     result = scene.basic.autoretry.delay()
     scene.verdict(result.id, runs=3, state="SUCCESS")

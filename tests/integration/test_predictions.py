@@ -643,7 +643,9 @@ def eta(stage: Stage, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_command(make_stage: Callable[..., Stage], apps: list[Celery]) -> None:
+def test_the_command_tells_when_a_task_starts_and_finishes(
+    make_stage: Callable[..., Stage], apps: list[Celery]
+) -> None:
     stage = make_stage()
     app = producer(stage, apps)
     worker = stage.worker(pool="threads", concurrency=1)

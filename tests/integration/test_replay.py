@@ -250,7 +250,7 @@ def test_progress_is_shown_on_a_terminal_beside_the_answer(trace: str) -> None:
 
 @pytest.mark.skipif(util.find_spec("matplotlib") is None, reason="needs matplotlib")
 @pytest.mark.parametrize("suffix", ["svg", "png"])
-def test_plots(trace: str, tmp_path: Path, suffix: str) -> None:
+def test_curves_are_drawn_into_files(trace: str, tmp_path: Path, suffix: str) -> None:
     run = cli_of()
     paths = [tmp_path / f"{name}.{suffix}" for name in ("slots", "load", "plan")]
     what_if = ("replay", "--trace", trace, "--slots", "4", "--scheduler", "fifo")
@@ -303,7 +303,7 @@ def test_plots(trace: str, tmp_path: Path, suffix: str) -> None:
         (("plan", "--trace", "EMPTY"), "no job in it"),
     ],
 )
-def test_bad_options(
+def test_options_and_traces_that_make_no_sense_are_refused(
     trace: str, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     (tmp_path / "bad.csv").write_text("arrival_s,name,runtime_s\n1,a,2\n2,b,long\n")

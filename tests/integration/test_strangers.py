@@ -74,7 +74,7 @@ def publish_raw(client: redis.Redis, queue: str, task: str, headers: dict[str, A
     return task_id
 
 
-def test_hostile_headers(
+def test_hostile_headers_leave_every_task_a_sound_plan_and_verdict(
     make_stage: Callable[..., Stage], mongo: Any, redis_client: redis.Redis
 ) -> None:
     stage = make_stage()

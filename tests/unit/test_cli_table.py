@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import subprocess
 import sys
 from datetime import datetime, timedelta, timezone
@@ -12,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rts.cli import report, rts, shared, status, table
+from rts.cli import rts, shared, status, table
 from rts.cli.table import Column, cut, percent, printable, render, seconds
 from rts.views import windows
 from rts.views.plain import plain
@@ -25,12 +24,7 @@ COLUMNS = (
 )
 
 
-@pytest.mark.parametrize("module", [report, table])
-def test_examples(module: object) -> None:
-    assert doctest.testmod(module).failed == 0
-
-
-def test_alignment() -> None:
+def test_names_stand_left_and_numbers_right() -> None:
     text = render(COLUMNS, [("a", "1.5", "20", ""), ("long.name", "0.25", "3", "set")])
     assert text.splitlines() == [
         "           runtime s",

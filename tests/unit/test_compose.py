@@ -71,7 +71,7 @@ def test_compose_accepts_the_file() -> None:
         assert resolved["services"].keys() == SERVICES.keys()
 
 
-def test_the_services() -> None:
+def test_there_are_the_servers_and_our_own_services() -> None:
     assert SERVICES.keys() == {"redis", "mongo", "prometheus", "grafana", *OWN}
 
 

@@ -42,7 +42,7 @@ def test_what_is_written_is_read() -> None:
     assert BEAT.marks() == {0, 1}
 
 
-def test_versions_meet() -> None:
+def test_heartbeats_of_other_versions_are_read_as_far_as_they_are_known() -> None:
     assert read({"seen_at": 1000.5}) == UNTOLD
     assert read({"seen_at": 1000.5, "worker": "w@h", "load": None, "queues": None}) == UNTOLD
     assert read({**json.loads(BEAT.to_json()), "colour": "red"}) == BEAT

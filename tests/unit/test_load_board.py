@@ -21,7 +21,7 @@ from rts.load.sample import GpuLoad, LoadSample
         ),
     ],
 )
-def test_round_trip(sample: LoadSample) -> None:
+def test_what_was_written_is_read_and_not_made_anew(sample: LoadSample) -> None:
     board = LoadBoard()
     assert board.read() is None
     board.write(sample)

@@ -158,14 +158,14 @@ def test_hybrid_takes_each_controller_where_it_lives(tmp_path: Path) -> None:
     ],
     ids=["nothing", "root", "unlimited", "nonsense", "no usage", "unreadable"],
 )
-def test_no_limit(tmp_path: Path, files: dict[str, str]) -> None:
+def test_without_a_limit_there_is_none(tmp_path: Path, files: dict[str, str]) -> None:
     groups = tree(tmp_path, "0::/\n", files)
     assert groups.cpu() == ()
     assert groups.memory() == ()
 
 
 @pytest.mark.parametrize("membership", ["", "nonsense\n\n", "4:cpu:/a\n3:memory:/a\n"])
-def test_no_membership(tmp_path: Path, membership: str) -> None:
+def test_without_a_membership_there_is_no_limit(tmp_path: Path, membership: str) -> None:
     groups = tree(tmp_path, membership, {})
     assert groups.cpu() == ()
     assert groups.memory() == ()

@@ -104,7 +104,9 @@ def test_each_gpu_and_their_mean() -> None:
         ("²", []),
     ],
 )
-def test_visible_devices(visible: str | None, indexes: list[int]) -> None:
+def test_only_the_devices_that_are_visible_are_read(
+    visible: str | None, indexes: list[int]
+) -> None:
     reading = probe(Nvml(A, B, C), visible).read()
     assert [gpu.index for gpu in reading.gpus] == indexes
     assert (reading.gpu is None) == (not indexes)
@@ -148,7 +150,9 @@ def test_nvml_that_does_not_work(call: str, caplog: pytest.LogCaptureFixture) ->
     assert len(caplog.records) == 1
 
 
-def test_no_binding(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_the_binding_there_are_no_gpus_and_the_log_says_what_is_missing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     def missing() -> Any:
         raise ImportError("No module named 'pynvml'")
 

@@ -205,7 +205,9 @@ def memory_box(tmp_path: Path, limit: str, used: int) -> Cgroups:
     ],
     ids=["host", "group", "group above host", "host unknown", "nothing", "above the limit"],
 )
-def test_memory(tmp_path: Path, limit: str, host: HostMemory, expected: float | None) -> None:
+def test_memory_is_a_share_of_the_limit_that_binds(
+    tmp_path: Path, limit: str, host: HostMemory, expected: float | None
+) -> None:
     assert MemoryProbe(memory_box(tmp_path, limit, 100), lambda: host).read() == expected
 
 

@@ -70,7 +70,9 @@ def test_nothing_is_no_reason() -> None:
         ({"late": 1, "killed": 3}, late(2.0), "ended", "75 % of the misses"),
     ],
 )
-def test_words(by_cause: dict[str, int], run: dict[str, Any], reason: str, told: str) -> None:
+def test_a_finding_says_its_reason_with_its_figures(
+    by_cause: dict[str, int], run: dict[str, Any], reason: str, told: str
+) -> None:
     found = finding(by_cause, why([run]))
     assert found is not None
     assert found["reason"] == reason

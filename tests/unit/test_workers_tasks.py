@@ -204,7 +204,7 @@ def test_flaky_retries_once_and_succeeds(example: SimpleNamespace) -> None:
     assert example.trouble.flaky.apply().get() == 1
 
 
-def test_broken_raises(example: SimpleNamespace) -> None:
+def test_the_broken_task_raises(example: SimpleNamespace) -> None:
     with pytest.raises(ValueError, match="on purpose"):
         example.trouble.broken()
 
