@@ -13,6 +13,7 @@ from celery.signals import before_task_publish
 from hypothesis import given
 from hypothesis import strategies as st
 
+import rts
 from rts.deadlines import MAX_INSTANT, MAX_LEARNED
 from rts.headers import read_plan
 from rts.lifecycle.planning import Planner
@@ -184,6 +185,27 @@ def test_canvas_that_is_nested_too_deeply_has_no_time() -> None:
     p = planner(propagate_deadline=True, taus={"a": 5.0, "b": 7.0})
     plan = p.plan_message("a", {"id": "1"}, None, None, ((), {}, {"chain": [nested]}))
     assert plan.deadline == NOW + 10
+
+
+@pytest.mark.parametrize(("asked", "sent"), [(None, 5), (3, 3)])
+def test_a_priority_that_is_asked_for_is_left_as_it_is(asked: int | None, sent: int) -> None:
+    app = Celery(set_as_current=False, broker="memory://")
+    nobody = "redis://127.0.0.1:1"
+    app.conf.update(rts_scheduler="priority", rts_redis_url=nobody, rts_open_max=0)
+    rts.install(app)
+    caught: list[Any] = []
+
+    def catch(properties: Any = None, **_: Any) -> None:
+        caught.append(properties["priority"])
+
+    before_task_publish.connect(catch, weak=False, dispatch_uid="catch")
+    try:
+        app.send_task("a", priority=asked)
+    finally:
+        before_task_publish.disconnect(dispatch_uid="catch")
+        rts.uninstall(app)
+        app.close()
+    assert caught == [sent]
 
 
 @given(
