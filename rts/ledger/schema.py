@@ -16,6 +16,7 @@ from rts.ledger.documents import Document
 REFUSED_BYTES = 16 << 20
 _INDEX_OPTIONS_CONFLICT = frozenset({85, 86})
 _NAMESPACE_EXISTS = 48
+_UNAUTHORIZED = 13
 
 
 def prepare(database: Database[dict[str, Any]], ttl_s: float) -> None:
@@ -60,13 +61,15 @@ def _expiring(collection: Collection[Document], field: str, ttl_s: float) -> Non
     except OperationFailure as exc:
         if exc.code not in _INDEX_OPTIONS_CONFLICT:
             raise
+        # By its keys: somebody may have made it under another name.
+        keys, command = {field: ASCENDING}, collection.database.command
         if options:
-            # By its keys: somebody may have made it under another name.
-            collection.database.command(
-                "collMod", collection.name, index={"keyPattern": {field: ASCENDING}, **options}
-            )
-        else:  # collMod can change a time to live, but not take it away
-            collection.database.command(
-                "dropIndexes", collection.name, index={field: ASCENDING}
-            )
-            collection.create_index([(field, ASCENDING)], name=name)
+            try:
+                command("collMod", collection.name, index={"keyPattern": keys, **options})
+                return
+            except OperationFailure as denied:
+                if denied.code != _UNAUTHORIZED:  # more than the right to read and write
+                    raise
+        # Also since collMod can change a time to live, but not take it away.
+        command("dropIndexes", collection.name, index=keys)
+        collection.create_index([(field, ASCENDING)], name=name, **options)

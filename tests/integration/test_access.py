@@ -8,19 +8,28 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timezone
 from typing import Any
 
+import pymongo
 import pytest
 import redis
 from celery import Celery
 
 from rts import health
 from rts.clock import FleetClock
+from rts.errors import StoreUnavailable
+from rts.ledger.mongo import MongoLedger
 from rts.link.link import Link
+from rts.ports import TauEntry
+from rts.records import OutboxEntry
 from rts.settings import Settings
 from rts.tau.cache import TauCache
-from rts.testing import RedisServer, wait_until
+from rts.testing import MongoServer, RedisServer, wait_until
+from rts.views.report import report
 from tests.conftest import ROOT, Stage
+from tests.records import success
 
 OK = "tests.apps.basic.ok"
 
@@ -94,3 +103,41 @@ def test_a_publisher_that_may_not_read_the_taus_says_so_once(
         assert "no permissions to run the 'hgetall' command" in caplog.text
         link.close()
     assert health.take_counts() == {}
+
+
+def test_on_mongodb_read_and_write_on_one_database_is_enough() -> None:
+    with MongoServer(database="ledger") as own:
+        with pymongo.MongoClient[dict[str, Any]](own.url) as admin:
+            for name, role in (("writer", "readWrite"), ("reader", "read")):
+                roles = [{"role": role, "db": "ledger"}]
+                admin.ledger.command("createUser", name, pwd="s3cret", roles=roles)
+        own.halt()
+        own._arguments = ["--auth"]
+        own.start()
+
+        def of(user: str) -> Settings:
+            return Settings(mongo_url=own.url.replace("://", f"://{user}:s3cret@"))
+
+        ledger, other = MongoLedger(of("writer")), MongoLedger(of("reader"))
+        entries = [OutboxEntry("1-0", success("a")), OutboxEntry("2-0", success("b"))]
+        for _ in range(2):
+            ledger.write(entries)
+        ledger.refuse("what is none")
+        ledger.save_taus({"mixed": TauEntry(1.0, 1, 1.0)})
+        # collMod takes another right.
+        MongoLedger(replace(of("writer"), ledger_ttl=100.0), ledger._client).prepare()
+        indexes = ledger.database["tasks"].index_information()
+        assert indexes["arrival_1"]["expireAfterSeconds"] == 100
+        with pytest.raises(StoreUnavailable, match="not authorized on ledger") as caught:
+            other.write(entries)
+        assert "s3cret" not in str(caught.value)
+        now = datetime.now(timezone.utc)
+        window = datetime.fromtimestamp(0, timezone.utc), now
+        for each in (ledger, other):
+            (row,) = report(each.database, *window, "name")
+            assert row.tasks == 2
+            each.close()
+        stranger = MongoLedger(of("nobody"))
+        with pytest.raises(StoreUnavailable, match="Authentication failed"):
+            stranger.write(entries)
+        stranger.close()
