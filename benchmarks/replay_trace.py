@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import sys
@@ -60,28 +61,28 @@ def main() -> None:
     """Replay, simulate, and print both."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trace", default="six", metavar="FILE")
-    parser.add_argument("--slots", type=int, default=16)
+    parser.add_argument("--slots", type=count, default=16)
     parser.add_argument(
         "--speedup",
-        type=float,
+        type=above_0,
         help=f"default: tasks take {HONEST_MEAN_S} s on average, and {HONEST_MEDIAN_S} s in "
         "the median, at least",
     )
     parser.add_argument("--scheduler", choices=("fifo", "edf"), default="edf")
-    parser.add_argument("--rho", type=float, default=1.2)
-    parser.add_argument("--tasks", type=int, default=None)
+    parser.add_argument("--rho", type=above_0, default=1.2)
+    parser.add_argument("--tasks", type=count, default=None)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--late-share", type=float, default=Settings().late_share)
+    parser.add_argument("--late-share", type=share, default=Settings().late_share)
     parser.add_argument("--write", metavar="FILE", help="write the rescaled trace, and end")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     try:
         jobs = workload(arguments)
+        if arguments.write:
+            write_trace(arguments.write, jobs)
+            return
     except (ValueError, OSError) as exc:
         parser.error(str(exc))
-    if arguments.write:
-        write_trace(arguments.write, jobs)
-        return
     mean_s = statistics.fmean(job.runtime_s for job in jobs)
     median_s = statistics.median(job.runtime_s for job in jobs)
     honest = min(mean_s / HONEST_MEAN_S, median_s / HONEST_MEDIAN_S) or 1.0
@@ -113,6 +114,28 @@ def main() -> None:
     for kind, row in shares.items():
         figures = "".join(f"{100 * row[which]:>11.1f}" for which in WHICH)
         print(f"{kind:<24}{row['tasks']:>8}{figures}")
+
+
+def above_0(text: str) -> float:
+    """Read a finite number above 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
+    return value
+
+
+def count(text: str) -> int:
+    """Read a whole number above 0."""
+    above_0(text)
+    return int(text)
+
+
+def share(text: str) -> float:
+    """Read a number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number from 0 to 1")
+    return value
 
 
 def workload(arguments: argparse.Namespace) -> list[Job]:

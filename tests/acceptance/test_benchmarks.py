@@ -35,6 +35,22 @@ def figures(script: str, *arguments: str) -> dict[str, Any]:
     return dict(json.loads(printed(script, *arguments, "--json")))
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        *("--slots=0", "--tasks=0", "--tasks=-3", "--rho=inf", "--late-share=5"),
+        *("--speedup=0", "--speedup=nan", "--speedup=-5", "--write=/no/such/folder/x.csv"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_runs(odd: str) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "replay_trace.py"), odd]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=UNTRACED, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("replay_trace.py: error: ")
+
+
 def test_overhead() -> None:
     found = figures("overhead.py", "--pairs", "1", "--tasks", "200")
     for what in ("publish", "worker"):
