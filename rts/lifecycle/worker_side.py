@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from celery import current_app
-from celery.exceptions import Reject, TimeLimitExceeded
+from celery.exceptions import Reject, SoftTimeLimitExceeded, TimeLimitExceeded
 
 from rts import health
 from rts.lifecycle import batches
@@ -86,7 +86,12 @@ class WorkerSide:
             if parts is None or parts.worker is None:
                 return
             if run is not None:
-                parts.worker.runs.finish(run, state)
+                try:
+                    parts.worker.runs.finish(run, state)
+                except SoftTimeLimitExceeded:
+                    # It strikes once. A record that is written twice counts as one in the
+                    # ledger; without one the run would go on until its process ends.
+                    parts.worker.runs.finish(run, state)
             elif state:
                 batches.finish(task.request, state, parts.worker.runs)
         except Exception as exc:  # noqa: BLE001  the task has run

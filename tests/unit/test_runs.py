@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from billiard.pool import soft_timeout_sighandler
 
+from rts import health
 from rts.clock import FleetClock
 from rts.ledger.notes import NoteBoard
-from rts.lifecycle.runs import SHORT_S, Runs, new_execution
+from rts.lifecycle.runs import SHORT_S, Runs, go_on, new_execution
+from rts.lifecycle.worker_side import WorkerSide
 from rts.load.sample import LoadSample
 from rts.records import Execution, Plan
 
@@ -169,6 +174,34 @@ def test_while_it_runs_it_is_noted_as_far_as_it_is_known(place: Place) -> None:
     place.runs.finish(run, "SUCCESS")
     assert list(place.board.notes()) == []
     assert json.loads(place.sink.lines[0])[:19] == list(note[:19])
+
+
+def test_a_soft_time_limit_that_strikes_at_the_end_of_a_run_leaves_it_its_end(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Task:
+        app = None
+        request = place  # stands for the request: anything that can be known again
+
+    struck: list[bool] = []
+
+    def line(text: bytes) -> None:
+        if not struck:
+            struck.append(True)
+            signal.raise_signal(signal.SIGUSR1)
+        place.sink.lines.append(text)
+
+    monkeypatch.setattr(place.sink, "line", line)
+    parts: Any = SimpleNamespace(worker=SimpleNamespace(runs=place.runs))
+    go_on(place, place.runs.start(PLAN, REQUEST))
+    before = signal.signal(signal.SIGUSR1, soft_timeout_sighandler)
+    try:
+        WorkerSide(lambda _: parts).postrun(task=Task, state="SUCCESS")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert [Execution.from_json(text).state for text in place.sink.lines] == ["SUCCESS"]
+    assert list(place.board.notes()) == []
+    assert health.take_counts() == {}
 
 
 def test_arguments_are_in_no_record(place: Place) -> None:
