@@ -167,6 +167,8 @@ class Upkeep:
 
     def last(self) -> None:
         """Bring in what is left, and leave. Each step may fail on its own."""
+        # First what this process has written itself: a file that has a writer stays.
+        attempt("ending a file of the spool", self._spool.close)
         attempt("shipping the spool", self.ship_last)
         if self.books is not None:
             self.books.last()

@@ -318,6 +318,20 @@ def test_it_leaves_word_of_what_was_killed_though_mongodb_hangs(
         killed.communicate()
 
 
+def test_it_leaves_no_file_of_its_own(
+    settings: Settings, start: Callable[..., Companion], redis_client: redis.Redis, mongo: Any
+) -> None:
+    companion = start(settings)
+    wait_until(lambda: redis_client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S)
+    killed = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    killed.kill()
+    begun("killed", killed.pid)
+    companion.stop()
+    assert Spool(settings.spool_dir, 1 << 20).files() == []
+    assert mongo.tasks.count_documents({"_id": "killed", "state": "LOST"}) == 1
+    killed.communicate()
+
+
 @pytest.mark.parametrize("trouble", ["away", "hangs", None])
 def test_a_run_that_goes_on_is_known_somewhere(
     settings: Settings,
