@@ -9,7 +9,6 @@ from weakref import WeakSet
 
 from rts import health
 from rts.errors import ConfigurationError
-from rts.lifecycle.owners import tasks_of
 from rts.settings import Settings
 
 if TYPE_CHECKING:
@@ -115,6 +114,8 @@ def publisher(name: str) -> Parts | None:
     known = publishers.get(name)
     if known is not None:
         return known
+    from rts.lifecycle.owners import tasks_of
+
     if len(installed) == 1:
         (only,) = installed
         if name in tasks_of(only):
