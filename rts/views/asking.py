@@ -36,8 +36,9 @@ class Source(Generic[T]):
         """Ask, unless the last question is still open."""
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._ask, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._ask, daemon=True)
+                thread.start()
+                self._thread = thread  # only now: others may wait for it at once
 
     def answer(self, until: float, max_age_s: float) -> T | None:
         """Return the answer, having waited for it until the monotonic instant *until*;

@@ -125,7 +125,9 @@ def test_on_mongodb_read_and_write_on_one_database_is_enough() -> None:
         ledger.refuse("what is none")
         ledger.save_taus({"mixed": TauEntry(1.0, 1, 1.0)})
         # collMod takes another right.
-        MongoLedger(replace(of("writer"), ledger_ttl=100.0), ledger._client).prepare()
+        shorter = MongoLedger(replace(of("writer"), ledger_ttl=100.0))
+        shorter.prepare()
+        shorter.close()
         indexes = ledger.database["tasks"].index_information()
         assert indexes["arrival_1"]["expireAfterSeconds"] == 100
         with pytest.raises(StoreUnavailable, match="not authorized on ledger") as caught:

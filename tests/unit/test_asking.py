@@ -1,0 +1,37 @@
+"""Asking one server in a thread of its own, by many at once."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from rts.views.asking import Source
+
+
+@pytest.fixture
+def hurried() -> Iterator[None]:
+    """Have threads interrupt each other as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("hurried")
+def test_who_comes_while_a_question_is_put_waits_for_its_answer() -> None:
+    source = Source("a server", lambda: 1)
+
+    def answers() -> set[int | None]:
+        found = set()
+        for _ in range(2000):
+            source.ask()
+            found.add(source.answer(time.monotonic() + 60.0, 0.0))
+        return found
+
+    with ThreadPoolExecutor(4) as pool:
+        each = [pool.submit(answers) for _ in range(4)]
+        assert [found.result() for found in each] == [{1}] * 4
