@@ -68,7 +68,7 @@ class Shipper:
 
         Raises:
             StoreUnavailable: Redis is away; what is left waits on.
-            OSError: the spool cannot be read or cleaned up.
+            OSError: a file of the spool cannot be read or removed; the others were shipped.
         """
         files = self._spool.files()
         self._tails = {path: tail for path, tail in self._tails.items() if path in files}
@@ -81,7 +81,15 @@ class Shipper:
                 if generation != self._generation:  # it was wiped
                     earlier = max(earlier, taken)
                 self._tails[path] = _Tail(last, earlier)
-        return sum(map(self._ship_file, files))
+        shipped, failure = 0, None
+        for path in files:
+            try:
+                shipped += self._ship_file(path)
+            except OSError as exc:
+                failure = failure or exc
+        if failure is not None:
+            raise failure
+        return shipped
 
     def waiting(self) -> int:
         """Return the number of records that wait on this host. For people to look at.

@@ -304,6 +304,16 @@ def test_lines_that_are_no_records_are_put_aside(
         assert refused.read().endswith(b'["torn\n')
 
 
+def test_a_file_that_cannot_be_read_holds_up_no_other(
+    client: Any, settings: Settings, spool: Spool, shipper: Shipper
+) -> None:
+    spool.append_line(as_line(success("a")))
+    os.mkdir(os.path.join(settings.spool_dir, "0.jsonl"))
+    with pytest.raises(IsADirectoryError):
+        shipper.ship()
+    assert outbox_ids(client, settings) == ["a"]
+
+
 def test_one_process_of_a_host_ships(spool: Spool, settings: Settings) -> None:
     with spool.lease() as before_there_is_a_folder:
         assert not before_there_is_a_folder
