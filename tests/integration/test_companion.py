@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -141,7 +142,7 @@ def test_where_it_does_not_drain_it_beats_and_ships(
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ("tls=true&tlsCAFile=/no/such.pem", "The tlscafile file is not readable"),
+        ("tls=true&tlsCAFile=/no/such.pem", "tlscafile file is not readable|No such file"),
         ("w=0&journal=true", "Cannot set w to 0"),
     ],
 )
@@ -163,7 +164,7 @@ def test_where_mongodb_cannot_be_used_it_says_why_and_ships(
     assert companion.pid == pid
     (told,) = [line for line in capfd.readouterr().err.splitlines() if "cannot be used" in line]
     assert "rts_mongo_url = mongodb://***@127.0.0.1:1/rts?*** is not valid" in told
-    assert reason in told
+    assert re.search(reason, told)
     assert "hush" not in told
 
 

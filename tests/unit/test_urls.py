@@ -176,9 +176,10 @@ def test_options_that_are_not_known_here_are_taken() -> None:
     [
         ("tls=true&ssl=false", "conflicting values"),
         ("directConnection=true&loadBalanced=true", "directConnection"),
-        ("tls=true&tlsCAFile=/no/such.pem", "tlscafile file"),
+        # pymongo's words differ by its version, and that by Python's.
+        ("tls=true&tlsCAFile=/no/such.pem", "tlscafile file is not readable|No such file"),
         # The driver's own words hold the secret.
-        ("tlsCAFile=/no.pem&tlsCertificateKeyFilePassword=readable", "FileNotFoundError"),
+        ("tlsCAFile=/no.pem&tlsCertificateKeyFilePassword=file", "FileNotFoundError"),
     ],
 )
 def test_what_only_pymongo_sees_is_told_with_its_reason_and_no_secret(
