@@ -7,7 +7,6 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -76,14 +75,7 @@ def instant(
 
 def patient_link(settings: Settings, connect_timeout_s: float, timeout_s: float) -> Link:
     """Return a way to Redis with these timeouts, which asks again at once after a failure."""
-    return Link(
-        replace(
-            settings,
-            connect_timeout=connect_timeout_s,
-            timeout=timeout_s,
-            breaker_period=BREAKER_S,
-        )
-    )
+    return Link.with_timeouts(settings, connect_timeout_s, timeout_s, BREAKER_S)
 
 
 @contextmanager

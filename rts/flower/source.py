@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -88,14 +88,7 @@ class Source:
     def __init__(self, app: Any, settings: Settings) -> None:
         self.settings = settings
         self._app = app
-        self._link = Link(
-            replace(
-                settings,
-                connect_timeout=CONNECT_TIMEOUT_S,
-                timeout=TIMEOUT_S,
-                breaker_period=BREAKER_S,
-            )
-        )
+        self._link = Link.with_timeouts(settings, CONNECT_TIMEOUT_S, TIMEOUT_S, BREAKER_S)
         self._client: MongoClient[dict[str, Any]] | None = None
 
     def redis(self) -> RedisState:

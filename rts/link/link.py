@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import redis
@@ -77,6 +78,24 @@ class Link:
         #: Connections that nobody uses, the last used one last.
         self._idle: list[Any] = []
         self._pid = os.getpid()
+
+    @classmethod
+    def with_timeouts(
+        cls,
+        settings: Settings,
+        connect_timeout_s: float,
+        timeout_s: float,
+        breaker_period_s: float,
+    ) -> Link:
+        """Return a way with other timeouts than the app's, for who may wait longer, or less."""
+        return cls(
+            replace(
+                settings,
+                connect_timeout=connect_timeout_s,
+                timeout=timeout_s,
+                breaker_period=breaker_period_s,
+            )
+        )
 
     def call(self, *commands: bytes) -> list[Any]:
         """Send *commands* in one go and return their answers.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from rts.errors import StoreUnavailable
@@ -28,14 +27,7 @@ def queue_readings(app: Any, settings: Settings) -> Callable[[], Sequence[QueueR
     What it returns raises :class:`rts.errors.StoreUnavailable`: the broker is away.
     """
 
-    link = Link(
-        replace(
-            settings,
-            connect_timeout=CONNECT_TIMEOUT_S,
-            timeout=TIMEOUT_S,
-            breaker_period=BREAKER_S,
-        )
-    )
+    link = Link.with_timeouts(settings, CONNECT_TIMEOUT_S, TIMEOUT_S, BREAKER_S)
     served: dict[str, None] = {}
 
     def ask() -> Sequence[QueueReading]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -52,14 +51,7 @@ class RtsCollector:
         self._settings = settings
         self._patience_s = patience_s
         self._max_age_s = max_age_s
-        self._link = Link(
-            replace(
-                settings,
-                connect_timeout=CONNECT_TIMEOUT_S,
-                timeout=TIMEOUT_S,
-                breaker_period=BREAKER_S,
-            )
-        )
+        self._link = Link.with_timeouts(settings, CONNECT_TIMEOUT_S, TIMEOUT_S, BREAKER_S)
         self._client: Any = None
         self._redis = Source("Redis", lambda: read(self._link, settings))
         self._mongo = Source("MongoDB", self._standings)
