@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import threading
 import time
@@ -21,6 +20,7 @@ from rts.link.link import Link
 from rts.link.scripts import pack
 from rts.settings import Settings
 from rts.testing import RedisServer, wait_until
+from tests.forked import forks_beside_threads, holds_in_child
 from tests.relay import relay
 
 
@@ -146,27 +146,13 @@ def test_a_child_does_not_use_the_parents_connection(link: Link) -> None:
     assert client_id(link) == mine
 
 
-# Python 3.12 warns of it; web servers do it all the same.
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@forks_beside_threads
 def test_no_thread_of_a_child_waits_for_one_of_its_parent(
     link: Link, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held, over = threading.Event(), threading.Event()
     link.breaker.failed()
 
-    def hold() -> None:
-        with link.breaker._lock:
-            held.set()
-            over.wait(60)
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    assert held.wait(30)
-    child = os.fork()
-    if child == 0:
-        signal.alarm(60)
-        # The first thread of the child gets the number of the parent's, as if it had the lock.
-        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+    def both_threads_are_answered() -> bool:
         answers: list[Any] = []
 
         def while_another_thread_calls(period_s: float) -> Breaker:
@@ -178,11 +164,9 @@ def test_no_thread_of_a_child_waits_for_one_of_its_parent(
 
         monkeypatch.setattr("rts.link.link.Breaker", while_another_thread_calls)
         answers.append(answer(link))
-        os._exit(0 if answers == [[b"PONG"]] * 2 else 1)
-    _, status = os.waitpid(child, 0)
-    over.set()
-    holder.join(30)
-    assert os.waitstatus_to_exitcode(status) == 0
+        return answers == [[b"PONG"]] * 2
+
+    assert holds_in_child(both_threads_are_answered, link.breaker._lock)
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -20,6 +17,7 @@ from rts.settings import Settings
 from rts.tau.cache import FRESH_S, TauCache
 from rts.tau.redis import RedisTauStore
 from rts.testing import RedisServer
+from tests.forked import forks_beside_threads, holds_in_child
 
 NAME = "proj.add"
 
@@ -145,27 +143,13 @@ def test_who_comes_while_another_thread_asks_first_waits_for_that_answer(
     assert link.trips == 1
 
 
-# Python 3.12 warns of it; web servers do it all the same.
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@forks_beside_threads
 def test_no_thread_of_a_child_waits_for_one_of_its_parent(
     cache: TauCache, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     RedisTauStore(Link(settings), settings).set("mixed", 3.0)
-    held, over = threading.Event(), threading.Event()
 
-    def hold() -> None:
-        with cache._lock:
-            held.set()
-            over.wait(60)
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    assert held.wait(30)
-    child = os.fork()
-    if child == 0:
-        signal.alarm(60)
-        # The first thread of the child gets the number of the parent's, as if it had the lock.
-        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+    def both_threads_know_it() -> bool:
         taus: list[float] = []
 
         def while_another_thread_asks() -> Any:
@@ -177,11 +161,9 @@ def test_no_thread_of_a_child_waits_for_one_of_its_parent(
 
         monkeypatch.setattr(threading, "RLock", while_another_thread_asks)
         taus.append(cache.tau("mixed", NAME))
-        os._exit(0 if taus == [3.0, 3.0] else 1)
-    _, status = os.waitpid(child, 0)
-    over.set()
-    holder.join(30)
-    assert os.waitstatus_to_exitcode(status) == 0
+        return taus == [3.0, 3.0]
+
+    assert holds_in_child(both_threads_know_it, cache._lock)
 
 
 class SlowLink(CountingLink):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +14,7 @@ from rts import foresight
 from rts.predictions import routing
 from rts.predictions.outlook import Pressure
 from rts.records import Plan
+from tests.forked import forks_beside_threads, holds_in_child
 
 
 def test_two_threads_that_route_first_share_what_they_know(
@@ -56,8 +55,7 @@ class Roomy:
         return {queue: Pressure(0.0, 1, 0.5) for queue in queues}
 
 
-# Python 3.12 warns of it; web servers do it all the same.
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@forks_beside_threads
 def test_a_child_routes_though_a_thread_of_its_parent_was_at_it() -> None:
     nobody = "redis://127.0.0.1:1"
     app = Celery("routes", broker=nobody, set_as_current=False)
@@ -65,26 +63,12 @@ def test_a_child_routes_though_a_thread_of_its_parent_was_at_it() -> None:
     rts.install(app)
     outlook: Any = Roomy()
     risks = routing.Risks(outlook, 5.0)
-    held, over = threading.Event(), threading.Event()
 
-    def hold() -> None:
-        with foresight._lock, risks._lock:
-            held.set()
-            over.wait(60)
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    assert held.wait(30)
-    child = os.fork()
-    if child == 0:
-        signal.alarm(30)
-        # The first thread of the child gets the number of the parent's, as if it had the lock.
-        threading.Thread(target=over.wait, args=(60,), daemon=True).start()
+    def it_routes() -> bool:
         chosen = risks.choose(Plan("mixed", "inferred", 1.0, 2.0, 100.0, 102.0), ["a"], 100.0)
-        os._exit(0 if chosen == "a" and rts.route("some.task") is None else 1)
-    _, status = os.waitpid(child, 0)
-    over.set()
-    holder.join(30)
+        return chosen == "a" and rts.route("some.task") is None
+
+    routed = holds_in_child(it_routes, foresight._lock, risks._lock)
     rts.uninstall(app)
     app.close()
-    assert os.waitstatus_to_exitcode(status) == 0
+    assert routed

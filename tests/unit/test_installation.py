@@ -13,6 +13,7 @@ from celery import Celery
 
 import rts
 from rts.installation import ATTRIBUTE, parts_of
+from tests.forked import forks_beside_threads
 
 
 class Conf(dict[str, Any]):
@@ -57,8 +58,7 @@ def test_who_comes_while_another_thread_builds_waits_for_it(app: Celery, conf: C
     assert found[0] is found[1]
 
 
-# Python 3.12 warns of it; web servers do it all the same.
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@forks_beside_threads
 def test_a_child_builds_what_its_parent_was_building(app: Celery, conf: Conf) -> None:
     builder = threading.Thread(target=parts_of, args=(app,))
     builder.start()
