@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -19,6 +20,21 @@ _TYPES_RANGE = (
     "a dict of type name (letters, digits, - and _, at most 64) to tau in seconds > 0, or to "
     '{"tau": seconds, "sla_multiplier": ' + f"{MIN_MULTIPLIER} to {MAX_MULTIPLIER}" + "}"
 )
+
+
+def json_object(text: str | bytes, what: str) -> dict[str, Any]:
+    """Return the object that *text* is the JSON of; anybody may have written it.
+
+    Raises:
+        ValueError: it is none, naming *what* it should be.
+    """
+    try:
+        values = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{what} must not be nested too deeply") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{what} must be an object")
+    return values
 
 
 def finite(value: object) -> float | None:

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
+from rts.validation import json_object
+
 #: Version of the JSON document that webhooks get. Fields may be added to it.
 VERSION = 1
 #: States of an alert.
@@ -81,12 +83,7 @@ class Alert:
         Raises:
             ValueError: it is no such text.
         """
-        try:
-            values = json.loads(text)
-        except RecursionError:
-            raise ValueError("an alert must not be nested too deeply") from None
-        if not isinstance(values, dict):
-            raise ValueError("an alert must be an object")
+        values = json_object(text, "an alert")
         try:
             alert = cls(**{name: values[name] for name in cls.__slots__ if name in values})
             float(alert.started_at), float(alert.at)

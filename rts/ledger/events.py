@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields
 
+from rts.validation import json_object
+
 #: Events that the stream holds at most.
 MAX_EVENTS = 20_000
 
@@ -55,12 +57,7 @@ class Event:
         Raises:
             ValueError: the text is not an event.
         """
-        try:
-            values = json.loads(text)
-        except RecursionError:
-            raise ValueError("an event must not be nested too deeply") from None
-        if not isinstance(values, dict):
-            raise ValueError("an event must be an object")
+        values = json_object(text, "an event")
         known = {f.name for f in fields(cls)}
         try:
             return cls(**{name: value for name, value in values.items() if name in known})

@@ -127,14 +127,16 @@ class Spool:
         try:
             self._check()
             fd = os.open(self._path("ship.lock"), _OPEN | os.O_WRONLY | os.O_CREAT, 0o600)
+        except FileNotFoundError:
+            yield False
+            return
         except OSError as exc:
-            if not isinstance(exc, FileNotFoundError):
-                health.warn_once(
-                    f"spool-ship:{exc}",
-                    "rts: nothing is taken from this host's disk: %s. Remove that, or set "
-                    "rts_spool_dir to a folder of this user's own",
-                    exc,
-                )
+            health.warn_once(
+                f"spool-ship:{exc}",
+                "rts: nothing is taken from this host's disk: %s. Remove that, or set "
+                "rts_spool_dir to a folder of this user's own",
+                exc,
+            )
             yield False
             return
         try:
