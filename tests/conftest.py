@@ -7,7 +7,6 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -80,15 +79,6 @@ LONGEST = (
     "test_prometheus.py",
     "test_embedded_worker.py",
 )
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Forgive old clients what they leave open: redis-py before 7 says so of connections
-    that Celery's result backend has dropped.
-    """
-    if int(version("redis").partition(".")[0]) < 7:
-        leak = "Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"
-        config.addinivalue_line("filterwarnings", f"ignore:{leak}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
