@@ -168,9 +168,11 @@ def lateness(buckets: Mapping[int, int]) -> Chart:
     x: list[float] = []
     bars: list[int] = []
     if low is not None and high is not None:
-        step = _nice((max(high, 0.0) - min(low, 0.0)) / BINS)
-        first = math.floor(min(low, 0.0) / step)
-        last = max(math.ceil(max(high, 0.0) / step), first + 1)
+        low, high = min(low, 0.0), max(high, 0.0)
+        step = _nice((high - low) / BINS)
+        # Also what is rare has a bar on its own side of the deadline.
+        first = min(math.floor(low / step), -1 if min(buckets) <= 0 else 0)
+        last = max(math.ceil(high / step), 1 if max(buckets) > 0 else 0)
         bars = [0] * (last - first)
         for number, n in buckets.items():
             place = math.ceil(value_of(number) / step) - 1  # just in time is not late

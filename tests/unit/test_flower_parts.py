@@ -167,6 +167,13 @@ def test_lateness_counts_every_task_and_splits_at_the_deadline() -> None:
     assert charts.lateness({})["x"] == []
 
 
+@pytest.mark.parametrize(("early", "late"), [(995, 5), (5, 995), (1000, 0), (0, 1000)])
+def test_lateness_draws_a_rare_miss_as_late(early: int, late: int) -> None:
+    buckets = {bucket(-2.0): early, bucket(30.0): late}
+    drawn = charts.lateness({number: n for number, n in buckets.items() if n})
+    assert [sum(one["values"]) for one in drawn["series"]] == [early, late]
+
+
 def test_a_chart_of_one_key_and_of_all() -> None:
     points = [
         Point(
