@@ -10,7 +10,7 @@ from typing import Any
 from rts.views.histogram import percentile, value_of
 from rts.views.series import Point
 from rts.views.tally import Tally
-from rts.views.why import load_at_start, slowdown
+from rts.views.why import load_at_start, median, slowdown
 
 Chart = dict[str, Any]
 
@@ -225,14 +225,13 @@ def bands(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             for run in runs
             if (load := load_at_start(run)) is not None and low <= load < high
         ]
-        factors = sorted(f for run in inside if (f := slowdown(run)) is not None)
         judged = [run["sla_success"] for run in inside if run.get("sla_success") is not None]
         found.append(
             {
                 "from": low,
                 "to": None if math.isinf(high) else high,
                 "runs": len(inside),
-                "slowdown_p50": factors[len(factors) // 2] if factors else None,
+                "slowdown_p50": median(slowdown(run) for run in inside),
                 "on_time_ratio": _ratio(sum(judged), len(judged)),
             }
         )

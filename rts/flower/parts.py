@@ -16,7 +16,7 @@ from rts.settings import Settings
 from rts.views.readings import Reading
 from rts.views.report import ReportRow
 from rts.views.status import RedisState
-from rts.views.why import load_at_start, slowdown
+from rts.views.why import load_at_start, median, slowdown
 
 Document = dict[str, Any]
 
@@ -141,12 +141,9 @@ def workers(
     for name, row in rows.items():  # those that are gone, or whose server is away
         found.append({"worker": name, "report": row})
     for worker in found:
-        factors = sorted(
-            f
-            for run in runs
-            if run.get("worker") == worker["worker"] and (f := slowdown(run)) is not None
+        worker["slowdown_p50"] = median(
+            slowdown(run) for run in runs if run.get("worker") == worker["worker"]
         )
-        worker["slowdown_p50"] = factors[len(factors) // 2] if factors else None
     return found
 
 

@@ -70,10 +70,10 @@ def why(late_runs: Sequence[Mapping[str, Any]]) -> Why:
         runs=len(reasons),
         reason=max(shares, key=lambda reason: shares[reason]),
         shares=shares,
-        queueing_delay_s=_median(run.get("queueing_delay_s") for run in late_runs),
-        span_s=_median(_span_s(run) for run in late_runs),
-        slowdown=_median(slowdown(run) for run in late_runs),
-        load=_median(load_at_start(run) for run in late_runs),
+        queueing_delay_s=median(run.get("queueing_delay_s") for run in late_runs),
+        span_s=median(_span_s(run) for run in late_runs),
+        slowdown=median(slowdown(run) for run in late_runs),
+        load=median(load_at_start(run) for run in late_runs),
     )
 
 
@@ -97,6 +97,7 @@ def load_at_start(run: Mapping[str, Any]) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _median(values: Iterable[float | None]) -> float | None:
+def median(values: Iterable[float | None]) -> float | None:
+    """Return the median of what is known of *values*; ``None`` of nothing."""
     known = [value for value in values if value is not None]
     return statistics.median(known) if known else None

@@ -204,9 +204,11 @@ def test_slowdowns_leave_out_what_is_not_known() -> None:
     ]
     drawn = charts.slowdowns(runs)
     assert (drawn["x"], drawn["series"][0]["values"]) == ([0.5], [2.0])
-    bands = charts.bands([run, {**run, "load_at_start": {"load": 3.0}, "sla_success": False}])
-    assert [band["runs"] for band in bands] == [0, 0, 1, 0, 0, 1]
+    busy = {**run, "load_at_start": {"load": 3.0}, "sla_success": False}
+    bands = charts.bands([run, busy, {**busy, "runtime_s": 300.0}])
+    assert [band["runs"] for band in bands] == [0, 0, 1, 0, 0, 2]
     assert bands[-1]["on_time_ratio"] == 0.0
+    assert [band["slowdown_p50"] for band in bands] == [None, None, 2.0, None, None, 51.0]
 
 
 def test_words_of_verdicts_and_values() -> None:
