@@ -34,8 +34,8 @@ class Why:
     reason: str | None
     #: Share of each reason.
     shares: Mapping[str, float]
-    #: Medians: seconds from arrival to start, seconds from arrival to the deadline, runtime
-    #: over tau, load at start. ``None`` where it is not known.
+    #: Medians of the runs of that reason: seconds from arrival to start, seconds from
+    #: arrival to the deadline, runtime over tau, load at start. ``None`` where not known.
     queueing_delay_s: float | None = None
     span_s: float | None = None
     slowdown: float | None = None
@@ -62,18 +62,24 @@ def reason_of(run: Mapping[str, Any]) -> str | None:
 
 def why(late_runs: Sequence[Mapping[str, Any]]) -> Why:
     """Return why runs were late that ran to their end too late."""
-    reasons = [reason for run in late_runs if (reason := reason_of(run)) is not None]
-    if not reasons:
+    by_reason: dict[str, list[Mapping[str, Any]]] = {QUEUEING: [], LOAD: [], TAU: []}
+    for run in late_runs:
+        reason = reason_of(run)
+        if reason is not None:
+            by_reason[reason].append(run)
+    n = sum(map(len, by_reason.values()))
+    if not n:
         return Why(0, None, {})
-    shares = {r: reasons.count(r) / len(reasons) for r in (QUEUEING, LOAD, TAU)}
+    most = max(by_reason, key=lambda reason: len(by_reason[reason]))
+    those = by_reason[most]
     return Why(
-        runs=len(reasons),
-        reason=max(shares, key=lambda reason: shares[reason]),
-        shares=shares,
-        queueing_delay_s=median(run.get("queueing_delay_s") for run in late_runs),
-        span_s=median(_span_s(run) for run in late_runs),
-        slowdown=median(slowdown(run) for run in late_runs),
-        load=median(load_at_start(run) for run in late_runs),
+        runs=n,
+        reason=most,
+        shares={reason: len(runs) / n for reason, runs in by_reason.items()},
+        queueing_delay_s=median(run.get("queueing_delay_s") for run in those),
+        span_s=median(_span_s(run) for run in those),
+        slowdown=median(slowdown(run) for run in those),
+        load=median(load_at_start(run) for run in those),
     )
 
 

@@ -44,7 +44,7 @@ def test_the_reason_of_one_run(run: dict[str, Any], reason: str | None) -> None:
 
 
 def test_most_of_them_decide() -> None:
-    found = why([late(2.0), late(3.0), late(9.0), late(None, queueing_delay_s=None)])
+    found = why([late(3.0), late(3.0), late(9.0), late(None, queueing_delay_s=None)])
     assert (found.runs, found.reason) == (3, QUEUEING)
     assert found.shares == {QUEUEING: 2 / 3, LOAD: 0.0, TAU: 1 / 3}
     assert (found.queueing_delay_s, found.span_s, found.slowdown, found.load) == (
@@ -53,6 +53,13 @@ def test_most_of_them_decide() -> None:
         1.0,
         0.1,
     )
+
+
+def test_the_figures_are_those_of_the_runs_with_the_reason() -> None:
+    slow = [late(9.0, queueing_delay_s=0.1), late(9.0, load=0.9, queueing_delay_s=0.1)]
+    found = why([late(3.0), late(3.0), late(3.0), *slow, *slow])
+    assert (found.reason, found.shares[QUEUEING]) == (QUEUEING, 3 / 7)
+    assert (found.queueing_delay_s, found.slowdown, found.load) == (5.0, 1.0, 0.1)
 
 
 def test_nothing_is_no_reason() -> None:
