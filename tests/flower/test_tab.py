@@ -119,6 +119,20 @@ def test_why_types_miss(
         assert label in page
 
 
+def test_the_headline_does_not_wait_for_a_reason(
+    make_stage: Callable[..., Stage], make_flower: Make, write: Any
+) -> None:
+    write(ended(0, 5), ended(1, 5, task_type="mixed", deadline=0.0, runtime_s=None))
+    flower = make_flower(make_stage(), env=OPEN_API)
+    rows = flower.counted("/api/rts/overview").json["types"]
+    assert [(row["key"], row["missed"], row["finding"]) for row in rows] == [
+        ("mixed", 1, None),
+        ("cpu-light", 0, None),
+    ]
+    headline = flower.get("/rts").text.partition("<h1")[2].partition("</h1>")[0]
+    assert " ".join(headline.split()).endswith(">mixed</span> meets 0 % of its deadlines")
+
+
 def test_the_api_keeps_flowers_rules(
     make_stage: Callable[..., Stage], make_flower: Make, write: Any
 ) -> None:
