@@ -95,7 +95,9 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "percentunit",
                 (
                     (
-                        f"sum by (task_type) (rate({MET}[{WINDOW}]))"
+                        # A type that has never met a deadline has no series that says so.
+                        f"(sum by (task_type) (rate({MET}[{WINDOW}]))"
+                        f" or 0 * sum by (task_type) (rate({VERDICTS}[{WINDOW}])))"
                         f" / sum by (task_type) (rate({VERDICTS}[{WINDOW}]))",
                         "{{task_type}}",
                     ),

@@ -18,13 +18,14 @@ from rts.cli.shared import (
     print_json,
     settings_of,
 )
-from rts.cli.status import DROPPED, MAX_LAG_S
+from rts.cli.status import MAX_LAG_S
 from rts.cli.table import percent, printable, seconds
 from rts.errors import CommandError, RtsError, short
 from rts.objectives import ALL, BURN_RULES
 from rts.settings import Settings
 from rts.views.slo import Standing, standings
 from rts.views.status import LedgerState, RedisState
+from rts.views.vitals import DROPPED
 
 OK, WARNING, CRITICAL, UNKNOWN = range(4)
 NAMES = ("OK", "WARNING", "CRITICAL", "UNKNOWN")

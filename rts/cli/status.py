@@ -16,11 +16,10 @@ from rts.installation import installed
 from rts.scheduling.queues import left_in_order
 from rts.settings import Settings
 from rts.views.status import LedgerState, RedisState, ServerState, WorkerState
+from rts.views.vitals import DROPPED
 
 #: Seconds that the oldest record may wait in the outbox. A drain takes less than one.
 MAX_LAG_S = 60.0
-#: Counters that say that records are lost.
-DROPPED = ("outbox_dropped", "spool_dropped", "records_lost")
 
 
 @click.command(name="status", short_help="Servers, workers, and where records wait.")

@@ -19,9 +19,14 @@ from rts.objectives import objective_of
 from rts.settings import Settings
 from rts.views.readings import BOUNDS, MAX_LABEL, Histogram, QueueReading, Reading, missed
 from rts.views.slo import Standing
+from rts.views.vitals import DROPPED
 
 #: Queues of the broker that are told apart, as many as of those that are counted.
 MOST_QUEUES = 1000
+
+#: Counters that are told from the start: one that began with the first records that are
+#: lost would hide them from a rate, and so from an alert.
+FROM_THE_START = (*DROPPED, "records_refused")
 
 #: What a metric is called, by the kind of a histogram.
 HISTOGRAMS = {
@@ -91,7 +96,8 @@ def counts(reading: Reading) -> Iterator[Any]:
         "webhook messages delivered and more, by name.",
         labels=["what"],
     )
-    for name, n in sorted(reading.counters.items()):
+    counters = {**dict.fromkeys(FROM_THE_START, 0), **reading.counters}
+    for name, n in sorted(counters.items()):
         if name != "breaker_opened":
             refused.add_metric([name], n)
     yield refused

@@ -15,6 +15,9 @@ from rts.link.link import as_instant, replies_as_text
 from rts.link.scripts import pack
 from rts.records import Execution
 
+#: Counters that say that records are lost.
+DROPPED = ("outbox_dropped", "spool_dropped", "records_lost")
+
 
 @dataclass(frozen=True)
 class Vitals:

@@ -120,6 +120,14 @@ def test_the_burn_rules_are_those_of_rts() -> None:
         assert alert["labels"]["severity"] == rule.severity
 
 
+def test_what_the_alert_of_lost_records_reads_is_there_before_any_is_lost() -> None:
+    (alert,) = (rule for rule in ALL_RULES if rule.get("alert") == "RtsRecordsLost")
+    (read,) = re.findall(r'what=~"([^"]+)"', alert["expr"])
+    samples = [s for family in families.counts(Reading()) for s in family.samples]
+    told = {s.labels["what"]: s.value for s in samples if s.name == "rts_refused_total"}
+    assert told == dict.fromkeys(read.split("|"), 0)
+
+
 def test_every_alert_says_what_is_wrong_and_what_to_do() -> None:
     alerts = [rule for rule in ALL_RULES if "alert" in rule]
     assert len(alerts) >= 8
