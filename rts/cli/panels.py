@@ -132,6 +132,8 @@ def _queues_table(picture: Picture, width: int | None) -> list[str]:
 
 
 def _workers_table(picture: Picture, width: int | None) -> list[str]:
+    if not picture.redis.server.reachable:
+        return []
     rows = [worker_row(worker) for worker in picture.redis.workers]
     return render(WORKER_COLUMNS, rows, width).splitlines() if rows else [NO_WORKERS]
 

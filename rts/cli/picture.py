@@ -58,13 +58,14 @@ class Gatherer:
         """Look once."""
         at = datetime.now(timezone.utc)
         redis, ledger = look(self._settings)
+        stands: Sequence[Standing] = ()
         types: dict[str, dict[str, ReportRow]] = {}
         waiting: Sequence[QueueState] = ()
         alerts: Sequence[Alert] = ()
         wrong = problems(redis, ledger)
         if ledger.server.reachable:
             try:
-                types = self._ask_ledger(at)
+                stands, types = self._ask_ledger(at)
             except StoreUnavailable as exc:
                 wrong.append(str(exc))
         if redis.server.reachable:
@@ -78,9 +79,11 @@ class Gatherer:
             waiting = self._ask_broker(served)
         except StoreUnavailable as exc:
             wrong.append(str(exc))
-        return Picture(at, redis, ledger, wrong, self._standings, types, waiting, alerts)
+        return Picture(at, redis, ledger, wrong, stands, types, waiting, alerts)
 
-    def _ask_ledger(self, at: datetime) -> dict[str, dict[str, ReportRow]]:
+    def _ask_ledger(
+        self, at: datetime
+    ) -> tuple[Sequence[Standing], dict[str, dict[str, ReportRow]]]:
         with ledger_of(self._settings) as database:
 
             def rows(window: str) -> dict[str, ReportRow]:
@@ -92,7 +95,8 @@ class Gatherer:
                 self._standings = standings(database, self._settings, at)
                 self._day = rows("24h")
                 self._ask_at = time.monotonic() + SPARE * (time.monotonic() - begin)
-            return {"now": rows("now"), "1h": rows("1h"), "24h": self._day}
+            types = {"now": rows("now"), "1h": rows("1h"), "24h": self._day}
+            return self._standings, types
 
     def _ask_broker(self, served: Sequence[str]) -> Sequence[QueueState]:
         with queues.queues_of(self._app, self._settings, PATIENCE_S) as channel:

@@ -26,10 +26,11 @@ from click.testing import CliRunner, Result
 
 import rts as rts_of
 from rts.cli import rts
+from rts.cli.picture import Gatherer
 from rts.ledger.mongo import MongoLedger
 from rts.records import OutboxEntry
 from rts.settings import Settings
-from rts.testing import wait_until
+from rts.testing import MongoServer, wait_until
 from tests.records import run as run_of
 
 ROOT = Path(__file__).parent.parent.parent
@@ -239,6 +240,20 @@ def test_watch_prints_once_where_there_is_no_terminal(cli: Run, conf: dict[str, 
     output = cli("watch").output
     assert "Redis NOT REACHABLE · MongoDB NOT REACHABLE" in output
     assert "secret" not in output
+    assert "No workers." not in output
+
+
+def test_watch_shows_no_objectives_of_before_an_outage(conf: dict[str, Any]) -> None:
+    with MongoServer() as mongo:
+        conf.update(rts_mongo_url=mongo.url)
+        write(conf, ("cpu-light", 60, 60, 40))
+        app = Celery("watched", set_as_current=False)
+        app.conf.update(conf)
+        gatherer = Gatherer(app, Settings.from_conf(app.conf))
+        assert len(gatherer.look().standings) == 2
+        mongo.halt()
+        picture = gatherer.look()
+    assert (picture.standings, picture.types) == ((), {})
 
 
 @pytest.mark.parametrize("interval", ["inf", "1e300", "nan", "0"])
