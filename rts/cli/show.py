@@ -11,9 +11,9 @@ import click
 from rts.cli.shared import as_json, ledger_of, print_json, settings_of
 from rts.cli.table import NONE, Column, printable, render, seconds, terminal_width
 from rts.errors import CommandError
-from rts.keys import ASSIGNMENTS, TASKS
-from rts.ledger.storable import text
 from rts.views.plain import iso
+from rts.views.runs import one_task, visible
+from rts.views.why import load_at_start
 
 #: Fields that are durations.
 _SECONDS = ("tau", "runtime_s", "lateness_s")
@@ -26,18 +26,15 @@ _SECONDS = ("tau", "runtime_s", "lateness_s")
 def command(ctx: click.Context, task_id: str, as_json: bool) -> None:
     """Show what the ledger holds of one task: its verdict, and each of its runs."""
     settings = settings_of(ctx)
-    wanted = text(task_id)
     with ledger_of(settings) as database:
-        task = database[TASKS].find_one({"_id": wanted})
-        found = database[ASSIGNMENTS].find({"task_id": wanted})
-        runs = list(found.sort([("retries", 1), ("started_at", 1), ("_id", 1)]))
-    if task is None and not runs:
+        found = one_task(database, task_id)
+    if found is None:
         raise CommandError(
             f"the ledger has no task {printable(task_id)[:200]}. It may not have ended yet, "
             "or wait in the outbox: see celery -A app rts status"
         )
-    task = None if task is None else shown(task, "task_id")
-    runs = [shown(run, "run_id") for run in runs]
+    task = None if found.task is None else visible(found.task, "task_id")
+    runs = [visible(run, "run_id") for run in found.runs]
     if as_json:
         print_json({"task": task, "assignments": runs})
         return
@@ -45,12 +42,6 @@ def command(ctx: click.Context, task_id: str, as_json: bool) -> None:
     click.echo(f"\nRuns: {len(runs)}")
     if runs:
         click.echo(runs_table(runs, terminal_width()))
-
-
-def shown(document: Mapping[str, Any], id_name: str) -> dict[str, Any]:
-    """Return a document as people see it: what is private to the drain left out."""
-    visible = {key: value for key, value in document.items() if not key.startswith("_")}
-    return {id_name: document["_id"], **visible}
 
 
 def fields_text(task: Mapping[str, Any]) -> str:
@@ -81,7 +72,7 @@ def runs_table(runs: list[dict[str, Any]], width: int | None) -> str:
                 seconds(run.get(key))
                 for key in ("runtime_s", "queueing_delay_s", "lateness_s", "cpu_s")
             ),
-            _load(run.get("load_at_start")),
+            _load(run),
             _text(run.get("worker")),
         )
         for run in runs
@@ -89,9 +80,9 @@ def runs_table(runs: list[dict[str, Any]], width: int | None) -> str:
     return render(columns, rows, width)
 
 
-def _load(load: Any) -> str:
-    value = load.get("load") if isinstance(load, Mapping) else None
-    return f"{value:.2f}" if isinstance(value, float) else NONE
+def _load(run: Mapping[str, Any]) -> str:
+    load = load_at_start(run)
+    return NONE if load is None else f"{load:.2f}"
 
 
 def _text(value: Any) -> str:

@@ -51,8 +51,8 @@ class Pages:
         answer = await self._ask.task(task_id)
         found = answer.value
         raw = None if found is None else found.task
-        task = None if raw is None else parts.visible(raw, "task_id")
-        runs = [] if found is None else [parts.visible(run, "run_id") for run in found.runs]
+        task = None if raw is None else parts.record(raw, "task_id")
+        runs = [] if found is None else [parts.record(run, "run_id") for run in found.runs]
         for run in runs:
             run["slowdown"] = slowdown(run)
         late = runs[-1:] if task is not None and task.get("sla_success") is False else []
@@ -192,7 +192,7 @@ class Pages:
             "filters": parts.filters_of(filters),
             "missed": sum(sum(row.misses.values()) for row in rows),
             "most": MISSES,
-            "misses": [parts.visible(task, "task_id") for task in listed.value or ()],
+            "misses": [parts.record(task, "task_id") for task in listed.value or ()],
         }
 
 

@@ -15,6 +15,7 @@ from rts.objectives import objective_of
 from rts.settings import Settings
 from rts.views.readings import Reading
 from rts.views.report import ReportRow
+from rts.views.runs import visible
 from rts.views.status import RedisState
 from rts.views.why import load_at_start, median, slowdown
 
@@ -167,10 +168,9 @@ def queue(look: QueueLook) -> Document:
     }
 
 
-def visible(document: Mapping[str, Any], id_name: str) -> Document:
-    """Return a document without what is private to the drain."""
-    shown = {key: value for key, value in document.items() if not key.startswith("_")}
-    return {id_name: document["_id"], **shown, "load": load_at_start(document)}
+def record(document: Mapping[str, Any], id_name: str) -> Document:
+    """Return a document as it is shown, with its load at start as one number."""
+    return {**visible(document, id_name), "load": load_at_start(document)}
 
 
 def instant(at: float | None) -> datetime | None:

@@ -60,6 +60,14 @@ def one_task(database: Database[dict[str, Any]], task_id: str) -> OneTask | None
     return OneTask(task, runs) if task is not None or runs else None
 
 
+def visible(document: Mapping[str, Any], id_name: str) -> dict[str, Any]:
+    """Return a document of either collection without what is private to the drain; its
+    ``_id`` is called *id_name*.
+    """
+    shown = {key: value for key, value in document.items() if not key.startswith("_")}
+    return {id_name: document["_id"], **shown}
+
+
 def latest_misses(
     database: Database[dict[str, Any]],
     window: Window,
