@@ -67,22 +67,17 @@ class Answers:
         if answer and age_s < answer.good_for_s:
             self._kept.move_to_end(key)
             return answer
+        older = answer if answer and answer.trouble is None and age_s < STALE_S else None
         asked = self._asked.get(key)
         if asked is None and len(self._asked) >= MOST_OPEN:
-            stale = answer is not None and answer.trouble is None and age_s < STALE_S
-            return answer if stale and answer is not None else Answer(late=True)
+            return older or Answer(late=True)
         if asked is None:
             loop = asyncio.get_running_loop()
             asked = loop.run_in_executor(self._pool, _ask, question)
             self._asked[key] = asked
             asked.add_done_callback(lambda done: self._keep(key, done))
-        stale = answer is not None and answer.trouble is None and age_s < STALE_S
-        await asyncio.wait([asked], timeout=STALE_PATIENCE_S if stale else PATIENCE_S)
-        if asked.done():
-            return asked.result()
-        if stale and answer is not None:
-            return answer
-        return Answer(late=True)
+        await asyncio.wait([asked], timeout=STALE_PATIENCE_S if older else PATIENCE_S)
+        return asked.result() if asked.done() else older or Answer(late=True)
 
     def close(self) -> None:
         """Let the threads end."""
