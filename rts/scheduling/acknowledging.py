@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import random
 import time
 from typing import Any
 
@@ -11,6 +13,10 @@ from kombu.transport import virtual
 from rts.scheduling.layout import BELL
 from rts.scheduling.places import NEVER
 from rts.scheduling.scripts import BACK
+
+#: Messages that are put back between two looks at what is left, and the rank, at most, of
+#: the first of them: workers that are at it at the same time share what there is.
+AT_ONCE, SPREAD = 100, 1000
 
 
 class _SlotGate:
@@ -56,10 +62,20 @@ class QoS(_SlotGate, stock.QoS):  # type: ignore[misc]  # kombu has no type info
         self._vrestore_count += 1
         if (self._vrestore_count - 1) % (interval or 1):
             return
-        client, latest = self.channel.plain, time.time() - self.visibility_timeout
+        latest, left = time.time() - self.visibility_timeout, num or math.inf
+        while left > 0 and (tags := self._claimed(latest, min(left, AT_ONCE))):
+            for tag in tags:
+                self._give_back(tag, latest)
+            left -= len(tags)
+
+    def _claimed(self, latest: float, count: float) -> list[Any]:
+        """Return *count* tags at most of what was claimed at *latest* at the latest."""
         (index,) = self.channel._full([self.unacked_index_key])
-        for tag in client.zrangebyscore(index, 0, latest, start, num or -1):
-            self._give_back(tag, latest)
+        for first in (random.randrange(SPREAD), 0):
+            found: list[Any] = self.channel.plain.zrangebyscore(index, 0, latest, first, count)
+            if found:
+                break
+        return found
 
     def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
         """Put a message back where it stood."""

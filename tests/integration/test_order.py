@@ -22,6 +22,7 @@ from kombu import Connection, Consumer, Exchange, Producer, Queue
 import rts
 from rts import health
 from rts.headers import DROPPED
+from rts.scheduling.acknowledging import AT_ONCE
 from rts.scheduling.channel import Channel
 from rts.scheduling.places import ARRIVAL, Place, member
 from rts.scheduling.queues import COUNTED, SAMPLED, hopeless_in, state_of, to_plain
@@ -673,6 +674,32 @@ def test_what_is_not_acknowledged_comes_back_after_the_visibility_timeout(url: s
         message = channel.basic_get(NAME)
         assert (message.delivery_tag, message.headers["redelivered"]) == ("soon", True)
         dead.default_channel.qos._delivered.clear()
+
+
+def test_workers_share_what_they_put_back(
+    url: str, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = 3 * AT_ONCE
+    with connect(url) as one, connect(url) as other:
+        qos = one.default_channel.qos
+        for number in range(waiting):
+            message = Message(time.time() + FAR, 1.0, 1.0, f"{number:03}")
+            raw.hset("unacked", message.tag, json.dumps([envelope(message), "", NAME]))
+            raw.zadd("unacked_index", {message.tag: number + 1})
+        tried: list[str] = []
+        put_back = qos._give_back
+
+        def give_back(tag: Any, *args: Any) -> None:
+            if not tried:
+                other.default_channel.qos.restore_visible(num=None, interval=1)
+            tried.append(tag)
+            put_back(tag, *args)
+
+        monkeypatch.setattr(qos, "_give_back", give_back)
+        qos.restore_visible(num=None, interval=1)
+        assert len(tried) <= AT_ONCE
+        state = state_of(one.default_channel, NAME)
+        assert (state.ordered, raw.exists("unacked", "unacked_index")) == (waiting, 0)
 
 
 def test_claims_stay_within_the_slots(url: str, raw: redis.Redis) -> None:
