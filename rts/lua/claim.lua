@@ -7,7 +7,8 @@
 -- ARGV: 1 instant for unacked_index; 2 "demote", "keep" or "drop"; 3 whether demoted
 --   work may be taken (0, 1); 4 one claim in so many serves the demoted (0: none);
 --   5 weight of tau in the order; 6 share of tau that must be left (hope);
---   7 how many messages to look at at most; 8 plain lists of a queue;
+--   7 how many messages to look at at most, a large one counting as several; 8 plain
+--   lists of a queue;
 --   then for each queue: whether to note (0, 1), its horizon in seconds, its name.
 --
 -- Returns {state, index of the queue, fate, member, adopted, refused}. state:
@@ -24,6 +25,12 @@ local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
 local adopted, refused = 0, 0
 local never = 9999999999.999
+
+-- To read or move so many bytes takes Redis about as long as anything else of a look.
+local LARGE = 4096
+local function looked_at(text)
+  left = left - 1 - math.floor(#text / LARGE)
+end
 
 local function instant(value)
   value = tonumber(value)
@@ -44,7 +51,7 @@ local function adopt(base, horizon, name)
     while left > 0 do
       local payload = redis.call('RPOP', KEYS[list])
       if not payload then break end
-      left = left - 1
+      looked_at(payload)
       adopted = adopted + 1
       local fine, message = pcall(cjson.decode, payload)
       local properties = fine and type(message) == 'table' and message['properties']
@@ -118,7 +125,7 @@ for queue = 1, queues do
   while member and mode ~= 'keep' and now > tonumber(string.sub(member, 17, 30)) do
     if mode == 'drop' then return take(queue, base, hopeful, member, 'drop') end
     if left <= 0 then return {'again', 0, '', '', adopted, refused} end
-    left = left - 1
+    looked_at(member)
     local ttl = redis.call('PTTL', hopeful)
     redis.call('ZREM', hopeful, member)
     redis.call('ZADD', demoted,

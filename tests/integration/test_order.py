@@ -381,6 +381,18 @@ def test_plain_messages_of_others_are_adopted(url: str, raw: redis.Redis) -> Non
         assert ordered.basic_get(NAME).headers["redelivered"] is True
 
 
+def test_one_step_adopts_few_of_the_large(url: str, raw: redis.Redis) -> None:
+    start = time.time()
+    with connect(url) as connection:
+        channel = connection.default_channel
+        for number in range(5):
+            message = envelope(Message(start + FAR + number, start, 1.0, str(number)))
+            raw.lpush(NAME, json.dumps({**message, "body": "x" * 1_000_000}))
+        assert channel.basic_get(NAME).delivery_tag == "0"
+        state = state_of(channel, NAME)
+        assert (state.ordered, state.plain) == (0, 4)
+
+
 #: Redis' reader of JSON takes these, Python's or kombu's does not.
 UNREADABLE = {
     "no text": b'{"body":"\xff\xfe","headers":{},"properties":{"delivery_tag":"%d"}}',
