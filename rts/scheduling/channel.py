@@ -86,19 +86,16 @@ class DeadlineOrder(QueueLayout):
                 ring_ms = min(RING_MS, self._expires.get(queue, RING_MS))
                 RING.run(self.plain, self._names(queue, BELL), [ring_ms])
             return
-        score, text = self._placed(queue, message)
-        keys = self._names(queue, HOPEFUL, BELL)
-        batch = kwargs.pop("_publish_batch", None)
-        if batch is not None:
-            batch.add("execute_command", "EVAL", PUT.text, 2, *keys, score, text)
-        else:
-            PUT.run(self.plain, keys, [score, text])
+        keys: list[str] = self._names(queue, HOPEFUL, BELL)
+        arguments: list[Any] = [*self._placed(queue, message)]
         if queue in self._expires:
-            for name in self._parts(queue):
-                if batch is not None:
-                    batch.add("pexpire", name, self._expires[queue])
-                else:
-                    self.plain.pexpire(self.global_keyprefix + name, self._expires[queue])
+            keys += self._names(queue, DEMOTED, TURNS) + self._full(self._lists(queue))
+            arguments.append(self._expires[queue])
+        batch = kwargs.get("_publish_batch")
+        if batch is not None:
+            batch.add("execute_command", "EVAL", PUT.text, len(keys), *keys, *arguments)
+        else:
+            PUT.run(self.plain, keys, arguments)
 
     def _place_back(
         self: Any, queue: str, message: dict[str, Any], leftmost: bool

@@ -41,10 +41,6 @@ class QueueLayout:
         names: list[str] = self._full([self._part(queue, part) for part in parts])
         return names
 
-    def _parts(self: Any, queue: str) -> list[str]:
-        lists: list[str] = self._lists(queue)
-        return [self._part(queue, part) for part in (HOPEFUL, DEMOTED, BELL, TURNS)] + lists
-
     @property
     def plain(self: Any) -> Any:
         """A client of kombu's pool that takes names as they are."""
