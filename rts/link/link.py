@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import redis
@@ -44,7 +45,8 @@ class Link:
     once for ``rts_breaker_period`` seconds.
 
     Raises:
-        ConfigurationError: an option in the URL has a value of the wrong type.
+        ConfigurationError: an option in the URL has a value of the wrong type, or names
+            credentials that are not there.
     """
 
     def __init__(self, settings: Settings, now: Callable[[], float] = time.monotonic) -> None:
@@ -57,6 +59,16 @@ class Link:
             raise ConfigurationError("rts_redis_url", self._shown_url, allowed) from None
         self._make = options.pop("connection_class", redis.Connection)
         self._options = understood(self._make, options)
+        if (provider := self._options.get("credential_provider")) is not None:
+            try:
+                provider = provider_of(provider)
+            except (ImportError, AttributeError, TypeError, ValueError) as exc:
+                allowed = "a URL whose credential_provider names a class: module.Class"
+                raise ConfigurationError(
+                    "rts_redis_url", self._shown_url, f"{allowed} ({exc})"
+                ) from exc
+            # redis-py takes one or the other.
+            self._options.update(credential_provider=provider, username=None, password=None)
         # After what stands in the URL, which may be the broker's and made for it.
         self._options.update(
             socket_timeout=settings.timeout,
@@ -248,6 +260,19 @@ def understood(connection_class: type, options: Mapping[str, Any]) -> dict[str, 
             health.shown(name),
         )
     return {name: value for name, value in options.items() if name in known}
+
+
+def provider_of(name: str) -> redis.CredentialProvider:
+    """Return what the class of this name makes, as kombu and Celery read such an option.
+
+    Raises:
+        ImportError, AttributeError, TypeError, ValueError: it makes no credentials.
+    """
+    module, _, attribute = name.replace(":", ".").rpartition(".")
+    made = getattr(import_module(module), attribute)()
+    if not isinstance(made, redis.CredentialProvider):
+        raise TypeError(f"{name} is no redis.CredentialProvider")
+    return made
 
 
 def parameters_of(connection_class: type) -> set[str]:

@@ -241,6 +241,36 @@ def test_an_option_of_the_wrong_type_is_told() -> None:
         Link(Settings(redis_url="redis://:secret@host/0?socket_timeout=soon"))
 
 
+class Passport(redis.CredentialProvider):
+    """Credentials that are not in the URL, such as a cloud's token."""
+
+    def get_credentials(self) -> tuple[str, str]:
+        return "rts", "s3cret"
+
+
+@pytest.mark.parametrize("separator", ".:")
+def test_credentials_come_from_what_a_brokers_url_names(
+    server: RedisServer, separator: str
+) -> None:
+    with redis.Redis.from_url(server.url) as admin:
+        admin.execute_command("ACL", "SETUSER", "rts", "on", ">s3cret", "~*", "+@all")
+        url = server.url.replace("://", "://nobody:else@")
+        link = Link(
+            Settings(redis_url=f"{url}?credential_provider={__name__}{separator}Passport")
+        )
+        assert link.call(pack("ACL", "WHOAMI")) == [b"rts"]
+        link.close()
+        admin.execute_command("ACL", "DELUSER", "rts")
+
+
+@pytest.mark.parametrize(
+    "name", ["Passport", "nowhere.Passport", "rts.Passport", "redis.Redis"]
+)
+def test_credentials_that_are_not_there_are_told(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="whose credential_provider names a class"):
+        Link(Settings(redis_url=f"redis://host/0?credential_provider={name}"))
+
+
 def test_a_server_that_refuses_by_turns_does_not_fill_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
