@@ -12,7 +12,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from difflib import SequenceMatcher
 from typing import Any
 
@@ -20,7 +20,7 @@ from rts.deadlines import HOPELESS_SLOTS, HORIZON_S, LATE_SHARE
 from rts.errors import ConfigurationError
 from rts.keys import Keys
 from rts.tasktypes import DEFAULT_TASK_TYPES, TaskType
-from rts.urls import REDIS_SCHEMES, redis_url, with_tls
+from rts.urls import is_redis, redis_url, with_tls
 from rts.validation import CHECKS, multiplier
 from rts.webhooks import Webhook
 
@@ -155,7 +155,7 @@ class Settings:
                 known = ", ".join(settings.task_types)
                 raise ConfigurationError("rts_routes", task_type, f"the task types {known}")
         if not settings.spool_dir:
-            object.__setattr__(settings, "spool_dir", _default_spool_dir(settings))
+            settings = replace(settings, spool_dir=_default_spool_dir(settings))
         return settings
 
     def as_dict(self) -> dict[str, Any]:
@@ -231,7 +231,7 @@ def _redis_of(conf: Mapping[str, Any], environ: Mapping[str, str]) -> str:
             url = url[0] if url else None
         if isinstance(url, str):
             url = url.split(";")[0]
-            if url.partition(":")[0] in REDIS_SCHEMES:
+            if is_redis(url):
                 url = redis_url(variable if given else key, url)
                 return with_tls(url, conf.get(tls))
     return DEFAULT_REDIS_URL

@@ -11,6 +11,7 @@ import os
 import re
 import ssl
 from collections.abc import Mapping
+from typing import TypeGuard
 from urllib.parse import quote, unquote_plus, urlsplit
 
 from rts.errors import ConfigurationError
@@ -72,6 +73,12 @@ def _verification(value: object) -> object:
     return value.removeprefix("CERT_").lower() if isinstance(value, str) else value
 
 
+def is_redis(url: object) -> TypeGuard[str]:
+    """Return whether *url* begins as one that redis-py or kombu takes for Redis's."""
+    scheme, separator, _ = url.partition("://") if isinstance(url, str) else ("", "", "")
+    return bool(separator) and scheme in REDIS_SCHEMES
+
+
 def redis_url(key: str, value: object) -> str:
     """Return *value* as a URL that redis-py takes. What options it has is seen later.
 
@@ -79,7 +86,7 @@ def redis_url(key: str, value: object) -> str:
         ConfigurationError: it is none; the message does not show a password.
     """
     allowed = "a URL that begins with redis://, rediss:// or unix://"
-    if not isinstance(value, str) or value.partition(":")[0] not in REDIS_SCHEMES:
+    if not is_redis(value):
         raise ConfigurationError(key, refused(value), allowed)
     url = plain_redis_url(value)
     try:

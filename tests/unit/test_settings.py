@@ -67,6 +67,7 @@ BAD = [
     ("rts_key_prefix", "a\x00b"),
     ("rts_redis_url", "amqp://localhost"),
     ("rts_redis_url", 7),
+    ("rts_redis_url", "redis"),
     ("rts_redis_url", "redis://host:port/0"),
     ("rts_redis_url", "redis://host:99999/0"),
     ("rts_redis_url", "redis://[::1:6379/0"),
@@ -146,6 +147,7 @@ def test_the_environment_overrides_the_multiplier() -> None:
         ({"broker_url": "redis:///3"}, "redis://localhost/3"),
         ({"broker_url": "amqp://x", "result_backend": "redis://c/1"}, "redis://c/1"),
         ({"broker_url": "amqp://x"}, "redis://localhost:6379/0"),
+        ({"broker_url": "amqp://x", "result_backend": "redis"}, "redis://localhost:6379/0"),
         ({"broker_url": "redis+socket:///run/r.sock"}, "unix:///run/r.sock"),
         (
             {"broker_url": "redis+socket:///run/r.sock?virtual_host=4"},
