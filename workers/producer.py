@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from celery.result import AsyncResult
 from kombu.exceptions import OperationalError
@@ -42,11 +43,21 @@ def main() -> None:
     if not 0 < arguments.rate < math.inf or arguments.count < 0:
         parser.error("--rate must be above 0 and --count at least 0")
 
-    # An exception, since a flag would not be seen while a broker does not answer.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stopped = False
+
+    def stop(*_: Any) -> None:
+        """End it: by an exception, since a flag is not seen while a broker does not answer;
+        and by a flag, since an exception that strikes in a destructor is lost.
+        """
+        nonlocal stopped
+        stopped = True
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     published = 0
     try:
-        while not arguments.count or published < arguments.count:
+        while not stopped and (not arguments.count or published < arguments.count):
             time.sleep(random.expovariate(arguments.rate))
             try:
                 # Nobody reads the results, so nothing should wait for them either.

@@ -315,6 +315,32 @@ def test_the_producer_ends_cleanly(
     assert re.fullmatch(r"published [1-9]\d* tasks\n", log.read_text())
 
 
+STRUCK = """
+import os, signal, sys
+from workers import producer
+
+class Result:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+producer.MIX = (lambda **more: Result(),)
+sys.argv += ["--rate", "100"]
+producer.main()
+"""
+
+
+def test_the_producer_ends_though_the_signal_strikes_in_a_destructor() -> None:
+    finished = subprocess.run(
+        [sys.executable, "-c", STRUCK],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (finished.returncode, finished.stdout) == (0, "published 1 tasks\n")
+
+
 def test_the_producer_ends_while_the_broker_does_not_answer(
     broker: RedisServer, tmp_path: Path
 ) -> None:
