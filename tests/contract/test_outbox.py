@@ -41,7 +41,7 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     url = request.getfixturevalue("rts_redis_url")
     prefix = request.getfixturevalue("rts_key_prefix")
     client: redis.Redis = request.getfixturevalue("redis_client")
-    settings = Settings(redis_url=url, key_prefix=prefix)
+    settings = Settings(redis_url=url, key_prefix=prefix, timeout=5.0)
     link = Link(settings)
 
     def add(record: str, learned: str = "") -> Any:
@@ -183,7 +183,7 @@ class TestRedis:
 
     @pytest.fixture
     def settings(self, rts_redis_url: str, rts_key_prefix: str) -> Settings:
-        return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix)
+        return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, timeout=5.0)
 
     def test_a_wiped_server_gets_its_group_again(
         self, settings: Settings, redis_client: redis.Redis

@@ -25,7 +25,9 @@ FIELD = f"{LIGHT}/{NAME}"
 
 @pytest.fixture
 def settings(rts_redis_url: str, rts_key_prefix: str) -> Settings:
-    return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, max_types=6)
+    return Settings(
+        redis_url=rts_redis_url, key_prefix=rts_key_prefix, max_types=6, timeout=5.0
+    )
 
 
 @pytest.fixture(params=["memory", "redis"])

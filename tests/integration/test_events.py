@@ -21,7 +21,7 @@ EVENT = Event("overdue", "t1", "proj.add", "mixed", "q", 1.0, 2.0, 0.5, 2.5, "PE
 
 @pytest.fixture
 def settings(rts_redis_url: str, rts_key_prefix: str) -> Settings:
-    return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix)
+    return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, timeout=5.0)
 
 
 @pytest.fixture

@@ -26,7 +26,9 @@ from tests.records import run
 
 @pytest.fixture
 def settings(rts_redis_url: str, rts_key_prefix: str) -> Settings:
-    return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, scheduler="edf")
+    return Settings(
+        redis_url=rts_redis_url, key_prefix=rts_key_prefix, scheduler="edf", timeout=5.0
+    )
 
 
 def beat(

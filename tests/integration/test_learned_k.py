@@ -114,7 +114,7 @@ def test_the_share_that_was_asked_for_is_in_time_on_traces(
 def test_a_first_tau_that_nobody_has_learned_says_nothing_of_how_far_runs_are_off(
     rts_redis_url: str, rts_key_prefix: str, redis_client: redis.Redis
 ) -> None:
-    settings = Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix)
+    settings = Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, timeout=5.0)
     link, call = Link(settings), FinishCall(settings)
     first = settings.task_types["mixed"].tau
     for used, known in ((first, None), (first / 2, "1")):
@@ -126,7 +126,7 @@ def test_a_first_tau_that_nobody_has_learned_says_nothing_of_how_far_runs_are_of
 def test_what_was_long_ago_counts_for_little(
     rts_redis_url: str, rts_key_prefix: str, redis_client: redis.Redis
 ) -> None:
-    settings = Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix)
+    settings = Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, timeout=5.0)
     link, call = Link(settings), FinishCall(settings)
     rng = random.Random(2)
     for start in range(0, 20_000, 100):

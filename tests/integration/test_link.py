@@ -32,7 +32,7 @@ def server() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def link(server: RedisServer) -> Iterator[Link]:
-    link = Link(Settings(redis_url=server.url, breaker_period=1e-6, timeout=0.2))
+    link = Link(Settings(redis_url=server.url, breaker_period=1e-6, timeout=5.0))
     yield link
     link.close()
 
@@ -79,7 +79,7 @@ def test_a_server_that_started_again_is_met_at_the_first_call(
 def test_one_that_is_away_fails_fast_until_the_period_is_over(
     server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    link = Link(Settings(redis_url=server.url, breaker_period=3600.0, timeout=0.2))
+    link = Link(Settings(redis_url=server.url, breaker_period=3600.0, timeout=2.0))
     server.pause()
     try:
         for _ in range(20):
@@ -176,7 +176,7 @@ def test_no_thread_of_a_child_waits_for_one_of_its_parent(
 def test_options_of_a_brokers_url_do_no_harm(
     server: RedisServer, options: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    link = Link(Settings(redis_url=f"{server.url}?{options}", timeout=0.2))
+    link = Link(Settings(redis_url=f"{server.url}?{options}", timeout=5.0))
     assert link.call(pack("PING")) == [b"PONG"]
     assert ("virtual_host" in caplog.text) == ("virtual_host" in options)
     link.close()

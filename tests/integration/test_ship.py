@@ -43,6 +43,7 @@ def settings(server: RedisServer, rts_key_prefix: str, tmp_path: Path) -> Settin
         key_prefix=rts_key_prefix,
         spool_dir=str(tmp_path / "spool"),
         breaker_period=1e-6,
+        timeout=2.0,
     )
 
 

@@ -47,7 +47,9 @@ def server() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def settings(server: RedisServer, rts_key_prefix: str) -> Settings:
-    return Settings(redis_url=server.url, key_prefix=rts_key_prefix, breaker_period=1e-6)
+    return Settings(
+        redis_url=server.url, key_prefix=rts_key_prefix, breaker_period=1e-6, timeout=5.0
+    )
 
 
 @pytest.fixture

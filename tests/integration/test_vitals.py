@@ -19,7 +19,7 @@ from tests.records import run
 
 @pytest.fixture
 def settings(rts_redis_url: str, rts_key_prefix: str) -> Settings:
-    return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix)
+    return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, timeout=5.0)
 
 
 @pytest.fixture
