@@ -3,7 +3,7 @@
     .venv/bin/python docs/make_screenshots.py [--seconds 340]
 
 A worker with two slots gets tasks of the six types. Two types are to miss: "mixed" comes
-in bursts that the slots cannot serve at once, and one in six of "cpu-heavy" has twenty
+in bursts that the slots cannot serve at once, and one in four of "cpu-heavy" has twenty
 times the work of the others, which no tau can tell. Needs a Chromium on PATH.
 """
 

@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from rts.deadlines import hopeful_until
+from rts.records import OVERDUE
 from rts.views.why import LOAD, QUEUEING, TAU, Why
 
 NONE = "–"
@@ -20,11 +21,13 @@ LABELS: Mapping[str, str] = {
     QUEUEING: "waits too long",
     LOAD: "slowed down by load",
     TAU: "tau is too short",
+    OVERDUE: "not ended yet",
 }
 HEADLINES: Mapping[str, str] = {
     QUEUEING: "its tasks wait too long",
     LOAD: "busy workers slow it down",
     TAU: "its tau is too short",
+    OVERDUE: "most that miss have not ended yet",
 }
 
 
@@ -124,6 +127,7 @@ ADVICE: Mapping[str, str] = {
     QUEUEING: 'more slots, or deadline order (rts_scheduler = "edf")',
     LOAD: "fewer slots for each worker, or more machines",
     TAU: "a type or k of their own for tasks that take longer",
+    OVERDUE: "the page Queues tells what waits, and whether workers take it",
 }
 
 
@@ -138,8 +142,11 @@ def finding(by_cause: Mapping[str, int], late: Why | None) -> dict[str, str] | N
     ended = {cause: n for cause, n in by_cause.items() if cause != "late"}
     worst = max(ended, key=lambda cause: ended[cause], default=None)
     if worst is not None and ended[worst] > missed / 2:
-        share = percent(ended[worst] / missed, 0)
-        text = f"{share} of the misses did not run to their end in time ({worst})."
+        text = f"{percent(ended[worst] / missed, 0)} of the misses "
+        if worst == OVERDUE:
+            text += "have not ended yet: they wait, run too long or were lost."
+            return {"reason": OVERDUE, "label": LABELS[OVERDUE], "text": text}
+        text += f"did not run to their end ({worst})."
         return {"reason": "ended", "label": f"ended: {worst}", "text": text}
     if late is None or late.reason is None:
         return None

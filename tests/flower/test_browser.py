@@ -5,7 +5,9 @@ They need a Chromium on PATH (``apt-get install chromium``).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -13,6 +15,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 
+from rts.flower import tab
+from rts.flower.words import duration
 from rts.testing import wait_until
 from tests.conftest import Stage
 from tests.flower.conftest import EVIL, Flower, ended, some_runs
@@ -131,6 +135,18 @@ def test_the_reason_stands_at_the_top_and_charts_are_drawn(
     page.wait_for_url("**/rts/types?*type=cpu-heavy*")
     assert page.locator("h2", has_text="cpu-heavy").count() == 1
     assert seen.errors == []
+    context.close()
+
+
+def test_charts_tell_lengths_of_time_as_the_tables_do(browser: Any) -> None:
+    script = (Path(tab.__file__).parent / "static" / "rts.js").read_text(encoding="utf-8")
+    function = "  function duration(" + script.partition("function duration(")[2]
+    function = function.partition("\n  }\n")[0] + "\n  }"
+    context = browser.new_context()
+    page = context.new_page()
+    for s in (0.0, 0.0042, 0.45, 4.213, 99.9, 100.0, 400.0, 3599.6, 12000.0, -2.5, -100.0):
+        shown = page.evaluate(f"(() => {{ {function} return duration({s}); }})()")
+        assert shown == re.sub(r" 00 (s|min)$", "", duration(s))
     context.close()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rts.flower.words import ADVICE, LABELS, finding
+from rts.records import OVERDUE
 from rts.views.why import BUSY, LOAD, QUEUEING, TAU, reason_of, why
 
 ARRIVAL = datetime(2030, 1, 1, tzinfo=timezone.utc)
@@ -74,7 +75,8 @@ def test_nothing_is_no_reason() -> None:
         ({"late": 3}, late(2.0), QUEUEING, "waited 5.00\u00a0s with 6.00\u00a0s"),
         ({"late": 3}, late(9.0, load=1.5), LOAD, "(load 1.50) and took 3.00\u00a0× their tau"),
         ({"late": 3}, late(9.0, load=None), TAU, "(load –)"),
-        ({"late": 1, "killed": 3}, late(2.0), "ended", "75 % of the misses"),
+        ({"late": 1, "killed": 3}, late(2.0), "ended", "75 % of the misses did not run to"),
+        ({"late": 1, "overdue": 3}, late(2.0), OVERDUE, "75 % of the misses have not ended"),
     ],
 )
 def test_a_finding_says_its_reason_with_its_figures(

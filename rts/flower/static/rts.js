@@ -18,9 +18,18 @@
     if (s < 0.00005) return "0 s";
     if (s < 0.9995) return `${sign}${(s * 1000).toFixed(s < 0.00995 ? 1 : 0)} ms`;
     if (s < 99.95) return `${sign}${s.toFixed(s < 9.995 ? 2 : 1)} s`;
-    if (s < 3599.5) return `${sign}${Math.floor(Math.round(s) / 60)} min`;
-    return `${sign}${(s / 3600).toFixed(1)} h`;
+    const [unit, part, length] = s < 3599.5 ? ["min", "s", 1] : ["h", "min", 60];
+    const n = Math.round(s / length);
+    const rest = n % 60 ? ` ${String(n % 60).padStart(2, "0")} ${part}` : "";
+    return `${sign}${Math.floor(n / 60)} ${unit}${rest}`;
   }
+
+  // Seconds between two ticks: such that minutes, hours and days are whole.
+  const STEPS = [
+    ...[-6, -5, -4, -3, -2, -1, 0].flatMap((e) => [1, 2, 5].map((n) => Number(`${n}e${e}`))),
+    10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 21600, 43200,
+    ...[1, 10, 100, 1000, 10000].flatMap((tens) => [1, 2, 5].map((n) => n * tens * 86400)),
+  ];
 
   const UNITS = {
     ratio: (v) => `${Number((v * 100).toFixed(1))} %`,
@@ -114,6 +123,7 @@
     };
     const order = chart.stacked ? [chart.series[1], chart.series[0]] : chart.series;
     const xUnit = chart.x_unit ? UNITS[chart.x_unit] : null;
+    const steps = (of) => (of === "seconds" ? { incrs: STEPS } : {});
     const options = {
       width, height: place.clientHeight || 220, legend: { show: false },
       cursor: { drag: { setScale: false }, points: { show: !chart.stacked } },
@@ -123,8 +133,8 @@
       },
       series: [{}, ...order.map((one) => seriesOf(one, unit))],
       axes: [
-        { ...axis, size: 30, space: 80, grid: { show: false }, values: xUnit ? (_, at) => at.map(xUnit) : axisTimes },
-        { ...axis, size: 64, grid: chart.log ? { ...axis.grid, filter: wholePowers } : axis.grid, values: (_, at) => at.map((v) => (v === null ? "" : unit(v))) },
+        { ...axis, ...steps(chart.x_unit), size: 30, space: 80, grid: { show: false }, values: xUnit ? (_, at) => at.map(xUnit) : axisTimes },
+        { ...axis, ...steps(chart.unit), size: 64, grid: chart.log ? { ...axis.grid, filter: wholePowers } : axis.grid, values: (_, at) => at.map((v) => (v === null ? "" : unit(v))) },
       ],
       bands: chart.band ? [{ series: [2, 1], fill: colour("met-soft") }] : [],
       hooks: {
