@@ -15,7 +15,7 @@ from rts.cli.shared import ledger_of, link_to_redis
 from rts.cli.status import problems
 from rts.errors import StoreUnavailable
 from rts.scheduling import queues
-from rts.scheduling.queues import QueueState
+from rts.scheduling.queues import FleetQueues, QueueState
 from rts.settings import Settings
 from rts.views.report import ReportRow, report
 from rts.views.slo import Standing, standings
@@ -62,6 +62,7 @@ class Gatherer:
         types: dict[str, dict[str, ReportRow]] = {}
         waiting: Sequence[QueueState] = ()
         alerts: Sequence[Alert] = ()
+        fleet = FleetQueues()
         wrong = problems(redis, ledger)
         if ledger.server.reachable:
             try:
@@ -72,11 +73,11 @@ class Gatherer:
             try:
                 with link_to_redis(self._settings) as link:
                     alerts = firing(link, self._settings)
+                    fleet = queues.fleet_queues(link, self._settings)
             except StoreUnavailable as exc:
                 wrong.append(str(exc))
         try:
-            served = [queue for worker in redis.workers for queue in worker.queues or ()]
-            waiting = self._ask_broker(served)
+            waiting = self._ask_broker(fleet)
         except StoreUnavailable as exc:
             wrong.append(str(exc))
         return Picture(at, redis, ledger, wrong, stands, types, waiting, alerts)
@@ -98,11 +99,11 @@ class Gatherer:
             types = {"now": rows("now"), "1h": rows("1h"), "24h": self._day}
             return self._standings, types
 
-    def _ask_broker(self, served: Sequence[str]) -> Sequence[QueueState]:
+    def _ask_broker(self, fleet: FleetQueues) -> Sequence[QueueState]:
         with queues.queues_of(self._app, self._settings, PATIENCE_S) as channel:
             if channel is None:
                 return ()
-            names = queues.names(self._app, self._settings, channel, served)
+            names = queues.names(self._app, self._settings, channel, fleet)
             return [queues.state_of(channel, name) for name in names]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import datetime, timezone
 
@@ -36,7 +35,7 @@ def command(ctx: click.Context, to_fifo: bool, as_json: bool) -> None:
     with queues.queues_of(app, settings) as channel:
         if channel is None:
             raise CommandError("the broker is not Redis: it orders its queues itself")
-        names = queues.names(app, settings, channel, _served(settings))
+        names = queues.all_names(app, settings, channel, _fleet(settings))
         moved = {name: queues.to_plain(channel, name) for name in names} if to_fifo else {}
         states = [queues.state_of(channel, name) for name in names]
     if as_json:
@@ -64,14 +63,14 @@ def command(ctx: click.Context, to_fifo: bool, as_json: bool) -> None:
     click.echo(render(_COLUMNS, table, terminal_width()))
 
 
-def _served(settings: Settings) -> Iterable[str]:
-    """Return the queues of the workers; of none, with a note, where that cannot be told."""
+def _fleet(settings: Settings) -> queues.FleetQueues:
+    """Return the queues of the fleet; of none, with a note, where they cannot be told."""
     try:
         with link_to_redis(settings) as link:
-            return queues.served_queues(link, settings)
+            return queues.fleet_queues(link, settings)
     except StoreUnavailable as exc:
         click.echo(f"Note: queues that only the workers know are missing. {exc}", err=True)
-        return ()
+        return queues.FleetQueues()
 
 
 _COLUMNS = (

@@ -24,6 +24,7 @@ from rts.scheduling.queues import (
     QueueState,
     WaitingTask,
     first_in_line,
+    fleet_queues,
     hopeless_in,
     names,
     queues_of,
@@ -219,13 +220,15 @@ class Source:
         Raises:
             StoreUnavailable: the broker, or Redis, does not answer.
         """
-        beats = self.redis().workers
-        workers = [worker for worker in beats if not worker.silent]
-        served = [queue for worker in beats for queue in worker.queues or ()]
+        workers = [worker for worker in self.redis().workers if not worker.silent]
+        try:
+            fleet = fleet_queues(self._link, self.settings)
+        except StoreUnavailable as exc:
+            raise self._no_redis(exc) from exc
         with queues_of(self._app, self.settings) as channel:
             if channel is None:
                 return None
-            found = names(self._app, self.settings, channel, served)
+            found = names(self._app, self.settings, channel, fleet)
             return [self._look(channel, name, workers) for name in found]
 
     def close(self) -> None:

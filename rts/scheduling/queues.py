@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import redis
 from kombu.exceptions import OperationalError
 from kombu.utils.json import loads
 
@@ -23,6 +24,7 @@ from rts.scheduling.switch import stand_in
 from rts.settings import Settings
 from rts.urls import shown_url
 from rts.validation import finite
+from rts.views.vitals import counts
 
 #: Seconds for the broker to take a connection and to answer.
 CONNECT_TIMEOUT_S, TIMEOUT_S = 2.0, 5.0
@@ -69,6 +71,16 @@ class WaitingTask:
     deadline: float | None
 
 
+@dataclass(frozen=True)
+class FleetQueues:
+    """Names of queues that an app need not know."""
+
+    #: From which workers take.
+    served: frozenset[str] = frozenset()
+    #: To which tasks were sent that have not ended: routing keys, some of no queue.
+    used: frozenset[str] = frozenset()
+
+
 @contextmanager
 def queues_of(
     app: Any, settings: Settings, timeout_s: float | None = None
@@ -101,29 +113,51 @@ def queues_of(
             ) from exc
 
 
-def names(app: Any, settings: Settings, channel: Any, served: Iterable[str]) -> list[str]:
-    """Return the queues of *app*, those of its routes, those that are *served* by its workers
-    (which know queues that no configuration names), and all others that hold messages in
-    order.
+def names(app: Any, settings: Settings, channel: Any, fleet: FleetQueues) -> list[str]:
+    """Return the queues of *app*, those of its routes, those from which workers take (which
+    know queues that no configuration names), and others in which open tasks wait.
     """
-    found = set(known_queues(app, settings, served))
-    for part in (HOPEFUL, DEMOTED):
-        ending = f"{channel.sep}{part}"
-        pattern = f"{channel.global_keyprefix}*{ending}"
-        for key in channel.plain.scan_iter(match=pattern, count=1000):
+    known = set(known_queues(app, settings, fleet.served))
+    return sorted(known | {name for name in fleet.used - known if _holds_any(channel, name)})
+
+
+def all_names(app: Any, settings: Settings, channel: Any, fleet: FleetQueues) -> list[str]:
+    """Return these, and all others that hold messages in order.
+
+    For that each key of the broker is looked at, its results as well: with millions of them
+    it takes seconds. So it is not for what is asked again and again.
+    """
+    found = set(names(app, settings, channel, fleet))
+    beginning = channel.global_keyprefix
+    endings = [f"{channel.sep}{part}" for part in (HOPEFUL, DEMOTED)]
+    for key in channel.plain.scan_iter(match=f"{beginning}*{endings[0]}*", count=1000):
+        for ending in endings:
             name = key.decode(errors="replace")
-            found.add(name[len(channel.global_keyprefix) : -len(ending)])
+            if name.endswith(ending):
+                found.add(name[len(beginning) : -len(ending)])
     return sorted(found)
 
 
-def served_queues(link: Link, settings: Settings) -> set[str]:
-    """Return the queues from which workers take, by what they tell of themselves.
+def _holds_any(channel: Any, name: str) -> bool:
+    """Return whether messages wait in a queue of this name, if it is one."""
+    try:
+        return state_of(channel, name).waiting > 0
+    except redis.ResponseError:  # some other key has that name
+        return False
+
+
+def fleet_queues(link: Link, settings: Settings) -> FleetQueues:
+    """Return the queues that the fleet tells of.
 
     Raises:
         StoreUnavailable: Redis is away.
     """
-    (reply,) = link.call(pack("HGETALL", settings.keys.workers))
-    return {queue for beat in read_heartbeats(reply) for queue in beat.queues or ()}
+    keys = settings.keys
+    beats, tasks = link.call(pack("HGETALL", keys.workers), pack("HGETALL", keys.open_counts))
+    return FleetQueues(
+        frozenset(queue for beat in read_heartbeats(beats) for queue in beat.queues or ()),
+        frozenset(field.partition(" ")[2] for field, n in counts(tasks).items() if n),
+    )
 
 
 def state_of(channel: Any, name: str) -> QueueState:
@@ -226,5 +260,5 @@ def left_in_order(
             states = [state_of(channel, name) for name in known]
     except StoreUnavailable:
         return {}
-    counts = {state.name: state.ordered + state.demoted for state in states}
-    return {name: count for name, count in counts.items() if count}
+    waiting = {state.name: state.ordered + state.demoted for state in states}
+    return {name: count for name, count in waiting.items() if count}

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rts.errors import StoreUnavailable
 from rts.link.link import Link
-from rts.scheduling.queues import hopeless_in, names, queues_of, served_queues, state_of
+from rts.scheduling.queues import (
+    FleetQueues,
+    fleet_queues,
+    hopeless_in,
+    names,
+    queues_of,
+    state_of,
+)
 from rts.settings import Settings
 from rts.views.readings import QueueReading
 
@@ -29,18 +37,22 @@ def queue_readings(app: Any, settings: Settings) -> Callable[[], Sequence[QueueR
 
     link = Link.with_timeouts(settings, CONNECT_TIMEOUT_S, TIMEOUT_S, BREAKER_S)
     served: dict[str, None] = {}
+    fleet = FleetQueues()
 
     def ask() -> Sequence[QueueReading]:
+        nonlocal fleet
         with queues_of(app, settings) as channel:
             if channel is None:
                 return ()
             try:
-                served.update(dict.fromkeys(sorted(served_queues(link, settings))))
+                fleet = fleet_queues(link, settings)
             except StoreUnavailable:
                 pass  # the metrics say so: rts_up is 0
+            served.update(dict.fromkeys(sorted(fleet.served)))
             while len(served) > MOST_SERVED:
                 del served[next(iter(served))]
-            found = names(app, settings, channel, served)
+            known = replace(fleet, served=frozenset(served))
+            found = names(app, settings, channel, known)
             return [_reading(channel, name) for name in found]
 
     return ask

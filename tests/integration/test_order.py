@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -22,10 +23,21 @@ from kombu import Connection, Consumer, Exchange, Producer, Queue
 import rts
 from rts import health
 from rts.headers import DROPPED
+from rts.installation import parts_of
 from rts.scheduling.acknowledging import AT_ONCE
 from rts.scheduling.channel import Channel
 from rts.scheduling.places import ARRIVAL, Place, member
-from rts.scheduling.queues import COUNTED, SAMPLED, hopeless_in, state_of, to_plain
+from rts.scheduling.queues import (
+    COUNTED,
+    SAMPLED,
+    FleetQueues,
+    all_names,
+    hopeless_in,
+    queues_of,
+    state_of,
+    to_plain,
+)
+from rts.scheduling.readings import queue_readings
 from rts.scheduling.rule import Rule
 from rts.scheduling.switch import turn_on
 from rts.scheduling.transport import SentinelTransport, Transport
@@ -526,6 +538,32 @@ def test_impossible_deadlines_get_the_horizon(url: str, value: Any) -> None:
                 channel._put(NAME, envelope(message))
             tags = [channel.basic_get(NAME, no_ack=True).delivery_tag for _ in range(4)]
             assert tags == ["before", "own", "other", "after"]
+
+
+def test_queues_that_nobody_serves_are_known_by_their_tasks(
+    url: str, raw: redis.Redis, tmp_path: Path
+) -> None:
+    app = Celery("producer", broker=url, set_as_current=False)
+    app.conf.update(rts_redis_url=url, rts_scheduler="edf", rts_spool_dir=str(tmp_path))
+    rts.install(app)
+    app.send_task("t", queue="elsewhere")
+    settings, parts = Settings.from_conf(app.conf), parts_of(app)
+    assert parts is not None
+    assert parts.open_tasks is not None
+    parts.open_tasks.flush()
+    # Not every routing key names a queue.
+    raw.hset("users", "1", "me")
+    raw.hset(settings.keys.open_counts, mapping={"open users": 1, "overdue gone": 1})
+    with connect(url) as connection:
+        connection.default_channel._put("unheard", envelope(Message(FAR, 1.0, 1.0, "1")))
+    raw.config_resetstat()
+    waiting = {reading.queue: reading.ordered for reading in queue_readings(app, settings)()}
+    assert waiting == {"celery": 0, "elsewhere": 1}
+    assert "cmdstat_scan" not in raw.info("commandstats"), "a look at each key of the broker"
+    with queues_of(app, settings) as channel:
+        assert all_names(app, settings, channel, FleetQueues()) == sorted([*waiting, "unheard"])
+    rts.uninstall(app)
+    app.close()
 
 
 def test_a_consumer_wakes_when_something_is_put(url: str) -> None:
