@@ -87,7 +87,7 @@ rts_spool_dir = os.environ.get("RTS_SPOOL_DIR") or None
 # rts_breaker_period = 5.0
 
 # Whether each worker drains the outbox into MongoDB: True or False. Turn it off where
-# `celery -A app rts drain` does it elsewhere.
+# `celery -A proj rts drain` does it elsewhere.
 # rts_drain = True
 
 # "multiplier": deadlines by the fixed k. "quantile": k is learned, the quantile

@@ -84,7 +84,7 @@ class Settings:
     #: Seconds without a new attempt after Redis failed.
     breaker_period: float = 5.0
     #: Whether each worker drains the outbox into MongoDB. Turn it off where
-    #: ``celery -A app rts drain`` does it elsewhere.
+    #: ``celery -A proj rts drain`` does it elsewhere.
     drain: bool = True
     #: ``edf``: earliest deadline first, on Redis; ``priority``: deadlines as the
     #: priorities of other brokers; ``None``: the broker's own order.

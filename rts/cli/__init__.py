@@ -1,4 +1,4 @@
-"""The command line: ``celery -A app rts …``.
+"""The command line: ``celery -A proj rts …``.
 
 Celery imports this package whenever ``celery`` starts, workers included (entry
 points of the group ``celery.commands``). So it imports nothing heavy: each command

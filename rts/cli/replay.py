@@ -64,7 +64,11 @@ _KEYS: dict[str, Callable[[Job], str]] = {
     help="Draw deadlines met against slots or load.",
 )
 @click.option(
-    "--plot-by", type=click.Choice(["slots", "load"]), default="slots", show_default=True
+    "--plot-by",
+    type=click.Choice(["slots", "load"]),
+    default="slots",
+    show_default=True,
+    help="What is varied.",
 )
 @click.option("--write", metavar="FILE.csv", help="Write the workload as a trace, too.")
 @as_json

@@ -27,6 +27,7 @@ TOTAL = "total"
     type=click.Choice(["type", "name", "worker", "queue"]),
     default="type",
     show_default=True,
+    help="Rows.",
 )
 @as_json
 @click.pass_context
@@ -60,7 +61,7 @@ def command(
     click.echo(f"Verdicts and runs from {iso(begin)} to {iso(end)}\n")
     if total is None:
         click.echo(
-            "None. If tasks ran: celery -A app rts status tells whether records wait, "
+            "None. If tasks ran: celery -A proj rts status tells whether records wait, "
             "and --since looks further back."
         )
         return

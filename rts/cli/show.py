@@ -31,7 +31,7 @@ def command(ctx: click.Context, task_id: str, as_json: bool) -> None:
     if found is None:
         raise CommandError(
             f"the ledger has no task {printable(task_id)[:200]}. It may not have ended yet, "
-            "or wait in the outbox: see celery -A app rts status"
+            "or wait in the outbox: see celery -A proj rts status"
         )
     task = None if found.task is None else visible(found.task, "task_id")
     runs = [visible(run, "run_id") for run in found.runs]

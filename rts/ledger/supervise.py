@@ -108,7 +108,7 @@ class Companion:
                 health.warn_once(
                     "companion-start",
                     "rts: the companion process cannot be started: %s. Records wait on this "
-                    "host's disk (rts_spool_dir); celery -A app rts drain, run on this host "
+                    "host's disk (rts_spool_dir); celery -A proj rts drain, run on this host "
                     "by the same user, brings them into the ledger",
                     exc,
                 )

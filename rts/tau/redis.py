@@ -42,7 +42,7 @@ def sound(text: str) -> float | None:
     health.warn_once(
         f"tau:{health.shown(text)}",
         "rts: %s in the tau hash is not a number of seconds; it is ignored. Mend it with "
-        "celery -A app rts tau set",
+        "celery -A proj rts tau set",
         health.shown(text),
     )
     return None
