@@ -47,6 +47,7 @@ def settings(rts_redis_url: str, rts_mongo_url: str, rts_key_prefix: str) -> Set
         mongo_url=rts_mongo_url,
         key_prefix=rts_key_prefix,
         slo={"cpu-light": 0.99, "*": 0.9},
+        timeout=5.0,
     )
 
 
@@ -65,8 +66,11 @@ class Fleet:
         self.link = Link(settings)
         self.ledger = ledger
         self.drains = [Drain(RedisOutbox(self.link, settings, f"d{n}"), ledger) for n in "ab"]
-        self.lookout = Lookout(self.link, settings, ledger, "me", overdue_after_s=0.0)
-        self.lookout._looked_at = time.monotonic()
+        # It has settled already.
+        self.lookout = Lookout(
+            self.link, settings, ledger, "me", overdue_after_s=0.0, now=lambda: 0.0
+        )
+        self.lookout._looked_at = 0.0
 
     def publish(self, *tasks: Execution) -> None:
         announcer = Announcer(self.link, self.settings, every_s=1e6)

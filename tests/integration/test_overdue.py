@@ -50,7 +50,7 @@ class Time:
 
 @pytest.fixture
 def settings(rts_redis_url: str, rts_key_prefix: str) -> Settings:
-    return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix)
+    return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, timeout=5.0)
 
 
 def task(task_id: str, deadline: float, **changes: Any) -> OpenTask:
@@ -80,11 +80,15 @@ def end(settings: Settings, *task_ids: str, state: str = "SUCCESS") -> None:
 def counts(client: Any, settings: Settings) -> dict[str, int]:
     """Return the counts that are not 0, having checked that they agree with the sets."""
     keys = settings.keys
-    found = {k: int(n) for k, n in client.hgetall(keys.open_counts).items() if int(n)}
-    for what in ("open", "overdue"):
+    with client.pipeline() as moment:  # workers may go on
+        moment.hgetall(keys.open_counts)
+        moment.zcard(keys.open).zcard(keys.overdue).hlen(keys.open_info)
+        counted, *sizes, infos = moment.execute()
+    found = {k: int(n) for k, n in counted.items() if int(n)}
+    for what, size in zip(("open", "overdue"), sizes, strict=True):
         total = sum(n for field, n in found.items() if field.startswith(f"{what} "))
-        assert total == client.zcard(getattr(keys, what))
-    assert client.hlen(keys.open_info) == client.zcard(keys.open) + client.zcard(keys.overdue)
+        assert total == size
+    assert infos == sum(sizes)
     return found
 
 
@@ -97,9 +101,10 @@ def events(settings: Settings) -> list[Event]:
 
 def lookout(settings: Settings, ledger: Any, name: str = "me", **options: Any) -> Lookout:
     """Return one that has settled already, unless its time is moved by hand."""
-    made = Lookout(Link(settings), settings, ledger, name, overdue_after_s=0.0, **options)
+    given = {"now": lambda: 0.0, **options}
+    made = Lookout(Link(settings), settings, ledger, name, overdue_after_s=0.0, **given)
     if "now" not in options:
-        made._looked_at = time.monotonic()
+        made._looked_at = 0.0
     return made
 
 
@@ -286,7 +291,7 @@ def test_a_forked_child_begins_empty(settings: Settings, redis_client: redis.Red
     pid = os.fork()
     if not pid:
         announcer.note(task("child", 2e9))
-        wait_until(lambda: not announcer._notes, timeout=10)  # by its own thread
+        wait_until(lambda: not announcer._notes)  # by its own thread
         announcer.flush()
         os._exit(0)
     assert os.waitpid(pid, 0)[1] == 0
@@ -392,7 +397,7 @@ PRODUCER = """
 import rts, sys
 from celery import Celery
 app = Celery("producer", broker=sys.argv[1])
-app.conf.update(rts_key_prefix=sys.argv[2], task_default_queue=sys.argv[3])
+app.conf.update(rts_key_prefix=sys.argv[2], task_default_queue=sys.argv[3], rts_timeout=5.0)
 rts.install(app)
 for k in (9, "x", [2]):
     app.send_task("no.one", headers={"sla_multiplier": k})
@@ -620,13 +625,14 @@ def test_a_lost_task_is_overdue_within_5_seconds_of_its_deadline_and_once(
 ) -> None:
     stage, app = producer
     stage.worker("tests.apps.basic")
+    wait_until(lambda: redis_client.exists(settings.keys.lookout), message="it looks")
     queue = stage.prefix.strip(":") + "-nobody"
     lost = app.send_task(
         "tests.apps.basic.ok", queue=queue, headers={"sla_deadline": time.time() + 2}
     )
     redis_client.delete(queue)
     slow = app.send_task(
-        "tests.apps.basic.ok", (6.0,), headers={"sla_deadline": time.time() + 2}
+        "tests.apps.basic.ok", (12.0,), headers={"sla_deadline": time.time() + 2}
     )
     fine = app.send_task("tests.apps.basic.ok")
     told = wait_until(
@@ -678,7 +684,7 @@ def test_a_task_of_a_producer_without_rts_is_open_where_it_is_received(
     app = Celery("plain", broker=stage.broker, backend=stage.backend, set_as_current=False)
     app.conf.update(task_default_queue=stage.conf["task_default_queue"])
     stage.worker("tests.apps.basic", concurrency=1)
-    results = [app.send_task("tests.apps.basic.ok", (4.0,)) for _ in range(2)]
+    results = [app.send_task("tests.apps.basic.ok", (seconds,)) for seconds in (8.0, 0.0)]
     queue = stage.conf["task_default_queue"]
     wait_until(lambda: counts(redis_client, settings) == {f"open {queue}": 2})
     for result in results:

@@ -22,7 +22,7 @@ BASIC = "tests.apps.basic"
 
 @pytest.fixture
 def settings(rts_redis_url: str, rts_key_prefix: str) -> Settings:
-    return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix)
+    return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, timeout=5.0)
 
 
 def ok(app: Celery, seconds: float = 0.0) -> Any:
@@ -144,9 +144,10 @@ def test_what_never_comes_to_its_last_or_too_late_is_overdue_and_once(
     stage.worker(BASIC)
     app = apps(stage)
     failing = app.signature(f"{BASIC}.fail", immutable=True)
+    wait_until(lambda: redis_client.exists(settings.keys.lookout), message="it looks")
     deadline = time.time() + 4
     fails = replaced(app, chain(failing, ok(app)), deadline)
-    takes = replaced(app, chain(ok(app, 6.0), ok(app)), deadline)
+    takes = replaced(app, chain(ok(app, 15.0), ok(app)), deadline)
     for result in (fails, takes):
         task = wait_until(
             lambda result=result: mongo.tasks.find_one({"_id": result.id, "cause": "overdue"})

@@ -80,7 +80,7 @@ def test_a_crash_and_a_new_start(make_worker: Callable[..., WorkerProcess]) -> N
 
 
 def test_a_stop_and_a_new_start(make_worker: Callable[..., WorkerProcess]) -> None:
-    with make_worker(start_timeout=30) as worker:
+    with make_worker() as worker:
         worker.stop()
         earlier = worker.log
         worker.start()
