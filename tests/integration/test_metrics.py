@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
+import pymongo
 import pytest
 import redis
 from prometheus_client import CollectorRegistry, generate_latest
@@ -32,6 +33,7 @@ from rts.link.link import Link
 from rts.records import Execution, OpenTask
 from rts.settings import Settings
 from rts.tau.finish import FinishCall, lesson_of
+from rts.testing import MongoServer, wait_until
 from rts.views.metrics import RtsCollector, register
 from rts.views.readings import QueueReading
 from tests.programs import needed
@@ -470,6 +472,24 @@ def test_servers_that_never_answer_are_not_waited_for(settings: Settings) -> Non
         for _ in range(2):
             text = generate_latest(registry).decode()
             assert values(text, "rts_up", "server") == {"redis": 0, "mongodb": 0}
+        collector.close()
+
+
+def test_what_takes_longer_than_a_scrape_is_there_in_the_next(settings: Settings) -> None:
+    with MongoServer(arguments=("--setParameter", "enableTestCommands=true")) as slow:
+        client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(slow.url)
+        with client:
+            block = {"failCommands": ["count"], "blockConnection": True, "blockTimeMS": 3000}
+            client.admin.command(
+                "configureFailPoint", "failCommand", mode="alwaysOn", data=block
+            )
+        collector = RtsCollector(replace(settings, mongo_url=slow.url))
+
+        def is_up() -> bool:
+            return values(exposed(collector), "rts_up", "server")["mongodb"] == 1
+
+        assert not is_up()
+        wait_until(is_up)
         collector.close()
 
 
