@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rts.alerting.conditions import burning_conditions
 from rts.objectives import (
     BURN_RULES,
     MIN_MISSES,
@@ -16,6 +17,7 @@ from rts.objectives import (
     burning,
     objective_of,
 )
+from rts.views.slo import Standing, WindowStanding
 
 TARGETS = {"gpu": 0.9, "proj.add": 0.99, "mixed": 0.8, "*": 0.95}
 
@@ -97,3 +99,13 @@ def test_a_quiet_night_pages_nobody() -> None:
     assert burning(0.9, few, 10) == ()
     assert burning(0.9, few, 9) != ()
     assert MIN_MISSES == 2
+
+
+def test_an_alert_of_few_misses_among_many_does_not_say_that_all_are_in_time() -> None:
+    windows = {
+        name: WindowStanding(name, seconds, 10_000, 9_996, 0.9996, 4.0)
+        for name, seconds in WINDOWS.items()
+    }
+    standing = Standing("*", 0.9999, windows, -3.0, (BURN_RULES[-1],))
+    (condition,) = burning_conditions([standing])
+    assert condition.summary.startswith("all tasks: 99.9 % in time within 3d (10000 tasks)")
