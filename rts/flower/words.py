@@ -84,6 +84,15 @@ def percent(ratio: float | None, digits: int = 1) -> str:
     return f"{shown:.{digits}f} %".replace("-", "−")
 
 
+def target(share: float) -> str:
+    """Return the share that an objective asks for, with all its nines.
+
+    >>> target(0.95), target(0.99999)
+    ('95 %', '99.999 %')
+    """
+    return f"{100 * share:g} %"
+
+
 def count(number: int | None) -> str:
     """Return a whole number with thin spaces between thousands.
 

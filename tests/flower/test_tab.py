@@ -75,7 +75,7 @@ def test_the_numbers_are_those_of_the_command_line(
     mongo: Database[dict[str, Any]],
 ) -> None:
     write(*some_runs())
-    stage = make_stage(rts_slo={"mixed": 0.5, "*": 0.9})
+    stage = make_stage(rts_slo={"mixed": 0.5, "*": 0.9999})
     flower = make_flower(stage, env=OPEN_API)
     shown = flower.counted("/api/rts/types?since=24h").json
     window = tuple(
@@ -90,12 +90,13 @@ def test_the_numbers_are_those_of_the_command_line(
             # The same sums, added up in another order.
             assert shown_row.pop("tau_error_ratio") == pytest.approx(row.pop("tau_error_ratio"))
             assert shown_row == row
-    settings = Settings.from_conf({"rts_slo": {"mixed": 0.5, "*": 0.9}})
+    settings = Settings.from_conf({"rts_slo": {"mixed": 0.5, "*": 0.9999}})
     overview = flower.counted("/api/rts/overview").json
     expected_standings = standings(mongo, settings, datetime.now(timezone.utc))
     assert [s["budget_left_ratio"] for s in overview["objectives"]] == [
         pytest.approx(s.budget_left_ratio) for s in expected_standings
     ]
+    assert "left for 99.99 % in" in flower.get("/rts").text
     day = next(met for met in overview["met"] if met["window"] == "24 h")
     assert (day["tasks"], day["missed"]) == (100, 60)
     assert mongo.tasks.count_documents({"sla_success": False}) == 60

@@ -32,7 +32,7 @@
   ];
 
   const UNITS = {
-    ratio: (v) => `${Number((v * 100).toFixed(1))} %`,
+    ratio: (v) => `${Number((v < 1 ? Math.min(v * 100, 99.9) : v * 100).toFixed(1))} %`,
     seconds: duration,
     count: (v) => v.toLocaleString("en").replaceAll(",", "\u202f"),
     factor: (v) => `${Number(v.toPrecision(3))} ×`,
