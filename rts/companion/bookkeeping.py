@@ -46,9 +46,10 @@ class Bookkeeping:
         self._budget_s = settings.budget_window_s
         # Looking, and deciding on alerts, may take their time, and draining may not.
         self._link, alert_link, look_link = (Link(settings) for _ in range(3))
-        self._outbox = RedisOutbox(self._link, settings, name)
-        #: Moves the records.
-        self.drain = Drain(self._outbox, ledger)
+        #: Where the records wait.
+        self.outbox = RedisOutbox(self._link, settings, name)
+        #: Moves them.
+        self.drain = Drain(self.outbox, ledger)
         self._snapshots = Snapshots(self._link, settings, ledger)
         #: Finds tasks whose deadline has passed.
         self.lookout = Lookout(look_link, settings, ledger, name)
@@ -90,7 +91,7 @@ class Bookkeeping:
 
     def leave(self) -> None:
         """Let other companions take over at once. Never raises."""
-        for chore in (self.leader, self.lookout, self._outbox):
+        for chore in (self.leader, self.lookout, self.outbox):
             attempt("leaving", chore.leave)
 
     def close(self) -> None:

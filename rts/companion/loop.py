@@ -13,6 +13,7 @@ from rts.companion.upkeep import Upkeep
 from rts.errors import StoreUnavailable
 from rts.ledger.drain import BATCH
 from rts.ledger.heartbeat import BEAT_S
+from rts.ledger.outbox import TAKEOVER_S
 from rts.settings import Settings
 
 #: Seconds between looks at the outbox, unless there was a full batch: what a record
@@ -118,11 +119,27 @@ def drain_alone(settings: Settings, stop: threading.Event, *, once: bool = False
             upkeep.pulse()
             upkeep.ship_last()
             books.restore()
-            while books.drain.drain(BEAT_S) and not stop.is_set():
-                pass
-            if not books.drain.empty_handed:
-                raise StoreUnavailable("MongoDB takes no records; they wait in the outbox")
+            _drain_out(books, stop)
             upkeep.last()
     finally:
         upkeep.close()
     return books.drain.moved
+
+
+def _drain_out(books: Bookkeeping, stop: threading.Event) -> None:
+    """Drain until the outbox is empty, or *stop*. What another drain has in hand is waited
+    for until it is taken over, should that drain be gone.
+
+    Raises:
+        StoreUnavailable: Redis is away, or MongoDB is and records wait.
+    """
+    give_up_at = time.monotonic() + 2 * TAKEOVER_S
+    while not stop.is_set():
+        if books.drain.drain(BEAT_S):
+            give_up_at = time.monotonic() + 2 * TAKEOVER_S
+            continue
+        if not books.drain.empty_handed:
+            raise StoreUnavailable("MongoDB takes no records; they wait in the outbox")
+        if not books.outbox.waiting() or time.monotonic() >= give_up_at:
+            return
+        stop.wait(POLL_S)

@@ -9,7 +9,7 @@ from rts.keys import GROUP
 from rts.ledger.counting import DURATIONS, LATENESS, spelled
 from rts.ledger.entries import read_entry
 from rts.link.link import Link
-from rts.link.scripts import DONE, LEAVE, TAKE
+from rts.link.scripts import DONE, LEAVE, TAKE, pack
 from rts.ports import Batch
 from rts.records import OutboxEntry
 from rts.settings import Settings
@@ -89,6 +89,14 @@ class RedisOutbox:
         # A call for each chunk: in between Redis serves others.
         for start in range(0, len(ids), MAX_DONE):
             self._link.call(DONE.pack(self._done, [*self._limits, *ids[start:][:MAX_DONE]]))
+
+    def waiting(self) -> int:
+        """Return the number of entries, also of those that other drains have in hand.
+
+        Raises:
+            StoreUnavailable: Redis is away.
+        """
+        return int(self._link.call(pack("XLEN", self._outbox))[0])
 
     def leave(self) -> None:
         """Take this drain off the group, where it has nothing in hand.

@@ -30,6 +30,7 @@ from rts.companion.process import LAST_S
 from rts.keys import running_field
 from rts.ledger.notes import NoteBoard
 from rts.ledger.orders import Orders
+from rts.ledger.outbox import RedisOutbox
 from rts.ledger.spool import Spool
 from rts.ledger.supervise import Companion
 from rts.link.link import Link
@@ -568,6 +569,15 @@ def test_a_drain_alone_does_what_a_companion_does(
         stop.set()
         thread.join(PATIENCE_S)
     assert not thread.is_alive()
+
+
+def test_a_drain_that_ends_takes_over_what_a_drain_before_it_had_in_hand(
+    settings: Settings, redis_client: redis.Redis, mongo: Any
+) -> None:
+    fill(redis_client, settings, 10)
+    assert len(RedisOutbox(Link(settings), settings, "killed").read(5).entries) == 5
+    assert drain_alone(settings, threading.Event(), once=True) == 10
+    assert all_there(mongo, 10)()
 
 
 def test_busy_days_are_summed_up_ahead_by_one_of_the_fleet(
