@@ -118,7 +118,9 @@ def ask(
 def figures(
     arguments: argparse.Namespace, name: str, slots: int, rho: float, known: bool
 ) -> dict[str, Any]:
-    """Return, by kind of question, the median errors and the share of finishes within."""
+    """Return, by kind of question, the median errors and the share of finishes within;
+    ``None`` where no task that was asked about had waited.
+    """
     settings = Settings()
     kinds: dict[str, list[tuple[float, float, bool]]] = {}
     for seed in range(arguments.seeds):
@@ -134,12 +136,12 @@ def figures(
             kinds.setdefault(kind, []).extend(rows)
     judged: dict[str, Any] = {}
     for kind, rows in kinds.items():
-        of_wait, of_rest, within = zip(*rows, strict=True) if rows else ([0], [0], [True])
+        of_wait, of_rest, within = zip(*rows, strict=True) if rows else ((), (), ())
         judged[kind] = {
             "waited": len(rows),
-            "error_of_wait": statistics.median(of_wait),
-            "error_of_rest": statistics.median(of_rest),
-            "finish_within": statistics.mean(within),
+            "error_of_wait": statistics.median(of_wait) if rows else None,
+            "error_of_rest": statistics.median(of_rest) if rows else None,
+            "finish_within": statistics.mean(within) if rows else None,
         }
     return judged
 
@@ -188,9 +190,8 @@ def main() -> None:
             *(waiting[key] for key in ("error_of_wait", "error_of_rest", "finish_within")),
         )
         label = f"{name}, arrivals known" if known else name
-        text = "".join(
-            f"{100 * c:>{w}.0f}" for c, w in zip(cells, (18, 11, 11, 11, 11), strict=True)
-        )
+        told = ("-" if cell is None else f"{100 * cell:.0f}" for cell in cells)
+        text = "".join(f"{t:>{w}}" for t, w in zip(told, (18, 11, 11, 11, 11), strict=True))
         print(f"{label:<20}{slots:>5}{rho:>5}{text}", flush=True)
 
 
