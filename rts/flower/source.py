@@ -7,6 +7,7 @@ those of the commands: what tells them is in :mod:`rts.views` for both.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -91,6 +92,8 @@ class Source:
         self._app = app
         self._link = Link.with_timeouts(settings, CONNECT_TIMEOUT_S, TIMEOUT_S, BREAKER_S)
         self._client: MongoClient[dict[str, Any]] | None = None
+        #: Held by the thread that makes it.
+        self._lock = threading.Lock()
 
     def redis(self) -> RedisState:
         """Return what Redis tells of workers, running tasks and the outbox.
@@ -252,12 +255,13 @@ class Source:
         return QueueLook(state, hopeless, slots, drain_s, line)
 
     def _ledger(self) -> _Ledger:
-        if self._client is None:
-            try:
-                self._client = connect(self.settings.mongo_url, MONGO_OPTIONS)
-            except PyMongoError as exc:
-                raise self._no_mongo(exc) from exc
-        return _Ledger(self, database_of(self._client))
+        with self._lock:
+            if self._client is None:
+                try:
+                    self._client = connect(self.settings.mongo_url, MONGO_OPTIONS)
+                except PyMongoError as exc:
+                    raise self._no_mongo(exc) from exc
+            return _Ledger(self, database_of(self._client))
 
     def _no_mongo(self, exc: BaseException) -> StoreUnavailable:
         url, reason = shown_url(self.settings.mongo_url), short(exc.__cause__ or exc)

@@ -16,11 +16,13 @@ from pymongo.errors import ServerSelectionTimeoutError
 from rts import health
 from rts.errors import StoreUnavailable
 from rts.flower import answers as module
-from rts.flower import charts, templates, words
+from rts.flower import charts, source, templates, words
 from rts.flower.answers import Answer, Answers
 from rts.flower.filters import BadFilter, Filters
 from rts.flower.templates import Misfit, navbar, task_page
 from rts.flower.timeline import MOST_RUNS, timeline
+from rts.ledger.connection import connect
+from rts.settings import Settings
 from rts.views.histogram import bucket
 from rts.views.series import Point
 from rts.views.tally import Tally
@@ -153,6 +155,26 @@ def test_what_is_in_line_when_flower_ends_is_not_asked() -> None:
         [sys.executable, "-c", ENDING], capture_output=True, text=True, timeout=60, check=True
     )
     assert 0 < done.stdout.count("asked") <= 3 * module.THREADS
+
+
+def test_the_threads_that_come_first_share_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    another = threading.Event()
+
+    def slow(*arguments: Any) -> Any:
+        made.append(arguments)
+        another.wait(0.5)  # nobody sets it: time for others to come
+        return connect(*arguments)
+
+    monkeypatch.setattr(source, "connect", slow)
+    asks = source.Source(None, Settings())
+    threads = [threading.Thread(target=asks._ledger) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    asks.close()
+    assert len(made) == 1
 
 
 # --- charts and words ---------------------------------------------------------------
