@@ -31,6 +31,8 @@ POLL_S = 1.0
 TAKEOVER_S = 300.0
 #: Seconds for which it is known that somebody listens, and between saying so.
 KNOWN_S, SAY_S = 60, 20.0
+#: Seconds of silence after which a worker that was killed is taken off the group.
+GONE_S = 600.0
 
 
 class Listener:
@@ -64,11 +66,12 @@ class Listener:
         while not stop.is_set():
             found = False
             try:
-                if time.monotonic() >= say_at:
+                tidy = time.monotonic() >= say_at
+                if tidy:
                     self._say(link)
                     say_at = time.monotonic() + SAY_S
                 for name in wanted:
-                    handled[name], notice = self._hear(link, name, handled[name])
+                    handled[name], notice = self._hear(link, name, handled[name], tidy)
                     found = found or bool(handled[name])
                     if notice is not None:
                         _SIGNALS[name].send(_SENDER[name](notice), notice=notice)
@@ -85,10 +88,15 @@ class Listener:
         if signals.slo_burning.receivers:
             link.call(pack("SET", self._keys.listening, "1", "EX", KNOWN_S))
 
-    def _hear(self, link: Link, name: str, handled: str) -> tuple[str, Notice | None]:
-        """Return the id of the next event, '' where there is none, and what it tells."""
+    def _hear(
+        self, link: Link, name: str, handled: str, tidy: bool
+    ) -> tuple[str, Notice | None]:
+        """Return the id of the next event, '' where there is none, and what it tells; take
+        workers that are gone off the group where it is time to *tidy*.
+        """
         arguments: list[str | bytes | float] = [
-            *(group_of(name), self._consumer, handled, int(TAKEOVER_S * 1000))
+            *(group_of(name), self._consumer, handled, int(TAKEOVER_S * 1000)),
+            int(GONE_S * 1000) if tidy else "",
         ]
         (reply,) = link.call(HEAR.pack([self._keys.events], arguments))
         if not reply:

@@ -5,10 +5,13 @@
 --       3 id of the event that was handled, '' for none
 --       4 milliseconds after which an event that another worker took and did not
 --         handle is taken over
+--       5 milliseconds of silence after which a consumer with nothing in hand is gone, and
+--         is taken off the group; '' to leave all
 -- Returns id, name and text of the event's fields, as a list; empty where there is none.
 --
--- Closes the race between a wiped Redis (no group) and the read. A group begins with
--- what comes after it: nobody listened before.
+-- Closes the races between a wiped Redis (no group) and the read, and between a consumer
+-- that is taken off and its coming back to life. A group begins with what comes after it:
+-- nobody listened before.
 
 local stream, group, me = KEYS[1], ARGV[1], ARGV[2]
 
@@ -28,6 +31,17 @@ if not has_group() then
 end
 if ARGV[3] ~= '' then
   redis.call('XACK', stream, group, ARGV[3])
+end
+if ARGV[5] ~= '' then
+  for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
+    local is = {}
+    for i = 1, #consumer, 2 do
+      is[consumer[i]] = consumer[i + 1]
+    end
+    if is.name ~= me and is.pending == 0 and is.idle > tonumber(ARGV[5]) then
+      redis.call('XGROUP', 'DELCONSUMER', stream, group, is.name)
+    end
+  end
 end
 local found
 for _, pending in ipairs(redis.call('XPENDING', stream, group, '-', '+', 10)) do

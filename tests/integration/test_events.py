@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 
-from rts import signals
+from rts import listener, signals
 from rts.ledger.events import Event
 from rts.listener import Listener
 from rts.notices import TaskOverdue
@@ -68,6 +68,34 @@ def test_what_is_no_event_is_passed_over(
     tell(redis_client, settings, EVENT.to_json()[:-1] + ',"new_field":1}')
     wait_until(lambda: heard)
     assert [notice.task_id for notice in heard] == [EVENT.task_id]
+
+
+def test_workers_that_were_killed_leave_the_group(
+    settings: Settings, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events, group = settings.keys.events, listener.group_of("task_overdue")
+    redis_client.xgroup_create(events, group, mkstream=True)
+    tell(redis_client, settings, *(EVENT.to_json() for _ in range(3)))
+    for name in ("killed", "busy"):
+        ((_, [(event_id, _)]),) = redis_client.xreadgroup(group, name, {events: ">"}, count=1)
+        if name == "killed":
+            redis_client.xack(events, group, event_id)
+    monkeypatch.setattr(listener, "GONE_S", 0.0)
+    told: list[TaskOverdue] = []
+
+    def hear(sender: str, notice: TaskOverdue, **_: Any) -> None:
+        told.append(notice)
+
+    signals.task_overdue.connect(hear, weak=False)
+    living = Listener(settings, "me")
+    living.start()
+    try:
+        wait_until(lambda: told)
+        left = {each["name"] for each in redis_client.xinfo_consumers(events, group)}
+        assert left == {"busy", "me"}
+    finally:
+        living.stop()
+        signals.task_overdue.disconnect(hear)
 
 
 def test_the_text_of_an_event_is_read_or_refused() -> None:
