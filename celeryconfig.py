@@ -111,7 +111,8 @@ rts_spool_dir = os.environ.get("RTS_SPOOL_DIR") or None
 # rts_hopeless = "demote"
 
 # Share of a worker's slots that demoted tasks may hold (above 0, at most 1; at least one
-# slot), and share of the claims that serve the demoted task that has waited longest.
+# slot), and share of the claims (0 to 1) that serve the demoted task that has waited
+# longest.
 # rts_hopeless_slots = 0.75
 # rts_late_share = 0.05
 

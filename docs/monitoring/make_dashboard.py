@@ -16,7 +16,8 @@ TARGET = Path(__file__).parent / "grafana" / "rts.json"
 
 #: Filled in by Grafana.
 WINDOW = "$__rate_interval"
-SOURCE = {"type": "prometheus", "uid": "prometheus"}
+#: Whichever Prometheus a Grafana has, by the dashboard's variable.
+SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 #: Grafana's grid is 24 wide.
 HEIGHT, WIDTH = 8, 24
 
@@ -284,6 +285,14 @@ def dashboard() -> dict[str, Any]:
         "templating": {
             "list": [
                 {
+                    "name": "datasource",
+                    "label": "Prometheus",
+                    "type": "datasource",
+                    "query": "prometheus",
+                    "refresh": 1,
+                    "current": {},
+                },
+                {
                     "name": "task_type",
                     "label": "Type",
                     "type": "query",
@@ -294,7 +303,7 @@ def dashboard() -> dict[str, Any]:
                     "allValue": ".*",
                     "multi": True,
                     "current": {"text": "All", "value": "$__all"},
-                }
+                },
             ]
         },
         "panels": panels,

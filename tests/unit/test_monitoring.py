@@ -183,8 +183,13 @@ def test_the_dashboard_is_what_its_program_writes() -> None:
 def test_grafana_finds_source_and_dashboard() -> None:
     sources = yaml.safe_load((FOLDER / "grafana" / "datasources.yml").read_text())
     (source,) = sources["datasources"]
+    variables = DASHBOARD["templating"]["list"]
+    # By a variable, as the uid of a source is another one in each Grafana.
+    asked = [(v["name"], v["query"]) for v in variables if v["type"] == "datasource"]
+    assert asked == [("datasource", source["type"])]
     panels = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
-    assert {panel["datasource"]["uid"] for panel in panels} == {source["uid"]}
+    users = [*panels, *(v for v in variables if v["type"] == "query")]
+    assert {user["datasource"]["uid"] for user in users} == {"${datasource}"}
     providers = yaml.safe_load((FOLDER / "grafana" / "dashboards.yml").read_text())
     compose = (FOLDER.parent.parent / "docker-compose.yml").read_text()
     assert f"rts.json:{providers['providers'][0]['options']['path']}/rts.json:ro" in compose
