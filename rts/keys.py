@@ -138,6 +138,13 @@ class Keys:
         return self.prefix + "closed"
 
     @property
+    def ahead(self) -> str:
+        """Hash: id of a task that takes another's place to its note, until that of the other
+        one has come.
+        """
+        return self.prefix + "ahead"
+
+    @property
     def judged(self) -> str:
         """Sorted set: id of a task that has a verdict which is not its own end's, and of
         such a run, by instant: neither is counted again.

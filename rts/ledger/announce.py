@@ -61,7 +61,8 @@ class Announcer:
         self._every_s = every_s
         keys = settings.keys
         names = (keys.open, keys.open_info, keys.open_counts, keys.closed, keys.judged)
-        self._names = bulks(*(name.encode() for name in (*names, keys.counters)))
+        others = (keys.counters, keys.ahead)
+        self._names = bulks(*(name.encode() for name in (*names, *others)))
         self._counters = keys.counters
         self._most_open = str(settings.open_max).encode()
         self._begin()
@@ -143,7 +144,7 @@ class Announcer:
         each = "".join([packed(*note) for note in notes])
         # Each character of it is one byte.
         arguments = bulks(self._most_open) + each.encode("latin-1")
-        return OPEN.head(1 + ARGUMENTS * len(notes), 6) + self._names + arguments
+        return OPEN.head(1 + ARGUMENTS * len(notes), 7) + self._names + arguments
 
     def stop(self) -> None:
         """Deliver what waits and end the thread, if there is one."""

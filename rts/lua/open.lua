@@ -6,6 +6,8 @@
 --       4 closed   sorted set, ids of tasks that ended a moment ago
 --       5 judged   sorted set, ids of tasks that have a verdict without an end
 --       6 counters hash, name -> number
+--       7 ahead    hash, id of a task that takes another's place, whose note came first ->
+--                  its deadline, its queue, what is known of it, a newline between
 -- ARGV  1 most open tasks; then five for each task: id, deadline in epoch seconds, queue,
 --       what is known of it (JSON), '1' where it takes the place of another task of its id
 -- Returns the number of tasks that were noted.
@@ -13,10 +15,15 @@
 -- Closes the race with the end of a task, which may come first. A task that is
 -- published again (a retry) keeps its first deadline. One that takes another's place
 -- has one of its own; it is noted only while the other one is, since it may have ended.
+-- Its note, of another process, may come before that of the other one: it waits for it.
 
 local MOST_QUEUES = 1000 -- that are counted apart; the others count as one
+local AHEAD_S, MOST_AHEAD = 60, 10000 -- for which notes wait, and how many
+local SKEW_S = 1 -- by which the clocks of two hosts may differ
 
 local open, info, counts, closed, judged = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local ahead = KEYS[7]
+local some_wait = redis.call('EXISTS', ahead) == 1
 local room = tonumber(ARGV[1]) - redis.call('ZCARD', open)
 local noted, refused, labels, added = 0, 0, {}, {}
 
@@ -33,23 +40,58 @@ local function label_of(queue)
   return label
 end
 
+local function arrival_of(known)
+  local fine, values = pcall(cjson.decode, known)
+  return fine and type(values) == 'table' and tonumber(values[6]) or -math.huge
+end
+
+local function wait(id, deadline, queue, known)
+  if redis.call('HLEN', ahead) >= MOST_AHEAD then
+    redis.call('DEL', ahead)
+  end
+  local note = {deadline, (string.gsub(queue, '\n', ' ')), known}
+  redis.call('HSET', ahead, id, table.concat(note, '\n'))
+  redis.call('EXPIRE', ahead, AHEAD_S)
+  some_wait = true
+end
+
+-- What waits for the note of this task; not of one that had the same id before.
+local function waiting_for(id, known)
+  local note = some_wait and redis.call('HGET', ahead, id)
+  if note then
+    redis.call('HDEL', ahead, id)
+    local deadline, queue, later = string.match(note, '^([^\n]*)\n([^\n]*)\n(.*)$')
+    if arrival_of(later) > arrival_of(known) - SKEW_S then
+      return deadline, queue, later
+    end
+  end
+end
+
 for i = 2, #ARGV, 5 do
-  local id = ARGV[i]
+  local id, deadline, queue, known = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
+  local fresh = not redis.call('ZSCORE', closed, id) and not redis.call('ZSCORE', judged, id)
   if ARGV[i + 4] == '1' then
-    local known = redis.call('ZSCORE', open, id) and redis.call('HGET', info, id)
-    if known then
-      local before, label = string.match(known, '^[^\n]*'), label_of(ARGV[i + 2])
-      redis.call('ZADD', open, ARGV[i + 1], id)
-      redis.call('HSET', info, id, label .. '\n' .. ARGV[i + 3])
+    local other = redis.call('ZSCORE', open, id) and redis.call('HGET', info, id)
+    if other then
+      local before, label = string.match(other, '^[^\n]*'), label_of(queue)
+      redis.call('ZADD', open, deadline, id)
+      redis.call('HSET', info, id, label .. '\n' .. known)
       added[before] = (added[before] or 0) - 1
       added[label] = added[label] + 1
+    elseif fresh then
+      wait(id, deadline, queue, known)
     end
-  elseif not redis.call('ZSCORE', closed, id) and not redis.call('ZSCORE', judged, id) then
+  elseif fresh then
     if room <= 0 then
       refused = refused + 1
-    elseif redis.call('ZADD', open, 'NX', ARGV[i + 1], id) == 1 then
-      local label = label_of(ARGV[i + 2])
-      redis.call('HSET', info, id, label .. '\n' .. ARGV[i + 3])
+    elseif redis.call('ZADD', open, 'NX', deadline, id) == 1 then
+      local its_deadline, its_queue, later = waiting_for(id, known)
+      if later then
+        redis.call('ZADD', open, its_deadline, id)
+        queue, known = its_queue, later
+      end
+      local label = label_of(queue)
+      redis.call('HSET', info, id, label .. '\n' .. known)
       added[label] = added[label] + 1
       room, noted = room - 1, noted + 1
     end

@@ -190,6 +190,37 @@ def test_what_takes_a_tasks_place_has_its_own_deadline(
     assert counts(redis_client, settings) == {"overdue r": 1}
 
 
+def test_the_note_of_what_takes_a_tasks_place_may_come_first(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    announcer = note(settings)
+    for name, queue in (("a", "r\ns"), ("ended", "q"), ("of before", "q")):
+        announcer.note(task(name, 4e9, queue=queue, name="proj.other"), again=True)
+    announcer.flush()
+    assert counts(redis_client, settings) == {}
+    end(settings, "ended")
+    note(settings, *(task(name, 2e9) for name in ("a", "ended")))
+    note(settings, task("of before", 5e9))  # the id is used anew
+    assert redis_client.zscore(settings.keys.open, "a") == 4e9
+    assert redis_client.zscore(settings.keys.open, "of before") == 5e9
+    assert counts(redis_client, settings) == {"open r s": 1, "open q": 1}
+    assert "proj.other" in redis_client.hget(settings.keys.open_info, "a")
+    end(settings, "a")
+    assert counts(redis_client, settings) == {"open q": 1}
+
+
+def test_notes_that_wait_for_those_of_other_tasks_are_bounded(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    ahead = settings.keys.ahead
+    redis_client.hset(ahead, mapping={str(n): "" for n in range(10_000)})
+    announcer = note(settings)
+    announcer.note(task("a", 4e9), again=True)
+    announcer.flush()
+    assert redis_client.hkeys(ahead) == ["a"]
+    assert 0 < redis_client.ttl(ahead) <= 60
+
+
 def test_an_end_closes_its_task_whoever_comes_first(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
