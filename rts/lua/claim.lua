@@ -91,15 +91,18 @@ local function adopt(base, horizon, name)
   end
 end
 
--- Whoever waits is woken as long as there is work for another.
-local function ring(base)
-  if redis.call('EXISTS', KEYS[base + 1], KEYS[base + 2]) > 0
-      and redis.call('EXISTS', KEYS[base + 3]) == 0 then
-    redis.call('LPUSH', KEYS[base + 3], '1')
+-- Who waits is woken as long as there is work for another. In all queues: whoever claims
+-- may have answered the bell of another one than it takes from.
+local function ring()
+  for base = 2, #KEYS - stride, stride do
+    if redis.call('EXISTS', KEYS[base + 1], KEYS[base + 2]) > 0
+        and redis.call('EXISTS', KEYS[base + 3]) == 0 then
+      redis.pcall('LPUSH', KEYS[base + 3], '1')  -- refused where memory is used up
+    end
   end
 end
 
-local function take(queue, base, set, member, fate)
+local function take(queue, set, member, fate)
   -- Demoted before "drop" was set.
   if mode == 'drop' and fate == 'demoted' then fate = 'drop' end
   redis.call('ZREM', set, member)
@@ -109,7 +112,7 @@ local function take(queue, base, set, member, fate)
     redis.call('HSET', unacked, tag, string.sub(member, 35 + length))
     redis.call('ZADD', unacked_index, ARGV[1], tag)
   end
-  ring(base)
+  ring()
   return {'message', queue - 1, fate, member, adopted, refused}
 end
 
@@ -123,7 +126,7 @@ for queue = 1, queues do
   local hopeful, demoted = KEYS[base + 1], KEYS[base + 2]
   local member = first(hopeful)
   while member and mode ~= 'keep' and now > tonumber(string.sub(member, 17, 30)) do
-    if mode == 'drop' then return take(queue, base, hopeful, member, 'drop') end
+    if mode == 'drop' then return take(queue, hopeful, member, 'drop') end
     if left <= 0 then return {'again', 0, '', '', adopted, refused} end
     looked_at(member)
     local ttl = redis.call('PTTL', hopeful)
@@ -136,16 +139,17 @@ for queue = 1, queues do
   if may and every > 0 and redis.call('EXISTS', demoted) == 1 then
     local turn = redis.pcall('INCR', KEYS[base + 4])  -- refused where memory is used up
     if type(turn) == 'number' and turn % every == 0 then
-      return take(queue, base, demoted, first(demoted), 'demoted')
+      return take(queue, demoted, first(demoted), 'demoted')
     end
   end
-  if member then return take(queue, base, hopeful, member, 'hopeful') end
+  if member then return take(queue, hopeful, member, 'hopeful') end
 end
 local held = false
 for queue = 1, queues do
   local base = 2 + (queue - 1) * stride
   local member = first(KEYS[base + 2])
-  if member and may then return take(queue, base, KEYS[base + 2], member, 'demoted') end
+  if member and may then return take(queue, KEYS[base + 2], member, 'demoted') end
   held = held or (member and true)
 end
+if held then ring() end  -- another may take it
 return {(left <= 0 and 'again') or (held and 'held') or 'none', 0, '', '', adopted, refused}

@@ -39,6 +39,7 @@ from rts.scheduling.queues import (
 )
 from rts.scheduling.readings import queue_readings
 from rts.scheduling.rule import Rule
+from rts.scheduling.scripts import CLAIM
 from rts.scheduling.switch import turn_on
 from rts.scheduling.transport import SentinelTransport, Transport
 from rts.settings import Settings
@@ -789,6 +790,38 @@ def test_claims_stay_within_the_slots(url: str, raw: redis.Redis) -> None:
             gauge.held = False
             connection.drain_events(timeout=5)
             assert got == ["3", "1", "2"]
+
+
+def test_who_answers_a_bell_rings_for_what_is_left_to_others(
+    url: str, raw: redis.Redis
+) -> None:
+    class Gauge:
+        def free(self) -> bool:
+            return True
+
+        def demoted_may(self, share: float) -> bool:
+            return False
+
+        def claimed_demoted(self, task_id: object) -> None:
+            raise AssertionError("it may not be claimed")
+
+    start, queues = time.time(), ["urgent", NAME]
+    bell = f"{NAME}\x06\x16edf:bell"
+    with connect(url, queue_order_strategy="priority") as connection:
+        channel = connection.default_channel
+        channel.slots = Gauge()
+        channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "1")))
+        channel._put("urgent", envelope(Message(start + FAR, start, 1.0, "2"), "urgent"))
+        assert raw.rpop(bell) == "1"
+        state, index, *_ = CLAIM.run(channel.plain, *channel._claim(queues))
+        assert (state, queues[index]) == (b"message", "urgent")
+        assert raw.llen(bell) == 1
+        # All slots that demoted work may hold are taken here; elsewhere one may be free.
+        raw.delete(f"{NAME}\x06\x16edf")
+        channel._put(NAME, envelope(Message(start + PAST, start, 1.0, "3")))
+        assert raw.rpop(bell) == "1"
+        assert CLAIM.run(channel.plain, *channel._claim(queues))[0] == b"held"
+        assert raw.llen(bell) == 1
 
 
 def test_without_the_option_the_transport_is_kombus(url: str, raw: redis.Redis) -> None:
