@@ -81,8 +81,8 @@ class Acknowledgements(Protocol):
     def put(self, attributes: Mapping[str, Any]) -> None:
         """Note that the task of a message with these attributes is acknowledged now."""
 
-    def tasks(self) -> Iterable[dict[str, Any]]:
-        """Return the attributes that are kept, task by task."""
+    def take(self, task_id: str) -> dict[str, Any] | None:
+        """Return the attributes that are kept of a task, and forget them."""
 
 
 class Ledger(Protocol):

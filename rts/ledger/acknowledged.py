@@ -56,12 +56,25 @@ class Acknowledged:
 
     def tasks(self) -> Iterator[dict[str, Any]]:
         """Return the attributes that are kept, task by task."""
+        for _, attributes in self._entries():
+            yield attributes
+
+    def take(self, task_id: str) -> dict[str, Any] | None:
+        """Return the attributes that are kept of a task, and forget them."""
+        found = None
+        for start, attributes in self._entries():
+            if attributes["id"] == task_id:
+                found = attributes
+                _LENGTH.pack_into(self._memory, start, 0)
+        return found
+
+    def _entries(self) -> Iterator[tuple[int, dict[str, Any]]]:
         for start in self._starts:
             (length,) = _LENGTH.unpack_from(self._memory, start)
             if 0 < length <= _ROOM:
                 body = start + _LENGTH.size
                 entry = marshal.loads(self._memory[body : body + length])
-                yield dict(zip(KEPT, entry, strict=True))
+                yield start, dict(zip(KEPT, entry, strict=True))
 
     def clear(self) -> None:
         """Forget all: the worker ends well."""

@@ -74,17 +74,15 @@ class Ends:
     def broken_off(self, task_id: str, cause: str) -> None:
         """Note that the process of a run was killed, or its hard time limit struck.
 
-        Celery may say so twice; the note of the start is there once. Without one the
-        process has not come to begin the run, or has written its end itself, which
-        then counts: LOST is provisional.
+        Celery may say so twice; what is known of the run is there once. Without a note
+        of the start the process has not come to begin the run, or has written its end
+        itself, which then counts: LOST is provisional.
         """
-        note = self._notes.take(task_id)
+        note, attributes = self._notes.take(task_id), self._acknowledged.take(task_id)
         if note is not None:
             self._end(note, "FAILURE", cause)
-            return
-        for attributes in self._acknowledged.tasks():
-            if attributes["id"] == task_id:
-                self._end(self._never_run(attributes), LOST, cause)
+        elif attributes is not None:
+            self._end(self._never_run(attributes), LOST, cause)
 
     def revoked(
         self, attributes: Mapping[str, Any], *, terminated: bool, expired: bool
