@@ -156,7 +156,8 @@ def workload(source: Source, settings: Settings, conf: Mapping[str, Any]) -> Wor
         return _of_trace(source, settings, source.trace)
     try:
         now = datetime.now(timezone.utc)
-        asked = window(source.since or timedelta(days=1), source.until, now)
+        since = timedelta(days=1) if source.since is None else source.since
+        asked = window(since, source.until, now)
     except ValueError as exc:
         raise click.UsageError(str(exc)) from None
     with ledger_of(settings) as database:
@@ -195,7 +196,7 @@ def progress_bar(label: str, length: int) -> Iterator[Callable[[int], None]]:
 
 
 def _of_trace(source: Source, settings: Settings, path: str) -> Workload:
-    if source.since or source.until or source.queue:
+    if (source.since, source.until, source.queue) != (None, None, None):
         raise click.UsageError("--trace does not go with --since, --until and --queue")
     try:
         jobs = read_trace(path)

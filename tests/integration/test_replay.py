@@ -282,6 +282,7 @@ def test_curves_are_drawn_into_files(trace: str, tmp_path: Path, suffix: str) ->
         (("replay", "--trace", "TRACE"), "--trace needs --slots"),
         (("replay", "--trace", "TRACE", "--slots", "0"), "0 is not in the range"),
         (("replay", "--trace", "TRACE", "--slots", "4", "--since", "1h"), "does not go with"),
+        (("replay", "--since", "0s"), "--since must lie before --until"),
         (("replay", "--trace", "none.csv", "--slots", "4"), "does not exist"),
         (("replay", "--trace", "BAD", "--slots", "4"), "line 3: runtime_s = 'long'"),
         (("replay", "--trace", "TRACE", "--slots", "4", "--k", "3"), "3.0 is not in the range"),
