@@ -21,7 +21,6 @@ import json
 import random
 import statistics
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -123,9 +122,7 @@ def write_cost(mongo_url: str, records: int) -> dict[str, float]:
 
 def drain_rate(redis_url: str, mongo_url: str, records: int) -> dict[str, float]:
     """Fill the outbox, then drain it with one real drain; return rate and CPU."""
-    settings = Settings(
-        redis_url=redis_url, mongo_url=mongo_url, ledger_ttl=0, spool_dir=tempfile.gettempdir()
-    )
+    settings = Settings(redis_url=redis_url, mongo_url=mongo_url, ledger_ttl=0)
     client = redis.Redis.from_url(redis_url)
     now = time.time()
     for batch in batches(executions(records, now - 600, now, seed=2)):
