@@ -8,7 +8,6 @@ handles later.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from rts.link.link import Link
 from rts.link.scripts import LEAVE, Script, pack
 from rts.notices import SloBurning, TaskOverdue
 from rts.settings import Settings
+from rts.validation import json_object
 
 HEAR = Script.load("hear")
 
@@ -148,7 +148,10 @@ def _overdue(fields: Mapping[bytes, bytes]) -> TaskOverdue | None:
 
 
 def _burning(fields: Mapping[bytes, bytes]) -> SloBurning | None:
-    return SloBurning(**json.loads(fields[b"n"])) if b"n" in fields else None
+    if b"n" not in fields:
+        return None
+    told = json_object(fields[b"n"], "a notice")  # of a newer version: with more fields
+    return SloBurning(**{name: told[name] for name in SloBurning.__slots__ if name in told})
 
 
 Notice = TaskOverdue | SloBurning

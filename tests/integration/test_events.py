@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import redis
 from rts import listener, signals
 from rts.ledger.events import Event
 from rts.listener import Listener
-from rts.notices import TaskOverdue
+from rts.notices import SloBurning, TaskOverdue
 from rts.settings import Settings
 from rts.testing import wait_until
 
@@ -68,6 +69,29 @@ def test_what_is_no_event_is_passed_over(
     tell(redis_client, settings, EVENT.to_json()[:-1] + ',"new_field":1}')
     wait_until(lambda: heard)
     assert [notice.task_id for notice in heard] == [EVENT.task_id]
+
+
+def test_a_burning_objective_is_heard_of_from_other_versions(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    notice = SloBurning("*", 0.95, "page", "firing", 20.0, "1h", -1.0, 2.0)
+    told: list[SloBurning] = []
+
+    def hear(sender: str, notice: SloBurning, **_: Any) -> None:
+        told.append(notice)
+
+    signals.slo_burning.connect(hear, weak=False)
+    hearing = Listener(settings, "me")
+    hearing.start()
+    try:
+        wait_until(lambda: redis_client.exists(settings.keys.events))
+        for text in ("[]", "{}", json.dumps({**asdict(notice), "new_field": 1})):
+            redis_client.xadd(settings.keys.events, {"n": text})
+        wait_until(lambda: told)
+        assert told == [notice]
+    finally:
+        hearing.stop()
+        signals.slo_burning.disconnect(hear)
 
 
 def test_workers_that_were_killed_leave_the_group(
