@@ -152,7 +152,8 @@ class Outlook:
             slots = sum(worker.slots or 0 for worker in of_queue)
             loads = [worker.load.get("load", 0.0) for worker in of_queue]
             load = sum(loads) / max(1, len(loads))
-            waiting, sample = self._broker.glance(queue) if slots else (0, [])
+            keys_of = self._present.keys(queue)
+            waiting, sample = self._broker.glance(queue, keys_of) if slots else (0, [])
             taus = [self._present.work(message, now).tau for message in sample]
             mean_s = sum(taus) / len(taus) if taus else 0.0
             found[queue] = Pressure(waiting * mean_s, slots, load)

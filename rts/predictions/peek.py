@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from rts.errors import CommandError
@@ -202,8 +202,9 @@ class Broker:
         behind += [Stratum(part, range(sizes[part])) for part in range(level + 1, len(sizes))]
         return ahead, behind
 
-    def glance(self, queue: str) -> tuple[int, list[Message]]:
+    def glance(self, queue: str, keys: Collection[str]) -> tuple[int, list[Message]]:
         """Return how many messages wait or are held of *queue*, about, and some of them.
+        *keys*: the routing keys by which they come.
 
         Raises:
             CommandError: the broker is not Redis.
@@ -219,9 +220,9 @@ class Broker:
                 pipe.hlen(unacked)
                 pipe.hscan(unacked, 0, count=FIRST)
                 *answers, unsettled, (_, noted) = pipe.execute()
-        # What is held is told apart by its routing key, on average.
+        # What is held is told apart by these, on average.
         texts = ((text, 0.0) for text in noted.values())
-        held = [each.message for each in noted_of(texts) if each.routing_key == queue]
+        held = [each.message for each in noted_of(texts) if each.routing_key in keys]
         taken = unsettled * len(held) // max(1, len(noted))
         sample = [message_of(text) for page in answers[1::2] for text in page]
         return sum(answers[::2]) + taken, sample or held

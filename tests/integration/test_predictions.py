@@ -387,9 +387,9 @@ def test_a_task_of_this_process_that_was_taken_at_once(
 ) -> None:
     stage = make_stage()
     name = f"{stage.conf['task_default_queue']}-bound"
-    app = producer(
-        stage, apps, task_queues=[Queue(name, Exchange(f"{name}-x"), routing_key=f"{name}-key")]
-    )
+    topic = Exchange(f"{name}-x", type="topic")  # a direct one is passed over by Celery
+    bound = Queue(name, topic, routing_key=f"{name}-key")
+    app = producer(stage, apps, task_queues=[bound])
     worker = stage.worker(pool="threads", concurrency=1, queues=[name])
     # Of a key that is not the queue's name; what this process sends is known from here on.
     served(app, queue=name)
@@ -716,6 +716,26 @@ def test_routes_go_where_the_risk_is_least(
     app.control.purge()
     first.kill()
     second.kill()
+
+
+def test_what_is_held_counts_for_a_route_by_any_routing_key(
+    make_stage: Callable[..., Stage], apps: list[Celery], redis_client: redis.Redis
+) -> None:
+    stage = make_stage(worker_prefetch_multiplier=100)
+    name = f"{stage.conf['task_default_queue']}-bound"
+    topic = Exchange(f"{name}-x", type="topic")  # a direct one is passed over by Celery
+    bound = Queue(name, topic, routing_key=f"{name}-key")
+    app = producer(stage, apps, task_queues=[bound])
+    worker = stage.worker(pool="threads", concurrency=1, queues=[name])
+    served(app, queue=name)
+    for _ in range(10):
+        app.send_task(OK, (60,), queue=name)
+    wait_until(lambda: not waiting(redis_client, name), message="they are taken")
+    parts = parts_of(app)
+    assert parts is not None
+    assert parts.outlook is not None
+    assert parts.outlook.pressures([name])[name].backlog_s > 0
+    worker.kill()
 
 
 def test_a_route_never_waits_twice_for_a_server_that_is_away() -> None:
