@@ -15,7 +15,7 @@ from typing import Any
 
 from prometheus_client.registry import CollectorRegistry
 
-from rts.ledger.connection import CLIENT_OPTIONS, connect, database_of
+from rts.ledger.connection import connect, database_of
 from rts.link.link import Link
 from rts.settings import Settings
 from rts.views import families
@@ -25,14 +25,8 @@ from rts.views.slo import Standing, standings
 
 #: Seconds that Redis gets for a connection, and for an answer.
 CONNECT_TIMEOUT_S, TIMEOUT_S = 0.5, 1.0
-#: Milliseconds for MongoDB to be found. Its answers may take longer than a scrape waits: a
-#: large ledger is counted anew now and then, and the next scrape has what was kept of that.
-MONGO_OPTIONS = {
-    **CLIENT_OPTIONS,
-    "serverSelectionTimeoutMS": 1000,
-    "connectTimeoutMS": 1000,
-}
-#: Seconds that a scrape waits for all of them.
+#: Seconds that a scrape waits for all of them. MongoDB may take longer: a large ledger is
+#: counted anew now and then, and the next scrape has what was kept of that.
 PATIENCE_S = 2.5
 #: Seconds without a new attempt after a failure: a scrape just asks again.
 BREAKER_S = 1e-3
@@ -103,7 +97,7 @@ class RtsCollector:
 
     def _standings(self) -> list[Standing]:
         if self._client is None:
-            self._client = connect(self._settings.mongo_url, MONGO_OPTIONS)
+            self._client = connect(self._settings.mongo_url)
         database = database_of(self._client)
         return standings(database, self._settings, datetime.now(timezone.utc))
 
