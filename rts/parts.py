@@ -120,8 +120,9 @@ class WorkerParts:
 
         def look() -> None:
             sink.counted()
-            _tell_slots(worker, board)
+            _tell(worker, board, companion)
 
+        companion = Companion(on_look=look)
         return cls(
             Runs(
                 clock,
@@ -146,7 +147,7 @@ class WorkerParts:
             sampler,
             board,
             sink,
-            Companion(on_look=look),
+            companion,
             Orders(
                 settings,
                 worker=hostname,
@@ -183,13 +184,18 @@ class WorkerParts:
         self.companion.close_in_child()
 
 
-def _tell_slots(worker: Any, board: NoteBoard) -> None:
-    """Tell the companion how many tasks *worker*, Celery's, may run at a time now."""
+def _tell(worker: Any, board: NoteBoard, companion: Companion) -> None:
+    """Tell *companion* how many tasks *worker*, Celery's, may run at a time now, and from
+    which queues it takes them: remote control may change both.
+    """
     try:
         if worker.pool is not None and worker.pool.active:
             board.worker_slots[0] = slots_of(worker)
-    except Exception as exc:  # noqa: BLE001  the number of before stands
-        health.hook_failed("slots", exc)
+        consumer = getattr(getattr(worker, "consumer", None), "task_consumer", None)
+        if consumer is not None:  # else it is connecting
+            companion.tell([queue.name for queue in consumer.queues])
+    except Exception as exc:  # noqa: BLE001  what was told before stands
+        health.hook_failed("telling", exc)
 
 
 def _logfile(worker: Any) -> str | None:

@@ -2,8 +2,8 @@
 alerts, snapshots of the taus.
 
 ``main`` reads one line of JSON on standard input (what
-to do, with the settings) and goes on until standard input ends, which it does
-when the worker ends, however that happens.
+to do, with the settings), and others when the worker's queues change, and goes on
+until standard input ends, which it does when the worker ends, however that happens.
 
 A process of its own, because no process of the host app shall hold pymongo: pool
 children that are forked later would inherit it, its threads do not go with
@@ -21,7 +21,10 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 
+from rts.companion.attempts import attempt
 from rts.companion.loop import run
 from rts.companion.upkeep import Upkeep
 from rts.ledger.orders import Orders
@@ -61,10 +64,12 @@ def main() -> int:
     signal.set_wakeup_fd(wake_end)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the worker decides
     signal.signal(signal.SIGTERM, lambda *_: None)
-    line = sys.stdin.readline()
-    if not line.endswith("\n"):
+    # Byte by byte: what follows is read by another thread.
+    with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as told:
+        line = told.readline()
+    if not line.endswith(b"\n"):
         return 0  # the worker died before it had said what to do
-    orders = Orders.from_json(line)
+    orders = Orders.from_json(line.decode())
     set_up_logging(orders)
     stop = threading.Event()
     upkeep = Upkeep(orders.settings, orders)
@@ -75,22 +80,31 @@ def main() -> int:
     gc.freeze()  # what was imported stays for good
     # A batch is many objects without cycles among them: nothing to look for so often.
     gc.set_threshold(50_000, 10, 10)
-    threading.Thread(target=watch, args=(parent, wake, stop), daemon=True).start()
+    watching = (parent, wake, stop, upkeep.hear)
+    threading.Thread(target=watch, args=watching, daemon=True).start()
     run(upkeep, stop)
     return 0
 
 
-def watch(parent: int, wake: int, stop: threading.Event) -> None:
+def watch(parent: int, wake: int, stop: threading.Event, hear: Callable[[bytes], None]) -> None:
     """Set *stop* when the worker ends: standard input closes, or the parent changes
     (pool children that were forked since may hold the pipe open). Or on SIGTERM.
+    Until then let *hear* have each line that comes.
 
     Ends the process the hard way where it does not end by itself.
     """
-    stdin = sys.stdin.fileno()
+    stdin, heard = sys.stdin.fileno(), b""
     while os.getppid() == parent:
         ready, _, _ = select.select([stdin, wake], [], [], 1.0)
-        if wake in ready or (ready and not os.read(stdin, 4096)):
+        if wake in ready:
             break
+        if ready:
+            data = os.read(stdin, 4096)
+            if not data:
+                break
+            *lines, heard = (heard + data).split(b"\n")
+            for line in lines:
+                attempt("reading the worker's queues", partial(hear, line))
     stop.set()
     for _ in range(round(LAST_S / STEP_S)):
         time.sleep(STEP_S)

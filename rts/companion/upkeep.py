@@ -5,6 +5,7 @@ What it does with the ledger: :mod:`rts.companion.bookkeeping`.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -58,6 +59,7 @@ class Upkeep:
             breaker_period=BREAKER_S,
         )
         self._orders = orders
+        self._queues = () if orders is None else orders.queues
         self._keys = settings.keys
         self._link = Link(patient)
         self._clock = FleetClock()
@@ -99,6 +101,10 @@ class Upkeep:
         probes = real_probes()
         take_sample(probes)  # from which on the first beat tells the CPU
         self._probes = probes
+
+    def hear(self, line: bytes) -> None:
+        """Take a line of the worker's: the queues that it takes tasks from now."""
+        self._queues = tuple(json.loads(line))
 
     def pulse(self) -> None:
         """One round trip: measure the clock, beat, deliver what was counted.
@@ -194,7 +200,7 @@ class Upkeep:
             host=socket.gethostname(),
             pid=orders.pid,
             slots=slots,
-            queues=orders.queues,
+            queues=self._queues,
             ahead=math.inf if orders.ahead is None else slots * orders.ahead,
             received=board.received.told(),
         )

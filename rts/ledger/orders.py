@@ -22,7 +22,7 @@ class Orders:
     #: Where the worker logs, and from which level on.
     logfile: str | None
     loglevel: int
-    #: The queues that the worker takes tasks from.
+    #: The queues that the worker takes tasks from, as it begins.
     queues: tuple[str, ...] = ()
     #: Tasks that the worker takes for each slot when all are taken; ``None``: any number.
     ahead: int | None = 0

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rts import health
@@ -45,6 +46,9 @@ class Companion:
         self._process: subprocess.Popen[bytes] | None = None
         #: The end of the pipe whose closing ends the companion; -1: none.
         self._pipe = -1
+        #: What it is told after its orders, a line of JSON: the queues, where they have
+        #: changed.
+        self._news = ""
         self._stopping = threading.Event()
         self._pass_fds: tuple[int, ...] = ()
         self._spawned_at = 0.0
@@ -67,6 +71,14 @@ class Companion:
         threading.Thread(
             target=self._watch, args=(orders,), name="rts-companion", daemon=True
         ).start()
+
+    def tell(self, queues: Sequence[str]) -> None:
+        """Tell it the queues that the worker takes tasks from now; again changes nothing."""
+        with self._lock:
+            news = json.dumps(queues) + "\n"
+            if news != self._news:
+                self._news = news
+                self._write(news)
 
     def stop(self, timeout: float = 8.0) -> None:
         """Let it finish: it drains for a few seconds at most; then it is killed."""
@@ -133,12 +145,15 @@ class Companion:
             os.close(reading)
         self._pipe = writing
         self._spawned_at = time.monotonic()
-        data = orders.encode() + b"\n"
+        self._write(f"{orders}\n{self._news}")
+
+    def _write(self, text: str) -> None:
+        data = text.encode()
         try:
-            while data:
-                data = data[os.write(writing, data) :]
+            while data and self._pipe >= 0:
+                data = data[os.write(self._pipe, data) :]
         except OSError:
-            pass  # it has died at once; the watcher sees that
+            pass  # it has died; the watcher sees that
 
     def _watch(self, orders: str) -> None:
         backoff_s = MIN_BACKOFF_S

@@ -187,8 +187,12 @@ def test_one_that_is_killed_is_started_again(
     wait_until(lambda: redis_client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S)
     first = companion.pid
     assert first is not None
+    companion.tell(["emails"])
     os.kill(first, signal.SIGKILL)
     wait_until(lambda: companion.pid not in (None, first), PATIENCE_S)
+    redis_client.delete(settings.keys.workers)
+    beats = wait_until(lambda: redis_client.hvals(settings.keys.workers), PATIENCE_S)
+    assert json.loads(beats[0])["queues"] == ["emails"]
     fill(redis_client, settings, 3)
     wait_until(all_there(mongo, 3), PATIENCE_S)
 
@@ -250,6 +254,26 @@ def test_a_worker_tells_the_slots_that_it_has_now(
     wait_until(lambda: told() == [after], PATIENCE_S, message=f"{after} slots")
     soon = rts.predict_new("t", queue=stage.conf["task_default_queue"], app=app)
     assert soon.slots == after
+
+
+def test_a_worker_tells_the_queues_that_it_takes_from_now(
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery], redis_client: redis.Redis
+) -> None:
+    stage = make_stage()
+    stage.worker(concurrency=1)
+    app = apps(stage)
+    first, more = stage.conf["task_default_queue"], f"{stage.prefix}more"
+
+    def told() -> list[list[str]]:
+        beats = redis_client.hvals(f"{stage.prefix}workers")
+        return [json.loads(beat)["queues"] for beat in beats]
+
+    assert wait_until(told, PATIENCE_S) == [[first]]
+    app.control.add_consumer(more, reply=True)
+    wait_until(lambda: told() == [[first, more]], PATIENCE_S, message="another queue")
+    assert rts.predict_new("t", queue=more, app=app).slots == 1
+    app.control.cancel_consumer(first, reply=True)
+    wait_until(lambda: told() == [[more]], PATIENCE_S, message="one queue less")
 
 
 def test_files_of_the_app_do_not_hide_modules(
@@ -403,7 +427,7 @@ _WORKER = """
 import os, sys, time
 from rts.ledger.supervise import Companion
 companion = Companion()
-companion.start(sys.stdin.readline(), (int(sys.argv[2]),))
+companion.start(sys.stdin.readline().rstrip(), (int(sys.argv[2]),))
 child = os.fork()
 if child == 0:
     if sys.argv[1] == "closes":
