@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import psutil
+import pytest
 
 from rts.testing import wait_until
 from tests.conftest import ROOT, UNTRACED
@@ -28,6 +29,7 @@ def left_of(marker: str) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.alone  # works all the time: beside other tests it comes near their limit
 def test_the_demo_shows_the_main_job() -> None:
     env = {**UNTRACED, "DEMO_TEST": "whole"}
     result = subprocess.run(
