@@ -9,8 +9,9 @@ is about. How they are written: :mod:`rts.ledger.writes`.
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Collection as SomeIds
-from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 
 from pymongo import ReplaceOne
@@ -38,6 +39,10 @@ from rts.ports import TauEntry
 from rts.records import GIVEN, LOST, OutboxEntry
 from rts.settings import Settings
 
+#: Seconds after which the indexes are made again, should they be gone: somebody has dropped
+#: the database, or restored it from a copy without them.
+PREPARE_S = 300.0
+
 #: Characters of a refused entry that are kept.
 REFUSED_TEXT = 16384
 
@@ -45,20 +50,22 @@ REFUSED_TEXT = 16384
 class MongoLedger:
     """Implements :class:`rts.ports.Ledger` on a MongoDB server or replica set.
 
-    The first call that reaches the server makes the indexes. Safe to share between
-    threads, not across a fork.
+    The first call that reaches the server makes the indexes; one in five minutes makes
+    those that are gone. Safe to share between threads, not across a fork.
 
     Raises:
         PyMongoError: rts_mongo_url cannot be used.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
         self._ttl_s = settings.ledger_ttl
         self._client = connect(settings.mongo_url)
         self.database = database_of(self._client)
         self._tasks: Collection[Document] = self.database[TASKS]
         self._assignments: Collection[Document] = self.database[ASSIGNMENTS]
-        self._prepared = False
+        #: When the indexes were made last; ``None``: not yet.
+        self._prepared_at: float | None = None
         self._lock = threading.Lock()
 
     def write(self, entries: Sequence[OutboxEntry]) -> set[str]:
@@ -225,7 +232,7 @@ class MongoLedger:
         return found
 
     def prepare(self) -> None:
-        """Make the indexes and the capped collection, once per object.
+        """Make the indexes and the capped collection, unless this object did so lately.
 
         Building an index does not block readers or writers (MongoDB ≥ 4.2).
 
@@ -234,11 +241,12 @@ class MongoLedger:
                 the way.
         """
         with self._lock:
-            if self._prepared:
+            at, now = self._prepared_at, self._now()
+            if at is not None and now < at + PREPARE_S:
                 return
             with unavailable():
                 try:
-                    prepare(self.database, self._ttl_s)
+                    prepare(self.database, self._ttl_s, again=at is not None)
                 except OperationFailure as exc:
                     if exc.code in AWAY:
                         raise
@@ -247,7 +255,7 @@ class MongoLedger:
                         "collections and indexes cannot be made in the database "
                         f"{self.database.name}: {str(exc).partition(', full error')[0][:500]}"
                     ) from exc
-            self._prepared = True
+            self._prepared_at = now
 
     def close(self) -> None:
         """Close the connections."""

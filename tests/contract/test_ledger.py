@@ -20,7 +20,7 @@ from rts.ledger.connection import connect
 from rts.ledger.documents import Document, documents
 from rts.ledger.memory import MemoryLedger
 from rts.ledger.merging import merge_tasks
-from rts.ledger.mongo import MongoLedger
+from rts.ledger.mongo import PREPARE_S, MongoLedger
 from rts.ledger.storable import MAX_TEXT
 from rts.ledger.writes import insert, store
 from rts.ports import TauEntry
@@ -850,6 +850,24 @@ def test_a_time_to_live_of_strangers_is_made_ours(rts_mongo_url: str, name: str)
         ledger.close()
 
 
+def test_indexes_of_strangers_under_other_names_serve_as_well(rts_mongo_url: str) -> None:
+    settings = Settings(mongo_url=rts_mongo_url, ledger_ttl=0)
+    ledger = MongoLedger(settings)
+    ledger.prepare()
+    for name in ("tasks", "assignments"):
+        collection = ledger.database[name]
+        for own, index in collection.index_information().items():
+            if own != "_id_":
+                collection.drop_index(own)
+                options = {k: index[k] for k in index.keys() - {"key", "v"}}
+                collection.create_index(index["key"], name=f"mine_{own}", **options)
+    ledger.close()
+    again = MongoLedger(settings)
+    again.write([entry(execution())])
+    assert again.database["assignments"].count_documents({}) == 1
+    again.close()
+
+
 IN_THE_WAY: dict[str, Callable[[Any], object]] = {
     "An existing index has the same name": lambda database: database[
         "assignments"
@@ -976,6 +994,34 @@ def test_indexes_and_time_to_live(rts_mongo_url: str) -> None:
     assert ttl(0) == {"tasks": None, "assignments": None}
     assert ttl(0.5) == {"tasks": 1, "assignments": 1}
     assert ttl(1e18) == {"tasks": 2**31 - 1, "assignments": 2**31 - 1}
+
+
+def test_indexes_come_back_after_somebody_has_dropped_the_database(rts_mongo_url: str) -> None:
+    now = [0.0]
+    ledger = MongoLedger(Settings(mongo_url=rts_mongo_url), now=lambda: now[0])
+    ledger.write([entry(execution(task_id="before"))])
+    collections = ledger.database["tasks"], ledger.database["assignments"]
+    made = [set(collection.index_information()) for collection in collections]
+    ledger.database.client.drop_database(ledger.database.name)
+    now[0] += PREPARE_S
+    ledger.write([entry(execution(task_id="after"))])
+    assert [set(collection.index_information()) for collection in collections] == made
+    ledger.close()
+
+
+def test_a_time_to_live_that_was_changed_since_stays(rts_mongo_url: str) -> None:
+    """Two drains with other settings would change it back and forth."""
+    now = [0.0]
+    ledger = MongoLedger(Settings(mongo_url=rts_mongo_url), now=lambda: now[0])
+    ledger.prepare()
+    other = MongoLedger(Settings(mongo_url=rts_mongo_url, ledger_ttl=3600))
+    other.prepare()
+    other.close()
+    now[0] += PREPARE_S
+    ledger.prepare()
+    index = ledger.database["tasks"].index_information()["arrival_1"]
+    assert index["expireAfterSeconds"] == 3600
+    ledger.close()
 
 
 def test_refused_entries_are_kept_and_bounded(on_mongo: OnMongo) -> None:
