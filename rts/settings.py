@@ -7,9 +7,9 @@ Each is an ordinary Celery setting (``app.conf.rts_…``), so it can stand in a
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import os
+import pwd
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -240,10 +240,10 @@ def _redis_of(conf: Mapping[str, Any], environ: Mapping[str, str]) -> str:
 def _default_spool_dir(settings: Settings) -> str:
     """Return a folder of this user for this installation, below the system's /tmp."""
     identity = f"{settings.redis_url}\n{settings.key_prefix}".encode()
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user need not have a name
-        user = str(os.getuid())
+    try:  # not by the environment, which sudo -E and --uid leave as another user's
+        user = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # a container's user need not have a name
+        user = str(os.geteuid())
     name = f"rts-spool-{user}-{hashlib.sha256(identity).hexdigest()[:12]}"
     try:
         folder = tempfile.gettempdir()

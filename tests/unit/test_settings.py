@@ -21,6 +21,16 @@ def read(environ: dict[str, str] | None = None, **conf: Any) -> Settings:
     return Settings.from_conf(conf, environ={} if environ is None else environ)
 
 
+def test_the_spool_is_of_who_runs_whatever_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """``sudo -E`` and ``celery worker --uid`` leave the name of another user there."""
+    expected = read().spool_dir
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "somebody-else")
+    assert read().spool_dir == expected
+
+
 def test_defaults() -> None:
     settings = read()
     assert settings.redis_url == "redis://localhost:6379/0"
