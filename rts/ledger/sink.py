@@ -54,7 +54,8 @@ class SpoolRunSink:
             health.warn_once(
                 f"spool:{type(exc).__name__}:{getattr(exc, 'errno', None)}",
                 "rts: records cannot be written to disk (%s) and go straight to Redis, which "
-                "is slower. Set rts_spool_dir to a folder that this user can write",
+                "is slower. Set rts_spool_dir to a folder of this user's own; on a volume to "
+                "one below its mount point, which is then made",
                 exc,
             )
         try:
