@@ -20,7 +20,7 @@ from rts.deadlines import HOPELESS_SLOTS, HORIZON_S, LATE_SHARE
 from rts.errors import ConfigurationError
 from rts.keys import Keys
 from rts.tasktypes import DEFAULT_TASK_TYPES, TaskType
-from rts.urls import is_redis, redis_url, with_tls
+from rts.urls import is_redis, place_of, redis_url, with_tls
 from rts.validation import CHECKS, multiplier
 from rts.webhooks import Webhook
 
@@ -239,7 +239,8 @@ def _redis_of(conf: Mapping[str, Any], environ: Mapping[str, str]) -> str:
 
 def _default_spool_dir(settings: Settings) -> str:
     """Return a folder of this user for this installation, below the system's /tmp."""
-    identity = f"{settings.redis_url}\n{settings.key_prefix}".encode()
+    # Without the password: what waits while it is changed is looked for under the new one.
+    identity = f"{place_of(settings.redis_url)}\n{settings.key_prefix}".encode()
     try:  # not by the environment, which sudo -E and --uid leave as another user's
         user = pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:  # a container's user need not have a name

@@ -12,7 +12,7 @@ import re
 import ssl
 from collections.abc import Mapping
 from typing import TypeGuard
-from urllib.parse import quote, unquote_plus, urlsplit
+from urllib.parse import parse_qs, quote, unquote_plus, urlsplit
 
 from rts.errors import ConfigurationError
 from rts.mongo_options import refused_option
@@ -100,6 +100,20 @@ def redis_url(key: str, value: object) -> str:
             key, refused(value), f"{allowed}, with a port from 1 to 65535 and {_ESCAPED}"
         )
     return url
+
+
+def place_of(url: str) -> str:
+    """Return the server and database of *url*, of Redis: the same with another password.
+
+    >>> place_of("redis://me:secret@host:6379/0?ssl_ca_certs=/etc/ca.crt")
+    'redis://host:6379/0'
+    >>> place_of("unix://:secret@/run/redis.sock?db=2")
+    'unix:///run/redis.sock?db=2'
+    """
+    parts = urlsplit(url)
+    database = parse_qs(parts.query).get("db")
+    place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    return f"{place}?db={database[0]}" if database else place
 
 
 def mongo_url(key: str, value: object) -> str:

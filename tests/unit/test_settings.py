@@ -31,6 +31,24 @@ def test_the_spool_is_of_who_runs_whatever_the_environment_says(
     assert read().spool_dir == expected
 
 
+def test_the_spool_stays_where_it_is_when_a_password_changes() -> None:
+    def folder(url: str, prefix: str = "rts:") -> str:
+        return read(rts_redis_url=url, rts_key_prefix=prefix).spool_dir
+
+    own = folder("redis://host:6379/0")
+    assert folder("redis://:old@host:6379/0") == own
+    assert folder("redis://me:new@host:6379/0?ssl_ca_certs=/ca.crt&password=a@b") == own
+    others = {
+        folder("redis://host:6379/0", "other:"),
+        folder("redis://host:6379/1"),
+        folder("redis://host:6379/0?db=2"),
+        folder("redis://host2:6379/0"),
+        folder("unix:///run/redis.sock?db=1"),
+        folder("unix:///run/redis.sock?db=2"),
+    }
+    assert len(others - {own}) == 6
+
+
 def test_defaults() -> None:
     settings = read()
     assert settings.redis_url == "redis://localhost:6379/0"
