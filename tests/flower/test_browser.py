@@ -17,7 +17,7 @@ from playwright.sync_api import sync_playwright
 
 from rts.flower import tab
 from rts.flower.words import duration
-from rts.testing import wait_until
+from rts.testing import RedisServer, wait_until
 from tests.conftest import Stage
 from tests.flower.conftest import EVIL, Flower, ended, some_runs
 from tests.programs import needed
@@ -175,6 +175,23 @@ def test_pages_are_live_until_they_are_paused(
     page.get_by_role("button", name="Pause").click()
     wait_until(lambda: "does not answer" in page.locator("#rts-status").inner_text(), 30)
     context.close()
+
+
+def test_what_was_opened_stays_open_when_there_is_trouble_to_tell(
+    browser: Any, make_stage: Callable[..., Stage], make_flower: Make, write: Any
+) -> None:
+    write(ended(0, 5))
+    with RedisServer() as own:
+        flower = make_flower(make_stage(rts_redis_url=own.url))
+        context = browser.new_context()
+        page = Seen(context, flower.base).open("/rts/types?since=1h")
+        page.locator("#chart-runtimes summary").click()
+        for change, shown in ((own.kill, 1), (own.start, 0)):
+            change()
+            wait_until(lambda shown=shown: page.locator(".rts-trouble").count() == shown, 60)
+            opened = page.locator("#chart-runtimes details").get_attribute("open")
+            assert opened is not None
+        context.close()
 
 
 def test_strangers_names_run_nowhere(
