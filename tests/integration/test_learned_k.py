@@ -103,7 +103,7 @@ def test_runtimes_that_begin_to_scatter_more_are_learned(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("unmeasured")
-@pytest.mark.parametrize("trace", TRACES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("trace", TRACES, ids=[path.stem for path in TRACES])
 def test_the_share_that_was_asked_for_is_in_time_on_traces(
     rts_redis_url: str, rts_key_prefix: str, trace: Path
 ) -> None:
