@@ -413,15 +413,23 @@ def test_slots_follow_the_pool(
     def held(count: int) -> Callable[[], bool]:
         return lambda: redis_client.hlen("unacked") == count
 
-    for _ in range(8):  # hopeful, so that they may have all slots
-        app.send_task(LATE, (3.0,), headers={"sla_deadline": time.time() + 600})
+    def send(count: int) -> list[str]:
+        hopeful = {"sla_deadline": time.time() + 600}  # so that they may have all slots
+        return [app.send_task(LATE, (3.0,), headers=hopeful).id for _ in range(count)]
+
+    send(6)
     wait_until(held(1))
     app.control.pool_grow(2, reply=True)
     wait_until(held(3))
+    wait_until(held(0))  # a pool whose processes are all busy does not shrink
     app.control.pool_shrink(1, reply=True)
-    wait_until(held(2))
-    app.control.autoscale(4, 1, reply=True)
-    wait_until(lambda: mongo.tasks.count_documents({"state": "SUCCESS"}) == 8, 60)
+    app.control.autoscale(4, 1, reply=True)  # not for this worker
+    ids = {"$in": send(4)}
+    ended = {"task_id": ids, "state": "SUCCESS"}
+    wait_until(lambda: mongo.assignments.count_documents(ended) == 4)
+    first, second, third, _ = mongo.assignments.find(ended).sort("started_at")
+    assert second["started_at"] < first["completed_at"], "two at a time"
+    assert third["started_at"] >= min(first["completed_at"], second["completed_at"])
     wait_until(held(0))
 
 
