@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -25,22 +26,32 @@ def settings(rts_redis_url: str, rts_key_prefix: str) -> Settings:
     return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, timeout=5.0)
 
 
+@contextmanager
+def hearing(settings: Settings, signal: Any) -> Iterator[list[Any]]:
+    """What a receiver of *signal* is told, by a listener that runs meanwhile."""
+    told: list[Any] = []
+
+    def hear(sender: str, notice: Any, **_: Any) -> None:
+        if signal is signals.task_overdue:
+            assert sender == notice.name
+        told.append(notice)
+
+    signal.connect(hear, weak=False)
+    living = Listener(settings, "me")
+    living.start()
+    try:
+        yield told
+    finally:
+        living.stop()
+        signal.disconnect(hear)
+
+
 @pytest.fixture
 def heard(settings: Settings, redis_client: redis.Redis) -> Iterator[list[TaskOverdue]]:
     """What a receiver is told from now on."""
-    told: list[TaskOverdue] = []
-
-    def hear(sender: str, notice: TaskOverdue, **_: Any) -> None:
-        assert sender == notice.name
-        told.append(notice)
-
-    signals.task_overdue.connect(hear, weak=False)
-    listener = Listener(settings, "me")
-    listener.start()
-    wait_until(lambda: redis_client.exists(settings.keys.events))
-    yield told
-    listener.stop()
-    signals.task_overdue.disconnect(hear)
+    with hearing(settings, signals.task_overdue) as told:
+        wait_until(lambda: redis_client.exists(settings.keys.events))
+        yield told
 
 
 def tell(client: redis.Redis, settings: Settings, *texts: str | bytes) -> None:
@@ -75,23 +86,12 @@ def test_a_burning_objective_is_heard_of_from_other_versions(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
     notice = SloBurning("*", 0.95, "page", "firing", 20.0, "1h", -1.0, 2.0)
-    told: list[SloBurning] = []
-
-    def hear(sender: str, notice: SloBurning, **_: Any) -> None:
-        told.append(notice)
-
-    signals.slo_burning.connect(hear, weak=False)
-    hearing = Listener(settings, "me")
-    hearing.start()
-    try:
+    with hearing(settings, signals.slo_burning) as told:
         wait_until(lambda: redis_client.exists(settings.keys.events))
         for text in ("[]", "{}", json.dumps({**asdict(notice), "new_field": 1})):
             redis_client.xadd(settings.keys.events, {"n": text})
         wait_until(lambda: told)
         assert told == [notice]
-    finally:
-        hearing.stop()
-        signals.slo_burning.disconnect(hear)
 
 
 def test_workers_that_were_killed_leave_the_group(
@@ -105,21 +105,10 @@ def test_workers_that_were_killed_leave_the_group(
         if name == "killed":
             redis_client.xack(events, group, event_id)
     monkeypatch.setattr(listener, "GONE_S", 0.0)
-    told: list[TaskOverdue] = []
-
-    def hear(sender: str, notice: TaskOverdue, **_: Any) -> None:
-        told.append(notice)
-
-    signals.task_overdue.connect(hear, weak=False)
-    living = Listener(settings, "me")
-    living.start()
-    try:
+    with hearing(settings, signals.task_overdue) as told:
         wait_until(lambda: told)
         left = {each["name"] for each in redis_client.xinfo_consumers(events, group)}
         assert left == {"busy", "me"}
-    finally:
-        living.stop()
-        signals.task_overdue.disconnect(hear)
 
 
 def test_the_text_of_an_event_is_read_or_refused() -> None:

@@ -51,6 +51,13 @@ def producer(stage: Stage, made: list[Celery], **conf: Any) -> Celery:
     return app
 
 
+def topic_queue(stage: Stage) -> Queue:
+    """Return a queue to which messages come by a key that is not its name."""
+    name = f"{stage.conf['task_default_queue']}-bound"
+    topic = Exchange(f"{name}-x", type="topic")  # a direct one is passed over by Celery
+    return Queue(name, topic, routing_key=f"{name}-key")
+
+
 def busy(stage: Stage, app: Celery, seconds: float, slots: int, **options: Any) -> list[str]:
     """Fill the slots of the stage's workers; return the ids of what runs in them."""
     ids = [app.send_task(OK, (seconds,), **options).id for _ in range(slots)]
@@ -386,9 +393,8 @@ def test_a_task_of_this_process_that_was_taken_at_once(
     make_stage: Callable[..., Stage], apps: list[Celery], redis_client: redis.Redis
 ) -> None:
     stage = make_stage()
-    name = f"{stage.conf['task_default_queue']}-bound"
-    topic = Exchange(f"{name}-x", type="topic")  # a direct one is passed over by Celery
-    bound = Queue(name, topic, routing_key=f"{name}-key")
+    bound = topic_queue(stage)
+    name = bound.name
     app = producer(stage, apps, task_queues=[bound])
     worker = stage.worker(pool="threads", concurrency=1, queues=[name])
     # Of a key that is not the queue's name; what this process sends is known from here on.
@@ -722,9 +728,8 @@ def test_what_is_held_counts_for_a_route_by_any_routing_key(
     make_stage: Callable[..., Stage], apps: list[Celery], redis_client: redis.Redis
 ) -> None:
     stage = make_stage(worker_prefetch_multiplier=100)
-    name = f"{stage.conf['task_default_queue']}-bound"
-    topic = Exchange(f"{name}-x", type="topic")  # a direct one is passed over by Celery
-    bound = Queue(name, topic, routing_key=f"{name}-key")
+    bound = topic_queue(stage)
+    name = bound.name
     app = producer(stage, apps, task_queues=[bound])
     worker = stage.worker(pool="threads", concurrency=1, queues=[name])
     served(app, queue=name)
