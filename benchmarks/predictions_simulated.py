@@ -24,7 +24,7 @@ from heading import print_heading
 
 from rts.ledger.recent import RUNS
 from rts.predictions import forecast
-from rts.predictions.draws import Work
+from rts.predictions.sampling import Work
 from rts.predictions.snapshot import Running, Snapshot
 from rts.settings import Settings
 from rts.simulation.orders import Order, order_of

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from rts.current import Current
 from rts.errors import CommandError, ConfigurationError, RtsError, StoreUnavailable
-from rts.foresight import Prediction, predict, predict_new, route
 from rts.integration import current, install, uninstall
+from rts.prediction_api import Prediction, predict, predict_new, route
 
 if TYPE_CHECKING:
     from rts import signals

@@ -81,8 +81,8 @@ class Installation:
             return
         if parts.open_tasks is not None:
             parts.open_tasks.stop()
-        if parts.outlook is not None:
-            parts.outlook.close()
+        if parts.predictor is not None:
+            parts.predictor.close()
         parts.link.close()
 
 

@@ -19,7 +19,7 @@ ASSIGNMENTS = "assignments"
 TAU_SNAPSHOT = "tau"
 #: Outbox entries that could not be understood, kept for a person to look at.
 REFUSED = "refused"
-#: Sums over whole stretches of time that the reports keep.
+#: Sums over whole intervals of time that the reports keep.
 ROLLUPS = "rollups"
 
 
@@ -169,9 +169,9 @@ class Keys:
         return [self.metrics, *(f"{self.metrics}:{of}" for of in ("types", "names", "queues"))]
 
     @property
-    def lookout(self) -> str:
+    def overdue_lease(self) -> str:
         """String with a lease: the one companion that looks for overdue tasks."""
-        return self.prefix + "lookout"
+        return self.prefix + "sweep"
 
     @property
     def alerts(self) -> str:

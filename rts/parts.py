@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 from rts import health
 from rts.clock import FleetClock
 from rts.ledger.announce import Announcer
+from rts.ledger.instructions import Instructions
 from rts.ledger.notes import NoteBoard
-from rts.ledger.orders import Orders
 from rts.ledger.sink import SpoolRunSink
 from rts.ledger.spool import Spool
-from rts.ledger.supervise import Companion
+from rts.ledger.supervisor import Companion
 from rts.lifecycle.ends import Ends
 from rts.lifecycle.owners import tasks_of
 from rts.lifecycle.planning import Planner
@@ -32,7 +32,7 @@ from rts.settings import Settings
 from rts.tau.cache import TauCache
 
 if TYPE_CHECKING:
-    from rts.predictions.outlook import Outlook
+    from rts.predictions.predictor import Predictor
     from rts.predictions.routing import Risks
 
 
@@ -53,7 +53,7 @@ class Parts:
     #: ``None`` in processes that are not a worker's.
     worker: WorkerParts | None = None
     #: Made when somebody first asks for a prediction, and for a route.
-    outlook: Outlook | None = None
+    predictor: Predictor | None = None
     risks: Risks | None = None
 
     @classmethod
@@ -101,7 +101,7 @@ class WorkerParts:
     board: NoteBoard
     sink: SpoolRunSink
     companion: Companion
-    orders: Orders
+    instructions: Instructions
     listener: Listener
 
     @classmethod
@@ -148,7 +148,7 @@ class WorkerParts:
             board,
             sink,
             companion,
-            Orders(
+            Instructions(
                 settings,
                 worker=hostname,
                 instance=instance,
@@ -167,8 +167,8 @@ class WorkerParts:
         """Start what accompanies the worker: the load sampler and the companion process."""
         self.sampler.start()
         level = logging.getLogger().getEffectiveLevel()  # as set up since
-        orders = replace(self.orders, loglevel=level, pid=os.getpid())
-        self.companion.start(orders.to_json(), pass_fds=(self.board.fd,))
+        instructions = replace(self.instructions, loglevel=level, pid=os.getpid())
+        self.companion.start(instructions.to_json(), pass_fds=(self.board.fd,))
         self.listener.start()
 
     def stop(self) -> None:

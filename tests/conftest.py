@@ -67,7 +67,7 @@ LONGEST = (
     "test_load_real.py",
     "test_signals.py",
     "test_lifecycle.py",
-    "test_successors.py",
+    "test_replacements.py",
     "test_workers_tasks.py",
     "test_compose.py",
     "test_replay.py",

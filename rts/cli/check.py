@@ -9,8 +9,7 @@ from typing import Any
 
 import click
 
-from rts.cli.probes import look
-from rts.cli.shared import (
+from rts.cli.common import (
     Number,
     as_json,
     ledger_of,
@@ -18,6 +17,7 @@ from rts.cli.shared import (
     print_json,
     settings_of,
 )
+from rts.cli.probes import look
 from rts.cli.status import MAX_LAG_S
 from rts.cli.table import percent, printable, seconds
 from rts.errors import CommandError, RtsError, short

@@ -11,7 +11,7 @@ from types import FrameType
 
 import click
 
-from rts.cli.shared import as_json, outages_not_logged, print_json, settings_of
+from rts.cli.common import as_json, outages_not_logged, print_json, settings_of
 from rts.companion.loop import drain_alone
 from rts.errors import StoreUnavailable
 from rts.settings import Settings

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from rts.cli.shared import (
+from rts.cli.common import (
     CONNECT_TIMEOUT_S,
     TIMEOUT_S,
     as_json,
@@ -19,7 +19,7 @@ from rts.cli.shared import (
 from rts.clock import FleetClock
 from rts.deadlines import MAX_INSTANT
 from rts.errors import CommandError
-from rts.predictions.outlook import Outlook
+from rts.predictions.predictor import Predictor
 from rts.tau.cache import TauCache
 from rts.views.plain import iso
 
@@ -46,11 +46,11 @@ def command(ctx: click.Context, task_id: str, queue: str | None, as_json: bool) 
         clock = FleetClock()
         taus = TauCache(link, settings, clock)
         patient = replace(settings, connect_timeout=CONNECT_TIMEOUT_S, timeout=TIMEOUT_S)
-        outlook = Outlook(ctx.obj.app, patient, link, taus.tau)
+        predictor = Predictor(ctx.obj.app, patient, link, taus.tau)
         try:
-            found = outlook.of_task(task_id, queue)
+            found = predictor.of_task(task_id, queue)
         finally:
-            outlook.close()
+            predictor.close()
         taus.refresh()  # measures the clock
     if found is None:
         raise CommandError(

@@ -8,7 +8,7 @@ from types import FrameType
 
 import click
 
-from rts.cli.shared import outages_not_logged, settings_of
+from rts.cli.common import outages_not_logged, settings_of
 from rts.errors import CommandError
 from rts.scheduling.readings import queue_readings
 

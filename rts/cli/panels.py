@@ -7,9 +7,9 @@ from __future__ import annotations
 from datetime import datetime, timezone
 
 from rts.alerting.alert import Alert
-from rts.cli.picture import WINDOWS, Picture
 from rts.cli.status import NO_WORKERS, UNLED, WORKER_COLUMNS, worker_row
 from rts.cli.table import NONE, Column, cut, percent, render, seconds
+from rts.cli.watch_data import WINDOWS, Picture
 from rts.objectives import objective_of
 from rts.settings import Settings
 from rts.views.plain import iso

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
+from rts.cli.common import Number, as_json, print_json, settings_of
 from rts.cli.plots import draw, plot_path
-from rts.cli.shared import Number, as_json, print_json, settings_of
 from rts.cli.table import NONE, Column, percent, render, terminal_width
 from rts.cli.workloads import Source, order_in_use, progress_bar, workload, workload_options
 from rts.errors import CommandError

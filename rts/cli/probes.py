@@ -11,9 +11,9 @@ from typing import Any
 
 from pymongo.errors import PyMongoError
 
-from rts.cli.shared import link_to_redis, patient_link
+from rts.cli.common import link_to_redis, patient_link
 from rts.errors import RtsError, StoreUnavailable, short
-from rts.ledger.ship import Shipper
+from rts.ledger.shipper import Shipper
 from rts.ledger.spool import Spool
 from rts.link.link import Link
 from rts.link.scripts import pack

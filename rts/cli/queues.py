@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 
 import click
 
-from rts.cli.shared import as_json, link_to_redis, print_json, settings_of
+from rts.cli.common import as_json, link_to_redis, print_json, settings_of
 from rts.cli.table import NONE, Column, render, seconds, terminal_width
 from rts.errors import CommandError, StoreUnavailable
 from rts.scheduling import queues

@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from rts.cli.answers import Answer
+from rts.cli.common import as_json, print_json, settings_of
 from rts.cli.plots import Points, draw, plot_path
-from rts.cli.shared import as_json, print_json, settings_of
+from rts.cli.replay_output import Answer
 from rts.cli.table import terminal_width
 from rts.cli.workloads import (
     Source,

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta, timezone
 
 import click
 
-from rts.cli.shared import as_json, instant, ledger_of, print_json, settings_of
+from rts.cli.common import as_json, instant, ledger_of, print_json, settings_of
 from rts.cli.table import NONE, Column, percent, printable, render, seconds, terminal_width
 from rts.views.plain import iso
 from rts.views.report import Percentiles, ReportRow, report

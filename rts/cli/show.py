@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from rts.cli.shared import as_json, ledger_of, print_json, settings_of
+from rts.cli.common import as_json, ledger_of, print_json, settings_of
 from rts.cli.table import NONE, Column, printable, render, seconds, terminal_width
 from rts.errors import CommandError
 from rts.views.plain import iso

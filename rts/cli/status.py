@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
+from rts.cli.common import NO_APP, as_json, outages_not_logged, print_json, settings_of
 from rts.cli.probes import PATIENCE_S, forget_counters, look, spooled_records
-from rts.cli.shared import NO_APP, as_json, outages_not_logged, print_json, settings_of
 from rts.cli.table import NONE, Column, render, seconds, terminal_width
 from rts.clock import DEADBAND_S
 from rts.installation import installed

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from rts.cli.shared import as_json, link_to_redis, print_json, settings_of
+from rts.cli.common import as_json, link_to_redis, print_json, settings_of
 from rts.cli.table import Column, printable, render, seconds, terminal_width
 from rts.errors import CommandError
 from rts.link.scripts import pack

@@ -6,11 +6,11 @@ import sys
 
 import click
 
+from rts.cli.common import Number, as_json, outages_not_logged, print_json, settings_of
 from rts.cli.panels import lines
-from rts.cli.picture import Gatherer, document
 from rts.cli.screen import live
-from rts.cli.shared import Number, as_json, outages_not_logged, print_json, settings_of
 from rts.cli.table import terminal_width
+from rts.cli.watch_data import Gatherer, document
 
 
 @click.command(name="watch", short_help="A live view in the terminal.")

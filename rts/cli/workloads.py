@@ -13,8 +13,8 @@ from typing import Any
 
 import click
 
+from rts.cli.common import Number, instant, ledger_of
 from rts.cli.recorded import MAX_RUNS, count, runs
-from rts.cli.shared import Number, instant, ledger_of
 from rts.deadlines import MAX_MULTIPLIER, MIN_MULTIPLIER
 from rts.errors import CommandError
 from rts.scheduling.capacity import ahead_per_slot

@@ -9,14 +9,14 @@ from __future__ import annotations
 import time
 from datetime import datetime, timezone
 
-from rts.alerting.lead import Leader
+from rts.alerting.leader import Leader
 from rts.clock import FleetClock
 from rts.companion.attempts import attempt
 from rts.ledger.connection import unavailable
 from rts.ledger.drain import Drain
-from rts.ledger.lookout import Lookout
 from rts.ledger.mongo import MongoLedger
 from rts.ledger.outbox import RedisOutbox
+from rts.ledger.overdue import OverdueSweep
 from rts.link.link import Link
 from rts.link.scripts import pack
 from rts.settings import Settings
@@ -52,7 +52,7 @@ class Bookkeeping:
         self.drain = Drain(self.outbox, ledger)
         self._snapshots = Snapshots(self._link, settings, ledger)
         #: Finds tasks whose deadline has passed.
-        self.lookout = Lookout(look_link, settings, ledger, name)
+        self.overdue = OverdueSweep(look_link, settings, ledger, name)
         #: Decides on alerts and sends them, if no other companion does.
         self.leader = Leader(alert_link, settings, clock, name, self._database)
         links = (self._link, alert_link, look_link)
@@ -91,7 +91,7 @@ class Bookkeeping:
 
     def leave(self) -> None:
         """Let other companions take over at once. Never raises."""
-        for chore in (self.leader, self.lookout, self.outbox):
+        for chore in (self.leader, self.overdue, self.outbox):
             attempt("leaving", chore.leave)
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from rts.alerting.lead import LEAD_S, OBJECTIVES_S, OVERDUE_S
+from rts.alerting.leader import LEAD_S, OBJECTIVES_S, OVERDUE_S
 from rts.companion.attempts import attempt
 from rts.companion.bookkeeping import SNAPSHOT_S, SUMS_S, Bookkeeping
 from rts.companion.upkeep import Upkeep
@@ -28,8 +28,8 @@ LOOK_S = 1.0
 def run(upkeep: Upkeep, stop: threading.Event) -> None:
     """Keep going until *stop*. Neither draining nor shipping delays the heartbeat."""
     # First: a worker may be killed before its companion has come this far.
-    heir = threading.Thread(target=upkeep.bequeath, args=(stop,), daemon=True)
-    heir.start()
+    final_runs = threading.Thread(target=upkeep.bequeath, args=(stop,), daemon=True)
+    final_runs.start()
     upkeep.start()
     threads = [
         # Its own thread says good-bye: the others may hang in a server that does.
@@ -46,7 +46,7 @@ def run(upkeep: Upkeep, stop: threading.Event) -> None:
     if upkeep.books is not None:
         _keep_books(upkeep.books, stop)
     stop.wait()
-    heir.join()
+    final_runs.join()
     for thread in threads:
         thread.join(1.0)
     upkeep.last()
@@ -59,7 +59,7 @@ def _keep_books(books: Bookkeeping, stop: threading.Event) -> None:
     _repeat(stop, LEAD_S, ("alerting", leader.lead))
     _repeat(stop, OVERDUE_S, ("telling of overdue tasks", leader.look_at_overdue))
     _repeat(stop, OBJECTIVES_S, ("looking at the objectives", leader.look_at_objectives))
-    _repeat(stop, LOOK_S, ("looking for overdue tasks", books.lookout.step))
+    _repeat(stop, LOOK_S, ("looking for overdue tasks", books.overdue.step))
     snapshot_at = restore_at = 0.0
     while not stop.is_set():
         if time.monotonic() >= restore_at:

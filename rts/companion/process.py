@@ -27,7 +27,7 @@ from functools import partial
 from rts.companion.attempts import attempt
 from rts.companion.loop import run
 from rts.companion.upkeep import Upkeep
-from rts.ledger.orders import Orders
+from rts.ledger.instructions import Instructions
 
 #: Seconds after the worker's end in which this process ends, whatever hangs. It
 #: may: nothing is acknowledged that is not done. In steps of so many seconds, which
@@ -37,21 +37,21 @@ LAST_S, STEP_S = 5.0, 0.1
 NICENESS = 5
 
 
-def set_up_logging(orders: Orders) -> None:
+def set_up_logging(instructions: Instructions) -> None:
     """Log where the worker logs, as it does; to standard error where that fails."""
     handler: logging.Handler = logging.StreamHandler()
-    if orders.logfile:
+    if instructions.logfile:
         try:
-            handler = logging.handlers.WatchedFileHandler(orders.logfile)
+            handler = logging.handlers.WatchedFileHandler(instructions.logfile)
         except OSError:
             pass
     logging.basicConfig(
-        level=orders.loglevel,
+        level=instructions.loglevel,
         format="[%(asctime)s: %(levelname)s/rts] %(message)s",
         handlers=[handler],
     )
     # What cannot be read here, the worker cannot read either, and says so.
-    logging.getLogger("rts.load").setLevel(max(orders.loglevel, logging.WARNING))
+    logging.getLogger("rts.load").setLevel(max(instructions.loglevel, logging.WARNING))
 
 
 def main() -> int:
@@ -69,10 +69,10 @@ def main() -> int:
         line = told.readline()
     if not line.endswith(b"\n"):
         return 0  # the worker died before it had said what to do
-    orders = Orders.from_json(line.decode())
-    set_up_logging(orders)
+    instructions = Instructions.from_json(line.decode())
+    set_up_logging(instructions)
     stop = threading.Event()
-    upkeep = Upkeep(orders.settings, orders)
+    upkeep = Upkeep(instructions.settings, instructions)
     try:
         os.nice(NICENESS)
     except OSError:

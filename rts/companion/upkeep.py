@@ -21,18 +21,18 @@ from rts import health
 from rts.clock import FleetClock
 from rts.companion.attempts import attempt
 from rts.companion.bookkeeping import Bookkeeping
-from rts.companion.heir import Heir
+from rts.companion.final_runs import FinalRuns
 from rts.errors import StoreUnavailable
-from rts.ledger.bulletin import Bulletin
-from rts.ledger.estate import Estate
 from rts.ledger.heartbeat import BEAT_S, Heartbeat
+from rts.ledger.in_flight import InFlightRuns
+from rts.ledger.instructions import Instructions
 from rts.ledger.janitor import Janitor, Orphans
 from rts.ledger.notes import NoteBoard
-from rts.ledger.orders import Orders
-from rts.ledger.ship import Shipper
+from rts.ledger.postmortem import PostMortem
+from rts.ledger.shipper import Shipper
 from rts.ledger.sink import SpoolRunSink
 from rts.ledger.spool import Spool
-from rts.link.counted import Counted
+from rts.link.counters import Counted
 from rts.link.link import Link, as_instant
 from rts.link.scripts import pack
 from rts.load.sampler import Probes, real_probes, take_sample
@@ -49,17 +49,17 @@ CONNECT_TIMEOUT_S, TIMEOUT_S, BREAKER_S = 2.0, 5.0, 1.0
 
 
 class Upkeep:
-    """The work of a companion, or of a drain that runs alone (without *orders*)."""
+    """The work of a companion, or of a drain that runs alone (without *instructions*)."""
 
-    def __init__(self, settings: Settings, orders: Orders | None = None) -> None:
+    def __init__(self, settings: Settings, instructions: Instructions | None = None) -> None:
         patient = replace(
             settings,
             connect_timeout=CONNECT_TIMEOUT_S,
             timeout=TIMEOUT_S,
             breaker_period=BREAKER_S,
         )
-        self._orders = orders
-        self._queues = () if orders is None else orders.queues
+        self._instructions = instructions
+        self._queues = () if instructions is None else instructions.queues
         self._keys = settings.keys
         self._link = Link(patient)
         self._clock = FleetClock()
@@ -72,15 +72,19 @@ class Upkeep:
         self._shipper = Shipper(self._spool, self._ship_link, settings, told)
         self._janitor = Janitor(self._link, settings, self._clock, name)
         self._board: NoteBoard | None = None
-        if orders is not None:
-            self._board = NoteBoard(orders.board_slots, orders.board_fd)
+        if instructions is not None:
+            self._board = NoteBoard(instructions.board_slots, instructions.board_fd)
             sink = SpoolRunSink(self._spool, self._link, settings)
             self._orphans = Orphans(self._board, sink, self._clock)
-            self._bulletin = Bulletin(self._link, settings, self._board, orders.instance)
-            self._heir = Heir(Estate(self._board, sink, self._clock, orders), self._bulletin)
+            self._in_flight = InFlightRuns(
+                self._link, settings, self._board, instructions.instance
+            )
+            self._final_runs = FinalRuns(
+                PostMortem(self._board, sink, self._clock, instructions), self._in_flight
+            )
         #: What it does with the ledger; ``None`` where it does not, or cannot.
         self.books: Bookkeeping | None = None
-        if settings.drain or orders is None:
+        if settings.drain or instructions is None:
             try:
                 self.books = Bookkeeping(patient, self._clock, name)
             except PyMongoError as exc:
@@ -94,7 +98,7 @@ class Upkeep:
 
     def start(self) -> None:
         """Start what the heartbeat tells of."""
-        if self._orders is not None:
+        if self._instructions is not None:
             attempt("reading the load", self._first_look)
 
     def _first_look(self) -> None:
@@ -113,8 +117,8 @@ class Upkeep:
             StoreUnavailable: Redis is away.
         """
         commands = [pack("TIME")]
-        if self._orders is not None and self._board is not None:
-            beat = self._heartbeat(self._orders, self._board)
+        if self._instructions is not None and self._board is not None:
+            beat = self._heartbeat(self._instructions, self._board)
             commands.append(pack("HSET", self._keys.workers, beat.instance, beat.to_json()))
         counted = Counted(self._keys.counters)
         sent_at = time.time()
@@ -126,16 +130,16 @@ class Upkeep:
         self._clock.measured(sent_at, as_instant(time_), time.time())
         if self._board is not None:
             self._board.clock_offset_s[0] = self._clock.offset_s
-            self._bulletin.step()
+            self._in_flight.step()
 
     def good_bye(self) -> None:
         """Take the worker off the list of those that live, and tell other companions of
         its runs that go on.
         """
-        if self._orders is not None:
-            gone = pack("HDEL", self._keys.workers, self._orders.instance)
+        if self._instructions is not None:
+            gone = pack("HDEL", self._keys.workers, self._instructions.instance)
             attempt("the good-bye", lambda: self._link.call(gone))
-            self._heir.tell()
+            self._final_runs.tell()
 
     def ship(self) -> int:
         """Bring what waits on this host's disk to Redis; return the number of records."""
@@ -165,7 +169,7 @@ class Upkeep:
         """Leave word of the worker's last runs, once it has ended."""
         stop.wait()
         if self._board is not None:
-            self._heir.settle()
+            self._final_runs.settle()
 
     def clean(self) -> None:
         """Look for runs of workers that are gone."""
@@ -189,19 +193,19 @@ class Upkeep:
         if self.books is not None:
             self.books.close()
 
-    def _heartbeat(self, orders: Orders, board: NoteBoard) -> Heartbeat:
+    def _heartbeat(self, instructions: Instructions, board: NoteBoard) -> Heartbeat:
         slots = board.worker_slots[0]
         return Heartbeat(
-            instance=orders.instance,
+            instance=instructions.instance,
             seen_at=self._clock.now(),
-            worker=orders.worker,
+            worker=instructions.worker,
             # At each beat and no more often: the worker itself samples for its tasks.
             load={} if self._probes is None else take_sample(self._probes).as_dict(),
             host=socket.gethostname(),
-            pid=orders.pid,
+            pid=instructions.pid,
             slots=slots,
             queues=self._queues,
-            ahead=math.inf if orders.ahead is None else slots * orders.ahead,
+            ahead=math.inf if instructions.ahead is None else slots * instructions.ahead,
             received=board.received.told(),
         )
 

@@ -32,7 +32,7 @@ def line(label: str, role: str, values: Sequence[float | None], kind: str = "lin
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What is drawn of one key in one stretch: small, since it is kept for a while."""
+    """What is drawn of one key in one interval: small, since it is kept for a while."""
 
     verdicts: int
     on_time: int
@@ -59,7 +59,7 @@ NOTHING = Figures.of(Tally())
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """One stretch of time. *start* in epoch seconds."""
+    """One interval of time. *start* in epoch seconds."""
 
     start: float
     width_s: int

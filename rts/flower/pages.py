@@ -9,10 +9,10 @@ from datetime import timedelta
 from typing import Any
 
 from rts.flower import charts, parts
-from rts.flower.answers import Answer, Answers
+from rts.flower.cache import Answer, Answers
 from rts.flower.filters import Filters
 from rts.flower.parts import Document
-from rts.flower.questions import MISSES, Questions
+from rts.flower.queries import MISSES, Queries
 from rts.flower.source import Counted, QueueLook, Source
 from rts.views.report import ReportRow
 from rts.views.why import slowdown, why
@@ -32,7 +32,7 @@ class Pages:
     """
 
     def __init__(self, source: Source, answers: Answers) -> None:
-        self._ask = Questions(source, answers)
+        self._ask = Queries(source, answers)
         self._settings = source.settings
 
     async def of(self, page: str, filters: Filters) -> Document:

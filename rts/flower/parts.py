@@ -7,7 +7,7 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
 
-from rts.flower.answers import Answer
+from rts.flower.cache import Answer
 from rts.flower.filters import Filters
 from rts.flower.source import Counted, QueueLook
 from rts.flower.words import finding

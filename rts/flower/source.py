@@ -1,6 +1,6 @@
 """What the pages ask: MongoDB, Redis and the broker, over one client each.
 
-Every method blocks and is called in a thread (:mod:`rts.flower.answers`). The numbers are
+Every method blocks and is called in a thread (:mod:`rts.flower.cache`). The numbers are
 those of the commands: what tells them is in :mod:`rts.views` for both.
 """
 
@@ -33,13 +33,13 @@ from rts.scheduling.queues import (
 )
 from rts.settings import Settings
 from rts.urls import shown_url
+from rts.views.intervals import Window
 from rts.views.readings import Reading, read
 from rts.views.report import ReportRow, report, row_of
 from rts.views.runs import OneTask, late_runs, latest_misses, one_task, sample
 from rts.views.series import series
 from rts.views.slo import Standing, standings
 from rts.views.status import RedisState, WorkerState, ask_redis
-from rts.views.stretches import Window
 from rts.views.tallies import tally
 from rts.views.tally import Tally, add_all
 from rts.views.taus import TauRow, tau_rows

@@ -8,7 +8,7 @@ from typing import Any
 from prometheus_client import REGISTRY
 from tornado.routing import URLSpec
 
-from rts.flower.answers import Answers
+from rts.flower.cache import Answers
 from rts.flower.handlers import (
     Api,
     Page,

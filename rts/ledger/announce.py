@@ -20,7 +20,7 @@ from redis.exceptions import ResponseError
 from rts import health
 from rts.errors import StoreUnavailable
 from rts.ledger.announcement import ARGUMENTS, packed
-from rts.link.counted import Counted
+from rts.link.counters import Counted
 from rts.link.link import Link
 from rts.link.scripts import OPEN, bulks
 from rts.records import Announcement, OpenTask

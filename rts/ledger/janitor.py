@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 from rts import health
 from rts.clock import FleetClock
 from rts.keys import Keys
-from rts.ledger.bulletin import instance_of
 from rts.ledger.heartbeat import LOST_AFTER_S
+from rts.ledger.in_flight import instance_of
 from rts.ledger.notes import NoteBoard, lives
 from rts.link.lease import Lease
 from rts.link.link import Link

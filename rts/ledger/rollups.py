@@ -1,7 +1,7 @@
-"""Which stretches of time have their sums kept, and when those are forgotten.
+"""Which intervals of time have their sums kept, and when those are forgotten.
 
 The reports keep what they summed over whole days, hours and tens of minutes in a
-private collection (:mod:`rts.views.kept`). A record that is added is noticed
+private collection (:mod:`rts.views.rollups`). A record that is added is noticed
 there because the number of records no longer agrees; one that is *replaced*
 (LOST by a real end, say) is not, so whoever replaces one calls :func:`forget`.
 Whoever adds one that ended a while ago calls it too: the readers do not
@@ -17,7 +17,7 @@ from pymongo.database import Database
 
 from rts.keys import ROLLUPS
 
-#: Lengths of the stretches in seconds, each a multiple of the next: a month is few of
+#: Lengths of the intervals in seconds, each a multiple of the next: a month is few of
 #: them. Some day is 23 hours, some tens of minutes and at most twenty minutes at its
 #: ends that are read record by record.
 DAY, HOUR = 86400, 3600
@@ -36,7 +36,7 @@ def rollup_id(collection: str, width: int, start: int) -> str:
 def forget(
     database: Database[dict[str, Any]], collection: str, instants: Iterable[float]
 ) -> None:
-    """Forget the sums of those stretches that hold one of *instants*, epoch seconds.
+    """Forget the sums of those intervals that hold one of *instants*, epoch seconds.
 
     Call it after the change: sums that are being made meanwhile are then not kept,
     because ``writes`` is no longer what it was when they were begun.

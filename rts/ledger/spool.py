@@ -3,7 +3,7 @@
 A task waits for no server when it ends: its record is copied into a file of its
 process, which is mapped into its memory. So it costs no system call, and stands in
 the file however the process ends. The worker's companion process reads the files'
-ends, five times a second, and brings them to Redis (see :mod:`rts.ledger.ship`);
+ends, five times a second, and brings them to Redis (see :mod:`rts.ledger.shipper`);
 while Redis is away they wait here. Each process that writes holds a lock on its
 file, which the kernel gives up however the process ends, and begins a new file now
 and then.

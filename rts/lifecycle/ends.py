@@ -13,7 +13,7 @@ from rts import health
 from rts.clock import FleetClock
 from rts.headers import DROPPED, open_task, read_plan, write_plan
 from rts.lifecycle.planning import Planner
-from rts.lifecycle.successors import OWED, due
+from rts.lifecycle.replacements import OWED, due
 from rts.ports import Acknowledgements, Announcements, NoteBook, RunSink
 from rts.records import LOST, Execution, Plan, new_execution
 from rts.settings import Settings

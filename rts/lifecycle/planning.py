@@ -22,7 +22,7 @@ from rts.headers import (
     write_plan,
 )
 from rts.lifecycle.propagation import NEXT, hand_on, note_next, share_with_chain
-from rts.lifecycle.successors import NESTING, OWED, succeed
+from rts.lifecycle.replacements import NESTING, OWED, succeed
 from rts.records import Plan
 from rts.settings import Settings
 from rts.tasktypes import Resources, infer
@@ -83,7 +83,7 @@ class Planner:
         is running, ``None`` outside a task. A message with the same id and name
         is its retry and keeps its plan, also where another library has dropped
         our headers; any other message is new, also one that takes its place
-        (:mod:`rts.lifecycle.successors`).
+        (:mod:`rts.lifecycle.replacements`).
         """
         plan = None
         if current is not None and current.get("id") == headers.get("id"):

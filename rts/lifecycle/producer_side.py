@@ -14,11 +14,11 @@ from celery._state import get_current_worker_task
 
 from rts import health
 from rts.headers import open_task
-from rts.lifecycle.limits import hook_failed
-from rts.lifecycle.neighbours import NEIGHBOURS
 from rts.lifecycle.owners import is_celerys, owner_of, several
+from rts.lifecycle.replacements import NESTING, OWED, UNLOCKS, due_at, replaces, succeeds, tell
 from rts.lifecycle.runs import run_of
-from rts.lifecycle.successors import NESTING, OWED, UNLOCKS, due_at, replaces, succeeds, tell
+from rts.lifecycle.soft_time_limit import hook_failed
+from rts.lifecycle.tracing import TRACING
 
 if TYPE_CHECKING:
     from rts.parts import Parts
@@ -82,8 +82,8 @@ class ProducerSide:
             plan = parts.planner.plan_message(name, headers, priority, current, body)
             if parts.prioritise is not None and priority is None:
                 properties["priority"] = parts.prioritise(plan)
-            if NEIGHBOURS.maybe:
-                NEIGHBOURS.look()
+            if TRACING.maybe:
+                TRACING.look()
         except Exception as exc:  # noqa: BLE001  the message must go out
             hook_failed("publish", exc)
 
@@ -105,8 +105,8 @@ class ProducerSide:
                 if OWED in headers and (deadline := due_at(headers)) is not None:
                     task = task._replace(deadline=deadline)
                 parts.open_tasks.note(task, again=again)
-                if parts.outlook is not None:
-                    parts.outlook.published(task)
+                if parts.predictor is not None:
+                    parts.predictor.published(task)
         except Exception as exc:  # noqa: BLE001  the message is sent
             hook_failed("published", exc)
 

@@ -31,8 +31,8 @@ from typing import TYPE_CHECKING, Any
 
 from celery import signals
 
-from rts.lifecycle.neighbours import NEIGHBOURS
 from rts.lifecycle.producer_side import ProducerSide
+from rts.lifecycle.tracing import TRACING
 from rts.lifecycle.worker_side import WorkerSide
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def connect(
     if _connected:
         return
     producer, worker = ProducerSide(parts_of, publisher), WorkerSide(parts_of)
-    NEIGHBOURS.connect(producer.now, worker.now)
+    TRACING.connect(producer.now, worker.now)
     for signal, receiver in (
         (signals.before_task_publish, producer.publishing),
         (signals.after_task_publish, producer.published),
@@ -75,7 +75,7 @@ def connect(
 
 def disconnect() -> None:
     """Disconnect all receivers."""
-    NEIGHBOURS.disconnect()
+    TRACING.disconnect()
     while _connected:
         signal, uid = _connected.pop()
         signal.disconnect(dispatch_uid=uid)

@@ -14,10 +14,10 @@ from celery.exceptions import Reject, SoftTimeLimitExceeded, TimeLimitExceeded
 
 from rts import health
 from rts.lifecycle import batches
-from rts.lifecycle.limits import hook_failed
-from rts.lifecycle.neighbours import NEIGHBOURS
 from rts.lifecycle.owners import is_celerys
 from rts.lifecycle.runs import go_on, run_broken_off, run_of
+from rts.lifecycle.soft_time_limit import hook_failed
+from rts.lifecycle.tracing import TRACING
 
 if TYPE_CHECKING:
     from rts.parts import Parts
@@ -67,8 +67,8 @@ class WorkerSide:
                 return
             plan = parts.worker.ends.plan_of(attributes)
             go_on(request, parts.worker.runs.start(plan, attributes))
-            if NEIGHBOURS.maybe:
-                NEIGHBOURS.started(task)
+            if TRACING.maybe:
+                TRACING.started(task)
         except Exception as exc:  # noqa: BLE001  the task must run
             hook_failed("start", exc)
 

@@ -28,7 +28,7 @@ SATURATED_RATIO = 0.9
 #: each is the count of an instant.
 RUNNABLE_SAMPLES = 4
 
-#: Shortest stretch that a share is computed from; ticks are 10 ms.
+#: Shortest interval that a share is computed from; ticks are 10 ms.
 MIN_WINDOW_S = 0.02
 
 LOADAVG = Path("/proc/loadavg")

@@ -1,14 +1,17 @@
 """When a task will start and finish, by simulations of its queue as it stands, and the route
 of least risk.
 
-From what is asked to what is told: :mod:`~rts.predictions.outlook` answers, from a
-:class:`~rts.predictions.present.Picture` of the queue (:mod:`~rts.predictions.peek` reads the
-broker's messages, by a connection that threads share, :mod:`~rts.predictions.sharing`;
-:mod:`~rts.predictions.fleet` reads what Redis tells of the workers), which serves all that ask
-at about that time (:mod:`~rts.predictions.reading`);
-:mod:`~rts.predictions.forecast` runs many a :class:`~rts.predictions.play.Play` of it, with
-runtimes (:mod:`~rts.predictions.draws`) and arrivals (:mod:`~rts.predictions.arrivals`) that
-are drawn, workers that take from several queues (:mod:`~rts.predictions.together`) and take
-ahead (:mod:`~rts.predictions.lines`), and sums up a
+:mod:`~rts.predictions.predictor` answers for an app. It takes an
+:class:`~rts.predictions.initial_state.Picture` of the queue:
+:mod:`~rts.predictions.queue_reader` reads the broker's messages, over one connection for all
+threads (:mod:`~rts.predictions.shared_connection`), and :mod:`~rts.predictions.fleet` what
+Redis knows of the workers. Callers at about the same time share one
+(:mod:`~rts.predictions.cached_reading`).
+
+:mod:`~rts.predictions.forecast` runs many simulations from that state
+(:class:`~rts.predictions.simulation.QueueSimulation`). Each draws runtimes
+(:mod:`~rts.predictions.sampling`) and arrivals (:mod:`~rts.predictions.arrivals`), and
+accounts for workers that consume several queues (:mod:`~rts.predictions.shared_workers`) and
+prefetch (:mod:`~rts.predictions.prefetched`). Together they make a
 :class:`~rts.predictions.prediction.Prediction`.
 """

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-from rts.predictions.draws import Work
+from rts.predictions.sampling import Work
 
 #: Tasks that come so many times faster than the slots can serve them are one burst:
 #: nobody can send like that for long.

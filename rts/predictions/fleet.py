@@ -8,13 +8,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rts.ledger.bulletin import read_notes
 from rts.ledger.heartbeat import Heartbeat, read_heartbeats
+from rts.ledger.in_flight import read_notes
 from rts.ledger.received import SIZE
 from rts.ledger.recent import RUNS, Recent, read_recent
 from rts.link.link import Link, as_instant, replies_as_text
 from rts.link.scripts import pack
-from rts.predictions.together import Crew
+from rts.predictions.shared_workers import Crew
 from rts.records import Execution
 from rts.settings import Settings
 from rts.tau.cache import POOL

@@ -3,7 +3,7 @@
 Each simulation plays the queue forward from now, by the rule that the workers keep:
 what runs, what workers hold, what waits, and arrivals to come
 (:mod:`rts.predictions.arrivals`), with runtimes drawn from what was learned
-(:mod:`rts.predictions.draws`). What the many simulations give is the prediction. No
+(:mod:`rts.predictions.sampling`). What the many simulations give is the prediction. No
 formula: slots, demotion and overtaking are as in :mod:`rts.simulation.orders`.
 """
 
@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rts.predictions.arrivals import Arrivals
-from rts.predictions.draws import Runtimes, Work
-from rts.predictions.play import Play, waiting_of
 from rts.predictions.prediction import Prediction
+from rts.predictions.sampling import Runtimes, Work
+from rts.predictions.shared_workers import Crew, OrderMaker, Queues
+from rts.predictions.simulation import QueueSimulation, waiting_of
 from rts.predictions.snapshot import Snapshot
-from rts.predictions.together import Crew, OrderMaker, Queues
 from rts.simulation.orders import FirstComeFirstServed
 
 #: Simulations for one prediction, at least and at most, and events that all of them
@@ -85,7 +85,7 @@ def _queued(
     events = 0
     while len(starts) < RUNS and (events < MOST_EVENTS or len(starts) < LEAST_RUNS):
         draw.resample()
-        play = Play(snapshot, order, draw, coming, rng, new)
+        play = QueueSimulation(snapshot, order, draw, coming, rng, new)
         starts.append(play.start_of(target, MOST_EVENTS // LEAST_RUNS))
         runs.append(draw.of(work))
         events += play.events

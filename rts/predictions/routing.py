@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from rts import forks
 from rts.errors import CommandError, StoreUnavailable
-from rts.predictions.outlook import Outlook, Pressure
+from rts.predictions.predictor import Predictor, Pressure
 from rts.records import Plan
 
 #: Weights of the risk of a queue: of lateness in seconds, and of load.
@@ -46,8 +46,8 @@ class Risks:
     *period_s* seconds for servers that are away.
     """
 
-    def __init__(self, outlook: Outlook, period_s: float) -> None:
-        self._outlook = outlook
+    def __init__(self, predictor: Predictor, period_s: float) -> None:
+        self._predictor = predictor
         self._period_s = period_s
         self._known: dict[str, _Queue] = {}
         self._asked: tuple[str, ...] = ()
@@ -89,7 +89,7 @@ class Risks:
             return  # another thread is at it
         try:
             self._asked = tuple(dict.fromkeys((*self._asked, *candidates)))
-            read = self._outlook.pressures(self._asked)
+            read = self._predictor.pressures(self._asked)
             self._known = {name: _Queue(pressure) for name, pressure in read.items()}
             self._read_at = time.monotonic()
         except (StoreUnavailable, CommandError):

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from rts.predictions.draws import Work
-from rts.predictions.together import Crew
+from rts.predictions.sampling import Work
+from rts.predictions.shared_workers import Crew
 from rts.tau.sketch import Sketch
 
 

@@ -21,7 +21,7 @@ from rts.simulation.traces import Job
 
 #: Resamples that a number of slots has to stand.
 RESAMPLES = 10
-#: Jobs that are planned with; of more, those of the busiest stretch.
+#: Jobs that are planned with; of more, those of the busiest interval.
 MAX_JOBS = 10_000
 #: Rows of the answer's table on each side of it.
 BESIDE = 2

@@ -14,7 +14,7 @@ from rts import health
 from rts.clock import FleetClock
 from rts.deadlines import MAX_LEARNED, MIN_LEARNED
 from rts.errors import StoreUnavailable
-from rts.link.counted import Counted
+from rts.link.counters import Counted
 from rts.link.link import Link, as_instant, replies_as_text
 from rts.link.scripts import pack
 from rts.records import Announcement

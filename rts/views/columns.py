@@ -1,4 +1,4 @@
-"""Verdicts by class, packed so that many stretches of them can be read in an instant.
+"""Verdicts by class, packed so that many intervals of them can be read in an instant.
 
 A month of some hundred classes is some ten thousand rows. As documents of their own they
 take seconds to read; here each column is one piece.

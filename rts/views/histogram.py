@@ -4,7 +4,7 @@ Bucket i holds γ^(i−1) < x ≤ γ^i and stands for 2·γ^i/(γ+1), which is a
 ``RELATIVE_ERROR`` away from every value in it (DDSketch: Masson, Rim & Lee,
 *Proc. VLDB* 12, 2019). Values of at most ``NOTHING`` count as zero; negative
 ones have buckets of their own. MongoDB has no ``$percentile`` before version 7,
-and buckets of several stretches of time can be added up.
+and buckets of several intervals of time can be added up.
 """
 
 from __future__ import annotations

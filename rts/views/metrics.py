@@ -19,9 +19,9 @@ from rts.ledger.connection import connect, database_of
 from rts.link.link import Link
 from rts.settings import Settings
 from rts.views import families
-from rts.views.asking import Source
 from rts.views.readings import QueueReading, read
 from rts.views.slo import Standing, standings
+from rts.views.sources import Source
 
 #: Seconds that Redis gets for a connection, and for an answer.
 CONNECT_TIMEOUT_S, TIMEOUT_S = 0.5, 1.0

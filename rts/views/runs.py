@@ -14,13 +14,13 @@ from pymongo.database import Database
 from rts.keys import ASSIGNMENTS, TASKS
 from rts.ledger.connection import answered
 from rts.ledger.storable import text
-from rts.views.direct import THREADS
-from rts.views.stretches import Window, parts
+from rts.views.aggregation import THREADS
+from rts.views.intervals import Window, parts
 
 #: Stretches that a sample takes its runs from, and the newest runs of each that are
 #: looked at: what is asked of a million runs costs as much as of ten thousand.
 STRETCHES, LOOKED_AT = 24, 1000
-#: Runs that are taken of each stretch.
+#: Runs that are taken of each interval.
 TAKEN = 60
 #: Milliseconds for one question; a ledger without the index on misses needs longer.
 MOST_MS = 3000

@@ -29,7 +29,7 @@ from pymongo.errors import PyMongoError
 
 from rts.keys import ROLLUPS, TASKS
 from rts.ledger.rollups import LATE_S
-from rts.views.stretches import Window, count
+from rts.views.intervals import Window, count
 
 #: How far a span keeps from now, and from what is too old to be kept.
 MARGIN = timedelta(seconds=2 * LATE_S)

@@ -1,6 +1,6 @@
-"""How the deadlines were met over time: the tallies of a report, stretch by stretch.
+"""How the deadlines were met over time: the tallies of a report, interval by interval.
 
-The stretches are aligned to the clock (``…:00``, ``…:10``); the first and the last are
+The intervals are aligned to the clock (``…:00``, ``…:10``); the first and the last are
 cut where the window is. Their tallies add up to those of the window, and where it is
 busy they use the sums that the reports keep.
 """
@@ -18,12 +18,12 @@ from pymongo.database import Database
 from rts.keys import ASSIGNMENTS, TASKS
 from rts.ledger.connection import answered
 from rts.ledger.rollups import WIDTHS
-from rts.views.direct import THREADS, direct_by_stretch
-from rts.views.kept import kept_sums, sum_up
-from rts.views.stretches import Stretch, Window, cut, is_busy
+from rts.views.aggregation import THREADS, direct_by_interval
+from rts.views.intervals import Interval, Window, cut, is_busy
+from rts.views.rollups import kept_sums, sum_up
 from rts.views.tally import GROUPS, Tallies, add_all
 
-#: Lengths of a stretch in seconds; the first that gives at most MOST_POINTS is taken.
+#: Lengths of an interval in seconds; the first that gives at most MOST_POINTS is taken.
 LENGTHS_S = (10, 60, 600, 3600, 4 * 3600, 86400)
 MOST_POINTS = 180
 
@@ -32,9 +32,9 @@ _EPOCH = datetime.fromtimestamp(0, timezone.utc)
 
 @dataclass(frozen=True)
 class Point:
-    """One stretch of time."""
+    """One interval of time."""
 
-    #: Aware; begins with the stretch, though the window may begin later.
+    #: Aware; begins with the interval, though the window may begin later.
     start: datetime
     width_s: int
     #: By key.
@@ -42,7 +42,7 @@ class Point:
 
 
 def length_for(window: Window) -> int:
-    """Return the length in seconds of the stretches of a window.
+    """Return the length in seconds of the intervals of a window.
 
     >>> length_for((_EPOCH, _EPOCH + timedelta(days=1)))
     600
@@ -52,8 +52,8 @@ def length_for(window: Window) -> int:
 
 
 def series(database: Database[dict[str, Any]], window: Window, by: str = "type") -> list[Point]:
-    """Return the tallies of *window* (aware) by stretch of time, the oldest first; also of
-    stretches in which nothing ended.
+    """Return the tallies of *window* (aware) by interval of time, the oldest first; also of
+    intervals in which nothing ended.
 
     Raises:
         ValueError: *by* is none of ``GROUPS``, or an instant is naive.
@@ -87,15 +87,15 @@ def _of(
     """Return what one collection gives, with the epoch second at which each begins."""
     base = next((w for w in WIDTHS if width % w == 0), None)
     rest: Sequence[Window] = [window]
-    stretches: list[Stretch] = []
+    intervals: list[Interval] = []
     if base and is_busy(database, collection, window):
-        stretches, rest = cut(collection, window, (base,))
-    kept = kept_sums(database, stretches, by)
-    jobs = [pool.submit(direct_by_stretch, database, collection, w, by, width) for w in rest]
-    missing = [stretch for stretch in stretches if stretch.id not in kept]
+        intervals, rest = cut(collection, window, (base,))
+    kept = kept_sums(database, intervals, by)
+    jobs = [pool.submit(direct_by_interval, database, collection, w, by, width) for w in rest]
+    missing = [interval for interval in intervals if interval.id not in kept]
     sums = [(s, pool.submit(sum_up, database, s, by)) for s in missing]
-    found = [(s.start, kept[s.id]) for s in stretches if s.id in kept]
-    found += [(stretch.start, job.result()) for stretch, job in sums]
+    found = [(s.start, kept[s.id]) for s in intervals if s.id in kept]
+    found += [(interval.start, job.result()) for interval, job in sums]
     for job in jobs:
         found += job.result().items()
     return found

@@ -1,8 +1,8 @@
 """Counts and buckets of the ledger over a window of time, made by the server.
 
 A window is cut into whole days, hours, tens of minutes, and what is left at its ends.
-Where it holds many records, the sums of whole stretches are kept in a private
-collection (:mod:`rts.views.kept`), so that the next question costs little.
+Where it holds many records, the sums of whole intervals are kept in a private
+collection (:mod:`rts.views.rollups`), so that the next question costs little.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pymongo.database import Database
 
 from rts.keys import ASSIGNMENTS, TASKS
 from rts.ledger.rollups import DAY, HOUR
-from rts.views.direct import THREADS, direct
-from rts.views.kept import kept_packed, kept_sums, sum_up
-from rts.views.stretches import Stretch, Window, cut, is_busy, occupied
+from rts.views.aggregation import THREADS, direct
+from rts.views.intervals import Interval, Window, cut, is_busy, occupied
+from rts.views.rollups import kept_packed, kept_sums, sum_up
 from rts.views.tally import CLASSES, Tallies, add_all
 
 
@@ -32,17 +32,17 @@ def tally(database: Database[dict[str, Any]], window: Window, by: str) -> Tallie
     with ThreadPoolExecutor(THREADS) as pool:
         jobs = []
         for collection in _collections(by):
-            stretches: list[Stretch] = []
+            intervals: list[Interval] = []
             rest = [window]
             if is_busy(database, collection, window):
-                stretches, rest = cut(collection, occupied(database, collection, window))
-            kept = kept_sums(database, stretches, by)
+                intervals, rest = cut(collection, occupied(database, collection, window))
+            kept = kept_sums(database, intervals, by)
             jobs += [pool.submit(direct, database, collection, w, by) for w in rest]
-            for stretch in stretches:
-                if stretch.id in kept:
-                    add_all(total, kept[stretch.id])
+            for interval in intervals:
+                if interval.id in kept:
+                    add_all(total, kept[interval.id])
                 else:
-                    jobs.append(pool.submit(sum_up, database, stretch, by))
+                    jobs.append(pool.submit(sum_up, database, interval, by))
         for job in jobs:
             add_all(total, job.result())
     return total
@@ -58,7 +58,7 @@ def keep(
     would find slow, one after the other.
 
     For a process that has the time, every few minutes: then even the first report
-    on a very busy day answers at once. Returns the number of stretches summed up.
+    on a very busy day answers at once. Returns the number of intervals summed up.
 
     Raises:
         PyMongoError: the server did not answer.
@@ -68,11 +68,11 @@ def keep(
         window = until - timedelta(seconds=seconds), until
         if not is_busy(database, collection, window):
             continue
-        stretches, _ = cut(collection, window, (DAY, HOUR))
-        kept = kept_packed(database, stretches, by)
-        for stretch in stretches:
-            if stretch.id not in kept:
-                sum_up(database, stretch, by)
+        intervals, _ = cut(collection, window, (DAY, HOUR))
+        kept = kept_packed(database, intervals, by)
+        for interval in intervals:
+            if interval.id not in kept:
+                sum_up(database, interval, by)
                 summed += 1
     return summed
 

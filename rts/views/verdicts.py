@@ -1,6 +1,6 @@
 """The verdicts of several windows at once, all of which end now: what objectives need.
 
-Two windows share most of what is in them, so each stretch between the beginnings of two
+Two windows share most of what is in them, so each interval between the beginnings of two
 is counted once, and the sums of all that were kept are asked for together.
 """
 
@@ -16,10 +16,10 @@ from typing import Any
 from pymongo.database import Database
 
 from rts.keys import TASKS
-from rts.views import columns, stretches
-from rts.views.direct import THREADS, direct
-from rts.views.kept import kept_packed, sum_up
-from rts.views.stretches import cut
+from rts.views import columns, intervals
+from rts.views.aggregation import THREADS, direct
+from rts.views.intervals import cut
+from rts.views.rollups import kept_packed, sum_up
 from rts.views.tally import CLASSES, Tallies
 
 
@@ -33,7 +33,7 @@ class Verdicts:
     misses: dict[str, int] = field(default_factory=dict)
 
     def add(self, valid: int, on_time: int, misses: Mapping[str, int]) -> None:
-        """Take in what was counted of another stretch."""
+        """Take in what was counted of another interval."""
         self.valid += valid
         self.on_time += on_time
         for cause, n in misses.items():
@@ -60,7 +60,7 @@ def slices(
         for shorter, longer in pairwise([0.0, *lengths])
     }
     # What is cut without need costs little, and so does this answer.
-    busy = database[TASKS].estimated_document_count() > stretches.DIRECT
+    busy = database[TASKS].estimated_document_count() > intervals.DIRECT
     cuts = {
         length: cut(TASKS, window) if busy else ([], [window])
         for length, window in windows.items()
@@ -74,14 +74,14 @@ def slices(
                 for window in rest
             ]
             jobs += [
-                (length, pool.submit(sum_up, database, stretch, CLASSES))
-                for stretch in whole
-                if stretch.id not in kept
+                (length, pool.submit(sum_up, database, interval, CLASSES))
+                for interval in whole
+                if interval.id not in kept
             ]
         for length, (whole, _) in cuts.items():
-            for stretch in whole:
-                if stretch.id in kept:
-                    _take(found[length], kept[stretch.id])
+            for interval in whole:
+                if interval.id in kept:
+                    _take(found[length], kept[interval.id])
         for length, job in jobs:
             _take_tallies(found[length], job.result())
     return found

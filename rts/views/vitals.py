@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rts.keys import Keys
-from rts.ledger.bulletin import read_notes
 from rts.ledger.heartbeat import Heartbeat, read_heartbeats
+from rts.ledger.in_flight import read_notes
 from rts.link.link import as_instant, replies_as_text
 from rts.link.scripts import pack
 from rts.records import Execution

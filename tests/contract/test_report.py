@@ -20,10 +20,10 @@ from rts.ledger.connection import connect, database_of
 from rts.ledger.mongo import MongoLedger
 from rts.records import Execution, OutboxEntry
 from rts.settings import Settings
-from rts.views import kept, stretches
+from rts.views import intervals, rollups
 from rts.views.histogram import NOTHING, RELATIVE_ERROR, bucket, expression, percentile
+from rts.views.intervals import cut
 from rts.views.report import Percentiles, report
-from rts.views.stretches import cut
 from rts.views.tallies import keep
 from rts.views.tally import GROUPS
 
@@ -152,7 +152,7 @@ def test_kept_sums_agree_with_a_direct_count(
     ledger: MongoLedger, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
     """Whatever is added, replaced or removed after sums were kept is seen."""
-    monkeypatch.setattr(stretches, "DIRECT", 0)
+    monkeypatch.setattr(intervals, "DIRECT", 0)
     rng = random.Random(2)
     database, begin, end = ledger.database, at(-4000), at(12345)
     first = runs_between(400, -4000, 12345, rng)
@@ -200,7 +200,7 @@ def test_kept_sums_agree_with_a_direct_count(
 def test_a_window_of_decades_is_no_longer_than_what_is_in_it(
     ledger: MongoLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stretches, "DIRECT", 0)
+    monkeypatch.setattr(intervals, "DIRECT", 0)
     database = ledger.database
     early, late = (datetime(year, 1, 1, tzinfo=timezone.utc) for year in (2020, 2040))
     assert report(database, early, late) == []
@@ -218,13 +218,13 @@ def test_sums_that_were_overtaken_are_not_kept(
     ledger: MongoLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A record is replaced while the sums of its hour are being made."""
-    monkeypatch.setattr(stretches, "DIRECT", 0)
+    monkeypatch.setattr(intervals, "DIRECT", 0)
     run = runs_between(1, 1000, 1001, random.Random(3))[0]
     run = run._replace(run_id="r", task_id="t", state="SUCCESS", cause=None, ran=True)
     run = run._replace(runtime_s=1.0, started_at=T + 999.0)
     lost = run._replace(state="LOST", cause="lost", runtime_s=None)
     write(ledger, [lost])
-    count = kept.direct
+    count = rollups.direct
 
     def slow(*arguments: Any) -> Any:
         counted = count(*arguments)
@@ -232,7 +232,7 @@ def test_sums_that_were_overtaken_are_not_kept(
         return counted
 
     with monkeypatch.context() as patch:
-        patch.setattr(kept, "direct", slow)
+        patch.setattr(rollups, "direct", slow)
         report(ledger.database, at(0), at(3600))
     check(ledger.database, at(0), at(3600))
 
@@ -242,7 +242,7 @@ def test_sums_are_kept_ahead_of_a_busy_day(
 ) -> None:
     write(ledger, runs_between(300, 0, 86400, random.Random(6)))
     assert keep(ledger.database, at(86400)) == 0  # not so busy
-    monkeypatch.setattr(stretches, "DIRECT", 100)
+    monkeypatch.setattr(intervals, "DIRECT", 100)
     assert keep(ledger.database, at(86400)) == 48
     assert keep(ledger.database, at(86400)) == 0
     check(ledger.database, at(0), at(86400))
@@ -251,8 +251,8 @@ def test_sums_are_kept_ahead_of_a_busy_day(
 def test_sums_too_large_are_not_kept(
     ledger: MongoLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stretches, "DIRECT", 0)
-    monkeypatch.setattr(kept, "MAX_KEPT_BYTES", 0)
+    monkeypatch.setattr(intervals, "DIRECT", 0)
+    monkeypatch.setattr(rollups, "MAX_KEPT_BYTES", 0)
     write(ledger, runs_between(50, 0, 3600, random.Random(4)))
     check(ledger.database, at(0), at(3600))
     assert ledger.database.rollups.find_one({"tallies": {"$exists": True}}) is None
@@ -311,8 +311,8 @@ def test_what_cannot_be_asked() -> None:
 
 def test_a_window_is_cut_without_gap_or_overlap() -> None:
     for begin, end in [(0, 3600), (-1, 86400.5), (100, 200), (599, 1201), (3000, 4300), (5, 5)]:
-        stretches, rest = cut("tasks", (at(begin), at(end)))
-        parts = sorted([s.window for s in stretches] + [w for w in rest if w[0] < w[1]])
+        intervals, rest = cut("tasks", (at(begin), at(end)))
+        parts = sorted([s.window for s in intervals] + [w for w in rest if w[0] < w[1]])
         for (_, one), (next_one, _) in pairwise(parts):
             assert one == next_one
         if begin < end:

@@ -13,7 +13,7 @@ import pytest
 from rts.ledger.mongo import MongoLedger
 from rts.records import Execution, OutboxEntry
 from rts.settings import Settings
-from rts.views import stretches
+from rts.views import intervals
 from rts.views.report import report
 from rts.views.seal import LONGEST, MARGIN, MOVE_AFTER, Seal, seal_of
 from rts.views.slo import standings
@@ -32,7 +32,7 @@ def settings(rts_mongo_url: str) -> Settings:
 
 @pytest.fixture
 def ledger(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[MongoLedger]:
-    monkeypatch.setattr(stretches, "DIRECT", 100)
+    monkeypatch.setattr(intervals, "DIRECT", 100)
     made = MongoLedger(settings)
     made.write([OutboxEntry(str(n), ended(str(n))) for n in range(TASKS)])
     yield made

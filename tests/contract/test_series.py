@@ -21,7 +21,7 @@ from rts.views.tallies import tally
 from rts.views.tally import Tally, add_all
 from tests.records import run
 
-#: An instant that is the beginning of no stretch.
+#: An instant that is the beginning of no interval.
 UNTIL = datetime(2030, 1, 2, 3, 4, 5, 678000, timezone.utc)
 
 

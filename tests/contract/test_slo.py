@@ -16,7 +16,7 @@ from rts.ledger.mongo import MongoLedger
 from rts.objectives import WINDOWS, objective_of
 from rts.records import OutboxEntry
 from rts.settings import Settings
-from rts.views import stretches
+from rts.views import intervals
 from rts.views.slo import Standing, standings
 from rts.views.tallies import keep
 from rts.views.tally import CLASSES
@@ -111,7 +111,7 @@ def test_standings_are_a_direct_count(ledger: MongoLedger, settings: Settings) -
 def test_kept_sums_and_a_shorter_budget_agree_too(
     ledger: MongoLedger, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stretches, "DIRECT", 0)
+    monkeypatch.setattr(intervals, "DIRECT", 0)
     settings = replace(settings, slo_window=2 * DAY)
     fill(ledger, 800)
     # A whole day, and the hours of those that are cut.

@@ -26,7 +26,7 @@ from click.testing import CliRunner, Result
 
 import rts as rts_of
 from rts.cli import rts
-from rts.cli.picture import Gatherer
+from rts.cli.watch_data import Gatherer
 from rts.ledger.mongo import MongoLedger
 from rts.records import OutboxEntry
 from rts.settings import Settings

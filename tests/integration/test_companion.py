@@ -28,11 +28,11 @@ from rts.companion.bookkeeping import Bookkeeping
 from rts.companion.loop import drain_alone
 from rts.companion.process import LAST_S
 from rts.keys import running_field
+from rts.ledger.instructions import Instructions
 from rts.ledger.notes import NoteBoard
-from rts.ledger.orders import Orders
 from rts.ledger.outbox import RedisOutbox
 from rts.ledger.spool import Spool
-from rts.ledger.supervise import Companion
+from rts.ledger.supervisor import Companion
 from rts.link.link import Link
 from rts.ports import TauEntry
 from rts.records import Execution
@@ -52,9 +52,9 @@ PATIENCE_S = 60.0
 BOARD = NoteBoard.for_concurrency(2)
 
 
-def orders_of(settings: Settings, instance: str = "w@h/1-a") -> Orders:
-    """Return the orders of a worker of two processes."""
-    return Orders(
+def instructions_of(settings: Settings, instance: str = "w@h/1-a") -> Instructions:
+    """Return the instructions of a worker of two processes."""
+    return Instructions(
         settings, "w@h", instance, os.getpid(), BOARD.fd, BOARD.slots, None, logging.INFO
     )
 
@@ -79,7 +79,7 @@ def start() -> Iterator[Callable[..., Companion]]:
     def start(settings: Settings, instance: str = "w@h/1-a") -> Companion:
         companion = Companion()
         companions.append(companion)
-        companion.start(orders_of(settings, instance).to_json(), (BOARD.fd,))
+        companion.start(instructions_of(settings, instance).to_json(), (BOARD.fd,))
         return companion
 
     yield start
@@ -425,7 +425,7 @@ def test_one_that_cannot_start_harms_nobody(
 #: not) let go of the pipe.
 _WORKER = """
 import os, sys, time
-from rts.ledger.supervise import Companion
+from rts.ledger.supervisor import Companion
 companion = Companion()
 companion.start(sys.stdin.readline().rstrip(), (int(sys.argv[2]),))
 child = os.fork()
@@ -443,7 +443,7 @@ time.sleep(120)
 def test_it_ends_with_a_worker_that_is_killed(
     settings: Settings, redis_client: redis.Redis, child: str
 ) -> None:
-    orders = orders_of(settings).to_json()
+    instructions = instructions_of(settings).to_json()
     worker = subprocess.Popen(
         [sys.executable, "-c", _WORKER, child, str(BOARD.fd)],
         stdin=subprocess.PIPE,
@@ -454,7 +454,7 @@ def test_it_ends_with_a_worker_that_is_killed(
     )
     assert worker.stdin is not None
     assert worker.stdout is not None
-    worker.stdin.write(orders + "\n")
+    worker.stdin.write(instructions + "\n")
     worker.stdin.close()
     pid, child_pid = map(int, worker.stdout.readline().split())
     worker.stdout.close()
@@ -475,7 +475,7 @@ def test_sigterm_ends_it_and_ctrl_c_does_not(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
     companion = Companion()
-    companion.start(orders_of(settings).to_json(), (BOARD.fd,))
+    companion.start(instructions_of(settings).to_json(), (BOARD.fd,))
     try:
         wait_until(lambda: redis_client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S)
         process = companion._process
@@ -607,7 +607,7 @@ def test_a_drain_that_ends_takes_over_what_a_drain_before_it_had_in_hand(
 def test_busy_days_are_summed_up_ahead_by_one_of_the_fleet(
     settings: Settings, redis_client: redis.Redis, mongo: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rts.views.stretches.DIRECT", 5)
+    monkeypatch.setattr("rts.views.intervals.DIRECT", 5)
     an_hour_ago = time.time() - 3600
     for i in range(10):
         done = success(str(i))._replace(completed_at=an_hour_ago - 60 * i)

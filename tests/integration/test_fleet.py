@@ -17,7 +17,7 @@ from rts.ledger.received import BYTES, Received, mark_of
 from rts.ledger.recent import RUNS
 from rts.link.link import Link
 from rts.predictions.fleet import MOST_BESIDE, Fleet, read_fleet
-from rts.predictions.together import Crew
+from rts.predictions.shared_workers import Crew
 from rts.settings import Settings
 from rts.testing import wait_until
 from tests.conftest import Stage

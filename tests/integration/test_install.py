@@ -75,14 +75,14 @@ def test_no_connection_is_left(scheduler: str | None) -> None:
         assert rts.predict("nobody's", app=app) is None
         parts = parts_of(app)
         assert parts is not None
-        assert parts.outlook is not None
+        assert parts.predictor is not None
         assert len(client.client_list()) >= before + 2, "rts's Redis, and the broker"
         rts.uninstall(app)
         wait_until(lambda: len(client.client_list()) == before)
         # What still holds them connects again.
         assert parts.link.call(pack("PING")) == [b"PONG"]
-        assert parts.outlook.of_task("nobody's", None) is None
-        parts.outlook.close()
+        assert parts.predictor.of_task("nobody's", None) is None
+        parts.predictor.close()
         parts.link.close()
         wait_until(lambda: len(client.client_list()) == before)
         app.close()

@@ -14,8 +14,8 @@ import redis
 
 from rts.clock import FleetClock
 from rts.keys import running_field
-from rts.ledger.bulletin import Bulletin
 from rts.ledger.heartbeat import LOST_AFTER_S
+from rts.ledger.in_flight import InFlightRuns
 from rts.ledger.janitor import (
     FORGET_AFTER_S,
     MAX_GAP_S,
@@ -217,38 +217,38 @@ def test_an_end_that_the_main_process_wrote_is_not_written_again(board: NoteBoar
     assert not sink.ends
 
 
-def test_the_bulletin_tells_of_runs_that_go_on(
+def test_in_flight_runs_are_published(
     settings: Settings, redis_client: redis.Redis, board: NoteBoard
 ) -> None:
     client, running = redis_client, settings.keys.running
-    bulletin = Bulletin(Link(settings), settings, board, LIVING)
-    bulletin.step()
+    in_flight = InFlightRuns(Link(settings), settings, board, LIVING)
+    in_flight.step()
     assert not client.exists(running)
     a, b = begun("a", 1), begun("b", 2)
     slot = board.put(a.to_json().encode())
-    bulletin.step()
+    in_flight.step()
     board.put(b.to_json().encode())
     client.delete(running)  # a server that was wiped is told again
-    bulletin.step()
+    in_flight.step()
     found = {Execution.from_json(text) for text in client.hvals(running)}
     assert {note.task_id for note in found} == {"a", "b"}
     assert slot is not None
     board.clear(slot)
-    bulletin.step()
+    in_flight.step()
     assert client.hkeys(running) == [running_field("b", 0, LIVING, 2)]
 
 
-def test_the_bulletin_takes_off_what_a_companion_before_it_left(
+def test_what_a_companion_before_left_in_flight_is_removed(
     settings: Settings, redis_client: redis.Redis, board: NoteBoard
 ) -> None:
     client, running = redis_client, settings.keys.running
     slots = [board.put(begun(task_id, 1).to_json().encode()) for task_id in ("a", "b")]
-    Bulletin(Link(settings), settings, board, LIVING).step()
+    InFlightRuns(Link(settings), settings, board, LIVING).step()
     note(client, settings, "c", DEAD)
     # That companion is killed; meanwhile one of the runs ends.
     assert client.hlen(running) == 3
     assert slots[0] is not None
     board.clear(slots[0])
-    Bulletin(Link(settings), settings, board, LIVING).step()
+    InFlightRuns(Link(settings), settings, board, LIVING).step()
     left = [running_field("b", 0, LIVING, 1), running_field("c", 0, DEAD, 1)]
     assert sorted(client.hkeys(running)) == left

@@ -26,9 +26,9 @@ from pymongo.database import Database
 from rts.ledger.announce import Announcer
 from rts.ledger.counting import LATENESS
 from rts.ledger.drain import Drain
-from rts.ledger.lookout import Lookout
 from rts.ledger.mongo import MongoLedger
 from rts.ledger.outbox import RedisOutbox
+from rts.ledger.overdue import OverdueSweep
 from rts.link.link import Link
 from rts.records import Execution, OpenTask
 from rts.settings import Settings
@@ -69,10 +69,10 @@ class Fleet:
         self.ledger = ledger
         self.drains = [Drain(RedisOutbox(self.link, settings, f"d{n}"), ledger) for n in "ab"]
         # It has settled already.
-        self.lookout = Lookout(
+        self.sweep = OverdueSweep(
             self.link, settings, ledger, "me", overdue_after_s=0.0, now=lambda: 0.0
         )
-        self.lookout._looked_at = 0.0
+        self.sweep._looked_at = 0.0
 
     def publish(self, *tasks: Execution) -> None:
         announcer = Announcer(self.link, self.settings, every_s=1e6)
@@ -94,7 +94,7 @@ class Fleet:
             pass
 
     def look(self) -> None:
-        while self.lookout.step():
+        while self.sweep.step():
             pass
 
 

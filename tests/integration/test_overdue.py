@@ -26,8 +26,8 @@ from rts.keys import running_field
 from rts.ledger import announce
 from rts.ledger.announce import Announcer
 from rts.ledger.events import Event
-from rts.ledger.lookout import BATCH, KEPT_S, MAX_GAP_S, SETTLE_S, Lookout
 from rts.ledger.memory import MemoryLedger
+from rts.ledger.overdue import BATCH, KEPT_S, MAX_GAP_S, SETTLE_S, OverdueSweep
 from rts.link.link import Link
 from rts.records import OpenTask, OutboxEntry
 from rts.settings import Settings
@@ -99,10 +99,12 @@ def events(settings: Settings) -> list[Event]:
     return [Event.from_json(text) for text in told]
 
 
-def lookout(settings: Settings, ledger: Any, name: str = "me", **options: Any) -> Lookout:
+def overdue_sweep(
+    settings: Settings, ledger: Any, name: str = "me", **options: Any
+) -> OverdueSweep:
     """Return one that has settled already, unless its time is moved by hand."""
     given = {"now": lambda: 0.0, **options}
-    made = Lookout(Link(settings), settings, ledger, name, overdue_after_s=0.0, **given)
+    made = OverdueSweep(Link(settings), settings, ledger, name, overdue_after_s=0.0, **given)
     if "now" not in options:
         made._looked_at = 0.0
     return made
@@ -184,7 +186,7 @@ def test_what_takes_a_tasks_place_has_its_own_deadline(
     assert redis_client.zscore(settings.keys.open, "a") == 4e9
     assert counts(redis_client, settings) == {"open r": 2}
     ledger = MemoryLedger()
-    assert lookout(settings, ledger).step() == 1
+    assert overdue_sweep(settings, ledger).step() == 1
     assert set(ledger.tasks) == {"b"}
     end(settings, "a")
     assert counts(redis_client, settings) == {"overdue r": 1}
@@ -278,7 +280,7 @@ def test_hostile_texts_are_noted_as_texts(
     note(settings, *(task(v, 1.0) for v in bad))
     assert redis_client.zcard(settings.keys.open) == 2 * len(bad)
     ledger = MemoryLedger()
-    assert lookout(settings, ledger).step() == 2 * len(bad)
+    assert overdue_sweep(settings, ledger).step() == 2 * len(bad)
     assert sum(counts(redis_client, settings).values()) == 2 * len(bad)
     assert len(ledger.tasks) == len(events(settings)) == 2 * len(bad)
 
@@ -295,7 +297,7 @@ def test_what_strangers_have_noted_holds_up_no_verdict(
         redis_client.zadd(settings.keys.open, {f"n{n}": 1.0})
         redis_client.hset(settings.keys.open_info, f"n{n}", f"q\n{known}")
     ledger = MemoryLedger()
-    lookout(settings, ledger).step()
+    overdue_sweep(settings, ledger).step()
     assert ledger.tasks["a"]["cause"] == "overdue"
     assert redis_client.zcard(settings.keys.open) == 0
     for read in (Event.from_json, Alert.from_json):
@@ -472,7 +474,7 @@ def test_a_task_past_its_deadline_is_a_miss_once(
 ) -> None:
     note(settings, task("a", 1000.0), task("b", 4e9), task("c", 1001.0, queue="r"))
     ledger = MemoryLedger()
-    first, second = lookout(settings, ledger), lookout(settings, ledger, "other")
+    first, second = overdue_sweep(settings, ledger), overdue_sweep(settings, ledger, "other")
     assert (first.step(), second.step(), first.step()) == (2, 0, 0)
     assert set(ledger.tasks) == {"a", "c"}
     found = ledger.tasks["a"]
@@ -505,7 +507,7 @@ def test_what_has_ended_in_the_ledger_is_only_taken_off(
     retried = run("r")._replace(state="RETRY", completed_at=2.0)
     ledger.write([OutboxEntry("r", retried)])
     note(settings, *(task(i, 1000.0) for i in ("a", long_id, "r")))
-    assert lookout(settings, ledger).step() == 1
+    assert overdue_sweep(settings, ledger).step() == 1
     assert [event.task_id for event in events(settings)] == ["r"]
     assert counts(redis_client, settings) == {"overdue q": 1}
     assert (ledger.tasks["r"]["state"], ledger.tasks["r"]["cause"]) == ("RETRY", "overdue")
@@ -533,7 +535,7 @@ def test_a_look_that_died_half_way_is_done_again(
 ) -> None:
     note(settings, task("a", 1000.0))
     ledger = Away(after)
-    looking = lookout(settings, ledger)
+    looking = overdue_sweep(settings, ledger)
     for _ in range(3):
         with pytest.raises(StoreUnavailable):
             looking.step()
@@ -552,7 +554,7 @@ def test_a_run_that_goes_on_is_told_with_its_worker(
     redis_client.hset(settings.keys.running, field, goes_on.to_json())
     redis_client.hset(settings.keys.running, running_field("a|b", 0, "w@h/1-a", 1), "[]")
     ledger = MemoryLedger()
-    assert lookout(settings, ledger).step() == 2
+    assert overdue_sweep(settings, ledger).step() == 2
     found = ledger.tasks["a"]
     assert (found["state"], found["worker"], found["retries"]) == ("STARTED", "w@h", 3)
     assert found["started_at"].timestamp() == 990.0
@@ -565,7 +567,7 @@ def test_many_at_once(settings: Settings, redis_client: redis.Redis) -> None:
     n = 6 * BATCH + 7
     note(settings, *(task(f"t{i}", 1000.0 + i, queue=f"q{i % 3}") for i in range(n)))
     ledger = MemoryLedger()
-    looking, found = lookout(settings, ledger), 0
+    looking, found = overdue_sweep(settings, ledger), 0
     while step := looking.step():
         found += step
     assert found == n == len(ledger.tasks)
@@ -580,7 +582,7 @@ def test_after_a_silence_ends_get_time_to_arrive(settings: Settings) -> None:
     note(settings, task("a", 1000.0))
     now = Time()
     ledger = MemoryLedger()
-    looking = lookout(settings, ledger, now=now)
+    looking = overdue_sweep(settings, ledger, now=now)
     assert looking.step() == 0
     now.at += SETTLE_S / 2
     assert looking.step() == 0
@@ -602,7 +604,7 @@ def test_what_never_ends_is_forgotten_some_day(
 ) -> None:
     note(settings, task("old", 1000.0), task("young", 1000.0))
     now = Time()
-    looking = lookout(settings, MemoryLedger(), now=now)
+    looking = overdue_sweep(settings, MemoryLedger(), now=now)
     looking._looked_at = now.at
     assert looking.step() == 2
     redis_client.zincrby(settings.keys.overdue, -KEPT_S - 5, "old")
@@ -614,16 +616,16 @@ def test_what_never_ends_is_forgotten_some_day(
     # At most so many are remembered, too.
     small = replace(settings, open_max=3)
     note(small, *(task(f"t{n}", 1000.0) for n in range(3)))
-    lookout(small, MemoryLedger()).step()
+    overdue_sweep(small, MemoryLedger()).step()
     assert redis_client.zrange(settings.keys.overdue, 0, -1) == ["t0", "t1", "t2"]
     assert redis_client.zcard(settings.keys.judged) == 3
 
 
 def test_one_looks_until_it_leaves(settings: Settings) -> None:
     note(settings, task("a", 1000.0))
-    first = lookout(settings, MemoryLedger())
+    first = overdue_sweep(settings, MemoryLedger())
     ledger = MemoryLedger()
-    second = lookout(settings, ledger, "second")
+    second = overdue_sweep(settings, ledger, "second")
     first.step()
     note(settings, task("b", 1000.0))
     assert second.step() == 0
@@ -633,7 +635,7 @@ def test_one_looks_until_it_leaves(settings: Settings) -> None:
     first.leave()  # no longer its own
     assert Link(settings).call(
         b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n"
-        % (len(settings.keys.lookout), settings.keys.lookout.encode())
+        % (len(settings.keys.overdue_lease), settings.keys.overdue_lease.encode())
     ) == [b"second"]
 
 
@@ -656,7 +658,7 @@ def test_a_lost_task_is_overdue_within_5_seconds_of_its_deadline_and_once(
 ) -> None:
     stage, app = producer
     stage.worker("tests.apps.basic")
-    wait_until(lambda: redis_client.exists(settings.keys.lookout), message="it looks")
+    wait_until(lambda: redis_client.exists(settings.keys.overdue_lease), message="it looks")
     queue = stage.prefix.strip(":") + "-nobody"
     lost = app.send_task(
         "tests.apps.basic.ok", queue=queue, headers={"sla_deadline": time.time() + 2}

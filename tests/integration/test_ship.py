@@ -12,7 +12,7 @@ import redis
 
 from rts import health
 from rts.errors import StoreUnavailable
-from rts.ledger.ship import CHUNK, Shipper
+from rts.ledger.shipper import CHUNK, Shipper
 from rts.ledger.sink import SpoolRunSink
 from rts.ledger.spool import Spool
 from rts.link.link import Link

@@ -1,4 +1,4 @@
-"""Signals for the app's own receivers, and the neighbours, in real workers."""
+"""Signals for the app's own receivers, and tracing, in real workers."""
 
 from __future__ import annotations
 
@@ -201,10 +201,10 @@ def test_where_nobody_traces_nothing_is_imported_or_connected() -> None:
 import sys
 import rts.parts, rts.worker, rts.lifecycle.receivers
 from celery.signals import after_task_publish, task_postrun
-from rts.lifecycle.neighbours import NEIGHBOURS
-assert NEIGHBOURS.maybe
-NEIGHBOURS.look()
-assert not NEIGHBOURS.maybe
+from rts.lifecycle.tracing import TRACING
+assert TRACING.maybe
+TRACING.look()
+assert not TRACING.maybe
 assert not after_task_publish.receivers and not task_postrun.receivers
 assert not {"sentry_sdk", "opentelemetry.instrumentation.celery"} & set(sys.modules)
 """

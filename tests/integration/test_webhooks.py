@@ -21,11 +21,11 @@ from celery import Celery
 
 import rts
 from rts.alerting.alert import RESOLVED, Alert, Condition, body_of
-from rts.alerting.book import MAX_WAITING, UNLED_S, Book, firing
 from rts.alerting.conditions import overdue_conditions
-from rts.alerting.courier import GIVE_UP_S, MAX_BACKOFF_S, Courier
-from rts.alerting.lead import LEASE_S, Leader
+from rts.alerting.delivery import GIVE_UP_S, MAX_BACKOFF_S, WebhookDelivery
+from rts.alerting.leader import LEASE_S, Leader
 from rts.alerting.post import NotDelivered, post
+from rts.alerting.store import MAX_WAITING, UNLED_S, AlertStore, firing
 from rts.clock import FleetClock
 from rts.ledger.events import Event
 from rts.link.link import Link
@@ -93,14 +93,16 @@ def overdue(*tasks: tuple[str, str | None, float]) -> list[Condition]:
     return overdue_conditions(open_tasks, 100.0)
 
 
-def book_of(link: Link, settings: Settings, clock: FleetClock | None = None) -> Book:
-    return Book(link, settings, clock or FleetClock(), quiet_s={})
+def store_of(link: Link, settings: Settings, clock: FleetClock | None = None) -> AlertStore:
+    return AlertStore(link, settings, clock or FleetClock(), quiet_s={})
 
 
-def courier_of(link: Link, settings: Settings, clock: FleetClock | None = None) -> Courier:
+def delivery_of(
+    link: Link, settings: Settings, clock: FleetClock | None = None
+) -> WebhookDelivery:
     (hook,) = settings.webhooks
     clock = clock or FleetClock()
-    return Courier(hook, link, settings.keys, clock, lambda: True, jitter=lambda: 1.0)
+    return WebhookDelivery(hook, link, settings.keys, clock, lambda: True, jitter=lambda: 1.0)
 
 
 def test_an_alert_begins_once_and_ends_once(
@@ -108,21 +110,21 @@ def test_an_alert_begins_once_and_ends_once(
 ) -> None:
     settings = make_settings({"url": receiver.url + "/hook?x=1", "secret": SECRET})
     link = links(settings)
-    book, other = book_of(link, settings), book_of(links(settings), settings)
-    assert book.update((KIND,), overdue()) == 1
+    store, other = store_of(link, settings), store_of(links(settings), settings)
+    assert store.update((KIND,), overdue()) == 1
     # It goes on, with other numbers, seen by another companion too.
     more = overdue(("cpu-light", "celery", 50.0), ("cpu-light", "celery", 60.0))
-    assert book.update((KIND,), more) == other.update((KIND,), more) == 0
+    assert store.update((KIND,), more) == other.update((KIND,), more) == 0
     assert other.update(("slo_burning",), []) == 0  # says nothing of overdue tasks
     (alert,) = firing(link, settings)
     assert (alert.key, alert.state) == ("task_overdue/cpu-light/celery", "firing")
     assert other.update((KIND,), []) == 1
-    assert book.update((KIND,), []) == 0
+    assert store.update((KIND,), []) == 0
     assert firing(link, settings) == []
-    courier = courier_of(link, settings)
-    courier.step()
-    courier.step()
-    assert courier.step() > 0
+    delivery = delivery_of(link, settings)
+    delivery.step()
+    delivery.step()
+    assert delivery.step() > 0
     begun, ended = receiver.taken
     assert begun.path == "/hook?x=1"
     assert begun.document == {
@@ -155,11 +157,13 @@ def test_what_comes_and_goes_is_told_once(make_settings: MakeSettings, links: An
     settings = make_settings()
     now = [0.0]
     quiet = {KIND: 30.0}
-    book = Book(links(settings), settings, FleetClock(), quiet_s=quiet, now=lambda: now[0])
+    store = AlertStore(
+        links(settings), settings, FleetClock(), quiet_s=quiet, now=lambda: now[0]
+    )
     changes = []
     for there in (True, False, False, True, False, False, False):
         now[0] += 20
-        changes.append(book.update((KIND,), overdue() if there else []))
+        changes.append(store.update((KIND,), overdue() if there else []))
     assert changes == [1, 0, 0, 0, 0, 0, 1]
 
 
@@ -169,8 +173,8 @@ def test_what_nobody_is_told_of_any_more_does_not_fire_for_ever(
     hook = {"url": receiver.url}
     before, now = make_settings(hook), make_settings({**hook, "events": ["slo_burning"]})
     link = links(now)
-    book_of(link, before).update((KIND,), overdue())
-    book_of(link, before).update((), ())
+    store_of(link, before).update((KIND,), overdue())
+    store_of(link, before).update((), ())
     # Where there is no webhook at all, nobody leads.
     assert 0 < redis_client.ttl(now.keys.alerts) <= UNLED_S
     leader = Leader(link, now, FleetClock(), "one", mongo, quiet_s={})
@@ -185,7 +189,7 @@ def test_half_a_character_in_a_queue_hides_no_other(
 ) -> None:
     settings = make_settings({"url": receiver.url})
     conditions = overdue(("mixed", "\ud800", 90.0), ("mixed", "q", 90.0))
-    assert book_of(links(settings), settings).update((KIND,), conditions) == 2
+    assert store_of(links(settings), settings).update((KIND,), conditions) == 2
 
 
 @pytest.mark.parametrize("trouble", ["down", "500", "slow", "redirect"])
@@ -200,22 +204,22 @@ def test_a_receiver_in_trouble_gets_the_message_once_it_is_back(
     monkeypatch.setattr("rts.alerting.post.ANSWER_S", 0.3)
     settings = make_settings({"url": receiver.url.replace("//", "//u:hush@") + "/hidden"})
     link = links(settings)
-    book_of(link, settings).update((KIND,), overdue())
-    courier = courier_of(link, settings)
+    store_of(link, settings).update((KIND,), overdue())
+    delivery = delivery_of(link, settings)
     if trouble == "down":
         receiver.down()
     receiver.status = {"500": 500, "slow": None, "redirect": 302}.get(trouble, 200)
     receiver.location = "file:///etc/passwd" if trouble == "redirect" else None
-    waits = [courier.step() for _ in range(3)]
+    waits = [delivery.step() for _ in range(3)]
     assert waits == [1.0, 2.0, 4.0]  # before jitter
     assert not receiver.taken
     if trouble == "down":
         receiver.up()
     receiver.status = 200
     # The next companion delivers it, if this one dies.
-    courier = courier_of(links(settings), settings)
-    assert courier.step() == 1.0  # min_interval
-    courier.step()
+    delivery = delivery_of(links(settings), settings)
+    assert delivery.step() == 1.0  # min_interval
+    delivery.step()
     (message,) = receiver.taken
     assert message.headers["Authorization"] == "Basic dTpodXNo"
     assert "hush" not in caplog.text
@@ -228,14 +232,14 @@ def test_the_longest_wait_and_the_end_of_patience(
 ) -> None:
     settings = make_settings({"url": receiver.url})
     link, clock = links(settings), FleetClock()
-    book_of(link, settings, clock).update((KIND,), overdue())
+    store_of(link, settings, clock).update((KIND,), overdue())
     receiver.down()
-    courier = courier_of(link, settings, clock)
-    courier._failures = 500
-    assert courier.step() == MAX_BACKOFF_S
+    delivery = delivery_of(link, settings, clock)
+    delivery._failures = 500
+    assert delivery.step() == MAX_BACKOFF_S
     clock.offset_s = GIVE_UP_S + 60
     receiver.up()
-    assert courier.step() == 0.0
+    assert delivery.step() == 0.0
     assert receiver.messages == []
     assert redis_client.llen(settings.keys.webhook(settings.webhooks[0].id)) == 0
 
@@ -248,14 +252,14 @@ def test_messages_that_wait_are_bounded_and_broken_ones_dropped(
     waiting = settings.keys.webhook(hook.id)
     redis_client.rpush(waiting, *["not JSON"] * MAX_WAITING)
     link = links(settings)
-    book_of(link, settings).update((KIND,), overdue())
+    store_of(link, settings).update((KIND,), overdue())
     assert redis_client.llen(waiting) == MAX_WAITING
     assert redis_client.hget(settings.keys.counters, "webhook_dropped") == "1"
     assert redis_client.ttl(waiting) > 0
     redis_client.ltrim(waiting, -2, -1)
-    courier = courier_of(link, settings)
-    courier.step()
-    courier.step()
+    delivery = delivery_of(link, settings)
+    delivery.step()
+    delivery.step()
     assert [message.document["kind"] for message in receiver.taken] == [KIND]
 
 
@@ -269,9 +273,9 @@ def test_receivers_get_what_they_want_in_their_format(
     )
     link = links(settings)
     evil = "<!channel>\n& <http://evil|click>\x1b[31m\u202e"
-    book_of(link, settings).update((KIND,), overdue(("cpu-light", evil, 90.0)))
+    store_of(link, settings).update((KIND,), overdue(("cpu-light", evil, 90.0)))
     for hook in settings.webhooks:
-        Courier(hook, link, settings.keys, FleetClock(), lambda: True).step()
+        WebhookDelivery(hook, link, settings.keys, FleetClock(), lambda: True).step()
     (message,) = receiver.taken
     assert message.path == "/a"
     assert message.document == {
@@ -291,7 +295,7 @@ def test_a_slow_receiver_delays_no_other_and_no_leader(
         link = links(settings)
         leader = Leader(link, settings, FleetClock(), "one", mongo)
         assert leader.lead()
-        book_of(link, settings).update((KIND,), overdue())
+        store_of(link, settings).update((KIND,), overdue())
         wait_until(lambda: other.taken)
         wait_until(lambda: receiver.messages)
         assert leader.lead()
@@ -320,7 +324,7 @@ def test_one_companion_leads_and_another_follows(
     redis_client.delete(settings.keys.alerting)
     assert two.lead()
     assert not one.lead()
-    book_of(links(settings), settings, clock).update((KIND,), overdue())
+    store_of(links(settings), settings, clock).update((KIND,), overdue())
     (message,) = wait_until(lambda: receiver.taken)
     assert abs(int(message.headers["X-Rts-Timestamp"]) - 7200 - time.time()) < 60
     two.leave()

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from rts.views.asking import Source
+from rts.views.sources import Source
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rts.cli import rts, shared, status, table
+from rts.cli import common, rts, status, table
 from rts.cli.table import Column, cut, percent, printable, render, seconds
 from rts.views import windows
 from rts.views.plain import plain
@@ -120,7 +120,7 @@ def test_instants(text: str, expected: object) -> None:
 @pytest.mark.parametrize("text", ["", "24", "h", "-1h", "1y", "tomorrow", "1e9d", "٣d"])
 def test_what_is_no_instant(text: str) -> None:
     with pytest.raises(click.BadParameter, match="neither a duration"):
-        shared.instant(click.Context(rts), click.Option(["--since"]), text)
+        common.instant(click.Context(rts), click.Option(["--since"]), text)
 
 
 def test_windows() -> None:

@@ -15,9 +15,9 @@ from pymongo.errors import ServerSelectionTimeoutError
 
 from rts import health
 from rts.errors import StoreUnavailable
-from rts.flower import answers as module
+from rts.flower import cache as module
 from rts.flower import charts, source, templates, words
-from rts.flower.answers import Answer, Answers
+from rts.flower.cache import Answer, Answers
 from rts.flower.filters import BadFilter, Filters
 from rts.flower.templates import Misfit, navbar, task_page
 from rts.flower.timeline import MOST_RUNS, timeline
@@ -139,12 +139,12 @@ def test_open_questions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 ENDING = """
 import asyncio, time
-from rts.flower import answers
-answers.PATIENCE_S = 0.01
+from rts.flower import cache
+cache.PATIENCE_S = 0.01
 async def look():
-    line = answers.Answers()
+    line = cache.Answers()
     ask = lambda: (print("asked", flush=True), time.sleep(0.5))
-    await asyncio.gather(*(line.of(number, ask) for number in range(answers.MOST_OPEN)))
+    await asyncio.gather(*(line.of(number, ask) for number in range(cache.MOST_OPEN)))
 loop = asyncio.new_event_loop()
 loop.run_until_complete(look())
 """

@@ -15,11 +15,11 @@ import pytest
 
 from rts.predictions import forecast
 from rts.predictions.arrivals import Arrivals
-from rts.predictions.draws import Runtimes, Work
 from rts.predictions.messages import SAMPLE, Stratum, id_of, message_of, noted_of, sampled
 from rts.predictions.prediction import Prediction
+from rts.predictions.sampling import Runtimes, Work
+from rts.predictions.shared_workers import Crew
 from rts.predictions.snapshot import Running, Snapshot
-from rts.predictions.together import Crew
 from rts.settings import Settings
 from rts.simulation.orders import (
     EarliestDeadlineFirst,

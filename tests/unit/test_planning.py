@@ -15,7 +15,7 @@ from rts.clock import FleetClock
 from rts.deadlines import MAX_INSTANT
 from rts.headers import read_plan, write_plan
 from rts.lifecycle.planning import Planner
-from rts.lifecycle.successors import OWED, due_at, succeeds
+from rts.lifecycle.replacements import OWED, due_at, succeeds
 from rts.settings import Settings
 
 NOW = 1_800_000_000.0

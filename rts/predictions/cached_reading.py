@@ -6,9 +6,9 @@ import time
 from dataclasses import dataclass, field
 
 from rts.predictions import forecast
-from rts.predictions.draws import Work
+from rts.predictions.initial_state import Picture
 from rts.predictions.prediction import Prediction
-from rts.predictions.present import Picture
+from rts.predictions.sampling import Work
 
 #: Seconds for which one reading of a queue serves predictions of new tasks: at least, at
 #: most, and in between so many times what it has cost.

@@ -12,10 +12,10 @@ from pymongo.database import Database
 from rts.keys import ASSIGNMENTS
 from rts.validation import finite
 from rts.views.histogram import expression
-from rts.views.stretches import Window, in_window
+from rts.views.intervals import Window, in_window
 from rts.views.tally import BUCKETS, CLASS, CLASSES, FIELDS, LATE, UNKNOWN, Tallies, Tally
 
-#: Questions that are asked at once. The server works on each with one thread.
+#: Queries that are asked at once. The server works on each with one thread.
 THREADS = 4
 
 _EPOCH = datetime.fromtimestamp(0, timezone.utc)
@@ -31,7 +31,7 @@ def direct(
     return found
 
 
-def direct_by_stretch(
+def direct_by_interval(
     database: Database[dict[str, Any]], collection: str, window: Window, by: str, width: int
 ) -> dict[int, Tallies]:
     """Do the same for each *width* seconds; by the epoch second at which they begin."""

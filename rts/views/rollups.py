@@ -1,4 +1,4 @@
-"""The sums of whole stretches of time that are kept, and whether they may be trusted.
+"""The sums of whole intervals of time that are kept, and whether they may be trusted.
 
 They are used only while the number of records in them agrees with the ledger's, and
 forgotten when one of those records is replaced (:mod:`rts.ledger.rollups`): the answer is
@@ -16,24 +16,24 @@ from pymongo.errors import PyMongoError
 
 from rts.keys import ROLLUPS
 from rts.ledger.rollups import DAY, HOUR
-from rts.views.direct import direct
+from rts.views.aggregation import direct
+from rts.views.intervals import Interval, count, cut, is_busy
 from rts.views.packing import pack, unpack
 from rts.views.seal import Seal, seal_of
-from rts.views.stretches import Stretch, count, cut, is_busy
 from rts.views.tally import Tallies, add_all
 
 #: Bytes of sums that are kept in one document; a document holds 16 MB at most.
 MAX_KEPT_BYTES = 8 << 20
 
 
-def sum_up(database: Database[dict[str, Any]], stretch: Stretch, by: str) -> Tallies:
-    """Count a whole stretch and keep the sums, unless a record changes meanwhile."""
+def sum_up(database: Database[dict[str, Any]], interval: Interval, by: str) -> Tallies:
+    """Count a whole interval and keep the sums, unless a record changes meanwhile."""
     rollups = database[ROLLUPS]
     writes = None
     try:
         head = rollups.find_one_and_update(
-            {"_id": stretch.id},
-            {"$setOnInsert": {"writes": 0, "start": stretch.window[0]}},
+            {"_id": interval.id},
+            {"$setOnInsert": {"writes": 0, "start": interval.window[0]}},
             upsert=True,
             projection={"writes": 1},
             return_document=ReturnDocument.AFTER,
@@ -41,14 +41,14 @@ def sum_up(database: Database[dict[str, Any]], stretch: Stretch, by: str) -> Tal
         writes = None if head is None else head["writes"]
     except PyMongoError:  # one who may only read gets the answer all the same
         pass
-    counted = _counted(database, stretch, by)
+    counted = _counted(database, interval, by)
     if writes is not None:
         packed, size_bytes = pack(counted, by)
         if size_bytes <= MAX_KEPT_BYTES:
             n = sum(t.runs + t.verdicts for t in counted.values())
             try:
                 rollups.update_one(
-                    {"_id": stretch.id, "writes": writes},
+                    {"_id": interval.id, "writes": writes},
                     {"$set": {f"tallies.{by}": {"n": n, "keys": packed}}},
                 )
             except PyMongoError:  # the sums are only kept to save time
@@ -56,13 +56,13 @@ def sum_up(database: Database[dict[str, Any]], stretch: Stretch, by: str) -> Tal
     return counted
 
 
-def _counted(database: Database[dict[str, Any]], stretch: Stretch, by: str) -> Tallies:
-    """Count a stretch: a busy day hour by hour, so that nothing takes long, and what was
+def _counted(database: Database[dict[str, Any]], interval: Interval, by: str) -> Tallies:
+    """Count an interval: a busy day hour by hour, so that nothing takes long, and what was
     done is kept whatever happens next.
     """
-    if stretch.width != DAY or not is_busy(database, stretch.collection, stretch.window):
-        return direct(database, stretch.collection, stretch.window, by)
-    hours, _ = cut(stretch.collection, stretch.window, (HOUR,))
+    if interval.width != DAY or not is_busy(database, interval.collection, interval.window):
+        return direct(database, interval.collection, interval.window, by)
+    hours, _ = cut(interval.collection, interval.window, (HOUR,))
     kept = kept_sums(database, hours, by)
     total: Tallies = {}
     for hour in hours:
@@ -71,20 +71,20 @@ def _counted(database: Database[dict[str, Any]], stretch: Stretch, by: str) -> T
 
 
 def kept_sums(
-    database: Database[dict[str, Any]], stretches: Sequence[Stretch], by: str
+    database: Database[dict[str, Any]], intervals: Sequence[Interval], by: str
 ) -> dict[str, Tallies]:
-    """Return the sums of *stretches* that were kept and still agree with the ledger."""
-    return {i: unpack(packed, by) for i, packed in kept_packed(database, stretches, by).items()}
+    """Return the sums of *intervals* that were kept and still agree with the ledger."""
+    return {i: unpack(packed, by) for i, packed in kept_packed(database, intervals, by).items()}
 
 
 def kept_packed(
-    database: Database[dict[str, Any]], stretches: Sequence[Stretch], by: str
+    database: Database[dict[str, Any]], intervals: Sequence[Interval], by: str
 ) -> dict[str, Any]:
     """Return them as they are kept: those of ``CLASSES`` for :mod:`rts.views.columns`.
 
-    *stretches* are of one collection and do not overlap.
+    *intervals* are of one collection and do not overlap.
     """
-    wanted = {stretch.id: stretch for stretch in stretches}
+    wanted = {interval.id: interval for interval in intervals}
     found: dict[str, dict[str, Any]] = {}
     if wanted:
         query, fields = {"_id": {"$in": list(wanted)}}, {f"tallies.{by}": 1}
@@ -94,7 +94,7 @@ def kept_packed(
                 found[document["_id"]] = sums
     if not found:
         return {}
-    seal = seal_of(database, stretches[0].collection)
+    seal = seal_of(database, intervals[0].collection)
     sealed = {i for i, sums in found.items() if _is_sealed(sums, wanted[i], seal)}
     doubtful = sorted((wanted[i] for i in found.keys() - sealed), key=lambda s: s.start)
     agreeing: set[str] = set()
@@ -113,8 +113,8 @@ def kept_packed(
     return {i: found[i]["keys"] for i in sealed | agreeing}
 
 
-def _is_sealed(sums: Mapping[str, Any], stretch: Stretch, seal: Seal | None) -> bool:
-    return seal is not None and sums.get("seal") == seal.id and seal.covers(stretch.window)
+def _is_sealed(sums: Mapping[str, Any], interval: Interval, seal: Seal | None) -> bool:
+    return seal is not None and sums.get("seal") == seal.id and seal.covers(interval.window)
 
 
 def _set_seal(
@@ -129,12 +129,12 @@ def _set_seal(
             pass
 
 
-def _neighbours(stretches: Iterable[Stretch]) -> list[list[Stretch]]:
-    """Return stretches that follow each other without a gap as one list."""
-    groups: list[list[Stretch]] = []
-    for stretch in stretches:
-        if groups and groups[-1][-1].start + groups[-1][-1].width == stretch.start:
-            groups[-1].append(stretch)
+def _neighbours(intervals: Iterable[Interval]) -> list[list[Interval]]:
+    """Return intervals that follow each other without a gap as one list."""
+    groups: list[list[Interval]] = []
+    for interval in intervals:
+        if groups and groups[-1][-1].start + groups[-1][-1].width == interval.start:
+            groups[-1].append(interval)
         else:
-            groups.append([stretch])
+            groups.append([interval])
     return groups

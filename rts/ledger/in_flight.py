@@ -15,7 +15,7 @@ from rts.records import Execution
 from rts.settings import Settings
 
 
-class Bulletin:
+class InFlightRuns:
     """Publishes a worker's notes in Redis, for when the whole worker dies.
 
     Only those of runs that go on for a while: most end before anybody could look.

@@ -46,7 +46,7 @@ class Companion:
         self._process: subprocess.Popen[bytes] | None = None
         #: The end of the pipe whose closing ends the companion; -1: none.
         self._pipe = -1
-        #: What it is told after its orders, a line of JSON: the queues, where they have
+        #: What it is told after its instructions, a line of JSON: the queues, where they have
         #: changed.
         self._news = ""
         self._stopping = threading.Event()
@@ -59,17 +59,17 @@ class Companion:
         process = self._process
         return None if process is None else process.pid
 
-    def start(self, orders: str, pass_fds: tuple[int, ...] = ()) -> None:
-        """Start it with *orders*, one line of JSON, and watch over it.
+    def start(self, instructions: str, pass_fds: tuple[int, ...] = ()) -> None:
+        """Start it with *instructions*, one line of JSON, and watch over it.
 
         It inherits *pass_fds*.
         """
         self._pass_fds = pass_fds
         self._stopping.clear()
         self._on_look()
-        self._try_spawn(orders)
+        self._try_spawn(instructions)
         threading.Thread(
-            target=self._watch, args=(orders,), name="rts-companion", daemon=True
+            target=self._watch, args=(instructions,), name="rts-companion", daemon=True
         ).start()
 
     def tell(self, queues: Sequence[str]) -> None:
@@ -109,12 +109,12 @@ class Companion:
             except OSError:
                 pass  # closed already, with all that the parent had open
 
-    def _try_spawn(self, orders: str) -> None:
+    def _try_spawn(self, instructions: str) -> None:
         with self._lock:
             if self._stopping.is_set():
                 return
             try:
-                self._spawn(orders)
+                self._spawn(instructions)
             except (OSError, ValueError, subprocess.SubprocessError) as exc:
                 health.count("companion_failures")
                 health.warn_once(
@@ -125,7 +125,7 @@ class Companion:
                     exc,
                 )
 
-    def _spawn(self, orders: str) -> None:
+    def _spawn(self, instructions: str) -> None:
         if not sys.executable:
             raise OSError("sys.executable is not known (an embedded interpreter?)")
         reading, writing = os.pipe()
@@ -145,7 +145,7 @@ class Companion:
             os.close(reading)
         self._pipe = writing
         self._spawned_at = time.monotonic()
-        self._write(f"{orders}\n{self._news}")
+        self._write(f"{instructions}\n{self._news}")
 
     def _write(self, text: str) -> None:
         data = text.encode()
@@ -155,7 +155,7 @@ class Companion:
         except OSError:
             pass  # it has died; the watcher sees that
 
-    def _watch(self, orders: str) -> None:
+    def _watch(self, instructions: str) -> None:
         backoff_s = MIN_BACKOFF_S
         while not self._stopping.wait(LOOK_S):
             self._on_look()
@@ -180,7 +180,7 @@ class Companion:
                 if not self._stopping.is_set():
                     self._process = None
                     self._close_pipe()
-            self._try_spawn(orders)
+            self._try_spawn(instructions)
 
     def _close_pipe(self) -> None:
         pipe, self._pipe = self._pipe, -1

@@ -10,9 +10,9 @@ import pytest
 from celery import Celery
 
 import rts
-from rts import foresight
+from rts import prediction_api
 from rts.predictions import routing
-from rts.predictions.outlook import Pressure
+from rts.predictions.predictor import Pressure
 from rts.records import Plan
 from tests.forked import forks_beside_threads, holds_in_child
 
@@ -49,7 +49,7 @@ def test_two_threads_that_route_first_share_what_they_know(
 
 
 class Roomy:
-    """Stands for an outlook: each queue has a slot."""
+    """Stands for a predictor: each queue has a slot."""
 
     def pressures(self, queues: Sequence[str]) -> dict[str, Pressure]:
         return {queue: Pressure(0.0, 1, 0.5) for queue in queues}
@@ -61,14 +61,14 @@ def test_a_child_routes_though_a_thread_of_its_parent_was_at_it() -> None:
     app = Celery("routes", broker=nobody, set_as_current=False)
     app.conf.update(rts_redis_url=nobody, rts_routes={"mixed": ["a", "b"]})
     rts.install(app)
-    outlook: Any = Roomy()
-    risks = routing.Risks(outlook, 5.0)
+    predictor: Any = Roomy()
+    risks = routing.Risks(predictor, 5.0)
 
     def it_routes() -> bool:
         chosen = risks.choose(Plan("mixed", "inferred", 1.0, 2.0, 100.0, 102.0), ["a"], 100.0)
         return chosen == "a" and rts.route("some.task") is None
 
-    routed = holds_in_child(it_routes, foresight._lock, risks._lock)
+    routed = holds_in_child(it_routes, prediction_api._lock, risks._lock)
     rts.uninstall(app)
     app.close()
     assert routed

@@ -9,9 +9,9 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from rts.alerting.alert import Alert
-from rts.alerting.book import firing
+from rts.alerting.store import firing
+from rts.cli.common import ledger_of, link_to_redis
 from rts.cli.probes import PATIENCE_S, look
-from rts.cli.shared import ledger_of, link_to_redis
 from rts.cli.status import problems
 from rts.errors import StoreUnavailable
 from rts.scheduling import queues

@@ -27,7 +27,7 @@ MIN_BACKOFF_S, MAX_BACKOFF_S = 1.0, 60.0
 GIVE_UP_S = 86400.0
 
 
-class Courier:
+class WebhookDelivery:
     """One webhook's thread: what it waits for delays nothing else.
 
     A message is taken off its list only once it was received, so it is sent again by

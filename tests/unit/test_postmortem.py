@@ -14,9 +14,9 @@ import pytest
 
 from rts.clock import FleetClock
 from rts.ledger.acknowledged import ENTRY_BYTES
-from rts.ledger.estate import Estate, has_ended
+from rts.ledger.instructions import Instructions
 from rts.ledger.notes import NoteBoard, lives
-from rts.ledger.orders import Orders
+from rts.ledger.postmortem import PostMortem, has_ended
 from rts.records import LOST, Execution, Plan, new_execution
 from rts.settings import Settings
 from rts.testing import wait_until
@@ -44,10 +44,12 @@ def board() -> Iterator[NoteBoard]:
     board.close()
 
 
-def estate(board: NoteBoard) -> tuple[Estate, Kept]:
-    orders = Orders(Settings(), "w@h", "w@h/1-a", os.getpid(), board.fd, 4, None, 20)
+def postmortem(board: NoteBoard) -> tuple[PostMortem, Kept]:
+    instructions = Instructions(
+        Settings(), "w@h", "w@h/1-a", os.getpid(), board.fd, 4, None, 20
+    )
     sink = Kept()
-    return Estate(board, sink, FleetClock(), orders), sink
+    return PostMortem(board, sink, FleetClock(), instructions), sink
 
 
 def attributes(task_id: str, **more: Any) -> dict[str, Any]:
@@ -112,8 +114,8 @@ def test_every_task_that_nobody_delivers_again_gets_a_verdict(board: NoteBoard) 
     for task_id in ("ran", "goes on", "accepted"):
         board.acknowledged.put(attributes(task_id))
     board.acknowledged.put(attributes("no plan", rts_deadline=None))
-    heir, sink = estate(board)
-    assert heir.settle() == 2
+    found, sink = postmortem(board)
+    assert found.settle() == 2
     ran, accepted = sink.ends
     assert (ran.task_id, ran.state, ran.cause, ran.ran) == ("ran", LOST, "lost", True)
     assert ran.started_at == 105.0
@@ -121,7 +123,7 @@ def test_every_task_that_nobody_delivers_again_gets_a_verdict(board: NoteBoard) 
     assert (accepted.state, accepted.cause, accepted.ran) == (LOST, "lost", False)
     assert (accepted.deadline, accepted.queue, accepted.worker) == (120.0, "celery", "w@h")
     assert [left.task_id for _, left in board.notes()] == ["goes on"]
-    assert heir.settle() == 0
+    assert found.settle() == 0
 
 
 def test_a_process_has_ended_though_nobody_has_asked_after_it(board: NoteBoard) -> None:
@@ -131,21 +133,21 @@ def test_a_process_has_ended_though_nobody_has_asked_after_it(board: NoteBoard) 
     killed.send_signal(signal.SIGKILL)
     wait_until(lambda: has_ended(killed.pid))
     assert lives(killed.pid)  # its parent is this test
-    heir, sink = estate(board)
-    assert heir.settle() == 1
+    found, sink = postmortem(board)
+    assert found.settle() == 1
     assert [(end.task_id, end.state) for end in sink.ends] == [("died with its worker", LOST)]
-    assert not heir.left()
+    assert not found.left()
     killed.wait()
     assert has_ended(killed.pid)
 
 
 def test_what_goes_on_is_given_up_only_on_demand(board: NoteBoard) -> None:
     note(board, "goes on", os.getpid())
-    heir, sink = estate(board)
-    assert heir.settle() == 0
-    assert heir.left()
-    heir.give_up()
+    found, sink = postmortem(board)
+    assert found.settle() == 0
+    assert found.left()
+    found.give_up()
     (end,) = sink.ends
     assert (end.task_id, end.state, end.cause, end.ran) == ("goes on", LOST, "lost", True)
     # Whoever comes later may know better.
-    assert heir.left()
+    assert found.left()

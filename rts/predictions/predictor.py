@@ -14,21 +14,21 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from rts.errors import StoreUnavailable
-from rts.ledger.bulletin import read_notes
 from rts.ledger.heartbeat import Heartbeat
-from rts.ledger.lookout import task_of
+from rts.ledger.in_flight import read_notes
+from rts.ledger.overdue import task_of
 from rts.link.link import Link, as_instant
 from rts.link.scripts import pack
 from rts.predictions import forecast
-from rts.predictions.draws import Work
+from rts.predictions.cached_reading import MOST_FRESH_S, Reading
 from rts.predictions.fleet import NOTED_S, living
+from rts.predictions.initial_state import InitialState, Picture, TauOf, ended_of, work_of
 from rts.predictions.messages import id_of
-from rts.predictions.peek import Broker, Look
 from rts.predictions.prediction import Prediction
-from rts.predictions.present import Picture, Present, TauOf, ended_of, work_of
-from rts.predictions.reading import MOST_FRESH_S, Reading
+from rts.predictions.queue_reader import Broker, Look
+from rts.predictions.sampling import Work
+from rts.predictions.shared_workers import OrderMaker
 from rts.predictions.snapshot import Snapshot
-from rts.predictions.together import OrderMaker
 from rts.records import OpenTask, Plan
 from rts.scheduling.queues import known_queues
 from rts.settings import Settings
@@ -52,7 +52,7 @@ class Pressure(NamedTuple):
     load: float
 
 
-class Outlook:
+class Predictor:
     """Reads the broker's queues and the workers, and predicts. Safe with threads and forks."""
 
     def __init__(self, app: Any, settings: Settings, link: Link, tau_of: TauOf) -> None:
@@ -60,7 +60,7 @@ class Outlook:
         self._settings = settings
         self._link = link
         self._broker = Broker(app, settings)
-        self._present = Present(app, settings, link, self._broker, tau_of)
+        self._state = InitialState(app, settings, link, self._broker, tau_of)
         self._readings: dict[tuple[str, int], Reading] = {}
         #: What this process has published of late, with the moments.
         self._sent: deque[tuple[float, OpenTask]] = deque(maxlen=MOST_SENT)
@@ -152,9 +152,9 @@ class Outlook:
             slots = sum(worker.slots or 0 for worker in of_queue)
             loads = [worker.load.get("load", 0.0) for worker in of_queue]
             load = sum(loads) / max(1, len(loads))
-            keys_of = self._present.keys(queue)
+            keys_of = self._state.keys(queue)
             waiting, sample = self._broker.glance(queue, keys_of) if slots else (0, [])
-            taus = [self._present.work(message, now).tau for message in sample]
+            taus = [self._state.work(message, now).tau for message in sample]
             mean_s = sum(taus) / len(taus) if taus else 0.0
             found[queue] = Pressure(waiting * mean_s, slots, load)
         return found
@@ -182,7 +182,7 @@ class Outlook:
         queues = [queue] if queue else self._queues(living(beats, now))
         for run in read_notes(notes):
             if run.task_id == task_id and run.started_at is not None and run.queue:
-                fleet = self._present.fleet(self._queue_of(run.queue, queues))
+                fleet = self._state.fleet(self._queue_of(run.queue, queues))
                 if any(run.run_id == other.run_id for other in fleet.running):
                     snapshot = Snapshot(
                         fleet.now,
@@ -217,7 +217,7 @@ class Outlook:
         """Predict a task that neither waits nor is noted as running, and has not ended: it
         has begun within the last second.
         """
-        fleet = self._present.fleet(queue)
+        fleet = self._state.fleet(queue)
         if any(run.task_id == task.task_id for run in fleet.recent):
             return None
         slots = max(1, fleet.slots)
@@ -260,7 +260,7 @@ class Outlook:
         return found
 
     def _picture(self, queue: str, look: Look) -> Picture:
-        return self._present.picture(queue, look, self._lately_sent())
+        return self._state.picture(queue, look, self._lately_sent())
 
     def _lately_sent(self) -> list[OpenTask]:
         now = time.monotonic()
@@ -277,7 +277,7 @@ class Outlook:
         name, which is returned where none has.
         """
         key = routing_key or ""
-        return next((queue for queue in queues if key in self._present.keys(queue)), key)
+        return next((queue for queue in queues if key in self._state.keys(queue)), key)
 
     def _queues(self, workers: Iterable[Heartbeat]) -> list[str]:
         served = sorted(q for worker in workers for q in worker.queues or ())

@@ -23,7 +23,7 @@ Window = tuple[datetime, datetime]
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Interval:
     """One whole day, hour or ten minutes of one collection."""
 
     collection: str
@@ -44,12 +44,12 @@ class Stretch:
 
 def cut(
     collection: str, window: Window, widths: Sequence[int] = WIDTHS
-) -> tuple[list[Stretch], list[Window]]:
-    """Cut *window* into whole stretches, long ones first, and what is left over.
+) -> tuple[list[Interval], list[Window]]:
+    """Cut *window* into whole intervals, long ones first, and what is left over.
 
     *widths* are among ``WIDTHS``.
     """
-    stretches: list[Stretch] = []
+    intervals: list[Interval] = []
     left = [window]
     for width in widths:
         rest: list[Window] = []
@@ -59,11 +59,11 @@ def cut(
             if first >= last:
                 rest.append((begin, end))
                 continue
-            stretches += [Stretch(collection, width, s) for s in range(first, last, width)]
+            intervals += [Interval(collection, width, s) for s in range(first, last, width)]
             at = [_EPOCH + timedelta(seconds=s) for s in (first, last)]
             rest += [w for w in ((begin, at[0]), (at[1], end)) if w[0] < w[1]]
         left = rest
-    return stretches, left
+    return intervals, left
 
 
 def count(

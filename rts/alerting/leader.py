@@ -10,7 +10,6 @@ from typing import Any
 
 from pymongo.database import Database
 
-from rts.alerting.book import Book
 from rts.alerting.conditions import (
     SLO_BURNING,
     TASK_OVERDUE,
@@ -18,7 +17,8 @@ from rts.alerting.conditions import (
     overdue_conditions,
     overdue_tasks,
 )
-from rts.alerting.courier import Courier
+from rts.alerting.delivery import WebhookDelivery
+from rts.alerting.store import AlertStore
 from rts.clock import FleetClock
 from rts.link.lease import Lease
 from rts.link.link import Link
@@ -64,8 +64,8 @@ class Leader:
         self._lease = Lease(link, settings.keys.alerting, name, LEASE_S)
         self._database = database
         self._now = now
-        self._book = Book(link, settings, clock, quiet_s=quiet_s, now=now)
-        self._couriers: list[Courier] = []
+        self._store = AlertStore(link, settings, clock, quiet_s=quiet_s, now=now)
+        self._deliveries: list[WebhookDelivery] = []
         # A month is a lot to count; what burns shows in its windows.
         longest = max(WINDOWS.values())
         self._burning_only = replace(settings, slo_window=min(settings.slo_window, longest))
@@ -95,13 +95,13 @@ class Leader:
             self._dismiss()
             return False
         self._led_at = asked_at
-        if not self._couriers:
-            self._couriers = [
-                Courier(hook, self._link, self._keys, self._clock, self.leads)
+        if not self._deliveries:
+            self._deliveries = [
+                WebhookDelivery(hook, self._link, self._keys, self._clock, self.leads)
                 for hook in self._settings.webhooks
             ]
-            for courier in self._couriers:
-                courier.start()
+            for delivery in self._deliveries:
+                delivery.start()
         return True
 
     def look_at_objectives(self) -> int:
@@ -116,7 +116,7 @@ class Leader:
         if not self.leads():
             return 0
         if not (self._listened or self._told(SLO_BURNING)):
-            return self._book.update((SLO_BURNING,), ())  # what fires is from before
+            return self._store.update((SLO_BURNING,), ())  # what fires is from before
         begin = self._now()
         if begin < self._look_from:
             return 0
@@ -127,7 +127,7 @@ class Leader:
         end = self._now()
         self._look_from = end + min(LONGEST_S, SPARE * (end - begin))
         return (
-            self._book.update((SLO_BURNING,), burning_conditions(found)) if self.leads() else 0
+            self._store.update((SLO_BURNING,), burning_conditions(found)) if self.leads() else 0
         )
 
     def look_at_overdue(self) -> int:
@@ -140,10 +140,10 @@ class Leader:
         if not self.leads():
             return 0
         if not self._told(TASK_OVERDUE):
-            return self._book.update((TASK_OVERDUE,), ())  # what fires is from before
+            return self._store.update((TASK_OVERDUE,), ())  # what fires is from before
         tasks, are_all = overdue_tasks(self._link, self._keys)
         found = overdue_conditions(tasks, self._clock.now())
-        return self._book.update((TASK_OVERDUE,) if are_all else (), found)
+        return self._store.update((TASK_OVERDUE,) if are_all else (), found)
 
     def leave(self) -> None:
         """Let another companion lead at once.
@@ -159,5 +159,5 @@ class Leader:
         return any(kind in hook.events for hook in self._settings.webhooks)
 
     def _dismiss(self) -> None:
-        while self._couriers:
-            self._couriers.pop().stop()
+        while self._deliveries:
+            self._deliveries.pop().stop()

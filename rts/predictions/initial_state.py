@@ -11,10 +11,10 @@ from rts.headers import instant
 from rts.ledger.received import mark_of
 from rts.ledger.recent import Recent
 from rts.link.link import Link
-from rts.predictions.draws import Work
 from rts.predictions.fleet import Fleet, read_fleet
 from rts.predictions.messages import SAMPLE, Message, id_of
-from rts.predictions.peek import EMPTY, Broker, Look
+from rts.predictions.queue_reader import EMPTY, Broker, Look
+from rts.predictions.sampling import Work
 from rts.predictions.snapshot import Running, Snapshot
 from rts.records import Execution, OpenTask
 from rts.scheduling.places import NEVER, place_of
@@ -47,7 +47,7 @@ class Picture(NamedTuple):
     workers: Sequence[int]
 
 
-class Present:
+class InitialState:
     """Puts together what the broker's queue and the workers tell."""
 
     def __init__(

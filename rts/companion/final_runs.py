@@ -11,8 +11,8 @@ import threading
 import time
 
 from rts.companion.attempts import attempt
-from rts.ledger.bulletin import Bulletin
-from rts.ledger.estate import Estate
+from rts.ledger.in_flight import InFlightRuns
+from rts.ledger.postmortem import PostMortem
 
 #: Seconds that what was killed with the worker gets to die; and those in which Redis
 #: must have been told of what goes on.
@@ -21,12 +21,12 @@ DYING_S, TELLING_S = 1.0, 2.0
 LOOK_S = 0.05
 
 
-class Heir:
+class FinalRuns:
     """Two threads at work: one settles and asks no server, in which the other may hang."""
 
-    def __init__(self, estate: Estate, bulletin: Bulletin) -> None:
-        self._estate = estate
-        self._bulletin = bulletin
+    def __init__(self, postmortem: PostMortem, in_flight: InFlightRuns) -> None:
+        self._postmortem = postmortem
+        self._in_flight = in_flight
         self._settled = threading.Event()
         self._told = threading.Event()
 
@@ -34,20 +34,20 @@ class Heir:
         """Write the ends. Takes as long as it takes to die, or to tell of what goes on."""
         give_up_at = time.monotonic() + DYING_S
         while True:
-            attempt("settling the last runs", self._estate.settle)
-            if not self._estate.left() or time.monotonic() >= give_up_at:
+            attempt("settling the last runs", self._postmortem.settle)
+            if not self._postmortem.left() or time.monotonic() >= give_up_at:
                 break
             time.sleep(LOOK_S)
         self._settled.set()
-        if self._estate.left() and not self._told.wait(TELLING_S):
-            attempt("settling the last runs", self._estate.give_up)
+        if self._postmortem.left() and not self._told.wait(TELLING_S):
+            attempt("settling the last runs", self._postmortem.give_up)
 
     def tell(self) -> None:
         """Tell of what goes on, once it is known what does."""
         give_up_at = time.monotonic() + DYING_S + TELLING_S
         self._settled.wait(DYING_S)
         # Not a few times: attempts come to nothing as long as the link's breaker is open.
-        while not attempt("telling of the last runs", self._bulletin.step):
+        while not attempt("telling of the last runs", self._in_flight.step):
             if time.monotonic() >= give_up_at:
                 return
             time.sleep(LOOK_S)

@@ -30,18 +30,18 @@ from typing import Any
 from celery import signals
 
 from rts import health
-from rts.lifecycle.limits import hook_failed
 from rts.lifecycle.runs import run_of
+from rts.lifecycle.soft_time_limit import hook_failed
 from rts.records import NOT_FINAL
 
 #: Returns the fleet's time for a task of an app, or of a name that is published;
 #: ``None`` where that app does not have rts.
 NowOf = Callable[[Any], "float | None"]
 
-_UID = "rts.neighbours"
+_UID = "rts.tracing"
 
 
-class Neighbours:
+class TracingBridge:
     """The tracing libraries beside rts in this process."""
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ class Neighbours:
             if now is not None and tau is not None and deadline is not None:
                 self._span(_facts(headers["task_type"], tau, deadline, now))
         except Exception as exc:  # noqa: BLE001  the message is sent
-            hook_failed("neighbours", exc)
+            hook_failed("tracing", exc)
 
     def _ended(self, task: Any = None, state: Any = None, **_: Any) -> None:
         """Runs in the process that ran the task, before all other receivers."""
@@ -124,7 +124,7 @@ class Neighbours:
             self._span({**facts, **told})
             self._tags(told)
         except Exception as exc:  # noqa: BLE001  the task has run
-            health.hook_failed("neighbours", exc)
+            health.hook_failed("tracing", exc)
 
     def _span(self, facts: Mapping[str, str | float | bool]) -> None:
         if self._tracing is not None:
@@ -142,8 +142,8 @@ class Neighbours:
                 )
 
 
-NEIGHBOURS = Neighbours()
-os.register_at_fork(after_in_child=NEIGHBOURS.look_again)
+TRACING = TracingBridge()
+os.register_at_fork(after_in_child=TRACING.look_again)
 
 
 def _facts(task_type: str, tau: float, deadline: float, now: float) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from rts.predictions.messages import (
     sampled,
     sizes_of,
 )
-from rts.predictions.sharing import SharedConnection
+from rts.predictions.shared_connection import SharedConnection
 from rts.scheduling.layout import DEMOTED, HOPEFUL, TURNS
 from rts.scheduling.scripts import ScriptByHash
 from rts.settings import Settings

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-from rts.predictions.together import Crew
+from rts.predictions.shared_workers import Crew
 
 
-class Lines:
+class PrefetchedWork:
     """One line for each crew; its tasks start in the order in which they were taken."""
 
     def __init__(self, crews: Sequence[Crew]) -> None:

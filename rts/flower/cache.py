@@ -1,6 +1,6 @@
 """Answers that are kept for a moment, so that many viewers cost one question.
 
-Questions block (pymongo, redis-py), so threads ask them, never Flower's event loop.
+Queries block (pymongo, redis-py), so threads ask them, never Flower's event loop.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from rts.predictions.prediction import Prediction
 
 if TYPE_CHECKING:
     from rts.parts import Parts
-    from rts.predictions.outlook import Outlook
+    from rts.predictions.predictor import Predictor
     from rts.predictions.routing import Risks
 
 
@@ -36,7 +36,7 @@ def predict(task_id: str, *, queue: str | None = None, app: Any = None) -> Predi
         StoreUnavailable: Redis is away.
     """
     app, parts = _installed(app)
-    return _outlook(app, parts).of_task(task_id, queue)
+    return _predictor(app, parts).of_task(task_id, queue)
 
 
 def predict_new(
@@ -78,16 +78,16 @@ def predict_new(
     plan = parts.planner.plan(name, asked, priority)
     if priority is None and parts.prioritise is not None:
         priority = parts.prioritise(plan)
-    return _outlook(app, parts).of_new(plan, name, queue, priority or 0)
+    return _predictor(app, parts).of_new(plan, name, queue, priority or 0)
 
 
-def _outlook(app: Any, parts: Parts) -> Outlook:
-    from rts.predictions.outlook import Outlook
+def _predictor(app: Any, parts: Parts) -> Predictor:
+    from rts.predictions.predictor import Predictor
 
     with _lock:
-        if parts.outlook is None:
-            parts.outlook = Outlook(app, parts.settings, parts.link, parts.taus.tau)
-        return parts.outlook
+        if parts.predictor is None:
+            parts.predictor = Predictor(app, parts.settings, parts.link, parts.taus.tau)
+        return parts.predictor
 
 
 def _risks(app: Any, parts: Parts) -> Risks:
@@ -95,7 +95,7 @@ def _risks(app: Any, parts: Parts) -> Risks:
 
     with _lock:
         if parts.risks is None:
-            parts.risks = Risks(_outlook(app, parts), parts.settings.breaker_period)
+            parts.risks = Risks(_predictor(app, parts), parts.settings.breaker_period)
         return parts.risks
 
 

@@ -56,7 +56,7 @@ class Verdicts(Protocol):
         """Store verdicts; writing one twice changes nothing."""
 
 
-class Lookout:
+class OverdueSweep:
     """Looks for overdue tasks. One companion of the fleet does it at a time."""
 
     def __init__(
@@ -74,7 +74,7 @@ class Lookout:
         self._most = settings.open_max
         self._most_names = settings.max_types
         self._ledger = ledger
-        self._lease = Lease(link, settings.keys.lookout, name, LEASE_S)
+        self._lease = Lease(link, settings.keys.overdue_lease, name, LEASE_S)
         self._overdue_after_s = overdue_after_s
         self._now = now
         self._looked_at = -1e9

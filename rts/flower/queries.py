@@ -7,14 +7,14 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from rts.flower.answers import Answer, Answers
+from rts.flower.cache import Answer, Answers
 from rts.flower.source import Counted, Source
 
 #: Misses that are listed.
 MISSES = 100
 
 
-class Questions:
+class Queries:
     """The questions of :class:`Source`, asked through :class:`Answers`."""
 
     def __init__(self, source: Source, answers: Answers) -> None:

@@ -27,7 +27,7 @@ KEEP_S = 2 * 86400
 UNLED_S = 86400
 
 
-class Book:
+class AlertStore:
     """Begins and ends alerts, and queues the messages about them.
 
     Args:
@@ -63,16 +63,16 @@ class Book:
         reply, _ = self._link.call(
             pack("HGETALL", self._keys.alerts), pack("EXPIRE", self._keys.alerts, UNLED_S)
         )
-        book = dict(zip(reply[::2], reply[1::2], strict=True))
+        stored = dict(zip(reply[::2], reply[1::2], strict=True))
         changed = 0
         there = {condition.key.encode() for condition in conditions}
         for condition in conditions:
             self._gone.pop(condition.key, None)
             covered = (condition.covered_by or "").encode() in there
-            if condition.key.encode() not in book and not covered:
+            if condition.key.encode() not in stored and not covered:
                 alert = Alert.of(condition, secrets.token_hex(16), self._clock.now())
                 changed += self._move(b"", alert.to_json(), alert)
-        for key, text in book.items():
+        for key, text in stored.items():
             if key in there:
                 continue
             try:

@@ -11,25 +11,25 @@ import psutil
 from rts import health
 from rts.clock import FleetClock
 from rts.headers import read_plan
+from rts.ledger.instructions import Instructions
 from rts.ledger.notes import NoteBoard
-from rts.ledger.orders import Orders
 from rts.ports import RunSink
 from rts.records import LOST, Execution, new_execution
 
 
-class Estate:
+class PostMortem:
     """Writes the ends that follow from a worker's notes, once it has ended.
 
     All of them are provisional: a run that has written its own end keeps it.
     """
 
     def __init__(
-        self, board: NoteBoard, sink: RunSink, clock: FleetClock, orders: Orders
+        self, board: NoteBoard, sink: RunSink, clock: FleetClock, instructions: Instructions
     ) -> None:
         self._board = board
         self._sink = sink
         self._clock = clock
-        self._orders = orders
+        self._instructions = instructions
 
     def settle(self) -> int:
         """Write the ends; return how many. Again: those that are new."""
@@ -43,14 +43,14 @@ class Estate:
                 written += 1
         # Acknowledged, and no child has come to begin it; or its run has ended.
         for task in self._board.acknowledged.tasks():
-            plan = read_plan(task, self._orders.settings.task_types)
+            plan = read_plan(task, self._instructions.settings.task_types)
             if plan is None or (task["id"], task["retries"] or 0) in begun:
                 continue
             never_run = new_execution(
                 plan,
                 task,
-                worker=self._orders.worker,
-                instance=self._orders.instance,
+                worker=self._instructions.worker,
+                instance=self._instructions.instance,
                 pid=None,
             )
             ended = never_run._replace(completed_at=now, state=LOST, cause="lost", ran=False)

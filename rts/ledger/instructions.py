@@ -9,7 +9,7 @@ from rts.settings import Settings
 
 
 @dataclass(frozen=True)
-class Orders:
+class Instructions:
     """What a companion is told by its worker."""
 
     settings: Settings
@@ -28,12 +28,12 @@ class Orders:
     ahead: int | None = 0
 
     def to_json(self) -> str:
-        """Return the orders as one line."""
+        """Return the instructions as one line."""
         document = {**self.__dict__, "settings": self.settings.as_dict()}
         return json.dumps(document)
 
     @classmethod
-    def from_json(cls, line: str) -> Orders:
+    def from_json(cls, line: str) -> Instructions:
         """Read what :meth:`to_json` wrote."""
         document = json.loads(line)
         return cls(**{**document, "settings": Settings.from_dict(document["settings"])})

@@ -144,7 +144,7 @@ def test_what_never_comes_to_its_last_or_too_late_is_overdue_and_once(
     stage.worker(BASIC)
     app = apps(stage)
     failing = app.signature(f"{BASIC}.fail", immutable=True)
-    wait_until(lambda: redis_client.exists(settings.keys.lookout), message="it looks")
+    wait_until(lambda: redis_client.exists(settings.keys.overdue_lease), message="it looks")
     deadline = time.time() + 4
     fails = replaced(app, chain(failing, ok(app)), deadline)
     takes = replaced(app, chain(ok(app, 15.0), ok(app)), deadline)

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 from rts.deadlines import hopeful_until
 from rts.predictions.arrivals import Arrivals
-from rts.predictions.draws import TRIES, Runtimes, Work
-from rts.predictions.lines import Lines
+from rts.predictions.prefetched import PrefetchedWork
+from rts.predictions.sampling import TRIES, Runtimes, Work
+from rts.predictions.shared_workers import OrderMaker, Queues
 from rts.predictions.snapshot import Snapshot
-from rts.predictions.together import OrderMaker, Queues
 from rts.simulation.orders import Waiting
 
 #: Seconds within which a message is claimed where a slot is free.
@@ -33,7 +33,7 @@ def waiting_of(work: Work, number: int) -> Waiting:
     return Waiting(work.arrival, work.tau, work.deadline, number, work.due)
 
 
-class Play:
+class QueueSimulation:
     """One simulation. Tasks are known by number: what waits by its position, what is held
     by −1 − its position, all others beyond.
     """
@@ -79,7 +79,7 @@ class Play:
         #: something to take.
         self._asking = rng.sample(range(len(self._crews)), len(self._crews))
         self._looking: Sequence[int] = self._asking
-        self._lines = Lines(self._crews)
+        self._lines = PrefetchedWork(self._crews)
         #: What crews start once it is ready.
         self._later: list[tuple[float, int, int]] = []
         self._hold(snapshot.held_by, rng)
