@@ -1,8 +1,8 @@
-"""Writes the Grafana dashboard: python docs/monitoring/make_dashboard.py
+"""Generate the Grafana dashboard: python docs/monitoring/make_dashboard.py
 
 The dashboard is code, so that it can be read and reviewed: rows of panels, each with
-its unit and queries. A test holds the JSON against this file, and its queries against
-the metrics that there are.
+its unit and queries. A test compares the JSON with this file, and its queries with
+the existing metrics.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Panel:
     queries: tuple[tuple[str, str], ...]
     kind: str = "timeseries"
     description: str = ""
-    #: Values from which on green becomes yellow, and red.
+    #: Thresholds at which green turns yellow, and red.
     steps: tuple[float | None, float | None] = (None, None)
-    #: Whether more is better: then the colours turn round.
+    #: Whether more is better: then the colours are reversed.
     more_is_better: bool = False
     stacked: bool = False
 
@@ -63,7 +63,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                     ),
                 ),
                 "stat",
-                "Share of tasks that met their deadline, by objective; as rts report says.",
+                "Share of tasks that met their deadline, by objective, as in rts report.",
                 (0.9, 0.95),
                 True,
             ),
@@ -72,7 +72,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "percentunit",
                 (("rts_slo_budget_left_ratio", "{{objective}}"),),
                 "gauge",
-                "Below 0 it is overspent.",
+                "Below 0 the budget is overspent.",
                 (0.0, 0.25),
                 True,
             ),
@@ -83,7 +83,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                     ('rts_slo_burn_rate{window="1h"}', "{{objective}} 1h"),
                     ('rts_slo_burn_rate{window="6h"}', "{{objective}} 6h"),
                 ),
-                description="1 uses up the budget exactly; 14.4 for an hour pages.",
+                description="1 uses up the budget exactly; 14.4 over an hour pages.",
                 steps=(1.0, 14.4),
             ),
         ),
@@ -116,7 +116,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 stacked=True,
             ),
             Panel(
-                "Tasks that miss most",
+                "Tasks with the most misses",
                 "none",
                 (
                     (
@@ -126,12 +126,12 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                     ),
                 ),
                 "bargauge",
-                "Misses within an hour, by task name.",
+                "Misses in the last hour, by task name.",
             ),
         ),
     ),
     (
-        "Why: runtimes against tau, waiting, lateness",
+        "Why: runtime and tau, queueing, lateness",
         (
             Panel(
                 "Runtime and tau",
@@ -151,7 +151,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "Lateness, p95",
                 "s",
                 ((quantile(0.95, "rts_lateness_seconds"), "{{task_type}}"),),
-                description="End minus deadline; below 0 is in time.",
+                description="End minus deadline; below 0 is on time.",
             ),
         ),
     ),
@@ -170,7 +170,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 ),
             ),
             Panel(
-                "Messages that wait",
+                "Waiting messages",
                 "none",
                 (
                     ("rts_queue_messages", "{{queue}} {{form}}"),
@@ -178,10 +178,10 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 ),
             ),
             Panel(
-                "Load of the workers",
+                "Worker load",
                 "percentunit",
                 (('rts_worker_load_ratio{resource!="load"}', "{{worker}} {{resource}}"),),
-                description="A share of what a worker may use; above 100 % it is overloaded.",
+                description="Share of what a worker may use; above 100 % it is overloaded.",
                 steps=(0.8, 1.0),
             ),
         ),
@@ -189,15 +189,15 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
     (
         "rts itself",
         (
-            Panel("Records on their way", "none", (("rts_outbox_records", "records"),)),
+            Panel("Records in the outbox", "none", (("rts_outbox_records", "records"),)),
             Panel(
-                "Lag of the ledger",
+                "Ledger lag",
                 "s",
                 (("rts_outbox_lag_seconds", "lag"),),
                 steps=(10.0, 60.0),
             ),
             Panel(
-                "Servers, slots, trouble",
+                "Servers, slots, errors",
                 "none",
                 (
                     ("rts_up", "{{server}} up"),
