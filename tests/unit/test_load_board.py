@@ -68,3 +68,4 @@ def test_reads_during_writes_are_whole() -> None:
     finally:
         done.set()
         writer.join()
+    assert board.read() == samples[-1]
