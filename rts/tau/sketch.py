@@ -1,8 +1,8 @@
 """Quantiles of runtimes in constant space: a sketch with logarithmic buckets.
 
 Bucket i counts values in (γ^(i−1), γ^i] with γ = (1 + α)/(1 − α); its middle is
-off by at most the share α (DDSketch: Masson, Rim & Lee, *PVLDB* 12(12), 2019).
-Buckets are counted in Redis by ``finish.lua``.
+off by at most the share α. Sketches of the same α add up (DDSketch: Masson, Rim &
+Lee, *PVLDB* 12(12), 2019). Buckets are counted in Redis by ``finish.lua``.
 """
 
 from __future__ import annotations
@@ -67,6 +67,12 @@ class Sketch:
             return
         bucket = math.ceil(math.log(x) / LOG_BASE)
         self.buckets[bucket] = self.buckets.get(bucket, 0) + 1
+
+    def merge(self, other: Sketch) -> None:
+        """Add the counts of *other*."""
+        self.zeros += other.zeros
+        for bucket, count in other.buckets.items():
+            self.buckets[bucket] = self.buckets.get(bucket, 0) + count
 
     def quantile(self, q: float) -> float | None:
         """Return the value of rank ⌊q·(n − 1)⌋, q in [0, 1]; ``None`` without values."""
