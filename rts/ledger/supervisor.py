@@ -21,19 +21,23 @@ LIVED_S = 60.0
 #: greenlet libraries turn into a busy loop.
 LOOK_S = 1.0
 
-#: The current folder, which comes first on the path of ``-c``, is taken off it: a
-#: file of the app's may be called like a module that is needed. It stays the
-#: current folder, since URLs may name certificates in it.
-_PROGRAM = """
-import sys
-if sys.path[:1] == [""]:
-    del sys.path[0]
+#: Tells the companion where this process finds its modules. As PYTHONPATH it would start,
+#: in the companion too, the agent that ``ddtrace-run``, ``newrelic-admin`` or
+#: ``opentelemetry-instrument`` has put there as a module ``sitecustomize``: each drained
+#: batch would then be a trace of the app's.
+_PATH = "RTS_COMPANION_PATH"
+
+#: The current folder is not on the path: a file of the app's may be called like a module
+#: that is needed. It stays the current folder, since URLs may name certificates in it.
+_PROGRAM = f"""
+import os, sys
+sys.path[:] = os.environ.pop("{_PATH}").split(os.pathsep)
 from rts.companion.process import main
 sys.exit(main())
 """
 
 #: What would change the interpreter's behaviour, and is meant for the app.
-_NOT_PASSED_ON = ("PYTHONWARNINGS", "PYTHONINSPECT", "PYTHONSTARTUP")
+_NOT_PASSED_ON = ("PYTHONPATH", "PYTHONWARNINGS", "PYTHONINSPECT", "PYTHONSTARTUP")
 
 
 class Companion:
@@ -197,4 +201,4 @@ def environment() -> dict[str, str]:
     found = [str(Path(__file__).resolve().parent.parent.parent)]
     found += [os.path.abspath(entry) for entry in sys.path if entry]
     kept = {name: value for name, value in os.environ.items() if name not in _NOT_PASSED_ON}
-    return {**kept, "PYTHONPATH": os.pathsep.join(dict.fromkeys(found))}
+    return {**kept, _PATH: os.pathsep.join(dict.fromkeys(found))}

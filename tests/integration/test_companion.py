@@ -292,6 +292,20 @@ def test_files_of_the_app_do_not_hide_modules(
     wait_until(lambda: redis_client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S)
 
 
+def test_an_agent_that_the_app_is_started_with_stays_there(
+    settings: Settings,
+    start: Callable[..., Companion],
+    redis_client: redis.Redis,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("raise SystemExit('instrumented')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    start(settings)
+    wait_until(lambda: redis_client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S)
+
+
 def hang(mongo: MongoServer, settings: Settings, client: Any) -> None:
     """Have a drain hang in MongoDB, with three records in hand."""
     mongo.pause()
