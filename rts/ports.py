@@ -1,4 +1,4 @@
-"""The seams of rts: what one part needs of another, and nothing more."""
+"""The interfaces between the parts of rts: what one needs of another, and no more."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class TauEntry:
     tau: float
     #: Successful runs learned.
     count: int
-    #: EMA of |actual − tau before it|, seconds.
+    #: EMA of |actual − tau before that run|, seconds.
     deviation: float
 
 
@@ -44,13 +44,13 @@ class TauStore(Protocol):
 
 
 class RunSink(Protocol):
-    """Where the lifecycle hands the ends of runs. Never raises, waits for no server."""
+    """Where the lifecycle sends the ends of runs. Never raises, waits for no server."""
 
     def ended(self, execution: Execution) -> None:
         """Take the end of a run, or of a task that never ran."""
 
     def line(self, line: bytes) -> None:
-        """Take the end of a run that is written already: its JSON and a line's end."""
+        """Take the end of a run that is serialized already: its JSON and a newline."""
 
 
 class Announcements(Protocol):
@@ -58,47 +58,47 @@ class Announcements(Protocol):
 
     def note(self, task: OpenTask, *, again: bool = False) -> None:
         """Note a task that was published, or received from a producer without rts; *again*:
-        in the place of another one of its id, which has not ended.
+        it replaces another one of its id, which has not ended.
         """
 
 
 class NoteBook(Protocol):
-    """Where runs are noted while they go on. Shared by the processes of a worker."""
+    """Where runs in flight are noted. Shared by the processes of a worker."""
 
     def put(self, note: bytes) -> int | None:
-        """Note that a run begins, as JSON; returns its slot, ``None``: there was no room."""
+        """Note, as JSON, that a run starts; return its slot, ``None`` if there was no room."""
 
     def clear(self, slot: int) -> None:
         """Note that the run in *slot* has ended."""
 
     def take(self, task_id: str) -> Execution | None:
-        """Return, and forget, the note of a run that was broken off."""
+        """Remove and return the note of a run that was aborted."""
 
 
 class Acknowledgements(Protocol):
-    """What was acknowledged last. Shared by the processes of a worker."""
+    """The latest acknowledged messages. Shared by the processes of a worker."""
 
     def put(self, attributes: Mapping[str, Any]) -> None:
-        """Note that the task of a message with these attributes is acknowledged now."""
+        """Note that the message with these attributes is acknowledged now."""
 
     def take(self, task_id: str) -> dict[str, Any] | None:
-        """Return the attributes that are kept of a task, and forget them."""
+        """Remove and return the attributes that are kept of a task's message."""
 
 
 class Ledger(Protocol):
     """The durable record. Writing an entry twice changes nothing."""
 
     def write(self, entries: Sequence[OutboxEntry]) -> set[str]:
-        """Store the entries' verdicts; return the ids of the entries that end a task once
-        more, which another run has ended by itself. Any other error is about one of the
+        """Store the entries' verdicts; return the ids of the entries that end a task again,
+        after another run has ended it by itself. Any other error is about one of the
         entries.
 
         Raises:
             StoreUnavailable: the server is away; nothing may be acknowledged.
         """
 
-    def given(self, task_ids: Collection[str]) -> set[str]:
-        """Return those of the tasks whose verdict was given for them: lost, killed, ….
+    def provisional(self, task_ids: Collection[str]) -> set[str]:
+        """Return those of the tasks whose verdict is provisional: lost, killed, ….
 
         Raises:
             StoreUnavailable: the server is away.
@@ -112,10 +112,10 @@ class Ledger(Protocol):
         """
 
     def refuse(self, raw: object, reason: str = "") -> None:
-        """Keep an entry that cannot be stored, for a person to look at."""
+        """Keep an entry that cannot be stored, for inspection."""
 
     def save_taus(self, entries: Mapping[str, TauEntry]) -> None:
-        """Keep a snapshot of the taus, replacing the one before."""
+        """Store a snapshot of the taus, replacing the previous one."""
 
     def load_taus(self) -> Mapping[str, TauEntry]:
         """Return the last snapshot, empty where there is none."""
@@ -123,10 +123,10 @@ class Ledger(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one read of the outbox gave."""
+    """The result of one read of the outbox."""
 
     entries: Sequence[OutboxEntry]
-    #: Entry id and raw text of what could not be understood.
+    #: Entry id and raw text of what could not be read.
     unreadable: Sequence[tuple[str, str]] = ()
 
 
@@ -137,7 +137,7 @@ class Outbox(Protocol):
     """
 
     def read(self, limit: int) -> Batch:
-        """Return up to *limit* entries, those that a dead reader left first."""
+        """Return up to *limit* entries, first those that a dead reader left behind."""
 
     def done(
         self,
@@ -145,7 +145,7 @@ class Outbox(Protocol):
         beside: Collection[str] = (),
         known: Collection[str] = (),
     ) -> None:
-        """Forget entries that are in the ledger. Those *beside* have no say there: the
-        task has another verdict, or none yet. Those of *known* do not even tell of a run
-        that was not told of.
+        """Remove entries that are in the ledger. Those in *beside* are not their task's
+        verdict: it has another one, or none yet. Those in *known* are not even their run's
+        own end, which is in the ledger too.
         """

@@ -1,6 +1,6 @@
 """The records that travel from a task to the ledger.
 
-One frozen record is handed along instead of many arguments. All instants are
+One frozen record is passed along instead of many arguments. All instants are
 seconds since the Unix epoch (UTC) by the clock of the Redis server; all
 durations are seconds.
 """
@@ -12,31 +12,31 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-#: The state of a run whose worker vanished, and of one in whose place the task has put
-#: another task (IGNORED to Celery); all other states are Celery's.
+#: States of a run whose worker vanished, and of one whose task has replaced itself
+#: (IGNORED to Celery); all other states are Celery's.
 LOST, REPLACED = "LOST", "REPLACED"
 
 #: Celery's state of a task that raised ``Ignore``; it may go on under its id.
 IGNORED = "IGNORED"
 
-#: A state after which the same task id goes on living.
+#: States after which the same task id lives on.
 NOT_FINAL = frozenset({"RETRY", REPLACED})
 
 #: Cause of a miss that is known before the task has ended, if it ever does.
 OVERDUE = "overdue"
-#: Causes of ends that somebody else wrote, because the run could not: its own end, or
-#: that of another run of the task, may still come. So may it where the state is LOST.
-GIVEN = frozenset({"lost", "killed", "time_limit", "terminated"})
+#: Causes of ends that another process wrote, because the run could not: its own end, or
+#: that of another run of the task, may still arrive. The same holds for the state LOST.
+PROVISIONAL_CAUSES = frozenset({"lost", "killed", "time_limit", "terminated"})
 
-#: Seconds past its deadline until a task is found overdue: what its end needs from the
-#: worker's disk to Redis.
+#: Seconds past its deadline until a task is found overdue: the time its end may need
+#: from the worker's disk to Redis.
 OVERDUE_AFTER_S = 1.0
-#: States of an overdue task: nobody has started it, or its run goes on.
+#: States of an overdue task: not started yet, or still running.
 PENDING, STARTED = "PENDING", "STARTED"
 
 
 class Plan(NamedTuple):
-    """What publishing decided for one task: type, tau and absolute deadline.
+    """What was decided for one task when it was published: type, tau and deadline.
 
     ``deadline = arrival + max(k·tau, tau + floor)`` unless the publisher gave
     an ``sla_deadline`` of its own.
@@ -59,7 +59,7 @@ class Plan(NamedTuple):
 
 class OpenTask(NamedTuple):
     """A task that was published, or received from a producer without rts, and has not
-    ended. In Redis it is a list of what follows the id; new fields come last, with a
+    ended. In Redis it is a list of the fields after the id; new ones come last, with a
     default.
     """
 
@@ -78,7 +78,7 @@ class OpenTask(NamedTuple):
     root_id: str | None = None
 
 
-#: A published task, and whether it takes the place of another one of its id.
+#: A published task, and whether it replaces another one of its id.
 Announcement = tuple[OpenTask, bool]
 
 
@@ -86,15 +86,15 @@ class Execution(NamedTuple):
     """One run of one task: an attempt, from its start to its end.
 
     It is written twice: as a note when the run starts (``state`` STARTED, no
-    ``completed_at``) and as a whole when it ends. Where the run could not end
-    itself (its process was killed), another process of the worker writes the end,
-    and the note supplies what only the child knew.
+    ``completed_at``) and as a whole when it ends. If the run could not write its
+    own end (its process was killed), another process of the worker does, and takes
+    from the note what only the child knew.
 
     In JSON it is a list of its fields in this order; new ones come last, with a
-    default, so that versions can meet in one fleet.
+    default, so that versions can be mixed in one fleet.
     """
 
-    #: Identity of the run, unique for ever; also ``_id`` in ``assignments``.
+    #: Identity of the run, globally unique; also ``_id`` in ``assignments``.
     run_id: str
     task_id: str
     name: str
@@ -111,24 +111,24 @@ class Execution(NamedTuple):
     root_id: str | None
     #: Node name of the worker (``celery@host``).
     worker: str
-    #: One life of that worker's main process.
+    #: Identifies that worker's main process, from start to stop.
     instance: str
     pid: int | None
-    #: ``None`` where the task never started, or its start is not known.
+    #: ``None`` if the task never started, or its start is unknown.
     started_at: float | None = None
     #: Keys load, cpu, memory, gpu, …: fractions of what the worker may use.
     load_at_start: Mapping[str, Any] | None = None
-    #: ``None`` while the run goes on.
+    #: ``None`` while the run is in flight.
     completed_at: float | None = None
-    #: Service time by a monotonic clock; ``None`` where nobody measured it.
+    #: Service time by a monotonic clock; ``None`` if it was not measured.
     runtime_s: float | None = None
     cpu_s: float | None = None
     max_rss_bytes: int | None = None
-    #: A Celery state, or LOST.
+    #: A Celery state, LOST or REPLACED.
     state: str = STARTED
     #: Why a run ended without completing: killed, time_limit, terminated,
     #: revoked, expired, dropped (as hopeless), rejected, unknown_task or lost. ``None``
-    #: where the task ran to its end, well or with an exception. Or overdue, without
+    #: if the task ran to its end, with or without an exception. Or overdue, without
     #: ``completed_at``: it has not ended, and its deadline has passed.
     cause: str | None = None
     #: Whether a run was started at all. False: expired, revoked while waiting,
@@ -163,11 +163,11 @@ class Execution(NamedTuple):
             raise ValueError(f"not an execution record: {exc}") from exc
 
 
-#: Fields of an Execution that are known when a run starts, up to ``load_at_start``.
-BEGINNING = Execution._fields.index("load_at_start") + 1
+#: Number of fields of an Execution that are known when a run starts.
+START_FIELDS = Execution._fields.index("load_at_start") + 1
 
 
-# What a companion ships it mostly drains itself, half a second later.
+# Cached: a companion mostly drains what it has shipped itself, half a second before.
 @lru_cache(maxsize=2048)
 def _decoded(text: str) -> Execution:
     try:
@@ -188,7 +188,7 @@ class Learned(NamedTuple):
 
     tau_before: float
     tau_after: float
-    #: ``None`` where the number of keys is at ``rts_max_types``.
+    #: ``None`` if the number of taus is at ``rts_max_types``.
     name_tau_before: float | None = None
     name_tau_after: float | None = None
 
@@ -203,17 +203,17 @@ class OutboxEntry(NamedTuple):
     learned: Learned | None = None
 
 
-def is_given(state: str, cause: str | None) -> bool:
-    """Return whether an end was written by somebody else on behalf of its run."""
-    return state == LOST or cause in GIVEN
+def is_provisional(state: str, cause: str | None) -> bool:
+    """Return whether an end was written by another process on behalf of its run."""
+    return state == LOST or cause in PROVISIONAL_CAUSES
 
 
 def sla_success(execution: Execution) -> bool | None:
-    """Return the verdict of a run: completed at or before its deadline.
+    """Return the verdict on a run: completed at or before its deadline.
 
-    ``None`` while there is none (it goes on, or is to be retried). A run that
-    ended without completing is a miss whatever the time: the work that was
-    promised was not done. So is one that is overdue.
+    ``None`` while there is none (it is in flight, or will be retried). A run that
+    ended without completing is a miss whatever the time: the promised work was not
+    done. So is one that is overdue.
     """
     if execution.cause == OVERDUE:
         return False

@@ -10,7 +10,7 @@ from rts import health
 from rts.errors import StoreUnavailable
 from rts.ledger.storable import text
 from rts.ports import Batch, Ledger, Outbox
-from rts.records import OutboxEntry, is_given
+from rts.records import OutboxEntry, is_provisional
 
 logger = logging.getLogger("rts.drain")
 
@@ -99,10 +99,10 @@ class Drain:
         Raises:
             StoreUnavailable: the ledger is away.
         """
-        given = [e for e in entries if is_given(e.execution.state, e.execution.cause)]
+        given = [e for e in entries if is_provisional(e.execution.state, e.execution.cause)]
         if not given:
             return [], []
-        stand = self._ledger.given({text(e.execution.task_id) for e in given})
+        stand = self._ledger.provisional({text(e.execution.task_id) for e in given})
         beside = [e.entry_id for e in given if text(e.execution.task_id) not in stand]
         ended = self._ledger.self_ended({text(e.execution.run_id) for e in given})
         return beside, [e.entry_id for e in given if text(e.execution.run_id) in ended]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from rts.ledger.documents import Document, documents
 from rts.ledger.merging import ends_again, merge_assignments, merge_tasks, settle, triple
 from rts.ports import TauEntry
-from rts.records import OutboxEntry, is_given
+from rts.records import OutboxEntry, is_provisional
 
 
 class MemoryLedger:
@@ -42,14 +42,14 @@ class MemoryLedger:
             found = {task_id: self.tasks.get(task_id) for task_id in task_ids}
         return {task_id for task_id, task in found.items() if task and task["completed_at"]}
 
-    def given(self, task_ids: Collection[str]) -> set[str]:
+    def provisional(self, task_ids: Collection[str]) -> set[str]:
         """Return those of the tasks whose verdict was given for them: lost, killed, …."""
         with self._lock:
             found = {task_id: self.tasks.get(task_id) for task_id in task_ids}
         return {
             task_id
             for task_id, task in found.items()
-            if task and task["completed_at"] and is_given(task["state"], task["cause"])
+            if task and task["completed_at"] and is_provisional(task["state"], task["cause"])
         }
 
     def self_ended(self, run_ids: Collection[str]) -> set[str]:
@@ -59,7 +59,7 @@ class MemoryLedger:
         return {
             run_id
             for run_id, run in found.items()
-            if run and run["completed_at"] and not is_given(run["state"], run["cause"])
+            if run and run["completed_at"] and not is_provisional(run["state"], run["cause"])
         }
 
     def _settle(self, assignment: Document) -> None:

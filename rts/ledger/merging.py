@@ -32,7 +32,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from rts.ledger.documents import Document, certain_at
-from rts.records import IGNORED, LOST, NOT_FINAL, OVERDUE, PENDING, STARTED, is_given
+from rts.records import IGNORED, LOST, NOT_FINAL, OVERDUE, PENDING, STARTED, is_provisional
 
 #: Runs of one task that are told apart. A task that polls by retrying for ever
 #: must not grow its document for ever; past this ``attempts`` follows ``retries``.
@@ -173,7 +173,7 @@ def _this_end(task: Document) -> str | None:
     none, or not of one of the task's own.
     """
     completed_at, state = task.get("completed_at"), task.get("state") or ""
-    if completed_at is None or state == IGNORED or is_given(state, task.get("cause")):
+    if completed_at is None or state == IGNORED or is_provisional(state, task.get("cause")):
         return None
     return f"{completed_at.isoformat()} {task.get('run_id') or state}"
 

@@ -36,7 +36,7 @@ from rts.ledger.writes import (
     store,
 )
 from rts.ports import TauEntry
-from rts.records import GIVEN, LOST, OutboxEntry
+from rts.records import LOST, PROVISIONAL_CAUSES, OutboxEntry
 from rts.settings import Settings
 
 #: Seconds after which the indexes are made again, should they be gone: somebody has dropped
@@ -121,7 +121,7 @@ class MongoLedger:
         with unavailable():
             return {task["_id"] for task in self._tasks.find(query, {"_id": 1})}
 
-    def given(self, task_ids: SomeIds[str]) -> set[str]:
+    def provisional(self, task_ids: SomeIds[str]) -> set[str]:
         """Return those of the tasks whose verdict was given for them: lost, killed, ….
 
         Raises:
@@ -130,7 +130,7 @@ class MongoLedger:
         query = {
             "_id": {"$in": list(task_ids)},
             "completed_at": {"$ne": None},
-            "$or": [{"state": LOST}, {"cause": {"$in": sorted(GIVEN)}}],
+            "$or": [{"state": LOST}, {"cause": {"$in": sorted(PROVISIONAL_CAUSES)}}],
         }
         with unavailable():
             return {task["_id"] for task in self._tasks.find(query, {"_id": 1})}
@@ -145,7 +145,7 @@ class MongoLedger:
             "_id": {"$in": list(run_ids)},
             "completed_at": {"$ne": None},
             "state": {"$ne": LOST},
-            "cause": {"$nin": sorted(GIVEN)},
+            "cause": {"$nin": sorted(PROVISIONAL_CAUSES)},
         }
         with unavailable():
             return {run["_id"] for run in self._assignments.find(query, {"_id": 1})}

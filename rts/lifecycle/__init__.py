@@ -1,1 +1,1 @@
-"""Signal handlers: they turn what Celery says into records, and hand those on."""
+"""Receivers of Celery's signals: they turn these into records and pass the records on."""

@@ -1,8 +1,8 @@
-"""A run that works off many tasks at once, as those of celery-batches do.
+"""Runs that execute several tasks at once, as celery-batches does.
 
-Such a task collects its messages in the worker's main process and hands a list of them to
-the pool, where the signals of one run are sent. Its request has no id: each item of the list
-has a task's id, and in ``request_dict`` what the task was published with.
+Such a task collects its messages in the worker's main process and passes a list of them to
+the pool, where the signals of a single run are sent. Its request has no id: each item of the
+list has a task's id and, in ``request_dict``, the attributes of that task's message.
 """
 
 from __future__ import annotations
@@ -17,31 +17,32 @@ from rts.lifecycle.owners import is_celerys
 from rts.lifecycle.runs import Run, Runs
 
 
-class _Going(threading.local):
-    """The runs that this thread began last, and a weak reference to their batch's request."""
+class _Current(threading.local):
+    """The batch that this thread started last: a weak reference to its request, its runs."""
 
-    on: tuple[Callable[[], Any], list[Run]] = (lambda: None, [])
+    batch: tuple[Callable[[], Any], list[Run]] = (lambda: None, [])
 
 
-_going = _Going()
+_current = _Current()
 
 
 def start(request: Any, args: object, ends: Ends, runs: Runs) -> None:
-    """Begin a run of each task in *args*, what the task of *request* is called with."""
-    _going.on = weakref(request), []
+    """Start a run for each task in *args*, the arguments of the batch task of *request*."""
+    started: list[Run] = []
+    _current.batch = weakref(request), started
     items = args[0] if isinstance(args, list | tuple) and len(args) == 1 else ()
     for item in items if isinstance(items, list | tuple) else ():
         attributes = getattr(item, "request_dict", None)
         if not isinstance(attributes, Mapping) or not attributes.keys() >= {"id", "task"}:
             continue
         if not is_celerys(attributes["task"]):
-            _going.on[1].append(runs.start(ends.plan_of(attributes), attributes))
+            started.append(runs.start(ends.plan_of(attributes), attributes))
 
 
 def finish(request: Any, state: str, runs: Runs) -> None:
-    """End the runs that were begun for *request*: the batch's *state* is that of each."""
-    known, going = _going.on
-    if going and known() is request:
-        _going.on = type(_going).on
-        for run in going:
+    """Finish the runs that were started for *request*, each with the batch's *state*."""
+    known, started = _current.batch
+    if started and known() is request:
+        _current.batch = _Current.batch
+        for run in started:
             runs.finish(run, state)

@@ -1,6 +1,6 @@
 """Ends that a run cannot report itself: killed, timed out, revoked, expired, unknown.
 
-Runs in the worker's main process (which is also where tasks run with the solo
+Used in the worker's main process (which is also where tasks run with the solo
 and threads pools).
 """
 
@@ -13,7 +13,7 @@ from rts import health
 from rts.clock import FleetClock
 from rts.headers import DROPPED, open_task, read_plan, write_plan
 from rts.lifecycle.planning import Planner
-from rts.lifecycle.replacements import OWED, due
+from rts.lifecycle.replacements import OWED, verdict_plan
 from rts.ports import Acknowledgements, Announcements, NoteBook, RunSink
 from rts.records import LOST, Execution, Plan, new_execution
 from rts.settings import Settings
@@ -21,7 +21,7 @@ from rts.signals import deadline_missed, run_ended
 
 
 class Ends:
-    """Writes the ends of runs on behalf of those that cannot."""
+    """Reports the ends of runs that cannot report them themselves."""
 
     def __init__(
         self,
@@ -47,36 +47,36 @@ class Ends:
         self._instance = instance
 
     def received(self, attributes: dict[str, Any]) -> None:
-        """Plan a task that was received now, since its producer does not have rts.
+        """Plan a task on receipt, because its producer does not have rts.
 
-        The plan is put among the attributes that Celery hands to the pool, so
+        The plan is added to the attributes that Celery passes to the pool, so
         that the run finds it as if it had been published.
         """
-        write_plan(attributes, self.plan_received(attributes))
+        write_plan(attributes, self._plan_received(attributes))
         if self._open_tasks is not None:
             queue = (attributes.get("delivery_info") or {}).get("routing_key")
             self._open_tasks.note(open_task(attributes, queue))
 
-    def watch(self, request: Any) -> None:
-        """Note a task at the moment at which Celery acknowledges it."""
+    def track_ack(self, request: Any) -> None:
+        """Have the task noted when Celery acknowledges its message."""
         acknowledge, attributes = request._on_ack, request.request_dict
         note = self._acknowledged.put
 
         def acknowledged(*args: Any, **kwargs: Any) -> Any:
             try:
                 note(attributes)
-            except Exception as exc:  # noqa: BLE001  it must be acknowledged
+            except Exception as exc:  # noqa: BLE001  the message must be acknowledged
                 health.hook_failed("acknowledged", exc)
             return acknowledge(*args, **kwargs)
 
         request._on_ack = acknowledged
 
-    def broken_off(self, task_id: str, cause: str) -> None:
-        """Note that the process of a run was killed, or its hard time limit struck.
+    def aborted(self, task_id: str, cause: str) -> None:
+        """Report that the process of a run was killed, or that its hard time limit struck.
 
-        Celery may say so twice; what is known of the run is there once. Without a note
-        of the start the process has not come to begin the run, or has written its end
-        itself, which then counts: LOST is provisional.
+        Celery may say so twice; the run's note can be taken only once. If there is none,
+        the process either had not started the run yet, or has written its end itself,
+        which then counts: LOST is provisional.
         """
         note, attributes = self._notes.take(task_id), self._acknowledged.take(task_id)
         if note is not None:
@@ -87,7 +87,7 @@ class Ends:
     def revoked(
         self, attributes: Mapping[str, Any], *, terminated: bool, expired: bool
     ) -> None:
-        """Note that a task was revoked, terminated while it ran, has expired, or was
+        """Report a task that was revoked, terminated while it ran, has expired, or was
         dropped from its queue as hopeless.
         """
         if terminated:
@@ -100,24 +100,24 @@ class Ends:
         self._end(note or self._never_run(attributes), "REVOKED", cause)
 
     def unknown(self, attributes: Mapping[str, Any]) -> None:
-        """Note that no such task is registered: the message was discarded."""
+        """Report a message that was discarded because its task is not registered."""
         self._end(self._never_run(attributes), "FAILURE", "unknown_task")
 
     def plan_of(self, attributes: Mapping[str, Any]) -> Plan:
-        """Return the plan by which the verdict is of the task with these attributes."""
-        plan = read_plan(attributes, self._types) or self.plan_received(attributes)
-        return due(plan, attributes) if OWED in attributes else plan
+        """Return the plan that decides the verdict on the task with these attributes."""
+        plan = read_plan(attributes, self._types) or self._plan_received(attributes)
+        return verdict_plan(plan, attributes) if OWED in attributes else plan
 
-    def plan_received(self, attributes: Mapping[str, Any]) -> Plan:
-        """Return a plan for a task that came without one, or with an impossible one."""
+    def _plan_received(self, attributes: Mapping[str, Any]) -> Plan:
+        """Return a plan for a task that came without one, or with an invalid one."""
         properties = attributes.get("properties") or {}
         priority = properties.get("priority")
         return self._planner.plan(attributes["task"], attributes, priority, "received")
 
-    def _end(self, begun: Execution, state: str, cause: str) -> None:
+    def _end(self, note: Execution, state: str, cause: str) -> None:
         now = self._clock.now()
-        runtime_s = None if begun.started_at is None else max(0.0, now - begun.started_at)
-        ended = begun._replace(completed_at=now, runtime_s=runtime_s, state=state, cause=cause)
+        runtime_s = None if note.started_at is None else max(0.0, now - note.started_at)
+        ended = note._replace(completed_at=now, runtime_s=runtime_s, state=state, cause=cause)
         self._sink.ended(ended)
         if deadline_missed.receivers:
             run_ended(ended)

@@ -1,8 +1,8 @@
-"""Which app publishes a message. Celery's signals do not say.
+"""Which app publishes a message: Celery's signals do not say.
 
-A task that is declared without ``shared=False`` is in the registry of every app of the
-process, so its name does not tell either. Each app has queue objects of its own, and
-the signal before a publish names the one that the message goes to.
+A task declared without ``shared=False`` is in the registry of every app of the process,
+so its name does not identify the app either. But each app has queue objects of its own,
+and ``before_task_publish`` names the one that the message goes to.
 """
 
 from __future__ import annotations
@@ -11,28 +11,27 @@ from typing import Any
 
 from celery._state import _apps
 
-#: Celery's own tasks are not scheduled work, but for those that run a task of the app's on
-#: each item of a list, as chunks do, and the one that ends a group which has taken the place
-#: of a task, under the id of that one.
-_OWN = "celery."
-_OF_THE_APP = frozenset({"celery.map", "celery.starmap", "celery.accumulate"})
+#: Celery's own tasks are not scheduled work, except those that run one of the app's tasks on
+#: each item of a list, as chunks do, and the one that completes a group which has replaced a
+#: task, under the id of that task.
+_CELERYS = "celery."
+_APP_WORK = frozenset({"celery.map", "celery.starmap", "celery.accumulate"})
 
 
-def several() -> bool:
+def several_apps() -> bool:
     """Return whether there is more than one app in this process."""
     return len(_apps) > 1
 
 
 def owner_of(declare: Any) -> Any:
-    """Return the app that one of whose queues is first in *declare*.
-
-    ``None``: not known, as where a call brings a queue of its own.
+    """Return the app that the first queue in *declare* belongs to; ``None`` where that is
+    not known, as for a call that passes a queue of its own.
     """
     if not declare:
         return None
     queue = declare[0]
     for app in list(_apps):
-        # An app that has neither yet has not published.
+        # By vars(): both are cached properties, not yet made in an app that never published.
         queues = vars(vars(app).get("amqp", app)).get("queues")
         if isinstance(queues, dict) and queues.get(queue.name) is queue:
             return app
@@ -40,12 +39,12 @@ def owner_of(declare: Any) -> Any:
 
 
 def is_celerys(name: str) -> bool:
-    """Return whether a task of this name is none of the app's work."""
-    return name.startswith(_OWN) and name not in _OF_THE_APP
+    """Return whether a task of this name is Celery's own, not the app's work."""
+    return name.startswith(_CELERYS) and name not in _APP_WORK
 
 
 def tasks_of(app: Any) -> Any:
-    """Return the tasks of *app* by name. One that its owner finalizes by hand
-    (``autofinalize=False``) may not have them yet, and raises where it is asked for them.
+    """Return the tasks of *app* by name. An app that is finalized by hand
+    (``autofinalize=False``) raises for ``app.tasks`` until then.
     """
     return app.tasks if app.autofinalize else app._tasks

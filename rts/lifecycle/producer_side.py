@@ -1,7 +1,8 @@
-"""Receivers of the signals of whatever process publishes, also for retries, beat, canvas.
+"""Receivers of the signals around a publish, in whatever process publishes, including
+retries, beat and canvas.
 
-This is on the path of every publish: each method catches what goes wrong by itself,
-since a wrapper would cost as much as what it wraps.
+This is on the path of every publish: each method catches exceptions itself, since a
+wrapper would cost as much as what it wraps.
 """
 
 from __future__ import annotations
@@ -14,8 +15,16 @@ from celery._state import get_current_worker_task
 
 from rts import health
 from rts.headers import open_task
-from rts.lifecycle.owners import is_celerys, owner_of, several
-from rts.lifecycle.replacements import NESTING, OWED, UNLOCKS, due_at, replaces, succeeds, tell
+from rts.lifecycle.owners import is_celerys, owner_of, several_apps
+from rts.lifecycle.replacements import (
+    CHORD_UNLOCK,
+    NESTING,
+    OWED,
+    annotate_unlock,
+    due_at,
+    replaces,
+    succeeds,
+)
 from rts.lifecycle.runs import run_of
 from rts.lifecycle.soft_time_limit import hook_failed
 from rts.lifecycle.tracing import TRACING
@@ -24,19 +33,19 @@ if TYPE_CHECKING:
     from rts.parts import Parts
 
 
-class _Announced(threading.local):
-    """The message that this thread publishes, by its headers, and whose it is, where
-    there are several apps: the signal after a publish does not tell.
+class _Publishing(threading.local):
+    """The headers of the message that this thread is publishing, and its app's parts. Set
+    where there are several apps, since ``after_task_publish`` does not say which.
     """
 
-    what: tuple[Any, Parts | None] = (None, None)
+    message: tuple[Any, Parts | None] = (None, None)
 
 
 class ProducerSide:
     """Plans each message, and notes it once the broker has it.
 
-    *publisher* returns the parts of the app that publishes a task of a name, *parts_of*
-    those of an app; ``None`` where it does not have rts.
+    *publisher* returns the parts of the app that publishes a task, by the task's name,
+    *parts_of* those of an app; ``None`` where it does not have rts.
     """
 
     def __init__(
@@ -46,7 +55,7 @@ class ProducerSide:
     ) -> None:
         self._parts_of = parts_of
         self._publisher = publisher
-        self._announced = _Announced()
+        self._publishing = _Publishing()
 
     def publishing(
         self,
@@ -57,47 +66,47 @@ class ProducerSide:
         declare: Any = None,
         **_: Any,
     ) -> None:
-        """Plan the message that is about to go out, in its headers."""
+        """Plan the message that is about to be sent, in its headers."""
         try:
             name = str(sender)
             if is_celerys(name):
-                if name == UNLOCKS:
-                    _tell_unlocks(headers)
+                if name == CHORD_UNLOCK:
+                    _annotate_unlock(headers)
                 return
-            owner = owner_of(declare) if several() else None
+            owner = owner_of(declare) if several_apps() else None
             parts = self._publisher(name) if owner is None else self._parts_of(owner)
             if owner is not None:
-                self._announced.what = headers, parts
+                self._publishing.message = headers, parts
             if parts is None:
                 return
             if "id" not in headers:
                 health.count("unsupported_protocol")
                 health.warn_once("protocol", "rts needs task_protocol = 2, Celery's default")
                 return
-            # What a task publishes has a parent; to ask Celery for the task costs half as
-            # much as the plan.
+            # What a task publishes has a parent; asking Celery for the current task costs
+            # half as much as planning.
             task = None if headers.get("parent_id") is None else get_current_worker_task()
             current = None if task is None else vars(task.request)
             priority = properties.get("priority")
             plan = parts.planner.plan_message(name, headers, priority, current, body)
             if parts.prioritise is not None and priority is None:
                 properties["priority"] = parts.prioritise(plan)
-            if TRACING.maybe:
-                TRACING.look()
+            if TRACING.enabled:
+                TRACING.detect()
         except Exception as exc:  # noqa: BLE001  the message must go out
             hook_failed("publish", exc)
 
     def published(
         self, sender: Any = None, headers: Any = None, routing_key: Any = None, **_: Any
     ) -> None:
-        """Note the task that the broker has, unless it is a retry."""
+        """Note the task as open once the broker has its message, unless it is a retry."""
         try:
             if "rts_deadline" not in headers:
                 return
-            again = _takes_place(headers)
+            again = _replaces_task(headers)
             if again is None:
-                return  # a retry is noted; another note might come after its end
-            known, parts = self._announced.what
+                return  # a retry is noted already; another note might come after its end
+            known, parts = self._publishing.message
             if known is not headers:
                 parts = self._publisher(str(sender))
             if parts is not None and parts.open_tasks is not None:
@@ -111,24 +120,24 @@ class ProducerSide:
             hook_failed("published", exc)
 
     def now(self, name: str) -> float | None:
-        """Return the fleet's time for a task of this name; ``None`` without rts."""
+        """Return the fleet's time in the app of a task of this name; ``None`` without rts."""
         parts = self._publisher(name)
         return None if parts is None else parts.clock.now()
 
 
-def _tell_unlocks(headers: Any) -> None:
-    """Tell the message of the task that will publish a chord's body what is to end."""
+def _annotate_unlock(headers: Any) -> None:
+    """Write into a chord_unlock message which ids the chord's body will complete."""
     task = get_current_worker_task()
     if task is not None:
         run = run_of(task.request)
-        tell(headers, vars(task.request), None if run is None else run.plan)
+        annotate_unlock(headers, vars(task.request), None if run is None else run.plan)
 
 
-def _takes_place(headers: Any) -> bool | None:
-    """Return whether a message with *headers* takes the place of another task of its id;
-    ``None`` where it is a retry of the task that is running.
+def _replaces_task(headers: Any) -> bool | None:
+    """Return whether a message with *headers* replaces another task of its id; ``None``
+    where it is a retry of the running task.
 
-    Where that one puts something in its place, note it for the end of its run.
+    If the running task is the one being replaced, mark its run so.
     """
     if not headers.get("retries") and not headers.get(NESTING) and OWED not in headers:
         return False

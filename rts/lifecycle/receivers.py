@@ -1,13 +1,13 @@
 """The receivers of Celery's signals: the boundary between the host app and rts.
 
-Each catches everything, counts it and logs it once: Celery would log a
+Each catches every exception, counts it and logs it once: Celery would log a
 traceback for every task, and the host app must not notice at all.
 
 =======================  =======================================================
 signal                   where it is sent
 =======================  =======================================================
-before_task_publish      whatever process publishes, also for retries, beat,
-                         canvas
+before_task_publish      whatever process publishes, including retries, beat
+                         and canvas
 after_task_publish       the same, once the broker has the message
 task_received            worker, main process
 task_prerun              process that runs the task (a pool child with prefork)
@@ -19,8 +19,8 @@ task_failure             the same, before postrun; and in the main process for
 task_revoked             worker, main process
 task_unknown             worker, main process
 worker_process_init      a new pool child (prefork); with solo the worker itself
-worker_process_shutdown  a pool child (prefork) that ends in order
-worker_shutdown          worker, main process, when it ends in order
+worker_process_shutdown  a pool child (prefork) that exits cleanly
+worker_shutdown          worker, main process, when it exits cleanly
 =======================  =======================================================
 """
 
@@ -47,7 +47,7 @@ def connect(
     """Connect all receivers, once per process.
 
     *parts_of* returns the parts of an app, *publisher* those of the app that publishes a
-    task of a name; ``None`` where it does not have rts.
+    task, by the task's name; ``None`` where it does not have rts.
     """
     if _connected:
         return
@@ -67,7 +67,7 @@ def connect(
         (signals.worker_process_shutdown, worker.process_shutdown),
         (signals.worker_shutdown, worker.shutdown),
     ):
-        # The uid is what disconnects it: a bound method is another object each time.
+        # Disconnected by its uid: a bound method is a new object each time.
         uid = f"rts.{receiver.__name__}"
         signal.connect(receiver, weak=False, dispatch_uid=uid)
         _connected.append((signal, uid))

@@ -1,9 +1,9 @@
-"""What takes the place of a task that replaces itself.
+"""What takes the place of a task that replaces itself (``self.replace``).
 
-Celery gives it the id. A single task has it at once. Of a chain the last member has it, of
-a chord (which a group becomes) the body: these are published later, by runs of other tasks
-whose messages tell none of it. So whatever has something to follow it carries, in a header
-of ours, which ids are to end, and by when.
+Celery gives it the task's id. A single task has that id at once. In a chain the last member
+gets it, in a chord (which a group becomes) the body: these are published later, by runs of
+other tasks, whose own messages say nothing of it. So each message with something to follow
+it carries, in a header of ours, which ids are yet to be completed, and by when.
 """
 
 from __future__ import annotations
@@ -15,135 +15,141 @@ from rts.deadlines import MAX_INSTANT
 from rts.records import Plan
 from rts.validation import finite
 
-#: How often a task has replaced itself; a retry keeps it. Celery's header, which a member
-#: of a chain within a chord may lack.
+#: Celery's header: how often a task has replaced itself. A retry keeps it; a member of a
+#: chain within a chord may lack it.
 NESTING = "replaced_task_nesting"
 
 #: Celery's task that waits for a chord's header and publishes the body, with result backends
-#: that have no chords of their own.
-UNLOCKS = "celery.chord_unlock"
+#: that have no native chords.
+CHORD_UNLOCK = "celery.chord_unlock"
 
-#: Header: the ids that are to end, the innermost first, each a line ``ARRIVAL DEADLINE ID``.
-#: What has got such an id keeps its line.
+#: Header: the ids yet to be completed, innermost first, each a line ``ARRIVAL DEADLINE ID``.
+#: The message that gets such an id keeps its line.
 OWED = "rts_owed"
-#: Canvas within canvas that is told apart, and characters of the header: a stranger may
-#: have sent it.
-MOST, MAX_OWED = 16, 8192
+#: Levels of nested canvas that are told apart, and characters of the header: it may come
+#: from a stranger.
+MAX_OWED, MAX_OWED_CHARS = 16, 8192
 
-#: Seconds by which a successor arrives later at least: the ledger, which tells the two
-#: apart by that, keeps milliseconds, and an eta is met by each host's own clock.
-LATER_S = 0.0011
+#: Seconds by which a successor arrives later than the task that it replaces, at least: the
+#: ledger tells the two apart by their arrival, which it keeps in milliseconds, and each host
+#: meets an eta by its own clock.
+MIN_GAP_S = 0.0011
 
 
 class Promise(NamedTuple):
-    """What a task whose place is taken was published with, epoch seconds."""
+    """What a replaced task was published with, epoch seconds."""
 
     arrival: float
     deadline: float
 
 
 def replaces(headers: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
-    """Return whether a message with *headers* is of what the task *current* puts in its
-    place, or of the beginning of that.
+    """Return whether a message with *headers* is what the task *current* puts in its place,
+    or the first part of that.
     """
     return bool(headers.get(NESTING, 0) == current.get(NESTING, 0) + 1)
 
 
 def succeeds(headers: Mapping[str, Any]) -> bool:
-    """Return whether a message is the one that got the id of a task of a moment ago."""
-    return headers["id"] in _read(headers)
+    """Return whether a message has the id of a replaced task, to complete it."""
+    return headers["id"] in _parse(headers)
 
 
 def due_at(values: Mapping[str, Any]) -> float | None:
-    """Return the deadline, epoch seconds, of the task whose id a message with these headers,
-    or attributes, is to end; ``None`` where it is none, or asks for a deadline of its own.
+    """Return the deadline, epoch seconds, of the replaced task that a message with these
+    headers, or attributes, completes; ``None`` if there is none, or the message has a
+    deadline of its own.
     """
-    own = _read(values).get(values["id"])
+    own = _parse(values).get(values["id"])
     return None if own is None or values.get("sla_deadline") is not None else own.deadline
 
 
-def due(plan: Plan, values: Mapping[str, Any]) -> Plan:
-    """Return the plan by which the verdict is of a task with this *plan* in its message.
+def verdict_plan(plan: Plan, values: Mapping[str, Any]) -> Plan:
+    """Return the plan that decides the verdict on a task with this *plan* in its message.
 
-    What ends the id of an earlier task is due when that one was; its message has the
-    deadline of the formula, by which it is put in order.
+    A message that completes a replaced task is due when that task was; the deadline in the
+    message follows from the formula, and serves to order the queue.
     """
     at = due_at(values)
     return plan if at is None else plan._replace(deadline=at)
 
 
-def succeed(
+def plan_replacement(
     plan: Plan,
     headers: dict[str, Any],
     current: Mapping[str, Any],
     parent: Plan | None,
     body: object,
 ) -> Plan:
-    """Return the *plan* of a message that the task *current* publishes, whose own plan is
-    *parent*, arriving after the task whose place it takes; note in its *headers* what is
-    to end.
+    """Return the *plan* of a message that the task *current*, whose own plan is *parent*,
+    publishes, arriving after the task that it replaces, if any; write into its *headers*
+    which ids are yet to be completed.
     """
-    task_id, owed = headers["id"], _read(current)
+    task_id, owed = headers["id"], _parse(current)
     owed.pop(current["id"], None)
     own = None
     if parent is not None and replaces(headers, current):
-        promise = Promise(parent.arrival, due(parent, current).deadline)
+        promise = Promise(parent.arrival, verdict_plan(parent, current).deadline)
         if current["id"] == task_id:
-            plan = _later(plan, promise, headers)
+            plan = _arriving_after(promise, plan, headers)
         else:
             owed = {current["id"]: promise, **owed}
     if task_id in owed:
         own = owed.pop(task_id)
-        plan = _later(plan, own, headers)
-    told = {} if own is None else {task_id: own}
-    if _goes_on(body):
-        told |= owed
-    if told:
-        headers[OWED] = _text(told)
+        plan = _arriving_after(own, plan, headers)
+    carried = {} if own is None else {task_id: own}
+    if _is_followed(body):
+        carried |= owed
+    if carried:
+        headers[OWED] = _format(carried)
     else:
         headers.pop(OWED, None)
     return plan
 
 
-def tell(headers: dict[str, Any], current: Mapping[str, Any], plan: Plan | None) -> None:
-    """Note in the *headers* of :data:`UNLOCKS`, which the task *current* of this *plan*
-    publishes, what is to end: the chord's body may take the place of that very task.
+def annotate_unlock(
+    headers: dict[str, Any], current: Mapping[str, Any], plan: Plan | None
+) -> None:
+    """Write into the *headers* of :data:`CHORD_UNLOCK`, which the task *current* of this
+    *plan* publishes, which ids are yet to be completed: the chord's body may take the place
+    of that very task.
     """
-    owed = _read(current)
-    if plan is not None:  # else it is the retry of that one
+    owed = _parse(current)
+    if plan is not None:  # else chord_unlock retries itself
         owed.pop(current["id"], None)
         owed = {current["id"]: Promise(plan.arrival, plan.deadline), **owed}
     if owed:
-        headers[OWED] = _text(owed)
+        headers[OWED] = _format(owed)
 
 
-def _text(owed: Mapping[str, Promise]) -> str:
+def _format(owed: Mapping[str, Promise]) -> str:
     lines = [f"{p.arrival!r} {p.deadline!r} {task_id}" for task_id, p in owed.items()]
-    return "\n".join(lines[:MOST])
+    return "\n".join(lines[:MAX_OWED])
 
 
-def _later(plan: Plan, promise: Promise, headers: Mapping[str, Any]) -> Plan:
-    arrival = promise.arrival + LATER_S
+def _arriving_after(promise: Promise, plan: Plan, headers: Mapping[str, Any]) -> Plan:
+    """Return *plan*, moved where needed to arrive after the task with this *promise*."""
+    arrival = promise.arrival + MIN_GAP_S
     if plan.arrival >= arrival:
         return plan
-    later_s = 0.0 if headers.get("sla_deadline") is not None else arrival - plan.arrival
-    return plan._replace(arrival=arrival, deadline=plan.deadline + later_s)
+    shift_s = 0.0 if headers.get("sla_deadline") is not None else arrival - plan.arrival
+    return plan._replace(arrival=arrival, deadline=plan.deadline + shift_s)
 
 
-def _goes_on(body: object) -> bool:
-    """Return whether a message's body says that something follows: a chain, or a chord."""
+def _is_followed(body: object) -> bool:
+    """Return whether, by a message's body, something follows it: a chain, or a chord."""
     if isinstance(body, list | tuple) and len(body) == 3 and isinstance(body[2], Mapping):
         return bool(body[2].get("chain") or body[2].get("chord"))
     return False
 
 
-def _read(values: Mapping[str, Any]) -> dict[str, Promise]:
-    """Return what the header says that is to end, by id; nothing where it cannot be read."""
+def _parse(values: Mapping[str, Any]) -> dict[str, Promise]:
+    """Return what is yet to be completed, by id; empty where the header cannot be read."""
     text = values.get(OWED)
     owed: dict[str, Promise] = {}
-    if not isinstance(text, str) or len(text) > MAX_OWED:
+    if not isinstance(text, str) or len(text) > MAX_OWED_CHARS:
         return owed
-    for line in text.split("\n")[:MOST]:
+    for line in text.split("\n")[:MAX_OWED]:
         arrival, _, rest = line.partition(" ")
         deadline, _, task_id = rest.partition(" ")
         given = [finite(arrival), finite(deadline)]

@@ -1,6 +1,6 @@
 """Running: one :class:`Execution` per run, from ``task_prerun`` to ``task_postrun``.
 
-Runs in the process that executes tasks: a pool child, or the worker itself with
+Used in the process that executes tasks: a pool child, or the worker itself with
 the threads, solo and gevent pools.
 """
 
@@ -20,36 +20,42 @@ from rts.clock import FleetClock
 from rts.load.sample import MAX_AGE_S, LoadSample
 from rts.load.usage import ProcessMeter, ThreadMeter
 from rts.ports import NoteBook, RunSink
-from rts.records import BEGINNING, REPLACED, Execution, Plan, new_execution
+from rts.records import REPLACED, START_FIELDS, Execution, Plan, new_execution
 from rts.signals import deadline_missed, run_ended
 
 #: Celery's state of a task that raised ``Reject``.
 REJECTED = "REJECTED"
 
-#: Seconds for which a process uses what it has seen of the load and of its memory,
-#: while its runs are short.
-LOOK_EVERY_S = 0.05
-#: A run of less is told the peak of memory that was seen last, and no CPU time of
-#: subprocesses: to start one takes longer.
+#: Seconds for which a process reuses its reading of the load and of its memory, while
+#: its runs are short.
+REFRESH_EVERY_S = 0.05
+#: A shorter run gets the peak of memory that was read last, and no CPU time of
+#: subprocesses: starting one takes longer.
 SHORT_S = 0.0005
 
-
-_DESCRIBED = itemgetter("id", "task", "parent_id", "root_id", "retries", "delivery_info")
+_REQUEST_FIELDS = itemgetter("id", "task", "parent_id", "root_id", "retries", "delivery_info")
 
 
 class LoadReader(Protocol):
-    """Where a run reads the load of its worker: shared memory, no system call."""
+    """Where a run reads the load of its worker from: shared memory, no system call."""
 
     def read(self, now: float | None = None) -> LoadSample:
         """Return the latest sample, at most 0.5 s old; *now* by ``time.monotonic``."""
 
 
 class Run:
-    """A run that goes on."""
+    """A run in progress."""
 
     __slots__ = (
-        *("begun", "broken_off", "load", "note", "plan", "replaced"),
-        *("slot", "started_at", "started_monotonic"),
+        "aborted",
+        "cpu_start_s",
+        "load",
+        "note",
+        "plan",
+        "replaced",
+        "slot",
+        "started_at",
+        "started_monotonic",
     )
 
     plan: Plan
@@ -57,15 +63,15 @@ class Run:
     started_at: float
     started_monotonic: float
     load: LoadSample
-    #: The beginning of its record, as JSON, and where it is noted.
+    #: The first fields of its record, as a JSON list, and the slot that it is noted in.
     note: bytes
     slot: int | None
-    #: What the meter needs at the end.
-    begun: float
+    #: By the meter's ``cpu_time``.
+    cpu_start_s: float
     #: Set where the task has published another one in its place.
     replaced: bool
-    #: Set where the task has come to no state: somebody else knows what became of it.
-    broken_off: bool
+    #: Set where postrun came without a state: another signal says how the run ended.
+    aborted: bool
 
     @property
     def load_at_start(self) -> Mapping[str, Any]:
@@ -73,64 +79,64 @@ class Run:
         return self.load.as_dict(self.started_monotonic)
 
 
-class _Going(threading.local):
-    """The run that this thread, or greenlet, began last, and a weak reference to the
-    request that it is of.
+class _Current(threading.local):
+    """The run that this thread, or greenlet, started last, with a weak reference to its
+    request.
 
-    Not an attribute of the request: apps look at those, and write them down as JSON.
+    Not an attribute of the request: apps read those, and serialize them as JSON.
     """
 
-    on: tuple[Callable[[], Any], Run | None] = (lambda: None, None)
+    run: tuple[Callable[[], Any], Run | None] = (lambda: None, None)
 
 
-_going = _Going()
+_current = _Current()
 
 
-def go_on(request: Any, run: Run) -> None:
-    """Note that the run of *request* goes on from here, in this thread."""
-    _going.on = weakref(request), run
+def set_run(request: Any, run: Run) -> None:
+    """Make *run*, which is that of *request*, the current one of this thread."""
+    _current.run = weakref(request), run
 
 
 def run_of(request: Any) -> Run | None:
-    """Return the run that *request* belongs to; ``None`` where rts has started none, or
-    another thread is at it.
+    """Return the run of *request*; ``None`` where rts has not started it, or it is in
+    another thread.
     """
-    known, run = _going.on
+    known, run = _current.run
     return run if known() is request else None
 
 
-def run_broken_off(task_id: str) -> Run | None:
-    """Return the run of this task that was broken off in this thread just now, once."""
-    known, run = _going.on
+def take_aborted(task_id: str) -> Run | None:
+    """Return the run of this task if it was just aborted in this thread; only once."""
+    known, run = _current.run
     request = known()
     if run is None or request is None or request.id != task_id:
         return None
-    if not getattr(run, "broken_off", False):
+    if not getattr(run, "aborted", False):
         return None
-    run.broken_off = False
+    run.aborted = False
     return run
 
 
 class Meter(Protocol):
-    """What measures the use of CPU and memory by runs."""
+    """Measures the CPU time and memory of runs."""
 
-    #: CPU seconds that count for a run, from any beginning.
+    #: CPU seconds that count for a run, from an arbitrary origin.
     cpu_time: Callable[[], float]
 
-    def look(self, now: float) -> int:
-        """Prepare for the runs to come; returns the peak of memory so far, bytes."""
+    def refresh(self, now: float) -> int:
+        """Prepare for the next runs; return the peak memory so far, bytes."""
 
-    def end(self, begun: float) -> tuple[float, int]:
-        """Return CPU seconds since *begun*, and the peak of memory in bytes."""
+    def measure(self, cpu_start_s: float) -> tuple[float, int]:
+        """Return CPU seconds since *cpu_start_s*, and peak memory in bytes."""
 
 
 class Runs:
     """Starts and finishes runs.
 
-    This is on the path of every task, whose processor has forgotten all about it since
-    the last one: each function called, and each object touched, costs more than what is
-    computed. So what can serve many runs is looked at now and then, and the record is
-    written in one go, as text.
+    This is on the path of every task, with CPU caches gone cold since the last one: each
+    function called, and each object touched, costs more than what is computed. So what
+    can serve many runs is refreshed only now and then, and the record is written in one
+    go, as text.
     """
 
     def __init__(
@@ -151,59 +157,59 @@ class Runs:
         self._sink = sink
         self._worker = worker
         self._instance = instance
-        self._who = f"{quoted(worker)},{quoted(instance)}"
+        self._worker_fields = f"{quoted(worker)},{quoted(instance)}"
         self._meter: Meter = ThreadMeter() if threaded else ProcessMeter()
         self._cpu_time = self._meter.cpu_time
         self._monotonic = monotonic
-        #: By ``time.monotonic``: when to look again, and what was seen then.
-        self._look_at = -1.0
-        self._seen: LoadSample
+        #: By ``time.monotonic``: when to read load and memory again, and the last reading.
+        self._refresh_at = -1.0
+        self._sample: LoadSample
         self._peak_bytes = 0
 
     def start(self, plan: Plan, request: Mapping[str, Any]) -> Run:
-        """Note that a run begins; *request* are the attributes of ``task.request``."""
+        """Start a run; *request* are the attributes of ``task.request``."""
         now = self._monotonic()
-        if now >= self._look_at:
-            self._look(now)
+        if now >= self._refresh_at:
+            self._refresh(now)
         run = Run()
         run.plan = plan
-        run.load = load = self._seen
+        run.load = load = self._sample
         run.started_at = started_at = self._clock.now()
         try:
-            # As Execution.to_json: its fields up to load_at_start, in their order.
+            # Like Execution.to_json: the fields up to load_at_start, in order.
             task_type, type_source, tau, k, arrival, deadline, arrival_source = plan
-            task_id, name, parent, root, retries, delivery_info = _DESCRIBED(request)
+            task_id, name, parent, root, retries, delivery_info = _REQUEST_FIELDS(request)
             queue = delivery_info["routing_key"]
             pid = forks.pid
-            own = quoted(task_id)
+            quoted_id = quoted(task_id)
             note = (
-                f'[{own[:-1]}:{retries:d}:{pid}:{started_at * 1e6:.0f}",{own},'
+                f'[{quoted_id[:-1]}:{retries:d}:{pid}:{started_at * 1e6:.0f}",{quoted_id},'
                 f'{quoted(name)},"{task_type}","{type_source}",'
                 f'{tau!r},{k!r},{arrival!r},{deadline!r},"{arrival_source}",'
                 f"{'null' if queue is None else quoted(queue)},{retries:d},"
                 f"{'null' if parent is None else quoted(parent)},"
-                f"{'null' if root is None else own if root == task_id else quoted(root)},"
-                f"{self._who},{pid},{started_at:.6f},"
+                f"{'null' if root is None else quoted_id if root == task_id else quoted(root)},"
+                f"{self._worker_fields},{pid},{started_at:.6f},"
                 f'{load.json}"age_s":{now - load.sampled_at:.4f}}}]'
             ).encode()
         except (TypeError, ValueError, LookupError, AttributeError):
             # A serializer of the app's own, or a producer other than Celery.
-            note = self._odd_note(plan, request, started_at, load.as_dict(now))
+            note = self._slow_note(plan, request, started_at, load.as_dict(now))
         run.note = note
         run.slot = self._notes.put(note)
-        run.begun = self._cpu_time()
-        # Last, so that the service time holds nothing of ours.
+        run.cpu_start_s = self._cpu_time()
+        # Last, so that the service time excludes our own work.
         run.started_monotonic = self._monotonic()
         return run
 
     def finish(self, run: Run, state: str) -> None:
-        """Hand on the finished run. *state* is Celery's."""
+        """Pass the record of a finished run to the sink. *state* is Celery's."""
         runtime_s = self._monotonic() - run.started_monotonic
         if runtime_s < SHORT_S:
-            cpu_s, peak_bytes = self._cpu_time() - run.begun, self._peak_bytes
+            cpu_s, peak_bytes = self._cpu_time() - run.cpu_start_s, self._peak_bytes
         else:
-            cpu_s, peak_bytes = self._meter.end(run.begun)
-            self._look_at = -1.0
+            cpu_s, peak_bytes = self._meter.measure(run.cpu_start_s)
+            self._refresh_at = -1.0
         if state == "IGNORED" and getattr(run, "replaced", False):
             state = REPLACED
         cause = '"rejected"' if state == REJECTED else "null"
@@ -211,23 +217,23 @@ class Runs:
             f",{run.started_at + runtime_s:.6f},{runtime_s:.9f},{cpu_s:.6f},{peak_bytes},"
             f"{quoted(state)},{cause},true]\n"
         )
-        # In the place of the note's closing bracket.
+        # Replaces the note's closing bracket.
         line = run.note[:-1] + end.encode()
         self._sink.line(line)
-        # Only now: a process that dies in between has its end written by another.
+        # Only now: should this process die before, another one writes the end of the run.
         if run.slot is not None:
             self._notes.clear(run.slot)
         if deadline_missed.receivers:
             run_ended(Execution.from_json(line))
 
-    def _look(self, now: float) -> None:
-        """Look at the load and the memory."""
-        self._seen = self._load.read(now)
-        until = self._seen.sampled_at + MAX_AGE_S
-        self._look_at = min(until, now + LOOK_EVERY_S)
-        self._peak_bytes = self._meter.look(now)
+    def _refresh(self, now: float) -> None:
+        """Read the load and the memory."""
+        self._sample = self._load.read(now)
+        until = self._sample.sampled_at + MAX_AGE_S
+        self._refresh_at = min(until, now + REFRESH_EVERY_S)
+        self._peak_bytes = self._meter.refresh(now)
 
-    def _odd_note(
+    def _slow_note(
         self,
         plan: Plan,
         request: Mapping[str, Any],
@@ -243,4 +249,4 @@ class Runs:
             started_at=started_at,
             load_at_start=load,
         )
-        return json.dumps(execution[:BEGINNING], default=repr).encode()
+        return json.dumps(execution[:START_FIELDS], default=repr).encode()

@@ -1,7 +1,7 @@
-"""Receivers of the signals of a worker: of its main process, and of those that run tasks.
+"""Receivers of a worker's signals, in its main process and in those that run tasks.
 
-The first three are on the path of every task: each method catches what goes wrong by
-itself, since a wrapper would cost as much as what it wraps.
+The first three are on the path of every task: each method catches exceptions itself,
+since a wrapper would cost as much as what it wraps.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from celery.exceptions import Reject, SoftTimeLimitExceeded, TimeLimitExceeded
 from rts import health
 from rts.lifecycle import batches
 from rts.lifecycle.owners import is_celerys
-from rts.lifecycle.runs import go_on, run_broken_off, run_of
+from rts.lifecycle.runs import run_of, set_run, take_aborted
 from rts.lifecycle.soft_time_limit import hook_failed
 from rts.lifecycle.tracing import TRACING
 
@@ -33,7 +33,7 @@ class WorkerSide:
         self._parts_of = parts_of
 
     def received(self, sender: Any = None, request: Any = None, **_: Any) -> None:
-        """Plan a task that has no plan, and watch for its acknowledgement."""
+        """Plan a task that has no plan, and track its acknowledgement."""
         try:
             parts = self._parts_of(sender.app)
             if parts is None or parts.worker is None:
@@ -45,12 +45,12 @@ class WorkerSide:
             ends = parts.worker.ends
             if "rts_deadline" not in attributes:
                 ends.received(attributes)
-            ends.watch(request)
+            ends.track_ack(request)
         except Exception as exc:  # noqa: BLE001  the task must run
             health.hook_failed("received", exc)
 
     def prerun(self, task: Any = None, args: Any = None, **_: Any) -> None:
-        """Begin a run."""
+        """Start a run."""
         try:
             parts = self._parts_of(task.app)
             request = task.request
@@ -66,21 +66,21 @@ class WorkerSide:
                 batches.start(request, args, parts.worker.ends, parts.worker.runs)
                 return
             plan = parts.worker.ends.plan_of(attributes)
-            go_on(request, parts.worker.runs.start(plan, attributes))
-            if TRACING.maybe:
+            set_run(request, parts.worker.runs.start(plan, attributes))
+            if TRACING.enabled:
                 TRACING.started(task)
         except Exception as exc:  # noqa: BLE001  the task must run
             hook_failed("start", exc)
 
     def postrun(self, task: Any = None, state: Any = None, **_: Any) -> None:
-        """End the run, where its task has come to a state."""
+        """Finish the run, where its task has ended in a state."""
         try:
             run = run_of(task.request)
             if run is None and "id" in vars(task.request):
                 return
             if run is not None and not state:
-                # The main process reports it, unless it is an error outside of the task.
-                run.broken_off = True
+                # The main process reports it, unless it is an error outside the task.
+                run.aborted = True
                 return
             parts = self._parts_of(task.app)
             if parts is None or parts.worker is None:
@@ -89,8 +89,8 @@ class WorkerSide:
                 try:
                     parts.worker.runs.finish(run, state)
                 except SoftTimeLimitExceeded:
-                    # It strikes once. A record that is written twice counts as one in the
-                    # ledger; without one the run would go on until its process ends.
+                    # It strikes only once. A record written twice counts as one in the
+                    # ledger; without one the run would seem to go on until its process ends.
                     parts.worker.runs.finish(run, state)
             elif state:
                 batches.finish(task.request, state, parts.worker.runs)
@@ -98,11 +98,11 @@ class WorkerSide:
             health.hook_failed("finish", exc)
 
     def internal_error(self, sender: Any = None, task_id: Any = None, **_: Any) -> None:
-        """End a run that was broken off by an error outside of its task, such as a result
-        that could not be stored.
+        """Finish a run that was aborted by an error outside its task, such as a result that
+        could not be stored.
         """
         try:
-            run = run_broken_off(task_id)
+            run = take_aborted(task_id)
             parts = None if run is None else self._parts_of(sender.app)
             if run is not None and parts is not None and parts.worker is not None:
                 parts.worker.runs.finish(run, "FAILURE")
@@ -112,11 +112,11 @@ class WorkerSide:
     def failed(
         self, sender: Any = None, task_id: Any = None, exception: Any = None, **_: Any
     ) -> None:
-        """Write the end of a run that was killed, or that a hard time limit struck."""
+        """Report the end of a run that was killed, or that a hard time limit struck."""
         try:
-            # Within the run postrun follows; so it does for a rejected task, which
-            # the main process announces once more. (Celery 5.7 puts the request on
-            # the stack in the main process too, so the request alone does not tell.)
+            # Within the run postrun follows, as it does for a rejected task, which the
+            # main process reports once more. (Celery 5.7 puts the request on the stack
+            # in the main process too, so the request alone is not enough.)
             request = sender.request
             if isinstance(exception, Reject) or (
                 request.id == task_id and run_of(request) is not None
@@ -125,7 +125,7 @@ class WorkerSide:
             parts = self._parts_of(sender.app)
             if parts is not None and parts.worker is not None:
                 cause = "time_limit" if isinstance(exception, TimeLimitExceeded) else "killed"
-                parts.worker.ends.broken_off(task_id, cause)
+                parts.worker.ends.aborted(task_id, cause)
         except Exception as exc:  # noqa: BLE001  the worker must go on
             health.hook_failed("failure", exc)
 
@@ -137,7 +137,7 @@ class WorkerSide:
         expired: Any = False,
         **_: Any,
     ) -> None:
-        """Write the end of a task that was revoked, terminated, expired or dropped."""
+        """Report the end of a task that was revoked, terminated, expired or dropped."""
         try:
             parts = self._parts_of(sender.app)
             if parts is not None and parts.worker is not None and not is_celerys(sender.name):
@@ -148,7 +148,7 @@ class WorkerSide:
             health.hook_failed("revoked", exc)
 
     def unknown(self, sender: Any = None, message: Any = None, **_: Any) -> None:
-        """Write the end of a message whose task is not registered."""
+        """Report the end of a message whose task is not registered."""
         try:
             parts = self._parts_of(sender.app)
             if parts is not None and parts.worker is not None and "id" in message.headers:
@@ -158,7 +158,7 @@ class WorkerSide:
             health.hook_failed("unknown", exc)
 
     def process_init(self, **_: Any) -> None:
-        """Begin anew in a pool child, which has its parent's memory."""
+        """Drop what a pool child inherited from its parent."""
         try:
             parts = self._parts_of(current_app._get_current_object())
             if parts is not None and parts.worker is not None:
@@ -167,7 +167,7 @@ class WorkerSide:
             health.hook_failed("process_init", exc)
 
     def process_shutdown(self, **_: Any) -> None:
-        """Deliver, before a pool child ends, what its tasks have published."""
+        """Deliver the notes on what the tasks of a pool child published, before it exits."""
         try:
             parts = self._parts_of(current_app._get_current_object())
             if parts is not None and parts.open_tasks is not None:
@@ -176,7 +176,7 @@ class WorkerSide:
             health.hook_failed("process_shutdown", exc)
 
     def shutdown(self, sender: Any = None, **_: Any) -> None:
-        """End what works beside the worker."""
+        """Stop what runs beside the worker."""
         try:
             parts = self._parts_of(sender.app)
             if parts is not None and parts.worker is not None:
@@ -185,6 +185,6 @@ class WorkerSide:
             health.hook_failed("shutdown", exc)
 
     def now(self, app: Any) -> float | None:
-        """Return the fleet's time for a task of *app*; ``None`` without rts."""
+        """Return the fleet's time in *app*; ``None`` without rts."""
         parts = self._parts_of(app)
         return None if parts is None else parts.clock.now()

@@ -1,1 +1,1 @@
-"""The load of a worker at a task's start, and what a run used."""
+"""The load of a worker when a task starts, and what a run used."""

@@ -1,8 +1,8 @@
-"""One sample in memory that a process shares with those it forks later.
+"""One load sample in memory that a process shares with those it forks later.
 
 The sampler's process writes, its pool children read: a copy of a few hundred
 bytes, without a lock, a system call or anything else that a fork could break. A
-checksum tells a copy that was caught in the middle of a write.
+checksum reveals a copy that was torn by a concurrent write.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import zlib
 from rts.load.gpu import MAX_GPUS
 from rts.load.sample import GpuLoad, LoadSample
 
-#: Copies that are tried before the sample counts as unreadable. A write takes
-#: less than a microsecond, four times a second: two in a row are already rare.
-TRIES = 4
+#: Attempts to read before the sample counts as unreadable. A write takes less than a
+#: microsecond, four times a second: two torn copies in a row are already rare.
+ATTEMPTS = 4
 
 _CHECKSUM = struct.Struct("<I")
 #: sampled_at, load, cpu, memory, gpu (NaN for None), and the number of GPUs.
@@ -25,47 +25,46 @@ _HEAD = struct.Struct("<5dH")
 #: index, utilization, memory (NaN for None).
 _GPU = struct.Struct("<i2d")
 _SIZE = _CHECKSUM.size + _HEAD.size + MAX_GPUS * _GPU.size
-#: What tells one sample from another: checksum and ``sampled_at``.
+#: The first bytes, which identify a sample: its checksum and ``sampled_at``.
 _MARK_BYTES = _CHECKSUM.size + 8
 
 
 class LoadBoard:
-    """The place where the last sample is posted. One writer, any number of readers.
+    """Shared memory that holds the latest sample. One writer, any number of readers.
 
-    Make it before the fork: what is made later is not shared.
+    Create it before the fork: one that is created later is not shared.
     """
 
     def __init__(self) -> None:
         self._map = mmap.mmap(-1, _SIZE)
-        #: The last sample, with its checksum and instant. It changes a few times a
-        #: second while tasks may start thousands of times: most reads end here.
+        #: The sample that was decoded last, and its mark. It changes a few times a second
+        #: while thousands of tasks may start: most reads end here.
         self._last: tuple[bytes, LoadSample | None] = (bytes(_MARK_BYTES), None)
 
     def write(self, sample: LoadSample) -> None:
-        """Post *sample*; of its GPUs the first ``MAX_GPUS``."""
+        """Publish *sample*, with the first ``MAX_GPUS`` of its GPUs."""
         gpus = sample.gpus[:MAX_GPUS]
         parts = [
             _HEAD.pack(
                 sample.sampled_at,
-                _number(sample.load),
-                _number(sample.cpu),
-                _number(sample.memory),
-                _number(sample.gpu),
+                _to_nan(sample.load),
+                _to_nan(sample.cpu),
+                _to_nan(sample.memory),
+                _to_nan(sample.gpu),
                 len(gpus),
             )
         ]
         parts += [
-            _GPU.pack(gpu.index, _number(gpu.utilization), _number(gpu.memory)) for gpu in gpus
+            _GPU.pack(gpu.index, _to_nan(gpu.utilization), _to_nan(gpu.memory)) for gpu in gpus
         ]
         body = b"".join(parts).ljust(_SIZE - _CHECKSUM.size, b"\0")
         self._map[:] = _CHECKSUM.pack(zlib.crc32(body)) + body
 
     def read(self) -> LoadSample | None:
-        """Return the last sample however old; ``None`` where none was posted.
-
-        Also ``None`` where every try met a write in progress.
+        """Return the latest sample, however old; ``None`` where none was written yet, or
+        every attempt met a write in progress.
         """
-        for _ in range(TRIES):
+        for _ in range(ATTEMPTS):
             last, sample = self._last
             if self._map[:_MARK_BYTES] == last:
                 return sample
@@ -82,21 +81,21 @@ def _decoded(body: bytes) -> LoadSample:
     sampled_at, load, cpu, memory, gpu, n = _HEAD.unpack_from(body)
     gpus = []
     for i in range(n):
-        index, utilization, taken = _GPU.unpack_from(body, _HEAD.size + i * _GPU.size)
-        gpus.append(GpuLoad(index, _optional(utilization), _optional(taken)))
+        index, utilization, used = _GPU.unpack_from(body, _HEAD.size + i * _GPU.size)
+        gpus.append(GpuLoad(index, _from_nan(utilization), _from_nan(used)))
     return LoadSample(
-        _optional(load),
-        _optional(cpu),
-        _optional(memory),
-        _optional(gpu),
+        _from_nan(load),
+        _from_nan(cpu),
+        _from_nan(memory),
+        _from_nan(gpu),
         tuple(gpus),
         sampled_at,
     )
 
 
-def _number(value: float | None) -> float:
+def _to_nan(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _optional(value: float) -> float | None:
+def _from_nan(value: float) -> float | None:
     return None if math.isnan(value) else value

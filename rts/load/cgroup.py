@@ -1,7 +1,7 @@
-"""The limits that control groups set for this process, and what is used of them.
+"""The cgroup limits of this process, and how much of them is used.
 
-Both versions are read, also side by side (hybrid hosts), on each level from the
-process's own group up to the topmost visible one: a limit on any of them binds.
+Both cgroup versions are read, even side by side (hybrid hosts), at each level from the
+process's own group up to the topmost visible one: a limit at any of them binds.
 Reading never raises; what cannot be read counts as "no limit".
 """
 
@@ -11,13 +11,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-#: Where the kernel's control groups are mounted.
+#: Where cgroups are mounted.
 ROOT = Path("/sys/fs/cgroup")
 
-#: Where the kernel tells the groups of the calling process.
+#: Where the kernel lists the groups of the calling process.
 MEMBERSHIP = Path("/proc/self/cgroup")
 
-#: Version 1 says "no limit" with the largest page-aligned number, which depends
+#: Version 1 reports "no limit" as the largest page-aligned number, which depends
 #: on the page size. No machine has an exbibyte, so anything above is that.
 UNLIMITED_BYTES = 1 << 60
 
@@ -27,24 +27,24 @@ _READ_BYTES = 16384
 
 @dataclass(frozen=True, slots=True)
 class CpuGroup:
-    """A group that is limited in CPU time."""
+    """A group with a CPU limit."""
 
     path: str
     #: CPU time that it may use, in cores.
     limit_cores: float
-    #: CPU time used since the group was made, seconds.
+    #: CPU time used since the group was created, seconds.
     used_s: float
-    #: Time in which its threads were held back by the limit, summed over cores, seconds.
+    #: Time for which the limit held its threads back, summed over cores, seconds.
     throttled_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryGroup:
-    """A group that is limited in memory."""
+    """A group with a memory limit."""
 
     path: str
     limit_bytes: int
-    #: Without the file cache that the kernel gives back first.
+    #: Without the file cache that the kernel reclaims first.
     used_bytes: int
 
 
@@ -56,7 +56,7 @@ class Cgroups:
         self._cpu_v1 = _levels_v1(root, controllers, "cpu")
         self._memory_v1 = _levels_v1(root, controllers, "memory")
         usage = _levels_v1(root, controllers, "cpuacct")
-        #: Usage is counted by another controller, which may be mounted apart.
+        #: Usage is counted by another controller, which may be mounted elsewhere.
         self._cpuacct = dict(zip(reversed(self._cpu_v1), reversed(usage), strict=False))
         v2_root = root if (root / "cgroup.controllers").exists() else root / "unified"
         levels = _levels(v2_root, unified) if unified is not None else ()
@@ -65,13 +65,13 @@ class Cgroups:
         self._memory_v2 = () if "memory" in controllers else levels
 
     def cpu(self) -> tuple[CpuGroup, ...]:
-        """Return the groups that are limited in CPU time, as they are now."""
+        """Return the groups with a CPU limit, as they are now."""
         found = [_cpu_v2(path) for path in self._cpu_v2]
         found += [_cpu_v1(path, self._cpuacct.get(path, path)) for path in self._cpu_v1]
         return tuple(group for group in found if group is not None)
 
     def memory(self) -> tuple[MemoryGroup, ...]:
-        """Return the groups that are limited in memory, as they are now."""
+        """Return the groups with a memory limit, as they are now."""
         found = [_memory_v2(path) for path in self._memory_v2]
         found += [_memory_v1(path) for path in self._memory_v1]
         return tuple(group for group in found if group is not None)
@@ -81,7 +81,7 @@ def _membership(path: Path) -> tuple[dict[str, tuple[str, str]], str | None]:
     """Return {v1 controller: (name of its mount, group)} and the v2 group."""
     controllers: dict[str, tuple[str, str]] = {}
     unified: str | None = None
-    for line in _text(str(path)).splitlines():
+    for line in _read(str(path)).splitlines():
         hierarchy, _, rest = line.partition(":")
         names, _, group = rest.partition(":")
         if not group:
@@ -110,14 +110,14 @@ def _levels_v1(
 def _levels(mount: Path, group: str) -> tuple[str, ...]:
     """Return the directories of *group* under *mount*, innermost first.
 
-    In a container the mount may begin at the container's own group while the
-    kernel still tells the host's path: the longest tail of it that exists counts.
+    In a container the mount may start at the container's own group while the kernel
+    still reports the host's path: the longest suffix of it that exists is taken.
     A group outside the namespace ("/../…") leaves only the mount itself.
     """
     parts = [part for part in group.split("/") if part]
     if ".." in parts:
         parts = []
-    while parts and not mount.joinpath(*parts[:]).is_dir():
+    while parts and not mount.joinpath(*parts).is_dir():
         parts.pop(0)
     inner = mount.joinpath(*parts)
     above = inner.parents[: len(parts)]
@@ -125,11 +125,11 @@ def _levels(mount: Path, group: str) -> tuple[str, ...]:
 
 
 def _cpu_v2(path: str) -> CpuGroup | None:
-    quota, _, period = _text(f"{path}/cpu.max").strip().partition(" ")
-    limit = _cores(_whole(quota), _whole(period))
+    quota, _, period = _read(f"{path}/cpu.max").strip().partition(" ")
+    limit = _cores(_integer(quota), _integer(period))
     if limit is None:
         return None
-    stat = _table(f"{path}/cpu.stat")
+    stat = _read_table(f"{path}/cpu.stat")
     if "usage_usec" not in stat:
         return None
     return CpuGroup(path, limit, stat["usage_usec"] / 1e6, stat.get("throttled_usec", 0) / 1e6)
@@ -137,25 +137,26 @@ def _cpu_v2(path: str) -> CpuGroup | None:
 
 def _cpu_v1(path: str, usage_path: str) -> CpuGroup | None:
     limit = _cores(
-        _whole(_text(f"{path}/cpu.cfs_quota_us")), _whole(_text(f"{path}/cpu.cfs_period_us"))
+        _integer(_read(f"{path}/cpu.cfs_quota_us")),
+        _integer(_read(f"{path}/cpu.cfs_period_us")),
     )
     if limit is None:
         return None
-    used_ns = _whole(_text(f"{usage_path}/cpuacct.usage"))
+    used_ns = _integer(_read(f"{usage_path}/cpuacct.usage"))
     if used_ns is None:
         return None
-    throttled_ns = _table(f"{path}/cpu.stat").get("throttled_time", 0)
+    throttled_ns = _read_table(f"{path}/cpu.stat").get("throttled_time", 0)
     return CpuGroup(path, limit, used_ns / 1e9, throttled_ns / 1e9)
 
 
 def _memory_v2(path: str) -> MemoryGroup | None:
     # memory.high is a limit too: a group above it is stalled, not killed.
-    limits = [_whole(_text(f"{path}/{name}")) for name in ("memory.max", "memory.high")]
+    limits = [_integer(_read(f"{path}/{name}")) for name in ("memory.max", "memory.high")]
     return _memory(path, limits, "memory.current", "inactive_file")
 
 
 def _memory_v1(path: str) -> MemoryGroup | None:
-    limits = [_whole(_text(f"{path}/memory.limit_in_bytes"))]
+    limits = [_integer(_read(f"{path}/memory.limit_in_bytes"))]
     return _memory(path, limits, "memory.usage_in_bytes", "total_inactive_file")
 
 
@@ -165,10 +166,10 @@ def _memory(
     finite = [limit for limit in limits if limit is not None and 0 < limit < UNLIMITED_BYTES]
     if not finite:
         return None
-    used = _whole(_text(f"{path}/{usage}"))
+    used = _integer(_read(f"{path}/{usage}"))
     if used is None:
         return None
-    cache = _table(f"{path}/memory.stat").get(reclaimable, 0)
+    cache = _read_table(f"{path}/memory.stat").get(reclaimable, 0)
     return MemoryGroup(path, min(finite), max(0, used - cache))
 
 
@@ -179,27 +180,27 @@ def _cores(quota_us: int | None, period_us: int | None) -> float | None:
     return quota_us / period_us
 
 
-def _table(path: str) -> dict[str, int]:
+def _read_table(path: str) -> dict[str, int]:
     """Return a file of ``name number`` lines; empty where it cannot be read."""
     out: dict[str, int] = {}
-    for line in _text(path).splitlines():
+    for line in _read(path).splitlines():
         name, _, number = line.partition(" ")
-        value = _whole(number)
+        value = _integer(number)
         if value is not None:
             out[name] = value
     return out
 
 
-def _whole(text: str) -> int | None:
+def _integer(text: str) -> int | None:
     try:
         return int(text)
     except ValueError:
         return None
 
 
-def _text(path: str) -> str:
-    """Return the start of a small kernel file; empty where it cannot be read."""
-    # Plain system calls: four times as fast as a text file, four times a second.
+def _read(path: str) -> str:
+    """Return a small kernel file; empty where it cannot be read."""
+    # Plain system calls, four times as fast as open(): this runs four times a second.
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

@@ -1,11 +1,10 @@
-"""How much of the CPU time that this worker may use is in demand.
+"""Demand for CPU time, as a fraction of what this worker may use.
 
-Where a control group limits it to fewer cores than its affinity allows:
-``(used + held back by the limit) / limit``, for the tightest such group, its
-siblings included. Else, over the cores of the affinity: the share that is busy,
-and on a saturated host the mean number of runnable threads per core where that
-is more. Both exceed 1.0 where more would run than can: four busy threads on two
-cores read 2.0.
+Where a cgroup limits it to fewer cores than its affinity allows: ``(used + throttled)
+/ limit`` of the group, siblings included, in which that is highest. Else, over the cores
+of the affinity: the share that is busy or, on a saturated host, the mean number of
+runnable threads per core if that is more. Both exceed 1.0 where more threads want to
+run than can: four busy threads on two cores read 2.0.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from pathlib import Path
 
 from rts.load.cgroup import Cgroups, CpuGroup
 
-#: Share of busy time from which a core counts as saturated. Below, a queue of
-#: runnable threads is only a moment's; with 0.25 s and the kernel's 10 ms ticks,
-#: a core that never rests reads no less.
+#: Share of busy time from which a core counts as saturated. Below it, a queue of
+#: runnable threads is only momentary; at 0.25 s per sample and 10 ms per kernel tick,
+#: a core that is never idle reads no less.
 SATURATED_RATIO = 0.9
 
-#: Counts of runnable threads that are averaged: about a second of them, since
-#: each is the count of an instant.
+#: Counts of runnable threads to average over: about a second's worth, since each is
+#: instantaneous.
 RUNNABLE_SAMPLES = 4
 
-#: Shortest interval that a share is computed from; ticks are 10 ms.
+#: Shortest interval to compute a share from; ticks are 10 ms.
 MIN_WINDOW_S = 0.02
 
 LOADAVG = Path("/proc/loadavg")
@@ -36,18 +35,18 @@ LOADAVG = Path("/proc/loadavg")
 
 @dataclass(frozen=True, slots=True)
 class HostCpu:
-    """Counters of the host's cores, since it was started."""
+    """Counters of the host's cores, since boot."""
 
-    #: Time in which the allowed cores worked, and all their time, seconds.
+    #: Busy time, and all time, of the allowed cores, seconds.
     busy_s: float
     total_s: float
-    #: Threads of the whole host that run or could run now, without the reader;
-    #: ``None`` where that says nothing of the allowed cores.
+    #: Running or runnable threads of the whole host, without the reader; ``None`` where
+    #: that says nothing about the allowed cores.
     runnable: int | None
 
 
 class CpuProbe:
-    """CPU load between two readings; ``None`` at the first."""
+    """CPU load since the previous reading."""
 
     def __init__(
         self,
@@ -69,7 +68,7 @@ class CpuProbe:
         self._value: float | None = None
 
     def read(self) -> float | None:
-        """Return the load since the reading before; ``None`` where there was none.
+        """Return the load since the previous reading; ``None`` at the first.
 
         Called again within :data:`MIN_WINDOW_S` it returns the same figure.
         Raises what the source of the host's counters raises.
@@ -96,8 +95,8 @@ class CpuProbe:
             if before is None or elapsed_s <= 0:
                 continue
             used_s = group.used_s - before.used_s
-            held_s = max(0.0, group.throttled_s - before.throttled_s)
-            shares.append((used_s + held_s) / (elapsed_s * group.limit_cores))
+            throttled_s = max(0.0, group.throttled_s - before.throttled_s)
+            shares.append((used_s + throttled_s) / (elapsed_s * group.limit_cores))
         return max(shares, default=None)
 
     def _of_host(self, host: HostCpu, cores: frozenset[int]) -> float | None:
@@ -122,9 +121,8 @@ def allowed_cores() -> frozenset[int]:
 
 
 def psutil_host(loadavg: Path = LOADAVG) -> Callable[[frozenset[int]], HostCpu]:
-    """Return a source of the host's counters that asks psutil.
-
-    psutil is imported here and not above: a pool child never needs it.
+    """Return a source of the host's counters that uses psutil, which is imported here
+    because a pool child never needs it.
     """
     import psutil
 
@@ -134,12 +132,12 @@ def psutil_host(loadavg: Path = LOADAVG) -> Callable[[frozenset[int]], HostCpu]:
         if not whole:
             per_core = psutil.cpu_times(percpu=True)
             # psutil leaves offline cores out: numbers beyond its list cannot be
-            # told apart, and the figure of the whole host is the better guess.
+            # mapped, and the figure of the whole host is the better guess.
             if max(cores) < len(per_core):
                 rows = [per_core[number] for number in cores]
         total_s = idle_s = 0.0
         for row in rows:
-            # The time of guests is already within user and nice.
+            # Guest time is included in user and nice already.
             total_s += sum(row) - getattr(row, "guest", 0.0) - getattr(row, "guest_nice", 0.0)
             idle_s += row.idle + getattr(row, "iowait", 0.0)
         return HostCpu(total_s - idle_s, total_s, _runnable(loadavg) if whole else None)

@@ -1,7 +1,7 @@
-"""Keeps a fork out of the middle of a reading.
+"""Keeps forks from happening in the middle of a reading.
 
 A child that is forked while another thread is inside NVML, an import or a
-logger inherits their locks as taken, for ever: a task that then uses NVML on
+logger inherits their locks as held, for ever: a task that then uses NVML on
 its own hangs. So the sampler reads inside the gate, and every ``os.fork`` of the
 process waits for it to be free: a few milliseconds, four times a second.
 """
@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-#: A reading that takes longer hangs in a driver, and must not stop the forks.
+#: A reading that takes longer is stuck in a driver, and must not block forks.
 MAX_WAIT_S = 1.0
 
 
@@ -24,9 +24,7 @@ class _Gate:
         self.forking = threading.local()
 
     def before_fork(self) -> None:
-        self.forking.holds = self.lock.acquire(blocking=False) or self.lock.acquire(
-            timeout=MAX_WAIT_S
-        )
+        self.forking.holds = self.lock.acquire(timeout=MAX_WAIT_S)
 
     def after_in_parent(self) -> None:
         if getattr(self.forking, "holds", False):
@@ -39,17 +37,15 @@ class _Gate:
 
 
 _gate = _Gate()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_gate.before_fork,
-        after_in_parent=_gate.after_in_parent,
-        after_in_child=_gate.after_in_child,
-    )
+os.register_at_fork(
+    before=_gate.before_fork,
+    after_in_parent=_gate.after_in_parent,
+    after_in_child=_gate.after_in_child,
+)
 
 
 @contextmanager
 def no_fork() -> Iterator[None]:
-    """Hold forks of this process back while the body runs."""
-    lock = _gate.lock
-    with lock:
+    """Hold back forks of this process while the body runs."""
+    with _gate.lock:
         yield

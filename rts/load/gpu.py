@@ -6,8 +6,8 @@ respected as CUDA reads it, with GPUs numbered in PCI bus order (set
 ``CUDA_DEVICE_ORDER=PCI_BUS_ID`` on hosts with GPUs of different kinds, where
 CUDA itself numbers them by speed).
 
-The figure of the worker is the **mean** over its GPUs, as for cores: one of
-eight GPUs busy is an eighth of what it may use.
+The worker's figure is the **mean** over its GPUs, as for cores: one busy GPU out
+of eight is an eighth of what it may use.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rts.load.sample import GpuLoad, tidy
+from rts.load.sample import GpuLoad, rounded
 
 logger = logging.getLogger(__name__)
 
-#: GPUs that are read one by one, at most. The largest hosts of today have 16.
+#: GPUs that are read at most. The largest hosts of today have 16.
 MAX_GPUS = 16
 
 
@@ -31,8 +31,8 @@ MAX_GPUS = 16
 class GpuReading:
     """The GPUs of a worker at one instant."""
 
-    #: Mean over the GPUs of their utilization, or of the share of memory taken
-    #: where a GPU tells no utilization (MIG); ``None`` without a GPU.
+    #: Mean over the GPUs of their utilization, or of the share of memory in use for
+    #: those that report no utilization (MIG); ``None`` without a GPU.
     gpu: float | None = None
     gpus: tuple[GpuLoad, ...] = ()
 
@@ -41,7 +41,7 @@ NO_GPU = GpuReading()
 
 
 def import_pynvml() -> Any:
-    """Return NVML's binding.
+    """Return NVML's Python binding.
 
     Raises:
         ImportError: it is not installed.
@@ -50,10 +50,10 @@ def import_pynvml() -> Any:
 
 
 class GpuProbe:
-    """Reads the visible GPUs; NVML is started at the first reading of a process.
+    """Reads the visible GPUs; NVML is initialized at the first reading of a process.
 
     A process that was forked from one that reads never uses its handles: it
-    starts NVML anew, should it read at all.
+    initializes NVML again, should it read at all.
     """
 
     def __init__(
@@ -66,9 +66,9 @@ class GpuProbe:
         self._environ = os.environ if environ is None else environ
         self._nvml: Any = None
         self._handles: list[tuple[int, Any]] = []
-        #: The process that started NVML, or found that there is none.
+        #: The process that initialized NVML, or found that there is none.
         self._pid: int | None = None
-        self._told = False
+        self._logged = False
 
     def read(self) -> GpuReading:
         """Return the load of the visible GPUs; never raises for a missing one."""
@@ -88,33 +88,32 @@ class GpuProbe:
         return GpuReading(sum(known) / len(known), tuple(gpus)) if known else NO_GPU
 
     def close(self) -> None:
-        """Stop NVML, if this process started it. The next reading starts it again."""
+        """Shut NVML down if this process initialized it. The next reading does so again."""
         nvml, mine = self._nvml, self._pid == os.getpid()
         self._nvml, self._handles, self._pid = None, [], None
         if nvml is not None and mine:
             try:
                 nvml.nvmlShutdown()
             except nvml.NVMLError:
-                # Nothing is left to be shut down.
-                pass
+                pass  # there is nothing left to shut down
 
     def _open(self) -> None:
         self._nvml, self._handles = None, []
         try:
             nvml = self._load()
         except (ImportError, OSError) as exc:
-            self._tell("no NVML binding (pip install rts[gpu])", exc)
+            self._log_once("no NVML binding (pip install rts[gpu])", exc)
             return
         try:
             nvml.nvmlInit()
         except (nvml.NVMLError, OSError) as exc:
-            self._tell("NVML does not start", exc)
+            self._log_once("NVML does not start", exc)
             return
         self._nvml = nvml
         try:
             self._handles = self._visible(nvml)
         except nvml.NVMLError as exc:
-            self._tell("NVML does not list the GPUs", exc)
+            self._log_once("NVML does not list the GPUs", exc)
 
     def _visible(self, nvml: Any) -> list[tuple[int, Any]]:
         handles = [
@@ -129,7 +128,7 @@ class GpuProbe:
     def _chosen(
         self, nvml: Any, handles: list[tuple[int, Any]], wanted: str
     ) -> list[tuple[int, Any]]:
-        """Return the GPUs that *wanted* names. As in CUDA, a wrong name ends the list."""
+        """Return the GPUs that *wanted* names. As in CUDA, an invalid name ends the list."""
         chosen: list[tuple[int, Any]] = []
         for name in (part.strip() for part in wanted.split(",")):
             found = self._named(nvml, handles, name)
@@ -148,7 +147,7 @@ class GpuProbe:
             if name.startswith("MIG-"):
                 return -1, nvml.nvmlDeviceGetHandleByUUID(name)
             if name.startswith("GPU-"):
-                # CUDA takes the beginning of a UUID for the whole where it is unique.
+                # CUDA accepts a unique prefix of a UUID.
                 matching = [
                     (index, handle)
                     for index, handle in handles
@@ -161,22 +160,22 @@ class GpuProbe:
 
     def _utilization(self, handle: Any) -> float | None:
         try:
-            return tidy(self._nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100)
+            return rounded(self._nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100)
         except self._nvml.NVMLError as exc:
-            self._tell("a GPU does not tell its utilization", exc)
+            self._log_once("a GPU does not report its utilization", exc)
             return None
 
     def _memory(self, handle: Any) -> float | None:
         try:
             memory = self._nvml.nvmlDeviceGetMemoryInfo(handle)
         except self._nvml.NVMLError as exc:
-            self._tell("a GPU does not tell its memory", exc)
+            self._log_once("a GPU does not report its memory", exc)
             return None
-        return tidy(memory.used / memory.total) if memory.total else None
+        return rounded(memory.used / memory.total) if memory.total else None
 
-    def _tell(self, what: str, exc: Exception) -> None:
-        if not self._told:
-            self._told = True
+    def _log_once(self, what: str, exc: Exception) -> None:
+        if not self._logged:
+            self._logged = True
             logger.info("GPU load is not read in full: %s (%s)", what, exc)
 
 

@@ -1,8 +1,7 @@
-"""How much of the memory that this worker may use is taken.
+"""Memory in use, as a fraction of what this worker may use.
 
-Where control groups limit it below the host's memory: ``used / limit`` of the
-fullest of them, without file cache that can be dropped. Else ``1 - available /
-total`` of the host.
+Where cgroups limit it below the host's memory: ``used / limit`` of the fullest of
+them, without reclaimable file cache. Else ``1 - available / total`` of the host.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ MEMINFO = Path("/proc/meminfo")
 
 @dataclass(frozen=True, slots=True)
 class HostMemory:
-    """The host's memory: all of it, and what could be had without swapping."""
+    """The host's memory: all of it, and what is available without swapping."""
 
     total_bytes: int
     available_bytes: int
 
 
 class MemoryProbe:
-    """The share of memory that is taken."""
+    """The share of memory that is in use."""
 
     def __init__(self, cgroups: Cgroups, host: Callable[[], HostMemory]) -> None:
         self._cgroups = cgroups
@@ -50,7 +49,7 @@ class MemoryProbe:
 
 
 def psutil_memory() -> Callable[[], HostMemory]:
-    """Return a source that asks psutil, imported here: a pool child never needs it."""
+    """Return a source that uses psutil, imported here: a pool child never needs it."""
     import psutil
 
     def read() -> HostMemory:
@@ -63,7 +62,7 @@ def psutil_memory() -> Callable[[], HostMemory]:
 def meminfo_memory(meminfo: Path = MEMINFO) -> Callable[[], HostMemory]:
     """Return a source that needs no import, for a process that samples rarely.
 
-    What cannot be read is told as a total of 0.
+    Where the file cannot be read, the total is 0.
     """
 
     def read() -> HostMemory:

@@ -1,7 +1,7 @@
 """One reading of the load that a worker is under.
 
 Every figure is a fraction of what this worker may use, 0.0 idle and 1.0 full;
-``cpu`` and ``memory`` may exceed 1.0 where more is wanted than there is.
+``cpu`` and ``memory`` may exceed 1.0 where demand exceeds what there is.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 #: than a percent or so, and a shorter number is a smaller document.
 DIGITS = 4
 
-#: A task never gets a posted sample older than this.
+#: Oldest sample of the sampler that a task may get, seconds.
 MAX_AGE_S = 0.5
 
 
@@ -27,9 +27,9 @@ class GpuLoad:
 
     #: The driver's index, in PCI bus order; -1 for a MIG instance, which has none.
     index: int
-    #: Share of time in which a kernel ran; ``None`` where the GPU does not tell.
+    #: Share of time in which a kernel ran; ``None`` where the GPU does not report it.
     utilization: float | None
-    #: Share of its memory that is taken; ``None`` where the GPU does not tell.
+    #: Share of its memory in use; ``None`` where the GPU does not report it.
     memory: float | None
 
     def as_dict(self) -> dict[str, Any]:
@@ -39,7 +39,7 @@ class GpuLoad:
 
 @dataclass(frozen=True, slots=True)
 class LoadSample:
-    """What was seen of a worker's load at one instant; build it with :meth:`of`."""
+    """The load of a worker at one instant; build it with :meth:`of`."""
 
     #: Mean of those of cpu, memory and gpu that are known; ``None`` if none is.
     load: float | None
@@ -50,7 +50,7 @@ class LoadSample:
     gpus: tuple[GpuLoad, ...]
     #: When it was taken, by this host's monotonic clock (``time.monotonic``).
     sampled_at: float
-    #: The figures as the beginning of a JSON object, to which ``age_s`` is to be added.
+    #: The figures as the start of a JSON object, for ``age_s`` to be appended to.
     json: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -67,12 +67,12 @@ class LoadSample:
         *,
         sampled_at: float,
     ) -> LoadSample:
-        """Build a sample: rounded, with what is not a number left out.
+        """Build a sample from rounded figures, without those that are not finite.
 
         >>> LoadSample.of(0.5, 0.25, sampled_at=0.0).load
         0.375
         """
-        cpu, memory, gpu = tidy(cpu), tidy(memory), tidy(gpu)
+        cpu, memory, gpu = rounded(cpu), rounded(memory), rounded(gpu)
         present = [value for value in (cpu, memory, gpu) if value is not None]
         load = round(sum(present) / len(present), DIGITS) if present else None
         return cls(load, cpu, memory, gpu, tuple(gpus), sampled_at)
@@ -82,7 +82,7 @@ class LoadSample:
 
         Keys ``load``, ``cpu``, ``memory``, ``gpu`` for those that are known,
         ``gpus`` where there are any, and ``age_s``, seconds from the sample to
-        *now* (by ``time.monotonic``; default: this moment).
+        *now* (by ``time.monotonic``; default: the current instant).
         """
         out = self._figures()
         age_s = (time.monotonic() if now is None else now) - self.sampled_at
@@ -107,8 +107,8 @@ class LoadSample:
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
-def tidy(value: float | None) -> float | None:
-    """Return *value* rounded and not below zero; ``None`` where it is not finite."""
+def rounded(value: float | None) -> float | None:
+    """Return *value* rounded, at least 0; ``None`` where it is not finite."""
     if value is None or not math.isfinite(value):
         return None
     return round(value, DIGITS) if value > 0 else 0.0

@@ -1,9 +1,9 @@
-"""Takes the worker's load in the background and hands it to starting tasks.
+"""Samples the worker's load in the background, for starting tasks to read.
 
-One daemon thread in the worker's main process samples, and posts to a
+One daemon thread in the worker's main process takes samples and writes them to a
 :class:`~rts.load.board.LoadBoard`; pool children inherit the board through the
 fork and only read it. In the threads, solo and gevent pools the same object
-serves, within one process.
+serves within one process.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from rts.load.gpu import GpuProbe, GpuReading
 from rts.load.memory import MemoryProbe, meminfo_memory, psutil_memory
 from rts.load.sample import MAX_AGE_S, LoadSample
 
-#: Half of :data:`MAX_AGE_S`: one sample may come late without harm.
+#: Half of :data:`MAX_AGE_S`: one sample may be late without harm.
 PERIOD_S = 0.25
 
-#: The first CPU figure comes after this much, so that tasks which start with the
-#: worker get one too; the kernel's ticks are 10 ms.
+#: Seconds until the first CPU figure, so that tasks which start with the worker get
+#: one too; the kernel's ticks are 10 ms.
 FIRST_WINDOW_S = 0.05
 
 #: How long :meth:`LoadSampler.stop` waits for a reading in progress (NVML may
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 class Probe(Protocol):
-    """A source of one figure, 0.0 to 1.0 and above; ``None`` where not known."""
+    """A source of one figure, 0.0 to 1.0 and above; ``None`` where unknown."""
 
     def read(self) -> float | None: ...
 
@@ -74,8 +74,8 @@ def real_probes() -> Probes:
 class LoadSampler:
     """The load of this worker, at most :data:`MAX_AGE_S` old.
 
-    Make it in the worker's main process before the pool forks, and
-    :meth:`start` it there, best after the fork (Python 3.12 warns of a fork in a
+    Create it in the worker's main process before the pool forks, and
+    :meth:`start` it there, best after the fork (Python 3.12 warns about a fork in a
     process with threads; nothing breaks either way). Call :meth:`read` in
     whichever process a task starts.
     """
@@ -103,8 +103,8 @@ class LoadSampler:
     def start(self) -> None:
         """Start sampling in this process, if it does not already. Never raises.
 
-        In a process that was forked from the one where it ran, it starts anew,
-        with a board of its own: a board has one writer.
+        In a process forked from the one where it ran, it starts afresh, with a
+        board of its own: a board has one writer.
         """
         try:
             pid = os.getpid()
@@ -138,13 +138,13 @@ class LoadSampler:
             thread.join(STOP_WAIT_S)
 
     def read(self, now: float | None = None) -> LoadSample:
-        """Return the load now: runs at the start of a task. Never blocks or raises.
+        """Return the load now: called when a task starts. Never blocks or raises.
 
-        *now* is this moment by ``time.monotonic``, where the caller knows it.
+        *now* is the current instant by ``time.monotonic``, where the caller has it.
 
         Without a sample of the last :data:`MAX_AGE_S` (no sampler runs, or it
         was starved) it reads the memory itself, at most once per period, and
-        leaves CPU and GPU out: one look cannot tell them.
+        leaves out CPU and GPU, which need the sampler.
         """
         try:
             sample = self._board.read()
@@ -179,8 +179,8 @@ class LoadSampler:
 
 
 def take_sample(probes: Probes, clock: Callable[[], float] = time.monotonic) -> LoadSample:
-    """Read all *probes*; one that fails leaves the others. CPU is that since the reading
-    before, and left out of the first.
+    """Read all *probes*; one that fails is left out. The CPU figure is that since the
+    previous reading, and missing from the first.
     """
     gpu = _guarded("GPU load", probes.gpu.read) or GpuReading()
     memory = _guarded("memory load", probes.memory.read)
@@ -189,7 +189,7 @@ def take_sample(probes: Probes, clock: Callable[[], float] = time.monotonic) -> 
 
 
 def _guarded(what: str, read: Callable[[], T]) -> T | None:
-    """Return what a probe reads, or ``None``: one that fails leaves the others."""
+    """Return what a probe reads; ``None`` where it fails."""
     try:
         return read()
     except Exception as exc:  # noqa: BLE001 - drivers and kernels raise what they like

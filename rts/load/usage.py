@@ -1,12 +1,11 @@
 """What one run of a task used: CPU seconds and peak memory.
 
-The peak is read from the kernel's high-water mark of resident memory, which is
-set back at the start of a run (Linux: "5" to ``/proc/self/clear_refs``; it only
-copies a number, whatever the size of the process), unless that was done a moment
-ago and it has not risen since. Side effect, to know
-of: ``ru_maxrss`` and ``VmHWM`` of a pool process then tell the peak since its
-last task began, no longer since its own start. Celery's
-``worker_max_memory_per_child`` looks right after each task and is not affected.
+The peak is the kernel's high-water mark of resident memory, which is reset at the
+start of a run (Linux: "5" to ``/proc/self/clear_refs``; that only copies a number,
+whatever the size of the process), unless it was reset a moment ago and has not risen
+since. A side effect to know of: ``ru_maxrss`` and ``VmHWM`` of a pool process then
+show the peak since its last task started, not since its own start. Celery checks
+``worker_max_memory_per_child`` right after each task and is not affected.
 """
 
 from __future__ import annotations
@@ -19,23 +18,22 @@ from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage, struct_rusage
 _RSS_UNIT_BYTES = 1024
 
 #: The kernel counts resident memory per core and adds up now and then; a mark
-#: within this much of the present size counts as set back.
+#: within this much of the current size counts as reset.
 _RSS_NOISE_BYTES = 4 << 20
 
-
-#: Seconds for which the mark may stand while it does not rise: what a run in that time
-#: can be told too much is memory that was given back in it.
+#: Seconds for which the mark may stay while it does not rise: a run in that time is
+#: charged at most for memory that was released within it.
 _RESET_EVERY_S = 0.1
-#: A rise that is not worth a system call.
+#: A smaller rise is not worth a system call.
 _RESET_ABOVE_BYTES = 1 << 20
 
-#: What a run used: CPU seconds, user and system; and its peak of resident memory in
-#: bytes (of the process so far, where it cannot be told apart), without subprocesses.
+#: What a run used: CPU seconds, user and system; and peak resident memory in bytes (of
+#: the process so far, where runs cannot be told apart), without subprocesses.
 Usage = tuple[float, int]
 
 
 class _HighWaterMark:
-    """The peak of resident memory of this process, and the way to set it back."""
+    """The peak resident memory of this process, which can be reset."""
 
     def __init__(self) -> None:
         self._fd: int | None = None
@@ -43,7 +41,7 @@ class _HighWaterMark:
         self._ready = False
 
     def reset(self) -> None:
-        """Set the mark back to the present size; where that is not allowed, nothing."""
+        """Reset the mark to the current size; does nothing where that is not allowed."""
         if not self._ready:
             self._open()
         if self._fd is not None:
@@ -58,7 +56,7 @@ class _HighWaterMark:
         return self.of(getrusage(RUSAGE_SELF))
 
     def of(self, own: struct_rusage) -> int:
-        """Return the mark; *own* is what the kernel tells of this process now."""
+        """Return the mark; *own* is the current ``getrusage`` of this process."""
         if self._status_fd is not None:
             mark = _peak_of(self._status_fd)
             if mark is not None:
@@ -66,7 +64,7 @@ class _HighWaterMark:
         return own.ru_maxrss * _RSS_UNIT_BYTES
 
     def after_fork(self) -> None:
-        """Forget the files: in a child they still mean the parent's memory."""
+        """Close the files: in a child they still refer to the parent's memory."""
         for fd in (self._fd, self._status_fd):
             if fd is not None:
                 os.close(fd)
@@ -81,9 +79,9 @@ class _HighWaterMark:
             status_fd = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return
-        # ru_maxrss also holds the peak of what this process was before its last
-        # exec (of a large parent, for instance), and that cannot be set back. Only
-        # then the slower file is read instead.
+        # ru_maxrss also covers what this process was before its last exec (a large
+        # parent, for instance), and that part cannot be reset. Only then is the slower
+        # file read instead.
         mark = _peak_of(status_fd)
         lifetime = getrusage(RUSAGE_SELF).ru_maxrss * _RSS_UNIT_BYTES
         if mark is not None and lifetime > mark + _RSS_NOISE_BYTES:
@@ -93,8 +91,7 @@ class _HighWaterMark:
 
 
 _mark = _HighWaterMark()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_mark.after_fork)
+os.register_at_fork(after_in_child=_mark.after_fork)
 
 
 class ProcessMeter:
@@ -109,15 +106,15 @@ class ProcessMeter:
 
     def __init__(self) -> None:
         self._children_s = 0.0
-        #: When, by ``time.monotonic``, the mark is to be set back; and what it was then.
+        #: When, by ``time.monotonic``, to reset the mark next; and its value after the last.
         self._reset_at = -1.0
         self._low_bytes = 0
 
-    def look(self, now: float) -> int:
-        """Prepare for the runs to come, which begin with a :meth:`cpu_time`; return the
-        peak of memory so far in bytes.
+    def refresh(self, now: float) -> int:
+        """Prepare for the next runs, which start with a :meth:`cpu_time`; return the peak
+        memory so far in bytes.
 
-        *now*: this moment by ``time.monotonic``.
+        *now*: the current instant by ``time.monotonic``.
         """
         children = getrusage(RUSAGE_CHILDREN)
         self._children_s = children.ru_utime + children.ru_stime
@@ -127,41 +124,41 @@ class ProcessMeter:
             self._low_bytes = _mark.read_bytes()
         return self._low_bytes
 
-    def end(self, begun: float) -> Usage:
-        """Return CPU seconds and peak memory of the run that began at *begun*."""
+    def measure(self, cpu_start_s: float) -> Usage:
+        """Return CPU seconds and peak memory of a run that started at *cpu_start_s*."""
         own, children = getrusage(RUSAGE_SELF), getrusage(RUSAGE_CHILDREN)
         peak_bytes = _mark.of(own)
         if peak_bytes > self._low_bytes + _RESET_ABOVE_BYTES:
             self._reset_at = -1.0
-        cpu_s = own.ru_utime + own.ru_stime - begun
+        cpu_s = own.ru_utime + own.ru_stime - cpu_start_s
         cpu_s += children.ru_utime + children.ru_stime - self._children_s
         return cpu_s if cpu_s > 0 else 0.0, peak_bytes
 
 
 class ThreadMeter:
     """Measures runs that share a process (threads, gevent): CPU of the run's thread alone,
-    which under gevent includes what other greenlets did meanwhile, and the peak memory
-    of the process so far, since runs cannot be told apart.
+    which under gevent includes what other greenlets did meanwhile, and peak memory of the
+    process so far, since runs cannot be told apart.
     """
 
     #: CPU seconds of this thread.
     cpu_time = staticmethod(time.thread_time)
 
-    def look(self, now: float) -> int:
+    def refresh(self, now: float) -> int:
         """See :class:`ProcessMeter`."""
         return _mark.read_bytes()
 
-    def end(self, begun: float) -> Usage:
+    def measure(self, cpu_start_s: float) -> Usage:
         """See :class:`ProcessMeter`; call it in the run's own thread."""
-        return max(0.0, time.thread_time() - begun), _mark.read_bytes()
+        return max(0.0, time.thread_time() - cpu_start_s), _mark.read_bytes()
 
 
 _PEAK = b"VmHWM:"
 
 
 def _peak_of(status_fd: int) -> int | None:
-    """Return the peak of ``/proc/self/status`` (``VmHWM:   12345 kB``) in bytes; ``None``
-    where it does not tell.
+    """Return the peak in ``/proc/self/status`` (``VmHWM:   12345 kB``), bytes; ``None``
+    where there is none.
     """
     try:
         text = os.pread(status_fd, 4096, 0)

@@ -212,11 +212,11 @@ APP = """
 
     @app.task
     def look():
-        meter.look(time.monotonic())
-        begun = meter.cpu_time()
+        meter.refresh(time.monotonic())
+        start_s = meter.cpu_time()
         sum(range(200_000))
         load = sampler.read().as_dict()
-        used = meter.end(begun)
+        used = meter.measure(start_s)
         alive = [t.name for t in threading.enumerate()]
         return [load, *used, alive]
 """

@@ -202,9 +202,9 @@ import sys
 import rts.parts, rts.worker, rts.lifecycle.receivers
 from celery.signals import after_task_publish, task_postrun
 from rts.lifecycle.tracing import TRACING
-assert TRACING.maybe
-TRACING.look()
-assert not TRACING.maybe
+assert TRACING.enabled
+TRACING.detect()
+assert not TRACING.enabled
 assert not after_task_publish.receivers and not task_postrun.receivers
 assert not {"sentry_sdk", "opentelemetry.instrumentation.celery"} & set(sys.modules)
 """

@@ -43,21 +43,21 @@ def run_script(tmp_path: Path, text: str, *command: str) -> str:
 def test_cpu_of_the_run_and_of_its_subprocesses() -> None:
     burn(0.05)
     meter = ProcessMeter()
-    meter.look(time.monotonic())
-    begun = meter.cpu_time()
+    meter.refresh(time.monotonic())
+    start_s = meter.cpu_time()
     burn(0.1)
     subprocess.run([sys.executable, "-c", BURN.format(0.3)], check=True, timeout=30)
-    cpu_s, _ = meter.end(begun)
+    cpu_s, _ = meter.measure(start_s)
     assert 0.4 <= cpu_s < 5.0
-    meter.look(time.monotonic())
-    cpu_s, _ = meter.end(meter.cpu_time())
+    meter.refresh(time.monotonic())
+    cpu_s, _ = meter.measure(meter.cpu_time())
     assert cpu_s < 0.1, "and the next run has nothing of it"
 
 
 def test_cpu_of_an_idle_run_is_next_to_nothing() -> None:
     meter = ProcessMeter()
-    seen_bytes = meter.look(time.monotonic())
-    cpu_s, peak_bytes = meter.end(meter.cpu_time())
+    seen_bytes = meter.refresh(time.monotonic())
+    cpu_s, peak_bytes = meter.measure(meter.cpu_time())
     assert 0.0 <= cpu_s < 0.05
     assert 0 < peak_bytes - MIB <= seen_bytes <= peak_bytes
 
@@ -65,10 +65,10 @@ def test_cpu_of_an_idle_run_is_next_to_nothing() -> None:
 def test_cpu_of_a_thread_is_its_own() -> None:
     other = threading.Thread(target=burn, args=(0.3,))
     meter = ThreadMeter()
-    begun = meter.cpu_time()
+    start_s = meter.cpu_time()
     other.start()
     other.join()
-    cpu_s, max_rss_bytes = meter.end(begun)
+    cpu_s, max_rss_bytes = meter.measure(start_s)
     assert cpu_s < 0.25
     assert max_rss_bytes > MIB
 
@@ -76,9 +76,9 @@ def test_cpu_of_a_thread_is_its_own() -> None:
 def test_end_on_another_thread_is_never_negative() -> None:
     burn(0.05)
     meter = ThreadMeter()
-    begun = meter.cpu_time()
+    start_s = meter.cpu_time()
     out: list[float] = []
-    other = threading.Thread(target=lambda: out.append(meter.end(begun)[0]))
+    other = threading.Thread(target=lambda: out.append(meter.measure(start_s)[0]))
     other.start()
     other.join()
     assert out[0] >= 0.0
@@ -89,14 +89,14 @@ PEAKS = """
     from rts.load.usage import ProcessMeter, ThreadMeter
     meter = ProcessMeter()
     def peak(mib):
-        meter.look(time.monotonic())
-        begun = meter.cpu_time()
+        meter.refresh(time.monotonic())
+        start_s = meter.cpu_time()
         data = bytearray(mib << 20)
         data[::4096] = b"x" * len(data[::4096])
         del data
-        return meter.end(begun)[1] >> 20
+        return meter.measure(start_s)[1] >> 20
     print(peak(200), peak(10), peak(100))
-    print(ThreadMeter().end(0.0)[1] >> 20)
+    print(ThreadMeter().measure(0.0)[1] >> 20)
     child = os.fork()
     if child == 0:
         print(peak(150), peak(1), flush=True)

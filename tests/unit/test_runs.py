@@ -15,7 +15,7 @@ from billiard.pool import soft_timeout_sighandler
 from rts import health
 from rts.clock import FleetClock
 from rts.ledger.notes import NoteBoard
-from rts.lifecycle.runs import SHORT_S, Runs, go_on, new_execution
+from rts.lifecycle.runs import SHORT_S, Runs, new_execution, set_run
 from rts.lifecycle.worker_side import WorkerSide
 from rts.load.sample import LoadSample
 from rts.records import Execution, Plan
@@ -193,7 +193,7 @@ def test_a_soft_time_limit_that_strikes_at_the_end_of_a_run_leaves_it_its_end(
 
     monkeypatch.setattr(place.sink, "line", line)
     parts: Any = SimpleNamespace(worker=SimpleNamespace(runs=place.runs))
-    go_on(place, place.runs.start(PLAN, REQUEST))
+    set_run(place, place.runs.start(PLAN, REQUEST))
     before = signal.signal(signal.SIGUSR1, soft_timeout_sighandler)
     try:
         WorkerSide(lambda _: parts).postrun(task=Task, state="SUCCESS")
