@@ -70,7 +70,7 @@ class Bookkeeping:
 
     def snapshot(self, turn_s: float = SNAPSHOT_S) -> None:
         """Keep the taus, unless another drain has done so within *turn_s* seconds."""
-        self._snapshots.save(turn_s=turn_s)
+        self._snapshots.save(lease_s=turn_s)
 
     def sum_up(self) -> None:
         """Sum up the past hours of a busy day, unless another drain has lately: so

@@ -22,7 +22,7 @@ from rts.link.link import Link
 from rts.link.scripts import pack
 from rts.records import Execution, Learned
 from rts.settings import Settings
-from rts.tau.finish import FinishCall, Lesson, lesson_of, read_answer
+from rts.tau.finish import FinishCall, FinishEntry, finish_entry, read_answer
 
 #: Records per call. They are applied in one go, about 20 µs each, in which Redis
 #: serves nobody else.
@@ -142,7 +142,7 @@ class Shipper:
         for start in range(0, len(lines), CHUNK):
             chunk = lines[start : start + CHUNK]
             executions: list[Execution] = []
-            lessons: list[Lesson] = []
+            entries: list[FinishEntry] = []
             counts: Counter[str] = Counter()
             for number, line in enumerate(chunk, start=tail.lines + 1):
                 if number <= tail.had:
@@ -152,16 +152,16 @@ class Shipper:
                         counts.update(read_counts(line))
                     else:
                         execution = Execution.from_json(line)
-                        lesson = lesson_of(execution, number, line)
+                        entry = finish_entry(execution, number, line)
                         if number <= tail.earlier:
-                            lesson = lesson._replace(actual_s=None)
-                        lessons.append(lesson)
+                            entry = entry._replace(actual_s=None)
+                        entries.append(entry)
                         executions.append(execution)
                 except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
                     self._spool.refuse(line)
             tail.lines += len(chunk)
             if tail.lines > tail.had:
-                taken_by = self._deliver(producer, tail.lines, executions, lessons, counts)
+                taken_by = self._deliver(producer, tail.lines, executions, entries, counts)
                 self._taken[path] = taken_by, tail.lines, tail.earlier
             tail.offset += sum(map(len, chunk)) + len(chunk)
         return len(lines)
@@ -171,19 +171,19 @@ class Shipper:
         producer: str,
         last: int,
         executions: list[Execution],
-        lessons: list[Lesson],
+        entries: list[FinishEntry],
         counts: Counter[str],
     ) -> object:
         """Deliver a chunk and return the generation of the Redis that has taken it."""
         recent = note_recent(
             self._keys,
             self._noted,
-            ((run, lesson.record) for run, lesson in zip(executions, lessons, strict=True)),
+            ((run, entry.record) for run, entry in zip(executions, entries, strict=True)),
         )
         # Whatever stands in the last line, it has been taken.
-        lessons.append(Lesson(last, b"", None, "", ""))
+        entries.append(FinishEntry(last, b"", None, "", ""))
         answer, *_, generation = self._link.call(
-            self._call.pack(producer, lessons),
+            self._call.pack(producer, entries),
             *(pack("HINCRBY", self._keys.counters, name, n) for name, n in counts.items()),
             # Each time: a companion ships while it still asks whether to restore.
             pack("GET", self._keys.generation),

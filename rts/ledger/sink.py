@@ -8,7 +8,7 @@ from rts.ledger.spool import Spool
 from rts.link.link import Link
 from rts.records import Execution
 from rts.settings import Settings
-from rts.tau.finish import FinishCall, lesson_of
+from rts.tau.finish import FinishCall, finish_entry
 
 
 class SpoolRunSink:
@@ -61,7 +61,7 @@ class SpoolRunSink:
         try:
             record = line.rstrip()
             execution = Execution.from_json(record)
-            call = self._call.pack(None, [lesson_of(execution, 1, record)])
+            call = self._call.pack(None, [finish_entry(execution, 1, record)])
             self._link.call(call)
         except (StoreUnavailable, ValueError, TypeError) as exc:
             health.count("records_lost")

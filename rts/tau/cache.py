@@ -1,4 +1,4 @@
-"""The taus as a publisher sees them: from process memory, at most a second old."""
+"""The taus as publishers read them: from process memory, at most a second old."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from rts.link.link import Link, as_instant, replies_as_text
 from rts.link.scripts import pack
 from rts.records import Announcement
 from rts.settings import Settings
-from rts.tau.redis import runs, sound
+from rts.tau.redis import parse_count, parse_tau
 from rts.tau.sketch import Sketch
 
-#: Stands for all types: their ratios of runtime over tau are pooled for the young.
+#: Stands for all types: types with few runs use the pooled ratios of runtime over tau.
 POOL = "*"
-#: Runs from which on a type's own ratios are used, and those of all.
+#: Runs from which a type's own ratios are used, and the pooled ones.
 OWN_RUNS, POOL_RUNS = 100, 20
 
 #: Seconds that taus are used before they are read again, where Redis answers fast.
@@ -32,10 +32,10 @@ FRESH_S = 1.0
 
 
 class Passenger(Protocol):
-    """What may wait to be delivered where no thread does it."""
+    """Notes that may wait for a round trip, where no thread delivers them."""
 
     def take_stranded(self) -> list[Announcement]:
-        """Return what has waited for too long, and forget it; mostly nothing."""
+        """Remove and return the notes that have waited too long; mostly none."""
 
     def pack(self, notes: Sequence[Announcement]) -> bytes:
         """Return the command that delivers *notes*."""
@@ -47,11 +47,10 @@ class Passenger(Protocol):
 class TauCache:
     """Reads the taus, and the clock's offset, in one round trip at most once a second.
 
-    The first use waits for it; after that a failure leaves what is known. Of a server
-    that is slow and answers in time, no publisher waits for more than of one that does
-    not: its share of the time is that of ``rts_timeout`` in ``rts_breaker_period``. The
-    same round trip delivers what this process has counted, and takes a *passenger*
-    along that has no other way.
+    The first use waits for it; later failures leave the known taus in use. A server that
+    is slow but answers in time costs a publisher no more time than one that does not
+    answer: the share of ``rts_timeout`` in ``rts_breaker_period``. The same round trip
+    delivers this process's counters, and the notes of a *passenger* that has no other way.
     """
 
     def __init__(
@@ -67,12 +66,12 @@ class TauCache:
         self._clock = clock
         self._passenger = passenger
         self._now = now
-        self._first = {t.name: t.tau for t in settings.task_types.values()}
+        self._defaults = {t.name: t.tau for t in settings.task_types.values()}
         self._by_name = settings.tau_scope == "name"
         self._rest_ratio = settings.breaker_period / settings.timeout
-        #: The taus that may be used: names only once they have enough runs.
+        #: The taus in use: those of names only once they have enough runs.
         self._taus: dict[str, float] = {}
-        #: By type, and of all under POOL, where enough runs are known.
+        #: By type, and pooled under POOL, where enough runs are known.
         self._ratios: dict[str, float] = {}
         self._stale_at = -1.0
         # Re-entrant: a signal handler that publishes may interrupt the first refresh.
@@ -88,40 +87,40 @@ class TauCache:
             own = taus.get(f"{task_type}/{name}")
             if own is not None:
                 return own
-        return taus.get(task_type) or self._first[task_type]
+        return taus.get(task_type) or self._defaults[task_type]
 
     def ratio(self, task_type: str) -> float | None:
-        """Return the learned quantile of runtime over tau of a type; ``None``: too few
-        runs are known. Never raises.
+        """Return the learned quantile of runtime over tau of a type; ``None`` where too
+        few runs are known. Never raises.
         """
         return self._ratios.get(task_type, self._ratios.get(POOL))
 
     def refresh(self) -> None:
-        """Read everything now, unless another thread is at it. Never raises."""
+        """Read everything now, unless another thread is doing so. Never raises."""
         if os.getpid() != self._pid:
             self._lock = threading.RLock()
-            # Last: another thread that comes meanwhile must not meet the parent's lock.
+            # Last: until then, other threads must not take the parent's lock.
             self._pid = os.getpid()
-        lock = self._lock  # which that thread may replace
-        # Who comes second waits for the first answer only.
+        lock = self._lock  # another such thread may replace it
+        # A second thread waits only for the very first answer.
         if not lock.acquire(blocking=self._stale_at < 0):
             return
         try:
-            began = self._now()
-            if began < self._stale_at:
+            started = self._now()
+            if started < self._stale_at:
                 return
-            self._ask()
+            self._fetch()
             now = self._now()
-            rest_s = min(self._settings.breaker_period, (now - began) * self._rest_ratio)
+            rest_s = min(self._settings.breaker_period, (now - started) * self._rest_ratio)
             self._stale_at = now + max(FRESH_S, rest_s)
         finally:
             lock.release()
 
-    def _ask(self) -> None:
+    def _fetch(self) -> None:
         keys = self._settings.keys
         counted = Counted(keys.counters)
         commands = [pack("TIME"), pack("HGETALL", keys.tau), pack("HGETALL", keys.count)]
-        ratios = [*self._first, POOL] if self._settings.deadline_policy == "quantile" else []
+        ratios = [*self._defaults, POOL] if self._settings.deadline_policy == "quantile" else []
         commands += [pack("HGETALL", keys.ratio + field) for field in ratios]
         commands += counted.commands
         stranded = [] if self._passenger is None else self._passenger.take_stranded()
@@ -130,7 +129,7 @@ class TauCache:
         sent_at = time.time()
         try:
             time_, taus, learned, *rest = self._link.call_each(*commands)
-        except BaseException as exc:  # a soft time limit may strike here too
+        except BaseException as exc:  # including a soft time limit that strikes here
             counted.give_back()
             if self._passenger is not None and stranded:
                 self._passenger.give_back(stranded)
@@ -139,7 +138,7 @@ class TauCache:
             return
         received_at = time.time()
         sketches, others = rest[: len(ratios)], rest[len(ratios) :]
-        # A server without memory, or a replica, refuses to count and can be read.
+        # A server that is out of memory, or a replica, refuses writes but can be read.
         counted.answered(others[: len(counted.commands)])
         if self._passenger is not None and stranded and isinstance(rest[-1], ResponseError):
             self._passenger.give_back(stranded)
@@ -147,8 +146,8 @@ class TauCache:
             if isinstance(answer, ResponseError):
                 health.warn_once(
                     "taus-refused",
-                    "rts: Redis does not tell the taus (%s); deadlines go by those known. "
-                    "Check the rights of the user in rts_redis_url",
+                    "rts: Redis refuses to read the taus (%s); deadlines use those known so "
+                    "far. Check the permissions of the user in rts_redis_url",
                     answer,
                 )
         if not isinstance(time_, ResponseError):
@@ -168,9 +167,9 @@ class TauCache:
         enough = self._settings.min_samples
         usable = {}
         for field, text in taus.items():
-            if "/" in field and runs(learned.get(field)) < enough:
+            if "/" in field and parse_count(learned.get(field)) < enough:
                 continue
-            tau = sound(text)
+            tau = parse_tau(text)
             if tau is not None:
                 usable[field] = tau
         self._taus = usable

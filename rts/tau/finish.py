@@ -1,4 +1,4 @@
-"""The ends of runs as calls of ``finish.lua``, and what it answers."""
+"""The ends of runs as calls of ``finish.lua``, and its replies."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from rts.settings import Settings
 from rts.tasktypes import TaskType
 from rts.tau.sketch import LOG_BASE
 
-#: What a type is taken for that this process does not know (a spool may be older
-#: than the settings).
+#: Stands in for a type that this process does not know (a spool may be older than the
+#: settings).
 UNKNOWN_TYPE = TaskType("mixed", 10.0)
 
-_KEYS, _CONSTANTS, _PER_RECORD = 10, 6, 8
+_KEYS, _CONSTANTS, _PER_ENTRY = 10, 6, 8
 
-#: States after which the task may go on under its id: with IGNORED an app may have seen to
-#: that in a way of its own.
+#: States after which the task may go on under its id: after IGNORED, the app may have
+#: arranged that in a way of its own.
 _GOES_ON = NOT_FINAL | {"IGNORED"}
 
-#: Pairs of type and name whose wire form is kept.
-_MOST_ABOUT = 1000
+#: Most pairs of type and name whose wire form is cached.
+_MAX_CACHED = 1000
 
 
-class Lesson(NamedTuple):
-    """One record of a call: what to learn, and what to put on the outbox."""
+class FinishEntry(NamedTuple):
+    """One run of a call: what to learn, and what to append to the outbox."""
 
     #: Rises within one writer.
     number: int
     #: The execution as JSON; empty to learn only.
     record: bytes
-    #: Runtime in seconds; ``None`` teaches nothing.
+    #: Runtime to learn, seconds; ``None`` for none.
     actual_s: float | None
     task_type: str
     name: str
@@ -43,10 +43,10 @@ class Lesson(NamedTuple):
     ended: str = ""
 
 
-def learnable(execution: Execution) -> float | None:
-    """Return the runtime in seconds that a run teaches; ``None`` for no lesson.
+def learned_runtime(execution: Execution) -> float | None:
+    """Return the runtime in seconds to learn from a run; ``None`` for none.
 
-    Only runs that ended in SUCCESS teach.
+    Only runs that ended in SUCCESS count.
     """
     runtime_s = execution.runtime_s
     if execution.state != "SUCCESS" or runtime_s is None or not 0 <= runtime_s < math.inf:
@@ -54,16 +54,16 @@ def learnable(execution: Execution) -> float | None:
     return runtime_s
 
 
-def lesson_of(execution: Execution, number: int, record: bytes | None = None) -> Lesson:
-    """Return the lesson of one ended run; *record* is its JSON, if at hand."""
+def finish_entry(execution: Execution, number: int, record: bytes | None = None) -> FinishEntry:
+    """Return the entry of one ended run; *record* is its JSON, if at hand."""
     if record is None:
         record = execution.to_json().encode()
-    actual_s = learnable(execution)
+    actual_s = learned_runtime(execution)
     name, tau_s = execution.name, execution.tau
-    # A killed worker tells of tasks without a run, whether they had one that retried.
+    # A killed worker reports tasks as never run even if they had a run that was retried.
     goes_on = execution.state in _GOES_ON or (execution.state == LOST and not execution.ran)
     ended = "" if goes_on else str(execution.task_id)
-    return Lesson(number, record, actual_s, execution.task_type, name, tau_s, ended)
+    return FinishEntry(number, record, actual_s, execution.task_type, name, tau_s, ended)
 
 
 class FinishCall:
@@ -80,24 +80,24 @@ class FinishCall:
             *(keys.sketch, repr(LOG_BASE), keys.ratio),
         )
         self._constants = bulks(*(str(constant).encode() for constant in constants))
-        #: Type, name and the type's first tau in wire form, by type and name.
-        self._about: dict[tuple[str, str], bytes] = {}
+        #: Type, name and the type's default tau in wire form, by type and name.
+        self._described: dict[tuple[str, str], bytes] = {}
 
-    def pack(self, producer: str | None, lessons: Sequence[Lesson]) -> bytes:
-        """Return one call that applies *lessons* in their order.
+    def pack(self, producer: str | None, entries: Sequence[FinishEntry]) -> bytes:
+        """Return one call that applies *entries* in order.
 
-        *producer*: the writer, whose numbers are taken once; ``None`` where no
-        call is ever made again.
+        *producer*: the writer, each of whose numbers is applied only once; ``None``
+        where calls are never repeated.
 
-        It carries the script itself: a server that is back may be a new one.
+        It carries the script itself: a server that comes back may be a new one.
         """
         parts: list[bytes] = []
-        for n, record, actual_s, task_type, name, tau_s, ended in lessons:
+        for n, record, actual_s, task_type, name, tau_s, ended in entries:
             number = b"%d" % n
             actual = b"" if actual_s is None else b"%r" % actual_s
             tau = b"" if tau_s is None else b"%r" % tau_s
             closing = ended.encode("utf-8", "replace")
-            about = self._about.get((task_type, name)) or self._tell(task_type, name)
+            about = self._described.get((task_type, name)) or self._describe(task_type, name)
             parts.append(
                 b"$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n%b$%d\r\n%b\r\n$%d\r\n%b\r\n"
                 % (
@@ -106,22 +106,22 @@ class FinishCall:
                 )
             )
         seq = [] if producer is None else [(self._seq + producer).encode()]
-        head = FINISH.head(_CONSTANTS + _PER_RECORD * len(lessons), _KEYS + len(seq))
+        head = FINISH.head(_CONSTANTS + _PER_ENTRY * len(entries), _KEYS + len(seq))
         return b"".join((head, self._names, bulks(*seq), self._constants, *parts))
 
-    def _tell(self, task_type: str, name: str) -> bytes:
+    def _describe(self, task_type: str, name: str) -> bytes:
         known = self._types.get(task_type, UNKNOWN_TYPE)
         about = bulks(
             known.name.encode(), name.encode("utf-8", "replace"), repr(known.tau).encode()
         )
-        if len(self._about) >= _MOST_ABOUT:
-            self._about.clear()
-        self._about[task_type, name] = about
+        if len(self._described) >= _MAX_CACHED:
+            self._described.clear()
+        self._described[task_type, name] = about
         return about
 
 
 def read_answer(answer: bytes) -> Iterable[Learned | None]:
-    """Return what each record of a call taught; ``None`` where it taught nothing.
+    """Return what was learned from each entry of a call; ``None`` for nothing.
 
     >>> list(read_answer(b"5 4.2 - -\\n\\ndup"))[1:]
     [None, None]
@@ -130,15 +130,15 @@ def read_answer(answer: bytes) -> Iterable[Learned | None]:
 
 
 def read_learned(text: str) -> Learned | None:
-    """Return the taus of *text* (``TB TA NB NA``, - for none); ``None`` without a type's.
+    """Return the taus in *text* (``TB TA NB NA``, - for none); ``None`` without a type's.
 
     Raises:
-        ValueError: something else stands there.
+        ValueError: it is malformed.
     """
     try:
         before, after, own_before, own_after = map(float, text.split())
     except ValueError:
-        pass  # there is a -, or something else
+        pass  # it has a -, or is malformed
     else:
         return Learned(before, after, own_before, own_after)
     taus = [None if part == "-" else float(part) for part in text.split() if part != "dup"]

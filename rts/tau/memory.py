@@ -1,4 +1,4 @@
-"""Taus in the memory of one process: for tests, and as the model of the others."""
+"""Taus in the memory of one process: for tests, and as the reference for other stores."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ class MemoryTauStore:
     def get(self, task_type: str, name: str | None = None) -> float:
         """See :class:`rts.ports.TauStore`."""
         with self._lock:
-            return choose(self._settings, self._entries, task_type, name)
+            return choose_tau(self._settings, self._entries, task_type, name)
 
     def update(self, task_type: str, name: str, actual_s: float) -> Learned:
         """See :class:`rts.ports.TauStore`."""
-        first = self._settings.task_types[task_type].tau
+        default = self._settings.task_types[task_type].tau
         with self._lock:
             before, after = self._learn(task_type, task_type, actual_s)
             name_before, name_after = self._learn(f"{task_type}/{name}", task_type, actual_s)
         return Learned(
-            first if before is None else before,
-            first if after is None else after,
+            default if before is None else before,
+            default if after is None else after,
             name_before,
             name_after,
         )
@@ -76,22 +76,22 @@ class MemoryTauStore:
         if old is None and len(self._entries) >= self._settings.max_types:
             return None, None
         tau = old.tau if old else self._settings.task_types[task_type].tau
-        off = abs(actual_s - tau)
+        error_s = abs(actual_s - tau)
         new = TauEntry(
             ema(tau, actual_s, rate),
             (old.count if old else 0) + 1,
-            ema(old.deviation, off, rate) if old and old.count else off,
+            ema(old.deviation, error_s, rate) if old and old.count else error_s,
         )
         self._entries[field] = new
         self._sketches.setdefault(field, Sketch()).update(actual_s)
         return tau, new.tau
 
 
-def choose(
+def choose_tau(
     settings: Settings, entries: Mapping[str, TauEntry], task_type: str, name: str | None
 ) -> float:
-    """Return the tau that a deadline uses: the name's once it has enough runs, else
-    the type's, else the type's first.
+    """Return the tau that a deadline uses: the name's once it has enough runs, else the
+    type's, else the type's default.
     """
     if name is not None and settings.tau_scope == "name":
         own = entries.get(f"{task_type}/{name}")

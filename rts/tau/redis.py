@@ -12,36 +12,36 @@ from rts.link.scripts import RESTORE, pack
 from rts.ports import TauEntry
 from rts.records import Learned
 from rts.settings import Settings
-from rts.tau.finish import UNKNOWN_TYPE, FinishCall, Lesson, read_answer
-from rts.tau.memory import choose
+from rts.tau.finish import UNKNOWN_TYPE, FinishCall, FinishEntry, read_answer
+from rts.tau.memory import choose_tau
 from rts.tau.sketch import Sketch
 
 
-def number(text: str) -> float:
-    """Return *text* as a number, NaN where it is none."""
+def parse_float(text: str) -> float:
+    """Return *text* as a number; NaN where it is not one."""
     try:
         return float(text)
     except ValueError:
         return math.nan
 
 
-def runs(text: str | None) -> int:
-    """Return a number of runs, 0 where *text* is none."""
+def parse_count(text: str | None) -> int:
+    """Return *text* as a number of runs; 0 where it is not one."""
     return int(text) if text is not None and text.isdecimal() else 0
 
 
-def sound(text: str) -> float | None:
-    """Return a tau in seconds, above 0 and finite; ``None`` where *text* is none.
+def parse_tau(text: str) -> float | None:
+    """Return *text* as a tau in seconds, above 0 and finite; ``None`` where it is not one.
 
     People may write into the hash.
     """
-    tau = number(text)
+    tau = parse_float(text)
     if 0 < tau < math.inf:
         return tau
     health.count("refused_tau")
     health.warn_once(
         f"tau:{health.shown(text)}",
-        "rts: %s in the tau hash is not a number of seconds; it is ignored. Mend it with "
+        "rts: %s in the tau hash is not a number of seconds; it is ignored. Correct it with "
         "celery -A proj rts tau set",
         health.shown(text),
     )
@@ -59,15 +59,15 @@ class RedisTauStore:
 
     def get(self, task_type: str, name: str | None = None) -> float:
         """See :class:`rts.ports.TauStore`."""
-        return choose(self._settings, self.entries(), task_type, name)
+        return choose_tau(self._settings, self.entries(), task_type, name)
 
     def update(self, task_type: str, name: str, actual_s: float) -> Learned:
         """See :class:`rts.ports.TauStore`."""
-        first = self._settings.task_types[task_type].tau
-        lesson = Lesson(1, b"", actual_s, task_type, name)
-        (answer,) = self._link.call(self._call.pack(None, [lesson]))
+        default = self._settings.task_types[task_type].tau
+        entry = FinishEntry(1, b"", actual_s, task_type, name)
+        (answer,) = self._link.call(self._call.pack(None, [entry]))
         (learned,) = read_answer(answer)
-        return learned or Learned(first, first)
+        return learned or Learned(default, default)
 
     def set(self, field: str, tau_s: float) -> None:
         """See :class:`rts.ports.TauStore`."""
@@ -78,15 +78,15 @@ class RedisTauStore:
         hashes = (self._keys.tau, self._keys.count, self._keys.deviation)
         sketch, ratio = self._keys.sketch.encode(), self._keys.ratio.encode()
         if field is None:
-            # By the hashes' own fields: also what is not sound is forgotten.
+            # By the hashes' own fields, so that invalid entries go too.
             answers = self._link.call(*(pack("HKEYS", key) for key in hashes))
             names = {name for answer in answers for name in answer}
             others = (pack("DEL", sketch + name, ratio + name) for name in (*names, b"*"))
             self._link.call(pack("DEL", *hashes), *others)
         else:
-            forget = [pack("HDEL", key, field) for key in hashes]
+            deletes = [pack("HDEL", key, field) for key in hashes]
             name = field.encode()
-            self._link.call(*forget, pack("DEL", sketch + name, ratio + name))
+            self._link.call(*deletes, pack("DEL", sketch + name, ratio + name))
 
     def entries(self) -> Mapping[str, TauEntry]:
         """See :class:`rts.ports.TauStore`."""
@@ -99,16 +99,17 @@ class RedisTauStore:
         return Sketch.from_hash(replies_as_text(reply))
 
     def restore(self, entries: Mapping[str, TauEntry], generation: str) -> int:
-        """Put a snapshot into a Redis that was wiped (or is new). What was learned since
-        then counts as learned after it.
+        """Restore a snapshot into a Redis that was wiped (or is new). What was learned since
+        the wipe counts as learned after the snapshot.
 
         Returns the number of fields restored; -1 where it was not wiped.
         """
         keys, types = self._keys, self._settings.task_types
         groups: list[Any] = []
         for field, entry in entries.items():
-            first = types.get(field.partition("/")[0], UNKNOWN_TYPE).tau
-            groups += [field, repr(entry.tau), entry.count, repr(entry.deviation), repr(first)]
+            default = types.get(field.partition("/")[0], UNKNOWN_TYPE).tau
+            tau, deviation = repr(entry.tau), repr(entry.deviation)
+            groups += [field, tau, entry.count, deviation, repr(default)]
         command = RESTORE.pack(
             [keys.generation, keys.tau, keys.count, keys.deviation],
             [generation, repr(self._settings.learning_rate), *groups],
@@ -117,15 +118,15 @@ class RedisTauStore:
 
 
 def read_entries(taus: Any, counts: Any, deviations: Any) -> dict[str, TauEntry]:
-    """Return the entries of three HGETALL answers, without what is not sound."""
+    """Return the valid entries of three HGETALL replies."""
     count_of, deviation_of = replies_as_text(counts), replies_as_text(deviations)
     entries = {}
     for field, text in replies_as_text(taus).items():
-        tau = sound(text)
+        tau = parse_tau(text)
         if tau is None:
             continue
-        deviation = number(deviation_of.get(field, "0"))
-        entries[field] = TauEntry(
-            tau, runs(count_of.get(field)), deviation if 0 <= deviation < math.inf else 0.0
-        )
+        deviation = parse_float(deviation_of.get(field, "0"))
+        if not 0 <= deviation < math.inf:
+            deviation = 0.0
+        entries[field] = TauEntry(tau, parse_count(count_of.get(field)), deviation)
     return entries

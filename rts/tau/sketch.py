@@ -1,8 +1,8 @@
 """Quantiles of runtimes in constant space: a sketch with logarithmic buckets.
 
-Bucket i counts values in (γ^(i−1), γ^i] with γ = (1 + α)/(1 − α); its middle is
-off by at most the share α. Sketches of the same α add up (DDSketch: Masson, Rim &
-Lee, *PVLDB* 12(12), 2019). Buckets are counted in Redis by ``finish.lua``.
+Bucket i counts values in (γ^(i−1), γ^i] with γ = (1 + α)/(1 − α); its midpoint has
+a relative error of at most α. Sketches of the same α can be merged (DDSketch: Masson,
+Rim & Lee, *PVLDB* 12(12), 2019). In Redis, ``finish.lua`` counts the buckets.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ ACCURACY = 0.02
 _GAMMA = (1 + ACCURACY) / (1 - ACCURACY)
 #: ln γ, which ``finish.lua`` divides by.
 LOG_BASE = math.log(_GAMMA)
-#: Values up to this are counted as zero: no clock resolves them.
+#: Values up to this count as zero: no clock resolves them.
 SMALLEST = 1e-9
-#: No finite runtime falls beyond it, and no float could hold its middle.
+#: No real runtime falls beyond it, and no float could hold its midpoint.
 LARGEST_BUCKET = math.ceil(math.log(1e300) / LOG_BASE)
 #: The bucket of values up to SMALLEST.
 ZERO = "zero"
@@ -40,7 +40,7 @@ class Sketch:
 
     @classmethod
     def from_hash(cls, hash_: Mapping[str, str]) -> Sketch:
-        """Read the hash that ``finish.lua`` keeps; what is no count is left out."""
+        """Read the hash that ``finish.lua`` keeps; what is not a count is skipped."""
         sketch = cls()
         for bucket, text in hash_.items():
             try:
@@ -90,8 +90,8 @@ class Sketch:
         raise AssertionError("ranks lie below the count")
 
     def bound(self, q: float) -> float | None:
-        """Return a value that the next one stays below with probability *q*, as far as
-        those counted tell; within a bucket it is interpolated. ``None`` without values.
+        """Return a value that the next one will not exceed with probability *q*, judging
+        by those counted; interpolated within a bucket. ``None`` without values.
 
         The rank is q·(n + 1): of n values of the same distribution, the next one's rank
         among them is uniform (Vovk, Gammerman & Shafer, *Algorithmic Learning in a

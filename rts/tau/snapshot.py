@@ -1,4 +1,4 @@
-"""A tau survives a wiped Redis: snapshots in the ledger, put back once."""
+"""Taus survive a wiped Redis: snapshots in the ledger, restored once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Snapshots:
     def __init__(self, link: Link, settings: Settings, ledger: Ledger) -> None:
         self._link = link
         self._generation = settings.keys.generation
-        self._turn = settings.keys.snapshot
+        self._lease = settings.keys.snapshot
         self._store = RedisTauStore(link, settings)
         self._ledger = ledger
         self._saved: Mapping[str, TauEntry] | None = None
@@ -27,7 +27,7 @@ class Snapshots:
         """Restore where Redis is new or was wiped; return the number of fields.
 
         Raises:
-            StoreUnavailable: one of the servers is away; nothing was changed.
+            StoreUnavailable: one of the servers is away; nothing has changed.
         """
         (marked,) = self._link.call(pack("EXISTS", self._generation))
         if marked:
@@ -35,24 +35,24 @@ class Snapshots:
         entries = self._ledger.load_taus()
         return max(0, self._store.restore(entries, secrets.token_hex(8)))
 
-    def save(self, *, turn_s: float = 0.0) -> bool:
-        """Save the taus if they have changed; return whether.
+    def save(self, *, lease_s: float = 0.0) -> bool:
+        """Save the taus if they have changed; return whether they had.
 
-        *turn_s*: only if no drain of the fleet has done it in so many seconds.
+        *lease_s*: only if no drain of the fleet has done so in that many seconds.
 
         Raises:
             StoreUnavailable: one of the servers is away.
         """
-        if turn_s > 0:
-            token, turn_ms = secrets.token_hex(8), int(turn_s * 1000)
-            (mine,) = self._link.call(pack("SET", self._turn, token, "NX", "PX", turn_ms))
+        if lease_s > 0:
+            token, lease_ms = secrets.token_hex(8), int(lease_s * 1000)
+            (mine,) = self._link.call(pack("SET", self._lease, token, "NX", "PX", lease_ms))
             if mine is None:
                 return False
         (before,) = self._link.call(pack("GET", self._generation))
         entries = self._store.entries()
         (after,) = self._link.call(pack("GET", self._generation))
-        # Of a Redis that was wiped just now, perhaps even restored since, the
-        # entries are nothing to keep.
+        # The entries of a Redis that was wiped just now, perhaps even restored since,
+        # are not worth keeping.
         if before is None or before != after or entries == self._saved:
             return False
         self._ledger.save_taus(entries)

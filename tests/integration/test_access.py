@@ -99,7 +99,7 @@ def test_a_publisher_that_may_not_read_the_taus_says_so_once(
         for _ in range(3):
             assert cache.tau("mixed", "proj.task") == 10.0
             at += 10.0
-        assert caplog.text.count("does not tell the taus") == 1
+        assert caplog.text.count("refuses to read the taus") == 1
         assert "no permissions to run the 'hgetall' command" in caplog.text
         link.close()
     assert health.take_counts() == {}

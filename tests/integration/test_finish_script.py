@@ -11,7 +11,7 @@ from rts.errors import StoreUnavailable
 from rts.link.link import Link
 from rts.records import Learned
 from rts.settings import Settings
-from rts.tau.finish import FinishCall, Lesson, lesson_of, read_answer
+from rts.tau.finish import FinishCall, FinishEntry, finish_entry, read_answer
 from tests.records import run, success
 
 
@@ -20,28 +20,30 @@ def settings(rts_redis_url: str, rts_key_prefix: str) -> Settings:
     return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, timeout=5.0)
 
 
-def apply(settings: Settings, producer: str | None, *lessons: Lesson) -> list[Learned | None]:
-    (answer,) = Link(settings).call(FinishCall(settings).pack(producer, lessons))
+def apply(
+    settings: Settings, producer: str | None, *entries: FinishEntry
+) -> list[Learned | None]:
+    (answer,) = Link(settings).call(FinishCall(settings).pack(producer, entries))
     return list(read_answer(answer))
 
 
 def test_a_number_of_a_writer_is_taken_once(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
-    lessons = [lesson_of(success(str(n)), n) for n in (1, 2, 3)]
-    assert None not in apply(settings, "w", *lessons[:2])
-    assert apply(settings, "w", *lessons)[:2] == [None, None]
-    assert apply(settings, "other", lessons[0])[0] is not None
+    entries = [finish_entry(success(str(n)), n) for n in (1, 2, 3)]
+    assert None not in apply(settings, "w", *entries[:2])
+    assert apply(settings, "w", *entries)[:2] == [None, None]
+    assert apply(settings, "other", entries[0])[0] is not None
     assert redis_client.hget(settings.keys.count, "cpu-light") == "4"
     assert redis_client.xlen(settings.keys.outbox) == 4
     assert redis_client.ttl(settings.keys.seq + "w") > 86400
 
 
-def test_a_lesson_without_a_writer_leaves_no_key(
+def test_an_entry_without_a_writer_leaves_no_key(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
-    apply(settings, None, lesson_of(success("a"), 1))
-    apply(settings, None, lesson_of(success("b"), 1))
+    apply(settings, None, finish_entry(success("a"), 1))
+    apply(settings, None, finish_entry(success("b"), 1))
     assert redis_client.hget(settings.keys.count, "cpu-light") == "2"
     assert not list(redis_client.scan_iter(settings.keys.seq + "*"))
 
@@ -58,10 +60,10 @@ def test_a_lesson_without_a_writer_leaves_no_key(
         {"runtime_s": -1.0},
     ],
 )
-def test_what_is_no_lesson_goes_to_the_outbox_alone(
+def test_what_teaches_nothing_goes_to_the_outbox_alone(
     settings: Settings, redis_client: redis.Redis, changes: dict[str, object]
 ) -> None:
-    assert apply(settings, "w", lesson_of(success("a")._replace(**changes), 1)) == [None]
+    assert apply(settings, "w", finish_entry(success("a")._replace(**changes), 1)) == [None]
     assert redis_client.xlen(settings.keys.outbox) == 1
     assert not redis_client.exists(settings.keys.tau, settings.keys.count)
 
@@ -69,7 +71,7 @@ def test_what_is_no_lesson_goes_to_the_outbox_alone(
 def test_a_type_that_is_not_known_here_learns_as_mixed(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
-    apply(settings, "w", lesson_of(success("a")._replace(task_type="of-another-version"), 1))
+    apply(settings, "w", finish_entry(success("a")._replace(task_type="of-another-version"), 1))
     assert set(redis_client.hkeys(settings.keys.tau)) == {"mixed", "mixed/proj.add"}
 
 
@@ -78,7 +80,7 @@ def test_the_oldest_records_go_when_the_outbox_is_full(
 ) -> None:
     small = replace(settings, outbox_max=10)
     for n in range(25):
-        apply(small, "w", lesson_of(run(str(n)), n + 1))
+        apply(small, "w", finish_entry(run(str(n)), n + 1))
     entries = redis_client.xrange(settings.keys.outbox)
     assert [fields["r"] for _, fields in entries] == [
         run(str(n)).to_json() for n in range(15, 25)
@@ -91,7 +93,7 @@ def test_a_side_hash_of_another_type_costs_no_record(
     settings: Settings, redis_client: redis.Redis, key: str
 ) -> None:
     redis_client.set(getattr(settings.keys, key), "rubbish")
-    (learned,) = apply(settings, "w", lesson_of(success("a"), 1))
+    (learned,) = apply(settings, "w", finish_entry(success("a"), 1))
     assert learned is not None
     assert learned.tau_after == pytest.approx(4.2)
     assert redis_client.xlen(settings.keys.outbox) == 1
@@ -101,7 +103,7 @@ def test_names_of_strangers_shape_nothing(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
     for n, name in enumerate(("a\x00b", "a.b/c d", "$set", "ü" * 100, "\udcff"), start=1):
-        apply(settings, "w", lesson_of(success(str(n))._replace(name=name), n))
+        apply(settings, "w", finish_entry(success(str(n))._replace(name=name), n))
     assert redis_client.hlen(settings.keys.tau) == 6
     assert redis_client.xlen(settings.keys.outbox) == 5
 
@@ -113,6 +115,6 @@ def test_a_key_that_somebody_has_changed_is_named(
     name = getattr(settings.keys, key)
     redis_client.set(name, "mine")
     with pytest.raises(StoreUnavailable):
-        apply(settings, "w", lesson_of(success("a", 1.0), 1, b"{}"))
+        apply(settings, "w", finish_entry(success("a", 1.0), 1, b"{}"))
     assert f"wrong kind of value: {name}" in caplog.text
     assert redis_client.keys(f"{settings.key_prefix}*") == [name]

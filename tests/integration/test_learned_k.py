@@ -19,7 +19,7 @@ from rts.settings import Settings
 from rts.simulation.traces import Job, read_trace
 from rts.tasktypes import TaskType
 from rts.tau.cache import OWN_RUNS, TauCache
-from rts.tau.finish import FinishCall, Lesson
+from rts.tau.finish import FinishCall, FinishEntry
 
 #: Traces to try besides, as CSV files; for those who have some.
 TRACES = sorted(Path(os.environ.get("RTS_TEST_TRACES", "no-such-folder")).glob("*.csv"))
@@ -66,7 +66,9 @@ def in_time(url: str, prefix: str, jobs: list[Job], q: float) -> list[bool]:
         while running and running[0][0] <= job.arrival_s:
             *_, over, tau = heapq.heappop(running)
             taught += 1
-            ended.append(Lesson(taught, b"", over.runtime_s, over.task_type, over.name, tau))
+            ended.append(
+                FinishEntry(taught, b"", over.runtime_s, over.task_type, over.name, tau)
+            )
         if ended:
             link.call(call.pack(None, ended))
         now = job.arrival_s
@@ -118,7 +120,7 @@ def test_a_first_tau_that_nobody_has_learned_says_nothing_of_how_far_runs_are_of
     link, call = Link(settings), FinishCall(settings)
     first = settings.task_types["mixed"].tau
     for used, known in ((first, None), (first / 2, "1")):
-        link.call(call.pack(None, [Lesson(1, b"", 3.0, "mixed", "t", used)]))
+        link.call(call.pack(None, [FinishEntry(1, b"", 3.0, "mixed", "t", used)]))
         assert redis_client.hget(settings.keys.ratio + "mixed", "n") == known
     link.close()
 
@@ -135,7 +137,7 @@ def test_what_was_long_ago_counts_for_little(
             call.pack(
                 None,
                 [
-                    Lesson(n + 1, b"", scale * rng.uniform(0.5, 1.5), "mixed", "t", 1.0)
+                    FinishEntry(n + 1, b"", scale * rng.uniform(0.5, 1.5), "mixed", "t", 1.0)
                     for n in range(100)
                 ],
             )

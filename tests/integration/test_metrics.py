@@ -32,7 +32,7 @@ from rts.ledger.overdue import OverdueSweep
 from rts.link.link import Link
 from rts.records import Execution, OpenTask
 from rts.settings import Settings
-from rts.tau.finish import FinishCall, lesson_of
+from rts.tau.finish import FinishCall, finish_entry
 from rts.testing import MongoServer, wait_until
 from rts.views.metrics import RtsCollector, register
 from rts.views.readings import QueueReading
@@ -86,8 +86,8 @@ class Fleet:
         announcer.flush()
 
     def end(self, *runs: Execution) -> None:
-        lessons = [lesson_of(run, n) for n, run in enumerate(runs, 1)]
-        self.link.call(FinishCall(self.settings).pack(None, lessons))
+        entries = [finish_entry(run, n) for n, run in enumerate(runs, 1)]
+        self.link.call(FinishCall(self.settings).pack(None, entries))
 
     def drain(self) -> None:
         while sum(drain.step() for drain in self.drains):

@@ -32,7 +32,7 @@ from rts.link.link import Link
 from rts.records import OpenTask, OutboxEntry
 from rts.settings import Settings
 from rts.tau.cache import TauCache
-from rts.tau.finish import FinishCall, lesson_of
+from rts.tau.finish import FinishCall, finish_entry
 from rts.testing import RedisServer, wait_until
 from tests.conftest import ROOT, Stage
 from tests.records import run, success
@@ -70,11 +70,11 @@ def note(settings: Settings, *tasks: OpenTask) -> Announcer:
 
 
 def end(settings: Settings, *task_ids: str, state: str = "SUCCESS") -> None:
-    lessons = [
-        lesson_of(success(task_id)._replace(state=state), n)
+    entries = [
+        finish_entry(success(task_id)._replace(state=state), n)
         for n, task_id in enumerate(task_ids, 1)
     ]
-    Link(settings).call(FinishCall(settings).pack(None, lessons))
+    Link(settings).call(FinishCall(settings).pack(None, entries))
 
 
 def counts(client: Any, settings: Settings) -> dict[str, int]:
