@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name):
-        """Load :mod:`rts.signals`, which needs Celery, when it is first asked for."""
+        """Import :mod:`rts.signals`, which needs Celery, on first access."""
         if name == "signals":
             return import_module("rts.signals")
         raise AttributeError(f"module 'rts' has no attribute {name!r}")

@@ -1,8 +1,8 @@
 """``imports = ("rts.auto",)`` in a celeryconfig: rts without touching code.
 
-Celery imports it in workers, beat and Flower, once the app is configured. Of several apps
-in the process those get rts whose configuration names it; where none does, as with a plain
-``import rts.auto``, the current one.
+Celery imports it in workers, beat and Flower, once the app is configured. It installs rts
+into the apps of the process whose configuration names it; where none does, as with a plain
+``import rts.auto``, into the current app.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rts.integration import install
 
 
 def _names_this(app: Any) -> bool:
-    # Not to load a configuration that the app has not asked for yet.
+    # app.configured first: app.conf would load a configuration that is still lazy.
     return app.configured and __name__ in {*app.conf.imports, *app.conf.include}
 
 

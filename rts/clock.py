@@ -9,12 +9,12 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
-#: Offsets below this are noise of the measurement on hosts that keep time.
+#: Offsets below this are measurement noise on hosts that keep time.
 DEADBAND_S = 0.005
 
 
 class Cell(Protocol):
-    """A place for one number, such as a list or a view of shared memory."""
+    """Storage of one number, such as a list or a view of shared memory."""
 
     def __getitem__(self, index: int, /) -> float: ...
 
@@ -28,7 +28,7 @@ class FleetClock:
 
     @property
     def offset_s(self) -> float:
-        """Server time minus local time, seconds, as measured here; 0.0 until it was."""
+        """Server time minus local time, seconds, as measured here; 0.0 until then."""
         return self._measured[0]
 
     @offset_s.setter
@@ -40,15 +40,15 @@ class FleetClock:
         return time.time() + self._used[0]
 
     def follow(self, offset_s: Cell) -> None:
-        """Take the offset from *offset_s* from now on, not from own measurements."""
+        """Use the offset in *offset_s* from now on, not this process's own measurements."""
         self._used = offset_s
 
     def measured(self, sent_at: float, server_at: float, received_at: float) -> None:
         """Take a measurement: local send and receive instants around the server's.
 
         The server's reading is assumed to lie in the middle of the round trip
-        (Cristian's algorithm, 1989); the error is at most half of it. Offsets
-        within that error count as none.
+        (Cristian's algorithm, 1989); the error is at most half the round trip.
+        Offsets within that error count as none.
         """
         offset = server_at - (sent_at + received_at) / 2
         error = (received_at - sent_at) / 2

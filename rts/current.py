@@ -1,4 +1,4 @@
-"""What a running task may ask about itself."""
+"""What a running task can ask about itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rts.clock import FleetClock
 
 @dataclass(frozen=True, slots=True)
 class Current:
-    """The plan and the load of the task that runs now. Instants are epoch seconds."""
+    """Plan and load of the running task. Instants are epoch seconds."""
 
     task_type: str
     #: The tau that the deadline was computed with, seconds.

@@ -1,4 +1,4 @@
-"""The deadline formula, and the rule of the order by deadlines.
+"""The deadline formula, and the rules of the deadline order.
 
 With arrival r, learned runtime τ, SLA multiplier k and the floor
 ``rts_min_slack``::
@@ -10,8 +10,8 @@ estimated by τ (total work content, TWK, in Conway, Maxwell & Miller, *Theory o
 Scheduling*, 1967). The floor keeps tiny tasks honest: no fleet can promise to
 start a task within a millisecond.
 
-The rule, as transport and simulator both keep it (``docs/edf.md`` has it whole): with
-τ and d as published, a task is hopeless at t > d − HOPE·τ; waiting tasks are in order of
+The rules, which transport and simulator share (``docs/edf.md`` has all of them): with τ
+and d as published, a task is hopeless at t > d − HOPE·τ; waiting tasks are ordered by
 d + w·τ, with the weight w of :func:`work_weight`.
 """
 
@@ -26,18 +26,17 @@ MIN_LEARNED, MAX_LEARNED = 1.0, 50.0
 #: Absolute deadlines lie in (0, MAX_INSTANT]: what a datetime can hold.
 MAX_INSTANT = 253402300799.0  # 9999-12-31T23:59:59Z
 
-
-#: Of tau: a task is hopeless once less than this much of its tau is left until its
-#: deadline. Runtimes scatter, so some that are just short of time still make it.
+#: A task is hopeless once less than this share of its tau is left until its deadline.
+#: Runtimes vary, so some that are slightly short of time still make it.
 HOPE = 0.9
 
-#: Share of a worker's slots that demoted tasks may hold, unless it is set.
+#: Default share of a worker's slots that demoted tasks may hold.
 HOPELESS_SLOTS = 0.75
 
-#: Share of claims that serve the demoted task that has waited longest, unless it is set.
+#: Default share of claims that serve the demoted task that has waited longest.
 LATE_SHARE = 0.05
 
-#: Seconds that stand in for the deadline of a message without one, unless they are set.
+#: Default relative deadline of a message without one, seconds.
 HORIZON_S = 20.0
 
 
@@ -71,7 +70,7 @@ def work_weight(order: str) -> float:
 
 
 def late_every(share: float) -> int:
-    """Return how many claims there are to each that serves the demoted; 0: none does.
+    """Return how many claims there are per claim that serves the demoted; 0: none does.
 
     >>> late_every(0.05), late_every(0.15), late_every(0.0)
     (20, 7, 0)
@@ -85,7 +84,7 @@ def demoted_slots(share: float, slots: int) -> int:
     >>> demoted_slots(0.75, 16), demoted_slots(0.75, 2), demoted_slots(0.75, 1)
     (12, 1, 1)
 
-    What is a whole number but for the rounding of a product counts as that number:
+    A product that is short of a whole number only by rounding counts as that number:
 
     >>> int(0.29 * 100), demoted_slots(0.29, 100)
     (28, 29)

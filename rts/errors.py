@@ -1,12 +1,12 @@
-"""The errors that rts raises on purpose, and how any error is told in a line.
+"""The errors that rts raises on purpose, and any error as one line.
 
 ``RtsError``
-    ├── ``ConfigurationError``   a setting is wrong; raised by ``install``
-    ├── ``StoreUnavailable``     a server did not answer, or refused, in time
-    │       └── ``BrokerUnavailable``   so did the broker, which is to be asked as well
-    ├── ``CommandError``         what is asked for cannot be done: by a command line,
-    │                            ``rts.predict`` or ``rts.predict_new``
-    └── of ``rts.testing``:
+    ├── ``ConfigurationError``   a setting is invalid; raised by ``install``
+    ├── ``StoreUnavailable``     a server did not answer in time, or refused
+    │       └── ``BrokerUnavailable``   that server is the broker
+    ├── ``CommandError``         a command line, ``rts.predict`` or ``rts.predict_new``
+    │                            cannot do what it is asked for
+    └── in ``rts.testing``:
             ├── ``ServerNotFound``   there is no redis-server or mongod
             ├── ``ServerFailed``     a server did not start
             └── ``WorkerFailed``     a worker did not start
@@ -51,9 +51,9 @@ class CommandError(RtsError):
 
 
 def short(exc: BaseException) -> str:
-    """Return an error in one short line. A driver's text never holds a password."""
+    """Return an error as one short line. The drivers' messages never hold a password."""
     text = " ".join(str(exc).split())
-    # pymongo goes on at length
+    # pymongo appends details at length.
     for rest in (" (configured timeouts", ", Timeout:", ", lsid:", ", full error:"):
         text = text.partition(rest)[0]
     text = text.rstrip(".")

@@ -1,10 +1,10 @@
-"""Which process this is, told without a system call: each costs as much as a function."""
+"""The id of this process without a system call, which costs as much as a function call."""
 
 from __future__ import annotations
 
 import os
 
-#: Process id of this process, also in one that was forked since.
+#: Id of this process; updated in a forked child.
 pid = os.getpid()
 
 

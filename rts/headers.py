@@ -1,4 +1,4 @@
-"""Message headers: what callers may ask for, and what rts writes.
+"""Message headers: what callers may request, and what rts writes.
 
 Headers come from strangers. Each value is either understood or refused: a
 refused value is counted, logged once with the reason, and treated as not given.
@@ -40,7 +40,7 @@ _RESOURCES = {f"req_{f.name}": f.name for f in fields(Resources)}
 
 TYPE_SOURCES = ("explicit", "task", "inferred")
 ARRIVAL_SOURCES = ("published", "received")
-#: Value of the header ``rts_policy`` where k was learned, outside of what may be set.
+#: Value of the header ``rts_policy`` where a learned k is outside the range of a set one.
 LEARNED = "quantile"
 #: Header that the deadline order gives a message that it drops as hopeless.
 DROPPED = "rts_dropped"
@@ -50,7 +50,7 @@ _REQUESTABLE = frozenset(REQUESTABLE)
 _PLANNED = itemgetter(
     "task_type", "rts_type_source", "rts_tau", "rts_k", "rts_arrival", "rts_deadline"
 )
-#: Makes a record without a call of the function that a ``NamedTuple`` has for it.
+#: Makes a record without the function call of a ``NamedTuple``'s own ``__new__``.
 _new = tuple.__new__
 
 #: No machine has more cores, GiB or GPUs; larger requests are mistakes.
@@ -59,7 +59,7 @@ MAX_REQUEST = 1e9
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What one message, or one task's settings, ask of rts. ``None``: nothing."""
+    """What one message, or one task's settings, request; ``None`` where they do not."""
 
     task_type: str | None = None
     #: Amounts by field of :class:`rts.tasktypes.Resources`.
@@ -75,14 +75,14 @@ NOTHING = Request()
 def read_request(
     values: Mapping[str, Any], types: Mapping[str, TaskType], where: str
 ) -> Request:
-    """Return the understood part of *values*; *where* names the source in logs."""
+    """Return the valid part of the request in *values*; *where* names its source in logs."""
     if _REQUESTABLE.isdisjoint(values):
         return NOTHING
     task_type = k = deadline = None
     resources: dict[str, float] | None = None
     if (value := values.get("task_type")) is not None:
         if isinstance(value, str) and value in types:
-            task_type = types[value].name  # not a member of some enum, which prints otherwise
+            task_type = types[value].name  # a plain str: an enum member prints differently
         else:
             refuse("task_type", value, where, "use one of rts_task_types or add yours there")
     if (value := values.get("sla_multiplier")) is not None:
@@ -107,7 +107,7 @@ def read_request(
 
 
 def refuse(name: str, value: object, where: str, cure: str) -> None:
-    """Count a refused value and log it once per value."""
+    """Count a refused value, and log it once."""
     health.count(f"refused_{name}")
     shown = health.shown(value)
     health.warn_once(
@@ -118,7 +118,7 @@ def refuse(name: str, value: object, where: str, cure: str) -> None:
 def instant(value: object) -> float | None:
     """Return an instant in epoch seconds; ``None`` where *value* is not one.
 
-    Takes numbers, their spelling, ``datetime`` and ISO 8601 texts; a time
+    Takes numbers (also as strings), ``datetime`` and ISO 8601 strings; a time
     without a zone is UTC.
 
     >>> instant("1970-01-02T00:00:00Z"), instant(86400), instant("soon")
@@ -140,7 +140,7 @@ def instant(value: object) -> float | None:
 
 
 def write_plan(headers: dict[str, Any], plan: Plan) -> None:
-    """Put *plan* into message headers, as flat scalars."""
+    """Write *plan* into message headers, as flat scalars."""
     task_type, type_source, tau, k, arrival, deadline, arrival_source = plan
     headers["task_type"] = task_type
     headers["rts_tau"] = tau
@@ -155,7 +155,7 @@ def write_plan(headers: dict[str, Any], plan: Plan) -> None:
 
 
 def open_task(values: Mapping[str, Any], queue: object) -> OpenTask:
-    """Return what is noted of a task that carries a plan; *queue* is its routing key."""
+    """Return the open task of a message with a plan; *queue* is its routing key."""
     # By position, in the order of the fields: this is on the path of every publish.
     return OpenTask(
         values["id"],
@@ -177,12 +177,11 @@ def open_task(values: Mapping[str, Any], queue: object) -> OpenTask:
 def read_plan(values: Mapping[str, Any], types: Mapping[str, TaskType]) -> Plan | None:
     """Return the plan that a message carries; ``None`` where it has none.
 
-    A message is only as good as who sent it: a plan with an impossible value is
-    refused as a whole (counted, logged), and a type that this installation does
-    not know is kept only if its name is harmless — producers may be newer.
+    A message is only as good as its sender: a plan with an invalid value, or of a type
+    that is not in *types*, is refused as a whole (counted, logged).
     """
     try:
-        # The usual plan, with few looks: this is on the path of every task.
+        # The usual plan, with as few checks as possible: this is on the path of every task.
         task_type, type_source, tau, k, arrival, deadline = planned = _PLANNED(values)
         if (
             type(tau) is type(k) is type(arrival) is type(deadline) is float
@@ -197,10 +196,10 @@ def read_plan(values: Mapping[str, Any], types: Mapping[str, TaskType]) -> Plan 
             return _new(Plan, (*planned, "published"))
     except (LookupError, TypeError):
         pass
-    return _read_odd_plan(values, types)
+    return _read_unusual_plan(values, types)
 
 
-def _read_odd_plan(values: Mapping[str, Any], types: Mapping[str, TaskType]) -> Plan | None:
+def _read_unusual_plan(values: Mapping[str, Any], types: Mapping[str, TaskType]) -> Plan | None:
     deadline = values.get("rts_deadline")
     if deadline is None:
         return None
@@ -236,9 +235,9 @@ def _read_odd_plan(values: Mapping[str, Any], types: Mapping[str, TaskType]) -> 
     health.count("refused_plan")
     health.warn_once(
         "refused:plan",
-        "rts: a message carries impossible rts_… headers, or a task_type that this process "
-        "does not know (%s); its deadline is made anew on the worker's side. Give producers "
-        "and workers the same rts_task_types",
+        "rts: a message carries invalid rts_… headers, or a task_type that this process does "
+        "not know (%s); the worker computes its deadline again. Give producers and workers "
+        "the same rts_task_types",
         health.shown(task_type),
     )
     return None

@@ -1,7 +1,7 @@
-"""Trouble is logged once with its cause and cure, counted, and survived.
+"""Problems are logged once with their cause and cure, counted, and survived.
 
 Counters are plain numbers of this process; :func:`take_counts` hands them to
-whoever next talks to Redis, where ``rts status`` adds up all processes.
+whatever next talks to Redis, where ``rts status`` sums those of all processes.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from collections import Counter
 
 logger = logging.getLogger("rts")
 
-#: Distinct texts that are logged before rts only counts. A stranger who sends a
+#: Distinct warnings that are logged before rts only counts. A stranger who sends a
 #: new bad value each time must not fill the disk.
 MAX_DISTINCT_WARNINGS = 1000
 
 #: Characters of a stranger's value that a log line may hold.
 MAX_SHOWN = 80
 
-#: Re-entrant: a signal handler of the app's may publish while its own thread counts.
+#: Re-entrant: a Unix signal handler of the app may publish while its thread is counting.
 _lock = threading.RLock()
 _seen: set[str] = set()
 _counts: Counter[str] = Counter()
 
 
 def _after_fork() -> None:
-    """Start at zero in a child: what its parent counted, its parent delivers."""
+    """Start at zero in a child: the parent delivers its own counts."""
     global _lock
     _lock = threading.RLock()
     _counts.clear()
@@ -52,7 +52,7 @@ def warn_once(key: str, text: str, *args: object, exc_info: bool = False) -> Non
 
 
 def hook_failed(hook: str, exc: BaseException) -> None:
-    """Note that a hook failed. The host application does not notice."""
+    """Count and log that a hook failed. The host application does not notice."""
     count("hook_errors")
     warn_once(
         f"hook:{hook}:{type(exc).__name__}",
@@ -64,10 +64,10 @@ def hook_failed(hook: str, exc: BaseException) -> None:
 
 
 def shown(value: object) -> str:
-    """Return *value* as a short printable text for a log line.
+    """Return *value* as short printable text for a log line.
 
-    Strings are cut before they are quoted, so that a huge value costs nothing;
-    containers are named by their type only.
+    Strings are truncated before they are quoted, so that a huge value costs nothing;
+    of containers only the type is shown.
     """
     if isinstance(value, str):
         return repr(value if len(value) <= MAX_SHOWN else value[:MAX_SHOWN] + "…")
@@ -79,7 +79,7 @@ def shown(value: object) -> str:
 
 
 def take_counts() -> dict[str, int]:
-    """Return what was counted since the last call, and start again at zero."""
+    """Return the counts since the last call, and reset them to zero."""
     with _lock:
         taken = dict(_counts)
         _counts.clear()
@@ -87,11 +87,11 @@ def take_counts() -> dict[str, int]:
 
 
 def pending() -> bool:
-    """Return whether anything was counted that :func:`take_counts` has not taken."""
+    """Return whether there are counts that :func:`take_counts` has not taken."""
     return bool(_counts)
 
 
 def give_back(counts: dict[str, int]) -> None:
-    """Put counts back that could not be delivered."""
+    """Add back counts that could not be delivered."""
     with _lock:
         _counts.update(counts)

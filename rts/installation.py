@@ -1,4 +1,4 @@
-"""What one app has of rts in this process, built when it is first needed."""
+"""The rts of one app in this process, built when it is first needed."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from rts.settings import Settings
 if TYPE_CHECKING:
     from rts.parts import Parts
 
-#: The attribute of an app that holds its installation, where it is found at once.
+#: The attribute of an app that holds its installation, for fast lookup.
 ATTRIBUTE = "_rts_installation"
 
-#: Seconds that a thread waits at most for another one to build the parts: that one may
-#: import a module, as a configuration does, which waits for this thread.
-BUILT_S = 1.0
+#: Most seconds that a thread waits for another one to build the parts: that one may be
+#: importing a module, as a configuration does, which waits for this thread.
+BUILD_TIMEOUT_S = 1.0
 
-#: The installed apps. Each holds its installation itself.
+#: The apps that have rts. Each holds its installation itself.
 installed: WeakSet[Any] = WeakSet()
 
-#: Who publishes a task of a name, while only one app has rts.
+#: Cache of :func:`publisher` by task name, while only one app has rts.
 publishers: dict[str, Parts] = {}
 
 
 class Installation:
-    """One app that has rts. Its parts are built when they are first needed, so
+    """The rts of one app. Its parts are built when they are first needed, so
     that it does not matter whether the app was configured before.
     """
 
     def __init__(self) -> None:
         self._parts: Parts | None = None
         self._off = False
-        self.begin_anew()
+        self.reset_build()
 
-    def begin_anew(self) -> None:
-        """Let go, in a child, of what a thread of the parent was building at the fork."""
+    def reset_build(self) -> None:
+        """Drop, in a child, the build that a thread of the parent had begun at the fork."""
         self._building = False
-        # Re-entrant: a signal handler that publishes may interrupt the building.
+        # Re-entrant: a Unix signal handler that publishes may interrupt the build.
         self._lock = threading.RLock()
 
     def parts(self, app: Any) -> Parts | None:
@@ -51,8 +51,8 @@ class Installation:
         from rts.parts import Parts
         from rts.scheduling.switch import keep_on
 
-        # Other threads wait: what they publish shall have a plan as well.
-        if not self._lock.acquire(timeout=BUILT_S):
+        # Other threads wait, so that what they publish has a plan as well.
+        if not self._lock.acquire(timeout=BUILD_TIMEOUT_S):
             return None
         try:
             if self._parts is None and not self._off and not self._building:  # type: ignore[redundant-expr]  # threads
@@ -73,8 +73,8 @@ class Installation:
         return self._parts
 
     def close(self) -> None:
-        """End what works in the background for the app, and close its connections. What
-        is at work meanwhile, such as a worker's hooks, connects again.
+        """Stop what runs in the background for the app, and close its connections. Hooks
+        of a worker that still run connect again.
         """
         parts = self._parts
         if parts is None:
@@ -87,16 +87,16 @@ class Installation:
 
 
 def _after_fork() -> None:
-    # Another thread of the parent may have been building, whose lock nobody gives back here.
+    # Another thread of the parent may have been building; nobody releases its lock here.
     for app in list(installed):
-        getattr(app, ATTRIBUTE).begin_anew()
+        getattr(app, ATTRIBUTE).reset_build()
 
 
 os.register_at_fork(after_in_child=_after_fork)
 
 
 def parts_of(app: Any) -> Parts | None:
-    """Return the parts of *app*, ``None`` where it has no (working) rts."""
+    """Return the parts of *app*; ``None`` where it has no (working) rts."""
     installation = getattr(app, ATTRIBUTE, None)
     if installation is None:
         return None
@@ -107,9 +107,9 @@ def parts_of(app: Any) -> Parts | None:
 def publisher(name: str) -> Parts | None:
     """Return the parts of the app that publishes a task called *name*.
 
-    Celery's signal does not say which app publishes. Where the queue does not tell
-    either (:mod:`rts.lifecycle.owners`), the current app is meant, unless only another
-    one knows the task.
+    Celery's signal does not say which app publishes. Where the queue does not
+    either (:mod:`rts.lifecycle.owners`), it is taken to be the current app, unless only
+    another one knows the task.
     """
     known = publishers.get(name)
     if known is not None:

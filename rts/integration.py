@@ -1,11 +1,11 @@
 """Installing rts into a Celery app: the only wiring.
 
-One set of receivers per process serves all installed apps. Each receiver is a
+One set of receivers per process serves all apps with rts. Each receiver is a
 boundary: whatever goes wrong inside is counted and logged once, and the host
 application does not notice.
 
-Celery is imported inside functions: the drain's companion process imports this
-package too, and has no use for Celery.
+Celery is imported inside functions: the companion process imports this package
+too, and does not need Celery.
 """
 
 from __future__ import annotations
@@ -32,11 +32,10 @@ if TYPE_CHECKING:
 def install(app: Celery) -> None:
     """Give every task of *app* a type, a tau, a deadline and an SLA record.
 
-    Call it once on the app that producers, workers, beat and Flower share;
-    again changes nothing. It may stand before or after the configuration: what
-    is configured by then is validated at once, what comes later when the worker
-    starts (which then fails) or at the first publish (which then goes on without
-    rts, and says so).
+    Call it once on the app that producers, workers, beat and Flower share; a second
+    call changes nothing. Call it before or after configuring the app: settings made by
+    then are validated at once, later ones when the worker starts (which then fails) or
+    at the first publish (which then goes on without rts, and logs it).
 
     Raises:
         ConfigurationError: a setting is invalid; the message names the setting,
@@ -58,18 +57,18 @@ def install(app: Celery) -> None:
     publishers.clear()
     receivers.connect(parts_of, publisher)
     add_steps(app)
-    app.on_after_configure.connect(_order, weak=False, dispatch_uid="rts.order")
+    app.on_after_configure.connect(_apply_order, weak=False, dispatch_uid="rts.order")
     if app.configured:
-        _order(app)
+        _apply_order(app)
     hook.attach(_has_rts)
-    import_modules.connect(_look_for_flower, weak=False, dispatch_uid="rts.flower")
+    import_modules.connect(_attach_to_flower, weak=False, dispatch_uid="rts.flower")
 
 
 def uninstall(app: Celery) -> None:
-    """Take rts out of *app*: new messages carry nothing of it. Undoes :func:`install`.
+    """Remove rts from *app*: new messages carry nothing of it. Undoes :func:`install`.
 
-    Its connections are closed; what is in Redis and MongoDB stays. A worker that runs
-    loses its hooks at once and its companion process when it stops.
+    Its connections are closed; what is in Redis and MongoDB stays. A running worker
+    loses its hooks at once, and its companion process when it stops.
     """
     from celery.signals import import_modules
 
@@ -84,7 +83,7 @@ def uninstall(app: Celery) -> None:
     delattr(app, ATTRIBUTE)
     installed.discard(app)
     publishers.clear()
-    installation.close()  # now that nobody else finds it
+    installation.close()  # now that nothing else finds it
     remove_steps(app)
     app.on_after_configure.disconnect(dispatch_uid="rts.order")
     if app.configured:
@@ -96,11 +95,11 @@ def uninstall(app: Celery) -> None:
 
 
 def current() -> Current | None:
-    """Return what rts knows of the task that runs now; ``None`` outside of one.
+    """Return what rts knows about the running task; ``None`` outside of one.
 
     Also ``None`` where the task's app does not have rts, in eager tasks, which were
-    never queued, and in a batch of tasks, which have a deadline each. A task that
-    another one calls as a function is part of that one's run.
+    never queued, and in a batch, whose tasks have a deadline each. A task that another
+    one calls as a function is part of that one's run.
     """
     from celery._state import get_current_worker_task
 
@@ -128,9 +127,9 @@ def _has_rts(app: Any) -> bool:
     return getattr(app, ATTRIBUTE, None) is not None
 
 
-def _look_for_flower(**_: Any) -> None:
-    """Runs when an app imports its modules, as Flower has it do: Flower may have been
-    loaded since the app got rts.
+def _attach_to_flower(**_: Any) -> None:
+    """Runs when an app imports its modules, which Flower makes it do: Flower may have been
+    loaded since rts was installed.
     """
     from rts.flower import hook
 
@@ -140,8 +139,8 @@ def _look_for_flower(**_: Any) -> None:
         health.hook_failed("flower", exc)
 
 
-def _order(sender: Any, **_: Any) -> None:
-    """Turn an app, whose configuration is known now, to the order that it asks for."""
+def _apply_order(sender: Any, **_: Any) -> None:
+    """Switch an app that is configured by now to the queue order that it asks for."""
     from rts.scheduling.switch import say_off, turn_on
 
     try:
@@ -152,8 +151,8 @@ def _order(sender: Any, **_: Any) -> None:
 
 
 def _validate(app: Any) -> None:
-    """Check what is configured so far; never makes a lazy configuration load early
-    in a way that Celery would not do itself on the next line.
+    """Check what is configured so far, without loading a lazy configuration earlier than
+    Celery itself would on the next line.
     """
     from rts.scheduling.switch import check
 
@@ -164,6 +163,6 @@ def _validate(app: Any) -> None:
     try:
         conf = app.conf
         list(conf)
-    except Exception:  # noqa: BLE001  it says so itself when the app needs it
+    except Exception:  # noqa: BLE001  it is raised again when the app needs it
         return  # for example a module that imports the app, which is importing rts
     check(conf, Settings.from_conf(conf))

@@ -1,7 +1,7 @@
-"""Every key of rts in Redis and every collection of MongoDB, in one place.
+"""Every key of rts in Redis and every collection in MongoDB, in one place.
 
-Only ``tau`` and ``outbox`` are public; the rest may change between versions. (What the
-deadline order has beside each queue of the broker, :mod:`rts.scheduling.layout` names.)
+Only ``tau`` and ``outbox`` are public; the rest may change between versions. (For the keys
+of the deadline order, next to each queue of the broker, see :mod:`rts.scheduling.layout`.)
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from dataclasses import dataclass
 
 #: The consumer group that drains the outbox.
 GROUP = "rts"
-#: Start of the consumer groups of workers that listen to events.
+#: Prefix of the consumer groups of workers that listen to events.
 LISTENERS = "workers"
 
 TASKS = "tasks"
 ASSIGNMENTS = "assignments"
 #: Snapshot of the learned taus, from which a wiped Redis is restored.
 TAU_SNAPSHOT = "tau"
-#: Outbox entries that could not be understood, kept for a person to look at.
+#: Outbox entries that could not be read or stored, kept for inspection.
 REFUSED = "refused"
-#: Sums over whole intervals of time that the reports keep.
+#: Sums over whole intervals of time, for the reports.
 ROLLUPS = "rollups"
 
 
@@ -31,7 +31,7 @@ class Keys:
 
     @property
     def tau(self) -> str:
-        """Hash: ``type`` or ``type/task.name`` to tau in seconds, as text."""
+        """Hash: ``type`` or ``type/task.name`` to its tau in seconds, as text."""
         return self.prefix + "tau"
 
     @property
@@ -52,14 +52,14 @@ class Keys:
     @property
     def ratio(self) -> str:
         """Prefix of one hash per type, and ``*`` for all: log bucket of runtime over the
-        tau that the deadline was computed with, to number of runs; ``n``: of all. Of long
-        ago there are fewer than there were (see ``finish.lua``).
+        tau that the deadline was computed with, to number of runs; ``n``: their sum. Old
+        runs lose weight (see ``finish.lua``).
         """
         return self.prefix + "ratio:"
 
     @property
     def recent(self) -> str:
-        """Prefix of one list per queue: its last runs, the latest first."""
+        """Prefix of one list per queue: its last runs, latest first."""
         return self.prefix + "recent:"
 
     @property
@@ -69,7 +69,7 @@ class Keys:
 
     @property
     def running(self) -> str:
-        """Hash: ``task_id|retries|instance|pid`` to the note of a run that goes on."""
+        """Hash: ``task_id|retries|instance|pid`` to the note of a run in flight."""
         return self.prefix + "running"
 
     @property
@@ -89,114 +89,116 @@ class Keys:
 
     @property
     def seq(self) -> str:
-        """Prefix of one string per writer: the last record applied of it."""
+        """Prefix of one string per writer: the number of its last record that was applied."""
         return self.prefix + "seq:"
 
     @property
     def snapshot(self) -> str:
-        """String with a lease: the last snapshot of the taus was made a moment ago."""
+        """Lease, as a string that expires: a snapshot of the taus was made recently."""
         return self.prefix + "snapshot"
 
     @property
     def sums(self) -> str:
-        """String with a lease: past hours were summed up a moment ago."""
+        """Lease, as a string that expires: past hours were rolled up recently."""
         return self.prefix + "sums"
 
     @property
     def janitor(self) -> str:
-        """String with a lease: the one drain that looks for lost runs."""
+        """Lease of the one drain that looks for lost runs: a string that expires."""
         return self.prefix + "janitor"
 
     @property
     def open(self) -> str:
-        """Sorted set: id of a task that was published and has not ended, by deadline."""
+        """Sorted set: ids of tasks that were published and have not ended, by deadline."""
         return self.prefix + "open"
 
     @property
     def open_info(self) -> str:
-        """Hash: id of an open or overdue task to its queue, and what is known of it."""
+        """Hash: id of an open or overdue task to its queue and the rest of its note."""
         return self.prefix + "open:info"
 
     @property
     def open_counts(self) -> str:
-        """Hash: ``open`` or ``overdue``, and a queue, to the number of such tasks."""
+        """Hash: ``open`` or ``overdue``, and a queue, to its number of such tasks."""
         return self.prefix + "open:counts"
 
     @property
     def overdue(self) -> str:
-        """Sorted set: id of a task that is overdue, by the instant of that verdict."""
+        """Sorted set: ids of overdue tasks, by the instant of that verdict."""
         return self.prefix + "overdue"
 
     @property
     def closing(self) -> list[str]:
-        """What an end needs to take its task off the open ones, in the order of close.lua."""
+        """The keys that close an open task when it ends, in the order of close.lua."""
         return [self.open, self.overdue, self.open_info, self.open_counts, self.closed]
 
     @property
     def closed(self) -> str:
-        """Sorted set: id of a task that ended before it was noted as open, by instant."""
+        """Sorted set: ids of tasks that ended before they were noted as open, by instant."""
         return self.prefix + "closed"
 
     @property
     def ahead(self) -> str:
-        """Hash: id of a task that takes another's place to its note, until that of the other
-        one has come.
+        """Hash: id of a task that replaces another one to its note, until the note on the
+        other one has arrived.
         """
         return self.prefix + "ahead"
 
     @property
     def judged(self) -> str:
-        """Sorted set: id of a task that has a verdict which is not its own end's, and of
-        such a run, by instant: neither is counted again.
+        """Sorted set, by instant: ids of tasks and runs whose verdict did not come from
+        their own end, so that they are not counted again.
         """
         return self.prefix + "judged"
 
     @property
     def events(self) -> str:
-        """Capped stream of what happened to deadlines (:mod:`rts.ledger.events`)."""
+        """Capped stream of events about deadlines (:mod:`rts.ledger.events`)."""
         return self.prefix + "events"
 
     @property
     def metrics(self) -> str:
-        """Hash: a metric and its labels to its value; see ``count.lua``."""
+        """Hash: metric and labels to value; see ``count.lua``."""
         return self.prefix + "metrics"
 
     @property
     def counting(self) -> list[str]:
-        """What counting for the metrics needs, in the order of count.lua: that hash, and
-        the sets of the labels that are told apart.
+        """The keys that counting for the metrics needs, in the order of count.lua: that
+        hash, and the sets of known label values.
         """
         return [self.metrics, *(f"{self.metrics}:{of}" for of in ("types", "names", "queues"))]
 
     @property
     def overdue_lease(self) -> str:
-        """String with a lease: the one companion that looks for overdue tasks."""
+        """Lease of the one companion that looks for overdue tasks: a string that expires."""
         return self.prefix + "sweep"
 
     @property
     def alerts(self) -> str:
-        """Hash: key of an alert that fires to what it began with."""
+        """Hash: key of a firing alert to what it started with."""
         return self.prefix + "alerts"
 
     @property
     def alerting(self) -> str:
-        """String with a lease: the one companion that decides on alerts and sends them."""
+        """Lease of the one companion that decides on alerts and sends them: a string that
+        expires.
+        """
         return self.prefix + "alerting"
 
     @property
     def listening(self) -> str:
-        """String that expires: some worker has receivers of ``slo_burning``."""
+        """String that expires: a worker has receivers of ``slo_burning``."""
         return self.prefix + "listening"
 
     def webhook(self, name: str) -> str:
-        """List of the messages that wait for one webhook."""
+        """List of the messages waiting for one webhook."""
         return f"{self.prefix}webhook:{name}"
 
 
 def running_field(task_id: str, retries: int, instance: str, pid: int | None) -> str:
     """Return the field of the ``running`` hash for one run.
 
-    With the process id, since a task whose process was killed may be delivered
+    It includes the process id, since a task whose process was killed may be delivered
     again, with the same id and retries, to another process of the same worker.
     """
     return f"{task_id}|{retries}|{instance}|{pid}"

@@ -1,9 +1,8 @@
-"""Events of the fleet for the app's receivers of rts.signals, in one worker each.
+"""Passes events of the fleet to the app's receivers of rts.signals, each in one worker.
 
 Runs in the main process of a worker that has such receivers when it starts: a thread
 with a connection of its own. All workers with receivers of one signal share a consumer
-group, so each event is handled once; what a worker that died had in hand another one
-handles later.
+group, so each event is handled once; another worker claims what a dead one had in hand.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ from rts.validation import json_object
 
 HEAR = Script.load("hear")
 
-#: Seconds between looks for events, unless there was one.
+#: Seconds between polls for events, unless there was one.
 POLL_S = 1.0
-#: Seconds after which an event that another worker took is handled here.
+#: Seconds after which an event that another worker has not handled is claimed.
 TAKEOVER_S = 300.0
-#: Seconds for which it is known that somebody listens, and between saying so.
-KNOWN_S, SAY_S = 60, 20.0
-#: Seconds of silence after which a worker that was killed is taken off the group.
+#: Seconds for which it stays known that a worker listens, and between renewals.
+LISTENING_TTL_S, RENEW_S = 60, 20.0
+#: Seconds of silence after which a worker that was killed is removed from the group.
 GONE_S = 600.0
 
 
 class Listener:
-    """Hands events to the app's receivers. Never raises into the worker."""
+    """Passes events to the app's receivers. Never raises into the worker."""
 
     def __init__(self, settings: Settings, consumer: str) -> None:
         self._settings = settings
@@ -45,7 +44,7 @@ class Listener:
         self._stop: threading.Event | None = None
 
     def start(self) -> None:
-        """Begin, where anybody is to be told; again changes nothing."""
+        """Start, if there are receivers; a second call changes nothing."""
         wanted = [name for name, signal in _SIGNALS.items() if signal.receivers]
         if self._stop is None and wanted:
             self._stop = threading.Event()
@@ -54,45 +53,45 @@ class Listener:
             ).start()
 
     def stop(self) -> None:
-        """End; waits for no server and no receiver."""
+        """Stop, without waiting for a server or a receiver."""
         if self._stop is not None:
             self._stop.set()
             self._stop = None
 
     def _run(self, wanted: Sequence[str], stop: threading.Event) -> None:
         link = Link(self._settings)
-        say_at = 0.0
+        renew_at = 0.0
         handled = dict.fromkeys(wanted, "")
         while not stop.is_set():
             found = False
             try:
-                tidy = time.monotonic() >= say_at
-                if tidy:
-                    self._say(link)
-                    say_at = time.monotonic() + SAY_S
+                renew = time.monotonic() >= renew_at
+                if renew:
+                    self._renew(link)
+                    renew_at = time.monotonic() + RENEW_S
                 for name in wanted:
-                    handled[name], notice = self._hear(link, name, handled[name], tidy)
+                    handled[name], notice = self._next(link, name, handled[name], renew)
                     found = found or bool(handled[name])
                     if notice is not None:
                         _SIGNALS[name].send(_SENDER[name](notice), notice=notice)
             except StoreUnavailable:
-                found = False  # logged already; what was handled is said so later
-            except Exception as exc:  # noqa: BLE001  the next event may go better
+                found = False  # logged already; what was handled is acknowledged later
+            except Exception as exc:  # noqa: BLE001  the next event may succeed
                 health.hook_failed("listener", exc)
             if not found:
                 stop.wait(POLL_S)
         self._leave(link, handled)
 
-    def _say(self, link: Link) -> None:
-        """Have the leader look at the objectives, where anybody is to be told of them."""
+    def _renew(self, link: Link) -> None:
+        """Have the leader evaluate the objectives, if there are receivers for them."""
         if signals.slo_burning.receivers:
-            link.call(pack("SET", self._keys.listening, "1", "EX", KNOWN_S))
+            link.call(pack("SET", self._keys.listening, "1", "EX", LISTENING_TTL_S))
 
-    def _hear(
+    def _next(
         self, link: Link, name: str, handled: str, tidy: bool
     ) -> tuple[str, Notice | None]:
-        """Return the id of the next event, '' where there is none, and what it tells; take
-        workers that are gone off the group where it is time to *tidy*.
+        """Acknowledge the *handled* event; return the id of the next one, '' for none, and
+        its notice. With *tidy*, remove dead workers from the group.
         """
         arguments: list[str | bytes | float] = [
             *(group_of(name), self._consumer, handled, int(TAKEOVER_S * 1000)),
@@ -116,7 +115,7 @@ class Listener:
                     link.call(pack("XACK", self._keys.events, group, event_id))
                 link.call(LEAVE.pack([self._keys.events], [group, self._consumer]))
         except StoreUnavailable:
-            pass  # what it had in hand is taken over
+            pass  # another worker claims what it had in hand
         link.close()
 
 
@@ -150,8 +149,9 @@ def _overdue(fields: Mapping[bytes, bytes]) -> TaskOverdue | None:
 def _burning(fields: Mapping[bytes, bytes]) -> SloBurning | None:
     if b"n" not in fields:
         return None
-    told = json_object(fields[b"n"], "a notice")  # of a newer version: with more fields
-    return SloBurning(**{name: told[name] for name in SloBurning.__slots__ if name in told})
+    values = json_object(fields[b"n"], "a notice")  # a newer version's has more fields
+    known = {name: values[name] for name in SloBurning.__slots__ if name in values}
+    return SloBurning(**known)
 
 
 Notice = TaskOverdue | SloBurning

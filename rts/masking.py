@@ -1,20 +1,19 @@
-"""Keeping the secrets of rts out of what Celery tells of an app.
+"""Keeps the secrets of rts out of what Celery shows of an app.
 
-``celery report``, ``inspect conf`` and by that Flower's page of a worker show the settings of
-an app. Celery masks what its own names tell to be secret, and the passwords of brokers and
-result backends.
+``celery report``, ``inspect conf`` and thus Flower's page of a worker show an app's settings.
+Celery masks those whose names look secret, and the passwords of brokers and result backends.
 """
 
 from __future__ import annotations
 
 import re
 
-#: Settings whose values have passwords and tokens in them.
+#: Settings whose values may contain passwords and tokens.
 SECRET = ("rts_redis_url", "rts_mongo_url", "rts_webhooks")
 
 
 def mask_settings() -> None:
-    """Have Celery mask these, in this process and whatever the app; again changes nothing."""
+    """Have Celery mask these for all apps of this process; idempotent."""
     from celery.app import utils
 
     hidden = getattr(utils, "HIDDEN_SETTINGS", None)

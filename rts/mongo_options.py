@@ -1,9 +1,9 @@
 """Options of MongoDB URLs: those whose values are checked at install.
 
-pymongo leaves a value out that makes no sense to it, with a warning that few see: with
-``tls=True`` it would talk in the clear, since only ``true`` is true. No process of the host
-app imports it; what stands here agrees with it, but for ``w=0``, and no option that it may
-have besides is refused.
+pymongo ignores an invalid value, with a warning that few see: with ``tls=True`` it would
+talk in the clear, since only ``true`` is accepted. No process of the host app imports
+pymongo; the checks here agree with it, except for ``w=0``, and options that are not listed
+are accepted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MAX_SHOWN = 32
 
 
 class Kind(NamedTuple):
-    """What an option may be: in words, and the check."""
+    """The allowed values of an option: in words, and as a check."""
 
     allowed: str
     fits: Callable[[str], bool]
@@ -46,24 +46,24 @@ def _or(word: str, fits: Callable[[str], bool]) -> Callable[[str], bool]:
     return lambda value: value == word or fits(value)
 
 
-def _acknowledgements(value: str) -> bool:
+def _write_concern(value: str) -> bool:
     try:
-        return int(value) >= 1  # a write that nobody acknowledges may be lost unseen
+        return int(value) >= 1  # an unacknowledged write may be lost silently
     except ValueError:
-        return True  # majority, or what the replica set calls it
+        return True  # majority, or a name defined in the replica set
 
 
 _MODES = ("primary", "primaryPreferred", "secondary", "secondaryPreferred", "nearest")
 
-#: More than nothing: the driver takes no float that is 0.
-_SOME = _milliseconds(5e-324)
+#: Above 0, which the driver refuses as a float: from the smallest float on.
+_POSITIVE = _milliseconds(5e-324)
 
 _FLAG = Kind("true or false", ("true", "false").__contains__)
 _NUMBER = Kind("a whole number, at least 0", _whole(0))
-_TIMEOUT = Kind("milliseconds, at least 0", _or("0", _SOME))
-_WAIT = Kind("milliseconds, above 0", _SOME)
+_TIMEOUT = Kind("milliseconds, at least 0", _or("0", _POSITIVE))
+_WAIT = Kind("milliseconds, above 0", _POSITIVE)
 
-#: By their names in lower case; pymongo takes any case.
+#: By their names in lower case; pymongo ignores case.
 KINDS: dict[str, Kind] = {
     **dict.fromkeys(
         (
@@ -90,14 +90,14 @@ KINDS: dict[str, Kind] = {
         "a whole number of seconds, at least 1, or -1", _or("-1", _whole(1))
     ),
     "readpreference": Kind(", ".join(_MODES), _MODES.__contains__),
-    "w": Kind("a whole number, at least 1, majority, or a name", _acknowledgements),
+    "w": Kind("a whole number, at least 1, majority, or a name", _write_concern),
     "zlibcompressionlevel": Kind("a whole number from -1 to 9", _whole(-1, 9)),
 }
 
 
 def refused_option(name: str, value: str) -> tuple[str, str] | None:
-    """Return what an error says of an option, its value and what is allowed; ``None`` where
-    it is fine, or not known here.
+    """Return the value of an option as an error shows it, and what is allowed; ``None``
+    where the value is valid, or the option not listed.
 
     >>> refused_option("retryWrites", "maybe")
     ('maybe', 'true or false')
@@ -106,6 +106,6 @@ def refused_option(name: str, value: str) -> tuple[str, str] | None:
     kind = KINDS.get(name.lower())
     if kind is None or kind.fits(value):
         return None
-    # Something of a password may have got here that should have been percent-encoded.
-    fine = len(value) <= MAX_SHOWN and "@" not in value and value.isprintable()
-    return (value if fine else "***"), kind.allowed
+    # It may hold a part of a password that should have been percent-encoded.
+    harmless = len(value) <= MAX_SHOWN and "@" not in value and value.isprintable()
+    return (value if harmless else "***"), kind.allowed

@@ -1,4 +1,4 @@
-"""What receivers of :mod:`rts.signals` are told.
+"""The notices that receivers of :mod:`rts.signals` get.
 
 Frozen records; instants are epoch seconds (UTC), durations are seconds.
 """
@@ -12,7 +12,7 @@ from rts.records import Execution
 
 @dataclass(frozen=True, slots=True)
 class DeadlineMissed:
-    """A task ended without having completed by its deadline."""
+    """A task ended, and had not completed by its deadline."""
 
     task_id: str
     name: str
@@ -29,8 +29,8 @@ class DeadlineMissed:
     lateness_s: float
     #: Celery's state.
     state: str
-    #: What ended it, as in the ledger (killed, expired, …); ``late`` where it ran to
-    #: its end.
+    #: What ended it, as in the ledger (killed, expired, …); ``late`` if it ran to the
+    #: end.
     cause: str
 
     @classmethod
@@ -56,7 +56,7 @@ class DeadlineMissed:
 
 @dataclass(frozen=True, slots=True)
 class TaskOverdue:
-    """The deadline of a task has passed and it has not finished: it waits, runs, or is
+    """The deadline of a task has passed before it finished: it is waiting, running, or
     lost.
     """
 
@@ -64,30 +64,30 @@ class TaskOverdue:
     name: str
     task_type: str
     queue: str | None
-    #: Where it runs, ``None`` where it was not started: it waits, or is lost.
+    #: Where it runs; ``None`` if it was not started: it is waiting, or lost.
     worker: str | None
     arrival: float
     deadline: float
-    #: The instant at which it was found out.
+    #: When this was detected.
     seen_at: float
 
 
 @dataclass(frozen=True, slots=True)
 class SloBurning:
-    """The error budget of an objective is used up too fast, or no longer is."""
+    """The error budget of an objective is burning too fast, or no longer is."""
 
     #: The key in ``rts_slo``: a task name, a queue, a task type, or ``*``.
     objective: str
-    #: The share of tasks that shall be in time.
+    #: The share of tasks that should be in time.
     target: float
-    #: ``page``: somebody has to act now; ``ticket``: within days.
+    #: ``page``: act now; ``ticket``: act within days.
     severity: str
-    #: ``firing`` when it begins, ``resolved`` when it is over.
+    #: ``firing`` when it starts, ``resolved`` when it is over.
     state: str
-    #: Times the pace that uses up the budget exactly, in the window ``window``.
+    #: In the window ``window``; 1 would use up the budget exactly.
     burn_rate: float
     window: str
-    #: Share of the error budget that is left; below 0 it is overspent.
+    #: Share of the error budget that is left; negative when overspent.
     budget_left_ratio: float
-    #: The instant at which it was found out.
+    #: When this was detected.
     seen_at: float

@@ -1,4 +1,4 @@
-"""Objectives: the share of tasks that shall be in time, and how fast that is missed.
+"""Objectives: the share of tasks that should be in time, and the burn of their budget.
 
 With T the target, *valid* the tasks that got a verdict in a window, and *bad* those
 of them that missed their deadline::
@@ -7,10 +7,10 @@ of them that missed their deadline::
     burn rate    = (bad / valid) / (1 − T)
     budget left  = 1 − bad / ((1 − T) · valid)
 
-A burn rate of 1 uses up the budget exactly by the end of its window. Alerts follow
+A burn rate of 1 uses up the budget exactly by the end of its window. Alerts watch
 several windows and burn rates at once (Beyer et al., *The Site Reliability
-Workbook*, 2018, chapter 5): the long window says that it matters, the short one
-that it still goes on.
+Workbook*, 2018, chapter 5): the long window shows that it matters, the short one
+that it is still going on.
 
 Pure functions, the same for the command line, Flower, Prometheus and alerts.
 """
@@ -23,11 +23,11 @@ from dataclasses import dataclass
 #: Allowed range of a target, both ends included.
 MIN_TARGET, MAX_TARGET = 0.5, 0.99999
 
-#: The objective of every task that no other one is meant for.
+#: The objective of every task that no other one applies to.
 ALL = "*"
 
-#: Misses in the long window below which nothing burns: one is no trend, whatever
-#: the target is.
+#: Misses in the long window from which a rule can fire: one is no trend, whatever the
+#: target.
 MIN_MISSES = 2
 
 #: The windows that are counted, by name, in seconds.
@@ -45,9 +45,9 @@ BUDGET = "budget"
 
 @dataclass(frozen=True, slots=True)
 class BurnRule:
-    """Fires while both windows burn at least *factor* times the budget's pace."""
+    """Fires while the burn rate is at least *factor* in both windows."""
 
-    #: ``page`` (somebody has to act now) or ``ticket`` (within days).
+    #: ``page`` (act now) or ``ticket`` (act within days).
     severity: str
     factor: float
     #: Names among ``WINDOWS``.
@@ -83,10 +83,10 @@ class Count:
 def objective_of(
     targets: Mapping[str, float], task_type: str, name: str, queue: str | None
 ) -> str | None:
-    """Return the key of *targets* that is meant for a task; ``None`` where none is.
+    """Return the key of *targets* that applies to a task; ``None`` where none does.
 
-    Exactly one is: the task's name goes before its queue, that before its type, and
-    ``*`` is for all others.
+    At most one does: the task's name takes precedence over its queue, that over its type,
+    and ``*`` is for all others.
 
     >>> objective_of({"cpu-light": 0.99, "*": 0.95}, "cpu-light", "proj.add", None)
     'cpu-light'
@@ -98,7 +98,7 @@ def objective_of(
 
 
 def burn_rate(target: float, count: Count) -> float:
-    """Return how many times faster than allowed the budget is used; 0 without verdicts.
+    """Return how many times faster than allowed the budget burns; 0 without verdicts.
 
     >>> round(burn_rate(0.99, Count(valid=1000, good=980)), 6)
     2.0
@@ -107,7 +107,7 @@ def burn_rate(target: float, count: Count) -> float:
 
 
 def budget_left(target: float, count: Count) -> float:
-    """Return the share of the error budget that is left: 1 is all of it, below 0 is
+    """Return the share of the error budget that is left: 1 is all of it, negative is
     overspent.
 
     >>> round(budget_left(0.99, Count(valid=1000, good=995)), 6)
@@ -119,9 +119,9 @@ def budget_left(target: float, count: Count) -> float:
 def burning(
     target: float, counts: Mapping[str, Count], min_events: int
 ) -> tuple[BurnRule, ...]:
-    """Return the rules that fire, the most urgent first.
+    """Return the rules that fire, most urgent first.
 
-    *counts* are the verdicts of each window by its name. A rule needs *min_events*
+    *counts* are the verdicts in each window, by its name. A rule needs *min_events*
     of them in its long window, and ``MIN_MISSES`` misses: one miss in a quiet night
     wakes nobody.
     """

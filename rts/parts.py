@@ -46,13 +46,13 @@ class Parts:
     link: Link
     taus: TauCache
     planner: Planner
-    #: Returns the priority of a message, where deadlines travel as such.
+    #: Returns the priority of a message, with ``rts_scheduler`` "priority".
     prioritise: Callable[[Plan], int] | None = None
     #: Where published tasks are noted; ``None`` where ``rts_open_max`` is 0.
     open_tasks: Announcer | None = None
     #: ``None`` in processes that are not a worker's.
     worker: WorkerParts | None = None
-    #: Made when somebody first asks for a prediction, and for a route.
+    #: Made for the first prediction, and for the first route.
     predictor: Predictor | None = None
     risks: Risks | None = None
 
@@ -76,7 +76,7 @@ class Parts:
 def _prioritiser(
     app: Any, settings: Settings, clock: FleetClock
 ) -> Callable[[Plan], int] | None:
-    """Return what turns plans into priorities, ``None`` where nobody asks for it."""
+    """Return what turns plans into priorities; ``None`` for other schedulers."""
     if settings.scheduler != "priority":
         return None
     url = app.conf.broker_write_url or app.conf.broker_url or ""
@@ -108,7 +108,7 @@ class WorkerParts:
     def build(cls, parts: Parts, worker: Any, *, threaded: bool) -> WorkerParts:
         """Build the parts of *worker*, Celery's; *threaded*: tasks share a process."""
         settings, clock, hostname = parts.settings, parts.clock, worker.hostname
-        # With autoscaling the most tasks that there may be at a time.
+        # With autoscaling, the most tasks that may run at a time.
         concurrency = getattr(worker, "max_concurrency", None) or worker.concurrency or 1
         instance = f"{hostname}/{os.getpid()}-{secrets.token_hex(4)}"
         board = NoteBoard.for_concurrency(concurrency)
@@ -118,11 +118,11 @@ class WorkerParts:
         sink = SpoolRunSink(spool, parts.link, settings)
         sampler = LoadSampler()
 
-        def look() -> None:
+        def on_look() -> None:
             sink.counted()
-            _tell(worker, board, companion)
+            _update_capacity(worker, board, companion)
 
-        companion = Companion(on_look=look)
+        companion = Companion(on_look=on_look)
         return cls(
             Runs(
                 clock,
@@ -172,21 +172,21 @@ class WorkerParts:
         self.listener.start()
 
     def stop(self) -> None:
-        """Stop both; the companion gets a few seconds for a last drain. Again: nothing."""
+        """Stop all of it; the companion gets a few seconds for a last drain. Idempotent."""
         self.listener.stop()
         self.sampler.stop()
         self.board.acknowledged.clear()
-        self.sink.close()  # before the companion's last look at the files
+        self.sink.close()  # before the companion reads the files for the last time
         self.companion.stop()
 
     def in_child(self) -> None:
-        """Let go, in a new pool child, of what belongs to the main process."""
+        """Drop, in a new pool child, what belongs to the main process."""
         self.companion.close_in_child()
 
 
-def _tell(worker: Any, board: NoteBoard, companion: Companion) -> None:
-    """Tell *companion* how many tasks *worker*, Celery's, may run at a time now, and from
-    which queues it takes them: remote control may change both.
+def _update_capacity(worker: Any, board: NoteBoard, companion: Companion) -> None:
+    """Tell *companion* how many tasks *worker*, Celery's, may run at a time now, and which
+    queues it consumes from: remote control may change both.
     """
     try:
         if worker.pool is not None and worker.pool.active:
@@ -194,8 +194,8 @@ def _tell(worker: Any, board: NoteBoard, companion: Companion) -> None:
         consumer = getattr(getattr(worker, "consumer", None), "task_consumer", None)
         if consumer is not None:  # else it is connecting
             companion.tell([queue.name for queue in consumer.queues])
-    except Exception as exc:  # noqa: BLE001  what was told before stands
-        health.hook_failed("telling", exc)
+    except Exception as exc:  # noqa: BLE001  the previous values remain
+        health.hook_failed("capacity", exc)
 
 
 def _logfile(worker: Any) -> str | None:

@@ -1,6 +1,6 @@
-"""What an app may ask before and after it publishes: predictions, and a route by risk.
+"""What an app can ask before and after it publishes: predictions, and a route by risk.
 
-What asks the servers is imported inside functions: this module is loaded with the
+Modules that talk to servers are imported inside functions: this one is loaded with the
 package, also by the companion process.
 """
 
@@ -23,16 +23,15 @@ if TYPE_CHECKING:
 
 
 def predict(task_id: str, *, queue: str | None = None, app: Any = None) -> Prediction | None:
-    """Return when a published task will start and finish; ``None`` where it neither
-    waits nor runs. Works with the broker's own order too.
+    """Return when a published task will start and finish; ``None`` if it is neither
+    waiting nor running. Works with the broker's own order too.
 
-    *queue*: where it waits; by default it is looked for in all queues that the app, its
-    routes or its workers know. *app*: by default the current one, or
-    the only one with rts.
+    *queue*: where it waits; by default all queues that the app, its routes or its workers
+    know are searched. *app*: by default the current one, or the only one with rts.
 
     Raises:
-        CommandError: the app does not have rts or has it off, the broker is not Redis, or
-            no worker takes from the queue.
+        CommandError: rts is not installed, or off, in the app, the broker is not Redis, or
+            no worker consumes from the queue.
         StoreUnavailable: Redis is away.
     """
     app, parts = _installed(app)
@@ -50,19 +49,19 @@ def predict_new(
     """Return when a task would start and finish, were it published now.
 
     *task* is a task or its name; *headers* and *priority* as for ``apply_async``; an eta
-    goes into the headers, as ISO 8601. *queue*: by default the task's own, or where the
-    app routes it. It may be called for each request of a web process: what was read
-    serves all for a fifth of a second, or longer where it took long, and what the process
-    itself publishes meanwhile is counted in.
+    goes into the headers, as ISO 8601. *queue*: by default the task's own, or the one that
+    the app routes it to. It may be called for each request of a web process: one reading of
+    the queues serves all calls for a fifth of a second, or longer if it was slow, and takes
+    into account what the process itself publishes meanwhile.
 
     Raises:
-        CommandError: the app does not have rts or has it off, the broker is not Redis, or
-            no worker takes from the queue.
+        CommandError: rts is not installed, or off, in the app, the broker is not Redis, or
+            no worker consumes from the queue.
         StoreUnavailable: Redis is away.
     """
     app, parts = _installed(app if app is not None else getattr(task, "app", None))
     name = str(getattr(task, "name", task))
-    asked = dict(headers or {})
+    requested = dict(headers or {})
     if priority is None:
         priority = getattr(task, "priority", None)
     if queue is None:
@@ -71,11 +70,10 @@ def predict_new(
         }
         options = {key: value for key, value in options.items() if value is not None}
         known = app.tasks.get(name)
-        to = app.amqp.router.route({**options, "headers": asked}, name, task_type=known)[
-            "queue"
-        ]
-        queue = str(getattr(to, "name", to))
-    plan = parts.planner.plan(name, asked, priority)
+        options["headers"] = requested
+        routed = app.amqp.router.route(options, name, task_type=known)["queue"]
+        queue = str(getattr(routed, "name", routed))
+    plan = parts.planner.plan(name, requested, priority)
     if priority is None and parts.prioritise is not None:
         priority = parts.prioritise(plan)
     return _predictor(app, parts).of_new(plan, name, queue, priority or 0)
@@ -105,19 +103,19 @@ def _installed(app: Any) -> tuple[Any, Parts]:
 
         app = current_app._get_current_object()
         if app not in installed and len(installed) == 1:
-            # A thread of a web server: Celery knows the current app only in the thread
-            # that made it, and where somebody has set a default one.
+            # A thread of a web server: unless a default app was set, Celery knows the
+            # current one only in the thread that made it.
             (app,) = installed
     parts = parts_of(app)
     if parts is None and app in installed:
         raise CommandError(
-            f"rts is off in the app {app.main!r}: rts_enabled is False, or the log names a "
-            "setting that is wrong"
+            f"rts is off in the app {app.main!r}: rts_enabled is False, or a setting is "
+            "invalid (see the log)"
         )
     if parts is None:
         raise CommandError(
             f"the app {app.main!r} does not have rts: call rts.install(app), or name one that "
-            "has it: app=…"
+            "has it with app=…"
         )
     return app, parts
 
@@ -127,7 +125,7 @@ _lock = threading.RLock()
 
 
 def _after_fork() -> None:
-    """Have a lock of its own in a child: a thread of the parent may have been building."""
+    """Replace the lock in a child: a thread of the parent may have held it."""
     global _lock
     _lock = threading.RLock()
 
@@ -145,11 +143,11 @@ def route(
 ) -> dict[str, str] | None:
     """Choose the queue of least risk, for Celery's ``task_routes = (rts.route, …)``.
 
-    Among the queues that ``rts_routes`` gives for the task's type, by
-    ``10 · max(0, F − d) + load`` with F the finish that the queue's backlog, slots and
-    load let expect, and d the deadline. ``None``, which leaves it to Celery, where the
-    type has no routes, where nothing fresh is known, on a tie, and where the call, or a
-    retry, has a queue already. Never raises.
+    Among the queues that ``rts_routes`` lists for the task's type, the risk is
+    ``10 · max(0, F − d) + load``, with d the deadline and F the finish to be expected
+    from the queue's backlog, slots and load. Returns ``None``, which leaves the choice to
+    Celery, where the type has no routes, nothing recent is known, there is a tie, or the
+    call, or a retry, has a queue already. Never raises.
     """
     try:
         options = options or {}
@@ -172,7 +170,7 @@ def route(
             return None
         chosen = _risks(app, parts).choose(plan, candidates, parts.clock.now())
         return None if chosen is None else {"queue": chosen}
-    except Exception as exc:  # noqa: BLE001  Celery's own route is there
+    except Exception as exc:  # noqa: BLE001  Celery's own route remains
         health.hook_failed("route", exc)
         return None
 

@@ -32,7 +32,7 @@ DEFAULT_REDIS_URL = "redis://localhost:6379/0"
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that can be set, validated. Field ``x`` is setting ``rts_x``."""
+    """All settings, validated. Field ``x`` is setting ``rts_x``."""
 
     enabled: bool = True
     #: Redis for taus and the outbox. Default: the broker's or the result
@@ -40,7 +40,7 @@ class Settings:
     redis_url: str = field(default=DEFAULT_REDIS_URL, repr=False)
     #: MongoDB for the ledger; the path names the database.
     mongo_url: str = field(default="mongodb://localhost:27017/rts", repr=False)
-    #: Start of every key in Redis; two installations with different prefixes
+    #: Prefix of every key in Redis; installations with different prefixes can
     #: share a server without seeing each other.
     key_prefix: str = "rts:"
     #: k of ``deadline = arrival + k·tau``, 1.5 to 2.5.
@@ -51,35 +51,35 @@ class Settings:
     task_types: Mapping[str, TaskType] = field(default_factory=lambda: dict(DEFAULT_TASK_TYPES))
     #: ``multiplier``: a fixed k; ``quantile``: the learned quantile of runtime over tau.
     deadline_policy: str = "multiplier"
-    #: The share of runs that shall be in time on an idle system, with ``quantile``.
+    #: With ``quantile``: the share of runs that should be in time on an idle system.
     quantile: float = 0.95
     #: Whether tasks published inside a task get no later deadline than it has, and the
     #: members of a chain one end-to-end deadline.
     propagate_deadline: bool = False
     #: λ of ``tau_new = λ·actual + (1 − λ)·tau_old``, above 0 to 1.
     learning_rate: float = 0.2
-    #: Seconds that a deadline leaves beyond tau at least.
+    #: Seconds that a deadline leaves beyond tau, at least.
     min_slack: float = 1.0
     #: ``name``: the tau of (type, task name) once it has ``min_samples`` runs;
     #: ``type``: the type's only.
     tau_scope: str = "name"
     min_samples: int = 5
-    #: Fields that are ever made in the tau hash; bounds Redis and metrics.
+    #: Most fields in the tau hash; bounds Redis and metrics.
     max_types: int = 1000
     #: Seconds that the ledger keeps a record; 0 keeps for ever.
     ledger_ttl: float = 30 * 86400.0
-    #: Records that the outbox holds at most; past that the oldest go.
+    #: Most records in the outbox; beyond that the oldest are dropped.
     outbox_max: int = 1_000_000
-    #: Tasks that are known as published and not ended, at most, and as many of those
-    #: that are overdue.
+    #: Most tasks that are tracked as published and not ended, and as many of those that
+    #: are overdue.
     open_max: int = 1_000_000
     #: Folder for records that wait while Redis is away.
     spool_dir: str = ""
-    #: Bytes that the spool holds at most; past that the oldest go.
+    #: Most bytes in the spool; beyond that the oldest are dropped.
     spool_max_bytes: int = 1 << 30
     #: Seconds to wait for a connection to Redis, in producers and workers.
     connect_timeout: float = 0.25
-    #: Seconds to wait for an answer of Redis, in producers and workers.
+    #: Seconds to wait for a reply from Redis, in producers and workers.
     timeout: float = 0.5
     #: Seconds without a new attempt after Redis failed.
     breaker_period: float = 5.0
@@ -96,31 +96,30 @@ class Settings:
     hopeless_slots: float = HOPELESS_SLOTS
     #: Share of claims that serve the demoted task that has waited longest.
     late_share: float = LATE_SHARE
-    #: ``deadline``, or ``deadline+work``: by deadline + 2·tau, under deep overload.
+    #: ``deadline``, or ``deadline+work``: by deadline + 2·tau, for deep overload.
     order: str = "deadline"
     #: Queues that ``rts.route`` may choose from, by task type.
     routes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    #: Seconds that stand in for a missing deadline, by queue; ``*``: all others.
+    #: Relative deadline, seconds, of messages without one, by queue; ``*``: all others.
     queue_horizons: Mapping[str, float] = field(default_factory=lambda: {"*": HORIZON_S})
-    #: Objectives: the share of tasks that shall be in time, by task name, queue or
-    #: task type (a name goes before a queue, that before a type); ``*``: all others.
+    #: Objectives: the share of tasks that should be in time, by task name, queue or task
+    #: type (a name takes precedence over a queue, that over a type); ``*``: all others.
     slo: Mapping[str, float] = field(default_factory=lambda: {"*": 0.95})
-    #: Seconds of the error budget; what the ledger does not keep does not count.
+    #: Seconds of the error budget; what the ledger no longer keeps does not count.
     slo_window: float = 30 * 86400.0
-    #: Verdicts in the long window of an alert below which it stays silent.
+    #: Verdicts that an alert needs in its long window.
     slo_min_events: int = 10
-
-    #: Whom to tell of alerts, with their credentials.
+    #: Where to send alerts, with credentials.
     webhooks: tuple[Webhook, ...] = field(default=(), repr=False)
 
     @property
     def keys(self) -> Keys:
-        """The names of everything in Redis."""
+        """The names of all keys in Redis."""
         return Keys(self.key_prefix)
 
     @property
     def budget_window_s(self) -> float:
-        """Seconds of the error budget: no more than the ledger keeps."""
+        """Seconds of the error budget: at most what the ledger keeps."""
         return min(self.slo_window, self.ledger_ttl or self.slo_window)
 
     @classmethod
@@ -132,15 +131,15 @@ class Settings:
         *environ* is ``os.environ`` unless given.
 
         Raises:
-            ConfigurationError: a setting is invalid or is not known; the message
-                names the setting, the value and what is allowed.
+            ConfigurationError: a setting is invalid or unknown; the message names
+                the setting, the value and what is allowed.
         """
         environ = os.environ if environ is None else environ
         values: dict[str, Any] = {}
         for key, value in _given(conf).items():
             check = CHECKS.get(key)
             if check is None:
-                # The nearest first, which a slip of the pen meant.
+                # The most similar name first: it is probably a typo.
                 alike = {name: SequenceMatcher(None, key, name).ratio() for name in CHECKS}
                 names = sorted(alike, key=lambda name: -alike[name])
                 raise ConfigurationError(key, value, f"the settings {', '.join(names)}")
@@ -159,7 +158,7 @@ class Settings:
         return settings
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values from which :meth:`from_dict` builds an equal object."""
+        """Return plain values, from which :meth:`from_dict` builds an equal object."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         plain["task_types"] = {
             t.name: {"tau": t.tau, "sla_multiplier": t.sla_multiplier}
@@ -176,7 +175,7 @@ class Settings:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Settings:
-        """Build settings from :meth:`as_dict`; they were validated before."""
+        """Build settings from :meth:`as_dict`, without validating them again."""
         values = dict(plain)
         values["task_types"] = {
             name: TaskType(name, spec["tau"], spec["sla_multiplier"])
@@ -191,19 +190,19 @@ class Settings:
 
 
 def _given(conf: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the rts settings that *conf* holds, by their plain lower-case names.
+    """Return the rts settings in *conf*, by their plain lower-case names.
 
     With ``config_from_object(…, namespace="CELERY")`` Celery keeps the keys as
     they were written (``CELERY_RTS_REDIS_URL``) and knows the namespace.
     """
-    keys = list(conf)  # loads what is still pending
+    keys = list(conf)  # loads a configuration that is still lazy
     namespace = getattr(conf, "prefix", None) or ""
     given = {}
     for key in keys:
         if namespace and key.startswith(namespace):
             name = key.removeprefix(namespace).lower()
         elif not namespace and key.lower() in CHECKS:
-            name = key.lower()  # beside Celery's old names, which are in upper case
+            name = key.lower()  # together with Celery's old, upper-case names
         else:
             name = key
         if name.startswith("rts_"):
@@ -211,7 +210,7 @@ def _given(conf: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-#: Celery's settings that may name a Redis, and those of TLS beside them.
+#: Celery's settings that may name a Redis, with the setting for TLS that goes with each.
 _URLS = {
     **dict.fromkeys(("broker_url", "broker_write_url", "broker_read_url"), "broker_use_ssl"),
     "result_backend": "redis_backend_use_ssl",
@@ -221,7 +220,7 @@ _URLS = {
 def _redis_of(conf: Mapping[str, Any], environ: Mapping[str, str]) -> str:
     """Return the app's own Redis: its broker or result backend, else localhost.
 
-    As Celery does, by the environment first: ``celery -b URL`` sets it too.
+    Like Celery, the environment first, which ``celery -b URL`` sets too.
     """
     for key, tls in _URLS.items():
         variable = f"CELERY_{key.upper()}"
@@ -239,15 +238,15 @@ def _redis_of(conf: Mapping[str, Any], environ: Mapping[str, str]) -> str:
 
 def _default_spool_dir(settings: Settings) -> str:
     """Return a folder of this user for this installation, below the system's /tmp."""
-    # Without the password: what waits while it is changed is looked for under the new one.
+    # Without the password: records spooled while it changes must be found with the new one.
     identity = f"{place_of(settings.redis_url)}\n{settings.key_prefix}".encode()
-    try:  # not by the environment, which sudo -E and --uid leave as another user's
+    try:  # not from the environment, where sudo -E and --uid leave another user's name
         user = pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:  # a container's user need not have a name
         user = str(os.geteuid())
     name = f"rts-spool-{user}-{hashlib.sha256(identity).hexdigest()[:12]}"
     try:
         folder = tempfile.gettempdir()
-    except FileNotFoundError:  # a container whose files are all read-only
-        folder = "/tmp"  # the spool says that it cannot write there, and is done without
+    except FileNotFoundError:  # a container whose file systems are all read-only
+        folder = "/tmp"  # the spool logs that it cannot write there, and is bypassed
     return os.path.join(folder, name)

@@ -1,7 +1,7 @@
-"""Signals for the app's own receivers: deadlines that are missed, and alerts.
+"""Signals for the app's own receivers: missed deadlines, and alerts.
 
-They are signals like Celery's. A receiver gets ``sender`` and ``notice``, a frozen
-record of :mod:`rts.notices`, and must take further keyword arguments::
+They work like Celery's. A receiver gets ``sender`` and ``notice``, a frozen record of
+:mod:`rts.notices`, and must accept further keyword arguments::
 
     @rts.signals.deadline_missed.connect
     def tell(sender, notice, **_): ...
@@ -15,11 +15,11 @@ deadline_missed  the task's      in the process that ends the run: the one that 
                                  revoked, terminated, expired or unknown
 task_overdue     the task's      in the main process of one worker of the fleet, in a
                  name            thread of rts, once per task
-slo_burning      the objective   the same, once when it begins and once when it is over
+slo_burning      the objective   the same, once when it starts and once when it is over
 ===============  ==============  =====================================================
 
-An exception of a receiver is counted and logged once; the others are still called,
-and the task does not notice.
+An exception in a receiver is counted, and logged once; the other receivers are still
+called, and the task is not affected.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 
 
 class Notices(Signal):  # type: ignore[misc]  # Celery has no type information
-    """A signal whose receivers cannot disturb the one who sends it."""
+    """A signal whose receivers cannot disturb the sender."""
 
-    if TYPE_CHECKING:  # Celery's own has no types, and a receiver would lose its own
+    if TYPE_CHECKING:  # Celery's own is untyped, so that receivers would lose their types
 
         @overload
         def connect(
@@ -68,12 +68,12 @@ class Notices(Signal):  # type: ignore[misc]  # Celery has no type information
         def connect(self, *args: Any, **kwargs: Any) -> Any: ...
 
     def send(self, sender: Any, **named: Any) -> list[tuple[Any, Any]]:
-        """Call each receiver; return each with what it returned or raised."""
+        """Call all receivers; return each one with what it returned or raised."""
         answers: list[tuple[Any, Any]] = []
         for receiver in self._live_receivers(sender) if self.receivers else ():
             try:
                 answer = receiver(signal=self, sender=sender, **named)
-            except Exception as exc:  # noqa: BLE001  whatever an app's receiver does
+            except Exception as exc:  # noqa: BLE001  whatever an app's receiver raises
                 answer = exc
                 health.count("receiver_errors")
                 health.warn_once(
@@ -97,7 +97,7 @@ slo_burning = Notices(name="slo_burning")
 
 
 def _after_fork() -> None:
-    """Free the locks that a thread of the parent may have held."""
+    """Replace the locks, which a thread of the parent may have held."""
     for signal in (deadline_missed, task_overdue, slo_burning):
         signal.lock = threading.Lock()
 
@@ -106,7 +106,7 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def run_ended(ended: Execution) -> None:
-    """Send :data:`deadline_missed` where *ended* is a miss. Never raises."""
+    """Send :data:`deadline_missed` if *ended* is a miss. Never raises."""
     if sla_success(ended) is False:
         deadline_missed.send(ended.name, notice=DeadlineMissed.of(ended))
 

@@ -11,7 +11,7 @@ class TaskType:
     """A class of work.
 
     ``tau`` is the runtime in seconds that is assumed until one is learned;
-    ``sla_multiplier`` is its own k, ``None`` for the installation's.
+    ``sla_multiplier`` is its own k, ``None`` for that of the settings.
     """
 
     name: str
@@ -19,7 +19,7 @@ class TaskType:
     sla_multiplier: float | None = None
 
 
-#: The six types that every installation has, with their first tau in seconds.
+#: The six types that every installation has, with their default tau in seconds.
 DEFAULT_TASK_TYPES: dict[str, TaskType] = {
     t.name: t
     for t in (
@@ -32,18 +32,18 @@ DEFAULT_TASK_TYPES: dict[str, TaskType] = {
     )
 }
 
-#: The type of work that says nothing of itself.
+#: The type of tasks that request nothing.
 UNTYPED = "mixed"
 
-#: What a type may be called. A type becomes a field of Redis and a value in
-#: MongoDB and in metrics, so it is short and plain; "/" separates type and name.
+#: Allowed names of types. A type becomes a hash field in Redis and a value in
+#: MongoDB and metrics, so it is short and plain; "/" separates type and name.
 TYPE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What a task asks for: cores, GiB, GPUs, GiB of storage, which no rule uses yet. 0 where
-    not given.
+    """What a task requests: cores, GiB, GPUs, and GiB of storage, which no rule uses yet. 0
+    where not given.
     """
 
     cpu: float = 0.0
@@ -53,7 +53,7 @@ class Resources:
 
 
 def infer(resources: Resources) -> str:
-    """Return the type that a resource request speaks for; the first rule wins.
+    """Return the type to infer from a resource request; the first matching rule wins.
 
     >>> infer(Resources(gpu=4, cpu=8)), infer(Resources(gpu=1)), infer(Resources(memory=16))
     ('gpu-training', 'gpu-inference', 'memory-heavy')
@@ -70,4 +70,4 @@ def infer(resources: Resources) -> str:
         return "cpu-heavy"
     if resources.cpu > 0:
         return "cpu-light"
-    return "mixed"
+    return UNTYPED

@@ -1,8 +1,9 @@
-"""Addresses of servers: what is accepted at install, and how they are shown.
+"""URLs of servers: which are accepted at install, and how they are shown.
 
-MongoDB's are read here as pymongo reads them, since no process of the host app shall
-import pymongo. What it accepts without a warning is never refused, but for ``w=0``; whether
-options go together, and the files that some name, are seen by the companion process.
+MongoDB's are parsed here the way pymongo does, since no process of the host app is to
+import pymongo. What it accepts without a warning is never refused, except for ``w=0``;
+whether options are compatible, and files that they name exist, is left to the companion
+process.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ _MONGO_SCHEMES = ("mongodb", "mongodb+srv")
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _ESCAPED = "special characters of a user or password as %23, %2F, %3F, %40"
-#: What stands where a port should, and may be a password without an @ behind it.
+#: What is in the place of a port but is none: maybe a password without an @ after it.
 _NO_PORT = re.compile(r":(?!\d{1,5}(?:[,/]|$))[^,/\]]+(?=[,/]|$)")
-#: What no database has in its name.
+#: Characters that the name of a database must not have.
 _NOT_IN_DATABASE = re.compile(r'[/\\ "$\0]')
 
 
@@ -45,8 +46,9 @@ def plain_redis_url(url: str) -> str:
 
 
 def with_tls(url: str, options: object) -> str:
-    """Return *url*, of Redis, with what ``broker_use_ssl`` or ``redis_backend_use_ssl`` holds,
-    as Celery takes it: a dict alone has a meaning, and goes before the URL's own options.
+    """Return *url*, of Redis, with the *options* of ``broker_use_ssl`` or
+    ``redis_backend_use_ssl``. As in Celery, only a dict has a meaning, and it takes
+    precedence over the URL's own options.
 
     >>> with_tls("redis://host:6379/0?ssl_cert_reqs=none", {"ssl_ca_certs": "/etc/ca.crt"})
     'rediss://host:6379/0?ssl_cert_reqs=none&ssl_ca_certs=/etc/ca.crt'
@@ -67,23 +69,23 @@ def with_tls(url: str, options: object) -> str:
 
 
 def _verification(value: object) -> object:
-    """Return how a certificate is verified as redis-py reads it in a URL."""
+    """Return ``ssl_cert_reqs`` as redis-py reads it in a URL."""
     if isinstance(value, int) and value in list(ssl.VerifyMode):
         value = ssl.VerifyMode(value).name
     return value.removeprefix("CERT_").lower() if isinstance(value, str) else value
 
 
 def is_redis(url: object) -> TypeGuard[str]:
-    """Return whether *url* begins as one that redis-py or kombu takes for Redis's."""
+    """Return whether *url* has a scheme that redis-py or kombu takes for Redis."""
     scheme, separator, _ = url.partition("://") if isinstance(url, str) else ("", "", "")
     return bool(separator) and scheme in REDIS_SCHEMES
 
 
 def redis_url(key: str, value: object) -> str:
-    """Return *value* as a URL that redis-py takes. What options it has is seen later.
+    """Return *value* as a URL that redis-py takes. Its options are not checked.
 
     Raises:
-        ConfigurationError: it is none; the message does not show a password.
+        ConfigurationError: it is not one; the message never shows a password.
     """
     allowed = "a URL that begins with redis://, rediss:// or unix://"
     if not is_redis(value):
@@ -93,7 +95,7 @@ def redis_url(key: str, value: object) -> str:
         parts = urlsplit(url)
         misplaced = "@" in parts.path + parts.fragment and parts.scheme != "unix"
         readable = parts.port != 0 and not misplaced
-    except ValueError:  # the port is none, or a bracket is missing
+    except ValueError:  # an invalid port, or a missing bracket
         readable = False
     if not readable:
         raise ConfigurationError(
@@ -103,7 +105,7 @@ def redis_url(key: str, value: object) -> str:
 
 
 def place_of(url: str) -> str:
-    """Return the server and database of *url*, of Redis: the same with another password.
+    """Return the server and database of *url*, of Redis, whatever its password and options.
 
     >>> place_of("redis://me:secret@host:6379/0?ssl_ca_certs=/etc/ca.crt")
     'redis://host:6379/0'
@@ -117,11 +119,11 @@ def place_of(url: str) -> str:
 
 
 def mongo_url(key: str, value: object) -> str:
-    """Return *value*, a URL that pymongo takes with the options that are known here.
+    """Return *value* if it is a URL that pymongo takes, as far as is checked here.
 
     Raises:
-        ConfigurationError: it is none, or an option has a value that makes no sense; the
-            message does not show a password.
+        ConfigurationError: it is not one, or an option has an invalid value; the message
+            never shows a password.
     """
     allowed = "a URL such as mongodb://host:27017/database (the path names the database)"
     scheme, separator, rest = value.partition("://") if isinstance(value, str) else ("",) * 3
@@ -140,14 +142,14 @@ def mongo_url(key: str, value: object) -> str:
         raise ConfigurationError(key, refused(value), f"{allowed}, with {wrong}")
     for option in filter(None, re.split("[&;]", options)):
         name, _, given = option.partition("=")
-        told = refused_option(name, unquote_plus(given))
-        if told is not None:
-            raise ConfigurationError(f"{key}, option {name}", *told)
+        refusal = refused_option(name, unquote_plus(given))
+        if refusal is not None:
+            raise ConfigurationError(f"{key}, option {name}", *refusal)
     return value
 
 
 def _is_user(text: str) -> bool:
-    """Return whether *text* is a user, or a user and a password, percent-encoded."""
+    """Return whether *text* is a user name, or one with a password, percent-encoded."""
     bare = any(
         text[i] == "%" and unquote_plus(text[i : i + 3]) == text[i : i + 3]
         for i in range(len(text))
@@ -156,7 +158,7 @@ def _is_user(text: str) -> bool:
 
 
 def _wrong_hosts(text: str, *, srv: bool) -> str | None:
-    """Return what hosts there should be instead of *text*, ``None`` where it is fine."""
+    """Return what the hosts should be instead of *text*; ``None`` if they are valid."""
     hosts = text.split(",")
     if "" in hosts:
         return "a host, or some with commas between them"
@@ -196,8 +198,8 @@ def _are_options(text: str) -> bool:
 def shown_url(url: str) -> str:
     """Return *url* without user name, password and options.
 
-    All that stands before the last @ is hidden, also where the password has a
-    character that it should not have there: such a URL is shown for its error.
+    Everything before the last @ is hidden, even if the password contains characters
+    that should have been encoded: errors show such URLs.
 
     >>> shown_url("redis://:secret@host:6379/0?password=x")
     'redis://host:6379/0'
@@ -207,14 +209,14 @@ def shown_url(url: str) -> str:
     scheme, _, rest = url.partition("://")
     credentials, _, place = rest.rpartition("@")
     if not {"?", "#"}.isdisjoint(credentials):
-        return f"{scheme}://***"  # the @ may be one of the options'
+        return f"{scheme}://***"  # the @ may be in the options
     for end in "?#":
         place = place.partition(end)[0]
     return f"{scheme}://{place}"
 
 
 def refused_host(value: object) -> object:
-    """Return what an error says of *value*, which should have been a URL whose path may be
+    """Return what an error shows of *value*, which should have been a URL whose path may be
     as secret as a password: its scheme and host.
 
     >>> refused_host("htps://me:hush@hooks.example.org/services/T0/KEY")
@@ -226,12 +228,12 @@ def refused_host(value: object) -> object:
     scheme = begin[0] if begin else ""
     host, *path = re.split(r"[/?#\s]", value.removeprefix(scheme), maxsplit=1)
     if path and "@" in path[0]:
-        return f"{scheme}***"  # what stands before it may be a part of a password
+        return f"{scheme}***"  # what precedes the @ may be a part of a password
     return f"{refused(scheme + host)}{'/***' if path else ''}"
 
 
 def refused(value: object) -> object:
-    """Return what an error says of *value*, which should have been a URL and may hold a
+    """Return what an error shows of *value*, which should have been a URL and may contain a
     password anywhere.
 
     >>> refused("http://me:secret@host/0?password=x")
@@ -247,7 +249,7 @@ def refused(value: object) -> object:
     scheme = begin[0] if begin else ""
     credentials, at, place = value.removeprefix(scheme).rpartition("@")
     if not {"?", "#"}.isdisjoint(credentials):
-        return f"{scheme}***"  # the @ may be one of the options'
+        return f"{scheme}***"  # the @ may be in the options
     place, *options = re.split("[?#]", place, maxsplit=1)
     shown = scheme + ("***@" if at else "") + _NO_PORT.sub(":***", place)
     return shown + ("?***" if options else "")

@@ -1,4 +1,4 @@
-"""The checks of single settings: a bad value fails with what is allowed."""
+"""Checks of individual settings: an invalid value fails with what is allowed."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _TYPES_RANGE = (
 
 
 def json_object(text: str | bytes, what: str) -> dict[str, Any]:
-    """Return the object that *text* is the JSON of; anybody may have written it.
+    """Return the object in *text*, JSON that anybody may have written.
 
     Raises:
-        ValueError: it is none, naming *what* it should be.
+        ValueError: it is not an object; the message names *what* it should be.
     """
     try:
         values = json.loads(text)
@@ -38,9 +38,9 @@ def json_object(text: str | bytes, what: str) -> dict[str, Any]:
 
 
 def finite(value: object) -> float | None:
-    """Return *value* as a finite float, ``None`` where it is no number (or a bool).
+    """Return *value* as a finite float; ``None`` where it is not a number, or a bool.
 
-    Short strings that spell a number count: other languages send them so.
+    Short strings that spell a number count: producers in other languages send those.
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
@@ -83,7 +83,7 @@ def _boolean(key: str, value: object) -> bool:
 
 
 def _choice(*allowed: str | None) -> Callable[[str, object], str]:
-    # ``None``, the default of whatever has no other, never comes here: it is only told of.
+    # ``None``, meaning the default, is never checked: it is only named in the message.
     def check(key: str, value: object) -> str:
         if value not in allowed:
             raise ConfigurationError(key, value, " or ".join(repr(a) for a in allowed))
@@ -109,14 +109,14 @@ _tau = _number(0, _TYPES_RANGE, above=True, most=1e9)
 
 
 def _task_types(key: str, value: object) -> dict[str, TaskType]:
-    """Return the default types with those of *value* added or put in their place."""
+    """Return the default types, with those of *value* added or replacing them."""
     if not isinstance(value, Mapping):
         raise ConfigurationError(key, value, _TYPES_RANGE)
     types = dict(DEFAULT_TASK_TYPES)
     for name, spec in value.items():
         if not isinstance(name, str) or not TYPE_NAME.fullmatch(name):
             raise ConfigurationError(key, name, _TYPES_RANGE)
-        name = str.__str__(name)  # a member of an enum prints otherwise
+        name = str.__str__(name)  # a plain str: an enum member prints differently
         if isinstance(spec, Mapping):
             if not set(spec) <= {"tau", "sla_multiplier"} or "tau" not in spec:
                 raise ConfigurationError(f"{key}[{name!r}]", dict(spec), _TYPES_RANGE)
@@ -163,7 +163,7 @@ def _queue_horizons(key: str, value: object) -> dict[str, float]:
 
 def _slo(key: str, value: object) -> dict[str, float]:
     allowed = (
-        "a dict of task type, task name, queue or '*' to the share of tasks that shall be in "
+        "a dict of task type, task name, queue or '*' to the share of tasks that should be in "
         f"time, {MIN_TARGET} to {MAX_TARGET}"
     )
     if not isinstance(value, Mapping):

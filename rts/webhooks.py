@@ -1,7 +1,7 @@
-"""Webhooks: whom to tell of alerts, as ``rts_webhooks`` says it.
+"""Webhooks: where to send alerts, from ``rts_webhooks``.
 
-Their URLs and secrets are credentials: neither stands in an error, a log line or
-what a command prints. :attr:`Webhook.shown` does.
+Their URLs and secrets are credentials: neither appears in errors, log lines or what a
+command prints. :attr:`Webhook.shown` does instead.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from urllib.parse import urlsplit
 from rts.errors import ConfigurationError
 from rts.urls import refused_host
 
-#: What there are alerts of.
+#: The events that alerts are sent for.
 EVENTS = ("slo_burning", "task_overdue")
 FORMATS = ("json", "slack")
-#: Seconds between two messages to one receiver, unless it is set.
+#: Default of ``min_interval``, seconds.
 MIN_INTERVAL_S = 1.0
-#: The longest: a message that is a day old is not sent any more.
+#: Maximum of ``min_interval``: messages that are a day old are no longer sent.
 MAX_INTERVAL_S = 86400.0
 #: More are a mistake: each has a thread and a queue of its own.
 MAX_WEBHOOKS = 20
-#: The shortest secret: less can be guessed.
+#: Minimum length of a secret: shorter ones can be guessed.
 MIN_SECRET = 8
 
 _ALLOWED = (
@@ -45,9 +45,9 @@ class Webhook:
     secret: str | None = field(default=None, repr=False)
     format: str = "json"
     events: tuple[str, ...] = EVENTS
-    #: Seconds between two messages.
+    #: Seconds between two messages, at least.
     min_interval_s: float = MIN_INTERVAL_S
-    #: Where people look further, such as Flower's overview.
+    #: Page with details for people, such as Flower's overview.
     link: str | None = None
 
     @property
@@ -58,11 +58,11 @@ class Webhook:
 
     @property
     def id(self) -> str:
-        """What names its queue in Redis, without saying where it is."""
+        """Name of its queue in Redis, which does not reveal the URL."""
         return hashlib.sha256(f"{self.format} {self.url}".encode()).hexdigest()[:16]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as ``rts_webhooks`` holds it."""
+        """Return it in the form of ``rts_webhooks``."""
         return {
             "url": self.url,
             "secret": self.secret,
@@ -74,7 +74,7 @@ class Webhook:
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> Webhook:
-        """Build one from :meth:`as_dict`, or from what was checked."""
+        """Build one from :meth:`as_dict`, or from an entry that was validated."""
         return cls(
             given["url"],
             given.get("secret"),
@@ -86,11 +86,11 @@ class Webhook:
 
 
 def read_webhooks(key: str, value: object) -> tuple[Webhook, ...]:
-    """Return the webhooks that setting *key* holds.
+    """Return the webhooks in *value*, of the setting *key*.
 
     Raises:
-        ConfigurationError: it is not valid; the message shows no secret, and of a URL no
-            more than scheme and host.
+        ConfigurationError: it is invalid; the message shows no secret, and of a URL only
+            scheme and host.
     """
     if not isinstance(value, list | tuple):
         raise ConfigurationError(key, f"a {type(value).__name__}", _ALLOWED)
@@ -123,8 +123,8 @@ def _webhook(key: str, given: object) -> Webhook:
         isinstance(events, list | tuple) and events and all(e in EVENTS for e in events)
     ):
         raise ConfigurationError(f"{key}['events']", events, _ALLOWED)
-    fine = isinstance(interval, int | float) and not isinstance(interval, bool)
-    if not fine or not 0 <= interval <= MAX_INTERVAL_S:
+    is_number = isinstance(interval, int | float) and not isinstance(interval, bool)
+    if not is_number or not 0 <= interval <= MAX_INTERVAL_S:
         raise ConfigurationError(f"{key}['min_interval']", interval, _ALLOWED)
     if given.get("link") is not None and not _is_url(given["link"]):
         raise ConfigurationError(f"{key}['link']", refused_host(given["link"]), _ALLOWED)
@@ -132,8 +132,8 @@ def _webhook(key: str, given: object) -> Webhook:
 
 
 def _is_secret(value: object) -> bool:
-    """Return whether messages can be signed with *value*: with bytes of the environment
-    that are no UTF-8 they cannot.
+    """Return whether messages can be signed with *value*; not with undecodable bytes from
+    the environment.
     """
     if not isinstance(value, str) or len(value) < MIN_SECRET:
         return False
@@ -145,14 +145,14 @@ def _is_secret(value: object) -> bool:
 
 
 def _is_url(value: object) -> bool:
-    """Return whether *value* is a URL that can be asked for over HTTP."""
+    """Return whether *value* is a URL that can be requested over HTTP."""
     if not isinstance(value, str) or len(value) > 2048:
         return False
     if not (value.isascii() and value.isprintable()) or " " in value:
         return False
     try:
         parts = urlsplit(value)
-        port_is_fine = parts.port != 0
+        valid_port = parts.port != 0
     except ValueError:
         return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname) and port_is_fine
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and valid_port

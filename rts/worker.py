@@ -1,4 +1,4 @@
-"""The bootsteps of a worker: its parts are built before the pool forks, and started."""
+"""The bootsteps of a worker: they build its parts before the pool forks, and start them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rts.errors import ConfigurationError
 class RtsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no type information
     """Runs in the worker's main process.
 
-    It is made with the worker (before the pool forks, so that children inherit
+    It is created with the worker (before the pool forks, so that children inherit
     the load board) and started after the pool (so that the first children do not
-    inherit threads). The ``worker_shutdown`` signal ends it, after the pool has
+    inherit threads). The ``worker_shutdown`` signal stops it, after the pool has
     finished its last tasks.
     """
 
@@ -28,7 +28,7 @@ class RtsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no t
         try:
             self._parts = self._build(worker)
         except ConfigurationError:
-            raise  # at the start, in front of the person who can mend it
+            raise  # at startup, in view of the person who can correct it
         except Exception as exc:  # noqa: BLE001  the worker must start
             health.hook_failed("worker", exc)
 
@@ -45,13 +45,13 @@ class RtsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no t
         pool = worker.pool_cls.__module__.rpartition(".")[2]
         parts.taus.refresh()
         if parts.worker is not None:
-            parts.worker.stop()  # of a worker before it in this process, as tests have
+            parts.worker.stop()  # of an earlier worker in this process, as in tests
         threaded = pool not in ("prefork", "solo")
         parts.worker = WorkerParts.build(parts, worker, threaded=threaded)
         return parts
 
     def start(self, parent: Any) -> None:
-        """Start the load sampler and the companion process."""
+        """Start what runs beside the worker."""
         try:
             if self._parts is not None:
                 self._parts.worker.start()
@@ -59,10 +59,10 @@ class RtsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no t
             health.hook_failed("worker", exc)
 
     def stop(self, parent: Any) -> None:
-        """Nothing yet: the pool still finishes its tasks."""
+        """Do nothing yet: the pool is still finishing its tasks."""
 
     def terminate(self, parent: Any) -> None:
-        """Stop at once, without the signal: nothing is finished any more."""
+        """Stop at once, on a cold shutdown, which sends no signal."""
         try:
             if self._parts is not None:
                 self._parts.worker.stop()
@@ -71,14 +71,14 @@ class RtsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no t
 
 
 class SlotsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no type information
-    """Shows the worker's slots to the channel that its tasks come from."""
+    """Gives the channel that a worker consumes from access to the worker's slots."""
 
     name = "rts-slots"
     requires = ("celery.worker.consumer.tasks:Tasks",)
     _slots: Any = None
 
     def start(self, parent: Any) -> None:
-        """Begin, at each new connection: nothing is taken past the free slots."""
+        """Runs at each new connection, so that no more is claimed than there are free slots."""
         if "redis" not in str(parent.connection.transport.driver_type):
             return
         from rts.scheduling.slots import show_slots
@@ -87,7 +87,7 @@ class SlotsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no
 
 
 def add_steps(app: Any) -> None:
-    """Have the workers of *app* start with the steps of rts."""
+    """Add the steps of rts to the workers of *app*."""
     app.steps["worker"].add(RtsStep)
     app.steps["consumer"].add(SlotsStep)
 
