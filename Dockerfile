@@ -1,4 +1,4 @@
-# The example app: worker, beat, Flower and producer run from this one image.
+# The example app: worker, beat, Flower, producer and exporter all run from this image.
 FROM python:3.12.8-slim-bookworm
 
 RUN groupadd --gid 10001 app \

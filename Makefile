@@ -1,10 +1,10 @@
-# `make demo` shows the main job on embedded servers; `make test` checks everything.
-# Each makes what it needs of the environment in $(VENV) first.
+# `make demo` shows rts at work on embedded servers; `make test` checks everything.
+# Each target first sets up what it needs in $(VENV).
 
 PYTHON ?= python3
 VENV ?= .venv
 KEEP ?=
-# Files of tests that run at a time: most of them wait, so two for each core of a small machine.
+# Test files to run in parallel: most of them wait, so two per core of a small machine.
 JOBS ?= 4
 BIN := $(VENV)/bin
 
@@ -27,7 +27,7 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Celery 5.5, 5.6, 5.7 on each Python that is found (3.10 to 3.13).
+# Celery 5.5, 5.6 and 5.7 on each Python that is installed (3.10 to 3.13).
 matrix: $(VENV)/.dev
 	$(BIN)/python tests/matrix.py
 
@@ -43,7 +43,7 @@ bench: $(VENV)/.dev
 clean:
 	rm -rf $(VENV) .venvs build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*
 
-# Where Python comes without ensurepip (Debian splits it off), pip installs itself.
+# Without ensurepip (Debian packages it separately), the system's pip installs pip.
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV) || \
 	  { $(PYTHON) -m venv --clear --without-pip $(VENV) && \

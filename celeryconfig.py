@@ -1,7 +1,7 @@
-"""Configuration of the example app, and a list of every setting of rts.
+"""Configuration of the example app, with every setting of rts.
 
-Celery reads this module by its name (``app.config_from_object("celeryconfig")``).
-What stands commented out is the default.
+Celery loads this module by name (``app.config_from_object("celeryconfig")``).
+Settings that are commented out show their default.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 
 broker_url = os.environ.get("CELERY_BROKER_URL", "redis://localhost:6379/0")
-# Redis keeps results too; any other broker carries them back as messages.
+# Redis stores results too; with any other broker they are sent back as messages.
 result_backend = os.environ.get("CELERY_RESULT_BACKEND") or (
     broker_url if broker_url.startswith("redis") else "rpc://"
 )
 broker_connection_retry_on_startup = True
 task_send_sent_event = False
-# Fair hand-out: a worker holds no more than it runs.
+# Fair dispatch: a worker prefetches no more than it has slots.
 worker_prefetch_multiplier = 1
 
 # Instead of rts.install(app) in code: for workers, beat and Flower.
@@ -23,7 +23,7 @@ worker_prefetch_multiplier = 1
 
 # --- rts ---------------------------------------------------------------------------
 
-# Whether rts does anything at all: True or False.
+# Turns rts on or off: True or False.
 # rts_enabled = True
 
 # Redis for the taus and the outbox. Default: the broker's or the result backend's
@@ -35,7 +35,7 @@ worker_prefetch_multiplier = 1
 # Default: mongodb://localhost:27017/rts.
 rts_mongo_url = os.environ.get("RTS_MONGO_URL", "mongodb://localhost:27017/rts")
 
-# The start of every key in Redis: 1 to 64 printable characters.
+# Prefix of every key in Redis: 1 to 64 printable characters.
 # rts_key_prefix = "rts:"
 
 # k of deadline = arrival + k·tau, 1.5 to 2.5. The environment variable
@@ -45,15 +45,15 @@ rts_mongo_url = os.environ.get("RTS_MONGO_URL", "mongodb://localhost:27017/rts")
 # k by message priority, each 1.5 to 2.5, e.g. {9: 1.5}.
 # rts_priority_multipliers = {}
 
-# The app's own types beside the six, with their first tau in seconds (above 0), and
-# their k (1.5 to 2.5) where it differs:
+# The app's own types, in addition to the six, with their default tau in seconds (above 0),
+# and their own k (1.5 to 2.5) if it differs:
 # {"video": 30.0, "mail": {"tau": 2.0, "sla_multiplier": 1.8}}.
 # rts_task_types = {}
 
 # λ of tau_new = λ·actual + (1 − λ)·tau_old: above 0, at most 1.
 # rts_learning_rate = 0.2
 
-# Seconds that a deadline leaves beyond tau at least; 0 or more.
+# Seconds that a deadline leaves beyond tau, at least; 0 or more.
 # rts_min_slack = 1.0
 
 # "name": deadlines use the tau of (type, task name) once it has rts_min_samples
@@ -61,17 +61,17 @@ rts_mongo_url = os.environ.get("RTS_MONGO_URL", "mongodb://localhost:27017/rts")
 # rts_tau_scope = "name"
 # rts_min_samples = 5
 
-# Fields that are ever made in the tau hash; 6 or more.
+# Most fields in the tau hash; 6 or more.
 # rts_max_types = 1000
 
 # Seconds that the ledger keeps a record: 0 or more; 0 keeps for ever.
 # rts_ledger_ttl = 30 * 86400.0
 
-# Records that the outbox in Redis holds at most: 1 or more; past that the oldest go.
+# Most records in the outbox in Redis: 1 or more; beyond that the oldest are dropped.
 # rts_outbox_max = 1_000_000
 
-# Tasks that are known as published and not ended, at most (0: none, and then nothing is
-# known as overdue before it ends).
+# Most tasks that are tracked as published and not ended (0: none, so that no task is found
+# overdue before it ends).
 # rts_open_max = 1_000_000
 
 # Folder (an absolute path) for records that wait while Redis is away, and its size
@@ -80,8 +80,8 @@ rts_mongo_url = os.environ.get("RTS_MONGO_URL", "mongodb://localhost:27017/rts")
 rts_spool_dir = os.environ.get("RTS_SPOOL_DIR") or None
 # rts_spool_max_bytes = 1 << 30
 
-# Seconds that a producer or a task waits for Redis at most, to connect and for an
-# answer, and seconds without a new attempt after that failed: each above 0.
+# Most seconds that a producer or a task waits for Redis, to connect and for a reply, and
+# seconds without a new attempt after that failed: each above 0.
 # rts_connect_timeout = 0.25
 # rts_timeout = 0.5
 # rts_breaker_period = 5.0
@@ -90,9 +90,9 @@ rts_spool_dir = os.environ.get("RTS_SPOOL_DIR") or None
 # `celery -A proj rts drain` does it elsewhere.
 # rts_drain = True
 
-# "multiplier": deadlines by the fixed k. "quantile": k is learned, the quantile
-# rts_quantile (0.5 to 0.999) of runtime over tau, so that this share of the runs of an
-# idle system is in time whatever the spread of its runtimes.
+# "multiplier": deadlines from the fixed k. "quantile": k is learned as the quantile
+# rts_quantile (0.5 to 0.999) of runtime over tau, so that this share of the runs on an
+# idle system is in time, however much their runtimes vary.
 # rts_deadline_policy = "multiplier"
 # rts_quantile = 0.95
 
@@ -100,13 +100,13 @@ rts_spool_dir = os.environ.get("RTS_SPOOL_DIR") or None
 # members of a chain one end-to-end deadline: True or False.
 # rts_propagate_deadline = False
 
-# --- the order of the queue ----------------------------------------------------------
+# --- queue order ---------------------------------------------------------------------
 
 # "edf": earliest deadline first, where the broker is Redis. "priority": deadlines as
 # message priorities, for other brokers. None: the broker's own order.
 # rts_scheduler = None
 
-# A waiting task that can no longer be in time: "demote" (behind all that still can),
+# A waiting task that can no longer be in time: "demote" (behind all that still can be),
 # "keep" (plain EDF), "drop" (revoked, with a verdict).
 # rts_hopeless = "demote"
 
@@ -116,11 +116,10 @@ rts_spool_dir = os.environ.get("RTS_SPOOL_DIR") or None
 # rts_hopeless_slots = 0.75
 # rts_late_share = 0.05
 
-# "deadline", or "deadline+work" (by deadline + 2·tau), better under deep overload.
+# "deadline", or "deadline+work" (by deadline + 2·tau), which is better under deep overload.
 # rts_order = "deadline"
 
-# Seconds that stand in for the deadline of a message without one, by queue; "*": all
-# others.
+# Relative deadline, in seconds, of messages without one, by queue; "*": all others.
 # rts_queue_horizons = {"*": 20.0}
 
 # Queues that task_routes = (rts.route,) may choose from, by task type:
@@ -129,18 +128,18 @@ rts_spool_dir = os.environ.get("RTS_SPOOL_DIR") or None
 
 # --- objectives ----------------------------------------------------------------------
 
-# The share of tasks that shall be in time (0.5 to 0.99999), by task name, queue or task
-# type (where several fit: a name goes before a queue, that before a type); "*": all
+# The share of tasks that should be in time (0.5 to 0.99999), by task name, queue or task
+# type (if several apply, a name takes precedence over a queue, that over a type); "*": all
 # others. {"cpu-light": 0.99, "*": 0.95}.
 # rts_slo = {"*": 0.95}
 
 # Seconds of the error budget (3600 or more; no more than rts_ledger_ttl counts).
 # rts_slo_window = 30 * 86400.0
 
-# Verdicts in the long window of an alert below which it stays silent: 1 or more.
+# Verdicts that an alert needs in its long window: 1 or more.
 # rts_slo_min_events = 10
 
-# Whom to tell of alerts: a list of at most 20 of {"url": "https://…", "secret": signs
+# Where to send alerts: a list of at most 20 of {"url": "https://…", "secret": signs
 # the messages (at least 8 characters), "format": "json" or "slack", "events": a list of
 # "slo_burning" and "task_overdue" (default: both), "min_interval": seconds between two
 # messages (at least 0, default 1), "link": a URL for people}; all but "url" optional.

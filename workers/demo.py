@@ -1,7 +1,7 @@
-"""The main job on embedded servers: ``make demo``, ``make demo KEEP=1``.
+"""A demonstration on embedded servers: ``make demo``, ``make demo KEEP=1``.
 
 Starts a real Redis, a real MongoDB and a real prefork worker, publishes tasks of
-all six types (and some that go wrong), and shows what rts learned and wrote.
+all six types (and some that go wrong), and shows what rts has learned and recorded.
 """
 
 from __future__ import annotations
@@ -27,33 +27,32 @@ ROUNDS = 13
 #: The overload at the end: tasks, and slots of the worker.
 OVERLOAD_TASKS, SLOTS = 500, 16
 
-
-#: Whether somebody has asked the demo to end.
+#: Whether the demo has been interrupted.
 _interrupted = False
 
 
 def interrupt(*_: Any) -> None:
-    """End the demo. Runs when a signal comes, wherever the demo is: raised within a
-    destructor the exception is lost, so it is noted as well.
+    """Stop the demo. Runs when a signal arrives, wherever the demo is: an exception raised
+    inside a destructor is lost, so a flag is set as well.
     """
     global _interrupted
     _interrupted = True
     raise KeyboardInterrupt
 
 
-def go_on() -> None:
-    """Raise where somebody has asked the demo to end.
+def check_interrupted() -> None:
+    """Raise if the demo has been interrupted.
 
     Raises:
-        KeyboardInterrupt: somebody has.
+        KeyboardInterrupt: it has.
     """
     if _interrupted:
         raise KeyboardInterrupt
 
 
 def say(text: str = "") -> None:
-    """Print a line at once, also into a pipe."""
-    go_on()
+    """Print a line and flush it, for pipes."""
+    check_interrupted()
     print(text, flush=True)
 
 
@@ -70,7 +69,7 @@ def command(*arguments: str) -> str:
 
 
 def publish() -> int:
-    """Publish the demo's tasks and return their number."""
+    """Publish the demo's tasks; return how many there are."""
     from workers.producer import MIX
     from workers.text import fingerprint
     from workers.trouble import broken, flaky, killed
@@ -99,11 +98,11 @@ def follow(tasks: int, ledger: Any) -> None:
 
     def all_there() -> bool:
         nonlocal shown
-        go_on()
+        check_interrupted()
         count = verdicts()
-        part = 40 * count // tasks
+        filled = 40 * count // tasks
         if live or count // 20 != shown // 20 or count >= tasks:
-            bar = "█" * part + "░" * (40 - part)
+            bar = "█" * filled + "░" * (40 - filled)
             line = f"{bar} {count}/{tasks} verdicts, {time.monotonic() - started:.0f} s"
             print(f"\r{line}" if live else line, end="" if live else "\n", flush=True)
             shown = count
@@ -115,7 +114,7 @@ def follow(tasks: int, ledger: Any) -> None:
 
 
 def main() -> int:
-    """Run the demo; returns the exit status."""
+    """Run the demo; return the exit status."""
     parser = argparse.ArgumentParser(description="rts on embedded servers")
     parser.add_argument("--keep", action="store_true", help="leave the servers up at the end")
     keep = parser.parse_args().keep
@@ -131,7 +130,7 @@ def main() -> int:
 
 
 def run(stack: ExitStack, keep: bool) -> None:
-    """Start everything, show everything. *stack* ends what was started."""
+    """Start and show everything. *stack* stops what was started."""
     import pymongo
 
     redis = stack.enter_context(RedisServer())
@@ -171,7 +170,7 @@ def run(stack: ExitStack, keep: bool) -> None:
 
 
 def overload() -> None:
-    """Show the same overload twice: in stock order, and in deadline order."""
+    """Show the same overload twice: in Celery's order, and in deadline order."""
     from rts.simulation.traces import at_load, six_types
     from rts.testing.replay import replay, share
 
@@ -181,12 +180,15 @@ def overload() -> None:
         f"times what {SLOTS} slots give —\n"
     )
     for name, scheduler in (("stock order (FIFO)", None), ('rts_scheduler = "edf"', "edf")):
-        met = share(replay(jobs, SLOTS, scheduler, progress=lambda done, total: go_on()))
+        replayed = replay(
+            jobs, SLOTS, scheduler, progress=lambda done, total: check_interrupted()
+        )
+        met = share(replayed)
         say(f"{name:<24}{'█' * round(40 * met):<40} {met:6.1%} of deadlines met")
 
 
 def linger(redis: RedisServer, mongo: MongoServer, spool: str) -> None:
-    """Say how to look around, and wait for Ctrl-C."""
+    """Print how to look around, and wait for Ctrl-C."""
     python = os.path.relpath(sys.executable)
     say("\n— the servers and the worker stay up; look around from another terminal —\n")
     say(f"  export CELERY_BROKER_URL={redis.url} RTS_MONGO_URL={mongo.url}")

@@ -1,7 +1,7 @@
-"""Numeric work: a small neural network on data that is made the same each time.
+"""Numeric work: a small neural network on synthetic data, the same each time.
 
-It runs on the CPU wherever the example runs; its tasks carry the types of GPU
-work, since what rts learns is their runtime.
+It always runs on the CPU; its tasks carry the types of GPU work all the same, since
+what rts learns is their runtime.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Array = NDArray[np.float64]
 #: Ten classes of 8×8 pictures, like the handwritten digits of the UCI archive.
 CLASSES, PIXELS = 10, 64
 HIDDEN = 64
-#: Pictures to learn from; the rest are kept to measure the accuracy on.
+#: Pictures to train on; the rest measure the accuracy.
 TRAINING = 3000
 
 
@@ -62,15 +62,15 @@ def fit(epochs: int, rate: float = 0.1, batch: int = 100) -> tuple[Array, Array]
 
 @cache
 def trained() -> tuple[Array, Array]:
-    """Return the weights that inference uses; trained once per process."""
+    """Return the weights for inference, trained once per process."""
     return fit(epochs=2)
 
 
 @app.task(rts={"req_gpu": 4, "req_cpu": 8})
 def train(epochs: int = 60) -> dict[str, Any]:
-    """Train the network; the type gpu-training is inferred from the request.
+    """Train the network; the type gpu-training is inferred from the requested resources.
 
-    The accuracy, 0 to 1, is that on pictures which it has not learned from.
+    The accuracy, 0 to 1, is measured on pictures that it was not trained on.
     """
     x, labels = pictures()
     x, labels = x[TRAINING:], labels[TRAINING:]

@@ -17,8 +17,8 @@ from kombu.exceptions import OperationalError
 from workers.numeric import classify, train
 from workers.text import compress, fingerprint, index, survey
 
-#: Each publishes one task. By header, by the task's own settings, by resources.
-#: What it is called with is handed to ``apply_async``.
+#: Each publishes one task, typed by header, by the task's settings or by resources, and
+#: passes its arguments to ``apply_async``.
 MIX: tuple[Callable[..., AsyncResult], ...] = (
     lambda **more: fingerprint.apply_async(headers={"task_type": "cpu-light"}, **more),
     lambda **more: compress.apply_async(headers={"task_type": "cpu-heavy"}, **more),
@@ -34,7 +34,7 @@ MIX: tuple[Callable[..., AsyncResult], ...] = (
 
 
 def main() -> None:
-    """Publish at random instants (Poisson arrivals) until told to stop."""
+    """Publish tasks at random (Poisson arrivals) until interrupted."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rate", type=float, default=2.0, help="tasks per second, on average")
     parser.add_argument("--count", type=int, default=0, help="tasks in all; 0: without end")
@@ -46,8 +46,8 @@ def main() -> None:
     stopped = False
 
     def stop(*_: Any) -> None:
-        """End it: by an exception, since a flag is not seen while a broker does not answer;
-        and by a flag, since an exception that strikes in a destructor is lost.
+        """Stop: by an exception, since a flag is not checked while waiting for a broker that
+        does not answer; and by a flag, since an exception raised in a destructor is lost.
         """
         nonlocal stopped
         stopped = True

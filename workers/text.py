@@ -1,4 +1,4 @@
-"""Work on text: the standard library's own sources, which every machine has."""
+"""Text processing on the standard library's own sources, which every machine has."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def sources(files: int) -> tuple[Path, ...]:
 
 @app.task(rts={"task_type": "cpu-light"})
 def fingerprint(files: int = 60) -> dict[str, Any]:
-    """Hash and count all files together; the entropy is in bits per byte, 0 to 8."""
+    """Hash the files and count their bytes; the entropy is in bits per byte, 0 to 8."""
     digest = hashlib.sha256()
     counts: Counter[int] = Counter()
     for path in sources(files):
@@ -49,7 +49,7 @@ def compress(files: int = 24, preset: int = 6) -> dict[str, Any]:
 
 @app.task(rts={"task_type": "memory-heavy"})
 def index(files: int = 60) -> dict[str, Any]:
-    """Build an inverted index in memory: each word to the places where it stands."""
+    """Build an inverted index in memory: each word to the places where it occurs."""
     places: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for number, path in enumerate(sources(files)):
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -65,7 +65,7 @@ def index(files: int = 60) -> dict[str, Any]:
 
 @app.task
 def survey(files: int = 25) -> dict[str, Any]:
-    """Parse modules and count what they define. Leaves its type to the caller."""
+    """Parse modules and count what they define. The caller chooses the task type."""
     kinds: Counter[str] = Counter()
     for path in sources(files):
         tree = ast.parse(path.read_bytes())

@@ -1,4 +1,4 @@
-"""Three tasks that go wrong, each in its own way: the ledger has a verdict for all."""
+"""Three tasks that go wrong, each in its own way: the ledger has a verdict on each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from workers.app import app
 
 @app.task(bind=True, rts={"task_type": "cpu-light"}, max_retries=2)
 def flaky(self: Any) -> int:
-    """Ask for a retry once, then succeed; returns the number of retries."""
+    """Retry once, then succeed; return the number of retries."""
     if self.request.retries == 0:
         raise self.retry(countdown=0.5)
     return int(self.request.retries)
@@ -30,7 +30,7 @@ def killed() -> None:
     """Kill the process that runs it, as the kernel does when memory is short.
 
     Raises:
-        RuntimeError: the process is not a pool's own; with it, the worker would go.
+        RuntimeError: the process is not a pool child; killing it would kill the worker.
     """
     if not hasattr(current_process(), "index"):
         raise RuntimeError("only a prefork pool survives this task")
