@@ -1,4 +1,4 @@
-"""The demo, as a newcomer runs it: from end to end, and interrupted."""
+"""The demo, as a newcomer runs it: from start to end, and interrupted."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def left_of(marker: str) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.alone  # works all the time: beside other tests it comes near their limit
-def test_the_demo_shows_the_main_job() -> None:
+@pytest.mark.alone  # CPU-bound: in parallel with other tests it comes near its time limit
+def test_the_demo_shows_rts_at_work() -> None:
     env = {**UNTRACED, "DEMO_TEST": "whole"}
     result = subprocess.run(
         COMMAND, cwd=ROOT, env=env, capture_output=True, text=True, timeout=170, check=False

@@ -1,4 +1,4 @@
-"""The promises of the tau stores, on the twin in memory and on a real Redis."""
+"""The contract of the tau stores, in memory and on a real Redis."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_name_is_used_once_it_has_enough_runs(store: Any) -> None:
     assert store.get(LIGHT) > 10
 
 
-def test_a_tau_can_be_set_and_goes_on_from_there(store: Any) -> None:
+def test_a_tau_can_be_set_and_learns_from_there(store: Any) -> None:
     store.set(LIGHT, 2.0)
     assert store.get(LIGHT) == 2.0
     assert store.update(LIGHT, NAME, 1.0).tau_after == pytest.approx(1.8)
@@ -95,7 +95,7 @@ def test_a_tau_can_be_set_and_goes_on_from_there(store: Any) -> None:
     assert store.entries()[LIGHT] == TauEntry(3.0, 1, 1.0)
 
 
-def test_one_field_is_forgotten_or_all(store: Any) -> None:
+def test_one_field_or_all_can_be_reset(store: Any) -> None:
     for _ in range(3):
         store.update(LIGHT, NAME, 1.0)
     store.reset(FIELD)
@@ -125,7 +125,7 @@ def test_the_sketch_counts_every_runtime(store: Any) -> None:
     assert store.sketch(LIGHT).zeros == model.zeros == 2
 
 
-def test_nothing_is_lost_to_threads(store: Any) -> None:
+def test_concurrent_updates_are_not_lost(store: Any) -> None:
     samples = [0.1] * 200
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda x: store.update(LIGHT, NAME, x), samples))
@@ -182,7 +182,7 @@ def test_what_was_learned_since_a_wipe_comes_after_the_snapshot(settings: Settin
     for actual_s in (0.7, 0.3, 0.9):
         store.update(LIGHT, NAME, actual_s)
         whole.update(LIGHT, NAME, actual_s)
-    store.set("mixed", 2.0)  # by hand since: it stays
+    store.set("mixed", 2.0)  # by hand since the wipe: it stays
     assert store.restore(snapshot, "g") == 3
     assert store.restore(snapshot, "h") == -1
     entries = store.entries()

@@ -1,4 +1,4 @@
-"""Tasks that are worked off in batches."""
+"""Tasks that are executed in batches."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_each_task_of_a_batch_has_its_verdict(
     assert mongo.tasks.count_documents({"state": "SUCCESS", "sla_success": True}) == 6
     assert mongo.tasks.count_documents({"state": "FAILURE", "attempts": 1}) == 3
     assert mongo.assignments.count_documents(ended) == 9
-    # All of them were published, and none waits to be found overdue.
+    # All of them were published, and none is left to be found overdue.
     wait_until(lambda: redis_client.zcard(f"{stage.prefix}open") == 0)
     worker.stop()
     assert redis_client.hget(f"{stage.prefix}counters", "hook_errors") is None

@@ -1,4 +1,4 @@
-"""The stream of events on a real Redis, as a worker with receivers hears it."""
+"""The stream of events on a real Redis, as a worker with receivers reads it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def settings(rts_redis_url: str, rts_key_prefix: str) -> Settings:
 
 @contextmanager
 def hearing(settings: Settings, signal: Any) -> Iterator[list[Any]]:
-    """What a receiver of *signal* is told, by a listener that runs meanwhile."""
+    """The notices that a receiver of *signal* gets, from a listener that runs meanwhile."""
     told: list[Any] = []
 
     def hear(sender: str, notice: Any, **_: Any) -> None:
@@ -48,7 +48,7 @@ def hearing(settings: Settings, signal: Any) -> Iterator[list[Any]]:
 
 @pytest.fixture
 def heard(settings: Settings, redis_client: redis.Redis) -> Iterator[list[TaskOverdue]]:
-    """What a receiver is told from now on."""
+    """The notices that a receiver gets from now on."""
     with hearing(settings, signals.task_overdue) as told:
         wait_until(lambda: redis_client.exists(settings.keys.events))
         yield told
@@ -71,7 +71,7 @@ def test_events_come_in_order_each_once(
     assert {notice.worker for notice in heard} == {"w\ud800\n"}
 
 
-def test_what_is_no_event_is_passed_over(
+def test_what_is_not_an_event_is_skipped(
     settings: Settings, redis_client: redis.Redis, heard: list[TaskOverdue]
 ) -> None:
     tell(redis_client, settings, "", "[]", "{}", "7", '{"kind": 1}', b"\xff")
@@ -82,7 +82,7 @@ def test_what_is_no_event_is_passed_over(
     assert [notice.task_id for notice in heard] == [EVENT.task_id]
 
 
-def test_a_burning_objective_is_heard_of_from_other_versions(
+def test_a_notice_from_another_version_is_understood(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
     notice = SloBurning("*", 0.95, "page", "firing", 20.0, "1h", -1.0, 2.0)

@@ -1,4 +1,4 @@
-"""finish.lua on a real Redis: what it learns, puts on the outbox, and refuses."""
+"""finish.lua on a real Redis: what it learns, appends to the outbox, and refuses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def apply(
     return list(read_answer(answer))
 
 
-def test_a_number_of_a_writer_is_taken_once(
+def test_each_number_of_a_writer_is_applied_once(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
     entries = [finish_entry(success(str(n)), n) for n in (1, 2, 3)]
@@ -60,7 +60,7 @@ def test_an_entry_without_a_writer_leaves_no_key(
         {"runtime_s": -1.0},
     ],
 )
-def test_what_teaches_nothing_goes_to_the_outbox_alone(
+def test_a_run_to_learn_nothing_from_goes_to_the_outbox_only(
     settings: Settings, redis_client: redis.Redis, changes: dict[str, object]
 ) -> None:
     assert apply(settings, "w", finish_entry(success("a")._replace(**changes), 1)) == [None]
@@ -68,14 +68,12 @@ def test_what_teaches_nothing_goes_to_the_outbox_alone(
     assert not redis_client.exists(settings.keys.tau, settings.keys.count)
 
 
-def test_a_type_that_is_not_known_here_learns_as_mixed(
-    settings: Settings, redis_client: redis.Redis
-) -> None:
+def test_an_unknown_type_learns_as_mixed(settings: Settings, redis_client: redis.Redis) -> None:
     apply(settings, "w", finish_entry(success("a")._replace(task_type="of-another-version"), 1))
     assert set(redis_client.hkeys(settings.keys.tau)) == {"mixed", "mixed/proj.add"}
 
 
-def test_the_oldest_records_go_when_the_outbox_is_full(
+def test_the_oldest_records_are_dropped_when_the_outbox_is_full(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
     small = replace(settings, outbox_max=10)
@@ -99,9 +97,7 @@ def test_a_side_hash_of_another_type_costs_no_record(
     assert redis_client.xlen(settings.keys.outbox) == 1
 
 
-def test_names_of_strangers_shape_nothing(
-    settings: Settings, redis_client: redis.Redis
-) -> None:
+def test_hostile_names_do_no_harm(settings: Settings, redis_client: redis.Redis) -> None:
     for n, name in enumerate(("a\x00b", "a.b/c d", "$set", "ü" * 100, "\udcff"), start=1):
         apply(settings, "w", finish_entry(success(str(n))._replace(name=name), n))
     assert redis_client.hlen(settings.keys.tau) == 6
@@ -109,7 +105,7 @@ def test_names_of_strangers_shape_nothing(
 
 
 @pytest.mark.parametrize("key", ["tau", "outbox"])
-def test_a_key_that_somebody_has_changed_is_named(
+def test_a_key_of_the_wrong_type_is_named(
     settings: Settings, redis_client: redis.Redis, caplog: pytest.LogCaptureFixture, key: str
 ) -> None:
     name = getattr(settings.keys, key)

@@ -21,12 +21,12 @@ from tests.conftest import ROOT, Stage
 
 
 def nothing() -> None:
-    """Be a task."""
+    """A task that does nothing."""
 
 
 @pytest.fixture
 def app(rts_redis_url: str, rts_key_prefix: str) -> Iterator[Celery]:
-    """An app of this test's own, with a queue of its own."""
+    """An app for this test only, with its own queue."""
     app = Celery("own", broker=rts_redis_url)
     app.conf.task_default_queue = rts_key_prefix.strip(":")
     app.conf.rts_key_prefix = rts_key_prefix
@@ -44,7 +44,7 @@ def newest(client: redis.Redis, app: Celery) -> dict[str, Any]:
     return headers
 
 
-def test_one_line_gives_all_and_another_takes_all(
+def test_one_call_installs_everything_and_another_removes_it(
     app: Celery, redis_client: redis.Redis
 ) -> None:
     app.send_task("own.task")
@@ -89,7 +89,7 @@ def test_no_connection_is_left(scheduler: str | None) -> None:
         client.close()
 
 
-def test_it_may_stand_before_the_configuration(
+def test_it_may_be_called_before_the_configuration(
     redis_client: redis.Redis, rts_redis_url: str, rts_key_prefix: str
 ) -> None:
     app = Celery("late")
@@ -107,7 +107,7 @@ def test_it_may_stand_before_the_configuration(
 
 
 @pytest.mark.parametrize("late", ["options", "scheduler"])
-def test_an_app_that_is_configured_further_publishes_in_order(
+def test_an_app_whose_configuration_changes_publishes_in_order(
     redis_client: redis.Redis, rts_redis_url: str, rts_key_prefix: str, late: str
 ) -> None:
     app = Celery("late")
@@ -124,7 +124,7 @@ def test_an_app_that_is_configured_further_publishes_in_order(
         app.conf.rts_scheduler = "edf"
     else:
         app.conf.broker_transport_options = {"visibility_timeout": 60}
-    app.send_task("late.task")  # at which the configuration is looked at again
+    app.send_task("late.task")  # when the configuration is read again
     app.send_task("late.task")
     assert redis_client.zcard(f"{rts_key_prefix}\x06\x16edf") == 1
     assert redis_client.llen(rts_key_prefix) == 1  # workers in order adopt it
@@ -135,7 +135,7 @@ def test_an_app_that_is_configured_further_publishes_in_order(
     app.close()
 
 
-def test_what_is_published_after_uninstalling_waits_where_celery_looks(
+def test_what_is_published_after_uninstalling_waits_where_celery_reads(
     redis_client: redis.Redis, rts_redis_url: str, rts_key_prefix: str
 ) -> None:
     app = Celery("ordered", broker=rts_redis_url)
@@ -156,7 +156,7 @@ def test_what_is_published_after_uninstalling_waits_where_celery_looks(
     app.close()
 
 
-def test_an_app_that_is_to_be_finalized_by_hand_publishes_before(
+def test_an_app_that_is_finalized_by_hand_can_publish_before(
     redis_client: redis.Redis,
     rts_redis_url: str,
     rts_key_prefix: str,
@@ -181,7 +181,7 @@ def test_an_app_that_is_to_be_finalized_by_hand_publishes_before(
 
 
 @pytest.mark.parametrize("how", ["attribute", "update", "object", "environment"])
-def test_a_bad_setting_fails_at_install(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_setting_fails_at_install(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     app = Celery("bad")
     if how == "attribute":
         app.conf.rts_sla_multiplier = 9
@@ -196,7 +196,7 @@ def test_a_bad_setting_fails_at_install(how: str, monkeypatch: pytest.MonkeyPatc
     app.close()
 
 
-def test_a_worker_refuses_to_start_with_a_setting_that_went_bad_later(
+def test_a_worker_refuses_to_start_with_a_setting_that_is_invalid_by_then(
     make_stage: Callable[..., Stage],
 ) -> None:
     stage = make_stage()
@@ -204,7 +204,7 @@ def test_a_worker_refuses_to_start_with_a_setting_that_went_bad_later(
         stage.worker("tests.apps.late_setting")
 
 
-def test_a_producer_with_a_bad_setting_goes_on_without_rts(
+def test_a_producer_with_an_invalid_setting_goes_on_without_rts(
     redis_client: redis.Redis,
     rts_redis_url: str,
     rts_key_prefix: str,
@@ -282,13 +282,13 @@ def test_an_import_in_the_configuration_is_enough(
     env = {**os.environ, **stage.environment}
     subprocess.run([sys.executable, "-c", script], env=env, cwd=ROOT, check=True)
     task = wait_until(lambda: mongo.tasks.find_one({"state": "SUCCESS"}))
-    # The producer has no rts, so the worker has planned, and says so.
+    # The producer has no rts, so the worker has planned it, as its arrival source says.
     assert task["arrival_source"] == "received"
     assert task["sla_success"] is True
     assert redis_client.hlen(f"{stage.prefix}tau") == 2
 
 
-def test_of_several_apps_that_one_has_it_whose_configuration_names_it() -> None:
+def test_of_several_apps_the_one_whose_configuration_names_it_gets_it() -> None:
     script = """
 import sys
 from celery import Celery

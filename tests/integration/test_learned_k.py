@@ -21,12 +21,12 @@ from rts.tasktypes import TaskType
 from rts.tau.cache import OWN_RUNS, TauCache
 from rts.tau.finish import FinishCall, FinishEntry
 
-#: Traces to try besides, as CSV files; for those who have some.
+#: More traces to test with, as CSV files.
 TRACES = sorted(Path(os.environ.get("RTS_TEST_TRACES", "no-such-folder")).glob("*.csv"))
 
 
 def made_up(shape: str, n: int = 4500) -> Iterator[Job]:
-    """Return jobs of three types whose runtimes scatter in the same way."""
+    """Return jobs of three types whose runtimes vary in the same way."""
     rng, at = random.Random(5), 0.0
     for number in range(n):
         at += rng.expovariate(1 / 30)
@@ -95,7 +95,7 @@ def test_the_share_that_was_asked_for_is_in_time(
 
 
 @pytest.mark.usefixtures("unmeasured")
-def test_runtimes_that_begin_to_scatter_more_are_learned(
+def test_runtimes_that_start_to_vary_more_are_learned(
     rts_redis_url: str, rts_key_prefix: str
 ) -> None:
     met = in_time(rts_redis_url, rts_key_prefix, list(made_up("wider", 9000)), 0.95)
@@ -113,7 +113,7 @@ def test_the_share_that_was_asked_for_is_in_time_on_traces(
     assert sum(met) / len(met) == pytest.approx(0.95, abs=0.01)
 
 
-def test_a_first_tau_that_nobody_has_learned_says_nothing_of_how_far_runs_are_off(
+def test_runs_measured_against_a_default_tau_do_not_count(
     rts_redis_url: str, rts_key_prefix: str, redis_client: redis.Redis
 ) -> None:
     settings = Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, timeout=5.0)
@@ -125,7 +125,7 @@ def test_a_first_tau_that_nobody_has_learned_says_nothing_of_how_far_runs_are_of
     link.close()
 
 
-def test_what_was_long_ago_counts_for_little(
+def test_old_runs_lose_weight(
     rts_redis_url: str, rts_key_prefix: str, redis_client: redis.Redis
 ) -> None:
     settings = Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, timeout=5.0)

@@ -1,4 +1,4 @@
-"""Every way that a task can end gives exactly one verdict, and one assignment per run."""
+"""However a task ends, there is exactly one verdict, and one assignment per run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rts.testing import WorkerProcess, wait_until
 from tests.conftest import ROOT
 
 FLOOR = 1.0
-#: So small that the deadlines of all tests stay some seconds away, on a busy machine too.
+#: So small that all deadlines stay some seconds away, even on a busy machine.
 LEARNING_RATE = 0.01
 
 
@@ -120,7 +120,7 @@ def test_the_current_task_knows_its_deadline(scene: Scene) -> None:
     assert current["load"]["load"] >= 0
 
 
-def test_a_task_may_write_down_its_request(scene: Scene) -> None:
+def test_a_task_may_serialize_its_request(scene: Scene) -> None:
     request = json.loads(scene.basic.written_down.delay().get(timeout=30))
     assert request["rts_deadline"]
     assert "rts_run" not in request
@@ -172,7 +172,7 @@ def test_a_task_that_retries_by_itself_keeps_its_deadline_and_is_learned_once(
     assert learned(scene, "autoretry") == before + 1
 
 
-def test_a_killed_process_whose_message_comes_again(scene: Scene, tmp_path: Path) -> None:
+def test_a_killed_process_whose_message_is_redelivered(scene: Scene, tmp_path: Path) -> None:
     result = scene.basic.kill_once.delay(str(tmp_path / "marker"))
     assert result.get(timeout=60) == "second life"
     scene.verdict(result.id, runs=2, state="SUCCESS", sla_success=True)
@@ -200,7 +200,7 @@ def test_revoked_during_the_run(scene: Scene) -> None:
     assert (run["state"], run["cause"]) == ("REVOKED", "terminated")
 
 
-def test_what_a_task_runs_eagerly_is_part_of_its_own_run(scene: Scene) -> None:
+def test_eager_calls_within_a_task_are_part_of_its_run(scene: Scene) -> None:
     result = scene.basic.eager.delay()
     eager_id, current = result.get(timeout=30)
     assert current is None
@@ -234,7 +234,7 @@ def test_canvas_members_are_tasks_of_their_own(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_what_takes_the_place_of_a_task_that_was_retried_and_killed_has_the_verdict(
+def test_the_replacement_of_a_task_that_was_retried_and_killed_has_the_verdict(
     scene: Scene, tmp_path: Path, killed: bool
 ) -> None:
     marker = str(tmp_path / "killed") if killed else None
@@ -253,7 +253,7 @@ def test_what_takes_the_place_of_a_task_that_was_retried_and_killed_has_the_verd
         ({}, {"task_type": "cpu-light"}, ("cpu-light", "explicit")),
     ],
 )
-def test_who_passes_its_headers_on_asks_for_no_type_that_rts_gave_it(
+def test_headers_that_a_task_passes_on_do_not_request_its_own_type(
     scene: Scene, asked: dict[str, str], changed: dict[str, str], expected: tuple[str, str]
 ) -> None:
     result = scene.basic.passing_on.apply_async(kwargs=changed, headers={"trace": "7", **asked})
@@ -263,7 +263,7 @@ def test_who_passes_its_headers_on_asks_for_no_type_that_rts_gave_it(
     assert task["arrival"] > given["arrival"]
 
 
-def test_celerys_own_tasks_are_left_out_but_for_those_that_run_the_apps(scene: Scene) -> None:
+def test_celerys_own_tasks_are_ignored_except_those_that_run_the_apps(scene: Scene) -> None:
     ok = scene.basic.ok
     heavy = {"headers": {"task_type": "cpu-heavy"}}
     chunks = ok.chunks([(0.01,), (0.01,), (0.01,)], 2).apply_async(**heavy)
@@ -290,7 +290,7 @@ def test_pool_children_hold_no_pymongo_even_when_they_are_new(scene: Scene) -> N
         assert scene.basic.loaded_modules.delay("pymongo").get(timeout=30) == []
 
 
-def test_nothing_is_left_running_or_on_the_way(scene: Scene) -> None:
+def test_nothing_is_left_in_flight(scene: Scene) -> None:
     wait_until(lambda: not scene.redis.exists("rts:running"))
     wait_until(lambda: scene.redis.xlen("rts:outbox") == 0)
     assert scene.redis.hget("rts:counters", "hook_errors") is None

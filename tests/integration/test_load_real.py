@@ -1,4 +1,4 @@
-"""Load figures against real processes, real control groups and real workers."""
+"""Load figures against real processes, real cgroups and real workers."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_samples_are_never_old(sampler: LoadSampler) -> None:
 
 
 class Group:
-    """A control group of our own, of whichever version is mounted."""
+    """A cgroup of our own, of whichever version is mounted."""
 
     def __init__(self, controller: str) -> None:
         root = Path("/sys/fs/cgroup")
@@ -106,7 +106,7 @@ def group(controller: str, v1: dict[str, str], v2: dict[str, str]) -> Iterator[P
     try:
         made.set(v1, v2)
         if controller == "cpu" and made.v1 and not (made.path / "cpuacct.usage").exists():
-            # Usage is counted by a hierarchy of its own here.
+            # Usage is counted by a separate hierarchy here.
             usage = Group("cpuacct")
             try:
                 yield made.path
@@ -164,7 +164,7 @@ def test_cpu_is_measured_against_the_groups_limit(tmp_path: Path) -> None:
             """
             busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
             try:
-                # It wants a whole core and may have half of one.
+                # It uses a whole core if it can, and may have half of one.
                 until(lambda s: s.cpu is not None and 1.3 < s.cpu < 3.0)
             finally:
                 busy.kill()
@@ -268,5 +268,5 @@ def test_tasks_of_a_real_worker_see_the_load(tmp_path: Path, pool: str) -> None:
         assert cpu_s > 0
         assert max_rss_bytes > 1 << 20
         assert ("rts-load" in threads) == (pool != "prefork")
-    # The first task may start together with the sampler; not so the last.
+    # The first task may start together with the sampler; the last one does not.
     assert "cpu" in load

@@ -1,4 +1,4 @@
-"""Tasks that put a chain, a group or a chord in their place: one verdict, at its end."""
+"""Tasks that replace themselves with a chain, a group or a chord: one verdict, at its end."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def ok(app: Celery, seconds: float = 0.0) -> Any:
 
 
 def canvases(app: Celery) -> dict[str, Any]:
-    """Return what takes the place, by the name of the task that gets the id."""
+    """Return the replacements, by the name of the task that gets the id."""
     last = app.signature(f"{BASIC}.headers")
     nested = app.signature(
         f"{BASIC}.replaced_by_canvas", (dict(chain(ok(app), ok(app))),), immutable=True
@@ -66,7 +66,7 @@ CHORDS = ("group", "chord", "chord of chains", "chord with a chain behind it")
 
 
 @pytest.mark.parametrize("how", ["alone", "propagated", "without chords of the backend"])
-def test_the_verdict_is_that_of_the_last_by_the_deadline_of_the_first(
+def test_the_verdict_is_the_last_tasks_by_the_first_ones_deadline(
     make_stage: Callable[..., Stage],
     apps: Callable[..., Celery],
     redis_client: redis.Redis,
@@ -133,7 +133,7 @@ def test_there_is_no_verdict_before_the_last_has_ended(
     redis_client.delete(queue)
 
 
-def test_what_never_comes_to_its_last_or_too_late_is_overdue_and_once(
+def test_a_replacement_that_ends_late_or_never_is_overdue_once(
     make_stage: Callable[..., Stage],
     apps: Callable[..., Celery],
     redis_client: redis.Redis,

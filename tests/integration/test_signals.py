@@ -21,7 +21,7 @@ BASIC = "tests.apps.basic"
 
 
 class Told:
-    """What the receivers of a worker have told."""
+    """What the receivers of a worker have reported."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -56,7 +56,7 @@ def producer(make_stage: Callable[..., Stage]) -> Iterator[tuple[Stage, Celery]]
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
-def test_a_missed_deadline_is_told_once_where_the_run_ends(
+def test_a_missed_deadline_is_signalled_once_where_the_run_ends(
     producer: tuple[Stage, Celery], told: Told, redis_client: Any, mongo: Any, pool: str
 ) -> None:
     stage, app = producer
@@ -81,7 +81,7 @@ def test_a_missed_deadline_is_told_once_where_the_run_ends(
     if killed is not None:
         (line,) = wait_until(lambda: told.lines("missed", task_id=killed.id))
         assert (line["cause"], line["pid"]) == ("killed", worker.pid)
-    # A result is there before the receivers are called.
+    # The result is stored before the receivers are called.
     (line,) = wait_until(lambda: told.lines("missed", task_id=late.id))
     assert (line["sender"], line["cause"], line["state"]) == (f"{BASIC}.ok", "late", "SUCCESS")
     assert line["lateness_s"] == pytest.approx(line["completed_at"] - 1_000_000)
@@ -93,9 +93,9 @@ def test_a_missed_deadline_is_told_once_where_the_run_ends(
     for result in limited:
         wait_until(lambda task_id=result.id: told.lines("missed", task_id=task_id))
     wait_until(lambda: mongo.tasks.find_one({"_id": failed.id, "sla_success": True}))
-    assert not told.lines("missed", task_id=failed.id)  # in time, if not well
+    assert not told.lines("missed", task_id=failed.id)  # in time, though not successful
     assert not told.lines("missed", task_id=fine.id)
-    # What a receiver raises is counted, logged once in each process, and no more.
+    # What a receiver raises is counted, and logged once in each process.
     counted = f"{stage.prefix}counters"
     wait_until(lambda: int(redis_client.hget(counted, "receiver_errors") or 0) >= 4)
     assert redis_client.hget(counted, "hook_errors") is None
@@ -110,7 +110,7 @@ def test_a_missed_deadline_is_told_once_where_the_run_ends(
 
 
 @pytest.mark.parametrize("tracing", ["before", "child"])
-def test_opentelemetry_spans_carry_the_plan_whoever_came_first(
+def test_opentelemetry_spans_carry_the_plan_whoever_connected_first(
     make_stage: Callable[..., Stage], told: Told, tracing: str
 ) -> None:
     pytest.importorskip("opentelemetry.instrumentation.celery")
@@ -146,7 +146,7 @@ def test_opentelemetry_spans_carry_the_plan_whoever_came_first(
     for span in spans:
         facts = span["attributes"]
         assert facts["rts.task_type"] == "mixed"
-        # Published for a moment later than now: what is left beyond tau.
+        # Published with an eta slightly in the future: what is left beyond tau.
         assert 0 < facts["rts.laxity_s"] <= facts["rts.tau_s"]
         assert "rts.deadline_missed" not in facts
     app.close()
@@ -164,7 +164,7 @@ def test_the_span_of_a_publish_carries_the_plan_and_no_other(
     publishes = [] if when == "none" else ["apply_async", "apply_async"]
     assert [span["name"].partition("/")[0] for span in spans] == [*publishes, "request"]
     planned = [span for span in spans if "rts.task_type" in span]
-    # Without an instrumentor the current span is all there is.
+    # Without an instrumentor there is only the current span.
     assert planned == (spans if when == "none" else spans[:2])
     assert all(0 < span["rts.laxity_s"] <= span["rts.tau_s"] for span in planned)
 
@@ -195,8 +195,8 @@ def test_sentry_events_carry_the_plan_as_tags(
     app.close()
 
 
-def test_where_nobody_traces_nothing_is_imported_or_connected() -> None:
-    # The driver of Redis looks for OpenTelemetry's interface itself: nobody uses it.
+def test_without_tracing_nothing_is_imported_or_connected() -> None:
+    # redis-py itself imports OpenTelemetry's API where it is installed, without using it.
     script = """
 import sys
 import rts.parts, rts.worker, rts.lifecycle.receivers

@@ -1,4 +1,4 @@
-"""What publishers know of the taus, and how often they ask."""
+"""What publishers know of the taus, and how often they read them."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_without_a_server_the_last_taus_hold(
 
 
 class HeldLink(CountingLink):
-    """Has its calls wait until *released*."""
+    """Blocks its calls until *released*."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
@@ -125,7 +125,7 @@ class HeldLink(CountingLink):
         return super().call_each(*commands)
 
 
-def test_who_comes_while_another_thread_asks_first_waits_for_that_answer(
+def test_a_thread_waits_for_the_first_answer_of_another_one(
     settings: Settings,
 ) -> None:
     RedisTauStore(Link(settings), settings).set("mixed", 3.0)
@@ -137,7 +137,7 @@ def test_who_comes_while_another_thread_asks_first_waits_for_that_answer(
     threads[0].start()
     assert link.asked.wait(30)
     threads[1].start()
-    threads[1].join(0.2)  # long enough to come away with the default
+    threads[1].join(0.2)  # long enough to return with the default
     link.released.set()
     for thread in threads:
         thread.join(30)
@@ -146,7 +146,7 @@ def test_who_comes_while_another_thread_asks_first_waits_for_that_answer(
 
 
 @forks_beside_threads
-def test_no_thread_of_a_child_waits_for_one_of_its_parent(
+def test_no_thread_of_a_child_waits_for_a_thread_of_its_parent(
     cache: TauCache, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     RedisTauStore(Link(settings), settings).set("mixed", 3.0)
@@ -169,7 +169,7 @@ def test_no_thread_of_a_child_waits_for_one_of_its_parent(
 
 
 class SlowLink(CountingLink):
-    """Has each answer take *takes_s* by the test's clock."""
+    """Makes each answer take *takes_s* by the test's clock."""
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
         super().__init__(settings)
@@ -182,9 +182,9 @@ class SlowLink(CountingLink):
 
 @pytest.mark.parametrize(
     ("takes_s", "rest_s"),
-    [(0.05, 1.0), (0.4, 4.0), (0.5, 5.0), (1.5, 5.0)],  # the last: one that connects anew
+    [(0.05, 1.0), (0.4, 4.0), (0.5, 5.0), (1.5, 5.0)],  # the last: one that reconnects
 )
-def test_of_a_slow_server_publishers_wait_no_more_than_of_one_that_is_away(
+def test_publishers_wait_no_more_for_a_slow_server_than_for_an_absent_one(
     settings: Settings, clock: Clock, takes_s: float, rest_s: float
 ) -> None:
     settings = replace(settings, timeout=0.5, breaker_period=5.0)
@@ -213,7 +213,7 @@ def test_the_same_round_trip_delivers_counts_and_measures_the_clock(
     assert health.take_counts() == {}
 
 
-def test_a_server_that_only_reads_gives_taus_and_leaves_the_counts(
+def test_a_read_only_server_gives_taus_and_leaves_the_counts(
     link: CountingLink, settings: Settings, server: RedisServer
 ) -> None:
     RedisTauStore(Link(settings), settings).set("mixed", 3.0)

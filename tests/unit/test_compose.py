@@ -1,4 +1,4 @@
-"""The Compose file: its form, and that what it runs does run, without Docker."""
+"""The Compose file: its form, and that its commands run, without Docker."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OWN = ("worker", "beat", "flower", "producer", "exporter")
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
-#: A full version, and what the image is built on where that is named.
+#: A full version, and the base of the image where that is named.
 PINNED = re.compile(r"[a-z][a-z0-9/._-]*:v?\d+\.\d+\.\d+(-[a-z][a-z0-9-]*)?")
-#: What people look at, and where on their own machine.
+#: What people open in a browser, and where on their own machine.
 PUBLISHED = {"flower": 5555, "prometheus": 9090, "grafana": 3000}
 
 
@@ -92,7 +92,7 @@ def test_a_service_is_checked_limited_and_not_root(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_an_own_service_waits_for_the_servers(name: str) -> None:
+def test_our_own_services_wait_for_the_servers(name: str) -> None:
     assert SERVICES[name]["depends_on"] == {
         server: {"condition": "service_healthy"} for server in ("redis", "mongo")
     }
@@ -100,7 +100,7 @@ def test_an_own_service_waits_for_the_servers(name: str) -> None:
     assert SERVICES[name]["init"] is True
 
 
-def test_what_people_look_at_is_reached_from_this_machine_only() -> None:
+def test_web_pages_are_reachable_from_this_machine_only() -> None:
     assert COMPOSE["networks"]["inside"] == {"internal": True}
     for name, service in SERVICES.items():
         if name in PUBLISHED:
@@ -111,7 +111,7 @@ def test_what_people_look_at_is_reached_from_this_machine_only() -> None:
             assert service["networks"] == ["inside"]
 
 
-def test_what_must_last_is_on_volumes() -> None:
+def test_data_that_must_persist_is_on_volumes() -> None:
     mounts = {
         name: [mount.split(":") for mount in service.get("volumes", ())]
         for name, service in SERVICES.items()
@@ -123,13 +123,13 @@ def test_what_must_last_is_on_volumes() -> None:
     spool = re.search(r"RTS_SPOOL_DIR=(\S+)", DOCKERFILE)
     assert spool is not None
     assert Path(spool[1]).is_relative_to(folder)
-    # A new volume takes the owner of the image's folder.
+    # A new volume gets the owner of the image's folder.
     assert re.search(
         rf"install -d -o app -g app {re.escape(folder)}$", DOCKERFILE, re.MULTILINE
     )
 
 
-def test_redis_keeps_what_it_is_given_and_stays_below_its_limit() -> None:
+def test_redis_persists_its_data_and_stays_below_its_limit() -> None:
     command = SERVICES["redis"]["command"]
     options = dict(zip(command[1::2], command[2::2], strict=True))
     assert options["--appendonly"] == "yes"
@@ -137,7 +137,7 @@ def test_redis_keeps_what_it_is_given_and_stays_below_its_limit() -> None:
     assert size(options["--maxmemory"]) < size(SERVICES["redis"]["mem_limit"])
 
 
-def test_the_image_is_pinned_and_its_user_is_the_services_one() -> None:
+def test_the_image_is_pinned_and_has_the_user_of_the_services() -> None:
     lines = DOCKERFILE.splitlines()
     images = [line.split()[1] for line in lines if line.startswith("FROM ")]
     assert images
@@ -148,7 +148,7 @@ def test_the_image_is_pinned_and_its_user_is_the_services_one() -> None:
     assert f"--uid {uid} --gid {gid} app" in DOCKERFILE
 
 
-def test_the_image_gets_all_that_it_copies() -> None:
+def test_the_build_context_has_all_that_the_image_copies() -> None:
     kept = {
         line.removeprefix("!")
         for line in (ROOT / ".dockerignore").read_text().splitlines()
@@ -170,7 +170,7 @@ def test_the_source_distribution_has_them() -> None:
     assert {"Dockerfile", ".dockerignore", "docker-compose.yml"} <= names
 
 
-def test_what_is_mounted_is_there_and_read_only() -> None:
+def test_mounted_files_exist_and_are_read_only() -> None:
     for service in SERVICES.values():
         for mount in service.get("volumes", ()):
             source, *rest = mount.split(":")
@@ -196,10 +196,10 @@ def free_port() -> int:
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_a_service_runs_and_its_check_tells(
+def test_a_service_runs_and_its_check_succeeds(
     name: str, compose_redis: RedisServer, rts_mongo_url: str, tmp_path: Path
 ) -> None:
-    """Run the service's own command and check, at other addresses and folders."""
+    """Run the service's own command and check, with other addresses and folders."""
     if name == "flower":
         pytest.importorskip("flower")
     service = SERVICES[name]
@@ -239,7 +239,7 @@ def test_a_service_runs_and_its_check_tells(
     assert not healthy(), "it tells nothing: it passes before the service runs"
     log = tmp_path / "log"
     command = [here(part) for part in service["command"]]
-    if name == "beat":  # which tells only so that it has come to its schedule
+    if name == "beat":  # which shows only in this way that it has reached its schedule
         command += ["-l", "DEBUG"]
     running = OwnedProcess(command, log, env=environment, cwd=ROOT)
     try:
@@ -247,7 +247,7 @@ def test_a_service_runs_and_its_check_tells(
             wait_until(lambda: healthy() or not running.running, timeout=90)
         except TimeoutError:
             pytest.fail(f"not healthy:\n{log.read_text()}")
-        if name == "beat":  # Celery's does not end well in the middle of its start
+        if name == "beat":  # Celery's does not exit cleanly in the middle of its start
             wait_until(lambda: "Waking up in" in log.read_text() or not running.running)
         assert running.running, log.read_text()
     finally:

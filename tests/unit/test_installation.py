@@ -1,4 +1,4 @@
-"""What several threads, and a child that is forked, find while an app's parts are built."""
+"""What other threads, and a forked child, get while an app's parts are built."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.forked import forks_beside_threads
 
 
 class Conf(dict[str, Any]):
-    """A configuration that somebody holds on to while it is first read."""
+    """A configuration whose first read blocks until the test releases it."""
 
     def __init__(self) -> None:
         super().__init__(rts_redis_url="redis://127.0.0.1:1")
@@ -44,13 +44,13 @@ def conf(app: Celery) -> Conf:
     return app.conf
 
 
-def test_who_comes_while_another_thread_builds_waits_for_it(app: Celery, conf: Conf) -> None:
+def test_a_thread_waits_while_another_one_builds(app: Celery, conf: Conf) -> None:
     found: list[Any] = []
     threads = [threading.Thread(target=lambda: found.append(parts_of(app))) for _ in range(2)]
     threads[0].start()
     assert conf.read.wait(30)
     threads[1].start()
-    threads[1].join(0.2)  # long enough to come away with nothing
+    threads[1].join(0.2)  # long enough to return with nothing
     conf.released.set()
     for thread in threads:
         thread.join(30)
@@ -74,7 +74,7 @@ def test_a_child_builds_what_its_parent_was_building(app: Celery, conf: Conf) ->
     assert os.waitstatus_to_exitcode(status) == 0
 
 
-def test_who_is_called_while_its_own_thread_builds_does_without(app: Celery) -> None:
+def test_a_call_from_within_the_build_does_without(app: Celery) -> None:
     installation = getattr(app, ATTRIBUTE)
     within: list[Any] = []
 
@@ -89,7 +89,7 @@ def test_who_is_called_while_its_own_thread_builds_does_without(app: Celery) -> 
 
 
 @pytest.mark.parametrize("scheduler", ["edf", None])
-def test_only_an_app_that_asks_for_an_order_hears_that_it_does_not_get_it(
+def test_only_an_app_that_asks_for_an_order_logs_that_it_is_off(
     app: Celery, caplog: pytest.LogCaptureFixture, scheduler: str | None
 ) -> None:
     conf = {"broker_url": "redis://127.0.0.1:1", "rts_scheduler": scheduler, "rts_quantile": 7}

@@ -1,4 +1,4 @@
-"""A sample comes back from the board as it was posted, or not at all."""
+"""A sample is read from the board as it was written, or not at all."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rts.load.sample import GpuLoad, LoadSample
         ),
     ],
 )
-def test_what_was_written_is_read_and_not_made_anew(sample: LoadSample) -> None:
+def test_what_was_written_is_read_and_decoded_only_once(sample: LoadSample) -> None:
     board = LoadBoard()
     assert board.read() is None
     board.write(sample)

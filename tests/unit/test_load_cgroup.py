@@ -1,4 +1,4 @@
-"""Limits are read from canned trees of both control group versions."""
+"""Limits are read from canned trees of both cgroup versions."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_v1_in_a_container_reads_the_mount(tmp_path: Path) -> None:
     assert [g.limit_bytes for g in groups.memory()] == [GIB]
 
 
-def test_v1_with_usage_mounted_apart(tmp_path: Path) -> None:
+def test_v1_with_usage_mounted_elsewhere(tmp_path: Path) -> None:
     groups = tree(
         tmp_path,
         "3:cpuacct:/box\n2:cpu:/box\n",
@@ -176,7 +176,7 @@ def test_v1_limit_without_a_usage_file(tmp_path: Path) -> None:
     assert tree(tmp_path, "2:cpu:/\n", files).cpu() == ()
 
 
-def test_limits_are_read_anew_each_time(tmp_path: Path) -> None:
+def test_limits_are_read_again_each_time(tmp_path: Path) -> None:
     groups = tree(
         tmp_path,
         "0::/\n",

@@ -104,26 +104,24 @@ def test_each_gpu_and_their_mean() -> None:
         ("²", []),
     ],
 )
-def test_only_the_devices_that_are_visible_are_read(
-    visible: str | None, indexes: list[int]
-) -> None:
+def test_only_visible_devices_are_read(visible: str | None, indexes: list[int]) -> None:
     reading = probe(Nvml(A, B, C), visible).read()
     assert [gpu.index for gpu in reading.gpus] == indexes
     assert (reading.gpu is None) == (not indexes)
 
 
-def test_mig_tells_memory_only() -> None:
+def test_mig_reports_memory_only() -> None:
     nvml = Nvml(A, ("MIG-1111", None, (10, 40)))
     assert probe(nvml, "MIG-1111").read() == GpuReading(0.25, (GpuLoad(-1, None, 0.25),))
 
 
-def test_old_bindings_tell_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_bindings_return_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     nvml = Nvml(A, B)
     monkeypatch.setattr(nvml, "nvmlDeviceGetUUID", lambda h: nvml.devices[h][0].encode())
     assert [gpu.index for gpu in probe(nvml, "GPU-bbbb").read().gpus] == [1]
 
 
-def test_a_lost_gpu_is_left_out_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_lost_gpu_is_left_out_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     nvml = Nvml(A, B)
     reader = probe(nvml)
     nvml.lost = {0}
@@ -189,11 +187,11 @@ def test_close_and_open_again() -> None:
     reader.close()
 
 
-def test_another_process_starts_nvml_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_process_initializes_nvml_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     nvml = Nvml(A)
     reader = probe(nvml)
     reader.read()
-    # A fork of the test process is not needed: the probe knows it by the id.
+    # No fork of the test process is needed: the probe goes by the process id.
     own = os.getpid()
     monkeypatch.setattr(gpu_module.os, "getpid", lambda: own + 1)
     reader.read()

@@ -18,7 +18,7 @@ NO_GROUPS = Cgroups(Path("/nonexistent"), Path("/nonexistent"))
 
 
 class Host:
-    """Counters that a test moves by hand, and the clock with them."""
+    """Counters that a test advances by hand, with the clock."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -40,7 +40,7 @@ class Host:
         return CpuProbe(cgroups, self, affinity=lambda: self.cores, clock=lambda: self.now)
 
 
-def test_the_first_reading_tells_nothing() -> None:
+def test_the_first_reading_has_no_figure() -> None:
     assert Host().probe().read() is None
 
 
@@ -81,7 +81,7 @@ def test_saturation_without_a_count_of_threads_reads_one() -> None:
     assert probe.read() == pytest.approx(1.0)
 
 
-def test_a_second_look_at_once_gives_the_same_figure() -> None:
+def test_a_second_reading_at_once_gives_the_same_figure() -> None:
     host = Host()
     probe = host.probe()
     probe.read()
@@ -91,7 +91,7 @@ def test_a_second_look_at_once_gives_the_same_figure() -> None:
     assert probe.read() == first
 
 
-def test_counters_that_stand_still_or_go_back() -> None:
+def test_counters_that_stop_or_go_back() -> None:
     host = Host()
     probe = host.probe()
     probe.read()
@@ -105,7 +105,7 @@ def test_counters_that_stand_still_or_go_back() -> None:
     assert probe.read() == 0.0
 
 
-def test_a_changed_affinity_starts_anew() -> None:
+def test_a_changed_affinity_starts_over() -> None:
     host = Host()
     probe = host.probe()
     probe.read()
@@ -117,7 +117,7 @@ def test_a_changed_affinity_starts_anew() -> None:
 
 
 class Box:
-    """A v2 control group on disk whose counters a test moves."""
+    """A v2 cgroup on disk whose counters a test advances."""
 
     def __init__(self, tmp_path: Path, cores: float) -> None:
         self.root = tmp_path / "cgroup"
@@ -141,13 +141,13 @@ def test_a_group_is_measured_against_its_own_limit(tmp_path: Path) -> None:
     host, box = Host(), Box(tmp_path, cores=2)
     probe = host.probe(box.groups)
     assert probe.read() is None
-    # The host is busy with others; that is not this worker's load.
+    # The host is busy with other work; that is not this worker's load.
     host.passes(0.5, busy_cores=4, runnable=50)
     box.use(0.5, 0.0)
     assert probe.read() == pytest.approx(0.5)
 
 
-def test_what_the_limit_holds_back_counts_as_demand(tmp_path: Path) -> None:
+def test_throttled_time_counts_as_demand(tmp_path: Path) -> None:
     host, box = Host(), Box(tmp_path, cores=1)
     probe = host.probe(box.groups)
     probe.read()

@@ -1,4 +1,4 @@
-"""The sampler posts, survives failing probes, and a reader is never left waiting."""
+"""The sampler writes samples and survives failing probes; a reader never waits."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def sampling_threads() -> list[threading.Thread]:
 
 
 class Fixed:
-    """A source of the same figure, which counts."""
+    """A source of a constant figure, which counts its reads."""
 
     def __init__(self, value: float | None) -> None:
         self.value = value
@@ -74,14 +74,14 @@ def _clean() -> Iterator[None]:
 
 
 def started(probes: Probes) -> LoadSampler:
-    """Return a sampler that has posted, whose samples do not age on a busy machine."""
+    """Return a sampler that has written a sample, which does not age on a busy machine."""
     sampler = LoadSampler(probes=lambda: probes, period_s=0.01, clock=lambda: 0.0)
     sampler.start()
     until(lambda: sampler._board.read() is not None)
     return sampler
 
 
-def test_a_sample_is_posted_and_renewed() -> None:
+def test_a_sample_is_written_and_renewed() -> None:
     cpu, gpu = Fixed(0.5), Gpu(GpuReading(0.75, (GpuLoad(0, 0.75, 0.1),)))
     sampler = started(Probes(cpu, Fixed(0.25), gpu))
     sample = sampler.read()
@@ -144,7 +144,7 @@ def test_a_board_that_fails_is_survived() -> None:
     assert health.take_counts()["hook_errors"] >= 3
 
 
-def test_an_old_sample_is_replaced_by_a_direct_look() -> None:
+def test_an_old_sample_is_replaced_by_a_direct_reading() -> None:
     now = [100.0]
     board = LoadBoard()
     sampler = LoadSampler(board, clock=lambda: now[0])
@@ -176,7 +176,7 @@ def test_real_probes_on_this_machine() -> None:
 def run_script(tmp_path: Path, text: str) -> str:
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(text))
-    # A fork beside a thread is what is tested here; Python 3.12 warns of it.
+    # A fork in a process with threads is what is tested; Python 3.12 warns about it.
     command = [sys.executable, "-W", "ignore::DeprecationWarning", str(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
@@ -263,7 +263,7 @@ def test_a_fork_waits_for_a_reading(tmp_path: Path) -> None:
         reader.join()
         forkgate.MAX_WAIT_S = 0.05
         with forkgate.no_fork():
-            # A reading that hangs does not stop the forks for good.
+            # A reading that hangs does not block forks for ever.
             if os.fork() == 0:
                 with forkgate.no_fork():
                     print("late", flush=True)

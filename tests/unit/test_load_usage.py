@@ -1,4 +1,4 @@
-"""A run's CPU seconds and peak memory are its own, as far as they can be told."""
+"""A run's CPU seconds and peak memory are its own, as far as they can be measured."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_cpu_of_a_thread_is_its_own() -> None:
     assert max_rss_bytes > MIB
 
 
-def test_end_on_another_thread_is_never_negative() -> None:
+def test_a_measurement_in_another_thread_is_never_negative() -> None:
     burn(0.05)
     meter = ThreadMeter()
     start_s = meter.cpu_time()
@@ -114,7 +114,7 @@ def test_peak_memory_is_that_of_the_run(tmp_path: Path) -> None:
     assert 200 <= large < 300
     assert small < 100
     assert 100 <= middle < 190
-    # Between threads the mark is not set back: the peak of the last run stands.
+    # With threads the mark is not reset: the peak of the last run remains.
     assert 100 <= lifetime < 190
     assert 150 <= child_large < 250
     assert child_small < 100
@@ -136,10 +136,10 @@ def test_peak_memory_after_an_exec_from_a_large_process(tmp_path: Path) -> None:
     assert 100 <= middle < 190
 
 
-def test_where_the_mark_cannot_be_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_mark_cannot_be_reset(monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.open
 
-    # The kernel refuses it to some processes, never to root's: refuse it here.
+    # The kernel refuses it to some processes, never to root: refuse it here.
     def refused(path: str, *args: int) -> int:
         if path == "/proc/self/clear_refs":
             raise PermissionError(13, "Permission denied", path)
@@ -153,7 +153,7 @@ def test_where_the_mark_cannot_be_set_back(monkeypatch: pytest.MonkeyPatch) -> N
     assert mark.read_bytes() >= before > 0
 
 
-def test_a_file_that_stops_working_is_given_up() -> None:
+def test_a_file_that_stops_working_is_closed() -> None:
     mark = _HighWaterMark()
     mark.reset()
     assert mark._fd is not None
@@ -166,7 +166,7 @@ def test_a_file_that_stops_working_is_given_up() -> None:
     assert mark.read_bytes() > 0
 
 
-def test_a_mark_that_cannot_be_lowered_is_read_elsewhere(
+def test_a_mark_that_cannot_be_reset_is_read_elsewhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     inherited = SimpleNamespace(ru_maxrss=1 << 40)

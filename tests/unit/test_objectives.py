@@ -1,4 +1,4 @@
-"""Objectives: which one is meant for a task, its budget, and what burns."""
+"""Objectives: which one applies to a task, its budget, and what burns."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TARGETS = {"gpu": 0.9, "proj.add": 0.99, "mixed": 0.8, "*": 0.95}
         ("gpu", "proj.sub", None, "gpu"),
     ],
 )
-def test_a_name_goes_before_a_queue_and_that_before_a_type(
+def test_a_name_takes_precedence_over_a_queue_and_that_over_a_type(
     task_type: str, name: str, queue: str | None, key: str
 ) -> None:
     assert objective_of(TARGETS, task_type, name, queue) == key
@@ -56,7 +56,7 @@ def test_rate_and_budget_follow_their_formulas(target: float, count: tuple[int, 
     assert budget_left(target, counted) == pytest.approx(1 - bad / ((1 - target) * valid))
 
 
-def test_nothing_happened_is_all_well() -> None:
+def test_without_verdicts_nothing_burns() -> None:
     assert burn_rate(0.9, Count()) == 0.0
     assert budget_left(0.9, Count()) == 1.0
 

@@ -40,7 +40,7 @@ class Taus:
 
 
 class Recorded(Taus):
-    """Knows of which field in Redis it was asked."""
+    """Records which fields it is asked for."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ def test_a_type_is_inferred_from_resources(resources: dict[str, Any], task_type:
     assert (headers["task_type"], headers["rts_type_source"]) == (task_type, "inferred")
 
 
-def test_the_tasks_own_settings_come_after_the_header() -> None:
+def test_a_header_takes_precedence_over_the_tasks_settings() -> None:
     p = planner({"task_type": "cpu-heavy", "sla_multiplier": 1.6})
     headers = published(p)
     assert (headers["task_type"], headers["rts_type_source"]) == ("cpu-heavy", "task")
@@ -174,7 +174,7 @@ def test_arrival_is_the_later_of_publish_and_eta() -> None:
 
 
 @pytest.mark.parametrize("given", [NOW + 7, str(NOW + 7), "2027-01-15T08:00:07Z"])
-def test_an_own_deadline_overrides_the_formula(given: Any) -> None:
+def test_a_requested_deadline_overrides_the_formula(given: Any) -> None:
     assert published(planner(), sla_deadline=given)["rts_deadline"] == NOW + 7
 
 
@@ -186,12 +186,12 @@ def test_a_retry_keeps_its_plan_whatever_happened_to_the_headers() -> None:
         assert {k: retry[k] for k in OUT} == {k: first[k] for k in OUT}
 
 
-def test_a_task_that_takes_its_own_place_is_new() -> None:
+def test_a_task_that_replaces_itself_is_new() -> None:
     p = planner()
     first = published(p, task_type="cpu-light", sla_deadline=NOW - 5)
     again = published(p, current=first, replaced_task_nesting=1)
     assert (again["task_type"], again["rts_deadline"]) == ("mixed", again["rts_arrival"] + 20)
-    # Its own retry is none.
+    # A retry of the replacement keeps its plan.
     retry = published(p, current=again, replaced_task_nesting=1, retries=1)
     assert {k: retry[k] for k in OUT} == {k: again[k] for k in OUT}
 
@@ -237,7 +237,7 @@ HEADERS = (
 
 
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(HEADERS, HOSTILE)), HOSTILE)
-def test_whatever_strangers_send_a_sound_plan_comes_out(
+def test_whatever_strangers_send_the_plan_is_valid(
     headers: dict[str, Any], priority: Any
 ) -> None:
     message = {"id": "1", "task": "app.task", **headers}
@@ -252,7 +252,7 @@ def test_whatever_strangers_send_a_sound_plan_comes_out(
 
 
 @given(st.fixed_dictionaries(dict.fromkeys(sorted(OUT), HOSTILE)))
-def test_a_forged_plan_is_refused_whole(headers: dict[str, Any]) -> None:
+def test_a_forged_plan_is_refused_as_a_whole(headers: dict[str, Any]) -> None:
     plan = read_plan(headers, Settings().task_types)
     if plan is not None:
         again: dict[str, Any] = {}
@@ -265,7 +265,7 @@ def canvas_message(id_: str, **embedded: Any) -> tuple[dict[str, Any], Any]:
 
 
 def in_turn(p: Planner, first: dict[str, Any], *ids: str, **headers: Any) -> dict[str, Any]:
-    """Return the headers of the last member of a chain that took the place of *first*."""
+    """Return the headers of the last member of a chain that replaced *first*."""
     current = first
     for n, task_id in enumerate(ids):
         own, body = canvas_message(task_id, chain=[{}] * (len(ids) - n - 1))
@@ -275,7 +275,7 @@ def in_turn(p: Planner, first: dict[str, Any], *ids: str, **headers: Any) -> dic
     return current
 
 
-def test_the_last_member_of_a_chain_that_takes_a_tasks_place_is_due_when_that_was() -> None:
+def test_the_last_member_of_a_chain_that_replaces_a_task_is_due_when_the_task_was() -> None:
     p = planner()
     first = published(p, task_type="cpu-light", sla_deadline=NOW + 70)
     last = in_turn(p, first, "2", "3", "1")
@@ -284,19 +284,19 @@ def test_the_last_member_of_a_chain_that_takes_a_tasks_place_is_due_when_that_wa
     arrival = last["rts_arrival"]
     assert (last["rts_deadline"], last["task_type"]) == (arrival + 2 * 10, "mixed")
     assert arrival > first["rts_arrival"]
-    # Its retry keeps all of it, and what it publishes besides is on its own.
+    # Its retry keeps all of it; what else it publishes is independent.
     retry = {"id": "1", "replaced_task_nesting": 1, "retries": 1}
     p.plan_message("member", retry, None, last)
     assert {k: retry[k] for k in (*OUT, OWED)} == {k: last[k] for k in (*OUT, OWED)}
     child, body = canvas_message("4", chain=[{}])
     p.plan_message("child", child, None, last, body)
     assert (child["rts_deadline"], OWED in child) == (NOW + 20, False)
-    # A deadline of its own goes first.
+    # A requested deadline takes precedence.
     own = in_turn(p, first, "2", "1", sla_deadline=NOW + 7)
     assert (own["rts_deadline"], due_at(own)) == (NOW + 7, None)
 
 
-def test_what_has_nothing_to_follow_it_carries_nothing() -> None:
+def test_a_message_that_nothing_follows_carries_nothing() -> None:
     p = planner()
     first = published(p)
     member, body = canvas_message("2", chord={"task": "body"})
@@ -312,19 +312,19 @@ def test_what_has_nothing_to_follow_it_carries_nothing() -> None:
     "owed",
     [None, 7, "", "1", "x y 1", "nan nan 1", "-1 -1 1", "1 1e300 1", "9" * 10_000, ["1 1 1"]],
 )
-def test_what_a_stranger_says_is_owed_is_not_believed(owed: Any) -> None:
+def test_an_invalid_header_of_replacements_is_ignored(owed: Any) -> None:
     message = {"id": "1"}
     planner().plan_message("member", message, None, {"id": "2", OWED: owed})
     assert message["rts_deadline"] == NOW + 20
 
 
-def test_tasks_that_replace_themselves_within_each_other() -> None:
+def test_nested_replacements() -> None:
     p = planner()
     outer = published(p, sla_deadline=NOW + 70)
     inner, body = canvas_message("2", chain=[{}])
     inner["replaced_task_nesting"] = 1
     p.plan_message("inner", inner, None, outer, body)
-    # The inner one does so as well: its last member goes on with the outer chain.
+    # The inner one is replaced as well: its last member continues the outer chain.
     begins, body = canvas_message("3", chain=[{}, {}])
     begins["replaced_task_nesting"] = 2
     p.plan_message("member", begins, None, inner, body)
@@ -338,7 +338,7 @@ def test_tasks_that_replace_themselves_within_each_other() -> None:
     assert succeeds(last)
 
 
-def test_what_takes_a_place_arrives_later_whatever_the_clocks_say() -> None:
+def test_a_replacement_arrives_later_whatever_the_clocks_say() -> None:
     p = planner()
     first = published(p, eta="2099-01-01T00:00:00+00:00")
     again = published(p, current=first, replaced_task_nesting=1)

@@ -1,4 +1,4 @@
-"""What is built when somebody first asks."""
+"""What is built for the first prediction or route."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from rts.records import Plan
 from tests.forked import forks_beside_threads, holds_in_child
 
 
-def test_two_threads_that_route_first_share_what_they_know(
+def test_two_threads_that_route_first_share_their_state(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     meeting, made = threading.Barrier(2), []
 
     class Slow(routing.Risks):
-        """Waits for another one to be made, too."""
+        """Waits for a second one to be made."""
 
         def __init__(self, *given: Any) -> None:
             made.append(self)
             try:
                 meeting.wait(0.5)
             except threading.BrokenBarrierError:
-                pass  # there is none
+                pass  # there is no second one
             super().__init__(*given)
 
     monkeypatch.setattr(routing, "Risks", Slow)
@@ -56,7 +56,7 @@ class Roomy:
 
 
 @forks_beside_threads
-def test_a_child_routes_though_a_thread_of_its_parent_was_at_it() -> None:
+def test_a_child_routes_though_a_thread_of_its_parent_held_the_lock() -> None:
     nobody = "redis://127.0.0.1:1"
     app = Celery("routes", broker=nobody, set_as_current=False)
     app.conf.update(rts_redis_url=nobody, rts_routes={"mixed": ["a", "b"]})

@@ -1,4 +1,4 @@
-"""Deadlines that are handed on, deadlines as priorities, deadlines from learned ratios."""
+"""Propagated deadlines, deadlines as priorities, deadlines from learned ratios."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_chain_shares_one_deadline() -> None:
     second_body = ((), {}, {"chain": body[2]["chain"][:-1]})
     second = p.plan_message("b", second_headers, None, headers, second_body)
     assert second.deadline == first.deadline
-    # What a member publishes besides has at most its time, but may be due earlier.
+    # What else a member publishes has at most its time, but may be due earlier.
     assert p.plan_message("a", {"id": "x"}, None, headers).deadline == NOW + 10
     assert p.plan_message("z", {"id": "y"}, None, headers).deadline <= first.deadline
 
@@ -98,7 +98,7 @@ def test_groups_and_chords_in_a_chain_count_by_their_longest() -> None:
     assert "rts_next" not in headers, "of another message"
 
 
-def test_what_a_chain_waits_for_on_its_way_is_part_of_its_time() -> None:
+def test_countdowns_and_etas_within_a_chain_extend_its_deadline() -> None:
     p = planner(
         propagate_deadline=True,
         priority_multipliers={3: 1.5},
@@ -115,7 +115,7 @@ def test_what_a_chain_waits_for_on_its_way_is_part_of_its_time() -> None:
     assert due(signature("b").set(eta=iso(NOW + 5))) == pytest.approx(10 + 14)
     assert due(group(later, signature("c"))) == pytest.approx(10 + 60 + 14)
     assert due(signature("b").set(priority=3)) == pytest.approx(10 + 1.5 * 7)
-    # An instant that a member asks for is one, and no time beside that of the others.
+    # An eta of a member is an instant; it does not add to the time of the others.
     asked = signature("b").set(headers={"sla_deadline": NOW + 15})
     assert due(asked) == pytest.approx(15)
     assert due(asked, signature("c")) == pytest.approx(15 + 22)
@@ -123,7 +123,7 @@ def test_what_a_chain_waits_for_on_its_way_is_part_of_its_time() -> None:
     assert due(never, never) <= MAX_INSTANT - NOW
 
 
-def test_what_is_to_run_after_the_parents_deadline_has_its_own() -> None:
+def test_a_task_that_runs_after_its_parents_deadline_has_its_own() -> None:
     p = planner(propagate_deadline=True, taus={"a": 5.0})
     parent: dict[str, Any] = {"id": "p", "task": "a"}
     p.plan_message("a", parent, None, None)  # due after 10 s
@@ -136,7 +136,7 @@ def test_what_is_to_run_after_the_parents_deadline_has_its_own() -> None:
     assert due(None) == 10
 
 
-def test_children_are_bounded_by_their_parent_only_where_it_is_asked_for() -> None:
+def test_children_are_bounded_by_their_parent_only_if_configured() -> None:
     parent: dict[str, Any] = {"id": "p", "task": "a"}
     planner(taus={"a": 5.0}).plan_message("a", parent, None, None)
     for propagate, due in ((False, 80.0), (True, 10.0)):
@@ -173,12 +173,12 @@ _JSON = st.recursive(
 
 
 @given(body=st.tuples(_JSON, _JSON, _JSON) | _JSON)
-def test_any_body_is_borne(body: Any) -> None:
+def test_any_body_is_tolerated(body: Any) -> None:
     plan = planner(propagate_deadline=True).plan_message("a", {"id": "1"}, None, None, body)
     assert plan.deadline >= NOW
 
 
-def test_canvas_that_is_nested_too_deeply_has_no_time() -> None:
+def test_canvas_that_is_nested_too_deeply_adds_no_time() -> None:
     nested = dict(signature("b"))
     for _ in range(5000):
         nested = {"task": "celery.chain", "kwargs": {"tasks": [nested]}}
@@ -188,7 +188,7 @@ def test_canvas_that_is_nested_too_deeply_has_no_time() -> None:
 
 
 @pytest.mark.parametrize(("asked", "sent"), [(None, 5), (3, 3)])
-def test_a_priority_that_is_asked_for_is_left_as_it_is(asked: int | None, sent: int) -> None:
+def test_a_requested_priority_is_left_as_it_is(asked: int | None, sent: int) -> None:
     app = Celery(set_as_current=False, broker="memory://")
     nobody = "redis://127.0.0.1:1"
     app.conf.update(rts_scheduler="priority", rts_redis_url=nobody, rts_open_max=0)
@@ -233,7 +233,7 @@ def test_less_laxity_is_never_less_urgent(
     ids=["lognormal", "wide", "bimodal", "heavy"],
 )
 @pytest.mark.parametrize("q", [0.9, 0.95])
-def test_the_learned_quantile_covers_what_is_asked(draw: Any, q: float) -> None:
+def test_the_learned_quantile_covers_the_share_that_was_set(draw: Any, q: float) -> None:
     rng = random.Random(5)
     sketch, tau, met, n = Sketch(), 10.0, 0, 20_000
     ratios: dict[str, float] = {}
@@ -248,7 +248,7 @@ def test_the_learned_quantile_covers_what_is_asked(draw: Any, q: float) -> None:
     assert met / (n - 100) == pytest.approx(q, abs=0.01)
 
 
-def test_the_young_borrow_from_all_types() -> None:
+def test_types_with_few_runs_use_the_pooled_ratios() -> None:
     young, pool = Sketch(), Sketch()
     assert learned_ratios(0.95, {"mixed": young, POOL: pool}) == {}
     for _ in range(30):
@@ -262,7 +262,7 @@ def test_the_young_borrow_from_all_types() -> None:
     assert learned_ratios(0.95, {"mixed": young})["mixed"] == MAX_LEARNED
 
 
-def test_a_learned_k_travels_and_what_is_set_by_hand_wins() -> None:
+def test_a_learned_k_is_sent_along_and_a_set_one_wins() -> None:
     p = planner(deadline_policy="quantile", taus={"a": 5.0, "ratio": 4.0})
     headers: dict[str, Any] = {"id": "1"}
     plan = p.plan_message("a", headers, None, None)

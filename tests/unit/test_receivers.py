@@ -1,4 +1,4 @@
-"""The boundary to the host app: whatever fails inside, nothing comes out."""
+"""The boundary to the host app: whatever fails inside, no exception escapes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def broken(*_: object) -> Any:
 
 @pytest.fixture(autouse=True)
 def alone() -> Iterator[None]:
-    """Take the receivers of other tests' apps off, and these too at the end."""
+    """Disconnect the receivers of other tests' apps before, and those of this one after."""
     receivers.disconnect()
     yield
     receivers.disconnect()
@@ -70,7 +70,7 @@ def test_a_hook_that_fails_is_counted_and_logged_once(
     assert "report it" in ours[0].getMessage()
 
 
-def test_a_message_of_the_old_protocol_goes_out_as_it_is(
+def test_a_message_of_the_old_protocol_is_sent_unchanged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     receivers.connect(broken, lambda _: SimpleNamespace())
@@ -81,7 +81,7 @@ def test_a_message_of_the_old_protocol_goes_out_as_it_is(
     assert "task_protocol" in caplog.text
 
 
-def test_celerys_own_tasks_are_not_looked_at() -> None:
+def test_celerys_own_tasks_are_ignored() -> None:
     receivers.connect(broken, broken)
     signals.before_task_publish.send(sender="celery.backend_cleanup", headers={"id": "1"})
     assert health.take_counts() == {}

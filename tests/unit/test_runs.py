@@ -1,4 +1,4 @@
-"""A run's record is written as text while it runs; it says what the request says."""
+"""The record of a run, which is written as text, holds what its request holds."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ REQUEST = {
 
 
 class Sink:
-    """Keeps the lines."""
+    """Collects the lines."""
 
     def __init__(self) -> None:
         self.lines: list[bytes] = []
@@ -46,7 +46,7 @@ class Sink:
 
 
 class Load:
-    """Gives samples of an age, in seconds, and counts the looks."""
+    """Returns samples of an age, in seconds, and counts the reads."""
 
     def __init__(self) -> None:
         self.looks, self.age_s = 0, 0.25
@@ -58,7 +58,7 @@ class Load:
 
 
 class Monotonic:
-    """A clock that a test moves by hand."""
+    """A clock that a test advances by hand."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -75,7 +75,7 @@ def board() -> Iterator[NoteBoard]:
 
 
 class Place:
-    """Runs with all that is around them."""
+    """Runs with all their collaborators."""
 
     def __init__(self, board: NoteBoard) -> None:
         self.board, self.sink, self.load, self.monotonic = board, Sink(), Load(), Monotonic()
@@ -113,7 +113,7 @@ def place(board: NoteBoard) -> Place:
         {"parent_id": 'p"\\', "root_id": "r\n\u2028"},
         {"id": "\ud800", "task": "Größe"},
         {"delivery_info": {"routing_key": None}},
-        # What no message of Celery's has:
+        # What no message from Celery has:
         {"delivery_info": {}},
         {"delivery_info": None},
         {"id": 5, "retries": 1},
@@ -121,7 +121,7 @@ def place(board: NoteBoard) -> Place:
         {"root_id": ["r"]},
     ],
 )
-def test_the_record_is_what_the_request_says(place: Place, changes: dict[str, Any]) -> None:
+def test_the_record_matches_the_request(place: Place, changes: dict[str, Any]) -> None:
     request = {**REQUEST, **changes}
     got = place.run(request, 1.5)
     expected = new_execution(
@@ -150,7 +150,7 @@ def test_the_record_is_what_the_request_says(place: Place, changes: dict[str, An
     assert got.state == "SUCCESS"
 
 
-def test_what_cannot_be_told_in_json_is_told_as_text(place: Place) -> None:
+def test_what_json_cannot_hold_is_recorded_by_its_repr(place: Place) -> None:
     got = place.run({**REQUEST, "parent_id": b"x", "delivery_info": {"routing_key": 1j}}, 0)
     assert (got.parent_id, got.queue) == ("b'x'", "1j")
 
@@ -160,13 +160,13 @@ def test_missing_fields_are_none(place: Place) -> None:
     assert (got.queue, got.retries, got.parent_id, got.root_id) == (None, 0, None, None)
 
 
-def test_a_state_of_the_apps_own_and_a_rejected_task(place: Place) -> None:
+def test_a_custom_state_and_a_rejected_task(place: Place) -> None:
     assert place.run(REQUEST, 0, 'MY"STATE').state == 'MY"STATE'
     rejected = place.run(REQUEST, 0, "REJECTED")
     assert (rejected.state, rejected.cause) == ("REJECTED", "rejected")
 
 
-def test_while_it_runs_it_is_noted_as_far_as_it_is_known(place: Place) -> None:
+def test_a_run_in_flight_is_noted_with_what_is_known_at_its_start(place: Place) -> None:
     run = place.runs.start(PLAN, REQUEST)
     ((_, note),) = place.board.notes()
     assert (note.task_id, note.state, note.completed_at) == ("d0f1", "STARTED", None)
@@ -176,12 +176,12 @@ def test_while_it_runs_it_is_noted_as_far_as_it_is_known(place: Place) -> None:
     assert json.loads(place.sink.lines[0])[:19] == list(note[:19])
 
 
-def test_a_soft_time_limit_that_strikes_at_the_end_of_a_run_leaves_it_its_end(
+def test_a_run_is_finished_though_a_soft_time_limit_strikes_at_its_end(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Task:
         app = None
-        request = place  # stands for the request: anything that can be known again
+        request = place  # stands for the request: any object with an identity
 
     struck: list[bool] = []
 
@@ -209,7 +209,7 @@ def test_arguments_are_in_no_record(place: Place) -> None:
     assert b"secret" not in place.sink.lines[0]
 
 
-def test_short_runs_share_a_look_and_longer_ones_have_their_own(place: Place) -> None:
+def test_short_runs_share_a_reading_and_longer_ones_get_their_own(place: Place) -> None:
     for _ in range(10):
         place.run(REQUEST, SHORT_S / 2)
     assert place.load.looks == 1
@@ -221,7 +221,7 @@ def test_short_runs_share_a_look_and_longer_ones_have_their_own(place: Place) ->
     assert place.load.looks == 4
 
 
-def test_a_look_is_not_shared_past_the_age_that_a_sample_may_have(place: Place) -> None:
+def test_a_reading_is_not_shared_beyond_the_maximum_age_of_a_sample(place: Place) -> None:
     place.load.age_s = 0.48
     for looks in (1, 2):
         load = place.run(REQUEST, 0).load_at_start

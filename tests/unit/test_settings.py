@@ -1,4 +1,4 @@
-"""Settings: every bad value fails with a message that names setting, value and range."""
+"""Settings: every invalid value fails with a message that names setting, value and range."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def read(environ: dict[str, str] | None = None, **conf: Any) -> Settings:
     return Settings.from_conf(conf, environ={} if environ is None else environ)
 
 
-def test_the_spool_is_of_who_runs_whatever_the_environment_says(
+def test_the_spool_is_named_after_the_user_whatever_the_environment_says(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """``sudo -E`` and ``celery worker --uid`` leave the name of another user there."""
@@ -129,7 +129,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("setting", "value"), BAD)
-def test_a_bad_value_names_setting_value_and_range(setting: str, value: Any) -> None:
+def test_an_invalid_value_names_setting_value_and_range(setting: str, value: Any) -> None:
     with pytest.raises(ConfigurationError) as caught:
         read(**{setting: value})
     assert str(caught.value).startswith(setting)
@@ -137,13 +137,13 @@ def test_a_bad_value_names_setting_value_and_range(setting: str, value: Any) -> 
     assert caught.value.allowed
 
 
-def test_an_unknown_name_is_told_the_nearest_first() -> None:
+def test_an_unknown_name_gets_the_most_similar_ones_first() -> None:
     with pytest.raises(ConfigurationError, match="allowed: the settings rts_slo, ") as caught:
         read(rts_sloo={"*": 0.9})
     assert caught.value.setting == "rts_sloo"
 
 
-def test_a_wrong_scheduler_is_told_of_the_broker_s_own_order() -> None:
+def test_an_invalid_scheduler_names_none_as_allowed() -> None:
     with pytest.raises(ConfigurationError, match="allowed: 'edf' or 'priority' or None"):
         read(rts_scheduler="fifo")
 
@@ -194,7 +194,7 @@ def test_the_environment_overrides_the_multiplier() -> None:
             {"broker_url": "redis://a", "broker_use_ssl": {"ssl_ca_certs": Path("/a b/ca")}},
             "rediss://a?ssl_ca_certs=/a%20b/ca",
         ),
-        # Celery makes nothing of either.
+        # Celery ignores both.
         ({"broker_url": "redis://a", "broker_use_ssl": True}, "redis://a"),
         ({"broker_url": "redis://a", "redis_backend_use_ssl": {"a": "b"}}, "redis://a"),
     ],
@@ -215,7 +215,7 @@ def test_redis_is_the_apps_own_unless_set(conf: dict[str, Any], url: str) -> Non
         ({"CELERY_BROKER_URL": "redis://e"}, {"rts_redis_url": "redis://own"}, "redis://own"),
     ],
 )
-def test_redis_is_the_one_that_celery_uses_by_its_environment(
+def test_redis_is_the_one_that_celery_takes_from_the_environment(
     environ: dict[str, str], conf: dict[str, Any], url: str
 ) -> None:
     assert read(environ, **conf).redis_url == url
@@ -254,8 +254,8 @@ def test_types_may_be_members_of_an_enum() -> None:
     assert json.dumps(list(types)[-1]) == '"render"'
 
 
-def test_without_any_folder_to_write_to_the_app_starts() -> None:
-    # No byte can be written to a file, so that no temporary folder can be used.
+def test_the_app_starts_without_any_writable_folder() -> None:
+    # No byte can be written to a file, so no temporary folder is usable.
     script = """
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))

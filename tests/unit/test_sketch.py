@@ -40,7 +40,7 @@ def test_no_values_have_no_quantile_and_zeros_have() -> None:
     assert sketch_of([0.0, 0.0, 1.0]).quantile(0.5) == 0.0
 
 
-def test_what_is_no_count_is_left_out() -> None:
+def test_what_is_not_a_count_is_skipped() -> None:
     sketch = Sketch.from_hash(
         {
             "zero": "2",

@@ -1,4 +1,4 @@
-"""URLs: what install refuses of MongoDB's, beside what pymongo itself says of them."""
+"""URLs: what install refuses of MongoDB's, compared with pymongo itself."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ GOOD = {
     "mongodb://me@host/ledger?authMechanism=MONGODB-X509": "ledger",
     "mongodb://me:@host/ledger?authMechanism=MONGODB-X509": "ledger",
     "mongodb://me:p%40s%2Fs%3Aw@host/ledger?authSource=admin": "ledger",
-    # What a URL of the web would end at.
+    # Characters that would end a web URL's authority.
     "mongodb://me:p#ss@host/ledger": "ledger",
     "mongodb://me:12#3@host/ledger": "ledger",
     "mongodb://host/ledger?tls=true;w=majority": "ledger",
@@ -89,7 +89,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("url", GOOD)
-def test_what_pymongo_takes_is_taken(url: str) -> None:
+def test_what_pymongo_accepts_is_accepted(url: str) -> None:
     parse_uri(url)
     assert mongo_url("rts_mongo_url", url) == url
     with connect(url) as client:
@@ -97,7 +97,7 @@ def test_what_pymongo_takes_is_taken(url: str) -> None:
 
 
 @pytest.mark.parametrize("url", BAD)
-def test_what_pymongo_does_not_take_is_refused(url: str) -> None:
+def test_what_pymongo_does_not_accept_is_refused(url: str) -> None:
     with pytest.raises((PyMongoError, ValueError)):
         parse_uri(url)
     with pytest.raises(ConfigurationError, match=BAD[url]) as caught:
@@ -112,7 +112,7 @@ WRONG_OPTIONS = {
     "w=1&TLS=perhaps": ("TLS", "perhaps", "true or false"),
     "w=1;ssl=1": ("ssl", "1", "true or false"),
     "w=-1": ("w", "-1", "a whole number, at least 1, majority, or a name"),
-    # pymongo takes it, and a record that was not stored would leave the outbox.
+    # pymongo accepts it, and a record that was not stored would leave the outbox.
     "w=0": ("w", "0", "a whole number, at least 1, majority, or a name"),
     "serverSelectionTimeoutMS=-5": (
         *("serverSelectionTimeoutMS", "-5", "milliseconds, at least 0"),
@@ -128,7 +128,7 @@ WRONG_OPTIONS = {
 
 
 @pytest.mark.parametrize("options", WRONG_OPTIONS)
-def test_an_option_that_makes_no_sense_is_refused_with_what_is_allowed(options: str) -> None:
+def test_an_invalid_option_is_refused_with_what_is_allowed(options: str) -> None:
     name, shown, allowed = WRONG_OPTIONS[options]
     with pytest.raises(ConfigurationError) as caught:
         mongo_url("rts_mongo_url", f"mongodb://me:secret@host/ledger?{options}")
@@ -156,7 +156,7 @@ def test_an_option_that_makes_no_sense_is_refused_with_what_is_allowed(options: 
 @example("appname", "\u00e9" * 65)
 def test_options_are_refused_as_pymongo_refuses_them(name: str, value: str) -> None:
     try:
-        if name == "heartbeatfrequencyms":  # its least is looked at where it is used
+        if name == "heartbeatfrequencyms":  # its minimum is checked only where it is used
             MongoClient[Any](connect=False, heartbeatFrequencyMS=value).close()
         options = get_validated_options({name: value}, warn=False)
         taken = options.get("w") != 0
@@ -165,7 +165,7 @@ def test_options_are_refused_as_pymongo_refuses_them(name: str, value: str) -> N
     assert (refused_option(name, value) is None) is taken
 
 
-def test_options_that_are_not_known_here_are_taken() -> None:
+def test_unlisted_options_are_accepted() -> None:
     for option in ("authMechanism=ROT13", "compressors=zstd", "new=1", "replicaSet=rs0"):
         url = f"mongodb://host/ledger?{option}"
         assert mongo_url("rts_mongo_url", url) == url
@@ -176,13 +176,13 @@ def test_options_that_are_not_known_here_are_taken() -> None:
     [
         ("tls=true&ssl=false", "conflicting values"),
         ("directConnection=true&loadBalanced=true", "directConnection"),
-        # pymongo's words differ by its version, and that by Python's.
+        # pymongo's wording depends on its version, and that on Python's.
         ("tls=true&tlsCAFile=/no/such.pem", "tlscafile file is not readable|No such file"),
-        # The driver's own words hold the secret.
+        # The driver's own message holds the secret.
         ("tlsCAFile=/no.pem&tlsCertificateKeyFilePassword=file", "FileNotFoundError"),
     ],
 )
-def test_what_only_pymongo_sees_is_told_with_its_reason_and_no_secret(
+def test_what_only_pymongo_refuses_is_reported_with_its_reason_and_no_secret(
     options: str, reason: str
 ) -> None:
     url = f"mongodb://me:sec%2Fret@host/ledger?{options}"
@@ -202,11 +202,11 @@ def test_hosts_that_dns_names_are_not_looked_up() -> None:
 @example("me:p%f+@host")
 @example("a,[::1]:1/b.c$")
 @example("a?b=c d=e")
-def test_nothing_that_pymongo_takes_is_refused(rest: str) -> None:
+def test_nothing_that_pymongo_accepts_is_refused(rest: str) -> None:
     url = "mongodb://" + rest
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # options that it does not know
+            warnings.simplefilter("ignore")  # about options that it does not know
             with connect(url) as client:
                 database_of(client)
     except (PyMongoError, ValueError):
@@ -220,7 +220,7 @@ def test_nothing_that_pymongo_takes_is_refused(rest: str) -> None:
         ("redis://user:secret@host:6380/2?password=secret", "redis://host:6380/2"),
         ("unix://:secret@/tmp/redis.sock?db=1", "unix:///tmp/redis.sock"),
         ("rediss://host", "rediss://host"),
-        # What should have been quoted in a password.
+        # Characters that should have been quoted in a password.
         ("mongodb://me:se/cret@host:27017/rts", "mongodb://host:27017/rts"),
         ("redis://:se#cret@host/0", "redis://***"),
         ("redis://host/0?password=se@cret", "redis://***"),
@@ -238,7 +238,7 @@ def test_urls_are_shown_without_secrets(url: str, shown: str) -> None:
         ("redis://:a://secret@host:6379/0", "redis://***@host:6379/0"),
         ("redis://:se#cret@host/0", "redis://***"),
         ("redis://host:99999/0?password=secret", "redis://host:99999/0?***"),
-        # Somebody has forgotten the host, or the scheme.
+        # The host, or the scheme, is missing.
         ("redis://:secret", "redis://:***"),
         ("mongodb://a:27017,me:secret/ledger", "mongodb://a:27017,me:***/ledger"),
         ("me:secret@host/0", "***@host/0"),

@@ -36,7 +36,7 @@ HEADERS = {"task_type", "rts_tau", "rts_k", "rts_arrival", "rts_deadline", "rts_
 
 @pytest.fixture(scope="module")
 def example() -> Iterator[SimpleNamespace]:
-    """The modules of the example app; other tests do not see that it was loaded."""
+    """The modules of the example app, loaded without side effects on other tests."""
     from celery import _state
 
     earlier = _state._tls.current_app  # a new app makes itself the current one
@@ -50,13 +50,13 @@ def example() -> Iterator[SimpleNamespace]:
 
 @pytest.fixture
 def broker() -> Iterator[RedisServer]:
-    """A Redis that the test may pause."""
+    """A Redis that a test can pause."""
     with RedisServer() as server:
         yield server
 
 
 def stdlib(files: int) -> list[bytes]:
-    """Return the first modules of the standard library, found in another way."""
+    """Return the first modules of the standard library, found independently."""
     folder = Path(os.__file__).parent
     names = sorted(name for name in os.listdir(folder) if name.endswith(".py"))
     return [(folder / name).read_bytes() for name in names[:files]]
@@ -116,7 +116,7 @@ def test_survey_counts_definitions(example: SimpleNamespace) -> None:
 
 
 def best_accuracy() -> float:
-    """Return what no classifier can beat by more than chance: the nearest true shape."""
+    """Return the accuracy of the best possible classifier: the nearest true shape."""
     random = np.random.default_rng(7)
     shapes = random.normal(size=(10, 64))
     labels = random.integers(10, size=4000)
@@ -153,7 +153,7 @@ def test_a_step_of_training_follows_the_gradient(example: SimpleNamespace) -> No
             moved.append(loss(*weights))
         gradient = (moved[0] - moved[1]) / 2e-5
         done = (before[layer][place] - after[layer][place]) / rate
-        # The second layer moves first, so the first one's gradient is of the state after.
+        # The second layer is updated first, so the first one's gradient is taken after that.
         assert done == pytest.approx(gradient, rel=0.02, abs=1e-6)
 
 
@@ -293,7 +293,7 @@ def test_the_producer_publishes_a_mix_of_all_six_types(
     assert {message["task_type"] for message in messages} == set(DEFAULT_TASK_TYPES)
     assert {m["rts_type_source"] for m in messages} == {"explicit", "task", "inferred"}
     assert {message["eta"] is None for message in messages} == {True, False}
-    # A resource request chooses the type only of a task that has none of its own.
+    # A resource request determines the type only of a task that has none.
     surveys = [m for m in messages if m["task"] == "workers.text.survey" and "req_cpu" in m]
     assert {(m["task_type"], m["rts_type_source"]) for m in surveys} == {
         ("cpu-heavy", "inferred")
@@ -329,7 +329,7 @@ producer.main()
 """
 
 
-def test_the_producer_ends_though_the_signal_strikes_in_a_destructor() -> None:
+def test_the_producer_ends_though_the_signal_arrives_in_a_destructor() -> None:
     finished = subprocess.run(
         [sys.executable, "-c", STRUCK],
         cwd=ROOT,
@@ -357,7 +357,7 @@ def test_the_producer_ends_while_the_broker_does_not_answer(
         broker.resume()
 
 
-def test_the_producer_outlives_an_absent_broker(broker: RedisServer, tmp_path: Path) -> None:
+def test_the_producer_survives_an_absent_broker(broker: RedisServer, tmp_path: Path) -> None:
     log, alive = tmp_path / "log", tmp_path / "alive"
     broker.kill()
     running = producer(broker.url, log, "--rate", "20", "--alive", str(alive))
@@ -373,7 +373,7 @@ def test_the_producer_outlives_an_absent_broker(broker: RedisServer, tmp_path: P
 @pytest.mark.parametrize(
     "arguments", [("--rate", "0"), ("--rate", "nan"), ("--rate", "inf"), ("--count", "-1")]
 )
-def test_the_producer_refuses_what_makes_no_sense(arguments: tuple[str, ...]) -> None:
+def test_the_producer_refuses_invalid_arguments(arguments: tuple[str, ...]) -> None:
     finished = subprocess.run(
         [sys.executable, "-m", "workers.producer", *arguments],
         cwd=ROOT,
