@@ -20,7 +20,7 @@ from rts.lifecycle.soft_time_limit import hook_failed
 from rts.lifecycle.tracing import TRACING
 
 if TYPE_CHECKING:
-    from rts.parts import Parts
+    from rts.parts import Parts, WorkerParts
 
 
 class WorkerSide:
@@ -103,9 +103,9 @@ class WorkerSide:
         """
         try:
             run = take_aborted(task_id)
-            parts = None if run is None else self._parts_of(sender.app)
-            if run is not None and parts is not None and parts.worker is not None:
-                parts.worker.runs.finish(run, "FAILURE")
+            worker = None if run is None else self._worker_of(sender.app)
+            if run is not None and worker is not None:
+                worker.runs.finish(run, "FAILURE")
         except Exception as exc:  # noqa: BLE001  the worker must go on
             health.hook_failed("internal_error", exc)
 
@@ -122,10 +122,10 @@ class WorkerSide:
                 request.id == task_id and run_of(request) is not None
             ):
                 return
-            parts = self._parts_of(sender.app)
-            if parts is not None and parts.worker is not None:
+            worker = self._worker_of(sender.app)
+            if worker is not None:
                 cause = "time_limit" if isinstance(exception, TimeLimitExceeded) else "killed"
-                parts.worker.ends.aborted(task_id, cause)
+                worker.ends.aborted(task_id, cause)
         except Exception as exc:  # noqa: BLE001  the worker must go on
             health.hook_failed("failure", exc)
 
@@ -139,9 +139,9 @@ class WorkerSide:
     ) -> None:
         """Report the end of a task that was revoked, terminated, expired or dropped."""
         try:
-            parts = self._parts_of(sender.app)
-            if parts is not None and parts.worker is not None and not is_celerys(sender.name):
-                parts.worker.ends.revoked(
+            worker = self._worker_of(sender.app)
+            if worker is not None and not is_celerys(sender.name):
+                worker.ends.revoked(
                     vars(request), terminated=bool(terminated), expired=bool(expired)
                 )
         except Exception as exc:  # noqa: BLE001  the worker must go on
@@ -150,19 +150,19 @@ class WorkerSide:
     def unknown(self, sender: Any = None, message: Any = None, **_: Any) -> None:
         """Report the end of a message whose task is not registered."""
         try:
-            parts = self._parts_of(sender.app)
-            if parts is not None and parts.worker is not None and "id" in message.headers:
+            worker = self._worker_of(sender.app)
+            if worker is not None and "id" in message.headers:
                 attributes = {**message.headers, "delivery_info": message.delivery_info}
-                parts.worker.ends.unknown(attributes)
+                worker.ends.unknown(attributes)
         except Exception as exc:  # noqa: BLE001  the worker must go on
             health.hook_failed("unknown", exc)
 
     def process_init(self, **_: Any) -> None:
         """Drop what a pool child inherited from its parent."""
         try:
-            parts = self._parts_of(current_app._get_current_object())
-            if parts is not None and parts.worker is not None:
-                parts.worker.in_child()
+            worker = self._worker_of(current_app._get_current_object())
+            if worker is not None:
+                worker.in_child()
         except Exception as exc:  # noqa: BLE001  the pool must start
             health.hook_failed("process_init", exc)
 
@@ -178,9 +178,9 @@ class WorkerSide:
     def shutdown(self, sender: Any = None, **_: Any) -> None:
         """Stop what runs beside the worker."""
         try:
-            parts = self._parts_of(sender.app)
-            if parts is not None and parts.worker is not None:
-                parts.worker.stop()
+            worker = self._worker_of(sender.app)
+            if worker is not None:
+                worker.stop()
         except Exception as exc:  # noqa: BLE001  the worker must stop
             health.hook_failed("shutdown", exc)
 
@@ -188,3 +188,7 @@ class WorkerSide:
         """Return the fleet's time in *app*; ``None`` without rts."""
         parts = self._parts_of(app)
         return None if parts is None else parts.clock.now()
+
+    def _worker_of(self, app: Any) -> WorkerParts | None:
+        parts = self._parts_of(app)
+        return None if parts is None else parts.worker
