@@ -94,7 +94,10 @@ class Listener:
         its notice. With *tidy*, remove dead workers from the group.
         """
         arguments: list[str | bytes | float] = [
-            *(group_of(name), self._consumer, handled, int(TAKEOVER_S * 1000)),
+            group_of(name),
+            self._consumer,
+            handled,
+            int(TAKEOVER_S * 1000),
             int(GONE_S * 1000) if tidy else "",
         ]
         (reply,) = link.call(HEAR.pack([self._keys.events], arguments))

@@ -76,8 +76,12 @@ class FinishCall:
         names = (keys.tau, keys.count, keys.deviation, keys.outbox, keys.counters)
         self._names = bulks(*(name.encode() for name in (*names, *keys.closing)))
         constants = (
-            *(settings.learning_rate, settings.max_types, settings.outbox_max),
-            *(keys.sketch, repr(LOG_BASE), keys.ratio),
+            settings.learning_rate,
+            settings.max_types,
+            settings.outbox_max,
+            keys.sketch,
+            repr(LOG_BASE),
+            keys.ratio,
         )
         self._constants = bulks(*(str(constant).encode() for constant in constants))
         #: Type, name and the type's default tau in wire form, by type and name.
@@ -101,8 +105,17 @@ class FinishCall:
             parts.append(
                 b"$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n%b$%d\r\n%b\r\n$%d\r\n%b\r\n"
                 % (
-                    *(len(number), number, len(record), record),
-                    *(len(actual), actual, about, len(tau), tau, len(closing), closing),
+                    len(number),
+                    number,
+                    len(record),
+                    record,
+                    len(actual),
+                    actual,
+                    about,
+                    len(tau),
+                    tau,
+                    len(closing),
+                    closing,
                 )
             )
         seq = [] if producer is None else [(self._seq + producer).encode()]
