@@ -69,7 +69,7 @@ class Request:
     sla_deadline: float | None = None
 
 
-NOTHING = Request()
+NO_REQUEST = Request()
 
 
 def read_request(
@@ -77,7 +77,7 @@ def read_request(
 ) -> Request:
     """Return the valid part of the request in *values*; *where* names its source in logs."""
     if _REQUESTABLE.isdisjoint(values):
-        return NOTHING
+        return NO_REQUEST
     task_type = k = deadline = None
     resources: dict[str, float] | None = None
     if (value := values.get("task_type")) is not None:

@@ -62,7 +62,7 @@ class Announcements(Protocol):
         """
 
 
-class NoteBook(Protocol):
+class RunNotes(Protocol):
     """Where runs in flight are noted. Shared by the processes of a worker."""
 
     def put(self, note: bytes) -> int | None:

@@ -89,7 +89,7 @@ def redis_url(key: str, value: object) -> str:
     """
     allowed = "a URL that begins with redis://, rediss:// or unix://"
     if not is_redis(value):
-        raise ConfigurationError(key, refused(value), allowed)
+        raise ConfigurationError(key, redacted(value), allowed)
     url = plain_redis_url(value)
     try:
         parts = urlsplit(url)
@@ -99,7 +99,7 @@ def redis_url(key: str, value: object) -> str:
         readable = False
     if not readable:
         raise ConfigurationError(
-            key, refused(value), f"{allowed}, with a port from 1 to 65535 and {_ESCAPED}"
+            key, redacted(value), f"{allowed}, with a port from 1 to 65535 and {_ESCAPED}"
         )
     return url
 
@@ -128,7 +128,7 @@ def mongo_url(key: str, value: object) -> str:
     allowed = "a URL such as mongodb://host:27017/database (the path names the database)"
     scheme, separator, rest = value.partition("://") if isinstance(value, str) else ("",) * 3
     if not isinstance(value, str) or not separator or scheme not in _MONGO_SCHEMES:
-        raise ConfigurationError(key, refused(value), allowed)
+        raise ConfigurationError(key, redacted(value), allowed)
     before, _, options = rest.partition("?")
     place, _, database = before.partition("/")
     user, at, hosts = place.rpartition("@")
@@ -139,7 +139,7 @@ def mongo_url(key: str, value: object) -> str:
         or (not _are_options(options) and "options as ?name=value&name=value")
     )
     if wrong:
-        raise ConfigurationError(key, refused(value), f"{allowed}, with {wrong}")
+        raise ConfigurationError(key, redacted(value), f"{allowed}, with {wrong}")
     for option in filter(None, re.split("[&;]", options)):
         name, _, given = option.partition("=")
         refusal = refused_option(name, unquote_plus(given))
@@ -215,32 +215,32 @@ def shown_url(url: str) -> str:
     return f"{scheme}://{place}"
 
 
-def refused_host(value: object) -> object:
+def redacted_host(value: object) -> object:
     """Return what an error shows of *value*, which should have been a URL whose path may be
     as secret as a password: its scheme and host.
 
-    >>> refused_host("htps://me:hush@hooks.example.org/services/T0/KEY")
+    >>> redacted_host("htps://me:hush@hooks.example.org/services/T0/KEY")
     'htps://***@hooks.example.org/***'
     """
     if not isinstance(value, str):
-        return refused(value)
+        return redacted(value)
     begin = _SCHEME.match(value)
     scheme = begin[0] if begin else ""
     host, *path = re.split(r"[/?#\s]", value.removeprefix(scheme), maxsplit=1)
     if path and "@" in path[0]:
         return f"{scheme}***"  # what precedes the @ may be a part of a password
-    return f"{refused(scheme + host)}{'/***' if path else ''}"
+    return f"{redacted(scheme + host)}{'/***' if path else ''}"
 
 
-def refused(value: object) -> object:
+def redacted(value: object) -> object:
     """Return what an error shows of *value*, which should have been a URL and may contain a
     password anywhere.
 
-    >>> refused("http://me:secret@host/0?password=x")
+    >>> redacted("http://me:secret@host/0?password=x")
     'http://***@host/0?***'
-    >>> refused("redis://:secret")
+    >>> redacted("redis://:secret")
     'redis://:***'
-    >>> refused(["redis://:secret@host"])
+    >>> redacted(["redis://:secret@host"])
     'a list'
     """
     if not isinstance(value, str):

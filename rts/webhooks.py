@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rts.errors import ConfigurationError
-from rts.urls import refused_host
+from rts.urls import redacted_host
 
 #: The events that alerts are sent for.
 EVENTS = ("slo_burning", "task_overdue")
@@ -114,7 +114,7 @@ def _webhook(key: str, given: object) -> Webhook:
     secret, events = given.get("secret"), given.get("events")
     interval = given.get("min_interval", MIN_INTERVAL_S)
     if not _is_url(given.get("url")):
-        raise ConfigurationError(f"{key}['url']", refused_host(given.get("url")), _ALLOWED)
+        raise ConfigurationError(f"{key}['url']", redacted_host(given.get("url")), _ALLOWED)
     if secret is not None and not _is_secret(secret):
         raise ConfigurationError(f"{key}['secret']", "***", _ALLOWED)
     if given.get("format", "json") not in FORMATS:
@@ -127,7 +127,7 @@ def _webhook(key: str, given: object) -> Webhook:
     if not is_number or not 0 <= interval <= MAX_INTERVAL_S:
         raise ConfigurationError(f"{key}['min_interval']", interval, _ALLOWED)
     if given.get("link") is not None and not _is_url(given["link"]):
-        raise ConfigurationError(f"{key}['link']", refused_host(given["link"]), _ALLOWED)
+        raise ConfigurationError(f"{key}['link']", redacted_host(given["link"]), _ALLOWED)
     return Webhook.from_dict(given)
 
 

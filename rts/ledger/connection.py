@@ -25,7 +25,7 @@ from pymongo.errors import (
 )
 
 from rts.errors import StoreUnavailable, short
-from rts.urls import refused
+from rts.urls import redacted
 
 #: The database where the URL names none.
 DEFAULT_DATABASE = "rts"
@@ -86,7 +86,7 @@ def connect(
     try:
         return MongoClient(url, connect=False, tz_aware=True, **options)
     except (PyMongoError, ValueError, OSError) as exc:  # OSError: a file that an option names
-        raise InvalidURI(f"{refused(url)} is not valid ({_reason(exc, url)})") from None
+        raise InvalidURI(f"{redacted(url)} is not valid ({_reason(exc, url)})") from None
 
 
 def _reason(exc: Exception, url: str) -> str:

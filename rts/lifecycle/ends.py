@@ -14,7 +14,7 @@ from rts.clock import FleetClock
 from rts.headers import DROPPED, open_task, read_plan, write_plan
 from rts.lifecycle.planning import Planner
 from rts.lifecycle.replacements import OWED, verdict_plan
-from rts.ports import Acknowledgements, Announcements, NoteBook, RunSink
+from rts.ports import Acknowledgements, Announcements, RunNotes, RunSink
 from rts.records import LOST, Execution, Plan, new_execution
 from rts.settings import Settings
 from rts.signals import deadline_missed, run_ended
@@ -28,7 +28,7 @@ class Ends:
         settings: Settings,
         planner: Planner,
         clock: FleetClock,
-        notes: NoteBook,
+        notes: RunNotes,
         acknowledged: Acknowledgements,
         sink: RunSink,
         open_tasks: Announcements | None = None,

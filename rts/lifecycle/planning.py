@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 from rts.clock import FleetClock
 from rts.deadlines import MAX_INSTANT, deadline
 from rts.headers import (
-    NOTHING,
+    NO_REQUEST,
     REQUESTABLE,
     Request,
     instant,
@@ -134,9 +134,9 @@ class Planner:
         """Return the plan of a new task that is published, or received, now."""
         settings = self._settings
         usual = headers.keys().isdisjoint(_REQUEST_HEADERS)
-        request = NOTHING if usual else self._read_headers(name, headers)
+        request = NO_REQUEST if usual else self._read_headers(name, headers)
         defaults, task_type, type_source = self._defaults.get(name) or self._read_options(name)
-        if request is not NOTHING:
+        if request is not NO_REQUEST:
             task_type, type_source = resolve_type(request, defaults)
 
         # Before the clock is read: this may refresh the clock's offset with the taus.
@@ -166,7 +166,7 @@ class Planner:
         where = f"the headers of {name}"
         request = read_request(headers, self._types, where)
         inner = headers.get("headers")
-        if isinstance(inner, dict) and request == NOTHING:
+        if isinstance(inner, dict) and request == NO_REQUEST:
             # Tracing libraries move custom headers into an inner dict.
             request = read_request(inner, self._types, where)
         return request
@@ -175,7 +175,7 @@ class Planner:
         """Return what the task's own settings request, and cache it."""
         options = self._task_options(name)
         if options is None:
-            return _TaskDefaults(NOTHING, *resolve_type(NOTHING, NOTHING))
+            return _TaskDefaults(NO_REQUEST, *resolve_type(NO_REQUEST, NO_REQUEST))
         where = f"the settings of task {name}"
         if isinstance(options, Mapping):
             for key in options:
@@ -189,8 +189,8 @@ class Planner:
                 where,
                 "rts must be a dict, such as rts={'task_type': …}",
             )
-            request = NOTHING
-        defaults = _TaskDefaults(request, *resolve_type(NOTHING, request))
+            request = NO_REQUEST
+        defaults = _TaskDefaults(request, *resolve_type(NO_REQUEST, request))
         self._defaults[name] = defaults
         return defaults
 

@@ -19,7 +19,7 @@ from rts import forks
 from rts.clock import FleetClock
 from rts.load.sample import MAX_AGE_S, LoadSample
 from rts.load.usage import ProcessMeter, ThreadMeter
-from rts.ports import NoteBook, RunSink
+from rts.ports import RunNotes, RunSink
 from rts.records import REPLACED, START_FIELDS, Execution, Plan, new_execution
 from rts.signals import deadline_missed, run_ended
 
@@ -143,7 +143,7 @@ class Runs:
         self,
         clock: FleetClock,
         load: LoadReader,
-        notes: NoteBook,
+        notes: RunNotes,
         sink: RunSink,
         *,
         worker: str,

@@ -16,7 +16,7 @@ from pymongo.uri_parser import parse_uri
 from rts import ConfigurationError
 from rts.ledger.connection import connect, database_of
 from rts.mongo_options import KINDS, refused_option
-from rts.urls import mongo_url, redis_url, refused, shown_url
+from rts.urls import mongo_url, redacted, redis_url, shown_url
 
 GOOD = {
     "mongodb://localhost": "rts",
@@ -248,7 +248,7 @@ def test_urls_are_shown_without_secrets(url: str, shown: str) -> None:
     ],
 )
 def test_what_is_refused_is_shown_without_secrets(value: object, shown: object) -> None:
-    assert refused(value) == shown
+    assert redacted(value) == shown
     with pytest.raises(ConfigurationError) as caught:
         redis_url("rts_redis_url", value)
     assert str(caught.value).startswith(f"rts_redis_url = {shown!r} is not valid; ")
