@@ -58,8 +58,8 @@ with app.connection_for_write() as connection:
             # As a producer puts it, many at a time.
             raw["properties"]["delivery_tag"] = str(uuid.uuid4())
             raw["headers"]["rts_deadline"] = later + i * 7919 % 1000003
-            if hasattr(channel, "_placed"):
-                score, member = channel._placed(queue, raw)
+            if hasattr(channel, "_score_and_member"):
+                score, member = channel._score_and_member(queue, raw)
                 pipe.zadd(channel._part(queue, "edf"), {member: score})
             else:
                 pipe.lpush(queue, dumps(raw))

@@ -141,28 +141,28 @@ def _attach_to_flower(**_: Any) -> None:
 
 def _apply_order(sender: Any, **_: Any) -> None:
     """Switch an app that is configured by now to the queue order that it asks for."""
-    from rts.scheduling.switch import say_off, turn_on
+    from rts.scheduling.switch import turn_on, warn_off
 
     try:
         turn_on(sender, Settings.from_conf(sender.conf))
     except ConfigurationError as exc:
         if sender.conf.get("rts_scheduler") == "edf":
-            say_off(exc)
+            warn_off(exc)
 
 
 def _validate(app: Any) -> None:
     """Check what is configured so far, without loading a lazy configuration earlier than
     Celery itself would on the next line.
     """
-    from rts.scheduling.switch import check
+    from rts.scheduling.switch import check_broker
 
     if not app.configured and app._config_source is None:
         given = dict(app._preconf)
-        check(given, Settings.from_conf(given))
+        check_broker(given, Settings.from_conf(given))
         return
     try:
         conf = app.conf
         list(conf)
     except Exception:  # noqa: BLE001  it is raised again when the app needs it
         return  # for example a module that imports the app, which is importing rts
-    check(conf, Settings.from_conf(conf))
+    check_broker(conf, Settings.from_conf(conf))

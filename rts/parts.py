@@ -26,7 +26,7 @@ from rts.link.link import Link
 from rts.listener import Listener
 from rts.load.sampler import LoadSampler
 from rts.records import Plan
-from rts.scheduling.capacity import ahead_of, slots_of
+from rts.scheduling.capacity import prefetch_of, slots_of
 from rts.scheduling.priority import HIGHEST, level
 from rts.settings import Settings
 from rts.tau.cache import TauCache
@@ -158,7 +158,7 @@ class WorkerParts:
                 logfile=_logfile(worker),
                 loglevel=logging.getLogger().getEffectiveLevel(),
                 queues=tuple(worker.app.amqp.queues.consume_from),
-                ahead=0 if settings.scheduler == "edf" else ahead_of(worker),
+                ahead=0 if settings.scheduler == "edf" else prefetch_of(worker),
             ),
             Listener(settings, instance),
         )

@@ -81,9 +81,9 @@ class SlotsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no
         """Runs at each new connection, so that no more is claimed than there are free slots."""
         if "redis" not in str(parent.connection.transport.driver_type):
             return
-        from rts.scheduling.slots import show_slots
+        from rts.scheduling.slots import limit_to_slots
 
-        self._slots = show_slots(parent, self._slots)
+        self._slots = limit_to_slots(parent, self._slots)
 
 
 def add_steps(app: Any) -> None:

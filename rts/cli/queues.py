@@ -32,11 +32,11 @@ def command(ctx: click.Context, to_fifo: bool, as_json: bool) -> None:
     workers without it see plain messages only.
     """
     app, settings = ctx.obj.app, settings_of(ctx)
-    with queues.queues_of(app, settings) as channel:
+    with queues.ordered_channel(app, settings) as channel:
         if channel is None:
             raise CommandError("the broker is not Redis: it orders its queues itself")
-        names = queues.all_names(app, settings, channel, _fleet(settings))
-        moved = {name: queues.to_plain(channel, name) for name in names} if to_fifo else {}
+        names = queues.all_queue_names(app, settings, channel, _fleet(settings))
+        moved = {name: queues.move_to_lists(channel, name) for name in names} if to_fifo else {}
         states = [queues.state_of(channel, name) for name in names]
     if as_json:
         rows = []

@@ -13,7 +13,7 @@ from rts.cli.probes import PATIENCE_S, forget_counters, look, spooled_records
 from rts.cli.table import NONE, Column, render, seconds, terminal_width
 from rts.clock import DEADBAND_S
 from rts.installation import installed
-from rts.scheduling.queues import left_in_order
+from rts.scheduling.queues import stranded
 from rts.settings import Settings
 from rts.views.status import LedgerState, RedisState, ServerState, WorkerState
 from rts.views.vitals import DROPPED
@@ -39,7 +39,7 @@ def command(ctx: click.Context, clear: bool, as_json: bool) -> None:
         spool = spooled_records(settings) if redis.server.reachable else None
     wrong = [*_without_rts(ctx.obj.app, settings), *problems(redis, ledger)]
     served = [queue for worker in redis.workers for queue in worker.queues or ()]
-    for queue, count in left_in_order(ctx.obj.app, settings, served, PATIENCE_S).items():
+    for queue, count in stranded(ctx.obj.app, settings, served, PATIENCE_S).items():
         wrong.append(
             f"{count} messages wait in deadline order in the queue {queue}, which workers "
             "without rts_scheduler = 'edf' do not see. rts queues --to-fifo moves them"

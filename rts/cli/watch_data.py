@@ -100,10 +100,10 @@ class Gatherer:
             return self._standings, types
 
     def _ask_broker(self, fleet: FleetQueues) -> Sequence[QueueState]:
-        with queues.queues_of(self._app, self._settings, PATIENCE_S) as channel:
+        with queues.ordered_channel(self._app, self._settings, PATIENCE_S) as channel:
             if channel is None:
                 return ()
-            names = queues.names(self._app, self._settings, channel, fleet)
+            names = queues.queue_names(self._app, self._settings, channel, fleet)
             return [queues.state_of(channel, name) for name in names]
 
 

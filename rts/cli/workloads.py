@@ -17,7 +17,7 @@ from rts.cli.common import Number, instant, ledger_of
 from rts.cli.recorded import MAX_RUNS, count, runs
 from rts.deadlines import MAX_MULTIPLIER, MIN_MULTIPLIER
 from rts.errors import CommandError
-from rts.scheduling.capacity import ahead_per_slot
+from rts.scheduling.capacity import prefetch_per_slot
 from rts.settings import Settings
 from rts.simulation.orders import Order, order_of
 from rts.simulation.prefetch import Prefetched, fleet
@@ -215,7 +215,7 @@ def held_per_slot(conf: Mapping[str, Any]) -> float:
     """Return the messages that a worker in the stock order holds for each of its slots,
     beside those that run.
     """
-    ahead = ahead_per_slot(
+    ahead = prefetch_per_slot(
         int(conf.get("worker_prefetch_multiplier", 4)),
         late=bool(conf.get("task_acks_late")),
         disabled=bool(conf.get("worker_disable_prefetch")),

@@ -24,11 +24,11 @@ from rts.link.link import Link
 from rts.scheduling.queues import (
     QueueState,
     WaitingTask,
-    first_in_line,
     fleet_queues,
     hopeless_in,
-    names,
-    queues_of,
+    next_waiting,
+    ordered_channel,
+    queue_names,
     state_of,
 )
 from rts.settings import Settings
@@ -228,10 +228,10 @@ class Source:
             fleet = fleet_queues(self._link, self.settings)
         except StoreUnavailable as exc:
             raise self._no_redis(exc) from exc
-        with queues_of(self._app, self.settings) as channel:
+        with ordered_channel(self._app, self.settings) as channel:
             if channel is None:
                 return None
-            found = names(self._app, self.settings, channel, fleet)
+            found = queue_names(self._app, self.settings, channel, fleet)
             return [self._look(channel, name, workers) for name in found]
 
     def close(self) -> None:
@@ -242,7 +242,7 @@ class Source:
 
     def _look(self, channel: Any, name: str, workers: list[WorkerState]) -> QueueLook:
         state = state_of(channel, name)
-        line = first_in_line(channel, name, IN_LINE)
+        line = next_waiting(channel, name, IN_LINE)
         hopeless = hopeless_in(channel, name) if state.ordered else 0
         slots = sum(
             worker.concurrency or 0

@@ -1,10 +1,10 @@
--- Put back a message that was claimed and not acknowledged, if it is still the same
--- claim: who comes second, or after the acknowledgement, changes nothing.
--- KEYS: unacked, unacked_index; then for each place the message goes to: a queue's
---   hopeful set, or one of its plain lists, and its bell.
--- ARGV: 1 tag; 2 what was noted of it ('' for nothing); 3 instant of the claim, at the
---   latest; then for each place: its score (or "LPUSH", "RPUSH") and the member.
--- Returns 1 if it was put back, else 0.
+-- Requeue a message that was claimed and not acknowledged.
+-- KEYS: unacked, unacked_index; then for each queue that it goes to: the hopeful set, or a
+--   plain list, and the bell.
+-- ARGV: 1 tag; 2 its entry in unacked as it was read ('' for none); 3 latest instant of the
+--   claim, epoch seconds; then for each queue: score (of a list: "LPUSH" or "RPUSH"), member.
+-- Returns 1 if it was requeued; 0 if it was not, since it has been requeued by another
+-- worker, acknowledged, or claimed again meanwhile.
 local tag = ARGV[1]
 local claimed = redis.call('ZSCORE', KEYS[2], tag)
 if (redis.call('HGET', KEYS[1], tag) or '') ~= ARGV[2]
@@ -13,9 +13,9 @@ if (redis.call('HGET', KEYS[1], tag) or '') ~= ARGV[2]
 end
 redis.call('ZREM', KEYS[2], tag)
 redis.call('HDEL', KEYS[1], tag)
-for place = 1, #KEYS / 2 - 1 do
-  local key, bell = KEYS[1 + 2 * place], KEYS[2 + 2 * place]
-  local score, member = ARGV[2 + 2 * place], ARGV[3 + 2 * place]
+for queue = 1, #KEYS / 2 - 1 do
+  local key, bell = KEYS[1 + 2 * queue], KEYS[2 + 2 * queue]
+  local score, member = ARGV[2 + 2 * queue], ARGV[3 + 2 * queue]
   if score == 'LPUSH' or score == 'RPUSH' then
     redis.call(score, key, member)
   else

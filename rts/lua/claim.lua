@@ -1,24 +1,27 @@
--- Take the next message of the first queue that has one: one step, in which it is
--- also noted as unacknowledged, so that no death of a worker can lose it in between.
+-- Take the next message of the first queue that has one and mark it as unacknowledged.
 --
--- KEYS: unacked, unacked_index; then for each queue, in the order to be asked:
---   hopeful, demoted, bell, turns, refused, the number of its plain lists' keys below
---   as many plain lists as ARGV[8] says (a queue's priorities, first served first).
--- ARGV: 1 instant for unacked_index; 2 "demote", "keep" or "drop"; 3 whether demoted
---   work may be taken (0, 1); 4 one claim in so many serves the demoted (0: none);
---   5 weight of tau in the order; 6 share of tau that must be left (hope);
---   7 how many messages to look at at most, a large one counting as several; 8 plain
---   lists of a queue;
---   then for each queue: whether to note (0, 1), its horizon in seconds, its name.
+-- KEYS: unacked, unacked_index; then for each queue, in the order to try them: hopeful,
+--   demoted, bell, turns, refused, and its plain lists (ARGV[8] of them: one for each
+--   priority, the one served first comes first).
+-- ARGV: 1 score for unacked_index, epoch seconds; 2 "demote", "keep" or "drop"; 3 whether
+--   a demoted message may be taken (0, 1); 4 every n-th claim serves a demoted message
+--   (0: none); 5 weight of tau in the order; 6 share of tau that must be left (HOPE);
+--   7 messages to examine at most, a large one counting as several; 8 plain lists per
+--   queue;
+--   then for each queue: whether to mark it as unacknowledged (0, 1), its horizon in
+--   seconds, its name.
 --
--- Returns {state, index of the queue, fate, member, adopted, refused}. state:
--- "message", "none", "again" (looked at enough for once), "held" (only demoted work
--- waits, and none may be taken). fate: "hopeful", "demoted" or "drop"; adopted and
--- refused: numbers of messages from plain lists.
+-- Returns {state, index of the queue, fate, member, adopted, refused}. state: "message",
+-- "none", "again" (ARGV[7] is used up), "capped" (only demoted messages wait, and none may
+-- be taken). fate: "hopeful", "demoted" or "drop". adopted, refused: numbers of messages
+-- moved from plain lists into the order, or to the refused ones.
+--
+-- Closes the race between taking a message and marking it, in which the death of a worker
+-- would lose it.
 local unacked, unacked_index = KEYS[1], KEYS[2]
 local mode, may, every = ARGV[2], ARGV[3] == '1', tonumber(ARGV[4])
 local work, hope = tonumber(ARGV[5]), tonumber(ARGV[6])
-local left, lists = tonumber(ARGV[7]), tonumber(ARGV[8])
+local budget, lists = tonumber(ARGV[7]), tonumber(ARGV[8])
 local stride = 5 + lists
 local queues = (#KEYS - 2) / stride
 local clock = redis.call('TIME')
@@ -26,10 +29,10 @@ local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
 local adopted, refused = 0, 0
 local never = 9999999999.999
 
--- To read or move so many bytes takes Redis about as long as anything else of a look.
+-- Bytes whose reading or moving takes Redis about as long as the rest of one examination.
 local LARGE = 4096
-local function looked_at(text)
-  left = left - 1 - math.floor(#text / LARGE)
+local function examined(text)
+  budget = budget - 1 - math.floor(#text / LARGE)
 end
 
 local function instant(value)
@@ -37,21 +40,21 @@ local function instant(value)
   if value and value > 0 and value <= 253402300799 then return value end
 end
 
--- A key that work was moved to ends when the one that it came from would have.
+-- A key that messages are moved to inherits the TTL of the one they come from.
 local function expire(key, ttl)
   if ttl > 0 then redis.call('PEXPIRE', key, ttl) end
 end
 
--- A message on a plain list comes from a producer without the deadline order. Where it
--- has no deadline, its arrival is noted in it, so that it keeps its place.
+-- Move messages from the plain lists, which producers without the deadline order push to,
+-- into the order. If one has no deadline, its arrival is stored in it, to keep its position.
 local function adopt(base, horizon, name)
   if redis.call('EXISTS', unpack(KEYS, base + 6, base + stride)) == 0 then return end
   for list = base + 6, base + stride do
     local ttl = redis.call('PTTL', KEYS[list])
-    while left > 0 do
+    while budget > 0 do
       local payload = redis.call('RPOP', KEYS[list])
       if not payload then break end
-      looked_at(payload)
+      examined(payload)
       adopted = adopted + 1
       local fine, message = pcall(cjson.decode, payload)
       local properties = fine and type(message) == 'table' and message['properties']
@@ -81,7 +84,7 @@ local function adopt(base, horizon, name)
         local exchange, key = info['exchange'], info['routing_key']
         if type(exchange) ~= 'string' then exchange = '' end
         if type(key) ~= 'string' then key = '' end
-        if exchange == '' and key == '' then key = name end  -- where it goes back to
+        if exchange == '' and key == '' then key = name end  -- else it could not be requeued
         redis.call('ZADD', KEYS[base + 1], string.format('%.17g', score), table.concat({
           string.format('%016x%014.3f%04x', arrival * 1e6, math.min(latest, never), #tag), tag,
           '[', payload, ',', cjson.encode(exchange), ',', cjson.encode(key), ']'}))
@@ -91,19 +94,19 @@ local function adopt(base, horizon, name)
   end
 end
 
--- Who waits is woken as long as there is work for another. In all queues: whoever claims
--- may have answered the bell of another one than it takes from.
+-- Wake another consumer while messages are left. Checks all queues, as this one may have
+-- been woken by the bell of another queue than the one it takes from.
 local function ring()
   for base = 2, #KEYS - stride, stride do
     if redis.call('EXISTS', KEYS[base + 1], KEYS[base + 2]) > 0
         and redis.call('EXISTS', KEYS[base + 3]) == 0 then
-      redis.pcall('LPUSH', KEYS[base + 3], '1')  -- refused where memory is used up
+      redis.pcall('LPUSH', KEYS[base + 3], '1')  -- fails if Redis is out of memory
     end
   end
 end
 
 local function take(queue, set, member, fate)
-  -- Demoted before "drop" was set.
+  -- It was demoted before "drop" was configured.
   if mode == 'drop' and fate == 'demoted' then fate = 'drop' end
   redis.call('ZREM', set, member)
   if ARGV[6 + 3 * queue] == '1' then
@@ -127,8 +130,8 @@ for queue = 1, queues do
   local member = first(hopeful)
   while member and mode ~= 'keep' and now > tonumber(string.sub(member, 17, 30)) do
     if mode == 'drop' then return take(queue, hopeful, member, 'drop') end
-    if left <= 0 then return {'again', 0, '', '', adopted, refused} end
-    looked_at(member)
+    if budget <= 0 then return {'again', 0, '', '', adopted, refused} end
+    examined(member)
     local ttl = redis.call('PTTL', hopeful)
     redis.call('ZREM', hopeful, member)
     redis.call('ZADD', demoted,
@@ -137,19 +140,20 @@ for queue = 1, queues do
     member = first(hopeful)
   end
   if may and every > 0 and redis.call('EXISTS', demoted) == 1 then
-    local turn = redis.pcall('INCR', KEYS[base + 4])  -- refused where memory is used up
+    local turn = redis.pcall('INCR', KEYS[base + 4])  -- fails if Redis is out of memory
     if type(turn) == 'number' and turn % every == 0 then
       return take(queue, demoted, first(demoted), 'demoted')
     end
   end
   if member then return take(queue, hopeful, member, 'hopeful') end
 end
-local held = false
+local capped = false
 for queue = 1, queues do
   local base = 2 + (queue - 1) * stride
   local member = first(KEYS[base + 2])
   if member and may then return take(queue, KEYS[base + 2], member, 'demoted') end
-  held = held or (member and true)
+  capped = capped or (member and true)
 end
-if held then ring() end  -- another may take it
-return {(left <= 0 and 'again') or (held and 'held') or 'none', 0, '', '', adopted, refused}
+if capped then ring() end  -- another worker may take it
+local state = budget <= 0 and 'again' or capped and 'capped' or 'none'
+return {state, 0, '', '', adopted, refused}

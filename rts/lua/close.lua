@@ -1,16 +1,16 @@
--- Takes tasks that have ended off the open ones; goes before other scripts.
+-- Removes ended tasks from the open ones. A library, prepended to other scripts.
 --
 -- open, overdue  sorted sets of task ids
--- info           hash, task id -> queue, newline, what is known of it
+-- info           hash, task id -> queue, newline, what is known of the task
 -- counts         hash, 'open QUEUE' and 'overdue QUEUE' -> number of tasks
--- closed         sorted set, id of a task that ended before it was noted, by instant
+-- closed         sorted set, id of a task that ended before it was registered, by instant
 --
--- None of this is worth losing a record for, should a person have changed a key.
+-- Uses pcall: a key of the wrong type must not cost a record.
 --
--- Closes the race between a publisher that notes its tasks twice a second and a task
--- that ends sooner: it would stay open until its deadline.
+-- Closes the race between a publisher, which registers its tasks twice a second, and a
+-- task that ends sooner: it would stay open until its deadline.
 
-local CLOSED_S = 60 -- seconds in which a note may come late
+local CLOSED_S = 60 -- seconds by which a registration may be late
 
 local function close(keys, ids)
   local open, overdue, info, counts, closed = unpack(keys)

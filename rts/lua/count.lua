@@ -1,11 +1,11 @@
--- Counts runs and verdicts for the metrics; goes before other scripts.
+-- Counts runs and verdicts for the metrics. A library, prepended to other scripts.
 --
--- metrics  hash, names of a metric and its labels, with a newline between, -> number:
+-- metrics  hash, metric and labels, joined by newlines -> number:
 --            runs TYPE NAME STATE, verdicts TYPE NAME QUEUE CAUSE (cause 'met': none),
 --            KIND TYPE BOUND and KIND TYPE sum, KIND being one of the histograms
--- types, names, queues   sets of the labels that are told apart; the others are 'other'
+-- types, names, queues   sets of the label values in use; beyond the limits: 'other'
 --
--- A label is a stranger's text: cut, and without a newline.
+-- Label values are untrusted: they are truncated, and newlines replaced.
 
 local MOST_TYPES, MOST_QUEUES, MOST_TEXT, MOST_FIELDS = 200, 1000, 200, 50000
 
@@ -31,7 +31,7 @@ local function label(value, keys, set, most)
   return known
 end
 
--- Python writes halves of surrogate pairs, which cjson does not read.
+-- Python writes lone surrogates, which cjson rejects.
 local function decoded(json)
   local fine, value = pcall(cjson.decode, json)
   if not fine then
@@ -72,8 +72,8 @@ local function verdict(keys, task_type, name, queue, cause)
     label(queue, keys, keys.queues, MOST_QUEUES), cause)
 end
 
--- A key that a person has changed must not keep a record in the outbox, or leave a
--- script half done: what goes wrong in counting is only counted itself.
+-- A key of the wrong type must not keep a record in the outbox, or abort a script halfway:
+-- failures to count are only counted themselves.
 local uncounted = 0
 
 local function try(work, ...)

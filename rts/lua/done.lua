@@ -1,19 +1,19 @@
--- Forgets records that are in the ledger, and counts them for the metrics.
+-- Removes outbox records that are in the ledger, and counts them for the metrics.
 --
 -- KEYS  1 outbox, stream; 2 metrics, 3 types, 4 names, 5 queues: see count.lua
---       6 judged   sorted set, by instant: id of a task that has a verdict which is not
---                  its own end's; 'end' and its id where that was an end; 'run' and the id
---                  of such a run
+--       6 judged   sorted set, by instant: id of a task whose verdict is not from its own
+--                  end; 'end' and its id if that verdict was an end; 'run' and the id of a
+--                  run that ended so
 --       7 counters hash, name -> number
 -- ARGV  1 consumer group           4 bounds of durations, 5 of lateness, seconds
---       2 most task names          then the ids of the entries; a - before one whose
---       3 most that is remembered  record is not its task's verdict, a = where it is not
+--       2 most task names          then the ids of the entries, prefixed with - if the
+--       3 most members of judged   record is not its task's verdict, with = if it is not
 --                                  its run's own end either, which is in the ledger
--- Returns the number of records that were counted.
+-- Returns the number of records counted.
 --
 -- Closes the races between two drains that have the same record (the one that removes it
--- counts it), and between a verdict that somebody else gave (overdue, lost, killed) and
--- the task's own end, which is no second one.
+-- counts it), and between a verdict from elsewhere (overdue, lost, killed) and the task's
+-- own end, which is not a second verdict.
 
 local outbox, judged = KEYS[1], KEYS[6]
 local keys = {

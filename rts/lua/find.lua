@@ -1,8 +1,8 @@
--- Look for a task among waiting messages, in place: they are not sent over the wire.
+-- Find a task among waiting messages, without sending them to the client.
 --
--- KEYS: a list or a sorted set. ARGV: 1 the task's id; 2, 3 the first and the last rank
---   to look at, in the order in which messages are taken (a list's right end is first).
--- Returns {rank, message}; empty where the task is not among them.
+-- KEYS: a list or a sorted set. ARGV: 1 the task's id; 2, 3 the first and last rank to
+--   search, in the order of consumption (a list is consumed from its right end).
+-- Returns {rank, message}; empty if the task is not among them.
 local set = redis.call('TYPE', KEYS[1])['ok'] == 'zset'
 local first, last = tonumber(ARGV[2]), tonumber(ARGV[3])
 local texts
@@ -11,8 +11,8 @@ if set then
 else
   texts = redis.call('LRANGE', KEYS[1], -1 - last, -1 - first)
 end
--- The id alone is looked for first: where it is not, that is all. Then as a value of "id"
--- in JSON; other keys end in id too, or hold the ids of relatives.
+-- First the plain id, which most messages do not contain; then as the value of the JSON key
+-- "id", as other keys (root_id, parent_id) hold the ids of related tasks.
 local id = ARGV[1]
 local spaced, tight = '"id": "' .. id .. '"', '"id":"' .. id .. '"'
 for i, text in ipairs(texts) do

@@ -1,33 +1,32 @@
--- The ends of runs, in one atomic step: learn their runtimes and put their records
--- on the outbox. Also called to learn only.
+-- Ends runs: learns their runtimes and appends their records to the outbox. Also called
+-- to learn only.
 --
 -- KEYS  1 tau        hash, field -> seconds as text (field: type, or type/name)
 --       2 count      hash, the same fields -> runs learned
 --       3 deviation  hash, the same fields -> EMA of |actual - tau|, seconds
 --       4 outbox     stream
 --       5 counters   hash, name -> number
---       6 to 10      what close.lua needs: open, overdue, info, counts, closed
---       11 seq       of this writer: the last record of it that was applied; left out
---                    where nothing is ever delivered again
+--       6 to 10      for close.lua: open, overdue, info, counts, closed
+--       11 seq       number of this writer's last record that was applied; absent if
+--                    nothing is ever delivered twice
 -- ARGV  1 λ                              4 prefix of the sketches of runtimes
 --       2 most fields in tau             5 ln of the sketches' base
 --       3 most records in the outbox     6 prefix of those of runtime / tau
 --       then eight for each record:
---       n number of the record, rising; record (JSON), '' to learn only; runtime in
---       seconds, '' to learn nothing; task type; task name; the type's first tau; the
---       tau that its deadline was computed with, '' where there was none; the task's id,
---       '' where it goes on
--- Returns one line for each record: '' where nothing was learned, else 'TB TA NB NA'
--- with tau before and after of the type and of the name in seconds, '-' for one
--- that was not learned; 'dup' for a record that was applied before.
+--       its number, increasing; record (JSON), '' to learn only; runtime in seconds, ''
+--       to learn nothing; task type; task name; the type's first tau; the tau that its
+--       deadline was computed with, '' for none; the task's id, '' if the task goes on
+-- Returns one line for each record: '' if nothing was learned, else 'TB TA NB NA' with
+-- tau before and after of the type and of the name in seconds, '-' for one that was not
+-- learned; 'dup' for a record that was applied before.
 --
--- Closes two races: two runs that read the same tau and lose one's update; and a
--- batch that is delivered again because its first answer never came.
+-- Closes two races: lost updates of a tau that two runs read at the same time, and a
+-- batch that is delivered again because the reply to the first delivery was lost.
 
-local SEQ_TTL = 30 * 86400 -- seconds that a writer may be silent and still be known
+local SEQ_TTL = 30 * 86400 -- seconds for which a silent writer's number is kept
 
 local rate, most_fields, most_records = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
--- A key of the wrong type fails here, before anything is written, and is named.
+-- Fail on a key of the wrong type here, before anything is written, and name it.
 local fields = redis.pcall('HLEN', KEYS[1])
 local waiting = redis.pcall('XLEN', KEYS[4])
 for key, held in pairs({[KEYS[1]] = fields, [KEYS[4]] = waiting}) do
@@ -43,19 +42,19 @@ local function text(number)
   return string.format('%.17g', number)
 end
 
--- A number from a hash that people can write into; nil where it is none.
+-- A number from a hash that users can edit; nil if it is not a valid one.
 local function sound(value, least)
   local number = tonumber(value or '')
   return number and number >= least and number < math.huge and number or nil
 end
 
 local function bucket_of(value)
-  -- + 0, because the ceiling of -0.3 is -0, which Redis takes for another field.
+  -- + 0, because the ceiling of -0.3 is -0, which would be another field.
   return value > 1e-9 and math.ceil(math.log(value) / tonumber(ARGV[5])) + 0 or 'zero'
 end
 
--- Ratios that a sketch holds: at so many all are halved, so that what was long ago
--- counts for little. Runtimes drift, and their spread does.
+-- Size of a sketch of ratios at which all its counts are halved, so that old ones fade:
+-- runtimes drift, and so does their spread.
 local MOST_RATIOS = 1000
 
 local function halve(key)
@@ -65,7 +64,7 @@ local function halve(key)
     if bucket then buckets[#buckets + 1] = {bucket, counts[i], tonumber(counts[i + 1]) or 0} end
   end
   table.sort(buckets, function(a, b) return a[1] < b[1] end)
-  -- What one bucket loses by rounding the next one gets: the ranks stay.
+  -- The remainder of each bucket carries over to the next one, which preserves the ranks.
   local total, rest = 0, 0
   for _, bucket in ipairs(buckets) do
     local both = bucket[3] + rest
@@ -130,7 +129,7 @@ for i = 7, #ARGV, 8 do
       local own_before, own_after = learn(ARGV[i + 3] .. '/' .. ARGV[i + 4], x, first)
       answer = table.concat({before, after, own_before, own_after}, ' ')
       local used = tonumber(ARGV[i + 6])
-      -- A first tau that nobody has learned yet says nothing of how far runs are off.
+      -- A ratio to the first tau, before anything was learned, would be meaningless.
       if used and used > 0 and used ~= first and before ~= '-' then
         learn_ratio(ARGV[i + 3], x / used)
       end
@@ -157,7 +156,7 @@ end
 
 for field, tau in pairs(taus) do
   redis.call('HSET', KEYS[1], field, text(tau))
-  -- These are not worth losing a record for, should a person have changed their type.
+  -- pcall: a key of the wrong type must not cost a record.
   redis.pcall('HINCRBY', KEYS[2], field, counts[field])
   redis.pcall('HSET', KEYS[3], field, text(deviations[field]))
   for bucket, n in pairs(sketches[field]) do

@@ -1,17 +1,16 @@
--- Reads the next event for one worker of those that listen.
+-- Reads the next event for one of the workers that listen, after acknowledging the last.
 --
 -- KEYS  1 events, stream
 -- ARGV  1 consumer group, 2 this consumer
 --       3 id of the event that was handled, '' for none
---       4 milliseconds after which an event that another worker took and did not
---         handle is taken over
---       5 milliseconds of silence after which a consumer with nothing in hand is gone, and
---         is taken off the group; '' to leave all
--- Returns id, name and text of the event's fields, as a list; empty where there is none.
+--       4 idle time in milliseconds after which another worker's pending event is claimed
+--       5 idle time in milliseconds after which a consumer with nothing pending is deleted;
+--         '' to delete none
+-- Returns the event's id, then its field names and values; empty if there is none.
 --
--- Closes the races between a wiped Redis (no group) and the read, and between a consumer
--- that is taken off and its coming back to life. A group begins with what comes after it:
--- nobody listened before.
+-- Closes the races between a wiped Redis (no group) and the read, and between the deletion
+-- of a consumer and its next read. A new group starts at the end of the stream: nobody
+-- listened before.
 
 local stream, group, me = KEYS[1], ARGV[1], ARGV[2]
 
@@ -50,7 +49,7 @@ for _, pending in ipairs(redis.call('XPENDING', stream, group, '-', '+', 10)) do
     if claimed[1] and claimed[1][2] then
       found = claimed[1]
     else
-      redis.call('XACK', stream, group, pending[1]) -- it was trimmed off the stream
+      redis.call('XACK', stream, group, pending[1]) -- it was trimmed from the stream
     end
   end
 end

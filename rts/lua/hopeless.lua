@@ -1,9 +1,8 @@
--- Count the messages in deadline order that are hopeless now, in place: they are not sent
--- over the wire.
+-- Count the messages of a queue that are hopeless now, without sending them to the client.
 --
--- KEYS: hopeful. ARGV: 1 messages to look at from the first one on; 2 messages to look at
---   of all others, one at random of each stretch of the order, which it stands for.
--- Returns the number, which is an estimate where there are more than both.
+-- KEYS: hopeful. ARGV: 1 first messages to count exactly; 2 size of the sample of the rest,
+--   which is cut into as many equal ranges of ranks, with one random message from each.
+-- Returns the number, an estimate if more messages wait than both together.
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
 
@@ -17,10 +16,10 @@ local first = math.min(size, tonumber(ARGV[1]))
 local count = 0
 for rank = 0, first - 1 do count = count + hopeless(rank) end
 local others = size - first
-local looks = math.min(others, tonumber(ARGV[2]))
+local sample = math.min(others, tonumber(ARGV[2]))
 local found = 0
-for look = 0, looks - 1 do
-  found = found + hopeless(first + math.floor((look + math.random()) * others / looks))
+for i = 0, sample - 1 do
+  found = found + hopeless(first + math.floor((i + math.random()) * others / sample))
 end
-if found > 0 then count = count + math.floor(found * others / looks + 0.5) end
+if found > 0 then count = count + math.floor(found * others / sample + 0.5) end
 return count

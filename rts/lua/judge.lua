@@ -1,31 +1,31 @@
--- Gives open tasks whose deadline has passed their verdict, each once.
+-- Gives open tasks whose deadline has passed the verdict overdue, once each.
 --
 -- KEYS  1 open     sorted set, task id by deadline
---       2 overdue  sorted set, id of a task that is overdue, by the instant of its verdict
---       3 info     hash, task id -> queue, newline, what is known of it
+--       2 overdue  sorted set, id of an overdue task, by the instant of its verdict
+--       3 info     hash, task id -> queue, newline, what is known of the task
 --       4 counts   hash, 'open QUEUE' and 'overdue QUEUE' -> number of tasks
---       5 judged   sorted set, id of a task that has a verdict without an end, by instant
+--       5 judged   sorted set, id of a task with a verdict but no end, by instant
 --       6 events   capped stream
 --       7 counters hash, name -> number
 --       8 metrics, 9 types, 10 names, 11 queues: see count.lua
 -- ARGV  1 now, epoch seconds              3 most events
---       2 most tasks that are remembered  4 seconds that an overdue task is remembered
+--       2 most tasks kept                 4 seconds for which an overdue task is kept
 --       5 most task names
---       then two for each task: id; event (JSON), '' for one that has ended, which is
---       only taken off
--- Returns the number of verdicts that are new.
+--       then two for each task: id; event (JSON), '' for a task that has ended, which is
+--       only removed
+-- Returns the number of new verdicts.
 --
--- Closes the races between two companions that look at once, and with the task's own end
--- (which takes it off the open ones). A look that died half-way is done again: the first
--- to reach this point tells.
+-- Closes the races between two companions that sweep at the same time, and with the task's
+-- own end (which removes it from the open ones). A sweep that died halfway is repeated;
+-- whoever gets here first adds the event.
 
-local JUDGED_S = 7 * 86400 -- seconds in which an end counts as that of a task judged before
+local JUDGED_S = 7 * 86400 -- seconds after a verdict in which an end is not a second one
 
 local open, overdue, info, counts = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local judged, events = KEYS[5], KEYS[6]
 local now, most = tonumber(ARGV[1]), tonumber(ARGV[2])
 local changes, new = {}, 0
--- Keys of the wrong type fail here, before anything is written.
+-- Fail on keys of the wrong type here, before anything is written.
 redis.call('ZCARD', overdue)
 redis.call('ZCARD', judged)
 redis.call('HLEN', info)
@@ -69,7 +69,7 @@ local function forget(ids)
   end
 end
 
--- What never ends must go some day; a little at a time.
+-- Tasks that never end are dropped eventually, a limited number per call.
 forget(redis.call('ZRANGEBYSCORE', overdue, '-inf', now - tonumber(ARGV[4]), 'LIMIT', 0, 500))
 local surplus = redis.call('ZCARD', overdue) - most
 if surplus > 0 then

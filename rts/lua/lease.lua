@@ -1,11 +1,11 @@
--- Takes or keeps a lease, or gives it up.
+-- Acquires, renews or releases a lease.
 --
--- KEYS  1 the lease, string: the name of who has it; it expires
--- ARGV  1 name of who asks, 2 milliseconds to have it for from now on; 0 gives it up
--- Returns 1 where it is the asker's now, else 0.
+-- KEYS  1 the lease, string with a TTL: its holder's name
+-- ARGV  1 the caller's name, 2 duration from now in milliseconds; 0 releases it
+-- Returns 1 if the caller holds it now, else 0.
 --
--- Closes the race between a look at whose it is, at the end of its time, and the change
--- that follows, which would then be to another's.
+-- Closes the race between reading the holder and the write that follows, in which the
+-- lease may expire and be acquired by another.
 
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then

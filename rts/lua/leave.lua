@@ -1,12 +1,11 @@
--- Takes a drain that ends off the consumer group, unless it has entries in hand.
+-- Deletes the consumer of a drain that stops, unless it has pending entries.
 --
 -- KEYS  1 outbox, stream
 -- ARGV  1 consumer group, 2 this consumer
--- Returns 1 where it was removed, else 0: the entries are taken over by another
--- drain, which removes it later.
+-- Returns 1 if it was deleted, else 0: another drain claims the entries and deletes the
+-- consumer later.
 --
--- Closes the race between an entry that is handed out and the removal, which
--- would lose it.
+-- Closes the race between the delivery of an entry and the deletion, which would lose it.
 
 if redis.call('EXISTS', KEYS[1]) == 0 then
   return 0

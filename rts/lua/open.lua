@@ -1,25 +1,25 @@
--- Notes tasks that were published and have not ended.
+-- Registers published tasks as open.
 --
 -- KEYS  1 open     sorted set, task id by deadline
---       2 info     hash, task id -> queue, newline, what is known of it
+--       2 info     hash, task id -> queue, newline, what is known of the task
 --       3 counts   hash, 'open QUEUE' and 'overdue QUEUE' -> number of tasks
 --       4 closed   sorted set, ids of tasks that ended a moment ago
---       5 judged   sorted set, ids of tasks that have a verdict without an end
+--       5 judged   sorted set, ids of tasks with a verdict but no end
 --       6 counters hash, name -> number
---       7 ahead    hash, id of a task that takes another's place, whose note came first ->
---                  its deadline, its queue, what is known of it, a newline between
+--       7 ahead    hash, id of a replacement that was registered before the task that it
+--                  replaces -> its deadline, queue, what is known of it, joined by newlines
 -- ARGV  1 most open tasks; then five for each task: id, deadline in epoch seconds, queue,
---       what is known of it (JSON), '1' where it takes the place of another task of its id
--- Returns the number of tasks that were noted.
+--       what is known of it (JSON), '1' if it replaces another task with the same id
+-- Returns the number of tasks registered.
 --
--- Closes the race with the end of a task, which may come first. A task that is
--- published again (a retry) keeps its first deadline. One that takes another's place
--- has one of its own; it is noted only while the other one is, since it may have ended.
--- Its note, of another process, may come before that of the other one: it waits for it.
+-- Closes the race with the end of a task, which may come first. A task that is published
+-- again (a retry) keeps its first deadline. A replacement has a deadline of its own; it is
+-- registered only while the task that it replaces is, as that one may have ended. It comes
+-- from another process, so it may come first: then it waits for the other one.
 
-local MOST_QUEUES = 1000 -- that are counted apart; the others count as one
-local AHEAD_S, MOST_AHEAD = 60, 10000 -- for which notes wait, and how many
-local SKEW_S = 1 -- by which the clocks of two hosts may differ
+local MOST_QUEUES = 1000 -- counted separately; all others count as 'other'
+local AHEAD_S, MOST_AHEAD = 60, 10000 -- how long replacements wait, and how many at most
+local SKEW_S = 1 -- tolerated difference between the clocks of two hosts
 
 local open, info, counts, closed, judged = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local ahead = KEYS[7]
@@ -55,7 +55,7 @@ local function wait(id, deadline, queue, known)
   some_wait = true
 end
 
--- What waits for the note of this task; not of one that had the same id before.
+-- The replacement that waits for this task, unless it is of an earlier task with this id.
 local function waiting_for(id, known)
   local note = some_wait and redis.call('HGET', ahead, id)
   if note then

@@ -1,6 +1,7 @@
--- Let a message wait in its place, and wake one who waits for work.
--- KEYS: hopeful, bell; then the other keys of a queue that expires. ARGV: score, member;
---   then, of such a queue, the milliseconds after which all of them go.
+-- Add a message to a queue in deadline order and wake an idle consumer.
+-- KEYS: hopeful, bell; for a queue that expires also its other keys. ARGV: score, member;
+--   for such a queue also its TTL in milliseconds, which all KEYS get.
+-- Returns 1.
 redis.call('ZADD', KEYS[1], ARGV[1], ARGV[2])
 if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('LPUSH', KEYS[2], '1') end
 if ARGV[3] then

@@ -1,17 +1,16 @@
--- Begins or ends an alert, and queues the messages about it.
+-- Fires or resolves an alert, and enqueues the messages about it.
 --
--- KEYS  1 alerts, hash: key of the alert to what it began with
+-- KEYS  1 alerts, hash: key of a firing alert -> the state that it fired with
 --       2 events, stream
 --       3 counters, hash
---       4… a list of messages for each webhook that is told
+--       4… the message list of each webhook to notify
 -- ARGV  1 key of the alert
---       2 what must stand there now, '' for nothing
---       3 what shall stand there, '' for nothing
+--       2 its expected current state, '' for none
+--       3 its new state, '' for none
 --       4 message
---       5 notice for the stream, '' for none
---       6 most events, 7 most messages in a list, 8 seconds that a list is kept
--- Returns 1 where it was done, 0 where something else stands there: another companion
--- was faster.
+--       5 event for the stream, '' for none
+--       6 most events, 7 most messages in a list, 8 TTL of a list in seconds
+-- Returns 1 if done, 0 if the state differs: another companion was faster.
 --
 -- Closes the race between two leaders, each of which would send a message.
 
@@ -27,7 +26,7 @@ else
   redis.call('HSET', alerts, alert, becomes)
 end
 for i = 4, #KEYS do
-  -- A list that a person has changed costs this webhook its message, and no other.
+  -- A list of the wrong type costs only this webhook its message.
   local length = redis.pcall('RPUSH', KEYS[i], message)
   while type(length) == 'number' and length > tonumber(ARGV[7]) do
     redis.call('LPOP', KEYS[i])

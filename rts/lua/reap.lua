@@ -1,10 +1,10 @@
--- Ends a run whose process or worker is gone, unless it has ended meanwhile.
+-- Ends an orphaned run, whose process or worker is gone, unless it has ended meanwhile.
 --
--- KEYS  1 running, hash; 2 outbox, stream; 3 counters, hash; 4 to 8 what close.lua needs
--- ARGV  1 field in running, 2 the note as it was read, 3 record (JSON), 4 the task's id
--- Returns 1 where the run was ended, 0 where somebody else was first.
+-- KEYS  1 running, hash; 2 outbox, stream; 3 counters, hash; 4 to 8 for close.lua
+-- ARGV  1 field in running, 2 its value as it was read, 3 record (JSON), 4 the task's id
+-- Returns 1 if the run was ended, 0 if another process was first.
 --
--- Closes the race between the janitor and the run's own late end.
+-- Closes the race with another companion, and with the run's own late end.
 
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then
   return 0

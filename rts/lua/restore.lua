@@ -1,15 +1,15 @@
--- Puts learned taus back into a Redis that was wiped, once.
+-- Restores learned taus into a Redis that was wiped, once.
 --
 -- KEYS  1 generation  string, absent in a new or wiped Redis
 --       2 tau, 3 count, 4 deviation  hashes by field (see finish.lua)
 -- ARGV  1 value for generation, 2 λ, then groups of five: field, tau in seconds as
 --       text, count, deviation in seconds as text, the first tau of the field's type
--- Returns the number of fields restored, -1 where the Redis was not wiped.
+-- Returns the number of fields restored, -1 if the Redis was not wiped.
 --
--- Closes the race of several drains that notice the wipe at the same time, and that
--- with the runs that were learned since. An EMA is linear in where it started: n lessons
--- that began at the first tau become those that begin at the snapshot's by adding
--- (1 - λ)^n times the difference of the two.
+-- Closes the races between several drains that notice the wipe at the same time, and with
+-- runs that were learned since. An EMA is linear in its start: adding (1 - λ)^n times the
+-- difference of both starts to the result of n updates turns one that started at the first
+-- tau into one that started at the snapshot's.
 
 if redis.call('EXISTS', KEYS[1]) == 1 then
   return -1
@@ -21,7 +21,7 @@ for i = 3, #ARGV, 5 do
   local since = tonumber(redis.call('HGET', KEYS[2], field) or '')
   if since then
     local n = tonumber(redis.call('HGET', KEYS[3], field) or '') or 0
-    local left = n > 0 and (1 - rate) ^ n or 0 -- without lessons it was set by hand
+    local left = n > 0 and (1 - rate) ^ n or 0 -- 0 updates: it was set by hand
     local off = tonumber(redis.call('HGET', KEYS[4], field) or '') or 0
     tau = string.format('%.17g', since + left * (tonumber(tau) - tonumber(ARGV[i + 4])))
     deviation = string.format('%.17g', (1 - left) * off + left * tonumber(deviation))

@@ -1,6 +1,7 @@
--- Wake one who waits for work, after a message was put on a plain list.
--- KEYS: bell. ARGV: milliseconds after which it is not rung any more, since those
--- who read plain lists only will never answer it.
+-- Wake an idle consumer after a message was pushed to a plain list.
+-- KEYS: bell. ARGV: TTL of the bell in milliseconds, since consumers without the deadline
+--   order never pop it.
+-- Returns 1.
 if redis.call('EXISTS', KEYS[1]) == 0 then
   redis.call('LPUSH', KEYS[1], '1')
   redis.call('PEXPIRE', KEYS[1], ARGV[1])

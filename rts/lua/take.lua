@@ -1,22 +1,22 @@
 -- Reads the next entries of the outbox for one drain.
 --
 -- KEYS  1 outbox, stream
--- ARGV  1 consumer group        4 milliseconds after which an entry that another
---       2 this consumer           drain took and did not finish is taken over
+-- ARGV  1 consumer group        4 idle time in milliseconds after which another drain's
+--       2 this consumer           pending entries are claimed
 --       3 most entries          5 '1': look for such entries first
--- Returns one text, '' where there is nothing: three lines for each entry, id,
--- record, what was learned ('' where nothing).
--- One text, because a client takes four times as long to read a list of texts.
+-- Returns one string, '' if there is nothing: three lines for each entry, its id, record
+-- and what was learned ('' for nothing). One string, because clients take four times as
+-- long to parse a list of strings.
 --
--- Closes the races between a wiped Redis (no group) and the read, and between a
--- consumer that is removed for being dead and its coming back to life.
+-- Closes the races between a wiped Redis (no group) and the read, and between the deletion
+-- of a consumer that seems dead and its next read.
 
-local GONE_MS = 600000 -- a consumer with nothing in hand and no read for as long is dead
+local GONE_MS = 600000 -- idle time after which a consumer with nothing pending is deleted
 
 local stream, group, me, most = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
 
--- Takes over what is idle. Not XAUTOCLAIM: before Redis 7 it leaves entries that
--- were trimmed off the stream pending for ever, and it came with 6.2 only.
+-- Claims idle entries. Not by XAUTOCLAIM, which needs Redis 6.2, and before Redis 7 leaves
+-- entries that were trimmed from the stream pending for ever.
 local function take_over()
   for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
     local is = {}
@@ -76,7 +76,7 @@ if #entries == 0 then
 end
 
 local function line(text)
-  if string.find(text, '\n', 1, true) then -- between the parts of JSON, or no JSON
+  if string.find(text, '\n', 1, true) then -- whitespace in JSON, or not JSON
     return (string.gsub(text, '\n', ' '))
   end
   return text

@@ -99,7 +99,7 @@ class Queues:
         one of *slots*.
         """
         first = self._orders[0]
-        if not isinstance(first, EarliestDeadlineFirst) or not first.may_demoted(slots):
+        if not isinstance(first, EarliestDeadlineFirst) or not first.may_take_demoted(slots):
             return False
         first.hold(number)
         return True

@@ -1,1 +1,1 @@
-"""The order in which tasks are taken from the queue: deadlines instead of arrival."""
+"""Scheduling: tasks leave their queue by deadline instead of by arrival."""

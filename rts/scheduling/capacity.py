@@ -1,4 +1,4 @@
-"""The slots of a worker, how many tasks it may run at a time, and what it takes ahead."""
+"""A worker's capacity: its slots (tasks it runs at a time) and its prefetch."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ from typing import Any
 
 
 def slots_of(worker: Any) -> int:
-    """Return the slots of *worker*, Celery's, whose pool is made: as many as there are
-    now, which remote control may change; with autoscaling the most there may be.
+    """Return the slots of a Celery *worker* whose pool has been created.
+
+    The current size, which remote control may change; with autoscaling the maximum.
     """
     scaler, pool = getattr(worker, "autoscaler", None), worker.pool
     most = getattr(scaler, "max_concurrency", None) or getattr(worker, "max_concurrency", None)
     if most is None and pool.is_green:
-        # Celery < 5.7 tells as processes of gevent how many tasks run just now.
+        # Celery < 5.7: num_processes of gevent is the number of tasks that run right now.
         most = getattr(getattr(pool, "_pool", None), "size", None) or pool.limit
     return int(most or pool.num_processes or 1)
 
 
-def ahead_of(worker: Any) -> int | None:
-    """Return how many tasks *worker*, Celery's, takes for each slot while all are taken;
-    ``None``: any number. Those that it acknowledges late count while they run.
+def prefetch_of(worker: Any) -> int | None:
+    """Return how many tasks per slot a Celery *worker* prefetches while all are busy;
+    ``None``: unlimited. Running tasks count if all tasks are acknowledged late.
     """
     app, pool = worker.app, worker.pool_cls.__module__.rpartition(".")[2]
-    if pool in ("solo", "gevent", "eventlet"):  # the task, or a full pool, stops the consumer
+    if pool in ("solo", "gevent", "eventlet"):  # a running task, or full pool, blocks consuming
         return 0
     own = [task for name, task in app.tasks.items() if not name.startswith("celery.")]
     late = (
@@ -30,17 +31,22 @@ def ahead_of(worker: Any) -> int | None:
         if own
         else bool(app.conf.task_acks_late)
     )
-    disabled = getattr(app.conf, "worker_disable_prefetch", False)  # Celery 5.6 has it
-    return ahead_per_slot(worker.prefetch_multiplier, late=late, disabled=bool(disabled))
+    disabled = getattr(app.conf, "worker_disable_prefetch", False)  # Celery >= 5.6
+    return prefetch_per_slot(worker.prefetch_multiplier, late=late, disabled=bool(disabled))
 
 
-def ahead_per_slot(multiplier: int | None, *, late: bool, disabled: bool) -> int | None:
-    """Return how many tasks a worker takes for each slot beside those that run, by Celery's
-    settings; ``None``: any number. *late*: those that run are not acknowledged yet.
+def prefetch_per_slot(multiplier: int | None, *, late: bool, disabled: bool) -> int | None:
+    """Return how many tasks a worker prefetches per slot in addition to those that run;
+    ``None``: unlimited.
 
-    >>> [ahead_per_slot(4, late=late, disabled=False) for late in (False, True)]
+    Args:
+        multiplier: Celery's ``worker_prefetch_multiplier``.
+        late: whether running tasks are still unacknowledged, so that they count.
+        disabled: Celery's ``worker_disable_prefetch``.
+
+    >>> [prefetch_per_slot(4, late=late, disabled=False) for late in (False, True)]
     [4, 3]
-    >>> [ahead_per_slot(0, late=False, disabled=disabled) for disabled in (False, True)]
+    >>> [prefetch_per_slot(0, late=False, disabled=disabled) for disabled in (False, True)]
     [None, 0]
     """
     if disabled:

@@ -1,8 +1,9 @@
-"""A channel of kombu's whose queues are in deadline order.
+"""A kombu Redis channel whose queues are in deadline order.
 
-A message is put at its place, and taken by a claim: a script that looks for what is next
-and notes it as unacknowledged, all in one step. The poller sends a claim where it would
-send ``BRPOP``, and waits for the queues' bells where there was nothing to claim.
+Publishing inserts a message at its position. Consuming runs the claim script, which
+picks the next message, removes it and marks it as unacknowledged in one step. The poller
+sends a claim where kombu sends ``BRPOP``; if nothing could be claimed it blocks in
+``BRPOP`` on the queues' bells (see :mod:`rts.scheduling.layout`) before the next claim.
 """
 
 from __future__ import annotations
@@ -19,77 +20,79 @@ from redis.exceptions import NoScriptError
 from rts import health
 from rts.deadlines import HOPE
 from rts.headers import DROPPED
-from rts.scheduling.acknowledging import QoS, UnnotedQoS
+from rts.scheduling.acknowledging import QoS, UnemulatedQoS
 from rts.scheduling.layout import BELL, DEMOTED, HOPEFUL, REFUSED, TURNS, QueueLayout
 from rts.scheduling.places import is_task, member, payload_of, place_of, tag_of, tail_of
 from rts.scheduling.rule import OPTION, Rule, SlotGauge
 from rts.scheduling.scripts import CLAIM, PUT, RING
 
-#: Messages that one claim looks at: bounds how long Redis is held.
-LOOKS = 200
-#: Seconds between claims where only demoted work waits and may not be taken now.
-HELD_S = 0.02
-#: Seconds between claims where others use the queue's plain lists, which ring no
-#: bell: producers without the order, and workers without it that answer.
-MIXED_S = 0.2
-#: Seconds after the last such message during which that goes on.
+#: Messages that one claim examines at most: bounds how long the script blocks Redis.
+SCAN_LIMIT = 200
+#: Seconds between claims while only demoted tasks wait and this worker may take no more.
+CAPPED_POLL_S = 0.02
+#: Seconds between claims while clients without the deadline order, who ring no bell, push
+#: to the plain lists: their producers, and their workers that reply to remote control.
+MIXED_POLL_S = 0.2
+#: Seconds after the last message from such a producer for which that polling continues.
 MIXED_FOR_S = 600.0
-#: Milliseconds for which the bell of a plain list is rung.
-RING_MS = 10_000
+#: TTL of a bell rung for a plain list, milliseconds.
+BELL_TTL_MS = 10_000
 
-#: When a dropped task expired, for Celery: long ago.
+#: The ``expires`` of a dropped task: any time in the past makes Celery revoke it.
 DROPPED_EXPIRES = "1970-01-01T00:00:00+00:00"
 
 
 class DeadlineOrder(QueueLayout):
-    """What a channel does otherwise than kombu's; mixed into it, which is why *self*
-    may be used as any of kombu's channels.
+    """Mixin for kombu's Redis channels: what differs from them.
+
+    *self* is annotated as ``Any`` since kombu's attributes are used throughout.
     """
 
     QoS = QoS
     from_transport_options = (*stock.Channel.from_transport_options, OPTION)
 
-    #: The option as given.
+    #: The transport option: arguments of :class:`Rule`.
     rts: Mapping[str, Any] = {}
-    #: Set by a worker's bootstep; other consumers have no slots.
+    #: Set by a worker's bootstep; ``None`` for other consumers, which have no slots.
     slots: SlotGauge | None = None
-    #: Queues that expire; kombu < 5.7 has none.
+    #: TTL in milliseconds of queues that expire (kombu >= 5.7).
     _expires: Mapping[str, int] = {}
     brpop_timeout: float = 1
-    #: Tag of the message that is being delivered, if its claim noted it.
-    noted: str | None = None
-    #: The poll connection waits for a claim's answer, else for a bell.
+    #: Tag of the message that is being delivered, if its claim marked it unacknowledged.
+    claimed_tag: str | None = None
+    #: Whether the poll connection awaits the reply to a claim; else it blocks on a bell.
     _claiming = False
-    #: Seconds to wait for a bell before the next claim.
-    _patience_s = 0.0
-    #: Whether work waits that may not be taken: then a bell says nothing.
-    _held = False
-    _adopting_until = -math.inf
-    #: Whether Redis knows the script, as far as this channel has seen.
-    _known = False
+    #: Seconds to block on the bells before the next claim.
+    _block_s = 0.0
+    #: Only demoted tasks wait and this worker may take no more: bells are of no use.
+    _capped = False
+    #: Until when to poll for messages from producers without the deadline order.
+    _mixed_until = -math.inf
+    #: Whether Redis has the script cached, as far as this channel knows.
+    _script_cached = False
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        self._unnoted: set[str] = set()
+        #: Queues that are consumed with ``no_ack``.
+        self._no_ack_queues: set[str] = set()
         super().__init__(*args, **kwargs)
         self.rule = Rule(**self.rts)
         if not self.ack_emulation:
-            self.QoS = UnnotedQoS
+            self.QoS = UnemulatedQoS
 
-    # Putting: a message gets its place.
+    # Publishing
 
     def _put(self: Any, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         if not is_task(message):
-            # Answers to remote control, for instance: those who wait for them may
-            # not know the order.
+            # Such as a remote control reply, whose reader may not use the deadline order.
             super()._put(queue, message, **kwargs)  # type: ignore[misc]  # kombu's
             if kwargs.get("_publish_batch") is None:
-                ring_ms = min(RING_MS, self._expires.get(queue, RING_MS))
-                RING.run(self.plain, self._names(queue, BELL), [ring_ms])
+                ttl_ms = min(BELL_TTL_MS, self._expires.get(queue, BELL_TTL_MS))
+                RING.run(self.plain, self._keys(queue, BELL), [ttl_ms])
             return
-        keys: list[str] = self._names(queue, HOPEFUL, BELL)
-        arguments: list[Any] = [*self._placed(queue, message)]
+        keys: list[str] = self._keys(queue, HOPEFUL, BELL)
+        arguments: list[Any] = [*self._score_and_member(queue, message)]
         if queue in self._expires:
-            keys += self._names(queue, DEMOTED, TURNS) + self._full(self._lists(queue))
+            keys += self._keys(queue, DEMOTED, TURNS) + self._prefixed(self._lists(queue))
             arguments.append(self._expires[queue])
         batch = kwargs.get("_publish_batch")
         if batch is not None:
@@ -97,24 +100,24 @@ class DeadlineOrder(QueueLayout):
         else:
             PUT.run(self.plain, keys, arguments)
 
-    def _place_back(
+    def _requeue_place(
         self: Any, queue: str, message: dict[str, Any], leftmost: bool
     ) -> tuple[str, object, str]:
-        """Return the key to put *message* back to, its score (or the command), its text."""
+        """Return where *message* is requeued: key, score (of a list: the command), member."""
         if is_task(message):
-            (name,) = self._names(queue, HOPEFUL)
-            return name, *self._placed(queue, message)
+            (name,) = self._keys(queue, HOPEFUL)
+            return name, *self._score_and_member(queue, message)
         priority = self._get_message_priority(message, reverse=False)
-        (name,) = self._full([self._q_for_pri(queue, priority)])
+        (name,) = self._prefixed([self._q_for_pri(queue, priority)])
         return name, "LPUSH" if leftmost else "RPUSH", stock.dumps(message)
 
-    def _placed(self: Any, queue: str, message: dict[str, Any]) -> tuple[float, str]:
+    def _score_and_member(self: Any, queue: str, message: dict[str, Any]) -> tuple[float, str]:
         place = place_of(message, self.rule.horizon(queue), self.rule.work)
         info = message["properties"].get("delivery_info") or {}
         exchange, key = info.get("exchange") or "", info.get("routing_key") or ""
         return place.score, member(message, stock.dumps(message), place, exchange, key)
 
-    # Claiming: over the poller's connection, one message at a time.
+    # Consuming, over the poller's connection, one message at a time
 
     def _brpop_start(self: Any, timeout: float | None = None) -> None:
         queues = self._queue_cycle.consume(len(self.active_queues))
@@ -123,168 +126,176 @@ class DeadlineOrder(QueueLayout):
         connection = self.client.connection
         self._in_poll = connection
         self._brpop_sent_at = time.monotonic()
-        if self._patience_s > 0:
+        if self._block_s > 0:
             self._claiming = False
             bells = [self._part(queue, BELL) for queue in queues]
-            if self._held:  # no bell helps: one that nobody rings, named as those are
+            if self._capped:
+                # Sleep on a key that nobody pushes to; its name matches ACLs for the queue.
                 bells = [f"{bells[0]}:none"]
-            connection.send_command("BRPOP", *self._full(bells), self._patience_s)
-            self._patience_s = 0.0
+            connection.send_command("BRPOP", *self._prefixed(bells), self._block_s)
+            self._block_s = 0.0
         else:
-            self._claiming, self._asked = True, queues
-            keys, arguments = self._claim(queues)
-            script = ("EVALSHA", CLAIM.sha) if self._known else ("EVAL", CLAIM.text)
+            self._claiming, self._claim_queues = True, queues
+            keys, arguments = self._claim_arguments(queues)
+            script = ("EVALSHA", CLAIM.sha) if self._script_cached else ("EVAL", CLAIM.text)
             connection.send_command(*script, len(keys), *keys, *arguments)
 
     def _brpop_read(self: Any, **options: Any) -> bool:
         client = self.client
         try:
             try:
-                # kombu's own client takes prefixes off answers of BRPOP.
+                # Not "BRPOP", from whose replies kombu's client strips the key prefix.
                 command = "EVALSHA" if self._claiming else "EXISTS"
-                answer = client.parse_response(client.connection, command, **options)
+                reply = client.parse_response(client.connection, command, **options)
             except self.connection_errors:
                 client.connection.disconnect()
                 raise
             except NoScriptError:
-                self._known = False
+                self._script_cached = False
                 raise Empty() from None
             if not self._claiming:
-                raise Empty()  # a bell, or time to look again
-            self._known = True
-            return bool(self._take(self._asked, answer))
+                raise Empty()  # a bell or the timeout: the next poll sends a claim
+            self._script_cached = True
+            return bool(self._deliver_claimed(self._claim_queues, reply))
         finally:
             self._in_poll = None
             if hasattr(self, "_flush_brpop_reauth"):  # kombu >= 5.7
                 self._flush_brpop_reauth()
 
-    def _claim(self: Any, queues: list[str], note: bool = True) -> tuple[list[str], list[Any]]:
-        """Return the keys and arguments of a claim from *queues*, in that order."""
+    def _claim_arguments(
+        self: Any, queues: list[str], no_ack: bool = False
+    ) -> tuple[list[str], list[Any]]:
+        """Return KEYS and ARGV of a claim from *queues*, in that order; see ``claim.lua``."""
         rule, slots = self.rule, self.slots
         keys = [self.unacked_key, self.unacked_index_key]
-        may = slots is None or slots.demoted_may(rule.hopeless_slots)
+        may = slots is None or slots.may_take_demoted(rule.hopeless_slots)
         arguments = [time.time(), rule.hopeless, int(may), rule.late_every, rule.work, HOPE]
-        arguments += [LOOKS, len(self.priority_steps)]
+        arguments += [SCAN_LIMIT, len(self.priority_steps)]
         for queue in queues:
             keys += [
                 self._part(queue, part) for part in (HOPEFUL, DEMOTED, BELL, TURNS, REFUSED)
             ]
             keys += self._lists(queue)
-            noted = note and self.ack_emulation and queue not in self._unnoted
-            arguments += [int(noted), rule.horizon(queue), queue]
-        return self._full(keys), arguments
+            tracked = not no_ack and self.ack_emulation and queue not in self._no_ack_queues
+            arguments += [int(tracked), rule.horizon(queue), queue]
+        return self._prefixed(keys), arguments
 
-    def _take(self: Any, queues: list[str], answer: list[Any]) -> bool:
-        """Deliver what a claim has brought; plan the next one.
+    def _deliver_claimed(self: Any, queues: list[str], reply: list[Any]) -> bool:
+        """Deliver the message in the *reply* to a claim from *queues*.
 
         Raises:
-            Empty: it brought nothing.
+            Empty: there is none.
         """
-        queue, payload = self._read(queues, answer)
+        queue, payload = self._parse_claim(queues, reply)
         if queue is None:
             raise Empty()
         self._queue_cycle.rotate(queue)
-        self.noted = None if queue in self._unnoted else payload["properties"]["delivery_tag"]
+        if queue not in self._no_ack_queues:
+            self.claimed_tag = payload["properties"]["delivery_tag"]
         try:
             self.connection._deliver(payload, queue)
         except Exception:
-            if self._message(queue, payload, answer[3]) is not None:
+            if self._message(queue, payload, reply[3]) is not None:
                 raise
         finally:
-            self.noted = None
+            self.claimed_tag = None
         return True
 
-    def _read(self: Any, queues: list[str], answer: list[Any]) -> tuple[str | None, Any]:
-        state, index, fate, text, adopted, refused = answer
+    def _parse_claim(self: Any, queues: list[str], reply: list[Any]) -> tuple[str | None, Any]:
+        """Return the queue and the raw message of a claim's *reply*. If there is none, return
+        (``None``, ``None``) and set how long to block before the next claim.
+        """
+        state, index, fate, text, adopted, refused = reply
         now = time.monotonic()
         if adopted:
-            self._adopting_until = now + MIXED_FOR_S
+            self._mixed_until = now + MIXED_FOR_S
         if refused:
-            _tell_refused(refused)
+            _report_refused(refused)
         if state != b"message":
-            self._held = state == b"held"
-            # Not for what was consumed once: a worker asks others for what they know.
-            answered = not self._unnoted.isdisjoint(self._active_queues)
-            mixed = now < self._adopting_until or answered
-            waits = HELD_S if self._held else MIXED_S if mixed else self.brpop_timeout or 1
-            self._patience_s = 0.0 if state == b"again" else waits
+            self._capped = state == b"capped"
+            # Only while such a queue is consumed: at its start a worker reads replies once.
+            replies = not self._no_ack_queues.isdisjoint(self._active_queues)
+            mixed = replies or now < self._mixed_until
+            idle_s = MIXED_POLL_S if mixed else self.brpop_timeout or 1
+            self._block_s = CAPPED_POLL_S if self._capped else idle_s
+            if state == b"again":
+                self._block_s = 0.0
             return None, None
         queue = queues[index]
         try:
             payload = stock.loads(tail_of(text).decode())[0]
-        except Exception:  # noqa: BLE001  Redis' reader of JSON takes what Python's does not
+        except Exception:  # noqa: BLE001  Redis parses some JSON that Python does not
             self._refuse(queue, text)
             return None, None
         headers = payload.get("headers") or {}
         if fate == b"demoted" and self.slots is not None:
             self.slots.claimed_demoted(headers.get("id"))
         elif fate == b"drop":
-            # Celery revokes what has expired: acknowledged, announced, with a result.
+            # Celery revokes an expired task: it acknowledges it, sends the event and stores
+            # the result.
             headers.update({"expires": DROPPED_EXPIRES, DROPPED: True})
         return queue, payload
 
     def _message(self: Any, queue: str, payload: Any, text: bytes) -> Any:
-        """Return a message as consumers get it; ``None``, and it is put aside, where
-        kombu cannot make one of it.
-        """
+        """Return kombu's message; ``None``, and refuse the payload, if it cannot be built."""
         try:
             return self.Message(payload, channel=self)
-        except Exception:  # noqa: BLE001  whatever a stranger has put there
+        except Exception:  # noqa: BLE001  anybody may have pushed anything
             self._refuse(queue, text)
             return None
 
     def _refuse(self: Any, queue: str, text: bytes) -> None:
-        """Put aside a message that is taken and cannot be read."""
+        """Move a claimed message that cannot be parsed to the queue's list of refused ones."""
         tag = tag_of(text)
-        unacked, index = self._full([self.unacked_key, self.unacked_index_key])
+        unacked, index = self._prefixed([self.unacked_key, self.unacked_index_key])
         with self.plain.pipeline() as pipe:
-            pipe.lpush(*self._names(queue, REFUSED), payload_of(text))
+            pipe.lpush(*self._keys(queue, REFUSED), payload_of(text))
             pipe.hdel(unacked, tag).zrem(index, tag).execute()
-        _tell_refused(1)
+        _report_refused(1)
 
-    def _claim_now(self: Any, queue: str, note: bool) -> Any:
-        """Claim without the poller. Returns a message as consumers get it.
+    def _claim_message(self: Any, queue: str, no_ack: bool) -> Any:
+        """Claim a message synchronously, without the poller.
 
         Raises:
-            Empty: nothing is there to be taken.
+            Empty: there is none to take.
         """
         while True:
-            answer = CLAIM.run(self.plain, *self._claim([queue], note))
-            found, payload = self._read([queue], answer)
+            reply = CLAIM.run(self.plain, *self._claim_arguments([queue], no_ack))
+            found, payload = self._parse_claim([queue], reply)
             if found is not None:
-                message = self._message(queue, payload, answer[3])
+                message = self._message(queue, payload, reply[3])
                 if message is not None:
                     return message
-            elif answer[0] not in (b"again", b"message"):
+            elif reply[0] not in (b"again", b"message"):
                 raise Empty()
 
     def _get(self: Any, queue: str, timeout: float | None = None) -> Any:
-        return self._claim_now(queue, note=False)._raw
+        return self._claim_message(queue, no_ack=True)._raw
 
     def basic_get(self: Any, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
-        """Return the next message of *queue*, ``None`` where there is none."""
+        """Return the next message of *queue*; ``None`` if there is none."""
         try:
-            message = self._claim_now(queue, note=not no_ack)
+            message = self._claim_message(queue, no_ack)
         except Empty:
             return None
         if not no_ack:
-            self.noted = message.delivery_tag if self.ack_emulation else None
+            self.claimed_tag = message.delivery_tag if self.ack_emulation else None
             self.qos.append(message, message.delivery_tag)
-            self.noted = None
+            self.claimed_tag = None
         return message
 
     def basic_consume(self: Any, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
-        """Begin to consume from *queue*."""
-        (self._unnoted.add if no_ack else self._unnoted.discard)(queue)
+        """Start consuming from *queue*."""
+        (self._no_ack_queues.add if no_ack else self._no_ack_queues.discard)(queue)
         return super().basic_consume(queue, no_ack, *args, **kwargs)  # type: ignore[misc]  # kombu's
 
 
-def _tell_refused(count: int) -> None:
+def _report_refused(count: int) -> None:
     health.count("messages_refused", count)
     health.warn_once(
         "messages_refused",
-        "rts: what is in a queue of Redis is no message of Celery's; it is kept in "
-        "a list whose name ends in %s",
+        "rts: a queue in Redis holds something that is not a Celery message; it was moved "
+        "to the list whose name ends in %s",
         REFUSED,
     )
 
@@ -294,6 +305,6 @@ class Channel(DeadlineOrder, stock.Channel):  # type: ignore[misc]  # kombu has 
 
 
 class SentinelChannel(DeadlineOrder, stock.SentinelChannel):  # type: ignore[misc]  # kombu has no type information
-    """A channel in deadline order, on Redis found by Sentinel."""
+    """A channel in deadline order, on a Redis behind Sentinel."""
 
     from_transport_options = (*stock.SentinelChannel.from_transport_options, OPTION)

@@ -1,7 +1,9 @@
-"""What makes up a queue in Redis, and what is asked of a queue as a whole.
+"""The Redis keys of a queue in deadline order, and operations on a queue as a whole.
 
-Its tasks wait in two sorted sets; other messages wait on the lists that kombu has for
-it. Scripts get the names whole; kombu's clients add the prefix themselves.
+Tasks wait in two sorted sets, hopeful and demoted; other messages wait on the lists that
+kombu uses. The *bell* is a list of at most one element, on which idle consumers block
+and which publishers push to. Scripts get full key names, while kombu's own clients add
+``global_keyprefix`` themselves.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ from typing import Any
 
 import redis
 
-#: What makes up a queue, behind its name and the separator.
+#: Suffixes of a queue's keys, after its name and kombu's separator: hopeful and demoted
+#: messages, the bell, the count of claims that the late share goes by, unreadable messages.
 HOPEFUL, DEMOTED, BELL, TURNS, REFUSED = (
     "edf",
     "edf:demoted",
@@ -21,9 +24,7 @@ HOPEFUL, DEMOTED, BELL, TURNS, REFUSED = (
 
 
 class QueueLayout:
-    """The names of a queue's parts, and how kombu sizes, empties and removes it. Mixed
-    into a channel, which is why *self* may be used as any of kombu's channels.
-    """
+    """Mixin for kombu's Redis channels: key names, and a queue's size, purge and deletion."""
 
     _plain: Any = None
 
@@ -33,17 +34,17 @@ class QueueLayout:
     def _lists(self: Any, queue: str) -> list[str]:
         return [self._q_for_pri(queue, step) for step in self.priority_steps]
 
-    def _full(self: Any, names: list[str]) -> list[str]:
+    def _prefixed(self: Any, names: list[str]) -> list[str]:
         prefix: str = self.global_keyprefix
         return [prefix + name for name in names]
 
-    def _names(self: Any, queue: str, *parts: str) -> list[str]:
-        names: list[str] = self._full([self._part(queue, part) for part in parts])
+    def _keys(self: Any, queue: str, *parts: str) -> list[str]:
+        names: list[str] = self._prefixed([self._part(queue, part) for part in parts])
         return names
 
     @property
     def plain(self: Any) -> Any:
-        """A client of kombu's pool that takes names as they are."""
+        """A client on kombu's connection pool that does not prefix keys."""
         pool = self.pool
         if self._plain is None or self._plain.connection_pool is not pool:
             self._plain = redis.Redis(connection_pool=pool)
@@ -51,24 +52,24 @@ class QueueLayout:
 
     def _size(self: Any, queue: str) -> int:
         with self.plain.pipeline(transaction=False) as pipe:
-            for name in self._names(queue, HOPEFUL, DEMOTED):
+            for name in self._keys(queue, HOPEFUL, DEMOTED):
                 pipe.zcard(name)
-            there: int = super()._size(queue)  # type: ignore[misc]  # kombu's
-            return there + int(sum(pipe.execute()))
+            on_lists: int = super()._size(queue)  # type: ignore[misc]  # kombu's
+            return on_lists + int(sum(pipe.execute()))
 
     def _has_queue(self: Any, queue: str, **kwargs: Any) -> bool:
-        there = self.plain.exists(*self._names(queue, HOPEFUL, DEMOTED))
-        return bool(there) or bool(super()._has_queue(queue, **kwargs))  # type: ignore[misc]  # kombu's
+        exists = self.plain.exists(*self._keys(queue, HOPEFUL, DEMOTED))
+        return bool(exists) or bool(super()._has_queue(queue, **kwargs))  # type: ignore[misc]  # kombu's
 
     def _purge(self: Any, queue: str) -> int:
         with self.plain.pipeline() as pipe:
-            for name in self._names(queue, HOPEFUL, DEMOTED):
+            for name in self._keys(queue, HOPEFUL, DEMOTED):
                 pipe.zcard(name)
-            pipe.delete(*self._names(queue, HOPEFUL, DEMOTED, BELL, TURNS))
+            pipe.delete(*self._keys(queue, HOPEFUL, DEMOTED, BELL, TURNS))
             waiting = int(sum(pipe.execute()[:2]))
-        plain: int = super()._purge(queue)  # type: ignore[misc]  # kombu's
-        return waiting + plain
+        on_lists: int = super()._purge(queue)  # type: ignore[misc]  # kombu's
+        return waiting + on_lists
 
     def _delete(self: Any, queue: str, *args: Any, **kwargs: Any) -> None:
         super()._delete(queue, *args, **kwargs)  # type: ignore[misc]  # kombu's
-        self.plain.delete(*self._names(queue, HOPEFUL, DEMOTED, BELL, TURNS))
+        self.plain.delete(*self._keys(queue, HOPEFUL, DEMOTED, BELL, TURNS))

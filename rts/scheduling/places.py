@@ -1,16 +1,16 @@
-"""A message's place in the deadline order, and the form in which it waits in Redis.
+"""A message's position in the deadline order, and its encoding in Redis.
 
-A queue that is in deadline order waits in two sorted sets: the hopeful by deadline,
-the demoted by arrival. The member of both is the same text, so that a claim needs
-nothing else::
+A queue in deadline order is two sorted sets: hopeful messages scored by deadline,
+demoted ones by arrival. Both have the same member, which holds all that a claim needs
+(written here with spaces between the fields)::
 
     ARRIVAL LATEST TAGLENGTH TAG [payload,"exchange","routing key"]
 
-``ARRIVAL`` is 16 hexadecimal digits of microseconds (of two equal deadlines the
-earlier arrival is first), ``LATEST`` the latest hopeful start in seconds (14 letters),
-``TAGLENGTH`` four hexadecimal digits, and what follows the tag is just what kombu's
-Redis transport notes of an unacknowledged message: its workers and its tools go on
-understanding it.
+``ARRIVAL`` is 16 hexadecimal digits of microseconds, so that of two equal deadlines the
+earlier arrival comes first; ``LATEST`` is the latest hopeful start in epoch seconds, 14
+characters; ``TAGLENGTH`` is four hexadecimal digits. What follows the tag is exactly what
+kombu's Redis transport stores for an unacknowledged message, so kombu's workers and
+tools can still read it.
 """
 
 from __future__ import annotations
@@ -24,43 +24,43 @@ from typing import Any, NamedTuple
 from rts.deadlines import MAX_INSTANT, hopeful_until
 from rts.validation import finite
 
-#: What a raw message without a deadline keeps its arrival in, beside its headers.
+#: Top-level key of a raw message without a deadline that keeps its arrival.
 ARRIVAL = "rts_arrival"
 
-#: The latest start that a member has room for: the year 2286, which is never.
+#: The greatest latest start that fits a member, in the year 2286: never hopeless.
 NEVER = 9_999_999_999.999
 
-#: Letters before the tag, in a member.
+#: Length of the fields before the tag in a member.
 HEAD = 34
 
-#: What follows the payload behind the tag: two texts, as JSON has them; and the bytes
-#: among which they are looked for first.
+#: The exchange and routing key at the end of a member: two JSON strings; and the bytes at
+#: its end that are searched for them first.
 _ROUTE = re.compile(rb',\s*"(?:[^"\\]|\\.)*",\s*"(?:[^"\\]|\\.)*"\]$')
 ROUTE = 4096
 
 
 class Place(NamedTuple):
-    """Where a message stands in the order. Instants are epoch seconds."""
+    """A message's position in the deadline order. Instants are epoch seconds."""
 
-    #: The score: the deadline, or ``deadline + 2·tau`` with ``rts_order`` "deadline+work".
+    #: The deadline; ``deadline + 2·tau`` with ``rts_order`` "deadline+work".
     score: float
-    #: Later than this it is hopeless; messages without a deadline never are.
+    #: The latest hopeful start; :data:`NEVER` for a message without a deadline.
     latest: float
     arrival: float
 
 
 def is_task(message: Mapping[str, Any]) -> bool:
-    """Return whether a raw kombu message is a task (by Celery's protocol 2)."""
+    """Return whether a raw kombu message is a Celery task (message protocol 2)."""
     headers = message.get("headers")
     return isinstance(headers, Mapping) and bool(headers.get("task"))
 
 
 def place_of(message: dict[str, Any], horizon_s: float, work: float) -> Place:
-    """Return the place of a raw kombu message; it is the same however often it is asked.
+    """Return the position of a raw kombu message, the same on every call.
 
-    A message without a (possible) deadline of its own stands where one stands whose
-    deadline is *horizon_s* after its arrival, which is noted in it. *work*: weight of
-    tau in the order.
+    A message without a valid deadline is ordered as if its deadline were *horizon_s*
+    seconds after its arrival, which is stored in the message if it is not there yet.
+    *work*: weight of tau in the order.
     """
     headers = message.get("headers")
     if isinstance(headers, Mapping):
@@ -78,26 +78,26 @@ def place_of(message: dict[str, Any], horizon_s: float, work: float) -> Place:
 def member(
     message: Mapping[str, Any], payload: str, place: Place, exchange: str, routing_key: str
 ) -> str:
-    """Return the text under which *message* waits; *payload* is its JSON."""
+    """Return the sorted set member for *message*, whose JSON is *payload*."""
     tag = str(message["properties"]["delivery_tag"])
     latest = min(max(place.latest, 0.0), NEVER)
-    noted = f"[{payload},{dumps(exchange)},{dumps(routing_key)}]"
+    tail = f"[{payload},{dumps(exchange)},{dumps(routing_key)}]"
     head = f"{int(place.arrival * 1e6):016x}{latest:014.3f}{len(tag.encode()):04x}"
-    return f"{head}{tag}{noted}"
+    return f"{head}{tag}{tail}"
 
 
 def tail_of(text: bytes) -> bytes:
-    """Return the JSON list behind the head and the tag of a member."""
+    """Return the JSON list at the end of a member."""
     return text[HEAD + _tag_length(text) :]
 
 
 def tag_of(text: bytes) -> bytes:
-    """Return the tag of a member."""
+    """Return the delivery tag in a member."""
     return text[HEAD : HEAD + _tag_length(text)]
 
 
 def payload_of(text: bytes) -> bytes:
-    """Return the raw message in a member, byte by byte, whether it can be read or not."""
+    """Return the bytes of the raw message in a member, which need not be valid JSON."""
     tail = tail_of(text)
     route = _ROUTE.search(tail, max(0, len(tail) - ROUTE)) or _ROUTE.search(tail)
     return tail[1 : route.start() if route else None]

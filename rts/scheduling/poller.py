@@ -1,4 +1,4 @@
-"""Waiting for messages where there is no event loop: threads, gevent, solo."""
+"""kombu's poller for pools without an event loop: threads, gevent, solo."""
 
 from __future__ import annotations
 
@@ -9,44 +9,44 @@ from typing import Any
 
 from kombu.transport import redis as stock
 
-#: Seconds between looks at the slots, in pools without an event loop: the first, and
-#: at most. Each waits twice as long as the one before.
-FIRST_LOOK_S, FULL_S = 0.0005, 0.01
-#: Seconds between looks for what to put back, at least.
+#: Seconds between polls while no slot is free: the first interval and the longest. Each
+#: is twice the one before.
+MIN_POLL_S, MAX_POLL_S = 0.0005, 0.01
+#: Least seconds between attempts to restore unacknowledged messages.
 RESTORE_S = 0.5
 
 
 class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu has no type information
-    """Waits for messages where there is no event loop (threads, gevent, solo)."""
+    """Polls briefly while no slot is free, since no event says that a thread has ended."""
 
-    #: Looks in a row that found no free slot.
-    _looks = 0
+    #: Successive polls that found no free slot.
+    _polls = 0
     _restored_at = -math.inf
 
     def get(self, callback: Any, timeout: float | None = None) -> Any:
-        """Wait for an event; not long while slots may become free at any moment.
+        """Wait for an event, only briefly while no slot is free.
 
         Raises:
-            socket.timeout: that moment is over. Celery's loop then does what its threads
-                have left to it, acknowledgements for instance, without which kombu
-                lets nothing more be taken.
+            socket.timeout: the brief wait is over. Celery's loop then runs what its threads
+                have queued for it, such as acknowledgements, without which kombu's
+                prefetch limit would not let another message be taken.
         """
         full = any(
             channel.slots is not None and not channel.qos.can_consume()
             for channel in self._channels
         )
         if not full:
-            self._looks = 0
+            self._polls = 0
             return super().get(callback, timeout)
-        wait_s = min(FULL_S, FIRST_LOOK_S * 2 ** min(self._looks, 10))
-        self._looks += 1
+        wait_s = min(MAX_POLL_S, MIN_POLL_S * 2 ** min(self._polls, 10))
+        self._polls += 1
         try:
             return super().get(callback, wait_s if timeout is None else min(timeout, wait_s))
         except Empty:
             raise TimeoutError() from None
 
     def maybe_restore_messages(self) -> None:
-        """Count a look for what to put back, however often :meth:`get` is called."""
+        """Restore at a bounded rate, however often :meth:`get` is called."""
         now = time.monotonic()
         if now - self._restored_at >= RESTORE_S:
             self._restored_at = now

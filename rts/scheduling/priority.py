@@ -1,26 +1,26 @@
-"""Deadlines as message priorities, for brokers that keep ten levels and no more.
+"""Deadlines as message priorities, for brokers other than Redis.
 
-A coarse stand-in for the deadline order: the level is decided when a task is
-published and does not change while it waits.
+A coarse approximation of the deadline order: a few levels, and the level is fixed when
+the task is published.
 """
 
 from __future__ import annotations
 
 import math
 
-#: The highest level that kombu gives unless told otherwise; the lowest is 0.
+#: The highest of the levels in use unless configured otherwise; the lowest is 0.
 HIGHEST = 9
 
 
 def level(laxity_s: float, *, inverted: bool, highest: int = HIGHEST) -> int:
-    """Return the priority of a task whose deadline leaves *laxity_s* beyond its tau.
+    """Return the message priority of a task with this laxity.
 
-    Each level stands for twice the laxity of the more urgent one next to it; the most
-    urgent is up to a second. A task that is hopeless already gets the least urgent.
+    The most urgent level covers a laxity up to one second, each next one twice the laxity
+    of the one before. A hopeless task gets the least urgent level.
 
     Args:
         laxity_s: deadline − now − tau, seconds.
-        inverted: whether 0 is the most urgent, as on Redis; elsewhere it is the least.
+        inverted: whether 0 is the most urgent level, as on Redis, instead of the least.
         highest: the broker's highest level, 1 to 255 (RabbitMQ's ``x-max-priority``).
 
     >>> [level(s, inverted=True) for s in (0.5, 3, 60, 1e6, -1)]

@@ -1,4 +1,4 @@
-"""Looking at the queues of Redis in both forms, and taking them back to plain lists."""
+"""Inspecting queues on Redis, in deadline order or on plain lists, and moving between both."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from rts.scheduling.layout import DEMOTED, HOPEFUL
 from rts.scheduling.places import payload_of, tail_of
 from rts.scheduling.rule import OPTION, Rule
 from rts.scheduling.scripts import MOVE, ScriptByHash
-from rts.scheduling.switch import stand_in
+from rts.scheduling.switch import register_transports
 from rts.settings import Settings
 from rts.urls import shown_url
 from rts.validation import finite
 from rts.views.vitals import counts
 
-#: Seconds for the broker to take a connection and to answer.
+#: Seconds for connecting to the broker, and for each reply.
 CONNECT_TIMEOUT_S, TIMEOUT_S = 2.0, 5.0
-#: Messages that are moved between two looks.
+#: Messages that are read at a time to be moved.
 BATCH = 500
-#: Messages that are asked whether they are hopeless: so many that are first in the order,
-#: where the hopeless gather, and so many of all others. Redis is held for some milliseconds.
+#: How hopeless messages are counted: exactly among the first ones, where they accumulate,
+#: and in a sample of the rest. That blocks Redis for a few milliseconds.
 COUNTED, SAMPLED = 500, 500
 
 HOPELESS = ScriptByHash("hopeless")
@@ -39,27 +39,27 @@ HOPELESS = ScriptByHash("hopeless")
 
 @dataclass(frozen=True)
 class QueueState:
-    """What waits in one queue, in messages."""
+    """The number of messages that wait in a queue."""
 
     name: str
-    #: In deadline order, not known to be hopeless.
+    #: In deadline order, not demoted.
     ordered: int
-    #: Hopeless, behind the others.
+    #: Demoted as hopeless, behind all others.
     demoted: int
-    #: On kombu's plain lists, to be adopted by the next worker in deadline order.
+    #: On kombu's plain lists, until a worker in deadline order adopts them.
     plain: int
-    #: Epoch seconds; of the message that is first in the order.
+    #: Deadline of the first message in the order, epoch seconds.
     next_deadline: float | None
 
     @property
     def waiting(self) -> int:
-        """All messages that wait."""
+        """All waiting messages."""
         return self.ordered + self.demoted + self.plain
 
 
 @dataclass(frozen=True)
 class WaitingTask:
-    """One message that waits. Instants in epoch seconds; ``None`` where it has no plan."""
+    """A waiting message. Instants in epoch seconds; ``None`` without headers of rts."""
 
     #: ``ordered``, ``demoted`` or ``plain``.
     place: str
@@ -73,27 +73,27 @@ class WaitingTask:
 
 @dataclass(frozen=True)
 class FleetQueues:
-    """Names of queues that an app need not know."""
+    """Names of queues that the app's configuration need not contain."""
 
-    #: From which workers take.
+    #: Queues that workers consume.
     served: frozenset[str] = frozenset()
-    #: To which tasks were sent that have not ended: routing keys, some of no queue.
+    #: Routing keys of the open tasks, which need not be names of queues.
     used: frozenset[str] = frozenset()
 
 
 @contextmanager
-def queues_of(
+def ordered_channel(
     app: Any, settings: Settings, timeout_s: float | None = None
 ) -> Iterator[DeadlineOrder | None]:
-    """Give a channel that knows both forms; ``None`` where the broker is not Redis.
+    """Open a channel in deadline order; ``None`` if the broker is not Redis.
 
-    *timeout_s*: for each of its answers, instead of ``TIMEOUT_S``. A broker that hangs is
-    given up after two of them.
+    *timeout_s*: for each reply, instead of ``TIMEOUT_S``. A broker that hangs costs twice
+    that time.
 
     Raises:
-        StoreUnavailable: the broker is away.
+        StoreUnavailable: the broker is unavailable.
     """
-    stand_in()
+    register_transports()
     options: dict[str, Any] = {OPTION: Rule.of(settings).as_option()}
     timeout_s = TIMEOUT_S if timeout_s is None else timeout_s
     options.update(
@@ -113,44 +113,46 @@ def queues_of(
             ) from exc
 
 
-def names(app: Any, settings: Settings, channel: Any, fleet: FleetQueues) -> list[str]:
-    """Return the queues of *app*, those of its routes, those from which workers take (which
-    know queues that no configuration names), and others in which open tasks wait.
+def queue_names(app: Any, settings: Settings, channel: Any, fleet: FleetQueues) -> list[str]:
+    """Return the queues that *app* configures or routes to, those that workers consume, and
+    others that hold messages of open tasks.
     """
     known = set(known_queues(app, settings, fleet.served))
-    return sorted(known | {name for name in fleet.used - known if _holds_any(channel, name)})
+    return sorted(known | {name for name in fleet.used - known if _is_nonempty(channel, name)})
 
 
-def all_names(app: Any, settings: Settings, channel: Any, fleet: FleetQueues) -> list[str]:
-    """Return these, and all others that hold messages in order.
+def all_queue_names(
+    app: Any, settings: Settings, channel: Any, fleet: FleetQueues
+) -> list[str]:
+    """Return :func:`queue_names`, and all other queues that hold messages in order.
 
-    For that each key of the broker is looked at, its results as well: with millions of them
-    it takes seconds. So it is not for what is asked again and again.
+    Scans all keys of the broker, results included, which takes seconds with millions of
+    them: not for polling.
     """
-    found = set(names(app, settings, channel, fleet))
-    beginning = channel.global_keyprefix
-    endings = [f"{channel.sep}{part}" for part in (HOPEFUL, DEMOTED)]
-    for key in channel.plain.scan_iter(match=f"{beginning}*{endings[0]}*", count=1000):
-        for ending in endings:
+    found = set(queue_names(app, settings, channel, fleet))
+    prefix = channel.global_keyprefix
+    suffixes = [f"{channel.sep}{part}" for part in (HOPEFUL, DEMOTED)]
+    for key in channel.plain.scan_iter(match=f"{prefix}*{suffixes[0]}*", count=1000):
+        for suffix in suffixes:
             name = key.decode(errors="replace")
-            if name.endswith(ending):
-                found.add(name[len(beginning) : -len(ending)])
+            if name.endswith(suffix):
+                found.add(name[len(prefix) : -len(suffix)])
     return sorted(found)
 
 
-def _holds_any(channel: Any, name: str) -> bool:
-    """Return whether messages wait in a queue of this name, if it is one."""
+def _is_nonempty(channel: Any, name: str) -> bool:
+    """Return whether *name* is a queue in which messages wait."""
     try:
         return state_of(channel, name).waiting > 0
-    except redis.ResponseError:  # some other key has that name
+    except redis.ResponseError:  # an unrelated key of that name
         return False
 
 
 def fleet_queues(link: Link, settings: Settings) -> FleetQueues:
-    """Return the queues that the fleet tells of.
+    """Return the queues of the fleet, by the workers' heartbeats and the open tasks.
 
     Raises:
-        StoreUnavailable: Redis is away.
+        StoreUnavailable: Redis is unavailable.
     """
     keys = settings.keys
     beats, tasks = link.call(pack("HGETALL", keys.workers), pack("HGETALL", keys.open_counts))
@@ -161,9 +163,9 @@ def fleet_queues(link: Link, settings: Settings) -> FleetQueues:
 
 
 def state_of(channel: Any, name: str) -> QueueState:
-    """Return what waits in a queue."""
-    hopeful, demoted = channel._names(name, HOPEFUL, DEMOTED)
-    lists = channel._full(channel._lists(name))
+    """Return how many messages wait in a queue, and where."""
+    hopeful, demoted = channel._keys(name, HOPEFUL, DEMOTED)
+    lists = channel._prefixed(channel._lists(name))
     with channel.plain.pipeline() as pipe:
         pipe.zcard(hopeful)
         pipe.zcard(demoted)
@@ -176,23 +178,24 @@ def state_of(channel: Any, name: str) -> QueueState:
 
 
 def hopeless_in(channel: Any, name: str) -> int:
-    """Return how many messages that wait in order are hopeless now, by the clock of the
-    broker's server, as claims decide it: by what each message says, not by its place in the
-    order. What waits past COUNTED + SAMPLED messages is estimated.
+    """Return how many messages that wait in order and are not demoted are hopeless now.
+
+    By the clock of the broker's Redis and each message's latest hopeful start, as in a
+    claim. An estimate if more than COUNTED + SAMPLED messages wait.
     """
-    return int(HOPELESS.run(channel.plain, channel._names(name, HOPEFUL), [COUNTED, SAMPLED]))
+    return int(HOPELESS.run(channel.plain, channel._keys(name, HOPEFUL), [COUNTED, SAMPLED]))
 
 
-def first_in_line(channel: Any, name: str, limit: int) -> list[WaitingTask]:
-    """Return up to *limit* messages, in the order in which they are to be taken."""
+def next_waiting(channel: Any, name: str, limit: int) -> list[WaitingTask]:
+    """Return the first messages, at most *limit*, in the order in which they will be taken."""
     found: list[WaitingTask] = []
     for place, part in (("ordered", HOPEFUL), ("demoted", DEMOTED)):
-        (key,) = channel._names(name, part)
+        (key,) = channel._keys(name, part)
         if len(found) < limit:
             members = channel.plain.zrange(key, 0, limit - len(found) - 1)
             found += [_waiting(place, tail_of(text)) for text in members]
-    for key in channel._full(channel._lists(name)):
-        if len(found) < limit:  # a list is taken from its right end
+    for key in channel._prefixed(channel._lists(name)):
+        if len(found) < limit:  # a list is consumed from its right end
             texts = channel.plain.lrange(key, len(found) - limit, -1)
             found += [_waiting("plain", text) for text in reversed(texts)]
     return found
@@ -203,7 +206,7 @@ def _waiting(place: str, text: bytes) -> WaitingTask:
         message = loads(text.decode())
         headers = (message if place == "plain" else message[0]).get("headers")
     except (ValueError, LookupError, AttributeError, TypeError):
-        headers = None  # a stranger's message
+        headers = None  # not a message of Celery's
     if not isinstance(headers, dict):
         headers = {}
     task_type = headers.get("task_type")
@@ -216,16 +219,15 @@ def _waiting(place: str, text: bytes) -> WaitingTask:
     )
 
 
-def to_plain(channel: Any, name: str) -> int:
-    """Move what waits in order to the plain list, where any worker takes it; the
-    earliest deadline first, then the hopeless. Returns the number of messages.
+def move_to_lists(channel: Any, name: str) -> int:
+    """Move the messages of a queue in deadline order to its plain list, for workers without
+    that order: the earliest deadline first, the demoted last. Return their number.
 
-    As many as wait now, and no more: workers in order may still be there, which put
-    them in order again.
+    At most as many as wait now: workers still in deadline order move them back meanwhile.
     """
     moved = 0
-    (target,) = channel._full([name])
-    for source in channel._names(name, HOPEFUL, DEMOTED):
+    (target,) = channel._prefixed([name])
+    for source in channel._keys(name, HOPEFUL, DEMOTED):
         left = channel.plain.zcard(source)
         while left > 0 and (members := channel.plain.zrange(source, 0, min(BATCH, left) - 1)):
             left -= len(members)
@@ -235,25 +237,26 @@ def to_plain(channel: Any, name: str) -> int:
 
 
 def known_queues(app: Any, settings: Settings, served: Iterable[str] = ()) -> list[str]:
-    """Return the queues in which tasks of *app* may wait: its own ones, then those of its
-    routes, then *served*, from which workers take.
+    """Return the queues in which tasks of *app* may wait: the configured ones, then those of
+    ``rts_routes``, then *served*, which workers consume.
     """
     routed = (queue for queues in settings.routes.values() for queue in queues)
     return list(dict.fromkeys([*app.amqp.queues, *routed, *served]))
 
 
-def left_in_order(
+def stranded(
     app: Any, settings: Settings, served: Iterable[str], timeout_s: float
 ) -> dict[str, int]:
-    """Return how many messages wait in deadline order, by queue, where the app does not
-    have that order, so that its workers do not see them. *served*: queues that its
-    workers take from, beside those that the app knows. *timeout_s*: for each answer of the
-    broker; of one that hangs, nothing is told.
+    """Return, by queue, how many messages wait in deadline order though the app does not use
+    it, so that its workers cannot see them.
+
+    *served*: further queues, which workers consume. *timeout_s*: for each reply of the
+    broker. Empty if the broker is unavailable.
     """
     if settings.scheduler == "edf":
         return {}
     try:
-        with queues_of(app, settings, timeout_s) as channel:
+        with ordered_channel(app, settings, timeout_s) as channel:
             if channel is None:
                 return {}
             known = known_queues(app, settings, served)

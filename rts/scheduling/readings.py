@@ -1,4 +1,4 @@
-"""What waits in the broker, for the metrics."""
+"""The lengths of the broker's queues, for the metrics."""
 
 from __future__ import annotations
 
@@ -12,50 +12,48 @@ from rts.scheduling.queues import (
     FleetQueues,
     fleet_queues,
     hopeless_in,
-    names,
-    queues_of,
+    ordered_channel,
+    queue_names,
     state_of,
 )
 from rts.settings import Settings
 from rts.views.readings import QueueReading
 
-#: Seconds for Redis to take a connection and to answer, and between attempts. The broker's
-#: own answer has to come in the time that is left of a scrape's.
+#: Seconds for connecting to Redis, for a reply, and between attempts: short, since the broker
+#: has to reply within the rest of the scrape's timeout.
 CONNECT_TIMEOUT_S, TIMEOUT_S, BREAKER_S = 0.25, 0.5, 1.0
-#: Queues of workers that are remembered.
-MOST_SERVED = 1000
+#: Queues of workers that are remembered, at most.
+MAX_SERVED = 1000
 
 
 def queue_readings(app: Any, settings: Settings) -> Callable[[], Sequence[QueueReading]]:
-    """Return what asks the broker of *app* for its queues; of none where it is not Redis.
+    """Return a function that reads the queues of *app*'s broker; none if it is not Redis.
 
-    It knows the queues of workers from when they were first there, also while none takes
-    from them: then most waits in them.
-
-    What it returns raises :class:`rts.errors.StoreUnavailable`: the broker is away.
+    The function remembers queues that workers have consumed, since the most messages wait
+    in those that no worker consumes any more. It raises
+    :class:`rts.errors.StoreUnavailable` if the broker is unavailable.
     """
-
     link = Link.with_timeouts(settings, CONNECT_TIMEOUT_S, TIMEOUT_S, BREAKER_S)
     served: dict[str, None] = {}
     fleet = FleetQueues()
 
-    def ask() -> Sequence[QueueReading]:
+    def read() -> Sequence[QueueReading]:
         nonlocal fleet
-        with queues_of(app, settings) as channel:
+        with ordered_channel(app, settings) as channel:
             if channel is None:
                 return ()
             try:
                 fleet = fleet_queues(link, settings)
             except StoreUnavailable:
-                pass  # the metrics say so: rts_up is 0
+                pass  # rts_up is 0
             served.update(dict.fromkeys(sorted(fleet.served)))
-            while len(served) > MOST_SERVED:
+            while len(served) > MAX_SERVED:
                 del served[next(iter(served))]
             known = replace(fleet, served=frozenset(served))
-            found = names(app, settings, channel, known)
+            found = queue_names(app, settings, channel, known)
             return [_reading(channel, name) for name in found]
 
-    return ask
+    return read
 
 
 def _reading(channel: Any, name: str) -> QueueReading:

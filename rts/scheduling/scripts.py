@@ -1,4 +1,4 @@
-"""The scripts that change a queue in one step, sent by a client of kombu's."""
+"""The Lua scripts that change a queue atomically, run through kombu's Redis client."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from redis.exceptions import NoScriptError
 
 
 class ScriptByHash:
-    """A script, to be called by its hash and sent whole where Redis does not know it."""
+    """A script that is called by its hash, or sent in full if Redis has not cached it."""
 
     def __init__(self, name: str) -> None:
         self.text = files("rts.lua").joinpath(f"{name}.lua").read_bytes()
         self.sha = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
 
     def run(self, client: Any, keys: list[str], arguments: list[Any]) -> Any:
-        """Call it. *client* must not prefix keys."""
+        """Run it and return its reply. *client* must not prefix keys."""
         try:
             return client.execute_command("EVALSHA", self.sha, len(keys), *keys, *arguments)
         except NoScriptError:

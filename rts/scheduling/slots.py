@@ -1,4 +1,4 @@
-"""What holds the slots of a worker."""
+"""A worker's slots: how many are free, and how many demoted tasks hold."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ from celery.worker import state
 from rts.deadlines import demoted_slots
 from rts.scheduling.capacity import slots_of
 from rts.scheduling.channel import DeadlineOrder
-from rts.scheduling.poller import FULL_S
+from rts.scheduling.poller import MAX_POLL_S
 
-#: Seconds between looks of a loop while the worker has no task.
+#: Seconds between wake-ups of the event loop while the worker has no task.
 IDLE_S = 0.05
 
 
 class Slots:
-    """What the transport asks before each claim. See :class:`rts.scheduling.rule.SlotGauge`."""
+    """A :class:`rts.scheduling.rule.SlotGauge` for a running Celery worker."""
 
     def __init__(self, consumer: Any) -> None:
         self._consumer = consumer
-        #: Ids of the demoted tasks that hold a slot.
+        #: Ids of the demoted tasks that hold a slot, some of which may have ended.
         self._demoted: set[object] = set()
 
     @property
     def count(self) -> int:
-        """Tasks that may run at a time; with autoscaling the most there may be."""
+        """Tasks that may run at a time; with autoscaling the maximum."""
         return slots_of(self._consumer.controller)
 
     def free(self) -> bool:
         """See :class:`rts.scheduling.rule.SlotGauge`."""
-        # Celery: what is taken up and has not ended. Held back with an eta does not count.
-        held, count = state.reserved_requests, self.count
-        if len(held) >= count:
+        # Requests that have not ended; those that wait for an eta are not among them.
+        reserved, count = state.reserved_requests, self.count
+        if len(reserved) >= count:
             return False
-        # Celery < 5.7 forgets at a reconnect what goes on running.
-        running = [each for each in _list(state.active_requests) if each not in held]
-        return len(held) + sum(map(_is_awaited, running)) < count
+        # Celery < 5.7 drops running requests from the reserved ones at a reconnect.
+        running = [each for each in _list(state.active_requests) if each not in reserved]
+        return len(reserved) + sum(map(_is_awaited, running)) < count
 
-    def demoted_may(self, share: float) -> bool:
+    def may_take_demoted(self, share: float) -> bool:
         """See :class:`rts.scheduling.rule.SlotGauge`."""
         if not self._demoted:
             return True
-        held = _list(state.reserved_requests) + _list(state.active_requests)
-        self._demoted &= {request.id for request in held}
+        requests = _list(state.reserved_requests) + _list(state.active_requests)
+        self._demoted &= {request.id for request in requests}
         return len(self._demoted) < demoted_slots(share, self.count)
 
     def claimed_demoted(self, task_id: object) -> None:
@@ -52,35 +52,35 @@ class Slots:
 
 
 def _is_awaited(request: Any) -> bool:
-    """Return whether the pool will tell of the end of *request*.
+    """Return whether the pool will report the end of *request*.
 
-    That of Celery 5.5 drops at a reconnect what it waits for, whose requests are then
-    active for ever.
+    Celery 5.5's pool drops its pending results at a reconnect; their requests stay active
+    for ever.
     """
     result = getattr(request, "_apply_result", None)  # a weak reference
     return result is not None and result() is not None
 
 
 def _list(requests: Any) -> list[Any]:
-    """Return what is in a set of Celery's, which other threads change."""
+    """Return a copy of a set of Celery's that other threads may change."""
     while True:
         try:
             return list(requests)
-        except RuntimeError:  # changed meanwhile
+        except RuntimeError:  # it changed during the iteration
             continue
 
 
-def _wake_often(hub: Any) -> None:
-    """Wake the loop of *hub* again and again, less often while there is nothing to do."""
+def _keep_waking(hub: Any) -> None:
+    """Wake the event loop of *hub* periodically, less often while no task runs."""
     busy = state.reserved_requests or state.active_requests
-    hub.call_later(FULL_S if busy else IDLE_S, _wake_often, hub)
+    hub.call_later(MAX_POLL_S if busy else IDLE_S, _keep_waking, hub)
 
 
-def show_slots(consumer: Any, slots: Slots | None) -> Slots | None:
-    """Have the channel of *consumer*, Celery's, take nothing past the free slots.
+def limit_to_slots(consumer: Any, slots: Slots | None) -> Slots | None:
+    """Make the channel of a Celery *consumer* claim only as many tasks as it has free slots.
 
-    Returns the slots, to be given again (*slots*) at the next connection, since tasks
-    go on while a connection breaks; ``None`` where the channel is not in deadline order.
+    Returns the slots; pass them again as *slots* at the next connection, since tasks keep
+    running while a connection breaks. ``None`` if the channel is not in deadline order.
     """
     channel = consumer.task_consumer.channel
     if not isinstance(channel, DeadlineOrder):
@@ -88,7 +88,7 @@ def show_slots(consumer: Any, slots: Slots | None) -> Slots | None:
     channel.slots = slots or Slots(consumer)
     hub = getattr(consumer, "hub", None)
     if hub is not None and not getattr(consumer.pool, "uses_semaphore", False):
-        # A thread ends without an event that wakes the loop, as a pool process gives. (The
-        # timer is cleared with the connection.)
-        _wake_often(hub)
+        # The end of a task in a thread wakes no event loop, unlike that in a pool process.
+        # The timer is cleared with the connection.
+        _keep_waking(hub)
     return channel.slots

@@ -1,4 +1,4 @@
-"""Turning an app to an order: ``rts_scheduler``."""
+"""Switching an app's connections to the deadline order: ``rts_scheduler``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from rts.scheduling.rule import OPTION, Rule
 from rts.settings import Settings
 
 _MODULE = "rts.scheduling.transport"
-#: The transports that stand in for kombu's; without the option they are kombu's.
-_STAND_INS = {
+#: Our transports by kombu's aliases; without the option they behave like kombu's.
+_TRANSPORTS = {
     "redis": f"{_MODULE}:Transport",
     "rediss": f"{_MODULE}:Transport",
     "sentinel": f"{_MODULE}:SentinelTransport",
@@ -23,37 +23,35 @@ _STAND_INS = {
 
 
 def turn_on(app: Any, settings: Settings) -> None:
-    """Have the connections that *app* makes from now on, and what it publishes, keep the
-    deadline order.
+    """Put the connections that *app* opens from now on, and its producer pool, in deadline
+    order, if ``rts_scheduler`` is "edf".
 
     Raises:
         ConfigurationError: its broker is not Redis.
     """
-    check(app.conf, settings, default="amqp")
+    check_broker(app.conf, settings, default="amqp")
     if settings.scheduler != "edf":
         return
-    stand_in()
+    register_transports()
     options = dict(app.conf.broker_transport_options or {})
     options[OPTION] = Rule.of(settings).as_option()
     app.conf.broker_transport_options = options
-    _change_pools(app)
+    _renew_pools(app)
 
 
 def keep_on(app: Any, settings: Settings) -> None:
-    """Turn *app* on again where it was configured further since, which may have taken the
-    option back.
-    """
+    """Turn it on again if *app*'s configuration has changed since and lost the option."""
     if settings.scheduler != "edf" or OPTION in (app.conf.broker_transport_options or {}):
         return
     try:
         turn_on(app, settings)
     except ConfigurationError as exc:
-        say_off(exc)
+        warn_off(exc)
 
 
-def _change_pools(app: Any) -> None:
-    """Have *app*, which has published before, do so over connections of the options that
-    it has now: kombu keeps a pool for each kind of connection.
+def _renew_pools(app: Any) -> None:
+    """Switch the pools of an *app* that has published before to its current options: kombu
+    keeps one pool per connection with its options.
     """
     if app._pool is None:
         return
@@ -63,38 +61,38 @@ def _change_pools(app: Any) -> None:
     app.amqp._producer_pool.limit = app.pool.limit
 
 
-def say_off(why: ConfigurationError) -> None:
-    """Log that an app does not get the order that it asks for."""
+def warn_off(why: ConfigurationError) -> None:
+    """Log that an app does not get the deadline order that it asks for."""
     health.warn_once("order", "rts: the deadline order is off: %s", why)
 
 
-def stand_in() -> None:
-    """Have kombu find our transports by the names of its own, in this process.
+def register_transports() -> None:
+    """Register our transports under kombu's aliases, in this process.
 
-    By name, so that URLs, their alternates and TLS mean what they always meant.
+    The aliases stay the same so that URLs, failover URLs and TLS keep their meaning.
     """
-    for alias, path in _STAND_INS.items():
+    for alias, path in _TRANSPORTS.items():
         if kombu_transport.TRANSPORT_ALIASES.get(alias) != path:
             kombu_transport.TRANSPORT_ALIASES[alias] = path
             kombu_transport._transport_cache.pop(alias, None)
 
 
 def turn_off(app: Any) -> None:
-    """Undo :func:`turn_on` for the connections that *app* makes from now on, and for what
-    it publishes.
+    """Undo :func:`turn_on`, for the connections that *app* opens from now on and its
+    producer pool.
     """
     options = dict(app.conf.broker_transport_options or {})
     if options.pop(OPTION, None) is not None:
         app.conf.broker_transport_options = options
-        _change_pools(app)
+        _renew_pools(app)
 
 
-def check(conf: Any, settings: Settings, default: str = "") -> None:
-    """Check that the broker can keep the order that is asked for. *default*: the broker
-    where no URL is given; "" where one may yet be.
+def check_broker(conf: Any, settings: Settings, default: str = "") -> None:
+    """Check that the broker supports ``rts_scheduler``. *default*: the scheme to assume if
+    no URL is configured; "": skip the check then, as one may still be.
 
     Raises:
-        ConfigurationError: it cannot.
+        ConfigurationError: it does not.
     """
     if settings.scheduler != "edf":
         return
@@ -107,7 +105,7 @@ def check(conf: Any, settings: Settings, default: str = "") -> None:
     for key, urls in given.items():
         for url in urls.split(";") if isinstance(urls, str) else urls:
             scheme = urlsplit(url).scheme if "://" in url else url
-            if scheme.partition("+")[0] not in _STAND_INS:
+            if scheme.partition("+")[0] not in _TRANSPORTS:
                 raise ConfigurationError(
                     "rts_scheduler",
                     "edf",

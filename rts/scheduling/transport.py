@@ -1,14 +1,13 @@
-"""kombu's Redis transport, in deadline order where the option ``rts`` is set.
+"""kombu's Redis transport, in deadline order if the option ``rts`` is set.
 
-The tasks of a queue wait in sorted sets; each is taken by one script, which also
-notes it as unacknowledged. An idle consumer waits on the queues' bells: lists of one
-element, pushed by whoever puts, or leaves, work. Event loop, poller, exchanges,
-acknowledgements, visibility timeout and fan-out stay kombu's: where it sends
-``BRPOP`` for messages a claim is sent, and ``BRPOP`` for the bells only when there
-was nothing to claim.
+The tasks of a queue wait in sorted sets. One script takes a task and marks it as
+unacknowledged. An idle consumer blocks on the queues' bells: lists of at most one
+element, pushed by whoever publishes a task or leaves one waiting. Event loop, poller,
+exchanges, visibility timeout and fan-out are kombu's; where it sends ``BRPOP`` for
+messages a claim is sent, and ``BRPOP`` for the bells only if there was nothing to claim.
 
-Within a queue the order takes the place of message priorities. Connections without
-the option are kombu's own in everything.
+Within a queue the deadline order replaces message priorities. Connections without the
+option behave exactly like kombu's.
 """
 
 from __future__ import annotations
@@ -23,18 +22,18 @@ from rts.scheduling.rule import OPTION
 
 
 class Transport(stock.Transport):  # type: ignore[misc]  # kombu has no type information
-    """kombu's, whose channels are in deadline order where the option says so."""
+    """kombu's transport; with the option its channels are in deadline order."""
 
-    ordered: type = Channel
+    ordered_channel: type = Channel
 
     def __init__(self, client: Any, **kwargs: Any) -> None:
         super().__init__(client, **kwargs)
         if OPTION in (client.transport_options or {}):
-            self.Channel = self.ordered
+            self.Channel = self.ordered_channel
             self.cycle = Poller()
 
 
 class SentinelTransport(Transport, stock.SentinelTransport):  # type: ignore[misc]  # kombu has no type information
-    """The same for Redis found by Sentinel."""
+    """The same for a Redis behind Sentinel."""
 
-    ordered = SentinelChannel
+    ordered_channel = SentinelChannel

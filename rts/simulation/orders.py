@@ -187,7 +187,7 @@ class EarliestDeadlineFirst:
                 self._dropped.append(task)
             else:
                 heapq.heappush(self._demoted, (task.arrival, task.number, task))
-        if self._demoted and self._every and self.may_demoted(slots):
+        if self._demoted and self._every and self.may_take_demoted(slots):
             # As in the script of the claims: they count while demoted work waits.
             self._turns += 1
             if self._turns % self._every == 0:
@@ -196,7 +196,7 @@ class EarliestDeadlineFirst:
 
     def pop_demoted(self, slots: int) -> Waiting | None:
         """See :class:`SharingOrder`."""
-        if not self._demoted or not self.may_demoted(slots):
+        if not self._demoted or not self.may_take_demoted(slots):
             return None
         task = heapq.heappop(self._demoted)[2]
         self._held.add(task.number)
@@ -209,7 +209,7 @@ class EarliestDeadlineFirst:
     def _is_hopeless(self, task: Waiting, now: float) -> bool:
         return task.due and now > hopeful_until(task.deadline, task.tau)
 
-    def may_demoted(self, slots: int) -> bool:
+    def may_take_demoted(self, slots: int) -> bool:
         """Return whether demoted work may hold one more of *slots*."""
         return len(self._held) < demoted_slots(self._hopeless_slots, slots)
 

@@ -24,18 +24,18 @@ import rts
 from rts import health
 from rts.headers import DROPPED
 from rts.installation import parts_of
-from rts.scheduling.acknowledging import AT_ONCE
+from rts.scheduling.acknowledging import BATCH
 from rts.scheduling.channel import Channel
 from rts.scheduling.places import ARRIVAL, Place, member
 from rts.scheduling.queues import (
     COUNTED,
     SAMPLED,
     FleetQueues,
-    all_names,
+    all_queue_names,
     hopeless_in,
-    queues_of,
+    move_to_lists,
+    ordered_channel,
     state_of,
-    to_plain,
 )
 from rts.scheduling.readings import queue_readings
 from rts.scheduling.rule import Rule
@@ -453,7 +453,7 @@ def test_what_cannot_be_read_is_seen_and_moved_in_the_order(url: str, raw: redis
             assert channel.basic_get(NAME, no_ack=True).delivery_tag == "first"  # adopts it
             state = state_of(channel, NAME)
             assert (state.ordered, state.next_deadline) == (2, None)
-            assert to_plain(channel, NAME) == 2
+            assert move_to_lists(channel, NAME) == 2
             moved = client.lrange(NAME, 0, -1)
     assert moved[1].startswith(text[:-1])
     assert json.loads(moved[0]) == envelope(Message(start + 2 * FAR, start, 1.0, "last"))
@@ -516,7 +516,7 @@ def test_the_way_back_ends_where_workers_in_order_take_messages_back(url: str) -
             return answer
 
         channel.plain.execute_command = with_worker
-        assert to_plain(channel, NAME) <= 5
+        assert move_to_lists(channel, NAME) <= 5
         assert channel.queue_declare(NAME, passive=True).message_count == 5
 
 
@@ -561,8 +561,10 @@ def test_queues_that_nobody_serves_are_known_by_their_tasks(
     waiting = {reading.queue: reading.ordered for reading in queue_readings(app, settings)()}
     assert waiting == {"celery": 0, "elsewhere": 1}
     assert "cmdstat_scan" not in raw.info("commandstats"), "a look at each key of the broker"
-    with queues_of(app, settings) as channel:
-        assert all_names(app, settings, channel, FleetQueues()) == sorted([*waiting, "unheard"])
+    with ordered_channel(app, settings) as channel:
+        assert all_queue_names(app, settings, channel, FleetQueues()) == sorted(
+            [*waiting, "unheard"]
+        )
     rts.uninstall(app)
     app.close()
 
@@ -728,10 +730,10 @@ def test_what_is_not_acknowledged_comes_back_after_the_visibility_timeout(url: s
         dead.default_channel.qos._delivered.clear()
 
 
-def test_workers_share_what_they_put_back(
+def test_workers_share_what_they_requeue(
     url: str, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waiting = 3 * AT_ONCE
+    waiting = 3 * BATCH
     with connect(url) as one, connect(url) as other:
         qos = one.default_channel.qos
         for number in range(waiting):
@@ -739,17 +741,17 @@ def test_workers_share_what_they_put_back(
             raw.hset("unacked", message.tag, json.dumps([envelope(message), "", NAME]))
             raw.zadd("unacked_index", {message.tag: number + 1})
         tried: list[str] = []
-        put_back = qos._give_back
+        requeue = qos._requeue
 
-        def give_back(tag: Any, *args: Any) -> None:
+        def requeue_after_other(tag: Any, *args: Any) -> None:
             if not tried:
                 other.default_channel.qos.restore_visible(num=None, interval=1)
             tried.append(tag)
-            put_back(tag, *args)
+            requeue(tag, *args)
 
-        monkeypatch.setattr(qos, "_give_back", give_back)
+        monkeypatch.setattr(qos, "_requeue", requeue_after_other)
         qos.restore_visible(num=None, interval=1)
-        assert len(tried) <= AT_ONCE
+        assert len(tried) <= BATCH
         state = state_of(one.default_channel, NAME)
         assert (state.ordered, raw.exists("unacked", "unacked_index")) == (waiting, 0)
 
@@ -761,7 +763,7 @@ def test_claims_stay_within_the_slots(url: str, raw: redis.Redis) -> None:
         def free(self) -> bool:
             return self.slots
 
-        def demoted_may(self, share: float) -> bool:
+        def may_take_demoted(self, share: float) -> bool:
             return not self.held
 
         def claimed_demoted(self, task_id: object) -> None:
@@ -799,7 +801,7 @@ def test_who_answers_a_bell_rings_for_what_is_left_to_others(
         def free(self) -> bool:
             return True
 
-        def demoted_may(self, share: float) -> bool:
+        def may_take_demoted(self, share: float) -> bool:
             return False
 
         def claimed_demoted(self, task_id: object) -> None:
@@ -813,14 +815,14 @@ def test_who_answers_a_bell_rings_for_what_is_left_to_others(
         channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "1")))
         channel._put("urgent", envelope(Message(start + FAR, start, 1.0, "2"), "urgent"))
         assert raw.rpop(bell) == "1"
-        state, index, *_ = CLAIM.run(channel.plain, *channel._claim(queues))
+        state, index, *_ = CLAIM.run(channel.plain, *channel._claim_arguments(queues))
         assert (state, queues[index]) == (b"message", "urgent")
         assert raw.llen(bell) == 1
         # All slots that demoted work may hold are taken here; elsewhere one may be free.
         raw.delete(f"{NAME}\x06\x16edf")
         channel._put(NAME, envelope(Message(start + PAST, start, 1.0, "3")))
         assert raw.rpop(bell) == "1"
-        assert CLAIM.run(channel.plain, *channel._claim(queues))[0] == b"held"
+        assert CLAIM.run(channel.plain, *channel._claim_arguments(queues))[0] == b"capped"
         assert raw.llen(bell) == 1
 
 

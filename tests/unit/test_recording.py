@@ -131,13 +131,13 @@ def test_workers_and_the_simulator_leave_the_same_slots_to_demoted_work(
     order = EarliestDeadlineFirst(hopeless_slots=share)
     held = 0
     try:
-        while order.may_demoted(slots) and real.demoted_may(share):
+        while order.may_take_demoted(slots) and real.may_take_demoted(share):
             order.hold(held)
             state.reserved_requests.add(requests[held])
             real.claimed_demoted(requests[held].id)
             held += 1
-        assert not order.may_demoted(slots)
-        assert not real.demoted_may(share)
+        assert not order.may_take_demoted(slots)
+        assert not real.may_take_demoted(share)
     finally:
         state.reserved_requests.difference_update(requests)
     assert held == most
