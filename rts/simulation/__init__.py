@@ -1,4 +1,4 @@
-"""What if: a workload on some slots, in some order, without running it.
+"""What-if simulations: a workload, recorded or synthetic, on given slots in a given order.
 
 >>> from rts.settings import Settings
 >>> from rts.simulation.orders import EarliestDeadlineFirst, FirstComeFirstServed

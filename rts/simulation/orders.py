@@ -1,10 +1,9 @@
-"""The order in which waiting tasks are taken, at each claim of a free slot.
+"""Queueing disciplines: which waiting task takes a free slot.
 
-The rule of the deadline order: the earliest deadline first; a task that has less than
-0.9 of its tau left until its deadline is hopeless, and served only after all that is
-still hopeful. Its numbers are in :mod:`rts.deadlines`, for the transport as well.
-(Plain EDF collapses under overload: Locke, *Best-effort decision making for real-time
-scheduling*, 1986.)
+The deadline order is earliest deadline first with demotion: a task with less than 0.9 of
+its tau left until its deadline is hopeless, and served only after all hopeful ones. Its
+constants are in :mod:`rts.deadlines`, which the transport shares. (Plain EDF collapses
+under overload: Locke, *Best-effort decision making for real-time scheduling*, 1986.)
 """
 
 from __future__ import annotations
@@ -26,48 +25,48 @@ from rts.settings import Settings
 
 
 class Waiting(NamedTuple):
-    """A task that waits. Instants in seconds; tau and deadline as when it was published."""
+    """A waiting task. Instants in seconds; tau and deadline as of its publication."""
 
     arrival: float
     tau: float
     deadline: float
     #: Position among all tasks of the workload.
     number: int
-    #: Whether the deadline is its own: what has none is never hopeless.
+    #: Whether it has a deadline of its own; else it is never hopeless.
     due: bool = True
 
 
 class Order(Protocol):
-    """A queue. One object serves one simulation."""
+    """A queue under some discipline. One object serves one simulation."""
 
     def push(self, task: Waiting) -> None:
-        """Take in a task that has arrived."""
+        """Add a task that has arrived."""
 
     def pop(self, now: float, slots: int) -> Waiting | None:
-        """Return the task to start at *now*, one of *slots* being free; ``None``: none."""
+        """Return the task to start at *now* on a free one of *slots*; ``None``: none."""
 
     def ended(self, task: Waiting) -> None:
-        """Note that a task that was popped has finished."""
+        """Release the slot of a task that was popped."""
 
     def dropped(self) -> Sequence[Waiting]:
         """Return the tasks that the last pop has dropped for good."""
 
 
 class SharingOrder(Order, Protocol):
-    """One whose workers may take from other queues too."""
+    """An order for queues that share workers; :meth:`pop` in two steps."""
 
     def pop_hopeful(self, now: float, slots: int) -> Waiting | None:
-        """Return what :meth:`pop` would, if it comes before what is demoted elsewhere."""
+        """Pop a task that goes before the demoted tasks of the other queues; ``None``: none."""
 
     def pop_demoted(self, slots: int) -> Waiting | None:
-        """Return what comes after that."""
+        """Pop a demoted task; ``None``: none."""
 
     def put_back(self, task: Waiting) -> None:
-        """Take in a task in the place of one that was popped."""
+        """Add a task at the position of the one that was popped last."""
 
 
-class _KeepsAll:
-    """What the orders have in common that do not care what becomes of a task."""
+class _WithoutDemotion:
+    """Base of the orders that neither demote nor drop tasks."""
 
     def push(self, task: Waiting) -> None:
         """See :class:`Order`."""
@@ -97,8 +96,8 @@ class _KeepsAll:
         return ()
 
 
-class FirstComeFirstServed(_KeepsAll):
-    """As brokers do."""
+class FirstComeFirstServed(_WithoutDemotion):
+    """By arrival, like most brokers."""
 
     def __init__(self) -> None:
         self._queue: deque[Waiting] = deque()
@@ -116,8 +115,8 @@ class FirstComeFirstServed(_KeepsAll):
         return self._queue.popleft() if self._queue else None
 
 
-class ShortestFirst(_KeepsAll):
-    """The least tau first, for comparison: starves long tasks."""
+class ShortestFirst(_WithoutDemotion):
+    """The smallest tau first, for comparison: starves long tasks."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Waiting]] = []
@@ -132,13 +131,16 @@ class ShortestFirst(_KeepsAll):
 
 
 class EarliestDeadlineFirst:
-    """EDF, as ``rts_scheduler = "edf"`` keeps it.
+    """EDF, as with ``rts_scheduler = "edf"``.
 
-    With *demote*, what is hopeless waits behind what is not, or, with *drop*, is not
-    run; without both it is plain EDF. *hopeless_slots*: share of the slots that demoted work
-    holds at most (at least one slot), so that long hopeless runs do not make hopeful
-    ones hopeless in turn. *late_share*: share of claims that serve the longest-waiting
-    demoted task, so that none starves; 0 for none. *work*: weight of tau in the order.
+    Args:
+        demote: whether hopeless tasks wait behind all others. Plain EDF without it.
+        drop: whether hopeless tasks are dropped instead.
+        hopeless_slots: share of the slots that demoted tasks may hold (at least one slot),
+            so that long hopeless runs do not make hopeful tasks hopeless in turn.
+        late_share: share of claims that serve the demoted task that has waited longest, so
+            that none starves; 0 for none.
+        work: weight of tau in the order.
     """
 
     def __init__(
@@ -160,6 +162,7 @@ class EarliestDeadlineFirst:
         self._dropped: list[Waiting] = []
         #: Numbers of the demoted tasks that hold a slot.
         self._held: set[int] = set()
+        #: Claims while demoted tasks waited.
         self._turns = 0
 
     def push(self, task: Waiting) -> None:
@@ -176,7 +179,7 @@ class EarliestDeadlineFirst:
         return self.pop_hopeful(now, slots) or self.pop_demoted(slots)
 
     def pop_hopeful(self, now: float, slots: int) -> Waiting | None:
-        """See :class:`SharingOrder`: what is demoted is among it where it is its turn."""
+        """See :class:`SharingOrder`; every n-th time a demoted task (*late_share*)."""
         self._dropped.clear()
         while self._hopeful and (self._demote or self._drop):
             task = self._hopeful[0][3]
@@ -188,7 +191,7 @@ class EarliestDeadlineFirst:
             else:
                 heapq.heappush(self._demoted, (task.arrival, task.number, task))
         if self._demoted and self._every and self.may_take_demoted(slots):
-            # As in the script of the claims: they count while demoted work waits.
+            # As in claim.lua, only claims while demoted tasks wait are counted.
             self._turns += 1
             if self._turns % self._every == 0:
                 return self.pop_demoted(slots)
@@ -203,14 +206,14 @@ class EarliestDeadlineFirst:
         return task
 
     def is_demoted(self, task: Waiting, now: float) -> bool:
-        """Return whether *task* would be behind what is hopeful at *now*."""
+        """Return whether *task* would be demoted at *now*."""
         return self._demote and self._is_hopeless(task, now)
 
     def _is_hopeless(self, task: Waiting, now: float) -> bool:
         return task.due and now > hopeful_until(task.deadline, task.tau)
 
     def may_take_demoted(self, slots: int) -> bool:
-        """Return whether demoted work may hold one more of *slots*."""
+        """Return whether another demoted task may hold one of *slots*."""
         return len(self._held) < demoted_slots(self._hopeless_slots, slots)
 
     def ended(self, task: Waiting) -> None:
@@ -222,34 +225,34 @@ class EarliestDeadlineFirst:
         return self._dropped
 
     def resume(self, turns: int, held: Iterable[int]) -> None:
-        """Go on where a real queue stands: *turns* were counted, and demoted tasks of the
-        numbers *held* have slots.
+        """Start from the state of a real queue: its count of *turns*, and the numbers of the
+        demoted tasks that hold slots.
         """
         self._turns = turns
         self._held.update(held)
 
     def share_slots(self, other: EarliestDeadlineFirst) -> None:
-        """Count the demoted work that holds slots together with that of *other*."""
+        """Count the slots of demoted tasks together with those of *other*."""
         self._held = other._held
 
     def hold(self, number: int) -> None:
-        """Note that a demoted task that was never pushed has a slot."""
+        """Give a slot to a demoted task that was never pushed."""
         self._held.add(number)
 
     def released(self, number: int) -> None:
-        """Note that a task of :meth:`resume` or :meth:`hold` has finished."""
+        """Release the slot of a task of :meth:`resume` or :meth:`hold`."""
         self._held.discard(number)
 
 
-#: The orders by the names that commands take.
+#: Names of the orders on the command line.
 ORDERS = ("fifo", "edf", "plain-edf", "sjf")
 
 
 def order_of(name: str, settings: Settings) -> SharingOrder:
-    """Return a new order by its name, one of :data:`ORDERS`; *settings* tune ``edf``.
+    """Return a new order by its name in :data:`ORDERS`; *settings* configure ``edf``.
 
     Raises:
-        ValueError: there is no order of that name.
+        ValueError: no order has that name.
     """
     if name == "fifo":
         return FirstComeFirstServed()

@@ -1,9 +1,9 @@
-"""How many slots a workload needs for a target share of deadlines met.
+"""Capacity planning: the least number of slots that meets a target share of deadlines.
 
-More slots never make a first-come-first-served queue later, and hardly ever another
-one, so the least number is found by doubling and halving. One recorded run is one
-draw of chance: the number has to meet the target also on resamples of it, made of
-blocks of jobs in a row, so that bursts stay bursts (moving blocks: Künsch, Annals of
+More slots never delay a first-come-first-served queue, and hardly ever another one, so
+the number is found by growing and bisecting. A recorded workload is only one sample, so
+the target has to be met on bootstrap resamples of it as well; those consist of blocks of
+consecutive jobs, which preserves bursts (moving block bootstrap: Künsch, Annals of
 Statistics 17, 1989).
 """
 
@@ -19,64 +19,65 @@ from rts.simulation.simulator import IDEAL, Conditions, finished
 from rts.simulation.tally import Tally, offered_load
 from rts.simulation.traces import Job
 
-#: Resamples that a number of slots has to stand.
+#: Resamples on which the target has to be met.
 RESAMPLES = 10
-#: Jobs that are planned with; of more, those of the busiest interval.
+#: Jobs to plan with; of a larger workload the busiest section.
 MAX_JOBS = 10_000
-#: Rows of the answer's table on each side of it.
+#: Numbers of slots that are reported on each side of the answer.
 BESIDE = 2
 
 
 class Unattainable(ValueError):
-    """No number of slots meets the target; the message says what is the best."""
+    """No number of slots meets the target; the message states the best share."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What a number of slots comes to."""
+    """The outcome of a number of slots."""
 
     slots: int
-    #: ρ of the workload on them; ``None`` where all jobs arrive at once.
+    #: ρ of the workload on them; ``None`` if all jobs arrive at once.
     rho: float | None
-    #: Share of deadlines met, 0 to 1; of the worst type where each has to meet the target.
+    #: Share of deadlines met, 0 to 1; of the worst type if each has to meet the target.
     share: float
-    #: The same, of the worst resample.
+    #: The same in the worst resample.
     worst: float
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The answer, and the numbers around it."""
+    """The least number of slots, and the trials around it."""
 
     slots: int
     trials: Sequence[Trial]
-    #: Jobs that were planned with.
+    #: Number of jobs that were simulated.
     jobs: int
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked: a workload, a target from above 0 to 1, an order, a world."""
+    """What to plan for."""
 
     jobs: Sequence[Job]
+    #: Share of deadlines to meet, above 0 to 1.
     target: float
-    #: Makes the order for so many slots.
+    #: Returns a new order for a number of slots.
     order: Callable[[int], Order]
     settings: Settings
     conditions: Conditions = IDEAL
-    #: Whether each type has to meet the target, not only the whole.
+    #: Whether each task type has to meet the target, not only all tasks together.
     by_type: bool = False
     resamples: int = RESAMPLES
     seed: int = 1
 
 
 def plan(question: Question, progress: Callable[[], None] = lambda: None) -> Plan:
-    """Return the least number of slots that meets the target, also on each resample.
+    """Return the least number of slots that meets the target, on each resample as well.
 
-    *progress* is called after each number that was tried.
+    *progress* is called after each number of slots that was tried.
 
     Raises:
-        Unattainable: not even a slot for each job does.
+        Unattainable: not even one slot per job meets it.
     """
     planner = _Planner(question, progress)
     if not planner.meets(most := len(planner.jobs)):
@@ -86,7 +87,7 @@ def plan(question: Question, progress: Callable[[], None] = lambda: None) -> Pla
             f"{best.share:.2%} are met ({best.worst:.2%} in the worst resample). Runs that "
             "take longer than their deadlines allow need a greater k, or better known taus"
         )
-    # Fewer than ρ = 1 asks for will rarely do, so that is where to begin.
+    # Rarely fewer than for ρ = 1, so start there.
     failed, slots = 0, max(1, min(most, round(planner.erlangs)))
     while not planner.meets(slots):
         failed, slots = slots, min(most, slots + max(1, slots // 4))
@@ -101,7 +102,7 @@ def plan(question: Question, progress: Callable[[], None] = lambda: None) -> Pla
 
 
 def busiest(jobs: Sequence[Job], most: int) -> Sequence[Job]:
-    """Return the *most* jobs in a row that offer the highest load.
+    """Return the section of *most* consecutive jobs with about the highest offered load.
 
     >>> quiet = [Job(10.0 * n, "x", 1.0) for n in range(5)]
     >>> rush = [Job(100.0 + n, "x", 1.0) for n in range(5)]
@@ -122,7 +123,7 @@ def busiest(jobs: Sequence[Job], most: int) -> Sequence[Job]:
 
 
 def resample(jobs: Sequence[Job], rng: random.Random) -> list[Job]:
-    """Return as many jobs, drawn in blocks with the pauses in front of them."""
+    """Return a moving block resample of the same size, with the gaps before each job."""
     block = max(1, round(len(jobs) ** 0.5))
     drawn: list[Job] = []
     at = 0.0
@@ -143,22 +144,22 @@ class _Planner:
         rng = random.Random(question.seed)
         self._draws = [resample(self.jobs, rng) for _ in range(question.resamples)]
         self._trials: dict[int, Trial] = {}
-        #: Slots that would be busy all the time.
+        #: Offered load in erlangs: the number of slots for ρ = 1.
         self.erlangs = offered_load(self.jobs, 1, question.conditions.speed) or 1.0
 
     def meets(self, slots: int) -> bool:
-        """Return whether that many slots meet the target; ends at the first proof of no."""
+        """Return whether *slots* meet the target, aborting as soon as they cannot."""
         if slots in self._trials:
             return self._trials[slots].worst >= self._question.target
         for jobs in (self.jobs, *self._draws):
-            if self._share(jobs, slots, enough=True) < self._question.target:
+            if self._share(jobs, slots, abort=True) < self._question.target:
                 self._progress()
                 return False
         self._progress()
         return True
 
     def trial(self, slots: int) -> Trial:
-        """Return what that many slots come to, in full."""
+        """Return the outcome of *slots*, simulated to the end."""
         if slots not in self._trials:
             share = self._share(self.jobs, slots)
             worst = min([share, *(self._share(jobs, slots) for jobs in self._draws)])
@@ -167,20 +168,24 @@ class _Planner:
             self._progress()
         return self._trials[slots]
 
-    def _share(self, jobs: Sequence[Job], slots: int, enough: bool = False) -> float:
-        """Return the share met; with *enough*, 0 as soon as the target is out of reach."""
-        asked = self._question
+    def _share(self, jobs: Sequence[Job], slots: int, abort: bool = False) -> float:
+        """Return the share met; with *abort*, 0 as soon as the target is out of reach."""
+        question = self._question
         outcomes = finished(
-            jobs, slots, asked.order(slots), asked.settings, conditions=asked.conditions
+            jobs,
+            slots,
+            question.order(slots),
+            question.settings,
+            conditions=question.conditions,
         )
         counted = Tally(lambda job: job.task_type)
-        allowed = (1 - asked.target) * len(jobs) if enough else len(jobs)
+        allowed = (1 - question.target) * len(jobs) if abort else len(jobs)
         missed = 0
         for _, outcome in outcomes:
             counted.add(outcome)
             missed += not outcome.met
             if missed > allowed + 1e-9:
                 return 0.0
-        if asked.by_type:
+        if question.by_type:
             return min(counted.share_of(key) for key in counted.tasks)
         return counted.share

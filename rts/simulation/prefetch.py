@@ -1,6 +1,6 @@
-"""The stock order of several workers, each of which takes up more than it runs.
+"""First come, first served, by workers that prefetch.
 
-A message that one worker holds back waits for that worker, though another may be idle.
+A message that one worker has prefetched waits for that worker though another may be idle.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from rts.simulation.orders import Waiting
 @dataclass
 class _Worker:
     slots: int
-    #: Tasks that it takes up beyond those that run.
-    room: float
+    #: Tasks that it prefetches besides those that run; may be infinite.
+    prefetch: float
     running: int = 0
     held: deque[Waiting] = field(default_factory=deque)
 
 
 class Prefetched:
-    """First come, first served, by workers that hold messages back.
+    """An :class:`rts.simulation.orders.Order`: by arrival, over workers that prefetch.
 
-    *workers*: the slots of each. *held_per_slot*: messages that a worker holds for
-    each of its slots, beside those that run: Celery's ``worker_prefetch_multiplier``,
-    one less with late acknowledgement; may be infinite.
+    *workers*: the slots of each. *held_per_slot*: messages that a worker prefetches per
+    slot besides those that run: Celery's ``worker_prefetch_multiplier``, one less with
+    late acknowledgement; may be infinite.
     """
 
     def __init__(self, workers: Sequence[int], held_per_slot: float) -> None:
-        # The one that has waited longest for a message is in front.
+        # The worker that has waited longest for a message comes first.
         self._workers = deque(_Worker(slots, slots * held_per_slot) for slots in workers)
         self._queue: deque[Waiting] = deque()
-        #: Who runs what, by the task's number.
+        #: Worker by the number of the task that it runs.
         self._runs: dict[int, _Worker] = {}
 
     def push(self, task: Waiting) -> None:
         """See :class:`rts.simulation.orders.Order`."""
         self._queue.append(task)
-        self._hand_out()
+        self._deliver()
 
     def pop(self, now: float, slots: int) -> Waiting | None:
         """See :class:`rts.simulation.orders.Order`."""
@@ -48,24 +48,24 @@ class Prefetched:
                 task = worker.held.popleft()
                 worker.running += 1
                 self._runs[task.number] = worker
-                self._hand_out()
+                self._deliver()
                 return task
         return None
 
     def ended(self, task: Waiting) -> None:
         """See :class:`rts.simulation.orders.Order`."""
         self._runs.pop(task.number).running -= 1
-        self._hand_out()
+        self._deliver()
 
     def dropped(self) -> Sequence[Waiting]:
         """See :class:`rts.simulation.orders.Order`."""
         return ()
 
-    def _hand_out(self) -> None:
-        """Let each worker take up what it has room for, in turn."""
+    def _deliver(self) -> None:
+        """Deliver messages to the workers in turn, as far as they prefetch."""
         while self._queue:
             for worker in self._workers:
-                if len(worker.held) < worker.slots - worker.running + worker.room:
+                if len(worker.held) < worker.slots - worker.running + worker.prefetch:
                     break
             else:
                 return
@@ -75,7 +75,7 @@ class Prefetched:
 
 
 def fleet(slots: int, workers: Sequence[int]) -> list[int]:
-    """Return *slots* as slots of workers such as *workers*.
+    """Split *slots* into workers of the sizes of *workers*: as they are, or their median.
 
     >>> fleet(4, [2, 2]), fleet(7, [2, 2]), fleet(3, [])
     ([2, 2], [2, 2, 2, 1], [3])

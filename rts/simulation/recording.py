@@ -1,8 +1,8 @@
-"""Runs that were recorded, as a workload: what came when, took how long, was due when.
+"""Recorded runs as a workload: arrivals, service times, deadlines.
 
-What the ledger does not say is inferred from what it does: the slots of the fleet from
-the most runs at a time, and what a worker needs between two runs from how long a task
-that waited stayed waiting after a slot was free.
+What the ledger does not contain is inferred: the fleet's slots from the most simultaneous
+runs, and a worker's overhead between two runs from how long a waiting task went on
+waiting after a slot became free.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ from typing import NamedTuple
 from rts.deadlines import demoted_slots, hopeful_until
 from rts.simulation.traces import FAILURE, KILLED, SUCCESS, Again, Job
 
-#: A number of runs at a time counts if it was held for this share of the busy time:
-#: the clocks of two hosts differ by milliseconds, and so runs overlap that did not.
+#: A number of simultaneous runs counts if it lasted for this share of the busy time: clocks
+#: of hosts differ by milliseconds, so that consecutive runs seem to overlap.
 HELD_SHARE = 0.001
-#: Pool processes whose last run is remembered; a pool may renew them all the time.
+#: Pool processes whose last run is remembered, at most: a pool may replace them often.
 MAX_PLACES = 10_000
-#: Pairs of runs, one right after the other, that tell of the overhead.
+#: Gaps between consecutive runs that are collected, at most.
 MAX_GAPS = 100_000
-#: Pairs from which on those are believed alone whose second run was hopeful when the
-#: slot became free: in deadline order what is hopeless may have to wait beside it.
+#: With at least so many gaps whose second run was hopeful when the slot became free, only
+#: those count: in deadline order a hopeless task may have to wait beside a free slot.
 ENOUGH_GAPS = 10
-#: Overheads in a sample; the longest, such as an outage of the broker, are left out.
+#: Size of the sample of overheads, and the share of them to keep: the longest, such as an
+#: outage of the broker, are left out.
 SAMPLE, KEPT_SHARE = 1000, 0.995
 
 
 class Run(NamedTuple):
-    """One run of one task, as the ledger has it. Instants are epoch seconds."""
+    """One run of a task, from the ledger. Instants in epoch seconds."""
 
     name: str
     task_type: str
@@ -43,39 +44,39 @@ class Run(NamedTuple):
     completed_at: float
     runtime_s: float
     state: str
-    #: ``None``: it ran to its end.
+    #: Why it did not run to its end; ``None`` if it did.
     cause: str | None
-    #: Its verdict; ``None``: a retry was to follow.
+    #: Its verdict; ``None`` if a retry was to follow.
     met: bool | None
     retries: int
-    #: The pool process it ran in.
+    #: The pool process: worker and pid.
     place: tuple[str, int | None]
-    #: The task's id where it may have other runs; else ``None``.
+    #: The task's id if it may have other runs; else ``None``.
     task_id: str | None
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A workload that was run, and how."""
+    """A recorded workload, and how it was run."""
 
-    #: By arrival; instants count from the first one's.
+    #: By arrival; instants are relative to the first one's.
     jobs: Sequence[Job]
-    #: Whether each of the jobs met its deadline.
+    #: Whether each job met its deadline.
     met: Sequence[bool]
-    #: Runs at a time, at least 1.
+    #: Slots of the fleet: the most simultaneous runs, at least 1.
     slots: int
-    #: Runs at a time of each worker.
+    #: The same for each worker.
     workers: Sequence[int]
-    #: Seconds from the end of a run to the start of the next one that waited, a sample;
-    #: empty where none did.
+    #: Sample of the seconds between the end of a run and the start of the next one that had
+    #: waited; empty if none had.
     overheads: Sequence[float]
 
 
 def recording(runs: Iterable[Run]) -> Recording | None:
-    """Return *runs*, by their ends, as one workload; ``None`` where there are none.
+    """Return *runs*, ordered by their ends, as a workload; ``None`` if there are none.
 
-    Tasks whose last run is a retry that was never taken up count as missed. Of a task
-    whose first run is not among *runs*, the rest arrives when it started.
+    A task whose last run asked for a retry that never ran counts as missed. A task whose
+    first run is not among *runs* arrives at the start of its next one.
     """
     jobs: list[Job] = []
     met: list[bool] = []
@@ -119,9 +120,9 @@ def recording(runs: Iterable[Run]) -> Recording | None:
 
 
 def share_of_slots(share: float, workers: Sequence[int]) -> float:
-    """Return *share* of the slots as all workers together keep it.
+    """Return the share of all slots that results if each worker applies *share* to its own.
 
-    Each takes whole slots of its own, at least one.
+    Each rounds to whole slots, at least one.
 
     >>> share_of_slots(0.75, [16]), share_of_slots(0.75, [2, 2])
     (0.75, 0.5)
@@ -131,8 +132,8 @@ def share_of_slots(share: float, workers: Sequence[int]) -> float:
 
 
 def most_at_a_time(starts: Iterable[float], ends: Iterable[float]) -> int:
-    """Return the most intervals at a time, of those numbers that were held for long
-    enough (``HELD_SHARE``); at least 1.
+    """Return the highest number of simultaneous intervals that lasted long enough
+    (``HELD_SHARE``); at least 1.
 
     >>> most_at_a_time([0, 1, 5], [3, 4, 9])
     2
@@ -159,19 +160,19 @@ def most_at_a_time(starts: Iterable[float], ends: Iterable[float]) -> int:
 
 
 class _Gaps:
-    """Times between two runs in one pool process, the second of which had waited."""
+    """Gaps between consecutive runs in a pool process, the second of which had waited."""
 
     def __init__(self) -> None:
         self._last: dict[tuple[str, int | None], Run] = {}
         self._all, self._hopeful = array("d"), array("d")
 
     def see(self, run: Run) -> None:
-        """Take in the next run, in order of completion, forwards or backwards."""
+        """Add the next run, in order of completion, ascending or descending."""
         other = self._last.get(run.place)
         if other is not None and len(self._all) < MAX_GAPS:
             first, second = sorted((run, other), key=lambda r: r.completed_at)
             gap = second.started_at - first.completed_at
-            # What had another run before may have waited for a pause, or to be delivered.
+            # A task with several runs may have waited for its countdown, or redelivery.
             waited = second.arrival < first.completed_at and second.task_id is None
             if gap >= 0 and waited:
                 self._all.append(gap)
@@ -182,17 +183,17 @@ class _Gaps:
         self._last[run.place] = run
 
     def sample(self) -> Sequence[float]:
-        """Return a sample of them in seconds, evenly over their ranks."""
+        """Return an evenly spaced sample of the sorted gaps, seconds."""
         gaps = sorted(self._hopeful if len(self._hopeful) >= ENOUGH_GAPS else self._all)
         kept = gaps[: math.ceil(KEPT_SHARE * len(gaps))]
         return kept[:: math.ceil(len(kept) / SAMPLE)] if kept else ()
 
 
 def _job(runs: Sequence[Run]) -> Job:
-    """Return the runs of one task, in order of their starts, as a job."""
+    """Return the runs of one task, ordered by start, as a job."""
     first, last = runs[0], runs[-1]
     arrival = first.started_at if first.retries else first.arrival
-    # A run that had to wait for a slot as well took longer to come than it paused.
+    # Each pause includes the wait for a slot; assume that it was as long as the first one.
     waited_s = max(0.0, first.started_at - first.arrival)
     later = tuple(
         Again(max(0.0, run.started_at - before.completed_at - waited_s), run.runtime_s)

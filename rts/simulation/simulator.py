@@ -1,9 +1,8 @@
 """A discrete-event simulation of workers: arrivals, slots, an order, learned taus.
 
-Time passes from event to event, so an hour of work takes a fraction of a second.
-Taus are learned as in production: from what has finished by then, per name once
-there are enough runs, else per type; a deadline is fixed at arrival. A job that
-brings the tau and the deadline of a recorded run keeps them.
+Taus are learned as in production: from the runs that have finished by then, per name once
+there are enough of them, else per type; the deadline is fixed at arrival. Jobs with the
+tau and deadline of a recorded run keep these.
 """
 
 from __future__ import annotations
@@ -27,34 +26,33 @@ __all__ = ["IDEAL", "Conditions", "Outcome", "finished", "share_met", "simulate"
 
 @dataclass(frozen=True)
 class Conditions:
-    """What is otherwise than in the workload, and what an ideal world does not have."""
+    """Changes to the workload, and the overheads of a real worker."""
 
-    #: Arrivals come this many times as fast, above 0.
+    #: Factor on the rate of arrivals, above 0.
     speed: float = 1.0
-    #: k of all deadlines, also of those that were recorded; ``None``: as they are.
+    #: k of all deadlines, recorded ones included; ``None``: unchanged.
     k: float | None = None
-    #: Seconds that a slot is held before a run, what a worker needs for a claim: each
-    #: run draws one of these.
+    #: Sample of the seconds for which a slot is busy before each run, with the claim.
     overheads: Sequence[float] = (0.0,)
-    #: Of the draws.
+    #: Seed for sampling the overheads.
     seed: int = 1
-    #: Seconds from the end of a run until publishers know what it taught.
+    #: Seconds from the end of a run until publishers use the tau learned from it.
     learning_lag_s: float = 0.0
 
 
-#: The workload as it is, in a world where a claim costs nothing.
+#: The workload unchanged, without overheads.
 IDEAL = Conditions()
 
 
 class Outcome(NamedTuple):
-    """What became of one job. Instants in seconds, on the workload's own clock."""
+    """The outcome of a job. Instants in seconds on the clock of the simulation."""
 
     job: Job
     tau: float
-    #: When it arrived; not what the job says where arrivals come faster.
+    #: The job's own divided by the speed.
     arrival: float
     deadline: float
-    #: Start and finish of its last run; both infinite where it was dropped.
+    #: Start and finish of its last run; both infinite if it was dropped.
     started_at: float
     finished_at: float
 
@@ -78,9 +76,9 @@ def simulate(
     taus: MemoryTauStore | None = None,
     conditions: Conditions = IDEAL,
 ) -> list[Outcome]:
-    """Return the outcome of each job, in the order of *jobs*, which must be by arrival.
+    """Return the outcome of each job, in the order of *jobs*, which is by arrival.
 
-    See :func:`finished`, which gives the same without holding all of it.
+    See :func:`finished`, which yields them one by one.
     """
     outcomes: list[Outcome | None] = [None] * len(jobs)
     for number, outcome in finished(
@@ -99,14 +97,14 @@ def finished(
     taus: MemoryTauStore | None = None,
     conditions: Conditions = IDEAL,
 ) -> Iterator[tuple[int, Outcome]]:
-    """Give position and outcome of each job as it finishes.
+    """Yield position and outcome of each job as it finishes.
 
-    *slots*: tasks that run at a time, at least 1. *taus*: what was learned
-    before; it goes on learning. k is that of the conditions, the type, or
-    ``settings.sla_multiplier``. A type that *settings* do not know counts as ``mixed``.
+    *slots*: tasks that run at a time, at least 1. *taus*: learned before; updated by the
+    simulation. k is that of *conditions*, else of the type, else
+    ``settings.sla_multiplier``. A type unknown to *settings* counts as ``mixed``.
 
     Raises:
-        ValueError: the jobs are not by arrival, or there is no slot.
+        ValueError: the jobs are not ordered by arrival, or *slots* or the speed is invalid.
     """
     if slots < 1:
         raise ValueError(f"slots = {slots}: use at least 1")
@@ -116,14 +114,14 @@ def finished(
     speed, overheads = conditions.speed, conditions.overheads
     rng = random.Random(conditions.seed)
     kinds = settings.task_types
-    #: Runs that have ended and that publishers do not know of: when they will.
+    #: Runs that tau is not updated with yet: instant of the update, type, name, runtime.
     lessons: deque[tuple[float, str, str, float]] = deque()
-    #: Finish instant, number, what was waiting, start instant.
+    #: Heap of finish, number, task, start.
     running: list[tuple[float, int, Waiting, float]] = []
-    #: Further runs on their way: when they may start, number.
+    #: Heap of further runs to come: release time, number, task.
     pausing: list[tuple[float, int, Waiting]] = []
-    #: Runs that are behind a job, of jobs with more than one.
-    behind: dict[int, int] = {}
+    #: Completed runs by number, of jobs with several.
+    completed: dict[int, int] = {}
     arrived, never = 0, float("inf")
     next_arrival = jobs[0].arrival_s / speed if jobs else never
     while True:
@@ -136,12 +134,12 @@ def finished(
             _, number, task, started_at = heapq.heappop(running)
             job = jobs[number]
             order.ended(task)
-            runs = behind.get(number, 0)
+            runs = completed.get(number, 0)
             if runs < len(job.later):
-                behind[number] = runs + 1
+                completed[number] = runs + 1
                 heapq.heappush(pausing, (now + job.later[runs].pause_s, number, task))
             else:
-                behind.pop(number, None)
+                completed.pop(number, None)
                 if job.end == SUCCESS and job.tau is None:
                     kind = job.task_type if job.task_type in kinds else UNTYPED
                     known_at = now + conditions.learning_lag_s
@@ -181,7 +179,7 @@ def finished(
                 break
             number = chosen.number
             job = jobs[number]
-            runs = behind.get(number, 0)
+            runs = completed.get(number, 0)
             runtime_s = job.later[runs - 1].runtime_s if runs else job.runtime_s
             overhead_s = overheads[0]
             if len(overheads) > 1:
@@ -191,5 +189,5 @@ def finished(
 
 
 def share_met(outcomes: Sequence[Outcome]) -> float:
-    """Return the share of deadlines met, 0 to 1; 1.0 of nothing."""
+    """Return the share of deadlines met, 0 to 1; 1.0 without outcomes."""
     return sum(o.met for o in outcomes) / len(outcomes) if outcomes else 1.0

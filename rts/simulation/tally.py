@@ -1,4 +1,4 @@
-"""What a simulation comes to: deadlines met, by key, and how long tasks waited."""
+"""Statistics of a simulation: deadlines met by key, queueing delays, lateness."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from rts.simulation.traces import Job
 
 @dataclass
 class Tally:
-    """Outcomes, counted as they come."""
+    """A running count of outcomes."""
 
-    #: The key of a job: its type, say.
+    #: Returns the key to count a job under, such as its type.
     key: Callable[[Job], str]
     tasks: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     met: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     dropped: int = 0
-    #: Seconds from arrival to start, of what was started.
+    #: Queueing delays in seconds, of tasks that were not dropped.
     delays: array[float] = field(default_factory=lambda: array("d"))
-    #: Seconds from deadline to finish, of the same.
+    #: Lateness of the same tasks in seconds.
     lateness: array[float] = field(default_factory=lambda: array("d"))
 
     def add(self, outcome: Outcome) -> None:
-        """Take in one outcome."""
+        """Count an outcome."""
         key = self.key(outcome.job)
         self.tasks[key] += 1
         self.met[key] += outcome.met
@@ -39,12 +39,12 @@ class Tally:
 
     @property
     def share(self) -> float:
-        """Share of all deadlines met, 0 to 1; 1.0 of nothing."""
+        """Share of all deadlines met, 0 to 1; 1.0 without outcomes."""
         tasks = sum(self.tasks.values())
         return sum(self.met.values()) / tasks if tasks else 1.0
 
     def share_of(self, key: str) -> float:
-        """Share of the deadlines met of *key*, 0 to 1; 1.0 of nothing."""
+        """Return the share of *key*'s deadlines met, 0 to 1; 1.0 without outcomes."""
         tasks = self.tasks.get(key, 0)
         return self.met[key] / tasks if tasks else 1.0
 
@@ -54,7 +54,7 @@ def tally(
     key: Callable[[Job], str] = lambda job: job.task_type,
     progress: Callable[[int], None] | None = None,
 ) -> Tally:
-    """Return the count of *outcomes*; *progress* is told of every thousand of them."""
+    """Count *outcomes*; *progress* is called with the number of each further thousand."""
     counted = Tally(key)
     seen = 0
     for _, outcome in outcomes:
@@ -68,7 +68,7 @@ def tally(
 
 
 def percentiles(values: Iterable[float], shares: Sequence[float]) -> list[float | None]:
-    """Return the values of those ranks; ``None`` each where there are no values.
+    """Return the percentiles at *shares*, by nearest rank; each ``None`` without values.
 
     >>> percentiles([3.0, 1.0, 2.0], (0.5, 0.95))
     [2.0, 3.0]
@@ -82,7 +82,7 @@ def percentiles(values: Iterable[float], shares: Sequence[float]) -> list[float 
 def offered_load(jobs: Sequence[Job], slots: int, speed: float = 1.0) -> float | None:
     """Return ρ = Σ service times / (slots · time from first to last arrival).
 
-    ``None`` where all jobs arrive at once.
+    ``None`` if all jobs arrive at once.
     """
     if not jobs:
         return None

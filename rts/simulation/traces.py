@@ -1,4 +1,4 @@
-"""Workloads: from a file, or made up of the six types."""
+"""Workloads: read from a CSV file, or synthetic."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ from rts.tasktypes import DEFAULT_TASK_TYPES, TYPE_NAME, UNTYPED, TaskType
 SUCCESS, FAILURE, KILLED = "success", "failure", "killed"
 
 COLUMNS = ("arrival_s", "name", "runtime_s")
-#: Seconds of a trace lie in [0, MAX_S]: also the last instants of all that epochs can tell.
-#: Milliseconds since 1970 do not.
+#: Seconds in a trace lie in [0, MAX_S]: epoch seconds do, milliseconds since 1970 do not.
 MAX_S = MAX_INSTANT
 
 
 class Again(NamedTuple):
-    """A further run of a task: a retry, or one in place of a run that was killed."""
+    """A further run of a task: a retry, or a redelivery after a run that was killed."""
 
-    #: Seconds from the end of the run before until this one may start.
+    #: Seconds from the end of the previous run until this one may start.
     pause_s: float
     #: Service time, seconds.
     runtime_s: float
@@ -35,18 +34,18 @@ class Again(NamedTuple):
 class Job(NamedTuple):
     """One task of a workload."""
 
-    #: Seconds since the workload's beginning.
+    #: Seconds since the start of the workload.
     arrival_s: float
     name: str
     #: Service time of its first run, seconds.
     runtime_s: float
     task_type: str = UNTYPED
-    #: The tau that its deadline was made with; ``None``: as learned by then.
+    #: The tau that its deadline was computed with; ``None``: the one learned by then.
     tau: float | None = None
-    #: Seconds from its arrival to its deadline; ``None``: by the formula.
+    #: Relative deadline in seconds; ``None``: by the formula.
     span_s: float | None = None
-    #: How its last run ended: ``SUCCESS``, ``FAILURE`` (an exception, which is a
-    #: completion too), or ``KILLED``, which is a miss whatever the time.
+    #: How its last run ended: ``SUCCESS``, ``FAILURE`` (an exception, also a completion), or
+    #: ``KILLED``, always a miss.
     end: str = SUCCESS
     #: The runs after the first.
     later: tuple[Again, ...] = ()
@@ -54,11 +53,11 @@ class Job(NamedTuple):
 
 def read_trace(path: str | Path) -> list[Job]:
     """Read a CSV file with the columns arrival_s, name, runtime_s and, optionally,
-    task_type; return its jobs by arrival.
+    task_type; return its jobs ordered by arrival.
 
     Raises:
-        ValueError: there is no job in it, a column is missing or there twice, a line is
-            not as long as the first, a name is empty, or a value is no number of seconds
+        ValueError: there are no jobs, a column is missing or duplicated, a line has more
+            values than the header, a name is empty, or a value is not a number of seconds
             from 0 to MAX_S; the message names the line.
         OSError: the file cannot be read.
     """
@@ -86,10 +85,10 @@ def read_trace(path: str | Path) -> list[Job]:
 
 
 def with_types(settings: Settings, jobs: Iterable[Job]) -> Settings:
-    """Return *settings* with the types of *jobs* that they do not know.
+    """Return *settings* extended by the unknown types of *jobs*.
 
-    Each begins with the first tau of ``mixed``. A type that cannot be one (an odd
-    character in it) and what is beyond ``rts_max_types`` count as ``mixed``.
+    Each starts with the first tau of ``mixed``. Types with an invalid name, and those
+    beyond ``rts_max_types``, count as ``mixed``.
     """
     types = dict(settings.task_types)
     for kind in dict.fromkeys(job.task_type for job in jobs):
@@ -99,11 +98,10 @@ def with_types(settings: Settings, jobs: Iterable[Job]) -> Settings:
 
 
 def six_types(n: int, *, seed: int, sigma: float = 0.3) -> list[Job]:
-    """Return *n* jobs of the six types, each as often as the others.
+    """Return *n* jobs of the six default types, uniformly distributed.
 
-    Poisson arrivals, one a second on average (see :func:`at_load`); lognormal
-    service times whose mean is the type's first tau, with *sigma* as the standard
-    deviation of their logarithm.
+    Poisson arrivals at one per second (see :func:`at_load`); lognormal service times whose
+    mean is the type's first tau, *sigma* being the standard deviation of their logarithm.
     """
     rng = random.Random(seed)
     types = list(DEFAULT_TASK_TYPES.values())
@@ -117,12 +115,12 @@ def six_types(n: int, *, seed: int, sigma: float = 0.3) -> list[Job]:
 
 
 def at_load(jobs: Sequence[Job], slots: int, rho: float) -> list[Job]:
-    """Return *jobs* with their arrivals drawn out or together to the offered load *rho*.
+    """Return *jobs* with their arrivals rescaled to the offered load *rho*, above 0.
 
-    ρ = Σ service times / (slots · time from first to last arrival); above 0.
+    ρ = Σ service times / (slots · time from first to last arrival).
 
     Raises:
-        ValueError: all jobs arrive at once, or none takes any time, or *rho* or *slots* is
+        ValueError: all jobs arrive at once, no job takes any time, or *rho* or *slots* is
             not above 0.
     """
     if not (rho > 0 and slots > 0):
@@ -138,7 +136,7 @@ def at_load(jobs: Sequence[Job], slots: int, rho: float) -> list[Job]:
 
 
 def write_trace(path: str | Path, jobs: Iterable[Job]) -> None:
-    """Write *jobs* as :func:`read_trace` reads them: arrival, name, runtime and type."""
+    """Write *jobs* to a file for :func:`read_trace`: arrival, name, runtime and type."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow((*COLUMNS, "task_type"))
@@ -146,7 +144,7 @@ def write_trace(path: str | Path, jobs: Iterable[Job]) -> None:
 
 
 def _job(row: dict[str, str], where: str) -> Job:
-    """Return the job of a line; a value that is not there is ``None`` in *row*."""
+    """Return the job of a line, in which missing values are ``None``."""
     if "" in row:
         raise ValueError(f"{where}: more values than the first line has")
     if not row["name"]:
