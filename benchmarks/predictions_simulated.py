@@ -71,7 +71,7 @@ def snapshot_of(outcomes: list[Outcome], number: int, now: float, slots: int) ->
             Running(work(o), o.started_at) for o in came if o.started_at <= now < o.finished_at
         ],
         ended=[(work(o), o.job.runtime_s) for o in ended],
-        lately=[work(o) for o in came if o.job.arrival_s > since],
+        recent_arrivals=[work(o) for o in came if o.job.arrival_s > since],
         span_s=now - since,
         turns=[random.randrange(20)],
     )

@@ -1,4 +1,4 @@
-"""What the simulations of a queue draw of arrivals to come."""
+"""A random model of future arrivals, fitted to recent ones."""
 
 from __future__ import annotations
 
@@ -11,100 +11,98 @@ from typing import NamedTuple
 
 from rts.predictions.sampling import Work
 
-#: Tasks that come so many times faster than the slots can serve them are one burst:
-#: nobody can send like that for long.
+#: Tasks that arrive so many times faster than the slots serve them count as one burst: no
+#: rate like that lasts.
 BURST_RATIO = 10.0
-#: Belief, before looking, that all of the past came at one rate; and the shape of the
-#: gamma distribution that a rate is believed to come from.
+#: Prior probability that the rate has not changed, and shape of the gamma prior of a rate.
 ONE_RATE, SHAPE = 0.9, 0.5
-#: What comes so many times faster than it is served goes on with the probability of that
-#: number to this power: on the whole no more comes than is served.
-GOES_ON = -0.3
+#: A stream with an offered load ρ > 1 continues with probability ρ to this power: in the
+#: long run no more arrives than is served.
+CONTINUES = -0.3
 
 
-class _Past(NamedTuple):
-    """What may be all that is like what comes now."""
+class _Regime(NamedTuple):
+    """A hypothesis: the rate has been constant since its last change."""
 
-    #: The first burst that tells its rate; all later ones do.
+    #: Index of the first burst after the change that counts for the rate.
     first: int
-    #: Seconds since it has begun.
+    #: Seconds since the change.
     since_s: float
 
 
 class Arrivals:
-    """Draws arrivals: tasks like those of late, as many a second as there were.
+    """Draws future arrivals: tasks like the recent ones, at their rate.
 
-    Of late: since the rate has changed last, which is not known but can be told how
-    likely for each moment (the Bayesian change point of a Poisson process; Raftery and
-    Akman, *Biometrika* 73, 1986). Either all came at one rate, or what comes now has
-    begun with one of the bursts that came, after a silence; a burst is most often one
-    task. Each stream draws its beginning, a rate from what so many bursts since then
-    tell of it (the gamma distribution; Gelman et al., *Bayesian Data Analysis*, 2013),
-    and an end: what has gone on for a time goes on for as long again in half of the
-    cases (Gott, *Nature* 363, 1993), unless it is too much for the slots and over. So
-    what is not known widens the prediction, and a thousand tasks sent at once are not
-    taken for the first of many thousands.
+    Recent means since the last change of the rate. That is unknown, but has a posterior
+    distribution (the Bayesian change point of a Poisson process; Raftery and Akman,
+    *Biometrika* 73, 1986): either the rate was constant throughout, or it changed at one
+    of the bursts, before which there was a silence. Most bursts are single tasks. Each
+    stream draws a change point, a rate from the gamma posterior given the bursts since
+    then (Gelman et al., *Bayesian Data Analysis*, 2013), and an end: what has lasted for
+    some time lasts for as long again in half of all cases (Gott, *Nature* 363, 1993), unless
+    it overloads the slots and is over already. So uncertainty widens the prediction, and a
+    thousand tasks sent at once are not taken for the first of many thousands.
     """
 
     def __init__(
         self,
-        lately: Sequence[Work],
+        recent: Sequence[Work],
         span_s: float,
         now: float,
         slots: int,
         rng: random.Random,
-        together: float = 1.0,
+        weight: float = 1.0,
     ) -> None:
-        """*lately*: what has arrived within the last *span_s* seconds, for *slots*.
+        """*recent*: what has arrived within the last *span_s* seconds, for *slots*.
 
-        *together*: number of arrivals that one stands for, at least 1.
+        *weight*: number of arrivals that each drawn one stands for, at least 1.
         """
         self._now = now
-        self._together = together
+        self._weight = weight
         self._rng = rng
         self._bursts: list[list[Work]] = []
-        #: What there is to choose from, and sums of how likely it is.
-        self._pasts: list[_Past] = []
-        self._likely: list[float] = []
-        if len(lately) > 1 and span_s > 0:
-            #: Seconds that all slots take for one task.
-            tasks = sum(work.weight for work in lately)
-            self._task_s = sum(work.weight * work.tau for work in lately) / tasks / slots
-            self._bursts = _bursts(lately, self._task_s / BURST_RATIO)
-            self._look_back(span_s)
+        #: The hypotheses, and their cumulative (unnormalized) probabilities.
+        self._regimes: list[_Regime] = []
+        self._cumulative: list[float] = []
+        if len(recent) > 1 and span_s > 0:
+            tasks = sum(work.weight for work in recent)
+            #: Mean seconds between two completions while all slots are busy.
+            self._task_s = sum(work.weight * work.tau for work in recent) / tasks / slots
+            self._bursts = _bursts(recent, self._task_s / BURST_RATIO)
+            self._weigh_regimes(span_s)
 
     def stream(self) -> Iterator[Work]:
-        """Return tasks that arrive from now on, in the order of arrival."""
-        if not self._pasts:
+        """Draw the tasks that arrive from now on, in the order of arrival."""
+        if not self._regimes:
             return
         rng, at = self._rng, self._now
-        chosen = bisect_left(self._likely, rng.random() * self._likely[-1])
-        first, since_s = self._pasts[chosen]
+        chosen = bisect_left(self._cumulative, rng.random() * self._cumulative[-1])
+        first, since_s = self._regimes[chosen]
         bursts = self._bursts[first:]
         if not bursts or since_s <= 0:
             return
         rate = rng.gammavariate(len(bursts), 1 / since_s)
         tasks = sum(work.weight for burst in bursts for work in burst)
         load = rate * self._task_s * tasks / len(bursts)
-        if load > 1 and rng.random() > load**GOES_ON:
+        if load > 1 and rng.random() > load**CONTINUES:
             return
         end = at + since_s * (1 / (1 - rng.random()) - 1)
         while rate > 0:
-            at += -math.log(1 - rng.random()) / rate * self._together
+            at += -math.log(1 - rng.random()) / rate * self._weight
             if at > end:
                 return
             for work in bursts[int(rng.random() * len(bursts))]:
                 deadline = at + work.deadline - work.arrival
-                weight = work.weight * self._together
+                weight = work.weight * self._weight
                 yield work._replace(arrival=at, deadline=deadline, ready=0.0, weight=weight)
 
-    def _look_back(self, span_s: float) -> None:
-        """Weigh since when tasks come as they do now."""
+    def _weigh_regimes(self, span_s: float) -> None:
+        """Compute the posterior of the last change of the rate."""
         count, mean_s = len(self._bursts), span_s / len(self._bursts)
         ages = [self._now - burst[-1].arrival for burst in self._bursts]
         logs = [math.log(ONE_RATE) + _evidence(count, span_s, mean_s)]
-        self._pasts.append(_Past(0, span_s))
-        # A change may be as long ago as any other, on a logarithmic scale.
+        self._regimes.append(_Regime(0, span_s))
+        # The prior of a change's age is uniform on a logarithmic scale.
         scale = math.log(1 - ONE_RATE) - math.log(math.log1p(count))
         for number, age_s in enumerate(ages):
             before_s = span_s - ages[number - 1] if number else 0.0
@@ -114,20 +112,18 @@ class Arrivals:
                 + _evidence(number, max(0.0, before_s), mean_s)
                 + _evidence(count - number - 1, age_s, mean_s)
             )
-            # The first one has begun it, and tells nothing of the rate.
-            self._pasts.append(_Past(number + 1, age_s))
+            # The first burst defines the change, so it does not count for the rate.
+            self._regimes.append(_Regime(number + 1, age_s))
         most = max(logs)
-        self._likely = list(accumulate(math.exp(log - most) for log in logs))
+        self._cumulative = list(accumulate(math.exp(log - most) for log in logs))
 
 
-def _bursts(lately: Sequence[Work], together_s: float) -> list[list[Work]]:
-    """Return the tasks in the order of arrival, together those that came no more than
-    *together_s* seconds after each other.
-    """
+def _bursts(recent: Sequence[Work], gap_s: float) -> list[list[Work]]:
+    """Group the tasks, in the order of arrival, into bursts with gaps of at most *gap_s*."""
     bursts: list[list[Work]] = []
     last = -math.inf
-    for work in sorted(lately, key=lambda work: work.arrival):
-        if work.arrival - last > together_s:
+    for work in sorted(recent, key=lambda work: work.arrival):
+        if work.arrival - last > gap_s:
             bursts.append([])
         bursts[-1].append(work)
         last = work.arrival
@@ -135,8 +131,8 @@ def _bursts(lately: Sequence[Work], together_s: float) -> list[list[Work]]:
 
 
 def _evidence(count: int, seconds: float, mean_s: float) -> float:
-    """Return the logarithm of how likely a constant rate makes *count* bursts at their
-    moments within *seconds*, whatever it is: one in *mean_s* is expected.
+    """Return the log marginal likelihood of *count* bursts within *seconds* at a constant
+    rate, whose prior has the mean 1 / *mean_s*.
     """
     rate = SHAPE * mean_s
     return (

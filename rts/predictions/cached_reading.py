@@ -10,57 +10,58 @@ from rts.predictions.initial_state import Picture
 from rts.predictions.prediction import Prediction
 from rts.predictions.sampling import Work
 
-#: Seconds for which one reading of a queue serves predictions of new tasks: at least, at
-#: most, and in between so many times what it has cost.
-FRESH_S, MOST_FRESH_S, TIMES = 0.2, forecast.SOON_S, 4.0
-#: A prediction serves for others like it until the queue has grown by more than this share.
-SLIGHT = 0.05
+#: Seconds for which a reading of a queue serves predictions of new tasks: at least, at most,
+#: and in between this factor times the seconds that it has cost.
+MIN_FRESH_S, MAX_FRESH_S, COST_FACTOR = 0.2, forecast.SOON_S, 4.0
+#: A prediction serves similar tasks until the queue has grown by more than this share.
+MAX_GROWTH = 0.05
 
 
 @dataclass
 class Reading:
-    """A queue as it was read, and what was predicted from it."""
+    """A queue as it was read, and the predictions made from it."""
 
+    #: Monotonic instant.
     read_at: float
     picture: Picture
-    #: Seconds that reading it has taken, and that together with predicting from it.
+    #: Seconds that reading it took, and reading it and predicting from it.
     read_s: float
     cost_s: float
-    #: What this process has published since, into it and the queues beside it.
-    own: list[Work] = field(default_factory=list)
+    #: What this process has published since, to it and to the queues that share its workers.
+    published: list[Work] = field(default_factory=list)
     #: When that was last, epoch seconds.
-    sent_at: float = 0.0
-    #: By what was asked: how many of those were counted in, and the answer.
+    published_at: float = 0.0
+    #: By cache key: how many of these were taken into account, and the prediction.
     predictions: dict[tuple[object, ...], tuple[int, Prediction]] = field(default_factory=dict)
 
     def now(self) -> float:
-        """Return the fleet's time, epoch seconds."""
+        """Return the current time by Redis's clock, epoch seconds."""
         return self.picture.snapshot.now + time.monotonic() - self.read_at
 
     def fresh_s(self) -> float:
-        """Return for how long it serves; not for long once there is twice as much."""
-        if len(self.own) > self.tasks():
-            return TIMES * self.read_s
-        return min(MOST_FRESH_S, max(FRESH_S, TIMES * self.cost_s))
+        """Return for how many seconds it serves, fewer once the queue has doubled."""
+        if len(self.published) > self.tasks():
+            return COST_FACTOR * self.read_s
+        return min(MAX_FRESH_S, max(MIN_FRESH_S, COST_FACTOR * self.cost_s))
 
     def is_fresh(self) -> bool:
-        """Return whether it serves still."""
+        """Return whether it may still be used."""
         return time.monotonic() - self.read_at <= self.fresh_s()
 
-    def question(self, work: Work) -> tuple[object, ...]:
-        """Return what is the same of tasks that one prediction serves for."""
+    def cache_key(self, work: Work) -> tuple[object, ...]:
+        """Return what tasks have to agree in to share a prediction."""
         ready = work.arrival if work.arrival > self.now() else 0.0
         allowed_s = round(work.deadline - work.arrival, 3)
         return (work.task_type, work.name, work.tau, allowed_s, ready)
 
     def tasks(self) -> int:
-        """Return how many tasks were there when it was read."""
-        there = self.picture.snapshot
-        waiting = sum(work.weight for work in there.waiting)
-        return round(waiting) + len(there.held) + len(there.running)
+        """Return how many tasks there were when it was read."""
+        snapshot = self.picture.snapshot
+        waiting = sum(work.weight for work in snapshot.waiting)
+        return round(waiting) + len(snapshot.held) + len(snapshot.running)
 
-    def told(self, work: Work) -> Prediction | None:
-        """Return what was predicted of another task, if it serves for *work* too."""
-        counted, found = self.predictions.get(self.question(work), (0, None))
-        more = len(self.own) - counted
-        return None if more > SLIGHT * (self.tasks() + counted) else found
+    def cached(self, work: Work) -> Prediction | None:
+        """Return the prediction for a similar task, unless it is outdated."""
+        counted, found = self.predictions.get(self.cache_key(work), (0, None))
+        more = len(self.published) - counted
+        return None if more > MAX_GROWTH * (self.tasks() + counted) else found

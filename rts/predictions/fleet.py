@@ -1,5 +1,5 @@
-"""What Redis tells of the workers of a queue, and of those queues that share them: slots,
-load, runs, what was learned.
+"""The workers of a queue and the queues that share them, read from Redis: slots, runs in
+progress, recent runs, learned ratios.
 """
 
 from __future__ import annotations
@@ -14,73 +14,75 @@ from rts.ledger.received import SIZE
 from rts.ledger.recent import RUNS, Recent, read_recent
 from rts.link.link import Link, as_instant, replies_as_text
 from rts.link.scripts import pack
-from rts.predictions.shared_workers import Crew
+from rts.predictions.shared_workers import WorkerGroup
 from rts.records import Execution
 from rts.settings import Settings
 from rts.tau.cache import POOL
 from rts.tau.sketch import Sketch
 
-#: Seconds within which a run that goes on is noted in Redis: a heartbeat, and its way.
+#: Seconds within which a run in progress is visible in Redis: a heartbeat and its delivery.
 NOTED_S = 1.5
-#: Queues that are simulated together with the one that is asked about, at most.
-MOST_BESIDE = 8
-#: Runs per slot, and seconds, from which on the measured share of the slots is believed.
-RUNS_PER_SLOT, LEAST_S = 2, 2.0
+#: Other queues that are simulated with the one that is asked about, at most.
+MAX_RELATED = 8
+#: Least runs per slot, and least seconds, for measuring the share of busy time.
+RUNS_PER_SLOT, MIN_SPAN_S = 2, 2.0
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """The workers of one queue, and of those that they also take from, at one moment."""
+    """The workers of a queue, and of the related queues: those that share workers with it."""
 
+    #: Epoch seconds by Redis's clock.
     now: float
-    #: The one that is asked about, then the others.
+    #: The one that is asked about, then the related ones.
     queues: Sequence[str]
-    #: Numbers of the queues, by the routing keys of their messages.
+    #: Numbers of the queues by the routing keys of their messages.
     numbers: Mapping[str, int]
-    #: The workers; in deadline order together those that take from the same of these queues.
-    crews: Sequence[Crew]
-    #: Numbers of the crews, by the instances of their workers.
-    crew_of: Mapping[str, int]
-    #: Numbers of the crews, by the marks of what their workers have received last; ``None``:
-    #: of several, the last time by one that is not known.
+    #: One group per worker; in deadline order one per set of consumed queues.
+    groups: Sequence[WorkerGroup]
+    #: Numbers of the groups by the instances of their workers.
+    group_of: Mapping[str, int]
+    #: Numbers of the groups by the marks of the messages that they have received recently;
+    #: ``None``: several groups have received it (a retry), and which was last is unknown.
     receivers: Mapping[int, int | None]
-    #: Whether all workers tell what they have received.
-    all_tell: bool
+    #: Whether all workers report these marks.
+    all_report: bool
     #: Slots of each worker.
     workers: Sequence[int]
-    #: What goes on in the workers' slots, of whatever queue.
+    #: Runs in progress on the workers, of any queue.
     running: Sequence[Execution]
-    #: Ends of the queues' runs that are remembered, and since when all are.
+    #: Recent runs of the queues that have ended, complete since ``known_since``.
     recent: Sequence[Recent]
+    #: Epoch seconds.
     known_since: float
+    #: Learned ratios of runtime over tau, by type.
     ratios: Mapping[str, Sketch]
 
     @property
     def slots(self) -> int:
-        """Tasks of the queue that may run at a time."""
-        return sum(crew.slots for crew in self.crews if 0 in crew.queues)
+        """Slots of the workers that consume the queue."""
+        return sum(group.slots for group in self.groups if 0 in group.queues)
 
-    def tell_all(self, etas: int) -> bool:
-        """Return whether what is among nobody's marks is held by nobody: all workers tell
-        them, and of none so many that some are forgotten; *etas*: tasks that they hold
-        besides.
+    def marks_complete(self, etas: int) -> bool:
+        """Return whether a message without a mark is held by no worker: all report marks, and
+        none holds more messages than marks are kept. *etas*: messages held for an eta.
         """
-        most = max((crew.slots + crew.ahead for crew in self.crews), default=0.0)
-        return self.all_tell and most + etas <= SIZE
+        most = max((group.slots + group.prefetch for group in self.groups), default=0.0)
+        return self.all_report and most + etas <= SIZE
 
     @property
     def own_running(self) -> list[Execution]:
-        """What goes on of these queues."""
+        """Runs in progress of these queues."""
         return [run for run in self.running if run.queue in self.numbers]
 
     def share(self, since: float) -> float | None:
-        """Return the share of the slots' time in which something ran, where there was
-        work for all of them *since* an instant; ``None``: too little was seen.
+        """Return the share of the slots' time in which tasks ran, given that work has waited
+        for all of them *since* this instant; ``None`` if there are too few data.
         """
         until = self.now - NOTED_S
-        if until - since < LEAST_S or not self.slots:
+        if until - since < MIN_SPAN_S or not self.slots:
             return None
-        if len({crew.queues for crew in self.crews}) > 1:
+        if len({group.queues for group in self.groups}) > 1:
             return None
         spans = [(run.started_at, run.completed_at) for run in self.recent]
         spans += [(run.started_at or until, until) for run in self.own_running]
@@ -96,58 +98,58 @@ def read_fleet(
     settings: Settings,
     queue: str,
     keys_of: Callable[[str], Iterable[str]],
-    most_beside: int = MOST_BESIDE,
+    max_related: int = MAX_RELATED,
 ) -> Fleet:
-    """Read what there is to know of *queue*, in two round trips at most.
+    """Read the fleet of *queue*, in at most two round trips.
 
-    *keys_of* returns the routing keys of a queue's messages. *most_beside*: of other
-    queues that share workers with it.
+    *keys_of* returns the routing keys of a queue's messages. *max_related*: related queues
+    to include, at most.
 
     Raises:
-        StoreUnavailable: Redis is away.
+        StoreUnavailable: Redis is unavailable.
     """
     keys = settings.keys
     types = [*settings.task_types, POOL]
 
-    def ask(queues: Iterable[str]) -> list[tuple[str, bytes]]:
+    def recent_runs(queues: Iterable[str]) -> list[bytes]:
         names = [key for each in queues for key in keys_of(each)]
-        return [(name, pack("LRANGE", keys.recent + name, 0, -1)) for name in names]
+        return [pack("LRANGE", keys.recent + name, 0, -1) for name in names]
 
-    own = ask([queue])
+    own = recent_runs([queue])
     time_, beats, notes, *answers = link.call(
         pack("TIME"),
         pack("HGETALL", keys.workers),
         pack("HVALS", keys.running),
-        *(command for _, command in own),
+        *own,
         *(pack("HGETALL", keys.ratio + task_type) for task_type in types),
     )
     now = as_instant(time_)
     recent, ratios = answers[: len(own)], answers[len(own) :]
     workers = living(beats, now)
-    beside = _beside(workers, queue)[:most_beside]
-    others = ask(beside)
+    related = _related(workers, queue)[:max_related]
+    others = recent_runs(related)
     if others:
-        recent += link.call(*(command for _, command in others))
+        recent += link.call(*others)
     ended = [read_recent(texts) for texts in recent]
-    # Of each key so many are kept.
+    # Lists with RUNS entries have been trimmed.
     full = [min(run.completed_at for run in runs) for runs in ended if len(runs) >= RUNS]
     over = {(run.task_id, run.started_at) for runs in ended for run in runs}
-    queues = [queue, *beside]
+    queues = [queue, *related]
     numbers = {key: n for n, each in reversed([*enumerate(queues)]) for key in keys_of(each)}
-    crews, crew_of = _crews(workers, queues, together=settings.scheduler == "edf")
+    groups, group_of = _groups(workers, queues, merge=settings.scheduler == "edf")
     return Fleet(
         now,
         queues,
         numbers,
-        crews,
-        crew_of,
-        *_receivers(workers, crew_of),
-        [worker.slots or 0 for worker in workers if worker.instance in crew_of],
+        groups,
+        group_of,
+        *_receivers(workers, group_of),
+        [worker.slots or 0 for worker in workers if worker.instance in group_of],
         [
             run
             for run in read_notes(notes)
             if run.started_at is not None
-            and (run.instance in crew_of or run.queue in numbers)
+            and (run.instance in group_of or run.queue in numbers)
             and (run.task_id, run.started_at) not in over
         ],
         [run for runs in ended for run in runs],
@@ -159,27 +161,27 @@ def read_fleet(
     )
 
 
-def _beside(workers: Sequence[Heartbeat], queue: str) -> list[str]:
-    """Return the queues that the workers of *queue* take from too, then those that their
-    workers do, and so on; the nearest ones.
+def _related(workers: Sequence[Heartbeat], queue: str) -> list[str]:
+    """Return other queues of the workers of *queue*, then those of their workers, and so on;
+    the nearest MAX_RELATED.
     """
     known, near = [queue], {queue}
-    while near and len(known) <= MOST_BESIDE:
+    while near and len(known) <= MAX_RELATED:
         served = [w.queues for w in workers if w.queues and not near.isdisjoint(w.queues)]
         near = {name for queues in served for name in queues}.difference(known)
         known += sorted(near)
-    return known[1 : 1 + MOST_BESIDE]
+    return known[1 : 1 + MAX_RELATED]
 
 
-def _crews(
-    workers: Iterable[Heartbeat], queues: Sequence[str], *, together: bool
-) -> tuple[list[Crew], dict[str, int]]:
-    """Return the crews of *queues*, and their numbers by instance; *together*: those of
-    workers that take from the same queues are one.
+def _groups(
+    workers: Iterable[Heartbeat], queues: Sequence[str], *, merge: bool
+) -> tuple[list[WorkerGroup], dict[str, int]]:
+    """Return the worker groups of *queues*, and their numbers by instance. *merge*: workers
+    that consume the same queues are one group.
     """
     number_of = {queue: number for number, queue in enumerate(queues)}
-    crews: list[Crew] = []
-    crew_of: dict[str, int] = {}
+    groups: list[WorkerGroup] = []
+    group_of: dict[str, int] = {}
     known: dict[tuple[int, ...], int] = {}
     for worker in workers:
         served = queues[:1] if worker.queues is None else worker.queues
@@ -187,35 +189,35 @@ def _crews(
         if not taken:
             continue
         slots = worker.slots or 0
-        crew = known.get(taken) if together else None
-        if crew is None:
-            crew = known[taken] = len(crews)
-            crews.append(Crew(slots, taken, worker.ahead))
+        group = known.get(taken) if merge else None
+        if group is None:
+            group = known[taken] = len(groups)
+            groups.append(WorkerGroup(slots, taken, worker.ahead))
         else:
-            crews[crew] = replace(crews[crew], slots=crews[crew].slots + slots)
-        crew_of[worker.instance] = crew
-    return crews, crew_of
+            groups[group] = replace(groups[group], slots=groups[group].slots + slots)
+        group_of[worker.instance] = group
+    return groups, group_of
 
 
 def _receivers(
-    workers: Iterable[Heartbeat], crew_of: Mapping[str, int]
+    workers: Iterable[Heartbeat], group_of: Mapping[str, int]
 ) -> tuple[dict[int, int | None], bool]:
-    """Return the crews by mark, and whether all have told."""
+    """Return the groups by mark, and whether all workers report marks."""
     found: dict[int, int | None] = {}
-    all_tell = True
+    all_report = True
     for worker in workers:
-        crew = crew_of.get(worker.instance)
-        if crew is None:
+        group = group_of.get(worker.instance)
+        if group is None:
             continue
         marks = worker.marks()
-        all_tell = all_tell and marks is not None
+        all_report = all_report and marks is not None
         for mark in marks or ():
-            # A retry goes to whichever asks next.
-            found[mark] = crew if found.get(mark, crew) == crew else None
-    return found, all_tell
+            # A retry may be received by another group.
+            found[mark] = group if found.get(mark, group) == group else None
+    return found, all_report
 
 
 def living(reply: Sequence[bytes], now: float) -> list[Heartbeat]:
-    """Return the workers that live and tell their slots, of an answer to HGETALL."""
+    """Return the live workers that report their slots, from the reply to HGETALL."""
     beats = read_heartbeats(reply)
     return [beat for beat in beats if beat.slots is not None and not beat.is_silent(now)]

@@ -1,10 +1,10 @@
-"""When a task will start and finish: simulations of what is ahead of it.
+"""Monte Carlo prediction of when a task will start and finish.
 
-Each simulation plays the queue forward from now, by the rule that the workers keep:
-what runs, what workers hold, what waits, and arrivals to come
-(:mod:`rts.predictions.arrivals`), with runtimes drawn from what was learned
-(:mod:`rts.predictions.sampling`). What the many simulations give is the prediction. No
-formula: slots, demotion and overtaking are as in :mod:`rts.simulation.orders`.
+Each simulation plays the queue forward from now under the rule that the workers follow,
+with all running, held and waiting tasks, random future arrivals
+(:mod:`rts.predictions.arrivals`), and runtimes sampled from past ones
+(:mod:`rts.predictions.sampling`). The prediction summarizes many simulations. There is no
+closed form, since slots, demotion and overtaking are as in :mod:`rts.simulation.orders`.
 """
 
 from __future__ import annotations
@@ -17,27 +17,30 @@ from dataclasses import replace
 from rts.predictions.arrivals import Arrivals
 from rts.predictions.prediction import Prediction
 from rts.predictions.sampling import Runtimes, Work
-from rts.predictions.shared_workers import Crew, OrderMaker, Queues
+from rts.predictions.shared_workers import OrderMaker, Queues, WorkerGroup
 from rts.predictions.simulation import QueueSimulation, waiting_of
 from rts.predictions.snapshot import Snapshot
 from rts.simulation.orders import FirstComeFirstServed
 
-#: Simulations for one prediction, at least and at most, and events that all of them
-#: take together at most: some tenths of a second of one core.
-LEAST_RUNS, RUNS, MOST_EVENTS = 40, 120, 60_000
-#: Arrivals until the eta of a task that are played, about: one may stand for several.
+#: Simulations per prediction, and events of all of them together: some tenths of a second
+#: of one core.
+MIN_RUNS, MAX_RUNS, MAX_EVENTS = 40, 120, 60_000
+#: Arrivals to simulate until the eta of a task, about: each may stand for several.
 ARRIVALS = 500
-#: A task with an eta that is no further away is one of those that start as they come: a
-#: reading of its queue is that old at most, seconds.
+#: An eta this near, in seconds, counts as none; also the greatest age of a cached reading.
 SOON_S = 1.0
-#: The interval's ends: 90 % of the simulations lie between.
+#: Quantiles of the simulations that bound the interval.
 LOW, HIGH = 0.05, 0.95
-#: Below this a wait is none, seconds.
+#: Shorter waits count as none, seconds.
 NO_WAIT_S = 1e-3
 
 
 def of_new(snapshot: Snapshot, work: Work, order: OrderMaker) -> Prediction:
-    """Predict a task that would be published now."""
+    """Predict a task that would be published now.
+
+    Raises:
+        ValueError: the snapshot has no slots.
+    """
     return _queued(snapshot, len(snapshot.waiting), order, work)
 
 
@@ -53,10 +56,10 @@ def of_held(snapshot: Snapshot, position: int, order: OrderMaker) -> Prediction:
 
 def of_running(snapshot: Snapshot, work: Work, started: float) -> Prediction:
     """Predict a task that has *started*."""
-    draw = Runtimes(snapshot.ratios, snapshot.ended, random.Random(0))
+    runtimes = Runtimes(snapshot.ratios, snapshot.ended, random.Random(0))
     elapsed_s = snapshot.now - started
-    ends = [started + draw.beyond(work, elapsed_s) for _ in range(RUNS)]
-    found = _summed(snapshot, work, [started] * RUNS, ends, 0)
+    ends = [started + runtimes.draw_longer(work, elapsed_s) for _ in range(MAX_RUNS)]
+    found = _summary(snapshot, work, [started] * MAX_RUNS, ends, 0)
     return replace(found, start=started)
 
 
@@ -65,38 +68,38 @@ def _queued(
 ) -> Prediction:
     if snapshot.slots < 1:
         raise ValueError("no worker takes tasks from this queue")
-    rng = random.Random(0)  # the same question has the same answer
-    draw = Runtimes(snapshot.ratios, snapshot.ended, rng)
+    rng = random.Random(0)  # deterministic
+    runtimes = Runtimes(snapshot.ratios, snapshot.ended, rng)
     since = max(snapshot.now, snapshot.known_until)
-    slots = sum(crew.slots for crew in snapshot.hands)
+    slots = sum(group.slots for group in snapshot.workers)
     waiting = [*snapshot.waiting, *([] if new is None else [new])]
-    together = sum(other.weight for other in waiting) / max(1, len(waiting))
+    weight = sum(other.weight for other in waiting) / max(1, len(waiting))
     work = waiting[target] if target >= 0 else snapshot.held[-1 - target]
-    lately = snapshot.lately
+    recent = snapshot.recent_arrivals
     until_ready_s = max(0.0, work.ready - since)
     if until_ready_s < SOON_S and isinstance(order(), FirstComeFirstServed):
-        lately = [w for w in lately if w.queue]  # of its own queue later ones come later
+        recent = [w for w in recent if w.queue]  # later ones of its own queue go after it
     if snapshot.span_s > 0:
-        expected = sum(w.weight for w in lately) / snapshot.span_s * until_ready_s
-        together = max(together, expected / ARRIVALS)
-    coming = Arrivals(lately, snapshot.span_s, since, slots, rng, max(1.0, together))
+        expected = sum(w.weight for w in recent) / snapshot.span_s * until_ready_s
+        weight = max(weight, expected / ARRIVALS)
+    arrivals = Arrivals(recent, snapshot.span_s, since, slots, rng, max(1.0, weight))
     starts: list[float] = []
     runs: list[float] = []
     events = 0
-    while len(starts) < RUNS and (events < MOST_EVENTS or len(starts) < LEAST_RUNS):
-        draw.resample()
-        play = QueueSimulation(snapshot, order, draw, coming, rng, new)
-        starts.append(play.start_of(target, MOST_EVENTS // LEAST_RUNS))
-        runs.append(draw.of(work))
+    while len(starts) < MAX_RUNS and (events < MAX_EVENTS or len(starts) < MIN_RUNS):
+        runtimes.resample()
+        play = QueueSimulation(snapshot, order, runtimes, arrivals, rng, new)
+        starts.append(play.start_of(target, MAX_EVENTS // MIN_RUNS))
+        runs.append(runtimes.draw(work))
         events += play.events
     ends = [start + run_s for start, run_s in zip(starts, runs, strict=True)]
     ahead = _ahead(snapshot, waiting, target, work, order)
-    found = _summed(snapshot, work, starts, ends, ahead)
-    # Each is typical by itself: the simulations that agree best on one may be others.
+    found = _summary(snapshot, work, starts, ends, ahead)
+    # Both are estimated independently, so the finish could come too soon after the start.
     return replace(found, finish=max(found.finish, found.start + _quantile(runs, LOW)))
 
 
-def _summed(
+def _summary(
     snapshot: Snapshot, work: Work, starts: list[float], ends: list[float], ahead: int
 ) -> Prediction:
     now = snapshot.now
@@ -117,16 +120,16 @@ def _summed(
 def _ahead(
     snapshot: Snapshot, waiting: list[Work], target: int, work: Work, order: OrderMaker
 ) -> int:
-    """Return how many tasks would be taken before the target, *work*, were nothing to come."""
-    # What is held for a later eta does not start before it.
+    """Return how many tasks will start before the target, *work*, if nothing else arrives."""
+    # Tasks held for a later eta do not start before it.
     before = snapshot.held if target >= 0 else snapshot.held[: -1 - target]
     held = sum(other.ready <= max(snapshot.now, work.ready) for other in before)
     if target < 0:
         return held
-    # All workers of the queue as one.
-    queues = {n for crew in snapshot.hands if 0 in crew.queues for n in crew.queues}
+    # Treat all workers of the queue as one.
+    queues = {n for group in snapshot.workers if 0 in group.queues for n in group.queues}
     line = Queues(
-        order, [Crew(snapshot.slots, tuple(sorted(queues)))], in_turn=snapshot.in_turn
+        order, [WorkerGroup(snapshot.slots, tuple(sorted(queues)))], in_turn=snapshot.in_turn
     )
     among = [number for number, other in enumerate(waiting) if other.queue in queues]
     for number in among:
@@ -136,16 +139,16 @@ def _ahead(
         if task.number == target:
             break
         ahead += waiting[task.number].weight
-        line.ended(task)  # or what is demoted would stop where it has its share of the slots
+        line.ended(task)  # else demoted tasks would stop at their share of the slots
     return round(ahead) + held
 
 
 def typical(instants: Sequence[float], now: float) -> float:
     """Return the instant whose distance from *now* has the least median relative error.
 
-    It lies in the middle of the half that is closest together (the least median of
-    squares, of ratios; Rousseeuw, *JASA* 79, 1984). Where tasks start either soon or late
-    it is one of both, where the plain median may lie between.
+    It is the midpoint of the shortest half, by ratios (least median of squares; Rousseeuw,
+    *JASA* 79, 1984). For a bimodal distribution, start soon or late, it is near one of the
+    modes, whereas the median may lie between them.
 
     >>> typical([104.0, 105.0, 106.0, 150.0, 190.0], 100.0)
     104.8

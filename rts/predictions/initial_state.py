@@ -1,4 +1,4 @@
-"""A queue and its workers at one moment, as simulations begin with them."""
+"""The initial state of simulations, put together from the broker's queue and the fleet."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rts.ledger.recent import Recent
 from rts.link.link import Link
 from rts.predictions.fleet import Fleet, read_fleet
 from rts.predictions.messages import SAMPLE, Message, id_of
-from rts.predictions.queue_reader import EMPTY, Broker, Look
+from rts.predictions.queue_reader import EMPTY, QueueReader, QueueSample
 from rts.predictions.sampling import Work
 from rts.predictions.snapshot import Running, Snapshot
 from rts.records import Execution, OpenTask
@@ -23,12 +23,12 @@ from rts.settings import Settings
 from rts.tasktypes import UNTYPED
 from rts.validation import finite
 
-#: Seconds after which a worker has told that it has received a message.
-TOLD_S = 5.0
-#: Seconds for which a message has waited at least whose age is not known.
+#: Seconds after which a worker has reported that it has received a message.
+REPORTED_S = 5.0
+#: Least seconds that a message of unknown age is assumed to have waited.
 AGE_S = 1.0
 
-#: The strategy of kombu's by which a worker asks its queues in turn, unless told otherwise.
+#: kombu's default ``queue_order_strategy``.
 IN_TURN = "round_robin"
 
 #: Returns the tau in seconds for a task type and name.
@@ -36,22 +36,22 @@ TauOf = Callable[[str, str], float]
 
 
 class Picture(NamedTuple):
-    """A queue, the queues beside it and their workers at one moment."""
+    """A snapshot, with what identifies its tasks, queues and workers."""
 
     snapshot: Snapshot
-    #: Ids of what is held.
+    #: Ids of the held tasks.
     held: list[str]
-    #: Numbers of the queues, by the routing keys of their messages.
+    #: Numbers of the queues by the routing keys of their messages.
     numbers: Mapping[str, int]
     #: Slots of each worker.
     workers: Sequence[int]
 
 
 class InitialState:
-    """Puts together what the broker's queue and the workers tell."""
+    """Builds snapshots from the broker's queues and the fleet."""
 
     def __init__(
-        self, app: Any, settings: Settings, link: Link, broker: Broker, tau_of: TauOf
+        self, app: Any, settings: Settings, link: Link, broker: QueueReader, tau_of: TauOf
     ) -> None:
         self._app = app
         self._settings = settings
@@ -61,27 +61,30 @@ class InitialState:
         self._rule = Rule.of(settings)
 
     def fleet(self, queue: str) -> Fleet:
-        """Return the workers of *queue* alone: what runs waits for no other queue.
+        """Return the fleet of *queue* without related queues, which suffices for a task that
+        runs already.
 
         Raises:
-            StoreUnavailable: Redis is away.
+            StoreUnavailable: Redis is unavailable.
         """
-        return read_fleet(self._link, self._settings, queue, self.keys, most_beside=0)
+        return read_fleet(self._link, self._settings, queue, self.keys, max_related=0)
 
     def keys(self, queue: str) -> set[str]:
-        """Return the routing keys by which messages come into *queue*."""
+        """Return the routing keys of messages in *queue*, as far as the app knows them."""
         known = dict.get(self._app.amqp.queues, queue)
         return {queue, *([] if known is None else [known.routing_key])}
 
-    def picture(self, queue: str, look: Look, sent: Iterable[OpenTask] = ()) -> Picture:
-        """Return what is to be known of *queue*, of which *look* tells what waits.
+    def picture(
+        self, queue: str, sample: QueueSample, published: Iterable[OpenTask]
+    ) -> Picture:
+        """Return the state of *queue*, given a *sample* of its messages.
 
-        *sent*: what this process has published within the last NOTED_S seconds, the
-        latest last: what is nowhere else has begun.
+        *published*: tasks that this process has published within the last NOTED_S seconds,
+        in that order. Those that are nowhere else must have started.
 
         Raises:
-            CommandError: no worker takes from the queue.
-            StoreUnavailable: Redis, or the broker, is away.
+            CommandError: no worker consumes the queue.
+            StoreUnavailable: Redis or the broker is unavailable.
         """
         fleet = read_fleet(self._link, self._settings, queue, self.keys)
         if not fleet.slots:
@@ -90,26 +93,30 @@ class InitialState:
                 "the queue of the task"
             )
         now = fleet.now
-        looks = [look, *self._beside(fleet, look)]
+        samples = [sample, *self._related(fleet, sample)]
         running = {
-            run.task_id: Running(work_of(run), run.started_at or now, _crew_of(run, fleet))
+            run.task_id: Running(work_of(run), run.started_at or now, _group_of(run, fleet))
             for run in fleet.running
         }
-        free = [crew.slots for crew in fleet.crews]
+        free = [group.slots for group in fleet.groups]
         for run in running.values():
-            free[run.crew] -= 1
-        held, held_by = self._held(look, running, free, fleet)
+            free[run.group] -= 1
+        held, held_by = self._held(sample, running, free, fleet)
         waiting = [
             self.work(message, now, number, fleet.queues[number])._replace(weight=weight)
-            for number, each in enumerate(looks)
+            for number, each in enumerate(samples)
             for message, weight in zip(each.messages, each.weights, strict=True)
         ]
-        if all(len(each.messages) == each.total for each in looks):
-            known = {*running, *held, *(id_of(m) for each in looks for m in each.messages)}
-            missing = [t for t in sent if t.task_id not in known and t.queue in fleet.numbers]
-            begun = _begun(fleet, missing, free)
-            running.update(begun[-max(1, fleet.slots - len(running)) :])
-        lately, span_s = _lately(fleet, [*waiting, *held.values()])
+        if all(len(each.messages) == each.total for each in samples):
+            known = {*running, *held, *(id_of(m) for each in samples for m in each.messages)}
+            missing = [
+                task
+                for task in published
+                if task.task_id not in known and task.queue in fleet.numbers
+            ]
+            started = _just_started(fleet, missing, free)
+            running.update(started[-max(1, fleet.slots - len(running)) :])
+        recent, span_s = _recent_arrivals(fleet, [*waiting, *held.values()])
         snapshot = Snapshot(
             now=now,
             slots=fleet.slots,
@@ -119,23 +126,23 @@ class InitialState:
             running=list(running.values()),
             ratios=fleet.ratios,
             ended=ended_of(fleet),
-            lately=lately,
+            recent_arrivals=recent,
             span_s=span_s,
-            crews=fleet.crews,
+            groups=fleet.groups,
             in_turn=self._in_turn(),
             share=fleet.share(self._busy_since(waiting, now)) or 1.0,
-            turns=[each.turns for each in looks],
+            turns=[each.turns for each in samples],
         )
         return Picture(snapshot, list(held), fleet.numbers, fleet.workers)
 
-    def _beside(self, fleet: Fleet, look: Look) -> list[Look]:
-        """Return what waits in the other queues, as far as it is served like *look*."""
+    def _related(self, fleet: Fleet, sample: QueueSample) -> list[QueueSample]:
+        """Return samples of the related queues, down to the same part as *sample*."""
         others = fleet.queues[1:]
         sizes = self._broker.waiting(others) if others else []
         most = SAMPLE // max(1, sum(size > 0 for size in sizes))
         return [
-            # What is held of all queues is in *look* already.
-            self._broker.look(queue, level=look.level, most=most, held=1) if size else EMPTY
+            # The first sample contains the held messages of all queues.
+            self._broker.read(queue, level=sample.level, most=most, held=1) if size else EMPTY
             for queue, size in zip(others, sizes, strict=True)
         ]
 
@@ -144,20 +151,19 @@ class InitialState:
         return bool(options.get("queue_order_strategy", IN_TURN) == IN_TURN)
 
     def _held(
-        self, look: Look, running: dict[str, Running], free: list[int], fleet: Fleet
+        self, sample: QueueSample, running: dict[str, Running], free: list[int], fleet: Fleet
     ) -> tuple[dict[str, Work], list[int | None]]:
-        """Return what the workers have taken and not started, by id, and the numbers of the
-        crews that have, if these have told: what they hold of other queues is ahead just
-        as well.
+        """Return the tasks that workers hold and have not started, of all related queues, by
+        id, and the numbers of the groups that hold them, ``None`` if unknown.
 
-        What is nobody's any more is ready when it will be delivered again. A task that is
-        acknowledged late is among it while it runs. Of those that are
-        not noted yet as running the first ones are taken to be, as far as slots are *free*.
+        A task that no worker holds any more is ready once it will be redelivered. Tasks with
+        late acknowledgement are unacknowledged while they run: of those that are not known
+        to run yet, the first ones are moved to *running*, as far as slots are *free*.
         """
         held: dict[str, Work] = {}
         held_by: list[int | None] = []
         etas = 0
-        for key, message, taken_at in look.held:
+        for key, message, taken_at in sample.held:
             task_id = id_of(message)
             number = fleet.numbers.get(key)
             if number is None or task_id is None or task_id in running:
@@ -165,10 +171,10 @@ class InitialState:
             work = self.work(message, fleet.now, number, fleet.queues[number])
             etas += work.ready > 0
             mark = mark_of(task_id)
-            told_at = max(taken_at, work.ready) + TOLD_S
-            if mark not in fleet.receivers and told_at < fleet.now and fleet.tell_all(etas):
-                # Whoever has it is gone.
-                held[task_id] = work._replace(ready=taken_at + look.redelivery_s)
+            reported_at = max(taken_at, work.ready) + REPORTED_S
+            orphaned = mark not in fleet.receivers and reported_at < fleet.now
+            if orphaned and fleet.marks_complete(etas):
+                held[task_id] = work._replace(ready=taken_at + sample.redelivery_s)
                 held_by.append(None)
                 continue
             taker = fleet.receivers.get(mark)
@@ -190,13 +196,15 @@ class InitialState:
         return bool(getattr(task, "acks_late", default))
 
     def _busy_since(self, waiting: Iterable[Work], now: float) -> float:
-        """Return since when there was work for every slot: demoted work may not take all."""
+        """Return since when work has waited for every slot; demoted tasks do not count, as
+        they may not hold all slots.
+        """
         if self._settings.scheduler == "edf":
             waiting = [w for w in waiting if now <= hopeful_until(w.deadline, w.tau)]
         return min((max(work.arrival, work.ready) for work in waiting), default=now)
 
     def work(self, message: Message, now: float, number: int = 0, queue: str = "*") -> Work:
-        """Return a message as a simulation needs it, of *queue*, which has this *number*."""
+        """Return the task of a message in *queue*, which has this *number*."""
         headers = message.get("headers")
         headers = headers if isinstance(headers, dict) else {}
         task_type = headers.get("task_type")
@@ -207,7 +215,7 @@ class InitialState:
         due = place.latest < NEVER
         name = str(headers.get("task"))
         tau = finite(headers.get("rts_tau"))
-        if tau is None or tau <= 0:  # of a producer without rts: when it came is not known
+        if tau is None or tau <= 0:  # from a producer without rts: its arrival is unknown
             tau = self._tau_of(UNTYPED, name)
             arrival = min(place.arrival, now - AGE_S)
         else:
@@ -216,16 +224,16 @@ class InitialState:
 
 
 def ended_of(fleet: Fleet) -> list[tuple[Work, float]]:
-    """Return the last runs with their runtimes in seconds."""
+    """Return the recent runs with their runtimes in seconds."""
     return [(work_of(run), max(0.0, run.runtime_s)) for run in fleet.recent]
 
 
-def _begun(
+def _just_started(
     fleet: Fleet, missing: list[OpenTask], free: Sequence[int]
 ) -> list[tuple[str, Running]]:
-    """Return tasks that were published a moment ago, neither wait nor have ended, and are
-    not noted yet as running, with the instants at which they have started, about. Crews
-    have so many slots *free* of what is.
+    """Return those of *missing* that have not ended as runs, with estimated starts: tasks that
+    were published a moment ago and neither wait nor are known to run. *free*: free slots by
+    group, not counting these.
     """
     ended = {run.task_id for run in fleet.recent}
     left = [*free]
@@ -235,36 +243,36 @@ def _begun(
             continue
         taker = fleet.receivers.get(mark_of(task.task_id))
         takers = _takers(fleet.numbers[task.queue or ""], fleet, taker)
-        crew = max(takers, key=left.__getitem__, default=None)
-        if crew is None:
+        group = max(takers, key=left.__getitem__, default=None)
+        if group is None:
             continue
-        left[crew] -= 1
+        left[group] -= 1
         since = max(task.arrival, fleet.now - task.tau / 2)
-        found.append((task.task_id, Running(work_of(task), since, crew)))
+        found.append((task.task_id, Running(work_of(task), since, group)))
     return found
 
 
-def _takers(queue: int, fleet: Fleet, told: int | None = None) -> list[int]:
-    """Return the numbers of the crews that may have taken from the queue of this number:
-    the one that has *told* so, or all that take from it.
+def _takers(queue: int, fleet: Fleet, holder: int | None = None) -> list[int]:
+    """Return the groups that may hold a message of *queue*: the *holder*, if known, else
+    all that consume it.
     """
-    if told is not None:
-        return [told]
-    return [n for n, crew in enumerate(fleet.crews) if queue in crew.queues]
+    if holder is not None:
+        return [holder]
+    return [n for n, group in enumerate(fleet.groups) if queue in group.queues]
 
 
-def _crew_of(run: Execution, fleet: Fleet) -> int:
-    if run.instance in fleet.crew_of:
-        return fleet.crew_of[run.instance]
-    # Its worker has gone, or has never told of itself: as if another had it.
+def _group_of(run: Execution, fleet: Fleet) -> int:
+    if run.instance in fleet.group_of:
+        return fleet.group_of[run.instance]
+    # Its worker is gone, or has no rts: assign it to another one.
     return next(iter(_takers(fleet.numbers.get(run.queue or "", 0), fleet)), 0)
 
 
-def _lately(fleet: Fleet, present: list[Work]) -> tuple[list[Work], float]:
-    """Return what has arrived of late, and within how many seconds.
+def _recent_arrivals(fleet: Fleet, present: list[Work]) -> tuple[list[Work], float]:
+    """Return recent arrivals, and the seconds within which they are complete.
 
-    What has arrived since the first end from which on all are remembered waits, is held,
-    runs, or is remembered itself.
+    Everything that has arrived since the first end that is known completely is waiting, held,
+    running, or among the recent runs.
     """
     ends = [run.completed_at for run in fleet.recent]
     since = max(fleet.known_since, min(ends, default=fleet.now))
@@ -278,7 +286,7 @@ def _lately(fleet: Fleet, present: list[Work]) -> tuple[list[Work], float]:
 
 
 def work_of(task: Execution | Recent | OpenTask, ready: float = 0.0, queue: int = 0) -> Work:
-    """Return a task as a simulation needs it; *ready*, *queue*: see :class:`Work`."""
+    """Return *task* as a :class:`Work`, which see for *ready* and *queue*."""
     return Work(
         *(task.task_type, task.arrival, task.tau, task.deadline, ready, task.name, queue)
     )

@@ -1,4 +1,4 @@
-"""Messages as they wait in Redis: reading a fair sample of many, and what they hold."""
+"""Messages in Redis: their parsing, and sampling of long queues."""
 
 from __future__ import annotations
 
@@ -11,41 +11,40 @@ import redis
 from rts.scheduling.places import tail_of
 from rts.validation import finite
 
-#: Messages that are read of one queue at most, and bytes of them, about; each stands for
-#: as many as were passed over.
+#: Size of the sample of a queue, in messages and (about) in bytes.
 SAMPLE, BYTES = 500, 4 << 20
-#: Messages that are read at first, which tells how large they are.
+#: Messages that are read first, to estimate their size.
 FIRST = 20
-#: Of messages that cannot be read all, so many pages are, evenly spread.
+#: Pages that a stratum is sampled in, evenly spread.
 PAGES = 100
-#: Share of what is read that is ahead of the message in question, at least.
+#: Least share of a sample for the messages ahead of the one in question.
 AHEAD_SHARE = 0.75
-#: Messages that one call of the search looks at.
+#: Messages that one call of the search examines.
 SEARCH_PAGE = 500
 
 Message = dict[str, Any]
 
 
 class Part(NamedTuple):
-    """A key of a queue."""
+    """One of a queue's keys."""
 
     name: str
-    #: A sorted set of the deadline order; else a plain list, taken from its right end.
+    #: Whether it is a sorted set; else it is a list, consumed from its right end.
     ordered: bool
 
 
 class Stratum(NamedTuple):
-    """Messages of one part by their ranks."""
+    """A range of ranks in a part."""
 
-    #: The number of the part.
+    #: Number of the part.
     part: int
     ranks: range
 
 
 class Page(NamedTuple):
-    """Messages that are read at once."""
+    """Consecutive messages that are read together."""
 
-    #: The number of their part.
+    #: Number of the part.
     part: int
     ranks: range
     #: How many messages each of them stands for, itself included.
@@ -53,7 +52,7 @@ class Page(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Where a task waits: its queue, the number of the part, its rank there."""
+    """A waiting task: its queue, the number of the part, its rank there."""
 
     queue: str
     part: int
@@ -62,28 +61,30 @@ class Found(NamedTuple):
 
 
 class Held(NamedTuple):
-    """A message that a worker has taken and not acknowledged."""
+    """An unacknowledged message."""
 
     routing_key: str
     message: Message
-    #: When, epoch seconds of the worker's host.
+    #: Epoch seconds by the clock of the worker's host.
     taken_at: float
 
 
 def id_of(message: Message) -> str | None:
-    """Return the id of a task's message; ``None`` where it is none."""
+    """Return the task id in a message; ``None`` if it is not a task."""
     headers = message.get("headers")
     task_id = headers.get("id") if isinstance(headers, dict) else None
     return task_id if isinstance(task_id, str) else None
 
 
 def ask_size(pipe: Any, part: Part) -> None:
-    """Ask, in the pipeline *pipe*, for the number of messages."""
+    """Add the command for a part's number of messages to a pipeline."""
     (pipe.zcard if part.ordered else pipe.llen)(part.name)
 
 
 def ask_range(pipe: Any, part: Part, first: int, last: int) -> None:
-    """Read by rank, in the order of being taken; of a list the answer is reversed."""
+    """Add the command for a range of ranks in the order of consumption to a pipeline; the
+    reply of a list is reversed.
+    """
     if part.ordered:
         pipe.zrange(part.name, first, last)
     else:
@@ -91,17 +92,17 @@ def ask_range(pipe: Any, part: Part, first: int, last: int) -> None:
 
 
 def affordable(firsts: Iterable[Iterable[bytes | None]], most: int) -> int:
-    """Return how many messages of such a size may be read, at most *most*."""
+    """Return how many messages of the mean size of *firsts* to read, at most *most*."""
     texts = [text for page in firsts for text in page if text]
     mean = sum(map(len, texts)) / len(texts) if texts else 1.0
     return max(FIRST, min(most, int(BYTES / mean)))
 
 
 def sampled(ahead: Sequence[Stratum], behind: Sequence[Stratum], most: int) -> list[Page]:
-    """Return what to read, at most about *most* messages, evenly spread in each stratum and
-    the last one of each.
+    """Return the pages to read, about *most* messages: evenly spread over each stratum, with
+    its last one.
 
-    What is *ahead* gets three quarters of them, or what is left by *behind*.
+    The strata *ahead* get at least AHEAD_SHARE of them, if they need that many.
     """
     room = max(int(AHEAD_SHARE * most), most - _size(behind))
     found: list[Page] = []
@@ -130,7 +131,7 @@ def _spread(ranks: range, share: float) -> list[range]:
 
 
 def message_of(text: bytes) -> Message:
-    """Return a message as it waits in either form; empty where it is none."""
+    """Return the message in a sorted set member or list element; empty if it is invalid."""
     try:
         message = json.loads(text) if text.startswith(b"{") else json.loads(tail_of(text))[0]
     except (ValueError, LookupError, TypeError, RecursionError):
@@ -139,8 +140,8 @@ def message_of(text: bytes) -> Message:
 
 
 def noted_of(notes: Iterable[tuple[bytes | None, float]]) -> list[Held]:
-    """Return the tasks of *notes* of what is unacknowledged, each with the instant at which
-    it was taken; of what is settled there is no text.
+    """Return the messages in entries of ``unacked``, each given with the instant at which it
+    was taken; an entry is ``None`` if it has been acknowledged since.
     """
     found: list[Held] = []
     for text, taken_at in notes:
@@ -154,8 +155,8 @@ def noted_of(notes: Iterable[tuple[bytes | None, float]]) -> list[Held]:
 
 
 def placed(messages: list[Message], target: Found, position: int) -> int:
-    """Return the position of *target* among *messages*; by its rank it was *position*,
-    but some may have been taken since. If it was itself, it is as good as next.
+    """Return the position of *target* among *messages*, which was *position* by its rank
+    before others may have been taken. If it is gone itself, insert it: it was next.
     """
     task_id = id_of(target.message)
     for index, message in enumerate(messages):
@@ -167,8 +168,8 @@ def placed(messages: list[Message], target: Found, position: int) -> int:
 
 
 def rank_of(client: redis.Redis, part: Part, size: int, arrival: float) -> int:
-    """Return about where a list holds what has arrived at *arrival*: it is in that order,
-    but for what was put back.
+    """Return the approximate rank in a list of what has arrived at *arrival*, by bisection:
+    lists are ordered by arrival, except for requeued messages.
     """
     low, high = 0, size
     while high - low > SEARCH_PAGE // 2:
@@ -183,7 +184,7 @@ def rank_of(client: redis.Redis, part: Part, size: int, arrival: float) -> int:
 
 
 def sizes_of(client: redis.Redis, parts: Sequence[Part]) -> list[int]:
-    """Return how many messages each of *parts* has."""
+    """Return the number of messages in each of *parts*."""
     with client.pipeline(transaction=False) as pipe:
         for part in parts:
             ask_size(pipe, part)

@@ -1,4 +1,4 @@
-"""What is predicted of a task."""
+"""The prediction for a task."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Prediction:
-    """When a task starts and finishes. Instants in epoch seconds, by Redis's clock.
+    """When a task will start and finish. Instants in epoch seconds by Redis's clock.
 
-    ``start`` and ``finish`` are off by the least share of the wait in the half of the
-    simulations that agree best; ``…_low`` and ``…_high`` enclose 90 % of all.
-    Infinite where a task is rather dropped than run (``rts_hopeless`` "drop").
+    ``start`` and ``finish`` are typical values: they minimize the median error relative to
+    the wait. Between ``…_low`` and ``…_high`` lie 90 % of the simulations. Infinite if the
+    task is more likely dropped than run (``rts_hopeless`` "drop").
     """
 
     start: float
@@ -21,8 +21,9 @@ class Prediction:
     finish_low: float
     finish_high: float
     deadline: float
-    #: Share of the simulations that finish at or before the deadline.
+    #: Share of the simulations in which it finishes at or before the deadline.
     on_time: float
-    #: Tasks that would start before it, were nothing published any more.
+    #: Tasks that would start before it if nothing were published any more.
     ahead: int
+    #: Slots of the workers that consume its queue.
     slots: int

@@ -1,39 +1,39 @@
-"""What simulated workers have taken before they had a slot for it."""
+"""What simulated workers have prefetched."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-from rts.predictions.shared_workers import Crew
+from rts.predictions.shared_workers import WorkerGroup
 
 
 class PrefetchedWork:
-    """One line for each crew; its tasks start in the order in which they were taken."""
+    """One FIFO queue of prefetched tasks per worker group."""
 
-    def __init__(self, crews: Sequence[Crew]) -> None:
-        self._crews = crews
-        #: By crew: numbers of tasks, with how many tasks each stands for.
-        self._lines: list[deque[tuple[int, float]]] = [deque() for _ in crews]
-        self._lengths = [0.0] * len(crews)
+    def __init__(self, groups: Sequence[WorkerGroup]) -> None:
+        self._groups = groups
+        #: By group: the tasks' numbers and weights.
+        self._queues: list[deque[tuple[int, float]]] = [deque() for _ in groups]
+        self._lengths = [0.0] * len(groups)
 
-    def add(self, crew: int, number: int, weight: float = 1.0) -> None:
-        """Put the task of this number, which stands for *weight*, at the end."""
-        self._lines[crew].append((number, weight))
-        self._lengths[crew] += weight
+    def add(self, group: int, number: int, weight: float = 1.0) -> None:
+        """Append a task, which stands for *weight* tasks."""
+        self._queues[group].append((number, weight))
+        self._lengths[group] += weight
 
-    def pop(self, crew: int) -> int | None:
-        """Return the number of the first task of *crew*; ``None``: there is none."""
-        if not self._lines[crew]:
+    def pop(self, group: int) -> int | None:
+        """Remove and return the number of the first task of *group*; ``None``: none."""
+        if not self._queues[group]:
             return None
-        number, weight = self._lines[crew].popleft()
-        self._lengths[crew] -= weight
+        number, weight = self._queues[group].popleft()
+        self._lengths[group] -= weight
         return number
 
-    def of(self, crew: int) -> Iterator[int]:
-        """Return the numbers of all tasks of *crew*."""
-        return (number for number, _ in self._lines[crew])
+    def of(self, group: int) -> Iterator[int]:
+        """Return the numbers of the tasks of *group*."""
+        return (number for number, _ in self._queues[group])
 
-    def has_room(self, crew: int) -> bool:
-        """Return whether *crew* takes one more while none of its slots is free."""
-        return self._lengths[crew] < self._crews[crew].ahead
+    def has_room(self, group: int) -> bool:
+        """Return whether *group* prefetches another task while it has no free slot."""
+        return self._lengths[group] < self._groups[group].prefetch

@@ -1,4 +1,4 @@
-"""Reading the queues of a broker on Redis, in either form, without taking anything."""
+"""Reading the queues of a broker on Redis, in either order, without consuming."""
 
 from __future__ import annotations
 
@@ -31,41 +31,42 @@ from rts.scheduling.layout import DEMOTED, HOPEFUL, TURNS
 from rts.scheduling.scripts import ScriptByHash
 from rts.settings import Settings
 
-#: Messages that are searched through at most.
+#: Messages to search for a task, at most.
 SEARCHED = 1_000_000
-#: Messages that workers hold which are looked at, at most: those taken last.
+#: Unacknowledged messages to read, at most: those taken last.
 HELD = 1000
 
 FIND = ScriptByHash("find")
 
 
-class Look(NamedTuple):
-    """A queue at one moment."""
+class QueueSample(NamedTuple):
+    """A sample of the messages in a queue."""
 
-    #: In the order of the queue's parts: with the deadline order the hopeful, the demoted,
-    #: and the plain lists; else the lists, one for each priority.
+    #: In the order of the queue's parts: hopeful, demoted and the plain lists with the
+    #: deadline order, else the lists, one per priority.
     messages: list[Message]
     #: How many messages each of these stands for, itself included.
     weights: list[float]
-    #: Position in *messages* of the task that was looked for; ``None``: not there.
+    #: Position in *messages* of the task in question; ``None``: without one.
     position: int | None
-    #: All messages that wait.
+    #: Number of waiting messages.
     total: int
-    #: What workers hold unacknowledged, the earliest taken first.
+    #: Unacknowledged messages of all queues, the earliest taken first.
     held: list[Held]
+    #: Claims counted for the late share (see ``claim.lua``).
     turns: int
-    #: Number of the last part that is ahead.
+    #: Number of the part of the task in question.
     level: int
-    #: Seconds after which a message that is held is delivered again.
+    #: Seconds after which a held message is redelivered.
     redelivery_s: float = math.inf
 
 
 #: A queue in which nothing waits.
-EMPTY = Look([], [], None, 0, [], 0, 0)
+EMPTY = QueueSample([], [], None, 0, [], 0, 0)
 
 
-class Broker:
-    """Reads with one connection of kombu's. Safe with threads and forks."""
+class QueueReader:
+    """Reads queues over one kombu connection. Safe with threads and forks."""
 
     def __init__(self, app: Any, settings: Settings) -> None:
         self._settings = settings
@@ -73,18 +74,18 @@ class Broker:
         self._shared = SharedConnection(app, settings)
 
     def close(self) -> None:
-        """Close the connection, once nobody reads any more."""
+        """Close the connection, as soon as no thread reads any more."""
         self._shared.close()
 
     def find(
         self, task_id: str, queues: Iterable[str], arrival: float | None = None
     ) -> Found | None:
-        """Return where a task waits in one of *queues*; ``None``: in none. *arrival*, if
-        it is known, tells where to look first in a long list.
+        """Return where a task waits in one of *queues*; ``None``: in none. In long lists the
+        search starts near *arrival*, if known.
 
         Raises:
             CommandError: the broker is not Redis, or more messages wait than SEARCHED.
-            StoreUnavailable: it is away.
+            StoreUnavailable: it is unavailable.
         """
         with self._shared.channel() as (channel, client):
             parts = [
@@ -112,7 +113,7 @@ class Broker:
                         return Found(queue, number, int(found[0]), message_of(found[1]))
         return None
 
-    def look(
+    def read(
         self,
         queue: str,
         target: Found | None = None,
@@ -120,15 +121,16 @@ class Broker:
         level: int | None = None,
         most: int = SAMPLE,
         held: int = HELD,
-    ) -> Look:
-        """Return what waits ahead of *target*, or of a message that would come now, with
-        *priority*; or, by *level*, in the parts up to that. In deadline order also what
-        waits behind it: it may be overtaken. *most*: messages to read, about; *held*: of
-        those that workers hold, of whatever queue.
+    ) -> QueueSample:
+        """Sample the messages ahead of *target*, else of one that would be published now with
+        this *priority*, or into the part *level*; in deadline order also those behind it,
+        since they may overtake it.
+
+        *most*: waiting messages to read, about; *held*: unacknowledged ones, of all queues.
 
         Raises:
             CommandError: the broker is not Redis.
-            StoreUnavailable: it is away.
+            StoreUnavailable: it is unavailable.
         """
         with self._shared.channel() as (channel, client):
             parts = self._parts(channel, queue)
@@ -150,8 +152,8 @@ class Broker:
                 rank = sizes[level]
             ahead, behind = self._strata(sizes, level, rank)
             pages = sampled(ahead, behind, affordable(firsts, most))
-            # The latest ones: what is held for an eta may have been taken long ago. Where
-            # nothing waits, the first of many tell how large they are.
+            # The latest ones, as messages held for an eta may have been taken long ago. If
+            # nothing waits, estimate the size of messages from the first of these.
             unacked = prefix + channel.unacked_key
             if len(taken) > FIRST and not any(firsts):
                 firsts = [client.hmget(unacked, [tag for tag, _ in taken[:FIRST]])]
@@ -164,7 +166,7 @@ class Broker:
         messages: list[Message] = []
         weights: list[float] = []
         for page, texts in zip(pages, answers, strict=True):
-            # A list's end is its beginning, and what is taken from it comes reversed.
+            # A list is consumed from its end.
             in_order = texts if parts[page.part].ordered else reversed(texts)
             messages += map(message_of, in_order)
             weights += [page.weight] * len(texts)
@@ -174,7 +176,7 @@ class Broker:
             position = placed(messages, target, sum(len(page.ranks) for page in before))
             if len(messages) > len(weights):
                 weights.insert(position, 1.0)
-        return Look(
+        return QueueSample(
             messages,
             weights,
             position,
@@ -188,27 +190,27 @@ class Broker:
     def _strata(
         self, sizes: Sequence[int], level: int, rank: int
     ) -> tuple[list[Stratum], list[Stratum]]:
-        """Return what is ahead of a message of this rank in the part number *level*, with
-        itself, and what is behind it and may overtake it.
+        """Return the strata up to the message of this rank in the part *level*, itself
+        included, and those behind it that may overtake it.
         """
         ahead = [Stratum(part, range(sizes[part])) for part in range(level)]
         ahead.append(Stratum(level, range(min(sizes[level], rank))))
         ahead.append(Stratum(level, range(rank, min(sizes[level], rank + 1))))
         if not self._ordered:
             return ahead, []
-        # Once it is hopeless the hopeful overtake it, and what is demoted before it; what
-        # stands in plain lists will be adopted.
+        # Once it is hopeless, hopeful and earlier demoted messages overtake it; those in the
+        # plain lists will be adopted.
         behind = [Stratum(level, range(rank + 1, sizes[level]))]
         behind += [Stratum(part, range(sizes[part])) for part in range(level + 1, len(sizes))]
         return ahead, behind
 
-    def glance(self, queue: str, keys: Collection[str]) -> tuple[int, list[Message]]:
-        """Return how many messages wait or are held of *queue*, about, and some of them.
-        *keys*: the routing keys by which they come.
+    def backlog(self, queue: str, keys: Collection[str]) -> tuple[int, list[Message]]:
+        """Return about how many messages of *queue* are waiting or held, and some of them.
+        *keys*: their routing keys.
 
         Raises:
             CommandError: the broker is not Redis.
-            StoreUnavailable: it is away.
+            StoreUnavailable: it is unavailable.
         """
         with self._shared.channel() as (channel, client):
             parts = self._parts(channel, queue)
@@ -220,7 +222,7 @@ class Broker:
                 pipe.hlen(unacked)
                 pipe.hscan(unacked, 0, count=FIRST)
                 *answers, unsettled, (_, noted) = pipe.execute()
-        # What is held is told apart by these, on average.
+        # Estimate the queue's share of the unacknowledged messages from a few.
         texts = ((text, 0.0) for text in noted.values())
         held = [each.message for each in noted_of(texts) if each.routing_key in keys]
         taken = unsettled * len(held) // max(1, len(noted))
@@ -228,11 +230,11 @@ class Broker:
         return sum(answers[::2]) + taken, sample or held
 
     def waiting(self, queues: Sequence[str]) -> list[int]:
-        """Return how many messages wait in each of *queues*.
+        """Return the number of messages that wait in each of *queues*.
 
         Raises:
             CommandError: the broker is not Redis.
-            StoreUnavailable: it is away.
+            StoreUnavailable: it is unavailable.
         """
         with self._shared.channel() as (channel, client):
             parts = [self._parts(channel, queue) for queue in queues]
@@ -240,7 +242,7 @@ class Broker:
             return [sum(next(sizes) for _ in of_queue) for of_queue in parts]
 
     def _parts(self, channel: Any, queue: str) -> list[Part]:
-        """Return what a queue consists of, in the order of being taken."""
+        """Return a queue's parts in the order in which they are consumed."""
         name, sep = f"{channel.global_keyprefix}{queue}", channel.sep
         steps = channel.priority_steps
         lists = [Part(f"{name}{sep}{step}" if step else name, False) for step in steps]

@@ -1,4 +1,4 @@
-"""Routing by risk: which queue a new task had best go to."""
+"""Routing by risk: the best queue for a new task."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from rts.errors import CommandError, StoreUnavailable
 from rts.predictions.predictor import Predictor, Pressure
 from rts.records import Plan
 
-#: Weights of the risk of a queue: of lateness in seconds, and of load.
+#: Weights of tardiness in seconds and of load in a queue's risk.
 ALPHA, BETA = 10.0, 1.0
-#: Seconds for which what was read of the queues is used.
+#: Seconds for which the state of the queues is cached.
 FRESH_S = 1.0
 
 
 @dataclass
 class _Queue:
-    """What is known of a queue, and what this process has sent there since."""
+    """The last known state of a queue, and what this process has routed to it since."""
 
     pressure: Pressure
+    #: Sum of the taus, seconds.
     sent_s: float = 0.0
 
 
 def risk(pressure: Pressure, plan: Plan, now: float, sent_s: float = 0.0) -> float:
-    """Return the risk of sending a task to a queue: ``α·max(0, F − d) + β·load``.
+    """Return the risk of routing a task to a queue: ``α·max(0, F − d) + β·load``.
 
-    F is the expected finish: what waits, by the slots, and the task itself, both slowed
-    down where the workers have more load than they may. *sent_s*: seconds of work that
-    have come since the queue was read. The queue has slots.
+    F is the expected finish, after the backlog, shared by the slots, and the task itself,
+    both slowed down if the workers' load exceeds 1. *sent_s*: seconds of work added since
+    the queue was read. The queue must have slots.
     """
     slowdown = max(1.0, pressure.load)
     wait_s = (pressure.backlog_s + sent_s) / pressure.slots
@@ -40,10 +41,10 @@ def risk(pressure: Pressure, plan: Plan, now: float, sent_s: float = 0.0) -> flo
 
 
 class Risks:
-    """Chooses queues, from what is at most FRESH_S old. Safe with threads.
+    """Chooses queues by their state, cached for FRESH_S. Safe with threads.
 
-    Whoever publishes waits for one reading a second, in turn, and never twice within
-    *period_s* seconds for servers that are away.
+    At most one publish per FRESH_S waits for the state to be read, and after a failure none
+    within *period_s* seconds.
     """
 
     def __init__(self, predictor: Predictor, period_s: float) -> None:
@@ -57,8 +58,8 @@ class Risks:
         self._pid = forks.pid
 
     def choose(self, plan: Plan, candidates: Sequence[str], at: float) -> str | None:
-        """Return the queue of least risk; ``None`` where nothing fresh is known of any, or
-        two are alike. *at*: the fleet's time now.
+        """Return the queue of least risk; ``None`` if no fresh state is known, or on a tie.
+        *at*: the current time by Redis's clock, epoch seconds.
         """
         self._refresh(candidates)
         if time.monotonic() - self._read_at > 2 * FRESH_S:
@@ -81,12 +82,12 @@ class Risks:
         if (now - self._read_at < FRESH_S and not missing) or now < self._retry_at:
             return
         if self._pid != forks.pid:
-            # In a child, of whose parent a thread may have been at it.
+            # Forked: a thread of the parent may hold the lock.
             self._lock = threading.Lock()
             self._pid = forks.pid
         lock = self._lock
         if not lock.acquire(blocking=False):
-            return  # another thread is at it
+            return  # another thread is reading
         try:
             self._asked = tuple(dict.fromkeys((*self._asked, *candidates)))
             read = self._predictor.pressures(self._asked)

@@ -1,4 +1,4 @@
-"""What the simulations of a queue draw of runtimes."""
+"""Runtimes for the simulations of a queue, sampled from recent runs."""
 
 from __future__ import annotations
 
@@ -11,54 +11,54 @@ from typing import NamedTuple
 from rts.tau.cache import POOL
 from rts.tau.sketch import Sketch
 
-#: Runs of a task from which on its runtimes are drawn from them; of a type, if it has none.
-#: Where fewer are known, runtimes scatter by this (lognormal σ).
+#: Least runs of a task name to sample its runtimes from, and of a task type, if the name has
+#: too few; else runtimes are lognormal with this σ.
 OWN_RUNS, KNOWN_RUNS, UNKNOWN_SIGMA = 5, 20, 0.5
-#: Runs with the nearest taus, to either side, that a runtime is drawn from, and those whose
-#: tau is the same. Taus are near which differ by no more than this factor.
+#: Nearest neighbours by tau on either side to sample from, besides all of the same tau; and
+#: the greatest ratio of two taus that count as near.
 NEAR, NEAR_RATIO = 15, 2.0
-#: What comes differs from what was by about such a share (lognormal σ).
+#: Lognormal σ of the drift of future runtimes against past ones.
 DRIFT_SIGMA = 0.07
-#: Values that stand for a distribution of ratios.
+#: Quantiles that represent a learned distribution of ratios.
 VALUES = 256
-#: Draws until a runtime is taken to be longer than any before.
+#: Draws after which a run is taken to exceed all known runtimes.
 TRIES = 16
 
 
-#: Pairs of tau and runtime, in the order of tau, and between which positions to draw.
-_Alike = tuple[list[tuple[float, float]], int, int]
+#: Pairs of tau and runtime, ordered by tau, and the range of indexes to sample from.
+_Neighbours = tuple[list[tuple[float, float]], int, int]
 
 
 class Work(NamedTuple):
-    """A task, as far as a simulation needs it. Instants in epoch seconds."""
+    """A task in a simulation. Instants in epoch seconds."""
 
     task_type: str
     arrival: float
     tau: float
     deadline: float
-    #: It does not start before: its eta, where that is later than its arrival.
+    #: Earliest start: its eta, if that is later than its arrival.
     ready: float = 0.0
-    #: Of the task; empty: not known.
+    #: Task name; empty if unknown.
     name: str = ""
     #: Number of its queue among those that share workers; 0 is the one asked about.
     queue: int = 0
-    #: How many tasks it stands for, itself included, where not all are known.
+    #: How many tasks it stands for, itself included: long queues are only sampled.
     weight: float = 1.0
-    #: Whether the deadline is its own: what has none is never hopeless.
+    #: Whether it has a deadline of its own; else it is never hopeless.
     due: bool = True
 
 
 class Runtimes:
-    """Draws runtimes: those of runs that were alike, by the last runs and what was learned.
+    """Samples runtimes from similar runs: recent ones, else learned ratios.
 
-    One of the last runs of the task whose tau was about the same, as a ratio of runtime
-    over tau: an average that came out high is followed by runtimes below it, and where
-    names are many and runtimes have a heavy tail the ratio depends on tau altogether
-    (nearest neighbours; Stone, *Annals of Statistics* 5, 1977). Where no such run had a
-    tau near to this one, tau was not learned yet: then the runtime itself. Of a task
-    that has hardly run those of its type stand for it, if their taus are near, then the
-    ratios that were ever learned. Which runs are remembered is chance too: each
-    simulation draws from a resample of its own (Efron, *Annals of Statistics* 7, 1979).
+    Similar are recent runs of the task name with nearly the same tau, whose ratio of runtime
+    over tau is applied: the ratio depends on tau, as a tau that came out high is followed by
+    shorter runtimes, and more so with many names and heavy-tailed runtimes (nearest
+    neighbours; Stone, *Annals of Statistics* 5, 1977). If the tau of the sampled run is not
+    near, tau had not been learned, and the runtime itself is used. For a name with hardly
+    any runs those of its type with near taus serve, then all ratios ever learned. The known
+    runs are a sample themselves, so each simulation uses a bootstrap resample of them (Efron,
+    *Annals of Statistics* 7, 1979).
     """
 
     def __init__(
@@ -67,8 +67,8 @@ class Runtimes:
         ended: Iterable[tuple[Work, float]],
         rng: random.Random,
     ) -> None:
-        """*ratios*: all that were learned, by type; *ended*: the last runs with their
-        runtimes, seconds.
+        """*ratios*: learned ratios of runtime over tau, by type; *ended*: recent runs with
+        their runtimes in seconds.
         """
         self._rng = rng
         self._learned = {
@@ -80,34 +80,34 @@ class Runtimes:
         for work, runtime_s in ended:
             for name in {work.name, ""}:
                 runs.setdefault((work.task_type, name), []).append((work.tau, runtime_s))
-        #: By type and name, "" for all: taus and runtimes, in the order of tau.
+        #: By type and name ("" for all of the type): pairs of tau and runtime, sorted.
         self._runs = {
             key: sorted(pairs)
             for key, pairs in runs.items()
             if len(pairs) >= (OWN_RUNS if key[1] else KNOWN_RUNS)
         }
-        self._drawn = self._runs
+        self._resampled = self._runs
         #: By type, name and tau.
-        self._alike: dict[tuple[str, str, float], _Alike] = {}
+        self._neighbours: dict[tuple[str, str, float], _Neighbours] = {}
         self._drift = 1.0
 
     def resample(self) -> None:
-        """Begin another simulation."""
+        """Draw a new resample and drift, for another simulation."""
         random_ = self._rng.random
-        self._drawn = {
+        self._resampled = {
             key: [pairs[i] for i in sorted(int(random_() * len(pairs)) for _ in pairs)]
             for key, pairs in self._runs.items()
         }
-        self._alike.clear()
+        self._neighbours.clear()
         self._drift = self._rng.lognormvariate(0.0, DRIFT_SIGMA)
 
-    def of(self, work: Work) -> float:
-        """Return a runtime in seconds."""
+    def draw(self, work: Work) -> float:
+        """Return a random runtime of *work* in seconds."""
         key = work.task_type, work.name, work.tau
-        alike = self._alike.get(key)
-        if alike is None:
-            alike = self._alike[key] = self._alike_to(work)
-        pairs, low, high = alike
+        neighbours = self._neighbours.get(key)
+        if neighbours is None:
+            neighbours = self._neighbours[key] = self._neighbours_of(work)
+        pairs, low, high = neighbours
         if low < high:
             tau, runtime_s = pairs[low + int(self._rng.random() * (high - low))]
             if tau / NEAR_RATIO <= work.tau <= tau * NEAR_RATIO:
@@ -119,10 +119,10 @@ class Runtimes:
         sigma = UNKNOWN_SIGMA
         return work.tau * self._rng.lognormvariate(-sigma * sigma / 2, sigma)
 
-    def _alike_to(self, work: Work) -> _Alike:
-        """Return the runs to draw from, and between which positions; none where low = high."""
-        own = self._drawn.get((work.task_type, work.name)) if work.name else None
-        pairs = own or self._drawn.get((work.task_type, ""), [])
+    def _neighbours_of(self, work: Work) -> _Neighbours:
+        """Return the runs and the range of indexes to sample from, which may be empty."""
+        own = self._resampled.get((work.task_type, work.name)) if work.name else None
+        pairs = own or self._resampled.get((work.task_type, ""), [])
 
         def first(tau: float) -> int:
             return bisect_left(pairs, (tau, -math.inf))
@@ -134,18 +134,18 @@ class Runtimes:
         middle = (same + beyond) // 2
         low = max(0, min(middle - NEAR, len(pairs) - 2 * NEAR))
         high = min(len(pairs), low + 2 * NEAR)
-        # All of the same tau: published within a second, and in no other order.
+        # Include all runs of the same tau: these are sorted by runtime, so a cut is a bias.
         low, high = min(low, same), max(high, beyond)
         if own is None:
             low = max(low, first(work.tau / NEAR_RATIO))
             high = min(high, last(work.tau * NEAR_RATIO))
         return (pairs, low, high) if high - low >= OWN_RUNS else (pairs, 0, 0)
 
-    def beyond(self, work: Work, elapsed_s: float) -> float:
-        """Return a runtime of a task that has not ended for so long."""
+    def draw_longer(self, work: Work, elapsed_s: float) -> float:
+        """Return a random runtime of *work*, in seconds, that is above *elapsed_s*."""
         for _ in range(TRIES):
-            runtime_s = self.of(work)
+            runtime_s = self.draw(work)
             if runtime_s > elapsed_s:
                 return runtime_s
-        # It takes longer than its like ever did: as long again, on average.
+        # It exceeds all similar runs: as long again, on average.
         return elapsed_s + self._rng.expovariate(1 / max(elapsed_s, 1e-3))

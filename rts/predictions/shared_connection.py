@@ -16,29 +16,28 @@ from rts.errors import BrokerUnavailable, CommandError
 from rts.settings import Settings
 from rts.urls import shown_url
 
-#: Threads that may read at a time: each does by a connection to Redis of its own, of which
-#: kombu keeps ten.
-READERS = 10_000
+#: Size of the pool of Redis connections, one per thread that reads; kombu's default is 10.
+MAX_CONNECTIONS = 10_000
 
 
 @dataclass(eq=False)
 class _Open:
-    """A connection of kombu's, which the threads of this process share."""
+    """A kombu connection that threads share."""
 
     connection: Any
-    #: Once it is connected.
+    #: ``None`` until it is connected.
     channel: Any = None
     readers: int = 0
-    #: Nobody else is to use it; whoever reads last releases it.
-    given_up: bool = False
-    #: Held by the one that connects.
+    #: No new reader may use it; the last one releases it.
+    discarded: bool = False
+    #: Held by the thread that connects.
     lock: threading.RLock = field(default_factory=threading.RLock)
 
 
 class SharedConnection:
-    """Makes a connection of kombu's when it is first needed, and another one after a trouble.
+    """A kombu connection for all threads, opened on first use and replaced after an error.
 
-    Who still reads by one that somebody else has had trouble with, ends that.
+    Threads that still read over a connection on which another one had an error may finish.
     """
 
     def __init__(self, app: Any, settings: Settings) -> None:
@@ -49,29 +48,29 @@ class SharedConnection:
         self._pid = os.getpid()
 
     def close(self) -> None:
-        """Close it, once nobody reads any more."""
+        """Close it, as soon as no thread reads any more."""
         if self._open is not None and self._pid == os.getpid():
-            self._give_up(self._open)
+            self._discard(self._open)
 
     @contextmanager
     def channel(self) -> Iterator[tuple[Any, redis.Redis]]:
-        """Give kombu's channel and a client, for as long as the body reads.
+        """Yield kombu's channel and a Redis client on its connection pool.
 
         Raises:
             CommandError: the broker is not Redis.
-            StoreUnavailable: it is away.
+            StoreUnavailable: it is unavailable.
         """
         if self._pid != os.getpid():
-            # The parent's, to be left alone.
+            # Forked: leave the parent's connection alone.
             self._open, self._lock, self._pid = None, threading.RLock(), os.getpid()
-        opened = self._entered()
+        opened = self._enter()
         connection = opened.connection
         try:
             if connection.transport.driver_type != "redis":
                 raise CommandError(
                     "predictions need Redis as the broker: others hide their queues"
                 )
-            channel = self._connected(opened)
+            channel = self._connect(opened)
             yield channel, redis.Redis(connection_pool=channel.pool)
         except (
             OperationalError,
@@ -79,54 +78,56 @@ class SharedConnection:
             redis.RedisError,
             *connection.connection_errors,
         ) as exc:
-            self._give_up(opened)
+            self._discard(opened)
             url = shown_url(connection.as_uri())
             raise BrokerUnavailable(
                 f"the broker {url} is not usable ({type(exc).__name__})"
             ) from exc
         finally:
-            self._left(opened)
+            self._leave(opened)
 
-    def _entered(self) -> _Open:
+    def _enter(self) -> _Open:
         with self._lock:
             if self._open is None:
                 options = {
                     "socket_connect_timeout": self._settings.connect_timeout,
                     "socket_timeout": self._settings.timeout,
-                    "max_connections": READERS,
+                    "max_connections": MAX_CONNECTIONS,
                 }
                 made = self._app.connection_for_read(transport_options=options)
                 self._open = _Open(made)
             self._open.readers += 1
             return self._open
 
-    def _connected(self, opened: _Open) -> Any:
-        """Return the channel; who has waited in vain for another one to connect fails, too."""
+    def _connect(self, opened: _Open) -> Any:
+        """Return the channel, after connecting if needed. Threads that waited for a failed
+        attempt of another one fail as well.
+        """
         with opened.lock:
             if opened.channel is None:
-                if opened.given_up:
+                if opened.discarded:
                     raise OperationalError("failed a moment ago")
                 try:
                     opened.connection.ensure_connection(max_retries=1, interval_start=0)
                     opened.channel = opened.connection.default_channel
                 except BaseException:
-                    self._give_up(opened)
+                    self._discard(opened)
                     raise
             return opened.channel
 
-    def _left(self, opened: _Open) -> None:
+    def _leave(self, opened: _Open) -> None:
         with self._lock:
             opened.readers -= 1
-            over = opened.given_up and not opened.readers
-        if over:
+            unused = opened.discarded and not opened.readers
+        if unused:
             opened.connection.release()
 
-    def _give_up(self, opened: _Open) -> None:
-        """Have nobody else use a connection: those that do end what they are at."""
+    def _discard(self, opened: _Open) -> None:
+        """Let no new reader use a connection, and release it after the last one."""
         with self._lock:
             if self._open is opened:
                 self._open = None
-            over = not opened.given_up and not opened.readers
-            opened.given_up = True
-        if over:
+            unused = not opened.discarded and not opened.readers
+            opened.discarded = True
+        if unused:
             opened.connection.release()

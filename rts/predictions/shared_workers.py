@@ -1,4 +1,4 @@
-"""Queues that share workers, as simulations play them: each worker asks its own in turn."""
+"""Simulated queues that share workers."""
 
 from __future__ import annotations
 
@@ -11,34 +11,33 @@ OrderMaker = Callable[[], SharingOrder]
 
 
 @dataclass(frozen=True)
-class Crew:
-    """A worker, or workers that take from the same queues and nothing ahead."""
+class WorkerGroup:
+    """A worker, or several that consume the same queues and prefetch nothing."""
 
-    #: Tasks that they run at a time.
+    #: Tasks that it runs at a time.
     slots: int
-    #: Numbers of the queues, the one that is asked first, first.
+    #: Numbers of the queues that it consumes, in that order.
     queues: tuple[int, ...] = (0,)
-    #: Tasks that it takes when no slot is free, at most; may be infinite.
-    ahead: float = 0.0
+    #: Tasks that it prefetches while no slot is free; may be infinite.
+    prefetch: float = 0.0
 
 
 class Queues:
-    """The queues that *crews* take from, each in an order of its own.
+    """The queues that *groups* consume, each in an order of its own.
 
-    As kombu has it, what a queue was served for it waits for behind the others
-    (*in_turn*, its ``round_robin``), or the first one that holds something is served.
-    Demoted work, of whatever queue, comes after all that is not.
+    Like kombu, a group rotates through its queues (*in_turn*: ``round_robin``), or always
+    takes from the first non-empty one. Demoted tasks of any queue come after all others.
     """
 
     def __init__(
-        self, order: OrderMaker, crews: Sequence[Crew], *, in_turn: bool = True
+        self, order: OrderMaker, groups: Sequence[WorkerGroup], *, in_turn: bool = True
     ) -> None:
-        numbers = {number for crew in crews for number in crew.queues}
+        numbers = {number for group in groups for number in group.queues}
         self._orders = [order() for _ in range(1 + max(numbers, default=0))]
-        self._cycles = [list(crew.queues) for crew in crews]
+        self._cycles = [list(group.queues) for group in groups]
         self._in_turn = in_turn
-        #: Whether what one crew may take does not hang on what others hold.
-        self.apart = not isinstance(self._orders[0], EarliestDeadlineFirst)
+        #: Whether what a group may take is independent of what the others run.
+        self.independent = not isinstance(self._orders[0], EarliestDeadlineFirst)
         first, *others = self._orders
         for other in others:
             if isinstance(other, EarliestDeadlineFirst) and isinstance(
@@ -47,25 +46,25 @@ class Queues:
                 other.share_slots(first)
 
     def resume(self, turns: Sequence[int], held: Iterable[int]) -> None:
-        """Go on where real queues stand: see :meth:`EarliestDeadlineFirst.resume`.
+        """Start from the state of real queues: see :meth:`EarliestDeadlineFirst.resume`.
 
-        *turns*: of each queue; 0 where there are no more.
+        *turns*: by queue; 0 for the rest.
         """
         for number, order in enumerate(self._orders):
             if isinstance(order, EarliestDeadlineFirst):
                 order.resume(turns[number] if number < len(turns) else 0, held)
 
     def push(self, queue: int, task: Waiting) -> None:
-        """Take in a task that has arrived in a queue."""
+        """Add a task that has arrived in a queue."""
         self._orders[queue].push(task)
 
     def put_back(self, queue: int, task: Waiting) -> None:
-        """Take in a task in the place of one that was popped."""
+        """Add a task at the position of the one that was popped last."""
         self._orders[queue].put_back(task)
 
-    def pop(self, crew: int, now: float, slots: int) -> Waiting | None:
-        """Return the task that *crew* starts at *now*; ``None``: none. All have *slots*."""
-        cycle = self._cycles[crew]
+    def pop(self, group: int, now: float, slots: int) -> Waiting | None:
+        """Return the task that *group* takes at *now*; ``None``: none. *slots*: of all."""
+        cycle = self._cycles[group]
         if len(cycle) == 1:
             return self._orders[cycle[0]].pop(now, slots)
         chosen = self._choose(cycle, now, slots)
@@ -78,7 +77,7 @@ class Queues:
         return task
 
     def has_dropped(self, number: int) -> bool:
-        """Return whether the last pops have dropped the task of this number for good."""
+        """Return whether the last pops have dropped the task with this number."""
         for order in self._orders:
             for task in order.dropped():
                 if task.number == number:
@@ -86,17 +85,17 @@ class Queues:
         return False
 
     def ended(self, task: Waiting) -> None:
-        """Note that a task that was popped has finished."""
+        """Release the slot of a task that was popped."""
         self._orders[0].ended(task)
 
     def is_demoted(self, queue: int, task: Waiting, now: float) -> bool:
-        """Return whether *task* would come after all that is not hopeless at *now*."""
+        """Return whether *task* would be demoted at *now*."""
         order = self._orders[queue]
         return isinstance(order, EarliestDeadlineFirst) and order.is_demoted(task, now)
 
     def hold_demoted(self, number: int, slots: int) -> bool:
-        """Give a slot to a demoted task that was never pushed; return whether it may hold
-        one of *slots*.
+        """Give one of *slots* to a demoted task that was never pushed; return whether it may
+        have one.
         """
         first = self._orders[0]
         if not isinstance(first, EarliestDeadlineFirst) or not first.may_take_demoted(slots):
@@ -105,7 +104,7 @@ class Queues:
         return True
 
     def released(self, number: int) -> None:
-        """Note that a task that was never pushed has finished."""
+        """Release the slot of a task that was never pushed."""
         first = self._orders[0]
         if isinstance(first, EarliestDeadlineFirst):
             first.released(number)

@@ -1,4 +1,4 @@
-"""One simulation of a queue and its workers, from a real moment on."""
+"""One simulation of a queue and its workers, from their real state on."""
 
 from __future__ import annotations
 
@@ -15,144 +15,144 @@ from rts.predictions.shared_workers import OrderMaker, Queues
 from rts.predictions.snapshot import Snapshot
 from rts.simulation.orders import Waiting
 
-#: Seconds within which a message is claimed where a slot is free.
+#: Seconds within which a message is claimed if a slot is free.
 CLAIM_S = 0.25
-#: Seconds after which a run that goes on has been noted (a heartbeat).
+#: Seconds after which a run in progress is visible in Redis (a heartbeat).
 NOTED_S = 1.0
-#: Of tasks that one stands for, as many are taken together as this share of what was taken
-#: before: the first ones alone, so that what is hopeless by then is.
-AT_ONCE = 0.02
-#: Looks of workers for something to take that count as one event.
-LOOKS = 16
-#: The numbers of what runs and is not known begin here, downwards.
-NOBODY = -(1 << 40)
+#: A task that stands for several is served in parts, each at most this share of all tasks
+#: taken before, so that time passes between them and some may turn hopeless.
+PART = 0.02
+#: Polls of workers that count as one event.
+POLLS = 16
+#: Unknown runs are numbered downwards from here.
+UNKNOWN = -(1 << 40)
 
 
 def waiting_of(work: Work, number: int) -> Waiting:
-    """Return *work* as the orders need it."""
+    """Return *work* as an order takes it."""
     return Waiting(work.arrival, work.tau, work.deadline, number, work.due)
 
 
 class QueueSimulation:
-    """One simulation. Tasks are known by number: what waits by its position, what is held
-    by −1 − its position, all others beyond.
+    """One simulation. Tasks are identified by number: waiting ones by their position, held
+    ones by −1 − their position, all others by numbers beyond these.
     """
 
     def __init__(
         self,
         snapshot: Snapshot,
         order: OrderMaker,
-        draw: Runtimes,
-        coming: Arrivals,
+        runtimes: Runtimes,
+        arrivals: Arrivals,
         rng: random.Random,
         new: Work | None = None,
     ) -> None:
         self.now = now = snapshot.now
-        #: Simulated so far.
+        #: Events so far, a measure of the effort.
         self.events = 0
-        self._crews = snapshot.hands
-        self._slots = sum(crew.slots for crew in self._crews)
-        self._queues = Queues(order, self._crews, in_turn=snapshot.in_turn)
-        self._draw = draw
+        self._groups = snapshot.workers
+        self._slots = sum(group.slots for group in self._groups)
+        self._queues = Queues(order, self._groups, in_turn=snapshot.in_turn)
+        self._runtimes = runtimes
         self._stretch = 1 / snapshot.share
         self._works = [*snapshot.waiting, *([] if new is None else [new])]
-        self._arrivals = coming.stream()
+        self._arrivals = arrivals.stream()
         self._held = snapshot.held
         for number, work in enumerate(self._works):
             self._push(number, work)
-        #: Ends of runs, with their crews; and how many slots of each are taken.
+        #: Heap of end, number and group of each run; and busy slots by group.
         self._ends: list[tuple[float, int, int]] = []
-        self._busy = [0] * len(self._crews)
+        self._busy = [0] * len(self._groups)
         self._claimed: dict[int, Waiting] = {}
-        #: Tasks that were taken, of those that waited.
+        #: Waiting tasks that were taken.
         self._taken = 0.0
         demoted = []
-        for position, (work, started, crew) in enumerate(snapshot.running):
-            if self._busy[crew] == self._crews[crew].slots:
+        for position, (work, started, group) in enumerate(snapshot.running):
+            if self._busy[group] == self._groups[group].slots:
                 continue
             number = -1 - len(snapshot.held) - position
-            self._begin(started + draw.beyond(work, now - started), number, crew)
+            self._begin(started + runtimes.draw_longer(work, now - started), number, group)
             if started > hopeful_until(work.deadline, work.tau):
                 demoted.append(number)
         self._queues.resume(snapshot.turns, demoted)
-        #: All crews, the one that asks the broker next first; and those that may have
-        #: something to take.
-        self._asking = rng.sample(range(len(self._crews)), len(self._crews))
-        self._looking: Sequence[int] = self._asking
-        self._lines = PrefetchedWork(self._crews)
-        #: What crews start once it is ready.
+        #: All groups in the order in which the broker serves them; and those that may be able
+        #: to take something now.
+        self._serving = rng.sample(range(len(self._groups)), len(self._groups))
+        self._polling: Sequence[int] = self._serving
+        self._prefetched = PrefetchedWork(self._groups)
+        #: Heap of ready time, group and number of held tasks with an eta.
         self._later: list[tuple[float, int, int]] = []
-        self._hold(snapshot.held_by, rng)
+        self._assign_held(snapshot.held_by, rng)
         self._fill(snapshot.waiting, rng)
 
-    def _hold(self, held_by: Sequence[int | None], rng: random.Random) -> None:
-        """Give the crews what they have taken: where that is not known to any that has room.
-        What has not begun for a while is with one that has no free slot, if there is one.
+    def _assign_held(self, held_by: Sequence[int | None], rng: random.Random) -> None:
+        """Assign the held tasks to their groups, or if unknown to any that has room. One that
+        should have started by now is with a group without a free slot, if there is one.
         """
         unknown = []
         for position, work in enumerate(self._held):
-            crew = held_by[position] if position < len(held_by) else None
-            if crew is None:
+            group = held_by[position] if position < len(held_by) else None
+            if group is None:
                 unknown.append((position, work))
             else:
-                self._line_up(crew, -1 - position, work)
-        full = [c for c, hands in enumerate(self._crews) if self._busy[c] == hands.slots]
+                self._hold(group, -1 - position, work)
+        full = [n for n, group in enumerate(self._groups) if self._busy[n] == group.slots]
         for position, work in unknown:
-            takers = self._takers(work.queue, full) if _is_left(work, self.now) else []
-            takers = takers or self._takers(work.queue, self._asking)
-            if takers:  # or nobody takes from its queue any more
-                self._line_up(rng.choice(takers), -1 - position, work)
+            takers = self._takers(work.queue, full) if _waits_for_slot(work, self.now) else []
+            takers = takers or self._takers(work.queue, self._serving)
+            if takers:  # else no worker consumes its queue any more
+                self._hold(rng.choice(takers), -1 - position, work)
 
     def _takers(self, queue: int, among: Sequence[int]) -> list[int]:
-        """Return which crews may have taken a message of *queue*."""
-        takers = [crew for crew in among if queue in self._crews[crew].queues]
-        return list(filter(self._lines.has_room, takers)) or takers
+        """Return which groups may have taken a message of *queue*."""
+        takers = [group for group in among if queue in self._groups[group].queues]
+        return list(filter(self._prefetched.has_room, takers)) or takers
 
     def _fill(self, waiting: Sequence[Work], rng: random.Random) -> None:
-        """Have something run in the slots that cannot be free: what has been left waiting
-        tells that all are taken, by something like it; if all of it is demoted, that as
-        many are as such work may hold.
+        """Fill slots that cannot be free with unknown runs. Tasks that should have started by
+        now show that all slots are busy, presumably with similar ones; if all of those are
+        demoted, only that demoted tasks hold as many slots as they may.
         """
-        left = [work for work in waiting if _is_left(work, self.now)]
-        of_queues: dict[tuple[int, ...], tuple[list[Work], list[Work]]] = {}
-        for crew, hands in enumerate(self._crews):
-            if self._busy[crew] == hands.slots:
+        left = [work for work in waiting if _waits_for_slot(work, self.now)]
+        by_queues: dict[tuple[int, ...], tuple[list[Work], list[Work]]] = {}
+        for number, group in enumerate(self._groups):
+            if self._busy[number] == group.slots:
                 continue
-            if hands.queues not in of_queues:
-                own = [work for work in left if work.queue in hands.queues]
-                of_queues[hands.queues] = own, self._hopeful(own)
-            alike, hopeful = of_queues[hands.queues]
-            held = map(self._work, self._lines.of(crew))
-            if line := [work for work in held if _is_left(work, self.now)]:
-                alike, hopeful = line + alike, self._hopeful(line) + hopeful
-            while alike and self._busy[crew] < hands.slots:
-                number = NOBODY - len(self._ends)
-                if not hopeful and not self._queues.hold_demoted(number, self._slots):
+            if group.queues not in by_queues:
+                own = [work for work in left if work.queue in group.queues]
+                by_queues[group.queues] = own, self._hopeful(own)
+            similar, hopeful = by_queues[group.queues]
+            held = map(self._work, self._prefetched.of(number))
+            if line := [work for work in held if _waits_for_slot(work, self.now)]:
+                similar, hopeful = line + similar, self._hopeful(line) + hopeful
+            while similar and self._busy[number] < group.slots:
+                run = UNKNOWN - len(self._ends)
+                if not hopeful and not self._queues.hold_demoted(run, self._slots):
                     break
-                end = self.now + self._left_of_unknown(hopeful or alike, rng)
-                self._begin(end, number, crew)
+                end = self.now + self._rest_of_unknown(hopeful or similar, rng)
+                self._begin(end, run, number)
 
     def _hopeful(self, works: Sequence[Work]) -> list[Work]:
         return [work for work in works if not self._is_demoted(work)]
 
-    def _left_of_unknown(self, alike: Sequence[Work], rng: random.Random) -> float:
-        """Return the seconds that a run will still take which nobody has noted: it has
-        started within the last NOTED_S, and goes on.
+    def _rest_of_unknown(self, similar: Sequence[Work], rng: random.Random) -> float:
+        """Draw the remaining seconds of an unknown run, which has started within the last
+        NOTED_S, as it is not visible in Redis yet.
         """
         run_s = 0.0
         for _ in range(TRIES):
-            run_s = self._draw.of(alike[int(rng.random() * len(alike))])
+            run_s = self._runtimes.draw(similar[int(rng.random() * len(similar))])
             elapsed_s = rng.random() * NOTED_S
             if run_s > elapsed_s:
                 return run_s - elapsed_s
         return rng.random() * run_s
 
-    def start_of(self, target: int, most_events: int) -> float:
-        """Return when the task of number *target* starts; at least then, where that takes
-        more than *most_events* events; infinite if it is dropped.
+    def start_of(self, target: int, max_events: int) -> float:
+        """Simulate until the task with the number *target* starts and return that instant: a
+        lower bound if *max_events* are not enough, infinite if it is dropped.
         """
         arrival = next(self._arrivals, None)
-        while self.events < most_events:
+        while self.events < max_events:
             self.events += 1
             if self._claims(target):
                 return self.now
@@ -163,66 +163,68 @@ class QueueSimulation:
                     return math.inf
                 self._end()
             elif arrival is None or later <= arrival.arrival:
-                self.now, crew, number = heapq.heappop(self._later)
-                self._line_up(crew, number, self._work(number))
-                self._looking = (crew,)
+                self.now, group, number = heapq.heappop(self._later)
+                self._hold(group, number, self._work(number))
+                self._polling = (group,)
             else:
                 self.now = arrival.arrival
                 self._works.append(arrival)
                 self._push(len(self._works) - 1, arrival)
-                self._looking = self._asking
+                self._polling = self._serving
                 arrival = next(self._arrivals, None)
         return max(self.now, self._work(target).ready)
 
     def _claims(self, target: int) -> bool:
-        """Have the crews take what they may, one after the other; return whether the
-        target has started, or was dropped.
+        """Let the groups take tasks in turn until none can; return whether the target has
+        started or was dropped.
         """
-        looking = self._looking
-        self.events += len(looking) // LOOKS
-        while looking:
+        polling = self._polling
+        self.events += len(polling) // POLLS
+        while polling:
             taking: list[int] = []
-            for crew in looking:
-                free = self._busy[crew] < self._crews[crew].slots
-                number = self._next(crew, target, free)
+            for group in polling:
+                free = self._busy[group] < self._groups[group].slots
+                number = self._next(group, target, free)
                 if number is None:
                     continue
-                taking.append(crew)
+                taking.append(group)
                 work = self._work(number)
                 later = work.ready > self.now
                 if later:
                     self._queues.ended(self._claimed.pop(number))
                 if later or not free:
-                    self._line_up(crew, number, work)
+                    self._hold(group, number, work)
                 elif number == target:
                     return True
                 else:
-                    run_s = self._draw.of(work) * work.weight * self._stretch
-                    self._begin(self.now + run_s, number, crew)
-            if taking and len(self._looking) > 1:
+                    run_s = self._runtimes.draw(work) * work.weight * self._stretch
+                    self._begin(self.now + run_s, number, group)
+            if taking and len(self._polling) > 1:
                 self._served(taking)
-            looking = taking
+            polling = taking
         return False
 
-    def _served(self, crews: Sequence[int]) -> None:
-        """Note that *crews* have been given something: the others are served before them,
-        as a Redis does.
+    def _served(self, groups: Sequence[int]) -> None:
+        """Move *groups*, which have taken something, behind the others: Redis serves blocked
+        clients in the order in which they blocked.
         """
-        last = set(crews)
-        self._asking = [c for c in self._asking if c not in last] + [*crews]
+        last = set(groups)
+        self._serving = [n for n in self._serving if n not in last] + [*groups]
 
-    def _next(self, crew: int, target: int, free: bool) -> int | None:
-        """Return the number of what *crew* starts, having a slot *free*, or takes ahead."""
-        number = self._lines.pop(crew) if free else None
-        if number is None and (free or self._lines.has_room(crew)):
-            return self._take(crew, target)
+    def _next(self, group: int, target: int, free: bool) -> int | None:
+        """Return the number of the task that *group* starts, if a slot is *free*, or else
+        prefetches; ``None``: none.
+        """
+        number = self._prefetched.pop(group) if free else None
+        if number is None and (free or self._prefetched.has_room(group)):
+            return self._take(group, target)
         return number
 
-    def _take(self, crew: int, target: int) -> int | None:
-        """Return the number of what *crew* takes from its queues, ``None``: nothing; the
-        target's, at no time, if it is dropped.
+    def _take(self, group: int, target: int) -> int | None:
+        """Return the number of the task that *group* takes from its queues; ``None``: none.
+        If the target is dropped: its number, at an infinite time.
         """
-        task = self._queues.pop(crew, self.now, self._slots)
+        task = self._queues.pop(group, self.now, self._slots)
         if self._queues.has_dropped(target):
             self.now = math.inf
             return target
@@ -232,21 +234,21 @@ class QueueSimulation:
         work = self._works[number]
         self._claimed[number] = task
         if work.ready <= self.now:
-            at_once = min(work.weight, max(1.0, AT_ONCE * self._taken))
-            self._taken += at_once
-            if at_once < work.weight:
-                self._put_back(task, work, work.weight - at_once)
-                self._works[number] = work._replace(weight=at_once)
+            part = min(work.weight, max(1.0, PART * self._taken))
+            self._taken += part
+            if part < work.weight:
+                self._put_back(task, work, work.weight - part)
+                self._works[number] = work._replace(weight=part)
         return number
 
-    def _begin(self, end: float, number: int, crew: int) -> None:
-        heapq.heappush(self._ends, (end, number, crew))
-        self._busy[crew] += 1
+    def _begin(self, end: float, number: int, group: int) -> None:
+        heapq.heappush(self._ends, (end, number, group))
+        self._busy[group] += 1
 
     def _end(self) -> None:
-        self.now, number, crew = heapq.heappop(self._ends)
-        self._busy[crew] -= 1
-        self._looking = (crew,) if self._queues.apart else self._asking
+        self.now, number, group = heapq.heappop(self._ends)
+        self._busy[group] -= 1
+        self._polling = (group,) if self._queues.independent else self._serving
         task = self._claimed.pop(number, None)
         if task is not None:
             self._queues.ended(task)
@@ -260,22 +262,22 @@ class QueueSimulation:
         self._queues.push(work.queue, waiting_of(work, number))
 
     def _is_demoted(self, work: Work) -> bool:
-        return self._queues.is_demoted(work.queue, waiting_of(work, NOBODY), self.now)
+        return self._queues.is_demoted(work.queue, waiting_of(work, UNKNOWN), self.now)
 
     def _put_back(self, task: Waiting, work: Work, weight: float) -> None:
-        """Put back what has not started of the tasks that *task* stands for."""
+        """Put back the rest, of this *weight*, of the tasks that *task* stands for."""
         self._works.append(work._replace(weight=weight))
         rest = task._replace(number=len(self._works) - 1)
         self._queues.put_back(work.queue, rest)
 
-    def _line_up(self, crew: int, number: int, work: Work) -> None:
-        """Have *crew* start what it has taken when it comes to it, or once that is ready."""
+    def _hold(self, group: int, number: int, work: Work) -> None:
+        """Have *group* hold a task: it starts in its turn, once it is ready."""
         if work.ready > self.now:
-            heapq.heappush(self._later, (work.ready, crew, number))
+            heapq.heappush(self._later, (work.ready, group, number))
         else:
-            self._lines.add(crew, number, work.weight)
+            self._prefetched.add(group, number, work.weight)
 
 
-def _is_left(work: Work, now: float) -> bool:
-    """Return whether *work* would have started, were a slot free."""
+def _waits_for_slot(work: Work, now: float) -> bool:
+    """Return whether *work* would have started by now if a slot were free."""
     return max(work.arrival, work.ready) < now - CLAIM_S

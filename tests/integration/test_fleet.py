@@ -16,8 +16,8 @@ import redis
 from rts.ledger.received import BYTES, Received, mark_of
 from rts.ledger.recent import RUNS
 from rts.link.link import Link
-from rts.predictions.fleet import MOST_BESIDE, Fleet, read_fleet
-from rts.predictions.shared_workers import Crew
+from rts.predictions.fleet import MAX_RELATED, Fleet, read_fleet
+from rts.predictions.shared_workers import WorkerGroup
 from rts.settings import Settings
 from rts.testing import wait_until
 from tests.conftest import Stage
@@ -61,7 +61,7 @@ def test_workers_of_the_same_queues_are_one_crew(
     beat(redis_client, settings, "f", None)  # of a version that does not say
     fleet = fleet_of(settings, "web")
     assert fleet.queues == ["web", "mail", "video", "audio"]  # the nearest first
-    assert {crew.queues: crew.slots for crew in fleet.crews} == {
+    assert {group.queues: group.slots for group in fleet.groups} == {
         (1, 0): 4,
         (1, 0, 2): 2,
         (2, 3): 2,
@@ -70,12 +70,12 @@ def test_workers_of_the_same_queues_are_one_crew(
     }
     assert fleet.slots == 8
     assert fleet.workers == [2] * 6
-    assert fleet.crew_of["a"] == fleet.crew_of["c"] != fleet.crew_of["d"]
-    assert fleet.crew_of["e"] not in (fleet.crew_of["d"], fleet.crew_of["f"])
+    assert fleet.group_of["a"] == fleet.group_of["c"] != fleet.group_of["d"]
+    assert fleet.group_of["e"] not in (fleet.group_of["d"], fleet.group_of["f"])
     assert fleet.numbers["to.video"] == 2
     assert fleet_of(settings, "audio").queues == ["audio", "video", "mail", "web"]
     alone = fleet_of(settings, "nobody's")
-    assert (alone.crews, alone.slots) == ([Crew(2)], 2)  # "f" may take from it
+    assert (alone.groups, alone.slots) == ([WorkerGroup(2)], 2)  # "f" may take from it
 
 
 def test_in_order_of_arrival_each_worker_has_what_it_has_taken(
@@ -91,14 +91,14 @@ def test_in_order_of_arrival_each_worker_has_what_it_has_taken(
     beat(redis_client, settings, "c", ["web"])  # of a version that does not say
     beat(redis_client, settings, "d", ["web"], received="no marks")
     fleet = fleet_of(settings, "web")
-    assert {name: fleet.crews[crew] for name, crew in fleet.crew_of.items()} == {
-        "a": Crew(2, ahead=8),
-        "b": Crew(2, ahead=math.inf),
-        "c": Crew(2),
-        "d": Crew(2),
+    assert {name: fleet.groups[group] for name, group in fleet.group_of.items()} == {
+        "a": WorkerGroup(2, prefetch=8),
+        "b": WorkerGroup(2, prefetch=math.inf),
+        "c": WorkerGroup(2),
+        "d": WorkerGroup(2),
     }
-    assert not fleet.all_tell
-    holder = {mark_of(f"task-{n}"): fleet.crew_of["a"] for n in range(3)}
+    assert not fleet.all_report
+    holder = {mark_of(f"task-{n}"): fleet.group_of["a"] for n in range(3)}
     assert fleet.receivers == holder
     # A retry that another one has received: which has it is not known.
     again = Received(mmap.mmap(-1, BYTES), 0)
@@ -106,7 +106,7 @@ def test_in_order_of_arrival_each_worker_has_what_it_has_taken(
     beat(redis_client, settings, "c", ["web"], received=again.told())
     fleet = fleet_of(settings, "web")
     assert fleet.receivers[mark_of("task-1")] is None
-    assert fleet.receivers[mark_of("task-2")] == fleet.crew_of["a"]
+    assert fleet.receivers[mark_of("task-2")] == fleet.group_of["a"]
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_not_every_queue_of_a_worker_is_played(
 ) -> None:
     beat(redis_client, settings, "a", [f"user-{n:02}" for n in range(50)])
     fleet = fleet_of(settings, "user-40")
-    assert fleet.queues == ["user-40", *(f"user-{n:02}" for n in range(MOST_BESIDE))]
+    assert fleet.queues == ["user-40", *(f"user-{n:02}" for n in range(MAX_RELATED))]
 
 
 def test_runs_are_known_since_the_busiest_queue_forgets(

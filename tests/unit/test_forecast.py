@@ -18,7 +18,7 @@ from rts.predictions.arrivals import Arrivals
 from rts.predictions.messages import SAMPLE, Stratum, id_of, message_of, noted_of, sampled
 from rts.predictions.prediction import Prediction
 from rts.predictions.sampling import Runtimes, Work
-from rts.predictions.shared_workers import Crew
+from rts.predictions.shared_workers import WorkerGroup
 from rts.predictions.snapshot import Running, Snapshot
 from rts.settings import Settings
 from rts.simulation.orders import (
@@ -58,7 +58,7 @@ class Past:
     def at(self, now: float, number: int) -> Snapshot:
         """Return the queue at *now*, when the first *number* tasks have arrived."""
         came = self.outcomes[:number]
-        lately = came[-300:]
+        recent_arrivals = came[-300:]
         ended = self._ended[: bisect(self._ends, now)][-500:]
         return Snapshot(
             now,
@@ -70,8 +70,8 @@ class Past:
                 if o.started_at <= now < o.finished_at
             ],
             ended=[(work(o), o.job.runtime_s) for o in ended],
-            lately=[work(o) for o in lately],
-            span_s=now - lately[0].job.arrival_s,
+            recent_arrivals=[work(o) for o in recent_arrivals],
+            span_s=now - recent_arrivals[0].job.arrival_s,
         )
 
 
@@ -158,24 +158,24 @@ def test_runtimes_follow_runs_of_the_same_tau() -> None:
     ended = [(Work("mixed", 0.0, 1.0, 2.0), 8.0)] * 60 + [
         (Work("mixed", 0.0, 9.0, 18.0), 9.0)
     ] * 60
-    draw = Runtimes({}, ended, rng)
-    assert {draw.of(Work("mixed", 0.0, 1.0, 2.0)) for _ in range(50)} == {8.0}
-    assert {draw.of(Work("mixed", 0.0, 9.0, 18.0)) for _ in range(50)} == {9.0}
+    runtimes = Runtimes({}, ended, rng)
+    assert {runtimes.draw(Work("mixed", 0.0, 1.0, 2.0)) for _ in range(50)} == {8.0}
+    assert {runtimes.draw(Work("mixed", 0.0, 9.0, 18.0)) for _ in range(50)} == {9.0}
     nothing = Runtimes({}, [], rng)
-    drawn = [nothing.of(Work("mixed", 0.0, 5.0, 9.0)) for _ in range(2000)]
+    drawn = [nothing.draw(Work("mixed", 0.0, 5.0, 9.0)) for _ in range(2000)]
     assert statistics.mean(drawn) == pytest.approx(5.0, rel=0.1)
     of_all = Runtimes({"*": learned()["mixed"]}, [], rng)
-    drawn = [of_all.of(Work("new", 0.0, 5.0, 9.0)) for _ in range(2000)]
+    drawn = [of_all.draw(Work("new", 0.0, 5.0, 9.0)) for _ in range(2000)]
     assert statistics.mean(drawn) == pytest.approx(5.0, rel=0.1)
 
 
 def test_runtimes_follow_runs_of_the_same_task_also_before_its_tau_is_learned() -> None:
     first = 10.0
     ended = [(Work("mixed", 0.0, first, 20.0, name=n), s) for n, s in (("a", 0.2), ("b", 2.0))]
-    draw = Runtimes({}, ended * 15, random.Random(1))
+    runtimes = Runtimes({}, ended * 15, random.Random(1))
 
     def drawn(tau: float, name: str) -> list[float]:
-        return [draw.of(Work("mixed", 0.0, tau, 1.2, name=name)) for _ in range(2000)]
+        return [runtimes.draw(Work("mixed", 0.0, tau, 1.2, name=name)) for _ in range(2000)]
 
     assert set(drawn(0.21, "a")) == {0.2}
     assert set(drawn(first, "b")) == {2.0}
@@ -186,17 +186,17 @@ def test_runtimes_follow_runs_of_the_same_task_also_before_its_tau_is_learned() 
 
 def test_all_runs_of_the_same_tau_are_drawn_from() -> None:
     ended = [(Work("mixed", 0.0, 5.0, 10.0), float(n)) for n in range(1, 101)]
-    draw = Runtimes({}, ended, random.Random(1))
-    drawn = [draw.of(Work("mixed", 0.0, 5.0, 10.0)) for _ in range(2000)]
+    runtimes = Runtimes({}, ended, random.Random(1))
+    drawn = [runtimes.draw(Work("mixed", 0.0, 5.0, 10.0)) for _ in range(2000)]
     assert (min(drawn), max(drawn)) == (1.0, 100.0)
     assert statistics.mean(drawn) == pytest.approx(50.5, rel=0.1)
 
 
 def test_what_is_known_to_have_come_is_not_drawn_again() -> None:
     waiting = [Work("mixed", 1000.0 - n, 1.0, 1200.0) for n in range(10)]
-    lately = [Work("mixed", 900.0 + 0.5 * n, 1.0, 950.0 + 0.5 * n) for n in range(200)]
+    recent_arrivals = [Work("mixed", 900.0 + 0.5 * n, 1.0, 950.0 + 0.5 * n) for n in range(200)]
     order = EarliestDeadlineFirst
-    snapshot = Snapshot(1000.0, 1, waiting, lately=lately, span_s=100.0)
+    snapshot = Snapshot(1000.0, 1, waiting, recent_arrivals=recent_arrivals, span_s=100.0)
     new = Work("mixed", 1000.0, 1.0, 1300.0)
     with_more = forecast.of_new(snapshot, new, order)
     without = forecast.of_new(replace(snapshot, known_until=2000.0), new, order)
@@ -214,24 +214,24 @@ EACH_1_S = [(Work("mixed", 0.0, 1.0, 2.0), 1.0)] * 40
 
 
 @pytest.mark.parametrize(
-    ("waiting", "crews", "in_turn", "seconds"),
+    ("waiting", "groups", "in_turn", "seconds"),
     [
         # One of each in turn, until the other queue is empty.
-        ([0] * 6 + [1] * 20, [Crew(1, (0, 1))], True, 10.5),
-        ([0] * 6 + [1] * 2, [Crew(1, (0, 1))], True, 7.0),
+        ([0] * 6 + [1] * 20, [WorkerGroup(1, (0, 1))], True, 10.5),
+        ([0] * 6 + [1] * 2, [WorkerGroup(1, (0, 1))], True, 7.0),
         # The first one that holds something.
-        ([0] * 6 + [1] * 20, [Crew(1, (0, 1))], False, 5.0),
-        ([0] * 6 + [1] * 20, [Crew(1, (1, 0))], False, 25.0),
+        ([0] * 6 + [1] * 20, [WorkerGroup(1, (0, 1))], False, 5.0),
+        ([0] * 6 + [1] * 20, [WorkerGroup(1, (1, 0))], False, 25.0),
         # Others serve the other queue, or help with it.
-        ([0] * 6 + [1] * 20, [Crew(1, (0,)), Crew(1, (1,))], True, 5.0),
-        ([0] * 20 + [1] * 20, [Crew(1, (0, 1)), Crew(3, (1,))], True, 21.5),
+        ([0] * 6 + [1] * 20, [WorkerGroup(1, (0,)), WorkerGroup(1, (1,))], True, 5.0),
+        ([0] * 20 + [1] * 20, [WorkerGroup(1, (0, 1)), WorkerGroup(3, (1,))], True, 21.5),
     ],
 )
 def test_queues_that_share_workers_wait_for_each_other(
-    waiting: list[int], crews: list[Crew], in_turn: bool, seconds: float
+    waiting: list[int], groups: list[WorkerGroup], in_turn: bool, seconds: float
 ) -> None:
     works = of_same_length(*waiting)
-    snapshot = Snapshot(1000.0, 1, works, ended=EACH_1_S, crews=crews, in_turn=in_turn)
+    snapshot = Snapshot(1000.0, 1, works, ended=EACH_1_S, groups=groups, in_turn=in_turn)
     own = waiting.count(0)
     got = forecast.of_waiting(snapshot, own - 1, FirstComeFirstServed)
     # What is being done is not known: some part of a second more.
@@ -239,21 +239,21 @@ def test_queues_that_share_workers_wait_for_each_other(
 
 
 def test_what_is_held_of_another_queue_is_for_those_who_serve_it() -> None:
-    crews = [Crew(1, (0,)), Crew(1, (1,))]
+    groups = [WorkerGroup(1, (0,)), WorkerGroup(1, (1,))]
     held = of_same_length(*[1] * 10, *[0] * 3)
-    snapshot = Snapshot(1000.0, 1, of_same_length(0), held, ended=EACH_1_S, crews=crews)
+    snapshot = Snapshot(1000.0, 1, of_same_length(0), held, ended=EACH_1_S, groups=groups)
     got = forecast.of_waiting(snapshot, 0, FirstComeFirstServed)
     assert got.start - 1000.0 == pytest.approx(3.5, abs=1.0)
 
 
 def test_what_a_worker_has_taken_waits_for_its_own_slots() -> None:
-    crews = [Crew(1, ahead=4), Crew(1, ahead=2)]
+    groups = [WorkerGroup(1, prefetch=4), WorkerGroup(1, prefetch=2)]
     held, by = of_same_length(*[0] * 5), [0, 0, 0, 0, 1]
-    running = [Running(held[0], 999.5, crew) for crew in (0, 1)]
+    running = [Running(held[0], 999.5, group) for group in (0, 1)]
     snapshot = Snapshot(
         *(1000.0, 2, of_same_length(*[0] * 3), held, by, running),
         ended=EACH_1_S,
-        crews=crews,
+        groups=groups,
     )
 
     def start(found: Prediction) -> float:
@@ -275,17 +275,17 @@ def test_what_a_worker_has_taken_waits_for_its_own_slots() -> None:
 
 
 def test_a_worker_without_a_limit_takes_all() -> None:
-    crews = [Crew(1, ahead=math.inf), Crew(1)]
+    groups = [WorkerGroup(1, prefetch=math.inf), WorkerGroup(1)]
     waiting = of_same_length(*[0] * 40)
-    snapshot = Snapshot(1000.0, 2, waiting, ended=EACH_1_S, crews=crews)
+    snapshot = Snapshot(1000.0, 2, waiting, ended=EACH_1_S, groups=groups)
     got = forecast.of_waiting(snapshot, 39, FirstComeFirstServed)
     assert got.start - 1000.0 == pytest.approx(39.0, abs=4.0)
 
 
 def test_a_sample_is_taken_ahead_as_far_as_there_is_room() -> None:
     each = Work("mixed", 990.0, 1.0, 9000.0, weight=10.0)
-    crews = [Crew(2, ahead=8)] * 5
-    snapshot = Snapshot(1000.0, 10, [each] * 100, ended=EACH_1_S, crews=crews)
+    groups = [WorkerGroup(2, prefetch=8)] * 5
+    snapshot = Snapshot(1000.0, 10, [each] * 100, ended=EACH_1_S, groups=groups)
     got = forecast.of_new(snapshot, each._replace(weight=1.0), FirstComeFirstServed)
     assert got.start - 1000.0 == pytest.approx(100.0, rel=0.1)
 
@@ -295,7 +295,7 @@ def test_what_comes_before_the_eta_of_a_task_runs_when_it_comes() -> None:
     later = Work("mixed", 990.0, 1.0, 9000.0, ready=1010.0)
     snapshot = Snapshot(1000.0, 1, held=[later], ended=EACH_1_S)
     assert forecast.of_held(snapshot, 0, FirstComeFirstServed).start_high == 1010.0
-    snapshot = replace(snapshot, lately=own, span_s=100.0)
+    snapshot = replace(snapshot, recent_arrivals=own, span_s=100.0)
     assert forecast.of_held(snapshot, 0, FirstComeFirstServed).start_high > 1010.5
     # Where all until then is too much to play, it is at least the eta.
     far = replace(snapshot, held=[later._replace(ready=1e6)], span_s=1e-3 * 100)
@@ -304,16 +304,16 @@ def test_what_comes_before_the_eta_of_a_task_runs_when_it_comes() -> None:
 
 
 def test_tasks_that_come_go_to_whichever_has_waited_longest() -> None:
-    lately = [Work("mixed", 900.0 + i, 1.0, 9000.0) for i in range(100)]
+    recent_arrivals = [Work("mixed", 900.0 + i, 1.0, 9000.0) for i in range(100)]
     later = Work("mixed", 990.0, 1.0, 9000.0, ready=1060.0)
     # Each of the workers alone could do all that comes: all of them have free slots.
-    crews = [Crew(2, ahead=8)] * 4
+    groups = [WorkerGroup(2, prefetch=8)] * 4
     snapshot = Snapshot(
         *(1000.0, 8, (), [later], [0]),
         ended=EACH_1_S,
-        lately=lately,
+        recent_arrivals=recent_arrivals,
         span_s=100.0,
-        crews=crews,
+        groups=groups,
     )
     found = forecast.of_held(snapshot, 0, FirstComeFirstServed)
     assert found.start == found.start_high == 1060.0
@@ -321,8 +321,10 @@ def test_tasks_that_come_go_to_whichever_has_waited_longest() -> None:
 
 def test_a_reading_that_is_a_moment_old_tells_the_same() -> None:
     waiting = of_same_length(*[0] * 200)
-    lately = [Work("mixed", 990.0 + i / 10, 1.0, 9000.0) for i in range(100)]
-    snapshot = Snapshot(1000.0, 4, waiting, ended=EACH_1_S, lately=lately, span_s=10.0)
+    recent_arrivals = [Work("mixed", 990.0 + i / 10, 1.0, 9000.0) for i in range(100)]
+    snapshot = Snapshot(
+        1000.0, 4, waiting, ended=EACH_1_S, recent_arrivals=recent_arrivals, span_s=10.0
+    )
     new = Work("mixed", 1000.0, 1.0, 9000.0)
     fresh = forecast.of_new(snapshot, new, FirstComeFirstServed)
     later = forecast.of_new(snapshot, new._replace(ready=1000.5), FirstComeFirstServed)
@@ -330,14 +332,14 @@ def test_a_reading_that_is_a_moment_old_tells_the_same() -> None:
 
 
 def test_what_has_just_been_taken_may_be_with_any_worker_that_has_room() -> None:
-    crews = [Crew(1, ahead=4), Crew(1, ahead=4)]
+    groups = [WorkerGroup(1, prefetch=4), WorkerGroup(1, prefetch=4)]
     work = of_same_length(0)[0]
     just = work._replace(arrival=999.9)
     running = [Running(work, 999.5, 0)]
 
     def new_with(*held: tuple[Work, int | None]) -> Prediction:
-        works, by = [w for w, _ in held], [crew for _, crew in held]
-        snapshot = Snapshot(*(1000.0, 2, (), works, by, running), ended=EACH_1_S, crews=crews)
+        works, by = [w for w, _ in held], [group for _, group in held]
+        snapshot = Snapshot(*(1000.0, 2, (), works, by, running), ended=EACH_1_S, groups=groups)
         return forecast.of_new(snapshot, just, FirstComeFirstServed)
 
     line = [(work, 0)] * 3
@@ -358,7 +360,7 @@ def test_what_has_just_been_taken_may_be_with_any_worker_that_has_room() -> None
 def test_what_is_hopeless_waits_for_the_hopeful_of_other_queues() -> None:
     hopeless = Work("mixed", 900.0, 1.0, 901.0)
     waiting = [hopeless, *of_same_length(*[1] * 20)]
-    snapshot = Snapshot(1000.0, 1, waiting, ended=EACH_1_S, crews=[Crew(1, (0, 1))])
+    snapshot = Snapshot(1000.0, 1, waiting, ended=EACH_1_S, groups=[WorkerGroup(1, (0, 1))])
     got = forecast.of_waiting(snapshot, 0, partial(EarliestDeadlineFirst, late_share=0.0))
     assert got.start - 1000.0 == pytest.approx(20.5, abs=2.0)
     assert got.ahead == 20
@@ -414,10 +416,10 @@ def test_what_is_no_message_of_a_task_is_read_as_an_empty_one() -> None:
 
 def test_what_comes_into_other_queues_is_seen_in_order_of_arrival() -> None:
     own = of_same_length(*[0] * 30)
-    lately = [Work("mixed", 900.0 + i, 1.0, 9000.0, queue=1) for i in range(100)]
-    snapshot = Snapshot(1000.0, 2, own, ended=EACH_1_S, crews=[Crew(2, (0, 1))])
+    recent_arrivals = [Work("mixed", 900.0 + i, 1.0, 9000.0, queue=1) for i in range(100)]
+    snapshot = Snapshot(1000.0, 2, own, ended=EACH_1_S, groups=[WorkerGroup(2, (0, 1))])
     alone = forecast.of_waiting(snapshot, 29, FirstComeFirstServed)
-    snapshot = replace(snapshot, lately=lately, span_s=100.0)
+    snapshot = replace(snapshot, recent_arrivals=recent_arrivals, span_s=100.0)
     beside = forecast.of_waiting(snapshot, 29, FirstComeFirstServed)
     assert alone.start - 1000.0 == pytest.approx(15.0, abs=1.5)
     assert beside.start - 1000.0 > 20.0
@@ -425,10 +427,10 @@ def test_what_comes_into_other_queues_is_seen_in_order_of_arrival() -> None:
 
 def test_arrivals_come_at_the_rate_of_late() -> None:
     rng = random.Random(1)
-    lately = [Work("mixed", float(i), 1.0, i + 3.0) for i in range(100)]
+    recent_arrivals = [Work("mixed", float(i), 1.0, i + 3.0) for i in range(100)]
     counts = []
     for _ in range(300):
-        stream = Arrivals(lately, 100.0, 100.0, 1, rng).stream()
+        stream = Arrivals(recent_arrivals, 100.0, 100.0, 1, rng).stream()
         arrived = [w for w in (next(stream, None) for _ in range(50)) if w is not None]
         assert all(w.deadline - w.arrival == pytest.approx(3.0) for w in arrived)
         if len(arrived) == 50:
@@ -437,10 +439,10 @@ def test_arrivals_come_at_the_rate_of_late() -> None:
     assert list(Arrivals([], 0.0, 0.0, 1, rng).stream()) == []
 
 
-def streamed(lately: list[Work], now: float, seconds: float) -> float:
+def streamed(recent_arrivals: list[Work], now: float, seconds: float) -> float:
     """Return how many arrivals the median stream has within *seconds*."""
     rng = random.Random(1)
-    coming = Arrivals(lately, now, now, slots=8, rng=rng)
+    coming = Arrivals(recent_arrivals, now, now, slots=8, rng=rng)
     counts = []
     for _ in range(300):
         within = takewhile(lambda work: work.arrival <= now + seconds, coming.stream())
@@ -466,10 +468,10 @@ def test_a_burst_is_one_event_and_not_the_first_of_many() -> None:
 
 
 def test_the_more_comes_than_is_served_the_likelier_it_is_over() -> None:
-    lately = [at(i / 80) for i in range(800)]  # ten times as much
+    recent_arrivals = [at(i / 80) for i in range(800)]  # ten times as much
     counts = []
     for seed in range(200):
-        coming = Arrivals(lately, 10.0, 10.0, slots=8, rng=random.Random(seed))
+        coming = Arrivals(recent_arrivals, 10.0, 10.0, slots=8, rng=random.Random(seed))
         counts.append(
             sum(1 for _ in takewhile(lambda work: work.arrival < 11, coming.stream()))
         )
@@ -547,7 +549,7 @@ def after_a_burst(order: Order, seed: int) -> tuple[Snapshot, list[Outcome]]:
         [work(o) for o in waiting],
         running=[Running(work(o), o.started_at) for o in outcomes[200:] if o.started_at <= now],
         ended=[(work(o), o.job.runtime_s) for o in ended],
-        lately=[work(o) for o in outcomes if o.job.arrival_s > began],
+        recent_arrivals=[work(o) for o in outcomes if o.job.arrival_s > began],
         span_s=now - began,
     )
     return snapshot, waiting
