@@ -1,16 +1,15 @@
-"""Kill workers and cut connections at random moments, and count what is lost.
+"""Kill workers and cut connections at random moments, and count lost tasks.
 
-Tasks wait in deadline order on a Redis; workers take them, and are killed (SIGKILL:
-the whole worker, its main process alone, or a pool child) as the work goes on; all
-connections to Redis are cut (CLIENT KILL), those of the workers, of their companions
-and of their pools. The moments are random shares of the work done, so that all of
-them fall on a busy fleet. Each task writes a line to a journal on disk when it begins
-and when it ends, which is what is believed; the ledger is asked besides.
+Workers process tasks in deadline order from a Redis. Meanwhile they are killed (SIGKILL to
+the whole worker, its main process alone, or a pool child), and all connections to Redis
+are cut (CLIENT KILL): those of the workers, their pools and their companions. The moments
+are random shares of the work done, so that the fleet is busy at all of them. Each task
+writes a line to a journal on disk when it starts and when it ends, which counts; the
+ledger is compared with it.
 
-With late acknowledgement every task must have ended, and nothing may be left in the
-queue or unacknowledged. With early acknowledgement what ran when its worker was
-killed is gone, and nothing else; each task has a verdict in the ledger. The status is
-1 where that does not hold.
+With late acknowledgement every task must end, and nothing may be left in the queue or
+unacknowledged. With early acknowledgement only tasks that ran on a killed worker may be
+lost. Either way each task gets a verdict in the ledger. Exits with 1 if that does not hold.
 
     python benchmarks/chaos.py [--tasks 10000] [--kills 50] [--cuts 20] [--early]
 """
@@ -40,9 +39,9 @@ from rts.testing import MongoServer, RedisServer, WorkerProcess, wait_until
 
 HERE = Path(__file__).parent
 QUEUE = "celery"
-#: What waits: in the order, and what is claimed and not acknowledged.
+#: Sorted sets of the waiting and of the unacknowledged messages.
 SETS = (f"{QUEUE}\x06\x16edf", f"{QUEUE}\x06\x16edf:demoted", "unacked_index")
-#: Seconds after which what a dead worker had claimed goes back, and between looks.
+#: Messages of dead workers are restored within seconds.
 OPTIONS = {
     "visibility_timeout": 5,
     "unacked_restore_interval": 1,
@@ -51,14 +50,14 @@ OPTIONS = {
 
 
 class Chaos:
-    """A fleet of workers on private servers, and what befalls it."""
+    """A fleet of workers on private servers, and the faults injected into it."""
 
     def __init__(self, arguments: argparse.Namespace, server: str, mongo: str) -> None:
         self.arguments = arguments
         self.random = random.Random(arguments.seed)
         handle, self.journal = tempfile.mkstemp(prefix="rts-chaos-")
         os.close(handle)
-        # The cuts hit this client too.
+        # The cuts affect this client, too.
         self.client = redis.Redis.from_url(server, retry=Retry(ExponentialBackoff(), 5))
         self.ledger = pymongo.MongoClient(mongo).get_default_database()
         self.env = {
@@ -82,10 +81,11 @@ class Chaos:
             )
             for n in range(arguments.workers)
         ]
+        #: Injected faults by kind.
         self.happened = {"worker": 0, "main process": 0, "child": 0, "cut": 0}
 
     def publish(self) -> dict[str, int]:
-        """Publish the tasks; returns their numbers by id."""
+        """Publish the tasks; return their numbers by id."""
         os.environ.update(self.env)
         sys.path.insert(0, str(HERE))
         from chaos_app import app, work
@@ -93,7 +93,7 @@ class Chaos:
         ids = {}
         with app.producer_pool.acquire(block=True) as producer:
             for number in range(self.arguments.tasks):
-                # Some are hopeless from the beginning, some become so.
+                # Some are hopeless from the start, some become so.
                 deadline = time.time() + self.random.uniform(-10, 600)
                 result = work.apply_async(
                     (number, self.arguments.seconds),
@@ -104,17 +104,17 @@ class Chaos:
         app.pool.force_close_all()
         return ids
 
-    def said(self, word: str) -> set[int]:
-        """Return the numbers of the tasks that began, or ended."""
+    def journaled(self, event: str) -> set[int]:
+        """Return the numbers of the tasks with this *event* ("begin" or "end")."""
         lines = Path(self.journal).read_text().splitlines()
-        return {int(line.split()[1]) for line in lines if line.split()[0] == word}
+        return {int(line.split()[1]) for line in lines if line.split()[0] == event}
 
     def runs(self) -> int:
-        """Return how many runs began."""
+        """Return how many runs have started."""
         return Path(self.journal).read_text().count("begin ")
 
     def waiting(self) -> int:
-        """Return how many messages wait or are not acknowledged."""
+        """Return how many messages are waiting or unacknowledged."""
         with self.client.pipeline() as pipe:
             for name in SETS:
                 pipe.zcard(name)
@@ -122,23 +122,25 @@ class Chaos:
             return int(sum(pipe.execute()))
 
     def run(self) -> None:
-        """Let the fleet work, with all that befalls it, until nothing waits."""
+        """Run the fleet and inject the faults until no message is left."""
         arguments = self.arguments
-        befalls = ["kill"] * arguments.kills + ["cut"] * arguments.cuts
-        self.random.shuffle(befalls)
-        moments = sorted(self.random.uniform(0.0, 0.97) for _ in befalls)
+        faults = ["kill"] * arguments.kills + ["cut"] * arguments.cuts
+        self.random.shuffle(faults)
+        moments = sorted(self.random.uniform(0.0, 0.97) for _ in faults)
         with ThreadPoolExecutor(len(self.workers)) as starters:
             starting: list[Future[Any]] = [starters.submit(w.start) for w in self.workers]
             starting[0].result()
-            for moment, what in zip(moments, befalls, strict=True):
+            for moment, fault in zip(moments, faults, strict=True):
                 wait_until(
-                    lambda moment=moment: len(self.said("end")) >= moment * arguments.tasks,
+                    lambda moment=moment: (
+                        len(self.journaled("end")) >= moment * arguments.tasks
+                    ),
                     300,
                     interval=0.02,
                     message=f"{moment:.0%} of the tasks have ended",
                 )
                 time.sleep(self.random.uniform(0, 0.05))
-                if what == "cut":
+                if fault == "cut":
                     for kind in ("normal", "pubsub"):
                         self.client.client_kill_filter(_type=kind, skipme=True)
                     self.happened["cut"] += 1
@@ -156,7 +158,7 @@ class Chaos:
         wait_until(lambda: self.waiting() == 0, 300, interval=0.2, message="nothing waits")
 
     def kill(self, worker: WorkerProcess) -> bool:
-        """Kill a worker, or a part of it; return whether it must be started again."""
+        """Kill a worker or one of its processes; return whether it has to be restarted."""
         which = self.random.choices(("worker", "main process", "child"), (5, 3, 2))[0]
         if which == "child":
             children = worker.children()
@@ -170,16 +172,16 @@ class Chaos:
         return True
 
     def verdicts(self, ids: dict[str, int]) -> dict[str, int]:
-        """Wait for a verdict on each task; return how many there are of each state."""
+        """Wait for the verdict on each task; return their number by state."""
         tasks, judged = self.ledger.tasks, {"sla_success": {"$ne": None}}
         try:
             wait_until(lambda: tasks.count_documents(judged) >= len(ids), 60, interval=0.5)
         except TimeoutError:
-            pass  # the count says so
+            pass  # reported as "without_verdict"
         try:
-            # What killed runs leave is provisional: the ends of the next ones are on their
-            # way. One that was killed as it ended has none.
-            succeeded, ended = {"state": "SUCCESS"}, len(self.said("end"))
+            # The verdicts of killed runs are provisional: wait for the ends of their next
+            # runs. A run that was killed as it ended has no end in the ledger.
+            succeeded, ended = {"state": "SUCCESS"}, len(self.journaled("end"))
             wait_until(lambda: tasks.count_documents(succeeded) >= ended, 30, interval=0.5)
         except TimeoutError:
             pass
@@ -199,7 +201,7 @@ class Chaos:
 
 
 def chaos(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run it once; return what came of it."""
+    """Run it once and return the figures."""
     with own_spool(), RedisServer() as server, MongoServer() as mongo:
         fleet = Chaos(arguments, server.url, mongo.url)
         try:
@@ -208,7 +210,7 @@ def chaos(arguments: argparse.Namespace) -> dict[str, Any]:
             fleet.run()
             elapsed_s = time.monotonic() - started
             states = fleet.verdicts(ids)
-            begun, ended = fleet.said("begin"), fleet.said("end")
+            begun, ended = fleet.journaled("begin"), fleet.journaled("end")
             everything = set(ids.values())
             return {
                 "tasks": len(ids),
@@ -226,15 +228,14 @@ def chaos(arguments: argparse.Namespace) -> dict[str, Any]:
             fleet.close()
 
 
-def lost(found: dict[str, Any], arguments: argparse.Namespace) -> list[str]:
-    """Return what must not be."""
+def problems(found: dict[str, Any], arguments: argparse.Namespace) -> list[str]:
+    """Return descriptions of the violated guarantees."""
     wrong = []
     if found["left"]:
         wrong.append(f"{found['left']} messages are left")
     if found["without_verdict"]:
         wrong.append(f"{found['without_verdict']} tasks have no verdict")
-    # A pool child takes a task on, which is when Celery acknowledges early, a moment
-    # before it begins.
+    # Celery acknowledges early when a pool child accepts the task, just before it starts.
     gone = found["gone_while_running"] + found["gone_before"]
     if gone > (arguments.kills * arguments.concurrency if arguments.early else 0):
         wrong.append(f"{gone} tasks did not end")
@@ -242,32 +243,32 @@ def lost(found: dict[str, Any], arguments: argparse.Namespace) -> list[str]:
 
 
 def main() -> None:
-    """Run it and print what came of it."""
+    """Run it and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", type=int, default=10_000)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--cuts", type=int, default=20)
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--concurrency", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=0.01, help="that a task sleeps")
+    parser.add_argument("--seconds", type=float, default=0.01, help="duration of a task")
     parser.add_argument("--early", action="store_true", help="acknowledge before the run")
     parser.add_argument("--order", choices=("edf", "fifo"), default="edf")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     found = chaos(arguments)
-    wrong = lost(found, arguments)
+    wrong = problems(found, arguments)
     if arguments.json:
         print(json.dumps({**found, "wrong": wrong}, indent=2))
     else:
-        befell = ", ".join(f"{what} {n}" for what, n in found["happened"].items())
+        faults = ", ".join(f"{what} {n}" for what, n in found["happened"].items())
         print_heading(
             ("celery", "kombu", "redis"),
             workload=f"{found['tasks']} tasks of {arguments.seconds} s, acknowledged "
             f"{'early' if arguments.early else 'late'}, order {arguments.order}; "
             f"{arguments.workers} workers of {arguments.concurrency} slots; "
             f"seed {arguments.seed}",
-            befell=f"{befell}; in {found['elapsed_s']:.0f} s",
+            faults=f"{faults}; in {found['elapsed_s']:.0f} s",
         )
         for what in ("runs", "ended", "gone_while_running", "gone_before", "left"):
             print(f"{what.replace('_', ' '):<22}{found[what]:>8}")

@@ -1,4 +1,4 @@
-"""The app of chaos.py: tasks that say on disk when they begin and end."""
+"""The app of chaos.py: tasks that write their start and end to a journal on disk."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ app.conf.update(
 rts.install(app)
 
 
-def say(word: str, number: int) -> None:
-    """Add a line to the journal; it is there even if the process dies right after."""
+def journal_event(event: str, number: int) -> None:
+    """Append a line to the journal unbuffered: it survives the process."""
     journal = os.open(os.environ["CHAOS_JOURNAL"], os.O_WRONLY | os.O_APPEND)
     try:
-        os.write(journal, f"{word} {number}\n".encode())
+        os.write(journal, f"{event} {number}\n".encode())
     finally:
         os.close(journal)
 
@@ -36,6 +36,6 @@ def say(word: str, number: int) -> None:
 @app.task
 def work(number: int, seconds: float) -> None:
     """Sleep."""
-    say("begin", number)
+    journal_event("begin", number)
     time.sleep(seconds)
-    say("end", number)
+    journal_event("end", number)

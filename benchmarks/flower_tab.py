@@ -1,11 +1,11 @@
-"""How quickly the pages of Flower's RTS tab answer, and whether Flower's memory stays flat.
+"""Response times of the pages of Flower's RTS tab, and Flower's memory over time.
 
-- pages: with many runs in the ledger, all within 24 hours, and many tasks waiting, each
-  page and its API call is asked again and again, a little slower than a viewer's
-  browser does; medians and the slowest, and the first answer after the start, in which
-  Flower says that it is still counting;
-- memory: the size of the Flower process while an hour's traffic (one that every page is
-  looked at every five seconds) is compressed into five minutes.
+- pages: with many runs in the ledger, all within 24 hours, and many waiting tasks, each
+  page and its API call is requested repeatedly, slightly slower than a browser would;
+  median and slowest response, and the first one after the start, in which Flower reports
+  that it is still counting;
+- memory: resident size of the Flower process while an hour's traffic (each page requested
+  every five seconds) is compressed into five minutes.
 
 Servers are embedded and private; time is wall time.
 
@@ -44,7 +44,7 @@ PATHS = tuple(
     for page in PAGES
     for path in ("/rts" if page == "overview" else f"/rts/{page}", f"/api/rts/{page}")
 )
-#: Seconds between two rounds of the timed questions.
+#: Seconds between two rounds of timed requests.
 PAUSE_S = 2.0
 
 _APP = """
@@ -57,16 +57,16 @@ rts.install(app)
 """
 
 
-def ask(base: str, path: str) -> tuple[float, int]:
-    """Return the seconds that an answer took, and its bytes."""
+def request(base: str, path: str) -> tuple[float, int]:
+    """Return the seconds that a response took, and its size in bytes."""
     begin = time.perf_counter()
-    with urllib.request.urlopen(base + path, timeout=60) as answer:
-        size = len(answer.read())
+    with urllib.request.urlopen(base + path, timeout=60) as response:
+        size = len(response.read())
     return time.perf_counter() - begin, size
 
 
 def counting(base: str) -> list[str]:
-    """Return the pages of which something is still being counted."""
+    """Return the pages that are still being counted."""
     found = []
     for page in PAGES:
         with urllib.request.urlopen(f"{base}/api/rts/{page}", timeout=60) as answer:
@@ -75,8 +75,8 @@ def counting(base: str) -> list[str]:
     return found
 
 
-def wait(redis_url: str, n: int) -> None:
-    """Let *n* tasks wait in deadline order."""
+def fill_queue(redis_url: str, n: int) -> None:
+    """Publish *n* tasks in deadline order, which no worker takes."""
     app = Celery("bench", broker=redis_url, set_as_current=False)
     app.conf.update(rts_scheduler="edf")
     rts.install(app)
@@ -94,8 +94,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stored", type=int, default=1_000_000, help="runs in the ledger")
     parser.add_argument("--waiting", type=int, default=100_000, help="tasks in the queue")
-    parser.add_argument("--rounds", type=int, default=15, help="of questions")
-    parser.add_argument("--memory-s", type=float, default=300.0, help="0: not at all")
+    parser.add_argument("--rounds", type=int, default=15, help="of requests")
+    parser.add_argument("--memory-s", type=float, default=300.0, help="0: skip")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
 
@@ -111,8 +111,8 @@ def main() -> None:
         ledger = Stored(mongo.url, rounds=1)
         ledger.fill(arguments.stored, DAY_S, 0.0, seed=3)
         ledger.ledger.close()
-        note(f"letting {arguments.waiting} tasks wait")
-        wait(server.url, arguments.waiting)
+        note(f"publishing {arguments.waiting} tasks")
+        fill_queue(server.url, arguments.waiting)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         (folder / "bench_app.py").write_text(_APP)
         base, process = start(stack, folder, server.url, mongo.url)
@@ -150,18 +150,18 @@ def start(stack: ExitStack, folder: Path, redis_url: str, mongo_url: str) -> Any
 
 
 def pages(base: str, rounds: int, note: Any) -> dict[str, Any]:
-    """Time the pages; return seconds by path."""
-    note("the first answers")
-    first = {path: ask(base, path)[0] for path in PATHS}
+    """Time the pages; return the figures by path."""
+    note("first responses")
+    first = {path: request(base, path)[0] for path in PATHS}
     begin = time.perf_counter()
     wait_until(lambda: not counting(base), 600, interval=1.0)
     counted_s = time.perf_counter() - begin
-    note(f"all is counted after {counted_s:.0f} s; {rounds} rounds")
+    note(f"counted after {counted_s:.0f} s; {rounds} rounds")
     times: dict[str, list[float]] = {path: [] for path in PATHS}
     sizes: dict[str, int] = {}
     for _ in range(rounds):
         for path in PATHS:
-            seconds, sizes[path] = ask(base, path)
+            seconds, sizes[path] = request(base, path)
             times[path].append(seconds)
         time.sleep(PAUSE_S)
     return {
@@ -179,21 +179,21 @@ def pages(base: str, rounds: int, note: Any) -> dict[str, Any]:
 
 
 def memory(base: str, process: psutil.Process, seconds: float, note: Any) -> dict[str, Any]:
-    """Ask as often as in an hour, in *seconds*; return the sizes of the process."""
-    questions = 3600 / 5
-    note(f"{questions:.0f} looks at each of {len(PAGES)} pages in {seconds:.0f} s")
-    begin, asked, sizes = time.monotonic(), 0, []
+    """Send the requests of an hour within *seconds*; return sizes of the process in MB."""
+    rounds = 3600 / 5
+    note(f"{rounds:.0f} requests to each of {len(PAGES)} pages in {seconds:.0f} s")
+    begin, done, sizes = time.monotonic(), 0, []
     while time.monotonic() - begin < seconds:
         for path in PATHS[::2]:
-            ask(base, path)
-        asked += 1
+            request(base, path)
+        done += 1
         sizes.append(process.memory_info().rss)
-        ahead = begin + asked * seconds / questions - time.monotonic()
+        ahead = begin + done * seconds / rounds - time.monotonic()
         if ahead > 0:
             time.sleep(ahead)
     fifth = max(1, len(sizes) // 5)
     return {
-        "looks": asked,
+        "looks": done,
         "after_a_fifth_mb": statistics.median(sizes[fifth : 2 * fifth]) / 1e6,
         "at_the_end_mb": statistics.median(sizes[-fifth:]) / 1e6,
     }

@@ -1,10 +1,10 @@
-"""What every benchmark prints above its figures: their conditions, in one form.
+"""The heading that every benchmark prints above its figures: their conditions.
 
     machine    x86_64, 2 cores, Linux
     versions   Python 3.11.7, redis 8.1.0, pymongo 4.20.1
     workload   50,000 tasks, one run each
 
-Figures without their conditions say nothing, so the docs show both.
+The docs show it with the figures.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from importlib.metadata import version
 
 
 def print_heading(packages: Iterable[str] = (), **conditions: str) -> None:
-    """Print the machine, the versions, the *conditions* by their names, and an empty line.
+    """Print the machine, the versions, the *conditions* by name, and an empty line.
 
-    *packages* are those whose versions the figures hang on, as they are called on PyPI.
+    *packages*: PyPI names of the packages whose versions matter.
     """
     versions = [f"{package} {version(package)}" for package in packages]
     lines = {

@@ -1,13 +1,13 @@
-"""What the ledger can take, and how quickly it answers.
+"""Write throughput and query times of the ledger.
 
-- drain: records per second from the outbox (a Redis stream) through the real
-  drain into one mongod, by one process; and CPU of that process per record for
-  writing alone, which is what it costs the machine of a worker;
-- report: time of ``rts report --since 24h`` with many runs stored, first with all
-  of them inside the 24 hours, then spread over 30 days; and with as many more
-  outside the window, as a ratio: the answer must not cost more for them;
-- objectives: time of what ``rts check --slo``, the exporter and the alerts ask: all
-  windows of the objectives, of the same ledgers.
+- drain: records per second from the outbox (a Redis stream) through the real drain into
+  one mongod, by one process; and that process's CPU time per record for writing alone,
+  which is what a worker's machine pays;
+- report: time of ``rts report --since 24h`` with many runs stored, spread over 30 days, and
+  all within the 24 hours; and with as many more outside the window, as a ratio: these must
+  not make it slower;
+- objectives: time of the query behind ``rts check --slo``, the exporter and the alerts: all
+  windows of the objectives, on the same ledgers.
 
 Servers are embedded and private; time is wall time, medians of several rounds.
 
@@ -48,7 +48,7 @@ NAMES, WORKERS = 20, 4
 
 
 def executions(n: int, begin: float, end: float, seed: int) -> Iterator[Execution]:
-    """Make *n* runs that end evenly between two instants; one in fifty fails."""
+    """Generate *n* runs whose ends are evenly spaced between two instants; 2 % fail."""
     rng = random.Random(seed)
     for i in range(n):
         completed_at = begin + (end - begin) * i / n
@@ -86,7 +86,7 @@ def executions(n: int, begin: float, end: float, seed: int) -> Iterator[Executio
 
 
 def batches(runs: Iterator[Execution]) -> Iterator[list[OutboxEntry]]:
-    """Yield the runs as the outbox hands them out."""
+    """Yield the runs in batches, as the outbox delivers them."""
     batch: list[OutboxEntry] = []
     for number, run in enumerate(runs):
         learned = Learned(1.5, 1.6, 1.4, 1.5) if run.state == "SUCCESS" else None
@@ -99,7 +99,7 @@ def batches(runs: Iterator[Execution]) -> Iterator[list[OutboxEntry]]:
 
 
 def write_cost(mongo_url: str, records: int) -> dict[str, float]:
-    """Time writing alone, of entries that are in memory already."""
+    """Time writing alone, of entries that are already in memory."""
     ledger = MongoLedger(Settings(mongo_url=mongo_url, ledger_ttl=0))
     ledger.prepare()
     now = time.time()
@@ -154,26 +154,26 @@ def _drop(ledger: MongoLedger) -> None:
 
 
 class Stored:
-    """A ledger filled for the reports."""
+    """A filled ledger for the queries."""
 
     def __init__(self, mongo_url: str, rounds: int) -> None:
-        # The outcome of a load is looked at, not its durability.
+        # Filling needs no durability.
         self.ledger = MongoLedger(
             Settings(mongo_url=f"{mongo_url}?w=1&journal=false", ledger_ttl=0)
         )
         self.ledger.prepare()
         self._rounds = rounds
-        #: Reports are about the 24 hours up to this instant.
+        #: End of the reports' window of 24 hours.
         self.until = time.time()
 
     def fill(self, n: int, begin: float, end: float, seed: int) -> None:
-        """Store *n* runs that end between two instants, seconds before ``until``."""
+        """Store *n* runs that end between two instants, given in seconds before ``until``."""
         runs = executions(n, self.until - begin, self.until - end, seed)
         for batch in batches(runs):
             self.ledger.write(batch)
 
     def ask(self, by: str = "type") -> tuple[float, float, int]:
-        """Return seconds of the first report and of the later ones (median), and runs."""
+        """Return the seconds of the first report, the median of later ones, and the runs."""
         until = datetime.fromtimestamp(self.until, timezone.utc)
         times, runs = [], 0
         for _ in range(self._rounds + 1):
@@ -184,8 +184,8 @@ class Stored:
         return times[0], statistics.median(times[1:]), runs
 
     def ask_objectives(self) -> tuple[float, float, int]:
-        """Return seconds of the first answer about objectives and of the later ones
-        (median), and the tasks that it is about.
+        """Return the seconds of the first query of the objectives, the median of later ones,
+        and the tasks in the longest window.
         """
         until = datetime.fromtimestamp(self.until, timezone.utc)
         settings = Settings(slo={TYPES[0]: 0.99, "*": 0.95})
@@ -198,12 +198,12 @@ class Stored:
         return times[0], statistics.median(times[1:]), tasks
 
     def drop(self) -> None:
-        """Remove all of it."""
+        """Drop the database."""
         _drop(self.ledger)
 
 
 def reports(mongo_url: str, stored: int, rounds: int, note: Callable[[str], None]) -> Any:
-    """Time the reports; return seconds by case."""
+    """Time the reports; return the figures by case."""
     results: dict[str, Any] = {}
     for case, days in (("spread over 30 days", 30), ("all within 24 hours", 1)):
         note(f"storing {stored} runs, {case}")
@@ -282,7 +282,7 @@ def main() -> None:
 
 
 def enlarge(mongo_url: str) -> None:
-    """Give mongod 1 GB of cache: embedded it has less, a ledger of this size more."""
+    """Give mongod 1 GB of cache, more than an embedded one has, less than a real ledger's."""
     client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(mongo_url)
     client.admin.command("setParameter", 1, wiredTigerEngineRuntimeConfig="cache_size=1G")
     client.close()

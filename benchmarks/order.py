@@ -1,12 +1,12 @@
-"""What the deadline order costs: EDF against kombu's own Redis transport.
+"""The cost of the deadline order: EDF against kombu's own Redis transport.
 
 Both with rts, alternating within one run; all servers are embedded and private.
 
-- tasks/s: no-op tasks, published by one process, then worked off by a prefork
-  worker; wall time, from the worker's first claim to the last end;
-- a claim with so many messages waiting: microseconds of wall time, one client, median
-  of many, taken in turn from queues of all sizes;
-- memory of Redis per waiting message: after publishing, less what was used before.
+- tasks/s: no-op tasks, published by one process, then processed by a prefork worker; wall
+  time, from the worker's first claim to the end of the last task;
+- claims with a number of messages waiting: median wall time in microseconds, one client,
+  alternating between queues of all sizes;
+- Redis memory per waiting message: after publishing, less what was used before.
 
     python benchmarks/order.py [--pairs 7] [--tasks 5000] [--waiting 1000,1000000]
 """
@@ -30,7 +30,7 @@ from own_spool import own_spool
 from rts.testing import MongoServer, RedisServer, WorkerProcess, wait_until
 
 HERE = Path(__file__).parent
-#: Claims that are timed of each queue, at most.
+#: Claims to time from each queue, at most.
 CLAIMS = 500
 PUBLISH = """
 import sys, time
@@ -55,7 +55,7 @@ with app.connection_for_write() as connection:
     later = time.time() + 1e6
     with channel.client.pipeline(transaction=False) as pipe:
         for i in range(messages):
-            # As a producer puts it, many at a time.
+            # The same commands as a producer, many at a time.
             raw["properties"]["delivery_tag"] = str(uuid.uuid4())
             raw["headers"]["rts_deadline"] = later + i * 7919 % 1000003
             if hasattr(channel, "_score_and_member"):
@@ -75,7 +75,7 @@ with app.connection_for_read() as connection:
     channel = connection.default_channel
     took = {queue: [] for queue in queues}
     for _ in range(claims):
-        for queue in queues:  # in turn, so that a busy moment of the machine hits all
+        for queue in queues:  # alternating, so that noise affects all alike
             started = time.perf_counter()
             channel.basic_get(queue).ack()
             took[queue].append(time.perf_counter() - started)
@@ -89,7 +89,7 @@ app.control.add_consumer("work", reply=True, limit=1)
 
 
 class Bench:
-    """One pair of servers and what runs on them."""
+    """A pair of servers, and the processes that use them."""
 
     def __init__(self, redis_url: str, mongo_url: str) -> None:
         self.client = redis.Redis.from_url(redis_url, decode_responses=True)
@@ -101,7 +101,7 @@ class Bench:
         }
 
     def script(self, order: str, script: str, *arguments: object) -> str:
-        """Run a script in a fresh process; returns what it prints."""
+        """Run a script in a fresh process; return its output."""
         return subprocess.run(
             [sys.executable, "-c", script, *map(str, arguments)],
             env={**self.base, "ORDER": order},
@@ -111,7 +111,7 @@ class Bench:
         ).stdout
 
     def throughput(self, order: str, tasks: int) -> tuple[float, float]:
-        """Return tasks per second of publishing and of a worker."""
+        """Return the tasks per second of a publisher and of a worker."""
         self.client.flushdb()
         published = tasks / float(self.script(order, PUBLISH, tasks))
         worker = WorkerProcess(
@@ -124,26 +124,26 @@ class Bench:
         with worker:
             wait_until(lambda: self.left("warm") == 0, 60)
             time.sleep(1)
-            # Not waited for: it ends when many tasks have run.
-            tells = subprocess.Popen(
+            # In the background: its reply comes when many tasks have run.
+            control = subprocess.Popen(
                 [sys.executable, "-c", CONSUME], env={**self.base, "ORDER": order}
             )
-            with tells:
+            with control:
                 wait_until(lambda: self.left("work") < tasks, 60, interval=0.001)
                 started, before = time.perf_counter(), self.left("work")
                 if not before:
-                    raise SystemExit("all tasks had run before the clock started: take more")
+                    raise SystemExit("all tasks ran before the clock started: use more --tasks")
                 wait_until(lambda: self.left("work") == 0, 600, interval=0.005)
                 rate = before / (time.perf_counter() - started)
             return published, rate
 
     def left(self, queue: str) -> int:
-        """Return how many messages wait or are not acknowledged."""
+        """Return how many messages are waiting or unacknowledged."""
         waiting = self.client.llen(queue) + self.client.hlen("unacked")
         return int(waiting + self.client.zcard(f"{queue}\x06\x16edf"))
 
     def waiting(self, order: str, sizes: list[int]) -> dict[int, tuple[float, float]]:
-        """Return seconds per claim and bytes per message, by messages that wait."""
+        """Return seconds per claim and bytes per message, by the number waiting."""
         self.client.flushdb()
         memory = {}
         for size in sizes:

@@ -1,4 +1,4 @@
-"""The app of order.py: no-op tasks on Redis, in the order that ORDER names."""
+"""The app of order.py: no-op tasks on Redis, in the order given by ORDER."""
 
 from __future__ import annotations
 

@@ -1,18 +1,17 @@
-"""What rts costs: CPU of publishing and of a worker, memory of a pool child.
+"""The overhead of rts: CPU of publishing and of a worker, memory of a pool child.
 
-Plain Celery and Celery with rts alternate within one run, no-op tasks, prefork
-pool, Redis as broker, no result backend (which makes plain Celery cheapest and
-the ratio strictest). All servers are embedded and private.
+Plain Celery and Celery with rts alternate within one run: no-op tasks, prefork pool, Redis
+as the broker, no result backend, which makes plain Celery as cheap as possible. All servers
+are embedded and private.
 
 - publish: CPU seconds of one process per published task;
-- worker: CPU seconds per task of the whole process tree of the worker: main
-  process, pool children and, with rts, its companion process, until the last
-  record is in MongoDB;
+- worker: CPU seconds per task of the worker's whole process tree (main process, pool
+  children and, with rts, the companion process), until the last record is in MongoDB;
 - memory: resident bytes of a pool child after the run.
 
-All tasks are published before the first one runs, some seconds later. They have a
-minute until their deadlines; with --late the second that no-op tasks have by default,
-so that all of them are found overdue, and their verdicts written, before they end.
+All tasks are published before the first one runs, some seconds later. Their relative
+deadline is a minute; with --late it is the default of one second, so that all of them are
+found overdue, and their verdicts written, before they end.
 
     python benchmarks/overhead.py [--pairs 7] [--tasks 4000] [--flat 100000] [--late]
 """
@@ -39,7 +38,7 @@ from rts.settings import Settings
 from rts.testing import MongoServer, RedisServer, wait_until
 
 HERE = Path(__file__).parent
-#: Seconds until a task's deadline that leave it on time; those of the default do not.
+#: A relative deadline in seconds that all tasks meet, unlike the default.
 ON_TIME_S = 60.0
 PUBLISH = """
 import sys, time
@@ -55,7 +54,7 @@ print((time.process_time() - started) / tasks)
 
 
 class Bench:
-    """One pair of servers and the runs on them."""
+    """A pair of servers and the runs on them."""
 
     def __init__(
         self, redis_url: str, mongo_url: str, concurrency: int, slack_s: float
@@ -78,27 +77,27 @@ class Bench:
         }
 
     def run(self, rts: bool, tasks: int, steps: int = 1) -> dict[str, Any]:
-        """Return the figures of one run; CPU in seconds per task, memory in bytes."""
+        """Return the figures of one run: CPU in seconds per task, memory in bytes."""
         self.client.flushdb()  # a private server of this benchmark
         environment = self.environment(rts)
         command = [sys.executable, "-m", "celery", "-A", "overhead_app", "worker"]
         command += ["-c", str(self.concurrency), "-Q", "warm", "-n", "bench@%h"]
         command += ["-l", "WARNING"]
         with tempfile.TemporaryDirectory() as folder:
-            log = open(Path(folder, "log"), "w")  # noqa: SIM115  closed with the folder
+            log = open(Path(folder, "log"), "w")  # noqa: SIM115  closed below
             worker = subprocess.Popen(
                 command, env=environment, cwd=HERE, stdout=log, stderr=subprocess.STDOUT
             )
             try:
                 tree = psutil.Process(worker.pid)
                 wait_until(lambda: len(self.children(tree)) >= self.concurrency, timeout=60)
-                told = Path(folder, "modules")
-                self.send(environment, "tell", str(told))
-                wait_until(lambda: told.exists() and told.stat().st_size > 0, timeout=60)
+                modules = Path(folder, "modules")
+                self.send(environment, "write_modules", str(modules))
+                wait_until(lambda: modules.exists() and modules.stat().st_size > 0, timeout=60)
                 result: dict[str, Any] = {
                     "pymongo in a child": any(
                         line.split(".")[0] in ("pymongo", "bson")
-                        for line in told.read_text().splitlines()
+                        for line in modules.read_text().splitlines()
                     ),
                     "rss": [],
                 }
@@ -120,7 +119,7 @@ class Bench:
                 log.close()
 
     def children(self, tree: psutil.Process) -> list[psutil.Process]:
-        """Return the pool children (not the companion process)."""
+        """Return the pool children, without the companion process."""
         return [
             child
             for child in tree.children()
@@ -129,7 +128,7 @@ class Bench:
         ]
 
     def cpu(self, tree: psutil.Process) -> float:
-        """Return the CPU seconds that the whole tree has used."""
+        """Return the CPU seconds of the whole process tree."""
         return sum(
             process.cpu_times().user + process.cpu_times().system
             for process in [tree, *tree.children(recursive=True)]
@@ -153,12 +152,12 @@ class Bench:
         subprocess.run([sys.executable, "-c", script], env=environment, check=True)
 
     def control(self, environment: dict[str, str], order: str) -> None:
-        """Tell the worker to take up, or to leave, the queue of the measured tasks."""
+        """Make the worker consume the queue of the measured tasks, or stop doing so."""
         script = f"from overhead_app import app; app.control.{order}('work', reply=True)"
         subprocess.run([sys.executable, "-c", script], env=environment, check=True)
 
     def settle(self, queue: str, rts: bool) -> None:
-        """Wait until the queue is worked off and, with rts, the outbox drained."""
+        """Wait until the queue is empty and, with rts, the outbox drained."""
 
         def settled() -> bool:
             if self.client.llen(queue) or self.client.hlen("unacked"):

@@ -1,5 +1,5 @@
-"""The app of overhead.py: no-op tasks, with rts or without (OVERHEAD_RTS), which have
-OVERHEAD_SLACK seconds until their deadlines.
+"""The app of overhead.py: no-op tasks, with or without rts (OVERHEAD_RTS), with deadlines
+OVERHEAD_SLACK seconds from their publication.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def noop() -> None:
 
 
 @app.task
-def tell(path: str) -> None:
-    """Write down which modules this pool child has loaded."""
+def write_modules(path: str) -> None:
+    """Write the names of the modules that this pool child has loaded to a file."""
     with open(path, "w") as file:
         file.write("\n".join(sorted(sys.modules)))

@@ -1,5 +1,5 @@
-"""A spool of its own for each benchmark, with all its processes: records that something
-else has left on this machine, for a server that had the same port, are not its.
+"""A private spool for a benchmark and its processes, so that it does not deliver records
+that others on this machine have spooled for a server on the same port.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def own_spool() -> Iterator[None]:
-    """Have this process, and those that it starts, keep their records in a new folder."""
+    """Spool the records of this process, and of those that it starts, in a new folder."""
     with tempfile.TemporaryDirectory(prefix="rts-bench-", ignore_cleanup_errors=True) as folder:
         os.environ["RTS_SPOOL_DIR"] = folder
         try:

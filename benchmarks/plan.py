@@ -1,9 +1,9 @@
-"""Put plans to the test: record an overload, plan from its ledger, run it again so.
+"""Check capacity plans: record an overload, plan from its ledger, run with that plan.
 
     python benchmarks/plan.py --seeds 2,11 --targets 0.9,0.95
 
-Each workload is made up of the six types and runs on --slots slots, too few for it, in
-deadline order; servers and workers are real, embedded and private.
+Each workload consists of the six types and is recorded on --slots slots, which are too few
+for it, in deadline order. Servers and workers are real, embedded and private.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ COLUMNS = ("seed", "recorded", "order", "target", "slots", "real")
 
 
 def main() -> None:
-    """Record, plan, run again, and print."""
+    """Record, plan, run with the plan, and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", type=int, default=600)
     parser.add_argument("--slots", type=int, default=4)
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def record(jobs: list[Job], arguments: argparse.Namespace) -> tuple[Recording, float]:
-    """Run *jobs* on too few slots; return what the ledger says, and the share met."""
+    """Run *jobs* on too few slots; return the recording, and the share of deadlines met."""
     past: list[Recording] = []
 
     def look(ledger: Any) -> None:
@@ -79,7 +79,7 @@ def record(jobs: list[Job], arguments: argparse.Namespace) -> tuple[Recording, f
 
 
 def planned(past: Recording, scheduler: str, target: float) -> int:
-    """Return the slots for *target*, as rts plan finds them."""
+    """Return the slots for *target* as ``rts plan`` computes them."""
     settings = Settings()
     question = Question(
         past.jobs,

@@ -1,17 +1,17 @@
-"""Ask real workers under load when tasks will start and finish, and wait for the truth.
+"""Accuracy of predictions with real workers under load.
 
     python benchmarks/predictions.py [--scheduler fifo|edf|both] [--rho R] [--slots N]
         [--queues N] [--workers N] [--prefetch N] [--etas] [--burst]
 
 Publishes the six types (or a trace) at the load ρ, sped up; each task sleeps. Meanwhile
-rts.predict_new is asked just before some are published, and rts.predict about the last
-published one and about one of all that wait. With --queues the worker serves several
-queues, each with the types of its own. With --workers several share the slots, and with
---prefetch each takes so many tasks a slot ahead (worker_prefetch_multiplier). With --etas a
-fifth of the tasks has an eta, up to eight mean runtimes ahead. With --burst
-the second half is published at once when the first is over. The ledger then tells what
-was true.
-Servers and worker are real, embedded and private.
+rts.predict_new is called just before some tasks are published, and rts.predict for the last
+published task and for a random waiting one. The predictions are then compared with the
+ledger. Servers and workers are real, embedded and private.
+
+With --queues the worker consumes several queues, each with types of its own. With --workers
+several share the slots, and with --prefetch each prefetches so many tasks per slot
+(worker_prefetch_multiplier). With --etas a fifth of the tasks have an eta, up to eight mean
+runtimes ahead. With --burst the second half is published at once after the first has ended.
 """
 
 from __future__ import annotations
@@ -39,27 +39,27 @@ from rts.simulation.traces import Job, at_load, read_trace, six_types
 from rts.testing import MongoServer, RedisServer, WorkerProcess, wait_until
 from rts.testing.replay import APP, sped_up
 
-#: Of the tasks, what goes ahead until the first question, or until the burst: taus are
-#: learned from it.
+#: Share of the tasks before the first prediction, or before the burst: taus are learned from
+#: them.
 WARM_UP, BEFORE_BURST = 0.2, 0.5
-#: One of so many tasks is asked about before it is published.
+#: Every n-th task is predicted before it is published.
 ASKED_ONE_OF = 4
-#: With etas: one of so many has one, within so many mean runtimes.
+#: With --etas: every n-th task has one, at most so many mean runtimes ahead.
 ETA_ONE_OF, MOST_AHEAD = 5, 8.0
-#: Seconds between two rounds of questions.
+#: Seconds between two rounds of predictions.
 EVERY_S = 0.15
-#: Tasks that a round asks about at most, in search of one that still waits.
+#: Tasks to try per round to find one that still waits.
 TRIES = 5
-#: Waits that are shorter are not judged by their share: they are no waits, seconds.
+#: Shorter waits count as none and have no relative error, seconds.
 LEAST_WAIT_S = 0.2
-#: What an instant that two processes tell may be off by, seconds.
+#: Tolerance for instants from two processes, seconds.
 CLOCK_S = 0.02
 
 
 class Asked(NamedTuple):
-    """One question."""
+    """A prediction that was asked for."""
 
-    #: ``new``: before it was published; ``published``: just after; ``waiting``: later.
+    #: ``new``: before its publication; ``published``: just after; ``waiting``: later.
     kind: str
     task_id: str
     at: float
@@ -79,7 +79,7 @@ def ask(
     prefetch: int,
     etas: bool,
 ) -> tuple[list[Asked], dict[str, dict[str, Any]]]:
-    """Run *jobs*; return what was asked, and the ledger's tasks by id."""
+    """Run *jobs*; return the predictions, and the ledger's tasks by id."""
     with ExitStack() as stack:
         redis = stack.enter_context(RedisServer())
         mongo = stack.enter_context(MongoServer())
@@ -104,7 +104,7 @@ def ask(
         over = threading.Event()
 
         def question(kind: str, task_id: str) -> bool:
-            """Ask about a task; return whether it still waits."""
+            """Predict a task; return whether it still waits."""
             before = time.time()
             answer = rts.predict(task_id, app=app)
             if answer is None:
@@ -190,7 +190,7 @@ def ask(
 
 
 def judge(asked: list[Asked], truth: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return the figures of one kind of question, about tasks that had not started."""
+    """Return the accuracy of predictions, for tasks that had not started."""
     of_wait, of_rest, starts, finishes, on_time, met = [], [], [], [], [], []
     for question in asked:
         task, told = truth[question.task_id], question.answer
@@ -220,7 +220,7 @@ def judge(asked: list[Asked], truth: dict[str, dict[str, Any]]) -> dict[str, Any
 
 
 def main() -> None:
-    """Ask, judge and print."""
+    """Run, judge and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scheduler", choices=("fifo", "edf", "both"), default="both")
     parser.add_argument("--rho", type=float, default=1.1)

@@ -1,12 +1,11 @@
-"""How well can starts be foretold at all? Predictions within simulations, in both orders.
+"""The limits of predictability: predictions within simulations, in both orders.
 
     python benchmarks/predictions_simulated.py [--tasks N] [--asks N] [--json]
 
-Each simulated run is asked, as real ones are (benchmarks/predictions.py): about tasks
-that are published just then, and about tasks that wait at some moment. "arrivals known"
-is what nobody has: the prediction is told every later arrival, with its type, tau and
-deadline, though not the runtimes. What is still off then no predictor can know, and what
-is off more without it hangs on what is yet to be published.
+As in benchmarks/predictions.py, predictions are made for tasks that are just published, and
+for waiting tasks at some moments. With "arrivals known" the prediction knows all future
+arrivals with their types, taus and deadlines, but not their runtimes. The error that remains
+then is unavoidable; the additional error without it is due to tasks yet to be published.
 """
 
 from __future__ import annotations
@@ -31,20 +30,20 @@ from rts.simulation.orders import Order, order_of
 from rts.simulation.simulator import Outcome, simulate
 from rts.simulation.traces import at_load, read_trace, six_types
 
-#: By what they are called: an order, and whether later arrivals are known.
+#: By name: the order, and whether future arrivals are known.
 CASES = {"fifo": ("fifo", False), "edf": ("edf", False), "known": ("edf", True)}
-#: Tasks until the first question, and waits that are none: a tenth of the mean runtime.
+#: Tasks before the first prediction; shorter waits, a tenth of the mean runtime, count as none.
 WARM_UP, LEAST_WAIT_S = 300, 2.0
 
 
 def work(outcome: Outcome) -> Work:
-    """Return a job as a prediction sees it."""
+    """Return a job as a prediction's task."""
     job = outcome.job
     return Work(job.task_type, job.arrival_s, outcome.tau, outcome.deadline)
 
 
 class Known:
-    """Arrivals that are known, in place of those that are drawn."""
+    """Stands in for :class:`Arrivals`, with known instead of random arrivals."""
 
     def __init__(self, future: Sequence[Work]) -> None:
         self._future = future
@@ -53,12 +52,12 @@ class Known:
         return self
 
     def stream(self) -> Iterator[Work]:
-        """Return what arrives."""
+        """Return the arrivals."""
         return iter(self._future)
 
 
 def snapshot_of(outcomes: list[Outcome], number: int, now: float, slots: int) -> Snapshot:
-    """Return what is known at *now*, when *number* tasks have been published."""
+    """Return the state at *now*, when *number* tasks have been published."""
     came = outcomes[:number]
     ended = sorted((o for o in came if o.finished_at <= now), key=lambda o: o.finished_at)
     ended = ended[-RUNS:]
@@ -80,9 +79,8 @@ def snapshot_of(outcomes: list[Outcome], number: int, now: float, slots: int) ->
 def ask(
     outcomes: list[Outcome], slots: int, order: Callable[[], Order], asks: int, known: bool
 ) -> dict[str, list[tuple[float, float, bool]]]:
-    """Return, for tasks asked when published and for tasks that wait: share of the wait by
-    which the start is off, the same of what was left of it, and whether the finish was
-    within.
+    """Return, for just published and for waiting tasks: the error of the start as a share of
+    the wait and of the remaining wait, and whether the finish was within the interval.
     """
     found: dict[str, list[tuple[float, float, bool]]] = {"published": [], "waiting": []}
     arrivals = [o.job.arrival_s for o in outcomes]
@@ -118,8 +116,8 @@ def ask(
 def figures(
     arguments: argparse.Namespace, name: str, slots: int, rho: float, known: bool
 ) -> dict[str, Any]:
-    """Return, by kind of question, the median errors and the share of finishes within;
-    ``None`` where no task that was asked about had waited.
+    """Return, by kind, the median errors and the share of finishes within the interval;
+    ``None`` if no task had waited.
     """
     settings = Settings()
     kinds: dict[str, list[tuple[float, float, bool]]] = {}
@@ -147,7 +145,7 @@ def figures(
 
 
 def main() -> None:
-    """Simulate, ask and print."""
+    """Simulate, predict and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", type=int, default=1200)
     parser.add_argument("--asks", type=int, default=60)

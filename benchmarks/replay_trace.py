@@ -4,15 +4,14 @@
         --scheduler fifo|edf --rho R
 
 The trace is a CSV file with the columns arrival_s, name, runtime_s and, optionally,
-task_type; "six" stands for one that is made up of the six types (--tasks, --seed).
-Its arrivals are rescaled to the load ρ; with --tasks only so many of its jobs, from
-its beginning, are replayed. Each job is a task that sleeps runtime_s / S. Servers and
-worker are real, embedded and private.
+task_type; "six" stands for a synthetic one of the six types (--tasks, --seed). Its arrivals
+are rescaled to the load ρ; with --tasks only its first jobs are replayed. Each job is a task
+that sleeps runtime_s / S. Servers and worker are real, embedded and private.
 
-"simulated" is the simulator's figure for the same input in an ideal world. "as run" is
-the same with what a speed-up makes S times as long: what this worker needed between two
-runs (as its ledger says), and how late publishers learn. "by ledger" is what rts replay
-makes of the ledger of this run.
+"simulated" is the simulator's figure for the same input without overheads. "as run" includes
+those that a speed-up makes S times as long: the worker's overhead between two runs (from its
+ledger), and the delay until publishers use a learned tau. "by ledger" is the result of
+rts replay on the ledger of this run.
 """
 
 from __future__ import annotations
@@ -47,18 +46,18 @@ from rts.simulation.traces import (
 )
 from rts.testing.replay import learning_lag_s, replay
 
-#: Seconds that a task takes on average, and the median one, at least: then Celery's own
-#: milliseconds, and the tenths of a second until a run has taught, count for little.
+#: Least mean and median seconds of a task for which Celery's own milliseconds, and the tenths
+#: of a second until a tau is learned, matter little.
 HONEST_MEAN_S, HONEST_MEDIAN_S = 0.5, 0.15
 
-#: Simulations with an overhead that is drawn by chance, of which the mean is shown.
+#: Simulations with random overheads, whose mean is shown.
 REPEATS = 10
 
 WHICH = ("real", "simulated", "as run", "by ledger")
 
 
 def main() -> None:
-    """Replay, simulate, and print both."""
+    """Replay, simulate, and print both results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trace", default="six", metavar="FILE")
     parser.add_argument("--slots", type=count, default=16)
@@ -139,7 +138,7 @@ def share(text: str) -> float:
 
 
 def workload(arguments: argparse.Namespace) -> list[Job]:
-    """Return the jobs at the load that is asked for."""
+    """Return the jobs, rescaled to the requested load."""
     if arguments.trace == "six":
         jobs = six_types(arguments.tasks or 2000, seed=arguments.seed)
     else:
@@ -148,7 +147,7 @@ def workload(arguments: argparse.Namespace) -> list[Job]:
 
 
 def run(jobs: list[Job], settings: Settings, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run the jobs with real workers; return ``real`` outcomes and the ``recording``."""
+    """Run the jobs with a real worker; return ``real`` outcomes and the ``recording``."""
     past: dict[str, Any] = {}
 
     def progress(done: int, total: int) -> None:
@@ -176,7 +175,7 @@ def run(jobs: list[Job], settings: Settings, arguments: argparse.Namespace) -> d
 def compare(
     jobs: list[Job], settings: Settings, past: dict[str, Any], arguments: argparse.Namespace
 ) -> dict[str, dict[str, Any]]:
-    """Return tasks and shares met, by type and for all."""
+    """Return the number of tasks and the shares of deadlines met, by type and for all."""
     recorded: Recording = past["recording"]
     speedup = arguments.speedup
     slower = [overhead_s * speedup for overhead_s in recorded.overheads or (0.0,)]
@@ -208,7 +207,7 @@ def compare(
 
 
 def by_type(pairs: Iterable[tuple[str, bool]]) -> defaultdict[str, list[bool]]:
-    """Return verdicts by type, and of all."""
+    """Return the verdicts by type, and of all tasks."""
     found: defaultdict[str, list[bool]] = defaultdict(list)
     for kind, met in pairs:
         found["all"].append(met)

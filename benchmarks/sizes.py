@@ -1,4 +1,4 @@
-"""What one task takes where it is kept: bytes in Redis, on disk and in MongoDB.
+"""The size of one task in storage: bytes in Redis, on disk and in MongoDB.
 
 Servers are embedded and private. Task names have 17 or 18 characters, ids are UUIDs, there is
 no GPU.
@@ -24,7 +24,7 @@ from rts.records import Execution, OpenTask
 from rts.settings import Settings
 from rts.testing import MongoServer, RedisServer
 
-#: What is in Redis of a task that is open, and of one in the outbox.
+#: Labels of the table.
 OPEN, OUTBOX = "open task, Redis", "record in the outbox, Redis"
 SPOOL = "record in the spool, disk"
 DOCUMENTS, INDEXES, STORED = (
@@ -35,7 +35,7 @@ DOCUMENTS, INDEXES, STORED = (
 
 
 def in_redis(url: str, runs: Sequence[Execution]) -> dict[str, float]:
-    """Return the bytes that Redis uses for each run, once while it is open."""
+    """Return the bytes of Redis memory per task while it is open, and per outbox record."""
     client = redis.Redis.from_url(url)
     settings = Settings(redis_url=url)
     announcer = Announcer(Link(settings), settings, every_s=1e9)
@@ -66,7 +66,7 @@ def in_redis(url: str, runs: Sequence[Execution]) -> dict[str, float]:
 
 
 def in_mongo(url: str, runs: Sequence[Execution]) -> dict[str, float]:
-    """Return the bytes of the two documents of each run, and of their indexes."""
+    """Return the bytes per run of its two documents and of their indexes."""
     ledger = MongoLedger(Settings(mongo_url=url, ledger_ttl=0))
     ledger.prepare()
     for batch in batches(iter(runs)):
