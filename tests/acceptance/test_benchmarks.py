@@ -42,7 +42,7 @@ def figures(script: str, *arguments: str) -> dict[str, Any]:
         *("--speedup=0", "--speedup=nan", "--speedup=-5", "--write=/no/such/folder/x.csv"),
     ],
 )
-def test_what_makes_no_sense_is_refused_before_anything_runs(odd: str) -> None:
+def test_invalid_options_are_refused_before_anything_runs(odd: str) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "replay_trace.py"), odd]
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, env=UNTRACED, check=False
@@ -67,7 +67,7 @@ def test_sizes() -> None:
     assert all(100 < size < 10_000 for size in found.values())
 
 
-def test_the_conditions_stand_above_the_figures_as_the_docs_show_them() -> None:
+def test_the_heading_is_as_the_docs_show_it() -> None:
     shown = re.search(
         r"^    machine    .*\n    versions   .*\n    (workload   .*)\n\n",
         (ROOT / "docs" / "operations.md").read_text(encoding="utf-8"),
@@ -127,7 +127,7 @@ def test_replay_of_a_trace(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("acknowledged", ["late", "early"])
-def test_nothing_is_lost_whoever_dies(acknowledged: str) -> None:
+def test_no_task_is_lost_when_processes_are_killed(acknowledged: str) -> None:
     few = ("--tasks", "400", "--kills", "4", "--cuts", "3", "--workers", "2")
     found = figures("chaos.py", *few, *(["--early"] if acknowledged == "early" else []))
     assert found["wrong"] == []

@@ -50,7 +50,7 @@ def fleet_of(settings: Settings, queue: str) -> Fleet:
         link.close()
 
 
-def test_workers_of_the_same_queues_are_one_crew(
+def test_workers_of_the_same_queues_are_one_group(
     redis_client: redis.Redis, settings: Settings
 ) -> None:
     beat(redis_client, settings, "a", ["mail", "web"])
@@ -78,7 +78,7 @@ def test_workers_of_the_same_queues_are_one_crew(
     assert (alone.groups, alone.slots) == ([WorkerGroup(2)], 2)  # "f" may take from it
 
 
-def test_in_order_of_arrival_each_worker_has_what_it_has_taken(
+def test_in_order_of_arrival_each_worker_is_a_group(
     redis_client: redis.Redis, settings: Settings
 ) -> None:
     memory = mmap.mmap(-1, BYTES)
@@ -119,7 +119,7 @@ def test_in_order_of_arrival_each_worker_has_what_it_has_taken(
         ("threads", {"worker_prefetch_multiplier": 3, "task_acks_late": True}, 4),
     ],
 )
-def test_a_heartbeat_tells_what_its_worker_takes_ahead(
+def test_a_heartbeat_contains_the_prefetch_of_its_worker(
     make_stage: Callable[..., Stage],
     redis_client: redis.Redis,
     pool: str,
@@ -132,7 +132,7 @@ def test_a_heartbeat_tells_what_its_worker_takes_ahead(
     assert json.loads(beat)["ahead"] == ahead
 
 
-def test_not_every_queue_of_a_worker_is_played(
+def test_only_the_nearest_related_queues_are_simulated(
     redis_client: redis.Redis, settings: Settings
 ) -> None:
     beat(redis_client, settings, "a", [f"user-{n:02}" for n in range(50)])
@@ -140,7 +140,7 @@ def test_not_every_queue_of_a_worker_is_played(
     assert fleet.queues == ["user-40", *(f"user-{n:02}" for n in range(MAX_RELATED))]
 
 
-def test_runs_are_known_since_the_busiest_queue_forgets(
+def test_recent_runs_are_complete_since_the_busiest_queue_was_trimmed(
     redis_client: redis.Redis, settings: Settings
 ) -> None:
     beat(redis_client, settings, "a", ["busy", "quiet"])

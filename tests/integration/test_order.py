@@ -252,7 +252,7 @@ OPERATION = st.one_of(
 @pytest.mark.parametrize("rule", RULES, ids=str)
 @settings(max_examples=60)
 @given(operations=st.lists(OPERATION, max_size=60))
-def test_claims_come_in_the_order_of_the_rule(
+def test_claims_follow_the_rule(
     rts_redis_session_url: str, rule: Rule, operations: list[Any]
 ) -> None:
     play = Play(rts_redis_session_url.rpartition("/")[0] + "/12", rule)
@@ -279,7 +279,7 @@ def lasting_redis() -> Iterator[RedisServer]:
         st.one_of(OPERATION, OPERATION, PUBLISH, st.tuples(st.just("restart"))), max_size=40
     )
 )
-def test_the_order_outlives_redis(
+def test_the_order_survives_restarts_of_redis(
     lasting_redis: RedisServer, rule: Rule, operations: list[Any]
 ) -> None:
     play = Play(lasting_redis.url, rule)
@@ -296,7 +296,7 @@ def test_the_order_outlives_redis(
 
 @pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("rule", [Rule(), Rule(work=2.0, late_share=0.2)], ids=str)
-def test_ten_thousand_in_exact_order(rule: Rule) -> None:
+def test_ten_thousand_messages_in_exact_order(rule: Rule) -> None:
     with RedisServer(arguments=("--dbfilename", "dump.rdb")) as server:
         play = Play(server.url, rule)
 
@@ -324,7 +324,7 @@ def test_ten_thousand_in_exact_order(rule: Rule) -> None:
 
 
 @pytest.mark.parametrize("rule", [Rule(), Rule(work=2.0)], ids=str)
-def test_the_hopeless_that_wait_in_order_are_counted_as_claims_find_them(
+def test_hopeless_messages_are_counted_as_a_claim_finds_them(
     url: str, raw: redis.Redis, rule: Rule
 ) -> None:
     now = time.time()
@@ -345,7 +345,7 @@ def test_the_hopeless_that_wait_in_order_are_counted_as_claims_find_them(
         assert hopeless_in(channel, NAME) == 0
 
 
-def test_the_hopeless_far_behind_are_estimated(url: str, raw: redis.Redis) -> None:
+def test_hopeless_messages_far_back_are_estimated(url: str, raw: redis.Redis) -> None:
     now, message = time.time(), envelope(Message(1, 1, 1, "1"))
 
     def put(count: int, hopeless: Callable[[int], bool]) -> None:
@@ -365,7 +365,7 @@ def test_the_hopeless_far_behind_are_estimated(url: str, raw: redis.Redis) -> No
         assert hopeless_in(channel, NAME) == pytest.approx(4 * exact, rel=0.25)
 
 
-def test_plain_messages_of_others_are_adopted(url: str, raw: redis.Redis) -> None:
+def test_messages_on_plain_lists_are_adopted(url: str, raw: redis.Redis) -> None:
     start = time.time()
     with connect(url) as connection, Connection(url) as other:
         ordered, plain = connection.default_channel, other.default_channel
@@ -394,7 +394,7 @@ def test_plain_messages_of_others_are_adopted(url: str, raw: redis.Redis) -> Non
         assert ordered.basic_get(NAME).headers["redelivered"] is True
 
 
-def test_one_step_adopts_few_of_the_large(url: str, raw: redis.Redis) -> None:
+def test_a_claim_adopts_few_large_messages(url: str, raw: redis.Redis) -> None:
     start = time.time()
     with connect(url) as connection:
         channel = connection.default_channel
@@ -416,7 +416,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("text", UNREADABLE.values(), ids=UNREADABLE)
-def test_what_cannot_be_read_is_put_aside(url: str, raw: redis.Redis, text: bytes) -> None:
+def test_unreadable_messages_are_refused(url: str, raw: redis.Redis, text: bytes) -> None:
     got: list[str] = []
     start = time.time()
     with connect(url) as connection, redis.Redis.from_url(url) as client:
@@ -441,7 +441,7 @@ def test_what_cannot_be_read_is_put_aside(url: str, raw: redis.Redis, text: byte
         assert not raw.exists("unacked", "unacked_index", f"{NAME}\x06\x16edf")
 
 
-def test_what_cannot_be_read_is_seen_and_moved_in_the_order(url: str, raw: redis.Redis) -> None:
+def test_unreadable_messages_are_counted_and_moved(url: str, raw: redis.Redis) -> None:
     start = time.time()
     text = UNREADABLE["no text"] % 1
     with connect(url, Rule(horizons={NAME: FAR})) as connection:
@@ -459,7 +459,7 @@ def test_what_cannot_be_read_is_seen_and_moved_in_the_order(url: str, raw: redis
     assert json.loads(moved[0]) == envelope(Message(start + 2 * FAR, start, 1.0, "last"))
 
 
-def test_a_stranger_that_does_not_say_whence_it_came_goes_back_there(url: str) -> None:
+def test_a_message_without_delivery_info_is_requeued_to_its_queue(url: str) -> None:
     stranger = envelope(Message(1, 1, 1, "1"))
     stranger["headers"] = None
     del stranger["properties"]["delivery_info"]
@@ -470,7 +470,7 @@ def test_a_stranger_that_does_not_say_whence_it_came_goes_back_there(url: str) -
         assert channel.basic_get(NAME, no_ack=True).delivery_tag == "1"
 
 
-def test_workers_empty_a_redis_whose_memory_is_used_up(url: str, raw: redis.Redis) -> None:
+def test_workers_empty_the_queues_of_a_redis_out_of_memory(url: str, raw: redis.Redis) -> None:
     start = time.time()
     with connect(url) as connection, Connection(url) as other:
         channel = connection.default_channel
@@ -489,7 +489,7 @@ def test_workers_empty_a_redis_whose_memory_is_used_up(url: str, raw: redis.Redi
         assert not raw.exists("unacked", "unacked_index")
 
 
-def test_what_was_demoted_is_dropped_once_that_is_asked_for(url: str) -> None:
+def test_demoted_messages_are_dropped_once_drop_is_configured(url: str) -> None:
     start = time.time()
     late, due = Message(start + PAST, start, 1.0, "1"), Message(start + FAR, start, 1.0, "2")
     with connect(url) as connection:
@@ -501,7 +501,7 @@ def test_what_was_demoted_is_dropped_once_that_is_asked_for(url: str) -> None:
         assert (got.delivery_tag, got.headers[DROPPED]) == ("1", True)
 
 
-def test_the_way_back_ends_where_workers_in_order_take_messages_back(url: str) -> None:
+def test_moving_to_lists_ends_while_workers_in_order_adopt_messages(url: str) -> None:
     start = time.time()
     with connect(url) as connection, connect(url) as worker:
         channel = connection.default_channel
@@ -523,7 +523,7 @@ def test_the_way_back_ends_where_workers_in_order_take_messages_back(url: str) -
 @pytest.mark.parametrize(
     "value", [None, "soon", float("nan"), float("inf"), -1.0, 1e300, [], {}, "9" * 400, True]
 )
-def test_impossible_deadlines_get_the_horizon(url: str, value: Any) -> None:
+def test_invalid_deadlines_get_the_horizon(url: str, value: Any) -> None:
     start = time.time()
     with connect(url, Rule(horizons={NAME: 50.0})) as connection, Connection(url) as other:
         for header in ("rts_deadline", "rts_arrival", "rts_tau"):
@@ -541,7 +541,7 @@ def test_impossible_deadlines_get_the_horizon(url: str, value: Any) -> None:
             assert tags == ["before", "own", "other", "after"]
 
 
-def test_queues_that_nobody_serves_are_known_by_their_tasks(
+def test_queues_without_workers_are_known_by_their_open_tasks(
     url: str, raw: redis.Redis, tmp_path: Path
 ) -> None:
     app = Celery("producer", broker=url, set_as_current=False)
@@ -569,7 +569,7 @@ def test_queues_that_nobody_serves_are_known_by_their_tasks(
     app.close()
 
 
-def test_a_consumer_wakes_when_something_is_put(url: str) -> None:
+def test_a_consumer_wakes_on_publish(url: str) -> None:
     got: list[str] = []
     queue = Queue(NAME, Exchange(NAME), NAME)
     with connect(url) as connection, connect(url) as producer:
@@ -596,7 +596,7 @@ def next_wait(connection: Connection, raw: redis.Redis) -> str:
                     return command.removeprefix("BRPOP ")
 
 
-def test_an_idle_consumer_waits_for_a_bell_only(url: str, raw: redis.Redis) -> None:
+def test_an_idle_consumer_blocks_on_the_bell(url: str, raw: redis.Redis) -> None:
     # What others answer is put on plain lists, and rings no bell where they have no order.
     with connect(url) as connection:
         channel, answers = connection.default_channel, Queue("answers")
@@ -690,7 +690,7 @@ def test_without_emulated_acknowledgements(url: str, raw: redis.Redis) -> None:
         assert channel.basic_get(NAME).delivery_tag == "1"
 
 
-def test_a_forgotten_script_and_a_cut_connection(url: str, raw: redis.Redis) -> None:
+def test_a_flushed_script_and_a_cut_connection(url: str, raw: redis.Redis) -> None:
     got: list[str] = []
     start = time.time()
     with connect(url) as connection:
@@ -711,7 +711,7 @@ def test_a_forgotten_script_and_a_cut_connection(url: str, raw: redis.Redis) -> 
     assert got == ["0", "1", "2"]
 
 
-def test_what_is_not_acknowledged_comes_back_after_the_visibility_timeout(url: str) -> None:
+def test_unacknowledged_messages_return_after_the_visibility_timeout(url: str) -> None:
     start = time.time()
     with (
         connect(url, visibility_timeout=0.1) as dead,
@@ -730,7 +730,7 @@ def test_what_is_not_acknowledged_comes_back_after_the_visibility_timeout(url: s
         dead.default_channel.qos._delivered.clear()
 
 
-def test_workers_share_what_they_requeue(
+def test_workers_restore_messages_together(
     url: str, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting = 3 * BATCH
@@ -756,7 +756,7 @@ def test_workers_share_what_they_requeue(
         assert (state.ordered, raw.exists("unacked", "unacked_index")) == (waiting, 0)
 
 
-def test_claims_stay_within_the_slots(url: str, raw: redis.Redis) -> None:
+def test_claims_are_limited_to_the_free_slots(url: str, raw: redis.Redis) -> None:
     class Gauge:
         slots, held = True, False
 
@@ -794,9 +794,7 @@ def test_claims_stay_within_the_slots(url: str, raw: redis.Redis) -> None:
             assert got == ["3", "1", "2"]
 
 
-def test_who_answers_a_bell_rings_for_what_is_left_to_others(
-    url: str, raw: redis.Redis
-) -> None:
+def test_a_claim_rings_the_bell_for_messages_left_to_others(url: str, raw: redis.Redis) -> None:
     class Gauge:
         def free(self) -> bool:
             return True
@@ -838,14 +836,14 @@ def test_without_the_option_the_transport_is_kombus(url: str, raw: redis.Redis) 
         assert isinstance(connection.default_channel, Channel)
 
 
-def test_edf_is_refused_where_the_broker_is_not_redis() -> None:
+def test_edf_is_refused_if_the_broker_is_not_redis() -> None:
     app = Celery("rabbit", broker="amqp://localhost")
     app.conf.rts_scheduler = "edf"
     with pytest.raises(rts.ConfigurationError, match=r"edf.*priority.*amqp"):
         rts.install(app)
 
 
-def test_edf_is_refused_where_no_broker_was_named_in_the_end() -> None:
+def test_edf_is_refused_if_no_broker_is_ever_configured() -> None:
     app = Celery("none")
     app.conf.rts_scheduler = "edf"
     rts.install(app)  # a broker may yet be named

@@ -42,7 +42,7 @@ def ran(mongo: Any, ids: list[str]) -> list[str]:
     return [run["task_id"] for run in mongo.assignments.find(mine).sort("started_at")]
 
 
-def test_a_fleet_that_is_half_turned_over_loses_nothing(
+def test_a_half_migrated_fleet_loses_nothing(
     make_stage: Callable[..., Stage],
     apps: Callable[..., Celery],
     mongo: Any,
@@ -59,7 +59,7 @@ def test_a_fleet_that_is_half_turned_over_loses_nothing(
     wait_until(lambda: not redis_client.exists(queue, queue + EDF, "unacked"))
 
 
-def test_turning_it_off_again_leaves_nothing_behind(
+def test_turning_it_off_leaves_nothing_behind(
     make_stage: Callable[..., Stage],
     apps: Callable[..., Celery],
     mongo: Any,
@@ -100,7 +100,7 @@ def test_turning_it_off_again_leaves_nothing_behind(
     assert ran(mongo, expected) == expected
 
 
-def test_deadlines_are_handed_on_along_real_canvas(
+def test_deadlines_propagate_through_a_real_canvas(
     make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any
 ) -> None:
     # Learning nothing, so that the taus stay as they are.

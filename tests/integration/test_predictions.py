@@ -43,7 +43,7 @@ def apps() -> Iterator[list[Celery]]:
 
 
 def producer(stage: Stage, made: list[Celery], **conf: Any) -> Celery:
-    """Return an app that publishes to the stage's workers, and asks about them."""
+    """Return an app that publishes to the stage's workers and asks for predictions."""
     app = Celery("producer", broker=stage.broker, set_as_current=False)
     app.conf.update({**stage.conf, "rts_timeout": 10.0, **conf})  # of a busy machine
     rts.install(app)
@@ -52,14 +52,14 @@ def producer(stage: Stage, made: list[Celery], **conf: Any) -> Celery:
 
 
 def topic_queue(stage: Stage) -> Queue:
-    """Return a queue to which messages come by a key that is not its name."""
+    """Return a queue whose routing key differs from its name."""
     name = f"{stage.conf['task_default_queue']}-bound"
     topic = Exchange(f"{name}-x", type="topic")  # a direct one is passed over by Celery
     return Queue(name, topic, routing_key=f"{name}-key")
 
 
 def busy(stage: Stage, app: Celery, seconds: float, slots: int, **options: Any) -> list[str]:
-    """Fill the slots of the stage's workers; return the ids of what runs in them."""
+    """Fill the slots of the stage's workers; return the ids of the running tasks."""
     ids = [app.send_task(OK, (seconds,), **options).id for _ in range(slots)]
     client = redis.Redis.from_url(stage.redis_url)
     wait_until(lambda: client.hlen(f"{stage.prefix}running") >= slots, message="they run")
@@ -81,7 +81,7 @@ def with_a_line(
 
 
 def served(app: Celery, **options: Any) -> rts.Prediction:
-    """Return what is predicted of a new task, once a worker tells that it takes such."""
+    """Return the prediction for a new task, once a worker consumes its queue."""
 
     def told() -> rts.Prediction | None:
         try:
@@ -93,7 +93,7 @@ def served(app: Celery, **options: Any) -> rts.Prediction:
 
 
 @pytest.mark.parametrize("scheduler", [None, "edf"], ids=["fifo", "edf"])
-def test_what_runs_what_waits_and_what_is_over(
+def test_running_waiting_and_ended_tasks(
     make_stage: Callable[..., Stage],
     apps: list[Celery],
     scheduler: str | None,
@@ -117,7 +117,7 @@ def test_what_runs_what_waits_and_what_is_over(
     wait_until(lambda: redis_client.hlen(f"{stage.prefix}workers"), message="it beats")
     wait_until(lambda: rts.predict(waits, app=app) is None, message="it is over")
 
-    # More than the worker fetches ahead in order of arrival, which it does not in the other.
+    # More than the worker prefetches, which it does in order of arrival only.
     (runs,) = busy(stage, app, 60, 1, **slow)
     queue = [app.send_task(OK, (0,), **slow).id for _ in range(8)]
     now = time.time()
@@ -129,13 +129,13 @@ def test_what_runs_what_waits_and_what_is_over(
     assert len(found) == 8
     assert [answer.ahead for answer in found] == list(range(8))
     assert all(a.slots == 1 and a.start_low <= a.start <= a.start_high for a in found)
-    # A slow task is taken for 2 s: about so much is between each and the next.
+    # The tau of a slow task is 2 s: about so much lies between one start and the next.
     assert 8 < found[7].start - found[0].start < 20
     assert all(a.finish > a.start and a.on_time > 0.9 for a in found)
     new = rts.predict_new(OK, headers={"task_type": "slow", "sla_deadline": now + 601}, app=app)
     assert new.ahead == 8
     assert new.start > found[6].start
-    # What this process publishes is counted in at once, between two looks at the queue.
+    # What this process publishes counts at once, between two readings of the queue.
     for more in range(1, 5):
         app.send_task(OK, (0,), headers={"task_type": "slow", "sla_deadline": now + 600})
         late = {"task_type": "slow", "sla_deadline": now + 601}
@@ -162,7 +162,7 @@ def test_etas_other_queues_and_priorities(
     eta = datetime.now(timezone.utc) + timedelta(seconds=90)
     held = app.send_task(OK, (0,), eta=eta).id
     wait_until(lambda: not waiting(redis_client, default), message="a worker holds it")
-    # Between the queue and the worker it is nowhere, for a moment.
+    # For a moment it is neither in the queue nor with the worker.
     answer = wait_until(lambda: rts.predict(held, app=app))
     assert answer.start == pytest.approx(eta.timestamp(), abs=1.0)
     assert answer.finish > answer.start
@@ -193,7 +193,7 @@ def waiting(client: redis.Redis, queue: str) -> int:
     return int(client.llen(queue)) + int(client.zcard(f"{queue}{sep}edf"))
 
 
-def test_what_has_begun_and_what_is_held_of_another_queue(
+def test_just_started_tasks_and_held_ones_of_another_queue(
     make_stage: Callable[..., Stage], apps: list[Celery], redis_client: redis.Redis
 ) -> None:
     stage = make_stage(worker_prefetch_multiplier=4)
@@ -207,12 +207,12 @@ def test_what_has_begun_and_what_is_held_of_another_queue(
 
     app.send_task(OK, (60,))
     wait_until(lambda: not waiting(redis_client, default), message="it is taken")
-    # Nobody has noted yet that it runs.
+    # It is not known to run yet.
     assert rts.predict_new(OK, app=app).start_low > time.time() + 1
 
     for _ in range(2):
         app.send_task(OK, (60,))
-    # A worker asks its queues in turn.
+    # A worker consumes its queues round-robin.
     wait_until(lambda: not waiting(redis_client, default), message="they are held")
     last = app.send_task(OK, (0,), queue=other).id
     wait_until(lambda: redis_client.hlen(f"{stage.prefix}running"), message="it runs")
@@ -225,7 +225,7 @@ def test_what_has_begun_and_what_is_held_of_another_queue(
 
 
 @pytest.mark.parametrize("scheduler", [None, "edf"], ids=["fifo", "edf"])
-def test_queues_of_one_worker_are_served_in_turn(
+def test_queues_of_one_worker_are_served_round_robin(
     make_stage: Callable[..., Stage],
     apps: list[Celery],
     scheduler: str | None,
@@ -254,7 +254,7 @@ def test_queues_of_one_worker_are_served_in_turn(
     worker.kill()
 
 
-def test_what_a_worker_holds_does_not_wait_for_another(
+def test_a_held_task_waits_only_for_its_own_worker(
     make_stage: Callable[..., Stage], apps: list[Celery], redis_client: redis.Redis
 ) -> None:
     stage = make_stage(rts_task_types={"slow": 20.0}, worker_prefetch_multiplier=4)
@@ -275,7 +275,7 @@ def test_what_a_worker_holds_does_not_wait_for_another(
 
     now = time.time()
     found = wait_until(starts, message="both workers tell what they have received")
-    # As long as the other has nothing to do, all that the first one holds waits for it.
+    # Though the other is idle, all tasks that the first one holds wait for it.
     assert found[0] > now + 5
     assert found[3] - found[0] > 30
     new = rts.predict_new(OK, app=app, **SLOW)
@@ -284,7 +284,7 @@ def test_what_a_worker_holds_does_not_wait_for_another(
     first.kill()
 
 
-def test_what_a_killed_worker_had_taken_waits_to_be_delivered_again(
+def test_tasks_of_a_killed_worker_wait_for_their_redelivery(
     make_stage: Callable[..., Stage],
     apps: list[Celery],
     redis_client: redis.Redis,
@@ -301,8 +301,8 @@ def test_what_a_killed_worker_had_taken_waits_to_be_delivered_again(
     wait_until(lambda: not client.hlen(f"{stage.prefix}running"), message="it is lost")
     wait_until(lambda: client.hlen(f"{stage.prefix}workers") == 1, message="one is left")
     client.close()
-    # What was taken so long ago would have been told of.
-    monkeypatch.setattr(initial_state, "TOLD_S", 1.0)
+    # Messages that were taken so long ago would have been reported.
+    monkeypatch.setattr(initial_state, "REPORTED_S", 1.0)
     new = served(app, **SLOW)
     assert new.start < time.time() + 5
     later = rts.predict(held[0], app=app)
@@ -310,7 +310,7 @@ def test_what_a_killed_worker_had_taken_waits_to_be_delivered_again(
     assert later.start == pytest.approx(begun + 600.0, abs=30.0)
 
 
-def test_each_worker_gives_slots_of_its_own_to_demoted_work(
+def test_each_worker_limits_demoted_tasks_on_its_own(
     make_stage: Callable[..., Stage], apps: list[Celery]
 ) -> None:
     stage = make_stage(rts_scheduler="edf", rts_late_share=0.0, rts_task_types={"slow": 2.0})
@@ -329,7 +329,7 @@ def test_each_worker_gives_slots_of_its_own_to_demoted_work(
         worker.kill()
 
 
-def test_a_task_without_a_deadline_waits_for_the_horizon_of_its_queue(
+def test_a_task_without_a_deadline_is_ordered_by_its_horizon(
     make_stage: Callable[..., Stage], apps: list[Celery]
 ) -> None:
     name = "with-horizon"
@@ -351,7 +351,7 @@ def test_a_task_without_a_deadline_waits_for_the_horizon_of_its_queue(
     worker.kill()
 
 
-def test_more_is_held_for_an_eta_than_is_read(
+def test_more_tasks_are_held_for_an_eta_than_are_read(
     make_stage: Callable[..., Stage], apps: list[Celery], redis_client: redis.Redis
 ) -> None:
     stage = make_stage()
@@ -369,7 +369,7 @@ def test_more_is_held_for_an_eta_than_is_read(
     worker.kill()
 
 
-def test_a_task_that_came_and_began_within_this_second_is_not_for_later(
+def test_a_task_published_and_started_within_a_second_has_started(
     make_stage: Callable[..., Stage], apps: list[Celery], redis_client: redis.Redis
 ) -> None:
     stage = make_stage()
@@ -380,16 +380,16 @@ def test_a_task_that_came_and_began_within_this_second_is_not_for_later(
     redis_client.hset(f"{stage.prefix}workers", "w@h/1", json.dumps(beat))
     long = run("long")._replace(started_at=now, tau=1000.0, queue=queue, instance="w@h/1")
     redis_client.hset(f"{stage.prefix}running", "long", long.to_json())
-    served(app)  # what this process sends is known from here on
+    served(app)  # from here on publishes are recorded
     wait_until(lambda: 0.2 < redis_client.time()[1] / 1e6 < 0.5, message="amid a second")
     begun = app.send_task(OK, (0,)).id
-    redis_client.delete(queue)  # a worker that has not noted it yet has taken it
+    redis_client.delete(queue)  # as if a worker had taken it and not reported it yet
     found = rts.predict(begun, app=app)
     assert found is not None
     assert found.start < now + 60  # it does not wait for the long one
 
 
-def test_a_task_of_this_process_that_was_taken_at_once(
+def test_a_task_of_this_process_that_started_at_once(
     make_stage: Callable[..., Stage], apps: list[Celery], redis_client: redis.Redis
 ) -> None:
     stage = make_stage()
@@ -397,7 +397,7 @@ def test_a_task_of_this_process_that_was_taken_at_once(
     name = bound.name
     app = producer(stage, apps, task_queues=[bound])
     worker = stage.worker(pool="threads", concurrency=1, queues=[name])
-    # Of a key that is not the queue's name; what this process sends is known from here on.
+    # The routing key is not the queue's name; from here on publishes are recorded.
     served(app, queue=name)
     runs = app.send_task(OK, (60,), queue=name).id
     wait_until(lambda: not waiting(redis_client, name), message="it is taken")
@@ -407,7 +407,7 @@ def test_a_task_of_this_process_that_was_taken_at_once(
     worker.kill()
 
 
-def test_a_new_task_goes_where_its_own_options_say(
+def test_a_new_task_uses_its_own_routing_options(
     make_stage: Callable[..., Stage], apps: list[Celery], redis_client: redis.Redis
 ) -> None:
     stage = make_stage(worker_prefetch_multiplier=1)
@@ -431,7 +431,7 @@ def test_a_new_task_goes_where_its_own_options_say(
     beside.kill()
 
 
-def test_a_task_for_later_does_not_end_what_may_come_before(
+def test_publishing_a_task_for_later_does_not_rule_out_earlier_arrivals(
     make_stage: Callable[..., Stage], apps: list[Celery]
 ) -> None:
     stage = make_stage(rts_scheduler="edf")
@@ -444,18 +444,19 @@ def test_a_task_for_later_does_not_end_what_may_come_before(
     assert predictor is not None
 
     def counted() -> list[float]:
-        """Return when something was published last, for what was read before and is fresh."""
+        """Publish a task with a countdown; return when the cached reading saw it."""
         rts.predict_new(OK, app=app)
         app.send_task(OK, (0,), countdown=3600)
-        return [reading.sent_at for reading in predictor._readings.values() if reading.own]
+        readings = predictor._readings.values()
+        return [reading.published_at for reading in readings if reading.published]
 
-    (sent_at,) = wait_until(counted)
-    assert sent_at < time.time() + 60
+    (published_at,) = wait_until(counted)
+    assert published_at < time.time() + 60
     app.control.purge()
     worker.kill()
 
 
-def test_what_waits_behind_a_task_that_will_be_hopeless(
+def test_tasks_behind_one_that_will_be_hopeless_overtake_it(
     make_stage: Callable[..., Stage], apps: list[Celery]
 ) -> None:
     stage = make_stage(rts_scheduler="edf", rts_late_share=0.0)
@@ -463,7 +464,7 @@ def test_what_waits_behind_a_task_that_will_be_hopeless(
     worker = stage.worker(pool="threads", concurrency=1)
     busy(stage, app, 60, 1)
     now = time.time()
-    # Its tau is 10 s: where the run goes on for more than 1 s, all the others are first.
+    # Its tau is 10 s: it turns hopeless within 1 s, and all the others overtake it.
     soon = app.send_task(OK, (0,), headers={"sla_deadline": now + 10}).id
     for _ in range(10):
         app.send_task(OK, (0,), headers={"sla_deadline": now + 1000})
@@ -474,7 +475,7 @@ def test_what_waits_behind_a_task_that_will_be_hopeless(
     worker.kill()
 
 
-def test_a_task_that_is_acknowledged_late_runs_or_waits(
+def test_a_task_with_late_acknowledgement_runs_or_waits(
     make_stage: Callable[..., Stage], apps: list[Celery]
 ) -> None:
     stage = make_stage(task_acks_late=True, worker_prefetch_multiplier=4)
@@ -491,7 +492,7 @@ def test_a_task_that_is_acknowledged_late_runs_or_waits(
     worker.kill()
 
 
-def test_among_a_hundred_thousand(
+def test_among_a_hundred_thousand_messages(
     make_stage: Callable[..., Stage], apps: list[Celery], redis_client: redis.Redis
 ) -> None:
     stage = make_stage(rts_task_types={"slow": 2.0}, worker_prefetch_multiplier=1)
@@ -519,7 +520,7 @@ def test_among_a_hundred_thousand(
     worker.kill()
 
 
-def test_threads_of_a_web_server_need_not_name_the_only_app(
+def test_threads_of_a_web_server_use_the_only_app(
     make_stage: Callable[..., Stage],
 ) -> None:
     stage = make_stage()
@@ -550,7 +551,7 @@ def test_threads_of_a_web_server_need_not_name_the_only_app(
     assert two.startswith("the app 'default' does not have rts: call rts.install(app), or name")
 
 
-def test_servers_that_are_away_and_brokers_that_hide_their_queues() -> None:
+def test_unavailable_servers_and_unsupported_brokers() -> None:
     with RedisServer() as server:
         port = server.url.rpartition(":")[2].partition("/")[0]
     url = f"redis://:secret@127.0.0.1:{port}/0"
@@ -569,7 +570,7 @@ def test_servers_that_are_away_and_brokers_that_hide_their_queues() -> None:
         rts.predict("x", app=bare)
 
 
-def test_many_threads_ask_at_once(
+def test_many_threads_predict_at_once(
     make_stage: Callable[..., Stage], apps: list[Celery], rts_redis_url: str
 ) -> None:
     """Each has a connection where it needs one, and one of them predicts for all."""
@@ -617,7 +618,7 @@ def test_many_threads_ask_at_once(
         worker.kill()
 
 
-def test_only_the_broker_is_away(rts_redis_url: str, rts_key_prefix: str) -> None:
+def test_only_the_broker_is_unavailable(rts_redis_url: str, rts_key_prefix: str) -> None:
     with RedisServer() as server:
         port = server.url.rpartition(":")[2].partition("/")[0]
     app = Celery("away", broker=f"redis://:secret@127.0.0.1:{port}/0", set_as_current=False)
@@ -650,7 +651,7 @@ def eta(stage: Stage, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_command_tells_when_a_task_starts_and_finishes(
+def test_the_command_shows_when_a_task_starts_and_finishes(
     make_stage: Callable[..., Stage], apps: list[Celery]
 ) -> None:
     stage = make_stage()
@@ -679,7 +680,7 @@ def test_the_command_tells_when_a_task_starts_and_finishes(
     worker.kill()
 
 
-def test_routes_go_where_the_risk_is_least(
+def test_tasks_are_routed_to_the_queue_of_least_risk(
     make_stage: Callable[..., Stage], apps: list[Celery], redis_client: redis.Redis
 ) -> None:
     stage = make_stage()
@@ -708,7 +709,7 @@ def test_routes_go_where_the_risk_is_least(
     wait_until(lambda: redis_client.hlen(beats) == 2, message="both beat")
     for _ in range(40):
         app.send_task(OK, (5,), queue=flooded, **gpu)
-    # What is known is at most a second old.
+    # The state of the queues is cached for a second.
     wait_until(lambda: queue_of(**gpu) == free, message="the flooded queue is avoided")
     chosen = [queue_of(**gpu) for _ in range(10)]
     assert deserted not in chosen
@@ -725,7 +726,7 @@ def test_routes_go_where_the_risk_is_least(
     second.kill()
 
 
-def test_what_is_held_counts_for_a_route_by_any_routing_key(
+def test_held_messages_count_for_a_route_under_any_routing_key(
     make_stage: Callable[..., Stage], apps: list[Celery], redis_client: redis.Redis
 ) -> None:
     stage = make_stage(worker_prefetch_multiplier=100)
@@ -744,7 +745,7 @@ def test_what_is_held_counts_for_a_route_by_any_routing_key(
     worker.kill()
 
 
-def test_a_route_never_waits_twice_for_a_server_that_is_away() -> None:
+def test_routing_never_waits_twice_for_an_unavailable_server() -> None:
     with RedisServer() as server:
         url = server.url
     app = Celery("away", broker=url, set_as_current=False)

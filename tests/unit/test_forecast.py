@@ -1,4 +1,4 @@
-"""Predictions against what then happens, in simulations of the same rule."""
+"""Predictions compared with the outcome, in simulations of the same rule."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from rts.tau.sketch import Sketch
 
 
 def learned(sigma: float = 0.3) -> dict[str, Sketch]:
-    """Return what is learned from the six types' own runtimes."""
+    """Return the ratios that are learned from the runtimes of the six types."""
     rng, sketch = random.Random(3), Sketch()
     for _ in range(2000):
         sketch.update(rng.lognormvariate(-sigma * sigma / 2, sigma))
@@ -46,7 +46,7 @@ def work(outcome: Outcome) -> Work:
 
 
 class Past:
-    """A simulated run, and what could be known of it at each moment."""
+    """A simulated workload, and what is known of it at any moment."""
 
     def __init__(self, slots: int, rho: float, order: Callable[[], Order], seed: int) -> None:
         self.slots = slots
@@ -87,13 +87,13 @@ def test_an_idle_worker_starts_at_once() -> None:
         forecast.of_new(Snapshot(0.0, 0), task, FirstComeFirstServed)
 
 
-def test_what_runs_is_due_after_what_it_has_run() -> None:
+def test_a_running_task_ends_after_its_elapsed_time() -> None:
     long = forecast.of_running(Snapshot(100.0, 1), Work("mixed", 0.0, 10.0, 20.0), 0.0)
     assert (long.start, long.on_time) == (0.0, 0.0)
     assert long.finish_low > 100.0
 
 
-def test_a_task_with_an_eta_starts_then_and_not_before() -> None:
+def test_a_task_with_an_eta_does_not_start_before() -> None:
     later = Work("mixed", 0.0, 1.0, 60.0, ready=50.0)
     held = Snapshot(0.0, 1, held=[later], ratios=learned())
     assert forecast.of_held(held, 0, FirstComeFirstServed).start == pytest.approx(50.0)
@@ -102,7 +102,7 @@ def test_a_task_with_an_eta_starts_then_and_not_before() -> None:
     assert forecast.of_waiting(waits, 1, FirstComeFirstServed).start < 3.0
 
 
-def test_what_workers_hold_starts_before_what_waits() -> None:
+def test_held_tasks_start_before_waiting_ones() -> None:
     each = Work("mixed", -9.0, 10.0, 20.0)
     snapshot = Snapshot(
         0.0, 1, [each], held=[each] * 3, running=[Running(each, 0.0)], ratios=learned()
@@ -122,7 +122,7 @@ def test_no_task_finishes_before_it_starts() -> None:
             assert got.finish > got.start
 
 
-def test_a_sample_stands_for_a_huge_queue() -> None:
+def test_a_sample_represents_a_huge_queue() -> None:
     each = Work("mixed", -9.0, 10.0, 20.0)
     few = Snapshot(0.0, 10, [each._replace(weight=1000.0)] * 100, ratios=learned())
     got = forecast.of_new(few, each, FirstComeFirstServed)
@@ -131,7 +131,7 @@ def test_a_sample_stands_for_a_huge_queue() -> None:
     assert got.ahead == 100_000
 
 
-def test_a_part_of_the_slots_takes_longer() -> None:
+def test_a_smaller_share_of_the_slots_takes_longer() -> None:
     each = Work("mixed", -9.0, 10.0, 20.0)
     whole = Snapshot(0.0, 4, [each] * 100, ratios=learned())
     half = Snapshot(0.0, 4, [each] * 100, ratios=learned(), share=0.5)
@@ -141,7 +141,7 @@ def test_a_part_of_the_slots_takes_longer() -> None:
     )
 
 
-def test_what_is_rather_dropped_never_starts() -> None:
+def test_a_task_that_is_likely_dropped_never_starts() -> None:
     def dropping() -> Order:
         return EarliestDeadlineFirst(demote=False, drop=True)
 
@@ -169,7 +169,7 @@ def test_runtimes_follow_runs_of_the_same_tau() -> None:
     assert statistics.mean(drawn) == pytest.approx(5.0, rel=0.1)
 
 
-def test_runtimes_follow_runs_of_the_same_task_also_before_its_tau_is_learned() -> None:
+def test_runtimes_follow_runs_of_the_same_task_before_its_tau_is_learned() -> None:
     first = 10.0
     ended = [(Work("mixed", 0.0, first, 20.0, name=n), s) for n, s in (("a", 0.2), ("b", 2.0))]
     runtimes = Runtimes({}, ended * 15, random.Random(1))
@@ -179,12 +179,12 @@ def test_runtimes_follow_runs_of_the_same_task_also_before_its_tau_is_learned() 
 
     assert set(drawn(0.21, "a")) == {0.2}
     assert set(drawn(first, "b")) == {2.0}
-    # Of another task nothing is known but its tau.
+    # Nothing but its tau is known of another task.
     assert statistics.mean(drawn(0.5, "c")) == pytest.approx(0.5, rel=0.1)
     assert set(drawn(first, "c")) == {0.2, 2.0}
 
 
-def test_all_runs_of_the_same_tau_are_drawn_from() -> None:
+def test_all_runs_of_the_same_tau_are_sampled() -> None:
     ended = [(Work("mixed", 0.0, 5.0, 10.0), float(n)) for n in range(1, 101)]
     runtimes = Runtimes({}, ended, random.Random(1))
     drawn = [runtimes.draw(Work("mixed", 0.0, 5.0, 10.0)) for _ in range(2000)]
@@ -192,7 +192,7 @@ def test_all_runs_of_the_same_tau_are_drawn_from() -> None:
     assert statistics.mean(drawn) == pytest.approx(50.5, rel=0.1)
 
 
-def test_what_is_known_to_have_come_is_not_drawn_again() -> None:
+def test_known_arrivals_are_not_drawn_again() -> None:
     waiting = [Work("mixed", 1000.0 - n, 1.0, 1200.0) for n in range(10)]
     recent_arrivals = [Work("mixed", 900.0 + 0.5 * n, 1.0, 950.0 + 0.5 * n) for n in range(200)]
     order = EarliestDeadlineFirst
@@ -205,11 +205,11 @@ def test_what_is_known_to_have_come_is_not_drawn_again() -> None:
 
 
 def of_same_length(*queues: int) -> list[Work]:
-    """Return tasks of 1 s, more or less, that wait in the queues of these numbers."""
+    """Return waiting tasks with a tau of 1 s, in the queues with these numbers."""
     return [Work("mixed", 990.0, 1.0, 9000.0, queue=number) for number in queues]
 
 
-#: Runtimes that tell that a task of tau 1 takes 1 s.
+#: Recent runs, which all took 1 s.
 EACH_1_S = [(Work("mixed", 0.0, 1.0, 2.0), 1.0)] * 40
 
 
@@ -227,18 +227,18 @@ EACH_1_S = [(Work("mixed", 0.0, 1.0, 2.0), 1.0)] * 40
         ([0] * 20 + [1] * 20, [WorkerGroup(1, (0, 1)), WorkerGroup(3, (1,))], True, 21.5),
     ],
 )
-def test_queues_that_share_workers_wait_for_each_other(
+def test_queues_that_share_workers_delay_each_other(
     waiting: list[int], groups: list[WorkerGroup], in_turn: bool, seconds: float
 ) -> None:
     works = of_same_length(*waiting)
     snapshot = Snapshot(1000.0, 1, works, ended=EACH_1_S, groups=groups, in_turn=in_turn)
     own = waiting.count(0)
     got = forecast.of_waiting(snapshot, own - 1, FirstComeFirstServed)
-    # What is being done is not known: some part of a second more.
+    # Plus the rest of an unknown run, up to a second.
     assert got.start - 1000.0 == pytest.approx(seconds + 0.5, abs=1.1, rel=0.1)
 
 
-def test_what_is_held_of_another_queue_is_for_those_who_serve_it() -> None:
+def test_a_held_task_of_another_queue_delays_only_the_workers_of_that_queue() -> None:
     groups = [WorkerGroup(1, (0,)), WorkerGroup(1, (1,))]
     held = of_same_length(*[1] * 10, *[0] * 3)
     snapshot = Snapshot(1000.0, 1, of_same_length(0), held, ended=EACH_1_S, groups=groups)
@@ -246,7 +246,7 @@ def test_what_is_held_of_another_queue_is_for_those_who_serve_it() -> None:
     assert got.start - 1000.0 == pytest.approx(3.5, abs=1.0)
 
 
-def test_what_a_worker_has_taken_waits_for_its_own_slots() -> None:
+def test_a_prefetched_task_waits_for_the_slots_of_its_worker() -> None:
     groups = [WorkerGroup(1, prefetch=4), WorkerGroup(1, prefetch=2)]
     held, by = of_same_length(*[0] * 5), [0, 0, 0, 0, 1]
     running = [Running(held[0], 999.5, group) for group in (0, 1)]
@@ -265,16 +265,16 @@ def test_what_a_worker_has_taken_waits_for_its_own_slots() -> None:
     assert start(forecast.of_held(snapshot, 4, FirstComeFirstServed)) == pytest.approx(
         0.5, abs=0.2
     )
-    # The other worker alone has room for one more, and takes it at once.
+    # Only the other worker has room for one more, and takes it at once.
     first = forecast.of_waiting(snapshot, 0, FirstComeFirstServed)
     assert start(first) == pytest.approx(1.5, abs=0.3)
     assert first.start_high < 1002.0
-    # Of what follows each takes one whenever it begins another.
+    # Of later tasks each takes one whenever it starts one.
     last = forecast.of_waiting(snapshot, 2, FirstComeFirstServed)
     assert 1002.2 < last.start_low < last.start_high < 1005.5
 
 
-def test_a_worker_without_a_limit_takes_all() -> None:
+def test_a_worker_with_unlimited_prefetch_takes_everything() -> None:
     groups = [WorkerGroup(1, prefetch=math.inf), WorkerGroup(1)]
     waiting = of_same_length(*[0] * 40)
     snapshot = Snapshot(1000.0, 2, waiting, ended=EACH_1_S, groups=groups)
@@ -282,7 +282,7 @@ def test_a_worker_without_a_limit_takes_all() -> None:
     assert got.start - 1000.0 == pytest.approx(39.0, abs=4.0)
 
 
-def test_a_sample_is_taken_ahead_as_far_as_there_is_room() -> None:
+def test_weighted_tasks_are_prefetched_up_to_the_limit() -> None:
     each = Work("mixed", 990.0, 1.0, 9000.0, weight=10.0)
     groups = [WorkerGroup(2, prefetch=8)] * 5
     snapshot = Snapshot(1000.0, 10, [each] * 100, ended=EACH_1_S, groups=groups)
@@ -290,23 +290,23 @@ def test_a_sample_is_taken_ahead_as_far_as_there_is_room() -> None:
     assert got.start - 1000.0 == pytest.approx(100.0, rel=0.1)
 
 
-def test_what_comes_before_the_eta_of_a_task_runs_when_it_comes() -> None:
+def test_arrivals_before_the_eta_of_a_task_run_first() -> None:
     own = [Work("mixed", 900.0 + i, 1.0, 9000.0) for i in range(100)]
     later = Work("mixed", 990.0, 1.0, 9000.0, ready=1010.0)
     snapshot = Snapshot(1000.0, 1, held=[later], ended=EACH_1_S)
     assert forecast.of_held(snapshot, 0, FirstComeFirstServed).start_high == 1010.0
     snapshot = replace(snapshot, recent_arrivals=own, span_s=100.0)
     assert forecast.of_held(snapshot, 0, FirstComeFirstServed).start_high > 1010.5
-    # Where all until then is too much to play, it is at least the eta.
+    # If simulating everything until then is too much, it is at least the eta.
     far = replace(snapshot, held=[later._replace(ready=1e6)], span_s=1e-3 * 100)
     for order in (FirstComeFirstServed, EarliestDeadlineFirst):
         assert forecast.of_held(far, 0, order).start_low >= 1e6
 
 
-def test_tasks_that_come_go_to_whichever_has_waited_longest() -> None:
+def test_arrivals_go_to_the_worker_that_has_waited_longest() -> None:
     recent_arrivals = [Work("mixed", 900.0 + i, 1.0, 9000.0) for i in range(100)]
     later = Work("mixed", 990.0, 1.0, 9000.0, ready=1060.0)
-    # Each of the workers alone could do all that comes: all of them have free slots.
+    # Each worker alone could run all arrivals: all of them have free slots.
     groups = [WorkerGroup(2, prefetch=8)] * 4
     snapshot = Snapshot(
         *(1000.0, 8, (), [later], [0]),
@@ -319,7 +319,7 @@ def test_tasks_that_come_go_to_whichever_has_waited_longest() -> None:
     assert found.start == found.start_high == 1060.0
 
 
-def test_a_reading_that_is_a_moment_old_tells_the_same() -> None:
+def test_a_slightly_old_reading_gives_the_same_prediction() -> None:
     waiting = of_same_length(*[0] * 200)
     recent_arrivals = [Work("mixed", 990.0 + i / 10, 1.0, 9000.0) for i in range(100)]
     snapshot = Snapshot(
@@ -331,7 +331,7 @@ def test_a_reading_that_is_a_moment_old_tells_the_same() -> None:
     assert (later.start_low, later.start_high) == (fresh.start_low, fresh.start_high)
 
 
-def test_what_has_just_been_taken_may_be_with_any_worker_that_has_room() -> None:
+def test_a_held_task_of_unknown_worker_may_be_with_any_that_has_room() -> None:
     groups = [WorkerGroup(1, prefetch=4), WorkerGroup(1, prefetch=4)]
     work = of_same_length(0)[0]
     just = work._replace(arrival=999.9)
@@ -343,21 +343,21 @@ def test_what_has_just_been_taken_may_be_with_any_worker_that_has_room() -> None
         return forecast.of_new(snapshot, just, FirstComeFirstServed)
 
     line = [(work, 0)] * 3
-    # The first one has a line: where it goes hangs on which asks first.
+    # The first one has prefetched tasks: it matters which one polls first.
     found = new_with(*line)
     assert found.start_low == 1000.0
     assert found.start_high > 1003.0
     found = new_with(*line, (just, None))
     assert found.start_low == 1000.0
     assert found.start_high > 1003.0
-    # What has not begun for a while is not with one that has nothing to do.
+    # A task that should have started by now is not with an idle worker.
     found = new_with((work, None))
     assert found.start_low == 1000.0
-    # What nobody serves waits for nobody.
+    # A task of a queue without workers delays nobody.
     assert new_with((work._replace(queue=7), None)).start_low == 1000.0
 
 
-def test_what_is_hopeless_waits_for_the_hopeful_of_other_queues() -> None:
+def test_hopeless_tasks_wait_for_hopeful_ones_of_other_queues() -> None:
     hopeless = Work("mixed", 900.0, 1.0, 901.0)
     waiting = [hopeless, *of_same_length(*[1] * 20)]
     snapshot = Snapshot(1000.0, 1, waiting, ended=EACH_1_S, groups=[WorkerGroup(1, (0, 1))])
@@ -366,26 +366,26 @@ def test_what_is_hopeless_waits_for_the_hopeful_of_other_queues() -> None:
     assert got.ahead == 20
 
 
-def test_all_that_is_demoted_is_ahead_of_the_last_of_it() -> None:
+def test_all_demoted_tasks_are_ahead_of_the_last_one() -> None:
     late = [Work("mixed", 900.0 + n, 1.0, 901.0 + n) for n in range(40)]
     got = forecast.of_waiting(Snapshot(1000.0, 4, late), 39, EarliestDeadlineFirst)
     assert got.ahead == 39
 
 
-def test_a_slot_that_demoted_work_may_not_have_is_free() -> None:
+def test_a_slot_that_demoted_tasks_may_not_hold_is_free() -> None:
     late = Work("mixed", 900.0, 10.0, 901.0)
     new = Work("mixed", 1000.0, 10.0, 1030.0)
-    # One of the three that demoted work may hold is not noted yet.
+    # One of the three slots that demoted tasks may hold has a run that is not known yet.
     running = [Running(late, 999.0)] * 2
     snapshot = Snapshot(1000.0, 4, [late] * 20, running=running)
     got = forecast.of_new(snapshot, new, EarliestDeadlineFirst)
     assert got.start == got.start_high == 1000.0
-    # What is hopeful would not have been left waiting.
+    # A hopeful task would not still wait if a slot were free.
     snapshot = replace(snapshot, waiting=[late._replace(deadline=1090.0)])
     assert forecast.of_new(snapshot, new, EarliestDeadlineFirst).start > 1000.0
 
 
-def test_what_has_no_deadline_of_its_own_is_never_demoted() -> None:
+def test_a_task_without_a_deadline_is_never_demoted() -> None:
     alien = Work("mixed", 900.0, 1.0, 920.0, due=False)
     waiting = [*of_same_length(*[0] * 10), alien]
     snapshot = Snapshot(1000.0, 1, waiting, ended=EACH_1_S, running=[Running(alien, 999.9)])
@@ -394,7 +394,7 @@ def test_what_has_no_deadline_of_its_own_is_never_demoted() -> None:
     assert got.start - 1000.0 == pytest.approx(0.9, abs=0.3)
 
 
-def test_what_is_no_message_of_a_task_is_read_as_an_empty_one() -> None:
+def test_invalid_messages_are_read_as_empty_ones() -> None:
     for text in (
         b"",
         b"x",
@@ -414,7 +414,7 @@ def test_what_is_no_message_of_a_task_is_read_as_an_empty_one() -> None:
     assert id_of({"headers": {"id": ["x"]}}) is None
 
 
-def test_what_comes_into_other_queues_is_seen_in_order_of_arrival() -> None:
+def test_arrivals_in_other_queues_count_in_order_of_arrival() -> None:
     own = of_same_length(*[0] * 30)
     recent_arrivals = [Work("mixed", 900.0 + i, 1.0, 9000.0, queue=1) for i in range(100)]
     snapshot = Snapshot(1000.0, 2, own, ended=EACH_1_S, groups=[WorkerGroup(2, (0, 1))])
@@ -425,7 +425,7 @@ def test_what_comes_into_other_queues_is_seen_in_order_of_arrival() -> None:
     assert beside.start - 1000.0 > 20.0
 
 
-def test_arrivals_come_at_the_rate_of_late() -> None:
+def test_arrivals_have_the_recent_rate() -> None:
     rng = random.Random(1)
     recent_arrivals = [Work("mixed", float(i), 1.0, i + 3.0) for i in range(100)]
     counts = []
@@ -440,7 +440,7 @@ def test_arrivals_come_at_the_rate_of_late() -> None:
 
 
 def streamed(recent_arrivals: list[Work], now: float, seconds: float) -> float:
-    """Return how many arrivals the median stream has within *seconds*."""
+    """Return the median number of arrivals within *seconds*."""
     rng = random.Random(1)
     coming = Arrivals(recent_arrivals, now, now, slots=8, rng=rng)
     counts = []
@@ -454,20 +454,20 @@ def at(arrival: float) -> Work:
     return Work("mixed", arrival, 1.0, arrival + 3.0)
 
 
-def test_a_burst_is_one_event_and_not_the_first_of_many() -> None:
+def test_a_burst_is_one_event_rather_than_a_new_rate() -> None:
     steady = [at(float(i)) for i in range(100)]
     burst = [at(160.0 + i / 1000) for i in range(500)]
-    # After a silence nothing else was to be seen yet.
+    # After a silence there is nothing else yet.
     assert streamed([*steady, *burst], 161.0, 60.0) == 0
-    # One among steady arrivals leaves them steady.
+    # One burst among steady arrivals does not change their rate.
     burst = [at(50.5 + i / 1000) for i in range(500)]
     assert streamed([*steady, *burst], 100.0, 30.0) == pytest.approx(30, rel=0.25)
-    # Those that come again and again do so.
+    # Recurring bursts go on.
     bursts = [at(10.0 * i + j / 1000) for i in range(20) for j in range(50)]
     assert streamed(bursts, 195.0, 60.0) == pytest.approx(300, rel=0.35)
 
 
-def test_the_more_comes_than_is_served_the_likelier_it_is_over() -> None:
+def test_the_higher_an_overload_the_likelier_it_is_over() -> None:
     recent_arrivals = [at(i / 80) for i in range(800)]  # ten times as much
     counts = []
     for seed in range(200):
@@ -480,7 +480,7 @@ def test_the_more_comes_than_is_served_the_likelier_it_is_over() -> None:
     assert statistics.median(count for count in counts if count) == pytest.approx(80, rel=0.2)
 
 
-def test_arrivals_come_at_the_rate_to_which_it_has_changed() -> None:
+def test_arrivals_have_the_rate_after_its_last_change() -> None:
     slow = [at(10.0 * i) for i in range(30)]
     fast = [at(300.0 + i) for i in range(60)]
     assert streamed([*slow, *fast], 360.0, 30.0) == pytest.approx(30, rel=0.25)
@@ -518,7 +518,7 @@ def test_predictions_hold_in_deadline_order(slots: int, rho: float) -> None:
         on_time.append(got.on_time)
         met.append(outcome.met)
 
-    # Everything that waits, at some moments: its wait so far is known, the rest is not.
+    # All waiting tasks at some moments: the wait so far is known, the rest is not.
     for number in range(300, 1100, 60):
         now = past.outcomes[number].job.arrival_s
         snapshot = past.at(now, number)
@@ -572,7 +572,7 @@ def test_predictions_hold_after_a_burst(order: Callable[[], SharingOrder]) -> No
 def sampled_of(
     parts: list[list[Outcome]], part: int, rank: int, ordered: bool
 ) -> tuple[list[Work], int]:
-    """Return what is read of a long queue's parts, and the position of the target in it."""
+    """Return the sample of a long queue's parts, and the position of the target in it."""
     ahead = [Stratum(number, range(len(parts[number]))) for number in range(part)]
     ahead += [Stratum(part, range(rank)), Stratum(part, range(rank, rank + 1))]
     behind = [
@@ -591,7 +591,7 @@ def sampled_of(
 
 @pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("order", [FirstComeFirstServed, EarliestDeadlineFirst])
-def test_a_sample_tells_of_a_queue_that_is_too_long_to_be_read(
+def test_a_sample_of_a_long_queue_is_representative(
     order: Callable[[], SharingOrder],
 ) -> None:
     count, slots = 3000, 8
@@ -636,7 +636,7 @@ def test_a_sample_tells_of_a_queue_that_is_too_long_to_be_read(
     assert statistics.mean(inside) >= 0.7
 
 
-def test_the_typical_instant_is_the_one_or_the_other() -> None:
+def test_the_typical_instant_is_near_a_mode() -> None:
     soon, late = [11.0, 10.0, 12.0] * 20, [200.0, 300.0, 500.0, 900.0] * 10
     assert 10 <= forecast.typical(soon + late, 0.0) <= 12
     assert forecast.typical([5.0] * 9, 5.0) == 5.0

@@ -23,7 +23,7 @@ def starts(jobs: list[Job], order: Any, slots: int) -> list[float]:
     return [o.started_at for o in simulate(jobs, slots, order, Settings())]
 
 
-def test_what_a_worker_holds_waits_for_it_while_another_is_idle() -> None:
+def test_a_prefetched_task_waits_for_its_worker_while_another_is_idle() -> None:
     # The first two go to the two workers, the third and fourth are held behind them.
     jobs = [Job(float(n), "x", runtime_s) for n, runtime_s in enumerate((100, 5, 1, 1, 1))]
     assert starts(jobs, Prefetched([1, 1], 1), 2) == [0, 1, 100, 6, 7]
@@ -55,5 +55,5 @@ def test_every_job_runs_within_the_slots(
         ({"worker_disable_prefetch": True}, 0),
     ],
 )
-def test_how_much_a_worker_holds(conf: dict[str, Any], expected: float) -> None:
+def test_how_much_a_worker_prefetches(conf: dict[str, Any], expected: float) -> None:
     assert held_per_slot(conf) == expected

@@ -79,7 +79,7 @@ def runs_of(outcomes: list[Outcome], slots: int) -> list[Run]:
 
 @pytest.mark.parametrize("order", ["fifo", "edf"])
 @pytest.mark.parametrize("rho", [0.8, 1.2])
-def test_what_was_recorded_is_what_its_replay_says(order: str, rho: float) -> None:
+def test_a_replay_reproduces_what_was_recorded(order: str, rho: float) -> None:
     jobs = at_load(six_types(600, seed=2), 4, rho)
     slow = Conditions(overheads=(0.5,))
     before = simulate(jobs, 4, order_of(order, Settings()), Settings(), conditions=slow)
@@ -122,7 +122,7 @@ def test_the_runs_of_one_task_are_one_job() -> None:
 @pytest.mark.parametrize(
     ("share", "slots", "most"), [(0.29, 100, 29), (0.57, 100, 57), (0.75, 2, 1), (0.1, 4, 1)]
 )
-def test_workers_and_the_simulator_leave_the_same_slots_to_demoted_work(
+def test_workers_and_the_simulator_give_demoted_tasks_the_same_slots(
     share: float, slots: int, most: int
 ) -> None:
     worker = SimpleNamespace(pool=SimpleNamespace(is_green=False, num_processes=slots))
@@ -164,7 +164,7 @@ def test_the_slots_of_each_worker() -> None:
     assert (killed.slots, killed.workers) == (1, [])
 
 
-def test_further_runs_come_after_their_pause_and_hold_a_slot() -> None:
+def test_further_runs_start_after_their_pause_and_hold_a_slot() -> None:
     job = Job(0, "x", 2, later=(Again(5, 3),))
     killed = Job(8, "y", 1, end=KILLED)
     first, second = simulate([job, killed], 1, FirstComeFirstServed(), Settings())
@@ -173,7 +173,7 @@ def test_further_runs_come_after_their_pause_and_hold_a_slot() -> None:
     assert offered_load([job, killed], 1) == pytest.approx(6 / 8)
 
 
-def test_only_what_succeeds_teaches_and_not_at_once() -> None:
+def test_only_successful_runs_are_learned_with_a_lag() -> None:
     jobs = [Job(10.0 * n, "x", 1.0, end=FAILURE if n < 2 else SUCCESS) for n in range(5)]
     late = Conditions(learning_lag_s=9.5)
     taus = [
@@ -184,7 +184,7 @@ def test_only_what_succeeds_teaches_and_not_at_once() -> None:
     assert taus[1] == [10, 10, 10, 10, pytest.approx(8.2)]
 
 
-def test_recorded_deadlines_hold_unless_another_k_is_asked_for() -> None:
+def test_recorded_deadlines_are_kept_unless_k_is_changed() -> None:
     job = Job(5, "x", 1, tau=4.0, span_s=33.0)
 
     def due(conditions: Conditions) -> float:
@@ -229,12 +229,12 @@ def test_the_orders_by_name(name: str, settings: Settings, expected: list[int]) 
     assert sorted((1, 2, 3), key=lambda n: outcomes[n].started_at) == expected
 
 
-def test_an_order_that_there_is_not() -> None:
+def test_an_unknown_order_is_refused() -> None:
     with pytest.raises(ValueError, match="no order is called 'lifo'"):
         order_of("lifo", Settings())
 
 
-def test_runs_that_overlap_by_the_error_of_clocks_are_not_at_a_time() -> None:
+def test_overlaps_within_clock_skew_are_not_simultaneous() -> None:
     rng = random.Random(1)
     starts = [float(n) for n in range(1000)]
     ends = [n + 1 + rng.choice((0.0004, -0.0004)) for n in range(1000)]
@@ -243,7 +243,7 @@ def test_runs_that_overlap_by_the_error_of_clocks_are_not_at_a_time() -> None:
     assert most_at_a_time([], []) == 1
 
 
-def test_the_overhead_counts_only_what_had_waited() -> None:
+def test_the_overhead_is_measured_on_tasks_that_had_waited() -> None:
     runs = [
         a_run(0, 10),
         a_run(10.2, 5, arrival=3),
@@ -261,7 +261,7 @@ def test_the_overhead_counts_only_what_had_waited() -> None:
     assert list(recorded(again, runs[0], lost).overheads) == []
 
 
-def test_what_was_hopeless_tells_of_the_overhead_only_where_nothing_else_does() -> None:
+def test_hopeless_tasks_count_for_the_overhead_only_if_nothing_else_does() -> None:
     runs = [
         a_run(10.0 * n + (n % 2), 9 - (n % 2), arrival=0, deadline=1e3 if n % 2 else 0)
         for n in range(60)
@@ -290,7 +290,7 @@ def test_a_run_draws_its_overhead() -> None:
     assert starts(seed=1) == starts(seed=1) != starts(seed=2)
 
 
-def test_percentiles_and_load_of_little() -> None:
+def test_percentiles_and_load_of_few_jobs() -> None:
     assert percentiles([], (0.5,)) == [None]
     assert percentiles([1.0], (0.0, 1.0)) == [1.0, 1.0]
     assert offered_load([], 1) is None

@@ -120,7 +120,7 @@ def test_hopeless_tasks_wait_behind_hopeful_ones_in_order_of_arrival() -> None:
 
 
 @pytest.mark.parametrize("early", [True, False])
-def test_the_instant_at_which_hope_ends(early: bool) -> None:
+def test_the_instant_at_which_a_task_turns_hopeless(early: bool) -> None:
     order = EarliestDeadlineFirst(late_share=0)
     order.push(waiting(0, tau=10, deadline=20))
     order.push(waiting(1, tau=1, deadline=30))
@@ -128,7 +128,7 @@ def test_the_instant_at_which_hope_ends(early: bool) -> None:
     assert popped(order, last if early else last + 0.01) == ([0, 1] if early else [1, 0])
 
 
-def test_demoted_work_holds_its_share_of_the_slots_at_most() -> None:
+def test_demoted_tasks_hold_at_most_their_share_of_the_slots() -> None:
     order = EarliestDeadlineFirst(late_share=0)
     tasks = [waiting(n, tau=10, deadline=1) for n in range(5)]
     for task in tasks:
@@ -143,7 +143,7 @@ def test_demoted_work_holds_its_share_of_the_slots_at_most() -> None:
     assert popped(order, now=100.0, slots=1) == [4], "at least one"
 
 
-def test_one_claim_in_twenty_serves_the_demoted() -> None:
+def test_every_twentieth_claim_serves_a_demoted_task() -> None:
     order = EarliestDeadlineFirst()
     order.push(waiting(1000, tau=10, deadline=1))
     for n in range(100):
@@ -165,7 +165,7 @@ def test_deadlines_met_under_overload(
     assert edf >= edf_at_least
 
 
-def test_taus_are_learned_from_what_has_finished() -> None:
+def test_taus_are_learned_from_finished_runs() -> None:
     jobs = [Job(10.0 * n, "x", 1.0) for n in range(8)]
     outcomes = simulate(jobs, 1, FirstComeFirstServed(), Settings())
     expected = [1 + 9 * 0.8**n for n in range(8)]
@@ -176,7 +176,7 @@ def test_taus_are_learned_from_what_has_finished() -> None:
     assert [o.tau for o in again] == pytest.approx(expected)
 
 
-def test_the_offered_load_is_as_asked() -> None:
+def test_the_offered_load_is_as_requested() -> None:
     jobs = at_load(six_types(300, seed=1), 8, 1.3)
     work = sum(job.runtime_s for job in jobs)
     assert work / (8 * (jobs[-1].arrival_s - jobs[0].arrival_s)) == pytest.approx(1.3)
@@ -218,7 +218,7 @@ def test_a_bad_trace_is_refused_by_line(tmp_path: Path, text: str, message: str)
         read_trace(path)
 
 
-def test_odd_traces_that_are_fine(tmp_path: Path) -> None:
+def test_unusual_but_valid_traces(tmp_path: Path) -> None:
     path = tmp_path / "trace.csv"
     text = (
         '\ufeffname,task_type,runtime_s,arrival_s,more\n"a/b, ""c""",mine,2,7,\n\nö,,1e0,3,z\n'
@@ -230,7 +230,7 @@ def test_odd_traces_that_are_fine(tmp_path: Path) -> None:
         read_trace(path)
 
 
-def test_types_of_a_trace_are_declared_as_far_as_they_can_be() -> None:
+def test_types_of_a_trace_are_declared_if_valid() -> None:
     kinds = ["mine", "of mine", "", "cpu-light", *(f"t{n}" for n in range(2000))]
     jobs = [Job(n, "x", 1.0, kind) for n, kind in enumerate(kinds)]
     known = with_types(Settings(), jobs)

@@ -33,7 +33,7 @@ def fifo(slots: int) -> Order:
 
 @pytest.mark.parametrize("order", [fifo, edf])
 @pytest.mark.parametrize("target", [0.5, 0.9])
-def test_the_answer_is_the_least_that_meets_the_target(
+def test_the_plan_is_the_least_number_that_meets_the_target(
     order: Callable[[int], Order], target: float
 ) -> None:
     jobs = at_load(six_types(400, seed=4), 6, 1.0)
@@ -49,7 +49,7 @@ def test_the_answer_is_the_least_that_meets_the_target(
     assert answer.jobs == 400
 
 
-def test_resamples_make_it_careful_and_types_more_so() -> None:
+def test_resamples_and_types_make_the_plan_more_conservative() -> None:
     jobs = at_load(six_types(300, seed=4), 6, 1.0)
     asked = Question(jobs, 0.9, edf, SETTINGS, resamples=0)
     tried: list[int] = []
@@ -78,13 +78,13 @@ def test_more_load_and_more_overhead_need_more_slots() -> None:
     assert slots(Conditions(overheads=(2.0,))) > usual
 
 
-def test_a_target_that_no_slots_can_meet() -> None:
+def test_an_unattainable_target() -> None:
     jobs = [Job(100.0 * n, "x", 1.0 if n % 2 else 50.0, tau=10.0, span_s=20) for n in range(10)]
     with pytest.raises(Unattainable, match=r"90\.00%: with a slot for each task 50\.00%"):
         plan(Question(jobs, 0.9, fifo, SETTINGS))
 
 
-def test_a_burst_needs_a_slot_for_each_that_has_no_time() -> None:
+def test_a_burst_needs_a_slot_for_each_task_without_slack() -> None:
     jobs = [Job(5.0, "x", 1.0, tau=1.0, span_s=1.0)] * 7
     answer = plan(Question(jobs, 1.0, fifo, SETTINGS))
     assert answer.slots == 7
@@ -92,7 +92,7 @@ def test_a_burst_needs_a_slot_for_each_that_has_no_time() -> None:
     assert answer.trials[0].rho is None
 
 
-def test_a_resample_is_made_of_pieces_in_their_order() -> None:
+def test_a_resample_consists_of_blocks_in_order() -> None:
     jobs = [Job(float(n * n), f"job {n}", 1.0) for n in range(100)]
     drawn = resample(jobs, random.Random(3))
     assert len(drawn) == 100
@@ -108,7 +108,7 @@ def test_a_resample_is_made_of_pieces_in_their_order() -> None:
     assert resample(jobs, random.Random(4)) != drawn
 
 
-def test_the_busiest_stretch_of_a_long_workload() -> None:
+def test_the_busiest_section_of_a_long_workload() -> None:
     jobs = [Job(float(n if n < 500 else 500 + (n - 500) / 10), "x", 1.0) for n in range(1000)]
     assert busiest(jobs, 400)[0].arrival_s >= 500
     assert busiest(jobs, 2000) is jobs
