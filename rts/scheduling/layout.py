@@ -24,7 +24,10 @@ HOPEFUL, DEMOTED, BELL, TURNS, REFUSED = (
 
 
 class QueueLayout:
-    """Mixin for kombu's Redis channels: key names, and a queue's size, purge and deletion."""
+    """Mixin for kombu's Redis channels: key names, and a queue's size, purge and deletion.
+
+    Without transactions, which Redis refuses when it is out of memory, reads included.
+    """
 
     _plain: Any = None
 
@@ -50,25 +53,30 @@ class QueueLayout:
             self._plain = redis.Redis(connection_pool=pool)
         return self._plain
 
-    def _size(self: Any, queue: str) -> int:
-        with self.plain.pipeline(transaction=False) as pipe:
-            for name in self._keys(queue, HOPEFUL, DEMOTED):
-                pipe.zcard(name)
-            on_lists: int = super()._size(queue)  # type: ignore[misc]  # kombu's
-            return on_lists + int(sum(pipe.execute()))
+    def _message_keys(self: Any, queue: str) -> list[str]:
+        """Return the keys that messages wait in: hopeful, demoted, then the lists."""
+        lists: list[str] = self._prefixed(self._lists(queue))
+        return [*self._keys(queue, HOPEFUL, DEMOTED), *lists]
 
-    def _has_queue(self: Any, queue: str, **kwargs: Any) -> bool:
-        exists = self.plain.exists(*self._keys(queue, HOPEFUL, DEMOTED))
-        return bool(exists) or bool(super()._has_queue(queue, **kwargs))  # type: ignore[misc]  # kombu's
+    def _size(self: Any, queue: str) -> int:
+        return int(self._count(queue))
 
     def _purge(self: Any, queue: str) -> int:
-        with self.plain.pipeline() as pipe:
-            for name in self._keys(queue, HOPEFUL, DEMOTED):
-                pipe.zcard(name)
-            pipe.delete(*self._keys(queue, HOPEFUL, DEMOTED, BELL, TURNS))
-            waiting = int(sum(pipe.execute()[:2]))
-        on_lists: int = super()._purge(queue)  # type: ignore[misc]  # kombu's
-        return waiting + on_lists
+        return int(self._count(queue, delete=True))
+
+    def _count(self: Any, queue: str, delete: bool = False) -> int:
+        keys: list[str] = self._message_keys(queue)
+        with self.plain.pipeline(transaction=False) as pipe:
+            for key in keys[:2]:
+                pipe.zcard(key)
+            for key in keys[2:]:
+                pipe.llen(key)
+            if delete:
+                pipe.delete(*keys, *self._keys(queue, BELL, TURNS))
+            return sum(pipe.execute()[: len(keys)])
+
+    def _has_queue(self: Any, queue: str, **kwargs: Any) -> bool:
+        return bool(self.plain.exists(*self._message_keys(queue)))
 
     def _delete(self: Any, queue: str, *args: Any, **kwargs: Any) -> None:
         super()._delete(queue, *args, **kwargs)  # type: ignore[misc]  # kombu's

@@ -164,9 +164,8 @@ def fleet_queues(link: Link, settings: Settings) -> FleetQueues:
 
 def state_of(channel: Any, name: str) -> QueueState:
     """Return how many messages wait in a queue, and where."""
-    hopeful, demoted = channel._keys(name, HOPEFUL, DEMOTED)
-    lists = channel._prefixed(channel._lists(name))
-    with channel.plain.pipeline() as pipe:
+    hopeful, demoted, *lists = channel._message_keys(name)
+    with channel.plain.pipeline(transaction=False) as pipe:  # see QueueLayout
         pipe.zcard(hopeful)
         pipe.zcard(demoted)
         pipe.zrange(hopeful, 0, 0)

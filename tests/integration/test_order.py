@@ -489,6 +489,23 @@ def test_workers_empty_the_queues_of_a_redis_out_of_memory(url: str, raw: redis.
         assert not raw.exists("unacked", "unacked_index")
 
 
+def test_a_redis_out_of_memory_is_counted_and_purged(url: str, raw: redis.Redis) -> None:
+    start = time.time()
+    with connect(url) as connection, Connection(url) as other:
+        channel = connection.default_channel
+        channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "1")))
+        other.default_channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "2")))
+        raw.config_set("maxmemory", 1)
+        try:
+            state = state_of(channel, NAME)
+            assert (state.ordered, state.plain) == (1, 1)
+            assert channel.queue_declare(NAME, passive=True).message_count == 2
+            assert channel.queue_purge(NAME) == 2
+        finally:
+            raw.config_set("maxmemory", 0)
+        assert not raw.exists(NAME, f"{NAME}\x06\x16edf")
+
+
 def test_demoted_messages_are_dropped_once_drop_is_configured(url: str) -> None:
     start = time.time()
     late, due = Message(start + PAST, start, 1.0, "1"), Message(start + FAR, start, 1.0, "2")
