@@ -193,19 +193,19 @@ def judge(asked: list[Asked], truth: dict[str, dict[str, Any]]) -> dict[str, Any
     """Return the accuracy of predictions, for tasks that had not started."""
     of_wait, of_rest, starts, finishes, on_time, met = [], [], [], [], [], []
     for question in asked:
-        task, told = truth[question.task_id], question.answer
+        task, found = truth[question.task_id], question.answer
         arrival, start, finish = (
             task[key].timestamp() for key in ("arrival", "started_at", "completed_at")
         )
         if start < question.at:
             continue
-        error_s, wait_s = abs(told.start - start), start - arrival
+        error_s, wait_s = abs(found.start - start), start - arrival
         if wait_s >= LEAST_WAIT_S:
             of_wait.append(error_s / wait_s)
             of_rest.append(error_s / max(1e-3, start - question.at))
-        starts.append(told.start_low - CLOCK_S <= start <= told.start_high + CLOCK_S)
-        finishes.append(told.finish_low - CLOCK_S <= finish <= told.finish_high + CLOCK_S)
-        on_time.append(told.on_time)
+        starts.append(found.start_low - CLOCK_S <= start <= found.start_high + CLOCK_S)
+        finishes.append(found.finish_low - CLOCK_S <= finish <= found.finish_high + CLOCK_S)
+        on_time.append(found.on_time)
         met.append(bool(task["sla_success"]))
     return {
         "asked": len(starts),

@@ -188,8 +188,8 @@ def main() -> None:
             *(waiting[key] for key in ("error_of_wait", "error_of_rest", "finish_within")),
         )
         label = f"{name}, arrivals known" if known else name
-        told = ("-" if cell is None else f"{100 * cell:.0f}" for cell in cells)
-        text = "".join(f"{t:>{w}}" for t, w in zip(told, (18, 11, 11, 11, 11), strict=True))
+        texts = ("-" if cell is None else f"{100 * cell:.0f}" for cell in cells)
+        text = "".join(f"{t:>{w}}" for t, w in zip(texts, (18, 11, 11, 11, 11), strict=True))
         print(f"{label:<20}{slots:>5}{rho:>5}{text}", flush=True)
 
 

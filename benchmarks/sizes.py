@@ -51,7 +51,7 @@ def in_redis(url: str, runs: Sequence[Execution]) -> dict[str, float]:
             )
         announcer.flush()
     if client.zcard(settings.keys.open) != len(runs):
-        raise SystemExit("not all tasks were noted as open")
+        raise SystemExit("not all tasks were registered as open")
     opened = _used(client) - before
     before = _used(client)
     for start in range(0, len(runs), 1000):

@@ -53,8 +53,8 @@ for i = 6, #ARGV, 2 do
       change('overdue ', id, 1)
       if redis.call('ZADD', judged, 'NX', now, id) == 1 then
         try(redis.call, 'XADD', events, 'MAXLEN', '~', ARGV[3], '*', 'e', event)
-        local told = decoded(event) or {}
-        try(verdict, keys, told.task_type, told.name, told.queue, 'overdue')
+        local task = decoded(event) or {}
+        try(verdict, keys, task.task_type, task.name, task.queue, 'overdue')
         new = new + 1
       end
     end

@@ -25,7 +25,7 @@ local open, info, counts, closed, judged = KEYS[1], KEYS[2], KEYS[3], KEYS[4], K
 local ahead = KEYS[7]
 local some_wait = redis.call('EXISTS', ahead) == 1
 local room = tonumber(ARGV[1]) - redis.call('ZCARD', open)
-local noted, refused, labels, added = 0, 0, {}, {}
+local registered, refused, labels, added = 0, 0, {}, {}
 
 local function label_of(queue)
   local label = labels[queue]
@@ -93,7 +93,7 @@ for i = 2, #ARGV, 5 do
       local label = label_of(queue)
       redis.call('HSET', info, id, label .. '\n' .. known)
       added[label] = added[label] + 1
-      room, noted = room - 1, noted + 1
+      room, registered = room - 1, registered + 1
     end
   end
 end
@@ -103,4 +103,4 @@ end
 if refused > 0 then
   redis.pcall('HINCRBY', KEYS[6], 'open_tasks_refused', refused)
 end
-return noted
+return registered

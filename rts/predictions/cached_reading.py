@@ -1,4 +1,4 @@
-"""A queue as it was read a moment ago, and what was predicted from it, for many that ask."""
+"""A cache: a recent reading of a queue, and the predictions made from it."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Fleet:
     #: Whether all workers report these marks.
     all_report: bool
     #: Slots of each worker.
-    workers: Sequence[int]
+    worker_slots: Sequence[int]
     #: Runs in progress on the workers, of any queue.
     running: Sequence[Execution]
     #: Recent runs of the queues that have ended, complete since ``known_since``.

@@ -71,7 +71,7 @@ def _queued(
     rng = random.Random(0)  # deterministic
     runtimes = Runtimes(snapshot.ratios, snapshot.ended, rng)
     since = max(snapshot.now, snapshot.known_until)
-    slots = sum(group.slots for group in snapshot.workers)
+    slots = sum(group.slots for group in snapshot.worker_groups)
     waiting = [*snapshot.waiting, *([] if new is None else [new])]
     weight = sum(other.weight for other in waiting) / max(1, len(waiting))
     work = waiting[target] if target >= 0 else snapshot.held[-1 - target]
@@ -127,7 +127,7 @@ def _ahead(
     if target < 0:
         return held
     # Treat all workers of the queue as one.
-    queues = {n for group in snapshot.workers if 0 in group.queues for n in group.queues}
+    queues = {n for group in snapshot.worker_groups if 0 in group.queues for n in group.queues}
     line = Queues(
         order, [WorkerGroup(snapshot.slots, tuple(sorted(queues)))], in_turn=snapshot.in_turn
     )

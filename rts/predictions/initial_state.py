@@ -44,7 +44,7 @@ class Picture(NamedTuple):
     #: Numbers of the queues by the routing keys of their messages.
     numbers: Mapping[str, int]
     #: Slots of each worker.
-    workers: Sequence[int]
+    worker_slots: Sequence[int]
 
 
 class InitialState:
@@ -133,7 +133,7 @@ class InitialState:
             share=fleet.share(self._busy_since(waiting, now)) or 1.0,
             turns=[each.turns for each in samples],
         )
-        return Picture(snapshot, list(held), fleet.numbers, fleet.workers)
+        return Picture(snapshot, list(held), fleet.numbers, fleet.worker_slots)
 
     def _related(self, fleet: Fleet, sample: QueueSample) -> list[QueueSample]:
         """Return samples of the related queues, down to the same part as *sample*."""

@@ -139,12 +139,12 @@ def message_of(text: bytes) -> Message:
     return message if isinstance(message, dict) else {}
 
 
-def noted_of(notes: Iterable[tuple[bytes | None, float]]) -> list[Held]:
-    """Return the messages in entries of ``unacked``, each given with the instant at which it
+def held_of(entries: Iterable[tuple[bytes | None, float]]) -> list[Held]:
+    """Return the messages in *entries* of ``unacked``, given with the instant at which it
     was taken; an entry is ``None`` if it has been acknowledged since.
     """
     found: list[Held] = []
-    for text, taken_at in notes:
+    for text, taken_at in entries:
         try:
             message, _, routing_key = json.loads(text or b"")
         except (ValueError, TypeError, RecursionError):

@@ -259,7 +259,7 @@ class Predictor:
 
     def _order_of(self, picture: Picture) -> OrderMaker:
         edf = self._settings.scheduler == "edf"
-        share = share_of_slots(self._settings.hopeless_slots, picture.workers)
+        share = share_of_slots(self._settings.hopeless_slots, picture.worker_slots)
         settings = replace(self._settings, hopeless_slots=share)
         return partial(order_of, "edf" if edf else "fifo", settings)
 

@@ -19,8 +19,8 @@ from rts.predictions.messages import (
     affordable,
     ask_range,
     ask_size,
+    held_of,
     message_of,
-    noted_of,
     placed,
     rank_of,
     sampled,
@@ -162,7 +162,7 @@ class QueueReader:
                 for page in pages:
                     ask_range(pipe, parts[page.part], page.ranks.start, page.ranks.stop - 1)
                 pipe.hmget(unacked, [tag for tag, _ in taken] or [b""])
-                *answers, noted = pipe.execute()
+                *answers, entries = pipe.execute()
         messages: list[Message] = []
         weights: list[float] = []
         for page, texts in zip(pages, answers, strict=True):
@@ -181,7 +181,7 @@ class QueueReader:
             weights,
             position,
             sum(sizes),
-            noted_of(zip(noted, (at for _, at in taken), strict=False)),
+            held_of(zip(entries, (at for _, at in taken), strict=False)),
             int(turns or 0),
             level,
             float(channel.visibility_timeout),
@@ -221,11 +221,11 @@ class QueueReader:
                     ask_range(pipe, part, 0, FIRST - 1)
                 pipe.hlen(unacked)
                 pipe.hscan(unacked, 0, count=FIRST)
-                *answers, unsettled, (_, noted) = pipe.execute()
+                *answers, unsettled, (_, entries) = pipe.execute()
         # Estimate the queue's share of the unacknowledged messages from a few.
-        texts = ((text, 0.0) for text in noted.values())
-        held = [each.message for each in noted_of(texts) if each.routing_key in keys]
-        taken = unsettled * len(held) // max(1, len(noted))
+        texts = ((text, 0.0) for text in entries.values())
+        held = [each.message for each in held_of(texts) if each.routing_key in keys]
+        taken = unsettled * len(held) // max(1, len(entries))
         sample = [message_of(text) for page in answers[1::2] for text in page]
         return sum(answers[::2]) + taken, sample or held
 

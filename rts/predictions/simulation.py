@@ -50,7 +50,7 @@ class QueueSimulation:
         self.now = now = snapshot.now
         #: Events so far, a measure of the effort.
         self.events = 0
-        self._groups = snapshot.workers
+        self._groups = snapshot.worker_groups
         self._slots = sum(group.slots for group in self._groups)
         self._queues = Queues(order, self._groups, in_turn=snapshot.in_turn)
         self._runtimes = runtimes

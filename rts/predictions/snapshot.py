@@ -57,6 +57,6 @@ class Snapshot:
     turns: Sequence[int] = ()
 
     @property
-    def workers(self) -> Sequence[WorkerGroup]:
+    def worker_groups(self) -> Sequence[WorkerGroup]:
         """All worker groups, at least one."""
         return self.groups or (WorkerGroup(self.slots),)

@@ -89,10 +89,10 @@ class QoS(_SlotLimit, stock.QoS):  # type: ignore[misc]  # kombu has no type inf
         """
         channel = self.channel
         keys: list[str] = channel._prefixed([self.unacked_key, self.unacked_index_key])
-        noted, places = channel.plain.hget(keys[0], tag), []
+        entry, places = channel.plain.hget(keys[0], tag), []
         try:
-            if noted is not None:
-                payload, exchange, routing_key = stock.loads(noted.decode())
+            if entry is not None:
+                payload, exchange, routing_key = stock.loads(entry.decode())
                 _mark_redelivered(payload)
                 for queue in channel._lookup(exchange, routing_key):
                     key, *place = channel._requeue_place(queue, payload, leftmost)
@@ -101,8 +101,8 @@ class QoS(_SlotLimit, stock.QoS):  # type: ignore[misc]  # kombu has no type inf
         except channel.connection_errors:
             raise  # the message stays unacknowledged
         except Exception:  # noqa: BLE001  as kombu does
-            stock.crit("Could not restore message: %r", noted, exc_info=True)
-        BACK.run(channel.plain, keys, [tag, noted or "", latest, *places])
+            stock.crit("Could not restore message: %r", entry, exc_info=True)
+        BACK.run(channel.plain, keys, [tag, entry or "", latest, *places])
 
 
 def _mark_redelivered(payload: dict[str, Any]) -> None:

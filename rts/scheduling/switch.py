@@ -109,7 +109,7 @@ def check_broker(conf: Any, settings: Settings, default: str = "") -> None:
                 raise ConfigurationError(
                     "rts_scheduler",
                     "edf",
-                    f"'priority' or None where the broker is not Redis ({key} begins with "
+                    f"'priority' or None if the broker is not Redis ({key} begins with "
                     f"{scheme}://); 'edf' needs redis://, rediss://, redis+socket:// or "
                     "sentinel://",
                 )

@@ -69,7 +69,7 @@ def test_workers_of_the_same_queues_are_one_group(
         (0,): 2,
     }
     assert fleet.slots == 8
-    assert fleet.workers == [2] * 6
+    assert fleet.worker_slots == [2] * 6
     assert fleet.group_of["a"] == fleet.group_of["c"] != fleet.group_of["d"]
     assert fleet.group_of["e"] not in (fleet.group_of["d"], fleet.group_of["f"])
     assert fleet.numbers["to.video"] == 2

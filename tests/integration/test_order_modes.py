@@ -193,5 +193,5 @@ def test_priorities_on_rabbitmq(
         stage.conf["rts_scheduler"] = "edf"
         told = command(stage, "status")
         assert told.returncode != 0
-        assert "'priority' or None where the broker is not Redis" in told.stderr
+        assert "'priority' or None if the broker is not Redis" in told.stderr
         stage.stop()

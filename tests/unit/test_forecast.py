@@ -15,7 +15,7 @@ import pytest
 
 from rts.predictions import forecast
 from rts.predictions.arrivals import Arrivals
-from rts.predictions.messages import SAMPLE, Stratum, id_of, message_of, noted_of, sampled
+from rts.predictions.messages import SAMPLE, Stratum, held_of, id_of, message_of, sampled
 from rts.predictions.prediction import Prediction
 from rts.predictions.sampling import Runtimes, Work
 from rts.predictions.shared_workers import WorkerGroup
@@ -407,8 +407,8 @@ def test_invalid_messages_are_read_as_empty_ones() -> None:
     ):
         assert message_of(text) == {}
     for note in (None, b"", b"5", b"[5, 5, 5]", b"[" * 100_000):
-        assert noted_of([(note, 5.0)]) == []
-    assert noted_of([(b'[{"headers": {"id": "x"}}, "", "q"]', 5.0)]) == [
+        assert held_of([(note, 5.0)]) == []
+    assert held_of([(b'[{"headers": {"id": "x"}}, "", "q"]', 5.0)]) == [
         ("q", {"headers": {"id": "x"}}, 5.0)
     ]
     assert id_of({"headers": {"id": ["x"]}}) is None
