@@ -1,4 +1,4 @@
-"""The deadline order on a real Redis: claims against a model, and all of a queue's life."""
+"""The deadline order on a real Redis: claims against a model, and a queue's life cycle."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from rts.settings import Settings
 from rts.testing import RedisServer
 
 NAME = "order"
-#: Deadlines that nobody misses in a test, and some that everybody has missed.
+#: Offsets of deadlines that no test misses, and of ones that have long passed.
 FAR, PAST = 1e6, -1e6
 
 
@@ -76,7 +76,7 @@ def connect(url: str, rule: Rule | None = None, **options: Any) -> Connection:
 
 
 class Message(NamedTuple):
-    """What the model knows of a message."""
+    """A message in the model."""
 
     deadline: float
     arrival: float
@@ -107,11 +107,11 @@ def envelope(message: Message, queue: str = NAME, priority: int = 0) -> dict[str
 
 
 class Model:
-    """The rule, in the plainest form."""
+    """A reference implementation of the rule."""
 
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
-        #: Kept in order: of equal deadlines the earlier arrival is first.
+        #: Sorted: of equal deadlines the earlier arrival is first.
         self.hopeful: list[Message] = []
         self.demoted: list[Message] = []
         self.turns = 0
@@ -140,8 +140,8 @@ class Model:
         return (self.hopeful.pop(0), False) if self.hopeful else None
 
 
-class Play:
-    """A connection and the model, which are put to the same operations."""
+class Harness:
+    """Applies the same operations to a connection and to the model."""
 
     def __init__(self, url: str, rule: Rule) -> None:
         self.url, self.rule = url, rule
@@ -158,12 +158,12 @@ class Play:
         message = Message(self.start + offset, self.start + number, tau, str(uuid.uuid4()))
         self._by_tag[message.tag] = message
         self.model.put(message)
-        # Whatever its priority is, it means nothing.
+        # Its priority must not matter.
         raw = envelope(message, priority=number * 7 % 10)
         self.connection.default_channel._put(NAME, raw)
 
     def claim(self) -> bool:
-        """Claim one of both; return whether there was one."""
+        """Claim from both; return whether there was a message."""
         got, expected = self.connection.default_channel.basic_get(NAME), self.model.claim()
         if got is None or expected is None:
             assert got is expected
@@ -173,7 +173,7 @@ class Play:
         return True
 
     def settle(self, how: str, which: int = 0) -> None:
-        """Acknowledge, reject or requeue a message that is held."""
+        """Acknowledge, reject or requeue a held message."""
         if not self.held:
             return
         message = self.held.pop(which % len(self.held))
@@ -182,18 +182,18 @@ class Play:
             self._back([message])
 
     def reconnect(self) -> None:
-        """Close the connection, which gives back what is not acknowledged."""
+        """Close the connection, which requeues what is unacknowledged."""
         self.connection.close()
         self._back(self.held)
         self.connection = connect(self.url, self.rule)
 
     def restart(self, server: RedisServer, save: bool) -> None:
-        """Kill Redis and start it again; the consumer dies with what it holds."""
+        """Kill Redis and start it again; the consumer dies with the messages that it holds."""
         if save:
             self.client.save()
         server.kill()
         server.start()
-        # The client of a dead consumer: another one waits for the visibility timeout.
+        # The consumer is dead: another one restores after the visibility timeout.
         with suppress(Exception):
             self.connection.default_channel.qos._delivered.clear()
             self.connection.close()
@@ -204,7 +204,7 @@ class Play:
         self.connection = connect(self.url, self.rule)
 
     def drain(self) -> None:
-        """Claim, and acknowledge, until nothing waits."""
+        """Claim and acknowledge until nothing waits."""
         self.reconnect()
         while self.claim():
             self.settle("ack")
@@ -212,7 +212,7 @@ class Play:
         assert not self.held
 
     def check(self) -> None:
-        """Compare what is noted as unacknowledged."""
+        """Compare the unacknowledged messages."""
         unacked = self.client.hlen("unacked"), self.client.zcard("unacked_index")
         assert unacked == (len(self.held), len(self.held))
 
@@ -234,7 +234,7 @@ RULES = [
     Rule(hopeless="keep"),
     Rule(hopeless="drop"),
 ]
-#: A deadline, which others share, and a tau.
+#: The offset of a deadline, which is often shared, and a tau.
 PUBLISH = st.tuples(
     st.just("publish"),
     st.sampled_from([PAST, -10.0, FAR, FAR + 1, 2 * FAR]),
@@ -255,19 +255,19 @@ OPERATION = st.one_of(
 def test_claims_follow_the_rule(
     rts_redis_session_url: str, rule: Rule, operations: list[Any]
 ) -> None:
-    play = Play(rts_redis_session_url.rpartition("/")[0] + "/12", rule)
+    harness = Harness(rts_redis_session_url.rpartition("/")[0] + "/12", rule)
     try:
         for operation, *values in operations:
-            getattr(play, operation)(*values)
-            play.check()
-        play.drain()
+            getattr(harness, operation)(*values)
+            harness.check()
+        harness.drain()
     finally:
-        play.close()
+        harness.close()
 
 
 @pytest.fixture(scope="module")
 def lasting_redis() -> Iterator[RedisServer]:
-    """A Redis that may be killed, with an append-only file."""
+    """A Redis with an append-only file, which may be killed."""
     with RedisServer(persistent=True) as server:
         yield server
 
@@ -282,45 +282,45 @@ def lasting_redis() -> Iterator[RedisServer]:
 def test_the_order_survives_restarts_of_redis(
     lasting_redis: RedisServer, rule: Rule, operations: list[Any]
 ) -> None:
-    play = Play(lasting_redis.url, rule)
+    harness = Harness(lasting_redis.url, rule)
     try:
         for operation, *values in [*operations, ("restart",)]:
             if operation == "restart":
                 values = [lasting_redis, False]
-            getattr(play, operation)(*values)
-            play.check()
-        play.drain()
+            getattr(harness, operation)(*values)
+            harness.check()
+        harness.drain()
     finally:
-        play.close()
+        harness.close()
 
 
 @pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("rule", [Rule(), Rule(work=2.0, late_share=0.2)], ids=str)
 def test_ten_thousand_messages_in_exact_order(rule: Rule) -> None:
     with RedisServer(arguments=("--dbfilename", "dump.rdb")) as server:
-        play = Play(server.url, rule)
+        harness = Harness(server.url, rule)
 
         def publish() -> None:
             offset = random.choice([PAST, FAR]) + random.randrange(20_000)
-            play.publish(offset, random.choice([0.5, 5.0, 60.0]))
+            harness.publish(offset, random.choice([0.5, 5.0, 60.0]))
 
         for _ in range(10_000):
             publish()
         for number in range(3000):
             match random.randrange(6):
                 case 0 | 1:
-                    play.claim()
+                    harness.claim()
                 case 2:
                     publish()
                 case 3:
-                    play.settle(random.choice(["ack", "reject"]), number)
+                    harness.settle(random.choice(["ack", "reject"]), number)
                 case 4:
-                    play.settle("requeue", number)
+                    harness.settle("requeue", number)
             if number % 1000 == 500:
-                play.reconnect()
-        play.restart(server, save=True)
-        play.drain()
-        play.close()
+                harness.reconnect()
+        harness.restart(server, save=True)
+        harness.drain()
+        harness.close()
 
 
 @pytest.mark.parametrize("rule", [Rule(), Rule(work=2.0)], ids=str)
@@ -334,7 +334,7 @@ def test_hopeless_messages_are_counted_as_a_claim_finds_them(
         for offset, tau in ((-10, 100.0), (50, 100.0), (60, 100.0), (500, 100.0), (FAR, 1.0)):
             message = Message(now + offset, now - 200, tau, str(offset))
             channel._put(NAME, envelope(message))
-        # Its score is the past, by its horizon, but it has no deadline to miss.
+        # Its score, by its horizon, is in the past, but it has no deadline to miss.
         unplanned = envelope(Message(1, 1, 1, "unplanned"))
         unplanned["headers"], unplanned[ARRIVAL] = {"task": "t"}, now - 1000
         channel._put(NAME, unplanned)
@@ -358,7 +358,7 @@ def test_hopeless_messages_far_back_are_estimated(url: str, raw: redis.Redis) ->
         channel, exact = connection.default_channel, COUNTED + SAMPLED
         put(exact, lambda n: n % 7 == 0)
         assert hopeless_in(channel, NAME) == len(range(0, exact, 7))
-        # One here and there among the first is not lost in many that come after.
+        # A few among the first are counted exactly, however many follow.
         put(20 * exact, lambda n: n in (3, 100, COUNTED - 1))
         assert hopeless_in(channel, NAME) == 3
         put(20 * exact, lambda n: n % 5 == 0)
@@ -386,7 +386,7 @@ def test_messages_on_plain_lists_are_adopted(url: str, raw: redis.Redis) -> None
         assert ordered.basic_get(NAME) is None
         assert raw.llen(f"{NAME}\x06\x16edf:refused") == 3
         assert health.take_counts()["messages_refused"] == 3
-        # Unacknowledged they look as kombu's own: its workers can restore them.
+        # Their entries in unacked are kombu's: its workers can restore them.
         noted = json.loads(raw.hget("unacked", "1") or "")
         assert noted == [envelope(first), "", NAME]
         plain.qos.restore_by_tag("1")
@@ -406,7 +406,7 @@ def test_a_claim_adopts_few_large_messages(url: str, raw: redis.Redis) -> None:
         assert (state.ordered, state.plain) == (0, 4)
 
 
-#: Redis' reader of JSON takes these, Python's or kombu's does not.
+#: Redis parses these, Python or kombu does not.
 UNREADABLE = {
     "no text": b'{"body":"\xff\xfe","headers":{},"properties":{"delivery_tag":"%d"}}',
     "no JSON": b'{"body":"x","size":0x1F,"headers":{},"properties":{"delivery_tag":"%d"}}',
@@ -436,7 +436,7 @@ def test_unreadable_messages_are_refused(url: str, raw: redis.Redis, text: bytes
         assert got == ["second"]
         refused = client.lrange(f"{NAME}\x06\x16edf:refused", 0, -1)
         for number, kept in zip((2, 1), refused, strict=True):
-            assert kept.startswith((text % number)[:-1])  # and its arrival
+            assert kept.startswith((text % number)[:-1])  # its arrival was added
         assert health.take_counts()["messages_refused"] == 2
         assert not raw.exists("unacked", "unacked_index", f"{NAME}\x06\x16edf")
 
@@ -460,12 +460,12 @@ def test_unreadable_messages_are_counted_and_moved(url: str, raw: redis.Redis) -
 
 
 def test_a_message_without_delivery_info_is_requeued_to_its_queue(url: str) -> None:
-    stranger = envelope(Message(1, 1, 1, "1"))
-    stranger["headers"] = None
-    del stranger["properties"]["delivery_info"]
+    foreign = envelope(Message(1, 1, 1, "1"))
+    foreign["headers"] = None
+    del foreign["properties"]["delivery_info"]
     with connect(url) as connection, redis.Redis.from_url(url) as client:
         channel = connection.default_channel
-        client.lpush(NAME, json.dumps(stranger))
+        client.lpush(NAME, json.dumps(foreign))
         channel.basic_get(NAME).reject(requeue=True)
         assert channel.basic_get(NAME, no_ack=True).delivery_tag == "1"
 
@@ -528,7 +528,7 @@ def test_moving_to_lists_ends_while_workers_in_order_adopt_messages(url: str) ->
 
         def with_worker(*arguments: Any, **options: Any) -> Any:
             answer = run(*arguments, **options)
-            if arguments[0] in ("EVAL", "EVALSHA"):  # each move: put in order again
+            if arguments[0] in ("EVAL", "EVALSHA"):  # after each move, adopt it again
                 worker.default_channel.basic_get(NAME).requeue()
             return answer
 
@@ -569,7 +569,7 @@ def test_queues_without_workers_are_known_by_their_open_tasks(
     assert parts is not None
     assert parts.open_tasks is not None
     parts.open_tasks.flush()
-    # Not every routing key names a queue.
+    # Not every routing key is the name of a queue.
     raw.hset("users", "1", "me")
     raw.hset(settings.keys.open_counts, mapping={"open users": 1, "overdue gone": 1})
     with connect(url) as connection:
@@ -577,7 +577,7 @@ def test_queues_without_workers_are_known_by_their_open_tasks(
     raw.config_resetstat()
     waiting = {reading.queue: reading.ordered for reading in queue_readings(app, settings)()}
     assert waiting == {"celery": 0, "elsewhere": 1}
-    assert "cmdstat_scan" not in raw.info("commandstats"), "a look at each key of the broker"
+    assert "cmdstat_scan" not in raw.info("commandstats"), "scans all keys of the broker"
     with ordered_channel(app, settings) as channel:
         assert all_queue_names(app, settings, channel, FleetQueues()) == sorted(
             [*waiting, "unheard"]
@@ -602,7 +602,7 @@ def test_a_consumer_wakes_on_publish(url: str) -> None:
 
 
 def next_wait(connection: Connection, raw: redis.Redis) -> str:
-    """Return what *connection* waits for next, and how long, as Redis is told."""
+    """Return the arguments of the next ``BRPOP`` of *connection*: keys and timeout."""
     with raw.monitor() as monitor:
         while True:
             with suppress(TimeoutError):
@@ -614,14 +614,16 @@ def next_wait(connection: Connection, raw: redis.Redis) -> str:
 
 
 def test_an_idle_consumer_blocks_on_the_bell(url: str, raw: redis.Redis) -> None:
-    # What others answer is put on plain lists, and rings no bell where they have no order.
+    # Replies of workers without the order come on plain lists, without a bell.
     with connect(url) as connection:
         channel, answers = connection.default_channel, Queue("answers")
         with Consumer(channel, Queue(NAME, Exchange(""), NAME)):
             assert next_wait(connection, raw).endswith(" 1")
             with Consumer(channel, answers, no_ack=True):
                 assert next_wait(connection, raw).endswith(" 0.2")
-            waits = [next_wait(connection, raw) for _ in range(2)]  # one may be of before
+            waits = [
+                next_wait(connection, raw) for _ in range(2)
+            ]  # the first may be an earlier one
             assert waits[-1].endswith(" 1")
 
 
@@ -723,7 +725,7 @@ def test_a_flushed_script_and_a_cut_connection(url: str, raw: redis.Redis) -> No
             with pytest.raises(TimeoutError):
                 connection.drain_events(timeout=0.2)
             raw.client_kill_filter(_type="normal", skipme=True)
-            with pytest.raises(connection.connection_errors):  # at the second look at most
+            with pytest.raises(connection.connection_errors):  # by the second poll
                 [connection.drain_events(timeout=1) for _ in range(2)]
     assert got == ["0", "1", "2"]
 
@@ -802,9 +804,9 @@ def test_claims_are_limited_to_the_free_slots(url: str, raw: redis.Redis) -> Non
             for _ in range(2):
                 connection.drain_events(timeout=5)
             assert got == ["3", "1"]
-            with pytest.raises(TimeoutError):  # only demoted work waits, and enough is held
+            with pytest.raises(TimeoutError):  # only demoted work waits, and the cap is reached
                 connection.drain_events(timeout=0.3)
-            # Of this queue's name: what else a user of Redis may touch is not known.
+            # A key with this queue's name: a Redis ACL may allow no other.
             assert next_wait(connection, raw).startswith(NAME)
             gauge.held = False
             connection.drain_events(timeout=5)
@@ -833,7 +835,7 @@ def test_a_claim_rings_the_bell_for_messages_left_to_others(url: str, raw: redis
         state, index, *_ = CLAIM.run(channel.plain, *channel._claim_arguments(queues))
         assert (state, queues[index]) == (b"message", "urgent")
         assert raw.llen(bell) == 1
-        # All slots that demoted work may hold are taken here; elsewhere one may be free.
+        # This worker may take no more demoted tasks, but another one might.
         raw.delete(f"{NAME}\x06\x16edf")
         channel._put(NAME, envelope(Message(start + PAST, start, 1.0, "3")))
         assert raw.rpop(bell) == "1"
@@ -863,7 +865,7 @@ def test_edf_is_refused_if_the_broker_is_not_redis() -> None:
 def test_edf_is_refused_if_no_broker_is_ever_configured() -> None:
     app = Celery("none")
     app.conf.rts_scheduler = "edf"
-    rts.install(app)  # a broker may yet be named
+    rts.install(app)  # a broker may still be configured
     with pytest.raises(rts.ConfigurationError, match=r"edf.*priority.*amqp"):
         turn_on(app, Settings.from_conf(app.conf))
     rts.uninstall(app)
