@@ -68,7 +68,7 @@ class SharedConnection:
         try:
             if connection.transport.driver_type != "redis":
                 raise CommandError(
-                    "predictions need Redis as the broker: others hide their queues"
+                    "predictions need Redis as the broker: other queues cannot be inspected"
                 )
             channel = self._connect(opened)
             yield channel, redis.Redis(connection_pool=channel.pool)

@@ -259,7 +259,7 @@ def order_of(name: str, settings: Settings) -> SharingOrder:
     if name == "sjf":
         return ShortestFirst()
     if name not in ORDERS:
-        raise ValueError(f"no order is called {name!r}: use one of {', '.join(ORDERS)}")
+        raise ValueError(f"unknown order {name!r}: use one of {', '.join(ORDERS)}")
     return EarliestDeadlineFirst(
         demote=name == "edf" and settings.hopeless != "keep",
         drop=name == "edf" and settings.hopeless == "drop",

@@ -166,7 +166,7 @@ def finished(
             arrived += 1
             next_arrival = jobs[arrived].arrival_s / speed if arrived < len(jobs) else never
             if next_arrival < now:
-                raise ValueError(f"job {arrived} arrives before the one in front of it")
+                raise ValueError(f"job {arrived} arrives before its predecessor")
         while len(running) < slots:
             chosen = order.pop(now, slots)
             for task in order.dropped():

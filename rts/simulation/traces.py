@@ -69,18 +69,18 @@ def read_trace(path: str | Path) -> list[Job]:
             columns = list(rows.fieldnames or ())
             missing = [column for column in COLUMNS if column not in columns]
             if missing:
-                raise ValueError(f"{path}: no column {', '.join(missing)} in the first line")
+                raise ValueError(f"{path}: no column {', '.join(missing)} in the header")
             for column in (*COLUMNS, "task_type"):
                 if columns.count(column) > 1:
-                    raise ValueError(f"{path}: more than one column {column} in the first line")
+                    raise ValueError(f"{path}: more than one column {column} in the header")
             for row in rows:
                 jobs.append(_job(row, f"{path}, line {rows.line_num}"))
         except csv.Error as exc:
             raise ValueError(f"{path}, line {rows.reader.line_num}: {exc}") from exc
         except UnicodeDecodeError as exc:
-            raise ValueError(f"{path}: not a text in UTF-8 ({exc.reason})") from exc
+            raise ValueError(f"{path}: not valid UTF-8 ({exc.reason})") from exc
     if not jobs:
-        raise ValueError(f"{path}: no job in it")
+        raise ValueError(f"{path}: contains no jobs")
     return sorted(jobs, key=lambda job: job.arrival_s)
 
 
@@ -146,7 +146,7 @@ def write_trace(path: str | Path, jobs: Iterable[Job]) -> None:
 def _job(row: dict[str, str], where: str) -> Job:
     """Return the job of a line, in which missing values are ``None``."""
     if "" in row:
-        raise ValueError(f"{where}: more values than the first line has")
+        raise ValueError(f"{where}: more values than the header")
     if not row["name"]:
         raise ValueError(f"{where}: no name")
     arrival_s, runtime_s = (_seconds(row[c], c, where) for c in ("arrival_s", "runtime_s"))
@@ -160,5 +160,5 @@ def _seconds(text: str | None, column: str, where: str) -> float:
         value = math.nan
     if not 0 <= value <= MAX_S:
         allowed = f"from 0 to {MAX_S:.0f}"
-        raise ValueError(f"{where}: {column} = {text!r} is no number of seconds {allowed}")
+        raise ValueError(f"{where}: {column} = {text!r} is not a number of seconds {allowed}")
     return value

@@ -301,7 +301,7 @@ def test_curves_are_drawn_into_files(trace: str, tmp_path: Path, suffix: str) ->
         (("plan", "--target", "nan"), "'nan' is no number"),
         (("replay", "--trace", "TRACE", "--slots", "4", "--speed", "nan"), "is no number"),
         (("replay", "--trace", "TRACE", "--slots", "4", "--k", "nan"), "is no number"),
-        (("plan", "--trace", "EMPTY"), "no job in it"),
+        (("plan", "--trace", "EMPTY"), "contains no jobs"),
     ],
 )
 def test_options_and_traces_that_make_no_sense_are_refused(

@@ -230,7 +230,7 @@ def test_the_orders_by_name(name: str, settings: Settings, expected: list[int]) 
 
 
 def test_an_unknown_order_is_refused() -> None:
-    with pytest.raises(ValueError, match="no order is called 'lifo'"):
+    with pytest.raises(ValueError, match="unknown order 'lifo'"):
         order_of("lifo", Settings())
 
 

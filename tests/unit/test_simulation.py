@@ -205,7 +205,7 @@ def test_a_trace_is_read_as_it_was_written(tmp_path: Path) -> None:
         ("arrival_s,name,runtime_s\n1,,2\n", "line 2: no name"),
         ("arrival_s,name,runtime_s\n1,x,2,mixed\n", "line 2: more values"),
         ('arrival_s,name,runtime_s\n1,"x,2\n', "line 2: "),
-        ("arrival_s,name,runtime_s\n", "no job in it"),
+        ("arrival_s,name,runtime_s\n", "contains no jobs"),
         ("arrival_s,name,runtime_s,name\n1,x,2,y\n", "more than one column name"),
         ("arrival_s,name,runtime_s\n1,x,1e308\n", "line 2: runtime_s = '1e308'"),
         ("arrival_s,name,runtime_s\n1732800000000,x,1\n", "line 2: arrival_s"),  # ms
@@ -226,7 +226,7 @@ def test_unusual_but_valid_traces(tmp_path: Path) -> None:
     path.write_text(text, encoding="utf-8")
     assert read_trace(path) == [Job(3, "ö", 1), Job(7, 'a/b, "c"', 2, "mine")]
     path.write_bytes(b"arrival_s,name,runtime_s\n1,\xff,2\n")
-    with pytest.raises(ValueError, match="not a text in UTF-8"):
+    with pytest.raises(ValueError, match="not valid UTF-8"):
         read_trace(path)
 
 
