@@ -137,8 +137,20 @@ def test_what_was_learned_is_read(place: Place) -> None:
         ('["a\nb\n\n\n", 1]\n', ""),
         (run("0").to_json(), "a b c d"),
         ('["\udcff"]', ""),
+        (run("0").to_json() + "x", ""),
     ],
-    ids=["empty", "text", "dict", "list", "short", "deep", "lines", "lesson", "surrogate"],
+    ids=[
+        "empty",
+        "text",
+        "dict",
+        "list",
+        "short",
+        "deep",
+        "lines",
+        "lesson",
+        "surrogate",
+        "more",
+    ],
 )
 def test_what_cannot_be_understood_is_told_and_stops_nothing(
     place: Place, record: str, learned: str

@@ -11,13 +11,16 @@ import pytest
 import redis
 
 from rts import health
+from rts.ledger.memory import MemoryLedger
 from rts.link.link import Link
+from rts.link.scripts import pack
 from rts.ports import TauEntry
 from rts.settings import Settings
 from rts.tau.ema import ema
 from rts.tau.memory import MemoryTauStore
 from rts.tau.redis import RedisTauStore
 from rts.tau.sketch import Sketch
+from rts.tau.snapshot import Snapshots
 
 LIGHT, NAME = "cpu-light", "proj.add"
 FIELD = f"{LIGHT}/{NAME}"
@@ -146,8 +149,10 @@ class TestRedis:
     ) -> None:
         redis_client.hset(settings.keys.tau, LIGHT, text)
         redis_client.hset(settings.keys.deviation, LIGHT, text)
+        redis_client.hset(settings.keys.tau, "mixed", "7")
         assert store.get(LIGHT) == 5.0
-        assert health.take_counts() == {"refused_tau": 1}
+        assert store.entries().keys() == {"mixed"}
+        assert health.take_counts() == {"refused_tau": 2}
         assert store.update(LIGHT, NAME, 1.0).tau_after == pytest.approx(4.2)
         assert store.entries()[LIGHT].tau == pytest.approx(4.2)
 
@@ -183,11 +188,39 @@ def test_what_was_learned_since_a_wipe_comes_after_the_snapshot(settings: Settin
         store.update(LIGHT, NAME, actual_s)
         whole.update(LIGHT, NAME, actual_s)
     store.set("mixed", 2.0)  # by hand since the wipe: it stays
+    since, left = store.entries(), (1 - settings.learning_rate) ** 3
     assert store.restore(snapshot, "g") == 3
     assert store.restore(snapshot, "h") == -1
     entries = store.entries()
     for field in (LIGHT, FIELD):
         assert entries[field].tau == pytest.approx(whole.entries()[field].tau, rel=1e-12)
         assert entries[field].count == snapshot[field].count + 3
+        assert entries[field].deviation == pytest.approx(
+            (1 - left) * since[field].deviation + left * snapshot[field].deviation
+        )
     assert (entries["mixed"].tau, entries["mixed"].count) == (2.0, 3)
+    link.close()
+
+
+def test_a_snapshot_is_of_one_redis(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, ledger = Link(settings), MemoryLedger()
+    store, snapshots = RedisTauStore(link, settings), Snapshots(link, settings, ledger)
+    store.set(LIGHT, 2.0)
+    assert not snapshots.save(), "nobody has looked yet whether there is one to restore"
+    assert snapshots.restore() == 0
+    assert snapshots.save()
+    assert not snapshots.save(), "nothing is new"
+    store.set(LIGHT, 3.0)
+    read = RedisTauStore.entries
+
+    def wiped_and_restored(store: RedisTauStore) -> Any:
+        entries = read(store)
+        link.call(pack("SET", settings.keys.generation, "another"))
+        return entries
+
+    monkeypatch.setattr(RedisTauStore, "entries", wiped_and_restored)
+    assert not snapshots.save()
+    assert ledger.load_taus()[LIGHT].tau == 2.0
     link.close()

@@ -749,6 +749,28 @@ def test_unacknowledged_messages_return_after_the_visibility_timeout(url: str) -
         dead.default_channel.qos._delivered.clear()
 
 
+def test_what_cannot_be_looked_up_stays_unacknowledged(
+    url: str, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = time.time()
+    with connect(url) as connection:
+        channel = connection.default_channel
+        channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "1")))
+        assert channel.basic_get(NAME).delivery_tag == "1"
+        look_up = channel._lookup
+
+        def cut_off(*args: Any) -> Any:
+            raise redis.ConnectionError
+
+        monkeypatch.setattr(channel, "_lookup", cut_off)
+        with pytest.raises(redis.ConnectionError):
+            channel.qos.restore_by_tag("1")
+        assert raw.hexists("unacked", "1")
+        monkeypatch.setattr(channel, "_lookup", look_up)
+        channel.qos.restore_by_tag("1")
+        assert channel.basic_get(NAME).delivery_tag == "1"
+
+
 def test_workers_restore_messages_together(
     url: str, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

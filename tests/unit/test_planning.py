@@ -117,6 +117,18 @@ def test_a_header_takes_precedence_over_the_tasks_settings() -> None:
     assert headers["rts_k"] == 2.4
 
 
+@pytest.mark.parametrize(
+    ("options", "k", "count"),
+    [({"a": 1, "b": 2, "sla_multiplier": 1.6}, 1.6, 2), ("mixed", 2.0, 1)],
+)
+def test_an_unknown_option_of_a_task_is_refused_alone(
+    options: Any, k: float, count: int
+) -> None:
+    headers = published(planner(options))
+    assert headers["rts_k"] == k
+    assert health.take_counts() == {"refused_task_option": count}
+
+
 class Kind(str, Enum):
     GPU = "gpu-inference"
 
@@ -251,9 +263,38 @@ def test_whatever_strangers_send_the_plan_is_valid(
     assert all(len(str(message[name])) < 100 for name in OUT)
 
 
-@given(st.fixed_dictionaries(dict.fromkeys(sorted(OUT), HOSTILE)))
-def test_a_forged_plan_is_refused_as_a_whole(headers: dict[str, Any]) -> None:
-    plan = read_plan(headers, Settings().task_types)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("task_type", value) for value in ("no-such-type", None, 7)),
+        *(("rts_tau", value) for value in (0.0, -1.0, 1e9, math.nan, "5", 5, None)),
+        *(("rts_k", value) for value in (1.49, 2.51, math.nan, "2")),
+        *(("rts_arrival", value) for value in (0.0, MAX_INSTANT + 1, math.nan, None)),
+        *(("rts_deadline", value) for value in (0.0, MAX_INSTANT + 1, math.inf, "9e9")),
+    ],
+)
+def test_a_plan_with_an_impossible_value_is_refused_whole(name: str, value: Any) -> None:
+    message = {**published(planner()), name: value}
+    assert read_plan(message, Settings().task_types) is None
+    assert health.take_counts() == {"refused_plan": 1}
+
+
+def test_what_a_plan_may_hold_at_most_is_read() -> None:
+    for k, policy in ((1.5, None), (2.5, None), (1.0, "quantile"), (50.0, "quantile")):
+        most = {"rts_tau": 9e8, "rts_k": k, "rts_policy": policy, "rts_deadline": MAX_INSTANT}
+        plan = read_plan(published(planner()) | most, Settings().task_types)
+        assert plan is not None
+        assert (plan.tau, plan.k, plan.deadline) == (9e8, k, MAX_INSTANT)
+    for k in (0.99, 50.1):
+        learned = {"rts_k": k, "rts_policy": "quantile"}
+        assert read_plan(published(planner()) | learned, Settings().task_types) is None
+
+
+@given(
+    st.dictionaries(st.sampled_from([*sorted(OUT), "rts_arrival_source"]), HOSTILE, min_size=1)
+)
+def test_a_forged_plan_is_sound_or_refused(forged: dict[str, Any]) -> None:
+    plan = read_plan(published(planner()) | forged, Settings().task_types)
     if plan is not None:
         again: dict[str, Any] = {}
         write_plan(again, plan)
