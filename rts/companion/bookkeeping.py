@@ -21,7 +21,7 @@ from rts.link.link import Link
 from rts.link.scripts import pack
 from rts.settings import Settings
 from rts.tau.snapshot import Snapshots
-from rts.views.tallies import keep
+from rts.views.tallies import precompute
 from rts.views.tally import CLASSES
 
 #: Seconds between snapshots of the taus, and between sums of past hours.
@@ -81,8 +81,8 @@ class Bookkeeping:
         if mine is not None:
             now = datetime.now(timezone.utc)
             with unavailable():
-                keep(self._database, now)
-                keep(self._database, now, CLASSES, self._budget_s)
+                precompute(self._database, now)
+                precompute(self._database, now, CLASSES, self._budget_s)
 
     def last(self) -> None:
         """Bring in what is left. Each step may fail on its own: none raises."""

@@ -1,4 +1,4 @@
-"""Counting record by record, on the server: what each question groups by and sums up."""
+"""Server-side aggregation of single records: what each query groups by and sums up."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rts.views.histogram import expression
 from rts.views.intervals import Window, in_window
 from rts.views.tally import BUCKETS, CLASS, CLASSES, FIELDS, LATE, UNKNOWN, Tallies, Tally
 
-#: Queries that are asked at once. The server works on each with one thread.
+#: Concurrent queries. The server runs each in one thread.
 THREADS = 4
 
 _EPOCH = datetime.fromtimestamp(0, timezone.utc)
@@ -24,50 +24,50 @@ _EPOCH = datetime.fromtimestamp(0, timezone.utc)
 def direct(
     database: Database[dict[str, Any]], collection: str, window: Window, by: str
 ) -> Tallies:
-    """Count record by record, on the server."""
+    """Aggregate the records of *window*."""
     found: Tallies = {}
-    for row in _answers(database, collection, window, by, {}):
-        _take(found.setdefault(_key_text(row["_id"]["key"]), Tally()), row)
+    for row in _groups(database, collection, window, by, {}):
+        _add_group(found.setdefault(_key_text(row["_id"]["key"]), Tally()), row)
     return found
 
 
 def direct_by_interval(
     database: Database[dict[str, Any]], collection: str, window: Window, by: str, width: int
 ) -> dict[int, Tallies]:
-    """Do the same for each *width* seconds; by the epoch second at which they begin."""
+    """Do the same for every *width* seconds, keyed by the epoch second at which they begin."""
     ended = {"$ifNull": ["$verdict_at", "$completed_at"]}  # runs have no verdict_at
     at: Any = {"$subtract": [ended, _EPOCH]}  # milliseconds
     at = {"$subtract": [at, {"$mod": [at, width * 1000]}]}
     found: dict[int, Tallies] = {}
-    for row in _answers(database, collection, window, by, {"at": at}):
+    for row in _groups(database, collection, window, by, {"at": at}):
         inside = found.setdefault(int(row["_id"]["at"]) // 1000, {})
-        _take(inside.setdefault(_key_text(row["_id"]["key"]), Tally()), row)
+        _add_group(inside.setdefault(_key_text(row["_id"]["key"]), Tally()), row)
     return found
 
 
-def _answers(
+def _groups(
     database: Database[dict[str, Any]],
     collection: str,
     window: Window,
     by: str,
     more: Mapping[str, Any],
 ) -> Iterator[dict[str, Any]]:
-    """Yield the groups of all questions; *more*: what to group by besides."""
+    """Yield the groups of all queries; *more*: further keys to group by."""
     key: Any = {"$literal": "all"}
-    questions = _RUN_QUESTIONS if collection == ASSIGNMENTS else _TASK_QUESTIONS
+    queries = _RUN_QUERIES if collection == ASSIGNMENTS else _TASK_QUERIES
     if by in FIELDS:
         key = {"$ifNull": [f"${FIELDS[by]}", UNKNOWN]}
     elif by == CLASSES:
         key = {name: {"$ifNull": [f"${name}", None]} for name in CLASS}
-        questions = _CLASS_QUESTIONS
-    for groups, sums in questions:
+        queries = _CLASS_QUERIES
+    for groups, sums in queries:
         group = {"_id": {"key": key, **more, **groups}, "n": {"$sum": 1}, **sums}
         stages = [{"$match": in_window(collection, window)}, {"$group": group}]
         yield from database[collection].aggregate(stages)
 
 
 def _key_text(key: Any) -> str:
-    """Return the key of a group; of a class all its parts, as JSON."""
+    """Return the key of a group as text; the parts of a class as a JSON list."""
     return json.dumps([key[name] for name in CLASS]) if isinstance(key, dict) else str(key)
 
 
@@ -75,10 +75,10 @@ def _if_success(value: Any) -> dict[str, Any]:
     return {"$sum": {"$cond": [{"$eq": ["$state", "SUCCESS"]}, value, 0]}}
 
 
-#: Pairs of what to group by, besides the key, and what to sum up. Several small
-#: questions are quicker than one whose groups are the product of all buckets.
-_Question = tuple[dict[str, Any], dict[str, Any]]
-_RUN_QUESTIONS: tuple[_Question, ...] = (
+#: What to group by, besides the key, and what to sum up. Several small queries are faster than
+#: one whose groups are the product of all buckets.
+_Query = tuple[dict[str, Any], dict[str, Any]]
+_RUN_QUERIES: tuple[_Query, ...] = (
     (
         {"runtime": expression("runtime_s")},
         {
@@ -94,20 +94,20 @@ _VERDICT = {
     "success": {"$eq": ["$state", "SUCCESS"]},
     "cause": "$cause",
 }
-_TASK_QUESTIONS: tuple[_Question, ...] = (
+_TASK_QUERIES: tuple[_Query, ...] = (
     ({"lateness": expression("lateness_s", signed=True), **_VERDICT}, _COUNTED),
 )
-# Goodput is no part of an objective, and takes the server half of the time.
-_CLASS_QUESTIONS: tuple[_Question, ...] = (
+# Objectives do not need goodput, which takes half of the server's time.
+_CLASS_QUERIES: tuple[_Query, ...] = (
     ({name: _VERDICT[name] for name in ("on_time", "cause")}, _COUNTED),
 )
 
 
-def _take(counted: Tally, row: Mapping[str, Any]) -> None:
-    """Take in one group of an answer."""
+def _add_group(counted: Tally, row: Mapping[str, Any]) -> None:
+    """Add one group to a tally."""
     groups, n = row["_id"], row["n"]
     for name in BUCKETS:
-        number = finite(groups.get(name))  # other hands may have written an infinite one
+        number = finite(groups.get(name))  # a foreign record may hold an infinite one
         if number is not None:
             getattr(counted, name)[int(number)] += n
     if "error_s" in row:

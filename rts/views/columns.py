@@ -1,7 +1,7 @@
-"""Verdicts by class, packed so that many intervals of them can be read in an instant.
+"""Verdicts by class, packed by column so that those of many intervals load quickly.
 
-A month of some hundred classes is some ten thousand rows. As documents of their own they
-take seconds to read; here each column is one piece.
+A month of a few hundred classes is about ten thousand rows. As documents of their own they take
+seconds to read; here each column is one binary value.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-#: Key, verdicts, how many were on time, and the others by cause.
+#: Key, verdicts, those on time, and misses by cause.
 Row = tuple[str, int, int, Mapping[str, int]]
 
 
 def pack(rows: Iterable[Row]) -> dict[str, Any]:
-    """Return *rows* as one document; numbers have 64 bit, least byte first."""
+    """Return *rows* as one document; numbers are 64-bit little-endian integers."""
     rows = list(rows)
     causes: dict[str, list[int]] = {}
-    for place, (_, _, _, misses) in enumerate(rows):
+    for index, (_, _, _, misses) in enumerate(rows):
         for cause, n in misses.items():
-            causes.setdefault(cause, []).extend((place, n))
+            causes.setdefault(cause, []).extend((index, n))
     return {
         "keys": [key for key, *_ in rows],
         "valid": _packed([valid for _, valid, _, _ in rows]),
@@ -30,7 +30,7 @@ def pack(rows: Iterable[Row]) -> dict[str, Any]:
 
 
 def unpack(document: Mapping[str, Any]) -> Iterator[Row]:
-    """Yield the rows again.
+    """Yield the rows of a packed document.
 
     >>> list(unpack(pack([("a", 3, 2, {"late": 1}), ("b", 1, 1, {})])))
     [('a', 3, 2, {'late': 1}), ('b', 1, 1, {})]
@@ -39,8 +39,8 @@ def unpack(document: Mapping[str, Any]) -> Iterator[Row]:
     misses: list[dict[str, int]] = [{} for _ in keys]
     for cause, packed in document["misses"]:
         flat = _unpacked(packed)
-        for place, n in zip(flat[::2], flat[1::2], strict=True):
-            misses[place][cause] = n
+        for index, n in zip(flat[::2], flat[1::2], strict=True):
+            misses[index][cause] = n
     columns = _unpacked(document["valid"]), _unpacked(document["on_time"])
     return zip(keys, *columns, misses, strict=True)
 

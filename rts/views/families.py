@@ -1,4 +1,4 @@
-"""The metrics by name: what was read, as families of prometheus_client."""
+"""What was read, as metric families of prometheus_client."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from rts.views.readings import BOUNDS, MAX_LABEL, Histogram, QueueReading, Readi
 from rts.views.slo import Standing
 from rts.views.vitals import DROPPED
 
-#: Queues of the broker that are told apart, as many as of those that are counted.
-MOST_QUEUES = 1000
+#: Queues of the broker with a label of their own: as many as in the counters.
+MAX_QUEUES = 1000
 
-#: Counters that are told from the start: one that began with the first records that are
-#: lost would hide them from a rate, and so from an alert.
+#: Counters that are exported from the start, at 0. One that first appeared with the first lost
+#: records would hide them from ``rate()``, and so from alerts.
 FROM_THE_START = (*DROPPED, "records_refused")
 
-#: What a metric is called, by the kind of a histogram.
+#: Help texts, by kind of histogram.
 HISTOGRAMS = {
     "runtime": "Service time of runs, by task type.",
     "queueing_delay": "Time from arrival to start, by task type.",
@@ -54,7 +54,7 @@ def up(servers: Mapping[str, bool]) -> Any:
 
 
 def counts(reading: Reading) -> Iterator[Any]:
-    """Yield what has been counted since the keys in Redis were made."""
+    """Yield the counters and histograms of the fleet; they start with the keys in Redis."""
     runs = CounterMetricFamily(
         "rts_runs",
         "Runs that ended, by task type, task name and state; retried ones included.",
@@ -87,7 +87,7 @@ def counts(reading: Reading) -> Iterator[Any]:
         family = HistogramMetricFamily(f"rts_{kind}_seconds", text, labels=["task_type"])
         for (of, task_type), histogram in sorted(reading.histograms.items()):
             if of == kind:
-                buckets, total = _cumulated(kind, histogram)
+                buckets, total = _cumulative(kind, histogram)
                 family.add_metric([task_type], buckets, total)
         yield family
     refused = CounterMetricFamily(
@@ -103,15 +103,17 @@ def counts(reading: Reading) -> Iterator[Any]:
     yield refused
     yield CounterMetricFamily(
         "rts_breaker_opened",
-        "Times that a process gave up on Redis for a while.",
+        "Times that the circuit breaker of a process opened, because Redis failed.",
         value=reading.counters.get("breaker_opened", 0),
     )
 
 
-def _cumulated(kind: str, histogram: Histogram) -> tuple[list[tuple[str, float]], float | None]:
-    """Return the buckets of a histogram, each with all below it, and its sum.
+def _cumulative(
+    kind: str, histogram: Histogram
+) -> tuple[list[tuple[str, float]], float | None]:
+    """Return the cumulative buckets of a histogram, and its sum.
 
-    Negative values make a sum that may fall, which OpenMetrics forbids: none then.
+    With negative values the sum may fall, which OpenMetrics forbids: it is ``None`` then.
     """
     buckets: list[tuple[str, float]] = []
     n = 0
@@ -123,7 +125,7 @@ def _cumulated(kind: str, histogram: Histogram) -> tuple[list[tuple[str, float]]
 
 
 def gauges(reading: Reading) -> Iterator[Any]:
-    """Yield what Redis tells of this moment: taus, the outbox, open tasks, workers."""
+    """Yield the current state in Redis: taus, the outbox, open tasks, workers."""
     tau = GaugeMetricFamily(
         "rts_tau_seconds",
         "Learned runtime, by task type and task name (empty: of the whole type).",
@@ -141,12 +143,12 @@ def gauges(reading: Reading) -> Iterator[Any]:
     )
     yield GaugeMetricFamily(
         "rts_outbox_lag_seconds",
-        "Age of the oldest of them; 0 where there is none.",
+        "Age of the oldest record on its way to the ledger; 0 if there is none.",
         value=reading.outbox_lag_s,
     )
     waiting = GaugeMetricFamily(
         "rts_open_tasks",
-        "Tasks that were published and have not ended, before their deadline, by queue.",
+        "Tasks published and not ended whose deadline has not passed, by queue.",
         labels=["queue"],
     )
     for queue, n in sorted(reading.open_tasks.items()):
@@ -154,8 +156,7 @@ def gauges(reading: Reading) -> Iterator[Any]:
     yield waiting
     overdue = GaugeMetricFamily(
         "rts_overdue_tasks",
-        "Tasks that have not ended by their deadline, by queue: a worker runs them, or "
-        "nobody does.",
+        "Tasks not ended by their deadline, by queue: running, or waiting for a worker.",
         labels=["queue", "state"],
     )
     for state, by_queue in (
@@ -166,7 +167,7 @@ def gauges(reading: Reading) -> Iterator[Any]:
             overdue.add_metric([queue, state], n)
     yield overdue
     slots = GaugeMetricFamily(
-        "rts_worker_slots", "Tasks that a worker runs at a time.", labels=["worker"]
+        "rts_worker_slots", "Tasks that a worker can run at a time.", labels=["worker"]
     )
     load = GaugeMetricFamily(
         "rts_worker_load_ratio",
@@ -187,7 +188,7 @@ def targets(settings: Settings) -> Any:
     """Return the targets of the objectives."""
     target = GaugeMetricFamily(
         "rts_slo_target_ratio",
-        "Share of tasks that shall be in time, by objective.",
+        "Share of tasks that are to meet their deadline, by objective.",
         labels=["objective"],
     )
     for objective, share in settings.slo.items():
@@ -196,12 +197,12 @@ def targets(settings: Settings) -> Any:
 
 
 def verdicts(reading: Reading, settings: Settings) -> Any:
-    """Return the verdicts by objective. Each has both series from the start: a counter
-    that began with the first miss would hide it from a rate.
+    """Return the verdicts by objective. Each has both series from the start: a counter that
+    first appeared with the first miss would hide it from ``rate()``.
     """
     family = CounterMetricFamily(
         "rts_slo_verdicts",
-        "Tasks whose deadline was met or missed, by the objective that is meant for them.",
+        "Tasks whose deadline was met or missed, by the objective they count towards.",
         labels=["objective", "verdict"],
     )
     counts = {(key, verdict): 0 for key in settings.slo for verdict in (MET, "missed")}
@@ -214,16 +215,16 @@ def verdicts(reading: Reading, settings: Settings) -> Any:
     return family
 
 
-def objectives(stands: Iterable[Standing]) -> Iterator[Any]:
+def objectives(standings: Iterable[Standing]) -> Iterator[Any]:
     """Yield budgets, burn rates and what they were computed from."""
     left = GaugeMetricFamily(
         "rts_slo_budget_left_ratio",
-        "Share of the error budget that is left, by objective; below 0 it is overspent.",
+        "Share of the error budget that is left, by objective; overspent below 0.",
         labels=["objective"],
     )
     burn = GaugeMetricFamily(
         "rts_slo_burn_rate",
-        "Times the pace that uses up the budget exactly, by objective and window.",
+        "Burn rate of the error budget, by objective and window; 1 uses it up exactly.",
         labels=["objective", "window"],
     )
     valid = GaugeMetricFamily(
@@ -236,7 +237,7 @@ def objectives(stands: Iterable[Standing]) -> Iterator[Any]:
         "Missed deadlines in a window, by objective and window.",
         labels=["objective", "window"],
     )
-    for standing in stands:
+    for standing in standings:
         left.add_metric([standing.objective], standing.budget_left_ratio)
         for name, window in standing.windows.items():
             burn.add_metric([standing.objective, name], window.burn_rate)
@@ -254,10 +255,10 @@ def queues(waiting: Iterable[QueueReading]) -> Iterator[Any]:
     )
     hopeless = GaugeMetricFamily(
         "rts_hopeless_tasks",
-        "Messages that cannot be in time any more, by queue.",
+        "Messages that can no longer meet their deadline, by queue.",
         labels=["queue"],
     )
-    for name, queue in _told_apart(waiting).items():
+    for name, queue in _by_label(waiting).items():
         messages.add_metric([name, "ordered"], queue.ordered)
         messages.add_metric([name, "demoted"], queue.demoted)
         messages.add_metric([name, "plain"], queue.plain)
@@ -265,14 +266,14 @@ def queues(waiting: Iterable[QueueReading]) -> Iterator[Any]:
     yield from (messages, hopeless)
 
 
-def _told_apart(waiting: Iterable[QueueReading]) -> dict[str, QueueReading]:
-    """Return the readings by label: two equal series would end the scrape, so names that
-    begin alike are one, and so are those past ``MOST_QUEUES``.
+def _by_label(waiting: Iterable[QueueReading]) -> dict[str, QueueReading]:
+    """Return the readings by label. Duplicate series would fail the scrape, so queues whose
+    names are cut to the same label are merged, as are those past ``MAX_QUEUES``.
     """
     found: dict[str, QueueReading] = {}
     for queue in waiting:
         name = queue.queue[:MAX_LABEL]
-        if name not in found and len(found) >= MOST_QUEUES:
+        if name not in found and len(found) >= MAX_QUEUES:
             name = "other"
         before = found.get(name, QueueReading(name, 0, 0, 0, 0))
         found[name] = QueueReading(

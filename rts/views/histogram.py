@@ -2,9 +2,9 @@
 
 Bucket i holds γ^(i−1) < x ≤ γ^i and stands for 2·γ^i/(γ+1), which is at most
 ``RELATIVE_ERROR`` away from every value in it (DDSketch: Masson, Rim & Lee,
-*Proc. VLDB* 12, 2019). Values of at most ``NOTHING`` count as zero; negative
+*Proc. VLDB* 12, 2019). Values of at most ``ZERO_S`` count as zero; negative
 ones have buckets of their own. MongoDB has no ``$percentile`` before version 7,
-and buckets of several intervals of time can be added up.
+and the buckets of several intervals can be added up.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 #: A percentile is within 1 % of the value of that rank.
 RELATIVE_ERROR = 0.01
-#: Seconds that nobody tells from zero.
-NOTHING = 1e-6
+#: Seconds that count as zero.
+ZERO_S = 1e-6
 
 _GAMMA = (1 + RELATIVE_ERROR) / (1 - RELATIVE_ERROR)
 _LOG_GAMMA = math.log(_GAMMA)
@@ -30,17 +30,16 @@ def bucket(value: float) -> int:
     >>> bucket(0.0), bucket(1.0), bucket(-1.0)
     (0, 1000, -1000)
     """
-    if abs(value) <= NOTHING:
+    if abs(value) <= ZERO_S:
         return 0
     number = math.ceil(math.log(abs(value)) / _LOG_GAMMA) + _SHIFT
     return number if value > 0 else -number
 
 
 def expression(field: str, *, signed: bool = False) -> dict[str, Any]:
-    """Return the aggregation expression of the bucket of *field*; null where none.
+    """Return the aggregation expression of the bucket of *field*; null if it has none.
 
-    Numbers are greater than null and NaN in the server's order, which sorts
-    those out.
+    Numbers sort above null and NaN on the server, which rules those out.
     """
     value = f"${field}"
 
@@ -53,15 +52,15 @@ def expression(field: str, *, signed: bool = False) -> dict[str, Any]:
         negative = {"$cond": [{"$gte": [value, -math.inf]}, mirrored, None]}
     return {
         "$cond": [
-            {"$gt": [value, NOTHING]},
+            {"$gt": [value, ZERO_S]},
             number(value),
-            {"$cond": [{"$gte": [value, -NOTHING]}, 0, negative]},
+            {"$cond": [{"$gte": [value, -ZERO_S]}, 0, negative]},
         ]
     }
 
 
 def percentile(buckets: Mapping[int, int], q: float) -> float | None:
-    """Return the value of rank ⌈q·n⌉ to within the bound; ``None`` of nothing.
+    """Return the value of rank ⌈q·n⌉, to within the bound; ``None`` without values.
 
     >>> percentile({}, 0.5)
     >>> round(percentile({bucket(2.0): 99, bucket(50.0): 1}, 0.99), 1)
@@ -79,7 +78,7 @@ def percentile(buckets: Mapping[int, int], q: float) -> float | None:
 
 
 def value_of(number: int) -> float:
-    """Return what a bucket stands for, to within the bound."""
+    """Return the value that a bucket stands for."""
     if number == 0:
         return 0.0
     value = 2 * _GAMMA ** (abs(number) - _SHIFT) / (_GAMMA + 1)

@@ -1,4 +1,4 @@
-"""Stretches of time, and the records that ended in them."""
+"""Whole intervals of time, and the records that ended in them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from rts.ledger.rollups import DAY, WIDTHS, rollup_id
 
 _EPOCH = datetime.fromtimestamp(0, timezone.utc)
 
-#: Records up to which a window is read at once: that takes a fraction of a second.
+#: A window with at most so many records is aggregated directly, in a fraction of a second.
 DIRECT = 50_000
 
-#: From and to (not included), both aware.
+#: Start and end (exclusive), both aware.
 Window = tuple[datetime, datetime]
 
 
@@ -32,13 +32,13 @@ class Interval:
 
     @property
     def window(self) -> Window:
-        """From and to."""
+        """Its start and end."""
         begin = _EPOCH + timedelta(seconds=self.start)
         return begin, begin + timedelta(seconds=self.width)
 
     @property
     def id(self) -> str:
-        """The ``_id`` of its sums."""
+        """The ``_id`` of its stored sums."""
         return rollup_id(self.collection, self.width, self.start)
 
 
@@ -71,7 +71,7 @@ def count(
 ) -> int:
     """Return the number of records that ended in *window*, at most *limit* (0: all)."""
     options: dict[str, Any] = {"limit": limit} if limit else {}
-    # One by one, which the server counts in the index alone.
+    # One query per part, which the server answers from the index alone.
     return sum(
         database[collection].count_documents(part, **options)
         for part in parts(collection, window)
@@ -79,15 +79,15 @@ def count(
 
 
 def is_busy(database: Database[dict[str, Any]], collection: str, window: Window) -> bool:
-    """Return whether *window* holds more records than are read at once."""
+    """Return whether *window* holds more than ``DIRECT`` records."""
     return count(database, collection, window, DIRECT + 1) > DIRECT
 
 
-def occupied(database: Database[dict[str, Any]], collection: str, window: Window) -> Window:
-    """Return *window* without the whole days at its ends in which nothing has ended.
+def trimmed(database: Database[dict[str, Any]], collection: str, window: Window) -> Window:
+    """Return *window* without the empty whole days at its ends.
 
-    A window may reach back to before there was a ledger, and far ahead: each day of it
-    would be counted, and its sums be kept.
+    A window may begin long before the ledger and end far ahead: each day of it would be
+    counted, and its sums stored.
     """
     instants = []
     for part in parts(collection, window):
@@ -104,13 +104,13 @@ def occupied(database: Database[dict[str, Any]], collection: str, window: Window
 
 
 def parts(collection: str, window: Window) -> list[dict[str, Any]]:
-    """Return the queries, without overlap, for what lies in *window*: runs with their
-    end, tasks with their verdict.
+    """Return disjoint queries for what lies in *window*: runs by their end, tasks by their
+    verdict.
     """
     during = {"$gte": window[0], "$lt": window[1]}
     if collection != TASKS:
         return [{"completed_at": during}]
-    # The second is for documents that other hands have written: the end, as it was.
+    # The second is for documents that others have written without ``verdict_at``.
     return [{"verdict_at": during}, {"verdict_at": None, "completed_at": during}]
 
 

@@ -1,9 +1,9 @@
 """The metrics, for Prometheus: a collector over Redis, MongoDB and the broker.
 
-What is counted stands in Redis for the whole fleet (:mod:`rts.ledger.counting`), so one
-exporter tells it all and a restart of anything takes nothing back. Objectives come from
-the ledger, by :mod:`rts.views.slo`. Each of the three servers is asked in a thread of
-its own: one that is away costs its own metrics, and a scrape a few seconds at most.
+Counters live in Redis, for the whole fleet (:mod:`rts.ledger.counting`), so one exporter serves
+them all and no restart resets them. Objectives come from the ledger, by :mod:`rts.views.slo`.
+Each of the three servers is queried in a thread of its own: one that is down costs its own
+metrics, and delays a scrape by a few seconds at most.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from rts.views.readings import QueueReading, read
 from rts.views.slo import Standing, standings
 from rts.views.sources import Source
 
-#: Seconds that Redis gets for a connection, and for an answer.
+#: Seconds for Redis to accept a connection, and to answer.
 CONNECT_TIMEOUT_S, TIMEOUT_S = 0.5, 1.0
-#: Seconds that a scrape waits for all of them. MongoDB may take longer: a large ledger is
-#: counted anew now and then, and the next scrape has what was kept of that.
+#: Seconds that a scrape waits for all of them. MongoDB may take longer when a large ledger has
+#: to be recounted; the next scrape then finds the stored sums.
 PATIENCE_S = 2.5
-#: Seconds without a new attempt after a failure: a scrape just asks again.
+#: Seconds that the breaker stays open after a failure: next to none, since each scrape should
+#: try again.
 BREAKER_S = 1e-3
 
 
 class RtsCollector:
-    """A collector of prometheus_client. Never raises; registers itself nowhere.
+    """A collector of prometheus_client. Never raises, and does not register itself.
 
-    *queues* tells what waits in the broker, where that is known. *patience_s* is what
-    a scrape waits for, and *max_age_s* how old an answer may be where it is not there
-    by then.
+    *queues* returns what waits in the broker, if that is known. *patience_s* is how long a
+    scrape waits for answers, *max_age_s* how old an answer may be that replaces a late one.
     """
 
     def __init__(
@@ -58,12 +58,12 @@ class RtsCollector:
         self._broker = None if queues is None else Source("the broker", queues)
 
     def describe(self) -> Iterable[Any]:
-        """Return nothing: so that registering asks no server."""
+        """Return nothing, so that registering queries no server."""
         return ()
 
     def collect(self) -> Iterator[Any]:
-        """Return the metrics as they are now. Scrapes at the same time wait for the same
-        answers, not for each other.
+        """Yield the current metrics. Concurrent scrapes share one set of queries instead of
+        waiting for each other.
         """
         sources: list[Source[Any]] = [self._redis, self._mongo]
         if self._broker is not None:
@@ -110,8 +110,8 @@ def register(
     patience_s: float = 0.25,
     max_age_s: float = 60.0,
 ) -> RtsCollector:
-    """Add the metrics to those of a process that has others to do than to wait, such as
-    Flower: a scrape shows what was known the last time where a server takes its time.
+    """Add the metrics to the registry of a process that must not wait for long, such as Flower:
+    if a server is slow, a scrape gets its last answer.
     """
     collector = RtsCollector(settings, queues, patience_s=patience_s, max_age_s=max_age_s)
     registry.register(collector)

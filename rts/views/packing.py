@@ -1,6 +1,6 @@
-"""The form in which tallies are kept: small, and read without much work.
+"""The stored format of tallies: small, and cheap to read.
 
-Those of ``CLASSES`` are many and have few numbers each: see :mod:`rts.views.columns`.
+``CLASSES`` has many tallies of few numbers each: see :mod:`rts.views.columns`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rts.views.tally import BUCKETS, CLASSES, NUMBERS, Tallies, Tally
 
 
 def pack(tallies: Tallies, by: str) -> tuple[Any, int]:
-    """Return what is kept, and the bytes that it takes for the most part."""
+    """Return the packed tallies, and roughly how many bytes they take."""
     if by == CLASSES:
         rows = [(key, t.verdicts, t.on_time, t.misses) for key, t in tallies.items()]
         return columns.pack(rows), sum(len(key) + 16 for key, *_ in rows)
@@ -32,7 +32,7 @@ def pack(tallies: Tallies, by: str) -> tuple[Any, int]:
 
 
 def unpack(packed: Any, by: str) -> Tallies:
-    """Return the tallies that :func:`pack` was given."""
+    """Return the tallies that were packed."""
     if by == CLASSES:
         return {
             key: Tally(verdicts=valid, on_time=good, misses=Counter(misses))
@@ -49,7 +49,7 @@ def unpack(packed: Any, by: str) -> Tallies:
 
 
 def _pack_buckets(buckets: Mapping[int, int]) -> bytes:
-    """Return numbers and counts as pairs of 32 bit, least byte first."""
+    """Return bucket numbers and counts as pairs of 32-bit little-endian integers."""
     flat = [n for item in buckets.items() for n in item]
     return struct.pack(f"<{len(flat)}i", *flat)
 

@@ -1,4 +1,4 @@
-"""Values as JSON can hold them: of the commands' documents and of Flower's."""
+"""Values as JSON can hold them, for the documents of the commands and of Flower."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def iso(at: datetime) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return *value* as what JSON can hold; what is no number in JSON becomes null."""
+    """Return *value* as JSON types; NaN and infinity become null."""
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     if isinstance(value, Mapping):

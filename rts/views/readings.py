@@ -1,4 +1,4 @@
-"""What the metrics tell, read from Redis in one round trip."""
+"""What the metrics need from Redis, read in one round trip."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rts.link.link import Link, replies_as_text
 from rts.link.scripts import pack
 from rts.settings import Settings
 from rts.validation import finite
-from rts.views.vitals import Vitals, counts, questions, vitals_of
+from rts.views.vitals import Vitals, commands, counts, vitals_of
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counted values by upper bound (as its name stands in Redis), and their sum."""
+    """Counts by upper bound (as spelled in Redis), and the sum of the values."""
 
     counts: Mapping[str, int]
     sum: float
@@ -28,21 +28,21 @@ class QueueReading:
     """What waits in one queue of the broker, in messages."""
 
     queue: str
-    #: In deadline order; hopeless, behind them; on plain lists.
+    #: In deadline order; demoted as hopeless, behind them; in plain lists.
     ordered: int
     demoted: int
     plain: int
-    #: Messages that cannot be in time any more.
+    #: Messages that can no longer be in time.
     hopeless: int
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What Redis tells. Seconds; labels are texts of at most a few hundred characters."""
+    """A snapshot of Redis. Durations in seconds; labels of at most a few hundred characters."""
 
     #: By task type, task name and state.
     runs: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
-    #: By task type, task name, queue and cause of the miss (``met``: none).
+    #: By task type, task name, queue and cause of the miss (``met`` if there was none).
     verdicts: Mapping[tuple[str, str, str, str], int] = field(default_factory=dict)
     #: By kind (runtime, queueing_delay, lateness) and task type.
     histograms: Mapping[tuple[str, str], Histogram] = field(default_factory=dict)
@@ -51,11 +51,11 @@ class Reading:
     counters: Mapping[str, int] = field(default_factory=dict)
     outbox_length: int = 0
     outbox_lag_s: float = 0.0
-    #: By queue: before their deadline; past it and with a worker; past it and not.
+    #: By queue: before their deadline; past it and running; past it and waiting.
     open_tasks: Mapping[str, int] = field(default_factory=dict)
     overdue_running: Mapping[str, int] = field(default_factory=dict)
     overdue_waiting: Mapping[str, int] = field(default_factory=dict)
-    #: Those that live, by node name of at most so many characters.
+    #: Live workers, with node names of at most ``MAX_LABEL`` characters.
     workers: tuple[Heartbeat, ...] = ()
 
 
@@ -64,22 +64,22 @@ MAX_LABEL = 200
 
 
 def read(link: Link, settings: Settings) -> Reading:
-    """Return what Redis tells now.
+    """Return a snapshot of Redis.
 
     Raises:
         StoreUnavailable: it does not answer.
     """
     keys = settings.keys
-    counted, taus, tasks, *answers = link.call(
+    counted, taus, tasks, *replies = link.call(
         pack("HGETALL", keys.metrics),
         pack("HGETALL", keys.tau),
         pack("HGETALL", keys.open_counts),
-        *questions(keys),
+        *commands(keys),
     )
-    vitals = vitals_of(answers)
+    vitals = vitals_of(replies)
     runs, verdicts, histograms = _counted(replies_as_text(counted))
     by_queue = counts(tasks)
-    overdue = _of(by_queue, "overdue ")
+    overdue = _with_prefix(by_queue, "overdue ")
     running = Counter(run.queue or "unknown" for run in vitals.late)
     return Reading(
         runs=runs,
@@ -89,14 +89,14 @@ def read(link: Link, settings: Settings) -> Reading:
         counters=vitals.counters,
         outbox_length=vitals.outbox_length,
         outbox_lag_s=vitals.lag_s,
-        open_tasks=_of(by_queue, "open "),
+        open_tasks=_with_prefix(by_queue, "open "),
         overdue_running={queue: min(n, running[queue]) for queue, n in overdue.items()},
         overdue_waiting={queue: max(0, n - running[queue]) for queue, n in overdue.items()},
-        workers=_living(vitals),
+        workers=_live_workers(vitals),
     )
 
 
-def _of(by_queue: Mapping[str, int], start: str) -> dict[str, int]:
+def _with_prefix(by_queue: Mapping[str, int], start: str) -> dict[str, int]:
     return {
         field.removeprefix(start) or "unknown": n
         for field, n in by_queue.items()
@@ -140,14 +140,14 @@ def _taus(fields: Mapping[str, str]) -> dict[tuple[str, str | None], float]:
     for name, text in fields.items():
         tau = finite(text)
         if tau is not None:
-            # Cut here, so that two names that begin alike do not become two equal series.
+            # Cut here: long names that begin alike must not become duplicate series.
             task_type, _, task = name.partition("/")
             found[task_type[:MAX_LABEL], task[:MAX_LABEL] or None] = tau
     return found
 
 
-def _living(vitals: Vitals) -> tuple[Heartbeat, ...]:
-    """Return the workers that live, of several lives of one node name the last one."""
+def _live_workers(vitals: Vitals) -> tuple[Heartbeat, ...]:
+    """Return the live workers: of several instances with one node name, the last one seen."""
     found: dict[str, Heartbeat] = {}
     for beat in sorted(vitals.workers, key=lambda beat: beat.seen_at):
         if not beat.is_silent(vitals.now):
@@ -156,7 +156,7 @@ def _living(vitals: Vitals) -> tuple[Heartbeat, ...]:
     return tuple(found.values())
 
 
-#: Kinds of histograms, by the bounds of their buckets.
+#: Bucket bounds, by kind of histogram.
 BOUNDS = {"runtime": DURATIONS, "queueing_delay": DURATIONS, "lateness": LATENESS}
 
 

@@ -1,14 +1,12 @@
 """How the deadlines were met: by type, task name, worker or queue, in a window of time.
 
-Runs are those of ``assignments`` that *ended* in the window, retried ones included.
-Verdicts are those of ``tasks``, one per task, that *fell* in it: at the task's end,
-but no later than its deadline. A task that never ran (expired, revoked, lost on its
-way) is among them as a miss.
+Runs are those of ``assignments`` that *ended* in the window, retried ones included. Verdicts
+are those of ``tasks``, one per task, that *fell* in it: at the task's end, but no later than
+its deadline. A task that never ran (expired, revoked, lost in transit) is among them as a miss.
 
-The error of tau is Σ|runtime − τ| / Σ runtime over successful runs, τ being the
-one that the deadline was made with: 0.2 says that forecasts were off by a fifth
-of the time that was spent (the weighted absolute percentage error, which tiny
-runtimes do not blow up).
+The error of tau is Σ|runtime − τ| / Σ runtime over successful runs, with the τ that the
+deadline was computed from: 0.2 means that forecasts were off by a fifth of the time spent (the
+weighted absolute percentage error, which tiny runtimes do not inflate).
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from rts.views.tally import GROUPS, Tally
 
 @dataclass(frozen=True)
 class Percentiles:
-    """Seconds; within 1 % of the value of that rank."""
+    """In seconds, each within 1 % of the value of that rank."""
 
     p50_s: float
     p95_s: float
@@ -36,7 +34,7 @@ class Percentiles:
 
     @classmethod
     def of(cls, buckets: Mapping[int, int]) -> Percentiles | None:
-        """Return the percentiles of what is in *buckets*; ``None`` where nothing is."""
+        """Return the percentiles of *buckets*; ``None`` if they are empty."""
         found = [percentile(buckets, q) for q in (0.50, 0.95, 0.99)]
         if found[0] is None or found[1] is None or found[2] is None:
             return None
@@ -45,7 +43,7 @@ class Percentiles:
 
 @dataclass(frozen=True)
 class ReportRow:
-    """One type, task name, worker or queue. ``None`` where there is nothing to tell."""
+    """One type, task name, worker or queue. ``None`` stands for no data."""
 
     key: str
     #: Runs that ended in the window.
@@ -74,9 +72,9 @@ def report(
     """Return one row per key, sorted by key.
 
     Args:
-        database: that of the ledger.
+        database: the ledger's.
         since: start of the window, aware.
-        until: its end, not included, aware.
+        until: its end, exclusive, aware.
         by: ``type``, ``name``, ``worker``, ``queue``, or ``all`` for a single row.
 
     Raises:
@@ -93,7 +91,7 @@ def report(
 
 
 def row_of(key: str, counted: Tally) -> ReportRow:
-    """Return what a tally says."""
+    """Return a tally as a row."""
     return ReportRow(
         key=key,
         runs=counted.runs,

@@ -1,8 +1,8 @@
-"""The sums of whole intervals of time that are kept, and whether they may be trusted.
+"""The stored sums of whole intervals, and whether they can still be trusted.
 
-They are used only while the number of records in them agrees with the ledger's, and
-forgotten when one of those records is replaced (:mod:`rts.ledger.rollups`): the answer is
-that of a direct count. What is sealed (:mod:`rts.views.seal`) is not even counted.
+They are used only while their number of records agrees with the ledger's, and deleted when one
+of those records is replaced (:mod:`rts.ledger.rollups`), so the answer is that of a direct
+count. What is sealed (:mod:`rts.views.seal`) is not even counted.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from rts.views.packing import pack, unpack
 from rts.views.seal import Seal, seal_of
 from rts.views.tally import Tallies, add_all
 
-#: Bytes of sums that are kept in one document; a document holds 16 MB at most.
-MAX_KEPT_BYTES = 8 << 20
+#: Bytes of sums that are stored in one document, which holds 16 MB at most.
+MAX_STORED_BYTES = 8 << 20
 
 
 def sum_up(database: Database[dict[str, Any]], interval: Interval, by: str) -> Tallies:
-    """Count a whole interval and keep the sums, unless a record changes meanwhile."""
+    """Count a whole interval and store the sums, unless a record changes meanwhile."""
     rollups = database[ROLLUPS]
     writes = None
     try:
@@ -39,12 +39,12 @@ def sum_up(database: Database[dict[str, Any]], interval: Interval, by: str) -> T
             return_document=ReturnDocument.AFTER,
         )
         writes = None if head is None else head["writes"]
-    except PyMongoError:  # one who may only read gets the answer all the same
+    except PyMongoError:  # a read-only user still gets the answer
         pass
     counted = _counted(database, interval, by)
     if writes is not None:
         packed, size_bytes = pack(counted, by)
-        if size_bytes <= MAX_KEPT_BYTES:
+        if size_bytes <= MAX_STORED_BYTES:
             n = sum(t.runs + t.verdicts for t in counted.values())
             try:
                 rollups.update_one(
@@ -57,30 +57,31 @@ def sum_up(database: Database[dict[str, Any]], interval: Interval, by: str) -> T
 
 
 def _counted(database: Database[dict[str, Any]], interval: Interval, by: str) -> Tallies:
-    """Count an interval: a busy day hour by hour, so that nothing takes long, and what was
-    done is kept whatever happens next.
+    """Count an interval: a busy day hour by hour, so that no query takes long and each hour is
+    stored even if the next one fails.
     """
     if interval.width != DAY or not is_busy(database, interval.collection, interval.window):
         return direct(database, interval.collection, interval.window, by)
     hours, _ = cut(interval.collection, interval.window, (HOUR,))
-    kept = kept_sums(database, hours, by)
+    kept = stored_sums(database, hours, by)
     total: Tallies = {}
     for hour in hours:
         add_all(total, kept[hour.id] if hour.id in kept else sum_up(database, hour, by))
     return total
 
 
-def kept_sums(
+def stored_sums(
     database: Database[dict[str, Any]], intervals: Sequence[Interval], by: str
 ) -> dict[str, Tallies]:
-    """Return the sums of *intervals* that were kept and still agree with the ledger."""
-    return {i: unpack(packed, by) for i, packed in kept_packed(database, intervals, by).items()}
+    """Return the stored sums of *intervals* that still agree with the ledger."""
+    packed = stored_packed(database, intervals, by)
+    return {interval_id: unpack(sums, by) for interval_id, sums in packed.items()}
 
 
-def kept_packed(
+def stored_packed(
     database: Database[dict[str, Any]], intervals: Sequence[Interval], by: str
 ) -> dict[str, Any]:
-    """Return them as they are kept: those of ``CLASSES`` for :mod:`rts.views.columns`.
+    """Return them as stored; for ``CLASSES`` see :mod:`rts.views.columns`.
 
     *intervals* are of one collection and do not overlap.
     """
@@ -102,7 +103,7 @@ def kept_packed(
         window = neighbours[0].window[0], neighbours[-1].window[1]
         expected = sum(found[s.id]["n"] for s in neighbours)
         agrees = count(database, neighbours[0].collection, window) == expected
-        # One count for all; where it is off, one for each tells which it was.
+        # One count for all of them; if it is off, one for each tells which it was.
         agreeing |= {
             s.id
             for s in neighbours
@@ -120,7 +121,7 @@ def _is_sealed(sums: Mapping[str, Any], interval: Interval, seal: Seal | None) -
 def _set_seal(
     database: Database[dict[str, Any]], ids: Sequence[str], by: str, seal: Seal
 ) -> None:
-    """Note that these sums were seen to agree since the seal was made."""
+    """Note that these sums have agreed with the ledger since the seal was made."""
     if ids:
         query = {"_id": {"$in": list(ids)}, f"tallies.{by}": {"$exists": True}}
         try:
@@ -130,7 +131,7 @@ def _set_seal(
 
 
 def _neighbours(intervals: Iterable[Interval]) -> list[list[Interval]]:
-    """Return intervals that follow each other without a gap as one list."""
+    """Group intervals that follow each other without a gap."""
     groups: list[list[Interval]] = []
     for interval in intervals:
         if groups and groups[-1][-1].start + groups[-1][-1].width == interval.start:

@@ -17,13 +17,13 @@ from rts.ledger.storable import text
 from rts.views.aggregation import THREADS
 from rts.views.intervals import Window, parts
 
-#: Stretches that a sample takes its runs from, and the newest runs of each that are
-#: looked at: what is asked of a million runs costs as much as of ten thousand.
-STRETCHES, LOOKED_AT = 24, 1000
-#: Runs that are taken of each interval.
-TAKEN = 60
-#: Milliseconds for one question; a ledger without the index on misses needs longer.
-MOST_MS = 3000
+#: A sample is drawn from the newest ``SCANNED`` runs of each of ``INTERVALS`` parts of the
+#: window, so that a million runs cost as much as ten thousand.
+INTERVALS, SCANNED = 24, 1000
+#: Runs that are taken from each interval.
+SAMPLED = 60
+#: Time limit of one query, in milliseconds: too short without the index on misses.
+MAX_MS = 3000
 
 _RUN = (
     *("task_id", "name", "task_type", "worker", "started_at", "completed_at", "state", "cause"),
@@ -40,14 +40,14 @@ _MISS = (
 class OneTask:
     """What the ledger holds of one task id."""
 
-    #: Its document in ``tasks``; ``None`` where there is no verdict yet.
+    #: Its document in ``tasks``; ``None`` if there is no verdict yet.
     task: Mapping[str, Any] | None
     #: Those in ``assignments``, in the order in which they ran.
     runs: Sequence[Mapping[str, Any]]
 
 
 def one_task(database: Database[dict[str, Any]], task_id: str) -> OneTask | None:
-    """Return what is known of a task; ``None`` where that is nothing.
+    """Return what the ledger knows about a task; ``None`` if that is nothing.
 
     Raises:
         StoreUnavailable: the server did not answer.
@@ -61,8 +61,8 @@ def one_task(database: Database[dict[str, Any]], task_id: str) -> OneTask | None
 
 
 def visible(document: Mapping[str, Any], id_name: str) -> dict[str, Any]:
-    """Return a document of either collection without what is private to the drain; its
-    ``_id`` is called *id_name*.
+    """Return a document of either collection without the private fields of the drain; its
+    ``_id`` becomes *id_name*.
     """
     shown = {key: value for key, value in document.items() if not key.startswith("_")}
     return {id_name: document["_id"], **shown}
@@ -76,9 +76,9 @@ def latest_misses(
     name: str | None = None,
     limit: int = 100,
 ) -> list[dict[str, Any]]:
-    """Return the tasks of *types* whose deadline was missed in *window*, the last first.
+    """Return the tasks of *types* whose deadline was missed in *window*, newest first.
 
-    One question for each type, since the index is by type and verdict.
+    One query per type, since the index is by type and verdict.
 
     Raises:
         StoreUnavailable: the server did not answer in time.
@@ -89,7 +89,7 @@ def latest_misses(
         for task_type in types:
             for part in parts(TASKS, window):
                 wanted = {"sla_success": False, "task_type": task_type, **part, **named}
-                cursor = database[TASKS].find(wanted, _MISS, max_time_ms=MOST_MS)
+                cursor = database[TASKS].find(wanted, _MISS, max_time_ms=MAX_MS)
                 instant = next(iter(part)) if len(part) == 1 else "completed_at"
                 found += cursor.sort(instant, DESCENDING).limit(limit)
     found.sort(key=lambda task: task.get("verdict_at") or task["completed_at"], reverse=True)
@@ -99,7 +99,7 @@ def latest_misses(
 def late_runs(
     database: Database[dict[str, Any]], window: Window, task_type: str, limit: int
 ) -> list[dict[str, Any]]:
-    """Return the last runs of a type in *window* that ran to their end, but too late.
+    """Return the latest runs of a type in *window* that completed, but too late.
 
     Raises:
         StoreUnavailable: the server did not answer in time.
@@ -111,7 +111,7 @@ def late_runs(
         "cause": None,
     }
     with answered():
-        cursor = database[ASSIGNMENTS].find(wanted, _RUN, max_time_ms=MOST_MS)
+        cursor = database[ASSIGNMENTS].find(wanted, _RUN, max_time_ms=MAX_MS)
         return list(cursor.sort("completed_at", DESCENDING).limit(limit))
 
 
@@ -123,18 +123,19 @@ def sample(
     name: str | None = None,
     worker: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Return runs that ended in *window*, spread over it, by their end.
+    """Return a sample of the runs that ended in *window*, spread over it, in order of their
+    end.
 
-    The window is cut into ``STRETCHES``; the newest ``LOOKED_AT`` runs of each are looked
-    through, and ``TAKEN`` of those asked for are taken. A rare type may therefore be
-    missing where many runs end.
+    The window is cut into ``INTERVALS``; the newest ``SCANNED`` runs of each are scanned, and
+    up to ``SAMPLED`` of those asked for are taken. Where many runs end, a rare type may be
+    missing.
 
     Raises:
         StoreUnavailable: the server did not answer.
     """
     fields = {"task_type": task_type, "name": name, "worker": worker}
     wanted = {field: value for field, value in fields.items() if value is not None}
-    step = (window[1] - window[0]) / STRETCHES
+    step = (window[1] - window[0]) / INTERVALS
 
     def ask(number: int) -> list[dict[str, Any]]:
         part = window[0] + number * step, window[0] + (number + 1) * step
@@ -143,17 +144,17 @@ def sample(
                 [
                     {"$match": {"completed_at": _between(part)}},
                     {"$sort": {"completed_at": -1}},
-                    {"$limit": LOOKED_AT},
+                    {"$limit": SCANNED},
                     {"$match": wanted},
-                    {"$limit": TAKEN},
+                    {"$limit": SAMPLED},
                     {"$project": dict.fromkeys(_RUN, 1)},
                 ],
-                maxTimeMS=MOST_MS,
+                maxTimeMS=MAX_MS,
             )
         )
 
     with answered(), ThreadPoolExecutor(THREADS) as pool:
-        found = [run for part in pool.map(ask, range(STRETCHES)) for run in part]
+        found = [run for part in pool.map(ask, range(INTERVALS)) for run in part]
     return sorted(found, key=lambda run: run["completed_at"])
 
 

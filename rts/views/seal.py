@@ -1,19 +1,18 @@
-"""Whether the past of a collection is still what it was, without counting all of it.
+"""Whether the past of a collection is unchanged, without counting all of it.
 
-A million records take the server a third of a second to count, even in the index. It
-always knows how many it holds altogether, though, and those outside a span of time are
-few where the span is nearly everything. So a *seal* is a span and the number of records
-in it, which is all of them less those outside. While that number stays, nothing was
-added to the span and nothing removed from it, and what was once found to agree with the
-ledger still does.
+Counting a million records takes the server a third of a second, even in the index. But it
+always knows the total, and the records outside a span that is nearly everything are few. So a
+*seal* is a span and the number of records in it: the total less those outside. While that
+number stays the same, nothing was added to the span and nothing removed from it, and what once
+agreed with the ledger still does.
 
-The two questions are asked one after the other. Records that come in between blur the
-number by as many, so a change of a few may go unseen for as long as many come in. What
-rts itself adds late, or replaces, it tells of (:mod:`rts.ledger.rollups`); the seal is
-for what other hands do.
+The two queries run one after the other. Records that arrive in between blur the number by as
+many, so a change of a few records may go unseen for as long as that many arrive. What rts
+itself adds late, or replaces, invalidates the sums (:mod:`rts.ledger.rollups`); the seal
+detects what others change.
 
-A span ends before what is still being written, and begins after what the server is
-about to remove for its age.
+A span ends before what is still being written, and begins after what the server is about to
+expire.
 """
 
 from __future__ import annotations
@@ -31,29 +30,28 @@ from rts.keys import ROLLUPS, TASKS
 from rts.ledger.rollups import LATE_S
 from rts.views.intervals import Window, count
 
-#: How far a span keeps from now, and from what is too old to be kept.
+#: Distance of a span from now, and from the records that are about to expire.
 MARGIN = timedelta(seconds=2 * LATE_S)
-#: How old a span may become before it is moved on: half of that which it keeps away
-#: from what is removed.
+#: Age at which a span is moved forward: half of its distance from what expires.
 MOVE_AFTER = MARGIN / 2
-#: How old a span may become at most: records came in whenever it was to be moved.
+#: Maximum age of a span, if records arrived each time that it was due to move.
 LONGEST = 12 * MOVE_AFTER
-#: Attempts to count while nothing comes in.
+#: Attempts to count without an arrival in between.
 ATTEMPTS = 3
 
 _FIRST = datetime(1, 1, 1, tzinfo=timezone.utc)
 _LAST = datetime(9999, 1, 1, tzinfo=timezone.utc)
-#: The index by whose field records are removed for their age (:mod:`rts.ledger.schema`).
-_EXPIRING = {TASKS: "arrival_1"}
+#: The TTL index, where that is not the one on the end (:mod:`rts.ledger.schema`).
+_TTL_INDEX = {TASKS: "arrival_1"}
 
 
 @dataclass(frozen=True)
 class Seal:
-    """A span of time of which nothing has changed since the seal was made."""
+    """A span of time in which nothing has changed since the seal was made."""
 
-    #: Sums that bear it agreed with the ledger at some time since it was made.
+    #: Sums that carry it agreed with the ledger at some time since the seal was made.
     id: str
-    #: From and to (not included), aware.
+    #: Start and end (exclusive), aware.
     span: Window
 
     def covers(self, window: Window) -> bool:
@@ -64,14 +62,14 @@ class Seal:
 def seal_of(
     database: Database[dict[str, Any]], collection: str, now: datetime | None = None
 ) -> Seal | None:
-    """Return the seal that holds, a new one where none does; ``None`` where it cannot
-    be kept, because one may only read.
+    """Return the seal that holds, or a new one if none does; ``None`` if it cannot be stored,
+    for lack of write access.
 
     Raises:
         PyMongoError: the server did not answer.
     """
     now = now or datetime.now(timezone.utc)
-    now = now.replace(microsecond=now.microsecond // 1000 * 1000)  # what is kept of it
+    now = now.replace(microsecond=now.microsecond // 1000 * 1000)  # as BSON stores it
     kept = database[ROLLUPS].find_one({"_id": _id(collection)})
     if kept is None:
         return _make(database, collection, now)
@@ -85,10 +83,10 @@ def seal_of(
     changed = inside[0][0] > most or inside[0][1] < least
     if changed or not -LONGEST < age < LONGEST:
         return _make(database, collection, now)
-    # Moved only with numbers that are sharp: what was blurred would be forgotten.
+    # Moved only with exact numbers: moving would forget how far others may be off.
     sharp = least == most and inside[0] == (least, most)
     for moved, n in zip(spans[1:], inside[1:], strict=True):
-        if sharp and _keep(database, collection, kept["seal"], now, moved, n):
+        if sharp and _store(database, collection, kept["seal"], now, moved, n):
             span = moved
     return Seal(kept["seal"], span)
 
@@ -97,10 +95,10 @@ def _make(database: Database[dict[str, Any]], collection: str, now: datetime) ->
     span = _span(database, collection, now)
     (inside,) = _inside(database, collection, [span])
     name = uuid.uuid4().hex
-    return Seal(name, span) if _keep(database, collection, name, now, span, inside) else None
+    return Seal(name, span) if _store(database, collection, name, now, span, inside) else None
 
 
-def _keep(
+def _store(
     database: Database[dict[str, Any]],
     collection: str,
     name: str,
@@ -117,12 +115,12 @@ def _keep(
 
 
 def _span(database: Database[dict[str, Any]], collection: str, now: datetime) -> Window:
-    """Return what is old enough to be done with, and young enough not to be removed."""
+    """Return the span that is old enough to be final, and too young to expire soon."""
     since = _FIRST
     index = (
         database[collection]
         .index_information()
-        .get(_EXPIRING.get(collection, "completed_at_1"), {})
+        .get(_TTL_INDEX.get(collection, "completed_at_1"), {})
     )
     if "expireAfterSeconds" in index:
         since = now - timedelta(seconds=index["expireAfterSeconds"]) + MARGIN
@@ -133,7 +131,7 @@ def _span(database: Database[dict[str, Any]], collection: str, now: datetime) ->
 def _inside(
     database: Database[dict[str, Any]], collection: str, spans: list[Window]
 ) -> list[tuple[int, int]]:
-    """Return how many records lie in each span, at least and at most."""
+    """Return the least and the greatest possible number of records in each span."""
     records = database[collection]
     for _ in range(ATTEMPTS):
         before = records.estimated_document_count()

@@ -1,8 +1,8 @@
 """How the deadlines were met over time: the tallies of a report, interval by interval.
 
-The intervals are aligned to the clock (``…:00``, ``…:10``); the first and the last are
-cut where the window is. Their tallies add up to those of the window, and where it is
-busy they use the sums that the reports keep.
+The intervals are aligned to the clock (``…:00``, ``…:10``); the first and the last are clipped
+to the window. Their tallies add up to those of the window, and a busy window uses the sums that
+are stored for reports.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from rts.ledger.connection import answered
 from rts.ledger.rollups import WIDTHS
 from rts.views.aggregation import THREADS, direct_by_interval
 from rts.views.intervals import Interval, Window, cut, is_busy
-from rts.views.rollups import kept_sums, sum_up
+from rts.views.rollups import stored_sums, sum_up
 from rts.views.tally import GROUPS, Tallies, add_all
 
-#: Lengths of an interval in seconds; the first that gives at most MOST_POINTS is taken.
+#: Lengths of an interval in seconds; the first that gives at most ``MAX_POINTS`` is used.
 LENGTHS_S = (10, 60, 600, 3600, 4 * 3600, 86400)
-MOST_POINTS = 180
+MAX_POINTS = 180
 
 _EPOCH = datetime.fromtimestamp(0, timezone.utc)
 
 
 @dataclass(frozen=True)
 class Point:
-    """One interval of time."""
+    """One interval."""
 
-    #: Aware; begins with the interval, though the window may begin later.
+    #: Start of the interval, aware; the window may begin later.
     start: datetime
     width_s: int
     #: By key.
@@ -48,12 +48,12 @@ def length_for(window: Window) -> int:
     600
     """
     span_s = (window[1] - window[0]).total_seconds()
-    return next((s for s in LENGTHS_S if span_s / s <= MOST_POINTS), LENGTHS_S[-1])
+    return next((s for s in LENGTHS_S if span_s / s <= MAX_POINTS), LENGTHS_S[-1])
 
 
 def series(database: Database[dict[str, Any]], window: Window, by: str = "type") -> list[Point]:
-    """Return the tallies of *window* (aware) by interval of time, the oldest first; also of
-    intervals in which nothing ended.
+    """Return the tallies of *window* (aware) by interval, oldest first, including intervals in
+    which nothing ended.
 
     Raises:
         ValueError: *by* is none of ``GROUPS``, or an instant is naive.
@@ -69,14 +69,14 @@ def series(database: Database[dict[str, Any]], window: Window, by: str = "type")
     found: dict[int, Tallies] = {start: {} for start in range(first, last, width)}
     with answered(), ThreadPoolExecutor(THREADS) as pool:
         for collection in (ASSIGNMENTS, TASKS):
-            for start, more in _of(database, collection, window, by, width, pool):
+            for start, more in _tallies_of(database, collection, window, by, width, pool):
                 add_all(found[start - start % width], more)
     return [
         Point(_EPOCH + timedelta(seconds=start), width, found[start]) for start in sorted(found)
     ]
 
 
-def _of(
+def _tallies_of(
     database: Database[dict[str, Any]],
     collection: str,
     window: Window,
@@ -84,13 +84,13 @@ def _of(
     width: int,
     pool: ThreadPoolExecutor,
 ) -> list[tuple[int, Tallies]]:
-    """Return what one collection gives, with the epoch second at which each begins."""
+    """Return the tallies of one collection, with the epoch second at which each begins."""
     base = next((w for w in WIDTHS if width % w == 0), None)
     rest: Sequence[Window] = [window]
     intervals: list[Interval] = []
     if base and is_busy(database, collection, window):
         intervals, rest = cut(collection, window, (base,))
-    kept = kept_sums(database, intervals, by)
+    kept = stored_sums(database, intervals, by)
     jobs = [pool.submit(direct_by_interval, database, collection, w, by, width) for w in rest]
     missing = [interval for interval in intervals if interval.id not in kept]
     sums = [(s, pool.submit(sum_up, database, s, by)) for s in missing]

@@ -1,7 +1,7 @@
-"""How the objectives stand: error budget, burn rates, what burns.
+"""The state of the objectives: error budgets, burn rates, burning rules.
 
-One way to count for the command line, Flower, Prometheus and alerts. A task counts
-for exactly one objective, in the window in which its verdict fell.
+The command line, Flower, Prometheus and alerts all count this way. A task counts towards
+exactly one objective, in the window in which its verdict fell.
 """
 
 from __future__ import annotations
@@ -41,33 +41,33 @@ class WindowStanding:
     good: int
     #: ``good / valid``; ``None`` without verdicts.
     on_time_ratio: float | None
-    #: Times the pace that uses up the budget exactly; 0 without verdicts.
+    #: 1 uses up the error budget exactly; 0 without verdicts.
     burn_rate: float
 
 
 @dataclass(frozen=True)
 class Standing:
-    """How one objective stands."""
+    """The state of one objective."""
 
     #: The key in ``rts_slo``: a task name, a queue, a task type, or ``*``.
     objective: str
-    #: The share of tasks that shall be in time, 0.5 to 0.99999.
+    #: Share of tasks that are to be in time, 0.5 to 0.99999.
     target: float
-    #: By the names of :class:`WindowStanding`, the shortest first.
+    #: By the names of :class:`WindowStanding`, shortest first.
     windows: Mapping[str, WindowStanding]
     #: Share of the error budget that is left; below 0 it is overspent.
     budget_left_ratio: float
-    #: The alerts that fire now, the most urgent first.
+    #: The rules that fire now, most urgent first.
     burning: tuple[BurnRule, ...]
-    #: Misses of the budget's window by cause, the most frequent first.
+    #: Misses in the budget's window by cause, most frequent first.
     misses: Mapping[str, int] = field(default_factory=dict)
 
 
 def standings(
     database: Database[dict[str, Any]], settings: Settings, now: datetime
 ) -> list[Standing]:
-    """Return how each objective of ``rts_slo`` stands at *now* (aware), sorted by key,
-    ``*`` last.
+    """Return the state of each objective of ``rts_slo`` at *now* (aware), sorted by key, ``*``
+    last.
 
     Raises:
         ValueError: *now* is naive.

@@ -1,4 +1,4 @@
-"""Asking one server among several, so that none of them holds up the others."""
+"""Query several servers in parallel, so that a slow one does not hold up the others."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ T = TypeVar("T")
 
 
 class Source(Generic[T]):
-    """Asks one server in a thread of its own, one question at a time, whoever wants to know:
-    who comes while one is open waits for its answer too.
+    """Queries one server in a background thread, with at most one query in flight: callers that
+    arrive meanwhile wait for its answer, too.
     """
 
-    def __init__(self, name: str, question: Callable[[], T]) -> None:
+    def __init__(self, name: str, query: Callable[[], T]) -> None:
         self.name = name
-        self._question = question
+        self._query = query
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        #: The last answer, ``None`` where the server failed; and when it came.
+        #: The last answer (``None``: the query failed), and the monotonic time when it came.
         self._answer: T | None = None
         self._answered_at = -1e9
 
     def ask(self) -> None:
-        """Ask, unless the last question is still open."""
+        """Start a query, unless one is in flight."""
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
                 thread = threading.Thread(target=self._ask, daemon=True)
                 thread.start()
-                self._thread = thread  # only now: others may wait for it at once
+                self._thread = thread  # last: others may join it at once
 
     def answer(self, until: float, max_age_s: float) -> T | None:
-        """Return the answer, having waited for it until the monotonic instant *until*;
-        else one that is at most *max_age_s* old; else ``None``.
+        """Return the answer, waiting for it until the monotonic instant *until*; failing that,
+        the last one if it is at most *max_age_s* old; else ``None``.
         """
         thread = self._thread
         assert thread is not None
@@ -53,7 +53,7 @@ class Source(Generic[T]):
 
     def _ask(self) -> None:
         try:
-            answer: T | None = self._question()
+            answer: T | None = self._query()
         except (RtsError, PyMongoError, OSError) as exc:
             logger.debug("rts: %s cannot be read: %s", self.name, type(exc).__name__)
             answer = None

@@ -1,6 +1,4 @@
-"""How the servers and the workers are, by what they tell of themselves: for the commands
-and for Flower.
-"""
+"""The state of the servers and the workers, for the commands and for Flower."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from rts.link.link import Link, as_instant
 from rts.link.scripts import pack
 from rts.settings import Settings
 from rts.urls import shown_url
-from rts.views.vitals import questions, vitals_of
+from rts.views.vitals import commands, vitals_of
 
 
 @dataclass(frozen=True)
@@ -27,14 +25,14 @@ class ServerState:
     url: str
     reachable: bool = False
     version: str | None = None
-    #: One round trip on a connection that stands.
+    #: One round trip on an open connection.
     latency_s: float | None = None
     error: str | None = None
 
 
 @dataclass(frozen=True)
 class WorkerState:
-    """The last heartbeat of one life of a worker."""
+    """The last heartbeat of one worker instance."""
 
     instance: str
     worker: str
@@ -47,12 +45,12 @@ class WorkerState:
     silent: bool
     #: Fractions of what the worker may use.
     load: Mapping[str, Any]
-    #: Names of those that it takes from; ``None``: it does not tell, it may be any.
+    #: Names of the queues it consumes; ``None``: not reported, so it may be any.
     queues: tuple[str, ...] | None = None
 
     @classmethod
     def of(cls, beat: Heartbeat, now: float) -> WorkerState:
-        """Return what *beat* tells at *now*."""
+        """Return the state that *beat* reports, as of *now*."""
         age_s = beat.age_s(now)
         return cls(
             *(beat.instance, beat.worker, beat.host, beat.pid, beat.slots),
@@ -66,16 +64,16 @@ class WorkerState:
 
 @dataclass(frozen=True)
 class RedisState:
-    """What Redis tells. Instants are seconds since the epoch by its clock."""
+    """The state of Redis and of the fleet. Instants are epoch seconds by its clock."""
 
     server: ServerState
-    #: Time there minus time here, known to ± ``clock_error_s``.
+    #: Its clock minus this host's, known to ± ``clock_error_s``.
     clock_offset_s: float | None = None
     clock_error_s: float | None = None
     outbox_length: int | None = None
-    #: Instant of the oldest record in the outbox; ``None`` where it is empty.
+    #: Instant of the oldest record in the outbox; ``None`` if it is empty.
     oldest_at: float | None = None
-    #: Age of that, 0 where the outbox is empty.
+    #: Age of that record; 0 if the outbox is empty.
     lag_s: float | None = None
     counters: Mapping[str, int] = field(default_factory=dict)
     workers: tuple[WorkerState, ...] = ()
@@ -85,40 +83,40 @@ class RedisState:
     #: has passed.
     open_tasks: int | None = None
     overdue_tasks: int | None = None
-    #: Alerts that fire, and whether a companion decides on them now.
+    #: Alerts that fire, and whether a leader evaluates them now.
     alerts: int | None = None
     alerts_led: bool = False
     #: Messages that wait for each of ``rts_webhooks``.
     messages: tuple[int, ...] = ()
-    #: Its ``maxmemory-policy``, where that removes keys of rts when memory is scarce.
+    #: Its ``maxmemory-policy``, if that evicts keys of rts when memory is short.
     eviction: str | None = None
 
 
 @dataclass(frozen=True)
 class LedgerState:
-    """What MongoDB tells. The numbers of documents are estimates."""
+    """The state of MongoDB. The numbers of documents are estimates."""
 
     server: ServerState
     documents: Mapping[str, int] = field(default_factory=dict)
 
 
 def ask_redis(link: Link, settings: Settings) -> RedisState:
-    """Return what Redis tells, over *link*, which stays open.
+    """Query Redis over *link*, which stays open.
 
     Raises:
         StoreUnavailable: it does not answer.
     """
     keys = settings.keys
-    link.call(pack("TIME"))  # the first one makes the connection
+    link.call(pack("TIME"))  # opens the connection
     sent_at, begin = time.time(), time.perf_counter()
     now = as_instant(*link.call(pack("TIME")))
     latency_s = time.perf_counter() - begin
     try:
         info = b"\n".join(link.call(pack("INFO", "server"), pack("INFO", "memory")))
-    except StoreUnavailable:  # a managed server may keep that to itself
+    except StoreUnavailable:  # a managed server may not allow it
         info = b""
     facts = _facts(info)
-    asked = questions(keys)
+    asked = commands(keys)
     replies = link.call(
         *asked,
         pack("ZCARD", keys.open),
@@ -154,7 +152,7 @@ def ask_redis(link: Link, settings: Settings) -> RedisState:
 
 
 def ask_mongo(settings: Settings, timeout_s: float) -> LedgerState:
-    """Return what MongoDB tells within so many seconds.
+    """Query MongoDB, for at most *timeout_s* seconds.
 
     Raises:
         StoreUnavailable, ConfigurationError, PyMongoError: it does not answer.
@@ -180,7 +178,7 @@ def ask_mongo(settings: Settings, timeout_s: float) -> LedgerState:
 
 
 def _facts(info: bytes) -> dict[str, str]:
-    """Return the answer of INFO by the names in it."""
+    """Return the reply of INFO by field."""
     lines = info.decode("utf-8", "replace").splitlines()
     return {
         name: value for name, found, value in (line.partition(":") for line in lines) if found
@@ -188,7 +186,7 @@ def _facts(info: bytes) -> dict[str, str]:
 
 
 def _eviction(facts: Mapping[str, str]) -> str | None:
-    """Return the policy by which keys without a time to live are removed, as the outbox is."""
+    """Return the policy by which keys without a TTL, such as the outbox, may be evicted."""
     policy = facts.get("maxmemory_policy", "")
     limited = facts.get("maxmemory", "0") != "0"
     return policy if limited and policy.startswith("allkeys-") else None

@@ -1,8 +1,8 @@
-"""Counts and buckets of the ledger over a window of time, made by the server.
+"""Counts and buckets of the ledger over a window of time, computed by the server.
 
-A window is cut into whole days, hours, tens of minutes, and what is left at its ends.
-Where it holds many records, the sums of whole intervals are kept in a private
-collection (:mod:`rts.views.rollups`), so that the next question costs little.
+A busy window is cut into whole days, hours, tens of minutes, and the rest at its ends. The sums
+of whole intervals are stored in a private collection (:mod:`rts.views.rollups`), which makes
+the next query cheap.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pymongo.database import Database
 from rts.keys import ASSIGNMENTS, TASKS
 from rts.ledger.rollups import DAY, HOUR
 from rts.views.aggregation import THREADS, direct
-from rts.views.intervals import Interval, Window, cut, is_busy, occupied
-from rts.views.rollups import kept_packed, kept_sums, sum_up
+from rts.views.intervals import Interval, Window, cut, is_busy, trimmed
+from rts.views.rollups import stored_packed, stored_sums, sum_up
 from rts.views.tally import CLASSES, Tallies, add_all
 
 
 def tally(database: Database[dict[str, Any]], window: Window, by: str) -> Tallies:
-    """Count the runs that ended in *window* and the verdicts that fell in it, by *by* (of
-    ``GROUPS``, or ``CLASSES``).
+    """Count the runs that ended in *window* and the verdicts that fell in it, grouped by *by*
+    (one of ``GROUPS``, or ``CLASSES``).
 
     Raises:
         PyMongoError: the server did not answer.
@@ -35,8 +35,8 @@ def tally(database: Database[dict[str, Any]], window: Window, by: str) -> Tallie
             intervals: list[Interval] = []
             rest = [window]
             if is_busy(database, collection, window):
-                intervals, rest = cut(collection, occupied(database, collection, window))
-            kept = kept_sums(database, intervals, by)
+                intervals, rest = cut(collection, trimmed(database, collection, window))
+            kept = stored_sums(database, intervals, by)
             jobs += [pool.submit(direct, database, collection, w, by) for w in rest]
             for interval in intervals:
                 if interval.id in kept:
@@ -48,17 +48,17 @@ def tally(database: Database[dict[str, Any]], window: Window, by: str) -> Tallie
     return total
 
 
-def keep(
+def precompute(
     database: Database[dict[str, Any]],
     until: datetime,
     by: str = "type",
     seconds: float = 86400.0,
 ) -> int:
-    """Sum up the whole days and hours of the *seconds* before *until* that a report
-    would find slow, one after the other.
+    """Store the sums of the whole days and hours in the *seconds* before *until*, where a
+    report would be slow.
 
-    For a process that has the time, every few minutes: then even the first report
-    on a very busy day answers at once. Returns the number of intervals summed up.
+    For a process that has the time, every few minutes: then even the first report on a very
+    busy day is fast. Returns the number of intervals summed up.
 
     Raises:
         PyMongoError: the server did not answer.
@@ -69,7 +69,7 @@ def keep(
         if not is_busy(database, collection, window):
             continue
         intervals, _ = cut(collection, window, (DAY, HOUR))
-        kept = kept_packed(database, intervals, by)
+        kept = stored_packed(database, intervals, by)
         for interval in intervals:
             if interval.id not in kept:
                 sum_up(database, interval, by)

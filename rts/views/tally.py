@@ -1,4 +1,4 @@
-"""What is counted of runs and verdicts, and by what they are grouped."""
+"""What is counted of runs and verdicts, and what they are grouped by."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-#: Name of the key of runs or tasks that have none.
+#: Key of runs or tasks that have none.
 UNKNOWN = "unknown"
-#: A miss of a task that ran to its end: it just came too late.
+#: Cause of a miss by a task that completed, but too late.
 LATE = "late"
 
-#: The field of a record that holds its key, by what reports are grouped by.
+#: The field of a record that holds its key, by kind of report.
 FIELDS = {"type": "task_type", "name": "name", "worker": "worker", "queue": "queue"}
-#: What groups a report: ``type``, ``name``, ``worker``, ``queue``, or ``all`` for one row.
+#: What a report groups by: ``type``, ``name``, ``worker``, ``queue``, or ``all`` for one row.
 GROUPS = (*FIELDS, "all")
 
-#: Groups verdicts alone, by type, name and queue at once: what objectives need.
+#: Groups verdicts only, by type, name and queue at once, as objectives need them.
 CLASSES = "classes"
 #: The fields of a class, in the order of its key.
 CLASS = ("task_type", "name", "queue")
@@ -25,7 +25,7 @@ CLASS = ("task_type", "name", "queue")
 
 @dataclass
 class Tally:
-    """What was counted of one key. Tallies of disjoint windows can be added."""
+    """The counts of one key. Tallies of disjoint windows can be added."""
 
     runs: int = 0
     #: Sum of the runtimes of successful runs, and of |runtime − tau| of those.
@@ -41,14 +41,14 @@ class Tally:
     lateness: Counter[int] = field(default_factory=Counter)
 
     def add(self, other: Tally) -> None:
-        """Take in what *other* counted."""
+        """Add what *other* counted."""
         for name in NUMBERS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("misses", *BUCKETS):
             getattr(self, name).update(getattr(other, name))
 
 
-#: The fields of a tally: what is added up, and what is counted by bucket.
+#: The fields of a tally: plain sums, and counts by bucket.
 NUMBERS = ("runs", "success_runtime_s", "success_error_s", "verdicts", "on_time", "good")
 BUCKETS = ("runtime", "queueing_delay", "lateness")
 
@@ -63,6 +63,6 @@ def class_of(key: str) -> tuple[str, str, str | None]:
 
 
 def add_all(total: Tallies, more: Mapping[str, Tally]) -> None:
-    """Take *more*, of another window, into *total*."""
+    """Add *more*, of another window, to *total*."""
     for key, counted in more.items():
         total.setdefault(key, Tally()).add(counted)

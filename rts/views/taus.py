@@ -1,4 +1,4 @@
-"""What was learned of the runtimes: the taus, by type and by name."""
+"""The learned taus, by type and by name."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from rts.settings import Settings
 from rts.tau.redis import RedisTauStore
 from rts.tau.sketch import Sketch
 
-#: Where a tau comes from: nothing was learned yet, a person wrote it, runs.
+#: Source of a tau: the type's default, a person, or runs.
 DEFAULT, SET, LEARNED = "default", "set", "learned"
 
 
 @dataclass(frozen=True)
 class TauRow:
-    """One type (``name`` is ``None``) or one task name in it. Percentiles are those
-    of the runs learned, to within 2 %; ``None`` without runs.
+    """One type (``name`` is ``None``) or one task name in it. Percentiles are those of the
+    learned runs, to within 2 %; ``None`` without runs.
     """
 
     field: str
@@ -35,10 +35,10 @@ class TauRow:
 
 
 def tau_rows(link: Link, settings: Settings) -> list[TauRow]:
-    """Return a row for each type of *settings*, and for all else that was learned.
+    """Return a row for each type of *settings*, and for every other learned tau.
 
     Raises:
-        StoreUnavailable: Redis is away.
+        StoreUnavailable: Redis is unavailable.
     """
     entries = RedisTauStore(link, settings).entries()
     fields = sorted({*settings.task_types, *entries}, key=lambda field: field.partition("/"))

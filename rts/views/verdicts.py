@@ -1,7 +1,7 @@
-"""The verdicts of several windows at once, all of which end now: what objectives need.
+"""The verdicts of several windows that all end now, as objectives need them.
 
-Two windows share most of what is in them, so each interval between the beginnings of two
-is counted once, and the sums of all that were kept are asked for together.
+The windows overlap, so each slice between the starts of two is counted once, and all stored
+sums are fetched in one query.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from rts.keys import TASKS
 from rts.views import columns, intervals
 from rts.views.aggregation import THREADS, direct
 from rts.views.intervals import cut
-from rts.views.rollups import kept_packed, sum_up
+from rts.views.rollups import stored_packed, sum_up
 from rts.views.tally import CLASSES, Tallies
 
 
 @dataclass(slots=True)
 class Verdicts:
-    """What was counted of one class."""
+    """The counts of one class."""
 
     valid: int = 0
     on_time: int = 0
@@ -33,7 +33,7 @@ class Verdicts:
     misses: dict[str, int] = field(default_factory=dict)
 
     def add(self, valid: int, on_time: int, misses: Mapping[str, int]) -> None:
-        """Take in what was counted of another interval."""
+        """Add the counts of another interval."""
         self.valid += valid
         self.on_time += on_time
         for cause, n in misses.items():
@@ -47,9 +47,9 @@ Slice = dict[str, Verdicts]
 def slices(
     database: Database[dict[str, Any]], now: datetime, lengths: Sequence[float]
 ) -> dict[float, Slice]:
-    """Count what lies between the beginnings of two windows, by the longer's length.
+    """Count what lies between the starts of two successive windows, by the longer one's length.
 
-    *lengths* are seconds before *now* (aware), the shortest first.
+    *lengths* are seconds before *now* (aware), shortest first.
 
     Raises:
         PyMongoError: the server did not answer.
@@ -59,13 +59,13 @@ def slices(
         longer: (now - timedelta(seconds=longer), now - timedelta(seconds=shorter))
         for shorter, longer in pairwise([0.0, *lengths])
     }
-    # What is cut without need costs little, and so does this answer.
+    # An estimate will do: cutting needlessly costs little.
     busy = database[TASKS].estimated_document_count() > intervals.DIRECT
     cuts = {
         length: cut(TASKS, window) if busy else ([], [window])
         for length, window in windows.items()
     }
-    kept = kept_packed(database, [s for some, _ in cuts.values() for s in some], CLASSES)
+    kept = stored_packed(database, [s for some, _ in cuts.values() for s in some], CLASSES)
     with ThreadPoolExecutor(THREADS) as pool:
         jobs = []
         for length, (whole, rest) in cuts.items():
@@ -81,13 +81,13 @@ def slices(
         for length, (whole, _) in cuts.items():
             for interval in whole:
                 if interval.id in kept:
-                    _take(found[length], kept[interval.id])
+                    _add_packed(found[length], kept[interval.id])
         for length, job in jobs:
-            _take_tallies(found[length], job.result())
+            _add_tallies(found[length], job.result())
     return found
 
 
-def _take(into: Slice, packed: Mapping[str, Any]) -> None:
+def _add_packed(into: Slice, packed: Mapping[str, Any]) -> None:
     for key, valid, on_time, misses in columns.unpack(packed):
         counted = into.get(key)
         if counted is None:
@@ -95,6 +95,6 @@ def _take(into: Slice, packed: Mapping[str, Any]) -> None:
         counted.add(valid, on_time, misses)
 
 
-def _take_tallies(into: Slice, more: Tallies) -> None:
+def _add_tallies(into: Slice, more: Tallies) -> None:
     for key, tally in more.items():
         into.setdefault(key, Verdicts()).add(tally.verdicts, tally.on_time, tally.misses)

@@ -1,5 +1,5 @@
-"""What metrics and status both tell of a fleet, from Redis: its outbox, its counters, its
-workers and the runs that go on.
+"""What metrics and status both read from Redis: the outbox, counters, workers and runs in
+flight.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rts.link.link import as_instant, replies_as_text
 from rts.link.scripts import pack
 from rts.records import Execution
 
-#: Counters that say that records are lost.
+#: Counters of lost records.
 DROPPED = ("outbox_dropped", "spool_dropped", "records_lost")
 
 
@@ -25,29 +25,29 @@ class Vitals:
 
     now: float
     outbox_length: int
-    #: Instant of the oldest record in the outbox; ``None`` where it is empty.
+    #: Instant of the oldest record in the outbox; ``None`` if it is empty.
     oldest_at: float | None
     #: By name, at least 0.
     counters: Mapping[str, int]
-    #: Also of workers that are gone, for a while.
+    #: Including workers that are gone, for a while.
     workers: Sequence[Heartbeat]
-    #: Notes of runs that go on, and those of them that can be read.
+    #: Notes of runs in flight, and those of them that can be read.
     notes: int
     running: Sequence[Execution]
 
     @property
     def lag_s(self) -> float:
-        """Age of the oldest record in the outbox, seconds; 0 where it is empty."""
+        """Age of the oldest record in the outbox, seconds; 0 if it is empty."""
         return 0.0 if self.oldest_at is None else max(0.0, self.now - self.oldest_at)
 
     @property
     def late(self) -> list[Execution]:
-        """The runs that go on past their deadline."""
+        """The runs in flight past their deadline."""
         return [run for run in self.running if run.deadline < self.now]
 
 
-def questions(keys: Keys) -> list[bytes]:
-    """Return the commands whose answers :func:`vitals_of` reads."""
+def commands(keys: Keys) -> list[bytes]:
+    """Return the commands whose replies :func:`vitals_of` reads."""
     return [
         pack("TIME"),
         pack("XLEN", keys.outbox),
@@ -58,9 +58,9 @@ def questions(keys: Keys) -> list[bytes]:
     ]
 
 
-def vitals_of(answers: Sequence[Any]) -> Vitals:
-    """Return what the *answers* to the :func:`questions` tell."""
-    time_, length, oldest, counters, beats, notes = answers
+def vitals_of(replies: Sequence[Any]) -> Vitals:
+    """Return the vitals in the *replies* to :func:`commands`."""
+    time_, length, oldest, counters, beats, notes = replies
     return Vitals(
         now=as_instant(time_),
         outbox_length=int(length),
@@ -73,13 +73,13 @@ def vitals_of(answers: Sequence[Any]) -> Vitals:
 
 
 def counts(reply: Sequence[bytes]) -> dict[str, int]:
-    """Return the whole numbers, at least 0, in an answer to HGETALL, by field."""
+    """Return the whole numbers, at least 0, in a reply to HGETALL, by field."""
     found = {}
     for field, text in sorted(replies_as_text(reply).items()):
         try:
             number = int(text)
         except ValueError:
-            continue  # not by us
+            continue  # not written by rts
         if number >= 0:
             found[field] = number
     return found

@@ -1,14 +1,14 @@
-"""Why tasks of a type come too late: they waited, the worker was busy, or tau is wrong.
+"""Why tasks of a type are late: they waited, the worker was busy, or tau is wrong.
 
-A late run had the span D = deadline − arrival. Without any waiting it would have ended
-after its runtime, so:
+A late run had the span D = deadline − arrival. Without any waiting it would have taken just its
+runtime, so:
 
 - ``queueing``: runtime ≤ D. Only the waiting made it late.
-- ``load``: runtime > D, and it began on a worker whose load was at least ``BUSY``.
-- ``tau``: runtime > D on a worker that was not busy. The deadline, which is made of tau,
-  promised too much.
+- ``load``: runtime > D, and it started on a worker whose load was at least ``BUSY``.
+- ``tau``: runtime > D on a worker that was not busy. The deadline, which is computed from
+  tau, was too optimistic.
 
-Tasks that never ran to their end (killed, expired, …) are told by their cause.
+Tasks that did not complete (killed, expired, …) are reported by their cause.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-#: Load at start from which a worker counts as busy: then cores are shared or memory swaps.
+#: Load at start from which a worker counts as busy: cores are shared, or memory swaps.
 BUSY = 0.8
 
 QUEUEING, LOAD, TAU = "queueing", "load", "tau"
@@ -26,16 +26,16 @@ QUEUEING, LOAD, TAU = "queueing", "load", "tau"
 
 @dataclass(frozen=True)
 class Why:
-    """What a number of late runs have in common. Shares are from 0 to 1."""
+    """What late runs have in common. Shares are from 0 to 1."""
 
-    #: Runs that were looked at.
+    #: Runs that were examined.
     runs: int
-    #: The reason of most of them; ``None`` of nothing.
+    #: The most frequent reason; ``None`` without runs.
     reason: str | None
     #: Share of each reason.
     shares: Mapping[str, float]
-    #: Medians of the runs of that reason: seconds from arrival to start, seconds from
-    #: arrival to the deadline, runtime over tau, load at start. ``None`` where not known.
+    #: Medians of the runs with that reason: seconds from arrival to start, seconds from arrival
+    #: to deadline, runtime over tau, load at start. ``None`` if not known.
     queueing_delay_s: float | None = None
     span_s: float | None = None
     slowdown: float | None = None
@@ -43,7 +43,7 @@ class Why:
 
 
 def reason_of(run: Mapping[str, Any]) -> str | None:
-    """Return why one late run was late; ``None`` where its record does not tell.
+    """Return why one late run was late; ``None`` if its record does not say.
 
     >>> from datetime import datetime, timedelta
     >>> arrival = datetime(2030, 1, 1)
@@ -61,7 +61,7 @@ def reason_of(run: Mapping[str, Any]) -> str | None:
 
 
 def why(late_runs: Sequence[Mapping[str, Any]]) -> Why:
-    """Return why runs were late that ran to their end too late."""
+    """Return why *late_runs*, which completed too late, were late."""
     by_reason: dict[str, list[Mapping[str, Any]]] = {QUEUEING: [], LOAD: [], TAU: []}
     for run in late_runs:
         reason = reason_of(run)
@@ -84,7 +84,7 @@ def why(late_runs: Sequence[Mapping[str, Any]]) -> Why:
 
 
 def slowdown(run: Mapping[str, Any]) -> float | None:
-    """Return runtime over tau; ``None`` where one is not known."""
+    """Return runtime over tau; ``None`` if one is not known."""
     runtime_s, tau = run.get("runtime_s"), run.get("tau")
     return runtime_s / tau if runtime_s is not None and tau else None
 
@@ -97,13 +97,13 @@ def _span_s(run: Mapping[str, Any]) -> float | None:
 
 
 def load_at_start(run: Mapping[str, Any]) -> float | None:
-    """Return the load at the start of a run, a fraction; ``None`` where not known."""
+    """Return the load at the start of a run, a fraction; ``None`` if not known."""
     load = run.get("load_at_start")
     value = load.get("load") if isinstance(load, Mapping) else None
     return float(value) if isinstance(value, int | float) else None
 
 
 def median(values: Iterable[float | None]) -> float | None:
-    """Return the median of what is known of *values*; ``None`` of nothing."""
+    """Return the median of the known *values*; ``None`` if there are none."""
     known = [value for value in values if value is not None]
     return statistics.median(known) if known else None

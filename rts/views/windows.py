@@ -14,7 +14,7 @@ def parse(text: str) -> timedelta | datetime:
 
     Raises:
         ValueError: it is neither.
-        OverflowError: it lies beyond the calendar.
+        OverflowError: it is beyond the calendar.
 
     >>> parse("90s"), parse("1.5h")
     (datetime.timedelta(seconds=90), datetime.timedelta(seconds=5400))
@@ -23,7 +23,7 @@ def parse(text: str) -> timedelta | datetime:
     if match:
         return timedelta(seconds=float(match[1]) * _UNITS[match[2]])
     text = text.strip()
-    if text[-1:] in ("Z", "z"):  # Python 3.10 does not know it
+    if text[-1:] in ("Z", "z"):  # unknown to Python 3.10
         text = text[:-1] + "+00:00"
     at = datetime.fromisoformat(text)
     return (at if at.tzinfo else at.replace(tzinfo=timezone.utc)).astimezone(timezone.utc)
@@ -44,5 +44,5 @@ def window(
     except OverflowError:
         raise ValueError("the window begins before the year 1") from None
     if begin >= end:
-        raise ValueError("--since must lie before --until")
+        raise ValueError("--since must be before --until")
     return begin, end

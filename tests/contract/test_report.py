@@ -21,10 +21,10 @@ from rts.ledger.mongo import MongoLedger
 from rts.records import Execution, OutboxEntry
 from rts.settings import Settings
 from rts.views import intervals, rollups
-from rts.views.histogram import NOTHING, RELATIVE_ERROR, bucket, expression, percentile
+from rts.views.histogram import RELATIVE_ERROR, ZERO_S, bucket, expression, percentile
 from rts.views.intervals import cut
 from rts.views.report import Percentiles, report
-from rts.views.tallies import keep
+from rts.views.tallies import precompute
 from rts.views.tally import GROUPS
 
 #: On a whole hour.
@@ -148,10 +148,10 @@ def test_a_report_is_a_direct_count(ledger: MongoLedger, by: str) -> None:
 
 
 @pytest.mark.parametrize("by", ["type", "all"])
-def test_kept_sums_agree_with_a_direct_count(
+def test_stored_sums_agree_with_a_direct_count(
     ledger: MongoLedger, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
-    """Whatever is added, replaced or removed after sums were kept is seen."""
+    """Whatever is added, replaced or removed after sums were stored is seen."""
     monkeypatch.setattr(intervals, "DIRECT", 0)
     rng = random.Random(2)
     database, begin, end = ledger.database, at(-4000), at(12345)
@@ -197,7 +197,7 @@ def test_kept_sums_agree_with_a_direct_count(
     check(database, begin, end, by)
 
 
-def test_a_window_of_decades_is_no_longer_than_what_is_in_it(
+def test_a_window_of_decades_is_trimmed_to_its_records(
     ledger: MongoLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(intervals, "DIRECT", 0)
@@ -208,16 +208,16 @@ def test_a_window_of_decades_is_no_longer_than_what_is_in_it(
     own = runs_between(1, 86400, 86401, random.Random(9))[0]
     write(ledger, [own._replace(task_id="last", run_id="last", completed_at=T + 7 * 86400)])
     check(database, early, late)
-    # by other hands, without a verdict's instant, before all others
+    # by another program, without a verdict's instant, before all others
     database.tasks.insert_one({"_id": "x", "completed_at": at(-5 * 86400), "sla_success": True})
     assert {row.key: row.tasks for row in report(database, early, late)}["unknown"] == 1
     assert 0 < database.rollups.count_documents({}) < 500
 
 
-def test_sums_that_were_overtaken_are_not_kept(
+def test_sums_that_a_write_overtook_are_not_stored(
     ledger: MongoLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A record is replaced while the sums of its hour are being made."""
+    """A record is replaced while the sums of its hour are computed."""
     monkeypatch.setattr(intervals, "DIRECT", 0)
     run = runs_between(1, 1000, 1001, random.Random(3))[0]
     run = run._replace(run_id="r", task_id="t", state="SUCCESS", cause=None, ran=True)
@@ -237,22 +237,22 @@ def test_sums_that_were_overtaken_are_not_kept(
     check(ledger.database, at(0), at(3600))
 
 
-def test_sums_are_kept_ahead_of_a_busy_day(
+def test_sums_of_a_busy_day_are_precomputed(
     ledger: MongoLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(ledger, runs_between(300, 0, 86400, random.Random(6)))
-    assert keep(ledger.database, at(86400)) == 0  # not so busy
+    assert precompute(ledger.database, at(86400)) == 0  # not so busy
     monkeypatch.setattr(intervals, "DIRECT", 100)
-    assert keep(ledger.database, at(86400)) == 48
-    assert keep(ledger.database, at(86400)) == 0
+    assert precompute(ledger.database, at(86400)) == 48
+    assert precompute(ledger.database, at(86400)) == 0
     check(ledger.database, at(0), at(86400))
 
 
-def test_sums_too_large_are_not_kept(
+def test_sums_too_large_are_not_stored(
     ledger: MongoLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(intervals, "DIRECT", 0)
-    monkeypatch.setattr(rollups, "MAX_KEPT_BYTES", 0)
+    monkeypatch.setattr(rollups, "MAX_STORED_BYTES", 0)
     write(ledger, runs_between(50, 0, 3600, random.Random(4)))
     check(ledger.database, at(0), at(3600))
     assert ledger.database.rollups.find_one({"tallies": {"$exists": True}}) is None
@@ -267,7 +267,7 @@ def test_documents_with_the_pinned_fields_only(ledger: MongoLedger) -> None:
     assert row.lateness is None
 
 
-def test_numbers_that_are_none_count_as_unknown(ledger: MongoLedger) -> None:
+def test_invalid_numbers_count_as_unknown(ledger: MongoLedger) -> None:
     write(ledger, runs_between(20, 0, 100, random.Random(1)))
     before = {row.key: row for row in report(ledger.database, at(0), at(200), "all")}["all"]
     odd = [math.inf, -math.inf, math.nan, None]
@@ -287,7 +287,7 @@ def test_numbers_that_are_none_count_as_unknown(ledger: MongoLedger) -> None:
     assert row.tau_error_ratio == pytest.approx(before.tau_error_ratio)
 
 
-def test_verdicts_of_other_hands_count_at_their_end(ledger: MongoLedger) -> None:
+def test_foreign_verdicts_count_at_their_end(ledger: MongoLedger) -> None:
     """A task with the pinned fields only."""
     ledger.database.tasks.insert_one(
         {"_id": "a", "completed_at": at(1), "sla_success": True, "state": "SUCCESS"}
@@ -297,7 +297,7 @@ def test_verdicts_of_other_hands_count_at_their_end(ledger: MongoLedger) -> None
     assert report(ledger.database, at(1.5), at(2)) == []
 
 
-def test_what_cannot_be_asked() -> None:
+def test_invalid_arguments_are_rejected() -> None:
     client = connect("mongodb://127.0.0.1:9/?serverSelectionTimeoutMS=50")
     database = database_of(client)
     with pytest.raises(ValueError, match="by = 'colour'"):
@@ -334,7 +334,7 @@ def test_percentiles_keep_their_bound(values: list[float], q: float) -> None:
 
 def test_the_server_fills_the_same_buckets(ledger: MongoLedger) -> None:
     rng = random.Random(5)
-    values = [0.0, NOTHING, -NOTHING, 1e9, -1e9, *(rng.gauss(0, 100) for _ in range(500))]
+    values = [0.0, ZERO_S, -ZERO_S, 1e9, -1e9, *(rng.gauss(0, 100) for _ in range(500))]
     numbers = ledger.database.numbers
     numbers.insert_many([{"x": x} for x in [*values, None, math.nan]])
     stages = [{"$group": {"_id": expression("x", signed=True), "n": {"$sum": 1}}}]

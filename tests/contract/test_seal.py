@@ -1,4 +1,4 @@
-"""Sums of the past are trusted without a count of it all, and still agree with one."""
+"""Sums of the past are trusted without counting all of it, and still agree with a count."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def sealed(ledger: MongoLedger, collection: str) -> Seal:
     return seal
 
 
-def test_days_are_kept_and_trusted_without_a_count(
+def test_sealed_days_are_trusted_without_a_count(
     ledger: MongoLedger, settings: Settings
 ) -> None:
     for _ in range(2):  # made first, then seen to agree
@@ -123,7 +123,7 @@ def test_a_busy_day_is_summed_up_hour_by_hour(ledger: MongoLedger, settings: Set
     check(ledger, settings)
 
 
-def test_what_other_hands_do_is_seen_at_once(ledger: MongoLedger, settings: Settings) -> None:
+def test_foreign_changes_are_seen_at_once(ledger: MongoLedger, settings: Settings) -> None:
     tasks = ledger.database.tasks
     for _ in range(2):
         check(ledger, settings)
@@ -143,7 +143,9 @@ def test_what_other_hands_do_is_seen_at_once(ledger: MongoLedger, settings: Sett
     check(ledger, settings)
 
 
-def test_late_and_replaced_records_are_told_of(ledger: MongoLedger, settings: Settings) -> None:
+def test_late_and_replaced_records_invalidate_sums(
+    ledger: MongoLedger, settings: Settings
+) -> None:
     for _ in range(2):
         check(ledger, settings)
     kept = seals(ledger).total()
@@ -162,7 +164,7 @@ def test_late_and_replaced_records_are_told_of(ledger: MongoLedger, settings: Se
         check(ledger, settings)
 
 
-def test_records_that_come_now_break_no_seal(ledger: MongoLedger, settings: Settings) -> None:
+def test_new_records_break_no_seal(ledger: MongoLedger, settings: Settings) -> None:
     before = sealed(ledger, "tasks")
     now = datetime.now(timezone.utc).timestamp()
     ledger.write([OutboxEntry("n", ended("new", NOW.timestamp() - now))])
@@ -171,7 +173,7 @@ def test_records_that_come_now_break_no_seal(ledger: MongoLedger, settings: Sett
     assert sealed(ledger, "tasks") == before
 
 
-def test_a_seal_moves_on_and_does_not_last(ledger: MongoLedger) -> None:
+def test_a_seal_moves_forward_and_expires(ledger: MongoLedger) -> None:
     now = datetime.now(timezone.utc).replace(microsecond=0)
     first = seal_of(ledger.database, "tasks", now)
     assert first is not None
@@ -186,7 +188,7 @@ def test_a_seal_moves_on_and_does_not_last(ledger: MongoLedger) -> None:
     assert other.id != first.id
 
 
-def test_a_seal_keeps_off_what_is_about_to_be_removed(rts_mongo_url: str) -> None:
+def test_a_seal_excludes_records_about_to_expire(rts_mongo_url: str) -> None:
     made = MongoLedger(Settings(mongo_url=rts_mongo_url, ledger_ttl=2 * DAY))
     made.prepare()
     now = datetime.now(timezone.utc).replace(microsecond=0)

@@ -16,7 +16,7 @@ from rts.ledger.mongo import MongoLedger
 from rts.records import OutboxEntry
 from rts.settings import Settings
 from rts.views import series as module
-from rts.views.series import LENGTHS_S, MOST_POINTS, length_for, series
+from rts.views.series import LENGTHS_S, MAX_POINTS, length_for, series
 from rts.views.tallies import tally
 from rts.views.tally import Tally, add_all
 from tests.records import run
@@ -92,14 +92,14 @@ def test_each_point_is_a_direct_count(ledger: MongoLedger) -> None:
     assert {(b.start - a.start).total_seconds() for a, b in pairwise(points)} == {width}
 
 
-def test_every_window_has_a_bearable_number_of_points() -> None:
+def test_every_window_has_a_bounded_number_of_points() -> None:
     for seconds in (10, 900, 3600, 86400, 7 * 86400, 30 * 86400):
         length = length_for((UNTIL - timedelta(seconds=seconds), UNTIL))
         assert length in LENGTHS_S
-        assert seconds / length <= MOST_POINTS
+        assert seconds / length <= MAX_POINTS
 
 
-def test_what_is_refused(ledger: MongoLedger) -> None:
+def test_invalid_arguments_are_rejected(ledger: MongoLedger) -> None:
     window = UNTIL - timedelta(hours=1), UNTIL
     with pytest.raises(ValueError, match="'moon'"):
         series(ledger.database, window, "moon")

@@ -1,4 +1,4 @@
-"""How the objectives stand, against a direct count of the documents."""
+"""The state of the objectives, against a direct count of the documents."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rts.records import OutboxEntry
 from rts.settings import Settings
 from rts.views import intervals
 from rts.views.slo import Standing, standings
-from rts.views.tallies import keep
+from rts.views.tallies import precompute
 from rts.views.tally import CLASSES
 from tests.records import run
 
@@ -108,14 +108,14 @@ def test_standings_are_a_direct_count(ledger: MongoLedger, settings: Settings) -
     assert found["cpu-light"].budget_left_ratio < 0
 
 
-def test_kept_sums_and_a_shorter_budget_agree_too(
+def test_stored_sums_and_a_shorter_budget_agree_too(
     ledger: MongoLedger, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(intervals, "DIRECT", 0)
     settings = replace(settings, slo_window=2 * DAY)
     fill(ledger, 800)
     # A whole day, and the hours of those that are cut.
-    assert keep(ledger.database, NOW, CLASSES, settings.budget_window_s) == 1 + 23
+    assert precompute(ledger.database, NOW, CLASSES, settings.budget_window_s) == 1 + 23
     check(ledger, settings)
     check(ledger, settings)
     fill(ledger, 100, seed=2)
@@ -124,7 +124,7 @@ def test_kept_sums_and_a_shorter_budget_agree_too(
     assert replace(settings, slo_window=30 * DAY, ledger_ttl=2 * DAY).budget_window_s == 2 * DAY
 
 
-def test_what_cannot_be_asked(settings: Settings) -> None:
+def test_invalid_arguments_are_rejected(settings: Settings) -> None:
     client = connect("mongodb://127.0.0.1:9/?serverSelectionTimeoutMS=50")
     database = database_of(client)
     with pytest.raises(ValueError, match="time zone"):

@@ -1,4 +1,4 @@
-"""The metrics: what is counted agrees with the ledger, and Prometheus understands it."""
+"""The metrics: counters agree with the ledger, and Prometheus understands them."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ IN_TIME = (
 )
 
 
-def test_odd_and_long_names_do_not_end_a_scrape(
+def test_odd_and_long_names_do_not_fail_a_scrape(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
     long = "mixed/" + 300 * "x"
@@ -207,7 +207,7 @@ def test_odd_and_long_names_do_not_end_a_scrape(
     assert values(text, "rts_worker_slots", "worker") == {"w@?": 2.0}
 
 
-def test_keys_that_a_person_has_changed_keep_no_record_and_no_verdict(
+def test_keys_changed_by_hand_hold_up_no_record_and_no_verdict(
     fleet: Fleet, settings: Settings, redis_client: redis.Redis
 ) -> None:
     keys = settings.keys
@@ -229,7 +229,7 @@ def test_keys_that_a_person_has_changed_keep_no_record_and_no_verdict(
 
 
 def test_what_is_counted_agrees_with_the_ledger(fleet: Fleet, settings: Settings) -> None:
-    """Met, late, killed, lost, overdue, retried, expired; each told as often as it is."""
+    """Met, late, killed, lost, overdue, retried, expired; each counted exactly as often."""
     rng = random.Random(7)
     ways = Counter[str]()
     for number in range(300):
@@ -344,7 +344,7 @@ def test_a_record_counts_once_whoever_forgets_it(
     assert float(counted["runtime\ncpu-light\nsum"]) == pytest.approx(450.0)
 
 
-def test_labels_are_bounded_and_hostile_ones_are_texts(
+def test_labels_are_bounded_and_hostile_ones_are_text(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
     small = replace(settings, max_types=8)
@@ -441,7 +441,7 @@ def test_every_metric_is_there_and_promtool_finds_no_fault(
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
 
 
-def test_a_server_that_is_away_costs_its_own_metrics_only(settings: Settings) -> None:
+def test_a_server_that_is_down_costs_its_own_metrics_only(settings: Settings) -> None:
     def broken() -> list[QueueReading]:
         raise RuntimeError("whatever")
 
@@ -475,7 +475,7 @@ def test_servers_that_never_answer_are_not_waited_for(settings: Settings) -> Non
         collector.close()
 
 
-def test_what_takes_longer_than_a_scrape_is_there_in_the_next(settings: Settings) -> None:
+def test_a_query_slower_than_a_scrape_is_in_the_next_one(settings: Settings) -> None:
     with MongoServer(arguments=("--setParameter", "enableTestCommands=true")) as slow:
         client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(slow.url)
         with client:
@@ -517,7 +517,7 @@ def test_a_scrape_does_not_wait_for_another(settings: Settings) -> None:
     collector.close()
 
 
-def test_queues_that_begin_alike_or_are_many_do_not_end_a_scrape(settings: Settings) -> None:
+def test_similar_and_many_queues_do_not_fail_a_scrape(settings: Settings) -> None:
     names = [300 * "q" + "1", 300 * "q" + "2", *(f"q{n}" for n in range(1200))]
     collector = RtsCollector(settings, lambda: [QueueReading(n, 1, 2, 3, 4) for n in names])
     text = exposed(collector)
@@ -530,8 +530,8 @@ def test_queues_that_begin_alike_or_are_many_do_not_end_a_scrape(settings: Setti
     assert sum(hopeless.values()) == 4 * len(names)
 
 
-def test_what_was_known_is_shown_where_an_answer_takes_its_time(settings: Settings) -> None:
-    """In Flower, which has others to serve than Prometheus."""
+def test_a_slow_answer_is_replaced_by_the_last_one(settings: Settings) -> None:
+    """In Flower, which has more to do than to serve Prometheus."""
     slow = [False]
 
     def answers() -> list[QueueReading]:

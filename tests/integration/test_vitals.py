@@ -1,4 +1,4 @@
-"""Status, metrics and predictions tell the same of the same fleet, whoever wrote to Redis."""
+"""Status, metrics and predictions report the same about one fleet, whoever wrote to Redis."""
 
 from __future__ import annotations
 

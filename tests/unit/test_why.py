@@ -44,7 +44,7 @@ def test_the_reason_of_one_run(run: dict[str, Any], reason: str | None) -> None:
     assert reason_of(run) == reason
 
 
-def test_most_of_them_decide() -> None:
+def test_the_most_frequent_reason_wins() -> None:
     found = why([late(3.0), late(3.0), late(9.0), late(None, queueing_delay_s=None)])
     assert (found.runs, found.reason) == (3, QUEUEING)
     assert found.shares == {QUEUEING: 2 / 3, LOAD: 0.0, TAU: 1 / 3}

@@ -1,4 +1,4 @@
-"""Asking one server in a thread of its own, by many at once."""
+"""Querying one server in a background thread, by many callers at once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def hurried() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("hurried")
-def test_who_comes_while_a_question_is_put_waits_for_its_answer() -> None:
+def test_callers_during_a_query_wait_for_its_answer() -> None:
     source = Source("a server", lambda: 1)
 
     def answers() -> set[int | None]:
