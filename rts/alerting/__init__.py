@@ -1,1 +1,1 @@
-"""Alerts without Prometheus: what fires, whom it is told to. Knows nothing of Celery."""
+"""Alerts without Prometheus: what fires, and who is notified. Knows nothing of Celery."""

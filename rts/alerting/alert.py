@@ -1,4 +1,4 @@
-"""One alert: what is wrong, from when on, and how it reads in a message."""
+"""One alert: what is wrong, since when, and how it reads in a message."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from datetime import datetime, timezone
 from typing import Any
 
 from rts.validation import json_object
+from rts.views.plain import iso
 
-#: Version of the JSON document that webhooks get. Fields may be added to it.
+#: Version of the JSON document that webhooks get. New fields do not change it.
 VERSION = 1
 #: States of an alert.
 FIRING, RESOLVED = "firing", "resolved"
-#: Characters of a summary, and of a label: names of queues are strangers' texts.
+#: Maximum length of a summary, and of a label: names of queues are untrusted text.
 MAX_SUMMARY, MAX_LABEL = 500, 200
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What is wrong now. An alert fires for each *key* that there is one of."""
+    """Something that is wrong now. One alert fires for each *key*."""
 
-    #: Stays the same while the trouble lasts.
+    #: Stays the same while the condition lasts.
     key: str
     #: One of ``rts.webhooks.EVENTS``.
     kind: str
@@ -33,16 +34,18 @@ class Condition:
     summary: str
     labels: Mapping[str, str]
     values: Mapping[str, float]
-    #: Key of a condition that says the same more urgently: while there is one, no alert
-    #: begins with this one.
+    #: Key of a more urgent condition that says the same: while that one holds, no alert starts
+    #: for this one.
     covered_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """An alert that begins or ends. Instants are epoch seconds by the fleet's clock."""
+    """An alert that starts firing or is resolved. Instants are epoch seconds by the fleet's
+    clock.
+    """
 
-    #: The same when it begins and when it ends; another one when it comes again.
+    #: The same when it fires and when it is resolved; a new one when it recurs.
     id: str
     key: str
     kind: str
@@ -53,12 +56,12 @@ class Alert:
     labels: Mapping[str, str] = field(default_factory=dict)
     values: Mapping[str, float] = field(default_factory=dict)
     started_at: float = 0.0
-    #: When this message was made.
+    #: When this message was created.
     at: float = 0.0
 
     @classmethod
     def of(cls, condition: Condition, alert_id: str, now: float) -> Alert:
-        """Return the alert that begins with *condition*."""
+        """Return the alert that *condition* starts."""
         return cls(
             alert_id,
             condition.key,
@@ -73,7 +76,7 @@ class Alert:
         )
 
     def to_json(self) -> str:
-        """Return it as it stands in Redis."""
+        """Return it as stored in Redis."""
         return json.dumps(asdict(self), separators=(",", ":"))
 
     @classmethod
@@ -81,7 +84,7 @@ class Alert:
         """Read what :meth:`to_json` wrote; fields of newer versions are ignored.
 
         Raises:
-            ValueError: it is no such text.
+            ValueError: *text* is not such a document.
         """
         values = json_object(text, "an alert")
         try:
@@ -93,7 +96,7 @@ class Alert:
 
 
 def json_document(alert: Alert, link: str | None) -> dict[str, Any]:
-    """Return what a webhook of format ``json`` gets."""
+    """Return the document for a webhook of format ``json``."""
     return {
         "version": VERSION,
         "id": alert.id,
@@ -111,14 +114,14 @@ def json_document(alert: Alert, link: str | None) -> dict[str, Any]:
 
 
 def slack_document(alert: Alert, link: str | None) -> dict[str, Any]:
-    """Return what a webhook of format ``slack`` gets.
+    """Return the document for a webhook of format ``slack``.
 
     >>> slack_document(Alert("1", "k", "task_overdue", FIRING, "page", "<b> & @all"), None)
     {'text': ':red_circle: *firing* (page): &lt;b&gt; &amp; @all'}
     """
     icon = ":red_circle:" if alert.state == FIRING else ":white_check_mark:"
     text = f"{icon} *{alert.state}* ({alert.severity}): {escaped(alert.summary)}"
-    return {"text": text if link is None else f"{text} <{link}|Look>"}
+    return {"text": text if link is None else f"{text} <{link}|Details>"}
 
 
 def body_of(alert: Alert, webhook_format: str, link: str | None) -> bytes:
@@ -134,7 +137,7 @@ def signature(secret: str, timestamp: str, body: bytes) -> str:
 
 
 def escaped(text: str) -> str:
-    """Return *text* so that Slack shows it as text: no links, mentions or lines of it.
+    """Return *text* so that Slack shows it as it is, without links or mentions.
 
     >>> escaped("<!channel> & <http://evil|ok>")
     '&lt;!channel&gt; &amp; &lt;http://evil|ok&gt;'
@@ -143,7 +146,7 @@ def escaped(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return *text* without what breaks lines or has no shape.
+    """Return *text* with a space for each line break or unprintable character.
 
     >>> one_line("a" + chr(10) + "b" + chr(0x202e))
     'a b '
@@ -152,5 +155,4 @@ def one_line(text: str) -> str:
 
 
 def _iso(at: float) -> str:
-    instant = datetime.fromtimestamp(at, timezone.utc)
-    return instant.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return iso(datetime.fromtimestamp(at, timezone.utc))

@@ -1,4 +1,4 @@
-"""What is wrong now: objectives that burn, and tasks that are overdue."""
+"""What is wrong now: burning objectives and overdue tasks."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from rts.views.slo import Standing
 
 SLO_BURNING, TASK_OVERDUE = "slo_burning", "task_overdue"
 
-#: Groups of overdue tasks that are told apart: queues may have strangers' names.
+#: Groups of overdue tasks with an alert of their own: there may be any number of queue names.
 MAX_GROUPS = 50
-#: Overdue tasks that are looked at; those beyond are not counted.
+#: Overdue tasks that are examined; those beyond are not counted.
 MAX_OVERDUE = 2000
 
 
 def burning_conditions(standings: Sequence[Standing]) -> list[Condition]:
-    """Return one condition for each objective and severity that burns: the most urgent
-    rule of that severity. The most urgent severity covers the others.
+    """Return one condition for each objective and severity that burns, by the most urgent rule
+    of that severity. The most urgent severity covers the others.
     """
     found: dict[str, Condition] = {}
     for standing in standings:
@@ -36,10 +36,10 @@ def burning_conditions(standings: Sequence[Standing]) -> list[Condition]:
             whose = standing.objective
             if whose == ALL:
                 whose = "all tasks" if len(standings) == 1 else "all other tasks"
-            # Some are missed, so it is never all.
+            # Some were missed, so it never shows 100.
             in_time = min(99.9, 100 * (window.on_time_ratio or 0.0))
             summary = (
-                f"{whose}: {in_time:.1f} % in time within {rule.long} ({window.valid} tasks), "
+                f"{whose}: {in_time:.1f} % in time over {rule.long} ({window.valid} tasks), "
                 f"objective {100 * standing.target:g} %. The error budget burns "
                 f"{window.burn_rate:.1f} times too fast"
             )
@@ -62,8 +62,8 @@ def burning_conditions(standings: Sequence[Standing]) -> list[Condition]:
 
 
 def overdue_conditions(tasks: Iterable[OpenTask], now: float) -> list[Condition]:
-    """Return one condition for each type and queue with *tasks* that are overdue at
-    *now*, those with the most first, and at most ``MAX_GROUPS``.
+    """Return one condition for each type and queue with *tasks* that are overdue at *now*:
+    those with the most tasks first, at most ``MAX_GROUPS``.
     """
     groups: dict[tuple[str, str], list[float]] = {}
     for task in tasks:
@@ -79,7 +79,7 @@ def overdue_conditions(tasks: Iterable[OpenTask], now: float) -> list[Condition]
                 f"{TASK_OVERDUE}/{task_type}/{queue}",
                 TASK_OVERDUE,
                 "ticket",
-                f"{what} overdue: type {task_type}, queue {queue}, the oldest for "
+                f"{what} overdue: type {task_type}, queue {queue}, the oldest by "
                 f"{oldest_s:.0f} s",
                 {"task_type": task_type, "queue": queue},
                 {"tasks": count, "oldest_s": oldest_s},
@@ -89,11 +89,11 @@ def overdue_conditions(tasks: Iterable[OpenTask], now: float) -> list[Condition]
 
 
 def overdue_tasks(link: Link, keys: Keys) -> tuple[list[OpenTask], bool]:
-    """Return the tasks that are overdue, and whether these are all: not where there are
-    more than ``MAX_OVERDUE``, of which the latest are returned.
+    """Return the overdue tasks, and whether these are all of them: of more than
+    ``MAX_OVERDUE``, the latest are returned.
 
     Raises:
-        StoreUnavailable: Redis is away.
+        StoreUnavailable: Redis is unavailable.
     """
     count, ids = link.call(
         pack("ZCARD", keys.overdue), pack("ZREVRANGE", keys.overdue, 0, MAX_OVERDUE - 1)

@@ -1,4 +1,4 @@
-"""Brings the messages of one webhook to its receiver, in order, until they are there."""
+"""Delivers the messages of one webhook in order, and retries until they are received."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from rts.webhooks import Webhook
 
 logger = logging.getLogger("rts.alerts")
 
-#: Seconds between looks for a new message.
+#: Seconds between polls for a new message.
 POLL_S = 0.5
-#: Seconds before the second attempt, and the longest wait before a later one.
+#: Back-off before the second attempt, and its maximum, in seconds.
 MIN_BACKOFF_S, MAX_BACKOFF_S = 1.0, 60.0
-#: Seconds after which a message is given up.
+#: Age at which a message is dropped, in seconds.
 GIVE_UP_S = 86400.0
 
 
 class WebhookDelivery:
-    """One webhook's thread: what it waits for delays nothing else.
+    """The thread of one webhook, so that a slow receiver delays nothing else.
 
-    A message is taken off its list only once it was received, so it is sent again by
-    the next companion if this one is killed in between: at least once, in order.
+    A message is removed from its list only after it was received, so the next leader sends it
+    again if this one is killed in between: at least once, in order.
     """
 
     def __init__(
@@ -51,15 +51,15 @@ class WebhookDelivery:
         self._may_send = may_send
         self._jitter = jitter
         self._stop = threading.Event()
-        #: Attempts that failed in a row.
+        #: Consecutive attempts that failed.
         self._failures = 0
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         threading.Thread(target=self._run, name="rts-webhook", daemon=True).start()
 
     def stop(self) -> None:
-        """End after the message that is on its way; waits for nothing."""
+        """Stop after the message in flight, without waiting for it."""
         self._stop.set()
 
     def _run(self) -> None:
@@ -69,7 +69,7 @@ class WebhookDelivery:
                 wait_s = self.step()
             except StoreUnavailable:
                 pass  # logged already
-            except Exception as exc:  # noqa: BLE001  the next message may go better
+            except Exception as exc:  # noqa: BLE001  the next message may succeed
                 health.count("webhook_errors")
                 health.warn_once(
                     f"webhook:{type(exc).__name__}", "rts: a webhook failed", exc_info=True
@@ -77,10 +77,10 @@ class WebhookDelivery:
             self._stop.wait(wait_s)
 
     def step(self) -> float:
-        """Try to deliver the oldest message; return the seconds to wait before the next.
+        """Try to deliver the oldest message; return the seconds to wait before the next step.
 
         Raises:
-            StoreUnavailable: Redis is away.
+            StoreUnavailable: Redis is unavailable.
         """
         (text,) = self._link.call(pack("LINDEX", self._waiting, 0))
         if text is None:
@@ -92,11 +92,11 @@ class WebhookDelivery:
         if alert is None or self._clock.now() - alert.at > GIVE_UP_S:
             health.count("webhook_dropped")
             logger.error(
-                "rts: a message for the webhook at %s is given up: it could not be delivered "
+                "rts: dropped a message for the webhook at %s: it could not be delivered "
                 "for a day",
                 self._hook.shown,
             )
-            return self._done(text, 0.0)
+            return self._remove(text, 0.0)
         if not self._may_send():
             return POLL_S
         try:
@@ -105,8 +105,8 @@ class WebhookDelivery:
             health.count("webhook_failures")
             if not self._failures:  # one line per outage
                 logger.warning(
-                    "rts: the webhook at %s does not take a message: %s. It is tried again "
-                    "for a day",
+                    "rts: the webhook at %s does not accept a message: %s. Retrying for up "
+                    "to a day",
                     self._hook.shown,
                     exc,
                 )
@@ -114,10 +114,10 @@ class WebhookDelivery:
             longest = min(MAX_BACKOFF_S, MIN_BACKOFF_S * 2.0 ** min(self._failures - 1, 10))
             return longest * (0.5 + 0.5 * self._jitter())
         if self._failures:
-            logger.warning("rts: the webhook at %s takes messages again", self._hook.shown)
+            logger.warning("rts: the webhook at %s accepts messages again", self._hook.shown)
         self._failures = 0
         health.count("webhook_delivered")
-        return self._done(text, self._hook.min_interval_s)
+        return self._remove(text, self._hook.min_interval_s)
 
     def _send(self, alert: Alert) -> None:
         body = body_of(alert, self._hook.format, self._hook.link)
@@ -127,6 +127,6 @@ class WebhookDelivery:
             headers["X-Rts-Signature"] = signature(self._hook.secret, timestamp, body)
         post(self._hook, body, headers)
 
-    def _done(self, text: bytes, wait_s: float) -> float:
+    def _remove(self, text: bytes, wait_s: float) -> float:
         self._link.call(pack("LREM", self._waiting, 1, text))
         return wait_s

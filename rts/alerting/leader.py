@@ -1,4 +1,4 @@
-"""One companion of the fleet decides on alerts and sends the messages: the leader."""
+"""The leader: the one companion of the fleet that evaluates alerts and sends their messages."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from rts.objectives import WINDOWS
 from rts.settings import Settings
 from rts.views.slo import standings
 
-#: Seconds that a leader leads on without a word, so that a dead one is followed soon.
+#: Duration of the lease in seconds: how long a dead leader keeps others from taking over.
 LEASE_S = 10.0
-#: Seconds between looks at the lease.
-LEAD_S = 1.0
-#: Seconds between looks at what is overdue, and at the objectives.
+#: Seconds between renewals of the lease.
+RENEW_S = 1.0
+#: Seconds between evaluations of overdue tasks, and of the objectives.
 OVERDUE_S, OBJECTIVES_S = 2.0, 15.0
-#: The next look at the objectives comes after so many times what the last one took, but
-#: no later than so many seconds: a large ledger is not kept busy with it.
-SPARE, LONGEST_S = 10.0, 120.0
-#: Seconds for which nothing of a kind may be overdue before its alert ends. Burn rates
-#: have windows of their own.
+#: The pause before the objectives are evaluated again: a multiple of how long the last
+#: evaluation took, and the maximum in seconds. This must not keep a large ledger busy.
+PAUSE_FACTOR, MAX_PAUSE_S = 10.0, 120.0
+#: Seconds for which nothing of a kind may be overdue before its alert ends. Burn rates have
+#: windows of their own.
 QUIET_S = {TASK_OVERDUE: 30.0}
 
 
 class Leader:
-    """Leads if no other companion does. :meth:`lead` and the looks are called again and
-    again, from different threads: looking takes longer than a lease may wait.
+    """Leads if no other companion does. :meth:`lead` and the evaluations are called
+    periodically, from different threads: an evaluation may take longer than the lease lasts.
     """
 
     def __init__(
@@ -66,35 +66,35 @@ class Leader:
         self._now = now
         self._store = AlertStore(link, settings, clock, quiet_s=quiet_s, now=now)
         self._deliveries: list[WebhookDelivery] = []
-        # A month is a lot to count; what burns shows in its windows.
+        # Counting a month is expensive, and burn rates do not need it.
         longest = max(WINDOWS.values())
         self._burning_only = replace(settings, slo_window=min(settings.slo_window, longest))
-        #: Monotonic instant from which on to look at the objectives again.
-        self._look_from = -1e9
-        #: Whether some worker has receivers of alerts of objectives.
+        #: Monotonic instant of the next evaluation of the objectives.
+        self._evaluate_from = -1e9
+        #: Whether some worker has receivers of ``slo_burning``.
         self._listened = False
-        #: Monotonic instant of the last word of Redis that this companion leads.
-        self._led_at = -1e9
+        #: Monotonic instant at which Redis last granted the lease.
+        self._confirmed_at = -1e9
 
     def leads(self) -> bool:
         """Whether no other companion can lead now."""
-        return self._now() - self._led_at < LEASE_S / 2
+        return self._now() - self._confirmed_at < LEASE_S / 2
 
     def lead(self) -> bool:
-        """Take or keep the lead, if it is free and there is anybody to tell; return
-        whether this companion leads.
+        """Take or renew the lease, if there is anybody to notify; return whether this companion
+        leads.
 
         Raises:
-            StoreUnavailable: Redis is away.
+            StoreUnavailable: Redis is unavailable.
         """
         if not (self._settings.webhooks or self._listened):
             return False
         asked_at = self._now()
         if not self._lease.take():
-            self._led_at = -1e9
-            self._dismiss()
+            self._confirmed_at = -1e9
+            self._stop_deliveries()
             return False
-        self._led_at = asked_at
+        self._confirmed_at = asked_at
         if not self._deliveries:
             self._deliveries = [
                 WebhookDelivery(hook, self._link, self._keys, self._clock, self.leads)
@@ -104,60 +104,59 @@ class Leader:
                 delivery.start()
         return True
 
-    def look_at_objectives(self) -> int:
-        """Begin and end alerts of objectives, where anybody is to be told of them; return
-        how many.
+    def evaluate_objectives(self) -> int:
+        """Start and end alerts of objectives, if anybody is notified of them; return how many.
 
         Raises:
-            StoreUnavailable: a server is away; what fires goes on.
+            StoreUnavailable: a server is unavailable; firing alerts keep firing.
         """
         (listened,) = self._link.call(pack("EXISTS", self._keys.listening))
         self._listened = bool(listened)
         if not self.leads():
             return 0
-        if not (self._listened or self._told(SLO_BURNING)):
-            return self._store.update((SLO_BURNING,), ())  # what fires is from before
+        if not (self._listened or self._has_webhook(SLO_BURNING)):
+            return self._store.update((SLO_BURNING,), ())  # left from earlier settings
         begin = self._now()
-        if begin < self._look_from:
+        if begin < self._evaluate_from:
             return 0
         now = datetime.fromtimestamp(self._clock.now(), timezone.utc)
         found = standings(self._database, self._burning_only, now)
         if any(standing.burning for standing in found):  # for what is left of the budget
             found = standings(self._database, self._settings, now)
         end = self._now()
-        self._look_from = end + min(LONGEST_S, SPARE * (end - begin))
+        self._evaluate_from = end + min(MAX_PAUSE_S, PAUSE_FACTOR * (end - begin))
         return (
             self._store.update((SLO_BURNING,), burning_conditions(found)) if self.leads() else 0
         )
 
-    def look_at_overdue(self) -> int:
-        """Begin and end alerts of overdue tasks, where a webhook is told of them; return
-        how many.
+    def evaluate_overdue(self) -> int:
+        """Start and end alerts of overdue tasks, if a webhook is notified of them; return how
+        many.
 
         Raises:
-            StoreUnavailable: Redis is away.
+            StoreUnavailable: Redis is unavailable.
         """
         if not self.leads():
             return 0
-        if not self._told(TASK_OVERDUE):
-            return self._store.update((TASK_OVERDUE,), ())  # what fires is from before
+        if not self._has_webhook(TASK_OVERDUE):
+            return self._store.update((TASK_OVERDUE,), ())  # left from earlier settings
         tasks, are_all = overdue_tasks(self._link, self._keys)
         found = overdue_conditions(tasks, self._clock.now())
         return self._store.update((TASK_OVERDUE,) if are_all else (), found)
 
     def leave(self) -> None:
-        """Let another companion lead at once.
+        """Release the lease, so that another companion can lead at once.
 
         Raises:
-            StoreUnavailable: Redis is away.
+            StoreUnavailable: Redis is unavailable.
         """
-        self._dismiss()
-        self._led_at = -1e9
+        self._stop_deliveries()
+        self._confirmed_at = -1e9
         self._lease.leave()
 
-    def _told(self, kind: str) -> bool:
+    def _has_webhook(self, kind: str) -> bool:
         return any(kind in hook.events for hook in self._settings.webhooks)
 
-    def _dismiss(self) -> None:
+    def _stop_deliveries(self) -> None:
         while self._deliveries:
             self._deliveries.pop().stop()

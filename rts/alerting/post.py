@@ -1,4 +1,4 @@
-"""Sending one message to a webhook, over HTTP."""
+"""Send one message to a webhook, over HTTP."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from urllib.parse import unquote, urlsplit
 
 from rts.webhooks import Webhook
 
-#: Seconds for a connection, and for the answer. One that is slow rather than down
-#: would get the same message again and again if it was not waited for; nobody else
-#: waits for it.
+#: Seconds to connect, and for the whole response. A receiver that is slow rather than down
+#: would get the same message again and again if the limit were short; nothing else waits for
+#: it.
 CONNECT_S, ANSWER_S = 5.0, 20.0
 
 
@@ -31,46 +31,46 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None
 
 
-class _InTime(HTTPConnection):
-    """Hangs up on a receiver that has not answered in time. A timeout of the socket alone
-    is for each piece of an answer: one that trickles would hold its courier for ever.
+class _TimeLimited(HTTPConnection):
+    """Hangs up on a receiver that has not responded in time. The timeout of the socket applies
+    to each read: a response that trickles in would block the thread for ever.
     """
 
-    _alarm: threading.Timer | None = None
-    _is_late = False
+    _timer: threading.Timer | None = None
+    _expired = False
 
     def connect(self) -> None:
         super().connect()
         self.sock.settimeout(ANSWER_S)
-        self._alarm = threading.Timer(ANSWER_S, self._hang_up, (self.sock,))
-        self._alarm.daemon = True
-        self._alarm.start()
+        self._timer = threading.Timer(ANSWER_S, self._hang_up, (self.sock,))
+        self._timer.daemon = True
+        self._timer.start()
 
     def getresponse(self) -> HTTPResponse:
         try:
             answer = super().getresponse()
         finally:
-            if self._alarm is not None:
-                self._alarm.cancel()
-        if self._is_late:  # the end of a connection ends a header, too
+            if self._timer is not None:
+                self._timer.cancel()
+        if self._expired:  # the end of a connection also ends a header
             answer.close()
             raise TimeoutError
         return answer
 
     def _hang_up(self, connection: socket.socket) -> None:
-        self._is_late = True
+        self._expired = True
         try:
-            # Of the socket below TLS, from which another thread reads at this moment.
+            # On the socket below TLS: another thread is reading from this one.
             socket.socket.shutdown(connection, socket.SHUT_RDWR)
-        except OSError:  # it has ended
+        except OSError:  # already closed
             pass
 
 
-class _Connection(_InTime):
+class _Connection(_TimeLimited):
     pass
 
 
-class _TLSConnection(_InTime, HTTPSConnection):
+class _TLSConnection(_TimeLimited, HTTPSConnection):
     pass
 
 
@@ -85,13 +85,13 @@ class _OverTLS(urllib.request.HTTPSHandler):
 
 
 def post(hook: Webhook, body: bytes, headers: dict[str, str]) -> None:
-    """Send *body* to *hook*; any answer 2xx is a receipt.
+    """Send *body* to *hook*; any 2xx response acknowledges it.
 
-    Certificates are verified. Proxies are those of the environment. Nothing of the
-    answer's body is read.
+    Certificates are verified. Proxies are those of the environment. The body of the response is
+    not read.
 
     Raises:
-        NotDelivered: there was no such answer.
+        NotDelivered: there was no such response.
     """
     url, authorization = without_credentials(hook.url)
     headers = {"Content-Type": "application/json", "User-Agent": "rts", **headers}
@@ -107,7 +107,7 @@ def post(hook: Webhook, body: bytes, headers: dict[str, str]) -> None:
         exc.close()
         raise NotDelivered(f"it answers {exc.code}") from None
     except (OSError, HTTPException, ValueError) as exc:
-        # A driver's text may hold the URL; the kind of trouble does not.
+        # The text of the error may hold the URL; its type does not.
         cause = exc.reason if isinstance(exc, urllib.error.URLError) else exc
         name = type(cause).__name__ if isinstance(cause, BaseException) else "URLError"
         raise NotDelivered(f"it does not answer ({name})") from None

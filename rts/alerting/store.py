@@ -1,4 +1,4 @@
-"""What fires now, in Redis: each alert begins once and ends once, whoever leads."""
+"""The alerts that fire now, in Redis: each starts once and ends once, whoever leads."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from rts.settings import Settings
 
 RAISE = Script.load("raise")
 
-#: Messages that wait for one webhook at most; past that the oldest go, counted.
+#: Messages that are queued for one webhook at most; past that the oldest are dropped, counted.
 MAX_WAITING = 1000
-#: Seconds that messages are kept for a webhook, which may have been taken out.
+#: Seconds that messages are kept for a webhook, which may have been removed from the settings.
 KEEP_S = 2 * 86400
-#: Seconds for which an alert fires on while no companion decides on alerts: for ever would
-#: be a lie where there is nobody left to tell.
+#: Seconds for which an alert keeps firing without a leader: with nobody left to resolve it, it
+#: must not fire for ever.
 UNLED_S = 86400
 
 
 class AlertStore:
-    """Begins and ends alerts, and queues the messages about them.
+    """Starts and ends alerts, and queues the messages about them.
 
     Args:
         quiet_s: by kind, seconds for which a condition must be gone before its alert
-            ends, so that one that comes and goes is told of once.
+            ends, so that a flapping one is reported once.
     """
 
     def __init__(
@@ -50,39 +50,39 @@ class AlertStore:
         self._clock = clock
         self._quiet_s = quiet_s
         self._now = now
-        #: Key of an alert whose condition is gone to the monotonic instant it was seen.
+        #: By key of an alert: the monotonic instant since when its condition is gone.
         self._gone: dict[str, float] = {}
 
     def update(self, kinds: Collection[str], conditions: Sequence[Condition]) -> int:
-        """Begin alerts for *conditions*, and end those of *kinds* that have none; return
-        how many began or ended.
+        """Start alerts for *conditions*, and end those of *kinds* without one; return how many
+        started or ended.
 
         Raises:
-            StoreUnavailable: Redis is away.
+            StoreUnavailable: Redis is unavailable.
         """
         reply, _ = self._link.call(
             pack("HGETALL", self._keys.alerts), pack("EXPIRE", self._keys.alerts, UNLED_S)
         )
         stored = dict(zip(reply[::2], reply[1::2], strict=True))
         changed = 0
-        there = {condition.key.encode() for condition in conditions}
+        present = {condition.key.encode() for condition in conditions}
         for condition in conditions:
             self._gone.pop(condition.key, None)
-            covered = (condition.covered_by or "").encode() in there
+            covered = (condition.covered_by or "").encode() in present
             if condition.key.encode() not in stored and not covered:
                 alert = Alert.of(condition, secrets.token_hex(16), self._clock.now())
-                changed += self._move(b"", alert.to_json(), alert)
+                changed += self._transition(b"", alert.to_json(), alert)
         for key, text in stored.items():
-            if key in there:
+            if key in present:
                 continue
             try:
                 alert = Alert.from_json(text)
-            except ValueError:  # of another version: it begins anew
+            except ValueError:  # of another version: it starts again
                 self._link.call(pack("HDEL", self._keys.alerts, key))
                 continue
             if alert.kind in kinds and self._is_over(alert):
                 ended = replace(alert, state=RESOLVED, at=self._clock.now())
-                changed += self._move(text, "", ended)
+                changed += self._transition(text, "", ended)
         return changed
 
     def _is_over(self, alert: Alert) -> bool:
@@ -93,12 +93,12 @@ class AlertStore:
         del self._gone[alert.key]
         return True
 
-    def _move(self, was: bytes, becomes: str, alert: Alert) -> int:
+    def _transition(self, was: bytes, becomes: str, alert: Alert) -> int:
         keys = self._keys
-        told = [keys.webhook(hook.id) for hook in self._hooks if alert.kind in hook.events]
+        queues = [keys.webhook(hook.id) for hook in self._hooks if alert.kind in hook.events]
         notice = notice_of(alert)
         call = RAISE.pack(
-            [keys.alerts, keys.events, keys.counters, *told],
+            [keys.alerts, keys.events, keys.counters, *queues],
             [
                 *(alert.key, was, becomes, alert.to_json()),
                 "" if notice is None else json.dumps(asdict(notice)),
@@ -109,7 +109,9 @@ class AlertStore:
 
 
 def notice_of(alert: Alert) -> SloBurning | None:
-    """Return what receivers of ``rts.signals.slo_burning`` are told of an alert."""
+    """Return the notice about an alert for receivers of ``rts.signals.slo_burning``; ``None``
+    if it is of another kind.
+    """
     if alert.kind != "slo_burning":
         return None
     return SloBurning(
@@ -128,7 +130,7 @@ def firing(link: Link, settings: Settings) -> list[Alert]:
     """Return the alerts that fire now, the oldest first.
 
     Raises:
-        StoreUnavailable: Redis is away.
+        StoreUnavailable: Redis is unavailable.
     """
     (texts,) = link.call(pack("HVALS", settings.keys.alerts))
     alerts = []

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from rts.alerting.leader import LEAD_S, OBJECTIVES_S, OVERDUE_S
+from rts.alerting.leader import OBJECTIVES_S, OVERDUE_S, RENEW_S
 from rts.companion.attempts import attempt
 from rts.companion.bookkeeping import SNAPSHOT_S, SUMS_S, Bookkeeping
 from rts.companion.upkeep import Upkeep
@@ -56,9 +56,9 @@ def _keep_books(books: Bookkeeping, stop: threading.Event) -> None:
     """Drain, and keep the taus, until *stop*; look at the ledger meanwhile."""
     leader = books.leader
     _repeat(stop, SUMS_S, ("summing up past hours", books.sum_up))
-    _repeat(stop, LEAD_S, ("alerting", leader.lead))
-    _repeat(stop, OVERDUE_S, ("telling of overdue tasks", leader.look_at_overdue))
-    _repeat(stop, OBJECTIVES_S, ("looking at the objectives", leader.look_at_objectives))
+    _repeat(stop, RENEW_S, ("alerting", leader.lead))
+    _repeat(stop, OVERDUE_S, ("telling of overdue tasks", leader.evaluate_overdue))
+    _repeat(stop, OBJECTIVES_S, ("looking at the objectives", leader.evaluate_objectives))
     _repeat(stop, LOOK_S, ("looking for overdue tasks", books.overdue.step))
     snapshot_at = restore_at = 0.0
     while not stop.is_set():

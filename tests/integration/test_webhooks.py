@@ -1,4 +1,4 @@
-"""Webhooks: a receiver in trouble, leaders that die, and what messages hold."""
+"""Webhooks: receivers in trouble, leaders that die, and the content of messages."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def delivery_of(
     return WebhookDelivery(hook, link, settings.keys, clock, lambda: True, jitter=lambda: 1.0)
 
 
-def test_an_alert_begins_once_and_ends_once(
+def test_an_alert_starts_once_and_ends_once(
     make_settings: MakeSettings, links: Any, receiver: Receiver
 ) -> None:
     settings = make_settings({"url": receiver.url + "/hook?x=1", "secret": SECRET})
@@ -134,7 +134,7 @@ def test_an_alert_begins_once_and_ends_once(
         "kind": KIND,
         "state": "firing",
         "severity": "ticket",
-        "summary": "1 task is overdue: type cpu-light, queue celery, the oldest for 10 s",
+        "summary": "1 task is overdue: type cpu-light, queue celery, the oldest by 10 s",
         "labels": {"task_type": "cpu-light", "queue": "celery"},
         "values": {"tasks": 1, "oldest_s": 10.0},
         "started_at": begun.document["started_at"],
@@ -153,7 +153,7 @@ def test_an_alert_begins_once_and_ends_once(
         assert message.headers["X-Rts-Id"] == alert.id
 
 
-def test_what_comes_and_goes_is_told_once(make_settings: MakeSettings, links: Any) -> None:
+def test_a_flapping_condition_alerts_once(make_settings: MakeSettings, links: Any) -> None:
     settings = make_settings()
     now = [0.0]
     quiet = {KIND: 30.0}
@@ -167,7 +167,7 @@ def test_what_comes_and_goes_is_told_once(make_settings: MakeSettings, links: An
     assert changes == [1, 0, 0, 0, 0, 0, 1]
 
 
-def test_what_nobody_is_told_of_any_more_does_not_fire_for_ever(
+def test_an_alert_without_a_webhook_does_not_fire_for_ever(
     make_settings: MakeSettings, links: Any, receiver: Receiver, mongo: Any, redis_client: Any
 ) -> None:
     hook = {"url": receiver.url}
@@ -179,12 +179,12 @@ def test_what_nobody_is_told_of_any_more_does_not_fire_for_ever(
     assert 0 < redis_client.ttl(now.keys.alerts) <= UNLED_S
     leader = Leader(link, now, FleetClock(), "one", mongo, quiet_s={})
     assert leader.lead()
-    assert leader.look_at_overdue() == 1
+    assert leader.evaluate_overdue() == 1
     assert firing(link, now) == []
     leader.leave()
 
 
-def test_half_a_character_in_a_queue_hides_no_other(
+def test_a_lone_surrogate_in_a_queue_hides_no_other(
     make_settings: MakeSettings, links: Any, receiver: Receiver
 ) -> None:
     settings = make_settings({"url": receiver.url})
@@ -224,10 +224,10 @@ def test_a_receiver_in_trouble_gets_the_message_once_it_is_back(
     assert message.headers["Authorization"] == "Basic dTpodXNo"
     assert "hush" not in caplog.text
     assert "hidden" not in caplog.text
-    assert caplog.text.count("does not take a message") == 1
+    assert caplog.text.count("does not accept a message") == 1
 
 
-def test_the_longest_wait_and_the_end_of_patience(
+def test_the_longest_back_off_and_giving_up(
     make_settings: MakeSettings, links: Any, receiver: Receiver, redis_client: Any
 ) -> None:
     settings = make_settings({"url": receiver.url})
@@ -244,7 +244,7 @@ def test_the_longest_wait_and_the_end_of_patience(
     assert redis_client.llen(settings.keys.webhook(settings.webhooks[0].id)) == 0
 
 
-def test_messages_that_wait_are_bounded_and_broken_ones_dropped(
+def test_waiting_messages_are_bounded_and_broken_ones_dropped(
     make_settings: MakeSettings, links: Any, receiver: Receiver, redis_client: Any
 ) -> None:
     settings = make_settings({"url": receiver.url, "min_interval": 0})
@@ -280,12 +280,12 @@ def test_receivers_get_what_they_want_in_their_format(
     assert message.path == "/a"
     assert message.document == {
         "text": ":red_circle: *firing* (ticket): 1 task is overdue: type cpu-light, queue "
-        "&lt;!channel&gt; &amp; &lt;http://evil|click&gt; [31m , the oldest for 10 s "
-        f"<{link_to}|Look>"
+        "&lt;!channel&gt; &amp; &lt;http://evil|click&gt; [31m , the oldest by 10 s "
+        f"<{link_to}|Details>"
     }
 
 
-def test_a_slow_receiver_delays_no_other_and_no_leader(
+def test_a_slow_receiver_delays_neither_others_nor_the_leader(
     make_settings: MakeSettings, links: Any, receiver: Receiver, mongo: Any
 ) -> None:
     receiver.status = None
@@ -304,7 +304,7 @@ def test_a_slow_receiver_delays_no_other_and_no_leader(
         other.down()
 
 
-def test_one_companion_leads_and_another_follows(
+def test_one_companion_leads_and_another_takes_over(
     make_settings: MakeSettings, links: Any, receiver: Receiver, mongo: Any, redis_client: Any
 ) -> None:
     settings = make_settings({"url": receiver.url, "min_interval": 0})
@@ -334,7 +334,7 @@ def test_one_companion_leads_and_another_follows(
     assert not silent.lead()  # there is nobody to tell
 
 
-def test_an_answer_that_trickles_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_response_that_trickles_in_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each byte of it comes in time, the whole does not."""
     monkeypatch.setattr("rts.alerting.post.ANSWER_S", 0.5)
     hung_up = threading.Event()
@@ -385,7 +385,7 @@ def test_certificates_are_verified(
     assert [message.body for message in receiver.taken] == [b"{}"]
 
 
-def test_secrets_stand_nowhere(make_settings: MakeSettings, links: Any) -> None:
+def test_secrets_appear_nowhere(make_settings: MakeSettings, links: Any) -> None:
     hook = {"url": "https://u:hush@hooks.slack.com/services/T0/B0/token", "secret": SECRET}
     settings = make_settings(hook)
     for text in (repr(settings), repr(settings.webhooks), settings.webhooks[0].shown):
@@ -454,7 +454,7 @@ def test_a_bad_webhook_fails_at_install_and_shows_no_secret(value: Any) -> None:
         (None, "'a NoneType'"),
     ],
 )
-def test_a_bad_webhook_is_told_by_its_host(url: Any, shown: str) -> None:
+def test_a_bad_webhook_is_named_by_its_host(url: Any, shown: str) -> None:
     for key, hook in (("url", {"url": url}), ("link", {"url": "https://a", "link": url})):
         if hook.get(key) is not None or key == "url":
             with pytest.raises(rts.ConfigurationError) as caught:
@@ -463,7 +463,7 @@ def test_a_bad_webhook_is_told_by_its_host(url: Any, shown: str) -> None:
             assert told.startswith(f"rts_webhooks[0]['{key}'] = {shown} is not valid; ")
 
 
-def test_a_burning_objective_is_told_once_in_the_fleet_through_deaths(
+def test_a_burning_objective_alerts_once_in_the_fleet_despite_deaths(
     make_stage: Callable[..., Stage],
     tmp_path: Any,
     receiver: Receiver,
@@ -536,7 +536,7 @@ def test_a_burning_objective_is_told_once_in_the_fleet_through_deaths(
 
 
 @pytest.mark.parametrize("pool", ["solo", "gevent"])
-def test_events_are_told_in_other_pools_while_a_task_runs(
+def test_events_are_delivered_in_other_pools_while_a_task_runs(
     make_stage: Callable[..., Stage], tmp_path: Any, redis_client: Any, pool: str
 ) -> None:
     stage, told = make_stage(), Told(tmp_path / "told")
