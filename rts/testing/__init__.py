@@ -1,4 +1,4 @@
-"""Real servers, workers and in-memory stores for tests: ours and our users'."""
+"""Real servers and workers for tests: ours and our users'."""
 
 from rts.testing.binaries import ServerNotFound
 from rts.testing.server import ServerFailed

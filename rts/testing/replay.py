@@ -1,10 +1,10 @@
-"""Replaying a workload through real workers: each job is a task that sleeps.
+"""Replay a workload through real workers: each job is a task that sleeps.
 
-The speed-up makes hours into minutes: arrivals, service times, first taus and floors
-are divided by it alike, so that the same deadlines are met, as long as a task is long
-beside what Celery itself needs for one (a few milliseconds). How soon publishers learn
-of what has ended is not all in the app's hands: it stays some tenths of a second, which
-is as many times longer on the workload's clock (:func:`learning_lag_s`).
+The speed-up turns hours into minutes: arrivals, service times, first taus and floors are all
+divided by it, so that the same deadlines are met as long as a task is long compared with
+Celery's own overhead (a few milliseconds). The time until publishers learn from a finished run
+does not scale with it: it stays at some tenths of a second, which the speed-up multiplies on
+the workload's clock (:func:`learning_lag_s`).
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ APP = "rts.testing.replay_app"
 #: Seconds that the replay may take beyond twice what the slots need for the work.
 PATIENCE_S = 60.0
 
-#: Seconds after which the publisher reads the taus again: a second in production, less
-#: in proportion to the speed-up, and not so often that it takes CPU from the worker.
-LEAST_FRESH_S = 0.1
-#: Mean seconds until what has ended is in Redis: a worker ships five times a second.
+#: Shortest time in seconds after which the publisher reads the taus again. It is a second in
+#: production and less with the speed-up, but must not take CPU from the worker.
+MIN_FRESH_S = 0.1
+#: Mean seconds until a finished run is in Redis: a worker ships five times a second.
 SHIPPED_S = 0.1
 
 _PUBLISH = """
@@ -45,7 +45,7 @@ from rts.testing.replay_app import app, spec
 rts.tau.cache.FRESH_S = spec["fresh_s"]
 jobs = json.load(sys.stdin)
 with app.connection_for_write() as connection, app.amqp.Producer(connection) as producer:
-    for task in app.tasks.values():  # connects, and reads the taus, before the clock starts
+    for task in app.tasks.values():  # connect, and read the taus, before the clock starts
         pass
     producer.connection.ensure_connection()
     begun = time.time() + 0.5
@@ -59,7 +59,7 @@ with app.connection_for_write() as connection, app.amqp.Producer(connection) as 
 
 
 class Replayed(NamedTuple):
-    """What became of a job. Seconds of the trace, not of the clock."""
+    """The outcome of a job. Seconds of the trace, not of the clock."""
 
     task_type: str
     name: str
@@ -70,16 +70,20 @@ class Replayed(NamedTuple):
 
 def fresh_s(speedup: float) -> float:
     """Return the seconds after which the publisher of a replay reads the taus again."""
-    return max(LEAST_FRESH_S, FRESH_S / speedup)
+    return max(MIN_FRESH_S, FRESH_S / speedup)
 
 
 def learning_lag_s(speedup: float) -> float:
-    """Return the mean seconds, of the workload, until an end has changed the taus."""
+    """Return the mean seconds, on the workload's clock, until a finished run has changed the
+    taus.
+    """
     return (SHIPPED_S + fresh_s(speedup) / 2) * speedup
 
 
 def sped_up(settings: Settings, speedup: float) -> dict[str, Any]:
-    """Return the settings that make the same of jobs that are *speedup* times as fast."""
+    """Return the settings that give the same results with jobs that are *speedup* times as
+    fast.
+    """
     return {
         "rts_task_types": {
             kind.name: {"tau": kind.tau / speedup, "sla_multiplier": kind.sla_multiplier}
@@ -101,20 +105,21 @@ def replay(
     progress: Callable[[int, int], None] = lambda done, total: None,
     look: Callable[[Any], None] = lambda ledger: None,
 ) -> list[Replayed]:
-    """Run *jobs*, by arrival, on a worker of *slots* processes and servers of its own.
+    """Run *jobs*, sorted by arrival, on a worker of *slots* processes with servers of its own.
 
-    *scheduler* is ``rts_scheduler``. *progress* is told how many jobs have a verdict. *look*
-    is given the ledger's database at the end, before its server ends. Types that
-    *settings* do not know are declared.
+    *scheduler* is ``rts_scheduler``. *progress* gets the number of jobs with a verdict, and of
+    all. *look* gets the ledger's database at the end, before its server stops. Types that
+    *settings* lacks are declared.
 
     Raises:
-        TimeoutError: the queue was not worked off in time.
+        TimeoutError: the queue was not drained in time.
         ServerNotFound, WorkerFailed: a server or the worker could not be started.
     """
     settings = with_types(settings or Settings(), jobs)
     conf = {**sped_up(settings, speedup), "rts_scheduler": scheduler}
     with RedisServer() as redis, MongoServer() as mongo, ExitStack() as stack:
-        # The default spool goes by the URL of Redis: an earlier server's runs may lie there.
+        # The default spool is named after the URL of Redis: an earlier server's runs may lie
+        # there.
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rts-replay-")))
         conf.update(
             rts_redis_url=redis.url,
@@ -127,9 +132,9 @@ def replay(
             "names": sorted({job.name for job in jobs}),
             "fresh_s": fresh_s(speedup),
         }
-        # In a file: the names of a trace are more than an environment holds.
+        # In a file: the names of a trace may not fit into the environment.
         (folder / "spec.json").write_text(json.dumps(spec))
-        # Celery's own variable wins over what an app says.
+        # Celery's own variable overrides the app's setting.
         own = {"RTS_REPLAY": str(folder / "spec.json"), "CELERY_BROKER_URL": redis.url}
         env = {**os.environ, **own}
         rows = [
@@ -180,5 +185,5 @@ def _replayed(task: dict[str, Any], speedup: float) -> Replayed:
 
 
 def share(replayed: Sequence[Replayed]) -> float:
-    """Return the share of deadlines met, 0 to 1; 1.0 of nothing."""
+    """Return the share of deadlines met, 0 to 1; 1.0 without jobs."""
     return sum(job.met for job in replayed) / len(replayed) if replayed else 1.0

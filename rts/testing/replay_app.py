@@ -23,7 +23,7 @@ rts.install(app)
 
 
 def nap(seconds: float) -> None:
-    """Sleep, as a task that waits for something does."""
+    """Sleep, like a task that waits for I/O."""
     time.sleep(seconds)
 
 

@@ -30,12 +30,12 @@ class ServerFailed(RtsError):
 
 
 def _reserved(port: int) -> socket.socket:
-    """Return a socket that keeps *port* (0: any free one) for a server of ours.
+    """Return a socket that reserves *port* (0: any free one) for a server of ours.
 
-    It is bound but does not listen: clients are refused as if nothing were there,
-    the server can still bind (both set SO_REUSEADDR), and the kernel gives the port
-    to nobody else. Without it, while the server is down, the port could become the
-    near end of some connection, even of a client's connection to this very port.
+    It is bound but does not listen: clients are refused as if nothing were there, the server
+    can still bind (both set SO_REUSEADDR), and the kernel gives the port to nobody else.
+    Without it, while the server is down, the port could become the local end of some
+    connection, even of a client's connection to this very port.
 
     Raises:
         OSError: somebody listens on it.
@@ -51,7 +51,7 @@ def _reserved(port: int) -> socket.socket:
 
 
 def _remove(folder: Path, owner: int, holder: list[socket.socket]) -> None:
-    if os.getpid() == owner:  # not in a process that was forked from it
+    if os.getpid() == owner:  # not in a forked child
         shutil.rmtree(folder, ignore_errors=True)
     while holder:
         holder.pop().close()
@@ -60,15 +60,14 @@ def _remove(folder: Path, owner: int, holder: list[socket.socket]) -> None:
 class Server:
     """A server process with its folder. A context manager.
 
-    *port* is taken from the free ones unless it is given, and stays the same as
-    long as the object lives.
+    *port* is a free one unless it is given, and stays the same as long as the object lives.
     """
 
     def __init__(self, port: int | None = None) -> None:
         self._holder: list[socket.socket] = []
         try:
             self._holder.append(_reserved(port or 0))
-        except OSError:  # somebody has it now; start() says so if it still is so
+        except OSError:  # in use now; start() says so if it still is
             if port is None:
                 raise
         #: Known before the start, so that clients can be configured for a server
@@ -138,8 +137,8 @@ class Server:
         raise ServerFailed(f"{type(self).__name__} did not start:\n{self._log_end()}")
 
     def stop(self) -> None:
-        """Stop and remove everything; again changes nothing."""
-        self.kill()  # nobody needs what a gentle end would still write
+        """Stop and remove everything. Idempotent."""
+        self.kill()  # nobody needs what a clean shutdown would still write
         _remove(self._folder, os.getpid(), self._holder)
 
     def halt(self) -> None:
@@ -161,19 +160,19 @@ class Server:
         self.start()
 
     def pause(self) -> None:
-        """SIGSTOP, and wait until all its threads stand: connections are accepted by
-        the kernel and stay open, and nothing answers.
+        """SIGSTOP, and wait until all its threads have stopped: the kernel still accepts
+        connections and keeps them open, but nothing answers.
         """
         os.kill(self.pid, signal.SIGSTOP)
-        wait_until(self._stands, message="the server is paused")
+        wait_until(self._is_stopped, message="the server is paused")
 
     def resume(self) -> None:
         """SIGCONT."""
         os.kill(self.pid, signal.SIGCONT)
 
-    def _stands(self) -> bool:
+    def _is_stopped(self) -> bool:
         for path in Path(f"/proc/{self.pid}/task").glob("*/stat"):
-            # The state follows the name, which is in brackets and may hold any.
+            # The state follows the name, which is in parentheses and may contain some.
             if path.read_text().rpartition(")")[2].split()[0] not in "Tt":
                 return False
         return True
@@ -201,7 +200,7 @@ class Server:
             try:
                 self._ping()
                 return True
-            except Exception:  # noqa: BLE001  whatever it is, the next ping tells
+            except Exception:  # noqa: BLE001  not ready yet, or dead
                 if time.monotonic() > give_up_at:
                     return False
                 time.sleep(0.02)

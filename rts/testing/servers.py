@@ -50,7 +50,7 @@ class RedisServer(Server):
         from redis.backoff import NoBackoff
         from redis.retry import Retry
 
-        # The client's own retries would wait for a second and longer.
+        # The client's own retries would wait for a second or longer.
         with redis.Redis(
             port=self.port,
             socket_timeout=2,

@@ -12,7 +12,7 @@ T = TypeVar("T")
 def wait_until(
     condition: Callable[[], T], timeout: float = 30.0, interval: float = 0.05, message: str = ""
 ) -> T:
-    """Return the first true value of *condition*, asked every *interval* seconds.
+    """Return the first true value of *condition*, polled every *interval* seconds.
 
     Raises:
         TimeoutError: it was not true within *timeout* seconds; *message* and the

@@ -18,9 +18,9 @@ from rts.errors import RtsError
 from rts.testing.processes import OwnedProcess
 from rts.testing.waiting import wait_until
 
-#: Celery says that it is ready at INFO only. With a log level above it the same
-#: command line program runs, and says so itself.
-_TELLS_READY = """
+#: Celery logs that it is ready at INFO. For higher log levels this runs the same command line
+#: and prints it.
+_PRINTS_READY = """
 import os, sys
 from celery.__main__ import main
 from celery.signals import worker_ready
@@ -60,7 +60,7 @@ class WorkerProcess:
         start_timeout: float = 60.0,
     ) -> None:
         says_ready = loglevel.upper() in ("DEBUG", "INFO")
-        command = [sys.executable, *(("-m", "celery") if says_ready else ("-c", _TELLS_READY))]
+        command = [sys.executable, *(("-m", "celery") if says_ready else ("-c", _PRINTS_READY))]
         command += ["-A", app, "worker", "-P", pool]
         command += ["-c", str(concurrency), "-n", hostname, "-l", loglevel]
         if queues:
@@ -74,8 +74,8 @@ class WorkerProcess:
         self._last_log = ""
 
     def start(self) -> WorkerProcess:
-        """Start it and wait until it takes tasks; also again, after :meth:`kill`
-        or :meth:`stop` (then with a new log).
+        """Start it and wait until it is ready; also again, after :meth:`kill` or :meth:`stop`
+        (then with a new log).
 
         Raises:
             WorkerFailed: it ended, or was not ready in time.
@@ -83,7 +83,7 @@ class WorkerProcess:
         if self.running:
             return self
         if self._process is not None:
-            self._process.kill()  # what its main process has left behind
+            self._process.kill()  # what its main process left behind
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="rts-worker-"))
             self._last_log = ""
@@ -150,8 +150,7 @@ class WorkerProcess:
 
     def stop(self, timeout: float = 30.0) -> None:
         """Warm shutdown (SIGTERM), and SIGKILL to what is left after *timeout* seconds.
-
-        Again changes nothing.
+        Idempotent.
         """
         if self._process is not None:
             self._process.stop(timeout)
@@ -189,7 +188,7 @@ class WorkerProcess:
             for child in psutil.Process(self.pid).children():
                 try:
                     line = child.cmdline()
-                except psutil.Error:  # it has just ended, or nobody has reaped it yet
+                except psutil.Error:  # it has just ended, or is a zombie
                     continue
                 if line:
                     family.append((child, any("rts.companion" in part for part in line)))
@@ -199,5 +198,5 @@ class WorkerProcess:
 
 
 def _remove(folder: Path, owner: int) -> None:
-    if os.getpid() == owner:  # not in a process that was forked from it
+    if os.getpid() == owner:  # not in a forked child
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The embedded servers of rts.testing: their lives, their deaths and their ports."""
+"""The embedded servers of rts.testing: start, stop, death and ports."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_persistent_redis_keeps_its_data(end: str) -> None:
         assert client.get("key") == "value"
 
 
-def test_other_redis_forgets() -> None:
+def test_non_persistent_redis_forgets() -> None:
     with RedisServer() as server, redis_client(server) as client:
         client.set("key", "value")
         server.kill()
@@ -184,7 +184,7 @@ def test_a_chosen_port() -> None:
         assert client.ping()
 
 
-def test_a_server_that_logs_much_goes_on() -> None:
+def test_a_server_that_logs_much_keeps_running() -> None:
     """More than what a pipe holds: the log must go to a file that never blocks."""
     with MongoServer(arguments=("-vvv",)) as server:
         things = collection(server)

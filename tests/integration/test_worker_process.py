@@ -44,7 +44,7 @@ def make_worker(
     return make
 
 
-def test_a_worker_tells_of_itself_and_leaves_nothing_behind(
+def test_a_worker_reports_on_itself_and_leaves_nothing_behind(
     make_worker: Callable[..., WorkerProcess],
 ) -> None:
     worker = make_worker(hostname="a@test", arguments=["--without-gossip"])
@@ -152,7 +152,7 @@ def test_it_dies_with_its_owner(
         wait_until(lambda pid=pid: not psutil.pid_exists(pid), message="all are dead")
 
 
-def test_waiting_gives_what_comes_and_tells_what_does_not() -> None:
+def test_wait_until_returns_the_value_or_says_what_was_missing() -> None:
     values = iter([0, "", "there"])
     assert wait_until(lambda: next(values), interval=0) == "there"
     with pytest.raises(TimeoutError, match=r"not within 0 s: it comes \(last 0\)"):
