@@ -1,4 +1,4 @@
-"""``rts check``: one line and an exit status for cron, Nagios and their like."""
+"""``rts check``: one line and an exit status for cron, Nagios and the like."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from rts.cli.common import (
     print_json,
     settings_of,
 )
-from rts.cli.probes import look
+from rts.cli.probes import query_servers
 from rts.cli.status import MAX_LAG_S
-from rts.cli.table import percent, printable, seconds
+from rts.cli.table import counted, percent, printable, seconds
 from rts.errors import CommandError, RtsError, short
 from rts.objectives import ALL, BURN_RULES
 from rts.settings import Settings
@@ -29,10 +29,10 @@ from rts.views.vitals import DROPPED
 
 OK, WARNING, CRITICAL, UNKNOWN = range(4)
 NAMES = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
-#: What counts where several things are wrong: that nothing is known hides no trouble.
+#: Which status counts if there are several: UNKNOWN must not hide a known problem.
 _WORST_FIRST = (CRITICAL, WARNING, UNKNOWN, OK)
 
-#: Seconds that the oldest record waits in the outbox, from which on it is critical.
+#: Age of the oldest record in the outbox from which on it is critical, in seconds.
 CRITICAL_LAG_S = 5 * MAX_LAG_S
 
 _FACTORS = [rule.factor for rule in BURN_RULES if rule.severity == "page"]
@@ -43,7 +43,7 @@ _PAGES = (f"{min(_FACTORS):g}", f"{max(_FACTORS):g}")
 
 @dataclass(frozen=True)
 class Finding:
-    """What one part of the check has found."""
+    """The result of one part of the check."""
 
     code: int
     #: One line.
@@ -54,16 +54,16 @@ class Finding:
 
 
 class WrongUsage(click.UsageError):
-    """A wrong command line is UNKNOWN, as plugins have it: 2 would be CRITICAL."""
+    """A wrong command line is UNKNOWN, as usual for plugins: 2 would be CRITICAL."""
 
     exit_code = UNKNOWN
 
 
 class CheckCommand(click.Command):
-    """Ends with the status of :class:`WrongUsage` where the command line is wrong."""
+    """Exits with the status of :class:`WrongUsage` if the command line is wrong."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        """Read the command line."""
+        """Parse the command line."""
         try:
             return super().make_context(*args, **kwargs)
         except click.UsageError as exc:
@@ -74,7 +74,7 @@ class CheckCommand(click.Command):
     name="check", cls=CheckCommand, short_help="One line and an exit status for monitoring."
 )
 @click.option("--slo", is_flag=True, help="Check the objectives.")
-@click.option("--lag", is_flag=True, help="Check the servers and what waits for the ledger.")
+@click.option("--lag", is_flag=True, help="Check the servers and the outbox.")
 @click.option("--type", "types", multiple=True, help="Check this task type's objective only.")
 @click.option("--name", "names", multiple=True, help="Check this task's objective only.")
 @click.option("--queue", "queues", multiple=True, help="Check this queue's objective only.")
@@ -83,14 +83,14 @@ class CheckCommand(click.Command):
     type=Number(min=0),
     default=MAX_LAG_S,
     show_default=True,
-    help="Seconds in the outbox.",
+    help="WARNING if the oldest record has waited for so many seconds.",
 )
 @click.option(
     "--lag-critical",
     type=Number(min=0),
     default=CRITICAL_LAG_S,
     show_default=True,
-    help="Seconds in the outbox.",
+    help="CRITICAL if the oldest record has waited for so many seconds.",
 )
 @as_json
 @click.pass_context
@@ -105,15 +105,15 @@ def command(
     lag_critical: float,
     as_json: bool,
 ) -> None:
-    """Print one line with performance data; the status is 0 OK, 1 WARNING, 2 CRITICAL,
-    3 UNKNOWN. Without --slo or --lag both are checked.
+    """Print one line with performance data; the exit status is 0 OK, 1 WARNING, 2 CRITICAL, 3
+    UNKNOWN. Without --slo or --lag, both are checked.
 
-    Objectives: CRITICAL where an error budget burns at the rate of a page, WARNING at
-    that of a ticket or where it is used up, UNKNOWN where MongoDB is not reachable. A
-    type, task or queue without an objective of its own is held to that of '*'.
+    Objectives: CRITICAL if an error budget burns fast enough for a page, WARNING if fast enough
+    for a ticket or if it is used up, UNKNOWN if MongoDB is not reachable. A type, task or queue
+    without an objective of its own is held to that of '*'.
 
-    Lag: CRITICAL where a server is not reachable or the oldest record waits too long,
-    WARNING where it begins to, or records were dropped.
+    Lag: CRITICAL if a server is not reachable or the oldest record has waited for
+    --lag-critical seconds, WARNING if it has for --lag-warning seconds or records were dropped.
     """
     asked = [*types, *names, *queues]
     parts: list[Callable[[Settings], list[Finding]]] = []
@@ -132,7 +132,7 @@ def command(
                 findings.append(Finding(UNKNOWN, str(exc)))
     except RtsError as exc:  # a setting
         findings.append(Finding(UNKNOWN, str(exc)))
-    except Exception as exc:  # noqa: BLE001  a traceback's status would be a WARNING
+    except Exception as exc:  # noqa: BLE001  the status of a traceback would be a WARNING
         findings.append(Finding(UNKNOWN, short(exc)))
     code = worst(findings)
     if as_json:
@@ -153,9 +153,8 @@ def command(
 def objectives(
     settings: Settings, types: Sequence[str], others: Sequence[str]
 ) -> list[Finding]:
-    """Return one finding for each objective; for each of *types* and *others* (names and
-    queues), where there are any: of these tasks alone, by their own target in ``rts_slo``
-    or else that of ``*``.
+    """Return one finding for each objective; with *types* or *others* (names and queues), one
+    for each of these, held to its own target in ``rts_slo`` or else that of ``*``.
 
     Raises:
         CommandError: there is no such type, or no objective for it.
@@ -164,7 +163,7 @@ def objectives(
     for task_type in types:
         if task_type not in settings.task_types:
             known = ", ".join(sorted(settings.task_types))
-            raise CommandError(f"there is no task type {task_type!r}; there are {known}")
+            raise CommandError(f"there is no task type {task_type!r}; the types are {known}")
     chosen = [settings]
     if types or others:
         chosen = []
@@ -182,7 +181,7 @@ def objectives(
 
 
 def objective(standing: Standing, settings: Settings) -> Finding:
-    """Return how one objective stands."""
+    """Return the state of one objective."""
     name, hour = standing.objective, standing.windows["1h"]
     budget = standing.windows["budget"]
     code, what = OK, f"{percent(budget.on_time_ratio)} % of {budget.valid} tasks in time"
@@ -192,7 +191,7 @@ def objective(standing: Standing, settings: Settings) -> Finding:
         code = CRITICAL if rule.severity == "page" else max(code, WARNING)
         window = standing.windows[rule.long]
         what = (
-            f"{percent(window.on_time_ratio)} % of {window.valid} tasks in time within "
+            f"{percent(window.on_time_ratio)} % of {window.valid} tasks in time over "
             f"{rule.long}, the error budget burns {window.burn_rate:.1f} times too fast"
         )
     text = f"{name}: {what} (objective {100 * standing.target:g} %)"
@@ -206,14 +205,14 @@ def objective(standing: Standing, settings: Settings) -> Finding:
 
 
 def servers(settings: Settings, warning_s: float, critical_s: float) -> list[Finding]:
-    """Return one finding on the servers and the way of the records to the ledger."""
-    redis, ledger = look(settings)
-    return [away(state) for state in (redis, ledger) if not state.server.reachable] or [
-        waiting(redis, warning_s, critical_s)
+    """Return what is wrong with the servers, or else the state of the outbox."""
+    redis, ledger = query_servers(settings)
+    return [unreachable(state) for state in (redis, ledger) if not state.server.reachable] or [
+        backlog(redis, warning_s, critical_s)
     ]
 
 
-def away(state: RedisState | LedgerState) -> Finding:
+def unreachable(state: RedisState | LedgerState) -> Finding:
     """Return that a server is not reachable."""
     server = state.server
     which = "Redis" if isinstance(state, RedisState) else "MongoDB"
@@ -221,12 +220,14 @@ def away(state: RedisState | LedgerState) -> Finding:
     return Finding(CRITICAL, text, (), {"server": asdict(server)})
 
 
-def waiting(redis: RedisState, warning_s: float, critical_s: float) -> Finding:
+def backlog(redis: RedisState, warning_s: float, critical_s: float) -> Finding:
     """Return what waits in the outbox, and whether records were dropped."""
     lag_s, length = redis.lag_s or 0.0, redis.outbox_length or 0
     dropped = {name: redis.counters[name] for name in DROPPED if redis.counters.get(name)}
     code = CRITICAL if lag_s >= critical_s else WARNING if lag_s >= warning_s else OK
-    text = f"{length} records wait for the ledger, the oldest for {seconds(lag_s)} s"
+    text = f"{counted(length, 'record')} waiting for the ledger"
+    if length:
+        text += f", the oldest for {seconds(lag_s)} s"
     if dropped:
         code = max(code, WARNING)
         text += ", " + ", ".join(f"{name} {n}" for name, n in dropped.items())
@@ -239,22 +240,22 @@ def waiting(redis: RedisState, warning_s: float, critical_s: float) -> Finding:
 
 
 def worst(findings: Sequence[Finding]) -> int:
-    """Return the status of them all."""
+    """Return the status of all *findings* together."""
     codes = {finding.code for finding in findings}
     return next(code for code in _WORST_FIRST if code in codes)
 
 
 def line(findings: Sequence[Finding]) -> str:
-    """Return the one line: what is wrong, or everything where all is well; the numbers.
+    """Return the one line: what is wrong, or everything if all is well; then the numbers.
 
     >>> line([Finding(OK, "a"), Finding(WARNING, "b", [("b's|lag", "7s", "5", "")])])
     "RTS WARNING - b | 'b s lag'=7s;5"
     """
     code = worst(findings)
-    told = [f.text for f in sorted(findings, key=lambda f: _WORST_FIRST.index(f.code))]
+    texts = [f.text for f in sorted(findings, key=lambda f: _WORST_FIRST.index(f.code))]
     if code != OK:
-        told = told[: sum(f.code != OK for f in findings)]
-    text = " ; ".join(printable(each).replace("|", "/") for each in told)
+        texts = texts[: sum(f.code != OK for f in findings)]
+    text = " ; ".join(printable(each).replace("|", "/") for each in texts)
     numbers = [
         f"'{_label(label)}'={value};{warning};{critical}".rstrip(";")
         for finding in findings

@@ -22,24 +22,24 @@ from rts.urls import shown_url
 from rts.views.plain import plain
 from rts.views.windows import parse
 
-#: Seconds for Redis to take a connection and to answer. No task waits here, so they
-#: are longer than a worker's.
+#: Seconds for Redis to accept a connection and to answer. No task waits here, so they are
+#: longer than a worker's.
 CONNECT_TIMEOUT_S, TIMEOUT_S = 2.0, 5.0
-#: Seconds without a new attempt after a failure: a command just asks again.
+#: Seconds that the breaker stays open after a failure: a command should just try again.
 BREAKER_S = 1e-3
 
-#: What Celery calls the app that it makes where none is given.
+#: Celery's name for the app that it creates if none is given.
 NO_APP = "default"
 
 
 class Number(click.FloatRange):
-    """A number within a range; NaN is within none, whatever click says."""
+    """A number within a range, which NaN never is, although click accepts it."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         """See :class:`click.FloatRange`."""
         number = super().convert(value, param, ctx)
         if math.isnan(number):
-            self.fail(f"{value!r} is no number", param, ctx)
+            self.fail(f"{value!r} is not a number", param, ctx)
         return number
 
 
@@ -47,16 +47,17 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON d
 
 
 def settings_of(ctx: click.Context) -> Settings:
-    """Return the settings of the app that ``-A`` names; say so where it names none.
+    """Return the settings of the app that ``-A`` names; print a note if it names none.
 
     Raises:
         ConfigurationError: one of them is not valid.
     """
     if ctx.obj.app.main == NO_APP:
-        note = (
-            "no app is given (celery -A proj rts …): these are the settings of celeryconfig.py"
+        click.echo(
+            "Note: no app is given (celery -A proj rts …), so the settings are the defaults "
+            "and those of celeryconfig.py, if there is one",
+            err=True,
         )
-        click.echo(f"Note: {note}, where there is one, and the defaults", err=True)
     return Settings.from_conf(ctx.obj.app.conf)
 
 
@@ -74,13 +75,13 @@ def instant(
 
 
 def patient_link(settings: Settings, connect_timeout_s: float, timeout_s: float) -> Link:
-    """Return a way to Redis with these timeouts, which asks again at once after a failure."""
+    """Return a link to Redis with these timeouts, which tries again at once after a failure."""
     return Link.with_timeouts(settings, connect_timeout_s, timeout_s, BREAKER_S)
 
 
 @contextmanager
 def link_to_redis(settings: Settings) -> Iterator[Link]:
-    """Give a way to Redis; an outage is told with what to do about it."""
+    """Yield a link to Redis; an outage is reported with what to do about it."""
     link = patient_link(settings, CONNECT_TIMEOUT_S, TIMEOUT_S)
     try:
         with outages_not_logged():
@@ -98,8 +99,8 @@ def link_to_redis(settings: Settings) -> Iterator[Link]:
 
 @contextmanager
 def outages_not_logged() -> Iterator[None]:
-    """Keep back what the way to Redis logs of an outage: it is meant for processes
-    that run tasks, and a short command says itself what is wrong.
+    """Suppress what the link to Redis logs of an outage: that is meant for processes that run
+    tasks, and a command reports the problem itself.
     """
     logger = logging.getLogger("rts")
     logger.addFilter(_not_of_link)
@@ -115,7 +116,7 @@ def _not_of_link(record: logging.LogRecord) -> bool:
 
 @contextmanager
 def ledger_of(settings: Settings) -> Iterator[Database[dict[str, Any]]]:
-    """Give the database of the ledger; an outage is told with what to do about it."""
+    """Yield the database of the ledger; an outage is reported with what to do about it."""
     url = shown_url(settings.mongo_url)
     try:
         client = connect(settings.mongo_url)
@@ -131,5 +132,5 @@ def ledger_of(settings: Settings) -> Iterator[Database[dict[str, Any]]]:
 
 
 def print_json(document: Mapping[str, Any]) -> None:
-    """Print one JSON document. Without what is no number in JSON: it becomes null."""
+    """Print one JSON document. NaN and infinity become null."""
     click.echo(json.dumps(plain(document), indent=2, allow_nan=False))

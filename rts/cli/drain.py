@@ -1,4 +1,4 @@
-"""``rts drain``: bring the outbox into the ledger, without a worker."""
+"""``rts drain``: move the outbox into the ledger, without a worker."""
 
 from __future__ import annotations
 
@@ -12,41 +12,40 @@ from types import FrameType
 import click
 
 from rts.cli.common import as_json, outages_not_logged, print_json, settings_of
+from rts.cli.table import counted
 from rts.companion.loop import drain_alone
 from rts.errors import StoreUnavailable
 from rts.settings import Settings
 
 
-@click.command(name="drain", short_help="Bring finished runs into MongoDB.")
-@click.option("--once", is_flag=True, help="End when the outbox is empty.")
+@click.command(name="drain", short_help="Move finished runs into MongoDB.")
+@click.option("--once", is_flag=True, help="Exit when the outbox is empty.")
 @as_json
 @click.pass_context
 def command(ctx: click.Context, once: bool, as_json: bool) -> None:
     """Move finished runs from Redis into MongoDB until Ctrl-C or SIGTERM.
 
-    Every worker does this too unless rts_drain is False; any number of drains may
-    run at once. Also ships the spool of this host and keeps a snapshot of the taus;
-    without --once it also ends the runs of workers that are gone, looks for overdue
-    tasks and sends alerts.
+    Every worker does this too, unless rts_drain is False; any number of drains may run at once.
+    It also ships this host's spool and saves a snapshot of the taus. Without --once, it also
+    ends the runs of workers that died, detects overdue tasks and sends alerts.
     """
     settings = settings_of(ctx)
     logging.basicConfig(format="[%(asctime)s: %(levelname)s/rts] %(message)s")
     if not once:
-        click.echo("Draining. Ctrl-C ends it.", err=True)
+        click.echo("Draining. Press Ctrl-C to stop.", err=True)
     with outages_not_logged() if once else nullcontext():
         moved = until_signalled(settings, once=once)
     if as_json:
         print_json({"moved": moved})
     else:
-        click.echo(f"{moved} {'record' if moved == 1 else 'records'} moved")
+        click.echo(f"{counted(moved, 'record')} moved")
 
 
 def until_signalled(settings: Settings, *, once: bool) -> int:
-    """Drain until it is done or a signal comes; return the number of records.
+    """Drain until it is done or a signal arrives; return the number of records.
 
-    The work is in another thread: a handler that sets an event may find its lock
-    held by the thread that it interrupts. A second signal ends the process at once,
-    which loses nothing.
+    The work is in another thread: a handler that sets an event may find its lock held by the
+    thread that it interrupts. A second signal ends the process at once, which loses nothing.
 
     Raises:
         StoreUnavailable: see :func:`drain_alone`.
@@ -63,8 +62,10 @@ def until_signalled(settings: Settings, *, once: bool) -> int:
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(drain_alone, settings, stop, once=once).result()
     except StoreUnavailable as exc:
-        advice = "" if "rts_" in str(exc) else ". Check it, rts_redis_url and rts_mongo_url"
-        raise StoreUnavailable(f"{exc}{advice}") from exc
+        if "rts_" in str(exc):  # says what to check
+            raise
+        advice = "Check the server, rts_redis_url and rts_mongo_url"
+        raise StoreUnavailable(f"{exc}. {advice}") from exc
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)

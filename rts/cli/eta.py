@@ -16,6 +16,7 @@ from rts.cli.common import (
     print_json,
     settings_of,
 )
+from rts.cli.table import counted, printable
 from rts.clock import FleetClock
 from rts.deadlines import MAX_INSTANT
 from rts.errors import CommandError
@@ -23,7 +24,7 @@ from rts.predictions.predictor import Predictor
 from rts.tau.cache import TauCache
 from rts.views.plain import iso
 
-#: What of a prediction is an instant.
+#: The fields of a prediction that are instants.
 INSTANTS = (
     *("start", "start_low", "start_high"),
     *("finish", "finish_low", "finish_high", "deadline"),
@@ -32,14 +33,14 @@ INSTANTS = (
 
 @click.command(name="eta", short_help="When a task will start and finish.")
 @click.argument("task_id")
-@click.option("--queue", help="Where it waits; by default anywhere.")
+@click.option("--queue", help="Queue to search.  [default: all]")
 @as_json
 @click.pass_context
 def command(ctx: click.Context, task_id: str, queue: str | None, as_json: bool) -> None:
-    """Predict the start and the finish of a task that waits or runs.
+    """Predict when a task that waits or runs will start and finish.
 
-    From what is ahead of it, the taus and their spread, and the free slots. 90 of 100
-    such tasks start and finish within the intervals.
+    The prediction uses the tasks ahead of it, the taus and their spread, and the free slots. 90
+    of 100 such tasks start and finish within the intervals.
     """
     settings = settings_of(ctx)
     with link_to_redis(settings) as link:
@@ -54,7 +55,8 @@ def command(ctx: click.Context, task_id: str, queue: str | None, as_json: bool) 
         taus.refresh()  # measures the clock
     if found is None:
         raise CommandError(
-            f"{task_id} neither waits in a queue nor runs. rts show tells of finished tasks"
+            f"task {printable(task_id)[:200]} is neither waiting nor running. For a finished "
+            "task see rts show"
         )
     if as_json:
         document: dict[str, Any] = {"task_id": task_id, **asdict(found)}
@@ -67,20 +69,15 @@ def command(ctx: click.Context, task_id: str, queue: str | None, as_json: bool) 
         ("start", found.start, found.start_low, found.start_high),
         ("finish", found.finish, found.finish_low, found.finish_high),
     )
-    for name, middle, low, high in rows:
-        click.echo(
-            f"{name:<9}{_shown(middle)}  in {middle - now:.1f} s "
-            f"({low - now:.1f} to {high - now:.1f})"
-        )
+    for row in rows:
+        click.echo(_line(*row, now))
     left = found.deadline - now
     due = f"in {left:.1f} s" if left >= 0 else f"{-left:.1f} s ago"
     click.echo(
         f"deadline {_shown(found.deadline)}  {due}, met with a probability of "
         f"{found.on_time:.0%}"
     )
-    tasks = "task" if found.ahead == 1 else "tasks"
-    slots = "slot" if found.slots == 1 else "slots"
-    click.echo(f"{found.ahead} {tasks} ahead of it, {found.slots} {slots}")
+    click.echo(f"{counted(found.ahead, 'task')} ahead of it, {counted(found.slots, 'slot')}")
 
 
 def _instant(at: float) -> datetime | None:
@@ -88,6 +85,21 @@ def _instant(at: float) -> datetime | None:
     return datetime.fromtimestamp(at, timezone.utc) if at < MAX_INSTANT else None
 
 
+def _line(name: str, middle: float, low: float, high: float, now: float) -> str:
+    """Return the line of a predicted instant, which is never for a task that is dropped.
+
+    >>> _line("start", 130.0, 125.0, MAX_INSTANT, 100.0)
+    'start    1970-01-01T00:02:10.000Z  in 30.0 s (25.0 to never)'
+    >>> _line("start", MAX_INSTANT, 125.0, MAX_INSTANT, 100.0)
+    'start    never'
+    """
+    at = _instant(middle)
+    if at is None:
+        return f"{name:<9}never"
+    latest = "never" if high >= MAX_INSTANT else f"{high - now:.1f}"
+    return f"{name:<9}{iso(at)}  in {middle - now:.1f} s ({low - now:.1f} to {latest})"
+
+
 def _shown(at: float) -> str:
     found = _instant(at)
-    return f"{'never':<24}" if found is None else iso(found)
+    return "never" if found is None else iso(found)

@@ -22,15 +22,14 @@ from rts.scheduling.readings import queue_readings
     show_default=True,
     help="Port to listen on; 0 takes a free one.",
 )
-@click.option("--once", is_flag=True, help="Print the metrics and end.")
+@click.option("--once", is_flag=True, help="Print the metrics and exit.")
 @click.pass_context
 def command(ctx: click.Context, host: str, port: int, once: bool) -> None:
-    """Serve the metrics of the whole fleet under /metrics, until SIGTERM or SIGINT.
+    """Serve the metrics of the whole fleet at /metrics, until SIGTERM or SIGINT.
 
-    One exporter is enough: what it shows is counted in Redis, and a restart takes
-    nothing back. Where Redis, MongoDB or the broker is away it says so (rts_up is 0)
-    and shows what the others know. Nobody is asked for a password: listen on an
-    address that only Prometheus reaches.
+    One exporter is enough: counters live in Redis, so a restart does not reset them. If Redis,
+    MongoDB or the broker is down, its rts_up is 0 and its metrics are missing. There is no
+    authentication: listen on an address that only Prometheus can reach.
     """
     try:
         import prometheus_client
@@ -56,9 +55,9 @@ def command(ctx: click.Context, host: str, port: int, once: bool) -> None:
                     port, host, registry=registry
                 )
             except OSError as exc:
-                raise CommandError(f"{host}:{port} cannot be used: {exc.strerror}") from exc
+                raise CommandError(f"cannot listen on {host}:{port}: {exc.strerror}") from exc
             where = f"http://{host}:{server.server_port}/metrics"
-            click.echo(f"The metrics are at {where}")
+            click.echo(f"Serving metrics at {where}")
             stop.wait()
             server.shutdown()
             server.server_close()
@@ -68,11 +67,11 @@ def command(ctx: click.Context, host: str, port: int, once: bool) -> None:
 
 
 def _on_signals() -> threading.Event:
-    """Return what SIGTERM and SIGINT set."""
+    """Return an event that SIGTERM and SIGINT set."""
     stop = threading.Event()
 
     def end(signum: int, frame: FrameType | None) -> None:
-        # Not from within: the handler could interrupt the very thread that holds its lock.
+        # In a thread: the handler may have interrupted the one that holds the event's lock.
         threading.Thread(target=stop.set).start()
 
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,5 +1,5 @@
-"""A picture of ``rts watch`` as lines of text: facts, problems, and a table each for
-objectives, types, queues and workers.
+"""The view of ``rts watch`` as lines of text: facts, problems, and a table each for objectives,
+types, queues and workers.
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ from datetime import datetime, timezone
 from rts.alerting.alert import Alert
 from rts.cli.status import NO_WORKERS, UNLED, WORKER_COLUMNS, worker_row
 from rts.cli.table import NONE, Column, cut, percent, render, seconds
-from rts.cli.watch_data import WINDOWS, Picture
+from rts.cli.watch_data import WINDOWS, Snapshot
 from rts.objectives import objective_of
 from rts.settings import Settings
 from rts.views.plain import iso
 
 
-def lines(picture: Picture, settings: Settings, width: int | None) -> list[str]:
+def lines(snapshot: Snapshot, settings: Settings, width: int | None) -> list[str]:
     """Return the view as lines of at most *width* characters."""
     blocks = [
-        [f"rts at {iso(picture.at)}", *_facts(picture)],
-        [f"Problem: {problem}" for problem in picture.problems],
-        _alerts(picture),
-        _standings_table(picture, width),
-        _types_table(picture, settings, width),
-        _queues_table(picture, width),
-        _workers_table(picture, width),
+        [f"rts at {iso(snapshot.at)}", *_facts(snapshot)],
+        [f"Problem: {problem}" for problem in snapshot.problems],
+        _alerts(snapshot),
+        _standings_table(snapshot, width),
+        _types_table(snapshot, settings, width),
+        _queues_table(snapshot, width),
+        _workers_table(snapshot, width),
     ]
     found: list[str] = []
     for block in blocks:
@@ -33,8 +33,8 @@ def lines(picture: Picture, settings: Settings, width: int | None) -> list[str]:
     return found if width is None else [cut(text, width) for text in found]
 
 
-def _facts(picture: Picture) -> list[str]:
-    redis, ledger = picture.redis, picture.ledger
+def _facts(snapshot: Snapshot) -> list[str]:
+    redis, ledger = snapshot.redis, snapshot.ledger
     servers = [
         f"{name} {'up' if server.reachable else 'NOT REACHABLE'}"
         for name, server in (("Redis", redis.server), ("MongoDB", ledger.server))
@@ -43,20 +43,20 @@ def _facts(picture: Picture) -> list[str]:
     if redis.server.reachable:
         lag = f", the oldest for {seconds(redis.lag_s)} s" if redis.outbox_length else ""
         facts.append(
-            f"Outbox {redis.outbox_length} wait{lag} · "
-            f"Open {redis.open_tasks}, past the deadline {redis.overdue_tasks} · "
-            f"Running {redis.running}, past the deadline {redis.overdue}"
+            f"Outbox {redis.outbox_length} waiting{lag} · "
+            f"Open {redis.open_tasks}, {redis.overdue_tasks} past the deadline · "
+            f"Running {redis.running}, {redis.overdue} past the deadline"
         )
     return facts
 
 
-def _alerts(picture: Picture) -> list[str]:
-    found = [f"Alert since {_when(alert)}: {alert.summary}" for alert in picture.alerts]
-    unled = found and not picture.redis.alerts_led
-    return [*found, f"They fire, {UNLED}"] if unled else found
+def _alerts(snapshot: Snapshot) -> list[str]:
+    found = [f"Alert since {_when(alert)}: {alert.summary}" for alert in snapshot.alerts]
+    unled = found and not snapshot.redis.alerts_led
+    return [*found, f"Alerts are firing, {UNLED}"] if unled else found
 
 
-def _standings_table(picture: Picture, width: int | None) -> list[str]:
+def _standings_table(snapshot: Snapshot, width: int | None) -> list[str]:
     columns = (
         Column("objective", number=False),
         *(Column(name) for name in ("target %", "5m %", "1h %", "tasks", "burn 1h")),
@@ -74,12 +74,12 @@ def _standings_table(picture: Picture, width: int | None) -> list[str]:
             percent(standing.budget_left_ratio),
             f"BURNS: {standing.burning[0].severity}" if standing.burning else "",
         )
-        for standing in picture.standings
+        for standing in snapshot.standings
     ]
     return render(columns, rows, width).splitlines() if rows else []
 
 
-def _types_table(picture: Picture, settings: Settings, width: int | None) -> list[str]:
+def _types_table(snapshot: Snapshot, settings: Settings, width: int | None) -> list[str]:
     columns = (
         Column("type", number=False),
         Column("target %"),
@@ -89,8 +89,8 @@ def _types_table(picture: Picture, settings: Settings, width: int | None) -> lis
         Column("delay p95 s"),
     )
     rows = []
-    for key in sorted({key for rows in picture.types.values() for key in rows}):
-        found = [picture.types[window].get(key) for window in WINDOWS]
+    for key in sorted({key for rows in snapshot.types.values() for key in rows}):
+        found = [snapshot.types[window].get(key) for window in WINDOWS]
         objective = objective_of(settings.slo, key, "", None)
         target = NONE if objective is None else f"{100 * settings.slo[objective]:g}"
         day = found[-1] or found[-2]
@@ -111,12 +111,12 @@ def _types_table(picture: Picture, settings: Settings, width: int | None) -> lis
     return render(columns, rows, width).splitlines() if rows else []
 
 
-def _queues_table(picture: Picture, width: int | None) -> list[str]:
+def _queues_table(snapshot: Snapshot, width: int | None) -> list[str]:
     columns = (
         Column("queue", number=False),
         *(Column(name) for name in ("waiting", "ordered", "demoted", "plain", "due in s")),
     )
-    at = picture.at.timestamp()
+    at = snapshot.at.timestamp()
     rows = [
         (
             state.name,
@@ -126,15 +126,15 @@ def _queues_table(picture: Picture, width: int | None) -> list[str]:
             str(state.plain),
             NONE if state.next_deadline is None else seconds(state.next_deadline - at),
         )
-        for state in picture.queues
+        for state in snapshot.queues
     ]
     return render(columns, rows, width).splitlines() if rows else []
 
 
-def _workers_table(picture: Picture, width: int | None) -> list[str]:
-    if not picture.redis.server.reachable:
+def _workers_table(snapshot: Snapshot, width: int | None) -> list[str]:
+    if not snapshot.redis.server.reachable:
         return []
-    rows = [worker_row(worker) for worker in picture.redis.workers]
+    rows = [worker_row(worker) for worker in snapshot.redis.workers]
     return render(WORKER_COLUMNS, rows, width).splitlines() if rows else [NO_WORKERS]
 
 

@@ -1,4 +1,4 @@
-"""``rts plan``: the least number of slots that meets a target."""
+"""``rts plan``: the smallest number of slots that meets a target."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from rts.errors import CommandError
 from rts.simulation.orders import ORDERS
 from rts.simulation.planning import RESAMPLES, Plan, Question, Unattainable, plan
 
-#: Numbers of slots that are tried for an answer, about: for the progress.
+#: Roughly how many numbers of slots are tried, for the progress bar.
 TRIALS = 12
 
 
-@click.command(name="plan", short_help="The least number of slots for a target.")
+@click.command(name="plan", short_help="The smallest number of slots for a target.")
 @click.option(
     "--target",
     type=Number(0, 1, min_open=True),
@@ -33,19 +33,24 @@ TRIALS = 12
     type=click.Choice(["all", "type"]),
     default="all",
     show_default=True,
-    help="What has to meet it: the whole, or each type.",
+    help="What must meet it: the whole workload, or each type.",
 )
 @workload_options
-@click.option("--scheduler", type=click.Choice(ORDERS), help="The order.  [default: the app's]")
+@click.option(
+    "--scheduler", type=click.Choice(ORDERS), help="Queue order.  [default: the app's]"
+)
 @click.option(
     "--resamples",
     type=click.IntRange(0, 1000),
     default=RESAMPLES,
     show_default=True,
-    help="Resampled workloads that have to meet it as well.",
+    help="Resampled workloads that must meet it, too.",
 )
 @click.option(
-    "--plot", callback=plot_path, metavar="FILE.svg|.png", help="Draw the numbers around it."
+    "--plot",
+    callback=plot_path,
+    metavar="FILE.svg|.png",
+    help="Plot the share met around the answer.",
 )
 @as_json
 @click.pass_context
@@ -60,11 +65,10 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Find the least number of slots with which a workload meets its target.
+    """Find the smallest number of slots with which a workload meets a target.
 
-    The workload is what the ledger recorded, or a trace. What ran once is one draw of
-    chance, so the number has to meet the target also on workloads that are put together
-    anew from pieces of it.
+    The workload is what the ledger recorded, or a trace. One recording is a single random
+    sample, so workloads that are resampled from pieces of it must meet the target, too.
     """
     found = workload(Source.taken_from(options), settings_of(ctx), ctx.obj.app.conf)
     order = scheduler or order_in_use(found.settings)
@@ -90,13 +94,13 @@ def command(
         return
     click.echo(found.description)
     if answer.jobs < len(found.jobs):
-        click.echo(f"planned with the busiest {answer.jobs:,} of them in a row")
+        click.echo(f"planned with the busiest {answer.jobs:,} consecutive ones")
     whose = "of each type's" if by == "type" else "of the"
     slots = "1 slot meets" if answer.slots == 1 else f"{answer.slots} slots meet"
     click.echo(f"\n{slots} {target:.2%} {whose} deadlines in order {order}\n")
     click.echo(_table(answer, by))
     if plot is not None:
-        click.echo(f"\n{plot} drawn")
+        click.echo(f"\nPlot written to {plot}")
 
 
 def _table(answer: Plan, by: str) -> str:

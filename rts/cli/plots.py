@@ -10,7 +10,7 @@ import click
 
 from rts.errors import CommandError
 
-#: Colours that can be told apart without seeing red or green (Okabe and Ito).
+#: Colours that colour-blind readers can tell apart (Okabe and Ito).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 
 #: Points of a curve: x, share of deadlines met from 0 to 1.
@@ -18,7 +18,7 @@ Points = Sequence[tuple[float, float]]
 
 
 def plot_path(ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
-    """Read the option ``--plot``: before any work is done, say what is in its way."""
+    """Check the option ``--plot`` before any work is done."""
     if value is None:
         return None
     path = Path(value)
@@ -42,8 +42,8 @@ def draw(
 ) -> None:
     """Write the curves, by name, to *path*.
 
-    *target*: a share, as a level line. *mark*: an x, as an upright line: where the
-    fleet is, or the answer.
+    *target*: a share, as a horizontal line. *mark*: an x, as a vertical line: where the fleet
+    is, or the answer.
 
     Raises:
         CommandError: the file cannot be written.
@@ -51,8 +51,8 @@ def draw(
     from matplotlib import rc_context  # heavy, and optional
     from matplotlib.figure import Figure
 
-    # Without pyplot there is no window, and no display is looked for. Names of tasks
-    # and orders are no formulas, and the same curves make the same file.
+    # Without pyplot there is no window and no need for a display. Names of tasks and orders are
+    # not formulas, and the same curves make the same file.
     with rc_context({"text.parse_math": False, "svg.hashsalt": "rts", "svg.fonttype": "none"}):
         figure = Figure(figsize=(7.2, 4.2), layout="constrained", facecolor="white")
         axes = figure.subplots()

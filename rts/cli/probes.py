@@ -1,6 +1,4 @@
-"""What commands ask both servers and this host. Each answer comes in time or counts as
-none.
-"""
+"""What commands ask both servers and this host. Each query has a time limit."""
 
 from __future__ import annotations
 
@@ -15,7 +13,6 @@ from rts.cli.common import link_to_redis, patient_link
 from rts.errors import RtsError, StoreUnavailable, short
 from rts.ledger.shipper import Shipper
 from rts.ledger.spool import Spool
-from rts.link.link import Link
 from rts.link.scripts import pack
 from rts.settings import Settings
 from rts.urls import shown_url
@@ -23,13 +20,13 @@ from rts.views.status import LedgerState, RedisState, ServerState, ask_mongo, as
 
 #: Seconds for Redis to take a connection and for each answer.
 PATIENCE_S = 1.0
-#: Seconds for all answers of MongoDB, whose driver looks for a server until they are
-#: over; and for both servers, whatever hangs: so that the driver's reason is heard.
+#: Seconds for all of MongoDB's answers, which its driver uses up while it looks for a server;
+#: and for both servers, whatever hangs: longer, so that the driver can report its reason.
 MONGO_S, DEADLINE_S = 1.5, 2.0
 
 
-def look(settings: Settings) -> tuple[RedisState, LedgerState]:
-    """Ask both servers at once; answers that are not there in time count as none."""
+def query_servers(settings: Settings) -> tuple[RedisState, LedgerState]:
+    """Query both servers at once; one that does not answer in time counts as not reachable."""
     mongo_url = shown_url(settings.mongo_url)
     redis_url = shown_url(settings.redis_url)
     late = f"no answer within {DEADLINE_S:g} s"
@@ -57,7 +54,7 @@ def look(settings: Settings) -> tuple[RedisState, LedgerState]:
     def no_mongo(error: str) -> LedgerState:
         return LedgerState(ServerState(mongo_url, error=error))
 
-    # Daemons: a name server may hang for longer than any timeout of the drivers.
+    # Daemons: name resolution may hang for longer than any timeout of the drivers.
     threads = [
         threading.Thread(target=ask, args=arguments, daemon=True)
         for arguments in (
@@ -74,8 +71,8 @@ def look(settings: Settings) -> tuple[RedisState, LedgerState]:
 
 
 def spooled_records(settings: Settings) -> int | None:
-    """Return the records that wait on this host; ``None`` where that cannot be told:
-    this user may not look, or Redis, which knows what it has, is away.
+    """Return how many records wait on this host; ``None`` if that is not known: this user may
+    not look, or Redis, which knows what has arrived, is unavailable.
     """
     spool = Spool(settings.spool_dir, settings.spool_max_bytes)
     try:
@@ -85,16 +82,13 @@ def spooled_records(settings: Settings) -> int | None:
         return None
 
 
-def forget_counters(settings: Settings, counters: Mapping[str, int]) -> None:
-    """Take off what was shown; what was counted since stays.
+def subtract_counters(settings: Settings, counters: Mapping[str, int]) -> None:
+    """Subtract the counts that were shown; what was counted since stays.
 
     Raises:
-        StoreUnavailable: Redis is away.
+        StoreUnavailable: Redis is unavailable.
     """
-    link = Link(settings)
-    try:
+    with link_to_redis(settings) as link:
         link.call(
             *(pack("HINCRBY", settings.keys.counters, k, -n) for k, n in counters.items())
         )
-    finally:
-        link.close()

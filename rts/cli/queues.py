@@ -1,4 +1,4 @@
-"""``rts queues``: what waits, in which order."""
+"""``rts queues``: what waits in the queues, and in which order."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from datetime import datetime, timezone
 import click
 
 from rts.cli.common import as_json, link_to_redis, print_json, settings_of
-from rts.cli.table import NONE, Column, render, seconds, terminal_width
+from rts.cli.table import NONE, Column, counted, render, seconds, terminal_width
 from rts.errors import CommandError, StoreUnavailable
 from rts.scheduling import queues
 from rts.settings import Settings
 
 
-@click.command(name="queues", short_help="What waits, in deadline order or not.")
+@click.command(name="queues", short_help="What waits in the queues.")
 @click.option(
-    "--to-fifo", is_flag=True, help="Move what waits in deadline order to the plain lists."
+    "--to-fifo", is_flag=True, help="Move what waits in deadline order to plain lists."
 )
 @as_json
 @click.pass_context
 def command(ctx: click.Context, to_fifo: bool, as_json: bool) -> None:
-    """Show the queues of the broker, which must be Redis: those of the app, those from which
-    its workers take, and all that hold messages in deadline order.
+    """Show the queues of a Redis broker: those of the app, those that its workers consume, and
+    all that hold messages in deadline order.
 
-    "ordered" waits in deadline order, "demoted" is hopeless and waits behind it,
-    "plain" waits in order of arrival, as without rts_scheduler = "edf".
+    "ordered" messages wait in deadline order, "demoted" ones are hopeless and wait behind them,
+    "plain" ones wait in order of arrival, as without rts_scheduler = "edf".
 
-    Use --to-fifo after that setting is taken back on all producers and workers:
-    workers without it see plain messages only.
+    Use --to-fifo once that setting is removed from all producers and workers: workers without
+    it see plain messages only.
     """
     app, settings = ctx.obj.app, settings_of(ctx)
     with queues.ordered_channel(app, settings) as channel:
@@ -47,8 +47,7 @@ def command(ctx: click.Context, to_fifo: bool, as_json: bool) -> None:
         print_json({"scheduler": settings.scheduler, "queues": rows, "moved": moved})
         return
     if to_fifo:
-        count = sum(moved.values())
-        click.echo(f"{count} {'message' if count == 1 else 'messages'} moved")
+        click.echo(f"{counted(sum(moved.values()), 'message')} moved")
     now = time.time()
     table = [
         (
@@ -64,7 +63,7 @@ def command(ctx: click.Context, to_fifo: bool, as_json: bool) -> None:
 
 
 def _fleet(settings: Settings) -> queues.FleetQueues:
-    """Return the queues of the fleet; of none, with a note, where they cannot be told."""
+    """Return the queues that the fleet knows; none, with a note, if Redis is unavailable."""
     try:
         with link_to_redis(settings) as link:
             return queues.fleet_queues(link, settings)

@@ -1,4 +1,4 @@
-"""Reading the runs of a window from the ledger, few fields, batch by batch."""
+"""Read the runs of a window from the ledger, in batches and with few fields."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rts.keys import ASSIGNMENTS
 from rts.simulation.recording import Run
 from rts.validation import finite
 
-#: Runs that are read at most, the latest of the window.
+#: Maximum number of runs to read: the latest of the window.
 MAX_RUNS = 1_000_000
-#: Runs that come in one answer of the server: some megabytes.
+#: Runs per batch from the server: a few megabytes.
 BATCH = 10_000
 
 _FIELDS = (
@@ -29,7 +29,9 @@ def count(
     window: tuple[datetime, datetime],
     queue: str | None = None,
 ) -> int:
-    """Return how many runs :func:`runs` would give; one more than are read says: too many."""
+    """Return how many runs :func:`runs` would yield; ``MAX_RUNS + 1`` means that there are
+    more.
+    """
     query = _query(window, queue)
     return int(database[ASSIGNMENTS].count_documents(query, limit=MAX_RUNS + 1))
 
@@ -39,26 +41,26 @@ def runs(
     window: tuple[datetime, datetime],
     queue: str | None = None,
 ) -> Iterator[Run]:
-    """Give the runs that ended in *window*, the latest first, :data:`MAX_RUNS` at most.
+    """Yield the runs that ended in *window*, latest first, at most :data:`MAX_RUNS`.
 
-    *queue*: only what came from it. A run whose start nobody knows is left out, and what is
-    none.
+    *queue*: only those from this queue. Runs without a known start and malformed documents are
+    left out.
 
     Raises:
         PyMongoError: the server did not answer.
     """
     query = _query(window, queue)
     assignments = database[ASSIGNMENTS]
-    again = {"$or": [{"state": "RETRY"}, {"cause": {"$ne": None}}, {"retries": {"$gt": 0}}]}
-    marked = assignments.find({**query, **again}, {"task_id": 1})
-    several = {str(document.get("task_id")) for document in marked}
+    retried = {"$or": [{"state": "RETRY"}, {"cause": {"$ne": None}}, {"retries": {"$gt": 0}}]}
+    marked = assignments.find({**query, **retried}, {"task_id": 1})
+    repeated = {str(document.get("task_id")) for document in marked}
     found = assignments.find(query, dict.fromkeys(_FIELDS, 1), batch_size=BATCH)
     with found.sort("completed_at", -1).limit(MAX_RUNS) as documents:
         for document in documents:
             try:
-                run = _run(document, several)
+                run = _run(document, repeated)
             except (KeyError, TypeError, AttributeError):
-                continue  # by other hands
+                continue  # malformed
             if run is not None:
                 yield run
 
@@ -68,7 +70,7 @@ def _query(window: tuple[datetime, datetime], queue: str | None) -> dict[str, An
     return ended if queue is None else {**ended, "queue": queue}
 
 
-def _run(document: dict[str, Any], several: set[str]) -> Run | None:
+def _run(document: dict[str, Any], repeated: set[str]) -> Run | None:
     started, arrival = document["started_at"], document["arrival"]
     if started is None or arrival is None or document["deadline"] is None:
         return None
@@ -89,5 +91,5 @@ def _run(document: dict[str, Any], several: set[str]) -> Run | None:
         met=document["sla_success"],
         retries=document["retries"],
         place=(document["worker"], document["pid"]),
-        task_id=task_id if task_id in several else None,
+        task_id=task_id if task_id in repeated else None,
     )

@@ -1,4 +1,4 @@
-"""``rts replay``: what if the recorded work had met other slots, another order, another k."""
+"""``rts replay``: the recorded work with other slots, another order, another k."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from rts.simulation.simulator import Outcome, finished
 from rts.simulation.tally import Tally, offered_load, tally
 from rts.simulation.traces import Job, write_trace
 
-#: Jobs that each point of a curve is made from at most, the first ones.
+#: Jobs that each point of a curve is simulated with at most: the first ones.
 CURVE_JOBS = 100_000
-#: Points of a curve, as multiples of the slots, or of the load, that the table is about.
+#: Points of a curve, as multiples of the slots, or of the load, in the table.
 FACTORS = (0.5, 0.625, 0.75, 0.875, 1.0, 1.125, 1.25, 1.5, 2.0)
-#: Simulations that an answer is the mean of, and jobs in all of them, at most.
+#: Simulations that a result is the mean of at most, and jobs in all of them.
 MAX_REPEATS, REPEATED_JOBS = 20, 50_000
 
 _KEYS: dict[str, Callable[[Job], str]] = {
@@ -45,32 +45,36 @@ _KEYS: dict[str, Callable[[Job], str]] = {
 @click.option(
     "--slots",
     type=click.IntRange(1, 100_000),
-    help="Tasks that run at a time.  [default: as recorded; needed with --trace]",
+    help="Tasks that run at a time.  [default: as recorded; required with --trace]",
 )
 @click.option(
     "--scheduler",
     "orders",
     type=click.Choice(ORDERS),
     multiple=True,
-    help="The order; give several to compare.  [default: the app's]",
+    help="Queue order; repeat it to compare several.  [default: the app's]",
 )
 @click.option(
-    "--by", type=click.Choice(list(_KEYS)), default="type", show_default=True, help="Rows."
+    "--by",
+    type=click.Choice(list(_KEYS)),
+    default="type",
+    show_default=True,
+    help="Group rows by.",
 )
 @click.option(
     "--plot",
     callback=plot_path,
     metavar="FILE.svg|.png",
-    help="Draw deadlines met against slots or load.",
+    help="Plot deadlines met against slots or load.",
 )
 @click.option(
     "--plot-by",
     type=click.Choice(["slots", "load"]),
     default="slots",
     show_default=True,
-    help="What is varied.",
+    help="What the plot varies.",
 )
-@click.option("--write", metavar="FILE.csv", help="Write the workload as a trace, too.")
+@click.option("--write", metavar="FILE.csv", help="Also write the workload as a trace.")
 @as_json
 @click.pass_context
 def command(
@@ -85,12 +89,12 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Simulate what was recorded, with something changed.
+    """Simulate the recorded work with something changed.
 
-    The ledger says which tasks ran, when they arrived, how long they took and when they
-    were due; all of them are taken to wait in one queue, for any of the slots. Without
-    a change the answer is what happened, within the error of the simulation. With
-    --trace taus are learned along the way, from the app's first taus.
+    The ledger says which tasks ran, when they arrived, how long they took and when they were
+    due; they are assumed to wait in one queue for any of the slots. With nothing changed the
+    result is what happened, within the error of the simulation. With --trace, taus are learned
+    along the way, from the app's first taus.
     """
     found = workload(Source.taken_from(options), settings_of(ctx), ctx.obj.app.conf)
     slots = slots or found.slots
@@ -121,13 +125,13 @@ def command(
         return
     click.echo(answer.as_text(terminal_width()))
     if plot is not None:
-        click.echo(f"\n{plot} drawn")
+        click.echo(f"\nPlot written to {plot}")
 
 
 def repeated(found: Workload, slots: int, order: str, key: Callable[[Job], str]) -> list[Tally]:
-    """Return what several simulations come to, each with other draws of chance.
+    """Return the outcomes of several simulations, each with another random seed.
 
-    Under overload a millisecond decides who is hopeful: one run is one draw.
+    Under overload a millisecond decides who is hopeful: one simulation is one random sample.
     """
     repeats = 1
     if len(found.conditions.overheads) > 1:
@@ -150,7 +154,7 @@ def repeated(found: Workload, slots: int, order: str, key: Callable[[Job], str])
 def outcomes(
     found: Workload, slots: int, order: str, jobs: Sequence[Job] | None = None
 ) -> Iterator[tuple[int, Outcome]]:
-    """Give what becomes of the workload, or of *jobs* out of it."""
+    """Yield the outcomes of the workload, or of *jobs* out of it."""
     return finished(
         found.jobs if jobs is None else jobs,
         slots,
@@ -166,7 +170,7 @@ def sweep(
     """Return a curve for each order: share met over slots, or over ρ (*against* ``load``)."""
     jobs = found.jobs[:CURVE_JOBS]
     curves: dict[str, list[tuple[float, float]]] = {order: [] for order in orders}
-    with progress_bar("drawing", len(FACTORS) * len(orders) * len(jobs)) as done:
+    with progress_bar("plotting", len(FACTORS) * len(orders) * len(jobs)) as done:
         for order in orders:
             if against == "slots":
                 for number in sorted({max(1, round(slots * factor)) for factor in FACTORS}):
@@ -181,5 +185,5 @@ def sweep(
                     met = tally(outcomes(faster, slots, order, jobs), progress=done).share
                     curves[order].append((rho, met))
     if not all(curves.values()):
-        raise CommandError("all tasks arrive at once: there is no load to draw")
+        raise CommandError("all tasks arrive at once: there is no load to plot")
     return curves

@@ -1,4 +1,4 @@
-"""What ``rts replay`` says: as text, and as a JSON document."""
+"""The output of ``rts replay``: as text, and as a JSON document."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from rts.cli.workloads import Workload
 from rts.simulation.tally import Tally, percentiles
 from rts.simulation.traces import Job
 
-#: Rows of the table; beyond that are those with the fewest tasks.
+#: Rows of the table; past that, those with the fewest tasks are left out.
 MAX_ROWS = 30
-#: Percentiles that are told.
+#: Percentiles that are shown.
 RANKS = (50, 95, 99)
 
 TOTAL, MET = "total", "deadlines met %"
@@ -35,18 +35,18 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Answer:
-    """A workload, and what became of it in each order, once or several times."""
+    """A workload, and its outcome in each order, simulated once or several times."""
 
     workload: Workload
     slots: int
-    #: Offered load; ``None`` where all tasks arrive at once.
+    #: Offered load; ``None`` if all tasks arrive at once.
     rho: float | None
     by: str
     key: Callable[[Job], str]
     tallies: Mapping[str, Sequence[Tally]]
 
     def rows(self) -> list[Row]:
-        """Return a row for each key, by key, and the total as the last."""
+        """Return a row for each key, sorted, and the total as the last."""
         jobs, met = self.workload.jobs, self.workload.met
         tasks = Counter(self.key(job) for job in jobs)
         good = Counter(
@@ -79,13 +79,13 @@ class Answer:
             "by": self.by,
             "rows": rows,
             "total": total,
-            "orders": {order: _in_order(of) for order, of in self.tallies.items()},
+            "orders": {order: _summary(of) for order, of in self.tallies.items()},
         }
 
     def as_text(self, width: int | None) -> str:
         """Return it for a terminal of *width*."""
         same = self.slots == self.workload.slots
-        given = " (the most at a time in the ledger)" if same else ""
+        given = " (the peak in the ledger)" if same else ""
         slots = "1 slot" if self.slots == 1 else f"{self.slots} slots"
         load = "all arrive at once" if self.rho is None else f"load {self.rho:.2f}"
         return (
@@ -121,22 +121,22 @@ class Answer:
         columns.append(Column("dropped %"))
         rows = []
         for order, of in self.tallies.items():
-            told = _in_order(of)
-            low, high = (percent(told[name]) for name in ("share_low", "share_high"))
-            waits = (told["queueing_delay"], told["lateness"])
+            summary = _summary(of)
+            low, high = (percent(summary[name]) for name in ("share_low", "share_high"))
+            waits = (summary["queueing_delay"], summary["lateness"])
             rows.append(
                 (
                     order,
                     low if low == high else f"{low} to {high}",
                     *(seconds(value) for named in waits for value in named.values()),
-                    percent(told["dropped_ratio"]),
+                    percent(summary["dropped_ratio"]),
                 )
             )
         return render(columns, rows, width)
 
 
-def _in_order(tallies: Sequence[Tally]) -> dict[str, Any]:
-    """Return what one order came to, in all repeats."""
+def _summary(tallies: Sequence[Tally]) -> dict[str, Any]:
+    """Return the outcome in one order, over all repeats."""
     shares = [counted.share for counted in tallies]
     tasks = sum(sum(counted.tasks.values()) for counted in tallies)
     return {

@@ -21,13 +21,13 @@ TOTAL = "total"
 @click.option(
     "--since", callback=instant, default="24h", show_default=True, help="Start of the window."
 )
-@click.option("--until", callback=instant, help="Its end, not included.  [default: now]")
+@click.option("--until", callback=instant, help="End of the window, exclusive.  [default: now]")
 @click.option(
     "--by",
     type=click.Choice(["type", "name", "worker", "queue"]),
     default="type",
     show_default=True,
-    help="Rows.",
+    help="Group rows by.",
 )
 @as_json
 @click.pass_context
@@ -40,10 +40,10 @@ def command(
 ) -> None:
     """Show how the deadlines of the tasks that ended, or came due, in a window were met.
 
-    An instant is a duration ago (90s, 15m, 24h, 7d, 2w) or ISO 8601 (UTC unless it
-    names a zone). "on time" is the share of tasks that completed by their deadline,
-    "goodput" the share that also succeeded; "tau error" is how far off the forecasts
-    of the runtime were, as a share of the runtime. Negative lateness is early.
+    An instant is how long ago (90s, 15m, 24h, 7d, 2w) or ISO 8601 (UTC unless it has an
+    offset). "on time" is the share of tasks that completed by their deadline, "goodput" the
+    share that also succeeded; "tau error" is how far off the runtime forecasts were, relative
+    to the runtime. Negative lateness is early.
     """
     settings = settings_of(ctx)
     try:
@@ -61,8 +61,8 @@ def command(
     click.echo(f"Verdicts and runs from {iso(begin)} to {iso(end)}\n")
     if total is None:
         click.echo(
-            "None. If tasks ran: celery -A proj rts status tells whether records wait, "
-            "and --since looks further back."
+            "None. If tasks did run, celery -A proj rts status shows whether records are "
+            "waiting, and --since looks further back."
         )
         return
     click.echo(report_tables([*rows, total], by, terminal_width()))

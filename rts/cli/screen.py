@@ -1,4 +1,4 @@
-"""The whole terminal as a screen that is drawn again and again."""
+"""A full-screen view on the terminal that is redrawn periodically."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rts.cli.table import cut
 
 T = TypeVar("T")
 
-#: Seconds between looks at the keyboard.
+#: Seconds between polls of the keyboard.
 KEYS_S = 0.1
 
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
@@ -28,25 +28,25 @@ _HOME, _END_OF_LINE, _END_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
 def live(
     gather: Callable[[], T], lines: Callable[[T, int], list[str]], interval_s: float
 ) -> None:
-    """Draw what *gather* returns every *interval_s* seconds, until q or Ctrl-C; *lines*
-    makes lines of at most so many characters of it.
+    """Draw what *gather* returns every *interval_s* seconds, until q or Ctrl-C; *lines* turns
+    it into lines of at most so many characters.
 
-    It gathers in a thread of its own: a server that hangs does not hold the keyboard.
+    It gathers in a thread of its own: a server that hangs does not block the keyboard.
     """
     found: list[T] = []
     failed: list[BaseException] = []
     stop = threading.Event()
 
-    def look_again() -> None:
+    def gather_again() -> None:
         try:
             while not stop.is_set():
                 begin = time.monotonic()
                 found[:] = [gather()]
                 stop.wait(max(0.0, interval_s - (time.monotonic() - begin)))
-        except Exception as exc:  # noqa: BLE001  it is raised in front of the person
+        except Exception as exc:  # noqa: BLE001  raised again in the main thread
             failed.append(exc)
 
-    threading.Thread(target=look_again, daemon=True).start()
+    threading.Thread(target=gather_again, daemon=True).start()
     drawn: object = None
     with screen() as size:
         while not failed:
@@ -69,18 +69,18 @@ def live(
 
 
 def ends(keys: bytes) -> bool:
-    """Return whether what was typed ends the view; nothing at all: the terminal is gone."""
+    """Return whether the keys end the view; no keys at all mean that the terminal is gone."""
     return not keys or any(key in keys for key in (b"q", b"Q", b"\x04"))
 
 
 class Size:
-    """Whether the terminal's size has changed. Not an event: a signal's handler could
-    find its lock held by the thread that it interrupts.
+    """Whether the terminal's size has changed. Not an event: a signal handler could find its
+    lock held by the thread that it interrupts.
     """
 
     changed = False
 
-    def has_changed(self, *_: object) -> None:
+    def on_resize(self, *_: object) -> None:
         """Runs between two instructions of the main thread."""
         self.changed = True
 
@@ -88,27 +88,27 @@ class Size:
 def _draw(shown: T | None, lines: Callable[[T, int], list[str]], interval_s: float) -> None:
     size = os.get_terminal_size(sys.stdout.fileno())
     width, height = max(20, size.columns), max(3, size.lines)
-    text = ["Looking…"] if shown is None else lines(shown, width)
+    text = ["Loading…"] if shown is None else lines(shown, width)
     room = height - 1
     if len(text) > room:
         hidden = len(text) - room + 1
-        text = [*text[: room - 1], f"… {hidden} more lines; the window is too low"]
+        text = [*text[: room - 1], f"… {hidden} more lines; the window is too small"]
     text += [""] * (room - len(text))
-    text.append(cut(f"every {interval_s:g} s · q ends", width))
+    text.append(cut(f"every {interval_s:g} s · q to quit", width))
     sys.stdout.write(_HOME + "\r\n".join(t + _END_OF_LINE for t in text) + _END_OF_SCREEN)
     sys.stdout.flush()
 
 
 @contextmanager
 def screen() -> Iterator[Size]:
-    """Take over the terminal, and give it back as it was, whatever happens."""
+    """Take over the terminal, and restore it whatever happens."""
     size = Size()
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
     handlers = {
-        signal.SIGWINCH: signal.signal(signal.SIGWINCH, size.has_changed),
+        signal.SIGWINCH: signal.signal(signal.SIGWINCH, size.on_resize),
         signal.SIGTERM: signal.signal(signal.SIGTERM, _interrupt),
-        # Python leaves it ignored where it was when it began: behind nohup, for instance.
+        # Python leaves it ignored if it was when Python started, as under nohup.
         signal.SIGINT: signal.signal(signal.SIGINT, _interrupt),
     }
     try:

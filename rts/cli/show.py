@@ -1,4 +1,4 @@
-"""``rts show``: one task of the ledger, with its runs."""
+"""``rts show``: one task in the ledger, with its runs."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _SECONDS = ("tau", "runtime_s", "lateness_s")
 @as_json
 @click.pass_context
 def command(ctx: click.Context, task_id: str, as_json: bool) -> None:
-    """Show what the ledger holds of one task: its verdict, and each of its runs."""
+    """Show what the ledger knows about one task: its verdict and each of its runs."""
     settings = settings_of(ctx)
     with ledger_of(settings) as database:
         found = one_task(database, task_id)
     if found is None:
         raise CommandError(
             f"the ledger has no task {printable(task_id)[:200]}. It may not have ended yet, "
-            "or wait in the outbox: see celery -A proj rts status"
+            "or its record waits in the outbox: see celery -A proj rts status"
         )
     task = None if found.task is None else visible(found.task, "task_id")
     runs = [visible(run, "run_id") for run in found.runs]

@@ -1,4 +1,4 @@
-"""``rts status``: whether everything is well, and where records wait."""
+"""``rts status``: whether all is well, and where records wait."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from rts.cli.common import NO_APP, as_json, outages_not_logged, print_json, settings_of
-from rts.cli.probes import PATIENCE_S, forget_counters, look, spooled_records
-from rts.cli.table import NONE, Column, render, seconds, terminal_width
+from rts.cli.probes import PATIENCE_S, query_servers, spooled_records, subtract_counters
+from rts.cli.table import NONE, Column, counted, render, seconds, terminal_width
 from rts.clock import DEADBAND_S
 from rts.installation import installed
 from rts.scheduling.queues import stranded
@@ -18,38 +18,40 @@ from rts.settings import Settings
 from rts.views.status import LedgerState, RedisState, ServerState, WorkerState
 from rts.views.vitals import DROPPED
 
-#: Seconds that the oldest record may wait in the outbox. A drain takes less than one.
+#: Age of the oldest record in the outbox that is a problem, in seconds. A drain takes less than
+#: one.
 MAX_LAG_S = 60.0
 
 
 @click.command(name="status", short_help="Servers, workers, and where records wait.")
-@click.option("--clear", is_flag=True, help="Set the counters to zero after showing them.")
+@click.option("--clear", is_flag=True, help="Reset the counters after showing them.")
 @as_json
 @click.pass_context
 def command(ctx: click.Context, clear: bool, as_json: bool) -> None:
-    """Show the servers, the way of the records, the workers and what was counted.
+    """Show the servers, where records wait, the workers and the counters.
 
-    The status is 1, with a line that says why, when the app has no rts or has it off, a
-    server is not reachable, records were dropped or may be evicted, the oldest record in the
-    outbox waits for over a minute, or messages wait in an order that the workers do not know.
+    The exit status is 1, and standard error says why, if the app has no rts or has it off, a
+    server is not reachable, records were dropped or may be evicted, the oldest record has been
+    in the outbox for over a minute, or messages wait in deadline order where workers do not see
+    them.
     """
     settings = settings_of(ctx)
     with outages_not_logged():
-        redis, ledger = look(settings)
+        redis, ledger = query_servers(settings)
         spool = spooled_records(settings) if redis.server.reachable else None
     wrong = [*_without_rts(ctx.obj.app, settings), *problems(redis, ledger)]
     served = [queue for worker in redis.workers for queue in worker.queues or ()]
     for queue, count in stranded(ctx.obj.app, settings, served, PATIENCE_S).items():
         wrong.append(
-            f"{count} messages wait in deadline order in the queue {queue}, which workers "
-            "without rts_scheduler = 'edf' do not see. rts queues --to-fifo moves them"
+            f"{counted(count, 'message')} in deadline order in the queue {queue}, which "
+            "workers without rts_scheduler = 'edf' do not see. rts queues --to-fifo moves them"
         )
     if as_json:
         print_json(status_document(settings, redis, ledger, spool, wrong))
     else:
         click.echo(status_text(settings, redis, ledger, spool, terminal_width()))
     if clear and redis.counters:
-        forget_counters(settings, redis.counters)
+        subtract_counters(settings, redis.counters)
     for problem in wrong:
         click.echo(f"Problem: {problem}", err=True)
     if wrong:
@@ -57,7 +59,9 @@ def command(ctx: click.Context, clear: bool, as_json: bool) -> None:
 
 
 def _without_rts(app: Any, settings: Settings) -> list[str]:
-    """Return that *app* has rts off, or none, also after importing what a worker imports."""
+    """Return a problem if *app* has rts off or not installed, even after importing what a
+    worker imports.
+    """
     if not settings.enabled:
         return ["rts_enabled is False, so tasks of this app get no deadline and no verdict"]
     if app not in installed and app.main != NO_APP:
@@ -68,14 +72,14 @@ def _without_rts(app: Any, settings: Settings) -> list[str]:
     if app in installed or app.main == NO_APP:
         return []
     return [
-        "this app has no rts, so its tasks get no deadline and no verdict. Put "
-        'rts.install(app) below the line that makes it, or imports = ("rts.auto",) into its '
+        "rts is not installed in this app, so its tasks get no deadline and no verdict. Add "
+        'rts.install(app) below the line that creates it, or imports = ("rts.auto",) to its '
         "celeryconfig, and restart workers and producers"
     ]
 
 
 def problems(redis: RedisState, ledger: LedgerState) -> list[str]:
-    """Return what is wrong, with what to do about it; nothing where all is well."""
+    """Return what is wrong, with what to do about it."""
     found = []
     if not redis.server.reachable:
         found.append(
@@ -91,19 +95,19 @@ def problems(redis: RedisState, ledger: LedgerState) -> list[str]:
     if dropped:
         what = ", ".join(f"{name} {n}" for name, n in dropped.items())
         found.append(
-            f"records were dropped ({what}). Keep the servers up, raise rts_outbox_max or "
-            "rts_spool_max_bytes; rts status --clear starts counting anew"
+            f"records were dropped ({what}). Keep the servers up, or raise rts_outbox_max or "
+            "rts_spool_max_bytes; rts status --clear resets the count"
         )
     if redis.eviction is not None:
         found.append(
-            f"Redis removes keys when its memory is full (maxmemory-policy {redis.eviction}), "
-            "and records with them. Set noeviction, or give rts a server of its own "
+            f"Redis evicts keys when its memory is full (maxmemory-policy {redis.eviction}), "
+            "records among them. Set noeviction, or give rts a server of its own "
             "(rts_redis_url)"
         )
     if redis.lag_s is not None and redis.lag_s > MAX_LAG_S:
         found.append(
-            f"the oldest record waits in the outbox for {seconds(redis.lag_s)} s. Is a drain "
-            "at work (a worker with rts_drain, or rts drain), and MongoDB up?"
+            f"the oldest record has been in the outbox for {seconds(redis.lag_s)} s. Is a "
+            "drain running (a worker with rts_drain, or rts drain), and is MongoDB up?"
         )
     return found
 
@@ -115,7 +119,7 @@ def status_document(
     spool: int | None,
     wrong: list[str],
 ) -> dict[str, Any]:
-    """Return all of it as plain values; ``None`` where a server did not tell."""
+    """Return all of it as plain values; ``None`` if a server did not answer."""
     known = redis.server.reachable
     webhooks = [
         {"to": hook.shown, "waiting": waiting}
@@ -134,7 +138,7 @@ def status_document(
         "redis": asdict(redis.server),
         "mongo": {**asdict(ledger.server), "documents": dict(ledger.documents)},
         "breaker": {
-            # What a process that asks now would find.
+            # What a process that connects now would find.
             "state": "closed" if known else "open",
             "opened": redis.counters.get("breaker_opened", 0) if known else None,
             "period_s": settings.breaker_period,
@@ -157,31 +161,33 @@ def status_text(
     spool: int | None,
     width: int | None,
 ) -> str:
-    """Return all of it for people."""
+    """Return all of it as text."""
     facts = [("Redis", _server(redis.server)), ("MongoDB", _server(ledger.server))]
     if ledger.documents:
         counts = ", ".join(f"{n} {name}" for name, n in ledger.documents.items())
         facts.append(("Ledger", counts))
     if redis.clock_offset_s is not None:
         facts.append(("Clock", _clock(redis.clock_offset_s, redis.clock_error_s or 0.0)))
-    opened = redis.counters.get("breaker_opened", 0)
-    state = f"closed, opened {opened} times so far" if redis.server.reachable else "open"
+    state = "open"
+    if redis.server.reachable:
+        opened = redis.counters.get("breaker_opened", 0)
+        state = f"closed, opened {counted(opened, 'time')} so far"
     facts.append(("Breaker", state))
     if redis.outbox_length is not None:
         lag = f", the oldest for {seconds(redis.lag_s)} s" if redis.outbox_length else ""
-        facts.append(("Outbox", f"{redis.outbox_length} wait{lag}"))
-    waiting = "not known what waits" if spool is None else f"{spool} wait"
+        facts.append(("Outbox", f"{redis.outbox_length} waiting{lag}"))
+    waiting = "unknown number waiting" if spool is None else f"{spool} waiting"
     facts.append(("Spool", f"{waiting} in {settings.spool_dir}"))
     if redis.open_tasks is not None:
         late = f"{redis.overdue_tasks} past the deadline"
-        facts.append(("Open tasks", f"{redis.open_tasks} have not ended, {late}"))
+        facts.append(("Open tasks", f"{redis.open_tasks} not ended, {late}"))
     if redis.running is not None:
         facts.append(("Running", f"{redis.running} now, {redis.overdue} past the deadline"))
     if redis.alerts is not None and (redis.alerts or settings.webhooks):
         unled = "" if redis.alerts_led else f", {UNLED}"
-        facts.append(("Alerts", f"{redis.alerts} fire{unled}"))
+        facts.append(("Alerts", f"{redis.alerts} firing{unled}"))
         for hook, waiting_n in zip(settings.webhooks, redis.messages, strict=False):
-            facts.append(("Webhook", f"{waiting_n} wait for {hook.shown}"))
+            facts.append(("Webhook", f"{waiting_n} waiting for {hook.shown}"))
     blocks = [render((Column("", number=False),) * 2, facts).lstrip("\n")]
     if redis.server.reachable:
         workers = [worker_row(worker) for worker in redis.workers]
@@ -192,9 +198,9 @@ def status_text(
     return "\n\n".join(blocks)
 
 
-#: Of alerts that nobody looks after: they may be over, and new ones do not begin.
-UNLED = "but nobody decides on alerts now (a worker with rts_drain and rts_webhooks would)"
-NO_WORKERS = "No workers. Those that run need rts.install(app), and a restart since."
+#: Alerts that nobody evaluates may be over, and new ones do not start.
+UNLED = "but nothing evaluates them now (a worker with rts_drain and rts_webhooks would)"
+NO_WORKERS = "No workers. Running ones need rts.install(app), and then a restart."
 
 WORKER_COLUMNS = (
     Column("worker", number=False),
@@ -232,7 +238,7 @@ def _clock(offset_s: float, error_s: float) -> str:
     if abs(offset_s) <= max(DEADBAND_S, error_s):
         return "this host and Redis agree"
     which = "behind" if offset_s > 0 else "ahead of"
-    return f"this host is {seconds(abs(offset_s))} s {which} Redis, which rts allows for"
+    return f"this host is {seconds(abs(offset_s))} s {which} Redis, which rts corrects for"
 
 
 def _instant(at: float | None) -> datetime | None:

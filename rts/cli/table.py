@@ -1,7 +1,7 @@
 """Tables for a terminal: aligned, cut to its width, safe to print.
 
-What stands in a table may come from strangers (task names, worker names), so
-whatever could steer a terminal is shown as an escape.
+Cells may hold untrusted text (task names, worker names), so whatever could control a terminal
+is shown as an escape.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from itertools import groupby
 
 #: Between two columns.
 GAP = "  "
-#: Columns of text are not cut below this: a name of fewer characters says nothing.
+#: Text columns are not cut below this: a shorter name says nothing.
 MIN_TEXT = 12
 #: Shown where there is no value.
 NONE = "-"
@@ -24,7 +24,7 @@ NONE = "-"
 
 @dataclass(frozen=True)
 class Column:
-    """A column. Numbers stand to the right; texts to the left, and may be cut."""
+    """A column. Numbers are aligned right; texts left, and may be cut."""
 
     header: str
     number: bool = True
@@ -35,7 +35,7 @@ class Column:
 def render(
     columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int | None = None
 ) -> str:
-    """Return the table as lines; *width* in characters, ``None`` for as wide as it gets."""
+    """Return the table as lines of at most *width* characters (``None``: as wide as needed)."""
     cells = [[printable(cell) for cell in row] for row in rows]
     widths = [
         max(_width(text) for text in (column.header, *(row[i] for row in cells)))
@@ -61,14 +61,14 @@ def render(
 
 
 def terminal_width() -> int | None:
-    """Return the width to cut to; ``None`` where nobody sees standard output."""
+    """Return the width to cut to; ``None`` if standard output is not a terminal."""
     if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit():
         return shutil.get_terminal_size().columns
     return None
 
 
 def printable(text: str) -> str:
-    r"""Return *text* with what steers a terminal, or has no shape, as an escape.
+    r"""Return *text* with an escape for each character that is not printable.
 
     >>> printable("a\x1b[31mb\n")
     'a\\x1b[31mb\\n'
@@ -79,7 +79,7 @@ def printable(text: str) -> str:
 
 
 def cut(text: str, width: int) -> str:
-    """Return *text* in at most *width* characters of the terminal.
+    """Return *text* cut to at most *width* columns of the terminal.
 
     >>> cut("tasks.resize_image", 12)
     'tasks.resiz…'
@@ -95,7 +95,7 @@ def cut(text: str, width: int) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """Return seconds with about three digits that matter.
+    """Return seconds with about three significant digits.
 
     >>> [seconds(x) for x in (0.00412, 0.2519, 3.14159, 27.18, 86400.0, None)]
     ['0.0041', '0.252', '3.14', '27.2', '86400', '-']
@@ -108,8 +108,17 @@ def seconds(value: float | None) -> str:
     return f"{value:.0f}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun.
+
+    >>> counted(1, "task"), counted(0, "task")
+    ('1 task', '0 tasks')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def percent(ratio: float | None) -> str:
-    """Return a share in percent; only what is whole is shown as 100.0.
+    """Return a share in percent; only exactly 1 is shown as 100.0.
 
     >>> [percent(x) for x in (1.0, 0.99999, 0.5, None)]
     ['100.0', '99.9', '50.0', '-']
@@ -120,7 +129,7 @@ def percent(ratio: float | None) -> str:
 
 
 def _shrink(columns: Sequence[Column], widths: list[int], width: int) -> None:
-    """Take from the columns of text, the widest first, what does not fit."""
+    """Shrink the text columns, widest first, until the table fits."""
     excess = sum(widths) + len(GAP) * (len(widths) - 1) - width
     texts = [i for i, column in enumerate(columns) if not column.number]
     while excess > 0 and texts:
@@ -137,7 +146,7 @@ def _pad(text: str, width: int, *, right: bool) -> str:
 
 
 def _width(text: str) -> int:
-    """Return the number of places that *text* takes on a terminal."""
+    """Return how many columns of the terminal *text* takes."""
     if text.isascii():
         return len(text)
     wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)

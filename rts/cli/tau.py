@@ -1,4 +1,4 @@
-"""``rts tau``: what was learned of the runtimes; set or forget it."""
+"""``rts tau``: list, set or reset the learned taus."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict
 import click
 
 from rts.cli.common import as_json, link_to_redis, print_json, settings_of
-from rts.cli.table import Column, printable, render, seconds, terminal_width
+from rts.cli.table import Column, counted, printable, render, seconds, terminal_width
 from rts.errors import CommandError
 from rts.link.scripts import pack
 from rts.settings import Settings
@@ -15,9 +15,9 @@ from rts.tau.redis import RedisTauStore
 from rts.validation import finite
 from rts.views.taus import TauRow, tau_rows
 
-#: Seconds that a tau may be at most, as in ``rts_task_types``.
+#: Maximum tau in seconds, as in ``rts_task_types``.
 MAX_TAU_S = 1e9
-#: Characters of a field: a type, a slash, and what Celery could call a task.
+#: Maximum length of a field: a type, a slash, and any name of a task.
 MAX_FIELD = 512
 
 
@@ -27,9 +27,9 @@ MAX_FIELD = 512
 def command(ctx: click.Context, as_json: bool) -> None:
     """List the learned runtimes, or change them with set and reset.
 
-    tau is the moving average of the runtime of successful runs, by type and by
-    type/task name; deviation is that of |runtime - tau|. "default" is a tau that
-    nothing was learned for yet, "set" one that a person wrote.
+    tau is the moving average of the runtime of successful runs, by type and by type/task name;
+    deviation is that of |runtime - tau|. The source is "default" if nothing was learned yet,
+    "set" if a person set the tau.
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -74,7 +74,7 @@ def tau_table(rows: list[TauRow], width: int | None) -> str:
 @as_json
 @click.pass_context
 def set_(ctx: click.Context, field: str, value: str, as_json: bool) -> None:
-    """Set a tau, from which learning goes on. SECONDS: above 0, at most 1e9."""
+    """Set a tau, from which learning continues. SECONDS: above 0, at most 1e9."""
     settings = settings_of(ctx)
     _check(settings, field)
     tau_s = finite(value)
@@ -102,23 +102,23 @@ def set_(ctx: click.Context, field: str, value: str, as_json: bool) -> None:
             if settings.tau_scope == "type"
             else f"the name has {runs} of the {settings.min_samples} runs of rts_min_samples"
         )
-        click.echo(f"Note: deadlines are made with the type's tau: {why}", err=True)
+        click.echo(f"Note: deadlines use the type's tau: {why}", err=True)
 
 
 @command.command(short_help="Forget what was learned.")
 @click.argument("field", metavar="[TYPE[/NAME]]", required=False)
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @as_json
 @click.pass_context
 def reset(ctx: click.Context, field: str | None, yes: bool, as_json: bool) -> None:
-    """Forget one type's or one name's tau, or all of them: back to the defaults.
+    """Forget the tau of one type or one name, or all of them, and return to the defaults.
 
     TYPE alone leaves the names in it as they are.
     """
     settings = settings_of(ctx)
-    what = (
-        "all that was learned" if field is None else f"what was learned of {printable(field)}"
-    )
+    what = "all that was learned"
+    if field is not None:
+        what = f"what was learned about {printable(field)}"
     if not yes:
         click.confirm(f"Forget {what}?", abort=True, err=True)
     with link_to_redis(settings) as link:
@@ -128,17 +128,17 @@ def reset(ctx: click.Context, field: str | None, yes: bool, as_json: bool) -> No
             link.call(pack("HEXISTS", settings.keys.tau, field))[0]
         ):
             raise CommandError(
-                f"nothing was learned of {printable(field)}. See the list: rts tau"
+                f"nothing was learned about {printable(field)}. rts tau lists what was"
             )
         store.reset(field)
     if as_json:
         print_json({"reset": fields})
     else:
-        click.echo(f"{len(fields)} {'tau' if len(fields) == 1 else 'taus'} forgotten")
+        click.echo(f"{counted(len(fields), 'tau')} forgotten")
 
 
 def _check(settings: Settings, field: str) -> None:
-    """Refuse a field that no task could ever have."""
+    """Reject a field that no task could have."""
     task_type, slash, name = field.partition("/")
     if task_type not in settings.task_types:
         raise click.BadParameter(

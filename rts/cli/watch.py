@@ -19,22 +19,22 @@ from rts.cli.watch_data import Gatherer, document
     type=Number(0.2, 86400),
     default=2.0,
     show_default=True,
-    help="Seconds between looks.",
+    help="Seconds between refreshes.",
 )
 @as_json
 @click.pass_context
 def command(ctx: click.Context, interval: float, as_json: bool) -> None:
-    """Show deadlines met by type against their objective, the error budgets, queues,
-    workers, and where records wait; again and again, until q or Ctrl-C.
+    """Show live: deadlines met by type against their objective, error budgets, queues, workers
+    and the backlog of records, until q or Ctrl-C.
 
-    "now" is the last five minutes. Where the output is no terminal, it is printed once.
+    "now" is the last five minutes. If the output is not a terminal, print it once.
     """
     app, settings = ctx.obj.app, settings_of(ctx)
-    gather = Gatherer(app, settings)
+    gatherer = Gatherer(app, settings)
     with outages_not_logged():
         if as_json:
-            print_json(document(gather.look()))
+            print_json(document(gatherer.gather()))
         elif not (sys.stdout.isatty() and sys.stdin.isatty()):
-            click.echo("\n".join(lines(gather.look(), settings, terminal_width())))
+            click.echo("\n".join(lines(gatherer.gather(), settings, terminal_width())))
         else:
-            live(gather.look, lambda shown, width: lines(shown, settings, width), interval)
+            live(gatherer.gather, lambda shown, width: lines(shown, settings, width), interval)

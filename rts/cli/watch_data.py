@@ -11,7 +11,7 @@ from typing import Any
 from rts.alerting.alert import Alert
 from rts.alerting.store import firing
 from rts.cli.common import ledger_of, link_to_redis
-from rts.cli.probes import PATIENCE_S, look
+from rts.cli.probes import PATIENCE_S, query_servers
 from rts.cli.status import problems
 from rts.errors import StoreUnavailable
 from rts.scheduling import queues
@@ -23,13 +23,13 @@ from rts.views.status import LedgerState, RedisState
 
 #: What "now" means, and the other windows of a type's row.
 WINDOWS = {"now": timedelta(minutes=5), "1h": timedelta(hours=1), "24h": timedelta(hours=24)}
-#: The long windows are asked for again after so many times what the last answer took:
-#: on a large ledger they cost the server more than they change.
-SPARE = 10.0
+#: The pause before the long windows are queried again, as a multiple of how long the last query
+#: took: on a large ledger they cost more than they change.
+PAUSE_FACTOR = 10.0
 
 
 @dataclass(frozen=True)
-class Picture:
+class Snapshot:
     """What is shown."""
 
     at: datetime
@@ -37,28 +37,28 @@ class Picture:
     ledger: LedgerState
     problems: Sequence[str] = ()
     standings: Sequence[Standing] = ()
-    #: By window: by type.
+    #: By window, then by type.
     types: dict[str, dict[str, ReportRow]] = field(default_factory=dict)
     queues: Sequence[QueueState] = ()
     alerts: Sequence[Alert] = ()
 
 
 class Gatherer:
-    """Asks the servers. What one of them does not tell is left out."""
+    """Queries the servers. What one of them does not answer is left out."""
 
     def __init__(self, app: Any, settings: Settings) -> None:
         self._app = app
         self._settings = settings
-        #: When the long windows are asked for again.
-        self._ask_at = -1e9
+        #: Monotonic instant of the next query of the long windows.
+        self._query_at = -1e9
         self._standings: Sequence[Standing] = ()
         self._day: dict[str, ReportRow] = {}
 
-    def look(self) -> Picture:
-        """Look once."""
+    def gather(self) -> Snapshot:
+        """Take a snapshot."""
         at = datetime.now(timezone.utc)
-        redis, ledger = look(self._settings)
-        stands: Sequence[Standing] = ()
+        redis, ledger = query_servers(self._settings)
+        objectives: Sequence[Standing] = ()
         types: dict[str, dict[str, ReportRow]] = {}
         waiting: Sequence[QueueState] = ()
         alerts: Sequence[Alert] = ()
@@ -66,7 +66,7 @@ class Gatherer:
         wrong = problems(redis, ledger)
         if ledger.server.reachable:
             try:
-                stands, types = self._ask_ledger(at)
+                objectives, types = self._query_ledger(at)
             except StoreUnavailable as exc:
                 wrong.append(str(exc))
         if redis.server.reachable:
@@ -77,12 +77,12 @@ class Gatherer:
             except StoreUnavailable as exc:
                 wrong.append(str(exc))
         try:
-            waiting = self._ask_broker(fleet)
+            waiting = self._query_broker(fleet)
         except StoreUnavailable as exc:
             wrong.append(str(exc))
-        return Picture(at, redis, ledger, wrong, stands, types, waiting, alerts)
+        return Snapshot(at, redis, ledger, wrong, objectives, types, waiting, alerts)
 
-    def _ask_ledger(
+    def _query_ledger(
         self, at: datetime
     ) -> tuple[Sequence[Standing], dict[str, dict[str, ReportRow]]]:
         with ledger_of(self._settings) as database:
@@ -92,14 +92,14 @@ class Gatherer:
                 return {row.key: row for row in found}
 
             begin = time.monotonic()
-            if begin >= self._ask_at:
+            if begin >= self._query_at:
                 self._standings = standings(database, self._settings, at)
                 self._day = rows("24h")
-                self._ask_at = time.monotonic() + SPARE * (time.monotonic() - begin)
+                self._query_at = time.monotonic() + PAUSE_FACTOR * (time.monotonic() - begin)
             types = {"now": rows("now"), "1h": rows("1h"), "24h": self._day}
             return self._standings, types
 
-    def _ask_broker(self, fleet: FleetQueues) -> Sequence[QueueState]:
+    def _query_broker(self, fleet: FleetQueues) -> Sequence[QueueState]:
         with queues.ordered_channel(self._app, self._settings, PATIENCE_S) as channel:
             if channel is None:
                 return ()
@@ -107,23 +107,23 @@ class Gatherer:
             return [queues.state_of(channel, name) for name in names]
 
 
-def document(picture: Picture) -> dict[str, Any]:
-    """Return the view as plain values."""
+def document(snapshot: Snapshot) -> dict[str, Any]:
+    """Return *snapshot* as plain values."""
     return {
-        "at": picture.at,
-        "problems": list(picture.problems),
-        "objectives": [asdict(standing) for standing in picture.standings],
+        "at": snapshot.at,
+        "problems": list(snapshot.problems),
+        "objectives": [asdict(standing) for standing in snapshot.standings],
         "types": {
             window: {key: asdict(row) for key, row in rows.items()}
-            for window, rows in picture.types.items()
+            for window, rows in snapshot.types.items()
         },
-        "queues": [asdict(state) for state in picture.queues],
-        "workers": [asdict(worker) for worker in picture.redis.workers],
-        "outbox": {"length": picture.redis.outbox_length, "lag_s": picture.redis.lag_s},
+        "queues": [asdict(state) for state in snapshot.queues],
+        "workers": [asdict(worker) for worker in snapshot.redis.workers],
+        "outbox": {"length": snapshot.redis.outbox_length, "lag_s": snapshot.redis.lag_s},
         "open": {
-            "tasks": picture.redis.open_tasks,
-            "overdue": picture.redis.overdue_tasks,
+            "tasks": snapshot.redis.open_tasks,
+            "overdue": snapshot.redis.overdue_tasks,
         },
-        "running": {"runs": picture.redis.running, "overdue": picture.redis.overdue},
-        "alerts": [asdict(alert) for alert in picture.alerts],
+        "running": {"runs": snapshot.redis.running, "overdue": snapshot.redis.overdue},
+        "alerts": [asdict(alert) for alert in snapshot.alerts],
     }

@@ -27,14 +27,16 @@ from rts.simulation.traces import Job, read_trace, with_types
 from rts.views.plain import iso
 from rts.views.windows import window
 
-#: Seconds between two runs of a slot where no recorded run tells: what Celery needs.
+#: Seconds between two runs of a slot if the recording does not tell: Celery's own overhead.
 OVERHEAD_S = 0.01
 
 _SPEED = Number(1e-6, 1e6)
 _OPTIONS = (
     click.option("--since", callback=instant, help="Start of the window.  [default: 24h]"),
-    click.option("--until", callback=instant, help="Its end, not included.  [default: now]"),
-    click.option("--queue", metavar="NAME", help="Only what came from this queue."),
+    click.option(
+        "--until", callback=instant, help="End of the window, exclusive.  [default: now]"
+    ),
+    click.option("--queue", metavar="NAME", help="Only tasks from this queue."),
     click.option(
         "--trace",
         metavar="FILE.csv",
@@ -46,21 +48,19 @@ _OPTIONS = (
         type=Number(MIN_MULTIPLIER, MAX_MULTIPLIER),
         help="k of all deadlines.  [default: deadlines as recorded]",
     ),
-    click.option(
-        "--speed", type=_SPEED, default=1.0, help="Arrivals come so many times as fast."
-    ),
+    click.option("--speed", type=_SPEED, default=1.0, help="Speed up arrivals by this factor."),
     click.option(
         "--overhead",
         type=Number(0, 3600),
         metavar="SECONDS",
-        help=f"What a slot needs between two runs.  [default: as recorded, else {OVERHEAD_S}]",
+        help=f"Time between two runs of a slot.  [default: as recorded, else {OVERHEAD_S}]",
     ),
 )
 
 
 @dataclass(frozen=True)
 class Source:
-    """What the command line says of the workload."""
+    """The options that choose the workload."""
 
     since: timedelta | datetime | None
     until: timedelta | datetime | None
@@ -72,33 +72,33 @@ class Source:
 
     @classmethod
     def taken_from(cls, options: dict[str, Any]) -> Source:
-        """Take its options out of those of the command."""
+        """Pop its options from those of the command."""
         return cls(**{name: options.pop(name) for name in cls.__dataclass_fields__})
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is asked about."""
+    """The tasks to simulate, and the conditions they ran under."""
 
     jobs: Sequence[Job]
     #: Whether each job met its deadline; ``None`` for a trace.
     met: Sequence[bool] | None
     #: Slots that it ran on; ``None`` for a trace.
     slots: int | None
-    #: Those of each worker; empty for a trace.
+    #: Slots of each worker; empty for a trace.
     workers: Sequence[int]
-    #: Messages that a stock worker holds for each of its slots beside those that run.
+    #: Messages that a stock worker prefetches for each of its slots.
     held_per_slot: float
     #: The app's, and the types of the trace.
     settings: Settings
     conditions: Conditions
-    #: Where it is from, in words.
+    #: Where it comes from, in words.
     origin: str
     #: Start and end of the window; ``None`` for a trace.
     window: tuple[datetime, datetime] | None
 
     def order(self, name: str, slots: int) -> Order:
-        """Return a new order, for *slots* in workers like those that were recorded."""
+        """Return a new order for *slots*, in workers like the recorded ones."""
         if name == "fifo" and len(self.workers) > 1:
             return Prefetched(fleet(slots, self.workers), self.held_per_slot)
         return order_of(name, self.settings)
@@ -109,13 +109,13 @@ class Workload:
         return fmean(self.conditions.overheads)
 
     def conditions_json(self) -> dict[str, Any]:
-        """Return what is told of the conditions in a JSON document."""
+        """Return the conditions for a JSON document."""
         terms = self.conditions
         return {"speed": terms.speed, "k": terms.k, "overhead_s": self.overhead_s}
 
     @property
     def description(self) -> str:
-        """What is simulated, and what was assumed, in lines."""
+        """What is simulated and under which assumptions, as lines."""
         terms = self.conditions
         if terms.k is not None:
             deadlines = f"with k = {terms.k:g}"
@@ -133,7 +133,7 @@ class Workload:
 
 
 def order_in_use(settings: Settings) -> str:
-    """Return the name of the order that the app's workers keep."""
+    """Return the name of the order that the app's workers use."""
     return "edf" if settings.scheduler == "edf" else "fifo"
 
 
@@ -148,12 +148,12 @@ def workload(source: Source, settings: Settings, conf: Mapping[str, Any]) -> Wor
     """Return the workload, from the ledger or from a trace. *conf* is the app's.
 
     Raises:
-        UsageError: the options do not go together, or the trace is not one.
+        UsageError: the options exclude each other, or the trace is invalid.
         CommandError: nothing ran in the window.
         StoreUnavailable: MongoDB is not usable.
     """
     if source.trace is not None:
-        return _of_trace(source, settings, source.trace)
+        return _from_trace(source, settings, source.trace)
     try:
         now = datetime.now(timezone.utc)
         since = timedelta(days=1) if source.since is None else source.since
@@ -165,11 +165,11 @@ def workload(source: Source, settings: Settings, conf: Mapping[str, Any]) -> Wor
         if expected > MAX_RUNS:
             click.echo(f"only the last {MAX_RUNS:,} runs of the window are read", err=True)
         with progress_bar("reading", expected) as read:
-            past = recording(_told(runs(database, asked, source.queue), read))
+            past = recording(_with_progress(runs(database, asked, source.queue), read))
     if past is None:
         raise CommandError(
-            f"no task ran from {iso(asked[0])} to {iso(asked[1])}. rts status tells whether "
-            "records wait, and --since looks further back"
+            f"no task ran from {iso(asked[0])} to {iso(asked[1])}. rts status shows whether "
+            "records are waiting, and --since looks further back"
         )
     overheads = past.overheads if source.overhead is None else ()
     return Workload(
@@ -187,7 +187,9 @@ def workload(source: Source, settings: Settings, conf: Mapping[str, Any]) -> Wor
 
 @contextmanager
 def progress_bar(label: str, length: int) -> Iterator[Callable[[int], None]]:
-    """Show progress on standard error, where somebody sees it; tell it the steps done."""
+    """Show progress on standard error if that is a terminal; call the result with the steps
+    done.
+    """
     if not sys.stderr.isatty():
         yield lambda steps: None
         return
@@ -195,9 +197,9 @@ def progress_bar(label: str, length: int) -> Iterator[Callable[[int], None]]:
         yield bar.update
 
 
-def _of_trace(source: Source, settings: Settings, path: str) -> Workload:
+def _from_trace(source: Source, settings: Settings, path: str) -> Workload:
     if (source.since, source.until, source.queue) != (None, None, None):
-        raise click.UsageError("--trace does not go with --since, --until and --queue")
+        raise click.UsageError("--trace excludes --since, --until and --queue")
     try:
         jobs = read_trace(path)
     except (ValueError, OSError) as exc:
@@ -212,9 +214,7 @@ def _constant(source: Source) -> Sequence[float]:
 
 
 def held_per_slot(conf: Mapping[str, Any]) -> float:
-    """Return the messages that a worker in the stock order holds for each of its slots,
-    beside those that run.
-    """
+    """Return how many messages a worker prefetches for each of its slots in the stock order."""
     ahead = prefetch_per_slot(
         int(conf.get("worker_prefetch_multiplier", 4)),
         late=bool(conf.get("task_acks_late")),
@@ -223,7 +223,7 @@ def held_per_slot(conf: Mapping[str, Any]) -> float:
     return math.inf if ahead is None else float(ahead)
 
 
-def _told(items: Iterator[Any], progress: Callable[[int], None]) -> Iterator[Any]:
+def _with_progress(items: Iterator[Any], progress: Callable[[int], None]) -> Iterator[Any]:
     for number, item in enumerate(items, 1):
         if number % 1000 == 0:
             progress(1000)

@@ -99,7 +99,7 @@ def test_all_is_well(cli: Run, conf: dict[str, Any]) -> None:
     text, _, numbers = result.output.strip().partition(" | ")
     assert "\n" not in text
     assert text.startswith("RTS OK - cpu-light: 100.0 % of 200 tasks in time (objective 99 %)")
-    assert "0 records wait for the ledger" in text
+    assert "0 records waiting for the ledger" in text
     assert "'cpu-light in time 1h'=100.000%" in numbers
     assert "'* burn rate 1h'=0.104;6;14.4" in numbers
     assert "'outbox lag'=0.000s;60;300" in numbers
@@ -108,13 +108,13 @@ def test_all_is_well(cli: Run, conf: dict[str, Any]) -> None:
     assert "cpu-light" not in cli("check", "--lag").output
 
 
-def test_a_page_is_critical_and_the_others_are_not_told(cli: Run, conf: dict[str, Any]) -> None:
+def test_a_page_is_critical_and_hides_the_others(cli: Run, conf: dict[str, Any]) -> None:
     write(conf, ("cpu-light", 60, 60, 40), ("mixed", 60, 100, 0))
     result = cli("check", "--slo")
     assert result.exit_code == 2
     text = result.output.partition(" | ")[0]
     assert text == (
-        "RTS CRITICAL - cpu-light: 60.0 % of 100 tasks in time within 1h, the error budget "
+        "RTS CRITICAL - cpu-light: 60.0 % of 100 tasks in time over 1h, the error budget "
         "burns 40.0 times too fast (objective 99 %)"
     )
     document = json.loads(cli("check", "--slo", "--json").output)
@@ -138,7 +138,7 @@ def test_a_ticket_and_a_used_up_budget_are_warnings(cli: Run, conf: dict[str, An
     write(conf, ("cpu-light", 3 * 3600, 970, 30))
     result = cli("check", "--slo")
     assert result.exit_code == 1, result.output
-    assert "within 3d, the error budget burns 3.0 times too fast" in result.output
+    assert "over 3d, the error budget burns 3.0 times too fast" in result.output
     conf["rts_slo"] = {"cpu-light": 0.9}
     assert cli("check", "--slo").exit_code == 0
     write(conf, ("cpu-light", 4 * 86400, 0, 400))
@@ -164,7 +164,7 @@ def test_a_ticket_and_a_used_up_budget_are_warnings(cli: Run, conf: dict[str, An
         ({}, ("--lag-warning", "soon"), 3, "not a valid float"),
     ],
 )
-def test_what_is_not_known_and_what_is_down(
+def test_unknown_and_unreachable(
     cli: Run, conf: dict[str, Any], changes: Any, arguments: Any, code: int, text: str
 ) -> None:
     conf.update(changes)
@@ -173,7 +173,7 @@ def test_what_is_not_known_and_what_is_down(
     assert text in result.output
 
 
-def test_an_outbox_that_waits(
+def test_an_outbox_that_lags(
     cli: Run, conf: dict[str, Any], redis_client: redis.Redis, rts_key_prefix: str
 ) -> None:
     long_ago = int((time.time() - 200) * 1000)
@@ -187,7 +187,7 @@ def test_an_outbox_that_waits(
     assert "records_lost 3" in result.output
 
 
-def test_status_tells_of_alerts_and_of_messages_that_wait(
+def test_status_shows_alerts_and_waiting_messages(
     cli: Run, conf: dict[str, Any], redis_client: redis.Redis
 ) -> None:
     hook = {"url": "https://u:hush@hooks.slack.com/services/hidden", "secret": "hush-hush"}
@@ -196,8 +196,8 @@ def test_status_tells_of_alerts_and_of_messages_that_wait(
     redis_client.rpush(settings.keys.webhook(settings.webhooks[0].id), "a", "b")
     redis_client.hset(settings.keys.alerts, "k", "v")
     text, document = cli("status").output, cli("status", "--json").output
-    assert "Alerts      1 fire, but nobody decides on alerts now" in text
-    assert "Webhook     2 wait for https://hooks.slack.com\n" in text
+    assert "Alerts      1 firing, but nothing evaluates them now" in text
+    assert "Webhook     2 waiting for https://hooks.slack.com\n" in text
     assert json.loads(document)["alerts"] == {
         "firing": 1,
         "led": False,
@@ -206,7 +206,7 @@ def test_status_tells_of_alerts_and_of_messages_that_wait(
     for secret in ("hush", "hidden"):
         assert secret not in text + document
     redis_client.set(settings.keys.alerting, "a companion")
-    assert "Alerts      1 fire\n" in cli("status").output
+    assert "Alerts      1 firing\n" in cli("status").output
 
 
 def test_a_name_cannot_break_the_line(cli: Run, conf: dict[str, Any]) -> None:
@@ -219,7 +219,7 @@ def test_a_name_cannot_break_the_line(cli: Run, conf: dict[str, Any]) -> None:
     assert [number.count("=") for number in numbers] == [1, 1]
 
 
-def test_watch_prints_once_where_there_is_no_terminal(cli: Run, conf: dict[str, Any]) -> None:
+def test_watch_prints_once_without_a_terminal(cli: Run, conf: dict[str, Any]) -> None:
     write(conf, ("cpu-light", 60, 60, 40), ("mixed", 7200, 10, 0))
     output = cli("watch").output
     rows = {line.split()[0]: line.split() for line in output.splitlines() if line}
@@ -243,21 +243,21 @@ def test_watch_prints_once_where_there_is_no_terminal(cli: Run, conf: dict[str, 
     assert "No workers." not in output
 
 
-def test_watch_shows_no_objectives_of_before_an_outage(conf: dict[str, Any]) -> None:
+def test_watch_shows_no_objectives_from_before_an_outage(conf: dict[str, Any]) -> None:
     with MongoServer() as mongo:
         conf.update(rts_mongo_url=mongo.url)
         write(conf, ("cpu-light", 60, 60, 40))
         app = Celery("watched", set_as_current=False)
         app.conf.update(conf)
         gatherer = Gatherer(app, Settings.from_conf(app.conf))
-        assert len(gatherer.look().standings) == 2
+        assert len(gatherer.gather().standings) == 2
         mongo.halt()
-        picture = gatherer.look()
-    assert (picture.standings, picture.types) == ((), {})
+        snapshot = gatherer.gather()
+    assert (snapshot.standings, snapshot.types) == ((), {})
 
 
 @pytest.mark.parametrize("interval", ["inf", "1e300", "nan", "0"])
-def test_watch_refuses_an_interval_that_is_none(cli: Run, interval: str) -> None:
+def test_watch_rejects_invalid_intervals(cli: Run, interval: str) -> None:
     result = cli("watch", "--interval", interval)
     assert result.exit_code == 2
     assert "--interval" in result.stderr

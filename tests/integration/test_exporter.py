@@ -85,7 +85,7 @@ def get(url: str, accept: str = "text/plain") -> tuple[str, str]:
         return answer.headers["Content-Type"], answer.read().decode()
 
 
-def test_it_serves_both_formats_and_ends_when_told(
+def test_it_serves_both_formats_and_exits_on_a_signal(
     exporter: tuple[OwnedProcess, str, Path],
 ) -> None:
     process, url, log = exporter
@@ -115,7 +115,7 @@ def test_a_queue_of_workers_stays_when_they_are_gone(
     redis_client.delete(queue)
 
 
-def test_once_prints_and_ends(producer: tuple[Stage, Celery]) -> None:
+def test_once_prints_and_exits(producer: tuple[Stage, Celery]) -> None:
     stage, _ = producer
     finished = command(stage, "exporter", "--once")
     assert finished.returncode == 0, finished.stderr
@@ -123,13 +123,13 @@ def test_once_prints_and_ends(producer: tuple[Stage, Celery]) -> None:
     assert 'rts_slo_target_ratio{objective="mixed"} 0.99' in finished.stdout
 
 
-def test_a_port_that_is_taken_is_told(producer: tuple[Stage, Celery]) -> None:
+def test_a_port_in_use_is_reported(producer: tuple[Stage, Celery]) -> None:
     stage, _ = producer
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         finished = command(stage, "exporter", "--port", str(port))
     assert finished.returncode == 1
-    assert f"127.0.0.1:{port} cannot be used" in finished.stderr
+    assert f"cannot listen on 127.0.0.1:{port}" in finished.stderr
     assert "Traceback" not in finished.stderr
 
 

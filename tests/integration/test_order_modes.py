@@ -77,7 +77,7 @@ def test_turning_it_off_leaves_nothing_behind(
     stage.conf["rts_scheduler"] = None
     told = command(stage, "status")
     assert told.returncode == 1
-    assert f"4 messages wait in deadline order in the queue {queue}" in told.stderr
+    assert f"4 messages in deadline order in the queue {queue}" in told.stderr
     assert "--to-fifo" in told.stderr
     moved = json.loads(command(stage, "queues", "--to-fifo", "--json").stdout)["moved"]
     assert moved[queue] == 4
@@ -88,7 +88,7 @@ def test_turning_it_off_leaves_nothing_behind(
     stage.worker(concurrency=1, queues=[queue, other])
     wait_until(
         lambda: (
-            f"1 messages wait in deadline order in the queue {other}"
+            f"1 message in deadline order in the queue {other}"
             in command(stage, "status").stderr
         )
     )

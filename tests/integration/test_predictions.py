@@ -676,7 +676,7 @@ def test_the_command_shows_when_a_task_starts_and_finishes(
     assert told["finish"].endswith("Z")
     missing = eta(stage, "nobody")
     assert (missing.returncode, missing.stdout) == (1, "")
-    assert "nobody neither waits in a queue nor runs" in missing.stderr
+    assert "task nobody is neither waiting nor running" in missing.stderr
     worker.kill()
 
 

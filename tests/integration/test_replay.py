@@ -98,7 +98,7 @@ def test_the_replay_of_a_real_run_says_what_happened(
     assert found["rho"] == pytest.approx(rho, rel=0.25)
     assert found["overhead_s"] > 0
     assert sum(row["tasks"] for row in found["rows"]) == 100
-    assert "4 slots (the most at a time in the ledger)" in said["text"].stdout
+    assert "4 slots (the peak in the ledger)" in said["text"].stdout
     written = read_trace(tmp_path / "it.csv")
     # By name, since instants of the ledger are whole milliseconds.
     for job, original in zip(
@@ -141,9 +141,7 @@ def test_the_ledger_is_read_by_window_queue_and_number(
     assert document(few)["total"]["tasks"] == 4  # one of them has no start
 
 
-def test_what_other_hands_have_put_into_the_ledger_is_left_out(
-    conf: dict[str, Any], mongo: Any
-) -> None:
+def test_malformed_records_of_the_ledger_are_left_out(conf: dict[str, Any], mongo: Any) -> None:
     write(conf, run_at(100.0))
     known = mongo.assignments.find_one()
     odd: list[dict[str, Any]] = [{"started_at": "x"}, {"name": None}, {"arrival": 5}]
@@ -250,12 +248,12 @@ def test_progress_is_shown_on_a_terminal_beside_the_answer(trace: str) -> None:
 
 @pytest.mark.skipif(util.find_spec("matplotlib") is None, reason="needs matplotlib")
 @pytest.mark.parametrize("suffix", ["svg", "png"])
-def test_curves_are_drawn_into_files(trace: str, tmp_path: Path, suffix: str) -> None:
+def test_plots_are_written(trace: str, tmp_path: Path, suffix: str) -> None:
     run = cli_of()
     paths = [tmp_path / f"{name}.{suffix}" for name in ("slots", "load", "plan")]
     what_if = ("replay", "--trace", trace, "--slots", "4", "--scheduler", "fifo")
     shown = run(*what_if, "--scheduler", "edf", "--plot", str(paths[0]))
-    assert f"{paths[0]} drawn" in shown.stdout
+    assert f"Plot written to {paths[0]}" in shown.stdout
     found = document(run(*what_if, "--plot", str(paths[1]), "--plot-by", "load", "--json"))
     points = found["curves"]["fifo"]
     assert [x for x, _ in points] == sorted(x for x, _ in points)
@@ -281,8 +279,8 @@ def test_curves_are_drawn_into_files(trace: str, tmp_path: Path, suffix: str) ->
     [
         (("replay", "--trace", "TRACE"), "--trace needs --slots"),
         (("replay", "--trace", "TRACE", "--slots", "0"), "0 is not in the range"),
-        (("replay", "--trace", "TRACE", "--slots", "4", "--since", "1h"), "does not go with"),
-        (("replay", "--since", "0s"), "--since must lie before --until"),
+        (("replay", "--trace", "TRACE", "--slots", "4", "--since", "1h"), "--trace excludes"),
+        (("replay", "--since", "0s"), "--since must be before --until"),
         (("replay", "--trace", "none.csv", "--slots", "4"), "does not exist"),
         (("replay", "--trace", "BAD", "--slots", "4"), "line 3: runtime_s = 'long'"),
         (("replay", "--trace", "TRACE", "--slots", "4", "--k", "3"), "3.0 is not in the range"),
@@ -293,18 +291,18 @@ def test_curves_are_drawn_into_files(trace: str, tmp_path: Path, suffix: str) ->
         ),
         (("replay", "--scheduler", "lifo"), "'lifo' is not one of"),
         (("replay", "--since", "soon"), "neither a duration"),
-        (("replay", "--since", "1h", "--until", "2h"), "must lie before"),
+        (("replay", "--since", "1h", "--until", "2h"), "must be before"),
         (("replay", "--plot", "x.pdf"), "ends neither in .svg nor in .png"),
         (("replay", "--plot", "/no/such/folder/x.svg"), "there is no folder"),
         (("plan", "--target", "0"), "0.0 is not in the range"),
         (("plan", "--target", "1.5"), "1.5 is not in the range"),
-        (("plan", "--target", "nan"), "'nan' is no number"),
-        (("replay", "--trace", "TRACE", "--slots", "4", "--speed", "nan"), "is no number"),
-        (("replay", "--trace", "TRACE", "--slots", "4", "--k", "nan"), "is no number"),
+        (("plan", "--target", "nan"), "'nan' is not a number"),
+        (("replay", "--trace", "TRACE", "--slots", "4", "--speed", "nan"), "is not a number"),
+        (("replay", "--trace", "TRACE", "--slots", "4", "--k", "nan"), "is not a number"),
         (("plan", "--trace", "EMPTY"), "contains no jobs"),
     ],
 )
-def test_options_and_traces_that_make_no_sense_are_refused(
+def test_invalid_options_and_traces_are_rejected(
     trace: str, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     (tmp_path / "bad.csv").write_text("arrival_s,name,runtime_s\n1,a,2\n2,b,long\n")
@@ -346,4 +344,4 @@ def test_a_trace_that_arrives_at_once_has_no_load(tmp_path: Path) -> None:
     arguments = ("--plot", str(tmp_path / "x.svg"), "--plot-by", "load")
     drawn = run("replay", "--trace", str(path), "--slots", "2", *arguments)
     assert drawn.exit_code == 1
-    assert "no load to draw" in drawn.stderr
+    assert "no load to plot" in drawn.stderr

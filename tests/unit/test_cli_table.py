@@ -24,7 +24,7 @@ COLUMNS = (
 )
 
 
-def test_names_stand_left_and_numbers_right() -> None:
+def test_names_are_aligned_left_and_numbers_right() -> None:
     text = render(COLUMNS, [("a", "1.5", "20", ""), ("long.name", "0.25", "3", "set")])
     assert text.splitlines() == [
         "           runtime s",
@@ -53,7 +53,7 @@ def test_a_width_too_small_keeps_something_of_the_name() -> None:
 
 
 @given(st.lists(st.text(), min_size=1, max_size=4), st.integers(20, 60))
-def test_nothing_steers_the_terminal(names: list[str], width: int) -> None:
+def test_nothing_controls_the_terminal(names: list[str], width: int) -> None:
     text = render((Column("name", number=False), Column("n")), [(n, "1") for n in names], width)
     lines = text.split("\n")
     assert len(lines) == 1 + len(names)
@@ -61,7 +61,7 @@ def test_nothing_steers_the_terminal(names: list[str], width: int) -> None:
     assert all(table._width(line) <= width for line in lines)
 
 
-def test_wide_characters_take_two_places() -> None:
+def test_wide_characters_take_two_columns() -> None:
     text = render((Column("name", number=False), Column("n")), [("日本", "1"), ("abcd", "2")])
     assert text.splitlines() == ["name  n", "日本  1", "abcd  2"]
     assert cut("日本語", 5) == "日本…"
@@ -75,14 +75,14 @@ def test_numbers() -> None:
     assert percent(0.9995) == "99.9"
 
 
-def test_a_table_is_cut_only_where_somebody_sees_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_is_cut_only_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
     assert table.terminal_width() is None
     monkeypatch.setenv("COLUMNS", "72")
     assert table.terminal_width() == 72
 
 
-def test_a_wrong_clock_is_told() -> None:
+def test_a_wrong_clock_is_reported() -> None:
     assert status._clock(0.001, 0.0) == "this host and Redis agree"
     assert "12.0 s behind Redis" in status._clock(12.0, 0.01)
     assert "0.500 s ahead of Redis" in status._clock(-0.5, 0.01)
@@ -118,7 +118,7 @@ def test_instants(text: str, expected: object) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "24", "h", "-1h", "1y", "tomorrow", "1e9d", "٣d"])
-def test_what_is_no_instant(text: str) -> None:
+def test_invalid_instants(text: str) -> None:
     with pytest.raises(click.BadParameter, match="neither a duration"):
         common.instant(click.Context(rts), click.Option(["--since"]), text)
 
