@@ -1,5 +1,5 @@
-"""The "RTS" tab of Flower: what the ledger, Redis and the queues tell, in a browser.
+"""The "RTS" tab of Flower: the ledger, Redis and the queues in a browser.
 
-Only :mod:`rts.flower.hook` is loaded in processes that are not Flower's, and it
-imports nothing.
+Only :mod:`rts.flower.hook` is loaded in processes that are not Flower's, and it imports nothing
+heavy.
 """

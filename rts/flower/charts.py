@@ -1,4 +1,4 @@
-"""Charts as plain values: what rts.js draws, and what stands in the table beside it."""
+"""Charts as plain values: what rts.js draws, and what the table below it shows."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def line(label: str, role: str, values: Sequence[float | None], kind: str = "lin
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What is drawn of one key in one interval: small, since it is kept for a while."""
+    """What is plotted of one key in one interval: small, since it is cached."""
 
     verdicts: int
     on_time: int
     good: int
-    #: Percentiles, p50 and p95; ``None`` where nothing is.
+    #: Percentiles, p50 and p95; ``None`` without runs.
     runtime: tuple[float | None, float | None]
     delay: tuple[float | None, float | None]
 
@@ -54,12 +54,12 @@ class Figures:
         )
 
 
-NOTHING = Figures.of(Tally())
+EMPTY = Figures.of(Tally())
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """One interval of time. *start* in epoch seconds."""
+    """One interval. *start* in epoch seconds."""
 
     start: float
     width_s: int
@@ -67,7 +67,7 @@ class Moment:
 
 
 def moments(points: Sequence[Point], key: str | None = None) -> list[Moment]:
-    """Return what is drawn of *points*, of one key or of all."""
+    """Return what is plotted of *points*, for one key or for all."""
     return [
         Moment(
             point.start.timestamp(),
@@ -78,10 +78,10 @@ def moments(points: Sequence[Point], key: str | None = None) -> list[Moment]:
     ]
 
 
-def _verdicts(course: Sequence[Moment], key: str | None) -> list[tuple[int, int, int]]:
-    """Return verdicts, met and good ones; of *key*, or of all keys together."""
+def _verdicts(history: Sequence[Moment], key: str | None) -> list[tuple[int, int, int]]:
+    """Return the numbers of verdicts, met and good ones, of *key* or of all keys together."""
     found = []
-    for moment in course:
+    for moment in history:
         those = [f for k, f in moment.figures.items() if key in (None, k)]
         found.append(
             (
@@ -93,30 +93,30 @@ def _verdicts(course: Sequence[Moment], key: str | None) -> list[tuple[int, int,
     return found
 
 
-def _of(course: Sequence[Moment], key: str) -> list[Figures]:
-    return [moment.figures.get(key, NOTHING) for moment in course]
+def _figures(history: Sequence[Moment], key: str) -> list[Figures]:
+    return [moment.figures.get(key, EMPTY) for moment in history]
 
 
-def on_time(course: Sequence[Moment], key: str | None, target: float | None) -> Chart:
+def on_time(history: Sequence[Moment], key: str | None, target: float | None) -> Chart:
     """Return the shares of deadlines met, and of goodput, over time."""
-    counts = _verdicts(course, key)
+    counts = _verdicts(history, key)
     lines = [
         line("goodput", "second", [_ratio(good, n) for n, _, good in counts]),
         line("on time", "met", [_ratio(met, n) for n, met, _ in counts]),
     ]
     if target is not None:
         lines.append(line("objective", "target", [target] * len(counts), "dash"))
-    return chart("on-time", "Deadlines met", "ratio", _starts(course), series=lines, most=1)
+    return chart("on-time", "Deadlines met", "ratio", _starts(history), series=lines, most=1)
 
 
-def verdicts(course: Sequence[Moment], key: str | None = None) -> Chart:
+def verdicts(history: Sequence[Moment], key: str | None = None) -> Chart:
     """Return the numbers of tasks that met and missed their deadlines, over time."""
-    counts = _verdicts(course, key)
+    counts = _verdicts(history, key)
     return chart(
         "verdicts",
         "Tasks that ended",
         "count",
-        _starts(course),
+        _starts(history),
         series=[
             line("met", "met", [met for _, met, _ in counts], "bars"),
             line("missed", "missed", [n - met for n, met, _ in counts], "bars"),
@@ -125,58 +125,58 @@ def verdicts(course: Sequence[Moment], key: str | None = None) -> Chart:
     )
 
 
-def runtimes(course: Sequence[Moment], key: str, runs: Iterable[Mapping[str, Any]]) -> Chart:
-    """Return real runtimes beside the tau that the deadlines were made with.
+def runtimes(history: Sequence[Moment], key: str, runs: Iterable[Mapping[str, Any]]) -> Chart:
+    """Return measured runtimes beside the tau that the deadlines were computed from.
 
     *runs*: a sample of those of *key*.
     """
     used: dict[float, list[float]] = {}
-    width = course[0].width_s if course else 1
+    width = history[0].width_s if history else 1
     for run in runs:
         tau, completed_at = run.get("tau"), run.get("completed_at")
         if tau and completed_at is not None:
             used.setdefault(completed_at.timestamp() // width * width, []).append(tau)
-    starts = _starts(course)
+    starts = _starts(history)
     return chart(
         "runtimes",
         "Runtime and tau",
         "seconds",
         starts,
         series=[
-            *_percentiles([figures.runtime for figures in _of(course, key)], "runtime"),
+            *_percentiles([figures.runtime for figures in _figures(history, key)], "runtime"),
             line("tau", "tau", [_mean(used.get(start, ())) for start in starts]),
         ],
         band=True,
     )
 
 
-def delays(course: Sequence[Moment], key: str) -> Chart:
+def delays(history: Sequence[Moment], key: str) -> Chart:
     """Return the queueing delay over time."""
     return chart(
         "delays",
         "Queueing delay",
         "seconds",
-        _starts(course),
-        series=_percentiles([figures.delay for figures in _of(course, key)], "delay"),
+        _starts(history),
+        series=_percentiles([figures.delay for figures in _figures(history, key)], "delay"),
         band=True,
     )
 
 
 def lateness(buckets: Mapping[int, int]) -> Chart:
-    """Return the distribution of lateness; what lies beyond either end is in its bar."""
+    """Return the distribution of lateness; the outermost bars include what lies beyond them."""
     low, high = percentile(buckets, 0.01), percentile(buckets, 0.99)
     x: list[float] = []
     bars: list[int] = []
     if low is not None and high is not None:
         low, high = min(low, 0.0), max(high, 0.0)
         step = _nice((high - low) / BINS)
-        # Also what is rare has a bar on its own side of the deadline.
+        # Even what is rare gets a bar on its own side of the deadline.
         first = min(math.floor(low / step), -1 if min(buckets) <= 0 else 0)
         last = max(math.ceil(high / step), 1 if max(buckets) > 0 else 0)
         bars = [0] * (last - first)
         for number, n in buckets.items():
-            place = math.ceil(value_of(number) / step) - 1  # just in time is not late
-            bars[min(max(place, first), last - 1) - first] += n
+            index = math.ceil(value_of(number) / step) - 1  # just in time is not late
+            bars[min(max(index, first), last - 1) - first] += n
         x = [(first + i + 0.5) * step for i in range(len(bars))]
     pairs = list(zip(x, bars, strict=True))
     return chart(
@@ -203,7 +203,7 @@ def slowdowns(runs: Iterable[Mapping[str, Any]]) -> Chart:
     dots.sort()
     return chart(
         "slowdowns",
-        "Slowdown against load at start",
+        "Slowdown vs. load at start",
         "factor",
         [load for load, _, _ in dots],
         series=[
@@ -216,7 +216,7 @@ def slowdowns(runs: Iterable[Mapping[str, Any]]) -> Chart:
 
 
 def bands(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the same by bands of load: what a table can say."""
+    """Return the same by band of load, for a table."""
     found = []
     low = 0.0
     for high in BANDS:
@@ -246,12 +246,12 @@ def _percentiles(pairs: Sequence[tuple[float | None, float | None]], what: str) 
     ]
 
 
-def _starts(course: Sequence[Moment]) -> list[float]:
-    return [moment.start for moment in course]
+def _starts(history: Sequence[Moment]) -> list[float]:
+    return [moment.start for moment in history]
 
 
 def _nice(step: float) -> float:
-    """Return the next of …, 0.5, 1, 2, 5, 10, … that is at least *step*.
+    """Round *step* up to the next of …, 0.5, 1, 2, 5, 10, ….
 
     >>> [_nice(s) for s in (0.3, 1.0, 7.0)]
     [0.5, 1.0, 10.0]

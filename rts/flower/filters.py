@@ -1,4 +1,4 @@
-"""What a page shows, as its address says: ``?since=1h&type=…&name=…&worker=…``."""
+"""The filters of a page, from its query string: ``?since=1h&type=…&name=…&worker=…``."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from urllib.parse import urlencode
 from rts.views.windows import parse
 
 DEFAULT_SINCE = "24h"
-#: What the pages offer; any other duration can be typed into the address.
+#: The choices on the pages; the address accepts any other duration.
 CHOICES = ("15m", "1h", "6h", "24h", "7d", "30d")
-LEAST, MOST = timedelta(seconds=10), timedelta(days=400)
-#: Characters of a filter that are looked at; no name in the ledger is longer.
+MIN_WINDOW, MAX_WINDOW = timedelta(seconds=10), timedelta(days=400)
+#: Maximum length of a filter; no name in the ledger is longer.
 MAX_TEXT = 1024
 
 
 class BadFilter(ValueError):
-    """A filter is not understood; the message says what is."""
+    """A filter is invalid; the message says what is valid."""
 
 
 @dataclass(frozen=True)
@@ -33,18 +33,18 @@ class Filters:
 
     @classmethod
     def of(cls, argument: Callable[[str], str | None]) -> Filters:
-        """Read the filters; *argument* returns one of the address, or ``None``.
+        """Read the filters; *argument* returns an argument of the query, or ``None``.
 
         Raises:
-            BadFilter: ``since`` is no duration.
+            BadFilter: ``since`` is not a duration.
         """
         since = (argument("since") or DEFAULT_SINCE).strip()
         try:
             duration = parse(since)
         except (ValueError, OverflowError):
             duration = timedelta(0)
-        if isinstance(duration, datetime) or not LEAST <= duration <= MOST:
-            raise BadFilter(f"since = {since[:80]!r} is no duration such as 15m, 24h or 7d")
+        if isinstance(duration, datetime) or not MIN_WINDOW <= duration <= MAX_WINDOW:
+            raise BadFilter(f"since = {since[:80]!r} is not a duration such as 15m, 24h or 7d")
         return cls(
             since,
             duration,
@@ -52,7 +52,7 @@ class Filters:
         )
 
     def query(self, **changes: str | None) -> str:
-        """Return the query of an address with *changes* to these filters.
+        """Return the query string of these filters with *changes*.
 
         >>> Filters(task_type="a&b").query(since="1h")
         'since=1h&type=a%26b'

@@ -1,8 +1,8 @@
-"""Tornado handlers of the tab. All of them only read.
+"""Tornado handlers of the tab. All of them are read-only.
 
-Pages follow the rules of Flower's pages (anonymous where Flower is, else its
-authentication), ``/api/rts`` those of Flower's API, which is closed without
-authentication unless ``FLOWER_UNAUTHENTICATED_API`` opens it.
+Pages follow the rules of Flower's pages (anonymous where Flower is, else its authentication),
+``/api/rts`` those of Flower's API, which is closed without authentication unless
+``FLOWER_UNAUTHENTICATED_API`` opens it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from rts.flower.parts import Document
 from rts.flower.timeline import timeline
 from rts.views.plain import plain
 
-#: Nothing but our own files and Flower's may run or load; nothing in line at all.
+#: Only our own files and Flower's may run or load; nothing inline.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "font-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'self'; "
     "frame-ancestors 'self'"
 )
-#: Characters of an id that are looked up; Celery's have 36.
+#: Maximum length of a task id; Celery's have 36 characters.
 MAX_ID = 1024
 
 
@@ -49,7 +49,7 @@ class Tab:
         }
 
     def asset(self, name: str) -> str:
-        """Return the address of a file of ours; it changes when the file does."""
+        """Return the address of one of our files; it changes when the file does."""
         return f"{self._static_prefix}{name}?v={self._versions[name]}"
 
 
@@ -57,20 +57,20 @@ class StaticFiles(web.StaticFileHandler):
     """Our scripts, styles and the chart library: public, as Flower's own are."""
 
     def set_extra_headers(self, path: str) -> None:
-        """Forbid guessing of types."""
+        """Forbid content sniffing."""
         self.set_header("X-Content-Type-Options", "nosniff")
 
 
-class Shown(BaseHandler):  # type: ignore[misc]  # Flower has no type information
-    """A page of ours."""
+class BasePage(BaseHandler):  # type: ignore[misc]  # Flower has no type information
+    """One of our pages."""
 
     def initialize(self, tab: Tab, page: str = "") -> None:
-        """Take what the table of handlers gives."""
+        """Take the arguments of the URL spec."""
         self._tab = tab
         self._page = page
 
     def set_default_headers(self) -> None:
-        """Without Flower's open cross-origin header: these pages are for browsers."""
+        """Omit Flower's permissive cross-origin header: these pages are for browsers."""
         self.set_header("Content-Security-Policy", POLICY)
         self.set_header("X-Content-Type-Options", "nosniff")
         self.set_header("Referrer-Policy", "same-origin")
@@ -91,15 +91,15 @@ class Shown(BaseHandler):  # type: ignore[misc]  # Flower has no type informatio
         )
 
     def filters(self) -> tuple[Filters, str | None]:
-        """Return the filters of the address, and what is wrong with them."""
+        """Return the filters in the address, and what is wrong with them."""
         try:
             return Filters.of(lambda name: self.get_query_argument(name, None)), None
         except BadFilter as exc:
             self.set_status(400)
-            return Filters(), f"{exc}; shown are the last 24 hours."
+            return Filters(), f"{exc}; showing the last 24 hours."
 
 
-class Page(Shown):
+class Page(BasePage):
     """Overview, types, workers, queues, misses."""
 
     @web.authenticated
@@ -112,8 +112,8 @@ class Page(Shown):
         self.show(self._page, document, filters)
 
 
-class Search(Shown):
-    """``/rts/task?id=…``: goes to the page of that task."""
+class Search(BasePage):
+    """``/rts/task?id=…``: redirects to the page of that task."""
 
     @web.authenticated
     def get(self) -> None:
@@ -124,12 +124,12 @@ class Search(Shown):
         )
 
 
-class TaskTimeline(Shown):
-    """``/rts/task/ID``: one task on its time line."""
+class TaskTimeline(BasePage):
+    """``/rts/task/ID``: one task on its timeline."""
 
     @web.authenticated
     async def get(self, task_id: str) -> None:
-        """Show it, or say that nothing is known of it."""
+        """Show the page, or that nothing is known about the task."""
         document = await self._tab.pages.task(task_id[:MAX_ID])
         if _is_unknown(document):
             self.set_status(404)
@@ -140,18 +140,17 @@ class TaskTimeline(Shown):
 class TaskPage(TaskView):  # type: ignore[misc]  # Flower has no type information
     """Flower's page of a task, with type, tau, deadline and verdict.
 
-    Flower knows a task from events only. One that it does not know, but the ledger
-    does, is shown on our page.
+    Flower knows tasks from events only. One that only the ledger knows is shown on our page.
     """
 
     def initialize(self, tab: Tab) -> None:
-        """Take what the table of handlers gives."""
+        """Take the arguments of the URL spec."""
         self._tab = tab
         self.rts_facts: Document | None = None
 
     @web.authenticated
     async def get(self, task_id: str) -> None:
-        """Show it."""
+        """Show the page."""
         self.rts_facts = await self._tab.pages.task(task_id[:MAX_ID])
         known_to_flower = self.application.events.state.tasks.get(task_id) is not None
         if not known_to_flower and self.rts_facts["known"]:
@@ -164,7 +163,7 @@ class Api(BaseApiHandler):  # type: ignore[misc]  # Flower has no type informati
     """``/api/rts/PAGE``: what the page shows, as JSON."""
 
     def initialize(self, tab: Tab, page: str = "") -> None:
-        """Take what the table of handlers gives."""
+        """Take the arguments of the URL spec."""
         self._tab = tab
         self._page = page
 
@@ -189,7 +188,7 @@ class TaskApi(Api):
 
     @web.authenticated
     async def get(self, task_id: str) -> None:
-        """Answer with the document; 404 where nothing is known of the task."""
+        """Answer with the document; 404 if nothing is known about the task."""
         document = await self._tab.pages.task(task_id[:MAX_ID])
         if _is_unknown(document):
             raise web.HTTPError(404, "Unknown task")
@@ -197,14 +196,14 @@ class TaskApi(Api):
 
 
 def _is_unknown(document: Document) -> bool:
-    """Return whether nobody knows the task of *document*: a ledger that is away, or slow,
-    may.
+    """Return whether the task of *document* is certainly unknown: a ledger that is unavailable
+    or slow may know it.
     """
     return not (document["known"] or document["trouble"] or document["counting"])
 
 
 def as_json(value: Any) -> str:
-    """Return JSON that can stand in an HTML page: no character in it is one of HTML's.
+    """Return JSON that is safe in an HTML page: it has no characters special to HTML.
 
     >>> as_json({"a": "</script>"})
     '{"a": "\\\\u003c/script\\\\u003e"}'

@@ -1,12 +1,11 @@
-"""How the tab gets into Flower, which has no plugins.
+"""Adds the tab to Flower, which has no plugin API.
 
-Every ``celery`` command imports Flower's classes (an entry point), so this module is
-loaded in every process and imports neither Flower nor anything heavy. It wraps two
-methods of Flower's application; whatever that is made for, the tab is added when its
-app has rts:
+Every ``celery`` command imports Flower's classes (an entry point), so this module is loaded in
+every process and imports neither Flower nor anything heavy. It wraps two methods of Flower's
+application, and adds the tab if the Celery app has rts:
 
-- ``__init__``, for an app that has rts already;
-- ``start``, before anything is served, for one that gets it while Flower imports the
+- in ``__init__``, for an app that has rts already;
+- in ``start``, before anything is served, for one that gets it while Flower imports the
   modules of ``imports = ("rts.auto",)``.
 """
 
@@ -19,15 +18,15 @@ from typing import Any
 
 from rts import health
 
-#: Tells whether a Celery app has rts, once :func:`attach` was called.
+#: Returns whether a Celery app has rts, once :func:`attach` was called.
 _has_rts: Callable[[Any], bool] | None = None
 
-#: The methods of Flower's that stand behind the wrappers, by name.
+#: The wrapped methods of Flower, by name.
 _originals: dict[str, Callable[..., Any]] = {}
 
 
 def attach(has_rts: Callable[[Any], bool]) -> None:
-    """Wrap Flower's application, if this process has loaded it; again changes nothing."""
+    """Wrap Flower's application, if this process has loaded it. Idempotent."""
     global _has_rts
     _has_rts = has_rts
     module = sys.modules.get("flower.app")
@@ -41,12 +40,12 @@ def attach(has_rts: Callable[[Any], bool]) -> None:
 
 
 def detach() -> None:
-    """Undo :func:`attach`. Flowers that have the tab keep it until they end."""
+    """Undo :func:`attach`. Flower applications that have the tab keep it."""
     global _has_rts
     _has_rts = None
     application: Any = getattr(sys.modules.get("flower.app"), "Flower", None)
     for name, original in list(_originals.items()):
-        # Somebody may have wrapped it again since: then ours stays and does nothing.
+        # If somebody wrapped it again since, ours stays and does nothing.
         if getattr(getattr(application, name, None), "__wrapped__", None) is original:
             setattr(application, name, original)
             del _originals[name]
@@ -71,7 +70,7 @@ def _after_adding(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _add(flower: Any) -> None:
-    """Add the tab to *flower*, whatever happens: Flower must go on."""
+    """Add the tab to *flower*; whatever fails, Flower must go on."""
     try:
         if _has_rts is not None and _has_rts(flower.capp):
             from rts.flower.tab import add_tab

@@ -9,11 +9,11 @@ from datetime import timedelta
 from typing import Any
 
 from rts.flower import charts, parts
-from rts.flower.cache import Answer, Answers
+from rts.flower.cache import Answer, AnswerCache
 from rts.flower.filters import Filters
 from rts.flower.parts import Document
 from rts.flower.queries import MISSES, Queries
-from rts.flower.source import Counted, QueueLook, Source
+from rts.flower.source import Counted, QueueSummary, Source
 from rts.views.report import ReportRow
 from rts.views.why import slowdown, why
 
@@ -26,13 +26,13 @@ SHORT = {
 
 
 class Pages:
-    """Makes the documents. What a server does not tell is ``None`` in them, and its
-    trouble stands under ``trouble``; what takes longer than a page waits is missing too,
-    and ``counting`` says so.
+    """Builds the documents. What a server did not answer is ``None`` in them, with the reason
+    under ``trouble``; what takes longer than a page waits is missing too, with ``counting``
+    set.
     """
 
-    def __init__(self, source: Source, answers: Answers) -> None:
-        self._ask = Queries(source, answers)
+    def __init__(self, source: Source, cache: AnswerCache) -> None:
+        self._queries = Queries(source, cache)
         self._settings = source.settings
 
     async def of(self, page: str, filters: Filters) -> Document:
@@ -48,7 +48,7 @@ class Pages:
 
     async def task(self, task_id: str) -> Document:
         """Return the document of one task."""
-        answer = await self._ask.task(task_id)
+        answer = await self._queries.task(task_id)
         found = answer.value
         raw = None if found is None else found.task
         task = None if raw is None else parts.record(raw, "task_id")
@@ -67,14 +67,14 @@ class Pages:
 
     async def _overview(self, filters: Filters) -> Document:
         counted, redis, reading, queues, objectives, *totals = await asyncio.gather(
-            self._ask.counted(filters.duration, "type"),
-            self._ask.redis(),
-            self._ask.reading(),
-            self._ask.queues(),
-            self._ask.objectives(),
-            *(self._ask.total(since) for since in SHORT.values()),
+            self._queries.counted(filters.duration, "type"),
+            self._queries.redis(),
+            self._queries.reading(),
+            self._queries.queues(),
+            self._queries.objectives(),
+            *(self._queries.total(since) for since in SHORT.values()),
         )
-        reasons = await self._ask.reasons(filters.duration, counted.value)
+        reasons = await self._queries.reasons(filters.duration, counted.value)
         met = [parts.met(label, answer) for label, answer in zip(SHORT, totals, strict=True)]
         shown: Counted | None = counted.value
         target = self._settings.slo.get("*") if len(self._settings.slo) == 1 else None
@@ -92,8 +92,8 @@ class Pages:
             if shown
             else [],
             "charts": [
-                charts.on_time(shown.course, None, target),
-                charts.verdicts(shown.course),
+                charts.on_time(shown.history, None, target),
+                charts.verdicts(shown.history),
             ]
             if shown
             else [],
@@ -101,11 +101,11 @@ class Pages:
 
     async def _types(self, filters: Filters) -> Document:
         by_type, by_name, taus = await asyncio.gather(
-            self._ask.counted(filters.duration, "type"),
-            self._ask.rows(filters.duration, "name"),
-            self._ask.taus(),
+            self._queries.counted(filters.duration, "type"),
+            self._queries.rows(filters.duration, "name"),
+            self._queries.taus(),
         )
-        reasons = await self._ask.reasons(filters.duration, by_type.value)
+        reasons = await self._queries.reasons(filters.duration, by_type.value)
         learned = {row.field: row for row in taus.value or ()}
         types: list[ReportRow] = by_type.value.rows if by_type.value else []
         names: list[ReportRow] = by_name.value or []
@@ -118,24 +118,24 @@ class Pages:
         chosen = parts.chosen(filters, rows)
         key = chosen["key"]
         drawn: list[charts.Chart] = []
-        course, runs = by_type, Answer()
+        history, runs = by_type, Answer()
         if key is not None:
             if chosen["by"] == "name":
-                course = await self._ask.course(filters.duration, key)
+                history = await self._queries.history(filters.duration, key)
             only = {"name" if chosen["by"] == "name" else "task_type": key}
-            runs = await self._ask.sample(filters.duration, **only)
-        of_key: Counted | None = course.value
+            runs = await self._queries.sample(filters.duration, **only)
+        of_key: Counted | None = history.value
         if of_key is not None and key is not None:
             drawn = [
-                charts.runtimes(of_key.course, key, runs.value or ()),
-                charts.delays(of_key.course, key),
+                charts.runtimes(of_key.history, key, runs.value or ()),
+                charts.delays(of_key.history, key),
                 charts.lateness(of_key.lateness.get(key, {})),
                 charts.on_time(
-                    of_key.course, key, parts.target(self._settings, key, chosen["by"])
+                    of_key.history, key, parts.target(self._settings, key, chosen["by"])
                 ),
             ]
         return {
-            **parts.head("types", [by_type, by_name, taus, reasons, course, runs]),
+            **parts.head("types", [by_type, by_name, taus, reasons, history, runs]),
             **parts.window(by_type.value),
             "filters": parts.filters_of(filters),
             "types": [{**row, "tau": _tau(learned.get(row["key"]))} for row in rows],
@@ -152,9 +152,9 @@ class Pages:
 
     async def _workers(self, filters: Filters) -> Document:
         redis, counted, runs = await asyncio.gather(
-            self._ask.redis(),
-            self._ask.rows(filters.duration, "worker"),
-            self._ask.sample(filters.duration, worker=filters.worker),
+            self._queries.redis(),
+            self._queries.rows(filters.duration, "worker"),
+            self._queries.sample(filters.duration, worker=filters.worker),
         )
         found: list[Mapping[str, Any]] = runs.value or []
         return {
@@ -168,24 +168,24 @@ class Pages:
 
     async def _queues(self, filters: Filters) -> Document:
         redis, reading, queues = await asyncio.gather(
-            self._ask.redis(), self._ask.reading(), self._ask.queues()
+            self._queries.redis(), self._queries.reading(), self._queries.queues()
         )
-        looks: list[QueueLook] | None = queues.value
+        summaries: list[QueueSummary] | None = queues.value
         return {
             **parts.head("queues", [redis, reading, queues]),
             "scheduler": self._settings.scheduler,
-            "ordered_by_us": looks is not None,
-            "queues": [parts.queue(look) for look in looks or ()],
-            **parts.state(self._settings, redis.value, reading.value, looks),
+            "ordered_by_us": summaries is not None,
+            "queues": [parts.queue(summary) for summary in summaries or ()],
+            **parts.state(self._settings, redis.value, reading.value, summaries),
         }
 
     async def _misses(self, filters: Filters) -> Document:
-        counted = await self._ask.counted(filters.duration, "type")
+        counted = await self._queries.counted(filters.duration, "type")
         rows: list[ReportRow] = counted.value.rows if counted.value else []
         types = tuple(row.key for row in rows if row.misses)
         if filters.task_type is not None:
             types = (filters.task_type,)
-        listed = await self._ask.misses(filters.duration, types, filters.name)
+        listed = await self._queries.misses(filters.duration, types, filters.name)
         return {
             **parts.head("misses", [counted, listed]),
             **parts.window(counted.value),

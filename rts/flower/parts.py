@@ -1,4 +1,4 @@
-"""Parts of the documents that the pages show, as plain values."""
+"""Parts of the pages' documents, as plain values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from rts.flower.cache import Answer
 from rts.flower.filters import Filters
-from rts.flower.source import Counted, QueueLook
+from rts.flower.source import Counted, QueueSummary
 from rts.flower.words import finding
 from rts.objectives import objective_of
 from rts.settings import Settings
@@ -23,24 +23,24 @@ Document = dict[str, Any]
 
 
 def head(page: str, answers: Iterable[Answer]) -> Document:
-    """Return what every document begins with."""
-    told = list(answers)
+    """Return what every document starts with."""
+    answers = list(answers)
     return {
         "page": page,
         "made_at": datetime.now(timezone.utc),
-        "trouble": list(dict.fromkeys(a.trouble for a in told if a.trouble is not None)),
-        "counting": any(a.late for a in told),
+        "trouble": list(dict.fromkeys(a.trouble for a in answers if a.trouble is not None)),
+        "counting": any(a.late for a in answers),
     }
 
 
 def window(counted: Counted | None) -> Document:
-    """Return from when to when it was counted."""
+    """Return the window that was counted."""
     since, until = (None, None) if counted is None else counted.window
     return {"since": since, "until": until}
 
 
 def filters_of(filters: Filters) -> Document:
-    """Return the filters as the address names them."""
+    """Return the filters by their names in the address."""
     return {
         "since": filters.since,
         "type": filters.task_type,
@@ -63,7 +63,7 @@ def met(label: str, answer: Answer) -> Document:
 
 
 def chosen(filters: Filters, rows: list[Document]) -> Document:
-    """Return what the charts are of: what was asked for, else the type that misses most."""
+    """Return what the charts show: what was asked for, else the type with the most misses."""
     if filters.name is not None:
         return {"by": "name", "key": filters.name}
     if filters.task_type is not None:
@@ -74,7 +74,7 @@ def chosen(filters: Filters, rows: list[Document]) -> Document:
 def type_rows(
     settings: Settings, rows: Iterable[ReportRow], reasons: Mapping[str, Any]
 ) -> list[Document]:
-    """Return rows of types with objective and reason, most misses first."""
+    """Return the rows of the types with objective and reason, most misses first."""
     found = []
     for row in rows:
         missed = sum(row.misses.values())
@@ -92,7 +92,7 @@ def type_rows(
 
 
 def target(settings: Settings, key: str, by: str) -> float | None:
-    """Return the objective of a type or name, where no other one goes before it."""
+    """Return the objective of a type or name, if no other one takes precedence."""
     slo = settings.slo
     at = objective_of(slo, key if by == "type" else "", key if by == "name" else "", None)
     return None if at is None else slo[at]
@@ -102,17 +102,17 @@ def state(
     settings: Settings,
     redis: RedisState | None,
     reading: Reading | None,
-    queues: list[QueueLook] | None,
+    queues: list[QueueSummary] | None,
 ) -> Document:
     """Return open and overdue tasks, slots and load."""
     if redis is None or reading is None:
         return {"open": None, "overdue": None, "fleet": None, "outbox": None}
-    waiting = None if queues is None else sum(look.state.waiting for look in queues)
+    waiting = None if queues is None else sum(summary.state.waiting for summary in queues)
     by_queue = (reading.overdue_running, reading.overdue_waiting)
     overdue = sum(sum(part.values()) for part in by_queue)
     count = sum(reading.open_tasks.values()) + overdue
-    if not settings.open_max:  # nobody notes what is published: the hopeless stand for it
-        late = sum(look.hopeless + look.state.demoted for look in queues or ())
+    if not settings.open_max:  # published tasks are not tracked: count the hopeless
+        late = sum(summary.hopeless + summary.state.demoted for summary in queues or ())
         overdue = late + (redis.overdue or 0)
         count = (waiting or 0) + (redis.running or 0)
     workers = [worker for worker in redis.workers if not worker.silent]
@@ -134,12 +134,12 @@ def state(
 def workers(
     redis: RedisState | None, counted: Iterable[ReportRow], runs: Sequence[Mapping[str, Any]]
 ) -> list[Document]:
-    """Return the workers: what each tells, its report and its slowdown."""
+    """Return the workers, each with its heartbeat, report and slowdown."""
     rows = {row.key: asdict(row) for row in counted}
     found: list[Document] = []
-    for told in redis.workers if redis else ():
-        found.append({**asdict(told), "report": rows.pop(told.worker, None)})
-    for name, row in rows.items():  # those that are gone, or whose server is away
+    for heartbeat in redis.workers if redis else ():
+        found.append({**asdict(heartbeat), "report": rows.pop(heartbeat.worker, None)})
+    for name, row in rows.items():  # gone, or Redis is unavailable
         found.append({"worker": name, "report": row})
     for worker in found:
         worker["slowdown_p50"] = median(
@@ -148,34 +148,34 @@ def workers(
     return found
 
 
-def queue(look: QueueLook) -> Document:
-    """Return one queue and the first in its line."""
+def queue(summary: QueueSummary) -> Document:
+    """Return one queue and the tasks at its head."""
     return {
-        **asdict(look.state),
-        "next_deadline": instant(look.state.next_deadline),
-        "waiting": look.state.waiting,
-        "hopeless": look.hopeless,
-        "slots": look.slots,
-        "drain_s": look.drain_s,
+        **asdict(summary.state),
+        "next_deadline": instant(summary.state.next_deadline),
+        "waiting": summary.state.waiting,
+        "hopeless": summary.hopeless,
+        "slots": summary.slots,
+        "drain_s": summary.drain_s,
         "line": [
             {
                 **asdict(task),
                 "arrival": instant(task.arrival),
                 "deadline": instant(task.deadline),
             }
-            for task in look.line
+            for task in summary.line
         ],
     }
 
 
 def record(document: Mapping[str, Any], id_name: str) -> Document:
-    """Return a document as it is shown, with its load at start as one number."""
+    """Return a document as shown, with its load at start as one number."""
     return {**visible(document, id_name), "load": load_at_start(document)}
 
 
 def instant(at: float | None) -> datetime | None:
-    """Return epoch seconds as an instant; ``None`` where they are none."""
+    """Return epoch seconds as an instant; ``None`` if they are not valid."""
     try:
         return None if at is None else datetime.fromtimestamp(at, timezone.utc)
-    except (ValueError, OverflowError, OSError):  # a stranger's deadline
+    except (ValueError, OverflowError, OSError):  # a foreign message's deadline
         return None

@@ -1,4 +1,4 @@
-"""What the pages ask, each question under a key: what two pages ask alike is asked once."""
+"""The queries of the pages, each with a cache key, so that pages share answers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from rts.flower.cache import Answer, Answers
+from rts.flower.cache import Answer, AnswerCache
 from rts.flower.source import Counted, Source
 
 #: Misses that are listed.
@@ -15,77 +15,77 @@ MISSES = 100
 
 
 class Queries:
-    """The questions of :class:`Source`, asked through :class:`Answers`."""
+    """The queries of :class:`Source`, through an :class:`AnswerCache`."""
 
-    def __init__(self, source: Source, answers: Answers) -> None:
+    def __init__(self, source: Source, cache: AnswerCache) -> None:
         self._source = source
-        self._answers = answers
+        self._cache = cache
 
     async def redis(self) -> Answer:
-        """Ask for a ``RedisState``."""
-        return await self._ask("redis", self._source.redis)
+        """Get a ``RedisState``."""
+        return await self._get("redis", self._source.redis)
 
     async def reading(self) -> Answer:
-        """Ask for a ``Reading``."""
-        return await self._ask("reading", self._source.reading)
+        """Get a ``Reading``."""
+        return await self._get("reading", self._source.reading)
 
     async def queues(self) -> Answer:
-        """Ask for a list of ``QueueLook``."""
-        return await self._ask("queues", self._source.queues)
+        """Get a list of ``QueueSummary``."""
+        return await self._get("queues", self._source.queues)
 
     async def objectives(self) -> Answer:
-        """Ask for a list of ``Standing``."""
-        return await self._ask("objectives", self._source.objectives)
+        """Get a list of ``Standing``."""
+        return await self._get("objectives", self._source.objectives)
 
     async def taus(self) -> Answer:
-        """Ask for a list of ``TauRow``."""
-        return await self._ask("taus", self._source.taus)
+        """Get a list of ``TauRow``."""
+        return await self._get("taus", self._source.taus)
 
     async def total(self, since: timedelta) -> Answer:
-        """Ask for the ``ReportRow`` of all runs."""
-        return await self._ask(("total", since), partial(self._source.total, since))
+        """Get the ``ReportRow`` of all runs."""
+        return await self._get(("total", since), partial(self._source.total, since))
 
     async def counted(self, since: timedelta, by: str) -> Answer:
-        """Ask for a ``Counted`` of all keys."""
-        return await self._ask(("counted", since, by), partial(self._source.counted, since, by))
+        """Get a ``Counted`` of all keys."""
+        return await self._get(("counted", since, by), partial(self._source.counted, since, by))
 
-    async def course(self, since: timedelta, name: str) -> Answer:
-        """Ask for a ``Counted`` of one task name."""
-        return await self._ask(
-            ("course", since, name), partial(self._source.counted, since, "name", name)
+    async def history(self, since: timedelta, name: str) -> Answer:
+        """Get a ``Counted`` of one task name."""
+        return await self._get(
+            ("history", since, name), partial(self._source.counted, since, "name", name)
         )
 
     async def rows(self, since: timedelta, by: str) -> Answer:
-        """Ask for a list of ``ReportRow``."""
-        return await self._ask(("rows", since, by), partial(self._source.rows, since, by))
+        """Get a list of ``ReportRow``."""
+        return await self._get(("rows", since, by), partial(self._source.rows, since, by))
 
     async def sample(self, since: timedelta, **only: str | None) -> Answer:
-        """Ask for some runs, those *only* where it names a field."""
-        return await self._ask(
+        """Get some runs, filtered by the fields in *only*."""
+        return await self._get(
             ("sample", since, *only.items()), partial(self._source.sample, since, **only)
         )
 
     async def reasons(self, since: timedelta, counted: Counted | None) -> Answer:
-        """Ask why the types that miss deadlines do: a ``Why`` by type."""
+        """Get why the types that miss deadlines do: a ``Why`` by type."""
         types = () if counted is None else tuple(r.key for r in counted.rows if r.misses)
         if not types:
             return Answer({})
-        return await self._ask(
+        return await self._get(
             ("reasons", since, types), partial(self._source.reasons, since, types)
         )
 
     async def misses(
         self, since: timedelta, types: tuple[str, ...], name: str | None
     ) -> Answer:
-        """Ask for the latest tasks that missed their deadlines."""
-        return await self._ask(
+        """Get the latest tasks that missed their deadlines."""
+        return await self._get(
             ("misses", since, types, name),
             partial(self._source.misses, since, types, name, MISSES),
         )
 
     async def task(self, task_id: str) -> Answer:
-        """Ask for a ``OneTask``."""
-        return await self._ask(("task", task_id), partial(self._source.task, task_id))
+        """Get a ``OneTask``."""
+        return await self._get(("task", task_id), partial(self._source.task, task_id))
 
-    async def _ask(self, key: Hashable, question: Callable[[], Any]) -> Answer:
-        return await self._answers.of(key, question)
+    async def _get(self, key: Hashable, query: Callable[[], Any]) -> Answer:
+        return await self._cache.get(key, query)

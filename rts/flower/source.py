@@ -1,14 +1,15 @@
-"""What the pages ask: MongoDB, Redis and the broker, over one client each.
+"""The data of the pages: MongoDB, Redis and the broker, over one client each.
 
-Every method blocks and is called in a thread (:mod:`rts.flower.cache`). The numbers are
-those of the commands: what tells them is in :mod:`rts.views` for both.
+Every method blocks and is called in a thread (:mod:`rts.flower.cache`). The numbers are those
+of the commands: both get them from :mod:`rts.views`.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -45,58 +46,59 @@ from rts.views.tally import Tally, add_all
 from rts.views.taus import TauRow, tau_rows
 from rts.views.why import Why, why
 
-#: Milliseconds for MongoDB: a page would rather say that it is away than wait.
+#: Timeouts of MongoDB in milliseconds: a page should report an outage rather than wait for its
+#: end.
 MONGO_OPTIONS: Mapping[str, int] = {
     "serverSelectionTimeoutMS": 1000,
     "connectTimeoutMS": 1000,
     "socketTimeoutMS": 10000,
     "maxPoolSize": 16,
 }
-#: Seconds for Redis to take a connection, to answer, and between attempts.
+#: Seconds for Redis to accept a connection, to answer, and between attempts.
 CONNECT_TIMEOUT_S, TIMEOUT_S, BREAKER_S = 1.0, 2.0, 1.0
-#: Late runs of a type that are looked at for its reason.
+#: Late runs of a type that are examined for its reason.
 LATE_RUNS = 500
-#: Messages of a queue that are shown, and whose mean tau stands for that of all.
+#: Messages of a queue that are shown, and those whose mean tau stands for that of all.
 IN_LINE, MEAN_OF = 25, 20
 
 
 @dataclass(frozen=True)
 class Counted:
-    """A window, by type or by name: as a whole and over time."""
+    """A window, by type or by name: in total and over time."""
 
     window: Window
     rows: list[ReportRow]
-    course: list[Moment]
+    history: list[Moment]
     #: Buckets of lateness by key, as in the rows.
     lateness: Mapping[str, Mapping[int, int]]
 
 
 @dataclass(frozen=True)
-class QueueLook:
-    """One queue, the workers that take from it, and how long its work lasts."""
+class QueueSummary:
+    """One queue, the workers that consume it, and how long its backlog lasts."""
 
     state: QueueState
-    #: In order, not demoted yet, and hopeless.
+    #: In deadline order and not yet demoted, but hopeless.
     hopeless: int
     slots: int
-    #: Seconds until the slots have done what waits now; ``None`` without slots.
+    #: Seconds until the slots have worked off the backlog; ``None`` without slots.
     drain_s: float | None
     line: list[WaitingTask]
 
 
 class Source:
-    """Asks the servers of one app."""
+    """Queries the servers of one app."""
 
     def __init__(self, app: Any, settings: Settings) -> None:
         self.settings = settings
         self._app = app
         self._link = Link.with_timeouts(settings, CONNECT_TIMEOUT_S, TIMEOUT_S, BREAKER_S)
         self._client: MongoClient[dict[str, Any]] | None = None
-        #: Held by the thread that makes it.
+        #: Held while the client is created.
         self._lock = threading.Lock()
 
     def redis(self) -> RedisState:
-        """Return what Redis tells of workers, running tasks and the outbox.
+        """Return the state of Redis, with workers, running tasks and the outbox.
 
         Raises:
             StoreUnavailable: it does not answer.
@@ -107,7 +109,7 @@ class Source:
             raise self._no_redis(exc) from exc
 
     def reading(self) -> Reading:
-        """Return open and overdue tasks by queue, as the metrics tell them.
+        """Return open and overdue tasks by queue, as in the metrics.
 
         Raises:
             StoreUnavailable: Redis does not answer.
@@ -118,7 +120,7 @@ class Source:
             raise self._no_redis(exc) from exc
 
     def taus(self) -> list[TauRow]:
-        """Return what was learned.
+        """Return the learned taus.
 
         Raises:
             StoreUnavailable: Redis does not answer.
@@ -129,7 +131,7 @@ class Source:
             raise self._no_redis(exc) from exc
 
     def objectives(self) -> list[Standing]:
-        """Return how the objectives stand.
+        """Return the state of the objectives.
 
         Raises:
             StoreUnavailable: MongoDB does not answer.
@@ -138,7 +140,7 @@ class Source:
             return standings(database, self.settings, _now())
 
     def counted(self, since: timedelta, by: str, key: str | None = None) -> Counted:
-        """Count the window of *since* up to now, by *by*; only *key* where it is given.
+        """Count the last *since*, grouped by *by*; only *key* if it is given.
 
         Raises:
             StoreUnavailable: MongoDB does not answer.
@@ -158,7 +160,7 @@ class Source:
         )
 
     def rows(self, since: timedelta, by: str) -> list[ReportRow]:
-        """Return the report of the window of *since* up to now.
+        """Return the report of the last *since*.
 
         Raises:
             StoreUnavailable: MongoDB does not answer.
@@ -167,9 +169,9 @@ class Source:
             return report(database, _now() - since, _now(), by)
 
     def total(self, since: timedelta) -> ReportRow | None:
-        """Return the report of everything; ``None`` where nothing ended.
+        """Return the report of everything; ``None`` if nothing ended.
 
-        By type, for which the sums are kept ahead.
+        By type, since those sums are precomputed.
 
         Raises:
             StoreUnavailable: MongoDB does not answer.
@@ -178,7 +180,7 @@ class Source:
             return _whole(tally(database, (_now() - since, _now()), "type"))
 
     def reasons(self, since: timedelta, types: tuple[str, ...]) -> dict[str, Why]:
-        """Return why the last late runs of each type were late.
+        """Return why the latest late runs of each type were late.
 
         Raises:
             StoreUnavailable: MongoDB does not answer.
@@ -199,7 +201,7 @@ class Source:
     def misses(
         self, since: timedelta, types: tuple[str, ...], name: str | None, limit: int
     ) -> list[dict[str, Any]]:
-        """Return the last tasks that missed their deadline.
+        """Return the latest tasks that missed their deadline.
 
         Raises:
             StoreUnavailable: MongoDB does not answer.
@@ -209,7 +211,7 @@ class Source:
             return latest_misses(database, window, types, name=name, limit=limit)
 
     def task(self, task_id: str) -> OneTask | None:
-        """Return one task; ``None`` where the ledger does not know it.
+        """Return one task; ``None`` if the ledger does not know it.
 
         Raises:
             StoreUnavailable: MongoDB does not answer.
@@ -217,8 +219,8 @@ class Source:
         with self._ledger() as database:
             return one_task(database, task_id)
 
-    def queues(self) -> list[QueueLook] | None:
-        """Return the queues; ``None`` where the broker is not Redis.
+    def queues(self) -> list[QueueSummary] | None:
+        """Return the queues; ``None`` if the broker is not Redis.
 
         Raises:
             StoreUnavailable: the broker, or Redis, does not answer.
@@ -232,7 +234,7 @@ class Source:
             if channel is None:
                 return None
             found = queue_names(self._app, self.settings, channel, fleet)
-            return [self._look(channel, name, workers) for name in found]
+            return [self._summary(channel, name, workers) for name in found]
 
     def close(self) -> None:
         """Close the connections."""
@@ -240,7 +242,7 @@ class Source:
         if self._client is not None:
             self._client.close()
 
-    def _look(self, channel: Any, name: str, workers: list[WorkerState]) -> QueueLook:
+    def _summary(self, channel: Any, name: str, workers: list[WorkerState]) -> QueueSummary:
         state = state_of(channel, name)
         line = next_waiting(channel, name, IN_LINE)
         hopeless = hopeless_in(channel, name) if state.ordered else 0
@@ -252,39 +254,23 @@ class Source:
         taus = [task.tau for task in line[:MEAN_OF] if task.tau is not None and task.tau > 0]
         mean_s = math.fsum(taus) / len(taus) if taus else 0.0
         drain_s = state.waiting * mean_s / slots if slots else None
-        return QueueLook(state, hopeless, slots, drain_s, line)
+        return QueueSummary(state, hopeless, slots, drain_s, line)
 
-    def _ledger(self) -> _Ledger:
-        with self._lock:
-            if self._client is None:
-                try:
+    @contextmanager
+    def _ledger(self) -> Iterator[Database[dict[str, Any]]]:
+        """Yield the database; an outage is reported with the URL and the reason."""
+        try:
+            with self._lock:
+                if self._client is None:
                     self._client = connect(self.settings.mongo_url, MONGO_OPTIONS)
-                except PyMongoError as exc:
-                    raise self._no_mongo(exc) from exc
-            return _Ledger(self, database_of(self._client))
-
-    def _no_mongo(self, exc: BaseException) -> StoreUnavailable:
-        url, reason = shown_url(self.settings.mongo_url), short(exc.__cause__ or exc)
-        return StoreUnavailable(f"MongoDB at {url} is not usable ({reason})")
+            yield database_of(self._client)
+        except (StoreUnavailable, PyMongoError) as exc:
+            url, reason = shown_url(self.settings.mongo_url), short(exc.__cause__ or exc)
+            raise StoreUnavailable(f"MongoDB at {url} is not usable ({reason})") from exc
 
     def _no_redis(self, exc: BaseException) -> StoreUnavailable:
         url, reason = shown_url(self.settings.redis_url), short(exc.__cause__ or exc)
         return StoreUnavailable(f"Redis at {url} is not usable ({reason})")
-
-
-class _Ledger:
-    """Gives the database; tells an outage by the server's address and the reason."""
-
-    def __init__(self, source: Source, database: Database[dict[str, Any]]) -> None:
-        self._source = source
-        self._database = database
-
-    def __enter__(self) -> Database[dict[str, Any]]:
-        return self._database
-
-    def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
-        if isinstance(exc, StoreUnavailable | PyMongoError):
-            raise self._source._no_mongo(exc) from exc
 
 
 def _whole(tallies: Mapping[str, Tally]) -> ReportRow | None:

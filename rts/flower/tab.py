@@ -1,4 +1,4 @@
-"""Adding the tab to one Flower application: handlers, templates, clients."""
+"""Adds the tab to one Flower application: handlers, templates, clients."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from prometheus_client import REGISTRY
 from tornado.routing import URLSpec
 
-from rts.flower.cache import Answers
+from rts.flower.cache import AnswerCache
 from rts.flower.handlers import (
     Api,
     Page,
@@ -26,7 +26,7 @@ from rts.scheduling.readings import queue_readings
 from rts.settings import Settings
 from rts.views.metrics import RtsCollector, register
 
-#: The application setting that holds the tab of a Flower that has it.
+#: The setting of a Flower application that holds its tab.
 SETTING = "rts_tab"
 STATIC = Path(__file__).parent / "static"
 #: What was added to the metrics of this process.
@@ -35,10 +35,10 @@ NAMES = ("types", "workers", "queues", "misses")
 
 
 def add_tab(flower: Any) -> None:
-    """Give a Flower application the pages below ``/rts`` and ``/api/rts``, and the entry in
-    its navigation; again changes nothing.
+    """Add the pages below ``/rts`` and ``/api/rts``, and the entry in the navigation, to a
+    Flower application. Idempotent.
 
-    Its own handlers and templates stay as they are; ours are asked first.
+    Its own handlers and templates stay as they are; ours take precedence.
 
     Raises:
         ConfigurationError: a setting of the app is invalid.
@@ -52,22 +52,22 @@ def add_tab(flower: Any) -> None:
     prefix = f"/{prefix}" if prefix else ""
     theme = Path(flower.settings["static_path"], "js", "theme.js")
     tab = Tab(
-        Pages(Source(flower.capp, settings), Answers()),
+        Pages(Source(flower.capp, settings), AnswerCache()),
         f"{prefix}/rts/static/",
         STATIC,
         themed=theme.exists(),
     )
     flower.settings[SETTING] = tab
     flower.add_handlers(".*", _handlers(prefix, tab))
-    # Loaders are kept by this path, in all applications of a process.
+    # Tornado caches loaders by this path, for all applications of a process.
     flower.settings["template_loader"] = TabLoader(flower.settings["template_path"])
     flower.settings["template_path"] = str(FOLDER)
     _add_metrics(flower.capp, settings)
 
 
 def _add_metrics(app: Any, settings: Settings) -> None:
-    """Add our metrics to those that Flower has at ``/metrics``, once in a process: two
-    collectors would tell the same twice.
+    """Add our metrics to Flower's ``/metrics``, once per process: two collectors would export
+    everything twice.
     """
     if not _collectors:
         _collectors.append(register(REGISTRY, settings, queue_readings(app, settings)))

@@ -1,4 +1,4 @@
-"""Templates: ours below ``rts/``, and Flower's own with what we add to three of them."""
+"""Templates: ours below ``rts/``, and Flower's own with what we add to two of them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _ENTRY = """
 _FACTS = """
 {% module Template("rts/task_facts.html", rts=getattr(handler, "rts_facts", None)) %}
 """
-#: The entry of the broker's page: ours follows it.
+#: The navigation entry for the broker: ours follows it.
 _BROKER = re.compile(r"<li[^>]*>\s*<a[^>]*reverse_url\('broker'\).*?</li>", re.DOTALL)
 
 
-class Misfit(Exception):
+class UnexpectedTemplate(Exception):
     """A template of Flower's is not as we know it."""
 
 
@@ -34,11 +34,11 @@ def navbar(text: str) -> str:
     """Return Flower's navigation with our entry in it.
 
     Raises:
-        Misfit: it has no entry for the broker.
+        UnexpectedTemplate: it has no entry for the broker.
     """
     broker = _BROKER.search(text)
     if broker is None:
-        raise Misfit
+        raise UnexpectedTemplate
     # Flower 2.0 has one colour for all entries, and an icon that has no name.
     old = " text-dark" if "text-dark" in broker[0] else ""
     text = text[: broker.end()] + _ENTRY.replace("OLD", old) + text[broker.end() :]
@@ -48,18 +48,18 @@ def navbar(text: str) -> str:
 
 
 def task_page(text: str) -> str:
-    """Return Flower's page of a task with ours below.
+    """Return Flower's page of a task with our part at its end.
 
     Raises:
-        Misfit: it does not end with its content.
+        UnexpectedTemplate: it does not end with its content.
     """
     head, end, tail = text.rpartition("{% end %}")
     if not end or tail.strip():
-        raise Misfit
+        raise UnexpectedTemplate
     return head + _FACTS + end
 
 
-#: What is added to which template of Flower's.
+#: The edits of Flower's templates, by name.
 EDITS: Mapping[str, Callable[[str], str]] = {"navbar.html": navbar, "task.html": task_page}
 
 
@@ -80,7 +80,7 @@ class TabLoader(Loader):
         if edit is not None:
             try:
                 text = edit(text)
-            except Misfit:
+            except UnexpectedTemplate:
                 health.warn_once(
                     f"flower:{name}",
                     "rts: %s of this Flower is not as expected: our part of it is missing. The "

@@ -1,4 +1,4 @@
-"""One task on a time line: positions in percent of its width."""
+"""One task on a timeline: positions in percent of its width."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 #: Runs that are drawn; the table has all of them.
-MOST_RUNS = 20
-#: Percent that are left free at either end, for labels.
+MAX_RUNS = 20
+#: Margin at either end, for labels, in percent.
 MARGIN = 3.0
 
 
@@ -17,15 +17,15 @@ def timeline(
 ) -> dict[str, Any] | None:
     """Return what is drawn of a task: instants with their places, and a bar for each run.
 
-    ``None`` where no two instants are known.
+    ``None`` if no two instants are known.
     """
-    told = [*([task] if task is not None else []), *runs]
-    if not told:
+    records = [*([task] if task is not None else []), *runs]
+    if not records:
         return None
-    arrival, deadline = told[0].get("arrival"), told[0].get("deadline")
+    arrival, deadline = records[0].get("arrival"), records[0].get("deadline")
     instants = [
         at
-        for record in told
+        for record in records
         for at in (record.get(n) for n in ("arrival", "deadline", "started_at", "completed_at"))
         if at is not None
     ]
@@ -40,7 +40,7 @@ def timeline(
 
     bars = []
     waits_from = arrival
-    for run in runs[:MOST_RUNS]:
+    for run in runs[:MAX_RUNS]:
         started, ended = run.get("started_at"), run.get("completed_at")
         if started is None:
             continue

@@ -1,4 +1,4 @@
-"""Numbers and findings in words, as people read them."""
+"""Numbers and findings in words."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from rts.records import OVERDUE
 from rts.views.why import LOAD, QUEUEING, TAU, Why
 
 NONE = "–"
-#: Between a number and its unit, where no line may break.
+#: Between a number and its unit, where a line must not break.
 _UNIT = re.compile(r"(\d) (?=(?:ms|s|min|h|d)\b|%)")
 
-#: The reasons as labels, and as the end of a headline that begins with a type.
+#: The reasons as labels, and as the end of a headline that starts with a type.
 LABELS: Mapping[str, str] = {
     QUEUEING: "waits too long",
     LOAD: "slowed down by load",
@@ -27,12 +27,23 @@ HEADLINES: Mapping[str, str] = {
     QUEUEING: "its tasks wait too long",
     LOAD: "busy workers slow it down",
     TAU: "its tau is too short",
-    OVERDUE: "most that miss have not ended yet",
+    OVERDUE: "most of its misses have not ended yet",
 }
 
 
+def headline(found: Mapping[str, str]) -> str:
+    """Return the end of a headline that starts with the type of a :func:`finding`.
+
+    >>> headline({"reason": "ended", "label": "ended: killed"})
+    'most of its misses did not run to completion (killed)'
+    """
+    cause = found["label"].removeprefix("ended: ")
+    unfinished = f"most of its misses did not run to completion ({cause})"
+    return HEADLINES.get(found["reason"], unfinished)
+
+
 def duration(seconds: float | None) -> str:
-    """Return a length of time with three digits or so.
+    """Return a duration with about three digits.
 
     >>> [duration(s) for s in (0.0042, 0.45, 4.213, 42.1, 725.0, 12000.0, 190000.0, -2.5)]
     ['4.2 ms', '450 ms', '4.21 s', '42.1 s', '12 min 05 s', '3 h 20 min', '2 d 5 h', '−2.50 s']
@@ -55,11 +66,13 @@ def duration(seconds: float | None) -> str:
     return f"{days} {hours % 24} h" if hours % 24 else days
 
 
-def hope(due_s: float | None, tau: float | None) -> str:
-    """Return what there is to hope for a task that waits and is due in so many seconds.
+def outlook(due_s: float | None, tau: float | None) -> str:
+    """Return the outlook of a waiting task that is due in so many seconds.
 
-    >>> hope(9.5, 10.0), hope(8.5, 10.0), hope(-0.1, 10.0), hope(5.0, None), hope(None, None)
-    ('hopeful', 'hopeless', 'overdue', 'hopeful', '–')
+    >>> outlook(9.5, 10.0), outlook(8.5, 10.0), outlook(-0.1, 10.0)
+    ('hopeful', 'hopeless', 'overdue')
+    >>> outlook(5.0, None), outlook(None, None)
+    ('hopeful', '–')
     """
     if due_s is None:
         return NONE
@@ -69,7 +82,7 @@ def hope(due_s: float | None, tau: float | None) -> str:
 
 
 def percent(ratio: float | None, digits: int = 1) -> str:
-    """Return a share in percent; only what is everything is 100 %.
+    """Return a share in percent; only exactly 1 is shown as 100 %.
 
     >>> percent(0.99996), percent(1.0), percent(0.5, 0)
     ('99.9 %', '100 %', '50 %')
@@ -85,7 +98,7 @@ def percent(ratio: float | None, digits: int = 1) -> str:
 
 
 def target(share: float) -> str:
-    """Return the share that an objective asks for, with all its nines.
+    """Return the target of an objective, with all its nines.
 
     >>> target(0.95), target(0.99999)
     ('95 %', '99.999 %')
@@ -135,15 +148,15 @@ def misses(by_cause: Mapping[str, int]) -> str:
 ADVICE: Mapping[str, str] = {
     QUEUEING: 'more slots, or deadline order (rts_scheduler = "edf")',
     LOAD: "fewer slots for each worker, or more machines",
-    TAU: "a type or k of their own for tasks that take longer",
-    OVERDUE: "the page Queues tells what waits, and whether workers take it",
+    TAU: "a separate type or k for tasks that take longer",
+    OVERDUE: "see Queues for what is waiting and whether workers consume it",
 }
 
 
 def finding(by_cause: Mapping[str, int], late: Why | None) -> dict[str, str] | None:
     """Return why a type misses: ``reason`` (a keyword), ``label``, and ``text``, a sentence.
 
-    ``None`` where nothing was missed, or where nothing is known of it.
+    ``None`` if nothing was missed, or the reason is not known.
     """
     missed = sum(by_cause.values())
     if not missed:
@@ -153,9 +166,9 @@ def finding(by_cause: Mapping[str, int], late: Why | None) -> dict[str, str] | N
     if worst is not None and ended[worst] > missed / 2:
         text = f"{percent(ended[worst] / missed, 0)} of the misses "
         if worst == OVERDUE:
-            text += "have not ended yet: they wait, run too long or were lost."
+            text += "have not ended yet: they are waiting, run too long or were lost."
             return {"reason": OVERDUE, "label": LABELS[OVERDUE], "text": text}
-        text += f"did not run to their end ({worst})."
+        text += f"did not run to completion ({worst})."
         return {"reason": "ended", "label": f"ended: {worst}", "text": text}
     if late is None or late.reason is None:
         return None
@@ -167,7 +180,7 @@ def finding(by_cause: Mapping[str, int], late: Why | None) -> dict[str, str] | N
         )
     elif late.reason == LOAD:
         text += (
-            f"began on a busy worker (load {_load(late)}) and took {times(late.slowdown)} "
+            f"started on a busy worker (load {_load(late)}) and took {times(late.slowdown)} "
             "their tau."
         )
     else:
@@ -184,7 +197,7 @@ def _load(late: Why) -> str:
 
 
 def verdict(task: Mapping[str, Any]) -> str:
-    """Return what became of a task, and by how much it was early or late."""
+    """Return the verdict on a task, and by how much it was early or late."""
     lateness_s, cause = task.get("lateness_s"), task.get("cause")
     if task.get("sla_success") is None:
         return "no verdict yet"

@@ -138,7 +138,7 @@ def test_the_reason_stands_at_the_top_and_charts_are_drawn(
     context.close()
 
 
-def test_charts_tell_lengths_of_time_as_the_tables_do(browser: Any) -> None:
+def test_charts_format_durations_as_the_tables_do(browser: Any) -> None:
     script = (Path(tab.__file__).parent / "static" / "rts.js").read_text(encoding="utf-8")
     function = "  function duration(" + script.partition("function duration(")[2]
     function = function.partition("\n  }\n")[0] + "\n  }"
@@ -177,7 +177,7 @@ def test_pages_are_live_until_they_are_paused(
     context.close()
 
 
-def test_what_was_opened_stays_open_when_there_is_trouble_to_tell(
+def test_open_details_stay_open_when_trouble_appears(
     browser: Any, make_stage: Callable[..., Stage], make_flower: Make, write: Any
 ) -> None:
     write(ended(0, 5))
@@ -194,7 +194,7 @@ def test_what_was_opened_stays_open_when_there_is_trouble_to_tell(
         context.close()
 
 
-def test_strangers_names_run_nowhere(
+def test_hostile_names_never_run(
     browser: Any, make_stage: Callable[..., Stage], make_flower: Make, write: Any, mongo: Any
 ) -> None:
     changes = {"name": EVIL, "worker": EVIL, "queue": EVIL}

@@ -1,4 +1,4 @@
-"""The tab in a real Flower: pages, API, authentication, prefix, strangers' names, outages."""
+"""The tab in a real Flower: pages, API, authentication, prefix, hostile names, outages."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_every_page_is_there_without_a_flag(
     assert "Traceback" not in flower.log
 
 
-def test_without_rts_flower_is_as_ever(
+def test_without_rts_flower_is_unchanged(
     make_stage: Callable[..., Stage], make_flower: Make
 ) -> None:
     stage = make_stage()
@@ -96,7 +96,7 @@ def test_the_numbers_are_those_of_the_command_line(
     assert [s["budget_left_ratio"] for s in overview["objectives"]] == [
         pytest.approx(s.budget_left_ratio) for s in expected_standings
     ]
-    assert "left for 99.99 % in" in flower.get("/rts").text
+    assert "left, objective 99.99 % over" in flower.get("/rts").text
     day = next(met for met in overview["met"] if met["window"] == "24 h")
     assert (day["tasks"], day["missed"]) == (100, 60)
     assert mongo.tasks.count_documents({"sla_success": False}) == 60
@@ -179,7 +179,7 @@ def test_tls_and_metrics(
     assert "python_info" in metrics
 
 
-def test_strangers_names_are_text(
+def test_hostile_names_are_text(
     make_stage: Callable[..., Stage], make_flower: Make, write: Any, mongo: Any
 ) -> None:
     miss = {"deadline": 1.0, "arrival": 0.5}
@@ -212,7 +212,7 @@ def test_strangers_names_are_text(
     assert "<script>alert" not in moved.text
 
 
-def test_filters_narrow_what_is_told_and_wrong_ones_are_refused(
+def test_filters_narrow_the_pages_and_invalid_ones_are_rejected(
     make_stage: Callable[..., Stage], make_flower: Make, write: Any
 ) -> None:
     write(*some_runs(), ended(9999, 7200))
@@ -231,7 +231,7 @@ def test_filters_narrow_what_is_told_and_wrong_ones_are_refused(
     for wrong in ("?since=yesterday", "?since=0s", "?since=2030-01-01", "?since=99999w"):
         assert flower.get(f"/api/rts/types{wrong}").status == 400
         page = flower.get(f"/rts/types{wrong}")
-        assert (page.status, "no duration such as" in page.text) == (400, True)
+        assert (page.status, "not a duration such as" in page.text) == (400, True)
 
 
 def test_flowers_page_of_a_task_shows_its_verdict(
@@ -267,7 +267,7 @@ def test_a_task_that_flower_does_not_know(
 ) -> None:
     write(ended(0, 5))
     odd = {"name": "proj.odd", "runtime_s": math.nan, "tau": math.inf, "sla_success": False}
-    mongo.tasks.insert_one({"_id": "odd", **odd})  # by other hands
+    mongo.tasks.insert_one({"_id": "odd", **odd})  # by another program
     flower = make_flower(make_stage(), prefix="x")
     page = flower.get("/task/task-0")  # follows to our page
     assert page.status == 200
@@ -318,7 +318,7 @@ def test_queues_in_deadline_order(
             connection.default_channel.queue_purge(queue)
 
 
-def test_flower_lives_while_the_servers_are_away(
+def test_flower_survives_an_outage_of_the_servers(
     make_stage: Callable[..., Stage], make_flower: Make
 ) -> None:
     with RedisServer() as server, MongoServer() as mongo_server:

@@ -1,4 +1,4 @@
-"""Parts of the Flower tab that need no Flower: answers, charts, time line, templates."""
+"""Parts of the Flower tab that need no Flower: cache, charts, timeline, templates."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from rts import health
 from rts.errors import StoreUnavailable
 from rts.flower import cache as module
 from rts.flower import charts, source, templates, words
-from rts.flower.cache import Answer, Answers
+from rts.flower.cache import Answer, AnswerCache
 from rts.flower.filters import BadFilter, Filters
-from rts.flower.templates import Misfit, navbar, task_page
-from rts.flower.timeline import MOST_RUNS, timeline
+from rts.flower.templates import UnexpectedTemplate, navbar, task_page
+from rts.flower.timeline import MAX_RUNS, timeline
 from rts.ledger.connection import connect
 from rts.settings import Settings
 from rts.views.histogram import bucket
@@ -34,17 +34,17 @@ def at(seconds: float) -> datetime:
     return NOON + timedelta(seconds=seconds)
 
 
-# --- answers ------------------------------------------------------------------------
+# --- cache --------------------------------------------------------------------------
 
 
-def test_many_viewers_cost_one_question() -> None:
+def test_many_viewers_cost_one_query() -> None:
     asked = []
 
     async def look() -> list[Answer]:
-        answers = Answers()
+        answers = AnswerCache()
         try:
             return await asyncio.gather(
-                *(answers.of("key", lambda: asked.append(1) or 42) for _ in range(20))
+                *(answers.get("key", lambda: asked.append(1) or 42) for _ in range(20))
             )
         finally:
             answers.close()
@@ -58,17 +58,17 @@ def test_many_viewers_cost_one_question() -> None:
     [
         (StoreUnavailable("Redis is away"), "Redis is away."),
         (ServerSelectionTimeoutError("nobody, Timeout: 1s, Topology …"), "nobody"),
-        (KeyError("x"), "rts failed here (KeyError)"),
+        (KeyError("x"), "rts failed (KeyError)"),
     ],
 )
-def test_trouble_is_told(error: Exception, told: str) -> None:
+def test_trouble_is_reported(error: Exception, told: str) -> None:
     def fail() -> None:
         raise error
 
     async def look() -> Answer:
-        answers = Answers()
+        answers = AnswerCache()
         try:
-            return await answers.of("key", fail)
+            return await answers.get("key", fail)
         finally:
             answers.close()
 
@@ -79,21 +79,21 @@ def test_trouble_is_told(error: Exception, told: str) -> None:
     assert health.take_counts().get("hook_errors", 0) == isinstance(error, KeyError)
 
 
-def test_what_takes_long_is_there_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_answer_is_there_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PATIENCE_S", 0.01)
-    monkeypatch.setattr(module, "LEAST_S", 0.0)
-    monkeypatch.setattr(module, "TIMES", 0.0)
+    monkeypatch.setattr(module, "MIN_FRESH_S", 0.0)
+    monkeypatch.setattr(module, "FRESH_FACTOR", 0.0)
     may_end = threading.Event()
 
     async def look() -> list[Answer]:
-        answers = Answers()
+        answers = AnswerCache()
         try:
-            first = await answers.of("key", lambda: may_end.wait(30) and "new")
+            first = await answers.get("key", lambda: may_end.wait(30) and "new")
             may_end.set()
-            await asyncio.wait(list(answers._asked.values()))
+            await asyncio.wait(list(answers._pending.values()))
             may_end.clear()
             # A new one is being made; until it is there the old one is shown.
-            second = await answers.of("key", lambda: may_end.wait(30) and "newer")
+            second = await answers.get("key", lambda: may_end.wait(30) and "newer")
             may_end.set()
             return [first, second]
         finally:
@@ -106,10 +106,10 @@ def test_what_takes_long_is_there_the_next_time(monkeypatch: pytest.MonkeyPatch)
 
 def test_answers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     async def look() -> int:
-        answers = Answers()
+        answers = AnswerCache()
         try:
             for number in range(module.KEPT + 10):
-                await answers.of(number, lambda: 1)
+                await answers.get(number, lambda: 1)
             await asyncio.sleep(0)
             return len(answers._kept)
         finally:
@@ -118,22 +118,24 @@ def test_answers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asyncio.run(look()) <= module.KEPT
 
 
-def test_open_questions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pending_queries_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PATIENCE_S", 0.01)
     may_end = threading.Event()
 
     async def look() -> tuple[int, Answer]:
-        answers = Answers()
+        answers = AnswerCache()
         try:
-            ask = [answers.of(number, may_end.wait) for number in range(10 * module.MOST_OPEN)]
+            ask = [
+                answers.get(number, may_end.wait) for number in range(10 * module.MAX_PENDING)
+            ]
             await asyncio.gather(*ask)
-            return len(answers._asked), await answers.of("another", lambda: 1)
+            return len(answers._pending), await answers.get("another", lambda: 1)
         finally:
             may_end.set()
             answers.close()
 
     open_now, refused = asyncio.run(look())
-    assert open_now == module.MOST_OPEN
+    assert open_now == module.MAX_PENDING
     assert refused.late
 
 
@@ -142,22 +144,22 @@ import asyncio, time
 from rts.flower import cache
 cache.PATIENCE_S = 0.01
 async def look():
-    line = cache.Answers()
+    line = cache.AnswerCache()
     ask = lambda: (print("asked", flush=True), time.sleep(0.5))
-    await asyncio.gather(*(line.of(number, ask) for number in range(cache.MOST_OPEN)))
+    await asyncio.gather(*(line.get(number, ask) for number in range(cache.MAX_PENDING)))
 loop = asyncio.new_event_loop()
 loop.run_until_complete(look())
 """
 
 
-def test_what_is_in_line_when_flower_ends_is_not_asked() -> None:
+def test_the_backlog_is_dropped_when_flower_exits() -> None:
     done = subprocess.run(
         [sys.executable, "-c", ENDING], capture_output=True, text=True, timeout=60, check=True
     )
     assert 0 < done.stdout.count("asked") <= 3 * module.THREADS
 
 
-def test_the_threads_that_come_first_share_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_threads_share_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
     another = threading.Event()
 
@@ -168,7 +170,12 @@ def test_the_threads_that_come_first_share_a_client(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(source, "connect", slow)
     asks = source.Source(None, Settings())
-    threads = [threading.Thread(target=asks._ledger) for _ in range(6)]
+
+    def ask() -> None:
+        with asks._ledger():
+            pass
+
+    threads = [threading.Thread(target=ask) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -216,7 +223,7 @@ def test_a_chart_of_one_key_and_of_all() -> None:
     assert taus == [None, 3.0, None]
 
 
-def test_slowdowns_leave_out_what_is_not_known() -> None:
+def test_slowdowns_leave_out_unknown_values() -> None:
     run = {"runtime_s": 6.0, "tau": 3.0, "load_at_start": {"load": 0.5}, "sla_success": True}
     runs = [
         run,
@@ -249,7 +256,7 @@ def test_words_of_verdicts_and_values() -> None:
 # --- one task -----------------------------------------------------------------------
 
 
-def test_a_task_on_its_time_line() -> None:
+def test_a_task_on_its_timeline() -> None:
     task = {"arrival": at(0), "deadline": at(10), "completed_at": at(20), "sla_success": False}
     runs = [
         {**task, "started_at": at(2), "completed_at": at(5), "sla_success": None},
@@ -265,7 +272,7 @@ def test_a_task_on_its_time_line() -> None:
     assert [mark["label"] for mark in drawn["marks"]] == ["arrival", "deadline"]
     many = timeline(task, [{**task, "started_at": at(n)} for n in range(15)] * 3)
     assert many is not None
-    assert len(many["bars"]) == MOST_RUNS
+    assert len(many["bars"]) == MAX_RUNS
 
 
 @pytest.mark.parametrize(
@@ -290,16 +297,16 @@ def test_filters_are_read_and_written() -> None:
                 Filters.of({"since": wrong}.get)
 
 
-def test_a_navigation_that_is_not_as_expected() -> None:
-    with pytest.raises(Misfit):
+def test_an_unexpected_navigation() -> None:
+    with pytest.raises(UnexpectedTemplate):
         navbar("<ul></ul>")
-    with pytest.raises(Misfit):
+    with pytest.raises(UnexpectedTemplate):
         task_page("nothing")
     old = '<li>\n<a class="nav-link text-dark" href="{{ reverse_url(\'broker\') }}">B</a></li>'
     assert "text-dark" in navbar(old).split("</li>")[1]
 
 
-def test_a_strange_template_is_left_as_it_is(
+def test_an_unexpected_template_is_left_as_it_is(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "navbar.html").write_text("<ul></ul>")

@@ -1,7 +1,7 @@
-/* The RTS tab: draws the charts, keeps the page up to date, shows instants in local time.
+/* The RTS tab: draws the charts, refreshes the page, shows instants in local time.
 
-   The page is rendered on the server; a refresh fetches it again and takes over what has
-   changed, as text. Without this file the page is complete, but for the drawings. */
+   The page is rendered on the server; a refresh fetches it again and patches what has changed.
+   Without this file the page is complete except for the charts. */
 "use strict";
 
 (() => {
@@ -24,7 +24,7 @@
     return `${sign}${Math.floor(n / 60)} ${unit}${rest}`;
   }
 
-  // Seconds between two ticks: such that minutes, hours and days are whole.
+  // Seconds between two ticks, in whole minutes, hours and days.
   const STEPS = [
     ...[-6, -5, -4, -3, -2, -1, 0].flatMap((e) => [1, 2, 5].map((n) => Number(`${n}e${e}`))),
     10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 21600, 43200,
@@ -71,7 +71,7 @@
   function valuesOf(chart) {
     const values = chart.series.map((one) => one.values);
     if (!chart.stacked) return values;
-    // The first is drawn over the sum of both, so that they stand on one another.
+    // uPlot does not stack: the first series is drawn over the sum of both.
     return [values[0].map((v, i) => v + values[1][i]), values[0]];
   }
 
@@ -181,13 +181,13 @@
     return a.nodeType === b.nodeType && a.nodeName === b.nodeName && a.id === b.id;
   }
 
-  function takeOver(old, fresh) {
+  function patch(old, fresh) {
     if (old.nodeType === Node.TEXT_NODE) {
       if (old.data !== fresh.data) old.data = fresh.data;
       return;
     }
     if (old.nodeType !== Node.ELEMENT_NODE || old.matches(".rts-plot, .rts-value")) return;
-    if (old.matches("form")) return; // somebody may be typing
+    if (old.matches("form")) return; // the user may be typing
     for (const { name, value } of fresh.attributes) {
       if (old.getAttribute(name) !== value) old.setAttribute(name, value);
     }
@@ -198,7 +198,7 @@
     children.forEach((child, i) => {
       const at = old.childNodes[i];
       if (!at) old.append(document.importNode(child, true));
-      else if (same(at, child)) takeOver(at, child);
+      else if (same(at, child)) patch(at, child);
       else at.replaceWith(document.importNode(child, true));
     });
     while (old.childNodes.length > children.length) old.lastChild.remove();
@@ -219,7 +219,7 @@
       const fresh = page.getElementById("rts-content");
       if (!fresh) throw new Error("no page");
       localize(fresh);
-      takeOver(content, fresh);
+      patch(content, fresh);
       drawAll();
       if (lost) say("Live again");
       lost = false;

@@ -1,5 +1,5 @@
-/* The choice of theme where Flower has none of its own (before 2.1). Runs before the first
-   paint, and remembers the choice where later Flowers look for it. */
+/* A theme switch for Flower before 2.1, which has none. Runs before the first paint, and stores
+   the choice where later versions of Flower look for it. */
 "use strict";
 
 (() => {
@@ -11,7 +11,7 @@
     try {
       return window.localStorage.getItem(KEY);
     } catch {
-      return null; // storage is forbidden: the system's theme holds
+      return null; // storage is forbidden: use the system's theme
     }
   }
 
