@@ -68,9 +68,9 @@ class Bookkeeping:
         """Restore the taus of a Redis that was wiped."""
         self._snapshots.restore()
 
-    def snapshot(self, turn_s: float = SNAPSHOT_S) -> None:
-        """Keep the taus, unless another drain has done so within *turn_s* seconds."""
-        self._snapshots.save(lease_s=turn_s)
+    def snapshot(self, lease_s: float = SNAPSHOT_S) -> None:
+        """Keep the taus, unless another drain has done so within *lease_s* seconds."""
+        self._snapshots.save(lease_s=lease_s)
 
     def sum_up(self) -> None:
         """Sum up the past hours of a busy day, unless another drain has lately: so

@@ -18,7 +18,7 @@ class MemoryStream:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        #: Entry id to record and lesson, in the order of arrival.
+        #: Entry id to record and what was learned, in order of arrival.
         self.entries: dict[str, tuple[str, str]] = {}
         #: Entry id to its reader and the instant it was handed out.
         self.pending: dict[str, tuple[str, float]] = {}
