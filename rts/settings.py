@@ -164,9 +164,6 @@ class Settings:
             t.name: {"tau": t.tau, "sla_multiplier": t.sla_multiplier}
             for t in self.task_types.values()
         }
-        plain["queue_horizons"] = dict(self.queue_horizons)
-        plain["routes"] = dict(self.routes)
-        plain["slo"] = dict(self.slo)
         plain["webhooks"] = [hook.as_dict() for hook in self.webhooks]
         plain["priority_multipliers"] = {
             str(priority): k for priority, k in self.priority_multipliers.items()

@@ -23,9 +23,9 @@ def level(laxity_s: float, *, inverted: bool, highest: int = HIGHEST) -> int:
         inverted: whether 0 is the most urgent level, as on Redis, instead of the least.
         highest: the broker's highest level, 1 to 255 (RabbitMQ's ``x-max-priority``).
 
-    >>> [level(s, inverted=True) for s in (0.5, 3, 60, 1e6, -1)]
+    >>> [level(s, inverted=True) for s in (0, 3, 60, 1e6, -1)]
     [0, 2, 6, 9, 9]
-    >>> [level(s, inverted=False) for s in (0.5, 3, 60, 1e6, -1)]
+    >>> [level(s, inverted=False) for s in (0, 3, 60, 1e6, -1)]
     [9, 7, 3, 0, 0]
     """
     doublings = highest if laxity_s < 0 else math.ceil(math.log2(max(1.0, laxity_s)))

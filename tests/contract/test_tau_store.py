@@ -145,7 +145,12 @@ class TestRedis:
 
     @pytest.mark.parametrize("text", ["", "soon", "nan", "inf", "-1", "0", "\x00"])
     def test_what_is_no_tau_is_ignored_and_learned_over(
-        self, store: RedisTauStore, settings: Settings, redis_client: redis.Redis, text: str
+        self,
+        store: RedisTauStore,
+        settings: Settings,
+        redis_client: redis.Redis,
+        caplog: pytest.LogCaptureFixture,
+        text: str,
     ) -> None:
         redis_client.hset(settings.keys.tau, LIGHT, text)
         redis_client.hset(settings.keys.deviation, LIGHT, text)
@@ -153,6 +158,7 @@ class TestRedis:
         assert store.get(LIGHT) == 5.0
         assert store.entries().keys() == {"mixed"}
         assert health.take_counts() == {"refused_tau": 2}
+        assert caplog.text.count("is not a number of seconds") == 1
         assert store.update(LIGHT, NAME, 1.0).tau_after == pytest.approx(4.2)
         assert store.entries()[LIGHT].tau == pytest.approx(4.2)
 

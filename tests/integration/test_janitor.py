@@ -92,6 +92,7 @@ def test_runs_of_a_silent_worker_are_lost_and_others_are_not(
     note(client, settings, "alive", LIVING)
     lost = note(client, settings, "lost", DEAD)
     never_seen = note(client, settings, "strange|id", "w@h/3-never")
+    client.zadd(settings.keys.open, {"alive": 2e9, "lost": 2e9, "strange|id": 2e9})
     janitor = make("a")
     assert watch(janitor, client, settings, time, LOST_AFTER_S) == 0
     assert watch(janitor, client, settings, time, 6) == 2
@@ -101,6 +102,7 @@ def test_runs_of_a_silent_worker_are_lost_and_others_are_not(
         assert abs(end.completed_at - client.time()[0]) < 30
         assert end == begin._replace(state=LOST, cause="lost", completed_at=end.completed_at)
     assert client.hlen(settings.keys.running) == 1
+    assert client.zrange(settings.keys.open, 0, -1) == ["alive"]
     assert client.hget(settings.keys.counters, "runs_lost") == "2"
     assert watch(janitor, client, settings, time, 20) == 0
     assert client.hexists(settings.keys.workers, DEAD)

@@ -25,7 +25,7 @@ from rts import health
 from rts.headers import DROPPED
 from rts.installation import parts_of
 from rts.scheduling.acknowledging import BATCH
-from rts.scheduling.channel import Channel
+from rts.scheduling.channel import BELL_TTL_MS, Channel
 from rts.scheduling.places import ARRIVAL, Place, member
 from rts.scheduling.queues import (
     COUNTED,
@@ -625,6 +625,18 @@ def test_an_idle_consumer_blocks_on_the_bell(url: str, raw: redis.Redis) -> None
                 next_wait(connection, raw) for _ in range(2)
             ]  # the first may be an earlier one
             assert waits[-1].endswith(" 1")
+
+
+def test_what_is_no_task_rings_the_bell_once_and_for_a_while(
+    url: str, raw: redis.Redis
+) -> None:
+    bell = f"{NAME}\x06\x16edf:bell"
+    with connect(url) as connection:
+        for number in range(2):
+            reply = {**envelope(Message(FAR, 1.0, 1.0, str(number))), "headers": {}}
+            connection.default_channel._put(NAME, reply)
+        assert (raw.llen(NAME), raw.lrange(bell, 0, -1)) == (2, ["1"])
+        assert 0 < raw.pttl(bell) <= BELL_TTL_MS
 
 
 def test_round_robin_and_sorted_over_queues(url: str) -> None:

@@ -99,6 +99,7 @@ def test_a_quiet_night_pages_nobody() -> None:
     assert burning(0.9, few, 10) == ()
     assert burning(0.9, few, 9) != ()
     assert MIN_MISSES == 2
+    assert burning(0.99999, dict.fromkeys(WINDOWS, Count(500, 498)), 10) == BURN_RULES
 
 
 def test_an_alert_of_few_misses_among_many_does_not_say_that_all_are_in_time() -> None:

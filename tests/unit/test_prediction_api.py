@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from celery import Celery
 
 import rts
 from rts import prediction_api
+from rts.errors import StoreUnavailable
 from rts.predictions import routing
 from rts.predictions.predictor import Pressure
 from rts.records import Plan
@@ -53,6 +55,42 @@ class Roomy:
 
     def pressures(self, queues: Sequence[str]) -> dict[str, Pressure]:
         return {queue: Pressure(0.0, 1, 0.5) for queue in queues}
+
+
+def test_queues_are_read_again_when_it_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, asked = [0.0], []
+
+    class Moody:
+        away = False
+
+        def pressures(self, queues: Sequence[str]) -> dict[str, Pressure]:
+            asked.append(tuple(queues))
+            if self.away:
+                raise StoreUnavailable("away")
+            loads = {"a": 0.1, "b": 0.9, "nobody's": 0.0}
+            return {q: Pressure(0.0, int(q in "ab"), loads[q]) for q in queues}
+
+    predictor: Any = Moody()
+    monkeypatch.setattr(routing, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    risks = routing.Risks(predictor, 5.0)
+    plan = Plan("mixed", "inferred", 1.0, 2.0, 100.0, 1e9)
+
+    def choose(*queues: str, at: float) -> str | None:
+        now[0] = at
+        return risks.choose(plan, queues, 100.0)
+
+    assert choose("a", "b", at=0.0) == choose("b", "a", at=0.9) == "a"
+    assert len(asked) == 1
+    assert choose("nobody's", at=0.9) is None
+    assert choose("a", "nobody's", at=0.9) == "a"
+    assert len(asked) == 2
+    assert set(asked[-1]) == {"a", "b", "nobody's"}
+    predictor.away = True
+    assert choose("a", "b", at=2.0) == "a", "it was so a second ago"
+    assert choose("a", "b", at=3.0) is None
+    assert len(asked) == 3, "nobody asks again within the period"
+    predictor.away = False
+    assert choose("a", "b", at=7.1) == "a"
 
 
 @forks_beside_threads
