@@ -90,7 +90,7 @@ class Leader:
         if not (self._settings.webhooks or self._listened):
             return False
         asked_at = self._now()
-        if not self._lease.take():
+        if not self._lease.acquire():
             self._confirmed_at = -1e9
             self._stop_deliveries()
             return False
@@ -152,7 +152,7 @@ class Leader:
         """
         self._stop_deliveries()
         self._confirmed_at = -1e9
-        self._lease.leave()
+        self._lease.release()
 
     def _has_webhook(self, kind: str) -> bool:
         return any(kind in hook.events for hook in self._settings.webhooks)

@@ -32,7 +32,7 @@ from rts.ledger.postmortem import PostMortem
 from rts.ledger.shipper import Shipper
 from rts.ledger.sink import SpoolRunSink
 from rts.ledger.spool import Spool
-from rts.link.counters import Counted
+from rts.link.counters import TakenCounts
 from rts.link.link import Link, as_instant
 from rts.link.scripts import pack
 from rts.load.sampler import Probes, real_probes, take_sample
@@ -120,7 +120,7 @@ class Upkeep:
         if self._instructions is not None and self._board is not None:
             beat = self._heartbeat(self._instructions, self._board)
             commands.append(pack("HSET", self._keys.workers, beat.instance, beat.to_json()))
-        counted = Counted(self._keys.counters)
+        counted = TakenCounts(self._keys.counters)
         sent_at = time.time()
         try:
             time_, *_ = self._link.call(*commands, *counted.commands)

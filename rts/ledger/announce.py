@@ -20,7 +20,7 @@ from redis.exceptions import ResponseError
 from rts import health
 from rts.errors import StoreUnavailable
 from rts.ledger.announcement import ARGUMENTS, packed
-from rts.link.counters import Counted
+from rts.link.counters import TakenCounts
 from rts.link.link import Link
 from rts.link.scripts import OPEN, bulks
 from rts.records import Announcement, OpenTask
@@ -99,7 +99,7 @@ class Announcer:
         with self._delivering:
             try:
                 while self._notes:
-                    batch, counted = self.take(CHUNK), Counted(self._counters)
+                    batch, counted = self.take(CHUNK), TakenCounts(self._counters)
                     try:
                         # What is refused here (a full memory, a replica) must not open
                         # the breaker: the taus can still be read.
@@ -109,7 +109,7 @@ class Announcer:
                         self.give_back(batch)
                         counted.give_back()
                         raise
-                    counted.answered(others)
+                    counted.give_back_refused(others)
                     if isinstance(answer, ResponseError):
                         self.give_back(batch)
                         _refused(answer)

@@ -66,7 +66,7 @@ class Janitor:
             StoreUnavailable: Redis is away.
         """
         keys = self._keys
-        if not self._lease.take():
+        if not self._lease.acquire():
             self._seen.clear()
             return 0
         workers, fields = self._link.call(
@@ -96,7 +96,7 @@ class Janitor:
         Raises:
             StoreUnavailable: Redis is away.
         """
-        self._lease.leave()
+        self._lease.release()
 
     def _silence(self, beats: dict[str, bytes], instances: Iterable[str]) -> dict[str, float]:
         """Return for how many seconds each instance was seen to be silent."""

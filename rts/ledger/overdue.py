@@ -92,7 +92,7 @@ class OverdueSweep:
         now = self._now()
         if now < self._ask_from:
             return 0
-        if not self._lease.take():
+        if not self._lease.acquire():
             self._ask_from = self._now() + LEASE_S / 2
             return 0
         if now - self._looked_at > MAX_GAP_S:
@@ -116,7 +116,7 @@ class OverdueSweep:
         Raises:
             StoreUnavailable: Redis is away.
         """
-        self._lease.leave()
+        self._lease.release()
 
     def _due(self) -> tuple[list[bytes], float]:
         """Return the ids of open tasks that are due, and the server's time."""

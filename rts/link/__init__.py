@@ -1,1 +1,1 @@
-"""The way to Redis: lean connections behind a breaker, the Lua scripts, and leases."""
+"""Access to Redis: lean connections behind a circuit breaker, Lua scripts, leases."""

@@ -1,6 +1,6 @@
-"""A circuit breaker: a server that failed is left alone for a while.
+"""A circuit breaker: after a failure, leave the server alone for a while.
 
-After Nygard, *Release It!* (2007). So a task, or a publish, waits for an absent
+After Nygard, *Release It!* (2007). A task or a publish waits for an unreachable
 server at most once per period.
 """
 
@@ -12,15 +12,15 @@ from collections.abc import Callable
 
 
 class Breaker:
-    """Closed while all is well; open for *period_s* seconds after a failure.
+    """Closed while calls succeed; open for *period_s* seconds after a failure.
 
-    After that one caller may try; the others go on failing fast until it is back.
+    Then one caller may try (half-open); the others keep failing fast until it succeeds.
     """
 
     def __init__(self, period_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._period_s = period_s
         self._clock = clock
-        # Re-entrant: the app's signal handlers may publish while their thread is in here.
+        # Re-entrant: a signal handler of the app may publish while its thread holds it.
         self._lock = threading.RLock()
         #: Monotonic instant of the next attempt; ``None`` while closed.
         self._retry_at: float | None = None
@@ -34,19 +34,19 @@ class Breaker:
             retry_at = self._retry_at or now  # another thread may have closed it
             if now < retry_at:
                 return False
-            # This caller is the one; if it never reports back, another comes later.
+            # This caller is the probe; should it never report back, there is another later.
             self._retry_at = now + self._period_s
             return True
 
     def failed(self) -> bool:
-        """Note a failure; returns whether it opened the breaker."""
+        """Record a failure; return whether it opened the breaker."""
         with self._lock:
             opened = self._retry_at is None
             self._retry_at = self._clock() + self._period_s
             return opened
 
     def succeeded(self) -> bool:
-        """Note a success; returns whether it closed the breaker."""
+        """Record a success; return whether it closed the breaker."""
         if self._retry_at is None:
             return False
         with self._lock:

@@ -1,4 +1,4 @@
-"""What this process has counted, on its way to Redis beside other commands."""
+"""This process's counters, sent to Redis along with other commands."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from rts import health
 from rts.link.scripts import pack
 
 
-class Counted:
-    """Counts that were taken to be delivered. One of the two methods must follow, unless
-    the server has taken all.
+class TakenCounts:
+    """Counts taken for delivery. Call one of the two methods afterwards, unless the server
+    accepted them all.
     """
 
     def __init__(self, key: str) -> None:
         self._counts = health.take_counts()
-        #: One for each count.
+        #: One command per count.
         self.commands = [pack("HINCRBY", key, name, n) for name, n in self._counts.items()]
 
-    def answered(self, answers: Sequence[Any]) -> None:
-        """Put back what the server, which has no memory or is a replica, has refused."""
+    def give_back_refused(self, replies: Sequence[Any]) -> None:
+        """Put back what the server (out of memory, or a read-only replica) has refused."""
         health.give_back(
             {
                 name: n
-                for (name, n), answer in zip(self._counts.items(), answers, strict=True)
-                if isinstance(answer, ResponseError)
+                for (name, n), reply in zip(self._counts.items(), replies, strict=True)
+                if isinstance(reply, ResponseError)
             }
         )
 
     def give_back(self) -> None:
-        """Put all of it back: nothing has reached Redis."""
+        """Put all counts back: none has reached Redis."""
         health.give_back(self._counts)

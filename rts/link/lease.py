@@ -1,4 +1,4 @@
-"""A turn that one process of the fleet has at a time."""
+"""A lease in Redis: a role that one process of the fleet holds at a time."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from rts.link.scripts import LEASE
 
 
 class Lease:
-    """One process's claim to the turn that *key* stands for in Redis.
+    """One process's lease on *key*.
 
-    *name*: of the process; no other of the fleet has the same. *lease_s*: seconds after
-    the last :meth:`take` from which on another may have the turn.
+    *name*: unique to this process in the fleet. *lease_s*: seconds until the lease
+    expires, unless it is renewed.
     """
 
     def __init__(self, link: Link, key: str, name: str, lease_s: float) -> None:
         self._link = link
-        self._take = LEASE.pack([key], [name, int(lease_s * 1000)])
-        self._leave = LEASE.pack([key], [name, 0])
+        self._acquire = LEASE.pack([key], [name, int(lease_s * 1000)])
+        self._release = LEASE.pack([key], [name, 0])
 
-    def take(self) -> bool:
-        """Take or keep the turn if no other has it; return whether it is had.
-
-        Raises:
-            StoreUnavailable: Redis is away.
-        """
-        return bool(self._link.call(self._take)[0])
-
-    def leave(self) -> None:
-        """Let another have the turn at once. If another has it, nothing happens.
+    def acquire(self) -> bool:
+        """Acquire or renew the lease; return False while another process holds it.
 
         Raises:
-            StoreUnavailable: Redis is away.
+            StoreUnavailable: Redis is unavailable.
         """
-        self._link.call(self._leave)
+        return bool(self._link.call(self._acquire)[0])
+
+    def release(self) -> None:
+        """Release the lease; does nothing if another process holds it.
+
+        Raises:
+            StoreUnavailable: Redis is unavailable.
+        """
+        self._link.call(self._release)

@@ -1,7 +1,7 @@
-"""A lean way to Redis for what is on the path of a publish, or done all the time.
+"""Lean access to Redis, for the path of a publish and for what runs continuously.
 
-A client's convenience costs more than all that rts does for a publish, so
-connections (redis-py's own, with its TLS, authentication and parsing) are used
+A client object's overhead exceeds everything that rts does for a publish, so
+redis-py's connections (with their TLS, authentication and parsing) are used
 directly, with commands that are packed already.
 """
 
@@ -32,21 +32,21 @@ from rts.urls import shown_url
 logger = logging.getLogger("rts")
 
 
-#: Seconds between two outages that are logged, at first and at last: a server that
-#: answers and refuses by turns (its memory is full, it has become a replica) would fill
-#: the log of each worker.
-LEAST_QUIET_S, MOST_QUIET_S = 10.0, 3600.0
+#: Seconds between two logged outages, at first and at most: a server that keeps
+#: alternating between answering and refusing (out of memory, demoted to a replica) would
+#: fill every worker's log.
+MIN_LOG_GAP_S, MAX_LOG_GAP_S = 10.0, 3600.0
 
 
 class Link:
-    """Talks to the Redis of *settings*. Safe with forks, threads and greenlets.
+    """A connection pool for the Redis of *settings*. Safe with forks, threads and greenlets.
 
-    Every trouble comes out as :class:`StoreUnavailable`. After one, calls fail at
-    once for ``rts_breaker_period`` seconds.
+    Every failure is raised as :class:`StoreUnavailable`. After one, calls fail fast
+    for ``rts_breaker_period`` seconds.
 
     Raises:
         ConfigurationError: an option in the URL has a value of the wrong type, or names
-            credentials that are not there.
+            a credential provider that cannot be loaded.
     """
 
     def __init__(self, settings: Settings, now: Callable[[], float] = time.monotonic) -> None:
@@ -58,18 +58,18 @@ class Link:
             allowed = "a URL whose options redis-py understands"
             raise ConfigurationError("rts_redis_url", self._shown_url, allowed) from None
         self._make = options.pop("connection_class", redis.Connection)
-        self._options = understood(self._make, options)
+        self._options = supported_options(self._make, options)
         if (provider := self._options.get("credential_provider")) is not None:
             try:
-                provider = provider_of(provider)
+                provider = load_credential_provider(provider)
             except (ImportError, AttributeError, TypeError, ValueError) as exc:
                 allowed = "a URL whose credential_provider names a class: module.Class"
                 raise ConfigurationError(
                     "rts_redis_url", self._shown_url, f"{allowed} ({exc})"
                 ) from exc
-            # redis-py takes one or the other.
+            # redis-py accepts either a provider or a user name and password.
             self._options.update(credential_provider=provider, username=None, password=None)
-        # After what stands in the URL, which may be the broker's and made for it.
+        # These override the URL, which may be the broker's and have options meant for it.
         self._options.update(
             socket_timeout=settings.timeout,
             socket_connect_timeout=settings.connect_timeout,
@@ -78,16 +78,17 @@ class Link:
             health_check_interval=0,
             decode_responses=False,
             protocol=2,
-            **unnamed(self._make),
+            **without_client_info(self._make),
         )
         self._connect_timeout_s = settings.connect_timeout
         self._lookup = self._new_lookup()
         self._period_s = settings.breaker_period
         self.breaker = Breaker(settings.breaker_period)
-        #: Whether the outage that goes on was logged; from when on the next one is.
-        self._told = False
-        self._quiet_s, self._quiet_until = 0.0, -1e9
-        #: Connections that nobody uses, the last used one last.
+        #: Whether the current outage was logged.
+        self._logged = False
+        #: Seconds, and until when, the outages after it are not logged.
+        self._log_gap_s, self._quiet_until = 0.0, -1e9
+        #: Idle connections, the last used one last.
         self._idle: list[Any] = []
         self._pid = os.getpid()
 
@@ -99,7 +100,7 @@ class Link:
         timeout_s: float,
         breaker_period_s: float,
     ) -> Link:
-        """Return a way with other timeouts than the app's, for who may wait longer, or less."""
+        """Return a link with its own timeouts, for callers that may wait longer, or less."""
         return cls(
             replace(
                 settings,
@@ -110,12 +111,12 @@ class Link:
         )
 
     def call(self, *commands: bytes) -> list[Any]:
-        """Send *commands* in one go and return their answers.
+        """Send *commands* in one go and return their replies.
 
-        They may be sent twice, where the server has closed an idle connection.
+        They may be sent twice if the server has closed an idle connection.
 
         Raises:
-            StoreUnavailable: no answer in time, or the server refuses one.
+            StoreUnavailable: no reply in time, or the server refuses a command.
         """
         replies = self.call_each(*commands)
         for reply in replies:
@@ -124,18 +125,18 @@ class Link:
         return replies
 
     def call_each(self, *commands: bytes) -> list[Any]:
-        """Do the same, with a :class:`redis.ResponseError` as the answer to each
-        command that the server refuses: what it grants beside them is of use.
+        """Like :meth:`call`, but return a :class:`redis.ResponseError` as the reply to each
+        command that the server refuses, for callers that can use the other replies.
 
         Raises:
-            StoreUnavailable: no answer in time.
+            StoreUnavailable: no reply in time.
         """
         if os.getpid() != self._pid:
-            # The parent's connections: its own to use and to close.
+            # The connections are the parent's to use and to close.
             self._idle = []
             self._lookup = self._new_lookup()
             self.breaker = Breaker(self._period_s)
-            # Last: another thread that comes meanwhile must not meet the parent's lock.
+            # Last, so that no other thread can meet the parent's lock meanwhile.
             self._pid = os.getpid()
         if not self.breaker.allows():
             raise StoreUnavailable(f"Redis at {self._shown_url} failed a moment ago")
@@ -147,11 +148,11 @@ class Link:
                 return self._exchange(self._new_connection(), data, len(commands))
             try:
                 return self._exchange(connection, data, len(commands))
-            except redis.ConnectionError:  # the server has closed it; one that is slow has not
+            except redis.ConnectionError:  # closed while idle; a timeout is no ConnectionError
                 return self._exchange(self._new_connection(), data, len(commands))
         except (RedisError, OSError) as exc:
-            # What has befallen one connection has befallen the others as well, which are
-            # older: each would cost a timeout and a period of the breaker.
+            # The idle connections are older and probably broken as well: each would cost a
+            # timeout and a period of the breaker.
             self.close()
             raise self._failed(exc) from exc
 
@@ -167,32 +168,32 @@ class Link:
         return Lookup(self._options.get("host"), self._connect_timeout_s)
 
     def _new_connection(self) -> Any:
-        """Return a connection that connects when it is first used."""
+        """Return a connection that connects on first use."""
         self._lookup.wait()
         return self._make(**self._options)
 
-    def _exchange(self, connection: Any, data: bytes, answers: int) -> list[Any]:
+    def _exchange(self, connection: Any, data: bytes, count: int) -> list[Any]:
         replies: list[Any] = []
         try:
             connection.send_packed_command([data])
-            for _ in range(answers):
+            for _ in range(count):
                 try:
                     replies.append(connection.read_response())
                 except ResponseError as exc:
-                    replies.append(exc)  # the answers after it are still to be read
+                    replies.append(exc)  # the replies after it must still be read
         except BaseException:
-            # Also a soft time limit that strikes in the middle of an answer.
+            # Including a soft time limit that strikes in the middle of a reply.
             self._drop(connection)
             raise
         refusals = [reply for reply in replies if isinstance(reply, ResponseError)]
-        if any(map(is_replicas, refusals)):
-            # The address may lead to the new master by now: this connection never will.
+        if any(map(is_from_replica, refusals)):
+            # The address may lead to the new primary by now; this connection never will.
             self._drop(connection)
             self.close()
         else:
             self._idle.append(connection)
-        if not refusals and self.breaker.succeeded() and self._told:
-            self._told = False
+        if not refusals and self.breaker.succeeded() and self._logged:
+            self._logged = False
             logger.warning("rts: Redis at %s answers again", self._shown_url)
         return replies
 
@@ -208,18 +209,18 @@ class Link:
         if self.breaker.failed():
             health.count("breaker_opened")
         now = self._now()
-        if not self._told and now >= self._quiet_until:
-            # One line per outage: that it ends is logged too.
-            calm = now - self._quiet_until > self._quiet_s
-            self._quiet_s = (
-                LEAST_QUIET_S
+        if not self._logged and now >= self._quiet_until:
+            # One line per outage, and one when it ends.
+            calm = now - self._quiet_until > self._log_gap_s
+            self._log_gap_s = (
+                MIN_LOG_GAP_S
                 if calm
-                else min(MOST_QUIET_S, max(LEAST_QUIET_S, 2 * self._quiet_s))
+                else min(MAX_LOG_GAP_S, max(MIN_LOG_GAP_S, 2 * self._log_gap_s))
             )
-            self._told, self._quiet_until = True, now + self._quiet_s
+            self._logged, self._quiet_until = True, now + self._log_gap_s
             logger.warning(
-                "rts: Redis at %s is not usable: %s: %s. Tasks go on, and records wait. Check "
-                "the server and rts_redis_url. Next attempt in %g s",
+                "rts: Redis at %s is not usable: %s: %s. Tasks keep running and records wait. "
+                "Check the server and rts_redis_url. Next attempt in %g s",
                 self._shown_url,
                 type(exc).__name__,
                 str(exc)[:200].rstrip("."),
@@ -230,53 +231,53 @@ class Link:
         )
 
 
-def is_replicas(refusal: ResponseError) -> bool:
-    """Return whether it says that the server is a replica, as it may of a script, too."""
+def is_from_replica(refusal: ResponseError) -> bool:
+    """Return whether a replica refused a command, or a write of a script."""
     if isinstance(refusal, ReadOnlyError | MasterDownError):
         return True
     return "READONLY" in str(refusal)
 
 
-def unnamed(connection_class: type) -> dict[str, None]:
-    """Return the options with which the driver's connection does not tell its name and
-    version at its start: two round trips more.
+def without_client_info(connection_class: type) -> dict[str, None]:
+    """Return the options that keep a new connection from sending redis-py's name and
+    version, which would cost two more round trips.
     """
     for names in (("driver_info",), ("lib_name", "lib_version")):
         if parameters_of(connection_class).issuperset(names):
             return dict.fromkeys(names)
-    return {}  # an old one, which does not tell them
+    return {}  # an old redis-py, which does not send them
 
 
-def understood(connection_class: type, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of *options* that the driver's connection takes.
+def supported_options(connection_class: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of *options* that the connection class accepts.
 
-    Options of a broker's URL may be for Celery alone.
+    A broker's URL may have options that are meant for Celery alone.
     """
     known = parameters_of(connection_class)
     for name in options.keys() - known:
         health.warn_once(
             f"redis-option:{name}",
-            "rts: option %s of the Redis URL is not one of redis-py; it is ignored",
+            "rts: redis-py has no option %s, which the Redis URL sets; it is ignored",
             health.shown(name),
         )
     return {name: value for name, value in options.items() if name in known}
 
 
-def provider_of(name: str) -> redis.CredentialProvider:
-    """Return what the class of this name makes, as kombu and Celery read such an option.
+def load_credential_provider(name: str) -> redis.CredentialProvider:
+    """Instantiate the credential provider class called *name*, as kombu and Celery do.
 
     Raises:
-        ImportError, AttributeError, TypeError, ValueError: it makes no credentials.
+        ImportError, AttributeError, TypeError, ValueError: there is no such class.
     """
     module, _, attribute = name.replace(":", ".").rpartition(".")
-    made = getattr(import_module(module), attribute)()
-    if not isinstance(made, redis.CredentialProvider):
+    provider = getattr(import_module(module), attribute)()
+    if not isinstance(provider, redis.CredentialProvider):
         raise TypeError(f"{name} is no redis.CredentialProvider")
-    return made
+    return provider
 
 
 def parameters_of(connection_class: type) -> set[str]:
-    """Return the names of the options that the driver's connection takes."""
+    """Return the names of the options that the connection class accepts."""
     return {
         parameter
         for cls in connection_class.__mro__
@@ -285,13 +286,13 @@ def parameters_of(connection_class: type) -> set[str]:
 
 
 def replies_as_text(replies: Sequence[Any]) -> dict[str, str]:
-    """Return the answer of HGETALL as a dict of texts."""
+    """Return a reply to HGETALL as a dict of texts."""
     texts = [reply.decode("utf-8", "replace") for reply in replies]
     return dict(zip(texts[::2], texts[1::2], strict=True))
 
 
 def as_instant(reply: Sequence[bytes]) -> float:
-    """Return the answer of TIME in epoch seconds.
+    """Return a reply to TIME in epoch seconds.
 
     >>> as_instant([b"1893456000", b"250000"])
     1893456000.25

@@ -1,7 +1,7 @@
-"""Looking up the name of a server, without waiting for a resolver that does not answer.
+"""Resolves the name of a server with a timeout.
 
-The timeouts of a connection begin once the address is known. Where name servers are
-away, the system's resolver takes many seconds to say so, each time.
+A connection's timeouts start only once the address is known. While no name server
+answers, the system's resolver takes many seconds to fail, each time.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import redis
 
 
 class Lookup:
-    """The name of one server; *host* is ``None`` where it has none, such as a socket's path.
+    """Resolves the name of one server; *host* is ``None`` for one without, as on a Unix socket.
 
-    What is found is not kept: the driver looks the name up again, when that is known to
-    be possible.
+    The address is not kept: the driver resolves the name again, once that is known to work.
     """
 
     def __init__(self, host: Any, timeout_s: float) -> None:
@@ -27,10 +26,10 @@ class Lookup:
         self._thread: threading.Thread | None = None
 
     def wait(self) -> None:
-        """Wait until the name was looked up, whatever came of it.
+        """Wait until the lookup has ended, whether or not it succeeded.
 
         Raises:
-            redis.TimeoutError: not within *timeout_s* seconds.
+            redis.TimeoutError: it took longer than *timeout_s* seconds.
         """
         if self._host is None:
             return
@@ -39,19 +38,19 @@ class Lookup:
             thread = threading.Thread(target=_look_up, args=(self._host,), daemon=True)
             try:
                 thread.start()
-            except RuntimeError:  # there are too many, or the interpreter ends
+            except RuntimeError:  # too many threads, or the interpreter is shutting down
                 return
             self._thread = thread
         thread.join(self._timeout_s)
         if thread.is_alive():
             raise redis.TimeoutError(
-                f"the address of {self._host} was not found within {self._timeout_s:g} s"
+                f"the name {self._host} was not resolved within {self._timeout_s:g} s"
             )
         self._thread = None
 
 
 def is_address(host: str) -> bool:
-    """Return whether *host* needs no look at a name server.
+    """Return whether *host* can be used without a name server.
 
     >>> is_address("10.0.0.7"), is_address("::1"), is_address("redis.internal")
     (True, True, False)
@@ -69,4 +68,4 @@ def _look_up(host: str) -> None:
     try:
         socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
-        pass  # the driver meets it as well, and tells
+        pass  # the driver will raise it as well

@@ -14,7 +14,7 @@ from rts import health
 from rts.clock import FleetClock
 from rts.deadlines import MAX_LEARNED, MIN_LEARNED
 from rts.errors import StoreUnavailable
-from rts.link.counters import Counted
+from rts.link.counters import TakenCounts
 from rts.link.link import Link, as_instant, replies_as_text
 from rts.link.scripts import pack
 from rts.records import Announcement
@@ -118,7 +118,7 @@ class TauCache:
 
     def _fetch(self) -> None:
         keys = self._settings.keys
-        counted = Counted(keys.counters)
+        counted = TakenCounts(keys.counters)
         commands = [pack("TIME"), pack("HGETALL", keys.tau), pack("HGETALL", keys.count)]
         ratios = [*self._defaults, POOL] if self._settings.deadline_policy == "quantile" else []
         commands += [pack("HGETALL", keys.ratio + field) for field in ratios]
@@ -139,7 +139,7 @@ class TauCache:
         received_at = time.time()
         sketches, others = rest[: len(ratios)], rest[len(ratios) :]
         # A server that is out of memory, or a replica, refuses writes but can be read.
-        counted.answered(others[: len(counted.commands)])
+        counted.give_back_refused(others[: len(counted.commands)])
         if self._passenger is not None and stranded and isinstance(rest[-1], ResponseError):
             self._passenger.give_back(stranded)
         for answer in (time_, taus, learned):

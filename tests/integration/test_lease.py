@@ -39,42 +39,44 @@ def make(settings: Settings, key: str) -> Iterator[Make]:
         link.close()
 
 
-def test_one_has_it_until_it_leaves(make: Make, redis_client: redis.Redis, key: str) -> None:
+def test_one_holds_it_until_it_releases_it(
+    make: Make, redis_client: redis.Redis, key: str
+) -> None:
     one, two = make("one"), make("two")
-    assert one.take()
-    assert not two.take()
-    two.leave()  # not its own
+    assert one.acquire()
+    assert not two.acquire()
+    two.release()  # not its own
     assert redis_client.get(key) == "one"
-    one.leave()
-    one.leave()
+    one.release()
+    one.release()
     assert redis_client.exists(key) == 0
-    assert two.take()
-    assert not one.take()
+    assert two.acquire()
+    assert not one.acquire()
 
 
-def test_it_is_kept_for_its_whole_time_again(
+def test_renewing_it_starts_its_time_anew(
     make: Make, redis_client: redis.Redis, key: str
 ) -> None:
     one = make("one")
-    assert one.take()
+    assert one.acquire()
     assert 0 < redis_client.pttl(key) <= 60_000
     redis_client.pexpire(key, 30_000)
-    assert one.take()
+    assert one.acquire()
     assert redis_client.pttl(key) > 30_000
 
 
-def test_who_comes_back_after_its_time_leaves_another_alone(
+def test_a_holder_that_comes_back_after_its_time_leaves_another_alone(
     make: Make, redis_client: redis.Redis, key: str
 ) -> None:
     one, two = make("one", 0.001), make("two")
-    assert one.take()
-    wait_until(two.take)
-    one.leave()
+    assert one.acquire()
+    wait_until(two.acquire)
+    one.release()
     assert redis_client.get(key) == "two"
-    assert not one.take()
+    assert not one.acquire()
 
 
-def test_what_runs_out_while_it_is_left_is_not_taken_from_another(
+def test_a_lease_that_expires_during_its_release_is_not_taken_from_another(
     make: Make, redis_client: redis.Redis, key: str
 ) -> None:
     class Overtaken(Link):
@@ -90,5 +92,5 @@ def test_what_runs_out_while_it_is_left_is_not_taken_from_another(
             return replies
 
     redis_client.set(key, "one", px=60_000)
-    make("one", link=Overtaken).leave()
+    make("one", link=Overtaken).release()
     assert redis_client.get(key) == "two"

@@ -42,12 +42,12 @@ def client_id(link: Link) -> int:
     return int(number)
 
 
-def test_answers_come_in_order_over_one_connection(link: Link) -> None:
+def test_replies_come_in_order_over_one_connection(link: Link) -> None:
     assert link.call(pack("ECHO", "a"), pack("ECHO", "b")) == [b"a", b"b"]
     assert client_id(link) == client_id(link)
 
 
-def test_a_new_connection_tells_nothing_before_it_asks(link: Link) -> None:
+def test_a_new_connection_sends_nothing_before_its_first_command(link: Link) -> None:
     link.call(pack("CONFIG", "RESETSTAT"))
     link.close()
     (stats,) = link.call(pack("INFO", "commandstats"))
@@ -55,7 +55,7 @@ def test_a_new_connection_tells_nothing_before_it_asks(link: Link) -> None:
     assert "cmdstat_client" not in stats.decode()
 
 
-def test_a_refusal_is_an_error_and_the_connection_goes_on(link: Link) -> None:
+def test_a_refusal_is_an_error_and_the_connection_is_kept(link: Link) -> None:
     before = client_id(link)
     with pytest.raises(StoreUnavailable) as info:
         link.call(pack("ECHO", "a"), pack("NOSUCH"), pack("ECHO", "b"))
@@ -66,7 +66,7 @@ def test_a_refusal_is_an_error_and_the_connection_goes_on(link: Link) -> None:
     assert client_id(link) == before
 
 
-def test_a_server_that_started_again_is_met_at_the_first_call(
+def test_a_restarted_server_is_reached_at_the_first_call(
     link: Link, server: RedisServer
 ) -> None:
     link.call(pack("PING"))
@@ -76,7 +76,7 @@ def test_a_server_that_started_again_is_met_at_the_first_call(
     assert "redis_failures" not in health.take_counts()
 
 
-def test_one_that_is_away_fails_fast_until_the_period_is_over(
+def test_an_unreachable_server_fails_fast_until_the_period_is_over(
     server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     link = Link(Settings(redis_url=server.url, breaker_period=3600.0, timeout=2.0))
@@ -197,7 +197,7 @@ def test_a_replica_and_a_full_server_can_be_read(server: RedisServer, link: Link
 
 
 @pytest.mark.parametrize("script", [False, True])
-def test_a_master_that_has_become_a_replica_is_left_for_the_new_one(script: bool) -> None:
+def test_a_primary_that_was_demoted_is_left_for_the_new_one(script: bool) -> None:
     write = pack("EVAL", "return redis.call('SET', 'x', 1)", 0) if script else None
     write = write or pack("SET", "x", "1")
     with RedisServer() as old, RedisServer() as new, relay(old) as address:
@@ -213,7 +213,7 @@ def test_a_master_that_has_become_a_replica_is_left_for_the_new_one(script: bool
         link.close()
 
 
-def test_connections_that_a_firewall_has_forgotten_cost_one_timeout(
+def test_connections_that_a_firewall_dropped_cost_one_timeout(
     server: RedisServer,
 ) -> None:
     with relay(server) as address, redis.Redis.from_url(server.url) as client:
@@ -236,7 +236,7 @@ def test_connections_that_a_firewall_has_forgotten_cost_one_timeout(
         link.close()
 
 
-def test_an_option_of_the_wrong_type_is_told() -> None:
+def test_an_option_of_the_wrong_type_is_reported() -> None:
     with pytest.raises(ConfigurationError, match="rts_redis_url = 'redis://host/0'"):
         Link(Settings(redis_url="redis://:secret@host/0?socket_timeout=soon"))
 
@@ -249,7 +249,7 @@ class Passport(redis.CredentialProvider):
 
 
 @pytest.mark.parametrize("separator", ".:")
-def test_credentials_come_from_what_a_brokers_url_names(
+def test_the_credential_provider_of_a_brokers_url_is_used(
     server: RedisServer, separator: str
 ) -> None:
     with redis.Redis.from_url(server.url) as admin:
@@ -266,12 +266,12 @@ def test_credentials_come_from_what_a_brokers_url_names(
 @pytest.mark.parametrize(
     "name", ["Passport", "nowhere.Passport", "rts.Passport", "redis.Redis"]
 )
-def test_credentials_that_are_not_there_are_told(name: str) -> None:
+def test_a_missing_credential_provider_is_reported(name: str) -> None:
     with pytest.raises(ConfigurationError, match="whose credential_provider names a class"):
         Link(Settings(redis_url=f"redis://host/0?credential_provider={name}"))
 
 
-def test_a_server_that_refuses_by_turns_does_not_fill_the_log(
+def test_a_server_that_alternates_does_not_fill_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     at = 1000.0
