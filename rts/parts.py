@@ -119,7 +119,7 @@ class WorkerParts:
         sampler = LoadSampler()
 
         def on_look() -> None:
-            sink.counted()
+            sink.append_counts()
             _update_capacity(worker, board, companion)
 
         companion = Companion(on_look=on_look)

@@ -206,7 +206,7 @@ class Upkeep:
             slots=slots,
             queues=self._queues,
             ahead=math.inf if instructions.ahead is None else slots * instructions.ahead,
-            received=board.received.told(),
+            received=board.received.encoded(),
         )
 
 

@@ -1,7 +1,7 @@
 """The tasks that a worker acknowledged last, in memory that its processes share.
 
-From its acknowledgement on nobody delivers a task again. If its worker is killed
-before the run has noted its beginning, this is all that is known of it.
+An acknowledged task is not redelivered. If its worker is killed before the run has been
+noted, this is all that is known of it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping
 from itertools import count
 from typing import Any
 
-#: Bytes of one entry; a task with a longer description has none.
+#: Bytes of one entry; a task that needs more is not kept.
 ENTRY_BYTES = 1024
-#: What is kept of a message's attributes: what its verdict needs.
+#: The attributes of a message that are kept: what a verdict needs.
 KEPT = (
     *("id", "task", "retries", "parent_id", "root_id", "delivery_info"),
     *("task_type", "rts_type_source", "rts_tau", "rts_k", "rts_arrival", "rts_deadline"),
@@ -27,7 +27,7 @@ _ROOM = ENTRY_BYTES - _LENGTH.size
 
 
 class Acknowledged:
-    """A ring of so many entries (*size*), which begins at *start* in *memory*.
+    """A ring buffer of *size* entries, which begins at *start* in *memory*.
 
     Written by the worker's main process; read by it, and by the companion once the
     main process is gone.
@@ -39,28 +39,28 @@ class Acknowledged:
         self._number = count()
 
     def put(self, attributes: Mapping[str, Any]) -> None:
-        """Note that the task of a message with these attributes is acknowledged now."""
+        """Record that the task of a message with these attributes is acknowledged now."""
         try:
             entry = marshal.dumps([attributes.get(name) for name in KEPT])
         except ValueError:
-            return  # a serializer of the app's own gave it something else
+            return  # a custom serializer of the app put another type of object there
         length = len(entry)
         if length > _ROOM:
             return
         start = self._starts[next(self._number) % len(self._starts)]
         body = start + _LENGTH.size
-        # The entry is empty until its length is there, which comes last.
+        # The entry is empty until its length is set, which comes last.
         _LENGTH.pack_into(self._memory, start, 0)
         self._memory[body : body + length] = entry
         _LENGTH.pack_into(self._memory, start, length)
 
     def tasks(self) -> Iterator[dict[str, Any]]:
-        """Return the attributes that are kept, task by task."""
+        """Yield the kept attributes of each task."""
         for _, attributes in self._entries():
             yield attributes
 
     def take(self, task_id: str) -> dict[str, Any] | None:
-        """Return the attributes that are kept of a task, and forget them."""
+        """Remove and return the kept attributes of a task; ``None`` if there are none."""
         found = None
         for start, attributes in self._entries():
             if attributes["id"] == task_id:
@@ -77,6 +77,6 @@ class Acknowledged:
                 yield start, dict(zip(KEPT, entry, strict=True))
 
     def clear(self) -> None:
-        """Forget all: the worker ends well."""
+        """Remove all entries: the worker shuts down in good order."""
         for start in self._starts:
             _LENGTH.pack_into(self._memory, start, 0)

@@ -1,8 +1,8 @@
-"""Tells Redis which tasks were published, so that one that never ends is known.
+"""Tells Redis which tasks were published, so that those that never end are known.
 
-Publishing puts a note into this process's memory and goes on. A thread delivers what
-has gathered twice a second; where threads do not run (uWSGI without them), the next
-look at the taus takes it along, and what is left goes when the process ends.
+A publish only adds a note to a buffer in this process. A thread delivers the notes twice
+a second; where threads do not run (uWSGI without them), the next refresh of the taus
+takes them along, and the rest is delivered when the process exits.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from redis.exceptions import ResponseError
 
 from rts import health
 from rts.errors import StoreUnavailable
-from rts.ledger.announcement import ARGUMENTS, packed
+from rts.ledger.announcement import ARGUMENTS, pack_task
 from rts.link.counters import TakenCounts
 from rts.link.link import Link
 from rts.link.scripts import OPEN, bulks
 from rts.records import Announcement, OpenTask
 from rts.settings import Settings
 
-#: Seconds in which notes gather before they are delivered together.
+#: Seconds for which notes are gathered before they are delivered together.
 EVERY_S = 0.5
-#: Notes in one call: Redis serves nobody else meanwhile, about 5 µs for each.
+#: Notes per call. It blocks Redis for about 5 µs per note.
 CHUNK = 250
-#: Notes that wait at most while Redis is away; what comes then is not noted.
-MOST = 20_000
-#: Seconds without a note after which the thread ends; the next note starts another.
-#: An app that is dropped thus leaves nothing behind.
+#: Notes buffered at most while Redis is unavailable; further ones are dropped.
+MAX_NOTES = 20_000
+#: Seconds without a note after which the thread ends; the next note starts another one.
+#: So a discarded app leaves nothing behind.
 IDLE_S = 60.0
-#: Seconds after which the thread evidently does not run.
+#: Seconds without a delivery after which the thread evidently does not run.
 STRANDED_S = 2.0
 
 _all: WeakSet[Announcer] = WeakSet()
 
 
 class Announcer:
-    """Holds and delivers the notes of one app in one process.
+    """Buffers and delivers the notes of one app in one process.
 
-    Safe with threads and greenlets. In a forked child it begins empty: what the
-    parent has noted, the parent delivers.
+    Safe with threads and greenlets. A forked child starts with an empty buffer: the
+    parent delivers its notes itself.
     """
 
     def __init__(
@@ -65,27 +65,28 @@ class Announcer:
         self._names = bulks(*(name.encode() for name in (*names, *others)))
         self._counters = keys.counters
         self._most_open = str(settings.open_max).encode()
-        self._begin()
+        self.reset()
         _all.add(self)
 
-    def _begin(self) -> None:
+    def reset(self) -> None:
+        """Start with an empty buffer and no thread, also in a forked child."""
         self._notes: deque[Announcement] = deque()
-        #: Whether the thread knows that there is something to deliver.
+        #: Whether the thread was woken for the notes that wait.
         self._awake = False
-        #: When the first note came that was not delivered.
+        #: Monotonic instant since when notes have waited for the thread.
         self._since = 0.0
         self._thread: threading.Thread | None = None
-        # Re-entrant: a signal handler of the app's may publish in the middle of it.
+        # Re-entrant: a signal handler of the app may publish while its thread holds it.
         self._lock = threading.RLock()
         self._delivering = threading.RLock()
         self._work = threading.Event()
         self._stopped = threading.Event()
 
     def note(self, task: OpenTask, *, again: bool = False) -> None:
-        """Note a task that was published; *again*: in the place of another one of its id,
-        which has not ended. Waits for nothing.
+        """Note a task that was published, without blocking. *again*: it takes the place of
+        another one of its id, which has not ended.
         """
-        if len(self._notes) >= MOST:
+        if len(self._notes) >= MAX_NOTES:
             health.count("open_notes_dropped")
             return
         self._notes.append((task, again))
@@ -93,40 +94,40 @@ class Announcer:
             self._wake()
 
     def flush(self) -> None:
-        """Deliver now what waits, with what was counted, and wait for what is on its way.
-        An absent server, or one that refuses, is no error: the next attempt is the thread's.
+        """Deliver the notes and counters now, and wait for a delivery that is under way. An
+        unavailable server is no error: the thread tries again.
         """
         with self._delivering:
             try:
                 while self._notes:
                     batch, counted = self.take(CHUNK), TakenCounts(self._counters)
                     try:
-                        # What is refused here (a full memory, a replica) must not open
-                        # the breaker: the taus can still be read.
+                        # A refusal (out of memory, a read-only replica) must not open the
+                        # breaker: the taus can still be read.
                         call = self.pack(batch)
-                        answer, *others = self._link.call_each(call, *counted.commands)
+                        reply, *others = self._link.call_each(call, *counted.commands)
                     except BaseException:
                         self.give_back(batch)
                         counted.give_back()
                         raise
                     counted.give_back_refused(others)
-                    if isinstance(answer, ResponseError):
+                    if isinstance(reply, ResponseError):
                         self.give_back(batch)
-                        _refused(answer)
+                        _warn_refused(reply)
                         return
             except StoreUnavailable:
                 pass  # it was logged
 
     def take_stranded(self) -> list[Announcement]:
-        """Return notes that wait for longer than the thread would let them, and forget
-        them: the caller delivers them, or gives them back.
+        """Remove and return notes that the thread should have delivered long ago. The caller
+        delivers them or gives them back.
         """
         if not self._notes or self._now() - self._since < STRANDED_S:
             return []
         return self.take(CHUNK)
 
     def take(self, most: int) -> list[Announcement]:
-        """Return up to *most* notes, the oldest first, and forget them."""
+        """Remove and return up to *most* notes, the oldest first."""
         taken: list[Announcement] = []
         try:
             while len(taken) < most:
@@ -136,18 +137,18 @@ class Announcer:
         return taken
 
     def give_back(self, notes: Sequence[Announcement]) -> None:
-        """Undo :meth:`take`: nothing of it has reached Redis."""
+        """Undo :meth:`take`: none of the notes has reached Redis."""
         self._notes.extendleft(reversed(notes))
 
     def pack(self, notes: Sequence[Announcement]) -> bytes:
         """Return the call that delivers *notes*."""
-        each = "".join([packed(*note) for note in notes])
-        # Each character of it is one byte.
+        each = "".join([pack_task(*note) for note in notes])
+        # Each character stands for one byte.
         arguments = bulks(self._most_open) + each.encode("latin-1")
         return OPEN.head(1 + ARGUMENTS * len(notes), 7) + self._names + arguments
 
     def stop(self) -> None:
-        """Deliver what waits and end the thread, if there is one."""
+        """Deliver the notes and end the thread, if there is one."""
         self._stopped.set()
         self._work.set()
         self.flush()
@@ -165,7 +166,7 @@ class Announcer:
                 )
                 try:
                     self._thread.start()
-                except RuntimeError:  # there are too many, or the interpreter ends
+                except RuntimeError:  # too many threads, or the interpreter is shutting down
                     self._thread = None
 
     def _deliver(self, work: threading.Event, stopped: threading.Event) -> None:
@@ -174,10 +175,10 @@ class Announcer:
                 return
             work.clear()
             stopped.wait(self._every_s)
-            self._awake = False  # first: what comes from here on wakes this again
+            self._awake = False  # first: a note from here on wakes this thread again
             try:
                 self.flush()
-            except Exception as exc:  # noqa: BLE001  the next ones may be better
+            except Exception as exc:  # noqa: BLE001  the next notes may be fine
                 health.hook_failed("announce", exc)
                 self._notes.clear()
             if self._notes:
@@ -187,32 +188,28 @@ class Announcer:
                     work.set()
 
     def _retires(self, work: threading.Event) -> bool:
-        """Return whether the thread may end, which then is no longer this one's."""
+        """Return whether the thread may end; if so, the next note starts another one."""
         with self._lock:
-            if work.is_set():  # a note has come since
+            if work.is_set():  # there is a note by now
                 return False
             self._thread = None
             return True
 
-    def after_fork(self) -> None:
-        """Begin anew, in a child."""
-        self._begin()
 
-
-def _refused(answer: ResponseError) -> None:
+def _warn_refused(reply: ResponseError) -> None:
     health.count("open_notes_refused")
     health.warn_once(
         "open-notes",
-        "rts: Redis does not take the notes of published tasks: %s. They wait; what is past "
-        "%d is not noted. Give it memory, or name its primary in rts_redis_url",
-        str(answer)[:200],
-        MOST,
+        "rts: Redis refuses the notes of published tasks: %s. Up to %d notes wait, further "
+        "ones are dropped. Give it memory, or name its primary in rts_redis_url",
+        str(reply)[:200],
+        MAX_NOTES,
     )
 
 
 def _after_fork() -> None:
     for announcer in list(_all):
-        announcer.after_fork()
+        announcer.reset()
 
 
 def _at_exit() -> None:

@@ -1,4 +1,4 @@
-"""The wire form of the note of a published task: arguments of the script that notes it."""
+"""The wire format of a published task's note: arguments of the script that stores it."""
 
 from __future__ import annotations
 
@@ -10,24 +10,23 @@ from rts.ledger.storable import text
 from rts.link.scripts import bulks
 from rts.records import OpenTask
 
-#: Arguments for each task: its id, its deadline, its queue, what is known of it, and
+#: Arguments per task: its id, its deadline, its queue, its other fields as JSON, and
 #: whether it takes the place of another one of its id.
 ARGUMENTS = 5
 _NEW, _AGAIN = "$0\r\n\r\n", "$1\r\n1\r\n"
-#: Characters of a queue's name that are kept, and of all that is known of a task
-#: before its texts are cut.
+#: Characters kept of a queue's name, and of the fields as JSON before their texts are cut.
 MAX_NAME, MAX_KNOWN = 256, 4096
 
 
-def packed(task: OpenTask, again: bool) -> str:
+def pack_task(task: OpenTask, again: bool) -> str:
     """Return the packed arguments of one task; each character stands for one byte."""
-    return usual(task, again) or odd(task, again)
+    return pack_usual(task, again) or pack_any(task, again)
 
 
-def usual(task: OpenTask, again: bool) -> str | None:
-    """Return the packed arguments of a task as nearly all are, ``None`` of another one.
+def pack_usual(task: OpenTask, again: bool) -> str | None:
+    """Return the packed arguments of a task with the usual values, ``None`` for any other.
 
-    In one go, as text: each task that is published pays for this.
+    Formatted in one go, as text: every publish pays for this.
     """
     (task_id, name, task_type, type_source, tau, k, arrival, deadline, arrival_source,
      queue, retries, parent, root) = task  # fmt: skip
@@ -56,8 +55,8 @@ def usual(task: OpenTask, again: bool) -> str | None:
     return wire if fits and -math.inf < tau + k + arrival + deadline < math.inf else None
 
 
-def odd(task: OpenTask, again: bool) -> str:
-    """Return the packed arguments of a task with any values."""
+def pack_any(task: OpenTask, again: bool) -> str:
+    """Return the packed arguments of a task, whatever its values."""
     queue = "" if task.queue is None else str(task.queue)[:MAX_NAME]
     known = _encode(task[1:])
     if len(known) > MAX_KNOWN:

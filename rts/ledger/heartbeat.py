@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rts.ledger.received import marks_in
+from rts.ledger.received import decode_marks
 from rts.link.link import replies_as_text
 from rts.validation import finite
 
@@ -101,7 +101,7 @@ class Heartbeat(NamedTuple):
     def marks(self) -> frozenset[int] | None:
         """Return the marks of the tasks that it has received last; ``None``: not told."""
         try:
-            return None if self.received is None else frozenset(marks_in(self.received))
+            return None if self.received is None else frozenset(decode_marks(self.received))
         except ValueError:
             return None
 

@@ -14,7 +14,7 @@ from rts.clock import FleetClock
 from rts.keys import Keys
 from rts.ledger.heartbeat import LOST_AFTER_S
 from rts.ledger.in_flight import instance_of
-from rts.ledger.notes import NoteBoard, lives
+from rts.ledger.notes import NoteBoard, is_alive
 from rts.link.lease import Lease
 from rts.link.link import Link
 from rts.link.scripts import REAP, pack
@@ -134,7 +134,7 @@ class Orphans:
         missing: dict[str, float] = {}
         ended = 0
         for slot, note in self._board.notes():
-            if note.pid is None or lives(note.pid):
+            if note.pid is None or is_alive(note.pid):
                 continue
             missing[note.run_id] = self._missing.get(note.run_id, now)
             over = now - missing[note.run_id] > ORPHANED_AFTER_S

@@ -1,9 +1,9 @@
-"""Notes of the runs that go on in one worker, in memory that its processes share.
+"""Notes of a worker's current runs, in memory that its processes share.
 
-A pool child notes its run before it starts it. Should the child be killed, the
-worker's main process reads there what only the child knew; should the whole
-worker be killed, its companion process does. A note costs no system call, and is the
-beginning of the line that will tell the run's end.
+A pool child notes a run before it starts it. If the child is killed, the worker's main
+process reads in the note what only the child knew; if the whole worker is killed, its
+companion process does. A note costs no system call, and is the beginning of the line
+that will record the run's end.
 """
 
 from __future__ import annotations
@@ -21,51 +21,50 @@ from rts.ledger.acknowledged import ENTRY_BYTES, Acknowledged
 from rts.ledger.received import BYTES, Received
 from rts.records import Execution
 
-#: Bytes of one slot. A note has about 400; very long task names or ids have none.
+#: Bytes of one slot. A note has about 400; runs with very long task names or ids have none.
 SLOT_BYTES = 4096
-#: Slots beside those for the worker's own concurrency: pools grow, and a process
-#: that was killed leaves its slot occupied until its end is written.
+#: Slots beyond the worker's concurrency: pools grow, and a process that was killed
+#: occupies its slot until its run's end is written.
 SPARE_SLOTS = 32
-#: A worker with more greenlets than this notes the first ones only.
+#: Slots at most; runs in further greenlets are not noted.
 MAX_SLOTS = 4096
 
-#: Bytes before the first slot: the clock's offset, which the companion measures, and
-#: the worker's slots, which its main process knows.
-_PREFACE = 64
+#: Bytes before the first slot: the clock offset, which the companion measures, and
+#: the worker's concurrency, which its main process knows.
+_HEADER_BYTES = 64
 
-#: Owner's process id (0: nobody's), length of the note (0: none), number of the note
-#: among its owner's, which tells one from another of the same length.
+#: A slot's header: process id of its owner (0: free), length of the note (0: none), the
+#: owner's sequence number, which tells apart notes of the same length.
 _HEAD = struct.Struct("=III")
 _ROOM = SLOT_BYTES - _HEAD.size
 
 
 class NoteBoard:
-    """The shared memory. Made by the main process before the pool forks.
+    """The shared memory. Created by the main process before the pool forks.
 
-    Written by the process that owns a slot; read, and cleared after its owner's
-    death, by the main process and by the companion.
+    A slot is written by the process that owns it; it is read, and freed after its
+    owner's death, by the main process and by the companion.
     """
 
     def __init__(self, slots: int, fd: int | None = None) -> None:
         self.slots = slots
-        end = _PREFACE + slots * SLOT_BYTES
+        end = _HEADER_BYTES + slots * SLOT_BYTES
         ring = end + 2 * slots * ENTRY_BYTES
         size = ring + BYTES
         #: File descriptor of the memory, for the companion process to inherit.
-        self.fd = _memory(size) if fd is None else fd
+        self.fd = _anonymous_file(size) if fd is None else fd
         self._map = mmap.mmap(self.fd, size)
-        #: What the main process acknowledged last; more than can be on their way to a
-        #: pool child at a time.
+        #: The tasks that the main process acknowledged last: more than can be on their way
+        #: to pool children at a time.
         self.acknowledged = Acknowledged(self._map, end, 2 * slots)
-        #: What the main process has received last.
+        #: The tasks that the main process received last.
         self.received = Received(self._map, ring)
-        #: One number: server time minus this host's, seconds, as the companion
-        #: measured it last.
+        #: One number: server time minus this host's in seconds, as last measured by the
+        #: companion.
         self.clock_offset_s = memoryview(self._map)[:8].cast("d")
-        #: One number: tasks that the worker may run at a time, as its main process saw
-        #: last.
+        #: One number: the worker's concurrency, as last seen by its main process.
         self.worker_slots = memoryview(self._map)[8:16].cast("q")
-        #: Slots that this process owns and does not use.
+        #: Unused slots that this process owns.
         self._free: list[int] = []
         self._number = 0
         self._pid = forks.pid
@@ -73,18 +72,18 @@ class NoteBoard:
 
     @classmethod
     def for_concurrency(cls, concurrency: int) -> NoteBoard:
-        """Make a board for a worker that runs so many tasks at a time."""
+        """Create the board of a worker that runs *concurrency* tasks at a time."""
         board = cls(min(MAX_SLOTS, 2 * concurrency + SPARE_SLOTS))
         board.worker_slots[0] = concurrency
         return board
 
     def put(self, note: bytes) -> int | None:
-        """Note that a run begins; returns its slot, ``None`` where there was no room.
+        """Note that a run starts; return its slot, ``None`` if there was no room.
 
-        *note* is an execution as JSON, as far as it is known.
+        *note* is the execution as JSON, as far as it is known.
         """
         if self._pid != forks.pid:
-            self._begin_anew()
+            self._reset_after_fork()
         length = len(note)
         slot = None
         if length <= _ROOM:
@@ -95,8 +94,8 @@ class NoteBoard:
         if slot is None:
             health.count("starts_unnoted")
             return None
-        start = _PREFACE + slot * SLOT_BYTES
-        # The slot is empty until its head tells the length, which comes last.
+        start = _HEADER_BYTES + slot * SLOT_BYTES
+        # The slot is empty until the length stands in its header, which comes last.
         body = start + _HEAD.size
         self._map[body : body + length] = note
         self._number = number = (self._number + 1) & 0xFFFFFFFF
@@ -104,40 +103,40 @@ class NoteBoard:
         return slot
 
     def clear(self, slot: int) -> None:
-        """Note that the run in *slot*, one of this process's, has ended."""
-        _HEAD.pack_into(self._map, _PREFACE + slot * SLOT_BYTES, self._pid, 0, 0)
+        """Note that the run in *slot*, which this process owns, has ended."""
+        _HEAD.pack_into(self._map, _HEADER_BYTES + slot * SLOT_BYTES, self._pid, 0, 0)
         self._free.append(slot)
 
     def notes(self) -> Iterator[tuple[int, Execution]]:
-        """Return the slots in use with their notes, of all processes."""
+        """Yield the slots in use, of all processes, with their notes."""
         for slot in range(self.slots):
             note = self._read(slot)
             if note is not None:
                 yield slot, note
 
     def take(self, task_id: str) -> Execution | None:
-        """Return the note of a run that was broken off, and forget it.
+        """Remove and return the note of a run that was cut short.
 
-        ``None`` where there is none: nobody has started the task, or its end is
-        written. Of several runs (a message that was delivered again too early) one
-        whose process is gone.
+        ``None`` if there is none: the task was never started, or its end is written
+        already. Of several runs (a message that was redelivered too early), one whose
+        process is gone.
         """
         found = [(slot, note) for slot, note in self.notes() if note.task_id == task_id]
-        found.sort(key=lambda pair: lives(pair[1].pid or 0))
+        found.sort(key=lambda pair: is_alive(pair[1].pid or 0))
         for slot, note in found:
             if self.release(slot, note):
                 return note
         return None
 
     def release(self, slot: int, note: Execution) -> bool:
-        """Empty the slot of a dead process; False where it no longer holds *note*."""
+        """Free the slot of a dead process; return False if it no longer holds *note*."""
         if self._read(slot) != note:
             return False
         _HEAD.pack_into(self._map, _start(slot), 0, 0, 0)
         return True
 
     def close(self) -> None:
-        """Give the memory back (other processes keep theirs)."""
+        """Unmap the memory (other processes keep their mapping)."""
         self.clock_offset_s.release()
         self.worker_slots.release()
         self._map.close()
@@ -151,26 +150,28 @@ class NoteBoard:
             return None
         payload = self._map[start + _HEAD.size : start + _HEAD.size + length]
         if _HEAD.unpack_from(self._map, start) != head:
-            return None  # the run has ended just now
+            return None  # the run has just ended
         try:
             return Execution.from_json(payload)
         except ValueError:
-            return None  # no process of ours writes such a thing
+            return None  # not written by rts
 
-    def _begin_anew(self) -> None:
-        """Leave, after a fork, the parent's slots to the parent."""
+    def _reset_after_fork(self) -> None:
+        """Leave the parent's slots to the parent."""
         self._pid = forks.pid
         self._free = []
         self._lock = threading.Lock()
 
     def _claim(self) -> int | None:
-        """Make a slot this process's own. Once per process and concurrent task."""
-        with self._lock:  # keeps other threads out, and lockf other processes
+        """Claim a slot for this process. Once per process and concurrent task."""
+        with self._lock:  # against other threads; lockf, against other processes
             fcntl.lockf(self.fd, fcntl.LOCK_EX)
             try:
                 for slot in range(self.slots):
                     owner, length, _ = _HEAD.unpack_from(self._map, _start(slot))
-                    if owner == 0 or (length == 0 and owner != self._pid and not lives(owner)):
+                    if owner == 0 or (
+                        length == 0 and owner != self._pid and not is_alive(owner)
+                    ):
                         _HEAD.pack_into(self._map, _start(slot), self._pid, 0, 0)
                         return slot
                 return None
@@ -179,11 +180,11 @@ class NoteBoard:
 
 
 def _start(slot: int) -> int:
-    return _PREFACE + slot * SLOT_BYTES
+    return _HEADER_BYTES + slot * SLOT_BYTES
 
 
-def _memory(size: int) -> int:
-    """Return a descriptor of *size* bytes that lie in memory and have no name."""
+def _anonymous_file(size: int) -> int:
+    """Return a descriptor of a file of *size* bytes without a name, in memory if possible."""
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("rts-notes", os.MFD_CLOEXEC)
     else:
@@ -193,14 +194,12 @@ def _memory(size: int) -> int:
     return fd
 
 
-def lives(pid: int) -> bool:
-    """Return whether there is such a process. So there is until its parent has learned
-    that it has ended.
-    """
+def is_alive(pid: int) -> bool:
+    """Return whether there is such a process; a zombie counts, until its parent reaps it."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except (OSError, OverflowError):
-        pass  # it is somebody else's, so it lives
+        pass  # it is another user's, so it exists
     return True

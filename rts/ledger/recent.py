@@ -1,8 +1,7 @@
-"""The last runs of a queue, kept in Redis: what predictions know of the recent past.
+"""The last runs of each queue, kept in Redis: the recent past, for predictions.
 
-The companion that ships a run's end notes it there too, for the queue that it came
-from: when it arrived, started and ended. The runs that go on and the messages that
-wait are the rest of what has arrived lately.
+The companion that ships a run's end also adds it to a list of its queue, with its
+arrival, start and end. Other recent arrivals are still running or waiting.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ from rts.keys import Keys
 from rts.link.scripts import pack
 from rts.records import Execution
 
-#: Runs that are kept of each queue, and seconds for which a silent queue's are.
+#: Runs kept per queue, and seconds until those of an idle queue expire.
 RUNS, KEPT_S = 500, 86400
-#: Queues of which a host's companion notes runs: some apps make a queue for each user,
-#: and each takes up to half a megabyte of Redis.
-MOST_QUEUES = 100
+#: Queues whose runs a host's companion keeps: some apps have a queue per user, and each
+#: takes up to half a megabyte of Redis.
+MAX_QUEUES = 100
 
 
 class Recent(NamedTuple):
@@ -33,7 +32,7 @@ class Recent(NamedTuple):
     deadline: float
     started_at: float
     completed_at: float
-    #: The routing key that it came by.
+    #: The routing key of its message.
     queue: str | None
 
     @property
@@ -42,37 +41,37 @@ class Recent(NamedTuple):
         return self.completed_at - self.started_at
 
 
-class Noted:
-    """The queues whose runs are noted: the first ones, until they are silent."""
+class NotedQueues:
+    """The queues whose runs are kept: the first :data:`MAX_QUEUES`, until they are idle."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        #: By queue, when a run of it was noted last.
+        #: Queue to the monotonic instant of its last run.
         self._noted_at: dict[str, float] = {}
 
-    def takes(self, queue: str) -> bool:
-        """Return whether the runs of a queue are to be noted now."""
+    def admit(self, queue: str) -> bool:
+        """Return whether to keep a run of *queue* that has ended now."""
         now = self._now()
-        if queue not in self._noted_at and len(self._noted_at) >= MOST_QUEUES:
+        if queue not in self._noted_at and len(self._noted_at) >= MAX_QUEUES:
             kept = {name: at for name, at in self._noted_at.items() if now - at < KEPT_S}
             self._noted_at = kept
-            if len(kept) >= MOST_QUEUES:
+            if len(kept) >= MAX_QUEUES:
                 return False
         self._noted_at[queue] = now
         return True
 
 
 def note_recent(
-    keys: Keys, noted: Noted, ended: Iterable[tuple[Execution, bytes]]
+    keys: Keys, noted: NotedQueues, ended: Iterable[tuple[Execution, bytes]]
 ) -> list[bytes]:
-    """Return the commands that note ended runs, each with its JSON, which is at hand."""
+    """Return the commands that keep ended runs, which are given with their JSON."""
     records: dict[str, list[bytes]] = {}
     for run, record in ended:
         if run.ran and run.queue and run.started_at and run.completed_at:
             records.setdefault(run.queue, []).append(record)
     commands = []
     for queue, runs in records.items():
-        if not noted.takes(queue):
+        if not noted.admit(queue):
             continue
         key = keys.recent + queue
         commands += [pack("LPUSH", key, *runs[-RUNS:]), pack("LTRIM", key, 0, RUNS - 1)]
@@ -81,7 +80,7 @@ def note_recent(
 
 
 def read_recent(texts: Iterable[Any]) -> list[Recent]:
-    """Return the runs of a list's answer, each once; what is none is left out."""
+    """Return the runs in a reply to LRANGE, without duplicates and invalid entries."""
     found = {}
     for text in texts:
         try:

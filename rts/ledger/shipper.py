@@ -1,10 +1,10 @@
-"""Brings the records of this host from the spool to Redis, where taus learn from them.
+"""Ships the records of this host from the spool to Redis, where the taus learn from them.
 
-Each file is a writer of its own and each line has its number there; Redis knows
-the last one that it took (see ``finish.lua``), and a shipper that begins asks it.
-So a crash anywhere, and a call whose answer never came, teaches nothing twice. To a
-Redis that was wiped the lines of a file that goes on are brought once more, since
-what the outbox held is gone; but what they taught comes back with the snapshot.
+Each file has one writer, and each line its number there; Redis knows the last one that it
+applied (see ``finish.lua``), and a new shipper asks for it. So neither a crash anywhere
+nor a call whose reply never came teaches anything twice. After Redis was wiped, the lines
+of a file that is still in use are shipped again, since what the outbox held is gone; but
+what they taught comes back with the snapshot.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rts.errors import StoreUnavailable
-from rts.ledger.recent import Noted, note_recent
+from rts.ledger.recent import NotedQueues, note_recent
 from rts.ledger.spool import SUFFIX, Spool, opened, read_all, try_lock
 from rts.link.link import Link
 from rts.link.scripts import pack
@@ -24,28 +24,27 @@ from rts.records import Execution, Learned
 from rts.settings import Settings
 from rts.tau.finish import FinishCall, FinishEntry, finish_entry, read_answer
 
-#: Records per call. They are applied in one go, about 20 µs each, in which Redis
-#: serves nobody else.
+#: Records per call. It blocks Redis for about 20 µs per record.
 CHUNK = 100
 
-#: Told of each record that taught something.
+#: Called for each record that taught something.
 OnLearned = Callable[[Execution, Learned], None]
 
 
 @dataclass(slots=True)
 class _Tail:
-    """How far a file was read: bytes, and lines."""
+    """How far a file was read, in bytes and lines."""
 
-    #: The last line that Redis had when this began, and the last one that a Redis which
-    #: was wiped since has learned from.
-    had: int
-    earlier: int
+    #: The last line that Redis had applied when reading began.
+    applied: int
+    #: The last line that Redis had learned from before it was wiped; 0 if it was not.
+    learned: int
     offset: int = 0
     lines: int = 0
 
 
 class Shipper:
-    """Ships the spool of this host; one companion at a time does, until it ends."""
+    """Ships the spool of this host; one of its companions does at a time, until it ends."""
 
     def __init__(
         self, spool: Spool, link: Link, settings: Settings, on_learned: OnLearned | None = None
@@ -57,17 +56,17 @@ class Shipper:
         self._keys = settings.keys
         self._on_learned = on_learned
         self._tails: dict[str, _Tail] = {}
-        #: By file: the generation of Redis that took lines of it, the last of them, and the
-        #: last one that an earlier generation has learned from.
+        #: File to the generation of Redis that took lines of it, the last of them, and the
+        #: last one that an earlier generation learned from.
         self._taken: dict[str, tuple[object, int, int]] = {}
         self._generation: object = None
-        self._noted = Noted()
+        self._noted = NotedQueues()
 
     def ship(self) -> int:
-        """Ship all that waits and return the number of records.
+        """Ship everything and return the number of records.
 
         Raises:
-            StoreUnavailable: Redis is away; what is left waits on.
+            StoreUnavailable: Redis is unavailable; the rest keeps waiting.
             OSError: a file of the spool cannot be read or removed; the others were shipped.
         """
         files = self._spool.files()
@@ -77,10 +76,10 @@ class Shipper:
         if new:
             self._generation, lasts = self._last_of(new)
             for path, last in zip(new, lasts, strict=True):
-                generation, taken, earlier = self._taken.get(path, (self._generation, 0, 0))
+                generation, taken, learned = self._taken.get(path, (self._generation, 0, 0))
                 if generation != self._generation:  # it was wiped
-                    earlier = max(earlier, taken)
-                self._tails[path] = _Tail(last, earlier)
+                    learned = max(learned, taken)
+                self._tails[path] = _Tail(last, learned)
         shipped, failure = 0, None
         for path in files:
             try:
@@ -92,10 +91,10 @@ class Shipper:
         return shipped
 
     def waiting(self) -> int:
-        """Return the number of records that wait on this host. For people to look at.
+        """Return the number of records that wait on this host, for a person to look at.
 
         Raises:
-            StoreUnavailable: Redis is away.
+            StoreUnavailable: Redis is unavailable.
         """
         files = self._spool.files()
         _, lasts = self._last_of(files) if files else (None, [])
@@ -107,7 +106,7 @@ class Shipper:
         return count
 
     def _last_of(self, files: Sequence[str]) -> tuple[object, list[int]]:
-        """Return the generation of Redis, and the last line of each file that it has."""
+        """Return the generation of Redis, and the last line of each file that it applied."""
         generation, *answers = self._link.call(
             pack("GET", self._keys.generation),
             *(pack("GET", self._seq + producer_of(f)) for f in files),
@@ -119,20 +118,20 @@ class Shipper:
         with opened(path) as fd:
             if fd < 0:
                 return 0
-            # In this order: once the writer is gone, what is read is all there is.
+            # In this order: once the writer is gone, what is read is complete.
             ended = try_lock(fd)
             whole, _, torn = read_all(fd, tail.offset).rpartition(b"\n")
             try:
                 shipped = self._send(path, tail, whole) if whole else 0
             except StoreUnavailable:
-                del self._tails[path]  # it may have been done: ask
+                del self._tails[path]  # some may have been applied: ask Redis
                 raise
             if ended:
                 if torn:
                     self._spool.refuse(torn)
                 os.unlink(path)
         if ended:
-            # Nobody can deliver its lines again.
+            # Its lines cannot be delivered again.
             self._link.call(pack("DEL", self._seq + producer_of(path)))
         return shipped
 
@@ -145,7 +144,7 @@ class Shipper:
             entries: list[FinishEntry] = []
             counts: Counter[str] = Counter()
             for number, line in enumerate(chunk, start=tail.lines + 1):
-                if number <= tail.had:
+                if number <= tail.applied:
                     continue
                 try:
                     if line.startswith(b"{"):
@@ -153,16 +152,16 @@ class Shipper:
                     else:
                         execution = Execution.from_json(line)
                         entry = finish_entry(execution, number, line)
-                        if number <= tail.earlier:
+                        if number <= tail.learned:
                             entry = entry._replace(actual_s=None)
                         entries.append(entry)
                         executions.append(execution)
                 except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
                     self._spool.refuse(line)
             tail.lines += len(chunk)
-            if tail.lines > tail.had:
+            if tail.lines > tail.applied:
                 taken_by = self._deliver(producer, tail.lines, executions, entries, counts)
-                self._taken[path] = taken_by, tail.lines, tail.earlier
+                self._taken[path] = taken_by, tail.lines, tail.learned
             tail.offset += sum(map(len, chunk)) + len(chunk)
         return len(lines)
 
@@ -174,22 +173,22 @@ class Shipper:
         entries: list[FinishEntry],
         counts: Counter[str],
     ) -> object:
-        """Deliver a chunk and return the generation of the Redis that has taken it."""
+        """Deliver a chunk and return the generation of the Redis that took it."""
         recent = note_recent(
             self._keys,
             self._noted,
             ((run, entry.record) for run, entry in zip(executions, entries, strict=True)),
         )
-        # Whatever stands in the last line, it has been taken.
+        # Marks the last line as applied, whatever it holds.
         entries.append(FinishEntry(last, b"", None, "", ""))
         answer, *_, generation = self._link.call(
             self._call.pack(producer, entries),
             *(pack("HINCRBY", self._keys.counters, name, n) for name, n in counts.items()),
-            # Each time: a companion ships while it still asks whether to restore.
+            # Each time: a wiped Redis may be restored only after shipping has begun.
             pack("GET", self._keys.generation),
         )
         if recent:
-            # What it refuses, say to a key of another type, is not worth a record.
+            # A refusal, such as a key of another type, is not worth losing a record for.
             self._link.call_each(*recent)
         if self._on_learned is not None:
             for execution, learned in zip(executions, read_answer(answer), strict=False):
@@ -209,5 +208,5 @@ def read_counts(line: bytes) -> dict[str, int]:
 
 
 def producer_of(path: str) -> str:
-    """Return the identity of a file as a writer, unique for ever and over all hosts."""
+    """Return the identity of a file's writer, unique for ever and across hosts."""
     return os.path.basename(path).removesuffix(SUFFIX)

@@ -1,4 +1,4 @@
-"""Where the lifecycle's records go."""
+"""The sink for the lifecycle's records."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from rts.tau.finish import FinishCall, finish_entry
 
 
 class SpoolRunSink:
-    """A :class:`rts.ports.RunSink`: a local file, and Redis itself where there is no disk."""
+    """A :class:`rts.ports.RunSink`: the local spool, or Redis directly if that fails."""
 
     def __init__(self, spool: Spool, link: Link, settings: Settings) -> None:
         self._spool = spool
         self._link = link
         self._call = FinishCall(settings)
 
-    def counted(self) -> None:
-        """Send what this process has counted the same way. Never raises."""
+    def append_counts(self) -> None:
+        """Send this process's counters by way of the spool. Never raises."""
         counts = health.take_counts()
         try:
             if counts:
@@ -29,14 +29,14 @@ class SpoolRunSink:
             health.give_back(counts)
 
     def close(self) -> None:
-        """Send what was counted last, and end this process's file: once it has been
-        shipped, nothing of it stays. What comes later begins another. Never raises.
+        """Send the last counters and close this process's file, which is then removed once
+        it is shipped. A later record starts a new file. Never raises.
         """
-        self.counted()
+        self.append_counts()
         try:
             self._spool.close()
         except (OSError, ValueError):
-            health.count("spool_failures")  # its end is told from the lock as well
+            health.count("spool_failures")  # the released lock marks its end as well
 
     def ended(self, execution: Execution) -> None:
         """See :class:`rts.ports.RunSink`."""
@@ -45,7 +45,7 @@ class SpoolRunSink:
     def line(self, line: bytes) -> None:
         """See :class:`rts.ports.RunSink`."""
         if health.pending():
-            self.counted()
+            self.append_counts()
         try:
             self._spool.append_line(line)
             return
@@ -54,8 +54,8 @@ class SpoolRunSink:
             health.warn_once(
                 f"spool:{type(exc).__name__}:{getattr(exc, 'errno', None)}",
                 "rts: records cannot be written to disk (%s) and go straight to Redis, which "
-                "is slower. Set rts_spool_dir to a folder of this user's own; on a volume to "
-                "one below its mount point, which is then made",
+                "is slower. Set rts_spool_dir to a folder of this user's own; on a volume, to "
+                "one below its mount point, which rts creates",
                 exc,
             )
         try:
@@ -65,4 +65,4 @@ class SpoolRunSink:
             self._link.call(call)
         except (StoreUnavailable, ValueError, TypeError) as exc:
             health.count("records_lost")
-            health.warn_once("lost", "rts: a record is lost, disk and Redis fail: %s", exc)
+            health.warn_once("lost", "rts: a record is lost, disk and Redis failed: %s", exc)

@@ -1,21 +1,20 @@
-"""The ends of runs, on their way from the processes of this host to Redis.
+"""The spool: the ends of runs, on their way from this host's processes to Redis.
 
-A task waits for no server when it ends: its record is copied into a file of its
-process, which is mapped into its memory. So it costs no system call, and stands in
-the file however the process ends. The worker's companion process reads the files'
-ends, five times a second, and brings them to Redis (see :mod:`rts.ledger.shipper`);
-while Redis is away they wait here. Each process that writes holds a lock on its
-file, which the kernel gives up however the process ends, and begins a new file now
-and then.
+A task waits for no server when it ends: its record is copied into a memory-mapped file
+of its process. That costs no system call, and the record is in the file however the
+process ends. The worker's companion process reads what was appended five times a second
+and ships it to Redis (see :mod:`rts.ledger.shipper`); while Redis is unavailable the
+records wait here. Each writer holds a lock on its file, which the kernel releases
+however the process ends, and starts a new file now and then.
 
-A file's room is reserved when it is made: memory that has no disk behind it would
-kill who writes there. Where that is refused (a disk that is nearly full), and for
-lines that are too long, a file is written to with ``write``. Null bytes follow the
-last line of a file that is mapped, until its writer closes it.
+A file's disk space is reserved when it is created: a write to mapped memory without disk
+behind it would kill the process. If that fails (a disk that is nearly full), and for
+lines that are too long, the file is written with ``write`` instead. Null bytes follow
+the last line of a mapped file until its writer closes it.
 
-    TIME-PID-RANDOM.jsonl   records, one JSON list a line, and counts, a JSON object;
-                            the name is an identity
-    refused.jsonl           lines that could not be understood, for a person
+    TIME-PID-RANDOM.jsonl   records, one JSON list per line, and counts, JSON objects;
+                            the name identifies the writer
+    refused.jsonl           lines that could not be parsed, for a person to look at
     ship.lock               held by the one companion of this host that ships
 """
 
@@ -35,10 +34,10 @@ from contextlib import contextmanager
 
 from rts import forks, health
 
-#: Bytes after which a process begins a new file: small enough to be dropped as a
-#: unit when the spool is full, large enough that making one costs nothing.
+#: Bytes after which a process starts a new file: small enough to be dropped as a
+#: unit when the spool is full, large enough that creating one costs nothing.
 FILE_BYTES = 1 << 18
-#: Bytes that are read at a time.
+#: Bytes of one read.
 _CHUNK_BYTES = 1 << 14
 
 #: Bytes of refused lines that are kept.
@@ -49,26 +48,26 @@ _REFUSED = "refused.jsonl"
 
 
 class Spool:
-    """The folder *directory*, of at most about *max_bytes* bytes.
+    """The spool in the folder *directory*, of about *max_bytes* bytes at most.
 
-    Made when it is first needed, readable by this user only, and refused if it is
-    somebody else's: in a shared ``/tmp`` anybody may make it.
+    The folder is created on first use, for this user only, and refused if it belongs to
+    somebody else: in a shared ``/tmp`` anybody may create it.
     """
 
     def __init__(self, directory: str, max_bytes: int, *, file_bytes: int = FILE_BYTES) -> None:
         self.directory = directory
         self._max_bytes = max_bytes
-        # A quarter: what goes when the spool is full must not be all of it.
+        # At most a quarter: a spool that is full must not drop everything at once.
         self._file_bytes = max(1, min(file_bytes, max_bytes // 4))
         self._fd = -1
-        #: The file as memory; ``None``: it is written to.
+        #: The mapped file; ``None`` if it is written with ``write``.
         self._map: mmap.mmap | None = None
         self._written = 0
         self._pid = forks.pid
         self._lock = threading.Lock()
 
     def append_counts(self, counts: Mapping[str, int]) -> None:
-        """Keep what this process has counted.
+        """Append counts of this process.
 
         Raises:
             OSError: it could not be written.
@@ -76,14 +75,14 @@ class Spool:
         self.append_line(json.dumps({"counts": dict(counts)}).encode() + b"\n")
 
     def append_line(self, data: bytes) -> None:
-        """Keep one line, which has its end. Called by any process and thread that runs
-        tasks.
+        """Append one line, which ends in a newline. Called by any process and thread that
+        runs tasks.
 
         Raises:
-            OSError: it could not be written (a full disk, a folder of somebody else).
+            OSError: it could not be written (a full disk, somebody else's folder).
         """
         if self._pid != forks.pid:
-            self._begin_anew()
+            self._reset_after_fork()
         with self._lock:
             start = self._written
             end = start + len(data)
@@ -95,7 +94,7 @@ class Spool:
             if self._map is None:
                 self._write(data)
                 return
-            # The line's end comes last: what stands before it is whole.
+            # The newline comes last: a line that has one is complete.
             self._map[start : end - 1] = data[:-1]
             self._map[end - 1] = _NEWLINE
             self._written = end
@@ -104,7 +103,7 @@ class Spool:
         written = os.write(self._fd, data)
         self._written += written
         if written != len(data):
-            self._close()  # what comes next must not be behind a torn line
+            self._close()  # the next line must not follow a torn one
             raise OSError(errno.ENOSPC, "No space left for a record", self.directory)
 
     def files(self) -> list[str]:
@@ -121,11 +120,11 @@ class Spool:
 
     @contextmanager
     def lease(self) -> Iterator[bool]:
-        """Hold the right to ship; gives False while another process has it, or
-        where there is no folder yet. What a stranger's folder has in it is not shipped.
+        """Hold this host's lease to ship; yields False while another process holds it, if
+        there is no folder yet, or if it is somebody else's.
         """
         try:
-            self._check()
+            self._check_folder()
             fd = os.open(self._path("ship.lock"), _OPEN | os.O_WRONLY | os.O_CREAT, 0o600)
         except FileNotFoundError:
             yield False
@@ -133,7 +132,7 @@ class Spool:
         except OSError as exc:
             health.warn_once(
                 f"spool-ship:{exc}",
-                "rts: nothing is taken from this host's disk: %s. Remove that, or set "
+                "rts: this host's spool is not shipped: %s. Remove that, or set "
                 "rts_spool_dir to a folder of this user's own",
                 exc,
             )
@@ -145,11 +144,11 @@ class Spool:
             os.close(fd)
 
     def refuse(self, line: bytes) -> None:
-        """Keep a line that could not be understood, while there is room."""
+        """Set aside a line that could not be parsed, while there is room."""
         health.count("spool_refused")
         health.warn_once(
             "spool-refused",
-            "rts: a record on its way cannot be read and is kept aside in %s",
+            "rts: a record in the spool cannot be read; it is set aside in %s",
             self._path(_REFUSED),
         )
         try:
@@ -163,12 +162,12 @@ class Spool:
             pass  # it was counted
 
     def close(self) -> None:
-        """End this process's file."""
+        """Close this process's file."""
         with self._lock:
             self._close()
 
-    def _begin_anew(self) -> None:
-        """Let go, after a fork, of what the parent writes to."""
+    def _reset_after_fork(self) -> None:
+        """Let go of the parent's file."""
         fd, self._fd = self._fd, -1
         self._map = None
         self._pid = forks.pid
@@ -177,19 +176,19 @@ class Spool:
             try:
                 os.close(fd)
             except OSError:
-                pass  # closed already, with all that the parent had open
+                pass  # closed already, with all inherited descriptors
 
     def _open(self, least_bytes: int) -> None:
         self._close()
-        self._prepare()
-        self._limit()
+        self._ensure_folder()
+        self._make_room()
         while True:
             name = f"{time.time_ns():020d}-{self._pid}-{secrets.token_hex(8)}{SUFFIX}"
             fd = os.open(self._path(name), _APPEND | os.O_EXCL, 0o600)
             fcntl.flock(fd, fcntl.LOCK_EX)
             if os.fstat(fd).st_nlink:
                 break
-            os.close(fd)  # a shipper took it for a dead process's, before the lock
+            os.close(fd)  # before it was locked, a shipper took its writer for dead
         self._fd, self._written = fd, 0
         if least_bytes <= self._file_bytes:
             try:
@@ -207,12 +206,12 @@ class Spool:
                     os.ftruncate(fd, self._written)
             finally:
                 self._map = None
-                # By name: a process that this one has forked may hold a copy.
+                # Explicitly: a forked child may hold a copy of the descriptor.
                 fcntl.flock(fd, fcntl.LOCK_UN)
                 os.close(fd)
 
-    def _limit(self) -> None:
-        """Delete the oldest files that nobody writes to while all are too much."""
+    def _make_room(self) -> None:
+        """Delete the oldest files without a writer, as far as the limit demands."""
         sizes = {path: _size(path) for path in self.files()}
         excess = sum(sizes.values()) + self._file_bytes - self._max_bytes
         for path, size in sizes.items():
@@ -232,19 +231,19 @@ class Spool:
                 self._max_bytes,
             )
 
-    def _prepare(self) -> None:
-        """Make the folder, or check that it is ours."""
+    def _ensure_folder(self) -> None:
+        """Create the folder, or check that it is ours."""
         try:
-            self._check()
+            self._check_folder()
         except FileNotFoundError:
             os.makedirs(os.path.dirname(self.directory), exist_ok=True)
             try:
                 os.mkdir(self.directory, 0o700)
             except FileExistsError:
-                pass  # another process was faster, or somebody else: the check tells
-            self._check()
+                pass  # another process was faster; the check tells whether it is ours
+            self._check_folder()
 
-    def _check(self) -> None:
+    def _check_folder(self) -> None:
         found = os.lstat(self.directory)
         if not stat.S_ISDIR(found.st_mode):
             raise NotADirectoryError(f"{self.directory} is not a folder (or is a link)")
@@ -264,9 +263,9 @@ _NEWLINE = ord("\n")
 
 @contextmanager
 def opened(path: str) -> Iterator[int]:
-    """Open a file of the spool for reading; gives -1 where it is gone."""
+    """Open a file of the spool for reading; yields -1 if it is gone."""
     try:
-        # Without waiting for the other end, should it be a pipe.
+        # Should it be a pipe, do not wait for its other end.
         fd = os.open(path, _OPEN | os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
         yield -1
@@ -278,7 +277,7 @@ def opened(path: str) -> Iterator[int]:
 
 
 def try_lock(fd: int) -> bool:
-    """Lock a file; False where somebody else, such as its writer, has it."""
+    """Lock a file; return False if somebody else, such as its writer, holds the lock."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
@@ -287,14 +286,14 @@ def try_lock(fd: int) -> bool:
 
 
 def read_all(fd: int, offset: int = 0) -> bytes:
-    """Return all that stands in a file from *offset* on, as far as it is written."""
+    """Return what has been written to a file from *offset* on."""
     chunks = []
     while chunk := os.pread(fd, _CHUNK_BYTES, offset):
         chunks.append(chunk)
         offset += len(chunk)
         if chunk[-1] == 0:
             break
-    # Null bytes among lines: the memory of another core, not all of it to be seen yet.
+    # Null bytes among lines: writes of another core that are not all visible yet.
     return b"".join(chunks).partition(b"\0")[0]
 
 

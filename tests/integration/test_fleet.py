@@ -86,7 +86,7 @@ def test_in_order_of_arrival_each_worker_is_a_group(
     for number in range(3):
         received.put(f"task-{number}")
     settings = replace(settings, scheduler=None)
-    beat(redis_client, settings, "a", ["web"], ahead=8, received=received.told())
+    beat(redis_client, settings, "a", ["web"], ahead=8, received=received.encoded())
     beat(redis_client, settings, "b", ["web"], ahead=None)
     beat(redis_client, settings, "c", ["web"])  # of a version that does not say
     beat(redis_client, settings, "d", ["web"], received="no marks")
@@ -103,7 +103,7 @@ def test_in_order_of_arrival_each_worker_is_a_group(
     # A retry that another one has received: which has it is not known.
     again = Received(mmap.mmap(-1, BYTES), 0)
     again.put("task-1")
-    beat(redis_client, settings, "c", ["web"], received=again.told())
+    beat(redis_client, settings, "c", ["web"], received=again.encoded())
     fleet = fleet_of(settings, "web")
     assert fleet.receivers[mark_of("task-1")] is None
     assert fleet.receivers[mark_of("task-2")] == fleet.group_of["a"]

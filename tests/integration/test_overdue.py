@@ -128,7 +128,7 @@ def test_notes_arrive_by_themselves_twice_a_second(
     wait_until(lambda: announcer._thread is None or not announcer._thread.is_alive())
 
 
-def test_its_thread_ends_where_nothing_is_published(
+def test_its_thread_ends_when_nothing_is_published(
     settings: Settings, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(announce, "IDLE_S", 0.01)
@@ -237,10 +237,10 @@ def test_an_end_closes_its_task_whoever_comes_first(
     assert redis_client.hlen(settings.keys.open_info) == 0
 
 
-def test_what_waits_is_bounded_while_redis_is_away(
+def test_the_buffer_is_bounded_while_redis_is_unavailable(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(announce, "MOST", 10)
+    monkeypatch.setattr(announce, "MAX_NOTES", 10)
     away = replace(settings, redis_url="redis://127.0.0.1:9/0", breaker_period=60.0)
     announcer = Announcer(Link(away), away, every_s=1e6)
     for n in range(15):
@@ -288,7 +288,7 @@ def test_hostile_texts_are_noted_as_texts(
 DEEP = "[" * 100_000
 
 
-def test_what_strangers_have_noted_holds_up_no_verdict(
+def test_foreign_notes_hold_up_no_verdict(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
     note(settings, task("a", 1000.0))
@@ -316,7 +316,9 @@ def test_queues_that_are_counted_apart_are_bounded(
     assert counts(redis_client, settings) == {"open other": 1}
 
 
-def test_a_forked_child_begins_empty(settings: Settings, redis_client: redis.Redis) -> None:
+def test_a_forked_child_starts_with_an_empty_buffer(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
     announcer = Announcer(Link(settings), settings, every_s=0.05)
     announcer.note(task("before", 2e9))
     wait_until(lambda: redis_client.zcard(settings.keys.open) == 1)
@@ -334,7 +336,7 @@ def test_a_forked_child_begins_empty(settings: Settings, redis_client: redis.Red
     assert redis_client.zcard(settings.keys.open) == 3
 
 
-def test_where_threads_do_not_run_the_next_look_at_the_taus_takes_them_along(
+def test_without_threads_the_next_refresh_of_the_taus_takes_them_along(
     settings: Settings, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(self: threading.Thread) -> None:
@@ -449,7 +451,7 @@ def test_a_producer_that_ends_at_once_delivers_its_notes_and_counts(
     redis_client.delete(queue)
 
 
-def test_what_the_broker_did_not_take_is_not_noted(
+def test_a_publish_that_failed_is_not_noted(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
     app = Celery("nobody", broker="redis://127.0.0.1:9/0", set_as_current=False)
@@ -498,7 +500,7 @@ def test_a_task_past_its_deadline_is_a_miss_once(
     assert redis_client.hget(settings.keys.counters, "tasks_overdue") == "2"
 
 
-def test_what_has_ended_in_the_ledger_is_only_taken_off(
+def test_a_task_that_has_ended_in_the_ledger_is_only_removed(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
     long_id = "i" * 5000  # which the ledger cuts
@@ -530,7 +532,7 @@ class Away(MemoryLedger):
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_a_look_that_died_half_way_is_done_again(
+def test_a_look_that_died_halfway_is_repeated(
     settings: Settings, redis_client: redis.Redis, after: bool
 ) -> None:
     note(settings, task("a", 1000.0))
@@ -545,7 +547,7 @@ def test_a_look_that_died_half_way_is_done_again(
     assert len(events(settings)) == len(ledger.tasks) == 1
 
 
-def test_a_run_that_goes_on_is_told_with_its_worker(
+def test_an_overdue_run_is_reported_with_its_worker(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
     note(settings, task("a", 1000.0), task("a|b", 1000.0))
@@ -599,7 +601,7 @@ def test_after_a_silence_ends_get_time_to_arrive(settings: Settings) -> None:
     assert looking.step() == 1
 
 
-def test_what_never_ends_is_forgotten_some_day(
+def test_a_task_that_never_ends_is_forgotten_some_day(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
     note(settings, task("old", 1000.0), task("young", 1000.0))
@@ -621,7 +623,7 @@ def test_what_never_ends_is_forgotten_some_day(
     assert redis_client.zcard(settings.keys.judged) == 3
 
 
-def test_one_looks_until_it_leaves(settings: Settings) -> None:
+def test_one_looks_until_it_releases_the_lease(settings: Settings) -> None:
     note(settings, task("a", 1000.0))
     first = overdue_sweep(settings, MemoryLedger())
     ledger = MemoryLedger()

@@ -20,7 +20,7 @@ from kombu import Exchange, Queue
 
 import rts
 from rts.installation import parts_of
-from rts.ledger.received import marks_in
+from rts.ledger.received import decode_marks
 from rts.predictions import initial_state
 from rts.predictions.queue_reader import HELD
 from rts.testing import RedisServer, WorkerProcess, wait_until
@@ -270,7 +270,7 @@ def test_a_held_task_waits_only_for_its_own_worker(
         client = redis.Redis.from_url(stage.redis_url)
         beats = client.hvals(f"{stage.prefix}workers")
         client.close()
-        marks = [len(marks_in(json.loads(beat).get("received", ""))) for beat in beats]
+        marks = [len(decode_marks(json.loads(beat).get("received", ""))) for beat in beats]
         return told() if sorted(marks) == [0, 5] else []
 
     now = time.time()

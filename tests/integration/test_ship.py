@@ -93,7 +93,7 @@ def test_all_arrive_in_order_and_are_learned(
     assert shipper.waiting() == 0
 
 
-def test_a_file_goes_when_its_writer_ended_and_not_before(
+def test_a_file_is_removed_once_its_writer_ended(
     client: Any, settings: Settings, spool: Spool, shipper: Shipper
 ) -> None:
     spool.append_line(as_line(success("a")))
@@ -140,7 +140,7 @@ def test_a_shipper_that_dies_halfway_teaches_nothing_twice(
     assert client.hget(settings.keys.counters, "refused_plan") == "2"
 
 
-def test_an_answer_that_never_came_is_asked_for(
+def test_after_a_lost_reply_redis_is_asked(
     client: Any, settings: Settings, spool: Spool
 ) -> None:
     class LosingLink(Link):
@@ -288,7 +288,7 @@ def test_a_server_that_refuses_gets_everything_later(
     assert client.hget(settings.keys.count, "cpu-light") == str(CHUNK + 3)
 
 
-def test_lines_that_are_no_records_are_put_aside(
+def test_lines_that_are_no_records_are_set_aside(
     client: Any, settings: Settings, spool: Spool, shipper: Shipper
 ) -> None:
     spool.append_line(as_line(success("a")))
@@ -305,7 +305,7 @@ def test_lines_that_are_no_records_are_put_aside(
         assert refused.read().endswith(b'["torn\n')
 
 
-def test_a_file_that_cannot_be_read_holds_up_no_other(
+def test_an_unreadable_file_does_not_hold_up_others(
     client: Any, settings: Settings, spool: Spool, shipper: Shipper
 ) -> None:
     spool.append_line(as_line(success("a")))

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rts.ledger.announcement import MAX_KNOWN, MAX_NAME, odd, packed, usual
+from rts.ledger.announcement import MAX_KNOWN, MAX_NAME, pack_any, pack_task, pack_usual
 from rts.records import OpenTask
 
 TEXTS = st.text(max_size=300)
@@ -34,19 +34,19 @@ USUAL = OpenTask(
 @given(task=TASKS, again=st.booleans())
 @example(task=USUAL, again=True)
 @example(task=USUAL._replace(name='quoted "name"', queue="a\r\nb"), again=False)
-def test_what_is_packed_quickly_is_packed_alike(task: OpenTask, again: bool) -> None:
-    quick = usual(task, again)
-    assert quick is None or quick == odd(task, again)
+def test_the_fast_path_packs_the_same_bytes(task: OpenTask, again: bool) -> None:
+    quick = pack_usual(task, again)
+    assert quick is None or quick == pack_any(task, again)
 
 
-def test_a_task_as_nearly_all_are_is_packed_quickly() -> None:
-    assert usual(USUAL, False) == odd(USUAL, False)
-    assert usual(USUAL._replace(parent_id="b"), True) == odd(
+def test_a_usual_task_takes_the_fast_path() -> None:
+    assert pack_usual(USUAL, False) == pack_any(USUAL, False)
+    assert pack_usual(USUAL._replace(parent_id="b"), True) == pack_any(
         USUAL._replace(parent_id="b"), True
     )
 
 
-def test_what_is_unusual_is_packed_too() -> None:
+def test_an_unusual_task_is_packed_too() -> None:
     changes: list[dict[str, Any]] = [
         *({"deadline": math.inf}, {"tau": math.nan}, {"k": 2}, {"retries": "3"}),
         *({"queue": None}, {"queue": "q" * (MAX_NAME + 1)}, {"name": "n" * MAX_KNOWN}),
@@ -59,5 +59,5 @@ def test_what_is_unusual_is_packed_too() -> None:
         ),
     ]
     for change in changes:
-        assert usual(USUAL._replace(**change), False) is None, change
-        assert packed(USUAL._replace(**change), False).startswith("$")
+        assert pack_usual(USUAL._replace(**change), False) is None, change
+        assert pack_task(USUAL._replace(**change), False).startswith("$")

@@ -35,7 +35,7 @@ def task_ids(board: NoteBoard) -> list[str]:
     return sorted(note.task_id for _, note in board.notes())
 
 
-def test_a_note_is_read_by_whoever_has_the_memory(board: NoteBoard) -> None:
+def test_a_note_is_read_through_another_mapping_of_the_memory(board: NoteBoard) -> None:
     slot = noted(board, here("a"))
     assert slot is not None
     other = NoteBoard(board.slots, os.dup(board.fd))
@@ -94,7 +94,7 @@ def test_slots_of_processes_that_are_gone_are_free_again(board: NoteBoard) -> No
         assert os.waitstatus_to_exitcode(status) == 0
 
 
-def test_without_room_a_run_goes_on_unnoted(board: NoteBoard) -> None:
+def test_without_room_a_run_is_not_noted(board: NoteBoard) -> None:
     slots = [noted(board, here(str(n))) for n in range(board.slots)]
     assert None not in slots
     assert noted(board, here("one too many")) is None
@@ -125,7 +125,7 @@ def test_a_torn_note_is_no_note(board: NoteBoard) -> None:
     assert list(board.notes()) == []
 
 
-def test_a_process_that_dies_over_its_note_has_none(board: NoteBoard) -> None:
+def test_a_process_that_dies_while_it_writes_its_note_has_none(board: NoteBoard) -> None:
     child = os.fork()
     if child == 0:
         try:
@@ -151,7 +151,7 @@ class DyingMap:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_the_clocks_offset_is_shared(board: NoteBoard) -> None:
+def test_the_clock_offset_is_shared(board: NoteBoard) -> None:
     other = NoteBoard(board.slots, os.dup(board.fd))
     board.clock_offset_s[0] = -12.5
     assert other.clock_offset_s[0] == -12.5

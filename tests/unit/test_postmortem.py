@@ -15,7 +15,7 @@ import pytest
 from rts.clock import FleetClock
 from rts.ledger.acknowledged import ENTRY_BYTES
 from rts.ledger.instructions import Instructions
-from rts.ledger.notes import NoteBoard, lives
+from rts.ledger.notes import NoteBoard, is_alive
 from rts.ledger.postmortem import PostMortem, has_ended
 from rts.records import LOST, Execution, Plan, new_execution
 from rts.settings import Settings
@@ -132,7 +132,7 @@ def test_a_process_has_ended_though_nobody_has_asked_after_it(board: NoteBoard) 
     note(board, "died with its worker", killed.pid)
     killed.send_signal(signal.SIGKILL)
     wait_until(lambda: has_ended(killed.pid))
-    assert lives(killed.pid)  # its parent is this test
+    assert is_alive(killed.pid)  # its parent is this test
     found, sink = postmortem(board)
     assert found.settle() == 1
     assert [(end.task_id, end.state) for end in sink.ends] == [("died with its worker", LOST)]

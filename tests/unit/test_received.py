@@ -7,19 +7,19 @@ import uuid
 
 import pytest
 
-from rts.ledger.received import BYTES, SIZE, Received, mark_of, marks_in
+from rts.ledger.received import BYTES, SIZE, Received, decode_marks, mark_of
 
 
-def test_the_last_ones_are_told() -> None:
+def test_the_last_marks_are_read_back() -> None:
     memory = mmap.mmap(-1, BYTES + 64)
     received, reader = Received(memory, 64), Received(memory, 64)
-    assert marks_in(reader.told()) == []
+    assert decode_marks(reader.encoded()) == []
     ids = [f"id-{n}" for n in range(SIZE + 40)]
     for number, task_id in enumerate(ids, 1):
         received.put(task_id)
         if number in (1, 40, SIZE, len(ids)):
             last = ids[max(0, number - SIZE) : number]
-            assert sorted(marks_in(reader.told())) == sorted(map(mark_of, last))
+            assert sorted(decode_marks(reader.encoded())) == sorted(map(mark_of, last))
     assert memory[:64] == bytes(64)
 
 
@@ -32,6 +32,6 @@ def test_any_id_has_a_mark() -> None:
 
 
 @pytest.mark.parametrize("text", ["x", "no marks", "AAAA", "AAAAAA\n"])
-def test_what_is_none_of_it_is_refused(text: str) -> None:
+def test_text_without_marks_is_refused(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  of two modules
-        marks_in(text)
+        decode_marks(text)

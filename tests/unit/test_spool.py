@@ -39,7 +39,7 @@ def ids(spool: Spool) -> list[str]:
     return found
 
 
-def test_what_is_appended_stands_there_in_order(tmp_path: Path) -> None:
+def test_lines_are_appended_in_order(tmp_path: Path) -> None:
     spool = Spool(str(tmp_path / "deep" / "spool"), MIB)
     assert spool.files() == []
     for i in range(10):
@@ -84,7 +84,7 @@ def test_a_file_is_locked_while_its_writer_lives(tmp_path: Path) -> None:
         assert fd == -1
 
 
-def test_a_new_file_begins_now_and_then(tmp_path: Path) -> None:
+def test_a_writer_starts_a_new_file_now_and_then(tmp_path: Path) -> None:
     spool = Spool(str(tmp_path / "spool"), MIB, file_bytes=1000)
     for i in range(20):
         spool.append_line(as_line(run(str(i))))
@@ -146,14 +146,14 @@ def test_a_file_that_is_closed_is_as_long_as_its_records(tmp_path: Path) -> None
     assert Path(path).read_bytes() == run("a").to_json().encode() + b"\n"
 
 
-def test_a_line_longer_than_a_file_has_one_of_its_own(tmp_path: Path) -> None:
+def test_a_line_longer_than_a_file_gets_its_own(tmp_path: Path) -> None:
     spool = Spool(str(tmp_path / "spool"), MIB, file_bytes=1000)
     for task_id in ("a", "x" * 2000, "b", "c"):
         spool.append_line(as_line(run(task_id)))
     assert ids(spool) == ["a", "x" * 2000, "b", "c"]
 
 
-def test_what_is_not_to_be_seen_yet_is_left_for_later(tmp_path: Path) -> None:
+def test_bytes_that_are_not_visible_yet_are_left_for_later(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"[1]\n[2\0\0\n[3]\n" + bytes(100))
     with opened(str(path)) as fd:
@@ -166,7 +166,7 @@ def _append_many(directory: str, name: str, n: int) -> None:
         spool.append_line(as_line(run(f"{name}-{i}")))
 
 
-def test_processes_and_threads_append_at_once(tmp_path: Path) -> None:
+def test_processes_and_threads_append_concurrently(tmp_path: Path) -> None:
     directory = str(tmp_path / "spool")
     context = multiprocessing.get_context("spawn")
     workers = [
@@ -193,7 +193,7 @@ def test_processes_and_threads_append_at_once(tmp_path: Path) -> None:
     assert set(found) == expected
 
 
-def test_the_oldest_go_when_it_is_full(
+def test_the_oldest_files_are_dropped_when_it_is_full(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     spool = Spool(str(tmp_path / "spool"), 40_000, file_bytes=4000)
@@ -217,7 +217,7 @@ def test_what_another_process_writes_or_ships_is_not_dropped(tmp_path: Path) -> 
     assert "second" in ids(spool)
 
 
-def test_a_file_taken_for_a_dead_one_is_begun_anew(
+def test_a_file_that_a_shipper_removes_before_it_is_locked_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A shipper may lock and remove a file between its making and its locking."""
@@ -237,7 +237,7 @@ def test_a_file_taken_for_a_dead_one_is_begun_anew(
 
 
 @pytest.mark.parametrize("kind", ["file", "link", "writable"])
-def test_a_folder_that_is_not_ours_alone_is_refused(tmp_path: Path, kind: str) -> None:
+def test_a_folder_that_is_not_exclusively_ours_is_refused(tmp_path: Path, kind: str) -> None:
     directory = tmp_path / "spool"
     if kind == "file":
         directory.write_text("")
@@ -257,7 +257,7 @@ def test_a_folder_that_is_not_ours_alone_is_refused(tmp_path: Path, kind: str) -
     assert not list(tmp_path.rglob("ship.lock"))
 
 
-def test_a_pipe_in_the_folder_holds_nobody_up(tmp_path: Path) -> None:
+def test_a_pipe_in_the_folder_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "1.jsonl")
     with opened(str(tmp_path / "1.jsonl")) as fd:
         assert fd >= 0
@@ -275,7 +275,7 @@ def test_the_folder_of_another_user_is_refused(
         spool.append_line(as_line(run("a")))
     with spool.lease() as mine:
         assert not mine, "what a stranger has put there would be taken for ours"
-    assert "nothing is taken from this host's disk" in caplog.text
+    assert "this host's spool is not shipped" in caplog.text
     assert "another user" in caplog.text
 
 
