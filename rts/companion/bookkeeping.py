@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from rts.alerting.leader import Leader
 from rts.clock import FleetClock
 from rts.companion.attempts import attempt
-from rts.ledger.connection import unavailable
+from rts.ledger.connection import translate_outages
 from rts.ledger.drain import Drain
 from rts.ledger.mongo import MongoLedger
 from rts.ledger.outbox import RedisOutbox
@@ -80,7 +80,7 @@ class Bookkeeping:
         (mine,) = self._link.call(turn)
         if mine is not None:
             now = datetime.now(timezone.utc)
-            with unavailable():
+            with translate_outages():
                 precompute(self._database, now)
                 precompute(self._database, now, CLASSES, self._budget_s)
 

@@ -138,7 +138,7 @@ def _drain_out(books: Bookkeeping, stop: threading.Event) -> None:
         if books.drain.drain(BEAT_S):
             give_up_at = time.monotonic() + 2 * TAKEOVER_S
             continue
-        if not books.drain.empty_handed:
+        if not books.drain.caught_up:
             raise StoreUnavailable("MongoDB takes no records; they wait in the outbox")
         if not books.outbox.waiting() or time.monotonic() >= give_up_at:
             return

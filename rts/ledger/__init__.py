@@ -1,1 +1,1 @@
-"""From a finished run to a verdict in MongoDB, at least once and without doubles."""
+"""From a finished run to a verdict in MongoDB: at least once, without duplicates."""

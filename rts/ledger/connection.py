@@ -1,4 +1,4 @@
-"""A client for the ledger's MongoDB, and what its errors mean."""
+"""A client for the ledger's MongoDB, and the meaning of its errors."""
 
 from __future__ import annotations
 
@@ -27,31 +27,33 @@ from pymongo.errors import (
 from rts.errors import StoreUnavailable, short
 from rts.urls import redacted
 
-#: The database where the URL names none.
+#: The database, if the URL names none.
 DEFAULT_DATABASE = "rts"
 
-#: Client options that hold unless the URL sets them, in milliseconds: a drain
-#: that waits keeps its records, so it may wait longer than a task ever would.
+#: Client options, in milliseconds, unless the URL sets them: a drain that waits keeps its
+#: records, so it may wait longer than a task ever would.
 CLIENT_OPTIONS: Mapping[str, int] = {
     "serverSelectionTimeoutMS": 2000,
     "connectTimeoutMS": 2000,
     "socketTimeoutMS": 30000,
     "maxPoolSize": 8,
 }
-#: Options whose values are shown to nobody, in lower case.
+#: Options whose values are never shown, in lower case.
 SECRET_OPTIONS = frozenset({"tlscertificatekeyfilepassword", "authmechanismproperties"})
-#: A majority that does not answer within this is away.
+#: A majority that does not acknowledge within this is unavailable.
 WRITE_TIMEOUT_MS = 10000
 
-#: Server errors that say nothing about the document: try again later.
+#: Codes of server errors that are not the document's fault: try again later.
 #: Not the primary, shutting down, stepping down, interrupted by either:
-AWAY = frozenset({6, 7, 89, 91, 189, 9001, 10058, 10107, 11600, 11601, 11602, 13435, 13436})
+UNAVAILABLE = frozenset(
+    {6, 7, 89, 91, 189, 9001, 10058, 10107, 11600, 11601, 11602, 13435, 13436}
+)
 #: no right to write (yet), writes blocked, disk full, quota, memory, locks, time:
-AWAY |= {13, 18, 24, 46, 50, 64, 79, 100, 112, 146, 262, 317, 371, 8000, 12501, 14031}
+UNAVAILABLE |= {13, 18, 24, 46, 50, 64, 79, 100, 112, 146, 262, 317, 371, 8000, 12501, 14031}
 
 
-#: A mongodb+srv URL is looked up on the first use; what goes wrong there is a
-#: ConfigurationError. InvalidOperation: the client was closed.
+#: A mongodb+srv URL is resolved on first use, and a failure is a ConfigurationError.
+#: InvalidOperation: the client was closed.
 _NO_ANSWER = (
     ConnectionFailure,
     ConfigurationError,
@@ -64,15 +66,14 @@ _NO_ANSWER = (
 def connect(
     url: str, client_options: Mapping[str, int] = CLIENT_OPTIONS
 ) -> MongoClient[dict[str, Any]]:
-    """Return a client for *url*; what the URL does not set is as the ledger needs it, or
-    as *client_options* say.
+    """Return a client for *url*, with *client_options* for those that the URL does not set.
 
-    Nothing is sent before the first operation. Writes are acknowledged by a
-    majority and journalled, because the outbox forgets what was acknowledged.
+    Nothing is sent before the first operation. Writes are acknowledged by a majority and
+    journaled, because what was acknowledged is then deleted from the outbox.
 
     Raises:
-        pymongo.errors.InvalidURI: the URL is none, or has options that are not valid, do not
-            go together, or name a file that cannot be read. The message shows no password.
+        pymongo.errors.InvalidURI: the URL is invalid, or has options that are invalid,
+            conflict, or name a file that cannot be read. The message shows no password.
     """
     query = url.partition("?")[2].replace(";", "&")
     given = {key.lower() for key, _ in parse_qsl(query, keep_blank_values=True)}
@@ -90,7 +91,7 @@ def connect(
 
 
 def _reason(exc: Exception, url: str) -> str:
-    """Return what the driver says, its type alone where that might show a secret."""
+    """Return the driver's message, or its type alone if that might show a secret."""
     user = url.partition("://")[2].rpartition("@")[0]
     hidden = [part for part in user.partition(":") if part != ":"]
     for option in re.split("[&;]", url.partition("?")[2]):
@@ -113,9 +114,9 @@ def database_of(client: MongoClient[dict[str, Any]]) -> Database[dict[str, Any]]
 
 
 @contextmanager
-def answered() -> Iterator[None]:
-    """Turn all that the driver raises into :class:`StoreUnavailable`, for who only reads:
-    no record can be at fault.
+def translate_errors() -> Iterator[None]:
+    """Turn every driver error into :class:`StoreUnavailable`, for code that only reads: no
+    record can be at fault.
     """
     try:
         yield
@@ -124,13 +125,13 @@ def answered() -> Iterator[None]:
 
 
 @contextmanager
-def unavailable() -> Iterator[None]:
-    """Turn what says "the server is away" into :class:`StoreUnavailable`."""
+def translate_outages() -> Iterator[None]:
+    """Turn driver errors that mean an unavailable server into :class:`StoreUnavailable`."""
     try:
         yield
     except _NO_ANSWER as exc:
         raise StoreUnavailable(f"MongoDB does not answer ({short(exc)})") from exc
     except OperationFailure as exc:
-        if isinstance(exc, BulkWriteError) or exc.code not in AWAY:
+        if isinstance(exc, BulkWriteError) or exc.code not in UNAVAILABLE:
             raise
         raise StoreUnavailable(f"MongoDB refuses ({short(exc)}, code {exc.code})") from exc

@@ -1,8 +1,8 @@
-"""Outbox entries as the documents of ``tasks`` and ``assignments``.
+"""Outbox entries as documents of ``tasks`` and ``assignments``.
 
-Pure functions. Instants become aware UTC datetimes of whole milliseconds (what
-BSON holds), durations stay seconds as floats. Whatever stands in a record, the
-documents can be stored: a record may hold a stranger's task id or queue.
+Pure functions. Instants become aware UTC datetimes in whole milliseconds (BSON's
+resolution), durations stay seconds as floats. Whatever a record holds, such as an
+untrusted task id or queue, its documents can be stored.
 
 This runs on worker machines for every record, most of which can be stored as they are
 (:mod:`rts.ledger.storable`).
@@ -34,15 +34,14 @@ def documents(
 ) -> tuple[Document, Document | None]:
     """Return the ``tasks`` document of *entry* and its ``assignments`` document.
 
-    The latter is ``None`` where no run was started. Both hold what the reports need
+    The latter is ``None`` if no run was started. Both hold what the reports need
     and, for :mod:`rts.ledger.merging`, ``run_id``, ``retries`` and ``instance``.
 
     ``verdict_at`` of a task is the instant at which its verdict was certain: its end,
     but no later than its deadline, since a task that is not done by then has missed it
-    whether it ever ends or not. (A deadline that had passed on arrival counts as the
-    arrival.)
+    whether it ever ends or not. (A deadline before the arrival counts as the arrival.)
 
-    *at* makes the instants from epoch seconds, :func:`instant` unless given.
+    *at* converts epoch seconds to instants; by default, :func:`instant`.
     """
     execution = entry.execution
     at = at or instant
@@ -50,14 +49,14 @@ def documents(
         if is_storable(execution, entry.learned):
             return _documents(execution, entry.learned, at)
     except (TypeError, ValueError, OverflowError, AttributeError):
-        pass  # something is not of its type
+        pass  # a field has the wrong type
     return _documents(cleaned(execution), cleaned_learned(entry.learned), at)
 
 
 def instant(at: float | None) -> datetime | None:
     """Return epoch seconds as an aware UTC datetime, to the millisecond.
 
-    Instants beyond the years 1 to 9999 become the nearest that can be held.
+    Instants outside the years 1 to 9999 are clamped.
     """
     ms = milliseconds(at)
     return None if ms is None else _from_timestamp(ms / 1000, _UTC)
@@ -73,7 +72,7 @@ def milliseconds(at: float | None) -> int | None:
 
 
 def certain_at(arrival: Any, deadline: Any, completed_at: Any) -> Any:
-    """Return the instant from which on a miss was certain, of instants or ``None``."""
+    """Return the instant at which a miss became certain. All are instants or ``None``."""
     if deadline is None:
         return completed_at
     missed_at = deadline if arrival is None else max(arrival, deadline)

@@ -1,4 +1,4 @@
-"""The drain: from the outbox into the ledger, in batches."""
+"""The drain: moves records from the outbox into the ledger, in batches."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from rts.records import OutboxEntry, is_provisional
 logger = logging.getLogger("rts.drain")
 
 #: Records in one batch: large enough that the round trips do not matter, small
-#: enough for a fraction of a second.
+#: enough to take a fraction of a second.
 BATCH = 1000
-#: Records in a row that cannot be stored, and none that can, are not to blame themselves.
+#: If so many records of a batch fail and none is stored, the records are not to blame.
 MANY = 20
-#: First and longest wait, seconds, while the ledger's server is away.
+#: First and longest back-off, seconds, while the ledger is unavailable.
 MIN_BACKOFF_S, MAX_BACKOFF_S = 0.5, 5.0
 
 
 class Drain:
-    """Moves records. An entry leaves the outbox only when it is in the ledger."""
+    """Moves records. An entry leaves the outbox only once it is in the ledger."""
 
     def __init__(
         self, outbox: Outbox, ledger: Ledger, now: Callable[[], float] = time.monotonic
@@ -33,8 +33,8 @@ class Drain:
         self._ledger = ledger
         self._now = now
         #: A batch that was read and is not in the ledger yet.
-        self._waiting: Batch | None = None
-        #: Ids of entries in it that were found to end a task once more.
+        self._pending: Batch | None = None
+        #: Ids of its entries that end a task which another run had ended.
         self._again: set[str] = set()
         self._backoff_s = 0.0
         self._retry_at = 0.0
@@ -45,43 +45,43 @@ class Drain:
         """Move one batch and return the number of records.
 
         0 means that there is nothing to do now: the outbox is empty, or the
-        ledger's server is away and its time to be tried again has not come.
+        ledger is unavailable and not to be tried again yet.
 
         Raises:
-            StoreUnavailable: the outbox's server is away.
+            StoreUnavailable: the outbox is unavailable.
         """
         if self._now() < self._retry_at:
             return 0
-        batch = self._waiting or self._outbox.read(BATCH)
+        batch = self._pending or self._outbox.read(BATCH)
         if not batch.entries and not batch.unreadable:
             return 0
-        self._waiting = batch
+        self._pending = batch
         try:
             self._again |= self._store(batch.entries)
             for _, raw in batch.unreadable:
                 self._refuse(raw, "not a record of rts")
-            beside, known = self._beside(batch.entries)
+            beside, known = self._superseded(batch.entries)
         except StoreUnavailable as exc:
-            self._wait_longer(exc)
+            self._back_off(exc)
             return 0
         if self._backoff_s:
-            logger.warning("rts: the ledger is back; draining goes on")
+            logger.warning("rts: the ledger is available again; draining goes on")
             self._backoff_s = 0.0
         ids = [entry.entry_id for entry in batch.entries] + [i for i, _ in batch.unreadable]
         self._outbox.done(ids, self._again.union(beside), known)
-        self._waiting, self._again = None, set()
+        self._pending, self._again = None, set()
         self.moved += len(ids)
         return len(ids)
 
     @property
-    def empty_handed(self) -> bool:
-        """Whether nothing was read that is not in the ledger yet."""
-        return self._waiting is None
+    def caught_up(self) -> bool:
+        """Whether everything that was read is in the ledger."""
+        return self._pending is None
 
     def drain(self, seconds: float) -> int:
         """Move batches until one is not full, for at most *seconds*.
 
-        Then the caller waits a little: a few records cost nearly as much as many.
+        The caller should wait a little then: a few records cost nearly as much as many.
         """
         give_up_at = self._now() + seconds
         moved = 0
@@ -91,34 +91,34 @@ class Drain:
             if n < BATCH or self._now() >= give_up_at:
                 return moved
 
-    def _beside(self, entries: Sequence[OutboxEntry]) -> tuple[list[str], list[str]]:
-        """Return the ids of ends that were written for their runs and are no verdict: the
-        task has ended by itself, or goes on; and of those whose very run has ended by
-        itself. A worker that is killed leaves many.
+    def _superseded(self, entries: Sequence[OutboxEntry]) -> tuple[list[str], list[str]]:
+        """Return the ids of provisional ends that are no verdict, since the task ended by
+        itself or goes on; and of those whose run wrote its own end. A killed worker leaves
+        many.
 
         Raises:
-            StoreUnavailable: the ledger is away.
+            StoreUnavailable: the ledger is unavailable.
         """
-        given = [e for e in entries if is_provisional(e.execution.state, e.execution.cause)]
-        if not given:
+        ends = [e for e in entries if is_provisional(e.execution.state, e.execution.cause)]
+        if not ends:
             return [], []
-        stand = self._ledger.provisional({text(e.execution.task_id) for e in given})
-        beside = [e.entry_id for e in given if text(e.execution.task_id) not in stand]
-        ended = self._ledger.self_ended({text(e.execution.run_id) for e in given})
-        return beside, [e.entry_id for e in given if text(e.execution.run_id) in ended]
+        verdicts = self._ledger.provisional({text(e.execution.task_id) for e in ends})
+        beside = [e.entry_id for e in ends if text(e.execution.task_id) not in verdicts]
+        ended = self._ledger.self_ended({text(e.execution.run_id) for e in ends})
+        return beside, [e.entry_id for e in ends if text(e.execution.run_id) in ended]
 
     def _store(self, entries: Sequence[OutboxEntry]) -> set[str]:
-        """Write *entries*; one that cannot be stored is put aside and the rest go in.
-        Returns the ids of those that end a task once more.
+        """Write *entries*, setting aside those that cannot be stored. Return the ids of those
+        that end a task which another run had ended.
 
         Raises:
-            StoreUnavailable: the ledger is away, or takes none of many records.
+            StoreUnavailable: the ledger is unavailable, or refuses all of many records.
         """
         bad: list[tuple[OutboxEntry, Exception]] = []
         again: set[str] = set()
         stored = self._find_bad(entries, bad, again)
         if not stored and len(bad) >= MANY:
-            # That is no matter of the records: a validator, a full quota, a bug.
+            # Not the records' fault: a validator, a full quota, a bug.
             error = bad[0][1]
             raise StoreUnavailable(
                 f"the ledger refuses every record: {type(error).__name__}: {str(error)[:200]}"
@@ -133,9 +133,9 @@ class Drain:
         bad: list[tuple[OutboxEntry, Exception]],
         again: set[str],
     ) -> int:
-        """Write *entries*, halving those that fail; return how many were stored.
+        """Write *entries*, bisecting them on failure; return how many were stored.
 
-        Gives up where all that was tried is bad.
+        Gives up after :data:`MANY` failures without a success.
         """
         if not entries:
             return 0
@@ -144,7 +144,7 @@ class Drain:
             return len(entries)
         except StoreUnavailable:
             raise
-        except Exception as exc:  # noqa: BLE001  it is about one of the entries: find it
+        except Exception as exc:  # noqa: BLE001  caused by one of the entries: find it
             if len(entries) == 1:
                 bad.append((entries[0], exc))
                 return 0
@@ -158,16 +158,16 @@ class Drain:
         health.count("records_refused")
         health.warn_once(
             f"record:{reason[:80]}",
-            "rts: a record cannot be stored and is put into the collection 'refused': %s",
+            "rts: a record cannot be stored; it is set aside in the collection 'refused': %s",
             reason[:500],
         )
         self._ledger.refuse(raw, reason[:500])
 
-    def _wait_longer(self, exc: StoreUnavailable) -> None:
+    def _back_off(self, exc: StoreUnavailable) -> None:
         if not self._backoff_s:
             logger.warning(
-                "rts: the ledger is away (%s). Records wait in the outbox, none are lost. "
-                "Check rts_mongo_url and the server",
+                "rts: the ledger is unavailable (%s). Records wait in the outbox, none are "
+                "lost. Check rts_mongo_url and the server",
                 exc,
             )
         self._backoff_s = min(MAX_BACKOFF_S, max(MIN_BACKOFF_S, 2 * self._backoff_s))

@@ -1,4 +1,4 @@
-"""What stands in the outbox stream, and what it means."""
+"""The format of the entries in the outbox stream."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from rts.tau.finish import read_learned
 
 
 def read_entry(entry_id: str, record: str, learned: str = "") -> OutboxEntry:
-    """Return one entry of the stream.
+    """Parse one entry of the stream.
 
     Raises:
-        ValueError: it is not an entry of ours.
+        ValueError: it is not an entry of rts.
     """
     try:
         execution = Execution.from_json(record)

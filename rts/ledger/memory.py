@@ -1,4 +1,4 @@
-"""The ledger in memory: the same rules as MongoDB's, for tests and for trying out."""
+"""The ledger in memory, with the same rules as in MongoDB, for tests and experiments."""
 
 from __future__ import annotations
 
@@ -6,13 +6,19 @@ import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from rts.ledger.documents import Document, documents
-from rts.ledger.merging import ends_again, merge_assignments, merge_tasks, settle, triple
+from rts.ledger.merging import (
+    absorb_ends,
+    ends_again,
+    group_key,
+    merge_assignments,
+    merge_tasks,
+)
 from rts.ports import TauEntry
 from rts.records import OutboxEntry, is_provisional
 
 
 class MemoryLedger:
-    """Keeps the documents in dicts by ``_id``. Safe to share between threads."""
+    """Keeps the documents in dicts by ``_id``. Thread-safe."""
 
     def __init__(self) -> None:
         self.tasks: dict[str, Document] = {}
@@ -29,7 +35,7 @@ class MemoryLedger:
                 task, assignment = documents(entry)
                 if assignment is not None:
                     _put(self.assignments, assignment, merge_assignments)
-                    self._settle(assignment)
+                    self._absorb_ends(assignment)
                 stored = self.tasks.get(task["_id"])
                 if stored is not None and ends_again(stored, task):
                     again.add(entry.entry_id)
@@ -43,7 +49,7 @@ class MemoryLedger:
         return {task_id for task_id, task in found.items() if task and task["completed_at"]}
 
     def provisional(self, task_ids: Collection[str]) -> set[str]:
-        """Return those of the tasks whose verdict was given for them: lost, killed, …."""
+        """Return those of the tasks whose verdict is provisional: lost, killed, …."""
         with self._lock:
             found = {task_id: self.tasks.get(task_id) for task_id in task_ids}
         return {
@@ -53,7 +59,7 @@ class MemoryLedger:
         }
 
     def self_ended(self, run_ids: Collection[str]) -> set[str]:
-        """Return those of the runs that have ended by themselves."""
+        """Return those of the runs that wrote their own end."""
         with self._lock:
             found = {run_id: self.assignments.get(run_id) for run_id in run_ids}
         return {
@@ -62,27 +68,27 @@ class MemoryLedger:
             if run and run["completed_at"] and not is_provisional(run["state"], run["cause"])
         }
 
-    def _settle(self, assignment: Document) -> None:
-        same = triple(assignment)
-        group = [d for d in self.assignments.values() if triple(d) == same]
-        replacement, removed = settle(group)
+    def _absorb_ends(self, assignment: Document) -> None:
+        key = group_key(assignment)
+        group = [d for d in self.assignments.values() if group_key(d) == key]
+        replacement, removed = absorb_ends(group)
         if replacement is not None:
             self.assignments[replacement["_id"]] = replacement
         for run_id in removed:
             del self.assignments[run_id]
 
     def refuse(self, raw: object, reason: str = "") -> None:
-        """Keep an entry that could not be understood, for a person to look at."""
+        """Set aside an entry that cannot be read or stored, for a person to look at."""
         with self._lock:
             self.refused.append((raw, reason))
 
     def save_taus(self, entries: Mapping[str, TauEntry]) -> None:
-        """Keep a snapshot of the taus, replacing the one before."""
+        """Save a snapshot of the taus, replacing the previous one."""
         with self._lock:
             self._taus = dict(entries)
 
     def load_taus(self) -> Mapping[str, TauEntry]:
-        """Return the last snapshot, empty where there is none."""
+        """Return the last snapshot, empty if there is none."""
         with self._lock:
             return dict(self._taus)
 

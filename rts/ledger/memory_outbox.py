@@ -1,4 +1,4 @@
-"""The outbox in memory: the same promises as the stream's, for tests."""
+"""The outbox in memory, with the same guarantees as the stream, for tests."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from rts.records import OutboxEntry
 
 
 class MemoryStream:
-    """What several :class:`MemoryOutbox` read from. Safe to share between threads."""
+    """The stream that several :class:`MemoryOutbox` read. Thread-safe."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         #: Entry id to record and what was learned, in order of arrival.
         self.entries: dict[str, tuple[str, str]] = {}
-        #: Entry id to its reader and the instant it was handed out.
+        #: Entry id to its consumer and the instant at which that claimed it.
         self.pending: dict[str, tuple[str, float]] = {}
         self._ids = itertools.count(1)
 
     def add(self, record: str, learned: str = "") -> str:
-        """Add an entry as it stands in the stream; return its id."""
+        """Append an entry in the form of the Redis stream; return its id."""
         with self.lock:
             entry_id = f"{next(self._ids)}-0"
             self.entries[entry_id] = (record, learned)

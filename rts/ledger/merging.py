@@ -1,25 +1,25 @@
-"""What two records of one task, or of one run, come to.
+"""Merges two records of one task, or of one run.
 
 Records arrive in any order and any number of times: streams are read at least
 once, workers die, brokers deliver twice. Each rule here is therefore the
-maximum of a total order, or a union, so that the outcome depends on the set of
-the records only (a join-semilattice: Shapiro et al., *Conflict-free Replicated
+maximum of a total order, or a union, so that the outcome depends only on the set of
+records (a join-semilattice: Shapiro et al., *Conflict-free Replicated
 Data Types*, 2011).
 
 The verdict of a task, strongest first:
 
-1. a SUCCESS, among several the one that completed first: the work was done then;
-2. the record of what arrived last: a task that takes another one's place arrives later
-   than that one did, and begins with no retries; a retry keeps its arrival. (What was
-   planned where it was received came first: each delivery of it has a new arrival.)
-3. the record of the most retries;
-4. a run whose start is known, over one whose end alone is known, over LOST;
-5. the later start (or end, where the task never ran);
+1. a SUCCESS; of several, the one that completed first: the work was done then;
+2. the record with the latest arrival: a task that takes another one's place arrives later
+   than that one, and starts with no retries; a retry keeps its arrival. (An arrival that
+   was set on receipt counts as the earliest: each delivery has a new one.)
+3. the record with the most retries;
+4. a run whose start is known, over one of which only the end is known, over LOST;
+5. the later start (or end, if the task never ran);
 6. a final state over RETRY;
-7. what was found overdue, before it ended, only where nothing else is known. That it
-   was remains, so that the miss stands until there is a final state, which then tells.
+7. an overdue verdict, given before the end, only if nothing else is known. It is
+   remembered, so that the miss stands until there is a final state, which then decides.
 
-A run is one of its worker's *life* (``instance``): an end without a known start
+A run belongs to one *life* of its worker (``instance``): an end without a known start
 belongs to the run of the same task, retries and instance, if there is one.
 Such an end comes from a second report of the same death, or from the main
 process about a child that had already written its end itself.
@@ -35,21 +35,21 @@ from rts.ledger.documents import Document, certain_at
 from rts.records import IGNORED, LOST, NOT_FINAL, OVERDUE, PENDING, STARTED, is_provisional
 
 #: Runs of one task that are told apart. A task that polls by retrying for ever
-#: must not grow its document for ever; past this ``attempts`` follows ``retries``.
+#: must not grow its document for ever; beyond this, ``attempts`` follows ``retries``.
 MAX_RUNS = 100
 
 _BEGINNING = datetime(1, 1, 1, tzinfo=timezone.utc)
 
-#: Fields of an assignment that tell how the run ended; the rest is known from its start.
+#: Fields of an assignment that say how the run ended; the others are known from its start.
 _END = ("completed_at", "runtime_s", "state", "cause", "sla_success", "lateness_s")
 
-Triple = tuple[str, int, str]
+GroupKey = tuple[str, int, str]
 
 
 def merge_tasks(stored: Document, new: Document) -> Document:
-    """Return what the ``tasks`` documents of the same task come to.
+    """Merge two ``tasks`` documents of the same task.
 
-    The object *stored* itself is returned where *new* changes nothing.
+    Returns the object *stored* itself if *new* changes nothing.
     """
     runs = _join_runs(_runs(stored), _runs(new))
     winner = new if _task_rank(new) > _task_rank(stored) else stored
@@ -63,8 +63,8 @@ def merge_tasks(stored: Document, new: Document) -> Document:
         and first == _own_end(stored)
     ):
         return stored
-    left_out = ("_runs", "_rev", "_ended")
-    merged = {key: value for key, value in winner.items() if key not in left_out}
+    recomputed = ("_runs", "_rev", "_ended")
+    merged = {key: value for key, value in winner.items() if key not in recomputed}
     if first != _this_end(winner):
         merged["_ended"] = first
     merged["attempts"] = _attempts(runs)
@@ -82,9 +82,9 @@ def merge_tasks(stored: Document, new: Document) -> Document:
 
 
 def ends_again(stored: Document, new: Document) -> bool:
-    """Return whether *new* ends a task that has ended by itself: another delivery of it.
+    """Return whether *new* ends a task that another of its deliveries had ended by itself.
 
-    Not after an end that was given, or IGNORED: after those the task may go on.
+    Not after an end that was written on its behalf, or IGNORED: the task may go on then.
     """
     if new.get("completed_at") is None:
         return False
@@ -92,26 +92,26 @@ def ends_again(stored: Document, new: Document) -> bool:
 
 
 def merge_assignments(stored: Document, new: Document) -> Document:
-    """Return what two documents of the same run come to: the better witness's.
+    """Merge two documents of the same run: the better witness wins.
 
     The process that ran it, over its main process, over LOST; among equals the
-    one that ended first. *stored* itself is returned where *new* changes nothing.
+    one that ended first. Returns *stored* itself if *new* changes nothing.
     """
     if _run_rank(new) <= _run_rank(stored):
         return stored
     return {key: value for key, value in new.items() if key != "_rev"}
 
 
-def triple(assignment: Mapping[str, Any]) -> Triple:
-    """Return task id, retries and instance: at most one run of a task, as a rule."""
+def group_key(assignment: Mapping[str, Any]) -> GroupKey:
+    """Return task id, retries and instance, which as a rule have at most one run."""
     return assignment["task_id"], assignment["retries"], assignment["instance"]
 
 
-def settle(group: Sequence[Document]) -> tuple[Document | None, list[str]]:
-    """Tell ends without a start apart from runs, among documents of one :func:`triple`.
+def absorb_ends(group: Sequence[Document]) -> tuple[Document | None, list[str]]:
+    """Merge ends without a start into their run, among documents of one :func:`group_key`.
 
-    Returns a document to put in the place of that with the same ``_id``
-    (``None``: none), and the ids of the documents to remove.
+    Returns the document that replaces the one with the same ``_id`` (``None``: none), and
+    the ids of the documents to remove.
     """
     ends = sorted((d for d in group if d.get("_nostart")), key=_end_order)
     runs = [d for d in group if not d.get("_nostart")]
@@ -142,7 +142,7 @@ def _task_rank(task: Document) -> tuple[Any, ...]:
     completed_at = task.get("completed_at") or _BEGINNING
     arrival = task.get("arrival") or _BEGINNING
     cause = task.get("cause")
-    if cause == OVERDUE:  # which says nothing of the run that the document is of
+    if cause == OVERDUE:  # says nothing about the document's run
         cause = None
     ties = (task.get("run_id") or "", cause or "", task.get("state") or "")
     if task.get("state") == "SUCCESS":
@@ -162,15 +162,15 @@ def _task_rank(task: Document) -> tuple[Any, ...]:
         witness,
         task.get("started_at") or completed_at,
         task.get("state") not in NOT_FINAL,
-        cause in (None, "rejected"),  # the process that ran it knows no others
+        cause in (None, "rejected"),  # the only ones known to the process that ran it
         -completed_at.timestamp(),
         *ties,
     )
 
 
 def _this_end(task: Document) -> str | None:
-    """Return what tells the end that a document is of from others, ``None`` where it is of
-    none, or not of one of the task's own.
+    """Return an identity of a document's end, ``None`` if it has none, or one that the task
+    did not write itself.
     """
     completed_at, state = task.get("completed_at"), task.get("state") or ""
     if completed_at is None or state == IGNORED or is_provisional(state, task.get("cause")):
@@ -179,7 +179,7 @@ def _this_end(task: Document) -> str | None:
 
 
 def _own_end(task: Document) -> str | None:
-    """Return the same of the first end of its own that a document knows."""
+    """Return the identity of the first end that the task wrote itself, as far as known."""
     known: str | None = task.get("_ended")
     return _this_end(task) if known is None else known
 
@@ -203,12 +203,12 @@ def _run_rank(assignment: Document) -> tuple[Any, ...]:
 
 
 #: A run in the private field ``_runs``: retries, whether its start is known,
-#: instance, run id. Lists, because that is what BSON gives back.
+#: instance, run id. Lists, because that is what BSON returns.
 _Run = list[Any]
 
 
 def _own_run(task: Mapping[str, Any]) -> list[_Run]:
-    """Return the run that a verdict is of; empty where the task never ran."""
+    """Return the run of a verdict; empty if the task never ran."""
     if task.get("run_id") is None:
         return []
     started = task.get("started_at") is not None
@@ -216,7 +216,7 @@ def _own_run(task: Mapping[str, Any]) -> list[_Run]:
 
 
 def _runs(task: Mapping[str, Any]) -> list[_Run]:
-    """Return the runs that a document knows: kept apart only where they are several."""
+    """Return the runs that a document knows; a field of their own only if there are several."""
     known: list[_Run] = task["_runs"] if "_runs" in task else _own_run(task)
     return known
 
@@ -227,7 +227,7 @@ def _join_runs(some: Iterable[_Run], more: Iterable[_Run]) -> list[_Run]:
 
 
 def _attempts(runs: Sequence[_Run]) -> int:
-    """Return the number of runs, an end without a start not counted beside its run."""
+    """Return the number of runs; an end without a start is not counted beside its run."""
     if len(runs) == MAX_RUNS:
         return max(MAX_RUNS, int(runs[-1][0]) + 1)
     started = {(retries, instance) for retries, known, instance, _ in runs if known}

@@ -1,9 +1,9 @@
-"""Which intervals of time have their sums kept, and when those are forgotten.
+"""The intervals of time whose sums are stored, and the invalidation of those sums.
 
-The reports keep what they summed over whole days, hours and tens of minutes in a
-private collection (:mod:`rts.views.rollups`). A record that is added is noticed
+The reports store their sums over whole days, hours and tens of minutes in a private
+collection (:mod:`rts.views.rollups`). A record that is added is noticed
 there because the number of records no longer agrees; one that is *replaced*
-(LOST by a real end, say) is not, so whoever replaces one calls :func:`forget`.
+(LOST by a real end, say) is not, so whoever replaces one calls :func:`invalidate`.
 Whoever adds one that ended a while ago calls it too: the readers do not
 count all of the past each time (:mod:`rts.views.seal`).
 """
@@ -17,14 +17,14 @@ from pymongo.database import Database
 
 from rts.keys import ROLLUPS
 
-#: Lengths of the intervals in seconds, each a multiple of the next: a month is few of
-#: them. Some day is 23 hours, some tens of minutes and at most twenty minutes at its
-#: ends that are read record by record.
+#: Lengths of the intervals in seconds, each a multiple of the next, so that a month is
+#: few of them. A day that does not start on the hour is 23 hours, some tens of minutes,
+#: and at most twenty minutes at its ends that are read record by record.
 DAY, HOUR = 86400, 3600
 WIDTHS = (DAY, HOUR, 600)
 
-#: Seconds after which a record counts as late. Readers trust sums only of what is twice
-#: as old: the clocks of two hosts may differ by this much.
+#: Seconds after which a record counts as late. Readers trust only sums of what is twice
+#: as old, so the clocks of two hosts may differ by this much.
 LATE_S = 300.0
 
 
@@ -33,13 +33,13 @@ def rollup_id(collection: str, width: int, start: int) -> str:
     return f"{collection}:{width}:{start}"
 
 
-def forget(
+def invalidate(
     database: Database[dict[str, Any]], collection: str, instants: Iterable[float]
 ) -> None:
-    """Forget the sums of those intervals that hold one of *instants*, epoch seconds.
+    """Drop the sums of those intervals that contain one of *instants*, epoch seconds.
 
-    Call it after the change: sums that are being made meanwhile are then not kept,
-    because ``writes`` is no longer what it was when they were begun.
+    Call it after the change: sums that are being computed meanwhile are then not stored,
+    because ``writes`` is no longer what it was when they were started.
     """
     seconds = set(map(int, instants))
     ids = {rollup_id(collection, w, s - s % w) for s in seconds for w in WIDTHS}

@@ -20,10 +20,10 @@ _UNAUTHORIZED = 13
 
 
 def prepare(database: Database[dict[str, Any]], ttl_s: float, *, again: bool) -> None:
-    """Make indexes and collections that are not there; safe to repeat and to race.
+    """Create missing indexes and collections; idempotent and safe to race.
 
-    *again*: leave a time to live that somebody has changed since, another drain with other
-    settings it may be.
+    *again*: leave a time to live that was changed since, perhaps by another drain with
+    other settings.
     """
     try:
         database.create_collection(REFUSED, capped=True, size=REFUSED_BYTES)
@@ -31,32 +31,32 @@ def prepare(database: Database[dict[str, Any]], ttl_s: float, *, again: bool) ->
         if isinstance(exc, OperationFailure) and exc.code != _NAMESPACE_EXISTS:
             raise
     assignments = database[ASSIGNMENTS]
-    _indexed(assignments, [("task_id", ASCENDING), ("retries", ASCENDING)])
+    _ensure_index(assignments, [("task_id", ASCENDING), ("retries", ASCENDING)])
     # Few runs end without a known start: this index is nearly always empty.
-    _indexed(
+    _ensure_index(
         assignments,
         [("task_id", ASCENDING)],
         name="nostart",
         partialFilterExpression={"_nostart": True},
     )
-    # Misses are rare, and what people look at: the last ones of a type.
+    # Misses are rare, and the latest ones of a type are what people look at.
     for collection, instant in ((assignments, "completed_at"), (database[TASKS], "verdict_at")):
-        _indexed(
+        _ensure_index(
             collection,
             [("task_type", ASCENDING), (instant, DESCENDING)],
             name="misses",
             partialFilterExpression={"sla_success": False},
         )
-    # The reports read by completed_at; so does the removal of what is too old.
-    _expiring(assignments, "completed_at", ttl_s, again=again)
-    # Verdicts are read by verdict_at; what other hands wrote has completed_at only.
-    _indexed(database[TASKS], [("verdict_at", ASCENDING), ("completed_at", ASCENDING)])
-    # A task that never ends has no completed_at, and must go as well.
-    _expiring(database[TASKS], "arrival", ttl_s, again=again)
-    _expiring(database[ROLLUPS], "start", ttl_s, again=again)
+    # The reports read by completed_at, as expiry does.
+    _ensure_ttl_index(assignments, "completed_at", ttl_s, again=again)
+    # Verdicts are read by verdict_at; those not written by rts have completed_at only.
+    _ensure_index(database[TASKS], [("verdict_at", ASCENDING), ("completed_at", ASCENDING)])
+    # A task that never ends has no completed_at, and must expire as well.
+    _ensure_ttl_index(database[TASKS], "arrival", ttl_s, again=again)
+    _ensure_ttl_index(database[ROLLUPS], "start", ttl_s, again=again)
 
 
-def _indexed(
+def _ensure_index(
     collection: Collection[Document], keys: list[tuple[str, int]], **options: Any
 ) -> None:
     """Index *keys*, unless somebody has done so under another name."""
@@ -67,10 +67,10 @@ def _indexed(
             raise
 
 
-def _expiring(
+def _ensure_ttl_index(
     collection: Collection[Document], field: str, ttl_s: float, *, again: bool
 ) -> None:
-    """Index *field*, so that a document goes *ttl_s* seconds after it (0: stays)."""
+    """Index *field* so that documents expire *ttl_s* seconds after it (0: never)."""
     name = f"{field}_1"
     options: dict[str, Any] = (
         {"expireAfterSeconds": max(1, int(min(ttl_s, 2**31 - 1)))} if ttl_s else {}
@@ -82,15 +82,15 @@ def _expiring(
             raise
         if again:
             return
-        # By its keys: somebody may have made it under another name.
+        # By its keys: it may exist under another name.
         keys, command = {field: ASCENDING}, collection.database.command
         if options:
             try:
                 command("collMod", collection.name, index={"keyPattern": keys, **options})
                 return
             except OperationFailure as denied:
-                if denied.code != _UNAUTHORIZED:  # more than the right to read and write
+                if denied.code != _UNAUTHORIZED:  # readWrite does not include collMod
                     raise
-        # Also since collMod can change a time to live, but not take it away.
+        # Also since collMod can change a time to live, but not remove it.
         command("dropIndexes", collection.name, index=keys)
         collection.create_index([(field, ASCENDING)], name=name, **options)

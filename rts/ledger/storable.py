@@ -1,8 +1,7 @@
-"""What a document can hold: each field of a record of its type, bounded, and found in BSON.
+"""Makes records storable: each field of its type, bounded, and valid BSON.
 
-Pure functions. A record may hold a stranger's task id or queue. The usual record goes
-through a check that costs little (:func:`is_storable`), and only one that fails it is
-cleaned field by field.
+Pure functions. A record may hold an untrusted task id or queue. The usual record passes a
+cheap check (:func:`is_storable`), and only one that fails it is cleaned field by field.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ from typing import Any
 
 from rts.records import Execution, Learned
 
-#: Characters of a string that are stored. Longer ones are no name of anything.
+#: Characters of a string that are stored. Nothing has a longer name.
 MAX_TEXT = 1024
-#: Keys of ``load_at_start`` and items of a list in it; a host has fewer GPUs.
+#: Keys of ``load_at_start``, and items of a list in it; no host has as many GPUs.
 MAX_ITEMS = 64
 #: Nesting of ``load_at_start``: a mapping with a list of mappings.
 MAX_DEPTH = 3
 
-#: A reading of a host without a GPU has no other keys, and needs no cleaning.
+#: The keys of a reading of a host without a GPU, which needs no cleaning.
 _LOAD_KEYS = frozenset({"load", "cpu", "memory", "gpu", "age_s"})
 
 #: What a datetime can hold, in epoch seconds, whole milliseconds.
@@ -32,8 +31,8 @@ _INT64 = 2**63
 def is_storable(e: Execution, learned: Learned | None) -> bool:
     """Return whether a record can be stored as it is: the usual case, checked quickly.
 
-    All strings are joined first, which also refuses what is no string. A sum is
-    finite only where every number in it is.
+    All strings are joined, which fails for what is not a string. A sum is finite only if
+    every number in it is.
 
     Raises:
         TypeError, AttributeError, OverflowError: a field is not of its type.
@@ -64,15 +63,15 @@ def is_storable(e: Execution, learned: Learned | None) -> bool:
         for value in load.values():
             if type(value) is not float and value is not None:
                 return False
-    # Below 1e18 no part is beyond 64 bit, unless another cancels it out: all are
-    # positive in a record of ours, and what is not is caught when it is encoded.
+    # Below 1e18 no term exceeds 64 bits, unless another cancels it out: all are positive
+    # in a record of rts, and others fail when they are encoded.
     return -1e18 < total < 1e18
 
 
 def text(value: object, limit: int = MAX_TEXT) -> str:
     """Return *value* as a string that BSON can hold, at most *limit* characters.
 
-    One that is too long ends in a hash of the whole, so that two different ids
+    One that is too long is cut and ends in a hash of the whole, so that different ids
     stay different.
     """
     string = value if isinstance(value, str) else repr(value)
@@ -85,7 +84,7 @@ def text(value: object, limit: int = MAX_TEXT) -> str:
 
 
 def number(value: object) -> float | None:
-    """Return *value* as a finite float, ``None`` where it is none."""
+    """Return *value* as a finite float, ``None`` if it is not one."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -96,14 +95,14 @@ def number(value: object) -> float | None:
 
 
 def integer(value: object) -> int | None:
-    """Return *value* where it is a whole number of at most 64 bit, else ``None``."""
+    """Return *value* if it is an integer of at most 64 bits, else ``None``."""
     if isinstance(value, bool) or not isinstance(value, int):
         return None
     return value if -_INT64 <= value < _INT64 else None
 
 
 def cleaned(execution: Execution) -> Execution:
-    """Return the record with every field of its type, storable and bounded."""
+    """Return the record with every field of its type, bounded and storable."""
     changes: dict[str, Any] = {}
     for name, kind in _KINDS.items():
         value = getattr(execution, name)
@@ -116,7 +115,7 @@ def cleaned(execution: Execution) -> Execution:
     for name in ("arrival", "deadline", "tau", "k"):
         value = changes.get(name)
         changes[name] = math.nan if value is None else value
-    # An instant may be infinite and still tell before from after.
+    # An infinite instant still tells before from after.
     for name in ("arrival", "deadline", "completed_at", "started_at"):
         if getattr(execution, name) in (math.inf, -math.inf):
             changes[name] = math.copysign(GREATEST_INSTANT, getattr(execution, name))
@@ -125,7 +124,7 @@ def cleaned(execution: Execution) -> Execution:
 
 
 def cleaned_learned(learned: Learned | None) -> Learned | None:
-    """Return what was learned with numbers only; ``None`` where the type's are none."""
+    """Return what was learned with finite numbers; ``None`` if the type's are not."""
     if learned is None:
         return None
     before, after = number(learned.tau_before), number(learned.tau_after)
@@ -141,7 +140,7 @@ def _optional_text(value: object) -> str | None:
 
 
 def _load(value: object, depth: int = MAX_DEPTH) -> Any:
-    """Return a load reading with what cannot be stored left out."""
+    """Return a load reading without what cannot be stored."""
     if isinstance(value, Mapping):
         if depth == 0:
             return None
@@ -163,7 +162,7 @@ def _mapping(value: object) -> Any:
 
 
 def _key(key: object) -> str:
-    """Return *key* as the name of a field: no dot, no dollar, no null byte."""
+    """Return *key* as a field name, without dots, dollars and null bytes."""
     name = text(key, 64)
     for bad in ".$\0":
         name = name.replace(bad, "_")

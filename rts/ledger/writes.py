@@ -1,12 +1,12 @@
-"""Writes to a collection of MongoDB into which several drains write the same records.
+"""Writes to a MongoDB collection into which several drains may write the same records.
 
-A document is inserted; only one whose ``_id`` is there already goes the slow way:
-read, merge (:mod:`rts.ledger.merging`), and replace if nobody else did in the
-meantime (``_rev``), else again. The end of a task that was found overdue, of which a
-backlog has many, takes the place of that verdict at once.
+A document is inserted; only if its ``_id`` exists already does it take the slow path:
+read, merge (:mod:`rts.ledger.merging`) and replace, with optimistic locking (``_rev``)
+and retries. The end of a task that was found overdue, of which a backlog has many,
+replaces that verdict directly.
 
-Every function here raises :class:`rts.errors.StoreUnavailable` where MongoDB, or too many
-others at once, did not let a record through, and the driver's errors as they are.
+Every function here raises :class:`rts.errors.StoreUnavailable` if MongoDB is unavailable
+or too many others write the same records, and passes on other errors of the driver.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from pymongo.collection import Collection
 from pymongo.errors import BulkWriteError
 
 from rts.errors import StoreUnavailable
-from rts.ledger.connection import AWAY
+from rts.ledger.connection import UNAVAILABLE
 from rts.ledger.documents import Document, milliseconds
-from rts.ledger.rollups import LATE_S, forget
+from rts.ledger.rollups import LATE_S, invalidate
 from rts.records import OVERDUE_AFTER_S, PENDING, STARTED
 
-#: Rounds of read, merge and replace. Each is lost only to a drain that won its
-#: own, and no two drains have many records in common.
+#: Rounds of read, merge and replace. One is lost only to a drain that won its own, and
+#: no two drains have many records in common.
 MAX_ROUNDS = 20
 
 _DUPLICATE_KEY = 11000
 
 _AWARE: CodecOptions[Document] = CodecOptions(tz_aware=True)
 
-#: Stores documents; returns the ids of those that it leaves to be merged.
+#: Stores documents; returns the ids of those that are still to be merged.
 Write = Callable[[Collection[Document], Iterable[Document]], list[str]]
 
 
@@ -46,11 +46,11 @@ def store(
     merge: Callable[[Document, Document], Document],
     write: Write,
 ) -> dict[str, list[Document]]:
-    """Write documents; merge those into what is stored that are there already. Returns
-    what was there, by id, as it was found in each round.
+    """Write documents, merging those that exist already with what is stored. Return the
+    stored ones by id, as they were found in each round.
     """
     left = write(collection, new.values())
-    _forget_late(collection, new.values())
+    _invalidate_late(collection, new.values())
     found: dict[str, list[Document]] = {}
     for _ in range(MAX_ROUNDS):
         if not left:
@@ -64,50 +64,50 @@ def store(
             if after is not before:
                 changes.append((before, after))
         again = changes and not replace(collection, changes)
-        # Whether it changed or not: an attempt before may have died in between.
+        # Whether changed or not: an earlier attempt may have died before this.
         pairs = [(stored[key], new[key]) for key in stored]
-        forget_sums(collection, (document for pair in pairs for document in pair))
+        invalidate_sums(collection, (document for pair in pairs for document in pair))
         # Expired between our insert and our look: new again.
         left = insert(collection, [new[key] for key in left if key not in stored])
         if again:
             left += [before["_id"] for before, _ in changes]
-    raise StoreUnavailable("the same records are written by too many at once")
+    raise StoreUnavailable("too many drains write the same records at once")
 
 
-def instant_of(at: float | None) -> DatetimeMS | None:
-    """Return an instant as the driver writes it at a third of a datetime's cost."""
+def bson_instant(at: float | None) -> DatetimeMS | None:
+    """Return an instant as the type that the driver encodes at a third of a datetime's cost."""
     ms = milliseconds(at)
     return None if ms is None else DatetimeMS(ms)
 
 
 def mergeable(document: Document) -> Document:
-    """Return a document with its instants as those are that were read."""
+    """Return a document with its instants as datetimes, like those that were read."""
     return {
         key: value.as_datetime(_AWARE) if isinstance(value, DatetimeMS) else value
         for key, value in document.items()
     }
 
 
-def forget_sums(collection: Collection[Document], changed: Iterable[Document]) -> None:
-    """Forget the sums that the reports keep of the time of these ends and verdicts."""
-    instants = map(_told_at, changed)
+def invalidate_sums(collection: Collection[Document], changed: Iterable[Document]) -> None:
+    """Drop the sums that the reports store for the time of these ends and verdicts."""
+    instants = map(_counted_at, changed)
     seconds = [_milliseconds(at) / 1000 for at in instants if at is not None]
-    forget(collection.database, collection.name, seconds)
+    invalidate(collection.database, collection.name, seconds)
 
 
-def _forget_late(collection: Collection[Document], added: Iterable[Document]) -> None:
-    """Do so for those that were added long after their end or verdict."""
+def _invalidate_late(collection: Collection[Document], added: Iterable[Document]) -> None:
+    """Drop the sums for documents that were added long after their end or verdict."""
     limit_ms = (time.time() - LATE_S) * 1000
     late = []
     for document in added:
-        at = _told_at(document)
+        at = _counted_at(document)
         if at is not None and _milliseconds(at) < limit_ms:
             late.append(document)
     if late:
-        forget_sums(collection, late)
+        invalidate_sums(collection, late)
 
 
-def _told_at(document: Document) -> Any:
+def _counted_at(document: Document) -> Any:
     """Return the instant under which the reports count a document."""
     return document.get("verdict_at") or document.get("completed_at")
 
@@ -117,7 +117,7 @@ def _milliseconds(at: DatetimeMS | datetime) -> float:
 
 
 def insert(collection: Collection[Document], new: Iterable[Document]) -> list[str]:
-    """Insert what is not there; return the ids of what is."""
+    """Insert new documents; return the ids of those that exist already."""
     new = list(new)
     if not new:
         return []
@@ -131,10 +131,8 @@ def insert(collection: Collection[Document], new: Iterable[Document]) -> list[st
 
 
 def end_late(collection: Collection[Document], tasks: Iterable[Document]) -> list[str]:
-    """Write tasks; an end that comes after the task was found overdue goes in the place
-    of that verdict. Returns the ids of what else is there.
-
-    That is what :func:`merge_tasks` makes of the two.
+    """Write tasks; an end replaces the verdict of a task that was found overdue, which is
+    what :func:`merge_tasks` makes of the two. Return the ids of other existing tasks.
     """
     new = {task["_id"]: task for task in tasks}
     late = [key for key, task in new.items() if (task["lateness_s"] or 0.0) > OVERDUE_AFTER_S]
@@ -144,33 +142,33 @@ def end_late(collection: Collection[Document], tasks: Iterable[Document]) -> lis
         overdue = list(collection.find(query, {"verdict_at": 1}))
         changes = [(old, {**new.pop(old["_id"]), "_overdue": True}) for old in overdue]
         if changes and not replace(collection, changes):
-            # Another drain has changed one; to merge the others again is harmless.
+            # Another drain has changed one; merging the others again is harmless.
             left = [old["_id"] for old in overdue]
-        forget_sums(collection, (document for pair in changes for document in pair))
+        invalidate_sums(collection, (document for pair in changes for document in pair))
     return left + insert(collection, new.values())
 
 
 def _raise_unless_duplicates(exc: BulkWriteError) -> None:
     codes = [error.get("code") for error in exc.details.get("writeErrors", ())]
     concerns = exc.details.get("writeConcernErrors", ())
-    if concerns or AWAY.intersection(codes):
+    if concerns or UNAVAILABLE.intersection(codes):
         raise StoreUnavailable("MongoDB did not take the records") from exc
     if any(code != _DUPLICATE_KEY for code in codes):
         raise exc
     for error in exc.details.get("writeErrors", ()):
         if set(error.get("keyPattern", {"_id": 1})) != {"_id"}:
-            raise exc  # a unique index that somebody has made
+            raise exc  # a unique index that somebody else has created
 
 
 def replace(
     collection: Collection[Document], changes: Sequence[tuple[Document, Document]]
 ) -> bool:
-    """Replace each first document by the second; False if one had changed meanwhile."""
+    """Replace each first document by the second; return False if one had changed meanwhile."""
     operations = []
     for before, after in changes:
         revision = before.get("_rev")
         after["_rev"] = (revision or 0) + 1
-        # No ``_rev`` yet: ``None`` matches a field that is missing.
+        # Without a ``_rev`` so far: ``None`` matches a missing field.
         operations.append(ReplaceOne({"_id": before["_id"], "_rev": revision}, after))
     try:
         result = collection.bulk_write(operations, ordered=False)

@@ -18,7 +18,7 @@ from typing import Any
 
 from pymongo.database import Database
 
-from rts.ledger.connection import answered
+from rts.ledger.connection import translate_errors
 from rts.views.histogram import percentile
 from rts.views.tallies import tally
 from rts.views.tally import GROUPS, Tally
@@ -85,7 +85,7 @@ def report(
         raise ValueError(f"by = {by!r} is not one of {', '.join(GROUPS)}")
     if since.tzinfo is None or until.tzinfo is None:
         raise ValueError("since and until need a time zone")
-    with answered():
+    with translate_errors():
         tallies = tally(database, (since, until), by)
     return [row_of(key, tallies[key]) for key in sorted(tallies)]
 

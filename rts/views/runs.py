@@ -12,7 +12,7 @@ from pymongo import DESCENDING
 from pymongo.database import Database
 
 from rts.keys import ASSIGNMENTS, TASKS
-from rts.ledger.connection import answered
+from rts.ledger.connection import translate_errors
 from rts.ledger.storable import text
 from rts.views.aggregation import THREADS
 from rts.views.intervals import Window, parts
@@ -53,7 +53,7 @@ def one_task(database: Database[dict[str, Any]], task_id: str) -> OneTask | None
         StoreUnavailable: the server did not answer.
     """
     wanted = text(task_id)
-    with answered():
+    with translate_errors():
         task = database[TASKS].find_one({"_id": wanted})
         found = database[ASSIGNMENTS].find({"task_id": wanted})
         runs = list(found.sort([("retries", 1), ("started_at", 1), ("_id", 1)]))
@@ -85,7 +85,7 @@ def latest_misses(
     """
     named = {} if name is None else {"name": name}
     found: list[dict[str, Any]] = []
-    with answered():
+    with translate_errors():
         for task_type in types:
             for part in parts(TASKS, window):
                 wanted = {"sla_success": False, "task_type": task_type, **part, **named}
@@ -110,7 +110,7 @@ def late_runs(
         "completed_at": _between(window),
         "cause": None,
     }
-    with answered():
+    with translate_errors():
         cursor = database[ASSIGNMENTS].find(wanted, _RUN, max_time_ms=MAX_MS)
         return list(cursor.sort("completed_at", DESCENDING).limit(limit))
 
@@ -153,7 +153,7 @@ def sample(
             )
         )
 
-    with answered(), ThreadPoolExecutor(THREADS) as pool:
+    with translate_errors(), ThreadPoolExecutor(THREADS) as pool:
         found = [run for part in pool.map(ask, range(INTERVALS)) for run in part]
     return sorted(found, key=lambda run: run["completed_at"])
 

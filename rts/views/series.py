@@ -16,7 +16,7 @@ from typing import Any
 from pymongo.database import Database
 
 from rts.keys import ASSIGNMENTS, TASKS
-from rts.ledger.connection import answered
+from rts.ledger.connection import translate_errors
 from rts.ledger.rollups import WIDTHS
 from rts.views.aggregation import THREADS, direct_by_interval
 from rts.views.intervals import Interval, Window, cut, is_busy
@@ -67,7 +67,7 @@ def series(database: Database[dict[str, Any]], window: Window, by: str = "type")
     first = int((window[0] - _EPOCH) // timedelta(seconds=width)) * width
     last = -int(-(window[1] - _EPOCH) // timedelta(seconds=width)) * width
     found: dict[int, Tallies] = {start: {} for start in range(first, last, width)}
-    with answered(), ThreadPoolExecutor(THREADS) as pool:
+    with translate_errors(), ThreadPoolExecutor(THREADS) as pool:
         for collection in (ASSIGNMENTS, TASKS):
             for start, more in _tallies_of(database, collection, window, by, width, pool):
                 add_all(found[start - start % width], more)

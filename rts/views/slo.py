@@ -13,7 +13,7 @@ from typing import Any
 
 from pymongo.database import Database
 
-from rts.ledger.connection import answered
+from rts.ledger.connection import translate_errors
 from rts.objectives import (
     BUDGET,
     WINDOWS,
@@ -76,7 +76,7 @@ def standings(
     if now.tzinfo is None:
         raise ValueError("now needs a time zone")
     lengths = {**WINDOWS, BUDGET: settings.budget_window_s}
-    with answered():
+    with translate_errors():
         counted = slices(database, now, sorted(set(lengths.values())))
     objectives = {
         text: objective_of(settings.slo, *class_of(text))

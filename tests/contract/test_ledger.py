@@ -390,7 +390,7 @@ def test_a_second_delivery_of_what_was_planned_where_it_was_received_is_no_new_t
     assert (task["state"], task["run_id"]) == ("FAILURE", end.run_id)
 
 
-def test_an_end_in_time_that_was_told_late_counts(subject: Subject) -> None:
+def test_an_end_in_time_that_was_reported_late_counts(subject: Subject) -> None:
     """Redis was away: the deadline passed before the end was known."""
     task, _ = written(subject, overdue(), execution())
     assert (task["sla_success"], task["cause"], task["verdict_at"]) == (True, None, at(3))
@@ -480,7 +480,7 @@ def test_an_end_without_a_start_alone(subject: Subject) -> None:
 
 
 @pytest.mark.parametrize("own_first", [True, False])
-def test_what_a_run_says_of_its_end_comes_before_what_was_said_for_it(
+def test_a_runs_own_end_takes_precedence_over_one_written_on_its_behalf(
     subject: Subject, own_first: bool
 ) -> None:
     own = failed(completed_at=R + 8)
@@ -724,7 +724,7 @@ def test_order_and_repetition_do_not_matter_on_mongo(
     assert outcome(on_mongo, again, shuffled) == expected
 
 
-def test_a_merge_that_another_drain_has_overtaken_is_done_again(on_mongo: OnMongo) -> None:
+def test_a_merge_that_another_drain_has_overtaken_is_repeated(on_mongo: OnMongo) -> None:
     runs = [lost(instance="celery@a:1:1"), retried(started_at=R + 5), failed(retries=1)]
     first, overtaking, last = map(entry, runs)
     on_mongo.ledger.write([first])
@@ -786,7 +786,7 @@ def test_drains_that_write_the_same_at_once(on_mongo: OnMongo, rts_mongo_url: st
 # -- MongoDB only ----------------------------------------------------------------------
 
 
-def test_a_server_that_is_away() -> None:
+def test_an_unavailable_server() -> None:
     url = "mongodb://user:secret@127.0.0.1:9/rts?serverSelectionTimeoutMS=50"
     ledger = MongoLedger(Settings(mongo_url=url))
     calls: list[Callable[[], object]] = [
@@ -836,7 +836,7 @@ def test_a_document_error_surfaces(on_mongo: OnMongo) -> None:
 
 
 @pytest.mark.parametrize("name", ["arrival_1", "mine"])
-def test_a_time_to_live_of_strangers_is_made_ours(rts_mongo_url: str, name: str) -> None:
+def test_a_foreign_time_to_live_is_replaced(rts_mongo_url: str, name: str) -> None:
     for ttl_s in (100.0, 0.0):
         ledger = MongoLedger(Settings(mongo_url=rts_mongo_url, ledger_ttl=ttl_s))
         tasks = ledger.database["tasks"]
@@ -850,7 +850,7 @@ def test_a_time_to_live_of_strangers_is_made_ours(rts_mongo_url: str, name: str)
         ledger.close()
 
 
-def test_indexes_of_strangers_under_other_names_serve_as_well(rts_mongo_url: str) -> None:
+def test_foreign_indexes_under_other_names_serve_as_well(rts_mongo_url: str) -> None:
     settings = Settings(mongo_url=rts_mongo_url, ledger_ttl=0)
     ledger = MongoLedger(settings)
     ledger.prepare()
@@ -879,7 +879,7 @@ IN_THE_WAY: dict[str, Callable[[Any], object]] = {
 
 
 @pytest.mark.parametrize("reason", IN_THE_WAY)
-def test_what_is_in_the_way_of_the_ledger_is_told_and_no_record_refused(
+def test_a_conflicting_collection_is_reported_and_no_record_refused(
     on_mongo: OnMongo, reason: str
 ) -> None:
     ledger = on_mongo.ledger
@@ -890,7 +890,7 @@ def test_what_is_in_the_way_of_the_ledger_is_told_and_no_record_refused(
         assert ledger.database.name in str(caught.value)
 
 
-def test_a_unique_index_of_strangers_is_told(on_mongo: OnMongo) -> None:
+def test_a_foreign_unique_index_is_reported(on_mongo: OnMongo) -> None:
     ledger = on_mongo.ledger
     ledger.write([entry(execution())])
     ledger.database["tasks"].create_index("name", unique=True)

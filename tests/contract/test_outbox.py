@@ -106,7 +106,7 @@ def test_what_a_dead_drain_left_is_taken_over(place: Place) -> None:
     assert sorted(until_read(place.drain("b"), 4)) == ["0", "1", "2", "3"]
 
 
-def test_what_was_read_and_not_done_comes_again_to_the_same_drain(place: Place) -> None:
+def test_entries_that_were_not_done_are_redelivered_to_the_same_drain(place: Place) -> None:
     """Its answer may never have arrived."""
     place.add(run("0").to_json())
     drain = place.drain("a")
@@ -152,7 +152,7 @@ def test_what_was_learned_is_read(place: Place) -> None:
         "more",
     ],
 )
-def test_what_cannot_be_understood_is_told_and_stops_nothing(
+def test_unreadable_entries_are_reported_and_stop_nothing(
     place: Place, record: str, learned: str
 ) -> None:
     record = record.encode("utf-8", "replace").decode()
@@ -168,14 +168,14 @@ def test_what_cannot_be_understood_is_told_and_stops_nothing(
     assert place.left() == 0
 
 
-def test_line_ends_between_the_parts_of_a_record_are_no_matter(place: Place) -> None:
+def test_line_ends_between_the_parts_of_a_record_do_not_matter(place: Place) -> None:
     place.add(run("0").to_json().replace(",", ",\n"), "1 2 3 4\n")
     (entry,) = place.drain("a").read(1).entries
     assert entry.execution == run("0")
     assert entry.learned == Learned(1.0, 2.0, 3.0, 4.0)
 
 
-def test_fields_of_another_version_are_no_matter(place: Place) -> None:
+def test_fields_of_another_version_do_not_matter(place: Place) -> None:
     text = run("0").to_json()
     place.add(text[:-1] + ',"red"]')  # newer: a field more
     place.add(text[: text.rindex(",")] + "]")  # older: a field less
@@ -197,7 +197,7 @@ class TestRedis:
     def settings(self, rts_redis_url: str, rts_key_prefix: str) -> Settings:
         return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, timeout=5.0)
 
-    def test_a_wiped_server_gets_its_group_again(
+    def test_a_wiped_server_gets_its_group_back(
         self, settings: Settings, redis_client: redis.Redis
     ) -> None:
         key = settings.keys.outbox
@@ -226,7 +226,7 @@ class TestRedis:
         assert entry.execution.task_id == "2"
         assert redis_client.xpending(key, "rts")["pending"] == 1
 
-    def test_a_drain_with_entries_in_hand_stays_in_the_group(
+    def test_a_drain_with_pending_entries_stays_in_the_group(
         self, settings: Settings, redis_client: redis.Redis
     ) -> None:
         key = settings.keys.outbox

@@ -87,7 +87,7 @@ def test_mongodb_away_for_the_whole_run(
         results = [app.send_task(OK, (0,)) for _ in range(2000)]
         assert all(result.get(timeout=60) == 0 for result in results)
         wait_until(lambda: redis_client.xlen(f"{stage.prefix}outbox") == 2000)
-        wait_until(lambda: "the ledger is away" in worker.log)
+        wait_until(lambda: "the ledger is unavailable" in worker.log)
         server.start()
         with pymongo.MongoClient(server.url) as client:
             verdicts(client.get_default_database(), results)

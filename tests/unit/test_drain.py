@@ -82,7 +82,7 @@ def test_records_leave_the_outbox_when_they_are_in_the_ledger(
     assert not stream.entries
 
 
-def test_one_pass_ends_at_a_batch_that_is_not_full(
+def test_a_drain_ends_with_a_batch_that_is_not_full(
     stream: MemoryStream, drain: Drain, ledger: FaultyLedger
 ) -> None:
     fill(stream, *(str(i) for i in range(2 * BATCH + 1)))
@@ -90,7 +90,7 @@ def test_one_pass_ends_at_a_batch_that_is_not_full(
     assert ledger.writes == 3
 
 
-def test_nothing_is_lost_or_asked_too_often_while_the_ledger_is_away(
+def test_nothing_is_lost_and_retries_back_off_while_the_ledger_is_unavailable(
     stream: MemoryStream,
     ledger: FaultyLedger,
     drain: Drain,
@@ -107,18 +107,18 @@ def test_nothing_is_lost_or_asked_too_often_while_the_ledger_is_away(
         clock.at += 0.1
     assert 200 / MAX_BACKOFF_S <= tries < 200 / MAX_BACKOFF_S + 6
     assert len(stream.entries) == 2
-    assert not drain.empty_handed
+    assert not drain.caught_up
     assert caplog.text.count("rts_mongo_url") == 1
     ledger.away = False
     clock.at += MAX_BACKOFF_S
     assert drain.step() == 2
-    assert drain.empty_handed
+    assert drain.caught_up
     assert sorted(ledger.tasks) == ["a", "b"]
     assert caplog.text.count("draining goes on") == 1
 
 
 @pytest.mark.parametrize("bad", [1, 3])
-def test_poison_is_put_aside_and_the_rest_goes_in(
+def test_poison_is_set_aside_and_the_rest_is_stored(
     stream: MemoryStream, ledger: FaultyLedger, drain: Drain, bad: int
 ) -> None:
     fill(stream, *(str(i) for i in range(100)), *(f"poison{i}" for i in range(bad)), "z")
@@ -131,7 +131,7 @@ def test_poison_is_put_aside_and_the_rest_goes_in(
     assert health.take_counts()["records_refused"] == bad
 
 
-def test_what_is_no_record_is_put_aside(
+def test_an_entry_that_is_no_record_is_set_aside(
     stream: MemoryStream, ledger: FaultyLedger, drain: Drain
 ) -> None:
     stream.add("rubbish")
@@ -142,7 +142,7 @@ def test_what_is_no_record_is_put_aside(
     assert not stream.entries
 
 
-def test_a_ledger_that_takes_nothing_at_all_is_away(
+def test_a_ledger_that_refuses_everything_counts_as_unavailable(
     stream: MemoryStream, ledger: FaultyLedger, drain: Drain, clock: Clock
 ) -> None:
     ledger.poison = ""
@@ -157,7 +157,7 @@ def test_a_ledger_that_takes_nothing_at_all_is_away(
     assert len(ledger.tasks) == 500
 
 
-def test_an_outbox_that_forgets_later_is_told_again(
+def test_an_acknowledgement_that_failed_is_repeated(
     stream: MemoryStream, ledger: FaultyLedger, clock: Clock
 ) -> None:
     class Forgetful(MemoryOutbox):
