@@ -77,7 +77,7 @@ class Leader:
         self._confirmed_at = -1e9
 
     def leads(self) -> bool:
-        """Whether no other companion can lead now."""
+        """Whether this companion leads now: no other one can have taken the lease yet."""
         return self._now() - self._confirmed_at < LEASE_S / 2
 
     def lead(self) -> bool:

@@ -83,14 +83,14 @@ class CheckCommand(click.Command):
     type=Number(min=0),
     default=MAX_LAG_S,
     show_default=True,
-    help="WARNING if the oldest record has waited for so many seconds.",
+    help="WARNING if the oldest record has waited for this many seconds.",
 )
 @click.option(
     "--lag-critical",
     type=Number(min=0),
     default=CRITICAL_LAG_S,
     show_default=True,
-    help="CRITICAL if the oldest record has waited for so many seconds.",
+    help="CRITICAL if the oldest record has waited for this many seconds.",
 )
 @as_json
 @click.pass_context

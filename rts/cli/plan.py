@@ -26,7 +26,7 @@ TRIALS = 12
     type=Number(0, 1, min_open=True),
     default=0.99,
     show_default=True,
-    help="Share of deadlines to be met, 0 to 1.",
+    help="Share of deadlines to meet, 0 to 1.",
 )
 @click.option(
     "--by",

@@ -59,7 +59,7 @@ _KEYS: dict[str, Callable[[Job], str]] = {
     type=click.Choice(list(_KEYS)),
     default="type",
     show_default=True,
-    help="Group rows by.",
+    help="What to group rows by.",
 )
 @click.option(
     "--plot",

@@ -27,7 +27,7 @@ TOTAL = "total"
     type=click.Choice(["type", "name", "worker", "queue"]),
     default="type",
     show_default=True,
-    help="Group rows by.",
+    help="What to group rows by.",
 )
 @as_json
 @click.pass_context

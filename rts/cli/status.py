@@ -30,10 +30,10 @@ MAX_LAG_S = 60.0
 def command(ctx: click.Context, clear: bool, as_json: bool) -> None:
     """Show the servers, where records wait, the workers and the counters.
 
-    The exit status is 1, and standard error says why, if the app has no rts or has it off, a
-    server is not reachable, records were dropped or may be evicted, the oldest record has been
-    in the outbox for over a minute, or messages wait in deadline order where workers do not see
-    them.
+    The exit status is 1, and standard error says why, if rts is off or not installed in the
+    app, a server is not reachable, records were dropped or may be evicted, the oldest record
+    has been in the outbox for over a minute, or messages wait in deadline order where workers
+    do not see them.
     """
     settings = settings_of(ctx)
     with outages_not_logged():

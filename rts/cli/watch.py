@@ -24,8 +24,8 @@ from rts.cli.watch_data import Gatherer, document
 @as_json
 @click.pass_context
 def command(ctx: click.Context, interval: float, as_json: bool) -> None:
-    """Show live: deadlines met by type against their objective, error budgets, queues, workers
-    and the backlog of records, until q or Ctrl-C.
+    """Show a live view of deadlines met by type, objectives with their error budgets, queues,
+    workers and the backlog of records, until q or Ctrl-C.
 
     "now" is the last five minutes. If the output is not a terminal, print it once.
     """

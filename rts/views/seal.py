@@ -84,9 +84,9 @@ def seal_of(
     if changed or not -LONGEST < age < LONGEST:
         return _make(database, collection, now)
     # Moved only with exact numbers: moving would forget how far others may be off.
-    sharp = least == most and inside[0] == (least, most)
+    exact = least == most and inside[0] == (least, most)
     for moved, n in zip(spans[1:], inside[1:], strict=True):
-        if sharp and _store(database, collection, kept["seal"], now, moved, n):
+        if exact and _store(database, collection, kept["seal"], now, moved, n):
             span = moved
     return Seal(kept["seal"], span)
 
