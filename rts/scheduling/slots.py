@@ -35,14 +35,14 @@ class Slots:
         if len(reserved) >= count:
             return False
         # Celery < 5.7 drops running requests from the reserved ones at a reconnect.
-        running = [each for each in _list(state.active_requests) if each not in reserved]
+        running = [each for each in _copy(state.active_requests) if each not in reserved]
         return len(reserved) + sum(map(_is_awaited, running)) < count
 
     def may_take_demoted(self, share: float) -> bool:
         """See :class:`rts.scheduling.rule.SlotGauge`."""
         if not self._demoted:
             return True
-        requests = _list(state.reserved_requests) + _list(state.active_requests)
+        requests = _copy(state.reserved_requests) + _copy(state.active_requests)
         self._demoted &= {request.id for request in requests}
         return len(self._demoted) < demoted_slots(share, self.count)
 
@@ -61,7 +61,7 @@ def _is_awaited(request: Any) -> bool:
     return result is not None and result() is not None
 
 
-def _list(requests: Any) -> list[Any]:
+def _copy(requests: Any) -> list[Any]:
     """Return a copy of a set of Celery's that other threads may change."""
     while True:
         try:
