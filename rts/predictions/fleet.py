@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rts.ledger.heartbeat import Heartbeat, read_heartbeats
 from rts.ledger.in_flight import read_notes
@@ -24,6 +25,9 @@ from rts.tau.sketch import Sketch
 NOTED_S = 1.5
 #: Other queues that are simulated with the one that is asked about, at most.
 MAX_RELATED = 8
+#: Task types whose learned ratios are read with everything else; of more types, only those
+#: of the tasks that are there.
+MAX_TYPES = 20
 #: Least runs per slot, and least seconds, for measuring the share of busy time.
 RUNS_PER_SLOT, MIN_SPAN_S = 2, 2.0
 
@@ -55,7 +59,7 @@ class Fleet:
     recent: Sequence[Recent]
     #: Epoch seconds.
     known_since: float
-    #: Learned ratios of runtime over tau, by type.
+    #: Learned ratios of runtime over tau, by type; empty where there are many types.
     ratios: Mapping[str, Sketch]
 
     @property
@@ -110,6 +114,8 @@ def read_fleet(
     """
     keys = settings.keys
     types = [*settings.task_types, POOL]
+    if len(types) > MAX_TYPES:
+        types = []
 
     def recent_runs(queues: Iterable[str]) -> list[bytes]:
         names = [key for each in queues for key in keys_of(each)]
@@ -121,7 +127,7 @@ def read_fleet(
         pack("HGETALL", keys.workers),
         pack("HVALS", keys.running),
         *own,
-        *(pack("HGETALL", keys.ratio + task_type) for task_type in types),
+        *_asking_ratios(settings, types),
     )
     now = as_instant(time_)
     recent, ratios = answers[: len(own)], answers[len(own) :]
@@ -154,11 +160,28 @@ def read_fleet(
         ],
         [run for runs in ended for run in runs],
         max(full, default=-math.inf),
-        {
-            task_type: Sketch.from_hash(replies_as_text(answer))
-            for task_type, answer in zip(types, ratios, strict=True)
-        },
+        _ratios(types, ratios),
     )
+
+
+def read_ratios(link: Link, settings: Settings, types: Sequence[str]) -> dict[str, Sketch]:
+    """Return the learned ratios of runtime over tau of *types*.
+
+    Raises:
+        StoreUnavailable: Redis is away.
+    """
+    return _ratios(types, link.call(*_asking_ratios(settings, types)))
+
+
+def _asking_ratios(settings: Settings, types: Iterable[str]) -> list[bytes]:
+    return [pack("HGETALL", settings.keys.ratio + task_type) for task_type in types]
+
+
+def _ratios(types: Iterable[str], answers: Iterable[Any]) -> dict[str, Sketch]:
+    return {
+        task_type: Sketch.from_hash(replies_as_text(answer))
+        for task_type, answer in zip(types, answers, strict=True)
+    }
 
 
 def _related(workers: Sequence[Heartbeat], queue: str) -> list[str]:

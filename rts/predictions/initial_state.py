@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from rts.deadlines import hopeful_until
@@ -11,7 +12,7 @@ from rts.headers import instant
 from rts.ledger.received import mark_of
 from rts.ledger.recent import Recent
 from rts.link.link import Link
-from rts.predictions.fleet import Fleet, read_fleet
+from rts.predictions.fleet import Fleet, read_fleet, read_ratios
 from rts.predictions.messages import SAMPLE, Message, id_of
 from rts.predictions.queue_reader import EMPTY, QueueReader, QueueSample
 from rts.predictions.sampling import Work
@@ -21,6 +22,7 @@ from rts.scheduling.places import NEVER, place_of
 from rts.scheduling.rule import Rule
 from rts.settings import Settings
 from rts.tasktypes import UNTYPED
+from rts.tau.cache import POOL
 from rts.validation import finite
 
 #: Seconds after which a worker has reported that it has received a message.
@@ -133,7 +135,23 @@ class InitialState:
             share=fleet.share(self._busy_since(waiting, now)) or 1.0,
             turns=[each.turns for each in samples],
         )
+        snapshot = self.with_ratios(snapshot)
         return Picture(snapshot, list(held), fleet.numbers, fleet.worker_slots)
+
+    def with_ratios(self, snapshot: Snapshot, *works: Work) -> Snapshot:
+        """Return *snapshot* with the learned ratios of the types of its tasks, and *works*.
+
+        Raises:
+            StoreUnavailable: Redis is away.
+        """
+        running = [run.work for run in snapshot.running]
+        there = [*works, *snapshot.waiting, *snapshot.held, *running, *snapshot.recent_arrivals]
+        types = {work.task_type for work in there} & self._settings.task_types.keys()
+        missing = sorted({*types, POOL} - snapshot.ratios.keys())
+        if not missing:
+            return snapshot
+        read = read_ratios(self._link, self._settings, missing)
+        return replace(snapshot, ratios={**snapshot.ratios, **read})
 
     def _related(self, fleet: Fleet, sample: QueueSample) -> list[QueueSample]:
         """Return samples of the related queues, down to the same part as *sample*."""

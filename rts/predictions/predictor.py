@@ -37,6 +37,8 @@ from rts.simulation.recording import share_of_slots
 
 #: Readings of queues that are cached.
 MAX_READINGS = 100
+#: Seconds for which the heartbeats that were read serve for routing.
+WORKERS_FRESH_S = 1.0
 #: Tasks that are remembered as published by this process within the last NOTED_S seconds.
 MAX_PUBLISHED = 1000
 
@@ -62,6 +64,8 @@ class Predictor:
         self._broker = QueueReader(app, settings)
         self._state = InitialState(app, settings, link, self._broker, tau_of)
         self._readings: dict[tuple[str, int], Reading] = {}
+        #: When the workers were read for routing, these, and the fleet's time then.
+        self._workers: tuple[float, Sequence[Heartbeat], float] = (-math.inf, (), 0.0)
         #: Tasks published by this process recently, by monotonic instant.
         self._published: deque[tuple[float, OpenTask]] = deque(maxlen=MAX_PUBLISHED)
         #: One thread at a time reads for all that ask about new tasks; and its last failure.
@@ -112,7 +116,7 @@ class Predictor:
             raise
         begun, published = time.monotonic(), list(reading.published)
         snapshot = replace(
-            reading.picture.snapshot,
+            self._state.with_ratios(reading.picture.snapshot, work, *published),
             waiting=[*reading.picture.snapshot.waiting, *published],
             known_until=reading.published_at,
         )
@@ -141,10 +145,7 @@ class Predictor:
             CommandError: the broker is not Redis.
             StoreUnavailable: Redis is unavailable.
         """
-        keys = self._settings.keys
-        time_, beats = self._link.call(pack("TIME"), pack("HGETALL", keys.workers))
-        now = as_instant(time_)
-        workers = living(beats, now)
+        workers, now = self._living()
         found = {}
         for queue in queues:
             of_queue = [worker for worker in workers if worker.takes_from(queue)]
@@ -157,6 +158,17 @@ class Predictor:
             mean_s = sum(taus) / len(taus) if taus else 0.0
             found[queue] = Pressure(waiting * mean_s, slots, load)
         return found
+
+    def _living(self) -> tuple[Sequence[Heartbeat], float]:
+        """Return the workers as they were a moment ago, and the fleet's time now."""
+        read_at, workers, at = self._workers
+        if time.monotonic() - read_at >= WORKERS_FRESH_S:
+            keys = self._settings.keys
+            time_, beats = self._link.call(pack("TIME"), pack("HGETALL", keys.workers))
+            at = as_instant(time_)
+            read_at, workers = time.monotonic(), living(beats, at)
+            self._workers = read_at, workers, at
+        return workers, at + time.monotonic() - read_at
 
     def of_task(self, task_id: str, queue: str | None) -> Prediction | None:
         """Predict a task that runs or waits, in *queue*, by default in any that the app or its
@@ -184,7 +196,7 @@ class Predictor:
             if run.task_id == task_id and run.started_at is not None and run.queue:
                 fleet = self._state.fleet(self._queue_of(run.queue, queues))
                 if any(run.run_id == other.run_id for other in fleet.running):
-                    return _of_running(fleet, work_of(run), run.started_at)
+                    return self._of_running(fleet, work_of(run), run.started_at)
         sent_to = None if published is None else self._queue_of(published.queue, queues)
         if sent_to in queues:
             queues = list(dict.fromkeys([sent_to, *queues]))
@@ -215,13 +227,18 @@ class Predictor:
         fleet = self._state.fleet(queue)
         if any(run.task_id == task.task_id for run in fleet.recent):
             return None
-        return _of_running(fleet, work_of(task), fleet.now)
+        return self._of_running(fleet, work_of(task), fleet.now)
+
+    def _of_running(self, fleet: Fleet, work: Work, started: float) -> Prediction:
+        slots = max(1, fleet.slots)
+        snapshot = Snapshot(fleet.now, slots, ratios=fleet.ratios, ended=ended_of(fleet))
+        return forecast.of_running(self._state.with_ratios(snapshot, work), work, started)
 
     def _of_scheduled(self, task: OpenTask, queue: str) -> Prediction:
         """Predict a task with a future eta that is not among the held ones that are read."""
         picture = self._picture(queue, self._broker.read(queue))
         held = [*picture.snapshot.held, work_of(task, task.arrival)]
-        snapshot = replace(picture.snapshot, held=held)
+        snapshot = self._state.with_ratios(replace(picture.snapshot, held=held))
         return forecast.of_held(snapshot, len(held) - 1, self._order_of(picture))
 
     def _of_held(self, task_id: str, queues: Iterable[str]) -> Prediction | None:
@@ -273,12 +290,6 @@ class Predictor:
     def _queues(self, workers: Iterable[Heartbeat]) -> list[str]:
         served = sorted(q for worker in workers for q in worker.queues or ())
         return known_queues(self._app, self._settings, served)
-
-
-def _of_running(fleet: Fleet, work: Work, started: float) -> Prediction:
-    slots = max(1, fleet.slots)
-    snapshot = Snapshot(fleet.now, slots, ratios=fleet.ratios, ended=ended_of(fleet))
-    return forecast.of_running(snapshot, work, started)
 
 
 def _not_before(arrival: float, found: Prediction) -> Prediction:

@@ -23,8 +23,14 @@ class _Queue:
     """The last known state of a queue, and what this process has routed to it since."""
 
     pressure: Pressure
+    #: By the monotonic clock.
+    read_at: float
     #: Sum of the taus, seconds.
     sent_s: float = 0.0
+
+    def is_younger(self, age_s: float) -> bool:
+        """Return whether it was read less than so many seconds ago."""
+        return time.monotonic() - self.read_at < age_s
 
 
 def risk(pressure: Pressure, plan: Plan, now: float, sent_s: float = 0.0) -> float:
@@ -43,16 +49,14 @@ def risk(pressure: Pressure, plan: Plan, now: float, sent_s: float = 0.0) -> flo
 class Risks:
     """Chooses queues by their state, cached for FRESH_S. Safe with threads.
 
-    At most one publish per FRESH_S waits for the state to be read, and after a failure none
-    within *period_s* seconds.
+    At most one publish per FRESH_S waits for the state of its candidates to be read, and
+    after a failure none within *period_s* seconds.
     """
 
     def __init__(self, predictor: Predictor, period_s: float) -> None:
         self._predictor = predictor
         self._period_s = period_s
         self._known: dict[str, _Queue] = {}
-        self._asked: tuple[str, ...] = ()
-        self._read_at = -1e9
         self._retry_at = -1e9
         self._lock = threading.Lock()
         self._pid = forks.pid
@@ -62,9 +66,11 @@ class Risks:
         *at*: the current time by Redis's clock, epoch seconds.
         """
         self._refresh(candidates)
-        if time.monotonic() - self._read_at > 2 * FRESH_S:
-            return None
-        known = {name: self._known[name] for name in candidates if name in self._known}
+        known = {
+            name: self._known[name]
+            for name in candidates
+            if name in self._known and self._known[name].is_younger(2 * FRESH_S)
+        }
         risks = sorted(
             (risk(queue.pressure, plan, at, queue.sent_s), name)
             for name, queue in known.items()
@@ -77,9 +83,10 @@ class Risks:
         return chosen
 
     def _refresh(self, candidates: Sequence[str]) -> None:
-        now = time.monotonic()
-        missing = not set(candidates) <= set(self._asked)
-        if (now - self._read_at < FRESH_S and not missing) or now < self._retry_at:
+        known = [self._known.get(name) for name in candidates]
+        if all(queue and queue.is_younger(FRESH_S) for queue in known):
+            return
+        if time.monotonic() < self._retry_at:
             return
         if self._pid != forks.pid:
             # Forked: a thread of the parent may hold the lock.
@@ -89,10 +96,9 @@ class Risks:
         if not lock.acquire(blocking=False):
             return  # another thread is reading
         try:
-            self._asked = tuple(dict.fromkeys((*self._asked, *candidates)))
-            read = self._predictor.pressures(self._asked)
-            self._known = {name: _Queue(pressure) for name, pressure in read.items()}
-            self._read_at = time.monotonic()
+            read = self._predictor.pressures(candidates)
+            read_at = time.monotonic()
+            self._known.update({name: _Queue(found, read_at) for name, found in read.items()})
         except (StoreUnavailable, CommandError):
             self._retry_at = time.monotonic() + self._period_s
         finally:

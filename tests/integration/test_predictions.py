@@ -21,8 +21,15 @@ from kombu import Exchange, Queue
 import rts
 from rts.installation import parts_of
 from rts.ledger.received import decode_marks
+from rts.link.link import Link
 from rts.predictions import initial_state
+from rts.predictions.fleet import read_fleet
+from rts.predictions.initial_state import InitialState
 from rts.predictions.queue_reader import HELD
+from rts.predictions.sampling import Work
+from rts.predictions.snapshot import Snapshot
+from rts.settings import Settings
+from rts.tasktypes import TaskType
 from rts.testing import RedisServer, WorkerProcess, wait_until
 from tests.conftest import ROOT, Stage
 from tests.records import run
@@ -743,6 +750,40 @@ def test_held_messages_count_for_a_route_under_any_routing_key(
     assert parts.predictor is not None
     assert parts.predictor.pressures([name])[name].backlog_s > 0
     worker.kill()
+
+
+def test_of_many_types_the_ratios_of_the_tasks_there_are_read(
+    rts_redis_url: str, rts_key_prefix: str, redis_client: redis.Redis
+) -> None:
+    types = {f"t{n}": TaskType(f"t{n}", 5.0) for n in range(100)}
+    settings = Settings(
+        redis_url=rts_redis_url, key_prefix=rts_key_prefix, task_types=types, timeout=5.0
+    )
+    for n in range(100):
+        redis_client.hset(f"{settings.keys.ratio}t{n}", "1", n)
+    asked: list[bytes] = []
+
+    class Listening(Link):
+        def call(self, *commands: bytes) -> list[Any]:
+            asked.extend(commands)
+            return super().call(*commands)
+
+    link = Listening(settings)
+    fleet = read_fleet(link, settings, "q", lambda queue: [queue])
+    assert fleet.ratios == {}
+    assert len(asked) < 10
+    nobody: Any = None
+    state = InitialState(nobody, settings, link, nobody, nobody)
+    there = Work("t7", 0.0, 1.0, 2.0)
+    snapshot = state.with_ratios(
+        Snapshot(0.0, 1, waiting=[there, there]), Work("t8", *there[1:])
+    )
+    counts = {task_type: sketch.count for task_type, sketch in snapshot.ratios.items()}
+    assert counts == {"*": 0, "t7": 7, "t8": 8}
+    del asked[:]
+    assert state.with_ratios(snapshot, there) is snapshot
+    assert asked == []
+    link.close()
 
 
 def test_routing_never_waits_twice_for_an_unavailable_server() -> None:
