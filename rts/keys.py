@@ -68,6 +68,16 @@ class Keys:
         return self.prefix + "outbox"
 
     @property
+    def taking(self) -> str:
+        """String that expires: the drain that took new entries of the outbox last."""
+        return self.prefix + "taking"
+
+    @property
+    def takeover(self) -> str:
+        """String that expires: the drain that last looked for entries of dead drains."""
+        return self.prefix + "takeover"
+
+    @property
     def running(self) -> str:
         """Hash: ``task_id|retries|instance|pid`` to the note of a run in flight."""
         return self.prefix + "running"

@@ -15,7 +15,7 @@ from rts.companion.attempts import attempt
 from rts.ledger.connection import translate_outages
 from rts.ledger.drain import Drain
 from rts.ledger.mongo import MongoLedger
-from rts.ledger.outbox import RedisOutbox
+from rts.ledger.outbox import GATHER_S, RedisOutbox
 from rts.ledger.overdue import OverdueSweep
 from rts.link.link import Link
 from rts.link.scripts import pack
@@ -47,7 +47,7 @@ class Bookkeeping:
         # Looking, and deciding on alerts, may take their time, and draining may not.
         self._link, alert_link, look_link = (Link(settings) for _ in range(3))
         #: Where the records wait.
-        self.outbox = RedisOutbox(self._link, settings, name)
+        self.outbox = RedisOutbox(self._link, settings, name, gather_s=GATHER_S)
         #: Moves them.
         self.drain = Drain(self.outbox, ledger)
         self._snapshots = Snapshots(self._link, settings, ledger)
@@ -86,6 +86,7 @@ class Bookkeeping:
 
     def last(self) -> None:
         """Bring in what is left. Each step may fail on its own: none raises."""
+        self.outbox.hurry()
         attempt("the last drain", lambda: self.drain_all(LAST_DRAIN_S))
         attempt("the snapshot of the taus", lambda: self.snapshot(0.0))
 

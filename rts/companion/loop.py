@@ -119,6 +119,7 @@ def drain_alone(settings: Settings, stop: threading.Event, *, once: bool = False
             upkeep.pulse()
             upkeep.ship_last()
             books.restore()
+            books.outbox.hurry()
             _drain_out(books, stop)
             upkeep.last()
     finally:

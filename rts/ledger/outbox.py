@@ -18,6 +18,10 @@ from rts.settings import Settings
 #: takes a fraction of a second; a duplicate delivery does no harm.
 TAKEOVER_S = 5.0
 
+#: Seconds in which records gather after a drain of a fleet has taken some, unless there are
+#: ``MANY``: less than the interval at which a drain polls.
+GATHER_S, MANY = 0.4, 1000
+
 #: Entries that one script call claims. It blocks Redis for about 5 µs per entry.
 MAX_TAKEN = 500
 #: Verdicts remembered at least, so that a late end does not count as a second one.
@@ -30,7 +34,8 @@ class RedisOutbox:
     """A :class:`rts.ports.Outbox` on a Redis stream. *consumer* is this drain's name.
 
     The entries of a reply that never arrived stay pending and are taken over later, like
-    those of a dead drain.
+    those of a dead drain. *gather_s*: seconds for which this one leaves a few new records
+    alone after another drain has taken some (``GATHER_S`` in a fleet).
     """
 
     def __init__(
@@ -40,14 +45,17 @@ class RedisOutbox:
         consumer: str,
         *,
         takeover_s: float = TAKEOVER_S,
+        gather_s: float = 0.0,
     ) -> None:
         self._link = link
         self._outbox = settings.keys.outbox
         self._consumer = consumer
         self._takeover_s = takeover_s
+        self._gather_s = gather_s
         #: Monotonic instant of the next look for entries to take over.
         self._takeover_at = 0.0
         keys = settings.keys
+        self._taking = [self._outbox, keys.taking, keys.takeover]
         self._done = [self._outbox, *keys.counting, keys.judged, keys.counters]
         self._limits: list[str | bytes | float] = [
             *(GROUP, settings.max_types, max(settings.open_max, MIN_JUDGED)),
@@ -90,6 +98,10 @@ class RedisOutbox:
         for start in range(0, len(ids), MAX_DONE):
             self._link.call(DONE.pack(self._done, [*self._limits, *ids[start:][:MAX_DONE]]))
 
+    def hurry(self) -> None:
+        """Leave nothing alone from now on: the process is about to end."""
+        self._gather_s = 0.0
+
     def waiting(self) -> int:
         """Return the number of entries, including those that other drains have claimed.
 
@@ -110,6 +122,7 @@ class RedisOutbox:
         arguments: list[str | bytes | float] = [
             *(GROUP, self._consumer, most),
             *(int(self._takeover_s * 1000), "1" if take_over else "0"),
+            *(int(self._gather_s * 1000), MANY),
         ]
-        (text,) = self._link.call(TAKE.pack([self._outbox], arguments))
+        (text,) = self._link.call(TAKE.pack(self._taking, arguments))
         return text.decode("utf-8", "replace").split("\n") if text else []

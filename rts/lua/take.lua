@@ -1,9 +1,13 @@
 -- Reads the next entries of the outbox for one drain.
 --
 -- KEYS  1 outbox, stream
+--       2 turn    string that expires: the drain that last took new entries
+--       3 look    string that expires: the drain that last looked for pending entries
 -- ARGV  1 consumer group        4 idle time in milliseconds after which another drain's
 --       2 this consumer           pending entries are claimed
 --       3 most entries          5 '1': look for such entries first
+--       6 milliseconds for which new entries gather after another drain took some, 0: none
+--       7 number of entries that do not wait for that
 -- Returns one string, '' if there is nothing: three lines for each entry, its id, record
 -- and what was learned ('' for nothing). One string, because clients take four times as
 -- long to parse a list of strings.
@@ -66,13 +70,32 @@ end
 if not has_group() then
   redis.call('XGROUP', 'CREATE', stream, group, '0', 'MKSTREAM')
 end
+-- Of hundreds of drains one at a time takes and looks: each would get a record or two, for
+-- which a write costs as much as for hundreds.
+local gather_ms = tonumber(ARGV[6])
+
+local function is_others(turn)
+  return gather_ms > 0 and (redis.call('GET', turn) or me) ~= me
+end
+
+local function keep(turn, ms)
+  if gather_ms > 0 then
+    redis.pcall('SET', turn, me, 'PX', ms) -- refused where memory is used up
+  end
+end
+
 local entries = {}
-if ARGV[5] == '1' then
+if ARGV[5] == '1' and not is_others(KEYS[3]) then
+  keep(KEYS[3], math.ceil(tonumber(ARGV[4]) / 2))
   entries = take_over()
 end
-if #entries == 0 then
+if #entries == 0
+    and (not is_others(KEYS[2]) or redis.call('XLEN', stream) >= tonumber(ARGV[7])) then
   local reply = redis.call('XREADGROUP', 'GROUP', group, me, 'COUNT', most, 'STREAMS', stream, '>')
   entries = reply and reply[1] and reply[1][2] or {}
+  if #entries > 0 then
+    keep(KEYS[2], gather_ms)
+  end
 end
 
 local function line(text)

@@ -14,6 +14,7 @@ from rts.link.link import Link
 from rts.ports import Outbox
 from rts.records import Execution, Learned
 from rts.settings import Settings
+from rts.testing import RedisServer
 from tests.records import run
 
 #: Seconds, small, since Redis counts them by its own clock.
@@ -242,3 +243,49 @@ class TestRedis:
 
 def test_the_twin_reads_what_the_records_say() -> None:
     assert Execution.from_json(run("x").to_json()) == run("x")
+
+
+def test_a_fleet_of_drains_lets_records_gather(
+    rts_redis_url: str, rts_key_prefix: str, redis_client: redis.Redis
+) -> None:
+    settings = Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, timeout=5.0)
+    link = Link(settings)
+    drains = [
+        RedisOutbox(link, settings, f"drain{n}", takeover_s=60.0, gather_s=60.0)
+        for n in range(20)
+    ]
+
+    def add(number: int) -> None:
+        with redis_client.pipeline(transaction=False) as pipe:
+            for _ in range(number):
+                pipe.xadd(settings.keys.outbox, {"r": run("0").to_json()})
+            pipe.execute()
+
+    def taken() -> list[int]:
+        return [len(drain.read(1000).entries) for drain in drains]
+
+    assert taken() == [0] * 20
+    add(1)
+    assert taken() == [1] + [0] * 19, "the first one of a silence does not wait"
+    for _ in range(3):
+        add(10)
+        assert taken()[1:] == [0] * 19, "its turn lasts"
+    redis_client.delete(settings.keys.taking)
+    add(700)
+    assert taken()[:2] == [700, 0]
+    add(1500)
+    assert sum(taken()) == 1500, "a backlog is for all"
+    add(5)
+    drains[7].hurry()
+    assert len(drains[7].read(1000).entries) == 5
+    redis_client.delete(settings.keys.outbox)
+
+
+def test_one_drain_of_a_fleet_looks_for_what_dead_ones_left() -> None:
+    with RedisServer() as own, redis.Redis(port=own.port) as client:
+        settings = Settings(redis_url=own.url, timeout=5.0)
+        link = Link(settings)
+        for n in range(20):
+            RedisOutbox(link, settings, f"d{n}", takeover_s=60.0, gather_s=0.4).read(1000)
+        assert client.info("commandstats")["cmdstat_xpending"]["calls"] == 1
+        link.close()
