@@ -37,5 +37,8 @@ local function close(keys, ids)
   for field, n in pairs(changes) do
     redis.pcall('HINCRBY', counts, field, n)
   end
-  redis.pcall('ZREMRANGEBYSCORE', closed, '-inf', now - CLOSED_S)
+  local old = redis.pcall('ZCOUNT', closed, '-inf', now - CLOSED_S)
+  if type(old) == 'number' and old > 0 then -- a little at a time, after a silence
+    redis.pcall('ZREMRANGEBYRANK', closed, 0, math.min(old, 1000) - 1)
+  end
 end

@@ -82,8 +82,26 @@ local function try(work, ...)
   end
 end
 
+-- The labels of one metric go together in any number of ways. Once there are enough fields,
+-- those that would be new are counted without name and queue.
+local function without_names(field)
+  local metric, task_type, rest = string.match(field, '^(%w+)\n([^\n]*)\n(.*)$')
+  local last = rest and string.match(rest, '[^\n]*$')
+  if metric == 'runs' then
+    return table.concat({metric, task_type, 'other', last}, '\n')
+  elseif metric == 'verdicts' then
+    return table.concat({metric, task_type, 'other', 'other', last}, '\n')
+  end
+  return field
+end
+
 local function keep_counts(keys, counters)
+  local fields = redis.pcall('HLEN', keys.metrics)
+  local full = type(fields) == 'number' and fields >= MOST_FIELDS
   for field, n in pairs(counted) do
+    if full and redis.call('HEXISTS', keys.metrics, field) == 0 then
+      field = without_names(field)
+    end
     try(redis.call, 'HINCRBY', keys.metrics, field, n)
   end
   for field, x in pairs(summed) do

@@ -97,6 +97,7 @@ if #ids > 0 then
 end
 local remembered = redis.pcall('ZCARD', judged)
 local surplus = type(remembered) == 'number' and remembered - tonumber(ARGV[3]) or 0
+surplus = math.min(surplus, 5000) -- where the limit was lowered
 if surplus > 0 then
   redis.call('ZREMRANGEBYRANK', judged, 0, surplus - 1)
   redis.pcall('HINCRBY', KEYS[7], 'verdicts_forgotten', surplus)

@@ -75,8 +75,11 @@ local surplus = redis.call('ZCARD', overdue) - most
 if surplus > 0 then
   forget(redis.call('ZRANGE', overdue, 0, math.min(surplus, 1000) - 1))
 end
-redis.call('ZREMRANGEBYSCORE', judged, '-inf', now - JUDGED_S)
-surplus = redis.call('ZCARD', judged) - most
+local old = math.min(redis.call('ZCOUNT', judged, '-inf', now - JUDGED_S), 5000)
+if old > 0 then
+  redis.call('ZREMRANGEBYRANK', judged, 0, old - 1)
+end
+surplus = math.min(redis.call('ZCARD', judged) - most, 5000)
 if surplus > 0 then
   redis.call('ZREMRANGEBYRANK', judged, 0, surplus - 1)
   redis.pcall('HINCRBY', KEYS[7], 'verdicts_forgotten', surplus)

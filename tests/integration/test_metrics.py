@@ -370,6 +370,31 @@ def test_labels_are_bounded_and_hostile_ones_are_text(
     assert not any(line.startswith("# HELP x") for line in text.splitlines())
 
 
+def test_any_mix_of_labels_makes_no_more_series_than_there_may_be(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    outbox = RedisOutbox(Link(settings), settings, "me")
+    known = {"verdicts\ncpu-light\nproj.add\nq\nmet": 7, "runs\ncpu-light\nproj.add\nX": 1}
+    full = {f"verdicts\nt\nn\nq{n}\nmet": 1 for n in range(50_000)}
+    redis_client.hset(settings.keys.metrics, mapping={**known, **full})
+    for label, key in zip(
+        ("cpu-light", "proj.add", "q"), settings.keys.counting[1:], strict=True
+    ):
+        redis_client.sadd(key, label, f"{label}2")
+    redis_client.sadd(f"{settings.keys.counting[1]}:states", "SUCCESS")
+    ends = [("proj.add", "q"), ("proj.add", "q2"), ("proj.add2", "q"), ("proj.add2", "q2")]
+    for n, (name, queue) in enumerate(ends):
+        one = success(f"t{n}")._replace(name=name, queue=queue)
+        redis_client.xadd(settings.keys.outbox, {"r": one.to_json()})
+    outbox.done([entry.entry_id for entry in outbox.read(10).entries])
+    counted = redis_client.hgetall(settings.keys.metrics)
+    told = {key: int(n) for key, n in counted.items() if key not in full and "proj" in key}
+    assert told == {**known, "verdicts\ncpu-light\nproj.add\nq\nmet": 8}
+    assert counted["verdicts\ncpu-light\nother\nother\nmet"] == "3"
+    assert counted["runs\ncpu-light\nother\nSUCCESS"] == "4"
+    redis_client.delete(*settings.keys.counting)
+
+
 def queues() -> list[QueueReading]:
     return [QueueReading('q"1', ordered=5, demoted=2, plain=1, hopeless=3)]
 

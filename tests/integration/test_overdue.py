@@ -623,6 +623,24 @@ def test_a_task_that_never_ends_is_forgotten_some_day(
     assert redis_client.zcard(settings.keys.judged) == 3
 
 
+def test_what_is_too_old_goes_a_little_at_a_time(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    """Redis serves nobody else meanwhile."""
+    keys, now = settings.keys, time.time()
+    for key, age_s, n in ((keys.judged, 8 * 86400, 12_000), (keys.closed, 90, 2500)):
+        redis_client.zadd(key, {f"old{i}": now - age_s for i in range(n)})
+        redis_client.zadd(key, {"young": now})
+    left = []
+    sweep = overdue_sweep(settings, MemoryLedger())
+    for _ in range(3):
+        sweep._tidy_from = 0.0
+        sweep.step()
+        end(settings, "a")
+        left.append((redis_client.zcard(keys.judged), redis_client.zcard(keys.closed)))
+    assert left == [(7001, 1502), (2001, 502), (1, 2)]
+
+
 def test_one_looks_until_it_releases_the_lease(settings: Settings) -> None:
     note(settings, task("a", 1000.0))
     first = overdue_sweep(settings, MemoryLedger())
