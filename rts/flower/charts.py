@@ -66,16 +66,10 @@ class Moment:
     figures: Mapping[str, Figures]
 
 
-def moments(points: Sequence[Point], key: str | None = None) -> list[Moment]:
-    """Return what is plotted of *points*, for one key or for all."""
-    return [
-        Moment(
-            point.start.timestamp(),
-            point.width_s,
-            {k: Figures.of(t) for k, t in point.tallies.items() if key in (None, k)},
-        )
-        for point in points
-    ]
+def moment(point: Point) -> Moment:
+    """Return what is plotted of *point*."""
+    figures = {key: Figures.of(tally) for key, tally in point.tallies.items()}
+    return Moment(point.start.timestamp(), point.width_s, figures)
 
 
 def _verdicts(history: Sequence[Moment], key: str | None) -> list[tuple[int, int, int]]:

@@ -15,6 +15,7 @@ from rts.flower.parts import Document
 from rts.flower.queries import MISSES, Queries
 from rts.flower.source import Counted, QueueSummary, Source
 from rts.views.report import ReportRow
+from rts.views.taus import TauRow
 from rts.views.why import slowdown, why
 
 #: The windows of the overview, by their label.
@@ -106,11 +107,14 @@ class Pages:
             self._queries.taus(),
         )
         reasons = await self._queries.reasons(filters.duration, by_type.value)
-        learned = {row.field: row for row in taus.value or ()}
+        learned: dict[str, TauRow] = {row.field: row for row in taus.value or ()}
+        by_task: dict[str | None, list[TauRow]] = {}
+        for row in learned.values():
+            by_task.setdefault(row.name, []).append(row)
         types: list[ReportRow] = by_type.value.rows if by_type.value else []
         names: list[ReportRow] = by_name.value or []
         if filters.task_type is not None:
-            known = {row.name for row in learned.values() if row.task_type == filters.task_type}
+            known = {t.name for t in learned.values() if t.task_type == filters.task_type}
             names = [row for row in names if row.key in known]
         if filters.name is not None:
             names = [row for row in names if row.key == filters.name]
@@ -142,7 +146,7 @@ class Pages:
             "names": [
                 {
                     **asdict(row),
-                    "taus": [asdict(t) for t in learned.values() if t.name == row.key],
+                    "taus": [asdict(t) for t in by_task.get(row.key, ())],
                 }
                 for row in names
             ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from datetime import timedelta
 from functools import partial
+from heapq import nlargest
 from typing import Any
 
 from rts.flower.cache import Answer, AnswerCache
@@ -12,6 +13,8 @@ from rts.flower.source import Counted, Source
 
 #: Misses that are listed.
 MISSES = 100
+#: Types whose reasons for missing deadlines are looked for: each costs a question.
+REASONS = 50
 
 
 class Queries:
@@ -66,8 +69,10 @@ class Queries:
         )
 
     async def reasons(self, since: timedelta, counted: Counted | None) -> Answer:
-        """Get why the types that miss deadlines do: a ``Why`` by type."""
-        types = () if counted is None else tuple(r.key for r in counted.rows if r.misses)
+        """Get why the types that miss most deadlines do: a ``Why`` by type."""
+        rows = [] if counted is None else [row for row in counted.rows if row.misses]
+        worst = nlargest(REASONS, rows, key=lambda row: sum(row.misses.values()))
+        types = tuple(sorted(row.key for row in worst))
         if not types:
             return Answer({})
         return await self._get(

@@ -19,7 +19,7 @@ from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
 from rts.errors import StoreUnavailable, short
-from rts.flower.charts import Moment, moments
+from rts.flower.charts import Moment, moment
 from rts.ledger.connection import connect, database_of
 from rts.link.link import Link
 from rts.scheduling.queues import (
@@ -146,16 +146,17 @@ class Source:
             StoreUnavailable: MongoDB does not answer.
         """
         window = _now() - since, _now()
-        with self._ledger() as database:
-            points = series(database, window, by)
         tallies: dict[str, Tally] = {}
-        for point in points:
-            add_all(tallies, point.tallies)
-        keys = [k for k in sorted(tallies) if key in (None, k)]
+        course = []
+        with self._ledger() as database:
+            for point in series(database, window, by, key):
+                add_all(tallies, point.tallies)
+                course.append(moment(point))
+        keys = sorted(tallies)
         return Counted(
             window,
             [row_of(k, tallies[k]) for k in keys],
-            moments(points, key),
+            course,
             {k: dict(tallies[k].lateness) for k in keys},
         )
 

@@ -31,8 +31,8 @@ def pack(tallies: Tallies, by: str) -> tuple[Any, int]:
     return packed, sum(len(part) for p in packed for part in p["buckets"])
 
 
-def unpack(packed: Any, by: str) -> Tallies:
-    """Return the tallies that were packed."""
+def unpack(packed: Any, by: str, key: str | None = None) -> Tallies:
+    """Return the tallies that were packed; only that of *key*, if given (not for ``CLASSES``)."""
     if by == CLASSES:
         return {
             key: Tally(verdicts=valid, on_time=good, misses=Counter(misses))
@@ -40,6 +40,8 @@ def unpack(packed: Any, by: str) -> Tallies:
         }
     tallies: Tallies = {}
     for p in packed:
+        if key is not None and p["key"] != key:
+            continue
         counted = tallies[p["key"]] = Tally(misses=Counter(dict(p["misses"])))
         for name, value in zip(NUMBERS, p["numbers"], strict=True):
             setattr(counted, name, value)

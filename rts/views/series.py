@@ -7,8 +7,8 @@ are stored for reports.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -20,12 +20,15 @@ from rts.ledger.connection import translate_errors
 from rts.ledger.rollups import WIDTHS
 from rts.views.aggregation import THREADS, direct_by_interval
 from rts.views.intervals import Interval, Window, cut, is_busy
-from rts.views.rollups import stored_sums, sum_up
+from rts.views.packing import unpack
+from rts.views.rollups import stored_packed, sum_up
 from rts.views.tally import GROUPS, Tallies, add_all
 
 #: Lengths of an interval in seconds; the first that gives at most ``MAX_POINTS`` is used.
 LENGTHS_S = (10, 60, 600, 3600, 4 * 3600, 86400)
 MAX_POINTS = 180
+#: Points whose sums are read at a time.
+READ_AHEAD = 12
 
 _EPOCH = datetime.fromtimestamp(0, timezone.utc)
 
@@ -51,51 +54,102 @@ def length_for(window: Window) -> int:
     return next((s for s in LENGTHS_S if span_s / s <= MAX_POINTS), LENGTHS_S[-1])
 
 
-def series(database: Database[dict[str, Any]], window: Window, by: str = "type") -> list[Point]:
-    """Return the tallies of *window* (aware) by interval, oldest first, including intervals in
-    which nothing ended.
+def series(
+    database: Database[dict[str, Any]], window: Window, by: str = "type", key: str | None = None
+) -> Iterator[Point]:
+    """Yield the tallies of *window* (aware) by interval, oldest first, including intervals in
+    which nothing ended; only those of *key*, if given.
+
+    One point at a time: with a thousand keys, a day of them takes gigabytes.
+
 
     Raises:
         ValueError: *by* is none of ``GROUPS``, or an instant is naive.
-        StoreUnavailable: the server did not answer.
+        StoreUnavailable: the server did not answer; raised while iterating.
     """
     if by not in GROUPS:
         raise ValueError(f"by = {by!r} is not one of {', '.join(GROUPS)}")
     if window[0].tzinfo is None or window[1].tzinfo is None:
         raise ValueError("the window needs a time zone")
+    return _points(database, window, by, key)
+
+
+def _points(
+    database: Database[dict[str, Any]], window: Window, by: str, key: str | None
+) -> Iterator[Point]:
     width = length_for(window)
     first = int((window[0] - _EPOCH) // timedelta(seconds=width)) * width
     last = -int(-(window[1] - _EPOCH) // timedelta(seconds=width)) * width
-    found: dict[int, Tallies] = {start: {} for start in range(first, last, width)}
+    starts = range(first, last, width)
     with translate_errors(), ThreadPoolExecutor(THREADS) as pool:
-        for collection in (ASSIGNMENTS, TASKS):
-            for start, more in _tallies_of(database, collection, window, by, width, pool):
-                add_all(found[start - start % width], more)
-    return [
-        Point(_EPOCH + timedelta(seconds=start), width, found[start]) for start in sorted(found)
-    ]
+        courses = [
+            _Course(database, collection, window, by, width, pool)
+            for collection in (ASSIGNMENTS, TASKS)
+        ]
+        for begin in range(0, len(starts), READ_AHEAD):
+            some = starts[begin : begin + READ_AHEAD]
+            for course in courses:
+                course.read(some[0], some[-1] + width)
+            for start in some:
+                tallies: Tallies = {}
+                for course in courses:
+                    for more in course.take(start, key):
+                        add_all(tallies, more)
+                yield Point(_EPOCH + timedelta(seconds=start), width, tallies)
 
 
-def _tallies_of(
-    database: Database[dict[str, Any]],
-    collection: str,
-    window: Window,
-    by: str,
-    width: int,
-    pool: ThreadPoolExecutor,
-) -> list[tuple[int, Tallies]]:
-    """Return the tallies of one collection, with the epoch second at which each begins."""
-    base = next((w for w in WIDTHS if width % w == 0), None)
-    rest: Sequence[Window] = [window]
-    intervals: list[Interval] = []
-    if base and is_busy(database, collection, window):
-        intervals, rest = cut(collection, window, (base,))
-    kept = stored_sums(database, intervals, by)
-    jobs = [pool.submit(direct_by_interval, database, collection, w, by, width) for w in rest]
-    missing = [interval for interval in intervals if interval.id not in kept]
-    sums = [(s, pool.submit(sum_up, database, s, by)) for s in missing]
-    found = [(s.start, kept[s.id]) for s in intervals if s.id in kept]
-    found += [(interval.start, job.result()) for interval, job in sums]
-    for job in jobs:
-        found += job.result().items()
-    return found
+class _Course:
+    """What one collection gives, point by point."""
+
+    def __init__(
+        self,
+        database: Database[dict[str, Any]],
+        collection: str,
+        window: Window,
+        by: str,
+        width: int,
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        self._database, self._by, self._width, self._pool = database, by, width, pool
+        base = next((w for w in WIDTHS if width % w == 0), None)
+        rest: Sequence[Window] = [window]
+        self._intervals: list[Interval] = []
+        if base and is_busy(database, collection, window):
+            self._intervals, rest = cut(collection, window, (base,))
+        self._kept: dict[str, Any] = {}
+        self._sums: dict[str, Future[Tallies]] = {}
+        jobs = [
+            pool.submit(direct_by_interval, database, collection, w, by, width) for w in rest
+        ]
+        #: What is not in whole intervals, by the second at which its point begins.
+        self._rest: dict[int, list[Tallies]] = {}
+        for job in jobs:
+            for start, more in job.result().items():
+                self._rest.setdefault(start - start % width, []).append(more)
+
+    def read(self, start: int, end: int) -> None:
+        """Read the sums of the intervals from *start* to *end*, epoch seconds."""
+        some = [i for i in self._intervals if start <= i.start < end]
+        self._kept = stored_packed(self._database, some, self._by)
+        self._sums = {
+            i.id: self._pool.submit(sum_up, self._database, i, self._by)
+            for i in some
+            if i.id not in self._kept
+        }
+
+    def take(self, start: int, key: str | None) -> Iterator[Tallies]:
+        """Yield what the point that begins at *start* is made of."""
+        found = self._rest.pop(start, [])
+        while found:
+            yield _of(found.pop(), key)
+        for interval in self._intervals:
+            if start <= interval.start < start + self._width:
+                if interval.id in self._kept:
+                    yield unpack(self._kept.pop(interval.id), self._by, key)
+                else:
+                    yield _of(self._sums.pop(interval.id).result(), key)
+
+
+def _of(tallies: Tallies, key: str | None) -> Tallies:
+    """Return *tallies*, of *key* alone where it is given."""
+    return tallies if key is None else {k: t for k, t in tallies.items() if k == key}

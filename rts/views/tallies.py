@@ -17,7 +17,8 @@ from rts.keys import ASSIGNMENTS, TASKS
 from rts.ledger.rollups import DAY, HOUR
 from rts.views.aggregation import THREADS, direct
 from rts.views.intervals import Interval, Window, cut, is_busy, trimmed
-from rts.views.rollups import stored_packed, stored_sums, sum_up
+from rts.views.packing import unpack
+from rts.views.rollups import stored_packed, sum_up
 from rts.views.tally import CLASSES, Tallies, add_all
 
 
@@ -36,15 +37,16 @@ def tally(database: Database[dict[str, Any]], window: Window, by: str) -> Tallie
             rest = [window]
             if is_busy(database, collection, window):
                 intervals, rest = cut(collection, trimmed(database, collection, window))
-            kept = stored_sums(database, intervals, by)
+            # Unpacked one at a time: with many keys each takes tens of megabytes.
+            kept = stored_packed(database, intervals, by)
             jobs += [pool.submit(direct, database, collection, w, by) for w in rest]
             for interval in intervals:
                 if interval.id in kept:
-                    add_all(total, kept[interval.id])
+                    add_all(total, unpack(kept.pop(interval.id), by))
                 else:
                     jobs.append(pool.submit(sum_up, database, interval, by))
-        for job in jobs:
-            add_all(total, job.result())
+        while jobs:
+            add_all(total, jobs.pop(0).result())
     return total
 
 

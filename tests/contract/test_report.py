@@ -13,7 +13,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pymongo import MongoClient
 from pymongo.database import Database
+from pymongo.monitoring import (
+    CommandFailedEvent,
+    CommandListener,
+    CommandStartedEvent,
+    CommandSucceededEvent,
+)
 
 from rts.errors import StoreUnavailable
 from rts.ledger.connection import connect, database_of
@@ -24,6 +31,7 @@ from rts.views import intervals, rollups
 from rts.views.histogram import RELATIVE_ERROR, ZERO_S, bucket, expression, percentile
 from rts.views.intervals import cut
 from rts.views.report import Percentiles, report
+from rts.views.runs import MERGED, latest_misses
 from rts.views.tallies import precompute
 from rts.views.tally import GROUPS
 
@@ -342,3 +350,52 @@ def test_the_server_fills_the_same_buckets(ledger: MongoLedger) -> None:
     assert found.pop(None) == 2
     assert found == Counter(map(bucket, values))
     assert Percentiles.of({}) is None
+
+
+class Finds(CommandListener):
+    """Counts questions."""
+
+    number = 0
+
+    def started(self, event: CommandStartedEvent) -> None:
+        self.number += event.command_name == "find"
+
+    def succeeded(self, event: CommandSucceededEvent) -> None:
+        """Nothing."""
+
+    def failed(self, event: CommandFailedEvent) -> None:
+        """Nothing."""
+
+
+def test_the_latest_misses_of_many_types_take_few_questions(rts_mongo_url: str) -> None:
+    types = tuple(f"t{n}" for n in range(250))
+    ledger = MongoLedger(Settings(mongo_url=rts_mongo_url, ledger_ttl=0))
+    late = runs_between(500, 0, 1000, random.Random(1))
+    ledger.write(
+        [
+            OutboxEntry(
+                "",
+                each._replace(
+                    task_type=types[n % 250], state="SUCCESS", deadline=each.arrival, cause=None
+                ),
+            )
+            for n, each in enumerate(late)
+        ]
+    )
+    expected = ledger.database.tasks.find().sort("verdict_at", -1).limit(100)
+    finds = Finds()
+    with MongoClient(rts_mongo_url, event_listeners=[finds], tz_aware=True) as client:
+        database = client.get_default_database()
+        found = latest_misses(database, (at(-100), at(1100)), types)
+        assert [task["_id"] for task in found] == [task["_id"] for task in expected]
+        assert finds.number == 6
+        plan = database.tasks.find(
+            {
+                "sla_success": False,
+                "task_type": {"$in": types[:MERGED]},
+                "verdict_at": {"$gte": at(-100), "$lt": at(1100)},
+            }
+        )
+        stages = str(plan.sort("verdict_at", -1).limit(100).explain()["queryPlanner"])
+        assert "SORT_MERGE" in stages, "they are not all read and sorted"
+    ledger.close()

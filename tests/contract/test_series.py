@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
@@ -81,7 +82,7 @@ def test_a_series_adds_up_to_the_report(
 
 def test_each_point_is_a_direct_count(ledger: MongoLedger) -> None:
     fill(ledger, 200, 3600)
-    points = series(ledger.database, (UNTIL - timedelta(hours=1), UNTIL), "all")
+    points = list(series(ledger.database, (UNTIL - timedelta(hours=1), UNTIL), "all"))
     found = {p.start: p.tallies["all"].verdicts for p in points if p.tallies}
     width = points[0].width_s
     counted = Counter(
@@ -107,4 +108,31 @@ def test_invalid_arguments_are_rejected(ledger: MongoLedger) -> None:
         series(ledger.database, (window[0].replace(tzinfo=None), UNTIL))
     client = connect("mongodb://127.0.0.1:1/x?serverSelectionTimeoutMS=50")
     with pytest.raises(StoreUnavailable), client:
-        series(client.get_default_database(), window)
+        list(series(client.get_default_database(), window))
+
+
+def test_a_course_of_many_keys_is_never_in_memory_as_a_whole(
+    ledger: MongoLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "is_busy", lambda *_: True)
+    fill(ledger, 300, 86400)
+    window = UNTIL - timedelta(hours=24), UNTIL
+    for _ in range(2):  # the second time the sums are there
+        known: list[weakref.ref[Tally]] = []
+        most = 0
+        for point in series(ledger.database, window):
+            known += [weakref.ref(tally) for tally in point.tallies.values()]
+            points = {id(ref()) for ref in known if ref() is not None}
+            most = max(most, len(points))
+        assert most <= 4, "two types, of this point and the one before"
+
+
+def test_a_course_of_one_key(ledger: MongoLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "is_busy", lambda *_: True)
+    fill(ledger, 300, 86400)
+    window = UNTIL - timedelta(hours=24), UNTIL
+    for _ in range(2):
+        whole = [p.tallies.get("mixed") for p in series(ledger.database, window)]
+        points = list(series(ledger.database, window, key="mixed"))
+        assert [p.tallies.get("mixed") for p in points] == whole
+        assert {key for p in points for key in p.tallies} == {"mixed"}

@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 import threading
+from collections import Counter
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -16,14 +17,16 @@ from pymongo.errors import ServerSelectionTimeoutError
 from rts import health
 from rts.errors import StoreUnavailable
 from rts.flower import cache as module
-from rts.flower import charts, source, templates, words
+from rts.flower import charts, parts, source, templates, words
 from rts.flower.cache import Answer, AnswerCache
 from rts.flower.filters import BadFilter, Filters
+from rts.flower.queries import REASONS, Queries
 from rts.flower.templates import UnexpectedTemplate, navbar, task_page
 from rts.flower.timeline import MAX_RUNS, timeline
 from rts.ledger.connection import connect
 from rts.settings import Settings
 from rts.views.histogram import bucket
+from rts.views.report import row_of
 from rts.views.series import Point
 from rts.views.tally import Tally
 
@@ -205,14 +208,15 @@ def test_lateness_draws_a_rare_miss_as_late(early: int, late: int) -> None:
 
 def test_a_chart_of_one_key_and_of_all() -> None:
     points = [
-        Point(
-            at(600 * n),
-            600,
-            {"a": Tally(verdicts=4, on_time=n, good=n), "b": Tally(verdicts=4)},
+        charts.moment(
+            Point(
+                at(600 * n),
+                600,
+                {"a": Tally(verdicts=4, on_time=n, good=n), "b": Tally(verdicts=4)},
+            )
         )
         for n in range(3)
     ]
-    points = charts.moments(points)
     lines = {s["label"]: s["values"] for s in charts.on_time(points, "a", 0.9)["series"]}
     assert lines["on time"] == [0.0, 0.25, 0.5]
     assert lines["objective"] == [0.9] * 3
@@ -313,3 +317,36 @@ def test_an_unexpected_template_is_left_as_it_is(
     loader = templates.TabLoader(str(tmp_path))
     assert loader.load("navbar.html").generate() == b"<ul></ul>"
     assert "navbar.html of this Flower is not as expected" in caplog.text
+
+
+def test_reasons_are_looked_for_of_the_types_that_miss_most() -> None:
+    asked: list[tuple[str, ...]] = []
+
+    class Source:
+        def reasons(self, since: timedelta, types: tuple[str, ...]) -> dict[str, Any]:
+            asked.append(types)
+            return {}
+
+    rows = [row_of(f"t{n}", Tally(misses=Counter(late=n))) for n in range(1000)]
+    counted: Any = source.Counted((NOON, NOON), rows, [], {})
+
+    async def look() -> None:
+        answers, told = AnswerCache(), Source()
+        queries = Queries(told, answers)  # type: ignore[arg-type]  # all that is asked
+        try:
+            await queries.reasons(timedelta(1), counted)
+        finally:
+            answers.close()
+
+    asyncio.run(look())
+    assert len(asked) == 1
+    assert set(asked[0]) == {f"t{n}" for n in range(1000 - REASONS, 1000)}
+
+
+def test_each_worker_has_the_median_of_its_own_runs() -> None:
+    rows = [row_of(f"w{n}", Tally()) for n in range(3)]
+    runs = [
+        {"worker": f"w{n % 2}", "runtime_s": 2.0 * (1 + n % 2), "tau": 2.0} for n in range(10)
+    ]
+    found = parts.workers(None, rows, runs)
+    assert [worker["slowdown_p50"] for worker in found] == [1.0, 2.0, None]
