@@ -78,20 +78,18 @@ def standings(
     lengths = {**WINDOWS, BUDGET: settings.budget_window_s}
     with translate_errors():
         counted = slices(database, now, sorted(set(lengths.values())))
-    objectives = {
-        text: objective_of(settings.slo, *class_of(text))
-        for text in {text for each in counted.values() for text in each}
-    }
+    objectives: dict[str, str | None] = {}
+    #: By objective, then by window.
+    grouped: dict[str, dict[float, list[Verdicts]]] = {key: {} for key in settings.slo}
+    for longer, each in counted.items():
+        for text, verdicts in each.items():
+            if text not in objectives:
+                objectives[text] = objective_of(settings.slo, *class_of(text))
+            key = objectives[text]
+            if key is not None:
+                grouped[key].setdefault(longer, []).append(verdicts)
     return [
-        _standing(
-            key,
-            settings,
-            lengths,
-            {
-                longer: [each[text] for text in each if objectives[text] == key]
-                for longer, each in counted.items()
-            },
-        )
+        _standing(key, settings, lengths, grouped[key])
         for key in sorted(settings.slo, key=lambda key: (key == "*", key))
     ]
 
