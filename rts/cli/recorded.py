@@ -49,8 +49,12 @@ def runs(
     Raises:
         PyMongoError: the server did not answer.
     """
-    query = _query(window, queue)
     assignments = database[ASSIGNMENTS]
+    query = _query(window, queue)
+    # Runs older than those that are read are not looked at: a busy day has many millions.
+    ends = assignments.find(query, {"_id": 0, "completed_at": 1}).sort("completed_at", -1)
+    for first in ends.skip(MAX_RUNS - 1).limit(1):
+        query = _query((first["completed_at"], window[1]), queue)
     retried = {"$or": [{"state": "RETRY"}, {"cause": {"$ne": None}}, {"retries": {"$gt": 0}}]}
     marked = assignments.find({**query, **retried}, {"task_id": 1})
     repeated = {str(document.get("task_id")) for document in marked}

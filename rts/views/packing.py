@@ -32,7 +32,7 @@ def pack(tallies: Tallies, by: str) -> tuple[Any, int]:
 
 
 def unpack(packed: Any, by: str, key: str | None = None) -> Tallies:
-    """Return the tallies that were packed; only that of *key*, if given (not for ``CLASSES``)."""
+    """Return the tallies that were packed; only that of *key*, if given (not of CLASSES)."""
     if by == CLASSES:
         return {
             key: Tally(verdicts=valid, on_time=good, misses=Counter(misses))

@@ -141,6 +141,21 @@ def test_the_ledger_is_read_by_window_queue_and_number(
     assert document(few)["total"]["tasks"] == 4  # one of them has no start
 
 
+def test_of_many_runs_only_those_are_looked_at_that_are_read(
+    conf: dict[str, Any], mongo: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(conf, *(run_at(1000.0 + n, n) for n in range(200)))
+    monkeypatch.setattr("rts.cli.workloads.MAX_RUNS", 10)
+    monkeypatch.setattr(recorded, "MAX_RUNS", 10)
+    mongo.command("profile", 2)
+    found = document(cli_of(**conf)("replay", "--since", "3h", "--json"))
+    mongo.command("profile", 0)
+    assert found["total"]["tasks"] == 10
+    asked = list(mongo["system.profile"].find({"op": "query", "command.find": "assignments"}))
+    assert len(asked) == 3
+    assert max(one["docsExamined"] for one in asked) == 10
+
+
 def test_malformed_records_of_the_ledger_are_left_out(conf: dict[str, Any], mongo: Any) -> None:
     write(conf, run_at(100.0))
     known = mongo.assignments.find_one()
