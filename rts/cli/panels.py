@@ -7,12 +7,23 @@ from __future__ import annotations
 from datetime import datetime, timezone
 
 from rts.alerting.alert import Alert
+from rts.cli.fitting import fitted, tables
 from rts.cli.status import NO_WORKERS, UNLED, WORKER_COLUMNS, worker_row
 from rts.cli.table import NONE, Column, cut, percent, render, seconds
 from rts.cli.watch_data import WINDOWS, Snapshot
 from rts.objectives import objective_of
 from rts.settings import Settings
 from rts.views.plain import iso
+
+
+def lines_within(snapshot: Snapshot, settings: Settings, width: int, height: int) -> list[str]:
+    """Return the view for a terminal; of what does not fit, the rows in most trouble."""
+    found = lines(snapshot, settings, width)
+    if len(found) <= height:
+        return found
+    others = len(found) - sum(map(len, tables(snapshot)))
+    part, left_out = fitted(snapshot, height - 2 - others)
+    return [*lines(part, settings, width), "", cut(left_out, width)]
 
 
 def lines(snapshot: Snapshot, settings: Settings, width: int | None) -> list[str]:

@@ -12,11 +12,19 @@ import time
 import tty
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from rts.cli.table import cut
 
 T = TypeVar("T")
+T_contra = TypeVar("T_contra", contravariant=True)
+
+
+class Lines(Protocol[T_contra]):
+    """Makes the lines of a screen."""
+
+    def __call__(self, shown: T_contra, /, *, width: int, height: int) -> list[str]: ...
+
 
 #: Seconds between polls of the keyboard.
 KEYS_S = 0.1
@@ -25,11 +33,9 @@ _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 _HOME, _END_OF_LINE, _END_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
-def live(
-    gather: Callable[[], T], lines: Callable[[T, int], list[str]], interval_s: float
-) -> None:
+def live(gather: Callable[[], T], lines: Lines[T], interval_s: float) -> None:
     """Draw what *gather* returns every *interval_s* seconds, until q or Ctrl-C; *lines* turns
-    it into lines of at most so many characters.
+    it into lines for a *width* in characters and a *height*.
 
     It gathers in a thread of its own: a server that hangs does not block the keyboard.
     """
@@ -85,11 +91,11 @@ class Size:
         self.changed = True
 
 
-def _draw(shown: T | None, lines: Callable[[T, int], list[str]], interval_s: float) -> None:
+def _draw(shown: T | None, lines: Lines[T], interval_s: float) -> None:
     size = os.get_terminal_size(sys.stdout.fileno())
     width, height = max(20, size.columns), max(3, size.lines)
-    text = ["Loading…"] if shown is None else lines(shown, width)
     room = height - 1
+    text = ["Loading…"] if shown is None else lines(shown, width=width, height=room)
     if len(text) > room:
         hidden = len(text) - room + 1
         text = [*text[: room - 1], f"… {hidden} more lines; the window is too small"]

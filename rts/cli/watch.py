@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import click
 
 from rts.cli.common import Number, as_json, outages_not_logged, print_json, settings_of
-from rts.cli.panels import lines
+from rts.cli.panels import lines, lines_within
 from rts.cli.screen import live
 from rts.cli.table import terminal_width
 from rts.cli.watch_data import Gatherer, document
@@ -37,4 +38,4 @@ def command(ctx: click.Context, interval: float, as_json: bool) -> None:
         elif not (sys.stdout.isatty() and sys.stdin.isatty()):
             click.echo("\n".join(lines(gatherer.gather(), settings, terminal_width())))
         else:
-            live(gatherer.gather, lambda shown, width: lines(shown, settings, width), interval)
+            live(gatherer.gather, partial(lines_within, settings=settings), interval)

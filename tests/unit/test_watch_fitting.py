@@ -1,0 +1,74 @@
+"""``rts watch`` of a fleet that no window has room for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+
+from rts.cli.fitting import shares
+from rts.cli.panels import lines, lines_within
+from rts.cli.watch_data import WINDOWS as SHOWN
+from rts.cli.watch_data import Snapshot
+from rts.objectives import BURN_RULES, WINDOWS
+from rts.scheduling.queues import QueueState
+from rts.settings import Settings
+from rts.views.report import row_of
+from rts.views.slo import Standing, WindowStanding
+from rts.views.status import LedgerState, RedisState, ServerState, WorkerState
+from rts.views.tally import Tally
+
+
+def picture(size: int) -> Snapshot:
+    """Return one in which number 70 of everything is in trouble."""
+
+    def standing(number: int) -> Standing:
+        windows = {
+            name: WindowStanding(name, length, 10, 9, 0.9, 1.0)
+            for name, length in {**WINDOWS, "budget": 1e6}.items()
+        }
+        burning = BURN_RULES[:1] if number == 70 else ()
+        return Standing(f"objective{number:03}", 0.9, windows, 1.0, burning)
+
+    def row(number: int) -> Any:
+        misses = Counter(late=3) if number == 70 else Counter[str]()
+        return row_of(f"type{number:03}", Tally(verdicts=10, on_time=7, misses=misses))
+
+    def worker(number: int) -> WorkerState:
+        load = {"load": 0.9 if number == 70 else 0.1}
+        return WorkerState(f"i{number}", f"worker{number:03}", "h", 1, 1, 0.0, 0.0, False, load)
+
+    numbers = range(size)
+    return Snapshot(
+        at=datetime(2030, 1, 1, tzinfo=timezone.utc),
+        redis=RedisState(ServerState("redis", True), workers=tuple(map(worker, numbers))),
+        ledger=LedgerState(ServerState("mongo", True)),
+        standings=list(map(standing, numbers)),
+        types={window: {f"type{n:03}": row(n) for n in numbers} for window in SHOWN},
+        queues=[QueueState(f"queue{n:03}", 5 * (n == 70), 0, 0, None) for n in numbers],
+    )
+
+
+@pytest.mark.parametrize("height", [30, 50, 200])
+def test_of_a_large_fleet_what_is_in_trouble_is_shown(height: int) -> None:
+    found = lines_within(picture(100), Settings(), 100, height)
+    assert len(found) <= height
+    text = "\n".join(found)
+    for name in ("objective", "type", "queue", "worker"):
+        assert f"{name}070" in text
+        assert text.count(f"\n{name}0") >= 3
+    assert "Not shown, in less trouble: " in found[-1]
+    assert len(found) >= height - 4, "the room is used"
+
+
+def test_what_fits_is_shown_as_it_is() -> None:
+    small = picture(3)
+    assert lines_within(small, Settings(), 100, 50) == lines(small, Settings(), 100)
+
+
+def test_what_one_table_leaves_the_others_get() -> None:
+    assert shares([2, 3, 100, 100], 45) == [2, 3, 20, 20]
+    assert shares([0, 0, 5, 0], 10) == [0, 0, 5, 0]
+    assert shares([9, 9, 9, 9], -5) == [1, 1, 1, 1]
