@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -29,6 +29,33 @@ HEADLINES: Mapping[str, str] = {
     TAU: "its tau is too short",
     OVERDUE: "most of its misses have not ended yet",
 }
+
+#: Rows of a table, and queues whose messages are listed: each takes Flower's event loop a
+#: part of a millisecond.
+MOST_ROWS, MOST_LISTED = 300, 20
+
+
+def foremost(
+    rows: Sequence[Mapping[str, Any]], key: str, *, least: bool = False, most: int = MOST_ROWS
+) -> list[Mapping[str, Any]]:
+    """Return the *most* rows with the greatest (*least*: smallest) numbers, in their order.
+
+    >>> foremost([{"n": 1}, {"n": 3}, {"n": None}, {"n": 2}], "n", most=2)
+    [{'n': 3}, {'n': 2}]
+    """
+    sign = -1 if least else 1
+    numbers = sorted(range(len(rows)), key=lambda i: -sign * (rows[i].get(key) or 0))
+    return [rows[i] for i in sorted(numbers[:most])]
+
+
+def left_out(rows: Sequence[object]) -> str:
+    """Return a note on the rows that :func:`foremost` leaves out.
+
+    >>> left_out(range(300)), left_out(range(1000))
+    ('', '700 more are not shown here; /api/rts has them.')
+    """
+    more = len(rows) - MOST_ROWS
+    return f"{count(more)} more are not shown here; /api/rts has them." if more > 0 else ""
 
 
 def headline(found: Mapping[str, str]) -> str:
