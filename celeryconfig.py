@@ -92,7 +92,7 @@ rts_spool_dir = os.environ.get("RTS_SPOOL_DIR") or None
 
 # "multiplier": deadlines from the fixed k. "quantile": k is learned as the quantile
 # rts_quantile (0.5 to 0.999) of runtime over tau, so that this share of the runs on an
-# idle system is in time, however much their runtimes vary.
+# idle system is on time, however much their runtimes vary.
 # rts_deadline_policy = "multiplier"
 # rts_quantile = 0.95
 
@@ -106,7 +106,7 @@ rts_spool_dir = os.environ.get("RTS_SPOOL_DIR") or None
 # message priorities, for other brokers. None: the broker's own order.
 # rts_scheduler = None
 
-# A waiting task that can no longer be in time: "demote" (behind all that still can be),
+# A waiting task that can no longer be on time: "demote" (behind all that still can be),
 # "keep" (plain EDF), "drop" (revoked, with a verdict).
 # rts_hopeless = "demote"
 
@@ -128,7 +128,7 @@ rts_spool_dir = os.environ.get("RTS_SPOOL_DIR") or None
 
 # --- objectives ----------------------------------------------------------------------
 
-# The share of tasks that should be in time (0.5 to 0.99999), by task name, queue or task
+# The share of tasks that should be on time (0.5 to 0.99999), by task name, queue or task
 # type (if several apply, a name takes precedence over a queue, that over a type); "*": all
 # others. {"cpu-light": 0.99, "*": 0.95}.
 # rts_slo = {"*": 0.95}

@@ -78,7 +78,7 @@ class SloBurning:
 
     #: The key in ``rts_slo``: a task name, a queue, a task type, or ``*``.
     objective: str
-    #: The share of tasks that should be in time.
+    #: The share of tasks that should be on time.
     target: float
     #: ``page``: act now; ``ticket``: act within days.
     severity: str

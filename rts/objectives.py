@@ -1,4 +1,4 @@
-"""Objectives: the share of tasks that should be in time, and the burn of their budget.
+"""Objectives: the share of tasks that should be on time, and the burn of their budget.
 
 With T the target, *valid* the tasks that got a verdict in a window, and *bad* those
 of them that missed their deadline::
@@ -66,7 +66,7 @@ BURN_RULES = (
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """The verdicts of a window: how many there are, and how many were in time."""
+    """The verdicts of a window: how many there are, and how many were on time."""
 
     valid: int = 0
     good: int = 0

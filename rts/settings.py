@@ -51,7 +51,7 @@ class Settings:
     task_types: Mapping[str, TaskType] = field(default_factory=lambda: dict(DEFAULT_TASK_TYPES))
     #: ``multiplier``: a fixed k; ``quantile``: the learned quantile of runtime over tau.
     deadline_policy: str = "multiplier"
-    #: With ``quantile``: the share of runs that should be in time on an idle system.
+    #: With ``quantile``: the share of runs that should be on time on an idle system.
     quantile: float = 0.95
     #: Whether tasks published inside a task get no later deadline than it has, and the
     #: members of a chain one end-to-end deadline.
@@ -89,7 +89,7 @@ class Settings:
     #: ``edf``: earliest deadline first, on Redis; ``priority``: deadlines as the
     #: priorities of other brokers; ``None``: the broker's own order.
     scheduler: str | None = None
-    #: What happens to a waiting task that can no longer be in time: ``demote``
+    #: What happens to a waiting task that can no longer be on time: ``demote``
     #: (behind all that still can), ``keep`` (plain EDF) or ``drop`` (revoked).
     hopeless: str = "demote"
     #: Share of a worker's slots that demoted tasks may hold, at least one slot.
@@ -102,7 +102,7 @@ class Settings:
     routes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     #: Relative deadline, seconds, of messages without one, by queue; ``*``: all others.
     queue_horizons: Mapping[str, float] = field(default_factory=lambda: {"*": HORIZON_S})
-    #: Objectives: the share of tasks that should be in time, by task name, queue or task
+    #: Objectives: the share of tasks that should be on time, by task name, queue or task
     #: type (a name takes precedence over a queue, that over a type); ``*``: all others.
     slo: Mapping[str, float] = field(default_factory=lambda: {"*": 0.95})
     #: Seconds of the error budget; what the ledger no longer keeps does not count.

@@ -37,9 +37,9 @@ def burning_conditions(standings: Sequence[Standing]) -> list[Condition]:
             if whose == ALL:
                 whose = "all tasks" if len(standings) == 1 else "all other tasks"
             # Some were missed, so it never shows 100.
-            in_time = min(99.9, 100 * (window.on_time_ratio or 0.0))
+            on_time = min(99.9, 100 * (window.on_time_ratio or 0.0))
             summary = (
-                f"{whose}: {in_time:.1f} % in time over {rule.long} ({window.valid} tasks), "
+                f"{whose}: {on_time:.1f} % on time over {rule.long} ({window.valid} tasks), "
                 f"objective {100 * standing.target:g} %. The error budget burns "
                 f"{window.burn_rate:.1f} times too fast"
             )

@@ -184,14 +184,14 @@ def objective(standing: Standing, settings: Settings) -> Finding:
     """Return the state of one objective."""
     name, hour = standing.objective, standing.windows["1h"]
     budget = standing.windows["budget"]
-    code, what = OK, f"{percent(budget.on_time_ratio)} % of {budget.valid} tasks in time"
+    code, what = OK, f"{percent(budget.on_time_ratio)} % of {budget.valid} tasks on time"
     if budget.valid >= settings.slo_min_events and standing.budget_left_ratio <= 0:
         code, what = WARNING, f"{what}, the error budget is used up"
     for rule in reversed(standing.burning):  # the most urgent one has the last word
         code = CRITICAL if rule.severity == "page" else max(code, WARNING)
         window = standing.windows[rule.long]
         what = (
-            f"{percent(window.on_time_ratio)} % of {window.valid} tasks in time over "
+            f"{percent(window.on_time_ratio)} % of {window.valid} tasks on time over "
             f"{rule.long}, the error budget burns {window.burn_rate:.1f} times too fast"
         )
     text = f"{name}: {what} (objective {100 * standing.target:g} %)"
@@ -200,7 +200,7 @@ def objective(standing: Standing, settings: Settings) -> Finding:
         (f"{name} budget left", f"{100 * standing.budget_left_ratio:.2f}%", "0:", ""),
     ]
     if hour.on_time_ratio is not None:
-        numbers.insert(0, (f"{name} in time 1h", f"{100 * hour.on_time_ratio:.3f}%", "", ""))
+        numbers.insert(0, (f"{name} on time 1h", f"{100 * hour.on_time_ratio:.3f}%", "", ""))
     return Finding(code, text, numbers, asdict(standing))
 
 

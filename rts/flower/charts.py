@@ -179,7 +179,7 @@ def lateness(buckets: Mapping[int, int]) -> Chart:
         "count",
         x,
         series=[
-            line("in time", "met", [n if at < 0 else 0 for at, n in pairs], "bars"),
+            line("on time", "met", [n if at < 0 else 0 for at, n in pairs], "bars"),
             line("late", "missed", [n if at > 0 else 0 for at, n in pairs], "bars"),
         ],
         stacked=True,

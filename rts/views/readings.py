@@ -32,7 +32,7 @@ class QueueReading:
     ordered: int
     demoted: int
     plain: int
-    #: Messages that can no longer be in time.
+    #: Messages that can no longer be on time.
     hopeless: int
 
 

@@ -36,7 +36,7 @@ class WindowStanding:
     #: ``5m``, ``30m``, ``1h``, ``6h``, ``3d`` or ``budget``.
     window: str
     window_s: float
-    #: Tasks that got a verdict, and how many of them were in time.
+    #: Tasks that got a verdict, and how many of them were on time.
     valid: int
     good: int
     #: ``good / valid``; ``None`` without verdicts.
@@ -51,7 +51,7 @@ class Standing:
 
     #: The key in ``rts_slo``: a task name, a queue, a task type, or ``*``.
     objective: str
-    #: Share of tasks that are to be in time, 0.5 to 0.99999.
+    #: Share of tasks that are to be on time, 0.5 to 0.99999.
     target: float
     #: By the names of :class:`WindowStanding`, shortest first.
     windows: Mapping[str, WindowStanding]

@@ -70,7 +70,7 @@ def cli(conf: dict[str, Any]) -> Run:
 
 
 def write(conf: dict[str, Any], *groups: tuple[str, float, int, int]) -> None:
-    """Write verdicts: type, seconds ago, how many in time, how many late."""
+    """Write verdicts: type, seconds ago, how many on time, how many late."""
     entries = []
     for task_type, ago_s, good, bad in groups:
         for i in range(good + bad):
@@ -98,9 +98,9 @@ def test_all_is_well(cli: Run, conf: dict[str, Any]) -> None:
     assert result.exit_code == 0, result.output
     text, _, numbers = result.output.strip().partition(" | ")
     assert "\n" not in text
-    assert text.startswith("RTS OK - cpu-light: 100.0 % of 200 tasks in time (objective 99 %)")
+    assert text.startswith("RTS OK - cpu-light: 100.0 % of 200 tasks on time (objective 99 %)")
     assert "0 records waiting for the ledger" in text
-    assert "'cpu-light in time 1h'=100.000%" in numbers
+    assert "'cpu-light on time 1h'=100.000%" in numbers
     assert "'* burn rate 1h'=0.104;6;14.4" in numbers
     assert "'outbox lag'=0.000s;60;300" in numbers
     assert cli("check", "--slo").exit_code == cli("check", "--lag").exit_code == 0
@@ -114,7 +114,7 @@ def test_a_page_is_critical_and_hides_the_others(cli: Run, conf: dict[str, Any])
     assert result.exit_code == 2
     text = result.output.partition(" | ")[0]
     assert text == (
-        "RTS CRITICAL - cpu-light: 60.0 % of 100 tasks in time over 1h, the error budget "
+        "RTS CRITICAL - cpu-light: 60.0 % of 100 tasks on time over 1h, the error budget "
         "burns 40.0 times too fast (objective 99 %)"
     )
     document = json.loads(cli("check", "--slo", "--json").output)

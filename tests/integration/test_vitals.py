@@ -77,7 +77,7 @@ def test_all_count_the_same_runs_and_counters(
         *(note._replace(deadline="soon"), note._replace(tau=float("nan"))),
         *(note._replace(started_at=[1]), note._replace(queue={}), note._replace(task_id=[])),
     ]
-    notes = [note, note._replace(task_id="in time", deadline=now + 100), *odd]
+    notes = [note, note._replace(task_id="on time", deadline=now + 100), *odd]
     for number, each in enumerate(notes):
         redis_client.hset(keys.running, f"f{number}", each.to_json())
     redis_client.hset(keys.running, "odd", "[]")
@@ -97,4 +97,4 @@ def test_all_count_the_same_runs_and_counters(
     assert status.oldest_at == now - 10
     assert metrics.outbox_lag_s >= (status.lag_s or 0.0) >= 10
     fleet = read_fleet(link, settings, "web", lambda name: [name])
-    assert sorted(each.task_id for each in fleet.running) == ["in time", "late"]
+    assert sorted(each.task_id for each in fleet.running) == ["on time", "late"]
