@@ -158,16 +158,13 @@ class Settings:
         return settings
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values, from which :meth:`from_dict` builds an equal object."""
+        """Return what JSON can hold, from which :meth:`from_dict` builds an equal object."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         plain["task_types"] = {
             t.name: {"tau": t.tau, "sla_multiplier": t.sla_multiplier}
             for t in self.task_types.values()
         }
         plain["webhooks"] = [hook.as_dict() for hook in self.webhooks]
-        plain["priority_multipliers"] = {
-            str(priority): k for priority, k in self.priority_multipliers.items()
-        }
         return plain
 
     @classmethod

@@ -15,7 +15,7 @@ if ARGV[2] == '0' then
   redis.call('DEL', KEYS[1])
   return 0
 end
-if holder then
+if holder then -- not SET, which Redis refuses when it is out of memory
   redis.call('PEXPIRE', KEYS[1], ARGV[2])
 else
   redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])

@@ -93,6 +93,8 @@ def check(ledger: MongoLedger, settings: Settings) -> list[Standing]:
         assert standing.misses == Counter(
             d["cause"] or "late" for d in mine if not d["sla_success"]
         )
+        in_order = sorted(standing.misses.items(), key=lambda miss: (-miss[1], miss[0]))
+        assert list(standing.misses.items()) == in_order
         spent = (len(mine) - good) / ((1 - standing.target) * len(mine)) if mine else 0.0
         assert standing.budget_left_ratio == pytest.approx(1 - spent)
     return found

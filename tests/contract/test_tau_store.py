@@ -219,6 +219,8 @@ def test_a_snapshot_is_of_one_redis(
     assert snapshots.save()
     assert not snapshots.save(), "nothing is new"
     store.set(LIGHT, 3.0)
+    assert Snapshots(link, settings, MemoryLedger()).save(lease_s=60.0)
+    assert not snapshots.save(lease_s=60.0), "another has done it"
     read = RedisTauStore.entries
 
     def wiped_and_restored(store: RedisTauStore) -> Any:

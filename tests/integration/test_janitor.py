@@ -92,7 +92,9 @@ def test_runs_of_a_silent_worker_are_lost_and_others_are_not(
     note(client, settings, "alive", LIVING)
     lost = note(client, settings, "lost", DEAD)
     never_seen = note(client, settings, "strange|id", "w@h/3-never")
-    client.zadd(settings.keys.open, {"alive": 2e9, "lost": 2e9, "strange|id": 2e9})
+    client.zadd(settings.keys.open, {"alive": 2e9, "lost": 2e9})
+    client.hset(settings.keys.open_info, mapping={"alive": "q\n[]", "lost": "q\n[]"})
+    client.hset(settings.keys.open_counts, "open q", 2)
     janitor = make("a")
     assert watch(janitor, client, settings, time, LOST_AFTER_S) == 0
     assert watch(janitor, client, settings, time, 6) == 2
@@ -103,6 +105,9 @@ def test_runs_of_a_silent_worker_are_lost_and_others_are_not(
         assert end == begin._replace(state=LOST, cause="lost", completed_at=end.completed_at)
     assert client.hlen(settings.keys.running) == 1
     assert client.zrange(settings.keys.open, 0, -1) == ["alive"]
+    assert client.hkeys(settings.keys.open_info) == ["alive"]
+    assert client.hgetall(settings.keys.open_counts) == {"open q": "1"}
+    assert client.zrange(settings.keys.closed, 0, -1) == ["strange|id"]
     assert client.hget(settings.keys.counters, "runs_lost") == "2"
     assert watch(janitor, client, settings, time, 20) == 0
     assert client.hexists(settings.keys.workers, DEAD)
@@ -162,6 +167,9 @@ def test_a_run_that_ends_meanwhile_is_not_lost(
 
     assert reap(Link(settings), settings.keys, [field], is_over, 1.0) == 0
     assert client.xlen(settings.keys.outbox) == 0
+    note(client, settings, "b", DEAD)
+    fields = [field, running_field("b", 0, DEAD, 1).encode()]
+    assert reap(Link(settings), settings.keys, fields, lambda _: True, 1.0) == 1
 
 
 class Kept:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import redis
 from rts.link.lease import Lease
 from rts.link.link import Link
 from rts.settings import Settings
-from rts.testing import wait_until
+from rts.testing import RedisServer, wait_until
 
 Make = Callable[..., Lease]
 
@@ -36,6 +37,18 @@ def make(settings: Settings, key: str) -> Iterator[Make]:
 
     yield one
     for link in links:
+        link.close()
+
+
+def test_it_is_renewed_while_redis_is_out_of_memory(settings: Settings, key: str) -> None:
+    with RedisServer() as server, redis.Redis.from_url(server.url) as client:
+        link = Link(replace(settings, redis_url=server.url))
+        lease = Lease(link, key, "one", 60.0)
+        assert lease.acquire()
+        client.pexpire(key, 5000)
+        client.config_set("maxmemory", 1)
+        assert lease.acquire()
+        assert client.pttl(key) > 5000
         link.close()
 
 

@@ -131,14 +131,25 @@ def test_poison_is_set_aside_and_the_rest_is_stored(
     assert health.take_counts()["records_refused"] == bad
 
 
+def test_a_record_that_is_bad_and_alone_is_set_aside(
+    stream: MemoryStream, ledger: FaultyLedger, drain: Drain
+) -> None:
+    fill(stream, "poison")
+    assert drain.step() == 1
+    assert len(ledger.refused) == 1
+    assert not stream.entries
+
+
 def test_an_entry_that_is_no_record_is_set_aside(
     stream: MemoryStream, ledger: FaultyLedger, drain: Drain
 ) -> None:
     stream.add("rubbish")
+    assert drain.step() == 1
+    stream.add("rubbish")
     fill(stream, "a")
     assert drain.step() == 2
     assert list(ledger.tasks) == ["a"]
-    assert [raw for raw, _ in ledger.refused] == ["rubbish"]
+    assert [raw for raw, _ in ledger.refused] == ["rubbish", "rubbish"]
     assert not stream.entries
 
 

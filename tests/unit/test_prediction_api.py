@@ -57,6 +57,21 @@ class Roomy:
         return {queue: Pressure(0.0, 1, 0.5) for queue in queues}
 
 
+@pytest.mark.parametrize(
+    ("load", "sent_s", "expected"),
+    [
+        # It ends in (10 / 2 + 4) s and is due in 19 s.
+        (0.5, 0.0, 0.5),
+        (0.5, 22.0, 10 * 1 + 0.5),
+        (2.0, 0.0, 2.0),
+        (3.0, 0.0, 10 * (3 * 9 - 19) + 3.0),
+    ],
+)
+def test_the_risk_follows_its_formula(load: float, sent_s: float, expected: float) -> None:
+    plan = Plan("mixed", "inferred", 4.0, 2.0, 100.0, 119.0)
+    assert routing.risk(Pressure(10.0, 2, load), plan, 100.0, sent_s) == expected
+
+
 def test_queues_are_read_again_when_it_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now, asked = [0.0], []
 

@@ -160,6 +160,18 @@ def test_missing_fields_are_none(place: Place) -> None:
     assert (got.queue, got.retries, got.parent_id, got.root_id) == (None, 0, None, None)
 
 
+@pytest.mark.parametrize(
+    ("state", "recorded"), [("IGNORED", "REPLACED"), ("FAILURE", "FAILURE")]
+)
+def test_a_task_that_has_published_its_replacement(
+    place: Place, state: str, recorded: str
+) -> None:
+    run = place.runs.start(PLAN, REQUEST)
+    run.replaced = True
+    place.runs.finish(run, state)
+    assert Execution.from_json(place.sink.lines[0]).state == recorded
+
+
 def test_a_custom_state_and_a_rejected_task(place: Place) -> None:
     assert place.run(REQUEST, 0, 'MY"STATE').state == 'MY"STATE'
     rejected = place.run(REQUEST, 0, "REJECTED")
@@ -204,7 +216,8 @@ def test_a_run_is_finished_though_a_soft_time_limit_strikes_at_its_end(
     assert health.take_counts() == {}
 
 
-def test_arguments_are_in_no_record(place: Place) -> None:
+def test_arguments_are_in_no_record(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(place.runs, "_slow_note", None)  # a usual request does without it
     place.runs.finish(place.runs.start(PLAN, REQUEST), "SUCCESS")
     assert b"secret" not in place.sink.lines[0]
 

@@ -266,6 +266,16 @@ rts.install(Celery())
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+@pytest.mark.parametrize(
+    ("ttl", "window", "budget"), [(7200, 86400, 7200), (86400, 7200, 7200), (0, 7200, 7200)]
+)
+def test_the_error_budget_is_of_no_more_than_the_ledger_keeps(
+    ttl: float, window: float, budget: float
+) -> None:
+    settings = read(rts_ledger_ttl=ttl, rts_slo_window=window)
+    assert settings.budget_window_s == budget
+
+
 def test_settings_survive_json() -> None:
     settings = read(
         rts_task_types={"video": {"tau": 30, "sla_multiplier": 1.8}},

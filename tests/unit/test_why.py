@@ -9,7 +9,7 @@ import pytest
 
 from rts.flower.words import ADVICE, LABELS, finding
 from rts.records import OVERDUE
-from rts.views.why import BUSY, LOAD, QUEUEING, TAU, reason_of, why
+from rts.views.why import BUSY, LOAD, QUEUEING, TAU, reason_of, slowdown, why
 
 ARRIVAL = datetime(2030, 1, 1, tzinfo=timezone.utc)
 
@@ -37,6 +37,7 @@ def late(runtime_s: float | None, load: float | None = 0.1, **changes: Any) -> d
         (late(6.1, load=BUSY), LOAD),
         (late(None), None),
         (late(2.0, deadline=None), None),
+        (late(2.0, arrival=None), None),
         (late(6.1, load_at_start={"load": "high"}), TAU),
     ],
 )
@@ -58,13 +59,14 @@ def test_the_most_frequent_reason_wins() -> None:
 
 def test_the_figures_are_those_of_the_runs_with_the_reason() -> None:
     slow = [late(9.0, queueing_delay_s=0.1), late(9.0, load=0.9, queueing_delay_s=0.1)]
-    found = why([late(3.0), late(3.0), late(3.0), *slow, *slow])
+    found = why([late(3.0), late(3.0), late(3.0, load=None, tau=None), *slow, *slow])
     assert (found.reason, found.shares[QUEUEING]) == (QUEUEING, 3 / 7)
     assert (found.queueing_delay_s, found.slowdown, found.load) == (5.0, 1.0, 0.1)
 
 
 def test_nothing_is_no_reason() -> None:
     assert why([]).reason is None
+    assert slowdown(late(None)) is None
     assert finding({}, why([])) is None
     assert finding({"late": 3}, None) is None
 
