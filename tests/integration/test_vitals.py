@@ -60,7 +60,7 @@ def test_all_see_the_same_workers(
     assert metrics == {w.worker: w.concurrency for w in status.workers if not w.silent}
     fleet = read_fleet(link, settings, "web", lambda name: [name])
     # Without c, which does not tell its slots, and g, which takes from no queue.
-    assert {name: fleet.crews[crew].slots for name, crew in fleet.crew_of.items()} == {
+    assert {name: fleet.groups[group].slots for name, group in fleet.group_of.items()} == {
         "a@h/1": 4,
         "b@h/1": 2,
         "f@h/1": 1,
@@ -97,4 +97,4 @@ def test_all_count_the_same_runs_and_counters(
     assert status.oldest_at == now - 10
     assert metrics.outbox_lag_s >= (status.lag_s or 0.0) >= 10
     fleet = read_fleet(link, settings, "web", lambda name: [name])
-    assert sorted(each.task_id for each in fleet.running) == ["on time", "late"]
+    assert sorted(each.task_id for each in fleet.running) == ["late", "on time"]
