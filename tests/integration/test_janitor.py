@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import redis
 
+from rts import health
 from rts.clock import FleetClock
 from rts.keys import running_field
 from rts.ledger.heartbeat import LOST_AFTER_S
@@ -212,6 +213,7 @@ def test_runs_of_a_process_that_is_gone_end_after_a_grace(board: NoteBoard) -> N
     assert [note.task_id for _, note in board.notes()] == ["alive"]
     clock.offset_s += 10 * ORPHANED_AFTER_S
     assert orphans.step() == 0
+    assert health.take_counts() == {"runs_lost": 1}
 
 
 def test_an_end_that_the_main_process_wrote_is_not_written_again(board: NoteBoard) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from rts import health
 from rts.errors import StoreUnavailable
-from rts.ledger.drain import BATCH, MANY, MAX_BACKOFF_S, Drain
+from rts.ledger.drain import BATCH, MANY, MAX_BACKOFF_S, MIN_BACKOFF_S, Drain
 from rts.ledger.memory import MemoryLedger
 from rts.ledger.memory_outbox import MemoryOutbox, MemoryStream
 from rts.records import OutboxEntry
@@ -115,6 +115,11 @@ def test_nothing_is_lost_and_retries_back_off_while_the_ledger_is_unavailable(
     assert drain.caught_up
     assert sorted(ledger.tasks) == ["a", "b"]
     assert caplog.text.count("draining goes on") == 1
+    ledger.away = True
+    fill(stream, "c")
+    assert drain.step() == 0
+    assert drain._retry_at == clock.at + MIN_BACKOFF_S
+    assert caplog.text.count("rts_mongo_url") == 2
 
 
 @pytest.mark.parametrize("bad", [1, 3])

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from rts import health
 from rts.clock import FleetClock
 from rts.ledger.acknowledged import ENTRY_BYTES
 from rts.ledger.instructions import Instructions
@@ -111,8 +112,8 @@ def test_what_has_no_room_is_left_out(board: NoteBoard, odd: dict[str, Any]) -> 
 def test_every_task_that_nobody_delivers_again_gets_a_verdict(board: NoteBoard) -> None:
     note(board, "ran", gone())
     note(board, "goes on", os.getpid())
-    for task_id in ("ran", "goes on", "accepted"):
-        board.acknowledged.put(attributes(task_id))
+    for task_id, retries in (("ran", 0), ("goes on", None), ("accepted", 0)):
+        board.acknowledged.put(attributes(task_id, retries=retries))
     board.acknowledged.put(attributes("no plan", rts_deadline=None))
     found, sink = postmortem(board)
     assert found.settle() == 2
@@ -124,6 +125,7 @@ def test_every_task_that_nobody_delivers_again_gets_a_verdict(board: NoteBoard) 
     assert (accepted.deadline, accepted.queue, accepted.worker) == (120.0, "celery", "w@h")
     assert [left.task_id for _, left in board.notes()] == ["goes on"]
     assert found.settle() == 0
+    assert health.take_counts() == {"runs_lost": 1}
 
 
 def test_a_process_has_ended_though_nobody_has_asked_after_it(board: NoteBoard) -> None:

@@ -15,7 +15,7 @@ from billiard.pool import soft_timeout_sighandler
 from rts import health
 from rts.clock import FleetClock
 from rts.ledger.notes import NoteBoard
-from rts.lifecycle.runs import SHORT_S, Runs, new_execution, set_run
+from rts.lifecycle.runs import SHORT_S, Runs, new_execution, set_run, take_aborted
 from rts.lifecycle.worker_side import WorkerSide
 from rts.load.sample import LoadSample
 from rts.records import Execution, Plan
@@ -161,13 +161,19 @@ def test_missing_fields_are_none(place: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "recorded"), [("IGNORED", "REPLACED"), ("FAILURE", "FAILURE")]
+    ("replaced", "state", "recorded"),
+    [
+        (True, "IGNORED", "REPLACED"),
+        (True, "FAILURE", "FAILURE"),
+        (False, "IGNORED", "IGNORED"),
+    ],
 )
-def test_a_task_that_has_published_its_replacement(
-    place: Place, state: str, recorded: str
+def test_a_task_is_replaced_where_it_is_ignored_for_another(
+    place: Place, replaced: bool, state: str, recorded: str
 ) -> None:
     run = place.runs.start(PLAN, REQUEST)
-    run.replaced = True
+    if replaced:
+        run.replaced = True
     place.runs.finish(run, state)
     assert Execution.from_json(place.sink.lines[0]).state == recorded
 
@@ -214,6 +220,23 @@ def test_a_run_is_finished_though_a_soft_time_limit_strikes_at_its_end(
     assert [Execution.from_json(text).state for text in place.sink.lines] == ["SUCCESS"]
     assert list(place.board.notes()) == []
     assert health.take_counts() == {}
+
+
+def test_an_aborted_run_is_taken_once_and_only_for_its_own_task(place: Place) -> None:
+    class Request:
+        id = "d0f1"
+
+    request = Request()
+    run = place.runs.start(PLAN, REQUEST)
+    set_run(request, run)
+    assert take_aborted("d0f1") is None
+    run.aborted = True
+    assert take_aborted("another") is None
+    assert take_aborted("d0f1") is run
+    assert take_aborted("d0f1") is None
+    run.aborted = True
+    del request
+    assert take_aborted("d0f1") is None
 
 
 def test_arguments_are_in_no_record(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
