@@ -33,8 +33,8 @@ CHUNK = 250
 #: Notes buffered at most while Redis is unavailable; further ones are dropped.
 MAX_NOTES = 20_000
 #: Seconds without a note after which the thread ends; the next note starts another one.
-#: So a discarded app leaves nothing behind.
-IDLE_S = 60.0
+#: So a discarded app leaves nothing behind, and a test suite may make one for each test.
+IDLE_S = 5.0
 #: Seconds without a delivery after which the thread evidently does not run.
 STRANDED_S = 2.0
 
