@@ -193,7 +193,7 @@ def _update_capacity(worker: Any, board: NoteBoard, companion: Companion) -> Non
             board.worker_slots[0] = slots_of(worker)
         consumer = getattr(getattr(worker, "consumer", None), "task_consumer", None)
         if consumer is not None:  # else it is connecting
-            companion.tell([queue.name for queue in consumer.queues])
+            companion.set_queues([queue.name for queue in consumer.queues])
     except Exception as exc:  # noqa: BLE001  the previous values remain
         health.hook_failed("capacity", exc)
 

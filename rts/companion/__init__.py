@@ -1,1 +1,1 @@
-"""The process beside each worker. It knows nothing of Celery."""
+"""The companion process that runs beside each worker. It does not import Celery."""

@@ -1,4 +1,4 @@
-"""How a companion does anything: what goes wrong ends neither it nor its other chores."""
+"""Runs one chore of a companion: a failure stops neither the process nor the other chores."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ logger = logging.getLogger("rts.drain")
 
 
 def attempt(what: str, work: Callable[[], object]) -> bool:
-    """Do *work*; return whether it went well. An absent server has been logged already."""
+    """Run *work*; return whether it succeeded. Logs errors other than an unavailable server,
+    which the link or the drain logs.
+    """
     try:
         work()
         return True
     except StoreUnavailable as exc:
         logger.debug("rts: %s: %s", what, exc)
-    except Exception as exc:  # noqa: BLE001  the next round may go better
+    except Exception as exc:  # noqa: BLE001  the next round may succeed
         health.count("upkeep_errors")
         health.warn_once(
             f"upkeep:{what}:{type(exc).__name__}",

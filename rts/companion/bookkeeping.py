@@ -1,7 +1,7 @@
-"""What a companion does with the ledger: fills it, sums it up, finds what is overdue, alerts.
+"""A companion's work on the ledger: drain, roll up, find overdue tasks, alert.
 
-All of it needs MongoDB, and is done on connections of its own: a companion whose MongoDB
-hangs, or cannot be used at all, beats and ships as well as any other.
+All of it needs MongoDB, and uses connections of its own: a companion whose MongoDB
+hangs, or cannot be used at all, keeps beating and shipping.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from rts.tau.snapshot import Snapshots
 from rts.views.tallies import precompute
 from rts.views.tally import CLASSES
 
-#: Seconds between snapshots of the taus, and between sums of past hours.
-SNAPSHOT_S, SUMS_S = 10.0, 300.0
-#: Seconds of the last drain when the worker ends.
-LAST_DRAIN_S = 3.0
+#: Seconds between snapshots of the taus, and between rollups of past hours.
+SNAPSHOT_S, ROLLUP_S = 10.0, 300.0
+#: Seconds for the final drain when the worker ends.
+FINAL_DRAIN_S = 3.0
 
 
 class Bookkeeping:
-    """These chores, of a companion called *name*; no other of the fleet has the same.
+    """The ledger chores of a companion, whose *name* is unique in the fleet.
 
-    Each raises :class:`rts.errors.StoreUnavailable` where Redis or MongoDB is away.
+    Each raises :class:`rts.errors.StoreUnavailable` if Redis or MongoDB is unavailable.
 
     Raises:
         PyMongoError: rts_mongo_url cannot be used.
@@ -44,22 +44,22 @@ class Bookkeeping:
         self._database = ledger.database
         self._sums = settings.keys.sums
         self._budget_s = settings.budget_window_s
-        # Looking, and deciding on alerts, may take their time, and draining may not.
+        # Links of their own: overdue tasks and alerts may be slow, draining may not.
         self._link, alert_link, look_link = (Link(settings) for _ in range(3))
-        #: Where the records wait.
+        #: The records to drain.
         self.outbox = RedisOutbox(self._link, settings, name, gather_s=GATHER_S)
-        #: Moves them.
+        #: Moves them into the ledger.
         self.drain = Drain(self.outbox, ledger)
         self._snapshots = Snapshots(self._link, settings, ledger)
         #: Finds tasks whose deadline has passed.
         self.overdue = OverdueSweep(look_link, settings, ledger, name)
-        #: Decides on alerts and sends them, if no other companion does.
+        #: Decides on alerts and sends them, unless another companion does.
         self.leader = Leader(alert_link, settings, clock, name, self._database)
         links = (self._link, alert_link, look_link)
         self._closes = [*(link.close for link in links), ledger.close]
 
     def drain_all(self, seconds: float) -> None:
-        """Drain until nothing is left, for at most about *seconds*."""
+        """Drain until the outbox is empty, for about *seconds* at most."""
         give_up_at = time.monotonic() + seconds
         while self.drain.drain(seconds) and time.monotonic() < give_up_at:
             pass
@@ -69,14 +69,14 @@ class Bookkeeping:
         self._snapshots.restore()
 
     def snapshot(self, lease_s: float = SNAPSHOT_S) -> None:
-        """Keep the taus, unless another drain has done so within *lease_s* seconds."""
+        """Save the taus, unless another drain has done so within *lease_s* seconds."""
         self._snapshots.save(lease_s=lease_s)
 
-    def sum_up(self) -> None:
-        """Sum up the past hours of a busy day, unless another drain has lately: so
-        even the first report answers at once.
+    def roll_up(self) -> None:
+        """Roll up the past hours of busy days, unless another drain has done so lately, so
+        that even the first report is fast.
         """
-        turn = pack("SET", self._sums, "1", "NX", "PX", int(SUMS_S * 1000))
+        turn = pack("SET", self._sums, "1", "NX", "PX", int(ROLLUP_S * 1000))
         (mine,) = self._link.call(turn)
         if mine is not None:
             now = datetime.now(timezone.utc)
@@ -84,16 +84,16 @@ class Bookkeeping:
                 precompute(self._database, now)
                 precompute(self._database, now, CLASSES, self._budget_s)
 
-    def last(self) -> None:
-        """Bring in what is left. Each step may fail on its own: none raises."""
+    def finish(self) -> None:
+        """Drain what is left and save the taus. Each step may fail alone; none raises."""
         self.outbox.hurry()
-        attempt("the last drain", lambda: self.drain_all(LAST_DRAIN_S))
+        attempt("the last drain", lambda: self.drain_all(FINAL_DRAIN_S))
         attempt("the snapshot of the taus", lambda: self.snapshot(0.0))
 
     def leave(self) -> None:
         """Let other companions take over at once. Never raises."""
         for chore in (self.leader, self.overdue, self.outbox):
-            attempt("leaving", chore.leave)
+            attempt("handing over", chore.leave)
 
     def close(self) -> None:
         """Close the connections."""

@@ -1,4 +1,4 @@
-"""The rounds of a companion, and of a drain that runs alone."""
+"""The main loop of a companion, and of a standalone drain."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from rts.alerting.leader import OBJECTIVES_S, OVERDUE_S, RENEW_S
 from rts.companion.attempts import attempt
-from rts.companion.bookkeeping import SNAPSHOT_S, SUMS_S, Bookkeeping
+from rts.companion.bookkeeping import ROLLUP_S, SNAPSHOT_S, Bookkeeping
 from rts.companion.upkeep import Upkeep
 from rts.errors import StoreUnavailable
 from rts.ledger.drain import BATCH
@@ -16,29 +16,29 @@ from rts.ledger.heartbeat import BEAT_S
 from rts.ledger.outbox import TAKEOVER_S
 from rts.settings import Settings
 
-#: Seconds between looks at the outbox, unless there was a full batch: what a record
-#: waits at most, since a write costs nearly the same for one and for many.
+#: Seconds between polls of the outbox, except after a full batch: the longest that a record
+#: waits, so that one write, which costs nearly the same for one as for many, takes many.
 POLL_S = 0.5
-#: Seconds between looks for lost runs.
+#: Seconds between searches for lost runs.
 JANITOR_S = 2.0
-#: Seconds between looks for tasks whose deadline has passed.
+#: Seconds between searches for tasks whose deadline has passed.
 LOOK_S = 1.0
 
 
 def run(upkeep: Upkeep, stop: threading.Event) -> None:
-    """Keep going until *stop*. Neither draining nor shipping delays the heartbeat."""
-    # First: a worker may be killed before its companion has come this far.
-    final_runs = threading.Thread(target=upkeep.bequeath, args=(stop,), daemon=True)
+    """Run until *stop* is set. Neither draining nor shipping delays the heartbeat."""
+    # First: the worker may be killed before its companion gets any further.
+    final_runs = threading.Thread(target=upkeep.settle_final_runs, args=(stop,), daemon=True)
     final_runs.start()
     upkeep.start()
     threads = [
-        # Its own thread says good-bye: the others may hang in a server that does.
-        _repeat(stop, BEAT_S, ("the heartbeat", upkeep.pulse), last=upkeep.good_bye),
+        # Deregisters in its own thread: the others may hang in a server that does.
+        _repeat(stop, BEAT_S, ("the heartbeat", upkeep.beat), last=upkeep.deregister),
         _repeat(
             stop,
             JANITOR_S,
-            ("looking for orphaned runs", upkeep.orphans),
-            ("looking for lost runs", upkeep.clean),
+            ("looking for orphaned runs", upkeep.end_orphans),
+            ("looking for lost runs", upkeep.end_lost_runs),
         ),
     ]
     threads.append(threading.Thread(target=upkeep.ship_until, args=(stop,), daemon=True))
@@ -49,16 +49,16 @@ def run(upkeep: Upkeep, stop: threading.Event) -> None:
     final_runs.join()
     for thread in threads:
         thread.join(1.0)
-    upkeep.last()
+    upkeep.finish()
 
 
 def _keep_books(books: Bookkeeping, stop: threading.Event) -> None:
-    """Drain, and keep the taus, until *stop*; look at the ledger meanwhile."""
+    """Drain and save the taus until *stop* is set, with the other chores in threads."""
     leader = books.leader
-    _repeat(stop, SUMS_S, ("summing up past hours", books.sum_up))
+    _repeat(stop, ROLLUP_S, ("rolling up past hours", books.roll_up))
     _repeat(stop, RENEW_S, ("alerting", leader.lead))
-    _repeat(stop, OVERDUE_S, ("telling of overdue tasks", leader.evaluate_overdue))
-    _repeat(stop, OBJECTIVES_S, ("looking at the objectives", leader.evaluate_objectives))
+    _repeat(stop, OVERDUE_S, ("alerting on overdue tasks", leader.evaluate_overdue))
+    _repeat(stop, OBJECTIVES_S, ("alerting on objectives", leader.evaluate_objectives))
     _repeat(stop, LOOK_S, ("looking for overdue tasks", books.overdue.step))
     snapshot_at = restore_at = 0.0
     while not stop.is_set():
@@ -80,7 +80,7 @@ def _repeat(
     *work: tuple[str, Callable[[], object]],
     last: Callable[[], object] | None = None,
 ) -> threading.Thread:
-    """Do *work* again and again, in a thread of its own, until *stop*; then *last*."""
+    """Do *work* every *every_s* seconds in a thread until *stop* is set; then *last*."""
 
     def loop() -> None:
         while not stop.is_set():
@@ -98,13 +98,12 @@ def _repeat(
 def drain_alone(settings: Settings, stop: threading.Event, *, once: bool = False) -> int:
     """Drain without a worker, for ``celery rts drain``; return the number of records.
 
-    The spool of this host is shipped too, and the taus are kept; lost runs and overdue
-    tasks are looked for, and alerts sent. *once*: until the outbox is empty, then end,
-    without these last three.
+    Also ships this host's spool, saves the taus, looks for lost runs and overdue tasks,
+    and alerts. *once*: end when the outbox is empty, without these last three.
 
     Raises:
         StoreUnavailable: rts_mongo_url cannot be used; with *once* also: Redis is
-            away, or MongoDB is and records wait.
+            unavailable, or MongoDB is and records wait.
     """
     upkeep = Upkeep(settings)
     try:
@@ -116,23 +115,23 @@ def drain_alone(settings: Settings, stop: threading.Event, *, once: bool = False
         if not once:
             run(upkeep, stop)
         else:
-            upkeep.pulse()
-            upkeep.ship_last()
+            upkeep.beat()
+            upkeep.ship_rest()
             books.restore()
             books.outbox.hurry()
             _drain_out(books, stop)
-            upkeep.last()
+            upkeep.finish()
     finally:
         upkeep.close()
     return books.drain.moved
 
 
 def _drain_out(books: Bookkeeping, stop: threading.Event) -> None:
-    """Drain until the outbox is empty, or *stop*. What another drain has in hand is waited
-    for until it is taken over, should that drain be gone.
+    """Drain until the outbox is empty or *stop* is set. Waits for entries that another
+    drain has claimed, and takes them over should that drain be gone.
 
     Raises:
-        StoreUnavailable: Redis is away, or MongoDB is and records wait.
+        StoreUnavailable: Redis is unavailable, or MongoDB is and records wait.
     """
     give_up_at = time.monotonic() + 2 * TAKEOVER_S
     while not stop.is_set():
@@ -140,7 +139,7 @@ def _drain_out(books: Bookkeeping, stop: threading.Event) -> None:
             give_up_at = time.monotonic() + 2 * TAKEOVER_S
             continue
         if not books.drain.caught_up:
-            raise StoreUnavailable("MongoDB takes no records; they wait in the outbox")
+            raise StoreUnavailable("MongoDB accepts no records; they wait in the outbox")
         if not books.outbox.waiting() or time.monotonic() >= give_up_at:
             return
         stop.wait(POLL_S)

@@ -1,12 +1,12 @@
-"""The process beside a worker: heartbeat, spool, drain, lost runs, overdue tasks,
+"""The companion process of a worker: heartbeat, spool, drain, lost runs, overdue tasks,
 alerts, snapshots of the taus.
 
-``main`` reads one line of JSON on standard input (what
-to do, with the settings), and others when the worker's queues change, and goes on
-until standard input ends, which it does when the worker ends, however that happens.
+``main`` reads its instructions from standard input as one line of JSON, then a line each time
+the worker's queues change, and runs until standard input closes, which it does when the
+worker ends, however that happens.
 
-A process of its own, because no process of the host app shall hold pymongo: pool
-children that are forked later would inherit it, its threads do not go with
+It is a separate process because no process of the host app may hold pymongo: pool
+children that are forked later would inherit it, its threads do not mix with
 greenlets, and the main process is the bottleneck of every prefork worker.
 """
 
@@ -29,16 +29,16 @@ from rts.companion.loop import run
 from rts.companion.upkeep import Upkeep
 from rts.ledger.instructions import Instructions
 
-#: Seconds after the worker's end in which this process ends, whatever hangs. It
-#: may: nothing is acknowledged that is not done. In steps of so many seconds, which
-#: are counted: while this process is stopped, or gets no turn, they do not pass.
+#: Seconds from the worker's end until this process exits, whatever hangs. That is safe:
+#: nothing is acknowledged before it is done. Counted in steps of so many seconds, so that
+#: time in which this process is suspended or starved does not count.
 LAST_S, STEP_S = 5.0, 0.1
-#: Tasks go first where they and the drain want the same core.
+#: Tasks take precedence over the drain on a shared core.
 NICENESS = 5
 
 
 def set_up_logging(instructions: Instructions) -> None:
-    """Log where the worker logs, as it does; to standard error where that fails."""
+    """Log to the worker's log file in its format; to standard error if that fails."""
     handler: logging.Handler = logging.StreamHandler()
     if instructions.logfile:
         try:
@@ -50,25 +50,25 @@ def set_up_logging(instructions: Instructions) -> None:
         format="[%(asctime)s: %(levelname)s/rts] %(message)s",
         handlers=[handler],
     )
-    # What cannot be read here, the worker cannot read either, and says so.
+    # Probes that fail here fail in the worker as well, which logs it.
     logging.getLogger("rts.load").setLevel(max(instructions.loglevel, logging.WARNING))
 
 
 def main() -> int:
-    """Run beside a worker. Returns the exit status."""
+    """Run beside a worker; return the exit status."""
     parent = os.getppid()
-    # Python writes the number of a signal into this pipe. A handler that sets the
-    # event itself could find its lock held by the very thread it interrupts.
+    # Signals wake the watcher through this pipe. A handler that set the event itself
+    # could deadlock on its lock, held by the very thread that it interrupts.
     wake, wake_end = os.pipe()
     os.set_blocking(wake_end, False)
     signal.set_wakeup_fd(wake_end)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the worker decides
     signal.signal(signal.SIGTERM, lambda *_: None)
-    # Byte by byte: what follows is read by another thread.
-    with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as told:
-        line = told.readline()
+    # Unbuffered: the lines after it are read by another thread.
+    with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as stdin:
+        line = stdin.readline()
     if not line.endswith(b"\n"):
-        return 0  # the worker died before it had said what to do
+        return 0  # the worker died before it had sent its instructions
     instructions = Instructions.from_json(line.decode())
     set_up_logging(instructions)
     stop = threading.Event()
@@ -77,23 +77,25 @@ def main() -> int:
         os.nice(NICENESS)
     except OSError:
         pass  # a sandbox may forbid it; nothing depends on it
-    gc.freeze()  # what was imported stays for good
-    # A batch is many objects without cycles among them: nothing to look for so often.
+    gc.freeze()  # imported modules stay for good
+    # A batch is many objects without cycles: collect less often.
     gc.set_threshold(50_000, 10, 10)
-    watching = (parent, wake, stop, upkeep.hear)
-    threading.Thread(target=watch, args=watching, daemon=True).start()
+    watched = (parent, wake, stop, upkeep.set_queues)
+    threading.Thread(target=watch, args=watched, daemon=True).start()
     run(upkeep, stop)
     return 0
 
 
-def watch(parent: int, wake: int, stop: threading.Event, hear: Callable[[bytes], None]) -> None:
-    """Set *stop* when the worker ends: standard input closes, or the parent changes
-    (pool children that were forked since may hold the pipe open). Or on SIGTERM.
-    Until then let *hear* have each line that comes.
+def watch(
+    parent: int, wake: int, stop: threading.Event, on_line: Callable[[bytes], None]
+) -> None:
+    """Pass each line of standard input to *on_line*, and set *stop* when the worker ends:
+    standard input closes, or the parent changes (pool children that were forked since may
+    hold the pipe open). Also on SIGTERM.
 
-    Ends the process the hard way where it does not end by itself.
+    Then kills the process, should it not exit by itself.
     """
-    stdin, heard = sys.stdin.fileno(), b""
+    stdin, partial_line = sys.stdin.fileno(), b""
     while os.getppid() == parent:
         ready, _, _ = select.select([stdin, wake], [], [], 1.0)
         if wake in ready:
@@ -102,9 +104,9 @@ def watch(parent: int, wake: int, stop: threading.Event, hear: Callable[[bytes],
             data = os.read(stdin, 4096)
             if not data:
                 break
-            *lines, heard = (heard + data).split(b"\n")
+            *lines, partial_line = (partial_line + data).split(b"\n")
             for line in lines:
-                attempt("reading the worker's queues", partial(hear, line))
+                attempt("reading the worker's queues", partial(on_line, line))
     stop.set()
     for _ in range(round(LAST_S / STEP_S)):
         time.sleep(STEP_S)

@@ -1,6 +1,6 @@
-"""What a companion does beside its worker: it beats, ships, and ends runs that cannot.
+"""A companion's work for its worker: beat, ship, and end the runs that cannot do so.
 
-What it does with the ledger: :mod:`rts.companion.bookkeeping`.
+Its work on the ledger: :mod:`rts.companion.bookkeeping`.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ from rts.settings import Settings
 
 logger = logging.getLogger("rts.drain")
 
-#: Seconds between looks at the spool: what a tau learns late, and what of the
-#: records is lost if this host is.
+#: Seconds between polls of the spool: the delay with which taus learn, and the window of
+#: records that are lost if this host is.
 SHIP_S = 0.2
-#: Nobody's task waits for these connections, so they may take their time.
+#: Generous timeouts: no task waits for these connections.
 CONNECT_TIMEOUT_S, TIMEOUT_S, BREAKER_S = 2.0, 5.0, 1.0
 
 
 class Upkeep:
-    """The work of a companion, or of a drain that runs alone (without *instructions*)."""
+    """The chores of a companion, or of a standalone drain (without *instructions*)."""
 
     def __init__(self, settings: Settings, instructions: Instructions | None = None) -> None:
         patient = replace(
@@ -68,8 +68,8 @@ class Upkeep:
         self._spool = Spool(settings.spool_dir, settings.spool_max_bytes)
         # A link of its own: a call that hangs must not open the heartbeat's breaker.
         self._ship_link = Link(patient)
-        told = log_learned if logger.isEnabledFor(logging.INFO) else None
-        self._shipper = Shipper(self._spool, self._ship_link, settings, told)
+        on_learned = log_learned if logger.isEnabledFor(logging.INFO) else None
+        self._shipper = Shipper(self._spool, self._ship_link, settings, on_learned)
         self._janitor = Janitor(self._link, settings, self._clock, name)
         self._board: NoteBoard | None = None
         if instructions is not None:
@@ -82,7 +82,7 @@ class Upkeep:
             self._final_runs = FinalRuns(
                 PostMortem(self._board, sink, self._clock, instructions), self._in_flight
             )
-        #: What it does with the ledger; ``None`` where it does not, or cannot.
+        #: The ledger chores; ``None`` if they are turned off or cannot be done.
         self.books: Bookkeeping | None = None
         if settings.drain or instructions is None:
             try:
@@ -92,29 +92,29 @@ class Upkeep:
                 health.count("configuration_errors")
                 logger.error(
                     "rts: the ledger cannot be used: rts_mongo_url = %s. Records wait in the "
-                    "outbox until workers start with one that is, or celery rts drain does",
+                    "outbox until a worker, or celery rts drain, starts with a valid one",
                     exc,
                 )
 
     def start(self) -> None:
-        """Start what the heartbeat tells of."""
+        """Start to measure the load, for the heartbeat."""
         if self._instructions is not None:
             attempt("reading the load", self._first_look)
 
     def _first_look(self) -> None:
         probes = real_probes()
-        take_sample(probes)  # from which on the first beat tells the CPU
+        take_sample(probes)  # CPU usage is measured between samples
         self._probes = probes
 
-    def hear(self, line: bytes) -> None:
-        """Take a line of the worker's: the queues that it takes tasks from now."""
+    def set_queues(self, line: bytes) -> None:
+        """Take over the queues that the worker consumes from now on, as a line of JSON."""
         self._queues = tuple(json.loads(line))
 
-    def pulse(self) -> None:
-        """One round trip: measure the clock, beat, deliver what was counted.
+    def beat(self) -> None:
+        """In one round trip, measure the clock, beat and deliver the counters.
 
         Raises:
-            StoreUnavailable: Redis is away.
+            StoreUnavailable: Redis is unavailable.
         """
         commands = [pack("TIME")]
         if self._instructions is not None and self._board is not None:
@@ -132,57 +132,51 @@ class Upkeep:
             self._board.clock_offset_s[0] = self._clock.offset_s
             self._in_flight.step()
 
-    def good_bye(self) -> None:
-        """Take the worker off the list of those that live, and tell other companions of
-        its runs that go on.
-        """
+    def deregister(self) -> None:
+        """Remove the worker's heartbeat, and publish its runs that go on."""
         if self._instructions is not None:
-            gone = pack("HDEL", self._keys.workers, self._instructions.instance)
-            attempt("the good-bye", lambda: self._link.call(gone))
-            self._final_runs.tell()
-
-    def ship(self) -> int:
-        """Bring what waits on this host's disk to Redis; return the number of records."""
-        return self._shipper.ship()
+            remove = pack("HDEL", self._keys.workers, self._instructions.instance)
+            attempt("removing the heartbeat", lambda: self._link.call(remove))
+            self._final_runs.publish()
 
     def ship_until(self, stop: threading.Event) -> None:
-        """Ship whenever it is this process's turn, until *stop*."""
+        """Ship the spool while this process holds the host's lease, until *stop* is set."""
         while not stop.is_set():
             with self._spool.lease() as mine:
                 while mine and not stop.is_set():
-                    attempt("shipping the spool", self.ship)
+                    attempt("shipping the spool", self._shipper.ship)
                     stop.wait(SHIP_S)
             stop.wait(BEAT_S)
 
-    def ship_last(self) -> None:
-        """Ship what is left, if no other process of this host does."""
+    def ship_rest(self) -> None:
+        """Ship what is left, unless another process of this host does."""
         with self._spool.lease() as mine:
             if mine:
                 self._shipper.ship()
 
-    def orphans(self) -> None:
-        """Look for runs of this worker whose process is gone."""
+    def end_orphans(self) -> None:
+        """End the runs of this worker whose process is gone."""
         if self._board is not None:
             self._orphans.step()
 
-    def bequeath(self, stop: threading.Event) -> None:
-        """Leave word of the worker's last runs, once it has ended."""
+    def settle_final_runs(self, stop: threading.Event) -> None:
+        """Wait for *stop*, the worker's end; then settle its last runs."""
         stop.wait()
         if self._board is not None:
             self._final_runs.settle()
 
-    def clean(self) -> None:
-        """Look for runs of workers that are gone."""
+    def end_lost_runs(self) -> None:
+        """End the runs of workers that are gone."""
         self._janitor.step()
 
-    def last(self) -> None:
-        """Bring in what is left, and leave. Each step may fail on its own."""
-        # First what this process has written itself: a file that has a writer stays.
-        attempt("ending a file of the spool", self._spool.close)
-        attempt("shipping the spool", self.ship_last)
+    def finish(self) -> None:
+        """Ship and drain what is left, and hand over. Each step may fail alone."""
+        # First this process's own file: one that has a writer is not removed.
+        attempt("closing a file of the spool", self._spool.close)
+        attempt("shipping the spool", self.ship_rest)
         if self.books is not None:
-            self.books.last()
-        attempt("leaving", self._janitor.leave)
+            self.books.finish()
+        attempt("handing over", self._janitor.leave)
         if self.books is not None:
             self.books.leave()
 
@@ -199,7 +193,7 @@ class Upkeep:
             instance=instructions.instance,
             seen_at=self._clock.now(),
             worker=instructions.worker,
-            # At each beat and no more often: the worker itself samples for its tasks.
+            # One sample per beat: the worker itself samples for its tasks.
             load={} if self._probes is None else take_sample(self._probes).as_dict(),
             host=socket.gethostname(),
             pid=instructions.pid,
@@ -211,7 +205,7 @@ class Upkeep:
 
 
 def log_learned(execution: Execution, learned: Learned) -> None:
-    """Log what a run taught: old tau, new tau and the actual runtime, in seconds."""
+    """Log what a run taught: old and new tau and the actual runtime, in seconds."""
     changes = [(execution.task_type, learned.tau_before, learned.tau_after)]
     if learned.name_tau_before is not None and learned.name_tau_after is not None:
         changes.append((execution.name, learned.name_tau_before, learned.name_tau_after))

@@ -1,7 +1,7 @@
-"""What happened to deadlines, as it becomes known: a capped stream for whoever alerts.
+"""Deadline events, as they become known: a capped stream for alerting.
 
-Each event is told once. The stream holds the last ``MAX_EVENTS``: who falls behind
-further than that finds the verdicts in the ledger.
+Each event is published once. The stream holds the last ``MAX_EVENTS``: a reader that
+falls further behind finds the verdicts in the ledger.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from rts.validation import json_object
 #: Events that the stream holds at most.
 MAX_EVENTS = 20_000
 
-#: The kind of an event: the deadline has passed and the task has not ended. (Of a task
-#: that ends too late ``rts.signals.deadline_missed`` tells.)
+#: The kind of an event: the deadline has passed and the task has not ended. (A task that
+#: ends too late is reported by ``rts.signals.deadline_missed``.)
 OVERDUE = "overdue"
 
 
@@ -23,30 +23,30 @@ OVERDUE = "overdue"
 class Event:
     """One event. Instants are seconds since the epoch by the clock of the Redis server.
 
-    In the stream it is a JSON object of these fields under the name ``e``. Names are
-    strangers' texts, of at most 1,024 characters.
+    In the stream it is a JSON object of these fields, in the entry's field ``e``. Names are
+    untrusted texts of at most 1,024 characters.
     """
 
-    #: ``overdue``; readers pass over kinds that they do not know.
+    #: ``overdue``; readers ignore kinds that they do not know.
     kind: str
     task_id: str
     name: str
     task_type: str
-    #: ``None`` where it is not known.
+    #: ``None`` if unknown.
     queue: str | None
     arrival: float
     deadline: float
     tau: float
     #: When this became known.
     at: float
-    #: PENDING, or STARTED where its run goes on.
+    #: STARTED while a run of it goes on, else PENDING.
     state: str
-    #: Where it runs; ``None`` where it does not.
+    #: The worker that runs it; ``None`` if none does.
     worker: str | None = None
     retries: int = 0
 
     def to_json(self) -> str:
-        """Return the event as it stands in the stream."""
+        """Return the event as it is stored in the stream."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return json.dumps(values, separators=(",", ":"))
 

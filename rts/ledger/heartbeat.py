@@ -1,6 +1,4 @@
-"""What a worker tells of itself once a second, through its companion: the one record of
-it, for all that write and read it.
-"""
+"""The heartbeat of a worker, written once a second by its companion, and its format."""
 
 from __future__ import annotations
 
@@ -18,88 +16,88 @@ BEAT_S = 1.0
 #: Seconds without a heartbeat after which a worker counts as gone: ten beats, so
 #: that a busy host is not mistaken for a dead one.
 LOST_AFTER_S = 10 * BEAT_S
-#: Slots that are believed; no pool has more, and what is simulated grows with them.
+#: The most slots that are believed: no pool has more, and simulations grow with them.
 MAX_SLOTS = 100_000
 #: The figures of a load: fractions of what the worker may use.
 FIGURES = ("load", "cpu", "memory", "gpu")
 
 
 class Heartbeat(NamedTuple):
-    """The last beat of one life of a worker.
+    """The last heartbeat of one worker instance.
 
-    In JSON it is an object. Versions meet in one fleet, and anybody may write to Redis: a
-    field that another one does not tell, or not in a way that is known here, has the value
-    of one that is not told, and what it tells besides is passed over.
+    In JSON it is an object. Versions mix in one fleet, and anybody may write to Redis: a
+    field that is missing or invalid gets the value for "unknown", and unknown fields are
+    ignored.
     """
 
     #: One life of the worker's main process: the field of the hash, not in the JSON.
     instance: str
     #: Epoch seconds, by the fleet's clock.
     seen_at: float
-    #: Node name (``celery@host``); where it is not told, that in the instance.
+    #: Node name (``celery@host``); if missing, the one in the instance.
     worker: str
-    #: :data:`FIGURES` at least 0, those that are known; and what else there is of a sample.
+    #: The known ones of :data:`FIGURES`, at least 0, and what else the sample holds.
     load: Mapping[str, Any]
     host: str | None = None
     pid: int | None = None
-    #: Tasks that it may run at a time, 0 to :data:`MAX_SLOTS`; in JSON ``concurrency``.
+    #: Its concurrency, 0 to :data:`MAX_SLOTS`; in JSON ``concurrency``.
     slots: int | None = None
-    #: Those that it takes from, in the order of its command line; ``None``: it may be any.
+    #: Queues that it consumes, in the order of its command line; ``None``: it may be any.
     queues: tuple[str, ...] | None = None
-    #: Tasks that it takes when no slot is free, at most: at least 0, may be infinite (in
-    #: JSON ``null``).
+    #: Tasks that it prefetches at most while no slot is free: at least 0, may be infinite
+    #: (in JSON ``null``).
     ahead: float = 0.0
-    #: The last tasks that it has received, as :mod:`rts.ledger.received` tells them.
+    #: The last tasks that it received, as encoded by :mod:`rts.ledger.received`.
     received: str | None = None
 
     def to_json(self) -> str:
-        """Return what is written into the hash."""
-        told = self._asdict()
-        del told["instance"]
-        told["concurrency"] = told.pop("slots")
-        told["ahead"] = None if math.isinf(self.ahead) else self.ahead
-        return json.dumps(told)
+        """Return the value that is stored in the hash."""
+        values = self._asdict()
+        del values["instance"]
+        values["concurrency"] = values.pop("slots")
+        values["ahead"] = None if math.isinf(self.ahead) else self.ahead
+        return json.dumps(values)
 
     @classmethod
     def from_json(cls, instance: str, text: str) -> Heartbeat | None:
-        """Read what :meth:`to_json` wrote, of any version; ``None``: it is no heartbeat, or
-        does not say of when. Never raises.
+        """Read what :meth:`to_json` of any version wrote; ``None`` if it is no heartbeat, or
+        one without its instant. Never raises.
         """
         try:
-            told = json.loads(text)
+            values = json.loads(text)
         except (ValueError, RecursionError):
             return None
-        seen_at = finite(told.get("seen_at")) if isinstance(told, dict) else None
+        seen_at = finite(values.get("seen_at")) if isinstance(values, dict) else None
         if seen_at is None:
             return None
-        queues, received = told.get("queues"), told.get("received")
+        queues, received = values.get("queues"), values.get("received")
         return cls(
             instance,
             seen_at,
-            _text(told.get("worker")) or instance.rpartition("/")[0] or instance,
-            _load(told.get("load")),
-            _text(told.get("host")),
-            _whole(told.get("pid")),
-            _whole(told.get("concurrency"), MAX_SLOTS),
+            _text(values.get("worker")) or instance.rpartition("/")[0] or instance,
+            _load(values.get("load")),
+            _text(values.get("host")),
+            _whole(values.get("pid")),
+            _whole(values.get("concurrency"), MAX_SLOTS),
             tuple(filter(None, map(_text, queues))) if isinstance(queues, list) else None,
-            _ahead(told.get("ahead", 0.0)),
+            _ahead(values.get("ahead", 0.0)),
             received if isinstance(received, str) else None,
         )
 
     def age_s(self, now: float) -> float:
-        """Return for how long it has been silent at *now*: seconds, at least 0."""
+        """Return the seconds from this heartbeat to *now*, at least 0."""
         return max(0.0, now - self.seen_at)
 
     def is_silent(self, now: float) -> bool:
-        """Return whether it counts as gone at *now*."""
+        """Return whether the worker counts as gone at *now*."""
         return self.age_s(now) > LOST_AFTER_S
 
     def takes_from(self, queue: str) -> bool:
-        """Return whether it takes tasks from *queue*, or may."""
+        """Return whether the worker consumes *queue*, or may."""
         return self.queues is None or queue in self.queues
 
     def marks(self) -> frozenset[int] | None:
-        """Return the marks of the tasks that it has received last; ``None``: not told."""
+        """Return the marks of the tasks that it received last; ``None`` if unknown."""
         try:
             return None if self.received is None else frozenset(decode_marks(self.received))
         except ValueError:
@@ -107,7 +105,7 @@ class Heartbeat(NamedTuple):
 
 
 def read_heartbeats(reply: Sequence[bytes]) -> list[Heartbeat]:
-    """Return the heartbeats in an answer to HGETALL, also of workers that are gone."""
+    """Return the heartbeats in a reply to HGETALL, including those of workers that are gone."""
     beats = (Heartbeat.from_json(*item) for item in replies_as_text(reply).items())
     return [beat for beat in beats if beat is not None]
 
@@ -115,7 +113,7 @@ def read_heartbeats(reply: Sequence[bytes]) -> list[Heartbeat]:
 def _text(value: object) -> str | None:
     if not isinstance(value, str):
         return None
-    # Half of a surrogate pair, as of a host's odd name, would end a scrape or a page.
+    # A lone surrogate, as in an undecodable host name, would break a scrape or a page.
     return value.encode("utf-8", "replace").decode()
 
 
@@ -134,4 +132,4 @@ def _load(value: object) -> dict[str, Any]:
         return {}
     figures = {name: finite(value.get(name)) for name in FIGURES}
     known = {name: n for name, n in figures.items() if n is not None and n >= 0}
-    return {**known, **{name: told for name, told in value.items() if name not in FIGURES}}
+    return {**known, **{name: item for name, item in value.items() if name not in FIGURES}}

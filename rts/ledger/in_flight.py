@@ -1,6 +1,4 @@
-"""The notes of runs that go on, in Redis: what companions publish there, and what others
-read of it.
-"""
+"""The notes of current runs in Redis: companions publish them, everybody reads them."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ from rts.settings import Settings
 class InFlightRuns:
     """Publishes a worker's notes in Redis, for when the whole worker dies.
 
-    Only those of runs that go on for a while: most end before anybody could look.
+    Those of runs that last a while: most have ended before they could be published.
     """
 
     def __init__(self, link: Link, settings: Settings, board: NoteBoard, instance: str) -> None:
@@ -26,25 +24,25 @@ class InFlightRuns:
         self._running = settings.keys.running
         self._board = board
         self._instance = instance
-        #: The fields of this worker's runs there; ``None``: not known yet, since a companion
-        #: before this one may have left some.
+        #: The fields of this worker's runs in the hash; ``None`` until they are read, since
+        #: an earlier companion may have left some.
         self._published: set[bytes] | None = None
 
     def step(self) -> None:
         """Bring the ``running`` hash up to date.
 
         Raises:
-            StoreUnavailable: Redis is away.
+            StoreUnavailable: Redis is unavailable.
         """
         if self._published is None:
             (fields,) = self._link.call(pack("HKEYS", self._running))
             self._published = {f for f in fields if instance_of(f) == self._instance}
         notes = {_field(note): note for _, note in self._board.notes()}
         commands = []
-        over = self._published - notes.keys()
-        if over:
-            commands.append(pack("HDEL", self._running, *over))
-        # All again, not the new ones only: Redis may have been wiped.
+        ended = self._published - notes.keys()
+        if ended:
+            commands.append(pack("HDEL", self._running, *ended))
+        # All of them, not only new ones: Redis may have been wiped.
         for field, note in notes.items():
             commands.append(pack("HSET", self._running, field, note.to_json()))
         if commands:
@@ -58,14 +56,14 @@ def _field(note: Execution) -> bytes:
 
 
 def read_notes(texts: Iterable[bytes]) -> list[Execution]:
-    """Return the runs that go on, of an answer to HVALS. Left out is what is no record, or
-    one that cannot be reckoned with.
+    """Return the current runs in a reply to HVALS. What is no record of rts, or has values
+    that cannot be computed with, is left out.
     """
     found = []
     for text in texts:
         try:
             run = Execution.from_json(text)
-        except ValueError:  # somebody else's
+        except ValueError:  # not written by rts
             continue
         if _is_sound(run):
             found.append(run)
@@ -73,9 +71,7 @@ def read_notes(texts: Iterable[bytes]) -> list[Execution]:
 
 
 def _is_sound(run: Execution) -> bool:
-    """Return whether what it is told apart by is no list or such, and its instants are
-    finite numbers.
-    """
+    """Return whether its identifying fields are hashable and its instants finite numbers."""
     names = (run.run_id, run.task_id, run.name, run.task_type, run.queue, run.instance)
     instants = (run.arrival, run.deadline, run.tau, run.started_at or 0.0)
     return not any(isinstance(name, list | dict) for name in names) and all(
@@ -84,7 +80,7 @@ def _is_sound(run: Execution) -> bool:
 
 
 def instance_of(field: bytes) -> str:
-    """Return the worker instance of a field of the ``running`` hash.
+    """Return the worker instance in a field of the ``running`` hash.
 
     >>> instance_of(b"5f1b8c9a|0|celery@host/12-ab12cd34|17")
     'celery@host/12-ab12cd34'

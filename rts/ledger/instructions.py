@@ -1,4 +1,4 @@
-"""What a worker tells its companion process."""
+"""The instructions that a worker sends to its companion process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rts.settings import Settings
 
 @dataclass(frozen=True)
 class Instructions:
-    """What a companion is told by its worker."""
+    """The configuration of a companion, which its worker sends at the start."""
 
     settings: Settings
     worker: str
@@ -19,16 +19,16 @@ class Instructions:
     #: Descriptor and slots of the worker's :class:`rts.ledger.notes.NoteBoard`.
     board_fd: int
     board_slots: int
-    #: Where the worker logs, and from which level on.
+    #: The worker's log file, and its level.
     logfile: str | None
     loglevel: int
-    #: The queues that the worker takes tasks from, as it begins.
+    #: The queues that the worker consumes at its start.
     queues: tuple[str, ...] = ()
-    #: Tasks that the worker takes for each slot when all are taken; ``None``: any number.
+    #: Tasks that the worker prefetches per slot while all are busy; ``None``: any number.
     ahead: int | None = 0
 
     def to_json(self) -> str:
-        """Return the instructions as one line."""
+        """Return the instructions as one line of JSON."""
         document = {**self.__dict__, "settings": self.settings.as_dict()}
         return json.dumps(document)
 

@@ -1,7 +1,7 @@
 """Ends the runs that nobody else can end: their worker, or their process, is gone.
 
-Such an end is provisional: should the run turn out to live (a worker that was
-suspended), its own end takes the verdict's place.
+Such an end is provisional: should the run turn out to be alive (a worker that was
+suspended), its own end replaces the verdict.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from rts.ports import RunSink
 from rts.records import LOST, Execution
 from rts.settings import Settings
 
-#: Seconds for which a dead worker stays in the list that people look at.
+#: Seconds for which a dead worker stays listed.
 FORGET_AFTER_S = 300.0
-#: Seconds between two looks beyond which the silence in between proves nothing:
-#: this process, Redis or the whole host was stopped.
+#: If more seconds than this have passed since the last look, silence in between proves
+#: nothing: this process, Redis or the whole host was stopped.
 MAX_GAP_S = 5.0
-#: Seconds that a process of this worker must be gone before its run is ended here:
+#: Seconds for which a process of this worker must be gone before its run is ended here:
 #: the main process knows the cause and goes first.
 ORPHANED_AFTER_S = 3.0
 
 
 class Janitor:
-    """Looks for lost runs. One drain of the fleet does it at a time.
+    """Ends lost runs, in one companion or drain of the fleet at a time.
 
-    A worker is gone when its heartbeat was seen not to change, in look after
-    look. Instants are not compared: after an outage of Redis, or on a host with
-    a wrong clock, every heartbeat is old, and no worker is gone.
+    A worker is gone if its heartbeat has not changed over successive looks. Instants are
+    not compared: after an outage of Redis, or on a host with a wrong clock, every
+    heartbeat is old although no worker is gone.
     """
 
     def __init__(
@@ -60,10 +60,10 @@ class Janitor:
         self._looked_at = -1e9
 
     def step(self) -> int:
-        """Look once, if it is this janitor's turn; return the number of runs ended.
+        """Look once, if the lease is held here; return the number of runs ended.
 
         Raises:
-            StoreUnavailable: Redis is away.
+            StoreUnavailable: Redis is unavailable.
         """
         keys = self._keys
         if not self._lease.acquire():
@@ -94,12 +94,12 @@ class Janitor:
         """Let another janitor take over at once.
 
         Raises:
-            StoreUnavailable: Redis is away.
+            StoreUnavailable: Redis is unavailable.
         """
         self._lease.release()
 
     def _silence(self, beats: dict[str, bytes], instances: Iterable[str]) -> dict[str, float]:
-        """Return for how many seconds each instance was seen to be silent."""
+        """Return the seconds for which each instance has been seen silent."""
         now = self._now()
         if now - self._looked_at > MAX_GAP_S:
             self._seen.clear()
@@ -115,9 +115,9 @@ class Janitor:
 
 
 class Orphans:
-    """Ends runs of this worker whose pool process is gone without a word.
+    """Ends runs of this worker whose pool process died unreported.
 
-    Celery says nothing where it puts the message back (``reject_on_worker_lost``),
+    Celery reports nothing if it requeues the message (``reject_on_worker_lost``),
     cancels a run, or retries it on behalf of its lost process.
     """
 
@@ -137,8 +137,8 @@ class Orphans:
             if note.pid is None or is_alive(note.pid):
                 continue
             missing[note.run_id] = self._missing.get(note.run_id, now)
-            over = now - missing[note.run_id] > ORPHANED_AFTER_S
-            if over and self._board.release(slot, note):
+            orphaned = now - missing[note.run_id] > ORPHANED_AFTER_S
+            if orphaned and self._board.release(slot, note):
                 self._sink.ended(note._replace(completed_at=now, state=LOST, cause="killed"))
                 health.count("runs_lost")
                 ended += 1
@@ -153,11 +153,11 @@ def reap(
     is_over: Callable[[Execution], bool],
     now: float,
 ) -> int:
-    """End those of the running notes that are over, as lost, at *now* in epoch seconds;
-    return how many.
+    """End the runs with these fields of the ``running`` hash for which *is_over* holds, as
+    lost at *now* in epoch seconds; return how many.
 
     Raises:
-        StoreUnavailable: Redis is away.
+        StoreUnavailable: Redis is unavailable.
     """
     if not fields:
         return 0

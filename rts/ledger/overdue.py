@@ -1,9 +1,9 @@
 """Finds tasks whose deadline passes before they end, and gives them their verdict.
 
-One companion of the fleet looks every second. What waits in a queue, was lost by the
-broker, or runs too long is all the same here: it was published (or received), and its
-end has not come. The verdict is provisional only in so far as the task's own end takes
-its place; it is a miss either way.
+One companion of the fleet looks every second. Whether a task waits in a queue, was lost
+by the broker or runs too long does not matter here: it was published (or received) and
+has not ended. The verdict is provisional only in that the task's own end replaces it; it
+is a miss either way.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from rts.records import (
 )
 from rts.settings import Settings
 
-#: Tasks in one go: one question and one write of MongoDB, one script in Redis (about
-#: 10 µs for each task).
+#: Tasks in one batch: one query and one write of MongoDB, one script in Redis (about
+#: 10 µs per task).
 BATCH = 500
-#: Seconds that one step takes at most, and then another drain's work gets its turn.
+#: Seconds that one step takes at most, if a backlog is overdue.
 STEP_S = 1.0
-#: Seconds that another companion leaves the one that looks to itself.
+#: Seconds until another companion may take over the lease.
 LEASE_S = 5.0
-#: Seconds between two looks beyond which ends may wait on hosts' disks, since Redis or
-#: everything was stopped; and seconds that they then get to arrive first.
+#: If more seconds than this have passed since the last look, Redis or everything was
+#: stopped, and ends may still wait on hosts' disks; seconds that they then get to arrive.
 MAX_GAP_S, SETTLE_S = 5.0, 2.0
 #: Seconds for which a task that never ends stays among the overdue ones.
 KEPT_S = 86400.0
-#: Seconds between two calls that only forget what is too old.
+#: Seconds between two calls that only remove what is too old.
 TIDY_S = 60.0
 
 
 class Verdicts(Protocol):
-    """What a look needs of the ledger."""
+    """The part of the ledger that is used here."""
 
     def ended(self, task_ids: Collection[str]) -> set[str]:
         """Return those of the tasks that have ended."""
@@ -57,7 +57,7 @@ class Verdicts(Protocol):
 
 
 class OverdueSweep:
-    """Looks for overdue tasks. One companion of the fleet does it at a time."""
+    """Looks for overdue tasks, in one companion of the fleet at a time."""
 
     def __init__(
         self,
@@ -78,16 +78,16 @@ class OverdueSweep:
         self._overdue_after_s = overdue_after_s
         self._now = now
         self._looked_at = -1e9
-        #: Monotonic instants: not to look before; to ask for the lease again; to tidy up.
+        #: Earliest monotonic instants: to look, to ask for the lease, to tidy up.
         self._look_from = 0.0
         self._ask_from = 0.0
         self._tidy_from = 0.0
 
     def step(self) -> int:
-        """Look once, if it is this one's turn; return the number of new verdicts.
+        """Look once, if the lease is held here; return the number of new verdicts.
 
         Raises:
-            StoreUnavailable: Redis or MongoDB is away: the tasks are looked at later.
+            StoreUnavailable: Redis or MongoDB is unavailable; a later step makes up for it.
         """
         now = self._now()
         if now < self._ask_from:
@@ -114,12 +114,12 @@ class OverdueSweep:
         """Let another companion take over at once.
 
         Raises:
-            StoreUnavailable: Redis is away.
+            StoreUnavailable: Redis is unavailable.
         """
         self._lease.release()
 
     def _due(self) -> tuple[list[bytes], float]:
-        """Return the ids of open tasks that are due, and the server's time."""
+        """Return the ids of open tasks that are overdue, and the server's time."""
         at = as_instant(*self._link.call(pack("TIME")))
         (found,) = self._link.call(
             pack(
@@ -158,12 +158,12 @@ class OverdueSweep:
         return int(self._link.call(call)[0])
 
     def _running(self, ids: Collection[bytes]) -> dict[bytes, Execution]:
-        """Return the notes of those tasks that a worker runs now."""
+        """Return the notes of those tasks that are running now."""
         if not ids:
             return {}
         (fields,) = self._link.call(pack("HKEYS", self._keys.running))
-        mine = {field.rsplit(b"|", 3)[0]: field for field in fields}
-        wanted = [(raw, mine[raw]) for raw in ids if raw in mine]
+        by_id = {field.rsplit(b"|", 3)[0]: field for field in fields}
+        wanted = [(raw, by_id[raw]) for raw in ids if raw in by_id]
         if not wanted:
             return {}
         (notes,) = self._link.call(
@@ -186,7 +186,7 @@ def _readable(
 
 
 def task_of(task_id: bytes, info: bytes | None) -> OpenTask | None:
-    """Return the task of a line of the ``open:info`` hash; ``None`` where it is none."""
+    """Return the task of an entry in the ``open:info`` hash; ``None`` if it is invalid."""
     try:
         _, _, known = (info or b"").partition(b"\n")
         values = json.loads(known)
@@ -200,7 +200,7 @@ def task_of(task_id: bytes, info: bytes | None) -> OpenTask | None:
 
 
 def overdue_of(task: OpenTask, note: Execution | None) -> Execution:
-    """Return the verdict on a task that has not ended; *note* is that of its run."""
+    """Return the verdict on a task that has not ended; *note* is its run's, if it has one."""
     if note is not None:
         return note._replace(
             state=STARTED, cause=OVERDUE, completed_at=None, runtime_s=None, ran=False
@@ -230,7 +230,7 @@ def overdue_of(task: OpenTask, note: Execution | None) -> Execution:
 
 
 def event_of(verdict: Execution, at: float) -> Event:
-    """Return what is told of a verdict that was given at the instant *at*."""
+    """Return the event of a verdict that was given at the instant *at*."""
     return Event(
         kind=KIND,
         task_id=text(verdict.task_id),

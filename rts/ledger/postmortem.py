@@ -1,7 +1,7 @@
-"""What a worker that was killed leaves behind: runs without an end, tasks without a run.
+"""What a killed worker leaves behind: runs without an end, tasks without a run.
 
-Whoever is killed with its worker is not seen by the janitor of another one, unless it
-ran for a while: only this worker's own companion, which lives on for a moment, knows.
+The janitor of another companion knows of a run that died with its worker only if it had
+lasted a while. Only this worker's own companion, which outlives it for a moment, knows all.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rts.records import LOST, Execution, new_execution
 class PostMortem:
     """Writes the ends that follow from a worker's notes, once it has ended.
 
-    All of them are provisional: a run that has written its own end keeps it.
+    All of them are provisional: the run's own end, if there is one, takes precedence.
     """
 
     def __init__(
@@ -32,19 +32,19 @@ class PostMortem:
         self._instructions = instructions
 
     def settle(self) -> int:
-        """Write the ends; return how many. Again: those that are new."""
+        """Write the ends; return how many. Another call writes those that are new."""
         now, written = self._clock.now(), 0
-        begun = set()
+        started = set()
         for slot, note in self._board.notes():
-            begun.add((note.task_id, note.retries))
+            started.add((note.task_id, note.retries))
             dead = note.pid is not None and has_ended(note.pid)
             if dead and self._board.release(slot, note):
-                self._lose(note, now)
+                self._end_as_lost(note, now)
                 written += 1
-        # Acknowledged, and no child has come to begin it; or its run has ended.
+        # Acknowledged, but no child has started it; or its run has ended.
         for task in self._board.acknowledged.tasks():
             plan = read_plan(task, self._instructions.settings.task_types)
-            if plan is None or (task["id"], task["retries"] or 0) in begun:
+            if plan is None or (task["id"], task["retries"] or 0) in started:
                 continue
             never_run = new_execution(
                 plan,
@@ -59,28 +59,28 @@ class PostMortem:
         self._board.acknowledged.clear()
         return written
 
-    def left(self) -> bool:
-        """Return whether there are runs that go on."""
+    def has_runs(self) -> bool:
+        """Return whether any runs go on."""
         return any(True for _ in self._board.notes())
 
     def give_up(self) -> None:
-        """End those too: nobody else could be told of them. They keep their notes."""
+        """End those too: they could not be published. They keep their notes."""
         now = self._clock.now()
         for _, note in self._board.notes():
-            self._lose(note, now)
+            self._end_as_lost(note, now)
 
-    def _lose(self, note: Execution, now: float) -> None:
-        health.count("runs_lost")  # first: what is counted goes along with the record
+    def _end_as_lost(self, note: Execution, now: float) -> None:
+        health.count("runs_lost")  # first: the counts go along with the record
         self._sink.ended(note._replace(completed_at=now, state=LOST, cause="lost"))
 
 
 def has_ended(pid: int) -> bool:
-    """Return whether a process has ended, also where nobody has asked after it yet: who
-    takes the place of a parent that was killed may take seconds, or never ask.
+    """Return whether a process has ended, even if it is a zombie: whoever inherits the
+    children of a killed parent may reap them seconds later, or never.
     """
     try:
         return psutil.Process(pid).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     except psutil.NoSuchProcess:
         return True
-    except (psutil.Error, OSError, ValueError):  # it cannot be seen: it may live
+    except (psutil.Error, OSError, ValueError):  # not visible: it may be alive
         return False

@@ -1,4 +1,4 @@
-"""Starts the companion process of a worker, and starts it again if it dies."""
+"""Starts the companion process of a worker, and restarts it if it dies."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from pathlib import Path
 
 from rts import health
 
-#: Seconds before the first restart and the longest wait before a later one.
+#: First and longest back-off before a restart, seconds.
 MIN_BACKOFF_S, MAX_BACKOFF_S = 1.0, 30.0
-#: A companion that lived for so many seconds died of something new.
+#: A companion that lived for so many seconds starts the back-off anew when it dies.
 LIVED_S = 60.0
-#: Seconds between looks whether it lives. Not a wait for the process, which some
+#: Seconds between checks whether it is alive. Not a wait for the process, which some
 #: greenlet libraries turn into a busy loop.
 LOOK_S = 1.0
 
-#: Tells the companion where this process finds its modules. As PYTHONPATH it would start,
-#: in the companion too, the agent that ``ddtrace-run``, ``newrelic-admin`` or
-#: ``opentelemetry-instrument`` has put there as a module ``sitecustomize``: each drained
-#: batch would then be a trace of the app's.
+#: Passes on this process's module path. As PYTHONPATH it would start, in the companion
+#: too, the agent that ``ddtrace-run``, ``newrelic-admin`` or ``opentelemetry-instrument``
+#: has put there as a module ``sitecustomize``: each drained batch would be a trace of the
+#: app's.
 _PATH = "RTS_COMPANION_PATH"
 
-#: The current folder is not on the path: a file of the app's may be called like a module
-#: that is needed. It stays the current folder, since URLs may name certificates in it.
+#: The current folder is not on the path: a file of the app may shadow a module that is
+#: needed. It stays the current folder, since URLs may name certificates in it.
 _PROGRAM = f"""
 import os, sys
 sys.path[:] = os.environ.pop("{_PATH}").split(os.pathsep)
@@ -36,7 +36,7 @@ from rts.companion.process import main
 sys.exit(main())
 """
 
-#: What would change the interpreter's behaviour, and is meant for the app.
+#: Variables that would change the interpreter's behaviour and are meant for the app.
 _NOT_PASSED_ON = ("PYTHONPATH", "PYTHONWARNINGS", "PYTHONINSPECT", "PYTHONSTARTUP")
 
 
@@ -44,22 +44,21 @@ class Companion:
     """Belongs to the worker's main process. Nothing here raises into the worker."""
 
     def __init__(self, on_look: Callable[[], object] = lambda: None) -> None:
-        #: Called at the start, and about once a second in the thread that watches.
+        #: Called at the start, and about once a second in the watcher thread.
         self._on_look = on_look
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        #: The end of the pipe whose closing ends the companion; -1: none.
+        #: The write end of its standard input, whose closing ends it; -1: none.
         self._pipe = -1
-        #: What it is told after its instructions, a line of JSON: the queues, where they have
-        #: changed.
-        self._news = ""
+        #: The line that follows its instructions: the queues, if they have changed.
+        self._queues_line = ""
         self._stopping = threading.Event()
         self._pass_fds: tuple[int, ...] = ()
         self._spawned_at = 0.0
 
     @property
     def pid(self) -> int | None:
-        """Process id of the companion, ``None`` where there is none."""
+        """Process id of the companion, ``None`` if there is none."""
         process = self._process
         return None if process is None else process.pid
 
@@ -76,18 +75,18 @@ class Companion:
             target=self._watch, args=(instructions,), name="rts-companion", daemon=True
         ).start()
 
-    def tell(self, queues: Sequence[str]) -> None:
-        """Tell it the queues that the worker takes tasks from now; again changes nothing."""
+    def set_queues(self, queues: Sequence[str]) -> None:
+        """Send the queues that the worker consumes from now on, unless it knows them."""
         with self._lock:
-            news = json.dumps(queues) + "\n"
-            if news != self._news:
-                self._news = news
-                self._write(news)
+            line = json.dumps(queues) + "\n"
+            if line != self._queues_line:
+                self._queues_line = line
+                self._write(line)
 
     def stop(self, timeout: float = 8.0) -> None:
-        """Let it finish: it drains for a few seconds at most; then it is killed."""
+        """Let it finish, which takes a few seconds at most; kill it after *timeout*."""
         self._stopping.set()
-        with self._lock:  # not while the watcher starts another one
+        with self._lock:  # not while the watcher starts a new one
             process, self._process = self._process, None
             self._close_pipe()
         if process is None:
@@ -99,7 +98,7 @@ class Companion:
             process.wait()
 
     def close_in_child(self) -> None:
-        """Close, in a pool child, the pipe that tells the companion of the worker's end.
+        """Close, in a pool child, the pipe whose closing means the worker's end.
 
         Called right after the fork: takes no lock, which the parent might hold.
         """
@@ -111,7 +110,7 @@ class Companion:
             try:
                 os.close(pipe)
             except OSError:
-                pass  # closed already, with all that the parent had open
+                pass  # closed already, with all inherited descriptors
 
     def _try_spawn(self, instructions: str) -> None:
         with self._lock:
@@ -149,7 +148,7 @@ class Companion:
             os.close(reading)
         self._pipe = writing
         self._spawned_at = time.monotonic()
-        self._write(f"{instructions}\n{self._news}")
+        self._write(f"{instructions}\n{self._queues_line}")
 
     def _write(self, text: str) -> None:
         data = text.encode()
@@ -172,9 +171,9 @@ class Companion:
                 health.count("companion_restarts")
                 health.warn_once(
                     "companion",
-                    "rts: the companion process ended with status %s and is started again; "
-                    "records wait on this host's disk meanwhile (rts_spool_dir). Its own last "
-                    "words are in the worker's standard error",
+                    "rts: the companion process exited with status %s and is restarted; "
+                    "records wait on this host's disk meanwhile (rts_spool_dir). Its own error "
+                    "output is in the worker's standard error",
                     process.returncode,
                 )
             if self._stopping.wait(backoff_s):
@@ -195,7 +194,7 @@ class Companion:
 def environment() -> dict[str, str]:
     """Return the environment of the companion.
 
-    It finds the modules that this process finds, whatever the app has done to its
+    It can import the modules that this process can, whatever the app has done to its
     path, and this very package first.
     """
     found = [str(Path(__file__).resolve().parent.parent.parent)]

@@ -106,7 +106,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_it_beats_drains_ships_and_says_good_bye(
+def test_it_beats_drains_ships_and_deregisters(
     settings: Settings, start: Callable[..., Companion], redis_client: redis.Redis, mongo: Any
 ) -> None:
     fill(redis_client, settings, 100)
@@ -130,7 +130,7 @@ def test_it_beats_drains_ships_and_says_good_bye(
     assert redis_client.xinfo_consumers(settings.keys.outbox, "rts") == []
 
 
-def test_where_it_does_not_drain_it_beats_and_ships(
+def test_without_a_drain_it_beats_and_ships(
     settings: Settings, start: Callable[..., Companion], redis_client: redis.Redis, mongo: Any
 ) -> None:
     settings = replace(settings, drain=False, mongo_url="mongodb://127.0.0.1:1/rts")
@@ -147,7 +147,7 @@ def test_where_it_does_not_drain_it_beats_and_ships(
         ("w=0&journal=true", "Cannot set w to 0"),
     ],
 )
-def test_where_mongodb_cannot_be_used_it_says_why_and_ships(
+def test_with_an_unusable_mongodb_url_it_says_why_and_ships(
     settings: Settings,
     start: Callable[..., Companion],
     redis_client: redis.Redis,
@@ -180,14 +180,14 @@ def test_it_does_not_import_celery() -> None:
     assert done.stdout.split() == []
 
 
-def test_one_that_is_killed_is_started_again(
+def test_a_killed_companion_is_restarted(
     settings: Settings, start: Callable[..., Companion], redis_client: redis.Redis, mongo: Any
 ) -> None:
     companion = start(settings)
     wait_until(lambda: redis_client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S)
     first = companion.pid
     assert first is not None
-    companion.tell(["emails"])
+    companion.set_queues(["emails"])
     os.kill(first, signal.SIGKILL)
     wait_until(lambda: companion.pid not in (None, first), PATIENCE_S)
     redis_client.delete(settings.keys.workers)
@@ -209,7 +209,7 @@ def test_it_logs_to_the_file_of_the_workers_main_process(
     assert {path.name for path in logs.iterdir()} <= {"w0-0.log", "w0-1.log"}
 
 
-def test_what_cannot_be_read_of_gpus_is_logged_once(
+def test_gpus_that_cannot_be_read_are_logged_once(
     make_stage: Callable[..., Stage], redis_client: redis.Redis
 ) -> None:
     stage = make_stage()
@@ -232,7 +232,7 @@ def test_what_cannot_be_read_of_gpus_is_logged_once(
     ],
     ids=["grow", "shrink", "autoscale", "solo"],
 )
-def test_a_worker_tells_the_slots_that_it_has_now(
+def test_the_heartbeat_has_the_current_slots(
     make_stage: Callable[..., Stage],
     apps: Callable[..., Celery],
     redis_client: redis.Redis,
@@ -256,7 +256,7 @@ def test_a_worker_tells_the_slots_that_it_has_now(
     assert soon.slots == after
 
 
-def test_a_worker_tells_the_queues_that_it_takes_from_now(
+def test_the_heartbeat_has_the_current_queues(
     make_stage: Callable[..., Stage], apps: Callable[..., Celery], redis_client: redis.Redis
 ) -> None:
     stage = make_stage()
@@ -276,7 +276,7 @@ def test_a_worker_tells_the_queues_that_it_takes_from_now(
     wait_until(lambda: told() == [[more]], PATIENCE_S, message="one queue less")
 
 
-def test_files_of_the_app_do_not_hide_modules(
+def test_files_of_the_app_do_not_shadow_modules(
     settings: Settings,
     start: Callable[..., Companion],
     redis_client: redis.Redis,
@@ -313,7 +313,7 @@ def hang(mongo: MongoServer, settings: Settings, client: Any) -> None:
     wait_until(lambda: client.xpending(settings.keys.outbox, "rts")["pending"] == 3, PATIENCE_S)
 
 
-def test_it_says_good_bye_though_mongodb_hangs(
+def test_it_deregisters_while_mongodb_hangs(
     settings: Settings, start: Callable[..., Companion], redis_client: redis.Redis
 ) -> None:
     with MongoServer() as server:
@@ -342,7 +342,7 @@ def begun(task_id: str, pid: int) -> None:
     assert BOARD.put(note.to_json().encode()) is not None
 
 
-def test_it_leaves_word_of_what_was_killed_though_mongodb_hangs(
+def test_it_settles_killed_runs_while_mongodb_hangs(
     settings: Settings, start: Callable[..., Companion], redis_client: redis.Redis
 ) -> None:
     with MongoServer() as server:
@@ -402,7 +402,7 @@ def test_a_run_that_goes_on_is_known_somewhere(
         client.close()
 
 
-def test_it_leaves_word_though_it_is_stopped_as_it_ends(
+def test_it_settles_the_last_runs_though_it_is_suspended_meanwhile(
     settings: Settings, start: Callable[..., Companion]
 ) -> None:
     with RedisServer() as server:
@@ -426,7 +426,7 @@ def test_it_leaves_word_though_it_is_stopped_as_it_ends(
             BOARD.release(slot, note)
 
 
-def test_one_that_cannot_start_harms_nobody(
+def test_a_companion_that_cannot_start_does_no_harm(
     settings: Settings, start: Callable[..., Companion], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
@@ -521,7 +521,7 @@ def test_a_drain_is_killed_in_the_middle_and_another_takes_over(
     assert mongo.tasks.count_documents({"attempts": 1}) == 2500
 
 
-def test_mongodb_is_away_for_the_whole_and_comes_later(
+def test_mongodb_is_unavailable_throughout_and_comes_later(
     settings: Settings, start: Callable[..., Companion], redis_client: redis.Redis
 ) -> None:
     server = MongoServer()
@@ -609,7 +609,7 @@ def test_a_drain_alone_does_what_a_companion_does(
     assert not thread.is_alive()
 
 
-def test_a_drain_that_ends_takes_over_what_a_drain_before_it_had_in_hand(
+def test_draining_once_takes_over_what_a_dead_drain_had_claimed(
     settings: Settings, redis_client: redis.Redis, mongo: Any
 ) -> None:
     fill(redis_client, settings, 10)
@@ -618,7 +618,7 @@ def test_a_drain_that_ends_takes_over_what_a_drain_before_it_had_in_hand(
     assert all_there(mongo, 10)()
 
 
-def test_busy_days_are_summed_up_ahead_by_one_of_the_fleet(
+def test_busy_days_are_rolled_up_ahead_by_one_of_the_fleet(
     settings: Settings, redis_client: redis.Redis, mongo: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rts.views.intervals.DIRECT", 5)
@@ -628,11 +628,11 @@ def test_busy_days_are_summed_up_ahead_by_one_of_the_fleet(
         redis_client.xadd(settings.keys.outbox, {"r": done.to_json()})
     first, second = (Bookkeeping(settings, FleetClock(), name) for name in "ab")
     first.drain_all(5.0)
-    first.sum_up()
+    first.roll_up()
     kept = mongo.rollups.count_documents({"tallies.type": {"$exists": True}})
     assert kept > 0
     mongo.rollups.delete_many({})
-    second.sum_up()
+    second.roll_up()
     assert mongo.rollups.count_documents({}) == 0, "it was done a moment ago"
     for books in (first, second):
         books.close()

@@ -116,7 +116,7 @@ def test_runs_of_a_silent_worker_are_lost_and_others_are_not(
     assert client.hkeys(settings.keys.workers) == [LIVING]
 
 
-def test_after_a_pause_of_everything_nobody_is_lost(
+def test_after_a_pause_of_everything_no_run_is_lost(
     settings: Settings, redis_client: redis.Redis, make: Callable[[str], Janitor], time: Time
 ) -> None:
     """An outage of Redis, a suspended host: all heartbeats are old."""
@@ -144,7 +144,7 @@ def test_one_janitor_looks_and_another_takes_over(
     assert client.get(settings.keys.janitor) == "b"
 
 
-def test_notes_that_cannot_be_read_go(
+def test_unreadable_notes_are_removed(
     settings: Settings, redis_client: redis.Redis, make: Callable[[str], Janitor], time: Time
 ) -> None:
     client = redis_client
@@ -250,7 +250,7 @@ def test_in_flight_runs_are_published(
     assert client.hkeys(running) == [running_field("b", 0, LIVING, 2)]
 
 
-def test_what_a_companion_before_left_in_flight_is_removed(
+def test_what_an_earlier_companion_left_is_removed(
     settings: Settings, redis_client: redis.Redis, board: NoteBoard
 ) -> None:
     client, running = redis_client, settings.keys.running

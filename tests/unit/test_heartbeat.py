@@ -33,7 +33,7 @@ def read(told: Any) -> Heartbeat | None:
     return Heartbeat.from_json(INSTANCE, told if isinstance(told, str) else json.dumps(told))
 
 
-def test_what_is_written_is_read() -> None:
+def test_a_heartbeat_is_read_back() -> None:
     for beat in (BEAT, BEAT._replace(ahead=math.inf), BEAT._replace(queues=()), UNTOLD):
         assert read(beat.to_json()) == beat
     told = json.loads(BEAT._replace(ahead=math.inf).to_json())
@@ -63,7 +63,7 @@ def test_heartbeats_of_other_versions_are_read_as_far_as_they_are_known() -> Non
     ],
     ids=range(14),
 )
-def test_what_is_no_heartbeat(told: str) -> None:
+def test_invalid_heartbeats_are_ignored(told: str) -> None:
     assert read(told) is None
 
 
@@ -80,9 +80,7 @@ def test_what_is_no_heartbeat(told: str) -> None:
         ("load", [None, 7, "x", [], {"load": "x", "cpu": -1, "memory": math.nan, "gpu": []}]),
     ],
 )
-def test_a_field_that_is_not_understood_is_as_if_it_was_not_told(
-    field: str, values: list[Any]
-) -> None:
+def test_an_invalid_field_counts_as_missing(field: str, values: list[Any]) -> None:
     for value in values:
         assert read({"seen_at": 1000.5, field: value}) == UNTOLD, value
 
@@ -99,7 +97,7 @@ def test_names_can_be_encoded() -> None:
 
 
 @pytest.mark.parametrize("received", ["no marks", "AAAA", "é"])
-def test_marks_that_are_none_are_not_told(received: str) -> None:
+def test_invalid_marks_are_unknown(received: str) -> None:
     assert BEAT._replace(received=received).marks() is None
     assert BEAT._replace(received=None).marks() is None
     assert BEAT._replace(received="").marks() == frozenset()
@@ -111,7 +109,7 @@ def test_it_is_silent_after_a_while() -> None:
     assert [BEAT.age_s(now) for now in (0.0, 1000.5, 1001.0)] == [0.0, 0.0, 0.5]
 
 
-def test_it_takes_from_its_queues_or_from_any() -> None:
+def test_it_consumes_its_queues_or_any() -> None:
     assert [BEAT.takes_from(queue) for queue in ("web", "video")] == [True, False]
     assert UNTOLD.takes_from("video")
     assert not BEAT._replace(queues=()).takes_from("web")
@@ -126,7 +124,7 @@ FIELDS = [*json.loads(BEAT.to_json())]
 
 
 @given(st.dictionaries(st.sampled_from(FIELDS), JSON), st.floats(0, 1e10))
-def test_whatever_stands_there(told: dict[str, Any], seen_at: float) -> None:
+def test_arbitrary_values_are_survived(told: dict[str, Any], seen_at: float) -> None:
     text = json.dumps({**told, "seen_at": seen_at}).encode()
     (beat,) = read_heartbeats([INSTANCE.encode(), text])
     assert beat.slots is None or 0 <= beat.slots <= MAX_SLOTS

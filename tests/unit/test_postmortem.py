@@ -88,7 +88,7 @@ def note(board: NoteBoard, task_id: str, pid: int) -> None:
     assert board.put(run.to_json().encode()) is not None
 
 
-def test_the_last_acknowledged_are_kept_and_no_more(board: NoteBoard) -> None:
+def test_only_the_last_acknowledged_tasks_are_kept(board: NoteBoard) -> None:
     ring = board.acknowledged
     for number in range(20):
         ring.put(attributes(str(number)))
@@ -103,13 +103,13 @@ def test_the_last_acknowledged_are_kept_and_no_more(board: NoteBoard) -> None:
 
 
 @pytest.mark.parametrize("odd", [{"id": "x" * ENTRY_BYTES}, {"root_id": datetime.timezone.utc}])
-def test_what_has_no_room_is_left_out(board: NoteBoard, odd: dict[str, Any]) -> None:
+def test_a_task_that_does_not_fit_is_left_out(board: NoteBoard, odd: dict[str, Any]) -> None:
     board.acknowledged.put(attributes("a"))
     board.acknowledged.put(attributes("b", **odd))
     assert [task["id"] for task in board.acknowledged.tasks()] == ["a"]
 
 
-def test_every_task_that_nobody_delivers_again_gets_a_verdict(board: NoteBoard) -> None:
+def test_every_task_that_is_not_redelivered_gets_a_verdict(board: NoteBoard) -> None:
     note(board, "ran", gone())
     note(board, "goes on", os.getpid())
     for task_id, retries in (("ran", 0), ("goes on", None), ("accepted", 0)):
@@ -128,7 +128,7 @@ def test_every_task_that_nobody_delivers_again_gets_a_verdict(board: NoteBoard) 
     assert health.take_counts() == {"runs_lost": 1}
 
 
-def test_a_process_has_ended_though_nobody_has_asked_after_it(board: NoteBoard) -> None:
+def test_a_zombie_has_ended(board: NoteBoard) -> None:
     killed = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     assert not has_ended(killed.pid)
     note(board, "died with its worker", killed.pid)
@@ -138,18 +138,18 @@ def test_a_process_has_ended_though_nobody_has_asked_after_it(board: NoteBoard) 
     found, sink = postmortem(board)
     assert found.settle() == 1
     assert [(end.task_id, end.state) for end in sink.ends] == [("died with its worker", LOST)]
-    assert not found.left()
+    assert not found.has_runs()
     killed.wait()
     assert has_ended(killed.pid)
 
 
-def test_what_goes_on_is_given_up_only_on_demand(board: NoteBoard) -> None:
+def test_runs_that_go_on_are_given_up_only_on_demand(board: NoteBoard) -> None:
     note(board, "goes on", os.getpid())
     found, sink = postmortem(board)
     assert found.settle() == 0
-    assert found.left()
+    assert found.has_runs()
     found.give_up()
     (end,) = sink.ends
     assert (end.task_id, end.state, end.cause, end.ran) == ("goes on", LOST, "lost", True)
     # Whoever comes later may know better.
-    assert found.left()
+    assert found.has_runs()
