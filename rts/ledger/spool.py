@@ -123,25 +123,25 @@ class Spool:
         """Hold this host's lease to ship; yields False while another process holds it, if
         there is no folder yet, or if it is somebody else's.
         """
+        fd, mine = -1, False
         try:
             self._check_folder()
             fd = os.open(self._path("ship.lock"), _OPEN | os.O_WRONLY | os.O_CREAT, 0o600)
+            mine = try_lock(fd)
         except FileNotFoundError:
-            yield False
-            return
+            pass
         except OSError as exc:
             health.warn_once(
                 f"spool-ship:{exc}",
-                "rts: this host's spool is not shipped: %s. Remove that, or set "
-                "rts_spool_dir to a folder of this user's own",
+                "rts: this host's spool is not shipped: %s. Fix that, or set rts_spool_dir to "
+                "a folder of this user's own on a local disk",
                 exc,
             )
-            yield False
-            return
         try:
-            yield try_lock(fd)
+            yield mine
         finally:
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
 
     def refuse(self, line: bytes) -> None:
         """Set aside a line that could not be parsed, while there is room."""
@@ -183,9 +183,16 @@ class Spool:
         self._ensure_folder()
         self._make_room()
         while True:
-            name = f"{time.time_ns():020d}-{self._pid}-{secrets.token_hex(8)}{SUFFIX}"
-            fd = os.open(self._path(name), _APPEND | os.O_EXCL, 0o600)
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            path = self._path(
+                f"{time.time_ns():020d}-{self._pid}-{secrets.token_hex(8)}{SUFFIX}"
+            )
+            fd = os.open(path, _APPEND | os.O_EXCL, 0o600)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            except OSError:  # a file system without locks: leave nothing behind
+                os.close(fd)
+                os.unlink(path)
+                raise
             if os.fstat(fd).st_nlink:
                 break
             os.close(fd)  # before it was locked, a shipper took its writer for dead

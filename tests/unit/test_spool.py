@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import multiprocessing
@@ -234,6 +235,25 @@ def test_a_file_that_a_shipper_removes_before_it_is_locked_is_replaced(
     spool.append_line(as_line(run("a")))
     assert ids(spool) == ["a"]
     assert spool.files() != taken
+
+
+def test_a_file_system_without_locks_costs_no_descriptors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unsupported(fd: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    spool = Spool(str(tmp_path / "spool"), MIB)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with pytest.raises(OSError, match="No locks available"):
+            spool.append_line(as_line(run("a")))
+    assert spool.files() == []
+    with spool.lease() as mine:
+        assert not mine
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert "this host's spool is not shipped" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["file", "link", "writable"])
