@@ -134,6 +134,8 @@ def test_a_task_that_runs_after_its_parents_deadline_has_its_own() -> None:
     assert due(iso(NOW + 60)) == 60 + 10
     assert due(iso(NOW + 4)) == 10
     assert due(None) == 10
+    parent["rts_deadline"] = NOW - 3.0
+    assert due(None) == -3, "of a parent that is late, too"
 
 
 def test_children_are_bounded_by_their_parent_only_if_configured() -> None:
