@@ -67,7 +67,6 @@ class Janitor:
         """
         keys = self._keys
         if not self._lease.acquire():
-            self._seen.clear()
             return 0
         workers, fields = self._link.call(
             pack("HGETALL", keys.workers), pack("HKEYS", keys.running)

@@ -80,7 +80,7 @@ for i = 6, #ARGV do
   mark = mark ~= '' and mark
   local entry = redis.call('XRANGE', outbox, id, id)[1]
   ids[#ids + 1] = id
-  if redis.call('XDEL', outbox, id) == 1 and entry then
+  if redis.call('XDEL', outbox, id) == 1 then
     for f = 1, #entry[2], 2 do
       if entry[2][f] == 'r' then
         local record = decoded(entry[2][f + 1])

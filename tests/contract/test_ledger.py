@@ -232,7 +232,7 @@ def test_the_pinned_fields(subject: Subject) -> None:
     assert {key: assignment[key] for key in pinned} == pinned
     assert assignment["_id"] == task["run_id"]
     assert assignment["queueing_delay_s"] == 1.0
-    assert assignment["name_tau_before"], assignment["name_tau_after"] == (3.0, 2.8)
+    assert (assignment["name_tau_before"], assignment["name_tau_after"]) == (3.0, 2.8)
     assert task["arrival"].tzinfo is not None
 
 

@@ -139,6 +139,7 @@ def test_what_was_learned_is_read(place: Place) -> None:
         (run("0").to_json(), "a b c d"),
         ('["\udcff"]', ""),
         (run("0").to_json() + "x", ""),
+        ('"a text with as many letters as a record has fields"', ""),
     ],
     ids=[
         "empty",
@@ -151,6 +152,7 @@ def test_what_was_learned_is_read(place: Place) -> None:
         "lesson",
         "surrogate",
         "more",
+        "letters",
     ],
 )
 def test_unreadable_entries_are_reported_and_stop_nothing(

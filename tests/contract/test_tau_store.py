@@ -221,6 +221,7 @@ def test_a_snapshot_is_of_one_redis(
     store.set(LIGHT, 3.0)
     assert Snapshots(link, settings, MemoryLedger()).save(lease_s=60.0)
     assert not snapshots.save(lease_s=60.0), "another has done it"
+    assert 30_000 < link.call(pack("PTTL", settings.keys.snapshot))[0] <= 60_000
     read = RedisTauStore.entries
 
     def wiped_and_restored(store: RedisTauStore) -> Any:

@@ -137,6 +137,24 @@ def test_an_invalid_value_names_setting_value_and_range(setting: str, value: Any
     assert caught.value.allowed
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        *(("rts_sla_multiplier", 1.5), ("rts_sla_multiplier", 2.5)),
+        *(("rts_quantile", 0.5), ("rts_quantile", 0.999)),
+        *(("rts_late_share", 0), ("rts_late_share", 1)),
+        *(("rts_slo", {"*": 0.5}), ("rts_slo", {"*": 0.99999})),
+        *(("rts_key_prefix", "x"), ("rts_key_prefix", "x" * 64)),
+        *(("rts_learning_rate", 1), ("rts_hopeless_slots", 1)),
+        *(("rts_min_slack", 0), ("rts_ledger_ttl", 0), ("rts_open_max", 0)),
+        *(("rts_min_samples", 1), ("rts_outbox_max", 1), ("rts_max_types", 6)),
+        *(("rts_slo_window", 3600), ("rts_spool_dir", "/absolute")),
+    ],
+)
+def test_the_ends_of_a_range_are_valid(setting: str, value: Any) -> None:
+    assert getattr(read(**{setting: value}), setting.removeprefix("rts_")) == value
+
+
 def test_an_unknown_name_gets_the_most_similar_ones_first() -> None:
     with pytest.raises(ConfigurationError, match="allowed: the settings rts_slo, ") as caught:
         read(rts_sloo={"*": 0.9})
