@@ -28,6 +28,10 @@ CONNECT_TIMEOUT_S, TIMEOUT_S = 0.5, 1.0
 #: Seconds that a scrape waits for all of them. MongoDB may take longer when a large ledger has
 #: to be recounted; the next scrape then finds the stored sums.
 PATIENCE_S = 2.5
+#: Age in seconds up to which the last objectives are shown while new ones are computed: the
+#: shortest window is five minutes, and a ledger of many tasks a second takes longer than a
+#: scrape may wait each time.
+OBJECTIVES_AGE_S = 60.0
 #: Seconds that the breaker stays open after a failure: next to none, since each scrape should
 #: try again.
 BREAKER_S = 1e-3
@@ -72,7 +76,7 @@ class RtsCollector:
         for source in sources:
             source.ask()
         reading = self._redis.answer(until, self._max_age_s)
-        stands = self._mongo.answer(until, self._max_age_s)
+        stands = self._mongo.answer(until, max(self._max_age_s, OBJECTIVES_AGE_S))
         waiting = None if self._broker is None else self._broker.answer(until, self._max_age_s)
         yield families.info()
         answers = {"redis": reading is not None, "mongodb": stands is not None}

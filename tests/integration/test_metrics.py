@@ -34,8 +34,10 @@ from rts.records import Execution, OpenTask
 from rts.settings import Settings
 from rts.tau.finish import FinishCall, finish_entry
 from rts.testing import MongoServer, wait_until
+from rts.views import metrics
 from rts.views.metrics import RtsCollector, register
 from rts.views.readings import QueueReading
+from rts.views.slo import standings
 from tests.programs import needed
 from tests.records import run, success
 
@@ -553,6 +555,31 @@ def test_similar_and_many_queues_do_not_fail_a_scrape(settings: Settings) -> Non
     assert hopeless[200 * "q"] == 8
     assert len(hopeless) == 1001
     assert sum(hopeless.values()) == 4 * len(names)
+
+
+def test_a_ledger_that_takes_longer_than_a_scrape_shows_the_last_objectives(
+    settings: Settings, ledger: MongoLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.prepare()
+    slow = threading.Event()
+
+    def counted(*question: Any) -> Any:
+        if slow.is_set():
+            time.sleep(0.5)
+        return standings(*question)
+
+    monkeypatch.setattr(metrics, "standings", counted)
+    collector = RtsCollector(settings, patience_s=30.0)
+    assert values(exposed(collector), "rts_up", "server")["mongodb"] == 1
+    slow.set()
+    collector._patience_s = 0.05
+    for _ in range(2):
+        text = exposed(collector)
+        assert values(text, "rts_up", "server")["mongodb"] == 1
+        assert values(text, "rts_slo_burn_rate", "objective").keys() == {"cpu-light", "*"}
+    monkeypatch.setattr(metrics, "OBJECTIVES_AGE_S", 0.0)
+    assert values(exposed(collector), "rts_up", "server")["mongodb"] == 0
+    collector.close()
 
 
 def test_a_slow_answer_is_replaced_by_the_last_one(settings: Settings) -> None:
