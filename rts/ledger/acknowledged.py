@@ -17,9 +17,20 @@ from typing import Any
 ENTRY_BYTES = 1024
 #: The attributes of a message that are kept: what a verdict needs.
 KEPT = (
-    *("id", "task", "retries", "parent_id", "root_id", "delivery_info"),
-    *("task_type", "rts_type_source", "rts_tau", "rts_k", "rts_arrival", "rts_deadline"),
-    *("rts_arrival_source", "rts_policy"),
+    "id",
+    "task",
+    "retries",
+    "parent_id",
+    "root_id",
+    "delivery_info",
+    "task_type",
+    "rts_type_source",
+    "rts_tau",
+    "rts_k",
+    "rts_arrival",
+    "rts_deadline",
+    "rts_arrival_source",
+    "rts_policy",
 )
 
 _LENGTH = struct.Struct("=I")

@@ -58,8 +58,11 @@ class RedisOutbox:
         self._taking = [self._outbox, keys.taking, keys.takeover]
         self._done = [self._outbox, *keys.counting, keys.judged, keys.counters]
         self._limits: list[str | bytes | float] = [
-            *(GROUP, settings.max_types, max(settings.open_max, MIN_JUDGED)),
-            *(bounds_text(DURATIONS), bounds_text(LATENESS)),
+            GROUP,
+            settings.max_types,
+            max(settings.open_max, MIN_JUDGED),
+            bounds_text(DURATIONS),
+            bounds_text(LATENESS),
         ]
 
     def read(self, limit: int) -> Batch:
@@ -120,9 +123,13 @@ class RedisOutbox:
 
     def _take(self, most: int, take_over: bool) -> list[str]:
         arguments: list[str | bytes | float] = [
-            *(GROUP, self._consumer, most),
-            *(int(self._takeover_s * 1000), "1" if take_over else "0"),
-            *(int(self._gather_s * 1000), MANY),
+            GROUP,
+            self._consumer,
+            most,
+            int(self._takeover_s * 1000),
+            "1" if take_over else "0",
+            int(self._gather_s * 1000),
+            MANY,
         ]
         (text,) = self._link.call(TAKE.pack(self._taking, arguments))
         return text.decode("utf-8", "replace").split("\n") if text else []

@@ -123,8 +123,13 @@ class OverdueSweep:
         at = as_instant(*self._link.call(pack("TIME")))
         (found,) = self._link.call(
             pack(
-                *("ZRANGEBYSCORE", self._keys.open, "-inf", f"({at - self._overdue_after_s!r}"),
-                *("LIMIT", 0, BATCH),
+                "ZRANGEBYSCORE",
+                self._keys.open,
+                "-inf",
+                f"({at - self._overdue_after_s!r}",
+                "LIMIT",
+                0,
+                BATCH,
             )
         )
         return found, at
@@ -146,7 +151,11 @@ class OverdueSweep:
             verdicts = {raw: overdue_of(task, running.get(raw)) for raw, task in left.items()}
             self._ledger.write([OutboxEntry("", verdict) for verdict in verdicts.values()])
         arguments: list[str | bytes | float] = [
-            *(repr(at), self._most, MAX_EVENTS, repr(KEPT_S), self._most_names),
+            repr(at),
+            self._most,
+            MAX_EVENTS,
+            repr(KEPT_S),
+            self._most_names,
         ]
         for raw in ids:
             verdict = verdicts.get(raw)

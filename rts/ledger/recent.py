@@ -89,7 +89,14 @@ def read_recent(texts: Iterable[Any]) -> list[Recent]:
             continue
         if run.started_at and run.completed_at:
             found[run.task_id, run.started_at] = Recent(
-                *(run.task_id, run.name, run.task_type, run.arrival, run.tau, run.deadline),
-                *(run.started_at, run.completed_at, run.queue),
+                run.task_id,
+                run.name,
+                run.task_type,
+                run.arrival,
+                run.tau,
+                run.deadline,
+                run.started_at,
+                run.completed_at,
+                run.queue,
             )
     return list(found.values())
