@@ -9,7 +9,6 @@
 --       2 most task names          then the ids of the entries, prefixed with - if the
 --       3 most members of judged   record is not its task's verdict, with = if it is not
 --                                  its run's own end either, which is in the ledger
--- Returns the number of records counted.
 --
 -- Closes the races between two drains that have the same record (the one that removes it
 -- counts it), and between a verdict from elsewhere (overdue, lost, killed) and the task's
@@ -74,7 +73,7 @@ local function count_record(r, mark)
   end
 end
 
-local n, ids = 0, {}
+local ids = {}
 for i = 6, #ARGV do
   local mark, id = string.match(ARGV[i], '^([-=]?)(.*)$')
   mark = mark ~= '' and mark
@@ -86,7 +85,6 @@ for i = 6, #ARGV do
         local record = decoded(entry[2][f + 1])
         if record and #record >= 24 then
           try(count_record, record, mark)
-          n = n + 1
         end
       end
     end
@@ -103,4 +101,3 @@ if surplus > 0 then
   redis.pcall('HINCRBY', KEYS[7], 'verdicts_forgotten', surplus)
 end
 keep_counts(keys, KEYS[7])
-return n

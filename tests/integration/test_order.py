@@ -845,6 +845,13 @@ def test_claims_are_limited_to_the_free_slots(url: str, raw: redis.Redis) -> Non
             gauge.held = False
             connection.drain_events(timeout=5)
             assert got == ["3", "1", "2"]
+            channel.basic_qos(0, 3, False)  # the prefetch count limits them, too
+            channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "4")))
+            with pytest.raises(TimeoutError):
+                connection.drain_events(timeout=0.1)
+            channel.basic_qos(0, 4, False)
+            connection.drain_events(timeout=5)
+            assert got[3:] == ["4"]
 
 
 def test_a_claim_rings_the_bell_for_messages_left_to_others(url: str, raw: redis.Redis) -> None:

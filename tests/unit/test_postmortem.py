@@ -120,6 +120,8 @@ def test_every_task_that_is_not_redelivered_gets_a_verdict(board: NoteBoard) -> 
     ran, accepted = sink.ends
     assert (ran.task_id, ran.state, ran.cause, ran.ran) == ("ran", LOST, "lost", True)
     assert ran.started_at == 105.0
+    assert ran.completed_at is not None
+    assert accepted.completed_at is not None
     assert accepted.task_id == "accepted"
     assert (accepted.state, accepted.cause, accepted.ran) == (LOST, "lost", False)
     assert (accepted.deadline, accepted.queue, accepted.worker) == (120.0, "celery", "w@h")

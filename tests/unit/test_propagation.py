@@ -180,6 +180,18 @@ def test_any_body_is_tolerated(body: Any) -> None:
     assert plan.deadline >= NOW
 
 
+def test_members_that_are_no_signatures_add_no_time() -> None:
+    p = planner(propagate_deadline=True, taus={"a": 5.0, "b": 7.0})
+    among = [None, 5, dict(signature("b"))]
+    for canvas in (
+        {"task": "celery.group", "kwargs": {"tasks": among}},
+        {"task": "celery.chain", "kwargs": {"tasks": among}},
+        {"task": "celery.chord", "kwargs": {"header": among, "body": "x"}},
+    ):
+        body = ((), {}, {"chain": [None, canvas, 5]})
+        assert p.plan_message("a", {"id": "1"}, None, None, body).deadline == NOW + 10 + 14
+
+
 def test_canvas_that_is_nested_too_deeply_adds_no_time() -> None:
     nested = dict(signature("b"))
     for _ in range(5000):

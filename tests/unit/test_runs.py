@@ -15,7 +15,7 @@ from billiard.pool import soft_timeout_sighandler
 from rts import health
 from rts.clock import FleetClock
 from rts.ledger.notes import NoteBoard
-from rts.lifecycle.runs import SHORT_S, Runs, new_execution, set_run, take_aborted
+from rts.lifecycle.runs import SHORT_S, Runs, new_execution, run_of, set_run, take_aborted
 from rts.lifecycle.worker_side import WorkerSide
 from rts.load.sample import LoadSample
 from rts.records import Execution, Plan
@@ -229,6 +229,8 @@ def test_an_aborted_run_is_taken_once_and_only_for_its_own_task(place: Place) ->
     request = Request()
     run = place.runs.start(PLAN, REQUEST)
     set_run(request, run)
+    assert run_of(request) is run
+    assert run_of(Request()) is None
     assert take_aborted("d0f1") is None
     run.aborted = True
     assert take_aborted("another") is None
