@@ -61,6 +61,8 @@ class Reading:
 
 #: Characters of a label.
 MAX_LABEL = 200
+#: Fields of the metrics that are read at a time, about: it blocks Redis for 2 ms or so.
+PAGE = 2000
 
 
 def read(link: Link, settings: Settings) -> Reading:
@@ -70,14 +72,18 @@ def read(link: Link, settings: Settings) -> Reading:
         StoreUnavailable: it does not answer.
     """
     keys = settings.keys
-    counted, taus, tasks, *replies = link.call(
-        pack("HGETALL", keys.metrics),
+    page, taus, tasks, *replies = link.call(
+        pack("HSCAN", keys.metrics, 0, "COUNT", PAGE),
         pack("HGETALL", keys.tau),
         pack("HGETALL", keys.open_counts),
         *commands(keys),
     )
     vitals = vitals_of(replies)
-    runs, verdicts, histograms = _counted(replies_as_text(counted))
+    counted = replies_as_text(page[1])
+    while int(page[0]):
+        (page,) = link.call(pack("HSCAN", keys.metrics, page[0], "COUNT", PAGE))
+        counted |= replies_as_text(page[1])
+    runs, verdicts, histograms = _counted(counted)
     by_queue = counts(tasks)
     overdue = _with_prefix(by_queue, "overdue ")
     running = Counter(run.queue or "unknown" for run in vitals.late)

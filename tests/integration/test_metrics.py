@@ -36,7 +36,7 @@ from rts.tau.finish import FinishCall, finish_entry
 from rts.testing import MongoServer, wait_until
 from rts.views import metrics
 from rts.views.metrics import RtsCollector, register
-from rts.views.readings import QueueReading
+from rts.views.readings import PAGE, QueueReading, read
 from rts.views.slo import standings
 from tests.programs import needed
 from tests.records import run, success
@@ -542,6 +542,26 @@ def test_a_scrape_does_not_wait_for_another(settings: Settings) -> None:
         assert values(patient.result(60), "rts_up", "server")["broker"] == 1
     assert questions["asked"] == 1
     collector.close()
+
+
+def test_many_series_are_read_in_pages(settings: Settings, redis_client: redis.Redis) -> None:
+    asked: list[bytes] = []
+
+    class Listening(Link):
+        def call(self, *commands: bytes) -> list[Any]:
+            asked.extend(commands)
+            return super().call(*commands)
+
+    link = Listening(settings)
+    assert read(link, settings).runs == {}
+    series = {f"runs\ncpu-light\nn{n}\nSUCCESS": n for n in range(5 * PAGE)}
+    redis_client.hset(settings.keys.metrics, mapping=series)
+    found = read(link, settings).runs
+    assert found == {("cpu-light", f"n{n}", "SUCCESS"): n for n in range(5 * PAGE)}
+    of_metrics = [command for command in asked if settings.keys.metrics.encode() in command]
+    assert len(of_metrics) > 5
+    assert all(b"HSCAN" in command for command in of_metrics)
+    link.close()
 
 
 def test_similar_and_many_queues_do_not_fail_a_scrape(settings: Settings) -> None:
