@@ -106,7 +106,7 @@ class Janitor:
         seen = {}
         for name in instances:
             beat, since = self._seen.get(name, (None, now))
-            if name not in self._seen or beat != beats.get(name):
+            if beat != beats.get(name):
                 beat, since = beats.get(name), now
             seen[name] = (beat, since)
         self._seen = seen

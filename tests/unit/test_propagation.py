@@ -187,9 +187,13 @@ def test_members_that_are_no_signatures_add_no_time() -> None:
         {"task": "celery.group", "kwargs": {"tasks": among}},
         {"task": "celery.chain", "kwargs": {"tasks": among}},
         {"task": "celery.chord", "kwargs": {"header": among, "body": "x"}},
+        {"task": "b", "kwargs": 5, "options": "x"},
     ):
         body = ((), {}, {"chain": [None, canvas, 5]})
         assert p.plan_message("a", {"id": "1"}, None, None, body).deadline == NOW + 10 + 14
+    for tasks in ([], None, 5):
+        body = ((), {}, {"chain": [{"task": "celery.group", "kwargs": {"tasks": tasks}}]})
+        assert p.plan_message("a", {"id": "1"}, None, None, body).deadline == NOW + 10
 
 
 def test_canvas_that_is_nested_too_deeply_adds_no_time() -> None:

@@ -105,6 +105,7 @@ BAD = [
     ("rts_mongo_url", "localhost:27017"),
     ("rts_task_types", ["video"]),
     ("rts_task_types", {"a/b": 3}),
+    ("rts_task_types", {5: 3}),
     ("rts_task_types", {"video": 0}),
     ("rts_task_types", {"video": {"k": 2}}),
     ("rts_task_types", {"video": {"tau": 3, "sla_multiplier": 3}}),
