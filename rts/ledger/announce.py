@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 from weakref import WeakSet
 
 from redis.exceptions import ResponseError
@@ -39,6 +41,8 @@ IDLE_S = 5.0
 STRANDED_S = 2.0
 
 _all: WeakSet[Announcer] = WeakSet()
+#: Whether :func:`_finalize` was called in this process.
+_finalized = False
 
 
 class Announcer:
@@ -161,6 +165,7 @@ class Announcer:
             self._since = self._now()
             self._work.set()
             if self._thread is None or not self._thread.is_alive():
+                _finalize()
                 self._thread = threading.Thread(
                     target=self._deliver, args=(self._work, self._stopped), daemon=True
                 )
@@ -207,7 +212,22 @@ def _warn_refused(reply: ResponseError) -> None:
     )
 
 
+def _finalize() -> None:
+    """Deliver at the end of a multiprocessing child as well: it exits without ``atexit``,
+    and its parent's finalizers are cleared when it starts.
+    """
+    global _finalized
+    if not _finalized:
+        _finalized = True
+        for name in ("multiprocessing.util", "billiard.util"):
+            module: Any = sys.modules.get(name)
+            if hasattr(module, "Finalize"):
+                module.Finalize(None, _at_exit, exitpriority=0)
+
+
 def _after_fork() -> None:
+    global _finalized
+    _finalized = False
     for announcer in list(_all):
         announcer.reset()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import billiard
 import pytest
 import redis
 from celery import Celery
@@ -35,6 +37,7 @@ from rts.tau.cache import TauCache
 from rts.tau.finish import FinishCall, finish_entry
 from rts.testing import RedisServer, wait_until
 from tests.conftest import ROOT, Stage
+from tests.forked import forks_beside_threads
 from tests.records import run, success
 
 
@@ -334,6 +337,24 @@ def test_a_forked_child_starts_with_an_empty_buffer(
     assert set(redis_client.zrange(settings.keys.open, 0, -1)) == {"before", "child"}
     announcer.stop()
     assert redis_client.zcard(settings.keys.open) == 3
+
+
+@pytest.mark.parametrize(
+    "module", [multiprocessing, billiard], ids=lambda module: module.__name__
+)
+@forks_beside_threads
+def test_a_child_of_multiprocessing_delivers_what_is_left_when_it_ends(
+    settings: Settings, redis_client: redis.Redis, module: Any
+) -> None:
+    announcer = Announcer(Link(settings), settings, every_s=1000.0)
+    announcer.note(task("parent", 2e9))
+    child = module.get_context("fork").Process(
+        target=announcer.note, args=(task("child", 2e9),)
+    )
+    child.start()
+    child.join()
+    assert redis_client.zrange(settings.keys.open, 0, -1) == ["child"]
+    announcer.stop()
 
 
 def test_without_threads_the_next_refresh_of_the_taus_takes_them_along(
