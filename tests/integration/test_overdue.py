@@ -210,6 +210,7 @@ def test_the_note_of_what_takes_a_tasks_place_may_come_first(
     assert redis_client.zscore(settings.keys.open, "of before") == 5e9
     assert counts(redis_client, settings) == {"open r s": 1, "open q": 1}
     assert "proj.other" in redis_client.hget(settings.keys.open_info, "a")
+    assert redis_client.hkeys(settings.keys.ahead) == ["ended"]
     end(settings, "a")
     assert counts(redis_client, settings) == {"open q": 1}
 

@@ -19,7 +19,7 @@ from rts.headers import read_plan
 from rts.lifecycle.planning import Planner
 from rts.scheduling.priority import level
 from rts.settings import Settings
-from rts.tau.cache import POOL, learned_ratios
+from rts.tau.cache import OWN_RUNS, POOL, POOL_RUNS, learned_ratios
 from rts.tau.sketch import Sketch
 from tests.unit.test_planning import NOW, StoppedClock, Taus
 
@@ -269,12 +269,15 @@ def test_the_learned_quantile_covers_the_share_that_was_set(draw: Any, q: float)
 def test_types_with_few_runs_use_the_pooled_ratios() -> None:
     young, pool = Sketch(), Sketch()
     assert learned_ratios(0.95, {"mixed": young, POOL: pool}) == {}
-    for _ in range(30):
+    for _ in range(OWN_RUNS - 1):
         young.update(2.0)
+    for _ in range(POOL_RUNS):
         pool.update(3.0)
     assert learned_ratios(0.95, {"mixed": young, POOL: pool}) == {
         POOL: pytest.approx(3.0, rel=0.05)
     }
+    young.update(2.0)
+    assert learned_ratios(0.95, {"mixed": young})["mixed"] == pytest.approx(2.0, rel=0.05)
     for _ in range(100):
         young.update(1e9)
     assert learned_ratios(0.95, {"mixed": young})["mixed"] == MAX_LEARNED
