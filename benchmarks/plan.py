@@ -15,7 +15,7 @@ from typing import Any
 
 from heading import print_heading
 
-from rts.cli.recorded import runs
+from rts.cli.ledger_runs import runs
 from rts.settings import Settings
 from rts.simulation.orders import order_of
 from rts.simulation.planning import Question, plan

@@ -30,12 +30,12 @@ from typing import Any
 
 from heading import print_heading
 
-from rts.cli.recorded import runs
+from rts.cli.ledger_runs import runs
 from rts.settings import Settings
 from rts.simulation.orders import order_of
 from rts.simulation.recording import Recording, recording
 from rts.simulation.simulator import IDEAL, Conditions, simulate
-from rts.simulation.tally import offered_load
+from rts.simulation.statistics import offered_load
 from rts.simulation.traces import (
     Job,
     at_load,

@@ -49,7 +49,7 @@ class Installation:
         if self._parts is not None or self._off:
             return self._parts
         from rts.parts import Parts
-        from rts.scheduling.switch import keep_on
+        from rts.scheduling.activation import keep_on
 
         # Other threads wait, so that what they publish has a plan as well.
         if not self._lock.acquire(timeout=BUILD_TIMEOUT_S):

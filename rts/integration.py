@@ -74,7 +74,7 @@ def uninstall(app: Celery) -> None:
 
     from rts.flower import hook
     from rts.lifecycle import receivers
-    from rts.scheduling.switch import turn_off
+    from rts.scheduling.activation import turn_off
     from rts.worker import remove_steps
 
     if app not in installed:
@@ -141,7 +141,7 @@ def _attach_to_flower(**_: Any) -> None:
 
 def _apply_order(sender: Any, **_: Any) -> None:
     """Switch an app that is configured by now to the queue order that it asks for."""
-    from rts.scheduling.switch import turn_on, warn_off
+    from rts.scheduling.activation import turn_on, warn_off
 
     try:
         turn_on(sender, Settings.from_conf(sender.conf))
@@ -154,7 +154,7 @@ def _validate(app: Any) -> None:
     """Check what is configured so far, without loading a lazy configuration earlier than
     Celery itself would on the next line.
     """
-    from rts.scheduling.switch import check_broker
+    from rts.scheduling.activation import check_broker
 
     if not app.configured and app._config_source is None:
         given = dict(app._preconf)

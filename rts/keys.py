@@ -139,7 +139,7 @@ class Keys:
 
     @property
     def closing(self) -> list[str]:
-        """The keys that close an open task when it ends, in the order of close.lua."""
+        """The keys that close an open task when it ends, in the order of remove_open.lua."""
         return [self.open, self.overdue, self.open_info, self.open_counts, self.closed]
 
     @property

@@ -17,12 +17,12 @@ from rts.errors import StoreUnavailable
 from rts.keys import LISTENERS
 from rts.ledger.events import OVERDUE, Event
 from rts.link.link import Link
-from rts.link.scripts import LEAVE, Script, pack
+from rts.link.scripts import DELETE_CONSUMER, Script, pack
 from rts.notices import SloBurning, TaskOverdue
 from rts.settings import Settings
 from rts.validation import json_object
 
-HEAR = Script.load("hear")
+NEXT_EVENT = Script.load("next_event")
 
 #: Seconds between polls for events, unless there was one.
 POLL_S = 1.0
@@ -100,7 +100,7 @@ class Listener:
             int(TAKEOVER_S * 1000),
             int(GONE_S * 1000) if tidy else "",
         ]
-        (reply,) = link.call(HEAR.pack([self._keys.events], arguments))
+        (reply,) = link.call(NEXT_EVENT.pack([self._keys.events], arguments))
         if not reply:
             return "", None
         fields = dict(zip(reply[1::2], reply[2::2], strict=True))
@@ -116,7 +116,7 @@ class Listener:
                 group = group_of(name)
                 if event_id:
                     link.call(pack("XACK", self._keys.events, group, event_id))
-                link.call(LEAVE.pack([self._keys.events], [group, self._consumer]))
+                link.call(DELETE_CONSUMER.pack([self._keys.events], [group, self._consumer]))
         except StoreUnavailable:
             pass  # another worker claims what it had in hand
         link.close()

@@ -26,8 +26,8 @@ from rts.link.link import Link
 from rts.listener import Listener
 from rts.load.sampler import LoadSampler
 from rts.records import Plan
-from rts.scheduling.capacity import prefetch_of, slots_of
 from rts.scheduling.priority import HIGHEST, level
+from rts.scheduling.worker_capacity import prefetch_of, slots_of
 from rts.settings import Settings
 from rts.tau.cache import TauCache
 

@@ -35,7 +35,7 @@ class RtsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no t
     def _build(self, worker: Any) -> Any:
         from rts.installation import parts_of
         from rts.parts import WorkerParts
-        from rts.scheduling.switch import turn_on
+        from rts.scheduling.activation import turn_on
         from rts.settings import Settings
 
         turn_on(worker.app, Settings.from_conf(worker.app.conf))

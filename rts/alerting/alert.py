@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from rts.validation import json_object
-from rts.views.plain import iso
+from rts.views.json_values import iso
 
 #: Version of the JSON document that webhooks get. New fields do not change it.
 VERSION = 1

@@ -12,7 +12,7 @@ from rts.link.link import Link
 from rts.link.scripts import pack
 from rts.objectives import ALL
 from rts.records import OpenTask
-from rts.views.slo import Standing
+from rts.views.slo import ObjectiveStatus
 
 SLO_BURNING, TASK_OVERDUE = "slo_burning", "task_overdue"
 
@@ -22,7 +22,7 @@ MAX_GROUPS = 50
 MAX_OVERDUE = 2000
 
 
-def burning_conditions(standings: Sequence[Standing]) -> list[Condition]:
+def burning_conditions(standings: Sequence[ObjectiveStatus]) -> list[Condition]:
     """Return one condition for each objective and severity that burns, by the most urgent rule
     of that severity. The most urgent severity covers the others.
     """

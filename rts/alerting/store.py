@@ -16,7 +16,7 @@ from rts.link.scripts import Script, pack
 from rts.notices import SloBurning
 from rts.settings import Settings
 
-RAISE = Script.load("raise")
+UPDATE_ALERT = Script.load("update_alert")
 
 #: Messages that are queued for one webhook at most; past that the oldest are dropped, counted.
 MAX_WAITING = 1000
@@ -97,7 +97,7 @@ class AlertStore:
         keys = self._keys
         queues = [keys.webhook(hook.id) for hook in self._hooks if alert.kind in hook.events]
         notice = notice_of(alert)
-        call = RAISE.pack(
+        call = UPDATE_ALERT.pack(
             [keys.alerts, keys.events, keys.counters, *queues],
             [
                 *(alert.key, was, becomes, alert.to_json()),

@@ -23,9 +23,9 @@ from rts.cli.table import counted, percent, printable, seconds
 from rts.errors import CommandError, RtsError, short
 from rts.objectives import ALL, BURN_RULES
 from rts.settings import Settings
-from rts.views.slo import Standing, standings
+from rts.views.fleet_state import DROPPED
+from rts.views.slo import ObjectiveStatus, standings
 from rts.views.status import LedgerState, RedisState
-from rts.views.vitals import DROPPED
 
 OK, WARNING, CRITICAL, UNKNOWN = range(4)
 NAMES = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
@@ -180,7 +180,7 @@ def objectives(
     return [objective(standing, settings) for standing in found]
 
 
-def objective(standing: Standing, settings: Settings) -> Finding:
+def objective(standing: ObjectiveStatus, settings: Settings) -> Finding:
     """Return the state of one objective."""
     name, hour = standing.objective, standing.windows["1h"]
     budget = standing.windows["budget"]

@@ -19,7 +19,7 @@ from rts.ledger.connection import connect, database_of
 from rts.link.link import Link
 from rts.settings import Settings
 from rts.urls import shown_url
-from rts.views.plain import plain
+from rts.views.json_values import plain
 from rts.views.windows import parse
 
 #: Seconds for Redis to accept a connection and to answer. No task waits here, so they are

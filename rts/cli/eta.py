@@ -22,7 +22,7 @@ from rts.deadlines import MAX_INSTANT
 from rts.errors import CommandError
 from rts.predictions.predictor import Predictor
 from rts.tau.cache import TauCache
-from rts.views.plain import iso
+from rts.views.json_values import iso
 
 #: The fields of a prediction that are instants.
 INSTANTS = (

@@ -10,7 +10,7 @@ import click
 
 from rts.cli.common import outages_not_logged, settings_of
 from rts.errors import CommandError
-from rts.scheduling.readings import queue_readings
+from rts.scheduling.queue_metrics import queue_readings
 
 
 @click.command(name="exporter", short_help="The metrics, for Prometheus.")

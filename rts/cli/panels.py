@@ -13,7 +13,7 @@ from rts.cli.table import NONE, Column, cut, percent, render, seconds
 from rts.cli.watch_data import WINDOWS, Snapshot
 from rts.objectives import objective_of
 from rts.settings import Settings
-from rts.views.plain import iso
+from rts.views.json_values import iso
 
 
 def lines_within(snapshot: Snapshot, settings: Settings, width: int, height: int) -> list[str]:

@@ -24,7 +24,7 @@ from rts.cli.workloads import (
 from rts.errors import CommandError
 from rts.simulation.orders import ORDERS
 from rts.simulation.simulator import Outcome, finished
-from rts.simulation.tally import Tally, offered_load, tally
+from rts.simulation.statistics import Tally, offered_load, tally
 from rts.simulation.traces import Job, write_trace
 
 #: Jobs that each point of a curve is simulated with at most: the first ones.

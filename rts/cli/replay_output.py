@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from rts.cli.table import Column, percent, render, seconds
 from rts.cli.workloads import Workload
-from rts.simulation.tally import Tally, percentiles
+from rts.simulation.statistics import Tally, percentiles
 from rts.simulation.traces import Job
 
 #: Rows of the table; past that, those with the fewest tasks are left out.

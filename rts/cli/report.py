@@ -10,7 +10,7 @@ import click
 
 from rts.cli.common import as_json, instant, ledger_of, print_json, settings_of
 from rts.cli.table import NONE, Column, percent, printable, render, seconds, terminal_width
-from rts.views.plain import iso
+from rts.views.json_values import iso
 from rts.views.report import Percentiles, ReportRow, report
 from rts.views.windows import window
 

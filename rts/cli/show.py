@@ -11,9 +11,9 @@ import click
 from rts.cli.common import as_json, ledger_of, print_json, settings_of
 from rts.cli.table import NONE, Column, printable, render, seconds, terminal_width
 from rts.errors import CommandError
-from rts.views.plain import iso
+from rts.views.json_values import iso
+from rts.views.lateness_causes import load_at_start
 from rts.views.runs import one_task, visible
-from rts.views.why import load_at_start
 
 #: Fields that are durations.
 _SECONDS = ("tau", "runtime_s", "lateness_s")

@@ -15,8 +15,8 @@ from rts.clock import DEADBAND_S
 from rts.installation import installed
 from rts.scheduling.queues import stranded
 from rts.settings import Settings
+from rts.views.fleet_state import DROPPED
 from rts.views.status import LedgerState, RedisState, ServerState, WorkerState
-from rts.views.vitals import DROPPED
 
 #: Age of the oldest record in the outbox that is a problem, in seconds. A drain takes less than
 #: one.

@@ -18,7 +18,7 @@ from rts.scheduling import queues
 from rts.scheduling.queues import FleetQueues, QueueState
 from rts.settings import Settings
 from rts.views.report import ReportRow, report
-from rts.views.slo import Standing, standings
+from rts.views.slo import ObjectiveStatus, standings
 from rts.views.status import LedgerState, RedisState
 
 #: What "now" means, and the other windows of a type's row.
@@ -36,7 +36,7 @@ class Snapshot:
     redis: RedisState
     ledger: LedgerState
     problems: Sequence[str] = ()
-    standings: Sequence[Standing] = ()
+    standings: Sequence[ObjectiveStatus] = ()
     #: By window, then by type.
     types: dict[str, dict[str, ReportRow]] = field(default_factory=dict)
     queues: Sequence[QueueState] = ()
@@ -51,14 +51,14 @@ class Gatherer:
         self._settings = settings
         #: Monotonic instant of the next query of the long windows.
         self._query_at = -1e9
-        self._standings: Sequence[Standing] = ()
+        self._standings: Sequence[ObjectiveStatus] = ()
         self._day: dict[str, ReportRow] = {}
 
     def gather(self) -> Snapshot:
         """Take a snapshot."""
         at = datetime.now(timezone.utc)
         redis, ledger = query_servers(self._settings)
-        objectives: Sequence[Standing] = ()
+        objectives: Sequence[ObjectiveStatus] = ()
         types: dict[str, dict[str, ReportRow]] = {}
         waiting: Sequence[QueueState] = ()
         alerts: Sequence[Alert] = ()
@@ -84,7 +84,7 @@ class Gatherer:
 
     def _query_ledger(
         self, at: datetime
-    ) -> tuple[Sequence[Standing], dict[str, dict[str, ReportRow]]]:
+    ) -> tuple[Sequence[ObjectiveStatus], dict[str, dict[str, ReportRow]]]:
         with ledger_of(self._settings) as database:
 
             def rows(window: str) -> dict[str, ReportRow]:

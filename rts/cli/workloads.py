@@ -14,17 +14,17 @@ from typing import Any
 import click
 
 from rts.cli.common import Number, instant, ledger_of
-from rts.cli.recorded import MAX_RUNS, count, runs
+from rts.cli.ledger_runs import MAX_RUNS, count, runs
 from rts.deadlines import MAX_MULTIPLIER, MIN_MULTIPLIER
 from rts.errors import CommandError
-from rts.scheduling.capacity import prefetch_per_slot
+from rts.scheduling.worker_capacity import prefetch_per_slot
 from rts.settings import Settings
 from rts.simulation.orders import Order, order_of
 from rts.simulation.prefetch import Prefetched, fleet
 from rts.simulation.recording import recording, share_of_slots
 from rts.simulation.simulator import Conditions
 from rts.simulation.traces import Job, read_trace, with_types
-from rts.views.plain import iso
+from rts.views.json_values import iso
 from rts.views.windows import window
 
 #: Seconds between two runs of a slot if the recording does not tell: Celery's own overhead.

@@ -23,7 +23,7 @@ def attempt(what: str, work: Callable[[], object]) -> bool:
     except Exception as exc:  # noqa: BLE001  the next round may succeed
         health.count("upkeep_errors")
         health.warn_once(
-            f"upkeep:{what}:{type(exc).__name__}",
+            f"chores:{what}:{type(exc).__name__}",
             "rts: %s failed: %s",
             what,
             exc,

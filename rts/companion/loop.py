@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from rts.alerting.leader import OBJECTIVES_S, OVERDUE_S, RENEW_S
 from rts.companion.attempts import attempt
-from rts.companion.bookkeeping import ROLLUP_S, SNAPSHOT_S, Bookkeeping
-from rts.companion.upkeep import Upkeep
+from rts.companion.ledger_chores import ROLLUP_S, SNAPSHOT_S, LedgerChores
+from rts.companion.worker_chores import WorkerChores
 from rts.errors import StoreUnavailable
 from rts.ledger.drain import BATCH
 from rts.ledger.heartbeat import BEAT_S
@@ -25,34 +25,34 @@ JANITOR_S = 2.0
 LOOK_S = 1.0
 
 
-def run(upkeep: Upkeep, stop: threading.Event) -> None:
+def run(chores: WorkerChores, stop: threading.Event) -> None:
     """Run until *stop* is set. Neither draining nor shipping delays the heartbeat."""
     # First: the worker may be killed before its companion gets any further.
-    final_runs = threading.Thread(target=upkeep.settle_final_runs, args=(stop,), daemon=True)
+    final_runs = threading.Thread(target=chores.settle_final_runs, args=(stop,), daemon=True)
     final_runs.start()
-    upkeep.start()
+    chores.start()
     threads = [
         # Deregisters in its own thread: the others may hang in a server that does.
-        _repeat(stop, BEAT_S, ("the heartbeat", upkeep.beat), last=upkeep.deregister),
+        _repeat(stop, BEAT_S, ("the heartbeat", chores.beat), last=chores.deregister),
         _repeat(
             stop,
             JANITOR_S,
-            ("looking for orphaned runs", upkeep.end_orphans),
-            ("looking for lost runs", upkeep.end_lost_runs),
+            ("looking for orphaned runs", chores.end_orphans),
+            ("looking for lost runs", chores.end_lost_runs),
         ),
     ]
-    threads.append(threading.Thread(target=upkeep.ship_until, args=(stop,), daemon=True))
+    threads.append(threading.Thread(target=chores.ship_until, args=(stop,), daemon=True))
     threads[-1].start()
-    if upkeep.books is not None:
-        _keep_books(upkeep.books, stop)
+    if chores.books is not None:
+        _keep_books(chores.books, stop)
     stop.wait()
     final_runs.join()
     for thread in threads:
         thread.join(1.0)
-    upkeep.finish()
+    chores.finish()
 
 
-def _keep_books(books: Bookkeeping, stop: threading.Event) -> None:
+def _keep_books(books: LedgerChores, stop: threading.Event) -> None:
     """Drain and save the taus until *stop* is set, with the other chores in threads."""
     leader = books.leader
     _repeat(stop, ROLLUP_S, ("rolling up past hours", books.roll_up))
@@ -105,28 +105,28 @@ def drain_alone(settings: Settings, stop: threading.Event, *, once: bool = False
         StoreUnavailable: rts_mongo_url cannot be used; with *once* also: Redis is
             unavailable, or MongoDB is and records wait.
     """
-    upkeep = Upkeep(settings)
+    chores = WorkerChores(settings)
     try:
-        books = upkeep.books
+        books = chores.books
         if books is None:
             raise StoreUnavailable(
                 "MongoDB cannot be used; check rts_mongo_url (the log says why)"
             )
         if not once:
-            run(upkeep, stop)
+            run(chores, stop)
         else:
-            upkeep.beat()
-            upkeep.ship_rest()
+            chores.beat()
+            chores.ship_rest()
             books.restore()
             books.outbox.hurry()
             _drain_out(books, stop)
-            upkeep.finish()
+            chores.finish()
     finally:
-        upkeep.close()
+        chores.close()
     return books.drain.moved
 
 
-def _drain_out(books: Bookkeeping, stop: threading.Event) -> None:
+def _drain_out(books: LedgerChores, stop: threading.Event) -> None:
     """Drain until the outbox is empty or *stop* is set. Waits for entries that another
     drain has claimed, and takes them over should that drain be gone.
 

@@ -26,7 +26,7 @@ from functools import partial
 
 from rts.companion.attempts import attempt
 from rts.companion.loop import run
-from rts.companion.upkeep import Upkeep
+from rts.companion.worker_chores import WorkerChores
 from rts.ledger.instructions import Instructions
 
 #: Seconds from the worker's end until this process exits, whatever hangs. That is safe:
@@ -72,7 +72,7 @@ def main() -> int:
     instructions = Instructions.from_json(line.decode())
     set_up_logging(instructions)
     stop = threading.Event()
-    upkeep = Upkeep(instructions.settings, instructions)
+    chores = WorkerChores(instructions.settings, instructions)
     try:
         os.nice(NICENESS)
     except OSError:
@@ -80,9 +80,9 @@ def main() -> int:
     gc.freeze()  # imported modules stay for good
     # A batch is many objects without cycles: collect less often.
     gc.set_threshold(50_000, 10, 10)
-    watched = (parent, wake, stop, upkeep.set_queues)
+    watched = (parent, wake, stop, chores.set_queues)
     threading.Thread(target=watch, args=watched, daemon=True).start()
-    run(upkeep, stop)
+    run(chores, stop)
     return 0
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rts.views.histogram import percentile, value_of
+from rts.views.lateness_causes import load_at_start, median, slowdown
 from rts.views.series import Point
 from rts.views.tally import Tally
-from rts.views.why import load_at_start, median, slowdown
 
 Chart = dict[str, Any]
 

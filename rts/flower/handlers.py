@@ -19,10 +19,10 @@ from tornado import web
 
 from rts.flower import words
 from rts.flower.filters import CHOICES, BadFilter, Filters
+from rts.flower.page_parts import Document
 from rts.flower.pages import Pages
-from rts.flower.parts import Document
 from rts.flower.timeline import timeline
-from rts.views.plain import plain
+from rts.views.json_values import plain
 
 #: Only our own files and Flower's may run or load; nothing inline.
 POLICY = (

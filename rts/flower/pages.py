@@ -8,15 +8,15 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
-from rts.flower import charts, parts
+from rts.flower import charts, page_parts
 from rts.flower.cache import Answer, AnswerCache
 from rts.flower.filters import Filters
-from rts.flower.parts import Document
+from rts.flower.page_parts import Document
 from rts.flower.queries import MISSES, Queries
 from rts.flower.source import Counted, QueueSummary, Source
+from rts.views.lateness_causes import slowdown, why
 from rts.views.report import ReportRow
 from rts.views.taus import TauRow
-from rts.views.why import slowdown, why
 
 #: The windows of the overview, by their label.
 SHORT = {
@@ -52,13 +52,13 @@ class Pages:
         answer = await self._queries.task(task_id)
         found = answer.value
         raw = None if found is None else found.task
-        task = None if raw is None else parts.record(raw, "task_id")
-        runs = [] if found is None else [parts.record(run, "run_id") for run in found.runs]
+        task = None if raw is None else page_parts.record(raw, "task_id")
+        runs = [] if found is None else [page_parts.record(run, "run_id") for run in found.runs]
         for run in runs:
             run["slowdown"] = slowdown(run)
         late = runs[-1:] if task is not None and task.get("sla_success") is False else []
         return {
-            **parts.head("task", [answer]),
+            **page_parts.head("task", [answer]),
             "task_id": task_id,
             "known": found is not None,
             "task": task,
@@ -76,20 +76,22 @@ class Pages:
             *(self._queries.total(since) for since in SHORT.values()),
         )
         reasons = await self._queries.reasons(filters.duration, counted.value)
-        met = [parts.met(label, answer) for label, answer in zip(SHORT, totals, strict=True)]
+        met = [
+            page_parts.met(label, answer) for label, answer in zip(SHORT, totals, strict=True)
+        ]
         shown: Counted | None = counted.value
         target = self._settings.slo.get("*") if len(self._settings.slo) == 1 else None
         return {
-            **parts.head(
+            **page_parts.head(
                 "overview", [counted, redis, reading, queues, objectives, *totals, reasons]
             ),
-            **parts.window(shown),
-            "filters": parts.filters_of(filters),
+            **page_parts.window(shown),
+            "filters": page_parts.filters_of(filters),
             "objectives": [asdict(standing) for standing in objectives.value or ()],
             "objective": target,
             "met": met,
-            **parts.state(self._settings, redis.value, reading.value, queues.value),
-            "types": parts.type_rows(self._settings, shown.rows, reasons.value or {})
+            **page_parts.state(self._settings, redis.value, reading.value, queues.value),
+            "types": page_parts.type_rows(self._settings, shown.rows, reasons.value or {})
             if shown
             else [],
             "charts": [
@@ -118,8 +120,8 @@ class Pages:
             names = [row for row in names if row.key in known]
         if filters.name is not None:
             names = [row for row in names if row.key == filters.name]
-        rows = parts.type_rows(self._settings, types, reasons.value or {})
-        chosen = parts.chosen(filters, rows)
+        rows = page_parts.type_rows(self._settings, types, reasons.value or {})
+        chosen = page_parts.chosen(filters, rows)
         key = chosen["key"]
         drawn: list[charts.Chart] = []
         history, runs = by_type, Answer()
@@ -135,13 +137,13 @@ class Pages:
                 charts.delays(of_key.history, key),
                 charts.lateness(of_key.lateness.get(key, {})),
                 charts.on_time(
-                    of_key.history, key, parts.target(self._settings, key, chosen["by"])
+                    of_key.history, key, page_parts.target(self._settings, key, chosen["by"])
                 ),
             ]
         return {
-            **parts.head("types", [by_type, by_name, taus, reasons, history, runs]),
-            **parts.window(by_type.value),
-            "filters": parts.filters_of(filters),
+            **page_parts.head("types", [by_type, by_name, taus, reasons, history, runs]),
+            **page_parts.window(by_type.value),
+            "filters": page_parts.filters_of(filters),
             "types": [{**row, "tau": _tau(learned.get(row["key"]))} for row in rows],
             "names": [
                 {
@@ -162,9 +164,9 @@ class Pages:
         )
         found: list[Mapping[str, Any]] = runs.value or []
         return {
-            **parts.head("workers", [redis, counted, runs]),
-            "filters": parts.filters_of(filters),
-            "workers": parts.workers(redis.value, counted.value or (), found),
+            **page_parts.head("workers", [redis, counted, runs]),
+            "filters": page_parts.filters_of(filters),
+            "workers": page_parts.workers(redis.value, counted.value or (), found),
             "bands": charts.bands(found),
             "sampled": len(found),
             "charts": [charts.slowdowns(found)],
@@ -176,11 +178,11 @@ class Pages:
         )
         summaries: list[QueueSummary] | None = queues.value
         return {
-            **parts.head("queues", [redis, reading, queues]),
+            **page_parts.head("queues", [redis, reading, queues]),
             "scheduler": self._settings.scheduler,
             "ordered_by_us": summaries is not None,
-            "queues": [parts.queue(summary) for summary in summaries or ()],
-            **parts.state(self._settings, redis.value, reading.value, summaries),
+            "queues": [page_parts.queue(summary) for summary in summaries or ()],
+            **page_parts.state(self._settings, redis.value, reading.value, summaries),
         }
 
     async def _misses(self, filters: Filters) -> Document:
@@ -191,12 +193,12 @@ class Pages:
             types = (filters.task_type,)
         listed = await self._queries.misses(filters.duration, types, filters.name)
         return {
-            **parts.head("misses", [counted, listed]),
-            **parts.window(counted.value),
-            "filters": parts.filters_of(filters),
+            **page_parts.head("misses", [counted, listed]),
+            **page_parts.window(counted.value),
+            "filters": page_parts.filters_of(filters),
             "missed": sum(sum(row.misses.values()) for row in rows),
             "most": MISSES,
-            "misses": [parts.record(task, "task_id") for task in listed.value or ()],
+            "misses": [page_parts.record(task, "task_id") for task in listed.value or ()],
         }
 
 

@@ -37,7 +37,7 @@ class Queries:
         return await self._get("queues", self._source.queues)
 
     async def objectives(self) -> Answer:
-        """Get a list of ``Standing``."""
+        """Get a list of ``ObjectiveStatus``."""
         return await self._get("objectives", self._source.objectives)
 
     async def taus(self) -> Answer:

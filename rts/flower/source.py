@@ -35,16 +35,16 @@ from rts.scheduling.queues import (
 from rts.settings import Settings
 from rts.urls import shown_url
 from rts.views.intervals import Window
+from rts.views.lateness_causes import Why, why
 from rts.views.readings import Reading, read
 from rts.views.report import ReportRow, report, row_of
 from rts.views.runs import OneTask, late_runs, latest_misses, one_task, sample
 from rts.views.series import series
-from rts.views.slo import Standing, standings
+from rts.views.slo import ObjectiveStatus, standings
 from rts.views.status import RedisState, WorkerState, ask_redis
 from rts.views.tallies import tally
 from rts.views.tally import Tally, add_all
 from rts.views.taus import TauRow, tau_rows
-from rts.views.why import Why, why
 
 #: Timeouts of MongoDB in milliseconds: a page should report an outage rather than wait for its
 #: end.
@@ -130,7 +130,7 @@ class Source:
         except StoreUnavailable as exc:
             raise self._no_redis(exc) from exc
 
-    def objectives(self) -> list[Standing]:
+    def objectives(self) -> list[ObjectiveStatus]:
         """Return the state of the objectives.
 
         Raises:

@@ -22,7 +22,7 @@ from rts.flower.handlers import (
 from rts.flower.pages import Pages
 from rts.flower.source import Source
 from rts.flower.templates import FOLDER, TabLoader
-from rts.scheduling.readings import queue_readings
+from rts.scheduling.queue_metrics import queue_readings
 from rts.settings import Settings
 from rts.views.metrics import RtsCollector, register
 

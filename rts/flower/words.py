@@ -10,7 +10,7 @@ from typing import Any
 
 from rts.deadlines import hopeful_until
 from rts.records import OVERDUE
-from rts.views.why import LOAD, QUEUEING, TAU, Why
+from rts.views.lateness_causes import LOAD, QUEUEING, TAU, Why
 
 NONE = "–"
 #: Between a number and its unit, where a line must not break.

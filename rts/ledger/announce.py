@@ -24,7 +24,7 @@ from rts.errors import StoreUnavailable
 from rts.ledger.announcement import ARGUMENTS, pack_task
 from rts.link.counters import TakenCounts
 from rts.link.link import Link
-from rts.link.scripts import OPEN, bulks
+from rts.link.scripts import REGISTER_OPEN, bulks
 from rts.records import Announcement, OpenTask
 from rts.settings import Settings
 
@@ -149,7 +149,7 @@ class Announcer:
         each = "".join([pack_task(*note) for note in notes])
         # Each character stands for one byte.
         arguments = bulks(self._most_open) + each.encode("latin-1")
-        return OPEN.head(1 + ARGUMENTS * len(notes), 7) + self._names + arguments
+        return REGISTER_OPEN.head(1 + ARGUMENTS * len(notes), 7) + self._names + arguments
 
     def stop(self) -> None:
         """Deliver the notes and end the thread, if there is one."""

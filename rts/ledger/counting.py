@@ -1,7 +1,7 @@
 """Buckets and labels of the metrics that are counted in Redis.
 
-The scripts that remove a record from the outbox (``done.lua``) or give a verdict without
-an end (``judge.lua``) count, exactly once for the whole fleet. So the counters survive
+The scripts that remove a record from the outbox (``acknowledge.lua``) or give a verdict without
+an end (``mark_overdue.lua``) count, exactly once for the whole fleet. So the counters survive
 restarts of workers and exporters.
 """
 

@@ -9,7 +9,7 @@ from rts.keys import GROUP
 from rts.ledger.counting import DURATIONS, LATENESS, bounds_text
 from rts.ledger.entries import read_entry
 from rts.link.link import Link
-from rts.link.scripts import DONE, LEAVE, TAKE, pack
+from rts.link.scripts import ACKNOWLEDGE, DELETE_CONSUMER, READ_OUTBOX, pack
 from rts.ports import Batch
 from rts.records import OutboxEntry
 from rts.settings import Settings
@@ -99,7 +99,9 @@ class RedisOutbox:
         ids = [marks.get(i, "") + i for i in entry_ids]
         # One call per chunk: in between Redis serves others.
         for start in range(0, len(ids), MAX_DONE):
-            self._link.call(DONE.pack(self._done, [*self._limits, *ids[start:][:MAX_DONE]]))
+            self._link.call(
+                ACKNOWLEDGE.pack(self._done, [*self._limits, *ids[start:][:MAX_DONE]])
+            )
 
     def hurry(self) -> None:
         """Leave nothing alone from now on: the process is about to end."""
@@ -119,7 +121,7 @@ class RedisOutbox:
         Raises:
             StoreUnavailable: Redis is unavailable.
         """
-        self._link.call(LEAVE.pack([self._outbox], [GROUP, self._consumer]))
+        self._link.call(DELETE_CONSUMER.pack([self._outbox], [GROUP, self._consumer]))
 
     def _take(self, most: int, take_over: bool) -> list[str]:
         arguments: list[str | bytes | float] = [
@@ -131,5 +133,5 @@ class RedisOutbox:
             int(self._gather_s * 1000),
             MANY,
         ]
-        (text,) = self._link.call(TAKE.pack(self._taking, arguments))
+        (text,) = self._link.call(READ_OUTBOX.pack(self._taking, arguments))
         return text.decode("utf-8", "replace").split("\n") if text else []

@@ -18,7 +18,7 @@ from rts.ledger.events import OVERDUE as KIND
 from rts.ledger.storable import text
 from rts.link.lease import Lease
 from rts.link.link import Link, as_instant
-from rts.link.scripts import JUDGE, pack
+from rts.link.scripts import MARK_OVERDUE, pack
 from rts.records import (
     OVERDUE,
     OVERDUE_AFTER_S,
@@ -163,7 +163,7 @@ class OverdueSweep:
             arguments += (raw, event)
         names = [keys.open, keys.overdue, keys.open_info, keys.open_counts, keys.judged]
         names += [keys.events, keys.counters, *keys.counting]
-        call = JUDGE.pack(names, arguments)
+        call = MARK_OVERDUE.pack(names, arguments)
         return int(self._link.call(call)[0])
 
     def _running(self, ids: Collection[bytes]) -> dict[bytes, Execution]:

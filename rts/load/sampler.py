@@ -19,7 +19,7 @@ from rts.health import hook_failed
 from rts.load.board import LoadBoard
 from rts.load.cgroup import Cgroups
 from rts.load.cpu import CpuProbe, psutil_host
-from rts.load.forkgate import no_fork
+from rts.load.fork_gate import no_fork
 from rts.load.gpu import GpuProbe, GpuReading
 from rts.load.memory import MemoryProbe, meminfo_memory, psutil_memory
 from rts.load.sample import MAX_AGE_S, LoadSample

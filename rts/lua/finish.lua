@@ -6,7 +6,7 @@
 --       3 deviation  hash, the same fields -> EMA of |actual - tau|, seconds
 --       4 outbox     stream
 --       5 counters   hash, name -> number
---       6 to 10      for close.lua: open, overdue, info, counts, closed
+--       6 to 10      for remove_open.lua: open, overdue, info, counts, closed
 --       11 seq       number of this writer's last record that was applied; absent if
 --                    nothing is ever delivered twice
 -- ARGV  1 λ                              4 prefix of the sketches of runtimes

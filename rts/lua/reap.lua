@@ -1,6 +1,6 @@
 -- Ends an orphaned run, whose process or worker is gone, unless it has ended meanwhile.
 --
--- KEYS  1 running, hash; 2 outbox, stream; 3 counters, hash; 4 to 8 for close.lua
+-- KEYS  1 running, hash; 2 outbox, stream; 3 counters, hash; 4 to 8 for remove_open.lua
 -- ARGV  1 field in running, 2 its value as it was read, 3 record (JSON), 4 the task's id
 -- Returns 1 if the run was ended, 0 if another process was first.
 --

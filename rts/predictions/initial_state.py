@@ -18,7 +18,7 @@ from rts.predictions.queue_reader import EMPTY, QueueReader, QueueSample
 from rts.predictions.sampling import Work
 from rts.predictions.snapshot import Running, Snapshot
 from rts.records import Execution, OpenTask
-from rts.scheduling.places import NEVER, place_of
+from rts.scheduling.encoding import NEVER, place_of
 from rts.scheduling.rule import Rule
 from rts.settings import Settings
 from rts.tasktypes import UNTYPED

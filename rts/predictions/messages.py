@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import redis
 
-from rts.scheduling.places import tail_of
+from rts.scheduling.encoding import tail_of
 from rts.validation import finite
 
 #: Size of the sample of a queue, in messages and (about) in bytes.

@@ -43,7 +43,7 @@ WORKERS_FRESH_S = 1.0
 MAX_PUBLISHED = 1000
 
 
-class Pressure(NamedTuple):
+class QueueLoad(NamedTuple):
     """The state of a queue that routing goes by."""
 
     #: Sum of the taus of the waiting and prefetched tasks, estimated, seconds.
@@ -138,7 +138,7 @@ class Predictor:
                 ready = task.arrival if task.arrival > reading.published_at else 0.0
                 reading.published.append(work_of(task, ready, number))
 
-    def pressures(self, queues: Sequence[str]) -> dict[str, Pressure]:
+    def pressures(self, queues: Sequence[str]) -> dict[str, QueueLoad]:
         """Return the state of each of *queues* for routing.
 
         Raises:
@@ -156,7 +156,7 @@ class Predictor:
             waiting, sample = self._broker.backlog(queue, keys_of) if slots else (0, [])
             taus = [self._state.work(message, now).tau for message in sample]
             mean_s = sum(taus) / len(taus) if taus else 0.0
-            found[queue] = Pressure(waiting * mean_s, slots, load)
+            found[queue] = QueueLoad(waiting * mean_s, slots, load)
         return found
 
     def _living(self) -> tuple[Sequence[Heartbeat], float]:

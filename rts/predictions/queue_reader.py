@@ -36,7 +36,7 @@ SEARCHED = 1_000_000
 #: Unacknowledged messages to read, at most: those taken last.
 HELD = 1000
 
-FIND = ScriptByHash("find")
+FIND_TASK = ScriptByHash("find_task")
 
 
 class QueueSample(NamedTuple):
@@ -108,7 +108,7 @@ class QueueReader:
                         )
                     left -= SEARCH_PAGE
                     page = [task_id, first, first + SEARCH_PAGE - 1]
-                    found = FIND.run(client, [part.name], page)
+                    found = FIND_TASK.run(client, [part.name], page)
                     if found:
                         return Found(queue, number, int(found[0]), message_of(found[1]))
         return None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from rts import forks
 from rts.errors import CommandError, StoreUnavailable
-from rts.predictions.predictor import Predictor, Pressure
+from rts.predictions.predictor import Predictor, QueueLoad
 from rts.records import Plan
 
 #: Weights of tardiness in seconds and of load in a queue's risk.
@@ -22,7 +22,7 @@ FRESH_S = 1.0
 class _Queue:
     """The last known state of a queue, and what this process has routed to it since."""
 
-    pressure: Pressure
+    pressure: QueueLoad
     #: By the monotonic clock.
     read_at: float
     #: Sum of the taus, seconds.
@@ -33,7 +33,7 @@ class _Queue:
         return time.monotonic() - self.read_at < age_s
 
 
-def risk(pressure: Pressure, plan: Plan, now: float, sent_s: float = 0.0) -> float:
+def risk(pressure: QueueLoad, plan: Plan, now: float, sent_s: float = 0.0) -> float:
     """Return the risk of routing a task to a queue: ``α·max(0, F − d) + β·load``.
 
     F is the expected finish, after the backlog, shared by the slots, and the task itself,

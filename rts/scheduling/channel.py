@@ -20,9 +20,9 @@ from redis.exceptions import NoScriptError
 from rts import health
 from rts.deadlines import HOPE
 from rts.headers import DROPPED
-from rts.scheduling.acknowledging import QoS, UnemulatedQoS
+from rts.scheduling.encoding import is_task, member, payload_of, place_of, tag_of, tail_of
 from rts.scheduling.layout import BELL, DEMOTED, HOPEFUL, REFUSED, TURNS, QueueLayout
-from rts.scheduling.places import is_task, member, payload_of, place_of, tag_of, tail_of
+from rts.scheduling.qos import QoS, UnemulatedQoS
 from rts.scheduling.rule import OPTION, Rule, SlotGauge
 from rts.scheduling.scripts import CLAIM, PUT, RING
 

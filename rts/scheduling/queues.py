@@ -15,16 +15,16 @@ from rts.errors import BrokerUnavailable, StoreUnavailable
 from rts.ledger.heartbeat import read_heartbeats
 from rts.link.link import Link
 from rts.link.scripts import pack
+from rts.scheduling.activation import register_transports
 from rts.scheduling.channel import DeadlineOrder
+from rts.scheduling.encoding import payload_of, tail_of
 from rts.scheduling.layout import DEMOTED, HOPEFUL
-from rts.scheduling.places import payload_of, tail_of
 from rts.scheduling.rule import OPTION, Rule
 from rts.scheduling.scripts import MOVE, ScriptByHash
-from rts.scheduling.switch import register_transports
 from rts.settings import Settings
 from rts.urls import shown_url
 from rts.validation import finite
-from rts.views.vitals import counts
+from rts.views.fleet_state import counts
 
 #: Seconds for connecting to the broker, and for each reply.
 CONNECT_TIMEOUT_S, TIMEOUT_S = 2.0, 5.0

@@ -24,6 +24,6 @@ class ScriptByHash:
             return client.execute_command("EVAL", self.text, len(keys), *keys, *arguments)
 
 
-CLAIM, PUT, RING, MOVE, BACK = (
-    ScriptByHash(name) for name in ("claim", "put", "ring", "move", "back")
+CLAIM, PUT, RING, MOVE, REQUEUE = (
+    ScriptByHash(name) for name in ("claim", "put", "ring", "move", "requeue")
 )

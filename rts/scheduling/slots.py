@@ -7,9 +7,9 @@ from typing import Any
 from celery.worker import state
 
 from rts.deadlines import demoted_slots
-from rts.scheduling.capacity import slots_of
 from rts.scheduling.channel import DeadlineOrder
 from rts.scheduling.poller import MAX_POLL_S
+from rts.scheduling.worker_capacity import slots_of
 
 #: Seconds between wake-ups of the event loop while the worker has no task.
 IDLE_S = 0.05

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from rts.settings import Settings
 from rts.simulation.orders import Order
 from rts.simulation.simulator import IDEAL, Conditions, finished
-from rts.simulation.tally import Tally, offered_load
+from rts.simulation.statistics import Tally, offered_load
 from rts.simulation.traces import Job
 
 #: Resamples on which the target has to be met.

@@ -37,7 +37,7 @@ FEW, FEW_TYPES = 200, 20
 MOST_USED = 20_000
 
 
-class Passenger(Protocol):
+class PendingNotes(Protocol):
     """Notes that may wait for a round trip, where no thread delivers them."""
 
     def take_stranded(self) -> list[Announcement]:
@@ -65,7 +65,7 @@ class TauCache:
         settings: Settings,
         clock: FleetClock,
         now: Callable[[], float] = time.monotonic,
-        passenger: Passenger | None = None,
+        passenger: PendingNotes | None = None,
     ) -> None:
         self._link = link
         self._settings = settings

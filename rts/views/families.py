@@ -17,9 +17,9 @@ from rts.ledger.counting import MET
 from rts.ledger.heartbeat import FIGURES
 from rts.objectives import objective_of
 from rts.settings import Settings
+from rts.views.fleet_state import DROPPED
 from rts.views.readings import BOUNDS, MAX_LABEL, Histogram, QueueReading, Reading, missed
-from rts.views.slo import Standing
-from rts.views.vitals import DROPPED
+from rts.views.slo import ObjectiveStatus
 
 #: Queues of the broker with a label of their own: as many as in the counters.
 MAX_QUEUES = 1000
@@ -215,7 +215,7 @@ def verdicts(reading: Reading, settings: Settings) -> Any:
     return family
 
 
-def objectives(standings: Iterable[Standing]) -> Iterator[Any]:
+def objectives(standings: Iterable[ObjectiveStatus]) -> Iterator[Any]:
     """Yield budgets, burn rates and what they were computed from."""
     left = GaugeMetricFamily(
         "rts_slo_budget_left_ratio",

@@ -20,7 +20,7 @@ from rts.link.link import Link
 from rts.settings import Settings
 from rts.views import families
 from rts.views.readings import QueueReading, read
-from rts.views.slo import Standing, standings
+from rts.views.slo import ObjectiveStatus, standings
 from rts.views.sources import Source
 
 #: Seconds for Redis to accept a connection, and to answer.
@@ -99,7 +99,7 @@ class RtsCollector:
         if self._client is not None:
             self._client.close()
 
-    def _standings(self) -> list[Standing]:
+    def _standings(self) -> list[ObjectiveStatus]:
         if self._client is None:
             self._client = connect(self._settings.mongo_url)
         database = database_of(self._client)

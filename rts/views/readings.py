@@ -12,7 +12,7 @@ from rts.link.link import Link, replies_as_text
 from rts.link.scripts import pack
 from rts.settings import Settings
 from rts.validation import finite
-from rts.views.vitals import Vitals, commands, counts, vitals_of
+from rts.views.fleet_state import Vitals, commands, counts, vitals_of
 
 
 @dataclass(frozen=True)

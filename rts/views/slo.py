@@ -46,7 +46,7 @@ class WindowStanding:
 
 
 @dataclass(frozen=True)
-class Standing:
+class ObjectiveStatus:
     """The state of one objective."""
 
     #: The key in ``rts_slo``: a task name, a queue, a task type, or ``*``.
@@ -65,7 +65,7 @@ class Standing:
 
 def standings(
     database: Database[dict[str, Any]], settings: Settings, now: datetime
-) -> list[Standing]:
+) -> list[ObjectiveStatus]:
     """Return the state of each objective of ``rts_slo`` at *now* (aware), sorted by key, ``*``
     last.
 
@@ -99,7 +99,7 @@ def _standing(
     settings: Settings,
     lengths: Mapping[str, float],
     counted: Mapping[float, Sequence[Verdicts]],
-) -> Standing:
+) -> ObjectiveStatus:
     target = settings.slo[key]
     counts = {name: Count() for name in lengths}
     misses: dict[str, int] = {}
@@ -111,7 +111,7 @@ def _standing(
             if longer <= lengths[BUDGET]:
                 for cause, n in verdicts.misses.items():
                     misses[cause] = misses.get(cause, 0) + n
-    return Standing(
+    return ObjectiveStatus(
         objective=key,
         target=target,
         windows={

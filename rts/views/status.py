@@ -15,7 +15,7 @@ from rts.link.link import Link, as_instant
 from rts.link.scripts import pack
 from rts.settings import Settings
 from rts.urls import shown_url
-from rts.views.vitals import commands, vitals_of
+from rts.views.fleet_state import commands, vitals_of
 
 
 @dataclass(frozen=True)

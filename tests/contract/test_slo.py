@@ -17,7 +17,7 @@ from rts.objectives import WINDOWS, objective_of
 from rts.records import OutboxEntry
 from rts.settings import Settings
 from rts.views import intervals
-from rts.views.slo import Standing, standings
+from rts.views.slo import ObjectiveStatus, standings
 from rts.views.tallies import precompute
 from rts.views.tally import CLASSES
 from tests.records import run
@@ -65,7 +65,7 @@ def fill(ledger: MongoLedger, n: int, seed: int = 1) -> None:
     ledger.write(entries)
 
 
-def check(ledger: MongoLedger, settings: Settings) -> list[Standing]:
+def check(ledger: MongoLedger, settings: Settings) -> list[ObjectiveStatus]:
     found = standings(ledger.database, settings, NOW)
     assert [s.objective for s in found] == ["a.x", "cpu-light", "nobody", "q2", "*"]
     lengths = {**WINDOWS, "budget": settings.budget_window_s}

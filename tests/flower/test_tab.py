@@ -22,7 +22,7 @@ from pymongo.database import Database
 import rts
 from rts.settings import Settings
 from rts.testing import MongoServer, RedisServer, wait_until
-from rts.views.plain import plain
+from rts.views.json_values import plain
 from rts.views.report import report
 from rts.views.slo import standings
 from tests.conftest import ROOT, Stage

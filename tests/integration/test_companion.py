@@ -24,7 +24,7 @@ from celery import Celery
 
 import rts
 from rts.clock import FleetClock
-from rts.companion.bookkeeping import Bookkeeping
+from rts.companion.ledger_chores import LedgerChores
 from rts.companion.loop import drain_alone
 from rts.companion.process import LAST_S
 from rts.keys import running_field
@@ -626,7 +626,7 @@ def test_busy_days_are_rolled_up_ahead_by_one_of_the_fleet(
     for i in range(10):
         done = success(str(i))._replace(completed_at=an_hour_ago - 60 * i)
         redis_client.xadd(settings.keys.outbox, {"r": done.to_json()})
-    first, second = (Bookkeeping(settings, FleetClock(), name) for name in "ab")
+    first, second = (LedgerChores(settings, FleetClock(), name) for name in "ab")
     first.drain_all(5.0)
     first.roll_up()
     kept = mongo.rollups.count_documents({"tallies.type": {"$exists": True}})

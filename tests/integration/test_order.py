@@ -24,9 +24,11 @@ import rts
 from rts import health
 from rts.headers import DROPPED
 from rts.installation import parts_of
-from rts.scheduling.acknowledging import BATCH
+from rts.scheduling.activation import turn_on
 from rts.scheduling.channel import BELL_TTL_MS, Channel
-from rts.scheduling.places import ARRIVAL, Place, member
+from rts.scheduling.encoding import ARRIVAL, Place, member
+from rts.scheduling.qos import BATCH
+from rts.scheduling.queue_metrics import queue_readings
 from rts.scheduling.queues import (
     COUNTED,
     SAMPLED,
@@ -37,10 +39,8 @@ from rts.scheduling.queues import (
     ordered_channel,
     state_of,
 )
-from rts.scheduling.readings import queue_readings
 from rts.scheduling.rule import Rule
 from rts.scheduling.scripts import CLAIM
-from rts.scheduling.switch import turn_on
 from rts.scheduling.transport import SentinelTransport, Transport
 from rts.settings import Settings
 from rts.testing import RedisServer

@@ -17,7 +17,7 @@ from celery import Celery
 from celery.bin.base import CLIContext
 from click.testing import CliRunner, Result
 
-from rts.cli import recorded, rts
+from rts.cli import ledger_runs, rts
 from rts.simulation.traces import Job, at_load, read_trace, six_types, write_trace
 from rts.testing import wait_until
 from rts.testing.replay import replay, share
@@ -135,7 +135,7 @@ def test_the_ledger_is_read_by_window_queue_and_number(
     by_name = document(run("replay", "--since", "3h", "--by", "name", "--json"))
     assert [(row["key"], row["tasks"]) for row in by_name["rows"]] == [("tests.work", 12)]
     monkeypatch.setattr("rts.cli.workloads.MAX_RUNS", 5)
-    monkeypatch.setattr(recorded, "MAX_RUNS", 5)
+    monkeypatch.setattr(ledger_runs, "MAX_RUNS", 5)
     few = run("replay", "--since", "3h", "--json")
     assert "only the last 5 runs" in few.stderr
     assert document(few)["total"]["tasks"] == 4  # one of them has no start
@@ -146,7 +146,7 @@ def test_of_many_runs_only_those_are_looked_at_that_are_read(
 ) -> None:
     write(conf, *(run_at(1000.0 + n, n) for n in range(200)))
     monkeypatch.setattr("rts.cli.workloads.MAX_RUNS", 10)
-    monkeypatch.setattr(recorded, "MAX_RUNS", 10)
+    monkeypatch.setattr(ledger_runs, "MAX_RUNS", 10)
     mongo.command("profile", 2)
     found = document(cli_of(**conf)("replay", "--since", "3h", "--json"))
     mongo.command("profile", 0)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rts.cli import common, rts, status, table
 from rts.cli.table import Column, cut, percent, printable, render, seconds
 from rts.views import windows
-from rts.views.plain import plain
+from rts.views.json_values import plain
 
 COLUMNS = (
     Column("name", number=False),

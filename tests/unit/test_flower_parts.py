@@ -17,7 +17,7 @@ from pymongo.errors import ServerSelectionTimeoutError
 from rts import health
 from rts.errors import StoreUnavailable
 from rts.flower import cache as module
-from rts.flower import charts, parts, source, templates, words
+from rts.flower import charts, page_parts, source, templates, words
 from rts.flower.cache import Answer, AnswerCache
 from rts.flower.filters import BadFilter, Filters
 from rts.flower.queries import REASONS, Queries
@@ -348,5 +348,5 @@ def test_each_worker_has_the_median_of_its_own_runs() -> None:
     runs = [
         {"worker": f"w{n % 2}", "runtime_s": 2.0 * (1 + n % 2), "tau": 2.0} for n in range(10)
     ]
-    found = parts.workers(None, rows, runs)
+    found = page_parts.workers(None, rows, runs)
     assert [worker["slowdown_p50"] for worker in found] == [1.0, 2.0, None]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from rts import health
-from rts.load import forkgate
+from rts.load import fork_gate
 from rts.load.board import LoadBoard
 from rts.load.gpu import NO_GPU, GpuReading
 from rts.load.sample import GpuLoad, LoadSample
@@ -243,10 +243,10 @@ def test_a_fork_waits_for_a_reading(tmp_path: Path) -> None:
         tmp_path,
         """
         import os, threading
-        from rts.load import forkgate
+        from rts.load import fork_gate
         inside, leave, reading = threading.Event(), threading.Event(), []
         def read():
-            with forkgate.no_fork():
+            with fork_gate.no_fork():
                 reading.append(1)
                 inside.set()
                 leave.wait(30)
@@ -256,20 +256,20 @@ def test_a_fork_waits_for_a_reading(tmp_path: Path) -> None:
         inside.wait(30)
         threading.Timer(0.2, leave.set).start()
         if os.fork() == 0:
-            with forkgate.no_fork():
+            with fork_gate.no_fork():
                 print("reading" if reading else "free", flush=True)
             os._exit(0)
         os.wait()
         reader.join()
-        forkgate.MAX_WAIT_S = 0.05
-        with forkgate.no_fork():
+        fork_gate.MAX_WAIT_S = 0.05
+        with fork_gate.no_fork():
             # A reading that hangs does not block forks for ever.
             if os.fork() == 0:
-                with forkgate.no_fork():
+                with fork_gate.no_fork():
                     print("late", flush=True)
                 os._exit(0)
             os.wait()
-        with forkgate.no_fork():
+        with fork_gate.no_fork():
             print("still works")
         """,
     )
@@ -277,8 +277,8 @@ def test_a_fork_waits_for_a_reading(tmp_path: Path) -> None:
 
 
 def test_the_gate_is_free_again_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forkgate, "MAX_WAIT_S", 0.01)
-    gate = forkgate._Gate()
+    monkeypatch.setattr(fork_gate, "MAX_WAIT_S", 0.01)
+    gate = fork_gate._Gate()
     gate.before_fork()
     assert gate.lock.locked()
     # Another fork meanwhile gives up, and does not release what it never held.

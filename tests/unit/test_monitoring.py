@@ -17,7 +17,7 @@ from rts.objectives import BURN_RULES, MIN_MISSES
 from rts.settings import Settings
 from rts.views import families
 from rts.views.readings import BOUNDS, Histogram, QueueReading, Reading
-from rts.views.slo import Standing, WindowStanding
+from rts.views.slo import ObjectiveStatus, WindowStanding
 from tests.programs import needed
 
 FOLDER = Path(__file__).parent.parent.parent / "docs" / "monitoring"
@@ -54,7 +54,7 @@ def names() -> set[str]:
     )
     settings = Settings()
     window = WindowStanding("1h", 3600.0, 1, 1, 1.0, 0.0)
-    standing = Standing("*", 0.95, {"1h": window}, 1.0, ())
+    standing = ObjectiveStatus("*", 0.95, {"1h": window}, 1.0, ())
     found = [
         families.targets(settings),
         families.verdicts(reading, settings),

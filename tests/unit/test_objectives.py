@@ -17,7 +17,7 @@ from rts.objectives import (
     burning,
     objective_of,
 )
-from rts.views.slo import Standing, WindowStanding
+from rts.views.slo import ObjectiveStatus, WindowStanding
 
 TARGETS = {"gpu": 0.9, "proj.add": 0.99, "mixed": 0.8, "*": 0.95}
 
@@ -107,6 +107,6 @@ def test_an_alert_of_few_misses_among_many_does_not_say_that_all_are_in_time() -
         name: WindowStanding(name, seconds, 10_000, 9_996, 0.9996, 4.0)
         for name, seconds in WINDOWS.items()
     }
-    standing = Standing("*", 0.9999, windows, -3.0, (BURN_RULES[-1],))
+    standing = ObjectiveStatus("*", 0.9999, windows, -3.0, (BURN_RULES[-1],))
     (condition,) = burning_conditions([standing])
     assert condition.summary.startswith("all tasks: 99.9 % on time over 3d (10000 tasks)")

@@ -14,7 +14,7 @@ import rts
 from rts import prediction_api
 from rts.errors import StoreUnavailable
 from rts.predictions import routing
-from rts.predictions.predictor import Pressure
+from rts.predictions.predictor import QueueLoad
 from rts.records import Plan
 from tests.forked import forks_beside_threads, holds_in_child
 
@@ -53,8 +53,8 @@ def test_two_threads_that_route_first_share_their_state(
 class Roomy:
     """Stands for a predictor: each queue has a slot."""
 
-    def pressures(self, queues: Sequence[str]) -> dict[str, Pressure]:
-        return {queue: Pressure(0.0, 1, 0.5) for queue in queues}
+    def pressures(self, queues: Sequence[str]) -> dict[str, QueueLoad]:
+        return {queue: QueueLoad(0.0, 1, 0.5) for queue in queues}
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ class Roomy:
 )
 def test_the_risk_follows_its_formula(load: float, sent_s: float, expected: float) -> None:
     plan = Plan("mixed", "inferred", 4.0, 2.0, 100.0, 119.0)
-    assert routing.risk(Pressure(10.0, 2, load), plan, 100.0, sent_s) == expected
+    assert routing.risk(QueueLoad(10.0, 2, load), plan, 100.0, sent_s) == expected
 
 
 def test_queues_are_read_again_when_it_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,12 +78,12 @@ def test_queues_are_read_again_when_it_is_time(monkeypatch: pytest.MonkeyPatch) 
     class Moody:
         away = False
 
-        def pressures(self, queues: Sequence[str]) -> dict[str, Pressure]:
+        def pressures(self, queues: Sequence[str]) -> dict[str, QueueLoad]:
             asked.append(tuple(queues))
             if self.away:
                 raise StoreUnavailable("away")
             loads = {"a": 0.1, "b": 0.9, "nobody's": 0.0}
-            return {q: Pressure(0.0, int(q in "ab"), loads[q]) for q in queues}
+            return {q: QueueLoad(0.0, int(q in "ab"), loads[q]) for q in queues}
 
     predictor: Any = Moody()
     monkeypatch.setattr(routing, "time", SimpleNamespace(monotonic=lambda: now[0]))
@@ -133,9 +133,9 @@ def test_a_route_reads_its_own_candidates_and_those_once_a_second(
     now, asked = [100.0], []
 
     class Asked(Roomy):
-        def pressures(self, queues: Sequence[str]) -> dict[str, Pressure]:
+        def pressures(self, queues: Sequence[str]) -> dict[str, QueueLoad]:
             asked.append(tuple(queues))
-            return {queue: Pressure(0.0, 1, len(queue) / 10) for queue in queues}
+            return {queue: QueueLoad(0.0, 1, len(queue) / 10) for queue in queues}
 
     monkeypatch.setattr(routing.time, "monotonic", lambda: now[0])
     predictor: Any = Asked()

@@ -22,7 +22,7 @@ from rts.simulation.recording import (
     share_of_slots,
 )
 from rts.simulation.simulator import IDEAL, Conditions, Outcome, simulate
-from rts.simulation.tally import offered_load, percentiles, tally
+from rts.simulation.statistics import offered_load, percentiles, tally
 from rts.simulation.traces import FAILURE, KILLED, SUCCESS, Again, Job, at_load, six_types
 
 

@@ -16,7 +16,7 @@ from rts.objectives import BURN_RULES, WINDOWS
 from rts.scheduling.queues import QueueState
 from rts.settings import Settings
 from rts.views.report import row_of
-from rts.views.slo import Standing, WindowStanding
+from rts.views.slo import ObjectiveStatus, WindowStanding
 from rts.views.status import LedgerState, RedisState, ServerState, WorkerState
 from rts.views.tally import Tally
 
@@ -24,13 +24,13 @@ from rts.views.tally import Tally
 def picture(size: int) -> Snapshot:
     """Return one in which number 70 of everything is in trouble."""
 
-    def standing(number: int) -> Standing:
+    def standing(number: int) -> ObjectiveStatus:
         windows = {
             name: WindowStanding(name, length, 10, 9, 0.9, 1.0)
             for name, length in {**WINDOWS, "budget": 1e6}.items()
         }
         burning = BURN_RULES[:1] if number == 70 else ()
-        return Standing(f"objective{number:03}", 0.9, windows, 1.0, burning)
+        return ObjectiveStatus(f"objective{number:03}", 0.9, windows, 1.0, burning)
 
     def row(number: int) -> Any:
         misses = Counter(late=3) if number == 70 else Counter[str]()

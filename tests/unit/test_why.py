@@ -9,7 +9,7 @@ import pytest
 
 from rts.flower.words import ADVICE, LABELS, finding
 from rts.records import OVERDUE
-from rts.views.why import BUSY, LOAD, QUEUEING, TAU, reason_of, slowdown, why
+from rts.views.lateness_causes import BUSY, LOAD, QUEUEING, TAU, reason_of, slowdown, why
 
 ARRIVAL = datetime(2030, 1, 1, tzinfo=timezone.utc)
 

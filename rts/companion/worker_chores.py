@@ -1,6 +1,6 @@
 """A companion's work for its worker: beat, ship, and end the runs that cannot do so.
 
-Its work on the ledger: :mod:`rts.companion.bookkeeping`.
+Its work on the ledger: :mod:`rts.companion.ledger_chores`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pymongo.errors import PyMongoError
 from rts import health
 from rts.clock import FleetClock
 from rts.companion.attempts import attempt
-from rts.companion.bookkeeping import Bookkeeping
 from rts.companion.final_runs import FinalRuns
+from rts.companion.ledger_chores import LedgerChores
 from rts.errors import StoreUnavailable
 from rts.ledger.heartbeat import BEAT_S, Heartbeat
 from rts.ledger.in_flight import InFlightRuns
@@ -48,7 +48,7 @@ SHIP_S = 0.2
 CONNECT_TIMEOUT_S, TIMEOUT_S, BREAKER_S = 2.0, 5.0, 1.0
 
 
-class Upkeep:
+class WorkerChores:
     """The chores of a companion, or of a standalone drain (without *instructions*)."""
 
     def __init__(self, settings: Settings, instructions: Instructions | None = None) -> None:
@@ -83,10 +83,10 @@ class Upkeep:
                 PostMortem(self._board, sink, self._clock, instructions), self._in_flight
             )
         #: The ledger chores; ``None`` if they are turned off or cannot be done.
-        self.books: Bookkeeping | None = None
+        self.books: LedgerChores | None = None
         if settings.drain or instructions is None:
             try:
-                self.books = Bookkeeping(patient, self._clock, name)
+                self.books = LedgerChores(patient, self._clock, name)
             except PyMongoError as exc:
                 # A worker without a drain still beats and ships; others drain.
                 health.count("configuration_errors")

@@ -13,11 +13,11 @@ from rts.flower.source import Counted, QueueSummary
 from rts.flower.words import finding
 from rts.objectives import objective_of
 from rts.settings import Settings
+from rts.views.lateness_causes import load_at_start, median, slowdown
 from rts.views.readings import Reading
 from rts.views.report import ReportRow
 from rts.views.runs import visible
 from rts.views.status import RedisState
-from rts.views.why import load_at_start, median, slowdown
 
 Document = dict[str, Any]
 

@@ -30,7 +30,7 @@ SNAPSHOT_S, ROLLUP_S = 10.0, 300.0
 FINAL_DRAIN_S = 3.0
 
 
-class Bookkeeping:
+class LedgerChores:
     """The ledger chores of a companion, whose *name* is unique in the fleet.
 
     Each raises :class:`rts.errors.StoreUnavailable` if Redis or MongoDB is unavailable.

@@ -10,9 +10,9 @@ from typing import Any
 from kombu.transport import redis as stock
 from kombu.transport import virtual
 
+from rts.scheduling.encoding import NEVER
 from rts.scheduling.layout import BELL
-from rts.scheduling.places import NEVER
-from rts.scheduling.scripts import BACK
+from rts.scheduling.scripts import REQUEUE
 
 #: Messages restored between two reads of the index, and the highest random rank at which
 #: a worker starts: workers that restore at the same time share the messages.
@@ -102,7 +102,7 @@ class QoS(_SlotLimit, stock.QoS):  # type: ignore[misc]  # kombu has no type inf
             raise  # the message stays unacknowledged
         except Exception:  # noqa: BLE001  as kombu does
             stock.crit("Could not restore message: %r", entry, exc_info=True)
-        BACK.run(channel.plain, keys, [tag, entry or "", latest, *places])
+        REQUEUE.run(channel.plain, keys, [tag, entry or "", latest, *places])
 
 
 def _mark_redelivered(payload: dict[str, Any]) -> None:
