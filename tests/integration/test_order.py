@@ -780,6 +780,7 @@ def test_what_cannot_be_looked_up_stays_unacknowledged(
         assert raw.hexists("unacked", "1")
         monkeypatch.setattr(channel, "_lookup", look_up)
         channel.qos.restore_by_tag("1")
+        assert raw.llen(f"{NAME}\x06\x16edf:bell") == 1
         assert channel.basic_get(NAME).delivery_tag == "1"
 
 
