@@ -87,7 +87,7 @@ class Workload:
     slots: int | None
     #: Slots of each worker; empty for a trace.
     workers: Sequence[int]
-    #: Messages that a stock worker prefetches for each of its slots.
+    #: Messages that a stock worker holds per slot, beside those that run.
     held_per_slot: float
     #: The app's, and the types of the trace.
     settings: Settings
@@ -214,7 +214,9 @@ def _constant(source: Source) -> Sequence[float]:
 
 
 def held_per_slot(conf: Mapping[str, Any]) -> float:
-    """Return how many messages a worker prefetches for each of its slots in the stock order."""
+    """Return how many messages a worker in the stock order holds per slot, beside those that
+    run.
+    """
     ahead = prefetch_per_slot(
         int(conf.get("worker_prefetch_multiplier", 4)),
         late=bool(conf.get("task_acks_late")),

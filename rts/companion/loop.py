@@ -16,8 +16,9 @@ from rts.ledger.heartbeat import BEAT_S
 from rts.ledger.outbox import TAKEOVER_S
 from rts.settings import Settings
 
-#: Seconds between polls of the outbox, except after a full batch: the longest that a record
-#: waits, so that one write, which costs nearly the same for one as for many, takes many.
+#: Seconds between polls of the outbox, except after a full batch: one write costs nearly the
+#: same for one record as for many. A record waits for so long at most, in a fleet for up to
+#: ``GATHER_S`` more.
 POLL_S = 0.5
 #: Seconds between searches for lost runs.
 JANITOR_S = 2.0

@@ -141,9 +141,9 @@ def workers(
         found.append({**asdict(heartbeat), "report": rows.pop(heartbeat.worker, None)})
     for name, row in rows.items():  # gone, or Redis is unavailable
         found.append({"worker": name, "report": row})
-    slowdowns: dict[Any, list[float | None]] = {}
+    slowdowns: dict[str, list[float | None]] = {}
     for run in runs:
-        slowdowns.setdefault(run.get("worker"), []).append(slowdown(run))
+        slowdowns.setdefault(str(run.get("worker")), []).append(slowdown(run))
     for worker in found:
         worker["slowdown_p50"] = median(slowdowns.get(worker["worker"], ()))
     return found

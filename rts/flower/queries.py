@@ -13,7 +13,7 @@ from rts.flower.source import Counted, Source
 
 #: Misses that are listed.
 MISSES = 100
-#: Types whose reasons for missing deadlines are looked for: each costs a question.
+#: Types whose reasons for missing deadlines are looked for: each costs a query.
 REASONS = 50
 
 

@@ -52,10 +52,14 @@ def left_out(rows: Sequence[object]) -> str:
     """Return a note on the rows that :func:`foremost` leaves out.
 
     >>> left_out(range(300)), left_out(range(1000))
-    ('', '700 more are not shown here; /api/rts has them.')
+    ('', '700 more are not shown here; the JSON of this page has them.')
     """
     more = len(rows) - MOST_ROWS
-    return f"{count(more)} more are not shown here; /api/rts has them." if more > 0 else ""
+    return (
+        f"{count(more)} more are not shown here; the JSON of this page has them."
+        if more > 0
+        else ""
+    )
 
 
 def headline(found: Mapping[str, str]) -> str:

@@ -267,7 +267,8 @@ def load_credential_provider(name: str) -> redis.CredentialProvider:
     """Instantiate the credential provider class called *name*, as kombu and Celery do.
 
     Raises:
-        ImportError, AttributeError, TypeError, ValueError: there is no such class.
+        ImportError, AttributeError, TypeError, ValueError: there is no such class, or it is no
+            credential provider that can be made without arguments.
     """
     module, _, attribute = name.replace(":", ".").rpartition(".")
     provider = getattr(import_module(module), attribute)()

@@ -75,7 +75,8 @@ end
 local gather_ms = tonumber(ARGV[6])
 
 local function is_others(turn)
-  return gather_ms > 0 and (redis.call('GET', turn) or me) ~= me
+  local whose = gather_ms > 0 and redis.pcall('GET', turn)
+  return type(whose) == 'string' and whose ~= me
 end
 
 local function keep(turn, ms)

@@ -114,11 +114,12 @@ class Predictor:
         except StoreUnavailable as exc:
             self._failed_at, self._failed = time.monotonic(), partial(type(exc), *exc.args)
             raise
-        begun, published = time.monotonic(), list(reading.published)
+        begun, known_until = time.monotonic(), reading.published_at
+        published = list(reading.published)
         snapshot = replace(
             self._state.with_ratios(reading.picture.snapshot, work, *published),
             waiting=[*reading.picture.snapshot.waiting, *published],
-            known_until=reading.published_at,
+            known_until=known_until,
         )
         found = forecast.of_new(snapshot, work, self._order_of(reading.picture))
         reading.predictions[reading.cache_key(work)] = len(published), found

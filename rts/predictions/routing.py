@@ -28,10 +28,6 @@ class _Queue:
     #: Sum of the taus, seconds.
     sent_s: float = 0.0
 
-    def is_younger(self, age_s: float) -> bool:
-        """Return whether it was read less than so many seconds ago."""
-        return time.monotonic() - self.read_at < age_s
-
 
 def risk(pressure: QueueLoad, plan: Plan, now: float, sent_s: float = 0.0) -> float:
     """Return the risk of routing a task to a queue: ``α·max(0, F − d) + β·load``.
@@ -62,15 +58,13 @@ class Risks:
         self._pid = forks.pid
 
     def choose(self, plan: Plan, candidates: Sequence[str], at: float) -> str | None:
-        """Return the queue of least risk; ``None`` if no fresh state is known, or on a tie.
-        *at*: the current time by Redis's clock, epoch seconds.
+        """Return the queue of least risk; ``None`` on a tie, and unless the state of all is
+        fresh. *at*: the current time by Redis's clock, epoch seconds.
         """
         self._refresh(candidates)
-        known = {
-            name: self._known[name]
-            for name in candidates
-            if name in self._known and self._known[name].is_younger(2 * FRESH_S)
-        }
+        if not all(self._is_known(name, 2 * FRESH_S) for name in candidates):
+            return None  # what is not known cannot be compared
+        known = {name: self._known[name] for name in candidates}
         risks = sorted(
             (risk(queue.pressure, plan, at, queue.sent_s), name)
             for name, queue in known.items()
@@ -82,9 +76,14 @@ class Risks:
         known[chosen].sent_s += plan.tau
         return chosen
 
+    def _is_known(self, name: str, age_s: float) -> bool:
+        """Return whether the state of a queue was read less than so many seconds ago."""
+        queue = self._known.get(name)
+        return queue is not None and time.monotonic() - queue.read_at < age_s
+
     def _refresh(self, candidates: Sequence[str]) -> None:
-        known = [self._known.get(name) for name in candidates]
-        if all(queue and queue.is_younger(FRESH_S) for queue in known):
+        stale = [name for name in candidates if not self._is_known(name, FRESH_S)]
+        if not stale:
             return
         if time.monotonic() < self._retry_at:
             return
@@ -96,7 +95,7 @@ class Risks:
         if not lock.acquire(blocking=False):
             return  # another thread is reading
         try:
-            read = self._predictor.pressures(candidates)
+            read = self._predictor.pressures(stale)
             read_at = time.monotonic()
             self._known.update({name: _Queue(found, read_at) for name, found in read.items()})
         except (StoreUnavailable, CommandError):

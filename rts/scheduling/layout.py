@@ -26,7 +26,8 @@ HOPEFUL, DEMOTED, BELL, TURNS, REFUSED = (
 class QueueLayout:
     """Mixin for kombu's Redis channels: key names, and a queue's size, purge and deletion.
 
-    Without transactions, which Redis refuses when it is out of memory, reads included.
+    Sizes and purges use no transactions, which Redis refuses when it is out of memory, reads
+    included.
     """
 
     _plain: Any = None

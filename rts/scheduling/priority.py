@@ -1,4 +1,4 @@
-"""Deadlines as message priorities, for brokers other than Redis.
+"""Deadlines as message priorities, for brokers without that order, or in its place.
 
 A coarse approximation of the deadline order: a few levels, and the level is fixed when
 the task is published.

@@ -134,7 +134,7 @@ class EarliestDeadlineFirst:
     """EDF, as with ``rts_scheduler = "edf"``.
 
     Args:
-        demote: whether hopeless tasks wait behind all others. Plain EDF without it.
+        demote: whether hopeless tasks wait behind all others. Plain EDF without it and *drop*.
         drop: whether hopeless tasks are dropped instead.
         hopeless_slots: share of the slots that demoted tasks may hold (at least one slot),
             so that long hopeless runs do not make hopeful tasks hopeless in turn.

@@ -45,7 +45,7 @@ from rts.testing.replay_app import app, spec
 rts.tau.cache.FRESH_S = spec["fresh_s"]
 jobs = json.load(sys.stdin)
 with app.connection_for_write() as connection, app.amqp.Producer(connection) as producer:
-    for task in app.tasks.values():  # connect, and read the taus, before the clock starts
+    for task in app.tasks.values():  # finalizes the app before the clock starts
         pass
     producer.connection.ensure_connection()
     begun = time.time() + 0.5

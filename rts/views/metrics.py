@@ -41,7 +41,8 @@ class RtsCollector:
     """A collector of prometheus_client. Never raises, and does not register itself.
 
     *queues* returns what waits in the broker, if that is known. *patience_s* is how long a
-    scrape waits for answers, *max_age_s* how old an answer may be that replaces a late one.
+    scrape waits for answers, *max_age_s* how old an answer may be that replaces a late one
+    (of the objectives at least ``OBJECTIVES_AGE_S``).
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What the metrics need from Redis, read in one round trip."""
+"""What the metrics need from Redis: one round trip, and more for many series."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ PAGE = 2000
 
 
 def read(link: Link, settings: Settings) -> Reading:
-    """Return a snapshot of Redis.
+    """Return what Redis holds now; many series are not all of one instant.
 
     Raises:
         StoreUnavailable: it does not answer.

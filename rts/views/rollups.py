@@ -7,7 +7,7 @@ count. What is sealed (:mod:`rts.views.seal`) is not even counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pymongo import ReturnDocument
@@ -79,11 +79,15 @@ def stored_sums(
 
 
 def stored_packed(
-    database: Database[dict[str, Any]], intervals: Sequence[Interval], by: str
+    database: Database[dict[str, Any]],
+    intervals: Sequence[Interval],
+    by: str,
+    find_seal: Callable[[Database[dict[str, Any]], str], Seal | None] = seal_of,
 ) -> dict[str, Any]:
     """Return them as stored; for ``CLASSES`` see :mod:`rts.views.columns`.
 
-    *intervals* are of one collection and do not overlap.
+    *intervals* are of one collection and do not overlap. *find_seal* may remember its answer,
+    which takes several queries.
     """
     wanted = {interval.id: interval for interval in intervals}
     found: dict[str, dict[str, Any]] = {}
@@ -95,7 +99,7 @@ def stored_packed(
                 found[document["_id"]] = sums
     if not found:
         return {}
-    seal = seal_of(database, intervals[0].collection)
+    seal = find_seal(database, intervals[0].collection)
     sealed = {i for i, sums in found.items() if _is_sealed(sums, wanted[i], seal)}
     doubtful = sorted((wanted[i] for i in found.keys() - sealed), key=lambda s: s.start)
     agreeing: set[str] = set()

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from functools import cache
 from typing import Any
 
 from pymongo.database import Database
@@ -22,6 +23,7 @@ from rts.views.aggregation import THREADS, direct_by_interval
 from rts.views.intervals import Interval, Window, cut, is_busy
 from rts.views.packing import unpack
 from rts.views.rollups import stored_packed, sum_up
+from rts.views.seal import seal_of
 from rts.views.tally import GROUPS, Tallies, add_all
 
 #: Lengths of an interval in seconds; the first that gives at most ``MAX_POINTS`` is used.
@@ -61,7 +63,6 @@ def series(
     which nothing ended; only those of *key*, if given.
 
     One point at a time: with a thousand keys, a day of them takes gigabytes.
-
 
     Raises:
         ValueError: *by* is none of ``GROUPS``, or an instant is naive.
@@ -116,6 +117,7 @@ class _Course:
         self._intervals: list[Interval] = []
         if base and is_busy(database, collection, window):
             self._intervals, rest = cut(collection, window, (base,))
+        self._find_seal = cache(seal_of)
         self._kept: dict[str, Any] = {}
         self._sums: dict[str, Future[Tallies]] = {}
         jobs = [
@@ -130,7 +132,7 @@ class _Course:
     def read(self, start: int, end: int) -> None:
         """Read the sums of the intervals from *start* to *end*, epoch seconds."""
         some = [i for i in self._intervals if start <= i.start < end]
-        self._kept = stored_packed(self._database, some, self._by)
+        self._kept = stored_packed(self._database, some, self._by, self._find_seal)
         self._sums = {
             i.id: self._pool.submit(sum_up, self._database, i, self._by)
             for i in some

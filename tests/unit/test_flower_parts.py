@@ -350,3 +350,10 @@ def test_each_worker_has_the_median_of_its_own_runs() -> None:
     ]
     found = page_parts.workers(None, rows, runs)
     assert [worker["slowdown_p50"] for worker in found] == [1.0, 2.0, None]
+
+
+def test_a_large_fleet_shows_its_silent_workers_first_of_all() -> None:
+    rows = [{"worker": f"w{n}", "silent": n == 340} for n in range(350)]
+    shown = words.foremost([*rows, {"worker": "gone"}], "silent")
+    assert len(shown) == words.MOST_ROWS
+    assert shown[-1] == rows[340]
