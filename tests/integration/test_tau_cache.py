@@ -14,9 +14,7 @@ from rts import health
 from rts.clock import FleetClock
 from rts.link.link import Link
 from rts.settings import Settings
-from rts.tasktypes import TaskType
-from rts.tau import cache as module
-from rts.tau.cache import FEW, FRESH_S, TauCache
+from rts.tau.cache import FRESH_S, TauCache
 from rts.tau.redis import RedisTauStore
 from rts.testing import RedisServer
 from tests.forked import forks_beside_threads, holds_in_child
@@ -235,86 +233,3 @@ def test_hashes_of_another_type_leave_the_defaults(
     with redis.Redis.from_url(server.url) as client:
         client.set(settings.keys.tau, "rubbish")
     assert cache.tau("mixed", NAME) == 10.0
-
-
-class ListeningLink(CountingLink):
-    """Keeps the commands of its last round trip."""
-
-    asked: bytes = b""
-
-    def call_each(self, *commands: bytes) -> list[Any]:
-        self.asked = b"".join(commands)
-        return super().call_each(*commands)
-
-
-def learned(settings: Settings, names: int) -> dict[str, str]:
-    """Make Redis know so many names; return all taus."""
-    taus = {"mixed": "3.0", **{f"mixed/proj.n{n}": str(n + 1.0) for n in range(names)}}
-    with redis.Redis.from_url(settings.redis_url) as client:
-        client.hset(settings.keys.tau, mapping=taus)
-        client.hset(settings.keys.count, mapping=dict.fromkeys(taus, 100))
-    return taus
-
-
-def test_of_many_taus_a_publisher_reads_again_those_that_it_uses(
-    settings: Settings, clock: Clock
-) -> None:
-    learned(settings, 2 * FEW)
-    link = ListeningLink(settings)
-    cache = TauCache(link, settings, FleetClock(), clock)
-    store = RedisTauStore(Link(settings), settings)
-    assert cache.tau("mixed", "proj.n7") == 8.0
-    assert cache.tau("mixed", "proj.n8") == 9.0
-    assert link.trips == 1
-    store.set("mixed/proj.n7", 80.0)
-    store.set("mixed", 4.0)
-    store.reset("mixed/proj.n8")
-    clock.at += FRESH_S
-    assert cache.tau("mixed", "proj.n7") == 80.0
-    assert cache.tau("mixed", "proj.n8") == 4.0
-    assert link.trips == 2
-    assert b"HGETALL" not in link.asked
-    assert link.asked.count(b"proj.") == 4
-    # One that was not used before is as fresh as they are.
-    store.set("mixed/proj.n9", 90.0)
-    clock.at += FRESH_S / 2
-    assert cache.tau("mixed", "proj.n9") == 90.0
-    assert link.trips == 3
-    assert [cache.tau("mixed", f"proj.n{n}") for n in range(10, 20)] == [*range(11, 21)]
-    assert link.trips == 3
-
-
-def test_names_that_are_made_up_fill_no_memory(
-    settings: Settings, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    learned(settings, 2 * FEW)
-    monkeypatch.setattr(module, "MOST_USED", 10)
-    cache = TauCache(Link(settings), settings, FleetClock(), clock)
-    for n in range(100):
-        assert cache.tau("mixed", f"made.up{n} \ud800") == 3.0
-        assert len(cache._used) <= 10
-    clock.at += FRESH_S
-    assert cache.tau("mixed", "made.up99 \ud800") == 3.0
-
-
-def test_of_many_types_the_ratios_of_those_in_use_are_read(
-    settings: Settings, clock: Clock
-) -> None:
-    types = {f"t{n}": TaskType(f"t{n}", 5.0) for n in range(100)}
-    settings = replace(settings, task_types=types, deadline_policy="quantile")
-    with redis.Redis.from_url(settings.redis_url) as client:
-        for n in range(100):
-            client.hset(f"{settings.keys.ratio}t{n}", n, 1000)
-    link = ListeningLink(settings)
-    cache = TauCache(link, settings, FleetClock(), clock)
-    found = []
-    for n in (7, 8):  # at the same moment
-        cache.tau(f"t{n}", NAME)
-        found.append(cache.ratio(f"t{n}"))
-    assert found[0] is not None
-    assert found[1] is not None
-    assert found[0] < found[1]
-    clock.at += FRESH_S
-    cache.tau("t7", NAME)
-    assert link.asked.count(b"HGETALL") == 5, "two hashes of taus, two types, and all types"
-    assert cache.ratio("t8") == found[1]
