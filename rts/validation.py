@@ -163,7 +163,7 @@ def _queue_horizons(key: str, value: object) -> dict[str, float]:
 
 def _slo(key: str, value: object) -> dict[str, float]:
     allowed = (
-        "a dict of task type, task name, queue or '*' to the share of tasks that should be in "
+        "a dict of task type, task name, queue or '*' to the share of tasks that should be on "
         f"time, {MIN_TARGET} to {MAX_TARGET}"
     )
     if not isinstance(value, Mapping):

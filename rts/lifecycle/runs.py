@@ -164,7 +164,7 @@ class Runs:
         #: By ``time.monotonic``: when to read load and memory again, and the last reading.
         self._refresh_at = -1.0
         self._sample: LoadSample
-        self._peak_bytes: int
+        self._peak_bytes = 0
 
     def start(self, plan: Plan, request: Mapping[str, Any]) -> Run:
         """Start a run; *request* are the attributes of ``task.request``."""
