@@ -22,7 +22,7 @@ from rts.notices import SloBurning, TaskOverdue
 from rts.settings import Settings
 from rts.validation import json_object
 
-NEXT_EVENT = Script.load("next_event")
+NEXT_EVENT = Script.load("ensure_group", "next_event")
 
 #: Seconds between polls for events, unless there was one.
 POLL_S = 1.0

@@ -147,16 +147,16 @@ class Source:
         """
         window = _now() - since, _now()
         tallies: dict[str, Tally] = {}
-        course = []
+        history = []
         with self._ledger() as database:
             for point in series(database, window, by, key):
                 add_all(tallies, point.tallies)
-                course.append(moment(point))
+                history.append(moment(point))
         keys = sorted(tallies)
         return Counted(
             window,
             [row_of(k, tallies[k]) for k in keys],
-            course,
+            history,
             {k: dict(tallies[k].lateness) for k in keys},
         )
 

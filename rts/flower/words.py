@@ -32,11 +32,11 @@ HEADLINES: Mapping[str, str] = {
 
 #: Rows of a table, and queues whose messages are listed: each takes Flower's event loop a
 #: part of a millisecond.
-MOST_ROWS, MOST_LISTED = 300, 20
+MAX_ROWS, MAX_LISTED = 300, 20
 
 
 def foremost(
-    rows: Sequence[Mapping[str, Any]], key: str, *, least: bool = False, most: int = MOST_ROWS
+    rows: Sequence[Mapping[str, Any]], key: str, *, least: bool = False, most: int = MAX_ROWS
 ) -> list[Mapping[str, Any]]:
     """Return the *most* rows with the greatest (*least*: smallest) numbers, in their order.
 
@@ -54,7 +54,7 @@ def left_out(rows: Sequence[object]) -> str:
     >>> left_out(range(300)), left_out(range(1000))
     ('', '700 more are not shown here; the JSON of this page has them.')
     """
-    more = len(rows) - MOST_ROWS
+    more = len(rows) - MAX_ROWS
     return (
         f"{count(more)} more are not shown here; the JSON of this page has them."
         if more > 0

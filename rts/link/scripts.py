@@ -45,7 +45,7 @@ class Script:
 
 FINISH = Script.load("remove_open", "finish")
 RESTORE = Script.load("restore")
-READ_OUTBOX = Script.load("read_outbox")
+READ_OUTBOX = Script.load("ensure_group", "read_outbox")
 DELETE_CONSUMER = Script.load("delete_consumer")
 LEASE = Script.load("lease")
 REAP = Script.load("remove_open", "reap")

@@ -8,26 +8,12 @@
 --         '' to delete none
 -- Returns the event's id, then its field names and values; empty if there is none.
 --
--- Closes the races between a wiped Redis (no group) and the read, and between the deletion
--- of a consumer and its next read. A new group starts at the end of the stream: nobody
--- listened before.
+-- Closes the race between the deletion of a consumer and its next read. A new group starts
+-- at the end of the stream: nobody listened before.
 
 local stream, group, me = KEYS[1], ARGV[1], ARGV[2]
 
-local function has_group()
-  if redis.call('EXISTS', stream) == 1 then
-    for _, other in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
-      if other[2] == group then
-        return true
-      end
-    end
-  end
-  return false
-end
-
-if not has_group() then
-  redis.call('XGROUP', 'CREATE', stream, group, '$', 'MKSTREAM')
-end
+ensure_group(stream, group, '$')
 if ARGV[3] ~= '' then
   redis.call('XACK', stream, group, ARGV[3])
 end

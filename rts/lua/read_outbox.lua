@@ -12,8 +12,7 @@
 -- and what was learned ('' for nothing). One string, because clients take four times as
 -- long to parse a list of strings.
 --
--- Closes the races between a wiped Redis (no group) and the read, and between the deletion
--- of a consumer that seems dead and its next read.
+-- Closes the race between the deletion of a consumer that seems dead and its next read.
 
 local GONE_MS = 600000 -- idle time after which a consumer with nothing pending is deleted
 
@@ -56,20 +55,7 @@ local function take_over()
   return entries
 end
 
-local function has_group()
-  if redis.call('EXISTS', stream) == 1 then
-    for _, other in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
-      if other[2] == group then
-        return true
-      end
-    end
-  end
-  return false
-end
-
-if not has_group() then
-  redis.call('XGROUP', 'CREATE', stream, group, '0', 'MKSTREAM')
-end
+ensure_group(stream, group, '0')
 -- Of hundreds of drains one at a time takes and looks: each would get a record or two, for
 -- which a write costs as much as for hundreds.
 local gather_ms = tonumber(ARGV[6])

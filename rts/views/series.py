@@ -83,24 +83,24 @@ def _points(
     last = -int(-(window[1] - _EPOCH) // timedelta(seconds=width)) * width
     starts = range(first, last, width)
     with translate_errors(), ThreadPoolExecutor(THREADS) as pool:
-        courses = [
-            _Course(database, collection, window, by, width, pool)
+        collections = [
+            _Collection(database, collection, window, by, width, pool)
             for collection in (ASSIGNMENTS, TASKS)
         ]
         for begin in range(0, len(starts), READ_AHEAD):
             some = starts[begin : begin + READ_AHEAD]
-            for course in courses:
-                course.read(some[0], some[-1] + width)
+            for tallied in collections:
+                tallied.read(some[0], some[-1] + width)
             for start in some:
                 tallies: Tallies = {}
-                for course in courses:
-                    for more in course.take(start, key):
+                for tallied in collections:
+                    for more in tallied.take(start, key):
                         add_all(tallies, more)
                 yield Point(_EPOCH + timedelta(seconds=start), width, tallies)
 
 
-class _Course:
-    """What one collection gives, point by point."""
+class _Collection:
+    """The tallies of one collection, point by point."""
 
     def __init__(
         self,

@@ -39,6 +39,7 @@ from rts.views.metrics import RtsCollector, register
 from rts.views.readings import PAGE, QueueReading, read
 from rts.views.slo import standings
 from tests.programs import needed
+from tests.recording_link import RecordingLink
 from tests.records import run, success
 
 NO_REDIS, NO_MONGO = "redis://127.0.0.1:9/0", "mongodb://127.0.0.1:9/rts"
@@ -545,20 +546,15 @@ def test_a_scrape_does_not_wait_for_another(settings: Settings) -> None:
 
 
 def test_many_series_are_read_in_pages(settings: Settings, redis_client: redis.Redis) -> None:
-    asked: list[bytes] = []
-
-    class Listening(Link):
-        def call(self, *commands: bytes) -> list[Any]:
-            asked.extend(commands)
-            return super().call(*commands)
-
-    link = Listening(settings)
+    link = RecordingLink(settings)
     assert read(link, settings).runs == {}
     series = {f"runs\ncpu-light\nn{n}\nSUCCESS": n for n in range(5 * PAGE)}
     redis_client.hset(settings.keys.metrics, mapping=series)
     found = read(link, settings).runs
     assert found == {("cpu-light", f"n{n}", "SUCCESS"): n for n in range(5 * PAGE)}
-    of_metrics = [command for command in asked if settings.keys.metrics.encode() in command]
+    of_metrics = [
+        command for command in link.asked if settings.keys.metrics.encode() in command
+    ]
     assert len(of_metrics) > 5
     assert all(b"HSCAN" in command for command in of_metrics)
     link.close()

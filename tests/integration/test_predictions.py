@@ -21,7 +21,6 @@ from kombu import Exchange, Queue
 import rts
 from rts.installation import parts_of
 from rts.ledger.received import decode_marks
-from rts.link.link import Link
 from rts.predictions import initial_state
 from rts.predictions.fleet import read_fleet
 from rts.predictions.initial_state import InitialState
@@ -32,6 +31,7 @@ from rts.settings import Settings
 from rts.tasktypes import TaskType
 from rts.testing import RedisServer, WorkerProcess, wait_until
 from tests.conftest import ROOT, Stage
+from tests.recording_link import RecordingLink
 from tests.records import run
 
 OK, LATE = "tests.apps.basic.ok", "tests.apps.basic.late"
@@ -761,17 +761,10 @@ def test_of_many_types_the_ratios_of_the_tasks_there_are_read(
     )
     for n in range(100):
         redis_client.hset(f"{settings.keys.ratio}t{n}", "1", n)
-    asked: list[bytes] = []
-
-    class Listening(Link):
-        def call(self, *commands: bytes) -> list[Any]:
-            asked.extend(commands)
-            return super().call(*commands)
-
-    link = Listening(settings)
+    link = RecordingLink(settings)
     fleet = read_fleet(link, settings, "q", lambda queue: [queue])
     assert fleet.ratios == {}
-    assert len(asked) < 10
+    assert len(link.asked) < 10
     nobody: Any = None
     state = InitialState(nobody, settings, link, nobody, nobody)
     there = Work("t7", 0.0, 1.0, 2.0)
@@ -780,9 +773,9 @@ def test_of_many_types_the_ratios_of_the_tasks_there_are_read(
     )
     counts = {task_type: sketch.count for task_type, sketch in snapshot.ratios.items()}
     assert counts == {"*": 0, "t7": 7, "t8": 8}
-    del asked[:]
+    link.asked.clear()
     assert state.with_ratios(snapshot, there) is snapshot
-    assert asked == []
+    assert link.asked == []
     link.close()
 
 

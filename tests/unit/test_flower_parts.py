@@ -355,5 +355,5 @@ def test_each_worker_has_the_median_of_its_own_runs() -> None:
 def test_a_large_fleet_shows_its_silent_workers_first_of_all() -> None:
     rows = [{"worker": f"w{n}", "silent": n == 340} for n in range(350)]
     shown = words.foremost([*rows, {"worker": "gone"}], "silent")
-    assert len(shown) == words.MOST_ROWS
+    assert len(shown) == words.MAX_ROWS
     assert shown[-1] == rows[340]
