@@ -142,7 +142,9 @@ def test_the_burn_alert_fires_and_resolves(exporter: tuple[Stage, str], tmp_path
         assert prometheus.firing() == {}
         until(lambda: "RtsSloBurnsFast" in prometheus.firing(), good=False)
         told = prometheus.firing()["RtsSloBurnsFast"]
-        assert re.search(r"Deadlines of cpu-light are missed \d+\.\d times", told["summary"])
+        assert re.search(
+            r"The error budget of cpu-light burns at \d+\.\d times", told["summary"]
+        )
         # It ends while the long window still burns.
         until(lambda: "RtsSloBurnsFast" not in prometheus.firing(), good=True)
         query = "/api/v1/query?query=rts_slo_verdicts_total%7Bverdict%3D%22met%22%7D"
