@@ -9,7 +9,7 @@ from rts.settings import Settings
 
 
 class RecordingLink(Link):
-    """Sends commands as ever, and keeps them in *asked*."""
+    """Sends commands like any other link, and keeps them in *asked*."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)

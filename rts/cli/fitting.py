@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
 
 from rts.cli.watch_data import WINDOWS, Snapshot
+from rts.views.selection import foremost
 from rts.views.status import WorkerState
-
-T = TypeVar("T")
 
 
 def fitted(snapshot: Snapshot, rows: int) -> tuple[Snapshot, str]:
@@ -21,18 +19,18 @@ def fitted(snapshot: Snapshot, rows: int) -> tuple[Snapshot, str]:
     left_out = [size - limit for size, limit in zip(sizes, limits, strict=True)]
     names = ("objectives", "types", "queues", "workers")
     told = [f"{n} {name}" for n, name in zip(left_out, names, strict=True) if n]
-    types = set(_worst(_types(snapshot), limits[1], lambda key: _misses(snapshot, key)))
-    workers = _worst(snapshot.redis.workers, limits[3], _strain)
+    types = set(foremost(_types(snapshot), limits[1], lambda key: _misses(snapshot, key)))
+    workers = foremost(snapshot.redis.workers, limits[3], _strain)
     return replace(
         snapshot,
-        standings=_worst(
+        standings=foremost(
             snapshot.standings, limits[0], lambda s: (bool(s.burning), -s.budget_left_ratio)
         ),
         types={
             window: {key: row for key, row in found.items() if key in types}
             for window, found in snapshot.types.items()
         },
-        queues=_worst(snapshot.queues, limits[2], lambda queue: queue.waiting),
+        queues=foremost(snapshot.queues, limits[2], lambda queue: queue.waiting),
         redis=replace(snapshot.redis, workers=tuple(workers)),
     ), f"Not shown, in less trouble: {', '.join(told)}"
 
@@ -56,11 +54,6 @@ def shares(sizes: Sequence[int], room: int) -> list[int]:
         left -= limits[smallest]
         open_ = open_[1:]
     return limits
-
-
-def _worst(rows: Sequence[T], most: int, trouble: Callable[[T], Any]) -> list[T]:
-    worst = sorted(range(len(rows)), key=lambda i: trouble(rows[i]), reverse=True)[:most]
-    return [rows[i] for i in sorted(worst)]
 
 
 def _types(snapshot: Snapshot) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from rts.deadlines import hopeful_until
 from rts.records import OVERDUE
+from rts.views import selection
 from rts.views.lateness_causes import LOAD, QUEUEING, TAU, Why
 
 NONE = "–"
@@ -44,8 +45,7 @@ def foremost(
     [{'n': 3}, {'n': 2}]
     """
     sign = -1 if least else 1
-    numbers = sorted(range(len(rows)), key=lambda i: -sign * (rows[i].get(key) or 0))
-    return [rows[i] for i in sorted(numbers[:most])]
+    return selection.foremost(rows, most, lambda row: sign * (row.get(key) or 0))
 
 
 def left_out(rows: Sequence[object]) -> str:

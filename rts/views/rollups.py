@@ -63,19 +63,14 @@ def _counted(database: Database[dict[str, Any]], interval: Interval, by: str) ->
     if interval.width != DAY or not is_busy(database, interval.collection, interval.window):
         return direct(database, interval.collection, interval.window, by)
     hours, _ = cut(interval.collection, interval.window, (HOUR,))
-    kept = stored_sums(database, hours, by)
+    stored = stored_packed(database, hours, by)
     total: Tallies = {}
     for hour in hours:
-        add_all(total, kept[hour.id] if hour.id in kept else sum_up(database, hour, by))
+        if hour.id in stored:
+            add_all(total, unpack(stored[hour.id], by))
+        else:
+            add_all(total, sum_up(database, hour, by))
     return total
-
-
-def stored_sums(
-    database: Database[dict[str, Any]], intervals: Sequence[Interval], by: str
-) -> dict[str, Tallies]:
-    """Return the stored sums of *intervals* that still agree with the ledger."""
-    packed = stored_packed(database, intervals, by)
-    return {interval_id: unpack(sums, by) for interval_id, sums in packed.items()}
 
 
 def stored_packed(
@@ -84,7 +79,8 @@ def stored_packed(
     by: str,
     find_seal: Callable[[Database[dict[str, Any]], str], Seal | None] = seal_of,
 ) -> dict[str, Any]:
-    """Return them as stored; for ``CLASSES`` see :mod:`rts.views.columns`.
+    """Return the stored sums of *intervals* that still agree with the ledger, packed
+    (:mod:`rts.views.packing`; for ``CLASSES``: :mod:`rts.views.columns`).
 
     *intervals* are of one collection and do not overlap. *find_seal* may remember its answer,
     which takes several queries.
