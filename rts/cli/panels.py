@@ -4,6 +4,7 @@ types, queues and workers.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 
 from rts.alerting.alert import Alert
@@ -12,8 +13,11 @@ from rts.cli.status import NO_WORKERS, UNLED, WORKER_COLUMNS, worker_row
 from rts.cli.table import NONE, Column, cut, percent, render, seconds
 from rts.cli.watch_data import WINDOWS, Snapshot
 from rts.objectives import objective_of
+from rts.scheduling.queues import QueueState
 from rts.settings import Settings
 from rts.views.json_values import iso
+from rts.views.report import Percentiles
+from rts.views.slo import ObjectiveStatus
 
 
 def lines_within(snapshot: Snapshot, settings: Settings, width: int, height: int) -> list[str]:
@@ -32,11 +36,13 @@ def lines(snapshot: Snapshot, settings: Settings, width: int | None) -> list[str
         [f"rts at {iso(snapshot.at)}", *_facts(snapshot)],
         [f"Problem: {problem}" for problem in snapshot.problems],
         _alerts(snapshot),
-        _standings_table(snapshot, width),
-        _types_table(snapshot, settings, width),
-        _queues_table(snapshot, width),
-        _workers_table(snapshot, width),
+        _table(_OBJECTIVES, map(_standing_row, snapshot.standings), width),
+        _table(_TYPES, _type_rows(snapshot, settings), width),
+        _table(_QUEUES, [_queue_row(state, snapshot) for state in snapshot.queues], width),
+        _table(WORKER_COLUMNS, map(worker_row, snapshot.redis.workers), width),
     ]
+    if snapshot.redis.server.reachable and not snapshot.redis.workers:
+        blocks.append([NO_WORKERS])
     found: list[str] = []
     for block in blocks:
         if block:
@@ -67,86 +73,72 @@ def _alerts(snapshot: Snapshot) -> list[str]:
     return [*found, f"Alerts are firing, {UNLED}"] if unled else found
 
 
-def _standings_table(snapshot: Snapshot, width: int | None) -> list[str]:
-    columns = (
-        Column("objective", number=False),
-        *(Column(name) for name in ("target %", "5m %", "1h %", "tasks", "burn 1h")),
-        Column("budget left %"),
-        Column("", number=False),
-    )
-    rows = [
-        (
-            standing.objective,
-            f"{100 * standing.target:g}",
-            percent(standing.windows["5m"].on_time_ratio),
-            percent(standing.windows["1h"].on_time_ratio),
-            str(standing.windows["budget"].valid),
-            f"{standing.windows['1h'].burn_rate:.1f}",
-            percent(standing.budget_left_ratio),
-            f"BURNS: {standing.burning[0].severity}" if standing.burning else "",
-        )
-        for standing in snapshot.standings
-    ]
-    return render(columns, rows, width).splitlines() if rows else []
+_OBJECTIVES = (
+    Column("objective", number=False),
+    *(Column(name) for name in ("target %", "5m %", "1h %", "tasks", "burn 1h")),
+    Column("budget left %"),
+    Column("", number=False),
+)
+_TYPES = (
+    Column("type", number=False),
+    Column("target %"),
+    *(Column(window, group="deadlines met %") for window in WINDOWS),
+    *(Column(window, group="tasks") for window in WINDOWS),
+    Column("runtime p95 s"),
+    Column("delay p95 s"),
+)
+_QUEUES = (
+    Column("queue", number=False),
+    *(Column(name) for name in ("waiting", "ordered", "demoted", "plain", "due in s")),
+)
 
 
-def _types_table(snapshot: Snapshot, settings: Settings, width: int | None) -> list[str]:
-    columns = (
-        Column("type", number=False),
-        Column("target %"),
-        *(Column(window, group="deadlines met %") for window in WINDOWS),
-        *(Column(window, group="tasks") for window in WINDOWS),
-        Column("runtime p95 s"),
-        Column("delay p95 s"),
+def _table(
+    columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int | None
+) -> list[str]:
+    found = list(rows)
+    return render(columns, found, width).splitlines() if found else []
+
+
+def _standing_row(standing: ObjectiveStatus) -> Sequence[str]:
+    return (
+        standing.objective,
+        f"{100 * standing.target:g}",
+        percent(standing.windows["5m"].on_time_ratio),
+        percent(standing.windows["1h"].on_time_ratio),
+        str(standing.windows["budget"].valid),
+        f"{standing.windows['1h'].burn_rate:.1f}",
+        percent(standing.budget_left_ratio),
+        f"BURNS: {standing.burning[0].severity}" if standing.burning else "",
     )
-    rows = []
+
+
+def _type_rows(snapshot: Snapshot, settings: Settings) -> Iterator[Sequence[str]]:
     for key in sorted({key for rows in snapshot.types.values() for key in rows}):
         found = [snapshot.types[window].get(key) for window in WINDOWS]
         objective = objective_of(settings.slo, key, "", None)
-        target = NONE if objective is None else f"{100 * settings.slo[objective]:g}"
         day = found[-1] or found[-2]
-        rows.append(
-            (
-                key,
-                target,
-                *(percent(None if row is None else row.on_time_ratio) for row in found),
-                *(str(0 if row is None else row.tasks) for row in found),
-                seconds(None if day is None or day.runtime is None else day.runtime.p95_s),
-                seconds(
-                    None
-                    if day is None or day.queueing_delay is None
-                    else day.queueing_delay.p95_s
-                ),
-            )
+        yield (
+            key,
+            NONE if objective is None else f"{100 * settings.slo[objective]:g}",
+            *(percent(None if row is None else row.on_time_ratio) for row in found),
+            *(str(0 if row is None else row.tasks) for row in found),
+            _p95(None if day is None else day.runtime),
+            _p95(None if day is None else day.queueing_delay),
         )
-    return render(columns, rows, width).splitlines() if rows else []
 
 
-def _queues_table(snapshot: Snapshot, width: int | None) -> list[str]:
-    columns = (
-        Column("queue", number=False),
-        *(Column(name) for name in ("waiting", "ordered", "demoted", "plain", "due in s")),
+def _p95(of: Percentiles | None) -> str:
+    return NONE if of is None else seconds(of.p95_s)
+
+
+def _queue_row(state: QueueState, snapshot: Snapshot) -> Sequence[str]:
+    due_at = state.next_deadline
+    return (
+        state.name,
+        *(str(n) for n in (state.waiting, state.ordered, state.demoted, state.plain)),
+        NONE if due_at is None else seconds(due_at - snapshot.at.timestamp()),
     )
-    at = snapshot.at.timestamp()
-    rows = [
-        (
-            state.name,
-            str(state.waiting),
-            str(state.ordered),
-            str(state.demoted),
-            str(state.plain),
-            NONE if state.next_deadline is None else seconds(state.next_deadline - at),
-        )
-        for state in snapshot.queues
-    ]
-    return render(columns, rows, width).splitlines() if rows else []
-
-
-def _workers_table(snapshot: Snapshot, width: int | None) -> list[str]:
-    if not snapshot.redis.server.reachable:
-        return []
-    rows = [worker_row(worker) for worker in snapshot.redis.workers]
-    return render(WORKER_COLUMNS, rows, width).splitlines() if rows else [NO_WORKERS]
 
 
 def _when(alert: Alert) -> str:

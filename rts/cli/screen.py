@@ -12,19 +12,11 @@ import time
 import tty
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from rts.cli.table import cut
 
 T = TypeVar("T")
-T_contra = TypeVar("T_contra", contravariant=True)
-
-
-class Lines(Protocol[T_contra]):
-    """Makes the lines of a screen."""
-
-    def __call__(self, shown: T_contra, /, *, width: int, height: int) -> list[str]: ...
-
 
 #: Seconds between polls of the keyboard.
 KEYS_S = 0.1
@@ -33,9 +25,11 @@ _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 _HOME, _END_OF_LINE, _END_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
-def live(gather: Callable[[], T], lines: Lines[T], interval_s: float) -> None:
+def live(
+    gather: Callable[[], T], lines: Callable[[T, int, int], list[str]], interval_s: float
+) -> None:
     """Draw what *gather* returns every *interval_s* seconds, until q or Ctrl-C; *lines* turns
-    it into lines for a *width* in characters and a *height*.
+    it into lines for a width in characters and a height.
 
     It gathers in a thread of its own: a server that hangs does not block the keyboard.
     """
@@ -54,20 +48,17 @@ def live(gather: Callable[[], T], lines: Lines[T], interval_s: float) -> None:
 
     threading.Thread(target=gather_again, daemon=True).start()
     drawn: object = None
-    with screen() as size:
+    with screen():
         while not failed:
-            shown = found[0] if found else None
-            if shown is not drawn or drawn is None or size.changed:
-                size.changed = False
-                _draw(shown, lines, interval_s)
+            terminal = os.get_terminal_size(sys.stdout.fileno())
+            width, height = max(20, terminal.columns), max(3, terminal.lines)
+            shown = (*found, width, height)
+            if shown != drawn:
+                text = lines(found[0], width, height - 1) if found else ["Loading…"]
+                _draw(text, width, height, f"every {interval_s:g} s · q to quit")
                 drawn = shown
-            try:
-                ready, _, _ = select.select([sys.stdin], [], [], KEYS_S)
-                if ready and ends(os.read(sys.stdin.fileno(), 256)):
-                    break
-            except InterruptedError:
-                continue
-            except KeyboardInterrupt:
+            ready, _, _ = select.select([sys.stdin], [], [], KEYS_S)
+            if ready and ends(os.read(sys.stdin.fileno(), 256)):
                 break
     stop.set()
     if failed:
@@ -79,56 +70,36 @@ def ends(keys: bytes) -> bool:
     return not keys or any(key in keys for key in (b"q", b"Q", b"\x04"))
 
 
-class Size:
-    """Whether the terminal's size has changed. Not an event: a signal handler could find its
-    lock held by the thread that it interrupts.
-    """
-
-    changed = False
-
-    def on_resize(self, *_: object) -> None:
-        """Runs between two instructions of the main thread."""
-        self.changed = True
-
-
-def _draw(shown: T | None, lines: Lines[T], interval_s: float) -> None:
-    size = os.get_terminal_size(sys.stdout.fileno())
-    width, height = max(20, size.columns), max(3, size.lines)
+def _draw(text: list[str], width: int, height: int, footer: str) -> None:
     room = height - 1
-    text = ["Loading…"] if shown is None else lines(shown, width=width, height=room)
     if len(text) > room:
         hidden = len(text) - room + 1
         text = [*text[: room - 1], f"… {hidden} more lines; the window is too small"]
-    text += [""] * (room - len(text))
-    text.append(cut(f"every {interval_s:g} s · q to quit", width))
+    text = [*text, *[""] * (room - len(text)), cut(footer, width)]
     sys.stdout.write(_HOME + "\r\n".join(t + _END_OF_LINE for t in text) + _END_OF_SCREEN)
     sys.stdout.flush()
 
 
 @contextmanager
-def screen() -> Iterator[Size]:
-    """Take over the terminal, and restore it whatever happens."""
-    size = Size()
+def screen() -> Iterator[None]:
+    """Take over the terminal, and restore it whatever happens. Ctrl-C ends the block."""
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
-    handlers = {
-        signal.SIGWINCH: signal.signal(signal.SIGWINCH, size.on_resize),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, _interrupt),
-        # Python leaves it ignored if it was when Python started, as under nohup.
-        signal.SIGINT: signal.signal(signal.SIGINT, _interrupt),
-    }
+    # Python leaves SIGINT ignored if it was when Python started, as under nohup.
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    handlers = [signal.signal(number, _interrupt) for number in numbers]
     try:
         tty.setcbreak(descriptor)
         sys.stdout.write(_ENTER)
         sys.stdout.flush()
-        yield size
+        yield
     except KeyboardInterrupt:
         pass
     finally:
         sys.stdout.write(_LEAVE)
         sys.stdout.flush()
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
-        for number, handler in handlers.items():
+        for number, handler in zip(numbers, handlers, strict=True):
             signal.signal(number, handler)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 
 import click
 
@@ -38,4 +37,8 @@ def command(ctx: click.Context, interval: float, as_json: bool) -> None:
         elif not (sys.stdout.isatty() and sys.stdin.isatty()):
             click.echo("\n".join(lines(gatherer.gather(), settings, terminal_width())))
         else:
-            live(gatherer.gather, partial(lines_within, settings=settings), interval)
+            live(
+                gatherer.gather,
+                lambda snapshot, *size: lines_within(snapshot, settings, *size),
+                interval,
+            )
