@@ -26,16 +26,16 @@ def burning_conditions(standings: Sequence[ObjectiveStatus]) -> list[Condition]:
     """Return one condition for each objective and severity that burns, by the most urgent rule
     of that severity. The most urgent severity covers the others.
     """
-    found: dict[str, Condition] = {}
+    found = []
     for standing in standings:
-        first: str | None = None
-        for rule in standing.burning:
-            key = f"{SLO_BURNING}/{standing.objective}/{rule.severity}"
-            first = first or key
+        whose = standing.objective
+        if whose == ALL:
+            whose = "all tasks" if len(standings) == 1 else "all other tasks"
+        key = f"{SLO_BURNING}/{standing.objective}/"
+        most_urgent = {rule.severity: rule for rule in reversed(standing.burning)}
+        for severity, rule in most_urgent.items():
+            first = standing.burning[0].severity
             window = standing.windows[rule.long]
-            whose = standing.objective
-            if whose == ALL:
-                whose = "all tasks" if len(standings) == 1 else "all other tasks"
             # Some were missed, so it never shows 100.
             on_time = min(99.9, 100 * (window.on_time_ratio or 0.0))
             summary = (
@@ -51,14 +51,13 @@ def burning_conditions(standings: Sequence[ObjectiveStatus]) -> list[Condition]:
                 "tasks": window.valid,
                 "budget_left_ratio": standing.budget_left_ratio,
             }
-            found.setdefault(
-                key,
+            found.append(
                 Condition(
-                    *(key, SLO_BURNING, rule.severity, summary, labels, values),
-                    covered_by=None if first == key else first,
-                ),
+                    *(key + severity, SLO_BURNING, severity, summary, labels, values),
+                    covered_by=None if severity == first else key + first,
+                )
             )
-    return list(found.values())
+    return found
 
 
 def overdue_conditions(tasks: Iterable[OpenTask], now: float) -> list[Condition]:

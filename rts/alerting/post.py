@@ -66,22 +66,18 @@ class _TimeLimited(HTTPConnection):
             pass
 
 
-class _Connection(_TimeLimited):
-    pass
-
-
-class _TLSConnection(_TimeLimited, HTTPSConnection):
+class _TimeLimitedTLS(_TimeLimited, HTTPSConnection):
     pass
 
 
 class _OverHTTP(urllib.request.HTTPHandler):
     def http_open(self, req: urllib.request.Request) -> HTTPResponse:
-        return self.do_open(_Connection, req)
+        return self.do_open(_TimeLimited, req)
 
 
 class _OverTLS(urllib.request.HTTPSHandler):
     def https_open(self, req: urllib.request.Request) -> HTTPResponse:
-        return self.do_open(_TLSConnection, req, context=ssl.create_default_context())
+        return self.do_open(_TimeLimitedTLS, req, context=ssl.create_default_context())
 
 
 def post(hook: Webhook, body: bytes, headers: dict[str, str]) -> None:
@@ -100,10 +96,8 @@ def post(hook: Webhook, body: bytes, headers: dict[str, str]) -> None:
     request = urllib.request.Request(url, body, headers, method="POST")
     opener = urllib.request.build_opener(_NoRedirects, _OverHTTP, _OverTLS)
     try:
-        with opener.open(request, timeout=CONNECT_S) as answer:
-            if not 200 <= answer.status < 300:
-                raise NotDelivered(f"it answers {answer.status}")
-    except urllib.error.HTTPError as exc:
+        opener.open(request, timeout=CONNECT_S).close()
+    except urllib.error.HTTPError as exc:  # any status but 2xx
         exc.close()
         raise NotDelivered(f"it answers {exc.code}") from None
     except (OSError, HTTPException, ValueError) as exc:
