@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any
@@ -53,21 +53,16 @@ class Finding:
     document: dict[str, Any] = field(default_factory=dict)
 
 
-class WrongUsage(click.UsageError):
-    """A wrong command line is UNKNOWN, as usual for plugins: 2 would be CRITICAL."""
-
-    exit_code = UNKNOWN
-
-
 class CheckCommand(click.Command):
-    """Exits with the status of :class:`WrongUsage` if the command line is wrong."""
+    """A wrong command line is UNKNOWN, as usual for plugins: 2 would be CRITICAL."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         """Parse the command line."""
         try:
             return super().make_context(*args, **kwargs)
         except click.UsageError as exc:
-            raise WrongUsage(exc.format_message(), exc.ctx) from exc
+            exc.exit_code = UNKNOWN  # type: ignore[misc]  # not for its whole class
+            raise
 
 
 @click.command(
@@ -116,21 +111,15 @@ def command(
     --lag-critical seconds, WARNING if it has for --lag-warning seconds or records were dropped.
     """
     asked = [*types, *names, *queues]
-    parts: list[Callable[[Settings], list[Finding]]] = []
-    if slo or asked or not lag:
-        parts.append(lambda settings: objectives(settings, types, [*names, *queues]))
-    if lag or not (slo or asked):
-        parts.append(lambda settings: servers(settings, lag_warning, lag_critical))
     findings: list[Finding] = []
     try:
         settings = settings_of(ctx)
-        for part in parts:
-            try:
-                with outages_not_logged():
-                    findings += part(settings)
-            except RtsError as exc:
-                findings.append(Finding(UNKNOWN, str(exc)))
-    except RtsError as exc:  # a setting
+        with outages_not_logged():
+            if lag or not (slo or asked):
+                findings = servers(settings, lag_warning, lag_critical)
+            if slo or asked or not lag:
+                findings = objectives(settings, types, [*names, *queues]) + findings
+    except RtsError as exc:
         findings.append(Finding(UNKNOWN, str(exc)))
     except Exception as exc:  # noqa: BLE001  the status of a traceback would be a WARNING
         findings.append(Finding(UNKNOWN, short(exc)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from typing import Any
 
 from pymongo.errors import PyMongoError
@@ -27,39 +28,30 @@ MONGO_S, DEADLINE_S = 1.5, 2.0
 
 def query_servers(settings: Settings) -> tuple[RedisState, LedgerState]:
     """Query both servers at once; one that does not answer in time counts as not reachable."""
-    mongo_url = shown_url(settings.mongo_url)
-    redis_url = shown_url(settings.redis_url)
-    late = f"no answer within {DEADLINE_S:g} s"
-    found: dict[str, Any] = {
-        "redis": RedisState(ServerState(redis_url, error=late)),
-        "mongo": LedgerState(ServerState(mongo_url, error=late)),
-    }
-
-    def ask(name: str, question: Callable[[], Any], failed: Callable[[str], Any]) -> None:
-        try:
-            found[name] = question()
-        except (RtsError, PyMongoError, OSError, ValueError) as exc:
-            found[name] = failed(short(exc.__cause__ or exc))
 
     def ask_patiently() -> RedisState:
-        link = patient_link(settings, PATIENCE_S, PATIENCE_S)
-        try:
+        with closing(patient_link(settings, PATIENCE_S, PATIENCE_S)) as link:
             return ask_redis(link, settings)
-        finally:
-            link.close()
 
-    def no_redis(error: str) -> RedisState:
-        return RedisState(ServerState(redis_url, error=error))
+    def failed(state: type, error: str) -> Any:
+        url = settings.redis_url if state is RedisState else settings.mongo_url
+        return state(ServerState(shown_url(url), error=error))
 
-    def no_mongo(error: str) -> LedgerState:
-        return LedgerState(ServerState(mongo_url, error=error))
+    late = f"no answer within {DEADLINE_S:g} s"
+    found: dict[type, Any] = {state: failed(state, late) for state in (RedisState, LedgerState)}
+
+    def ask(state: type, question: Callable[[], Any]) -> None:
+        try:
+            found[state] = question()
+        except (RtsError, PyMongoError, OSError, ValueError) as exc:
+            found[state] = failed(state, short(exc.__cause__ or exc))
 
     # Daemons: name resolution may hang for longer than any timeout of the drivers.
     threads = [
         threading.Thread(target=ask, args=arguments, daemon=True)
         for arguments in (
-            ("redis", ask_patiently, no_redis),
-            ("mongo", lambda: ask_mongo(settings, MONGO_S), no_mongo),
+            (RedisState, ask_patiently),
+            (LedgerState, lambda: ask_mongo(settings, MONGO_S)),
         )
     ]
     give_up_at = time.monotonic() + DEADLINE_S
@@ -67,7 +59,7 @@ def query_servers(settings: Settings) -> tuple[RedisState, LedgerState]:
         thread.start()
     for thread in threads:
         thread.join(max(0.0, give_up_at - time.monotonic()))
-    return found["redis"], found["mongo"]
+    return found[RedisState], found[LedgerState]
 
 
 def spooled_records(settings: Settings) -> int | None:
