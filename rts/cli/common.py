@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import math
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from types import FrameType
 from typing import Any
 
 import click
@@ -129,6 +132,25 @@ def ledger_of(settings: Settings) -> Iterator[Database[dict[str, Any]]]:
             f"MongoDB at {url} is not usable ({short(exc.__cause__ or exc)}). Check the "
             "server and rts_mongo_url"
         ) from exc
+
+
+@contextmanager
+def set_on_signals() -> Iterator[threading.Event]:
+    """Yield an event that SIGINT and SIGTERM set; a second one ends the process at once."""
+    stop = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        # In a thread: the handler may have interrupted the one that holds the event's lock.
+        threading.Thread(target=stop.set).start()
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, end) for number in numbers]
+    try:
+        yield stop
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def print_json(document: Mapping[str, Any]) -> None:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
-import signal
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from types import FrameType
 
 import click
 
-from rts.cli.common import as_json, outages_not_logged, print_json, settings_of
+from rts.cli.common import (
+    as_json,
+    outages_not_logged,
+    print_json,
+    set_on_signals,
+    settings_of,
+)
 from rts.cli.table import counted
 from rts.companion.loop import drain_alone
 from rts.errors import StoreUnavailable
-from rts.settings import Settings
 
 
 @click.command(name="drain", short_help="Move finished runs into MongoDB.")
@@ -33,39 +34,15 @@ def command(ctx: click.Context, once: bool, as_json: bool) -> None:
     logging.basicConfig(format="[%(asctime)s: %(levelname)s/rts] %(message)s")
     if not once:
         click.echo("Draining. Press Ctrl-C to stop.", err=True)
-    with outages_not_logged() if once else nullcontext():
-        moved = until_signalled(settings, once=once)
-    if as_json:
-        print_json({"moved": moved})
-    else:
-        click.echo(f"{counted(moved, 'record')} moved")
-
-
-def until_signalled(settings: Settings, *, once: bool) -> int:
-    """Drain until it is done or a signal arrives; return the number of records.
-
-    The work is in another thread: a handler that sets an event may find its lock held by the
-    thread that it interrupts. A second signal ends the process at once, which loses nothing.
-
-    Raises:
-        StoreUnavailable: see :func:`drain_alone`.
-    """
-    stop = threading.Event()
-
-    def end(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        stop.set()
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, end) for number in numbers]
     try:
-        with ThreadPoolExecutor(1) as pool:
-            return pool.submit(drain_alone, settings, stop, once=once).result()
+        with set_on_signals() as stop, outages_not_logged() if once else nullcontext():
+            moved = drain_alone(settings, stop, once=once)
     except StoreUnavailable as exc:
         if "rts_" in str(exc):  # says what to check
             raise
         advice = "Check the server, rts_redis_url and rts_mongo_url"
         raise StoreUnavailable(f"{exc}. {advice}") from exc
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+    if as_json:
+        print_json({"moved": moved})
+    else:
+        click.echo(f"{counted(moved, 'record')} moved")

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from types import FrameType
-
 import click
 
-from rts.cli.common import outages_not_logged, settings_of
+from rts.cli.common import outages_not_logged, set_on_signals, settings_of
 from rts.errors import CommandError
 from rts.scheduling.queue_metrics import queue_readings
 
@@ -49,31 +45,20 @@ def command(ctx: click.Context, host: str, port: int, once: bool) -> None:
             if once:
                 click.echo(prometheus_client.generate_latest(registry).decode(), nl=False)
                 return
-            stop = _on_signals()
-            try:
-                server, thread = prometheus_client.start_http_server(
-                    port, host, registry=registry
-                )
-            except OSError as exc:
-                raise CommandError(f"cannot listen on {host}:{port}: {exc.strerror}") from exc
-            where = f"http://{host}:{server.server_port}/metrics"
-            click.echo(f"Serving metrics at {where}")
-            stop.wait()
+            with set_on_signals() as stop:
+                try:
+                    server, thread = prometheus_client.start_http_server(
+                        port, host, registry=registry
+                    )
+                except OSError as exc:
+                    raise CommandError(
+                        f"cannot listen on {host}:{port}: {exc.strerror}"
+                    ) from exc
+                where = f"http://{host}:{server.server_port}/metrics"
+                click.echo(f"Serving metrics at {where}")
+                stop.wait()
             server.shutdown()
             server.server_close()
             thread.join(5.0)
     finally:
         collector.close()
-
-
-def _on_signals() -> threading.Event:
-    """Return an event that SIGTERM and SIGINT set."""
-    stop = threading.Event()
-
-    def end(signum: int, frame: FrameType | None) -> None:
-        # In a thread: the handler may have interrupted the one that holds the event's lock.
-        threading.Thread(target=stop.set).start()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
-    return stop
