@@ -99,9 +99,9 @@ class Ends:
         note = self._notes.take(attributes["id"]) if terminated else None
         self._end(note or self._never_run(attributes), "REVOKED", cause)
 
-    def unknown(self, attributes: Mapping[str, Any]) -> None:
-        """Report a message that was discarded because its task is not registered."""
-        self._end(self._never_run(attributes), "FAILURE", "unknown_task")
+    def discarded(self, attributes: Mapping[str, Any], state: str, cause: str) -> None:
+        """Report a message that Celery could not make a task of."""
+        self._end(self._never_run(attributes), state, cause)
 
     def plan_of(self, attributes: Mapping[str, Any]) -> Plan:
         """Return the plan that decides the verdict on the task with these attributes."""

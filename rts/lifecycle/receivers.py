@@ -18,6 +18,8 @@ task_failure             the same, before postrun; and in the main process for
                          struck
 task_revoked             worker, main process
 task_unknown             worker, main process
+task_rejected            worker, main process, for messages, not for tasks that
+                         raise Reject
 worker_process_init      a new pool child (prefork); with solo the worker itself
 worker_process_shutdown  a pool child (prefork) that exits cleanly
 worker_shutdown          worker, main process, when it exits cleanly
@@ -63,6 +65,7 @@ def connect(
         (signals.task_failure, worker.failed),
         (signals.task_revoked, worker.revoked),
         (signals.task_unknown, worker.unknown),
+        (signals.task_rejected, worker.rejected),
         (signals.worker_process_init, worker.process_init),
         (signals.worker_process_shutdown, worker.process_shutdown),
         (signals.worker_shutdown, worker.shutdown),

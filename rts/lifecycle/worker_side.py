@@ -15,7 +15,7 @@ from celery.exceptions import Reject, SoftTimeLimitExceeded, TimeLimitExceeded
 from rts import health
 from rts.lifecycle import batches
 from rts.lifecycle.owners import is_celerys
-from rts.lifecycle.runs import run_of, set_run, take_aborted
+from rts.lifecycle.runs import REJECTED, run_of, set_run, take_aborted
 from rts.lifecycle.soft_time_limit import hook_failed
 from rts.lifecycle.tracing import TRACING
 
@@ -149,13 +149,20 @@ class WorkerSide:
 
     def unknown(self, sender: Any = None, message: Any = None, **_: Any) -> None:
         """Report the end of a message whose task is not registered."""
+        self._discarded(sender, message, "FAILURE", "unknown_task")
+
+    def rejected(self, sender: Any = None, message: Any = None, **_: Any) -> None:
+        """Report the end of a message that Celery refuses, such as for its serializer."""
+        self._discarded(sender, message, REJECTED, "rejected")
+
+    def _discarded(self, consumer: Any, message: Any, state: str, cause: str) -> None:
         try:
-            worker = self._worker_of(sender.app)
-            if worker is not None and "id" in message.headers:
+            worker = self._worker_of(consumer.app)
+            if worker is not None and message.headers and "id" in message.headers:
                 attributes = {**message.headers, "delivery_info": message.delivery_info}
-                worker.ends.unknown(attributes)
+                worker.ends.discarded(attributes, state, cause)
         except Exception as exc:  # noqa: BLE001  the worker must go on
-            health.hook_failed("unknown", exc)
+            health.hook_failed("discarded", exc)
 
     def process_init(self, **_: Any) -> None:
         """Drop what a pool child inherited from its parent."""

@@ -215,6 +215,12 @@ def test_a_name_that_no_worker_knows(scene: Scene) -> None:
     assert task["sla_success"] is False
 
 
+def test_a_message_that_the_worker_refuses(scene: Scene) -> None:
+    result = scene.basic.ok.apply_async(serializer="pickle")
+    task = scene.verdict(result.id, runs=0, state="REJECTED", cause="rejected")
+    assert task["sla_success"] is False
+
+
 def test_canvas_members_are_tasks_of_their_own(scene: Scene) -> None:
     head = scene.basic.headers
     linked = head.s().apply_async(link=head.s())

@@ -51,6 +51,7 @@ HOOKS: list[tuple[Signal, dict[str, Any]]] = [
     (signals.task_failure, {"sender": SENDER, "task_id": "1"}),
     (signals.task_revoked, {"sender": SENDER}),
     (signals.task_unknown, {"sender": SENDER}),
+    (signals.task_rejected, {"sender": SENDER}),
     (signals.worker_process_init, {"sender": None}),
     (signals.worker_shutdown, {"sender": SENDER}),
 ]
