@@ -1,4 +1,4 @@
-"""kombu's poller for pools without an event loop: threads, gevent, solo."""
+"""kombu's poller, for workers whose slots fill while a reply is awaited."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ RESTORE_S = 0.5
 
 
 class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu has no type information
-    """Polls briefly while no slot is free, since no event says that a thread has ended."""
+    """kombu's; without an event loop (gevent, eventlet) it polls briefly while no slot is
+    free, since no event says that a greenlet has ended.
+    """
 
     #: Successive polls that found no free slot.
     _polls = 0
@@ -27,9 +29,9 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu has no ty
         """Wait for an event, only briefly while no slot is free.
 
         Raises:
-            socket.timeout: the brief wait is over. Celery's loop then runs what its threads
-                have queued for it, such as acknowledgements, without which kombu's
-                prefetch limit would not let another message be taken.
+            socket.timeout: the brief wait is over. Celery's loop then runs what the pool
+                has queued for it, such as acknowledgements, without which kombu's prefetch
+                limit would not let another message be taken.
         """
         full = any(
             channel.slots is not None and not channel.qos.can_consume()
@@ -44,6 +46,18 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu has no ty
             return super().get(callback, wait_s if timeout is None else min(timeout, wait_s))
         except Empty:
             raise TimeoutError() from None
+
+    def on_readable(self, fileno: int) -> None:
+        """Read a reply, even if the last free slot was taken since the command was sent, by
+        a task whose eta has come.
+
+        kombu < 5.7 would leave it unread: the loop would spin until a slot is free.
+        """
+        channel, kind = self._fd_to_chan.get(fileno, (None, None))
+        if kind == "BRPOP" and not hasattr(self, "_paused_brpop"):
+            channel.handlers[kind]()
+        else:
+            super().on_readable(fileno)
 
     def maybe_restore_messages(self) -> None:
         """Restore at a bounded rate, however often :meth:`get` is called."""
