@@ -2,7 +2,9 @@
 -- KEYS: unacked, unacked_index; then for each queue that it goes to: the hopeful set, or a
 --   plain list, and the bell.
 -- ARGV: 1 tag; 2 its entry in unacked as it was read ('' for none); 3 latest instant of the
---   claim, epoch seconds; then for each queue: score (of a list: "LPUSH" or "RPUSH"), member.
+--   claim, epoch seconds; 4 TTL of a bell in milliseconds, since consumers without the
+--   deadline order never pop it; then for each queue: score (of a list: "LPUSH" or
+--   "RPUSH"), member.
 -- Returns 1 if it was requeued; 0 if it was not, since it has been requeued by another
 -- worker, acknowledged, or claimed again meanwhile.
 local tag = ARGV[1]
@@ -15,12 +17,15 @@ redis.call('ZREM', KEYS[2], tag)
 redis.call('HDEL', KEYS[1], tag)
 for queue = 1, #KEYS / 2 - 1 do
   local key, bell = KEYS[1 + 2 * queue], KEYS[2 + 2 * queue]
-  local score, member = ARGV[2 + 2 * queue], ARGV[3 + 2 * queue]
+  local score, member = ARGV[3 + 2 * queue], ARGV[4 + 2 * queue]
   if score == 'LPUSH' or score == 'RPUSH' then
     redis.call(score, key, member)
   else
     redis.call('ZADD', key, score, member)
   end
-  if redis.call('EXISTS', bell) == 0 then redis.call('LPUSH', bell, '1') end
+  if redis.call('EXISTS', bell) == 0 then
+    redis.call('LPUSH', bell, '1')
+    redis.call('PEXPIRE', bell, ARGV[4])
+  end
 end
 return 1

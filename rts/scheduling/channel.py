@@ -21,7 +21,7 @@ from rts import health
 from rts.deadlines import HOPE
 from rts.headers import DROPPED
 from rts.scheduling.encoding import is_task, member, payload_of, place_of, tag_of, tail_of
-from rts.scheduling.layout import BELL, DEMOTED, HOPEFUL, REFUSED, TURNS, QueueLayout
+from rts.scheduling.layout import BELL, BELL_TTL_MS, DEMOTED, HOPEFUL, REFUSED, TURNS, QueueLayout
 from rts.scheduling.qos import QoS, UnemulatedQoS
 from rts.scheduling.rule import OPTION, Rule, SlotGauge
 from rts.scheduling.scripts import CLAIM, PUT, RING
@@ -35,9 +35,6 @@ CAPPED_POLL_S = 0.02
 MIXED_POLL_S = 0.2
 #: Seconds after the last message from such a producer for which that polling continues.
 MIXED_FOR_S = 600.0
-#: TTL of a bell rung for a plain list, milliseconds.
-BELL_TTL_MS = 10_000
-
 #: The ``expires`` of a dropped task: any time in the past makes Celery revoke it.
 DROPPED_EXPIRES = "1970-01-01T00:00:00+00:00"
 
@@ -72,8 +69,8 @@ class DeadlineOrder(QueueLayout):
     _script_cached = False
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        #: Queues that are consumed with ``no_ack``.
-        self._no_ack_queues: set[str] = set()
+        #: The queues that were consumed, and whether with ``no_ack``.
+        self._no_ack: dict[str, bool] = {}
         super().__init__(*args, **kwargs)
         self.rule = Rule(**self.rts)
         if not self.ack_emulation:
@@ -103,8 +100,12 @@ class DeadlineOrder(QueueLayout):
     def _requeue_place(
         self: Any, queue: str, message: dict[str, Any], leftmost: bool
     ) -> tuple[str, object, str]:
-        """Return where *message* is requeued: key, score (of a list: the command), member."""
-        if is_task(message):
+        """Return where *message* is requeued: key, score (of a list: the command), member.
+
+        Into the order only if this channel has consumed the queue. Another one may belong to
+        an app without the deadline order, whose workers see the plain lists only.
+        """
+        if is_task(message) and queue in self._no_ack:
             (name,) = self._keys(queue, HOPEFUL)
             return name, *self._score_and_member(queue, message)
         priority = self._get_message_priority(message, reverse=False)
@@ -176,7 +177,7 @@ class DeadlineOrder(QueueLayout):
                 self._part(queue, part) for part in (HOPEFUL, DEMOTED, BELL, TURNS, REFUSED)
             ]
             keys += self._lists(queue)
-            tracked = not no_ack and self.ack_emulation and queue not in self._no_ack_queues
+            tracked = self.ack_emulation and not (no_ack or self._no_ack.get(queue))
             arguments += [int(tracked), rule.horizon(queue), queue]
         return self._prefixed(keys), arguments
 
@@ -190,7 +191,7 @@ class DeadlineOrder(QueueLayout):
         if queue is None:
             raise Empty()
         self._queue_cycle.rotate(queue)
-        if queue not in self._no_ack_queues:
+        if not self._no_ack[queue]:
             self.claimed_tag = payload["properties"]["delivery_tag"]
         try:
             self.connection._deliver(payload, queue)
@@ -214,7 +215,7 @@ class DeadlineOrder(QueueLayout):
         if state != b"message":
             self._capped = state == b"capped"
             # Only while such a queue is consumed: at its start a worker reads replies once.
-            replies = not self._no_ack_queues.isdisjoint(self._active_queues)
+            replies = any(self._no_ack[queue] for queue in self._active_queues)
             mixed = replies or now < self._mixed_until
             idle_s = MIXED_POLL_S if mixed else self.brpop_timeout or 1
             self._block_s = CAPPED_POLL_S if self._capped else idle_s
@@ -274,6 +275,7 @@ class DeadlineOrder(QueueLayout):
 
     def basic_get(self: Any, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
         """Return the next message of *queue*; ``None`` if there is none."""
+        self._no_ack.setdefault(queue, False)
         try:
             message = self._claim_message(queue, no_ack)
         except Empty:
@@ -286,7 +288,7 @@ class DeadlineOrder(QueueLayout):
 
     def basic_consume(self: Any, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
         """Start consuming from *queue*."""
-        (self._no_ack_queues.add if no_ack else self._no_ack_queues.discard)(queue)
+        self._no_ack[queue] = no_ack
         return super().basic_consume(queue, no_ack, *args, **kwargs)  # type: ignore[misc]  # kombu's
 
 

@@ -22,6 +22,9 @@ HOPEFUL, DEMOTED, BELL, TURNS, REFUSED = (
     "edf:refused",
 )
 
+#: TTL in milliseconds of a bell that is rung though nobody may consume the queue in order.
+BELL_TTL_MS = 10_000
+
 
 class QueueLayout:
     """Mixin for kombu's Redis channels: key names, and a queue's size, purge and deletion.

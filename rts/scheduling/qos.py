@@ -11,7 +11,7 @@ from kombu.transport import redis as stock
 from kombu.transport import virtual
 
 from rts.scheduling.encoding import NEVER
-from rts.scheduling.layout import BELL
+from rts.scheduling.layout import BELL, BELL_TTL_MS
 from rts.scheduling.scripts import REQUEUE
 
 #: Messages restored between two reads of the index, and the highest random rank at which
@@ -102,7 +102,7 @@ class QoS(_SlotLimit, stock.QoS):  # type: ignore[misc]  # kombu has no type inf
             raise  # the message stays unacknowledged
         except Exception:  # noqa: BLE001  as kombu does
             stock.crit("Could not restore message: %r", entry, exc_info=True)
-        REQUEUE.run(channel.plain, keys, [tag, entry or "", latest, *places])
+        REQUEUE.run(channel.plain, keys, [tag, entry or "", latest, BELL_TTL_MS, *places])
 
 
 def _mark_redelivered(payload: dict[str, Any]) -> None:

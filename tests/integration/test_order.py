@@ -25,8 +25,9 @@ from rts import health
 from rts.headers import DROPPED
 from rts.installation import parts_of
 from rts.scheduling.activation import turn_on
-from rts.scheduling.channel import BELL_TTL_MS, Channel
+from rts.scheduling.channel import Channel
 from rts.scheduling.encoding import ARRIVAL, Place, member
+from rts.scheduling.layout import BELL_TTL_MS
 from rts.scheduling.qos import BATCH
 from rts.scheduling.queue_metrics import queue_readings
 from rts.scheduling.queues import (
@@ -73,6 +74,11 @@ def connect(url: str, rule: Rule | None = None, **options: Any) -> Connection:
     """Return a connection in deadline order."""
     option = (rule or Rule()).as_option()
     return Connection(url, transport=Transport, transport_options={"rts": option, **options})
+
+
+def serve(channel: Any) -> None:
+    """Make *channel* a consumer of the queue."""
+    channel.basic_consume(NAME, False, lambda message: None, "tag")
 
 
 class Message(NamedTuple):
@@ -198,6 +204,7 @@ class Harness:
             self.connection.default_channel.qos._delivered.clear()
             self.connection.close()
         self.connection = connect(self.url, self.rule, visibility_timeout=0)
+        serve(self.connection.default_channel)
         self.connection.default_channel.qos.restore_visible(num=None, interval=1)
         self._back(self.held)
         self.connection.close()
@@ -761,6 +768,23 @@ def test_unacknowledged_messages_return_after_the_visibility_timeout(url: str) -
         dead.default_channel.qos._delivered.clear()
 
 
+def test_what_a_queue_of_another_app_left_is_restored_for_its_workers(
+    url: str, raw: redis.Redis
+) -> None:
+    start = time.time()
+    with Connection(url) as stock, connect(url, visibility_timeout=0) as connection:
+        theirs = stock.default_channel
+        theirs._put("theirs", envelope(Message(start + FAR, start, 1.0, "1"), "theirs"))
+        assert theirs.basic_get("theirs").delivery_tag == "1"
+        theirs.qos._delivered.clear()  # it is dead
+        serve(connection.default_channel)
+        connection.default_channel.qos.restore_visible(interval=1)
+        assert 0 < raw.pttl("theirs\x06\x16edf:bell") <= BELL_TTL_MS
+        message = theirs.basic_get("theirs")
+        assert (message.delivery_tag, message.headers["redelivered"]) == ("1", True)
+        assert not raw.exists("theirs\x06\x16edf")
+
+
 def test_what_cannot_be_looked_up_stays_unacknowledged(
     url: str, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -790,6 +814,8 @@ def test_workers_restore_messages_together(
     waiting = 3 * BATCH
     with connect(url) as one, connect(url) as other:
         qos = one.default_channel.qos
+        for each in (one, other):
+            serve(each.default_channel)
         for number in range(waiting):
             message = Message(time.time() + FAR, 1.0, 1.0, f"{number:03}")
             raw.hset("unacked", message.tag, json.dumps([envelope(message), "", NAME]))
