@@ -79,15 +79,9 @@ local function adopt(base, horizon, name)
           end
           score, latest = arrival + horizon, never
         end
-        local info = properties['delivery_info']
-        if type(info) ~= 'table' then info = {} end
-        local exchange, key = info['exchange'], info['routing_key']
-        if type(exchange) ~= 'string' then exchange = '' end
-        if type(key) ~= 'string' then key = '' end
-        if exchange == '' and key == '' then key = name end  -- else it could not be requeued
         redis.call('ZADD', KEYS[base + 1], string.format('%.17g', score), table.concat({
           string.format('%016x%014.3f%04x', arrival * 1e6, math.min(latest, never), #tag), tag,
-          '[', payload, ',', cjson.encode(exchange), ',', cjson.encode(key), ']'}))
+          '[', payload, ',"",', cjson.encode(name), ']'}))
         expire(KEYS[base + 1], ttl)
       end
     end

@@ -21,7 +21,15 @@ from rts import health
 from rts.deadlines import HOPE
 from rts.headers import DROPPED
 from rts.scheduling.encoding import is_task, member, payload_of, place_of, tag_of, tail_of
-from rts.scheduling.layout import BELL, BELL_TTL_MS, DEMOTED, HOPEFUL, REFUSED, TURNS, QueueLayout
+from rts.scheduling.layout import (
+    BELL,
+    BELL_TTL_MS,
+    DEMOTED,
+    HOPEFUL,
+    REFUSED,
+    TURNS,
+    QueueLayout,
+)
 from rts.scheduling.qos import QoS, UnemulatedQoS
 from rts.scheduling.rule import OPTION, Rule, SlotGauge
 from rts.scheduling.scripts import CLAIM, PUT, RING
@@ -114,9 +122,7 @@ class DeadlineOrder(QueueLayout):
 
     def _score_and_member(self: Any, queue: str, message: dict[str, Any]) -> tuple[float, str]:
         place = place_of(message, self.rule.horizon(queue), self.rule.work)
-        info = message["properties"].get("delivery_info") or {}
-        exchange, key = info.get("exchange") or "", info.get("routing_key") or ""
-        return place.score, member(message, stock.dumps(message), place, exchange, key)
+        return place.score, member(message, stock.dumps(message), place, queue)
 
     # Consuming, over the poller's connection, one message at a time
 

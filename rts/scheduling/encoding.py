@@ -4,18 +4,18 @@ A queue in deadline order is two sorted sets: hopeful messages scored by deadlin
 demoted ones by arrival. Both have the same member, which holds all that a claim needs
 (written here with spaces between the fields)::
 
-    ARRIVAL LATEST TAGLENGTH TAG [payload,"exchange","routing key"]
+    ARRIVAL LATEST TAGLENGTH TAG [payload,"","queue"]
 
 ``ARRIVAL`` is 16 hexadecimal digits of microseconds, so that of two equal deadlines the
 earlier arrival comes first; ``LATEST`` is the latest hopeful start in epoch seconds, 14
-characters; ``TAGLENGTH`` is four hexadecimal digits. What follows the tag is exactly what
-kombu's Redis transport stores for an unacknowledged message, so kombu's workers and
-tools can still read it.
+characters; ``TAGLENGTH`` is four hexadecimal digits. What follows the tag is what kombu's
+Redis transport stores for an unacknowledged message that was published to this queue by
+its name, so kombu's workers and tools can still read it. By its own exchange it could go
+to other queues besides, or to none if the worker that requeues it has not declared that.
 """
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping
 from json import dumps
@@ -32,11 +32,6 @@ NEVER = 9_999_999_999.999
 
 #: Length of the fields before the tag in a member.
 HEAD = 34
-
-#: The exchange and routing key at the end of a member: two JSON strings; and the bytes at
-#: its end that are searched for them first.
-_ROUTE = re.compile(rb',\s*"(?:[^"\\]|\\.)*",\s*"(?:[^"\\]|\\.)*"\]$')
-ROUTE = 4096
 
 
 class Place(NamedTuple):
@@ -75,15 +70,12 @@ def place_of(message: dict[str, Any], horizon_s: float, work: float) -> Place:
     return Place(arrival + horizon_s, NEVER, arrival)
 
 
-def member(
-    message: Mapping[str, Any], payload: str, place: Place, exchange: str, routing_key: str
-) -> str:
-    """Return the sorted set member for *message*, whose JSON is *payload*."""
+def member(message: Mapping[str, Any], payload: str, place: Place, queue: str) -> str:
+    """Return the sorted set member for *message* in *queue*, whose JSON is *payload*."""
     tag = str(message["properties"]["delivery_tag"])
     latest = min(max(place.latest, 0.0), NEVER)
-    tail = f"[{payload},{dumps(exchange)},{dumps(routing_key)}]"
     head = f"{int(place.arrival * 1e6):016x}{latest:014.3f}{len(tag.encode()):04x}"
-    return f"{head}{tag}{tail}"
+    return f'{head}{tag}[{payload},"",{dumps(queue)}]'
 
 
 def tail_of(text: bytes) -> bytes:
@@ -98,9 +90,7 @@ def tag_of(text: bytes) -> bytes:
 
 def payload_of(text: bytes) -> bytes:
     """Return the bytes of the raw message in a member, which need not be valid JSON."""
-    tail = tail_of(text)
-    route = _ROUTE.search(tail, max(0, len(tail) - ROUTE)) or _ROUTE.search(tail)
-    return tail[1 : route.start() if route else None]
+    return tail_of(text)[1:].rpartition(b',"",')[0]
 
 
 def _tag_length(text: bytes) -> int:

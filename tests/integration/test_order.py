@@ -358,7 +358,7 @@ def test_hopeless_messages_far_back_are_estimated(url: str, raw: redis.Redis) ->
     def put(count: int, hopeless: Callable[[int], bool]) -> None:
         raw.delete(f"{NAME}\x06\x16edf")
         places = [Place(n, now + (-FAR if hopeless(n) else FAR), n) for n in range(count)]
-        members = {member(message, "{}", place, "", ""): place.score for place in places}
+        members = {member(message, "{}", place, NAME): place.score for place in places}
         raw.zadd(f"{NAME}\x06\x16edf", members)
 
     with connect(url) as connection:
@@ -783,6 +783,23 @@ def test_what_a_queue_of_another_app_left_is_restored_for_its_workers(
         message = theirs.basic_get("theirs")
         assert (message.delivery_tag, message.headers["redelivered"]) == ("1", True)
         assert not raw.exists("theirs\x06\x16edf")
+
+
+def test_a_message_returns_to_the_queue_that_it_was_taken_from(url: str) -> None:
+    topics = Exchange("topics", "topic")
+    with connect(url) as connection, connect(url, visibility_timeout=0) as stranger:
+        channel = connection.default_channel
+        for name, key in ((NAME, "log.#"), ("errors", "log.error")):
+            Queue(name, topics, key)(channel).declare()
+        Producer(channel).publish(
+            1, exchange=topics, routing_key="log.error", headers={"task": "t", "id": "1"}
+        )
+        channel.basic_get(NAME).requeue()
+        assert (channel._size(NAME), channel._size("errors")) == (1, 1)
+        assert channel.basic_get(NAME).delivery_info["routing_key"] == "log.error"
+        channel.qos._delivered.clear()  # it is dead; another worker knows no such exchange
+        stranger.default_channel.qos.restore_visible(interval=1)
+        assert (channel._size(NAME), channel._size("errors")) == (1, 1)
 
 
 def test_what_cannot_be_looked_up_stays_unacknowledged(
