@@ -287,7 +287,7 @@ class DeadlineOrder(QueueLayout):
         except Empty:
             return None
         if not no_ack:
-            self.claimed_tag = message.delivery_tag if self.ack_emulation else None
+            self.claimed_tag = message.delivery_tag
             self.qos.append(message, message.delivery_tag)
             self.claimed_tag = None
         return message

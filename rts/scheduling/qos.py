@@ -40,15 +40,13 @@ class QoS(_SlotLimit, stock.QoS):  # type: ignore[misc]  # kombu has no type inf
         else:
             super().append(message, delivery_tag)
 
-    def _remove_from_indices(self, delivery_tag: str, pipe: Any = None) -> Any:
+    def _remove_from_indices(self, delivery_tag: str) -> Any:
         """Return a pipeline, not yet executed, that forgets an unacknowledged message.
 
         Not a transaction like kombu's: Redis refuses those when it is out of memory, and
         a queue whose workers cannot acknowledge never shrinks. If only half of it is
         applied, restoring ignores the remainder.
         """
-        if pipe is not None:
-            return super()._remove_from_indices(delivery_tag, pipe)
         unacked, index = self.channel._prefixed([self.unacked_key, self.unacked_index_key])
         pipe = self.channel.plain.pipeline(transaction=False)
         return pipe.hdel(unacked, delivery_tag).zrem(index, delivery_tag)

@@ -50,7 +50,7 @@ class Rule:
 
     def as_option(self) -> dict[str, Any]:
         """Return plain values such that ``Rule(**option)`` equals this rule."""
-        return {**asdict(self), "horizons": dict(self.horizons)}
+        return asdict(self)
 
 
 class SlotGauge(Protocol):
