@@ -39,7 +39,6 @@ REQUESTABLE = (
 _RESOURCES = {f"req_{f.name}": f.name for f in fields(Resources)}
 
 TYPE_SOURCES = ("explicit", "task", "inferred")
-ARRIVAL_SOURCES = ("published", "received")
 #: Value of the header ``rts_policy`` where a learned k is outside the range of a set one.
 LEARNED = "quantile"
 #: Header that the deadline order gives a message that it drops as hopeless.
@@ -181,63 +180,34 @@ def read_plan(values: Mapping[str, Any], types: Mapping[str, TaskType]) -> Plan 
     that is not in *types*, is refused as a whole (counted, logged).
     """
     try:
-        # The usual plan, with as few checks as possible: this is on the path of every task.
+        # With as few looks at the usual plan as possible: this is on the path of every task.
         task_type, type_source, tau, k, arrival, deadline = planned = _PLANNED(values)
         if (
             type(tau) is type(k) is type(arrival) is type(deadline) is float
             and 0 < tau < 1e9
-            and MIN_MULTIPLIER <= k <= MAX_MULTIPLIER
+            and (
+                MIN_MULTIPLIER <= k <= MAX_MULTIPLIER
+                or (values.get("rts_policy") == LEARNED and MIN_LEARNED <= k <= MAX_LEARNED)
+            )
             and 0 < arrival <= MAX_INSTANT
             and 0 < deadline <= MAX_INSTANT
             and task_type in types
-            and type_source in TYPE_SOURCES
-            and "rts_arrival_source" not in values
         ):
+            if type_source not in TYPE_SOURCES:
+                planned = (task_type, "inferred", *planned[2:])
+            if "rts_arrival_source" in values and values["rts_arrival_source"] == "received":
+                return _new(Plan, (*planned, "received"))
             return _new(Plan, (*planned, "published"))
     except (LookupError, TypeError):
-        pass
-    return _read_unusual_plan(values, types)
-
-
-def _read_unusual_plan(values: Mapping[str, Any], types: Mapping[str, TaskType]) -> Plan | None:
-    deadline = values.get("rts_deadline")
-    if deadline is None:
+        pass  # a header is missing, or the type is no string
+    if values.get("rts_deadline") is None:
         return None
-    task_type = values.get("task_type")
-    tau, k = values.get("rts_tau"), values.get("rts_k")
-    arrival = values.get("rts_arrival")
-    if (
-        type(tau) is float
-        and type(k) is float
-        and type(arrival) is float
-        and type(deadline) is float
-        and 0 < tau < 1e9
-        and (
-            MIN_MULTIPLIER <= k <= MAX_MULTIPLIER
-            or (values.get("rts_policy") == LEARNED and MIN_LEARNED <= k <= MAX_LEARNED)
-        )
-        and 0 < arrival <= MAX_INSTANT
-        and 0 < deadline <= MAX_INSTANT
-        and isinstance(task_type, str)
-        and task_type in types
-    ):
-        type_source = values.get("rts_type_source")
-        arrival_source = values.get("rts_arrival_source", "published")
-        return Plan(
-            task_type,
-            type_source if type_source in TYPE_SOURCES else "inferred",
-            tau,
-            k,
-            arrival,
-            deadline,
-            arrival_source if arrival_source in ARRIVAL_SOURCES else "published",
-        )
     health.count("refused_plan")
     health.warn_once(
         "refused:plan",
         "rts: a message carries invalid rts_… headers, or a task_type that this process does "
         "not know (%s); the worker computes its deadline again. Give producers and workers "
         "the same rts_task_types",
-        health.shown(task_type),
+        health.shown(values.get("task_type")),
     )
     return None
