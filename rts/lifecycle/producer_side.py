@@ -119,11 +119,6 @@ class ProducerSide:
         except Exception as exc:  # noqa: BLE001  the message is sent
             hook_failed("published", exc)
 
-    def now(self, name: str) -> float | None:
-        """Return the fleet's time in the app of a task of this name; ``None`` without rts."""
-        parts = self._publisher(name)
-        return None if parts is None else parts.clock.now()
-
 
 def _annotate_unlock(headers: Any) -> None:
     """Write into a chord_unlock message which ids the chord's body will complete."""

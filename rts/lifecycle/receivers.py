@@ -54,7 +54,7 @@ def connect(
     if _connected:
         return
     producer, worker = ProducerSide(parts_of, publisher), WorkerSide(parts_of)
-    TRACING.connect(producer.now, worker.now)
+    TRACING.connect(parts_of, publisher)
     for signal, receiver in (
         (signals.before_task_publish, producer.publishing),
         (signals.after_task_publish, producer.published),

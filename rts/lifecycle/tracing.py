@@ -25,7 +25,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import signals
 
@@ -34,9 +34,8 @@ from rts.lifecycle.runs import run_of
 from rts.lifecycle.soft_time_limit import hook_failed
 from rts.records import NOT_FINAL
 
-#: Returns the fleet's time for an app, or for the name of a published task; ``None``
-#: where the app does not have rts.
-NowOf = Callable[[Any], "float | None"]
+if TYPE_CHECKING:
+    from rts.parts import Parts
 
 _UID = "rts.tracing"
 
@@ -50,18 +49,21 @@ class TracingBridge:
         self._detected = False
         self._tracing: Any = None
         self._sentry: Any = None
-        self._now_published: NowOf | None = None
-        self._now_run: NowOf | None = None
+        self._parts_of: Callable[[Any], Parts | None]
+        self._publisher: Callable[[str], Parts | None]
 
-    def connect(self, now_published: NowOf, now_run: NowOf) -> None:
-        """Set the sources of the time. Looks for no library yet."""
-        self._now_published, self._now_run = now_published, now_run
+    def connect(
+        self,
+        parts_of: Callable[[Any], Parts | None],
+        publisher: Callable[[str], Parts | None],
+    ) -> None:
+        """Set how an app's parts are found. Looks for no library yet."""
+        self._parts_of, self._publisher = parts_of, publisher
 
     def disconnect(self) -> None:
         """Undo :meth:`connect`, and disconnect what :meth:`detect` has connected."""
         signals.after_task_publish.disconnect(dispatch_uid=_UID)
         signals.task_postrun.disconnect(dispatch_uid=_UID)
-        self._now_published = self._now_run = None
         self.reset()
 
     def reset(self) -> None:
@@ -103,9 +105,10 @@ class TracingBridge:
     def _published(self, sender: Any = None, headers: Any = None, **_: Any) -> None:
         """Runs in whatever process publishes, once the message is sent."""
         try:
-            now = None if self._now_published is None else self._now_published(str(sender))
+            parts = self._publisher(str(sender))
             tau, deadline = headers.get("rts_tau"), headers.get("rts_deadline")
-            if now is not None and tau is not None and deadline is not None:
+            if parts is not None and tau is not None and deadline is not None:
+                now = parts.clock.now()
                 self._annotate_span(_attributes(headers["task_type"], tau, deadline, now))
         except Exception as exc:  # noqa: BLE001  the message is sent
             hook_failed("tracing", exc)
@@ -113,11 +116,10 @@ class TracingBridge:
     def _ended(self, task: Any = None, state: Any = None, **_: Any) -> None:
         """Runs in the process that ran the task, before all other receivers."""
         try:
-            run = run_of(task.request)
-            now = None if self._now_run is None else self._now_run(task.app)
-            if run is None or now is None:
+            run, parts = run_of(task.request), self._parts_of(task.app)
+            if run is None or parts is None:
                 return
-            plan = run.plan
+            plan, now = run.plan, parts.clock.now()
             attributes = _attributes(plan.task_type, plan.tau, plan.deadline, run.started_at)
             final = state not in NOT_FINAL
             verdict = {"rts.deadline_missed": now > plan.deadline} if final else {}

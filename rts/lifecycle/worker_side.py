@@ -191,11 +191,6 @@ class WorkerSide:
         except Exception as exc:  # noqa: BLE001  the worker must stop
             health.hook_failed("shutdown", exc)
 
-    def now(self, app: Any) -> float | None:
-        """Return the fleet's time in *app*; ``None`` without rts."""
-        parts = self._parts_of(app)
-        return None if parts is None else parts.clock.now()
-
     def _worker_of(self, app: Any) -> WorkerParts | None:
         parts = self._parts_of(app)
         return None if parts is None else parts.worker
