@@ -134,7 +134,7 @@ class WorkerParts:
                 threaded=threaded,
             ),
             Ends(
-                settings,
+                settings.task_types,
                 parts.planner,
                 clock,
                 board,

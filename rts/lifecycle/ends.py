@@ -7,6 +7,7 @@ and threads pools).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from rts import health
@@ -16,35 +17,24 @@ from rts.lifecycle.planning import Planner
 from rts.lifecycle.replacements import OWED, verdict_plan
 from rts.ports import Acknowledgements, Announcements, RunNotes, RunSink
 from rts.records import LOST, Execution, Plan, new_execution
-from rts.settings import Settings
 from rts.signals import deadline_missed, run_ended
+from rts.tasktypes import TaskType
 
 
+@dataclass(frozen=True)
 class Ends:
     """Reports the ends of runs that cannot report them themselves."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        planner: Planner,
-        clock: FleetClock,
-        notes: RunNotes,
-        acknowledged: Acknowledgements,
-        sink: RunSink,
-        open_tasks: Announcements | None = None,
-        *,
-        worker: str,
-        instance: str,
-    ) -> None:
-        self._types = settings.task_types
-        self._planner = planner
-        self._clock = clock
-        self._notes = notes
-        self._acknowledged = acknowledged
-        self._sink = sink
-        self._open_tasks = open_tasks
-        self._worker = worker
-        self._instance = instance
+    task_types: Mapping[str, TaskType]
+    planner: Planner
+    clock: FleetClock
+    notes: RunNotes
+    acknowledged: Acknowledgements
+    sink: RunSink
+    open_tasks: Announcements | None
+    #: As in :class:`rts.records.Execution`.
+    worker: str
+    instance: str
 
     def received(self, attributes: dict[str, Any]) -> None:
         """Plan a task on receipt, because its producer does not have rts.
@@ -53,14 +43,14 @@ class Ends:
         that the run finds it as if it had been published.
         """
         write_plan(attributes, self._plan_received(attributes))
-        if self._open_tasks is not None:
+        if self.open_tasks is not None:
             queue = (attributes.get("delivery_info") or {}).get("routing_key")
-            self._open_tasks.note(open_task(attributes, queue))
+            self.open_tasks.note(open_task(attributes, queue))
 
     def track_ack(self, request: Any) -> None:
         """Have the task noted when Celery acknowledges its message."""
         acknowledge, attributes = request._on_ack, request.request_dict
-        note = self._acknowledged.put
+        note = self.acknowledged.put
 
         def acknowledged(*args: Any, **kwargs: Any) -> Any:
             try:
@@ -78,7 +68,7 @@ class Ends:
         the process either had not started the run yet, or has written its end itself,
         which then counts: LOST is provisional.
         """
-        note, attributes = self._notes.take(task_id), self._acknowledged.take(task_id)
+        note, attributes = self.notes.take(task_id), self.acknowledged.take(task_id)
         if note is not None:
             self._end(note, "FAILURE", cause)
         elif attributes is not None:
@@ -96,7 +86,7 @@ class Ends:
             cause = "dropped" if attributes.get(DROPPED) else "expired"
         else:
             cause = "revoked"
-        note = self._notes.take(attributes["id"]) if terminated else None
+        note = self.notes.take(attributes["id"]) if terminated else None
         self._end(note or self._never_run(attributes), "REVOKED", cause)
 
     def discarded(self, attributes: Mapping[str, Any], state: str, cause: str) -> None:
@@ -105,26 +95,26 @@ class Ends:
 
     def plan_of(self, attributes: Mapping[str, Any]) -> Plan:
         """Return the plan that decides the verdict on the task with these attributes."""
-        plan = read_plan(attributes, self._types) or self._plan_received(attributes)
+        plan = read_plan(attributes, self.task_types) or self._plan_received(attributes)
         return verdict_plan(plan, attributes) if OWED in attributes else plan
 
     def _plan_received(self, attributes: Mapping[str, Any]) -> Plan:
         """Return a plan for a task that came without one, or with an invalid one."""
         properties = attributes.get("properties") or {}
         priority = properties.get("priority")
-        return self._planner.plan(attributes["task"], attributes, priority, "received")
+        return self.planner.plan(attributes["task"], attributes, priority, "received")
 
     def _end(self, note: Execution, state: str, cause: str) -> None:
-        now = self._clock.now()
+        now = self.clock.now()
         runtime_s = None if note.started_at is None else max(0.0, now - note.started_at)
         ended = note._replace(completed_at=now, runtime_s=runtime_s, state=state, cause=cause)
-        self._sink.ended(ended)
+        self.sink.ended(ended)
         if deadline_missed.receivers:
             run_ended(ended)
 
     def _never_run(self, attributes: Mapping[str, Any]) -> Execution:
         plan = self.plan_of(attributes)
         execution = new_execution(
-            plan, attributes, worker=self._worker, instance=self._instance, pid=None
+            plan, attributes, worker=self.worker, instance=self.instance, pid=None
         )
         return execution._replace(ran=False)
