@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import SequenceMatcher
+from functools import cached_property
 from typing import Any
 
 from rts.deadlines import HOPELESS_SLOTS, HORIZON_S, LATE_SHARE
@@ -112,7 +113,7 @@ class Settings:
     #: Where to send alerts, with credentials.
     webhooks: tuple[Webhook, ...] = field(default=(), repr=False)
 
-    @property
+    @cached_property
     def keys(self) -> Keys:
         """The names of all keys in Redis."""
         return Keys(self.key_prefix)

@@ -177,10 +177,11 @@ def test_how_it_works_names_every_package_key_and_collection() -> None:
     missing = {name for name in packages - {"rts.lua"} if f"`{name}`" not in text}
     assert not missing
     private = Keys("rts:")
-    names = [name for name, value in vars(Keys).items() if isinstance(value, property)]
-    values = [getattr(private, name) for name in names]
     in_redis = [
-        key for value in values for key in ([value] if isinstance(value, str) else value)
+        key
+        for name, value in vars(private).items()
+        if name != "prefix"
+        for key in ([value] if isinstance(value, str) else value)
     ]
     in_redis.append(private.webhook(""))
     assert not [key for key in in_redis if f"`{key}" not in text]
