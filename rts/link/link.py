@@ -31,6 +31,9 @@ from rts.urls import shown_url
 
 logger = logging.getLogger("rts")
 
+#: Seconds after which an idle connection is closed rather than used: firewalls and load
+#: balancers drop one, some after four minutes, and tell neither end.
+MAX_IDLE_S = 60.0
 
 #: Seconds between two logged outages, at first and at most: a server that keeps
 #: alternating between answering and refusing (out of memory, demoted to a replica) would
@@ -88,8 +91,8 @@ class Link:
         self._logged = False
         #: Seconds, and until when, the outages after it are not logged.
         self._log_gap_s, self._quiet_until = 0.0, -1e9
-        #: Idle connections, the last used one last.
-        self._idle: list[Any] = []
+        #: Idle connections and since when, by *now*; the last used one last.
+        self._idle: list[tuple[Any, float]] = []
         self._pid = os.getpid()
 
     @classmethod
@@ -142,14 +145,13 @@ class Link:
             raise StoreUnavailable(f"Redis at {self._shown_url} failed a moment ago")
         data = b"".join(commands)
         try:
-            try:
-                connection = self._idle.pop()
-            except IndexError:
-                return self._exchange(self._new_connection(), data, len(commands))
-            try:
-                return self._exchange(connection, data, len(commands))
-            except redis.ConnectionError:  # closed while idle; a timeout is no ConnectionError
-                return self._exchange(self._new_connection(), data, len(commands))
+            connection = self._take_idle()
+            if connection is not None:
+                try:
+                    return self._exchange(connection, data, len(commands))
+                except redis.ConnectionError:
+                    pass  # closed while idle; a timeout is no ConnectionError
+            return self._exchange(self._new_connection(), data, len(commands))
         except (RedisError, OSError) as exc:
             # The idle connections are older and probably broken as well: each would cost a
             # timeout and a period of the breaker.
@@ -160,9 +162,21 @@ class Link:
         """Close the idle connections. The next call makes a new one."""
         try:
             while True:
-                self._drop(self._idle.pop())
+                self._drop(self._idle.pop()[0])
         except IndexError:
             pass  # another thread may have taken the last one
+
+    def _take_idle(self) -> Any:
+        """Return the connection that was used last, ``None`` if there is none in use lately."""
+        try:
+            connection, since = self._idle.pop()
+        except IndexError:
+            return None
+        if self._now() - since < MAX_IDLE_S:
+            return connection
+        self._drop(connection)
+        self.close()  # the others are older
+        return None
 
     def _new_lookup(self) -> Lookup:
         return Lookup(self._options.get("host"), self._connect_timeout_s)
@@ -191,7 +205,7 @@ class Link:
             self._drop(connection)
             self.close()
         else:
-            self._idle.append(connection)
+            self._idle.append((connection, self._now()))
         if not refusals and self.breaker.succeeded() and self._logged:
             self._logged = False
             logger.warning("rts: Redis at %s answers again", self._shown_url)

@@ -16,7 +16,7 @@ from redis.exceptions import ResponseError
 from rts import health
 from rts.errors import ConfigurationError, StoreUnavailable
 from rts.link.breaker import Breaker
-from rts.link.link import Link
+from rts.link.link import MAX_IDLE_S, Link
 from rts.link.scripts import pack
 from rts.settings import Settings
 from rts.testing import RedisServer, wait_until
@@ -233,6 +233,20 @@ def test_connections_that_a_firewall_dropped_cost_one_timeout(
         with pytest.raises(StoreUnavailable, match="TimeoutError"):
             link.call(pack("PING"))
         assert link.call(pack("PING")) == [b"PONG"]
+        link.close()
+
+
+def test_a_connection_that_was_idle_for_minutes_is_not_used(server: RedisServer) -> None:
+    at = 0.0
+    with relay(server) as address:
+        url = f"redis://127.0.0.1:{address.port}"
+        link = Link(Settings(redis_url=url, timeout=2.0), now=lambda: at)
+        first = client_id(link)
+        at += MAX_IDLE_S - 1
+        assert client_id(link) == first
+        address.forget()
+        at += MAX_IDLE_S
+        assert client_id(link) != first
         link.close()
 
 
