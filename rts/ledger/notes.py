@@ -185,9 +185,9 @@ def _start(slot: int) -> int:
 
 def _anonymous_file(size: int) -> int:
     """Return a descriptor of a file of *size* bytes without a name, in memory if possible."""
-    if hasattr(os, "memfd_create"):
+    try:
         fd = os.memfd_create("rts-notes", os.MFD_CLOEXEC)
-    else:
+    except (AttributeError, OSError):  # an old C library; the sysctl vm.memfd_noexec is 2
         with tempfile.TemporaryFile() as file:
             fd = os.dup(file.fileno())
     os.ftruncate(fd, size)

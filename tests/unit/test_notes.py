@@ -45,6 +45,19 @@ def test_a_note_is_read_through_another_mapping_of_the_memory(board: NoteBoard) 
     other.close()
 
 
+def test_memory_without_a_name_may_be_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(name: str, flags: int) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "memfd_create", forbidden)
+    board = NoteBoard(8)
+    noted(board, here("a"))
+    other = NoteBoard(board.slots, os.dup(board.fd))
+    assert task_ids(other) == ["a"]
+    other.close()
+    board.close()
+
+
 def test_a_slot_is_used_again(board: NoteBoard) -> None:
     for n in range(100):
         slot = noted(board, here(str(n)))
