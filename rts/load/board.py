@@ -7,24 +7,22 @@ checksum reveals a copy that was torn by a concurrent write.
 
 from __future__ import annotations
 
-import math
+import json
 import mmap
 import struct
 import zlib
 
-from rts.load.gpu import MAX_GPUS
-from rts.load.sample import GpuLoad, LoadSample
+from rts.load.sample import LoadSample, encode
 
 #: Attempts to read before the sample counts as unreadable. A write takes less than a
 #: microsecond, four times a second: two torn copies in a row are already rare.
 ATTEMPTS = 4
 
+#: Room for the figures as JSON: thrice what those of ``MAX_GPUS`` GPUs need.
+_SIZE = 4096
 _CHECKSUM = struct.Struct("<I")
-#: sampled_at, load, cpu, memory, gpu (NaN for None), and the number of GPUs.
-_HEAD = struct.Struct("<5dH")
-#: index, utilization, memory (NaN for None).
-_GPU = struct.Struct("<i2d")
-_SIZE = _CHECKSUM.size + _HEAD.size + MAX_GPUS * _GPU.size
+#: sampled_at, and the length of the figures, which follow.
+_HEAD = struct.Struct("<dH")
 #: The first bytes, which identify a sample: its checksum and ``sampled_at``.
 _MARK_BYTES = _CHECKSUM.size + 8
 
@@ -42,23 +40,10 @@ class LoadBoard:
         self._last: tuple[bytes, LoadSample | None] = (bytes(_MARK_BYTES), None)
 
     def write(self, sample: LoadSample) -> None:
-        """Publish *sample*, with the first ``MAX_GPUS`` of its GPUs."""
-        gpus = sample.gpus[:MAX_GPUS]
-        parts = [
-            _HEAD.pack(
-                sample.sampled_at,
-                _to_nan(sample.load),
-                _to_nan(sample.cpu),
-                _to_nan(sample.memory),
-                _to_nan(sample.gpu),
-                len(gpus),
-            )
-        ]
-        parts += [
-            _GPU.pack(gpu.index, _to_nan(gpu.utilization), _to_nan(gpu.memory)) for gpu in gpus
-        ]
-        body = b"".join(parts).ljust(_SIZE - _CHECKSUM.size, b"\0")
-        self._map[:] = _CHECKSUM.pack(zlib.crc32(body)) + body
+        """Publish *sample*."""
+        figures = encode(sample.figures).encode()
+        body = _HEAD.pack(sample.sampled_at, len(figures)) + figures
+        self._map[: _CHECKSUM.size + len(body)] = _CHECKSUM.pack(zlib.crc32(body)) + body
 
     def read(self) -> LoadSample | None:
         """Return the latest sample, however old; ``None`` where none was written yet, or
@@ -69,33 +54,12 @@ class LoadBoard:
             if self._map[:_MARK_BYTES] == last:
                 return sample
             copy = self._map[:]
-            body = copy[_CHECKSUM.size :]
-            if _CHECKSUM.unpack_from(copy)[0] == zlib.crc32(body):
-                sample = _decoded(body)
+            (checksum,) = _CHECKSUM.unpack_from(copy)
+            sampled_at, length = _HEAD.unpack_from(copy, _CHECKSUM.size)
+            start = _CHECKSUM.size + _HEAD.size
+            if zlib.crc32(copy[_CHECKSUM.size : start + length]) == checksum:
+                figures = json.loads(copy[start : start + length])
+                sample = LoadSample.of_figures(figures, sampled_at)
                 self._last = (copy[:_MARK_BYTES], sample)
                 return sample
         return None
-
-
-def _decoded(body: bytes) -> LoadSample:
-    sampled_at, load, cpu, memory, gpu, n = _HEAD.unpack_from(body)
-    gpus = []
-    for i in range(n):
-        index, utilization, used = _GPU.unpack_from(body, _HEAD.size + i * _GPU.size)
-        gpus.append(GpuLoad(index, _from_nan(utilization), _from_nan(used)))
-    return LoadSample(
-        _from_nan(load),
-        _from_nan(cpu),
-        _from_nan(memory),
-        _from_nan(gpu),
-        tuple(gpus),
-        sampled_at,
-    )
-
-
-def _to_nan(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
-def _from_nan(value: float) -> float | None:
-    return None if math.isnan(value) else value

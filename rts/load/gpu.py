@@ -5,9 +5,6 @@ NVML comes with the NVIDIA driver; its Python binding is the optional package
 respected as CUDA reads it, with GPUs numbered in PCI bus order (set
 ``CUDA_DEVICE_ORDER=PCI_BUS_ID`` on hosts with GPUs of different kinds, where
 CUDA itself numbers them by speed).
-
-The worker's figure is the **mean** over its GPUs, as for cores: one busy GPU out
-of eight is an eighth of what it may use.
 """
 
 from __future__ import annotations
@@ -16,7 +13,6 @@ import importlib
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from rts.load.sample import GpuLoad, rounded
@@ -25,19 +21,6 @@ logger = logging.getLogger(__name__)
 
 #: GPUs that are read at most. The largest hosts of today have 16.
 MAX_GPUS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class GpuReading:
-    """The GPUs of a worker at one instant."""
-
-    #: Mean over the GPUs of their utilization, or of the share of memory in use for
-    #: those that report no utilization (MIG); ``None`` without a GPU.
-    gpu: float | None = None
-    gpus: tuple[GpuLoad, ...] = ()
-
-
-NO_GPU = GpuReading()
 
 
 def import_pynvml() -> Any:
@@ -70,22 +53,20 @@ class GpuProbe:
         self._pid: int | None = None
         self._logged = False
 
-    def read(self) -> GpuReading:
-        """Return the load of the visible GPUs; never raises for a missing one."""
+    def read(self) -> list[GpuLoad]:
+        """Return the load of the visible GPUs, as far as they report it; never raises for a
+        missing one.
+        """
         if self._pid != os.getpid():
             self._pid = os.getpid()
             self._open()
-        if not self._handles:
-            return NO_GPU
         gpus = []
         for index, handle in self._handles:
             utilization = self._utilization(handle)
             memory = self._memory(handle)
             if utilization is not None or memory is not None:
-                gpus.append(GpuLoad(index, utilization, memory))
-        shares = [g.memory if g.utilization is None else g.utilization for g in gpus]
-        known = [share for share in shares if share is not None]
-        return GpuReading(sum(known) / len(known), tuple(gpus)) if known else NO_GPU
+                gpus.append(GpuLoad(index=index, utilization=utilization, memory=memory))
+        return gpus
 
     def close(self) -> None:
         """Shut NVML down if this process initialized it. The next reading does so again."""

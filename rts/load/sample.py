@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypedDict
 
 #: Decimal places that are kept. The counters behind the figures are no finer
 #: than a percent or so, and a shorter number is a smaller document.
@@ -21,8 +20,7 @@ DIGITS = 4
 MAX_AGE_S = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class GpuLoad:
+class GpuLoad(TypedDict):
     """The load of one visible GPU."""
 
     #: The driver's index, in PCI bus order; -1 for a MIG instance, which has none.
@@ -32,79 +30,61 @@ class GpuLoad:
     #: Share of its memory in use; ``None`` where the GPU does not report it.
     memory: float | None
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the reading as plain JSON and BSON values."""
-        return {"index": self.index, "utilization": self.utilization, "memory": self.memory}
 
+class LoadSample(NamedTuple):
+    """The load of a worker at one instant."""
 
-@dataclass(frozen=True, slots=True)
-class LoadSample:
-    """The load of a worker at one instant; build it with :meth:`of`."""
-
-    #: Mean of those of cpu, memory and gpu that are known; ``None`` if none is.
-    load: float | None
-    cpu: float | None
-    memory: float | None
-    #: ``None`` where the worker sees no GPU.
-    gpu: float | None
-    gpus: tuple[GpuLoad, ...]
+    #: The known ones of ``cpu``, ``memory`` and ``gpu``, their mean ``load``, and where there
+    #: are GPUs, each of them as ``gpus``: plain JSON and BSON values.
+    figures: Mapping[str, Any]
     #: When it was taken, by this host's monotonic clock (``time.monotonic``).
     sampled_at: float
     #: The figures as the start of a JSON object, for ``age_s`` to be appended to.
-    json: str = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        figures = _encode(self._figures())[:-1]
-        object.__setattr__(self, "json", figures + "," if len(figures) > 1 else figures)
+    json: str
 
     @classmethod
     def of(
         cls,
         cpu: float | None,
         memory: float | None,
-        gpu: float | None = None,
         gpus: Sequence[GpuLoad] = (),
         *,
         sampled_at: float,
     ) -> LoadSample:
         """Build a sample from rounded figures, without those that are not finite.
 
-        >>> LoadSample.of(0.5, 0.25, sampled_at=0.0).load
-        0.375
+        The figure ``gpu`` is the **mean** over the GPUs, as for cores: one busy GPU out of
+        eight is an eighth of what the worker may use. Of those that do not report their
+        utilization (MIG) it is the share of memory in use.
+
+        >>> LoadSample.of(0.5, 0.25, sampled_at=0.0).figures
+        {'load': 0.375, 'cpu': 0.5, 'memory': 0.25}
         """
-        cpu, memory, gpu = rounded(cpu), rounded(memory), rounded(gpu)
-        present = [value for value in (cpu, memory, gpu) if value is not None]
-        load = round(sum(present) / len(present), DIGITS) if present else None
-        return cls(load, cpu, memory, gpu, tuple(gpus), sampled_at)
+        shares = [g["memory"] if g["utilization"] is None else g["utilization"] for g in gpus]
+        gpu = _mean([share for share in shares if share is not None])
+        each = {"cpu": rounded(cpu), "memory": rounded(memory), "gpu": rounded(gpu)}
+        known = {name: figure for name, figure in each.items() if figure is not None}
+        load = rounded(_mean([*known.values()]))
+        figures: dict[str, Any] = {} if load is None else {"load": load, **known}
+        if gpus:
+            figures["gpus"] = list(gpus)
+        return cls.of_figures(figures, sampled_at)
+
+    @classmethod
+    def of_figures(cls, figures: Mapping[str, Any], sampled_at: float) -> LoadSample:
+        """Build a sample from the figures of another one."""
+        start = encode(figures)[:-1]
+        return cls(figures, sampled_at, start + "," if figures else start)
 
     def as_dict(self, now: float | None = None) -> dict[str, Any]:
-        """Return the sample as plain JSON and BSON values.
-
-        Keys ``load``, ``cpu``, ``memory``, ``gpu`` for those that are known,
-        ``gpus`` where there are any, and ``age_s``, seconds from the sample to
-        *now* (by ``time.monotonic``; default: the current instant).
+        """Return the figures and ``age_s``, seconds from the sample to *now* (by
+        ``time.monotonic``; default: the current instant).
         """
-        out = self._figures()
         age_s = (time.monotonic() if now is None else now) - self.sampled_at
-        out["age_s"] = round(age_s, DIGITS) if age_s > 0 else 0.0
-        return out
-
-    def _figures(self) -> dict[str, Any]:
-        out: dict[str, Any] = {}
-        if self.load is not None:
-            out["load"] = self.load
-        if self.cpu is not None:
-            out["cpu"] = self.cpu
-        if self.memory is not None:
-            out["memory"] = self.memory
-        if self.gpu is not None:
-            out["gpu"] = self.gpu
-        if self.gpus:
-            out["gpus"] = [gpu.as_dict() for gpu in self.gpus]
-        return out
+        return {**self.figures, "age_s": rounded(age_s)}
 
 
-_encode = json.JSONEncoder(separators=(",", ":")).encode
+encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def rounded(value: float | None) -> float | None:
@@ -112,3 +92,7 @@ def rounded(value: float | None) -> float | None:
     if value is None or not math.isfinite(value):
         return None
     return round(value, DIGITS) if value > 0 else 0.0
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -20,9 +20,9 @@ from rts.load.board import LoadBoard
 from rts.load.cgroup import Cgroups
 from rts.load.cpu import CpuProbe, psutil_host
 from rts.load.fork_gate import no_fork
-from rts.load.gpu import GpuProbe, GpuReading
-from rts.load.memory import MemoryProbe, meminfo_memory, psutil_memory
-from rts.load.sample import MAX_AGE_S, LoadSample
+from rts.load.gpu import GpuProbe
+from rts.load.memory import MemoryProbe
+from rts.load.sample import MAX_AGE_S, GpuLoad, LoadSample
 
 #: Half of :data:`MAX_AGE_S`: one sample may be late without harm.
 PERIOD_S = 0.25
@@ -47,7 +47,7 @@ class Probe(Protocol):
 class GpuSource(Protocol):
     """A source of the GPUs' figures."""
 
-    def read(self) -> GpuReading: ...
+    def read(self) -> Sequence[GpuLoad]: ...
 
     def close(self) -> None: ...
 
@@ -66,7 +66,7 @@ def real_probes() -> Probes:
     cgroups = Cgroups()
     return Probes(
         cpu=CpuProbe(cgroups, psutil_host()),
-        memory=MemoryProbe(cgroups, psutil_memory()),
+        memory=MemoryProbe(cgroups),
         gpu=GpuProbe(),
     )
 
@@ -155,7 +155,7 @@ class LoadSampler:
             direct = self._direct
             if direct is None or now - direct.sampled_at > self._period_s:
                 if self._direct_memory is None:
-                    self._direct_memory = MemoryProbe(Cgroups(), meminfo_memory())
+                    self._direct_memory = MemoryProbe(Cgroups())
                 direct = LoadSample.of(None, self._direct_memory.read(), sampled_at=now)
                 self._direct = direct
             return direct
@@ -182,10 +182,10 @@ def take_sample(probes: Probes, clock: Callable[[], float] = time.monotonic) -> 
     """Read all *probes*; one that fails is left out. The CPU figure is that since the
     previous reading, and missing from the first.
     """
-    gpu = _guarded("GPU load", probes.gpu.read) or GpuReading()
+    gpus = _guarded("GPU load", probes.gpu.read) or ()
     memory = _guarded("memory load", probes.memory.read)
     cpu = _guarded("CPU load", probes.cpu.read)
-    return LoadSample.of(cpu, memory, gpu.gpu, gpu.gpus, sampled_at=clock())
+    return LoadSample.of(cpu, memory, gpus, sampled_at=clock())
 
 
 def _guarded(what: str, read: Callable[[], T]) -> T | None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from rts.load import gpu as gpu_module
-from rts.load.gpu import MAX_GPUS, NO_GPU, GpuProbe, GpuReading
+from rts.load.gpu import MAX_GPUS, GpuProbe
 from rts.load.sample import GpuLoad
 
 
@@ -81,10 +81,13 @@ def probe(nvml: Nvml, visible: str | None = None) -> GpuProbe:
     return GpuProbe(lambda: nvml, environ=environ)
 
 
-def test_each_gpu_and_their_mean() -> None:
-    assert probe(Nvml(A, B, C)).read() == GpuReading(
-        0.5, (GpuLoad(0, 0.5, 0.25), GpuLoad(1, 1.0, 0.5), GpuLoad(2, 0.0, 0.0))
-    )
+def load(index: int, utilization: float | None, memory: float | None) -> GpuLoad:
+    return GpuLoad(index=index, utilization=utilization, memory=memory)
+
+
+def test_each_gpu() -> None:
+    gpus = [load(0, 0.5, 0.25), load(1, 1.0, 0.5), load(2, 0.0, 0.0)]
+    assert probe(Nvml(A, B, C)).read() == gpus
 
 
 @pytest.mark.parametrize(
@@ -105,20 +108,19 @@ def test_each_gpu_and_their_mean() -> None:
     ],
 )
 def test_only_visible_devices_are_read(visible: str | None, indexes: list[int]) -> None:
-    reading = probe(Nvml(A, B, C), visible).read()
-    assert [gpu.index for gpu in reading.gpus] == indexes
-    assert (reading.gpu is None) == (not indexes)
+    gpus = probe(Nvml(A, B, C), visible).read()
+    assert [gpu["index"] for gpu in gpus] == indexes
 
 
 def test_mig_reports_memory_only() -> None:
     nvml = Nvml(A, ("MIG-1111", None, (10, 40)))
-    assert probe(nvml, "MIG-1111").read() == GpuReading(0.25, (GpuLoad(-1, None, 0.25),))
+    assert probe(nvml, "MIG-1111").read() == [load(-1, None, 0.25)]
 
 
 def test_old_bindings_return_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     nvml = Nvml(A, B)
     monkeypatch.setattr(nvml, "nvmlDeviceGetUUID", lambda h: nvml.devices[h][0].encode())
-    assert [gpu.index for gpu in probe(nvml, "GPU-bbbb").read().gpus] == [1]
+    assert [gpu["index"] for gpu in probe(nvml, "GPU-bbbb").read()] == [1]
 
 
 def test_a_lost_gpu_is_left_out_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -126,15 +128,15 @@ def test_a_lost_gpu_is_left_out_and_logged_once(caplog: pytest.LogCaptureFixture
     reader = probe(nvml)
     nvml.lost = {0}
     with caplog.at_level(logging.INFO, logger="rts"):
-        assert reader.read() == GpuReading(1.0, (GpuLoad(1, 1.0, 0.5),))
+        assert reader.read() == [load(1, 1.0, 0.5)]
         nvml.lost = {0, 1}
-        assert reader.read() == NO_GPU
+        assert reader.read() == []
     assert len(caplog.records) == 1
     assert caplog.records[0].levelno == logging.INFO
 
 
 def test_a_gpu_without_figures() -> None:
-    assert probe(Nvml(("GPU-x", None, (0, 0)))).read() == NO_GPU
+    assert probe(Nvml(("GPU-x", None, (0, 0)))).read() == []
 
 
 @pytest.mark.parametrize("call", ["init", "count"])
@@ -143,8 +145,8 @@ def test_nvml_that_does_not_work(call: str, caplog: pytest.LogCaptureFixture) ->
     nvml.fails_at = call
     reader = probe(nvml)
     with caplog.at_level(logging.INFO, logger="rts"):
-        assert reader.read() == NO_GPU
-        assert reader.read() == NO_GPU
+        assert reader.read() == []
+        assert reader.read() == []
     assert len(caplog.records) == 1
 
 
@@ -155,21 +157,19 @@ def test_without_the_binding_there_are_no_gpus_and_the_log_says_what_is_missing(
         raise ImportError("No module named 'pynvml'")
 
     with caplog.at_level(logging.INFO, logger="rts"):
-        assert GpuProbe(missing).read() == NO_GPU
+        assert GpuProbe(missing).read() == []
     assert "rts[gpu]" in caplog.text
 
 
 def test_the_real_binding_where_it_is_installed() -> None:
     pytest.importorskip("pynvml")
     reader = GpuProbe(environ={})
-    reading = reader.read()
-    assert (reading.gpu is None) == (not reading.gpus)
-    assert all(0 <= (gpu.utilization or 0.0) <= 1 for gpu in reading.gpus)
+    assert all(0 <= (gpu["utilization"] or 0.0) <= 1 for gpu in reader.read())
     reader.close()
 
 
 def test_many_gpus_are_bounded() -> None:
-    assert len(probe(Nvml(*[A] * 40)).read().gpus) == MAX_GPUS
+    assert len(probe(Nvml(*[A] * 40)).read()) == MAX_GPUS
 
 
 def test_close_and_open_again() -> None:
@@ -182,7 +182,7 @@ def test_close_and_open_again() -> None:
     assert nvml.started == 1
     reader.close()
     assert nvml.started == 0
-    assert reader.read().gpu == 0.5
+    assert reader.read() == [load(0, 0.5, 0.25)]
     nvml.fails_at = "shutdown"
     reader.close()
 

@@ -6,11 +6,12 @@ import math
 import os
 from pathlib import Path
 
+import psutil
 import pytest
 
 from rts.load.cgroup import Cgroups
 from rts.load.cpu import CpuProbe, HostCpu, allowed_cores, psutil_host
-from rts.load.memory import HostMemory, MemoryProbe, meminfo_memory, psutil_memory
+from rts.load.memory import MemoryProbe
 from rts.load.sample import GpuLoad, LoadSample
 
 FOUR = frozenset(range(4))
@@ -193,42 +194,50 @@ def memory_box(tmp_path: Path, limit: str, used: int) -> Cgroups:
     return Cgroups(root, tmp_path / "own")
 
 
+KNOWN = "MemTotal: 1000 kB\nMemFree: 5 kB\nMemAvailable: 250 kB\n"
+UNKNOWN = "MemTotal: many kB\n"
+
+
 @pytest.mark.parametrize(
-    ("limit", "host", "expected"),
+    ("limit_kib", "meminfo", "expected"),
     [
-        ("max", HostMemory(1000, 250), 0.75),
-        ("400", HostMemory(1000, 250), 0.25),
-        ("4000", HostMemory(1000, 250), 0.75),
-        ("400", HostMemory(0, 0), 0.25),
-        ("max", HostMemory(0, 0), None),
-        ("50", HostMemory(1000, 250), 2.0),
+        (None, KNOWN, 0.75),
+        (400, KNOWN, 0.25),
+        (4000, KNOWN, 0.75),
+        (400, UNKNOWN, 0.25),
+        (None, UNKNOWN, None),
+        (None, "MemTotal: 1000 kB\n", None),
+        (50, KNOWN, 2.0),
     ],
-    ids=["host", "group", "group above host", "host unknown", "nothing", "above the limit"],
+    ids=["host", "group", "above host", "no host", "nothing", "old kernel", "above the limit"],
 )
 def test_memory_is_a_share_of_the_limit_that_binds(
-    tmp_path: Path, limit: str, host: HostMemory, expected: float | None
+    tmp_path: Path, limit_kib: int | None, meminfo: str, expected: float | None
 ) -> None:
-    assert MemoryProbe(memory_box(tmp_path, limit, 100), lambda: host).read() == expected
+    (tmp_path / "meminfo").write_text(meminfo)
+    limit = "max" if limit_kib is None else str(limit_kib * 1024)
+    groups = memory_box(tmp_path, limit, 100 * 1024)
+    assert MemoryProbe(groups, tmp_path / "meminfo").read() == expected
+    assert MemoryProbe(NO_GROUPS, tmp_path / "none").read() is None
 
 
-def test_the_two_sources_of_memory_agree() -> None:
-    ours, theirs = meminfo_memory()(), psutil_memory()()
-    assert ours.total_bytes == theirs.total_bytes
-    assert ours.available_bytes == pytest.approx(theirs.available_bytes, rel=0.2)
-
-
-def test_meminfo_that_cannot_be_read(tmp_path: Path) -> None:
-    assert meminfo_memory(tmp_path / "none")() == HostMemory(0, 0)
-    (tmp_path / "junk").write_text("MemTotal: many kB\n")
-    assert meminfo_memory(tmp_path / "junk")() == HostMemory(0, 0)
+def test_memory_of_the_host_is_what_psutil_says() -> None:
+    theirs = psutil.virtual_memory()
+    share = 1 - theirs.available / theirs.total
+    assert MemoryProbe(NO_GROUPS).read() == pytest.approx(share, abs=0.2)
 
 
 def test_sample_is_the_mean_of_what_is_there() -> None:
-    assert LoadSample.of(0.5, 0.25, 0.75, sampled_at=1.0).load == 0.5
-    assert LoadSample.of(1.5, 0.25, sampled_at=1.0).load == 0.875
-    assert LoadSample.of(None, 0.25, sampled_at=1.0).load == 0.25
-    assert LoadSample.of(math.nan, math.inf, -1.0, sampled_at=1.0).load == 0.0
-    assert LoadSample.of(None, None, sampled_at=1.0).load is None
+    gpus = [
+        GpuLoad(index=0, utilization=1.0, memory=0.1),
+        GpuLoad(index=-1, utilization=None, memory=0.5),
+    ]
+    busy = LoadSample.of(0.5, 0.25, gpus, sampled_at=1.0).figures
+    assert (busy["load"], busy["gpu"]) == (0.5, 0.75)
+    assert LoadSample.of(1.5, 0.25, sampled_at=1.0).figures["load"] == 0.875
+    assert LoadSample.of(None, 0.25, sampled_at=1.0).figures["load"] == 0.25
+    assert LoadSample.of(math.nan, -1.0, sampled_at=1.0).figures == {"load": 0, "memory": 0}
+    assert LoadSample.of(math.inf, None, sampled_at=1.0).figures == {}
 
 
 def test_sample_as_a_document() -> None:
@@ -240,7 +249,8 @@ def test_sample_as_a_document() -> None:
         "age_s": 0.1,
     }
     assert LoadSample.of(None, None, sampled_at=10.0).as_dict(9.0) == {"age_s": 0.0}
-    with_gpu = LoadSample.of(None, None, 0.5, [GpuLoad(3, 0.5, None)], sampled_at=10.0)
+    gpu = GpuLoad(index=3, utilization=0.5, memory=None)
+    with_gpu = LoadSample.of(None, None, [gpu], sampled_at=10.0)
     assert with_gpu.as_dict(10.0) == {
         "load": 0.5,
         "gpu": 0.5,

@@ -16,7 +16,6 @@ import pytest
 from rts import health
 from rts.load import fork_gate
 from rts.load.board import LoadBoard
-from rts.load.gpu import NO_GPU, GpuReading
 from rts.load.sample import GpuLoad, LoadSample
 from rts.load.sampler import MAX_AGE_S, LoadSampler, Probes, real_probes
 
@@ -52,12 +51,12 @@ class Broken:
 
 
 class Gpu:
-    def __init__(self, reading: GpuReading = NO_GPU) -> None:
-        self.reading = reading
+    def __init__(self, *gpus: GpuLoad) -> None:
+        self.gpus = gpus
         self.closed = 0
 
-    def read(self) -> GpuReading:
-        return self.reading
+    def read(self) -> tuple[GpuLoad, ...]:
+        return self.gpus
 
     def close(self) -> None:
         self.closed += 1
@@ -82,13 +81,13 @@ def started(probes: Probes) -> LoadSampler:
 
 
 def test_a_sample_is_written_and_renewed() -> None:
-    cpu, gpu = Fixed(0.5), Gpu(GpuReading(0.75, (GpuLoad(0, 0.75, 0.1),)))
+    each = GpuLoad(index=0, utilization=0.75, memory=0.1)
+    cpu, gpu = Fixed(0.5), Gpu(each)
     sampler = started(Probes(cpu, Fixed(0.25), gpu))
-    sample = sampler.read()
-    assert (sample.load, sample.cpu, sample.memory, sample.gpu) == (0.5, 0.5, 0.25, 0.75)
-    assert sample.gpus == (GpuLoad(0, 0.75, 0.1),)
+    figures = {"load": 0.5, "cpu": 0.5, "memory": 0.25, "gpu": 0.75, "gpus": [each]}
+    assert sampler.read().figures == figures
     cpu.value = 1.5
-    until(lambda: sampler.read().cpu == 1.5)
+    until(lambda: sampler.read().figures["cpu"] == 1.5)
     sampler.stop()
     assert gpu.closed == 1
 
@@ -103,7 +102,7 @@ def test_start_and_stop_are_idempotent() -> None:
     until(lambda: not sampling_threads())
     sampler._make_probes = lambda: Probes(Fixed(0.125), Fixed(0.5), Gpu())
     sampler.start()
-    until(lambda: sampler.read().cpu == 0.125)
+    until(lambda: sampler.read().figures["cpu"] == 0.125)
     sampler.stop()
 
 
@@ -111,7 +110,7 @@ def test_a_probe_that_fails_leaves_the_others() -> None:
     sampler = started(Probes(Broken(), Fixed(0.25), Gpu()))
     sample = sampler.read()
     sampler.stop()
-    assert (sample.load, sample.cpu, sample.memory) == (0.25, None, 0.25)
+    assert sample.figures == {"load": 0.25, "memory": 0.25}
     assert health.take_counts()["hook_errors"] >= 1
 
 
@@ -123,7 +122,7 @@ def test_no_probes_at_all() -> None:
     sampler.start()
     assert not sampling_threads()
     assert health.take_counts()["hook_errors"] == 1
-    assert sampler.read().memory is not None
+    assert "memory" in sampler.read().figures
     sampler.stop()
 
 
@@ -139,7 +138,7 @@ def test_a_board_that_fails_is_survived() -> None:
     sampler = LoadSampler(Full(), lambda: Probes(cpu, Fixed(0.5), Gpu()), 0.01)
     sampler.start()
     until(lambda: cpu.reads > 3)
-    assert sampler.read().load is None
+    assert not sampler.read().figures
     sampler.stop()
     assert health.take_counts()["hook_errors"] >= 3
 
@@ -148,14 +147,13 @@ def test_an_old_sample_is_replaced_by_a_direct_reading() -> None:
     now = [100.0]
     board = LoadBoard()
     sampler = LoadSampler(board, clock=lambda: now[0])
-    board.write(LoadSample.of(0.5, 0.5, 0.5, sampled_at=100.0))
+    board.write(LoadSample.of(0.5, 0.5, sampled_at=100.0))
     now[0] = 100.0 + MAX_AGE_S
-    assert sampler.read().cpu == 0.5
+    assert sampler.read().figures["cpu"] == 0.5
     now[0] += 0.01
     direct = sampler.read()
-    assert direct.cpu is None
-    assert direct.gpu is None
-    assert direct.load == direct.memory is not None
+    assert direct.figures.keys() == {"load", "memory"}
+    assert direct.figures["load"] == direct.figures["memory"]
     assert direct.sampled_at == now[0]
     # Tasks that start one after the other share it.
     assert sampler.read() is direct
@@ -196,7 +194,7 @@ def test_a_forked_child_reads_the_parents_samples(tmp_path: Path) -> None:
             seen = set()
             while len(seen) < 3 and time.monotonic() < end:
                 sample = sampler.read()
-                if sample.cpu is not None:
+                if "cpu" in sample.figures:
                     seen.add(sample.sampled_at)
                 time.sleep(0.005)
             assert "psutil" not in sys.modules and "pynvml" not in sys.modules
