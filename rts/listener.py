@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import NamedTuple
 
 from rts import health, signals
 from rts.errors import StoreUnavailable
@@ -22,7 +22,7 @@ from rts.notices import SloBurning, TaskOverdue
 from rts.settings import Settings
 from rts.validation import json_object
 
-NEXT_EVENT = Script.load("ensure_group", "next_event")
+NEXT_EVENT = Script.load("groups", "next_event")
 
 #: Seconds between polls for events, unless there was one.
 POLL_S = 1.0
@@ -39,13 +39,13 @@ class Listener:
 
     def __init__(self, settings: Settings, consumer: str) -> None:
         self._settings = settings
-        self._keys = settings.keys
+        self._events = settings.keys.events
         self._consumer = consumer
         self._stop: threading.Event | None = None
 
     def start(self) -> None:
         """Start, if there are receivers; a second call changes nothing."""
-        wanted = [name for name, signal in _SIGNALS.items() if signal.receivers]
+        wanted = [name for name, kind in _KINDS.items() if kind.signal.receivers]
         if self._stop is None and wanted:
             self._stop = threading.Event()
             threading.Thread(
@@ -67,13 +67,17 @@ class Listener:
             try:
                 renew = time.monotonic() >= renew_at
                 if renew:
-                    self._renew(link)
+                    if signals.slo_burning.receivers:  # have the leader evaluate objectives
+                        key = self._settings.keys.listening
+                        link.call(pack("SET", key, "1", "EX", LISTENING_TTL_S))
                     renew_at = time.monotonic() + RENEW_S
                 for name in wanted:
                     handled[name], notice = self._next(link, name, handled[name], renew)
                     found = found or bool(handled[name])
                     if notice is not None:
-                        _SIGNALS[name].send(_SENDER[name](notice), notice=notice)
+                        kind = _KINDS[name]
+                        sender = getattr(notice, kind.sender)
+                        kind.signal.send(sender, notice=notice)
             except StoreUnavailable:
                 found = False  # logged already; what was handled is acknowledged later
             except Exception as exc:  # noqa: BLE001  the next event may succeed
@@ -82,41 +86,32 @@ class Listener:
                 stop.wait(POLL_S)
         self._leave(link, handled)
 
-    def _renew(self, link: Link) -> None:
-        """Have the leader evaluate the objectives, if there are receivers for them."""
-        if signals.slo_burning.receivers:
-            link.call(pack("SET", self._keys.listening, "1", "EX", LISTENING_TTL_S))
-
     def _next(
         self, link: Link, name: str, handled: str, tidy: bool
     ) -> tuple[str, Notice | None]:
         """Acknowledge the *handled* event; return the id of the next one, '' for none, and
         its notice. With *tidy*, remove dead workers from the group.
         """
-        arguments: list[str | bytes | float] = [
-            group_of(name),
-            self._consumer,
-            handled,
-            int(TAKEOVER_S * 1000),
-            int(GONE_S * 1000) if tidy else "",
-        ]
-        (reply,) = link.call(NEXT_EVENT.pack([self._keys.events], arguments))
+        gone_ms = int(GONE_S * 1000) if tidy else ""
+        arguments = (group_of(name), self._consumer, handled, int(TAKEOVER_S * 1000), gone_ms)
+        (reply,) = link.call(NEXT_EVENT.pack([self._events], arguments))
         if not reply:
             return "", None
-        fields = dict(zip(reply[1::2], reply[2::2], strict=True))
+        entry_id, *rest = reply
+        fields = dict(zip(rest[::2], rest[1::2], strict=True))
         try:
-            return reply[0].decode(), _READ[name](fields)
+            return entry_id.decode(), _KINDS[name].read(fields)
         except (ValueError, TypeError) as exc:  # of another version
             health.warn_once("event", "rts: an event cannot be understood: %s", exc)
-            return reply[0].decode(), None
+            return entry_id.decode(), None
 
     def _leave(self, link: Link, handled: Mapping[str, str]) -> None:
         try:
             for name, event_id in handled.items():
                 group = group_of(name)
                 if event_id:
-                    link.call(pack("XACK", self._keys.events, group, event_id))
-                link.call(DELETE_CONSUMER.pack([self._keys.events], [group, self._consumer]))
+                    link.call(pack("XACK", self._events, group, event_id))
+                link.call(DELETE_CONSUMER.pack([self._events], [group, self._consumer]))
         except StoreUnavailable:
             pass  # another worker claims what it had in hand
         link.close()
@@ -158,12 +153,17 @@ def _burning(fields: Mapping[bytes, bytes]) -> SloBurning | None:
 
 
 Notice = TaskOverdue | SloBurning
-_SIGNALS = {"task_overdue": signals.task_overdue, "slo_burning": signals.slo_burning}
-_READ: Mapping[str, Callable[[Mapping[bytes, bytes]], Notice | None]] = {
-    "task_overdue": _overdue,
-    "slo_burning": _burning,
-}
-_SENDER: Mapping[str, Callable[[Any], str]] = {
-    "task_overdue": lambda notice: notice.name,
-    "slo_burning": lambda notice: notice.objective,
+
+
+class _Kind(NamedTuple):
+    signal: signals.Notices
+    #: Reads the fields of an event's entry; returns ``None`` for an event of another kind.
+    read: Callable[[Mapping[bytes, bytes]], Notice | None]
+    #: The field of the notice that is the signal's sender.
+    sender: str
+
+
+_KINDS = {
+    "task_overdue": _Kind(signals.task_overdue, _overdue, "name"),
+    "slo_burning": _Kind(signals.slo_burning, _burning, "objective"),
 }

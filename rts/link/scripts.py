@@ -6,6 +6,7 @@ that the constant parts of a frequent call are packed only once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -37,16 +38,15 @@ class Script:
         """Return the packed start of a call with so many arguments and keys."""
         return b"*%d\r\n%b" % (3 + keys + arguments, bulks(b"EVAL", self.text, b"%d" % keys))
 
-    def pack(self, keys: list[str], arguments: list[str | bytes | float]) -> bytes:
+    def pack(self, keys: Sequence[str], arguments: Sequence[str | bytes | float]) -> bytes:
         """Return a complete call in wire format."""
-        encoded = [a if isinstance(a, bytes) else str(a).encode() for a in (*keys, *arguments)]
-        return self.head(len(arguments), len(keys)) + bulks(*encoded)
+        return pack(b"EVAL", self.text, len(keys), *keys, *arguments)
 
 
 FINISH = Script.load("remove_open", "finish")
 RESTORE = Script.load("restore")
-READ_OUTBOX = Script.load("ensure_group", "read_outbox")
-DELETE_CONSUMER = Script.load("delete_consumer")
+READ_OUTBOX = Script.load("groups", "read_outbox")
+DELETE_CONSUMER = Script.load("groups", "delete_consumer")
 LEASE = Script.load("lease")
 REAP = Script.load("remove_open", "reap")
 REGISTER_OPEN = Script.load("register_open")

@@ -8,8 +8,7 @@
 --         '' to delete none
 -- Returns the event's id, then its field names and values; empty if there is none.
 --
--- Closes the race between the deletion of a consumer and its next read. A new group starts
--- at the end of the stream: nobody listened before.
+-- A new group starts at the end of the stream: nobody listened before.
 
 local stream, group, me = KEYS[1], ARGV[1], ARGV[2]
 
@@ -18,15 +17,9 @@ if ARGV[3] ~= '' then
   redis.call('XACK', stream, group, ARGV[3])
 end
 if ARGV[5] ~= '' then
-  for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
-    local is = {}
-    for i = 1, #consumer, 2 do
-      is[consumer[i]] = consumer[i + 1]
-    end
-    if is.name ~= me and is.pending == 0 and is.idle > tonumber(ARGV[5]) then
-      redis.call('XGROUP', 'DELCONSUMER', stream, group, is.name)
-    end
-  end
+  delete_consumers(stream, group, function(name, idle)
+    return name ~= me and idle > tonumber(ARGV[5])
+  end)
 end
 local found
 for _, pending in ipairs(redis.call('XPENDING', stream, group, '-', '+', 10)) do

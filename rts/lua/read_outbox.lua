@@ -11,8 +11,6 @@
 -- Returns one string, '' if there is nothing: three lines for each entry, its id, record
 -- and what was learned ('' for nothing). One string, because clients take four times as
 -- long to parse a list of strings.
---
--- Closes the race between the deletion of a consumer that seems dead and its next read.
 
 local GONE_MS = 600000 -- idle time after which a consumer with nothing pending is deleted
 
@@ -21,15 +19,9 @@ local stream, group, me, most = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
 -- Claims idle entries. Not by XAUTOCLAIM, which needs Redis 6.2, and before Redis 7 leaves
 -- entries that were trimmed from the stream pending for ever.
 local function take_over()
-  for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
-    local is = {}
-    for i = 1, #consumer, 2 do
-      is[consumer[i]] = consumer[i + 1]
-    end
-    if is.name ~= me and is.pending == 0 and is.idle > GONE_MS then
-      redis.call('XGROUP', 'DELCONSUMER', stream, group, is.name)
-    end
-  end
+  delete_consumers(stream, group, function(name, idle)
+    return name ~= me and idle > GONE_MS
+  end)
   local ids = {}
   for _, pending in ipairs(redis.call('XPENDING', stream, group, '-', '+', most)) do
     if pending[3] >= tonumber(ARGV[4]) then
