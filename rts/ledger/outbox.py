@@ -7,12 +7,12 @@ from collections.abc import Collection, Iterable
 
 from rts.keys import GROUP
 from rts.ledger.counting import DURATIONS, LATENESS, bounds_text
-from rts.ledger.entries import read_entry
 from rts.link.link import Link
 from rts.link.scripts import ACKNOWLEDGE, DELETE_CONSUMER, READ_OUTBOX, pack
 from rts.ports import Batch
-from rts.records import OutboxEntry
+from rts.records import Execution, OutboxEntry
 from rts.settings import Settings
+from rts.tau.finish import read_learned
 
 #: Seconds after which an entry that another drain has claimed is taken over. A batch
 #: takes a fraction of a second; a duplicate delivery does no harm.
@@ -57,13 +57,13 @@ class RedisOutbox:
         keys = settings.keys
         self._taking = [self._outbox, keys.taking, keys.takeover]
         self._done = [self._outbox, *keys.counting, keys.judged, keys.counters]
-        self._limits: list[str | bytes | float] = [
+        self._limits = (
             GROUP,
             settings.max_types,
             max(settings.open_max, MIN_JUDGED),
             bounds_text(DURATIONS),
             bounds_text(LATENESS),
-        ]
+        )
 
     def read(self, limit: int) -> Batch:
         """See :class:`rts.ports.Outbox`."""
@@ -77,13 +77,14 @@ class RedisOutbox:
             for i in range(0, len(lines), 3):
                 entry_id, record, learned = lines[i : i + 3]
                 try:
-                    entries.append(read_entry(entry_id, record, learned))
+                    taught = read_learned(learned) if learned else None
+                    run = Execution.from_json(record)
+                    entries.append(OutboxEntry(entry_id, run, taught))
                 except ValueError:
                     unreadable.append((entry_id, record))
-            if take_over and len(lines) < 3 * most:
-                self._takeover_at = time.monotonic() + self._takeover_s / 2
-                take_over = False
             if len(lines) < 3 * most:
+                if take_over:
+                    self._takeover_at = time.monotonic() + self._takeover_s / 2
                 break
             left -= most
         return Batch(entries, unreadable)
@@ -124,7 +125,7 @@ class RedisOutbox:
         self._link.call(DELETE_CONSUMER.pack([self._outbox], [GROUP, self._consumer]))
 
     def _take(self, most: int, take_over: bool) -> list[str]:
-        arguments: list[str | bytes | float] = [
+        arguments = (
             GROUP,
             self._consumer,
             most,
@@ -132,6 +133,6 @@ class RedisOutbox:
             "1" if take_over else "0",
             int(self._gather_s * 1000),
             MANY,
-        ]
+        )
         (text,) = self._link.call(READ_OUTBOX.pack(self._taking, arguments))
         return text.decode("utf-8", "replace").split("\n") if text else []

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import redis
 
-from rts.ledger.memory_outbox import MemoryOutbox, MemoryStream
 from rts.ledger.outbox import MAX_TAKEN, RedisOutbox
 from rts.link.link import Link
 from rts.ports import Outbox
 from rts.records import Execution, Learned
 from rts.settings import Settings
 from rts.testing import RedisServer
+from tests.memory_outbox import MemoryOutbox, MemoryStream
 from tests.records import run
 
 #: Seconds, small, since Redis counts them by its own clock.

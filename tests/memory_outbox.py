@@ -7,10 +7,10 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable
 
-from rts.ledger.entries import read_entry
 from rts.ledger.outbox import TAKEOVER_S
 from rts.ports import Batch
-from rts.records import OutboxEntry
+from rts.records import Execution, OutboxEntry
+from rts.tau.finish import read_learned
 
 
 class MemoryStream:
@@ -64,7 +64,8 @@ class MemoryOutbox:
                 stream.pending[entry_id] = (self._consumer, now)
                 record, learned = stream.entries[entry_id]
                 try:
-                    entries.append(read_entry(entry_id, record, learned))
+                    run = Execution.from_json(record)
+                    entries.append(OutboxEntry(entry_id, run, read_learned(learned)))
                 except ValueError:
                     unreadable.append((entry_id, record))
         return Batch(entries, unreadable)
