@@ -7,7 +7,7 @@ falls further behind finds the verdicts in the ledger.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 from rts.validation import json_object
 
@@ -19,8 +19,7 @@ MAX_EVENTS = 20_000
 OVERDUE = "overdue"
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """One event. Instants are seconds since the epoch by the clock of the Redis server.
 
     In the stream it is a JSON object of these fields, in the entry's field ``e``. Names are
@@ -47,8 +46,7 @@ class Event:
 
     def to_json(self) -> str:
         """Return the event as it is stored in the stream."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return json.dumps(values, separators=(",", ":"))
+        return json.dumps(self._asdict(), separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Event:
@@ -58,8 +56,7 @@ class Event:
             ValueError: the text is not an event.
         """
         values = json_object(text, "an event")
-        known = {f.name for f in fields(cls)}
         try:
-            return cls(**{name: value for name, value in values.items() if name in known})
+            return cls(**{name: values[name] for name in cls._fields if name in values})
         except TypeError as exc:
             raise ValueError(f"not an event: {exc}") from exc

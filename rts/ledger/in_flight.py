@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 
 from rts.keys import running_field
 from rts.ledger.notes import NoteBoard
@@ -37,22 +38,21 @@ class InFlightRuns:
         if self._published is None:
             (fields,) = self._link.call(pack("HKEYS", self._running))
             self._published = {f for f in fields if instance_of(f) == self._instance}
-        notes = {_field(note): note for _, note in self._board.notes()}
+        notes = {
+            running_field(note.task_id, note.retries, note.instance, note.pid).encode(
+                "utf-8", "replace"
+            ): note.to_json().encode()
+            for _, note in self._board.notes()
+        }
         commands = []
-        ended = self._published - notes.keys()
-        if ended:
+        if ended := self._published - notes.keys():
             commands.append(pack("HDEL", self._running, *ended))
-        # All of them, not only new ones: Redis may have been wiped.
-        for field, note in notes.items():
-            commands.append(pack("HSET", self._running, field, note.to_json()))
+        if notes:
+            # All of them, not only new ones: Redis may have been wiped.
+            commands.append(pack("HSET", self._running, *chain.from_iterable(notes.items())))
         if commands:
             self._link.call(*commands)
         self._published = set(notes)
-
-
-def _field(note: Execution) -> bytes:
-    field = running_field(note.task_id, note.retries, note.instance, note.pid)
-    return field.encode("utf-8", "replace")
 
 
 def read_notes(texts: Iterable[bytes]) -> list[Execution]:

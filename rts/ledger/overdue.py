@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from rts.ledger.events import MAX_EVENTS, Event
 from rts.ledger.events import OVERDUE as KIND
+from rts.ledger.in_flight import read_notes
 from rts.ledger.storable import text
 from rts.link.lease import Lease
 from rts.link.link import Link, as_instant
@@ -150,20 +151,14 @@ class OverdueSweep:
             running = self._running(left)
             verdicts = {raw: overdue_of(task, running.get(raw)) for raw, task in left.items()}
             self._ledger.write([OutboxEntry("", verdict) for verdict in verdicts.values()])
-        arguments: list[str | bytes | float] = [
-            repr(at),
-            self._most,
-            MAX_EVENTS,
-            repr(KEPT_S),
-            self._most_names,
-        ]
-        for raw in ids:
-            verdict = verdicts.get(raw)
-            event = b"" if verdict is None else event_of(verdict, at).to_json().encode()
-            arguments += (raw, event)
         names = [keys.open, keys.overdue, keys.open_info, keys.open_counts, keys.judged]
         names += [keys.events, keys.counters, *keys.counting]
-        call = MARK_OVERDUE.pack(names, arguments)
+        limits = [self._most, MAX_EVENTS, KEPT_S, self._most_names]
+        marked: list[str | bytes] = []
+        for raw in ids:
+            verdict = verdicts.get(raw)
+            marked += (raw, "" if verdict is None else event_of(verdict, at).to_json())
+        call = MARK_OVERDUE.pack(names, [at, *limits, *marked])
         return int(self._link.call(call)[0])
 
     def _running(self, ids: Collection[bytes]) -> dict[bytes, Execution]:
@@ -171,27 +166,12 @@ class OverdueSweep:
         if not ids:
             return {}
         (fields,) = self._link.call(pack("HKEYS", self._keys.running))
-        by_id = {field.rsplit(b"|", 3)[0]: field for field in fields}
-        wanted = [(raw, by_id[raw]) for raw in ids if raw in by_id]
+        wanted = [field for field in fields if field.rsplit(b"|", 3)[0] in ids]
         if not wanted:
             return {}
-        (notes,) = self._link.call(
-            pack("HMGET", self._keys.running, *(field for _, field in wanted))
-        )
-        return dict(
-            _readable((raw, note) for (raw, _), note in zip(wanted, notes, strict=True))
-        )
-
-
-def _readable(
-    notes: Iterable[tuple[bytes, bytes | None]],
-) -> Iterable[tuple[bytes, Execution]]:
-    for raw, note in notes:
-        try:
-            if note is not None:
-                yield raw, Execution.from_json(note)
-        except ValueError:
-            continue
+        (notes,) = self._link.call(pack("HMGET", self._keys.running, *wanted))
+        runs = read_notes(note for note in notes if note is not None)
+        return {str(run.task_id).encode("utf-8", "replace"): run for run in runs}
 
 
 def task_of(task_id: bytes, info: bytes | None) -> OpenTask | None:
@@ -215,20 +195,8 @@ def overdue_of(task: OpenTask, note: Execution | None) -> Execution:
             state=STARTED, cause=OVERDUE, completed_at=None, runtime_s=None, ran=False
         )
     return Execution(
+        **task._asdict(),
         run_id="",
-        task_id=task.task_id,
-        name=task.name,
-        task_type=task.task_type,
-        type_source=task.type_source,
-        tau=task.tau,
-        k=task.k,
-        arrival=task.arrival,
-        deadline=task.deadline,
-        arrival_source=task.arrival_source,
-        queue=task.queue,
-        retries=task.retries,
-        parent_id=task.parent_id,
-        root_id=task.root_id,
         worker="",
         instance="",
         pid=None,

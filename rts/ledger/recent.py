@@ -22,7 +22,7 @@ MAX_QUEUES = 100
 
 
 class Recent(NamedTuple):
-    """A run that has ended. Instants in epoch seconds."""
+    """A run that has ended: those fields of its :class:`~rts.records.Execution`."""
 
     task_id: str
     name: str
@@ -88,15 +88,6 @@ def read_recent(texts: Iterable[Any]) -> list[Recent]:
         except ValueError:
             continue
         if run.started_at and run.completed_at:
-            found[run.task_id, run.started_at] = Recent(
-                run.task_id,
-                run.name,
-                run.task_type,
-                run.arrival,
-                run.tau,
-                run.deadline,
-                run.started_at,
-                run.completed_at,
-                run.queue,
-            )
+            kept = Recent._make(getattr(run, field) for field in Recent._fields)
+            found[run.task_id, run.started_at] = kept
     return list(found.values())

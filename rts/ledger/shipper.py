@@ -52,7 +52,6 @@ class Shipper:
         self._spool = spool
         self._link = link
         self._call = FinishCall(settings)
-        self._seq = settings.keys.seq
         self._keys = settings.keys
         self._on_learned = on_learned
         self._tails: dict[str, _Tail] = {}
@@ -70,8 +69,9 @@ class Shipper:
             OSError: a file of the spool cannot be read or removed; the others were shipped.
         """
         files = self._spool.files()
-        self._tails = {path: tail for path, tail in self._tails.items() if path in files}
-        self._taken = {path: taken for path, taken in self._taken.items() if path in files}
+        for kept in (self._tails, self._taken):
+            for gone in kept.keys() - files:
+                del kept[gone]
         new = [path for path in files if path not in self._tails]
         if new:
             self._generation, lasts = self._last_of(new)
@@ -109,7 +109,7 @@ class Shipper:
         """Return the generation of Redis, and the last line of each file that it applied."""
         generation, *answers = self._link.call(
             pack("GET", self._keys.generation),
-            *(pack("GET", self._seq + producer_of(f)) for f in files),
+            *(pack("GET", self._keys.seq + producer_of(f)) for f in files),
         )
         return generation, [int(answer or 0) for answer in answers]
 
@@ -132,7 +132,7 @@ class Shipper:
                 os.unlink(path)
         if ended:
             # Its lines cannot be delivered again.
-            self._link.call(pack("DEL", self._seq + producer_of(path)))
+            self._link.call(pack("DEL", self._keys.seq + producer_of(path)))
         return shipped
 
     def _send(self, path: str, tail: _Tail, whole: bytes) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -62,7 +62,7 @@ def tell(client: redis.Redis, settings: Settings, *texts: str | bytes) -> None:
 def test_events_come_in_order_each_once(
     settings: Settings, redis_client: redis.Redis, heard: list[TaskOverdue]
 ) -> None:
-    told = [replace(EVENT, task_id=f"t{n}", worker="w\ud800\n") for n in range(7)]
+    told = [EVENT._replace(task_id=f"t{n}", worker="w\ud800\n") for n in range(7)]
     tell(redis_client, settings, *(event.to_json() for event in told[:4]))
     wait_until(lambda: len(heard) == 4)
     tell(redis_client, settings, *(event.to_json() for event in told[4:]))
@@ -76,7 +76,7 @@ def test_what_is_not_an_event_is_skipped(
 ) -> None:
     tell(redis_client, settings, "", "[]", "{}", "7", '{"kind": 1}', b"\xff")
     redis_client.xadd(settings.keys.events, {"other": "x"})
-    tell(redis_client, settings, replace(EVENT, kind="of a newer version").to_json())
+    tell(redis_client, settings, EVENT._replace(kind="of a newer version").to_json())
     tell(redis_client, settings, EVENT.to_json()[:-1] + ',"new_field":1}')
     wait_until(lambda: heard)
     assert [notice.task_id for notice in heard] == [EVENT.task_id]
