@@ -24,8 +24,8 @@ from rts.tau.snapshot import Snapshots
 from rts.views.tallies import precompute
 from rts.views.tally import CLASSES
 
-#: Seconds between snapshots of the taus, and between rollups of past hours.
-SNAPSHOT_S, ROLLUP_S = 10.0, 300.0
+#: Seconds between rollups of past hours.
+ROLLUP_S = 300.0
 #: Seconds for the final drain when the worker ends.
 FINAL_DRAIN_S = 3.0
 
@@ -50,7 +50,8 @@ class LedgerChores:
         self.outbox = RedisOutbox(self._link, settings, name, gather_s=GATHER_S)
         #: Moves them into the ledger.
         self.drain = Drain(self.outbox, ledger)
-        self._snapshots = Snapshots(self._link, settings, ledger)
+        #: Saves the taus, and restores those of a Redis that was wiped.
+        self.snapshots = Snapshots(self._link, settings, ledger)
         #: Finds tasks whose deadline has passed.
         self.overdue = OverdueSweep(look_link, settings, ledger, name)
         #: Decides on alerts and sends them, unless another companion does.
@@ -63,14 +64,6 @@ class LedgerChores:
         give_up_at = time.monotonic() + seconds
         while self.drain.drain(seconds) and time.monotonic() < give_up_at:
             pass
-
-    def restore(self) -> None:
-        """Restore the taus of a Redis that was wiped."""
-        self._snapshots.restore()
-
-    def snapshot(self, lease_s: float = SNAPSHOT_S) -> None:
-        """Save the taus, unless another drain has done so within *lease_s* seconds."""
-        self._snapshots.save(lease_s=lease_s)
 
     def roll_up(self) -> None:
         """Roll up the past hours of busy days, unless another drain has done so lately, so
@@ -88,7 +81,7 @@ class LedgerChores:
         """Drain what is left and save the taus. Each step may fail alone; none raises."""
         self.outbox.hurry()
         attempt("the last drain", lambda: self.drain_all(FINAL_DRAIN_S))
-        attempt("the snapshot of the taus", lambda: self.snapshot(0.0))
+        attempt("the snapshot of the taus", self.snapshots.save)
 
     def leave(self) -> None:
         """Let other companions take over at once. Never raises."""

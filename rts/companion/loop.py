@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from rts.alerting.leader import OBJECTIVES_S, OVERDUE_S, RENEW_S
 from rts.companion.attempts import attempt
-from rts.companion.ledger_chores import ROLLUP_S, SNAPSHOT_S, LedgerChores
+from rts.companion.ledger_chores import ROLLUP_S, LedgerChores
 from rts.companion.worker_chores import WorkerChores
 from rts.errors import StoreUnavailable
 from rts.ledger.drain import BATCH
@@ -20,6 +20,8 @@ from rts.settings import Settings
 #: same for one record as for many. A record waits for so long at most, in a fleet for up to
 #: ``GATHER_S`` more.
 POLL_S = 0.5
+#: Seconds between snapshots of the taus, in the whole fleet.
+SNAPSHOT_S = 10.0
 #: Seconds between searches for lost runs.
 JANITOR_S = 2.0
 #: Seconds between searches for tasks whose deadline has passed.
@@ -31,7 +33,7 @@ def run(chores: WorkerChores, stop: threading.Event) -> None:
     # First: the worker may be killed before its companion gets any further.
     final_runs = threading.Thread(target=chores.settle_final_runs, args=(stop,), daemon=True)
     final_runs.start()
-    chores.start()
+    attempt("reading the load", chores.prepare_load)
     threads = [
         # Deregisters in its own thread: the others may hang in a server that does.
         _repeat(stop, BEAT_S, ("the heartbeat", chores.beat), last=chores.deregister),
@@ -64,10 +66,12 @@ def _keep_books(books: LedgerChores, stop: threading.Event) -> None:
     snapshot_at = restore_at = 0.0
     while not stop.is_set():
         if time.monotonic() >= restore_at:
-            attempt("restoring the taus", books.restore)
+            attempt("restoring the taus", books.snapshots.restore)
             restore_at = time.monotonic() + BEAT_S
         if time.monotonic() >= snapshot_at:
-            attempt("the snapshot of the taus", books.snapshot)
+            attempt(
+                "the snapshot of the taus", lambda: books.snapshots.save(lease_s=SNAPSHOT_S)
+            )
             snapshot_at = time.monotonic() + SNAPSHOT_S
         before = books.drain.moved
         attempt("draining", lambda: books.drain.drain(BEAT_S))
@@ -118,7 +122,7 @@ def drain_alone(settings: Settings, stop: threading.Event, *, once: bool = False
         else:
             chores.beat()
             chores.ship_rest()
-            books.restore()
+            books.snapshots.restore()
             books.outbox.hurry()
             _drain_out(books, stop)
             chores.finish()

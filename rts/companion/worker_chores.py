@@ -96,15 +96,12 @@ class WorkerChores:
                     exc,
                 )
 
-    def start(self) -> None:
-        """Start to measure the load, for the heartbeat."""
+    def prepare_load(self) -> None:
+        """Read the load a first time: CPU usage is measured between samples."""
         if self._instructions is not None:
-            attempt("reading the load", self._first_look)
-
-    def _first_look(self) -> None:
-        probes = real_probes()
-        take_sample(probes)  # CPU usage is measured between samples
-        self._probes = probes
+            probes = real_probes()
+            take_sample(probes)
+            self._probes = probes
 
     def set_queues(self, line: bytes) -> None:
         """Take over the queues that the worker consumes from now on, as a line of JSON."""
