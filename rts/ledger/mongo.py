@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Collection as SomeIds
 from datetime import datetime, timezone
 
-from pymongo import ReplaceOne
+from pymongo import ReadPreference, ReplaceOne
 from pymongo.collection import Collection
 from pymongo.errors import OperationFailure
 
@@ -67,7 +67,11 @@ class MongoLedger:
         self._now = now
         self._ttl_s = settings.ledger_ttl
         self._client = connect(settings.mongo_url)
-        self.database = database_of(self._client)
+        #: Read from the primary, whatever readPreference the URL has for reports: a record is
+        #: merged with what is stored, and a secondary may not have it yet.
+        self.database = database_of(self._client).with_options(
+            read_preference=ReadPreference.PRIMARY
+        )
         self._tasks: Collection[Document] = self.database[TASKS]
         self._assignments: Collection[Document] = self.database[ASSIGNMENTS]
         #: Monotonic instant at which the indexes were last checked; ``None``: not yet.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from pymongo import ReturnDocument
+from pymongo import ReadPreference, ReturnDocument
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
@@ -28,6 +28,8 @@ MAX_STORED_BYTES = 8 << 20
 
 def sum_up(database: Database[dict[str, Any]], interval: Interval, by: str) -> Tallies:
     """Count a whole interval and store the sums, unless a record changes meanwhile."""
+    # A secondary may still hold what was replaced before this began.
+    database = database.with_options(read_preference=ReadPreference.PRIMARY)
     rollups = database[ROLLUPS]
     writes = None
     try:
