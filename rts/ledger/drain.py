@@ -155,13 +155,13 @@ class Drain:
         return stored + self._find_bad(entries[middle:], bad, again)
 
     def _refuse(self, raw: str, reason: str) -> None:
+        self._ledger.refuse(raw, reason[:500])
         health.count("records_refused")
         health.warn_once(
             f"record:{reason[:80]}",
             "rts: a record cannot be stored; it is set aside in the collection 'refused': %s",
             reason[:500],
         )
-        self._ledger.refuse(raw, reason[:500])
 
     def _back_off(self, exc: StoreUnavailable) -> None:
         if not self._backoff_s:

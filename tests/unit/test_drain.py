@@ -45,6 +45,11 @@ class FaultyLedger(MemoryLedger):
             raise ValueError("cannot encode this")
         return super().write(entries)
 
+    def refuse(self, raw: object, reason: str = "") -> None:
+        if self.away:
+            raise StoreUnavailable("MongoDB does not answer (on purpose)")
+        super().refuse(raw, reason)
+
 
 @pytest.fixture
 def stream() -> MemoryStream:
@@ -156,6 +161,20 @@ def test_an_entry_that_is_no_record_is_set_aside(
     assert list(ledger.tasks) == ["a"]
     assert [raw for raw, _ in ledger.refused] == ["rubbish", "rubbish"]
     assert not stream.entries
+
+
+def test_a_record_counts_as_refused_once_it_is_set_aside(
+    stream: MemoryStream, ledger: FaultyLedger, drain: Drain, clock: Clock
+) -> None:
+    """Not again each time that an unavailable ledger is tried."""
+    stream.add("rubbish")
+    ledger.away = True
+    for _ in range(3):
+        assert drain.step() == 0
+        clock.at += MAX_BACKOFF_S
+    ledger.away = False
+    assert drain.step() == 1
+    assert health.take_counts() == {"records_refused": 1}
 
 
 def test_a_ledger_that_refuses_everything_counts_as_unavailable(
