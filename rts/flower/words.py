@@ -11,7 +11,7 @@ from typing import Any
 from rts.deadlines import hopeful_until
 from rts.records import OVERDUE
 from rts.views import selection
-from rts.views.lateness_causes import LOAD, QUEUEING, TAU, Why
+from rts.views.lateness_causes import LOAD, QUEUEING, RETRIES, TAU, Why
 
 NONE = "–"
 #: Between a number and its unit, where a line must not break.
@@ -20,12 +20,14 @@ _UNIT = re.compile(r"(\d) (?=(?:ms|s|min|h|d)\b|%)")
 #: The reasons as labels, and as the end of a headline that starts with a type.
 LABELS: Mapping[str, str] = {
     QUEUEING: "waits too long",
+    RETRIES: "late by its retries",
     LOAD: "slowed down by load",
     TAU: "tau is too short",
     OVERDUE: "not ended yet",
 }
 HEADLINES: Mapping[str, str] = {
     QUEUEING: "its tasks wait too long",
+    RETRIES: "its retries take too long",
     LOAD: "busy workers slow it down",
     TAU: "its tau is too short",
     OVERDUE: "most of its misses have not ended yet",
@@ -178,6 +180,7 @@ def misses(by_cause: Mapping[str, int]) -> str:
 #: What helps, by reason.
 ADVICE: Mapping[str, str] = {
     QUEUEING: 'more slots, or deadline order (rts_scheduler = "edf")',
+    RETRIES: "shorter countdowns of retries, or a greater k",
     LOAD: "fewer slots for each worker, or more machines",
     TAU: "a separate type or k for tasks that take longer",
     OVERDUE: "see Queues for what is waiting and whether workers consume it",
@@ -207,6 +210,12 @@ def finding(by_cause: Mapping[str, int], late: Why | None) -> dict[str, str] | N
     if late.reason == QUEUEING:
         text += (
             f"ran quickly enough, but waited {duration(late.queueing_delay_s)} with "
+            f"{duration(late.span_s)} from arrival to deadline."
+        )
+    elif late.reason == RETRIES:
+        text += (
+            "ran quickly enough in the end, but were retried: their last run began "
+            f"{duration(late.queueing_delay_s)} after the arrival, with "
             f"{duration(late.span_s)} from arrival to deadline."
         )
     elif late.reason == LOAD:

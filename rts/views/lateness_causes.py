@@ -1,9 +1,11 @@
-"""Why tasks of a type are late: they waited, the worker was busy, or tau is wrong.
+"""Why tasks of a type are late: they waited, were retried, met a busy worker, or tau is wrong.
 
 A late run had the span D = deadline − arrival. Without any waiting it would have taken just its
 runtime, so:
 
 - ``queueing``: runtime ≤ D. Only the waiting made it late.
+- ``retries``: runtime ≤ D, but it was retried: the attempts before it, and the waits between
+  them, took the time.
 - ``load``: runtime > D, and it started on a worker whose load was at least ``BUSY``.
 - ``tau``: runtime > D on a worker that was not busy. The deadline, which is computed from
   tau, was too optimistic.
@@ -21,7 +23,7 @@ from typing import Any
 #: Load at start from which a worker counts as busy: cores are shared, or memory swaps.
 BUSY = 0.8
 
-QUEUEING, LOAD, TAU = "queueing", "load", "tau"
+QUEUEING, RETRIES, LOAD, TAU = "queueing", "retries", "load", "tau"
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,16 @@ def reason_of(run: Mapping[str, Any]) -> str | None:
     if runtime_s is None or span_s is None:
         return None
     if runtime_s <= span_s:
-        return QUEUEING
+        return RETRIES if run.get("retries") else QUEUEING
     load = load_at_start(run)
     return LOAD if load is not None and load >= BUSY else TAU
 
 
 def why(late_runs: Sequence[Mapping[str, Any]]) -> Why:
     """Return why *late_runs*, which completed too late, were late."""
-    by_reason: dict[str, list[Mapping[str, Any]]] = {QUEUEING: [], LOAD: [], TAU: []}
+    by_reason: dict[str, list[Mapping[str, Any]]] = {
+        reason: [] for reason in (QUEUEING, RETRIES, LOAD, TAU)
+    }
     for run in late_runs:
         reason = reason_of(run)
         if reason is not None:

@@ -9,7 +9,16 @@ import pytest
 
 from rts.flower.words import ADVICE, LABELS, finding
 from rts.records import OVERDUE
-from rts.views.lateness_causes import BUSY, LOAD, QUEUEING, TAU, reason_of, slowdown, why
+from rts.views.lateness_causes import (
+    BUSY,
+    LOAD,
+    QUEUEING,
+    RETRIES,
+    TAU,
+    reason_of,
+    slowdown,
+    why,
+)
 
 ARRIVAL = datetime(2030, 1, 1, tzinfo=timezone.utc)
 
@@ -32,6 +41,9 @@ def late(runtime_s: float | None, load: float | None = 0.1, **changes: Any) -> d
     [
         (late(2.0), QUEUEING),
         (late(6.0, load=2.0), QUEUEING),
+        (late(2.0, retries=0), QUEUEING),
+        (late(2.0, retries=1), RETRIES),
+        (late(6.1, retries=1), TAU),
         (late(6.1), TAU),
         (late(6.1, load=None), TAU),
         (late(6.1, load=BUSY), LOAD),
@@ -48,7 +60,7 @@ def test_the_reason_of_one_run(run: dict[str, Any], reason: str | None) -> None:
 def test_the_most_frequent_reason_wins() -> None:
     found = why([late(3.0), late(3.0), late(9.0), late(None, queueing_delay_s=None)])
     assert (found.runs, found.reason) == (3, QUEUEING)
-    assert found.shares == {QUEUEING: 2 / 3, LOAD: 0.0, TAU: 1 / 3}
+    assert found.shares == {QUEUEING: 2 / 3, RETRIES: 0.0, LOAD: 0.0, TAU: 1 / 3}
     assert (found.queueing_delay_s, found.span_s, found.slowdown, found.load) == (
         5,
         6,
@@ -75,6 +87,7 @@ def test_nothing_is_no_reason() -> None:
     ("by_cause", "run", "reason", "told"),
     [
         ({"late": 3}, late(2.0), QUEUEING, "waited 5.00\u00a0s with 6.00\u00a0s"),
+        ({"late": 3}, late(2.0, retries=2), RETRIES, "began 5.00\u00a0s after the arrival"),
         ({"late": 3}, late(9.0, load=1.5), LOAD, "(load 1.50) and took 3.00\u00a0× their tau"),
         ({"late": 3}, late(9.0, load=None), TAU, "(load –)"),
         ({"late": 1, "killed": 3}, late(2.0), "ended", "75 % of the misses did not run to"),
