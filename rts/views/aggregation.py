@@ -68,7 +68,9 @@ def _groups(
 
 def _key_text(key: Any) -> str:
     """Return the key of a group as text; the parts of a class as a JSON list."""
-    return json.dumps([key[name] for name in CLASS]) if isinstance(key, dict) else str(key)
+    if isinstance(key, dict):
+        return json.dumps([key[name] for name in CLASS])
+    return str(key) or UNKNOWN  # a task that waits has an empty worker
 
 
 def _if_success(value: Any) -> dict[str, Any]:

@@ -275,6 +275,16 @@ def test_documents_with_the_pinned_fields_only(ledger: MongoLedger) -> None:
     assert row.lateness is None
 
 
+def test_tasks_that_never_had_a_worker_are_one_row(ledger: MongoLedger) -> None:
+    """One waits past its deadline, the other has the pinned fields only."""
+    never = {"state": "PENDING", "cause": "overdue", "completed_at": None, "ran": False}
+    run = runs_between(1, 0, 1, random.Random(1))[0]._replace(worker="", deadline=T, **never)
+    write(ledger, [run._replace(arrival=T - 1)])
+    ledger.database.tasks.insert_one({"_id": "a", "completed_at": at(0), "sla_success": False})
+    (row,) = report(ledger.database, at(0), at(1), "worker")
+    assert (row.key, row.tasks, row.misses) == ("unknown", 2, {"overdue": 1, "late": 1})
+
+
 def test_invalid_numbers_count_as_unknown(ledger: MongoLedger) -> None:
     write(ledger, runs_between(20, 0, 100, random.Random(1)))
     before = {row.key: row for row in report(ledger.database, at(0), at(200), "all")}["all"]
