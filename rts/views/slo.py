@@ -6,7 +6,8 @@ exactly one objective, in the window in which its verdict fell.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -25,8 +26,8 @@ from rts.objectives import (
     objective_of,
 )
 from rts.settings import Settings
-from rts.views.tally import class_of
-from rts.views.verdicts import Verdicts, slices
+from rts.views.tally import Tally, class_of
+from rts.views.verdicts import slices
 
 
 @dataclass(frozen=True)
@@ -76,20 +77,23 @@ def standings(
     if now.tzinfo is None:
         raise ValueError("now needs a time zone")
     lengths = {**WINDOWS, BUDGET: settings.budget_window_s}
-    with translate_errors():
-        counted = slices(database, now, sorted(set(lengths.values())))
+    slice_lengths = sorted(set(lengths.values()))
     objectives: dict[str, str | None] = {}
-    #: By objective, then by window.
-    grouped: dict[str, dict[float, list[Verdicts]]] = {key: {} for key in settings.slo}
-    for longer, each in counted.items():
-        for text, verdicts in each.items():
+    #: By objective, then by the length of the longer window.
+    counted = {key: {length: Tally() for length in slice_lengths} for key in settings.slo}
+    with translate_errors():
+        for longer, (text, valid, on_time, misses) in slices(database, now, slice_lengths):
             if text not in objectives:
                 objectives[text] = objective_of(settings.slo, *class_of(text))
             key = objectives[text]
             if key is not None:
-                grouped[key].setdefault(longer, []).append(verdicts)
+                total = counted[key][longer]
+                total.verdicts += valid
+                total.on_time += on_time
+                if misses:
+                    total.misses.update(misses)
     return [
-        _standing(key, settings, lengths, grouped[key])
+        _standing(key, settings, lengths, counted[key])
         for key in sorted(settings.slo, key=lambda key: (key == "*", key))
     ]
 
@@ -98,19 +102,17 @@ def _standing(
     key: str,
     settings: Settings,
     lengths: Mapping[str, float],
-    counted: Mapping[float, Sequence[Verdicts]],
+    counted: Mapping[float, Tally],
 ) -> ObjectiveStatus:
     target = settings.slo[key]
     counts = {name: Count() for name in lengths}
-    misses: dict[str, int] = {}
-    for longer, classes in counted.items():
-        for verdicts in classes:
-            for window, length in lengths.items():
-                if longer <= length:
-                    counts[window] += Count(verdicts.valid, verdicts.on_time)
-            if longer <= lengths[BUDGET]:
-                for cause, n in verdicts.misses.items():
-                    misses[cause] = misses.get(cause, 0) + n
+    misses: Counter[str] = Counter()
+    for longer, tally in counted.items():
+        for window, length in lengths.items():
+            if longer <= length:
+                counts[window] += Count(tally.verdicts, tally.on_time)
+        if longer <= lengths[BUDGET]:
+            misses += tally.misses
     return ObjectiveStatus(
         objective=key,
         target=target,

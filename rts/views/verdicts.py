@@ -6,9 +6,8 @@ sums are fetched in one query.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -18,53 +17,29 @@ from pymongo.database import Database
 from rts.keys import TASKS
 from rts.views import columns, intervals
 from rts.views.aggregation import THREADS, direct
+from rts.views.columns import Row
 from rts.views.intervals import cut
 from rts.views.rollups import stored_packed, sum_up
-from rts.views.tally import CLASSES, Tallies
-
-
-@dataclass(slots=True)
-class Verdicts:
-    """The counts of one class."""
-
-    valid: int = 0
-    on_time: int = 0
-    #: By cause.
-    misses: dict[str, int] = field(default_factory=dict)
-
-    def add(self, valid: int, on_time: int, misses: Mapping[str, int]) -> None:
-        """Add the counts of another interval."""
-        self.valid += valid
-        self.on_time += on_time
-        for cause, n in misses.items():
-            self.misses[cause] = self.misses.get(cause, 0) + n
-
-
-#: By key of ``CLASSES``.
-Slice = dict[str, Verdicts]
+from rts.views.tally import CLASSES
 
 
 def slices(
     database: Database[dict[str, Any]], now: datetime, lengths: Sequence[float]
-) -> dict[float, Slice]:
-    """Count what lies between the starts of two successive windows, by the longer one's length.
+) -> Iterator[tuple[float, Row]]:
+    """Yield what lies between the starts of two successive windows, with the longer one's
+    length: rows with keys of ``CLASSES``, of which a key may have several.
 
     *lengths* are seconds before *now* (aware), shortest first.
 
     Raises:
         PyMongoError: the server did not answer.
     """
-    found: dict[float, Slice] = {length: {} for length in lengths}
-    windows = {
-        longer: (now - timedelta(seconds=longer), now - timedelta(seconds=shorter))
-        for shorter, longer in pairwise([0.0, *lengths])
-    }
     # An estimate will do: cutting needlessly costs little.
     busy = database[TASKS].estimated_document_count() > intervals.DIRECT
-    cuts = {
-        length: cut(TASKS, window) if busy else ([], [window])
-        for length, window in windows.items()
-    }
+    cuts = {}
+    for shorter, longer in pairwise([0.0, *lengths]):
+        window = now - timedelta(seconds=longer), now - timedelta(seconds=shorter)
+        cuts[longer] = cut(TASKS, window) if busy else ([], [window])
     kept = stored_packed(database, [s for some, _ in cuts.values() for s in some], CLASSES)
     with ThreadPoolExecutor(THREADS) as pool:
         jobs = []
@@ -81,20 +56,8 @@ def slices(
         for length, (whole, _) in cuts.items():
             for interval in whole:
                 if interval.id in kept:
-                    _add_packed(found[length], kept[interval.id])
+                    for row in columns.unpack(kept[interval.id]):
+                        yield length, row
         for length, job in jobs:
-            _add_tallies(found[length], job.result())
-    return found
-
-
-def _add_packed(into: Slice, packed: Mapping[str, Any]) -> None:
-    for key, valid, on_time, misses in columns.unpack(packed):
-        counted = into.get(key)
-        if counted is None:
-            counted = into[key] = Verdicts()
-        counted.add(valid, on_time, misses)
-
-
-def _add_tallies(into: Slice, more: Tallies) -> None:
-    for key, tally in more.items():
-        into.setdefault(key, Verdicts()).add(tally.verdicts, tally.on_time, tally.misses)
+            for key, tally in job.result().items():
+                yield length, (key, tally.verdicts, tally.on_time, tally.misses)
