@@ -9,7 +9,6 @@ from datetime import timezone
 from typing import Any
 from urllib.parse import parse_qsl, unquote_plus
 
-from bson.codec_options import CodecOptions
 from pymongo import MongoClient
 from pymongo.database import Database
 from pymongo.errors import (
@@ -68,8 +67,9 @@ def connect(
 ) -> MongoClient[dict[str, Any]]:
     """Return a client for *url*, with *client_options* for those that the URL does not set.
 
-    Nothing is sent before the first operation. Writes are acknowledged by a majority and
-    journaled, because what was acknowledged is then deleted from the outbox.
+    Nothing is sent before the first operation. Datetimes that are read are aware. Writes are
+    acknowledged by a majority and journaled, because what was acknowledged is then deleted from
+    the outbox.
 
     Raises:
         pymongo.errors.InvalidURI: the URL is invalid, or has options that are invalid,
@@ -85,15 +85,14 @@ def connect(
     if "appname" not in given:
         options["appname"] = "rts"
     try:
-        return MongoClient(url, connect=False, tz_aware=True, **options)
+        return MongoClient(url, connect=False, tz_aware=True, tzinfo=timezone.utc, **options)
     except (PyMongoError, ValueError, OSError) as exc:  # OSError: a file that an option names
         raise InvalidURI(f"{redacted(url)} is not valid ({_reason(exc, url)})") from None
 
 
 def _reason(exc: Exception, url: str) -> str:
     """Return the driver's message, or its type alone if that might show a secret."""
-    user = url.partition("://")[2].rpartition("@")[0]
-    hidden = [part for part in user.partition(":") if part != ":"]
+    hidden = url.partition("://")[2].rpartition("@")[0].split(":", 1)
     for option in re.split("[&;]", url.partition("?")[2]):
         name, _, value = option.partition("=")
         if name.lower() in SECRET_OPTIONS:
@@ -106,11 +105,8 @@ def _reason(exc: Exception, url: str) -> str:
 
 
 def database_of(client: MongoClient[dict[str, Any]]) -> Database[dict[str, Any]]:
-    """Return the database that the path of the client's URL names, reading aware datetimes."""
-    options: CodecOptions[dict[str, Any]] = client.codec_options.with_options(
-        tz_aware=True, tzinfo=timezone.utc
-    )
-    return client.get_default_database(DEFAULT_DATABASE, codec_options=options)
+    """Return the database that the path of the client's URL names."""
+    return client.get_default_database(DEFAULT_DATABASE)
 
 
 @contextmanager

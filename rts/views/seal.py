@@ -73,9 +73,9 @@ def seal_of(
     kept = database[ROLLUPS].find_one({"_id": _id(collection)})
     if kept is None:
         return _make(database, collection, now)
-    span = _aware(kept["span"][0]), _aware(kept["span"][1])
+    span: Window = (kept["span"][0], kept["span"][1])
     spans = [span]
-    age = now - _aware(kept["made_at"])
+    age = now - kept["made_at"]
     if age > MOVE_AFTER:
         spans.append(_span(database, collection, now))
     inside = _inside(database, collection, spans)
@@ -152,10 +152,6 @@ def _outside(database: Database[dict[str, Any]], collection: str, span: Window) 
         database, collection, (span[1], _LAST)
     )
     return n + (count(database, collection, (_FIRST, span[0])) if span[0] > _FIRST else 0)
-
-
-def _aware(at: datetime) -> datetime:
-    return at if at.tzinfo is not None else at.replace(tzinfo=timezone.utc)
 
 
 def _id(collection: str) -> str:
