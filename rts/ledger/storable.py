@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rts.records import Execution, Learned
@@ -103,23 +103,17 @@ def integer(value: object) -> int | None:
 
 def cleaned(execution: Execution) -> Execution:
     """Return the record with every field of its type, bounded and storable."""
-    changes: dict[str, Any] = {}
-    for name, kind in _KINDS.items():
-        value = getattr(execution, name)
-        if kind is text:
-            changes[name] = text(value)
-        elif kind is bool:
-            changes[name] = bool(value)
-        elif value is not None:
-            changes[name] = kind(value)
+    changes: dict[str, Any] = {
+        name: kind(getattr(execution, name)) for name, kind in _KINDS.items()
+    }
     for name in ("arrival", "deadline", "tau", "k"):
-        value = changes.get(name)
-        changes[name] = math.nan if value is None else value
+        if changes[name] is None:
+            changes[name] = math.nan
     # An infinite instant still tells before from after.
-    for name in ("arrival", "deadline", "completed_at", "started_at"):
+    for name in _INSTANTS:
         if getattr(execution, name) in (math.inf, -math.inf):
             changes[name] = math.copysign(GREATEST_INSTANT, getattr(execution, name))
-    changes["retries"] = changes.get("retries") or 0
+    changes["retries"] = changes["retries"] or 0
     return execution._replace(**changes)
 
 
@@ -169,32 +163,17 @@ def _key(key: object) -> str:
     return name or "_"
 
 
+_TEXTS = (
+    *("run_id", "task_id", "name", "task_type", "type_source", "arrival_source"),
+    *("worker", "instance", "state"),
+)
+_INSTANTS = ("arrival", "deadline", "started_at", "completed_at")
 #: How each field is cleaned.
-_KINDS: dict[str, Any] = {
-    "run_id": text,
-    "task_id": text,
-    "name": text,
-    "task_type": text,
-    "type_source": text,
-    "tau": number,
-    "k": number,
-    "arrival": number,
-    "deadline": number,
-    "arrival_source": text,
-    "queue": _optional_text,
-    "retries": integer,
-    "parent_id": _optional_text,
-    "root_id": _optional_text,
-    "worker": text,
-    "instance": text,
-    "pid": integer,
-    "started_at": number,
+_KINDS: dict[str, Callable[[object], Any]] = {
+    **dict.fromkeys(_TEXTS, text),
+    **dict.fromkeys(("queue", "parent_id", "root_id", "cause"), _optional_text),
+    **dict.fromkeys((*_INSTANTS, "tau", "k", "runtime_s", "cpu_s"), number),
+    **dict.fromkeys(("retries", "pid", "max_rss_bytes"), integer),
     "load_at_start": _mapping,
-    "completed_at": number,
-    "runtime_s": number,
-    "cpu_s": number,
-    "max_rss_bytes": integer,
-    "state": text,
-    "cause": _optional_text,
     "ran": bool,
 }
