@@ -45,28 +45,25 @@ class MemoryLedger:
     def ended(self, task_ids: Collection[str]) -> set[str]:
         """Return those of the tasks that have ended."""
         with self._lock:
-            found = {task_id: self.tasks.get(task_id) for task_id in task_ids}
-        return {task_id for task_id, task in found.items() if task and task["completed_at"]}
+            return set(_ended(self.tasks, task_ids))
 
     def provisional(self, task_ids: Collection[str]) -> set[str]:
         """Return those of the tasks whose verdict is provisional: lost, killed, …."""
         with self._lock:
-            found = {task_id: self.tasks.get(task_id) for task_id in task_ids}
-        return {
-            task_id
-            for task_id, task in found.items()
-            if task and task["completed_at"] and is_provisional(task["state"], task["cause"])
-        }
+            return {
+                task_id
+                for task_id, task in _ended(self.tasks, task_ids).items()
+                if is_provisional(task["state"], task["cause"])
+            }
 
     def self_ended(self, run_ids: Collection[str]) -> set[str]:
         """Return those of the runs that wrote their own end."""
         with self._lock:
-            found = {run_id: self.assignments.get(run_id) for run_id in run_ids}
-        return {
-            run_id
-            for run_id, run in found.items()
-            if run and run["completed_at"] and not is_provisional(run["state"], run["cause"])
-        }
+            return {
+                run_id
+                for run_id, run in _ended(self.assignments, run_ids).items()
+                if not is_provisional(run["state"], run["cause"])
+            }
 
     def _absorb_ends(self, assignment: Document) -> None:
         key = group_key(assignment)
@@ -91,6 +88,12 @@ class MemoryLedger:
         """Return the last snapshot, empty if there is none."""
         with self._lock:
             return dict(self._taus)
+
+
+def _ended(collection: Mapping[str, Document], ids: Collection[str]) -> dict[str, Document]:
+    """Return those of the documents that have ended, by id."""
+    found = {key: collection[key] for key in ids if key in collection}
+    return {key: document for key, document in found.items() if document["completed_at"]}
 
 
 def _put(

@@ -49,6 +49,9 @@ from rts.settings import Settings
 #: or restored it from a copy without them.
 PREPARE_S = 300.0
 
+#: Conditions of which the documents of provisional ends meet one (see ``is_provisional``).
+_PROVISIONAL = [{"state": LOST}, {"cause": {"$in": sorted(PROVISIONAL_CAUSES)}}]
+
 #: Characters of a refused entry that are kept.
 REFUSED_TEXT = 16384
 
@@ -127,9 +130,7 @@ class MongoLedger:
         Raises:
             StoreUnavailable: the server is unavailable.
         """
-        query = {"_id": {"$in": list(task_ids)}, "completed_at": {"$ne": None}}
-        with translate_outages():
-            return {task["_id"] for task in self._tasks.find(query, {"_id": 1})}
+        return self._ended(self._tasks, task_ids, {})
 
     def provisional(self, task_ids: SomeIds[str]) -> set[str]:
         """Return those of the tasks whose verdict is provisional: lost, killed, ….
@@ -137,13 +138,7 @@ class MongoLedger:
         Raises:
             StoreUnavailable: the server is unavailable.
         """
-        query = {
-            "_id": {"$in": list(task_ids)},
-            "completed_at": {"$ne": None},
-            "$or": [{"state": LOST}, {"cause": {"$in": sorted(PROVISIONAL_CAUSES)}}],
-        }
-        with translate_outages():
-            return {task["_id"] for task in self._tasks.find(query, {"_id": 1})}
+        return self._ended(self._tasks, task_ids, {"$or": _PROVISIONAL})
 
     def self_ended(self, run_ids: SomeIds[str]) -> set[str]:
         """Return those of the runs that wrote their own end.
@@ -151,14 +146,15 @@ class MongoLedger:
         Raises:
             StoreUnavailable: the server is unavailable.
         """
-        query = {
-            "_id": {"$in": list(run_ids)},
-            "completed_at": {"$ne": None},
-            "state": {"$ne": LOST},
-            "cause": {"$nin": sorted(PROVISIONAL_CAUSES)},
-        }
+        return self._ended(self._assignments, run_ids, {"$nor": _PROVISIONAL})
+
+    def _ended(
+        self, collection: Collection[Document], ids: SomeIds[str], more: Document
+    ) -> set[str]:
+        """Return the ids of those documents that have ended and match *more*."""
+        query = {"_id": {"$in": list(ids)}, "completed_at": {"$ne": None}, **more}
         with translate_outages():
-            return {run["_id"] for run in self._assignments.find(query, {"_id": 1})}
+            return {document["_id"] for document in collection.find(query, {"_id": 1})}
 
     def _absorb_ends(self, task_ids: list[str]) -> None:
         """Merge ends without a start into their runs, among these tasks.
