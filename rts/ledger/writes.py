@@ -12,9 +12,7 @@ or too many others write the same records, and passes on other errors of the dri
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from bson.codec_options import CodecOptions
 from bson.datetime_ms import DatetimeMS
@@ -90,30 +88,22 @@ def mergeable(document: Document) -> Document:
 
 def invalidate_sums(collection: Collection[Document], changed: Iterable[Document]) -> None:
     """Drop the sums that the reports store for the time of these ends and verdicts."""
-    instants = map(_counted_at, changed)
-    seconds = [_milliseconds(at) / 1000 for at in instants if at is not None]
-    invalidate(collection.database, collection.name, seconds)
+    invalidate(collection.database, collection.name, _counted_at(changed))
 
 
 def _invalidate_late(collection: Collection[Document], added: Iterable[Document]) -> None:
     """Drop the sums for documents that were added long after their end or verdict."""
-    limit_ms = (time.time() - LATE_S) * 1000
-    late = []
-    for document in added:
-        at = _counted_at(document)
-        if at is not None and _milliseconds(at) < limit_ms:
-            late.append(document)
-    if late:
-        invalidate_sums(collection, late)
+    late = time.time() - LATE_S
+    instants = [at for at in _counted_at(added) if at < late]
+    invalidate(collection.database, collection.name, instants)
 
 
-def _counted_at(document: Document) -> Any:
-    """Return the instant under which the reports count a document."""
-    return document.get("verdict_at") or document.get("completed_at")
-
-
-def _milliseconds(at: DatetimeMS | datetime) -> float:
-    return int(at) if isinstance(at, DatetimeMS) else at.timestamp() * 1000
+def _counted_at(found: Iterable[Document]) -> Iterator[float]:
+    """Yield the epoch seconds under which the reports count documents, where they do."""
+    for document in found:
+        at = document.get("verdict_at") or document.get("completed_at")
+        if at is not None:
+            yield int(at) / 1000 if isinstance(at, DatetimeMS) else at.timestamp()
 
 
 def insert(collection: Collection[Document], new: Iterable[Document]) -> list[str]:
