@@ -22,20 +22,12 @@ class Kind(NamedTuple):
     fits: Callable[[str], bool]
 
 
-def _whole(least: int, most: float = float("inf")) -> Callable[[str], bool]:
+def _within(
+    read: Callable[[str], float], least: float, below: float = float("inf")
+) -> Callable[[str], bool]:
     def fits(value: str) -> bool:
         try:
-            return least <= int(value) <= most
-        except ValueError:
-            return False
-
-    return fits
-
-
-def _milliseconds(least: float) -> Callable[[str], bool]:
-    def fits(value: str) -> bool:
-        try:
-            return least <= float(value) < 1e9
+            return least <= read(value) < below
         except ValueError:
             return False
 
@@ -56,10 +48,10 @@ def _write_concern(value: str) -> bool:
 _MODES = ("primary", "primaryPreferred", "secondary", "secondaryPreferred", "nearest")
 
 #: Above 0, which the driver refuses as a float: from the smallest float on.
-_POSITIVE = _milliseconds(5e-324)
+_POSITIVE = _within(float, 5e-324, 1e9)
 
 _FLAG = Kind("true or false", ("true", "false").__contains__)
-_NUMBER = Kind("a whole number, at least 0", _whole(0))
+_NUMBER = Kind("a whole number, at least 0", _within(int, 0))
 _TIMEOUT = Kind("milliseconds, at least 0", _or("0", _POSITIVE))
 _WAIT = Kind("milliseconds, above 0", _POSITIVE)
 
@@ -95,14 +87,14 @@ KINDS: dict[str, Kind] = {
     ),
     **dict.fromkeys(("maxidletimems", "waitqueuetimeoutms"), _WAIT),
     "appname": Kind("at most 128 bytes", lambda value: len(value.encode()) <= 128),
-    "heartbeatfrequencyms": Kind("milliseconds, at least 500", _milliseconds(500)),
-    "maxconnecting": Kind("a whole number, at least 1", _whole(1)),
+    "heartbeatfrequencyms": Kind("milliseconds, at least 500", _within(float, 500, 1e9)),
+    "maxconnecting": Kind("a whole number, at least 1", _within(int, 1)),
     "maxstalenessseconds": Kind(
-        "a whole number of seconds, at least 1, or -1", _or("-1", _whole(1))
+        "a whole number of seconds, at least 1, or -1", _or("-1", _within(int, 1))
     ),
     "readpreference": Kind(", ".join(_MODES), _MODES.__contains__),
     "w": Kind("a whole number, at least 1, majority, or a name", _write_concern),
-    "zlibcompressionlevel": Kind("a whole number from -1 to 9", _whole(-1, 9)),
+    "zlibcompressionlevel": Kind("a whole number from -1 to 9", _within(int, -1, 10)),
 }
 
 

@@ -25,9 +25,6 @@ from rts.records import NOT_FINAL, OVERDUE, Execution, Learned, OutboxEntry
 
 Document = dict[str, Any]
 
-_UTC = timezone.utc
-_from_timestamp = datetime.fromtimestamp
-
 
 def documents(
     entry: OutboxEntry, at: Callable[[float | None], Any] | None = None
@@ -59,7 +56,7 @@ def instant(at: float | None) -> datetime | None:
     Instants outside the years 1 to 9999 are clamped.
     """
     ms = milliseconds(at)
-    return None if ms is None else _from_timestamp(ms / 1000, _UTC)
+    return None if ms is None else datetime.fromtimestamp(ms / 1000, timezone.utc)
 
 
 def milliseconds(at: float | None) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -18,7 +19,7 @@ from rts.ledger.heartbeat import FIGURES
 from rts.objectives import objective_of
 from rts.settings import Settings
 from rts.views.fleet_state import DROPPED
-from rts.views.readings import BOUNDS, MAX_LABEL, Histogram, QueueReading, Reading, missed
+from rts.views.readings import BOUNDS, MAX_LABEL, Histogram, QueueReading, Reading
 from rts.views.slo import ObjectiveStatus
 
 #: Queues of the broker with a label of their own: as many as in the counters.
@@ -68,10 +69,12 @@ def counts(reading: Reading) -> Iterator[Any]:
         "Tasks whose deadline was met or missed, by task type, task name and queue.",
         labels=["task_type", "task", "queue", "verdict"],
     )
-    verdicts: dict[tuple[str, str, str, str], int] = {}
+    verdicts: Counter[tuple[str, str, str, str]] = Counter()
+    missed: Counter[tuple[str, str]] = Counter()
     for (task_type, task, queue, cause), n in reading.verdicts.items():
-        key = (task_type, task, queue, MET if cause == MET else "missed")
-        verdicts[key] = verdicts.get(key, 0) + n
+        verdicts[task_type, task, queue, MET if cause == MET else "missed"] += n
+        if cause != MET:
+            missed[task_type, cause] += n
     for labels, n in sorted(verdicts.items()):
         deadlines.add_metric(labels, n)
     yield deadlines
@@ -80,7 +83,7 @@ def counts(reading: Reading) -> Iterator[Any]:
         "Missed deadlines by cause: late, overdue (known before the end), or what ended it.",
         labels=["task_type", "cause"],
     )
-    for miss, n in sorted(missed(reading.verdicts).items()):
+    for miss, n in sorted(missed.items()):
         misses.add_metric(miss, n)
     yield misses
     for kind, text in HISTOGRAMS.items():
@@ -97,14 +100,14 @@ def counts(reading: Reading) -> Iterator[Any]:
         labels=["what"],
     )
     counters = {**dict.fromkeys(FROM_THE_START, 0), **reading.counters}
+    opened = counters.pop("breaker_opened", 0)
     for name, n in sorted(counters.items()):
-        if name != "breaker_opened":
-            refused.add_metric([name], n)
+        refused.add_metric([name], n)
     yield refused
     yield CounterMetricFamily(
         "rts_breaker_opened",
         "Times that the circuit breaker of a process opened, because Redis failed.",
-        value=reading.counters.get("breaker_opened", 0),
+        value=opened,
     )
 
 
@@ -259,9 +262,8 @@ def queues(waiting: Iterable[QueueReading]) -> Iterator[Any]:
         labels=["queue"],
     )
     for name, queue in _by_label(waiting).items():
-        messages.add_metric([name, "ordered"], queue.ordered)
-        messages.add_metric([name, "demoted"], queue.demoted)
-        messages.add_metric([name, "plain"], queue.plain)
+        for form in ("ordered", "demoted", "plain"):
+            messages.add_metric([name, form], getattr(queue, form))
         hopeless.add_metric([name], queue.hopeless)
     yield from (messages, hopeless)
 

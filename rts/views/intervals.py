@@ -105,7 +105,7 @@ def trimmed(database: Database[dict[str, Any]], collection: str, window: Window)
 
 def parts(collection: str, window: Window) -> list[dict[str, Any]]:
     """Return disjoint queries for what lies in *window*: runs by their end, tasks by their
-    verdict.
+    verdict. That instant is the last field of each.
     """
     during = {"$gte": window[0], "$lt": window[1]}
     if collection != TASKS:

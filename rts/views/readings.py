@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from rts.ledger.counting import DURATIONS, LATENESS, MET
+from rts.ledger.counting import DURATIONS, LATENESS
 from rts.ledger.heartbeat import Heartbeat
 from rts.link.link import Link, replies_as_text
 from rts.link.scripts import pack
@@ -164,12 +164,3 @@ def _live_workers(vitals: Vitals) -> tuple[Heartbeat, ...]:
 
 #: Bucket bounds, by kind of histogram.
 BOUNDS = {"runtime": DURATIONS, "queueing_delay": DURATIONS, "lateness": LATENESS}
-
-
-def missed(verdicts: Mapping[tuple[str, str, str, str], int]) -> dict[tuple[str, str], int]:
-    """Return the misses by task type and cause."""
-    found: dict[tuple[str, str], int] = {}
-    for (task_type, _, _, cause), n in verdicts.items():
-        if cause != MET:
-            found[task_type, cause] = found.get((task_type, cause), 0) + n
-    return found

@@ -35,10 +35,8 @@ class Percentiles:
     @classmethod
     def of(cls, buckets: Mapping[int, int]) -> Percentiles | None:
         """Return the percentiles of *buckets*; ``None`` if they are empty."""
-        found = [percentile(buckets, q) for q in (0.50, 0.95, 0.99)]
-        if found[0] is None or found[1] is None or found[2] is None:
-            return None
-        return cls(found[0], found[1], found[2])
+        p50, p95, p99 = (percentile(buckets, q) for q in (0.50, 0.95, 0.99))
+        return None if p50 is None or p95 is None or p99 is None else cls(p50, p95, p99)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from pymongo import DESCENDING
@@ -15,7 +14,7 @@ from rts.keys import ASSIGNMENTS, TASKS
 from rts.ledger.connection import translate_errors
 from rts.ledger.storable import text
 from rts.views.aggregation import THREADS
-from rts.views.intervals import Window, parts
+from rts.views.intervals import Window, in_window, parts
 
 #: A sample is drawn from the newest ``SCANNED`` runs of each of ``INTERVALS`` parts of the
 #: window, so that a million runs cost as much as ten thousand.
@@ -94,8 +93,7 @@ def latest_misses(
             for part in parts(TASKS, window):
                 wanted = {"sla_success": False, "task_type": of_types, **part, **named}
                 cursor = database[TASKS].find(wanted, _MISS, max_time_ms=MAX_MS)
-                instant = next(iter(part)) if len(part) == 1 else "completed_at"
-                found += cursor.sort(instant, DESCENDING).limit(limit)
+                found += cursor.sort(list(part)[-1], DESCENDING).limit(limit)
     found.sort(key=lambda task: task.get("verdict_at") or task["completed_at"], reverse=True)
     return found[:limit]
 
@@ -111,8 +109,8 @@ def late_runs(
     wanted = {
         "sla_success": False,
         "task_type": task_type,
-        "completed_at": _between(window),
         "cause": None,
+        **in_window(ASSIGNMENTS, window),
     }
     with translate_errors():
         cursor = database[ASSIGNMENTS].find(wanted, _RUN, max_time_ms=MAX_MS)
@@ -146,7 +144,7 @@ def sample(
         return list(
             database[ASSIGNMENTS].aggregate(
                 [
-                    {"$match": {"completed_at": _between(part)}},
+                    {"$match": in_window(ASSIGNMENTS, part)},
                     {"$sort": {"completed_at": -1}},
                     {"$limit": SCANNED},
                     {"$match": wanted},
@@ -160,7 +158,3 @@ def sample(
     with translate_errors(), ThreadPoolExecutor(THREADS) as pool:
         found = [run for part in pool.map(ask, range(INTERVALS)) for run in part]
     return sorted(found, key=lambda run: run["completed_at"])
-
-
-def _between(window: tuple[datetime, datetime]) -> dict[str, Any]:
-    return {"$gte": window[0], "$lt": window[1]}

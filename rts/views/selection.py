@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -14,5 +15,5 @@ def foremost(rows: Sequence[T], most: int, rank: Callable[[T], Any]) -> list[T]:
     >>> foremost([1, 3, 0, 3, 2], 3, lambda row: row)
     [3, 3, 2]
     """
-    greatest = sorted(range(len(rows)), key=lambda i: rank(rows[i]), reverse=True)
-    return [rows[i] for i in sorted(greatest[:most])]
+    greatest = heapq.nlargest(most, range(len(rows)), key=lambda i: rank(rows[i]))
+    return [rows[i] for i in sorted(greatest)]

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import pymongo
+
 from rts.errors import StoreUnavailable
 from rts.keys import ASSIGNMENTS, REFUSED, TASKS
 from rts.ledger.connection import connect, database_of
@@ -157,8 +159,6 @@ def ask_mongo(settings: Settings, timeout_s: float) -> LedgerState:
     Raises:
         StoreUnavailable, ConfigurationError, PyMongoError: it does not answer.
     """
-    import pymongo
-
     client = connect(settings.mongo_url)
     try:
         with pymongo.timeout(timeout_s):
