@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ from pymongo.database import Database
 from rts.keys import ASSIGNMENTS, TASKS
 from rts.ledger.connection import translate_errors
 from rts.ledger.storable import text
-from rts.views.aggregation import THREADS
+from rts.views.aggregation import threads
 from rts.views.intervals import Window, in_window, parts
 
 #: A sample is drawn from the newest ``SCANNED`` runs of each of ``INTERVALS`` parts of the
@@ -155,6 +154,6 @@ def sample(
             )
         )
 
-    with translate_errors(), ThreadPoolExecutor(THREADS) as pool:
+    with translate_errors(), threads() as pool:
         found = [run for part in pool.map(ask, range(INTERVALS)) for run in part]
     return sorted(found, key=lambda run: run["completed_at"])

@@ -19,7 +19,7 @@ from pymongo.database import Database
 from rts.keys import ASSIGNMENTS, TASKS
 from rts.ledger.connection import translate_errors
 from rts.ledger.rollups import WIDTHS
-from rts.views.aggregation import THREADS, direct_by_interval
+from rts.views.aggregation import direct_by_interval, threads
 from rts.views.intervals import Interval, Window, cut, is_busy
 from rts.views.packing import unpack
 from rts.views.rollups import stored_packed, sum_up
@@ -82,7 +82,7 @@ def _points(
     first = int((window[0] - _EPOCH) // timedelta(seconds=width)) * width
     last = -int(-(window[1] - _EPOCH) // timedelta(seconds=width)) * width
     starts = range(first, last, width)
-    with translate_errors(), ThreadPoolExecutor(THREADS) as pool:
+    with translate_errors(), threads() as pool:
         collections = [
             _Collection(database, collection, window, by, width, pool)
             for collection in (ASSIGNMENTS, TASKS)

@@ -7,7 +7,6 @@ the next query cheap.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -15,7 +14,7 @@ from pymongo.database import Database
 
 from rts.keys import ASSIGNMENTS, TASKS
 from rts.ledger.rollups import DAY, HOUR
-from rts.views.aggregation import THREADS, direct
+from rts.views.aggregation import direct, threads
 from rts.views.intervals import Interval, Window, cut, is_busy, trimmed
 from rts.views.packing import unpack
 from rts.views.rollups import stored_packed, sum_up
@@ -30,7 +29,7 @@ def tally(database: Database[dict[str, Any]], window: Window, by: str) -> Tallie
         PyMongoError: the server did not answer.
     """
     total: Tallies = {}
-    with ThreadPoolExecutor(THREADS) as pool:
+    with threads() as pool:
         jobs = []
         for collection in _collections(by):
             intervals: list[Interval] = []

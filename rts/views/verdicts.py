@@ -7,7 +7,6 @@ sums are fetched in one query.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -16,7 +15,7 @@ from pymongo.database import Database
 
 from rts.keys import TASKS
 from rts.views import columns, intervals
-from rts.views.aggregation import THREADS, direct
+from rts.views.aggregation import direct, threads
 from rts.views.columns import Row
 from rts.views.intervals import cut
 from rts.views.rollups import stored_packed, sum_up
@@ -41,7 +40,7 @@ def slices(
         window = now - timedelta(seconds=longer), now - timedelta(seconds=shorter)
         cuts[longer] = cut(TASKS, window) if busy else ([], [window])
     kept = stored_packed(database, [s for some, _ in cuts.values() for s in some], CLASSES)
-    with ThreadPoolExecutor(THREADS) as pool:
+    with threads() as pool:
         jobs = []
         for length, (whole, rest) in cuts.items():
             jobs += [

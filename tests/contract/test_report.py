@@ -27,7 +27,7 @@ from rts.ledger.connection import connect, database_of
 from rts.ledger.mongo import MongoLedger
 from rts.records import Execution, OutboxEntry
 from rts.settings import Settings
-from rts.views import intervals, rollups
+from rts.views import intervals, rollups, tallies
 from rts.views.histogram import RELATIVE_ERROR, ZERO_S, bucket, expression, percentile
 from rts.views.intervals import cut
 from rts.views.report import Percentiles, report
@@ -329,6 +329,28 @@ def test_invalid_arguments_are_rejected() -> None:
     with pytest.raises(StoreUnavailable):
         report(database, at(0), at(1))
     client.close()
+
+
+def test_nothing_more_is_asked_of_a_server_that_went_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It went between the first question and the sums of many hours."""
+    asked = []
+
+    def count(*arguments: Any) -> Any:
+        asked.append(arguments)
+        return rollups.sum_up(*arguments)
+
+    hours = cut("tasks", (at(0), at(100 * 3600)), (3600,))
+    monkeypatch.setattr(tallies, "is_busy", lambda *_: True)
+    monkeypatch.setattr(tallies, "trimmed", lambda *_: None)
+    monkeypatch.setattr(tallies, "cut", lambda *_: hours)
+    monkeypatch.setattr(tallies, "stored_packed", lambda *_: {})
+    monkeypatch.setattr(tallies, "sum_up", count)
+    client = connect("mongodb://127.0.0.1:9/?serverSelectionTimeoutMS=50")
+    with client, pytest.raises(StoreUnavailable):
+        report(database_of(client), at(0), at(1))
+    assert len(asked) < len(hours[0])
 
 
 def test_a_window_is_cut_without_gap_or_overlap() -> None:
