@@ -7,9 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 
-from rts.alerting.alert import Alert
 from rts.cli.fitting import fitted, tables
-from rts.cli.status import NO_WORKERS, UNLED, WORKER_COLUMNS, worker_row
+from rts.cli.status import NO_WORKERS, UNLED, WORKER_COLUMNS, takers, worker_row
 from rts.cli.table import NONE, Column, cut, percent, render, seconds
 from rts.cli.watch_data import WINDOWS, Snapshot
 from rts.objectives import objective_of
@@ -68,7 +67,10 @@ def _facts(snapshot: Snapshot) -> list[str]:
 
 
 def _alerts(snapshot: Snapshot) -> list[str]:
-    found = [f"Alert since {_when(alert)}: {alert.summary}" for alert in snapshot.alerts]
+    found = []
+    for alert in snapshot.alerts:
+        started_at = iso(datetime.fromtimestamp(alert.started_at, timezone.utc))
+        found.append(f"Alert since {started_at}, as it began: {alert.summary}")
     unled = found and not snapshot.redis.alerts_led
     return [*found, f"Alerts are firing, {UNLED}"] if unled else found
 
@@ -89,7 +91,7 @@ _TYPES = (
 )
 _QUEUES = (
     Column("queue", number=False),
-    *(Column(name) for name in ("waiting", "ordered", "demoted", "plain", "due in s")),
+    *(Column(name) for name in ("waiting", "ordered", "demoted", "plain", "due in s", "slots")),
 )
 
 
@@ -117,14 +119,15 @@ def _type_rows(snapshot: Snapshot, settings: Settings) -> Iterator[Sequence[str]
     for key in sorted({key for rows in snapshot.types.values() for key in rows}):
         found = [snapshot.types[window].get(key) for window in WINDOWS]
         objective = objective_of(settings.slo, key, "", None)
-        day = found[-1] or found[-2]
+        # Of the shortest window with runs: an incident is over before it shows in a day's.
+        ran = next((row for row in found if row is not None and row.runs), None)
         yield (
             key,
             NONE if objective is None else f"{100 * settings.slo[objective]:g}",
             *(percent(None if row is None else row.on_time_ratio) for row in found),
             *(str(0 if row is None else row.tasks) for row in found),
-            _p95(None if day is None else day.runtime),
-            _p95(None if day is None else day.queueing_delay),
+            _p95(None if ran is None else ran.runtime),
+            _p95(None if ran is None else ran.queueing_delay),
         )
 
 
@@ -134,12 +137,10 @@ def _p95(of: Percentiles | None) -> str:
 
 def _queue_row(state: QueueState, snapshot: Snapshot) -> Sequence[str]:
     due_at = state.next_deadline
+    slots = sum(worker.concurrency or 0 for worker in takers(snapshot.redis, state.name))
     return (
         state.name,
         *(str(n) for n in (state.waiting, state.ordered, state.demoted, state.plain)),
         NONE if due_at is None else seconds(due_at - snapshot.at.timestamp()),
+        str(slots) if snapshot.redis.server.reachable else NONE,
     )
-
-
-def _when(alert: Alert) -> str:
-    return iso(datetime.fromtimestamp(alert.started_at, timezone.utc))

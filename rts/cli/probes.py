@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from typing import Any
 
 from pymongo.errors import PyMongoError
@@ -15,6 +15,14 @@ from rts.errors import RtsError, StoreUnavailable, short
 from rts.ledger.shipper import Shipper
 from rts.ledger.spool import Spool
 from rts.link.scripts import pack
+from rts.scheduling.queues import (
+    FleetQueues,
+    QueueState,
+    fleet_queues,
+    ordered_channel,
+    queue_names,
+    state_of,
+)
 from rts.settings import Settings
 from rts.urls import shown_url
 from rts.views.status import LedgerState, RedisState, ServerState, ask_mongo, ask_redis
@@ -60,6 +68,33 @@ def query_servers(settings: Settings) -> tuple[RedisState, LedgerState]:
     for thread in threads:
         thread.join(max(0.0, give_up_at - time.monotonic()))
     return found[RedisState], found[LedgerState]
+
+
+def query_broker(app: Any, settings: Settings, redis: RedisState) -> list[QueueState]:
+    """Return what waits in the queues of the app, of its workers and of open tasks; nothing if
+    the broker is not Redis.
+
+    Raises:
+        StoreUnavailable: a server does not answer.
+    """
+    fleet = FleetQueues()
+    if redis.server.reachable:
+        with link_to_redis(settings) as link:
+            fleet = fleet_queues(link, settings)
+    with ordered_channel(app, settings, PATIENCE_S) as channel:
+        if channel is None:
+            return []
+        names = queue_names(app, settings, channel, fleet)
+        return [state_of(channel, name) for name in names]
+
+
+@contextmanager
+def noted(wrong: list[str]) -> Iterator[None]:
+    """Add an outage to *wrong*, what is known then is shown all the same."""
+    try:
+        yield
+    except StoreUnavailable as exc:
+        wrong.append(str(exc))
 
 
 def spooled_records(settings: Settings) -> int | None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from datetime import datetime, timezone
+from typing import Any
 
 import click
 
-from rts.cli.common import as_json, link_to_redis, print_json, settings_of
+from rts.cli.common import as_json, link_to_redis, print_json, settings_of, utc
 from rts.cli.table import NONE, Column, counted, render, seconds, terminal_width
 from rts.errors import CommandError, StoreUnavailable
 from rts.scheduling import queues
@@ -39,11 +39,7 @@ def command(ctx: click.Context, to_fifo: bool, as_json: bool) -> None:
         moved = {name: queues.move_to_lists(channel, name) for name in names} if to_fifo else {}
         states = [queues.state_of(channel, name) for name in names]
     if as_json:
-        rows = []
-        for state in states:
-            at = state.next_deadline
-            due = None if at is None else datetime.fromtimestamp(at, timezone.utc)
-            rows.append({**asdict(state), "next_deadline": due})
+        rows = list(map(queue_document, states))
         print_json({"scheduler": settings.scheduler, "queues": rows, "moved": moved})
         return
     if to_fifo:
@@ -60,6 +56,11 @@ def command(ctx: click.Context, to_fifo: bool, as_json: bool) -> None:
         for state in states
     ]
     click.echo(render(_COLUMNS, table, terminal_width()))
+
+
+def queue_document(state: queues.QueueState) -> dict[str, Any]:
+    """Return the state of a queue as plain values."""
+    return {**asdict(state), "next_deadline": utc(state.next_deadline)}
 
 
 def _fleet(settings: Settings) -> queues.FleetQueues:

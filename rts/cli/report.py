@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
 import click
@@ -55,8 +55,7 @@ def command(
         totals = report(database, begin, end, "all")
     total = replace(totals[0], key=TOTAL) if totals else None
     if as_json:
-        document = {"since": begin, "until": end, "by": by, "rows": [asdict(r) for r in rows]}
-        print_json({**document, "total": None if total is None else asdict(total)})
+        print_json({"since": begin, "until": end, "by": by, "rows": rows, "total": total})
         return
     click.echo(f"Verdicts and runs from {iso(begin)} to {iso(end)}\n")
     if total is None:

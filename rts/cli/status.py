@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime, timezone
 from typing import Any
 
 import click
 
-from rts.cli.common import NO_APP, as_json, outages_not_logged, print_json, settings_of
-from rts.cli.probes import PATIENCE_S, query_servers, spooled_records, subtract_counters
-from rts.cli.table import NONE, Column, counted, render, seconds, terminal_width
+from rts.cli.common import (
+    NO_APP,
+    as_json,
+    outages_not_logged,
+    print_json,
+    settings_of,
+    utc,
+)
+from rts.cli.probes import (
+    noted,
+    query_broker,
+    query_servers,
+    spooled_records,
+    subtract_counters,
+)
+from rts.cli.table import NONE, Column, counted, printable, render, seconds, terminal_width
 from rts.clock import DEADBAND_S
 from rts.installation import installed
-from rts.scheduling.queues import stranded
+from rts.scheduling.queues import QueueState
 from rts.settings import Settings
 from rts.views.fleet_state import DROPPED
 from rts.views.status import LedgerState, RedisState, ServerState, WorkerState
@@ -32,20 +45,17 @@ def command(ctx: click.Context, clear: bool, as_json: bool) -> None:
 
     The exit status is 1, and standard error says why, if rts is off or not installed in the
     app, a server is not reachable, records were dropped or may be evicted, the oldest record
-    has been in the outbox for over a minute, or messages wait in deadline order where workers
-    do not see them.
+    has been in the outbox for over a minute, tasks are overdue and no worker is alive, or
+    messages wait where no worker takes them.
     """
     settings = settings_of(ctx)
     with outages_not_logged():
         redis, ledger = query_servers(settings)
         spool = spooled_records(settings) if redis.server.reachable else None
-    wrong = [*_without_rts(ctx.obj.app, settings), *problems(redis, ledger)]
-    served = [queue for worker in redis.workers for queue in worker.queues or ()]
-    for queue, count in stranded(ctx.obj.app, settings, served, PATIENCE_S).items():
-        wrong.append(
-            f"{counted(count, 'message')} in deadline order in the queue {queue}, which "
-            "workers without rts_scheduler = 'edf' do not see. rts queues --to-fifo moves them"
-        )
+        wrong = [*_without_rts(ctx.obj.app, settings), *problems(redis, ledger)]
+        with noted(wrong):
+            waiting = query_broker(ctx.obj.app, settings, redis)
+            wrong += queue_problems(waiting, redis, settings)
     if as_json:
         print_json(status_document(settings, redis, ledger, spool, wrong))
     else:
@@ -109,7 +119,42 @@ def problems(redis: RedisState, ledger: LedgerState) -> list[str]:
             f"the oldest record has been in the outbox for {seconds(redis.lag_s)} s. Is a "
             "drain running (a worker with rts_drain, or rts drain), and is MongoDB up?"
         )
+    if redis.overdue_tasks and not live(redis):
+        overdue = counted(redis.overdue_tasks, "task")
+        found.append(f"no worker is alive, with {overdue} past the deadline")
     return found
+
+
+def queue_problems(
+    states: Sequence[QueueState], redis: RedisState, settings: Settings
+) -> list[str]:
+    """Return which messages wait where no worker takes them."""
+    found = []
+    for state in states:
+        hidden = 0 if settings.scheduler == "edf" else state.ordered + state.demoted
+        name = printable(state.name)
+        if hidden:
+            found.append(
+                f"{counted(hidden, 'message')} in deadline order in the queue {name}, which "
+                "workers without rts_scheduler = 'edf' do not see. rts queues --to-fifo moves "
+                "them"
+            )
+        elif state.waiting and live(redis) and not takers(redis, state.name):
+            found.append(
+                f"{counted(state.waiting, 'message')} in the queue {name}, from which no "
+                f"worker with rts takes. Start one with -Q {name}"
+            )
+    return found
+
+
+def live(redis: RedisState) -> list[WorkerState]:
+    """Return the workers that are not silent."""
+    return [worker for worker in redis.workers if not worker.silent]
+
+
+def takers(redis: RedisState, queue: str) -> list[WorkerState]:
+    """Return the live workers that take from *queue*, or may."""
+    return [w for w in live(redis) if w.queues is None or queue in w.queues]
 
 
 def status_document(
@@ -125,11 +170,11 @@ def status_document(
         {"to": hook.shown, "waiting": waiting}
         for hook, waiting in zip(settings.webhooks, redis.messages, strict=False)
     ]
-    workers = [{**asdict(w), "seen_at": _instant(w.seen_at)} for w in redis.workers]
+    workers = list(map(worker_document, redis.workers))
     outbox = {
         "length": redis.outbox_length,
         "lag_s": redis.lag_s,
-        "oldest_at": _instant(redis.oldest_at),
+        "oldest_at": utc(redis.oldest_at),
     }
     alerts = {"firing": redis.alerts, "led": redis.alerts_led, "webhooks": webhooks}
     return {
@@ -152,6 +197,11 @@ def status_document(
         "open": {"tasks": redis.open_tasks, "overdue": redis.overdue_tasks} if known else None,
         "alerts": alerts if known else None,
     }
+
+
+def worker_document(worker: WorkerState) -> dict[str, Any]:
+    """Return the state of a worker as plain values."""
+    return {**asdict(worker), "seen_at": utc(worker.seen_at)}
 
 
 def status_text(
@@ -200,7 +250,7 @@ def status_text(
 
 #: Alerts that nobody evaluates may be over, and new ones do not start.
 UNLED = "but nothing evaluates them now (a worker with rts_drain and rts_webhooks would)"
-NO_WORKERS = "No workers. Running ones need rts.install(app), and then a restart."
+NO_WORKERS = "No workers. One that runs lacks rts.install(app), or a restart since then."
 
 WORKER_COLUMNS = (
     Column("worker", number=False),
@@ -239,7 +289,3 @@ def _clock(offset_s: float, error_s: float) -> str:
         return "this host and Redis agree"
     which = "behind" if offset_s > 0 else "ahead of"
     return f"this host is {seconds(abs(offset_s))} s {which} Redis, which rts corrects for"
-
-
-def _instant(at: float | None) -> datetime | None:
-    return None if at is None else datetime.fromtimestamp(at, timezone.utc)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import click
 
 from rts.cli.common import as_json, link_to_redis, print_json, settings_of
@@ -37,7 +35,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
     with link_to_redis(settings) as link:
         rows = tau_rows(link, settings)
     if as_json:
-        print_json({"taus": [asdict(row) for row in rows]})
+        print_json({"taus": rows})
     else:
         click.echo(tau_table(rows, terminal_width()))
 

@@ -10,12 +10,11 @@ from typing import Any
 
 from rts.alerting.alert import Alert
 from rts.alerting.store import firing
-from rts.cli.common import ledger_of, link_to_redis
-from rts.cli.probes import PATIENCE_S, query_servers
-from rts.cli.status import problems
-from rts.errors import StoreUnavailable
-from rts.scheduling import queues
-from rts.scheduling.queues import FleetQueues, QueueState
+from rts.cli.common import ledger_of, link_to_redis, utc
+from rts.cli.probes import noted, query_broker, query_servers
+from rts.cli.queues import queue_document
+from rts.cli.status import problems, queue_problems, worker_document
+from rts.scheduling.queues import QueueState
 from rts.settings import Settings
 from rts.views.report import ReportRow, report
 from rts.views.slo import ObjectiveStatus, standings
@@ -62,24 +61,16 @@ class Gatherer:
         types: dict[str, dict[str, ReportRow]] = {}
         waiting: Sequence[QueueState] = ()
         alerts: Sequence[Alert] = ()
-        fleet = FleetQueues()
         wrong = problems(redis, ledger)
         if ledger.server.reachable:
-            try:
+            with noted(wrong):
                 objectives, types = self._query_ledger(at)
-            except StoreUnavailable as exc:
-                wrong.append(str(exc))
         if redis.server.reachable:
-            try:
-                with link_to_redis(self._settings) as link:
-                    alerts = firing(link, self._settings)
-                    fleet = queues.fleet_queues(link, self._settings)
-            except StoreUnavailable as exc:
-                wrong.append(str(exc))
-        try:
-            waiting = self._query_broker(fleet)
-        except StoreUnavailable as exc:
-            wrong.append(str(exc))
+            with noted(wrong), link_to_redis(self._settings) as link:
+                alerts = firing(link, self._settings)
+        with noted(wrong):
+            waiting = query_broker(self._app, self._settings, redis)
+            wrong += queue_problems(waiting, redis, self._settings)
         return Snapshot(at, redis, ledger, wrong, objectives, types, waiting, alerts)
 
     def _query_ledger(
@@ -99,31 +90,22 @@ class Gatherer:
             types = {"now": rows("now"), "1h": rows("1h"), "24h": self._day}
             return self._standings, types
 
-    def _query_broker(self, fleet: FleetQueues) -> Sequence[QueueState]:
-        with queues.ordered_channel(self._app, self._settings, PATIENCE_S) as channel:
-            if channel is None:
-                return ()
-            names = queues.queue_names(self._app, self._settings, channel, fleet)
-            return [queues.state_of(channel, name) for name in names]
-
 
 def document(snapshot: Snapshot) -> dict[str, Any]:
-    """Return *snapshot* as plain values."""
+    """Return *snapshot* as JSON shows it."""
+    redis = snapshot.redis
     return {
         "at": snapshot.at,
-        "problems": list(snapshot.problems),
-        "objectives": [asdict(standing) for standing in snapshot.standings],
-        "types": {
-            window: {key: asdict(row) for key, row in rows.items()}
-            for window, rows in snapshot.types.items()
-        },
-        "queues": [asdict(state) for state in snapshot.queues],
-        "workers": [asdict(worker) for worker in snapshot.redis.workers],
-        "outbox": {"length": snapshot.redis.outbox_length, "lag_s": snapshot.redis.lag_s},
-        "open": {
-            "tasks": snapshot.redis.open_tasks,
-            "overdue": snapshot.redis.overdue_tasks,
-        },
-        "running": {"runs": snapshot.redis.running, "overdue": snapshot.redis.overdue},
-        "alerts": [asdict(alert) for alert in snapshot.alerts],
+        "problems": snapshot.problems,
+        "objectives": snapshot.standings,
+        "types": snapshot.types,
+        "queues": list(map(queue_document, snapshot.queues)),
+        "workers": list(map(worker_document, redis.workers)),
+        "outbox": {"length": redis.outbox_length, "lag_s": redis.lag_s},
+        "open": {"tasks": redis.open_tasks, "overdue": redis.overdue_tasks},
+        "running": {"runs": redis.running, "overdue": redis.overdue},
+        "alerts": [
+            {**asdict(alert), "started_at": utc(alert.started_at), "at": utc(alert.at)}
+            for alert in snapshot.alerts
+        ],
     }

@@ -11,7 +11,7 @@ import redis
 from kombu.exceptions import OperationalError
 from kombu.utils.json import loads
 
-from rts.errors import BrokerUnavailable, StoreUnavailable
+from rts.errors import BrokerUnavailable
 from rts.ledger.heartbeat import read_heartbeats
 from rts.link.link import Link
 from rts.link.scripts import pack
@@ -241,26 +241,3 @@ def known_queues(app: Any, settings: Settings, served: Iterable[str] = ()) -> li
     """
     routed = (queue for queues in settings.routes.values() for queue in queues)
     return list(dict.fromkeys([*app.amqp.queues, *routed, *served]))
-
-
-def stranded(
-    app: Any, settings: Settings, served: Iterable[str], timeout_s: float
-) -> dict[str, int]:
-    """Return, by queue, how many messages wait in deadline order though the app does not use
-    it, so that its workers cannot see them.
-
-    *served*: further queues, which workers consume. *timeout_s*: for each reply of the
-    broker. Empty if the broker is unavailable.
-    """
-    if settings.scheduler == "edf":
-        return {}
-    try:
-        with ordered_channel(app, settings, timeout_s) as channel:
-            if channel is None:
-                return {}
-            known = known_queues(app, settings, served)
-            states = [state_of(channel, name) for name in known]
-    except StoreUnavailable:
-        return {}
-    waiting = {state.name: state.ordered + state.demoted for state in states}
-    return {name: count for name, count in waiting.items() if count}

@@ -25,6 +25,7 @@ from celery.bin.base import CLIContext
 from click.testing import CliRunner, Result
 
 import rts as rts_of
+from rts.alerting.alert import Alert
 from rts.cli import rts
 from rts.cli.watch_data import Gatherer
 from rts.ledger.mongo import MongoLedger
@@ -69,7 +70,9 @@ def cli(conf: dict[str, Any]) -> Run:
     return run
 
 
-def write(conf: dict[str, Any], *groups: tuple[str, float, int, int]) -> None:
+def write(
+    conf: dict[str, Any], *groups: tuple[str, float, int, int], runtime_s: float = 1.0
+) -> None:
     """Write verdicts: type, seconds ago, how many on time, how many late."""
     entries = []
     for task_type, ago_s, good, bad in groups:
@@ -83,7 +86,7 @@ def write(conf: dict[str, Any], *groups: tuple[str, float, int, int]) -> None:
                 started_at=end - 1,
                 completed_at=end,
                 deadline=end + 60 if i < good else end - 1,
-                runtime_s=1.0,
+                runtime_s=runtime_s,
                 state="SUCCESS",
             )
             entries.append(OutboxEntry("0-0", run))
@@ -241,6 +244,27 @@ def test_watch_prints_once_without_a_terminal(cli: Run, conf: dict[str, Any]) ->
     assert "Redis NOT REACHABLE · MongoDB NOT REACHABLE" in output
     assert "secret" not in output
     assert "No workers." not in output
+
+
+def test_watch_shows_how_it_is_now(
+    cli: Run, conf: dict[str, Any], redis_client: redis.Redis
+) -> None:
+    """Not the runs of a day that was quiet, nor an alert's first numbers as today's."""
+    write(conf, ("cpu-light", 7200, 100, 0), ("mixed", 7200, 100, 0))
+    write(conf, ("cpu-light", 60, 10, 0), runtime_s=30.0)
+    keys = Settings.from_conf(conf, environ={}).keys
+    alert = Alert("1", "k", "task_overdue", "firing", "ticket", "3 late", started_at=1e9)
+    redis_client.hset(keys.alerts, "k", alert.to_json())
+    beat = {"seen_at": time.time(), "worker": "w@h", "queues": []}
+    redis_client.hset(keys.workers, "w@h/1", json.dumps(beat))
+    lines = cli("watch").output.splitlines()
+    assert "Alert since 2001-09-09T01:46:40.000Z, as it began: 3 late" in lines
+    for task_type, runtime_s in (("cpu-light", 30.0), ("mixed", 1.0)):
+        row = [line for line in lines if line.startswith(task_type)][-1]
+        assert float(row.split()[-2]) == pytest.approx(runtime_s, rel=0.02)
+    document = json.loads(cli("watch", "--json").output)
+    assert document["alerts"][0]["started_at"] == "2001-09-09T01:46:40.000Z"
+    assert document["workers"][0]["seen_at"].endswith("Z")
 
 
 def test_watch_shows_no_objectives_from_before_an_outage(conf: dict[str, Any]) -> None:

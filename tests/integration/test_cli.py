@@ -492,6 +492,43 @@ def test_status_reports_a_redis_that_evicts(cli: Run, conf: dict[str, Any]) -> N
             assert result.exit_code == int(evicts)
 
 
+def test_status_reports_messages_that_no_worker_takes(
+    cli: Run, conf: dict[str, Any], redis_client: redis.Redis
+) -> None:
+    prefix = conf["rts_key_prefix"]
+    queue = prefix + "emails"
+    conf.update(broker_url=conf["rts_redis_url"], task_default_queue=queue)
+    redis_client.rpush(queue, "a", "b")
+
+    def beat(*queues: str, age_s: float = 0.0) -> None:
+        seen = {"seen_at": time.time() - age_s, "worker": "w@h", "concurrency": 3}
+        beat = json.dumps({**seen, "queues": queues})
+        redis_client.hset(f"{prefix}workers", "w@h/1", beat)
+
+    def slots() -> str:
+        rows = [line.split() for line in cli("watch").stdout.splitlines()]
+        return next(row[-1] for row in rows if row[:2] == [queue, "2"])
+
+    beat(queue)
+    assert (cli("status").exit_code, slots()) == (0, "3")
+    beat("other")
+    result = cli("status")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"Problem: 2 messages in the queue {queue}, from which no worker with rts takes. "
+        f"Start one with -Q {queue}\n"
+    )
+    assert slots() == "0"
+    # Without any worker, of all queues at once.
+    beat(queue, age_s=60)
+    assert cli("status").exit_code == 0  # as before the first deployment
+    redis_client.zadd(f"{prefix}overdue", {"a": 1.0})
+    assert cli("status").stderr == (
+        "Problem: no worker is alive, with 1 task past the deadline\n"
+    )
+    redis_client.delete(queue)
+
+
 def test_status_with_everything_down(cli: Run, conf: dict[str, Any]) -> None:
     conf.update(rts_redis_url=NO_REDIS, rts_mongo_url=NO_MONGO)
     result = cli("status")
@@ -561,6 +598,9 @@ def test_an_unreachable_broker_is_reported_without_its_password(
     assert result.exit_code == 1
     assert "the broker redis://127.0.0.1:1/0 is not usable (" in result.stderr
     assert cli("eta", "some-task").stderr == result.stderr
+    status = cli("status")
+    assert status.exit_code == 1
+    assert status.stderr == result.stderr.replace("Error: ", "Problem: ")
 
 
 @pytest.mark.parametrize("name", ["status", "watch"])
