@@ -18,7 +18,6 @@ from urllib.parse import urlsplit
 import pytest
 
 from rts.testing.binaries import ServerNotFound
-from rts.testing.server import Server
 from rts.testing.servers import MongoServer, RedisServer
 
 #: Databases of the embedded Redis; the first one is never handed out.
@@ -72,21 +71,15 @@ def rts_mongo_server() -> Iterator[MongoServer]:
 @pytest.fixture(scope="session")
 def rts_redis_session_url(request: pytest.FixtureRequest) -> str:
     """URL of the session's Redis: the one of the environment, or the embedded one."""
-    return _url("RTS_TEST_REDIS_URL", request, "rts_redis_server")
+    given = os.environ.get("RTS_TEST_REDIS_URL")
+    return given or str(request.getfixturevalue("rts_redis_server").url)
 
 
 @pytest.fixture(scope="session")
 def rts_mongo_session_url(request: pytest.FixtureRequest) -> str:
     """URL of the session's MongoDB: the one of the environment, or the embedded one."""
-    return _url("RTS_TEST_MONGO_URL", request, "rts_mongo_server")
-
-
-def _url(variable: str, request: pytest.FixtureRequest, fixture: str) -> str:
-    url = os.environ.get(variable)
-    if url:
-        return url
-    server: Server = request.getfixturevalue(fixture)
-    return server.url
+    given = os.environ.get("RTS_TEST_MONGO_URL")
+    return given or str(request.getfixturevalue("rts_mongo_server").url)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,6 +64,12 @@ while child.poll() is None:
 code = child.returncode
 sys.exit(code if code >= 0 else 128 - code)
 """
+
+
+def remove_folder(folder: Path, owner: int) -> None:
+    """Remove *folder* if the process *owner* calls, and not a child that it has forked."""
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class OwnedProcess:
@@ -132,10 +139,8 @@ class OwnedProcess:
         """End it: SIGTERM, and after *timeout* seconds SIGKILL to all of its group."""
         if self.running:
             self.send(signal.SIGTERM)
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self.wait(timeout)
-            except subprocess.TimeoutExpired:
-                pass  # the next line ends it
         self.kill()
 
     def kill(self) -> None:

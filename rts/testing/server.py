@@ -5,17 +5,15 @@ started again as often as a test wants.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import tempfile
-import time
 import weakref
 from pathlib import Path
 from typing import TypeVar
 
 from rts.errors import RtsError
-from rts.testing.processes import OwnedProcess
+from rts.testing.processes import OwnedProcess, remove_folder
 from rts.testing.waiting import wait_until
 
 #: Seconds that a server may take until it answers. mongod starts in about one;
@@ -51,8 +49,7 @@ def _reserved(port: int) -> socket.socket:
 
 
 def _remove(folder: Path, owner: int, holder: list[socket.socket]) -> None:
-    if os.getpid() == owner:  # not in a forked child
-        shutil.rmtree(folder, ignore_errors=True)
+    remove_folder(folder, owner)
     while holder:
         holder.pop().close()
 
@@ -125,16 +122,21 @@ class Server:
                 raise ServerFailed(f"port {self.port} is taken: {exc}") from exc
         self.data_dir.mkdir(parents=True, exist_ok=True)
         try:
-            self._process = OwnedProcess(command, self.log_path, folder=self._folder)
-            if self._wait_ready():
+            process = self._process = OwnedProcess(command, self.log_path, folder=self._folder)
+            wait_until(
+                lambda: self._answers() or not process.running,
+                START_TIMEOUT_S,
+                interval=0.02,
+                message="the server answers",
+            )
+            if process.running:
                 return self
-        except OSError as exc:
-            raise ServerFailed(f"{command[0]}: {exc}\n{self._log_end()}") from exc
-        except BaseException:  # Ctrl-C while it starts
+            raise ChildProcessError("it ended")
+        except BaseException as exc:  # also Ctrl-C
             self.kill()
+            if isinstance(exc, OSError):
+                raise ServerFailed(f"{command[0]}: {exc}\n{self._log_end()}") from exc
             raise
-        self.kill()
-        raise ServerFailed(f"{type(self).__name__} did not start:\n{self._log_end()}")
 
     def stop(self) -> None:
         """Stop and remove everything. Idempotent."""
@@ -194,17 +196,12 @@ class Server:
         """Raise some exception while the server does not answer."""
         raise NotImplementedError
 
-    def _wait_ready(self) -> bool:
-        give_up_at = time.monotonic() + START_TIMEOUT_S
-        while self._process is not None and self._process.running:
-            try:
-                self._ping()
-                return True
-            except Exception:  # noqa: BLE001  not ready yet, or dead
-                if time.monotonic() > give_up_at:
-                    return False
-                time.sleep(0.02)
-        return False
+    def _answers(self) -> bool:
+        try:
+            self._ping()
+        except Exception:  # noqa: BLE001  not ready yet, or dead
+            return False
+        return True
 
     def _log_end(self) -> str:
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import sys
 import tempfile
@@ -15,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from rts.errors import RtsError
-from rts.testing.processes import OwnedProcess
+from rts.testing.processes import OwnedProcess, remove_folder
 from rts.testing.waiting import wait_until
 
 #: Celery logs that it is ready at INFO. For higher log levels this runs the same command line
@@ -87,7 +86,7 @@ class WorkerProcess:
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="rts-worker-"))
             self._last_log = ""
-            weakref.finalize(self, _remove, self._folder, os.getpid())
+            weakref.finalize(self, remove_folder, self._folder, os.getpid())
         earlier = len(self.log)
         try:
             process = self._process = OwnedProcess(
@@ -104,17 +103,16 @@ class WorkerProcess:
             )
             if process.running:
                 return self
-            failure: Exception | None = None
-        except (OSError, TimeoutError) as exc:
-            failure = exc
-        except BaseException:  # Ctrl-C while it starts
+            raise ChildProcessError("it ended")
+        except BaseException as exc:  # also Ctrl-C
             self.stop(0)
+            if isinstance(exc, OSError):
+                late = isinstance(exc, TimeoutError)
+                how = "was not ready in time" if late else "did not start"
+                raise WorkerFailed(
+                    f"the worker {how} ({exc}):\n{self._last_log[earlier:]}"
+                ) from exc
             raise
-        self.stop(0)
-        how = "was not ready in time" if isinstance(failure, TimeoutError) else "did not start"
-        raise WorkerFailed(
-            f"the worker {how} ({failure or 'it ended'}):\n{self._last_log[earlier:]}"
-        ) from failure
 
     @property
     def log(self) -> str:
@@ -157,7 +155,7 @@ class WorkerProcess:
             self._process = None
         if self._folder is not None:
             self._last_log = self.log
-            _remove(self._folder, os.getpid())
+            remove_folder(self._folder, os.getpid())
             self._folder = None
 
     def kill(self, *, group: bool = True) -> None:
@@ -195,8 +193,3 @@ class WorkerProcess:
         except psutil.NoSuchProcess:
             pass
         return family
-
-
-def _remove(folder: Path, owner: int) -> None:
-    if os.getpid() == owner:  # not in a forked child
-        shutil.rmtree(folder, ignore_errors=True)

@@ -316,13 +316,6 @@ def test_a_wheel_without_run_bits(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         binaries.redis_binary()
 
 
-def test_urls_of_the_environment(
-    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
-    monkeypatch.setenv("RTS_TEST_REDIS_URL", "redis://elsewhere/3")
-    assert plugin._url("RTS_TEST_REDIS_URL", request, "none") == "redis://elsewhere/3"
-
-
 def test_a_database_for_each_test(
     rts_mongo_server: MongoServer, rts_mongo_url: str, rts_key_prefix: str
 ) -> None:
@@ -330,3 +323,18 @@ def test_a_database_for_each_test(
     assert "/rts_test_" in rts_mongo_url
     assert rts_mongo_server.running
     assert rts_key_prefix.startswith("rts-test-")
+
+
+def test_servers_of_the_environment(tmp_path: Path, rts_mongo_session_url: str) -> None:
+    (tmp_path / "conftest.py").write_text('pytest_plugins = ("rts.testing.plugin",)')
+    (tmp_path / "test_urls.py").write_text(
+        "def test_urls(rts_redis_url, rts_mongo_url):\n"
+        "    assert rts_redis_url == 'redis://elsewhere/3'\n"
+        f"    assert rts_mongo_url.startswith({rts_mongo_session_url!r}[:-len('rts')])\n"
+    )
+    given = {"RTS_TEST_REDIS_URL": "redis://elsewhere/3"}
+    given["RTS_TEST_MONGO_URL"] = rts_mongo_session_url
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(tmp_path)]
+    env = {**os.environ, **given, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
