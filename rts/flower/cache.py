@@ -8,15 +8,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor, thread
 from dataclasses import dataclass
 from typing import Any
 
-from pymongo.errors import PyMongoError
-
 from rts import health
-from rts.errors import RtsError, short
+from rts.errors import RtsError
 
 #: An answer is fresh for ``FRESH_FACTOR`` times what it took to get, so that repeated queries
 #: take no more than a tenth of one thread, but for at least and at most so many seconds.
@@ -63,8 +61,9 @@ class AnswerCache:
         self._kept: OrderedDict[Hashable, Answer] = OrderedDict()
         self._pending: dict[Hashable, asyncio.Future[Answer]] = {}
 
-    async def get(self, key: Hashable, query: Callable[[], Any]) -> Answer:
-        """Return the answer to *query*, which *key* identifies."""
+    async def get(self, query: Callable[..., Any], *arguments: Hashable) -> Answer:
+        """Return the result of *query*, called with *arguments*; both identify the answer."""
+        key = (query, *arguments)
         answer = self._kept.get(key)
         age_s = time.monotonic() - answer.made_at if answer else 0.0
         if answer and age_s < answer.fresh_for_s:
@@ -76,7 +75,7 @@ class AnswerCache:
             return older or Answer(late=True)
         if pending is None:
             loop = asyncio.get_running_loop()
-            pending = loop.run_in_executor(self._pool, _ask, query)
+            pending = loop.run_in_executor(self._pool, _ask, query, arguments)
             self._pending[key] = pending
             pending.add_done_callback(lambda done: self._keep(key, done))
         await asyncio.wait([pending], timeout=STALE_PATIENCE_S if older else PATIENCE_S)
@@ -96,7 +95,7 @@ class AnswerCache:
             self._kept.popitem(last=False)
 
 
-def _ask(query: Callable[[], Any]) -> Answer:
+def _ask(query: Callable[..., Any], arguments: Sequence[Hashable]) -> Answer:
     """Run a query, in a thread. Every failure is reported, and a bug is also logged."""
     if getattr(thread, "_shutdown", False):
         return Answer(late=True)  # the interpreter is exiting, and waits for the whole backlog
@@ -104,11 +103,9 @@ def _ask(query: Callable[[], Any]) -> Answer:
     trouble = None
     value = None
     try:
-        value = query()
+        value = query(*arguments)
     except RtsError as exc:
         trouble = f"{exc}."
-    except (PyMongoError, OSError) as exc:
-        trouble = short(exc)
     except Exception as exc:  # noqa: BLE001  Flower goes on, and the page says so
         health.hook_failed("flower", exc)
         trouble = f"rts failed ({type(exc).__name__}); the traceback is in Flower's log."

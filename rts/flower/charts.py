@@ -100,12 +100,12 @@ def on_time(history: Sequence[Moment], key: str | None, target: float | None) ->
     ]
     if target is not None:
         lines.append(line("objective", "target", [target] * len(counts), "dash"))
-    return chart("on-time", "Deadlines met", "ratio", _starts(history), series=lines, most=1)
+    return chart("on-time", "Deadlines met", "ratio", _starts(history), series=lines)
 
 
-def verdicts(history: Sequence[Moment], key: str | None = None) -> Chart:
+def verdicts(history: Sequence[Moment]) -> Chart:
     """Return the numbers of tasks that met and missed their deadlines, over time."""
-    counts = _verdicts(history, key)
+    counts = _verdicts(history, None)
     return chart(
         "verdicts",
         "Tasks that ended",

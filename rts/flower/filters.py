@@ -51,17 +51,20 @@ class Filters:
             *((argument(name) or "")[:MAX_TEXT] or None for name in ("type", "name", "worker")),
         )
 
+    def values(self) -> dict[str, str | None]:
+        """Return the filters by their names in the address."""
+        return {
+            "since": self.since,
+            "type": self.task_type,
+            "name": self.name,
+            "worker": self.worker,
+        }
+
     def query(self, **changes: str | None) -> str:
         """Return the query string of these filters with *changes*.
 
         >>> Filters(task_type="a&b").query(since="1h")
         'since=1h&type=a%26b'
         """
-        values = {
-            "since": self.since,
-            "type": self.task_type,
-            "name": self.name,
-            "worker": self.worker,
-            **changes,
-        }
+        values = {**self.values(), **changes}
         return urlencode({key: value for key, value in values.items() if value})

@@ -30,6 +30,8 @@ POLICY = (
     "font-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'self'; "
     "frame-ancestors 'self'"
 )
+#: The setting of a Flower application that holds its tab.
+SETTING = "rts_tab"
 #: Maximum length of a task id; Celery's have 36 characters.
 MAX_ID = 1024
 
@@ -64,9 +66,9 @@ class StaticFiles(web.StaticFileHandler):
 class BasePage(BaseHandler):  # type: ignore[misc]  # Flower has no type information
     """One of our pages."""
 
-    def initialize(self, tab: Tab, page: str = "") -> None:
+    def initialize(self, page: str = "") -> None:
         """Take the arguments of the URL spec."""
-        self._tab = tab
+        self._tab: Tab = self.settings[SETTING]
         self._page = page
 
     def set_default_headers(self) -> None:
@@ -143,15 +145,14 @@ class TaskPage(TaskView):  # type: ignore[misc]  # Flower has no type informatio
     Flower knows tasks from events only. One that only the ledger knows is shown on our page.
     """
 
-    def initialize(self, tab: Tab) -> None:
-        """Take the arguments of the URL spec."""
-        self._tab = tab
-        self.rts_facts: Document | None = None
+    #: What the ledger knows of the task, for our part of the page.
+    rts_facts: Document | None = None
 
     @web.authenticated
     async def get(self, task_id: str) -> None:
         """Show the page."""
-        self.rts_facts = await self._tab.pages.task(task_id[:MAX_ID])
+        tab: Tab = self.settings[SETTING]
+        self.rts_facts = await tab.pages.task(task_id[:MAX_ID])
         known_to_flower = self.application.events.state.tasks.get(task_id) is not None
         if not known_to_flower and self.rts_facts["known"]:
             self.redirect(self.reverse_url("rts-task", task_id))
@@ -162,9 +163,9 @@ class TaskPage(TaskView):  # type: ignore[misc]  # Flower has no type informatio
 class Api(BaseApiHandler):  # type: ignore[misc]  # Flower has no type information
     """``/api/rts/PAGE``: what the page shows, as JSON."""
 
-    def initialize(self, tab: Tab, page: str = "") -> None:
+    def initialize(self, page: str = "") -> None:
         """Take the arguments of the URL spec."""
-        self._tab = tab
+        self._tab: Tab = self.settings[SETTING]
         self._page = page
 
     @web.authenticated

@@ -39,16 +39,6 @@ def window(counted: Counted | None) -> Document:
     return {"since": since, "until": until}
 
 
-def filters_of(filters: Filters) -> Document:
-    """Return the filters by their names in the address."""
-    return {
-        "since": filters.since,
-        "type": filters.task_type,
-        "name": filters.name,
-        "worker": filters.worker,
-    }
-
-
 def met(label: str, answer: Answer) -> Document:
     """Return how the deadlines were met in one window, from a total."""
     row: ReportRow | None = answer.value

@@ -6,14 +6,14 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from datetime import timedelta
+from heapq import nlargest
 from typing import Any
 
 from rts.flower import charts, page_parts
 from rts.flower.cache import Answer, AnswerCache
 from rts.flower.filters import Filters
 from rts.flower.page_parts import Document
-from rts.flower.queries import MISSES, Queries
-from rts.flower.source import Counted, QueueSummary, Source
+from rts.flower.source import MISSES, Counted, QueueSummary, Source
 from rts.views.lateness_causes import slowdown, why
 from rts.views.report import ReportRow
 from rts.views.taus import TauRow
@@ -24,6 +24,8 @@ SHORT = {
     "1 h": timedelta(hours=1),
     "24 h": timedelta(days=1),
 }
+#: Types whose reasons for missing deadlines are looked for: each costs a query.
+REASONS = 50
 
 
 class Pages:
@@ -33,7 +35,8 @@ class Pages:
     """
 
     def __init__(self, source: Source, cache: AnswerCache) -> None:
-        self._queries = Queries(source, cache)
+        self._source = source
+        self._ask = cache.get
         self._settings = source.settings
 
     async def of(self, page: str, filters: Filters) -> Document:
@@ -49,7 +52,7 @@ class Pages:
 
     async def task(self, task_id: str) -> Document:
         """Return the document of one task."""
-        answer = await self._queries.task(task_id)
+        answer = await self._ask(self._source.task, task_id)
         found = answer.value
         raw = None if found is None else found.task
         task = None if raw is None else page_parts.record(raw, "task_id")
@@ -67,15 +70,16 @@ class Pages:
         }
 
     async def _overview(self, filters: Filters) -> Document:
+        ask, source = self._ask, self._source
         counted, redis, reading, queues, objectives, *totals = await asyncio.gather(
-            self._queries.counted(filters.duration, "type"),
-            self._queries.redis(),
-            self._queries.reading(),
-            self._queries.queues(),
-            self._queries.objectives(),
-            *(self._queries.total(since) for since in SHORT.values()),
+            ask(source.counted, filters.duration, "type"),
+            ask(source.redis),
+            ask(source.reading),
+            ask(source.queues),
+            ask(source.objectives),
+            *(ask(source.total, since) for since in SHORT.values()),
         )
-        reasons = await self._queries.reasons(filters.duration, counted.value)
+        reasons = await self._reasons(filters.duration, counted.value)
         met = [
             page_parts.met(label, answer) for label, answer in zip(SHORT, totals, strict=True)
         ]
@@ -86,7 +90,7 @@ class Pages:
                 "overview", [counted, redis, reading, queues, objectives, *totals, reasons]
             ),
             **page_parts.window(shown),
-            "filters": page_parts.filters_of(filters),
+            "filters": filters.values(),
             "objectives": [asdict(standing) for standing in objectives.value or ()],
             "objective": target,
             "met": met,
@@ -103,12 +107,13 @@ class Pages:
         }
 
     async def _types(self, filters: Filters) -> Document:
+        ask, source = self._ask, self._source
         by_type, by_name, taus = await asyncio.gather(
-            self._queries.counted(filters.duration, "type"),
-            self._queries.rows(filters.duration, "name"),
-            self._queries.taus(),
+            ask(source.counted, filters.duration, "type"),
+            ask(source.rows, filters.duration, "name"),
+            ask(source.taus),
         )
-        reasons = await self._queries.reasons(filters.duration, by_type.value)
+        reasons = await self._reasons(filters.duration, by_type.value)
         learned: dict[str, TauRow] = {row.field: row for row in taus.value or ()}
         by_task: dict[str | None, list[TauRow]] = {}
         for row in learned.values():
@@ -127,9 +132,8 @@ class Pages:
         history, runs = by_type, Answer()
         if key is not None:
             if chosen["by"] == "name":
-                history = await self._queries.history(filters.duration, key)
-            only = {"name" if chosen["by"] == "name" else "task_type": key}
-            runs = await self._queries.sample(filters.duration, **only)
+                history = await ask(source.counted, filters.duration, "name", key)
+            runs = await ask(source.sample, filters.duration, chosen["by"], key)
         of_key: Counted | None = history.value
         if of_key is not None and key is not None:
             drawn = [
@@ -143,8 +147,11 @@ class Pages:
         return {
             **page_parts.head("types", [by_type, by_name, taus, reasons, history, runs]),
             **page_parts.window(by_type.value),
-            "filters": page_parts.filters_of(filters),
-            "types": [{**row, "tau": _tau(learned.get(row["key"]))} for row in rows],
+            "filters": filters.values(),
+            "types": [
+                {**row, "tau": asdict(learned[row["key"]]) if row["key"] in learned else None}
+                for row in rows
+            ],
             "names": [
                 {
                     **asdict(row),
@@ -158,14 +165,14 @@ class Pages:
 
     async def _workers(self, filters: Filters) -> Document:
         redis, counted, runs = await asyncio.gather(
-            self._queries.redis(),
-            self._queries.rows(filters.duration, "worker"),
-            self._queries.sample(filters.duration, worker=filters.worker),
+            self._ask(self._source.redis),
+            self._ask(self._source.rows, filters.duration, "worker"),
+            self._ask(self._source.sample, filters.duration, "worker", filters.worker),
         )
         found: list[Mapping[str, Any]] = runs.value or []
         return {
             **page_parts.head("workers", [redis, counted, runs]),
-            "filters": page_parts.filters_of(filters),
+            "filters": filters.values(),
             "workers": page_parts.workers(redis.value, counted.value or (), found),
             "bands": charts.bands(found),
             "sampled": len(found),
@@ -174,7 +181,9 @@ class Pages:
 
     async def _queues(self, filters: Filters) -> Document:
         redis, reading, queues = await asyncio.gather(
-            self._queries.redis(), self._queries.reading(), self._queries.queues()
+            self._ask(self._source.redis),
+            self._ask(self._source.reading),
+            self._ask(self._source.queues),
         )
         summaries: list[QueueSummary] | None = queues.value
         return {
@@ -186,21 +195,24 @@ class Pages:
         }
 
     async def _misses(self, filters: Filters) -> Document:
-        counted = await self._queries.counted(filters.duration, "type")
+        counted = await self._ask(self._source.counted, filters.duration, "type")
         rows: list[ReportRow] = counted.value.rows if counted.value else []
         types = tuple(row.key for row in rows if row.misses)
         if filters.task_type is not None:
             types = (filters.task_type,)
-        listed = await self._queries.misses(filters.duration, types, filters.name)
+        listed = await self._ask(self._source.misses, filters.duration, types, filters.name)
         return {
             **page_parts.head("misses", [counted, listed]),
             **page_parts.window(counted.value),
-            "filters": page_parts.filters_of(filters),
+            "filters": filters.values(),
             "missed": sum(sum(row.misses.values()) for row in rows),
             "most": MISSES,
             "misses": [page_parts.record(task, "task_id") for task in listed.value or ()],
         }
 
-
-def _tau(row: Any) -> Document | None:
-    return None if row is None else asdict(row)
+    async def _reasons(self, since: timedelta, counted: Counted | None) -> Answer:
+        """Get why the types that miss most deadlines do: a ``Why`` by type."""
+        rows = [] if counted is None else [row for row in counted.rows if row.misses]
+        worst = nlargest(REASONS, rows, key=lambda row: sum(row.misses.values()))
+        types = tuple(sorted(row.key for row in worst))
+        return await self._ask(self._source.reasons, since, types) if types else Answer({})

@@ -43,7 +43,7 @@ from rts.views.series import series
 from rts.views.slo import ObjectiveStatus, standings
 from rts.views.status import RedisState, WorkerState, ask_redis
 from rts.views.tallies import tally
-from rts.views.tally import Tally, add_all
+from rts.views.tally import FIELDS, Tally, add_all
 from rts.views.taus import TauRow, tau_rows
 
 #: Timeouts of MongoDB in milliseconds: a page should report an outage rather than wait for its
@@ -58,6 +58,8 @@ MONGO_OPTIONS: Mapping[str, int] = {
 CONNECT_TIMEOUT_S, TIMEOUT_S, BREAKER_S = 1.0, 2.0, 1.0
 #: Late runs of a type that are examined for its reason.
 LATE_RUNS = 500
+#: Misses that are listed.
+MISSES = 100
 #: Messages of a queue that are shown, and those whose mean tau stands for that of all.
 IN_LINE, MEAN_OF = 25, 20
 
@@ -103,10 +105,8 @@ class Source:
         Raises:
             StoreUnavailable: it does not answer.
         """
-        try:
+        with self._redis_errors():
             return ask_redis(self._link, self.settings)
-        except StoreUnavailable as exc:
-            raise self._no_redis(exc) from exc
 
     def reading(self) -> Reading:
         """Return open and overdue tasks by queue, as in the metrics.
@@ -114,10 +114,8 @@ class Source:
         Raises:
             StoreUnavailable: Redis does not answer.
         """
-        try:
+        with self._redis_errors():
             return read(self._link, self.settings)
-        except StoreUnavailable as exc:
-            raise self._no_redis(exc) from exc
 
     def taus(self) -> list[TauRow]:
         """Return the learned taus.
@@ -125,10 +123,8 @@ class Source:
         Raises:
             StoreUnavailable: Redis does not answer.
         """
-        try:
+        with self._redis_errors():
             return tau_rows(self._link, self.settings)
-        except StoreUnavailable as exc:
-            raise self._no_redis(exc) from exc
 
     def objectives(self) -> list[ObjectiveStatus]:
         """Return the state of the objectives.
@@ -178,7 +174,11 @@ class Source:
             StoreUnavailable: MongoDB does not answer.
         """
         with self._ledger() as database:
-            return _whole(tally(database, (_now() - since, _now()), "type"))
+            by_type = tally(database, (_now() - since, _now()), "type")
+        whole = Tally()
+        for counted in by_type.values():
+            whole.add(counted)
+        return row_of("total", whole) if by_type else None
 
     def reasons(self, since: timedelta, types: tuple[str, ...]) -> dict[str, Why]:
         """Return why the latest late runs of each type were late.
@@ -190,26 +190,26 @@ class Source:
         with self._ledger() as database:
             return {t: why(late_runs(database, window, t, LATE_RUNS)) for t in types}
 
-    def sample(self, since: timedelta, **only: str | None) -> list[dict[str, Any]]:
-        """Return some runs of the window; see :func:`rts.views.runs.sample`.
+    def sample(self, since: timedelta, by: str, key: str | None) -> list[dict[str, Any]]:
+        """Return some runs of the last *since*, of one type, name or worker if *key* is given.
 
         Raises:
             StoreUnavailable: MongoDB does not answer.
         """
         with self._ledger() as database:
-            return sample(database, (_now() - since, _now()), **only)
+            return sample(database, (_now() - since, _now()), **{FIELDS[by]: key})
 
     def misses(
-        self, since: timedelta, types: tuple[str, ...], name: str | None, limit: int
+        self, since: timedelta, types: tuple[str, ...], name: str | None
     ) -> list[dict[str, Any]]:
-        """Return the latest tasks that missed their deadline.
+        """Return the latest tasks that missed their deadline, at most ``MISSES``.
 
         Raises:
             StoreUnavailable: MongoDB does not answer.
         """
         window = _now() - since, _now()
         with self._ledger() as database:
-            return latest_misses(database, window, types, name=name, limit=limit)
+            return latest_misses(database, window, types, name=name, limit=MISSES)
 
     def task(self, task_id: str) -> OneTask | None:
         """Return one task; ``None`` if the ledger does not know it.
@@ -227,10 +227,8 @@ class Source:
             StoreUnavailable: the broker, or Redis, does not answer.
         """
         workers = [worker for worker in self.redis().workers if not worker.silent]
-        try:
+        with self._redis_errors():
             fleet = fleet_queues(self._link, self.settings)
-        except StoreUnavailable as exc:
-            raise self._no_redis(exc) from exc
         with ordered_channel(self._app, self.settings) as channel:
             if channel is None:
                 return None
@@ -269,16 +267,14 @@ class Source:
             url, reason = shown_url(self.settings.mongo_url), short(exc.__cause__ or exc)
             raise StoreUnavailable(f"MongoDB at {url} is not usable ({reason})") from exc
 
-    def _no_redis(self, exc: BaseException) -> StoreUnavailable:
-        url, reason = shown_url(self.settings.redis_url), short(exc.__cause__ or exc)
-        return StoreUnavailable(f"Redis at {url} is not usable ({reason})")
-
-
-def _whole(tallies: Mapping[str, Tally]) -> ReportRow | None:
-    whole = Tally()
-    for counted in tallies.values():
-        whole.add(counted)
-    return row_of("total", whole) if tallies else None
+    @contextmanager
+    def _redis_errors(self) -> Iterator[None]:
+        """Report an outage with the URL and the reason."""
+        try:
+            yield
+        except StoreUnavailable as exc:
+            url, reason = shown_url(self.settings.redis_url), short(exc.__cause__ or exc)
+            raise StoreUnavailable(f"Redis at {url} is not usable ({reason})") from exc
 
 
 def _now() -> datetime:

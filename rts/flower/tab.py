@@ -10,6 +10,7 @@ from tornado.routing import URLSpec
 
 from rts.flower.cache import AnswerCache
 from rts.flower.handlers import (
+    SETTING,
     Api,
     Page,
     Search,
@@ -26,8 +27,6 @@ from rts.scheduling.queue_metrics import queue_readings
 from rts.settings import Settings
 from rts.views.metrics import RtsCollector, register
 
-#: The setting of a Flower application that holds its tab.
-SETTING = "rts_tab"
 STATIC = Path(__file__).parent / "static"
 #: What was added to the metrics of this process.
 _collectors: list[RtsCollector] = []
@@ -58,7 +57,7 @@ def add_tab(flower: Any) -> None:
         themed=theme.exists(),
     )
     flower.settings[SETTING] = tab
-    flower.add_handlers(".*", _handlers(prefix, tab))
+    flower.add_handlers(".*", _handlers(prefix))
     # Tornado caches loaders by this path, for all applications of a process.
     flower.settings["template_loader"] = TabLoader(flower.settings["template_path"])
     flower.settings["template_path"] = str(FOLDER)
@@ -73,11 +72,9 @@ def _add_metrics(app: Any, settings: Settings) -> None:
         _collectors.append(register(REGISTRY, settings, queue_readings(app, settings)))
 
 
-def _handlers(prefix: str, tab: Tab) -> list[URLSpec]:
-    given = {"tab": tab}
-
-    def at(path: str, handler: type, name: str | None = None, **more: Any) -> URLSpec:
-        return URLSpec(prefix + path, handler, {**given, **more}, name)
+def _handlers(prefix: str) -> list[URLSpec]:
+    def at(pattern: str, handler: type, name: str | None = None, **given: Any) -> URLSpec:
+        return URLSpec(prefix + pattern, handler, given, name)
 
     return [
         at(r"/rts", Page, "rts", page="overview"),
@@ -86,7 +83,7 @@ def _handlers(prefix: str, tab: Tab) -> list[URLSpec]:
         at(r"/rts/task", Search, "rts-search"),
         at(r"/rts/task/(.+)", TaskTimeline, "rts-task"),
         at(r"/task/(.+)", TaskPage),
-        URLSpec(prefix + r"/rts/static/(.*)", StaticFiles, {"path": str(STATIC)}),
+        at(r"/rts/static/(.*)", StaticFiles, path=str(STATIC)),
         *(at(f"/api/rts/{name}", Api, page=name) for name in ("overview", *NAMES)),
         at(r"/api/rts/task/(.+)", TaskApi),
     ]

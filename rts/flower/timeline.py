@@ -51,7 +51,6 @@ def timeline(
                 "starts_at": place(started),
                 "ends_at": place(ended),
                 "late": deadline is not None and ended > deadline,
-                "met": run.get("sla_success") is True,
             }
         )
         waits_from = ended

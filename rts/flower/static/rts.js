@@ -42,17 +42,11 @@
 
   const plots = new Map(); // figure -> {text, plot, theme, width}
 
-  function colour(name) {
-    return getComputedStyle(document.body).getPropertyValue(`--rts-${name}`).trim();
+  function property(element, name) {
+    return getComputedStyle(element).getPropertyValue(name).trim();
   }
 
-  const COLOURS = {
-    met: "met", second: "second", missed: "missed", middle: "met", upper: "second",
-    tau: "tau", target: "target",
-  };
-
-  function seriesOf(one, unit) {
-    const stroke = colour(COLOURS[one.role]);
+  function seriesOf(one, stroke) {
     const base = { label: one.label, stroke, width: 1.75, spanGaps: true, points: { size: 4, fill: stroke } };
     if (one.kind === "dash") return { ...base, width: 1.25, dash: [5, 4], points: { show: false } };
     if (one.kind === "bars") {
@@ -115,13 +109,15 @@
     if (old && old.text === source.textContent && old.theme === theme && old.width === width) return;
     if (old) old.plot.destroy();
     const chart = JSON.parse(source.textContent);
-    const marks = figure.querySelectorAll(".rts-value");
+    const legend = [...figure.querySelectorAll(".rts-legend li")];
+    const marks = legend.map((item) => item.querySelector(".rts-value"));
+    const drawn = chart.series.map((one, i) => seriesOf(one, property(legend[i], "--rts-mark")));
+    if (chart.stacked) drawn.reverse();
     const unit = UNITS[chart.unit];
     const axis = {
-      stroke: colour("muted"), font: "12px system-ui, sans-serif",
-      grid: { stroke: colour("grid"), width: 1 }, ticks: { show: false },
+      stroke: property(figure, "--rts-muted"), font: "12px system-ui, sans-serif",
+      grid: { stroke: property(figure, "--rts-grid"), width: 1 }, ticks: { show: false },
     };
-    const order = chart.stacked ? [chart.series[1], chart.series[0]] : chart.series;
     const xUnit = chart.x_unit ? UNITS[chart.x_unit] : null;
     const steps = (of) => (of === "seconds" ? { incrs: STEPS } : {});
     const options = {
@@ -131,18 +127,18 @@
         x: { time: !xUnit, range: chart.stacked ? aroundBars(chart.x) : undefined },
         y: chart.log ? { distr: 3 } : { range: range(chart) },
       },
-      series: [{}, ...order.map((one) => seriesOf(one, unit))],
+      series: [{}, ...drawn],
       axes: [
         { ...axis, ...steps(chart.x_unit), size: 30, space: 80, grid: { show: false }, values: xUnit ? (_, at) => at.map(xUnit) : axisTimes },
         { ...axis, ...steps(chart.unit), size: 64, grid: chart.log ? { ...axis.grid, filter: wholePowers } : axis.grid, values: (_, at) => at.map((v) => (v === null ? "" : unit(v))) },
       ],
-      bands: chart.band ? [{ series: [2, 1], fill: colour("met-soft") }] : [],
+      bands: chart.band ? [{ series: [2, 1], fill: property(figure, "--rts-met-soft") }] : [],
       hooks: {
         setCursor: [(plot) => {
           const at = plot.cursor.idx;
           chart.series.forEach((one, i) => {
             const value = at === null || at === undefined ? null : one.values[at];
-            if (marks[i]) marks[i].textContent = value === null || value === undefined ? "" : unit(value);
+            marks[i].textContent = value === null || value === undefined ? "" : unit(value);
           });
         }],
       },
