@@ -28,7 +28,7 @@ from rts.settings import Settings
 from rts.views.metrics import RtsCollector, register
 
 STATIC = Path(__file__).parent / "static"
-#: What was added to the metrics of this process.
+#: What was added to Flower's ``/metrics``, which are those of this process.
 _collectors: list[RtsCollector] = []
 NAMES = ("types", "workers", "queues", "misses")
 
@@ -47,7 +47,7 @@ def add_tab(flower: Any) -> None:
     settings = Settings.from_conf(flower.capp.conf)
     if not settings.enabled:
         return
-    prefix = (getattr(flower.options, "url_prefix", None) or "").strip("/")
+    prefix = (flower.options.url_prefix or "").strip("/")
     prefix = f"/{prefix}" if prefix else ""
     theme = Path(flower.settings["static_path"], "js", "theme.js")
     tab = Tab(
@@ -61,15 +61,9 @@ def add_tab(flower: Any) -> None:
     # Tornado caches loaders by this path, for all applications of a process.
     flower.settings["template_loader"] = TabLoader(flower.settings["template_path"])
     flower.settings["template_path"] = str(FOLDER)
-    _add_metrics(flower.capp, settings)
-
-
-def _add_metrics(app: Any, settings: Settings) -> None:
-    """Add our metrics to Flower's ``/metrics``, once per process: two collectors would export
-    everything twice.
-    """
-    if not _collectors:
-        _collectors.append(register(REGISTRY, settings, queue_readings(app, settings)))
+    if not _collectors:  # two would export everything twice
+        readings = queue_readings(flower.capp, settings)
+        _collectors.append(register(REGISTRY, settings, readings))
 
 
 def _handlers(prefix: str) -> list[URLSpec]:

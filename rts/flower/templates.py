@@ -26,19 +26,13 @@ _FACTS = """
 _BROKER = re.compile(r"<li[^>]*>\s*<a[^>]*reverse_url\('broker'\).*?</li>", re.DOTALL)
 
 
-class UnexpectedTemplate(Exception):
-    """A template of Flower's is not as we know it."""
-
-
-def navbar(text: str) -> str:
-    """Return Flower's navigation with our entry in it.
-
-    Raises:
-        UnexpectedTemplate: it has no entry for the broker.
+def navbar(text: str) -> str | None:
+    """Return Flower's navigation with our entry in it; ``None`` if it has none for the
+    broker.
     """
     broker = _BROKER.search(text)
     if broker is None:
-        raise UnexpectedTemplate
+        return None
     # Flower 2.0 has one colour for all entries, and an icon that has no name.
     old = " text-dark" if "text-dark" in broker[0] else ""
     text = text[: broker.end()] + _ENTRY.replace("OLD", old) + text[broker.end() :]
@@ -47,20 +41,19 @@ def navbar(text: str) -> str:
     return text
 
 
-def task_page(text: str) -> str:
-    """Return Flower's page of a task with our part at its end.
-
-    Raises:
-        UnexpectedTemplate: it does not end with its content.
+def task_page(text: str) -> str | None:
+    """Return Flower's page of a task with our part at its end; ``None`` if it does not end
+    with its content.
     """
     head, end, tail = text.rpartition("{% end %}")
-    if not end or tail.strip():
-        raise UnexpectedTemplate
-    return head + _FACTS + end
+    return head + _FACTS + end if end and not tail.strip() else None
 
 
-#: The edits of Flower's templates, by name.
-EDITS: Mapping[str, Callable[[str], str]] = {"navbar.html": navbar, "task.html": task_page}
+#: The edits of Flower's templates, by name. They return ``None`` for one that they do not know.
+EDITS: Mapping[str, Callable[[str], str | None]] = {
+    "navbar.html": navbar,
+    "task.html": task_page,
+}
 
 
 class TabLoader(Loader):
@@ -76,15 +69,14 @@ class TabLoader(Loader):
         else:
             path = Path(self.root) / name
         text = path.read_text(encoding="utf-8")
-        edit = EDITS.get(name)
-        if edit is not None:
-            try:
-                text = edit(text)
-            except UnexpectedTemplate:
+        if name in EDITS:
+            edited = EDITS[name](text)
+            if edited is None:
                 health.warn_once(
                     f"flower:{name}",
                     "rts: %s of this Flower is not as expected: our part of it is missing. The "
                     "pages below /rts work",
                     name,
                 )
+            text = edited or text
         return Template(text, name=name, loader=self)
