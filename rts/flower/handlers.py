@@ -78,19 +78,20 @@ class BasePage(BaseHandler):  # type: ignore[misc]  # Flower has no type informa
         self.set_header("Referrer-Policy", "same-origin")
         self.set_header("Cache-Control", "no-cache")
 
+    def get_template_namespace(self) -> dict[str, Any]:
+        """Return the names that are known in every template."""
+        return {
+            **super().get_template_namespace(),
+            "words": words,
+            "choices": CHOICES,
+            "asset": self._tab.asset,
+            "as_json": as_json,
+            "themed": self._tab.themed,
+        }
+
     def show(self, template: str, document: Document, filters: Filters, **more: Any) -> None:
         """Render one of our templates."""
-        self.render(
-            f"rts/{template}.html",
-            doc=document,
-            filters=filters,
-            choices=CHOICES,
-            words=words,
-            asset=self._tab.asset,
-            as_json=as_json,
-            themed=self._tab.themed,
-            **more,
-        )
+        self.render(f"rts/{template}.html", doc=document, filters=filters, **more)
 
     def filters(self) -> tuple[Filters, str | None]:
         """Return the filters in the address, and what is wrong with them."""
