@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import stat
@@ -325,16 +326,36 @@ def test_a_database_for_each_test(
     assert rts_key_prefix.startswith("rts-test-")
 
 
-def test_servers_of_the_environment(tmp_path: Path, rts_mongo_session_url: str) -> None:
-    (tmp_path / "conftest.py").write_text('pytest_plugins = ("rts.testing.plugin",)')
-    (tmp_path / "test_urls.py").write_text(
-        "def test_urls(rts_redis_url, rts_mongo_url):\n"
-        "    assert rts_redis_url == 'redis://elsewhere/3'\n"
-        f"    assert rts_mongo_url.startswith({rts_mongo_session_url!r}[:-len('rts')])\n"
-    )
-    given = {"RTS_TEST_REDIS_URL": "redis://elsewhere/3"}
-    given["RTS_TEST_MONGO_URL"] = rts_mongo_session_url
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(tmp_path)]
-    env = {**os.environ, **given, "PYTHONPATH": str(ROOT)}
+PROJECT = """
+import os, time
+from celery import Celery
+import rts
+app = Celery("proj", broker=os.environ.get("BROKER"))
+app.conf.rts_mongo_url = os.environ.get("MONGO", "mongodb://nowhere")
+rts.install(app)
+
+@app.task
+def build_report():
+    time.sleep(1)
+"""
+
+
+def test_tasks_are_tested_as_documented_on_servers_of_the_environment(
+    tmp_path: Path, rts_redis_session_url: str, rts_mongo_session_url: str
+) -> None:
+    text = (ROOT / "docs" / "testing.md").read_text(encoding="utf-8")
+    conftest, test, *_ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "conftest.py").write_text(conftest)
+    (tmp_path / "test_reports.py").write_text(test)
+    (tmp_path / "test_more_reports.py").write_text(test)
+    (tmp_path / "proj").mkdir()
+    (tmp_path / "proj" / "celery.py").write_text(PROJECT)
+    env = {
+        **os.environ,
+        "RTS_TEST_REDIS_URL": rts_redis_session_url,
+        "RTS_TEST_MONGO_URL": rts_mongo_session_url,
+        "PYTHONPATH": os.pathsep.join((str(ROOT), str(tmp_path))),
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
     done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
+    assert "2 passed" in done.stdout, done.stdout
