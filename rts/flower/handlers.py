@@ -175,7 +175,7 @@ class Api(BaseApiHandler):  # type: ignore[misc]  # Flower has no type informati
         try:
             filters = Filters.of(lambda name: self.get_query_argument(name, None))
         except BadFilter as exc:
-            raise web.HTTPError(400, str(exc).replace("%", "%%")) from exc
+            raise web.HTTPError(400, str(exc)) from exc
         self.answer(await self._tab.pages.of(self._page, filters))
 
     def answer(self, document: Document) -> None:

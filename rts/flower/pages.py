@@ -102,7 +102,7 @@ class Pages:
                 charts.on_time(shown.history, None, target),
                 charts.verdicts(shown.history),
             ]
-            if shown
+            if shown and shown.rows
             else [],
         }
 
@@ -170,10 +170,13 @@ class Pages:
             self._ask(self._source.sample, filters.duration, "worker", filters.worker),
         )
         found: list[Mapping[str, Any]] = runs.value or []
+        workers = page_parts.workers(redis.value, counted.value or (), found)
+        if filters.worker is not None:
+            workers = [worker for worker in workers if worker["worker"] == filters.worker]
         return {
             **page_parts.head("workers", [redis, counted, runs]),
             "filters": filters.values(),
-            "workers": page_parts.workers(redis.value, counted.value or (), found),
+            "workers": workers,
             "bands": charts.bands(found),
             "sampled": len(found),
             "charts": [charts.slowdowns(found)],
@@ -189,7 +192,7 @@ class Pages:
         return {
             **page_parts.head("queues", [redis, reading, queues]),
             "scheduler": self._settings.scheduler,
-            "ordered_by_us": summaries is not None,
+            "ordered_by_us": None if queues.late or queues.trouble else summaries is not None,
             "queues": [page_parts.queue(summary) for summary in summaries or ()],
             **page_parts.state(self._settings, redis.value, reading.value, summaries),
         }

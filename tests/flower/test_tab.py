@@ -37,7 +37,7 @@ Make = Callable[..., Flower]
 
 
 @pytest.mark.parametrize("how", ["install", "rts.auto"])
-def test_every_page_is_there_without_a_flag(
+def test_every_page_is_there_without_a_flag_and_says_why_types_miss(
     make_stage: Callable[..., Stage], make_flower: Make, write: Any, how: str
 ) -> None:
     write(*some_runs())
@@ -55,6 +55,17 @@ def test_every_page_is_there_without_a_flag(
         answer = flower.counted(f"/api/rts/{name}")
         assert answer.status == 200, (name, flower.log)
         assert answer.json["trouble"] == []
+    rows = {row["key"]: row for row in flower.counted("/api/rts/overview").json["types"]}
+    reasons = {key: row["finding"] and row["finding"]["reason"] for key, row in rows.items()}
+    assert reasons == {
+        "memory-heavy": "queueing",
+        "cpu-heavy": "load",
+        "mixed": "tau",
+        "cpu-light": None,
+    }
+    page = flower.get("/rts")
+    for label in ("waits too long", "slowed down by load", "tau is too short"):
+        assert label in page.text
     assert "Traceback" not in flower.log
 
 
@@ -102,24 +113,6 @@ def test_the_numbers_are_those_of_the_command_line(
     assert mongo.tasks.count_documents({"sla_success": False}) == 60
 
 
-def test_why_types_miss(
-    make_stage: Callable[..., Stage], make_flower: Make, write: Any
-) -> None:
-    write(*some_runs())
-    flower = make_flower(make_stage(), env=OPEN_API)
-    rows = {row["key"]: row for row in flower.counted("/api/rts/overview").json["types"]}
-    reasons = {key: row["finding"] and row["finding"]["reason"] for key, row in rows.items()}
-    assert reasons == {
-        "memory-heavy": "queueing",
-        "cpu-heavy": "load",
-        "mixed": "tau",
-        "cpu-light": None,
-    }
-    page = flower.get("/rts").text
-    for label in ("waits too long", "slowed down by load", "tau is too short"):
-        assert label in page
-
-
 def test_the_headline_does_not_wait_for_a_reason(
     make_stage: Callable[..., Stage], make_flower: Make, write: Any
 ) -> None:
@@ -132,16 +125,6 @@ def test_the_headline_does_not_wait_for_a_reason(
     ]
     headline = flower.get("/rts").text.partition("<h1")[2].partition("</h1>")[0]
     assert " ".join(headline.split()).endswith(">mixed</span> meets 0 % of its deadlines")
-
-
-def test_the_api_keeps_flowers_rules(
-    make_stage: Callable[..., Stage], make_flower: Make, write: Any
-) -> None:
-    write(ended(0, 5))
-    closed = make_flower(make_stage())
-    assert closed.get("/rts").status == 200
-    for name in APIS:
-        assert closed.get(f"/api/rts/{name}").status == 401
 
 
 def test_basic_authentication_and_prefix(
@@ -160,7 +143,7 @@ def test_basic_authentication_and_prefix(
     assert flower.get("/rts/static/../pages.py").status in (403, 404)
 
 
-def test_tls_and_metrics(
+def test_tls_metrics_and_an_api_as_closed_as_flowers(
     make_stage: Callable[..., Stage], make_flower: Make, write: Any, tmp_path: Path
 ) -> None:
     write(ended(0, 5))
@@ -173,6 +156,8 @@ def test_tls_and_metrics(
     )
     for path in PAGES:
         assert flower.get(path).status == 200, path
+    for name in APIS:
+        assert flower.get(f"/api/rts/{name}").status == 401
     wait_until(lambda: 'rts_slo_target_ratio{objective="*"}' in flower.get("/metrics").text, 30)
     metrics = flower.get("/metrics").text
     assert 'rts_up{server="redis"} 1.0' in metrics
@@ -215,21 +200,29 @@ def test_hostile_names_are_text(
 def test_filters_narrow_the_pages_and_invalid_ones_are_rejected(
     make_stage: Callable[..., Stage], make_flower: Make, write: Any
 ) -> None:
-    write(*some_runs(), ended(9999, 7200))
+    write(*some_runs(), ended(9999, 7200), ended(9998, 7200, worker="w2@host"))
     flower = make_flower(make_stage(), env=OPEN_API)
 
     def tasks(query: str) -> int:
         found = flower.counted(f"/api/rts/types{query}").json
         return sum(row["tasks"] for row in found["types"])
 
-    assert tasks("") == tasks("?since=24h") == 101
+    assert tasks("") == tasks("?since=24h") == 102
     assert tasks("?since=1h") == 100
     missed = flower.counted("/api/rts/misses?type=mixed").json["misses"]
     assert {task["task_type"] for task in missed} == {"mixed"}
     assert len(missed) == 20
     assert flower.counted("/api/rts/misses?name=proj.work").json["misses"] == []
-    for wrong in ("?since=yesterday", "?since=0s", "?since=2030-01-01", "?since=99999w"):
-        assert flower.get(f"/api/rts/types{wrong}").status == 400
+    for worker, shown in (("w2@host", ["w2@host"]), ("nobody", [])):
+        found = flower.counted(f"/api/rts/workers?worker={worker}").json
+        assert [row["worker"] for row in found["workers"]] == shown
+        assert found["sampled"] == len(shown)
+    assert "No such worker." in flower.get("/rts/workers?worker=nobody").text
+    for since in ("yesterday", "0s", "2030-01-01", "99999w", "5%25"):
+        wrong = f"?since={since}"
+        told = flower.get(f"/api/rts/types{wrong}")
+        assert (told.status, "is not a duration" in told.text) == (400, True)
+        assert "%%" not in told.text
         page = flower.get(f"/rts/types{wrong}")
         assert (page.status, "not a duration such as" in page.text) == (400, True)
 
@@ -326,7 +319,14 @@ def test_flower_survives_an_outage_of_the_servers(
             broker=server.url, mongo_url=mongo_server.url, rts_redis_url=server.url
         )
         flower = make_flower(stage, env=OPEN_API)
-        assert flower.counted("/api/rts/overview").json["trouble"] == []
+        server.pause()
+        # Redis has not answered yet, and that is not known at first.
+        assert flower.get("/api/rts/queues").json["ordered_by_us"] is None
+        assert "The broker is not Redis" not in flower.get("/rts/queues").text
+        server.resume()
+        wait_until(lambda: flower.get("/api/rts/overview").json["trouble"] == [], 60)
+        empty = flower.counted("/api/rts/overview").json
+        assert (empty["types"], empty["charts"]) == ([], [])
         server.pause()
         mongo_server.stop()
 

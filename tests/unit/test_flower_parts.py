@@ -9,6 +9,7 @@ import sys
 import threading
 from collections import Counter
 from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -323,6 +324,27 @@ def test_an_unexpected_template_is_left_as_it_is(
     loader = templates.TabLoader(str(tmp_path))
     assert loader.load("navbar.html").generate() == b"<ul></ul>"
     assert "navbar.html of this Flower is not as expected" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        ({"trouble": ["MongoDB is away"]}, "MongoDB is away"),
+        ({"counting": True}, "Not known yet"),
+        ({}, "No verdict yet"),
+    ],
+)
+def test_flowers_page_of_a_task_tells_what_is_not_known(
+    facts: dict[str, Any], told: str
+) -> None:
+    page = templates.TabLoader("").load("rts/task_facts.html")
+    handler = SimpleNamespace(settings={"rts_tab": SimpleNamespace(themed=True)})
+    shown = page.generate(
+        rts={"trouble": [], "counting": False, "task": None, "task_id": "x", **facts},
+        handler=handler,
+        reverse_url=lambda *_: "/rts/task/x",
+    )
+    assert told in shown.decode()
 
 
 def test_reasons_are_looked_for_of_the_types_that_miss_most() -> None:
