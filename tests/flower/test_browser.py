@@ -6,6 +6,7 @@ They need a Chromium on PATH (``apt-get install chromium``).
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from urllib.parse import quote
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
+from tornado.web import create_signed_value
 
 from rts.flower import tab
 from rts.flower.words import duration
@@ -42,6 +44,19 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+
+
+#: Returns the charts that show nothing but axes and the objective.
+EMPTY_CHARTS = """() => [...document.querySelectorAll(".rts-chart")].filter(chart => {
+  const canvas = chart.querySelector("canvas");
+  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  const pixels = new Uint32Array(data.buffer);
+  return ![...chart.querySelectorAll(".rts-legend li:not(.rts-kind-dash)")].some(item => {
+    const colour = getComputedStyle(item).getPropertyValue("--rts-mark").trim();
+    const [r, g, b] = [1, 3, 5].map(i => parseInt(colour.slice(i, i + 2), 16));
+    return pixels.includes((255 << 24 | b << 16 | g << 8 | r) >>> 0);
+  });
+}).map(chart => chart.id)"""
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +172,9 @@ def test_pages_are_live_until_they_are_paused(
     flower = make_flower(make_stage())
     context = browser.new_context()
     seen = Seen(context, flower.base)
+    page = seen.open("/rts/types?since=24h")
+    assert page.locator(".rts-plot").count() == 4
+    assert page.evaluate(EMPTY_CHARTS) == []  # a single run is seen in each
     page = seen.open("/rts/types?since=1h")
     tasks = page.locator("#rts-by-type + * tbody td").first
     assert tasks.inner_text() == "1"
@@ -174,6 +192,44 @@ def test_pages_are_live_until_they_are_paused(
     flower.stop()
     page.get_by_role("button", name="Pause").click()
     wait_until(lambda: "does not answer" in page.locator("#rts-status").inner_text(), 30)
+    context.close()
+
+
+def test_who_is_logged_out_is_told(
+    browser: Any, make_stage: Callable[..., Stage], make_flower: Make, write: Any
+) -> None:
+    write(ended(0, 5))
+    flower = make_flower(
+        make_stage(),
+        "--auth=me@example.com",
+        "--auth-provider=flower.views.auth.GithubLoginHandler",
+        "--oauth2-key=key",
+        "--oauth2-redirect-uri=http://127.0.0.1/login",
+        "--cookie-secret=secret",
+    )
+    context = browser.new_context()
+    user = create_signed_value("secret", "user", "me@example.com").decode()
+    context.add_cookies([{"name": "user", "value": user, "url": flower.base}])
+    page = Seen(context, flower.base).open("/rts")
+    assert page.locator("#rts-content").count() == 1
+    context.clear_cookies()
+    wait_until(lambda: "logged out" in page.locator("#rts-status").inner_text(), 30)
+    context.close()
+
+
+def test_marks_of_a_timeline_do_not_cover_each_other(
+    browser: Any, make_stage: Callable[..., Stage], make_flower: Make, write: Any
+) -> None:
+    now = time.time()
+    write(ended(0, 5, arrival=now - 4000, deadline=now - 3990))
+    flower = make_flower(make_stage())
+    context = browser.new_context()
+    page = Seen(context, flower.base).open("/rts/task/task-0")
+    arrival, deadline = (
+        page.locator(".rts-timeline text", has_text=label).bounding_box()
+        for label in ("arrival", "deadline")
+    )
+    assert arrival["y"] + arrival["height"] <= deadline["y"]
     context.close()
 
 

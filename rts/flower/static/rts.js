@@ -31,6 +31,8 @@
     ...[1, 10, 100, 1000, 10000].flatMap((tens) => [1, 2, 5].map((n) => n * tens * 86400)),
   ];
 
+  const WHOLE = [...Array(9).keys()].flatMap((e) => [1, 2, 5].map((n) => n * 10 ** e));
+
   const UNITS = {
     ratio: (v) => `${Number((v < 1 ? Math.min(v * 100, 99.9) : v * 100).toFixed(1))} %`,
     seconds: duration,
@@ -47,7 +49,9 @@
   }
 
   function seriesOf(one, stroke) {
-    const base = { label: one.label, stroke, width: 1.75, spanGaps: true, points: { size: 4, fill: stroke } };
+    // A line needs two points to be seen.
+    const few = one.values.filter((v) => v !== null).length < 50;
+    const base = { label: one.label, stroke, width: 1.75, spanGaps: true, points: { show: few, size: 4, fill: stroke } };
     if (one.kind === "dash") return { ...base, width: 1.25, dash: [5, 4], points: { show: false } };
     if (one.kind === "bars") {
       return {
@@ -119,7 +123,7 @@
       grid: { stroke: property(figure, "--rts-grid"), width: 1 }, ticks: { show: false },
     };
     const xUnit = chart.x_unit ? UNITS[chart.x_unit] : null;
-    const steps = (of) => (of === "seconds" ? { incrs: STEPS } : {});
+    const steps = (of) => ({ seconds: { incrs: STEPS }, count: { incrs: WHOLE } })[of];
     const options = {
       width, height: place.clientHeight || 220, legend: { show: false },
       cursor: { drag: { setScale: false }, points: { show: !chart.stacked } },
@@ -208,9 +212,10 @@
   }
 
   async function refresh() {
+    let trouble = "Flower does not answer; trying again";
     try {
-      const answer = await fetch(window.location.href, { cache: "no-cache", credentials: "same-origin" });
-      if (answer.redirected && !answer.url.startsWith(window.location.href.split("?")[0])) throw new Error("login");
+      const answer = await fetch(window.location.href, { cache: "no-cache", redirect: "manual" });
+      if (answer.type === "opaqueredirect") trouble = "You are logged out; reload the page";
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
       const fresh = page.getElementById("rts-content");
       if (!fresh) throw new Error("no page");
@@ -221,7 +226,7 @@
       lost = false;
     } catch {
       lost = true;
-      say("Flower does not answer; trying again");
+      say(trouble);
     }
     plan();
   }
