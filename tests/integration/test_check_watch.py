@@ -111,6 +111,12 @@ def test_all_is_well(cli: Run, conf: dict[str, Any]) -> None:
     assert "cpu-light" not in cli("check", "--lag").output
 
 
+def test_an_objective_without_tasks_is_well(cli: Run) -> None:
+    result = cli("check", "--slo")
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("RTS OK - cpu-light: no tasks yet (objective 99 %)")
+
+
 def test_a_page_is_critical_and_hides_the_others(cli: Run, conf: dict[str, Any]) -> None:
     write(conf, ("cpu-light", 60, 60, 40), ("mixed", 60, 100, 0))
     result = cli("check", "--slo")
