@@ -29,10 +29,12 @@ worker_shutdown          worker, main process, when it exits cleanly
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from celery import signals
 
+from rts import health
 from rts.lifecycle.producer_side import ProducerSide
 from rts.lifecycle.tracing import TRACING
 from rts.lifecycle.worker_side import WorkerSide
@@ -61,19 +63,32 @@ def connect(
         (signals.task_received, worker.received),
         (signals.task_prerun, worker.prerun),
         (signals.task_postrun, worker.postrun),
-        (signals.task_internal_error, worker.internal_error),
-        (signals.task_failure, worker.failed),
-        (signals.task_revoked, worker.revoked),
-        (signals.task_unknown, worker.unknown),
-        (signals.task_rejected, worker.rejected),
-        (signals.worker_process_init, worker.process_init),
-        (signals.worker_process_shutdown, worker.process_shutdown),
-        (signals.worker_shutdown, worker.shutdown),
+        (signals.task_internal_error, _guarded(worker.internal_error)),
+        (signals.task_failure, _guarded(worker.failed)),
+        (signals.task_revoked, _guarded(worker.revoked)),
+        (signals.task_unknown, _guarded(worker.unknown)),
+        (signals.task_rejected, _guarded(worker.rejected)),
+        (signals.worker_process_init, _guarded(worker.process_init)),
+        (signals.worker_process_shutdown, _guarded(worker.process_shutdown)),
+        (signals.worker_shutdown, _guarded(worker.shutdown)),
     ):
         # Disconnected by its uid: a bound method is a new object each time.
         uid = f"rts.{receiver.__name__}"
         signal.connect(receiver, weak=False, dispatch_uid=uid)
         _connected.append((signal, uid))
+
+
+def _guarded(receiver: Callable[..., None]) -> Callable[..., None]:
+    """Return *receiver* so that its exceptions are counted, and logged once."""
+
+    @wraps(receiver)
+    def guarded(**arguments: Any) -> None:
+        try:
+            receiver(**arguments)
+        except Exception as exc:  # noqa: BLE001  the worker must go on
+            health.hook_failed(receiver.__name__, exc)
+
+    return guarded
 
 
 def disconnect() -> None:

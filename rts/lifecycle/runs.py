@@ -10,6 +10,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from json.encoder import encode_basestring_ascii as quoted
 from operator import itemgetter
 from typing import Any, Protocol
@@ -43,20 +44,9 @@ class LoadReader(Protocol):
         """Return the latest sample, at most 0.5 s old; *now* by ``time.monotonic``."""
 
 
+@dataclass(slots=True, init=False, eq=False)
 class Run:
     """A run in progress."""
-
-    __slots__ = (
-        "aborted",
-        "cpu_start_s",
-        "load",
-        "note",
-        "plan",
-        "replaced",
-        "slot",
-        "started_at",
-        "started_monotonic",
-    )
 
     plan: Plan
     #: Epoch seconds, and by ``time.monotonic``.

@@ -1,7 +1,7 @@
 """Receivers of a worker's signals, in its main process and in those that run tasks.
 
-The first three are on the path of every task: each method catches exceptions itself,
-since a wrapper would cost as much as what it wraps.
+The first three are on the path of every task, and catch exceptions themselves: a wrapper
+would cost as much as what it wraps. The others are wrapped where they are connected.
 """
 
 from __future__ import annotations
@@ -101,33 +101,27 @@ class WorkerSide:
         """Finish a run that was aborted by an error outside its task, such as a result that
         could not be stored.
         """
-        try:
-            run = take_aborted(task_id)
-            worker = None if run is None else self._worker_of(sender.app)
-            if run is not None and worker is not None:
-                worker.runs.finish(run, "FAILURE")
-        except Exception as exc:  # noqa: BLE001  the worker must go on
-            health.hook_failed("internal_error", exc)
+        run = take_aborted(task_id)
+        worker = None if run is None else self._worker_of(sender.app)
+        if run is not None and worker is not None:
+            worker.runs.finish(run, "FAILURE")
 
     def failed(
         self, sender: Any = None, task_id: Any = None, exception: Any = None, **_: Any
     ) -> None:
         """Report the end of a run that was killed, or that a hard time limit struck."""
-        try:
-            # Within the run postrun follows, as it does for a rejected task, which the
-            # main process reports once more. (Celery 5.7 puts the request on the stack
-            # in the main process too, so the request alone is not enough.)
-            request = sender.request
-            if isinstance(exception, Reject) or (
-                request.id == task_id and run_of(request) is not None
-            ):
-                return
-            worker = self._worker_of(sender.app)
-            if worker is not None:
-                cause = "time_limit" if isinstance(exception, TimeLimitExceeded) else "killed"
-                worker.ends.aborted(task_id, cause)
-        except Exception as exc:  # noqa: BLE001  the worker must go on
-            health.hook_failed("failure", exc)
+        # Within the run postrun follows, as it does for a rejected task, which the
+        # main process reports once more. (Celery 5.7 puts the request on the stack
+        # in the main process too, so the request alone is not enough.)
+        request = sender.request
+        if isinstance(exception, Reject) or (
+            request.id == task_id and run_of(request) is not None
+        ):
+            return
+        worker = self._worker_of(sender.app)
+        if worker is not None:
+            cause = "time_limit" if isinstance(exception, TimeLimitExceeded) else "killed"
+            worker.ends.aborted(task_id, cause)
 
     def revoked(
         self,
@@ -138,14 +132,11 @@ class WorkerSide:
         **_: Any,
     ) -> None:
         """Report the end of a task that was revoked, terminated, expired or dropped."""
-        try:
-            worker = self._worker_of(sender.app)
-            if worker is not None and not is_celerys(sender.name):
-                worker.ends.revoked(
-                    vars(request), terminated=bool(terminated), expired=bool(expired)
-                )
-        except Exception as exc:  # noqa: BLE001  the worker must go on
-            health.hook_failed("revoked", exc)
+        worker = self._worker_of(sender.app)
+        if worker is not None and not is_celerys(sender.name):
+            worker.ends.revoked(
+                vars(request), terminated=bool(terminated), expired=bool(expired)
+            )
 
     def unknown(self, sender: Any = None, message: Any = None, **_: Any) -> None:
         """Report the end of a message whose task is not registered."""
@@ -156,40 +147,28 @@ class WorkerSide:
         self._discarded(sender, message, REJECTED, "rejected")
 
     def _discarded(self, consumer: Any, message: Any, state: str, cause: str) -> None:
-        try:
-            worker = self._worker_of(consumer.app)
-            if worker is not None and message.headers and "id" in message.headers:
-                attributes = {**message.headers, "delivery_info": message.delivery_info}
-                worker.ends.discarded(attributes, state, cause)
-        except Exception as exc:  # noqa: BLE001  the worker must go on
-            health.hook_failed("discarded", exc)
+        worker = self._worker_of(consumer.app)
+        if worker is not None and message.headers and "id" in message.headers:
+            attributes = {**message.headers, "delivery_info": message.delivery_info}
+            worker.ends.discarded(attributes, state, cause)
 
     def process_init(self, **_: Any) -> None:
         """Drop what a pool child inherited from its parent."""
-        try:
-            worker = self._worker_of(current_app._get_current_object())
-            if worker is not None:
-                worker.in_child()
-        except Exception as exc:  # noqa: BLE001  the pool must start
-            health.hook_failed("process_init", exc)
+        worker = self._worker_of(current_app._get_current_object())
+        if worker is not None:
+            worker.in_child()
 
     def process_shutdown(self, **_: Any) -> None:
         """Deliver the notes on what the tasks of a pool child published, before it exits."""
-        try:
-            parts = self._parts_of(current_app._get_current_object())
-            if parts is not None and parts.open_tasks is not None:
-                parts.open_tasks.flush()
-        except Exception as exc:  # noqa: BLE001  the process must end
-            health.hook_failed("process_shutdown", exc)
+        parts = self._parts_of(current_app._get_current_object())
+        if parts is not None and parts.open_tasks is not None:
+            parts.open_tasks.flush()
 
     def shutdown(self, sender: Any = None, **_: Any) -> None:
         """Stop what runs beside the worker."""
-        try:
-            worker = self._worker_of(sender.app)
-            if worker is not None:
-                worker.stop()
-        except Exception as exc:  # noqa: BLE001  the worker must stop
-            health.hook_failed("shutdown", exc)
+        worker = self._worker_of(sender.app)
+        if worker is not None:
+            worker.stop()
 
     def _worker_of(self, app: Any) -> WorkerParts | None:
         parts = self._parts_of(app)
