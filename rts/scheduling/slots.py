@@ -22,6 +22,8 @@ class Slots:
         self._consumer = consumer
         #: Ids of the demoted tasks that hold a slot, some of which may have ended.
         self._demoted: set[object] = set()
+        #: The timer of :meth:`keep_waking`.
+        self._timer: Any = None
 
     @property
     def count(self) -> int:
@@ -50,6 +52,13 @@ class Slots:
         """See :class:`rts.scheduling.rule.SlotGauge`."""
         self._demoted.add(task_id)
 
+    def keep_waking(self, hub: Any) -> None:
+        """Wake the event loop of *hub* periodically, less often while no task runs."""
+        if self._timer is not None:
+            self._timer.cancel()  # of the previous connection, which Celery < 5.7 clears
+        busy = state.reserved_requests or state.active_requests
+        self._timer = hub.call_later(MAX_POLL_S if busy else IDLE_S, self.keep_waking, hub)
+
 
 def _is_awaited(request: Any) -> bool:
     """Return whether the pool will report the end of *request*.
@@ -70,12 +79,6 @@ def _copy(requests: Any) -> list[Any]:
             continue
 
 
-def _keep_waking(hub: Any) -> None:
-    """Wake the event loop of *hub* periodically, less often while no task runs."""
-    busy = state.reserved_requests or state.active_requests
-    hub.call_later(MAX_POLL_S if busy else IDLE_S, _keep_waking, hub)
-
-
 def limit_to_slots(consumer: Any, slots: Slots | None) -> Slots | None:
     """Make the channel of a Celery *consumer* claim only as many tasks as it has free slots.
 
@@ -85,10 +88,9 @@ def limit_to_slots(consumer: Any, slots: Slots | None) -> Slots | None:
     channel = consumer.task_consumer.channel
     if not isinstance(channel, DeadlineOrder):
         return None
-    channel.slots = slots or Slots(consumer)
+    channel.slots = slots = slots or Slots(consumer)
     hub = getattr(consumer, "hub", None)
     if hub is not None and not getattr(consumer.pool, "uses_semaphore", False):
         # The end of a task in a thread wakes no event loop, unlike that in a pool process.
-        # The timer is cleared with the connection.
-        _keep_waking(hub)
-    return channel.slots
+        slots.keep_waking(hub)
+    return slots

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -19,6 +20,7 @@ from celery import Celery
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kombu import Connection, Consumer, Exchange, Producer, Queue
+from kombu.asynchronous import Hub
 
 import rts
 from rts import health
@@ -42,6 +44,7 @@ from rts.scheduling.queues import (
 )
 from rts.scheduling.rule import Rule
 from rts.scheduling.scripts import CLAIM
+from rts.scheduling.slots import limit_to_slots
 from rts.scheduling.transport import SentinelTransport, Transport
 from rts.settings import Settings
 from rts.testing import RedisServer
@@ -907,6 +910,19 @@ def test_claims_are_limited_to_the_free_slots(url: str, raw: redis.Redis) -> Non
             gauge.slots = True
             connection.drain_events(timeout=5)
             assert got[4:] == ["5"]
+
+
+def test_each_connection_of_a_worker_with_threads_wakes_it_with_one_timer(url: str) -> None:
+    hub, slots = Hub(), None
+    pool = SimpleNamespace(uses_semaphore=False)
+    with connect(url) as connection:
+        tasks = SimpleNamespace(channel=connection.default_channel)
+        consumer = SimpleNamespace(task_consumer=tasks, hub=hub, pool=pool)
+        for _ in range(3):
+            slots = limit_to_slots(consumer, slots)
+            hub.timer.queue[0].entry()  # it fires
+        assert len([each for each in hub.timer.queue if not each.entry.canceled]) == 1
+    hub.close()
 
 
 def test_a_claim_rings_the_bell_for_messages_left_to_others(url: str, raw: redis.Redis) -> None:
