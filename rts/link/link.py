@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any
 
 import redis
@@ -284,8 +284,7 @@ def load_credential_provider(name: str) -> redis.CredentialProvider:
         ImportError, AttributeError, TypeError, ValueError: there is no such class, or it is no
             credential provider that can be made without arguments.
     """
-    module, _, attribute = name.replace(":", ".").rpartition(".")
-    provider = getattr(import_module(module), attribute)()
+    provider = resolve_name(name)()
     if not isinstance(provider, redis.CredentialProvider):
         raise TypeError(f"{name} is no redis.CredentialProvider")
     return provider

@@ -30,9 +30,13 @@ class Script:
 
     @classmethod
     def load(cls, *names: str) -> Script:
-        """Read and concatenate the files ``rts/lua/NAME.lua``."""
+        """Read and join the files ``rts/lua/NAME.lua``, without comments and indentation: two
+        thirds of the bytes that each call sends and Redis hashes.
+        """
         folder = files("rts.lua")
-        return cls(b"".join(folder.joinpath(f"{name}.lua").read_bytes() for name in names))
+        text = b"\n".join(folder.joinpath(f"{name}.lua").read_bytes() for name in names)
+        lines = [line.strip() for line in text.splitlines()]
+        return cls(b"\n".join(line for line in lines if line and not line.startswith(b"--")))
 
     def head(self, arguments: int, keys: int) -> bytes:
         """Return the packed start of a call with so many arguments and keys."""

@@ -26,6 +26,11 @@ def settings(rts_redis_url: str, rts_key_prefix: str) -> Settings:
     return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, timeout=5.0)
 
 
+@pytest.fixture(autouse=True)
+def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "POLL_S", 0.02)
+
+
 @contextmanager
 def hearing(settings: Settings, signal: Any) -> Iterator[list[Any]]:
     """The notices that a receiver of *signal* gets, from a listener that runs meanwhile."""
