@@ -35,10 +35,13 @@ OnLearned = Callable[[Execution, Learned], None]
 class _Tail:
     """How far a file was read, in bytes and lines."""
 
-    #: The last line that Redis had applied when reading began.
-    applied: int
+    #: The generation of Redis that took lines of the file, and the last of them.
+    taken_by: object
+    taken: int = 0
     #: The last line that Redis had learned from before it was wiped; 0 if it was not.
-    learned: int
+    learned: int = 0
+    #: The last line that Redis had applied when reading began; -1: it must be asked.
+    applied: int = -1
     offset: int = 0
     lines: int = 0
 
@@ -55,10 +58,6 @@ class Shipper:
         self._keys = settings.keys
         self._on_learned = on_learned
         self._tails: dict[str, _Tail] = {}
-        #: File to the generation of Redis that took lines of it, the last of them, and the
-        #: last one that an earlier generation learned from.
-        self._taken: dict[str, tuple[object, int, int]] = {}
-        self._generation: object = None
         self._noted = NotedQueues()
 
     def ship(self) -> int:
@@ -69,17 +68,17 @@ class Shipper:
             OSError: a file of the spool cannot be read or removed; the others were shipped.
         """
         files = self._spool.files()
-        for kept in (self._tails, self._taken):
-            for gone in kept.keys() - files:
-                del kept[gone]
-        new = [path for path in files if path not in self._tails]
-        if new:
-            self._generation, lasts = self._last_of(new)
-            for path, last in zip(new, lasts, strict=True):
-                generation, taken, learned = self._taken.get(path, (self._generation, 0, 0))
-                if generation != self._generation:  # it was wiped
-                    learned = max(learned, taken)
-                self._tails[path] = _Tail(last, learned)
+        for gone in self._tails.keys() - files:
+            del self._tails[gone]
+        tails = self._tails
+        unsure = [path for path in files if path not in tails or tails[path].applied < 0]
+        if unsure:
+            generation, lasts = self._last_of(unsure)
+            for path, last in zip(unsure, lasts, strict=True):
+                tail = tails.setdefault(path, _Tail(generation))
+                if tail.taken_by != generation:  # it was wiped
+                    tail.learned = max(tail.learned, tail.taken)
+                tail.applied, tail.offset, tail.lines = last, 0, 0
         shipped, failure = 0, None
         for path in files:
             try:
@@ -124,7 +123,7 @@ class Shipper:
             try:
                 shipped = self._send(path, tail, whole) if whole else 0
             except StoreUnavailable:
-                del self._tails[path]  # some may have been applied: ask Redis
+                tail.applied = -1  # some lines may have been
                 raise
             if ended:
                 if torn:
@@ -160,8 +159,8 @@ class Shipper:
                     self._spool.refuse(line)
             tail.lines += len(chunk)
             if tail.lines > tail.applied:
-                taken_by = self._deliver(producer, tail.lines, executions, entries, counts)
-                self._taken[path] = taken_by, tail.lines, tail.learned
+                tail.taken_by = self._deliver(producer, tail.lines, executions, entries, counts)
+                tail.taken = tail.lines
             tail.offset += sum(map(len, chunk)) + len(chunk)
         return len(lines)
 
