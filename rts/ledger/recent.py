@@ -41,42 +41,38 @@ class Recent(NamedTuple):
         return self.completed_at - self.started_at
 
 
-class NotedQueues:
-    """The queues whose runs are kept: the first :data:`MAX_QUEUES`, until they are idle."""
+class RecentRuns:
+    """Keeps the runs of the first :data:`MAX_QUEUES` queues, until they are idle."""
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, keys: Keys, now: Callable[[], float] = time.monotonic) -> None:
+        self._prefix = keys.recent
         self._now = now
         #: Queue to the monotonic instant of its last run.
         self._noted_at: dict[str, float] = {}
 
-    def admit(self, queue: str) -> bool:
-        """Return whether to keep a run of *queue* that has ended now."""
-        now = self._now()
-        if queue not in self._noted_at and len(self._noted_at) >= MAX_QUEUES:
-            kept = {name: at for name, at in self._noted_at.items() if now - at < KEPT_S}
-            self._noted_at = kept
-            if len(kept) >= MAX_QUEUES:
+    def pack(self, ended: Iterable[tuple[Execution, bytes]]) -> list[bytes]:
+        """Return the commands that keep ended runs, which are given with their JSON."""
+        records: dict[str, list[bytes]] = {}
+        for run, record in ended:
+            if run.ran and run.queue and run.started_at and run.completed_at:
+                records.setdefault(run.queue, []).append(record)
+        commands = []
+        for queue, runs in records.items():
+            if self._admits(queue):
+                key = self._prefix + queue
+                commands += [pack("LPUSH", key, *runs[-RUNS:]), pack("LTRIM", key, 0, RUNS - 1)]
+                commands.append(pack("EXPIRE", key, KEPT_S))
+        return commands
+
+    def _admits(self, queue: str) -> bool:
+        now, noted = self._now(), self._noted_at
+        if queue not in noted and len(noted) >= MAX_QUEUES:
+            noted = {name: at for name, at in noted.items() if now - at < KEPT_S}
+            self._noted_at = noted
+            if len(noted) >= MAX_QUEUES:
                 return False
-        self._noted_at[queue] = now
+        noted[queue] = now
         return True
-
-
-def note_recent(
-    keys: Keys, noted: NotedQueues, ended: Iterable[tuple[Execution, bytes]]
-) -> list[bytes]:
-    """Return the commands that keep ended runs, which are given with their JSON."""
-    records: dict[str, list[bytes]] = {}
-    for run, record in ended:
-        if run.ran and run.queue and run.started_at and run.completed_at:
-            records.setdefault(run.queue, []).append(record)
-    commands = []
-    for queue, runs in records.items():
-        if not noted.admit(queue):
-            continue
-        key = keys.recent + queue
-        commands += [pack("LPUSH", key, *runs[-RUNS:]), pack("LTRIM", key, 0, RUNS - 1)]
-        commands.append(pack("EXPIRE", key, KEPT_S))
-    return commands
 
 
 def read_recent(texts: Iterable[Any]) -> list[Recent]:

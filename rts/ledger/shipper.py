@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rts.errors import StoreUnavailable
-from rts.ledger.recent import NotedQueues, note_recent
+from rts.ledger.recent import RecentRuns
 from rts.ledger.spool import SUFFIX, Spool, opened, read_all, try_lock
 from rts.link.link import Link
 from rts.link.scripts import pack
@@ -58,7 +58,7 @@ class Shipper:
         self._keys = settings.keys
         self._on_learned = on_learned
         self._tails: dict[str, _Tail] = {}
-        self._noted = NotedQueues()
+        self._recent = RecentRuns(settings.keys)
 
     def ship(self) -> int:
         """Ship everything and return the number of records.
@@ -173,10 +173,8 @@ class Shipper:
         counts: Counter[str],
     ) -> object:
         """Deliver a chunk and return the generation of the Redis that took it."""
-        recent = note_recent(
-            self._keys,
-            self._noted,
-            ((run, entry.record) for run, entry in zip(executions, entries, strict=True)),
+        recent = self._recent.pack(
+            (run, entry.record) for run, entry in zip(executions, entries, strict=True)
         )
         # Marks the last line as applied, whatever it holds.
         entries.append(FinishEntry(last, b"", None, "", ""))

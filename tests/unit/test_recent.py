@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from rts.keys import Keys
-from rts.ledger.recent import KEPT_S, MAX_QUEUES, NotedQueues, note_recent
+from rts.ledger.recent import KEPT_S, MAX_QUEUES, RecentRuns
 from tests.records import success
 
 
 def test_queues_whose_runs_are_noted_are_bounded() -> None:
     at = 1000.0
-    noted = NotedQueues(lambda: at)
+    recent = RecentRuns(Keys("rts:"), lambda: at)
 
     def commands(queue: str) -> int:
         run = success("a")._replace(queue=queue)
-        return len(note_recent(Keys("rts:"), noted, [(run, run.to_json().encode())]))
+        return len(recent.pack([(run, run.to_json().encode())]))
 
     assert all(commands(f"user-{n}") for n in range(MAX_QUEUES))
     assert not commands("another")
