@@ -35,9 +35,10 @@ def url() -> Iterator[str]:
             {"_id": 0, "host": hosts[0]},
             {"_id": 1, "host": hosts[1], "priority": 0, "votes": 0},
         ]
+        config = {"_id": "rs", "members": members, "settings": {"electionTimeoutMillis": 500}}
         client: MongoClient[dict[str, object]]
         with MongoClient(hosts[0], directConnection=True) as client:
-            client.admin.command("replSetInitiate", {"_id": "rs", "members": members})
+            client.admin.command("replSetInitiate", config)
             wait_until(lambda: client.admin.command("hello")["isWritablePrimary"], 60)
         with MongoClient(hosts[1], directConnection=True) as client:
             wait_until(lambda: client.admin.command("hello")["secondary"], 60)
