@@ -12,7 +12,8 @@ itself adds late, or replaces, invalidates the sums (:mod:`rts.ledger.rollups`);
 detects what others change.
 
 A span ends before what is still being written, and begins after what the server is about to
-expire.
+expire. Tasks expire by their arrival, and one that waited for hours is gone hours before its
+neighbours: it is outside as soon as it is about to, so that it breaks no seal.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
-from rts.keys import ROLLUPS, TASKS
+from rts.keys import ASSIGNMENTS, ROLLUPS, TASKS
 from rts.ledger.rollups import LATE_S
 from rts.views.intervals import Window, count
 
@@ -41,8 +42,8 @@ ATTEMPTS = 3
 
 _FIRST = datetime(1, 1, 1, tzinfo=timezone.utc)
 _LAST = datetime(9999, 1, 1, tzinfo=timezone.utc)
-#: The TTL index, where that is not the one on the end (:mod:`rts.ledger.schema`).
-_TTL_INDEX = {TASKS: "arrival_1"}
+#: The instant by which records expire (:mod:`rts.ledger.schema`).
+_EXPIRY = {TASKS: "arrival", ASSIGNMENTS: "completed_at"}
 
 
 @dataclass(frozen=True)
@@ -117,11 +118,7 @@ def _store(
 def _span(database: Database[dict[str, Any]], collection: str, now: datetime) -> Window:
     """Return the span that is old enough to be final, and too young to expire soon."""
     since = _FIRST
-    index = (
-        database[collection]
-        .index_information()
-        .get(_TTL_INDEX.get(collection, "completed_at_1"), {})
-    )
+    index = database[collection].index_information().get(f"{_EXPIRY[collection]}_1", {})
     if "expireAfterSeconds" in index:
         since = now - timedelta(seconds=index["expireAfterSeconds"]) + MARGIN
     until = now - MARGIN
@@ -144,14 +141,14 @@ def _inside(
 
 
 def _outside(database: Database[dict[str, Any]], collection: str, span: Window) -> int:
-    """Count the records that did not end in *span*, or have not ended."""
+    """Count the records that have not ended, or not in *span*, or are about to expire."""
     open_: Mapping[str, Any] = {"completed_at": None}
     if collection == TASKS:
         open_ = {"verdict_at": None, **open_}
-    n = database[collection].count_documents(open_) + count(
-        database, collection, (span[1], _LAST)
-    )
-    return n + (count(database, collection, (_FIRST, span[0])) if span[0] > _FIRST else 0)
+    records = database[collection]
+    expiring = {_EXPIRY[collection]: {"$lt": span[0]}}
+    later = count(database, collection, (span[1], _LAST))
+    return records.count_documents(open_) + later + records.count_documents(expiring)
 
 
 def _id(collection: str) -> str:

@@ -188,6 +188,26 @@ def test_a_seal_moves_forward_and_expires(ledger: MongoLedger) -> None:
     assert other.id != first.id
 
 
+def test_what_waited_for_hours_breaks_no_seal_when_it_expires(rts_mongo_url: str) -> None:
+    """Tasks expire by their arrival: long before the others that ended when they did."""
+    now = datetime.now(timezone.utc)
+    made = MongoLedger(Settings(mongo_url=rts_mongo_url, ledger_ttl=2 * DAY))
+    for number in range(20):
+        task = ended(str(number), NOW.timestamp() - now.timestamp() + DAY)
+        arrival = now.timestamp() - 2 * DAY + (300 if number < 5 else 3600)
+        made.write([OutboxEntry(str(number), task._replace(arrival=arrival))])
+    before = sealed(made, "tasks")
+    tasks = made.database.tasks
+    assert (
+        tasks.delete_many({"arrival": {"$lt": now - timedelta(days=2) + MARGIN}}).deleted_count
+        == 5
+    )
+    assert sealed(made, "tasks") == before
+    tasks.delete_one({})
+    assert sealed(made, "tasks").id != before.id
+    made.close()
+
+
 def test_a_seal_excludes_records_about_to_expire(rts_mongo_url: str) -> None:
     made = MongoLedger(Settings(mongo_url=rts_mongo_url, ledger_ttl=2 * DAY))
     made.prepare()
