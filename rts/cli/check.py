@@ -17,8 +17,8 @@ from rts.cli.common import (
     print_json,
     settings_of,
 )
-from rts.cli.probes import query_servers
-from rts.cli.status import MAX_LAG_S
+from rts.cli.probes import noted, query_broker, query_servers
+from rts.cli.status import MAX_LAG_S, dead_fleet
 from rts.cli.table import counted, percent, printable, seconds
 from rts.errors import CommandError, RtsError, short
 from rts.objectives import ALL, BURN_RULES
@@ -69,7 +69,7 @@ class CheckCommand(click.Command):
     name="check", cls=CheckCommand, short_help="One line and an exit status for monitoring."
 )
 @click.option("--slo", is_flag=True, help="Check the objectives.")
-@click.option("--lag", is_flag=True, help="Check the servers and the outbox.")
+@click.option("--lag", is_flag=True, help="Check servers, fleet and outbox.")
 @click.option("--type", "types", multiple=True, help="Check this task type's objective only.")
 @click.option("--name", "names", multiple=True, help="Check this task's objective only.")
 @click.option("--queue", "queues", multiple=True, help="Check this queue's objective only.")
@@ -107,8 +107,9 @@ def command(
     for a ticket or if it is used up, UNKNOWN if MongoDB is not reachable. A type, task or queue
     without an objective of its own is held to that of '*'.
 
-    Lag: CRITICAL if a server is not reachable or the oldest record has waited for
-    --lag-critical seconds, WARNING if it has for --lag-warning seconds or records were dropped.
+    Lag: CRITICAL if a server is not reachable, tasks are overdue and no worker is alive, or the
+    oldest record has waited for --lag-critical seconds, WARNING if it has for --lag-warning
+    seconds or records were dropped.
     """
     asked = [*types, *names, *queues]
     findings: list[Finding] = []
@@ -116,7 +117,7 @@ def command(
         settings = settings_of(ctx)
         with outages_not_logged():
             if lag or not (slo or asked):
-                findings = servers(settings, lag_warning, lag_critical)
+                findings = servers(ctx.obj.app, settings, lag_warning, lag_critical)
             if slo or asked or not lag:
                 findings = objectives(settings, types, [*names, *queues]) + findings
     except RtsError as exc:
@@ -195,12 +196,16 @@ def objective(standing: ObjectiveStatus, settings: Settings) -> Finding:
     return Finding(code, text, numbers, asdict(standing))
 
 
-def servers(settings: Settings, warning_s: float, critical_s: float) -> list[Finding]:
-    """Return what is wrong with the servers, or else the state of the outbox."""
+def servers(app: Any, settings: Settings, warning_s: float, critical_s: float) -> list[Finding]:
+    """Return what is wrong with the servers, or else the state of the fleet and the outbox."""
     redis, ledger = query_servers(settings)
-    return [unreachable(state) for state in (redis, ledger) if not state.server.reachable] or [
-        backlog(redis, warning_s, critical_s)
-    ]
+    found = [unreachable(state) for state in (redis, ledger) if not state.server.reachable]
+    broker: list[str] = []
+    with noted(broker):
+        query_broker(app, settings, redis)
+    dead = dead_fleet(redis)
+    found += [Finding(CRITICAL, text) for text in (*broker, dead) if text is not None]
+    return found or [backlog(redis, warning_s, critical_s)]
 
 
 def unreachable(state: RedisState | LedgerState) -> Finding:

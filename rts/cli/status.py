@@ -119,10 +119,16 @@ def problems(redis: RedisState, ledger: LedgerState) -> list[str]:
             f"the oldest record has been in the outbox for {seconds(redis.lag_s)} s. Is a "
             "drain running (a worker with rts_drain, or rts drain), and is MongoDB up?"
         )
-    if redis.overdue_tasks and not live(redis):
-        overdue = counted(redis.overdue_tasks, "task")
-        found.append(f"no worker is alive, with {overdue} past the deadline")
-    return found
+    dead = dead_fleet(redis)
+    return found if dead is None else [*found, dead]
+
+
+def dead_fleet(redis: RedisState) -> str | None:
+    """Return that no worker is alive, if tasks miss one."""
+    if not redis.overdue_tasks or live(redis):
+        return None
+    overdue = counted(redis.overdue_tasks, "task")
+    return f"no worker is alive, with {overdue} past the deadline"
 
 
 def queue_problems(

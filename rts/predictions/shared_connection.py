@@ -12,7 +12,7 @@ from typing import Any
 import redis
 from kombu.exceptions import OperationalError
 
-from rts.errors import BrokerUnavailable, CommandError
+from rts.errors import BrokerUnavailable, CommandError, short
 from rts.settings import Settings
 from rts.urls import shown_url
 
@@ -81,7 +81,7 @@ class SharedConnection:
             self._discard(opened)
             url = shown_url(connection.as_uri())
             raise BrokerUnavailable(
-                f"the broker {url} is not usable ({type(exc).__name__})"
+                f"the broker {url} is not usable ({short(exc.__cause__ or exc)})"
             ) from exc
         finally:
             self._leave(opened)

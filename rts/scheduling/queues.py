@@ -11,7 +11,7 @@ import redis
 from kombu.exceptions import OperationalError
 from kombu.utils.json import loads
 
-from rts.errors import BrokerUnavailable
+from rts.errors import BrokerUnavailable, short
 from rts.ledger.heartbeat import read_heartbeats
 from rts.link.link import Link
 from rts.link.scripts import pack
@@ -109,7 +109,7 @@ def ordered_channel(
         except (OperationalError, *connection.connection_errors) as exc:
             raise BrokerUnavailable(
                 f"the broker {shown_url(connection.as_uri())} is not usable "
-                f"({type(exc).__name__})"
+                f"({short(exc.__cause__ or exc)})"
             ) from exc
 
 

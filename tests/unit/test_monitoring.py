@@ -91,6 +91,7 @@ def test_the_rules_do_what_their_tests_say() -> None:
         ("rts_overdue_tasks{state=", "rts_overdue_tasks{status="),
         ("> 2 * rts:tau:type", "> 20 * rts:tau:type"),
         ("absent(rts_up)", "absent(rts_down)"),
+        ("absent(rts_worker_slots)", "absent(rts_worker_slot)"),
     ],
 )
 def test_the_tests_of_the_rules_notice_a_change(
