@@ -178,6 +178,18 @@ class Api(BaseApiHandler):  # type: ignore[misc]  # Flower has no type informati
             raise web.HTTPError(400, str(exc)) from exc
         self.answer(await self._tab.pages.of(self._page, filters))
 
+    def set_default_headers(self) -> None:
+        """Forbid content sniffing, as Flower does from 2.2 on."""
+        super().set_default_headers()
+        self.set_header("X-Content-Type-Options", "nosniff")
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Send the message, which may quote the address, as text: before 2.2 Flower sends it
+        as HTML.
+        """
+        self.set_header("Content-Type", "text/plain; charset=UTF-8")
+        super().write_error(status_code, **kwargs)
+
     def answer(self, document: Document) -> None:
         """Write the document."""
         self.set_header("Content-Type", "application/json; charset=UTF-8")

@@ -218,11 +218,15 @@ def test_filters_narrow_the_pages_and_invalid_ones_are_rejected(
         assert [row["worker"] for row in found["workers"]] == shown
         assert found["sampled"] == len(shown)
     assert "No such worker." in flower.get("/rts/workers?worker=nobody").text
-    for since in ("yesterday", "0s", "2030-01-01", "99999w", "5%25"):
+    for since in ("yesterday", "0s", "2030-01-01", "99999w", quote(EVIL)):
         wrong = f"?since={since}"
         told = flower.get(f"/api/rts/types{wrong}")
         assert (told.status, "is not a duration" in told.text) == (400, True)
-        assert "%%" not in told.text
+        assert told.headers["Content-Type"].startswith("text/plain")
+    for path in ("/api/rts/overview", "/api/rts/task/%FF", "/api/rts/task/no-<b>"):
+        told = flower.get(path)
+        assert "html" not in told.headers["Content-Type"], path
+        assert told.headers["X-Content-Type-Options"] == "nosniff", path
         page = flower.get(f"/rts/types{wrong}")
         assert (page.status, "not a duration such as" in page.text) == (400, True)
 
