@@ -343,10 +343,10 @@ def test_the_report_counts_a_window_by_key_and_in_total(cli: Run, conf: dict[str
     assert max(map(len, lines)) <= 80
     assert any(line.split()[:2] == ["total", "4"] for line in lines)
     assert "1 killed, 1 late" in text
-    # A task that no worker had has a row, and a name for it.
+    # A task that no worker had has a row.
     write(conf, run_at(10, 5, worker="", cause="revoked", state="REVOKED", ran=False))
     text = cli("report", "--since", "1h", "--by", "worker").stdout
-    assert any(line.split()[:3] == ["-", "1", "0.0"] for line in text.splitlines())
+    assert any(line.split()[:3] == ["unknown", "1", "0.0"] for line in text.splitlines())
     until = datetime.now(timezone.utc).isoformat()
     window = cli("report", "--since", "3h", "--until", "1h", "--json")
     assert document(window)["total"]["tasks"] == 1
