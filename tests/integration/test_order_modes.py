@@ -65,13 +65,15 @@ def test_turning_it_off_leaves_nothing_behind(
     mongo: Any,
     redis_client: redis.Redis,
 ) -> None:
-    stage = make_stage(rts_scheduler="edf")
+    stage = make_stage(rts_scheduler="edf", rts_task_types={"long": 10_000.0})
     app = apps(stage)
     queue = app.conf.task_default_queue
     now = time.time()
     results = {
-        offset: app.send_task(OK, (0.02,), headers={"sla_deadline": now + offset})
-        for offset in (300, 100, -50, 200)
+        offset: app.send_task(
+            OK, (0.02,), headers={"sla_deadline": now + offset, "task_type": task_type}
+        )
+        for offset, task_type in ((3000, None), (1000, None), (500, "long"), (2000, None))
     }
     assert not json.loads(command(stage, "status", "--json").stdout)["problems"]
     stage.conf["rts_scheduler"] = None
