@@ -77,9 +77,8 @@ class DeadlineOrder(QueueLayout):
     _script_cached = False
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        #: The queues that were consumed, and whether with ``no_ack``.
-        self._no_ack: dict[str, bool] = {}
         super().__init__(*args, **kwargs)
+        self._no_ack = self.connection.no_ack
         self.rule = Rule(**self.rts)
         if not self.ack_emulation:
             self.QoS = UnemulatedQoS
@@ -110,8 +109,8 @@ class DeadlineOrder(QueueLayout):
     ) -> tuple[str, object, str]:
         """Return where *message* is requeued: key, score (of a list: the command), member.
 
-        Into the order only if this channel has consumed the queue. Another one may belong to
-        an app without the deadline order, whose workers see the plain lists only.
+        Into the order only if the queue was consumed over this connection. Another one may
+        belong to an app without the deadline order, whose workers see the plain lists only.
         """
         if is_task(message) and queue in self._no_ack:
             (name,) = self._keys(queue, HOPEFUL)

@@ -31,6 +31,8 @@ class Transport(stock.Transport):  # type: ignore[misc]  # kombu has no type inf
         if OPTION in (client.transport_options or {}):
             self.Channel = self.ordered_channel
             self.cycle = Poller()
+            #: The queues that were consumed, and whether with ``no_ack``.
+            self.no_ack: dict[str, bool] = {}
 
 
 class SentinelTransport(Transport, stock.SentinelTransport):  # type: ignore[misc]  # kombu has no type information

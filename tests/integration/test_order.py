@@ -788,6 +788,18 @@ def test_what_a_queue_of_another_app_left_is_restored_for_its_workers(
         assert not raw.exists("theirs\x06\x16edf")
 
 
+def test_a_message_without_a_consumer_returns_to_the_order(url: str) -> None:
+    with connect(url) as connection:
+        _, channel = connection.channel(), connection.channel()
+        serve(channel)
+        channel._put(NAME, envelope(Message(time.time() + FAR, 1.0, 1.0, "1")))
+        message = channel.basic_get(NAME, no_ack=True)
+        # As when the consumer is cancelled meanwhile: by another channel of the connection.
+        connection.transport._reject_inbound_message(message._raw)
+        state = state_of(channel, NAME)
+        assert (state.ordered, state.plain) == (1, 0)
+
+
 def test_a_message_returns_to_the_queue_that_it_was_taken_from(url: str) -> None:
     topics = Exchange("topics", "topic")
     with connect(url) as connection, connect(url, visibility_timeout=0) as stranger:
