@@ -139,7 +139,7 @@ def _ahead(
         if task.number == target:
             break
         ahead += waiting[task.number].weight
-        line.ended(task)  # else demoted tasks would stop at their share of the slots
+        line.ended(task.number)  # else demoted tasks would stop at their share of the slots
     return round(ahead) + held
 
 

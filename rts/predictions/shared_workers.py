@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from rts.simulation.orders import EarliestDeadlineFirst, SharingOrder, Waiting
+from rts.simulation.orders import EarliestDeadlineFirst, Order, Waiting
 
-OrderMaker = Callable[[], SharingOrder]
+OrderMaker = Callable[[], Order]
 
 
 @dataclass(frozen=True)
@@ -38,21 +38,18 @@ class Queues:
         self._in_turn = in_turn
         #: Whether what a group may take is independent of what the others run.
         self.independent = not isinstance(self._orders[0], EarliestDeadlineFirst)
-        first, *others = self._orders
-        for other in others:
-            if isinstance(other, EarliestDeadlineFirst) and isinstance(
-                first, EarliestDeadlineFirst
-            ):
-                other.share_slots(first)
+        #: Numbers of the demoted tasks that hold a slot, of all queues.
+        self._held = self._orders[0].held
+        for other in self._orders:
+            other.held = self._held
 
     def resume(self, turns: Sequence[int], held: Iterable[int]) -> None:
-        """Start from the state of real queues: see :meth:`EarliestDeadlineFirst.resume`.
-
-        *turns*: by queue; 0 for the rest.
+        """Start from the state of real queues: their counts of *turns*, 0 for those beyond, and
+        the numbers of the demoted tasks that hold slots.
         """
-        for number, order in enumerate(self._orders):
-            if isinstance(order, EarliestDeadlineFirst):
-                order.resume(turns[number] if number < len(turns) else 0, held)
+        for order, count in zip(self._orders, turns, strict=False):
+            order.turns = count
+        self._held.update(held)
 
     def push(self, queue: int, task: Waiting) -> None:
         """Add a task that has arrived in a queue."""
@@ -78,36 +75,24 @@ class Queues:
 
     def has_dropped(self, number: int) -> bool:
         """Return whether the last pops have dropped the task with this number."""
-        for order in self._orders:
-            for task in order.dropped():
-                if task.number == number:
-                    return True
-        return False
+        return any(task.number == number for order in self._orders for task in order.dropped)
 
-    def ended(self, task: Waiting) -> None:
-        """Release the slot of a task that was popped."""
-        self._orders[0].ended(task)
+    def ended(self, number: int) -> None:
+        """Release the slot of a task."""
+        self._held.discard(number)
 
     def is_demoted(self, queue: int, task: Waiting, now: float) -> bool:
         """Return whether *task* would be demoted at *now*."""
-        order = self._orders[queue]
-        return isinstance(order, EarliestDeadlineFirst) and order.is_demoted(task, now)
+        return self._orders[queue].is_demoted(task, now)
 
     def hold_demoted(self, number: int, slots: int) -> bool:
         """Give one of *slots* to a demoted task that was never pushed; return whether it may
         have one.
         """
-        first = self._orders[0]
-        if not isinstance(first, EarliestDeadlineFirst) or not first.may_take_demoted(slots):
+        if not self._orders[0].may_take_demoted(slots):
             return False
-        first.hold(number)
+        self._held.add(number)
         return True
-
-    def released(self, number: int) -> None:
-        """Release the slot of a task that was never pushed."""
-        first = self._orders[0]
-        if isinstance(first, EarliestDeadlineFirst):
-            first.released(number)
 
     def _choose(
         self, cycle: Sequence[int], now: float, slots: int

@@ -7,7 +7,6 @@ import math
 import random
 from collections.abc import Sequence
 
-from rts.deadlines import hopeful_until
 from rts.predictions.arrivals import Arrivals
 from rts.predictions.prefetched import PrefetchedWork
 from rts.predictions.sampling import TRIES, Runtimes, Work
@@ -63,7 +62,6 @@ class QueueSimulation:
         #: Heap of end, number and group of each run; and busy slots by group.
         self._ends: list[tuple[float, int, int]] = []
         self._busy = [0] * len(self._groups)
-        self._claimed: dict[int, Waiting] = {}
         #: Waiting tasks that were taken.
         self._taken = 0.0
         demoted = []
@@ -72,7 +70,7 @@ class QueueSimulation:
                 continue
             number = -1 - len(snapshot.held) - position
             self._begin(started + runtimes.draw_longer(work, now - started), number, group)
-            if started > hopeful_until(work.deadline, work.tau):
+            if self._is_demoted(work, started):
                 demoted.append(number)
         self._queues.resume(snapshot.turns, demoted)
         #: All groups in the order in which the broker serves them; and those that may be able
@@ -133,7 +131,7 @@ class QueueSimulation:
                 self._begin(end, run, number)
 
     def _hopeful(self, works: Sequence[Work]) -> list[Work]:
-        return [work for work in works if not self._is_demoted(work)]
+        return [work for work in works if not self._is_demoted(work, self.now)]
 
     def _rest_of_unknown(self, similar: Sequence[Work], rng: random.Random) -> float:
         """Draw the remaining seconds of an unknown run, which has started within the last
@@ -191,7 +189,7 @@ class QueueSimulation:
                 work = self._work(number)
                 later = work.ready > self.now
                 if later:
-                    self._queues.ended(self._claimed.pop(number))
+                    self._queues.ended(number)
                 if later or not free:
                     self._hold(group, number, work)
                 elif number == target:
@@ -232,7 +230,6 @@ class QueueSimulation:
             return None
         number = task.number
         work = self._works[number]
-        self._claimed[number] = task
         if work.ready <= self.now:
             part = min(work.weight, max(1.0, PART * self._taken))
             self._taken += part
@@ -249,11 +246,7 @@ class QueueSimulation:
         self.now, number, group = heapq.heappop(self._ends)
         self._busy[group] -= 1
         self._polling = (group,) if self._queues.independent else self._serving
-        task = self._claimed.pop(number, None)
-        if task is not None:
-            self._queues.ended(task)
-        elif number < 0:
-            self._queues.released(number)
+        self._queues.ended(number)
 
     def _work(self, number: int) -> Work:
         return self._works[number] if number >= 0 else self._held[-1 - number]
@@ -261,8 +254,8 @@ class QueueSimulation:
     def _push(self, number: int, work: Work) -> None:
         self._queues.push(work.queue, waiting_of(work, number))
 
-    def _is_demoted(self, work: Work) -> bool:
-        return self._queues.is_demoted(work.queue, waiting_of(work, UNKNOWN), self.now)
+    def _is_demoted(self, work: Work, now: float) -> bool:
+        return self._queues.is_demoted(work.queue, waiting_of(work, UNKNOWN), now)
 
     def _put_back(self, task: Waiting, work: Work, weight: float) -> None:
         """Put back the rest, of this *weight*, of the tasks that *task* stands for."""

@@ -6,7 +6,7 @@
 >>> from rts.simulation.traces import at_load, six_types
 >>> jobs = at_load(six_types(500, seed=1), slots=4, rho=1.1)
 >>> fifo = share_met(simulate(jobs, 4, FirstComeFirstServed(), Settings()))
->>> edf = share_met(simulate(jobs, 4, EarliestDeadlineFirst(demote=True), Settings()))
+>>> edf = share_met(simulate(jobs, 4, EarliestDeadlineFirst(), Settings()))
 >>> edf > fifo
 True
 """

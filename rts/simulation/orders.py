@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from rts.deadlines import (
     HOPELESS_SLOTS,
@@ -36,70 +36,58 @@ class Waiting(NamedTuple):
     due: bool = True
 
 
-class Order(Protocol):
-    """A queue under some discipline. One object serves one simulation."""
+class Order:
+    """A queue under some discipline, by default without demotion. One object serves one
+    simulation.
+    """
+
+    #: Tasks that the last pop has dropped for good.
+    dropped: Sequence[Waiting] = ()
+
+    def __init__(self) -> None:
+        #: Claims while demoted tasks waited.
+        self.turns = 0
+        #: Numbers of the demoted tasks that hold a slot; queues that share workers share it.
+        self.held: set[int] = set()
 
     def push(self, task: Waiting) -> None:
         """Add a task that has arrived."""
+        raise NotImplementedError
 
     def pop(self, now: float, slots: int) -> Waiting | None:
         """Return the task to start at *now* on a free one of *slots*; ``None``: none."""
-
-    def ended(self, task: Waiting) -> None:
-        """Release the slot of a task that was popped."""
-
-    def dropped(self) -> Sequence[Waiting]:
-        """Return the tasks that the last pop has dropped for good."""
-
-
-class SharingOrder(Order, Protocol):
-    """An order for queues that share workers; :meth:`pop` in two steps."""
+        raise NotImplementedError
 
     def pop_hopeful(self, now: float, slots: int) -> Waiting | None:
         """Pop a task that goes before the demoted tasks of the other queues; ``None``: none."""
-
-    def pop_demoted(self, slots: int) -> Waiting | None:
-        """Pop a demoted task; ``None``: none."""
-
-    def put_back(self, task: Waiting) -> None:
-        """Add a task at the position of the one that was popped last."""
-
-
-class _WithoutDemotion:
-    """Base of the orders that neither demote nor drop tasks."""
-
-    def push(self, task: Waiting) -> None:
-        """See :class:`Order`."""
-        raise NotImplementedError
-
-    def pop(self, now: float, slots: int) -> Waiting | None:
-        """See :class:`Order`."""
-        raise NotImplementedError
-
-    def put_back(self, task: Waiting) -> None:
-        """See :class:`SharingOrder`."""
-        self.push(task)
-
-    def pop_hopeful(self, now: float, slots: int) -> Waiting | None:
-        """See :class:`SharingOrder`."""
         return self.pop(now, slots)
 
     def pop_demoted(self, slots: int) -> Waiting | None:
-        """See :class:`SharingOrder`."""
+        """Pop a demoted task; ``None``: none."""
         return None
 
-    def ended(self, task: Waiting) -> None:
-        """See :class:`Order`."""
+    def put_back(self, task: Waiting) -> None:
+        """Add a task at the position of the one that was popped last."""
+        self.push(task)
 
-    def dropped(self) -> Sequence[Waiting]:
-        """See :class:`Order`."""
-        return ()
+    def ended(self, number: int) -> None:
+        """Release the slot of a task that was popped."""
+        self.held.discard(number)
+
+    def is_demoted(self, task: Waiting, now: float) -> bool:
+        """Return whether *task* would be demoted at *now*."""
+        return False
+
+    def may_take_demoted(self, slots: int) -> bool:
+        """Return whether another demoted task may hold one of *slots*."""
+        return True
 
 
-class FirstComeFirstServed(_WithoutDemotion):
+class FirstComeFirstServed(Order):
     """By arrival, like most brokers."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._queue: deque[Waiting] = deque()
 
     def push(self, task: Waiting) -> None:
@@ -107,7 +95,7 @@ class FirstComeFirstServed(_WithoutDemotion):
         self._queue.append(task)
 
     def put_back(self, task: Waiting) -> None:
-        """See :class:`SharingOrder`."""
+        """See :class:`Order`."""
         self._queue.appendleft(task)
 
     def pop(self, now: float, slots: int) -> Waiting | None:
@@ -115,10 +103,11 @@ class FirstComeFirstServed(_WithoutDemotion):
         return self._queue.popleft() if self._queue else None
 
 
-class ShortestFirst(_WithoutDemotion):
+class ShortestFirst(Order):
     """The smallest tau first, for comparison: starves long tasks."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._heap: list[tuple[float, int, Waiting]] = []
 
     def push(self, task: Waiting) -> None:
@@ -130,12 +119,11 @@ class ShortestFirst(_WithoutDemotion):
         return heapq.heappop(self._heap)[2] if self._heap else None
 
 
-class EarliestDeadlineFirst:
+class EarliestDeadlineFirst(Order):
     """EDF, as with ``rts_scheduler = "edf"``.
 
     Args:
-        demote: whether hopeless tasks wait behind all others. Plain EDF without it and *drop*.
-        drop: whether hopeless tasks are dropped instead.
+        hopeless: "demote", "keep" (plain EDF) or "drop", as ``rts_hopeless``.
         hopeless_slots: share of the slots that demoted tasks may hold (at least one slot),
             so that long hopeless runs do not make hopeful tasks hopeless in turn.
         late_share: share of claims that serve the demoted task that has waited longest, so
@@ -146,109 +134,71 @@ class EarliestDeadlineFirst:
     def __init__(
         self,
         *,
-        demote: bool = True,
-        drop: bool = False,
+        hopeless: str = "demote",
         hopeless_slots: float = HOPELESS_SLOTS,
         late_share: float = LATE_SHARE,
         work: float = 0.0,
     ) -> None:
-        self._demote = demote
-        self._drop = drop
+        super().__init__()
+        self._mode = hopeless
         self._hopeless_slots = hopeless_slots
         self._every = late_every(late_share)
         self._work = work
         self._hopeful: list[tuple[float, float, int, Waiting]] = []
         self._demoted: list[tuple[float, int, Waiting]] = []
-        self._dropped: list[Waiting] = []
-        #: Numbers of the demoted tasks that hold a slot.
-        self._held: set[int] = set()
-        #: Claims while demoted tasks waited.
-        self._turns = 0
 
     def push(self, task: Waiting) -> None:
         """See :class:`Order`."""
         score = task.deadline + self._work * task.tau
         heapq.heappush(self._hopeful, (score, task.arrival, task.number, task))
 
-    def put_back(self, task: Waiting) -> None:
-        """See :class:`SharingOrder`."""
-        self.push(task)
-
     def pop(self, now: float, slots: int) -> Waiting | None:
         """See :class:`Order`."""
         return self.pop_hopeful(now, slots) or self.pop_demoted(slots)
 
     def pop_hopeful(self, now: float, slots: int) -> Waiting | None:
-        """See :class:`SharingOrder`; every n-th time a demoted task (*late_share*)."""
-        self._dropped.clear()
-        while self._hopeful and (self._demote or self._drop):
-            task = self._hopeful[0][3]
-            if not self._is_hopeless(task, now):
-                break
+        """See :class:`Order`; every n-th time a demoted task (*late_share*)."""
+        dropped: list[Waiting] = []
+        while self._hopeful and self._is_hopeless(task := self._hopeful[0][3], now):
             heapq.heappop(self._hopeful)
-            if self._drop:
-                self._dropped.append(task)
+            if self._mode == "drop":
+                dropped.append(task)
             else:
                 heapq.heappush(self._demoted, (task.arrival, task.number, task))
+        self.dropped = dropped
         if self._demoted and self._every and self.may_take_demoted(slots):
             # As in claim.lua, only claims while demoted tasks wait are counted.
-            self._turns += 1
-            if self._turns % self._every == 0:
+            self.turns += 1
+            if self.turns % self._every == 0:
                 return self.pop_demoted(slots)
         return heapq.heappop(self._hopeful)[3] if self._hopeful else None
 
     def pop_demoted(self, slots: int) -> Waiting | None:
-        """See :class:`SharingOrder`."""
+        """See :class:`Order`."""
         if not self._demoted or not self.may_take_demoted(slots):
             return None
         task = heapq.heappop(self._demoted)[2]
-        self._held.add(task.number)
+        self.held.add(task.number)
         return task
 
     def is_demoted(self, task: Waiting, now: float) -> bool:
-        """Return whether *task* would be demoted at *now*."""
-        return self._demote and self._is_hopeless(task, now)
+        """See :class:`Order`."""
+        return self._mode == "demote" and self._is_hopeless(task, now)
 
     def _is_hopeless(self, task: Waiting, now: float) -> bool:
-        return task.due and now > hopeful_until(task.deadline, task.tau)
+        late = now > hopeful_until(task.deadline, task.tau)
+        return late and task.due and self._mode != "keep"
 
     def may_take_demoted(self, slots: int) -> bool:
-        """Return whether another demoted task may hold one of *slots*."""
-        return len(self._held) < demoted_slots(self._hopeless_slots, slots)
-
-    def ended(self, task: Waiting) -> None:
         """See :class:`Order`."""
-        self._held.discard(task.number)
-
-    def dropped(self) -> Sequence[Waiting]:
-        """See :class:`Order`."""
-        return self._dropped
-
-    def resume(self, turns: int, held: Iterable[int]) -> None:
-        """Start from the state of a real queue: its count of *turns*, and the numbers of the
-        demoted tasks that hold slots.
-        """
-        self._turns = turns
-        self._held.update(held)
-
-    def share_slots(self, other: EarliestDeadlineFirst) -> None:
-        """Count the slots of demoted tasks together with those of *other*."""
-        self._held = other._held
-
-    def hold(self, number: int) -> None:
-        """Give a slot to a demoted task that was never pushed."""
-        self._held.add(number)
-
-    def released(self, number: int) -> None:
-        """Release the slot of a task of :meth:`resume` or :meth:`hold`."""
-        self._held.discard(number)
+        return len(self.held) < demoted_slots(self._hopeless_slots, slots)
 
 
 #: Names of the orders on the command line.
 ORDERS = ("fifo", "edf", "plain-edf", "sjf")
 
 
-def order_of(name: str, settings: Settings) -> SharingOrder:
+def order_of(name: str, settings: Settings) -> Order:
     """Return a new order by its name in :data:`ORDERS`; *settings* configure ``edf``.
 
     Raises:
@@ -261,8 +211,7 @@ def order_of(name: str, settings: Settings) -> SharingOrder:
     if name not in ORDERS:
         raise ValueError(f"unknown order {name!r}: use one of {', '.join(ORDERS)}")
     return EarliestDeadlineFirst(
-        demote=name == "edf" and settings.hopeless != "keep",
-        drop=name == "edf" and settings.hopeless == "drop",
+        hopeless=settings.hopeless if name == "edf" else "keep",
         hopeless_slots=settings.hopeless_slots,
         late_share=settings.late_share,
         work=work_weight(settings.order),

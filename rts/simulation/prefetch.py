@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from rts.simulation.orders import Waiting
+from rts.simulation.orders import Order, Waiting
 
 
 @dataclass
@@ -21,8 +21,8 @@ class _Worker:
     held: deque[Waiting] = field(default_factory=deque)
 
 
-class Prefetched:
-    """An :class:`rts.simulation.orders.Order`: by arrival, over workers that prefetch.
+class Prefetched(Order):
+    """By arrival, over workers that prefetch.
 
     *workers*: the slots of each. *held_per_slot*: messages that a worker prefetches per
     slot besides those that run: Celery's ``worker_prefetch_multiplier``, one less with
@@ -30,6 +30,7 @@ class Prefetched:
     """
 
     def __init__(self, workers: Sequence[int], held_per_slot: float) -> None:
+        super().__init__()
         # The worker that has waited longest for a message comes first.
         self._workers = deque(_Worker(slots, slots * held_per_slot) for slots in workers)
         self._queue: deque[Waiting] = deque()
@@ -52,14 +53,10 @@ class Prefetched:
                 return task
         return None
 
-    def ended(self, task: Waiting) -> None:
+    def ended(self, number: int) -> None:
         """See :class:`rts.simulation.orders.Order`."""
-        self._runs.pop(task.number).running -= 1
+        self._runs.pop(number).running -= 1
         self._deliver()
-
-    def dropped(self) -> Sequence[Waiting]:
-        """See :class:`rts.simulation.orders.Order`."""
-        return ()
 
     def _deliver(self) -> None:
         """Deliver messages to the workers in turn, as far as they prefetch."""

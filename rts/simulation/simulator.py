@@ -133,7 +133,7 @@ def finished(
         if next_finish <= now:
             _, number, task, started_at = heapq.heappop(running)
             job = jobs[number]
-            order.ended(task)
+            order.ended(number)
             runs = completed.get(number, 0)
             if runs < len(job.later):
                 completed[number] = runs + 1
@@ -169,7 +169,7 @@ def finished(
                 raise ValueError(f"job {arrived} arrives before its predecessor")
         while len(running) < slots:
             chosen = order.pop(now, slots)
-            for task in order.dropped():
+            for task in order.dropped:
                 job = jobs[task.number]
                 yield (
                     task.number,

@@ -25,7 +25,6 @@ from rts.simulation.orders import (
     EarliestDeadlineFirst,
     FirstComeFirstServed,
     Order,
-    SharingOrder,
 )
 from rts.simulation.simulator import Outcome, simulate
 from rts.simulation.traces import at_load, six_types
@@ -143,7 +142,7 @@ def test_a_smaller_share_of_the_slots_takes_longer() -> None:
 
 def test_a_task_that_is_likely_dropped_never_starts() -> None:
     def dropping() -> Order:
-        return EarliestDeadlineFirst(demote=False, drop=True)
+        return EarliestDeadlineFirst(hopeless="drop")
 
     late = Work("mixed", 0.0, 10.0, 30.0)
     before = [Work("mixed", 0.0, 10.0, 29.0)] * 20
@@ -557,7 +556,7 @@ def after_a_burst(order: Order, seed: int) -> tuple[Snapshot, list[Outcome]]:
 
 @pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("order", [FirstComeFirstServed, EarliestDeadlineFirst])
-def test_predictions_hold_after_a_burst(order: Callable[[], SharingOrder]) -> None:
+def test_predictions_hold_after_a_burst(order: Callable[[], Order]) -> None:
     errors, inside = [], []
     for seed in range(1, 5):  # what waits for the same work is off by the same
         snapshot, waiting = after_a_burst(order(), seed)
@@ -592,7 +591,7 @@ def sampled_of(
 @pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("order", [FirstComeFirstServed, EarliestDeadlineFirst])
 def test_a_sample_of_a_long_queue_is_representative(
-    order: Callable[[], SharingOrder],
+    order: Callable[[], Order],
 ) -> None:
     count, slots = 3000, 8
     jobs = at_load(six_types(400 + count, seed=1), slots, 0.5)

@@ -132,7 +132,7 @@ def test_workers_and_the_simulator_give_demoted_tasks_the_same_slots(
     held = 0
     try:
         while order.may_take_demoted(slots) and real.may_take_demoted(share):
-            order.hold(held)
+            order.held.add(held)
             state.reserved_requests.add(requests[held])
             real.claimed_demoted(requests[held].id)
             held += 1

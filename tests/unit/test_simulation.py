@@ -34,7 +34,7 @@ from rts.tasktypes import TaskType
 ORDERS: list[Callable[[], Order]] = [
     FirstComeFirstServed,
     ShortestFirst,
-    lambda: EarliestDeadlineFirst(demote=False),
+    lambda: EarliestDeadlineFirst(hopeless="keep"),
     EarliestDeadlineFirst,
 ]
 
@@ -130,16 +130,15 @@ def test_the_instant_at_which_a_task_turns_hopeless(early: bool) -> None:
 
 def test_demoted_tasks_hold_at_most_their_share_of_the_slots() -> None:
     order = EarliestDeadlineFirst(late_share=0)
-    tasks = [waiting(n, tau=10, deadline=1) for n in range(5)]
-    for task in tasks:
-        order.push(task)
+    for n in range(5):
+        order.push(waiting(n, tau=10, deadline=1))
     assert popped(order, now=100.0, slots=4) == [0, 1, 2]
-    order.ended(tasks[1])
+    order.ended(1)
     assert popped(order, now=100.0, slots=4) == [3]
     order.push(waiting(9, tau=1, deadline=200))
     assert popped(order, now=100.0, slots=4) == [9], "hopeful work has all of them"
-    for task in (tasks[0], tasks[2], tasks[3]):
-        order.ended(task)
+    for number in (0, 2, 3):
+        order.ended(number)
     assert popped(order, now=100.0, slots=1) == [4], "at least one"
 
 
