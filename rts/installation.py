@@ -39,7 +39,11 @@ class Installation:
         self.reset_build()
 
     def reset_build(self) -> None:
-        """Drop, in a child, the build that a thread of the parent had begun at the fork."""
+        """Drop, in a child, what a thread of the parent may have been at when it forked: the
+        build, and a prediction, whose locks nobody would release.
+        """
+        if self._parts is not None:
+            self._parts.predictor = self._parts.risks = None
         self._building = False
         # Re-entrant: a Unix signal handler that publishes may interrupt the build.
         self._lock = threading.RLock()

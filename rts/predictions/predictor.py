@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -55,7 +53,7 @@ class QueueLoad(NamedTuple):
 
 
 class Predictor:
-    """Reads the broker's queues and the workers, and predicts. Safe with threads and forks."""
+    """Reads the broker's queues and the workers, and predicts. Safe with threads."""
 
     def __init__(self, app: Any, settings: Settings, link: Link, tau_of: TauOf) -> None:
         self._app = app
@@ -70,7 +68,6 @@ class Predictor:
         self._published: deque[tuple[float, OpenTask]] = deque(maxlen=MAX_PUBLISHED)
         #: One thread at a time reads for all that ask about new tasks; and its last failure.
         self._lock = threading.RLock()
-        self._pid = os.getpid()
         self._failed_at, self._failed = -math.inf, partial(StoreUnavailable)
 
     def of_new(self, plan: Plan, name: str, queue: str, priority: int = 0) -> Prediction:
@@ -86,19 +83,11 @@ class Predictor:
         )
         found = self._cached((queue, priority), work)
         if found is None:
-            with self._locked():
+            with self._lock:
                 found = self._cached((queue, priority), work)
                 if found is None:
                     found = self._predict((queue, priority), work, asked_at)
         return _not_before(plan.arrival, replace(found, deadline=plan.deadline))
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the lock, which is a new one after a fork."""
-        if self._pid != os.getpid():
-            self._lock, self._pid = threading.RLock(), os.getpid()
-        with self._lock:
-            yield
 
     def _cached(self, where: tuple[str, int], work: Work) -> Prediction | None:
         """Return a recent prediction for a similar task; *where*: queue and priority."""

@@ -66,7 +66,7 @@ EMPTY = QueueSample([], [], None, 0, [], 0, 0)
 
 
 class QueueReader:
-    """Reads queues over one kombu connection. Safe with threads and forks."""
+    """Reads queues over one kombu connection. Safe with threads."""
 
     def __init__(self, app: Any, settings: Settings) -> None:
         self._settings = settings

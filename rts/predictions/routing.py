@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rts import forks
 from rts.errors import CommandError, StoreUnavailable
 from rts.predictions.predictor import Predictor, QueueLoad
 from rts.records import Plan
@@ -55,7 +54,6 @@ class Risks:
         self._known: dict[str, _Queue] = {}
         self._retry_at = -1e9
         self._lock = threading.Lock()
-        self._pid = forks.pid
 
     def choose(self, plan: Plan, candidates: Sequence[str], at: float) -> str | None:
         """Return the queue of least risk; ``None`` on a tie, and unless the state of all is
@@ -87,12 +85,7 @@ class Risks:
             return
         if time.monotonic() < self._retry_at:
             return
-        if self._pid != forks.pid:
-            # Forked: a thread of the parent may hold the lock.
-            self._lock = threading.Lock()
-            self._pid = forks.pid
-        lock = self._lock
-        if not lock.acquire(blocking=False):
+        if not self._lock.acquire(blocking=False):
             return  # another thread is reading
         try:
             read = self._predictor.pressures(stale)
@@ -101,4 +94,4 @@ class Risks:
         except (StoreUnavailable, CommandError):
             self._retry_at = time.monotonic() + self._period_s
         finally:
-            lock.release()
+            self._lock.release()

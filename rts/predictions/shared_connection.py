@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,11 +44,10 @@ class SharedConnection:
         self._settings = settings
         self._open: _Open | None = None
         self._lock = threading.RLock()
-        self._pid = os.getpid()
 
     def close(self) -> None:
         """Close it, as soon as no thread reads any more."""
-        if self._open is not None and self._pid == os.getpid():
+        if self._open is not None:
             self._discard(self._open)
 
     @contextmanager
@@ -60,9 +58,6 @@ class SharedConnection:
             CommandError: the broker is not Redis.
             StoreUnavailable: it is unavailable.
         """
-        if self._pid != os.getpid():
-            # Forked: leave the parent's connection alone.
-            self._open, self._lock, self._pid = None, threading.RLock(), os.getpid()
         opened = self._enter()
         connection = opened.connection
         try:

@@ -13,6 +13,7 @@ from celery import Celery
 import rts
 from rts import prediction_api
 from rts.errors import StoreUnavailable
+from rts.installation import parts_of
 from rts.predictions import routing
 from rts.predictions.predictor import QueueLoad
 from rts.records import Plan
@@ -48,13 +49,6 @@ def test_two_threads_that_route_first_share_their_state(
     rts.uninstall(app)
     app.close()
     assert len(made) == 1
-
-
-class Roomy:
-    """Stands for a predictor: each queue has a slot."""
-
-    def pressures(self, queues: Sequence[str]) -> dict[str, QueueLoad]:
-        return {queue: QueueLoad(0.0, 1, 0.5) for queue in queues}
 
 
 @pytest.mark.parametrize(
@@ -109,22 +103,32 @@ def test_queues_are_read_again_when_it_is_time(monkeypatch: pytest.MonkeyPatch) 
 
 
 @forks_beside_threads
-def test_a_child_routes_though_a_thread_of_its_parent_held_the_lock() -> None:
+def test_a_child_asks_though_a_thread_of_its_parent_held_the_locks() -> None:
     nobody = "redis://127.0.0.1:1"
     app = Celery("routes", broker=nobody, set_as_current=False)
     app.conf.update(rts_redis_url=nobody, rts_routes={"mixed": ["a", "b"]})
     rts.install(app)
-    predictor: Any = Roomy()
-    risks = routing.Risks(predictor, 5.0)
+    assert rts.route("some.task") is None
+    parts = parts_of(app)
+    assert parts is not None
+    risks, predictor = parts.risks, parts.predictor
+    assert risks is not None
+    assert predictor is not None
 
-    def it_routes() -> bool:
-        chosen = risks.choose(Plan("mixed", "inferred", 1.0, 2.0, 100.0, 102.0), ["a"], 100.0)
-        return chosen == "a" and rts.route("some.task") is None
+    def it_asks() -> bool:
+        with pytest.raises(StoreUnavailable):
+            rts.predict_new("some.task", app=app)
+        assert rts.route("some.task") is None
+        return parts.risks is not None and parts.risks._lock.acquire(blocking=False)
 
-    routed = holds_in_child(it_routes, prediction_api._lock, risks._lock)
+    asked = holds_in_child(
+        it_asks,
+        *(prediction_api._lock, risks._lock, predictor._lock),
+        predictor._broker._shared._lock,
+    )
     rts.uninstall(app)
     app.close()
-    assert routed
+    assert asked
 
 
 def test_a_route_reads_its_own_candidates_and_those_once_a_second(
@@ -132,7 +136,7 @@ def test_a_route_reads_its_own_candidates_and_those_once_a_second(
 ) -> None:
     now, asked = [100.0], []
 
-    class Asked(Roomy):
+    class Asked:
         def pressures(self, queues: Sequence[str]) -> dict[str, QueueLoad]:
             asked.append(tuple(queues))
             return {queue: QueueLoad(0.0, 1, len(queue) / 10) for queue in queues}
