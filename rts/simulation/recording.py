@@ -194,7 +194,7 @@ def _job(runs: Sequence[Run]) -> Job:
     first, last = runs[0], runs[-1]
     arrival = first.started_at if first.retries else first.arrival
     # Each pause includes the wait for a slot; assume that it was as long as the first one.
-    waited_s = max(0.0, first.started_at - first.arrival)
+    waited_s = max(0.0, first.started_at - arrival)
     later = tuple(
         Again(max(0.0, run.started_at - before.completed_at - waited_s), run.runtime_s)
         for before, run in pairwise(runs)
