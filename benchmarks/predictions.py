@@ -68,18 +68,10 @@ class Asked(NamedTuple):
 
 
 def ask(
-    jobs: list[Job],
-    slots: int,
-    scheduler: str | None,
-    speedup: float,
-    pool: str,
-    burst: bool,
-    queues: int,
-    workers: int,
-    prefetch: int,
-    etas: bool,
+    jobs: list[Job], scheduler: str | None, arguments: argparse.Namespace
 ) -> tuple[list[Asked], dict[str, dict[str, Any]]]:
     """Run *jobs*; return the predictions, and the ledger's tasks by id."""
+    slots, speedup, burst = arguments.slots, arguments.speedup, arguments.burst
     with ExitStack() as stack:
         redis = stack.enter_context(RedisServer())
         mongo = stack.enter_context(MongoServer())
@@ -97,9 +89,10 @@ def ask(
         rts.install(app)
         asked: list[Asked] = []
         ids: list[str] = []
-        names = [app.conf.task_default_queue, *(f"queue-{n}" for n in range(2, queues + 1))]
+        more = [f"queue-{n}" for n in range(2, arguments.queues + 1)]
+        names = [app.conf.task_default_queue, *more]
         types = sorted({job.task_type for job in jobs})
-        queue_of = {kind: names[n % queues] for n, kind in enumerate(types)}
+        queue_of = {kind: names[n % len(names)] for n, kind in enumerate(types)}
         first = int((BEFORE_BURST if burst else WARM_UP) * len(jobs))
         over = threading.Event()
 
@@ -121,14 +114,14 @@ def ask(
                         if question("waiting", one):
                             break
 
-        for number in range(workers):
+        for number in range(arguments.workers):
             worker = WorkerProcess(
                 APP,
-                pool=pool,
-                concurrency=slots // workers,
+                pool=arguments.pool,
+                concurrency=slots // arguments.workers,
                 hostname=f"worker-{number}@test",
                 queues=names,
-                arguments=("--prefetch-multiplier", str(prefetch)),
+                arguments=("--prefetch-multiplier", str(arguments.prefetch)),
                 env=env,
                 loglevel="WARNING",
             )
@@ -157,7 +150,7 @@ def ask(
                         time.sleep(pause)
                     headers, queue = {"task_type": job.task_type}, queue_of[job.task_type]
                     eta = None
-                    if etas and number % ETA_ONE_OF == 0:
+                    if arguments.etas and number % ETA_ONE_OF == 0:
                         ahead_s = random.random() * MOST_AHEAD * work_s * slots / len(jobs)
                         eta = datetime.now(timezone.utc) + timedelta(seconds=ahead_s)
                     answer, before = None, time.time()
@@ -249,11 +242,7 @@ def main() -> None:
     figures: dict[str, dict[str, Any]] = {}
     for order in orders:
         scheduler = "edf" if order == "edf" else None
-        asked, truth = ask(
-            *(jobs, arguments.slots, scheduler, arguments.speedup, arguments.pool),
-            *(arguments.burst, arguments.queues, arguments.workers, arguments.prefetch),
-            arguments.etas,
-        )
+        asked, truth = ask(jobs, scheduler, arguments)
         figures[order] = {
             kind: judge([a for a in asked if a.kind == kind], truth)
             for kind in ("new", "published", "waiting")

@@ -35,16 +35,16 @@ from rts.settings import Settings
 from rts.simulation.orders import order_of
 from rts.simulation.recording import Recording, recording
 from rts.simulation.simulator import IDEAL, Conditions, simulate
-from rts.simulation.statistics import offered_load
 from rts.simulation.traces import (
     Job,
     at_load,
+    offered_load,
     read_trace,
     six_types,
     with_types,
     write_trace,
 )
-from rts.testing.replay import learning_lag_s, replay
+from rts.testing.replay import Replayed, learning_lag_s, replay
 
 #: Least mean and median seconds of a task for which Celery's own milliseconds, and the tenths
 #: of a second until a tau is learned, matter little.
@@ -94,9 +94,9 @@ def main() -> None:
             file=sys.stderr,
         )
     settings = with_types(Settings(late_share=arguments.late_share), jobs)
-    past = run(jobs, settings, arguments)
-    shares = compare(jobs, settings, past, arguments)
-    overhead_s = statistics.fmean(past["recording"].overheads or (0.0,))
+    real, past = run(jobs, settings, arguments)
+    shares = compare(jobs, settings, real, past, arguments)
+    overhead_s = statistics.fmean(past.overheads or (0.0,))
     if arguments.json:
         measured = {"overhead_s": overhead_s, "mean_task_s": mean_s / arguments.speedup}
         print(json.dumps({**vars(arguments), **measured, "met": shares}, indent=2))
@@ -146,9 +146,11 @@ def workload(arguments: argparse.Namespace) -> list[Job]:
     return at_load(jobs, arguments.slots, arguments.rho)
 
 
-def run(jobs: list[Job], settings: Settings, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run the jobs with a real worker; return ``real`` outcomes and the ``recording``."""
-    past: dict[str, Any] = {}
+def run(
+    jobs: list[Job], settings: Settings, arguments: argparse.Namespace
+) -> tuple[list[Replayed], Recording]:
+    """Run the jobs with a real worker; return the outcomes and the recording."""
+    past: list[Recording | None] = []
 
     def progress(done: int, total: int) -> None:
         if sys.stderr.isatty():
@@ -157,9 +159,9 @@ def run(jobs: list[Job], settings: Settings, arguments: argparse.Namespace) -> d
     def look(ledger: Any) -> None:
         now = datetime.now(timezone.utc)
         hour = timedelta(hours=1)
-        past["recording"] = recording(runs(ledger, (now - hour, now + hour)))
+        past.append(recording(runs(ledger, (now - hour, now + hour))))
 
-    replayed = replay(
+    real = replay(
         jobs,
         arguments.slots,
         "edf" if arguments.scheduler == "edf" else None,
@@ -168,17 +170,21 @@ def run(jobs: list[Job], settings: Settings, arguments: argparse.Namespace) -> d
         progress=progress,
         look=look,
     )
-    past["real"] = [(job.task_type, job.met) for job in replayed]
-    return past
+    assert past[0] is not None
+    return real, past[0]
 
 
 def compare(
-    jobs: list[Job], settings: Settings, past: dict[str, Any], arguments: argparse.Namespace
+    jobs: list[Job],
+    settings: Settings,
+    real: list[Replayed],
+    past: Recording,
+    arguments: argparse.Namespace,
 ) -> dict[str, dict[str, Any]]:
     """Return the number of tasks and the shares of deadlines met, by type and for all."""
-    recorded: Recording = past["recording"]
     speedup = arguments.speedup
-    slower = [overhead_s * speedup for overhead_s in recorded.overheads or (0.0,)]
+    overheads = past.overheads or (0.0,)
+    slower = [overhead_s * speedup for overhead_s in overheads]
     as_run = Conditions(overheads=slower, learning_lag_s=learning_lag_s(speedup))
 
     def simulated(what: Any, conditions: Conditions) -> list[tuple[str, bool]]:
@@ -191,12 +197,10 @@ def compare(
         return pairs
 
     found = {
-        "real": past["real"],
+        "real": [(job.task_type, job.met) for job in real],
         "simulated": simulated(jobs, IDEAL),
         "as run": simulated(jobs, as_run),
-        "by ledger": simulated(
-            recorded.jobs, Conditions(overheads=recorded.overheads or (0.0,))
-        ),
+        "by ledger": simulated(past.jobs, Conditions(overheads=overheads)),
     }
     met = {which: by_type(pairs) for which, pairs in found.items()}
     shares = {}

@@ -47,12 +47,9 @@ def shares(sizes: Sequence[int], room: int) -> list[int]:
     [8, 6, 8, 8]
     """
     limits = [0] * len(sizes)
-    left, open_ = room, sorted(range(len(sizes)), key=lambda i: sizes[i])
-    while open_:
-        smallest = open_[0]
-        limits[smallest] = min(sizes[smallest], max(1, left // len(open_)))
-        left -= limits[smallest]
-        open_ = open_[1:]
+    for done, table in enumerate(sorted(range(len(sizes)), key=sizes.__getitem__)):
+        share = (room - sum(limits)) // (len(sizes) - done)
+        limits[table] = min(sizes[table], max(1, share))
     return limits
 
 

@@ -24,8 +24,8 @@ from rts.cli.workloads import (
 from rts.errors import CommandError
 from rts.simulation.orders import ORDERS
 from rts.simulation.simulator import Outcome, finished
-from rts.simulation.statistics import Tally, offered_load, tally
-from rts.simulation.traces import Job, write_trace
+from rts.simulation.statistics import Tally, tally
+from rts.simulation.traces import Job, offered_load, write_trace
 
 #: Jobs that each point of a curve is simulated with at most: the first ones.
 CURVE_JOBS = 100_000
@@ -167,23 +167,28 @@ def outcomes(
 def sweep(
     found: Workload, slots: int, orders: Sequence[str], against: str
 ) -> dict[str, list[tuple[float, float]]]:
-    """Return a curve for each order: share met over slots, or over ρ (*against* ``load``)."""
+    """Return a curve for each order: share met over slots, or over ρ (*against* ``load``).
+
+    Raises:
+        CommandError: there is no load, as all tasks arrive at once.
+    """
     jobs = found.jobs[:CURVE_JOBS]
-    curves: dict[str, list[tuple[float, float]]] = {order: [] for order in orders}
-    with progress_bar("plotting", len(FACTORS) * len(orders) * len(jobs)) as done:
-        for order in orders:
-            if against == "slots":
-                for number in sorted({max(1, round(slots * factor)) for factor in FACTORS}):
-                    met = tally(outcomes(found, number, order, jobs), progress=done).share
-                    curves[order].append((float(number), met))
-                continue
-            for factor in FACTORS:
-                speed = found.conditions.speed * factor
-                rho = offered_load(jobs, slots, speed)
-                if rho is not None:
-                    faster = replace(found, conditions=replace(found.conditions, speed=speed))
-                    met = tally(outcomes(faster, slots, order, jobs), progress=done).share
-                    curves[order].append((rho, met))
-    if not all(curves.values()):
-        raise CommandError("all tasks arrive at once: there is no load to plot")
-    return curves
+    variants: list[tuple[float, int, Workload]] = []
+    if against == "slots":
+        numbers = sorted({max(1, round(slots * factor)) for factor in FACTORS})
+        variants = [(float(number), number, found) for number in numbers]
+    else:
+        for factor in FACTORS:
+            faster = replace(found.conditions, speed=found.conditions.speed * factor)
+            rho = offered_load(jobs, slots, faster.speed)
+            if rho is None:
+                raise CommandError("all tasks arrive at once: there is no load to plot")
+            variants.append((rho, slots, replace(found, conditions=faster)))
+    with progress_bar("plotting", len(variants) * len(orders) * len(jobs)) as done:
+        return {
+            order: [
+                (x, tally(outcomes(changed, number, order, jobs), progress=done).share)
+                for x, number, changed in variants
+            ]
+            for order in orders
+        }

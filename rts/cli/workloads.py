@@ -193,8 +193,13 @@ def progress_bar(label: str, length: int) -> Iterator[Callable[[int], None]]:
     if not sys.stderr.isatty():
         yield lambda steps: None
         return
-    with click.progressbar(length=length, label=label, file=sys.stderr) as bar:
+    steps = max(1, length // 100)
+    with click.progressbar(
+        length=length, label=label, file=sys.stderr, update_min_steps=steps
+    ) as bar:
         yield bar.update
+        bar.finish()
+        bar.render_progress()
 
 
 def _from_trace(source: Source, settings: Settings, path: str) -> Workload:
@@ -226,7 +231,6 @@ def held_per_slot(conf: Mapping[str, Any]) -> float:
 
 
 def _with_progress(items: Iterator[Any], progress: Callable[[int], None]) -> Iterator[Any]:
-    for number, item in enumerate(items, 1):
-        if number % 1000 == 0:
-            progress(1000)
+    for item in items:
+        progress(1)
         yield item

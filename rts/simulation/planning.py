@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from rts.settings import Settings
 from rts.simulation.orders import Order
 from rts.simulation.simulator import IDEAL, Conditions, finished
-from rts.simulation.statistics import Tally, offered_load
-from rts.simulation.traces import Job
+from rts.simulation.statistics import Tally
+from rts.simulation.traces import Job, offered_load
 
 #: Resamples on which the target has to be met.
 RESAMPLES = 10

@@ -52,18 +52,13 @@ class Tally:
 def tally(
     outcomes: Iterable[tuple[int, Outcome]],
     key: Callable[[Job], str] = lambda job: job.task_type,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] = lambda steps: None,
 ) -> Tally:
-    """Count *outcomes*; *progress* is called with the number of each further thousand."""
+    """Count *outcomes*; *progress* is called with 1 after each."""
     counted = Tally(key)
-    seen = 0
     for _, outcome in outcomes:
         counted.add(outcome)
-        seen += 1
-        if progress is not None and seen % 1000 == 0:
-            progress(1000)
-    if progress is not None:
-        progress(seen % 1000)
+        progress(1)
     return counted
 
 
@@ -77,15 +72,3 @@ def percentiles(values: Iterable[float], shares: Sequence[float]) -> list[float 
     if not ranked:
         return [None] * len(shares)
     return [ranked[max(0, math.ceil(share * len(ranked)) - 1)] for share in shares]
-
-
-def offered_load(jobs: Sequence[Job], slots: int, speed: float = 1.0) -> float | None:
-    """Return ρ = Σ service times / (slots · time from first to last arrival).
-
-    ``None`` if all jobs arrive at once.
-    """
-    if not jobs:
-        return None
-    span_s = (jobs[-1].arrival_s - jobs[0].arrival_s) / speed
-    work_s = sum(job.runtime_s + sum(run.runtime_s for run in job.later) for job in jobs)
-    return work_s / (slots * span_s) if span_s > 0 else None

@@ -114,10 +114,20 @@ def six_types(n: int, *, seed: int, sigma: float = 0.3) -> list[Job]:
     return jobs
 
 
+def offered_load(jobs: Sequence[Job], slots: int, speed: float = 1.0) -> float | None:
+    """Return ρ = Σ service times / (slots · time from first to last arrival).
+
+    ``None`` if all jobs arrive at once.
+    """
+    if not jobs:
+        return None
+    span_s = (jobs[-1].arrival_s - jobs[0].arrival_s) / speed
+    work_s = sum(job.runtime_s + sum(run.runtime_s for run in job.later) for job in jobs)
+    return work_s / (slots * span_s) if span_s > 0 else None
+
+
 def at_load(jobs: Sequence[Job], slots: int, rho: float) -> list[Job]:
     """Return *jobs* with their arrivals rescaled to the offered load *rho*, above 0.
-
-    ρ = Σ service times / (slots · time from first to last arrival).
 
     Raises:
         ValueError: all jobs arrive at once, no job takes any time, or *rho* or *slots* is
@@ -125,13 +135,12 @@ def at_load(jobs: Sequence[Job], slots: int, rho: float) -> list[Job]:
     """
     if not (rho > 0 and slots > 0):
         raise ValueError(f"rho = {rho}, slots = {slots}: both must be above 0")
-    first, last = jobs[0].arrival_s, jobs[-1].arrival_s
-    if first == last:
+    load = offered_load(jobs, slots)
+    if load is None:
         raise ValueError("all jobs arrive at once: there is no rate to change")
-    work_s = sum(job.runtime_s for job in jobs)
-    if not work_s > 0:
+    if not load > 0:
         raise ValueError("no job takes any time: there is no load to reach")
-    factor = work_s / (slots * rho) / (last - first)
+    first, factor = jobs[0].arrival_s, load / rho
     return [job._replace(arrival_s=(job.arrival_s - first) * factor) for job in jobs]
 
 

@@ -22,8 +22,17 @@ from rts.simulation.recording import (
     share_of_slots,
 )
 from rts.simulation.simulator import IDEAL, Conditions, Outcome, simulate
-from rts.simulation.statistics import offered_load, percentiles, tally
-from rts.simulation.traces import FAILURE, KILLED, SUCCESS, Again, Job, at_load, six_types
+from rts.simulation.statistics import percentiles, tally
+from rts.simulation.traces import (
+    FAILURE,
+    KILLED,
+    SUCCESS,
+    Again,
+    Job,
+    at_load,
+    offered_load,
+    six_types,
+)
 
 
 def a_run(started_at: float, runtime_s: float, **changes: Any) -> Run:
