@@ -9,9 +9,9 @@ from dataclasses import dataclass
 class Prediction:
     """When a task will start and finish. Instants in epoch seconds by Redis's clock.
 
-    ``start`` and ``finish`` are typical values: they minimize the median error relative to
-    the wait. Between ``…_low`` and ``…_high`` lie 90 % of the simulations. Infinite if the
-    task is more likely dropped than run (``rts_hopeless`` "drop").
+    ``start`` and ``finish`` are where the simulations agree best, by the relative error of the
+    time from now. Between ``…_low`` and ``…_high`` lie 90 % of the simulations. Infinite if
+    the task is more likely dropped than run (``rts_hopeless`` "drop").
     """
 
     start: float

@@ -638,6 +638,9 @@ def test_a_sample_of_a_long_queue_is_representative(
 def test_the_typical_instant_is_near_a_mode() -> None:
     soon, late = [11.0, 10.0, 12.0] * 20, [200.0, 300.0, 500.0, 900.0] * 10
     assert 10 <= forecast.typical(soon + late, 0.0) <= 12
+    # Also where most do not agree with anything.
+    scattered = [20.0 * 1.1**n for n in range(100)]
+    assert 10 <= forecast.typical(soon + scattered, 0.0) <= 14
     assert forecast.typical([5.0] * 9, 5.0) == 5.0
     assert forecast.typical([0.0] * 6 + [9.0] * 5, 0.0) == 0.0
     assert forecast.typical([math.inf] * 6 + [9.0] * 5, 0.0) == math.inf
