@@ -25,6 +25,8 @@ from rts.records import NOT_FINAL, OVERDUE, Execution, Learned, OutboxEntry
 
 Document = dict[str, Any]
 
+_NOT_LEARNED = dict.fromkeys(Learned._fields)
+
 
 def documents(
     entry: OutboxEntry, at: Callable[[float | None], Any] | None = None
@@ -159,19 +161,11 @@ def _documents(
         "cause": cause,
         "sla_success": success,
         "lateness_s": lateness_s,
-        "tau_before": None,
-        "tau_after": None,
-        "name_tau_before": None,
-        "name_tau_after": None,
+        **(_NOT_LEARNED if learned is None else learned._asdict()),
     }
     if started_at is None:
         assignment["_nostart"] = True
     elif e.started_at is not None and e.arrival == e.arrival:
         # A host whose clock lags a little may start a task "before" it arrived.
         assignment["queueing_delay_s"] = max(0.0, e.started_at - e.arrival)
-    if learned is not None:
-        assignment["tau_before"] = learned.tau_before
-        assignment["tau_after"] = learned.tau_after
-        assignment["name_tau_before"] = learned.name_tau_before
-        assignment["name_tau_after"] = learned.name_tau_after
     return task, assignment
