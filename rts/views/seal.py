@@ -74,8 +74,8 @@ def seal_of(
     kept = database[ROLLUPS].find_one({"_id": _id(collection)})
     if kept is None:
         return _make(database, collection, now)
-    span: Window = (kept["span"][0], kept["span"][1])
-    spans = [span]
+    seal = Seal(kept["seal"], (kept["span"][0], kept["span"][1]))
+    spans = [seal.span]
     age = now - kept["made_at"]
     if age > MOVE_AFTER:
         spans.append(_span(database, collection, now))
@@ -85,34 +85,36 @@ def seal_of(
     if changed or not -LONGEST < age < LONGEST:
         return _make(database, collection, now)
     # Moved only with exact numbers: moving would forget how far others may be off.
-    exact = least == most and inside[0] == (least, most)
-    for moved, n in zip(spans[1:], inside[1:], strict=True):
-        if exact and _store(database, collection, kept["seal"], now, moved, n):
-            span = moved
-    return Seal(kept["seal"], span)
+    if len(spans) == 2 and least == most and inside[0] == (least, most):
+        return _stored(database, collection, now, Seal(seal.id, spans[1]), inside[1]) or seal
+    return seal
 
 
 def _make(database: Database[dict[str, Any]], collection: str, now: datetime) -> Seal | None:
     span = _span(database, collection, now)
     (inside,) = _inside(database, collection, [span])
-    name = uuid.uuid4().hex
-    return Seal(name, span) if _store(database, collection, name, now, span, inside) else None
+    return _stored(database, collection, now, Seal(uuid.uuid4().hex, span), inside)
 
 
-def _store(
+def _stored(
     database: Database[dict[str, Any]],
     collection: str,
-    name: str,
     now: datetime,
-    span: Window,
+    seal: Seal,
     inside: tuple[int, int],
-) -> bool:
-    seal = {"seal": name, "made_at": now, "span": list(span), "inside": list(inside)}
+) -> Seal | None:
+    """Store *seal* and return it; ``None`` if it cannot be stored: it only saves time."""
+    document = {
+        "seal": seal.id,
+        "made_at": now,
+        "span": list(seal.span),
+        "inside": list(inside),
+    }
     try:
-        database[ROLLUPS].replace_one({"_id": _id(collection)}, seal, upsert=True)
-    except PyMongoError:  # it only saves time
-        return False
-    return True
+        database[ROLLUPS].replace_one({"_id": _id(collection)}, document, upsert=True)
+    except PyMongoError:
+        return None
+    return seal
 
 
 def _span(database: Database[dict[str, Any]], collection: str, now: datetime) -> Window:
