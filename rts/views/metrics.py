@@ -58,9 +58,12 @@ class RtsCollector:
         self._max_age_s = max_age_s
         self._link = Link.with_timeouts(settings, CONNECT_TIMEOUT_S, TIMEOUT_S, BREAKER_S)
         self._client: Any = None
-        self._redis = Source("Redis", lambda: read(self._link, settings))
-        self._mongo = Source("MongoDB", self._standings)
-        self._broker = None if queues is None else Source("the broker", queues)
+        self._sources: dict[str, Source[Any]] = {
+            "redis": Source("Redis", lambda: read(self._link, settings)),
+            "mongodb": Source("MongoDB", self._standings),
+        }
+        if queues is not None:
+            self._sources["broker"] = Source("the broker", queues)
 
     def describe(self) -> Iterable[Any]:
         """Return nothing, so that registering queries no server."""
@@ -70,20 +73,17 @@ class RtsCollector:
         """Yield the current metrics. Concurrent scrapes share one set of queries instead of
         waiting for each other.
         """
-        sources: list[Source[Any]] = [self._redis, self._mongo]
-        if self._broker is not None:
-            sources.append(self._broker)
         until = time.monotonic() + self._patience_s
-        for source in sources:
+        for source in self._sources.values():
             source.ask()
-        reading = self._redis.answer(until, self._max_age_s)
-        stands = self._mongo.answer(until, max(self._max_age_s, OBJECTIVES_AGE_S))
-        waiting = None if self._broker is None else self._broker.answer(until, self._max_age_s)
+        ages_s = {"mongodb": max(self._max_age_s, OBJECTIVES_AGE_S)}
+        answers = {
+            name: source.answer(until, ages_s.get(name, self._max_age_s))
+            for name, source in self._sources.items()
+        }
+        reading, stands, waiting = map(answers.get, ("redis", "mongodb", "broker"))
         yield families.info()
-        answers = {"redis": reading is not None, "mongodb": stands is not None}
-        if self._broker is not None:
-            answers["broker"] = waiting is not None
-        yield families.up(answers)
+        yield families.up({name: answer is not None for name, answer in answers.items()})
         yield families.targets(self._settings)
         if reading is not None:
             yield from families.counts(reading)

@@ -180,9 +180,7 @@ def ask_mongo(settings: Settings, timeout_s: float) -> LedgerState:
 def _facts(info: bytes) -> dict[str, str]:
     """Return the reply of INFO by field."""
     lines = info.decode("utf-8", "replace").splitlines()
-    return {
-        name: value for name, found, value in (line.partition(":") for line in lines) if found
-    }
+    return dict(line.split(":", 1) for line in lines if ":" in line)
 
 
 def _eviction(facts: Mapping[str, str]) -> str | None:
