@@ -36,9 +36,9 @@ OVERDUE_S, OBJECTIVES_S = 2.0, 15.0
 #: The pause before the objectives are evaluated again: a multiple of how long the last
 #: evaluation took, and the maximum in seconds. This must not keep a large ledger busy.
 PAUSE_FACTOR, MAX_PAUSE_S = 10.0, 120.0
-#: Seconds for which nothing of a kind may be overdue before its alert ends. Burn rates have
-#: windows of their own.
-QUIET_S = {TASK_OVERDUE: 30.0}
+#: Seconds for which nothing of a kind may be overdue, or an objective burn, before its alert
+#: ends: with ten tasks in five minutes, each one can take the burn rate across its threshold.
+QUIET_S = {TASK_OVERDUE: 30.0, SLO_BURNING: 120.0}
 
 
 class Leader:

@@ -66,9 +66,10 @@ class AlertStore:
         stored = dict(zip(reply[::2], reply[1::2], strict=True))
         changed = 0
         present = {condition.key.encode() for condition in conditions}
+        holding = present | stored.keys()
         for condition in conditions:
             self._gone.pop(condition.key, None)
-            covered = (condition.covered_by or "").encode() in present
+            covered = (condition.covered_by or "").encode() in holding
             if condition.key.encode() not in stored and not covered:
                 alert = Alert.of(condition, secrets.token_hex(16), self._clock.now())
                 changed += self._transition(b"", alert.to_json(), alert)

@@ -21,9 +21,9 @@ from celery import Celery
 
 import rts
 from rts.alerting.alert import RESOLVED, Alert, Condition, body_of
-from rts.alerting.conditions import overdue_conditions
+from rts.alerting.conditions import SLO_BURNING, overdue_conditions
 from rts.alerting.delivery import GIVE_UP_S, MAX_BACKOFF_S, WebhookDelivery
-from rts.alerting.leader import LEASE_S, Leader
+from rts.alerting.leader import LEASE_S, OBJECTIVES_S, QUIET_S, Leader
 from rts.alerting.post import NotDelivered, post
 from rts.alerting.store import MAX_WAITING, UNLED_S, AlertStore, firing
 from rts.clock import FleetClock
@@ -165,6 +165,26 @@ def test_a_flapping_condition_alerts_once(make_settings: MakeSettings, links: An
         now[0] += 20
         changes.append(store.update((KIND,), overdue() if there else []))
     assert changes == [1, 0, 0, 0, 0, 0, 1]
+
+
+def test_a_burn_rate_around_its_threshold_alerts_once(
+    make_settings: MakeSettings, links: Any
+) -> None:
+    settings = make_settings({"url": "https://a"})
+    now = [0.0]
+    store = AlertStore(
+        links(settings), settings, FleetClock(), quiet_s=QUIET_S, now=lambda: now[0]
+    )
+    labels = {"objective": "*", "window": "1h"}
+    values = dict.fromkeys(("target", "burn_rate", "budget_left_ratio"), 0.5)
+    page = Condition("p", SLO_BURNING, "page", "", labels, values)
+    ticket = Condition("t", SLO_BURNING, "ticket", "", labels, values, covered_by="p")
+    changes = []
+    for burns in (True, False, True, False, False, False, False, False):
+        now[0] += OBJECTIVES_S * 2
+        changes.append(store.update((SLO_BURNING,), [ticket, page] if burns else [ticket]))
+    assert changes == [1, 0, 0, 0, 0, 0, 0, 1]
+    assert store.update((SLO_BURNING,), [ticket]) == 1
 
 
 def test_an_alert_without_a_webhook_does_not_fire_for_ever(
