@@ -115,9 +115,14 @@ def problems(redis: RedisState, ledger: LedgerState) -> list[str]:
             "(rts_redis_url)"
         )
     if redis.lag_s is not None and redis.lag_s > MAX_LAG_S:
+        why = "It waits for MongoDB"
+        if ledger.server.reachable:
+            why = (
+                "Is a drain running (a worker with rts_drain, or rts drain), and does MongoDB "
+                "keep up?"
+            )
         found.append(
-            f"the oldest record has been in the outbox for {seconds(redis.lag_s)} s. Is a "
-            "drain running (a worker with rts_drain, or rts drain), and is MongoDB up?"
+            f"the oldest record has been in the outbox for {seconds(redis.lag_s)} s. {why}"
         )
     dead = dead_fleet(redis)
     return found if dead is None else [*found, dead]

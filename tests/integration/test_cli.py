@@ -477,6 +477,9 @@ def test_status_reports_problems(
     assert len(found["problems"]) == 2
     assert "outbox_dropped 7" in result.stderr
     assert "has been in the outbox" in result.stderr
+    assert "Is a drain running" in result.stderr
+    conf.update(rts_mongo_url=NO_MONGO)
+    assert cli("status").stderr.endswith(" s. It waits for MongoDB\n")
 
 
 def test_status_reports_a_redis_that_evicts(cli: Run, conf: dict[str, Any]) -> None:
