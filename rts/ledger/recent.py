@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from rts.keys import Keys
@@ -39,6 +40,9 @@ class Recent(NamedTuple):
     def runtime_s(self) -> float:
         """Service time, seconds."""
         return self.completed_at - self.started_at
+
+
+_fields_of = attrgetter(*Recent._fields)
 
 
 class RecentRuns:
@@ -84,6 +88,5 @@ def read_recent(texts: Iterable[Any]) -> list[Recent]:
         except ValueError:
             continue
         if run.started_at and run.completed_at:
-            kept = Recent._make(getattr(run, field) for field in Recent._fields)
-            found[run.task_id, run.started_at] = kept
+            found[run.task_id, run.started_at] = Recent._make(_fields_of(run))
     return list(found.values())

@@ -1,6 +1,6 @@
 """One load sample in memory that a process shares with those it forks later.
 
-The sampler's process writes, its pool children read: a copy of a few hundred
+The sampler's process writes, its pool children read: a copy of four thousand
 bytes, without a lock, a system call or anything else that a fork could break. A
 checksum reveals a copy that was torn by a concurrent write.
 """
