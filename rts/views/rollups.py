@@ -28,8 +28,6 @@ MAX_STORED_BYTES = 8 << 20
 
 def sum_up(database: Database[dict[str, Any]], interval: Interval, by: str) -> Tallies:
     """Count a whole interval and store the sums, unless a record changes meanwhile."""
-    # A secondary may still hold what was replaced before this began.
-    database = database.with_options(read_preference=ReadPreference.PRIMARY)
     rollups = database[ROLLUPS]
     writes = None
     try:
@@ -41,6 +39,8 @@ def sum_up(database: Database[dict[str, Any]], interval: Interval, by: str) -> T
             return_document=ReturnDocument.AFTER,
         )
         writes = None if head is None else head["writes"]
+        # A secondary may still hold what was replaced before this began.
+        database = database.with_options(read_preference=ReadPreference.PRIMARY)
     except PyMongoError:  # a read-only user still gets the answer
         pass
     counted = _counted(database, interval, by)
