@@ -18,7 +18,7 @@ from rts.cli.common import (
     settings_of,
 )
 from rts.cli.probes import noted, query_broker, query_servers
-from rts.cli.status import MAX_LAG_S, dead_fleet
+from rts.cli.problems import MAX_LAG_S, dead_fleet
 from rts.cli.table import counted, percent, printable, seconds
 from rts.errors import CommandError, RtsError, short
 from rts.objectives import ALL, BURN_RULES

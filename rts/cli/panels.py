@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 
 from rts.cli.fitting import fitted, tables
-from rts.cli.status import NO_WORKERS, UNLED, WORKER_COLUMNS, takers, worker_row
+from rts.cli.problems import takers
+from rts.cli.status import NO_WORKERS, UNLED, WORKER_COLUMNS, outbox_text, worker_row
 from rts.cli.table import NONE, Column, cut, percent, render, seconds
 from rts.cli.watch_data import WINDOWS, Snapshot
 from rts.objectives import objective_of
@@ -57,9 +58,8 @@ def _facts(snapshot: Snapshot) -> list[str]:
     ]
     facts = [" · ".join(servers)]
     if redis.server.reachable:
-        lag = f", the oldest for {seconds(redis.lag_s)} s" if redis.outbox_length else ""
         facts.append(
-            f"Outbox {redis.outbox_length} waiting{lag} · "
+            f"Outbox {outbox_text(redis)} · "
             f"Open {redis.open_tasks}, {redis.overdue_tasks} past the deadline · "
             f"Running {redis.running}, {redis.overdue} past the deadline"
         )

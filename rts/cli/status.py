@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import click
 
-from rts.cli.common import (
-    NO_APP,
-    as_json,
-    outages_not_logged,
-    print_json,
-    settings_of,
-    utc,
-)
+from rts.cli.common import as_json, outages_not_logged, print_json, settings_of, utc
 from rts.cli.probes import (
     noted,
     query_broker,
@@ -23,17 +15,11 @@ from rts.cli.probes import (
     spooled_records,
     subtract_counters,
 )
-from rts.cli.table import NONE, Column, counted, printable, render, seconds, terminal_width
+from rts.cli.problems import problems, queue_problems, without_rts
+from rts.cli.table import NONE, Column, counted, render, seconds, terminal_width
 from rts.clock import DEADBAND_S
-from rts.installation import installed
-from rts.scheduling.queues import QueueState
 from rts.settings import Settings
-from rts.views.fleet_state import DROPPED
 from rts.views.status import LedgerState, RedisState, ServerState, WorkerState
-
-#: Age of the oldest record in the outbox that is a problem, in seconds. A drain takes less than
-#: one.
-MAX_LAG_S = 60.0
 
 
 @click.command(name="status", short_help="Servers, workers, and where records wait.")
@@ -52,7 +38,7 @@ def command(ctx: click.Context, clear: bool, as_json: bool) -> None:
     with outages_not_logged():
         redis, ledger = query_servers(settings)
         spool = spooled_records(settings) if redis.server.reachable else None
-        wrong = [*_without_rts(ctx.obj.app, settings), *problems(redis, ledger)]
+        wrong = [*without_rts(ctx.obj.app, settings), *problems(redis, ledger)]
         with noted(wrong):
             waiting = query_broker(ctx.obj.app, settings, redis)
             wrong += queue_problems(waiting, redis, settings)
@@ -66,106 +52,6 @@ def command(ctx: click.Context, clear: bool, as_json: bool) -> None:
         click.echo(f"Problem: {problem}", err=True)
     if wrong:
         ctx.exit(1)
-
-
-def _without_rts(app: Any, settings: Settings) -> list[str]:
-    """Return a problem if *app* has rts off or not installed, even after importing what a
-    worker imports.
-    """
-    if not settings.enabled:
-        return ["rts_enabled is False, so tasks of this app get no deadline and no verdict"]
-    if app not in installed and app.main != NO_APP:
-        try:
-            app.loader.import_default_modules()
-        except Exception:  # noqa: BLE001  this host may lack what the workers have
-            return []
-    if app in installed or app.main == NO_APP:
-        return []
-    return [
-        "rts is not installed in this app, so its tasks get no deadline and no verdict. Add "
-        'rts.install(app) below the line that creates it, or imports = ("rts.auto",) to its '
-        "celeryconfig, and restart workers and producers"
-    ]
-
-
-def problems(redis: RedisState, ledger: LedgerState) -> list[str]:
-    """Return what is wrong, with what to do about it."""
-    found = []
-    if not redis.server.reachable:
-        found.append(
-            f"Redis at {redis.server.url} is not reachable ({redis.server.error}). "
-            "Check the server and rts_redis_url"
-        )
-    if not ledger.server.reachable:
-        found.append(
-            f"MongoDB at {ledger.server.url} is not reachable ({ledger.server.error}). "
-            "Check the server and rts_mongo_url"
-        )
-    dropped = {name: redis.counters[name] for name in DROPPED if redis.counters.get(name)}
-    if dropped:
-        what = ", ".join(f"{name} {n}" for name, n in dropped.items())
-        found.append(
-            f"records were dropped ({what}). Keep the servers up, or raise rts_outbox_max or "
-            "rts_spool_max_bytes; rts status --clear resets the count"
-        )
-    if redis.eviction is not None:
-        found.append(
-            f"Redis evicts keys when its memory is full (maxmemory-policy {redis.eviction}), "
-            "records among them. Set noeviction, or give rts a server of its own "
-            "(rts_redis_url)"
-        )
-    if redis.lag_s is not None and redis.lag_s > MAX_LAG_S:
-        why = "It waits for MongoDB"
-        if ledger.server.reachable:
-            why = (
-                "Is a drain running (a worker with rts_drain, or rts drain), and does MongoDB "
-                "keep up?"
-            )
-        found.append(
-            f"the oldest record has been in the outbox for {seconds(redis.lag_s)} s. {why}"
-        )
-    dead = dead_fleet(redis)
-    return found if dead is None else [*found, dead]
-
-
-def dead_fleet(redis: RedisState) -> str | None:
-    """Return that no worker is alive, if tasks miss one."""
-    if not redis.overdue_tasks or live(redis):
-        return None
-    overdue = counted(redis.overdue_tasks, "task")
-    return f"no worker is alive, with {overdue} past the deadline"
-
-
-def queue_problems(
-    states: Sequence[QueueState], redis: RedisState, settings: Settings
-) -> list[str]:
-    """Return which messages wait where no worker takes them."""
-    found = []
-    for state in states:
-        hidden = 0 if settings.scheduler == "edf" else state.ordered + state.demoted
-        name = printable(state.name)
-        if hidden:
-            found.append(
-                f"{counted(hidden, 'message')} in deadline order in the queue {name}, which "
-                "workers without rts_scheduler = 'edf' do not see. rts queues --to-fifo moves "
-                "them"
-            )
-        elif state.waiting and live(redis) and not takers(redis, state.name):
-            found.append(
-                f"{counted(state.waiting, 'message')} in the queue {name}, from which no "
-                f"worker with rts takes. Start one with -Q {name}"
-            )
-    return found
-
-
-def live(redis: RedisState) -> list[WorkerState]:
-    """Return the workers that are not silent."""
-    return [worker for worker in redis.workers if not worker.silent]
-
-
-def takers(redis: RedisState, queue: str) -> list[WorkerState]:
-    """Return the live workers that take from *queue*, or may."""
-    return [w for w in live(redis) if w.queues is None or queue in w.queues]
 
 
 def status_document(
@@ -235,8 +121,7 @@ def status_text(
         state = f"closed, opened {counted(opened, 'time')} so far"
     facts.append(("Breaker", state))
     if redis.outbox_length is not None:
-        lag = f", the oldest for {seconds(redis.lag_s)} s" if redis.outbox_length else ""
-        facts.append(("Outbox", f"{redis.outbox_length} waiting{lag}"))
+        facts.append(("Outbox", outbox_text(redis)))
     waiting = "unknown number waiting" if spool is None else f"{spool} waiting"
     facts.append(("Spool", f"{waiting} in {settings.spool_dir}"))
     if redis.open_tasks is not None:
@@ -257,6 +142,12 @@ def status_text(
         counters = [(name, str(n)) for name, n in redis.counters.items()]
         blocks.append(render((Column("counter", number=False), Column("n")), counters, width))
     return "\n\n".join(blocks)
+
+
+def outbox_text(redis: RedisState) -> str:
+    """Return how many records wait, and for how long."""
+    lag = f", the oldest for {seconds(redis.lag_s)} s" if redis.outbox_length else ""
+    return f"{redis.outbox_length} waiting{lag}"
 
 
 #: Alerts that nobody evaluates may be over, and new ones do not start.

@@ -6,6 +6,7 @@ is shown as an escape.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
@@ -118,14 +119,16 @@ def counted(number: int, noun: str) -> str:
 
 
 def percent(ratio: float | None) -> str:
-    """Return a share in percent; only exactly 1 is shown as 100.0.
+    """Return a share in percent, with as many digits as show what is missing from 100.
 
-    >>> [percent(x) for x in (1.0, 0.99999, 0.5, None)]
-    ['100.0', '99.9', '50.0', '-']
+    >>> [percent(x) for x in (1.0, 0.99996, 0.9995, 0.5, -34.0, None)]
+    ['100.0', '99.996', '99.95', '50.0', '-3400.0', '-']
     """
     if ratio is None:
         return NONE
-    return f"{min(ratio * 100, 99.9) if 0.999 < ratio < 1 else ratio * 100:.1f}"
+    # Less a little: 1 - 0.99999 is less than 0.00001.
+    digits = math.ceil(-math.log10(1 - ratio) - 1e-6) - 2 if ratio < 1 else 1
+    return f"{100 * ratio:.{max(1, digits)}f}"
 
 
 def _shrink(columns: Sequence[Column], widths: list[int], width: int) -> None:

@@ -72,7 +72,8 @@ def test_numbers() -> None:
     assert seconds(-0.25) == "-0.250"
     assert seconds(0.0) == "0.0000"
     assert percent(0.0) == "0.0"
-    assert percent(0.9995) == "99.9"
+    assert percent(0.9995) == "99.95"
+    assert percent(0.99999) == "99.999"
 
 
 def test_a_table_is_cut_only_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
