@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from rts.deadlines import MAX_MULTIPLIER, MIN_MULTIPLIER
 from rts.errors import ConfigurationError
@@ -69,7 +69,7 @@ def _number(
 
 def _integer(least: int) -> Callable[[str, object], int]:
     def check(key: str, value: object) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        if not _is_whole(value) or value < least:
             raise ConfigurationError(key, value, f"a whole number, at least {least}")
         return value
 
@@ -129,61 +129,52 @@ def _task_types(key: str, value: object) -> dict[str, TaskType]:
     return types
 
 
-def _priority_multipliers(key: str, value: object) -> dict[int, float]:
-    allowed = f"a dict of priority (whole number) to {_K_RANGE}"
-    if not isinstance(value, Mapping):
-        raise ConfigurationError(key, value, allowed)
-    for priority in value:
-        if isinstance(priority, bool) or not isinstance(priority, int):
-            raise ConfigurationError(key, priority, allowed)
-    return {priority: multiplier(f"{key}[{priority}]", k) for priority, k in value.items()}
+def _mapping(
+    allowed: str, is_key: Callable[[object], bool], check_value: Callable[[str, Any], Any]
+) -> Callable[[str, object], dict[Any, Any]]:
+    """Return a check for a mapping, by its keys and values."""
+
+    def check(key: str, value: object) -> dict[Any, Any]:
+        if not isinstance(value, Mapping):
+            raise ConfigurationError(key, value, allowed)
+        for name in value:
+            if not is_key(name):
+                raise ConfigurationError(key, name, allowed)
+        return {name: check_value(f"{key}[{name!r}]", each) for name, each in value.items()}
+
+    return check
 
 
-def _routes(key: str, value: object) -> dict[str, tuple[str, ...]]:
-    allowed = "a dict of task type to a list of queue names"
-    if not isinstance(value, Mapping):
-        raise ConfigurationError(key, value, allowed)
-    for task_type, queues in value.items():
-        fine = isinstance(task_type, str) and isinstance(queues, list | tuple) and queues
-        if not fine or not all(isinstance(queue, str) and queue for queue in queues):
-            raise ConfigurationError(f"{key}[{task_type!r}]", queues, allowed)
-    return {task_type: tuple(queues) for task_type, queues in value.items()}
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _queue_horizons(key: str, value: object) -> dict[str, float]:
-    allowed = "a dict of queue name, or '*', to seconds above 0"
-    if not isinstance(value, Mapping):
-        raise ConfigurationError(key, value, allowed)
-    for queue in value:
-        if not isinstance(queue, str):
-            raise ConfigurationError(key, queue, allowed)
-    check = _number(0, allowed, above=True, most=1e9)
-    return {queue: check(f"{key}[{queue!r}]", horizon) for queue, horizon in value.items()}
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and value != ""
 
 
-def _slo(key: str, value: object) -> dict[str, float]:
-    allowed = (
-        "a dict of task type, task name, queue or '*' to the share of tasks that should be on "
-        f"time, {MIN_TARGET} to {MAX_TARGET}"
-    )
-    if not isinstance(value, Mapping):
-        raise ConfigurationError(key, value, allowed)
-    check = _number(MIN_TARGET, allowed, most=MAX_TARGET)
-    for objective in value:
-        if not isinstance(objective, str) or not objective:
-            raise ConfigurationError(key, objective, allowed)
-    return {objective: check(f"{key}[{objective!r}]", t) for objective, t in value.items()}
+def _queues(key: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not value or not all(map(_is_name, value)):
+        raise ConfigurationError(key, value, _routes)
+    return tuple(value)
 
 
 _seconds = "seconds, above 0"
 _share = "a share from 0 to 1"
+_priorities = f"a dict of priority (whole number) to {_K_RANGE}"
+_horizons = "a dict of queue name, or '*', to seconds above 0"
+_routes = "a dict of task type to a list of queue names"
+_objectives = (
+    "a dict of task type, task name, queue or '*' to the share of tasks that should be on "
+    f"time, {MIN_TARGET} to {MAX_TARGET}"
+)
 CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "rts_enabled": _boolean,
     "rts_redis_url": redis_url,
     "rts_mongo_url": mongo_url,
     "rts_key_prefix": _key_prefix,
     "rts_sla_multiplier": multiplier,
-    "rts_priority_multipliers": _priority_multipliers,
+    "rts_priority_multipliers": _mapping(_priorities, _is_whole, multiplier),
     "rts_task_types": _task_types,
     "rts_deadline_policy": _choice("multiplier", "quantile"),
     "rts_quantile": _number(0.5, "a share from 0.5 to 0.999", most=0.999),
@@ -207,9 +198,13 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "rts_hopeless_slots": _number(0, "a share above 0, at most 1", above=True, most=1),
     "rts_late_share": _number(0, _share, most=1),
     "rts_order": _choice("deadline", "deadline+work"),
-    "rts_queue_horizons": _queue_horizons,
-    "rts_routes": _routes,
-    "rts_slo": _slo,
+    "rts_queue_horizons": _mapping(
+        _horizons, _is_name, _number(0, _horizons, above=True, most=1e9)
+    ),
+    "rts_routes": _mapping(_routes, _is_name, _queues),
+    "rts_slo": _mapping(
+        _objectives, _is_name, _number(MIN_TARGET, _objectives, most=MAX_TARGET)
+    ),
     "rts_slo_window": _number(3600, "seconds, at least 3600"),
     "rts_slo_min_events": _integer(1),
     "rts_webhooks": read_webhooks,
