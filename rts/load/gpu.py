@@ -87,14 +87,10 @@ class GpuProbe:
             return
         try:
             nvml.nvmlInit()
-        except (nvml.NVMLError, OSError) as exc:
-            self._log_once("NVML does not start", exc)
-            return
-        self._nvml = nvml
-        try:
+            self._nvml = nvml
             self._handles = self._visible(nvml)
-        except nvml.NVMLError as exc:
-            self._log_once("NVML does not list the GPUs", exc)
+        except (nvml.NVMLError, OSError) as exc:
+            self._log_once("NVML does not start, or not list the GPUs", exc)
 
     def _visible(self, nvml: Any) -> list[tuple[int, Any]]:
         handles = [

@@ -89,13 +89,12 @@ class LoadSampler:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._board = LoadBoard() if board is None else board
-        #: The process that may write to the board.
-        self._board_pid = os.getpid()
+        #: The process that may write to the board, and has the thread.
+        self._pid = os.getpid()
         self._make_probes = probes
         self._period_s = period_s
         self._clock = clock
         self._thread: threading.Thread | None = None
-        self._thread_pid: int | None = None
         self._stopped = threading.Event()
         self._direct: LoadSample | None = None
         self._direct_memory: MemoryProbe | None = None
@@ -108,11 +107,10 @@ class LoadSampler:
         """
         try:
             pid = os.getpid()
-            mine = self._thread_pid == pid
-            if mine and self._thread is not None and self._thread.is_alive():
+            if self._pid != pid:
+                self._board, self._pid, self._thread = LoadBoard(), pid, None
+            if self._thread is not None and self._thread.is_alive():
                 return
-            if self._board_pid != pid:
-                self._board, self._board_pid = LoadBoard(), pid
             # Never the old event: a thread that overran its stop still watches it,
             # and after a fork its lock may be held by a thread that does not exist.
             self._stopped = threading.Event()
@@ -122,7 +120,6 @@ class LoadSampler:
                 name="rts-load",
                 daemon=True,
             )
-            self._thread_pid = pid
             self._thread.start()
         except Exception as exc:  # noqa: BLE001 - a worker runs without load figures too
             hook_failed("load sampler", exc)
@@ -130,7 +127,7 @@ class LoadSampler:
     def stop(self) -> None:
         """Stop sampling, if this process does, and release NVML. Never raises."""
         thread = self._thread
-        if thread is None or self._thread_pid != os.getpid():
+        if thread is None or self._pid != os.getpid():
             return
         self._thread = None
         self._stopped.set()
