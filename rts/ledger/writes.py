@@ -56,15 +56,16 @@ def store(
         new = {**new, **{key: mergeable(new[key]) for key in left}}
         stored = {d["_id"]: d for d in collection.find({"_id": {"$in": left}})}
         changes = []
+        counted: list[Document] = []
         for key, before in stored.items():
             found.setdefault(key, []).append(before)
             after = merge(before, new[key])
+            counted += (before, new[key], after)
             if after is not before:
                 changes.append((before, after))
         again = changes and not replace(collection, changes)
         # Whether changed or not: an earlier attempt may have died before this.
-        pairs = [(stored[key], new[key]) for key in stored]
-        invalidate_sums(collection, (document for pair in pairs for document in pair))
+        invalidate_sums(collection, counted)
         # Expired between our insert and our look: new again.
         left = insert(collection, [new[key] for key in left if key not in stored])
         if again:

@@ -164,6 +164,24 @@ def test_late_and_replaced_records_invalidate_sums(
         check(ledger, settings)
 
 
+def test_a_verdict_that_moves_invalidates_both_sums(
+    ledger: MongoLedger, settings: Settings
+) -> None:
+    """A task was found overdue; what took its place, with a later deadline, has not ended."""
+    arrival = NOW.timestamp() - 3 * DAY
+    never = {"completed_at": None, "runtime_s": None, "cause": None}
+    task = ended("r")._replace(**never, state="REPLACED", arrival=arrival, deadline=arrival + 9)
+    overdue = task._replace(state="PENDING", cause="overdue", ran=False, started_at=None)
+    ledger.write([OutboxEntry("o", overdue)])
+    for _ in range(2):
+        check(ledger, settings)
+    later = {"arrival": arrival + 0.6 * DAY, "deadline": arrival + DAY, "state": "RETRY"}
+    ledger.write([OutboxEntry("r", task._replace(**later, completed_at=arrival + 0.7 * DAY))])
+    (found,) = ledger.database.tasks.find({"_id": "r"})
+    assert found["verdict_at"].timestamp() == arrival + DAY
+    check(ledger, settings)
+
+
 def test_new_records_break_no_seal(ledger: MongoLedger, settings: Settings) -> None:
     before = sealed(ledger, "tasks")
     now = datetime.now(timezone.utc).timestamp()
