@@ -7,9 +7,9 @@ Pages follow the rules of Flower's pages (anonymous where Flower is, else its au
 
 from __future__ import annotations
 
-import hashlib
 import json
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from flower.api import BaseApiHandler
@@ -36,31 +36,27 @@ SETTING = "rts_tab"
 MAX_ID = 1024
 
 
-class Tab:
-    """What the handlers share."""
-
-    def __init__(self, pages: Pages, static_prefix: str, static: Path, *, themed: bool) -> None:
-        self.pages = pages
-        #: Whether Flower has a choice of themes (from 2.1 on), which ours then follow.
-        self.themed = themed
-        self._static_prefix = static_prefix
-        self._versions = {
-            path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-            for path in static.iterdir()
-            if path.is_file()
-        }
-
-    def asset(self, name: str) -> str:
-        """Return the address of one of our files; it changes when the file does."""
-        return f"{self._static_prefix}{name}?v={self._versions[name]}"
-
-
 class StaticFiles(web.StaticFileHandler):
     """Our scripts, styles and the chart library: public, as Flower's own are."""
 
     def set_extra_headers(self, path: str) -> None:
         """Forbid content sniffing."""
         self.set_header("X-Content-Type-Options", "nosniff")
+
+
+@dataclass(frozen=True)
+class Tab:
+    """What the handlers share."""
+
+    pages: Pages
+    #: ``static_path`` and ``static_url_prefix`` of our files, as in tornado's settings.
+    static: Mapping[str, str]
+    #: Whether Flower has a choice of themes (from 2.1 on), which ours then follow.
+    themed: bool
+
+    def asset(self, name: str) -> str:
+        """Return the address of one of our files; it changes when the file does."""
+        return StaticFiles.make_static_url(dict(self.static), name)
 
 
 class BasePage(BaseHandler):  # type: ignore[misc]  # Flower has no type information
@@ -223,6 +219,6 @@ def as_json(value: Any) -> str:
     '{"a": "\\\\u003c/script\\\\u003e"}'
     """
     text = json.dumps(plain(value), allow_nan=False)
-    for character in "<>&\u2028\u2029":
+    for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text

@@ -27,7 +27,7 @@ from rts.scheduling.queue_metrics import queue_readings
 from rts.settings import Settings
 from rts.views.metrics import RtsCollector, register
 
-STATIC = Path(__file__).parent / "static"
+STATIC = str(Path(__file__).parent / "static")
 #: What was added to Flower's ``/metrics``, which are those of this process.
 _collectors: list[RtsCollector] = []
 NAMES = ("types", "workers", "queues", "misses")
@@ -49,14 +49,11 @@ def add_tab(flower: Any) -> None:
         return
     prefix = (flower.options.url_prefix or "").strip("/")
     prefix = f"/{prefix}" if prefix else ""
-    theme = Path(flower.settings["static_path"], "js", "theme.js")
-    tab = Tab(
+    flower.settings[SETTING] = Tab(
         Pages(Source(flower.capp, settings), AnswerCache()),
-        f"{prefix}/rts/static/",
-        STATIC,
-        themed=theme.exists(),
+        {"static_path": STATIC, "static_url_prefix": f"{prefix}/rts/static/"},
+        themed=Path(flower.settings["static_path"], "js", "theme.js").exists(),
     )
-    flower.settings[SETTING] = tab
     flower.add_handlers(".*", _handlers(prefix))
     # Tornado caches loaders by this path, for all applications of a process.
     flower.settings["template_loader"] = TabLoader(flower.settings["template_path"])
@@ -77,7 +74,7 @@ def _handlers(prefix: str) -> list[URLSpec]:
         at(r"/rts/task", Search, "rts-search"),
         at(r"/rts/task/(.+)", TaskTimeline, "rts-task"),
         at(r"/task/(.+)", TaskPage),
-        at(r"/rts/static/(.*)", StaticFiles, path=str(STATIC)),
+        at(r"/rts/static/(.*)", StaticFiles, path=STATIC),
         *(at(f"/api/rts/{name}", Api, page=name) for name in ("overview", *NAMES)),
         at(r"/api/rts/task/(.+)", TaskApi),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -139,6 +140,7 @@ def test_basic_authentication_and_prefix(
     page = flower.get("/rts").text
     assert 'href="/my/flower/rts/types"' in page
     asset = page.split('src="/my/flower/rts/static/rts.js')[1].split('"')[0]
+    assert re.fullmatch(r"\?v=[0-9a-f]{12,}", asset)
     assert flower.get(f"/rts/static/rts.js{asset}", auth=False).status == 200
     assert flower.get("/rts/static/../pages.py").status in (403, 404)
 
@@ -363,13 +365,3 @@ def test_other_processes_load_nothing_of_the_tab() -> None:
         "assert not hasattr(f.Flower.start, '__wrapped__')\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, timeout=60)
-
-
-def test_the_version_of_a_file_is_in_its_address(tmp_path: Path) -> None:
-    from rts.flower.handlers import Tab
-
-    (tmp_path / "a.js").write_text("1")
-    pages: Any = None
-    first = Tab(pages, "/s/", tmp_path, themed=True).asset("a.js")
-    (tmp_path / "a.js").write_text("2")
-    assert Tab(pages, "/s/", tmp_path, themed=True).asset("a.js") != first
