@@ -119,12 +119,6 @@ class Pages:
         for row in learned.values():
             by_task.setdefault(row.name, []).append(row)
         types: list[ReportRow] = by_type.value.rows if by_type.value else []
-        names: list[ReportRow] = by_name.value or []
-        if filters.task_type is not None:
-            known = {t.name for t in learned.values() if t.task_type == filters.task_type}
-            names = [row for row in names if row.key in known]
-        if filters.name is not None:
-            names = [row for row in names if row.key == filters.name]
         rows = page_parts.type_rows(self._settings, types, reasons.value or {})
         chosen = page_parts.chosen(filters, rows)
         key = chosen["key"]
@@ -134,6 +128,13 @@ class Pages:
             if chosen["by"] == "name":
                 history = await ask(source.counted, filters.duration, "name", key)
             runs = await ask(source.sample, filters.duration, chosen["by"], key)
+        names: list[ReportRow] = by_name.value or []
+        if filters.task_type is not None:
+            known = {t.name for t in learned.values() if t.task_type == filters.task_type}
+            known |= {run.get("name") for run in runs.value or ()}  # none of it succeeded yet
+            names = [row for row in names if row.key in known]
+        if filters.name is not None:
+            names = [row for row in names if row.key == filters.name]
         of_key: Counted | None = history.value
         if of_key is not None and key is not None:
             drawn = [

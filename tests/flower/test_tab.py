@@ -211,6 +211,9 @@ def test_filters_narrow_the_pages_and_invalid_ones_are_rejected(
 
     assert tasks("") == tasks("?since=24h") == 102
     assert tasks("?since=1h") == 100
+    # No tau was learned, as if all of them had failed.
+    names = flower.counted("/api/rts/types?type=mixed").json["names"]
+    assert [row["key"] for row in names] == ["proj.mixed"]
     missed = flower.counted("/api/rts/misses?type=mixed").json["misses"]
     assert {task["task_type"] for task in missed} == {"mixed"}
     assert len(missed) == 20
