@@ -74,6 +74,7 @@ class Seen:
 
     def __init__(self, context: Any, base: str) -> None:
         self.page = context.new_page()
+        self.page.clock.install()
         self.base = base
         self.errors: list[str] = []
         self.page.on(
@@ -93,6 +94,23 @@ class Seen:
         )
         return self.page
 
+    def later(self) -> None:
+        """Let a minute pass in the page: it refreshes."""
+        self.page.clock.fast_forward(60_000)
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Have the page refresh until *condition* holds."""
+
+        def holds() -> bool:
+            self.later()
+            return condition()
+
+        wait_until(holds, 60)
+
+    def says(self, text: str) -> bool:
+        """Return whether *text* is in the status line."""
+        return text in self.page.locator("#rts-status").inner_text()
+
     def complaints(self) -> list[str]:
         """Return what axe-core finds serious or worse."""
         found = Axe().run(self.page).response["violations"]
@@ -103,30 +121,30 @@ class Seen:
         ]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_page_renders_and_can_be_read_by_all(
-    browser: Any, make_stage: Callable[..., Stage], make_flower: Make, write: Any, scheme: str
+    browser: Any, make_stage: Callable[..., Stage], make_flower: Make, write: Any
 ) -> None:
     write(*some_runs())
     stage = make_stage()
     flower = make_flower(stage, prefix="my/flower", basic_auth="me:secret")
-    context = browser.new_context(
-        color_scheme=scheme, http_credentials={"username": "me", "password": "secret"}
-    )
-    seen = Seen(context, flower.base)
     complaints = []
-    for path in PAGES:
-        page = seen.open(path)
-        assert page.locator("h1").count() == 1, path
-        assert page.evaluate("document.documentElement.dataset.bsTheme") == scheme
-        for summary in page.locator("summary").all():
-            summary.click()
-        complaints += seen.complaints()
+    for scheme in ("light", "dark"):
+        context = browser.new_context(
+            color_scheme=scheme, http_credentials={"username": "me", "password": "secret"}
+        )
+        seen = Seen(context, flower.base)
+        for path in PAGES:
+            page = seen.open(path)
+            assert page.locator("h1").count() == 1, path
+            assert page.evaluate("document.documentElement.dataset.bsTheme") == scheme
+            for summary in page.locator("summary").all():
+                summary.click()
+            complaints += seen.complaints()
+        # That a task is not known is an answer with status 404, which the console tells.
+        errors = [error for error in seen.errors if "nobody" not in error]
+        assert errors == []
+        context.close()
     assert complaints == []
-    # That a task is not known is an answer with status 404, which the console tells.
-    errors = [error for error in seen.errors if "nobody" not in error]
-    assert errors == []
-    context.close()
 
 
 def test_the_reason_stands_at_the_top_and_charts_are_drawn(
@@ -181,17 +199,17 @@ def test_pages_are_live_until_they_are_paused(
     summary = page.locator("#chart-runtimes summary")
     summary.click()
     write(*(ended(n, 5) for n in range(1, 5)))
-    wait_until(lambda: tasks.inner_text() == "5", 30)
+    seen.until(lambda: tasks.inner_text() == "5")
     assert page.locator("#chart-runtimes details").get_attribute("open") is not None
     page.get_by_role("button", name="Pause").click()
     assert page.locator("#rts-status").inner_text() == "Paused"
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
-    page.wait_for_timeout(6000)  # longer than the time between two refreshes
+    seen.later()
     assert asked == []
     flower.stop()
     page.get_by_role("button", name="Pause").click()
-    wait_until(lambda: "does not answer" in page.locator("#rts-status").inner_text(), 30)
+    seen.until(lambda: seen.says("does not answer"))
     context.close()
 
 
@@ -210,10 +228,10 @@ def test_who_is_logged_out_is_told(
     context = browser.new_context()
     user = create_signed_value("secret", "user", "me@example.com").decode()
     context.add_cookies([{"name": "user", "value": user, "url": flower.base}])
-    page = Seen(context, flower.base).open("/rts")
-    assert page.locator("#rts-content").count() == 1
+    seen = Seen(context, flower.base)
+    assert seen.open("/rts").locator("#rts-content").count() == 1
     context.clear_cookies()
-    wait_until(lambda: "logged out" in page.locator("#rts-status").inner_text(), 30)
+    seen.until(lambda: seen.says("logged out"))
     context.close()
 
 
@@ -240,11 +258,13 @@ def test_open_details_stay_open_when_trouble_appears(
     with RedisServer() as own:
         flower = make_flower(make_stage(rts_redis_url=own.url))
         context = browser.new_context()
-        page = Seen(context, flower.base).open("/rts/types?since=1h")
+        seen = Seen(context, flower.base)
+        page = seen.open("/rts/types?since=1h")
         page.locator("#chart-runtimes summary").click()
+        trouble = page.locator(".rts-trouble")
         for change, shown in ((own.kill, 1), (own.start, 0)):
             change()
-            wait_until(lambda shown=shown: page.locator(".rts-trouble").count() == shown, 60)
+            seen.until(lambda shown=shown: trouble.count() == shown)
             opened = page.locator("#chart-runtimes details").get_attribute("open")
             assert opened is not None
         context.close()
