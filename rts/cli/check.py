@@ -25,7 +25,7 @@ from rts.objectives import ALL, BURN_RULES
 from rts.settings import Settings
 from rts.views.fleet_state import DROPPED
 from rts.views.slo import ObjectiveStatus, standings
-from rts.views.status import LedgerState, RedisState
+from rts.views.status import RedisState
 
 OK, WARNING, CRITICAL, UNKNOWN = range(4)
 NAMES = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
@@ -199,21 +199,21 @@ def objective(standing: ObjectiveStatus, settings: Settings) -> Finding:
 def servers(app: Any, settings: Settings, warning_s: float, critical_s: float) -> list[Finding]:
     """Return what is wrong with the servers, or else the state of the fleet and the outbox."""
     redis, ledger = query_servers(settings)
-    found = [unreachable(state) for state in (redis, ledger) if not state.server.reachable]
+    found = [
+        Finding(
+            CRITICAL,
+            f"{which} at {server.url} is not reachable ({server.error})",
+            document={"server": asdict(server)},
+        )
+        for which, server in (("Redis", redis.server), ("MongoDB", ledger.server))
+        if not server.reachable
+    ]
     broker: list[str] = []
     with noted(broker):
         query_broker(app, settings, redis)
     dead = dead_fleet(redis)
     found += [Finding(CRITICAL, text) for text in (*broker, dead) if text is not None]
     return found or [backlog(redis, warning_s, critical_s)]
-
-
-def unreachable(state: RedisState | LedgerState) -> Finding:
-    """Return that a server is not reachable."""
-    server = state.server
-    which = "Redis" if isinstance(state, RedisState) else "MongoDB"
-    text = f"{which} at {server.url} is not reachable ({server.error})"
-    return Finding(CRITICAL, text, (), {"server": asdict(server)})
 
 
 def backlog(redis: RedisState, warning_s: float, critical_s: float) -> Finding:

@@ -40,17 +40,15 @@ def without_rts(app: Any, settings: Settings) -> list[str]:
 
 def problems(redis: RedisState, ledger: LedgerState) -> list[str]:
     """Return what is wrong, with what to do about it."""
-    found = []
-    if not redis.server.reachable:
-        found.append(
-            f"Redis at {redis.server.url} is not reachable ({redis.server.error}). "
-            "Check the server and rts_redis_url"
+    found = [
+        f"{which} at {server.url} is not reachable ({server.error}). Check the server and "
+        f"{setting}"
+        for which, server, setting in (
+            ("Redis", redis.server, "rts_redis_url"),
+            ("MongoDB", ledger.server, "rts_mongo_url"),
         )
-    if not ledger.server.reachable:
-        found.append(
-            f"MongoDB at {ledger.server.url} is not reachable ({ledger.server.error}). "
-            "Check the server and rts_mongo_url"
-        )
+        if not server.reachable
+    ]
     dropped = {name: redis.counters[name] for name in DROPPED if redis.counters.get(name)}
     if dropped:
         what = ", ".join(f"{name} {n}" for name, n in dropped.items())

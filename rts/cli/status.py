@@ -63,22 +63,30 @@ def status_document(
 ) -> dict[str, Any]:
     """Return all of it as plain values; ``None`` if a server did not answer."""
     known = redis.server.reachable
-    webhooks = [
-        {"to": hook.shown, "waiting": waiting}
-        for hook, waiting in zip(settings.webhooks, redis.messages, strict=False)
-    ]
-    workers = list(map(worker_document, redis.workers))
-    outbox = {
-        "length": redis.outbox_length,
-        "lag_s": redis.lag_s,
-        "oldest_at": utc(redis.oldest_at),
+    fleet = {
+        "outbox": {
+            "length": redis.outbox_length,
+            "lag_s": redis.lag_s,
+            "oldest_at": utc(redis.oldest_at),
+        },
+        "counters": redis.counters,
+        "workers": list(map(worker_document, redis.workers)),
+        "running": {"runs": redis.running, "overdue": redis.overdue},
+        "open": {"tasks": redis.open_tasks, "overdue": redis.overdue_tasks},
+        "alerts": {
+            "firing": redis.alerts,
+            "led": redis.alerts_led,
+            "webhooks": [
+                {"to": hook.shown, "waiting": waiting}
+                for hook, waiting in zip(settings.webhooks, redis.messages, strict=False)
+            ],
+        },
     }
-    alerts = {"firing": redis.alerts, "led": redis.alerts_led, "webhooks": webhooks}
     return {
         "ok": not wrong,
         "problems": wrong,
-        "redis": asdict(redis.server),
-        "mongo": {**asdict(ledger.server), "documents": dict(ledger.documents)},
+        "redis": redis.server,
+        "mongo": {**asdict(ledger.server), "documents": ledger.documents},
         "breaker": {
             # What a process that connects now would find.
             "state": "closed" if known else "open",
@@ -86,13 +94,8 @@ def status_document(
             "period_s": settings.breaker_period,
         },
         "clock": {"offset_s": redis.clock_offset_s, "error_s": redis.clock_error_s},
-        "outbox": outbox if known else None,
         "spool": {"directory": settings.spool_dir, "waiting": spool},
-        "counters": dict(redis.counters) if known else None,
-        "workers": workers if known else None,
-        "running": {"runs": redis.running, "overdue": redis.overdue} if known else None,
-        "open": {"tasks": redis.open_tasks, "overdue": redis.overdue_tasks} if known else None,
-        "alerts": alerts if known else None,
+        **(fleet if known else dict.fromkeys(fleet)),
     }
 
 
