@@ -24,8 +24,8 @@ from rts.ledger.storable import (
 from rts.records import NOT_FINAL, OVERDUE, Execution, Learned, OutboxEntry
 
 Document = dict[str, Any]
-
-_NOT_LEARNED = dict.fromkeys(Learned._fields)
+#: What a run taught that taught nothing.
+_NOTHING = (None,) * len(Learned._fields)
 
 
 def documents(
@@ -134,6 +134,7 @@ def _documents(
         task["_overdue"] = True
     if not e.ran:
         return task, None
+    tau_before, tau_after, name_tau_before, name_tau_after = learned or _NOTHING
     assignment: Document = {
         "_id": e.run_id,
         "task_id": e.task_id,
@@ -161,7 +162,10 @@ def _documents(
         "cause": cause,
         "sla_success": success,
         "lateness_s": lateness_s,
-        **(_NOT_LEARNED if learned is None else learned._asdict()),
+        "tau_before": tau_before,
+        "tau_after": tau_after,
+        "name_tau_before": name_tau_before,
+        "name_tau_after": name_tau_after,
     }
     if started_at is None:
         assignment["_nostart"] = True
