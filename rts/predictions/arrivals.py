@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import NamedTuple
 
 from rts.predictions.sampling import Work
 
@@ -19,15 +17,6 @@ ONE_RATE, SHAPE = 0.9, 0.5
 #: A stream with an offered load ρ > 1 continues with probability ρ to this power: in the
 #: long run no more arrives than is served.
 CONTINUES = -0.3
-
-
-class _Regime(NamedTuple):
-    """A hypothesis: the rate has been constant since its last change."""
-
-    #: Index of the first burst after the change that counts for the rate.
-    first: int
-    #: Seconds since the change.
-    since_s: float
 
 
 class Arrivals:
@@ -61,8 +50,10 @@ class Arrivals:
         self._weight = weight
         self._rng = rng
         self._bursts: list[list[Work]] = []
-        #: The hypotheses, and their cumulative (unnormalized) probabilities.
-        self._regimes: list[_Regime] = []
+        #: Hypotheses of when the rate has last changed: index of the first burst since then
+        #: that counts for the rate, and seconds since then. And their cumulative
+        #: (unnormalized) probabilities.
+        self._regimes: list[tuple[int, float]] = []
         self._cumulative: list[float] = []
         if len(recent) > 1 and span_s > 0:
             tasks = sum(work.weight for work in recent)
@@ -76,8 +67,7 @@ class Arrivals:
         if not self._regimes:
             return
         rng, at = self._rng, self._now
-        chosen = bisect_left(self._cumulative, rng.random() * self._cumulative[-1])
-        first, since_s = self._regimes[chosen]
+        ((first, since_s),) = rng.choices(self._regimes, cum_weights=self._cumulative)
         bursts = self._bursts[first:]
         if not bursts or since_s <= 0:
             return
@@ -88,7 +78,7 @@ class Arrivals:
             return
         end = at + since_s * (1 / (1 - rng.random()) - 1)
         while rate > 0:
-            at += -math.log(1 - rng.random()) / rate * self._weight
+            at += rng.expovariate(rate) * self._weight
             if at > end:
                 return
             for work in bursts[int(rng.random() * len(bursts))]:
@@ -101,7 +91,7 @@ class Arrivals:
         count, mean_s = len(self._bursts), span_s / len(self._bursts)
         ages = [self._now - burst[-1].arrival for burst in self._bursts]
         logs = [math.log(ONE_RATE) + _evidence(count, span_s, mean_s)]
-        self._regimes.append(_Regime(0, span_s))
+        self._regimes.append((0, span_s))
         # The prior of a change's age is uniform on a logarithmic scale.
         scale = math.log(1 - ONE_RATE) - math.log(math.log1p(count))
         for number, age_s in enumerate(ages):
@@ -113,7 +103,7 @@ class Arrivals:
                 + _evidence(count - number - 1, age_s, mean_s)
             )
             # The first burst defines the change, so it does not count for the rate.
-            self._regimes.append(_Regime(number + 1, age_s))
+            self._regimes.append((number + 1, age_s))
         most = max(logs)
         self._cumulative = list(accumulate(math.exp(log - most) for log in logs))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from rts.predictions import forecast
 from rts.predictions.initial_state import Picture
@@ -40,7 +41,7 @@ class Reading:
 
     def fresh_s(self) -> float:
         """Return for how many seconds it serves, fewer once the queue has doubled."""
-        if len(self.published) > self.tasks():
+        if len(self.published) > self.tasks:
             return COST_FACTOR * self.read_s
         return min(MAX_FRESH_S, max(MIN_FRESH_S, COST_FACTOR * self.cost_s))
 
@@ -54,8 +55,9 @@ class Reading:
         allowed_s = round(work.deadline - work.arrival, 3)
         return (work.task_type, work.name, work.tau, allowed_s, ready)
 
+    @cached_property
     def tasks(self) -> int:
-        """Return how many tasks there were when it was read."""
+        """How many tasks there were when it was read."""
         snapshot = self.picture.snapshot
         waiting = sum(work.weight for work in snapshot.waiting)
         return round(waiting) + len(snapshot.held) + len(snapshot.running)
@@ -64,4 +66,4 @@ class Reading:
         """Return the prediction for a similar task, unless it is outdated."""
         counted, found = self.predictions.get(self.cache_key(work), (0, None))
         more = len(self.published) - counted
-        return None if more > MAX_GROWTH * (self.tasks() + counted) else found
+        return None if more > MAX_GROWTH * (self.tasks + counted) else found

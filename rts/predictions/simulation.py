@@ -6,6 +6,7 @@ import heapq
 import math
 import random
 from collections.abc import Sequence
+from itertools import zip_longest
 
 from rts.predictions.arrivals import Arrivals
 from rts.predictions.prefetched import PrefetchedWork
@@ -88,8 +89,7 @@ class QueueSimulation:
         should have started by now is with a group without a free slot, if there is one.
         """
         unknown = []
-        for position, work in enumerate(self._held):
-            group = held_by[position] if position < len(held_by) else None
+        for position, (work, group) in enumerate(zip_longest(self._held, held_by)):
             if group is None:
                 unknown.append((position, work))
             else:
@@ -233,9 +233,11 @@ class QueueSimulation:
         if work.ready <= self.now:
             part = min(work.weight, max(1.0, PART * self._taken))
             self._taken += part
-            if part < work.weight:
-                self._put_back(task, work, work.weight - part)
+            if part < work.weight:  # put back the rest of the tasks that it stands for
                 self._works[number] = work._replace(weight=part)
+                self._works.append(work._replace(weight=work.weight - part))
+                rest = task._replace(number=len(self._works) - 1)
+                self._queues.put_back(work.queue, rest)
         return number
 
     def _begin(self, end: float, number: int, group: int) -> None:
@@ -256,12 +258,6 @@ class QueueSimulation:
 
     def _is_demoted(self, work: Work, now: float) -> bool:
         return self._queues.is_demoted(work.queue, waiting_of(work, UNKNOWN), now)
-
-    def _put_back(self, task: Waiting, work: Work, weight: float) -> None:
-        """Put back the rest, of this *weight*, of the tasks that *task* stands for."""
-        self._works.append(work._replace(weight=weight))
-        rest = task._replace(number=len(self._works) - 1)
-        self._queues.put_back(work.queue, rest)
 
     def _hold(self, group: int, number: int, work: Work) -> None:
         """Have *group* hold a task: it starts in its turn, once it is ready."""
