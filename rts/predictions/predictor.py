@@ -142,11 +142,12 @@ class Predictor:
             slots = sum(worker.slots or 0 for worker in of_queue)
             loads = [worker.load.get("load", 0.0) for worker in of_queue]
             load = sum(loads) / max(1, len(loads))
-            keys_of = self._state.keys(queue)
-            waiting, sample = self._broker.backlog(queue, keys_of) if slots else (0, [])
-            taus = [self._state.work(message, now).tau for message in sample]
-            mean_s = sum(taus) / len(taus) if taus else 0.0
-            found[queue] = QueueLoad(waiting * mean_s, slots, load)
+            backlog_s = 0.0
+            strata = self._broker.backlog(queue, self._state.keys(queue)) if slots else ()
+            for count, sample in strata:
+                taus = [self._state.work(message, now).tau for message in sample]
+                backlog_s += count * sum(taus) / max(1, len(taus))
+            found[queue] = QueueLoad(backlog_s, slots, load)
         return found
 
     def _living(self) -> tuple[Sequence[Heartbeat], float]:

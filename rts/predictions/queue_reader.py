@@ -204,9 +204,9 @@ class QueueReader:
         behind += [Stratum(part, range(sizes[part])) for part in range(level + 1, len(sizes))]
         return ahead, behind
 
-    def backlog(self, queue: str, keys: Collection[str]) -> tuple[int, list[Message]]:
-        """Return about how many messages of *queue* are waiting or held, and some of them.
-        *keys*: their routing keys.
+    def backlog(self, queue: str, keys: Collection[str]) -> list[tuple[int, list[Message]]]:
+        """Return how many messages wait in each part of *queue*, and about how many are held,
+        each with a sample of them. *keys*: their routing keys.
 
         Raises:
             CommandError: the broker is not Redis.
@@ -218,7 +218,10 @@ class QueueReader:
             with client.pipeline(transaction=False) as pipe:
                 for part in parts:
                     ask_size(pipe, part)
-                    ask_range(pipe, part, 0, FIRST - 1)
+                    if part.ordered:  # the first ones are mostly short: they are due soon
+                        pipe.zrandmember(part.name, FIRST)
+                    else:
+                        ask_range(pipe, part, 0, FIRST - 1)
                 pipe.hlen(unacked)
                 pipe.hscan(unacked, 0, count=FIRST)
                 *answers, unsettled, (_, entries) = pipe.execute()
@@ -226,8 +229,8 @@ class QueueReader:
         texts = ((text, 0.0) for text in entries.values())
         held = [each.message for each in held_of(texts) if each.routing_key in keys]
         taken = unsettled * len(held) // max(1, len(entries))
-        sample = [message_of(text) for page in answers[1::2] for text in page]
-        return sum(answers[::2]) + taken, sample or held
+        samples = [[message_of(text) for text in page] for page in answers[1::2]]
+        return [*zip(answers[::2], samples, strict=True), (taken, held)]
 
     def waiting(self, queues: Sequence[str]) -> list[int]:
         """Return the number of messages that wait in each of *queues*.

@@ -752,6 +752,26 @@ def test_held_messages_count_for_a_route_under_any_routing_key(
     worker.kill()
 
 
+def test_long_tasks_count_for_a_route_though_all_are_due_later(
+    make_stage: Callable[..., Stage], apps: list[Celery], redis_client: redis.Redis
+) -> None:
+    stage = make_stage(rts_scheduler="edf", rts_task_types={"short": 1.0, "long": 100.0})
+    app = producer(stage, apps)
+    queue = app.conf.task_default_queue
+    beat = {"seen_at": redis_client.time()[0] + 60, "concurrency": 1, "queues": [queue]}
+    redis_client.hset(f"{stage.prefix}workers", "w@h/1", json.dumps(beat))
+    served(app)
+    for kind in ("short", "long"):
+        for _ in range(60):
+            app.send_task(OK, (0,), headers={"task_type": kind})
+    parts = parts_of(app)
+    assert parts is not None
+    assert parts.predictor is not None
+    found = parts.predictor.pressures([queue])[queue]
+    # It is 6,060 s by twenty of them, chosen at random.
+    assert found.backlog_s > 900
+
+
 def test_of_many_types_the_ratios_of_the_tasks_there_are_read(
     rts_redis_url: str, rts_key_prefix: str, redis_client: redis.Redis
 ) -> None:
