@@ -20,7 +20,7 @@ from rts.keys import ASSIGNMENTS, TASKS
 from rts.ledger.connection import translate_errors
 from rts.ledger.rollups import WIDTHS
 from rts.views.aggregation import direct_by_interval, threads
-from rts.views.intervals import Interval, Window, cut, is_busy
+from rts.views.intervals import Interval, Window, cut, is_busy, trimmed
 from rts.views.packing import unpack
 from rts.views.rollups import stored_packed, sum_up
 from rts.views.seal import seal_of
@@ -116,7 +116,8 @@ class _Collection:
         rest: Sequence[Window] = [window]
         self._intervals: list[Interval] = []
         if base and is_busy(database, collection, window):
-            self._intervals, rest = cut(collection, window, (base,))
+            kept = trimmed(database, collection, window)
+            self._intervals, rest = cut(collection, kept, (base,))
         self._find_seal = cache(seal_of)
         self._kept: dict[str, Any] = {}
         self._sums: dict[str, Future[Tallies]] = {}

@@ -127,6 +127,17 @@ def test_a_course_of_many_keys_is_never_in_memory_as_a_whole(
         assert most <= 4, "two types, of this point and the one before"
 
 
+def test_days_before_the_ledger_are_not_summed_up(
+    ledger: MongoLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their sums would expire at once, and be computed for each page."""
+    monkeypatch.setattr(module, "is_busy", lambda *_: True)
+    fill(ledger, 100, 3600)
+    points = list(series(ledger.database, (UNTIL - timedelta(days=30), UNTIL), "all"))
+    assert (len(points), sum(p.tallies["all"].runs for p in points if p.tallies)) == (181, 100)
+    assert ledger.database.rollups.count_documents({"start": {"$exists": True}}) <= 2 * 24
+
+
 def test_a_course_of_one_key(ledger: MongoLedger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "is_busy", lambda *_: True)
     fill(ledger, 300, 86400)
