@@ -14,7 +14,6 @@ result_backend = os.environ.get("CELERY_RESULT_BACKEND") or (
     broker_url if broker_url.startswith("redis") else "rpc://"
 )
 broker_connection_retry_on_startup = True
-task_send_sent_event = False
 # Fair dispatch: a worker prefetches no more than it has slots.
 worker_prefetch_multiplier = 1
 
