@@ -147,9 +147,9 @@ class WorkerSide:
         self._discarded(sender, message, REJECTED, "rejected")
 
     def _discarded(self, consumer: Any, message: Any, state: str, cause: str) -> None:
-        worker = self._worker_of(consumer.app)
-        if worker is not None and message.headers and "id" in message.headers:
-            attributes = {**message.headers, "delivery_info": message.delivery_info}
+        worker, headers = self._worker_of(consumer.app), message.headers
+        if worker is not None and headers and "id" in headers and "task" in headers:
+            attributes = {**headers, "delivery_info": message.delivery_info}
             worker.ends.discarded(attributes, state, cause)
 
     def process_init(self, **_: Any) -> None:

@@ -88,6 +88,15 @@ def test_celerys_own_tasks_are_ignored() -> None:
     assert health.take_counts() == {}
 
 
+@pytest.mark.parametrize("headers", [None, [], {"id": "1"}, {"task": "proj.add"}])
+def test_a_message_that_is_no_task_is_ignored(headers: Any) -> None:
+    parts: Any = SimpleNamespace(worker=SimpleNamespace())
+    receivers.connect(lambda _: parts, broken)
+    message = SimpleNamespace(headers=headers, delivery_info={})
+    signals.task_rejected.send(sender=SENDER, message=message)
+    assert health.take_counts() == {}
+
+
 def test_connecting_again_adds_nothing_and_disconnecting_leaves_nothing() -> None:
     before = [len(signal.receivers or ()) for signal, _ in HOOKS]
     receivers.connect(broken, broken)
