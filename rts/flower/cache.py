@@ -46,6 +46,11 @@ class Answer:
     took_s: float = 0.0
 
     @property
+    def is_known(self) -> bool:
+        """Whether there is a value, which may be ``None``."""
+        return self.trouble is None and not self.late
+
+    @property
     def fresh_for_s(self) -> float:
         """Seconds from ``made_at`` on for which the query is not repeated."""
         if self.trouble is not None:

@@ -42,11 +42,11 @@ def window(counted: Counted | None) -> Document:
 def met(label: str, answer: Answer) -> Document:
     """Return how the deadlines were met in one window, from a total."""
     row: ReportRow | None = answer.value
-    unknown = answer.trouble is not None or answer.late
+    none = 0 if answer.is_known else None
     return {
         "window": label,
-        "tasks": None if unknown else row.tasks if row else 0,
-        "missed": None if unknown else sum(row.misses.values()) if row else 0,
+        "tasks": none if row is None else row.tasks,
+        "missed": none if row is None else sum(row.misses.values()),
         "on_time_ratio": None if row is None else row.on_time_ratio,
         "goodput_ratio": None if row is None else row.goodput_ratio,
     }

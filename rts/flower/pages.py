@@ -193,7 +193,7 @@ class Pages:
         return {
             **page_parts.head("queues", [redis, reading, queues]),
             "scheduler": self._settings.scheduler,
-            "ordered_by_us": None if queues.late or queues.trouble else summaries is not None,
+            "ordered_by_us": summaries is not None if queues.is_known else None,
             "queues": [page_parts.queue(summary) for summary in summaries or ()],
             **page_parts.state(self._settings, redis.value, reading.value, summaries),
         }
