@@ -67,13 +67,12 @@ def _groups(
     more: Mapping[str, Any],
 ) -> Iterator[dict[str, Any]]:
     """Yield the groups of all queries; *more*: further keys to group by."""
-    key: Any = {"$literal": "all"}
-    queries = _RUN_QUERIES if collection == ASSIGNMENTS else _TASK_QUERIES
-    if by in FIELDS:
-        key = {"$ifNull": [f"${FIELDS[by]}", UNKNOWN]}
-    elif by == CLASSES:
-        key = {name: {"$ifNull": [f"${name}", None]} for name in CLASS}
+    if by == CLASSES:
+        key: Any = {name: {"$ifNull": [f"${name}", None]} for name in CLASS}
         queries = _CLASS_QUERIES
+    else:
+        key = {"$ifNull": [f"${FIELDS[by]}", UNKNOWN]}
+        queries = _RUN_QUERIES if collection == ASSIGNMENTS else _TASK_QUERIES
     for groups, sums in queries:
         group = {"_id": {"key": key, **more, **groups}, "n": {"$sum": 1}, **sums}
         stages = [{"$match": in_window(collection, window)}, {"$group": group}]

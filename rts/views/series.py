@@ -24,7 +24,7 @@ from rts.views.intervals import Interval, Window, cut, is_busy, trimmed
 from rts.views.packing import unpack
 from rts.views.rollups import stored_packed, sum_up
 from rts.views.seal import seal_of
-from rts.views.tally import GROUPS, Tallies, add_all
+from rts.views.tally import FIELDS, Tallies, add_all
 
 #: Lengths of an interval in seconds; the first that gives at most ``MAX_POINTS`` is used.
 LENGTHS_S = (10, 60, 600, 3600, 4 * 3600, 86400)
@@ -65,11 +65,11 @@ def series(
     One point at a time: with a thousand keys, a day of them takes gigabytes.
 
     Raises:
-        ValueError: *by* is none of ``GROUPS``, or an instant is naive.
+        ValueError: *by* is none of ``FIELDS``, or an instant is naive.
         StoreUnavailable: the server did not answer; raised while iterating.
     """
-    if by not in GROUPS:
-        raise ValueError(f"by = {by!r} is not one of {', '.join(GROUPS)}")
+    if by not in FIELDS:
+        raise ValueError(f"by = {by!r} is not one of {', '.join(FIELDS)}")
     if window[0].tzinfo is None or window[1].tzinfo is None:
         raise ValueError("the window needs a time zone")
     return _points(database, window, by, key)

@@ -23,7 +23,7 @@ from rts.views.tally import CLASSES, Tallies, add_all
 
 def tally(database: Database[dict[str, Any]], window: Window, by: str) -> Tallies:
     """Count the runs that ended in *window* and the verdicts that fell in it, grouped by *by*
-    (one of ``GROUPS``, or ``CLASSES``).
+    (one of ``FIELDS``, or ``CLASSES``).
 
     Raises:
         PyMongoError: the server did not answer.

@@ -12,10 +12,8 @@ UNKNOWN = "unknown"
 #: Cause of a miss by a task that completed, but too late.
 LATE = "late"
 
-#: The field of a record that holds its key, by kind of report.
+#: What a report groups by, and the field of a record that holds its key.
 FIELDS = {"type": "task_type", "name": "name", "worker": "worker", "queue": "queue"}
-#: What a report groups by: ``type``, ``name``, ``worker``, ``queue``, or ``all`` for one row.
-GROUPS = (*FIELDS, "all")
 
 #: Groups verdicts only, by type, name and queue at once, as objectives need them.
 CLASSES = "classes"

@@ -70,7 +70,7 @@ def check(ledger: MongoLedger, settings: Settings) -> None:
     missed = Counter(task.get("cause") or "late" for task in found if not task["sla_success"])
     assert standing.misses == missed
     days = NOW - timedelta(days=3), NOW
-    rows = report(ledger.database, *days, by="all")
+    rows = report(ledger.database, *days, by="type")
     runs = ledger.database.assignments.find({"completed_at": {"$gte": days[0], "$lt": days[1]}})
     assert sum(row.runs for row in rows) == len(list(runs))
 
@@ -97,7 +97,7 @@ def test_sealed_days_are_trusted_without_a_count(
         check(ledger, settings)
     kept = ledger.database.rollups.distinct("_id")
     assert sum(str(i).startswith("tasks:86400:") for i in kept) >= 25
-    for by, collection in (("classes", "tasks"), ("all", "assignments")):
+    for by, collection in (("classes", "tasks"), ("type", "assignments")):
         (seal,) = seals(ledger, by, collection).keys() - {None}
         assert seal == sealed(ledger, collection).id
     assert None not in seals(ledger)

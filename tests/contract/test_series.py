@@ -82,8 +82,8 @@ def test_a_series_adds_up_to_the_report(
 
 def test_each_point_is_a_direct_count(ledger: MongoLedger) -> None:
     fill(ledger, 200, 3600)
-    points = list(series(ledger.database, (UNTIL - timedelta(hours=1), UNTIL), "all"))
-    found = {p.start: p.tallies["all"].verdicts for p in points if p.tallies}
+    points = list(series(ledger.database, (UNTIL - timedelta(hours=1), UNTIL), "queue"))
+    found = {p.start: p.tallies["unknown"].verdicts for p in points if p.tallies}
     width = points[0].width_s
     counted = Counter(
         datetime.fromtimestamp(d["verdict_at"].timestamp() // width * width, timezone.utc)
@@ -133,8 +133,11 @@ def test_days_before_the_ledger_are_not_summed_up(
     """Their sums would expire at once, and be computed for each page."""
     monkeypatch.setattr(module, "is_busy", lambda *_: True)
     fill(ledger, 100, 3600)
-    points = list(series(ledger.database, (UNTIL - timedelta(days=30), UNTIL), "all"))
-    assert (len(points), sum(p.tallies["all"].runs for p in points if p.tallies)) == (181, 100)
+    points = list(series(ledger.database, (UNTIL - timedelta(days=30), UNTIL), "queue"))
+    assert (len(points), sum(p.tallies["unknown"].runs for p in points if p.tallies)) == (
+        181,
+        100,
+    )
     assert ledger.database.rollups.count_documents({"start": {"$exists": True}}) <= 2 * 24
 
 
