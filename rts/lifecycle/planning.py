@@ -173,25 +173,19 @@ class Planner:
 
     def _read_options(self, name: str) -> _TaskDefaults:
         """Return what the task's own settings request, and cache it."""
-        options = self._task_options(name)
-        if options is None:
-            return _TaskDefaults(NO_REQUEST, *resolve_type(NO_REQUEST, NO_REQUEST))
-        where = f"the settings of task {name}"
+        options, where = self._task_options(name), f"the settings of task {name}"
+        request = NO_REQUEST
         if isinstance(options, Mapping):
             for key in options:
                 if key not in REQUESTABLE:
                     refuse("task_option", key, where, f"use one of {', '.join(REQUESTABLE)}")
             request = read_request(options, self._types, where)
-        else:
-            refuse(
-                "task_option",
-                options,
-                where,
-                "rts must be a dict, such as rts={'task_type': …}",
-            )
-            request = NO_REQUEST
+        elif options is not None:
+            cure = "rts must be a dict, such as rts={'task_type': …}"
+            refuse("task_option", options, where, cure)
         defaults = _TaskDefaults(request, *resolve_type(NO_REQUEST, request))
-        self._defaults[name] = defaults
+        if options is not None:
+            self._defaults[name] = defaults
         return defaults
 
 
