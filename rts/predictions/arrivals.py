@@ -60,6 +60,7 @@ class Arrivals:
             #: Mean seconds between two completions while all slots are busy.
             self._task_s = sum(work.weight * work.tau for work in recent) / tasks / slots
             self._bursts = _bursts(recent, self._task_s / BURST_RATIO)
+            self._sizes = [sum(work.weight for work in burst) for burst in self._bursts]
             self._weigh_regimes(span_s)
 
     def stream(self) -> Iterator[Work]:
@@ -72,8 +73,7 @@ class Arrivals:
         if not bursts or since_s <= 0:
             return
         rate = rng.gammavariate(len(bursts), 1 / since_s)
-        tasks = sum(work.weight for burst in bursts for work in burst)
-        load = rate * self._task_s * tasks / len(bursts)
+        load = rate * self._task_s * sum(self._sizes[first:]) / len(bursts)
         if load > 1 and rng.random() > load**CONTINUES:
             return
         end = at + since_s * (1 / (1 - rng.random()) - 1)

@@ -62,7 +62,10 @@ def of_running(snapshot: Snapshot, work: Work, started: float) -> Prediction:
     """Predict a task that has *started*."""
     runtimes = Runtimes(snapshot.ratios, snapshot.ended, random.Random(0))
     elapsed_s = snapshot.now - started
-    ends = [started + runtimes.draw_longer(work, elapsed_s) for _ in range(MAX_RUNS)]
+    ends = []
+    for _ in range(MAX_RUNS):
+        runtimes.resample()
+        ends.append(started + runtimes.draw_longer(work, elapsed_s))
     found = _summary(snapshot, work, [started] * MAX_RUNS, ends, 0)
     return replace(found, start=started)
 

@@ -86,18 +86,15 @@ class Runtimes:
             for key, pairs in runs.items()
             if len(pairs) >= (OWN_RUNS if key[1] else KNOWN_RUNS)
         }
-        self._resampled = self._runs
+        #: The same as resampled, of the keys that were drawn from since.
+        self._resampled = dict(self._runs)
         #: By type, name and tau.
         self._neighbours: dict[tuple[str, str, float], _Neighbours] = {}
         self._drift = 1.0
 
     def resample(self) -> None:
         """Draw a new resample and drift, for another simulation."""
-        random_ = self._rng.random
-        self._resampled = {
-            key: [pairs[i] for i in sorted(int(random_() * len(pairs)) for _ in pairs)]
-            for key, pairs in self._runs.items()
-        }
+        self._resampled.clear()
         self._neighbours.clear()
         self._drift = self._rng.lognormvariate(0.0, DRIFT_SIGMA)
 
@@ -121,8 +118,8 @@ class Runtimes:
 
     def _neighbours_of(self, work: Work) -> _Neighbours:
         """Return the runs and the range of indexes to sample from, which may be empty."""
-        own = self._resampled.get((work.task_type, work.name)) if work.name else None
-        pairs = own or self._resampled.get((work.task_type, ""), [])
+        own = self._runs_of(work.task_type, work.name) if work.name else None
+        pairs = own or self._runs_of(work.task_type, "")
 
         def first(tau: float) -> int:
             return bisect_left(pairs, (tau, -math.inf))
@@ -136,10 +133,20 @@ class Runtimes:
         high = min(len(pairs), low + 2 * NEAR)
         # Include all runs of the same tau: these are sorted by runtime, so a cut is a bias.
         low, high = min(low, same), max(high, beyond)
-        if own is None:
+        if not own:
             low = max(low, first(work.tau / NEAR_RATIO))
             high = min(high, last(work.tau * NEAR_RATIO))
         return (pairs, low, high) if high - low >= OWN_RUNS else (pairs, 0, 0)
+
+    def _runs_of(self, task_type: str, name: str) -> list[tuple[float, float]]:
+        """Return the resampled runs of a type and name."""
+        key = task_type, name
+        found = self._resampled.get(key)
+        if found is None:
+            pairs, random_ = self._runs.get(key, []), self._rng.random
+            numbers = sorted([int(random_() * len(pairs)) for _ in pairs])
+            found = self._resampled[key] = [pairs[number] for number in numbers]
+        return found
 
     def draw_longer(self, work: Work, elapsed_s: float) -> float:
         """Return a random runtime of *work*, in seconds, that is above *elapsed_s*."""

@@ -92,6 +92,13 @@ def test_a_running_task_ends_after_its_elapsed_time() -> None:
     assert long.finish_low > 100.0
 
 
+def test_a_running_task_need_not_take_as_long_as_those_before() -> None:
+    task = Work("mixed", 1000.0, 1.0, 1002.0)
+    got = forecast.of_running(Snapshot(1000.0, 1, ended=EACH_1_S), task, 1000.0)
+    assert 1000.8 < got.finish_low < 1000.95
+    assert 1001.05 < got.finish_high < 1001.2
+
+
 def test_a_task_with_an_eta_does_not_start_before() -> None:
     later = Work("mixed", 0.0, 1.0, 60.0, ready=50.0)
     held = Snapshot(0.0, 1, held=[later], ratios=learned())
