@@ -8,6 +8,9 @@ KEEP ?=
 JOBS ?= 4
 BIN := $(VENV)/bin
 
+# Each of the many processes of the tests would compile every module anew.
+test: export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test check coverage matrix bench docker-tests clean
 
 demo: $(VENV)/.demo
