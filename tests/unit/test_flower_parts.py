@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import subprocess
 import sys
 import threading
@@ -263,6 +264,24 @@ def test_words_of_verdicts_and_values() -> None:
     for unit in ("ratio", "seconds", "factor"):
         assert words.value(math.nan, unit) == words.value(math.inf, unit) == words.NONE
     assert words.clock(at(0.25), exact=True) == "2030-01-01 12:00:00.250"
+
+
+@pytest.mark.parametrize("theme", [0, 1])
+def test_text_and_lines_stand_out_from_their_background(theme: int) -> None:
+    style = (templates.FOLDER.parent / "static" / "rts.css").read_text()
+    block = re.findall(r"\.rts-body \{(.*?)\}", style, re.DOTALL)[theme]
+    colours = dict(re.findall(r"--rts-([a-z-]+): #([0-9a-f]{6});", block))
+
+    def luminance(name: str) -> float:
+        parts = [int(colours[name][i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    least = {"text": 4.5, "muted": 4.5, "link": 4.5, "bad": 4.5}
+    least |= {"met": 3.0, "second": 3.0, "missed": 3.0, "tau": 3.0, "target": 3.0}
+    for name, ratio in least.items():
+        low, high = sorted((luminance(name), luminance("surface")))
+        assert (high + 0.05) / (low + 0.05) >= ratio, name
 
 
 # --- one task -----------------------------------------------------------------------
