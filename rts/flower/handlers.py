@@ -139,7 +139,8 @@ class TaskTimeline(BasePage):
 class TaskPage(TaskView):  # type: ignore[misc]  # Flower has no type information
     """Flower's page of a task, with type, tau, deadline and verdict.
 
-    Flower knows tasks from events only. One that only the ledger knows is shown on our page.
+    Flower knows tasks from events only. One that only the ledger knows, or may know, is shown
+    on our page.
     """
 
     #: What the ledger knows of the task, for our part of the page.
@@ -151,7 +152,7 @@ class TaskPage(TaskView):  # type: ignore[misc]  # Flower has no type informatio
         tab: Tab = self.settings[SETTING]
         self.rts_facts = await tab.pages.task(task_id[:MAX_ID])
         known_to_flower = self.application.events.state.tasks.get(task_id) is not None
-        if not known_to_flower and self.rts_facts["known"]:
+        if not known_to_flower and not _is_unknown(self.rts_facts):
             self.redirect(self.reverse_url("rts-task", task_id))
             return
         super().get(task_id)

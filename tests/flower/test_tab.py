@@ -343,7 +343,7 @@ def test_flower_survives_an_outage_of_the_servers(
             return len(flower.get("/api/rts/overview").json["trouble"]) >= 2
 
         wait_until(told, 60)
-        for path in PAGES:
+        for path in (*PAGES, "/task/task-0"):
             page = flower.get(path)
             assert page.status == 200, path
         assert "is not usable" in flower.get("/rts").text
