@@ -392,6 +392,27 @@ def test_reasons_are_looked_for_of_the_types_that_miss_most() -> None:
     assert set(asked[0]) == {f"t{n}" for n in range(1000 - REASONS, 1000)}
 
 
+def test_queues_are_not_known_before_the_broker_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE_S", 0.01)
+    may_end = threading.Event()
+    slow: Any = SimpleNamespace(settings=Settings())
+    slow.redis = slow.reading = slow.queues = may_end.wait
+
+    async def look() -> dict[str, Any]:
+        answers = AnswerCache()
+        try:
+            return await Pages(slow, answers).of("queues", Filters())
+        finally:
+            may_end.set()
+            answers.close()
+
+    document = asyncio.run(look())
+    assert document["counting"]
+    assert document["ordered_by_us"] is None
+
+
 def test_each_worker_has_the_median_of_its_own_runs() -> None:
     rows = [row_of(f"w{n}", Tally()) for n in range(3)]
     runs = [
