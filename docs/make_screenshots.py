@@ -73,7 +73,7 @@ def publish(seconds: float) -> None:
 
 
 @contextmanager
-def flower(env: dict[str, str]) -> Iterator[str]:
+def flower() -> Iterator[str]:
     """Run Flower; gives its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -81,7 +81,7 @@ def flower(env: dict[str, str]) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "celery", "-A", "workers.app", "flower"]
         command += [f"--port={port}", "--address=127.0.0.1", f"--db={folder}/db"]
-        process = OwnedProcess(command, Path(folder, "log"), env=env, cwd=ROOT)
+        process = OwnedProcess(command, Path(folder, "log"), cwd=ROOT)
         try:
             wait_until(lambda: _listens(port), 60)
             yield f"http://127.0.0.1:{port}"
@@ -118,30 +118,25 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=340.0)
     parser.add_argument("--publish", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    sys.path.insert(0, str(ROOT))
     if arguments.publish:
         publish(arguments.seconds)
         return
     with ExitStack() as stack:
         redis = stack.enter_context(RedisServer())
         mongo = stack.enter_context(MongoServer())
-        own = {
-            "CELERY_BROKER_URL": redis.url,
-            "CELERY_RESULT_BACKEND": redis.url,
-            "RTS_MONGO_URL": mongo.url,
-            "PYTHONPATH": str(ROOT),
-            "OPENBLAS_NUM_THREADS": "1",
-        }
-        os.environ.update(own)
-        env = {**os.environ, **own}
-        stack.enter_context(
-            WorkerProcess(
-                "workers.app", concurrency=SLOTS, env=env, cwd=ROOT, loglevel="WARNING"
-            )
+        os.environ.update(
+            CELERY_BROKER_URL=redis.url,
+            CELERY_RESULT_BACKEND=redis.url,
+            RTS_MONGO_URL=mongo.url,
+            PYTHONPATH=str(ROOT),
+            OPENBLAS_NUM_THREADS="1",
         )
-        base = stack.enter_context(flower(env))
+        stack.enter_context(
+            WorkerProcess("workers.app", concurrency=SLOTS, cwd=ROOT, loglevel="WARNING")
+        )
+        base = stack.enter_context(flower())
         command = [sys.executable, __file__, "--publish", "--seconds", str(arguments.seconds)]
-        publisher = subprocess.Popen(command, env=env, cwd=ROOT)
+        publisher = subprocess.Popen(command, cwd=ROOT)
         stack.callback(publisher.kill)
         time.sleep(max(0.0, arguments.seconds - 50))
         take(base, _missed(mongo.url))
