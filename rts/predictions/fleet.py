@@ -1,5 +1,5 @@
 """The workers of a queue and the queues that share them, read from Redis: slots, runs in
-progress, recent runs, learned ratios.
+progress, recent runs; and learned ratios.
 """
 
 from __future__ import annotations
@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from rts.ledger.heartbeat import Heartbeat, read_heartbeats
 from rts.ledger.in_flight import read_notes
@@ -18,16 +17,12 @@ from rts.link.scripts import pack
 from rts.predictions.shared_workers import WorkerGroup
 from rts.records import Execution
 from rts.settings import Settings
-from rts.tau.cache import POOL
 from rts.tau.sketch import Sketch
 
 #: Seconds within which a run in progress is visible in Redis: a heartbeat and its delivery.
 NOTED_S = 1.5
 #: Other queues that are simulated with the one that is asked about, at most.
 MAX_RELATED = 8
-#: Task types whose learned ratios are read with everything else; of more types, only those
-#: of the tasks that are there.
-MAX_TYPES = 20
 #: Least runs per slot, and least seconds, for measuring the share of busy time.
 RUNS_PER_SLOT, MIN_SPAN_S = 2, 2.0
 
@@ -59,8 +54,6 @@ class Fleet:
     recent: Sequence[Recent]
     #: Epoch seconds.
     known_since: float
-    #: Learned ratios of runtime over tau, by type; empty where there are many types.
-    ratios: Mapping[str, Sketch]
 
     @property
     def slots(self) -> int:
@@ -113,24 +106,18 @@ def read_fleet(
         StoreUnavailable: Redis is unavailable.
     """
     keys = settings.keys
-    types = [*settings.task_types, POOL]
-    if len(types) > MAX_TYPES:
-        types = []
 
     def recent_runs(queues: Iterable[str]) -> list[bytes]:
         names = [key for each in queues for key in keys_of(each)]
         return [pack("LRANGE", keys.recent + name, 0, -1) for name in names]
 
-    own = recent_runs([queue])
-    time_, beats, notes, *answers = link.call(
+    time_, beats, notes, *recent = link.call(
         pack("TIME"),
         pack("HGETALL", keys.workers),
         pack("HVALS", keys.running),
-        *own,
-        *_asking_ratios(settings, types),
+        *recent_runs([queue]),
     )
     now = as_instant(time_)
-    recent, ratios = answers[: len(own)], answers[len(own) :]
     workers = living(beats, now)
     related = _related(workers, queue)[:max_related]
     others = recent_runs(related)
@@ -160,7 +147,6 @@ def read_fleet(
         ],
         [run for runs in ended for run in runs],
         max(full, default=-math.inf),
-        _ratios(types, ratios),
     )
 
 
@@ -170,14 +156,7 @@ def read_ratios(link: Link, settings: Settings, types: Sequence[str]) -> dict[st
     Raises:
         StoreUnavailable: Redis is away.
     """
-    return _ratios(types, link.call(*_asking_ratios(settings, types)))
-
-
-def _asking_ratios(settings: Settings, types: Iterable[str]) -> list[bytes]:
-    return [pack("HGETALL", settings.keys.ratio + task_type) for task_type in types]
-
-
-def _ratios(types: Iterable[str], answers: Iterable[Any]) -> dict[str, Sketch]:
+    answers = link.call(*(pack("HGETALL", settings.keys.ratio + kind) for kind in types))
     return {
         task_type: Sketch.from_hash(replies_as_text(answer))
         for task_type, answer in zip(types, answers, strict=True)

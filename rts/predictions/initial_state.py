@@ -126,7 +126,6 @@ class InitialState:
             held=list(held.values()),
             held_by=held_by,
             running=list(running.values()),
-            ratios=fleet.ratios,
             ended=ended_of(fleet),
             recent_arrivals=recent,
             span_s=span_s,

@@ -222,7 +222,7 @@ class Predictor:
 
     def _of_running(self, fleet: Fleet, work: Work, started: float) -> Prediction:
         slots = max(1, fleet.slots)
-        snapshot = Snapshot(fleet.now, slots, ratios=fleet.ratios, ended=ended_of(fleet))
+        snapshot = Snapshot(fleet.now, slots, ended=ended_of(fleet))
         return forecast.of_running(self._state.with_ratios(snapshot, work), work, started)
 
     def _of_scheduled(self, task: OpenTask, queue: str) -> Prediction:
