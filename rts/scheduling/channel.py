@@ -63,8 +63,6 @@ class DeadlineOrder(QueueLayout):
     #: TTL in milliseconds of queues that expire (kombu >= 5.7).
     _expires: Mapping[str, int] = {}
     brpop_timeout: float = 1
-    #: Tag of the message that is being delivered, if its claim marked it unacknowledged.
-    claimed_tag: str | None = None
     #: Whether the poll connection awaits the reply to a claim; else it blocks on a bell.
     _claiming = False
     #: Seconds to block on the bells before the next claim.
@@ -77,8 +75,9 @@ class DeadlineOrder(QueueLayout):
     _script_cached = False
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        #: Queues that are consumed with ``no_ack``.
+        self._no_ack_queues: set[str] = set()
         super().__init__(*args, **kwargs)
-        self._no_ack = self.connection.no_ack
         self.rule = Rule(**self.rts)
         if not self.ack_emulation:
             self.QoS = UnemulatedQoS
@@ -105,14 +104,14 @@ class DeadlineOrder(QueueLayout):
             PUT.run(self.plain, keys, arguments)
 
     def _requeue_place(
-        self: Any, queue: str, message: dict[str, Any], leftmost: bool
+        self: Any, queue: str, message: dict[str, Any], ordered: bool, leftmost: bool
     ) -> tuple[str, object, str]:
         """Return where *message* is requeued: key, score (of a list: the command), member.
 
-        Into the order only if the queue was consumed over this connection. Another one may
-        belong to an app without the deadline order, whose workers see the plain lists only.
+        *ordered*: it was taken in deadline order. Another one may belong to an app without
+        that order, whose workers see the plain lists only.
         """
-        if is_task(message) and queue in self._no_ack:
+        if ordered and is_task(message):
             (name,) = self._keys(queue, HOPEFUL)
             return name, *self._score_and_member(queue, message)
         priority = self._get_message_priority(message, reverse=False)
@@ -182,7 +181,7 @@ class DeadlineOrder(QueueLayout):
                 self._part(queue, part) for part in (HOPEFUL, DEMOTED, BELL, TURNS, REFUSED)
             ]
             keys += self._lists(queue)
-            tracked = self.ack_emulation and not (no_ack or self._no_ack.get(queue))
+            tracked = not no_ack and self.ack_emulation and queue not in self._no_ack_queues
             arguments += [int(tracked), rule.horizon(queue), queue]
         return self._prefixed(keys), arguments
 
@@ -196,15 +195,16 @@ class DeadlineOrder(QueueLayout):
         if queue is None:
             raise Empty()
         self._queue_cycle.rotate(queue)
-        if not self._no_ack[queue]:
-            self.claimed_tag = payload["properties"]["delivery_tag"]
+        transport = self.connection  # a callback may close this channel
+        if queue not in self._no_ack_queues:
+            transport.claimed_tag = payload["properties"]["delivery_tag"]
         try:
-            self.connection._deliver(payload, queue)
+            transport._deliver(payload, queue)
         except Exception:
             if self._message(queue, payload, reply[3]) is not None:
                 raise
         finally:
-            self.claimed_tag = None
+            transport.claimed_tag = None
         return True
 
     def _parse_claim(self: Any, queues: list[str], reply: list[Any]) -> tuple[str | None, Any]:
@@ -220,7 +220,7 @@ class DeadlineOrder(QueueLayout):
         if state != b"message":
             self._capped = state == b"capped"
             # Only while such a queue is consumed: at its start a worker reads replies once.
-            replies = any(self._no_ack[queue] for queue in self._active_queues)
+            replies = not self._no_ack_queues.isdisjoint(self._active_queues)
             mixed = replies or now < self._mixed_until
             idle_s = MIXED_POLL_S if mixed else self.brpop_timeout or 1
             self._block_s = CAPPED_POLL_S if self._capped else idle_s
@@ -280,20 +280,19 @@ class DeadlineOrder(QueueLayout):
 
     def basic_get(self: Any, queue: str, no_ack: bool = False, **kwargs: Any) -> Any:
         """Return the next message of *queue*; ``None`` if there is none."""
-        self._no_ack.setdefault(queue, False)
         try:
             message = self._claim_message(queue, no_ack)
         except Empty:
             return None
         if not no_ack:
-            self.claimed_tag = message.delivery_tag
+            self.connection.claimed_tag = message.delivery_tag
             self.qos.append(message, message.delivery_tag)
-            self.claimed_tag = None
+            self.connection.claimed_tag = None
         return message
 
     def basic_consume(self: Any, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
         """Start consuming from *queue*."""
-        self._no_ack[queue] = no_ack
+        (self._no_ack_queues.add if no_ack else self._no_ack_queues.discard)(queue)
         return super().basic_consume(queue, no_ack, *args, **kwargs)  # type: ignore[misc]  # kombu's
 
 

@@ -33,6 +33,10 @@ NEVER = 9_999_999_999.999
 #: Length of the fields before the tag in a member.
 HEAD = 34
 
+#: What follows the payload in a member. No entry that kombu itself writes has it: there a
+#: space follows each comma.
+AFTER_PAYLOAD = b',"",'
+
 
 class Place(NamedTuple):
     """A message's position in the deadline order. Instants are epoch seconds."""
@@ -90,7 +94,7 @@ def tag_of(text: bytes) -> bytes:
 
 def payload_of(text: bytes) -> bytes:
     """Return the bytes of the raw message in a member, which need not be valid JSON."""
-    return tail_of(text)[1:].rpartition(b',"",')[0]
+    return tail_of(text)[1:].rpartition(AFTER_PAYLOAD)[0]
 
 
 def _tag_length(text: bytes) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from kombu.transport import redis as stock
 from kombu.transport import virtual
 
-from rts.scheduling.encoding import NEVER
+from rts.scheduling.encoding import AFTER_PAYLOAD, NEVER
 from rts.scheduling.layout import BELL, BELL_TTL_MS
 from rts.scheduling.scripts import REQUEUE
 
@@ -35,7 +35,7 @@ class QoS(_SlotLimit, stock.QoS):  # type: ignore[misc]  # kombu has no type inf
 
     def append(self, message: Any, delivery_tag: str) -> None:
         """Track a delivered message."""
-        if delivery_tag == self.channel.claimed_tag:
+        if delivery_tag == self.channel.connection.claimed_tag:
             virtual.QoS.append(self, message, delivery_tag)
         else:
             super().append(message, delivery_tag)
@@ -91,9 +91,10 @@ class QoS(_SlotLimit, stock.QoS):  # type: ignore[misc]  # kombu has no type inf
         try:
             if entry is not None:
                 payload, exchange, routing_key = stock.loads(entry.decode())
+                ordered = AFTER_PAYLOAD in entry
                 _mark_redelivered(payload)
                 for queue in channel._lookup(exchange, routing_key):
-                    key, *place = channel._requeue_place(queue, payload, leftmost)
+                    key, *place = channel._requeue_place(queue, payload, ordered, leftmost)
                     keys += [key, *channel._keys(queue, BELL)]
                     places += place
         except channel.connection_errors:

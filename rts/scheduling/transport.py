@@ -25,14 +25,14 @@ class Transport(stock.Transport):  # type: ignore[misc]  # kombu has no type inf
     """kombu's transport; with the option its channels are in deadline order."""
 
     ordered_channel: type = Channel
+    #: Tag of the message that is being delivered, if its claim marked it unacknowledged.
+    claimed_tag: str | None = None
 
     def __init__(self, client: Any, **kwargs: Any) -> None:
         super().__init__(client, **kwargs)
         if OPTION in (client.transport_options or {}):
             self.Channel = self.ordered_channel
             self.cycle = Poller()
-            #: The queues that were consumed, and whether with ``no_ack``.
-            self.no_ack: dict[str, bool] = {}
 
 
 class SentinelTransport(Transport, stock.SentinelTransport):  # type: ignore[misc]  # kombu has no type information

@@ -79,11 +79,6 @@ def connect(url: str, rule: Rule | None = None, **options: Any) -> Connection:
     return Connection(url, transport=Transport, transport_options={"rts": option, **options})
 
 
-def serve(channel: Any) -> None:
-    """Make *channel* a consumer of the queue."""
-    channel.basic_consume(NAME, False, lambda message: None, "tag")
-
-
 class Message(NamedTuple):
     """A message in the model."""
 
@@ -207,7 +202,6 @@ class Harness:
             self.connection.default_channel.qos._delivered.clear()
             self.connection.close()
         self.connection = connect(self.url, self.rule, visibility_timeout=0)
-        serve(self.connection.default_channel)
         self.connection.default_channel.qos.restore_visible(num=None, interval=1)
         self._back(self.held)
         self.connection.close()
@@ -780,7 +774,6 @@ def test_what_a_queue_of_another_app_left_is_restored_for_its_workers(
         theirs._put("theirs", envelope(Message(start + FAR, start, 1.0, "1"), "theirs"))
         assert theirs.basic_get("theirs").delivery_tag == "1"
         theirs.qos._delivered.clear()  # it is dead
-        serve(connection.default_channel)
         connection.default_channel.qos.restore_visible(interval=1)
         assert 0 < raw.pttl("theirs\x06\x16edf:bell") <= BELL_TTL_MS
         message = theirs.basic_get("theirs")
@@ -791,11 +784,10 @@ def test_what_a_queue_of_another_app_left_is_restored_for_its_workers(
 def test_a_message_without_a_consumer_returns_to_the_order(url: str) -> None:
     with connect(url) as connection:
         _, channel = connection.channel(), connection.channel()
-        serve(channel)
+        channel.basic_consume(NAME, False, lambda message: None, "tag")
         channel._put(NAME, envelope(Message(time.time() + FAR, 1.0, 1.0, "1")))
-        message = channel.basic_get(NAME, no_ack=True)
-        # As when the consumer is cancelled meanwhile: by another channel of the connection.
-        connection.transport._reject_inbound_message(message._raw)
+        connection.transport._callbacks.clear()  # the consumer is cancelled meanwhile
+        connection.drain_events(timeout=5)  # it is rejected through the other channel
         state = state_of(channel, NAME)
         assert (state.ordered, state.plain) == (1, 0)
 
@@ -846,11 +838,10 @@ def test_workers_restore_messages_together(
     waiting = 3 * BATCH
     with connect(url) as one, connect(url) as other:
         qos = one.default_channel.qos
-        for each in (one, other):
-            serve(each.default_channel)
         for number in range(waiting):
             message = Message(time.time() + FAR, 1.0, 1.0, f"{number:03}")
-            raw.hset("unacked", message.tag, json.dumps([envelope(message), "", NAME]))
+            entry = f'[{json.dumps(envelope(message))},"","{NAME}"]'
+            raw.hset("unacked", message.tag, entry)
             raw.zadd("unacked_index", {message.tag: number + 1})
         tried: list[str] = []
         requeue = qos._requeue
