@@ -6,7 +6,7 @@ import json
 import os
 import random
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,16 @@ def fresh_health() -> None:
 
 
 @pytest.fixture
-def unmeasured() -> Iterator[None]:
+def unmeasured_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have coverage look away from the processes that this test starts: its trace is a
+    quarter of their work, and other tests run their lines.
+    """
+    for name in ("COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def unmeasured(unmeasured_processes: None) -> Iterator[None]:
     """Have coverage look away from this test: what plays or asks many thousands of times
     takes up to three times as long under its trace, and runs no line but what shorter
     tests beside it run too.
@@ -191,8 +200,11 @@ class Stage:
         return environment
 
     def worker(self, app: str = "tests.apps.basic", **options: Any) -> WorkerProcess:
-        """Start a worker of the test app; it ends with the test."""
+        """Start a worker of the test app; it ends after the test. It does not ask for a
+        second what its neighbours have revoked.
+        """
         options.setdefault("hostname", f"w{len(self._workers)}@{self.prefix.strip(':')}")
+        options["arguments"] = ("--without-mingle", *options.get("arguments", ()))
         env = {**self.environment, **options.pop("env", {})}
         worker = WorkerProcess(app, env=env, cwd=ROOT, **options).start()
         self._workers.append(worker)
@@ -205,11 +217,25 @@ class Stage:
                 pass
 
 
+@pytest.fixture(scope="session")
+def leaving() -> Iterator[Callable[[Stage], object]]:
+    """Stop the workers of a test that is over while the next ones run."""
+    left: list[Future[None]] = []
+    with ThreadPoolExecutor(8) as pool:
+        yield lambda stage: left.append(pool.submit(stage.stop))
+    for stopped in left:
+        stopped.result()
+
+
 @pytest.fixture
 def make_stage(
-    rts_redis_url: str, rts_mongo_url: str, rts_key_prefix: str, tmp_path: Path
+    rts_redis_url: str,
+    rts_mongo_url: str,
+    rts_key_prefix: str,
+    tmp_path: Path,
+    leaving: Callable[[Stage], object],
 ) -> Iterator[Callable[..., Stage]]:
-    """Make stages; their workers end with the test."""
+    """Make stages; their workers are told to end with the test."""
     stages: list[Stage] = []
 
     def make(broker: str = rts_redis_url, mongo_url: str = rts_mongo_url, **conf: Any) -> Stage:
@@ -221,7 +247,7 @@ def make_stage(
 
     yield make
     for stage in stages:
-        stage.stop()
+        leaving(stage)
 
 
 @pytest.fixture

@@ -24,6 +24,8 @@ from tests.conftest import Stage
 from tests.flower.conftest import EVIL, Flower, ended, some_runs
 from tests.programs import needed
 
+pytestmark = pytest.mark.usefixtures("unmeasured_processes")
+
 Make = Callable[..., Flower]
 
 PAGES = (

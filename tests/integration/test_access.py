@@ -31,6 +31,8 @@ from rts.views.report import report
 from tests.conftest import ROOT, Stage
 from tests.records import success
 
+pytestmark = pytest.mark.usefixtures("unmeasured_processes")
+
 OK = "tests.apps.basic.ok"
 
 

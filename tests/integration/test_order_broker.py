@@ -37,6 +37,8 @@ from rts.testing.processes import OwnedProcess
 from tests.conftest import ROOT, Stage
 from tests.rabbitmq import free_port
 
+pytestmark = pytest.mark.usefixtures("unmeasured_processes")
+
 OK, LATE = "tests.apps.basic.ok", "tests.apps.basic.late"
 EDF = "\x06\x16edf"
 

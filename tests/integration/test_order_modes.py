@@ -22,6 +22,8 @@ import rts
 from rts.testing import wait_until
 from tests.conftest import ROOT, Stage
 
+pytestmark = pytest.mark.usefixtures("unmeasured_processes")
+
 OK, HEADERS, NESTED = (f"tests.apps.basic.{name}" for name in ("ok", "headers", "nested"))
 EDF = "\x06\x16edf"
 

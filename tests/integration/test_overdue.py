@@ -37,6 +37,8 @@ from rts.testing import RedisServer, wait_until
 from tests.conftest import ROOT, Stage
 from tests.records import run, success
 
+pytestmark = pytest.mark.usefixtures("unmeasured_processes")
+
 
 class Time:
     """A monotonic clock that is moved by hand."""

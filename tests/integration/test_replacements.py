@@ -17,6 +17,8 @@ from rts.settings import Settings
 from rts.testing import wait_until
 from tests.conftest import Stage
 
+pytestmark = pytest.mark.usefixtures("unmeasured_processes")
+
 BASIC = "tests.apps.basic"
 
 

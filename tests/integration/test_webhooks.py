@@ -38,6 +38,8 @@ from tests.conftest import Stage
 from tests.integration.test_signals import Told
 from tests.receiver import Receiver
 
+pytestmark = pytest.mark.usefixtures("unmeasured_processes")
+
 SECRET = "a-very-secret-key"
 KIND = "task_overdue"
 

@@ -19,6 +19,8 @@ from rts.testing import RedisServer, wait_until
 from rts.testing.processes import OwnedProcess
 from tests.programs import needed
 
+pytestmark = pytest.mark.usefixtures("unmeasured_processes")
+
 ROOT = Path(__file__).parent.parent.parent
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
