@@ -121,7 +121,11 @@ def ask(
                 concurrency=slots // arguments.workers,
                 hostname=f"worker-{number}@test",
                 queues=names,
-                arguments=("--prefetch-multiplier", str(arguments.prefetch)),
+                arguments=(
+                    "--without-mingle",
+                    "--prefetch-multiplier",
+                    str(arguments.prefetch),
+                ),
                 env=env,
                 loglevel="WARNING",
             )

@@ -139,7 +139,11 @@ def replay(
         ]
         client: Any = pymongo.MongoClient(mongo.url, tz_aware=True)
         ledger = client.get_default_database()
-        worker = WorkerProcess(APP, concurrency=slots, env=env, loglevel="WARNING")
+        # It has no neighbours to ask for a second what they have revoked.
+        alone = ("--without-mingle",)
+        worker = WorkerProcess(
+            APP, concurrency=slots, arguments=alone, env=env, loglevel="WARNING"
+        )
         with client, worker:
             wait_until(lambda: len(worker.children()) >= slots, message="all pool processes")
             publisher = subprocess.Popen(

@@ -140,7 +140,7 @@ def test_no_task_is_lost_when_processes_are_killed(acknowledged: str) -> None:
 
 
 def test_order() -> None:
-    found = figures("order.py", "--pairs", "1", "--tasks", "2000", "--waiting", "100,2000")
+    found = figures("order.py", "--pairs", "1", "--tasks", "600", "--waiting", "100,2000")
     assert found["publish"]["ratio"] > 0
     assert found["claim_growth"] > 0
     # With few messages what else the server allocates weighs more than they do.

@@ -495,7 +495,7 @@ def test_arrivals_have_the_rate_after_its_last_change() -> None:
 
 
 @pytest.mark.usefixtures("unmeasured")
-@pytest.mark.parametrize(("slots", "rho"), [(4, 1.1), (8, 0.9), (16, 1.1)])
+@pytest.mark.parametrize(("slots", "rho"), [(8, 0.9), (16, 1.1)])
 def test_predictions_hold_in_order_of_arrival(slots: int, rho: float) -> None:
     past = Past(slots, rho, FirstComeFirstServed, seed=4)
     errors, inside = [], []
@@ -512,9 +512,8 @@ def test_predictions_hold_in_order_of_arrival(slots: int, rho: float) -> None:
 
 
 @pytest.mark.usefixtures("unmeasured")
-@pytest.mark.parametrize(("slots", "rho"), [(8, 1.0), (16, 1.1)])
-def test_predictions_hold_in_deadline_order(slots: int, rho: float) -> None:
-    past = Past(slots, rho, EarliestDeadlineFirst, seed=4)
+def test_predictions_hold_in_deadline_order() -> None:
+    past = Past(8, 1.0, EarliestDeadlineFirst, seed=4)
     errors, inside, on_time, met = [], [], [], []
 
     def judge(got: Prediction, outcome: Outcome) -> None:
@@ -567,7 +566,7 @@ def test_predictions_hold_after_a_burst(order: Callable[[], Order]) -> None:
     errors, inside = [], []
     for seed in range(1, 5):  # what waits for the same work is off by the same
         snapshot, waiting = after_a_burst(order(), seed)
-        for position in range(0, len(waiting), 12):
+        for position in range(0, len(waiting), 24):
             got, outcome = forecast.of_waiting(snapshot, position, order), waiting[position]
             errors.append(abs(got.start - outcome.started_at) / outcome.queueing_delay_s)
             inside.append(got.start_low <= outcome.started_at <= got.start_high)
