@@ -11,7 +11,7 @@ from typing import Any
 from rts.deadlines import hopeful_until
 from rts.records import OVERDUE
 from rts.views import selection
-from rts.views.lateness_causes import LOAD, QUEUEING, RETRIES, TAU, Why
+from rts.views.lateness_causes import DEADLINE, LOAD, QUEUEING, RETRIES, TAU, Why
 
 NONE = "–"
 #: Between a number and its unit, where a line must not break.
@@ -21,6 +21,7 @@ _UNIT = re.compile(r"(\d) (?=(?:ms|s|min|h|d)\b|%)")
 LABELS: Mapping[str, str] = {
     QUEUEING: "waits too long",
     RETRIES: "late by its retries",
+    DEADLINE: "deadline is too tight",
     LOAD: "slowed down by load",
     TAU: "tau is too short",
     OVERDUE: "not ended yet",
@@ -28,6 +29,7 @@ LABELS: Mapping[str, str] = {
 HEADLINES: Mapping[str, str] = {
     QUEUEING: "its tasks wait too long",
     RETRIES: "its retries take too long",
+    DEADLINE: "its deadlines are too tight",
     LOAD: "busy workers slow it down",
     TAU: "its tau is too short",
     OVERDUE: "most of its misses have not ended yet",
@@ -181,6 +183,7 @@ def misses(by_cause: Mapping[str, int]) -> str:
 ADVICE: Mapping[str, str] = {
     QUEUEING: 'more slots, or deadline order (rts_scheduler = "edf")',
     RETRIES: "shorter countdowns of retries, or a greater k",
+    DEADLINE: "a later sla_deadline, or none, so that it follows from tau",
     LOAD: "fewer slots for each worker, or more machines",
     TAU: "a separate type or k for tasks that take longer",
     OVERDUE: "see Queues for what is waiting and whether workers consume it",
@@ -217,6 +220,11 @@ def finding(by_cause: Mapping[str, int], late: Why | None) -> dict[str, str] | N
             "ran quickly enough in the end, but were retried: their last run began "
             f"{duration(late.queueing_delay_s)} after the arrival, with "
             f"{duration(late.span_s)} from arrival to deadline."
+        )
+    elif late.reason == DEADLINE:
+        text += (
+            f"had {duration(late.span_s)} from arrival to deadline, less than their tau; they "
+            f"took {times(late.slowdown)} their tau."
         )
     elif late.reason == LOAD:
         text += (

@@ -1,4 +1,5 @@
-"""Why tasks of a type are late: they waited, were retried, met a busy worker, or tau is wrong.
+"""Why tasks of a type are late: they waited, were retried, had too little time, met a busy
+worker, or tau is wrong.
 
 A late run had the span D = deadline − arrival. Without any waiting it would have taken just its
 runtime, so:
@@ -6,8 +7,10 @@ runtime, so:
 - ``queueing``: runtime ≤ D. Only the waiting made it late.
 - ``retries``: runtime ≤ D, but it was retried: the attempts before it, and the waits between
   them, took the time.
-- ``load``: runtime > D, and it started on a worker whose load was at least ``BUSY``.
-- ``tau``: runtime > D on a worker that was not busy. The deadline, which is computed from
+- ``deadline``: runtime > D, and tau > D: a header, or its parent, gave it less time than such
+  a task usually takes.
+- ``load``: runtime > D ≥ tau, and it started on a worker whose load was at least ``BUSY``.
+- ``tau``: runtime > D ≥ tau on a worker that was not busy. The deadline, which is computed from
   tau, was too optimistic.
 
 Tasks that did not complete (killed, expired, …) are reported by their cause.
@@ -23,7 +26,8 @@ from typing import Any
 #: Load at start from which a worker counts as busy: cores are shared, or memory swaps.
 BUSY = 0.8
 
-QUEUEING, RETRIES, LOAD, TAU = "queueing", "retries", "load", "tau"
+REASONS = ("queueing", "retries", "deadline", "load", "tau")
+QUEUEING, RETRIES, DEADLINE, LOAD, TAU = REASONS
 
 
 @dataclass(frozen=True)
@@ -58,15 +62,15 @@ def reason_of(run: Mapping[str, Any]) -> str | None:
         return None
     if runtime_s <= span_s:
         return RETRIES if run.get("retries") else QUEUEING
+    if (run.get("tau") or 0.0) > span_s:
+        return DEADLINE
     load = load_at_start(run)
     return LOAD if load is not None and load >= BUSY else TAU
 
 
 def why(late_runs: Sequence[Mapping[str, Any]]) -> Why:
     """Return why *late_runs*, which completed too late, were late."""
-    by_reason: dict[str, list[Mapping[str, Any]]] = {
-        reason: [] for reason in (QUEUEING, RETRIES, LOAD, TAU)
-    }
+    by_reason: dict[str, list[Mapping[str, Any]]] = {reason: [] for reason in REASONS}
     for run in late_runs:
         reason = reason_of(run)
         if reason is not None:

@@ -11,8 +11,10 @@ from rts.flower.words import ADVICE, LABELS, finding
 from rts.records import OVERDUE
 from rts.views.lateness_causes import (
     BUSY,
+    DEADLINE,
     LOAD,
     QUEUEING,
+    REASONS,
     RETRIES,
     TAU,
     reason_of,
@@ -47,6 +49,11 @@ def late(runtime_s: float | None, load: float | None = 0.1, **changes: Any) -> d
         (late(6.1), TAU),
         (late(6.1, load=None), TAU),
         (late(6.1, load=BUSY), LOAD),
+        (late(6.1, tau=6.0), TAU),
+        (late(6.1, tau=6.1), DEADLINE),
+        (late(6.1, tau=6.1, load=BUSY), DEADLINE),
+        (late(6.0, tau=6.1), QUEUEING),
+        (late(6.1, tau=None), TAU),
         (late(None), None),
         (late(2.0, deadline=None), None),
         (late(2.0, arrival=None), None),
@@ -60,7 +67,11 @@ def test_the_reason_of_one_run(run: dict[str, Any], reason: str | None) -> None:
 def test_the_most_frequent_reason_wins() -> None:
     found = why([late(3.0), late(3.0), late(9.0), late(None, queueing_delay_s=None)])
     assert (found.runs, found.reason) == (3, QUEUEING)
-    assert found.shares == {QUEUEING: 2 / 3, RETRIES: 0.0, LOAD: 0.0, TAU: 1 / 3}
+    assert found.shares == {
+        **dict.fromkeys(REASONS, 0.0),
+        QUEUEING: 2 / 3,
+        TAU: 1 / 3,
+    }
     assert (found.queueing_delay_s, found.span_s, found.slowdown, found.load) == (
         5,
         6,
@@ -88,6 +99,7 @@ def test_nothing_is_no_reason() -> None:
     [
         ({"late": 3}, late(2.0), QUEUEING, "waited 5.00\u00a0s with 6.00\u00a0s"),
         ({"late": 3}, late(2.0, retries=2), RETRIES, "began 5.00\u00a0s after the arrival"),
+        ({"late": 3}, late(9.0, tau=9.0), DEADLINE, "had 6.00\u00a0s from arrival to deadline"),
         ({"late": 3}, late(9.0, load=1.5), LOAD, "(load 1.50) and took 3.00\u00a0× their tau"),
         ({"late": 3}, late(9.0, load=None), TAU, "(load –)"),
         ({"late": 1, "killed": 3}, late(2.0), "ended", "75 % of the misses did not run to"),
