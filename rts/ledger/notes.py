@@ -189,7 +189,9 @@ def _anonymous_file(size: int) -> int:
         fd = os.memfd_create("rts-notes", os.MFD_CLOEXEC)
     except (AttributeError, OSError):  # an old C library; the sysctl vm.memfd_noexec is 2
         with tempfile.TemporaryFile() as file:
-            fd = os.dup(file.fileno())
+            # Writing to a page for which the disk has no space would kill the process.
+            os.posix_fallocate(file.fileno(), 0, size)
+            return os.dup(file.fileno())
     os.ftruncate(fd, size)
     return fd
 
