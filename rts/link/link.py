@@ -284,7 +284,8 @@ def load_credential_provider(name: str) -> redis.CredentialProvider:
         ImportError, AttributeError, TypeError, ValueError: there is no such class, or it is no
             credential provider that can be made without arguments.
     """
-    provider = resolve_name(name)()
+    # Without a colon, the ImportError of a module within a package would be swallowed.
+    provider = resolve_name(name if ":" in name else ":".join(name.rsplit(".", 1)))()
     if not isinstance(provider, redis.CredentialProvider):
         raise TypeError(f"{name} is no redis.CredentialProvider")
     return provider

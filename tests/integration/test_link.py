@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -282,6 +283,20 @@ def test_the_credential_provider_of_a_brokers_url_is_used(
 )
 def test_a_missing_credential_provider_is_reported(name: str) -> None:
     with pytest.raises(ConfigurationError, match="whose credential_provider names a class"):
+        Link(Settings(redis_url=f"redis://host/0?credential_provider={name}"))
+
+
+@pytest.mark.parametrize("separator", ".:")
+def test_a_dependency_that_a_credential_provider_lacks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, separator: str
+) -> None:
+    package = tmp_path / f"cloud_{ord(separator)}"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "tokens.py").write_text("import a_cloud_s_own_library\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = f"{package.name}.tokens{separator}Tokens"
+    with pytest.raises(ConfigurationError, match="No module named 'a_cloud_s_own_library'"):
         Link(Settings(redis_url=f"redis://host/0?credential_provider={name}"))
 
 
