@@ -29,7 +29,7 @@ from pymongo.errors import PyMongoError
 
 from rts.keys import ASSIGNMENTS, ROLLUPS, TASKS
 from rts.ledger.rollups import LATE_S
-from rts.views.intervals import Window, count
+from rts.views.intervals import Window, count, parts
 
 #: Distance of a span from now, and from the records that are about to expire.
 MARGIN = timedelta(seconds=2 * LATE_S)
@@ -148,9 +148,16 @@ def _outside(database: Database[dict[str, Any]], collection: str, span: Window) 
     if collection == TASKS:
         open_ = {"verdict_at": None, **open_}
     records = database[collection]
-    expiring = {_EXPIRY[collection]: {"$lt": span[0]}}
-    later = count(database, collection, (span[1], _LAST))
-    return records.count_documents(open_) + later + records.count_documents(expiring)
+    later = (span[1], _LAST)
+    expiring = {
+        _EXPIRY[collection]: {"$lt": span[0]},
+        "$nor": [open_, *parts(collection, later)],  # each is counted once
+    }
+    return (
+        records.count_documents(open_)
+        + count(database, collection, later)
+        + records.count_documents(expiring)
+    )
 
 
 def _id(collection: str) -> str:
