@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import SequenceMatcher
-from functools import cached_property
+from functools import lru_cache
 from typing import Any
 
 from rts.deadlines import HOPELESS_SLOTS, HORIZON_S, LATE_SHARE
@@ -113,10 +113,10 @@ class Settings:
     #: Where to send alerts, with credentials.
     webhooks: tuple[Webhook, ...] = field(default=(), repr=False)
 
-    @cached_property
+    @property
     def keys(self) -> Keys:
         """The names of all keys in Redis."""
-        return Keys(self.key_prefix)
+        return _keys(self.key_prefix)
 
     @property
     def budget_window_s(self) -> float:
@@ -229,6 +229,11 @@ def _redis_of(conf: Mapping[str, Any], environ: Mapping[str, str]) -> str:
                 url = redis_url(variable if given else key, url)
                 return with_tls(url, conf.get(tls))
     return DEFAULT_REDIS_URL
+
+
+@lru_cache(maxsize=8)  # in C: no lock that a fork could leave locked
+def _keys(prefix: str) -> Keys:
+    return Keys(prefix)
 
 
 def _default_spool_dir(settings: Settings) -> str:

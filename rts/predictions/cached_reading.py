@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from functools import cached_property
 
 from rts.predictions import forecast
 from rts.predictions.initial_state import Picture
@@ -34,6 +33,13 @@ class Reading:
     published_at: float = 0.0
     #: By cache key: how many of these were taken into account, and the prediction.
     predictions: dict[tuple[object, ...], tuple[int, Prediction]] = field(default_factory=dict)
+    #: How many tasks there were when it was read.
+    tasks: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        snapshot = self.picture.snapshot
+        waiting = sum(work.weight for work in snapshot.waiting)
+        self.tasks = round(waiting) + len(snapshot.held) + len(snapshot.running)
 
     def now(self) -> float:
         """Return the current time by Redis's clock, epoch seconds."""
@@ -54,13 +60,6 @@ class Reading:
         ready = work.arrival if work.arrival > self.now() else 0.0
         allowed_s = round(work.deadline - work.arrival, 3)
         return (work.task_type, work.name, work.tau, allowed_s, ready)
-
-    @cached_property
-    def tasks(self) -> int:
-        """How many tasks there were when it was read."""
-        snapshot = self.picture.snapshot
-        waiting = sum(work.weight for work in snapshot.waiting)
-        return round(waiting) + len(snapshot.held) + len(snapshot.running)
 
     def cached(self, work: Work) -> Prediction | None:
         """Return the prediction for a similar task, unless it is outdated."""

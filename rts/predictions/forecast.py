@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import random
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -163,6 +163,8 @@ def typical(instants: Sequence[float], now: float) -> float:
     104.8
     >>> typical([103.0, 104.0, 106.0, 150.0, 300.0, 900.0], 100.0)
     104.0
+    >>> typical([100.0, 100.0, 101.0, 103.0, 110.0, 200.0], 100.0)
+    100.0
     """
     waits = sorted(max(0.0, instant - now) for instant in instants)
     half = len(waits) // 2
@@ -184,6 +186,8 @@ def typical(instants: Sequence[float], now: float) -> float:
             if NO_WAIT_S <= wait < math.inf
         )
         best = max(agreeing, key=len)
+        if bisect_left(waits, NO_WAIT_S) > len(best):
+            return now
         low, high = best[0], best[-1]
     return now + 2 * low * high / (low + high)
 

@@ -183,7 +183,8 @@ class InitialState:
         for key, message, taken_at in sample.held:
             task_id = id_of(message)
             number = fleet.numbers.get(key)
-            if number is None or task_id is None or task_id in running:
+            # An app may publish an id again before its task has started.
+            if number is None or task_id is None or task_id in running or task_id in held:
                 continue
             work = self.work(message, fleet.now, number, fleet.queues[number])
             etas += work.ready > 0

@@ -105,9 +105,12 @@ class Predictor:
             raise
         begun, known_until = time.monotonic(), reading.published_at
         published = list(reading.published)
+        # The ratios are kept for the next question about such a task.
+        known = self._state.with_ratios(reading.picture.snapshot, work, *published)
+        reading.picture = reading.picture._replace(snapshot=known)
         snapshot = replace(
-            self._state.with_ratios(reading.picture.snapshot, work, *published),
-            waiting=[*reading.picture.snapshot.waiting, *published],
+            known,
+            waiting=[*known.waiting, *published],
             known_until=known_until,
         )
         found = forecast.of_new(snapshot, work, self._order_of(reading.picture))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -37,6 +38,9 @@ SEARCHED = 1_000_000
 HELD = 1000
 
 FIND_TASK = ScriptByHash("find_task")
+
+#: The app's own random numbers stay as they were.
+_random = random.Random()
 
 
 class QueueSample(NamedTuple):
@@ -214,23 +218,32 @@ class QueueReader:
         """
         with self._shared.channel() as (channel, client):
             parts = self._parts(channel, queue)
+            sizes = sizes_of(client, parts)
+            pages = [
+                # The first ones are mostly short, since they are due soon. (Redis before 6.2
+                # has no command for random members.)
+                [(rank, rank) for rank in _random.sample(range(size), min(FIRST, size))]
+                if part.ordered
+                else [(0, FIRST - 1)]
+                for part, size in zip(parts, sizes, strict=True)
+            ]
             unacked = channel.global_keyprefix + channel.unacked_key
             with client.pipeline(transaction=False) as pipe:
-                for part in parts:
-                    ask_size(pipe, part)
-                    if part.ordered:  # the first ones are mostly short: they are due soon
-                        pipe.zrandmember(part.name, FIRST)
-                    else:
-                        ask_range(pipe, part, 0, FIRST - 1)
+                for part, of_part in zip(parts, pages, strict=True):
+                    for first, last in of_part:
+                        ask_range(pipe, part, first, last)
                 pipe.hlen(unacked)
                 pipe.hscan(unacked, 0, count=FIRST)
                 *answers, unsettled, (_, entries) = pipe.execute()
         # Estimate the queue's share of the unacknowledged messages from a few.
-        texts = ((text, 0.0) for text in entries.values())
-        held = [each.message for each in held_of(texts) if each.routing_key in keys]
+        others = ((text, 0.0) for text in entries.values())
+        held = [each.message for each in held_of(others) if each.routing_key in keys]
         taken = unsettled * len(held) // max(1, len(entries))
-        samples = [[message_of(text) for text in page] for page in answers[1::2]]
-        return [*zip(answers[::2], samples, strict=True), (taken, held)]
+        texts = iter(answers)
+        samples = [
+            [message_of(text) for _ in of_part for text in next(texts)] for of_part in pages
+        ]
+        return [*zip(sizes, samples, strict=True), (taken, held)]
 
     def waiting(self, queues: Sequence[str]) -> list[int]:
         """Return the number of messages that wait in each of *queues*.
