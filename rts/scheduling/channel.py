@@ -92,6 +92,11 @@ class DeadlineOrder(QueueLayout):
                 ttl_ms = min(BELL_TTL_MS, self._expires.get(queue, BELL_TTL_MS))
                 RING.run(self.plain, self._keys(queue, BELL), [ttl_ms])
             return
+        properties = message["properties"]
+        if properties["delivery_info"].get("exchange"):
+            # kombu gives the copies for several queues one tag, though each is acknowledged,
+            # or put back, by its tag.
+            properties["delivery_tag"] = self._next_delivery_tag()
         keys: list[str] = self._keys(queue, HOPEFUL, BELL)
         arguments: list[Any] = [*self._score_and_member(queue, message)]
         if queue in self._expires:

@@ -8,6 +8,7 @@ from queue import Empty
 from typing import Any
 
 from kombu.transport import redis as stock
+from kombu.transport import virtual
 
 #: Seconds between polls while no slot is free: the first interval and the longest. Each
 #: is twice the one before.
@@ -48,13 +49,14 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu has no ty
             raise TimeoutError() from None
 
     def on_readable(self, fileno: int) -> None:
-        """Read a reply, even if the last free slot was taken since the command was sent, by
-        a task whose eta has come.
-
-        kombu < 5.7 would leave it unread: the loop would spin until a slot is free.
+        """Read what has come also while no slot is free; unread, the loop would spin until
+        one is. That is a reply, if a task whose eta has come took the last free slot since
+        the command was sent (kombu >= 5.7 sees to that), or a broadcast.
         """
         channel, kind = self._fd_to_chan.get(fileno, (None, None))
-        if kind == "BRPOP" and not hasattr(self, "_paused_brpop"):
+        if (kind == "BRPOP" and not hasattr(self, "_paused_brpop")) or (
+            kind == "LISTEN" and virtual.QoS.can_consume(channel.qos)
+        ):
             channel.handlers[kind]()
         else:
             super().on_readable(fileno)

@@ -47,7 +47,7 @@ from rts.scheduling.scripts import CLAIM
 from rts.scheduling.slots import limit_to_slots
 from rts.scheduling.transport import SentinelTransport, Transport
 from rts.settings import Settings
-from rts.testing import RedisServer
+from rts.testing import RedisServer, wait_until
 
 NAME = "order"
 #: Offsets of deadlines that no test misses, and of ones that have long passed.
@@ -809,6 +809,11 @@ def test_a_message_returns_to_the_queue_that_it_was_taken_from(url: str) -> None
         channel.qos._delivered.clear()  # it is dead; another worker knows no such exchange
         stranger.default_channel.qos.restore_visible(interval=1)
         assert (channel._size(NAME), channel._size("errors")) == (1, 1)
+        # Each copy is settled by a tag of its own.
+        copy, other = channel.basic_get(NAME), channel.basic_get("errors")
+        copy.ack()
+        other.requeue()
+        assert (channel._size(NAME), channel._size("errors")) == (0, 1)
 
 
 def test_what_cannot_be_looked_up_stays_unacknowledged(
@@ -928,6 +933,30 @@ def test_each_connection_of_a_worker_with_threads_wakes_it_with_one_timer(url: s
             hub.timer.queue[0].entry()  # it fires
         assert len([each for each in hub.timer.queue if not each.entry.canceled]) == 1
     hub.close()
+
+
+def test_a_broadcast_is_read_also_while_no_slot_is_free(url: str) -> None:
+    class Full:
+        def free(self) -> bool:
+            return False
+
+    with connect(url) as connection, connect(url) as sender:
+        channel = connection.default_channel
+        channel.slots = Full()
+        news = Exchange("news", "fanout")
+        got: list[Any] = []
+        queue = Queue("reader", news, auto_delete=True)
+        with Consumer(channel, queue, callbacks=[lambda body, _: got.append(body)]):
+            drained(connection)  # it subscribes
+            Producer(sender.default_channel, news).publish("extra")
+            wait_until(lambda: drained(connection) or got, message="it is read")
+        assert got == ["extra"]
+
+
+def drained(connection: Connection) -> None:
+    """Let the events of a tenth of a second happen."""
+    with suppress(TimeoutError):
+        connection.drain_events(timeout=0.1)
 
 
 def test_a_claim_rings_the_bell_for_messages_left_to_others(url: str, raw: redis.Redis) -> None:
