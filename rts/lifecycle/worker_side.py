@@ -148,7 +148,9 @@ class WorkerSide:
 
     def _discarded(self, consumer: Any, message: Any, state: str, cause: str) -> None:
         worker, headers = self._worker_of(consumer.app), message.headers
-        if worker is not None and headers and "id" in headers and "task" in headers:
+        if worker is None or not headers or "id" not in headers or "task" not in headers:
+            return
+        if not is_celerys(str(headers["task"])):
             attributes = {**headers, "delivery_info": message.delivery_info}
             worker.ends.discarded(attributes, state, cause)
 
