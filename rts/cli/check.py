@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any
@@ -113,17 +114,13 @@ def command(
     """
     asked = [*types, *names, *queues]
     findings: list[Finding] = []
-    try:
+    with outages_not_logged(), unknown(findings):
         settings = settings_of(ctx)
-        with outages_not_logged():
-            if lag or not (slo or asked):
-                findings = servers(ctx.obj.app, settings, lag_warning, lag_critical)
-            if slo or asked or not lag:
-                findings = objectives(settings, types, [*names, *queues]) + findings
-    except RtsError as exc:
-        findings.append(Finding(UNKNOWN, str(exc)))
-    except Exception as exc:  # noqa: BLE001  the status of a traceback would be a WARNING
-        findings.append(Finding(UNKNOWN, short(exc)))
+        if slo or asked or not lag:
+            with unknown(findings):
+                findings += objectives(settings, types, [*names, *queues])
+        if lag or not (slo or asked):
+            findings += servers(ctx.obj.app, settings, lag_warning, lag_critical)
     code = worst(findings)
     if as_json:
         print_json(
@@ -138,6 +135,17 @@ def command(
     else:
         click.echo(line(findings))
     ctx.exit(code)
+
+
+@contextmanager
+def unknown(findings: list[Finding]) -> Iterator[None]:
+    """Add a failure to *findings* as UNKNOWN: the status of a traceback would be WARNING."""
+    try:
+        yield
+    except RtsError as exc:
+        findings.append(Finding(UNKNOWN, str(exc)))
+    except Exception as exc:  # noqa: BLE001  whatever it is
+        findings.append(Finding(UNKNOWN, short(exc)))
 
 
 def objectives(
@@ -197,7 +205,9 @@ def objective(standing: ObjectiveStatus, settings: Settings) -> Finding:
 
 
 def servers(app: Any, settings: Settings, warning_s: float, critical_s: float) -> list[Finding]:
-    """Return what is wrong with the servers, or else the state of the fleet and the outbox."""
+    """Return what is wrong with servers and fleet, and what waits in the outbox if both of
+    rts's servers answer.
+    """
     redis, ledger = query_servers(settings)
     found = [
         Finding(
@@ -209,11 +219,13 @@ def servers(app: Any, settings: Settings, warning_s: float, critical_s: float) -
         if not server.reachable
     ]
     broker: list[str] = []
-    with noted(broker):
+    with unknown(found), noted(broker):
         query_broker(app, settings, redis)
     dead = dead_fleet(redis)
     found += [Finding(CRITICAL, text) for text in (*broker, dead) if text is not None]
-    return found or [backlog(redis, warning_s, critical_s)]
+    if redis.server.reachable and ledger.server.reachable:
+        found.append(backlog(redis, warning_s, critical_s))
+    return found
 
 
 def backlog(redis: RedisState, warning_s: float, critical_s: float) -> Finding:

@@ -110,16 +110,16 @@ def outages_not_logged() -> Iterator[None]:
     """Suppress what the link to Redis logs of an outage: that is meant for processes that run
     tasks, and a command reports the problem itself.
     """
+
+    def not_of_link(record: logging.LogRecord) -> bool:
+        return record.module != "link"
+
     logger = logging.getLogger("rts")
-    logger.addFilter(_not_of_link)
+    logger.addFilter(not_of_link)
     try:
         yield
     finally:
-        logger.removeFilter(_not_of_link)
-
-
-def _not_of_link(record: logging.LogRecord) -> bool:
-    return record.module != "link"
+        logger.removeFilter(not_of_link)
 
 
 @contextmanager

@@ -61,7 +61,7 @@ def status_document(
     spool: int | None,
     wrong: list[str],
 ) -> dict[str, Any]:
-    """Return all of it as plain values; ``None`` if a server did not answer."""
+    """Return the document of ``--json``; ``None`` in it if a server did not answer."""
     known = redis.server.reachable
     fleet = {
         "outbox": {

@@ -106,7 +106,8 @@ def ordered_channel(
         try:
             connection.ensure_connection(max_retries=1, interval_start=0)
             yield connection.default_channel
-        except (OperationalError, *connection.connection_errors) as exc:
+        # Also where it refuses a command: its user may not use the key, or others do.
+        except (OperationalError, redis.RedisError, *connection.connection_errors) as exc:
             raise BrokerUnavailable(
                 f"the broker {shown_url(connection.as_uri())} is not usable "
                 f"({short(exc.__cause__ or exc)})"
