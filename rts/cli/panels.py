@@ -18,6 +18,7 @@ from rts.settings import Settings
 from rts.views.json_values import iso
 from rts.views.report import Percentiles
 from rts.views.slo import ObjectiveStatus
+from rts.views.status import RedisState
 
 
 def lines_within(snapshot: Snapshot, settings: Settings, width: int, height: int) -> list[str]:
@@ -27,18 +28,24 @@ def lines_within(snapshot: Snapshot, settings: Settings, width: int, height: int
         return found
     others = len(found) - sum(map(len, tables(snapshot)))
     part, left_out = fitted(snapshot, height - 2 - others)
-    return [*lines(part, settings, width), "", cut(left_out, width)]
+    return [*lines(part, settings, width, snapshot.redis), "", cut(left_out, width)]
 
 
-def lines(snapshot: Snapshot, settings: Settings, width: int | None) -> list[str]:
-    """Return the view as lines of at most *width* characters."""
+def lines(
+    snapshot: Snapshot, settings: Settings, width: int | None, fleet: RedisState | None = None
+) -> list[str]:
+    """Return the view as lines of at most *width* characters. *fleet*: with all workers, also
+    those that are left out.
+    """
+    fleet = fleet or snapshot.redis
+    queues = [_queue_row(state, snapshot.at, fleet) for state in snapshot.queues]
     blocks = [
         [f"rts at {iso(snapshot.at)}", *_facts(snapshot)],
         [f"Problem: {problem}" for problem in snapshot.problems],
         _alerts(snapshot),
         _table(_OBJECTIVES, map(_standing_row, snapshot.standings), width),
         _table(_TYPES, _type_rows(snapshot, settings), width),
-        _table(_QUEUES, [_queue_row(state, snapshot) for state in snapshot.queues], width),
+        _table(_QUEUES, queues, width),
         _table(WORKER_COLUMNS, map(worker_row, snapshot.redis.workers), width),
     ]
     if snapshot.redis.server.reachable and not snapshot.redis.workers:
@@ -135,12 +142,12 @@ def _p95(of: Percentiles | None) -> str:
     return NONE if of is None else seconds(of.p95_s)
 
 
-def _queue_row(state: QueueState, snapshot: Snapshot) -> Sequence[str]:
+def _queue_row(state: QueueState, at: datetime, fleet: RedisState) -> Sequence[str]:
     due_at = state.next_deadline
-    slots = sum(worker.concurrency or 0 for worker in takers(snapshot.redis, state.name))
+    slots = sum(worker.concurrency or 0 for worker in takers(fleet, state.name))
     return (
         state.name,
         *(str(n) for n in (state.waiting, state.ordered, state.demoted, state.plain)),
-        NONE if due_at is None else seconds(due_at - snapshot.at.timestamp()),
-        str(slots) if snapshot.redis.server.reachable else NONE,
+        NONE if due_at is None else seconds(due_at - at.timestamp()),
+        str(slots) if fleet.server.reachable else NONE,
     )

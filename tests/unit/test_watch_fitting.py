@@ -61,6 +61,8 @@ def test_of_a_large_fleet_what_is_in_trouble_is_shown(height: int) -> None:
         assert text.count(f"\n{name}0") >= 3
     assert "Not shown, in less trouble: " in found[-1]
     assert len(found) >= height - 4, "the room is used"
+    (queue,) = (row for row in found if row.startswith("queue070"))
+    assert queue.split()[-1] == "100", "the slots of all workers"
 
 
 def test_what_fits_is_shown_as_it_is() -> None:
