@@ -10,11 +10,13 @@ from rts.ledger.overdue import task_of
 from rts.ledger.storable import text
 from rts.link.link import Link
 from rts.link.scripts import pack
-from rts.objectives import ALL
+from rts.objectives import ALL, BURN_RULES
 from rts.records import OpenTask
 from rts.views.slo import ObjectiveStatus
 
 SLO_BURNING, TASK_OVERDUE = "slo_burning", "task_overdue"
+
+_MOST_URGENT = BURN_RULES[0].severity
 
 #: Groups of overdue tasks with an alert of their own: there may be any number of queue names.
 MAX_GROUPS = 50
@@ -34,7 +36,6 @@ def burning_conditions(standings: Sequence[ObjectiveStatus]) -> list[Condition]:
         key = f"{SLO_BURNING}/{standing.objective}/"
         most_urgent = {rule.severity: rule for rule in reversed(standing.burning)}
         for severity, rule in most_urgent.items():
-            first = standing.burning[0].severity
             window = standing.windows[rule.long]
             # Some were missed, so it never shows 100.
             on_time = min(99.9, 100 * (window.on_time_ratio or 0.0))
@@ -54,7 +55,8 @@ def burning_conditions(standings: Sequence[ObjectiveStatus]) -> list[Condition]:
             found.append(
                 Condition(
                     *(key + severity, SLO_BURNING, severity, summary, labels, values),
-                    covered_by=None if severity == first else key + first,
+                    # Also by one that holds on while it does not burn for a moment.
+                    covered_by=None if severity == _MOST_URGENT else key + _MOST_URGENT,
                 )
             )
     return found

@@ -110,3 +110,5 @@ def test_an_alert_of_few_misses_among_many_does_not_say_that_all_are_in_time() -
     standing = ObjectiveStatus("*", 0.9999, windows, -3.0, (BURN_RULES[-1],))
     (condition,) = burning_conditions([standing])
     assert condition.summary.startswith("all tasks: 99.9 % on time over 3d (10000 tasks)")
+    # A page covers it also where that has not ended, though it does not burn right now.
+    assert condition.covered_by == "slo_burning/*/page"
