@@ -131,7 +131,8 @@ class Pages:
         names: list[ReportRow] = by_name.value or []
         if filters.task_type is not None:
             known = {t.name for t in learned.values() if t.task_type == filters.task_type}
-            known |= {run.get("name") for run in runs.value or ()}  # none of it succeeded yet
+            if chosen["by"] == "type":  # none of its tasks may have succeeded yet
+                known |= {run.get("name") for run in runs.value or ()}
             names = [row for row in names if row.key in known]
         if filters.name is not None:
             names = [row for row in names if row.key == filters.name]

@@ -151,7 +151,8 @@ def gauges(reading: Reading) -> Iterator[Any]:
     )
     waiting = GaugeMetricFamily(
         "rts_open_tasks",
-        "Tasks published and not ended whose deadline has not passed, by queue.",
+        "Tasks published and not ended, by queue, that were not found overdue: without workers "
+        "or MongoDB none is.",
         labels=["queue"],
     )
     for queue, n in sorted(reading.open_tasks.items()):
