@@ -19,12 +19,11 @@ from rts.cli.common import (
     settings_of,
 )
 from rts.cli.probes import noted, query_broker, query_servers
-from rts.cli.problems import MAX_LAG_S, dead_fleet
+from rts.cli.problems import MAX_LAG_S, dead_fleet, dropped_records
 from rts.cli.table import counted, percent, printable, seconds
 from rts.errors import CommandError, RtsError, short
 from rts.objectives import ALL, BURN_RULES
 from rts.settings import Settings
-from rts.views.fleet_state import DROPPED
 from rts.views.slo import ObjectiveStatus, standings
 from rts.views.status import RedisState
 
@@ -231,7 +230,7 @@ def servers(app: Any, settings: Settings, warning_s: float, critical_s: float) -
 def backlog(redis: RedisState, warning_s: float, critical_s: float) -> Finding:
     """Return what waits in the outbox, and whether records were dropped."""
     lag_s, length = redis.lag_s or 0.0, redis.outbox_length or 0
-    dropped = {name: redis.counters[name] for name in DROPPED if redis.counters.get(name)}
+    dropped = dropped_records(redis)
     code = CRITICAL if lag_s >= critical_s else WARNING if lag_s >= warning_s else OK
     text = f"{counted(length, 'record')} waiting for the ledger"
     if length:

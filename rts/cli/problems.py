@@ -49,7 +49,7 @@ def problems(redis: RedisState, ledger: LedgerState) -> list[str]:
         )
         if not server.reachable
     ]
-    dropped = {name: redis.counters[name] for name in DROPPED if redis.counters.get(name)}
+    dropped = dropped_records(redis)
     if dropped:
         what = ", ".join(f"{name} {n}" for name, n in dropped.items())
         found.append(
@@ -74,6 +74,11 @@ def problems(redis: RedisState, ledger: LedgerState) -> list[str]:
         )
     dead = dead_fleet(redis)
     return found if dead is None else [*found, dead]
+
+
+def dropped_records(redis: RedisState) -> dict[str, int]:
+    """Return the counters of records that were dropped, those above 0."""
+    return {name: redis.counters[name] for name in DROPPED if redis.counters.get(name)}
 
 
 def dead_fleet(redis: RedisState) -> str | None:

@@ -13,7 +13,7 @@ from rts.ledger.connection import translate_errors
 from rts.views.json_values import iso
 from rts.views.report import Percentiles, ReportRow, row_of
 from rts.views.tallies import tally
-from rts.views.tally import Tally
+from rts.views.tally import total_of
 from rts.views.windows import window
 
 TOTAL = "total"
@@ -56,10 +56,7 @@ def command(
         tallies = tally(database, (begin, end), by)
     rows = [row_of(key, tallies[key]) for key in sorted(tallies)]
     # Not asked for: more would have ended meanwhile than the rows show.
-    summed = Tally()
-    for each in tallies.values():
-        summed.add(each)
-    total = row_of(TOTAL, summed) if rows else None
+    total = row_of(TOTAL, total_of(tallies.values())) if rows else None
     if as_json:
         print_json({"since": begin, "until": end, "by": by, "rows": rows, "total": total})
         return

@@ -43,7 +43,7 @@ from rts.views.series import series
 from rts.views.slo import ObjectiveStatus, standings
 from rts.views.status import RedisState, WorkerState, ask_redis
 from rts.views.tallies import tally
-from rts.views.tally import FIELDS, Tally, add_all
+from rts.views.tally import FIELDS, Tally, add_all, total_of
 from rts.views.taus import TauRow, tau_rows
 
 #: Timeouts of MongoDB in milliseconds: a page should report an outage rather than wait for its
@@ -175,10 +175,7 @@ class Source:
         """
         with self._ledger() as database:
             by_type = tally(database, (_now() - since, _now()), "type")
-        whole = Tally()
-        for counted in by_type.values():
-            whole.add(counted)
-        return row_of("total", whole) if by_type else None
+        return row_of("total", total_of(by_type.values())) if by_type else None
 
     def reasons(self, since: timedelta, types: tuple[str, ...]) -> dict[str, Why]:
         """Return why the latest late runs of each type were late.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 #: Key of runs or tasks that have none.
@@ -58,6 +58,14 @@ def class_of(key: str) -> tuple[str, str, str | None]:
     """Return type, name and queue of a key of ``CLASSES``."""
     task_type, name, queue = json.loads(key)
     return task_type or UNKNOWN, name or UNKNOWN, queue
+
+
+def total_of(tallies: Iterable[Tally]) -> Tally:
+    """Return the sum of tallies of disjoint keys."""
+    total = Tally()
+    for tally in tallies:
+        total.add(tally)
+    return total
 
 
 def add_all(total: Tallies, more: Mapping[str, Tally]) -> None:
