@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pkgutil import resolve_name
 from typing import Any
+from weakref import WeakSet
 
 import redis
 from redis.backoff import NoBackoff
@@ -39,6 +40,8 @@ MAX_IDLE_S = 60.0
 #: alternating between answering and refusing (out of memory, demoted to a replica) would
 #: fill every worker's log.
 MIN_LOG_GAP_S, MAX_LOG_GAP_S = 10.0, 3600.0
+
+_all: WeakSet[Link] = WeakSet()
 
 
 class Link:
@@ -94,6 +97,7 @@ class Link:
         #: Idle connections and since when, by *now*; the last used one last.
         self._idle: list[tuple[Any, float]] = []
         self._pid = os.getpid()
+        _all.add(self)
 
     @classmethod
     def with_timeouts(
@@ -135,7 +139,7 @@ class Link:
             StoreUnavailable: no reply in time.
         """
         if os.getpid() != self._pid:
-            # The connections are the parent's to use and to close.
+            # Where a web server forks without telling Python, these are still the parent's.
             self._idle = []
             self._lookup = self._new_lookup()
             self.breaker = Breaker(self._period_s)
@@ -314,3 +318,16 @@ def as_instant(reply: Sequence[bytes]) -> float:
     """
     seconds, micros = reply
     return int(seconds) + int(micros) / 1e6
+
+
+def _after_fork() -> None:
+    """Close a child's copies of its parent's connections, which stay open there.
+
+    Now, while their descriptors are theirs: Celery's embedded beat closes all that it has
+    inherited, and the numbers are those of its database soon after.
+    """
+    for link in list(_all):
+        link.close()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -147,6 +147,26 @@ def test_a_child_does_not_use_the_parents_connection(link: Link) -> None:
     assert client_id(link) == mine
 
 
+def test_a_child_that_has_closed_what_it_inherited_keeps_what_it_has_opened(
+    link: Link,
+) -> None:
+    mine = client_id(link)
+    child = os.fork()
+    if child == 0:  # as Celery's embedded beat does
+        status = 1
+        try:
+            os.closerange(3, 1024)
+            opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(64)]
+            link.call(pack("PING"))
+            null = os.stat(os.devnull)
+            status = 0 if all(os.path.samestat(os.fstat(fd), null) for fd in opened) else 1
+        finally:
+            os._exit(status)
+    _, ended = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(ended) == 0
+    assert client_id(link) == mine
+
+
 @forks_beside_threads
 def test_no_thread_of_a_child_waits_for_one_of_its_parent(
     link: Link, monkeypatch: pytest.MonkeyPatch
