@@ -156,7 +156,7 @@ class WorkerParts:
                 board_fd=board.fd,
                 board_slots=board.slots,
                 logfile=_logfile(worker),
-                loglevel=logging.getLogger().getEffectiveLevel(),
+                loglevel=_loglevel(),
                 queues=tuple(worker.app.amqp.queues.consume_from),
                 ahead=0 if settings.scheduler == "edf" else prefetch_of(worker),
             ),
@@ -166,7 +166,7 @@ class WorkerParts:
     def start(self) -> None:
         """Start what accompanies the worker: the load sampler and the companion process."""
         self.sampler.start()
-        level = logging.getLogger().getEffectiveLevel()  # as set up since
+        level = _loglevel()  # as set up since
         instructions = replace(self.instructions, loglevel=level, pid=os.getpid())
         self.companion.start(instructions.to_json(), pass_fds=(self.board.fd,))
         self.listener.start()
@@ -196,6 +196,11 @@ def _update_capacity(worker: Any, board: NoteBoard, companion: Companion) -> Non
             companion.set_queues([queue.name for queue in consumer.queues])
     except Exception as exc:  # noqa: BLE001  the previous values remain
         health.hook_failed("capacity", exc)
+
+
+def _loglevel() -> int:
+    """Return the level of the logger that all INFO of the companion is logged to."""
+    return logging.getLogger("rts.drain").getEffectiveLevel()
 
 
 def _logfile(worker: Any) -> str | None:

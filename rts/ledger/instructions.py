@@ -19,7 +19,7 @@ class Instructions:
     #: Descriptor and slots of the worker's :class:`rts.ledger.notes.NoteBoard`.
     board_fd: int
     board_slots: int
-    #: The worker's log file, and its level.
+    #: The worker's log file, and the level to log at.
     logfile: str | None
     loglevel: int
     #: The queues that the worker consumes at its start.

@@ -99,6 +99,16 @@ def test_a_task_that_is_called_as_a_function_is_part_of_the_run(app: Celery) -> 
         assert app.tasks["embedded.caller"].delay().get(timeout=30) is True
 
 
+def test_the_companion_logs_as_the_app_has_set_its_logger(
+    app: Celery, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.WARNING, logger="rts.drain")
+    options: Any = {"loglevel": "INFO", "perform_ping_check": False, "shutdown_timeout": 30}
+    with start_worker(app, pool="solo", **options):
+        app.tasks["embedded.work"].delay(0).get(timeout=30)
+    assert "tau learned" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("how", ["retry", "replace", "replace by a chain"])
 def test_a_task_that_is_published_again_and_has_ended_is_not_open(
     app: Celery, mongo: Any, redis_client: redis.Redis, rts_key_prefix: str, how: str
