@@ -179,10 +179,6 @@ class WorkerParts:
         self.sink.close()  # before the companion reads the files for the last time
         self.companion.stop()
 
-    def in_child(self) -> None:
-        """Drop, in a new pool child, what belongs to the main process."""
-        self.companion.close_in_child()
-
 
 def _update_capacity(worker: Any, board: NoteBoard, companion: Companion) -> None:
     """Tell *companion* how many tasks *worker*, Celery's, may run at a time now, and which

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from weakref import WeakSet
 
 from rts import health
 
@@ -55,6 +56,7 @@ class Companion:
         self._stopping = threading.Event()
         self._pass_fds: tuple[int, ...] = ()
         self._spawned_at = 0.0
+        _all.add(self)
 
     @property
     def pid(self) -> int | None:
@@ -98,9 +100,8 @@ class Companion:
             process.wait()
 
     def close_in_child(self) -> None:
-        """Close, in a pool child, the pipe whose closing means the worker's end.
-
-        Called right after the fork: takes no lock, which the parent might hold.
+        """Close, in a forked child, the pipe whose closing means the worker's end: the child
+        may outlive the worker. Takes no lock, which the parent might hold.
         """
         pipe, self._pipe = self._pipe, -1
         process, self._process = self._process, None
@@ -189,6 +190,20 @@ class Companion:
         pipe, self._pipe = self._pipe, -1
         if pipe >= 0:
             os.close(pipe)
+
+
+#: The companions of this process.
+_all: WeakSet[Companion] = WeakSet()
+
+
+def _after_fork() -> None:
+    for companion in list(_all):
+        companion.close_in_child()
+
+
+# Not only in pool children: with the solo and threads pools, a task's own child processes,
+# such as a process pool, are forked from the worker's main process.
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def environment() -> dict[str, str]:

@@ -20,7 +20,6 @@ task_revoked             worker, main process
 task_unknown             worker, main process
 task_rejected            worker, main process, for messages, not for tasks that
                          raise Reject
-worker_process_init      a new pool child (prefork); with solo the worker itself
 worker_process_shutdown  a pool child (prefork) that exits cleanly
 worker_shutdown          worker, main process, when it exits cleanly
 =======================  =======================================================
@@ -68,7 +67,6 @@ def connect(
         (signals.task_revoked, _guarded(worker.revoked)),
         (signals.task_unknown, _guarded(worker.unknown)),
         (signals.task_rejected, _guarded(worker.rejected)),
-        (signals.worker_process_init, _guarded(worker.process_init)),
         (signals.worker_process_shutdown, _guarded(worker.process_shutdown)),
         (signals.worker_shutdown, _guarded(worker.shutdown)),
     ):

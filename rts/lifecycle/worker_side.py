@@ -154,12 +154,6 @@ class WorkerSide:
             attributes = {**headers, "delivery_info": message.delivery_info}
             worker.ends.discarded(attributes, state, cause)
 
-    def process_init(self, **_: Any) -> None:
-        """Drop what a pool child inherited from its parent."""
-        worker = self._worker_of(current_app._get_current_object())
-        if worker is not None:
-            worker.in_child()
-
     def process_shutdown(self, **_: Any) -> None:
         """Deliver the notes on what the tasks of a pool child published, before it exits."""
         parts = self._parts_of(current_app._get_current_object())

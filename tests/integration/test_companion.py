@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -435,54 +436,71 @@ def test_a_companion_that_cannot_start_does_no_harm(
     companion.stop()
 
 
-#: A worker's main process with a pool child that outlives it, and does (or does
-#: not) let go of the pipe.
+#: A worker's main process with a child that outlives it, and lets go of the pipe unless
+#: the fork is a C library's.
 _WORKER = """
-import os, sys, time
+import ctypes, os, sys, time
 from rts.ledger.supervisor import Companion
 companion = Companion()
 companion.start(sys.stdin.readline().rstrip(), (int(sys.argv[2]),))
-child = os.fork()
+child = os.fork() if sys.argv[1] == "python" else ctypes.PyDLL(None).fork()
 if child == 0:
-    if sys.argv[1] == "closes":
-        companion.close_in_child()
     time.sleep(120)
     os._exit(0)
 print(companion.pid, child, flush=True)
-time.sleep(120)
+sys.stdin.readline()
+companion.stop(30)
 """
 
 
-@pytest.mark.parametrize("child", ["closes", "keeps"])
-def test_it_ends_with_a_worker_that_is_killed(
-    settings: Settings, redis_client: redis.Redis, child: str
-) -> None:
-    instructions = instructions_of(settings).to_json()
-    worker = subprocess.Popen(
-        [sys.executable, "-c", _WORKER, child, str(BOARD.fd)],
+@contextmanager
+def worker_with_a_child(
+    settings: Settings, redis_client: redis.Redis, fork: str = "python"
+) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """Yield a worker and its companion's process id, for its end while the child goes on."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _WORKER, fork, str(BOARD.fd)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        bufsize=1,
         cwd=ROOT,
         pass_fds=(BOARD.fd,),
-    )
-    assert worker.stdin is not None
-    assert worker.stdout is not None
-    worker.stdin.write(instructions + "\n")
-    worker.stdin.close()
-    pid, child_pid = map(int, worker.stdout.readline().split())
-    worker.stdout.close()
-    try:
-        wait_until(lambda: redis_client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S)
+    ) as worker:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        worker.stdin.write(instructions_of(settings).to_json() + "\n")
+        pid, child = map(int, worker.stdout.readline().split())
+        try:
+            wait_until(
+                lambda: redis_client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S
+            )
+            yield worker, pid
+            assert alive(child)
+            assert not redis_client.hexists(settings.keys.workers, "w@h/1-a")
+        finally:
+            worker.kill()
+            os.kill(child, signal.SIGKILL)
+            if alive(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("fork", ["python", "c"])
+def test_it_ends_with_a_worker_that_is_killed(
+    settings: Settings, redis_client: redis.Redis, fork: str
+) -> None:
+    with worker_with_a_child(settings, redis_client, fork) as (worker, pid):
         worker.kill()
-        worker.wait()
         wait_until(lambda: not alive(pid), PATIENCE_S)
-        assert alive(child_pid)
-        assert not redis_client.hexists(settings.keys.workers, "w@h/1-a")
-    finally:
-        os.kill(child_pid, signal.SIGKILL)
-        if alive(pid):
-            os.kill(pid, signal.SIGKILL)
+
+
+def test_it_ends_though_a_child_of_the_worker_goes_on(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    with worker_with_a_child(settings, redis_client) as (worker, _):
+        assert worker.stdin is not None
+        worker.stdin.write("stop\n")
+        worker.wait(PATIENCE_S)
 
 
 def test_sigterm_ends_it_and_ctrl_c_does_not(

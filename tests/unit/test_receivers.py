@@ -52,7 +52,6 @@ HOOKS: list[tuple[Signal, dict[str, Any]]] = [
     (signals.task_revoked, {"sender": SENDER}),
     (signals.task_unknown, {"sender": SENDER}),
     (signals.task_rejected, {"sender": SENDER}),
-    (signals.worker_process_init, {"sender": None}),
     (signals.worker_shutdown, {"sender": SENDER}),
 ]
 
