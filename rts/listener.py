@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from rts import health, signals
 from rts.errors import StoreUnavailable
+from rts.fork_gate import ForkGate
 from rts.keys import LISTENERS
 from rts.ledger.events import OVERDUE, Event
 from rts.link.link import Link
@@ -32,6 +33,9 @@ TAKEOVER_S = 300.0
 LISTENING_TTL_S, RENEW_S = 60, 20.0
 #: Seconds of silence after which a worker that was killed is removed from the group.
 GONE_S = 600.0
+
+#: Receivers are the app's: they may hold any lock that the tasks of a child need.
+_gate = ForkGate()
 
 
 class Listener:
@@ -77,7 +81,8 @@ class Listener:
                     if notice is not None:
                         kind = _KINDS[name]
                         sender = getattr(notice, kind.sender)
-                        kind.signal.send(sender, notice=notice)
+                        with _gate.no_fork():
+                            kind.signal.send(sender, notice=notice)
             except StoreUnavailable:
                 found = False  # logged already; what was handled is acknowledged later
             except Exception as exc:  # noqa: BLE001  the next event may succeed

@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from rts.fork_gate import ForkGate
 from rts.health import hook_failed
 from rts.load.board import LoadBoard
 from rts.load.cgroup import Cgroups
 from rts.load.cpu import CpuProbe, psutil_host
-from rts.load.fork_gate import no_fork
 from rts.load.gpu import GpuProbe
 from rts.load.memory import MemoryProbe
 from rts.load.sample import MAX_AGE_S, GpuLoad, LoadSample
@@ -36,6 +36,8 @@ FIRST_WINDOW_S = 0.05
 STOP_WAIT_S = 1.0
 
 T = TypeVar("T")
+
+_gate = ForkGate()
 
 
 class Probe(Protocol):
@@ -163,7 +165,7 @@ class LoadSampler:
     def _run(self, board: LoadBoard, probes: Probes, stopped: threading.Event) -> None:
         wait_s = min(FIRST_WINDOW_S, self._period_s)
         while True:
-            with no_fork():
+            with _gate.no_fork():
                 try:
                     board.write(take_sample(probes, self._clock))
                 except Exception as exc:  # noqa: BLE001 - the next sample may succeed
@@ -171,7 +173,7 @@ class LoadSampler:
             if stopped.wait(wait_s):
                 break
             wait_s = self._period_s
-        with no_fork():
+        with _gate.no_fork():
             _guarded("GPU load", probes.gpu.close)
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -17,6 +20,7 @@ from rts.listener import Listener
 from rts.notices import SloBurning, TaskOverdue
 from rts.settings import Settings
 from rts.testing import wait_until
+from tests.forked import forks_beside_threads
 
 EVENT = Event("overdue", "t1", "proj.add", "mixed", "q", 1.0, 2.0, 0.5, 2.5, "PENDING", "w@h")
 
@@ -114,6 +118,27 @@ def test_workers_that_were_killed_leave_the_group(
         wait_until(lambda: told)
         left = {each["name"] for each in redis_client.xinfo_consumers(events, group)}
         assert left == {"busy", "me"}
+
+
+@forks_beside_threads
+def test_no_child_is_forked_amid_a_receiver(
+    settings: Settings, redis_client: redis.Redis, heard: list[TaskOverdue]
+) -> None:
+    held, inside = threading.Lock(), threading.Event()
+
+    def hold(**_: Any) -> None:
+        with held:  # such as one of the app's database library
+            inside.set()
+            time.sleep(0.2)
+
+    signals.task_overdue.connect(hold)  # for as long as it lives
+    tell(redis_client, settings, EVENT.to_json())
+    assert inside.wait(30)
+    child = os.fork()
+    if child == 0:
+        os._exit(held.locked())
+    _, ended = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(ended) == 0
 
 
 def test_the_text_of_an_event_is_read_or_refused() -> None:

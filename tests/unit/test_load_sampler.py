@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rts import health
-from rts.load import fork_gate
+from rts import fork_gate, health
 from rts.load.board import LoadBoard
 from rts.load.sample import GpuLoad, LoadSample
 from rts.load.sampler import MAX_AGE_S, LoadSampler, Probes, real_probes
@@ -241,10 +240,11 @@ def test_a_fork_waits_for_a_reading(tmp_path: Path) -> None:
         tmp_path,
         """
         import os, threading
-        from rts.load import fork_gate
+        from rts import fork_gate
+        gate = fork_gate.ForkGate()
         inside, leave, reading = threading.Event(), threading.Event(), []
         def read():
-            with fork_gate.no_fork():
+            with gate.no_fork():
                 reading.append(1)
                 inside.set()
                 leave.wait(30)
@@ -254,20 +254,20 @@ def test_a_fork_waits_for_a_reading(tmp_path: Path) -> None:
         inside.wait(30)
         threading.Timer(0.2, leave.set).start()
         if os.fork() == 0:
-            with fork_gate.no_fork():
+            with gate.no_fork():
                 print("reading" if reading else "free", flush=True)
             os._exit(0)
         os.wait()
         reader.join()
         fork_gate.MAX_WAIT_S = 0.05
-        with fork_gate.no_fork():
+        with gate.no_fork():
             # A reading that hangs does not block forks for ever.
             if os.fork() == 0:
-                with fork_gate.no_fork():
+                with gate.no_fork():
                     print("late", flush=True)
                 os._exit(0)
             os.wait()
-        with fork_gate.no_fork():
+        with gate.no_fork():
             print("still works")
         """,
     )
@@ -276,7 +276,7 @@ def test_a_fork_waits_for_a_reading(tmp_path: Path) -> None:
 
 def test_the_gate_is_free_again_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fork_gate, "MAX_WAIT_S", 0.01)
-    gate = fork_gate._Gate()
+    gate = fork_gate.ForkGate()
     gate.before_fork()
     assert gate.lock.locked()
     # Another fork meanwhile gives up, and does not release what it never held.
@@ -287,7 +287,7 @@ def test_the_gate_is_free_again_on_both_sides(monkeypatch: pytest.MonkeyPatch) -
     gate.after_in_parent()
     assert not gate.lock.locked()
     gate.before_fork()
-    gate.after_in_child()
+    gate._reset()
     assert not gate.lock.locked()
     gate.after_in_parent()
     assert not gate.lock.locked()

@@ -1,0 +1,55 @@
+"""Keeps forks from happening in the middle of what a thread does.
+
+A child that is forked while another thread is inside NVML, a database's library, an import
+or a logger inherits their locks as held, for ever: a task that then needs one hangs. So what
+threads of a worker's main process run, other than rts itself, runs behind a gate for which
+every ``os.fork`` of the process waits: for the load sampler that is a few milliseconds, four
+times a second.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+#: What takes longer is stuck, or waits for a server, and must not block forks.
+MAX_WAIT_S = 1.0
+
+
+class ForkGate:
+    """Lets one thread in at a time; those of different gates do not wait for each other."""
+
+    def __init__(self) -> None:
+        self._reset()
+        os.register_at_fork(
+            before=self.before_fork,
+            after_in_parent=self.after_in_parent,
+            after_in_child=self._reset,
+        )
+
+    @contextmanager
+    def no_fork(self) -> Iterator[None]:
+        """Hold back forks of this process while the body runs."""
+        with self.lock:
+            self._max_wait_s = MAX_WAIT_S
+            yield
+
+    def before_fork(self) -> None:
+        """Wait until no thread is inside."""
+        self.forking.holds = self.lock.acquire(timeout=self._max_wait_s)
+        if not self.forking.holds:
+            self._max_wait_s = 0.0  # the next fork need not wait for the same thread
+
+    def after_in_parent(self) -> None:
+        """Let threads in again."""
+        if getattr(self.forking, "holds", False):
+            self.forking.holds = False
+            self.lock.release()
+
+    def _reset(self) -> None:
+        self.lock = threading.Lock()
+        #: Whether this thread holds the lock for a fork.
+        self.forking = threading.local()
+        self._max_wait_s = MAX_WAIT_S
