@@ -195,6 +195,22 @@ IN_TIME = (
 )
 
 
+def test_a_run_of_hours_is_told_from_one_of_an_hour(fleet: Fleet, settings: Settings) -> None:
+    rng, hour = random.Random(9), 3600.0
+    fleet.end(
+        *(ended(task(n, rng, -hour * n), runtime_s=hour * n) for n in (1, 2, 5, 20, 50)),
+    )
+    fleet.drain()
+    collector = RtsCollector(settings)
+    text = exposed(collector)
+    collector.close()
+    runtimes = values(text, "rts_runtime_seconds_bucket", "le")
+    bounds = [str(bound * hour) for bound in (1, 2, 6, 24)]
+    assert [runtimes[bound] for bound in (*bounds, "+Inf")] == [1, 2, 3, 4, 5]
+    lateness = values(text, "rts_lateness_seconds_bucket", "le")
+    assert [lateness[bound] for bound in ("21600.0", "86400.0", "+Inf")] == [3, 4, 5]
+
+
 def test_odd_and_long_names_do_not_fail_a_scrape(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
