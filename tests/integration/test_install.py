@@ -15,6 +15,7 @@ from celery import Celery
 
 import rts
 from rts.installation import parts_of
+from rts.keys import Keys
 from rts.link.scripts import pack
 from rts.testing import RedisServer, WorkerFailed, wait_until
 from tests.conftest import ROOT, Stage
@@ -59,6 +60,8 @@ def test_one_call_installs_everything_and_another_removes_it(
     }
     assert len(json.dumps({k: headers[k] for k in added})) < 1000
     rts.uninstall(app)
+    opened = Keys(app.conf.rts_key_prefix).open
+    assert redis_client.zscore(opened, headers["id"]), "noted before the thread would have"
     rts.uninstall(app)
     app.send_task("own.task")
     assert set(newest(redis_client, app)) == set(plain)
