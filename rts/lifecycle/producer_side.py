@@ -101,8 +101,8 @@ class ProducerSide:
     ) -> None:
         """Note the task as open once the broker has its message, unless it is a retry."""
         try:
-            if "rts_deadline" not in headers:
-                return
+            if "rts_deadline" not in headers or "id" not in headers:
+                return  # not planned, or a retry by protocol 1, which passes old headers on
             again = _replaces_task(headers)
             if again is None:
                 return  # a retry is noted already; another note might come after its end

@@ -44,7 +44,10 @@ class Sender:
 SENDER = Sender()
 HOOKS: list[tuple[Signal, dict[str, Any]]] = [
     (signals.before_task_publish, {"sender": "proj.add", "headers": {"id": "1"}}),
-    (signals.after_task_publish, {"sender": "proj.add", "headers": {"rts_deadline": 1.0}}),
+    (
+        signals.after_task_publish,
+        {"sender": "proj.add", "headers": {"id": "1", "rts_deadline": 1}},
+    ),
     (signals.task_received, {"sender": SENDER}),
     (signals.task_prerun, {"sender": SENDER, "task": SENDER}),
     (signals.task_postrun, {"sender": SENDER, "task": None, "state": "SUCCESS"}),
@@ -74,9 +77,11 @@ def test_a_message_of_the_old_protocol_is_sent_unchanged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     receivers.connect(broken, lambda _: SimpleNamespace())
-    headers: dict[str, Any] = {}
+    sent: dict[str, Any] = {"rts_deadline": 1.0}  # as a retry passes it on
+    headers = dict(sent)
     signals.before_task_publish.send(sender="proj.add", headers=headers, properties={})
-    assert headers == {}
+    signals.after_task_publish.send(sender="proj.add", headers=headers, routing_key="q")
+    assert headers == sent
     assert health.take_counts() == {"unsupported_protocol": 1}
     assert "task_protocol" in caplog.text
 
