@@ -8,6 +8,7 @@ durations are seconds.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -27,6 +28,11 @@ OVERDUE = "overdue"
 #: Causes of ends that another process wrote, because the run could not: its own end, or
 #: that of another run of the task, may still arrive. The same holds for the state LOST.
 PROVISIONAL_CAUSES = frozenset({"lost", "killed", "time_limit", "terminated"})
+
+#: What Celery puts before the routing key of a message that RabbitMQ holds until its eta
+#: (native delayed delivery): the delay in seconds, 28 binary digits. Its length.
+_DELAY = re.compile(r"(?:[01]\.){28}")
+DELAY_CHARS = 56
 
 #: Seconds past its deadline until a task is found overdue: the time its end may need
 #: from the worker's disk to Redis.
@@ -222,6 +228,18 @@ def sla_success(execution: Execution) -> bool | None:
     return execution.cause is None and execution.completed_at <= execution.deadline
 
 
+def queue_of(routing_key: Any) -> Any:
+    """Return what the ledger calls the queue of a message: its routing key, without a delay
+    before it, or each delay would be a queue of its own.
+
+    >>> queue_of("0." * 26 + "1.1.celery")
+    'celery'
+    """
+    if isinstance(routing_key, str) and _DELAY.match(routing_key):
+        return routing_key[DELAY_CHARS:]
+    return routing_key
+
+
 def new_execution(
     plan: Plan,
     request: Mapping[str, Any],
@@ -251,7 +269,7 @@ def new_execution(
         plan.arrival,
         plan.deadline,
         plan.arrival_source,
-        delivery_info.get("routing_key"),
+        queue_of(delivery_info.get("routing_key")),
         retries,
         request.get("parent_id"),
         request.get("root_id"),

@@ -21,7 +21,15 @@ from rts.clock import FleetClock
 from rts.load.sample import MAX_AGE_S, LoadSample
 from rts.load.usage import ProcessMeter, ThreadMeter
 from rts.ports import RunNotes, RunSink
-from rts.records import REPLACED, START_FIELDS, Execution, Plan, new_execution
+from rts.records import (
+    DELAY_CHARS,
+    REPLACED,
+    START_FIELDS,
+    Execution,
+    Plan,
+    new_execution,
+    queue_of,
+)
 from rts.signals import deadline_missed, run_ended
 
 #: Celery's state of a task that raised ``Reject``.
@@ -170,6 +178,8 @@ class Runs:
             task_type, type_source, tau, k, arrival, deadline, arrival_source = plan
             task_id, name, parent, root, retries, delivery_info = _REQUEST_FIELDS(request)
             queue = delivery_info["routing_key"]
+            if queue is not None and len(queue) > DELAY_CHARS:
+                queue = queue_of(queue)
             pid = forks.pid
             quoted_id = quoted(task_id)
             note = (

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 from billiard.pool import soft_timeout_sighandler
+from kombu.transport.native_delayed_delivery import calculate_routing_key
 
 from rts import health
 from rts.clock import FleetClock
+from rts.headers import open_task, write_plan
 from rts.ledger.notes import NoteBoard
 from rts.lifecycle.runs import SHORT_S, Runs, new_execution, run_of, set_run, take_aborted
 from rts.lifecycle.worker_side import WorkerSide
@@ -113,6 +115,7 @@ def place(board: NoteBoard) -> Place:
         {"parent_id": 'p"\\', "root_id": "r\n\u2028"},
         {"id": "\ud800", "task": "Größe"},
         {"delivery_info": {"routing_key": None}},
+        {"delivery_info": {"routing_key": "0." * 26 + "1.0.work"}},
         # What no message from Celery has:
         {"delivery_info": {}},
         {"delivery_info": None},
@@ -148,6 +151,15 @@ def test_the_record_matches_the_request(place: Place, changes: dict[str, Any]) -
     assert got.max_rss_bytes is not None
     assert got.max_rss_bytes > 1 << 20
     assert got.state == "SUCCESS"
+
+
+def test_a_delay_in_the_routing_key_is_not_part_of_the_queue(place: Place) -> None:
+    key = calculate_routing_key(2, "work")
+    got = place.run({**REQUEST, "delivery_info": {"routing_key": key}}, 0)
+    written: dict[str, Any] = {"id": "d0f1", "task": "proj.add"}
+    write_plan(written, PLAN)
+    assert got.queue == open_task(written, key).queue == "work"
+    assert open_task(written, "w" * 60).queue == "w" * 60
 
 
 def test_what_json_cannot_hold_is_recorded_by_its_repr(place: Place) -> None:
