@@ -13,7 +13,9 @@ detects what others change.
 
 A span ends before what is still being written, and begins after what the server is about to
 expire. Tasks expire by their arrival, and one that waited for hours is gone hours before its
-neighbours: it is outside as soon as it is about to, so that it breaks no seal.
+neighbours: it is outside as soon as it is about to, so that it breaks no seal. While the server
+is behind with this, as after the time to live was shortened, there is no seal: to count what
+should be gone would take longer than a seal saves.
 """
 
 from __future__ import annotations
@@ -64,7 +66,7 @@ def seal_of(
     database: Database[dict[str, Any]], collection: str, now: datetime | None = None
 ) -> Seal | None:
     """Return the seal that holds, or a new one if none does; ``None`` if it cannot be stored,
-    for lack of write access.
+    for lack of write access, or if the server is far behind with expiring records.
 
     Raises:
         PyMongoError: the server did not answer.
@@ -78,7 +80,10 @@ def seal_of(
     spans = [seal.span]
     age = now - kept["made_at"]
     if age > MOVE_AFTER:
-        spans.append(_span(database, collection, now))
+        moved = _span(database, collection, now)
+        if moved is None:
+            return None
+        spans.append(moved)
     inside = _inside(database, collection, spans)
     least, most = kept["inside"]
     changed = inside[0][0] > most or inside[0][1] < least
@@ -92,6 +97,8 @@ def seal_of(
 
 def _make(database: Database[dict[str, Any]], collection: str, now: datetime) -> Seal | None:
     span = _span(database, collection, now)
+    if span is None:
+        return None
     (inside,) = _inside(database, collection, [span])
     return _stored(database, collection, now, Seal(uuid.uuid4().hex, span), inside)
 
@@ -117,12 +124,18 @@ def _stored(
     return seal
 
 
-def _span(database: Database[dict[str, Any]], collection: str, now: datetime) -> Window:
-    """Return the span that is old enough to be final, and too young to expire soon."""
+def _span(database: Database[dict[str, Any]], collection: str, now: datetime) -> Window | None:
+    """Return the span that is old enough to be final, and too young to expire soon; ``None``
+    while there are records that should have expired a while ago.
+    """
     since = _FIRST
-    index = database[collection].index_information().get(f"{_EXPIRY[collection]}_1", {})
+    field = _EXPIRY[collection]
+    index = database[collection].index_information().get(f"{field}_1", {})
     if "expireAfterSeconds" in index:
-        since = now - timedelta(seconds=index["expireAfterSeconds"]) + MARGIN
+        expired = now - timedelta(seconds=index["expireAfterSeconds"])
+        if database[collection].find_one({field: {"$lt": expired - MARGIN}}, {"_id": 1}):
+            return None
+        since = expired + MARGIN
     until = now - MARGIN
     return min(since, until), until
 

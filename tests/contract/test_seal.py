@@ -243,3 +243,20 @@ def test_a_seal_excludes_records_about_to_expire(rts_mongo_url: str) -> None:
         assert not seal.covers((now - timedelta(days=2), now - timedelta(hours=1)))
         assert not seal.covers((now - timedelta(days=1), now))
     made.close()
+
+
+def test_there_is_no_seal_while_the_server_is_behind_with_expiring_records(
+    rts_mongo_url: str,
+) -> None:
+    """Each look would count all of them."""
+    now = datetime.now(timezone.utc)
+    made = MongoLedger(Settings(mongo_url=rts_mongo_url, ledger_ttl=2 * DAY))
+    old = ended("old", NOW.timestamp() - now.timestamp() + 2 * DAY - 600)
+    made.write([OutboxEntry("1", old)])
+    for collection in ("tasks", "assignments"):
+        assert seal_of(made.database, collection, now) is not None
+        behind = now + MARGIN + timedelta(seconds=700)
+        assert seal_of(made.database, collection, behind) is None
+        made.database[collection].delete_one({})
+        assert seal_of(made.database, collection, behind) is not None
+    made.close()
