@@ -166,7 +166,7 @@ class Predictor:
 
     def of_task(self, task_id: str, queue: str | None) -> Prediction | None:
         """Predict a task that runs or waits, in *queue*, by default in any that the app or its
-        workers know; ``None`` if it does neither.
+        workers know, or that it was sent to; ``None`` if it does neither.
 
         Raises:
             CommandError: the broker is not Redis, or no worker consumes the queue.
@@ -192,10 +192,10 @@ class Predictor:
                 if any(run.run_id == other.run_id for other in fleet.running):
                     return self._of_running(fleet, work_of(run), run.started_at)
         sent_to = None if published is None else self._queue_of(published.queue, queues)
-        if sent_to in queues:
-            queues = list(dict.fromkeys([sent_to, *queues]))
+        # It may wait where no worker takes from, which the app need not know either.
+        searched = queues if queue or not sent_to else dict.fromkeys([sent_to, *queues])
         found = self._broker.find(
-            task_id, queues, None if published is None else published.arrival
+            task_id, searched, None if published is None else published.arrival
         )
         if found is not None:
             sample = self._broker.read(found.queue, found)

@@ -118,8 +118,11 @@ def test_running_waiting_and_ended_tasks(
     with pytest.raises(rts.CommandError, match="no worker with rts takes tasks from the queue"):
         rts.predict_new(OK, app=app)
     waits = app.send_task(OK, (0,), **slow).id
-    with pytest.raises(rts.CommandError, match="no worker"):
-        rts.predict(waits, app=app)
+    deserted = f"{stage.conf['task_default_queue']}-deserted"
+    elsewhere = app.send_task(OK, (0,), queue=deserted, **slow).id
+    for task_id in (waits, elsewhere):
+        with pytest.raises(rts.CommandError, match="no worker"):
+            rts.predict(task_id, app=app)
     assert rts.predict("nobody", app=app) is None
     worker = stage.worker(pool="threads", concurrency=1)
     wait_until(lambda: redis_client.hlen(f"{stage.prefix}workers"), message="it beats")
