@@ -19,7 +19,7 @@ from rts.cli.common import (
     settings_of,
 )
 from rts.cli.probes import noted, query_broker, query_servers
-from rts.cli.problems import MAX_LAG_S, dead_fleet, dropped_records
+from rts.cli.problems import MAX_LAG_S, dead_fleet, dropped_records, refused_writes
 from rts.cli.table import counted, percent, printable, seconds
 from rts.errors import CommandError, RtsError, short
 from rts.objectives import ALL, BURN_RULES
@@ -107,9 +107,9 @@ def command(
     for a ticket or if it is used up, UNKNOWN if MongoDB is not reachable. A type, task or queue
     without an objective of its own is held to that of '*'.
 
-    Lag: CRITICAL if a server is not reachable, tasks are overdue and no worker is alive, or the
-    oldest record has waited for --lag-critical seconds, WARNING if it has for --lag-warning
-    seconds or records were dropped.
+    Lag: CRITICAL if a server is not reachable, Redis takes no records (it is full, or a
+    replica), tasks are overdue and no worker is alive, or the oldest record has waited for
+    --lag-critical seconds, WARNING if it has for --lag-warning seconds or records were dropped.
     """
     asked = [*types, *names, *queues]
     findings: list[Finding] = []
@@ -220,8 +220,9 @@ def servers(app: Any, settings: Settings, warning_s: float, critical_s: float) -
     broker: list[str] = []
     with unknown(found), noted(broker):
         query_broker(app, settings, redis)
-    dead = dead_fleet(redis)
-    found += [Finding(CRITICAL, text) for text in (*broker, dead) if text is not None]
+    refused = None if redis.refusal is None else refused_writes(redis)
+    wrong = (refused, *broker, dead_fleet(redis))
+    found += [Finding(CRITICAL, text) for text in wrong if text is not None]
     if redis.server.reachable and ledger.server.reachable:
         found.append(backlog(redis, warning_s, critical_s))
     return found

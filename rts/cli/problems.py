@@ -49,6 +49,8 @@ def problems(redis: RedisState, ledger: LedgerState) -> list[str]:
         )
         if not server.reachable
     ]
+    if redis.refusal is not None:
+        found.append(refused_writes(redis))
     dropped = dropped_records(redis)
     if dropped:
         what = ", ".join(f"{name} {n}" for name, n in dropped.items())
@@ -74,6 +76,11 @@ def problems(redis: RedisState, ledger: LedgerState) -> list[str]:
         )
     dead = dead_fleet(redis)
     return found if dead is None else [*found, dead]
+
+
+def refused_writes(redis: RedisState) -> str:
+    """Return that Redis takes no records, and why."""
+    return f"Redis at {redis.server.url} takes no records: {redis.refusal}"
 
 
 def dropped_records(redis: RedisState) -> dict[str, int]:

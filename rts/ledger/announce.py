@@ -206,7 +206,7 @@ def _warn_refused(reply: ResponseError) -> None:
     health.warn_once(
         "open-notes",
         "rts: Redis refuses the notes of published tasks: %s. Up to %d notes wait, further "
-        "ones are dropped. Give it memory, or name its primary in rts_redis_url",
+        "ones are dropped. celery -A proj rts status says what to do",
         str(reply)[:200],
         MAX_NOTES,
     )

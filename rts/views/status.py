@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -92,6 +93,8 @@ class RedisState:
     messages: tuple[int, ...] = ()
     #: Its ``maxmemory-policy``, if that evicts keys of rts when memory is short.
     eviction: str | None = None
+    #: Why it refuses what rts writes, with what to do about it; ``None``: it says nothing.
+    refusal: str | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ def ask_redis(link: Link, settings: Settings) -> RedisState:
     now = as_instant(*link.call(pack("TIME")))
     latency_s = time.perf_counter() - begin
     try:
-        info = b"\n".join(link.call(pack("INFO", "server"), pack("INFO", "memory")))
+        (info,) = link.call(pack("INFO"))
     except StoreUnavailable:  # a managed server may not allow it
         info = b""
     facts = _facts(info)
@@ -150,6 +153,7 @@ def ask_redis(link: Link, settings: Settings) -> RedisState:
         alerts_led=bool(led),
         messages=tuple(messages),
         eviction=_eviction(facts),
+        refusal=_refusal(facts, settings.key_prefix),
     )
 
 
@@ -188,3 +192,19 @@ def _eviction(facts: Mapping[str, str]) -> str | None:
     policy = facts.get("maxmemory_policy", "")
     limited = facts.get("maxmemory", "0") != "0"
     return policy if limited and policy.startswith("allkeys-") else None
+
+
+def _refusal(facts: Mapping[str, str], prefix: str) -> str | None:
+    """Return why scripts that write keys below *prefix* fail, as far as INFO tells."""
+    if facts.get("role") == "slave" and facts.get("slave_read_only") == "1":
+        return "it is a read-only replica. Name its primary in rts_redis_url"
+    # A hash tag keeps all keys in one slot.
+    if facts.get("redis_mode") == "cluster" and not re.match(r"[^{]*\{[^}]+\}", prefix):
+        return "it is a Redis Cluster. Name another server in rts_redis_url"
+    limit, used, uncounted = (
+        int(text) if (text := facts.get(name, "")).isdecimal() else 0
+        for name in ("maxmemory", "used_memory", "mem_not_counted_for_evict")
+    )
+    if 0 < limit < used - uncounted and _eviction(facts) is None:
+        return f"its memory is full (maxmemory {limit / 2**20:.0f} MiB). Give it more"
+    return None

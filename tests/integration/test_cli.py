@@ -497,6 +497,35 @@ def test_status_reports_a_redis_that_evicts(cli: Run, conf: dict[str, Any]) -> N
             assert result.exit_code == int(evicts)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("--replicaof", "127.0.0.1", "1"), "it is a read-only replica"),
+        (("--maxmemory", "1"), "its memory is full"),
+        (("--cluster-enabled", "yes"), "it is a Redis Cluster"),
+    ],
+    ids=["replica", "full", "cluster"],
+)
+def test_a_redis_that_takes_no_records_is_reported(
+    cli: Run, conf: dict[str, Any], arguments: tuple[str, ...], why: str
+) -> None:
+    with RedisServer(arguments=arguments) as own, redis.Redis(port=own.port) as client:
+        conf.update(rts_redis_url=own.url, broker_url="memory://")
+        if "cluster" in arguments[0]:
+            client.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
+            wait_until(lambda: client.cluster("INFO")["cluster_state"] == "ok")
+        else:
+            with pytest.raises(redis.ResponseError):
+                client.set("key", "value")
+        status, check = cli("status"), cli("check", "--lag")
+        assert f"takes no records: {why}" in status.stderr
+        assert status.exit_code == 1
+        assert why in check.stdout
+        assert check.exit_code == 2
+        conf.update(rts_key_prefix="{rts}:")  # on a cluster, all keys in one slot
+        assert (cli("check", "--lag").exit_code == 0) is ("cluster" in arguments[0])
+
+
 def test_status_reports_messages_that_no_worker_takes(
     cli: Run, conf: dict[str, Any], redis_client: redis.Redis
 ) -> None:
