@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from functools import lru_cache
+from json.encoder import encode_basestring_ascii as quoted
 from typing import Any, NamedTuple
 
 #: States of a run whose worker vanished, and of one whose task has replaced itself
@@ -82,6 +83,14 @@ class OpenTask(NamedTuple):
     retries: int = 0
     parent_id: str | None = None
     root_id: str | None = None
+
+
+@lru_cache(maxsize=256)
+def kind_as_json(name: str, task_type: str, type_source: str, tau: float, k: float) -> str:
+    """Return these fields of a task's record as JSON, without brackets. Many tasks share
+    them, and finding the shortest digits of a tau takes long.
+    """
+    return f"{quoted(name)},{quoted(task_type)},{quoted(type_source)},{tau!r},{k!r}"
 
 
 #: A published task, and whether it replaces another one of its id.

@@ -8,7 +8,7 @@ from json.encoder import encode_basestring_ascii as quoted
 
 from rts.ledger.storable import text
 from rts.link.scripts import bulks
-from rts.records import OpenTask
+from rts.records import OpenTask, kind_as_json
 
 #: Arguments per task: its id, its deadline, its queue, its other fields as JSON, and
 #: whether it takes the place of another one of its id.
@@ -26,7 +26,8 @@ def pack_task(task: OpenTask, again: bool) -> str:
 def pack_usual(task: OpenTask, again: bool) -> str | None:
     """Return the packed arguments of a task with the usual values, ``None`` for any other.
 
-    Formatted in one go, as text: every publish pays for this.
+    Formatted in one go, as text: every publish pays for this. Instants have 17 digits, which
+    is exact and quicker than to find the fewest that are.
     """
     (task_id, name, task_type, type_source, tau, k, arrival, deadline, arrival_source,
      queue, retries, parent, root) = task  # fmt: skip
@@ -36,10 +37,10 @@ def pack_usual(task: OpenTask, again: bool) -> str | None:
             and type(task_id) is type(queue) is str
         ):
             return None
-        due = repr(deadline)
+        due = f"{deadline:.7f}"
         known = (
-            f"[{quoted(name)},{quoted(task_type)},{quoted(type_source)},"
-            f"{tau!r},{k!r},{arrival!r},{due},{quoted(arrival_source)},"
+            f"[{kind_as_json(name, task_type, type_source, tau, k)},"
+            f"{arrival:.7f},{due},{quoted(arrival_source)},"
             f"{quoted(queue)},{retries:d},"
             f"{'null' if parent is None else quoted(parent)},"
             f"{'null' if root is None else quoted(root)}]"

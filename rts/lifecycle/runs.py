@@ -27,6 +27,7 @@ from rts.records import (
     START_FIELDS,
     Execution,
     Plan,
+    kind_as_json,
     new_execution,
     queue_of,
 )
@@ -174,7 +175,9 @@ class Runs:
         run.load = load = self._sample
         run.started_at = started_at = self._clock.now()
         try:
-            # Like Execution.to_json: the fields up to load_at_start, in order.
+            # Like Execution.to_json: the fields up to load_at_start, in order. To find the
+            # fewest digits of a float takes longer than to write too many, or an integer.
+            started_us = int(started_at * 1e6)
             task_type, type_source, tau, k, arrival, deadline, arrival_source = plan
             task_id, name, parent, root, retries, delivery_info = _REQUEST_FIELDS(request)
             queue = delivery_info["routing_key"]
@@ -183,13 +186,13 @@ class Runs:
             pid = forks.pid
             quoted_id = quoted(task_id)
             note = (
-                f'[{quoted_id[:-1]}:{retries:d}:{pid}:{started_at * 1e6:.0f}",{quoted_id},'
-                f'{quoted(name)},"{task_type}","{type_source}",'
-                f'{tau!r},{k!r},{arrival!r},{deadline!r},"{arrival_source}",'
+                f'[{quoted_id[:-1]}:{retries:d}:{pid}:{started_us}",{quoted_id},'
+                f"{kind_as_json(name, task_type, type_source, tau, k)},"
+                f'{arrival:.7f},{deadline:.7f},"{arrival_source}",'
                 f"{'null' if queue is None else quoted(queue)},{retries:d},"
                 f"{'null' if parent is None else quoted(parent)},"
                 f"{'null' if root is None else quoted_id if root == task_id else quoted(root)},"
-                f"{self._worker_fields},{pid},{started_at:.6f},"
+                f"{self._worker_fields},{pid},{started_us}e-6,"
                 f'{load.json}"age_s":{now - load.sampled_at:.4f}}}]'
             ).encode()
         except (TypeError, ValueError, LookupError, AttributeError):
