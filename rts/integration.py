@@ -151,18 +151,28 @@ def _apply_order(sender: Any, **_: Any) -> None:
 
 
 def _validate(app: Any) -> None:
-    """Check what is configured so far, without loading a lazy configuration earlier than
-    Celery itself would on the next line.
-    """
+    """Check what is configured so far."""
     from rts.scheduling.activation import check_broker
 
-    if not app.configured and app._config_source is None:
-        given = dict(app._preconf)
-        check_broker(given, Settings.from_conf(given))
-        return
     try:
-        conf = app.conf
-        list(conf)
+        conf = _configuration(app)
     except Exception:  # noqa: BLE001  it is raised again when the app needs it
         return  # for example a module that imports the app, which is importing rts
     check_broker(conf, Settings.from_conf(conf))
+
+
+def _configuration(app: Any) -> Any:
+    """Return what is configured so far, and leave a configuration that is still lazy so: as
+    the app loads it, it sends ``on_after_configure`` to the receivers that there are by then.
+    """
+    from celery.app.utils import detect_settings
+
+    if app.configured:
+        return app.conf
+    if app._config_source is None:
+        return dict(app._preconf)
+    loader = type(app.loader)(app=app)
+    loader.config_from_object(app._config_source, silent=app._config_source_silent)
+    return detect_settings(
+        loader.conf, app._preconf, ignore_keys=app._preconf_set_by_auto, prefix=app.namespace
+    )

@@ -123,6 +123,7 @@ def test_an_app_whose_configuration_changes_publishes_in_order(
         }
     )
     rts.install(app)
+    assert app.conf.broker_url  # which loads it
     if late == "scheduler":
         app.conf.rts_scheduler = "edf"
     else:
@@ -196,6 +197,21 @@ def test_an_invalid_setting_fails_at_install(how: str, monkeypatch: pytest.Monke
         monkeypatch.setenv("SCHED_SLA_MULTIPLIER", "9")
     with pytest.raises(rts.ConfigurationError, match=r"= '?9'? is not valid; .*1\.5 to 2\.5"):
         rts.install(app)
+    app.close()
+
+
+def test_a_lazy_configuration_is_loaded_when_the_app_needs_it() -> None:
+    app, told = Celery("lazy"), []
+    app.config_from_object({"CELERY_RTS_MIN_SAMPLES": 0}, namespace="CELERY")
+    with pytest.raises(rts.ConfigurationError, match="rts_min_samples = 0"):
+        rts.install(app)
+    app.config_from_object({"CELERY_RTS_MIN_SAMPLES": 1}, namespace="CELERY")
+    rts.install(app)
+    # As Celery's manual adds periodic tasks: on the lines after the configuration.
+    app.on_after_configure.connect(lambda **_: told.append("configured"), weak=False)
+    assert app.conf.rts_min_samples == 1
+    assert told == ["configured"]
+    rts.uninstall(app)
     app.close()
 
 
