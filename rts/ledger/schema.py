@@ -14,6 +14,8 @@ from rts.ledger.documents import Document
 
 #: Bytes of refused entries that are kept; the oldest go first.
 REFUSED_BYTES = 16 << 20
+#: Name of an index that both ``tasks`` and ``assignments`` have.
+_MISSES = "misses"
 _INDEX_OPTIONS_CONFLICT, _INDEX_KEYS_CONFLICT = 85, 86
 _NAMESPACE_EXISTS = 48
 
@@ -23,7 +25,12 @@ def prepare(database: Database[dict[str, Any]], ttl_s: float, *, again: bool) ->
 
     *again*: leave a time to live that was changed since, perhaps by another drain with
     other settings.
+
+    Raises:
+        OperationFailure: MongoDB refuses, or a collection is somebody else's.
     """
+    for name in (TASKS, ASSIGNMENTS):
+        _ensure_ours(database[name])
     try:
         database.create_collection(REFUSED, capped=True, size=REFUSED_BYTES)
     except (CollectionInvalid, OperationFailure) as exc:
@@ -43,7 +50,7 @@ def prepare(database: Database[dict[str, Any]], ttl_s: float, *, again: bool) ->
         _ensure_index(
             collection,
             [("task_type", ASCENDING), (instant, DESCENDING)],
-            name="misses",
+            name=_MISSES,
             partialFilterExpression={"sla_success": False},
         )
     # The reports read by completed_at, as expiry does.
@@ -53,6 +60,20 @@ def prepare(database: Database[dict[str, Any]], ttl_s: float, *, again: bool) ->
     # A task that never ends has no completed_at, and must expire as well.
     _ensure_ttl_index(database[TASKS], "arrival", ttl_s, again=again)
     _ensure_ttl_index(database[ROLLUPS], "start", ttl_s, again=again)
+
+
+def _ensure_ours(collection: Collection[Document]) -> None:
+    """Raise :class:`OperationFailure` if *collection* holds the documents of another app,
+    which MongoDB would delete once they had a time to live.
+    """
+    first = collection.find_one({}, {"task_type": 1})
+    if first is None or "task_type" in first:
+        return
+    if _MISSES not in collection.index_information():  # else somebody added that one
+        raise OperationFailure(
+            f"{collection.name} holds documents that are not of rts. Name a database of its "
+            "own in rts_mongo_url"
+        )
 
 
 def _ensure_index(

@@ -890,6 +890,33 @@ def test_a_conflicting_collection_is_reported_and_no_record_refused(
         assert ledger.database.name in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["tasks", "assignments"])
+def test_the_documents_of_another_app_do_not_expire(rts_mongo_url: str, name: str) -> None:
+    ledger = MongoLedger(Settings(mongo_url=rts_mongo_url))
+    theirs = ledger.database[name]
+    names = ("arrival", "completed_at")
+    theirs.insert_one(dict.fromkeys(names, datetime(2020, 1, 1, tzinfo=timezone.utc)))
+    for each in names:
+        theirs.create_index(each)
+    before = theirs.index_information()
+    with pytest.raises(StoreUnavailable, match=f"{name} holds documents that are not of rts"):
+        ledger.write([entry(execution())])
+    assert theirs.index_information() == before
+    assert theirs.count_documents({}) == 1
+    ledger.close()
+
+
+def test_a_ledger_with_a_document_that_somebody_added_is_used(rts_mongo_url: str) -> None:
+    ledger = MongoLedger(Settings(mongo_url=rts_mongo_url))
+    ledger.prepare()
+    ledger.database["tasks"].insert_one({"_id": "added"})
+    again = MongoLedger(Settings(mongo_url=rts_mongo_url))
+    again.write([entry(execution())])
+    assert again.database["tasks"].count_documents({}) == 2
+    again.close()
+    ledger.close()
+
+
 def test_a_foreign_unique_index_is_reported(on_mongo: OnMongo) -> None:
     ledger = on_mongo.ledger
     ledger.write([entry(execution())])
