@@ -3,20 +3,21 @@
 With ``rts_propagate_deadline`` a task that is published inside another one gets at most
 the time that the other has left, unless it is only to run after that; the members of a
 chain share one end-to-end deadline: when the last one would be due if each began at the
-deadline of the one before it.
+deadline of the one before it. So do a member of a chord's header and the chord's body,
+which a result backend with native chords publishes inside the member that ends last.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from rts.deadlines import MAX_INSTANT
 from rts.headers import instant
 from rts.records import Plan
 from rts.validation import finite
 
-#: Header: id of the chain's next member, which shares the deadline.
+#: Header: id of the chain's next member, or of the chord's body, which shares the deadline.
 NEXT = "rts_next"
 
 #: Canvas nested deeper than this adds no time: the message may come from a stranger.
@@ -39,30 +40,64 @@ def inherit_deadline(
 
 
 def extend_to_chain(plan: Plan, body: object, due: Due) -> Plan:
-    """Return the *plan* of a chain's first member with the deadline of the whole chain."""
-    rest = rest_of_chain(body)
-    if not rest:
+    """Return the *plan* of a message with the deadline of all that is to follow it, by its
+    *body*.
+    """
+    chain, chord = _what_follows(body)
+    if not chain and chord is None:
         return plan
-    return plan._replace(deadline=_due_in_sequence(reversed(rest), plan.deadline, due, 0))
-
-
-def rest_of_chain(body: object) -> list[Mapping[str, Any]]:
-    """Return the signatures that are to follow a message, by its body, the next one last."""
-    if isinstance(body, list | tuple) and len(body) == 3 and isinstance(body[2], Mapping):
-        chain = body[2].get("chain")
-        if isinstance(chain, list | tuple):
-            return [each for each in chain if isinstance(each, Mapping)]
-    return []
+    at = _due_in_sequence(reversed(chain), plan.deadline, due, 0)
+    for _ in range(MAX_DEPTH):
+        if chord is None:
+            break
+        at = _due(chord, at, due, 0)
+        chord = _chord_of(chord)  # that it is itself in the header of
+    return plan._replace(deadline=at)
 
 
 def write_next(headers: dict[str, Any], body: object) -> None:
     """Write into *headers* which message shares its deadline with this one."""
-    rest = rest_of_chain(body)
-    options = rest[-1].get("options") if rest else None
-    if isinstance(options, Mapping) and isinstance(options.get("task_id"), str):
-        headers[NEXT] = options["task_id"]
+    chain, chord = _what_follows(body)
+    task_id = _first_id(chain[-1] if chain else chord)
+    if task_id is not None:
+        headers[NEXT] = task_id
     else:
         headers.pop(NEXT, None)
+
+
+def _what_follows(body: object) -> tuple[list[Mapping[str, Any]], Mapping[str, Any] | None]:
+    """Return the rest of the chain that a message with this *body* belongs to, the next
+    member last, and the body of the chord whose header it belongs to.
+    """
+    if not isinstance(body, list | tuple) or len(body) != 3 or not isinstance(body[2], Mapping):
+        return [], None
+    chain, chord = body[2].get("chain"), body[2].get("chord")
+    members = [each for each in chain if isinstance(each, Mapping)] if _is_list(chain) else []
+    if members:  # the last one completes the member of the header
+        return members, _chord_of(members[0])
+    return members, chord if isinstance(chord, Mapping) else None
+
+
+def _chord_of(signature: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the body of the chord whose header a signature belongs to."""
+    options = signature.get("options")
+    chord = options.get("chord") if isinstance(options, Mapping) else None
+    return chord if isinstance(chord, Mapping) else None
+
+
+def _first_id(signature: object) -> str | None:
+    """Return the id of the message that a signature publishes first; ``None`` if unknown."""
+    for _ in range(MAX_DEPTH):
+        if not isinstance(signature, Mapping):
+            break
+        if signature.get("task") != "celery.chain":
+            options = signature.get("options")
+            task_id = options.get("task_id") if isinstance(options, Mapping) else None
+            return task_id if isinstance(task_id, str) else None
+        kwargs = signature.get("kwargs")
+        tasks = kwargs.get("tasks") if isinstance(kwargs, Mapping) else None
+        signature = tasks[0] if _is_list(tasks) and tasks else None
+    return None
 
 
 def _due_in_sequence(signatures: Iterable[object], at: float, due: Due, depth: int) -> float:
@@ -86,14 +121,12 @@ def _due(signature: object, at: float, due: Due, depth: int) -> float:
     at = _arrival(options, at)
 
     def last(signatures: object) -> float:
-        members = signatures if isinstance(signatures, list | tuple) else ()
+        members = signatures if _is_list(signatures) else ()
         return max((_due(each, at, due, depth + 1) for each in members), default=at)
 
     if name == "celery.chain":
         tasks = kwargs.get("tasks")
-        return _due_in_sequence(
-            tasks if isinstance(tasks, list | tuple) else (), at, due, depth + 1
-        )
+        return _due_in_sequence(tasks if _is_list(tasks) else (), at, due, depth + 1)
     if name == "celery.group":
         return last(kwargs.get("tasks"))
     if name == "celery.chord":
@@ -101,7 +134,13 @@ def _due(signature: object, at: float, due: Due, depth: int) -> float:
         is_group = isinstance(header, Mapping)
         over = _due(header, at, due, depth + 1) if is_group else last(header)
         return _due(kwargs.get("body"), over, due, depth + 1)
-    return due(name, options, at)
+    at = due(name, options, at)
+    rest = options.get("chain")  # a chord's body holds what follows it in a chain
+    return _due_in_sequence(reversed(rest), at, due, depth + 1) if _is_list(rest) else at
+
+
+def _is_list(value: object) -> TypeGuard[list[object] | tuple[object, ...]]:
+    return isinstance(value, list | tuple)
 
 
 def _arrival(options: Mapping[str, Any], at: float) -> float:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import redis
-from celery import Celery, chain, chord
+from celery import Celery, chain, group
 
 import rts
 from rts.testing import wait_until
@@ -139,9 +139,15 @@ def test_deadlines_propagate_through_a_real_canvas(
     assert child["deadline"].timestamp() == pytest.approx(due, abs=0.002)
     assert child["parent_id"] == parent.id
 
-    body = chord([link(), link()], app=app)(link())
-    body.get(timeout=30)
-    assert of(body.id)["sla_success"] is True
+    # A chord's header and body share one as well, and what follows them in a chain.
+    last = chain(group(link(), chain(link(), link())), link(), link(), app=app).apply_async()
+    last.get(timeout=30)
+    body, end = of(last.parent.id), of(last.id)
+    header = [of(member.id) for member in last.parent.parent.results]
+    assert end["deadline"] == body["deadline"]
+    assert body["deadline"] in [member["deadline"] for member in header]
+    assert seconds(header[0]) == pytest.approx(3 * alone, rel=0.05)
+    assert end["sla_success"] is True
 
 
 class Levels:

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 import pytest
-from celery import Celery, chain, group
+from celery import Celery, chain, chord, group
 from celery.signals import before_task_publish
 from hypothesis import given
 from hypothesis import strategies as st
@@ -98,6 +98,32 @@ def test_groups_and_chords_in_a_chain_count_by_their_longest() -> None:
     assert "rts_next" not in headers, "of another message"
 
 
+def test_a_chords_header_and_body_share_one_deadline() -> None:
+    p = planner(propagate_deadline=True, taus={"a": 5.0, "b": 7.0, "c": 11.0, "d": 13.0})
+    body = dict(signature("c", task_id="c"))
+    last = dict(signature("b", task_id="b", chord=body))
+    for chord_body, first, due in (
+        (body, "c", 5 + 11),
+        ({**body, "options": {"task_id": "c", "chain": [signature("d")]}}, "c", 5 + 11 + 13),
+        (chain(signature("c", task_id="c"), signature("d")), "c", 5 + 11 + 13),
+        (chord([signature("b", task_id="b")], signature("d")), None, 5 + 7 + 13),
+        ({**body, "options": {"task_id": "c", "chord": signature("d")}}, "c", 5 + 11 + 13),
+    ):
+        headers = {"id": "1", "task": "a"}
+        message = ((), {}, {"chain": None, "chord": chord_body})
+        plan = p.plan_message("a", headers, None, None, message)
+        assert plan.deadline - NOW == pytest.approx(2 * due)
+        assert headers.get("rts_next") == first
+    # A chain in the header: its last member holds the body.
+    headers = {"id": "1", "task": "a"}
+    plan = p.plan_message("a", headers, None, None, ((), {}, {"chain": [last]}))
+    assert plan.deadline - NOW == pytest.approx(2 * (5 + 7 + 11))
+    second = {"id": "b", "task": "b"}
+    plan = p.plan_message("b", second, None, headers, ((), {}, {"chord": body}))
+    assert plan.deadline - NOW == pytest.approx(2 * (5 + 7 + 11))
+    assert p.plan_message("c", {"id": "c"}, None, second).deadline == plan.deadline
+
+
 def test_countdowns_and_etas_within_a_chain_extend_its_deadline() -> None:
     p = planner(
         propagate_deadline=True,
@@ -162,6 +188,7 @@ _JSON = st.recursive(
                     "header",
                     "body",
                     "chain",
+                    "chord",
                     "headers",
                     "task_id",
                 ]
