@@ -172,7 +172,7 @@ def _configuration(app: Any) -> Any:
     if app._config_source is None:
         return dict(app._preconf)
     loader = type(app.loader)(app=app)
-    loader.config_from_object(app._config_source, silent=app._config_source_silent)
+    loader.config_from_object(app._config_source)
     return detect_settings(
         loader.conf, app._preconf, ignore_keys=app._preconf_set_by_auto, prefix=app.namespace
     )
