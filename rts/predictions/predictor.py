@@ -11,14 +11,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from rts.errors import StoreUnavailable
+from rts.errors import CommandError, StoreUnavailable
 from rts.ledger.heartbeat import Heartbeat
 from rts.ledger.in_flight import read_notes
 from rts.ledger.overdue import task_of
 from rts.link.link import Link, as_instant
 from rts.link.scripts import pack
 from rts.predictions import forecast
-from rts.predictions.cached_reading import MAX_FRESH_S, Reading
+from rts.predictions.cached_reading import MAX_FRESH_S, MIN_FRESH_S, Reading
 from rts.predictions.fleet import NOTED_S, Fleet, living
 from rts.predictions.initial_state import InitialState, Picture, TauOf, ended_of, work_of
 from rts.predictions.messages import id_of
@@ -33,7 +33,7 @@ from rts.settings import Settings
 from rts.simulation.orders import order_of
 from rts.simulation.recording import share_of_slots
 
-#: Readings of queues that are cached.
+#: Readings of queues that are cached, and refusals.
 MAX_READINGS = 100
 #: Seconds for which the heartbeats that were read serve for routing.
 WORKERS_FRESH_S = 1.0
@@ -69,6 +69,8 @@ class Predictor:
         #: One thread at a time reads for all that ask about new tasks; and its last failure.
         self._lock = threading.RLock()
         self._failed_at, self._failed = -math.inf, partial(StoreUnavailable)
+        #: When and why nothing could be predicted for a queue and a priority.
+        self._refused: dict[tuple[str, int], tuple[float, str]] = {}
 
     def of_new(self, plan: Plan, name: str, queue: str, priority: int = 0) -> Prediction:
         """Predict a task of this *name* that would be published now.
@@ -98,10 +100,18 @@ class Predictor:
         """Predict *work*, as published to *where*, a queue with a priority."""
         if self._failed_at > asked_at:  # while this thread waited for the lock
             raise self._failed()
+        refused_at, why = self._refused.get(where, (-math.inf, ""))
+        if refused_at > asked_at - MIN_FRESH_S:
+            raise CommandError(why)
         try:
             reading = self._reading(*where)
         except StoreUnavailable as exc:
             self._failed_at, self._failed = time.monotonic(), partial(type(exc), *exc.args)
+            raise
+        except CommandError as exc:
+            if len(self._refused) >= MAX_READINGS:
+                self._refused.clear()
+            self._refused[where] = time.monotonic(), str(exc)
             raise
         begun, known_until = time.monotonic(), reading.published_at
         published = list(reading.published)

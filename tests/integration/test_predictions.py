@@ -631,6 +631,43 @@ def test_many_threads_predict_at_once(
         worker.kill()
 
 
+def test_many_threads_ask_at_once_while_nobody_takes_from_the_queue(
+    rts_redis_url: str, rts_key_prefix: str
+) -> None:
+    """One of them reads the queue; the others learn from it, each about its own queue."""
+    many = 24
+    with RedisServer() as server:
+        app = Celery("alone", broker=server.url, set_as_current=False)
+        app.conf.update(
+            rts_redis_url=rts_redis_url, rts_key_prefix=rts_key_prefix, rts_timeout=60.0
+        )
+        rts.install(app)
+        client = redis.Redis.from_url(server.url)
+        begun: list[None] = []
+
+        def question(queue: str = "left") -> str:
+            begun.append(None)
+            with pytest.raises(rts.CommandError) as caught:
+                rts.predict_new("any", queue=queue, app=app)
+            return str(caught.value)
+
+        with ThreadPoolExecutor(many) as pool:
+            server.pause()
+            asked = [pool.submit(question) for _ in range(many)]
+            try:
+                wait_until(lambda: len(begun) == many, message="all ask")
+            finally:
+                server.resume()
+        assert {each.result().partition("queue ")[2] for each in asked} == {
+            "left: start one, or name the queue of the task"
+        }
+        assert client.info("commandstats")["cmdstat_zrevrange"]["calls"] < many / 2
+        assert "queue other:" in question("other")
+        rts.uninstall(app)
+        app.close()
+        client.close()
+
+
 def test_only_the_broker_is_unavailable(rts_redis_url: str, rts_key_prefix: str) -> None:
     with RedisServer() as server:
         port = server.url.rpartition(":")[2].partition("/")[0]
