@@ -22,7 +22,7 @@ _KEYS, _CONSTANTS, _PER_ENTRY = 10, 6, 8
 #: arranged that in a way of its own.
 _GOES_ON = NOT_FINAL | {"IGNORED"}
 
-#: Most pairs of type and name whose wire form is cached.
+#: Most sets of type, name and tau whose wire form is cached.
 _MAX_CACHED = 1000
 
 
@@ -84,8 +84,8 @@ class FinishCall:
             keys.ratio,
         )
         self._constants = bulks(*(str(constant).encode() for constant in constants))
-        #: Type, name and the type's default tau in wire form, by type and name.
-        self._described: dict[tuple[str, str], bytes] = {}
+        #: Type, name, the type's default tau and the tau that was used, in wire form.
+        self._described: dict[tuple[str, str, float | None], bytes] = {}
 
     def pack(self, producer: str | None, entries: Sequence[FinishEntry]) -> bytes:
         """Return one call that applies *entries* in order.
@@ -99,11 +99,10 @@ class FinishCall:
         for n, record, actual_s, task_type, name, tau_s, ended in entries:
             number = b"%d" % n
             actual = b"" if actual_s is None else b"%r" % actual_s
-            tau = b"" if tau_s is None else b"%r" % tau_s
             closing = ended.encode("utf-8", "replace")
-            about = self._described.get((task_type, name)) or self._describe(task_type, name)
+            about = self._described.get((task_type, name, tau_s))
             parts.append(
-                b"$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n%b$%d\r\n%b\r\n$%d\r\n%b\r\n"
+                b"$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n%b$%d\r\n%b\r\n"
                 % (
                     len(number),
                     number,
@@ -111,9 +110,7 @@ class FinishCall:
                     record,
                     len(actual),
                     actual,
-                    about,
-                    len(tau),
-                    tau,
+                    about or self._describe(task_type, name, tau_s),
                     len(closing),
                     closing,
                 )
@@ -122,14 +119,17 @@ class FinishCall:
         head = FINISH.head(_CONSTANTS + _PER_ENTRY * len(entries), _KEYS + len(seq))
         return b"".join((head, self._names, bulks(*seq), self._constants, *parts))
 
-    def _describe(self, task_type: str, name: str) -> bytes:
+    def _describe(self, task_type: str, name: str, tau_s: float | None) -> bytes:
         known = self._types.get(task_type, UNKNOWN_TYPE)
         about = bulks(
-            known.name.encode(), name.encode("utf-8", "replace"), repr(known.tau).encode()
+            known.name.encode(),
+            name.encode("utf-8", "replace"),
+            b"%r" % known.tau,
+            b"" if tau_s is None else b"%r" % tau_s,
         )
         if len(self._described) >= _MAX_CACHED:
             self._described.clear()
-        self._described[task_type, name] = about
+        self._described[task_type, name, tau_s] = about
         return about
 
 
