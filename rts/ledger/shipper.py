@@ -9,7 +9,6 @@ what they taught comes back with the snapshot.
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 
 from rts.errors import StoreUnavailable
 from rts.ledger.recent import RecentRuns
-from rts.ledger.spool import SUFFIX, Spool, opened, read_all, try_lock
+from rts.ledger.spool import SUFFIX, Spool, opened, read_all, read_counts, try_lock
 from rts.link.link import Link
 from rts.link.scripts import pack
 from rts.records import Execution, Learned
@@ -192,16 +191,6 @@ class Shipper:
                 if learned is not None:
                     self._on_learned(execution, learned)
         return generation
-
-
-def read_counts(line: bytes) -> dict[str, int]:
-    """Return the counts of a line that holds some.
-
-    Raises:
-        ValueError, TypeError, LookupError: it holds something else.
-    """
-    counts = json.loads(line)["counts"]
-    return {str(name): int(n) for name, n in counts.items()}
 
 
 def producer_of(path: str) -> str:

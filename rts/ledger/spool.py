@@ -30,7 +30,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rts import forks, health
 
@@ -227,9 +227,14 @@ class Spool:
             with opened(path) as fd:
                 if fd < 0 or not try_lock(fd):
                     continue
-                lost = read_all(fd).count(b"\n")
+                lines = read_all(fd).splitlines()
                 os.unlink(path)
             excess -= size
+            counts = [line for line in lines if line.startswith(b"{")]
+            lost = len(lines) - len(counts)
+            for line in counts:  # of what was lost before, for one: this process sends them
+                with suppress(ValueError, TypeError, AttributeError, LookupError):
+                    health.give_back(read_counts(line))
             health.count("spool_dropped", lost)
             health.logger.error(
                 "rts: the spool is full: the oldest records, up to %d, are lost. Bring Redis "
@@ -302,6 +307,16 @@ def read_all(fd: int, offset: int = 0) -> bytes:
             break
     # Null bytes among lines: writes of another core that are not all visible yet.
     return b"".join(chunks).partition(b"\0")[0]
+
+
+def read_counts(line: bytes) -> dict[str, int]:
+    """Return the counts of a line that holds some.
+
+    Raises:
+        ValueError, TypeError, LookupError: it holds something else.
+    """
+    counts = json.loads(line)["counts"]
+    return {str(name): int(n) for name, n in counts.items()}
 
 
 def _size(path: str) -> int:

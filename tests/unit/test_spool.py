@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from rts import health
-from rts.ledger.spool import REFUSED_BYTES, Spool, opened, read_all, try_lock
+from rts.ledger.spool import REFUSED_BYTES, Spool, opened, read_all, read_counts, try_lock
 from rts.records import Execution
 from tests.records import as_line, run
 
@@ -205,6 +205,21 @@ def test_the_oldest_files_are_dropped_when_it_is_full(
     assert dropped > 0
     assert ids(spool) == [f"{i:04d}" for i in range(dropped, 300)]
     assert "rts_spool_max_bytes" in caplog.text
+
+
+def test_what_was_counted_is_not_dropped_with_the_oldest_files(tmp_path: Path) -> None:
+    """Else the counter would tell of what was dropped last only."""
+    health.take_counts()
+    spool = Spool(str(tmp_path / "spool"), 40_000, file_bytes=4000)
+    for i in range(900):
+        if health.pending():
+            spool.append_counts(health.take_counts())
+        spool.append_line(as_line(run(f"{i:04d}")))
+    spool.close()
+    found = [line for path in spool.files() for line in lines_of(path)]
+    counts = [read_counts(line) for line in found if line.startswith(b"{")]
+    dropped = sum(each.get("spool_dropped", 0) for each in [*counts, health.take_counts()])
+    assert dropped == 900 - len(ids(spool))
 
 
 def test_what_another_process_writes_or_ships_is_not_dropped(tmp_path: Path) -> None:
