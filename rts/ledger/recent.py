@@ -58,8 +58,10 @@ class RecentRuns:
         """Return the commands that keep ended runs, which are given with their JSON."""
         records: dict[str, list[bytes]] = {}
         for run, record in ended:
-            if run.ran and run.queue and run.started_at and run.completed_at:
-                records.setdefault(run.queue, []).append(record)
+            # A routing key may be a stranger's, so of any type.
+            named = isinstance(run.queue, str) and run.queue
+            if run.ran and named and run.started_at and run.completed_at:
+                records.setdefault(named, []).append(record)
         commands = []
         for queue, runs in records.items():
             if self._admits(queue):

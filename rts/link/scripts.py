@@ -17,8 +17,12 @@ def bulks(*arguments: bytes) -> bytes:
 
 
 def pack(*arguments: str | bytes | float) -> bytes:
-    """Return one complete command in wire format."""
-    encoded = [a if isinstance(a, bytes) else str(a).encode() for a in arguments]
+    """Return one complete command in wire format. Of text that may be a stranger's, lone
+    surrogates become question marks.
+    """
+    encoded = [
+        a if isinstance(a, bytes) else str(a).encode("utf-8", "replace") for a in arguments
+    ]
     return b"*%d\r\n%b" % (len(encoded), bulks(*encoded))
 
 

@@ -59,7 +59,8 @@ def finish_entry(execution: Execution, number: int, record: bytes | None = None)
     if record is None:
         record = execution.to_json().encode()
     actual_s = learned_runtime(execution)
-    name, tau_s = execution.name, execution.tau
+    # The name of a task that no worker knows may be a stranger's, so of any type.
+    name, tau_s = str(execution.name), execution.tau
     # A killed worker reports tasks as never run even if they had a run that was retried.
     goes_on = execution.state in _GOES_ON or (execution.state == LOST and not execution.ran)
     ended = "" if goes_on else str(execution.task_id)

@@ -305,6 +305,18 @@ def test_lines_that_are_no_records_are_set_aside(
         assert refused.read().endswith(b'["torn\n')
 
 
+def test_records_of_strangers_messages_hold_up_no_others(
+    client: Any, settings: Settings, spool: Spool, shipper: Shipper
+) -> None:
+    odd: list[dict[str, Any]] = [{"queue": queue} for queue in ("\ud800", 7, ["q"], {"q": 1})]
+    odd += [{"name": name} for name in ("\ud800", 7, None)]
+    for i, changes in enumerate(odd):
+        spool.append_line(as_line(success(str(i))._replace(**changes)))
+        shipper.ship()
+    assert outbox_ids(client, settings) == [str(i) for i in range(len(odd))]
+    assert client.llen(f"{settings.keys.recent}?") == 1
+
+
 def test_an_unreadable_file_does_not_hold_up_others(
     client: Any, settings: Settings, spool: Spool, shipper: Shipper
 ) -> None:
