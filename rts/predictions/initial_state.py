@@ -13,12 +13,12 @@ from rts.ledger.received import mark_of
 from rts.ledger.recent import Recent
 from rts.link.link import Link
 from rts.predictions.fleet import Fleet, read_fleet, read_ratios
-from rts.predictions.messages import SAMPLE, Message, id_of
+from rts.predictions.messages import SAMPLE, id_of
 from rts.predictions.queue_reader import EMPTY, QueueReader, QueueSample
 from rts.predictions.sampling import Work
 from rts.predictions.snapshot import Running, Snapshot
 from rts.records import Execution, OpenTask
-from rts.scheduling.encoding import NEVER, place_of
+from rts.scheduling.encoding import NEVER, Message, place_of
 from rts.scheduling.rule import Rule
 from rts.settings import Settings
 from rts.tasktypes import UNTYPED

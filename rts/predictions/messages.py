@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import redis
 
-from rts.scheduling.encoding import tail_of
+from rts.scheduling.encoding import Message, message_of
 from rts.validation import finite
 
 #: Size of the sample of a queue, in messages and (about) in bytes.
@@ -21,8 +21,6 @@ PAGES = 100
 AHEAD_SHARE = 0.75
 #: Messages that one call of the search examines.
 SEARCH_PAGE = 500
-
-Message = dict[str, Any]
 
 
 class Part(NamedTuple):
@@ -128,15 +126,6 @@ def _spread(ranks: range, share: float) -> list[range]:
     starts = [size * page // pages for page in range(pages)]
     found = [ranks[start : min(start + each, size - 1)] for start in starts]
     return [*(page for page in found if page), ranks[-1:]]
-
-
-def message_of(text: bytes) -> Message:
-    """Return the message in a sorted set member or list element; empty if it is invalid."""
-    try:
-        message = json.loads(text) if text.startswith(b"{") else json.loads(tail_of(text))[0]
-    except (ValueError, LookupError, TypeError, RecursionError):
-        return {}
-    return message if isinstance(message, dict) else {}
 
 
 def held_of(entries: Iterable[tuple[bytes | None, float]]) -> list[Held]:

@@ -14,20 +14,19 @@ from rts.predictions.messages import (
     SEARCH_PAGE,
     Found,
     Held,
-    Message,
     Part,
     Stratum,
     affordable,
     ask_range,
     ask_size,
     held_of,
-    message_of,
     placed,
     rank_of,
     sampled,
     sizes_of,
 )
 from rts.predictions.shared_connection import SharedConnection
+from rts.scheduling.encoding import Message, message_of
 from rts.scheduling.layout import DEMOTED, HOPEFUL, TURNS
 from rts.scheduling.scripts import ScriptByHash
 from rts.settings import Settings

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from json import dumps
+from json import dumps, loads
 from typing import Any, NamedTuple
 
 from rts.deadlines import MAX_INSTANT, hopeful_until
@@ -36,6 +36,9 @@ HEAD = 34
 #: What follows the payload in a member. No entry that kombu itself writes has it: there a
 #: space follows each comma.
 AFTER_PAYLOAD = b',"",'
+
+#: A raw kombu message.
+Message = dict[str, Any]
 
 
 class Place(NamedTuple):
@@ -85,6 +88,15 @@ def member(message: Mapping[str, Any], payload: str, place: Place, queue: str) -
 def tail_of(text: bytes) -> bytes:
     """Return the JSON list at the end of a member."""
     return text[HEAD + _tag_length(text) :]
+
+
+def message_of(text: bytes) -> Message:
+    """Return the message in a sorted set member or list element; empty if it is invalid."""
+    try:
+        message = loads(text) if text.startswith(b"{") else loads(tail_of(text))[0]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return {}
+    return message if isinstance(message, dict) else {}
 
 
 def tag_of(text: bytes) -> bytes:

@@ -9,15 +9,15 @@ from typing import Any
 
 import redis
 from kombu.exceptions import OperationalError
-from kombu.utils.json import loads
 
 from rts.errors import BrokerUnavailable, short
 from rts.ledger.heartbeat import read_heartbeats
+from rts.ledger.storable import text as storable
 from rts.link.link import Link
 from rts.link.scripts import pack
 from rts.scheduling.activation import register_transports
 from rts.scheduling.channel import DeadlineOrder
-from rts.scheduling.encoding import payload_of, tail_of
+from rts.scheduling.encoding import message_of, payload_of
 from rts.scheduling.layout import DEMOTED, HOPEFUL
 from rts.scheduling.rule import OPTION, Rule
 from rts.scheduling.scripts import MOVE, ScriptByHash
@@ -173,7 +173,7 @@ def state_of(channel: Any, name: str) -> QueueState:
         for plain in lists:
             pipe.llen(plain)
         ordered, late, first, *lengths = pipe.execute()
-    deadline = _waiting("ordered", tail_of(first[0])).deadline if first else None
+    deadline = _waiting("ordered", first[0]).deadline if first else None
     return QueueState(name, ordered, late, sum(lengths), deadline)
 
 
@@ -193,7 +193,7 @@ def next_waiting(channel: Any, name: str, limit: int) -> list[WaitingTask]:
         (key,) = channel._keys(name, part)
         if len(found) < limit:
             members = channel.plain.zrange(key, 0, limit - len(found) - 1)
-            found += [_waiting(place, tail_of(text)) for text in members]
+            found += [_waiting(place, text) for text in members]
     for key in channel._prefixed(channel._lists(name)):
         if len(found) < limit:  # a list is consumed from its right end
             texts = channel.plain.lrange(key, len(found) - limit, -1)
@@ -202,19 +202,15 @@ def next_waiting(channel: Any, name: str, limit: int) -> list[WaitingTask]:
 
 
 def _waiting(place: str, text: bytes) -> WaitingTask:
-    try:
-        message = loads(text.decode())
-        headers = (message if place == "plain" else message[0]).get("headers")
-    except (ValueError, LookupError, AttributeError, TypeError):
-        headers = None  # not a message of Celery's
+    headers = message_of(text).get("headers")
     if not isinstance(headers, dict):
-        headers = {}
+        headers = {}  # not a message of Celery's
     task_type = headers.get("task_type")
     return WaitingTask(
         place,
-        str(headers.get("id") or ""),
-        str(headers.get("task") or ""),
-        task_type if isinstance(task_type, str) else None,
+        storable(headers.get("id") or ""),
+        storable(headers.get("task") or ""),
+        storable(task_type) if isinstance(task_type, str) else None,
         *(finite(headers.get(f"rts_{name}")) for name in ("tau", "arrival", "deadline")),
     )
 

@@ -292,7 +292,11 @@ def test_queues_in_deadline_order(
         for late in (60, 30, -10):
             at = now + timedelta(seconds=late)
             app.send_task("proj.work", headers={"sla_deadline": at.isoformat()})
-        beat = {"seen_at": now.timestamp() + 60, "concurrency": 4, "queues": [queue, "q2"]}
+        strangers = f"{queue}-2"  # only the worker knows it
+        headers = {"id": "\ud800" * 2000, "task": EVIL, "task_type": "\ud800"}
+        for text in ("[" * 100_000, json.dumps({"headers": headers})):
+            redis_client.lpush(strangers, text)
+        beat = {"seen_at": now.timestamp() + 60, "concurrency": 4, "queues": [queue, strangers]}
         odd = {"seen_at": now.timestamp() + 60, "worker": "w@\udcff", "load": {"load": "x"}}
         for instance, told in (
             ("w/1", {**beat, "worker": EVIL, "load": {"load": 0.5}}),
@@ -304,7 +308,9 @@ def test_queues_in_deadline_order(
         found = flower.counted("/api/rts/queues").json
         (mine,) = [q for q in found["queues"] if q["name"] == queue]
         assert (mine["ordered"], mine["hopeless"], mine["slots"]) == (3, 1, 4)
-        assert "q2" in {q["name"] for q in found["queues"]}  # only the worker knows it
+        (theirs,) = [q for q in found["queues"] if q["name"] == strangers]
+        assert [task["name"] for task in theirs["line"]] == ["", EVIL]
+        assert len(theirs["line"][1]["task_id"]) <= 1024
         assert mine["drain_s"] == pytest.approx(3 * 10 / 4)
         deadlines = [task["deadline"] for task in mine["line"]]
         assert deadlines == sorted(deadlines)
@@ -313,11 +319,12 @@ def test_queues_in_deadline_order(
         assert {worker["worker"] for worker in told} == {EVIL, "of no queue", "w@?"}
         page = flower.get("/rts/queues").text
         assert "overdue" in page
-        assert "<script>alert" not in flower.get("/rts/workers").text
+        assert "<script>alert" not in page + flower.get("/rts/workers").text
     finally:
         rts.uninstall(app)
         with app.connection_for_write() as connection:
             connection.default_channel.queue_purge(queue)
+        redis_client.delete(strangers)
 
 
 def test_flower_survives_an_outage_of_the_servers(

@@ -15,11 +15,12 @@ import pytest
 
 from rts.predictions import forecast
 from rts.predictions.arrivals import Arrivals
-from rts.predictions.messages import SAMPLE, Stratum, held_of, id_of, message_of, sampled
+from rts.predictions.messages import SAMPLE, Stratum, held_of, id_of, sampled
 from rts.predictions.prediction import Prediction
 from rts.predictions.sampling import Runtimes, Work
 from rts.predictions.shared_workers import WorkerGroup
 from rts.predictions.snapshot import Running, Snapshot
+from rts.scheduling.encoding import message_of
 from rts.settings import Settings
 from rts.simulation.orders import (
     EarliestDeadlineFirst,
