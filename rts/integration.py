@@ -48,7 +48,11 @@ def install(app: Celery) -> None:
     from rts.masking import mask_settings
     from rts.worker import add_steps
 
-    _validate(app)
+    try:
+        _validate(app)
+    except ConfigurationError as exc:
+        # Error trackers send the variables of each frame: these hold URLs with passwords.
+        raise exc.with_traceback(None) from None
     mask_settings()
     if app in installed:
         return

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
+import rts
 from rts import ConfigurationError
 from rts.settings import DEFAULT_REDIS_URL, Settings
 
@@ -177,6 +178,14 @@ def test_a_password_is_not_shown() -> None:
     with pytest.raises(ConfigurationError, match=r"broker_url.* as %23, %2F, %3F") as caught:
         read(broker_url="redis://:se#cret@host/0")
     assert "se#" not in str(caught.value)
+
+
+def test_an_error_tracker_gets_no_frame_whose_variables_hold_a_password() -> None:
+    app = Celery("tracked", broker="memory://", set_as_current=False)
+    app.conf.rts_mongo_url = "mongodb://me:secret@host/rts?tls=maybe"
+    with pytest.raises(ConfigurationError) as caught:
+        rts.install(app)
+    assert [frame.name for frame in caught.traceback][1:] == ["install"]
 
 
 def test_the_environment_overrides_the_multiplier() -> None:
