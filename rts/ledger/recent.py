@@ -20,6 +20,8 @@ RUNS, KEPT_S = 500, 86400
 #: Queues whose runs a host's companion keeps: some apps have a queue per user, and each
 #: takes up to half a megabyte of Redis.
 MAX_QUEUES = 100
+#: Bytes of a record that is kept; a usual one has 500. Each prediction reads all of its queue.
+MAX_RECORD = 4096
 
 
 class Recent(NamedTuple):
@@ -58,10 +60,11 @@ class RecentRuns:
         """Return the commands that keep ended runs, which are given with their JSON."""
         records: dict[str, list[bytes]] = {}
         for run, record in ended:
-            # A routing key may be a stranger's, so of any type.
-            named = isinstance(run.queue, str) and run.queue
-            if run.ran and named and run.started_at and run.completed_at:
-                records.setdefault(named, []).append(record)
+            if not run.ran or not run.started_at or not run.completed_at:
+                continue
+            # A message may be a stranger's: ids of any length, a routing key of any type.
+            if isinstance(run.queue, str) and run.queue and len(record) <= MAX_RECORD:
+                records.setdefault(run.queue, []).append(record)
         commands = []
         for queue, runs in records.items():
             if self._admits(queue):

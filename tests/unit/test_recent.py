@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rts.keys import Keys
-from rts.ledger.recent import KEPT_S, MAX_QUEUES, RecentRuns
+from rts.ledger.recent import KEPT_S, MAX_QUEUES, MAX_RECORD, RecentRuns
 from tests.records import success
 
 
@@ -24,3 +24,8 @@ def test_queues_whose_runs_are_noted_are_bounded() -> None:
     at += 2
     assert commands("another"), "the others were silent for so long that their keys are gone"
     assert commands("user-0")
+
+
+def test_runs_of_tasks_with_huge_ids_are_not_noted() -> None:
+    run = success("x" * MAX_RECORD)._replace(queue="q")
+    assert not RecentRuns(Keys("rts:")).pack([(run, run.to_json().encode())])
