@@ -47,8 +47,9 @@ WRITE_TIMEOUT_MS = 10000
 UNAVAILABLE = frozenset(
     {6, 7, 89, 91, 189, 9001, 10058, 10107, 11600, 11601, 11602, 13435, 13436}
 )
-#: no right to write (yet), writes blocked, disk full, quota, memory, locks, time:
-UNAVAILABLE |= {13, 18, 24, 46, 50, 64, 79, 100, 112, 146, 262, 317, 371, 8000, 12501, 14031}
+#: no right to write (yet), writes blocked, disk full (of the storage engine: 8), quota,
+#: memory, locks, time:
+UNAVAILABLE |= {8, 13, 18, 24, 46, 50, 64, 79, 100, 112, 146, 262, 317, 371, 8000, 12501, 14031}
 
 
 #: A mongodb+srv URL is resolved on first use, and a failure is a ConfigurationError.

@@ -936,7 +936,7 @@ def test_a_bad_entry_of_the_snapshot_costs_no_other(on_mongo: OnMongo) -> None:
     assert ledger.load_taus() == good
 
 
-@pytest.mark.parametrize("code", [14031, 10107, 11600, 13])
+@pytest.mark.parametrize("code", [8, 14031, 10107, 11600, 13])
 def test_errors_that_are_not_about_a_record(faulty: FaultyServer, code: int) -> None:
     """The server itself fails, by its own fail points: disk full, not primary, …"""
     subject = OnMongo(faulty.url)
