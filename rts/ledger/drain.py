@@ -166,8 +166,8 @@ class Drain:
     def _back_off(self, exc: StoreUnavailable) -> None:
         if not self._backoff_s:
             logger.warning(
-                "rts: the ledger is unavailable (%s). Records wait in the outbox, none are "
-                "lost. Check rts_mongo_url and the server",
+                "rts: the ledger is unavailable (%s). Records wait in the outbox. Check "
+                "rts_mongo_url and the server",
                 exc,
             )
         self._backoff_s = min(MAX_BACKOFF_S, max(MIN_BACKOFF_S, 2 * self._backoff_s))

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from rts import health
 from rts.errors import StoreUnavailable
 from rts.ledger.recent import RecentRuns
 from rts.ledger.spool import SUFFIX, Spool, opened, read_all, read_counts, try_lock
@@ -55,6 +56,9 @@ class Shipper:
         self._link = link
         self._call = FinishCall(settings)
         self._keys = settings.keys
+        self._most_waiting = settings.outbox_max
+        #: Whether the outbox was full, and has not been half empty since.
+        self._full = False
         self._on_learned = on_learned
         self._tails: dict[str, _Tail] = {}
         self._recent = RecentRuns(settings.keys)
@@ -177,12 +181,14 @@ class Shipper:
         )
         # Marks the last line as applied, whatever it holds.
         entries.append(FinishEntry(last, b"", None, "", ""))
-        answer, *_, generation = self._link.call(
+        answer, *_, generation, waiting = self._link.call(
             self._call.pack(producer, entries),
             *(pack("HINCRBY", self._keys.counters, name, n) for name, n in counts.items()),
             # Each time: a wiped Redis may be restored only after shipping has begun.
             pack("GET", self._keys.generation),
+            pack("XLEN", self._keys.outbox),
         )
+        self._watch(waiting)
         if recent:
             # A refusal, such as a key of another type, is not worth losing a record for.
             self._link.call_each(*recent)
@@ -191,6 +197,19 @@ class Shipper:
                 if learned is not None:
                     self._on_learned(execution, learned)
         return generation
+
+    def _watch(self, waiting: int) -> None:
+        """Log that the outbox, with so many records, is full: once until it is half empty."""
+        if waiting < self._most_waiting:
+            self._full = self._full and waiting > self._most_waiting / 2
+        elif not self._full:
+            self._full = True
+            health.logger.error(
+                "rts: the outbox is full: with each new record the oldest one is lost. Bring "
+                "MongoDB back, see that a worker or celery rts drain drains, or raise "
+                "rts_outbox_max (%d)",
+                self._most_waiting,
+            )
 
 
 def producer_of(path: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,23 @@ def test_all_arrive_in_order_and_are_learned(
     assert [learned.tau_after for learned in told] == pytest.approx(taus, abs=1e-9)
     assert shipper.ship() == 0
     assert shipper.waiting() == 0
+
+
+def test_an_outbox_that_is_full_is_logged_once_until_it_is_half_empty(
+    client: Any, settings: Settings, spool: Spool, caplog: pytest.LogCaptureFixture
+) -> None:
+    shipper = Shipper(spool, Link(settings), replace(settings, outbox_max=6))
+
+    def said() -> int:
+        spool.append_line(as_line(run("x")))
+        shipper.ship()
+        return caplog.text.count("the outbox is full: with each new record the oldest")
+
+    assert [said() for _ in range(8)] == [0, 0, 0, 0, 0, 1, 1, 1]
+    client.xtrim(settings.keys.outbox, maxlen=4, approximate=False)
+    assert [said() for _ in range(2)] == [1, 1]
+    client.xtrim(settings.keys.outbox, maxlen=2, approximate=False)
+    assert [said() for _ in range(4)] == [1, 1, 1, 2]
 
 
 def test_a_file_is_removed_once_its_writer_ended(
