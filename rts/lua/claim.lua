@@ -61,6 +61,7 @@ local function adopt(base, horizon, name)
       local tag = type(properties) == 'table' and properties['delivery_tag']
       if type(tag) ~= 'string' or #tag > 65535 or type(message['body']) ~= 'string' then
         redis.call('LPUSH', KEYS[base + 5], payload)
+        redis.call('LTRIM', KEYS[base + 5], 0, 999)  -- MOST_REFUSED of layout.py
         refused = refused + 1
       else
         local headers = message['headers']

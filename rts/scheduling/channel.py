@@ -26,6 +26,7 @@ from rts.scheduling.layout import (
     BELL_TTL_MS,
     DEMOTED,
     HOPEFUL,
+    MOST_REFUSED,
     REFUSED,
     TURNS,
     QueueLayout,
@@ -259,8 +260,9 @@ class DeadlineOrder(QueueLayout):
         """Move a claimed message that cannot be parsed to the queue's list of refused ones."""
         tag = tag_of(text)
         unacked, index = self._prefixed([self.unacked_key, self.unacked_index_key])
+        (refused,) = self._keys(queue, REFUSED)
         with self.plain.pipeline() as pipe:
-            pipe.lpush(*self._keys(queue, REFUSED), payload_of(text))
+            pipe.lpush(refused, payload_of(text)).ltrim(refused, 0, MOST_REFUSED - 1)
             pipe.hdel(unacked, tag).zrem(index, tag).execute()
         _report_refused(1)
 

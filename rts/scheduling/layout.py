@@ -22,6 +22,9 @@ HOPEFUL, DEMOTED, BELL, TURNS, REFUSED = (
     "edf:refused",
 )
 
+#: Unreadable messages that are kept for each queue, the last ones.
+MOST_REFUSED = 1000
+
 #: TTL in milliseconds of a bell that is rung though nobody may consume the queue in order.
 BELL_TTL_MS = 10_000
 
