@@ -188,7 +188,8 @@ def ask(
 
 def judge(asked: list[Asked], truth: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Return the accuracy of predictions, for tasks that had not started."""
-    of_wait, of_rest, starts, finishes, on_time, met = [], [], [], [], [], []
+    errors_s, waits_s, of_wait, of_rest = [], [], [], []
+    starts, finishes, on_time, met = [], [], [], []
     for question in asked:
         task, found = truth[question.task_id], question.answer
         arrival, start, finish = (
@@ -197,6 +198,8 @@ def judge(asked: list[Asked], truth: dict[str, dict[str, Any]]) -> dict[str, Any
         if start < question.at:
             continue
         error_s, wait_s = abs(found.start - start), start - arrival
+        errors_s.append(error_s)
+        waits_s.append(wait_s)
         if wait_s >= LEAST_WAIT_S:
             of_wait.append(error_s / wait_s)
             of_rest.append(error_s / max(1e-3, start - question.at))
@@ -207,6 +210,8 @@ def judge(asked: list[Asked], truth: dict[str, dict[str, Any]]) -> dict[str, Any
     return {
         "asked": len(starts),
         "waited": len(of_wait),
+        "error_s": statistics.median(errors_s) if errors_s else None,
+        "mean_wait_s": statistics.mean(waits_s) if waits_s else None,
         "error_of_wait": statistics.median(of_wait) if of_wait else None,
         "error_of_rest": statistics.median(of_rest) if of_rest else None,
         "start_within": statistics.mean(starts) if starts else None,
@@ -270,19 +275,20 @@ def main() -> None:
         f"seed {arguments.seed}",
         caveats=f"tasks sleep, {mean_s:.2f} s on average; one run; questions overlap",
     )
-    head = f"{'order':<7}{'asked':<11}{'n':>5}{'error, % of wait':>18}{'% of rest':>11}"
-    print(f"{head}{'start in, %':>13}{'finish in, %':>14}{'on time, %':>12}{'met, %':>8}")
+    head = f"{'order':<7}{'asked':<11}{'n':>5}{'wait, s':>9}{'error, s':>10}{'% of wait':>11}"
+    print(f"{head}{'% of rest':>11}{'start in, %':>13}{'finish in, %':>14}", end="")
+    print(f"{'on time, %':>12}{'met, %':>8}")
     for order, kinds in figures.items():
         for kind in ("new", "published", "waiting", "all"):
             row = kinds[kind]
-            cells = [
+            seconds = ("mean_wait_s", "error_s")
+            shares = ("error_of_wait", "error_of_rest", "start_within", "finish_within")
+            cells = ["-" if row[key] is None else f"{row[key]:.1f}" for key in seconds]
+            cells += [
                 "-" if row[key] is None else f"{100 * row[key]:.0f}"
-                for key in (
-                    *("error_of_wait", "error_of_rest", "start_within", "finish_within"),
-                    *("on_time", "met"),
-                )
+                for key in (*shares, "on_time", "met")
             ]
-            widths = (18, 11, 13, 14, 12, 8)
+            widths = (9, 10, 11, 11, 13, 14, 12, 8)
             text = "".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))
             print(f"{order:<7}{kind:<11}{row['asked']:>5}{text}")
         print(f"{order:<7}a question took {1000 * kinds['cost_s']:.0f} ms (median)")
