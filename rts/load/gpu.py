@@ -13,6 +13,7 @@ import importlib
 import logging
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from rts.load.sample import GpuLoad, rounded
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 #: GPUs that are read at most. The largest hosts of today have 16.
 MAX_GPUS = 16
+#: Exists where NVIDIA's driver is loaded. Other hosts need no binding, and no word about it.
+DRIVER = Path("/dev/nvidiactl")
 
 
 def import_pynvml() -> Any:
@@ -83,7 +86,8 @@ class GpuProbe:
         try:
             nvml = self._load()
         except (ImportError, OSError) as exc:
-            self._log_once("no NVML binding (pip install rts[gpu])", exc)
+            if DRIVER.exists():
+                self._log_once("no NVML binding (pip install rts[gpu])", exc)
             return
         try:
             nvml.nvmlInit()

@@ -210,12 +210,22 @@ def test_it_logs_to_the_file_of_the_workers_main_process(
     assert {path.name for path in logs.iterdir()} <= {"w0-0.log", "w0-1.log"}
 
 
+#: A binding without a working driver.
+FAILING_NVML = """
+class NVMLError(Exception):
+    pass
+
+def nvmlInit():
+    raise NVMLError("none in this test")
+"""
+
+
 def test_gpus_that_cannot_be_read_are_logged_once(
     make_stage: Callable[..., Stage], redis_client: redis.Redis
 ) -> None:
     stage = make_stage()
     env = {"PYTHONPATH": f"{stage.folder}{os.pathsep}{stage.environment['PYTHONPATH']}"}
-    (stage.folder / "pynvml.py").write_text("raise ImportError('none in this test')")
+    (stage.folder / "pynvml.py").write_text(FAILING_NVML)
     worker = stage.worker(concurrency=1, env=env)
     # The companion has read the load.
     wait_until(lambda: redis_client.hlen(f"{stage.prefix}workers"), PATIENCE_S)

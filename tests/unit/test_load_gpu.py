@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -150,15 +151,23 @@ def test_nvml_that_does_not_work(call: str, caplog: pytest.LogCaptureFixture) ->
     assert len(caplog.records) == 1
 
 
-def test_without_the_binding_there_are_no_gpus_and_the_log_says_what_is_missing(
+@pytest.mark.parametrize("driver", [True, False])
+def test_the_log_says_what_is_missing_where_there_is_a_driver(
+    driver: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def missing() -> Any:
         raise ImportError("No module named 'pynvml'")
 
+    device = tmp_path / "nvidiactl"
+    monkeypatch.setattr(gpu_module, "DRIVER", device)
+    if driver:
+        device.touch()
     with caplog.at_level(logging.INFO, logger="rts"):
         assert GpuProbe(missing).read() == []
-    assert "rts[gpu]" in caplog.text
+    assert ("rts[gpu]" in caplog.text) is driver
 
 
 def test_the_real_binding_where_it_is_installed() -> None:
