@@ -233,7 +233,8 @@ class InitialState:
         due = place.latest < NEVER
         name = str(headers.get("task"))
         tau = finite(headers.get("rts_tau"))
-        if tau is None or tau <= 0:  # from a producer without rts: its arrival is unknown
+        # From a producer without rts, or one whose plan workers refuse: its arrival is unknown.
+        if tau is None or not 0 < tau < 1e9:
             tau = self._tau_of(UNTYPED, name)
             arrival = min(place.arrival, now - AGE_S)
         else:

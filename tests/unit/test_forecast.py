@@ -10,11 +10,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import takewhile
+from typing import Any
 
 import pytest
 
 from rts.predictions import forecast
 from rts.predictions.arrivals import Arrivals
+from rts.predictions.initial_state import InitialState
 from rts.predictions.messages import SAMPLE, Stratum, held_of, id_of, sampled
 from rts.predictions.prediction import Prediction
 from rts.predictions.sampling import Runtimes, Work
@@ -419,6 +421,14 @@ def test_invalid_messages_are_read_as_empty_ones() -> None:
         ("q", {"headers": {"id": "x"}}, 5.0)
     ]
     assert id_of({"headers": {"id": ["x"]}}) is None
+
+
+@pytest.mark.parametrize("tau", [-1.0, 0.0, 1e9, 1e300, "x"])
+def test_a_tau_that_no_worker_believes_counts_for_nothing(tau: object) -> None:
+    nobody: Any = None
+    state = InitialState(nobody, Settings(), nobody, nobody, lambda *_: 7.0)
+    headers = {"task": "proj.work", "rts_tau": tau, "rts_arrival": 1.0, "rts_deadline": 2.0}
+    assert state.work({"headers": headers}, 100.0).tau == 7.0
 
 
 def test_arrivals_in_other_queues_count_in_order_of_arrival() -> None:
