@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import urlsplit
 
+import kombu
 from kombu import pools
 from kombu import transport as kombu_transport
 
@@ -27,7 +28,7 @@ def turn_on(app: Any, settings: Settings) -> None:
     order, if ``rts_scheduler`` is "edf".
 
     Raises:
-        ConfigurationError: its broker is not Redis.
+        ConfigurationError: its broker is not Redis, or kombu is too new.
     """
     check_broker(app.conf, settings, default="amqp")
     if settings.scheduler != "edf":
@@ -88,11 +89,11 @@ def turn_off(app: Any) -> None:
 
 
 def check_broker(conf: Any, settings: Settings, default: str = "") -> None:
-    """Check that the broker supports ``rts_scheduler``. *default*: the scheme to assume if
-    no URL is configured; "": skip the check then, as one may still be.
+    """Check that the broker and kombu support ``rts_scheduler``. *default*: the scheme to
+    assume if no URL is configured; "": skip that check then, as one may still be.
 
     Raises:
-        ConfigurationError: it does not.
+        ConfigurationError: one of them does not.
     """
     if settings.scheduler != "edf":
         return
@@ -113,3 +114,12 @@ def check_broker(conf: Any, settings: Settings, default: str = "") -> None:
                     f"{scheme}://); 'edf' needs redis://, rediss://, redis+socket:// or "
                     "sentinel://",
                 )
+    from rts.scheduling.transport import missing_methods
+
+    if missing := missing_methods():
+        raise ConfigurationError(
+            "rts_scheduler",
+            "edf",
+            f"'priority' or None with kombu {kombu.__version__}, whose Redis transport has no "
+            f"{' and no '.join(missing)}; 'edf' needs an older kombu or a newer rts",
+        )

@@ -20,6 +20,30 @@ from rts.scheduling.channel import Channel, SentinelChannel
 from rts.scheduling.poller import Poller
 from rts.scheduling.rule import OPTION
 
+#: The methods of kombu's Redis transport that the deadline order replaces. If a kombu calls
+#: them by other names, its own versions would run instead and see the plain lists only.
+_REPLACED: dict[type, tuple[str, ...]] = {
+    stock.Channel: (
+        *("_put", "_get", "_size", "_purge", "_has_queue", "_delete"),
+        *("_brpop_start", "_brpop_read", "basic_get", "basic_consume"),
+    ),
+    stock.QoS: (
+        *("can_consume", "append", "_remove_from_indices"),
+        *("restore_visible", "restore_by_tag"),
+    ),
+    stock.MultiChannelPoller: ("get", "on_readable", "maybe_restore_messages"),
+}
+
+
+def missing_methods() -> list[str]:
+    """Return those of the replaced methods that the installed kombu does not have."""
+    return [
+        f"{base.__name__}.{name}"
+        for base, names in _REPLACED.items()
+        for name in names
+        if not hasattr(base, name)
+    ]
+
 
 class Transport(stock.Transport):  # type: ignore[misc]  # kombu has no type information
     """kombu's transport; with the option its channels are in deadline order."""

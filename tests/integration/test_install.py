@@ -200,6 +200,19 @@ def test_an_invalid_setting_fails_at_install(how: str, monkeypatch: pytest.Monke
     app.close()
 
 
+def test_the_deadline_order_is_refused_with_a_kombu_that_it_cannot_override(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from kombu.transport import redis as stock
+
+    app = Celery("newer", broker="redis://127.0.0.1:1")
+    app.conf.rts_scheduler = "edf"
+    monkeypatch.delattr(stock.Channel, "_brpop_start")
+    with pytest.raises(rts.ConfigurationError, match=r"kombu \d.*has no Channel._brpop_start"):
+        rts.install(app)
+    app.close()
+
+
 def test_a_lazy_configuration_is_loaded_when_the_app_needs_it() -> None:
     app, told = Celery("lazy"), []
     app.config_from_object({"CELERY_RTS_MIN_SAMPLES": 0}, namespace="CELERY")
