@@ -162,21 +162,32 @@ def _validate(app: Any) -> None:
         conf = _configuration(app)
     except Exception:  # noqa: BLE001  it is raised again when the app needs it
         return  # for example a module that imports the app, which is importing rts
-    check_broker(conf, Settings.from_conf(conf))
+    if conf is not None:
+        check_broker(conf, Settings.from_conf(conf))
 
 
 def _configuration(app: Any) -> Any:
     """Return what is configured so far, and leave a configuration that is still lazy so: as
     the app loads it, it sends ``on_after_configure`` to the receivers that there are by then.
+    ``None`` if code of the app has a say in it then.
     """
+    from celery import Celery
     from celery.app.utils import detect_settings
 
     if app.configured:
         return app.conf
     if app._config_source is None:
         return dict(app._preconf)
+    hook = app.on_configure  # a signal, unless a class defines it
+    if (
+        getattr(hook, "receivers", True)
+        or app._pending_defaults
+        or type(app).prepare_config is not Celery.prepare_config
+    ):
+        return None
     loader = type(app.loader)(app=app)
-    loader.config_from_object(app._config_source)
+    silent = getattr(app, "_config_source_silent", False)  # Celery >= 5.7
+    loader.config_from_object(app._config_source, silent=silent)
     return detect_settings(
         loader.conf, app._preconf, ignore_keys=app._preconf_set_by_auto, prefix=app.namespace
     )

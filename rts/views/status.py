@@ -116,21 +116,24 @@ def ask_redis(link: Link, settings: Settings) -> RedisState:
     sent_at, begin = time.time(), time.perf_counter()
     now = as_instant(*link.call(pack("TIME")))
     latency_s = time.perf_counter() - begin
-    try:
-        (info,) = link.call(pack("INFO"))
-    except StoreUnavailable:  # a managed server may not allow it
-        info = b""
-    facts = _facts(info)
+    (info,) = link.call_each(pack("INFO"))  # a managed server may not allow it
+    facts = _facts(info if isinstance(info, bytes) else b"")
+    refusal = _refusal(facts, settings.key_prefix)
     asked = commands(keys)
-    replies = link.call(
-        *asked,
-        pack("ZCARD", keys.open),
-        pack("ZCOUNT", keys.open, "-inf", repr(now)),
-        pack("ZCARD", keys.overdue),
-        pack("HLEN", keys.alerts),
-        pack("EXISTS", keys.alerting),
-        *(pack("LLEN", keys.webhook(hook.id)) for hook in settings.webhooks),
-    )
+    try:
+        replies = link.call(
+            *asked,
+            pack("ZCARD", keys.open),
+            pack("ZCOUNT", keys.open, "-inf", repr(now)),
+            pack("ZCARD", keys.overdue),
+            pack("HLEN", keys.alerts),
+            pack("EXISTS", keys.alerting),
+            *(pack("LLEN", keys.webhook(hook.id)) for hook in settings.webhooks),
+        )
+    except StoreUnavailable:
+        if refusal is None:
+            raise
+        raise StoreUnavailable(refusal) from None  # a cluster, whose other nodes have the keys
     vitals = vitals_of(replies[: len(asked)])
     waiting, due, late, alerts, led, *messages = map(int, replies[len(asked) :])
     workers = [WorkerState.of(beat, vitals.now) for beat in vitals.workers]
@@ -153,7 +156,7 @@ def ask_redis(link: Link, settings: Settings) -> RedisState:
         alerts_led=bool(led),
         messages=tuple(messages),
         eviction=_eviction(facts),
-        refusal=_refusal(facts, settings.key_prefix),
+        refusal=refusal,
     )
 
 
@@ -194,6 +197,14 @@ def _eviction(facts: Mapping[str, str]) -> str | None:
     return policy if limited and policy.startswith("allkeys-") else None
 
 
+def _evictable(facts: Mapping[str, str]) -> bool:
+    """Return whether keys with a TTL, such as Celery's results, are evicted for others."""
+    return facts.get("maxmemory_policy", "").startswith("volatile-") and any(
+        re.fullmatch(r"db\d+", name) and "expires=0," not in figures
+        for name, figures in facts.items()
+    )
+
+
 def _refusal(facts: Mapping[str, str], prefix: str) -> str | None:
     """Return why scripts that write keys below *prefix* fail, as far as INFO tells."""
     if facts.get("role") == "slave" and facts.get("slave_read_only") == "1":
@@ -205,6 +216,6 @@ def _refusal(facts: Mapping[str, str], prefix: str) -> str | None:
         int(text) if (text := facts.get(name, "")).isdecimal() else 0
         for name in ("maxmemory", "used_memory", "mem_not_counted_for_evict")
     )
-    if 0 < limit < used - uncounted and _eviction(facts) is None:
+    if 0 < limit < used - uncounted and _eviction(facts) is None and not _evictable(facts):
         return f"its memory is full (maxmemory {limit / 2**20:.0f} MiB). Give it more"
     return None

@@ -526,6 +526,44 @@ def test_a_redis_that_takes_no_records_is_reported(
         assert (cli("check", "--lag").exit_code == 0) is ("cluster" in arguments[0])
 
 
+def test_a_cluster_is_named_also_where_other_nodes_have_the_keys(
+    cli: Run, conf: dict[str, Any]
+) -> None:
+    arguments = ["--cluster-enabled", "yes", "--cluster-require-full-coverage", "no"]
+    with RedisServer(arguments=arguments) as own, redis.Redis(port=own.port) as client:
+        conf.update(rts_redis_url=own.url, broker_url="memory://")
+        client.execute_command("CLUSTER", "ADDSLOTS", 0)
+        wait_until(lambda: client.cluster("INFO")["cluster_state"] == "ok")
+        assert (
+            "is not reachable (StoreUnavailable: it is a Redis Cluster" in cli("status").stderr
+        )
+
+
+def test_a_redis_that_evicts_results_for_records_is_not_full(
+    cli: Run, conf: dict[str, Any]
+) -> None:
+    arguments = ("--maxmemory", "3mb", "--maxmemory-policy", "volatile-lru")
+    with RedisServer(arguments=arguments) as own, redis.Redis(port=own.port) as client:
+        conf.update(rts_redis_url=own.url, broker_url="memory://")
+        number = 0
+        while not client.info("stats")["evicted_keys"]:
+            client.set(f"celery-task-meta-{number}", bytes(10_000), ex=3600)
+            number += 1
+        assert cli("status").exit_code == 0
+
+
+def test_a_redis_that_does_not_tell_of_itself_is_reachable(
+    cli: Run, conf: dict[str, Any]
+) -> None:
+    with RedisServer() as own, redis.Redis(port=own.port) as client:
+        client.acl_setuser(
+            "shy", True, passwords=["+x"], keys=["*"], categories=["+@all"], commands=["-info"]
+        )
+        url = f"redis://shy:x@127.0.0.1:{own.port}/0"
+        conf.update(rts_redis_url=url, broker_url="memory://")
+        assert cli("status").exit_code == 0
+
+
 def test_status_reports_messages_that_no_worker_takes(
     cli: Run, conf: dict[str, Any], redis_client: redis.Redis
 ) -> None:

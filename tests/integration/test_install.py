@@ -228,6 +228,22 @@ def test_a_lazy_configuration_is_loaded_when_the_app_needs_it() -> None:
     app.close()
 
 
+@pytest.mark.parametrize("how", ["receiver", "defaults"])
+def test_a_configuration_that_code_completes_is_not_judged_before(how: str) -> None:
+    app = Celery("completed")
+    app.config_from_object({"broker_url": "amqp://placeholder", "rts_scheduler": "edf"})
+    if how == "receiver":
+        app.on_configure.connect(
+            lambda sender, **_: setattr(sender, "_preconf", {"broker_url": "redis://h"}),
+            weak=False,
+        )
+    else:
+        app.add_defaults(lambda: {"rts_key_prefix": "mine:"})
+    rts.install(app)
+    rts.uninstall(app)
+    app.close()
+
+
 def test_a_worker_refuses_to_start_with_a_setting_that_is_invalid_by_then(
     make_stage: Callable[..., Stage],
 ) -> None:
