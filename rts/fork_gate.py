@@ -22,6 +22,8 @@ class ForkGate:
     """Lets one thread in at a time; those of different gates do not wait for each other."""
 
     def __init__(self) -> None:
+        #: The thread that is inside.
+        self._inside: int | None = None
         self._reset()
         os.register_at_fork(
             before=self.before_fork,
@@ -33,14 +35,19 @@ class ForkGate:
     def no_fork(self) -> Iterator[None]:
         """Hold back forks of this process while the body runs."""
         with self.lock:
-            self._max_wait_s = MAX_WAIT_S
-            yield
+            self._inside = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._inside = None
 
     def before_fork(self) -> None:
-        """Wait until no thread is inside."""
+        """Wait until no other thread is inside."""
+        if self._inside == threading.get_ident():
+            return  # it forks itself, such as a receiver that uses multiprocessing
         self.forking.holds = self.lock.acquire(timeout=self._max_wait_s)
-        if not self.forking.holds:
-            self._max_wait_s = 0.0  # the next fork need not wait for the same thread
+        # After a fork that waited in vain, others do not wait until one found nobody inside.
+        self._max_wait_s = MAX_WAIT_S if self.forking.holds else 0.0
 
     def after_in_parent(self) -> None:
         """Let threads in again."""
@@ -50,6 +57,7 @@ class ForkGate:
 
     def _reset(self) -> None:
         self.lock = threading.Lock()
+        self._inside = None
         #: Whether this thread holds the lock for a fork.
         self.forking = threading.local()
         self._max_wait_s = MAX_WAIT_S

@@ -26,8 +26,8 @@ def predict(task_id: str, *, queue: str | None = None, app: Any = None) -> Predi
     """Return when a published task will start and finish; ``None`` if it is neither
     waiting nor running. Works with the broker's own order too.
 
-    *queue*: where it waits; by default all queues that the app, its routes or its workers
-    know are searched. *app*: by default the current one, or the only one with rts.
+    *queue*: where it waits; by default the queue that it was sent to and all that the app,
+    its routes or its workers know are searched. *app*: by default the current one, or the only one with rts.
 
     Raises:
         CommandError: rts is not installed, or off, in the app, the broker is not Redis, or

@@ -31,8 +31,9 @@ OVERDUE = "overdue"
 PROVISIONAL_CAUSES = frozenset({"lost", "killed", "time_limit", "terminated"})
 
 #: What Celery puts before the routing key of a message that RabbitMQ holds until its eta
-#: (native delayed delivery): the delay in seconds, 28 binary digits. Its length.
-_DELAY = re.compile(r"(?:[01]\.){28}")
+#: (native delayed delivery): the delay in seconds, 28 binary digits. With kombu < 5.7, each
+#: retry puts another one before it. The length of one.
+_DELAYS = re.compile(r"(?:(?:[01]\.){28})+")
 DELAY_CHARS = 56
 
 #: Seconds past its deadline until a task is found overdue: the time its end may need
@@ -241,11 +242,11 @@ def queue_of(routing_key: Any) -> Any:
     """Return what the ledger calls the queue of a message: its routing key, without a delay
     before it, or each delay would be a queue of its own.
 
-    >>> queue_of("0." * 26 + "1.1.celery")
-    'celery'
+    >>> queue_of("0." * 26 + "1.1.celery"), queue_of("0." * 56 + "celery")
+    ('celery', 'celery')
     """
-    if isinstance(routing_key, str) and _DELAY.match(routing_key):
-        return routing_key[DELAY_CHARS:]
+    if isinstance(routing_key, str) and (delays := _DELAYS.match(routing_key)):
+        return routing_key[delays.end() :]
     return routing_key
 
 

@@ -52,6 +52,8 @@ def set_up_logging(instructions: Instructions) -> None:
     )
     # Probes that fail here fail in the worker as well, which logs it.
     logging.getLogger("rts.load").setLevel(max(instructions.loglevel, logging.WARNING))
+    # At DEBUG it would log all that is written to the ledger.
+    logging.getLogger("pymongo").setLevel(max(instructions.loglevel, logging.INFO))
 
 
 def main() -> int:
@@ -90,8 +92,8 @@ def watch(
     parent: int, wake: int, stop: threading.Event, on_line: Callable[[bytes], None]
 ) -> None:
     """Pass each line of standard input to *on_line*, and set *stop* when the worker ends:
-    standard input closes, or the parent changes (pool children that were forked since may
-    hold the pipe open). Also on SIGTERM.
+    standard input closes, or the parent changes (a child of the worker may hold the pipe
+    open). Also on SIGTERM.
 
     Then kills the process, should it not exit by itself.
     """

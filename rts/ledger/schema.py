@@ -16,6 +16,12 @@ from rts.ledger.documents import Document
 REFUSED_BYTES = 16 << 20
 #: Name of an index that both ``tasks`` and ``assignments`` have.
 _MISSES = "misses"
+#: By collection whose documents expire: fields of which each of ours has one.
+_FIELDS = {
+    TASKS: {"task_type", "sla_success"},
+    ASSIGNMENTS: {"task_type", "sla_success"},
+    ROLLUPS: {"writes", "seal"},
+}
 _INDEX_OPTIONS_CONFLICT, _INDEX_KEYS_CONFLICT = 85, 86
 _NAMESPACE_EXISTS = 48
 
@@ -29,8 +35,8 @@ def prepare(database: Database[dict[str, Any]], ttl_s: float, *, again: bool) ->
     Raises:
         OperationFailure: MongoDB refuses, or a collection is somebody else's.
     """
-    for name in (TASKS, ASSIGNMENTS):
-        _ensure_ours(database[name])
+    for name, fields in _FIELDS.items():
+        _ensure_ours(database[name], fields)
     try:
         database.create_collection(REFUSED, capped=True, size=REFUSED_BYTES)
     except (CollectionInvalid, OperationFailure) as exc:
@@ -62,17 +68,17 @@ def prepare(database: Database[dict[str, Any]], ttl_s: float, *, again: bool) ->
     _ensure_ttl_index(database[ROLLUPS], "start", ttl_s, again=again)
 
 
-def _ensure_ours(collection: Collection[Document]) -> None:
+def _ensure_ours(collection: Collection[Document], fields: set[str]) -> None:
     """Raise :class:`OperationFailure` if *collection* holds the documents of another app,
     which MongoDB would delete once they had a time to live.
     """
-    first = collection.find_one({}, {"task_type": 1})
-    if first is None or "task_type" in first:
+    first = collection.find_one({}, dict.fromkeys(fields, 1))
+    if first is None or fields & first.keys():
         return
     if _MISSES not in collection.index_information():  # else somebody added that one
         raise OperationFailure(
-            f"{collection.name} holds documents that are not of rts. Name a database of its "
-            "own in rts_mongo_url"
+            f"{collection.name} holds documents that are not of rts, such as one with the _id "
+            f"{str(first['_id'])[:80]}. Name a database of its own in rts_mongo_url"
         )
 
 

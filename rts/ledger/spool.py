@@ -232,7 +232,8 @@ class Spool:
             excess -= size
             counts = [line for line in lines if line.startswith(b"{")]
             lost = len(lines) - len(counts)
-            for line in counts:  # of what was lost before, for one: this process sends them
+            # Such as what was lost before; a few may have been sent already.
+            for line in counts:
                 with suppress(ValueError, TypeError, AttributeError, LookupError):
                     health.give_back(read_counts(line))
             health.count("spool_dropped", lost)

@@ -132,7 +132,7 @@ class Companion:
     def _spawn(self, instructions: str) -> None:
         if not sys.executable:
             raise OSError("sys.executable is not known (an embedded interpreter?)")
-        reading, writing = os.pipe()
+        reading, self._pipe = os.pipe()
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _PROGRAM, "rts.companion"],
@@ -143,11 +143,10 @@ class Companion:
                 start_new_session=True,  # the terminal's Ctrl-C is for the worker
             )
         except BaseException:
-            os.close(writing)
+            self._close_pipe()
             raise
         finally:
             os.close(reading)
-        self._pipe = writing
         self._spawned_at = time.monotonic()
         self._write(f"{instructions}\n{self._queues_line}")
 

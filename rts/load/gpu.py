@@ -22,8 +22,9 @@ logger = logging.getLogger(__name__)
 
 #: GPUs that are read at most. The largest hosts of today have 16.
 MAX_GPUS = 16
-#: Exists where NVIDIA's driver is loaded. Other hosts need no binding, and no word about it.
-DRIVER = Path("/dev/nvidiactl")
+#: One exists where there is NVIDIA's driver (the second: under WSL). Other hosts need no
+#: binding, and no word about it.
+DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 
 
 def import_pynvml() -> Any:
@@ -86,7 +87,7 @@ class GpuProbe:
         try:
             nvml = self._load()
         except (ImportError, OSError) as exc:
-            if DRIVER.exists():
+            if any(driver.exists() for driver in DRIVERS):
                 self._log_once("no NVML binding (pip install rts[gpu])", exc)
             return
         try:

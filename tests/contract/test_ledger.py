@@ -890,11 +890,11 @@ def test_a_conflicting_collection_is_reported_and_no_record_refused(
         assert ledger.database.name in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["tasks", "assignments"])
+@pytest.mark.parametrize("name", ["tasks", "assignments", "rollups"])
 def test_the_documents_of_another_app_do_not_expire(rts_mongo_url: str, name: str) -> None:
     ledger = MongoLedger(Settings(mongo_url=rts_mongo_url))
     theirs = ledger.database[name]
-    names = ("arrival", "completed_at")
+    names = ("arrival", "completed_at", "start")
     theirs.insert_one(dict.fromkeys(names, datetime(2020, 1, 1, tzinfo=timezone.utc)))
     for each in names:
         theirs.create_index(each)

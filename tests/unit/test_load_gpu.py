@@ -162,7 +162,7 @@ def test_the_log_says_what_is_missing_where_there_is_a_driver(
         raise ImportError("No module named 'pynvml'")
 
     device = tmp_path / "nvidiactl"
-    monkeypatch.setattr(gpu_module, "DRIVER", device)
+    monkeypatch.setattr(gpu_module, "DRIVERS", (device,))
     if driver:
         device.touch()
     with caplog.at_level(logging.INFO, logger="rts"):

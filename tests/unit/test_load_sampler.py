@@ -259,19 +259,38 @@ def test_a_fork_waits_for_a_reading(tmp_path: Path) -> None:
             os._exit(0)
         os.wait()
         reader.join()
-        fork_gate.MAX_WAIT_S = 0.05
         with gate.no_fork():
-            # A reading that hangs does not block forks for ever.
+            # One that forks itself does not wait for itself.
+            gate._max_wait_s = 1e6
             if os.fork() == 0:
-                with gate.no_fork():
-                    print("late", flush=True)
+                print("own", flush=True)
                 os._exit(0)
             os.wait()
+        inside.clear(), leave.clear()
+        reader = threading.Thread(target=read)
+        reader.start()
+        inside.wait(30)
+        gate._max_wait_s = 0.05
+        if os.fork() == 0:
+            # A reading that hangs does not block forks for ever,
+            with gate.no_fork():
+                print("late", flush=True)
+            os._exit(0)
+        os.wait()
+        if os.fork() == 0:
+            # nor each of them, however long one may wait.
+            os._exit(0)
+        os.wait()
+        leave.set()
+        reader.join()
         with gate.no_fork():
-            print("still works")
+            print("still works", gate._max_wait_s)
+        if os.fork() == 0:
+            os._exit(0)
+        print("waits again", gate._max_wait_s)
         """,
     )
-    assert out.split("\n")[:3] == ["free", "late", "still works"]
+    assert out.splitlines() == ["free", "own", "late", "still works 0.0", "waits again 1.0"]
 
 
 def test_the_gate_is_free_again_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
