@@ -21,9 +21,11 @@ MAX_WAIT_S = 1.0
 class ForkGate:
     """Lets one thread in at a time; those of different gates do not wait for each other."""
 
+    #: The thread that is inside.
+    _inside: int | None
+    _max_wait_s: float
+
     def __init__(self) -> None:
-        #: The thread that is inside.
-        self._inside: int | None = None
         self._reset()
         os.register_at_fork(
             before=self.before_fork,

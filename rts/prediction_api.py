@@ -27,7 +27,8 @@ def predict(task_id: str, *, queue: str | None = None, app: Any = None) -> Predi
     waiting nor running. Works with the broker's own order too.
 
     *queue*: where it waits; by default the queue that it was sent to and all that the app,
-    its routes or its workers know are searched. *app*: by default the current one, or the only one with rts.
+    its routes or its workers know are searched. *app*: by default the current one, or the
+    only one with rts.
 
     Raises:
         CommandError: rts is not installed, or off, in the app, the broker is not Redis, or
