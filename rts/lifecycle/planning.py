@@ -21,7 +21,13 @@ from rts.headers import (
     refuse,
     write_plan,
 )
-from rts.lifecycle.propagation import NEXT, extend_to_chain, inherit_deadline, write_next
+from rts.lifecycle.propagation import (
+    NEXT,
+    Due,
+    extend_to_chain,
+    inherit_deadline,
+    write_next,
+)
 from rts.lifecycle.replacements import NESTING, OWED, plan_replacement
 from rts.records import Plan
 from rts.settings import Settings
@@ -117,16 +123,27 @@ class Planner:
         parent = None if current is None else read_plan(current, self._types)
         write_next(headers, body)
         if current is None or current.get(NEXT) != headers.get("id"):
-
-            def due(name: str, options: Mapping[str, Any], at: float) -> float:
-                given = options.get("headers")
-                given = given if isinstance(given, Mapping) else {}
-                return self.plan(name, {**given, "eta": at}, options.get("priority")).deadline
-
-            plan = extend_to_chain(plan, body, due)
+            plan = extend_to_chain(plan, body, self._due_once())
         if current is not None and parent is not None:
             plan = inherit_deadline(plan, headers, current, parent.deadline)
         return plan
+
+    def _due_once(self) -> Due:
+        """Return when the members of a canvas are due, planning those that differ only in
+        their arguments once: each message of a header holds all of a group that is the body.
+        """
+        known: dict[tuple[str, object, float], float] = {}
+
+        def due(name: str, options: Mapping[str, Any], at: float) -> float:
+            given, priority = options.get("headers"), options.get("priority")
+            if isinstance(given, Mapping) and not given.keys().isdisjoint(_REQUEST_HEADERS):
+                return self.plan(name, {**given, "eta": at}, priority).deadline
+            key = name, priority if isinstance(priority, int) else None, at
+            if key not in known:
+                known[key] = self.plan(name, {"eta": at}, priority).deadline
+            return known[key]
+
+        return due
 
     def plan(
         self, name: str, headers: Mapping[str, Any], priority: object, source: str = "published"

@@ -107,6 +107,12 @@ def _due_in_sequence(signatures: Iterable[object], at: float, due: Due, depth: i
     return at
 
 
+def _due_together(signatures: object, at: float, due: Due, depth: int) -> float:
+    """Return when the last of *signatures* is due if all are published at *at*."""
+    members = signatures if _is_list(signatures) else ()
+    return max((_due(each, at, due, depth) for each in members), default=at)
+
+
 def _due(signature: object, at: float, due: Due, depth: int) -> float:
     """Return when a signature published at *at* is due: a chain with its last member, a
     group with the member that is due last.
@@ -119,20 +125,15 @@ def _due(signature: object, at: float, due: Due, depth: int) -> float:
     options = options if isinstance(options, Mapping) else {}
     name = str(signature.get("task"))
     at = _arrival(options, at)
-
-    def last(signatures: object) -> float:
-        members = signatures if _is_list(signatures) else ()
-        return max((_due(each, at, due, depth + 1) for each in members), default=at)
-
     if name == "celery.chain":
         tasks = kwargs.get("tasks")
         return _due_in_sequence(tasks if _is_list(tasks) else (), at, due, depth + 1)
     if name == "celery.group":
-        return last(kwargs.get("tasks"))
+        return _due_together(kwargs.get("tasks"), at, due, depth + 1)
     if name == "celery.chord":
         header = kwargs.get("header")
-        is_group = isinstance(header, Mapping)
-        over = _due(header, at, due, depth + 1) if is_group else last(header)
+        together = _due if isinstance(header, Mapping) else _due_together
+        over = together(header, at, due, depth + 1)
         return _due(kwargs.get("body"), over, due, depth + 1)
     at = due(name, options, at)
     rest = options.get("chain")  # a chord's body holds what follows it in a chain

@@ -124,6 +124,26 @@ def test_a_chords_header_and_body_share_one_deadline() -> None:
     assert p.plan_message("c", {"id": "c"}, None, second).deadline == plan.deadline
 
 
+def test_members_that_differ_in_arguments_only_are_planned_once() -> None:
+    asked: list[str] = []
+
+    class Counting(Taus):
+        def tau(self, task_type: str, name: str) -> float:
+            asked.append(name)
+            return super().tau(task_type, name)
+
+    settings = Settings.from_conf({"rts_propagate_deadline": True}, environ={})
+    p = Planner(settings, Counting(a=5.0, b=7.0, c=11.0), StoppedClock(), lambda name: {})
+    traced = {"traceparent": "x"}
+    members = [dict(signature("b", args=(i,), headers=traced)) for i in range(50)]
+    members += [dict(signature("c", args=(i,), priority=i % 2)) for i in range(50)]
+    members += [dict(signature("b", headers={"sla_deadline": NOW + 90}))]
+    body = {"task": "celery.group", "kwargs": {"tasks": members}}
+    plan = p.plan_message("a", {"id": "1"}, None, None, ((), {}, {"chord": body}))
+    assert plan.deadline == NOW + 90
+    assert sorted(asked) == ["a", "b", "b", "c", "c"]
+
+
 def test_countdowns_and_etas_within_a_chain_extend_its_deadline() -> None:
     p = planner(
         propagate_deadline=True,
