@@ -64,11 +64,15 @@ class Parts:
             task = tasks_of(app).get(name)
             return None if task is None else getattr(task, "rts", None) or {}
 
+        def native_chords() -> bool:
+            backend = app.backend
+            return backend.supports_native_join or getattr(backend, "implements_incr", False)
+
         clock = FleetClock()
         link = Link(settings)
         open_tasks = Announcer(link, settings) if settings.open_max else None
         taus = TauCache(link, settings, clock, passenger=open_tasks)
-        planner = Planner(settings, taus, clock, task_options)
+        planner = Planner(settings, taus, clock, task_options, native_chords)
         prioritise = _prioritiser(app, settings, clock)
         return cls(app, settings, clock, link, taus, planner, prioritise, open_tasks)
 

@@ -64,13 +64,20 @@ class Planner:
     """Makes plans and writes them into message headers."""
 
     def __init__(
-        self, settings: Settings, taus: TauReader, clock: FleetClock, task_options: TaskOptions
+        self,
+        settings: Settings,
+        taus: TauReader,
+        clock: FleetClock,
+        task_options: TaskOptions,
+        native_chords: Callable[[], bool] = lambda: True,
     ) -> None:
         self._settings = settings
         self._types = settings.task_types
         self._taus = taus
         self._clock = clock
         self._task_options = task_options
+        #: Whether a chord's body is published inside the last task of its header.
+        self._native_chords = native_chords
         #: By task name; only registered tasks get an entry.
         self._defaults: dict[str, _TaskDefaults] = {}
 
@@ -123,14 +130,14 @@ class Planner:
         parent = None if current is None else read_plan(current, self._types)
         write_next(headers, body)
         if current is None or current.get(NEXT) != headers.get("id"):
-            plan = extend_to_chain(plan, body, self._due_once())
+            plan = extend_to_chain(plan, body, self._due_once(), self._native_chords)
         if current is not None and parent is not None:
             plan = inherit_deadline(plan, headers, current, parent.deadline)
         return plan
 
     def _due_once(self) -> Due:
-        """Return when the members of a canvas are due, planning those that differ only in
-        their arguments once: each message of a header holds all of a group that is the body.
+        """Return what plans the members of a canvas, those that differ only in their
+        arguments once: each message of a header holds all of a group that is the body.
         """
         known: dict[tuple[str, object, float], float] = {}
 

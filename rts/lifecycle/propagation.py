@@ -39,7 +39,9 @@ def inherit_deadline(
     return plan._replace(deadline=min(plan.deadline, deadline))
 
 
-def extend_to_chain(plan: Plan, body: object, due: Due) -> Plan:
+def extend_to_chain(
+    plan: Plan, body: object, due: Due, native_chords: Callable[[], bool]
+) -> Plan:
     """Return the *plan* of a message with the deadline of all that is to follow it, by its
     *body*.
     """
@@ -47,11 +49,12 @@ def extend_to_chain(plan: Plan, body: object, due: Due) -> Plan:
     if not chain and chord is None:
         return plan
     at = _due_in_sequence(reversed(chain), plan.deadline, due, 0)
-    for _ in range(MAX_DEPTH):
-        if chord is None:
-            break
-        at = _due(chord, at, due, 0)
-        chord = _chord_of(chord)  # that it is itself in the header of
+    if chord is not None and native_chords():
+        for _ in range(MAX_DEPTH):
+            at = _due(chord, at, due, 0)
+            chord = _chord_of(chord)  # that it is itself in the header of
+            if chord is None:
+                break
     return plan._replace(deadline=at)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -142,6 +143,35 @@ def test_members_that_differ_in_arguments_only_are_planned_once() -> None:
     plan = p.plan_message("a", {"id": "1"}, None, None, ((), {}, {"chord": body}))
     assert plan.deadline == NOW + 90
     assert sorted(asked) == ["a", "b", "b", "c", "c"]
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_header_shares_no_deadline_with_a_body_that_chord_unlock_publishes(
+    native: bool, tmp_path: Path
+) -> None:
+    backend = "cache+memory://" if native else f"file://{tmp_path}"
+    app = Celery(set_as_current=False, broker="memory://", backend=backend)
+    app.conf.update(
+        rts_propagate_deadline=True, rts_redis_url="redis://127.0.0.1:1", rts_open_max=0
+    )
+    rts.install(app)
+    sent: dict[str, float] = {}
+
+    def catch(sender: Any = None, headers: Any = None, **_: Any) -> None:
+        if "rts_deadline" in headers:
+            sent[str(sender)] = headers["rts_deadline"] - headers["rts_arrival"]
+
+    def nothing() -> None: ...
+
+    first, last = (app.task(nothing, name=name, shared=False) for name in ("first", "last"))
+    before_task_publish.connect(catch, weak=False, dispatch_uid="catch")
+    try:
+        chord([first.si(), first.si()], last.si(), app=app).apply_async()
+    finally:
+        before_task_publish.disconnect(dispatch_uid="catch")
+        rts.uninstall(app)
+        app.close()
+    assert sent == {"first": pytest.approx(40 if native else 20)}
 
 
 def test_countdowns_and_etas_within_a_chain_extend_its_deadline() -> None:
