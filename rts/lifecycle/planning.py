@@ -111,7 +111,7 @@ class Planner:
                 _drop_copied_type(headers, current)
             plan = self.plan(name, headers, priority)
             if self._settings.propagate_deadline:
-                plan = self._propagate(plan, headers, current, body)
+                plan = self._propagate(plan, name, headers, priority, current, body)
             if current is not None and (headers.get(NESTING) or OWED in current):
                 parent = read_plan(current, self._types)
                 plan = plan_replacement(plan, headers, current, parent, body)
@@ -123,17 +123,31 @@ class Planner:
     def _propagate(
         self,
         plan: Plan,
+        name: str,
         headers: dict[str, Any],
+        priority: object,
         current: Mapping[str, Any] | None,
         body: object,
     ) -> Plan:
+        """Return *plan* with the deadline that the message shares with what is before and
+        after it.
+        """
         parent = None if current is None else read_plan(current, self._types)
         write_next(headers, body)
-        if current is None or current.get(NEXT) != headers.get("id"):
-            plan = extend_to_chain(plan, body, self._due_once(), self._native_chords)
-        if current is not None and parent is not None:
-            plan = inherit_deadline(plan, headers, current, parent.deadline)
-        return plan
+        due = self._due_once()
+        own = headers.get("sla_deadline") is not None
+        if current is None or parent is None or current.get(NEXT) != headers.get("id"):
+            if not own:
+                plan = extend_to_chain(plan, body, due, self._native_chords)
+            return plan if parent is None else inherit_deadline(plan, headers, parent.deadline)
+        if own:
+            return plan
+        if current.get("sla_deadline") is None:
+            return plan._replace(deadline=parent.deadline)
+        options = {"headers": headers, "priority": priority}
+        at = due(name, options, max(plan.arrival, parent.deadline))
+        plan = plan._replace(deadline=at)
+        return extend_to_chain(plan, body, due, self._native_chords)
 
     def _due_once(self) -> Due:
         """Return what plans the members of a canvas, those that differ only in their

@@ -5,6 +5,9 @@ the time that the other has left, unless it is only to run after that; the membe
 chain share one end-to-end deadline: when the last one would be due if each began at the
 deadline of the one before it. So do a member of a chord's header and the chord's body,
 which a result backend with native chords publishes inside the member that ends last.
+
+What follows a message does not move an ``sla_deadline`` that this message itself has, and
+is due as if it were published then.
 """
 
 from __future__ import annotations
@@ -28,12 +31,8 @@ MAX_DEPTH = 16
 Due = Callable[[str, Mapping[str, Any], float], float]
 
 
-def inherit_deadline(
-    plan: Plan, headers: dict[str, Any], current: Mapping[str, Any], deadline: float
-) -> Plan:
-    """Return the *plan* of a task that the task *current*, due at *deadline*, publishes."""
-    if current.get(NEXT) == headers.get("id"):
-        return plan._replace(deadline=deadline)
+def inherit_deadline(plan: Plan, headers: Mapping[str, Any], deadline: float) -> Plan:
+    """Return the *plan* of a task that is published inside one due at *deadline*."""
     if headers.get("eta") is not None and plan.arrival > deadline:
         return plan  # it could not even start in time
     return plan._replace(deadline=min(plan.deadline, deadline))

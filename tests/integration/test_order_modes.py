@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import redis
-from celery import Celery, chain, group
+from celery import Celery, chain, chord, group
 
 import rts
 from rts.testing import wait_until
@@ -148,6 +148,14 @@ def test_deadlines_propagate_through_a_real_canvas(
     assert body["deadline"] in [member["deadline"] for member in header]
     assert seconds(header[0]) == pytest.approx(3 * alone, rel=0.05)
     assert end["sla_success"] is True
+
+    # Members that have deadlines of their own keep them; the body's counts from there.
+    asked = link().set(headers={"sla_deadline": due + 60})
+    last = chord([asked, asked], link(), app=app).apply_async()
+    last.get(timeout=30)
+    header = [of(member.id)["deadline"].timestamp() for member in last.parent.results]
+    assert header == pytest.approx([due + 60] * 2, abs=0.002)
+    assert of(last.id)["deadline"].timestamp() == pytest.approx(due + 60 + alone, abs=0.1)
 
 
 class Levels:

@@ -145,6 +145,34 @@ def test_members_that_differ_in_arguments_only_are_planned_once() -> None:
     assert sorted(asked) == ["a", "b", "b", "c", "c"]
 
 
+def test_a_message_is_due_at_its_own_sla_deadline_and_what_follows_as_if_sent_then() -> None:
+    p = planner(propagate_deadline=True, taus={"a": 5.0, "b": 7.0, "c": 11.0})
+    asked = {"sla_deadline": NOW + 60}
+
+    def due(name: str, following: Any, current: Any, **headers: Any) -> tuple[Any, float]:
+        headers |= {"id": name, "task": name}
+        plan = p.plan_message(name, headers, None, current, ((), {}, following))
+        return headers, plan.deadline - NOW
+
+    b, c = dict(signature("b", task_id="b")), dict(signature("c", task_id="c"))
+    # A member of a chord's header.
+    first, at = due("a", {"chord": b}, None, **asked)
+    assert at == 60
+    assert due("b", {}, first)[1] == 60 + 14
+    assert due("b", {"chain": [c]}, first)[1] == 60 + 14 + 22
+    assert due("b", {}, first, eta=iso(NOW + 100))[1] == 100 + 14
+    assert due("b", {}, first, sla_deadline=NOW + 70)[1] == 70
+    assert due("x", {}, first, sla_deadline=NOW + 70)[1] == 60, "not what follows"
+    # The first of a chain, and one on the way.
+    assert due("a", {"chain": [c, b]}, None, **asked)[1] == 60
+    b["options"]["headers"] = asked
+    first, at = due("a", {"chain": [c, b]}, None)
+    assert at == 60 + 22
+    second, at = due("b", {"chain": [c]}, first, **asked)
+    assert at == 60
+    assert due("c", {}, second)[1] == 60 + 22
+
+
 @pytest.mark.parametrize("native", [True, False])
 def test_a_header_shares_no_deadline_with_a_body_that_chord_unlock_publishes(
     native: bool, tmp_path: Path
