@@ -54,7 +54,7 @@ def visible_again(stage: Stage, client: redis.Redis) -> None:
 
     def over() -> bool:
         newest = client.zrange(index, -1, -1, withscores=True)
-        return bool(newest) and time.time() - float(newest[0][1]) > timeout
+        return not newest or time.time() - float(newest[0][1]) > timeout
 
     wait_until(over)
 
