@@ -1,16 +1,31 @@
-"""The id of this process without a system call, which costs as much as a function call."""
+"""What a forked child needs at once: its process id, without a system call each time (which
+costs as much as a function call), and a reset of what it has inherited.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from weakref import WeakMethod
 
 #: Id of this process; updated in a forked child.
 pid = os.getpid()
+
+_resets: set[WeakMethod[Callable[[], None]]] = set()
+
+
+def in_child(reset: Callable[[], None]) -> None:
+    """Call *reset*, a method, in each forked child, as long as its object lives."""
+    _resets.add(WeakMethod(reset, _resets.discard))
 
 
 def _after_fork() -> None:
     global pid
     pid = os.getpid()
+    for reference in list(_resets):
+        reset = reference()
+        if reset is not None:
+            reset()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -20,7 +20,7 @@ from rts.deadlines import (
     MIN_LEARNED,
     MIN_MULTIPLIER,
 )
-from rts.records import DELAY_CHARS, OpenTask, Plan, queue_of
+from rts.records import OpenTask, Plan, queue_of
 from rts.tasktypes import Resources, TaskType
 from rts.validation import finite
 
@@ -155,8 +155,7 @@ def write_plan(headers: dict[str, Any], plan: Plan) -> None:
 
 def open_task(values: Mapping[str, Any], queue: object) -> OpenTask:
     """Return the open task of a message with a plan; *queue* is its routing key."""
-    if isinstance(queue, str) and len(queue) > DELAY_CHARS:
-        queue = queue_of(queue)
+    queue = queue_of(queue)
     # By position, in the order of the fields: this is on the path of every publish.
     return OpenTask(
         values["id"],

@@ -32,9 +32,9 @@ PROVISIONAL_CAUSES = frozenset({"lost", "killed", "time_limit", "terminated"})
 
 #: What Celery puts before the routing key of a message that RabbitMQ holds until its eta
 #: (native delayed delivery): the delay in seconds, 28 binary digits. With kombu < 5.7, each
-#: retry puts another one before it. The length of one.
+#: retry puts another one before it. The length of one: usual keys are shorter.
 _DELAYS = re.compile(r"(?:(?:[01]\.){28})+")
-DELAY_CHARS = 56
+_DELAY_CHARS = 56
 
 #: Seconds past its deadline until a task is found overdue: the time its end may need
 #: from the worker's disk to Redis.
@@ -245,8 +245,9 @@ def queue_of(routing_key: Any) -> Any:
     >>> queue_of("0." * 26 + "1.1.celery"), queue_of("0." * 56 + "celery")
     ('celery', 'celery')
     """
-    if isinstance(routing_key, str) and (delays := _DELAYS.match(routing_key)):
-        return routing_key[delays.end() :]
+    if isinstance(routing_key, str) and len(routing_key) > _DELAY_CHARS:
+        delays = _DELAYS.match(routing_key)
+        return routing_key if delays is None else routing_key[delays.end() :]
     return routing_key
 
 

@@ -19,7 +19,7 @@ from weakref import WeakSet
 
 from redis.exceptions import ResponseError
 
-from rts import health
+from rts import forks, health
 from rts.errors import StoreUnavailable
 from rts.ledger.announcement import ARGUMENTS, pack_task
 from rts.link.counters import TakenCounts
@@ -71,6 +71,7 @@ class Announcer:
         self._most_open = str(settings.open_max).encode()
         self.reset()
         _all.add(self)
+        forks.in_child(self.reset)
 
     def reset(self) -> None:
         """Start with an empty buffer and no thread, also in a forked child."""
@@ -228,8 +229,6 @@ def _finalize() -> None:
 def _after_fork() -> None:
     global _finalized
     _finalized = False
-    for announcer in list(_all):
-        announcer.reset()
 
 
 def _at_exit() -> None:

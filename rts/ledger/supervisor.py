@@ -10,9 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from weakref import WeakSet
 
-from rts import health
+from rts import forks, health
 
 #: First and longest back-off before a restart, seconds.
 MIN_BACKOFF_S, MAX_BACKOFF_S = 1.0, 30.0
@@ -56,7 +55,9 @@ class Companion:
         self._stopping = threading.Event()
         self._pass_fds: tuple[int, ...] = ()
         self._spawned_at = 0.0
-        _all.add(self)
+        # Not only in pool children: with the solo and threads pools, a task's own child
+        # processes, such as a process pool, are forked from the worker's main process.
+        forks.in_child(self.close_in_child)
 
     @property
     def pid(self) -> int | None:
@@ -189,20 +190,6 @@ class Companion:
         pipe, self._pipe = self._pipe, -1
         if pipe >= 0:
             os.close(pipe)
-
-
-#: The companions of this process.
-_all: WeakSet[Companion] = WeakSet()
-
-
-def _after_fork() -> None:
-    for companion in list(_all):
-        companion.close_in_child()
-
-
-# Not only in pool children: with the solo and threads pools, a task's own child processes,
-# such as a process pool, are forked from the worker's main process.
-os.register_at_fork(after_in_child=_after_fork)
 
 
 def environment() -> dict[str, str]:

@@ -22,7 +22,6 @@ from rts.load.sample import MAX_AGE_S, LoadSample
 from rts.load.usage import ProcessMeter, ThreadMeter
 from rts.ports import RunNotes, RunSink
 from rts.records import (
-    DELAY_CHARS,
     REPLACED,
     START_FIELDS,
     Execution,
@@ -180,9 +179,7 @@ class Runs:
             started_us = int(started_at * 1e6)
             task_type, type_source, tau, k, arrival, deadline, arrival_source = plan
             task_id, name, parent, root, retries, delivery_info = _REQUEST_FIELDS(request)
-            queue = delivery_info["routing_key"]
-            if queue is not None and len(queue) > DELAY_CHARS:
-                queue = queue_of(queue)
+            queue = queue_of(delivery_info["routing_key"])
             pid = forks.pid
             quoted_id = quoted(task_id)
             note = (

@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pkgutil import resolve_name
 from typing import Any
-from weakref import WeakSet
 
 import redis
 from redis.backoff import NoBackoff
@@ -23,7 +22,7 @@ from redis.connection import parse_url
 from redis.exceptions import MasterDownError, ReadOnlyError, RedisError, ResponseError
 from redis.retry import Retry
 
-from rts import health
+from rts import forks, health
 from rts.errors import ConfigurationError, StoreUnavailable
 from rts.link.breaker import Breaker
 from rts.link.lookup import Lookup
@@ -40,8 +39,6 @@ MAX_IDLE_S = 60.0
 #: alternating between answering and refusing (out of memory, demoted to a replica) would
 #: fill every worker's log.
 MIN_LOG_GAP_S, MAX_LOG_GAP_S = 10.0, 3600.0
-
-_all: WeakSet[Link] = WeakSet()
 
 
 class Link:
@@ -97,7 +94,10 @@ class Link:
         #: Idle connections and since when, by *now*; the last used one last.
         self._idle: list[tuple[Any, float]] = []
         self._pid = os.getpid()
-        _all.add(self)
+        # Closes a child's copies of its parent's connections, which stay open there. At once,
+        # while their descriptors are theirs: Celery's embedded beat closes all that it has
+        # inherited, and the numbers are those of its database soon after.
+        forks.in_child(self.close)
 
     @classmethod
     def with_timeouts(
@@ -318,16 +318,3 @@ def as_instant(reply: Sequence[bytes]) -> float:
     """
     seconds, micros = reply
     return int(seconds) + int(micros) / 1e6
-
-
-def _after_fork() -> None:
-    """Close a child's copies of its parent's connections, which stay open there.
-
-    Now, while their descriptors are theirs: Celery's embedded beat closes all that it has
-    inherited, and the numbers are those of its database soon after.
-    """
-    for link in list(_all):
-        link.close()
-
-
-os.register_at_fork(after_in_child=_after_fork)
