@@ -14,15 +14,16 @@ from functools import lru_cache
 from json.encoder import encode_basestring_ascii as quoted
 from typing import Any, NamedTuple
 
-#: States of a run whose worker vanished, and of one whose task has replaced itself
-#: (IGNORED to Celery); all other states are Celery's.
-LOST, REPLACED = "LOST", "REPLACED"
+#: States of a run whose worker vanished, of one whose task has replaced itself (IGNORED to
+#: Celery), and of one that had its message queued again (REJECTED to Celery); all other states
+#: are Celery's.
+LOST, REPLACED, REQUEUED = "LOST", "REPLACED", "REQUEUED"
 
 #: Celery's state of a task that raised ``Ignore``; it may go on under its id.
 IGNORED = "IGNORED"
 
 #: States after which the same task id lives on.
-NOT_FINAL = frozenset({"RETRY", REPLACED})
+NOT_FINAL = frozenset({"RETRY", REPLACED, REQUEUED})
 
 #: Cause of a miss that is known before the task has ended, if it ever does.
 OVERDUE = "overdue"
@@ -140,7 +141,7 @@ class Execution(NamedTuple):
     runtime_s: float | None = None
     cpu_s: float | None = None
     max_rss_bytes: int | None = None
-    #: A Celery state, LOST or REPLACED.
+    #: A Celery state, LOST, REPLACED or REQUEUED.
     state: str = STARTED
     #: Why a run ended without completing: killed, time_limit, terminated,
     #: revoked, expired, dropped (as hopeless), rejected, unknown_task or lost. ``None``

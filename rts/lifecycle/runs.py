@@ -23,6 +23,7 @@ from rts.load.usage import ProcessMeter, ThreadMeter
 from rts.ports import RunNotes, RunSink
 from rts.records import (
     REPLACED,
+    REQUEUED,
     START_FIELDS,
     Execution,
     Plan,
@@ -113,6 +114,15 @@ def take_aborted(task_id: str) -> Run | None:
         return None
     run.aborted = False
     return run
+
+
+def end_state(task: Any, state: Any, returned: object) -> Any:
+    """Return the state of a run's record, other than Celery's where the task has rejected its
+    message to have it queued again. (One that was acknowledged at the start is gone.)
+    """
+    if state == REJECTED and task.acks_late and getattr(returned, "requeue", False):
+        return REQUEUED
+    return state
 
 
 class Meter(Protocol):

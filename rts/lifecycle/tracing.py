@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from celery import signals
 
 from rts import health
-from rts.lifecycle.runs import run_of
+from rts.lifecycle.runs import end_state, run_of
 from rts.lifecycle.soft_time_limit import hook_failed
 from rts.records import NOT_FINAL
 
@@ -113,7 +113,7 @@ class TracingBridge:
         except Exception as exc:  # noqa: BLE001  the message is sent
             hook_failed("tracing", exc)
 
-    def _ended(self, task: Any = None, state: Any = None, **_: Any) -> None:
+    def _ended(self, task: Any = None, state: Any = None, retval: Any = None, **_: Any) -> None:
         """Runs in the process that ran the task, before all other receivers."""
         try:
             run, parts = run_of(task.request), self._parts_of(task.app)
@@ -121,7 +121,7 @@ class TracingBridge:
                 return
             plan, now = run.plan, parts.clock.now()
             attributes = _attributes(plan.task_type, plan.tau, plan.deadline, run.started_at)
-            final = state not in NOT_FINAL
+            final = end_state(task, state, retval) not in NOT_FINAL
             verdict = {"rts.deadline_missed": now > plan.deadline} if final else {}
             self._annotate_span({**attributes, **verdict})
             self._set_tags(verdict)

@@ -15,7 +15,7 @@ from celery.exceptions import Reject, SoftTimeLimitExceeded, TimeLimitExceeded
 from rts import health
 from rts.lifecycle import batches
 from rts.lifecycle.owners import is_celerys
-from rts.lifecycle.runs import REJECTED, run_of, set_run, take_aborted
+from rts.lifecycle.runs import REJECTED, end_state, run_of, set_run, take_aborted
 from rts.lifecycle.soft_time_limit import hook_failed
 from rts.lifecycle.tracing import TRACING
 
@@ -72,7 +72,9 @@ class WorkerSide:
         except Exception as exc:  # noqa: BLE001  the task must run
             hook_failed("start", exc)
 
-    def postrun(self, task: Any = None, state: Any = None, **_: Any) -> None:
+    def postrun(
+        self, task: Any = None, state: Any = None, retval: Any = None, **_: Any
+    ) -> None:
         """Finish the run, where its task has ended in a state."""
         try:
             run = run_of(task.request)
@@ -85,6 +87,7 @@ class WorkerSide:
             parts = self._parts_of(task.app)
             if parts is None or parts.worker is None:
                 return
+            state = end_state(task, state, retval)
             if run is not None:
                 try:
                     parts.worker.runs.finish(run, state)

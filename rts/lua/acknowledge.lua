@@ -21,6 +21,7 @@ local keys = {
 }
 local durations, latenesses = bounds_of(ARGV[4]), bounds_of(ARGV[5])
 local now = tonumber(redis.call('TIME')[1])
+local NOT_FINAL = {RETRY = true, REPLACED = true, REQUEUED = true}
 local FOREIGN = {lost = true, killed = true, time_limit = true, terminated = true}
 
 local function number(value)
@@ -52,7 +53,7 @@ local function count_record(r, mark)
       end
     end
   end
-  if mark or not completed_at or state == 'RETRY' or state == 'REPLACED' then
+  if mark or not completed_at or NOT_FINAL[state] then
     return
   end
   local known, end_of = redis.call('ZSCORE', judged, task_id), 'end\n' .. task_id

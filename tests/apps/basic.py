@@ -111,6 +111,15 @@ def rejected() -> None:
     raise Reject("on purpose", requeue=False)
 
 
+@app.task(acks_late=True)
+def requeued(marker: str) -> str:
+    """Have the message queued again the first time."""
+    if not os.path.exists(marker):
+        open(marker, "w").close()
+        raise Reject("on purpose", requeue=True)
+    return "second life"
+
+
 @app.task
 def plan() -> dict[str, Any] | None:
     """Return what rts.current() says inside."""

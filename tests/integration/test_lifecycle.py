@@ -182,6 +182,21 @@ def test_a_killed_process_whose_message_is_redelivered(scene: Scene, tmp_path: P
     assert first["deadline"] == second["deadline"]
 
 
+def test_a_rejected_message_that_is_queued_again_has_no_verdict_yet(
+    scene: Scene, tmp_path: Path
+) -> None:
+    result = scene.basic.requeued.delay(str(tmp_path / "marker"))
+    scene.verdict(result.id, runs=2, state="SUCCESS", sla_success=True)
+    first, second = scene.runs(result.id)
+    assert (first["state"], first["cause"], first["sla_success"]) == ("REQUEUED", None, None)
+    assert (second["state"], second["sla_success"]) == ("SUCCESS", True)
+    assert first["deadline"] == second["deadline"]
+    wait_until(lambda: scene.redis.xlen("rts:outbox") == 0)
+    counted = scene.redis.hgetall("rts:metrics")
+    verdicts = {k.split("\n")[-1]: n for k, n in counted.items() if ".requeued\ncelery" in k}
+    assert verdicts == {"met": "1"}
+
+
 def test_expired_and_revoked_before_the_run(scene: Scene) -> None:
     expired = scene.basic.ok.apply_async((0,), expires=-1)
     scene.verdict(expired.id, runs=0, state="REVOKED", cause="expired", sla_success=False)
