@@ -18,7 +18,6 @@ from pymongo.errors import InvalidURI, OperationFailure
 from rts.errors import StoreUnavailable
 from rts.ledger.connection import connect
 from rts.ledger.documents import Document, documents
-from rts.ledger.memory import MemoryLedger
 from rts.ledger.merging import merge_tasks
 from rts.ledger.mongo import PREPARE_S, MongoLedger
 from rts.ledger.storable import MAX_TEXT
@@ -27,6 +26,7 @@ from rts.ports import TauEntry
 from rts.records import Execution, Learned, OutboxEntry
 from rts.settings import Settings
 from rts.testing.servers import MongoServer
+from tests.memory_ledger import MemoryLedger
 
 #: Whole seconds, so that arithmetic on instants is exact.
 R = 1_900_000_000.0

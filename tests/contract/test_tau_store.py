@@ -11,7 +11,6 @@ import pytest
 import redis
 
 from rts import health
-from rts.ledger.memory import MemoryLedger
 from rts.link.link import Link
 from rts.link.scripts import pack
 from rts.ports import TauEntry
@@ -21,6 +20,7 @@ from rts.tau.memory import MemoryTauStore
 from rts.tau.redis import RedisTauStore
 from rts.tau.sketch import Sketch
 from rts.tau.snapshot import Snapshots
+from tests.memory_ledger import MemoryLedger
 
 LIGHT, NAME = "cpu-light", "proj.add"
 FIELD = f"{LIGHT}/{NAME}"

@@ -26,7 +26,6 @@ from rts.keys import running_field
 from rts.ledger import announce
 from rts.ledger.announce import Announcer
 from rts.ledger.events import Event
-from rts.ledger.memory import MemoryLedger
 from rts.ledger.overdue import BATCH, KEPT_S, MAX_GAP_S, SETTLE_S, OverdueSweep
 from rts.link.link import Link
 from rts.records import OpenTask, OutboxEntry
@@ -35,6 +34,7 @@ from rts.tau.cache import TauCache
 from rts.tau.finish import FinishCall, finish_entry
 from rts.testing import RedisServer, wait_until
 from tests.conftest import ROOT, Stage
+from tests.memory_ledger import MemoryLedger
 from tests.records import run, success
 
 pytestmark = pytest.mark.usefixtures("unmeasured_processes")

@@ -9,8 +9,8 @@ import pytest
 from rts import health
 from rts.errors import StoreUnavailable
 from rts.ledger.drain import BATCH, MANY, MAX_BACKOFF_S, MIN_BACKOFF_S, Drain
-from rts.ledger.memory import MemoryLedger
 from rts.records import OutboxEntry
+from tests.memory_ledger import MemoryLedger
 from tests.memory_outbox import MemoryOutbox, MemoryStream
 from tests.records import run
 

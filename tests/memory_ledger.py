@@ -1,4 +1,4 @@
-"""The ledger in memory, with the same rules as in MongoDB, for tests and experiments."""
+"""The ledger in memory, with the same rules as in MongoDB, for tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rts.records import OutboxEntry, is_provisional
 
 
 class MemoryLedger:
-    """Keeps the documents in dicts by ``_id``. Thread-safe."""
+    """A :class:`rts.ports.Ledger` in dicts by ``_id``. Thread-safe."""
 
     def __init__(self) -> None:
         self.tasks: dict[str, Document] = {}
