@@ -1,4 +1,4 @@
-"""Taus in the memory of one process: for tests, and as the reference for other stores."""
+"""Taus in the memory of one process: for simulations, and as the reference for Redis."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from rts.ports import TauEntry
 from rts.records import Learned
 from rts.settings import Settings
 from rts.tau.ema import ema
-from rts.tau.sketch import Sketch
 
 
 class MemoryTauStore:
@@ -19,7 +18,6 @@ class MemoryTauStore:
         self._settings = settings
         self._lock = threading.Lock()
         self._entries: dict[str, TauEntry] = {}
-        self._sketches: dict[str, Sketch] = {}
 
     def get(self, task_type: str, name: str | None = None) -> float:
         """See :class:`rts.ports.TauStore`."""
@@ -52,21 +50,13 @@ class MemoryTauStore:
         with self._lock:
             if field is None:
                 self._entries.clear()
-                self._sketches.clear()
             else:
                 self._entries.pop(field, None)
-                self._sketches.pop(field, None)
 
     def entries(self) -> Mapping[str, TauEntry]:
         """See :class:`rts.ports.TauStore`."""
         with self._lock:
             return dict(self._entries)
-
-    def sketch(self, field: str) -> Sketch:
-        """Return the sketch of the runtimes of *field*."""
-        with self._lock:
-            kept = self._sketches.get(field) or Sketch()
-            return Sketch(kept.zeros, kept.buckets)
 
     def _learn(
         self, field: str, task_type: str, actual_s: float
@@ -83,7 +73,6 @@ class MemoryTauStore:
             ema(old.deviation, error_s, rate) if old and old.count else error_s,
         )
         self._entries[field] = new
-        self._sketches.setdefault(field, Sketch()).update(actual_s)
         return tau, new.tau
 
 

@@ -14,7 +14,6 @@ from rts.records import Learned
 from rts.settings import Settings
 from rts.tau.finish import UNKNOWN_TYPE, FinishCall, FinishEntry, read_answer
 from rts.tau.memory import choose_tau
-from rts.tau.sketch import Sketch
 
 
 def parse_float(text: str) -> float:
@@ -92,11 +91,6 @@ class RedisTauStore:
         """See :class:`rts.ports.TauStore`."""
         keys = (self._keys.tau, self._keys.count, self._keys.deviation)
         return read_entries(*self._link.call(*(pack("HGETALL", key) for key in keys)))
-
-    def sketch(self, field: str) -> Sketch:
-        """Return the sketch of the runtimes of *field*."""
-        (reply,) = self._link.call(pack("HGETALL", self._keys.sketch + field))
-        return Sketch.from_hash(replies_as_text(reply))
 
     def restore(self, entries: Mapping[str, TauEntry], generation: str) -> int:
         """Restore a snapshot into a Redis that was wiped (or is new). What was learned since

@@ -34,9 +34,9 @@ class Sketch:
     True
     """
 
-    def __init__(self, zeros: int = 0, buckets: Mapping[int, int] | None = None) -> None:
-        self.zeros = zeros
-        self.buckets = dict(buckets or {})
+    def __init__(self) -> None:
+        self.zeros = 0
+        self.buckets: dict[int, int] = {}
 
     @classmethod
     def from_hash(cls, hash_: Mapping[str, str]) -> Sketch:
@@ -67,12 +67,6 @@ class Sketch:
             return
         bucket = math.ceil(math.log(x) / LOG_BASE)
         self.buckets[bucket] = self.buckets.get(bucket, 0) + 1
-
-    def merge(self, other: Sketch) -> None:
-        """Add the counts of *other*."""
-        self.zeros += other.zeros
-        for bucket, count in other.buckets.items():
-            self.buckets[bucket] = self.buckets.get(bucket, 0) + count
 
     def quantile(self, q: float) -> float | None:
         """Return the value of rank ⌊q·(n − 1)⌋, q in [0, 1]; ``None`` without values."""
