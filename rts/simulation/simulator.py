@@ -18,10 +18,13 @@ from rts.deadlines import deadline
 from rts.settings import Settings
 from rts.simulation.orders import Order, Waiting
 from rts.simulation.traces import KILLED, SUCCESS, Job
-from rts.tasktypes import UNTYPED
+from rts.tasktypes import UNTYPED, TaskType
 from rts.tau.memory import MemoryTauStore
 
 __all__ = ["IDEAL", "Conditions", "Outcome", "finished", "share_met", "simulate"]
+
+#: The instant of what does not happen.
+NEVER = float("inf")
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,6 @@ def simulate(
     order: Order,
     settings: Settings,
     *,
-    taus: MemoryTauStore | None = None,
     conditions: Conditions = IDEAL,
 ) -> list[Outcome]:
     """Return the outcome of each job, in the order of *jobs*, which is by arrival.
@@ -81,9 +83,7 @@ def simulate(
     See :func:`finished`, which yields them one by one.
     """
     outcomes: list[Outcome | None] = [None] * len(jobs)
-    for number, outcome in finished(
-        jobs, slots, order, settings, taus=taus, conditions=conditions
-    ):
+    for number, outcome in finished(jobs, slots, order, settings, conditions=conditions):
         outcomes[number] = outcome
     return [outcome for outcome in outcomes if outcome is not None]
 
@@ -94,14 +94,12 @@ def finished(
     order: Order,
     settings: Settings,
     *,
-    taus: MemoryTauStore | None = None,
     conditions: Conditions = IDEAL,
 ) -> Iterator[tuple[int, Outcome]]:
     """Yield position and outcome of each job as it finishes.
 
-    *slots*: tasks that run at a time, at least 1. *taus*: learned before; updated by the
-    simulation. k is that of *conditions*, else of the type, else
-    ``settings.sla_multiplier``. A type unknown to *settings* counts as ``mixed``.
+    *slots*: tasks that run at a time, at least 1. k is that of *conditions*, else of the type,
+    else ``settings.sla_multiplier``. A type unknown to *settings* counts as ``mixed``.
 
     Raises:
         ValueError: the jobs are not ordered by arrival, or *slots* or the speed is invalid.
@@ -110,82 +108,124 @@ def finished(
         raise ValueError(f"slots = {slots}: use at least 1")
     if not conditions.speed > 0:
         raise ValueError(f"speed = {conditions.speed}: use a number above 0")
-    taus = MemoryTauStore(settings) if taus is None else taus
-    speed, overheads = conditions.speed, conditions.overheads
-    rng = random.Random(conditions.seed)
-    kinds = settings.task_types
-    #: Runs that tau is not updated with yet: instant of the update, type, name, runtime.
-    lessons: deque[tuple[float, str, str, float]] = deque()
-    #: Heap of finish, number, task, start.
-    running: list[tuple[float, int, Waiting, float]] = []
-    #: Heap of further runs to come: release time, number, task.
-    pausing: list[tuple[float, int, Waiting]] = []
-    #: Completed runs by number, of jobs with several.
-    completed: dict[int, int] = {}
-    arrived, never = 0, float("inf")
-    next_arrival = jobs[0].arrival_s / speed if jobs else never
-    while True:
-        next_finish = running[0][0] if running else never
-        next_release = pausing[0][0] if pausing else never
-        now = min(next_finish, next_arrival, next_release)
-        if now == never:
-            break
-        if next_finish <= now:
-            _, number, task, started_at = heapq.heappop(running)
-            job = jobs[number]
-            order.ended(number)
-            runs = completed.get(number, 0)
-            if runs < len(job.later):
-                completed[number] = runs + 1
-                heapq.heappush(pausing, (now + job.later[runs].pause_s, number, task))
+    return _Simulation(jobs, slots, order, settings, conditions).play()
+
+
+class _Simulation:
+    """One simulation. Jobs are identified by their position."""
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        slots: int,
+        order: Order,
+        settings: Settings,
+        conditions: Conditions,
+    ) -> None:
+        self._jobs = jobs
+        self._slots = slots
+        self._order = order
+        self._settings = settings
+        self._conditions = conditions
+        self._rng = random.Random(conditions.seed)
+        self._taus = MemoryTauStore(settings)
+        #: Runs that tau is not updated with yet: instant of the update, type, name, runtime.
+        self._lessons: deque[tuple[float, str, str, float]] = deque()
+        #: Heap of finish, number, task, start.
+        self._running: list[tuple[float, int, Waiting, float]] = []
+        #: Heap of further runs to come: release time, number, task.
+        self._pausing: list[tuple[float, int, Waiting]] = []
+        #: Completed runs by number, of jobs with several.
+        self._completed: dict[int, int] = {}
+        #: How many jobs have arrived, and when the next one does.
+        self._arrived = 0
+        self._next_arrival = self._arrival_of(0)
+
+    def play(self) -> Iterator[tuple[int, Outcome]]:
+        """Yield position and outcome of each job as it finishes."""
+        running, pausing = self._running, self._pausing
+        order, slots = self._order, self._slots
+        while True:
+            next_finish = running[0][0] if running else NEVER
+            next_release = pausing[0][0] if pausing else NEVER
+            now = min(next_finish, self._next_arrival, next_release)
+            if now == NEVER:
+                return
+            if next_finish <= now:
+                ended = self._end_run()
+                if ended is not None:
+                    yield ended
+            elif next_release <= now:
+                order.push(heapq.heappop(pausing)[2])
             else:
-                completed.pop(number, None)
-                if job.end == SUCCESS and job.tau is None:
-                    kind = job.task_type if job.task_type in kinds else UNTYPED
-                    known_at = now + conditions.learning_lag_s
-                    runtime_s = job.later[-1].runtime_s if job.later else job.runtime_s
-                    lessons.append((known_at, kind, job.name, runtime_s))
-                yield (
-                    number,
-                    Outcome(job, task.tau, task.arrival, task.deadline, started_at, now),
-                )
-        elif next_release <= now:
-            order.push(heapq.heappop(pausing)[2])
+                self._arrive(now)
+            while len(running) < slots:
+                chosen = order.pop(now, slots)
+                for task in order.dropped:
+                    yield self._outcome(task, NEVER, NEVER)
+                if chosen is None:
+                    break
+                self._start(chosen, now)
+
+    def _arrive(self, now: float) -> None:
+        """Publish the next job."""
+        while self._lessons and self._lessons[0][0] <= now:
+            self._taus.update(*self._lessons.popleft()[1:])
+        job = self._jobs[self._arrived]
+        kind = self._kind_of(job)
+        tau = self._taus.get(kind.name, job.name) if job.tau is None else job.tau
+        if job.span_s is None or self._conditions.k is not None:
+            k = self._conditions.k or kind.sla_multiplier or self._settings.sla_multiplier
+            due = deadline(now, tau, k, self._settings.min_slack)
         else:
-            while lessons and lessons[0][0] <= now:
-                taus.update(*lessons.popleft()[1:])
-            job = jobs[arrived]
-            kind = job.task_type if job.task_type in kinds else UNTYPED
-            tau = taus.get(kind, job.name) if job.tau is None else job.tau
-            if job.span_s is None or conditions.k is not None:
-                k = conditions.k or kinds[kind].sla_multiplier or settings.sla_multiplier
-                due = deadline(now, tau, k, settings.min_slack)
-            else:
-                due = now + job.span_s
-            order.push(Waiting(now, tau, due, arrived))
-            arrived += 1
-            next_arrival = jobs[arrived].arrival_s / speed if arrived < len(jobs) else never
-            if next_arrival < now:
-                raise ValueError(f"job {arrived} arrives before its predecessor")
-        while len(running) < slots:
-            chosen = order.pop(now, slots)
-            for task in order.dropped:
-                job = jobs[task.number]
-                yield (
-                    task.number,
-                    Outcome(job, task.tau, task.arrival, task.deadline, never, never),
-                )
-            if chosen is None:
-                break
-            number = chosen.number
-            job = jobs[number]
-            runs = completed.get(number, 0)
-            runtime_s = job.later[runs - 1].runtime_s if runs else job.runtime_s
-            overhead_s = overheads[0]
-            if len(overheads) > 1:
-                overhead_s = overheads[int(rng.random() * len(overheads))]
-            started_at = now + overhead_s
-            heapq.heappush(running, (started_at + runtime_s, number, chosen, started_at))
+            due = now + job.span_s
+        self._order.push(Waiting(now, tau, due, self._arrived))
+        self._arrived += 1
+        self._next_arrival = self._arrival_of(self._arrived)
+        if self._next_arrival < now:
+            raise ValueError(f"job {self._arrived} arrives before its predecessor")
+
+    def _start(self, task: Waiting, now: float) -> None:
+        """Start the next run of *task* on a free slot."""
+        job, overheads = self._jobs[task.number], self._conditions.overheads
+        runs = self._completed.get(task.number, 0)
+        runtime_s = job.later[runs - 1].runtime_s if runs else job.runtime_s
+        overhead_s = overheads[0]
+        if len(overheads) > 1:
+            overhead_s = overheads[int(self._rng.random() * len(overheads))]
+        started_at = now + overhead_s
+        heapq.heappush(self._running, (started_at + runtime_s, task.number, task, started_at))
+
+    def _end_run(self) -> tuple[int, Outcome] | None:
+        """End the run that finishes first; ``None`` if its job has another one to come."""
+        now, number, task, started_at = heapq.heappop(self._running)
+        job = self._jobs[number]
+        self._order.ended(number)
+        runs = self._completed.get(number, 0)
+        if runs < len(job.later):
+            self._completed[number] = runs + 1
+            heapq.heappush(self._pausing, (now + job.later[runs].pause_s, number, task))
+            return None
+        self._completed.pop(number, None)
+        if job.end == SUCCESS and job.tau is None:
+            known_at = now + self._conditions.learning_lag_s
+            runtime_s = job.later[-1].runtime_s if job.later else job.runtime_s
+            self._lessons.append((known_at, self._kind_of(job).name, job.name, runtime_s))
+        return self._outcome(task, started_at, now)
+
+    def _outcome(self, task: Waiting, started_at: float, now: float) -> tuple[int, Outcome]:
+        job = self._jobs[task.number]
+        outcome = Outcome(job, task.tau, task.arrival, task.deadline, started_at, now)
+        return task.number, outcome
+
+    def _arrival_of(self, number: int) -> float:
+        if number == len(self._jobs):
+            return NEVER
+        return self._jobs[number].arrival_s / self._conditions.speed
+
+    def _kind_of(self, job: Job) -> TaskType:
+        kinds = self._settings.task_types
+        return kinds.get(job.task_type) or kinds[UNTYPED]
 
 
 def share_met(outcomes: Sequence[Outcome]) -> float:
