@@ -50,6 +50,11 @@ class CommandError(RtsError):
     """What a command line or a call asks for cannot be done; the message says what can."""
 
 
+def unusable(server: str, exc: BaseException) -> str:
+    """Return that *server*, with its URL, is not usable, and why: by the cause of *exc*."""
+    return f"{server} is not usable ({short(exc.__cause__ or exc)})"
+
+
 def short(exc: BaseException) -> str:
     """Return an error as one short line. The drivers' messages never hold a password."""
     text = " ".join(str(exc).split())

@@ -17,7 +17,7 @@ import click
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
-from rts.errors import BrokerUnavailable, StoreUnavailable, short
+from rts.errors import BrokerUnavailable, StoreUnavailable, unusable
 from rts.ledger.connection import connect, database_of
 from rts.link.link import Link
 from rts.settings import Settings
@@ -97,10 +97,8 @@ def link_to_redis(settings: Settings) -> Iterator[Link]:
     except BrokerUnavailable:
         raise
     except StoreUnavailable as exc:
-        raise StoreUnavailable(
-            f"Redis at {shown_url(settings.redis_url)} is not usable "
-            f"({short(exc.__cause__ or exc)}). Check the server and rts_redis_url"
-        ) from exc
+        why = unusable(f"Redis at {shown_url(settings.redis_url)}", exc)
+        raise StoreUnavailable(f"{why}. Check the server and rts_redis_url") from exc
     finally:
         link.close()
 
@@ -125,7 +123,6 @@ def outages_not_logged() -> Iterator[None]:
 @contextmanager
 def ledger_of(settings: Settings) -> Iterator[Database[dict[str, Any]]]:
     """Yield the database of the ledger; an outage is reported with what to do about it."""
-    url = shown_url(settings.mongo_url)
     try:
         client = connect(settings.mongo_url)
         try:
@@ -133,10 +130,8 @@ def ledger_of(settings: Settings) -> Iterator[Database[dict[str, Any]]]:
         finally:
             client.close()
     except (StoreUnavailable, PyMongoError) as exc:
-        raise StoreUnavailable(
-            f"MongoDB at {url} is not usable ({short(exc.__cause__ or exc)}). Check the "
-            "server and rts_mongo_url"
-        ) from exc
+        why = unusable(f"MongoDB at {shown_url(settings.mongo_url)}", exc)
+        raise StoreUnavailable(f"{why}. Check the server and rts_mongo_url") from exc
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 
 from rts.cli.fitting import fitted, tables
-from rts.cli.problems import takers
 from rts.cli.status import NO_WORKERS, UNLED, WORKER_COLUMNS, outbox_text, worker_row
 from rts.cli.table import NONE, Column, cut, percent, render, seconds
 from rts.cli.watch_data import WINDOWS, Snapshot
@@ -144,10 +143,9 @@ def _p95(of: Percentiles | None) -> str:
 
 def _queue_row(state: QueueState, at: datetime, fleet: RedisState) -> Sequence[str]:
     due_at = state.next_deadline
-    slots = sum(worker.concurrency or 0 for worker in takers(fleet, state.name))
     return (
         state.name,
         *(str(n) for n in (state.waiting, state.ordered, state.demoted, state.plain)),
         NONE if due_at is None else seconds(due_at - at.timestamp()),
-        str(slots) if fleet.server.reachable else NONE,
+        str(fleet.slots_for(state.name)) if fleet.server.reachable else NONE,
     )

@@ -11,7 +11,7 @@ from rts.installation import installed
 from rts.scheduling.queues import QueueState
 from rts.settings import Settings
 from rts.views.fleet_state import DROPPED
-from rts.views.status import LedgerState, RedisState, WorkerState
+from rts.views.status import LedgerState, RedisState
 
 #: Age of the oldest record in the outbox that is a problem, in seconds. A drain takes less than
 #: one.
@@ -90,7 +90,7 @@ def dropped_records(redis: RedisState) -> dict[str, int]:
 
 def dead_fleet(redis: RedisState) -> str | None:
     """Return that no worker is alive, if tasks miss one."""
-    if not redis.overdue_tasks or live(redis):
+    if not redis.overdue_tasks or redis.live_workers:
         return None
     overdue = counted(redis.overdue_tasks, "task")
     return f"no worker is alive, with {overdue} past the deadline"
@@ -110,19 +110,9 @@ def queue_problems(
                 "workers without rts_scheduler = 'edf' do not see. rts queues --to-fifo moves "
                 "them"
             )
-        elif state.waiting and live(redis) and not takers(redis, state.name):
+        elif state.waiting and redis.live_workers and not redis.takers(state.name):
             found.append(
                 f"{counted(state.waiting, 'message')} in the queue {name}, from which no "
                 f"worker with rts takes. Start one with -Q {name}"
             )
     return found
-
-
-def live(redis: RedisState) -> list[WorkerState]:
-    """Return the workers that are not silent."""
-    return [worker for worker in redis.workers if not worker.silent]
-
-
-def takers(redis: RedisState, queue: str) -> list[WorkerState]:
-    """Return the live workers that take from *queue*, or may."""
-    return [w for w in live(redis) if w.queues is None or queue in w.queues]

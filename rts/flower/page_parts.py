@@ -105,7 +105,7 @@ def state(
         late = sum(summary.hopeless + summary.state.demoted for summary in queues or ())
         overdue = late + (redis.overdue or 0)
         count = (waiting or 0) + (redis.running or 0)
-    workers = [worker for worker in redis.workers if not worker.silent]
+    workers = redis.live_workers
     loads = [worker.load["load"] for worker in workers if "load" in worker.load]
     return {
         "open": {"tasks": count, "waiting": waiting, "running": redis.running},

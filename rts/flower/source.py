@@ -18,7 +18,7 @@ from pymongo import MongoClient
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
-from rts.errors import StoreUnavailable, short
+from rts.errors import StoreUnavailable, unusable
 from rts.flower.charts import Moment, moment
 from rts.ledger.connection import connect, database_of
 from rts.link.link import Link
@@ -41,7 +41,7 @@ from rts.views.report import ReportRow, report, row_of
 from rts.views.runs import OneTask, late_runs, latest_misses, one_task, sample
 from rts.views.series import series
 from rts.views.slo import ObjectiveStatus, standings
-from rts.views.status import RedisState, WorkerState, ask_redis
+from rts.views.status import RedisState, ask_redis
 from rts.views.tallies import tally
 from rts.views.tally import FIELDS, Tally, add_all, total_of
 from rts.views.taus import TauRow, tau_rows
@@ -89,7 +89,11 @@ class QueueSummary:
 
 
 class Source:
-    """Queries the servers of one app."""
+    """Queries the servers of one app.
+
+    Each query raises :class:`rts.errors.StoreUnavailable`, with the URL of the server and the
+    reason, if that does not answer.
+    """
 
     def __init__(self, app: Any, settings: Settings) -> None:
         self.settings = settings
@@ -100,47 +104,27 @@ class Source:
         self._lock = threading.Lock()
 
     def redis(self) -> RedisState:
-        """Return the state of Redis, with workers, running tasks and the outbox.
-
-        Raises:
-            StoreUnavailable: it does not answer.
-        """
+        """Return the state of Redis, with workers, running tasks and the outbox."""
         with self._redis_errors():
             return ask_redis(self._link, self.settings)
 
     def reading(self) -> Reading:
-        """Return open and overdue tasks by queue, as in the metrics.
-
-        Raises:
-            StoreUnavailable: Redis does not answer.
-        """
+        """Return open and overdue tasks by queue, as in the metrics."""
         with self._redis_errors():
             return read(self._link, self.settings)
 
     def taus(self) -> list[TauRow]:
-        """Return the learned taus.
-
-        Raises:
-            StoreUnavailable: Redis does not answer.
-        """
+        """Return the learned taus."""
         with self._redis_errors():
             return tau_rows(self._link, self.settings)
 
     def objectives(self) -> list[ObjectiveStatus]:
-        """Return the state of the objectives.
-
-        Raises:
-            StoreUnavailable: MongoDB does not answer.
-        """
+        """Return the state of the objectives."""
         with self._ledger() as database:
             return standings(database, self.settings, _now())
 
     def counted(self, since: timedelta, by: str, key: str | None = None) -> Counted:
-        """Count the last *since*, grouped by *by*; only *key* if it is given.
-
-        Raises:
-            StoreUnavailable: MongoDB does not answer.
-        """
+        """Count the last *since*, grouped by *by*; only *key* if it is given."""
         window = _now() - since, _now()
         tallies: dict[str, Tally] = {}
         history = []
@@ -157,11 +141,7 @@ class Source:
         )
 
     def rows(self, since: timedelta, by: str) -> list[ReportRow]:
-        """Return the report of the last *since*.
-
-        Raises:
-            StoreUnavailable: MongoDB does not answer.
-        """
+        """Return the report of the last *since*."""
         with self._ledger() as database:
             return report(database, _now() - since, _now(), by)
 
@@ -169,88 +149,51 @@ class Source:
         """Return the report of everything; ``None`` if nothing ended.
 
         By type, since those sums are precomputed.
-
-        Raises:
-            StoreUnavailable: MongoDB does not answer.
         """
         with self._ledger() as database:
             by_type = tally(database, (_now() - since, _now()), "type")
         return row_of("total", total_of(by_type.values())) if by_type else None
 
     def reasons(self, since: timedelta, types: tuple[str, ...]) -> dict[str, Why]:
-        """Return why the latest late runs of each type were late.
-
-        Raises:
-            StoreUnavailable: MongoDB does not answer.
-        """
+        """Return why the latest late runs of each type were late."""
         window = _now() - since, _now()
         with self._ledger() as database:
             return {t: why(late_runs(database, window, t, LATE_RUNS)) for t in types}
 
     def sample(self, since: timedelta, by: str, key: str | None) -> list[dict[str, Any]]:
-        """Return some runs of the last *since*, of one type, name or worker if *key* is given.
-
-        Raises:
-            StoreUnavailable: MongoDB does not answer.
-        """
+        """Return some runs of the last *since*: all, or of the type, name or worker *key*."""
         with self._ledger() as database:
             return sample(database, (_now() - since, _now()), **{FIELDS[by]: key})
 
     def misses(
         self, since: timedelta, types: tuple[str, ...], name: str | None
     ) -> list[dict[str, Any]]:
-        """Return the latest tasks that missed their deadline, at most ``MISSES``.
-
-        Raises:
-            StoreUnavailable: MongoDB does not answer.
-        """
+        """Return the latest tasks that missed their deadline, at most ``MISSES``."""
         window = _now() - since, _now()
         with self._ledger() as database:
             return latest_misses(database, window, types, name=name, limit=MISSES)
 
     def task(self, task_id: str) -> OneTask | None:
-        """Return one task; ``None`` if the ledger does not know it.
-
-        Raises:
-            StoreUnavailable: MongoDB does not answer.
-        """
+        """Return one task; ``None`` if the ledger does not know it."""
         with self._ledger() as database:
             return one_task(database, task_id)
 
     def queues(self) -> list[QueueSummary] | None:
-        """Return the queues; ``None`` if the broker is not Redis.
-
-        Raises:
-            StoreUnavailable: the broker, or Redis, does not answer.
-        """
-        workers = [worker for worker in self.redis().workers if not worker.silent]
+        """Return the queues; ``None`` if the broker is not Redis."""
+        redis = self.redis()
         with self._redis_errors():
             fleet = fleet_queues(self._link, self.settings)
         with ordered_channel(self._app, self.settings) as channel:
             if channel is None:
                 return None
             found = queue_names(self._app, self.settings, channel, fleet)
-            return [self._summary(channel, name, workers) for name in found]
+            return [_summary(channel, name, redis.slots_for(name)) for name in found]
 
     def close(self) -> None:
         """Close the connections."""
         self._link.close()
         if self._client is not None:
             self._client.close()
-
-    def _summary(self, channel: Any, name: str, workers: list[WorkerState]) -> QueueSummary:
-        state = state_of(channel, name)
-        line = next_waiting(channel, name, IN_LINE)
-        hopeless = hopeless_in(channel, name) if state.ordered else 0
-        slots = sum(
-            worker.concurrency or 0
-            for worker in workers
-            if worker.queues is None or name in worker.queues
-        )
-        taus = [task.tau for task in line[:MEAN_OF] if task.tau is not None and task.tau > 0]
-        mean_s = math.fsum(taus) / len(taus) if taus else 0.0
-        drain_s = state.waiting * mean_s / slots if slots else None
-        return QueueSummary(state, hopeless, slots, drain_s, line)
 
     @contextmanager
     def _ledger(self) -> Iterator[Database[dict[str, Any]]]:
@@ -261,8 +204,8 @@ class Source:
                     self._client = connect(self.settings.mongo_url, MONGO_OPTIONS)
             yield database_of(self._client)
         except (StoreUnavailable, PyMongoError) as exc:
-            url, reason = shown_url(self.settings.mongo_url), short(exc.__cause__ or exc)
-            raise StoreUnavailable(f"MongoDB at {url} is not usable ({reason})") from exc
+            server = f"MongoDB at {shown_url(self.settings.mongo_url)}"
+            raise StoreUnavailable(unusable(server, exc)) from exc
 
     @contextmanager
     def _redis_errors(self) -> Iterator[None]:
@@ -270,8 +213,18 @@ class Source:
         try:
             yield
         except StoreUnavailable as exc:
-            url, reason = shown_url(self.settings.redis_url), short(exc.__cause__ or exc)
-            raise StoreUnavailable(f"Redis at {url} is not usable ({reason})") from exc
+            server = f"Redis at {shown_url(self.settings.redis_url)}"
+            raise StoreUnavailable(unusable(server, exc)) from exc
+
+
+def _summary(channel: Any, name: str, slots: int) -> QueueSummary:
+    state = state_of(channel, name)
+    line = next_waiting(channel, name, IN_LINE)
+    hopeless = hopeless_in(channel, name) if state.ordered else 0
+    taus = [task.tau for task in line[:MEAN_OF] if task.tau is not None and task.tau > 0]
+    mean_s = math.fsum(taus) / len(taus) if taus else 0.0
+    drain_s = state.waiting * mean_s / slots if slots else None
+    return QueueSummary(state, hopeless, slots, drain_s, line)
 
 
 def _now() -> datetime:

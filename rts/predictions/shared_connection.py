@@ -11,7 +11,7 @@ from typing import Any
 import redis
 from kombu.exceptions import OperationalError
 
-from rts.errors import BrokerUnavailable, CommandError, short
+from rts.errors import BrokerUnavailable, CommandError, unusable
 from rts.settings import Settings
 from rts.urls import shown_url
 
@@ -74,10 +74,8 @@ class SharedConnection:
             *connection.connection_errors,
         ) as exc:
             self._discard(opened)
-            url = shown_url(connection.as_uri())
-            raise BrokerUnavailable(
-                f"the broker {url} is not usable ({short(exc.__cause__ or exc)})"
-            ) from exc
+            server = f"the broker {shown_url(connection.as_uri())}"
+            raise BrokerUnavailable(unusable(server, exc)) from exc
         finally:
             self._leave(opened)
 

@@ -45,7 +45,7 @@ class QueueSimulation:
         runtimes: Runtimes,
         arrivals: Arrivals,
         rng: random.Random,
-        new: Work | None = None,
+        new: Work | None,
     ) -> None:
         self.now = now = snapshot.now
         #: Events so far, a measure of the effort.

@@ -10,7 +10,7 @@ from typing import Any
 import redis
 from kombu.exceptions import OperationalError
 
-from rts.errors import BrokerUnavailable, short
+from rts.errors import BrokerUnavailable, unusable
 from rts.ledger.heartbeat import read_heartbeats
 from rts.ledger.storable import text as storable
 from rts.link.link import Link
@@ -108,10 +108,8 @@ def ordered_channel(
             yield connection.default_channel
         # Also where it refuses a command: its user may not use the key, or others do.
         except (OperationalError, redis.RedisError, *connection.connection_errors) as exc:
-            raise BrokerUnavailable(
-                f"the broker {shown_url(connection.as_uri())} is not usable "
-                f"({short(exc.__cause__ or exc)})"
-            ) from exc
+            server = f"the broker {shown_url(connection.as_uri())}"
+            raise BrokerUnavailable(unusable(server, exc)) from exc
 
 
 def queue_names(app: Any, settings: Settings, channel: Any, fleet: FleetQueues) -> list[str]:
@@ -232,7 +230,7 @@ def move_to_lists(channel: Any, name: str) -> int:
     return moved
 
 
-def known_queues(app: Any, settings: Settings, served: Iterable[str] = ()) -> list[str]:
+def known_queues(app: Any, settings: Settings, served: Iterable[str]) -> list[str]:
     """Return the queues in which tasks of *app* may wait: the configured ones, then those of
     ``rts_routes``, then *served*, which workers consume.
     """

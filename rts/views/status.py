@@ -96,6 +96,19 @@ class RedisState:
     #: Why it refuses what rts writes, with what to do about it; ``None``: it says nothing.
     refusal: str | None = None
 
+    @property
+    def live_workers(self) -> list[WorkerState]:
+        """The workers that are not silent."""
+        return [worker for worker in self.workers if not worker.silent]
+
+    def takers(self, queue: str) -> list[WorkerState]:
+        """Return the live workers that consume *queue*, or may."""
+        return [w for w in self.live_workers if w.queues is None or queue in w.queues]
+
+    def slots_for(self, queue: str) -> int:
+        """Return the slots of the live workers that consume *queue*, or may."""
+        return sum(worker.concurrency or 0 for worker in self.takers(queue))
+
 
 @dataclass(frozen=True)
 class LedgerState:
