@@ -33,7 +33,8 @@ from rts.ledger.shipper import Shipper
 from rts.ledger.sink import SpoolRunSink
 from rts.ledger.spool import Spool
 from rts.link.counters import TakenCounts
-from rts.link.link import Link, as_instant
+from rts.link.link import Link
+from rts.link.replies import as_instant
 from rts.link.scripts import pack
 from rts.load.sampler import Probes, real_probes, take_sample
 from rts.records import Execution, Learned

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rts.ledger.received import decode_marks
-from rts.link.link import replies_as_text
+from rts.link.replies import replies_as_text
 from rts.validation import finite
 
 #: Seconds between heartbeats.

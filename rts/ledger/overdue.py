@@ -18,7 +18,8 @@ from rts.ledger.events import OVERDUE as KIND
 from rts.ledger.in_flight import read_notes
 from rts.ledger.storable import text
 from rts.link.lease import Lease
-from rts.link.link import Link, as_instant
+from rts.link.link import Link
+from rts.link.replies import as_instant
 from rts.link.scripts import MARK_OVERDUE, pack
 from rts.records import (
     OVERDUE,

@@ -7,25 +7,21 @@ directly, with commands that are packed already.
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from pkgutil import resolve_name
 from typing import Any
 
 import redis
-from redis.backoff import NoBackoff
-from redis.connection import parse_url
 from redis.exceptions import MasterDownError, ReadOnlyError, RedisError, ResponseError
-from redis.retry import Retry
 
 from rts import forks, health
-from rts.errors import ConfigurationError, StoreUnavailable
+from rts.errors import StoreUnavailable
 from rts.link.breaker import Breaker
 from rts.link.lookup import Lookup
+from rts.link.options import connection_options
 from rts.settings import Settings
 from rts.urls import shown_url
 
@@ -55,34 +51,7 @@ class Link:
     def __init__(self, settings: Settings, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._shown_url = shown_url(settings.redis_url)
-        try:
-            options = dict(parse_url(settings.redis_url))  # type: ignore[no-untyped-call]  # redis-py
-        except ValueError:  # an option of the wrong type
-            allowed = "a URL whose options redis-py understands"
-            raise ConfigurationError("rts_redis_url", self._shown_url, allowed) from None
-        self._make = options.pop("connection_class", redis.Connection)
-        self._options = supported_options(self._make, options)
-        if (provider := self._options.get("credential_provider")) is not None:
-            try:
-                provider = load_credential_provider(provider)
-            except (ImportError, AttributeError, TypeError, ValueError) as exc:
-                allowed = "a URL whose credential_provider names a class: module.Class"
-                raise ConfigurationError(
-                    "rts_redis_url", self._shown_url, f"{allowed} ({exc})"
-                ) from exc
-            # redis-py accepts either a provider or a user name and password.
-            self._options.update(credential_provider=provider, username=None, password=None)
-        # These override the URL, which may be the broker's and have options meant for it.
-        self._options.update(
-            socket_timeout=settings.timeout,
-            socket_connect_timeout=settings.connect_timeout,
-            retry=Retry(NoBackoff(), 0),
-            retry_on_timeout=False,
-            health_check_interval=0,
-            decode_responses=False,
-            protocol=2,
-            **without_client_info(self._make),
-        )
+        self._make, self._options = connection_options(settings)
         self._connect_timeout_s = settings.connect_timeout
         self._lookup = self._new_lookup()
         self._period_s = settings.breaker_period
@@ -254,67 +223,3 @@ def is_from_replica(refusal: ResponseError) -> bool:
     if isinstance(refusal, ReadOnlyError | MasterDownError):
         return True
     return "READONLY" in str(refusal)
-
-
-def without_client_info(connection_class: type) -> dict[str, None]:
-    """Return the options that keep a new connection from sending redis-py's name and
-    version, which would cost two more round trips.
-    """
-    for names in (("driver_info",), ("lib_name", "lib_version")):
-        if parameters_of(connection_class).issuperset(names):
-            return dict.fromkeys(names)
-    return {}  # an old redis-py, which does not send them
-
-
-def supported_options(connection_class: type, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of *options* that the connection class accepts.
-
-    A broker's URL may have options that are meant for Celery alone.
-    """
-    known = parameters_of(connection_class)
-    for name in options.keys() - known:
-        health.warn_once(
-            f"redis-option:{name}",
-            "rts: redis-py has no option %s, which the Redis URL sets; it is ignored",
-            health.shown(name),
-        )
-    return {name: value for name, value in options.items() if name in known}
-
-
-def load_credential_provider(name: str) -> redis.CredentialProvider:
-    """Instantiate the credential provider class called *name*, as kombu and Celery do.
-
-    Raises:
-        ImportError, AttributeError, TypeError, ValueError: there is no such class, or it is no
-            credential provider that can be made without arguments.
-    """
-    # Without a colon, the ImportError of a module within a package would be swallowed.
-    provider = resolve_name(name if ":" in name else ":".join(name.rsplit(".", 1)))()
-    if not isinstance(provider, redis.CredentialProvider):
-        raise TypeError(f"{name} is no redis.CredentialProvider")
-    return provider
-
-
-def parameters_of(connection_class: type) -> set[str]:
-    """Return the names of the options that the connection class accepts."""
-    return {
-        parameter
-        for cls in connection_class.__mro__
-        for parameter in inspect.signature(cls.__init__).parameters  # type: ignore[misc]  # each class's own
-    }
-
-
-def replies_as_text(replies: Sequence[Any]) -> dict[str, str]:
-    """Return a reply to HGETALL as a dict of texts."""
-    texts = [reply.decode("utf-8", "replace") for reply in replies]
-    return dict(zip(texts[::2], texts[1::2], strict=True))
-
-
-def as_instant(reply: Sequence[bytes]) -> float:
-    """Return a reply to TIME in epoch seconds.
-
-    >>> as_instant([b"1893456000", b"250000"])
-    1893456000.25
-    """
-    seconds, micros = reply
-    return int(seconds) + int(micros) / 1e6

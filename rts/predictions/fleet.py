@@ -12,7 +12,8 @@ from rts.ledger.heartbeat import Heartbeat, read_heartbeats
 from rts.ledger.in_flight import read_notes
 from rts.ledger.received import SIZE
 from rts.ledger.recent import RUNS, Recent, read_recent
-from rts.link.link import Link, as_instant, replies_as_text
+from rts.link.link import Link
+from rts.link.replies import as_instant, replies_as_text
 from rts.link.scripts import pack
 from rts.predictions.shared_workers import WorkerGroup
 from rts.records import Execution

@@ -15,7 +15,8 @@ from rts.errors import CommandError, StoreUnavailable
 from rts.ledger.heartbeat import Heartbeat
 from rts.ledger.in_flight import read_notes
 from rts.ledger.overdue import task_of
-from rts.link.link import Link, as_instant
+from rts.link.link import Link
+from rts.link.replies import as_instant
 from rts.link.scripts import pack
 from rts.predictions import forecast
 from rts.predictions.cached_reading import MAX_FRESH_S, MIN_FRESH_S, Reading

@@ -15,7 +15,8 @@ from rts.clock import FleetClock
 from rts.deadlines import MAX_LEARNED, MIN_LEARNED
 from rts.errors import StoreUnavailable
 from rts.link.counters import TakenCounts
-from rts.link.link import Link, as_instant, replies_as_text
+from rts.link.link import Link
+from rts.link.replies import as_instant, replies_as_text
 from rts.link.scripts import pack
 from rts.records import Announcement
 from rts.settings import Settings

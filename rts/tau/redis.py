@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rts import health
-from rts.link.link import Link, replies_as_text
+from rts.link.link import Link
+from rts.link.replies import replies_as_text
 from rts.link.scripts import RESTORE, pack
 from rts.ports import TauEntry
 from rts.records import Learned

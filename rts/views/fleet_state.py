@@ -11,7 +11,7 @@ from typing import Any
 from rts.keys import Keys
 from rts.ledger.heartbeat import Heartbeat, read_heartbeats
 from rts.ledger.in_flight import read_notes
-from rts.link.link import as_instant, replies_as_text
+from rts.link.replies import as_instant, replies_as_text
 from rts.link.scripts import pack
 from rts.records import Execution
 

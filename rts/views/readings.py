@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from rts.ledger.counting import DURATIONS, LATENESS
 from rts.ledger.heartbeat import Heartbeat
-from rts.link.link import Link, replies_as_text
+from rts.link.link import Link
+from rts.link.replies import replies_as_text
 from rts.link.scripts import pack
 from rts.settings import Settings
 from rts.validation import finite

@@ -14,7 +14,8 @@ from rts.errors import StoreUnavailable
 from rts.keys import ASSIGNMENTS, REFUSED, TASKS
 from rts.ledger.connection import connect, database_of
 from rts.ledger.heartbeat import Heartbeat
-from rts.link.link import Link, as_instant
+from rts.link.link import Link
+from rts.link.replies import as_instant
 from rts.link.scripts import pack
 from rts.settings import Settings
 from rts.urls import shown_url

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rts.link.link import Link, replies_as_text
+from rts.link.link import Link
+from rts.link.replies import replies_as_text
 from rts.link.scripts import pack
 from rts.ports import TauEntry
 from rts.settings import Settings

@@ -1,0 +1,103 @@
+"""The options of connections to Redis: those of the URL that redis-py knows, and ours."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pkgutil import resolve_name
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.connection import parse_url
+from redis.retry import Retry
+
+from rts import health
+from rts.errors import ConfigurationError
+from rts.settings import Settings
+from rts.urls import shown_url
+
+
+def connection_options(settings: Settings) -> tuple[Any, dict[str, Any]]:
+    """Return the class of connections to the Redis of *settings*, and its arguments.
+
+    Raises:
+        ConfigurationError: an option in the URL has a value of the wrong type, or names
+            a credential provider that cannot be loaded.
+    """
+    shown = shown_url(settings.redis_url)
+    try:
+        given = dict(parse_url(settings.redis_url))  # type: ignore[no-untyped-call]  # redis-py
+    except ValueError:  # an option of the wrong type
+        allowed = "a URL whose options redis-py understands"
+        raise ConfigurationError("rts_redis_url", shown, allowed) from None
+    make = given.pop("connection_class", redis.Connection)
+    options = supported_options(make, given)
+    if (provider := options.get("credential_provider")) is not None:
+        try:
+            provider = load_credential_provider(provider)
+        except (ImportError, AttributeError, TypeError, ValueError) as exc:
+            allowed = f"a URL whose credential_provider names a class: module.Class ({exc})"
+            raise ConfigurationError("rts_redis_url", shown, allowed) from exc
+        # redis-py accepts either a provider or a user name and password.
+        options.update(credential_provider=provider, username=None, password=None)
+    # These override the URL, which may be the broker's and have options meant for it.
+    options.update(
+        socket_timeout=settings.timeout,
+        socket_connect_timeout=settings.connect_timeout,
+        retry=Retry(NoBackoff(), 0),
+        retry_on_timeout=False,
+        health_check_interval=0,
+        decode_responses=False,
+        protocol=2,
+        **without_client_info(make),
+    )
+    return make, options
+
+
+def without_client_info(connection_class: type) -> dict[str, None]:
+    """Return the options that keep a new connection from sending redis-py's name and
+    version, which would cost two more round trips.
+    """
+    for names in (("driver_info",), ("lib_name", "lib_version")):
+        if parameters_of(connection_class).issuperset(names):
+            return dict.fromkeys(names)
+    return {}  # an old redis-py, which does not send them
+
+
+def supported_options(connection_class: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of *options* that the connection class accepts.
+
+    A broker's URL may have options that are meant for Celery alone.
+    """
+    known = parameters_of(connection_class)
+    for name in options.keys() - known:
+        health.warn_once(
+            f"redis-option:{name}",
+            "rts: redis-py has no option %s, which the Redis URL sets; it is ignored",
+            health.shown(name),
+        )
+    return {name: value for name, value in options.items() if name in known}
+
+
+def load_credential_provider(name: str) -> redis.CredentialProvider:
+    """Instantiate the credential provider class called *name*, as kombu and Celery do.
+
+    Raises:
+        ImportError, AttributeError, TypeError, ValueError: there is no such class, or it is no
+            credential provider that can be made without arguments.
+    """
+    # Without a colon, the ImportError of a module within a package would be swallowed.
+    provider = resolve_name(name if ":" in name else ":".join(name.rsplit(".", 1)))()
+    if not isinstance(provider, redis.CredentialProvider):
+        raise TypeError(f"{name} is no redis.CredentialProvider")
+    return provider
+
+
+def parameters_of(connection_class: type) -> set[str]:
+    """Return the names of the options that the connection class accepts."""
+    return {
+        parameter
+        for cls in connection_class.__mro__
+        for parameter in inspect.signature(cls.__init__).parameters  # type: ignore[misc]  # each class's own
+    }
