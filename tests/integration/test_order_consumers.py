@@ -1,0 +1,333 @@
+"""Consumers of queues in deadline order on a real Redis: bells, slots, several queues."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from contextlib import suppress
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+from kombu import Connection, Consumer, Exchange, Producer, Queue
+from kombu.asynchronous import Hub
+
+import rts
+from rts.scheduling.activation import turn_on
+from rts.scheduling.channel import Channel
+from rts.scheduling.layout import BELL_TTL_MS
+from rts.scheduling.scripts import CLAIM
+from rts.scheduling.slots import limit_to_slots
+from rts.scheduling.transport import SentinelTransport, Transport
+from rts.settings import Settings
+from rts.testing import wait_until
+from tests.order import FAR, NAME, PAST, Message, connect, envelope
+
+
+def test_a_consumer_wakes_on_publish(url: str) -> None:
+    got: list[str] = []
+    queue = Queue(NAME, Exchange(NAME), NAME)
+    with connect(url) as connection, connect(url) as producer:
+        consumer = Consumer(connection, queue)
+        consumer.register_callback(lambda body, m: (got.append(body), m.ack()))
+        consumer.consume()
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=0.3)
+        for number in range(3):
+            Producer(producer, Exchange(NAME), NAME).publish(number)
+            connection.drain_events(timeout=5)
+    assert got == [0, 1, 2]
+
+
+def next_wait(connection: Connection, raw: redis.Redis) -> str:
+    """Return the arguments of the next ``BRPOP`` of *connection*: keys and timeout."""
+    with raw.monitor() as monitor:
+        while True:
+            with suppress(TimeoutError):
+                connection.drain_events(timeout=0.1)
+            raw.echo("over")
+            while not (command := str(monitor.next_command()["command"])).startswith("ECHO"):
+                if command.startswith("BRPOP "):
+                    return command.removeprefix("BRPOP ")
+
+
+def test_an_idle_consumer_blocks_on_the_bell(url: str, raw: redis.Redis) -> None:
+    # Replies of workers without the order come on plain lists, without a bell.
+    with connect(url) as connection:
+        channel, answers = connection.default_channel, Queue("answers")
+        with Consumer(channel, Queue(NAME, Exchange(""), NAME)):
+            assert next_wait(connection, raw).endswith(" 1")
+            with Consumer(channel, answers, no_ack=True):
+                assert next_wait(connection, raw).endswith(" 0.2")
+            waits = [
+                next_wait(connection, raw) for _ in range(2)
+            ]  # the first may be an earlier one
+            assert waits[-1].endswith(" 1")
+
+
+def test_what_is_no_task_rings_the_bell_once_and_for_a_while(
+    url: str, raw: redis.Redis
+) -> None:
+    bell = f"{NAME}\x06\x16edf:bell"
+    with connect(url) as connection:
+        for number in range(2):
+            reply = {**envelope(Message(FAR, 1.0, 1.0, str(number))), "headers": {}}
+            connection.default_channel._put(NAME, reply)
+        assert (raw.llen(NAME), raw.lrange(bell, 0, -1)) == (2, ["1"])
+        assert 0 < raw.pttl(bell) <= BELL_TTL_MS
+
+
+def test_round_robin_and_sorted_over_queues(url: str) -> None:
+    start = time.time()
+    for strategy, expected in (
+        ("round_robin", [["a0", "b0"], ["a1", "b1"]]),
+        ("sorted", [["a0", "a1"], ["b0", "b1"]]),
+    ):
+        got: list[str] = []
+        queues = [Queue(name, Exchange(""), name, no_declare=True) for name in "ab"]
+        with connect(url, queue_order_strategy=strategy) as connection:
+            channel = connection.default_channel
+            for name, number in itertools.product("ba", range(2)):
+                message = Message(start + FAR + number, start, 1.0, f"{name}{number}")
+                channel._put(name, envelope(message, name))
+            consumer = Consumer(
+                channel,
+                queues,
+                on_message=lambda m, got=got: (got.append(m.delivery_tag), m.ack()),
+            )
+            with consumer:
+                for _ in range(4):
+                    connection.drain_events(timeout=5)
+        assert [sorted(got[:2]), sorted(got[2:])] == expected
+
+
+def test_topic_and_fanout(url: str, raw: redis.Redis) -> None:
+    got: list[tuple[str, Any]] = []
+    topic, fanout = Exchange("topics", "topic"), Exchange("all", "fanout")
+    with connect(url) as connection:
+        queues = [Queue("t", topic, "log.#"), Queue("f", fanout)]
+        consumer = Consumer(
+            connection,
+            queues,
+            callbacks=[
+                lambda body, m: (got.append((m.delivery_info["exchange"], body)), m.ack())
+            ],
+        )
+        with consumer, connect(url) as sender:
+            while "12" not in [client["db"] for client in raw.client_list(_type="pubsub")]:
+                with suppress(TimeoutError):
+                    connection.drain_events(timeout=0.1)  # subscribes
+            producer = Producer(sender)
+            producer.publish(1, exchange=topic, routing_key="log.error", declare=[topic])
+            producer.publish(2, exchange=topic, routing_key="other", declare=[topic])
+            producer.publish(3, exchange=fanout, declare=[fanout])
+            while len(got) < 2:
+                connection.drain_events(timeout=5)
+    assert sorted(got) == [("all", 3), ("topics", 1)]
+
+
+def test_size_purge_expiry_and_prefix(url: str, raw: redis.Redis) -> None:
+    start = time.time()
+    with connect(url, global_keyprefix="app1:") as connection:
+        channel = connection.default_channel
+        queue = Queue(NAME, Exchange(NAME), NAME, expires=60)(channel)
+        queue.declare()
+        for number, offset in enumerate((FAR, PAST, FAR)):
+            channel._put(NAME, envelope(Message(start + offset, start, 1.0, str(number))))
+        assert channel.basic_get(NAME).delivery_tag == "0"
+        assert queue.queue_declare(passive=True).message_count == 2
+        assert all(name.startswith("app1:") for name in raw.keys("*"))
+        if channel._expires:  # kombu 5.7
+            parts = ("edf", "edf:demoted", "edf:bell")
+            assert all(0 < raw.pttl(f"app1:{NAME}\x06\x16{p}") <= 60_000 for p in parts)
+        assert queue.purge() == 2
+        with pytest.raises(Exception, match="NOT_FOUND"):
+            queue.queue_declare(passive=True)
+        channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "3")))
+        queue.delete()
+        assert not raw.exists(f"app1:{NAME}\x06\x16edf", f"app1:{NAME}\x06\x16edf:bell")
+
+
+def test_without_emulated_acknowledgements(url: str, raw: redis.Redis) -> None:
+    start = time.time()
+    with connect(url, ack_emulation=False) as connection:
+        channel = connection.default_channel
+        channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "1")))
+        message = channel.basic_get(NAME)
+        assert not raw.exists("unacked")
+        message.requeue()
+        assert channel.basic_get(NAME).delivery_tag == "1"
+
+
+def test_a_flushed_script_and_a_cut_connection(url: str, raw: redis.Redis) -> None:
+    got: list[str] = []
+    start = time.time()
+    with connect(url) as connection:
+        channel = connection.default_channel
+        queue = Queue(NAME, Exchange(""), NAME, no_declare=True)
+        with Consumer(
+            channel, queue, on_message=lambda m: (got.append(m.delivery_tag), m.ack())
+        ):
+            for number in range(3):
+                channel._put(NAME, envelope(Message(start + FAR, start, 1.0, str(number))))
+                connection.drain_events(timeout=5)
+                raw.script_flush()
+            with pytest.raises(TimeoutError):
+                connection.drain_events(timeout=0.2)
+            raw.client_kill_filter(_type="normal", skipme=True)
+            with pytest.raises(connection.connection_errors):  # by the second poll
+                [connection.drain_events(timeout=1) for _ in range(2)]
+    assert got == ["0", "1", "2"]
+
+
+def test_claims_are_limited_to_the_free_slots(url: str, raw: redis.Redis) -> None:
+    class Gauge:
+        slots, held = True, False
+
+        def free(self) -> bool:
+            return self.slots
+
+        def may_take_demoted(self, share: float) -> bool:
+            return not self.held
+
+        def claimed_demoted(self, task_id: object) -> None:
+            self.held = True
+
+    gauge, start = Gauge(), time.time()
+    with connect(url) as connection:
+        channel = connection.default_channel
+        channel.slots = gauge
+        got: list[str] = []
+        queue = Queue(NAME, Exchange(""), NAME, no_declare=True)
+        with Consumer(channel, queue, on_message=lambda m: got.append(m.delivery_tag)):
+            gauge.slots = False
+            for tag, offset in (("1", PAST), ("2", PAST), ("3", FAR)):
+                channel._put(NAME, envelope(Message(start + offset, start, 1.0, tag)))
+            with pytest.raises(TimeoutError):
+                connection.drain_events(timeout=0.1)
+            gauge.slots = True
+            for _ in range(2):
+                connection.drain_events(timeout=5)
+            assert got == ["3", "1"]
+            with pytest.raises(TimeoutError):  # only demoted work waits, and the cap is reached
+                connection.drain_events(timeout=0.3)
+            # A key with this queue's name: a Redis ACL may allow no other.
+            assert next_wait(connection, raw).startswith(NAME)
+            gauge.held = False
+            connection.drain_events(timeout=5)
+            assert got == ["3", "1", "2"]
+            channel.basic_qos(0, 3, False)  # the prefetch count limits them, too
+            channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "4")))
+            with pytest.raises(TimeoutError):
+                connection.drain_events(timeout=0.1)
+            channel.basic_qos(0, 0, False)
+            connection.drain_events(timeout=5)
+            assert got[3:] == ["4"]
+            # While it waits for the bell a task whose eta has come takes the slot. (Before
+            # 5.7 kombu leaves the reply unread, and polls again at once.)
+            with pytest.raises(TimeoutError):
+                connection.drain_events(timeout=0.1)
+            gauge.slots = False
+            channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "5")))
+            with pytest.raises(TimeoutError):
+                connection.drain_events(timeout=0.3)
+            gauge.slots = True
+            connection.drain_events(timeout=5)
+            assert got[4:] == ["5"]
+
+
+def test_each_connection_of_a_worker_with_threads_wakes_it_with_one_timer(url: str) -> None:
+    hub, slots = Hub(), None
+    pool = SimpleNamespace(uses_semaphore=False)
+    with connect(url) as connection:
+        tasks = SimpleNamespace(channel=connection.default_channel)
+        consumer = SimpleNamespace(task_consumer=tasks, hub=hub, pool=pool)
+        for _ in range(3):
+            slots = limit_to_slots(consumer, slots)
+            hub.timer.queue[0].entry()  # it fires
+        assert len([each for each in hub.timer.queue if not each.entry.canceled]) == 1
+    hub.close()
+
+
+def test_a_broadcast_is_read_also_while_no_slot_is_free(url: str) -> None:
+    class Full:
+        def free(self) -> bool:
+            return False
+
+    with connect(url) as connection, connect(url) as sender:
+        channel = connection.default_channel
+        channel.slots = Full()
+        news = Exchange("news", "fanout")
+        got: list[Any] = []
+        queue = Queue("reader", news, auto_delete=True)
+        with Consumer(channel, queue, callbacks=[lambda body, _: got.append(body)]):
+            drained(connection)  # it subscribes
+            Producer(sender.default_channel, news).publish("extra")
+            wait_until(lambda: drained(connection) or got, message="it is read")
+        assert got == ["extra"]
+
+
+def drained(connection: Connection) -> None:
+    """Let the events of a tenth of a second happen."""
+    with suppress(TimeoutError):
+        connection.drain_events(timeout=0.1)
+
+
+def test_a_claim_rings_the_bell_for_messages_left_to_others(url: str, raw: redis.Redis) -> None:
+    class Gauge:
+        def free(self) -> bool:
+            return True
+
+        def may_take_demoted(self, share: float) -> bool:
+            return False
+
+        def claimed_demoted(self, task_id: object) -> None:
+            raise AssertionError("it may not be claimed")
+
+    start, queues = time.time(), ["urgent", NAME]
+    bell = f"{NAME}\x06\x16edf:bell"
+    with connect(url, queue_order_strategy="priority") as connection:
+        channel = connection.default_channel
+        channel.slots = Gauge()
+        channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "1")))
+        channel._put("urgent", envelope(Message(start + FAR, start, 1.0, "2"), "urgent"))
+        assert raw.rpop(bell) == "1"
+        state, index, *_ = CLAIM.run(channel.plain, *channel._claim_arguments(queues))
+        assert (state, queues[index]) == (b"message", "urgent")
+        assert raw.llen(bell) == 1
+        # This worker may take no more demoted tasks, but another one might.
+        raw.delete(f"{NAME}\x06\x16edf")
+        channel._put(NAME, envelope(Message(start + PAST, start, 1.0, "3")))
+        assert raw.rpop(bell) == "1"
+        assert CLAIM.run(channel.plain, *channel._claim_arguments(queues))[0] == b"capped"
+        assert raw.llen(bell) == 1
+
+
+def test_without_the_option_the_transport_is_kombus(url: str, raw: redis.Redis) -> None:
+    from kombu.transport import redis as stock
+
+    with Connection(url, transport=Transport) as connection:
+        assert type(connection.default_channel) is stock.Channel
+        connection.SimpleQueue("plain").put(1)
+        assert raw.llen("plain") == 1
+    assert issubclass(SentinelTransport, stock.SentinelTransport)
+    with connect(url) as connection:
+        assert isinstance(connection.default_channel, Channel)
+
+
+def test_edf_is_refused_if_the_broker_is_not_redis() -> None:
+    app = Celery("rabbit", broker="amqp://localhost")
+    app.conf.rts_scheduler = "edf"
+    with pytest.raises(rts.ConfigurationError, match=r"edf.*priority.*amqp"):
+        rts.install(app)
+
+
+def test_edf_is_refused_if_no_broker_is_ever_configured() -> None:
+    app = Celery("none")
+    app.conf.rts_scheduler = "edf"
+    rts.install(app)  # a broker may still be configured
+    with pytest.raises(rts.ConfigurationError, match=r"edf.*priority.*amqp"):
+        turn_on(app, Settings.from_conf(app.conf))
+    rts.uninstall(app)

@@ -1,0 +1,256 @@
+"""Unusual messages in queues in deadline order: on plain lists, unreadable, without room, …"""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+from kombu import Connection, Consumer, Exchange, Queue
+
+import rts
+from rts import health
+from rts.headers import DROPPED
+from rts.installation import parts_of
+from rts.scheduling.queue_metrics import queue_readings
+from rts.scheduling.queues import (
+    FleetQueues,
+    all_queue_names,
+    move_to_lists,
+    ordered_channel,
+    state_of,
+)
+from rts.scheduling.rule import Rule
+from rts.settings import Settings
+from tests.order import FAR, NAME, PAST, Message, connect, envelope
+
+
+def test_messages_on_plain_lists_are_adopted(url: str, raw: redis.Redis) -> None:
+    start = time.time()
+    with connect(url) as connection, Connection(url) as other:
+        ordered, plain = connection.default_channel, other.default_channel
+        first = Message(start + FAR, start, 1.0, "1")
+        second = Message(start + 2 * FAR, start, 1.0, "2")
+        third = Message(start + 3 * FAR, start, 1.0, "3")
+        plain._put(NAME, envelope(third))
+        ordered._put(NAME, envelope(second))
+        plain._put(NAME, envelope(first))
+        unplanned = envelope(Message(1, 1, 1, "0"))
+        unplanned["headers"] = {"task": "t", "id": "0"}
+        unplanned["properties"]["priority"] = 9
+        plain._put(NAME, unplanned)
+        refused = f"{NAME}\x06\x16edf:refused"
+        raw.rpush(refused, *["before"] * 1000)
+        odd = ["no message", json.dumps({"properties": []}), "null"]
+        raw.lpush(NAME, *odd)
+        assert ordered.queue_declare(NAME, passive=True).message_count == 7
+        tags = [ordered.basic_get(NAME).delivery_tag for _ in range(4)]
+        assert tags == ["0", "1", "2", "3"]
+        assert ordered.basic_get(NAME) is None
+        assert raw.lrange(refused, 0, -1) == [*reversed(odd), *["before"] * 997]
+        assert health.take_counts()["messages_refused"] == 3
+        # Their entries in unacked are kombu's: its workers can restore them.
+        noted = json.loads(raw.hget("unacked", "1") or "")
+        assert noted == [envelope(first), "", NAME]
+        plain.qos.restore_by_tag("1")
+        assert raw.llen(NAME) == 1
+        assert ordered.basic_get(NAME).headers["redelivered"] is True
+
+
+def test_a_claim_adopts_few_large_messages(url: str, raw: redis.Redis) -> None:
+    start = time.time()
+    with connect(url) as connection:
+        channel = connection.default_channel
+        for number in range(5):
+            message = envelope(Message(start + FAR + number, start, 1.0, str(number)))
+            raw.lpush(NAME, json.dumps({**message, "body": "x" * 1_000_000}))
+        assert channel.basic_get(NAME).delivery_tag == "0"
+        state = state_of(channel, NAME)
+        assert (state.ordered, state.plain) == (0, 4)
+
+
+#: Redis parses these, Python or kombu does not.
+UNREADABLE = {
+    "no text": b'{"body":"\xff\xfe","headers":{},"properties":{"delivery_tag":"%d"}}',
+    "no JSON": b'{"body":"x","size":0x1F,"headers":{},"properties":{"delivery_tag":"%d"}}',
+    "headers": b'{"body":"x","headers":[1],"properties":{"delivery_tag":"%d"}}',
+    "encoding": b'{"body":"x","properties":{"delivery_tag":"%d","body_encoding":"zip"}}',
+}
+
+
+@pytest.mark.parametrize("text", UNREADABLE.values(), ids=UNREADABLE)
+def test_unreadable_messages_are_refused(url: str, raw: redis.Redis, text: bytes) -> None:
+    got: list[str] = []
+    start = time.time()
+    with connect(url) as connection, redis.Redis.from_url(url) as client:
+        channel = connection.default_channel
+        queue = Queue(NAME, Exchange(""), NAME, no_declare=True)
+        raw.rpush(f"{NAME}\x06\x16edf:refused", *["before"] * 1000)
+        client.lpush(NAME, text % 1)
+        channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "first")))
+        assert channel.basic_get(NAME, no_ack=True).delivery_tag == "first"
+        client.lpush(NAME, text % 2)
+        channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "second")))
+        with Consumer(
+            channel, queue, on_message=lambda m: (got.append(m.delivery_tag), m.ack())
+        ):
+            while not got:
+                with suppress(TimeoutError):
+                    connection.drain_events(timeout=5)
+        assert got == ["second"]
+        last, first, *before = client.lrange(f"{NAME}\x06\x16edf:refused", 0, -1)
+        for number, kept in ((2, last), (1, first)):
+            assert kept.startswith((text % number)[:-1])  # its arrival was added
+        assert before == [b"before"] * 998
+        assert health.take_counts()["messages_refused"] == 2
+        assert not raw.exists("unacked", "unacked_index", f"{NAME}\x06\x16edf")
+
+
+def test_unreadable_messages_are_counted_and_moved(url: str, raw: redis.Redis) -> None:
+    start = time.time()
+    text = UNREADABLE["no text"] % 1
+    with connect(url, Rule(horizons={NAME: FAR})) as connection:
+        channel = connection.default_channel
+        channel._put(NAME, envelope(Message(start + 5, start, 1.0, "first")))
+        channel._put(NAME, envelope(Message(start + 2 * FAR, start, 1.0, "last")))
+        with redis.Redis.from_url(url) as client:
+            client.lpush(NAME, text)
+            assert channel.basic_get(NAME, no_ack=True).delivery_tag == "first"  # adopts it
+            state = state_of(channel, NAME)
+            assert (state.ordered, state.next_deadline) == (2, None)
+            assert move_to_lists(channel, NAME) == 2
+            moved = client.lrange(NAME, 0, -1)
+    assert moved[1].startswith(text[:-1])
+    assert json.loads(moved[0]) == envelope(Message(start + 2 * FAR, start, 1.0, "last"))
+
+
+def test_a_message_without_delivery_info_is_requeued_to_its_queue(url: str) -> None:
+    foreign = envelope(Message(1, 1, 1, "1"))
+    foreign["headers"] = None
+    del foreign["properties"]["delivery_info"]
+    with connect(url) as connection, redis.Redis.from_url(url) as client:
+        channel = connection.default_channel
+        client.lpush(NAME, json.dumps(foreign))
+        channel.basic_get(NAME).reject(requeue=True)
+        assert channel.basic_get(NAME, no_ack=True).delivery_tag == "1"
+
+
+def test_workers_empty_the_queues_of_a_redis_out_of_memory(url: str, raw: redis.Redis) -> None:
+    start = time.time()
+    with connect(url) as connection, Connection(url) as other:
+        channel = connection.default_channel
+        channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "1")))
+        channel._put(NAME, envelope(Message(start + PAST, start, 1.0, "2")))
+        other.default_channel._put(NAME, envelope(Message(start + 2 * FAR, start, 1.0, "3")))
+        raw.config_set("maxmemory", 1)
+        try:
+            with pytest.raises(redis.ResponseError):
+                channel._put(NAME, envelope(Message(start, start, 1.0, "4")))
+            for settle in ("ack", "reject", "ack"):
+                getattr(channel.basic_get(NAME), settle)()
+        finally:
+            raw.config_set("maxmemory", 0)
+        assert channel.basic_get(NAME) is None
+        assert not raw.exists("unacked", "unacked_index")
+
+
+def test_a_redis_out_of_memory_is_counted_and_purged(url: str, raw: redis.Redis) -> None:
+    start = time.time()
+    with connect(url) as connection, Connection(url) as other:
+        channel = connection.default_channel
+        channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "1")))
+        other.default_channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "2")))
+        raw.config_set("maxmemory", 1)
+        try:
+            state = state_of(channel, NAME)
+            assert (state.ordered, state.plain) == (1, 1)
+            assert channel.queue_declare(NAME, passive=True).message_count == 2
+            assert channel.queue_purge(NAME) == 2
+        finally:
+            raw.config_set("maxmemory", 0)
+        assert not raw.exists(NAME, f"{NAME}\x06\x16edf")
+
+
+def test_demoted_messages_are_dropped_once_drop_is_configured(url: str) -> None:
+    start = time.time()
+    late, due = Message(start + PAST, start, 1.0, "1"), Message(start + FAR, start, 1.0, "2")
+    with connect(url) as connection:
+        for message in (late, due):
+            connection.default_channel._put(NAME, envelope(message))
+        assert connection.default_channel.basic_get(NAME, no_ack=True).delivery_tag == "2"
+    with connect(url, Rule(hopeless="drop")) as connection:
+        got = connection.default_channel.basic_get(NAME, no_ack=True)
+        assert (got.delivery_tag, got.headers[DROPPED]) == ("1", True)
+
+
+def test_moving_to_lists_ends_while_workers_in_order_adopt_messages(url: str) -> None:
+    start = time.time()
+    with connect(url) as connection, connect(url) as worker:
+        channel = connection.default_channel
+        for number in range(5):
+            channel._put(NAME, envelope(Message(start + FAR, start + number, 1.0, str(number))))
+        run = channel.plain.execute_command
+
+        def with_worker(*arguments: Any, **options: Any) -> Any:
+            answer = run(*arguments, **options)
+            if arguments[0] in ("EVAL", "EVALSHA"):  # after each move, adopt it again
+                worker.default_channel.basic_get(NAME).requeue()
+            return answer
+
+        channel.plain.execute_command = with_worker
+        assert move_to_lists(channel, NAME) <= 5
+        assert channel.queue_declare(NAME, passive=True).message_count == 5
+
+
+@pytest.mark.parametrize(
+    "value", [None, "soon", float("nan"), float("inf"), -1.0, 1e300, [], {}, "9" * 400, True]
+)
+def test_invalid_deadlines_get_the_horizon(url: str, value: Any) -> None:
+    start = time.time()
+    with connect(url, Rule(horizons={NAME: 50.0})) as connection, Connection(url) as other:
+        for header in ("rts_deadline", "rts_arrival", "rts_tau"):
+            channel = connection.default_channel
+            before = Message(start + 40, start, 1.0, "before")
+            after = Message(start + 100, start, 1.0, "after")
+            strange = [envelope(Message(start + 1, start, 0.1, t)) for t in ("own", "other")]
+            for message in strange:
+                message["headers"][header] = value
+            channel._put(NAME, strange[0])
+            other.default_channel._put(NAME, strange[1])
+            for message in (after, before):
+                channel._put(NAME, envelope(message))
+            tags = [channel.basic_get(NAME, no_ack=True).delivery_tag for _ in range(4)]
+            assert tags == ["before", "own", "other", "after"]
+
+
+def test_queues_without_workers_are_known_by_their_open_tasks(
+    url: str, raw: redis.Redis, tmp_path: Path
+) -> None:
+    app = Celery("producer", broker=url, set_as_current=False)
+    app.conf.update(rts_redis_url=url, rts_scheduler="edf", rts_spool_dir=str(tmp_path))
+    rts.install(app)
+    app.send_task("t", queue="elsewhere")
+    settings, parts = Settings.from_conf(app.conf), parts_of(app)
+    assert parts is not None
+    assert parts.open_tasks is not None
+    parts.open_tasks.flush()
+    # Not every routing key is the name of a queue.
+    raw.hset("users", "1", "me")
+    raw.hset(settings.keys.open_counts, mapping={"open users": 1, "overdue gone": 1})
+    with connect(url) as connection:
+        connection.default_channel._put("unheard", envelope(Message(FAR, 1.0, 1.0, "1")))
+    raw.config_resetstat()
+    waiting = {reading.queue: reading.ordered for reading in queue_readings(app, settings)()}
+    assert waiting == {"celery": 0, "elsewhere": 1}
+    assert "cmdstat_scan" not in raw.info("commandstats"), "scans all keys of the broker"
+    with ordered_channel(app, settings) as channel:
+        assert all_queue_names(app, settings, channel, FleetQueues()) == sorted(
+            [*waiting, "unheard"]
+        )
+    rts.uninstall(app)
+    app.close()

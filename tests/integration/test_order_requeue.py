@@ -1,0 +1,134 @@
+"""Messages that return to the deadline order, and to which queue."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+import redis
+from kombu import Connection, Exchange, Producer, Queue
+
+from rts.scheduling.layout import BELL_TTL_MS
+from rts.scheduling.qos import BATCH
+from rts.scheduling.queues import state_of
+from tests.order import FAR, NAME, Message, connect, envelope
+
+
+def test_unacknowledged_messages_return_after_the_visibility_timeout(url: str) -> None:
+    start = time.time()
+    with (
+        connect(url, visibility_timeout=0.1) as dead,
+        connect(url, visibility_timeout=0.1) as connection,
+    ):
+        for tag, more in (("late", 9.0), ("soon", 1.0)):
+            dead.default_channel._put(
+                NAME, envelope(Message(start + FAR + more, start, 1.0, tag))
+            )
+        assert dead.default_channel.basic_get(NAME).delivery_tag == "soon"
+        time.sleep(0.2)
+        channel = connection.default_channel
+        channel.qos.restore_visible(interval=1)
+        message = channel.basic_get(NAME)
+        assert (message.delivery_tag, message.headers["redelivered"]) == ("soon", True)
+        dead.default_channel.qos._delivered.clear()
+
+
+def test_what_a_queue_of_another_app_left_is_restored_for_its_workers(
+    url: str, raw: redis.Redis
+) -> None:
+    start = time.time()
+    with Connection(url) as stock, connect(url, visibility_timeout=0) as connection:
+        theirs = stock.default_channel
+        theirs._put("theirs", envelope(Message(start + FAR, start, 1.0, "1"), "theirs"))
+        assert theirs.basic_get("theirs").delivery_tag == "1"
+        theirs.qos._delivered.clear()  # it is dead
+        connection.default_channel.qos.restore_visible(interval=1)
+        assert 0 < raw.pttl("theirs\x06\x16edf:bell") <= BELL_TTL_MS
+        message = theirs.basic_get("theirs")
+        assert (message.delivery_tag, message.headers["redelivered"]) == ("1", True)
+        assert not raw.exists("theirs\x06\x16edf")
+
+
+def test_a_message_without_a_consumer_returns_to_the_order(url: str) -> None:
+    with connect(url) as connection:
+        _, channel = connection.channel(), connection.channel()
+        channel.basic_consume(NAME, False, lambda message: None, "tag")
+        channel._put(NAME, envelope(Message(time.time() + FAR, 1.0, 1.0, "1")))
+        connection.transport._callbacks.clear()  # the consumer is cancelled meanwhile
+        connection.drain_events(timeout=5)  # it is rejected through the other channel
+        state = state_of(channel, NAME)
+        assert (state.ordered, state.plain) == (1, 0)
+
+
+def test_a_message_returns_to_the_queue_that_it_was_taken_from(url: str) -> None:
+    topics = Exchange("topics", "topic")
+    with connect(url) as connection, connect(url, visibility_timeout=0) as stranger:
+        channel = connection.default_channel
+        for name, key in ((NAME, "log.#"), ("errors", "log.error")):
+            Queue(name, topics, key)(channel).declare()
+        Producer(channel).publish(
+            1, exchange=topics, routing_key="log.error", headers={"task": "t", "id": "1"}
+        )
+        channel.basic_get(NAME).requeue()
+        assert (channel._size(NAME), channel._size("errors")) == (1, 1)
+        assert channel.basic_get(NAME).delivery_info["routing_key"] == "log.error"
+        channel.qos._delivered.clear()  # it is dead; another worker knows no such exchange
+        stranger.default_channel.qos.restore_visible(interval=1)
+        assert (channel._size(NAME), channel._size("errors")) == (1, 1)
+        # Each copy is settled by a tag of its own.
+        copy, other = channel.basic_get(NAME), channel.basic_get("errors")
+        copy.ack()
+        other.requeue()
+        assert (channel._size(NAME), channel._size("errors")) == (0, 1)
+
+
+def test_what_cannot_be_looked_up_stays_unacknowledged(
+    url: str, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = time.time()
+    with connect(url) as connection:
+        channel = connection.default_channel
+        channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "1")))
+        assert channel.basic_get(NAME).delivery_tag == "1"
+        look_up = channel._lookup
+
+        def cut_off(*args: Any) -> Any:
+            raise redis.ConnectionError
+
+        monkeypatch.setattr(channel, "_lookup", cut_off)
+        with pytest.raises(redis.ConnectionError):
+            channel.qos.restore_by_tag("1")
+        assert raw.hexists("unacked", "1")
+        monkeypatch.setattr(channel, "_lookup", look_up)
+        channel.qos.restore_by_tag("1")
+        assert raw.llen(f"{NAME}\x06\x16edf:bell") == 1
+        assert channel.basic_get(NAME).delivery_tag == "1"
+
+
+def test_workers_restore_messages_together(
+    url: str, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = 3 * BATCH
+    with connect(url) as one, connect(url) as other:
+        qos = one.default_channel.qos
+        for number in range(waiting):
+            message = Message(time.time() + FAR, 1.0, 1.0, f"{number:03}")
+            entry = f'[{json.dumps(envelope(message))},"","{NAME}"]'
+            raw.hset("unacked", message.tag, entry)
+            raw.zadd("unacked_index", {message.tag: number + 1})
+        tried: list[str] = []
+        requeue = qos._requeue
+
+        def requeue_after_other(tag: Any, *args: Any) -> None:
+            if not tried:
+                other.default_channel.qos.restore_visible(num=None, interval=1)
+            tried.append(tag)
+            requeue(tag, *args)
+
+        monkeypatch.setattr(qos, "_requeue", requeue_after_other)
+        qos.restore_visible(num=None, interval=1)
+        assert len(tried) <= BATCH
+        state = state_of(one.default_channel, NAME)
+        assert (state.ordered, raw.exists("unacked", "unacked_index")) == (waiting, 0)

@@ -1,0 +1,51 @@
+"""Messages in deadline order, and connections that have that order."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from kombu import Connection
+
+from rts.scheduling.rule import Rule
+from rts.scheduling.transport import Transport
+
+NAME = "order"
+#: Offsets of deadlines that no test misses, and of ones that have long passed.
+FAR, PAST = 1e6, -1e6
+
+
+def connect(url: str, rule: Rule | None = None, **options: Any) -> Connection:
+    """Return a connection in deadline order."""
+    option = (rule or Rule()).as_option()
+    return Connection(url, transport=Transport, transport_options={"rts": option, **options})
+
+
+class Message(NamedTuple):
+    """A message in the model."""
+
+    deadline: float
+    arrival: float
+    tau: float
+    tag: str
+
+
+def envelope(message: Message, queue: str = NAME, priority: int = 0) -> dict[str, Any]:
+    """Return the raw message as kombu has it."""
+    return {
+        "body": "e30=",
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+        "headers": {
+            "task": "t",
+            "id": message.tag,
+            "rts_deadline": message.deadline,
+            "rts_arrival": message.arrival,
+            "rts_tau": message.tau,
+        },
+        "properties": {
+            "delivery_tag": message.tag,
+            "delivery_info": {"exchange": "", "routing_key": queue},
+            "body_encoding": "base64",
+            "priority": priority,
+        },
+    }
