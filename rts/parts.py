@@ -8,7 +8,6 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from rts import health
 from rts.clock import FleetClock
@@ -26,6 +25,7 @@ from rts.link.link import Link
 from rts.listener import Listener
 from rts.load.sampler import LoadSampler
 from rts.records import Plan
+from rts.scheduling.activation import transport_of
 from rts.scheduling.priority import HIGHEST, level
 from rts.scheduling.worker_capacity import prefetch_of, slots_of
 from rts.settings import Settings
@@ -84,8 +84,8 @@ def _prioritiser(
     if settings.scheduler != "priority":
         return None
     url = app.conf.broker_write_url or app.conf.broker_url or ""
-    scheme = urlsplit(url if isinstance(url, str) else url[0]).scheme
-    inverted = scheme.partition("+")[0] in ("redis", "rediss", "sentinel")
+    alias = transport_of(url if isinstance(url, str) else url[0])
+    inverted = alias in ("redis", "rediss", "sentinel")
     highest = HIGHEST if inverted else app.conf.task_queue_max_priority or HIGHEST
 
     def prioritise(plan: Plan) -> int:

@@ -21,6 +21,15 @@ _TRANSPORTS = {
     "rediss": f"{_MODULE}:Transport",
     "sentinel": f"{_MODULE}:SentinelTransport",
 }
+#: kombu's transports without message priorities. ``memory`` is left out: in tests it stands
+#: in for the broker that an app is configured for.
+_WITHOUT_PRIORITIES = frozenset(
+    [
+        *("azureservicebus", "azurestoragequeues", "confluentkafka", "consul", "etcd"),
+        *("filesystem", "gcpubsub", "kafka", "pgmq", "pyro", "slmq"),
+        *("sqla", "sqlalchemy", "sqs"),
+    ]
+)
 
 
 def turn_on(app: Any, settings: Settings) -> None:
@@ -89,13 +98,14 @@ def turn_off(app: Any) -> None:
 
 
 def check_broker(conf: Any, settings: Settings, default: str = "") -> None:
-    """Check that the broker and kombu support ``rts_scheduler``. *default*: the scheme to
-    assume if no URL is configured; "": skip that check then, as one may still be.
+    """Check that the broker and kombu support ``rts_scheduler``. *default*: the URL to
+    assume if none is configured; "": skip that check then, as one may still be.
 
     Raises:
         ConfigurationError: one of them does not.
     """
-    if settings.scheduler != "edf":
+    scheduler = settings.scheduler
+    if scheduler is None:
         return
     given = {
         key: getattr(conf, key, None) or conf.get(key) or ()
@@ -105,15 +115,24 @@ def check_broker(conf: Any, settings: Settings, default: str = "") -> None:
         given["broker_url"] = default
     for key, urls in given.items():
         for url in urls.split(";") if isinstance(urls, str) else urls:
-            scheme = urlsplit(url).scheme if "://" in url else url
-            if scheme.partition("+")[0] not in _TRANSPORTS:
+            alias = transport_of(url)
+            needs = "'edf' needs redis://, rediss://, redis+socket:// or sentinel://"
+            if alias in _WITHOUT_PRIORITIES:
+                raise ConfigurationError(
+                    "rts_scheduler",
+                    scheduler,
+                    f"None if the broker has no message priorities ({key} begins with "
+                    f"{alias}://); {needs}, 'priority' one of those, amqp:// or mongodb://",
+                )
+            if scheduler == "edf" and alias not in _TRANSPORTS:
                 raise ConfigurationError(
                     "rts_scheduler",
                     "edf",
                     f"'priority' or None if the broker is not Redis ({key} begins with "
-                    f"{scheme}://); 'edf' needs redis://, rediss://, redis+socket:// or "
-                    "sentinel://",
+                    f"{alias}://); {needs}",
                 )
+    if scheduler != "edf":
+        return
     from rts.scheduling.transport import missing_methods
 
     if missing := missing_methods():
@@ -123,3 +142,12 @@ def check_broker(conf: Any, settings: Settings, default: str = "") -> None:
             f"'priority' or None with kombu {kombu.__version__}, whose Redis transport has no "
             f"{' and no '.join(missing)}; 'edf' needs an older kombu or a newer rts",
         )
+
+
+def transport_of(url: str) -> str:
+    """Return the alias of kombu's transport for a broker's URL.
+
+    >>> transport_of("sqla+sqlite:///broker.db"), transport_of("SQS://"), transport_of("host")
+    ('sqla', 'sqs', 'amqp')
+    """
+    return urlsplit(url).scheme.partition("+")[0] if "://" in url else "amqp"

@@ -15,6 +15,8 @@ from kombu import Connection, Consumer, Exchange, Producer, Queue
 from kombu.asynchronous import Hub
 
 import rts
+from rts.installation import parts_of
+from rts.records import Plan
 from rts.scheduling.activation import turn_on
 from rts.scheduling.channel import Channel
 from rts.scheduling.layout import BELL_TTL_MS
@@ -322,6 +324,38 @@ def test_edf_is_refused_if_the_broker_is_not_redis() -> None:
     app.conf.rts_scheduler = "edf"
     with pytest.raises(rts.ConfigurationError, match=r"edf.*priority.*amqp"):
         rts.install(app)
+
+
+@pytest.mark.parametrize(
+    "url", ["sqs://", "SQS://", "filesystem://", "sqla+sqlite:///b.db", "redis://;sqs://"]
+)
+@pytest.mark.parametrize("scheduler", ["edf", "priority"])
+def test_no_order_is_accepted_if_the_broker_has_no_priorities(url: str, scheduler: str) -> None:
+    app = Celery("none", broker=url)
+    app.conf.rts_scheduler = scheduler
+    with pytest.raises(rts.ConfigurationError, match="None if the broker has no message prio"):
+        rts.install(app)
+
+
+@pytest.mark.parametrize(
+    ("url", "direction"),
+    [
+        *(("redis://", 1), ("rediss://", 1), ("redis+socket:///r.sock", 1), ("sentinel://", 1)),
+        *(("amqp://", -1), ("redis", -1), ("mongodb://", -1), ("memory://", -1)),
+    ],
+)
+def test_priorities_have_the_direction_of_the_broker(url: str, direction: int) -> None:
+    app = Celery("priorities", broker=url, set_as_current=False)
+    app.conf.update(rts_scheduler="priority", rts_redis_url="redis://127.0.0.1:1")
+    rts.install(app)
+    parts = parts_of(app)
+    assert parts is not None
+    assert parts.prioritise is not None
+    now = parts.clock.now()
+    plan = Plan("mixed", "inferred", 1.0, 2.0, now, now + 3)
+    soon, late = parts.prioritise(plan), parts.prioritise(plan._replace(deadline=now + 900))
+    assert (late - soon) * direction > 0
+    rts.uninstall(app)
 
 
 def test_edf_is_refused_if_no_broker_is_ever_configured() -> None:
