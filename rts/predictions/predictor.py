@@ -191,10 +191,11 @@ class Predictor:
             pack("ZSCORE", keys.open, task_id),
             pack("HGET", keys.open_info, task_id),
         )
-        published = None if is_open is None else task_of(task_id.encode(), info)
-        if published is None:  # it may not be registered yet
+        noted = task_of(task_id.encode(), info)  # open or overdue
+        published = None if is_open is None else noted
+        if noted is None:  # it may not be registered yet
             recent = self._recently_published()
-            published = next((task for task in recent if task.task_id == task_id), None)
+            noted = published = next((t for t in recent if t.task_id == task_id), None)
         now = as_instant(time_)
         queues = [queue] if queue else self._queues(living(beats, now))
         for run in read_notes(notes):
@@ -202,12 +203,10 @@ class Predictor:
                 fleet = self._state.fleet(self._queue_of(run.queue, queues))
                 if any(run.run_id == other.run_id for other in fleet.running):
                     return self._of_running(fleet, work_of(run), run.started_at)
-        sent_to = None if published is None else self._queue_of(published.queue, queues)
+        sent_to = None if noted is None else self._queue_of(noted.queue, queues)
         # It may wait where no worker takes from, which the app need not know either.
         searched = queues if queue or not sent_to else dict.fromkeys([sent_to, *queues])
-        found = self._broker.find(
-            task_id, searched, None if published is None else published.arrival
-        )
+        found = self._broker.find(task_id, searched, None if noted is None else noted.arrival)
         if found is not None:
             sample = self._broker.read(found.queue, found)
             picture = self._picture(found.queue, sample)

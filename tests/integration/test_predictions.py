@@ -564,6 +564,21 @@ def test_threads_of_a_web_server_use_the_only_app(
     assert two.startswith("the app 'default' does not have rts: call rts.install(app), or name")
 
 
+def test_an_overdue_task_is_found_in_a_queue_that_nobody_knows(
+    make_stage: Callable[..., Stage], apps: list[Celery], redis_client: redis.Redis
+) -> None:
+    stage = make_stage()
+    app, other_app = producer(stage, apps), producer(stage, apps)
+    with stage.worker(pool="threads", concurrency=1):
+        other = f"{app.conf.task_default_queue}-nobody"
+        lost = app.send_task(OK, queue=other, headers={"sla_deadline": time.time() + 0.1}).id
+        wait_until(
+            lambda: redis_client.zscore(f"{stage.prefix}overdue", lost), message="it is overdue"
+        )
+        with pytest.raises(rts.CommandError, match=f"takes tasks from the queue {other}"):
+            rts.predict(lost, app=other_app)
+
+
 def test_unavailable_servers_and_unsupported_brokers() -> None:
     with RedisServer() as server:
         port = server.url.rpartition(":")[2].partition("/")[0]
