@@ -18,10 +18,6 @@ UNKNOWN_TYPE = TaskType("mixed", 10.0)
 
 _KEYS, _CONSTANTS, _PER_ENTRY = 10, 6, 8
 
-#: States after which the task may go on under its id: after IGNORED, the app may have
-#: arranged that in a way of its own.
-_GOES_ON = NOT_FINAL | {"IGNORED"}
-
 #: Most sets of type, name and tau whose wire form is cached.
 _MAX_CACHED = 1000
 
@@ -62,7 +58,7 @@ def finish_entry(execution: Execution, number: int, record: bytes | None = None)
     # The name of a task that no worker knows may be a stranger's, so of any type.
     name, tau_s = str(execution.name), execution.tau
     # A killed worker reports tasks as never run even if they had a run that was retried.
-    goes_on = execution.state in _GOES_ON or (execution.state == LOST and not execution.ran)
+    goes_on = execution.state in NOT_FINAL or (execution.state == LOST and not execution.ran)
     ended = "" if goes_on else str(execution.task_id)
     return FinishEntry(number, record, actual_s, execution.task_type, name, tau_s, ended)
 

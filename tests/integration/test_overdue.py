@@ -240,6 +240,15 @@ def test_an_end_closes_its_task_whoever_comes_first(
     assert redis_client.hlen(settings.keys.open_info) == 0
 
 
+def test_an_ignored_task_is_not_overdue_where_the_ledger_has_its_end_later(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    note(settings, task("a", 1000.0))
+    end(settings, "a", state="IGNORED")
+    assert overdue_sweep(settings, MemoryLedger()).step() == 0
+    assert counts(redis_client, settings) == {}
+
+
 def test_the_buffer_is_bounded_while_redis_is_unavailable(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
