@@ -13,7 +13,7 @@ from pymongo.errors import PyMongoError
 from rts.cli.common import link_to_redis, patient_link
 from rts.errors import RtsError, StoreUnavailable, short
 from rts.ledger.shipper import Shipper
-from rts.ledger.spool import Spool
+from rts.ledger.spool_folder import SpoolFolder
 from rts.link.scripts import pack
 from rts.scheduling.queues import (
     FleetQueues,
@@ -101,10 +101,9 @@ def spooled_records(settings: Settings) -> int | None:
     """Return how many records wait on this host; ``None`` if that is not known: this user may
     not look, or Redis, which knows what has arrived, is unavailable.
     """
-    spool = Spool(settings.spool_dir, settings.spool_max_bytes)
     try:
         with link_to_redis(settings) as link:
-            return Shipper(spool, link, settings).waiting()
+            return Shipper(SpoolFolder(settings.spool_dir), link, settings).waiting()
     except (OSError, StoreUnavailable):
         return None
 

@@ -17,7 +17,14 @@ from dataclasses import dataclass
 from rts import health
 from rts.errors import StoreUnavailable
 from rts.ledger.recent import RecentRuns
-from rts.ledger.spool import SUFFIX, Spool, opened, read_all, read_counts, try_lock
+from rts.ledger.spool_folder import (
+    SUFFIX,
+    SpoolFolder,
+    opened,
+    read_all,
+    read_counts,
+    try_lock,
+)
 from rts.link.link import Link
 from rts.link.scripts import pack
 from rts.records import Execution, Learned
@@ -50,7 +57,11 @@ class Shipper:
     """Ships the spool of this host; one of its companions does at a time, until it ends."""
 
     def __init__(
-        self, spool: Spool, link: Link, settings: Settings, on_learned: OnLearned | None = None
+        self,
+        spool: SpoolFolder,
+        link: Link,
+        settings: Settings,
+        on_learned: OnLearned | None = None,
     ) -> None:
         self._spool = spool
         self._link = link

@@ -11,11 +11,6 @@ A file's disk space is reserved when it is created: a write to mapped memory wit
 behind it would kill the process. If that fails (a disk that is nearly full), and for
 lines that are too long, the file is written with ``write`` instead. Null bytes follow
 the last line of a mapped file until its writer closes it.
-
-    TIME-PID-RANDOM.jsonl   records, one JSON list per line, and counts, JSON objects;
-                            the name identifies the writer
-    refused.jsonl           lines that could not be parsed, for a person to look at
-    ship.lock               held by the one companion of this host that ships
 """
 
 from __future__ import annotations
@@ -26,36 +21,33 @@ import json
 import mmap
 import os
 import secrets
-import stat
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 
 from rts import forks, health
+from rts.ledger.spool_folder import (
+    APPEND,
+    SUFFIX,
+    SpoolFolder,
+    opened,
+    read_all,
+    read_counts,
+    try_lock,
+)
 
 #: Bytes after which a process starts a new file: small enough to be dropped as a
 #: unit when the spool is full, large enough that creating one costs nothing.
 FILE_BYTES = 1 << 18
-#: Bytes of one read.
-_CHUNK_BYTES = 1 << 14
-
-#: Bytes of refused lines that are kept.
-REFUSED_BYTES = 1 << 20
-
-SUFFIX = ".jsonl"
-_REFUSED = "refused.jsonl"
+_NEWLINE = ord("\n")
 
 
-class Spool:
-    """The spool in the folder *directory*, of about *max_bytes* bytes at most.
-
-    The folder is created on first use, for this user only, and refused if it belongs to
-    somebody else: in a shared ``/tmp`` anybody may create it.
-    """
+class Spool(SpoolFolder):
+    """The folder with this process's file, of about *max_bytes* bytes at most in all."""
 
     def __init__(self, directory: str, max_bytes: int, *, file_bytes: int = FILE_BYTES) -> None:
-        self.directory = directory
+        super().__init__(directory)
         self._max_bytes = max_bytes
         # At most a quarter: a spool that is full must not drop everything at once.
         self._file_bytes = max(1, min(file_bytes, max_bytes // 4))
@@ -106,61 +98,6 @@ class Spool:
             self._close()  # the next line must not follow a torn one
             raise OSError(errno.ENOSPC, "No space left for a record", self.directory)
 
-    def files(self) -> list[str]:
-        """Return the paths of all files, oldest first."""
-        try:
-            names = os.listdir(self.directory)
-        except FileNotFoundError:
-            return []
-        return [
-            os.path.join(self.directory, name)
-            for name in sorted(names)
-            if name.endswith(SUFFIX) and name != _REFUSED
-        ]
-
-    @contextmanager
-    def lease(self) -> Iterator[bool]:
-        """Hold this host's lease to ship; yields False while another process holds it, if
-        there is no folder yet, or if it is somebody else's.
-        """
-        fd, mine = -1, False
-        try:
-            self._check_folder()
-            fd = os.open(self._path("ship.lock"), _OPEN | os.O_WRONLY | os.O_CREAT, 0o600)
-            mine = try_lock(fd)
-        except FileNotFoundError:
-            pass
-        except OSError as exc:
-            health.warn_once(
-                f"spool-ship:{exc}",
-                "rts: this host's spool is not shipped: %s. Fix that, or set rts_spool_dir to "
-                "a folder of this user's own on a local disk",
-                exc,
-            )
-        try:
-            yield mine
-        finally:
-            if fd >= 0:
-                os.close(fd)
-
-    def refuse(self, line: bytes) -> None:
-        """Set aside a line that could not be parsed, while there is room."""
-        health.count("spool_refused")
-        health.warn_once(
-            "spool-refused",
-            "rts: a record in the spool cannot be read; it is set aside in %s",
-            self._path(_REFUSED),
-        )
-        try:
-            fd = os.open(self._path(_REFUSED), _APPEND, 0o600)
-            try:
-                if os.fstat(fd).st_size < REFUSED_BYTES:
-                    os.write(fd, line[:REFUSED_BYTES] + b"\n")
-            finally:
-                os.close(fd)
-        except OSError:
-            pass  # it was counted
-
     def close(self) -> None:
         """Close this process's file."""
         with self._lock:
@@ -180,13 +117,13 @@ class Spool:
 
     def _open(self, least_bytes: int) -> None:
         self._close()
-        self._ensure_folder()
+        self.ensure()
         self._make_room()
         while True:
-            path = self._path(
+            path = self.path(
                 f"{time.time_ns():020d}-{self._pid}-{secrets.token_hex(8)}{SUFFIX}"
             )
-            fd = os.open(path, _APPEND | os.O_EXCL, 0o600)
+            fd = os.open(path, APPEND | os.O_EXCL, 0o600)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX)
             except OSError:  # a file system without locks: leave nothing behind
@@ -243,81 +180,6 @@ class Spool:
                 lost,
                 self._max_bytes,
             )
-
-    def _ensure_folder(self) -> None:
-        """Create the folder, or check that it is ours."""
-        try:
-            self._check_folder()
-        except FileNotFoundError:
-            os.makedirs(os.path.dirname(self.directory), exist_ok=True)
-            try:
-                os.mkdir(self.directory, 0o700)
-            except FileExistsError:
-                pass  # another process was faster; the check tells whether it is ours
-            self._check_folder()
-
-    def _check_folder(self) -> None:
-        found = os.lstat(self.directory)
-        if not stat.S_ISDIR(found.st_mode):
-            raise NotADirectoryError(f"{self.directory} is not a folder (or is a link)")
-        if found.st_uid != os.geteuid():
-            raise PermissionError(f"{self.directory} belongs to another user")
-        if found.st_mode & 0o022:
-            raise PermissionError(f"{self.directory} can be written by other users")
-
-    def _path(self, name: str) -> str:
-        return os.path.join(self.directory, name)
-
-
-_OPEN = os.O_CLOEXEC | os.O_NOFOLLOW
-_APPEND = _OPEN | os.O_RDWR | os.O_APPEND | os.O_CREAT
-_NEWLINE = ord("\n")
-
-
-@contextmanager
-def opened(path: str) -> Iterator[int]:
-    """Open a file of the spool for reading; yields -1 if it is gone."""
-    try:
-        # Should it be a pipe, do not wait for its other end.
-        fd = os.open(path, _OPEN | os.O_RDONLY | os.O_NONBLOCK)
-    except FileNotFoundError:
-        yield -1
-        return
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def try_lock(fd: int) -> bool:
-    """Lock a file; return False if somebody else, such as its writer, holds the lock."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except BlockingIOError:
-        return False
-
-
-def read_all(fd: int, offset: int = 0) -> bytes:
-    """Return what has been written to a file from *offset* on."""
-    chunks = []
-    while chunk := os.pread(fd, _CHUNK_BYTES, offset):
-        chunks.append(chunk)
-        offset += len(chunk)
-        if chunk[-1] == 0:
-            break
-    # Null bytes among lines: writes of another core that are not all visible yet.
-    return b"".join(chunks).partition(b"\0")[0]
-
-
-def read_counts(line: bytes) -> dict[str, int]:
-    """Return the counts of a line that holds some.
-
-    Raises:
-        ValueError, TypeError, LookupError: it holds something else.
-    """
-    counts = json.loads(line)["counts"]
-    return {str(name): int(n) for name, n in counts.items()}
 
 
 def _size(path: str) -> int:

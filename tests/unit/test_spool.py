@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from rts import health
-from rts.ledger.spool import REFUSED_BYTES, Spool, opened, read_all, read_counts, try_lock
+from rts.ledger.spool import Spool
+from rts.ledger.spool_folder import REFUSED_BYTES, opened, read_all, read_counts, try_lock
 from rts.records import Execution
 from tests.records import as_line, run
 
