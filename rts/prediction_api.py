@@ -94,7 +94,7 @@ def _risks(app: Any, parts: Parts) -> Risks:
 
     with _lock:
         if parts.risks is None:
-            parts.risks = Risks(_predictor(app, parts), parts.settings.breaker_period)
+            parts.risks = Risks(_predictor(app, parts).pressures, parts.settings.breaker_period)
         return parts.risks
 
 

@@ -14,4 +14,6 @@ Redis knows of the workers. Callers at about the same time share one
 accounts for workers that consume several queues (:mod:`~rts.predictions.shared_workers`) and
 prefetch (:mod:`~rts.predictions.prefetched`). Together they make a
 :class:`~rts.predictions.prediction.Prediction`.
+
+:mod:`~rts.predictions.routing` chooses queues by :mod:`~rts.predictions.pressures`.
 """

@@ -6,10 +6,10 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from rts.errors import CommandError, StoreUnavailable
 from rts.ledger.heartbeat import Heartbeat
@@ -24,6 +24,7 @@ from rts.predictions.fleet import NOTED_S, Fleet, living
 from rts.predictions.initial_state import InitialState, Picture, TauOf, ended_of, work_of
 from rts.predictions.messages import id_of
 from rts.predictions.prediction import Prediction
+from rts.predictions.pressures import Pressures
 from rts.predictions.queue_reader import QueueReader, QueueSample
 from rts.predictions.sampling import Work
 from rts.predictions.shared_workers import OrderMaker
@@ -36,21 +37,8 @@ from rts.simulation.recording import share_of_slots
 
 #: Readings of queues that are cached, and refusals.
 MAX_READINGS = 100
-#: Seconds for which the heartbeats that were read serve for routing.
-WORKERS_FRESH_S = 1.0
 #: Tasks that are remembered as published by this process within the last NOTED_S seconds.
 MAX_PUBLISHED = 1000
-
-
-class QueueLoad(NamedTuple):
-    """The state of a queue that routing goes by."""
-
-    #: Sum of the taus of the waiting and prefetched tasks, estimated, seconds.
-    backlog_s: float
-    #: Slots of the workers that consume it.
-    slots: int
-    #: Mean load of these workers, a fraction of what they may use.
-    load: float
 
 
 class Predictor:
@@ -62,9 +50,9 @@ class Predictor:
         self._link = link
         self._broker = QueueReader(app, settings)
         self._state = InitialState(app, settings, link, self._broker, tau_of)
+        #: The pressure on the queues, over the same connection.
+        self.pressures = Pressures(settings, link, self._broker, self._state)
         self._readings: dict[tuple[str, int], Reading] = {}
-        #: When the workers were read for routing, these, and the fleet's time then.
-        self._workers: tuple[float, Sequence[Heartbeat], float] = (-math.inf, (), 0.0)
         #: Tasks published by this process recently, by monotonic instant.
         self._published: deque[tuple[float, OpenTask]] = deque(maxlen=MAX_PUBLISHED)
         #: One thread at a time reads for all that ask about new tasks; and its last failure.
@@ -141,39 +129,6 @@ class Predictor:
                 reading.published_at = reading.now()
                 ready = task.arrival if task.arrival > reading.published_at else 0.0
                 reading.published.append(work_of(task, ready, number))
-
-    def pressures(self, queues: Sequence[str]) -> dict[str, QueueLoad]:
-        """Return the state of each of *queues* for routing.
-
-        Raises:
-            CommandError: the broker is not Redis.
-            StoreUnavailable: Redis is unavailable.
-        """
-        workers, now = self._living()
-        found = {}
-        for queue in queues:
-            of_queue = [worker for worker in workers if worker.takes_from(queue)]
-            slots = sum(worker.slots or 0 for worker in of_queue)
-            loads = [worker.load.get("load", 0.0) for worker in of_queue]
-            load = sum(loads) / max(1, len(loads))
-            backlog_s = 0.0
-            strata = self._broker.backlog(queue, self._state.keys(queue)) if slots else ()
-            for count, sample in strata:
-                taus = [self._state.work(message, now).tau for message in sample]
-                backlog_s += count * sum(taus) / max(1, len(taus))
-            found[queue] = QueueLoad(backlog_s, slots, load)
-        return found
-
-    def _living(self) -> tuple[Sequence[Heartbeat], float]:
-        """Return the workers as they were a moment ago, and the fleet's time now."""
-        read_at, workers, at = self._workers
-        if time.monotonic() - read_at >= WORKERS_FRESH_S:
-            keys = self._settings.keys
-            time_, beats = self._link.call(pack("TIME"), pack("HGETALL", keys.workers))
-            at = as_instant(time_)
-            read_at, workers = time.monotonic(), living(beats, at)
-            self._workers = read_at, workers, at
-        return workers, at + time.monotonic() - read_at
 
     def of_task(self, task_id: str, queue: str | None) -> Prediction | None:
         """Predict a task that runs or waits, in *queue*, by default in any that the app or its

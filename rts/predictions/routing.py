@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rts.errors import CommandError, StoreUnavailable
-from rts.predictions.predictor import Predictor, QueueLoad
+from rts.predictions.pressures import Pressure, Pressures
 from rts.records import Plan
 
 #: Weights of tardiness in seconds and of load in a queue's risk.
@@ -19,16 +19,16 @@ FRESH_S = 1.0
 
 @dataclass
 class _Queue:
-    """The last known state of a queue, and what this process has routed to it since."""
+    """The last known pressure on a queue, and what this process has routed to it since."""
 
-    pressure: QueueLoad
+    pressure: Pressure
     #: By the monotonic clock.
     read_at: float
     #: Sum of the taus, seconds.
     sent_s: float = 0.0
 
 
-def risk(pressure: QueueLoad, plan: Plan, now: float, sent_s: float = 0.0) -> float:
+def risk(pressure: Pressure, plan: Plan, now: float, sent_s: float = 0.0) -> float:
     """Return the risk of routing a task to a queue: ``α·max(0, F − d) + β·load``.
 
     F is the expected finish, after the backlog, shared by the slots, and the task itself,
@@ -48,8 +48,8 @@ class Risks:
     after a failure none within *period_s* seconds.
     """
 
-    def __init__(self, predictor: Predictor, period_s: float) -> None:
-        self._predictor = predictor
+    def __init__(self, pressures: Pressures, period_s: float) -> None:
+        self._pressures = pressures
         self._period_s = period_s
         self._known: dict[str, _Queue] = {}
         self._retry_at = -1e9
@@ -88,7 +88,7 @@ class Risks:
         if not self._lock.acquire(blocking=False):
             return  # another thread is reading
         try:
-            read = self._predictor.pressures(stale)
+            read = self._pressures.read(stale)
             read_at = time.monotonic()
             self._known.update({name: _Queue(found, read_at) for name, found in read.items()})
         except (StoreUnavailable, CommandError):

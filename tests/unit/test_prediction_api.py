@@ -15,7 +15,7 @@ from rts import prediction_api
 from rts.errors import StoreUnavailable
 from rts.installation import parts_of
 from rts.predictions import routing
-from rts.predictions.predictor import QueueLoad
+from rts.predictions.pressures import Pressure
 from rts.records import Plan
 from tests.forked import forks_beside_threads, holds_in_child
 
@@ -63,7 +63,7 @@ def test_two_threads_that_route_first_share_their_state(
 )
 def test_the_risk_follows_its_formula(load: float, sent_s: float, expected: float) -> None:
     plan = Plan("mixed", "inferred", 4.0, 2.0, 100.0, 119.0)
-    assert routing.risk(QueueLoad(10.0, 2, load), plan, 100.0, sent_s) == expected
+    assert routing.risk(Pressure(10.0, 2, load), plan, 100.0, sent_s) == expected
 
 
 def test_queues_are_read_again_when_it_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,16 +72,16 @@ def test_queues_are_read_again_when_it_is_time(monkeypatch: pytest.MonkeyPatch) 
     class Moody:
         away = False
 
-        def pressures(self, queues: Sequence[str]) -> dict[str, QueueLoad]:
+        def read(self, queues: Sequence[str]) -> dict[str, Pressure]:
             asked.append(tuple(queues))
             if self.away:
                 raise StoreUnavailable("away")
             loads = {"a": 0.1, "b": 0.9, "nobody's": 0.0}
-            return {q: QueueLoad(0.0, int(q in "ab"), loads[q]) for q in queues}
+            return {q: Pressure(0.0, int(q in "ab"), loads[q]) for q in queues}
 
-    predictor: Any = Moody()
+    pressures: Any = Moody()
     monkeypatch.setattr(routing, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    risks = routing.Risks(predictor, 5.0)
+    risks = routing.Risks(pressures, 5.0)
     plan = Plan("mixed", "inferred", 1.0, 2.0, 100.0, 1e9)
 
     def choose(*queues: str, at: float) -> str | None:
@@ -94,11 +94,11 @@ def test_queues_are_read_again_when_it_is_time(monkeypatch: pytest.MonkeyPatch) 
     assert choose("a", "nobody's", at=0.9) == "a"
     assert len(asked) == 2
     assert asked[-1] == ("nobody's",), "the others were fresh"
-    predictor.away = True
+    pressures.away = True
     assert choose("a", "b", at=1.9) == "a", "it was so a moment ago"
     assert choose("a", "b", at=3.0) is None
     assert len(asked) == 3, "nobody asks again within the period"
-    predictor.away = False
+    pressures.away = False
     assert choose("a", "b", at=7.1) == "a"
 
 
@@ -137,13 +137,13 @@ def test_a_route_reads_its_own_candidates_and_those_once_a_second(
     now, asked = [100.0], []
 
     class Asked:
-        def pressures(self, queues: Sequence[str]) -> dict[str, QueueLoad]:
+        def read(self, queues: Sequence[str]) -> dict[str, Pressure]:
             asked.append(tuple(queues))
-            return {queue: QueueLoad(0.0, 1, len(queue) / 10) for queue in queues}
+            return {queue: Pressure(0.0, 1, len(queue) / 10) for queue in queues}
 
     monkeypatch.setattr(routing.time, "monotonic", lambda: now[0])
-    predictor: Any = Asked()
-    risks = routing.Risks(predictor, 5.0)
+    pressures: Any = Asked()
+    risks = routing.Risks(pressures, 5.0)
     plan = Plan("mixed", "inferred", 1.0, 2.0, 100.0, 102.0)
     pairs = [(f"a{n}", f"other{n}") for n in range(100)]
     for _ in range(3):
