@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime
 from sys import intern
 from typing import Any
 
@@ -13,6 +12,7 @@ from rts.keys import ASSIGNMENTS
 from rts.records import REQUEUED
 from rts.simulation.recording import Run
 from rts.validation import finite
+from rts.views.intervals import Window, in_window
 
 #: Maximum number of runs to read: the latest of the window.
 MAX_RUNS = 1_000_000
@@ -27,7 +27,7 @@ _FIELDS = (
 
 def count(
     database: Database[dict[str, Any]],
-    window: tuple[datetime, datetime],
+    window: Window,
     queue: str | None = None,
 ) -> int:
     """Return how many runs :func:`runs` would yield; ``MAX_RUNS + 1`` means that there are
@@ -39,7 +39,7 @@ def count(
 
 def runs(
     database: Database[dict[str, Any]],
-    window: tuple[datetime, datetime],
+    window: Window,
     queue: str | None = None,
 ) -> Iterator[Run]:
     """Yield the runs that ended in *window*, latest first, at most :data:`MAX_RUNS`.
@@ -71,8 +71,8 @@ def runs(
                 yield run
 
 
-def _query(window: tuple[datetime, datetime], queue: str | None) -> dict[str, Any]:
-    ended = {"completed_at": {"$gte": window[0], "$lt": window[1]}}
+def _query(window: Window, queue: str | None) -> dict[str, Any]:
+    ended = in_window(ASSIGNMENTS, window)
     return ended if queue is None else {**ended, "queue": queue}
 
 

@@ -11,7 +11,7 @@ from rts.cli.common import as_json, instant, ledger_of, print_json, settings_of
 from rts.cli.table import NONE, Column, percent, printable, render, seconds, terminal_width
 from rts.ledger.connection import translate_errors
 from rts.views.json_values import iso
-from rts.views.report import Percentiles, ReportRow, row_of
+from rts.views.report import Percentiles, ReportRow, row_of, rows_of
 from rts.views.tallies import tally
 from rts.views.tally import total_of
 from rts.views.windows import window
@@ -54,7 +54,7 @@ def command(
         raise click.UsageError(str(exc)) from None
     with ledger_of(settings) as database, translate_errors():
         tallies = tally(database, (begin, end), by)
-    rows = [row_of(key, tallies[key]) for key in sorted(tallies)]
+    rows = rows_of(tallies)
     # Not asked for: more would have ended meanwhile than the rows show.
     total = row_of(TOTAL, total_of(tallies.values())) if rows else None
     if as_json:

@@ -37,7 +37,7 @@ from rts.urls import shown_url
 from rts.views.intervals import Window
 from rts.views.lateness_causes import Why, why
 from rts.views.readings import Reading, read
-from rts.views.report import ReportRow, report, row_of
+from rts.views.report import ReportRow, report, row_of, rows_of
 from rts.views.runs import OneTask, late_runs, latest_misses, one_task, sample
 from rts.views.series import series
 from rts.views.slo import ObjectiveStatus, standings
@@ -132,13 +132,8 @@ class Source:
             for point in series(database, window, by, key):
                 add_all(tallies, point.tallies)
                 history.append(moment(point))
-        keys = sorted(tallies)
-        return Counted(
-            window,
-            [row_of(k, tallies[k]) for k in keys],
-            history,
-            {k: dict(tallies[k].lateness) for k in keys},
-        )
+        lateness = {key: dict(counted.lateness) for key, counted in tallies.items()}
+        return Counted(window, rows_of(tallies), history, lateness)
 
     def rows(self, since: timedelta, by: str) -> list[ReportRow]:
         """Return the report of the last *since*."""

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from importlib.resources import files
 from typing import Any
 
 from redis.exceptions import NoScriptError
+
+from rts.link.scripts import Script
 
 
 class ScriptByHash:
     """A script that is called by its hash, or sent in full if Redis has not cached it."""
 
     def __init__(self, name: str) -> None:
-        self.text = files("rts.lua").joinpath(f"{name}.lua").read_bytes()
+        self.text = Script.load(name).text
         self.sha = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
 
     def run(self, client: Any, keys: list[str], arguments: list[Any]) -> Any:

@@ -113,11 +113,10 @@ def register(
     queues: Callable[[], Sequence[QueueReading]] | None = None,
     *,
     patience_s: float = 0.25,
-    max_age_s: float = 60.0,
 ) -> RtsCollector:
     """Add the metrics to the registry of a process that must not wait for long, such as Flower:
     if a server is slow, a scrape gets its last answer.
     """
-    collector = RtsCollector(settings, queues, patience_s=patience_s, max_age_s=max_age_s)
+    collector = RtsCollector(settings, queues, patience_s=patience_s, max_age_s=60.0)
     registry.register(collector)
     return collector

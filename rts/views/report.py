@@ -21,7 +21,7 @@ from pymongo.database import Database
 from rts.ledger.connection import translate_errors
 from rts.views.histogram import percentile
 from rts.views.tallies import tally
-from rts.views.tally import FIELDS, Tally
+from rts.views.tally import FIELDS, Tallies, Tally
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,11 @@ def report(
     if since.tzinfo is None or until.tzinfo is None:
         raise ValueError("since and until need a time zone")
     with translate_errors():
-        tallies = tally(database, (since, until), by)
+        return rows_of(tally(database, (since, until), by))
+
+
+def rows_of(tallies: Tallies) -> list[ReportRow]:
+    """Return one row per key, sorted by key."""
     return [row_of(key, tallies[key]) for key in sorted(tallies)]
 
 
