@@ -150,7 +150,7 @@ def _apply_order(sender: Any, **_: Any) -> None:
     try:
         turn_on(sender, Settings.from_conf(sender.conf))
     except ConfigurationError as exc:
-        if sender.conf.get("rts_scheduler") is not None:
+        if sender.conf.get("rts_scheduler") == "edf":
             warn_off(exc)
 
 

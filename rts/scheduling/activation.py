@@ -98,11 +98,12 @@ def turn_off(app: Any) -> None:
 
 
 def check_broker(conf: Any, settings: Settings, default: str = "") -> None:
-    """Check that the broker and kombu support ``rts_scheduler``. *default*: the URL to
-    assume if none is configured; "": skip that check then, as one may still be.
+    """Check that the broker and kombu support ``rts_scheduler``, and warn if "priority" has
+    no effect. *default*: the URL to assume if none is configured; "": skip that check then,
+    as one may still be.
 
     Raises:
-        ConfigurationError: one of them does not.
+        ConfigurationError: one of them does not support "edf".
     """
     scheduler = settings.scheduler
     if scheduler is None:
@@ -117,14 +118,23 @@ def check_broker(conf: Any, settings: Settings, default: str = "") -> None:
         for url in urls.split(";") if isinstance(urls, str) else urls:
             alias = transport_of(url)
             needs = "'edf' needs redis://, rediss://, redis+socket:// or sentinel://"
-            if alias in _WITHOUT_PRIORITIES:
+            if scheduler == "priority":
+                if alias in _WITHOUT_PRIORITIES:
+                    health.warn_once(
+                        "order",
+                        "rts: rts_scheduler = 'priority' changes no order: the broker has no "
+                        "message priorities (%s begins with %s://)",
+                        key,
+                        alias,
+                    )
+            elif alias in _WITHOUT_PRIORITIES:
                 raise ConfigurationError(
                     "rts_scheduler",
-                    scheduler,
+                    "edf",
                     f"None if the broker has no message priorities ({key} begins with "
                     f"{alias}://); {needs}, 'priority' one of those, amqp:// or mongodb://",
                 )
-            if scheduler == "edf" and alias not in _TRANSPORTS:
+            elif alias not in _TRANSPORTS:
                 raise ConfigurationError(
                     "rts_scheduler",
                     "edf",

@@ -329,12 +329,17 @@ def test_edf_is_refused_if_the_broker_is_not_redis() -> None:
 @pytest.mark.parametrize(
     "url", ["sqs://", "SQS://", "filesystem://", "sqla+sqlite:///b.db", "redis://;sqs://"]
 )
-@pytest.mark.parametrize("scheduler", ["edf", "priority"])
-def test_no_order_is_accepted_if_the_broker_has_no_priorities(url: str, scheduler: str) -> None:
+def test_a_broker_without_priorities_has_no_order(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     app = Celery("none", broker=url)
-    app.conf.rts_scheduler = scheduler
+    app.conf.rts_scheduler = "edf"
     with pytest.raises(rts.ConfigurationError, match="None if the broker has no message prio"):
         rts.install(app)
+    app.conf.rts_scheduler = "priority"
+    rts.install(app)
+    assert "'priority' changes no order: the broker has no message prio" in caplog.text
+    rts.uninstall(app)
 
 
 @pytest.mark.parametrize(
