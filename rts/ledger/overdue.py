@@ -13,6 +13,9 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
+from redis.exceptions import ResponseError
+
+from rts.errors import StoreUnavailable
 from rts.ledger.events import MAX_EVENTS, Event
 from rts.ledger.events import OVERDUE as KIND
 from rts.ledger.in_flight import read_notes
@@ -39,8 +42,8 @@ BATCH = 500
 STEP_S = 1.0
 #: Seconds until another companion may take over the lease.
 LEASE_S = 5.0
-#: If more seconds than this have passed since the last look, Redis or everything was
-#: stopped, and ends may still wait on hosts' disks; seconds that they then get to arrive.
+#: If more seconds than this have passed since the last look, or Redis was away or took no
+#: ends, they may still wait on hosts' disks; seconds that they then get to arrive.
 MAX_GAP_S, SETTLE_S = 5.0, 2.0
 #: Seconds for which a task that never ends stays among the overdue ones.
 KEPT_S = 86400.0
@@ -94,9 +97,14 @@ class OverdueSweep:
         now = self._now()
         if now < self._ask_from:
             return 0
-        if not self._lease.acquire():
-            self._ask_from = self._now() + LEASE_S / 2
-            return 0
+        try:
+            if not self._lease.acquire():
+                self._ask_from = self._now() + LEASE_S / 2
+                return 0
+            self._ask_for_room()
+        except StoreUnavailable:
+            self._looked_at = -1e9
+            raise
         if now - self._looked_at > MAX_GAP_S:
             self._look_from = now + SETTLE_S
         self._looked_at = now
@@ -119,6 +127,17 @@ class OverdueSweep:
             StoreUnavailable: Redis is unavailable.
         """
         self._lease.release()
+
+    def _ask_for_room(self) -> None:
+        """Do nothing, by a command that a Redis without memory refuses, as it refuses ends.
+
+        Raises:
+            StoreUnavailable: it does.
+        """
+        # Not with call: the heartbeat's breaker has to stay closed.
+        (reply,) = self._link.call_each(pack("ZADD", self._keys.overdue, "XX", 0, ""))
+        if isinstance(reply, ResponseError):
+            raise StoreUnavailable(f"Redis takes no ends: {reply}") from reply
 
     def _due(self) -> tuple[list[bytes], float]:
         """Return the ids of open tasks that are overdue, and the server's time."""

@@ -10,6 +10,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -429,6 +430,32 @@ def test_where_redis_refuses_notes_the_taus_are_still_read(how: str) -> None:
         announcer.flush()
         assert client.zcard(settings.keys.open) == 1
         announcer.stop()
+        client.close()
+
+
+@pytest.mark.parametrize("how", ["memory", "replica"])
+def test_a_task_is_not_overdue_while_redis_refuses_its_end(how: str) -> None:
+    with RedisServer() as server:
+        client = redis.Redis.from_url(server.url, decode_responses=True)
+        settings = Settings(redis_url=server.url, breaker_period=1e-6)
+        note(settings, task("a", 1000.0), task("b", 1000.0))
+        now, ledger = Time(), MemoryLedger()
+        looking = overdue_sweep(settings, ledger, now=now)
+        looking._looked_at = now.at
+        assert looking._lease.acquire()
+        refusing(server, how)
+        for _ in range(2):
+            with suppress(StoreUnavailable):
+                looking.step()
+            now.at += 1
+        assert not ledger.tasks
+        client.config_set("maxmemory", "0")
+        client.replicaof("NO", "ONE")
+        assert looking.step() == 0
+        end(settings, "a")
+        now.at += SETTLE_S
+        assert looking.step() == 1
+        assert set(ledger.tasks) == {"b"}
         client.close()
 
 
