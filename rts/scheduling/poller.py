@@ -9,6 +9,7 @@ from typing import Any
 
 from kombu.transport import redis as stock
 from kombu.transport import virtual
+from redis.connection import AbstractConnection
 
 #: Seconds between polls while no slot is free: the first interval and the longest. Each
 #: is twice the one before.
@@ -54,12 +55,25 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu has no ty
         the command was sent (kombu >= 5.7 sees to that), or a broadcast.
         """
         channel, kind = self._fd_to_chan.get(fileno, (None, None))
-        if (kind == "BRPOP" and not hasattr(self, "_paused_brpop")) or (
+        old_kombu = not hasattr(self, "_paused_brpop")  # < 5.7
+        if old_kombu and kind == "BRPOP" and not channel._in_poll:
+            self._let_go(channel, fileno)
+        elif (old_kombu and kind == "BRPOP") or (
             kind == "LISTEN" and virtual.QoS.can_consume(channel.qos)
         ):
             channel.handlers[kind]()
         else:
             super().on_readable(fileno)
+
+    def _let_go(self, channel: Any, fileno: int) -> None:
+        """Let go of a connection that the server has closed while it was idle, as no slot was
+        free; the next claim opens another. kombu >= 5.7 does that itself.
+        """
+        connection = channel.client.connection
+        self.poller.unregister(connection._sock)
+        del self._fd_to_chan[fileno], self._chan_to_sock[channel, channel.client, "BRPOP"]
+        # Not kombu's own method, after which the event loop would poll no more.
+        AbstractConnection.disconnect(connection)  # type: ignore[no-untyped-call]
 
     def maybe_restore_messages(self) -> None:
         """Restore at a bounded rate, however often :meth:`get` is called."""
