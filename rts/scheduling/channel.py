@@ -110,22 +110,31 @@ class DeadlineOrder(QueueLayout):
             PUT.run(self.plain, keys, arguments)
 
     def _requeue_place(
-        self: Any, queue: str, message: dict[str, Any], ordered: bool, leftmost: bool
+        self: Any,
+        queue: str,
+        message: dict[str, Any],
+        ordered: bool,
+        leftmost: bool,
+        behind: bool,
     ) -> tuple[str, object, str]:
         """Return where *message* is requeued: key, score (of a list: the command), member.
 
         *ordered*: it was taken in deadline order. Another one may belong to an app without
-        that order, whose workers see the plain lists only.
+        that order, whose workers see the plain lists only. *behind*: as if it arrived now.
         """
         if ordered and is_task(message):
             (name,) = self._keys(queue, HOPEFUL)
-            return name, *self._score_and_member(queue, message)
+            return name, *self._score_and_member(queue, message, behind)
         priority = self._get_message_priority(message, reverse=False)
         (name,) = self._prefixed([self._q_for_pri(queue, priority)])
         return name, "LPUSH" if leftmost else "RPUSH", stock.dumps(message)
 
-    def _score_and_member(self: Any, queue: str, message: dict[str, Any]) -> tuple[float, str]:
+    def _score_and_member(
+        self: Any, queue: str, message: dict[str, Any], behind: bool = False
+    ) -> tuple[float, str]:
         place = place_of(message, self.rule.horizon(queue), self.rule.work)
+        if behind:
+            place = place.behind(time.time())
         return place.score, member(message, stock.dumps(message), place, queue)
 
     # Consuming, over the poller's connection, one message at a time

@@ -50,6 +50,16 @@ class Place(NamedTuple):
     latest: float
     arrival: float
 
+    def behind(self, now: float) -> Place:
+        """Return the position as if the message had arrived *now*. It turns hopeless no later.
+
+        >>> Place(120.0, 111.0, 100.0).behind(105.0)
+        Place(score=125.0, latest=111.0, arrival=105.0)
+        """
+        return Place(
+            self.score + max(0.0, now - self.arrival), self.latest, max(now, self.arrival)
+        )
+
 
 def is_task(message: Mapping[str, Any]) -> bool:
     """Return whether a raw kombu message is a Celery task (message protocol 2)."""

@@ -76,11 +76,14 @@ class QoS(_SlotLimit, stock.QoS):  # type: ignore[misc]  # kombu has no type inf
         return found
 
     def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
-        """Requeue a message at its old position."""
+        """Requeue a message at its old position; *leftmost*: since it is rejected."""
         self._requeue(tag, NEVER, leftmost)
 
     def _requeue(self, tag: Any, latest: float, leftmost: bool = False) -> None:
         """Requeue a message, unless it was claimed after *latest*.
+
+        One that a worker rejects again goes behind, or a task that always kills its process
+        would be taken for ever, and those after it never.
 
         One script, like a claim. kombu uses an optimistic transaction, which any other
         claim or acknowledgement aborts, so it hardly ever succeeds on a busy server.
@@ -92,9 +95,12 @@ class QoS(_SlotLimit, stock.QoS):  # type: ignore[misc]  # kombu has no type inf
             if entry is not None:
                 payload, exchange, routing_key = stock.loads(entry.decode())
                 ordered = AFTER_PAYLOAD in entry
-                _mark_redelivered(payload)
+                again = _mark_redelivered(payload)
+                behind = again and leftmost and channel.slots is not None
                 for queue in channel._lookup(exchange, routing_key):
-                    key, *place = channel._requeue_place(queue, payload, ordered, leftmost)
+                    key, *place = channel._requeue_place(
+                        queue, payload, ordered, leftmost, behind
+                    )
                     keys += [key, *channel._keys(queue, BELL)]
                     places += place
         except channel.connection_errors:
@@ -104,13 +110,15 @@ class QoS(_SlotLimit, stock.QoS):  # type: ignore[misc]  # kombu has no type inf
         REQUEUE.run(channel.plain, keys, [tag, entry or "", latest, BELL_TTL_MS, *places])
 
 
-def _mark_redelivered(payload: dict[str, Any]) -> None:
-    """Mark a raw message as redelivered, as kombu does."""
+def _mark_redelivered(payload: dict[str, Any]) -> bool:
+    """Mark a raw message as redelivered, as kombu does; return whether it was already."""
     try:
+        again = bool(payload["headers"].get("redelivered"))
         payload["headers"]["redelivered"] = True
         payload["properties"]["delivery_info"]["redelivered"] = True
-    except (KeyError, TypeError):
-        pass
+    except (KeyError, TypeError, AttributeError):
+        return False
+    return again
 
 
 class UnemulatedQoS(_SlotLimit, virtual.QoS):  # type: ignore[misc]  # kombu has no type information

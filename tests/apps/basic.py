@@ -93,6 +93,14 @@ def kill_once(marker: str) -> str:
 
 
 @app.task(acks_late=True)
+def waits_for(marker: str) -> str:
+    """Be rejected and requeued until the file *marker* exists."""
+    if not os.path.exists(marker):
+        raise Reject("not yet", requeue=True)
+    return "found"
+
+
+@app.task(acks_late=True)
 def late(seconds: float) -> float:
     """Sleep; acknowledged when done."""
     time.sleep(seconds)

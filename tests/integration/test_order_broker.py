@@ -479,6 +479,37 @@ def test_running_tasks_hold_their_slots_through_a_reconnect(
         app.pool.force_close_all()
 
 
+@pytest.mark.parametrize("pool", ["prefork", "gevent"])
+def test_a_redis_that_closes_idle_connections_disturbs_no_running_task(
+    pool: str, make_stage: Callable[..., Stage], apps: Callable[..., Celery], rts_redis_url: str
+) -> None:
+    with RedisServer(arguments=["--timeout", "1"]) as server:
+        stage = make_stage(broker=server.url, rts_scheduler="edf", rts_redis_url=rts_redis_url)
+        stage.backend = rts_redis_url
+        app = apps(stage)
+        worker = stage.worker(concurrency=1, pool=pool)
+        for seconds in (4.0, 0.0):  # nothing is asked of Redis while no slot is free
+            assert app.send_task(LATE, (seconds,)).get(timeout=60) == seconds
+        stage.stop()
+        assert worker.log.count("received") == 2
+        assert "Connection to broker lost" not in worker.log
+        app.pool.force_close_all()
+
+
+def test_what_a_worker_rejects_again_and_again_lets_others_run(
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery], tmp_path: Path
+) -> None:
+    stage = make_stage(rts_scheduler="edf")
+    app = apps(stage)
+    stage.worker(concurrency=1)
+    marker, deadline = str(tmp_path / "marker"), time.time() + 600
+    results = [
+        app.send_task(f"tests.apps.basic.{name}", (marker,), headers={"sla_deadline": at})
+        for name, at in (("waits_for", deadline), ("kill_once", deadline + 0.5))
+    ]
+    assert [result.get(timeout=60) for result in results] == ["found", "second life"]
+
+
 def test_at_shutdown_what_was_not_begun_goes_back_to_its_place(
     make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any, redis_client: Any
 ) -> None:
