@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 
 from rts.cli.fitting import fitted, tables
 from rts.cli.status import NO_WORKERS, UNLED, WORKER_COLUMNS, outbox_text, worker_row
-from rts.cli.table import NONE, Column, cut, percent, render, seconds
+from rts.cli.table import NONE, Column, cut, percent, printable, render, seconds
 from rts.cli.watch_data import WINDOWS, Snapshot
 from rts.objectives import objective_of
 from rts.scheduling.queues import QueueState
@@ -40,7 +40,7 @@ def lines(
     queues = [_queue_row(state, snapshot.at, fleet) for state in snapshot.queues]
     blocks = [
         [f"rts at {iso(snapshot.at)}", *_facts(snapshot)],
-        [f"Problem: {problem}" for problem in snapshot.problems],
+        [f"Problem: {printable(problem)}" for problem in snapshot.problems],
         _alerts(snapshot),
         _table(_OBJECTIVES, map(_standing_row, snapshot.standings), width),
         _table(_TYPES, _type_rows(snapshot, settings), width),
@@ -58,25 +58,27 @@ def lines(
 
 def _facts(snapshot: Snapshot) -> list[str]:
     redis, ledger = snapshot.redis, snapshot.ledger
-    servers = [
+    first = [
         f"{name} {'up' if server.reachable else 'NOT REACHABLE'}"
         for name, server in (("Redis", redis.server), ("MongoDB", ledger.server))
     ]
-    facts = [" · ".join(servers)]
-    if redis.server.reachable:
-        facts.append(
-            f"Outbox {outbox_text(redis)} · "
-            f"Open {redis.open_tasks}, {redis.overdue_tasks} past the deadline · "
-            f"Running {redis.running}, {redis.overdue} past the deadline"
-        )
-    return facts
+    if not redis.server.reachable:
+        return [" · ".join(first)]
+    return [
+        " · ".join([*first, f"Outbox {outbox_text(redis)}"]),
+        f"Open {redis.open_tasks}, {redis.overdue_tasks} past the deadline · "
+        f"Running {redis.running}, {redis.overdue} past the deadline",
+    ]
 
 
 def _alerts(snapshot: Snapshot) -> list[str]:
     found = []
-    for alert in snapshot.alerts:
-        started_at = iso(datetime.fromtimestamp(alert.started_at, timezone.utc))
-        found.append(f"Alert since {started_at}, as it began: {alert.summary}")
+    for alert in sorted(snapshot.alerts, key=lambda alert: alert.severity):  # pages first
+        started_at = datetime.fromtimestamp(alert.started_at, timezone.utc)
+        found.append(
+            f"{alert.severity.capitalize()} since {started_at:%Y-%m-%d %H:%MZ}: "
+            f"{alert.summary}, as it began"
+        )
     unled = found and not snapshot.redis.alerts_led
     return [*found, f"Alerts are firing, {UNLED}"] if unled else found
 
@@ -92,8 +94,7 @@ _TYPES = (
     Column("target %"),
     *(Column(window, group="deadlines met %") for window in WINDOWS),
     *(Column(window, group="tasks") for window in WINDOWS),
-    Column("runtime p95 s"),
-    Column("delay p95 s"),
+    *(Column(name, group="p95 s") for name in ("runtime", "delay")),
 )
 _QUEUES = (
     Column("queue", number=False),

@@ -15,10 +15,19 @@ from rts.cli.probes import (
     spooled_records,
     subtract_counters,
 )
-from rts.cli.problems import problems, queue_problems, without_rts
-from rts.cli.table import NONE, Column, counted, render, seconds, terminal_width
+from rts.cli.problems import problems, without_rts
+from rts.cli.table import (
+    NONE,
+    Column,
+    counted,
+    printable,
+    render,
+    seconds,
+    terminal_width,
+)
 from rts.clock import DEADBAND_S
 from rts.settings import Settings
+from rts.views.problems import queue_problems
 from rts.views.status import LedgerState, RedisState, ServerState, WorkerState
 
 
@@ -50,7 +59,7 @@ def command(ctx: click.Context, clear: bool, as_json: bool) -> None:
     if clear and redis.counters:
         subtract_counters(settings, redis.counters)
     for problem in wrong:
-        click.echo(f"Problem: {problem}", err=True)
+        click.echo(f"Problem: {printable(problem)}", err=True)
     if wrong:
         ctx.exit(1)
 

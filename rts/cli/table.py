@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import sys
 import unicodedata
@@ -25,10 +26,11 @@ NONE = "-"
 
 @dataclass(frozen=True)
 class Column:
-    """A column. Numbers are aligned right; texts left, and may be cut."""
+    """A column. Numbers are aligned right; texts left, and may be cut unless *whole*."""
 
     header: str
     number: bool = True
+    whole: bool = False
     #: A header above neighbouring columns of the same group.
     group: str = ""
 
@@ -55,9 +57,11 @@ def render(
             (name, sum(widths[i] + len(GAP) for i in of) - len(GAP)) for name, of in groups
         ]
         lines.append(GAP.join(_pad(name, span, right=True) for name, span in spans))
-    for row in ([c.header for c in columns], *cells):
+    texts = [cut_apart([row[i] for row in cells], width) for i, width in enumerate(widths)]
+    headers = [cut(column.header, width) for column, width in zip(columns, widths, strict=True)]
+    for row in (headers, *zip(*texts, strict=True)):
         aligned = zip(columns, widths, row, strict=True)
-        lines.append(GAP.join(_pad(cut(t, w), w, right=c.number) for c, w, t in aligned))
+        lines.append(GAP.join(_pad(t, w, right=c.number) for c, w, t in aligned))
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -93,6 +97,26 @@ def cut(text: str, width: int) -> str:
             break
         kept += c
     return kept + "…"
+
+
+def cut_apart(texts: Sequence[str], width: int) -> list[str]:
+    """Return *texts*, each cut to at most *width* columns. Where that would make some look the
+    same, what these have in common at their start is left out.
+
+    >>> cut_apart(["celery@shop-web-1", "celery@shop-mail-1", "beat"], 12)
+    ['…web-1', '…mail-1', 'beat']
+    """
+    found = {text: cut(text, width) for text in texts}
+    alike: dict[str, list[str]] = {}
+    for text, short in found.items():
+        alike.setdefault(short, []).append(text)
+    for group in alike.values():
+        start = os.path.commonprefix(group)  # noqa: RUF071  of any texts
+        if len(group) > 1 and len(start) > 1:
+            word = len(re.sub(r"\w*$", "", start))  # whole words, if there is another one
+            cuts = ["…" + text[word if word > 1 else len(start) :] for text in group]
+            found.update(zip(group, cut_apart(cuts, width), strict=True))
+    return [found[text] for text in texts]
 
 
 def seconds(value: float | None) -> str:
@@ -134,7 +158,7 @@ def percent(ratio: float | None) -> str:
 def _shrink(columns: Sequence[Column], widths: list[int], width: int) -> None:
     """Shrink the text columns, widest first, until the table fits."""
     excess = sum(widths) + len(GAP) * (len(widths) - 1) - width
-    texts = [i for i, column in enumerate(columns) if not column.number]
+    texts = [i for i, column in enumerate(columns) if not (column.number or column.whole)]
     while excess > 0 and texts:
         widest = max(texts, key=lambda i: widths[i])
         if widths[widest] <= MIN_TEXT:

@@ -12,11 +12,12 @@ from rts.alerting.alert import Alert
 from rts.alerting.store import firing
 from rts.cli.common import ledger_of, link_to_redis, utc
 from rts.cli.probes import noted, query_broker, query_servers
-from rts.cli.problems import problems, queue_problems
+from rts.cli.problems import problems
 from rts.cli.queues import queue_document
 from rts.cli.status import worker_document
 from rts.scheduling.queues import QueueState
 from rts.settings import Settings
+from rts.views.problems import queue_problems
 from rts.views.report import ReportRow, report
 from rts.views.slo import ObjectiveStatus, standings
 from rts.views.status import LedgerState, RedisState

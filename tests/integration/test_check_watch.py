@@ -264,7 +264,7 @@ def test_watch_shows_how_it_is_now(
     beat = {"seen_at": time.time(), "worker": "w@h", "queues": []}
     redis_client.hset(keys.workers, "w@h/1", json.dumps(beat))
     lines = cli("watch").output.splitlines()
-    assert "Alert since 2001-09-09T01:46:40.000Z, as it began: 3 late" in lines
+    assert "Ticket since 2001-09-09 01:46Z: 3 late, as it began" in lines
     for task_type, runtime_s in (("cpu-light", 30.0), ("mixed", 1.0)):
         row = [line for line in lines if line.startswith(task_type)][-1]
         assert float(row.split()[-2]) == pytest.approx(runtime_s, rel=0.02)

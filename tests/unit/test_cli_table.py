@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rts.cli import common, rts, status, table
-from rts.cli.table import Column, cut, percent, printable, render, seconds
+from rts.cli.table import Column, cut, cut_apart, percent, printable, render, seconds
 from rts.views import windows
 from rts.views.json_values import plain
 
@@ -45,6 +45,28 @@ def test_names_are_cut_to_the_width_and_numbers_never() -> None:
     assert lines[-1].startswith("tasks.xxx")
     assert "…" in lines[-1]
     assert "123456" in lines[-1]
+
+
+def test_names_that_a_cut_would_make_the_same_can_be_told_apart() -> None:
+    workers = [f"celery@shop-worker-{pod}.eu-west-1.internal" for pod in ("mail-9q", "web-xk")]
+    rows = [(name, "1", "2", "") for name in (*workers, "beat", workers[0])]
+    text = render(COLUMNS, rows, width=26)
+    names = [line.split()[0] for line in text.splitlines()[2:]]
+    assert names == ["…mail-9q.eu…", "…web-xk.eu-…", "beat", "…mail-9q.eu…"]
+    assert cut_apart(["a" * 30 + end for end in "bbc"], 12) == ["…b", "…b", "…c"]
+
+
+@given(st.sampled_from("ab.日"), st.lists(st.text("ab.日", max_size=9), unique=True))
+def test_names_with_one_beginning_stay_different(of: str, ends: list[str]) -> None:
+    shown = cut_apart([of * 30 + "-" + end for end in ends], 12)
+    assert len(set(shown)) == len(ends)
+    assert all(table._width(text) <= 12 for text in shown)
+
+
+def test_an_instant_is_never_cut() -> None:
+    columns = (Column("at", number=False, whole=True), Column("name", number=False))
+    line = render(columns, [("2030-01-01T00:00:00.000Z", "x" * 90)], width=40).splitlines()[-1]
+    assert line == "2030-01-01T00:00:00.000Z  " + "x" * 13 + "…"
 
 
 def test_a_width_too_small_keeps_something_of_the_name() -> None:

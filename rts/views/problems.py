@@ -1,0 +1,89 @@
+"""What is wrong with Redis, the fleet and queues, in words: for the commands and for Flower."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rts.settings import Settings
+from rts.views.fleet_state import DROPPED
+from rts.views.status import RedisState
+
+if TYPE_CHECKING:
+    from rts.scheduling.queues import QueueState
+
+#: Age of the oldest record in the outbox that is a problem, in seconds. A drain takes less than
+#: one.
+MAX_LAG_S = 60.0
+
+
+def fleet_problems(redis: RedisState, *, ledger_up: bool = True) -> list[str]:
+    """Return what is wrong, with what to do about it. *ledger_up*: whether MongoDB answers."""
+    found = []
+    if redis.refusal is not None:
+        found.append(refused_writes(redis))
+    dropped = dropped_records(redis)
+    if dropped:
+        what = ", ".join(f"{name} {n}" for name, n in dropped.items())
+        found.append(
+            f"records were dropped ({what}). Keep the servers up, or raise rts_outbox_max or "
+            "rts_spool_max_bytes; rts status --clear resets the count"
+        )
+    if redis.eviction is not None:
+        found.append(
+            f"Redis evicts keys when its memory is full (maxmemory-policy {redis.eviction}), "
+            "records among them. Set noeviction, or give rts a server of its own "
+            "(rts_redis_url)"
+        )
+    if redis.lag_s is not None and redis.lag_s > MAX_LAG_S:
+        why = "It waits for MongoDB"
+        if ledger_up:
+            why = (
+                "Is a drain running (a worker with rts_drain, or rts drain), and does MongoDB "
+                "keep up?"
+            )
+        found.append(f"the oldest record has been in the outbox for {redis.lag_s:.0f} s. {why}")
+    dead = dead_fleet(redis)
+    return found if dead is None else [*found, dead]
+
+
+def refused_writes(redis: RedisState) -> str:
+    """Return that Redis takes no records, and why."""
+    return f"Redis at {redis.server.url} takes no records: {redis.refusal}"
+
+
+def dropped_records(redis: RedisState) -> dict[str, int]:
+    """Return the counters of records that were dropped, those above 0."""
+    return {name: redis.counters[name] for name in DROPPED if redis.counters.get(name)}
+
+
+def dead_fleet(redis: RedisState) -> str | None:
+    """Return that no worker is alive, if tasks miss one."""
+    if not redis.overdue_tasks or redis.live_workers:
+        return None
+    return f"no worker is alive, with {_counted(redis.overdue_tasks, 'task')} past the deadline"
+
+
+def queue_problems(
+    states: Sequence[QueueState], redis: RedisState, settings: Settings
+) -> list[str]:
+    """Return which messages wait where no worker takes them. Names are as they are."""
+    found = []
+    for state in states:
+        hidden = 0 if settings.scheduler == "edf" else state.ordered + state.demoted
+        if hidden:
+            found.append(
+                f"{_counted(hidden, 'message')} in deadline order in the queue {state.name}, "
+                "which workers without rts_scheduler = 'edf' do not see. rts queues --to-fifo "
+                "moves them"
+            )
+        elif state.waiting and redis.live_workers and not redis.takers(state.name):
+            found.append(
+                f"{_counted(state.waiting, 'message')} in the queue {state.name}, from which "
+                f"no worker with rts takes. Start one with -Q {state.name}"
+            )
+    return found
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
