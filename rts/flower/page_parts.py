@@ -14,12 +14,16 @@ from rts.flower.words import finding
 from rts.objectives import objective_of
 from rts.settings import Settings
 from rts.views.lateness_causes import load_at_start, median, slowdown
+from rts.views.problems import fleet_problems, queue_problems
 from rts.views.readings import Reading
 from rts.views.report import ReportRow
 from rts.views.runs import visible
 from rts.views.status import RedisState
 
 Document = dict[str, Any]
+
+#: Queues whose problems stand at the top of a page.
+MAX_PROBLEMS = 5
 
 
 def head(page: str, answers: Iterable[Answer]) -> Document:
@@ -31,6 +35,25 @@ def head(page: str, answers: Iterable[Answer]) -> Document:
         "trouble": list(dict.fromkeys(a.trouble for a in answers if a.trouble is not None)),
         "counting": any(a.late for a in answers),
     }
+
+
+def problems(
+    settings: Settings,
+    redis: RedisState | None,
+    queues: Iterable[QueueSummary] | None = None,
+    *,
+    ledger_up: bool = True,
+) -> list[str]:
+    """Return what is wrong with Redis, the fleet and the longest queues, as ``rts status`` says
+    it.
+    """
+    if redis is None:
+        return []
+    found = fleet_problems(redis, ledger_up=ledger_up)
+    states = [summary.state for summary in queues or ()]
+    longest = sorted(states, key=lambda state: -state.waiting)
+    found += queue_problems(longest, redis, settings)[:MAX_PROBLEMS]
+    return [f"{text[0].upper()}{text[1:]}{'' if text[-1] == '?' else '.'}" for text in found]
 
 
 def window(counted: Counted | None) -> Document:

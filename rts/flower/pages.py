@@ -89,6 +89,12 @@ class Pages:
             **page_parts.head(
                 "overview", [counted, redis, reading, queues, objectives, *totals, reasons]
             ),
+            "problems": page_parts.problems(
+                self._settings,
+                redis.value,
+                queues.value,
+                ledger_up=counted.trouble is None,
+            ),
             **page_parts.window(shown),
             "filters": filters.values(),
             "objectives": [asdict(standing) for standing in objectives.value or ()],
@@ -177,10 +183,14 @@ class Pages:
             workers = [worker for worker in workers if worker["worker"] == filters.worker]
         return {
             **page_parts.head("workers", [redis, counted, runs]),
+            "problems": page_parts.problems(
+                self._settings, redis.value, ledger_up=counted.trouble is None
+            ),
             "filters": filters.values(),
+            "fleet_known": redis.value is not None,
             "workers": workers,
             "bands": charts.bands(found),
-            "sampled": len(found),
+            "sampled": None if runs.value is None else len(found),
             "charts": [charts.slowdowns(found)],
         }
 
@@ -193,6 +203,7 @@ class Pages:
         summaries: list[QueueSummary] | None = queues.value
         return {
             **page_parts.head("queues", [redis, reading, queues]),
+            "problems": page_parts.problems(self._settings, redis.value, summaries),
             "scheduler": self._settings.scheduler,
             "ordered_by_us": summaries is not None if queues.is_known else None,
             "queues": [page_parts.queue(summary) for summary in summaries or ()],

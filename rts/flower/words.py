@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
@@ -15,7 +14,7 @@ from rts.views.lateness_causes import DEADLINE, LOAD, QUEUEING, RETRIES, TAU, Wh
 
 NONE = "–"
 #: Between a number and its unit, where a line must not break.
-_UNIT = re.compile(r"(\d) (?=(?:ms|s|min|h|d)\b|%)")
+_NBSP = "\u00a0"
 
 #: The reasons as labels, and as the end of a headline that starts with a type.
 LABELS: Mapping[str, str] = {
@@ -78,27 +77,28 @@ def headline(found: Mapping[str, str]) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Return a duration with about three digits.
+    r"""Return a duration with about three digits.
 
-    >>> [duration(s) for s in (0.0042, 0.45, 4.213, 42.1, 725.0, 12000.0, 190000.0, -2.5)]
-    ['4.2 ms', '450 ms', '4.21 s', '42.1 s', '12 min 05 s', '3 h 20 min', '2 d 5 h', '−2.50 s']
+    >>> [duration(s) for s in (0.0042, 0.45, 4.213, 42.1, -2.5)]
+    ['4.2\xa0ms', '450\xa0ms', '4.21\xa0s', '42.1\xa0s', '−2.50\xa0s']
+    >>> [duration(s) for s in (725.0, 12000.0, 190000.0)]
+    ['12\xa0min\xa005\xa0s', '3\xa0h\xa020\xa0min', '2\xa0d\xa05\xa0h']
     """
     if seconds is None or not math.isfinite(seconds):
         return NONE
     sign, s = ("−" if seconds < 0 else ""), abs(seconds)
     if s < 0.00005:
-        return "0 s"
+        return f"0{_NBSP}s"
     if s < 0.9995:
-        return f"{sign}{s * 1000:.{1 if s < 0.00995 else 0}f} ms"
+        return f"{sign}{s * 1000:.{1 if s < 0.00995 else 0}f}{_NBSP}ms"
     if s < 99.95:
-        return f"{sign}{s:.{2 if s < 9.995 else 1}f} s"
+        return f"{sign}{s:.{2 if s < 9.995 else 1}f}{_NBSP}s"
     for unit, part, length in (("min", "s", 1), ("h", "min", 60)):
         whole, rest = divmod(round(s / length), 60)
         if whole < (60 if unit == "min" else 24):
-            return f"{sign}{whole} {unit} {rest:02d} {part}"
-    hours = round(s / 3600)
-    days = f"{sign}{hours // 24} d"
-    return f"{days} {hours % 24} h" if hours % 24 else days
+            return _NBSP.join((f"{sign}{whole}", unit, f"{rest:02d}", part))
+    days, rest = divmod(round(s / 3600), 24)
+    return _NBSP.join((f"{sign}{days}", "d", *((f"{rest}", "h") if rest else ())))
 
 
 def outlook(due_s: float | None, tau: float | None) -> str:
@@ -117,28 +117,28 @@ def outlook(due_s: float | None, tau: float | None) -> str:
 
 
 def percent(ratio: float | None, digits: int = 1) -> str:
-    """Return a share in percent; only exactly 1 is shown as 100 %.
+    r"""Return a share in percent; only exactly 1 is shown as 100 %.
 
     >>> percent(0.99996), percent(1.0), percent(0.5, 0)
-    ('99.9 %', '100 %', '50 %')
+    ('99.9\xa0%', '100\xa0%', '50\xa0%')
     """
     if ratio is None or not math.isfinite(ratio):
         return NONE
     if ratio == 1:
-        return "100 %"
+        return f"100{_NBSP}%"
     shown = round(ratio * 100, digits)
     if ratio < 1 <= shown / 100:
         shown = 100 - 10.0**-digits
-    return f"{shown:.{digits}f} %".replace("-", "−")
+    return f"{shown:.{digits}f}{_NBSP}%".replace("-", "−")
 
 
 def target(share: float) -> str:
-    """Return the target of an objective, with all its nines.
+    r"""Return the target of an objective, with all its nines.
 
     >>> target(0.95), target(0.99999)
-    ('95 %', '99.999 %')
+    ('95\xa0%', '99.999\xa0%')
     """
-    return f"{100 * share:g} %"
+    return f"{100 * share:g}{_NBSP}%"
 
 
 def count(number: int | None) -> str:
@@ -158,7 +158,7 @@ def times(factor: float | None) -> str:
     """
     if factor is None or not math.isfinite(factor):
         return NONE
-    return f"{factor:.{4 if 0 < factor < 0.00995 else 2 if factor < 9.995 else 1}f}\u00a0×"
+    return f"{factor:.{4 if 0 < factor < 0.00995 else 2 if factor < 9.995 else 1}f}{_NBSP}×"
 
 
 def clock(at: datetime | None, *, exact: bool = False) -> str:
@@ -236,7 +236,6 @@ def finding(by_cause: Mapping[str, int], late: Why | None) -> dict[str, str] | N
             f"took {times(late.slowdown)} their tau on workers that were not busy (load "
             f"{_load(late)})."
         )
-    text = _UNIT.sub("\\1\u00a0", text)
     return {"reason": late.reason, "label": LABELS[late.reason], "text": text}
 
 

@@ -108,7 +108,7 @@ def test_the_numbers_are_those_of_the_command_line(
     assert [s["budget_left_ratio"] for s in overview["objectives"]] == [
         pytest.approx(s.budget_left_ratio) for s in expected_standings
     ]
-    assert "left, objective 99.99 % over" in flower.get("/rts").text
+    assert "left, objective 99.99\u00a0% over" in flower.get("/rts").text
     day = next(met for met in overview["met"] if met["window"] == "24 h")
     assert (day["tasks"], day["missed"]) == (100, 60)
     assert mongo.tasks.count_documents({"sla_success": False}) == 60
@@ -348,10 +348,25 @@ def test_flower_survives_an_outage_of_the_servers(
             page = flower.get(path)
             assert page.status == 200, path
         assert "is not usable" in flower.get("/rts").text
+        assert flower.get("/api/rts/workers").json["sampled"] is None
         assert flower.get("/healthcheck").text == "OK"
         server.resume()
         mongo_server.start()
         wait_until(lambda: flower.get("/api/rts/overview").json["trouble"] == [], 60)
+
+
+def test_what_is_wrong_with_redis_is_shown_as_by_status(
+    make_stage: Callable[..., Stage], make_flower: Make
+) -> None:
+    with RedisServer(arguments=("--maxmemory", "1")) as full:
+        stage = make_stage(broker=full.url, rts_redis_url=full.url)
+        flower = make_flower(stage, env=OPEN_API)
+        why = f"Redis at {full.url} takes no records: its memory is full"
+        for page in ("overview", "workers", "queues"):
+            document = flower.counted(f"/api/rts/{page}").json
+            assert document["trouble"] == []
+            assert document["problems"][0].startswith(why)
+            assert why in flower.get("/rts" if page == "overview" else f"/rts/{page}").text
 
 
 def test_other_processes_load_nothing_of_the_tab() -> None:

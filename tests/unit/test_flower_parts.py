@@ -25,10 +25,12 @@ from rts.flower.pages import REASONS, Pages
 from rts.flower.templates import navbar, task_page
 from rts.flower.timeline import MAX_RUNS, timeline
 from rts.ledger.connection import connect
+from rts.scheduling.queues import QueueState
 from rts.settings import Settings
 from rts.views.histogram import bucket
 from rts.views.report import row_of
 from rts.views.series import Point
+from rts.views.status import RedisState, ServerState, WorkerState
 from rts.views.tally import Tally
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=timezone.utc)
@@ -255,12 +257,14 @@ def test_slowdowns_leave_out_unknown_values() -> None:
 
 def test_words_of_verdicts_and_values() -> None:
     assert words.verdict({"sla_success": None}) == "no verdict yet"
-    assert words.verdict({"sla_success": True, "lateness_s": -2.0}) == "met, 2.00 s early"
+    assert words.verdict({"sla_success": True, "lateness_s": -2.0}) == "met, 2.00\u00a0s early"
     assert words.verdict({"sla_success": False, "cause": "killed"}) == "missed: killed"
-    assert words.verdict({"sla_success": False, "lateness_s": 0.25}) == "missed, 250 ms late"
+    assert (
+        words.verdict({"sla_success": False, "lateness_s": 0.25}) == "missed, 250\u00a0ms late"
+    )
     assert words.value(None, "count") == words.NONE == words.clock(None)
     shown = [words.value(0.5, unit) for unit in ("ratio", "seconds", "factor")]
-    assert shown == ["50.0 %", "500 ms", "0.50\u00a0×"]
+    assert shown == ["50.0\u00a0%", "500\u00a0ms", "0.50\u00a0×"]
     for unit in ("ratio", "seconds", "factor"):
         assert words.value(math.nan, unit) == words.value(math.inf, unit) == words.NONE
     assert words.clock(at(0.25), exact=True) == "2030-01-01 12:00:00.250"
@@ -427,3 +431,26 @@ def test_a_large_fleet_shows_its_silent_workers_first_of_all() -> None:
     shown = words.foremost([*rows, {"worker": "gone"}], "silent")
     assert len(shown) == words.MAX_ROWS
     assert shown[-1] == rows[340]
+
+
+def test_pages_name_the_longest_queues_that_nobody_takes_from() -> None:
+    worker = WorkerState(
+        *("w@h/1", "w@h", "h", 1, 2, 0.0, 0.1),
+        silent=False,
+        load={},
+        queues=("taken",),
+    )
+    redis = RedisState(ServerState("redis://r/0", True), lag_s=61.2, workers=(worker,))
+    waiting = {"taken": 9, **{f"q{n}": n for n in range(8)}}
+    queues = [
+        source.QueueSummary(QueueState(name, 0, 0, n, None), 0, 0, None, [])
+        for name, n in waiting.items()
+    ]
+    found = page_parts.problems(Settings(), redis, queues, ledger_up=False)
+    assert found[:2] == [
+        "The oldest record has been in the outbox for 61 s. It waits for MongoDB.",
+        "7 messages in the queue q7, from which no worker with rts takes. Start one with "
+        "-Q q7.",
+    ]
+    assert len(found) == 1 + page_parts.MAX_PROBLEMS
+    assert page_parts.problems(Settings(), None) == []

@@ -6,6 +6,8 @@
 
 (() => {
   const EVERY_MS = 5000;
+  // While something is still being counted.
+  const SOON_MS = 1000;
   const content = document.getElementById("rts-content");
   const pause = document.getElementById("rts-pause");
   const status = document.getElementById("rts-status");
@@ -15,13 +17,13 @@
   function duration(seconds) {
     const sign = seconds < 0 ? "−" : "";
     const s = Math.abs(seconds);
-    if (s < 0.00005) return "0 s";
-    if (s < 0.9995) return `${sign}${(s * 1000).toFixed(s < 0.00995 ? 1 : 0)} ms`;
-    if (s < 99.95) return `${sign}${s.toFixed(s < 9.995 ? 2 : 1)} s`;
+    if (s < 0.00005) return "0\u00a0s";
+    if (s < 0.9995) return `${sign}${(s * 1000).toFixed(s < 0.00995 ? 1 : 0)}\u00a0ms`;
+    if (s < 99.95) return `${sign}${s.toFixed(s < 9.995 ? 2 : 1)}\u00a0s`;
     const [unit, part, length] = s < 3599.5 ? ["min", "s", 1] : ["h", "min", 60];
     const n = Math.round(s / length);
-    const rest = n % 60 ? ` ${String(n % 60).padStart(2, "0")} ${part}` : "";
-    return `${sign}${Math.floor(n / 60)} ${unit}${rest}`;
+    const rest = n % 60 ? `\u00a0${String(n % 60).padStart(2, "0")}\u00a0${part}` : "";
+    return `${sign}${Math.floor(n / 60)}\u00a0${unit}${rest}`;
   }
 
   // Seconds between two ticks, in whole minutes, hours and days.
@@ -34,10 +36,10 @@
   const WHOLE = [...Array(9).keys()].flatMap((e) => [1, 2, 5].map((n) => n * 10 ** e));
 
   const UNITS = {
-    ratio: (v) => `${Number((v < 1 ? Math.min(v * 100, 99.9) : v * 100).toFixed(1))} %`,
+    ratio: (v) => `${Number((v < 1 ? Math.min(v * 100, 99.9) : v * 100).toFixed(1))}\u00a0%`,
     seconds: duration,
     count: (v) => v.toLocaleString("en").replaceAll(",", "\u202f"),
-    factor: (v) => `${Number(v.toPrecision(3))} ×`,
+    factor: (v) => `${Number(v.toPrecision(3))}\u00a0×`,
   };
 
   /* --- charts --- */
@@ -169,7 +171,8 @@
       if (Number.isNaN(at.getTime())) continue;
       const today = at.toDateString() === new Date().toDateString();
       const exact = "exact" in time.dataset ? `.${String(at.getMilliseconds()).padStart(3, "0")}` : "";
-      const clock = at.toLocaleTimeString(undefined, { hour12: false }) + exact;
+      const zone = "zone" in time.dataset ? "short" : undefined;
+      const clock = at.toLocaleTimeString(undefined, { hour12: false, timeZoneName: zone }) + exact;
       time.textContent = today ? clock : `${at.toLocaleDateString()} ${clock}`;
       time.title = time.dateTime;
     }
@@ -234,7 +237,7 @@
   function plan() {
     window.clearTimeout(timer);
     if (pause.getAttribute("aria-pressed") !== "true" && !document.hidden) {
-      timer = window.setTimeout(refresh, EVERY_MS);
+      timer = window.setTimeout(refresh, content.querySelector(".rts-note") ? SOON_MS : EVERY_MS);
     }
   }
 
