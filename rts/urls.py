@@ -1,9 +1,5 @@
-"""URLs of servers: which are accepted at install, and how they are shown.
-
-MongoDB's are parsed here the way pymongo does, since no process of the host app is to
-import pymongo. What it accepts without a warning is never refused, except for ``w=0``;
-whether options are compatible, and files that they name exist, is left to the companion
-process.
+"""URLs of servers: which of Redis are accepted at install, and how all are shown. Those of
+MongoDB are checked in :mod:`rts.mongo_urls`.
 """
 
 from __future__ import annotations
@@ -13,21 +9,18 @@ import re
 import ssl
 from collections.abc import Mapping
 from typing import TypeGuard
-from urllib.parse import parse_qs, quote, unquote_plus, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 from rts.errors import ConfigurationError
-from rts.mongo_options import refused_option
 
 #: URL schemes that redis-py understands; kombu's sentinel:// is not among them.
 REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+socket")
-_MONGO_SCHEMES = ("mongodb", "mongodb+srv")
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_ESCAPED = "special characters of a user or password as %23, %2F, %3F, %40"
+#: How to write what would end a user name or password in a URL.
+ESCAPED = "special characters of a user or password as %23, %2F, %3F, %40"
 #: What is in the place of a port but is none: maybe a password without an @ after it.
 _NO_PORT = re.compile(r":(?!\d{1,5}(?:[,/]|$))[^,/\]]+(?=[,/]|$)")
-#: Characters that the name of a database must not have.
-_NOT_IN_DATABASE = re.compile(r'[/\\ "$\0]')
 
 
 def plain_redis_url(url: str) -> str:
@@ -99,7 +92,7 @@ def redis_url(key: str, value: object) -> str:
         readable = False
     if not readable:
         raise ConfigurationError(
-            key, redacted(value), f"{allowed}, with a port from 1 to 65535 and {_ESCAPED}"
+            key, redacted(value), f"{allowed}, with a port from 1 to 65535 and {ESCAPED}"
         )
     return url
 
@@ -116,83 +109,6 @@ def place_of(url: str) -> str:
     database = parse_qs(parts.query).get("db")
     place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
     return f"{place}?db={database[0]}" if database else place
-
-
-def mongo_url(key: str, value: object) -> str:
-    """Return *value* if it is a URL that pymongo takes, as far as is checked here.
-
-    Raises:
-        ConfigurationError: it is not one, or an option has an invalid value; the message
-            never shows a password.
-    """
-    allowed = "a URL such as mongodb://host:27017/database (the path names the database)"
-    scheme, separator, rest = value.partition("://") if isinstance(value, str) else ("",) * 3
-    if not isinstance(value, str) or not separator or scheme not in _MONGO_SCHEMES:
-        raise ConfigurationError(key, redacted(value), allowed)
-    before, _, options = rest.partition("?")
-    place, _, database = before.partition("/")
-    user, at, hosts = place.rpartition("@")
-    wrong = (
-        (at and not _is_user(user) and _ESCAPED)
-        or _wrong_hosts(hosts, srv=scheme == "mongodb+srv")
-        or (_wrong_database(database) and 'a database without / \\ " $ or a space in its name')
-        or (not _are_options(options) and "options as ?name=value&name=value")
-    )
-    if wrong:
-        raise ConfigurationError(key, redacted(value), f"{allowed}, with {wrong}")
-    for option in filter(None, re.split("[&;]", options)):
-        name, _, given = option.partition("=")
-        refusal = refused_option(name, unquote_plus(given))
-        if refusal is not None:
-            raise ConfigurationError(f"{key}, option {name}", *refusal)
-    return value
-
-
-def _is_user(text: str) -> bool:
-    """Return whether *text* is a user name, or one with a password, percent-encoded."""
-    bare = any(
-        text[i] == "%" and unquote_plus(text[i : i + 3]) == text[i : i + 3]
-        for i in range(len(text))
-    )
-    return not (bare or "@" in text or text.count(":") > 1 or text[:1] in ("", ":"))
-
-
-def _wrong_hosts(text: str, *, srv: bool) -> str | None:
-    """Return what the hosts should be instead of *text*; ``None`` if they are valid."""
-    hosts = text.split(",")
-    if "" in hosts:
-        return "a host, or some with commas between them"
-    if srv and (len(hosts) > 1 or (":" in text and not text.startswith("["))):
-        return "one host and no port after mongodb+srv://"
-    for host in hosts:
-        # A % is in the path of a socket, or in the zone of an IPv6 address.
-        if host.endswith(".sock") or "%" in host:
-            continue
-        _, separator, port = host.partition("]:" if host.startswith("[") else ":")
-        if host.startswith("[") and "]" not in host:
-            return "IPv6 addresses as [::1]"
-        if separator and not _is_port(port):
-            return f"a port from 1 to 65535 after each host and {_ESCAPED}"
-    return None
-
-
-def _is_port(text: str) -> bool:
-    digits = text.lstrip("0")
-    return text.isdecimal() and 0 < len(digits) <= 5 and int(digits) <= 65535
-
-
-def _wrong_database(text: str) -> bool:
-    name, _, _ = unquote_plus(text).partition(".")
-    return bool(_NOT_IN_DATABASE.search(name))
-
-
-def _are_options(text: str) -> bool:
-    if "&" in text and ";" in text:
-        return False
-    separator = "&" if "&" in text else ";" if ";" in text else None
-    return not text or (
-        "=" in text and all(option.count("=") == 1 for option in text.split(separator))
-    )
 
 
 def shown_url(url: str) -> str:

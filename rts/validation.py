@@ -10,9 +10,10 @@ from typing import Any, TypeGuard
 
 from rts.deadlines import MAX_MULTIPLIER, MIN_MULTIPLIER
 from rts.errors import ConfigurationError
+from rts.mongo_urls import mongo_url
 from rts.objectives import MAX_TARGET, MIN_TARGET
 from rts.tasktypes import DEFAULT_TASK_TYPES, TYPE_NAME, TaskType
-from rts.urls import mongo_url, redis_url
+from rts.urls import redis_url
 from rts.webhooks import read_webhooks
 
 _K_RANGE = f"a number from {MIN_MULTIPLIER} to {MAX_MULTIPLIER}"

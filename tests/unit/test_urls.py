@@ -15,8 +15,8 @@ from pymongo.uri_parser import parse_uri
 
 from rts import ConfigurationError
 from rts.ledger.connection import connect, database_of
-from rts.mongo_options import KINDS, refused_option
-from rts.urls import mongo_url, redacted, redis_url, shown_url
+from rts.mongo_urls import KINDS, mongo_url, refused_option
+from rts.urls import redacted, redis_url, shown_url
 
 GOOD = {
     "mongodb://localhost": "rts",
