@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
 
 from rts.alerting.alert import RESOLVED, Alert, Condition
+from rts.alerting.conditions import SLO_BURNING
 from rts.clock import FleetClock
 from rts.ledger.events import MAX_EVENTS
 from rts.link.link import Link
@@ -113,7 +114,7 @@ def notice_of(alert: Alert) -> SloBurning | None:
     """Return the notice about an alert for receivers of ``rts.signals.slo_burning``; ``None``
     if it is of another kind.
     """
-    if alert.kind != "slo_burning":
+    if alert.kind != SLO_BURNING:
         return None
     return SloBurning(
         objective=alert.labels["objective"],

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
 
+from rts.flower import charts
 from rts.flower.cache import Answer
 from rts.flower.filters import Filters
 from rts.flower.source import Counted, QueueSummary
@@ -19,6 +20,7 @@ from rts.views.readings import Reading
 from rts.views.report import ReportRow
 from rts.views.runs import visible
 from rts.views.status import RedisState
+from rts.views.taus import TauRow
 
 Document = dict[str, Any]
 
@@ -102,6 +104,45 @@ def type_rows(
             }
         )
     return sorted(found, key=lambda row: (-row["missed"], row["key"]))
+
+
+def name_rows(
+    filters: Filters,
+    rows: Iterable[ReportRow],
+    learned: Sequence[TauRow],
+    runs: Iterable[Mapping[str, Any]],
+) -> list[Document]:
+    """Return the rows of the task names that are asked for, with their taus. *runs*: some of
+    the type that is asked for, of whose tasks none may have succeeded yet.
+    """
+    if filters.name is not None:
+        rows = [row for row in rows if row.key == filters.name]
+    if filters.task_type is not None:
+        known = {tau.name for tau in learned if tau.task_type == filters.task_type}
+        known |= {run.get("name") for run in runs}
+        rows = [row for row in rows if row.key in known]
+    taus: dict[str | None, list[TauRow]] = {}
+    for tau in learned:
+        taus.setdefault(tau.name, []).append(tau)
+    return [{**asdict(row), "taus": list(map(asdict, taus.get(row.key, ())))} for row in rows]
+
+
+def charts_of(
+    settings: Settings,
+    by: str,
+    key: str | None,
+    counted: Counted | None,
+    runs: Sequence[Mapping[str, Any]],
+) -> list[charts.Chart]:
+    """Return the charts of one type or name, of which *runs* are a sample."""
+    if key is None or counted is None:
+        return []
+    return [
+        charts.runtimes(counted.history, key, runs),
+        charts.delays(counted.history, key),
+        charts.lateness(counted.lateness.get(key, {})),
+        charts.on_time(counted.history, key, target(settings, key, by)),
+    ]
 
 
 def target(settings: Settings, key: str, by: str) -> float | None:

@@ -120,55 +120,29 @@ class Pages:
             ask(source.taus),
         )
         reasons = await self._reasons(filters.duration, by_type.value)
-        learned: dict[str, TauRow] = {row.field: row for row in taus.value or ()}
-        by_task: dict[str | None, list[TauRow]] = {}
-        for row in learned.values():
-            by_task.setdefault(row.name, []).append(row)
         types: list[ReportRow] = by_type.value.rows if by_type.value else []
         rows = page_parts.type_rows(self._settings, types, reasons.value or {})
         chosen = page_parts.chosen(filters, rows)
-        key = chosen["key"]
-        drawn: list[charts.Chart] = []
+        by, key = chosen["by"], chosen["key"]
         history, runs = by_type, Answer()
         if key is not None:
-            if chosen["by"] == "name":
+            if by == "name":
                 history = await ask(source.counted, filters.duration, "name", key)
-            runs = await ask(source.sample, filters.duration, chosen["by"], key)
-        names: list[ReportRow] = by_name.value or []
-        if filters.task_type is not None:
-            known = {t.name for t in learned.values() if t.task_type == filters.task_type}
-            if chosen["by"] == "type":  # none of its tasks may have succeeded yet
-                known |= {run.get("name") for run in runs.value or ()}
-            names = [row for row in names if row.key in known]
-        if filters.name is not None:
-            names = [row for row in names if row.key == filters.name]
-        of_key: Counted | None = history.value
-        if of_key is not None and key is not None:
-            drawn = [
-                charts.runtimes(of_key.history, key, runs.value or ()),
-                charts.delays(of_key.history, key),
-                charts.lateness(of_key.lateness.get(key, {})),
-                charts.on_time(
-                    of_key.history, key, page_parts.target(self._settings, key, chosen["by"])
-                ),
-            ]
+            runs = await ask(source.sample, filters.duration, by, key)
+        learned: list[TauRow] = taus.value or []
+        of_types = {tau.task_type: asdict(tau) for tau in learned if tau.name is None}
         return {
             **page_parts.head("types", [by_type, by_name, taus, reasons, history, runs]),
             **page_parts.window(by_type.value),
             "filters": filters.values(),
-            "types": [
-                {**row, "tau": asdict(learned[row["key"]]) if row["key"] in learned else None}
-                for row in rows
-            ],
-            "names": [
-                {
-                    **asdict(row),
-                    "taus": [asdict(t) for t in by_task.get(row.key, ())],
-                }
-                for row in names
-            ],
+            "types": [{**row, "tau": of_types.get(row["key"])} for row in rows],
+            "names": page_parts.name_rows(
+                filters, by_name.value or (), learned, runs.value or () if by == "type" else ()
+            ),
             "chosen": chosen,
-            "charts": drawn,
+            "charts": page_parts.charts_of(
+                self._settings, by, key, history.value, runs.value or ()
+            ),
         }
 
     async def _workers(self, filters: Filters) -> Document:

@@ -22,6 +22,7 @@ from rts.load.sample import MAX_AGE_S, LoadSample
 from rts.load.usage import ProcessMeter, ThreadMeter
 from rts.ports import RunNotes, RunSink
 from rts.records import (
+    IGNORED,
     REPLACED,
     REQUEUED,
     START_FIELDS,
@@ -220,7 +221,7 @@ class Runs:
         else:
             cpu_s, peak_bytes = self._meter.measure(run.cpu_start_s)
             self._refresh_at = -1.0
-        if state == "IGNORED" and getattr(run, "replaced", False):
+        if state == IGNORED and getattr(run, "replaced", False):
             state = REPLACED
         cause = '"rejected"' if state == REJECTED else "null"
         end = (

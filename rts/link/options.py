@@ -59,10 +59,8 @@ def without_client_info(connection_class: type) -> dict[str, None]:
     """Return the options that keep a new connection from sending redis-py's name and
     version, which would cost two more round trips.
     """
-    for names in (("driver_info",), ("lib_name", "lib_version")):
-        if parameters_of(connection_class).issuperset(names):
-            return dict.fromkeys(names)
-    return {}  # an old redis-py, which does not send them
+    new = "driver_info" in parameters_of(connection_class)
+    return dict.fromkeys(("driver_info",) if new else ("lib_name", "lib_version"))
 
 
 def supported_options(connection_class: type, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -131,23 +131,25 @@ def read_fleet(
     queues = [queue, *related]
     numbers = {key: n for n, each in reversed([*enumerate(queues)]) for key in keys_of(each)}
     groups, group_of = _groups(workers, queues, merge=settings.scheduler == "edf")
+    receivers, all_report = _receivers(workers, group_of)
     return Fleet(
-        now,
-        queues,
-        numbers,
-        groups,
-        group_of,
-        *_receivers(workers, group_of),
-        [worker.slots or 0 for worker in workers if worker.instance in group_of],
-        [
+        now=now,
+        queues=queues,
+        numbers=numbers,
+        groups=groups,
+        group_of=group_of,
+        receivers=receivers,
+        all_report=all_report,
+        worker_slots=[w.slots or 0 for w in workers if w.instance in group_of],
+        running=[
             run
             for run in read_notes(notes)
             if run.started_at is not None
             and (run.instance in group_of or run.queue in numbers)
             and (run.task_id, run.started_at) not in over
         ],
-        [run for runs in ended for run in runs],
-        max(full, default=-math.inf),
+        recent=[run for runs in ended for run in runs],
+        known_since=max(full, default=-math.inf),
     )
 
 
