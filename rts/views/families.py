@@ -47,10 +47,11 @@ def info() -> Any:
 
 
 def up(servers: Mapping[str, bool]) -> Any:
-    """Return which servers answer, by name."""
-    family = GaugeMetricFamily("rts_up", "Whether a server answers: 1 or 0.", labels=["server"])
-    for server, answers in servers.items():
-        family.add_metric([server], float(answers))
+    """Return which servers can be used, by name."""
+    told = "Whether a server answers, and Redis takes records: 1 or 0."
+    family = GaugeMetricFamily("rts_up", told, labels=["server"])
+    for server, usable in servers.items():
+        family.add_metric([server], float(usable))
     return family
 
 

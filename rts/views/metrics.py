@@ -83,7 +83,10 @@ class RtsCollector:
         }
         reading, stands, waiting = map(answers.get, ("redis", "mongodb", "broker"))
         yield families.info()
-        yield families.up({name: answer is not None for name, answer in answers.items()})
+        up = {name: answer is not None for name, answer in answers.items()}
+        # Its counts stand still, as if all were well.
+        up["redis"] = reading is not None and reading.refusal is None
+        yield families.up(up)
         yield families.targets(self._settings)
         if reading is not None:
             yield from families.counts(reading)

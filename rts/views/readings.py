@@ -1,4 +1,4 @@
-"""What the metrics need from Redis: one round trip, and more for many series."""
+"""What the metrics need from Redis: two round trips, and more for many series."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rts.link.scripts import pack
 from rts.settings import Settings
 from rts.validation import finite
 from rts.views.fleet_state import Vitals, commands, counts, vitals_of
+from rts.views.redis_facts import ask_facts, refusal_of
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class Reading:
     overdue_waiting: Mapping[str, int] = field(default_factory=dict)
     #: Live workers, with node names of at most ``MAX_LABEL`` characters.
     workers: tuple[Heartbeat, ...] = ()
+    #: Why Redis refuses what rts writes; ``None``: it says nothing.
+    refusal: str | None = None
 
 
 #: Characters of a label.
@@ -100,6 +103,7 @@ def read(link: Link, settings: Settings) -> Reading:
         overdue_running={queue: min(n, running[queue]) for queue, n in overdue.items()},
         overdue_waiting={queue: max(0, n - running[queue]) for queue, n in overdue.items()},
         workers=_live_workers(vitals),
+        refusal=refusal_of(ask_facts(link), settings.key_prefix),
     )
 
 

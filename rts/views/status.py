@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from rts.link.scripts import pack
 from rts.settings import Settings
 from rts.urls import shown_url
 from rts.views.fleet_state import commands, vitals_of
+from rts.views.redis_facts import ask_facts, eviction_of, refusal_of
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,8 @@ def ask_redis(link: Link, settings: Settings) -> RedisState:
     sent_at, begin = time.time(), time.perf_counter()
     now = as_instant(*link.call(pack("TIME")))
     latency_s = time.perf_counter() - begin
-    (info,) = link.call_each(pack("INFO"))  # a managed server may not allow it
-    facts = _facts(info if isinstance(info, bytes) else b"")
-    refusal = _refusal(facts, settings.key_prefix)
+    facts = ask_facts(link)
+    refusal = refusal_of(facts, settings.key_prefix)
     asked = commands(keys)
     try:
         replies = link.call(
@@ -169,7 +168,7 @@ def ask_redis(link: Link, settings: Settings) -> RedisState:
         alerts=alerts,
         alerts_led=bool(led),
         messages=tuple(messages),
-        eviction=_eviction(facts),
+        eviction=eviction_of(facts),
         refusal=refusal,
     )
 
@@ -196,40 +195,3 @@ def ask_mongo(settings: Settings, timeout_s: float) -> LedgerState:
         client.close()
     server = ServerState(shown_url(settings.mongo_url), True, str(version), latency_s)
     return LedgerState(server, documents)
-
-
-def _facts(info: bytes) -> dict[str, str]:
-    """Return the reply of INFO by field."""
-    lines = info.decode("utf-8", "replace").splitlines()
-    return dict(line.split(":", 1) for line in lines if ":" in line)
-
-
-def _eviction(facts: Mapping[str, str]) -> str | None:
-    """Return the policy by which keys without a TTL, such as the outbox, may be evicted."""
-    policy = facts.get("maxmemory_policy", "")
-    limited = facts.get("maxmemory", "0") != "0"
-    return policy if limited and policy.startswith("allkeys-") else None
-
-
-def _evictable(facts: Mapping[str, str]) -> bool:
-    """Return whether keys with a TTL, such as Celery's results, are evicted for others."""
-    return facts.get("maxmemory_policy", "").startswith("volatile-") and any(
-        re.fullmatch(r"db\d+", name) and "expires=0," not in figures
-        for name, figures in facts.items()
-    )
-
-
-def _refusal(facts: Mapping[str, str], prefix: str) -> str | None:
-    """Return why scripts that write keys below *prefix* fail, as far as INFO tells."""
-    if facts.get("role") == "slave" and facts.get("slave_read_only") == "1":
-        return "it is a read-only replica. Name its primary in rts_redis_url"
-    # A hash tag keeps all keys in one slot.
-    if facts.get("redis_mode") == "cluster" and not re.match(r"[^{]*\{[^}]+\}", prefix):
-        return "it is a Redis Cluster. Name another server in rts_redis_url"
-    limit, used, uncounted = (
-        int(text) if (text := facts.get(name, "")).isdecimal() else 0
-        for name in ("maxmemory", "used_memory", "mem_not_counted_for_evict")
-    )
-    if 0 < limit < used - uncounted and _eviction(facts) is None and not _evictable(facts):
-        return f"its memory is full (maxmemory {limit / 2**20:.0f} MiB). Give it more"
-    return None

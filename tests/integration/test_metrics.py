@@ -33,7 +33,7 @@ from rts.link.link import Link
 from rts.records import Execution, OpenTask
 from rts.settings import Settings
 from rts.tau.finish import FinishCall, finish_entry
-from rts.testing import MongoServer, wait_until
+from rts.testing import MongoServer, RedisServer, wait_until
 from rts.views import metrics
 from rts.views.metrics import RtsCollector, register
 from rts.views.readings import PAGE, QueueReading, read
@@ -483,6 +483,15 @@ def test_every_metric_is_there_and_promtool_finds_no_fault(
         check=False,
     )
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+
+
+def test_a_redis_that_takes_no_records_is_not_up(settings: Settings) -> None:
+    with RedisServer(arguments=("--maxmemory", "1")) as full:
+        collector = RtsCollector(replace(settings, redis_url=full.url))
+        text = exposed(collector)
+        assert values(text, "rts_up", "server") == {"redis": 0, "mongodb": 1}
+        assert "rts_outbox_records 0.0" in text
+        collector.close()
 
 
 def test_a_server_that_is_down_costs_its_own_metrics_only(settings: Settings) -> None:

@@ -1,0 +1,52 @@
+"""What INFO tells of a Redis: whether it takes what rts writes, and keeps it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from rts.link.link import Link
+from rts.link.scripts import pack
+
+
+def ask_facts(link: Link) -> dict[str, str]:
+    """Return the reply of INFO by field; none where the user may not ask, as on some managed
+    servers.
+
+    Raises:
+        StoreUnavailable: it does not answer.
+    """
+    (info,) = link.call_each(pack("INFO"))
+    lines = info.decode("utf-8", "replace").splitlines() if isinstance(info, bytes) else []
+    return dict(line.split(":", 1) for line in lines if ":" in line)
+
+
+def eviction_of(facts: Mapping[str, str]) -> str | None:
+    """Return the policy by which keys without a TTL, such as the outbox, may be evicted."""
+    policy = facts.get("maxmemory_policy", "")
+    limited = facts.get("maxmemory", "0") != "0"
+    return policy if limited and policy.startswith("allkeys-") else None
+
+
+def _evictable(facts: Mapping[str, str]) -> bool:
+    """Return whether keys with a TTL, such as Celery's results, are evicted for others."""
+    return facts.get("maxmemory_policy", "").startswith("volatile-") and any(
+        re.fullmatch(r"db\d+", name) and "expires=0," not in figures
+        for name, figures in facts.items()
+    )
+
+
+def refusal_of(facts: Mapping[str, str], prefix: str) -> str | None:
+    """Return why scripts that write keys below *prefix* fail, as far as INFO tells."""
+    if facts.get("role") == "slave" and facts.get("slave_read_only") == "1":
+        return "it is a read-only replica. Name its primary in rts_redis_url"
+    # A hash tag keeps all keys in one slot.
+    if facts.get("redis_mode") == "cluster" and not re.match(r"[^{]*\{[^}]+\}", prefix):
+        return "it is a Redis Cluster. Name another server in rts_redis_url"
+    limit, used, uncounted = (
+        int(text) if (text := facts.get(name, "")).isdecimal() else 0
+        for name in ("maxmemory", "used_memory", "mem_not_counted_for_evict")
+    )
+    if 0 < limit < used - uncounted and eviction_of(facts) is None and not _evictable(facts):
+        return f"its memory is full (maxmemory {limit / 2**20:.0f} MiB). Give it more"
+    return None
