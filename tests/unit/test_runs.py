@@ -11,13 +11,22 @@ from typing import Any
 
 import pytest
 from billiard.pool import soft_timeout_sighandler
+from celery.exceptions import Reject
 from kombu.transport.native_delayed_delivery import calculate_routing_key
 
 from rts import health
 from rts.clock import FleetClock
 from rts.headers import open_task, write_plan
 from rts.ledger.notes import NoteBoard
-from rts.lifecycle.runs import SHORT_S, Runs, new_execution, run_of, set_run, take_aborted
+from rts.lifecycle.runs import (
+    SHORT_S,
+    Runs,
+    end_state,
+    new_execution,
+    run_of,
+    set_run,
+    take_aborted,
+)
 from rts.lifecycle.worker_side import WorkerSide
 from rts.load.sample import LoadSample
 from rts.records import Execution, Plan
@@ -194,6 +203,17 @@ def test_a_custom_state_and_a_rejected_task(place: Place) -> None:
     assert place.run(REQUEST, 0, 'MY"STATE').state == 'MY"STATE'
     rejected = place.run(REQUEST, 0, "REJECTED")
     assert (rejected.state, rejected.cause) == ("REJECTED", "rejected")
+
+
+@pytest.mark.parametrize(
+    ("acks_late", "requeue", "recorded"),
+    [(True, True, "REQUEUED"), (True, False, "REJECTED"), (False, True, "REJECTED")],
+)
+def test_a_message_that_was_acknowledged_is_not_queued_again(
+    acks_late: bool, requeue: bool, recorded: str
+) -> None:
+    task = SimpleNamespace(acks_late=acks_late)
+    assert end_state(task, "REJECTED", Reject("", requeue=requeue)) == recorded
 
 
 def test_a_run_in_flight_is_noted_with_what_is_known_at_its_start(place: Place) -> None:
