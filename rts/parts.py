@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from rts.predictions.predictor import Predictor
     from rts.predictions.routing import Risks
 
+Prioritise = Callable[[Plan, "int | None", bool], int]
+
 
 @dataclass
 class Parts:
@@ -46,8 +48,9 @@ class Parts:
     link: Link
     taus: TauCache
     planner: Planner
-    #: Returns the priority of a message, with ``rts_scheduler`` "priority".
-    prioritise: Callable[[Plan], int] | None = None
+    #: Returns the priority of a message, given its own and whether it is a retry, with
+    #: ``rts_scheduler`` "priority".
+    prioritise: Prioritise | None = None
     #: Where published tasks are noted; ``None`` where ``rts_open_max`` is 0.
     open_tasks: Announcer | None = None
     #: ``None`` in processes that are not a worker's.
@@ -77,9 +80,7 @@ class Parts:
         return cls(app, settings, clock, link, taus, planner, prioritise, open_tasks)
 
 
-def _prioritiser(
-    app: Any, settings: Settings, clock: FleetClock
-) -> Callable[[Plan], int] | None:
+def _prioritiser(app: Any, settings: Settings, clock: FleetClock) -> Prioritise | None:
     """Return what turns plans into priorities; ``None`` for other schedulers."""
     if settings.scheduler != "priority":
         return None
@@ -87,8 +88,12 @@ def _prioritiser(
     alias = transport_of(url if isinstance(url, str) else url[0])
     inverted = alias in ("redis", "rediss", "sentinel")
     highest = HIGHEST if inverted else app.conf.task_queue_max_priority or HIGHEST
+    # Tasks have it unless they are given another one: it is not a choice for one of them.
+    default = app.conf.task_default_priority
 
-    def prioritise(plan: Plan) -> int:
+    def prioritise(plan: Plan, priority: int | None, retry: bool) -> int:
+        if priority is not None and (retry or priority != default):
+            return priority
         laxity_s = plan.deadline - clock.now() - plan.tau
         return level(laxity_s, inverted=inverted, highest=highest)
 

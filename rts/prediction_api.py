@@ -75,8 +75,8 @@ def predict_new(
         routed = app.amqp.router.route(options, name, task_type=known)["queue"]
         queue = str(getattr(routed, "name", routed))
     plan = parts.planner.plan(name, requested, priority)
-    if priority is None and parts.prioritise is not None:
-        priority = parts.prioritise(plan)
+    if parts.prioritise is not None:
+        priority = parts.prioritise(plan, priority, False)
     return _predictor(app, parts).of_new(plan, name, queue, priority or 0)
 
 

@@ -89,8 +89,9 @@ class ProducerSide:
             current = None if task is None else vars(task.request)
             priority = properties.get("priority")
             plan = parts.planner.plan_message(name, headers, priority, current, body)
-            if parts.prioritise is not None and priority is None:
-                properties["priority"] = parts.prioritise(plan)
+            if parts.prioritise is not None:
+                retry = bool(headers.get("retries"))
+                properties["priority"] = parts.prioritise(plan, priority, retry)
             if TRACING.enabled:
                 TRACING.detect()
         except Exception as exc:  # noqa: BLE001  the message must go out

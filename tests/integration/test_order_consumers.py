@@ -358,9 +358,36 @@ def test_priorities_have_the_direction_of_the_broker(url: str, direction: int) -
     assert parts.prioritise is not None
     now = parts.clock.now()
     plan = Plan("mixed", "inferred", 1.0, 2.0, now, now + 3)
-    soon, late = parts.prioritise(plan), parts.prioritise(plan._replace(deadline=now + 900))
+    soon, late = (
+        parts.prioritise(plan._replace(deadline=now + s), None, False) for s in (3, 900)
+    )
     assert (late - soon) * direction > 0
     rts.uninstall(app)
+
+
+def test_the_default_priority_of_an_app_gives_way_to_the_deadlines() -> None:
+    app = Celery("priorities", broker="memory://", set_as_current=False)
+    app.conf.update(
+        rts_scheduler="priority",
+        rts_redis_url="redis://127.0.0.1:1",
+        task_default_priority=5,
+        task_default_queue="gives-way",
+    )
+
+    @app.task(name="gives.way")
+    def work() -> None:
+        """Has the app's default priority."""
+
+    rts.install(app)
+    late = {"sla_deadline": time.time() + 1e6}
+    work.apply_async(headers=late)
+    work.apply_async(headers=late, priority=6)
+    work.apply_async(headers=late, retries=1)  # keeps what it was published with
+    with app.connection() as connection:
+        channel = connection.default_channel
+        got = [channel.basic_get("gives-way").properties["priority"] for _ in range(3)]
+    rts.uninstall(app)
+    assert got == [0, 6, 5]
 
 
 def test_edf_is_refused_if_no_broker_is_ever_configured() -> None:
