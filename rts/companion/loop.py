@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from rts.alerting.leader import OBJECTIVES_S, OVERDUE_S, RENEW_S
 from rts.companion.attempts import attempt
+from rts.companion.host_chores import HostChores
 from rts.companion.ledger_chores import ROLLUP_S, LedgerChores
 from rts.companion.worker_chores import WorkerChores
 from rts.errors import StoreUnavailable
@@ -28,28 +29,34 @@ JANITOR_S = 2.0
 LOOK_S = 1.0
 
 
-def run(chores: WorkerChores, stop: threading.Event) -> None:
-    """Run until *stop* is set. Neither draining nor shipping delays the heartbeat."""
-    # First: the worker may be killed before its companion gets any further.
-    final_runs = threading.Thread(target=chores.settle_final_runs, args=(stop,), daemon=True)
-    final_runs.start()
-    attempt("reading the load", chores.prepare_load)
+def run(chores: HostChores, stop: threading.Event, worker: WorkerChores | None = None) -> None:
+    """Run until *stop* is set: for a companion, when its *worker* ends. Neither draining nor
+    shipping delays the heartbeat.
+    """
+    beat: Callable[[], object] = chores.beat
+    deregister = final_runs = None
+    searches = [("looking for lost runs", chores.end_lost_runs)]
+    if worker is not None:
+        # First: the worker may be killed before its companion gets any further.
+        final_runs = threading.Thread(
+            target=worker.settle_final_runs, args=(stop,), daemon=True
+        )
+        final_runs.start()
+        attempt("reading the load", worker.prepare_load)
+        beat, deregister = worker.beat, worker.deregister
+        searches.insert(0, ("looking for orphaned runs", worker.end_orphans))
     threads = [
         # Deregisters in its own thread: the others may hang in a server that does.
-        _repeat(stop, BEAT_S, ("the heartbeat", chores.beat), last=chores.deregister),
-        _repeat(
-            stop,
-            JANITOR_S,
-            ("looking for orphaned runs", chores.end_orphans),
-            ("looking for lost runs", chores.end_lost_runs),
-        ),
+        _repeat(stop, BEAT_S, ("the heartbeat", beat), last=deregister),
+        _repeat(stop, JANITOR_S, *searches),
+        threading.Thread(target=chores.ship_until, args=(stop,), daemon=True),
     ]
-    threads.append(threading.Thread(target=chores.ship_until, args=(stop,), daemon=True))
     threads[-1].start()
     if chores.books is not None:
         _keep_books(chores.books, stop)
     stop.wait()
-    final_runs.join()
+    if final_runs is not None:
+        final_runs.join()
     for thread in threads:
         thread.join(1.0)
     chores.finish()
@@ -110,7 +117,7 @@ def drain_alone(settings: Settings, stop: threading.Event, *, once: bool = False
         StoreUnavailable: rts_mongo_url cannot be used; with *once* also: Redis is
             unavailable, or MongoDB is and records wait.
     """
-    chores = WorkerChores(settings)
+    chores = HostChores(settings, drain=True)
     try:
         books = chores.books
         if books is None:

@@ -25,6 +25,7 @@ from collections.abc import Callable
 from functools import partial
 
 from rts.companion.attempts import attempt
+from rts.companion.host_chores import HostChores
 from rts.companion.loop import run
 from rts.companion.worker_chores import WorkerChores
 from rts.ledger.instructions import Instructions
@@ -74,7 +75,8 @@ def main() -> int:
     instructions = Instructions.from_json(line.decode())
     set_up_logging(instructions)
     stop = threading.Event()
-    chores = WorkerChores(instructions.settings, instructions)
+    chores = HostChores(instructions.settings, drain=instructions.settings.drain)
+    worker = WorkerChores(instructions, chores)
     try:
         os.nice(NICENESS)
     except OSError:
@@ -82,9 +84,9 @@ def main() -> int:
     gc.freeze()  # imported modules stay for good
     # A batch is many objects without cycles: collect less often.
     gc.set_threshold(50_000, 10, 10)
-    watched = (parent, wake, stop, chores.set_queues)
+    watched = (parent, wake, stop, worker.set_queues)
     threading.Thread(target=watch, args=watched, daemon=True).start()
-    run(chores, stop)
+    run(chores, stop, worker)
     return 0
 
 

@@ -1,0 +1,139 @@
+"""A companion's work for its host and the fleet: beat, ship, and end lost runs.
+
+Its work for its own worker: :mod:`rts.companion.worker_chores`; on the ledger:
+:mod:`rts.companion.ledger_chores`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from dataclasses import replace
+
+from pymongo.errors import PyMongoError
+
+from rts import health
+from rts.clock import FleetClock
+from rts.companion.attempts import attempt
+from rts.companion.ledger_chores import LedgerChores
+from rts.errors import StoreUnavailable
+from rts.ledger.heartbeat import BEAT_S
+from rts.ledger.janitor import Janitor
+from rts.ledger.shipper import Shipper
+from rts.ledger.spool import Spool
+from rts.link.counters import TakenCounts
+from rts.link.link import Link
+from rts.link.replies import as_instant
+from rts.link.scripts import pack
+from rts.records import Execution, Learned
+from rts.settings import Settings
+
+logger = logging.getLogger("rts.drain")
+
+#: Seconds between polls of the spool: the delay with which taus learn, and the window of
+#: records that are lost if this host is.
+SHIP_S = 0.2
+#: Generous timeouts: no task waits for these connections.
+CONNECT_TIMEOUT_S, TIMEOUT_S, BREAKER_S = 2.0, 5.0, 1.0
+
+
+class HostChores:
+    """The chores that a companion and a standalone drain have in common. *drain*: whether the
+    ledger's are among them.
+    """
+
+    def __init__(self, settings: Settings, *, drain: bool) -> None:
+        patient = replace(
+            settings,
+            connect_timeout=CONNECT_TIMEOUT_S,
+            timeout=TIMEOUT_S,
+            breaker_period=BREAKER_S,
+        )
+        self._counters = settings.keys.counters
+        self.link = Link(patient)
+        self.clock = FleetClock()
+        self.spool = Spool(settings.spool_dir, settings.spool_max_bytes)
+        # A link of its own: a call that hangs must not open the heartbeat's breaker.
+        self._ship_link = Link(patient)
+        on_learned = log_learned if logger.isEnabledFor(logging.INFO) else None
+        self._shipper = Shipper(self.spool, self._ship_link, settings, on_learned)
+        name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._janitor = Janitor(self.link, settings, self.clock, name)
+        #: The ledger chores; ``None`` if they are turned off or cannot be done.
+        self.books: LedgerChores | None = None
+        if drain:
+            try:
+                self.books = LedgerChores(patient, self.clock, name)
+            except PyMongoError as exc:
+                # A worker without a drain still beats and ships; others drain.
+                health.count("configuration_errors")
+                logger.error(
+                    "rts: the ledger cannot be used: rts_mongo_url = %s. Records wait in the "
+                    "outbox until a worker, or celery rts drain, starts with a valid one",
+                    exc,
+                )
+
+    def beat(self, *commands: bytes) -> None:
+        """In one round trip, measure the clock, deliver the counters and send *commands*.
+
+        Raises:
+            StoreUnavailable: Redis is unavailable.
+        """
+        counted = TakenCounts(self._counters)
+        sent_at = time.time()
+        try:
+            time_, *_ = self.link.call(pack("TIME"), *commands, *counted.commands)
+        except StoreUnavailable:
+            counted.give_back()
+            raise
+        self.clock.measured(sent_at, as_instant(time_), time.time())
+
+    def ship_until(self, stop: threading.Event) -> None:
+        """Ship the spool while this process holds the host's lease, until *stop* is set."""
+        while not stop.is_set():
+            with self.spool.lease() as mine:
+                while mine and not stop.is_set():
+                    attempt("shipping the spool", self._shipper.ship)
+                    stop.wait(SHIP_S)
+            stop.wait(BEAT_S)
+
+    def ship_rest(self) -> None:
+        """Ship what is left, unless another process of this host does."""
+        with self.spool.lease() as mine:
+            if mine:
+                self._shipper.ship()
+
+    def end_lost_runs(self) -> None:
+        """End the runs of workers that are gone."""
+        self._janitor.step()
+
+    def finish(self) -> None:
+        """Ship and drain what is left, and hand over. Each step may fail alone."""
+        # First this process's own file: one that has a writer is not removed.
+        attempt("closing a file of the spool", self.spool.close)
+        attempt("shipping the spool", self.ship_rest)
+        if self.books is not None:
+            self.books.finish()
+        attempt("handing over", self._janitor.leave)
+        if self.books is not None:
+            self.books.leave()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.link.close()
+        self._ship_link.close()
+        if self.books is not None:
+            self.books.close()
+
+
+def log_learned(execution: Execution, learned: Learned) -> None:
+    """Log what a run taught: old and new tau and the actual runtime, in seconds."""
+    changes = [(execution.task_type, learned.tau_before, learned.tau_after)]
+    if learned.name_tau_before is not None and learned.name_tau_after is not None:
+        changes.append((execution.name, learned.name_tau_before, learned.name_tau_after))
+    text = ", ".join(f"{name} {before:.6g} -> {after:.6g} s" for name, before, after in changes)
+    logger.info("tau learned: %s (actual %.6g s)", text, execution.runtime_s)
