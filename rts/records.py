@@ -165,20 +165,6 @@ class Execution(NamedTuple):
         """
         return _decoded(text if isinstance(text, str) else text.decode())
 
-    @classmethod
-    def from_values(cls, values: Any) -> Execution:
-        """Build a record from a decoded list; values beyond the last field are ignored.
-
-        Raises:
-            ValueError: *values* is no list, or too short.
-        """
-        if not isinstance(values, list):
-            raise ValueError("an execution record must be a list")
-        try:
-            return cls(*values[: len(cls._fields)])
-        except TypeError as exc:
-            raise ValueError(f"not an execution record: {exc}") from exc
-
 
 #: Number of fields of an Execution that are known when a run starts.
 START_FIELDS = Execution._fields.index("load_at_start") + 1
@@ -193,7 +179,12 @@ def _decoded(text: str) -> Execution:
             values = json.loads(text)
     except RecursionError:
         raise ValueError("not an execution record: nested too deeply") from None
-    return Execution.from_values(values)
+    if not isinstance(values, list):
+        raise ValueError("an execution record must be a list")
+    try:
+        return Execution(*values[: len(Execution._fields)])
+    except TypeError as exc:
+        raise ValueError(f"not an execution record: {exc}") from exc
 
 
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
