@@ -59,7 +59,9 @@ class Pages:
         runs = [] if found is None else [page_parts.record(run, "run_id") for run in found.runs]
         for run in runs:
             run["slowdown"] = slowdown(run)
-        late = runs[-1:] if task is not None and task.get("sla_success") is False else []
+        missed = task is not None and task.get("sla_success") is False
+        # One that did not run to its end is told by its cause.
+        late = runs[-1:] if missed and runs and runs[-1].get("cause") is None else []
         return {
             **page_parts.head("task", [answer]),
             "task_id": task_id,

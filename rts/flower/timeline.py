@@ -50,7 +50,8 @@ def timeline(
                 "waits_at": place(min(waits_from, started)),
                 "starts_at": place(started),
                 "ends_at": place(ended),
-                "late": deadline is not None and ended > deadline,
+                "missed": run.get("cause") is not None
+                or (deadline is not None and ended > deadline),
             }
         )
         waits_from = ended

@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime, timedelta, timezone
@@ -277,6 +278,17 @@ def test_a_task_that_flower_does_not_know(
     assert flower.get("/task/nobody").status == 404
     assert flower.get("/rts/task/nobody").status == 404
     assert "proj.odd" in flower.get("/rts/task/odd").text
+
+
+def test_the_page_of_a_task_says_why_it_was_late(
+    make_stage: Callable[..., Stage], make_flower: Make, write: Any
+) -> None:
+    waited = {"arrival": time.time() - 40, "deadline": time.time() - 34}
+    write(ended(0, 5, **waited), ended(1, 5, state="FAILURE", cause="killed"))
+    flower = make_flower(make_stage(), env=OPEN_API)
+    assert "waits too long" in flower.get("/rts/task/task-0").text
+    killed = flower.get("/api/rts/task/task-1").json
+    assert (killed["task"]["cause"], killed["why"]) == ("killed", None)
 
 
 def test_queues_in_deadline_order(

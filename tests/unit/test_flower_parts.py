@@ -297,13 +297,14 @@ def test_a_task_on_its_timeline() -> None:
         {**task, "started_at": at(2), "completed_at": at(5), "sla_success": None},
         {**task, "started_at": at(8)},
         {**task, "started_at": None},
+        {**task, "started_at": at(8), "completed_at": at(9), "cause": "killed"},
     ]
     drawn = timeline(task, runs)
     assert drawn is not None
     assert drawn["span_s"] == 20
-    first, second = drawn["bars"]
+    first, second, killed = drawn["bars"]
     assert first["waits_at"] < first["starts_at"] < first["ends_at"] == second["waits_at"]
-    assert (first["late"], second["late"]) == (False, True)
+    assert (first["missed"], second["missed"], killed["missed"]) == (False, True, True)
     assert [mark["label"] for mark in drawn["marks"]] == ["arrival", "deadline"]
     many = timeline(task, [{**task, "started_at": at(n)} for n in range(15)] * 3)
     assert many is not None
