@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from rts.predictions.routing import Risks
 
 Prioritise = Callable[[Plan, "int | None", bool], int]
+#: kombu's transports for RabbitMQ.
+_RABBITMQ = ("amqp", "amqps", "pyamqp", "librabbitmq")
 
 
 @dataclass
@@ -87,6 +89,13 @@ def _prioritiser(app: Any, settings: Settings, clock: FleetClock) -> Prioritise 
     url = app.conf.broker_write_url or app.conf.broker_url or ""
     alias = transport_of(url if isinstance(url, str) else url[0])
     inverted = alias in ("redis", "rediss", "sentinel")
+    if alias in _RABBITMQ and not any(map(_has_priorities, app.amqp.queues.values())):
+        health.warn_once(
+            "order",
+            "rts: rts_scheduler = 'priority' changes no order in queues without "
+            "x-max-priority: set task_queue_max_priority = 10, and delete or rename existing "
+            "queues, which RabbitMQ does not change",
+        )
     highest = HIGHEST if inverted else app.conf.task_queue_max_priority or HIGHEST
     # Tasks have it unless they are given another one: it is not a choice for one of them.
     default = app.conf.task_default_priority
@@ -98,6 +107,16 @@ def _prioritiser(app: Any, settings: Settings, clock: FleetClock) -> Prioritise 
         return level(laxity_s, inverted=inverted, highest=highest)
 
     return prioritise
+
+
+def _has_priorities(queue: Any) -> bool:
+    """Return whether *queue*, RabbitMQ's, keeps to priorities: quorum queues have two."""
+    arguments = queue.queue_arguments or {}
+    return bool(
+        queue.max_priority
+        or "x-max-priority" in arguments
+        or arguments.get("x-queue-type") == "quorum"
+    )
 
 
 @dataclass

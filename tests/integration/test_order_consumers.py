@@ -365,6 +365,27 @@ def test_priorities_have_the_direction_of_the_broker(url: str, direction: int) -
     rts.uninstall(app)
 
 
+@pytest.mark.parametrize(
+    ("conf", "warned"),
+    [
+        ({}, True),
+        ({"task_queue_max_priority": 10}, False),
+        ({"task_queues": [Queue("a"), Queue("b", max_priority=10)]}, False),
+        ({"task_queues": [Queue("a", queue_arguments={"x-max-priority": 10})]}, False),
+        ({"task_default_queue_type": "quorum"}, False),
+    ],
+)
+def test_priorities_that_no_queue_of_rabbitmq_keeps_to_are_warned_of(
+    conf: dict[str, Any], warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = Celery("rabbit", broker="amqp://localhost", set_as_current=False)
+    app.conf.update(conf, rts_scheduler="priority", rts_redis_url="redis://127.0.0.1:1")
+    rts.install(app)
+    assert parts_of(app) is not None
+    assert ("changes no order in queues without x-max-priority" in caplog.text) is warned
+    rts.uninstall(app)
+
+
 def test_the_default_priority_of_an_app_gives_way_to_the_deadlines() -> None:
     app = Celery("priorities", broker="memory://", set_as_current=False)
     app.conf.update(
