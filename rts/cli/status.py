@@ -145,8 +145,9 @@ def status_text(
     if redis.alerts is not None and (redis.alerts or settings.webhooks):
         unled = "" if redis.alerts_led else f", {UNLED}"
         facts.append(("Alerts", f"{redis.alerts} firing{unled}"))
-        for hook, waiting_n in zip(settings.webhooks, redis.messages, strict=False):
-            facts.append(("Webhook", f"{waiting_n} waiting for {hook.shown}"))
+        for n, (hook, waits) in enumerate(zip(settings.webhooks, redis.messages, strict=False)):
+            which = f" {n + 1}" if len(settings.webhooks) > 1 else ""  # they may look the same
+            facts.append((f"Webhook{which}", f"{waits} waiting for {hook.shown}"))
     blocks = [render((Column("", number=False),) * 2, facts).lstrip("\n")]
     if redis.server.reachable:
         workers = [worker_row(worker) for worker in redis.workers]

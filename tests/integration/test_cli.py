@@ -467,6 +467,13 @@ def test_status_when_all_is_well(
     assert document(cli("status", "--json"))["counters"] == {}
 
 
+def test_status_tells_webhooks_of_one_host_apart(cli: Run, conf: dict[str, Any]) -> None:
+    conf["rts_webhooks"] = [{"url": f"http://127.0.0.1:9/{name}"} for name in "ab"]
+    lines = cli("status").stdout.splitlines()
+    shown = [line.split("  ")[0] for line in lines if "http://127.0.0.1:9" in line]
+    assert shown == ["Webhook 1", "Webhook 2"]
+
+
 def test_status_reports_problems(
     cli: Run, conf: dict[str, Any], redis_client: redis.Redis, rts_key_prefix: str
 ) -> None:
