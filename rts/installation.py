@@ -60,18 +60,22 @@ class Installation:
             return None
         try:
             if self._parts is None and not self._off and not self._building:  # type: ignore[redundant-expr]  # threads
-                self._building, off = True, True  # unless all of the following goes well
+                self._building = True
                 try:
                     settings = Settings.from_conf(app.conf)
                     if settings.enabled:
                         keep_on(app, settings)
                         self._parts = Parts.build(settings, app)
-                        off = False
+                    else:
+                        self._off = True
                 except ConfigurationError as exc:
+                    # No other error: a timeout of the host's, such as the one by SIGALRM under
+                    # which Airflow publishes, must not turn rts off for good.
+                    self._off = True
                     health.count("configuration_errors")
                     health.warn_once("configuration", "rts is off in this process: %s", exc)
                 finally:
-                    self._building, self._off = False, off
+                    self._building = False
         finally:
             self._lock.release()
         return self._parts
@@ -116,7 +120,7 @@ def publisher(name: str) -> Parts | None:
     another one knows the task.
     """
     known = publishers.get(name)
-    if known is not None:
+    if known is not None or not installed:
         return known
     from rts.lifecycle.owners import tasks_of
 

@@ -88,6 +88,24 @@ def test_a_call_from_within_the_build_does_without(app: Celery) -> None:
     assert within == [None]
 
 
+@pytest.mark.parametrize("kind", [TimeoutError, KeyboardInterrupt])
+def test_a_timeout_that_strikes_the_build_does_not_turn_rts_off(
+    app: Celery, kind: type[BaseException]
+) -> None:
+    strikes = [kind]
+
+    class Struck(dict[str, Any]):
+        def __iter__(self) -> Iterator[str]:
+            while strikes:
+                raise strikes.pop()  # as the handler of SIGALRM in Airflow's scheduler
+            return super().__iter__()
+
+    app.conf = Struck(rts_redis_url="redis://127.0.0.1:1")
+    with pytest.raises(kind):
+        parts_of(app)
+    assert parts_of(app) is not None
+
+
 @pytest.mark.parametrize("scheduler", ["edf", None])
 def test_only_an_app_that_asks_for_an_order_logs_that_it_is_off(
     app: Celery, caplog: pytest.LogCaptureFixture, scheduler: str | None
