@@ -9,7 +9,7 @@ import re
 import ssl
 from collections.abc import Mapping
 from typing import TypeGuard
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from rts.errors import ConfigurationError
 
@@ -86,13 +86,18 @@ def redis_url(key: str, value: object) -> str:
     url = plain_redis_url(value)
     try:
         parts = urlsplit(url)
-        misplaced = "@" in parts.path + parts.fragment and parts.scheme != "unix"
-        readable = parts.port != 0 and not misplaced
+        # redis-py takes database 0 for a path that is no number, such as "/0;redis://other/0".
+        database = unquote(parts.path).replace("/", "").strip() or "0"
+        misplaced = "@" in parts.fragment or not database.isdecimal()
+        readable = parts.port != 0 and (parts.scheme == "unix" or not misplaced)
     except ValueError:  # an invalid port, or a missing bracket
         readable = False
     if not readable:
         raise ConfigurationError(
-            key, redacted(value), f"{allowed}, with a port from 1 to 65535 and {ESCAPED}"
+            key,
+            redacted(value),
+            f"{allowed}, of one server, with a port from 1 to 65535, the number of a database "
+            f"after it and {ESCAPED}",
         )
     return url
 

@@ -238,6 +238,10 @@ def test_urls_are_shown_without_secrets(url: str, shown: str) -> None:
         ("redis://:a://secret@host:6379/0", "redis://***@host:6379/0"),
         ("redis://:se#cret@host/0", "redis://***"),
         ("redis://host:99999/0?password=secret", "redis://host:99999/0?***"),
+        # Not the number of a database.
+        ("redis://a:6379/3;redis://b:6379/3", "redis://a:6379/3;redis://b:6379/3"),
+        ("redis://:secret@a/3;redis://:secret@b/3", "redis://***@b/3"),
+        ("redis://host/rts", "redis://host/rts"),
         # The host, or the scheme, is missing.
         ("redis://:secret", "redis://:***"),
         ("mongodb://a:27017,me:secret/ledger", "mongodb://a:27017,me:***/ledger"),
