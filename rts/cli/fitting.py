@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from rts.cli.table import counted
 from rts.cli.watch_data import WINDOWS, Snapshot
 from rts.views.selection import foremost
 from rts.views.status import WorkerState
@@ -17,8 +18,8 @@ def fitted(snapshot: Snapshot, rows: int) -> tuple[Snapshot, str]:
     sizes = [len(table) for table in tables(snapshot)]
     limits = shares(sizes, rows)
     left_out = [size - limit for size, limit in zip(sizes, limits, strict=True)]
-    names = ("objectives", "types", "queues", "workers")
-    told = [f"{n} {name}" for n, name in zip(left_out, names, strict=True) if n]
+    names = ("objective", "type", "queue", "worker")
+    told = [counted(n, name) for n, name in zip(left_out, names, strict=True) if n]
     types = set(foremost(_types(snapshot), limits[1], lambda key: _misses(snapshot, key)))
     workers = foremost(snapshot.redis.workers, limits[3], _strain)
     return replace(

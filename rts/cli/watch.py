@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
@@ -27,14 +28,17 @@ def command(ctx: click.Context, interval: float, as_json: bool) -> None:
     """Show a live view of deadlines met by type, objectives with their error budgets, queues,
     workers and the backlog of records, until q or Ctrl-C.
 
-    "now" is the last five minutes. If the output is not a terminal, print it once.
+    "now" is the last five minutes. If the output is not a terminal, or TERM is dumb, print it
+    once.
     """
     app, settings = ctx.obj.app, settings_of(ctx)
     gatherer = Gatherer(app, settings)
     with outages_not_logged():
         if as_json:
             print_json(document(gatherer.gather()))
-        elif not (sys.stdout.isatty() and sys.stdin.isatty()):
+        elif os.environ.get("TERM") == "dumb" or not (
+            sys.stdout.isatty() and sys.stdin.isatty()
+        ):
             click.echo("\n".join(lines(gatherer.gather(), settings, terminal_width())))
         else:
             live(

@@ -296,7 +296,7 @@ def test_watch_rejects_invalid_intervals(cli: Run, interval: str) -> None:
 class Terminal:
     """A command on a terminal of its own."""
 
-    def __init__(self, conf: dict[str, Any], *arguments: str) -> None:
+    def __init__(self, conf: dict[str, Any], *arguments: str, term: str = "xterm") -> None:
         self._master, slave = pty.openpty()
         self._before = termios.tcgetattr(slave)
         self._slave = slave
@@ -306,7 +306,7 @@ class Terminal:
             for name, value in os.environ.items()
             if name not in ("COLUMNS", "LINES")
         }
-        env |= {"TEST_BROKER": conf["broker_url"], "TEST_CONF": json.dumps(conf)}
+        env |= {"TEST_BROKER": conf["broker_url"], "TEST_CONF": json.dumps(conf), "TERM": term}
         env["PYTHONPATH"] = os.pathsep.join([str(ROOT), env.get("PYTHONPATH", "")])
         command = [sys.executable, "-m", "celery", "-A", "tests.apps.basic", "rts", *arguments]
         self.process = subprocess.Popen(
@@ -339,6 +339,20 @@ class Terminal:
         self.process.wait()
         os.close(self._master)
         os.close(self._slave)
+
+
+def test_watch_is_printed_once_on_a_terminal_that_cannot_move_its_cursor(
+    conf: dict[str, Any],
+) -> None:
+    write(conf, ("cpu-light", 60, 60, 40))
+    terminal = Terminal(conf, "watch", term="dumb")
+    try:
+        wait_until(lambda: terminal.read() and terminal.process.poll() is not None)
+        assert terminal.process.returncode == 0
+        assert "cpu-light" in terminal.read()
+        assert "\x1b" not in terminal.output
+    finally:
+        terminal.close()
 
 
 @pytest.mark.parametrize("end", ["q", "SIGINT"])
