@@ -86,30 +86,23 @@ class Acknowledgements(Protocol):
 
 
 class Ledger(Protocol):
-    """The durable record. Writing an entry twice changes nothing."""
+    """The durable record. Writing an entry twice changes nothing.
+
+    Raises :class:`rts.errors.StoreUnavailable` where the server is away; nothing may be
+    acknowledged then.
+    """
 
     def write(self, entries: Sequence[OutboxEntry]) -> set[str]:
         """Store the entries' verdicts; return the ids of the entries that end a task again,
         after another run has ended it by itself. Any other error is about one of the
         entries.
-
-        Raises:
-            StoreUnavailable: the server is away; nothing may be acknowledged.
         """
 
     def provisional(self, task_ids: Collection[str]) -> set[str]:
-        """Return those of the tasks whose verdict is provisional: lost, killed, ….
-
-        Raises:
-            StoreUnavailable: the server is away.
-        """
+        """Return those of the tasks whose verdict is provisional: lost, killed, …."""
 
     def self_ended(self, run_ids: Collection[str]) -> set[str]:
-        """Return those of the runs that have ended by themselves.
-
-        Raises:
-            StoreUnavailable: the server is away.
-        """
+        """Return those of the runs that have ended by themselves."""
 
     def refuse(self, raw: object, reason: str = "") -> None:
         """Keep an entry that cannot be stored, for inspection."""

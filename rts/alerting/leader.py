@@ -44,6 +44,8 @@ QUIET_S = {TASK_OVERDUE: 30.0, SLO_BURNING: 120.0}
 class Leader:
     """Leads if no other companion does. :meth:`lead` and the evaluations are called
     periodically, from different threads: an evaluation may take longer than the lease lasts.
+
+    Each of them raises :class:`rts.errors.StoreUnavailable` if a server is unavailable.
     """
 
     def __init__(
@@ -83,9 +85,6 @@ class Leader:
     def lead(self) -> bool:
         """Take or renew the lease, if there is anybody to notify; return whether this companion
         leads.
-
-        Raises:
-            StoreUnavailable: Redis is unavailable.
         """
         if not (self._settings.webhooks or self._listened):
             return False
@@ -106,9 +105,7 @@ class Leader:
 
     def evaluate_objectives(self) -> int:
         """Start and end alerts of objectives, if anybody is notified of them; return how many.
-
-        Raises:
-            StoreUnavailable: a server is unavailable; firing alerts keep firing.
+        While a server is unavailable, firing alerts keep firing.
         """
         (listened,) = self._link.call(pack("EXISTS", self._keys.listening))
         self._listened = bool(listened)
@@ -132,9 +129,6 @@ class Leader:
     def evaluate_overdue(self) -> int:
         """Start and end alerts of overdue tasks, if a webhook is notified of them; return how
         many.
-
-        Raises:
-            StoreUnavailable: Redis is unavailable.
         """
         if not self.leads():
             return 0
@@ -145,11 +139,7 @@ class Leader:
         return self._store.update((TASK_OVERDUE,) if are_all else (), found)
 
     def leave(self) -> None:
-        """Release the lease, so that another companion can lead at once.
-
-        Raises:
-            StoreUnavailable: Redis is unavailable.
-        """
+        """Release the lease, so that another companion can lead at once."""
         self._stop_deliveries()
         self._confirmed_at = -1e9
         self._lease.release()

@@ -60,7 +60,8 @@ class MongoLedger:
     """Implements :class:`rts.ports.Ledger` on a MongoDB server or replica set.
 
     The first call that reaches the server creates the indexes; every five minutes, one
-    recreates those that are gone. Thread-safe, but not to be used across a fork.
+    recreates those that are gone. Thread-safe, but not to be used across a fork. Each call
+    raises :class:`StoreUnavailable` if the server is unavailable.
 
     Raises:
         PyMongoError: rts_mongo_url cannot be used.
@@ -125,27 +126,15 @@ class MongoLedger:
         return again
 
     def ended(self, task_ids: SomeIds[str]) -> set[str]:
-        """Return those of the tasks that have ended.
-
-        Raises:
-            StoreUnavailable: the server is unavailable.
-        """
+        """Return those of the tasks that have ended."""
         return self._ended(self._tasks, task_ids, {})
 
     def provisional(self, task_ids: SomeIds[str]) -> set[str]:
-        """Return those of the tasks whose verdict is provisional: lost, killed, ….
-
-        Raises:
-            StoreUnavailable: the server is unavailable.
-        """
+        """Return those of the tasks whose verdict is provisional: lost, killed, …."""
         return self._ended(self._tasks, task_ids, {"$or": _PROVISIONAL})
 
     def self_ended(self, run_ids: SomeIds[str]) -> set[str]:
-        """Return those of the runs that wrote their own end.
-
-        Raises:
-            StoreUnavailable: the server is unavailable.
-        """
+        """Return those of the runs that wrote their own end."""
         return self._ended(self._assignments, run_ids, {"$nor": _PROVISIONAL})
 
     def _ended(
@@ -179,11 +168,7 @@ class MongoLedger:
                 invalidate_sums(self._assignments, group)
 
     def refuse(self, raw: object, reason: str = "") -> None:
-        """Set aside an entry that cannot be read or stored, for a person to look at.
-
-        Raises:
-            StoreUnavailable: the server is unavailable.
-        """
+        """Set aside an entry that cannot be read or stored, for a person to look at."""
         with translate_outages():
             self.prepare()
             self.database[REFUSED].insert_one(
@@ -199,9 +184,6 @@ class MongoLedger:
 
         Fields that are gone are removed after the others were written: a reader
         in between sees too many, never too few.
-
-        Raises:
-            StoreUnavailable: the server is unavailable.
         """
         with translate_outages():
             self.prepare()
@@ -221,11 +203,7 @@ class MongoLedger:
             snapshot.delete_many({"_id": {"$nin": list(entries)}})
 
     def load_taus(self) -> Mapping[str, TauEntry]:
-        """Return the last snapshot, empty if there is none.
-
-        Raises:
-            StoreUnavailable: the server is unavailable.
-        """
+        """Return the last snapshot, empty if there is none."""
         found = {}
         with translate_outages():
             for d in self.database[TAU_SNAPSHOT].find():

@@ -14,6 +14,7 @@ from rts.predictions.messages import (
     SEARCH_PAGE,
     Found,
     Held,
+    Page,
     Part,
     Stratum,
     affordable,
@@ -69,7 +70,11 @@ EMPTY = QueueSample([], [], None, 0, [], 0, 0)
 
 
 class QueueReader:
-    """Reads queues over one kombu connection. Safe with threads."""
+    """Reads queues over one kombu connection. Safe with threads.
+
+    Each question raises :class:`CommandError` if the broker is not Redis, and
+    :class:`rts.errors.StoreUnavailable` if it is unavailable.
+    """
 
     def __init__(self, app: Any, settings: Settings) -> None:
         self._settings = settings
@@ -130,10 +135,6 @@ class QueueReader:
         since they may overtake it.
 
         *most*: waiting messages to read, about; *held*: unacknowledged ones, of all queues.
-
-        Raises:
-            CommandError: the broker is not Redis.
-            StoreUnavailable: it is unavailable.
         """
         with self._shared.channel() as (channel, client):
             parts = self._parts(channel, queue)
@@ -149,9 +150,7 @@ class QueueReader:
             if target is not None:
                 level, rank = target.part, target.rank
             else:
-                steps = () if self._ordered else channel.priority_steps
-                if level is None:
-                    level = steps.index(channel.priority(priority)) if steps else 0
+                level = self._part_of(channel, priority) if level is None else level
                 rank = sizes[level]
             ahead, behind = self._strata(sizes, level, rank)
             pages = sampled(ahead, behind, affordable(firsts, most))
@@ -166,13 +165,7 @@ class QueueReader:
                     ask_range(pipe, parts[page.part], page.ranks.start, page.ranks.stop - 1)
                 pipe.hmget(unacked, [tag for tag, _ in taken] or [b""])
                 *answers, entries = pipe.execute()
-        messages: list[Message] = []
-        weights: list[float] = []
-        for page, texts in zip(pages, answers, strict=True):
-            # A list is consumed from its end.
-            in_order = texts if parts[page.part].ordered else reversed(texts)
-            messages += map(message_of, in_order)
-            weights += [page.weight] * len(texts)
+        messages, weights = _in_order(parts, pages, answers)
         position = None
         if target is not None:
             before = [page for page in pages if (page.part, page.ranks.start) < (level, rank)]
@@ -189,6 +182,11 @@ class QueueReader:
             level,
             float(channel.visibility_timeout),
         )
+
+    def _part_of(self, channel: Any, priority: int) -> int:
+        """Return the part that a task with this *priority* would be published to."""
+        steps = () if self._ordered else channel.priority_steps
+        return steps.index(channel.priority(priority)) if steps else 0
 
     def _strata(
         self, sizes: Sequence[int], level: int, rank: int
@@ -210,10 +208,6 @@ class QueueReader:
     def backlog(self, queue: str, keys: Collection[str]) -> list[tuple[int, list[Message]]]:
         """Return how many messages wait in each part of *queue*, and about how many are held,
         each with a sample of them. *keys*: their routing keys.
-
-        Raises:
-            CommandError: the broker is not Redis.
-            StoreUnavailable: it is unavailable.
         """
         with self._shared.channel() as (channel, client):
             parts = self._parts(channel, queue)
@@ -245,12 +239,7 @@ class QueueReader:
         return [*zip(sizes, samples, strict=True), (taken, held)]
 
     def waiting(self, queues: Sequence[str]) -> list[int]:
-        """Return the number of messages that wait in each of *queues*.
-
-        Raises:
-            CommandError: the broker is not Redis.
-            StoreUnavailable: it is unavailable.
-        """
+        """Return the number of messages that wait in each of *queues*."""
         with self._shared.channel() as (channel, client):
             parts = [self._parts(channel, queue) for queue in queues]
             sizes = iter(sizes_of(client, [part for of_queue in parts for part in of_queue]))
@@ -263,3 +252,17 @@ class QueueReader:
         lists = [Part(f"{name}{sep}{step}" if step else name, False) for step in steps]
         ordered = [Part(f"{name}{sep}{part}", True) for part in (HOPEFUL, DEMOTED)]
         return [*ordered, *lists] if self._ordered else lists
+
+
+def _in_order(
+    parts: Sequence[Part], pages: Sequence[Page], answers: Sequence[list[bytes]]
+) -> tuple[list[Message], list[float]]:
+    """Return the messages of *pages* in the order of consumption, and their weights."""
+    messages: list[Message] = []
+    weights: list[float] = []
+    for page, texts in zip(pages, answers, strict=True):
+        # A list is consumed from its end.
+        in_order = texts if parts[page.part].ordered else reversed(texts)
+        messages += map(message_of, in_order)
+        weights += [page.weight] * len(texts)
+    return messages, weights

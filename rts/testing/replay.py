@@ -14,8 +14,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,6 +114,8 @@ def replay(
     """
     settings = with_types(settings or Settings(), jobs)
     conf = {**sped_up(settings, speedup), "rts_scheduler": scheduler}
+    rows = [(j.arrival_s / speedup, j.name, j.runtime_s / speedup, j.task_type) for j in jobs]
+    work_s = sum(seconds for _, _, seconds, _ in rows) / slots
     with RedisServer() as redis, MongoServer() as mongo, ExitStack() as stack:
         # The default spool is named after the URL of Redis: an earlier server's runs may lie
         # there.
@@ -134,44 +136,48 @@ def replay(
         # Celery's own variable overrides the app's setting.
         own = {"RTS_REPLAY": str(folder / "spec.json"), "CELERY_BROKER_URL": redis.url}
         env = {**os.environ, **own}
-        rows = [
-            (j.arrival_s / speedup, j.name, j.runtime_s / speedup, j.task_type) for j in jobs
-        ]
-        client: Any = pymongo.MongoClient(mongo.url, tz_aware=True)
+        client: Any = stack.enter_context(pymongo.MongoClient(mongo.url, tz_aware=True))
         ledger = client.get_default_database()
+
+        def done() -> bool:
+            count = ledger.tasks.count_documents({"completed_at": {"$ne": None}})
+            progress(count, len(rows))
+            return bool(count >= len(rows))
+
         # It has no neighbours to ask for a second what they have revoked.
         alone = ("--without-mingle",)
-        worker = WorkerProcess(
+        with WorkerProcess(
             APP, concurrency=slots, arguments=alone, env=env, loglevel="WARNING"
-        )
-        with client, worker:
+        ) as worker:
             wait_until(lambda: len(worker.children()) >= slots, message="all pool processes")
-            publisher = subprocess.Popen(
-                [sys.executable, "-c", _PUBLISH],
-                env=env,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                text=True,
-            )
-            try:
-                assert publisher.stdin is not None
-                json.dump(rows, publisher.stdin)
-                publisher.stdin.close()
-
-                def done() -> bool:
-                    count = ledger.tasks.count_documents({"completed_at": {"$ne": None}})
-                    progress(count, len(rows))
-                    return bool(count >= len(rows))
-
-                work_s = sum(seconds for _, _, seconds, _ in rows) / slots
+            with _publishing(rows, env) as publisher:
                 wait_until(done, rows[-1][0] + 2 * work_s + PATIENCE_S, interval=0.25)
                 publisher.wait(10)
-            finally:
-                publisher.kill()
-                publisher.wait()
             look(ledger)
             tasks = ledger.tasks.find({}, {"task_type": 1, "sla_success": 1})
             return [Replayed(task["task_type"], bool(task["sla_success"])) for task in tasks]
+
+
+@contextmanager
+def _publishing(
+    rows: Sequence[tuple[float, str, float, str]], env: Mapping[str, str]
+) -> Iterator[subprocess.Popen[str]]:
+    """Publish *rows*, of arrival, name, runtime and type, from a process of its own."""
+    publisher = subprocess.Popen(
+        [sys.executable, "-c", _PUBLISH],
+        env=env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert publisher.stdin is not None
+        json.dump(rows, publisher.stdin)
+        publisher.stdin.close()
+        yield publisher
+    finally:
+        publisher.kill()
+        publisher.wait()
 
 
 def share(replayed: Sequence[Replayed]) -> float:
