@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -49,26 +49,16 @@ def info() -> Any:
 def up(servers: Mapping[str, bool]) -> Any:
     """Return which servers can be used, by name."""
     told = "Whether a server answers, and Redis takes records: 1 or 0."
-    family = GaugeMetricFamily("rts_up", told, labels=["server"])
-    for server, usable in servers.items():
-        family.add_metric([server], float(usable))
-    return family
+    return _gauge("rts_up", told, ("server",), servers.items())
 
 
 def counts(reading: Reading) -> Iterator[Any]:
     """Yield the counters and histograms of the fleet; they start with the keys in Redis."""
-    runs = CounterMetricFamily(
+    yield _counter(
         "rts_runs",
         "Runs that ended, by task type, task name and state; retried ones included.",
-        labels=["task_type", "task", "state"],
-    )
-    for run, n in sorted(reading.runs.items()):
-        runs.add_metric(run, n)
-    yield runs
-    deadlines = CounterMetricFamily(
-        "rts_deadlines",
-        "Tasks whose deadline was met or missed, by task type, task name and queue.",
-        labels=["task_type", "task", "queue", "verdict"],
+        ("task_type", "task", "state"),
+        sorted(reading.runs.items()),
     )
     verdicts: Counter[tuple[str, str, str, str]] = Counter()
     missed: Counter[tuple[str, str]] = Counter()
@@ -76,17 +66,18 @@ def counts(reading: Reading) -> Iterator[Any]:
         verdicts[task_type, task, queue, MET if cause == MET else "missed"] += n
         if cause != MET:
             missed[task_type, cause] += n
-    for labels, n in sorted(verdicts.items()):
-        deadlines.add_metric(labels, n)
-    yield deadlines
-    misses = CounterMetricFamily(
+    yield _counter(
+        "rts_deadlines",
+        "Tasks whose deadline was met or missed, by task type, task name and queue.",
+        ("task_type", "task", "queue", "verdict"),
+        sorted(verdicts.items()),
+    )
+    yield _counter(
         "rts_misses",
         "Missed deadlines by cause: late, overdue (known before the end), or what ended it.",
-        labels=["task_type", "cause"],
+        ("task_type", "cause"),
+        sorted(missed.items()),
     )
-    for miss, n in sorted(missed.items()):
-        misses.add_metric(miss, n)
-    yield misses
     for kind, text in HISTOGRAMS.items():
         family = HistogramMetricFamily(f"rts_{kind}_seconds", text, labels=["task_type"])
         for (of, task_type), histogram in sorted(reading.histograms.items()):
@@ -94,17 +85,15 @@ def counts(reading: Reading) -> Iterator[Any]:
                 buckets, total = _cumulative(kind, histogram)
                 family.add_metric([task_type], buckets, total)
         yield family
-    refused = CounterMetricFamily(
+    counters = {**dict.fromkeys(FROM_THE_START, 0), **reading.counters}
+    opened = counters.pop("breaker_opened", 0)
+    yield _counter(
         "rts_refused",
         "The counters of rts status: input refused, records dropped, failures survived, "
         "webhook messages delivered and more, by name.",
-        labels=["what"],
+        ("what",),
+        sorted(counters.items()),
     )
-    counters = {**dict.fromkeys(FROM_THE_START, 0), **reading.counters}
-    opened = counters.pop("breaker_opened", 0)
-    for name, n in sorted(counters.items()):
-        refused.add_metric([name], n)
-    yield refused
     yield CounterMetricFamily(
         "rts_breaker_opened",
         "Times that the circuit breaker of a process opened, because Redis failed.",
@@ -130,16 +119,12 @@ def _cumulative(
 
 def gauges(reading: Reading) -> Iterator[Any]:
     """Yield the current state in Redis: taus, the outbox, open tasks, workers."""
-    tau = GaugeMetricFamily(
+    yield _gauge(
         "rts_tau_seconds",
         "Learned runtime, by task type and task name (empty: of the whole type).",
-        labels=["task_type", "task"],
+        ("task_type", "task"),
+        sorted(((kind, task or ""), tau) for (kind, task), tau in reading.taus.items()),
     )
-    for (task_type, task), value in sorted(
-        reading.taus.items(), key=lambda item: (item[0][0], item[0][1] or "")
-    ):
-        tau.add_metric([task_type, task or ""], value)
-    yield tau
     yield GaugeMetricFamily(
         "rts_outbox_records",
         "Records on their way to the ledger.",
@@ -150,124 +135,125 @@ def gauges(reading: Reading) -> Iterator[Any]:
         "Age of the oldest record on its way to the ledger; 0 if there is none.",
         value=reading.outbox_lag_s,
     )
-    waiting = GaugeMetricFamily(
+    yield _gauge(
         "rts_open_tasks",
         "Tasks published and not ended, by queue, that were not found overdue: without workers "
         "or MongoDB none is.",
-        labels=["queue"],
+        ("queue",),
+        sorted(reading.open_tasks.items()),
     )
-    for queue, n in sorted(reading.open_tasks.items()):
-        waiting.add_metric([queue], n)
-    yield waiting
-    overdue = GaugeMetricFamily(
+    overdue = (("running", reading.overdue_running), ("waiting", reading.overdue_waiting))
+    yield _gauge(
         "rts_overdue_tasks",
         "Tasks not ended by their deadline, by queue: running, or waiting for a worker.",
-        labels=["queue", "state"],
+        ("queue", "state"),
+        (((queue, state), n) for state, of in overdue for queue, n in sorted(of.items())),
     )
-    for state, by_queue in (
-        ("running", reading.overdue_running),
-        ("waiting", reading.overdue_waiting),
-    ):
-        for queue, n in sorted(by_queue.items()):
-            overdue.add_metric([queue, state], n)
-    yield overdue
-    slots = GaugeMetricFamily(
-        "rts_worker_slots", "Tasks that a worker can run at a time.", labels=["worker"]
+    workers = reading.workers
+    yield _gauge(
+        "rts_worker_slots",
+        "Tasks that a worker can run at a time.",
+        ("worker",),
+        ((worker.worker, worker.slots) for worker in workers if worker.slots is not None),
     )
-    load = GaugeMetricFamily(
+    yield _gauge(
         "rts_worker_load_ratio",
         "Load of a worker as a share of what it may use, by resource.",
-        labels=["worker", "resource"],
+        ("worker", "resource"),
+        (((w.worker, of), w.load[of]) for w in workers for of in FIGURES if of in w.load),
     )
-    for worker in reading.workers:
-        if worker.slots is not None:
-            slots.add_metric([worker.worker], worker.slots)
-        for resource in FIGURES:
-            if resource in worker.load:
-                load.add_metric([worker.worker, resource], worker.load[resource])
-    yield slots
-    yield load
 
 
 def targets(settings: Settings) -> Any:
     """Return the targets of the objectives."""
-    target = GaugeMetricFamily(
+    return _gauge(
         "rts_slo_target_ratio",
         "Share of tasks that are to meet their deadline, by objective.",
-        labels=["objective"],
+        ("objective",),
+        settings.slo.items(),
     )
-    for objective, share in settings.slo.items():
-        target.add_metric([objective], share)
-    return target
 
 
 def verdicts(reading: Reading, settings: Settings) -> Any:
     """Return the verdicts by objective. Each has both series from the start: a counter that
     first appeared with the first miss would hide it from ``rate()``.
     """
-    family = CounterMetricFamily(
-        "rts_slo_verdicts",
-        "Tasks whose deadline was met or missed, by the objective they count towards.",
-        labels=["objective", "verdict"],
-    )
     counts = {(key, verdict): 0 for key in settings.slo for verdict in (MET, "missed")}
     for (task_type, task, queue, cause), n in reading.verdicts.items():
         key = objective_of(settings.slo, task_type, task, queue)
         if key is not None:
             counts[key, MET if cause == MET else "missed"] += n
-    for labels, n in counts.items():
-        family.add_metric(labels, n)
-    return family
+    return _counter(
+        "rts_slo_verdicts",
+        "Tasks whose deadline was met or missed, by the objective they count towards.",
+        ("objective", "verdict"),
+        counts.items(),
+    )
 
 
-def objectives(standings: Iterable[ObjectiveStatus]) -> Iterator[Any]:
+def objectives(standings: Sequence[ObjectiveStatus]) -> Iterator[Any]:
     """Yield budgets, burn rates and what they were computed from."""
-    left = GaugeMetricFamily(
+    yield _gauge(
         "rts_slo_budget_left_ratio",
         "Share of the error budget that is left, by objective; overspent below 0.",
-        labels=["objective"],
+        ("objective",),
+        ((standing.objective, standing.budget_left_ratio) for standing in standings),
     )
-    burn = GaugeMetricFamily(
+    windows = [((s.objective, name), of) for s in standings for name, of in s.windows.items()]
+    labels = ("objective", "window")
+    yield _gauge(
         "rts_slo_burn_rate",
         "Burn rate of the error budget, by objective and window; 1 uses it up exactly.",
-        labels=["objective", "window"],
+        labels,
+        ((which, window.burn_rate) for which, window in windows),
     )
-    valid = GaugeMetricFamily(
+    yield _gauge(
         "rts_slo_window_verdicts",
         "Verdicts in a window, by objective and window.",
-        labels=["objective", "window"],
+        labels,
+        ((which, window.valid) for which, window in windows),
     )
-    bad = GaugeMetricFamily(
+    yield _gauge(
         "rts_slo_window_missed",
         "Missed deadlines in a window, by objective and window.",
-        labels=["objective", "window"],
+        labels,
+        ((which, window.valid - window.good) for which, window in windows),
     )
-    for standing in standings:
-        left.add_metric([standing.objective], standing.budget_left_ratio)
-        for name, window in standing.windows.items():
-            burn.add_metric([standing.objective, name], window.burn_rate)
-            valid.add_metric([standing.objective, name], window.valid)
-            bad.add_metric([standing.objective, name], window.valid - window.good)
-    yield from (left, burn, valid, bad)
 
 
 def queues(waiting: Iterable[QueueReading]) -> Iterator[Any]:
     """Yield what waits in the broker."""
-    messages = GaugeMetricFamily(
+    found, forms = _by_label(waiting), ("ordered", "demoted", "plain")
+    yield _gauge(
         "rts_queue_messages",
         "Messages that wait, by queue and form: ordered, demoted (hopeless) or plain.",
-        labels=["queue", "form"],
+        ("queue", "form"),
+        (((name, of), getattr(queue, of)) for name, queue in found.items() for of in forms),
     )
-    hopeless = GaugeMetricFamily(
+    yield _gauge(
         "rts_hopeless_tasks",
         "Messages that can no longer meet their deadline, by queue.",
-        labels=["queue"],
+        ("queue",),
+        ((name, queue.hopeless) for name, queue in found.items()),
     )
-    for name, queue in _by_label(waiting).items():
-        for form in ("ordered", "demoted", "plain"):
-            messages.add_metric([name, form], getattr(queue, form))
-        hopeless.add_metric([name], queue.hopeless)
-    yield from (messages, hopeless)
+
+
+#: The values of the labels, or that of the only one, and the number.
+_Sample = tuple[str | tuple[str, ...], float]
+
+
+def _counter(name: str, text: str, labels: tuple[str, ...], samples: Iterable[_Sample]) -> Any:
+    return _filled(CounterMetricFamily(name, text, labels=labels), samples)
+
+
+def _gauge(name: str, text: str, labels: tuple[str, ...], samples: Iterable[_Sample]) -> Any:
+    return _filled(GaugeMetricFamily(name, text, labels=labels), samples)
+
+
+def _filled(family: Any, samples: Iterable[_Sample]) -> Any:
+    for values, n in samples:
+        family.add_metric([values] if isinstance(values, str) else values, float(n))
+    return family
 
 
 def _by_label(waiting: Iterable[QueueReading]) -> dict[str, QueueReading]:
