@@ -1,26 +1,75 @@
 """``imports = ("rts.auto",)`` in a celeryconfig: rts without touching code.
 
-Celery imports it in workers, beat and Flower, once the app is configured. It installs rts
-into the apps of the process whose configuration names it; where none does, as with a plain
-``import rts.auto``, into the current app.
+Celery imports it in workers, beat and Flower, once the app is configured. A process that only
+publishes has to import it by itself; the module that holds the configuration may do so.
+
+It installs rts into the apps of the process whose configuration names it, those that are made
+later included. Where none does so far, as with a plain ``import rts.auto``, the current app
+gets it too.
 """
 
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakSet
 
 from celery import current_app
-from celery._state import _apps
+from celery._state import _apps, connect_on_app_finalize
+from celery.signals import before_task_publish, import_modules
 
-from rts.integration import install
+# Not left to the first publish: Airflow's scheduler publishes from processes that it forks for
+# each batch, and they would load it each time.
+import rts.parts  # noqa: F401
+from rts import health
+from rts.installation import installed, parts_of, publisher
+from rts.integration import install, wire
+from rts.lifecycle import receivers
+
+#: The apps that have published since the import.
+_published: WeakSet[Any] = WeakSet()
 
 
 def _names_this(app: Any) -> bool:
-    # app.configured first: app.conf would load a configuration that is still lazy.
-    return app.configured and __name__ in {*app.conf.imports, *app.conf.include}
+    return __name__ in {*app.conf.imports, *app.conf.include}
 
 
-for _app in [app for app in list(_apps) if _names_this(app)] or [
-    current_app._get_current_object()
-]:
+def _importing(sender: Any, **_: Any) -> None:
+    """Runs where Celery imports the modules of the configuration: this one may have been
+    imported before.
+    """
+    if _names_this(sender):
+        install(sender)
+
+
+def _finalizing(app: Any) -> None:
+    """Runs when an app is finalized, which also loads its configuration."""
+    try:
+        named = _names_this(app)
+    except Exception:  # noqa: BLE001  the configuration is invalid, and the app raises next
+        return
+    try:
+        if named and app not in installed:
+            wire(app)
+    except Exception as exc:  # noqa: BLE001  the host goes on
+        health.hook_failed("auto", exc)
+
+
+def _publishing(**_: Any) -> None:
+    """Runs before each publish: an app may publish without being finalized."""
+    for app in list(_apps):
+        if app not in _published and app.configured:
+            _published.add(app)
+            _finalizing(app)
+
+
+import_modules.connect(_importing, weak=False, dispatch_uid="rts.auto")
+connect_on_app_finalize(_finalizing)
+before_task_publish.connect(_publishing, weak=False, dispatch_uid="rts.auto")
+receivers.connect(parts_of, publisher)  # after the line above, so that it comes second
+
+# app.configured first: app.conf would load a configuration that is still lazy.
+_named = [app for app in list(_apps) if app.configured and _names_this(app)]
+if not _named and _apps:
+    _named = [current_app._get_current_object()]
+for _app in _named:
     install(_app)

@@ -41,6 +41,18 @@ def install(app: Celery) -> None:
         ConfigurationError: a setting is invalid; the message names the setting,
             the value and what is allowed.
     """
+    try:
+        _validate(app)
+    except ConfigurationError as exc:
+        # Error trackers send the variables of each frame: these hold URLs with passwords.
+        raise exc.with_traceback(None) from None
+    wire(app)
+
+
+def wire(app: Celery) -> None:
+    """Do what :func:`install` does, but leave the check of the settings to the worker's start
+    and to the first publish.
+    """
     from celery.signals import import_modules
 
     from rts.flower import hook
@@ -48,11 +60,6 @@ def install(app: Celery) -> None:
     from rts.masking import mask_settings
     from rts.worker import add_steps
 
-    try:
-        _validate(app)
-    except ConfigurationError as exc:
-        # Error trackers send the variables of each frame: these hold URLs with passwords.
-        raise exc.with_traceback(None) from None
     mask_settings()
     if app in installed:
         return

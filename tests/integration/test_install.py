@@ -357,3 +357,40 @@ print(rts.integration._has_rts(one), rts.integration._has_rts(other))
             [sys.executable, "-c", script, how], check=True, capture_output=True, text=True
         )
         assert ran.stdout.split() == ["True", "False"], how
+
+
+@pytest.mark.parametrize("how", ["a publish", "a worker"])
+@pytest.mark.parametrize("k", [2.0, 9.0])
+def test_an_app_made_after_the_import_gets_it_if_its_configuration_names_it(
+    how: str, k: float
+) -> None:
+    """As where the product makes the app, and the module of its configuration is all that the
+    operator can change: that one imports rts for the processes that only publish.
+    """
+    script = """
+import sys
+import rts.auto
+from celery import Celery, _state
+
+how, k = sys.argv[1:]
+before = _state.default_app
+named = Celery("named", broker="memory://", set_as_current=False)
+named.conf.update(imports=["rts.auto"], rts_sla_multiplier=float(k), rts_connect_timeout=0.01)
+other = Celery("other", broker="memory://", set_as_current=False)
+error = None
+for app in (other, named):
+    try:
+        if how == "a publish":
+            app.send_task("tell")
+        else:
+            app.loader.import_default_modules()
+    except rts.ConfigurationError as exc:
+        error = exc.setting
+print(before, *(rts.integration._has_rts(app) for app in (named, other)), error)
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", script, how, str(k)], check=True, capture_output=True, text=True
+    )
+    refused = k == 9.0 and how == "a worker"
+    error = "rts_sla_multiplier" if refused else "None"
+    assert ran.stdout.split() == ["None", str(not refused), "False", error]
