@@ -102,8 +102,18 @@ def test_nothing_is_no_reason() -> None:
         ({"late": 3}, late(9.0, tau=9.0), DEADLINE, "had 6.00\u00a0s from arrival to deadline"),
         ({"late": 3}, late(9.0, load=1.5), LOAD, "(load 1.50) and took 3.00\u00a0× their tau"),
         ({"late": 3}, late(9.0, load=None), TAU, "(load –)"),
-        ({"late": 1, "killed": 3}, late(2.0), "ended", "75 % of the misses did not run to"),
-        ({"late": 1, "overdue": 3}, late(2.0), OVERDUE, "75 % of the misses have not ended"),
+        (
+            {"late": 1, "killed": 3},
+            late(2.0),
+            "ended",
+            "75\u00a0% of the misses did not run to",
+        ),
+        (
+            {"late": 1, "overdue": 3},
+            late(2.0),
+            OVERDUE,
+            "75\u00a0% of the misses have not ended",
+        ),
     ],
 )
 def test_a_finding_says_its_reason_with_its_figures(
