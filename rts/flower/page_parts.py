@@ -16,7 +16,6 @@ from rts.objectives import objective_of
 from rts.settings import Settings
 from rts.views.lateness_causes import load_at_start, median, slowdown
 from rts.views.problems import fleet_problems, queue_problems
-from rts.views.readings import Reading
 from rts.views.report import ReportRow
 from rts.views.runs import visible
 from rts.views.status import RedisState
@@ -155,16 +154,13 @@ def target(settings: Settings, key: str, by: str) -> float | None:
 def state(
     settings: Settings,
     redis: RedisState | None,
-    reading: Reading | None,
     queues: list[QueueSummary] | None,
 ) -> Document:
     """Return open and overdue tasks, slots and load."""
-    if redis is None or reading is None:
+    if redis is None:
         return {"open": None, "overdue": None, "fleet": None, "outbox": None}
     waiting = None if queues is None else sum(summary.state.waiting for summary in queues)
-    by_queue = (reading.overdue_running, reading.overdue_waiting)
-    overdue = sum(sum(part.values()) for part in by_queue)
-    count = sum(reading.open_tasks.values()) + overdue
+    count, overdue = redis.open_tasks, redis.overdue_tasks
     if not settings.open_max:  # published tasks are not tracked: count the hopeless
         late = sum(summary.hopeless + summary.state.demoted for summary in queues or ())
         overdue = late + (redis.overdue or 0)

@@ -73,10 +73,9 @@ class Pages:
 
     async def _overview(self, filters: Filters) -> Document:
         ask, source = self._ask, self._source
-        counted, redis, reading, queues, objectives, *totals = await asyncio.gather(
+        counted, redis, queues, objectives, *totals = await asyncio.gather(
             ask(source.counted, filters.duration, "type"),
             ask(source.redis),
-            ask(source.reading),
             ask(source.queues),
             ask(source.objectives),
             *(ask(source.total, since) for since in SHORT.values()),
@@ -89,7 +88,7 @@ class Pages:
         target = self._settings.slo.get("*") if len(self._settings.slo) == 1 else None
         return {
             **page_parts.head(
-                "overview", [counted, redis, reading, queues, objectives, *totals, reasons]
+                "overview", [counted, redis, queues, objectives, *totals, reasons]
             ),
             "problems": page_parts.problems(
                 self._settings,
@@ -102,7 +101,7 @@ class Pages:
             "objectives": [asdict(standing) for standing in objectives.value or ()],
             "objective": target,
             "met": met,
-            **page_parts.state(self._settings, redis.value, reading.value, queues.value),
+            **page_parts.state(self._settings, redis.value, queues.value),
             "types": page_parts.type_rows(self._settings, shown.rows, reasons.value or {})
             if shown
             else [],
@@ -171,19 +170,18 @@ class Pages:
         }
 
     async def _queues(self, filters: Filters) -> Document:
-        redis, reading, queues = await asyncio.gather(
+        redis, queues = await asyncio.gather(
             self._ask(self._source.redis),
-            self._ask(self._source.reading),
             self._ask(self._source.queues),
         )
         summaries: list[QueueSummary] | None = queues.value
         return {
-            **page_parts.head("queues", [redis, reading, queues]),
+            **page_parts.head("queues", [redis, queues]),
             "problems": page_parts.problems(self._settings, redis.value, summaries),
             "scheduler": self._settings.scheduler,
             "ordered_by_us": summaries is not None if queues.is_known else None,
             "queues": [page_parts.queue(summary) for summary in summaries or ()],
-            **page_parts.state(self._settings, redis.value, reading.value, summaries),
+            **page_parts.state(self._settings, redis.value, summaries),
         }
 
     async def _misses(self, filters: Filters) -> Document:

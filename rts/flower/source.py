@@ -36,7 +36,6 @@ from rts.settings import Settings
 from rts.urls import shown_url
 from rts.views.intervals import Window
 from rts.views.lateness_causes import Why, why
-from rts.views.readings import Reading, read
 from rts.views.report import ReportRow, report, row_of, rows_of
 from rts.views.runs import OneTask, late_runs, latest_misses, one_task, sample
 from rts.views.series import series
@@ -107,11 +106,6 @@ class Source:
         """Return the state of Redis, with workers, running tasks and the outbox."""
         with self._redis_errors():
             return ask_redis(self._link, self.settings)
-
-    def reading(self) -> Reading:
-        """Return open and overdue tasks by queue, as in the metrics."""
-        with self._redis_errors():
-            return read(self._link, self.settings)
 
     def taus(self) -> list[TauRow]:
         """Return the learned taus."""

@@ -403,7 +403,7 @@ def test_queues_are_not_known_before_the_broker_answers(
     monkeypatch.setattr(module, "PATIENCE_S", 0.01)
     may_end = threading.Event()
     slow: Any = SimpleNamespace(settings=Settings())
-    slow.redis = slow.reading = slow.queues = may_end.wait
+    slow.redis = slow.queues = may_end.wait
 
     async def look() -> dict[str, Any]:
         answers = AnswerCache()
@@ -455,3 +455,9 @@ def test_pages_name_the_longest_queues_that_nobody_takes_from() -> None:
     ]
     assert len(found) == 1 + page_parts.MAX_PROBLEMS
     assert page_parts.problems(Settings(), None) == []
+
+
+def test_what_is_overdue_is_told_as_by_status_though_no_worker_is_there_to_find_it() -> None:
+    redis = RedisState(ServerState("redis://r/0", True), open_tasks=12, overdue_tasks=9)
+    state = page_parts.state(Settings(), redis, [])
+    assert (state["open"]["tasks"], state["overdue"]) == (12, 9)
