@@ -74,7 +74,11 @@ class InitialState:
     def keys(self, queue: str) -> set[str]:
         """Return the routing keys of messages in *queue*, as far as the app knows them."""
         known = dict.get(self._app.amqp.queues, queue)
-        return {queue, *([] if known is None else [known.routing_key])}
+        if known is None:
+            return {queue}
+        # A queue with several bindings has no key of its own.
+        bound = [binding.routing_key for binding in known.bindings]
+        return {queue, *(bound or [known.routing_key])}
 
     def picture(
         self, queue: str, sample: QueueSample, published: Iterable[OpenTask]

@@ -208,6 +208,11 @@ class Predictor:
         if key is None:
             return None
         queue = self._queue_of(key, queues)
+        if queue not in queues:
+            raise CommandError(
+                f"a worker holds {task_id}, but no queue that is known here has its routing "
+                f"key, {key}"
+            )
         picture = self._picture(queue, self._broker.read(queue))
         if task_id not in picture.held:
             return None  # it has started, or ended, since

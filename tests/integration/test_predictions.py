@@ -16,7 +16,7 @@ import psutil
 import pytest
 import redis
 from celery import Celery
-from kombu import Exchange, Queue
+from kombu import Exchange, Queue, binding
 
 import rts
 from rts.installation import parts_of
@@ -417,6 +417,32 @@ def test_a_task_of_this_process_that_started_at_once(
     found = rts.predict(runs, app=app)
     assert found is not None
     assert (found.ahead, found.slots) == (0, 1)
+    worker.kill()
+
+
+def test_a_held_task_came_by_the_key_of_a_binding_or_by_a_topic(
+    make_stage: Callable[..., Stage], apps: list[Celery], redis_client: redis.Redis
+) -> None:
+    stage = make_stage(worker_prefetch_multiplier=8)
+    name = f"{stage.conf['task_default_queue']}-bound"
+    first, second = (Exchange(f"{name}-{number}") for number in (1, 2))
+    bound = Queue(name, [binding(first, routing_key="one"), binding(second, routing_key="two")])
+    topic = Queue(f"{name}-topic", Exchange(f"{name}-x", type="topic"), routing_key="orders.#")
+    app = producer(stage, apps, task_queues=[bound, topic])
+    with app.connection() as connection:
+        bound(connection.default_channel).declare()
+    worker = stage.worker(pool="threads", concurrency=1, queues=[name, topic.name])
+    served(app, queue=name)
+    busy(stage, app, 60, 1, exchange=second.name, routing_key="two")
+    held = app.send_task(OK, (0,), exchange=first.name, routing_key="one").id
+    other = app.send_task(OK, (0,), queue=topic.name, routing_key="orders.new").id
+    for queue in (name, topic.name):
+        wait_until(lambda q=queue: not waiting(redis_client, q), message="it is taken")
+    found = rts.predict(held, app=app)
+    assert found is not None
+    assert found.slots == 1
+    with pytest.raises(rts.CommandError, match=r"has its routing key, orders\.new"):
+        rts.predict(other, app=app)
     worker.kill()
 
 
