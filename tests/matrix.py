@@ -43,8 +43,9 @@ def run_cell(interpreter: str, version: str, celery: str, arguments: list[str]) 
     if not (folder / "bin" / "pip").exists():
         subprocess.run([interpreter, "-m", "venv", "--clear", str(folder)], check=True)
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
-    # Celery 5.6 would take kombu 5.7 too: each is tested with the one of its own time.
-    releases = [f"celery=={celery}.*", f"kombu=={celery}.*"]
+    # Celery 5.6 would take kombu 5.7 too: each is tested with the one of its own time,
+    # and the redis-py that this one allows.
+    releases = [f"celery[redis]=={celery}.*", f"kombu=={celery}.*"]
     releases.append(f"flower=={FLOWERS[celery]}.*")
     subprocess.run([*pip, "-e", f"{ROOT}[dev]", *releases], check=True)
     command = [str(folder / "bin" / "python"), "-m", "pytest", "-q", *arguments]
