@@ -20,6 +20,7 @@ from redis.exceptions import NoScriptError
 from rts import health
 from rts.deadlines import HOPE
 from rts.headers import DROPPED
+from rts.link.link import MAX_IDLE_S
 from rts.scheduling.encoding import is_task, member, payload_of, place_of, tag_of, tail_of
 from rts.scheduling.layout import (
     BELL,
@@ -74,6 +75,8 @@ class DeadlineOrder(QueueLayout):
     _mixed_until = -math.inf
     #: Whether Redis has the script cached, as far as this channel knows.
     _script_cached = False
+    #: When the last claim or wait was sent.
+    _brpop_sent_at = math.inf
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         #: Queues that are consumed with ``no_ack``.
@@ -140,6 +143,12 @@ class DeadlineOrder(QueueLayout):
     # Consuming, over the poller's connection, one message at a time
 
     def _brpop_start(self: Any, timeout: float | None = None) -> None:
+        if time.monotonic() - self._brpop_sent_at > MAX_IDLE_S:
+            # No slot was free for so long that a firewall may have dropped it.
+            self._brpop_sent_at = math.inf
+            self.connection.cycle.let_go(self)
+            self.connection.cycle._register_BRPOP(self)  # which calls this again
+            return
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues:
             return

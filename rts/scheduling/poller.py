@@ -52,12 +52,13 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu has no ty
     def on_readable(self, fileno: int) -> None:
         """Read what has come also while no slot is free; unread, the loop would spin until
         one is. That is a reply, if a task whose eta has come took the last free slot since
-        the command was sent (kombu >= 5.7 sees to that), or a broadcast.
+        the command was sent (kombu >= 5.7 sees to that), a broadcast, or the end of an idle
+        connection.
         """
         channel, kind = self._fd_to_chan.get(fileno, (None, None))
         old_kombu = not hasattr(self, "_paused_brpop")  # < 5.7
         if old_kombu and kind == "BRPOP" and not channel._in_poll:
-            self._let_go(channel, fileno)
+            self.let_go(channel)  # kombu >= 5.7 does so itself
         elif (old_kombu and kind == "BRPOP") or (
             kind == "LISTEN" and virtual.QoS.can_consume(channel.qos)
         ):
@@ -65,15 +66,14 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu has no ty
         else:
             super().on_readable(fileno)
 
-    def _let_go(self, channel: Any, fileno: int) -> None:
-        """Let go of a connection that the server has closed while it was idle, as no slot was
-        free; the next claim opens another. kombu >= 5.7 does that itself.
-        """
-        connection = channel.client.connection
-        self.poller.unregister(connection._sock)
-        del self._fd_to_chan[fileno], self._chan_to_sock[channel, channel.client, "BRPOP"]
-        # Not kombu's own method, after which the event loop would poll no more.
-        AbstractConnection.disconnect(connection)  # type: ignore[no-untyped-call]
+    def let_go(self, channel: Any) -> None:
+        """Close the connection over which *channel* claims; its next claim opens another."""
+        client = channel.client
+        sock = self._chan_to_sock.pop((channel, client, "BRPOP"))
+        self._fd_to_chan.pop(sock.fileno(), None)
+        self.poller.unregister(sock)
+        # Not kombu's own method: before 5.7 the event loop would poll no more after it.
+        AbstractConnection.disconnect(client.connection)  # type: ignore[no-untyped-call]
 
     def maybe_restore_messages(self) -> None:
         """Restore at a bounded rate, however often :meth:`get` is called."""

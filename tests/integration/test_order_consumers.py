@@ -16,6 +16,7 @@ from kombu.asynchronous import Hub
 
 import rts
 from rts.installation import parts_of
+from rts.link.link import MAX_IDLE_S
 from rts.records import Plan
 from rts.scheduling.activation import turn_on
 from rts.scheduling.channel import Channel
@@ -24,8 +25,9 @@ from rts.scheduling.scripts import CLAIM
 from rts.scheduling.slots import limit_to_slots
 from rts.scheduling.transport import SentinelTransport, Transport
 from rts.settings import Settings
-from rts.testing import wait_until
+from rts.testing import RedisServer, wait_until
 from tests.order import FAR, NAME, PAST, Message, connect, envelope
+from tests.relay import relay
 
 
 def test_a_consumer_wakes_on_publish(url: str) -> None:
@@ -238,6 +240,29 @@ def test_claims_are_limited_to_the_free_slots(url: str, raw: redis.Redis) -> Non
             gauge.slots = True
             connection.drain_events(timeout=5)
             assert got[4:] == ["5"]
+
+
+def test_no_claim_goes_over_a_connection_that_was_idle_for_long() -> None:
+    gauge = SimpleNamespace(free=lambda: True, may_take_demoted=lambda share: True)
+    queue, got = Queue(NAME, Exchange(""), NAME, no_declare=True), []
+    with RedisServer() as server, relay(server) as firewall, connect(server.url) as producer:
+        put, start = producer.default_channel._put, time.time()
+        with connect(f"redis://127.0.0.1:{firewall.port}/0") as connection:
+            channel = connection.default_channel
+            channel.slots = gauge
+            with Consumer(channel, queue, on_message=lambda m: got.append(m.delivery_tag)):
+                put(NAME, envelope(Message(start + FAR, start, 1.0, "1")))
+                connection.drain_events(timeout=5)
+                gauge.free = lambda: False
+                with pytest.raises(TimeoutError):
+                    connection.drain_events(timeout=0.1)
+                firewall.forget()
+                channel._brpop_sent_at -= MAX_IDLE_S
+                channel.pool.disconnect()  # what else goes to Redis needs a connection, too
+                gauge.free = lambda: True
+                put(NAME, envelope(Message(start + FAR, start, 1.0, "2")))
+                connection.drain_events(timeout=5)
+    assert got == ["1", "2"]
 
 
 def test_each_connection_of_a_worker_with_threads_wakes_it_with_one_timer(url: str) -> None:
