@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 CELERIES = ("5.5", "5.6", "5.7")
 #: The Flower that each is tested with.
 FLOWERS = {"5.5": "2.0", "5.6": "2.1", "5.7": "2.2"}
-PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 
 
 def python(version: str) -> str | None:

@@ -93,7 +93,8 @@ class Flower:
             with urllib.request.urlopen(request, timeout=30, context=self._tls) as answer:
                 return Answer(answer.status, answer.read().decode(), answer.headers)
         except urllib.error.HTTPError as exc:
-            return Answer(exc.code, exc.read().decode(), exc.headers)
+            with exc:
+                return Answer(exc.code, exc.read().decode(), exc.headers)
 
     def counted(self, path: str) -> Answer:
         """Ask for a document until nothing in it is still being counted."""
