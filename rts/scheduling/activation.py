@@ -45,7 +45,7 @@ def turn_on(app: Any, settings: Settings) -> None:
     register_transports()
     options = dict(app.conf.broker_transport_options or {})
     options[OPTION] = Rule.of(settings).as_option()
-    app.conf.broker_transport_options = options
+    _set_options(app.conf, options)
     _renew_pools(app)
 
 
@@ -57,6 +57,16 @@ def keep_on(app: Any, settings: Settings) -> None:
         turn_on(app, settings)
     except ConfigurationError as exc:
         warn_off(exc)
+
+
+def _set_options(conf: Any, options: dict[str, Any]) -> None:
+    """Set *options* where reading ``conf.broker_transport_options`` finds them."""
+    conf.broker_transport_options = options
+    if conf.broker_transport_options is not options:
+        # Celery < 5.7 looks for a name with the app's namespace before one without, and
+        # settings such as CELERY_BROKER_TRANSPORT_OPTIONS would win over what is set here.
+        name = f"{conf.prefix}broker_transport_options"
+        conf[name.upper() if conf.prefix.isupper() else name.lower()] = options
 
 
 def _renew_pools(app: Any) -> None:
@@ -93,7 +103,7 @@ def turn_off(app: Any) -> None:
     """
     options = dict(app.conf.broker_transport_options or {})
     if options.pop(OPTION, None) is not None:
-        app.conf.broker_transport_options = options
+        _set_options(app.conf, options)
         _renew_pools(app)
 
 

@@ -139,6 +139,34 @@ def test_an_app_whose_configuration_changes_publishes_in_order(
     app.close()
 
 
+@pytest.mark.parametrize("namespace", ["CELERY", "celery"])
+def test_options_that_have_a_namespace_do_not_hide_the_order(
+    redis_client: redis.Redis, rts_redis_url: str, rts_key_prefix: str, namespace: str
+) -> None:
+    conf = {
+        "broker_url": rts_redis_url,
+        "broker_transport_options": {"visibility_timeout": 60},
+        "task_default_queue": rts_key_prefix,
+        "rts_key_prefix": rts_key_prefix,
+        "rts_scheduler": "edf",
+    }
+    named = {f"celery_{key}": value for key, value in conf.items()}
+    if namespace.isupper():
+        named = {key.upper(): value for key, value in named.items()}
+    app = Celery("django")
+    app.config_from_object(named, namespace=namespace)
+    rts.install(app)
+    app.send_task("own.task")
+    assert redis_client.zcard(f"{rts_key_prefix}\x06\x16edf") == 1
+    with app.connection_for_write() as connection:
+        assert connection.default_channel.visibility_timeout == 60
+    rts.uninstall(app)
+    app.send_task("own.task")
+    assert redis_client.zcard(f"{rts_key_prefix}\x06\x16edf") == 1
+    assert redis_client.llen(rts_key_prefix) == 1
+    app.close()
+
+
 def test_what_is_published_after_uninstalling_waits_where_celery_reads(
     redis_client: redis.Redis, rts_redis_url: str, rts_key_prefix: str
 ) -> None:
