@@ -21,7 +21,7 @@ from celery.signals import before_task_publish, import_modules
 # each batch, and they would load it each time.
 import rts.parts  # noqa: F401
 from rts import health
-from rts.installation import installed, parts_of, publisher
+from rts.installation import ATTRIBUTE, parts_of, publisher
 from rts.integration import install, wire
 from rts.lifecycle import receivers
 
@@ -33,11 +33,15 @@ def _names_this(app: Any) -> bool:
     return __name__ in {*app.conf.imports, *app.conf.include}
 
 
+def _uninstalled(app: Any) -> bool:
+    return getattr(app, ATTRIBUTE, ...) is None
+
+
 def _importing(sender: Any, **_: Any) -> None:
     """Runs where Celery imports the modules of the configuration: this one may have been
     imported before.
     """
-    if _names_this(sender):
+    if _names_this(sender) and not _uninstalled(sender):
         install(sender)
 
 
@@ -48,7 +52,7 @@ def _finalizing(app: Any) -> None:
     except Exception:  # noqa: BLE001  the configuration is invalid, and the app raises next
         return
     try:
-        if named and app not in installed:
+        if named and not _uninstalled(app):
             wire(app)
     except Exception as exc:  # noqa: BLE001  the host goes on
         health.hook_failed("auto", exc)

@@ -91,7 +91,7 @@ def uninstall(app: Celery) -> None:
     if app not in installed:
         return
     installation = getattr(app, ATTRIBUTE)
-    delattr(app, ATTRIBUTE)
+    setattr(app, ATTRIBUTE, None)  # rts.auto leaves such an app alone
     installed.discard(app)
     publishers.clear()
     installation.close()  # now that nothing else finds it

@@ -422,3 +422,31 @@ print(before, *(rts.integration._has_rts(app) for app in (named, other)), error)
     refused = k == 9.0 and how == "a worker"
     error = "rts_sla_multiplier" if refused else "None"
     assert ran.stdout.split() == ["None", str(not refused), "False", error]
+
+
+@pytest.mark.parametrize("how", ["a publish", "a task", "a worker"])
+def test_an_app_whose_configuration_names_it_stays_without_it_once_uninstalled(
+    how: str,
+) -> None:
+    script = """
+import sys
+import rts
+from celery import Celery
+
+app = Celery("named", broker="memory://")
+app.conf.update(imports=["rts.auto"], rts_connect_timeout=0.01)
+app.loader.import_default_modules()
+had = rts.integration._has_rts(app)
+rts.uninstall(app)
+if sys.argv[1] == "a publish":
+    app.send_task("tell")
+elif sys.argv[1] == "a task":
+    app.tasks
+else:
+    app.loader.import_default_modules()
+print(had, rts.integration._has_rts(app))
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", script, how], check=True, capture_output=True, text=True
+    )
+    assert ran.stdout.split() == ["True", "False"]
