@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -20,6 +21,8 @@ ATTRIBUTE = "_rts_installation"
 #: Most seconds that a thread waits for another one to build the parts: that one may be
 #: importing a module, as a configuration does, which waits for this thread.
 BUILD_TIMEOUT_S = 1.0
+#: Seconds without an attempt to build the parts after two have failed.
+RETRY_S = 5.0
 
 #: The apps that have rts. Each holds its installation itself.
 installed: WeakSet[Any] = WeakSet()
@@ -36,6 +39,8 @@ class Installation:
     def __init__(self) -> None:
         self._parts: Parts | None = None
         self._off = False
+        #: When to try again after the build has failed, and how long after the next failure.
+        self._try_from, self._pause_s = 0.0, 0.0
         self.reset_build()
 
     def reset_build(self) -> None:
@@ -50,7 +55,7 @@ class Installation:
 
     def parts(self, app: Any) -> Parts | None:
         """Return the working parts; ``None`` where rts is disabled or misconfigured."""
-        if self._parts is not None or self._off:
+        if self._parts is not None or self._off or time.monotonic() < self._try_from:
             return self._parts
         from rts.parts import Parts
         from rts.scheduling.activation import keep_on
@@ -69,11 +74,16 @@ class Installation:
                     else:
                         self._off = True
                 except ConfigurationError as exc:
-                    # No other error: a timeout of the host's, such as the one by SIGALRM under
-                    # which Airflow publishes, must not turn rts off for good.
                     self._off = True
                     health.count("configuration_errors")
                     health.warn_once("configuration", "rts is off in this process: %s", exc)
+                except BaseException:
+                    # Maybe a timeout of the host's, such as the one by SIGALRM under which
+                    # Airflow publishes: it must not turn rts off for good. But what fails
+                    # again is not tried for each task.
+                    self._try_from = time.monotonic() + self._pause_s
+                    self._pause_s = RETRY_S
+                    raise
                 finally:
                     self._building = False
         finally:

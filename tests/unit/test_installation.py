@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -104,6 +105,25 @@ def test_a_timeout_that_strikes_the_build_does_not_turn_rts_off(
     with pytest.raises(kind):
         parts_of(app)
     assert parts_of(app) is not None
+
+
+def test_a_build_that_fails_again_is_not_tried_for_each_task(app: Celery) -> None:
+    attempts = []
+
+    class Failing(dict[str, Any]):
+        def __iter__(self) -> Iterator[str]:
+            attempts.append(time.monotonic())
+            raise RuntimeError("no credentials")  # as a credential provider may
+
+    app.conf = Failing()
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            parts_of(app)
+    assert parts_of(app) is None
+    assert len(attempts) == 2
+    getattr(app, ATTRIBUTE)._try_from = attempts[0]
+    with pytest.raises(RuntimeError):
+        parts_of(app)
 
 
 @pytest.mark.parametrize("scheduler", ["edf", None])
