@@ -16,6 +16,7 @@ from weakref import WeakSet
 from celery import current_app
 from celery._state import _apps, connect_on_app_finalize
 from celery.signals import before_task_publish, import_modules
+from celery.utils.functional import maybe_list
 
 # Not left to the first publish: Airflow's scheduler publishes from processes that it forks for
 # each batch, and they would load it each time.
@@ -30,7 +31,8 @@ _published: WeakSet[Any] = WeakSet()
 
 
 def _names_this(app: Any) -> bool:
-    return __name__ in {*app.conf.imports, *app.conf.include}
+    # Either may be one name, not a list of them.
+    return __name__ in (*maybe_list(app.conf.imports), *maybe_list(app.conf.include))
 
 
 def _uninstalled(app: Any) -> bool:

@@ -403,7 +403,11 @@ from celery import Celery, _state
 how, k = sys.argv[1:]
 before = _state.default_app
 named = Celery("named", broker="memory://", set_as_current=False)
-named.conf.update(imports=["rts.auto"], rts_sla_multiplier=float(k), rts_connect_timeout=0.01)
+named.conf.update(
+    imports="rts.auto" if k == "2.0" else ["rts.auto"],  # Celery takes both
+    rts_sla_multiplier=float(k),
+    rts_connect_timeout=0.01,
+)
 other = Celery("other", broker="memory://", set_as_current=False)
 error = None
 for app in (other, named):
