@@ -89,22 +89,15 @@ def cut(text: str, width: int) -> str:
     >>> cut("tasks.resize_image", 12)
     'tasks.resiz…'
     """
-    if _width(text) <= width:
-        return text
-    kept = ""
-    for c in text:
-        if _width(kept + c) > width - 1:
-            break
-        kept += c
-    return kept + "…"
+    return text if _width(text) <= width else _kept(text, width - 1) + "…"
 
 
 def cut_apart(texts: Sequence[str], width: int) -> list[str]:
     """Return *texts*, each cut to at most *width* columns. Where that would make some look the
-    same, what these have in common at their start is left out.
+    same, of what these have in common at their start only as much is kept as fits.
 
     >>> cut_apart(["celery@shop-web-1", "celery@shop-mail-1", "beat"], 12)
-    ['…web-1', '…mail-1', 'beat']
+    ['celery…web-1', 'celer…mail-1', 'beat']
     """
     found = {text: cut(text, width) for text in texts}
     alike: dict[str, list[str]] = {}
@@ -114,8 +107,10 @@ def cut_apart(texts: Sequence[str], width: int) -> list[str]:
         start = os.path.commonprefix(group)  # noqa: RUF071  of any texts
         if len(group) > 1 and len(start) > 1:
             word = len(re.sub(r"\w*$", "", start))  # whole words, if there is another one
-            cuts = ["…" + text[word if word > 1 else len(start) :] for text in group]
-            found.update(zip(group, cut_apart(cuts, width), strict=True))
+            start = start[:word] if word > 1 else start
+            ends = cut_apart(["…" + text.removeprefix(start) for text in group], width)
+            for text, end in zip(group, ends, strict=True):
+                found[text] = _kept(start, width - _width(end)) + end
     return [found[text] for text in texts]
 
 
@@ -170,6 +165,16 @@ def _shrink(columns: Sequence[Column], widths: list[int], width: int) -> None:
 def _pad(text: str, width: int, *, right: bool) -> str:
     space = " " * (width - _width(text))
     return space + text if right else text + space
+
+
+def _kept(text: str, width: int) -> str:
+    """Return as much of the start of *text* as fits into *width* columns."""
+    kept = ""
+    for c in text:
+        if _width(kept + c) > width:
+            break
+        kept += c
+    return kept
 
 
 def _width(text: str) -> int:

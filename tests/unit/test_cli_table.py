@@ -53,7 +53,10 @@ def test_names_that_a_cut_would_make_the_same_can_be_told_apart() -> None:
     text = render(COLUMNS, rows, width=26)
     names = [line.split()[0] for line in text.splitlines()[2:]]
     assert names == ["…mail-9q.eu…", "…web-xk.eu-…", "beat", "…mail-9q.eu…"]
-    assert cut_apart(["a" * 30 + end for end in "bbc"], 12) == ["…b", "…b", "…c"]
+    ends = cut_apart(["a" * 30 + end for end in "bbc"], 12)
+    assert ends == ["aaaaaaaaaa…b", "aaaaaaaaaa…b", "aaaaaaaaaa…c"]
+    nodes = [f"{queue}@ip-10-0-1-{n}" for queue in ("high", "low") for n in (23, 24)]
+    assert cut_apart(nodes, 11) == ["high@ip-…23", "high@ip-…24", "low@ip-1…23", "low@ip-1…24"]
 
 
 @given(st.sampled_from("ab.日"), st.lists(st.text("ab.日", max_size=9), unique=True))
