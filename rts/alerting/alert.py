@@ -93,6 +93,8 @@ class Alert:
             float(alert.started_at), float(alert.at)
         except TypeError as exc:
             raise ValueError(f"not an alert: {exc}") from exc
+        if not isinstance(alert.severity, str):
+            raise ValueError("not an alert: its severity is no text")
         return alert
 
 

@@ -15,6 +15,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -260,7 +261,8 @@ def test_watch_shows_how_it_is_now(
     write(conf, ("cpu-light", 60, 10, 0), runtime_s=30.0)
     keys = Settings.from_conf(conf, environ={}).keys
     alert = Alert("1", "k", "task_overdue", "firing", "ticket", "3 late", started_at=1e9)
-    redis_client.hset(keys.alerts, "k", alert.to_json())
+    foreign = replace(alert, severity=7).to_json()
+    redis_client.hset(keys.alerts, mapping={"k": alert.to_json(), "foreign": foreign})
     beat = {"seen_at": time.time(), "worker": "w@h", "queues": []}
     redis_client.hset(keys.workers, "w@h/1", json.dumps(beat))
     lines = cli("watch").output.splitlines()
