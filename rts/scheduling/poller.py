@@ -69,11 +69,15 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu has no ty
     def let_go(self, channel: Any) -> None:
         """Close the connection over which *channel* claims; its next claim opens another."""
         client = channel.client
-        sock = self._chan_to_sock.pop((channel, client, "BRPOP"))
-        self._fd_to_chan.pop(sock.fileno(), None)
-        self.poller.unregister(sock)
+        fileno = self._chan_to_sock.pop((channel, client, "BRPOP")).fileno()
+        self._fd_to_chan.pop(fileno, None)
+        self._unregister_from_poll(fileno)
         # Not kombu's own method: before 5.7 the event loop would poll no more after it.
         AbstractConnection.disconnect(client.connection)  # type: ignore[no-untyped-call]
+
+    def _unregister_from_poll(self, fileno: int) -> None:
+        """With an event loop its own method is in this one's place (see the transport)."""
+        self.poller.unregister(fileno)
 
     def maybe_restore_messages(self) -> None:
         """Restore at a bounded rate, however often :meth:`get` is called."""

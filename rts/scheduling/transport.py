@@ -58,6 +58,13 @@ class Transport(stock.Transport):  # type: ignore[misc]  # kombu has no type inf
             self.Channel = self.ordered_channel
             self.cycle = Poller()
 
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        """Let the event loop read from the connections."""
+        super().register_with_event_loop(connection, loop)
+        # Or a pipe that gets the number of a closed connection would be read as if it were
+        # that.
+        self.cycle._unregister_from_poll = loop.remove_reader  # type: ignore[method-assign]  # as kombu >= 5.7
+
 
 class SentinelTransport(Transport, stock.SentinelTransport):  # type: ignore[misc]  # kombu has no type information
     """The same for a Redis behind Sentinel."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
@@ -263,6 +265,36 @@ def test_no_claim_goes_over_a_connection_that_was_idle_for_long() -> None:
                 put(NAME, envelope(Message(start + FAR, start, 1.0, "2")))
                 connection.drain_events(timeout=5)
     assert got == ["1", "2"]
+
+
+def test_an_event_loop_forgets_a_connection_that_was_idle_for_long(url: str) -> None:
+    """Its number may next be that of a pipe to a pool process, whose end would stop the loop
+    (kombu < 5.7) or have it spin.
+    """
+    gauge = SimpleNamespace(free=lambda: True, may_take_demoted=lambda share: True)
+    queue, got, hub = Queue(NAME, Exchange(""), NAME, no_declare=True), [], Hub()
+
+    def run_until(condition: Callable[[], bool]) -> None:
+        wait_until(lambda: condition() or next(hub.loop), 10)
+
+    lower = os.open(os.devnull, os.O_RDONLY)
+    with connect(url) as connection:
+        channel, start = connection.default_channel, time.time()
+        channel.slots = gauge
+        with Consumer(channel, queue, on_message=lambda m: got.append(m.delivery_tag)):
+            connection.register_with_event_loop(hub)
+            channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "1")))
+            run_until(lambda: got == ["1"])
+            gauge.free = lambda: False
+            run_until(lambda: not channel._in_poll)
+            (before,) = connection.transport.cycle.fds
+            os.close(lower)  # the next connection gets its number
+            channel._brpop_sent_at -= MAX_IDLE_S
+            gauge.free = lambda: True
+            channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "2")))
+            run_until(lambda: got == ["1", "2"])
+            (after,) = connection.transport.cycle.fds
+            assert [after] == list(hub.readers) != [before]
 
 
 def test_each_connection_of_a_worker_with_threads_wakes_it_with_one_timer(url: str) -> None:
