@@ -64,8 +64,8 @@ def _publishing(**_: Any) -> None:
     """Runs before each publish: an app may publish without being finalized."""
     for app in list(_apps):
         if app not in _published and app.configured:
-            _published.add(app)
             _finalizing(app)
+            _published.add(app)  # not before: a timeout may strike, or another thread publish
 
 
 import_modules.connect(_importing, weak=False, dispatch_uid="rts.auto")

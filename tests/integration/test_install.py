@@ -454,3 +454,36 @@ print(had, rts.integration._has_rts(app))
         [sys.executable, "-c", script, how], check=True, capture_output=True, text=True
     )
     assert ran.stdout.split() == ["True", "False"]
+
+
+@pytest.mark.parametrize("how", ["a timeout", "another thread"])
+def test_what_disturbs_the_first_publish_of_an_app_does_not_leave_it_without(
+    how: str,
+) -> None:
+    script = """
+import sys
+import rts.auto
+from celery import Celery
+
+app = Celery("named", broker="memory://")
+app.conf.update(imports=["rts.auto"], rts_connect_timeout=0.01)
+wire = rts.auto.wire
+
+def disturbed(app):
+    rts.auto.wire = wire
+    if sys.argv[1] == "a timeout":
+        raise KeyboardInterrupt  # as the handler of SIGALRM in Airflow's scheduler
+    rts.auto._publishing()
+    print(rts.integration._has_rts(app))
+
+rts.auto.wire = disturbed
+try:
+    app.send_task("tell")
+except KeyboardInterrupt:
+    app.send_task("tell")
+    print(rts.integration._has_rts(app))
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", script, how], check=True, capture_output=True, text=True
+    )
+    assert ran.stdout.split() == ["True"]
