@@ -68,14 +68,14 @@ def _publishing(**_: Any) -> None:
             _published.add(app)  # not before: a timeout may strike, or another thread publish
 
 
-import_modules.connect(_importing, weak=False, dispatch_uid="rts.auto")
-connect_on_app_finalize(_finalizing)
-before_task_publish.connect(_publishing, weak=False, dispatch_uid="rts.auto")
-receivers.connect(parts_of, publisher)  # after the line above, so that it comes second
-
 # app.configured first: app.conf would load a configuration that is still lazy.
 _named = [app for app in list(_apps) if app.configured and _names_this(app)]
-if not _named and _apps:
-    _named = [current_app._get_current_object()]
-for _app in _named:
+
+import_modules.connect(_importing, weak=False, dispatch_uid="rts.auto")
+connect_on_app_finalize(_finalizing)
+if not _named:  # else Celery has imported this for an app, and each publish need not look
+    before_task_publish.connect(_publishing, weak=False, dispatch_uid="rts.auto")
+receivers.connect(parts_of, publisher)  # after the line above, so that it comes second
+
+for _app in _named or ([current_app._get_current_object()] if _apps else []):
     install(_app)
