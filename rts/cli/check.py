@@ -19,10 +19,11 @@ from rts.cli.common import (
     settings_of,
 )
 from rts.cli.probes import noted, query_broker, query_servers
-from rts.cli.table import counted, percent, printable, seconds
+from rts.cli.table import percent, printable, seconds
 from rts.errors import CommandError, RtsError, short
 from rts.objectives import ALL, BURN_RULES
 from rts.settings import Settings
+from rts.views.plurals import counted
 from rts.views.problems import MAX_LAG_S, dead_fleet, dropped_records, refused_writes
 from rts.views.slo import ObjectiveStatus, standings
 from rts.views.status import RedisState

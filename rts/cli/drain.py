@@ -14,9 +14,9 @@ from rts.cli.common import (
     set_on_signals,
     settings_of,
 )
-from rts.cli.table import counted
 from rts.companion.loop import drain_alone
 from rts.errors import StoreUnavailable
+from rts.views.plurals import counted
 
 
 @click.command(name="drain", short_help="Move finished runs into MongoDB.")

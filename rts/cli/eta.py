@@ -16,13 +16,14 @@ from rts.cli.common import (
     print_json,
     settings_of,
 )
-from rts.cli.table import counted, printable
+from rts.cli.table import printable
 from rts.clock import FleetClock
 from rts.deadlines import MAX_INSTANT
 from rts.errors import CommandError
 from rts.predictions.predictor import Predictor
 from rts.tau.cache import TauCache
 from rts.views.json_values import iso
+from rts.views.plurals import counted
 
 #: The fields of a prediction that are instants.
 INSTANTS = (

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rts.cli.table import counted
 from rts.cli.watch_data import WINDOWS, Snapshot
+from rts.views.plurals import counted
 from rts.views.selection import foremost
 from rts.views.status import WorkerState
 

@@ -9,10 +9,11 @@ from typing import Any
 import click
 
 from rts.cli.common import as_json, link_to_redis, print_json, settings_of, utc
-from rts.cli.table import NONE, Column, counted, render, seconds, terminal_width
+from rts.cli.table import NONE, Column, render, seconds, terminal_width
 from rts.errors import CommandError, StoreUnavailable
 from rts.scheduling import queues
 from rts.settings import Settings
+from rts.views.plurals import counted
 
 
 @click.command(name="queues", short_help="What waits in the queues.")

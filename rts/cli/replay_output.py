@@ -13,6 +13,7 @@ from rts.cli.table import Column, percent, render, seconds
 from rts.cli.workloads import Workload
 from rts.simulation.statistics import Tally, percentiles
 from rts.simulation.traces import Job
+from rts.views.plurals import counted
 
 #: Rows of the table; past that, those with the fewest tasks are left out.
 MAX_ROWS = 30
@@ -86,7 +87,7 @@ class Answer:
         """Return it for a terminal of *width*."""
         same = self.slots == self.workload.slots
         given = " (the peak in the ledger)" if same else ""
-        slots = "1 slot" if self.slots == 1 else f"{self.slots} slots"
+        slots = counted(self.slots, "slot")
         load = "all arrive at once" if self.rho is None else f"load {self.rho:.2f}"
         return (
             f"{self.workload.description}\n{slots}{given}, {load}\n\n"

@@ -16,17 +16,10 @@ from rts.cli.probes import (
     subtract_counters,
 )
 from rts.cli.problems import problems, without_rts
-from rts.cli.table import (
-    NONE,
-    Column,
-    counted,
-    printable,
-    render,
-    seconds,
-    terminal_width,
-)
+from rts.cli.table import NONE, Column, printable, render, seconds, terminal_width
 from rts.clock import DEADBAND_S
 from rts.settings import Settings
+from rts.views.plurals import counted
 from rts.views.problems import queue_problems
 from rts.views.status import LedgerState, RedisState, ServerState, WorkerState
 

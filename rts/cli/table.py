@@ -128,15 +128,6 @@ def seconds(value: float | None) -> str:
     return f"{value:.0f}"
 
 
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun.
-
-    >>> counted(1, "task"), counted(0, "task")
-    ('1 task', '0 tasks')
-    """
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def percent(ratio: float | None) -> str:
     """Return a share in percent, with as many digits as show what is missing from 100.
 

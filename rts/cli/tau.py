@@ -5,12 +5,13 @@ from __future__ import annotations
 import click
 
 from rts.cli.common import as_json, link_to_redis, print_json, settings_of
-from rts.cli.table import Column, counted, printable, render, seconds, terminal_width
+from rts.cli.table import Column, printable, render, seconds, terminal_width
 from rts.errors import CommandError
 from rts.link.scripts import pack
 from rts.settings import Settings
 from rts.tau.redis import RedisTauStore
 from rts.validation import finite
+from rts.views.plurals import counted
 from rts.views.taus import TauRow, tau_rows
 
 #: Maximum tau in seconds, as in ``rts_task_types``.

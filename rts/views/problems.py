@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rts.settings import Settings
 from rts.views.fleet_state import DROPPED
+from rts.views.plurals import counted
 from rts.views.status import RedisState
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def dead_fleet(redis: RedisState) -> str | None:
     """Return that no worker is alive, if tasks miss one."""
     if not redis.overdue_tasks or redis.live_workers:
         return None
-    return f"no worker is alive, with {_counted(redis.overdue_tasks, 'task')} past the deadline"
+    return f"no worker is alive, with {counted(redis.overdue_tasks, 'task')} past the deadline"
 
 
 def queue_problems(
@@ -73,17 +74,13 @@ def queue_problems(
         hidden = 0 if settings.scheduler == "edf" else state.ordered + state.demoted
         if hidden:
             found.append(
-                f"{_counted(hidden, 'message')} in deadline order in the queue {state.name}, "
+                f"{counted(hidden, 'message')} in deadline order in the queue {state.name}, "
                 "which workers without rts_scheduler = 'edf' do not see. rts queues --to-fifo "
                 "moves them"
             )
         elif state.waiting and redis.live_workers and not redis.takers(state.name):
             found.append(
-                f"{_counted(state.waiting, 'message')} in the queue {state.name}, from which "
+                f"{counted(state.waiting, 'message')} in the queue {state.name}, from which "
                 f"no worker with rts takes. Start one with -Q {state.name}"
             )
     return found
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
