@@ -173,6 +173,6 @@ def reap(
             continue
         if is_over(note):
             record = note._replace(completed_at=now, state=LOST, cause="lost").to_json()
-            task_id = note.task_id.encode("utf-8", "replace")
+            task_id = str(note.task_id).encode("utf-8", "replace")
             ended += int(link.call(REAP.pack(names, [field, text, record, task_id]))[0])
     return ended

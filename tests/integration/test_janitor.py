@@ -155,6 +155,18 @@ def test_unreadable_notes_are_removed(
     assert client.xlen(settings.keys.outbox) == 0
 
 
+def test_a_task_whose_id_is_a_number_holds_up_no_others(
+    settings: Settings, redis_client: redis.Redis, make: Callable[[str], Janitor], time: Time
+) -> None:
+    """As in a message of a producer in another language."""
+    client = redis_client
+    number: Any = 7
+    for task_id in (number, "a"):
+        note(client, settings, task_id, DEAD)
+    assert watch(make("a"), client, settings, time, LOST_AFTER_S + 6) == 2
+    assert {record.task_id for record in records(client, settings)} == {7, "a"}
+
+
 def test_a_run_that_ends_meanwhile_is_not_lost(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
