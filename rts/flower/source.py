@@ -115,11 +115,11 @@ class Source:
     def objectives(self) -> list[ObjectiveStatus]:
         """Return the state of the objectives."""
         with self._ledger() as database:
-            return standings(database, self.settings, _now())
+            return standings(database, self.settings, datetime.now(timezone.utc))
 
     def counted(self, since: timedelta, by: str, key: str | None = None) -> Counted:
         """Count the last *since*, grouped by *by*; only *key* if it is given."""
-        window = _now() - since, _now()
+        window = _last(since)
         tallies: dict[str, Tally] = {}
         history = []
         with self._ledger() as database:
@@ -132,7 +132,7 @@ class Source:
     def rows(self, since: timedelta, by: str) -> list[ReportRow]:
         """Return the report of the last *since*."""
         with self._ledger() as database:
-            return report(database, _now() - since, _now(), by)
+            return report(database, *_last(since), by)
 
     def total(self, since: timedelta) -> ReportRow | None:
         """Return the report of everything; ``None`` if nothing ended.
@@ -140,25 +140,25 @@ class Source:
         By type, since those sums are precomputed.
         """
         with self._ledger() as database:
-            by_type = tally(database, (_now() - since, _now()), "type")
+            by_type = tally(database, _last(since), "type")
         return row_of("total", total_of(by_type.values())) if by_type else None
 
     def reasons(self, since: timedelta, types: tuple[str, ...]) -> dict[str, Why]:
         """Return why the latest late runs of each type were late."""
-        window = _now() - since, _now()
+        window = _last(since)
         with self._ledger() as database:
             return {t: why(late_runs(database, window, t, LATE_RUNS)) for t in types}
 
     def sample(self, since: timedelta, by: str, key: str | None) -> list[dict[str, Any]]:
         """Return some runs of the last *since*: all, or of the type, name or worker *key*."""
         with self._ledger() as database:
-            return sample(database, (_now() - since, _now()), **{FIELDS[by]: key})
+            return sample(database, _last(since), **{FIELDS[by]: key})
 
     def misses(
         self, since: timedelta, types: tuple[str, ...], name: str | None
     ) -> list[dict[str, Any]]:
         """Return the latest tasks that missed their deadline, at most ``MISSES``."""
-        window = _now() - since, _now()
+        window = _last(since)
         with self._ledger() as database:
             return latest_misses(database, window, types, name=name, limit=MISSES)
 
@@ -216,5 +216,7 @@ def _summary(channel: Any, name: str, slots: int) -> QueueSummary:
     return QueueSummary(state, hopeless, slots, drain_s, line)
 
 
-def _now() -> datetime:
-    return datetime.now(timezone.utc)
+def _last(span: timedelta) -> Window:
+    """Return the window of that length which ends now."""
+    now = datetime.now(timezone.utc)
+    return now - span, now

@@ -112,12 +112,12 @@ class _Collection:
         pool: ThreadPoolExecutor,
     ) -> None:
         self._database, self._by, self._width, self._pool = database, by, width, pool
-        base = next((w for w in WIDTHS if width % w == 0), None)
+        widths = [w for w in WIDTHS if width % w == 0]
         rest: Sequence[Window] = [window]
         self._intervals: list[Interval] = []
-        if base and is_busy(database, collection, window):
+        if widths and is_busy(database, collection, window):
             kept = trimmed(database, collection, window)
-            self._intervals, rest = cut(collection, kept, (base,))
+            self._intervals, rest = cut(collection, kept, widths)
         self._find_seal = cache(seal_of)
         self._kept: dict[str, Any] = {}
         self._sums: dict[str, Future[Tallies]] = {}

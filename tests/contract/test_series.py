@@ -8,15 +8,19 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
 from rts.errors import StoreUnavailable
+from rts.flower.source import Source
 from rts.ledger.connection import connect
 from rts.ledger.mongo import MongoLedger
 from rts.records import OutboxEntry
 from rts.settings import Settings
 from rts.views import series as module
+from rts.views.aggregation import direct_by_interval
+from rts.views.intervals import Window
 from rts.views.series import LENGTHS_S, MAX_POINTS, length_for, series
 from rts.views.tallies import tally
 from rts.views.tally import Tally, add_all
@@ -139,6 +143,33 @@ def test_days_before_the_ledger_are_not_summed_up(
         100,
     )
     assert ledger.database.rollups.count_documents({"start": {"$exists": True}}) <= 2 * 24
+
+
+@pytest.mark.parametrize("days", [1, 7, 30, 60])
+def test_only_the_ends_of_a_busy_window_are_read_record_by_record(
+    ledger: MongoLedger, monkeypatch: pytest.MonkeyPatch, days: int
+) -> None:
+    """The rest is in sums, of which those of the last day are shorter than a point."""
+    monkeypatch.setattr(module, "is_busy", lambda *_: True)
+    fill(ledger, 100, days * 86400)
+    direct: list[timedelta] = []
+
+    def spied(database: Any, collection: str, window: Window, *rest: Any) -> Any:
+        direct.append(window[1] - window[0])
+        return direct_by_interval(database, collection, window, *rest)
+
+    monkeypatch.setattr(module, "direct_by_interval", spied)
+    points = series(ledger.database, (UNTIL - timedelta(days=days), UNTIL))
+    assert sum(t.runs for p in points for t in p.tallies.values()) == 100
+    assert max(direct) < timedelta(minutes=10)
+
+
+def test_a_window_of_flower_has_as_many_points_as_there_may_be(rts_mongo_url: str) -> None:
+    source = Source(None, Settings(mongo_url=rts_mongo_url))
+    for since in (timedelta(minutes=30), timedelta(hours=3), timedelta(days=30)):
+        points = len(source.counted(since, "type").history)
+        assert points in (MAX_POINTS, MAX_POINTS + 1), since  # the window need not begin one
+    source.close()
 
 
 def test_a_course_of_one_key(ledger: MongoLedger, monkeypatch: pytest.MonkeyPatch) -> None:
