@@ -24,8 +24,8 @@ def command(ctx: click.Context, host: str, port: int, once: bool) -> None:
     """Serve the metrics of the whole fleet at /metrics, until SIGTERM or SIGINT.
 
     One exporter is enough: counters live in Redis, so a restart does not reset them. If Redis,
-    MongoDB or the broker is down, its rts_up is 0 and its metrics are missing. There is no
-    authentication: listen on an address that only Prometheus can reach.
+    MongoDB or the broker (where that is Redis) is down, its rts_up is 0 and its metrics are
+    missing. There is no authentication: listen on an address that only Prometheus can reach.
     """
     try:
         import prometheus_client

@@ -40,9 +40,9 @@ BREAKER_S = 1e-3
 class RtsCollector:
     """A collector of prometheus_client. Never raises, and does not register itself.
 
-    *queues* returns what waits in the broker, if that is known. *patience_s* is how long a
-    scrape waits for answers, *max_age_s* how old an answer may be that replaces a late one
-    (of the objectives at least ``OBJECTIVES_AGE_S``).
+    *queues* returns what waits in the broker, or nothing at all where it is not Redis.
+    *patience_s* is how long a scrape waits for answers, *max_age_s* how old an answer may be
+    that replaces a late one (of the objectives at least ``OBJECTIVES_AGE_S``).
     """
 
     def __init__(
@@ -86,6 +86,8 @@ class RtsCollector:
         up = {name: answer is not None for name, answer in answers.items()}
         # Its counts stand still, as if all were well.
         up["redis"] = reading is not None and reading.refusal is None
+        if waiting is not None and not waiting:  # not Redis: it was not even contacted
+            del up["broker"]
         yield families.up(up)
         yield families.targets(self._settings)
         if reading is not None:

@@ -123,6 +123,15 @@ def test_once_prints_and_exits(producer: tuple[Stage, Celery]) -> None:
     assert 'rts_slo_target_ratio{objective="mixed"} 0.99' in finished.stdout
 
 
+def test_a_broker_that_is_not_asked_is_not_told_to_be_up(
+    make_stage: Callable[..., Stage], rts_redis_url: str
+) -> None:
+    stage = make_stage(broker="amqp://127.0.0.1:9//", rts_redis_url=rts_redis_url)
+    finished = command(stage, "exporter", "--once")
+    assert finished.returncode == 0, finished.stderr
+    assert values(finished.stdout, "rts_up", "server") == {"redis": 1, "mongodb": 1}
+
+
 def test_a_port_in_use_is_reported(producer: tuple[Stage, Celery]) -> None:
     stage, _ = producer
     with socket.create_server(("127.0.0.1", 0)) as taken:
