@@ -75,8 +75,8 @@ class DeadlineOrder(QueueLayout):
     _mixed_until = -math.inf
     #: Whether Redis has the script cached, as far as this channel knows.
     _script_cached = False
-    #: When the last claim or wait was sent.
-    _brpop_sent_at = math.inf
+    #: Since when the poll connection has awaited no reply.
+    _idle_since = math.inf
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         #: Queues that are consumed with ``no_ack``.
@@ -143,9 +143,13 @@ class DeadlineOrder(QueueLayout):
     # Consuming, over the poller's connection, one message at a time
 
     def _brpop_start(self: Any, timeout: float | None = None) -> None:
-        if time.monotonic() - self._brpop_sent_at > MAX_IDLE_S:
-            # No slot was free for so long that a firewall may have dropped it.
-            self._brpop_sent_at = math.inf
+        if time.monotonic() - self._idle_since > min(
+            MAX_IDLE_S, self.health_check_interval or MAX_IDLE_S
+        ):
+            # No slot was free for so long that a firewall may have dropped it. redis-py would
+            # send a PING, block the loop until the reply, and (with retry_on_timeout) connect
+            # again unknown to the poller.
+            self._idle_since = math.inf
             self.connection.cycle.let_go(self)
             self.connection.cycle._register_BRPOP(self)  # which calls this again
             return
@@ -153,24 +157,26 @@ class DeadlineOrder(QueueLayout):
         if not queues:
             return
         connection = self.client.connection
-        self._in_poll = connection
-        self._brpop_sent_at = time.monotonic()
+        self._in_poll, self._idle_since = connection, math.inf
+        self._brpop_sent_at = time.monotonic()  # for kombu >= 5.7
         if self._block_s > 0:
             self._claiming = False
             bells = [self._part(queue, BELL) for queue in queues]
             if self._capped:
                 # Sleep on a key that nobody pushes to; its name matches ACLs for the queue.
                 bells = [f"{bells[0]}:none"]
-            connection.send_command("BRPOP", *self._prefixed(bells), self._block_s)
+            command = ["BRPOP", *self._prefixed(bells), self._block_s]
             self._block_s = 0.0
         else:
             self._claiming, self._claim_queues = True, queues
             keys, arguments = self._claim_arguments(queues)
             script = ("EVALSHA", CLAIM.sha) if self._script_cached else ("EVAL", CLAIM.text)
-            connection.send_command(*script, len(keys), *keys, *arguments)
+            command = [*script, len(keys), *keys, *arguments]
+        connection.send_command(*command, check_health=False)
 
     def _brpop_read(self: Any, **options: Any) -> bool:
         client = self.client
+        self._idle_since = time.monotonic()
         try:
             try:
                 # Not "BRPOP", from whose replies kombu's client strips the key prefix.

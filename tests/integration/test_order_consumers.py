@@ -259,12 +259,38 @@ def test_no_claim_goes_over_a_connection_that_was_idle_for_long() -> None:
                 with pytest.raises(TimeoutError):
                     connection.drain_events(timeout=0.1)
                 firewall.forget()
-                channel._brpop_sent_at -= MAX_IDLE_S
+                channel._idle_since -= MAX_IDLE_S
                 channel.pool.disconnect()  # what else goes to Redis needs a connection, too
                 gauge.free = lambda: True
                 put(NAME, envelope(Message(start + FAR, start, 1.0, "2")))
                 connection.drain_events(timeout=5)
     assert got == ["1", "2"]
+
+
+def test_a_connection_that_ended_while_a_task_blocked_the_loop_is_replaced(
+    url: str, raw: redis.Redis
+) -> None:
+    """redis-py would replace it, too, but the poller would not know, and what had been claimed
+    over the new one would stay unacknowledged.
+    """
+    queue, got = Queue(NAME, Exchange(""), NAME, no_declare=True), []
+    options = {"health_check_interval": 1, "retry_on_timeout": True}
+    with connect(url) as producer, connect(url, **options) as connection:
+        put, start = producer.default_channel._put, time.time()
+
+        def run(message: Any) -> None:
+            got.append(message.delivery_tag)
+            if message.delivery_tag == "1":  # a long task in a solo pool
+                host, port = channel.client.connection._sock.getsockname()
+                raw.client_kill(f"{host}:{port}")
+                time.sleep(options["health_check_interval"] + 0.1)
+
+        channel = connection.default_channel
+        with Consumer(channel, queue, on_message=run):
+            for tag in ("1", "2", "3"):
+                put(NAME, envelope(Message(start + FAR, start, 1.0, tag)))
+                connection.drain_events(timeout=5)
+    assert got == ["1", "2", "3"]
 
 
 def test_an_event_loop_forgets_a_connection_that_was_idle_for_long(url: str) -> None:
@@ -289,7 +315,7 @@ def test_an_event_loop_forgets_a_connection_that_was_idle_for_long(url: str) -> 
             run_until(lambda: not channel._in_poll)
             (before,) = connection.transport.cycle.fds
             os.close(lower)  # the next connection gets its number
-            channel._brpop_sent_at -= MAX_IDLE_S
+            channel._idle_since -= MAX_IDLE_S
             gauge.free = lambda: True
             channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "2")))
             run_until(lambda: got == ["1", "2"])
