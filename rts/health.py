@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 
 logger = logging.getLogger("rts")
 
-#: Distinct warnings that are logged before rts only counts. A stranger who sends a
-#: new bad value each time must not fill the disk.
+#: Distinct warnings of one kind that are logged before rts only counts. A stranger who sends
+#: a new bad value each time must not fill the disk, nor silence the warnings of other kinds.
 MAX_DISTINCT_WARNINGS = 1000
 
 #: Characters of a stranger's value that a log line may hold.
@@ -22,7 +22,8 @@ MAX_SHOWN = 80
 
 #: Re-entrant: a Unix signal handler of the app may publish while its thread is counting.
 _lock = threading.RLock()
-_seen: set[str] = set()
+#: The keys of the warnings that were logged, by their kind.
+_seen: defaultdict[str, set[str]] = defaultdict(set)
 _counts: Counter[str] = Counter()
 
 
@@ -43,11 +44,14 @@ def count(name: str, n: int = 1) -> None:
 
 
 def warn_once(key: str, text: str, *args: object, exc_info: bool = False) -> None:
-    """Log a warning the first time that *key* is seen in this process."""
+    """Log a warning the first time that *key* is seen in this process. Its kind is what
+    precedes the first colon in *key*.
+    """
     with _lock:
-        if key in _seen or len(_seen) >= MAX_DISTINCT_WARNINGS:
+        seen = _seen[key.partition(":")[0]]
+        if key in seen or len(seen) >= MAX_DISTINCT_WARNINGS:
             return
-        _seen.add(key)
+        seen.add(key)
     logger.warning(text, *args, exc_info=exc_info)
 
 

@@ -163,6 +163,15 @@ def test_an_unknown_type_is_inferred_over_and_counted(caplog: pytest.LogCaptureF
     assert sum("no-such-type-7" in record.getMessage() for record in caplog.records) == 1
 
 
+def test_refused_values_silence_no_other_warning(caplog: pytest.LogCaptureFixture) -> None:
+    p = planner()
+    for n in range(health.MAX_DISTINCT_WARNINGS + 10):
+        published(p, sla_deadline=f"soon {n}")
+    assert len(caplog.records) == health.MAX_DISTINCT_WARNINGS
+    health.warn_once("lost", "a record is lost")
+    assert caplog.messages[-1] == "a record is lost"
+
+
 def test_k_by_call_task_priority_type_and_default() -> None:
     settings = {
         "sla_multiplier": 1.9,
