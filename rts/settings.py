@@ -21,7 +21,7 @@ from rts.deadlines import HOPELESS_SLOTS, HORIZON_S, LATE_SHARE
 from rts.errors import ConfigurationError
 from rts.keys import Keys
 from rts.tasktypes import DEFAULT_TASK_TYPES, TaskType
-from rts.urls import is_redis, place_of, redis_url, with_tls
+from rts.urls import is_redis, place_of, redacted_host, redis_url, with_tls
 from rts.validation import CHECKS, multiplier
 from rts.webhooks import Webhook
 
@@ -143,7 +143,9 @@ class Settings:
                 # The most similar name first: it is probably a typo.
                 alike = {name: SequenceMatcher(None, key, name).ratio() for name in CHECKS}
                 names = sorted(alike, key=lambda name: -alike[name])
-                raise ConfigurationError(key, value, f"the settings {', '.join(names)}")
+                # It may be a URL with a password, or a webhook's.
+                shown = redacted_host(value)
+                raise ConfigurationError(key, shown, f"the settings {', '.join(names)}")
             if value is not None:
                 values[key.removeprefix("rts_")] = check(key, value)
         if given := environ.get(MULTIPLIER_VARIABLE):  # Compose sets empty ones

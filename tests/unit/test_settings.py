@@ -180,6 +180,21 @@ def test_a_password_is_not_shown() -> None:
     assert "se#" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        "mongodb://user:secret@host/rts",
+        "https://hooks.slack.com/services/secret",
+        [{"url": "https://hooks.slack.com/services/secret"}],
+    ],
+)
+def test_the_value_of_an_unknown_setting_may_be_secret(value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"rts_uri = .* the settings rts_") as caught:
+        read(rts_uri=value)
+    assert "secret" not in str(caught.value)
+    assert "secret" not in str(caught.value.value)
+
+
 def test_an_error_tracker_gets_no_frame_whose_variables_hold_a_password() -> None:
     app = Celery("tracked", broker="memory://", set_as_current=False)
     app.conf.rts_mongo_url = "mongodb://me:secret@host/rts?tls=maybe"
