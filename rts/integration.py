@@ -41,6 +41,7 @@ def install(app: Celery) -> None:
         ConfigurationError: a setting is invalid; the message names the setting,
             the value and what is allowed.
     """
+    app = _itself(app)
     try:
         _validate(app)
     except ConfigurationError as exc:
@@ -88,6 +89,7 @@ def uninstall(app: Celery) -> None:
     from rts.scheduling.activation import turn_off
     from rts.worker import remove_steps
 
+    app = _itself(app)
     if app not in installed:
         return
     installation = getattr(app, ATTRIBUTE)
@@ -132,6 +134,11 @@ def current() -> Current | None:
         load=run.load_at_start,
         _clock=parts.clock,
     )
+
+
+def _itself(app: Any) -> Any:
+    """Return *app*, or the app that it stands for, as ``celery.current_app`` does."""
+    return app._get_current_object() if hasattr(app, "_get_current_object") else app
 
 
 def _has_rts(app: Any) -> bool:

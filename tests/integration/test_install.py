@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import redis
-from celery import Celery
+from celery import Celery, current_app
 
 import rts
 from rts.installation import parts_of
@@ -65,6 +65,15 @@ def test_one_call_installs_everything_and_another_removes_it(
     rts.uninstall(app)
     app.send_task("own.task")
     assert set(newest(redis_client, app)) == set(plain)
+
+
+def test_the_current_app_is_the_app_that_it_stands_for(app: Celery) -> None:
+    assert app == current_app
+    rts.install(current_app)
+    assert parts_of(app) is not None
+    rts.install(app)  # changes nothing
+    rts.uninstall(current_app)
+    assert parts_of(app) is None
 
 
 @pytest.mark.parametrize("scheduler", [None, "edf"])
