@@ -131,10 +131,12 @@ class WorkerParts:
     companion: Companion
     instructions: Instructions
     listener: Listener
+    #: Whether tasks share a process.
+    threaded: bool
 
     @classmethod
     def build(cls, parts: Parts, worker: Any, *, threaded: bool) -> WorkerParts:
-        """Build the parts of *worker*, Celery's; *threaded*: tasks share a process."""
+        """Build the parts of *worker*, Celery's."""
         settings, clock, hostname = parts.settings, parts.clock, worker.hostname
         # With autoscaling, the most tasks that may run at a time.
         concurrency = getattr(worker, "max_concurrency", None) or worker.concurrency or 1
@@ -189,6 +191,7 @@ class WorkerParts:
                 ahead=0 if settings.scheduler == "edf" else prefetch_of(worker),
             ),
             Listener(settings, instance),
+            threaded,
         )
 
     def start(self) -> None:

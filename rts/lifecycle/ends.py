@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from billiard.einfo import ExceptionInfo
+
 from rts import health
 from rts.clock import FleetClock
 from rts.headers import DROPPED, open_task, read_plan, write_plan
@@ -60,6 +62,28 @@ class Ends:
             return acknowledge(*args, **kwargs)
 
         request._on_ack = acknowledged
+
+    def track_exit(self, request: Any) -> None:
+        """Have the run reported whose task raises what is no ``Exception``, such as
+        ``SystemExit``, in a thread or a greenlet.
+
+        Celery passes that to a method which cannot take it (a ``TypeError`` that nobody
+        sees), and would count the task among the active ones for ever.
+        """
+
+        def on_success(result: Any, **kwargs: Any) -> Any:
+            del request.on_success  # a cycle; from here on it is the method of the class
+            if isinstance(result, ExceptionInfo):
+                try:
+                    from celery.worker.state import task_ready
+
+                    task_ready(request)
+                    self.aborted(request.id, "killed")
+                except Exception as exc:  # noqa: BLE001  Celery goes on
+                    health.hook_failed("exit", exc)
+            return request.on_success(result, **kwargs)
+
+        request.on_success = on_success
 
     def aborted(self, task_id: str, cause: str) -> None:
         """Report that the process of a run was killed, or that its hard time limit struck.

@@ -46,6 +46,8 @@ class WorkerSide:
             if "rts_deadline" not in attributes:
                 ends.received(attributes)
             ends.track_ack(request)
+            if parts.worker.threaded:
+                ends.track_exit(request)
         except Exception as exc:  # noqa: BLE001  the task must run
             health.hook_failed("received", exc)
 

@@ -83,6 +83,12 @@ def kill_self() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@app.task
+def exits() -> None:
+    """Raise an exception that is no ``Exception``."""
+    sys.exit("on purpose")
+
+
 @app.task(acks_late=True, reject_on_worker_lost=True)
 def kill_once(marker: str) -> str:
     """Kill the process the first time; succeed when it is delivered again."""

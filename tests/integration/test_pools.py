@@ -46,6 +46,27 @@ def test_verdicts_with_other_pools(
     app.close()
 
 
+@pytest.mark.parametrize("pool", ["threads", "gevent"])
+def test_a_task_that_exits_holds_no_slot(
+    make_stage: Callable[..., Stage],
+    apps: Callable[..., Celery],
+    mongo: Any,
+    redis_client: Any,
+    pool: str,
+) -> None:
+    if pool == "gevent" and importlib.util.find_spec("gevent") is None:
+        pytest.skip("gevent is not installed")
+    stage = make_stage(rts_scheduler="edf")
+    stage.worker(pool=pool, concurrency=1)
+    app = apps(stage)
+    exited = app.send_task("tests.apps.basic.exits")
+    assert app.send_task(OK, (0.01,)).get(timeout=30) == 0.01
+    task = wait_until(lambda: mongo.tasks.find_one({"_id": exited.id}))
+    assert (task["state"], task["cause"], task["sla_success"]) == ("FAILURE", "killed", False)
+    assert mongo.assignments.find_one({"task_id": exited.id})["state"] == "FAILURE"
+    wait_until(lambda: not redis_client.exists(f"{stage.prefix}running"))
+
+
 def test_a_worker_without_rts_runs_what_was_published_with_it(
     make_stage: Callable[..., Stage], mongo: Any
 ) -> None:
