@@ -78,19 +78,21 @@ class HostChores:
                 )
 
     def beat(self, *commands: bytes) -> None:
-        """In one round trip, measure the clock, deliver the counters and send *commands*.
+        """In one round trip, measure the clock and send *commands*; then deliver the counters.
 
         Raises:
             StoreUnavailable: Redis is unavailable.
         """
-        counted = TakenCounts(self._counters)
         sent_at = time.time()
-        try:
-            time_, *_ = self.link.call(pack("TIME"), *commands, *counted.commands)
-        except StoreUnavailable:
-            counted.give_back()
-            raise
+        time_, *_ = self.link.call(pack("TIME"), *commands)
         self.clock.measured(sent_at, as_instant(time_), time.time())
+        counted = TakenCounts(self._counters)
+        if counted.commands:
+            try:
+                counted.give_back_refused(self.link.call_each(*counted.commands))
+            except StoreUnavailable:
+                counted.give_back()
+                raise
 
     def ship_until(self, stop: threading.Event) -> None:
         """Ship the spool while this process holds the host's lease, until *stop* is set."""

@@ -192,9 +192,8 @@ class Shipper:
         )
         # Marks the last line as applied, whatever it holds.
         entries.append(FinishEntry(last, b"", None, "", ""))
-        answer, *_, generation, waiting = self._link.call(
-            self._call.pack(producer, entries),
-            *(pack("HINCRBY", self._keys.counters, name, n) for name, n in counts.items()),
+        answer, generation, waiting = self._link.call(
+            self._call.pack(producer, entries, counts),
             # Each time: a wiped Redis may be restored only after shipping has begun.
             pack("GET", self._keys.generation),
             pack("XLEN", self._keys.outbox),

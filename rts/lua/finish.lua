@@ -12,6 +12,7 @@
 -- ARGV  1 λ                              4 prefix of the sketches of runtimes
 --       2 most fields in tau             5 ln of the sketches' base
 --       3 most records in the outbox     6 prefix of those of runtime / tau
+--       7 number of counters, then two for each: its name, what to add;
 --       then eight for each record:
 --       its number, increasing; record (JSON), '' to learn only; runtime in seconds, ''
 --       to learn nothing; task type; task name; the type's first tau; the tau that its
@@ -35,6 +36,7 @@ for key, held in pairs({[KEYS[1]] = fields, [KEYS[4]] = waiting}) do
   end
 end
 local last = KEYS[11] and tonumber(redis.call('GET', KEYS[11]) or '0') or 0
+local applied, first_record = last, 8 + 2 * tonumber(ARGV[7])
 
 local taus, counts, deviations, sketches, refused = {}, {}, {}, {}, 0
 
@@ -118,7 +120,7 @@ local function learn(field, actual, first)
 end
 
 local answers, ended = {}, {}
-for i = 7, #ARGV, 8 do
+for i = first_record, #ARGV, 8 do
   local number, record, actual = tonumber(ARGV[i]), ARGV[i + 1], ARGV[i + 2]
   local answer = 'dup'
   if number > last then
@@ -176,6 +178,11 @@ for field, buckets in pairs(ratios) do
 end
 if refused > 0 then
   redis.pcall('HINCRBY', KEYS[5], 'tau_keys_refused', refused)
+end
+if last > applied then
+  for i = 8, first_record - 1, 2 do
+    redis.pcall('HINCRBY', KEYS[5], ARGV[i], ARGV[i + 1])
+  end
 end
 if #ended > 0 then
   close({KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]}, ended)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from types import MappingProxyType
 from typing import NamedTuple
 
 from rts.link.scripts import FINISH, bulks
@@ -16,7 +18,7 @@ from rts.tau.sketch import LOG_BASE
 #: settings).
 UNKNOWN_TYPE = TaskType("mixed", 10.0)
 
-_KEYS, _CONSTANTS, _PER_ENTRY = 10, 6, 8
+_KEYS, _CONSTANTS, _PER_COUNT, _PER_ENTRY = 10, 7, 2, 8
 
 #: Most sets of type, name and tau whose wire form is cached.
 _MAX_CACHED = 1000
@@ -84,8 +86,14 @@ class FinishCall:
         #: Type, name, the type's default tau and the tau that was used, in wire form.
         self._described: dict[tuple[str, str, float | None], bytes] = {}
 
-    def pack(self, producer: str | None, entries: Sequence[FinishEntry]) -> bytes:
-        """Return one call that applies *entries* in order.
+    def pack(
+        self,
+        producer: str | None,
+        entries: Sequence[FinishEntry],
+        counts: Mapping[str, int] = MappingProxyType({}),
+    ) -> bytes:
+        """Return one call that applies *entries* in order; with the last one, it adds *counts*
+        to the counters.
 
         *producer*: the writer, each of whose numbers is applied only once; ``None``
         where calls are never repeated.
@@ -113,8 +121,11 @@ class FinishCall:
                 )
             )
         seq = [] if producer is None else [(self._seq + producer).encode()]
-        head = FINISH.head(_CONSTANTS + _PER_ENTRY * len(entries), _KEYS + len(seq))
-        return b"".join((head, self._names, bulks(*seq), self._constants, *parts))
+        added = (str(part).encode("utf-8", "replace") for part in chain(*counts.items()))
+        arguments = _CONSTANTS + _PER_COUNT * len(counts) + _PER_ENTRY * len(entries)
+        head = FINISH.head(arguments, _KEYS + len(seq))
+        start = bulks(*seq) + self._constants + bulks(b"%d" % len(counts), *added)
+        return b"".join((head, self._names, start, *parts))
 
     def _describe(self, task_type: str, name: str, tau_s: float | None) -> bytes:
         known = self._types.get(task_type, UNKNOWN_TYPE)

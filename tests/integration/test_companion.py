@@ -24,10 +24,13 @@ import redis
 from celery import Celery
 
 import rts
+from rts import health
 from rts.clock import FleetClock
+from rts.companion.host_chores import HostChores
 from rts.companion.ledger_chores import LedgerChores
 from rts.companion.loop import drain_alone
 from rts.companion.process import LAST_S
+from rts.errors import StoreUnavailable
 from rts.keys import running_field
 from rts.ledger.instructions import Instructions
 from rts.ledger.notes import NoteBoard
@@ -35,6 +38,7 @@ from rts.ledger.outbox import RedisOutbox
 from rts.ledger.spool import Spool
 from rts.ledger.supervisor import Companion
 from rts.link.link import Link
+from rts.link.scripts import pack
 from rts.ports import TauEntry
 from rts.records import Execution
 from rts.settings import Settings
@@ -129,6 +133,28 @@ def test_it_beats_drains_ships_and_deregisters(
     assert all_there(mongo, 151)(), "the last drain brought the rest"
     assert not redis_client.hexists(settings.keys.workers, "w@h/1-a")
     assert redis_client.xinfo_consumers(settings.keys.outbox, "rts") == []
+
+
+def test_neither_counters_nor_heartbeat_suffer_where_redis_refuses_the_other(
+    settings: Settings, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rts.companion.host_chores.BREAKER_S", 1e-6)
+    chores, keys = HostChores(settings, drain=False), settings.keys
+    beat = pack("HSET", keys.workers, "w@h/1-a", "{}")
+    health.take_counts()
+    health.count("receiver_errors")
+    redis_client.set(keys.workers, "of another type")
+    for _ in range(3):
+        with pytest.raises(StoreUnavailable):
+            chores.beat(beat)
+    redis_client.delete(keys.workers)
+    redis_client.set(keys.counters, "of another type")
+    chores.beat(beat)
+    assert redis_client.hget(keys.workers, "w@h/1-a") == "{}"
+    redis_client.delete(keys.counters)
+    chores.beat(beat)
+    assert redis_client.hget(keys.counters, "receiver_errors") == "1"
+    chores.close()
 
 
 def test_without_a_drain_it_beats_and_ships(

@@ -306,6 +306,21 @@ def test_a_server_that_refuses_gets_everything_later(
     assert client.hget(settings.keys.count, "cpu-light") == str(CHUNK + 3)
 
 
+def test_what_was_counted_is_added_once_however_often_redis_refuses_the_records(
+    client: Any, settings: Settings, spool: Spool, shipper: Shipper
+) -> None:
+    spool.append_counts({"refused_plan": 1, "refused_tau": 2})
+    spool.append_line(as_line(success("a")))
+    client.set(settings.keys.tau, "of another type")
+    for _ in range(3):
+        with pytest.raises(StoreUnavailable):
+            shipper.ship()
+    client.delete(settings.keys.tau)
+    shipper.ship()
+    assert outbox_ids(client, settings) == ["a"]
+    assert client.hmget(settings.keys.counters, "refused_plan", "refused_tau") == ["1", "2"]
+
+
 def test_lines_that_are_no_records_are_set_aside(
     client: Any, settings: Settings, spool: Spool, shipper: Shipper
 ) -> None:
