@@ -14,6 +14,7 @@ import os
 import struct
 import tempfile
 import threading
+import weakref
 from collections.abc import Iterator
 
 from rts import forks, health
@@ -69,6 +70,8 @@ class NoteBoard:
         self._number = 0
         self._pid = forks.pid
         self._lock = threading.Lock()
+        # A worker that an app's tests start leaves nothing behind, as with the memory itself.
+        weakref.finalize(self, _close, self.fd, self._pid).atexit = False
 
     @classmethod
     def for_concurrency(cls, concurrency: int) -> NoteBoard:
@@ -135,13 +138,6 @@ class NoteBoard:
         _HEAD.pack_into(self._map, _start(slot), 0, 0, 0)
         return True
 
-    def close(self) -> None:
-        """Unmap the memory (other processes keep their mapping)."""
-        self.clock_offset_s.release()
-        self.worker_slots.release()
-        self._map.close()
-        os.close(self.fd)
-
     def _read(self, slot: int) -> Execution | None:
         start = _start(slot)
         head = _HEAD.unpack_from(self._map, start)
@@ -181,6 +177,11 @@ class NoteBoard:
 
 def _start(slot: int) -> int:
     return _HEADER_BYTES + slot * SLOT_BYTES
+
+
+def _close(fd: int, pid: int) -> None:
+    if pid == forks.pid:  # a child may have closed it, and the number is another file's
+        os.close(fd)
 
 
 def _anonymous_file(size: int) -> int:

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -196,10 +196,8 @@ class Kept:
 
 
 @pytest.fixture
-def board() -> Iterator[NoteBoard]:
-    board = NoteBoard.for_concurrency(2)
-    yield board
-    board.close()
+def board() -> NoteBoard:
+    return NoteBoard.for_concurrency(2)
 
 
 def begun(task_id: str, pid: int) -> Execution:

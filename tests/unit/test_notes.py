@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,10 +16,8 @@ from tests.records import run
 
 
 @pytest.fixture
-def board() -> Iterator[NoteBoard]:
-    board = NoteBoard(8)
-    yield board
-    board.close()
+def board() -> NoteBoard:
+    return NoteBoard(8)
 
 
 def here(task_id: str) -> Execution:
@@ -42,7 +39,6 @@ def test_a_note_is_read_through_another_mapping_of_the_memory(board: NoteBoard) 
     assert [note for _, note in other.notes()] == [here("a")]
     board.clear(slot)
     assert list(other.notes()) == []
-    other.close()
 
 
 def test_memory_without_a_name_may_be_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,10 +50,22 @@ def test_memory_without_a_name_may_be_forbidden(monkeypatch: pytest.MonkeyPatch)
     noted(board, here("a"))
     other = NoteBoard(board.slots, os.dup(board.fd))
     assert task_ids(other) == ["a"]
-    other.close()
     # Its space is reserved: a page that the disk cannot hold would kill who writes to it.
     assert os.fstat(board.fd).st_blocks * 512 >= os.fstat(board.fd).st_size
-    board.close()
+
+
+def test_a_board_leaves_nothing_open() -> None:
+    board = NoteBoard(1)
+    descriptor = f"/proc/self/fd/{board.fd}"
+    child = os.fork()
+    if child == 0:
+        del board  # by now the number may be another file's
+        os._exit(0 if os.path.lexists(descriptor) else 1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert os.path.lexists(descriptor)
+    del board
+    assert not os.path.lexists(descriptor)
 
 
 def test_a_slot_is_used_again(board: NoteBoard) -> None:
@@ -170,4 +178,3 @@ def test_the_clock_offset_is_shared(board: NoteBoard) -> None:
     other = NoteBoard(board.slots, os.dup(board.fd))
     board.clock_offset_s[0] = -12.5
     assert other.clock_offset_s[0] == -12.5
-    other.close()

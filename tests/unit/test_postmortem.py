@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -39,10 +38,8 @@ class Kept:
 
 
 @pytest.fixture
-def board() -> Iterator[NoteBoard]:
-    board = NoteBoard(4)
-    yield board
-    board.close()
+def board() -> NoteBoard:
+    return NoteBoard(4)
 
 
 def postmortem(board: NoteBoard) -> tuple[PostMortem, Kept]:
@@ -97,7 +94,6 @@ def test_only_the_last_acknowledged_tasks_are_kept(board: NoteBoard) -> None:
     # Another process sees them through the same memory.
     other = NoteBoard(4, os.dup(board.fd))
     assert len(list(other.acknowledged.tasks())) == 8
-    other.close()
     ring.clear()
     assert not list(ring.tasks())
 

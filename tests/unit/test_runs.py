@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -79,10 +78,8 @@ class Monotonic:
 
 
 @pytest.fixture
-def board() -> Iterator[NoteBoard]:
-    board = NoteBoard(4)
-    yield board
-    board.close()
+def board() -> NoteBoard:
+    return NoteBoard(4)
 
 
 class Place:
