@@ -15,6 +15,9 @@ local function label(value, keys, set, most)
   local text = 'unknown'
   if type(value) == 'string' and value ~= '' then
     text = (string.gsub(string.sub(value, 1, MOST_TEXT), '\n', ' '))
+    if #value > MOST_TEXT then  -- perhaps within a character, of which half is no text
+      text = (string.gsub(text, '[\192-\255][\128-\191]*$', ''))
+    end
   end
   local known = labels[set .. '\n' .. text]
   if not known then

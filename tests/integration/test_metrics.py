@@ -389,6 +389,19 @@ def test_labels_are_bounded_and_hostile_ones_are_text(
     assert not any(line.startswith("# HELP x") for line in text.splitlines())
 
 
+def test_names_that_are_cut_within_a_character_are_counted_together(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    """Half a character is shown as the half of any other: two series would be one."""
+    outbox = RedisOutbox(Link(settings), settings, "me")
+    for n, end in enumerate(("ぁ", "ぁ", "ゟ", "é", "")):
+        one = success(f"t{n}")._replace(name=198 * "x" + end)
+        redis_client.xadd(settings.keys.outbox, {"r": one.to_json()})
+    outbox.done([entry.entry_id for entry in outbox.read(10).entries])
+    found = read(Link(settings), settings)
+    assert {len(task): n for (_, task, _), n in found.runs.items()} == {198: 4, 199: 1}
+
+
 def test_any_mix_of_labels_makes_no_more_series_than_there_may_be(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
