@@ -44,7 +44,9 @@ def quantile(q: float, metric: str) -> str:
     return f"histogram_quantile({q}, {by})"
 
 
-TYPE = 'task_type=~"$task_type"'
+#: One fleet, by the job that scrapes it, and what is chosen of it.
+JOB = 'job=~"$job"'
+TYPE = f'{JOB}, task_type=~"$task_type"'
 VERDICTS = f"rts_deadlines_total{{{TYPE}}}"
 MET = f'rts_deadlines_total{{{TYPE}, verdict="met"}}'
 
@@ -57,8 +59,8 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "percentunit",
                 (
                     (
-                        '1 - rts_slo_window_missed{window="1h"}'
-                        ' / (rts_slo_window_verdicts{window="1h"} > 0)',
+                        f'1 - rts_slo_window_missed{{{JOB}, window="1h"}}'
+                        f' / (rts_slo_window_verdicts{{{JOB}, window="1h"}} > 0)',
                         "{{objective}}",
                     ),
                 ),
@@ -70,7 +72,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             Panel(
                 "Error budget left",
                 "percentunit",
-                (("rts_slo_budget_left_ratio", "{{objective}}"),),
+                ((f"rts_slo_budget_left_ratio{{{JOB}}}", "{{objective}}"),),
                 "gauge",
                 "Below 0 the budget is overspent.",
                 (0.0, 0.25),
@@ -80,8 +82,8 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "Burn rate",
                 "none",
                 (
-                    ('rts_slo_burn_rate{window="1h"}', "{{objective}} 1h"),
-                    ('rts_slo_burn_rate{window="6h"}', "{{objective}} 6h"),
+                    (f'rts_slo_burn_rate{{{JOB}, window="1h"}}', "{{objective}} 1h"),
+                    (f'rts_slo_burn_rate{{{JOB}, window="6h"}}', "{{objective}} 6h"),
                 ),
                 description="1 uses up the budget exactly; 14.4 over an hour pages.",
                 steps=(1.0, 14.4),
@@ -162,9 +164,9 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "Open and overdue tasks",
                 "none",
                 (
-                    ("sum by (queue) (rts_open_tasks)", "{{queue}} open"),
+                    (f"sum by (queue) (rts_open_tasks{{{JOB}}})", "{{queue}} open"),
                     (
-                        "sum by (queue, state) (rts_overdue_tasks)",
+                        f"sum by (queue, state) (rts_overdue_tasks{{{JOB}}})",
                         "{{queue}} overdue, {{state}}",
                     ),
                 ),
@@ -173,14 +175,19 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 "Waiting messages",
                 "none",
                 (
-                    ("rts_queue_messages", "{{queue}} {{form}}"),
-                    ("rts_hopeless_tasks", "{{queue}} hopeless"),
+                    (f"rts_queue_messages{{{JOB}}}", "{{queue}} {{form}}"),
+                    (f"rts_hopeless_tasks{{{JOB}}}", "{{queue}} hopeless"),
                 ),
             ),
             Panel(
                 "Worker load",
                 "percentunit",
-                (('rts_worker_load_ratio{resource!="load"}', "{{worker}} {{resource}}"),),
+                (
+                    (
+                        f'rts_worker_load_ratio{{{JOB}, resource!="load"}}',
+                        "{{worker}} {{resource}}",
+                    ),
+                ),
                 description="Share of what a worker may use; above 100 % it is overloaded.",
                 steps=(0.8, 1.0),
             ),
@@ -189,21 +196,23 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
     (
         "rts itself",
         (
-            Panel("Records in the outbox", "none", (("rts_outbox_records", "records"),)),
+            Panel(
+                "Records in the outbox", "none", ((f"rts_outbox_records{{{JOB}}}", "records"),)
+            ),
             Panel(
                 "Ledger lag",
                 "s",
-                (("rts_outbox_lag_seconds", "lag"),),
+                ((f"rts_outbox_lag_seconds{{{JOB}}}", "lag"),),
                 steps=(10.0, 60.0),
             ),
             Panel(
                 "Servers, slots, errors",
                 "none",
                 (
-                    ("rts_up", "{{server}} up"),
-                    ("sum(rts_worker_slots)", "slots"),
-                    ("sum by (what) (increase(rts_refused_total[1h]))", "{{what}}"),
-                    ("increase(rts_breaker_opened_total[1h])", "breaker opened"),
+                    (f"rts_up{{{JOB}}}", "{{server}} up"),
+                    (f"sum(rts_worker_slots{{{JOB}}})", "slots"),
+                    (f"sum by (what) (increase(rts_refused_total{{{JOB}}}[1h]))", "{{what}}"),
+                    (f"increase(rts_breaker_opened_total{{{JOB}}}[1h])", "breaker opened"),
                 ),
             ),
         ),
@@ -253,6 +262,22 @@ def panel_json(panel: Panel, number: int, x: int, y: int, width: int) -> dict[st
     }
 
 
+def variable(name: str, label: str, query: str) -> dict[str, Any]:
+    """Return a variable whose values are those of a label."""
+    return {
+        "name": name,
+        "label": label,
+        "type": "query",
+        "datasource": SOURCE,
+        "query": query,
+        "refresh": 2,
+        "includeAll": True,
+        "allValue": ".*",
+        "multi": True,
+        "current": {"text": "All", "value": "$__all"},
+    }
+
+
 def dashboard() -> dict[str, Any]:
     """Return the dashboard as Grafana reads it."""
     panels: list[dict[str, Any]] = []
@@ -292,18 +317,10 @@ def dashboard() -> dict[str, Any]:
                     "refresh": 1,
                     "current": {},
                 },
-                {
-                    "name": "task_type",
-                    "label": "Type",
-                    "type": "query",
-                    "datasource": SOURCE,
-                    "query": "label_values(rts_runs_total, task_type)",
-                    "refresh": 2,
-                    "includeAll": True,
-                    "allValue": ".*",
-                    "multi": True,
-                    "current": {"text": "All", "value": "$__all"},
-                },
+                variable("job", "Job", "label_values(rts_up, job)"),
+                variable(
+                    "task_type", "Type", f"label_values(rts_runs_total{{{JOB}}}, task_type)"
+                ),
             ]
         },
         "panels": panels,

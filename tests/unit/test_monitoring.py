@@ -91,7 +91,8 @@ def test_the_rules_do_what_their_tests_say() -> None:
         ("rts_overdue_tasks{state=", "rts_overdue_tasks{status="),
         ("> 2 * rts:tau:type", "> 20 * rts:tau:type"),
         ("absent(rts_up)", "absent(rts_down)"),
-        ("absent(rts_worker_slots)", "absent(rts_worker_slot)"),
+        ("unless on (job) rts_worker_slots", "unless on (job) rts_worker_slot"),
+        ("max by (job, server)", "max by (server)"),
     ],
 )
 def test_the_tests_of_the_rules_notice_a_change(
@@ -146,6 +147,12 @@ def test_rules_and_dashboard_use_metrics_that_there_are() -> None:
     told = (FOLDER.parent / "monitoring.md").read_text()
     for name in known:
         assert re.sub("_(bucket|sum|count|total)$", "", name) in told, name
+
+
+def test_every_query_of_the_dashboard_is_of_the_chosen_fleet() -> None:
+    for expression in EXPRESSIONS:
+        read = re.findall(r"\brts_[a-z_]+", expression)
+        assert len(read) == expression.count('{job=~"$job"'), expression
 
 
 def test_every_query_of_the_dashboard_is_understood(tmp_path: Path) -> None:
