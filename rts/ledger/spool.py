@@ -55,6 +55,8 @@ class Spool(SpoolFolder):
         #: The mapped file; ``None`` if it is written with ``write``.
         self._map: mmap.mmap | None = None
         self._written = 0
+        #: Whether others were deleted to make room for the current file.
+        self._full = False
         self._pid = forks.pid
         self._lock = threading.Lock()
 
@@ -158,6 +160,7 @@ class Spool(SpoolFolder):
         """Delete the oldest files without a writer, as far as the limit demands."""
         sizes = {path: _size(path) for path in self.files()}
         excess = sum(sizes.values()) + self._file_bytes - self._max_bytes
+        logged, self._full = self._full, excess > 0
         for path, size in sizes.items():
             if excess <= 0:
                 return
@@ -174,12 +177,14 @@ class Spool(SpoolFolder):
                 with suppress(ValueError, TypeError, AttributeError, LookupError):
                     health.give_back(read_counts(line))
             health.count("spool_dropped", lost)
-            health.logger.error(
-                "rts: the spool is full: the oldest records, up to %d, are lost. Bring Redis "
-                "back, or raise rts_spool_max_bytes (%d)",
-                lost,
-                self._max_bytes,
-            )
+            if not logged:
+                logged = True
+                health.logger.error(
+                    "rts: the spool is full: with each new file the oldest records are lost, "
+                    "first up to %d. Bring Redis back, or raise rts_spool_max_bytes (%d)",
+                    lost,
+                    self._max_bytes,
+                )
 
 
 def _size(path: str) -> int:
