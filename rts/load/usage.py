@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage, struct_rusage
 
 #: ``ru_maxrss`` is in KiB on Linux.
@@ -48,8 +49,9 @@ class _HighWaterMark:
             try:
                 os.write(self._fd, b"5")
             except OSError:
-                os.close(self._fd)
-                self._fd = None
+                fd, self._fd = self._fd, None
+                with suppress(OSError):  # the app may have closed it
+                    os.close(fd)
 
     def read_bytes(self) -> int:
         """Return the mark."""

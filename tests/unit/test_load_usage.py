@@ -166,6 +166,15 @@ def test_a_file_that_stops_working_is_closed() -> None:
     assert mark.read_bytes() > 0
 
 
+def test_a_file_that_the_app_has_closed_fails_no_later_run() -> None:
+    mark = _HighWaterMark()
+    mark.reset()
+    assert mark._fd is not None
+    os.close(mark._fd)
+    mark.reset()
+    assert mark.read_bytes() > 0
+
+
 def test_a_mark_that_cannot_be_reset_is_read_elsewhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
