@@ -299,6 +299,8 @@ class DeadlineOrder(QueueLayout):
         while True:
             reply = CLAIM.run(self.plain, *self._claim_arguments([queue], no_ack))
             found, payload = self._parse_claim([queue], reply)
+        if queue in self._expires:
+            self._renew(queue, self._expires[queue])
             if found is not None:
                 message = self._message(queue, payload, reply[3])
                 if message is not None:

@@ -84,6 +84,13 @@ class QueueLayout:
 
     def _has_queue(self: Any, queue: str, **kwargs: Any) -> bool:
         return bool(self.plain.exists(*self._message_keys(queue)))
+    def _renew(self: Any, queue: str, ttl_ms: int) -> None:
+        """Reset the TTL of a queue that expires."""
+        with self.plain.pipeline(transaction=False) as pipe:
+            for key in [*self._message_keys(queue), *self._keys(queue, BELL, TURNS)]:
+                pipe.pexpire(key, ttl_ms)
+            pipe.execute()
+
 
     def _delete(self: Any, queue: str, *args: Any, **kwargs: Any) -> None:
         super()._delete(queue, *args, **kwargs)  # type: ignore[misc]  # kombu's
