@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from queue import Empty
 from typing import Any
 
@@ -169,7 +169,7 @@ class DeadlineOrder(QueueLayout):
             self._block_s = 0.0
         else:
             self._claiming, self._claim_queues = True, queues
-            keys, arguments = self._claim_arguments(queues)
+            keys, arguments = self._claim_arguments(queues, self._no_ack_queues)
             script = ("EVALSHA", CLAIM.sha) if self._script_cached else ("EVAL", CLAIM.text)
             command = [*script, len(keys), *keys, *arguments]
         connection.send_command(*command, check_health=False)
@@ -198,9 +198,12 @@ class DeadlineOrder(QueueLayout):
                 self._flush_brpop_reauth()
 
     def _claim_arguments(
-        self: Any, queues: list[str], no_ack: bool = False
+        self: Any, queues: list[str], no_ack: Collection[str] = ()
     ) -> tuple[list[str], list[Any]]:
-        """Return KEYS and ARGV of a claim from *queues*, in that order; see ``claim.lua``."""
+        """Return KEYS and ARGV of a claim from *queues*, in that order; see ``claim.lua``.
+
+        *no_ack*: queues whose messages will not be acknowledged.
+        """
         rule, slots = self.rule, self.slots
         keys = [self.unacked_key, self.unacked_index_key]
         may = slots is None or slots.may_take_demoted(rule.hopeless_slots)
@@ -211,7 +214,7 @@ class DeadlineOrder(QueueLayout):
                 self._part(queue, part) for part in (HOPEFUL, DEMOTED, BELL, TURNS, REFUSED)
             ]
             keys += self._lists(queue)
-            tracked = not no_ack and self.ack_emulation and queue not in self._no_ack_queues
+            tracked = self.ack_emulation and queue not in no_ack
             arguments += [int(tracked), rule.horizon(queue), queue]
         return self._prefixed(keys), arguments
 
@@ -296,11 +299,12 @@ class DeadlineOrder(QueueLayout):
         Raises:
             Empty: there is none to take.
         """
-        while True:
-            reply = CLAIM.run(self.plain, *self._claim_arguments([queue], no_ack))
-            found, payload = self._parse_claim([queue], reply)
         if queue in self._expires:
             self._renew(queue, self._expires[queue])
+        while True:
+            arguments = self._claim_arguments([queue], [queue] if no_ack else [])
+            reply = CLAIM.run(self.plain, *arguments)
+            found, payload = self._parse_claim([queue], reply)
             if found is not None:
                 message = self._message(queue, payload, reply[3])
                 if message is not None:

@@ -57,7 +57,9 @@ class QueueLayout:
         """A client on kombu's connection pool that does not prefix keys."""
         pool = self.pool
         if self._plain is None or self._plain.connection_pool is not pool:
-            self._plain = redis.Redis(connection_pool=pool)
+            # With the provider, whose new tokens it passes on to the pool (redis-py >= 6).
+            provider = pool.connection_kwargs.get("credential_provider")
+            self._plain = redis.Redis(connection_pool=pool, credential_provider=provider)
         return self._plain
 
     def _message_keys(self: Any, queue: str) -> list[str]:
@@ -82,8 +84,6 @@ class QueueLayout:
                 pipe.delete(*keys, *self._keys(queue, BELL, TURNS))
             return sum(pipe.execute()[: len(keys)])
 
-    def _has_queue(self: Any, queue: str, **kwargs: Any) -> bool:
-        return bool(self.plain.exists(*self._message_keys(queue)))
     def _renew(self: Any, queue: str, ttl_ms: int) -> None:
         """Reset the TTL of a queue that expires."""
         with self.plain.pipeline(transaction=False) as pipe:
@@ -91,6 +91,8 @@ class QueueLayout:
                 pipe.pexpire(key, ttl_ms)
             pipe.execute()
 
+    def _has_queue(self: Any, queue: str, **kwargs: Any) -> bool:
+        return bool(self.plain.exists(*self._message_keys(queue)))
 
     def _delete(self: Any, queue: str, *args: Any, **kwargs: Any) -> None:
         super()._delete(queue, *args, **kwargs)  # type: ignore[misc]  # kombu's

@@ -15,6 +15,7 @@ import redis
 from celery import Celery
 from kombu import Connection, Consumer, Exchange, Producer, Queue
 from kombu.asynchronous import Hub
+from kombu.transport import redis as stock
 
 import rts
 from rts.installation import parts_of
@@ -23,6 +24,7 @@ from rts.records import Plan
 from rts.scheduling.activation import turn_on
 from rts.scheduling.channel import Channel
 from rts.scheduling.layout import BELL_TTL_MS
+from rts.scheduling.rule import Rule
 from rts.scheduling.scripts import CLAIM
 from rts.scheduling.slots import limit_to_slots
 from rts.scheduling.transport import SentinelTransport, Transport
@@ -142,9 +144,9 @@ def test_size_purge_expiry_and_prefix(url: str, raw: redis.Redis) -> None:
         queue.declare()
         for number, offset in enumerate((FAR, PAST, FAR)):
             channel._put(NAME, envelope(Message(start + offset, start, 1.0, str(number))))
+        raw.pexpire(f"app1:{NAME}\x06\x16edf", 10_000)
         assert channel.basic_get(NAME).delivery_tag == "0"
         assert queue.queue_declare(passive=True).message_count == 2
-        raw.pexpire(f"app1:{NAME}\x06\x16edf", 10_000)
         assert all(name.startswith("app1:") for name in raw.keys("*"))
         if channel._expires:  # kombu 5.7
             parts = ("edf", "edf:demoted", "edf:bell")
@@ -156,6 +158,49 @@ def test_size_purge_expiry_and_prefix(url: str, raw: redis.Redis) -> None:
         channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "3")))
         queue.delete()
         assert not raw.exists(f"app1:{NAME}\x06\x16edf", f"app1:{NAME}\x06\x16edf:bell")
+
+
+def test_a_message_is_marked_though_a_consumer_of_its_queue_acknowledges_none(url: str) -> None:
+    with connect(url) as connection:
+        channel = connection.default_channel
+        channel.basic_consume(NAME, True, lambda message: None, "tag")
+        channel._put(NAME, envelope(Message(time.time() + FAR, 1.0, 1.0, "1")))
+        channel.basic_get(NAME).requeue()
+        assert channel._size(NAME) == 1
+
+
+@pytest.mark.skipif(not hasattr(stock.Channel, "maybe_reauth"), reason="kombu < 5.7")
+def test_connections_that_publish_get_new_credentials(url: str, raw: redis.Redis) -> None:
+    from redis.auth.token import SimpleToken  # redis-py >= 5.3
+    from redis.credentials import StreamingCredentialProvider
+
+    class Provider(StreamingCredentialProvider):
+        def __init__(self) -> None:
+            self.listeners: list[Callable[[Any], None]] = []
+
+        def get_credentials(self) -> tuple[str, str]:
+            return "default", "first"
+
+        def on_next(self, callback: Callable[[Any], None]) -> None:
+            self.listeners.append(callback)
+
+        def on_error(self, callback: Callable[[Exception], None]) -> None:
+            pass
+
+        def is_streaming(self) -> bool:
+            return True
+
+    provider, options = Provider(), {"rts": Rule().as_option()}
+    with Connection(
+        url, transport=Transport, transport_options=options, credential_provider=provider
+    ) as connection:
+        channel = connection.default_channel
+        channel._put(NAME, envelope(Message(time.time() + FAR, 1.0, 1.0, "1")))
+        raw.config_resetstat()
+        for listener in provider.listeners:
+            listener(SimpleToken("second", -1, 0, {"oid": "default"}))
+        # One that publishes, and the one that claims.
+        assert raw.info("commandstats")["cmdstat_auth"]["calls"] == 2
 
 
 def test_without_emulated_acknowledgements(url: str, raw: redis.Redis) -> None:
