@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 from collections import Counter, defaultdict
+from collections.abc import Callable
 
 logger = logging.getLogger("rts")
 
@@ -19,6 +20,9 @@ MAX_DISTINCT_WARNINGS = 1000
 
 #: Characters of a stranger's value that a log line may hold.
 MAX_SHOWN = 80
+
+#: Seconds between two logged outages of a server, at first and at most.
+MIN_LOG_GAP_S, MAX_LOG_GAP_S = 10.0, 3600.0
 
 #: Re-entrant: a Unix signal handler of the app may publish while its thread is counting.
 _lock = threading.RLock()
@@ -53,6 +57,34 @@ def warn_once(key: str, text: str, *args: object, exc_info: bool = False) -> Non
             return
         seen.add(key)
     logger.warning(text, *args, exc_info=exc_info)
+
+
+class Outages:
+    """Decides which outages of a server are logged: one line each, and one when it ends, but
+    ever fewer while it alternates between answering and refusing.
+    """
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        #: Whether the current outage was logged.
+        self._told = False
+        #: Seconds, and until when, the outages after it are not logged.
+        self._gap_s, self._quiet_until = 0.0, -1e9
+
+    def tell(self) -> bool:
+        """Return whether to log that the server does not answer."""
+        now = self._now()
+        if self._told or now < self._quiet_until:
+            return False
+        calm = now - self._quiet_until > self._gap_s
+        self._gap_s = MIN_LOG_GAP_S if calm else min(MAX_LOG_GAP_S, 2 * self._gap_s)
+        self._told, self._quiet_until = True, now + self._gap_s
+        return True
+
+    def tell_end(self) -> bool:
+        """Return whether to log that it answers again."""
+        told, self._told = self._told, False
+        return told
 
 
 def hook_failed(hook: str, exc: BaseException) -> None:

@@ -38,6 +38,7 @@ class Drain:
         self._again: set[str] = set()
         self._backoff_s = 0.0
         self._retry_at = 0.0
+        self._outages = health.Outages(now)
         #: Records moved since the start.
         self.moved = 0
 
@@ -64,9 +65,9 @@ class Drain:
         except StoreUnavailable as exc:
             self._back_off(exc)
             return 0
-        if self._backoff_s:
+        self._backoff_s = 0.0
+        if self._outages.tell_end():
             logger.warning("rts: the ledger is available again; draining goes on")
-            self._backoff_s = 0.0
         ids = [entry.entry_id for entry in batch.entries] + [i for i, _ in batch.unreadable]
         self._outbox.done(ids, self._again.union(beside), known)
         self._pending, self._again = None, set()
@@ -164,7 +165,7 @@ class Drain:
         )
 
     def _back_off(self, exc: StoreUnavailable) -> None:
-        if not self._backoff_s:
+        if self._outages.tell():
             logger.warning(
                 "rts: the ledger is unavailable (%s). Records wait in the outbox. Check "
                 "rts_mongo_url and the server",

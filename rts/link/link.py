@@ -31,11 +31,6 @@ logger = logging.getLogger("rts")
 #: balancers drop one, some after four minutes, and tell neither end.
 MAX_IDLE_S = 60.0
 
-#: Seconds between two logged outages, at first and at most: a server that keeps
-#: alternating between answering and refusing (out of memory, demoted to a replica) would
-#: fill every worker's log.
-MIN_LOG_GAP_S, MAX_LOG_GAP_S = 10.0, 3600.0
-
 
 class Link:
     """A connection pool for the Redis of *settings*. Safe with forks, threads and greenlets.
@@ -56,10 +51,7 @@ class Link:
         self._lookup = self._new_lookup()
         self._period_s = settings.breaker_period
         self.breaker = Breaker(settings.breaker_period)
-        #: Whether the current outage was logged.
-        self._logged = False
-        #: Seconds, and until when, the outages after it are not logged.
-        self._log_gap_s, self._quiet_until = 0.0, -1e9
+        self._outages = health.Outages(now)
         #: Idle connections and since when, by *now*; the last used one last.
         self._idle: list[tuple[Any, float]] = []
         self._pid = os.getpid()
@@ -179,8 +171,7 @@ class Link:
             self.close()
         else:
             self._idle.append((connection, self._now()))
-        if not refusals and self.breaker.succeeded() and self._logged:
-            self._logged = False
+        if not refusals and self.breaker.succeeded() and self._outages.tell_end():
             logger.warning("rts: Redis at %s answers again", self._shown_url)
         return replies
 
@@ -195,16 +186,7 @@ class Link:
         health.count("redis_failures")
         if self.breaker.failed():
             health.count("breaker_opened")
-        now = self._now()
-        if not self._logged and now >= self._quiet_until:
-            # One line per outage, and one when it ends.
-            calm = now - self._quiet_until > self._log_gap_s
-            self._log_gap_s = (
-                MIN_LOG_GAP_S
-                if calm
-                else min(MAX_LOG_GAP_S, max(MIN_LOG_GAP_S, 2 * self._log_gap_s))
-            )
-            self._logged, self._quiet_until = True, now + self._log_gap_s
+        if self._outages.tell():
             logger.warning(
                 "rts: Redis at %s is not usable: %s: %s. Tasks keep running and records wait. "
                 "Check the server and rts_redis_url. Next attempt in %g s",

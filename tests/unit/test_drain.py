@@ -127,6 +127,24 @@ def test_nothing_is_lost_and_retries_back_off_while_the_ledger_is_unavailable(
     assert caplog.text.count("rts_mongo_url") == 2
 
 
+def test_a_ledger_that_alternates_does_not_fill_the_log(
+    stream: MemoryStream,
+    ledger: FaultyLedger,
+    drain: Drain,
+    clock: Clock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for i in range(1800):
+        fill(stream, str(i))
+        for ledger.away in (True, False):
+            drain.step()
+            clock.at += 1
+    assert len(ledger.tasks) == 1800
+    told = caplog.text.count("rts_mongo_url")
+    assert 2 <= told <= 10, "seldomer and seldomer"
+    assert caplog.text.count("draining goes on") == told
+
+
 @pytest.mark.parametrize("bad", [1, 3])
 def test_poison_is_set_aside_and_the_rest_is_stored(
     stream: MemoryStream, ledger: FaultyLedger, drain: Drain, bad: int
