@@ -34,8 +34,9 @@ class Drain:
         self._now = now
         #: A batch that was read and is not in the ledger yet.
         self._pending: Batch | None = None
-        #: Ids of its entries that end a task which another run had ended.
-        self._again: set[str] = set()
+        #: Ids of its entries that end a task which another run had ended; ``None`` until it
+        #: is stored, for which the ledger tells them.
+        self._again: set[str] | None = None
         self._backoff_s = 0.0
         self._retry_at = 0.0
         self._outages = health.Outages(now)
@@ -58,9 +59,11 @@ class Drain:
             return 0
         self._pending = batch
         try:
-            self._again |= self._store(batch.entries)
-            for _, raw in batch.unreadable:
-                self._refuse(raw, "not a record of rts")
+            if self._again is None:
+                again = self._store(batch.entries)
+                for _, raw in batch.unreadable:
+                    self._refuse(raw, "not a record of rts")
+                self._again = again
             beside, known = self._superseded(batch.entries)
         except StoreUnavailable as exc:
             self._back_off(exc)
@@ -70,7 +73,7 @@ class Drain:
             logger.warning("rts: the ledger is available again; draining goes on")
         ids = [entry.entry_id for entry in batch.entries] + [i for i, _ in batch.unreadable]
         self._outbox.done(ids, self._again.union(beside), known)
-        self._pending, self._again = None, set()
+        self._pending, self._again = None, None
         self.moved += len(ids)
         return len(ids)
 

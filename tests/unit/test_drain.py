@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import pytest
 
@@ -12,7 +12,7 @@ from rts.ledger.drain import BATCH, MANY, MAX_BACKOFF_S, MIN_BACKOFF_S, Drain
 from rts.records import OutboxEntry
 from tests.memory_ledger import MemoryLedger
 from tests.memory_outbox import MemoryOutbox, MemoryStream
-from tests.records import run
+from tests.records import run, success
 
 
 class Clock:
@@ -210,23 +210,66 @@ def test_a_ledger_that_refuses_everything_counts_as_unavailable(
     assert len(ledger.tasks) == 500
 
 
-def test_an_acknowledgement_that_failed_is_repeated(
+class Deaf(MemoryOutbox):
+    """Acknowledges nothing while it is *away*."""
+
+    away = False
+    beside: Collection[str] = ()
+
+    def done(
+        self,
+        entry_ids: Iterable[str],
+        beside: Collection[str] = (),
+        known: Collection[str] = (),
+    ) -> None:
+        if self.away:
+            raise StoreUnavailable("Redis does not answer (on purpose)")
+        self.beside = beside
+        super().done(entry_ids, beside, known)
+
+
+def test_an_acknowledgement_that_failed_is_repeated_but_not_what_came_before(
     stream: MemoryStream, ledger: FaultyLedger, clock: Clock
 ) -> None:
-    class Forgetful(MemoryOutbox):
-        away = True
-
-        def done(self, entry_ids, *marked):
-            if self.away:
-                raise StoreUnavailable("Redis does not answer (on purpose)")
-            super().done(entry_ids, *marked)
-
-    outbox = Forgetful(stream, "a", clock)
+    outbox = Deaf(stream, "a", clock)
     drain = Drain(outbox, ledger, clock)
-    fill(stream, "a")
+    fill(stream, "a", "poison")
+    stream.add("rubbish")
+    outbox.away = True
+    for _ in range(3):
+        with pytest.raises(StoreUnavailable):
+            drain.step()
+    outbox.away = False
+    assert drain.step() == 3
+    assert not stream.entries
+    assert list(ledger.tasks) == ["a"]
+    assert len(ledger.refused) == health.take_counts()["records_refused"] == 2
+
+
+@pytest.mark.parametrize("ends", [(1.0, 2.0), (2.0, 1.0)])
+@pytest.mark.parametrize("together", [True, False])
+def test_of_two_ends_of_a_task_one_is_counted_although_an_acknowledgement_failed(
+    stream: MemoryStream,
+    ledger: FaultyLedger,
+    clock: Clock,
+    ends: tuple[float, float],
+    together: bool,
+) -> None:
+    def ended(runtime_s: float) -> str:
+        run_id = f"run-{runtime_s}"
+        end = success("a", runtime_s)._replace(run_id=run_id, instance=f"w@h/{run_id}")
+        return stream.add(end.to_json())
+
+    outbox = Deaf(stream, "a", clock)
+    drain = Drain(outbox, ledger, clock)
+    ended(ends[0])
+    if not together:
+        drain.step()
+    second = ended(ends[1])
+    outbox.away = True
     with pytest.raises(StoreUnavailable):
         drain.step()
     outbox.away = False
-    assert drain.step() == 1
+    drain.step()
     assert not stream.entries
-    assert len(ledger.tasks) == 1
+    assert set(outbox.beside) == {second}
