@@ -118,6 +118,15 @@ def test_an_objective_without_tasks_is_well(cli: Run) -> None:
     assert result.output.startswith("RTS OK - cpu-light: no tasks yet (objective 99 %)")
 
 
+def test_few_tasks_use_up_no_budget(cli: Run, conf: dict[str, Any]) -> None:
+    write(conf, ("cpu-light", 60, 8, 1))
+    result = cli("check", "--slo", "--type", "cpu-light")
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("RTS OK - cpu-light: 88.9 % of 9 tasks on time")
+    write(conf, ("cpu-light", 30, 1, 0))
+    assert cli("check", "--slo", "--type", "cpu-light").exit_code == 1
+
+
 def test_a_page_is_critical_and_hides_the_others(cli: Run, conf: dict[str, Any]) -> None:
     write(conf, ("cpu-light", 60, 60, 40), ("mixed", 60, 100, 0))
     result = cli("check", "--slo")

@@ -75,6 +75,15 @@ def test_a_slot_is_used_again(board: NoteBoard) -> None:
         board.clear(slot)
 
 
+def test_a_process_may_run_more_tasks_than_32_bits_count(board: NoteBoard) -> None:
+    board._number = 0xFFFFFFFE
+    for n in range(3):
+        slot = noted(board, here(str(n)))
+        assert slot is not None
+        assert task_ids(board) == [str(n)]
+        board.clear(slot)
+
+
 def test_the_note_of_a_killed_process_stays_and_is_taken_once(board: NoteBoard) -> None:
     child = os.fork()
     if child == 0:

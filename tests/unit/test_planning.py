@@ -207,6 +207,14 @@ def test_a_retry_keeps_its_plan_whatever_happened_to_the_headers() -> None:
         assert {k: retry[k] for k in OUT} == {k: first[k] for k in OUT}
 
 
+def test_a_retry_that_is_published_outside_of_its_task_keeps_the_plan_in_its_headers() -> None:
+    p = planner()
+    first = {**published(p, task_type="cpu-light"), "rts_arrival": NOW - 50}
+    for current in (None, {"id": "2"}):
+        retry = published(p, current=current, **{**first, "retries": 1})
+        assert {k: retry[k] for k in OUT} == {k: first[k] for k in OUT}
+
+
 def test_a_task_that_replaces_itself_is_new() -> None:
     p = planner()
     first = published(p, task_type="cpu-light", sla_deadline=NOW - 5)
@@ -222,10 +230,10 @@ def test_a_replacement_and_a_child_are_new_work() -> None:
     parent = {**published(p, task_type="cpu-light"), "rts_arrival": NOW - 50}
     replacement = published(p, name="other.task", current=parent)
     assert replacement["rts_arrival"] == NOW
-    handed_on = {**parent, "id": "2", "rts_arrival_source": "received"}
-    child = published(p, current=parent, **handed_on)
+    more = {"rts_arrival_source": "received", "rts_policy": "quantile"}
+    child = published(p, current=parent, **{**parent, "id": "2", **more})
     assert child["rts_arrival"] == NOW
-    assert "rts_arrival_source" not in child
+    assert child.keys().isdisjoint(more)
 
 
 def test_headers_moved_into_an_inner_dict_are_found() -> None:
@@ -262,7 +270,7 @@ def test_whatever_strangers_send_the_plan_is_valid(
     headers: dict[str, Any], priority: Any
 ) -> None:
     message = {"id": "1", "task": "app.task", **headers}
-    p = planner({"task_type": headers.get("task_type")})
+    p = planner({"task_type": headers.get("task_type")}, priority_multipliers={9: 1.5})
     p.plan_message("app.task", message, priority, None)
     plan = read_plan(message, Settings().task_types)
     assert plan is not None

@@ -117,6 +117,24 @@ def test_a_forked_child_writes_a_file_of_its_own(tmp_path: Path) -> None:
         assert not try_lock(fd), "the child's end did not unlock the parent's"
 
 
+def test_a_forked_child_that_writes_nothing_keeps_no_file_locked(tmp_path: Path) -> None:
+    spool = Spool(str(tmp_path / "spool"), MIB)
+    spool.append_line(as_line(run("parent")))
+    until, ends = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(ends)
+        os.read(until, 1)
+        os._exit(0)
+    spool.close()
+    (path,) = spool.files()
+    with opened(path) as fd:
+        assert try_lock(fd)
+    os.close(ends)
+    os.waitpid(child, 0)
+    os.close(until)
+
+
 def test_the_file_of_a_process_that_was_killed_ends_with_its_last_record(
     tmp_path: Path,
 ) -> None:
@@ -211,6 +229,13 @@ def test_the_oldest_files_are_dropped_when_it_is_full(
     for i in range(300):
         spool.append_line(as_line(run(f"{i:04d}")))
     assert caplog.text.count("rts_spool_max_bytes") == 2
+
+
+def test_a_small_spool_that_is_full_keeps_most_of_it(tmp_path: Path) -> None:
+    spool = Spool(str(tmp_path / "spool"), 40_000)
+    for i in range(300):
+        spool.append_line(as_line(run(f"{i:04d}")))
+        assert not i > 120 or len(ids(spool)) > 60
 
 
 def test_what_was_counted_is_not_dropped_with_the_oldest_files(tmp_path: Path) -> None:
