@@ -185,7 +185,7 @@ def objective(standing: ObjectiveStatus, settings: Settings) -> Finding:
     budget = standing.windows["budget"]
     code, what = OK, "no tasks yet"
     if budget.valid:
-        what = f"{percent(budget.on_time_ratio)} % of {budget.valid} tasks on time"
+        what = f"{percent(budget.on_time_ratio)} % of {counted(budget.valid, 'task')} on time"
     if budget.valid >= settings.slo_min_events and standing.budget_left_ratio <= 0:
         code, what = WARNING, f"{what}, the error budget is used up"
     for rule in reversed(standing.burning):  # the most urgent one has the last word

@@ -36,7 +36,7 @@ class Filters:
         """Read the filters; *argument* returns an argument of the query, or ``None``.
 
         Raises:
-            BadFilter: ``since`` is not a duration.
+            BadFilter: ``since`` is not a duration between ``MIN_WINDOW`` and ``MAX_WINDOW``.
         """
         since = (argument("since") or DEFAULT_SINCE).strip()
         try:
@@ -44,7 +44,9 @@ class Filters:
         except (ValueError, OverflowError):
             duration = timedelta(0)
         if isinstance(duration, datetime) or not MIN_WINDOW <= duration <= MAX_WINDOW:
-            raise BadFilter(f"since = {since[:80]!r} is not a duration such as 15m, 24h or 7d")
+            raise BadFilter(
+                f"since = {since[:80]!r} is not a duration such as 15m, 24h or 7d (10s to 400d)"
+            )
         return cls(
             since,
             duration,

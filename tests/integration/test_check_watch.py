@@ -112,6 +112,12 @@ def test_all_is_well(cli: Run, conf: dict[str, Any]) -> None:
     assert "cpu-light" not in cli("check", "--lag").output
 
 
+def test_one_task_is_a_task(cli: Run, conf: dict[str, Any]) -> None:
+    write(conf, ("cpu-light", 60, 1, 0))
+    result = cli("check", "--slo", "--type", "cpu-light")
+    assert result.output.startswith("RTS OK - cpu-light: 100.0 % of 1 task on time (")
+
+
 def test_an_objective_without_tasks_is_well(cli: Run) -> None:
     result = cli("check", "--slo")
     assert result.exit_code == 0, result.output
