@@ -92,9 +92,9 @@ class WebhookDelivery:
         if alert is None or self._clock.now() - alert.at > GIVE_UP_S:
             health.count("webhook_dropped")
             logger.error(
-                "rts: dropped a message for the webhook at %s: it could not be delivered "
-                "for a day",
+                "rts: dropped a message for the webhook at %s: it %s",
                 self._hook.shown,
+                "is not an alert" if alert is None else "could not be delivered for a day",
             )
             return self._remove(text, 0.0)
         if not self._may_send():

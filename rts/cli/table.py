@@ -131,14 +131,15 @@ def seconds(value: float | None) -> str:
 def percent(ratio: float | None) -> str:
     """Return a share in percent, with as many digits as show what is missing from 100.
 
-    >>> [percent(x) for x in (1.0, 0.99996, 0.9995, 0.5, -34.0, None)]
-    ['100.0', '99.996', '99.95', '50.0', '-3400.0', '-']
+    >>> [percent(x) for x in (1.0, 0.99996, 0.9995, 0.5, -1e-16, -34.0, None)]
+    ['100.0', '99.996', '99.95', '50.0', '0.0', '-3400.0', '-']
     """
     if ratio is None:
         return NONE
     # Less a little: 1 - 0.99999 is less than 0.00001.
     digits = math.ceil(-math.log10(1 - ratio) - 1e-6) - 2 if ratio < 1 else 1
-    return f"{100 * ratio:.{max(1, digits)}f}"
+    digits = max(1, digits)
+    return f"{round(100 * ratio, digits) + 0.0:.{digits}f}"  # never -0
 
 
 def _shrink(columns: Sequence[Column], widths: list[int], width: int) -> None:

@@ -187,15 +187,20 @@ class Pages:
     async def _misses(self, filters: Filters) -> Document:
         counted = await self._ask(self._source.counted, filters.duration, "type")
         rows: list[ReportRow] = counted.value.rows if counted.value else []
-        types = tuple(row.key for row in rows if row.misses)
+        missed = {row.key: sum(row.misses.values()) for row in rows if row.misses}
         if filters.task_type is not None:
-            types = (filters.task_type,)
-        listed = await self._ask(self._source.misses, filters.duration, types, filters.name)
+            missed = {filters.task_type: missed.get(filters.task_type, 0)}
+        listed = await self._ask(
+            self._source.misses, filters.duration, tuple(missed), filters.name
+        )
         return {
             **page_parts.head("misses", [counted, listed]),
             **page_parts.window(counted.value),
             "filters": filters.values(),
-            "missed": sum(sum(row.misses.values()) for row in rows),
+            # Of one name it is not known: the counts are by type.
+            "missed": sum(missed.values())
+            if counted.is_known and filters.name is None
+            else None,
             "most": MISSES,
             "misses": [page_parts.record(task, "task_id") for task in listed.value or ()],
         }

@@ -119,14 +119,14 @@ def outlook(due_s: float | None, tau: float | None) -> str:
 def percent(ratio: float | None, digits: int = 1) -> str:
     r"""Return a share in percent; only exactly 1 is shown as 100 %.
 
-    >>> percent(0.99996), percent(1.0), percent(0.5, 0)
-    ('99.9\xa0%', '100\xa0%', '50\xa0%')
+    >>> percent(0.99996), percent(1.0), percent(0.5, 0), percent(-1e-16)
+    ('99.9\xa0%', '100\xa0%', '50\xa0%', '0.0\xa0%')
     """
     if ratio is None or not math.isfinite(ratio):
         return NONE
     if ratio == 1:
         return f"100{_NBSP}%"
-    shown = round(ratio * 100, digits)
+    shown = round(ratio * 100, digits) + 0.0  # never −0
     if ratio < 1 <= shown / 100:
         shown = 100 - 10.0**-digits
     return f"{shown:.{digits}f}{_NBSP}%".replace("-", "−")

@@ -217,10 +217,12 @@ def test_filters_narrow_the_pages_and_invalid_ones_are_rejected(
     # No tau was learned, as if all of them had failed.
     names = flower.counted("/api/rts/types?type=mixed").json["names"]
     assert [row["key"] for row in names] == ["proj.mixed"]
-    missed = flower.counted("/api/rts/misses?type=mixed").json["misses"]
-    assert {task["task_type"] for task in missed} == {"mixed"}
-    assert len(missed) == 20
-    assert flower.counted("/api/rts/misses?name=proj.work").json["misses"] == []
+    missed = flower.counted("/api/rts/misses?type=mixed").json
+    assert {task["task_type"] for task in missed["misses"]} == {"mixed"}
+    assert len(missed["misses"]) == missed["missed"] == 20
+    missed = flower.counted("/api/rts/misses?name=proj.work").json
+    assert (missed["misses"], missed["missed"]) == ([], None)
+    assert flower.counted("/api/rts/misses").json["missed"] == 60
     for worker, shown in (("w2@host", ["w2@host"]), ("nobody", [])):
         found = flower.counted(f"/api/rts/workers?worker={worker}").json
         assert [row["worker"] for row in found["workers"]] == shown

@@ -268,7 +268,11 @@ def test_the_longest_back_off_and_giving_up(
 
 
 def test_waiting_messages_are_bounded_and_broken_ones_dropped(
-    make_settings: MakeSettings, links: Any, receiver: Receiver, redis_client: Any
+    make_settings: MakeSettings,
+    links: Any,
+    receiver: Receiver,
+    redis_client: Any,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     settings = make_settings({"url": receiver.url, "min_interval": 0})
     (hook,) = settings.webhooks
@@ -284,6 +288,7 @@ def test_waiting_messages_are_bounded_and_broken_ones_dropped(
     delivery.step()
     delivery.step()
     assert [message.document["kind"] for message in receiver.taken] == [KIND]
+    assert "it is not an alert" in caplog.text
 
 
 def test_receivers_get_what_they_want_in_their_format(
