@@ -28,10 +28,10 @@ CONNECT_TIMEOUT_S, TIMEOUT_S = 0.5, 1.0
 #: Seconds that a scrape waits for all of them. MongoDB may take longer when a large ledger has
 #: to be recounted; the next scrape then finds the stored sums.
 PATIENCE_S = 2.5
-#: Age in seconds up to which the last objectives are shown while new ones are computed: the
-#: shortest window is five minutes, and a ledger of many tasks a second takes longer than a
-#: scrape may wait each time.
-OBJECTIVES_AGE_S = 60.0
+#: Age in seconds up to which the last answer is shown while a new one is computed, where that
+#: takes longer than a scrape may wait each time: Prometheus, too, shows what it has for five
+#: minutes. It must be longer than the time between two scrapes, of a minute or two.
+MAX_AGE_S = 300.0
 #: Seconds that the breaker stays open after a failure: next to none, since each scrape should
 #: try again.
 BREAKER_S = 1e-3
@@ -42,7 +42,7 @@ class RtsCollector:
 
     *queues* returns what waits in the broker, or nothing at all where it is not Redis.
     *patience_s* is how long a scrape waits for answers, *max_age_s* how old an answer may be
-    that replaces a late one (of the objectives at least ``OBJECTIVES_AGE_S``).
+    that replaces a late one (of the objectives: ``MAX_AGE_S``, as a large ledger takes long).
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class RtsCollector:
         until = time.monotonic() + self._patience_s
         for source in self._sources.values():
             source.ask()
-        ages_s = {"mongodb": max(self._max_age_s, OBJECTIVES_AGE_S)}
+        ages_s = {"mongodb": MAX_AGE_S}
         answers = {
             name: source.answer(until, ages_s.get(name, self._max_age_s))
             for name, source in self._sources.items()
@@ -122,6 +122,6 @@ def register(
     """Add the metrics to the registry of a process that must not wait for long, such as Flower:
     if a server is slow, a scrape gets its last answer.
     """
-    collector = RtsCollector(settings, queues, patience_s=patience_s, max_age_s=60.0)
+    collector = RtsCollector(settings, queues, patience_s=patience_s, max_age_s=MAX_AGE_S)
     registry.register(collector)
     return collector
