@@ -187,7 +187,8 @@ def _decoded(text: str) -> Execution:
         raise ValueError(f"not an execution record: {exc}") from exc
 
 
-_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+# default: an id may be a UUID, which Celery takes and kombu carries.
+_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False, default=str).encode
 _scan = json.JSONDecoder().raw_decode
 
 

@@ -124,7 +124,9 @@ class NoteBoard:
         already. Of several runs (a message that was redelivered too early), one whose
         process is gone.
         """
-        found = [(slot, note) for slot, note in self.notes() if note.task_id == task_id]
+        # An id may be a UUID, which the note holds as text.
+        wanted = str(task_id)
+        found = [(slot, note) for slot, note in self.notes() if str(note.task_id) == wanted]
         found.sort(key=lambda pair: is_alive(pair[1].pid or 0))
         for slot, note in found:
             if self.release(slot, note):

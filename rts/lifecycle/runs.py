@@ -260,4 +260,4 @@ class Runs:
             started_at=started_at,
             load_at_start=load,
         )
-        return json.dumps(execution[:START_FIELDS], default=repr).encode()
+        return json.dumps(execution[:START_FIELDS], default=str).encode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,24 @@ def test_a_rejected_message_that_is_queued_again_has_no_verdict_yet(
     counted = scene.redis.hgetall("rts:metrics")
     verdicts = {k.split("\n")[-1]: n for k, n in counted.items() if ".requeued\ncelery" in k}
     assert verdicts == {"met": "1"}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "runs", "state"),
+    [
+        ("heavy", {}, 1, "SUCCESS"),
+        ("heavy", {"expires": -1}, 0, "REVOKED"),
+        ("kill_self", {}, 1, "FAILURE"),
+    ],
+)
+def test_an_id_may_be_a_uuid(
+    scene: Scene, name: str, options: dict[str, Any], runs: int, state: str
+) -> None:
+    given = uuid.uuid4()  # such as a model's key in Django
+    getattr(scene.basic, name).apply_async(task_id=given, **options)
+    task = scene.verdict(str(given), runs=runs, state=state)
+    assert task["root_id"] == str(given)
+    wait_until(lambda: scene.redis.zscore("rts:open", str(given)) is None)
 
 
 def test_expired_and_revoked_before_the_run(scene: Scene) -> None:

@@ -168,7 +168,7 @@ def test_a_delay_in_the_routing_key_is_not_part_of_the_queue(place: Place) -> No
     assert open_task(written, "w" * 60).queue == "w" * 60
 
 
-def test_what_json_cannot_hold_is_recorded_by_its_repr(place: Place) -> None:
+def test_what_json_cannot_hold_is_recorded_as_text(place: Place) -> None:
     got = place.run({**REQUEST, "parent_id": b"x", "delivery_info": {"routing_key": 1j}}, 0)
     assert (got.parent_id, got.queue) == ("b'x'", "1j")
 
