@@ -58,6 +58,9 @@ end
 -- Size of a sketch of ratios at which all its counts are halved, so that old ones fade:
 -- runtimes drift, and so does their spread.
 local MOST_RATIOS = 1000
+-- So many of a type are forgotten once it has them: its tau was still on the way from the
+-- first one, which made the ratios far too great, or too small.
+local EARLY_RATIOS = 50
 
 local function halve(key)
   local counts, buckets = redis.call('HGETALL', key), {}
@@ -172,8 +175,13 @@ for field, buckets in pairs(ratios) do
     added = added + n
   end
   local held = redis.pcall('HINCRBY', key, 'n', added)
-  if type(held) == 'number' and held >= MOST_RATIOS then
-    halve(key)
+  if type(held) == 'number' then
+    if field ~= '*' and held >= EARLY_RATIOS and held - added < EARLY_RATIOS then
+      redis.call('DEL', key)
+      redis.call('HSET', key, 'n', EARLY_RATIOS)
+    elseif held >= MOST_RATIOS then
+      halve(key)
+    end
   end
 end
 if refused > 0 then

@@ -33,7 +33,10 @@ def made_up(shape: str, n: int = 4500) -> Iterator[Job]:
         kind = rng.choice(("short", "medium", "long"))
         mean_s = {"short": 3.0, "medium": 8.0, "long": 30.0}[kind]
         sigma = {"narrow": 0.3, "wide": 0.7, "wider": 0.3 if number < n // 2 else 0.7}
-        if shape == "bimodal":
+        if shape == "far":  # from the first tau, and each type with a spread of its own
+            own = {"short": 0.1, "medium": 0.5, "long": 1.2}
+            factor = 20 * rng.lognormvariate(0, own[kind])
+        elif shape == "bimodal":
             factor = rng.choice((0.4, 0.4, 0.4, 0.4, 3.0)) * rng.lognormvariate(0, 0.1)
         elif shape == "slower":  # and slower, up to tenfold
             factor = 10 ** (number / n) * rng.lognormvariate(0, 0.3)
@@ -85,7 +88,10 @@ def in_time(url: str, prefix: str, jobs: list[Job], q: float) -> list[bool]:
 @pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize(
     ("shape", "q"),
-    [("narrow", 0.95), ("narrow", 0.9), ("wide", 0.95), ("bimodal", 0.95), ("slower", 0.95)],
+    [
+        *(("narrow", 0.95), ("narrow", 0.9), ("wide", 0.95), ("bimodal", 0.95)),
+        *(("slower", 0.95), ("far", 0.95)),
+    ],
 )
 def test_the_share_that_was_asked_for_is_in_time(
     rts_redis_url: str, rts_key_prefix: str, shape: str, q: float
