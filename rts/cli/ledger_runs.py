@@ -9,7 +9,7 @@ from typing import Any
 from pymongo.database import Database
 
 from rts.keys import ASSIGNMENTS
-from rts.records import REQUEUED
+from rts.records import NOT_FINAL
 from rts.simulation.recording import Run
 from rts.validation import finite
 from rts.views.intervals import Window, in_window
@@ -56,7 +56,7 @@ def runs(
     ends = assignments.find(query, {"_id": 0, "completed_at": 1}).sort("completed_at", -1)
     for first in ends.skip(MAX_RUNS - 1).limit(1):
         query = _query((first["completed_at"], window[1]), queue)
-    again = {"state": {"$in": ["RETRY", REQUEUED]}}
+    again = {"state": {"$in": [*NOT_FINAL]}}
     retried = {"$or": [again, {"cause": {"$ne": None}}, {"retries": {"$gt": 0}}]}
     marked = assignments.find({**query, **retried}, {"task_id": 1})
     repeated = {str(document.get("task_id")) for document in marked}

@@ -15,6 +15,7 @@ from itertools import chain, pairwise
 from typing import NamedTuple
 
 from rts.deadlines import demoted_slots, hopeful_until
+from rts.records import REPLACED
 from rts.simulation.traces import FAILURE, KILLED, SUCCESS, Again, Job
 
 #: A number of simultaneous runs counts if it lasted for this share of the busy time: clocks
@@ -75,8 +76,9 @@ class Recording:
 def recording(runs: Iterable[Run]) -> Recording | None:
     """Return *runs*, ordered by their ends, as a workload; ``None`` if there are none.
 
-    A task whose last run asked for a retry that never ran counts as missed. A task whose
-    first run is not among *runs* arrives at the start of its next one.
+    A task whose last run asked for a retry that never ran, or was replaced by work that never
+    ended, counts as missed. A task whose first run is not among *runs* arrives at the start
+    of its next one.
     """
     jobs: list[Job] = []
     met: list[bool] = []
@@ -190,8 +192,12 @@ class _Gaps:
 
 
 def _job(runs: Sequence[Run]) -> Job:
-    """Return the runs of one task, ordered by start, as a job."""
+    """Return the runs of one task, ordered by start, as a job: that of the work which has
+    replaced it, if any has.
+    """
     first, last = runs[0], runs[-1]
+    begins = (n for n in range(len(runs) - 1, 0, -1) if runs[n - 1].state == REPLACED)
+    work = runs[next(begins, 0)]
     arrival = first.started_at if first.retries else first.arrival
     # Each pause includes the wait for a slot; assume that it was as long as the first one.
     waited_s = max(0.0, first.started_at - arrival)
@@ -202,7 +208,7 @@ def _job(runs: Sequence[Run]) -> Job:
     end = KILLED
     if last.cause is None and last.met is not None:
         end = SUCCESS if last.state == "SUCCESS" else FAILURE
-    span_s = first.deadline - arrival
+    span_s = work.deadline - arrival
     return Job(
-        arrival, first.name, first.runtime_s, first.task_type, first.tau, span_s, end, later
+        arrival, work.name, first.runtime_s, work.task_type, work.tau, span_s, end, later
     )

@@ -174,20 +174,20 @@ def test_tasks_that_go_wrong_are_replayed_too(
     stage = make_stage()
     app = Celery("producer", broker=stage.broker, set_as_current=False)
     app.conf.task_default_queue = stage.conf["task_default_queue"]
-    for name in ("ok", "fail", "autoretry", "kill_self", "rejected", "ignored"):
+    for name in ("ok", "fail", "autoretry", "kill_self", "rejected", "ignored", "replaced"):
         app.send_task(f"tests.apps.basic.{name}")
     app.send_task("tests.apps.basic.requeued", (str(tmp_path / "marker"),))
     app.close()
     stage.worker(concurrency=2)
     ended = {"completed_at": {"$ne": None}}
-    wait_until(lambda: mongo.tasks.count_documents(ended) == 7)
+    wait_until(lambda: mongo.tasks.count_documents(ended) == 8)
     run = cli_of(**stage.conf, rts_redis_url=stage.redis_url)
     found = document(run("replay", "--since", "1h", "--by", "name", "--slots", "2", "--json"))
     shares = {
         row["key"].rpartition(".")[2]: (row["tasks"], row["recorded"], row["simulated"]["fifo"])
         for row in found["rows"]
     }
-    names = ("ok", "fail", "autoretry", "ignored", "requeued")
+    names = ("ok", "fail", "autoretry", "ignored", "requeued", "headers")  # has replaced one
     completed = dict.fromkeys(names, (1, 1.0, 1.0))
     assert shares == {**completed, "kill_self": (1, 0, 0), "rejected": (1, 0, 0)}
 

@@ -121,7 +121,12 @@ def test_the_runs_of_one_task_are_one_job() -> None:
         ),
         a_run(158, 1, arrival=20, deadline=160, retries=3, task_id="w"),
     ]
-    past = recorded(*half[::-1], given_up, *lost[::-1], *retried[::-1])
+    replaced = [
+        a_run(160, 1, state="RETRY", met=None, task_id="x"),
+        a_run(163, 1, retries=1, deadline=180, state="REPLACED", met=None, task_id="x"),
+        a_run(166, 2, arrival=164, name="y", task_type="z", tau=3, deadline=170, task_id="x"),
+    ]
+    past = recorded(*replaced[::-1], *half[::-1], given_up, *lost[::-1], *retried[::-1])
     assert past.jobs == [
         # It waited for 1 s at first, so 9 of the 10 s between its runs were a pause.
         Job(0, "x", 2, "mixed", 10, 21, SUCCESS, (Again(9, 3),)),
@@ -129,8 +134,10 @@ def test_the_runs_of_one_task_are_one_job() -> None:
         Job(31, "x", 1, "mixed", 10, 20, KILLED, ()),
         # How long it has waited is not known, as its first run is missing.
         Job(51, "x", 1, "mixed", 10, 10, SUCCESS, (Again(7, 1),)),
+        # The verdict is that of the work that has replaced it.
+        Job(61, "y", 1, "z", 3, 10, SUCCESS, (Again(2, 1), Again(2, 2))),
     ]
-    assert list(past.met) == [False, True, False, True]
+    assert list(past.met) == [False, True, False, True, True]
     assert recording([]) is None
 
 
