@@ -64,7 +64,7 @@ def read_trace(path: str | Path) -> list[Job]:
     jobs: list[Job] = []
     rows: csv.DictReader[str]
     with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file, restkey="", strict=True)
+        rows = csv.DictReader(file, strict=True)
         try:
             columns = list(rows.fieldnames or ())
             missing = [column for column in COLUMNS if column not in columns]
@@ -152,9 +152,11 @@ def write_trace(path: str | Path, jobs: Iterable[Job]) -> None:
         writer.writerows(job[:4] for job in jobs)
 
 
-def _job(row: dict[str, str], where: str) -> Job:
-    """Return the job of a line, in which missing values are ``None``."""
-    if "" in row:
+def _job(row: dict[str | None, str], where: str) -> Job:
+    """Return the job of a line, in which missing values are ``None``, and so is the key of
+    those beyond the header.
+    """
+    if None in row:
         raise ValueError(f"{where}: more values than the header")
     if not row["name"]:
         raise ValueError(f"{where}: no name")

@@ -224,6 +224,9 @@ def test_unusual_but_valid_traces(tmp_path: Path) -> None:
     )
     path.write_text(text, encoding="utf-8")
     assert read_trace(path) == [Job(3, "ö", 1), Job(7, 'a/b, "c"', 2, "mine")]
+    # A column without a name, such as the index that pandas writes.
+    path.write_text(",arrival_s,name,runtime_s\n0,1,x,2\n")
+    assert read_trace(path) == [Job(1, "x", 2)]
     path.write_bytes(b"arrival_s,name,runtime_s\n1,\xff,2\n")
     with pytest.raises(ValueError, match="not valid UTF-8"):
         read_trace(path)
