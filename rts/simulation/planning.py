@@ -88,7 +88,7 @@ def plan(question: Question, progress: Callable[[], None] = lambda: None) -> Pla
             "take longer than their deadlines allow need a greater k, or better known taus"
         )
     # Rarely fewer than for ρ = 1, so start there.
-    failed, slots = 0, max(1, min(most, round(planner.erlangs)))
+    failed, slots = 0, max(1, round(min(most, planner.erlangs)))
     while not planner.meets(slots):
         failed, slots = slots, min(most, slots + max(1, slots // 4))
     while slots - failed > 1:

@@ -112,3 +112,9 @@ def test_the_busiest_section_of_a_long_workload() -> None:
     jobs = [Job(float(n if n < 500 else 500 + (n - 500) / 10), "x", 1.0) for n in range(1000)]
     assert busiest(jobs, 400)[0].arrival_s >= 500
     assert busiest(jobs, 2000) is jobs
+
+
+def test_two_jobs_within_an_instant_that_no_load_can_express() -> None:
+    jobs = [Job(arrival_s, "x", 1.0, tau=1.0, span_s=1.0) for arrival_s in (0.0, 1e-310)]
+    answer = plan(Question(jobs, 1.0, fifo, SETTINGS))
+    assert (answer.slots, answer.trials[-1].rho) == (2, float("inf"))
