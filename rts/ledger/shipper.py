@@ -2,9 +2,9 @@
 
 Each file has one writer, and each line its number there; Redis knows the last one that it
 applied (see ``finish.lua``), and a new shipper asks for it. So neither a crash anywhere
-nor a call whose reply never came teaches anything twice. After Redis was wiped, the lines
-of a file that is still in use are shipped again, since what the outbox held is gone; but
-what they taught comes back with the snapshot.
+nor a call whose reply never came teaches anything twice. After Redis came back empty, the
+lines of a file that is still in use are shipped again, since what the outbox held is gone;
+but what they taught comes back with the snapshot.
 """
 
 from __future__ import annotations
