@@ -50,14 +50,14 @@ def predict_new(
     """Return when a task would start and finish, were it published now.
 
     *task* is a task or its name; *headers* and *priority* as for ``apply_async``; an eta
-    goes into the headers, as ISO 8601. *queue*: by default the task's own, or the one that
-    the app routes it to. It may be called for each request of a web process: one reading of
-    the queues serves all calls for a fifth of a second, or longer if it was slow, and takes
-    into account what the process itself publishes meanwhile.
+    goes into the headers, as ISO 8601. *queue* and *priority*: by default the task's own, or
+    those that the app's routes give it. It may be called for each request of a web process:
+    one reading of the queues serves all calls for a fifth of a second, or longer if it was
+    slow, and takes into account what the process itself publishes meanwhile.
 
     Raises:
-        CommandError: rts is not installed, or off, in the app, the broker is not Redis, or
-            no worker consumes from the queue.
+        CommandError: rts is not installed, or off, in the app, the broker is not Redis, the
+            task's route names an exchange alone, or no worker consumes from the queue.
         StoreUnavailable: Redis is away.
     """
     app, parts = _installed(app if app is not None else getattr(task, "app", None))
@@ -71,9 +71,16 @@ def predict_new(
         }
         options = {key: value for key, value in options.items() if value is not None}
         known = app.tasks.get(name)
-        options["headers"] = requested
-        routed = app.amqp.router.route(options, name, task_type=known)["queue"]
-        queue = str(getattr(routed, "name", routed))
+        options.update(headers=requested, priority=priority)
+        routed = app.amqp.router.route(options, name, task_type=known)
+        priority = routed.get("priority")
+        chosen = routed.get("queue")
+        if chosen is None and routed.get("exchange"):
+            raise CommandError(
+                f"{name} is routed to the exchange {routed['exchange']}: name its queue"
+            )
+        # A route may have no destination; Celery then publishes to the default queue.
+        queue = str(getattr(chosen, "name", chosen or app.conf.task_default_queue))
     plan = parts.planner.plan(name, requested, priority)
     if parts.prioritise is not None:
         priority = parts.prioritise(plan, priority, False)

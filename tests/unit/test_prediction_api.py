@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from celery import Celery
@@ -49,6 +49,39 @@ def test_two_threads_that_route_first_share_their_state(
     rts.uninstall(app)
     app.close()
     assert len(made) == 1
+
+
+@pytest.mark.parametrize(
+    ("route", "expected"),
+    [
+        (None, ("celery", 0)),
+        ({"priority": 3}, ("celery", 3)),
+        ({"queue": "videos"}, ("videos", 0)),
+        ({"routing_key": "k"}, ("celery", 0)),
+        ({"exchange": "media", "routing_key": "k"}, "the exchange media: name its queue"),
+    ],
+)
+def test_where_a_new_task_would_go(route: Any, expected: Any) -> None:
+    nobody = "redis://127.0.0.1:1"
+    app = Celery("routes", broker=nobody, set_as_current=False)
+    app.conf.update(rts_redis_url=nobody, task_routes={} if route is None else {"work": route})
+    rts.install(app)
+    parts = parts_of(app)
+    assert parts is not None
+    asked: list[Any] = []
+    parts.predictor = cast(
+        Any,
+        SimpleNamespace(of_new=lambda *given: asked.append(given[2:]), close=lambda: None),
+    )
+    if isinstance(expected, str):
+        with pytest.raises(rts.CommandError, match=expected):
+            rts.predict_new("work", app=app)
+    else:
+        rts.predict_new("work", app=app)
+        rts.predict_new("work", priority=5, app=app)
+        assert asked == [expected, (expected[0], 5)]
+    rts.uninstall(app)
+    app.close()
 
 
 @pytest.mark.parametrize(
