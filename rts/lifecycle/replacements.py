@@ -47,7 +47,8 @@ def replaces(headers: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
     """Return whether a message with *headers* is what the task *current* puts in its place,
     or the first part of that.
     """
-    return bool(headers.get(NESTING, 0) == current.get(NESTING, 0) + 1)
+    nesting = current.get(NESTING, 0)  # a stranger's may be anything
+    return isinstance(nesting, int) and headers.get(NESTING, 0) == nesting + 1
 
 
 def succeeds(headers: Mapping[str, Any]) -> bool:

@@ -15,7 +15,7 @@ from rts.clock import FleetClock
 from rts.deadlines import MAX_INSTANT
 from rts.headers import read_plan, write_plan
 from rts.lifecycle.planning import Planner
-from rts.lifecycle.replacements import OWED, due_at, succeeds
+from rts.lifecycle.replacements import NESTING, OWED, due_at, replaces, succeeds
 from rts.settings import Settings
 
 NOW = 1_800_000_000.0
@@ -374,6 +374,12 @@ def test_an_invalid_header_of_replacements_is_ignored(owed: Any) -> None:
     message = {"id": "1"}
     planner().plan_message("member", message, None, {"id": "2", OWED: owed})
     assert message["rts_deadline"] == NOW + 20
+
+
+@pytest.mark.parametrize("nesting", [None, "1", [1]])
+def test_an_invalid_nesting_is_no_replacement(nesting: Any) -> None:
+    retried = {"id": "1", NESTING: nesting}
+    assert not replaces(retried, retried)
 
 
 def test_nested_replacements() -> None:
