@@ -27,8 +27,10 @@ class RtsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no t
         self._parts: Any = None
         try:
             self._parts = self._build(worker)
-        except ConfigurationError:
-            raise  # at startup, in view of the person who can correct it
+        except ConfigurationError as exc:
+            # At startup, in view of the person who can correct it; without frames, as at
+            # install.
+            raise exc.with_traceback(None) from None
         except Exception as exc:  # noqa: BLE001  the worker must start
             health.hook_failed("worker", exc)
 
