@@ -17,6 +17,7 @@ import rts
 from rts import health
 from rts.headers import DROPPED
 from rts.installation import parts_of
+from rts.scheduling.channel import SCAN_LIMIT
 from rts.scheduling.queue_metrics import queue_readings
 from rts.scheduling.queues import (
     FleetQueues,
@@ -26,6 +27,7 @@ from rts.scheduling.queues import (
     state_of,
 )
 from rts.scheduling.rule import Rule
+from rts.scheduling.scripts import CLAIM
 from rts.settings import Settings
 from tests.order import FAR, NAME, PAST, Message, connect, envelope
 
@@ -62,6 +64,18 @@ def test_messages_on_plain_lists_are_adopted(url: str, raw: redis.Redis) -> None
         assert ordered.basic_get(NAME).headers["redelivered"] is True
 
 
+def test_a_message_without_a_deadline_keeps_its_place_when_a_list_held_it(url: str) -> None:
+    with connect(url) as connection:
+        channel = connection.default_channel
+        for tag in ("1", "2"):
+            unplanned = envelope(Message(1, 1, 1, tag))
+            unplanned["headers"] = {"task": "t", "id": tag}
+            channel._put(NAME, unplanned)
+            if tag == "1":
+                assert move_to_lists(channel, NAME) == 1
+        assert [channel.basic_get(NAME).delivery_tag for _ in range(2)] == ["1", "2"]
+
+
 def test_a_claim_adopts_few_large_messages(url: str, raw: redis.Redis) -> None:
     start = time.time()
     with connect(url) as connection:
@@ -72,6 +86,19 @@ def test_a_claim_adopts_few_large_messages(url: str, raw: redis.Redis) -> None:
         assert channel.basic_get(NAME).delivery_tag == "0"
         state = state_of(channel, NAME)
         assert (state.ordered, state.plain) == (0, 4)
+
+
+def test_a_claim_demotes_a_limited_number_of_messages(url: str) -> None:
+    start = time.time()
+    with connect(url) as connection:
+        channel = connection.default_channel
+        for number in range(2 * SCAN_LIMIT + 1):
+            channel._put(NAME, envelope(Message(start + PAST, start + number, 1.0, f"{number}")))
+        arguments = channel._claim_arguments([NAME])
+        for demoted in (SCAN_LIMIT, 2 * SCAN_LIMIT):
+            assert CLAIM.run(channel.plain, *arguments)[0] == b"again"
+            assert state_of(channel, NAME).demoted == demoted
+        assert channel.basic_get(NAME).delivery_tag == "0"
 
 
 #: Redis parses these, Python or kombu does not.

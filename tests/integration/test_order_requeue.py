@@ -107,6 +107,21 @@ def test_what_cannot_be_looked_up_stays_unacknowledged(
         assert channel.basic_get(NAME).delivery_tag == "1"
 
 
+def test_what_another_worker_has_restored_and_claimed_meanwhile_is_left_to_it(
+    url: str, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = time.time()
+    with connect(url) as connection:
+        channel = connection.default_channel
+        channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "1")))
+        assert channel.basic_get(NAME).delivery_tag == "1"
+        read_before = iter([["1"], []])
+        monkeypatch.setattr(channel.qos, "_claimed_before", lambda *_: next(read_before))
+        channel.qos.restore_visible(interval=1)
+        assert raw.hexists("unacked", "1")
+        assert state_of(channel, NAME).waiting == 0
+
+
 def test_workers_restore_messages_together(
     url: str, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
