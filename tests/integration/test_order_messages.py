@@ -93,7 +93,8 @@ def test_a_claim_demotes_a_limited_number_of_messages(url: str) -> None:
     with connect(url) as connection:
         channel = connection.default_channel
         for number in range(2 * SCAN_LIMIT + 1):
-            channel._put(NAME, envelope(Message(start + PAST, start + number, 1.0, f"{number}")))
+            message = Message(start + PAST, start + number, 1.0, str(number))
+            channel._put(NAME, envelope(message))
         arguments = channel._claim_arguments([NAME])
         for demoted in (SCAN_LIMIT, 2 * SCAN_LIMIT):
             assert CLAIM.run(channel.plain, *arguments)[0] == b"again"
