@@ -208,6 +208,8 @@ def test_lateness_counts_every_task_and_splits_at_the_deadline() -> None:
     assert (sum(early), sum(late)) == (4, 3)
     assert all(x < 0 for x, n in zip(drawn["x"], early, strict=True) if n)
     assert charts.lateness({})["x"] == []
+    early_only = charts.lateness({bucket(-100.0): 1, bucket(-90.0): 1})
+    assert len(early_only["x"]) <= charts.BINS + 1, "the axis reaches to the deadline"
 
 
 @pytest.mark.parametrize(("early", "late"), [(995, 5), (5, 995), (1000, 0), (0, 1000)])
@@ -253,6 +255,8 @@ def test_slowdowns_leave_out_unknown_values() -> None:
     assert [band["runs"] for band in bands] == [0, 0, 1, 0, 0, 2]
     assert bands[-1]["on_time_ratio"] == 0.0
     assert [band["slowdown_p50"] for band in bands] == [None, None, 2.0, None, None, 51.0]
+    edges = [{**run, "load_at_start": {"load": load}} for load in (0.0, 0.2, 1.0)]
+    assert [band["runs"] for band in charts.bands(edges)] == [1, 1, 0, 0, 0, 1]
 
 
 def test_words_of_verdicts_and_values() -> None:

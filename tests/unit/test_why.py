@@ -102,6 +102,7 @@ def test_nothing_is_no_reason() -> None:
         ({"late": 3}, late(9.0, tau=9.0), DEADLINE, "had 6.00\u00a0s from arrival to deadline"),
         ({"late": 3}, late(9.0, load=1.5), LOAD, "(load 1.50) and took 3.00\u00a0× their tau"),
         ({"late": 3}, late(9.0, load=None), TAU, "(load –)"),
+        ({"late": 2, "killed": 2}, late(2.0), QUEUEING, "100\u00a0% of the late tasks"),
         (
             {"late": 1, "killed": 3},
             late(2.0),
