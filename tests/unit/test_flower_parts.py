@@ -66,6 +66,22 @@ def test_many_viewers_cost_one_query() -> None:
     assert sorted(asked) == [4, 21]
 
 
+def test_an_answer_is_made_again_once_it_is_not_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MIN_FRESH_S", 0.0)
+    monkeypatch.setattr(module, "FRESH_FACTOR", 0.0)
+    monkeypatch.setattr(module, "STALE_PATIENCE_S", 60.0)
+    query = iter(range(9)).__next__
+
+    async def look() -> list[Answer]:
+        answers = AnswerCache()
+        try:
+            return [await answers.get(query) for _ in range(3)]
+        finally:
+            answers.close()
+
+    assert [answer.value for answer in asyncio.run(look())] == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("error", "told"),
     [
@@ -465,3 +481,11 @@ def test_what_is_overdue_is_told_as_by_status_though_no_worker_is_there_to_find_
     redis = RedisState(ServerState("redis://r/0", True), open_tasks=12, overdue_tasks=9)
     state = page_parts.state(Settings(), redis, [])
     assert (state["open"]["tasks"], state["overdue"]) == (12, 9)
+
+
+def test_without_notes_of_open_tasks_those_that_wait_and_run_are_counted() -> None:
+    redis = RedisState(ServerState("redis://r/0", True), running=4, overdue=1)
+    queues = [source.QueueSummary(QueueState("q", 5, 6, 7, None), 2, 0, None, [])]
+    state = page_parts.state(Settings(open_max=0), redis, queues)
+    assert state["open"] == {"tasks": 22, "waiting": 18, "running": 4}
+    assert state["overdue"] == 9, "running late, demoted, hopeless"
