@@ -163,11 +163,16 @@ class Execution(NamedTuple):
         Raises:
             ValueError: the text is not such a record.
         """
-        return _decoded(text if isinstance(text, str) else text.decode())
+        text = text if isinstance(text, str) else text.decode()
+        return _decoded(text) if len(text) <= _USUAL_CHARS else _decoded.__wrapped__(text)
 
 
 #: Number of fields of an Execution that are known when a run starts.
 START_FIELDS = Execution._fields.index("load_at_start") + 1
+
+
+#: Characters of a record at most that is kept decoded: a stranger's may be of any length.
+_USUAL_CHARS = 4096
 
 
 # Cached: a companion mostly drains what it has shipped itself, half a second before.

@@ -57,11 +57,12 @@ def finish_entry(execution: Execution, number: int, record: bytes | None = None)
     if record is None:
         record = execution.to_json().encode()
     actual_s = learned_runtime(execution)
-    # The name of a task that no worker knows may be a stranger's, so of any type.
-    name, tau_s = str(execution.name), execution.tau
+    # The name of a task that no worker knows may be a stranger's: of any type and length.
+    name = "" if actual_s is None else str(execution.name)
     # A killed worker reports tasks as never run even if they had a run that was retried.
     goes_on = execution.state in NOT_FINAL or (execution.state == LOST and not execution.ran)
     ended = "" if goes_on else str(execution.task_id)
+    tau_s = execution.tau
     return FinishEntry(number, record, actual_s, execution.task_type, name, tau_s, ended)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ import redis
 
 from rts.errors import StoreUnavailable
 from rts.link.link import Link
-from rts.records import Learned
+from rts.records import Execution, Learned
 from rts.settings import Settings
 from rts.tau.finish import FinishCall, FinishEntry, finish_entry, read_answer
 from tests.records import run, success
@@ -46,6 +47,19 @@ def test_an_entry_without_a_writer_leaves_no_key(
     apply(settings, None, finish_entry(success("b"), 1))
     assert redis_client.hget(settings.keys.count, "cpu-light") == "2"
     assert not list(redis_client.scan_iter(settings.keys.seq + "*"))
+
+
+def test_long_names_of_unknown_tasks_stay_in_no_memory() -> None:
+    """As a stranger's message may have: a companion would grow by gigabytes."""
+    call = FinishCall(Settings())
+    tracemalloc.start()
+    for i in range(50):
+        unknown = run(str(i))._replace(name=f"{i}" * 50_000, state="FAILURE", ran=False)
+        record = unknown.to_json().encode()
+        call.pack("w", [finish_entry(Execution.from_json(record), 1, record)])
+    kept_bytes, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept_bytes < 1_000_000
 
 
 @pytest.mark.parametrize(
