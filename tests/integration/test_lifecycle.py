@@ -198,20 +198,11 @@ def test_a_rejected_message_that_is_queued_again_has_no_verdict_yet(
     assert verdicts == {"met": "1"}
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "runs", "state"),
-    [
-        ("heavy", {}, 1, "SUCCESS"),
-        ("heavy", {"expires": -1}, 0, "REVOKED"),
-        ("kill_self", {}, 1, "FAILURE"),
-    ],
-)
-def test_an_id_may_be_a_uuid(
-    scene: Scene, name: str, options: dict[str, Any], runs: int, state: str
-) -> None:
+def test_an_id_may_be_a_uuid(scene: Scene) -> None:
     given = uuid.uuid4()  # such as a model's key in Django
-    getattr(scene.basic, name).apply_async(task_id=given, **options)
-    task = scene.verdict(str(given), runs=runs, state=state)
+    # Before Celery 5.7 its result backend on Redis takes none.
+    scene.basic.heavy.apply_async(task_id=given, ignore_result=True)
+    task = scene.verdict(str(given), state="SUCCESS")
     assert task["root_id"] == str(given)
     wait_until(lambda: scene.redis.zscore("rts:open", str(given)) is None)
 

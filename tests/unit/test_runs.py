@@ -7,6 +7,7 @@ import os
 import signal
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from billiard.pool import soft_timeout_sighandler
@@ -171,6 +172,13 @@ def test_a_delay_in_the_routing_key_is_not_part_of_the_queue(place: Place) -> No
 def test_what_json_cannot_hold_is_recorded_as_text(place: Place) -> None:
     got = place.run({**REQUEST, "parent_id": b"x", "delivery_info": {"routing_key": 1j}}, 0)
     assert (got.parent_id, got.queue) == ("b'x'", "1j")
+    given = uuid4()
+    request = {"id": given, "task": "proj.add", "root_id": given}
+    assert place.run(request, 0).task_id == str(given)
+    never = new_execution(PLAN, request, worker="w@h", instance="w@h/1-a", pid=None)
+    assert Execution.from_json(never.to_json()).root_id == str(given)
+    place.runs.start(PLAN, request)
+    assert place.board.take(given) is not None  # type: ignore[arg-type]  # as Celery passes it
 
 
 def test_missing_fields_are_none(place: Place) -> None:
