@@ -102,6 +102,8 @@ class Spool(SpoolFolder):
 
     def close(self) -> None:
         """Close this process's file."""
+        if self._pid != forks.pid:
+            self._reset_after_fork()
         with self._lock:
             self._close()
 

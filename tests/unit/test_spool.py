@@ -135,6 +135,23 @@ def test_a_forked_child_that_writes_nothing_keeps_no_file_locked(tmp_path: Path)
     os.close(until)
 
 
+def test_a_forked_child_does_not_close_its_parents_file(tmp_path: Path) -> None:
+    """The parent would be killed by its next record, in memory that has no file."""
+    spool = Spool(str(tmp_path / "spool"), MIB)
+    spool.append_line(as_line(run("a")))
+    child = os.fork()
+    if child == 0:
+        try:
+            spool.close()
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    (path,) = spool.files()
+    assert os.stat(path).st_size > 10_000, "its room is reserved"
+    with opened(path) as fd:
+        assert not try_lock(fd)
+
+
 def test_the_file_of_a_process_that_was_killed_ends_with_its_last_record(
     tmp_path: Path,
 ) -> None:
