@@ -32,6 +32,12 @@ APP = "rts.testing.replay_app"
 #: Seconds that the replay may take beyond twice what the slots need for the work.
 PATIENCE_S = 60.0
 
+#: Settings that decide the results, whatever the speed.
+RULES = (
+    *("sla_multiplier", "deadline_policy", "quantile", "learning_rate", "tau_scope"),
+    *("min_samples", "max_types", "hopeless", "hopeless_slots", "late_share", "order"),
+)
+
 #: Shortest time in seconds after which the publisher reads the taus again. It is a second in
 #: production and less with the speed-up, but must not take CPU from the worker.
 MIN_FRESH_S = 0.1
@@ -87,7 +93,7 @@ def sped_up(settings: Settings, speedup: float) -> dict[str, Any]:
             for kind in settings.task_types.values()
         },
         "rts_min_slack": settings.min_slack / speedup,
-        "rts_sla_multiplier": settings.sla_multiplier,
+        **{f"rts_{name}": getattr(settings, name) for name in RULES},
         "rts_queue_horizons": {q: s / speedup for q, s in settings.queue_horizons.items()},
     }
 

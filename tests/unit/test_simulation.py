@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ from rts.simulation.traces import (
     write_trace,
 )
 from rts.tasktypes import TaskType
+from rts.testing.replay import sped_up
 
 ORDERS: list[Callable[[], Order]] = [
     FirstComeFirstServed,
@@ -252,3 +254,27 @@ def test_jobs_out_of_order_and_no_slots_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         simulate([], 0, FirstComeFirstServed(), Settings())
     assert share_met(simulate([], 1, FirstComeFirstServed(), Settings())) == 1.0
+
+
+def test_a_replay_with_real_workers_goes_by_the_settings_that_it_is_given() -> None:
+    given = Settings(
+        sla_multiplier=1.5,
+        task_types={"mine": TaskType("mine", 10.0, 2.5)},
+        deadline_policy="quantile",
+        quantile=0.9,
+        learning_rate=0.5,
+        min_slack=2.0,
+        tau_scope="type",
+        min_samples=3,
+        max_types=7,
+        hopeless="drop",
+        hopeless_slots=0.5,
+        late_share=0.1,
+        order="deadline+work",
+        queue_horizons={"q": 30.0},
+    )
+    found = Settings.from_conf(sped_up(given, 2.0), environ={})
+    assert found.task_types["mine"] == TaskType("mine", 5.0, 2.5)
+    assert replace(found, task_types={}, spool_dir="") == replace(
+        given, task_types={}, min_slack=1.0, queue_horizons={"q": 15.0}
+    )
