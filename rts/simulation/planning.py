@@ -82,9 +82,10 @@ def plan(question: Question, progress: Callable[[], None] = lambda: None) -> Pla
     planner = _Planner(question, progress)
     if not planner.meets(most := len(planner.jobs)):
         best = planner.trial(most)
+        of = " of the worst type" if question.by_type else ""
         raise Unattainable(
             f"no number of slots meets {question.target:.2%}: with a slot for each task "
-            f"{best.share:.2%} are met ({best.worst:.2%} in the worst resample). Runs that "
+            f"{best.share:.2%}{of} are met ({best.worst:.2%} in the worst resample). Runs that "
             "take longer than their deadlines allow need a greater k, or better known taus"
         )
     # Rarely fewer than for ρ = 1, so start there.

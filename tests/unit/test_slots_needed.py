@@ -82,6 +82,9 @@ def test_an_unattainable_target() -> None:
     jobs = [Job(100.0 * n, "x", 1.0 if n % 2 else 50.0, tau=10.0, span_s=20) for n in range(10)]
     with pytest.raises(Unattainable, match=r"90\.00%: with a slot for each task 50\.00%"):
         plan(Question(jobs, 0.9, fifo, SETTINGS))
+    jobs = [job._replace(task_type="cpu-light") if job.runtime_s == 1 else job for job in jobs]
+    with pytest.raises(Unattainable, match=r"0\.00% of the worst type are met"):
+        plan(Question(jobs, 0.9, fifo, SETTINGS, by_type=True))
 
 
 def test_a_burst_needs_a_slot_for_each_task_without_slack() -> None:
