@@ -14,9 +14,9 @@ import pytest
 import redis
 
 from rts.ledger.received import BYTES, Received, mark_of
-from rts.ledger.recent import RUNS
+from rts.ledger.recent import RUNS, Recent
 from rts.link.link import Link
-from rts.predictions.fleet import MAX_RELATED, Fleet, read_fleet
+from rts.predictions.fleet import MAX_RELATED, NOTED_S, Fleet, read_fleet
 from rts.predictions.shared_workers import WorkerGroup
 from rts.settings import Settings
 from rts.testing import wait_until
@@ -158,3 +158,43 @@ def test_recent_runs_are_complete_since_the_busiest_queue_was_trimmed(
     fleet = fleet_of(settings, "quiet")
     assert len(fleet.recent) == 2 + RUNS
     assert fleet.known_since == 1000.0
+
+
+def ran(start: float, end: float) -> Recent:
+    return Recent("1", "t", "mixed", start, 1.0, end, start, end, "mail")
+
+
+#: Two slots, of which one was busy for eight and one for ten of ten seconds.
+BUSY = Fleet(
+    now=110.0 + NOTED_S,
+    queues=["mail"],
+    numbers={"mail": 0},
+    groups=[WorkerGroup(2)],
+    group_of={"a": 0},
+    receivers={},
+    all_report=True,
+    worker_slots=[2],
+    running=[run("1")._replace(started_at=105.0, queue="mail")],
+    recent=[ran(96.0, 104.0), ran(104.0, 108.0), ran(100.0, 105.0), ran(80.0, 90.0)],
+    known_since=100.0,
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "since", "share"),
+    [
+        ({}, 100.0, 0.9),
+        ({"groups": [WorkerGroup(1), WorkerGroup(1)]}, 100.0, 0.9),
+        ({"running": [run("1")._replace(started_at=105.0, queue="other")]}, 100.0, None),
+        ({"groups": [WorkerGroup(1), WorkerGroup(1, (0, 1))]}, 100.0, None),
+        ({"groups": [WorkerGroup(3)]}, 100.0, None),
+        ({"groups": []}, 100.0, None),
+        ({"known_since": 100.1}, 100.0, None),
+        ({"recent": [ran(100.0, 110.0)] * 3}, 107.9, 1.0),
+        ({"recent": [ran(100.0, 110.0)] * 3}, 108.1, None),
+    ],
+)
+def test_the_share_of_busy_time_is_measured_where_enough_is_known(
+    changes: dict[str, Any], since: float, share: float | None
+) -> None:
+    assert replace(BUSY, **changes).share(since) == (share and pytest.approx(share))
