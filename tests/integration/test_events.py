@@ -25,11 +25,6 @@ from tests.forked import forks_beside_threads
 EVENT = Event("overdue", "t1", "proj.add", "mixed", "q", 1.0, 2.0, 0.5, 2.5, "PENDING", "w@h")
 
 
-@pytest.fixture
-def settings(rts_redis_url: str, rts_key_prefix: str) -> Settings:
-    return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, timeout=5.0)
-
-
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener, "POLL_S", 0.02)

@@ -20,7 +20,6 @@ from typing import Any
 import pytest
 from celery import Celery
 
-import rts
 from rts.settings import Settings
 from rts.testing import wait_until
 from rts.testing.processes import OwnedProcess
@@ -32,14 +31,11 @@ RTS = [sys.executable, "-m", "celery", "-A", "tests.apps.basic", "rts"]
 
 
 @pytest.fixture
-def producer(make_stage: Callable[..., Stage]) -> Iterator[tuple[Stage, Celery]]:
+def producer(
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery]
+) -> tuple[Stage, Celery]:
     stage = make_stage(rts_slo={"mixed": 0.99, "*": 0.9})
-    app = Celery("numbers", broker=stage.broker, backend=stage.backend, set_as_current=False)
-    app.conf.update(stage.conf)
-    rts.install(app)
-    yield stage, app
-    rts.uninstall(app)
-    app.close()
+    return stage, apps(stage)
 
 
 def command(stage: Stage, *arguments: str) -> subprocess.CompletedProcess[str]:

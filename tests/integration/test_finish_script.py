@@ -16,11 +16,6 @@ from rts.tau.finish import FinishCall, FinishEntry, finish_entry, read_answer
 from tests.records import run, success
 
 
-@pytest.fixture
-def settings(rts_redis_url: str, rts_key_prefix: str) -> Settings:
-    return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, timeout=5.0)
-
-
 def apply(
     settings: Settings, producer: str | None, *entries: FinishEntry
 ) -> list[Learned | None]:

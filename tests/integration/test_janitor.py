@@ -45,11 +45,6 @@ class Time:
 
 
 @pytest.fixture
-def settings(rts_redis_url: str, rts_key_prefix: str) -> Settings:
-    return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, timeout=5.0)
-
-
-@pytest.fixture
 def time() -> Time:
     return Time()
 

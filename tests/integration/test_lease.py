@@ -18,11 +18,6 @@ Make = Callable[..., Lease]
 
 
 @pytest.fixture
-def settings(rts_redis_url: str, rts_key_prefix: str) -> Settings:
-    return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, timeout=5.0)
-
-
-@pytest.fixture
 def key(settings: Settings) -> str:
     return settings.keys.janitor
 

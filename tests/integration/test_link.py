@@ -25,12 +25,6 @@ from tests.forked import forks_beside_threads, holds_in_child
 from tests.relay import relay
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer() as server:
-        yield server
-
-
 @pytest.fixture
 def link(server: RedisServer) -> Iterator[Link]:
     link = Link(Settings(redis_url=server.url, breaker_period=1e-6, timeout=5.0))

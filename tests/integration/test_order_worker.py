@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -14,31 +14,10 @@ import redis
 from celery import Celery
 from celery.exceptions import TaskRevokedError
 
-import rts
 from rts.testing import wait_until
 from tests.conftest import Stage
 
 OK = "tests.apps.basic.ok"
-
-
-@pytest.fixture
-def producers() -> Iterator[list[Celery]]:
-    """Apps that publish; closed at the end."""
-    made: list[Celery] = []
-    yield made
-    for app in made:
-        rts.uninstall(app)
-        app.close()
-
-
-def producer(stage: Stage, made: list[Celery], **conf: Any) -> Celery:
-    """Return an app that publishes to the stage's workers."""
-    app = Celery("producer", broker=stage.broker, backend=stage.backend)
-    app.conf.update(stage.conf, broker_transport_options=stage.transport_options)
-    app.conf.update(conf)
-    rts.install(app)
-    made.append(app)
-    return app
 
 
 def left(client: redis.Redis, queue: str) -> list[str]:
@@ -56,7 +35,7 @@ def ran(ledger: Any, count: int) -> list[str]:
 @pytest.mark.parametrize("pool", ["prefork", "threads", "gevent", "solo"])
 def test_the_earliest_deadline_runs_first(
     make_stage: Callable[..., Stage],
-    producers: list[Celery],
+    apps: Callable[..., Celery],
     mongo: Any,
     redis_client: redis.Redis,
     pool: str,
@@ -64,7 +43,7 @@ def test_the_earliest_deadline_runs_first(
     if pool == "gevent" and importlib.util.find_spec("gevent") is None:
         pytest.skip("gevent is not installed")
     stage = make_stage(rts_scheduler="edf")
-    app = producer(stage, producers)
+    app = apps(stage)
     now = time.time()
     offsets = random.sample(range(1000, 2000), 12)
     results = {
@@ -85,12 +64,12 @@ def test_the_earliest_deadline_runs_first(
 
 def test_what_fleets_without_the_order_publish_is_run_too(
     make_stage: Callable[..., Stage],
-    producers: list[Celery],
+    apps: Callable[..., Celery],
     mongo: Any,
     redis_client: redis.Redis,
 ) -> None:
     stage = make_stage(rts_scheduler="edf")
-    ordered, fifo = producer(stage, producers), producer(stage, producers, rts_scheduler=None)
+    ordered, fifo = apps(stage), apps(stage, rts_scheduler=None)
     bare = Celery("bare", broker=stage.broker, backend=stage.backend, set_as_current=False)
     bare.conf.task_default_queue = ordered.conf.task_default_queue
     now = time.time()
@@ -112,19 +91,19 @@ def test_what_fleets_without_the_order_publish_is_run_too(
 
 
 def test_hopeless_tasks_wait_or_are_dropped(
-    make_stage: Callable[..., Stage], producers: list[Celery], mongo: Any
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any
 ) -> None:
     past = {"headers": {"sla_deadline": time.time() - 100}}
     later = {"headers": {"sla_deadline": time.time() + 600}}  # the worker starts first
     stage = make_stage(rts_scheduler="edf", rts_late_share=0)
-    app = producer(stage, producers)
+    app = apps(stage)
     hopeless = [app.send_task(OK, (0,), **past).id for _ in range(2)]
     hopeful = [app.send_task(OK, (0,), **later).id for _ in range(2)]
     stage.worker(concurrency=1)
     assert ran(mongo, 4) == hopeful + hopeless
 
     stage = make_stage(rts_scheduler="edf", rts_hopeless="drop")
-    app = producer(stage, producers)
+    app = apps(stage)
     stage.worker(concurrency=1)
     dropped = app.send_task(OK, (0,), **past)
     with pytest.raises(TaskRevokedError):
@@ -137,12 +116,12 @@ def test_hopeless_tasks_wait_or_are_dropped(
 
 def test_demoted_tasks_leave_a_slot_to_the_hopeful(
     make_stage: Callable[..., Stage],
-    producers: list[Celery],
+    apps: Callable[..., Celery],
     mongo: Any,
     redis_client: redis.Redis,
 ) -> None:
     stage = make_stage(rts_scheduler="edf")
-    app = producer(stage, producers)
+    app = apps(stage)
     past = {"headers": {"sla_deadline": time.time() - 100}}
     hopeless = [app.send_task(OK, (2.0,), **past) for _ in range(4)]
     stage.worker(concurrency=2)
@@ -158,10 +137,10 @@ def test_demoted_tasks_leave_a_slot_to_the_hopeful(
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_a_free_slot_is_filled_at_once(
-    make_stage: Callable[..., Stage], producers: list[Celery], mongo: Any, pool: str
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any, pool: str
 ) -> None:
     stage = make_stage(rts_scheduler="edf")
-    app = producer(stage, producers)
+    app = apps(stage)
     for _ in range(12):
         app.send_task(OK, (0.2,))
     stage.worker(pool=pool, concurrency=2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -14,7 +14,6 @@ from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded
 from celery.result import AsyncResult
 
-import rts
 from rts.testing import MongoServer, RedisServer, wait_until
 from tests.conftest import Stage
 
@@ -23,26 +22,6 @@ pytestmark = pytest.mark.usefixtures("unmeasured_processes")
 OK = "tests.apps.basic.ok"
 #: Tasks before a server is killed, and as many while it is away.
 SOME = 300
-
-
-@pytest.fixture
-def producers() -> Iterator[list[Celery]]:
-    """Apps that publish; closed at the end."""
-    made: list[Celery] = []
-    yield made
-    for app in made:
-        rts.uninstall(app)
-        app.close()
-
-
-def producer(stage: Stage, made: list[Celery]) -> Celery:
-    """Return an app that publishes to the stage's workers."""
-    app = Celery("producer", broker=stage.broker, backend=stage.backend)
-    app.conf.update(stage.conf)
-    app.conf.broker_transport_options = stage.transport_options
-    rts.install(app)
-    made.append(app)
-    return app
 
 
 def visible_again(stage: Stage, client: redis.Redis) -> None:
@@ -81,12 +60,12 @@ def verdicts(ledger: Any, results: list[AsyncResult]) -> None:
 
 
 def test_mongodb_away_for_the_whole_run(
-    make_stage: Callable[..., Stage], producers: list[Celery], redis_client: redis.Redis
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery], redis_client: redis.Redis
 ) -> None:
     server = MongoServer()
     try:
         stage = make_stage(mongo_url=server.url)
-        app = producer(stage, producers)
+        app = apps(stage)
         worker = stage.worker()
         results = [app.send_task(OK, (0,)) for _ in range(2000)]
         assert all(result.get(timeout=60) == 0 for result in results)
@@ -103,11 +82,11 @@ def test_mongodb_away_for_the_whole_run(
 
 @pytest.mark.parametrize("persistent", [True, False])
 def test_redis_of_rts_killed_in_the_middle(
-    make_stage: Callable[..., Stage], producers: list[Celery], mongo: Any, persistent: bool
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any, persistent: bool
 ) -> None:
     with RedisServer(persistent=persistent) as own:
         stage = make_stage(rts_redis_url=own.url, rts_breaker_period=1.0)
-        app = producer(stage, producers)
+        app = apps(stage)
         worker = stage.worker()
         results = [app.send_task(OK, (0,)) for _ in range(SOME)]
         assert all(result.get(timeout=60) == 0 for result in results)
@@ -132,11 +111,11 @@ def test_redis_of_rts_killed_in_the_middle(
 
 
 def test_redis_of_rts_stalls(
-    make_stage: Callable[..., Stage], producers: list[Celery], mongo: Any
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any
 ) -> None:
     with RedisServer() as own:
         stage = make_stage(rts_redis_url=own.url, rts_breaker_period=1.0)
-        app = producer(stage, producers)
+        app = apps(stage)
         stage.worker()
         results = [app.send_task(OK, (0,)) for _ in range(50)]
         own.pause()
@@ -150,11 +129,11 @@ def test_redis_of_rts_stalls(
 
 
 def test_a_soft_time_limit_that_strikes_while_redis_is_asked(
-    make_stage: Callable[..., Stage], producers: list[Celery], mongo: Any
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any
 ) -> None:
     with RedisServer() as own:
         stage = make_stage(rts_redis_url=own.url, rts_timeout=60.0)
-        app = producer(stage, producers)
+        app = apps(stage)
         worker = stage.worker()
         try:
             result = app.send_task("tests.apps.basic.soft_limit_in_a_publish", (own.pid,))
@@ -168,13 +147,13 @@ def test_a_soft_time_limit_that_strikes_while_redis_is_asked(
 
 def test_a_worker_killed_with_its_companion_in_the_middle(
     make_stage: Callable[..., Stage],
-    producers: list[Celery],
+    apps: Callable[..., Celery],
     mongo: Any,
     redis_client: redis.Redis,
 ) -> None:
     stage = make_stage()
     stage.transport_options = {"visibility_timeout": 2}
-    app = producer(stage, producers)
+    app = apps(stage)
     first = stage.worker()
     results = [app.send_task("tests.apps.basic.late", (0.005,)) for _ in range(600)]
     queue = stage.conf["task_default_queue"]
@@ -203,13 +182,13 @@ def test_a_worker_killed_with_its_companion_in_the_middle(
 
 def test_a_run_that_died_with_its_worker_is_lost_and_runs_again(
     make_stage: Callable[..., Stage],
-    producers: list[Celery],
+    apps: Callable[..., Celery],
     mongo: Any,
     redis_client: redis.Redis,
 ) -> None:
     stage = make_stage()
     stage.transport_options = {"visibility_timeout": 2}
-    app = producer(stage, producers)
+    app = apps(stage)
     first = stage.worker(concurrency=1)
     result = app.send_task("tests.apps.basic.late", (6.0,))
     wait_until(lambda: redis_client.hlen(f"{stage.prefix}running") == 1)
@@ -233,11 +212,11 @@ def test_a_run_that_died_with_its_worker_is_lost_and_runs_again(
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_run_that_died_with_its_worker_is_known_though_redis_was_away(
-    make_stage: Callable[..., Stage], producers: list[Celery], mongo: Any, whole: bool
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any, whole: bool
 ) -> None:
     with RedisServer() as own:
         stage = make_stage(rts_redis_url=own.url, task_track_started=True)
-        app = producer(stage, producers)
+        app = apps(stage)
         first = stage.worker(concurrency=1)
         (companion,) = first.companions()
         own.kill()
@@ -257,11 +236,11 @@ def test_a_run_that_died_with_its_worker_is_known_though_redis_was_away(
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_a_run_whose_result_cannot_be_stored_has_ended(
-    make_stage: Callable[..., Stage], producers: list[Celery], mongo: Any, pool: str
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any, pool: str
 ) -> None:
     stage = make_stage()
     stage.backend = None
-    app = producer(stage, producers)
+    app = apps(stage)
     with RedisServer() as results:
         stage.backend = results.url
         stage.worker(pool=pool, concurrency=1)
@@ -274,14 +253,14 @@ def test_a_run_whose_result_cannot_be_stored_has_ended(
 
 
 def test_a_password_is_never_logged(
-    make_stage: Callable[..., Stage], producers: list[Celery]
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery]
 ) -> None:
     with RedisServer() as own:
         url = own.url.replace("redis://", "redis://:hunter2@")
         mongo_url = "mongodb://user:hunter3@127.0.0.1:1/rts"
         hook = {"url": "https://127.0.0.1:1/services/hunter4", "secret": "hunter5-hunter5"}
         stage = make_stage(mongo_url=mongo_url, rts_redis_url=url, rts_webhooks=[hook])
-        app = producer(stage, producers)
+        app = apps(stage)
         worker = stage.worker(loglevel="DEBUG")
         assert app.send_task(OK, (0,)).get(timeout=60) == 0  # AUTH fails: none is set
         wait_until(lambda: "is not usable" in worker.log)

@@ -9,7 +9,7 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -49,11 +49,6 @@ class Time:
 
     def __call__(self) -> float:
         return self.at
-
-
-@pytest.fixture
-def settings(rts_redis_url: str, rts_key_prefix: str) -> Settings:
-    return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, timeout=5.0)
 
 
 def task(task_id: str, deadline: float, **changes: Any) -> OpenTask:
@@ -730,14 +725,11 @@ def test_one_looks_until_it_releases_the_lease(settings: Settings) -> None:
 
 
 @pytest.fixture
-def producer(make_stage: Callable[..., Stage]) -> Iterator[tuple[Stage, Celery]]:
+def producer(
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery]
+) -> tuple[Stage, Celery]:
     stage = make_stage()
-    app = Celery("overdue", broker=stage.broker, backend=stage.backend, set_as_current=False)
-    app.conf.update(stage.conf)
-    rts.install(app)
-    yield stage, app
-    rts.uninstall(app)
-    app.close()
+    return stage, apps(stage)
 
 
 def test_a_lost_task_is_overdue_within_5_seconds_of_its_deadline_and_once(

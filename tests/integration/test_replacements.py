@@ -22,11 +22,6 @@ pytestmark = pytest.mark.usefixtures("unmeasured_processes")
 BASIC = "tests.apps.basic"
 
 
-@pytest.fixture
-def settings(rts_redis_url: str, rts_key_prefix: str) -> Settings:
-    return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, timeout=5.0)
-
-
 def ok(app: Celery, seconds: float = 0.0) -> Any:
     return app.signature(f"{BASIC}.ok", (seconds,), immutable=True)
 

@@ -23,12 +23,6 @@ from rts.testing import RedisServer
 from tests.records import as_line, run, success
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer() as server:
-        yield server
-
-
 @pytest.fixture
 def client(server: RedisServer) -> Iterator[Any]:
     with redis.Redis.from_url(server.url, decode_responses=True) as client:

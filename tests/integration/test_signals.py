@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from celery import Celery
 
-import rts
 from rts.testing import wait_until
 from tests.conftest import ROOT, Stage
 
@@ -45,14 +44,11 @@ def told(tmp_path: Path) -> Told:
 
 
 @pytest.fixture
-def producer(make_stage: Callable[..., Stage]) -> Iterator[tuple[Stage, Celery]]:
+def producer(
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery]
+) -> tuple[Stage, Celery]:
     stage = make_stage()
-    app = Celery("signals", broker=stage.broker, backend=stage.backend, set_as_current=False)
-    app.conf.update(stage.conf)
-    rts.install(app)
-    yield stage, app
-    rts.uninstall(app)
-    app.close()
+    return stage, apps(stage)
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])

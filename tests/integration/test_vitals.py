@@ -18,11 +18,6 @@ from tests.records import run
 
 
 @pytest.fixture
-def settings(rts_redis_url: str, rts_key_prefix: str) -> Settings:
-    return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, timeout=5.0)
-
-
-@pytest.fixture
 def link(settings: Settings) -> Iterator[Link]:
     link = Link(settings)
     yield link

@@ -18,6 +18,7 @@ import yaml
 from rts.testing import RedisServer, wait_until
 from rts.testing.processes import OwnedProcess
 from tests.programs import needed
+from tests.rabbitmq import free_port
 
 pytestmark = pytest.mark.usefixtures("unmeasured_processes")
 
@@ -189,12 +190,6 @@ def compose_redis() -> Iterator[RedisServer]:
     """Redis with the options of its service."""
     with RedisServer(arguments=SERVICES["redis"]["command"][1:]) as server:
         yield server
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize("name", OWN)
