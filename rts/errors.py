@@ -26,13 +26,16 @@ class ConfigurationError(RtsError, ValueError):
     """A setting is invalid. The message names setting, value and allowed range."""
 
     def __init__(self, setting: str, value: object, allowed: str) -> None:
+        super().__init__(setting, value, allowed)  # all, or it could not be unpickled
         self.setting = setting
         self.value = value
         self.allowed = allowed
-        shown = repr(value)
+
+    def __str__(self) -> str:
+        shown = repr(self.value)
         if len(shown) > 120:
             shown = shown[:117] + "..."
-        super().__init__(f"{setting} = {shown} is not valid; allowed: {allowed}")
+        return f"{self.setting} = {shown} is not valid; allowed: {self.allowed}"
 
 
 class StoreUnavailable(RtsError):

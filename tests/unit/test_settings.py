@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import ssl
 import subprocess
 import sys
@@ -139,6 +140,8 @@ def test_an_invalid_value_names_setting_value_and_range(setting: str, value: Any
     assert str(caught.value).startswith(setting)
     assert "allowed: " in str(caught.value)
     assert caught.value.allowed
+    # As a pool of processes brings it back.
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
 @pytest.mark.parametrize(
