@@ -251,6 +251,8 @@ def test_sums_of_a_busy_day_are_precomputed(
     monkeypatch.setattr(intervals, "DIRECT", 100)
     assert precompute(ledger.database, at(86400)) == 48
     assert precompute(ledger.database, at(86400)) == 0
+    write(ledger, runs_between(1, 5000, 5001, random.Random(7)))
+    assert precompute(ledger.database, at(86400)) == 2, "one hour of runs, and of tasks"
     check(ledger.database, at(0), at(86400))
 
 

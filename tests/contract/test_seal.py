@@ -206,6 +206,19 @@ def test_a_seal_moves_forward_and_expires(ledger: MongoLedger) -> None:
     assert other.id != first.id
 
 
+@pytest.mark.parametrize("off", [(-1, 1), (-1, 0), (0, 1)])
+def test_a_seal_that_was_counted_amid_arrivals_is_not_moved(
+    ledger: MongoLedger, off: tuple[int, int]
+) -> None:
+    """It would forget how many records may have come or gone unseen."""
+    now = datetime.now(timezone.utc).replace(microsecond=0)
+    first = seal_of(ledger.database, "tasks", now)
+    inside = [TASKS + n for n in off]
+    ledger.database.rollups.update_one({"_id": "tasks:seal"}, {"$set": {"inside": inside}})
+    later = now + MOVE_AFTER + timedelta(seconds=1)
+    assert seal_of(ledger.database, "tasks", later) == first
+
+
 def test_what_waited_for_hours_breaks_no_seal_when_it_expires(rts_mongo_url: str) -> None:
     """Tasks expire by their arrival: long before the others that ended when they did."""
     now = datetime.now(timezone.utc)
