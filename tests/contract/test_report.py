@@ -28,10 +28,11 @@ from rts.ledger.mongo import MongoLedger
 from rts.records import Execution, OutboxEntry
 from rts.settings import Settings
 from rts.views import intervals, rollups, tallies
+from rts.views import runs as runs_module
 from rts.views.histogram import RELATIVE_ERROR, ZERO_S, bucket, expression, percentile
 from rts.views.intervals import cut
 from rts.views.report import Percentiles, report
-from rts.views.runs import MERGED, latest_misses
+from rts.views.runs import INTERVALS, MERGED, late_runs, latest_misses, sample
 from rts.views.tallies import precompute
 from rts.views.tally import FIELDS
 
@@ -432,3 +433,28 @@ def test_the_latest_misses_of_many_types_take_few_questions(rts_mongo_url: str) 
         stages = str(plan.sort("verdict_at", -1).limit(100).explain()["queryPlanner"])
         assert "SORT_MERGE" in stages, "they are not all read and sorted"
     ledger.close()
+
+
+def test_a_sample_is_of_the_newest_runs_of_each_part_of_the_window(
+    ledger: MongoLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs_module, "SCANNED", 4)
+    monkeypatch.setattr(runs_module, "SAMPLED", 3)
+    write(ledger, runs_between(200, 0, 100.0 * INTERVALS, random.Random(4)))
+    window = at(0), at(100.0 * INTERVALS)
+    newest: dict[float, list[Any]] = {}
+    for run in ledger.database.assignments.find().sort("completed_at", -1):
+        part = (run["completed_at"] - window[0]).total_seconds() // 100
+        newest.setdefault(part, []).append(run["task_id"])
+    expected = {task_id for found in newest.values() for task_id in found[:3]}
+    assert {run["task_id"] for run in sample(ledger.database, window)} == expected
+
+
+def test_late_runs_are_those_that_ran_to_their_end(ledger: MongoLedger) -> None:
+    write(ledger, runs_between(200, 0, 100, random.Random(5)))
+    wanted = {"sla_success": False, "task_type": "mixed", "cause": None}
+    late = list(ledger.database.assignments.find(wanted).sort("completed_at", -1))
+    others = ledger.database.assignments.count_documents({**wanted, "cause": {"$ne": None}})
+    assert min(len(late), others) > 5
+    found = late_runs(ledger.database, (at(0), at(101)), "mixed", 5)
+    assert [run["task_id"] for run in found] == [run["task_id"] for run in late[:5]]
