@@ -82,8 +82,8 @@ def counts(reading: Reading) -> Iterator[Any]:
         family = HistogramMetricFamily(f"rts_{kind}_seconds", text, labels=["task_type"])
         for (of, task_type), histogram in sorted(reading.histograms.items()):
             if of == kind:
-                buckets, total = _cumulative(kind, histogram)
-                family.add_metric([task_type], buckets, total)
+                # Of one with negative values, whose sum may fall, the client leaves it out.
+                family.add_metric([task_type], _cumulative(kind, histogram), histogram.sum)
         yield family
     counters = {**dict.fromkeys(FROM_THE_START, 0), **reading.counters}
     opened = counters.pop("breaker_opened", 0)
@@ -101,20 +101,15 @@ def counts(reading: Reading) -> Iterator[Any]:
     )
 
 
-def _cumulative(
-    kind: str, histogram: Histogram
-) -> tuple[list[tuple[str, float]], float | None]:
-    """Return the cumulative buckets of a histogram, and its sum.
-
-    With negative values the sum may fall, which OpenMetrics forbids: it is ``None`` then.
-    """
+def _cumulative(kind: str, histogram: Histogram) -> list[tuple[str, float]]:
+    """Return the cumulative buckets of a histogram."""
     buckets: list[tuple[str, float]] = []
     n = 0
     for bound in BOUNDS[kind]:
         n += histogram.counts.get(repr(bound), 0)
         buckets.append((repr(bound), n))
     buckets.append(("+Inf", n + histogram.counts.get("+Inf", 0)))
-    return buckets, None if BOUNDS[kind][0] < 0 else histogram.sum
+    return buckets
 
 
 def gauges(reading: Reading) -> Iterator[Any]:

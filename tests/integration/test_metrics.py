@@ -226,6 +226,16 @@ def test_odd_and_long_names_do_not_fail_a_scrape(
     assert values(text, "rts_worker_slots", "worker") == {"w@?": 2.0}
 
 
+def test_of_instances_with_one_name_the_last_one_seen_is_shown(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    for n, ago_s in enumerate((2.0, 0.0, 1.0)):
+        beat = {"seen_at": time.time() - ago_s, "worker": "w@h", "concurrency": 2 + n}
+        redis_client.hset(settings.keys.workers, f"w@h/{n}", json.dumps(beat))
+    (worker,) = read(Link(settings), settings).workers
+    assert (worker.worker, worker.slots) == ("w@h", 3)
+
+
 def test_keys_changed_by_hand_hold_up_no_record_and_no_verdict(
     fleet: Fleet, settings: Settings, redis_client: redis.Redis
 ) -> None:
@@ -486,6 +496,8 @@ def test_every_metric_is_there_and_promtool_finds_no_fault(
     assert set(buckets) == {*(repr(bound) for bound in LATENESS), "+Inf"}
     assert list(buckets.values()) == sorted(buckets.values())
     assert 0 < buckets["0.0"] < 200
+    assert "rts_runtime_seconds_sum" in text
+    assert "rts_lateness_seconds_sum" not in text, "it may fall"
     assert {"rts_runs", "rts_lateness_seconds", "rts"} <= families
     checked = subprocess.run(
         [needed("promtool", "prometheus"), "check", "metrics"],
