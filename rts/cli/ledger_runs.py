@@ -8,9 +8,9 @@ from typing import Any
 
 from pymongo.database import Database
 
-from rts.keys import ASSIGNMENTS
+from rts.keys import ASSIGNMENTS, TASKS
 from rts.records import NOT_FINAL
-from rts.simulation.recording import Run
+from rts.simulation.recording import DROPPED, Run
 from rts.validation import finite
 from rts.views.intervals import Window, in_window
 
@@ -42,7 +42,8 @@ def runs(
     window: Window,
     queue: str | None = None,
 ) -> Iterator[Run]:
-    """Yield the runs that ended in *window*, latest first, at most :data:`MAX_RUNS`.
+    """Yield the runs that ended in *window*, latest first, at most :data:`MAX_RUNS`; then the
+    tasks that were dropped in it, as runs of their tau.
 
     *queue*: only those from this queue. Runs without a known start and malformed documents are
     left out.
@@ -55,7 +56,8 @@ def runs(
     # Runs older than those that are read are not looked at: a busy day has many millions.
     ends = assignments.find(query, {"_id": 0, "completed_at": 1}).sort("completed_at", -1)
     for first in ends.skip(MAX_RUNS - 1).limit(1):
-        query = _query((first["completed_at"], window[1]), queue)
+        window = first["completed_at"], window[1]
+        query = _query(window, queue)
     again = {"state": {"$in": [*NOT_FINAL]}}
     retried = {"$or": [again, {"cause": {"$ne": None}}, {"retries": {"$gt": 0}}]}
     marked = assignments.find({**query, **retried}, {"task_id": 1})
@@ -69,10 +71,19 @@ def runs(
                 continue  # malformed
             if run is not None:
                 yield run
+    query = {**_query(window, queue, TASKS), "cause": DROPPED}
+    for task in database[TASKS].find(query, dict.fromkeys(_FIELDS, 1), batch_size=BATCH):
+        try:
+            ran = {"started_at": task["completed_at"], "runtime_s": task["tau"], "pid": None}
+            run = _run({**task, "task_id": str(task["_id"]), **ran}, repeated)
+        except (KeyError, TypeError, AttributeError):
+            continue  # malformed
+        if run is not None:
+            yield run
 
 
-def _query(window: Window, queue: str | None) -> dict[str, Any]:
-    ended = in_window(ASSIGNMENTS, window)
+def _query(window: Window, queue: str | None, of: str = ASSIGNMENTS) -> dict[str, Any]:
+    ended = in_window(of, window)
     return ended if queue is None else {**ended, "queue": queue}
 
 

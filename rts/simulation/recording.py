@@ -18,6 +18,10 @@ from rts.deadlines import demoted_slots, hopeful_until
 from rts.records import REPLACED
 from rts.simulation.traces import FAILURE, KILLED, SUCCESS, Again, Job
 
+#: Cause of a task that was never run because it was hopeless: another order, or more slots,
+#: would have run it.
+DROPPED = "dropped"
+
 #: A number of simultaneous runs counts if it lasted for this share of the busy time: clocks
 #: of hosts differ by milliseconds, so that consecutive runs seem to overlap.
 HELD_SHARE = 0.001
@@ -90,7 +94,8 @@ def recording(runs: Iterable[Run]) -> Recording | None:
             starts, ends = spans.setdefault(run.place[0], (array("d"), array("d")))
             starts.append(run.started_at)
             ends.append(run.completed_at)
-        gaps.see(run)
+        if run.cause != DROPPED:
+            gaps.see(run)
         if run.task_id is None:
             jobs.append(_job([run]))
             met.append(bool(run.met))
@@ -206,7 +211,7 @@ def _job(runs: Sequence[Run]) -> Job:
         for before, run in pairwise(runs)
     )
     end = KILLED
-    if last.cause is None and last.met is not None:
+    if last.cause in (None, DROPPED) and last.met is not None:
         end = SUCCESS if last.state == "SUCCESS" else FAILURE
     span_s = work.deadline - arrival
     return Job(

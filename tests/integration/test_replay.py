@@ -142,6 +142,26 @@ def test_the_ledger_is_read_by_window_queue_and_number(
     assert document(few)["total"]["tasks"] == 4  # one of them has no start
 
 
+def test_tasks_that_were_dropped_are_replayed_with_their_tau(conf: dict[str, Any]) -> None:
+    never = {"state": "REVOKED", "started_at": None, "runtime_s": None, "load_at_start": {}}
+    write(
+        conf,
+        *(run_at(100.0 + 10 * n, n) for n in range(4)),
+        *(run_at(101.0 + 10 * n, 10 + n, cause="dropped", **never) for n in range(3)),
+        run_at(101.0, 20, cause="expired", **never),
+        run_at(101.0, 21, cause="dropped", queue="other", **never),
+        run_at(150.0, 22, state="RETRY"),
+        run_at(101.0, 22, cause="dropped", retries=1, run_id="again", **never),
+    )
+    run = cli_of(**conf)
+    found = document(run("replay", "--since", "1h", "--queue", "q", "--slots", "9", "--json"))
+    assert found["slots_recorded"] == 1
+    assert found["total"]["tasks"] == 8
+    assert found["total"]["recorded"] == 4 / 8
+    # The last one is too late whatever the slots: it was retried only after its deadline.
+    assert found["total"]["simulated"]["fifo"] == 7 / 8
+
+
 def test_of_many_runs_only_those_are_looked_at_that_are_read(
     conf: dict[str, Any], mongo: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -173,6 +173,16 @@ class Request:
         self.id = str(uuid.uuid4())
 
 
+def test_what_was_dropped_says_nothing_of_slots_and_overhead() -> None:
+    never = {"state": "REVOKED", "cause": "dropped", "met": False, "place": ("w", None)}
+    runs = [a_run(100.0 + n, 10, arrival=90.0, **never) for n in range(5)]
+    past = recorded(*runs[::-1])
+    assert (past.slots, past.workers, list(past.overheads)) == (1, [], [])
+    (outcome, *_) = simulate(past.jobs, 9, FirstComeFirstServed(), Settings())
+    assert outcome.met
+    assert not any(past.met)
+
+
 def test_the_slots_of_each_worker() -> None:
     one = [a_run(0, 10, place=("w1", pid)) for pid in range(3)]
     two = [a_run(5, 10, place=("w2", 1)), a_run(20, 1, place=("w2", 1))]
