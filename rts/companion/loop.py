@@ -27,11 +27,13 @@ SNAPSHOT_S = 10.0
 JANITOR_S = 2.0
 #: Seconds between searches for tasks whose deadline has passed.
 LOOK_S = 1.0
+#: Seconds that the first heartbeat waits for the load at most.
+FIRST_LOAD_S = 2.0
 
 
 def run(chores: HostChores, stop: threading.Event, worker: WorkerChores | None = None) -> None:
     """Run until *stop* is set: for a companion, when its *worker* ends. Neither draining nor
-    shipping delays the heartbeat.
+    shipping delays the heartbeat, nor does a driver that hangs.
     """
     beat: Callable[[], object] = chores.beat
     deregister = final_runs = None
@@ -42,7 +44,8 @@ def run(chores: HostChores, stop: threading.Event, worker: WorkerChores | None =
             target=worker.settle_final_runs, args=(stop,), daemon=True
         )
         final_runs.start()
-        attempt("reading the load", worker.prepare_load)
+        _repeat(stop, BEAT_S, ("reading the load", worker.read_load))
+        worker.load_read.wait(FIRST_LOAD_S)
         beat, deregister = worker.beat, worker.deregister
         searches.insert(0, ("looking for orphaned runs", worker.end_orphans))
     threads = [

@@ -10,7 +10,7 @@ import threading
 from rts.companion.attempts import attempt
 from rts.companion.final_runs import FinalRuns
 from rts.companion.host_chores import HostChores
-from rts.ledger.heartbeat import Heartbeat
+from rts.ledger.heartbeat import BEAT_S, Heartbeat
 from rts.ledger.in_flight import InFlightRuns
 from rts.ledger.instructions import Instructions
 from rts.ledger.janitor import Orphans
@@ -18,7 +18,11 @@ from rts.ledger.notes import NoteBoard
 from rts.ledger.postmortem import PostMortem
 from rts.ledger.sink import SpoolRunSink
 from rts.link.scripts import pack
+from rts.load.sample import LoadSample
 from rts.load.sampler import Probes, real_probes, take_sample
+
+#: The oldest load that a heartbeat has, seconds: it is read as often as the heart beats.
+MAX_LOAD_AGE_S = 5 * BEAT_S
 
 
 class WorkerChores:
@@ -31,6 +35,9 @@ class WorkerChores:
         self._queues = instructions.queues
         self._workers_key = settings.keys.workers
         self._probes: Probes | None = None
+        self._sample: LoadSample | None = None
+        #: Set once the load was read.
+        self.load_read = threading.Event()
         self._board = NoteBoard(instructions.board_slots, instructions.board_fd)
         sink = SpoolRunSink(host.spool, host.link, settings)
         self._orphans = Orphans(self._board, sink, host.clock)
@@ -38,11 +45,12 @@ class WorkerChores:
         postmortem = PostMortem(self._board, sink, host.clock, instructions)
         self._final_runs = FinalRuns(postmortem, self._in_flight)
 
-    def prepare_load(self) -> None:
-        """Read the load a first time: CPU usage is measured between samples."""
-        probes = real_probes()
-        take_sample(probes)
-        self._probes = probes
+    def read_load(self) -> None:
+        """Read the load for the next heartbeats. May hang, with the driver of a GPU."""
+        if self._probes is None:
+            self._probes = real_probes()
+        self._sample = take_sample(self._probes)
+        self.load_read.set()
 
     def set_queues(self, line: bytes) -> None:
         """Take over the queues that the worker consumes from now on, as a line of JSON."""
@@ -76,12 +84,12 @@ class WorkerChores:
 
     def _heartbeat(self) -> Heartbeat:
         instructions, slots = self._instructions, self._board.worker_slots[0]
+        load = {} if self._sample is None else self._sample.as_dict()
         return Heartbeat(
             instance=instructions.instance,
             seen_at=self._host.clock.now(),
             worker=instructions.worker,
-            # One sample per beat: the worker itself samples for its tasks.
-            load={} if self._probes is None else take_sample(self._probes).as_dict(),
+            load=load if load.get("age_s", 0.0) <= MAX_LOAD_AGE_S else {},
             host=socket.gethostname(),
             pid=instructions.pid,
             slots=slots,

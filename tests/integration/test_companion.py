@@ -30,8 +30,10 @@ from rts.companion.host_chores import HostChores
 from rts.companion.ledger_chores import LedgerChores
 from rts.companion.loop import drain_alone
 from rts.companion.process import LAST_S
+from rts.companion.worker_chores import MAX_LOAD_AGE_S
 from rts.errors import StoreUnavailable
 from rts.keys import running_field
+from rts.ledger.heartbeat import BEAT_S
 from rts.ledger.instructions import Instructions
 from rts.ledger.notes import NoteBoard
 from rts.ledger.outbox import RedisOutbox
@@ -257,6 +259,67 @@ def test_gpus_that_cannot_be_read_are_logged_once(
     wait_until(lambda: redis_client.hlen(f"{stage.prefix}workers"), PATIENCE_S)
     worker.stop()
     assert worker.log.count("GPU load is not read in full") == 1
+
+
+#: A GPU whose driver hangs, from a reading on.
+HANGING_NVML = """
+import itertools, time
+
+NVMLError = RuntimeError
+readings = itertools.count(1)
+
+class Rates:
+    gpu = 50
+
+class Memory:
+    used, total = 1, 2
+
+def nvmlInit():
+    pass
+
+def nvmlDeviceGetCount():
+    return 1
+
+def nvmlDeviceGetHandleByIndex(index):
+    return index
+
+def nvmlDeviceGetUtilizationRates(handle):
+    time.sleep(1000 if next(readings) >= {hangs_at} else 0)
+    return Rates
+
+def nvmlDeviceGetMemoryInfo(handle):
+    return Memory
+"""
+
+
+@pytest.mark.parametrize("hangs_at", [1, 2])
+def test_it_beats_and_ships_while_the_driver_of_a_gpu_hangs(
+    make_stage: Callable[..., Stage],
+    redis_client: redis.Redis,
+    mongo: Any,
+    hangs_at: int,
+) -> None:
+    stage = make_stage()
+    env = {"PYTHONPATH": f"{stage.folder}{os.pathsep}{stage.environment['PYTHONPATH']}"}
+    (stage.folder / "pynvml.py").write_text(HANGING_NVML.format(hangs_at=hangs_at))
+    stage.worker(concurrency=1, env=env)
+    beats: set[str] = set()
+
+    def has_beaten_again() -> bool:
+        beats.update(redis_client.hvals(f"{stage.prefix}workers"))
+        return len(beats) > MAX_LOAD_AGE_S / BEAT_S + 3
+
+    wait_until(has_beaten_again, PATIENCE_S)
+    last = max(map(json.loads, beats), key=lambda beat: beat["seen_at"])
+    assert last["load"] == {}
+    with Celery(broker=stage.broker) as app:
+        app.send_task(
+            "tests.apps.basic.ok",
+            (0,),
+            queue=stage.conf["task_default_queue"],
+            ignore_result=True,
+        )
+    wait_until(lambda: mongo.tasks.count_documents({"state": "SUCCESS"}), PATIENCE_S)
 
 
 @pytest.mark.parametrize(
