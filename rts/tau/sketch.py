@@ -20,6 +20,8 @@ LOG_BASE = math.log(_GAMMA)
 SMALLEST = 1e-9
 #: No real runtime falls beyond it, and no float could hold its midpoint.
 LARGEST_BUCKET = math.ceil(math.log(1e300) / LOG_BASE)
+#: The greatest count that Redis can increment to.
+MOST = (1 << 63) - 1
 #: The bucket of values up to SMALLEST.
 ZERO = "zero"
 
@@ -47,7 +49,7 @@ class Sketch:
                 index, count = 0 if bucket == ZERO else int(bucket), int(text)
             except ValueError:
                 continue
-            if count <= 0 or abs(index) > LARGEST_BUCKET:
+            if not 0 < count <= MOST or abs(index) > LARGEST_BUCKET:
                 continue
             if bucket == ZERO:
                 sketch.zeros += count

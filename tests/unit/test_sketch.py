@@ -50,6 +50,7 @@ def test_what_is_not_a_count_is_skipped() -> None:
             "0": "1",
             "x": "1",
             "5": "many",
+            "8": "9" * 400,
             "6": "-3",
             "7": "0",
             "1.5": "2",
