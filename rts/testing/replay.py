@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import pymongo
 
-from rts.settings import Settings
+from rts.settings import MULTIPLIER_VARIABLE, Settings
 from rts.simulation.traces import Job, with_types
 from rts.tau.cache import FRESH_S
 from rts.testing.servers import MongoServer, RedisServer
@@ -139,9 +139,9 @@ def replay(
         }
         # In a file: the names of a trace may not fit into the environment.
         (folder / "spec.json").write_text(json.dumps(spec))
-        # Celery's own variable overrides the app's setting.
-        own = {"RTS_REPLAY": str(folder / "spec.json"), "CELERY_BROKER_URL": redis.url}
-        env = {**os.environ, **own}
+        # These two variables override an app's settings.
+        own = {"CELERY_BROKER_URL": redis.url, MULTIPLIER_VARIABLE: ""}
+        env = {**os.environ, **own, "RTS_REPLAY": str(folder / "spec.json")}
         client: Any = stack.enter_context(pymongo.MongoClient(mongo.url, tz_aware=True))
         ledger = client.get_default_database()
 

@@ -73,12 +73,14 @@ def document(result: Result) -> Any:
 @pytest.mark.alone  # other tests would take the time between two runs
 @pytest.mark.parametrize(("scheduler", "rho"), [("edf", 1.2), (None, 0.85)])
 def test_the_replay_of_a_real_run_says_what_happened(
-    scheduler: str | None, rho: float, tmp_path: Path
+    scheduler: str | None, rho: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("SCHED_SLA_MULTIPLIER", "1.5")  # of somebody else
     jobs = at_load(six_types(100, seed=5), 4, rho)
     said: dict[str, Any] = {}
 
     def look(ledger: Any) -> None:
+        assert ledger.tasks.distinct("k") == [2.0]
         host, port = ledger.client.address
         url = f"mongodb://{host}:{port}/{ledger.name}"
         run = cli_of(rts_mongo_url=url, rts_scheduler=scheduler)
