@@ -91,14 +91,13 @@ class WorkerSide:
                 return
             state = end_state(task, state, retval)
             if run is not None:
-                try:
-                    parts.worker.runs.finish(run, state)
-                except SoftTimeLimitExceeded:
-                    # It strikes only once. A record written twice counts as one in the
-                    # ledger; without one the run would seem to go on until its process ends.
-                    parts.worker.runs.finish(run, state)
+                parts.worker.runs.finish(run, state)
             elif state:
                 batches.finish(task.request, state, parts.worker.runs)
+        except SoftTimeLimitExceeded:
+            # It strikes only once. A record written twice counts as one in the ledger;
+            # without one the run would seem to go on until its process ends.
+            self.postrun(task=task, state=state, retval=retval)
         except Exception as exc:  # noqa: BLE001  the task has run
             health.hook_failed("finish", exc)
 

@@ -231,19 +231,27 @@ def test_a_run_in_flight_is_noted_with_what_is_known_at_its_start(place: Place) 
     assert json.loads(place.sink.lines[0])[:19] == list(note[:19])
 
 
+@pytest.mark.parametrize("where", ["request", "line"])
 def test_a_run_is_finished_though_a_soft_time_limit_strikes_at_its_end(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    place: Place, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
+    reached: list[str] = []
+
+    def reach(point: str) -> None:
+        reached.append(point)
+        if point == where and reached.count(where) == 1:
+            signal.raise_signal(signal.SIGUSR1)
+
     class Task:
         app = None
-        request = place  # stands for the request: any object with an identity
 
-    struck: list[bool] = []
+        @property
+        def request(self) -> Place:  # any object with an identity
+            reach("request")
+            return place
 
     def line(text: bytes) -> None:
-        if not struck:
-            struck.append(True)
-            signal.raise_signal(signal.SIGUSR1)
+        reach("line")
         place.sink.lines.append(text)
 
     monkeypatch.setattr(place.sink, "line", line)
@@ -251,7 +259,7 @@ def test_a_run_is_finished_though_a_soft_time_limit_strikes_at_its_end(
     set_run(place, place.runs.start(PLAN, REQUEST))
     before = signal.signal(signal.SIGUSR1, soft_timeout_sighandler)
     try:
-        WorkerSide(lambda _: parts).postrun(task=Task, state="SUCCESS")
+        WorkerSide(lambda _: parts).postrun(task=Task(), state="SUCCESS")
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert [Execution.from_json(text).state for text in place.sink.lines] == ["SUCCESS"]
