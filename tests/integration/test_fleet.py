@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import redis
 
-from rts.ledger.received import BYTES, Received, mark_of
+from rts.ledger.received import BYTES, SIZE, Received, mark_of
 from rts.ledger.recent import RUNS, Recent
 from rts.link.link import Link
 from rts.predictions.fleet import MAX_RELATED, NOTED_S, Fleet, read_fleet
@@ -198,3 +198,9 @@ def test_the_share_of_busy_time_is_measured_where_enough_is_known(
     changes: dict[str, Any], since: float, share: float | None
 ) -> None:
     assert replace(BUSY, **changes).share(since) == (share and pytest.approx(share))
+
+
+def test_marks_are_complete_while_no_worker_holds_more_messages_than_it_reports() -> None:
+    most = replace(BUSY, groups=[WorkerGroup(2, prefetch=SIZE - 5), WorkerGroup(1)])
+    assert [most.marks_complete(etas) for etas in (0, 3, 4)] == [True, True, False]
+    assert not replace(most, all_report=False).marks_complete(0)

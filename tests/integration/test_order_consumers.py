@@ -75,6 +75,20 @@ def test_an_idle_consumer_blocks_on_the_bell(url: str, raw: redis.Redis) -> None
             assert waits[-1].endswith(" 1")
 
 
+def test_a_consumer_polls_once_a_producer_has_pushed_to_the_plain_list(
+    url: str, raw: redis.Redis
+) -> None:
+    with connect(url) as connection, Connection(url) as stock:
+        consumer = Consumer(connection, Queue(NAME, Exchange(""), NAME))
+        consumer.register_callback(lambda body, message: message.ack())
+        with consumer:
+            stock.default_channel._put(
+                NAME, envelope(Message(time.time() + FAR, 1.0, 1.0, "1"))
+            )
+            connection.drain_events(timeout=5)
+            assert next_wait(connection, raw).endswith(" 0.2")
+
+
 def test_what_is_no_task_rings_the_bell_once_and_for_a_while(
     url: str, raw: redis.Redis
 ) -> None:

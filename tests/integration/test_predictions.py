@@ -515,11 +515,15 @@ def test_tasks_behind_one_that_will_be_hopeless_overtake_it(
 
 
 def test_a_task_with_late_acknowledgement_runs_or_waits(
-    make_stage: Callable[..., Stage], apps: list[Celery]
+    make_stage: Callable[..., Stage], apps: list[Celery], redis_client: redis.Redis
 ) -> None:
     stage = make_stage(task_acks_late=True, worker_prefetch_multiplier=4)
     app = producer(stage, apps)
     worker = stage.worker(pool="threads", concurrency=1)
+    app.send_task(OK, (0,), countdown=600)
+    wait_until(lambda: redis_client.hlen("unacked"), message="it is held")
+    # It is unacknowledged, too, but holds no slot.
+    wait_until(lambda: served(app).start < time.time() + 2)
     (runs,) = busy(stage, app, 60, 1)
     next_ = app.send_task(OK, (0,)).id
     running, waits = rts.predict(runs, app=app), rts.predict(next_, app=app)

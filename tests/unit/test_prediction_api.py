@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -186,3 +187,64 @@ def test_a_route_reads_its_own_candidates_and_those_once_a_second(
     now[0] += routing.FRESH_S
     risks.choose(plan, pairs[7], 100.0)
     assert asked == [*pairs, pairs[7]]
+
+
+def test_a_tie_is_left_to_celery_and_what_was_sent_counts_until_the_next_look(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, loads = [0.0], {"a": 0.5, "b": 0.5}
+
+    class Known:
+        def read(self, queues: Sequence[str]) -> dict[str, Pressure]:
+            return {queue: Pressure(0.0, 1, loads[queue]) for queue in queues}
+
+    pressures: Any = Known()
+    monkeypatch.setattr(routing, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    risks = routing.Risks(pressures, 5.0)
+    # Due in twice its tau: of three in one queue, the last one is late.
+    plan = Plan("mixed", "inferred", 1.0, 2.0, 100.0, 102.0)
+    assert risks.choose(plan, ("a", "b"), 100.0) is None
+    loads["b"] = 0.6
+    for look in (1.0, 2.0):
+        now[0] = look * routing.FRESH_S
+        assert [risks.choose(plan, ("a", "b"), 100.0) for _ in range(5)] == [*"aabba"]
+
+
+def test_threads_that_wait_for_the_one_that_reads_share_its_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each would wait for the server's timeout, one after the other."""
+    many, asked, looked = 8, [], threading.Semaphore(0)
+    app = Celery("away", broker="redis://127.0.0.1:1", set_as_current=False)
+    app.conf.rts_redis_url = "redis://127.0.0.1:1"
+    rts.install(app)
+    with pytest.raises(StoreUnavailable):
+        rts.predict_new("work", app=app)
+    parts = parts_of(app)
+    assert parts is not None
+    predictor: Any = parts.predictor
+    cached = predictor._cached
+
+    def looks(*where: Any) -> Any:
+        looked.release()
+        return cached(*where)
+
+    def fails(*where: Any) -> Any:
+        asked.append(where)
+        for _ in range(many + 1):  # the one that reads looks twice
+            assert looked.acquire(timeout=30)
+        raise StoreUnavailable("away")
+
+    monkeypatch.setattr(predictor, "_cached", looks)
+    monkeypatch.setattr(predictor, "_reading", fails)
+
+    def ask() -> None:
+        with pytest.raises(StoreUnavailable):
+            rts.predict_new("work", app=app)
+
+    with ThreadPoolExecutor(many) as pool:
+        for each in [pool.submit(ask) for _ in range(many)]:
+            each.result()
+    assert len(asked) == 1
+    rts.uninstall(app)
+    app.close()
