@@ -166,7 +166,7 @@ def test_a_ticket_and_a_used_up_budget_are_warnings(cli: Run, conf: dict[str, An
     assert "over 3d, the error budget burns 3.0 times too fast" in result.output
     conf["rts_slo"] = {"cpu-light": 0.9}
     assert cli("check", "--slo").exit_code == 0
-    write(conf, ("cpu-light", 4 * 86400, 0, 400))
+    write(conf, ("cpu-light", 4 * 86400, 0, 80))
     result = cli("check", "--slo")
     assert result.exit_code == 1, result.output
     assert "the error budget is used up" in result.output

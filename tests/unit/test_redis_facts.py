@@ -1,0 +1,34 @@
+"""What INFO tells of a Redis that refuses writes."""
+
+from __future__ import annotations
+
+import pytest
+
+from rts.views.redis_facts import refusal_of
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "uncounted", "full"),
+    [
+        (8 * MIB, 8 * MIB, 0, False),
+        (8 * MIB, 8 * MIB + 1, 0, True),
+        # Buffers for replicas, which Redis leaves out when it compares.
+        (8 * MIB, 9 * MIB, MIB, False),
+        (8 * MIB, 9 * MIB + 1, MIB, True),
+        (0, 9 * MIB, 0, False),
+    ],
+)
+def test_a_redis_is_full_past_its_limit(
+    limit: int, used: int, uncounted: int, full: bool
+) -> None:
+    facts = {"maxmemory": str(limit), "used_memory": str(used)}
+    facts["mem_not_counted_for_evict"] = str(uncounted)
+    told = refusal_of(facts, "rts:")
+    assert told == ("its memory is full (maxmemory 8 MiB). Give it more" if full else None)
+
+
+def test_what_info_does_not_tell_is_no_refusal() -> None:
+    assert refusal_of({}, "rts:") is None
+    assert refusal_of({"maxmemory": "lots", "used_memory": "?"}, "rts:") is None
