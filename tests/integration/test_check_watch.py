@@ -27,12 +27,13 @@ from click.testing import CliRunner, Result
 
 import rts as rts_of
 from rts.alerting.alert import Alert
-from rts.cli import rts
+from rts.cli import rts, watch_data
 from rts.cli.watch_data import Gatherer
 from rts.ledger.mongo import MongoLedger
 from rts.records import OutboxEntry
 from rts.settings import Settings
 from rts.testing import MongoServer, wait_until
+from rts.views.slo import standings
 from tests.records import run as run_of
 
 ROOT = Path(__file__).parent.parent.parent
@@ -288,6 +289,27 @@ def test_watch_shows_how_it_is_now(
     document = json.loads(cli("watch", "--json").output)
     assert document["alerts"][0]["started_at"] == "2001-09-09T01:46:40.000Z"
     assert document["workers"][0]["seen_at"].endswith("Z")
+
+
+def test_watch_does_not_ask_for_the_long_windows_each_time(
+    conf: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(conf, ("mixed", 60, 3, 1))
+    asked: list[object] = []
+
+    def counted(*question: Any) -> Any:
+        asked.append(question)
+        return standings(*question)
+
+    monkeypatch.setattr(watch_data, "standings", counted)
+    monkeypatch.setattr(watch_data, "PAUSE_FACTOR", 1e9)
+    app = Celery("watched", set_as_current=False)
+    app.conf.update(conf)
+    gatherer = Gatherer(app, Settings.from_conf(app.conf))
+    first, second = gatherer.gather(), gatherer.gather()
+    assert len(asked) == 1
+    assert second.standings == first.standings
+    assert second.types["24h"] == first.types["24h"]
 
 
 def test_watch_shows_no_objectives_from_before_an_outage(conf: dict[str, Any]) -> None:
