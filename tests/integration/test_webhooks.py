@@ -206,6 +206,47 @@ def test_an_alert_without_a_webhook_does_not_fire_for_ever(
     leader.leave()
 
 
+def test_no_alert_ends_while_more_tasks_are_overdue_than_are_looked_at(
+    make_settings: MakeSettings,
+    links: Any,
+    receiver: Receiver,
+    mongo: Any,
+    redis_client: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = make_settings({"url": receiver.url})
+    link, keys = links(settings), settings.keys
+    for queue in "ab":
+        task = OpenTask(queue, "t", *("mixed", "inferred", 5.0, 2.0, 1.0, 11.0, "", queue))
+        redis_client.hset(keys.open_info, queue, f"{queue}\n{json.dumps(task[1:])}")
+        redis_client.zadd(keys.overdue, {queue: 12.0})
+    leader = Leader(link, settings, FleetClock(), "one", mongo, quiet_s={})
+    assert leader.lead()
+    assert leader.evaluate_overdue() == 2
+    with monkeypatch.context() as patch:
+        patch.setattr("rts.alerting.conditions.MAX_OVERDUE", 1)
+        assert leader.evaluate_overdue() == 0
+    redis_client.zrem(keys.overdue, "a")
+    assert leader.evaluate_overdue() == 1
+    assert [alert.key for alert in firing(link, settings)] == ["task_overdue/mixed/b"]
+    leader.leave()
+
+
+def test_who_leads_no_more_sends_nothing(
+    make_settings: MakeSettings, links: Any, receiver: Receiver
+) -> None:
+    settings = make_settings({"url": receiver.url})
+    link, leads = links(settings), [False]
+    store_of(link, settings).update((KIND,), overdue())
+    (hook,) = settings.webhooks
+    delivery = WebhookDelivery(hook, link, settings.keys, FleetClock(), lambda: leads[0])
+    delivery.step()
+    assert not receiver.taken
+    leads[0] = True
+    delivery.step()
+    assert len(receiver.taken) == 1
+
+
 def test_a_lone_surrogate_in_a_queue_hides_no_other(
     make_settings: MakeSettings, links: Any, receiver: Receiver
 ) -> None:

@@ -144,6 +144,17 @@ def test_demoted_tasks_hold_at_most_their_share_of_the_slots() -> None:
     assert popped(order, now=100.0, slots=1) == [4], "at least one"
 
 
+def test_a_turn_of_the_demoted_is_kept_until_they_may_hold_a_slot() -> None:
+    order = EarliestDeadlineFirst(late_share=0.5, hopeless_slots=0.25)
+    for number, deadline in enumerate((1.0, 2.0, 1e3, 1e4, 1e5, 1e6)):
+        order.push(Waiting(0.0, 1.0, deadline, number))
+    taken = [order.pop(100.0, 4) for _ in range(4)]
+    assert [task and task.number for task in taken] == [2, 0, 3, 4]
+    order.ended(0)
+    taken = [order.pop(100.0, 4) for _ in range(2)]
+    assert [task and task.number for task in taken] == [5, 1]
+
+
 def test_every_twentieth_claim_serves_a_demoted_task() -> None:
     order = EarliestDeadlineFirst()
     order.push(waiting(1000, tau=10, deadline=1))
