@@ -130,6 +130,15 @@ def test_the_instant_at_which_a_task_turns_hopeless(early: bool) -> None:
     assert popped(order, last if early else last + 0.01) == ([0, 1] if early else [1, 0])
 
 
+def test_a_task_without_a_deadline_of_its_own_is_never_hopeless() -> None:
+    order = EarliestDeadlineFirst(late_share=0)
+    order.push(Waiting(0.0, 1.0, 1e3, 0))
+    order.push(Waiting(0.0, 1.0, 20.0, 1, due=False))
+    first = order.pop(100.0, 1)
+    assert first is not None
+    assert first.number == 1
+
+
 def test_demoted_tasks_hold_at_most_their_share_of_the_slots() -> None:
     order = EarliestDeadlineFirst(late_share=0)
     for n in range(5):
