@@ -403,6 +403,30 @@ def test_one_companion_leads_and_another_takes_over(
     assert not silent.lead()  # there is nobody to tell
 
 
+def test_a_lease_counts_from_when_it_was_asked_for(
+    make_settings: MakeSettings,
+    links: Any,
+    receiver: Receiver,
+    mongo: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Redis may have granted it long before its answer is read."""
+    settings = make_settings({"url": receiver.url})
+    now = [0.0]
+    leader = Leader(links(settings), settings, FleetClock(), "one", mongo, now=lambda: now[0])
+    acquire = leader._lease.acquire
+
+    def slow() -> bool:
+        granted = acquire()
+        now[0] += LEASE_S
+        return granted
+
+    monkeypatch.setattr(leader._lease, "acquire", slow)
+    assert leader.lead()
+    assert not leader.leads()
+    leader.leave()
+
+
 def test_a_response_that_trickles_in_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each byte of it comes in time, the whole does not."""
     monkeypatch.setattr("rts.alerting.post.ANSWER_S", 0.5)
