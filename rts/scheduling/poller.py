@@ -35,6 +35,8 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu has no ty
                 has queued for it, such as acknowledgements, without which kombu's prefetch
                 limit would not let another message be taken.
         """
+        # kombu does so only after *timeout* without any reply, and waits for bells are shorter.
+        self.maybe_restore_messages()
         full = any(
             channel.slots is not None and not channel.qos.can_consume()
             for channel in self._channels

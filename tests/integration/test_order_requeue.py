@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import redis
-from kombu import Connection, Exchange, Producer, Queue
+from kombu import Connection, Consumer, Exchange, Producer, Queue
 
 from rts.scheduling.layout import BELL_TTL_MS
 from rts.scheduling.qos import BATCH
@@ -33,6 +33,21 @@ def test_unacknowledged_messages_return_after_the_visibility_timeout(url: str) -
         message = channel.basic_get(NAME)
         assert (message.delivery_tag, message.headers["redelivered"]) == ("soon", True)
         dead.default_channel.qos._delivered.clear()
+
+
+def test_an_idle_consumer_without_an_event_loop_restores_messages(url: str) -> None:
+    with (
+        connect(url, visibility_timeout=0) as dead,
+        connect(url, visibility_timeout=0) as connection,
+    ):
+        channel, got = dead.default_channel, []
+        channel._put(NAME, envelope(Message(time.time() + FAR, 1.0, 1.0, "1")))
+        assert channel.basic_get(NAME).delivery_tag == "1"
+        channel.qos._delivered.clear()
+        queue = Queue(NAME, Exchange(""), NAME, no_declare=True)
+        with Consumer(connection, queue, on_message=lambda m: (got.append(m), m.ack())):
+            connection.drain_events(timeout=5)
+        assert [message.delivery_tag for message in got] == ["1"]
 
 
 def test_what_a_queue_of_another_app_left_is_restored_for_its_workers(
