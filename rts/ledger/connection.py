@@ -50,9 +50,9 @@ UNAVAILABLE = frozenset(
 #: no right to write (yet), writes blocked, disk full (of the storage engine: 8), quota,
 #: memory, locks, time:
 UNAVAILABLE |= {8, 13, 18, 24, 46, 50, 64, 79, 100, 112, 146, 262, 317, 371, 8000, 12501, 14031}
-#: no primary that mongos knows, no majority to read from yet, authentication expired, overload
-#: (MongoDB 8).
-UNAVAILABLE |= {133, 134, 391, 462}
+#: no primary that mongos knows, no majority to read from yet, the database is being dropped,
+#: authentication expired, overload (MongoDB 8).
+UNAVAILABLE |= {133, 134, 215, 391, 462}
 
 
 #: A mongodb+srv URL is resolved on first use, and a failure is a ConfigurationError.

@@ -66,7 +66,7 @@ def test_a_document_error_surfaces(on_mongo: OnMongo) -> None:
     assert [t["_id"] for t in on_mongo.documents()[0]] == ["g"]
 
 
-@pytest.mark.parametrize("code", [8, 14031, 10107, 11600, 13, 133, 134, 462])
+@pytest.mark.parametrize("code", [8, 14031, 10107, 11600, 13, 133, 134, 215, 462])
 def test_errors_that_are_not_about_a_record(faulty: FaultyServer, code: int) -> None:
     """The server itself fails, by its own fail points: disk full, not primary, …"""
     subject = OnMongo(faulty.url)
