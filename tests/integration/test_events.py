@@ -96,6 +96,9 @@ def test_a_notice_from_another_version_is_understood(
             redis_client.xadd(settings.keys.events, {"n": text})
         wait_until(lambda: told)
         assert told == [notice]
+        # None of the others is delivered again and again.
+        group = listener.group_of("slo_burning")
+        wait_until(lambda: not redis_client.xpending(settings.keys.events, group)["pending"])
 
 
 def test_workers_that_were_killed_leave_the_group(

@@ -35,6 +35,7 @@ from rts.settings import Settings
 from rts.testing import wait_until
 from rts.webhooks import Webhook, read_webhooks
 from tests.conftest import Stage
+from tests.integration.test_check_watch import write
 from tests.integration.test_signals import Told
 from tests.receiver import Receiver
 
@@ -424,6 +425,21 @@ def test_a_lease_counts_from_when_it_was_asked_for(
     monkeypatch.setattr(leader._lease, "acquire", slow)
     assert leader.lead()
     assert not leader.leads()
+    leader.leave()
+
+
+def test_an_alert_tells_what_is_left_of_the_whole_budget(
+    make_settings: MakeSettings, links: Any, receiver: Receiver, mongo: Any
+) -> None:
+    settings = make_settings({"url": receiver.url}, rts_slo={"*": 0.9})
+    conf = {"rts_mongo_url": settings.mongo_url}
+    write(conf, ("mixed", 60, 0, 20), ("mixed", 5 * 86400, 980, 0))
+    link = links(settings)
+    leader = Leader(link, settings, FleetClock(), "one", mongo)
+    assert leader.lead()
+    assert leader.evaluate_objectives() == 1
+    (alert,) = firing(link, settings)
+    assert alert.values["budget_left_ratio"] == pytest.approx(0.8)
     leader.leave()
 
 
