@@ -58,10 +58,9 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu has no ty
         connection.
         """
         channel, kind = self._fd_to_chan.get(fileno, (None, None))
-        old_kombu = not hasattr(self, "_paused_brpop")  # < 5.7
-        if old_kombu and kind == "BRPOP" and not channel._in_poll:
-            self.let_go(channel)  # kombu >= 5.7 does so itself
-        elif (old_kombu and kind == "BRPOP") or (
+        if kind == "BRPOP" and not channel._in_poll:
+            self.let_go(channel)
+        elif (kind == "BRPOP" and not hasattr(self, "_paused_brpop")) or (  # kombu < 5.7
             kind == "LISTEN" and virtual.QoS.can_consume(channel.qos)
         ):
             channel.handlers[kind]()
@@ -71,10 +70,13 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu has no ty
     def let_go(self, channel: Any) -> None:
         """Close the connection over which *channel* claims; its next claim opens another."""
         client = channel.client
-        fileno = self._chan_to_sock.pop((channel, client, "BRPOP")).fileno()
-        self._fd_to_chan.pop(fileno, None)
-        self._unregister_from_poll(fileno)
-        # Not kombu's own method: before 5.7 the event loop would poll no more after it.
+        self._chan_to_sock.pop((channel, client, "BRPOP"), None)
+        for fileno, registered in list(self._fd_to_chan.items()):
+            if registered == (channel, "BRPOP"):
+                del self._fd_to_chan[fileno]
+                self._unregister_from_poll(fileno)
+        # Not kombu's own method: before 5.7 the event loop would poll no more after it, and
+        # without an event loop the number stays in the poller, though another file may get it.
         AbstractConnection.disconnect(client.connection)  # type: ignore[no-untyped-call]
 
     def _unregister_from_poll(self, fileno: int) -> None:

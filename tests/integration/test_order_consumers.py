@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +17,7 @@ from celery import Celery
 from kombu import Connection, Consumer, Exchange, Producer, Queue
 from kombu.asynchronous import Hub
 from kombu.transport import redis as stock
+from kombu.utils import eventio
 
 import rts
 from rts.installation import parts_of
@@ -384,6 +386,36 @@ def test_an_event_loop_forgets_a_connection_that_was_idle_for_long(url: str) -> 
             assert [after] == list(hub.readers) != [before]
 
 
+def test_a_poller_forgets_a_connection_that_ended_while_no_slot_was_free(
+    url: str, raw: redis.Redis
+) -> None:
+    """Its number may next be that of another file, which gevent's poller would take for it."""
+    gauge = SimpleNamespace(free=lambda: True, may_take_demoted=lambda share: True)
+    queue, got = Queue(NAME, Exchange(""), NAME, no_declare=True), []
+    other, writer = socket.socketpair()
+    with other, writer, connect(url) as producer, connect(url) as connection:
+        put, start = producer.default_channel._put, time.time()
+        connection.transport.cycle.poller = eventio._select()
+        channel = connection.default_channel
+        channel.slots = gauge
+        with Consumer(channel, queue, on_message=lambda m: got.append(m.delivery_tag)):
+            put(NAME, envelope(Message(start + FAR, start, 1.0, "1")))
+            connection.drain_events(timeout=5)
+            gauge.free = lambda: False
+            drained(connection)
+            ended = channel.client.connection._sock
+            number, (host, port) = ended.fileno(), ended.getsockname()
+            raw.client_kill(f"{host}:{port}")
+            wait_until(lambda: drained(connection) or ended.fileno() == -1)
+            os.dup2(other.fileno(), number)
+            writer.send(b"for another reader")
+            asked = itertools.count()
+            gauge.free = lambda: next(asked) >= 2  # a task ends while events are awaited
+            put(NAME, envelope(Message(start + FAR, start, 1.0, "2")))
+            wait_until(lambda: drained(connection) or got == ["1", "2"], 10)
+        os.close(number)
+
+
 def test_each_connection_of_a_worker_with_threads_wakes_it_with_one_timer(url: str) -> None:
     hub, slots = Hub(), None
     pool = SimpleNamespace(uses_semaphore=False)
@@ -452,8 +484,6 @@ def test_a_claim_rings_the_bell_for_messages_left_to_others(url: str, raw: redis
 
 
 def test_without_the_option_the_transport_is_kombus(url: str, raw: redis.Redis) -> None:
-    from kombu.transport import redis as stock
-
     with Connection(url, transport=Transport) as connection:
         assert type(connection.default_channel) is stock.Channel
         connection.SimpleQueue("plain").put(1)
