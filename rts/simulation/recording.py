@@ -213,7 +213,14 @@ def _job(runs: Sequence[Run]) -> Job:
     end = KILLED
     if last.cause in (None, DROPPED) and last.met is not None:
         end = SUCCESS if last.state == "SUCCESS" else FAILURE
-    span_s = work.deadline - arrival
     return Job(
-        arrival, work.name, first.runtime_s, work.task_type, work.tau, span_s, end, later
+        arrival,
+        work.name,
+        first.runtime_s,
+        work.task_type,
+        work.tau,
+        span_s=work.deadline - arrival,
+        end=end,
+        later=later,
+        lead_s=max(0.0, work.arrival - arrival),
     )

@@ -176,7 +176,7 @@ class _Simulation:
         tau = self._taus.get(kind.name, job.name) if job.tau is None else job.tau
         if job.span_s is None or self._conditions.k is not None:
             k = self._conditions.k or kind.sla_multiplier or self._settings.sla_multiplier
-            due = deadline(now, tau, k, self._settings.min_slack)
+            due = deadline(now + job.lead_s, tau, k, self._settings.min_slack)
         else:
             due = now + job.span_s
         self._order.push(Waiting(now, tau, due, self._arrived))

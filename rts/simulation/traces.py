@@ -49,6 +49,9 @@ class Job(NamedTuple):
     end: str = SUCCESS
     #: The runs after the first.
     later: tuple[Again, ...] = ()
+    #: Seconds from its arrival until the work was due to run that it has replaced itself
+    #: with, whose name, type and tau these are; a deadline by the formula counts from then.
+    lead_s: float = 0.0
 
 
 def read_trace(path: str | Path) -> list[Job]:
@@ -145,11 +148,17 @@ def at_load(jobs: Sequence[Job], slots: int, rho: float) -> list[Job]:
 
 
 def write_trace(path: str | Path, jobs: Iterable[Job]) -> None:
-    """Write *jobs* to a file for :func:`read_trace`: arrival, name, runtime and type."""
+    """Write *jobs* to a file for :func:`read_trace`: arrival, name, runtime and type.
+
+    The runtime is that of the first run; of a task that has replaced itself, of the last one,
+    whose name it has.
+    """
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow((*COLUMNS, "task_type"))
-        writer.writerows(job[:4] for job in jobs)
+        for job in jobs:
+            run = job.later[-1] if job.lead_s else job
+            writer.writerow((job.arrival_s, job.name, run.runtime_s, job.task_type))
 
 
 def _job(row: dict[str | None, str], where: str) -> Job:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import uuid
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,7 +32,9 @@ from rts.simulation.traces import (
     Job,
     at_load,
     offered_load,
+    read_trace,
     six_types,
+    write_trace,
 )
 
 
@@ -135,7 +138,7 @@ def test_the_runs_of_one_task_are_one_job() -> None:
         # How long it has waited is not known, as its first run is missing.
         Job(51, "x", 1, "mixed", 10, 10, SUCCESS, (Again(7, 1),)),
         # The verdict is that of the work that has replaced it.
-        Job(61, "y", 1, "z", 3, 10, SUCCESS, (Again(2, 1), Again(2, 2))),
+        Job(61, "y", 1, "z", 3, 10, SUCCESS, (Again(2, 1), Again(2, 2)), 4),
     ]
     assert list(past.met) == [False, True, False, True, True]
     assert recording([]) is None
@@ -171,6 +174,22 @@ class Request:
 
     def __init__(self) -> None:
         self.id = str(uuid.uuid4())
+
+
+def test_a_new_k_counts_from_when_the_work_came_that_has_replaced_a_task(
+    tmp_path: Path,
+) -> None:
+    chain = [
+        a_run(100, 1, state="REPLACED", met=None, task_id="t"),
+        a_run(131, 5, name="y", tau=3, deadline=137, task_id="t"),
+    ]
+    (job,) = recorded(*chain[::-1]).jobs
+    for k, met in ((2.0, True), (1.0, False)):
+        conditions, order = Conditions(k=k), FirstComeFirstServed()
+        (outcome,) = simulate([job], 1, order, Settings(), conditions=conditions)
+        assert outcome.met == met
+    write_trace(tmp_path / "trace.csv", [job])
+    assert read_trace(tmp_path / "trace.csv") == [Job(0, "y", 5)]
 
 
 def test_what_was_dropped_says_nothing_of_slots_and_overhead() -> None:
