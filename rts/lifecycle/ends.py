@@ -22,6 +22,9 @@ from rts.records import LOST, Execution, Plan, new_execution
 from rts.signals import deadline_missed, run_ended
 from rts.tasktypes import TaskType
 
+#: Celery's strategy, which passes each request to the pool.
+_ONE_BY_ONE = "celery.worker.strategy:default"
+
 
 @dataclass(frozen=True)
 class Ends:
@@ -70,6 +73,8 @@ class Ends:
         Celery passes that to a method which cannot take it (a ``TypeError`` that nobody
         sees), and would count the task among the active ones for ever.
         """
+        if request.task.Strategy != _ONE_BY_ONE:
+            return  # such as a batch, at whose end nothing would break the cycle
 
         def on_success(result: Any, **kwargs: Any) -> Any:
             del request.on_success  # a cycle; from here on it is the method of the class

@@ -6,6 +6,7 @@ a strategy which collects requests, and a run of all of them that has no request
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 from celery import Task, signals
@@ -92,3 +93,15 @@ def batched(items: list[Item]) -> None:
 def failing(items: list[Item]) -> None:
     """Raise."""
     raise ValueError("on purpose")
+
+
+@app.task
+def collect_no_cycles() -> None:
+    """Leave it to reference counts to free memory."""
+    gc.disable()
+
+
+@app.task
+def requests_alive() -> int:
+    """Return how many requests the worker keeps, this one included."""
+    return sum(isinstance(each, Request) for each in gc.get_objects())

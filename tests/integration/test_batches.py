@@ -37,3 +37,16 @@ def test_each_task_of_a_batch_has_its_verdict(
     worker.stop()
     assert redis_client.hget(f"{stage.prefix}counters", "hook_errors") is None
     assert "rts start hook failed" not in worker.log
+
+
+def test_a_worker_with_threads_keeps_no_message_of_a_batch(
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery]
+) -> None:
+    stage = make_stage()
+    stage.worker("tests.apps.batched", pool="threads")
+    app = apps(stage)
+    app.send_task("tests.apps.batched.collect_no_cycles").get(timeout=60)
+    results = [app.send_task("tests.apps.batched.batched", (n,)) for n in range(6)]
+    assert [result.get(timeout=60) for result in results] == [0, 2, 4, 6, 8, 10]
+    alive = "tests.apps.batched.requests_alive"
+    wait_until(lambda: app.send_task(alive).get(timeout=60) == 1)
