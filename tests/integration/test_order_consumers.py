@@ -366,7 +366,7 @@ def test_an_event_loop_forgets_a_connection_that_was_idle_for_long(url: str) -> 
     def run_until(condition: Callable[[], bool]) -> None:
         wait_until(lambda: condition() or next(hub.loop), 10)
 
-    lower = os.open(os.devnull, os.O_RDONLY)
+    lower = [os.open(os.devnull, os.O_RDONLY) for _ in range(10)]
     with connect(url) as connection:
         channel, start = connection.default_channel, time.time()
         channel.slots = gauge
@@ -377,7 +377,8 @@ def test_an_event_loop_forgets_a_connection_that_was_idle_for_long(url: str) -> 
             gauge.free = lambda: False
             run_until(lambda: not channel._in_poll)
             (before,) = connection.transport.cycle.fds
-            os.close(lower)  # the next connection gets its number
+            for fileno in lower:  # the next connections get their numbers
+                os.close(fileno)
             channel._idle_since -= MAX_IDLE_S
             gauge.free = lambda: True
             channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "2")))
