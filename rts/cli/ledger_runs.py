@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from sys import intern
 from typing import Any
 
@@ -64,18 +64,22 @@ def runs(
     repeated = {str(document.get("task_id")) for document in marked}
     found = assignments.find(query, dict.fromkeys(_FIELDS, 1), batch_size=BATCH)
     with found.sort("completed_at", -1).limit(MAX_RUNS) as documents:
-        for document in documents:
-            try:
-                run = _run(document, repeated)
-            except (KeyError, TypeError, AttributeError):
-                continue  # malformed
-            if run is not None:
-                yield run
+        yield from _readable(documents, repeated)
     query = {**_query(window, queue, TASKS), "cause": DROPPED}
-    for task in database[TASKS].find(query, dict.fromkeys(_FIELDS, 1), batch_size=BATCH):
+    dropped = database[TASKS].find(query, dict.fromkeys(_FIELDS, 1), batch_size=BATCH)
+    yield from _readable(map(_as_run, dropped), repeated)
+
+
+def _as_run(task: dict[str, Any]) -> dict[str, Any]:
+    """Return the document of a run of its tau for that of a task that was dropped."""
+    ran = {"started_at": task["completed_at"], "runtime_s": task.get("tau"), "pid": None}
+    return {**task, "task_id": str(task["_id"]), **ran}
+
+
+def _readable(documents: Iterable[dict[str, Any]], repeated: set[str]) -> Iterator[Run]:
+    for document in documents:
         try:
-            ran = {"started_at": task["completed_at"], "runtime_s": task["tau"], "pid": None}
-            run = _run({**task, "task_id": str(task["_id"]), **ran}, repeated)
+            run = _run(document, repeated)
         except (KeyError, TypeError, AttributeError):
             continue  # malformed
         if run is not None:
