@@ -120,43 +120,29 @@ class Drain:
         """
         bad: list[tuple[OutboxEntry, Exception]] = []
         again: set[str] = set()
-        stored = self._find_bad(entries, bad, again)
-        if not stored and len(bad) >= MANY:
-            # Not the records' fault: a validator, a full quota, a bug.
-            error = bad[0][1]
-            raise StoreUnavailable(
-                f"the ledger refuses every record: {type(error).__name__}: {str(error)[:200]}"
-            ) from error
-        for entry, exc in bad:
-            self._refuse(entry.execution.to_json(), f"{type(exc).__name__}: {exc}")
+        stored, parts = 0, [entries]
+        while parts:
+            part = parts.pop()
+            try:
+                again |= self._ledger.write(part)
+                stored += len(part)
+            except StoreUnavailable:
+                raise
+            except Exception as exc:  # caused by one of the entries: find it
+                if len(part) > 1:
+                    middle = len(part) // 2
+                    parts += (part[middle:], part[:middle])
+                    continue
+                bad.append((part[0], exc))
+                if not stored and len(bad) >= MANY:
+                    # Not the records' fault: a validator, a full quota, a bug.
+                    raise StoreUnavailable(
+                        f"the ledger refuses every record: {type(exc).__name__}: "
+                        f"{str(exc)[:200]}"
+                    ) from exc
+        for entry, error in bad:
+            self._refuse(entry.execution.to_json(), f"{type(error).__name__}: {error}")
         return again
-
-    def _find_bad(
-        self,
-        entries: Sequence[OutboxEntry],
-        bad: list[tuple[OutboxEntry, Exception]],
-        again: set[str],
-    ) -> int:
-        """Write *entries*, bisecting them on failure; return how many were stored.
-
-        Gives up after :data:`MANY` failures without a success.
-        """
-        if not entries:
-            return 0
-        try:
-            again |= self._ledger.write(entries)
-            return len(entries)
-        except StoreUnavailable:
-            raise
-        except Exception as exc:  # noqa: BLE001  caused by one of the entries: find it
-            if len(entries) == 1:
-                bad.append((entries[0], exc))
-                return 0
-        middle = len(entries) // 2
-        stored = self._find_bad(entries[:middle], bad, again)
-        if not stored and len(bad) >= MANY:
-            return 0
-        return stored + self._find_bad(entries[middle:], bad, again)
 
     def _refuse(self, raw: str, reason: str) -> None:
         self._ledger.refuse(raw, reason[:500])

@@ -159,6 +159,17 @@ def test_poison_is_set_aside_and_the_rest_is_stored(
     assert health.take_counts()["records_refused"] == bad
 
 
+def test_no_record_is_lost_beside_many_that_are_set_aside(
+    stream: MemoryStream, ledger: FaultyLedger, drain: Drain
+) -> None:
+    good = [str(i) for i in range(2 * MANY)]
+    fill(stream, *good, *(t for i in good for t in (f"poison{i}", f"beside{i}")))
+    assert drain.step() == 3 * len(good)
+    assert ledger.tasks.keys() == {*good, *(f"beside{i}" for i in good)}
+    assert len(ledger.refused) == len(good)
+    assert not stream.entries
+
+
 def test_a_record_that_is_bad_and_alone_is_set_aside(
     stream: MemoryStream, ledger: FaultyLedger, drain: Drain
 ) -> None:
