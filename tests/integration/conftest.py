@@ -1,4 +1,4 @@
-"""Settings, and a database of Redis for queues whose names are always the same."""
+"""Settings, and a Redis for what no other test, and nobody else, may come near."""
 
 from __future__ import annotations
 
@@ -12,19 +12,16 @@ from rts.testing import RedisServer
 
 
 @pytest.fixture
-def url(rts_redis_url: str) -> Iterator[str]:
-    """An empty database of the session's Redis."""
-    url = rts_redis_url.rpartition("/")[0] + "/12"
-    client = redis.Redis.from_url(url)
-    client.flushdb()
-    yield url
-    client.flushdb()
-    client.close()
+def url(server: RedisServer) -> str:
+    """The Redis of the file's own, emptied, for queues whose names are always the same."""
+    with redis.Redis.from_url(server.url) as client:
+        client.flushdb()
+    return server.url
 
 
 @pytest.fixture
 def raw(url: str) -> Iterator[redis.Redis]:
-    """A client of that database."""
+    """A client of that Redis."""
     client = redis.Redis.from_url(url, decode_responses=True)
     yield client
     client.close()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pymongo
 import pytest
@@ -15,7 +15,7 @@ import redis
 from celery import chain, chord, group
 
 import rts
-from rts.testing import WorkerProcess, wait_until
+from rts.testing import RedisServer, WorkerProcess, wait_until
 from tests.conftest import ROOT
 
 FLOOR = 1.0
@@ -24,7 +24,7 @@ LEARNING_RATE = 0.01
 
 
 class Scene:
-    """A worker of the test app with its own Redis database and MongoDB database."""
+    """A worker of the test app with its own Redis and its own MongoDB database."""
 
     def __init__(self, app: Any, worker: WorkerProcess, ledger: Any, redis_client: Any) -> None:
         self.basic = app
@@ -57,33 +57,31 @@ class Scene:
 
 @pytest.fixture(scope="module")
 def scene(
-    rts_redis_session_url: str,
-    rts_mongo_session_url: str,
-    tmp_path_factory: pytest.TempPathFactory,
+    server: RedisServer, rts_mongo_session_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Scene]:
     """One worker for all tests of this module."""
-    url = rts_redis_session_url.rpartition("/")[0] + "/11"
-    mongo_url = rts_mongo_session_url.rpartition("/")[0] + "/rts_test_lifecycle"
+    mongo_url = urlsplit(rts_mongo_session_url)._replace(path="/rts_test_lifecycle").geturl()
     folder = tmp_path_factory.mktemp("scene")
     conf = {
         "rts_mongo_url": mongo_url,
         "rts_spool_dir": str(folder / "spool"),
         "rts_learning_rate": LEARNING_RATE,
     }
-    os.environ.update(TEST_BROKER=url, TEST_BACKEND=url, TEST_CONF=json.dumps(conf))
-    from tests.apps import basic  # reads its configuration from the environment
+    env = {"TEST_BROKER": server.url, "TEST_BACKEND": server.url, "TEST_CONF": json.dumps(conf)}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in env.items():
+            patch.setenv(name, value)
+        from tests.apps import basic  # reads its configuration from the environment
 
-    client = redis.Redis.from_url(url, decode_responses=True)
-    client.flushdb()
+    client = redis.Redis.from_url(server.url, decode_responses=True)
     mongo: Any = pymongo.MongoClient(mongo_url, tz_aware=True)
     mongo.drop_database("rts_test_lifecycle")
-    with WorkerProcess("tests.apps.basic", cwd=ROOT, hostname="w@lifecycle") as worker:
+    with WorkerProcess("tests.apps.basic", cwd=ROOT, env=env, hostname="w@lifecycle") as worker:
         yield Scene(basic, worker, mongo.get_default_database(), client)
     rts.uninstall(basic.app)
     basic.app.close()
     mongo.drop_database("rts_test_lifecycle")
     mongo.close()
-    client.flushdb()
     client.close()
 
 

@@ -170,10 +170,8 @@ OPERATION = st.one_of(
 @pytest.mark.parametrize("rule", RULES, ids=str)
 @settings(max_examples=60)
 @given(operations=st.lists(OPERATION, max_size=60))
-def test_claims_follow_the_rule(
-    rts_redis_session_url: str, rule: Rule, operations: list[Any]
-) -> None:
-    harness = Harness(rts_redis_session_url.rpartition("/")[0] + "/12", rule)
+def test_claims_follow_the_rule(server: RedisServer, rule: Rule, operations: list[Any]) -> None:
+    harness = Harness(server.url, rule)
     try:
         for operation, *values in operations:
             getattr(harness, operation)(*values)
