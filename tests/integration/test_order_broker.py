@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
 import socket
 import ssl
@@ -35,6 +34,7 @@ from rts.testing import RedisServer, wait_until
 from rts.testing.binaries import redis_binary
 from rts.testing.processes import OwnedProcess
 from tests.conftest import ROOT, Stage
+from tests.programs import needed
 from tests.rabbitmq import free_port
 
 pytestmark = pytest.mark.usefixtures("unmeasured_processes")
@@ -85,10 +85,8 @@ def behind_socket(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 @contextmanager
 def behind_tls(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
     key, certificate = folder / "key.pem", folder / "cert.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    command = [needed("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
     command += ["-keyout", str(key), "-out", str(certificate), "-subj", "/CN=localhost"]
     command += ["-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]
     subprocess.run(command, check=True, capture_output=True)

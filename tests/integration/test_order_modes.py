@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from celery import Celery, chain, chord, group, uuid
 import rts
 from rts.testing import wait_until
 from tests.conftest import ROOT, Stage
+from tests.rabbitmq import RabbitServer
 
 pytestmark = pytest.mark.usefixtures("unmeasured_processes")
 
@@ -194,14 +194,9 @@ def test_priorities_on_redis(
     Levels.check(app, stage, mongo)
 
 
-@pytest.mark.skipif(
-    shutil.which("rabbitmq-server") is None, reason="no rabbitmq-server on PATH"
-)
 def test_priorities_on_rabbitmq(
     make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any, tmp_path: Path
 ) -> None:
-    from tests.rabbitmq import RabbitServer
-
     with RabbitServer(tmp_path) as rabbit:
         stage = make_stage(
             broker=rabbit.url, rts_scheduler="priority", task_queue_max_priority=10

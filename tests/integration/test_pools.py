@@ -12,6 +12,7 @@ from celery import Celery
 import rts
 from rts.testing import wait_until
 from tests.conftest import Stage
+from tests.rabbitmq import RabbitServer
 
 OK = "tests.apps.basic.ok"
 
@@ -110,8 +111,6 @@ def test_a_producer_without_rts_is_planned_for_by_the_worker(
 def test_rabbitmq_as_broker(
     make_stage: Callable[..., Stage], mongo: Any, tmp_path: Any
 ) -> None:
-    from tests.rabbitmq import RabbitServer
-
     with RabbitServer(tmp_path) as rabbit:
         stage = make_stage(broker=rabbit.url)
         stage.conf["rts_redis_url"] = stage.redis_url

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import hmac
 import json
-import shutil
 import socket
 import subprocess
 import threading
@@ -37,6 +36,7 @@ from rts.webhooks import Webhook, read_webhooks
 from tests.conftest import Stage
 from tests.integration.test_check_watch import write
 from tests.integration.test_signals import Told
+from tests.programs import needed
 from tests.receiver import Receiver
 
 pytestmark = pytest.mark.usefixtures("unmeasured_processes")
@@ -470,13 +470,12 @@ def test_a_response_that_trickles_in_times_out(monkeypatch: pytest.MonkeyPatch) 
     assert hung_up.is_set()
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl on PATH")
 def test_certificates_are_verified(
     receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key, certificate = tmp_path / "key", tmp_path / "certificate"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1",
+        [needed("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1",
          "-keyout", key, "-out", certificate, "-subj", "/CN=localhost",
          "-addext", "subjectAltName=DNS:localhost"],
         check=True, capture_output=True,

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ EXPRESSIONS = [
 
 def promtool(*arguments: str, cwd: Path = FOLDER) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [needed("promtool", "prometheus"), *arguments],
+        [needed("promtool"), *arguments],
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -168,8 +169,6 @@ def test_every_query_of_the_dashboard_is_understood(tmp_path: Path) -> None:
         }
         for n, e in enumerate(EXPRESSIONS)
     ]
-    for rule, n in zip(rules, range(len(rules)), strict=True):
-        rule["record"] = "x:q" + "x" * n
     (tmp_path / "q.yml").write_text(yaml.safe_dump({"groups": [{"name": "q", "rules": rules}]}))
     checked = promtool("check", "rules", "q.yml", cwd=tmp_path)
     assert checked.returncode == 0, checked.stdout + checked.stderr
@@ -180,8 +179,6 @@ def test_the_dashboard_is_what_its_program_writes() -> None:
     assert spec is not None
     assert spec.loader is not None
     make = importlib.util.module_from_spec(spec)
-    import sys
-
     sys.modules["make"] = make  # dataclasses look their module up
     try:
         spec.loader.exec_module(make)
