@@ -30,7 +30,7 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Celery 5.5, 5.6 and 5.7 on each Python that is installed (3.10 to 3.14).
+# Celery 5.5, 5.6 and 5.7, and each Python that is installed (3.10 to 3.14).
 matrix: $(VENV)/.dev
 	$(BIN)/python tests/matrix.py
 

@@ -20,6 +20,8 @@ CELERIES = ("5.5", "5.6", "5.7")
 #: The Flower that each is tested with.
 FLOWERS = {"5.5": "2.0", "5.6": "2.1", "5.7": "2.2"}
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+#: Of these the wheel with a redis-server is for.
+WITH_WHEELS = PYTHONS[:3]
 
 
 def python(version: str) -> str | None:
@@ -62,11 +64,12 @@ def main() -> int:
     for version in PYTHONS:
         if version not in found:
             print(f"python{version} is not on PATH: left out", file=sys.stderr)
+    wholly = [version for version in found if version in WITH_WHEELS][-1:] or [*found][-1:]
     cells = [
         (version, celery)
         for version in found
         for celery in CELERIES
-        if options.all or celery == CELERIES[-1] or version == "3.11"
+        if options.all or celery == CELERIES[-1] or version in wholly
     ]
     results = {}
     for version, celery in cells:

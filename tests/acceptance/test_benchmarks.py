@@ -157,7 +157,6 @@ def test_plans() -> None:
     assert 0 <= row["recorded"] < row["real"] <= 1
 
 
-@pytest.mark.slow
 @pytest.mark.alone  # other tests would take the time between two runs
 @pytest.mark.parametrize("order", ["fifo", "edf"])
 def test_predictions(order: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 import subprocess
@@ -64,17 +63,3 @@ def test_ctrl_c_leaves_nothing_behind() -> None:
     assert demo.returncode == 130, out
     assert err == ""
     wait_until(lambda: not left_of("interrupted"), message="all processes of the demo are gone")
-
-
-def test_the_configuration_names_every_setting_with_its_default() -> None:
-    from rts.settings import Settings
-    from rts.validation import CHECKS
-
-    text = (ROOT / "celeryconfig.py").read_text()
-    for setting in CHECKS:
-        assert re.search(rf"^(# )?{setting} = ", text, re.MULTILINE), setting
-    plain = json.loads(json.dumps(Settings().as_dict()))
-    for setting in ("sla_multiplier", "learning_rate", "min_slack", "min_samples", "max_types"):
-        shown = re.search(rf"^# rts_{setting} = (.+)$", text, re.MULTILINE)
-        assert shown is not None
-        assert float(shown[1].replace("_", "")) == plain[setting]

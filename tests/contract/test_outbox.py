@@ -11,7 +11,7 @@ import redis
 from rts.ledger.outbox import MAX_TAKEN, RedisOutbox
 from rts.link.link import Link
 from rts.ports import Outbox
-from rts.records import Execution, Learned
+from rts.records import Learned
 from rts.settings import Settings
 from rts.testing import RedisServer
 from tests.memory_outbox import MemoryOutbox, MemoryStream
@@ -241,10 +241,6 @@ class TestRedis:
         outbox.done([entry.entry_id])
         outbox.leave()
         assert redis_client.xinfo_consumers(key, "rts") == []
-
-
-def test_the_twin_reads_what_the_records_say() -> None:
-    assert Execution.from_json(run("x").to_json()) == run("x")
 
 
 def test_a_fleet_of_drains_lets_records_gather(

@@ -1,28 +1,20 @@
 """pytest-celery's own stack, for those who have a Docker engine: ``make docker-tests``.
 
-It builds a worker image with the app below and runs it with a Redis and a RabbitMQ
-broker. Everything that it shows is also shown without Docker by the other tests.
+It runs a worker of pytest-celery's own app, without rts, on a Redis and on a RabbitMQ.
+Everything that it shows is also shown without Docker by the other tests.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from pytest_celery import CeleryTestSetup, ping
+
+import rts
 
 pytestmark = pytest.mark.docker
 
 
-@pytest.fixture
-def default_worker_initial_content(default_worker_initial_content: Any) -> Any:
-    """The worker's container, as pytest-celery fills it."""
-    return default_worker_initial_content
-
-
 def test_tasks_run_with_rts_installed_in_the_producer(celery_setup: CeleryTestSetup) -> None:
-    import rts
-
     rts.install(celery_setup.app)
     try:
         assert (

@@ -198,17 +198,6 @@ def test_with_an_unusable_mongodb_url_it_says_why_and_ships(
     assert "hush" not in told
 
 
-def test_it_does_not_import_celery() -> None:
-    code = (
-        "import sys, rts.companion.process as c; print(*({'celery', 'kombu'} & {*sys.modules}))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == []
-
-
 def test_a_killed_companion_is_restarted(
     settings: Settings, start: Callable[..., Companion], redis_client: redis.Redis, mongo: Any
 ) -> None:

@@ -109,7 +109,6 @@ def test_runtimes_that_start_to_vary_more_are_learned(
     assert sum(last) / len(last) == pytest.approx(0.95, abs=0.015)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("trace", TRACES, ids=[path.stem for path in TRACES])
 def test_the_share_that_was_asked_for_is_in_time_on_traces(

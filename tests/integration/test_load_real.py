@@ -9,22 +9,15 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from rts.load.sampler import LoadSampler
+from rts.testing import wait_until
 
-DEADLINE_S = 30.0
 BURN = "while True: pass"
-
-
-def until(done: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + DEADLINE_S
-    while not done():
-        assert time.monotonic() < end, f"not within the deadline: {what}"
-        time.sleep(0.02)
 
 
 @contextlib.contextmanager
@@ -52,12 +45,12 @@ def sampler() -> Iterator[LoadSampler]:
 def test_oversubscribed_cores_read_above_one(sampler: LoadSampler) -> None:
     cores = len(os.sched_getaffinity(0))
     with burners(2 * cores):
-        until(lambda: sampler.read().figures.get("cpu", 0) > 1.2, "two busy processes per core")
-    until(lambda: sampler.read().figures.get("cpu", 9) < 1.2, "calm after they ended")
+        wait_until(lambda: sampler.read().figures.get("cpu", 0) > 1.2)
+    wait_until(lambda: sampler.read().figures.get("cpu", 9) < 1.2)
 
 
 def test_samples_are_never_old(sampler: LoadSampler) -> None:
-    until(lambda: "cpu" in sampler.read().figures, "the first CPU figure")
+    wait_until(lambda: "cpu" in sampler.read().figures)
     end = time.monotonic() + 1.5
     seen: set[float] = set()
     while time.monotonic() < end:
@@ -94,7 +87,7 @@ class Group:
                 return False
             return True
 
-        until(gone, "removal of the control group")
+        wait_until(gone, message="removal of the control group")
 
 
 @contextlib.contextmanager

@@ -124,6 +124,15 @@ def test_the_table_of_settings_has_the_defaults() -> None:
         assert (ast.literal_eval(told[name]) if value is None else value) == plain[name], name
 
 
+def test_the_example_configuration_has_every_setting_with_its_default() -> None:
+    text = (ROOT / "celeryconfig.py").read_text(encoding="utf-8")
+    shown = dict(re.findall(r"^#? ?rts_(\w+) = (.+)$", text, re.MULTILINE))
+    assert {f"rts_{name}" for name in shown} == set(CHECKS)
+    plain = {**Settings().as_dict(), "task_types": {}, "redis_url": None}
+    for name in set(plain) - {"spool_dir", "mongo_url"}:
+        assert eval(shown[name]) == plain[name], name
+
+
 def test_the_table_of_metrics_is_complete() -> None:
     rows = re.findall(r"^\| (`rts_[^|]+) \|", TEXTS["docs/monitoring.md"], re.MULTILINE)
     told = {name for row in rows for name in re.findall(r"rts_\w+", row)}

@@ -7,8 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,15 +16,7 @@ from rts import fork_gate, health
 from rts.load.board import LoadBoard
 from rts.load.sample import GpuLoad, LoadSample
 from rts.load.sampler import MAX_AGE_S, LoadSampler, Probes, real_probes
-
-DEADLINE_S = 60.0
-
-
-def until(done: Callable[[], bool]) -> None:
-    end = time.monotonic() + DEADLINE_S
-    while not done():
-        assert time.monotonic() < end, "not within the deadline"
-        time.sleep(0.005)
+from rts.testing import wait_until
 
 
 def sampling_threads() -> list[threading.Thread]:
@@ -67,7 +58,7 @@ class Gpu:
 def _clean() -> Iterator[None]:
     health.take_counts()
     yield
-    until(lambda: not sampling_threads())
+    wait_until(lambda: not sampling_threads())
     health.take_counts()
 
 
@@ -75,7 +66,7 @@ def started(probes: Probes) -> LoadSampler:
     """Return a sampler that has written a sample, which does not age on a busy machine."""
     sampler = LoadSampler(probes=lambda: probes, period_s=0.01, clock=lambda: 0.0)
     sampler.start()
-    until(lambda: sampler._board.read() is not None)
+    wait_until(lambda: sampler._board.read() is not None)
     return sampler
 
 
@@ -86,7 +77,7 @@ def test_a_sample_is_written_and_renewed() -> None:
     figures = {"load": 0.5, "cpu": 0.5, "memory": 0.25, "gpu": 0.75, "gpus": [each]}
     assert sampler.read().figures == figures
     cpu.value = 1.5
-    until(lambda: sampler.read().figures["cpu"] == 1.5)
+    wait_until(lambda: sampler.read().figures["cpu"] == 1.5)
     sampler.stop()
     assert gpu.closed == 1
 
@@ -98,10 +89,10 @@ def test_start_and_stop_are_idempotent() -> None:
     assert sampling_threads()[0].daemon
     sampler.stop()
     sampler.stop()
-    until(lambda: not sampling_threads())
+    wait_until(lambda: not sampling_threads())
     sampler._make_probes = lambda: Probes(Fixed(0.125), Fixed(0.5), Gpu())
     sampler.start()
-    until(lambda: sampler.read().figures["cpu"] == 0.125)
+    wait_until(lambda: sampler.read().figures["cpu"] == 0.125)
     sampler.stop()
 
 
@@ -136,7 +127,7 @@ def test_a_board_that_fails_is_survived() -> None:
     cpu = Fixed(0.5)
     sampler = LoadSampler(Full(), lambda: Probes(cpu, Fixed(0.5), Gpu()), 0.01)
     sampler.start()
-    until(lambda: cpu.reads > 3)
+    wait_until(lambda: cpu.reads > 3)
     assert not sampler.read().figures
     sampler.stop()
     assert health.take_counts()["hook_errors"] >= 3
@@ -166,7 +157,7 @@ def test_real_probes_on_this_machine() -> None:
     assert memory is not None
     assert 0 < memory < 1.5
     assert probes.cpu.read() is None
-    until(lambda: probes.cpu.read() is not None)
+    wait_until(lambda: probes.cpu.read() is not None)
     probes.gpu.close()
 
 
@@ -324,5 +315,5 @@ def test_a_sampler_of_another_process_is_left_alone(monkeypatch: pytest.MonkeyPa
         there.setattr(os, "getpid", lambda: own + 1)
         sampler.start()
         assert sampler._board is not board
-        until(lambda: sampler._board.read() is not None)
+        wait_until(lambda: sampler._board.read() is not None)
         sampler.stop()
