@@ -96,4 +96,5 @@ class WorkerChores:
             queues=self._queues,
             ahead=math.inf if instructions.ahead is None else slots * instructions.ahead,
             received=self._board.received.encoded(),
+            ordered=instructions.settings.scheduler == "edf",
         )

@@ -49,6 +49,8 @@ class Heartbeat(NamedTuple):
     ahead: float = 0.0
     #: The last tasks that it received, as encoded by :mod:`rts.ledger.received`.
     received: str | None = None
+    #: Whether it takes messages that wait in deadline order; ``None``: not reported.
+    ordered: bool | None = None
 
     def to_json(self) -> str:
         """Return the value that is stored in the hash."""
@@ -71,6 +73,7 @@ class Heartbeat(NamedTuple):
         if seen_at is None:
             return None
         queues, received = values.get("queues"), values.get("received")
+        ordered = values.get("ordered")
         return cls(
             instance,
             seen_at,
@@ -82,6 +85,7 @@ class Heartbeat(NamedTuple):
             tuple(filter(None, map(_text, queues))) if isinstance(queues, list) else None,
             _ahead(values.get("ahead", 0.0)),
             received if isinstance(received, str) else None,
+            ordered if isinstance(ordered, bool) else None,
         )
 
     def age_s(self, now: float) -> float:

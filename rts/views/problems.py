@@ -71,14 +71,16 @@ def queue_problems(
     """Return which messages wait where no worker takes them. Names are as they are."""
     found = []
     for state in states:
-        hidden = 0 if settings.scheduler == "edf" else state.ordered + state.demoted
-        if hidden:
+        takers = redis.takers(state.name)
+        told = [worker.ordered for worker in takers if worker.ordered is not None]
+        ordered = state.ordered + state.demoted
+        if ordered and not (any(told) if told else settings.scheduler == "edf"):
             found.append(
-                f"{counted(hidden, 'message')} in deadline order in the queue {state.name}, "
-                "which workers without rts_scheduler = 'edf' do not see. rts queues --to-fifo "
-                "moves them"
+                f"{counted(ordered, 'message')} in deadline order in the queue {state.name}, "
+                "which workers without rts_scheduler = 'edf' do not see. Set it for those of "
+                "this queue, or rts queues --to-fifo moves them"
             )
-        elif state.waiting and redis.live_workers and not redis.takers(state.name):
+        elif state.waiting and redis.live_workers and not takers:
             found.append(
                 f"{counted(state.waiting, 'message')} in the queue {state.name}, from which "
                 f"no worker with rts takes. Start one with -Q {state.name}"

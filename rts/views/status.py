@@ -51,6 +51,8 @@ class WorkerState:
     load: Mapping[str, Any]
     #: Names of the queues it consumes; ``None``: not reported, so it may be any.
     queues: tuple[str, ...] | None = None
+    #: Whether it takes messages that wait in deadline order; ``None``: not reported.
+    ordered: bool | None = None
 
     @classmethod
     def of(cls, beat: Heartbeat, now: float) -> WorkerState:
@@ -63,6 +65,7 @@ class WorkerState:
             silent=beat.is_silent(now),
             load=beat.load,
             queues=beat.queues,
+            ordered=beat.ordered,
         )
 
 

@@ -96,6 +96,10 @@ def test_turning_it_off_leaves_nothing_behind(
             in command(stage, "status").stderr
         )
     )
+    stage.conf["rts_scheduler"] = "edf"  # the command's app has it, and no worker there
+    assert (
+        f"1 message in deadline order in the queue {other}" in command(stage, "status").stderr
+    )
     command(stage, "queues", "--to-fifo")
     assert more.get(timeout=60) == 0.02
     # As the first worker in order would have taken them; the hopeless one was first

@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -28,6 +28,7 @@ from rts.ledger.connection import connect
 from rts.scheduling.queues import QueueState
 from rts.settings import Settings
 from rts.views.histogram import bucket
+from rts.views.problems import queue_problems
 from rts.views.report import row_of
 from rts.views.series import Point
 from rts.views.status import RedisState, ServerState, WorkerState
@@ -475,6 +476,38 @@ def test_pages_name_the_longest_queues_that_nobody_takes_from() -> None:
     ]
     assert len(found) == 1 + page_parts.MAX_PROBLEMS
     assert page_parts.problems(Settings(), None) == []
+
+
+@pytest.mark.parametrize(
+    ("workers", "scheduler", "hidden"),
+    [
+        ([False], "edf", True),
+        ([True], None, False),
+        ([False, True], None, False),
+        ([None, False], "edf", True),
+        ([None], "edf", False),
+        ([None], None, True),
+        ([], "edf", False),
+        ([], None, True),
+    ],
+)
+def test_messages_in_order_are_hidden_where_no_worker_of_their_queue_sees_the_order(
+    workers: list[bool | None], scheduler: Literal["edf"] | None, hidden: bool
+) -> None:
+    states = [
+        WorkerState(
+            *(f"w{n}@h/1", f"w{n}@h", "h", 1, 2, 0.0, 0.1),
+            silent=False,
+            load={},
+            queues=("mail",),
+            ordered=ordered,
+        )
+        for n, ordered in enumerate(workers)
+    ]
+    redis = RedisState(ServerState("redis://r/0", True), workers=tuple(states))
+    queue = QueueState("mail", 1, 1, 0, 9.0)
+    found = queue_problems([queue], redis, Settings(scheduler=scheduler))
+    assert [problem[:28] for problem in found] == ["2 messages in deadline order"] * hidden
 
 
 def test_what_is_overdue_is_told_as_by_status_though_no_worker_is_there_to_find_it() -> None:

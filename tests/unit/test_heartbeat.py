@@ -24,6 +24,7 @@ BEAT = Heartbeat(
     queues=("mail", "web"),
     ahead=8.0,
     received="AAAAAAEAAAA=",
+    ordered=True,
 )
 #: What one of an older version is known by.
 UNTOLD = Heartbeat(INSTANCE, 1000.5, "w@h", {})
@@ -77,6 +78,7 @@ def test_invalid_heartbeats_are_ignored(told: str) -> None:
         ("queues", [None, "celery", 7, {"a": 1}]),
         ("ahead", [0, "x", -1, [], True, math.nan]),
         ("received", [None, 7, [1], {}]),
+        ("ordered", [None, 1, "true", []]),
         ("load", [None, 7, "x", [], {"load": "x", "cpu": -1, "memory": math.nan, "gpu": []}]),
     ],
 )
