@@ -2,14 +2,16 @@
 
 Each file has one writer, and each line its number there; Redis knows the last one that it
 applied (see ``finish.lua``), and a new shipper asks for it. So neither a crash anywhere
-nor a call whose reply never came teaches anything twice. After Redis came back empty, the
-lines of a file that is still in use are shipped again, since what the outbox held is gone;
-but what they taught comes back with the snapshot.
+nor a call whose reply never came teaches anything twice. If Redis has lost what it had
+applied lately (a failover, a restart), the lines of files that are still in use are shipped
+again. After it came back empty they teach nothing: what they taught comes back with the
+snapshot.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,10 +31,13 @@ from rts.link.link import Link
 from rts.link.scripts import pack
 from rts.records import Execution, Learned
 from rts.settings import Settings
-from rts.tau.finish import FinishCall, FinishEntry, finish_entry, read_answer
+from rts.tau.finish import RECORDS_LOST, FinishCall, FinishEntry, finish_entry, read_answer
 
 #: Records per call. It blocks Redis for about 20 µs per record.
 CHUNK = 100
+#: Seconds for which Redis must know the last line that it applied. What it loses is younger,
+#: and it forgets the number for a file that gets no line for weeks.
+MEMORY_S = 86400.0
 
 #: Called for each record that taught something.
 OnLearned = Callable[[Execution, Learned], None]
@@ -47,10 +52,20 @@ class _Tail:
     taken: int = 0
     #: The last line that Redis had learned from before it was wiped; 0 if it was not.
     learned: int = 0
-    #: The last line that Redis had applied when reading began; -1: it must be asked.
+    #: The last line that Redis has applied; -1: it must be asked.
     applied: int = -1
+    #: Since when that is known, by ``time.monotonic()``.
+    known_at: float = 0.0
     offset: int = 0
     lines: int = 0
+
+    def knows(self, applied: int) -> None:
+        """Note the last line that Redis has applied."""
+        self.applied, self.known_at = applied, time.monotonic()
+
+    def surely_applied(self) -> int:
+        """Return the last line that Redis must know to be applied, 0 if that is not known."""
+        return self.applied if time.monotonic() - self.known_at < MEMORY_S else 0
 
 
 class Shipper:
@@ -81,6 +96,15 @@ class Shipper:
             StoreUnavailable: Redis is unavailable; the rest keeps waiting.
             OSError: a file of the spool cannot be read or removed; the others were shipped.
         """
+        try:
+            return self._ship_files()
+        except StoreUnavailable:
+            # Some lines may have been applied; others may be lost with a server that failed.
+            for tail in self._tails.values():
+                tail.applied = -1
+            raise
+
+    def _ship_files(self) -> int:
         files = self._spool.files()
         for gone in self._tails.keys() - files:
             del self._tails[gone]
@@ -92,7 +116,8 @@ class Shipper:
                 tail = tails.setdefault(path, _Tail(generation))
                 if tail.taken_by != generation:  # it was wiped
                     tail.learned = max(tail.learned, tail.taken)
-                tail.applied, tail.offset, tail.lines = last, 0, 0
+                tail.knows(last)
+                tail.offset = tail.lines = 0
         shipped, failure = 0, None
         for path in files:
             try:
@@ -134,11 +159,7 @@ class Shipper:
             # In this order: once the writer is gone, what is read is complete.
             ended = try_lock(fd)
             whole, _, torn = read_all(fd, tail.offset).rpartition(b"\n")
-            try:
-                shipped = self._send(path, tail, whole) if whole else 0
-            except StoreUnavailable:
-                tail.applied = -1  # some lines may have been
-                raise
+            shipped = self._send(path, tail, whole) if whole else 0
             if ended:
                 if torn:
                     self._spool.refuse(torn)
@@ -173,31 +194,43 @@ class Shipper:
                     self._spool.refuse(line)
             tail.lines += len(chunk)
             if tail.lines > tail.applied:
-                tail.taken_by = self._deliver(producer, tail.lines, executions, entries, counts)
+                tail.taken_by = self._deliver(producer, tail, executions, entries, counts)
                 tail.taken = tail.lines
+                tail.knows(tail.lines)
             tail.offset += sum(map(len, chunk)) + len(chunk)
         return len(lines)
 
     def _deliver(
         self,
         producer: str,
-        last: int,
+        tail: _Tail,
         executions: list[Execution],
         entries: list[FinishEntry],
         counts: Counter[str],
     ) -> object:
-        """Deliver a chunk and return the generation of the Redis that took it."""
+        """Deliver the chunk up to *tail* and return the generation of the Redis that took it.
+
+        Raises:
+            StoreUnavailable: Redis is unavailable, or has lost lines before the chunk.
+        """
         recent = self._recent.pack(
             (run, entry.record) for run, entry in zip(executions, entries, strict=True)
         )
         # Marks the last line as applied, whatever it holds.
-        entries.append(FinishEntry(last, b"", None, "", ""))
+        entries.append(FinishEntry(tail.lines, b"", None, "", ""))
         answer, generation, waiting = self._link.call(
-            self._call.pack(producer, entries, counts),
+            self._call.pack(producer, entries, counts, tail.surely_applied()),
             # Each time: a wiped Redis may be restored only after shipping has begun.
             pack("GET", self._keys.generation),
             pack("XLEN", self._keys.outbox),
         )
+        if answer == RECORDS_LOST:
+            health.warn_once(
+                "records lost by Redis",
+                "rts: Redis has lost records that it had taken, as in a failover. Those still "
+                "in the spool are sent again",
+            )
+            raise StoreUnavailable("Redis has lost records that it had taken")
         self._watch(waiting)
         if recent:
             # A refusal, such as a key of another type, is not worth losing a record for.

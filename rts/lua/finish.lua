@@ -12,17 +12,20 @@
 -- ARGV  1 λ                              4 prefix of the sketches of runtimes
 --       2 most fields in tau             5 ln of the sketches' base
 --       3 most records in the outbox     6 prefix of those of runtime / tau
---       7 number of counters, then two for each: its name, what to add;
+--       7 number of this writer's last record that was certainly applied, 0 if unknown
+--       8 number of counters, then two for each: its name, what to add;
 --       then eight for each record:
 --       its number, increasing; record (JSON), '' to learn only; runtime in seconds, ''
 --       to learn nothing; task type; task name; the type's first tau; the tau that its
 --       deadline was computed with, '' for none; the task's id, '' if the task goes on
 -- Returns one line for each record: '' if nothing was learned, else 'TB TA NB NA' with
 -- tau before and after of the type and of the name in seconds, '-' for one that was not
--- learned; 'dup' for a record that was applied before.
+-- learned; 'dup' for a record that was applied before. Only 'lost', and nothing is
+-- applied, if records up to ARGV[7] were lost, as in a failover.
 --
--- Closes two races: lost updates of a tau that two runs read at the same time, and a
--- batch that is delivered again because the reply to the first delivery was lost.
+-- Closes three races: lost updates of a tau that two runs read at the same time, a batch
+-- that is delivered again because the reply to the first delivery was lost, and one that
+-- comes after another which this server has lost.
 
 local SEQ_TTL = 30 * 86400 -- seconds for which a silent writer's number is kept
 
@@ -36,7 +39,10 @@ for key, held in pairs({[KEYS[1]] = fields, [KEYS[4]] = waiting}) do
   end
 end
 local last = KEYS[11] and tonumber(redis.call('GET', KEYS[11]) or '0') or 0
-local applied, first_record = last, 8 + 2 * tonumber(ARGV[7])
+local applied, first_record = last, 9 + 2 * tonumber(ARGV[8])
+if last < tonumber(ARGV[7]) then
+  return 'lost'
+end
 
 local taus, counts, deviations, sketches, refused = {}, {}, {}, {}, 0
 
@@ -188,7 +194,7 @@ if refused > 0 then
   redis.pcall('HINCRBY', KEYS[5], 'tau_keys_refused', refused)
 end
 if last > applied then
-  for i = 8, first_record - 1, 2 do
+  for i = 9, first_record - 1, 2 do
     redis.pcall('HINCRBY', KEYS[5], ARGV[i], ARGV[i + 1])
   end
 end

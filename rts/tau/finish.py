@@ -18,7 +18,10 @@ from rts.tau.sketch import LOG_BASE
 #: settings).
 UNKNOWN_TYPE = TaskType("mixed", 10.0)
 
-_KEYS, _CONSTANTS, _PER_COUNT, _PER_ENTRY = 10, 7, 2, 8
+_KEYS, _CONSTANTS, _PER_COUNT, _PER_ENTRY = 10, 8, 2, 8
+
+#: The reply of a Redis that has lost records which it had applied.
+RECORDS_LOST = b"lost"
 
 #: Most sets of type, name and tau whose wire form is cached.
 _MAX_CACHED = 1000
@@ -92,12 +95,14 @@ class FinishCall:
         producer: str | None,
         entries: Sequence[FinishEntry],
         counts: Mapping[str, int] = MappingProxyType({}),
+        applied: int = 0,
     ) -> bytes:
         """Return one call that applies *entries* in order; with the last one, it adds *counts*
         to the counters.
 
         *producer*: the writer, each of whose numbers is applied only once; ``None``
-        where calls are never repeated.
+        where calls are never repeated. If Redis does not know that its number *applied* was
+        applied, the call does nothing and its reply is :data:`RECORDS_LOST`.
 
         It carries the script itself: a server that comes back may be a new one.
         """
@@ -125,7 +130,8 @@ class FinishCall:
         added = (str(part).encode("utf-8", "replace") for part in chain(*counts.items()))
         arguments = _CONSTANTS + _PER_COUNT * len(counts) + _PER_ENTRY * len(entries)
         head = FINISH.head(arguments, _KEYS + len(seq))
-        start = bulks(*seq) + self._constants + bulks(b"%d" % len(counts), *added)
+        numbers = (b"%d" % applied, b"%d" % len(counts))
+        start = bulks(*seq) + self._constants + bulks(*numbers, *added)
         return b"".join((head, self._names, start, *parts))
 
     def _describe(self, task_type: str, name: str, tau_s: float | None) -> bytes:

@@ -281,6 +281,49 @@ def test_a_redis_that_has_lost_its_last_second_learns_it_again(
     assert client.hget(settings.keys.count, "cpu-light") == "3"
 
 
+@pytest.mark.parametrize("wiped", [False, True])
+def test_what_a_redis_lost_that_nobody_saw_fail_comes_again(
+    client: Any, settings: Settings, spool: Spool, shipper: Shipper, wiped: bool
+) -> None:
+    """As in a failover behind one address: the next call goes to the new server at once."""
+    quiet = Spool(settings.spool_dir, settings.spool_max_bytes)
+    client.set(settings.keys.generation, "first")
+    for file, name in ((spool, "a"), (quiet, "b")):
+        file.append_line(as_line(success(name)))
+        shipper.ship()
+    kept = {key: client.dump(key) for key in client.keys(settings.keys.prefix + "*")}
+    for file, name in ((spool, "c"), (quiet, "d")):
+        file.append_line(as_line(success(name)))
+        shipper.ship()
+    client.delete(*client.keys(settings.keys.prefix + "*"))
+    for key, value in () if wiped else kept.items():
+        client.restore(key, 0, value)
+    spool.append_line(as_line(success("e")))
+    with pytest.raises(StoreUnavailable, match="has lost records"):
+        shipper.ship()
+    shipper.ship()
+    # What they taught a Redis that was wiped comes back with the snapshot.
+    assert sorted(outbox_ids(client, settings)) == ["a", "b", "c", "d", "e"]
+    assert client.hget(settings.keys.count, "cpu-light") == ("1" if wiped else "5")
+    quiet.close()
+
+
+def test_a_number_that_redis_forgot_in_weeks_means_no_loss(
+    client: Any,
+    settings: Settings,
+    spool: Spool,
+    shipper: Shipper,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spool.append_line(as_line(success("a")))
+    shipper.ship()
+    client.delete(*client.keys(settings.keys.seq + "*"))
+    monkeypatch.setattr("rts.ledger.shipper.MEMORY_S", 0.0)  # it is over
+    spool.append_line(as_line(success("b")))
+    shipper.ship()
+    assert outbox_ids(client, settings) == ["a", "b"]
+
+
 def test_a_server_that_refuses_gets_everything_later(
     client: Any, settings: Settings, spool: Spool, shipper: Shipper, server: RedisServer
 ) -> None:
