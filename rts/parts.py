@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +23,7 @@ from rts.lifecycle.runs import Runs
 from rts.link.link import Link
 from rts.listener import Listener
 from rts.load.sampler import LoadSampler
-from rts.records import Plan
-from rts.scheduling.activation import transport_of
-from rts.scheduling.priority import HIGHEST, level
+from rts.scheduling.priority import Prioritise, prioritiser
 from rts.scheduling.worker_capacity import prefetch_of, slots_of
 from rts.settings import Settings
 from rts.tau.cache import TauCache
@@ -34,10 +31,6 @@ from rts.tau.cache import TauCache
 if TYPE_CHECKING:
     from rts.predictions.predictor import Predictor
     from rts.predictions.routing import Risks
-
-Prioritise = Callable[[Plan, "int | None", bool], int]
-#: kombu's transports for RabbitMQ.
-_RABBITMQ = ("amqp", "amqps", "pyamqp", "librabbitmq")
 
 
 @dataclass
@@ -50,8 +43,7 @@ class Parts:
     link: Link
     taus: TauCache
     planner: Planner
-    #: Returns the priority of a message, given its own and whether it is a retry, with
-    #: ``rts_scheduler`` "priority".
+    #: ``None`` unless ``rts_scheduler`` is "priority".
     prioritise: Prioritise | None = None
     #: Where published tasks are noted; ``None`` where ``rts_open_max`` is 0.
     open_tasks: Announcer | None = None
@@ -78,45 +70,8 @@ class Parts:
         open_tasks = Announcer(link, settings) if settings.open_max else None
         taus = TauCache(link, settings, clock, passenger=open_tasks)
         planner = Planner(settings, taus, clock, task_options, native_chords)
-        prioritise = _prioritiser(app, settings, clock)
+        prioritise = prioritiser(app, settings, clock)
         return cls(app, settings, clock, link, taus, planner, prioritise, open_tasks)
-
-
-def _prioritiser(app: Any, settings: Settings, clock: FleetClock) -> Prioritise | None:
-    """Return what turns plans into priorities; ``None`` for other schedulers."""
-    if settings.scheduler != "priority":
-        return None
-    url = app.conf.broker_write_url or app.conf.broker_url or ""
-    alias = transport_of(url if isinstance(url, str) else url[0])
-    inverted = alias in ("redis", "rediss", "sentinel")
-    if alias in _RABBITMQ and not any(map(_has_priorities, app.amqp.queues.values())):
-        health.warn_once(
-            "order",
-            "rts: rts_scheduler = 'priority' changes no order in queues without "
-            "x-max-priority: set task_queue_max_priority = 10, and delete or rename existing "
-            "queues, which RabbitMQ does not change",
-        )
-    highest = HIGHEST if inverted else app.conf.task_queue_max_priority or HIGHEST
-    # Tasks have it unless they are given another one: it is not a choice for one of them.
-    default = app.conf.task_default_priority
-
-    def prioritise(plan: Plan, priority: int | None, retry: bool) -> int:
-        if priority is not None and (retry or priority != default):
-            return priority
-        laxity_s = plan.deadline - clock.now() - plan.tau
-        return level(laxity_s, inverted=inverted, highest=highest)
-
-    return prioritise
-
-
-def _has_priorities(queue: Any) -> bool:
-    """Return whether *queue*, RabbitMQ's, keeps to priorities: quorum queues have two."""
-    arguments = queue.queue_arguments or {}
-    return bool(
-        queue.max_priority
-        or "x-max-priority" in arguments
-        or arguments.get("x-queue-type") == "quorum"
-    )
 
 
 @dataclass
@@ -154,7 +109,7 @@ class WorkerParts:
 
         companion = Companion(on_look=on_look)
         return cls(
-            Runs(
+            runs=Runs(
                 clock,
                 sampler,
                 board,
@@ -163,7 +118,7 @@ class WorkerParts:
                 instance=instance,
                 threaded=threaded,
             ),
-            Ends(
+            ends=Ends(
                 settings.task_types,
                 parts.planner,
                 clock,
@@ -174,11 +129,11 @@ class WorkerParts:
                 worker=hostname,
                 instance=instance,
             ),
-            sampler,
-            board,
-            sink,
-            companion,
-            Instructions(
+            sampler=sampler,
+            board=board,
+            sink=sink,
+            companion=companion,
+            instructions=Instructions(
                 settings,
                 worker=hostname,
                 instance=instance,
@@ -190,15 +145,15 @@ class WorkerParts:
                 queues=tuple(worker.app.amqp.queues.consume_from),
                 ahead=0 if settings.scheduler == "edf" else prefetch_of(worker),
             ),
-            Listener(settings, instance),
-            threaded,
+            listener=Listener(settings, instance),
+            threaded=threaded,
         )
 
     def start(self) -> None:
         """Start what accompanies the worker: the load sampler and the companion process."""
         self.sampler.start()
-        level = _loglevel()  # as set up since
-        instructions = replace(self.instructions, loglevel=level, pid=os.getpid())
+        # Since this was built, the logging was set up, and the process may be a fork.
+        instructions = replace(self.instructions, loglevel=_loglevel(), pid=os.getpid())
         self.companion.start(instructions.to_json(), pass_fds=(self.board.fd,))
         self.listener.start()
 

@@ -7,9 +7,62 @@ the task is published.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
+
+from rts import health
+from rts.clock import FleetClock
+from rts.records import Plan
+from rts.scheduling.activation import transport_of
+from rts.settings import Settings
 
 #: The highest of the levels in use unless configured otherwise; the lowest is 0.
 HIGHEST = 9
+#: kombu's transports for Redis, and for RabbitMQ.
+_REDIS = ("redis", "rediss", "sentinel")
+_RABBITMQ = ("amqp", "amqps", "pyamqp", "librabbitmq")
+
+#: Returns the priority of a message from its plan, its own priority and whether it is a retry.
+Prioritise = Callable[[Plan, "int | None", bool], int]
+
+
+def prioritiser(app: Any, settings: Settings, clock: FleetClock) -> Prioritise | None:
+    """Return the function that gives the messages of *app* their priority; ``None`` unless
+    ``rts_scheduler`` is "priority".
+    """
+    if settings.scheduler != "priority":
+        return None
+    url = app.conf.broker_write_url or app.conf.broker_url or ""
+    alias = transport_of(url if isinstance(url, str) else url[0])
+    inverted = alias in _REDIS
+    if alias in _RABBITMQ and not any(map(_has_priorities, app.amqp.queues.values())):
+        health.warn_once(
+            "order",
+            "rts: rts_scheduler = 'priority' changes no order in queues without "
+            "x-max-priority: set task_queue_max_priority = 10, and delete or rename existing "
+            "queues, which RabbitMQ does not change",
+        )
+    highest = HIGHEST if inverted else app.conf.task_queue_max_priority or HIGHEST
+    # Tasks have it unless they are given another one: it is not a choice for one of them.
+    default = app.conf.task_default_priority
+
+    def prioritise(plan: Plan, priority: int | None, retry: bool) -> int:
+        if priority is not None and (retry or priority != default):
+            return priority
+        laxity_s = plan.deadline - clock.now() - plan.tau
+        return level(laxity_s, inverted=inverted, highest=highest)
+
+    return prioritise
+
+
+def _has_priorities(queue: Any) -> bool:
+    """Return whether *queue*, RabbitMQ's, has message priorities: quorum queues have two."""
+    arguments = queue.queue_arguments or {}
+    return bool(
+        queue.max_priority
+        or "x-max-priority" in arguments
+        or arguments.get("x-queue-type") == "quorum"
+    )
 
 
 def level(laxity_s: float, *, inverted: bool, highest: int = HIGHEST) -> int:
