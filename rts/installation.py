@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -55,40 +56,47 @@ class Installation:
 
     def parts(self, app: Any) -> Parts | None:
         """Return the working parts; ``None`` where rts is disabled or misconfigured."""
-        if self._parts is not None or self._off or time.monotonic() < self._try_from:
+        if self._settled():
             return self._parts
+        import_module("rts.parts")  # may take long; the wait for the lock is bounded
+        # Other threads wait, so that what they publish has a plan as well.
+        if self._lock.acquire(timeout=BUILD_TIMEOUT_S):
+            try:
+                if not self._settled() and not self._building:
+                    self._build(app)
+            finally:
+                self._lock.release()
+        return self._parts
+
+    def _settled(self) -> bool:
+        """Return whether there is nothing to build, or not now."""
+        return self._parts is not None or self._off or time.monotonic() < self._try_from
+
+    def _build(self, app: Any) -> None:
         from rts.parts import Parts
         from rts.scheduling.activation import keep_on
 
-        # Other threads wait, so that what they publish has a plan as well.
-        if not self._lock.acquire(timeout=BUILD_TIMEOUT_S):
-            return None
+        self._building = True
         try:
-            if self._parts is None and not self._off and not self._building:  # type: ignore[redundant-expr]  # threads
-                self._building = True
-                try:
-                    settings = Settings.from_conf(app.conf)
-                    if settings.enabled:
-                        keep_on(app, settings)
-                        self._parts = Parts.build(settings, app)
-                    else:
-                        self._off = True
-                except ConfigurationError as exc:
-                    self._off = True
-                    health.count("configuration_errors")
-                    health.warn_once("configuration", "rts is off in this process: %s", exc)
-                except BaseException:
-                    # Maybe a timeout of the host's, such as the one by SIGALRM under which
-                    # Airflow publishes: it must not turn rts off for good. But what fails
-                    # again is not tried for each task.
-                    self._try_from = time.monotonic() + self._pause_s
-                    self._pause_s = RETRY_S
-                    raise
-                finally:
-                    self._building = False
+            settings = Settings.from_conf(app.conf)
+            if settings.enabled:
+                keep_on(app, settings)
+                self._parts = Parts.build(settings, app)
+            else:
+                self._off = True
+        except ConfigurationError as exc:
+            self._off = True
+            health.count("configuration_errors")
+            health.warn_once("configuration", "rts is off in this process: %s", exc)
+        except BaseException:
+            # Maybe a timeout of the host's, such as the one by SIGALRM under which Airflow
+            # publishes: it must not turn rts off for good. But what fails again is not tried
+            # for each task.
+            self._try_from = time.monotonic() + self._pause_s
+            self._pause_s = RETRY_S
+            raise
         finally:
-            self._lock.release()
-        return self._parts
+            self._building = False
 
     def close(self) -> None:
         """Stop what runs in the background for the app, and close its connections. Hooks
@@ -144,11 +152,9 @@ def publisher(name: str) -> Parts | None:
     from celery import current_app
 
     app = current_app._get_current_object()
-    if app in installed and (len(installed) == 1 or name in tasks_of(app)):
-        return parts_of(app)
-    for other in list(installed):
-        if name in tasks_of(other):
-            return parts_of(other)
+    for each in sorted(installed, key=lambda other: other is not app):  # the current one first
+        if name in tasks_of(each):
+            return parts_of(each)
     if app in installed:
         return parts_of(app)
     if name in tasks_of(app) or len(installed) != 1:
