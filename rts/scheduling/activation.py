@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -118,6 +119,14 @@ def check_broker(conf: Any, settings: Settings, default: str = "") -> None:
     scheduler = settings.scheduler
     if scheduler is None:
         return
+    for key, url in _broker_urls(conf, default):
+        _check_transport(scheduler, key, transport_of(url))
+    if scheduler == "edf":
+        _check_kombu()
+
+
+def _broker_urls(conf: Any, default: str) -> Iterator[tuple[str, str]]:
+    """Yield each configured URL of the broker with the name of its setting."""
     given = {
         key: getattr(conf, key, None) or conf.get(key) or ()
         for key in ("broker_url", "broker_read_url", "broker_write_url")
@@ -126,33 +135,33 @@ def check_broker(conf: Any, settings: Settings, default: str = "") -> None:
         given["broker_url"] = default
     for key, urls in given.items():
         for url in urls.split(";") if isinstance(urls, str) else urls:
-            alias = transport_of(url)
-            needs = "'edf' needs redis://, rediss://, redis+socket:// or sentinel://"
-            if scheduler == "priority":
-                if alias in _WITHOUT_PRIORITIES:
-                    health.warn_once(
-                        "order",
-                        "rts: rts_scheduler = 'priority' changes no order: the broker has no "
-                        "message priorities (%s begins with %s://)",
-                        key,
-                        alias,
-                    )
-            elif alias in _WITHOUT_PRIORITIES:
-                raise ConfigurationError(
-                    "rts_scheduler",
-                    "edf",
-                    f"None if the broker has no message priorities ({key} begins with "
-                    f"{alias}://); {needs}, 'priority' one of those, amqp:// or mongodb://",
-                )
-            elif alias not in _TRANSPORTS:
-                raise ConfigurationError(
-                    "rts_scheduler",
-                    "edf",
-                    f"'priority' or None if the broker is not Redis ({key} begins with "
-                    f"{alias}://); {needs}",
-                )
-    if scheduler != "edf":
+            yield key, url
+
+
+def _check_transport(scheduler: str, key: str, alias: str) -> None:
+    begins = f"({key} begins with {alias}://)"
+    if scheduler == "priority":
+        if alias in _WITHOUT_PRIORITIES:
+            health.warn_once(
+                "order",
+                "rts: rts_scheduler = 'priority' changes no order: the broker has no message "
+                "priorities %s",
+                begins,
+            )
         return
+    if alias in _TRANSPORTS:
+        return
+    needs = "'edf' needs redis://, rediss://, redis+socket:// or sentinel://"
+    allowed = f"'priority' or None if the broker is not Redis {begins}; {needs}"
+    if alias in _WITHOUT_PRIORITIES:
+        allowed = (
+            f"None if the broker has no message priorities {begins}; {needs}, 'priority' one "
+            "of those, amqp:// or mongodb://"
+        )
+    raise ConfigurationError("rts_scheduler", "edf", allowed)
+
+
+def _check_kombu() -> None:
     from rts.scheduling.transport import missing_methods
 
     if missing := missing_methods():
