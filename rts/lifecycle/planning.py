@@ -132,14 +132,16 @@ class Planner:
         """Return *plan* with the deadline that the message shares with what is before and
         after it.
         """
-        parent = None if current is None else read_plan(current, self._types)
+        current = current or {}
+        parent = read_plan(current, self._types)
         write_next(headers, body)
         due = self._due_once()
         own = headers.get("sla_deadline") is not None
-        if current is None or parent is None or current.get(NEXT) != headers.get("id"):
+        if parent is None or current.get(NEXT) != headers.get("id"):
             if not own:
                 plan = extend_to_chain(plan, body, due, self._native_chords)
             return plan if parent is None else inherit_deadline(plan, headers, parent.deadline)
+        # It is what follows the running task.
         if own:
             return plan
         if current.get("sla_deadline") is None:
@@ -150,8 +152,9 @@ class Planner:
         return extend_to_chain(plan, body, due, self._native_chords)
 
     def _due_once(self) -> Due:
-        """Return what plans the members of a canvas, those that differ only in their
-        arguments once: each message of a header holds all of a group that is the body.
+        """Return a function that plans the members of a canvas. Those that differ only in
+        their arguments it plans once: where the body of a chord is a group, each message of
+        the header holds all of that group.
         """
         known: dict[tuple[str, object, float], float] = {}
 

@@ -1,10 +1,13 @@
 """Deadline propagation: to the tasks that a task publishes, and along a chain.
 
-With ``rts_propagate_deadline`` a task that is published inside another one gets at most
-the time that the other has left, unless it is only to run after that; the members of a
-chain share one end-to-end deadline: when the last one would be due if each began at the
-deadline of the one before it. So do a member of a chord's header and the chord's body,
-which a result backend with native chords publishes inside the member that ends last.
+With ``rts_propagate_deadline``
+
+- a task that is published inside another one is due no later than that one, unless it is only
+  to run after that;
+- the members of a chain share one deadline: that of the last one, if each were published when
+  the one before it is due;
+- so do a member of a chord's header and the chord's body, which a result backend with native
+  chords publishes inside the member that ends last.
 
 What follows a message does not move an ``sla_deadline`` that this message itself has, and
 is due as if it were published then.
@@ -12,11 +15,12 @@ is due as if it were published then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeGuard
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from rts.deadlines import MAX_INSTANT
 from rts.headers import instant
+from rts.lifecycle.replacements import embed_of
 from rts.records import Plan
 from rts.validation import finite
 
@@ -47,11 +51,11 @@ def extend_to_chain(
     chain, chord = _what_follows(body)
     if not chain and chord is None:
         return plan
-    at = _due_in_sequence(reversed(chain), plan.deadline, due, 0)
+    at = _due_in_sequence(reversed(chain), plan.deadline, due)
     if chord is not None and native_chords():
         for _ in range(MAX_DEPTH):
-            at = _due(chord, at, due, 0)
-            chord = _chord_of(chord)  # that it is itself in the header of
+            at = _due(chord, at, due)
+            chord = _chord_in(_part(chord, "options"))  # that it is itself in the header of
             if chord is None:
                 break
     return plan._replace(deadline=at)
@@ -71,19 +75,15 @@ def _what_follows(body: object) -> tuple[list[Mapping[str, Any]], Mapping[str, A
     """Return the rest of the chain that a message with this *body* belongs to, the next
     member last, and the body of the chord whose header it belongs to.
     """
-    if not isinstance(body, list | tuple) or len(body) != 3 or not isinstance(body[2], Mapping):
-        return [], None
-    chain, chord = body[2].get("chain"), body[2].get("chord")
-    members = [each for each in chain if isinstance(each, Mapping)] if _is_list(chain) else []
-    if members:  # the last one completes the member of the header
-        return members, _chord_of(members[0])
-    return members, chord if isinstance(chord, Mapping) else None
+    embed = embed_of(body)
+    chain = [each for each in _items(embed.get("chain")) if isinstance(each, Mapping)]
+    # Of a chain within a header, the last member completes the member of the header.
+    return chain, _chord_in(_part(chain[0], "options") if chain else embed)
 
 
-def _chord_of(signature: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the body of the chord whose header a signature belongs to."""
-    options = signature.get("options")
-    chord = options.get("chord") if isinstance(options, Mapping) else None
+def _chord_in(options: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the body of the chord whose header these options place a task in."""
+    chord = options.get("chord")
     return chord if isinstance(chord, Mapping) else None
 
 
@@ -93,57 +93,58 @@ def _first_id(signature: object) -> str | None:
         if not isinstance(signature, Mapping):
             break
         if signature.get("task") != "celery.chain":
-            options = signature.get("options")
-            task_id = options.get("task_id") if isinstance(options, Mapping) else None
+            task_id = _part(signature, "options").get("task_id")
             return task_id if isinstance(task_id, str) else None
-        kwargs = signature.get("kwargs")
-        tasks = kwargs.get("tasks") if isinstance(kwargs, Mapping) else None
-        signature = tasks[0] if _is_list(tasks) and tasks else None
+        signature = next(iter(_items(_part(signature, "kwargs").get("tasks"))), None)
     return None
 
 
-def _due_in_sequence(signatures: Iterable[object], at: float, due: Due, depth: int) -> float:
+def _due_in_sequence(
+    signatures: Iterable[object], at: float, due: Due, depth: int = 0
+) -> float:
     """Return when the last of *signatures* is due if the first is published at *at*."""
     for each in signatures:
         at = _due(each, at, due, depth)
     return at
 
 
-def _due_together(signatures: object, at: float, due: Due, depth: int) -> float:
+def _due_together(signatures: Iterable[object], at: float, due: Due, depth: int) -> float:
     """Return when the last of *signatures* is due if all are published at *at*."""
-    members = signatures if _is_list(signatures) else ()
-    return max((_due(each, at, due, depth) for each in members), default=at)
+    return max((_due(each, at, due, depth) for each in signatures), default=at)
 
 
-def _due(signature: object, at: float, due: Due, depth: int) -> float:
+def _due(signature: object, at: float, due: Due, depth: int = 0) -> float:
     """Return when a signature published at *at* is due: a chain with its last member, a
     group with the member that is due last.
     """
     if not isinstance(signature, Mapping) or depth > MAX_DEPTH:
         return at
-    kwargs = signature.get("kwargs")
-    kwargs = kwargs if isinstance(kwargs, Mapping) else {}
-    options = signature.get("options")
-    options = options if isinstance(options, Mapping) else {}
-    name = str(signature.get("task"))
+    name, depth = str(signature.get("task")), depth + 1
+    kwargs, options = _part(signature, "kwargs"), _part(signature, "options")
     at = _arrival(options, at)
     if name == "celery.chain":
-        tasks = kwargs.get("tasks")
-        return _due_in_sequence(tasks if _is_list(tasks) else (), at, due, depth + 1)
+        return _due_in_sequence(_items(kwargs.get("tasks")), at, due, depth)
     if name == "celery.group":
-        return _due_together(kwargs.get("tasks"), at, due, depth + 1)
+        return _due_together(_items(kwargs.get("tasks")), at, due, depth)
     if name == "celery.chord":
         header = kwargs.get("header")
-        together = _due if isinstance(header, Mapping) else _due_together
-        over = together(header, at, due, depth + 1)
-        return _due(kwargs.get("body"), over, due, depth + 1)
-    at = due(name, options, at)
-    rest = options.get("chain")  # a chord's body holds what follows it in a chain
-    return _due_in_sequence(reversed(rest), at, due, depth + 1) if _is_list(rest) else at
+        members = [header] if isinstance(header, Mapping) else _items(header)
+        at = _due_together(members, at, due, depth)
+        return _due(kwargs.get("body"), at, due, depth)
+    # A chord's body holds what follows it in a chain.
+    rest = reversed(_items(options.get("chain")))
+    return _due_in_sequence(rest, due(name, options, at), due, depth)
 
 
-def _is_list(value: object) -> TypeGuard[list[object] | tuple[object, ...]]:
-    return isinstance(value, list | tuple)
+def _part(signature: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return a part of a signature; empty where it has none, or one that is no dict."""
+    part = signature.get(name)
+    return part if isinstance(part, Mapping) else {}
+
+
+def _items(value: object) -> Sequence[Any]:
+    """Return *value*; empty where it is no list."""
+    return value if isinstance(value, list | tuple) else ()
 
 
 def _arrival(options: Mapping[str, Any], at: float) -> float:

@@ -82,9 +82,10 @@ def plan_replacement(
     parent: Plan | None,
     body: object,
 ) -> Plan:
-    """Return the *plan* of a message that the task *current*, whose own plan is *parent*,
-    publishes, arriving after the task that it replaces, if any; write into its *headers*
-    which ids are yet to be completed.
+    """Return the *plan* of a message, changed to arrive after the task that it replaces, if
+    any; write into its *headers* which ids are yet to be completed.
+
+    The message is published by the task *current*, whose own plan is *parent*.
     """
     task_id, owed = headers["id"], _parse(current)
     owed.pop(current["id"], None)
@@ -99,7 +100,8 @@ def plan_replacement(
         own = owed.pop(task_id)
         plan = _arriving_after(own, plan, headers)
     carried = {} if own is None else {task_id: own}
-    if _is_followed(body):
+    embed = embed_of(body)
+    if embed.get("chain") or embed.get("chord"):
         carried |= owed
     if carried:
         headers[OWED] = _format(carried)
@@ -111,9 +113,10 @@ def plan_replacement(
 def annotate_unlock(
     headers: dict[str, Any], current: Mapping[str, Any], plan: Plan | None
 ) -> None:
-    """Write into the *headers* of :data:`CHORD_UNLOCK`, which the task *current* of this
-    *plan* publishes, which ids are yet to be completed: the chord's body may take the place
-    of that very task.
+    """Write into the *headers* of :data:`CHORD_UNLOCK` which ids are yet to be completed.
+
+    It is published by the task *current*, whose own plan is *plan*, and the chord's body may
+    take the place of that very task.
     """
     owed = _parse(current)
     if plan is not None:  # else chord_unlock retries itself
@@ -137,11 +140,13 @@ def _arriving_after(promise: Promise, plan: Plan, headers: Mapping[str, Any]) ->
     return plan._replace(arrival=arrival, deadline=plan.deadline + shift_s)
 
 
-def _is_followed(body: object) -> bool:
-    """Return whether, by a message's body, something follows it: a chain, or a chord."""
+def embed_of(body: object) -> Mapping[str, Any]:
+    """Return the third part of a message's body, which says what follows it: the rest of its
+    chain, and the chord whose header it belongs to. Empty where there is none.
+    """
     if isinstance(body, list | tuple) and len(body) == 3 and isinstance(body[2], Mapping):
-        return bool(body[2].get("chain") or body[2].get("chord"))
-    return False
+        return body[2]
+    return {}
 
 
 def _parse(values: Mapping[str, Any]) -> dict[str, Promise]:
