@@ -22,6 +22,19 @@ if TYPE_CHECKING:
     from rts.predictions.routing import Risks
 
 
+#: Re-entrant: a signal handler that publishes may interrupt the making of a predictor.
+_lock = threading.RLock()
+
+
+def _after_fork() -> None:
+    """Replace the lock in a child: a thread of the parent may have held it."""
+    global _lock
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 def predict(task_id: str, *, queue: str | None = None, app: Any = None) -> Prediction | None:
     """Return when a published task will start and finish; ``None`` if it is neither
     waiting nor running. Works with the broker's own order too.
@@ -66,25 +79,30 @@ def predict_new(
     if priority is None:
         priority = getattr(task, "priority", None)
     if queue is None:
-        options = {
-            key: getattr(task, key, None) for key in ("queue", "exchange", "routing_key")
-        }
-        options = {key: value for key, value in options.items() if value is not None}
-        known = app.tasks.get(name)
-        options.update(headers=requested, priority=priority)
-        routed = app.amqp.router.route(options, name, task_type=known)
-        priority = routed.get("priority")
-        chosen = routed.get("queue")
-        if chosen is None and routed.get("exchange"):
-            raise CommandError(
-                f"{name} is routed to the exchange {routed['exchange']}: name its queue"
-            )
-        # A route may have no destination; Celery then publishes to the default queue.
-        queue = str(getattr(chosen, "name", chosen or app.conf.task_default_queue))
+        options: dict[str, Any] = {"headers": requested, "priority": priority}
+        for key in ("queue", "exchange", "routing_key"):
+            if (own := getattr(task, key, None)) is not None:
+                options[key] = own
+        queue, priority = _routed(app, name, options)
     plan = parts.planner.plan(name, requested, priority)
     if parts.prioritise is not None:
         priority = parts.prioritise(plan, priority, False)
     return _predictor(app, parts).of_new(plan, name, queue, priority or 0)
+
+
+def _routed(app: Any, name: str, options: dict[str, Any]) -> tuple[str, int | None]:
+    """Return the queue and the priority that the routes of *app* give to a task with these
+    options.
+    """
+    routed = app.amqp.router.route(options, name, task_type=app.tasks.get(name))
+    chosen = routed.get("queue")
+    if chosen is None and routed.get("exchange"):
+        raise CommandError(
+            f"{name} is routed to the exchange {routed['exchange']}: name its queue"
+        )
+    # A route may have no destination; Celery then publishes to the default queue.
+    queue = str(getattr(chosen, "name", chosen or app.conf.task_default_queue))
+    return queue, routed.get("priority")
 
 
 def _predictor(app: Any, parts: Parts) -> Predictor:
@@ -126,19 +144,6 @@ def _installed(app: Any) -> tuple[Any, Parts]:
             "has it with app=…"
         )
     return app, parts
-
-
-#: Re-entrant: a signal handler that publishes may interrupt the building.
-_lock = threading.RLock()
-
-
-def _after_fork() -> None:
-    """Replace the lock in a child: a thread of the parent may have held it."""
-    global _lock
-    _lock = threading.RLock()
-
-
-os.register_at_fork(after_in_child=_after_fork)
 
 
 def route(
