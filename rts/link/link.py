@@ -48,13 +48,9 @@ class Link:
         self._shown_url = shown_url(settings.redis_url)
         self._make, self._options = connection_options(settings)
         self._connect_timeout_s = settings.connect_timeout
-        self._lookup = self._new_lookup()
         self._period_s = settings.breaker_period
-        self.breaker = Breaker(settings.breaker_period)
         self._outages = health.Outages(now)
-        #: Idle connections and since when, by *now*; the last used one last.
-        self._idle: list[tuple[Any, float]] = []
-        self._pid = os.getpid()
+        self._begin()
         # Closes a child's copies of its parent's connections, which stay open there. At once,
         # while their descriptors are theirs: Celery's embedded beat closes all that it has
         # inherited, and the numbers are those of its database soon after.
@@ -100,12 +96,7 @@ class Link:
             StoreUnavailable: no reply in time.
         """
         if os.getpid() != self._pid:
-            # Where a web server forks without telling Python, these are still the parent's.
-            self._idle = []
-            self._lookup = self._new_lookup()
-            self.breaker = Breaker(self._period_s)
-            # Last, so that no other thread can meet the parent's lock meanwhile.
-            self._pid = os.getpid()
+            self._begin()  # a web server has forked without telling Python
         if not self.breaker.allows():
             raise StoreUnavailable(f"Redis at {self._shown_url} failed a moment ago")
         data = b"".join(commands)
@@ -131,6 +122,15 @@ class Link:
         except IndexError:
             pass  # another thread may have taken the last one
 
+    def _begin(self) -> None:
+        """Begin in this process, without what a parent has left in memory."""
+        #: Idle connections and since when, by ``self._now``; the last used one last.
+        self._idle: list[tuple[Any, float]] = []
+        self._lookup = Lookup(self._options.get("host"), self._connect_timeout_s)
+        self.breaker = Breaker(self._period_s)
+        # Last, so that no other thread can meet the parent's locks meanwhile.
+        self._pid = os.getpid()
+
     def _take_idle(self) -> Any:
         """Return the connection that was used last, ``None`` if there is none in use lately."""
         try:
@@ -142,9 +142,6 @@ class Link:
         self._drop(connection)
         self.close()  # the others are older
         return None
-
-    def _new_lookup(self) -> Lookup:
-        return Lookup(self._options.get("host"), self._connect_timeout_s)
 
     def _new_connection(self) -> Any:
         """Return a connection that connects on first use."""
