@@ -93,35 +93,29 @@ class GpuProbe:
         try:
             nvml.nvmlInit()
             self._nvml = nvml
-            self._handles = self._visible(nvml)
+            self._handles = self._visible()
         except (nvml.NVMLError, OSError) as exc:
             self._log_once("NVML does not start, or not list the GPUs", exc)
 
-    def _visible(self, nvml: Any) -> list[tuple[int, Any]]:
+    def _visible(self) -> list[tuple[int, Any]]:
+        """Return the index and the handle of each GPU that this worker may use."""
         handles = [
-            (index, nvml.nvmlDeviceGetHandleByIndex(index))
-            for index in range(nvml.nvmlDeviceGetCount())
+            (index, self._nvml.nvmlDeviceGetHandleByIndex(index))
+            for index in range(self._nvml.nvmlDeviceGetCount())
         ]
         wanted = self._environ.get("CUDA_VISIBLE_DEVICES")
-        if wanted is not None:
-            handles = self._chosen(nvml, handles, wanted)
-        return handles[:MAX_GPUS]
-
-    def _chosen(
-        self, nvml: Any, handles: list[tuple[int, Any]], wanted: str
-    ) -> list[tuple[int, Any]]:
-        """Return the GPUs that *wanted* names. As in CUDA, an invalid name ends the list."""
+        if wanted is None:
+            return handles[:MAX_GPUS]
         chosen: list[tuple[int, Any]] = []
-        for name in (part.strip() for part in wanted.split(",")):
-            found = self._named(nvml, handles, name)
+        for name in wanted.split(","):
+            found = self._named(handles, name.strip())
             if found is None:
-                break
+                break  # as in CUDA, an invalid name ends the list
             chosen.append(found)
-        return chosen
+        return chosen[:MAX_GPUS]
 
-    def _named(
-        self, nvml: Any, handles: list[tuple[int, Any]], name: str
-    ) -> tuple[int, Any] | None:
+    def _named(self, handles: list[tuple[int, Any]], name: str) -> tuple[int, Any] | None:
+        nvml = self._nvml
         if name.isascii() and name.isdigit():
             number = int(name)
             return handles[number] if number < len(handles) else None
