@@ -233,9 +233,8 @@ def _redis_of(conf: Mapping[str, Any], environ: Mapping[str, str]) -> str:
     return DEFAULT_REDIS_URL
 
 
-@lru_cache(maxsize=8)  # in C: no lock that a fork could leave locked
-def _keys(prefix: str) -> Keys:
-    return Keys(prefix)
+#: In C: no lock that a fork could leave locked.
+_keys = lru_cache(maxsize=8)(Keys)
 
 
 def _default_spool_dir(settings: Settings) -> str:

@@ -191,7 +191,8 @@ class DeadlineOrder(QueueLayout):
             if not self._claiming:
                 raise Empty()  # a bell or the timeout: the next poll sends a claim
             self._script_cached = True
-            return bool(self._deliver_claimed(self._claim_queues, reply))
+            self._deliver_claimed(self._claim_queues, reply)
+            return True
         finally:
             self._in_poll = None
             if hasattr(self, "_flush_brpop_reauth"):  # kombu >= 5.7
@@ -218,7 +219,7 @@ class DeadlineOrder(QueueLayout):
             arguments += [int(tracked), rule.horizon(queue), queue]
         return self._prefixed(keys), arguments
 
-    def _deliver_claimed(self: Any, queues: list[str], reply: list[Any]) -> bool:
+    def _deliver_claimed(self: Any, queues: list[str], reply: list[Any]) -> None:
         """Deliver the message in the *reply* to a claim from *queues*.
 
         Raises:
@@ -234,11 +235,11 @@ class DeadlineOrder(QueueLayout):
         try:
             transport._deliver(payload, queue)
         except Exception:
+            # Unless it is about a message that cannot be built, which this refuses.
             if self._message(queue, payload, reply[3]) is not None:
                 raise
         finally:
             transport.claimed_tag = None
-        return True
 
     def _parse_claim(self: Any, queues: list[str], reply: list[Any]) -> tuple[str | None, Any]:
         """Return the queue and the raw message of a claim's *reply*. If there is none, return
