@@ -20,12 +20,11 @@ from rts import health
 from rts.clock import FleetClock
 from rts.companion.attempts import attempt
 from rts.companion.ledger_chores import LedgerChores
-from rts.errors import StoreUnavailable
 from rts.ledger.heartbeat import BEAT_S
 from rts.ledger.janitor import Janitor
 from rts.ledger.shipper import Shipper
 from rts.ledger.spool import Spool
-from rts.link.counters import TakenCounts
+from rts.link.delivery import deliver, take_counts
 from rts.link.link import Link
 from rts.link.replies import as_instant
 from rts.link.scripts import pack
@@ -86,13 +85,8 @@ class HostChores:
         sent_at = time.time()
         time_, *_ = self.link.call(pack("TIME"), *commands)
         self.clock.measured(sent_at, as_instant(time_), time.time())
-        counted = TakenCounts(self._counters)
-        if counted.commands:
-            try:
-                counted.give_back_refused(self.link.call_each(*counted.commands))
-            except StoreUnavailable:
-                counted.give_back()
-                raise
+        if counts := take_counts(self._counters):
+            deliver(self.link, counts)
 
     def ship_until(self, stop: threading.Event) -> None:
         """Ship the spool while this process holds the host's lease, until *stop* is set."""

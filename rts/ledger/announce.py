@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
@@ -22,7 +23,7 @@ from redis.exceptions import ResponseError
 from rts import forks, health
 from rts.errors import StoreUnavailable
 from rts.ledger.announcement import ARGUMENTS, pack_task
-from rts.link.counters import TakenCounts
+from rts.link.delivery import Taken, deliver, take_counts
 from rts.link.link import Link
 from rts.link.scripts import REGISTER_OPEN, bulks
 from rts.records import Announcement, OpenTask
@@ -104,32 +105,24 @@ class Announcer:
         """
         with self._delivering:
             try:
-                while self._notes:
-                    batch, counted = self.take(CHUNK), TakenCounts(self._counters)
-                    try:
-                        # A refusal (out of memory, a read-only replica) must not open the
-                        # breaker: the taus can still be read.
-                        call = self.pack(batch)
-                        reply, *others = self._link.call_each(call, *counted.commands)
-                    except BaseException:
-                        self.give_back(batch)
-                        counted.give_back()
-                        raise
-                    counted.give_back_refused(others)
+                while chunk := self._take_chunk():
+                    # A refusal does not open the breaker: the taus can still be read.
+                    reply, *_ = deliver(self._link, [*chunk, *take_counts(self._counters)])
                     if isinstance(reply, ResponseError):
-                        self.give_back(batch)
                         _warn_refused(reply)
                         return
             except StoreUnavailable:
                 pass  # it was logged
 
-    def take_stranded(self) -> list[Announcement]:
-        """Remove and return notes that the thread should have delivered long ago. The caller
-        delivers them or gives them back.
-        """
+    def take_stranded(self) -> list[Taken]:
+        """Take the notes that the thread should have delivered long ago."""
         if not self._notes or self._now() - self._since < STRANDED_S:
             return []
-        return self.take(CHUNK)
+        return self._take_chunk()
+
+    def _take_chunk(self) -> list[Taken]:
+        notes = self.take(CHUNK)
+        return [Taken(self.pack(notes), partial(self.give_back, notes))] if notes else []
 
     def take(self, most: int) -> list[Announcement]:
         """Remove and return up to *most* notes, the oldest first."""

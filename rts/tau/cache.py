@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from redis.exceptions import ResponseError
@@ -14,11 +14,10 @@ from rts import health
 from rts.clock import FleetClock
 from rts.deadlines import MAX_LEARNED, MIN_LEARNED
 from rts.errors import StoreUnavailable
-from rts.link.counters import TakenCounts
+from rts.link.delivery import Taken, deliver, take_counts
 from rts.link.link import Link
 from rts.link.replies import as_instant, replies_as_text
 from rts.link.scripts import pack
-from rts.records import Announcement
 from rts.settings import Settings
 from rts.tau.redis import parse_count, parse_tau
 from rts.tau.sketch import Sketch
@@ -32,17 +31,11 @@ OWN_RUNS, POOL_RUNS = 100, 20
 FRESH_S = 1.0
 
 
-class PendingNotes(Protocol):
-    """Notes that may wait for a round trip, where no thread delivers them."""
+class Passenger(Protocol):
+    """Has notes that may wait for a round trip, where no thread delivers them."""
 
-    def take_stranded(self) -> list[Announcement]:
-        """Remove and return the notes that have waited too long; mostly none."""
-
-    def pack(self, notes: Sequence[Announcement]) -> bytes:
-        """Return the command that delivers *notes*."""
-
-    def give_back(self, notes: Sequence[Announcement]) -> None:
-        """Take back what could not be delivered."""
+    def take_stranded(self) -> list[Taken]:
+        """Take the notes that have waited too long; mostly none."""
 
 
 class TauCache:
@@ -60,7 +53,7 @@ class TauCache:
         settings: Settings,
         clock: FleetClock,
         now: Callable[[], float] = time.monotonic,
-        passenger: PendingNotes | None = None,
+        passenger: Passenger | None = None,
     ) -> None:
         self._link = link
         self._settings = settings
@@ -119,30 +112,18 @@ class TauCache:
 
     def _fetch(self) -> None:
         keys = self._settings.keys
-        counted = TakenCounts(keys.counters)
         commands = [pack("TIME"), pack("HGETALL", keys.tau), pack("HGETALL", keys.count)]
         ratios = [*self._defaults, POOL] if self._settings.deadline_policy == "quantile" else []
         commands += [pack("HGETALL", keys.ratio + field) for field in ratios]
-        commands += counted.commands
-        stranded = [] if self._passenger is None else self._passenger.take_stranded()
-        if self._passenger is not None and stranded:
-            commands.append(self._passenger.pack(stranded))
+        taken = take_counts(keys.counters)
+        if self._passenger is not None:
+            taken += self._passenger.take_stranded()
         sent_at = time.time()
         try:
-            time_, taus, learned, *rest = self._link.call_each(*commands)
-        except BaseException as exc:  # including a soft time limit that strikes here
-            counted.give_back()
-            if self._passenger is not None and stranded:
-                self._passenger.give_back(stranded)
-            if not isinstance(exc, StoreUnavailable):
-                raise
+            time_, taus, learned, *others = deliver(self._link, taken, *commands)
+        except StoreUnavailable:
             return
         received_at = time.time()
-        sketches, others = rest[: len(ratios)], rest[len(ratios) :]
-        # A server that is out of memory, or a replica, refuses writes but can be read.
-        counted.give_back_refused(others[: len(counted.commands)])
-        if self._passenger is not None and stranded and isinstance(rest[-1], ResponseError):
-            self._passenger.give_back(stranded)
         for answer in (time_, taus, learned):
             if isinstance(answer, ResponseError):
                 health.warn_once(
@@ -159,7 +140,7 @@ class TauCache:
             self._settings.quantile,
             {
                 field: Sketch.from_hash(replies_as_text(answer))
-                for field, answer in zip(ratios, sketches, strict=True)
+                for field, answer in zip(ratios, others, strict=False)
                 if not isinstance(answer, ResponseError)
             },
         )
