@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from pymongo.errors import PyMongoError
 
@@ -33,41 +33,48 @@ PATIENCE_S = 1.0
 #: and for both servers, whatever hangs: longer, so that the driver can report its reason.
 MONGO_S, DEADLINE_S = 1.5, 2.0
 
+State = TypeVar("State")
+
 
 def query_servers(settings: Settings) -> tuple[RedisState, LedgerState]:
     """Query both servers at once; one that does not answer in time counts as not reachable."""
 
-    def ask_patiently() -> RedisState:
+    def redis_state() -> RedisState:
         with closing(patient_link(settings, PATIENCE_S, PATIENCE_S)) as link:
             return ask_redis(link, settings)
 
-    def failed(state: type, error: str) -> Any:
-        url = settings.redis_url if state is RedisState else settings.mongo_url
-        return state(ServerState(shown_url(url), error=error))
-
-    late = f"no answer within {DEADLINE_S:g} s"
-    found: dict[type, Any] = {state: failed(state, late) for state in (RedisState, LedgerState)}
-
-    def ask(state: type, question: Callable[[], Any]) -> None:
-        try:
-            found[state] = question()
-        except (RtsError, PyMongoError, OSError, ValueError) as exc:
-            found[state] = failed(state, short(exc.__cause__ or exc))
-
-    # Daemons: name resolution may hang for longer than any timeout of the drivers.
-    threads = [
-        threading.Thread(target=ask, args=arguments, daemon=True)
-        for arguments in (
-            (RedisState, ask_patiently),
-            (LedgerState, lambda: ask_mongo(settings, MONGO_S)),
-        )
-    ]
+    redis = _Query(redis_state, RedisState, settings.redis_url)
+    ledger = _Query(lambda: ask_mongo(settings, MONGO_S), LedgerState, settings.mongo_url)
     give_up_at = time.monotonic() + DEADLINE_S
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(max(0.0, give_up_at - time.monotonic()))
-    return found[RedisState], found[LedgerState]
+    return redis.wait(give_up_at), ledger.wait(give_up_at)
+
+
+class _Query(Generic[State]):
+    """Asks a server for its state, in a thread of its own: a daemon, since name resolution may
+    hang for longer than any timeout of the drivers.
+    """
+
+    def __init__(
+        self, ask: Callable[[], State], failed: Callable[[ServerState], State], url: str
+    ) -> None:
+        self._ask, self._failed, self._url = ask, failed, shown_url(url)
+        self._found = self._without(f"no answer within {DEADLINE_S:g} s")
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def wait(self, until: float) -> State:
+        """Return the state, or after the monotonic instant *until* that there is no answer."""
+        self._thread.join(max(0.0, until - time.monotonic()))
+        return self._found
+
+    def _run(self) -> None:
+        try:
+            self._found = self._ask()
+        except (RtsError, PyMongoError, OSError, ValueError) as exc:
+            self._found = self._without(short(exc.__cause__ or exc))
+
+    def _without(self, error: str) -> State:
+        return self._failed(ServerState(self._url, error=error))
 
 
 def query_broker(app: Any, settings: Settings, redis: RedisState) -> list[QueueState]:
@@ -90,7 +97,7 @@ def query_broker(app: Any, settings: Settings, redis: RedisState) -> list[QueueS
 
 @contextmanager
 def noted(wrong: list[str]) -> Iterator[None]:
-    """Add an outage to *wrong*, what is known then is shown all the same."""
+    """Add an outage to *wrong* instead of raising it: what is known is shown all the same."""
     try:
         yield
     except StoreUnavailable as exc:
