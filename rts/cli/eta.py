@@ -20,6 +20,7 @@ from rts.cli.table import printable
 from rts.clock import FleetClock
 from rts.deadlines import MAX_INSTANT
 from rts.errors import CommandError
+from rts.predictions.prediction import Prediction
 from rts.predictions.predictor import Predictor
 from rts.tau.cache import TauCache
 from rts.views.json_values import iso
@@ -64,21 +65,23 @@ def command(ctx: click.Context, task_id: str, queue: str | None, as_json: bool) 
         for key in INSTANTS:
             document[key] = _instant(document[key])
         print_json(document)
-        return
-    now = clock.now()
-    rows = (
-        ("start", found.start, found.start_low, found.start_high),
-        ("finish", found.finish, found.finish_low, found.finish_high),
-    )
-    for row in rows:
-        click.echo(_line(*row, now))
+    else:
+        click.echo(_text(found, clock.now()))
+
+
+def _text(found: Prediction, now: float) -> str:
+    """Return what is predicted as lines."""
     left = found.deadline - now
     due = f"in {left:.1f} s" if left >= 0 else f"{-left:.1f} s ago"
-    click.echo(
-        f"deadline {_shown(found.deadline)}  {due}, met with a probability of "
-        f"{found.on_time:.0%}"
+    return "\n".join(
+        (
+            _line("start", found.start, found.start_low, found.start_high, now),
+            _line("finish", found.finish, found.finish_low, found.finish_high, now),
+            f"deadline {_shown(found.deadline)}  {due}, met with a probability of "
+            f"{found.on_time:.0%}",
+            f"{counted(found.ahead, 'task')} ahead of it, {counted(found.slots, 'slot')}",
+        )
     )
-    click.echo(f"{counted(found.ahead, 'task')} ahead of it, {counted(found.slots, 'slot')}")
 
 
 def _instant(at: float) -> datetime | None:

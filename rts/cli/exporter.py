@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+from typing import TYPE_CHECKING
+
 import click
 
 from rts.cli.common import outages_not_logged, set_on_signals, settings_of
 from rts.errors import CommandError
 from rts.scheduling.queue_metrics import queue_readings
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
 
 
 @click.command(name="exporter", short_help="The metrics, for Prometheus.")
@@ -29,7 +35,6 @@ def command(ctx: click.Context, host: str, port: int, once: bool) -> None:
     """
     try:
         import prometheus_client
-        from prometheus_client import CollectorRegistry
 
         from rts.views.metrics import RtsCollector
     except ImportError:
@@ -37,28 +42,26 @@ def command(ctx: click.Context, host: str, port: int, once: bool) -> None:
             "the exporter needs prometheus-client: pip install 'rts[prometheus]'"
         ) from None
     app, settings = ctx.obj.app, settings_of(ctx)
-    collector = RtsCollector(settings, queue_readings(app, settings))
-    registry = CollectorRegistry()
-    registry.register(collector)
-    try:
+    with closing(RtsCollector(settings, queue_readings(app, settings))) as collector:
+        registry = prometheus_client.CollectorRegistry()
+        registry.register(collector)
         with outages_not_logged():
             if once:
                 click.echo(prometheus_client.generate_latest(registry).decode(), nl=False)
-                return
-            with set_on_signals() as stop:
-                try:
-                    server, thread = prometheus_client.start_http_server(
-                        port, host, registry=registry
-                    )
-                except OSError as exc:
-                    raise CommandError(
-                        f"cannot listen on {host}:{port}: {exc.strerror}"
-                    ) from exc
-                where = f"http://{host}:{server.server_port}/metrics"
-                click.echo(f"Serving metrics at {where}")
-                stop.wait()
-            server.shutdown()
-            server.server_close()
-            thread.join(5.0)
-    finally:
-        collector.close()
+            else:
+                _serve(registry, host, port)
+
+
+def _serve(registry: CollectorRegistry, host: str, port: int) -> None:
+    from prometheus_client import start_http_server
+
+    with set_on_signals() as stop:
+        try:
+            server, thread = start_http_server(port, host, registry=registry)
+        except OSError as exc:
+            raise CommandError(f"cannot listen on {host}:{port}: {exc.strerror}") from exc
+        click.echo(f"Serving metrics at http://{host}:{server.server_port}/metrics")
+        stop.wait()
+    server.shutdown()
+    server.server_close()
+    thread.join(5.0)
