@@ -138,16 +138,16 @@ class Answer:
 
 def _summary(tallies: Sequence[Tally]) -> dict[str, Any]:
     """Return the outcome in one order, over all repeats."""
-    shares = [counted.share for counted in tallies]
-    tasks = sum(sum(counted.tasks.values()) for counted in tallies)
+    shares = [one.share for one in tallies]
+    tasks = sum(sum(one.tasks.values()) for one in tallies)
     return {
         "share": fmean(shares),
         "share_low": min(shares),
         "share_high": max(shares),
         "repeats": len(shares),
-        "dropped_ratio": sum(counted.dropped for counted in tallies) / tasks,
-        "queueing_delay": _named(counted.delays for counted in tallies),
-        "lateness": _named(counted.lateness for counted in tallies),
+        "dropped_ratio": sum(one.dropped for one in tallies) / tasks,
+        "queueing_delay": _named(one.delays for one in tallies),
+        "lateness": _named(one.lateness for one in tallies),
     }
 
 

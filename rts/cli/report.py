@@ -72,48 +72,38 @@ def command(
 
 def report_tables(rows: Sequence[ReportRow], by: str, width: int | None) -> str:
     """Return *rows* as two tables: verdicts, and durations."""
-    verdicts = render(
+    key = Column(by, number=False)
+    verdicts = [
         (
-            Column(by, number=False),
-            *(Column(name) for name in ("tasks", "on time %", "goodput %", "runs")),
-            Column("tau error %"),
-            Column("misses", number=False),
-        ),
-        [
-            (
-                row.key,
-                str(row.tasks),
-                percent(row.on_time_ratio),
-                percent(row.goodput_ratio),
-                str(row.runs),
-                percent(row.tau_error_ratio),
-                misses_text(row.misses),
-            )
-            for row in rows
-        ],
-        width,
+            row.key,
+            str(row.tasks),
+            percent(row.on_time_ratio),
+            percent(row.goodput_ratio),
+            str(row.runs),
+            percent(row.tau_error_ratio),
+            misses_text(row.misses),
+        )
+        for row in rows
+    ]
+    durations = [
+        (row.key, *_cells(row.runtime), *_cells(row.queueing_delay), *_cells(row.lateness))
+        for row in rows
+    ]
+    return (
+        f"{render((key, *_VERDICTS), verdicts, width)}\n\n"
+        f"{render((key, *_DURATIONS), durations, width)}"
     )
-    names = ("p50", "p95", "p99")
-    groups = ("runtime s", "queueing delay s", "lateness s")
-    durations = render(
-        (
-            Column(by, number=False),
-            *(Column(name, group=group) for group in groups for name in names),
-        ),
-        [
-            (
-                row.key,
-                *(
-                    c
-                    for p in (row.runtime, row.queueing_delay, row.lateness)
-                    for c in _cells(p)
-                ),
-            )
-            for row in rows
-        ],
-        width,
-    )
-    return f"{verdicts}\n\n{durations}"
+
+
+_VERDICTS = (
+    *(Column(name) for name in ("tasks", "on time %", "goodput %", "runs", "tau error %")),
+    Column("misses", number=False),
+)
+_DURATIONS = tuple(
+    Column(name, group=group)
+    for group in ("runtime s", "queueing delay s", "lateness s")
+    for name in ("p50", "p95", "p99")
+)
 
 
 def misses_text(misses: Mapping[str, int]) -> str:
