@@ -10,35 +10,43 @@ from rts.views.plurals import counted
 from rts.views.selection import foremost
 from rts.views.status import WorkerState
 
+#: What :func:`tables` returns, one of each.
+_NAMES = ("objective", "type", "queue", "worker")
+
 
 def fitted(snapshot: Snapshot, rows: int) -> tuple[Snapshot, str]:
     """Return *snapshot* with about *rows* rows in all tables together, and a line that says
     what is left out. Those in most trouble stay, in their usual order.
     """
-    sizes = [len(table) for table in tables(snapshot)]
-    limits = shares(sizes, rows)
-    left_out = [size - limit for size, limit in zip(sizes, limits, strict=True)]
-    names = ("objective", "type", "queue", "worker")
-    told = [counted(n, name) for n, name in zip(left_out, names, strict=True) if n]
-    types = set(foremost(_types(snapshot), limits[1], lambda key: _misses(snapshot, key)))
-    workers = foremost(snapshot.redis.workers, limits[3], _strain)
+    whole = tables(snapshot)
+    limits = shares([len(table) for table in whole], rows)
+    left_out = [
+        counted(len(table) - limit, name)
+        for name, table, limit in zip(_NAMES, whole, limits, strict=True)
+        if len(table) > limit
+    ]
+    objectives, types, queues, workers = limits
+    kept = set(foremost(snapshot.type_names, types, lambda name: _misses(snapshot, name)))
     return replace(
         snapshot,
         standings=foremost(
-            snapshot.standings, limits[0], lambda s: (bool(s.burning), -s.budget_left_ratio)
+            snapshot.standings, objectives, lambda s: (bool(s.burning), -s.budget_left_ratio)
         ),
         types={
-            window: {key: row for key, row in found.items() if key in types}
+            window: {name: row for name, row in found.items() if name in kept}
             for window, found in snapshot.types.items()
         },
-        queues=foremost(snapshot.queues, limits[2], lambda queue: queue.waiting),
-        redis=replace(snapshot.redis, workers=tuple(workers)),
-    ), f"Not shown, in less trouble: {', '.join(told)}"
+        queues=foremost(snapshot.queues, queues, lambda queue: queue.waiting),
+        redis=replace(
+            snapshot.redis,
+            workers=tuple(foremost(snapshot.redis.workers, workers, _strain)),
+        ),
+    ), f"Not shown, in less trouble: {', '.join(left_out)}"
 
 
 def tables(snapshot: Snapshot) -> tuple[Sequence[object], ...]:
     """Return what has a row each: objectives, types, queues and workers."""
-    return snapshot.standings, _types(snapshot), snapshot.queues, snapshot.redis.workers
+    return snapshot.standings, snapshot.type_names, snapshot.queues, snapshot.redis.workers
 
 
 def shares(sizes: Sequence[int], room: int) -> list[int]:
@@ -54,12 +62,8 @@ def shares(sizes: Sequence[int], room: int) -> list[int]:
     return limits
 
 
-def _types(snapshot: Snapshot) -> list[str]:
-    return sorted({key for found in snapshot.types.values() for key in found})
-
-
-def _misses(snapshot: Snapshot, key: str) -> list[int]:
-    rows = (snapshot.types.get(window, {}).get(key) for window in WINDOWS)
+def _misses(snapshot: Snapshot, name: str) -> list[int]:
+    rows = (snapshot.types.get(window, {}).get(name) for window in WINDOWS)
     return [0 if row is None else sum(row.misses.values()) for row in rows]
 
 

@@ -123,13 +123,13 @@ def _standing_row(standing: ObjectiveStatus) -> Sequence[str]:
 
 
 def _type_rows(snapshot: Snapshot, settings: Settings) -> Iterator[Sequence[str]]:
-    for key in sorted({key for rows in snapshot.types.values() for key in rows}):
-        found = [snapshot.types[window].get(key) for window in WINDOWS]
-        objective = objective_of(settings.slo, key, "", None)
+    for name in snapshot.type_names:
+        found = [snapshot.types[window].get(name) for window in WINDOWS]
+        objective = objective_of(settings.slo, name, "", None)
         # Of the shortest window with runs: an incident is over before it shows in a day's.
         ran = next((row for row in found if row is not None and row.runs), None)
         yield (
-            key,
+            name,
             NONE if objective is None else f"{100 * settings.slo[objective]:g}",
             *(percent(None if row is None else row.on_time_ratio) for row in found),
             *(str(0 if row is None else row.tasks) for row in found),

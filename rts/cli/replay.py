@@ -136,18 +136,11 @@ def repeated(found: Workload, slots: int, order: str, key: Callable[[Job], str])
     repeats = 1
     if len(found.conditions.overheads) > 1:
         repeats = max(1, min(MAX_REPEATS, REPEATED_JOBS // len(found.jobs)))
+    seeded = [replace(found.conditions, seed=seed) for seed in range(repeats)]
     with progress_bar(f"simulating {order}", repeats * len(found.jobs)) as done:
         return [
-            tally(
-                outcomes(
-                    replace(found, conditions=replace(found.conditions, seed=seed)),
-                    slots,
-                    order,
-                ),
-                key,
-                done,
-            )
-            for seed in range(repeats)
+            tally(outcomes(replace(found, conditions=each), slots, order), key, done)
+            for each in seeded
         ]
 
 

@@ -43,6 +43,11 @@ class Snapshot:
     queues: Sequence[QueueState] = ()
     alerts: Sequence[Alert] = ()
 
+    @property
+    def type_names(self) -> list[str]:
+        """The types in any of the windows."""
+        return sorted({name for rows in self.types.values() for name in rows})
+
 
 class Gatherer:
     """Queries the servers. What one of them does not answer is left out."""

@@ -171,7 +171,6 @@ def workload(source: Source, settings: Settings, conf: Mapping[str, Any]) -> Wor
             f"no task ran from {iso(asked[0])} to {iso(asked[1])}. rts status shows whether "
             "records are waiting, and --since looks further back"
         )
-    overheads = past.overheads if source.overhead is None else ()
     return Workload(
         past.jobs,
         past.met,
@@ -179,7 +178,7 @@ def workload(source: Source, settings: Settings, conf: Mapping[str, Any]) -> Wor
         past.workers,
         held_per_slot(conf),
         replace(settings, hopeless_slots=share_of_slots(settings.hopeless_slots, past.workers)),
-        Conditions(source.speed, source.k, overheads or _constant(source)),
+        Conditions(source.speed, source.k, _overheads(source, past.overheads)),
         f"ended from {iso(asked[0])} to {iso(asked[1])}",
         asked,
     )
@@ -209,13 +208,16 @@ def _from_trace(source: Source, settings: Settings, path: str) -> Workload:
         jobs = read_trace(path)
     except (ValueError, OSError) as exc:
         raise click.UsageError(str(exc)) from None
-    conditions = Conditions(source.speed, source.k, _constant(source))
+    conditions = Conditions(source.speed, source.k, _overheads(source))
     known = with_types(settings, jobs)
     return Workload(jobs, None, None, (), 0.0, known, conditions, f"of {path}", None)
 
 
-def _constant(source: Source) -> Sequence[float]:
-    return (OVERHEAD_S if source.overhead is None else source.overhead,)
+def _overheads(source: Source, recorded: Sequence[float] = ()) -> Sequence[float]:
+    """Return the seconds between two runs of a slot: as asked for, or as *recorded*."""
+    if source.overhead is not None:
+        return (source.overhead,)
+    return recorded or (OVERHEAD_S,)
 
 
 def held_per_slot(conf: Mapping[str, Any]) -> float:
