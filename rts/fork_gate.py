@@ -1,10 +1,10 @@
 """Keeps forks from happening in the middle of what a thread does.
 
 A child that is forked while another thread is inside NVML, a database's library, an import
-or a logger inherits their locks as held, for ever: a task that then needs one hangs. So what
-threads of a worker's main process run, other than rts itself, runs behind a gate for which
-every ``os.fork`` of the process waits: for the load sampler that is a few milliseconds, four
-times a second.
+or a logger inherits their locks as held, for ever: a task that then needs one hangs. So where
+a thread of rts, in a worker's main process, calls anything but rts itself, it does so behind a
+gate, and every ``os.fork`` of the process waits until nobody is inside. For the load sampler
+that is a few milliseconds, four times a second.
 """
 
 from __future__ import annotations

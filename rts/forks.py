@@ -1,5 +1,6 @@
-"""What a forked child needs at once: its process id, without a system call each time (which
-costs as much as a function call), and a reset of what it has inherited.
+"""What a forked child needs at once: its process id, and a reset of what it has inherited.
+
+The id is kept here since ``os.getpid`` costs as much as a function call each time.
 """
 
 from __future__ import annotations

@@ -79,10 +79,7 @@ class Listener:
                     handled[name], notice = self._next(link, name, handled[name], renew)
                     found = found or bool(handled[name])
                     if notice is not None:
-                        kind = _KINDS[name]
-                        sender = getattr(notice, kind.sender)
-                        with _gate.no_fork():
-                            kind.signal.send(sender, notice=notice)
+                        _send(name, notice)
             except StoreUnavailable:
                 found = False  # logged already; what was handled is acknowledged later
             except Exception as exc:  # noqa: BLE001  the next event may succeed
@@ -129,6 +126,12 @@ def group_of(name: str) -> str:
     'workers:task_overdue'
     """
     return f"{LISTENERS}:{name}"
+
+
+def _send(name: str, notice: Notice) -> None:
+    kind = _KINDS[name]
+    with _gate.no_fork():
+        kind.signal.send(getattr(notice, kind.sender), notice=notice)
 
 
 def _overdue(fields: Mapping[bytes, bytes]) -> TaskOverdue | None:

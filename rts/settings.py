@@ -141,8 +141,9 @@ class Settings:
             check = CHECKS.get(key)
             if check is None:
                 # The most similar name first: it is probably a typo.
-                alike = {name: SequenceMatcher(None, key, name).ratio() for name in CHECKS}
-                names = sorted(alike, key=lambda name: -alike[name])
+                names = sorted(
+                    CHECKS, key=lambda name: -SequenceMatcher(None, key, name).ratio()
+                )
                 # It may be a URL with a password, or a webhook's.
                 shown = redacted_host(value)
                 raise ConfigurationError(key, shown, f"the settings {', '.join(names)}")

@@ -1,4 +1,6 @@
-"""Checks of individual settings: an invalid value fails with what is allowed."""
+"""Checks of values from outside: of JSON, of numbers, and of each setting, where an invalid
+value fails with what is allowed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which app publishes a message: Celery's signals do not say.
+"""Which app publishes a message, and which tasks are an app's own: Celery's signals do not say.
 
 A task declared without ``shared=False`` is in the registry of every app of the process,
 so its name does not identify the app either. But each app has queue objects of its own,
@@ -11,10 +11,9 @@ from typing import Any
 
 from celery._state import _apps
 
-#: Celery's own tasks are not scheduled work, except those that run one of the app's tasks on
-#: each item of a list, as chunks do, and the one that completes a group which has replaced a
-#: task, under the id of that task.
-_CELERYS = "celery."
+#: The tasks of Celery that are the app's work: those that run one of its tasks on each item of
+#: a list, as chunks do, and the one that completes a group which has replaced a task, under
+#: the id of that task.
 _APP_WORK = frozenset({"celery.map", "celery.starmap", "celery.accumulate"})
 
 
@@ -40,7 +39,7 @@ def owner_of(declare: Any) -> Any:
 
 def is_celerys(name: str) -> bool:
     """Return whether a task of this name is Celery's own, not the app's work."""
-    return name.startswith(_CELERYS) and name not in _APP_WORK
+    return name.startswith("celery.") and name not in _APP_WORK
 
 
 def tasks_of(app: Any) -> Any:
