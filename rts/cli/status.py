@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -115,32 +116,7 @@ def status_text(
     width: int | None,
 ) -> str:
     """Return all of it as text."""
-    facts = [("Redis", _server(redis.server)), ("MongoDB", _server(ledger.server))]
-    if ledger.documents:
-        counts = ", ".join(f"{n} {name}" for name, n in ledger.documents.items())
-        facts.append(("Ledger", counts))
-    if redis.clock_offset_s is not None:
-        facts.append(("Clock", _clock(redis.clock_offset_s, redis.clock_error_s or 0.0)))
-    state = "open"
-    if redis.server.reachable:
-        opened = redis.counters.get("breaker_opened", 0)
-        state = f"closed, opened {counted(opened, 'time')} so far"
-    facts.append(("Breaker", state))
-    if redis.outbox_length is not None:
-        facts.append(("Outbox", outbox_text(redis)))
-    waiting = "unknown number waiting" if spool is None else f"{spool} waiting"
-    facts.append(("Spool", f"{waiting} in {settings.spool_dir}"))
-    if redis.open_tasks is not None:
-        late = f"{redis.overdue_tasks} past the deadline"
-        facts.append(("Open tasks", f"{redis.open_tasks} not ended, {late}"))
-    if redis.running is not None:
-        facts.append(("Running", f"{redis.running} now, {redis.overdue} past the deadline"))
-    if redis.alerts is not None and (redis.alerts or settings.webhooks):
-        unled = "" if redis.alerts_led else f", {UNLED}"
-        facts.append(("Alerts", f"{redis.alerts} firing{unled}"))
-        for n, (hook, waits) in enumerate(zip(settings.webhooks, redis.messages, strict=False)):
-            which = f" {n + 1}" if len(settings.webhooks) > 1 else ""  # they may look the same
-            facts.append((f"Webhook{which}", f"{waits} waiting for {hook.shown}"))
+    facts = list(_facts(settings, redis, ledger, spool))
     blocks = [render((Column("", number=False),) * 2, facts).lstrip("\n")]
     if redis.server.reachable:
         workers = [worker_row(worker) for worker in redis.workers]
@@ -149,6 +125,34 @@ def status_text(
         counters = [(name, str(n)) for name, n in redis.counters.items()]
         blocks.append(render((Column("counter", number=False), Column("n")), counters, width))
     return "\n\n".join(blocks)
+
+
+def _facts(
+    settings: Settings, redis: RedisState, ledger: LedgerState, spool: int | None
+) -> Iterator[tuple[str, str]]:
+    """Yield what there is one of, each with its name."""
+    yield "Redis", _server(redis.server)
+    yield "MongoDB", _server(ledger.server)
+    if ledger.documents:
+        yield "Ledger", ", ".join(f"{n} {name}" for name, n in ledger.documents.items())
+    if redis.clock_offset_s is not None:
+        yield "Clock", _clock(redis.clock_offset_s, redis.clock_error_s or 0.0)
+    opened = counted(redis.counters.get("breaker_opened", 0), "time")
+    yield "Breaker", f"closed, opened {opened} so far" if redis.server.reachable else "open"
+    if redis.outbox_length is not None:
+        yield "Outbox", outbox_text(redis)
+    waiting = "unknown number waiting" if spool is None else f"{spool} waiting"
+    yield "Spool", f"{waiting} in {settings.spool_dir}"
+    if redis.open_tasks is not None:
+        late = f"{redis.overdue_tasks} past the deadline"
+        yield "Open tasks", f"{redis.open_tasks} not ended, {late}"
+    if redis.running is not None:
+        yield "Running", f"{redis.running} now, {redis.overdue} past the deadline"
+    if redis.alerts is not None and (redis.alerts or settings.webhooks):
+        yield "Alerts", f"{redis.alerts} firing{'' if redis.alerts_led else f', {UNLED}'}"
+        for n, (hook, waits) in enumerate(zip(settings.webhooks, redis.messages, strict=False)):
+            which = f" {n + 1}" if len(settings.webhooks) > 1 else ""  # they may look the same
+            yield f"Webhook{which}", f"{waits} waiting for {hook.shown}"
 
 
 def outbox_text(redis: RedisState) -> str:

@@ -120,11 +120,11 @@ class TauCache:
             taken += self._passenger.take_stranded()
         sent_at = time.time()
         try:
-            time_, taus, learned, *others = deliver(self._link, taken, *commands)
+            time_, taus, counts, *others = deliver(self._link, taken, *commands)
         except StoreUnavailable:
             return
         received_at = time.time()
-        for answer in (time_, taus, learned):
+        for answer in (time_, taus, counts):
             if isinstance(answer, ResponseError):
                 health.warn_once(
                     "taus-refused",
@@ -134,8 +134,8 @@ class TauCache:
                 )
         if not isinstance(time_, ResponseError):
             self._clock.measured(sent_at, as_instant(time_), received_at)
-        if not isinstance(taus, ResponseError) and not isinstance(learned, ResponseError):
-            self._keep(replies_as_text(taus), replies_as_text(learned))
+        if not isinstance(taus, ResponseError) and not isinstance(counts, ResponseError):
+            self._keep(replies_as_text(taus), replies_as_text(counts))
         self._ratios = learned_ratios(
             self._settings.quantile,
             {
@@ -145,11 +145,11 @@ class TauCache:
             },
         )
 
-    def _keep(self, taus: dict[str, str], learned: dict[str, str]) -> None:
+    def _keep(self, taus: dict[str, str], counts: dict[str, str]) -> None:
         enough = self._settings.min_samples
         usable = {}
         for field, text in taus.items():
-            if "/" in field and parse_count(learned.get(field)) < enough:
+            if "/" in field and parse_count(counts.get(field)) < enough:
                 continue
             tau = parse_tau(text)
             if tau is not None:
