@@ -130,23 +130,23 @@ end
 
 local answers, ended = {}, {}
 for i = first_record, #ARGV, 8 do
-  local number, record, actual = tonumber(ARGV[i]), ARGV[i + 1], ARGV[i + 2]
+  local number, record, actual, task_type, name, first, used, id = unpack(ARGV, i, i + 7)
   local answer = 'dup'
+  number = tonumber(number)
   if number > last then
     last, answer = number, ''
     if actual ~= '' then
-      local x, first = tonumber(actual), tonumber(ARGV[i + 5])
-      local before, after = learn(ARGV[i + 3], x, first)
-      local own_before, own_after = learn(ARGV[i + 3] .. '/' .. ARGV[i + 4], x, first)
+      actual, first, used = tonumber(actual), tonumber(first), tonumber(used)
+      local before, after = learn(task_type, actual, first)
+      local own_before, own_after = learn(task_type .. '/' .. name, actual, first)
       answer = table.concat({before, after, own_before, own_after}, ' ')
-      local used = tonumber(ARGV[i + 6])
       -- A ratio to the first tau, before anything was learned, would be meaningless.
       if used and used > 0 and used ~= first and before ~= '-' then
-        learn_ratio(ARGV[i + 3], x / used)
+        learn_ratio(task_type, actual / used)
       end
     end
-    if ARGV[i + 7] ~= '' then
-      ended[#ended + 1] = ARGV[i + 7]
+    if id ~= '' then
+      ended[#ended + 1] = id
     end
     if record ~= '' then
       if waiting >= most_records then
@@ -199,7 +199,7 @@ if last > applied then
   end
 end
 if #ended > 0 then
-  close({KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]}, ended)
+  close({unpack(KEYS, 6, 10)}, ended)
 end
 if KEYS[11] then
   redis.call('SET', KEYS[11], last, 'EX', SEQ_TTL)

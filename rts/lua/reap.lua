@@ -12,5 +12,5 @@ end
 redis.call('XADD', KEYS[2], '*', 'r', ARGV[3])
 redis.call('HDEL', KEYS[1], ARGV[1])
 redis.call('HINCRBY', KEYS[3], 'runs_lost', 1)
-close({KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]}, {ARGV[4]})
+close({unpack(KEYS, 4, 8)}, {ARGV[4]})
 return 1

@@ -17,13 +17,13 @@ end
 redis.call('SET', KEYS[1], ARGV[1])
 local rate, restored = tonumber(ARGV[2]), 0
 for i = 3, #ARGV, 5 do
-  local field, tau, count, deviation = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
+  local field, tau, count, deviation, first = unpack(ARGV, i, i + 4)
   local since = tonumber(redis.call('HGET', KEYS[2], field) or '')
   if since then
     local n = tonumber(redis.call('HGET', KEYS[3], field) or '') or 0
     local left = n > 0 and (1 - rate) ^ n or 0 -- 0 updates: it was set by hand
     local off = tonumber(redis.call('HGET', KEYS[4], field) or '') or 0
-    tau = string.format('%.17g', since + left * (tonumber(tau) - tonumber(ARGV[i + 4])))
+    tau = string.format('%.17g', since + left * (tonumber(tau) - tonumber(first)))
     deviation = string.format('%.17g', (1 - left) * off + left * tonumber(deviation))
     count = string.format('%d', tonumber(count) + n)
   end
