@@ -81,7 +81,7 @@ class WorkerSide:
         try:
             run = run_of(task.request)
             if run is None and "id" in vars(task.request):
-                return
+                return  # rts did not start it, and it is no batch
             if run is not None and not state:
                 # The main process reports it, unless it is an error outside the task.
                 run.aborted = True
