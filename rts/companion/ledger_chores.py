@@ -17,8 +17,8 @@ from rts.ledger.drain import Drain
 from rts.ledger.mongo import MongoLedger
 from rts.ledger.outbox import GATHER_S, RedisOutbox
 from rts.ledger.overdue import OverdueSweep
+from rts.link.lease import first_in
 from rts.link.link import Link
-from rts.link.scripts import pack
 from rts.settings import Settings
 from rts.tau.snapshot import Snapshots
 from rts.views.tallies import precompute
@@ -69,9 +69,7 @@ class LedgerChores:
         """Roll up the past hours of busy days, unless another drain has done so lately, so
         that even the first report is fast.
         """
-        turn = pack("SET", self._sums, "1", "NX", "PX", int(ROLLUP_S * 1000))
-        (mine,) = self._link.call(turn)
-        if mine is not None:
+        if first_in(self._link, self._sums, ROLLUP_S):
             now = datetime.now(timezone.utc)
             with translate_outages():
                 precompute(self._database, now)

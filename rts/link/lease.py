@@ -1,9 +1,9 @@
-"""A lease in Redis: a role that one process of the fleet holds at a time."""
+"""Roles that one process of the fleet holds at a time, and chores that one does at a time."""
 
 from __future__ import annotations
 
 from rts.link.link import Link
-from rts.link.scripts import LEASE
+from rts.link.scripts import LEASE, pack
 
 
 class Lease:
@@ -33,3 +33,13 @@ class Lease:
             StoreUnavailable: Redis is unavailable.
         """
         self._link.call(self._release)
+
+
+def first_in(link: Link, key: str, seconds: float) -> bool:
+    """Return whether this call is the first one of the fleet for *key* in so many seconds.
+
+    Raises:
+        StoreUnavailable: Redis is unavailable.
+    """
+    (reply,) = link.call(pack("SET", key, "1", "NX", "PX", int(seconds * 1000)))
+    return reply is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 
+from rts.link.lease import first_in
 from rts.link.link import Link
 from rts.link.scripts import pack
 from rts.ports import Ledger, TauEntry
@@ -43,11 +44,8 @@ class Snapshots:
         Raises:
             StoreUnavailable: one of the servers is away.
         """
-        if lease_s > 0:
-            token, lease_ms = secrets.token_hex(8), int(lease_s * 1000)
-            (mine,) = self._link.call(pack("SET", self._lease, token, "NX", "PX", lease_ms))
-            if mine is None:
-                return False
+        if lease_s > 0 and not first_in(self._link, self._lease, lease_s):
+            return False
         (before,) = self._link.call(pack("GET", self._generation))
         entries = self._store.entries()
         (after,) = self._link.call(pack("GET", self._generation))
