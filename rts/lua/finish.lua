@@ -69,10 +69,10 @@ local MOST_RATIOS = 1000
 local EARLY_RATIOS = 50
 
 local function halve(key)
-  local counts, buckets = redis.call('HGETALL', key), {}
-  for i = 1, #counts, 2 do
-    local bucket = counts[i] == 'zero' and -math.huge or tonumber(counts[i])
-    if bucket then buckets[#buckets + 1] = {bucket, counts[i], tonumber(counts[i + 1]) or 0} end
+  local flat, buckets = redis.call('HGETALL', key), {}
+  for i = 1, #flat, 2 do
+    local bucket = flat[i] == 'zero' and -math.huge or tonumber(flat[i])
+    if bucket then buckets[#buckets + 1] = {bucket, flat[i], tonumber(flat[i + 1]) or 0} end
   end
   table.sort(buckets, function(a, b) return a[1] < b[1] end)
   -- The remainder of each bucket carries over to the next one, which preserves the ranks.
