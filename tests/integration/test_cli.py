@@ -674,21 +674,24 @@ def test_without_an_app_a_note_names_the_settings_in_use(tmp_path: Path) -> None
     assert "Redis at redis://127.0.0.1:1/0 is not usable" in problem
 
 
-def test_an_app_that_gets_rts_from_its_imports_has_it(tmp_path: Path) -> None:
-    app = "from celery import Celery\napp = Celery('{}', broker='amqp://')\n"
-    (tmp_path / "without.py").write_text(app.format("without"))
-    (tmp_path / "auto.py").write_text(app.format("auto") + "app.conf.imports = ['rts.auto']\n")
-    (tmp_path / "broken.py").write_text(app.format("broken") + "app.conf.imports = ['no']\n")
-    for name, has_none in (("without", True), ("auto", False), ("broken", False)):
-        result = subprocess.run(
-            [sys.executable, "-m", "celery", "-A", name, "rts", "status"],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert ("rts is not installed in this app" in result.stderr) is has_none, result.stderr
+@pytest.mark.parametrize(
+    ("imports", "told"), [([], True), (["rts.auto"], False), (["no"], False)]
+)
+def test_an_app_that_gets_rts_from_its_imports_has_it(
+    conf: dict[str, Any], tmp_path: Path, imports: list[str], told: bool
+) -> None:
+    conf |= {"broker_url": "amqp://", "imports": imports}
+    app = f"from celery import Celery\napp = Celery()\napp.conf.update({conf!r})\n"
+    (tmp_path / "proj.py").write_text(app)
+    result = subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "proj", "rts", "status"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ("rts is not installed in this app" in result.stderr) is told, result.stderr
 
 
 def test_an_unreachable_broker_is_reported_without_its_password(

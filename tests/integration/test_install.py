@@ -415,7 +415,7 @@ named = Celery("named", broker="memory://", set_as_current=False)
 named.conf.update(
     imports="rts.auto" if k == "2.0" else ["rts.auto"],  # Celery takes both
     rts_sla_multiplier=float(k),
-    rts_connect_timeout=0.01,
+    rts_redis_url="redis://127.0.0.1:1",
 )
 other = Celery("other", broker="memory://", set_as_current=False)
 error = None
@@ -447,7 +447,7 @@ import rts
 from celery import Celery
 
 app = Celery("named", broker="memory://")
-app.conf.update(imports=["rts.auto"], rts_connect_timeout=0.01)
+app.conf.update(imports=["rts.auto"], rts_redis_url="redis://127.0.0.1:1")
 app.loader.import_default_modules()
 had = rts.integration._has_rts(app)
 rts.uninstall(app)
@@ -475,7 +475,7 @@ import rts.auto
 from celery import Celery
 
 app = Celery("named", broker="memory://")
-app.conf.update(imports=["rts.auto"], rts_connect_timeout=0.01)
+app.conf.update(imports=["rts.auto"], rts_redis_url="redis://127.0.0.1:1")
 wire = rts.auto.wire
 
 def disturbed(app):
