@@ -153,7 +153,9 @@ class Bench:
 
     def control(self, environment: dict[str, str], order: str) -> None:
         """Make the worker consume the queue of the measured tasks, or stop doing so."""
-        script = f"from overhead_app import app; app.control.{order}('work', reply=True)"
+        script = (
+            f"from overhead_app import app; app.control.{order}('work', reply=True, limit=1)"
+        )
         subprocess.run([sys.executable, "-c", script], env=environment, check=True)
 
     def settle(self, queue: str, rts: bool) -> None:

@@ -26,6 +26,10 @@ pytest_plugins = ("rts.testing.plugin",)
 
 ROOT = Path(__file__).parent.parent
 
+#: For remote control of the only worker there is. Without the limit Celery waits for further
+#: replies until the timeout is over.
+ONE_REPLY: dict[str, Any] = {"reply": True, "limit": 1, "timeout": 30}
+
 # The same examples each time, so that a failure in CI can be repeated; the seed
 # is shown with it.
 hypothesis_settings.register_profile(

@@ -46,7 +46,7 @@ from rts.records import Execution
 from rts.settings import Settings
 from rts.tau.redis import RedisTauStore
 from rts.testing import MongoServer, RedisServer, wait_until
-from tests.conftest import Stage
+from tests.conftest import ONE_REPLY, Stage
 from tests.records import as_line, run, success
 
 ROOT = Path(__file__).parents[2]
@@ -314,9 +314,9 @@ def test_it_beats_and_ships_while_the_driver_of_a_gpu_hangs(
 @pytest.mark.parametrize(
     ("arguments", "change", "before", "after"),
     [
-        ([], lambda control: control.pool_grow(2, reply=True), 1, 3),
-        (["--concurrency=3"], lambda control: control.pool_shrink(1, reply=True), 3, 2),
-        (["--autoscale=3,1"], lambda control: control.autoscale(5, 1, reply=True), 3, 5),
+        ([], lambda control: control.pool_grow(2, **ONE_REPLY), 1, 3),
+        (["--concurrency=3"], lambda control: control.pool_shrink(1, **ONE_REPLY), 3, 2),
+        (["--autoscale=3,1"], lambda control: control.autoscale(5, 1, **ONE_REPLY), 3, 5),
         (["--pool=solo", "--concurrency=4"], lambda control: None, 1, 1),
     ],
     ids=["grow", "shrink", "autoscale", "solo"],
@@ -358,10 +358,10 @@ def test_the_heartbeat_has_the_current_queues(
         return [json.loads(beat)["queues"] for beat in beats]
 
     assert wait_until(told, PATIENCE_S) == [[first]]
-    app.control.add_consumer(more, reply=True)
+    app.control.add_consumer(more, **ONE_REPLY)
     wait_until(lambda: told() == [[first, more]], PATIENCE_S, message="another queue")
     assert rts.predict_new("t", queue=more, app=app).slots == 1
-    app.control.cancel_consumer(first, reply=True)
+    app.control.cancel_consumer(first, **ONE_REPLY)
     wait_until(lambda: told() == [[more]], PATIENCE_S, message="one queue less")
 
 

@@ -215,7 +215,7 @@ def test_expired_and_revoked_before_the_run(scene: Scene) -> None:
 
 def test_revoked_during_the_run(scene: Scene) -> None:
     result = scene.basic.ok.delay(60)
-    inspect = scene.basic.app.control.inspect(timeout=1)
+    inspect = scene.basic.app.control.inspect(timeout=30, limit=1)
     wait_until(lambda: result.id in str(inspect.active()))
     result.revoke(terminate=True)
     scene.verdict(result.id, state="REVOKED", cause="terminated", sla_success=False)

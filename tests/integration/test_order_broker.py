@@ -33,7 +33,7 @@ from rts.settings import Settings
 from rts.testing import RedisServer, wait_until
 from rts.testing.binaries import redis_binary
 from rts.testing.processes import OwnedProcess
-from tests.conftest import ROOT, Stage
+from tests.conftest import ONE_REPLY, ROOT, Stage
 from tests.programs import needed
 from tests.rabbitmq import free_port
 
@@ -201,7 +201,7 @@ def test_every_way_to_redis(
             assert channel._size(queue) == len(results)
         worker = stage.worker(concurrency=1)
         assert ran(mongo, results) == in_order(results)
-        assert app.control.inspect(timeout=5).ping()
+        assert app.control.inspect(timeout=30, limit=1).ping()
         # All its connections break, as when the broker starts anew.
         with app.connection_for_read() as connection:
             connection.default_channel.client.client_kill_filter(_type="normal", skipme=False)
@@ -272,12 +272,12 @@ def test_several_queues_topic_and_broadcast(
 
     # A queue that is added while the worker runs, bound to the exchange it is not yet.
     reply = app.control.add_consumer(
-        topical, exchange=topics.name, exchange_type="topic", routing_key="log.#", reply=True
+        topical, exchange=topics.name, exchange_type="topic", routing_key="log.#", **ONE_REPLY
     )
     assert "ok" in str(reply)
     result = app.send_task(OK, (0.5,), exchange=topics, routing_key="log.warning")
     assert result.get(timeout=30) == 0.5
-    assert app.control.cancel_consumer(second, reply=True)
+    assert app.control.cancel_consumer(second, **ONE_REPLY)
     waits = app.send_task(OK, (0,), queue=second)
     assert app.send_task(OK, (0,), queue=first).get(timeout=30) == 0
     assert redis_client.zcard(second + EDF) == 1
@@ -417,13 +417,19 @@ def test_slots_follow_the_pool(
         hopeful = {"sla_deadline": time.time() + 600}  # so that they may have all slots
         return [app.send_task(LATE, (3.0,), headers=hopeful).id for _ in range(count)]
 
+    def processes() -> int:
+        (stats,) = app.control.inspect(timeout=30, limit=1).stats().values()
+        return len(stats["pool"]["processes"])
+
     send(6)
     wait_until(held(1))
-    app.control.pool_grow(2, reply=True)
+    app.control.pool_grow(2, **ONE_REPLY)
     wait_until(held(3))
     wait_until(held(0))  # a pool whose processes are all busy does not shrink
-    app.control.pool_shrink(1, reply=True)
-    app.control.autoscale(4, 1, reply=True)  # not for this worker
+    app.control.pool_shrink(1, **ONE_REPLY)
+    # Until the pool has noticed its end, Celery may give a task to the process that is gone.
+    wait_until(lambda: processes() == 2)
+    app.control.autoscale(4, 1, **ONE_REPLY)  # not for this worker
     ids = {"$in": send(4)}
     ended = {"task_id": ids, "state": "SUCCESS"}
     wait_until(lambda: mongo.assignments.count_documents(ended) == 4)
@@ -443,7 +449,7 @@ def test_autoscale_and_rate_limits(
     results = [app.send_task(LATE, (1.0,), **hopeful) for _ in range(12)]
     wait_until(lambda: redis_client.hlen("unacked") == 3)  # it has grown
     assert [result.get(timeout=60) for result in results] == [1.0] * 12
-    app.control.rate_limit(OK, "2/s", reply=True)
+    app.control.rate_limit(OK, "2/s", **ONE_REPLY)
     limited = [app.send_task(OK, (0,)) for _ in range(4)]
     later = app.send_task(OK, (0,), countdown=2)
     assert [result.get(timeout=60) for result in limited] == [0] * 4

@@ -85,7 +85,7 @@ def test_what_fleets_without_the_order_publish_is_run_too(
     assert order == [0, 3, 2, 1]
     # An idle worker finds what rings no bell.
     assert bare.send_task(OK, (0.05,)).get(timeout=30) == 0.05
-    assert bare.control.inspect(timeout=5).ping()
+    assert bare.control.inspect(timeout=30, limit=1).ping()
     wait_until(lambda: not left(redis_client, ordered.conf.task_default_queue))
     bare.close()
 
