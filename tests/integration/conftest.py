@@ -1,14 +1,22 @@
-"""Settings, and a Redis for what no other test, and nobody else, may come near."""
+"""Settings, commands, and a Redis for what no other test, and nobody else, may come near."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
+from celery import Celery
+from celery.bin.base import CLIContext
+from click.testing import CliRunner, Result
 
+import rts as rts_of
+from rts.cli import rts
 from rts.settings import Settings
 from rts.testing import RedisServer
+from tests.commands import Run
 
 
 @pytest.fixture
@@ -38,3 +46,33 @@ def server() -> Iterator[RedisServer]:
     """A Redis of the file's own, which its tests may stop, pause and empty."""
     with RedisServer() as server:
         yield server
+
+
+@pytest.fixture
+def conf(
+    rts_redis_url: str, rts_mongo_url: str, rts_key_prefix: str, tmp_path: Path
+) -> dict[str, Any]:
+    """The configuration of the app; tests may change it."""
+    return {
+        "rts_redis_url": rts_redis_url,
+        "rts_mongo_url": rts_mongo_url,
+        "rts_key_prefix": rts_key_prefix,
+        "rts_spool_dir": str(tmp_path / "spool"),
+    }
+
+
+@pytest.fixture
+def cli(conf: dict[str, Any]) -> Run:
+    """Run a command in this process."""
+
+    def run(*arguments: str, charset: str = "utf-8", **options: Any) -> Result:
+        app = Celery("cli", set_as_current=False)
+        rts_of.install(app)
+        app.conf.update(conf)
+        context = CLIContext(app=app, no_color=True, workdir=None)
+        result = CliRunner(charset).invoke(rts, arguments, obj=context, **options)
+        rts_of.uninstall(app)
+        assert result.exception is None or isinstance(result.exception, SystemExit), result
+        return result
+
+    return run

@@ -14,91 +14,38 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 from celery import Celery
-from celery.bin.base import CLIContext
-from click.testing import CliRunner, Result
 
-import rts as rts_of
 from rts.alerting.alert import Alert
-from rts.cli import rts, watch_data
+from rts.cli import watch_data
 from rts.cli.watch_data import Gatherer
-from rts.ledger.mongo import MongoLedger
-from rts.records import OutboxEntry
 from rts.settings import Settings
 from rts.testing import MongoServer, wait_until
 from rts.views.slo import standings
-from tests.records import run as run_of
+from tests.commands import NO_MONGO, NO_REDIS, Run, write_verdicts
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
-NO_REDIS, NO_MONGO = "redis://:secret@127.0.0.1:1/0", "mongodb://u:secret@127.0.0.1:1/rts"
 NO_CA = NO_MONGO + "?tls=true&tlsCAFile=/no/such.pem"
-
-Run = Callable[..., Result]
 
 
 @pytest.fixture
-def conf(
-    rts_redis_url: str, rts_mongo_url: str, rts_key_prefix: str, tmp_path: Path
-) -> dict[str, Any]:
+def conf(conf: dict[str, Any]) -> dict[str, Any]:
+    """The configuration, with a broker and objectives."""
     return {
-        "broker_url": rts_redis_url,
-        "task_default_queue": rts_key_prefix.strip(":"),
-        "rts_redis_url": rts_redis_url,
-        "rts_mongo_url": rts_mongo_url,
-        "rts_key_prefix": rts_key_prefix,
-        "rts_spool_dir": str(tmp_path / "spool"),
+        **conf,
+        "broker_url": conf["rts_redis_url"],
+        "task_default_queue": conf["rts_key_prefix"].strip(":"),
         "rts_slo": {"cpu-light": 0.99, "*": 0.9},
     }
 
 
-@pytest.fixture
-def cli(conf: dict[str, Any]) -> Run:
-    def run(*arguments: str) -> Result:
-        app = Celery("cli", set_as_current=False)
-        rts_of.install(app)
-        app.conf.update(conf)
-        context = CLIContext(app=app, no_color=True, workdir=None)
-        result = CliRunner().invoke(rts, arguments, obj=context)
-        rts_of.uninstall(app)
-        return result
-
-    return run
-
-
-def write(
-    conf: dict[str, Any], *groups: tuple[str, float, int, int], runtime_s: float = 1.0
-) -> None:
-    """Write verdicts: type, seconds ago, how many on time, how many late."""
-    entries = []
-    for task_type, ago_s, good, bad in groups:
-        for i in range(good + bad):
-            end = time.time() - ago_s
-            run = run_of(f"{task_type}-{ago_s}-{i}")._replace(
-                run_id=f"{task_type}-{ago_s}-{i}:0",
-                task_type=task_type,
-                name=f"proj.{task_type}",
-                arrival=end - 60,
-                started_at=end - 1,
-                completed_at=end,
-                deadline=end + 60 if i < good else end - 1,
-                runtime_s=runtime_s,
-                state="SUCCESS",
-            )
-            entries.append(OutboxEntry("0-0", run))
-    ledger = MongoLedger(Settings.from_conf(conf, environ={}))
-    ledger.write(entries)
-    ledger.close()
-
-
 def test_all_is_well(cli: Run, conf: dict[str, Any]) -> None:
-    write(conf, ("cpu-light", 60, 200, 0), ("mixed", 60, 95, 1))
+    write_verdicts(conf, ("cpu-light", 60, 200, 0), ("mixed", 60, 95, 1))
     result = cli("check")
     assert result.exit_code == 0, result.output
     text, _, numbers = result.output.strip().partition(" | ")
@@ -114,7 +61,7 @@ def test_all_is_well(cli: Run, conf: dict[str, Any]) -> None:
 
 
 def test_one_task_is_a_task(cli: Run, conf: dict[str, Any]) -> None:
-    write(conf, ("cpu-light", 60, 1, 0))
+    write_verdicts(conf, ("cpu-light", 60, 1, 0))
     result = cli("check", "--slo", "--type", "cpu-light")
     assert result.output.startswith("RTS OK - cpu-light: 100.0 % of 1 task on time (")
 
@@ -126,16 +73,16 @@ def test_an_objective_without_tasks_is_well(cli: Run) -> None:
 
 
 def test_few_tasks_use_up_no_budget(cli: Run, conf: dict[str, Any]) -> None:
-    write(conf, ("cpu-light", 60, 8, 1))
+    write_verdicts(conf, ("cpu-light", 60, 8, 1))
     result = cli("check", "--slo", "--type", "cpu-light")
     assert result.exit_code == 0, result.output
     assert result.output.startswith("RTS OK - cpu-light: 88.9 % of 9 tasks on time")
-    write(conf, ("cpu-light", 30, 1, 0))
+    write_verdicts(conf, ("cpu-light", 30, 1, 0))
     assert cli("check", "--slo", "--type", "cpu-light").exit_code == 1
 
 
 def test_a_page_is_critical_and_hides_the_others(cli: Run, conf: dict[str, Any]) -> None:
-    write(conf, ("cpu-light", 60, 60, 40), ("mixed", 60, 100, 0))
+    write_verdicts(conf, ("cpu-light", 60, 60, 40), ("mixed", 60, 100, 0))
     result = cli("check", "--slo")
     assert result.exit_code == 2
     text = result.output.partition(" | ")[0]
@@ -161,13 +108,13 @@ def test_a_page_is_critical_and_hides_the_others(cli: Run, conf: dict[str, Any])
 
 
 def test_a_ticket_and_a_used_up_budget_are_warnings(cli: Run, conf: dict[str, Any]) -> None:
-    write(conf, ("cpu-light", 3 * 3600, 970, 30))
+    write_verdicts(conf, ("cpu-light", 3 * 3600, 970, 30))
     result = cli("check", "--slo")
     assert result.exit_code == 1, result.output
     assert "over 3d, the error budget burns 3.0 times too fast" in result.output
     conf["rts_slo"] = {"cpu-light": 0.9}
     assert cli("check", "--slo").exit_code == 0
-    write(conf, ("cpu-light", 4 * 86400, 0, 80))
+    write_verdicts(conf, ("cpu-light", 4 * 86400, 0, 80))
     result = cli("check", "--slo")
     assert result.exit_code == 1, result.output
     assert "the error budget is used up" in result.output
@@ -246,7 +193,7 @@ def test_a_name_cannot_break_the_line(cli: Run, conf: dict[str, Any]) -> None:
 
 
 def test_watch_prints_once_without_a_terminal(cli: Run, conf: dict[str, Any]) -> None:
-    write(conf, ("cpu-light", 60, 60, 40), ("mixed", 7200, 10, 0))
+    write_verdicts(conf, ("cpu-light", 60, 60, 40), ("mixed", 7200, 10, 0))
     output = cli("watch").output
     rows = {line.split()[0]: line.split() for line in output.splitlines() if line}
     assert rows["*"][1:5] == ["90", "-", "-", "10"]
@@ -273,8 +220,8 @@ def test_watch_shows_how_it_is_now(
     cli: Run, conf: dict[str, Any], redis_client: redis.Redis
 ) -> None:
     """Not the runs of a day that was quiet, nor an alert's first numbers as today's."""
-    write(conf, ("cpu-light", 7200, 100, 0), ("mixed", 7200, 100, 0))
-    write(conf, ("cpu-light", 60, 10, 0), runtime_s=30.0)
+    write_verdicts(conf, ("cpu-light", 7200, 100, 0), ("mixed", 7200, 100, 0))
+    write_verdicts(conf, ("cpu-light", 60, 10, 0), runtime_s=30.0)
     keys = Settings.from_conf(conf, environ={}).keys
     alert = Alert("1", "k", "task_overdue", "firing", "ticket", "3 late", started_at=1e9)
     foreign = replace(alert, severity=7).to_json()
@@ -294,7 +241,7 @@ def test_watch_shows_how_it_is_now(
 def test_watch_does_not_ask_for_the_long_windows_each_time(
     conf: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(conf, ("mixed", 60, 3, 1))
+    write_verdicts(conf, ("mixed", 60, 3, 1))
     asked: list[object] = []
 
     def counted(*question: Any) -> Any:
@@ -315,7 +262,7 @@ def test_watch_does_not_ask_for_the_long_windows_each_time(
 def test_watch_shows_no_objectives_from_before_an_outage(conf: dict[str, Any]) -> None:
     with MongoServer() as mongo:
         conf.update(rts_mongo_url=mongo.url)
-        write(conf, ("cpu-light", 60, 60, 40))
+        write_verdicts(conf, ("cpu-light", 60, 60, 40))
         app = Celery("watched", set_as_current=False)
         app.conf.update(conf)
         gatherer = Gatherer(app, Settings.from_conf(app.conf))
@@ -383,7 +330,7 @@ class Terminal:
 def test_watch_is_printed_once_on_a_terminal_that_cannot_move_its_cursor(
     conf: dict[str, Any],
 ) -> None:
-    write(conf, ("cpu-light", 60, 60, 40))
+    write_verdicts(conf, ("cpu-light", 60, 60, 40))
     terminal = Terminal(conf, "watch", term="dumb")
     try:
         wait_until(lambda: terminal.read() and terminal.process.poll() is not None)
@@ -396,7 +343,7 @@ def test_watch_is_printed_once_on_a_terminal_that_cannot_move_its_cursor(
 
 @pytest.mark.parametrize("end", ["q", "SIGINT"])
 def test_watch_is_live_on_a_terminal(conf: dict[str, Any], end: str) -> None:
-    write(conf, ("cpu-light", 60, 60, 40))
+    write_verdicts(conf, ("cpu-light", 60, 60, 40))
     terminal = Terminal(conf, "watch", "--interval", "0.3")
     try:
         wait_until(lambda: terminal.read().count("cpu-light") >= 6)  # three pictures

@@ -22,10 +22,8 @@ from rts.cli import ledger_runs, rts
 from rts.simulation.traces import Job, at_load, read_trace, six_types, write_trace
 from rts.testing import wait_until
 from rts.testing.replay import replay, share
-from tests.conftest import Stage
-from tests.integration.test_cli import NO_MONGO, ROOT, run_at, write
-
-Run = Callable[..., Result]
+from tests.commands import NO_MONGO, Run, document, run_at, write
+from tests.conftest import ROOT, Stage
 
 
 def cli_of(**conf: Any) -> Run:
@@ -43,17 +41,6 @@ def cli_of(**conf: Any) -> Run:
 
 
 @pytest.fixture
-def conf(rts_redis_url: str, rts_mongo_url: str, rts_key_prefix: str, tmp_path: Path) -> Any:
-    """The configuration of an app with a ledger of its own."""
-    return {
-        "rts_redis_url": rts_redis_url,
-        "rts_mongo_url": rts_mongo_url,
-        "rts_key_prefix": rts_key_prefix,
-        "rts_spool_dir": str(tmp_path / "spool"),
-    }
-
-
-@pytest.fixture
 def trace(tmp_path: Path) -> str:
     """A trace of 300 tasks that 4 slots are too few for."""
     path = tmp_path / "trace.csv"
@@ -63,11 +50,6 @@ def trace(tmp_path: Path) -> str:
 
 def by_name(job: Job) -> tuple[str, float]:
     return job.name, job.runtime_s
-
-
-def document(result: Result) -> Any:
-    assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)
 
 
 @pytest.mark.alone  # other tests would take the time between two runs

@@ -33,8 +33,8 @@ from rts.records import OpenTask
 from rts.settings import Settings
 from rts.testing import wait_until
 from rts.webhooks import Webhook, read_webhooks
+from tests.commands import write_verdicts
 from tests.conftest import Stage
-from tests.integration.test_check_watch import write
 from tests.integration.test_signals import Told
 from tests.programs import needed
 from tests.receiver import Receiver
@@ -433,7 +433,7 @@ def test_an_alert_tells_what_is_left_of_the_whole_budget(
 ) -> None:
     settings = make_settings({"url": receiver.url}, rts_slo={"*": 0.9})
     conf = {"rts_mongo_url": settings.mongo_url}
-    write(conf, ("mixed", 60, 0, 20), ("mixed", 5 * 86400, 980, 0))
+    write_verdicts(conf, ("mixed", 60, 0, 20), ("mixed", 5 * 86400, 980, 0))
     link = links(settings)
     leader = Leader(link, settings, FleetClock(), "one", mongo)
     assert leader.lead()
