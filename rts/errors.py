@@ -58,6 +58,19 @@ def unusable(server: str, exc: BaseException) -> str:
     return f"{server} is not usable ({short(exc.__cause__ or exc)})"
 
 
+#: What only the nodes of a Redis Cluster reply: its text alone, such as "12552
+#: 10.0.0.7:6379", tells nobody.
+_OF_A_CLUSTER = ("MovedError", "AskError", "ClusterCrossSlotError", "ClusterDownError")
+
+
+def kind(exc: BaseException) -> str:
+    """Return the name of an error's class, with what it means if that is not plain."""
+    name = type(exc).__name__
+    if name in _OF_A_CLUSTER:
+        return f"{name} of a Redis Cluster, which rts does not support"
+    return name
+
+
 def short(exc: BaseException) -> str:
     """Return an error as one short line. The drivers' messages never hold a password."""
     text = " ".join(str(exc).split())
@@ -65,4 +78,4 @@ def short(exc: BaseException) -> str:
     for rest in (" (configured timeouts", ", Timeout:", ", lsid:", ", full error:"):
         text = text.partition(rest)[0]
     text = text.rstrip(".")
-    return f"{type(exc).__name__}: {text[:100]}{'…' if len(text) > 100 else ''}"
+    return f"{kind(exc)}: {text[:100]}{'…' if len(text) > 100 else ''}"

@@ -109,9 +109,9 @@ def command(
     without an objective of its own is held to that of '*'.
 
     Lag: CRITICAL if a server is not reachable, Redis takes no records (it is full, a
-    replica or a cluster), tasks are overdue and no worker is alive, or the oldest record has
-    waited for --lag-critical seconds, WARNING if it has for --lag-warning seconds or records
-    were dropped.
+    replica or a cluster, or refuses scripts), tasks are overdue and no worker is alive, or the
+    oldest record has waited for --lag-critical seconds, WARNING if it has for --lag-warning
+    seconds or records were dropped.
     """
     asked = [*types, *names, *queues]
     findings: list[Finding] = []

@@ -21,7 +21,7 @@ from weakref import WeakSet
 from redis.exceptions import ResponseError
 
 from rts import forks, health
-from rts.errors import StoreUnavailable
+from rts.errors import StoreUnavailable, short
 from rts.ledger.announcement import ARGUMENTS, pack_task
 from rts.link.delivery import Taken, deliver, take_counts
 from rts.link.link import Link
@@ -201,7 +201,7 @@ def _warn_refused(reply: ResponseError) -> None:
         "open-notes",
         "rts: Redis refuses the notes of published tasks: %s. Up to %d notes wait, further "
         "ones are dropped. celery -A proj rts status says what to do",
-        str(reply)[:200],
+        short(reply),
         MAX_NOTES,
     )
 

@@ -18,7 +18,7 @@ import redis
 from redis.exceptions import MasterDownError, ReadOnlyError, RedisError, ResponseError
 
 from rts import forks, health
-from rts.errors import StoreUnavailable
+from rts.errors import StoreUnavailable, kind
 from rts.link.breaker import Breaker
 from rts.link.lookup import Lookup
 from rts.link.options import connection_options
@@ -188,7 +188,7 @@ class Link:
                 "rts: Redis at %s is not usable: %s: %s. Tasks keep running and records wait. "
                 "Check the server and rts_redis_url. Next attempt in %g s",
                 self._shown_url,
-                type(exc).__name__,
+                kind(exc),
                 str(exc)[:200].rstrip("."),
                 self._period_s,
             )

@@ -13,7 +13,7 @@ from redis.exceptions import ResponseError
 from rts import health
 from rts.clock import FleetClock
 from rts.deadlines import MAX_LEARNED, MIN_LEARNED
-from rts.errors import StoreUnavailable
+from rts.errors import StoreUnavailable, short
 from rts.link.delivery import Taken, deliver, take_counts
 from rts.link.link import Link
 from rts.link.replies import as_instant, replies_as_text
@@ -129,8 +129,8 @@ class TauCache:
                 health.warn_once(
                     "taus-refused",
                     "rts: Redis refuses to read the taus (%s); deadlines use those known so "
-                    "far. Check the permissions of the user in rts_redis_url",
-                    answer,
+                    "far. Check rts_redis_url and the permissions of its user",
+                    short(answer),
                 )
         if not isinstance(time_, ResponseError):
             self._clock.measured(sent_at, as_instant(time_), received_at)

@@ -14,7 +14,7 @@ from rts.link.scripts import pack
 from rts.settings import Settings
 from rts.validation import finite
 from rts.views.fleet_state import Vitals, commands, counts, vitals_of
-from rts.views.redis_facts import ask_facts, refusal_of
+from rts.views.redis_facts import ask_facts
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,7 @@ def read(link: Link, settings: Settings) -> Reading:
     by_queue = counts(tasks)
     overdue = _with_prefix(by_queue, "overdue ")
     running = Counter(run.queue or "unknown" for run in vitals.late)
+    _, refusal = ask_facts(link, settings)
     return Reading(
         runs=runs,
         verdicts=verdicts,
@@ -103,7 +104,7 @@ def read(link: Link, settings: Settings) -> Reading:
         overdue_running={queue: min(n, running[queue]) for queue, n in overdue.items()},
         overdue_waiting={queue: max(0, n - running[queue]) for queue, n in overdue.items()},
         workers=_live_workers(vitals),
-        refusal=refusal_of(ask_facts(link), settings.key_prefix),
+        refusal=refusal,
     )
 
 

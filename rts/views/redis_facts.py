@@ -5,20 +5,30 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from redis.exceptions import ResponseError
+
+from rts.errors import short
 from rts.link.link import Link
 from rts.link.scripts import pack
+from rts.settings import Settings
+from rts.tau.finish import FinishCall
 
 
-def ask_facts(link: Link) -> dict[str, str]:
-    """Return the reply of INFO by field; none where the user may not ask, as on some managed
-    servers.
+def ask_facts(link: Link, settings: Settings) -> tuple[dict[str, str], str | None]:
+    """Return the reply of INFO by field (none where the user may not ask, as on some managed
+    servers), and why scripts that write records fail, ``None`` if nothing says so.
 
     Raises:
         StoreUnavailable: it does not answer.
     """
-    (info,) = link.call_each(pack("INFO"))
+    # The script that takes records, with none: it writes nothing.
+    info, taken = link.call_each(pack("INFO"), FinishCall(settings).pack(None, []))
     lines = info.decode("utf-8", "replace").splitlines() if isinstance(info, bytes) else []
-    return dict(line.split(":", 1) for line in lines if ":" in line)
+    facts = dict(line.split(":", 1) for line in lines if ":" in line)
+    refusal = refusal_of(facts, settings.key_prefix)
+    if refusal is None and isinstance(taken, ResponseError):
+        refusal = f"{short(taken)}. Let the user in rts_redis_url run scripts on rts's keys"
+    return facts, refusal
 
 
 def eviction_of(facts: Mapping[str, str]) -> str | None:

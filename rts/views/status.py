@@ -19,7 +19,7 @@ from rts.link.scripts import pack
 from rts.settings import Settings
 from rts.urls import shown_url
 from rts.views.fleet_state import commands, vitals_of
-from rts.views.redis_facts import ask_facts, eviction_of, refusal_of
+from rts.views.redis_facts import ask_facts, eviction_of
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,7 @@ def ask_redis(link: Link, settings: Settings) -> RedisState:
     sent_at, begin = time.time(), time.perf_counter()
     now = as_instant(*link.call(pack("TIME")))
     latency_s = time.perf_counter() - begin
-    facts = ask_facts(link)
-    refusal = refusal_of(facts, settings.key_prefix)
+    facts, refusal = ask_facts(link, settings)
     asked = commands(keys)
     try:
         replies = link.call(

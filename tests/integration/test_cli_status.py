@@ -148,6 +148,21 @@ def test_a_cluster_is_named_also_where_other_nodes_have_the_keys(
         assert (
             "is not reachable (StoreUnavailable: it is a Redis Cluster" in cli("status").stderr
         )
+        assert "Error of a Redis Cluster, which rts does not support: " in cli("tau").stderr
+
+
+def test_a_redis_that_runs_no_scripts_is_reported(cli: Run, conf: dict[str, Any]) -> None:
+    with RedisServer() as own, redis.Redis(port=own.port) as client:
+        client.execute_command("ACL", "SETUSER", "rts", "on", "nopass", "~*", "+@all", "-eval")
+        conf.update(rts_redis_url=own.url.replace("://", "://rts:x@"), broker_url="memory://")
+        why = "takes no records: NoPermissionError: "
+        status, check = cli("status"), cli("check", "--lag")
+        assert why in status.stderr
+        assert (status.exit_code, check.exit_code) == (1, 2)
+        assert why in check.stdout
+        conf.update(rts_redis_url=own.url)
+        assert cli("check", "--lag").exit_code == 0
+        assert client.keys() == []
 
 
 def test_a_redis_that_evicts_results_for_records_is_not_full(
