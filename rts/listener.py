@@ -16,10 +16,11 @@ from rts import health, signals
 from rts.errors import StoreUnavailable
 from rts.fork_gate import ForkGate
 from rts.keys import LISTENERS
-from rts.ledger.events import OVERDUE, Event
+from rts.ledger.events import Event
 from rts.link.link import Link
 from rts.link.scripts import DELETE_CONSUMER, Script, pack
 from rts.notices import SloBurning, TaskOverdue
+from rts.records import OVERDUE
 from rts.settings import Settings
 from rts.validation import json_object
 

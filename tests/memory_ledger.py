@@ -13,6 +13,7 @@ from rts.ledger.merging import (
     merge_assignments,
     merge_tasks,
 )
+from rts.ledger.writes import mergeable
 from rts.ports import TauEntry
 from rts.records import OutboxEntry, is_provisional
 
@@ -33,7 +34,9 @@ class MemoryLedger:
         with self._lock:
             for entry in entries:
                 task, assignment = documents(entry)
+                task = mergeable(task)
                 if assignment is not None:
+                    assignment = mergeable(assignment)
                     _put(self.assignments, assignment, merge_assignments)
                     self._absorb_ends(assignment)
                 stored = self.tasks.get(task["_id"])

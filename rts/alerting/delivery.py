@@ -96,7 +96,8 @@ class WebhookDelivery:
                 self._hook.shown,
                 "is not an alert" if alert is None else "could not be delivered for a day",
             )
-            return self._remove(text, 0.0)
+            self._remove(text)
+            return 0.0
         if not self._may_send():
             return POLL_S
         try:
@@ -117,7 +118,8 @@ class WebhookDelivery:
             logger.warning("rts: the webhook at %s accepts messages again", self._hook.shown)
         self._failures = 0
         health.count("webhook_delivered")
-        return self._remove(text, self._hook.min_interval_s)
+        self._remove(text)
+        return self._hook.min_interval_s
 
     def _send(self, alert: Alert) -> None:
         body = body_of(alert, self._hook.format, self._hook.link)
@@ -127,6 +129,5 @@ class WebhookDelivery:
             headers["X-Rts-Signature"] = signature(self._hook.secret, timestamp, body)
         post(self._hook, body, headers)
 
-    def _remove(self, text: bytes, wait_s: float) -> float:
+    def _remove(self, text: bytes) -> None:
         self._link.call(pack("LREM", self._waiting, 1, text))
-        return wait_s

@@ -65,9 +65,9 @@ class Announcer:
         self._now = now
         self._every_s = every_s
         keys = settings.keys
-        names = (keys.open, keys.open_info, keys.open_counts, keys.closed, keys.judged)
-        others = (keys.counters, keys.ahead)
-        self._names = bulks(*(name.encode() for name in (*names, *others)))
+        names = [keys.open, keys.open_info, keys.open_counts, keys.closed, keys.judged]
+        names += [keys.counters, keys.ahead]
+        self._names = bulks(*map(str.encode, names))
         self._counters = keys.counters
         self._most_open = str(settings.open_max).encode()
         self.reset()

@@ -1,8 +1,8 @@
 """Outbox entries as documents of ``tasks`` and ``assignments``.
 
-Pure functions. Instants become aware UTC datetimes in whole milliseconds (BSON's
-resolution), durations stay seconds as floats. Whatever a record holds, such as an
-untrusted task id or queue, its documents can be stored.
+Pure functions. Instants become whole milliseconds (BSON's resolution), durations stay
+seconds as floats. Whatever a record holds, such as an untrusted task id or queue, its
+documents can be stored.
 
 This runs on worker machines for every record, most of which can be stored as they are
 (:mod:`rts.ledger.storable`).
@@ -10,9 +10,9 @@ This runs on worker machines for every record, most of which can be stored as th
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import datetime, timezone
 from typing import Any
+
+from bson.datetime_ms import DatetimeMS
 
 from rts.ledger.storable import (
     GREATEST_INSTANT,
@@ -28,9 +28,7 @@ Document = dict[str, Any]
 _NOTHING = (None,) * len(Learned._fields)
 
 
-def documents(
-    entry: OutboxEntry, at: Callable[[float | None], Any] | None = None
-) -> tuple[Document, Document | None]:
+def documents(entry: OutboxEntry) -> tuple[Document, Document | None]:
     """Return the ``tasks`` document of *entry* and its ``assignments`` document.
 
     The latter is ``None`` if no run was started. Both hold what the reports need
@@ -39,35 +37,26 @@ def documents(
     ``verdict_at`` of a task is the instant at which its verdict was certain: its end,
     but no later than its deadline, since a task that is not done by then has missed it
     whether it ever ends or not. (A deadline before the arrival counts as the arrival.)
-
-    *at* converts epoch seconds to instants; by default, :func:`instant`.
     """
     execution = entry.execution
-    at = at or instant
     try:
         if is_storable(execution, entry.learned):
-            return _documents(execution, entry.learned, at)
+            return _documents(execution, entry.learned)
     except (TypeError, ValueError, OverflowError, AttributeError):
         pass  # a field has the wrong type
-    return _documents(cleaned(execution), cleaned_learned(entry.learned), at)
+    return _documents(cleaned(execution), cleaned_learned(entry.learned))
 
 
-def instant(at: float | None) -> datetime | None:
-    """Return epoch seconds as an aware UTC datetime, to the millisecond.
+def instant(at: float | None) -> DatetimeMS | None:
+    """Return epoch seconds as the type that the driver encodes at a third of a datetime's cost.
 
     Instants outside the years 1 to 9999 are clamped.
     """
-    ms = milliseconds(at)
-    return None if ms is None else datetime.fromtimestamp(ms / 1000, timezone.utc)
-
-
-def milliseconds(at: float | None) -> int | None:
-    """Return epoch seconds as the whole milliseconds of :func:`instant`."""
     if at is None or at != at:
         return None
     if not LEAST_INSTANT <= at <= GREATEST_INSTANT:
         at = min(max(at, LEAST_INSTANT), GREATEST_INSTANT)
-    return round(at * 1000)
+    return DatetimeMS(round(at * 1000))
 
 
 def certain_at(arrival: Any, deadline: Any, completed_at: Any) -> Any:
@@ -78,11 +67,9 @@ def certain_at(arrival: Any, deadline: Any, completed_at: Any) -> Any:
     return missed_at if completed_at is None else min(missed_at, completed_at)
 
 
-def _documents(
-    e: Execution, learned: Learned | None, at: Callable[[float | None], Any]
-) -> tuple[Document, Document | None]:
-    arrival, deadline = at(e.arrival), at(e.deadline)
-    started_at, completed_at = at(e.started_at), at(e.completed_at)
+def _documents(e: Execution, learned: Learned | None) -> tuple[Document, Document | None]:
+    arrival, deadline = instant(e.arrival), instant(e.deadline)
+    started_at, completed_at = instant(e.started_at), instant(e.completed_at)
     cause = e.cause
     success: bool | None = None
     lateness_s: float | None = None

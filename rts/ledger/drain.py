@@ -34,8 +34,8 @@ class Drain:
         self._now = now
         #: A batch that was read and is not in the ledger yet.
         self._pending: Batch | None = None
-        #: Ids of its entries that end a task which another run had ended; ``None`` until it
-        #: is stored, for which the ledger tells them.
+        #: Ids of its entries that end a task which another run had ended, as the ledger tells
+        #: when it stores them; ``None`` until then.
         self._again: set[str] | None = None
         self._backoff_s = 0.0
         self._retry_at = 0.0

@@ -14,10 +14,6 @@ from rts.validation import json_object
 #: Events that the stream holds at most.
 MAX_EVENTS = 20_000
 
-#: The kind of an event: the deadline has passed and the task has not ended. (A task that
-#: ends too late is reported by ``rts.signals.deadline_missed``.)
-OVERDUE = "overdue"
-
 
 class Event(NamedTuple):
     """One event. Instants are seconds since the epoch by the clock of the Redis server.
@@ -26,7 +22,8 @@ class Event(NamedTuple):
     untrusted texts of at most 1,024 characters.
     """
 
-    #: ``overdue``; readers ignore kinds that they do not know.
+    #: ``overdue``: the deadline has passed and the task has not ended. (One that ends too late
+    #: is reported by ``rts.signals.deadline_missed``.) Readers ignore other kinds.
     kind: str
     task_id: str
     name: str

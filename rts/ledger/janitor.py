@@ -85,7 +85,6 @@ class Janitor:
             self._link,
             keys,
             [field for field in fields if instance_of(field) in lost],
-            lambda note: note.instance in lost,
             self._clock.now(),
         )
 
@@ -145,15 +144,9 @@ class Orphans:
         return ended
 
 
-def reap(
-    link: Link,
-    keys: Keys,
-    fields: list[bytes],
-    is_over: Callable[[Execution], bool],
-    now: float,
-) -> int:
-    """End the runs with these fields of the ``running`` hash for which *is_over* holds, as
-    lost at *now* in epoch seconds; return how many.
+def reap(link: Link, keys: Keys, fields: list[bytes], now: float) -> int:
+    """End the runs with these fields of the ``running`` hash as lost at *now*, in epoch
+    seconds; return how many.
 
     Raises:
         StoreUnavailable: Redis is unavailable.
@@ -171,8 +164,6 @@ def reap(
         except ValueError:
             link.call(pack("HDEL", keys.running, field))
             continue
-        if is_over(note):
-            record = note._replace(completed_at=now, state=LOST, cause="lost").to_json()
-            task_id = str(note.task_id).encode("utf-8", "replace")
-            ended += int(link.call(REAP.pack(names, [field, text, record, task_id]))[0])
+        record = note._replace(completed_at=now, state=LOST, cause="lost").to_json()
+        ended += int(link.call(REAP.pack(names, [field, text, record, str(note.task_id)]))[0])
     return ended

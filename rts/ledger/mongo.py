@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from collections.abc import Collection as SomeIds
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 
 from pymongo import ReadPreference, ReplaceOne
@@ -33,7 +32,6 @@ from rts.ledger.schema import prepare
 from rts.ledger.storable import text
 from rts.ledger.writes import (
     MAX_ROUNDS,
-    bson_instant,
     end_late,
     insert,
     invalidate_sums,
@@ -97,7 +95,7 @@ class MongoLedger:
         tasks: dict[str, Document] = {}
         assignments: dict[str, Document] = {}
         for entry in entries:
-            task, assignment = documents(entry, bson_instant)
+            task, assignment = documents(entry)
             key = task["_id"]
             if key in tasks:
                 before, new = mergeable(tasks[key]), mergeable(task)
@@ -121,24 +119,24 @@ class MongoLedger:
         if stored:
             for entry in entries:
                 for before in stored.get(text(entry.execution.task_id), ()):
-                    if ends_again(before, mergeable(documents(entry, bson_instant)[0])):
+                    if ends_again(before, mergeable(documents(entry)[0])):
                         again.add(entry.entry_id)
         return again
 
-    def ended(self, task_ids: SomeIds[str]) -> set[str]:
+    def ended(self, task_ids: Iterable[str]) -> set[str]:
         """Return those of the tasks that have ended."""
         return self._ended(self._tasks, task_ids, {})
 
-    def provisional(self, task_ids: SomeIds[str]) -> set[str]:
+    def provisional(self, task_ids: Iterable[str]) -> set[str]:
         """Return those of the tasks whose verdict is provisional: lost, killed, …."""
         return self._ended(self._tasks, task_ids, {"$or": _PROVISIONAL})
 
-    def self_ended(self, run_ids: SomeIds[str]) -> set[str]:
+    def self_ended(self, run_ids: Iterable[str]) -> set[str]:
         """Return those of the runs that wrote their own end."""
         return self._ended(self._assignments, run_ids, {"$nor": _PROVISIONAL})
 
     def _ended(
-        self, collection: Collection[Document], ids: SomeIds[str], more: Document
+        self, collection: Collection[Document], ids: Iterable[str], more: Document
     ) -> set[str]:
         """Return the ids of those documents that have ended and match *more*."""
         query = {"_id": {"$in": list(ids)}, "completed_at": {"$ne": None}, **more}

@@ -47,14 +47,14 @@ class RedisOutbox:
         takeover_s: float = TAKEOVER_S,
         gather_s: float = 0.0,
     ) -> None:
+        keys = settings.keys
         self._link = link
-        self._outbox = settings.keys.outbox
+        self._outbox = keys.outbox
         self._consumer = consumer
         self._takeover_s = takeover_s
         self._gather_s = gather_s
         #: Monotonic instant of the next look for entries to take over.
         self._takeover_at = 0.0
-        keys = settings.keys
         self._taking = [self._outbox, keys.taking, keys.takeover]
         self._done = [self._outbox, *keys.counting, keys.judged, keys.counters]
         self._limits = (

@@ -17,7 +17,6 @@ from redis.exceptions import ResponseError
 
 from rts.errors import StoreUnavailable
 from rts.ledger.events import MAX_EVENTS, Event
-from rts.ledger.events import OVERDUE as KIND
 from rts.ledger.in_flight import read_notes
 from rts.ledger.storable import text
 from rts.link.lease import Lease
@@ -42,8 +41,8 @@ BATCH = 500
 STEP_S = 1.0
 #: Seconds until another companion may take over the lease.
 LEASE_S = 5.0
-#: If more seconds than this have passed since the last look, or Redis was away or took no
-#: ends, they may still wait on hosts' disks; seconds that they then get to arrive.
+#: Ends may still wait on hosts' disks if Redis was away or took none, or if more seconds than
+#: the first have passed since the last look. Then they get the second to arrive.
 MAX_GAP_S, SETTLE_S = 5.0, 2.0
 #: Seconds for which a task that never ends stays among the overdue ones.
 KEPT_S = 86400.0
@@ -114,7 +113,7 @@ class OverdueSweep:
         while True:
             ids, at = self._due()
             if ids or self._now() >= self._tidy_from:
-                found += self._judge(ids, at)
+                found += self._mark(ids, at)
                 self._tidy_from = self._now() + TIDY_S
             self._looked_at = self._now()
             if len(ids) < BATCH or self._now() - now >= STEP_S:
@@ -155,22 +154,12 @@ class OverdueSweep:
         )
         return found, at
 
-    def _judge(self, ids: Sequence[bytes], at: float) -> int:
+    def _mark(self, ids: Sequence[bytes], at: float) -> int:
+        """Judge these tasks, and note in Redis which are overdue from now on; those that have
+        been so for too long go. Return the number of new verdicts.
+        """
         keys = self._keys
-        verdicts: dict[bytes, Execution] = {}
-        if ids:
-            (infos,) = self._link.call(pack("HMGET", keys.open_info, *ids))
-            tasks = [task_of(*pair) for pair in zip(ids, infos, strict=True)]
-            wanted = {text(task.task_id) for task in tasks if task is not None}
-            ended = self._ledger.ended(wanted)
-            left = {
-                raw: task
-                for raw, task in zip(ids, tasks, strict=True)
-                if task is not None and text(task.task_id) not in ended
-            }
-            running = self._running(left)
-            verdicts = {raw: overdue_of(task, running.get(raw)) for raw, task in left.items()}
-            self._ledger.write([OutboxEntry("", verdict) for verdict in verdicts.values()])
+        verdicts = self._judge(ids) if ids else {}
         names = [keys.open, keys.overdue, keys.open_info, keys.open_counts, keys.judged]
         names += [keys.events, keys.counters, *keys.counting]
         limits = [self._most, MAX_EVENTS, KEPT_S, self._most_names]
@@ -180,6 +169,18 @@ class OverdueSweep:
             marked += (raw, "" if verdict is None else event_of(verdict, at).to_json())
         call = MARK_OVERDUE.pack(names, [at, *limits, *marked])
         return int(self._link.call(call)[0])
+
+    def _judge(self, ids: Sequence[bytes]) -> dict[bytes, Execution]:
+        """Write the verdicts on those of the tasks that have not ended, and return them."""
+        (infos,) = self._link.call(pack("HMGET", self._keys.open_info, *ids))
+        found = {raw: task_of(raw, info) for raw, info in zip(ids, infos, strict=True)}
+        tasks = {raw: task for raw, task in found.items() if task is not None}
+        ended = self._ledger.ended({text(task.task_id) for task in tasks.values()})
+        left = {raw: task for raw, task in tasks.items() if text(task.task_id) not in ended}
+        running = self._running(left)
+        verdicts = {raw: overdue_of(task, running.get(raw)) for raw, task in left.items()}
+        self._ledger.write([OutboxEntry("", verdict) for verdict in verdicts.values()])
+        return verdicts
 
     def _running(self, ids: Collection[bytes]) -> dict[bytes, Execution]:
         """Return the notes of those tasks that are running now."""
@@ -229,7 +230,7 @@ def overdue_of(task: OpenTask, note: Execution | None) -> Execution:
 def event_of(verdict: Execution, at: float) -> Event:
     """Return the event of a verdict that was given at the instant *at*."""
     return Event(
-        kind=KIND,
+        kind=OVERDUE,
         task_id=text(verdict.task_id),
         name=text(verdict.name),
         task_type=text(verdict.task_type),

@@ -105,10 +105,9 @@ class Shipper:
             raise
 
     def _ship_files(self) -> int:
-        files = self._spool.files()
-        for gone in self._tails.keys() - files:
-            del self._tails[gone]
-        tails = self._tails
+        files, tails = self._spool.files(), self._tails
+        for gone in tails.keys() - files:
+            del tails[gone]
         unsure = [path for path in files if path not in tails or tails[path].applied < 0]
         if unsure:
             generation, lasts = self._last_of(unsure)

@@ -22,7 +22,7 @@ from pymongo.errors import BulkWriteError
 
 from rts.errors import StoreUnavailable
 from rts.ledger.connection import UNAVAILABLE
-from rts.ledger.documents import Document, milliseconds
+from rts.ledger.documents import Document
 from rts.ledger.rollups import LATE_S, invalidate
 from rts.records import OVERDUE_AFTER_S, PENDING, STARTED
 
@@ -71,12 +71,6 @@ def store(
         if again:
             left += [before["_id"] for before, _ in changes]
     raise StoreUnavailable("too many drains write the same records at once")
-
-
-def bson_instant(at: float | None) -> DatetimeMS | None:
-    """Return an instant as the type that the driver encodes at a third of a datetime's cost."""
-    ms = milliseconds(at)
-    return None if ms is None else DatetimeMS(ms)
 
 
 def mergeable(document: Document) -> Document:

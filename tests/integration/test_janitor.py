@@ -169,15 +169,17 @@ def test_a_run_that_ends_meanwhile_is_not_lost(
     note(client, settings, "a", DEAD)
     field = running_field("a", 0, DEAD, 1).encode()
 
-    def is_over(_: Execution) -> bool:
-        client.hdel(settings.keys.running, field)
-        return True
+    class Meanwhile(Link):
+        def call(self, *commands: bytes) -> list[Any]:
+            replies = super().call(*commands)
+            client.hdel(settings.keys.running, field)
+            return replies
 
-    assert reap(Link(settings), settings.keys, [field], is_over, 1.0) == 0
+    assert reap(Meanwhile(settings), settings.keys, [field], 1.0) == 0
     assert client.xlen(settings.keys.outbox) == 0
     note(client, settings, "b", DEAD)
     fields = [field, running_field("b", 0, DEAD, 1).encode()]
-    assert reap(Link(settings), settings.keys, fields, lambda _: True, 1.0) == 1
+    assert reap(Link(settings), settings.keys, fields, 1.0) == 1
 
 
 class Kept:
