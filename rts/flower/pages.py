@@ -81,11 +81,15 @@ class Pages:
             *(ask(source.total, since) for since in SHORT.values()),
         )
         reasons = await self._reasons(filters.duration, counted.value)
-        met = [
-            page_parts.met(label, answer) for label, answer in zip(SHORT, totals, strict=True)
-        ]
         shown: Counted | None = counted.value
+        rows = shown.rows if shown else []
         target = self._settings.slo.get("*") if len(self._settings.slo) == 1 else None
+        drawn = []
+        if shown and rows:
+            drawn = [
+                charts.on_time(shown.history, None, target),
+                charts.verdicts(shown.history),
+            ]
         return {
             **page_parts.head(
                 "overview", [counted, redis, queues, objectives, *totals, reasons]
@@ -100,17 +104,13 @@ class Pages:
             "filters": filters.values(),
             "objectives": [asdict(standing) for standing in objectives.value or ()],
             "objective": target,
-            "met": met,
+            "met": [
+                page_parts.met(label, answer)
+                for label, answer in zip(SHORT, totals, strict=True)
+            ],
             **page_parts.state(self._settings, redis.value, queues.value),
-            "types": page_parts.type_rows(self._settings, shown.rows, reasons.value or {})
-            if shown
-            else [],
-            "charts": [
-                charts.on_time(shown.history, None, target),
-                charts.verdicts(shown.history),
-            ]
-            if shown and shown.rows
-            else [],
+            "types": page_parts.type_rows(self._settings, rows, reasons.value or {}),
+            "charts": drawn,
         }
 
     async def _types(self, filters: Filters) -> Document:

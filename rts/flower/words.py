@@ -93,9 +93,9 @@ def duration(seconds: float | None) -> str:
         return f"{sign}{s * 1000:.{1 if s < 0.00995 else 0}f}{_NBSP}ms"
     if s < 99.95:
         return f"{sign}{s:.{2 if s < 9.995 else 1}f}{_NBSP}s"
-    for unit, part, length in (("min", "s", 1), ("h", "min", 60)):
+    for unit, part, length, most in (("min", "s", 1, 60), ("h", "min", 60, 24)):
         whole, rest = divmod(round(s / length), 60)
-        if whole < (60 if unit == "min" else 24):
+        if whole < most:
             return _NBSP.join((f"{sign}{whole}", unit, f"{rest:02d}", part))
     days, rest = divmod(round(s / 3600), 24)
     return _NBSP.join((f"{sign}{days}", "d", *((f"{rest}", "h") if rest else ())))

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from typing import Any
 
 from pymongo.database import Database
@@ -14,13 +13,11 @@ from pymongo.database import Database
 from rts.keys import ASSIGNMENTS
 from rts.validation import finite
 from rts.views.histogram import expression
-from rts.views.intervals import Window, in_window
+from rts.views.intervals import EPOCH, Window, in_window
 from rts.views.tally import BUCKETS, CLASS, CLASSES, FIELDS, LATE, UNKNOWN, Tallies, Tally
 
 #: Concurrent queries. The server runs each in one thread.
 THREADS = 4
-
-_EPOCH = datetime.fromtimestamp(0, timezone.utc)
 
 
 @contextmanager
@@ -50,7 +47,7 @@ def direct_by_interval(
 ) -> dict[int, Tallies]:
     """Do the same for every *width* seconds, keyed by the epoch second at which they begin."""
     ended = {"$ifNull": ["$verdict_at", "$completed_at"]}  # runs have no verdict_at
-    at: Any = {"$subtract": [ended, _EPOCH]}  # milliseconds
+    at: Any = {"$subtract": [ended, EPOCH]}  # milliseconds
     at = {"$subtract": [at, {"$mod": [at, width * 1000]}]}
     found: dict[int, Tallies] = {}
     for row in _groups(database, collection, window, by, {"at": at}):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import accumulate
 from typing import Any
 
 from prometheus_client.core import (
@@ -18,7 +19,7 @@ from rts.ledger.counting import MET
 from rts.ledger.heartbeat import FIGURES
 from rts.objectives import objective_of
 from rts.settings import Settings
-from rts.views.fleet_state import DROPPED
+from rts.views.fleet_state import LOSSES
 from rts.views.readings import BOUNDS, MAX_LABEL, Histogram, QueueReading, Reading
 from rts.views.slo import ObjectiveStatus
 
@@ -27,7 +28,7 @@ MAX_QUEUES = 1000
 
 #: Counters that are exported from the start, at 0. One that first appeared with the first lost
 #: records would hide them from ``rate()``, and so from alerts.
-FROM_THE_START = (*DROPPED, "records_refused")
+FROM_THE_START = (*LOSSES, "records_refused")
 
 #: Help texts, by kind of histogram.
 HISTOGRAMS = {
@@ -103,13 +104,9 @@ def counts(reading: Reading) -> Iterator[Any]:
 
 def _cumulative(kind: str, histogram: Histogram) -> list[tuple[str, float]]:
     """Return the cumulative buckets of a histogram."""
-    buckets: list[tuple[str, float]] = []
-    n = 0
-    for bound in BOUNDS[kind]:
-        n += histogram.counts.get(repr(bound), 0)
-        buckets.append((repr(bound), n))
-    buckets.append(("+Inf", n + histogram.counts.get("+Inf", 0)))
-    return buckets
+    bounds = [*map(repr, BOUNDS[kind]), "+Inf"]
+    counts = accumulate(histogram.counts.get(bound, 0) for bound in bounds)
+    return list(zip(bounds, counts, strict=True))
 
 
 def gauges(reading: Reading) -> Iterator[Any]:

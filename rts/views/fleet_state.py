@@ -16,7 +16,7 @@ from rts.link.scripts import pack
 from rts.records import Execution
 
 #: Counters of lost records.
-DROPPED = ("outbox_dropped", "spool_dropped", "records_lost")
+LOSSES = ("outbox_dropped", "spool_dropped", "records_lost")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pymongo.database import Database
 from rts.keys import TASKS
 from rts.ledger.rollups import DAY, WIDTHS, rollup_id
 
-_EPOCH = datetime.fromtimestamp(0, timezone.utc)
+EPOCH = datetime.fromtimestamp(0, timezone.utc)
 
 #: A window with at most so many records is aggregated directly, in a fraction of a second.
 DIRECT = 50_000
@@ -33,7 +33,7 @@ class Interval:
     @property
     def window(self) -> Window:
         """Its start and end."""
-        begin = _EPOCH + timedelta(seconds=self.start)
+        begin = EPOCH + timedelta(seconds=self.start)
         return begin, begin + timedelta(seconds=self.width)
 
     @property
@@ -54,13 +54,13 @@ def cut(
     for width in widths:
         rest: list[Window] = []
         for begin, end in left:
-            first = -(-(begin - _EPOCH) // timedelta(seconds=width)) * width
-            last = (end - _EPOCH) // timedelta(seconds=width) * width
+            first = -(-(begin - EPOCH) // timedelta(seconds=width)) * width
+            last = (end - EPOCH) // timedelta(seconds=width) * width
             if first >= last:
                 rest.append((begin, end))
                 continue
             intervals += [Interval(collection, width, s) for s in range(first, last, width)]
-            at = [_EPOCH + timedelta(seconds=s) for s in (first, last)]
+            at = [EPOCH + timedelta(seconds=s) for s in (first, last)]
             rest += [w for w in ((begin, at[0]), (at[1], end)) if w[0] < w[1]]
         left = rest
     return intervals, left
@@ -98,8 +98,8 @@ def trimmed(database: Database[dict[str, Any]], collection: str, window: Window)
     if not instants:
         return window[0], window[0]
     day = timedelta(seconds=DAY)
-    first = _EPOCH + (min(instants) - _EPOCH) // day * day
-    last = _EPOCH + ((max(instants) - _EPOCH) // day + 1) * day
+    first = EPOCH + (min(instants) - EPOCH) // day * day
+    last = EPOCH + ((max(instants) - EPOCH) // day + 1) * day
     return max(window[0], first), min(window[1], last)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rts.settings import Settings
-from rts.views.fleet_state import DROPPED
+from rts.views.fleet_state import LOSSES
 from rts.views.plurals import counted
 from rts.views.status import RedisState
 
@@ -55,7 +55,7 @@ def refused_writes(redis: RedisState) -> str:
 
 def dropped_records(redis: RedisState) -> dict[str, int]:
     """Return the counters of records that were dropped, those above 0."""
-    return {name: redis.counters[name] for name in DROPPED if redis.counters.get(name)}
+    return {name: redis.counters[name] for name in LOSSES if redis.counters.get(name)}
 
 
 def dead_fleet(redis: RedisState) -> str | None:

@@ -12,10 +12,10 @@ itself adds late, or replaces, invalidates the sums (:mod:`rts.ledger.rollups`);
 detects what others change.
 
 A span ends before what is still being written, and begins after what the server is about to
-expire. Tasks expire by their arrival, and one that waited for hours is gone hours before its
-neighbours: it is outside as soon as it is about to, so that it breaks no seal. While the server
-is behind with this, as after the time to live was shortened, there is no seal: to count what
-should be gone would take longer than a seal saves.
+expire. Tasks expire by their arrival, so one that waited for hours is gone hours before those
+that ended when it did: it counts as outside as soon as it is about to expire, and breaks no
+seal when it does. While the server is behind with expiring, as after the time to live was
+shortened, there is no seal: counting what should be gone would take longer than a seal saves.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def seal_of(
     changed = inside[0][0] > most or inside[0][1] < least
     if changed or not -LONGEST < age < LONGEST:
         return _make(database, collection, now)
-    # Moved only with exact numbers: moving would forget how far others may be off.
+    # Moved only where both numbers are exact: else how far they may be off would be forgotten.
     if len(spans) == 2 and least == most and inside[0] == (least, most):
         return _stored(database, collection, now, Seal(seal.id, spans[1]), inside[1]) or seal
     return seal

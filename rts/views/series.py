@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 
@@ -20,7 +20,7 @@ from rts.keys import ASSIGNMENTS, TASKS
 from rts.ledger.connection import translate_errors
 from rts.ledger.rollups import WIDTHS
 from rts.views.aggregation import direct_by_interval, threads
-from rts.views.intervals import Interval, Window, cut, is_busy, trimmed
+from rts.views.intervals import EPOCH, Interval, Window, cut, is_busy, trimmed
 from rts.views.packing import unpack
 from rts.views.rollups import stored_packed, sum_up
 from rts.views.seal import seal_of
@@ -31,8 +31,6 @@ LENGTHS_S = (10, 60, 600, 3600, 4 * 3600, 86400)
 MAX_POINTS = 180
 #: Points whose sums are read at a time.
 READ_AHEAD = 12
-
-_EPOCH = datetime.fromtimestamp(0, timezone.utc)
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Point:
 def length_for(window: Window) -> int:
     """Return the length in seconds of the intervals of a window.
 
-    >>> length_for((_EPOCH, _EPOCH + timedelta(days=1)))
+    >>> length_for((EPOCH, EPOCH + timedelta(days=1)))
     600
     """
     span_s = (window[1] - window[0]).total_seconds()
@@ -79,8 +77,8 @@ def _points(
     database: Database[dict[str, Any]], window: Window, by: str, key: str | None
 ) -> Iterator[Point]:
     width = length_for(window)
-    first = int((window[0] - _EPOCH) // timedelta(seconds=width)) * width
-    last = -int(-(window[1] - _EPOCH) // timedelta(seconds=width)) * width
+    first = int((window[0] - EPOCH) // timedelta(seconds=width)) * width
+    last = -int(-(window[1] - EPOCH) // timedelta(seconds=width)) * width
     starts = range(first, last, width)
     with translate_errors(), threads() as pool:
         collections = [
@@ -96,7 +94,7 @@ def _points(
                 for tallied in collections:
                     for more in tallied.take(start, key):
                         add_all(tallies, more)
-                yield Point(_EPOCH + timedelta(seconds=start), width, tallies)
+                yield Point(EPOCH + timedelta(seconds=start), width, tallies)
 
 
 class _Collection:
