@@ -9,6 +9,7 @@ Statistics 17, 1989).
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -117,7 +118,7 @@ def busiest(jobs: Sequence[Job], most: int) -> Sequence[Job]:
 
     def load(begin: int) -> float:
         load = offered_load(jobs[begin : begin + most], 1)
-        return float("inf") if load is None else load
+        return math.inf if load is None else load
 
     begin = max(begins, key=load)
     return jobs[begin : begin + most]

@@ -8,6 +8,7 @@ tau and deadline of a recorded run keep these.
 from __future__ import annotations
 
 import heapq
+import math
 import random
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -21,10 +22,8 @@ from rts.simulation.traces import KILLED, SUCCESS, Job
 from rts.tasktypes import UNTYPED, TaskType
 from rts.tau.memory import MemoryTauStore
 
-__all__ = ["IDEAL", "Conditions", "Outcome", "finished", "share_met", "simulate"]
-
 #: The instant of what does not happen.
-NEVER = float("inf")
+NEVER = math.inf
 
 
 @dataclass(frozen=True)

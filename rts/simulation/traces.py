@@ -20,6 +20,8 @@ SUCCESS, FAILURE, KILLED = "success", "failure", "killed"
 COLUMNS = ("arrival_s", "name", "runtime_s")
 #: Seconds in a trace lie in [0, MAX_S]: epoch seconds do, milliseconds since 1970 do not.
 MAX_S = MAX_INSTANT
+#: Standard deviation of the logarithm of synthetic service times.
+SIGMA = 0.3
 
 
 class Again(NamedTuple):
@@ -100,11 +102,11 @@ def with_types(settings: Settings, jobs: Iterable[Job]) -> Settings:
     return replace(settings, task_types=types)
 
 
-def six_types(n: int, *, seed: int, sigma: float = 0.3) -> list[Job]:
+def six_types(n: int, *, seed: int) -> list[Job]:
     """Return *n* jobs of the six default types, uniformly distributed.
 
     Poisson arrivals at one per second (see :func:`at_load`); lognormal service times whose
-    mean is the type's first tau, *sigma* being the standard deviation of their logarithm.
+    mean is the type's first tau (see ``SIGMA``).
     """
     rng = random.Random(seed)
     types = list(DEFAULT_TASK_TYPES.values())
@@ -112,7 +114,7 @@ def six_types(n: int, *, seed: int, sigma: float = 0.3) -> list[Job]:
     for _ in range(n):
         at += rng.expovariate(1.0)
         kind = rng.choice(types)
-        runtime_s = kind.tau * rng.lognormvariate(-sigma * sigma / 2, sigma)
+        runtime_s = kind.tau * rng.lognormvariate(-SIGMA * SIGMA / 2, SIGMA)
         jobs.append(Job(at, f"example.{kind.name}", runtime_s, kind.name))
     return jobs
 

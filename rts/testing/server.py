@@ -9,6 +9,7 @@ import signal
 import socket
 import tempfile
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -58,9 +59,14 @@ class Server:
     """A server process with its folder. A context manager.
 
     *port* is a free one unless it is given, and stays the same as long as the object lives.
+    *arguments* are added to the command line; *binary* is looked for unless it is given.
     """
 
-    def __init__(self, port: int | None = None) -> None:
+    def __init__(
+        self, port: int | None, *, arguments: Sequence[str], binary: str | None
+    ) -> None:
+        self._arguments = arguments
+        self._binary = binary
         self._holder: list[socket.socket] = []
         try:
             self._holder.append(_reserved(port or 0))

@@ -17,7 +17,7 @@ from rts.testing.server import Server
 
 
 class RedisServer(Server):
-    """A real redis-server. *arguments* are added to its command line."""
+    """A real redis-server; *persistent*: each write is on disk before it is answered."""
 
     def __init__(
         self,
@@ -27,10 +27,8 @@ class RedisServer(Server):
         arguments: Sequence[str] = (),
         binary: str | None = None,
     ) -> None:
-        super().__init__(port)
+        super().__init__(port, arguments=arguments, binary=binary)
         self._persistent = persistent
-        self._arguments = list(arguments)
-        self._binary = binary
 
     @property
     def url(self) -> str:
@@ -38,8 +36,9 @@ class RedisServer(Server):
         return f"redis://127.0.0.1:{self.port}/0"
 
     def _command(self) -> list[str]:
+        command = self._binary or redis_binary()
         return [
-            *(self._binary or redis_binary(), "--port", str(self.port), "--bind", "127.0.0.1"),
+            *(command, "--port", str(self.port), "--bind", "127.0.0.1"),
             *("--dir", str(self.data_dir), "--save", "", "--daemonize", "no"),
             *("--appendonly", "yes" if self._persistent else "no", "--appendfsync", "always"),
             *self._arguments,
@@ -61,7 +60,7 @@ class RedisServer(Server):
 
 
 class MongoServer(Server):
-    """A real mongod. *arguments* are added to its command line."""
+    """A real mongod; *database* is the one in its URL."""
 
     def __init__(
         self,
@@ -71,10 +70,8 @@ class MongoServer(Server):
         arguments: Sequence[str] = (),
         binary: str | None = None,
     ) -> None:
-        super().__init__(port)
+        super().__init__(port, arguments=arguments, binary=binary)
         self._database = database
-        self._arguments = list(arguments)
-        self._binary = binary
 
     @property
     def url(self) -> str:
@@ -82,14 +79,9 @@ class MongoServer(Server):
         return f"mongodb://127.0.0.1:{self.port}/{self._database}"
 
     def _command(self) -> list[str]:
+        command = self._binary or mongo_binary()
         return [
-            *(
-                self._binary or mongo_binary(),
-                "--port",
-                str(self.port),
-                "--bind_ip",
-                "127.0.0.1",
-            ),
+            *(command, "--port", str(self.port), "--bind_ip", "127.0.0.1"),
             *("--dbpath", str(self.data_dir), "--nounixsocket", "--quiet"),
             *("--wiredTigerCacheSizeGB", "0.25"),
             *("--setParameter", "diagnosticDataCollectionEnabled=false"),
