@@ -120,7 +120,7 @@ def read_fleet(
     )
     now = as_instant(time_)
     workers = living(beats, now)
-    related = _related(workers, queue)[:max_related]
+    related = _related(workers, queue, max_related)
     others = recent_runs(related)
     if others:
         recent += link.call(*others)
@@ -166,16 +166,16 @@ def read_ratios(link: Link, settings: Settings, types: Sequence[str]) -> dict[st
     }
 
 
-def _related(workers: Sequence[Heartbeat], queue: str) -> list[str]:
+def _related(workers: Sequence[Heartbeat], queue: str, most: int) -> list[str]:
     """Return other queues of the workers of *queue*, then those of their workers, and so on;
-    the nearest MAX_RELATED.
+    the nearest *most*.
     """
     known, near = [queue], {queue}
-    while near and len(known) <= MAX_RELATED:
+    while near and len(known) <= most:
         served = [w.queues for w in workers if w.queues and not near.isdisjoint(w.queues)]
         near = {name for queues in served for name in queues}.difference(known)
         known += sorted(near)
-    return known[1 : 1 + MAX_RELATED]
+    return known[1 : 1 + most]
 
 
 def _groups(

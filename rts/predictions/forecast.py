@@ -77,19 +77,10 @@ def _queued(
         raise ValueError("no worker takes tasks from this queue")
     rng = random.Random(0)  # deterministic
     runtimes = Runtimes(snapshot.ratios, snapshot.ended, rng)
-    since = max(snapshot.now, snapshot.known_until)
-    slots = sum(group.slots for group in snapshot.worker_groups)
     waiting = [*snapshot.waiting, *([] if new is None else [new])]
     weight = sum(other.weight for other in waiting) / max(1, len(waiting))
     work = waiting[target] if target >= 0 else snapshot.held[-1 - target]
-    recent = snapshot.recent_arrivals
-    until_ready_s = max(0.0, work.ready - since)
-    if until_ready_s < SOON_S and isinstance(order(), FirstComeFirstServed):
-        recent = [w for w in recent if w.queue]  # later ones of its own queue go after it
-    if snapshot.span_s > 0:
-        expected = sum(w.weight for w in recent) / snapshot.span_s * until_ready_s
-        weight = max(weight, expected / ARRIVALS)
-    arrivals = Arrivals(recent, snapshot.span_s, since, slots, rng, max(1.0, weight))
+    arrivals = _arrivals(snapshot, work, weight, order, rng)
     starts: list[float] = []
     runs: list[float] = []
     events = 0
@@ -104,6 +95,24 @@ def _queued(
     found = _summary(snapshot, work, starts, ends, ahead)
     # Both are estimated independently, so the finish could come too soon after the start.
     return replace(found, finish=max(found.finish, found.start + _quantile(runs, LOW)))
+
+
+def _arrivals(
+    snapshot: Snapshot, work: Work, weight: float, order: OrderMaker, rng: random.Random
+) -> Arrivals:
+    """Return the model of the arrivals that *work* may have to wait for. *weight*: how many
+    tasks each waiting one stands for, so that an arrival stands for no fewer.
+    """
+    since = max(snapshot.now, snapshot.known_until)
+    slots = sum(group.slots for group in snapshot.worker_groups)
+    recent = snapshot.recent_arrivals
+    until_ready_s = max(0.0, work.ready - since)
+    if until_ready_s < SOON_S and isinstance(order(), FirstComeFirstServed):
+        recent = [w for w in recent if w.queue]  # later ones of its own queue go after it
+    if snapshot.span_s > 0:
+        expected = sum(w.weight for w in recent) / snapshot.span_s * until_ready_s
+        weight = max(weight, expected / ARRIVALS)
+    return Arrivals(recent, snapshot.span_s, since, slots, rng, max(1.0, weight))
 
 
 def _summary(

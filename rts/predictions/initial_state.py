@@ -114,12 +114,9 @@ class InitialState:
             for message, weight in zip(each.messages, each.weights, strict=True)
         ]
         if all(len(each.messages) == each.total for each in samples):
-            known = {*running, *held, *(id_of(m) for each in samples for m in each.messages)}
-            missing = [
-                task
-                for task in published
-                if task.task_id not in known and task.queue in fleet.numbers
-            ]
+            known = {*running, *held, *(run.task_id for run in fleet.recent)}
+            known |= {id_of(m) or "" for each in samples for m in each.messages}
+            missing = [task for task in published if task.task_id not in known]
             started = _just_started(fleet, missing, free)
             running.update(started[-max(1, fleet.slots - len(running)) :])
         recent, span_s = _recent_arrivals(fleet, [*waiting, *held.values()])
@@ -201,7 +198,7 @@ class InitialState:
                 continue
             taker = fleet.receivers.get(mark)
             takers = _takers(number, fleet, taker)
-            if self._late(message) and work.ready <= fleet.now:
+            if self._is_acked_late(message) and work.ready <= fleet.now:
                 idle = next((n for n in takers if free[n] > 0), None)
                 if idle is not None:
                     free[idle] -= 1
@@ -211,7 +208,7 @@ class InitialState:
             held_by.append(taker)
         return held, held_by
 
-    def _late(self, message: Message) -> bool:
+    def _is_acked_late(self, message: Message) -> bool:
         headers = message.get("headers") or {}
         task = self._app.tasks.get(str(headers.get("task")))
         default = self._app.conf.task_acks_late
@@ -254,18 +251,17 @@ def ended_of(fleet: Fleet) -> list[tuple[Work, float]]:
 def _just_started(
     fleet: Fleet, missing: list[OpenTask], free: Sequence[int]
 ) -> list[tuple[str, Running]]:
-    """Return those of *missing* that have not ended as runs, with estimated starts: tasks that
-    were published a moment ago and neither wait nor are known to run. *free*: free slots by
-    group, not counting these.
+    """Return those of *missing* that have arrived as runs, with estimated starts: tasks of
+    these queues that were published a moment ago, and neither wait, nor are known to run, nor
+    have ended. *free*: free slots by group, not counting these.
     """
-    ended = {run.task_id for run in fleet.recent}
     left = [*free]
     found = []
     for task in missing:
-        if task.task_id in ended or task.arrival > fleet.now:
+        number = fleet.numbers.get(task.queue or "")
+        if number is None or task.arrival > fleet.now:
             continue
-        taker = fleet.receivers.get(mark_of(task.task_id))
-        takers = _takers(fleet.numbers[task.queue or ""], fleet, taker)
+        takers = _takers(number, fleet, fleet.receivers.get(mark_of(task.task_id)))
         group = max(takers, key=left.__getitem__, default=None)
         if group is None:
             continue
