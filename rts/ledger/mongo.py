@@ -89,27 +89,9 @@ class MongoLedger:
             Exception: any other driver error is caused by one of the entries; some of the
                 others may have been stored, which does no harm.
         """
-        again: set[str] = set()
         if not entries:
-            return again
-        tasks: dict[str, Document] = {}
-        assignments: dict[str, Document] = {}
-        for entry in entries:
-            task, assignment = documents(entry)
-            key = task["_id"]
-            if key in tasks:
-                before, new = mergeable(tasks[key]), mergeable(task)
-                if ends_again(before, new):
-                    again.add(entry.entry_id)
-                task = merge_tasks(before, new)
-            tasks[key] = task
-            if assignment is not None:
-                key = assignment["_id"]
-                if key in assignments:
-                    assignment = merge_assignments(
-                        mergeable(assignments[key]), mergeable(assignment)
-                    )
-                assignments[key] = assignment
+            return set()
+        tasks, assignments, again = _merged(entries)
         with translate_outages():
             self.prepare()
             if assignments:
@@ -117,10 +99,12 @@ class MongoLedger:
                 self._absorb_ends(list({a["task_id"] for a in assignments.values()}))
             stored = store(self._tasks, tasks, merge_tasks, end_late)
         if stored:
-            for entry in entries:
-                for before in stored.get(text(entry.execution.task_id), ()):
-                    if ends_again(before, mergeable(documents(entry)[0])):
-                        again.add(entry.entry_id)
+            again |= {
+                entry.entry_id
+                for entry in entries
+                for before in stored.get(text(entry.execution.task_id), ())
+                if ends_again(before, mergeable(documents(entry)[0]))
+            }
         return again
 
     def ended(self, task_ids: Iterable[str]) -> set[str]:
@@ -242,3 +226,31 @@ class MongoLedger:
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
+
+
+def _merged(
+    entries: Sequence[OutboxEntry],
+) -> tuple[dict[str, Document], dict[str, Document], set[str]]:
+    """Return the tasks and assignments of *entries* by id, and the ids of the entries that end
+    a task which an earlier one of them has ended by itself.
+    """
+    tasks: dict[str, Document] = {}
+    assignments: dict[str, Document] = {}
+    again: set[str] = set()
+    for entry in entries:
+        task, assignment = documents(entry)
+        key = task["_id"]
+        if key in tasks:
+            before, new = mergeable(tasks[key]), mergeable(task)
+            if ends_again(before, new):
+                again.add(entry.entry_id)
+            task = merge_tasks(before, new)
+        tasks[key] = task
+        if assignment is not None:
+            key = assignment["_id"]
+            if key in assignments:
+                assignment = merge_assignments(
+                    mergeable(assignments[key]), mergeable(assignment)
+                )
+            assignments[key] = assignment
+    return tasks, assignments, again

@@ -49,17 +49,17 @@ class NoteBoard:
 
     def __init__(self, slots: int, fd: int | None = None) -> None:
         self.slots = slots
-        end = _HEADER_BYTES + slots * SLOT_BYTES
-        ring = end + 2 * slots * ENTRY_BYTES
-        size = ring + BYTES
+        acknowledged = _HEADER_BYTES + slots * SLOT_BYTES
+        received = acknowledged + 2 * slots * ENTRY_BYTES
+        size = received + BYTES
         #: File descriptor of the memory, for the companion process to inherit.
         self.fd = _anonymous_file(size) if fd is None else fd
         self._map = mmap.mmap(self.fd, size)
         #: The tasks that the main process acknowledged last: more than can be on their way
         #: to pool children at a time.
-        self.acknowledged = Acknowledged(self._map, end, 2 * slots)
+        self.acknowledged = Acknowledged(self._map, acknowledged, 2 * slots)
         #: The tasks that the main process received last.
-        self.received = Received(self._map, ring)
+        self.received = Received(self._map, received)
         #: One number: server time minus this host's in seconds, as last measured by the
         #: companion.
         self.clock_offset_s = memoryview(self._map)[:8].cast("d")

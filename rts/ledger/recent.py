@@ -69,8 +69,11 @@ class RecentRuns:
         for queue, runs in records.items():
             if self._admits(queue):
                 key = self._prefix + queue
-                commands += [pack("LPUSH", key, *runs[-RUNS:]), pack("LTRIM", key, 0, RUNS - 1)]
-                commands.append(pack("EXPIRE", key, KEPT_S))
+                commands += [
+                    pack("LPUSH", key, *runs[-RUNS:]),
+                    pack("LTRIM", key, 0, RUNS - 1),
+                    pack("EXPIRE", key, KEPT_S),
+                ]
         return commands
 
     def _admits(self, queue: str) -> bool:
