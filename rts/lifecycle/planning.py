@@ -22,10 +22,10 @@ from rts.headers import (
     write_plan,
 )
 from rts.lifecycle.propagation import (
-    NEXT,
     Due,
     extend_to_chain,
     inherit_deadline,
+    is_next,
     write_next,
 )
 from rts.lifecycle.replacements import NESTING, OWED, plan_replacement
@@ -137,7 +137,7 @@ class Planner:
         write_next(headers, body)
         due = self._due_once()
         own = headers.get("sla_deadline") is not None
-        if parent is None or current.get(NEXT) != headers.get("id"):
+        if parent is None or not is_next(current, headers, body):
             if not own:
                 plan = extend_to_chain(plan, body, due, self._native_chords)
             return plan if parent is None else inherit_deadline(plan, headers, parent.deadline)

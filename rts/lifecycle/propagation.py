@@ -24,7 +24,8 @@ from rts.lifecycle.replacements import embed_of
 from rts.records import Plan
 from rts.validation import finite
 
-#: Header: id of the chain's next member, or of the chord's body, which shares the deadline.
+#: Header: id of the chain's next member, a task or a group, or of the chord's body, which
+#: shares the deadline.
 NEXT = "rts_next"
 
 #: Canvas nested deeper than this adds no time: the message may come from a stranger.
@@ -69,6 +70,19 @@ def write_next(headers: dict[str, Any], body: object) -> None:
         headers[NEXT] = task_id
     else:
         headers.pop(NEXT, None)
+
+
+def is_next(current: Mapping[str, Any], headers: Mapping[str, Any], body: object) -> bool:
+    """Return whether a message that the task *current* publishes shares its deadline: as the
+    next member of the chain or a task of the group that is this member, or as the chord's body.
+    """
+    shared = current.get(NEXT)
+    if shared is None:
+        return False
+    # Of a chain within the group, only the last member names the group.
+    chain, _ = _what_follows(body)
+    last = _part(chain[0], "options") if chain else {}
+    return shared in (headers.get("id"), headers.get("group"), last.get("group_id"))
 
 
 def _what_follows(body: object) -> tuple[list[Mapping[str, Any]], Mapping[str, Any] | None]:
