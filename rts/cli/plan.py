@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from rts.cli.common import Number, as_json, print_json, settings_of
-from rts.cli.plots import draw, plot_path
+from rts.cli.plots import draw, plot_option
 from rts.cli.table import NONE, Column, percent, render, terminal_width
 from rts.cli.workloads import Source, order_in_use, progress_bar, workload, workload_options
 from rts.errors import CommandError
@@ -46,12 +46,7 @@ TRIALS = 12
     show_default=True,
     help="Resampled workloads that must meet it, too.",
 )
-@click.option(
-    "--plot",
-    callback=plot_path,
-    metavar="FILE.svg|.png",
-    help="Plot the share met around the answer.",
-)
+@plot_option("Plot the share met around the answer.")
 @as_json
 @click.pass_context
 def command(

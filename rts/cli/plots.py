@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
@@ -13,12 +14,18 @@ from rts.errors import CommandError
 #: Colours that colour-blind readers can tell apart (Okabe and Ito).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 
+Command = TypeVar("Command", bound=Callable[..., Any])
 #: Points of a curve: x, share of deadlines met from 0 to 1.
 Points = Sequence[tuple[float, float]]
 
 
-def plot_path(ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
-    """Check the option ``--plot`` before any work is done."""
+def plot_option(text: str) -> Callable[[Command], Command]:
+    """Return the option ``--plot``, with *text* as its help."""
+    return click.option("--plot", callback=_checked, metavar="FILE.svg|.png", help=text)
+
+
+def _checked(ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
+    """Check the option before any work is done."""
     if value is None:
         return None
     path = Path(value)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from rts.cli.common import as_json, print_json, settings_of
-from rts.cli.plots import Points, draw, plot_path
+from rts.cli.plots import Points, draw, plot_option
 from rts.cli.replay_output import Answer
 from rts.cli.table import terminal_width
 from rts.cli.workloads import (
@@ -61,12 +61,7 @@ _KEYS: dict[str, Callable[[Job], str]] = {
     show_default=True,
     help="What to group rows by.",
 )
-@click.option(
-    "--plot",
-    callback=plot_path,
-    metavar="FILE.svg|.png",
-    help="Plot deadlines met against slots or load.",
-)
+@plot_option("Plot deadlines met against slots or load.")
 @click.option(
     "--plot-by",
     type=click.Choice(["slots", "load"]),
