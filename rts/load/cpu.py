@@ -9,6 +9,7 @@ run than can: four busy threads on two cores read 2.0.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import deque
@@ -60,7 +61,7 @@ class CpuProbe:
         self._host = host
         self._affinity = affinity or allowed_cores
         self._clock = clock
-        self._read_at: float | None = None
+        self._read_at = -math.inf
         self._groups: dict[str, CpuGroup] = {}
         self._last_host: HostCpu | None = None
         self._last_cores: frozenset[int] = frozenset()
@@ -74,15 +75,15 @@ class CpuProbe:
         Raises what the source of the host's counters raises.
         """
         now = self._clock()
-        if self._read_at is not None and now - self._read_at < MIN_WINDOW_S:
+        elapsed_s = now - self._read_at
+        if elapsed_s < MIN_WINDOW_S:
             return self._value
         cores = self._affinity()
         groups = {g.path: g for g in self._cgroups.cpu() if g.limit_cores < len(cores)}
         host = None if groups else self._host(cores)
-        elapsed_s = now - self._read_at if self._read_at is not None else 0.0
-        if groups:
+        if host is None:
             self._value = self._of_groups(groups, elapsed_s)
-        elif host is not None:
+        else:
             self._value = self._of_host(host, cores)
         self._read_at, self._groups = now, groups
         self._last_host, self._last_cores = host, cores
@@ -92,7 +93,7 @@ class CpuProbe:
         shares = []
         for path, group in groups.items():
             before = self._groups.get(path)
-            if before is None or elapsed_s <= 0:
+            if before is None:
                 continue
             used_s = group.used_s - before.used_s
             throttled_s = max(0.0, group.throttled_s - before.throttled_s)
