@@ -3,9 +3,9 @@
 Celery imports it in workers, beat and Flower, once the app is configured. A process that only
 publishes has to import it by itself; the module that holds the configuration may do so.
 
-It installs rts into the apps of the process whose configuration names it, those that are made
-later included. Where none does so far, as with a plain ``import rts.auto``, the current app
-gets it too.
+It installs rts into each app of the process whose configuration names this module, also into
+those that are made later. If none does so far, as with a plain ``import rts.auto``, the current
+app gets rts too.
 """
 
 from __future__ import annotations

@@ -60,15 +60,15 @@ def warn_once(key: str, text: str, *args: object, exc_info: bool = False) -> Non
 
 
 class Outages:
-    """Decides which outages of a server are logged: one line each, and one when it ends, but
-    ever fewer while it alternates between answering and refusing.
+    """Decides which outages of a server are logged: each with one line, and one when it ends;
+    but ever fewer of them while the server goes on failing and coming back.
     """
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         #: Whether the current outage was logged.
         self._told = False
-        #: Seconds, and until when, the outages after it are not logged.
+        #: For how many seconds after a logged outage no other is logged, and until when.
         self._gap_s, self._quiet_until = 0.0, -1e9
 
     def tell(self) -> bool:

@@ -181,9 +181,10 @@ def _validate(app: Any) -> None:
 
 
 def _configuration(app: Any) -> Any:
-    """Return what is configured so far, and leave a configuration that is still lazy so: as
-    the app loads it, it sends ``on_after_configure`` to the receivers that there are by then.
-    ``None`` if code of the app has a say in it then.
+    """Return what is configured so far; ``None`` if code of the app takes part in loading it.
+
+    Does not make the app load a configuration that is still lazy: loading it sends
+    ``on_after_configure``, which receivers that are connected later would miss.
     """
     from celery import Celery
     from celery.app.utils import detect_settings

@@ -43,7 +43,7 @@ def runs(
     queue: str | None = None,
 ) -> Iterator[Run]:
     """Yield the runs that ended in *window*, latest first, at most :data:`MAX_RUNS`; then the
-    tasks that were dropped in it, as runs of their tau.
+    tasks that were dropped in it, as if each had run for its tau.
 
     *queue*: only those from this queue. Runs without a known start and malformed documents are
     left out.
@@ -71,7 +71,7 @@ def runs(
 
 
 def _as_run(task: dict[str, Any]) -> dict[str, Any]:
-    """Return the document of a run of its tau for that of a task that was dropped."""
+    """Return the document that a dropped task would have if it had run for its tau."""
     ran = {"started_at": task["completed_at"], "runtime_s": task.get("tau"), "pid": None}
     return {**task, "task_id": str(task["_id"]), **ran}
 

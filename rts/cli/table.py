@@ -93,8 +93,8 @@ def cut(text: str, width: int) -> str:
 
 
 def cut_apart(texts: Sequence[str], width: int) -> list[str]:
-    """Return *texts*, each cut to at most *width* columns. Where that would make some look the
-    same, of what these have in common at their start only as much is kept as fits.
+    """Return *texts*, each cut to at most *width* columns. Those that would then look the same
+    are cut within what they have in common at their start, so that their ends show.
 
     >>> cut_apart(["celery@shop-web-1", "celery@shop-mail-1", "beat"], 12)
     ['celery…web-1', 'celer…mail-1', 'beat']
@@ -106,7 +106,7 @@ def cut_apart(texts: Sequence[str], width: int) -> list[str]:
     for group in alike.values():
         start = os.path.commonprefix(group)  # noqa: RUF071  of any texts
         if len(group) > 1 and len(start) > 1:
-            word = len(re.sub(r"\w*$", "", start))  # whole words, if there is another one
+            word = len(re.sub(r"\w*$", "", start))  # the ends begin with whole words
             start = start[:word] if word > 1 else start
             ends = cut_apart(["…" + text.removeprefix(start) for text in group], width)
             for text, end in zip(group, ends, strict=True):

@@ -67,8 +67,8 @@ class Ends:
         request._on_ack = acknowledged
 
     def track_exit(self, request: Any) -> None:
-        """Have the run reported whose task raises what is no ``Exception``, such as
-        ``SystemExit``, in a thread or a greenlet.
+        """Have the run reported if its task, in a thread or a greenlet, raises something that
+        is no ``Exception``, such as ``SystemExit``.
 
         Celery passes that to a method which cannot take it (a ``TypeError`` that nobody
         sees), and would count the task among the active ones for ever.

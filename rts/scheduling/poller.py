@@ -52,9 +52,11 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu has no ty
             raise TimeoutError() from None
 
     def on_readable(self, fileno: int) -> None:
-        """Read what has come also while no slot is free; unread, the loop would spin until
-        one is. That is a reply, if a task whose eta has come took the last free slot since
-        the command was sent (kombu >= 5.7 sees to that), a broadcast, or the end of an idle
+        """Read what has come, also while no slot is free: unread, it would make the loop spin
+        until one is.
+
+        It may be the reply to a claim, if a task whose eta has come took the last free slot
+        meanwhile (kombu >= 5.7 sees to that itself), a broadcast, or the end of an idle
         connection.
         """
         channel, kind = self._fd_to_chan.get(fileno, (None, None))
