@@ -16,8 +16,8 @@ from rts.scheduling.rule import OPTION, Rule
 from rts.settings import Settings
 
 _MODULE = "rts.scheduling.transport"
-#: Our transports by kombu's aliases; without the option they behave like kombu's.
-_TRANSPORTS = {
+#: Our transports, by kombu's aliases for Redis; without the option they behave like kombu's.
+TRANSPORTS = {
     "redis": f"{_MODULE}:Transport",
     "rediss": f"{_MODULE}:Transport",
     "sentinel": f"{_MODULE}:SentinelTransport",
@@ -92,7 +92,7 @@ def register_transports() -> None:
 
     The aliases stay the same so that URLs, failover URLs and TLS keep their meaning.
     """
-    for alias, path in _TRANSPORTS.items():
+    for alias, path in TRANSPORTS.items():
         if kombu_transport.TRANSPORT_ALIASES.get(alias) != path:
             kombu_transport.TRANSPORT_ALIASES[alias] = path
             kombu_transport._transport_cache.pop(alias, None)
@@ -149,7 +149,7 @@ def _check_transport(scheduler: str, key: str, alias: str) -> None:
                 begins,
             )
         return
-    if alias in _TRANSPORTS:
+    if alias in TRANSPORTS:
         return
     needs = "'edf' needs redis://, rediss://, redis+socket:// or sentinel://"
     allowed = f"'priority' or None if the broker is not Redis {begins}; {needs}"

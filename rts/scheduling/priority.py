@@ -13,13 +13,12 @@ from typing import Any
 from rts import health
 from rts.clock import FleetClock
 from rts.records import Plan
-from rts.scheduling.activation import transport_of
+from rts.scheduling.activation import TRANSPORTS, transport_of
 from rts.settings import Settings
 
 #: The highest of the levels in use unless configured otherwise; the lowest is 0.
 HIGHEST = 9
-#: kombu's transports for Redis, and for RabbitMQ.
-_REDIS = ("redis", "rediss", "sentinel")
+#: kombu's transports for RabbitMQ.
 _RABBITMQ = ("amqp", "amqps", "pyamqp", "librabbitmq")
 
 #: Returns the priority of a message from its plan, its own priority and whether it is a retry.
@@ -34,7 +33,7 @@ def prioritiser(app: Any, settings: Settings, clock: FleetClock) -> Prioritise |
         return None
     url = app.conf.broker_write_url or app.conf.broker_url or ""
     alias = transport_of(url if isinstance(url, str) else url[0])
-    inverted = alias in _REDIS
+    inverted = alias in TRANSPORTS
     if alias in _RABBITMQ and not any(map(_has_priorities, app.amqp.queues.values())):
         health.warn_once(
             "order",
