@@ -14,6 +14,10 @@
 -- counts it), and between a verdict from elsewhere (overdue, lost, killed) and the task's
 -- own end, which is not a second verdict.
 
+-- The places in a record of the fields of Execution in records.py.
+local RUN_ID, TASK_ID, NAME, TASK_TYPE, ARRIVAL, DEADLINE, QUEUE = 1, 2, 3, 4, 8, 9, 11
+local STARTED_AT, COMPLETED_AT, RUNTIME, STATE, CAUSE, RAN = 18, 20, 21, 24, 25, 26
+
 local outbox, judged = KEYS[1], KEYS[6]
 local keys = {
   metrics = KEYS[2], types = KEYS[3], names = KEYS[4], queues = KEYS[5],
@@ -29,13 +33,13 @@ local function number(value)
 end
 
 local function count_record(r, mark)
-  local task_id = tostring(r[2])
-  local state, cause, completed_at = tostring(r[24]), r[25], number(r[20])
+  local task_id, completed_at = tostring(r[TASK_ID]), number(r[COMPLETED_AT])
+  local state, cause = tostring(r[STATE]), r[CAUSE]
   local foreign = state == 'LOST' or FOREIGN[cause]
-  local task_type = label(r[4], keys, keys.types, MOST_TYPES)
-  local name = label(r[3], keys, keys.names, keys.most_names)
-  if r[26] ~= false and mark ~= '=' then
-    local run = 'run\n' .. tostring(r[1])
+  local task_type = label(r[TASK_TYPE], keys, keys.types, MOST_TYPES)
+  local name = label(r[NAME], keys, keys.names, keys.most_names)
+  if r[RAN] ~= false and mark ~= '=' then
+    local run = 'run\n' .. tostring(r[RUN_ID])
     local known = redis.call('ZSCORE', judged, run)
     if foreign and not known then
       redis.call('ZADD', judged, now, run)
@@ -44,7 +48,8 @@ local function count_record(r, mark)
     end
     if not known then
       count('runs', task_type, name, label(state, keys, keys.types .. ':states', MOST_TYPES))
-      local runtime, arrival, started_at = number(r[21]), number(r[8]), number(r[18])
+      local runtime = number(r[RUNTIME])
+      local arrival, started_at = number(r[ARRIVAL]), number(r[STARTED_AT])
       if runtime then
         observe('runtime', task_type, runtime, durations)
       end
@@ -63,14 +68,14 @@ local function count_record(r, mark)
   elseif known then
     redis.call('ZREM', judged, task_id, end_of)
   end
-  local deadline = number(r[9])
+  local deadline = number(r[DEADLINE])
   if deadline and not had_end then
     observe('lateness', task_type, completed_at - deadline, latenesses)
   end
   if not known then
     local missed = type(cause) == 'string' and cause
       or (not deadline or completed_at > deadline) and 'late' or 'met'
-    verdict(keys, r[4], r[3], r[11], missed)
+    verdict(keys, r[TASK_TYPE], r[NAME], r[QUEUE], missed)
   end
 end
 
@@ -84,7 +89,7 @@ for i = 6, #ARGV do
     for f = 1, #entry[2], 2 do
       if entry[2][f] == 'r' then
         local record = decoded(entry[2][f + 1])
-        if record and #record >= 24 then
+        if record and #record >= STATE then
           try(count_record, record, mark)
         end
       end

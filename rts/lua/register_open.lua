@@ -40,6 +40,7 @@ local function label_of(queue)
   return label
 end
 
+-- What is known of a task: the fields of OpenTask in records.py after the id.
 local function arrival_of(known)
   local fine, values = pcall(cjson.decode, known)
   return fine and type(values) == 'table' and tonumber(values[6]) or -math.huge
@@ -68,9 +69,9 @@ local function waiting_for(id, known)
 end
 
 for i = 2, #ARGV, 5 do
-  local id, deadline, queue, known = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
+  local id, deadline, queue, known, replaces = unpack(ARGV, i, i + 4)
   local fresh = not redis.call('ZSCORE', closed, id) and not redis.call('ZSCORE', judged, id)
-  if ARGV[i + 4] == '1' then
+  if replaces == '1' then
     local other = redis.call('ZSCORE', open, id) and redis.call('HGET', info, id)
     if other then
       local before, label = string.match(other, '^[^\n]*'), label_of(queue)
