@@ -113,6 +113,14 @@ def late(seconds: float) -> float:
     return seconds
 
 
+@app.task(acks_late=True)
+def until(marker: str) -> str:
+    """Run until the file *marker* exists; acknowledged when done."""
+    while not os.path.exists(marker):
+        time.sleep(0.02)
+    return "released"
+
+
 @app.task
 def ignored() -> None:
     """Leave no result."""

@@ -39,7 +39,7 @@ from tests.rabbitmq import free_port
 
 pytestmark = pytest.mark.usefixtures("unmeasured_processes")
 
-OK, LATE = "tests.apps.basic.ok", "tests.apps.basic.late"
+OK, LATE, UNTIL = (f"tests.apps.basic.{name}" for name in ("ok", "late", "until"))
 EDF = "\x06\x16edf"
 
 
@@ -286,14 +286,19 @@ def test_several_queues_topic_and_broadcast(
 
 
 def test_remote_control_events_and_lengths(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any, redis_client: Any
+    make_stage: Callable[..., Stage],
+    apps: Callable[..., Celery],
+    mongo: Any,
+    redis_client: Any,
+    tmp_path: Path,
 ) -> None:
     stage = make_stage(rts_scheduler="edf")
     app = apps(stage)
     queue = app.conf.task_default_queue
     worker = stage.worker(concurrency=1, arguments=("-E",))
     with heard(app) as seen:
-        busy = app.send_task(LATE, (10.0,))
+        marker = tmp_path / "marker"
+        busy = app.send_task(UNTIL, (str(marker),))
         inspect = app.control.inspect([f"w0@{stage.prefix.strip(':')}"], timeout=5)
         wait_until(lambda: any((inspect.active() or {}).values()))
         waiting = [app.send_task(OK, (0.01,)) for _ in range(5)]
@@ -306,7 +311,8 @@ def test_remote_control_events_and_lengths(
         with app.connection_for_read() as connection:
             lengths = connection.default_channel.queue_declare(queue, passive=True)
             assert lengths.message_count == 5
-        assert busy.get(timeout=30) == 10.0
+        marker.touch()
+        assert busy.get(timeout=30) == "released"
         for result in waiting[1:]:
             assert result.get(timeout=30) == 0.01
         with pytest.raises(TaskRevokedError):
@@ -404,7 +410,11 @@ def test_a_claim_happens_only_when_a_slot_is_free(
 
 
 def test_slots_follow_the_pool(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any, redis_client: Any
+    make_stage: Callable[..., Stage],
+    apps: Callable[..., Celery],
+    mongo: Any,
+    redis_client: Any,
+    tmp_path: Path,
 ) -> None:
     stage = make_stage(rts_scheduler="edf")
     app = apps(stage)
@@ -413,24 +423,26 @@ def test_slots_follow_the_pool(
     def held(count: int) -> Callable[[], bool]:
         return lambda: redis_client.hlen("unacked") == count
 
-    def send(count: int) -> list[str]:
+    def send(count: int, name: str, argument: Any) -> list[str]:
         hopeful = {"sla_deadline": time.time() + 600}  # so that they may have all slots
-        return [app.send_task(LATE, (3.0,), headers=hopeful).id for _ in range(count)]
+        return [app.send_task(name, (argument,), headers=hopeful).id for _ in range(count)]
 
     def processes() -> int:
         (stats,) = app.control.inspect(timeout=30, limit=1).stats().values()
         return len(stats["pool"]["processes"])
 
-    send(6)
+    marker = tmp_path / "marker"
+    send(6, UNTIL, str(marker))
     wait_until(held(1))
     app.control.pool_grow(2, **ONE_REPLY)
     wait_until(held(3))
+    marker.touch()
     wait_until(held(0))  # a pool whose processes are all busy does not shrink
     app.control.pool_shrink(1, **ONE_REPLY)
     # Until the pool has noticed its end, Celery may give a task to the process that is gone.
     wait_until(lambda: processes() == 2)
     app.control.autoscale(4, 1, **ONE_REPLY)  # not for this worker
-    ids = {"$in": send(4)}
+    ids = {"$in": send(4, LATE, 3.0)}
     ended = {"task_id": ids, "state": "SUCCESS"}
     wait_until(lambda: mongo.assignments.count_documents(ended) == 4)
     first, second, third, _ = mongo.assignments.find(ended).sort("started_at")

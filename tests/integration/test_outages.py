@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -185,17 +186,19 @@ def test_a_run_that_died_with_its_worker_is_lost_and_runs_again(
     apps: Callable[..., Celery],
     mongo: Any,
     redis_client: redis.Redis,
+    tmp_path: Path,
 ) -> None:
     stage = make_stage()
     stage.transport_options = {"visibility_timeout": 2}
-    app = apps(stage)
+    app, marker = apps(stage), tmp_path / "marker"
     first = stage.worker(concurrency=1)
-    result = app.send_task("tests.apps.basic.late", (6.0,))
+    result = app.send_task("tests.apps.basic.until", (str(marker),))
     wait_until(lambda: redis_client.hlen(f"{stage.prefix}running") == 1)
     first.kill()
+    marker.touch()
     visible_again(stage, redis_client)
     stage.worker(concurrency=1)
-    assert result.get(timeout=60) == 6.0
+    assert result.get(timeout=60) == "released"
     wait_until(
         lambda: mongo.assignments.count_documents({"task_id": result.id}) == 2, timeout=60
     )

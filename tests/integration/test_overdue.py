@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -733,18 +734,23 @@ def producer(
 
 
 def test_a_lost_task_is_overdue_within_5_seconds_of_its_deadline_and_once(
-    producer: tuple[Stage, Celery], redis_client: redis.Redis, mongo: Any, settings: Settings
+    producer: tuple[Stage, Celery],
+    redis_client: redis.Redis,
+    mongo: Any,
+    settings: Settings,
+    tmp_path: Path,
 ) -> None:
     stage, app = producer
     stage.worker("tests.apps.basic")
     wait_until(lambda: redis_client.exists(settings.keys.overdue_lease), message="it looks")
+    marker = tmp_path / "marker"
     queue = stage.prefix.strip(":") + "-nobody"
     lost = app.send_task(
         "tests.apps.basic.ok", queue=queue, headers={"sla_deadline": time.time() + 2}
     )
     redis_client.delete(queue)
     slow = app.send_task(
-        "tests.apps.basic.ok", (12.0,), headers={"sla_deadline": time.time() + 2}
+        "tests.apps.basic.until", (str(marker),), headers={"sla_deadline": time.time() + 2}
     )
     fine = app.send_task("tests.apps.basic.ok")
     told = wait_until(
@@ -759,6 +765,7 @@ def test_a_lost_task_is_overdue_within_5_seconds_of_its_deadline_and_once(
         assert (task["state"], task["cause"], task["sla_success"]) == (state, "overdue", False)
         assert task["verdict_at"] == task["deadline"]
     # The one that runs ends at last.
+    marker.touch()
     task = wait_until(lambda: mongo.tasks.find_one({"_id": slow.id, "state": "SUCCESS"}))
     assert (task["sla_success"], task["attempts"]) == (False, 1)
     assert task["verdict_at"] == task["deadline"] < task["completed_at"]
@@ -790,15 +797,19 @@ def test_what_takes_a_tasks_place_and_never_runs_is_overdue(
 
 
 def test_a_task_of_a_producer_without_rts_is_open_where_it_is_received(
-    make_stage: Callable[..., Stage], redis_client: redis.Redis, settings: Settings
+    make_stage: Callable[..., Stage],
+    redis_client: redis.Redis,
+    settings: Settings,
+    tmp_path: Path,
 ) -> None:
-    stage = make_stage()
+    stage, marker = make_stage(), tmp_path / "marker"
     app = Celery("plain", broker=stage.broker, backend=stage.backend, set_as_current=False)
     app.conf.update(task_default_queue=stage.conf["task_default_queue"])
     stage.worker("tests.apps.basic", concurrency=1)
-    results = [app.send_task("tests.apps.basic.ok", (seconds,)) for seconds in (8.0, 0.0)]
+    results = [app.send_task("tests.apps.basic.until", (str(marker),)) for _ in range(2)]
     queue = stage.conf["task_default_queue"]
     wait_until(lambda: counts(redis_client, settings) == {f"open {queue}": 2})
+    marker.touch()
     for result in results:
         result.get(timeout=30)
     wait_until(lambda: counts(redis_client, settings) == {})

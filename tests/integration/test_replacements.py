@@ -22,8 +22,8 @@ pytestmark = pytest.mark.usefixtures("unmeasured_processes")
 BASIC = "tests.apps.basic"
 
 
-def ok(app: Celery, seconds: float = 0.0) -> Any:
-    return app.signature(f"{BASIC}.ok", (seconds,), immutable=True)
+def ok(app: Celery) -> Any:
+    return app.signature(f"{BASIC}.ok", immutable=True)
 
 
 def canvases(app: Celery) -> dict[str, Any]:
@@ -136,21 +136,24 @@ def test_a_replacement_that_ends_late_or_never_is_overdue_once(
     redis_client: redis.Redis,
     mongo: Any,
     settings: Settings,
+    tmp_path: Path,
 ) -> None:
     stage = make_stage()
     stage.worker(BASIC)
-    app = apps(stage)
+    app, marker = apps(stage), tmp_path / "marker"
+    late = app.signature(f"{BASIC}.until", (str(marker),), immutable=True)
     failing = app.signature(f"{BASIC}.fail", immutable=True)
     wait_until(lambda: redis_client.exists(settings.keys.overdue_lease), message="it looks")
     deadline = time.time() + 4
     fails = replaced(app, chain(failing, ok(app)), deadline)
-    takes = replaced(app, chain(ok(app, 15.0), ok(app)), deadline)
+    takes = replaced(app, chain(late, ok(app)), deadline)
     for result in (fails, takes):
         task = wait_until(
             lambda result=result: mongo.tasks.find_one({"_id": result.id, "cause": "overdue"})
         )
         assert (task["state"], task["sla_success"]) == ("REPLACED", False)
         assert task["verdict_at"] == task["deadline"]
+    marker.touch()
     task = wait_until(lambda: mongo.tasks.find_one({"_id": takes.id, "state": "SUCCESS"}))
     assert (task["sla_success"], task["cause"]) == (False, None)
     assert task["deadline"].timestamp() == pytest.approx(deadline, abs=1e-3)
