@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -78,9 +79,10 @@ def behind_prefix(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 @contextmanager
 def behind_socket(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    path = f"/tmp/rts-test-{free_port()}.sock"  # pytest's folders are too long for one
-    with RedisServer(arguments=("--unixsocket", path)):
-        yield f"redis+socket://{path}?virtual_host=0", {}
+    with TemporaryDirectory() as short:  # pytest's folders are too long for a socket
+        path = f"{short}/redis.sock"
+        with RedisServer(arguments=("--unixsocket", path)):
+            yield f"redis+socket://{path}?virtual_host=0", {}
 
 
 @contextmanager

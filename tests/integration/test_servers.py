@@ -354,6 +354,7 @@ def test_tasks_are_tested_as_documented_on_servers_of_the_environment(
         **os.environ,
         "RTS_TEST_REDIS_URL": rts_redis_session_url,
         "RTS_TEST_MONGO_URL": rts_mongo_session_url,
+        "TMPDIR": str(tmp_path),  # for the spool
         "PYTHONPATH": os.pathsep.join((str(ROOT), str(tmp_path))),
     }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]

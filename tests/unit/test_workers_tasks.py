@@ -238,12 +238,13 @@ def test_killed_spares_any_process_but_a_pool_child(call: str) -> None:
 
 
 def test_killed_kills_a_pool_child_and_the_worker_goes_on(
-    broker: RedisServer, rts_mongo_url: str
+    broker: RedisServer, rts_mongo_url: str, tmp_path: Path
 ) -> None:
     env = {
         "CELERY_BROKER_URL": broker.url,
         "CELERY_RESULT_BACKEND": broker.url,
         "RTS_MONGO_URL": rts_mongo_url,
+        "RTS_SPOOL_DIR": str(tmp_path / "spool"),
     }
     publish = (
         "from workers.text import fingerprint; from workers.trouble import killed;"
