@@ -1,0 +1,455 @@
+"""Tasks that are published: noted as open without a round trip, until their end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+
+import rts
+from rts import health
+from rts.alerting.alert import Alert
+from rts.clock import FleetClock
+from rts.errors import StoreUnavailable
+from rts.ledger import announce
+from rts.ledger.announce import Announcer
+from rts.ledger.events import Event
+from rts.ledger.overdue import SETTLE_S
+from rts.link.link import Link
+from rts.settings import Settings
+from rts.tau.cache import TauCache
+from rts.testing import RedisServer, wait_until
+from tests.conftest import ROOT, Stage
+from tests.memory_ledger import MemoryLedger
+from tests.open_tasks import Time, counts, end, events, note, overdue_sweep, task
+
+pytestmark = pytest.mark.usefixtures("unmeasured_processes")
+
+
+def test_notes_arrive_by_themselves_twice_a_second(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    announcer = Announcer(Link(settings), settings, every_s=0.05)
+    for n in range(3):
+        announcer.note(task(f"a{n}", 2e9 + n))
+    wait_until(lambda: redis_client.zcard(settings.keys.open) == 3)
+    announcer.note(task("b", 2e9 + 9, queue=None))
+    wait_until(lambda: redis_client.zcard(settings.keys.open) == 4)
+    assert redis_client.zscore(settings.keys.open, "a1") == 2e9 + 1
+    assert counts(redis_client, settings) == {"open q": 3, "open ": 1}
+    announcer.stop()
+    wait_until(lambda: announcer._thread is None or not announcer._thread.is_alive())
+
+
+def test_its_thread_ends_when_nothing_is_published(
+    settings: Settings, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(announce, "IDLE_S", 0.01)
+
+    def used_and_dropped() -> weakref.ref[Announcer]:
+        announcer = Announcer(Link(settings), settings, every_s=0.01)
+        for n in range(1, 4):
+            announcer.note(task(f"a{n}", 2e9))
+            wait_until(lambda: announcer._thread is None)
+            assert redis_client.zcard(settings.keys.open) == n
+        return weakref.ref(announcer)
+
+    gone = used_and_dropped()
+    wait_until(lambda: gone() is None)
+
+
+class Late(threading.Event):
+    """Is set just after the first wait for it has ended."""
+
+    waits = 0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waits += 1
+        return self.waits > 1 and super().wait(timeout)
+
+
+def test_a_note_that_comes_while_its_thread_is_about_to_end_is_delivered(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    announcer = Announcer(Link(settings), settings, every_s=0.01)
+    announcer._work = Late()
+    announcer.note(task("a", 2e9))
+    wait_until(lambda: redis_client.zcard(settings.keys.open) == 1)
+    announcer.stop()
+
+
+def test_a_task_has_one_note_and_its_first_deadline(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    note(settings, task("a", 2e9), task("a", 3e9, retries=1, queue="other"))
+    note(settings, task("a", 3e9))
+    assert redis_client.zscore(settings.keys.open, "a") == 2e9
+    assert counts(redis_client, settings) == {"open q": 1}
+
+
+def test_what_takes_a_tasks_place_has_its_own_deadline(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    announcer = note(settings, task("a", 1000.0), task("b", 1000.0, queue="r"))
+    announcer.note(task("a", 4e9, queue="r"), again=True)
+    announcer.note(task("gone", 4e9), again=True)  # its end came before the note
+    announcer.flush()
+    note(settings, task("a", 1000.0))
+    end(settings, "a", state="REPLACED")
+    assert redis_client.zscore(settings.keys.open, "a") == 4e9
+    assert counts(redis_client, settings) == {"open r": 2}
+    ledger = MemoryLedger()
+    assert overdue_sweep(settings, ledger).step() == 1
+    assert set(ledger.tasks) == {"b"}
+    end(settings, "a")
+    assert counts(redis_client, settings) == {"overdue r": 1}
+
+
+def test_the_note_of_what_takes_a_tasks_place_may_come_first(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    announcer = note(settings)
+    for name, queue in (("a", "r\ns"), ("ended", "q"), ("of before", "q")):
+        announcer.note(task(name, 4e9, queue=queue, name="proj.other"), again=True)
+    announcer.flush()
+    assert counts(redis_client, settings) == {}
+    end(settings, "ended")
+    note(settings, *(task(name, 2e9) for name in ("a", "ended")))
+    note(settings, task("of before", 5e9))  # the id is used anew
+    assert redis_client.zscore(settings.keys.open, "a") == 4e9
+    assert redis_client.zscore(settings.keys.open, "of before") == 5e9
+    assert counts(redis_client, settings) == {"open r s": 1, "open q": 1}
+    assert "proj.other" in redis_client.hget(settings.keys.open_info, "a")
+    assert redis_client.hkeys(settings.keys.ahead) == ["ended"]
+    end(settings, "a")
+    assert counts(redis_client, settings) == {"open q": 1}
+
+
+def test_notes_that_wait_for_those_of_other_tasks_are_bounded(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    ahead = settings.keys.ahead
+    redis_client.hset(ahead, mapping={str(n): "" for n in range(10_000)})
+    announcer = note(settings)
+    announcer.note(task("a", 4e9), again=True)
+    announcer.flush()
+    assert redis_client.hkeys(ahead) == ["a"]
+    assert 0 < redis_client.ttl(ahead) <= 60
+
+
+def test_an_end_closes_its_task_whoever_comes_first(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    note(settings, task("a", 2e9), task("b", 2e9, queue="r"), task("r", 2e9))
+    end(settings, "a", "late", "a")
+    end(settings, "r", state="RETRY")
+    note(settings, task("late", 2e9), task("a", 2e9))
+    assert redis_client.zrange(settings.keys.open, 0, -1) == ["b", "r"]
+    assert counts(redis_client, settings) == {"open q": 1, "open r": 1}
+    end(settings, "r", "b")
+    assert counts(redis_client, settings) == {}
+    assert redis_client.hlen(settings.keys.open_info) == 0
+
+
+def test_an_ignored_task_is_not_overdue_where_the_ledger_has_its_end_later(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    note(settings, task("a", 1000.0))
+    end(settings, "a", state="IGNORED")
+    assert overdue_sweep(settings, MemoryLedger()).step() == 0
+    assert counts(redis_client, settings) == {}
+
+
+def test_the_buffer_is_bounded_while_redis_is_unavailable(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(announce, "MAX_NOTES", 10)
+    away = replace(settings, redis_url="redis://127.0.0.1:9/0", breaker_period=60.0)
+    announcer = Announcer(Link(away), away, every_s=1e6)
+    for n in range(15):
+        announcer.note(task(str(n), 2e9))
+    assert health.take_counts()["open_notes_dropped"] == 5
+    for _ in range(3):
+        announcer.flush()
+    assert [one.task_id for one, _ in announcer.take(99)] == [str(n) for n in range(10)]
+
+
+def test_notes_survive_an_outage(rts_key_prefix: str) -> None:
+    with RedisServer() as server:
+        settings = Settings(
+            redis_url=server.url, key_prefix=rts_key_prefix, breaker_period=0.05
+        )
+        server.stop()
+        announcer = Announcer(Link(settings), settings, every_s=0.05)
+        announcer.note(task("a", 2e9))
+        wait_until(lambda: health.take_counts().get("redis_failures"))
+        server.start()
+        with redis.Redis.from_url(server.url) as client:
+            wait_until(lambda: client.zcard(settings.keys.open) == 1)
+        announcer.stop()
+
+
+def test_open_tasks_are_bounded(settings: Settings, redis_client: redis.Redis) -> None:
+    note(replace(settings, open_max=5), *(task(str(n), 2e9) for n in range(8)))
+    assert redis_client.zcard(settings.keys.open) == 5
+    assert redis_client.hget(settings.keys.counters, "open_tasks_refused") == "3"
+
+
+def test_hostile_texts_are_noted_as_texts(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    bad: Sequence[Any] = ["\ud800", "a\nb", "'\"]", "\0", 7, None, "x" * 100_000, b"\xff"]
+    note(settings, *(task(f"n{n}", 1.0, name=v, queue=v) for n, v in enumerate(bad)))
+    note(settings, *(task(v, 1.0) for v in bad))
+    assert redis_client.zcard(settings.keys.open) == 2 * len(bad)
+    ledger = MemoryLedger()
+    assert overdue_sweep(settings, ledger).step() == 2 * len(bad)
+    assert sum(counts(redis_client, settings).values()) == 2 * len(bad)
+    assert len(ledger.tasks) == len(events(settings)) == 2 * len(bad)
+
+
+DEEP = "[" * 100_000
+
+
+def test_foreign_notes_hold_up_no_verdict(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    note(settings, task("a", 1000.0))
+    strange = (DEEP, '{"a":' * 100_000, '"letters of a text"', "{}", "[]", "7", "null", "\0")
+    for n, known in enumerate([*strange, "[null, 1, [], {}, 5, 6, 7, 8, 9, 10, 11, 12, 13]"]):
+        redis_client.zadd(settings.keys.open, {f"n{n}": 1.0})
+        redis_client.hset(settings.keys.open_info, f"n{n}", f"q\n{known}")
+    ledger = MemoryLedger()
+    overdue_sweep(settings, ledger).step()
+    assert ledger.tasks["a"]["cause"] == "overdue"
+    assert redis_client.zcard(settings.keys.open) == 0
+    for read in (Event.from_json, Alert.from_json):
+        with pytest.raises(ValueError, match="nested too deeply"):
+            read(DEEP)
+
+
+def test_queues_that_are_counted_apart_are_bounded(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    fill = {f"overdue {n}": 0 for n in range(2000)}
+    redis_client.hset(settings.keys.open_counts, mapping=fill)
+    note(settings, task("a", 1.0, queue="one more"), task("b", 1.0, queue="and more"))
+    assert counts(redis_client, settings) == {"open other": 2}
+    end(settings, "a")
+    assert counts(redis_client, settings) == {"open other": 1}
+
+
+def test_a_forked_child_starts_with_an_empty_buffer(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    announcer = Announcer(Link(settings), settings, every_s=0.05)
+    announcer.note(task("before", 2e9))
+    wait_until(lambda: redis_client.zcard(settings.keys.open) == 1)
+    announcer._notes.append((task("the parent's", 2e9), False))
+    pid = os.fork()
+    if not pid:
+        announcer.note(task("child", 2e9))
+        wait_until(lambda: not announcer._notes)  # by its own thread
+        announcer.flush()
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    wait_until(lambda: redis_client.zcard(settings.keys.open) == 2)
+    assert set(redis_client.zrange(settings.keys.open, 0, -1)) == {"before", "child"}
+    announcer.stop()
+    assert redis_client.zcard(settings.keys.open) == 3
+
+
+FORKS = """
+import sys
+from importlib import import_module
+from tests.apps.basic import app
+publish = lambda task_id: app.send_task("tests.apps.basic.ok", task_id=task_id)
+publish("parent")
+child = import_module(sys.argv[1]).get_context("fork").Process(target=publish, args=("child",))
+child.start()
+child.join()
+"""
+
+
+@pytest.mark.parametrize("module", ["multiprocessing", "billiard"])
+def test_a_child_of_multiprocessing_delivers_what_is_left_when_it_ends(
+    make_stage: Callable[..., Stage], settings: Settings, redis_client: redis.Redis, module: str
+) -> None:
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKS, module],
+        env={**os.environ, **make_stage().environment},
+        cwd=ROOT,
+        check=True,
+        timeout=120,
+    )
+    assert set(redis_client.zrange(settings.keys.open, 0, -1)) == {"parent", "child"}
+
+
+def test_without_threads_the_next_refresh_of_the_taus_takes_them_along(
+    settings: Settings, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    now = Time()
+    announcer = Announcer(Link(settings), settings, now)
+    announcer.note(task("a", 2e9))
+    cache = TauCache(Link(settings), settings, FleetClock(), now, announcer)
+    cache.refresh()
+    assert redis_client.zcard(settings.keys.open) == 0  # the thread would still come
+    now.at += 3
+    health.count("something")
+    cache.refresh()
+    assert redis_client.zcard(settings.keys.open) == 1
+    assert redis_client.hget(settings.keys.counters, "something") == "1"
+    announcer.note(task("b", 2e9))
+    now.at += 3
+    away = replace(settings, redis_url="redis://127.0.0.1:9/0")
+    TauCache(Link(away), away, FleetClock(), now, announcer).refresh()
+    assert [one.task_id for one, _ in announcer.take(9)] == ["b"]
+
+
+def refusing(server: RedisServer, how: str) -> None:
+    client = redis.Redis.from_url(server.url)
+    if how == "memory":
+        client.config_set("maxmemory", "1")
+    else:
+        client.replicaof("127.0.0.1", "9")
+    client.close()
+
+
+@pytest.mark.parametrize("how", ["memory", "replica"])
+def test_where_redis_refuses_notes_the_taus_are_still_read(how: str) -> None:
+    with RedisServer() as server:
+        client = redis.Redis.from_url(server.url)
+        settings = Settings(redis_url=server.url)
+        link = Link(settings)
+        announcer = Announcer(link, settings, every_s=1e6)
+        cache = TauCache(link, settings, FleetClock(), passenger=announcer)
+        client.hset(settings.keys.tau, "mixed", "7.5")
+        refusing(server, how)
+        announcer.note(task("a", 2e9))
+        announcer.flush()
+        assert not link.breaker.succeeded(), "it was closed"
+        announcer._since -= 60  # as if the thread did not run
+        cache.refresh()
+        assert cache.tau("mixed", "x") == 7.5
+        client.config_set("maxmemory", "0")
+        client.replicaof("NO", "ONE")
+        announcer.flush()
+        assert client.zcard(settings.keys.open) == 1
+        announcer.stop()
+        client.close()
+
+
+@pytest.mark.parametrize("how", ["memory", "replica"])
+def test_a_task_is_not_overdue_while_redis_refuses_its_end(how: str) -> None:
+    with RedisServer() as server:
+        client = redis.Redis.from_url(server.url, decode_responses=True)
+        settings = Settings(redis_url=server.url, breaker_period=1e-6)
+        note(settings, task("a", 1000.0), task("b", 1000.0))
+        now, ledger = Time(), MemoryLedger()
+        looking = overdue_sweep(settings, ledger, now=now)
+        looking._looked_at = now.at
+        assert looking._lease.acquire()
+        refusing(server, how)
+        for _ in range(2):
+            with suppress(StoreUnavailable):
+                looking.step()
+            now.at += 1
+        assert not ledger.tasks
+        client.config_set("maxmemory", "0")
+        client.replicaof("NO", "ONE")
+        assert looking.step() == 0
+        end(settings, "a")
+        now.at += SETTLE_S
+        assert looking.step() == 1
+        assert set(ledger.tasks) == {"b"}
+        client.close()
+
+
+INTERRUPTED = """
+import faulthandler, signal, socket, sys
+import rts
+from celery import Celery
+faulthandler.dump_traceback_later(20, exit=True)
+silent = socket.socket()
+silent.bind(("127.0.0.1", 0))
+silent.listen()
+app = Celery("producer", broker="memory://")
+app.conf.rts_redis_url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+rts.install(app)
+rts.integration.parts_of(app)
+with app.connection_for_write() as connection:
+    app.backend, connection.default_channel  # what is imported only once is there already
+def publish(*_):
+    app.send_task("no.two")
+    print("two")
+signal.signal(signal.SIGALRM, publish)
+signal.setitimer(signal.ITIMER_REAL, 0.2)  # the first refresh waits for 0.5 s
+app.send_task("no.one")
+print("one")
+"""
+
+
+def test_a_signal_handler_may_publish_while_its_thread_does() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.split() == ["two", "one"], done.stderr
+
+
+PRODUCER = """
+import rts, sys
+from celery import Celery
+app = Celery("producer", broker=sys.argv[1])
+app.conf.update(rts_key_prefix=sys.argv[2], task_default_queue=sys.argv[3], rts_timeout=5.0)
+rts.install(app)
+for k in (9, "x", [2]):
+    app.send_task("no.one", headers={"sla_multiplier": k})
+"""
+
+
+def test_a_producer_that_ends_at_once_delivers_its_notes_and_counts(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    queue = settings.key_prefix.strip(":")
+    arguments = [sys.executable, "-c", PRODUCER, settings.redis_url, settings.key_prefix, queue]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(arguments, check=True, timeout=60, env=env)
+    assert counts(redis_client, settings) == {f"open {queue}": 3}
+    assert redis_client.hgetall(settings.keys.counters) == {"refused_sla_multiplier": "3"}
+    redis_client.delete(queue)
+
+
+def test_a_publish_that_failed_is_not_noted(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    app = Celery("nobody", broker="redis://127.0.0.1:9/0", set_as_current=False)
+    app.conf.update(
+        rts_redis_url=settings.redis_url,
+        rts_key_prefix=settings.key_prefix,
+        task_publish_retry=False,
+    )
+    rts.install(app)
+    with pytest.raises(Exception, match=r"."):
+        app.send_task("no.one")
+    rts.uninstall(app)
+    app.close()
+    assert redis_client.zcard(settings.keys.open) == 0
