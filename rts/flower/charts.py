@@ -65,11 +65,11 @@ class Moment:
     width_s: int
     figures: Mapping[str, Figures]
 
-
-def moment(point: Point) -> Moment:
-    """Return what is plotted of *point*."""
-    figures = {key: Figures.of(tally) for key, tally in point.tallies.items()}
-    return Moment(point.start.timestamp(), point.width_s, figures)
+    @classmethod
+    def of(cls, point: Point) -> Moment:
+        """Return what is plotted of *point*."""
+        figures = {key: Figures.of(tally) for key, tally in point.tallies.items()}
+        return cls(point.start.timestamp(), point.width_s, figures)
 
 
 def _verdicts(history: Sequence[Moment], key: str | None) -> list[tuple[int, int, int]]:

@@ -19,7 +19,7 @@ from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
 from rts.errors import StoreUnavailable, unusable
-from rts.flower.charts import Moment, moment
+from rts.flower.charts import Moment
 from rts.ledger.connection import connect, database_of
 from rts.link.link import Link
 from rts.scheduling.queues import (
@@ -125,7 +125,7 @@ class Source:
         with self._ledger() as database:
             for point in series(database, window, by, key):
                 add_all(tallies, point.tallies)
-                history.append(moment(point))
+                history.append(Moment.of(point))
         lateness = {key: dict(counted.lateness) for key, counted in tallies.items()}
         return Counted(window, rows_of(tallies), history, lateness)
 

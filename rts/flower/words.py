@@ -209,38 +209,25 @@ def finding(by_cause: Mapping[str, int], late: Why | None) -> dict[str, str] | N
         return {"reason": "ended", "label": f"ended: {worst}", "text": text}
     if late is None or late.reason is None:
         return None
-    text = f"{percent(late.shares[late.reason], 0)} of the late tasks "
-    if late.reason == QUEUEING:
-        text += (
-            f"ran quickly enough, but waited {duration(late.queueing_delay_s)} with "
-            f"{duration(late.span_s)} from arrival to deadline."
-        )
-    elif late.reason == RETRIES:
-        text += (
-            "ran quickly enough in the end, but were retried: their last run began "
-            f"{duration(late.queueing_delay_s)} after the arrival, with "
-            f"{duration(late.span_s)} from arrival to deadline."
-        )
-    elif late.reason == DEADLINE:
-        text += (
-            f"had {duration(late.span_s)} from arrival to deadline, less than their tau; they "
-            f"took {times(late.slowdown)} their tau."
-        )
-    elif late.reason == LOAD:
-        text += (
-            f"started on a busy worker (load {_load(late)}) and took {times(late.slowdown)} "
-            "their tau."
-        )
-    else:
-        text += (
-            f"took {times(late.slowdown)} their tau on workers that were not busy (load "
-            f"{_load(late)})."
-        )
+    share = percent(late.shares[late.reason], 0)
+    text = f"{share} of the late tasks {_told(late.reason, late)}."
     return {"reason": late.reason, "label": LABELS[late.reason], "text": text}
 
 
-def _load(late: Why) -> str:
-    return NONE if late.load is None else f"{late.load:.2f}"
+def _told(reason: str, late: Why) -> str:
+    """Return what has happened to the tasks that were late for *reason*."""
+    waited = duration(late.queueing_delay_s)
+    span = f"{duration(late.span_s)} from arrival to deadline"
+    took = f"took {times(late.slowdown)} their tau"
+    load = NONE if late.load is None else f"{late.load:.2f}"
+    return {
+        QUEUEING: f"ran quickly enough, but waited {waited} with {span}",
+        RETRIES: "ran quickly enough in the end, but were retried: their last run began "
+        f"{waited} after the arrival, with {span}",
+        DEADLINE: f"had {span}, less than their tau; they {took}",
+        LOAD: f"started on a busy worker (load {load}) and {took}",
+        TAU: f"{took} on workers that were not busy (load {load})",
+    }[reason]
 
 
 def verdict(task: Mapping[str, Any]) -> str:

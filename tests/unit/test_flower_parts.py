@@ -238,7 +238,7 @@ def test_lateness_draws_a_rare_miss_as_late(early: int, late: int) -> None:
 
 def test_a_chart_of_one_key_and_of_all() -> None:
     points = [
-        charts.moment(
+        charts.Moment.of(
             Point(
                 at(600 * n),
                 600,
