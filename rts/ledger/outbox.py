@@ -18,8 +18,8 @@ from rts.tau.finish import read_learned
 #: takes a fraction of a second; a duplicate delivery does no harm.
 TAKEOVER_S = 5.0
 
-#: Seconds in which records gather after a drain of a fleet has taken some, unless there are
-#: ``MANY``: less than the interval at which a drain polls.
+#: After one drain of a fleet has taken records, the others leave new ones to gather for so many
+#: seconds, unless there are ``MANY``: less than the interval at which a drain polls.
 GATHER_S, MANY = 0.4, 1000
 
 #: Entries that one script call claims. It blocks Redis for about 5 µs per entry.

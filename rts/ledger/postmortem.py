@@ -64,7 +64,7 @@ class PostMortem:
         return any(True for _ in self._board.notes())
 
     def give_up(self) -> None:
-        """End those too: they could not be published. They keep their notes."""
+        """End the runs that go on as well: they could not be published. Their notes stay."""
         now = self._clock.now()
         for _, note in self._board.notes():
             self._end_as_lost(note, now)

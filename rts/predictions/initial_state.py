@@ -86,7 +86,7 @@ class InitialState:
         """Return the state of *queue*, given a *sample* of its messages.
 
         *published*: tasks that this process has published within the last NOTED_S seconds,
-        in that order. Those that are nowhere else must have started.
+        in that order. One that neither waits nor is held or known to run must have started.
 
         Raises:
             CommandError: no worker consumes the queue.

@@ -130,9 +130,9 @@ class QueueReader:
         most: int = SAMPLE,
         held: int = HELD,
     ) -> QueueSample:
-        """Sample the messages ahead of *target*, else of one that would be published now with
-        this *priority*, or into the part *level*; in deadline order also those behind it,
-        since they may overtake it.
+        """Sample the messages ahead of a task, and in deadline order also those behind it,
+        since they may overtake it. The task is *target*; without one, it is one that would be
+        published now, with this *priority* or, if given, into the part *level*.
 
         *most*: waiting messages to read, about; *held*: unacknowledged ones, of all queues.
         """

@@ -137,11 +137,7 @@ def replay(
             "names": sorted({job.name for job in jobs}),
             "fresh_s": fresh_s(speedup),
         }
-        # In a file: the names of a trace may not fit into the environment.
-        (folder / "spec.json").write_text(json.dumps(spec))
-        # These two variables override an app's settings.
-        own = {"CELERY_BROKER_URL": redis.url, MULTIPLIER_VARIABLE: ""}
-        env = {**os.environ, **own, "RTS_REPLAY": str(folder / "spec.json")}
+        env = _environment(spec, folder / "spec.json")
         client: Any = stack.enter_context(pymongo.MongoClient(mongo.url, tz_aware=True))
         ledger = client.get_default_database()
 
@@ -162,6 +158,16 @@ def replay(
             look(ledger)
             tasks = ledger.tasks.find({}, {"task_type": 1, "sla_success": 1})
             return [Replayed(task["task_type"], bool(task["sla_success"])) for task in tasks]
+
+
+def _environment(spec: Mapping[str, Any], path: Path) -> dict[str, str]:
+    """Return the environment in which the app reads *spec* from a file at *path*: the names of
+    a trace may not fit into a variable.
+    """
+    path.write_text(json.dumps(spec))
+    # These two variables override an app's settings.
+    own = {"CELERY_BROKER_URL": spec["broker"], MULTIPLIER_VARIABLE: ""}
+    return {**os.environ, **own, "RTS_REPLAY": str(path)}
 
 
 @contextmanager

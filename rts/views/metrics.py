@@ -84,7 +84,7 @@ class RtsCollector:
         reading, stands, waiting = map(answers.get, ("redis", "mongodb", "broker"))
         yield families.info()
         up = {name: answer is not None for name, answer in answers.items()}
-        # Its counts stand still, as if all were well.
+        # Where it refuses what rts writes, its counts stand still, as if all were well.
         up["redis"] = reading is not None and reading.refusal is None
         if waiting is not None and not waiting:  # not Redis: it was not even contacted
             del up["broker"]
