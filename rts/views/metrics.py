@@ -55,15 +55,14 @@ class RtsCollector:
     ) -> None:
         self._settings = settings
         self._patience_s = patience_s
-        self._max_age_s = max_age_s
         self._link = Link.with_timeouts(settings, CONNECT_TIMEOUT_S, TIMEOUT_S, BREAKER_S)
         self._client: Any = None
         self._sources: dict[str, Source[Any]] = {
-            "redis": Source("Redis", lambda: read(self._link, settings)),
-            "mongodb": Source("MongoDB", self._standings),
+            "redis": Source("Redis", lambda: read(self._link, settings), max_age_s),
+            "mongodb": Source("MongoDB", self._standings, MAX_AGE_S),
         }
         if queues is not None:
-            self._sources["broker"] = Source("the broker", queues)
+            self._sources["broker"] = Source("the broker", queues, max_age_s)
 
     def describe(self) -> Iterable[Any]:
         """Return nothing, so that registering queries no server."""
@@ -76,11 +75,7 @@ class RtsCollector:
         until = time.monotonic() + self._patience_s
         for source in self._sources.values():
             source.ask()
-        ages_s = {"mongodb": MAX_AGE_S}
-        answers = {
-            name: source.answer(until, ages_s.get(name, self._max_age_s))
-            for name, source in self._sources.items()
-        }
+        answers = {name: source.answer(until) for name, source in self._sources.items()}
         reading, stands, waiting = map(answers.get, ("redis", "mongodb", "broker"))
         yield families.info()
         up = {name: answer is not None for name, answer in answers.items()}

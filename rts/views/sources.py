@@ -20,12 +20,14 @@ T = TypeVar("T")
 
 class Source(Generic[T]):
     """Queries one server in a background thread, with at most one query in flight: callers that
-    arrive meanwhile wait for its answer, too.
+    arrive meanwhile wait for its answer, too. *max_age_s*: how old the last answer may be that
+    replaces a late one.
     """
 
-    def __init__(self, name: str, query: Callable[[], T]) -> None:
+    def __init__(self, name: str, query: Callable[[], T], max_age_s: float) -> None:
         self.name = name
         self._query = query
+        self._max_age_s = max_age_s
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         #: The last answer (``None``: the query failed), and the monotonic time when it came.
@@ -40,14 +42,14 @@ class Source(Generic[T]):
                 thread.start()
                 self._thread = thread  # last: others may join it at once
 
-    def answer(self, until: float, max_age_s: float) -> T | None:
+    def answer(self, until: float) -> T | None:
         """Return the answer, waiting for it until the monotonic instant *until*; failing that,
-        the last one if it is at most *max_age_s* old; else ``None``.
+        the last one, unless it is too old; else ``None``.
         """
         thread = self._thread
         assert thread is not None
         thread.join(max(0.0, until - time.monotonic()))
-        if thread.is_alive() and time.monotonic() - self._answered_at > max_age_s:
+        if thread.is_alive() and time.monotonic() - self._answered_at > self._max_age_s:
             return None
         return self._answer
 

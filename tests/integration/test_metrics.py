@@ -643,7 +643,7 @@ def test_a_ledger_that_takes_longer_than_a_scrape_shows_the_last_objectives(
         text = exposed(collector)
         assert values(text, "rts_up", "server")["mongodb"] == 1
         assert values(text, "rts_slo_burn_rate", "objective").keys() == {"cpu-light", "*"}
-    monkeypatch.setattr(metrics, "MAX_AGE_S", 0.0)
+    collector._sources["mongodb"]._max_age_s = 0.0
     assert values(exposed(collector), "rts_up", "server")["mongodb"] == 0
     collector.close()
 

@@ -23,13 +23,13 @@ def hurried() -> Iterator[None]:
 
 @pytest.mark.usefixtures("hurried")
 def test_callers_during_a_query_wait_for_its_answer() -> None:
-    source = Source("a server", lambda: 1)
+    source = Source("a server", lambda: 1, 0.0)
 
     def answers() -> set[int | None]:
         found = set()
         for _ in range(2000):
             source.ask()
-            found.add(source.answer(time.monotonic() + 60.0, 0.0))
+            found.add(source.answer(time.monotonic() + 60.0))
         return found
 
     with ThreadPoolExecutor(4) as pool:
