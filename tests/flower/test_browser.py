@@ -179,7 +179,8 @@ def test_charts_format_durations_as_the_tables_do(browser: Any) -> None:
     function = function.partition("\n  }\n")[0] + "\n  }"
     context = browser.new_context()
     page = context.new_page()
-    for s in (0.0, 0.0042, 0.45, 4.213, 99.9, 100.0, 400.0, 3599.6, 12000.0, -2.5, -100.0):
+    short = (0.0, 0.0042, 0.45, 4.213, 99.9, 100.0, 400.0, 3599.6, 12000.0, -2.5, -100.0)
+    for s in (*short, 86369.0, 86399.0, 90000.0, -190000.0, 864000.0):
         shown = page.evaluate(f"(() => {{ {function} return duration({s}); }})()")
         assert shown == re.sub(r"\s00\s(s|min)$", "", duration(s))
     context.close()

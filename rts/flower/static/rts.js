@@ -20,10 +20,11 @@
     if (s < 0.00005) return "0\u00a0s";
     if (s < 0.9995) return `${sign}${(s * 1000).toFixed(s < 0.00995 ? 1 : 0)}\u00a0ms`;
     if (s < 99.95) return `${sign}${s.toFixed(s < 9.995 ? 2 : 1)}\u00a0s`;
-    const [unit, part, length] = s < 3599.5 ? ["min", "s", 1] : ["h", "min", 60];
+    const [unit, part, length, per, digits] = s < 3599.5 ? ["min", "s", 1, 60, 2]
+      : s < 86370 ? ["h", "min", 60, 60, 2] : ["d", "h", 3600, 24, 1];
     const n = Math.round(s / length);
-    const rest = n % 60 ? `\u00a0${String(n % 60).padStart(2, "0")}\u00a0${part}` : "";
-    return `${sign}${Math.floor(n / 60)}\u00a0${unit}${rest}`;
+    const rest = n % per ? `\u00a0${String(n % per).padStart(digits, "0")}\u00a0${part}` : "";
+    return `${sign}${Math.floor(n / per)}\u00a0${unit}${rest}`;
   }
 
   // Seconds between two ticks, in whole minutes, hours and days.
