@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from rts.alerting.alert import Condition
 from rts.keys import Keys
-from rts.ledger.overdue import task_of
+from rts.ledger.announcement import task_of
 from rts.ledger.storable import text
 from rts.link.link import Link
 from rts.link.scripts import pack

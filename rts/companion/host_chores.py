@@ -63,10 +63,10 @@ class HostChores:
         name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._janitor = Janitor(self.link, settings, self.clock, name)
         #: The ledger chores; ``None`` if they are turned off or cannot be done.
-        self.books: LedgerChores | None = None
+        self.ledger: LedgerChores | None = None
         if drain:
             try:
-                self.books = LedgerChores(patient, self.clock, name)
+                self.ledger = LedgerChores(patient, self.clock, name)
             except PyMongoError as exc:
                 # A worker without a drain still beats and ships; others drain.
                 health.count("configuration_errors")
@@ -112,18 +112,18 @@ class HostChores:
         # First this process's own file: one that has a writer is not removed.
         attempt("closing a file of the spool", self.spool.close)
         attempt("shipping the spool", self.ship_rest)
-        if self.books is not None:
-            self.books.finish()
+        if self.ledger is not None:
+            self.ledger.finish()
         attempt("handing over", self._janitor.leave)
-        if self.books is not None:
-            self.books.leave()
+        if self.ledger is not None:
+            self.ledger.leave()
 
     def close(self) -> None:
         """Close the connections."""
         self.link.close()
         self._ship_link.close()
-        if self.books is not None:
-            self.books.close()
+        if self.ledger is not None:
+            self.ledger.close()
 
 
 def log_learned(execution: Execution, learned: Learned) -> None:

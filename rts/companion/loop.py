@@ -55,8 +55,8 @@ def run(chores: HostChores, stop: threading.Event, worker: WorkerChores | None =
         threading.Thread(target=chores.ship_until, args=(stop,), daemon=True),
     ]
     threads[-1].start()
-    if chores.books is not None:
-        _keep_books(chores.books, stop)
+    if chores.ledger is not None:
+        _keep_ledger(chores.ledger, stop)
     stop.wait()
     if final_runs is not None:
         final_runs.join()
@@ -65,27 +65,27 @@ def run(chores: HostChores, stop: threading.Event, worker: WorkerChores | None =
     chores.finish()
 
 
-def _keep_books(books: LedgerChores, stop: threading.Event) -> None:
+def _keep_ledger(ledger: LedgerChores, stop: threading.Event) -> None:
     """Drain and save the taus until *stop* is set, with the other chores in threads."""
-    leader = books.leader
-    _repeat(stop, ROLLUP_S, ("rolling up past hours", books.roll_up))
+    leader = ledger.leader
+    _repeat(stop, ROLLUP_S, ("rolling up past hours", ledger.roll_up))
     _repeat(stop, RENEW_S, ("alerting", leader.lead))
     _repeat(stop, OVERDUE_S, ("alerting on overdue tasks", leader.evaluate_overdue))
     _repeat(stop, OBJECTIVES_S, ("alerting on objectives", leader.evaluate_objectives))
-    _repeat(stop, LOOK_S, ("looking for overdue tasks", books.overdue.step))
+    _repeat(stop, LOOK_S, ("looking for overdue tasks", ledger.overdue.step))
     snapshot_at = restore_at = 0.0
     while not stop.is_set():
         if time.monotonic() >= restore_at:
-            attempt("restoring the taus", books.snapshots.restore)
+            attempt("restoring the taus", ledger.snapshots.restore)
             restore_at = time.monotonic() + BEAT_S
         if time.monotonic() >= snapshot_at:
             attempt(
-                "the snapshot of the taus", lambda: books.snapshots.save(lease_s=SNAPSHOT_S)
+                "the snapshot of the taus", lambda: ledger.snapshots.save(lease_s=SNAPSHOT_S)
             )
             snapshot_at = time.monotonic() + SNAPSHOT_S
-        before = books.drain.moved
-        attempt("draining", lambda: books.drain.drain(BEAT_S))
-        if books.drain.moved - before < BATCH:
+        before = ledger.drain.moved
+        attempt("draining", lambda: ledger.drain.drain(BEAT_S))
+        if ledger.drain.moved - before < BATCH:
             stop.wait(POLL_S)
 
 
@@ -122,8 +122,8 @@ def drain_alone(settings: Settings, stop: threading.Event, *, once: bool = False
     """
     chores = HostChores(settings, drain=True)
     try:
-        books = chores.books
-        if books is None:
+        ledger = chores.ledger
+        if ledger is None:
             raise StoreUnavailable(
                 "MongoDB cannot be used; check rts_mongo_url (the log says why)"
             )
@@ -132,16 +132,16 @@ def drain_alone(settings: Settings, stop: threading.Event, *, once: bool = False
         else:
             chores.beat()
             chores.ship_rest()
-            books.snapshots.restore()
-            books.outbox.hurry()
-            _drain_out(books, stop)
+            ledger.snapshots.restore()
+            ledger.outbox.hurry()
+            _drain_out(ledger, stop)
             chores.finish()
     finally:
         chores.close()
-    return books.drain.moved
+    return ledger.drain.moved
 
 
-def _drain_out(books: LedgerChores, stop: threading.Event) -> None:
+def _drain_out(ledger: LedgerChores, stop: threading.Event) -> None:
     """Drain until the outbox is empty or *stop* is set. Waits for entries that another
     drain has claimed, and takes them over should that drain be gone.
 
@@ -150,11 +150,11 @@ def _drain_out(books: LedgerChores, stop: threading.Event) -> None:
     """
     give_up_at = time.monotonic() + 2 * TAKEOVER_S
     while not stop.is_set():
-        if books.drain.drain(BEAT_S):
+        if ledger.drain.drain(BEAT_S):
             give_up_at = time.monotonic() + 2 * TAKEOVER_S
             continue
-        if not books.drain.caught_up:
+        if not ledger.drain.caught_up:
             raise StoreUnavailable("MongoDB accepts no records; they wait in the outbox")
-        if not books.outbox.waiting() or time.monotonic() >= give_up_at:
+        if not ledger.outbox.waiting() or time.monotonic() >= give_up_at:
             return
         stop.wait(POLL_S)

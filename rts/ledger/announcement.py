@@ -1,4 +1,6 @@
-"""The wire format of a published task's note: arguments of the script that stores it."""
+"""The format of a published task's note: as arguments of the script that stores it, and as
+stored.
+"""
 
 from __future__ import annotations
 
@@ -65,6 +67,22 @@ def pack_any(task: OpenTask, again: bool) -> str:
     arguments = (str(task.task_id), repr(float(task.deadline)), queue, known)
     wire = bulks(*(argument.encode("utf-8", "replace") for argument in arguments))
     return wire.decode("latin-1") + (_AGAIN if again else _NEW)
+
+
+def task_of(task_id: bytes, info: bytes | None) -> OpenTask | None:
+    """Return the task of an entry in the ``open:info`` hash, which is its queue, a newline and
+    its other fields; ``None`` if it is invalid.
+    """
+    try:
+        _, _, known = (info or b"").partition(b"\n")
+        values = json.loads(known)
+        if not isinstance(values, list):
+            return None
+        return OpenTask(
+            task_id.decode("utf-8", "replace"), *values[: len(OpenTask._fields) - 1]
+        )
+    except (ValueError, TypeError, RecursionError):
+        return None
 
 
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False, default=str).encode

@@ -8,7 +8,6 @@ is a miss either way.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
@@ -16,6 +15,7 @@ from typing import Protocol
 from redis.exceptions import ResponseError
 
 from rts.errors import StoreUnavailable
+from rts.ledger.announcement import task_of
 from rts.ledger.events import MAX_EVENTS, Event
 from rts.ledger.in_flight import read_notes
 from rts.ledger.storable import text
@@ -193,20 +193,6 @@ class OverdueSweep:
         (notes,) = self._link.call(pack("HMGET", self._keys.running, *wanted))
         runs = read_notes(note for note in notes if note is not None)
         return {str(run.task_id).encode("utf-8", "replace"): run for run in runs}
-
-
-def task_of(task_id: bytes, info: bytes | None) -> OpenTask | None:
-    """Return the task of an entry in the ``open:info`` hash; ``None`` if it is invalid."""
-    try:
-        _, _, known = (info or b"").partition(b"\n")
-        values = json.loads(known)
-        if not isinstance(values, list):
-            return None
-        return OpenTask(
-            task_id.decode("utf-8", "replace"), *values[: len(OpenTask._fields) - 1]
-        )
-    except (ValueError, TypeError, RecursionError):
-        return None
 
 
 def overdue_of(task: OpenTask, note: Execution | None) -> Execution:

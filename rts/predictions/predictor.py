@@ -12,9 +12,9 @@ from functools import partial
 from typing import Any
 
 from rts.errors import CommandError, StoreUnavailable
+from rts.ledger.announcement import task_of
 from rts.ledger.heartbeat import Heartbeat
 from rts.ledger.in_flight import read_notes
-from rts.ledger.overdue import task_of
 from rts.link.link import Link
 from rts.link.replies import as_instant
 from rts.link.scripts import pack

@@ -740,5 +740,5 @@ def test_busy_days_are_rolled_up_ahead_by_one_of_the_fleet(
     mongo.rollups.delete_many({})
     second.roll_up()
     assert mongo.rollups.count_documents({}) == 0, "it was done a moment ago"
-    for books in (first, second):
-        books.close()
+    for chores in (first, second):
+        chores.close()
