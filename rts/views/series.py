@@ -24,7 +24,7 @@ from rts.views.intervals import EPOCH, Interval, Window, cut, is_busy, trimmed
 from rts.views.packing import unpack
 from rts.views.rollups import stored_packed, sum_up
 from rts.views.seal import seal_of
-from rts.views.tally import FIELDS, Tallies, add_all
+from rts.views.tally import Tallies, add_all
 
 #: Lengths of an interval in seconds; the first that gives at most ``MAX_POINTS`` is used.
 LENGTHS_S = (10, 60, 600, 3600, 4 * 3600, 86400)
@@ -57,25 +57,14 @@ def length_for(window: Window) -> int:
 def series(
     database: Database[dict[str, Any]], window: Window, by: str = "type", key: str | None = None
 ) -> Iterator[Point]:
-    """Yield the tallies of *window* (aware) by interval, oldest first, including intervals in
-    which nothing ended; only those of *key*, if given.
+    """Yield the tallies of *window* by interval, oldest first, including intervals in which
+    nothing ended. *by* is one of ``FIELDS``; only those of *key* are counted, if it is given.
 
     One point at a time: with a thousand keys, a day of them takes gigabytes.
 
     Raises:
-        ValueError: *by* is none of ``FIELDS``, or an instant is naive.
-        StoreUnavailable: the server did not answer; raised while iterating.
+        StoreUnavailable: the server did not answer.
     """
-    if by not in FIELDS:
-        raise ValueError(f"by = {by!r} is not one of {', '.join(FIELDS)}")
-    if window[0].tzinfo is None or window[1].tzinfo is None:
-        raise ValueError("the window needs a time zone")
-    return _points(database, window, by, key)
-
-
-def _points(
-    database: Database[dict[str, Any]], window: Window, by: str, key: str | None
-) -> Iterator[Point]:
     width = length_for(window)
     first = int((window[0] - EPOCH) // timedelta(seconds=width)) * width
     last = -int(-(window[1] - EPOCH) // timedelta(seconds=width)) * width

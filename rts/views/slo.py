@@ -71,11 +71,8 @@ def standings(
     last.
 
     Raises:
-        ValueError: *now* is naive.
         StoreUnavailable: the server did not answer.
     """
-    if now.tzinfo is None:
-        raise ValueError("now needs a time zone")
     lengths = {**WINDOWS, BUDGET: settings.budget_window_s}
     slice_lengths = sorted(set(lengths.values()))
     objectives: dict[str, str | None] = {}
