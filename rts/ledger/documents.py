@@ -21,7 +21,7 @@ from rts.ledger.storable import (
     cleaned_learned,
     is_storable,
 )
-from rts.records import NOT_FINAL, OVERDUE, Execution, Learned, OutboxEntry
+from rts.records import NOT_FINAL, OVERDUE, Execution, Learned, OutboxEntry, sla_success
 
 Document = dict[str, Any]
 #: What a run taught that taught nothing.
@@ -70,22 +70,15 @@ def certain_at(arrival: Any, deadline: Any, completed_at: Any) -> Any:
 def _documents(e: Execution, learned: Learned | None) -> tuple[Document, Document | None]:
     arrival, deadline = instant(e.arrival), instant(e.deadline)
     started_at, completed_at = instant(e.started_at), instant(e.completed_at)
-    cause = e.cause
-    success: bool | None = None
-    lateness_s: float | None = None
-    verdict_at = None
+    success, cause = sla_success(e), e.cause
     final = e.completed_at is not None and e.state not in NOT_FINAL
     overdue = cause == OVERDUE and not final
+    lateness_s = verdict_at = None
     if e.completed_at is not None and final:
-        success = cause is None and e.completed_at <= e.deadline
-        lateness_s = e.completed_at - e.deadline
-        if lateness_s != lateness_s:
-            lateness_s = None
-        verdict_at = completed_at
-        if lateness_s is not None and lateness_s > 0:
-            verdict_at = certain_at(arrival, deadline, completed_at)
+        late_s = e.completed_at - e.deadline
+        lateness_s = late_s if late_s == late_s else None
+        verdict_at = certain_at(arrival, deadline, completed_at) if late_s > 0 else completed_at
     elif overdue:
-        success = False
         verdict_at = certain_at(arrival, deadline, None)
     tau = e.tau if e.tau == e.tau else None
     k = e.k if e.k == e.k else None
