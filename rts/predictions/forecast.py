@@ -40,11 +40,7 @@ AGREEMENT = 0.4
 
 
 def of_new(snapshot: Snapshot, work: Work, order: OrderMaker) -> Prediction:
-    """Predict a task that would be published now.
-
-    Raises:
-        ValueError: the snapshot has no slots.
-    """
+    """Predict a task that would be published now."""
     return _queued(snapshot, len(snapshot.waiting), order, work)
 
 
@@ -73,8 +69,6 @@ def of_running(snapshot: Snapshot, work: Work, started: float) -> Prediction:
 def _queued(
     snapshot: Snapshot, target: int, order: OrderMaker, new: Work | None = None
 ) -> Prediction:
-    if snapshot.slots < 1:
-        raise ValueError("no worker takes tasks from this queue")
     rng = random.Random(0)  # deterministic
     runtimes = Runtimes(snapshot.ratios, snapshot.ended, rng)
     waiting = [*snapshot.waiting, *([] if new is None else [new])]

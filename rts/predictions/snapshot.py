@@ -27,7 +27,7 @@ class Snapshot:
 
     #: Epoch seconds.
     now: float
-    #: Slots of the workers that consume the queue.
+    #: Slots of the workers that consume the queue, at least 1.
     slots: int
     #: Waiting tasks in the order of the queue; those of other queues come last.
     waiting: Sequence[Work] = ()

@@ -85,8 +85,6 @@ def test_an_idle_worker_starts_at_once() -> None:
     assert got.finish_low < got.finish < got.finish_high
     assert 0.9 < got.on_time <= 1
     assert (got.ahead, got.slots, got.deadline) == (0, 2, 120.0)
-    with pytest.raises(ValueError, match="no worker"):
-        forecast.of_new(Snapshot(0.0, 0), task, FirstComeFirstServed)
 
 
 def test_a_running_task_ends_after_its_elapsed_time() -> None:
