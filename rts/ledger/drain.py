@@ -121,6 +121,7 @@ class Drain:
         bad: list[tuple[OutboxEntry, Exception]] = []
         again: set[str] = set()
         stored, parts = 0, [entries]
+        doubtful: list[Sequence[OutboxEntry]] = []
         while parts:
             part = parts.pop()
             try:
@@ -128,18 +129,23 @@ class Drain:
                 stored += len(part)
             except StoreUnavailable:
                 raise
-            except Exception as exc:  # caused by one of the entries: find it
-                if len(part) > 1:
+            except Exception as exc:  # noqa: BLE001  caused by one of the entries: find it
+                if len(part) == 1:
+                    bad.append((part[0], exc))
+                elif stored or len(bad) < MANY:
                     middle = len(part) // 2
                     parts += (part[middle:], part[:middle])
-                    continue
-                bad.append((part[0], exc))
+                else:  # is nothing stored of the others either?
+                    doubtful.append(part)
+            if not parts:
                 if not stored and len(bad) >= MANY:
                     # Not the records' fault: a validator, a full quota, a bug.
+                    error = bad[0][1]
                     raise StoreUnavailable(
-                        f"the ledger refuses every record: {type(exc).__name__}: "
-                        f"{str(exc)[:200]}"
-                    ) from exc
+                        f"the ledger refuses every record: {type(error).__name__}: "
+                        f"{str(error)[:200]}"
+                    ) from error
+                parts, doubtful = doubtful, []
         for entry, error in bad:
             self._refuse(entry.execution.to_json(), f"{type(error).__name__}: {error}")
         return again

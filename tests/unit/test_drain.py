@@ -170,6 +170,16 @@ def test_no_record_is_lost_beside_many_that_are_set_aside(
     assert not stream.entries
 
 
+def test_records_behind_many_bad_ones_are_stored(
+    stream: MemoryStream, ledger: FaultyLedger, drain: Drain
+) -> None:
+    good = {str(i) for i in range(70)}
+    fill(stream, *(f"poison{i}" for i in range(MANY + 10)), *good)
+    assert drain.step() == MANY + 80
+    assert ledger.tasks.keys() == good
+    assert len(ledger.refused) == MANY + 10
+
+
 def test_a_record_that_is_bad_and_alone_is_set_aside(
     stream: MemoryStream, ledger: FaultyLedger, drain: Drain
 ) -> None:
