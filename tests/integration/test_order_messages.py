@@ -17,7 +17,7 @@ import rts
 from rts import health
 from rts.headers import DROPPED
 from rts.installation import parts_of
-from rts.scheduling.channel import SCAN_LIMIT
+from rts.scheduling.claims import SCAN_LIMIT
 from rts.scheduling.queue_metrics import queue_readings
 from rts.scheduling.queues import (
     FleetQueues,
