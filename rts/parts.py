@@ -133,18 +133,7 @@ class WorkerParts:
             board=board,
             sink=sink,
             companion=companion,
-            instructions=Instructions(
-                settings,
-                worker=hostname,
-                instance=instance,
-                pid=os.getpid(),
-                board_fd=board.fd,
-                board_slots=board.slots,
-                logfile=_logfile(worker),
-                loglevel=_loglevel(),
-                queues=tuple(worker.app.amqp.queues.consume_from),
-                ahead=0 if settings.scheduler == "edf" else prefetch_of(worker),
-            ),
+            instructions=_instructions(settings, worker, instance, board),
             listener=Listener(settings, instance),
             threaded=threaded,
         )
@@ -164,6 +153,24 @@ class WorkerParts:
         self.board.acknowledged.clear()
         self.sink.close()  # before the companion reads the files for the last time
         self.companion.stop()
+
+
+def _instructions(
+    settings: Settings, worker: Any, instance: str, board: NoteBoard
+) -> Instructions:
+    """Return what the companion of *worker*, Celery's, has to know."""
+    return Instructions(
+        settings,
+        worker=worker.hostname,
+        instance=instance,
+        pid=os.getpid(),
+        board_fd=board.fd,
+        board_slots=board.slots,
+        logfile=_logfile(worker),
+        loglevel=_loglevel(),
+        queues=tuple(worker.app.amqp.queues.consume_from),
+        ahead=0 if settings.scheduler == "edf" else prefetch_of(worker),
+    )
 
 
 def _update_capacity(worker: Any, board: NoteBoard, companion: Companion) -> None:
