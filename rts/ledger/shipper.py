@@ -3,15 +3,13 @@
 Each file has one writer, and each line its number there; Redis knows the last one that it
 applied (see ``finish.lua``), and a new shipper asks for it. So neither a crash anywhere
 nor a call whose reply never came teaches anything twice. If Redis has lost what it had
-applied lately (a failover, a restart), the lines of files that are still in use are shipped
-again. After it came back empty they teach nothing: what they taught comes back with the
-snapshot.
+applied lately, as in a failover, the lines of files that are still in use are shipped again.
+After it came back empty they teach nothing: what they taught comes back with the snapshot.
 """
 
 from __future__ import annotations
 
 import os
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,9 +33,6 @@ from rts.tau.finish import RECORDS_LOST, FinishCall, FinishEntry, finish_entry, 
 
 #: Records per call. It blocks Redis for about 20 µs per record.
 CHUNK = 100
-#: Seconds for which Redis must know the last line that it applied. What it loses is younger,
-#: and it forgets the number for a file that gets no line for weeks.
-MEMORY_S = 86400.0
 
 #: Called for each record that taught something.
 OnLearned = Callable[[Execution, Learned], None]
@@ -54,18 +49,8 @@ class _Tail:
     learned: int = 0
     #: The last line that Redis has applied; -1: it must be asked.
     applied: int = -1
-    #: Since when that is known, by ``time.monotonic()``.
-    known_at: float = 0.0
     offset: int = 0
     lines: int = 0
-
-    def knows(self, applied: int) -> None:
-        """Note the last line that Redis has applied."""
-        self.applied, self.known_at = applied, time.monotonic()
-
-    def surely_applied(self) -> int:
-        """Return the last line that Redis must know to be applied, 0 if that is not known."""
-        return self.applied if time.monotonic() - self.known_at < MEMORY_S else 0
 
 
 class Shipper:
@@ -96,15 +81,6 @@ class Shipper:
             StoreUnavailable: Redis is unavailable; the rest keeps waiting.
             OSError: a file of the spool cannot be read or removed; the others were shipped.
         """
-        try:
-            return self._ship_files()
-        except StoreUnavailable:
-            # Some lines may have been applied; others may be lost with a server that failed.
-            for tail in self._tails.values():
-                tail.applied = -1
-            raise
-
-    def _ship_files(self) -> int:
         files, tails = self._spool.files(), self._tails
         for gone in tails.keys() - files:
             del tails[gone]
@@ -115,8 +91,7 @@ class Shipper:
                 tail = tails.setdefault(path, _Tail(generation))
                 if tail.taken_by != generation:  # it was wiped
                     tail.learned = max(tail.learned, tail.taken)
-                tail.knows(last)
-                tail.offset = tail.lines = 0
+                tail.applied, tail.offset, tail.lines = last, 0, 0
         shipped, failure = 0, None
         for path in files:
             try:
@@ -158,7 +133,11 @@ class Shipper:
             # In this order: once the writer is gone, what is read is complete.
             ended = try_lock(fd)
             whole, _, torn = read_all(fd, tail.offset).rpartition(b"\n")
-            shipped = self._send(path, tail, whole) if whole else 0
+            try:
+                shipped = self._send(path, tail, whole) if whole else 0
+            except StoreUnavailable:
+                tail.applied = -1  # some lines may have been
+                raise
             if ended:
                 if torn:
                     self._spool.refuse(torn)
@@ -194,8 +173,7 @@ class Shipper:
             tail.lines += len(chunk)
             if tail.lines > tail.applied:
                 tail.taken_by = self._deliver(producer, tail, executions, entries, counts)
-                tail.taken = tail.lines
-                tail.knows(tail.lines)
+                tail.taken = tail.applied = tail.lines
             tail.offset += sum(map(len, chunk)) + len(chunk)
         return len(lines)
 
@@ -218,12 +196,14 @@ class Shipper:
         # Marks the last line as applied, whatever it holds.
         entries.append(FinishEntry(tail.lines, b"", None, "", ""))
         answer, generation, waiting = self._link.call(
-            self._call.pack(producer, entries, counts, tail.surely_applied()),
+            self._call.pack(producer, entries, counts, tail.applied),
             # Each time: a wiped Redis may be restored only after shipping has begun.
             pack("GET", self._keys.generation),
             pack("XLEN", self._keys.outbox),
         )
         if answer == RECORDS_LOST:
+            for each in self._tails.values():
+                each.applied = -1
             health.warn_once(
                 "records lost by Redis",
                 "rts: Redis has lost records that it had taken, as in a failover. Those still "

@@ -12,7 +12,7 @@
 -- ARGV  1 λ                              4 prefix of the sketches of runtimes
 --       2 most fields in tau             5 ln of the sketches' base
 --       3 most records in the outbox     6 prefix of those of runtime / tau
---       7 number of this writer's last record that was certainly applied, 0 if unknown
+--       7 number of this writer's last record that was applied, as far as it knows
 --       8 number of counters, then two for each: its name, what to add;
 --       then eight for each record:
 --       its number, increasing; record (JSON), '' to learn only; runtime in seconds, ''
@@ -40,7 +40,8 @@ for key, held in pairs({[KEYS[1]] = fields, [KEYS[4]] = waiting}) do
 end
 local last = KEYS[11] and tonumber(redis.call('GET', KEYS[11]) or '0') or 0
 local applied, first_record = last, 9 + 2 * tonumber(ARGV[8])
-if last < tonumber(ARGV[7]) then
+-- Without the key nothing is known: it may have expired, or been evicted.
+if last > 0 and last < tonumber(ARGV[7]) then
   return 'lost'
 end
 

@@ -101,8 +101,8 @@ class FinishCall:
         to the counters.
 
         *producer*: the writer, each of whose numbers is applied only once; ``None``
-        where calls are never repeated. If Redis does not know that its number *applied* was
-        applied, the call does nothing and its reply is :data:`RECORDS_LOST`.
+        where calls are never repeated. If Redis has lost records of it up to the number
+        *applied*, the call does nothing and its reply is :data:`RECORDS_LOST`.
 
         It carries the script itself: a server that comes back may be a new one.
         """
