@@ -61,7 +61,8 @@ class HostChores:
         on_learned = log_learned if logger.isEnabledFor(logging.INFO) else None
         self._shipper = Shipper(self.spool, self._ship_link, settings, on_learned)
         name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-        self._janitor = Janitor(self.link, settings, self.clock, name)
+        #: Ends the runs of workers that are gone.
+        self.janitor = Janitor(self.link, settings, self.clock, name)
         #: The ledger chores; ``None`` if they are turned off or cannot be done.
         self.ledger: LedgerChores | None = None
         if drain:
@@ -103,10 +104,6 @@ class HostChores:
             if mine:
                 self._shipper.ship()
 
-    def end_lost_runs(self) -> None:
-        """End the runs of workers that are gone."""
-        self._janitor.step()
-
     def finish(self) -> None:
         """Ship and drain what is left, and hand over. Each step may fail alone."""
         # First this process's own file: one that has a writer is not removed.
@@ -114,7 +111,7 @@ class HostChores:
         attempt("shipping the spool", self.ship_rest)
         if self.ledger is not None:
             self.ledger.finish()
-        attempt("handing over", self._janitor.leave)
+        attempt("handing over", self.janitor.leave)
         if self.ledger is not None:
             self.ledger.leave()
 

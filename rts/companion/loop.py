@@ -30,6 +30,9 @@ LOOK_S = 1.0
 #: Seconds that the first heartbeat waits for the load at most.
 FIRST_LOAD_S = 2.0
 
+#: What is done, for the log, and the function that does it.
+_Chore = tuple[str, Callable[[], object]]
+
 
 def run(chores: HostChores, stop: threading.Event, worker: WorkerChores | None = None) -> None:
     """Run until *stop* is set: for a companion, when its *worker* ends. Neither draining nor
@@ -37,7 +40,7 @@ def run(chores: HostChores, stop: threading.Event, worker: WorkerChores | None =
     """
     beat: Callable[[], object] = chores.beat
     deregister = final_runs = None
-    searches = [("looking for lost runs", chores.end_lost_runs)]
+    searches: list[_Chore] = [("looking for lost runs", chores.janitor.step)]
     if worker is not None:
         # First: the worker may be killed before its companion gets any further.
         final_runs = threading.Thread(
@@ -47,14 +50,15 @@ def run(chores: HostChores, stop: threading.Event, worker: WorkerChores | None =
         _repeat(stop, BEAT_S, ("reading the load", worker.read_load))
         worker.load_read.wait(FIRST_LOAD_S)
         beat, deregister = worker.beat, worker.deregister
-        searches.insert(0, ("looking for orphaned runs", worker.end_orphans))
+        searches.insert(0, ("looking for orphaned runs", worker.orphans.step))
+    shipping = threading.Thread(target=chores.ship_until, args=(stop,), daemon=True)
+    shipping.start()
     threads = [
         # Deregisters in its own thread: the others may hang in a server that does.
         _repeat(stop, BEAT_S, ("the heartbeat", beat), last=deregister),
         _repeat(stop, JANITOR_S, *searches),
-        threading.Thread(target=chores.ship_until, args=(stop,), daemon=True),
+        shipping,
     ]
-    threads[-1].start()
     if chores.ledger is not None:
         _keep_ledger(chores.ledger, stop)
     stop.wait()
@@ -92,7 +96,7 @@ def _keep_ledger(ledger: LedgerChores, stop: threading.Event) -> None:
 def _repeat(
     stop: threading.Event,
     every_s: float,
-    *work: tuple[str, Callable[[], object]],
+    *work: _Chore,
     last: Callable[[], object] | None = None,
 ) -> threading.Thread:
     """Do *work* every *every_s* seconds in a thread until *stop* is set; then *last*."""

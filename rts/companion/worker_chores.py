@@ -40,7 +40,8 @@ class WorkerChores:
         self.load_read = threading.Event()
         self._board = NoteBoard(instructions.board_slots, instructions.board_fd)
         sink = SpoolRunSink(host.spool, host.link, settings)
-        self._orphans = Orphans(self._board, sink, host.clock)
+        #: Ends the runs of this worker whose process is gone.
+        self.orphans = Orphans(self._board, sink, host.clock)
         self._in_flight = InFlightRuns(host.link, settings, self._board, instructions.instance)
         postmortem = PostMortem(self._board, sink, host.clock, instructions)
         self._final_runs = FinalRuns(postmortem, self._in_flight)
@@ -72,10 +73,6 @@ class WorkerChores:
         remove = pack("HDEL", self._workers_key, self._instructions.instance)
         attempt("removing the heartbeat", lambda: self._host.link.call(remove))
         self._final_runs.publish()
-
-    def end_orphans(self) -> None:
-        """End the runs of this worker whose process is gone."""
-        self._orphans.step()
 
     def settle_final_runs(self, stop: threading.Event) -> None:
         """Wait for *stop*, the worker's end; then settle its last runs."""
