@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rts.ledger.heartbeat import Heartbeat, read_heartbeats
+from rts.ledger.heartbeat import BEAT_S, Heartbeat, read_heartbeats
 from rts.ledger.in_flight import read_notes
 from rts.ledger.received import SIZE
 from rts.ledger.recent import RUNS, Recent, read_recent
@@ -21,7 +21,7 @@ from rts.settings import Settings
 from rts.tau.sketch import Sketch
 
 #: Seconds within which a run in progress is visible in Redis: a heartbeat and its delivery.
-NOTED_S = 1.5
+NOTED_S = BEAT_S + 0.5
 #: Other queues that are simulated with the one that is asked about, at most.
 MAX_RELATED = 8
 #: Least runs per slot, and least seconds, for measuring the share of busy time.

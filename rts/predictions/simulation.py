@@ -8,6 +8,7 @@ import random
 from collections.abc import Sequence
 from itertools import zip_longest
 
+from rts.ledger.heartbeat import BEAT_S
 from rts.predictions.arrivals import Arrivals
 from rts.predictions.prefetched import PrefetchedWork
 from rts.predictions.sampling import TRIES, Runtimes, Work
@@ -17,8 +18,6 @@ from rts.simulation.orders import Waiting
 
 #: Seconds within which a message is claimed if a slot is free.
 CLAIM_S = 0.25
-#: Seconds after which a run in progress is visible in Redis (a heartbeat).
-NOTED_S = 1.0
 #: A task that stands for several is served in parts, each at most this share of all tasks
 #: taken before, so that time passes between them and some may turn hopeless.
 PART = 0.02
@@ -134,13 +133,13 @@ class QueueSimulation:
         return [work for work in works if not self._is_demoted(work, self.now)]
 
     def _rest_of_unknown(self, similar: Sequence[Work], rng: random.Random) -> float:
-        """Draw the remaining seconds of an unknown run, which has started within the last
-        NOTED_S, as it is not visible in Redis yet.
+        """Draw the remaining seconds of an unknown run, which has started since the last
+        heartbeat, as it is not visible in Redis yet.
         """
         run_s = 0.0
         for _ in range(TRIES):
             run_s = self._runtimes.draw(similar[int(rng.random() * len(similar))])
-            elapsed_s = rng.random() * NOTED_S
+            elapsed_s = rng.random() * BEAT_S
             if run_s > elapsed_s:
                 return run_s - elapsed_s
         return rng.random() * run_s
