@@ -25,8 +25,9 @@ local keys = {
 }
 local durations, latenesses = bounds_of(ARGV[4]), bounds_of(ARGV[5])
 local now = tonumber(redis.call('TIME')[1])
+-- As in records.py.
 local NOT_FINAL = {RETRY = true, REPLACED = true, REQUEUED = true}
-local FOREIGN = {lost = true, killed = true, time_limit = true, terminated = true}
+local PROVISIONAL = {lost = true, killed = true, time_limit = true, terminated = true}
 
 local function number(value)
   return type(value) == 'number' and value == value and math.abs(value) < math.huge and value
@@ -35,15 +36,15 @@ end
 local function count_record(r, mark)
   local task_id, completed_at = tostring(r[TASK_ID]), number(r[COMPLETED_AT])
   local state, cause = tostring(r[STATE]), r[CAUSE]
-  local foreign = state == 'LOST' or FOREIGN[cause]
+  local provisional = state == 'LOST' or PROVISIONAL[cause]
   local task_type = label(r[TASK_TYPE], keys, keys.types, MOST_TYPES)
   local name = label(r[NAME], keys, keys.names, keys.most_names)
   if r[RAN] ~= false and mark ~= '=' then
     local run = 'run\n' .. tostring(r[RUN_ID])
     local known = redis.call('ZSCORE', judged, run)
-    if foreign and not known then
+    if provisional and not known then
       redis.call('ZADD', judged, now, run)
-    elseif known and not foreign then
+    elseif known and not provisional then
       redis.call('ZREM', judged, run)
     end
     if not known then
@@ -63,7 +64,7 @@ local function count_record(r, mark)
   end
   local known, end_of = redis.call('ZSCORE', judged, task_id), 'end\n' .. task_id
   local had_end = known and redis.call('ZSCORE', judged, end_of)
-  if foreign or state == 'IGNORED' then -- the task may go on under its id
+  if provisional or state == 'IGNORED' then -- the task may go on under its id
     redis.call('ZADD', judged, now, task_id, now, end_of)
   elseif known then
     redis.call('ZREM', judged, task_id, end_of)
