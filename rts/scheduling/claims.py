@@ -27,7 +27,7 @@ from rts.scheduling.layout import (
     QueueLayout,
 )
 from rts.scheduling.rule import Rule, SlotGauge
-from rts.scheduling.scripts import CLAIM
+from rts.scheduling.scripts import CLAIM, REFUSE
 
 #: Messages that one claim examines at most: bounds how long the script blocks Redis.
 SCAN_LIMIT = 200
@@ -123,12 +123,9 @@ class Claims(QueueLayout):
 
     def _refuse(self: Any, queue: str, text: bytes) -> None:
         """Move a claimed message that cannot be parsed to the queue's list of refused ones."""
-        tag = tag_of(text)
-        unacked, index = self._prefixed([self.unacked_key, self.unacked_index_key])
-        (refused,) = self._keys(queue, REFUSED)
-        with self.plain.pipeline() as pipe:
-            pipe.lpush(refused, payload_of(text)).ltrim(refused, 0, MOST_REFUSED - 1)
-            pipe.hdel(unacked, tag).zrem(index, tag).execute()
+        keys = self._prefixed([self.unacked_key, self.unacked_index_key])
+        keys += self._keys(queue, REFUSED)
+        REFUSE.run(self.plain, keys, [tag_of(text), payload_of(text), MOST_REFUSED])
         _report_refused(1)
 
     def _claim_message(self: Any, queue: str, no_ack: bool) -> Any:

@@ -25,6 +25,6 @@ class ScriptByHash:
             return client.execute_command("EVAL", self.text, len(keys), *keys, *arguments)
 
 
-CLAIM, PUT, RING, MOVE, REQUEUE = (
-    ScriptByHash(name) for name in ("claim", "put", "ring", "move", "requeue")
+CLAIM, REFUSE, PUT, RING, MOVE, REQUEUE = (
+    ScriptByHash(name) for name in ("claim", "refuse", "put", "ring", "move", "requeue")
 )

@@ -187,6 +187,24 @@ def test_workers_empty_the_queues_of_a_redis_out_of_memory(url: str, raw: redis.
         assert not raw.exists("unacked", "unacked_index")
 
 
+def test_an_unreadable_message_stops_no_worker_of_a_redis_out_of_memory(
+    url: str, raw: redis.Redis
+) -> None:
+    start = time.time()
+    with connect(url) as connection, redis.Redis.from_url(url) as client:
+        channel = connection.default_channel
+        client.lpush(NAME, UNREADABLE["no text"] % 1)
+        channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "2")))
+        raw.config_set("maxmemory", 1)
+        try:
+            assert channel.basic_get(NAME, no_ack=True).delivery_tag == "2"
+            assert channel.basic_get(NAME) is None
+        finally:
+            raw.config_set("maxmemory", 0)
+        assert raw.llen(f"{NAME}\x06\x16edf:refused") == 1
+        assert not raw.exists("unacked", "unacked_index")
+
+
 def test_a_redis_out_of_memory_is_counted_and_purged(url: str, raw: redis.Redis) -> None:
     start = time.time()
     with connect(url) as connection, Connection(url) as other:
