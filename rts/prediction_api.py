@@ -54,8 +54,8 @@ def predict(task_id: str, *, queue: str | None = None, app: Any = None) -> Predi
 
 def predict_new(
     task: Any,
-    *,
     queue: str | None = None,
+    *,
     headers: Mapping[str, Any] | None = None,
     priority: int | None = None,
     app: Any = None,

@@ -47,6 +47,6 @@ def page(sender: str, notice: SloBurning, **_: object) -> str:
 def ask(app: Celery, notice: SloBurning) -> None:
     """Ask what will be; a receiver keeps its type."""
     text: str = page("*", notice)
-    soon: rts.Prediction = rts.predict_new("some.task", headers={"req_gpu": 1})
+    soon: rts.Prediction = rts.predict_new("some.task", "gpu", headers={"req_gpu": 1})
     later: rts.Prediction | None = rts.predict("id", app=app)
     print(text, soon.finish, later)
