@@ -27,9 +27,8 @@ Document = dict[str, Any]
 MAX_PROBLEMS = 5
 
 
-def head(page: str, answers: Iterable[Answer]) -> Document:
+def head(page: str, answers: Sequence[Answer]) -> Document:
     """Return what every document starts with."""
-    answers = list(answers)
     return {
         "page": page,
         "made_at": datetime.now(timezone.utc),
