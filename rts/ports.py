@@ -98,6 +98,9 @@ class Ledger(Protocol):
         entries.
         """
 
+    def ended(self, task_ids: Collection[str]) -> set[str]:
+        """Return those of the tasks that have ended."""
+
     def provisional(self, task_ids: Collection[str]) -> set[str]:
         """Return those of the tasks whose verdict is provisional: lost, killed, …."""
 

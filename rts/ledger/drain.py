@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from rts import health
 from rts.errors import StoreUnavailable
+from rts.ledger.refused import set_aside, store
 from rts.ledger.storable import text
 from rts.ports import Batch, Ledger, Outbox
 from rts.records import OutboxEntry, is_provisional
@@ -17,8 +18,6 @@ logger = logging.getLogger("rts.drain")
 #: Records in one batch: large enough that the round trips do not matter, small
 #: enough to take a fraction of a second.
 BATCH = 1000
-#: If so many records of a batch fail and none is stored, the records are not to blame.
-MANY = 20
 #: First and longest back-off, seconds, while the ledger is unavailable.
 MIN_BACKOFF_S, MAX_BACKOFF_S = 0.5, 5.0
 
@@ -60,9 +59,9 @@ class Drain:
         self._pending = batch
         try:
             if self._again is None:
-                again = self._store(batch.entries)
+                again = store(self._ledger, batch.entries)
                 for _, raw in batch.unreadable:
-                    self._refuse(raw, "not a record of rts")
+                    set_aside(self._ledger, raw, "not a record of rts")
                 self._again = again
             beside, known = self._superseded(batch.entries)
         except StoreUnavailable as exc:
@@ -110,54 +109,6 @@ class Drain:
         beside = [e.entry_id for e in ends if text(e.execution.task_id) not in verdicts]
         ended = self._ledger.self_ended({text(e.execution.run_id) for e in ends})
         return beside, [e.entry_id for e in ends if text(e.execution.run_id) in ended]
-
-    def _store(self, entries: Sequence[OutboxEntry]) -> set[str]:
-        """Write *entries*, setting aside those that cannot be stored. Return the ids of those
-        that end a task which another run had ended.
-
-        Raises:
-            StoreUnavailable: the ledger is unavailable, or refuses all of many records.
-        """
-        bad: list[tuple[OutboxEntry, Exception]] = []
-        again: set[str] = set()
-        stored, parts = 0, [entries]
-        doubtful: list[Sequence[OutboxEntry]] = []
-        while parts:
-            part = parts.pop()
-            try:
-                again |= self._ledger.write(part)
-                stored += len(part)
-            except StoreUnavailable:
-                raise
-            except Exception as exc:  # noqa: BLE001  caused by one of the entries: find it
-                if len(part) == 1:
-                    bad.append((part[0], exc))
-                elif stored or len(bad) < MANY:
-                    middle = len(part) // 2
-                    parts += (part[middle:], part[:middle])
-                else:  # is nothing stored of the others either?
-                    doubtful.append(part)
-            if not parts:
-                if not stored and len(bad) >= MANY:
-                    # Not the records' fault: a validator, a full quota, a bug.
-                    error = bad[0][1]
-                    raise StoreUnavailable(
-                        f"the ledger refuses every record: {type(error).__name__}: "
-                        f"{str(error)[:200]}"
-                    ) from error
-                parts, doubtful = doubtful, []
-        for entry, error in bad:
-            self._refuse(entry.execution.to_json(), f"{type(error).__name__}: {error}")
-        return again
-
-    def _refuse(self, raw: str, reason: str) -> None:
-        self._ledger.refuse(raw, reason[:500])
-        health.count("records_refused")
-        health.warn_once(
-            f"record:{reason[:80]}",
-            "rts: a record cannot be stored; it is set aside in the collection 'refused': %s",
-            reason[:500],
-        )
 
     def _back_off(self, exc: StoreUnavailable) -> None:
         if self._outages.tell():

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Protocol
 
 from redis.exceptions import ResponseError
 
@@ -18,11 +17,13 @@ from rts.errors import StoreUnavailable
 from rts.ledger.announcement import task_of
 from rts.ledger.events import MAX_EVENTS, Event
 from rts.ledger.in_flight import read_notes
+from rts.ledger.refused import store
 from rts.ledger.storable import text
 from rts.link.lease import Lease
 from rts.link.link import Link
 from rts.link.replies import as_instant
 from rts.link.scripts import MARK_OVERDUE, pack
+from rts.ports import Ledger
 from rts.records import (
     OVERDUE,
     OVERDUE_AFTER_S,
@@ -50,16 +51,6 @@ KEPT_S = 86400.0
 TIDY_S = 60.0
 
 
-class Verdicts(Protocol):
-    """The part of the ledger that is used here."""
-
-    def ended(self, task_ids: Collection[str]) -> set[str]:
-        """Return those of the tasks that have ended."""
-
-    def write(self, entries: Sequence[OutboxEntry]) -> object:
-        """Store verdicts; writing one twice changes nothing."""
-
-
 class OverdueSweep:
     """Looks for overdue tasks, in one companion of the fleet at a time."""
 
@@ -67,7 +58,7 @@ class OverdueSweep:
         self,
         link: Link,
         settings: Settings,
-        ledger: Verdicts,
+        ledger: Ledger,
         name: str,
         *,
         overdue_after_s: float = OVERDUE_AFTER_S,
@@ -179,7 +170,7 @@ class OverdueSweep:
         left = {raw: task for raw, task in tasks.items() if text(task.task_id) not in ended}
         running = self._running(left)
         verdicts = {raw: overdue_of(task, running.get(raw)) for raw, task in left.items()}
-        self._ledger.write([OutboxEntry("", verdict) for verdict in verdicts.values()])
+        store(self._ledger, [OutboxEntry("", verdict) for verdict in verdicts.values()])
         return verdicts
 
     def _running(self, ids: Collection[bytes]) -> dict[bytes, Execution]:

@@ -104,6 +104,27 @@ def test_a_look_that_died_halfway_is_repeated(
     assert len(events(settings)) == len(ledger.tasks) == 1
 
 
+class Refusing(MemoryLedger):
+    """A ledger that takes no task named *poison*."""
+
+    def write(self, entries: Sequence[OutboxEntry]) -> set[str]:
+        if any(entry.execution.task_id == "poison" for entry in entries):
+            raise ValueError("not this one")
+        return super().write(entries)
+
+
+def test_a_verdict_that_cannot_be_stored_holds_up_no_others(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    note(settings, task("poison", 1000.0), task("a", 1001.0))
+    ledger = Refusing()
+    looking = overdue_sweep(settings, ledger)
+    assert (looking.step(), looking.step()) == (2, 0)
+    assert ledger.tasks.keys() == {"a"}
+    assert len(ledger.refused) == 1
+    assert len(events(settings)) == 2
+
+
 def test_an_overdue_run_is_reported_with_its_worker(
     settings: Settings, redis_client: redis.Redis
 ) -> None:

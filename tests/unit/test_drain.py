@@ -8,7 +8,8 @@ import pytest
 
 from rts import health
 from rts.errors import StoreUnavailable
-from rts.ledger.drain import BATCH, MANY, MAX_BACKOFF_S, MIN_BACKOFF_S, Drain
+from rts.ledger.drain import BATCH, MAX_BACKOFF_S, MIN_BACKOFF_S, Drain
+from rts.ledger.refused import MANY
 from rts.records import OutboxEntry
 from tests.memory_ledger import MemoryLedger
 from tests.memory_outbox import MemoryOutbox, MemoryStream
