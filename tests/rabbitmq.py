@@ -6,6 +6,7 @@ import os
 import secrets
 import socket
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 from rts.testing.processes import OwnedProcess
@@ -51,13 +52,13 @@ class RabbitServer:
             "RABBITMQ_DIST_PORT": str(free_port()),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self._folder / "plugins"),
         }
-        self._process = OwnedProcess([command], self._folder / "rabbit.log", env=env)
-        try:
-            wait_until(self._answers, timeout=90, message="RabbitMQ answers")
-        except TimeoutError:
-            self._process.stop(20)
+        process = self._process = OwnedProcess([command], self._folder / "rabbit.log", env=env)
+        with suppress(TimeoutError):
+            wait_until(lambda: self._answers() or not process.running, timeout=90)
+        if not self._answers():
+            self.__exit__()
             log = (self._folder / "rabbit.log").read_text(errors="replace")
-            raise TimeoutError(f"RabbitMQ does not answer: {log[-2000:]}") from None
+            raise TimeoutError(f"RabbitMQ does not answer: {log[-2000:]}")
         return self
 
     def _answers(self) -> bool:
