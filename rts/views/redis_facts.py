@@ -31,6 +31,12 @@ def ask_facts(link: Link, settings: Settings) -> tuple[dict[str, str], str | Non
     return facts, refusal
 
 
+def version_of(facts: Mapping[str, str]) -> str | None:
+    """Return the version of the server. Valkey, for old clients, claims to be a Redis too."""
+    valkey = facts.get("valkey_version")
+    return f"Valkey {valkey}" if valkey else facts.get("redis_version")
+
+
 def eviction_of(facts: Mapping[str, str]) -> str | None:
     """Return the policy by which keys without a TTL, such as the outbox, may be evicted."""
     policy = facts.get("maxmemory_policy", "")

@@ -19,7 +19,7 @@ from rts.link.scripts import pack
 from rts.settings import Settings
 from rts.urls import shown_url
 from rts.views.fleet_state import commands, vitals_of
-from rts.views.redis_facts import ask_facts, eviction_of
+from rts.views.redis_facts import ask_facts, eviction_of, version_of
 
 
 @dataclass(frozen=True)
@@ -153,9 +153,7 @@ def ask_redis(link: Link, settings: Settings) -> RedisState:
     waiting, due, late, alerts, led, *messages = map(int, replies[len(asked) :])
     workers = [WorkerState.of(beat, vitals.now) for beat in vitals.workers]
     return RedisState(
-        server=ServerState(
-            shown_url(settings.redis_url), True, facts.get("redis_version"), latency_s
-        ),
+        server=ServerState(shown_url(settings.redis_url), True, version_of(facts), latency_s),
         clock_offset_s=now - (sent_at + latency_s / 2),
         clock_error_s=latency_s / 2,
         outbox_length=vitals.outbox_length,

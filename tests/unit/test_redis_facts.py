@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rts.views.redis_facts import refusal_of
+from rts.views.redis_facts import refusal_of, version_of
 
 MIB = 2**20
 
@@ -32,3 +32,10 @@ def test_a_redis_is_full_past_its_limit(
 def test_what_info_does_not_tell_is_no_refusal() -> None:
     assert refusal_of({}, "rts:") is None
     assert refusal_of({"maxmemory": "lots", "used_memory": "?"}, "rts:") is None
+
+
+def test_valkey_is_called_by_its_own_version() -> None:
+    facts = {"redis_version": "7.2.4"}
+    assert version_of(facts) == "7.2.4"
+    assert version_of({**facts, "valkey_version": "8.0.1"}) == "Valkey 8.0.1"
+    assert version_of({}) is None
