@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from redis.exceptions import ResponseError
+from redis.exceptions import NoPermissionError, ResponseError
 
 from rts.errors import short
 from rts.link.link import Link
@@ -27,7 +27,13 @@ def ask_facts(link: Link, settings: Settings) -> tuple[dict[str, str], str | Non
     facts = dict(line.split(":", 1) for line in lines if ":" in line)
     refusal = refusal_of(facts, settings.key_prefix)
     if refusal is None and isinstance(taken, ResponseError):
-        refusal = f"{short(taken)}. Let the user in rts_redis_url run scripts on rts's keys"
+        # One who may write nothing at all only looks: what writes is another user.
+        (removed,) = link.call_each(pack("HDEL", settings.keys.workers, ""))
+        if not all(isinstance(reply, NoPermissionError) for reply in (taken, removed)):
+            refusal = (
+                f"{short(taken)}. Let the user in rts_redis_url run scripts on rts's keys, and "
+                "nothing else use these"
+            )
     return facts, refusal
 
 

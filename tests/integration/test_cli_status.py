@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -16,7 +17,10 @@ import redis
 from celery import Celery
 
 import rts as rts_of
+from rts.link.link import Link
+from rts.settings import Settings
 from rts.testing import RedisServer, wait_until
+from rts.views.readings import read
 from tests.commands import NO_MONGO, NO_REDIS, Run, document, run_at
 from tests.conftest import ROOT
 
@@ -163,6 +167,33 @@ def test_a_redis_that_runs_no_scripts_is_reported(cli: Run, conf: dict[str, Any]
         conf.update(rts_redis_url=own.url)
         assert cli("check", "--lag").exit_code == 0
         assert client.keys() == []
+        client.set(f"{conf['rts_key_prefix']}tau", "of another app")
+        check = cli("check", "--lag")
+        assert check.exit_code == 2
+        assert "tau. Let the user in rts_redis_url run scripts on rts's keys, and nothing" in (
+            check.stdout
+        )
+
+
+def test_a_user_who_may_only_read_sees_whether_all_is_well(
+    cli: Run, conf: dict[str, Any]
+) -> None:
+    text = (ROOT / "docs/operations.md").read_text()
+    found = re.search(r"only look.*?user \w+ on >PASSWORD (%R~)rts:\* (.*?)`", text, re.DOTALL)
+    assert found
+    keys = f"{found[1]}{conf['rts_key_prefix']}*"
+    with RedisServer() as own, redis.Redis(port=own.port) as client:
+        if int(client.info()["redis_version"].partition(".")[0]) < 7:
+            keys = keys.removeprefix("%R")
+        client.execute_command(
+            "ACL", "SETUSER", "reader", "on", "nopass", keys, *found[2].split()
+        )
+        url = own.url.replace("://", "://reader:x@")
+        conf.update(rts_redis_url=url, broker_url="memory://")
+        status, check = cli("status"), cli("check", "--lag")
+        assert (status.exit_code, check.exit_code) == (0, 0), status.stderr + check.stdout
+        settings = Settings.from_conf(conf)
+        assert read(Link(settings), settings).refusal is None
 
 
 def test_a_redis_that_evicts_results_for_records_is_not_full(
