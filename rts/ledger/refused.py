@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 from rts import health
@@ -20,7 +21,7 @@ def store(ledger: Ledger, entries: Sequence[OutboxEntry]) -> set[str]:
     Raises:
         StoreUnavailable: the ledger is unavailable, or refuses all of many records.
     """
-    bad: list[tuple[OutboxEntry, Exception]] = []
+    bad: dict[int, Exception] = {}  # by the identity of the entry
     again: set[str] = set()
     stored, parts = 0, [entries]
     doubtful: list[Sequence[OutboxEntry]] = []
@@ -33,23 +34,26 @@ def store(ledger: Ledger, entries: Sequence[OutboxEntry]) -> set[str]:
             raise
         except Exception as exc:  # noqa: BLE001  caused by one of the entries: find it
             if len(part) == 1:
-                bad.append((part[0], exc))
+                bad[id(part[0])] = exc
             elif stored or len(bad) < MANY:
                 middle = len(part) // 2
-                parts += (part[middle:], part[:middle])
+                halves = [part[:middle], part[middle:]]
+                random.shuffle(halves)  # the next attempt at the batch begins elsewhere
+                parts += halves
             else:  # is nothing stored of the others either?
                 doubtful.append(part)
         if not parts:
             if not stored and len(bad) >= MANY:
                 # Not the records' fault: a validator, a full quota, a bug.
-                error = bad[0][1]
+                error = next(iter(bad.values()))
                 raise StoreUnavailable(
                     f"the ledger refuses every record: {type(error).__name__}: "
                     f"{str(error)[:200]}"
                 ) from error
             parts, doubtful = doubtful, []
-    for entry, error in bad:
-        set_aside(ledger, entry.execution.to_json(), f"{type(error).__name__}: {error}")
+    for entry in entries:
+        if (cause := bad.get(id(entry))) is not None:
+            set_aside(ledger, entry.execution.to_json(), f"{type(cause).__name__}: {cause}")
     return again
 
 

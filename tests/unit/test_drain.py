@@ -181,6 +181,20 @@ def test_records_behind_many_bad_ones_are_stored(
     assert len(ledger.refused) == MANY + 10
 
 
+def test_records_among_many_bad_ones_are_stored_in_the_end(
+    stream: MemoryStream, ledger: FaultyLedger, drain: Drain, clock: Clock
+) -> None:
+    good = {str(i) for i in range(BATCH // 4)}
+    fill(stream, *(f"poison{i}" for i in range(BATCH // 4)))
+    fill(stream, *(t for i in good for t in (f"poison-{i}", i, f"poison+{i}")))
+    for _ in range(100):
+        drain.step()
+        clock.at += MAX_BACKOFF_S
+    assert ledger.tasks.keys() == good
+    assert len(ledger.refused) == 3 * len(good)
+    assert not stream.entries
+
+
 def test_a_record_that_is_bad_and_alone_is_set_aside(
     stream: MemoryStream, ledger: FaultyLedger, drain: Drain
 ) -> None:
