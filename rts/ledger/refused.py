@@ -46,10 +46,13 @@ def store(ledger: Ledger, entries: Sequence[OutboxEntry]) -> set[str]:
             if not stored and len(bad) >= MANY:
                 # Not the records' fault: a validator, a full quota, a bug.
                 error = next(iter(bad.values()))
-                raise StoreUnavailable(
-                    f"the ledger refuses every record: {type(error).__name__}: "
-                    f"{str(error)[:200]}"
-                ) from error
+                why = f"{type(error).__name__}: {str(error)[:200]}"
+                health.warn_once(
+                    f"every record:{type(error).__name__}",
+                    "rts: the ledger refuses every record: %s. They are tried again and again",
+                    why,
+                )
+                raise StoreUnavailable(f"the ledger refuses every record: {why}") from error
             parts, doubtful = doubtful, []
     for entry in entries:
         if (cause := bad.get(id(entry))) is not None:

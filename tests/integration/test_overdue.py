@@ -16,6 +16,7 @@ from celery import Celery
 from rts.errors import StoreUnavailable
 from rts.keys import running_field
 from rts.ledger.overdue import BATCH, KEPT_S, MAX_GAP_S, SETTLE_S
+from rts.ledger.refused import MANY
 from rts.link.link import Link
 from rts.records import OutboxEntry
 from rts.settings import Settings
@@ -105,10 +106,10 @@ def test_a_look_that_died_halfway_is_repeated(
 
 
 class Refusing(MemoryLedger):
-    """A ledger that takes no task named *poison*."""
+    """A ledger that takes no task whose id begins with *poison*."""
 
     def write(self, entries: Sequence[OutboxEntry]) -> set[str]:
-        if any(entry.execution.task_id == "poison" for entry in entries):
+        if any(entry.execution.task_id.startswith("poison") for entry in entries):
             raise ValueError("not this one")
         return super().write(entries)
 
@@ -123,6 +124,18 @@ def test_a_verdict_that_cannot_be_stored_holds_up_no_others(
     assert ledger.tasks.keys() == {"a"}
     assert len(ledger.refused) == 1
     assert len(events(settings)) == 2
+
+
+def test_a_ledger_that_refuses_every_verdict_is_reported(
+    settings: Settings, redis_client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    note(settings, *(task(f"poison{n}", 1000.0) for n in range(MANY)))
+    looking = overdue_sweep(settings, Refusing())
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable, match="refuses every record"):
+            looking.step()
+    assert caplog.text.count("refuses every record") == 1
+    assert redis_client.zcard(settings.keys.open) == MANY
 
 
 def test_an_overdue_run_is_reported_with_its_worker(
