@@ -20,7 +20,7 @@ from typing import Any
 
 from rts.deadlines import MAX_INSTANT
 from rts.headers import instant
-from rts.lifecycle.replacements import embed_of
+from rts.lifecycle.replacements import embed_of, replaces
 from rts.records import Plan
 from rts.validation import finite
 
@@ -77,7 +77,7 @@ def is_next(current: Mapping[str, Any], headers: Mapping[str, Any], body: object
     next member of the chain or a task of the group that is this member, or as the chord's body.
     """
     shared = current.get(NEXT)
-    if shared is None:
+    if shared is None or replaces(headers, current):  # what replaces a task is in its group
         return False
     # Of a chain within the group, only the last member names the group.
     chain, _ = _what_follows(body)
@@ -107,8 +107,12 @@ def _first_id(signature: object) -> str | None:
         if not isinstance(signature, Mapping):
             break
         if signature.get("task") != "celery.chain":
-            task_id = _part(signature, "options").get("task_id")
-            return task_id if isinstance(task_id, str) else None
+            options = _part(signature, "options")
+            first = options.get("task_id")
+            if signature.get("task") == "celery.group":
+                # With Celery >= 5.6, the tasks of a chord's body name the header's group.
+                first = options.get("group_id") or first
+            return first if isinstance(first, str) else None
         signature = next(iter(_items(_part(signature, "kwargs").get("tasks"))), None)
     return None
 

@@ -166,6 +166,15 @@ def test_deadlines_propagate_through_a_real_canvas(
     assert {task["deadline"] for task in members} == {members[0]["deadline"]}
     assert seconds(members[0]) == pytest.approx(4 * alone, rel=0.05)
 
+    # So do the tasks of a chord's body.
+    ids = [uuid() for _ in range(5)]
+    first, *header, left, right = (link().set(task_id=task_id) for task_id in ids)
+    canvas = chain(first, group(header), group(left, right), app=app)
+    canvas.apply_async().get(timeout=30)
+    members = [of(task_id) for task_id in ids]
+    assert {task["deadline"] for task in members} == {members[0]["deadline"]}
+    assert seconds(members[0]) == pytest.approx(3 * alone, rel=0.05)
+
     # Members that have deadlines of their own keep them; the body's counts from there.
     asked = link().set(headers={"sla_deadline": due + 60})
     last = chord([asked, asked], link(), app=app).apply_async()
