@@ -429,11 +429,11 @@ def test_slots_follow_the_pool(
         hopeful = {"sla_deadline": time.time() + 600}  # so that they may have all slots
         return [app.send_task(name, (argument,), headers=hopeful).id for _ in range(count)]
 
-    def processes() -> int:
-        (stats,) = app.control.inspect(timeout=30, limit=1).stats().values()
-        return len(stats["pool"]["processes"])
+    def running() -> int:
+        (tasks,) = app.control.inspect(timeout=30, limit=1).active().values()
+        return len(tasks)
 
-    marker = tmp_path / "marker"
+    marker, again = tmp_path / "marker", tmp_path / "again"
     send(6, UNTIL, str(marker))
     wait_until(held(1))
     app.control.pool_grow(2, **ONE_REPLY)
@@ -441,8 +441,11 @@ def test_slots_follow_the_pool(
     marker.touch()
     wait_until(held(0))  # a pool whose processes are all busy does not shrink
     app.control.pool_shrink(1, **ONE_REPLY)
-    # Until the pool has noticed its end, Celery may give a task to the process that is gone.
-    wait_until(lambda: processes() == 2)
+    # Celery may give a task to the process that is gone, and notices only some seconds later.
+    send(2, UNTIL, str(again))
+    wait_until(lambda: running() == 2)
+    again.touch()
+    wait_until(held(0))
     app.control.autoscale(4, 1, **ONE_REPLY)  # not for this worker
     ids = {"$in": send(4, LATE, 3.0)}
     ended = {"task_id": ids, "state": "SUCCESS"}
