@@ -33,10 +33,12 @@ _interrupted = False
 
 def interrupt(*_: Any) -> None:
     """Stop the demo. Runs when a signal arrives, wherever the demo is: an exception raised
-    inside a destructor is lost, so a flag is set as well.
+    inside a destructor is lost, so a flag is set as well. From here on destructors fail
+    silently: theirs may be an object whose construction the exception cuts off.
     """
     global _interrupted
     _interrupted = True
+    sys.unraisablehook = lambda _: None
     raise KeyboardInterrupt
 
 

@@ -63,3 +63,25 @@ def test_ctrl_c_leaves_nothing_behind() -> None:
     assert demo.returncode == 130, out
     assert err == ""
     wait_until(lambda: not left_of("interrupted"), message="all processes of the demo are gone")
+
+
+def test_ctrl_c_within_a_constructor_prints_no_error_of_the_destructor() -> None:
+    code = """
+from workers.demo import interrupt
+
+class Client:
+    def __init__(self):
+        interrupt()
+        self.connected = True
+
+    def __del__(self):
+        self.connected
+
+try:
+    Client()
+except KeyboardInterrupt:
+    print("stopped")
+"""
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (result.stdout, result.stderr) == ("stopped\n", "")
