@@ -166,11 +166,10 @@ def test_deadlines_propagate_through_a_real_canvas(
     assert {task["deadline"] for task in members} == {members[0]["deadline"]}
     assert seconds(members[0]) == pytest.approx(4 * alone, rel=0.05)
 
-    # So do the tasks of a chord's body.
+    # So do the tasks of a chord's body, whose result comes only with Celery >= 5.7.
     ids = [uuid() for _ in range(5)]
     first, *header, left, right = (link().set(task_id=task_id) for task_id in ids)
-    canvas = chain(first, group(header), group(left, right), app=app)
-    canvas.apply_async().get(timeout=30)
+    chain(first, group(header), group(left, right), app=app).apply_async()
     members = [of(task_id) for task_id in ids]
     assert {task["deadline"] for task in members} == {members[0]["deadline"]}
     assert seconds(members[0]) == pytest.approx(3 * alone, rel=0.05)
