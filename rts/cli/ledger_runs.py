@@ -72,7 +72,7 @@ def runs(
 
 def _as_run(task: dict[str, Any]) -> dict[str, Any]:
     """Return the document that a dropped task would have if it had run for its tau."""
-    ran = {"started_at": task["completed_at"], "runtime_s": task.get("tau"), "pid": None}
+    ran = {"started_at": task.get("completed_at"), "runtime_s": task.get("tau"), "pid": None}
     return {**task, "task_id": str(task["_id"]), **ran}
 
 

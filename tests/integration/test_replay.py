@@ -168,6 +168,7 @@ def test_malformed_records_of_the_ledger_are_left_out(conf: dict[str, Any], mong
     mongo.assignments.insert_many([{**known, "_id": n, **each} for n, each in enumerate(odd)])
     mongo.assignments.insert_one({"completed_at": known["completed_at"]})
     mongo.assignments.insert_one({"completed_at": known["completed_at"], "state": "RETRY"})
+    mongo.tasks.insert_one({"verdict_at": known["completed_at"], "cause": "dropped"})
     found = document(cli_of(**conf)("replay", "--since", "1h", "--json"))
     assert found["total"]["tasks"] == 1
 
