@@ -20,36 +20,6 @@ NO_REDIS, NO_MONGO = "redis://:secret@127.0.0.1:1/0", "mongodb://u:secret@127.0.
 Run = Callable[..., Result]
 
 
-def run_at(second: float, number: int = 0, **changes: Any) -> Execution:
-    """Return a successful run that ended *second* seconds before now."""
-    completed_at = time.time() - second
-    run = Execution(
-        run_id=f"run-{number}",
-        task_id=f"task-{number}",
-        name="tests.work",
-        task_type="cpu-light",
-        type_source="explicit",
-        tau=5.0,
-        k=2.0,
-        arrival=completed_at - 4,
-        deadline=completed_at + 6,
-        arrival_source="published",
-        queue="q",
-        retries=0,
-        parent_id=None,
-        root_id=None,
-        worker="w@host",
-        instance="w@host/1",
-        pid=1,
-        started_at=completed_at - 3,
-        load_at_start={"load": 0.25, "cpu": 0.25, "memory": None, "gpu": None},
-        completed_at=completed_at,
-        runtime_s=3.0,
-        state="SUCCESS",
-    )
-    return run._replace(**changes)
-
-
 def write(conf: dict[str, Any], *runs: Execution) -> None:
     ledger = MongoLedger(Settings.from_conf(conf))
     ledger.write([OutboxEntry(str(n), run) for n, run in enumerate(runs)])

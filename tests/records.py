@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
 from rts.records import Execution
 
 
@@ -33,6 +36,28 @@ def success(task_id: str, runtime_s: float = 1.0) -> Execution:
     return run(task_id)._replace(
         state="SUCCESS", started_at=1.0, completed_at=1.0 + runtime_s, runtime_s=runtime_s
     )
+
+
+def ended(number: int, ago_s: float, **changes: Any) -> Execution:
+    """Return a run of 3 s that ended *ago_s* seconds before now, in time."""
+    completed_at = time.time() - ago_s
+    known = run(f"task-{number}")._replace(
+        run_id=f"run-{number}",
+        name="proj.work",
+        arrival=completed_at - 4,
+        deadline=completed_at + 2,
+        queue="q",
+        worker="w@host",
+        instance="w@host/1",
+        started_at=completed_at - 3,
+        load_at_start={"load": 0.25, "cpu": 0.25, "memory": 0.25, "gpu": None},
+        completed_at=completed_at,
+        runtime_s=3.0,
+        cpu_s=2.0,
+        max_rss_bytes=1 << 20,
+        state="SUCCESS",
+    )
+    return known._replace(**changes)
 
 
 def as_line(execution: Execution) -> bytes:

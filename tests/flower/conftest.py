@@ -23,6 +23,7 @@ from rts.settings import Settings
 from rts.testing import wait_until
 from rts.testing.processes import OwnedProcess
 from tests.conftest import ROOT, Stage
+from tests.records import ended
 
 #: A name that runs, where it is not shown as text.
 EVIL = "<script>alert('rts')</script><img src=x onerror=alert(1)>\"'{{7*7}}"
@@ -125,39 +126,6 @@ def make_flower(tmp_path: Path) -> Iterator[Callable[..., Flower]]:
     yield make
     for flower in started:
         flower.stop()
-
-
-def ended(number: int, ago_s: float, **changes: Any) -> Execution:
-    """Return a run of 3 s that ended *ago_s* seconds ago, in time."""
-    completed_at = time.time() - ago_s
-    changes.setdefault("task_id", f"task-{number}")
-    run = Execution(
-        run_id=f"run-{number}",
-        task_id="",
-        name="proj.work",
-        task_type="cpu-light",
-        type_source="explicit",
-        tau=3.0,
-        k=2.0,
-        arrival=completed_at - 4,
-        deadline=completed_at + 2,
-        arrival_source="published",
-        queue="q",
-        retries=0,
-        parent_id=None,
-        root_id=None,
-        worker="w@host",
-        instance="w@host/1",
-        pid=1,
-        started_at=completed_at - 3,
-        load_at_start={"load": 0.25, "cpu": 0.25, "memory": 0.25, "gpu": None},
-        completed_at=completed_at,
-        runtime_s=3.0,
-        cpu_s=2.0,
-        max_rss_bytes=1 << 20,
-        state="SUCCESS",
-    )
-    return run._replace(**changes)
 
 
 def some_runs() -> list[Execution]:

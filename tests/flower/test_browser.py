@@ -21,8 +21,9 @@ from rts.flower import tab
 from rts.flower.words import duration
 from rts.testing import RedisServer, wait_until
 from tests.conftest import Stage
-from tests.flower.conftest import EVIL, Flower, ended, some_runs
+from tests.flower.conftest import EVIL, Flower, some_runs
 from tests.programs import needed
+from tests.records import ended
 
 pytestmark = pytest.mark.usefixtures("unmeasured_processes")
 

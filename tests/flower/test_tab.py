@@ -28,8 +28,9 @@ from rts.views.json_values import plain
 from rts.views.report import report
 from rts.views.slo import standings
 from tests.conftest import ROOT, Stage
-from tests.flower.conftest import EVIL, Flower, ended, some_runs
+from tests.flower.conftest import EVIL, Flower, some_runs
 from tests.programs import needed
+from tests.records import ended
 
 PAGES = ("/rts", "/rts/types", "/rts/workers", "/rts/queues", "/rts/misses", "/rts/task/task-0")
 APIS = ("overview", "types", "workers", "queues", "misses", "task/task-0")

@@ -19,8 +19,9 @@ from pymongo.database import Database
 
 import rts as rts_of
 from rts.testing import wait_until
-from tests.commands import NO_MONGO, NO_REDIS, Run, document, run_at, write
+from tests.commands import NO_MONGO, NO_REDIS, Run, document, write
 from tests.conftest import ROOT
+from tests.records import ended
 
 pytestmark = pytest.mark.usefixtures("unmeasured_processes")
 
@@ -102,7 +103,7 @@ def test_drain_ends_at_a_signal(
     shell = Shell(stage)
     outbox = f"{stage.prefix}outbox"
     for number, ending in enumerate((signal.SIGINT, signal.SIGTERM)):
-        redis_client.xadd(outbox, {"r": run_at(1, number).to_json()})
+        redis_client.xadd(outbox, {"r": ended(number, 1).to_json()})
         with subprocess.Popen(
             [*shell.command, "drain"],
             env=shell.environment,
@@ -242,10 +243,10 @@ def test_the_report_counts_a_window_by_key_and_in_total(cli: Run, conf: dict[str
     late = {"deadline": time.time() - 100, "task_type": "mixed"}
     write(
         conf,
-        run_at(10, 1),
-        run_at(10, 2, **late),
-        run_at(10, 3, **late, cause="killed", state="FAILURE", runtime_s=None),
-        run_at(7200, 4),
+        ended(1, 10),
+        ended(2, 10, **late),
+        ended(3, 10, **late, cause="killed", state="FAILURE", runtime_s=None),
+        ended(4, 7200),
     )
     found = document(cli("report", "--since", "1h", "--json"))
     assert found["by"] == "type"
@@ -262,7 +263,7 @@ def test_the_report_counts_a_window_by_key_and_in_total(cli: Run, conf: dict[str
     assert any(line.split()[:2] == ["total", "4"] for line in lines)
     assert "1 killed, 1 late" in text
     # A task that no worker had has a row.
-    write(conf, run_at(10, 5, worker="", cause="revoked", state="REVOKED", ran=False))
+    write(conf, ended(5, 10, worker="", cause="revoked", state="REVOKED", ran=False))
     text = cli("report", "--since", "1h", "--by", "worker").stdout
     assert any(line.split()[:3] == ["unknown", "1", "0.0"] for line in text.splitlines())
     until = datetime.now(timezone.utc).isoformat()
@@ -296,8 +297,8 @@ def test_invalid_windows_and_keys_are_rejected(cli: Run, arguments: tuple[str, .
 
 
 def test_show_prints_a_task_and_each_of_its_runs(cli: Run, conf: dict[str, Any]) -> None:
-    first = run_at(20, 1, state="RETRY", load_at_start=None)
-    second = run_at(10, 2, task_id="task-1", retries=1)
+    first = ended(1, 20, state="RETRY", load_at_start=None)
+    second = ended(2, 10, task_id="task-1", retries=1)
     write(conf, first, second)
     found = document(cli("show", "task-1", "--json"))
     assert found["task"]["task_id"] == "task-1"
@@ -313,7 +314,7 @@ def test_show_prints_a_task_and_each_of_its_runs(cli: Run, conf: dict[str, Any])
 
 def test_show_of_an_overdue_task(cli: Run, conf: dict[str, Any]) -> None:
     never = {"started_at": None, "completed_at": None, "runtime_s": None, "ran": False}
-    write(conf, run_at(20, 1, state="PENDING", cause="overdue", **never))
+    write(conf, ended(1, 20, state="PENDING", cause="overdue", **never))
     found = document(cli("show", "task-1", "--json"))
     assert (found["task"]["state"], found["task"]["cause"]) == ("PENDING", "overdue")
     assert found["task"]["sla_success"] is False
@@ -325,7 +326,7 @@ def test_show_of_an_overdue_task(cli: Run, conf: dict[str, Any]) -> None:
 
 
 def test_show_of_an_expired_task(cli: Run, conf: dict[str, Any]) -> None:
-    write(conf, run_at(1, 1, ran=False, state="REVOKED", cause="expired", started_at=None))
+    write(conf, ended(1, 1, ran=False, state="REVOKED", cause="expired", started_at=None))
     assert "Runs: 0" in cli("show", "task-1").stdout
     missing = cli("show", "\x1bnope")
     assert missing.exit_code == 1
@@ -361,7 +362,7 @@ def test_with_its_servers_down_a_command_says_so_in_one_line(
 def test_drain_without_mongodb(
     cli: Run, conf: dict[str, Any], redis_client: redis.Redis, rts_key_prefix: str
 ) -> None:
-    redis_client.xadd(f"{rts_key_prefix}outbox", {"r": run_at(1).to_json()})
+    redis_client.xadd(f"{rts_key_prefix}outbox", {"r": ended(0, 1).to_json()})
     conf["rts_mongo_url"] = f"{NO_MONGO}?serverSelectionTimeoutMS=200"
     result = cli("drain", "--once")
     assert result.exit_code == 1

@@ -21,8 +21,9 @@ from rts.link.link import Link
 from rts.settings import Settings
 from rts.testing import RedisServer, wait_until
 from rts.views.readings import read
-from tests.commands import NO_MONGO, NO_REDIS, Run, document, run_at
+from tests.commands import NO_MONGO, NO_REDIS, Run, document
 from tests.conftest import ROOT
+from tests.records import ended
 
 pytestmark = pytest.mark.usefixtures("unmeasured_processes")
 
@@ -40,7 +41,7 @@ def test_status_when_all_is_well(
         redis_client.hset(f"{rts_key_prefix}workers", instance, json.dumps(beat))
     redis_client.hset(f"{rts_key_prefix}workers", "other", "not json")
     for number, deadline in enumerate((now - 10, now + 1000)):
-        note = run_at(0, number, completed_at=None, state="STARTED", deadline=deadline)
+        note = ended(number, 0, completed_at=None, state="STARTED", deadline=deadline)
         redis_client.hset(f"{rts_key_prefix}running", f"r{number}", note.to_json())
     redis_client.hset(f"{rts_key_prefix}running", "odd", "no note")
     redis_client.hset(f"{rts_key_prefix}counters", mapping={"redis_failures": 3, "zero": 0})

@@ -22,8 +22,9 @@ from rts.cli import ledger_runs, rts
 from rts.simulation.traces import Job, at_load, read_trace, six_types, write_trace
 from rts.testing import wait_until
 from rts.testing.replay import replay, share
-from tests.commands import NO_MONGO, Run, document, run_at, write
+from tests.commands import NO_MONGO, Run, document, write
 from tests.conftest import ROOT, Stage
+from tests.records import ended
 
 
 def cli_of(**conf: Any) -> Run:
@@ -100,10 +101,10 @@ def test_the_ledger_is_read_by_window_queue_and_number(
 ) -> None:
     write(
         conf,
-        *(run_at(100.0 - n, n, queue="q" if n % 2 else "other") for n in range(10)),
-        run_at(7000, 10),
-        run_at(50, 11, started_at=None),  # killed before anybody knew
-        run_at(40, 12, state="FAILURE", cause="killed", runtime_s=None),
+        *(ended(n, 100.0 - n, queue="q" if n % 2 else "other") for n in range(10)),
+        ended(10, 7000),
+        ended(11, 50, started_at=None),  # killed before anybody knew
+        ended(12, 40, state="FAILURE", cause="killed", runtime_s=None),
     )
     run = cli_of(**conf)
     found = document(run("replay", "--since", "1h", "--json"))
@@ -118,7 +119,7 @@ def test_the_ledger_is_read_by_window_queue_and_number(
         == 6
     )
     by_name = document(run("replay", "--since", "3h", "--by", "name", "--json"))
-    assert [(row["key"], row["tasks"]) for row in by_name["rows"]] == [("tests.work", 12)]
+    assert [(row["key"], row["tasks"]) for row in by_name["rows"]] == [("proj.work", 12)]
     monkeypatch.setattr("rts.cli.workloads.MAX_RUNS", 5)
     monkeypatch.setattr(ledger_runs, "MAX_RUNS", 5)
     few = run("replay", "--since", "3h", "--json")
@@ -130,12 +131,12 @@ def test_tasks_that_were_dropped_are_replayed_with_their_tau(conf: dict[str, Any
     never = {"state": "REVOKED", "started_at": None, "runtime_s": None, "load_at_start": {}}
     write(
         conf,
-        *(run_at(100.0 + 10 * n, n) for n in range(4)),
-        *(run_at(101.0 + 10 * n, 10 + n, cause="dropped", **never) for n in range(3)),
-        run_at(101.0, 20, cause="expired", **never),
-        run_at(101.0, 21, cause="dropped", queue="other", **never),
-        run_at(150.0, 22, state="RETRY"),
-        run_at(101.0, 22, cause="dropped", retries=1, run_id="again", **never),
+        *(ended(n, 100.0 + 10 * n) for n in range(4)),
+        *(ended(10 + n, 101.0 + 10 * n, cause="dropped", **never) for n in range(3)),
+        ended(20, 101.0, cause="expired", **never),
+        ended(21, 101.0, cause="dropped", queue="other", **never),
+        ended(22, 150.0, state="RETRY"),
+        ended(22, 101.0, cause="dropped", retries=1, run_id="again", **never),
     )
     run = cli_of(**conf)
     found = document(run("replay", "--since", "1h", "--queue", "q", "--slots", "9", "--json"))
@@ -149,7 +150,7 @@ def test_tasks_that_were_dropped_are_replayed_with_their_tau(conf: dict[str, Any
 def test_of_many_runs_only_those_are_looked_at_that_are_read(
     conf: dict[str, Any], mongo: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(conf, *(run_at(1000.0 + n, n) for n in range(200)))
+    write(conf, *(ended(n, 1000.0 + n) for n in range(200)))
     monkeypatch.setattr("rts.cli.workloads.MAX_RUNS", 10)
     monkeypatch.setattr(ledger_runs, "MAX_RUNS", 10)
     mongo.command("profile", 2)
@@ -162,7 +163,7 @@ def test_of_many_runs_only_those_are_looked_at_that_are_read(
 
 
 def test_malformed_records_of_the_ledger_are_left_out(conf: dict[str, Any], mongo: Any) -> None:
-    write(conf, run_at(100.0))
+    write(conf, ended(0, 100.0))
     known = mongo.assignments.find_one()
     odd: list[dict[str, Any]] = [{"started_at": "x"}, {"name": None}, {"arrival": 5}]
     mongo.assignments.insert_many([{**known, "_id": n, **each} for n, each in enumerate(odd)])
