@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from typing import Any
 
 from celery import signals
 from celery.exceptions import SoftTimeLimitExceeded
+from celery.utils.dispatch import Signal
 
 from rts import health
 
-#: Seconds until the signal is sent again: enough for the interrupted hook to return.
-RESEND_AFTER_S = 0.01
+#: Seconds between looks whether the interrupted hook has returned.
+LOOK_S = 0.01
+#: What runs the receivers of a signal, and catches whatever they raise.
+_SEND = Signal.send.__code__
 
 _UID = "rts.limit"
 
@@ -32,14 +36,28 @@ def hook_failed(hook: str, exc: Exception) -> None:
 
 
 def resend_soft_limit() -> None:
-    """Send the signal of the soft time limit again, unless the task ends before that."""
-    timer = threading.Timer(RESEND_AFTER_S, os.kill, (os.getpid(), signal.SIGUSR1))
-    timer.daemon = True
+    """Send the signal of the soft time limit again once this thread has left the receivers of
+    Celery's signals, unless the task ends before that.
+    """
+    thread, over = threading.get_ident(), threading.Event()
+
+    def resend() -> None:
+        while not over.wait(LOOK_S):
+            if not _is_in_receiver(thread):
+                os.kill(os.getpid(), signal.SIGUSR1)
+                return
 
     def ended(**_: Any) -> None:
-        timer.cancel()
+        over.set()
         signals.task_postrun.disconnect(dispatch_uid=_UID)
 
     signals.task_postrun.disconnect(dispatch_uid=_UID)  # of an earlier one in this task
     signals.task_postrun.connect(ended, weak=False, dispatch_uid=_UID)
-    timer.start()
+    threading.Thread(target=resend, daemon=True).start()
+
+
+def _is_in_receiver(thread: int) -> bool:
+    frame = sys._current_frames().get(thread)
+    while frame is not None and frame.f_code is not _SEND:
+        frame = frame.f_back
+    return frame is not None
