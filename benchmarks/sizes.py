@@ -17,12 +17,12 @@ import redis
 from heading import print_heading
 from ledger import batches, executions
 
-from rts.ledger.announce import CHUNK, Announcer
 from rts.ledger.mongo import MongoLedger
 from rts.link.link import Link
 from rts.records import Execution, OpenTask
 from rts.settings import Settings
 from rts.testing import MongoServer, RedisServer
+from rts.unfinished.announcer import CHUNK, Announcer
 
 #: Labels of the table.
 OPEN, OUTBOX = "open task, Redis", "record in the outbox, Redis"

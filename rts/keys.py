@@ -78,7 +78,7 @@ class Keys:
         #: Sorted set, by instant: ids of tasks and runs whose verdict did not come from their
         #: own end, so that they are not counted again.
         self.judged = prefix + "judged"
-        #: Capped stream of events about deadlines (:mod:`rts.ledger.events`).
+        #: Capped stream of events about deadlines (:mod:`rts.unfinished.events`).
         self.events = prefix + "events"
         #: Hash: metric and labels to value; see ``count.lua``.
         self.metrics = prefix + "metrics"

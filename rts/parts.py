@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from rts import health
 from rts.clock import FleetClock
-from rts.ledger.announce import Announcer
-from rts.ledger.instructions import Instructions
-from rts.ledger.notes import NoteBoard
+from rts.companion.instructions import Instructions
+from rts.companion.supervisor import Companion
 from rts.ledger.sink import SpoolRunSink
 from rts.ledger.spool import Spool
-from rts.ledger.supervisor import Companion
 from rts.lifecycle.ends import Ends
 from rts.lifecycle.owners import tasks_of
 from rts.lifecycle.planning import Planner
@@ -27,6 +25,8 @@ from rts.scheduling.priority import Prioritise, prioritiser
 from rts.scheduling.worker_capacity import prefetch_of, slots_of
 from rts.settings import Settings
 from rts.tau.cache import TauCache
+from rts.unfinished.announcer import Announcer
+from rts.unfinished.notes import NoteBoard
 
 if TYPE_CHECKING:
     from rts.predictions.predictor import Predictor

@@ -6,13 +6,13 @@ from typing import Any
 
 import redis
 
-from rts.ledger.announce import Announcer
-from rts.ledger.events import Event
-from rts.ledger.overdue import OverdueSweep
 from rts.link.link import Link
 from rts.records import OpenTask
 from rts.settings import Settings
 from rts.tau.finish import FinishCall, finish_entry
+from rts.unfinished.announcer import Announcer
+from rts.unfinished.events import Event
+from rts.unfinished.overdue import OverdueSweep
 from tests.records import success
 
 

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 
 from rts.alerting.alert import Condition
 from rts.keys import Keys
-from rts.ledger.announcement import task_of
 from rts.ledger.storable import text
 from rts.link.link import Link
 from rts.link.scripts import pack
 from rts.objectives import ALL, BURN_RULES
 from rts.records import OpenTask
+from rts.unfinished.announcement import task_of
 from rts.views.slo import ObjectiveStatus
 
 SLO_BURNING, TASK_OVERDUE = "slo_burning", "task_overdue"

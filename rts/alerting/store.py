@@ -11,11 +11,11 @@ from dataclasses import asdict, replace
 from rts.alerting.alert import RESOLVED, Alert, Condition
 from rts.alerting.conditions import SLO_BURNING
 from rts.clock import FleetClock
-from rts.ledger.events import MAX_EVENTS
 from rts.link.link import Link
 from rts.link.scripts import Script, pack
 from rts.notices import SloBurning
 from rts.settings import Settings
+from rts.unfinished.events import MAX_EVENTS
 
 UPDATE_ALERT = Script.load("update_alert")
 

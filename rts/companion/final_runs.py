@@ -11,8 +11,8 @@ import threading
 import time
 
 from rts.companion.attempts import attempt
-from rts.ledger.in_flight import InFlightRuns
-from rts.ledger.postmortem import PostMortem
+from rts.companion.postmortem import PostMortem
+from rts.unfinished.in_flight import InFlightRuns
 
 #: Seconds for processes killed with the worker to exit, and for the runs that go on to be
 #: published.

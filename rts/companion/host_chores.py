@@ -20,8 +20,6 @@ from rts import health
 from rts.clock import FleetClock
 from rts.companion.attempts import attempt
 from rts.companion.ledger_chores import LedgerChores
-from rts.ledger.heartbeat import BEAT_S
-from rts.ledger.janitor import Janitor
 from rts.ledger.shipper import Shipper
 from rts.ledger.spool import Spool
 from rts.link.delivery import deliver, take_counts
@@ -30,6 +28,8 @@ from rts.link.replies import as_instant
 from rts.link.scripts import pack
 from rts.records import Execution, Learned
 from rts.settings import Settings
+from rts.unfinished.heartbeat import BEAT_S
+from rts.unfinished.janitor import Janitor
 
 logger = logging.getLogger("rts.drain")
 

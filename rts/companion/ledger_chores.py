@@ -16,11 +16,11 @@ from rts.ledger.connection import translate_outages
 from rts.ledger.drain import Drain
 from rts.ledger.mongo import MongoLedger
 from rts.ledger.outbox import GATHER_S, RedisOutbox
-from rts.ledger.overdue import OverdueSweep
 from rts.link.lease import first_in
 from rts.link.link import Link
 from rts.settings import Settings
 from rts.tau.snapshot import Snapshots
+from rts.unfinished.overdue import OverdueSweep
 from rts.views.tallies import precompute
 from rts.views.tally import CLASSES
 

@@ -13,9 +13,9 @@ from rts.companion.ledger_chores import ROLLUP_S, LedgerChores
 from rts.companion.worker_chores import WorkerChores
 from rts.errors import StoreUnavailable
 from rts.ledger.drain import BATCH
-from rts.ledger.heartbeat import BEAT_S
 from rts.ledger.outbox import TAKEOVER_S
 from rts.settings import Settings
+from rts.unfinished.heartbeat import BEAT_S
 
 #: Seconds between polls of the outbox, except after a full batch: one write costs nearly the
 #: same for one record as for many. A record waits for so long at most, in a fleet for up to

@@ -26,9 +26,9 @@ from functools import partial
 
 from rts.companion.attempts import attempt
 from rts.companion.host_chores import HostChores
+from rts.companion.instructions import Instructions
 from rts.companion.loop import run
 from rts.companion.worker_chores import WorkerChores
-from rts.ledger.instructions import Instructions
 
 #: Seconds from the worker's end until this process exits, whatever hangs. That is safe:
 #: nothing is acknowledged before it is done. Counted in steps of so many seconds, so that

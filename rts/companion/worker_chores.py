@@ -10,16 +10,16 @@ import threading
 from rts.companion.attempts import attempt
 from rts.companion.final_runs import FinalRuns
 from rts.companion.host_chores import HostChores
-from rts.ledger.heartbeat import BEAT_S, Heartbeat
-from rts.ledger.in_flight import InFlightRuns
-from rts.ledger.instructions import Instructions
-from rts.ledger.janitor import Orphans
-from rts.ledger.notes import NoteBoard
-from rts.ledger.postmortem import PostMortem
+from rts.companion.instructions import Instructions
+from rts.companion.postmortem import PostMortem
 from rts.ledger.sink import SpoolRunSink
 from rts.link.scripts import pack
 from rts.load.sample import LoadSample
 from rts.load.sampler import Probes, real_probes, take_sample
+from rts.unfinished.heartbeat import BEAT_S, Heartbeat
+from rts.unfinished.in_flight import InFlightRuns
+from rts.unfinished.janitor import Orphans
+from rts.unfinished.notes import NoteBoard
 
 #: The oldest load that a heartbeat has, seconds: it is read as often as the heart beats.
 MAX_LOAD_AGE_S = 5 * BEAT_S

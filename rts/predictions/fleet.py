@@ -8,9 +8,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rts.ledger.heartbeat import BEAT_S, Heartbeat, read_heartbeats
-from rts.ledger.in_flight import read_notes
-from rts.ledger.received import SIZE
 from rts.ledger.recent import RUNS, Recent, read_recent
 from rts.link.link import Link
 from rts.link.replies import as_instant, replies_as_text
@@ -19,6 +16,9 @@ from rts.predictions.shared_workers import WorkerGroup
 from rts.records import Execution
 from rts.settings import Settings
 from rts.tau.sketch import Sketch
+from rts.unfinished.heartbeat import BEAT_S, Heartbeat, read_heartbeats
+from rts.unfinished.in_flight import read_notes
+from rts.unfinished.received import SIZE
 
 #: Seconds within which a run in progress is visible in Redis: a heartbeat and its delivery.
 NOTED_S = BEAT_S + 0.5

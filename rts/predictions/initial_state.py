@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from rts.deadlines import hopeful_until
 from rts.errors import CommandError
 from rts.headers import instant
-from rts.ledger.received import mark_of
 from rts.ledger.recent import Recent
 from rts.link.link import Link
 from rts.predictions.fleet import Fleet, read_fleet, read_ratios
@@ -23,6 +22,7 @@ from rts.scheduling.rule import Rule
 from rts.settings import Settings
 from rts.tasktypes import UNTYPED
 from rts.tau.cache import POOL
+from rts.unfinished.received import mark_of
 from rts.validation import finite
 
 #: Seconds after which a worker has reported that it has received a message.

@@ -12,9 +12,6 @@ from functools import partial
 from typing import Any
 
 from rts.errors import CommandError, StoreUnavailable
-from rts.ledger.announcement import task_of
-from rts.ledger.heartbeat import Heartbeat
-from rts.ledger.in_flight import read_notes
 from rts.link.link import Link
 from rts.link.replies import as_instant
 from rts.link.scripts import pack
@@ -34,6 +31,9 @@ from rts.scheduling.queues import known_queues
 from rts.settings import Settings
 from rts.simulation.orders import order_of
 from rts.simulation.recording import share_of_slots
+from rts.unfinished.announcement import task_of
+from rts.unfinished.heartbeat import Heartbeat
+from rts.unfinished.in_flight import read_notes
 
 #: Readings of queues that are cached, and refusals.
 MAX_READINGS = 100

@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from rts.ledger.heartbeat import Heartbeat
 from rts.link.link import Link
 from rts.link.replies import as_instant
 from rts.link.scripts import pack
@@ -15,6 +14,7 @@ from rts.predictions.fleet import living
 from rts.predictions.initial_state import InitialState
 from rts.predictions.queue_reader import QueueReader
 from rts.settings import Settings
+from rts.unfinished.heartbeat import Heartbeat
 
 #: Seconds for which the heartbeats that were read serve.
 WORKERS_FRESH_S = 1.0

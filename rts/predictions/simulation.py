@@ -8,13 +8,13 @@ import random
 from collections.abc import Sequence
 from itertools import zip_longest
 
-from rts.ledger.heartbeat import BEAT_S
 from rts.predictions.arrivals import Arrivals
 from rts.predictions.prefetched import PrefetchedWork
 from rts.predictions.sampling import TRIES, Runtimes, Work
 from rts.predictions.shared_workers import OrderMaker, Queues
 from rts.predictions.snapshot import Snapshot
 from rts.simulation.orders import Waiting
+from rts.unfinished.heartbeat import BEAT_S
 
 #: Seconds within which a message is claimed if a slot is free.
 CLAIM_S = 0.25

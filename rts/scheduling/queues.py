@@ -11,7 +11,6 @@ import redis
 from kombu.exceptions import OperationalError
 
 from rts.errors import BrokerUnavailable, unusable
-from rts.ledger.heartbeat import read_heartbeats
 from rts.ledger.storable import text as storable
 from rts.link.link import Link
 from rts.link.scripts import pack
@@ -22,6 +21,7 @@ from rts.scheduling.layout import DEMOTED, HOPEFUL
 from rts.scheduling.rule import OPTION, Rule
 from rts.scheduling.scripts import MOVE, ScriptByHash
 from rts.settings import Settings
+from rts.unfinished.heartbeat import read_heartbeats
 from rts.urls import shown_url
 from rts.validation import finite
 from rts.views.fleet_state import counts

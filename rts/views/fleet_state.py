@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from rts.keys import Keys
-from rts.ledger.heartbeat import Heartbeat, read_heartbeats
-from rts.ledger.in_flight import read_notes
 from rts.link.replies import as_instant, replies_as_text
 from rts.link.scripts import pack
 from rts.records import Execution
+from rts.unfinished.heartbeat import Heartbeat, read_heartbeats
+from rts.unfinished.in_flight import read_notes
 
 #: Counters of lost records.
 LOSSES = ("outbox_dropped", "spool_dropped", "records_lost")

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rts.ledger.counting import DURATIONS, LATENESS
-from rts.ledger.heartbeat import Heartbeat
 from rts.link.link import Link
 from rts.link.replies import replies_as_text
 from rts.link.scripts import pack
 from rts.settings import Settings
+from rts.unfinished.heartbeat import Heartbeat
 from rts.validation import finite
 from rts.views.fleet_state import Vitals, commands, counts, vitals_of
 from rts.views.redis_facts import ask_facts

@@ -12,11 +12,11 @@ import pymongo
 from rts.errors import StoreUnavailable
 from rts.keys import ASSIGNMENTS, REFUSED, TASKS
 from rts.ledger.connection import connect, database_of
-from rts.ledger.heartbeat import Heartbeat
 from rts.link.link import Link
 from rts.link.replies import as_instant
 from rts.link.scripts import pack
 from rts.settings import Settings
+from rts.unfinished.heartbeat import Heartbeat
 from rts.urls import shown_url
 from rts.views.fleet_state import commands, vitals_of
 from rts.views.redis_facts import ask_facts, eviction_of, version_of

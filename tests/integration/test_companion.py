@@ -27,18 +27,16 @@ import rts
 from rts import health
 from rts.clock import FleetClock
 from rts.companion.host_chores import HostChores
+from rts.companion.instructions import Instructions
 from rts.companion.ledger_chores import LedgerChores
 from rts.companion.loop import drain_alone
 from rts.companion.process import LAST_S
+from rts.companion.supervisor import Companion
 from rts.companion.worker_chores import MAX_LOAD_AGE_S
 from rts.errors import StoreUnavailable
 from rts.keys import running_field
-from rts.ledger.heartbeat import BEAT_S
-from rts.ledger.instructions import Instructions
-from rts.ledger.notes import NoteBoard
 from rts.ledger.outbox import RedisOutbox
 from rts.ledger.spool import Spool
-from rts.ledger.supervisor import Companion
 from rts.link.link import Link
 from rts.link.scripts import pack
 from rts.ports import TauEntry
@@ -46,6 +44,8 @@ from rts.records import Execution
 from rts.settings import Settings
 from rts.tau.redis import RedisTauStore
 from rts.testing import MongoServer, RedisServer, wait_until
+from rts.unfinished.heartbeat import BEAT_S
+from rts.unfinished.notes import NoteBoard
 from tests.conftest import ONE_REPLY, Stage
 from tests.records import as_line, run, success
 
@@ -528,7 +528,7 @@ def test_a_companion_that_cannot_start_does_no_harm(
 #: the fork is a C library's.
 _WORKER = """
 import ctypes, os, sys, time
-from rts.ledger.supervisor import Companion
+from rts.companion.supervisor import Companion
 companion = Companion()
 companion.start(sys.stdin.readline().rstrip(), (int(sys.argv[2]),))
 child = os.fork() if sys.argv[1] == "python" else ctypes.PyDLL(None).fork()

@@ -15,8 +15,8 @@ from celery.contrib.testing.worker import start_worker
 
 import rts
 from rts.installation import parts_of
-from rts.ledger.announce import Announcer
 from rts.testing import wait_until
+from rts.unfinished.announcer import Announcer
 
 
 @pytest.fixture(autouse=True)

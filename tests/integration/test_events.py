@@ -15,11 +15,11 @@ import pytest
 import redis
 
 from rts import listener, signals
-from rts.ledger.events import Event
 from rts.listener import Listener
 from rts.notices import SloBurning, TaskOverdue
 from rts.settings import Settings
 from rts.testing import wait_until
+from rts.unfinished.events import Event
 from tests.forked import forks_beside_threads
 
 EVENT = Event("overdue", "t1", "proj.add", "mixed", "q", 1.0, 2.0, 0.5, 2.5, "PENDING", "w@h")

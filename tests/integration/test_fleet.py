@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import redis
 
-from rts.ledger.received import BYTES, SIZE, Received, mark_of
 from rts.ledger.recent import RUNS, Recent
 from rts.link.link import Link
 from rts.predictions.fleet import MAX_RELATED, NOTED_S, Fleet, read_fleet
 from rts.predictions.shared_workers import WorkerGroup
 from rts.settings import Settings
 from rts.testing import wait_until
+from rts.unfinished.received import BYTES, SIZE, Received, mark_of
 from tests.conftest import Stage
 from tests.records import run
 

@@ -15,9 +15,12 @@ import redis
 from rts import health
 from rts.clock import FleetClock
 from rts.keys import running_field
-from rts.ledger.heartbeat import LOST_AFTER_S
-from rts.ledger.in_flight import InFlightRuns
-from rts.ledger.janitor import (
+from rts.link.link import Link
+from rts.records import LOST, Execution
+from rts.settings import Settings
+from rts.unfinished.heartbeat import LOST_AFTER_S
+from rts.unfinished.in_flight import InFlightRuns
+from rts.unfinished.janitor import (
     FORGET_AFTER_S,
     MAX_GAP_S,
     ORPHANED_AFTER_S,
@@ -25,10 +28,7 @@ from rts.ledger.janitor import (
     Orphans,
     reap,
 )
-from rts.ledger.notes import NoteBoard
-from rts.link.link import Link
-from rts.records import LOST, Execution
-from rts.settings import Settings
+from rts.unfinished.notes import NoteBoard
 from tests.records import run
 
 LIVING, DEAD = "w@h/1-living", "w@h/2-dead"

@@ -23,17 +23,17 @@ from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 from pymongo.database import Database
 
-from rts.ledger.announce import Announcer
 from rts.ledger.counting import LATENESS
 from rts.ledger.drain import Drain
 from rts.ledger.mongo import MongoLedger
 from rts.ledger.outbox import RedisOutbox
-from rts.ledger.overdue import OverdueSweep
 from rts.link.link import Link
 from rts.records import Execution, OpenTask
 from rts.settings import Settings
 from rts.tau.finish import FinishCall, finish_entry
 from rts.testing import MongoServer, RedisServer, wait_until
+from rts.unfinished.announcer import Announcer
+from rts.unfinished.overdue import OverdueSweep
 from rts.views import metrics
 from rts.views.metrics import RtsCollector, register
 from rts.views.readings import PAGE, QueueReading, read

@@ -21,14 +21,14 @@ from rts import health
 from rts.alerting.alert import Alert
 from rts.clock import FleetClock
 from rts.errors import StoreUnavailable
-from rts.ledger import announce
-from rts.ledger.announce import Announcer
-from rts.ledger.events import Event
-from rts.ledger.overdue import SETTLE_S
 from rts.link.link import Link
 from rts.settings import Settings
 from rts.tau.cache import TauCache
 from rts.testing import RedisServer, wait_until
+from rts.unfinished import announcer as announcer_module
+from rts.unfinished.announcer import Announcer
+from rts.unfinished.events import Event
+from rts.unfinished.overdue import SETTLE_S
 from tests.conftest import ROOT, Stage
 from tests.memory_ledger import MemoryLedger
 from tests.open_tasks import Time, counts, end, events, note, overdue_sweep, task
@@ -54,7 +54,7 @@ def test_notes_arrive_by_themselves_twice_a_second(
 def test_its_thread_ends_when_nothing_is_published(
     settings: Settings, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(announce, "IDLE_S", 0.01)
+    monkeypatch.setattr(announcer_module, "IDLE_S", 0.01)
 
     def used_and_dropped() -> weakref.ref[Announcer]:
         announcer = Announcer(Link(settings), settings, every_s=0.01)
@@ -173,7 +173,7 @@ def test_an_ignored_task_is_not_overdue_where_the_ledger_has_its_end_later(
 def test_the_buffer_is_bounded_while_redis_is_unavailable(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(announce, "MAX_NOTES", 10)
+    monkeypatch.setattr(announcer_module, "MAX_NOTES", 10)
     away = replace(settings, redis_url="redis://127.0.0.1:9/0", breaker_period=60.0)
     announcer = Announcer(Link(away), away, every_s=1e6)
     for n in range(15):

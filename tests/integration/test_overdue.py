@@ -15,12 +15,12 @@ from celery import Celery
 
 from rts.errors import StoreUnavailable
 from rts.keys import running_field
-from rts.ledger.overdue import BATCH, KEPT_S, MAX_GAP_S, SETTLE_S
 from rts.ledger.refused import MANY
 from rts.link.link import Link
 from rts.records import OutboxEntry
 from rts.settings import Settings
 from rts.testing import wait_until
+from rts.unfinished.overdue import BATCH, KEPT_S, MAX_GAP_S, SETTLE_S
 from tests.conftest import Stage
 from tests.memory_ledger import MemoryLedger
 from tests.open_tasks import Time, counts, end, events, note, overdue_sweep, task

@@ -20,7 +20,6 @@ from kombu import Exchange, Queue, binding
 
 import rts
 from rts.installation import parts_of
-from rts.ledger.received import decode_marks
 from rts.predictions import initial_state
 from rts.predictions.initial_state import InitialState
 from rts.predictions.queue_reader import HELD
@@ -29,6 +28,7 @@ from rts.predictions.snapshot import Snapshot
 from rts.settings import Settings
 from rts.tasktypes import TaskType
 from rts.testing import RedisServer, WorkerProcess, wait_until
+from rts.unfinished.received import decode_marks
 from tests.conftest import ROOT, Stage
 from tests.recording_link import RecordingLink
 from tests.records import run

@@ -26,12 +26,12 @@ from rts.alerting.leader import LEASE_S, OBJECTIVES_S, QUIET_S, Leader
 from rts.alerting.post import NotDelivered, post
 from rts.alerting.store import MAX_WAITING, UNLED_S, AlertStore, firing
 from rts.clock import FleetClock
-from rts.ledger.events import Event
 from rts.link.link import Link
 from rts.listener import group_of
 from rts.records import OpenTask
 from rts.settings import Settings
 from rts.testing import wait_until
+from rts.unfinished.events import Event
 from rts.webhooks import Webhook, read_webhooks
 from tests.commands import write_verdicts
 from tests.conftest import Stage

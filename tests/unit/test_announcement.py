@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rts.ledger.announcement import MAX_KNOWN, MAX_NAME, pack_any, pack_task, pack_usual
 from rts.records import OpenTask
+from rts.unfinished.announcement import MAX_KNOWN, MAX_NAME, pack_any, pack_task, pack_usual
 
 TEXTS = st.text(max_size=300)
 NUMBERS = st.floats() | st.integers() | st.just("1.0")

@@ -10,7 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rts.ledger.heartbeat import FIGURES, LOST_AFTER_S, MAX_SLOTS, Heartbeat, read_heartbeats
+from rts.unfinished.heartbeat import (
+    FIGURES,
+    LOST_AFTER_S,
+    MAX_SLOTS,
+    Heartbeat,
+    read_heartbeats,
+)
 
 INSTANCE = "w@h/12-ab12cd34"
 BEAT = Heartbeat(

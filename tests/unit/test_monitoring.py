@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from rts.ledger.heartbeat import Heartbeat
 from rts.objectives import BURN_RULES, MIN_MISSES
 from rts.settings import Settings
+from rts.unfinished.heartbeat import Heartbeat
 from rts.views import families
 from rts.views.readings import BOUNDS, Histogram, QueueReading, Reading
 from rts.views.slo import ObjectiveStatus, WindowStanding

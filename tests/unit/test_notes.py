@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from rts import health
-from rts.ledger.notes import SLOT_BYTES, NoteBoard
 from rts.records import Execution
+from rts.unfinished.notes import SLOT_BYTES, NoteBoard
 from tests.records import run
 
 

@@ -13,13 +13,13 @@ import pytest
 
 from rts import health
 from rts.clock import FleetClock
-from rts.ledger.acknowledged import ENTRY_BYTES
-from rts.ledger.instructions import Instructions
-from rts.ledger.notes import NoteBoard, is_alive
-from rts.ledger.postmortem import PostMortem, has_ended
+from rts.companion.instructions import Instructions
+from rts.companion.postmortem import PostMortem, has_ended
 from rts.records import LOST, Execution, Plan, new_execution
 from rts.settings import Settings
 from rts.testing import wait_until
+from rts.unfinished.acknowledged import ENTRY_BYTES
+from rts.unfinished.notes import NoteBoard, is_alive
 
 PLAN = Plan("mixed", "inferred", 10.0, 2.0, 100.0, 120.0)
 

@@ -7,7 +7,7 @@ import uuid
 
 import pytest
 
-from rts.ledger.received import BYTES, SIZE, Received, decode_marks, mark_of
+from rts.unfinished.received import BYTES, SIZE, Received, decode_marks, mark_of
 
 
 def test_the_last_marks_are_read_back() -> None:

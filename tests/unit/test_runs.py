@@ -17,7 +17,6 @@ from kombu.transport.native_delayed_delivery import calculate_routing_key
 from rts import health
 from rts.clock import FleetClock
 from rts.headers import open_task, write_plan
-from rts.ledger.notes import NoteBoard
 from rts.lifecycle.runs import (
     SHORT_S,
     Runs,
@@ -30,6 +29,7 @@ from rts.lifecycle.runs import (
 from rts.lifecycle.worker_side import WorkerSide
 from rts.load.sample import LoadSample
 from rts.records import Execution, Plan
+from rts.unfinished.notes import NoteBoard
 
 PLAN = Plan("mixed", "inferred", 9.1, 2.0, 1764016968.123, 1764016986.323)
 REQUEST = {

@@ -16,7 +16,7 @@ class Instructions:
     worker: str
     instance: str
     pid: int
-    #: Descriptor and slots of the worker's :class:`rts.ledger.notes.NoteBoard`.
+    #: Descriptor and slots of the worker's :class:`rts.unfinished.notes.NoteBoard`.
     board_fd: int
     board_slots: int
     #: The worker's log file, and the level to log at.

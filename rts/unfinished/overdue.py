@@ -14,9 +14,6 @@ from collections.abc import Callable, Collection, Sequence
 from redis.exceptions import ResponseError
 
 from rts.errors import StoreUnavailable
-from rts.ledger.announcement import task_of
-from rts.ledger.events import MAX_EVENTS, Event
-from rts.ledger.in_flight import read_notes
 from rts.ledger.refused import store
 from rts.ledger.storable import text
 from rts.link.lease import Lease
@@ -34,6 +31,9 @@ from rts.records import (
     OutboxEntry,
 )
 from rts.settings import Settings
+from rts.unfinished.announcement import task_of
+from rts.unfinished.events import MAX_EVENTS, Event
+from rts.unfinished.in_flight import read_notes
 
 #: Tasks in one batch: one query and one write of MongoDB, one script in Redis (about
 #: 10 µs per task).

@@ -22,12 +22,12 @@ from redis.exceptions import ResponseError
 
 from rts import forks, health
 from rts.errors import StoreUnavailable, short
-from rts.ledger.announcement import ARGUMENTS, pack_task
 from rts.link.delivery import Taken, deliver, take_counts
 from rts.link.link import Link
 from rts.link.scripts import REGISTER_OPEN, bulks
 from rts.records import Announcement, OpenTask
 from rts.settings import Settings
+from rts.unfinished.announcement import ARGUMENTS, pack_task
 
 #: Seconds for which notes are gathered before they are delivered together.
 EVERY_S = 0.5

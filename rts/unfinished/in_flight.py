@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from itertools import chain
 
 from rts.keys import running_field
-from rts.ledger.notes import NoteBoard
 from rts.ledger.storable import number
 from rts.link.link import Link
 from rts.link.scripts import pack
 from rts.records import Execution
 from rts.settings import Settings
+from rts.unfinished.notes import NoteBoard
 
 
 class InFlightRuns:

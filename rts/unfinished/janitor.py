@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterable
 from rts import health
 from rts.clock import FleetClock
 from rts.keys import Keys
-from rts.ledger.heartbeat import LOST_AFTER_S
-from rts.ledger.in_flight import instance_of
-from rts.ledger.notes import NoteBoard, is_alive
 from rts.link.lease import Lease
 from rts.link.link import Link
 from rts.link.scripts import REAP, pack
 from rts.ports import RunSink
 from rts.records import LOST, Execution
 from rts.settings import Settings
+from rts.unfinished.heartbeat import LOST_AFTER_S
+from rts.unfinished.in_flight import instance_of
+from rts.unfinished.notes import NoteBoard, is_alive
 
 #: Seconds for which a dead worker stays listed.
 FORGET_AFTER_S = 300.0

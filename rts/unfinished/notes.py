@@ -18,9 +18,9 @@ import weakref
 from collections.abc import Iterator
 
 from rts import forks, health
-from rts.ledger.acknowledged import ENTRY_BYTES, Acknowledged
-from rts.ledger.received import BYTES, Received
 from rts.records import Execution
+from rts.unfinished.acknowledged import ENTRY_BYTES, Acknowledged
+from rts.unfinished.received import BYTES, Received
 
 #: Bytes of one slot. A note has about 400; runs with very long task names or ids have none.
 SLOT_BYTES = 4096

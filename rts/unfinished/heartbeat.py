@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rts.ledger.received import decode_marks
 from rts.link.replies import replies_as_text
+from rts.unfinished.received import decode_marks
 from rts.validation import finite
 
 #: Seconds between heartbeats.
@@ -47,7 +47,7 @@ class Heartbeat(NamedTuple):
     #: Tasks that it prefetches at most while no slot is free: at least 0, may be infinite
     #: (in JSON ``null``).
     ahead: float = 0.0
-    #: The last tasks that it received, as encoded by :mod:`rts.ledger.received`.
+    #: The last tasks that it received, as encoded by :mod:`rts.unfinished.received`.
     received: str | None = None
     #: Whether it takes messages that wait in deadline order; ``None``: not reported.
     ordered: bool | None = None

@@ -10,11 +10,11 @@ import psutil
 
 from rts import health
 from rts.clock import FleetClock
+from rts.companion.instructions import Instructions
 from rts.headers import read_plan
-from rts.ledger.instructions import Instructions
-from rts.ledger.notes import NoteBoard
 from rts.ports import RunSink
 from rts.records import LOST, Execution, new_execution
+from rts.unfinished.notes import NoteBoard
 
 
 class PostMortem:

@@ -1,0 +1,14 @@
+"""Tasks and runs that have not ended: where they are noted, and who ends those that never
+would.
+
+A published task is noted in Redis (:mod:`~rts.unfinished.announcer`, in the format of
+:mod:`~rts.unfinished.announcement`). If its deadline passes before it ends,
+:mod:`~rts.unfinished.overdue` gives it a verdict and tells so (:mod:`~rts.unfinished.events`).
+
+A run is noted in memory that the worker's processes share (:mod:`~rts.unfinished.notes`); so
+are the tasks that the worker has received (:mod:`~rts.unfinished.received`) and acknowledged
+(:mod:`~rts.unfinished.acknowledged`) last. The companion copies the notes to Redis
+(:mod:`~rts.unfinished.in_flight`) and sends the worker's heartbeat
+(:mod:`~rts.unfinished.heartbeat`). Once that stops, :mod:`~rts.unfinished.janitor` ends the
+worker's runs.
+"""
