@@ -25,7 +25,7 @@ from rts.errors import CommandError
 from rts.simulation.orders import ORDERS
 from rts.simulation.simulator import Outcome, finished
 from rts.simulation.statistics import Tally, tally
-from rts.simulation.traces import Job, offered_load, write_trace
+from rts.simulation.traces import Job, enough_slots, offered_load, write_trace
 
 #: Jobs that each point of a curve is simulated with at most: the first ones.
 CURVE_JOBS = 100_000
@@ -45,7 +45,8 @@ _KEYS: dict[str, Callable[[Job], str]] = {
 @click.option(
     "--slots",
     type=click.IntRange(1, 100_000),
-    help="Tasks that run at a time.  [default: as recorded; required with --trace]",
+    help="Tasks that run at a time.  [default: as recorded; for a trace, the fewest at a load "
+    "below 1]",
 )
 @click.option(
     "--scheduler",
@@ -92,9 +93,7 @@ def command(
     along the way, from the app's first taus.
     """
     found = workload(Source.taken_from(options), settings_of(ctx), ctx.obj.app.conf)
-    slots = slots or found.slots
-    if slots is None:
-        raise click.UsageError("--trace needs --slots")
+    slots = slots or found.slots or enough_slots(found.jobs, found.conditions.speed)
     names = tuple(dict.fromkeys(orders)) or (order_in_use(found.settings),)
     if write is not None:
         try:

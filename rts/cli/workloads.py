@@ -202,8 +202,10 @@ def progress_bar(label: str, length: int) -> Iterator[Callable[[int], None]]:
 
 
 def _from_trace(source: Source, settings: Settings, path: str) -> Workload:
-    if (source.since, source.until, source.queue) != (None, None, None):
-        raise click.UsageError("--trace excludes --since, --until and --queue")
+    if (source.until, source.queue) != (None, None):
+        raise click.UsageError("--trace excludes --until and --queue")
+    if source.since is not None:
+        click.echo("Note: --since has no effect on a trace", err=True)
     try:
         jobs = read_trace(path)
     except (ValueError, OSError) as exc:

@@ -131,6 +131,14 @@ def offered_load(jobs: Sequence[Job], slots: int, speed: float = 1.0) -> float |
     return work_s / (slots * span_s) if span_s > 0 else None
 
 
+def enough_slots(jobs: Sequence[Job], speed: float = 1.0) -> int:
+    """Return the fewest slots at which the offered load is below 1, but no more than there
+    are jobs; 1 if all arrive at once.
+    """
+    rho = offered_load(jobs, 1, speed)
+    return 1 if rho is None else int(min(rho, len(jobs) - 1)) + 1
+
+
 def at_load(jobs: Sequence[Job], slots: int, rho: float) -> list[Job]:
     """Return *jobs* with their arrivals rescaled to the offered load *rho*, above 0.
 

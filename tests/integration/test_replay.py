@@ -232,6 +232,16 @@ def test_what_if_of_a_trace(trace: str) -> None:
         assert kind in text
 
 
+def test_a_trace_is_replayed_on_as_many_slots_as_its_load_needs(trace: str) -> None:
+    result = cli_of()("replay", "--since", "24h", "--trace", trace, "--json")
+    assert "--since has no effect" in result.stderr
+    found = json.loads(result.stdout)
+    assert (found["slots"], found["total"]["tasks"]) == (5, 300)
+    assert found["rho"] == pytest.approx(4 * 1.2 / 5)
+    found = document(cli_of()("replay", "--trace", trace, "--speed", "2", "--json"))
+    assert found["slots"] == 10
+
+
 def test_the_plan_for_a_trace(trace: str) -> None:
     run = cli_of(rts_scheduler="edf")
     arguments = ("plan", "--trace", trace, "--target", "0.9")
@@ -304,9 +314,9 @@ def test_plots_are_written(trace: str, tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("replay", "--trace", "TRACE"), "--trace needs --slots"),
         (("replay", "--trace", "TRACE", "--slots", "0"), "0 is not in the range"),
-        (("replay", "--trace", "TRACE", "--slots", "4", "--since", "1h"), "--trace excludes"),
+        (("replay", "--trace", "TRACE", "--queue", "celery"), "--trace excludes"),
+        (("replay", "--trace", "TRACE", "--until", "1h"), "--trace excludes"),
         (("replay", "--since", "0s"), "--since must be before --until"),
         (("replay", "--trace", "none.csv", "--slots", "4"), "does not exist"),
         (("replay", "--trace", "BAD", "--slots", "4"), "line 3: runtime_s = 'long'"),

@@ -31,6 +31,7 @@ from rts.simulation.traces import (
     Again,
     Job,
     at_load,
+    enough_slots,
     offered_load,
     read_trace,
     six_types,
@@ -346,3 +347,5 @@ def test_percentiles_and_load_of_few_jobs() -> None:
     assert percentiles([1.0], (0.0, 1.0)) == [1.0, 1.0]
     assert offered_load([], 1) is None
     assert offered_load([Job(0, "x", 1), Job(0, "x", 1)], 1) is None
+    assert enough_slots([Job(0, "x", 1), Job(0, "x", 1)]) == 1
+    assert enough_slots([Job(0, "x", 1), Job(1, "x", 1e9)]) == 2
