@@ -54,7 +54,7 @@ def predict(task_id: str, *, queue: str | None = None, app: Any = None) -> Predi
 
 def predict_new(
     task: Any,
-    queue: str | None = None,
+    queue: Any = None,
     *,
     headers: Mapping[str, Any] | None = None,
     priority: int | None = None,
@@ -62,9 +62,9 @@ def predict_new(
 ) -> Prediction:
     """Return when a task would start and finish, were it published now.
 
-    *task* is a task or its name; *headers* and *priority* as for ``apply_async``; an eta
-    goes into the headers, as ISO 8601. *queue* and *priority*: by default the task's own, or
-    those that the app's routes give it. It may be called for each request of a web process:
+    *task* is a task or its name; *queue*, *headers* and *priority* as for ``apply_async``; an
+    eta goes into the headers, as ISO 8601. *queue* and *priority*: by default the task's own,
+    or those that the app's routes give it. It may be called for each request of a web process:
     one reading of the queues serves all calls for a fifth of a second, or longer if it was
     slow, and takes into account what the process itself publishes meanwhile.
 
@@ -87,10 +87,11 @@ def predict_new(
     plan = parts.planner.plan(name, requested, priority)
     if parts.prioritise is not None:
         priority = parts.prioritise(plan, priority, False)
+    queue = str(getattr(queue, "name", queue))
     return _predictor(app, parts).of_new(plan, name, queue, priority or 0)
 
 
-def _routed(app: Any, name: str, options: dict[str, Any]) -> tuple[str, int | None]:
+def _routed(app: Any, name: str, options: dict[str, Any]) -> tuple[Any, int | None]:
     """Return the queue and the priority that the routes of *app* give to a task with these
     options.
     """
@@ -101,8 +102,7 @@ def _routed(app: Any, name: str, options: dict[str, Any]) -> tuple[str, int | No
             f"{name} is routed to the exchange {routed['exchange']}: name its queue"
         )
     # A route may have no destination; Celery then publishes to the default queue.
-    queue = str(getattr(chosen, "name", chosen or app.conf.task_default_queue))
-    return queue, routed.get("priority")
+    return chosen or app.conf.task_default_queue, routed.get("priority")
 
 
 def _predictor(app: Any, parts: Parts) -> Predictor:

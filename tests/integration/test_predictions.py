@@ -192,6 +192,7 @@ def test_etas_other_queues_and_priorities(
         assert [last.ahead, *(a.ahead for a in others if a is not None)] == [10, 8, 9]
     assert rts.predict(found[0].id, queue=default, app=app) is None
     assert rts.predict_new(OK, other, app=app).slots == 2
+    assert rts.predict_new(OK, Queue(other), app=app).slots == 2
     with pytest.raises(rts.CommandError, match=f"the queue {default}-unknown"):
         rts.predict_new(OK, queue=f"{default}-unknown", app=app)
     assert rts.predict(found[0].id, queue=f"{default}-unknown", app=app) is None
