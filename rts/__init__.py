@@ -10,9 +10,9 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from rts.current import Current
+from rts.current import Current, current
 from rts.errors import CommandError, ConfigurationError, RtsError, StoreUnavailable
-from rts.integration import current, install, uninstall
+from rts.integration import install, uninstall
 from rts.prediction_api import Prediction, predict, predict_new, route
 
 if TYPE_CHECKING:

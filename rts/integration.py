@@ -13,7 +13,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rts import health
-from rts.current import Current
 from rts.errors import ConfigurationError
 from rts.installation import (
     ATTRIBUTE,
@@ -105,35 +104,6 @@ def uninstall(app: Celery) -> None:
         receivers.disconnect()
         hook.detach()
         import_modules.disconnect(dispatch_uid="rts.flower")
-
-
-def current() -> Current | None:
-    """Return what rts knows about the running task; ``None`` outside of one.
-
-    Also ``None`` where the task's app does not have rts, in eager tasks, which were
-    never queued, and in a batch, whose tasks have a deadline each. A task that another
-    one calls as a function is part of that one's run.
-    """
-    from celery._state import get_current_worker_task
-
-    from rts.lifecycle.runs import run_of
-
-    task = get_current_worker_task()
-    if task is None:
-        return None
-    run = run_of(task.request)
-    parts = None if run is None else parts_of(task.app)
-    if run is None or parts is None:
-        return None
-    plan = run.plan
-    return Current(
-        task_type=plan.task_type,
-        tau=plan.tau,
-        arrival=plan.arrival,
-        deadline=plan.deadline,
-        load=run.load_at_start,
-        _clock=parts.clock,
-    )
 
 
 def _itself(app: Any) -> Any:
