@@ -90,9 +90,11 @@ class WorkerParts:
     threaded: bool
 
     @classmethod
-    def build(cls, parts: Parts, worker: Any, *, threaded: bool) -> WorkerParts:
+    def build(cls, parts: Parts, worker: Any) -> WorkerParts:
         """Build the parts of *worker*, Celery's."""
         settings, clock, hostname = parts.settings, parts.clock, worker.hostname
+        pool = worker.pool_cls.__module__.rpartition(".")[2]
+        threaded = pool not in ("prefork", "solo")
         # With autoscaling, the most tasks that may run at a time.
         concurrency = getattr(worker, "max_concurrency", None) or worker.concurrency or 1
         instance = f"{hostname}/{os.getpid()}-{secrets.token_hex(4)}"

@@ -8,6 +8,8 @@ from celery import bootsteps
 
 from rts import health
 from rts.errors import ConfigurationError
+from rts.installation import parts_of
+from rts.settings import Settings
 
 
 class RtsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no type information
@@ -35,21 +37,17 @@ class RtsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no t
             health.hook_failed("worker", exc)
 
     def _build(self, worker: Any) -> Any:
-        from rts.installation import parts_of
         from rts.parts import WorkerParts
         from rts.scheduling.activation import turn_on
-        from rts.settings import Settings
 
         turn_on(worker.app, Settings.from_conf(worker.app.conf))
         parts = parts_of(worker.app)
         if parts is None:
             return None
-        pool = worker.pool_cls.__module__.rpartition(".")[2]
         parts.taus.refresh()
         if parts.worker is not None:
             parts.worker.stop()  # of an earlier worker in this process, as in tests
-        threaded = pool not in ("prefork", "solo")
-        parts.worker = WorkerParts.build(parts, worker, threaded=threaded)
+        parts.worker = WorkerParts.build(parts, worker)
         return parts
 
     def start(self, parent: Any) -> None:
