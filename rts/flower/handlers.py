@@ -17,7 +17,7 @@ from flower.views import BaseHandler
 from flower.views.tasks import TaskView
 from tornado import web
 
-from rts.flower import words
+from rts.flower import reasons, words
 from rts.flower.filters import CHOICES, BadFilter, Filters
 from rts.flower.page_parts import Document
 from rts.flower.pages import Pages
@@ -79,6 +79,7 @@ class BasePage(BaseHandler):  # type: ignore[misc]  # Flower has no type informa
         return {
             **super().get_template_namespace(),
             "words": words,
+            "reasons": reasons,
             "choices": CHOICES,
             "asset": self._tab.asset,
             "as_json": as_json,

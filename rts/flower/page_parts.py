@@ -10,8 +10,8 @@ from typing import Any
 from rts.flower import charts
 from rts.flower.cache import Answer
 from rts.flower.filters import Filters
+from rts.flower.reasons import finding
 from rts.flower.source import Counted, QueueSummary
-from rts.flower.words import finding
 from rts.objectives import objective_of
 from rts.settings import Settings
 from rts.views.lateness_causes import load_at_start, median, slowdown

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rts.flower.words import ADVICE, LABELS, finding
+from rts.flower.reasons import ADVICE, LABELS, finding
 from rts.records import OVERDUE
 from rts.views.lateness_causes import (
     BUSY,
