@@ -183,10 +183,12 @@ def state(
 def workers(
     redis: RedisState | None, counted: Iterable[ReportRow], runs: Sequence[Mapping[str, Any]]
 ) -> list[Document]:
-    """Return the workers, each with its heartbeat, report and slowdown."""
+    """Return the workers, each with its heartbeat, report and slowdown, those that live first:
+    the report of one that was restarted stands beside its last heartbeat.
+    """
     rows = {row.key: asdict(row) for row in counted}
     found: list[Document] = []
-    for heartbeat in redis.workers if redis else ():
+    for heartbeat in sorted(redis.workers if redis else (), key=lambda worker: worker.silent):
         found.append({**asdict(heartbeat), "report": rows.pop(heartbeat.worker, None)})
     for name, row in rows.items():  # gone, or Redis is unavailable
         found.append({"worker": name, "report": row})

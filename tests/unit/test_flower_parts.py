@@ -448,6 +448,19 @@ def test_each_worker_has_the_median_of_its_own_runs() -> None:
     assert [worker["slowdown_p50"] for worker in found] == [1.0, 2.0, None]
 
 
+def test_the_report_of_a_worker_that_was_restarted_stands_beside_the_live_one() -> None:
+    dead, live = (
+        WorkerState(f"w@h/{pid}", "w@h", "h", pid, 2, 0.0, age_s, silent=age_s > 10, load={})
+        for pid, age_s in ((1, 60.0), (2, 0.5))
+    )
+    redis = RedisState(ServerState("redis://r/0", True), workers=(dead, live))
+    found = page_parts.workers(redis, [row_of("w@h", Tally(verdicts=3))], [])
+    assert [(w["silent"], w["report"] is not None) for w in found] == [
+        (False, True),
+        (True, False),
+    ]
+
+
 def test_a_large_fleet_shows_its_silent_workers_first_of_all() -> None:
     rows = [{"worker": f"w{n}", "silent": n == 340} for n in range(350)]
     shown = words.foremost([*rows, {"worker": "gone"}], "silent")
