@@ -31,6 +31,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
     "set" if a person set the tau.
     """
     if ctx.invoked_subcommand is not None:
+        ctx.default_map = {ctx.invoked_subcommand: {"as_json": as_json}}
         return
     settings = settings_of(ctx)
     with link_to_redis(settings) as link:
@@ -88,8 +89,9 @@ def set_(ctx: click.Context, field: str, value: str, as_json: bool) -> None:
                 f"{settings.max_types}. Raise it, or make room with rts tau reset TYPE/NAME"
             )
         store.set(field, tau_s)
-    entry, first = entries.get(field), settings.task_types[field.partition("/")[0]].tau
-    before = entry.tau if entry else None if "/" in field else first
+    entry = entries.get(field)
+    first = None if "/" in field else settings.task_types[field].tau  # names have none
+    before = first if entry is None else entry.tau
     if as_json:
         print_json({"field": field, "tau_before_s": before, "tau_s": tau_s})
     else:
@@ -122,13 +124,15 @@ def reset(ctx: click.Context, field: str | None, yes: bool, as_json: bool) -> No
         click.confirm(f"Forget {what}?", abort=True, err=True)
     with link_to_redis(settings) as link:
         store = RedisTauStore(link, settings)
-        fields = list(store.entries()) if field is None else [field]
-        if field is not None and not int(
-            link.call(pack("HEXISTS", settings.keys.tau, field))[0]
-        ):
-            raise CommandError(
-                f"nothing was learned about {printable(field)}. rts tau lists what was"
-            )
+        if field is None:
+            fields = list(store.entries())
+        else:
+            fields = [field]
+            (known,) = link.call(pack("HEXISTS", settings.keys.tau, field))
+            if not known:
+                raise CommandError(
+                    f"nothing was learned about {printable(field)}. rts tau lists what was"
+                )
         store.reset(field)
     if as_json:
         print_json({"reset": fields})

@@ -209,6 +209,11 @@ def test_tau_set_refuses(cli: Run, arguments: tuple[str, ...]) -> None:
     assert "\x1b" not in result.stderr
 
 
+def test_json_may_stand_before_set_and_reset(cli: Run) -> None:
+    assert document(cli("tau", "--json", "set", "mixed", "2.5"))["tau_s"] == 2.5
+    assert document(cli("tau", "--json", "reset", "--yes")) == {"reset": ["mixed"]}
+
+
 def test_tau_set_keeps_within_the_limit(cli: Run, conf: dict[str, Any]) -> None:
     conf["rts_max_types"] = 6
     for number in range(6):
