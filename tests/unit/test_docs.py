@@ -55,6 +55,11 @@ def metric_names() -> set[str]:
     return found | {f"{name}_total" for name in found}
 
 
+def test_how_it_works_says_what_each_part_of_the_code_is_for() -> None:
+    parts = {f"`{module.name}`" for module in pkgutil.iter_modules(rts.__path__, "rts.")}
+    assert {part for part in parts if part not in TEXTS["docs/how-it-works.md"]} == set()
+
+
 @pytest.mark.parametrize("page", TEXTS)
 def test_relative_links_lead_somewhere(page: str) -> None:
     for path, anchor in LINK.findall(TEXTS[page]):
