@@ -142,14 +142,14 @@ def _overdue(fields: Mapping[bytes, bytes]) -> TaskOverdue | None:
     if event.kind != OVERDUE:
         return None
     return TaskOverdue(
-        event.task_id,
-        event.name,
-        event.task_type,
-        event.queue,
-        event.worker,
-        event.arrival,
-        event.deadline,
-        event.at,
+        task_id=event.task_id,
+        name=event.name,
+        task_type=event.task_type,
+        queue=event.queue,
+        worker=event.worker,
+        arrival=event.arrival,
+        deadline=event.deadline,
+        seen_at=event.at,
     )
 
 

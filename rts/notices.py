@@ -38,19 +38,19 @@ class DeadlineMissed:
         """Return the notice of a run, or task, that has ended."""
         assert ended.completed_at is not None
         return cls(
-            ended.task_id,
-            ended.name,
-            ended.task_type,
-            ended.queue,
-            ended.worker,
-            ended.retries,
-            ended.arrival,
-            ended.deadline,
-            ended.started_at,
-            ended.completed_at,
-            ended.completed_at - ended.deadline,
-            ended.state,
-            ended.cause or "late",
+            task_id=ended.task_id,
+            name=ended.name,
+            task_type=ended.task_type,
+            queue=ended.queue,
+            worker=ended.worker,
+            retries=ended.retries,
+            arrival=ended.arrival,
+            deadline=ended.deadline,
+            started_at=ended.started_at,
+            completed_at=ended.completed_at,
+            lateness_s=ended.completed_at - ended.deadline,
+            state=ended.state,
+            cause=ended.cause or "late",
         )
 
 

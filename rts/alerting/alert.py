@@ -64,16 +64,16 @@ class Alert:
     def of(cls, condition: Condition, alert_id: str, now: float) -> Alert:
         """Return the alert that *condition* starts."""
         return cls(
-            alert_id,
-            condition.key,
-            condition.kind,
-            FIRING,
-            condition.severity,
-            one_line(condition.summary)[:MAX_SUMMARY],
-            {name: one_line(text)[:MAX_LABEL] for name, text in condition.labels.items()},
-            dict(condition.values),
-            now,
-            now,
+            id=alert_id,
+            key=condition.key,
+            kind=condition.kind,
+            state=FIRING,
+            severity=condition.severity,
+            summary=one_line(condition.summary)[:MAX_SUMMARY],
+            labels={n: one_line(text)[:MAX_LABEL] for n, text in condition.labels.items()},
+            values=dict(condition.values),
+            started_at=now,
+            at=now,
         )
 
     def to_json(self) -> str:

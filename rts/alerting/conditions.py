@@ -44,17 +44,20 @@ def burning_conditions(standings: Sequence[ObjectiveStatus]) -> list[Condition]:
                 f"objective {100 * standing.target:g} %. The error budget burns "
                 f"{window.burn_rate:.1f} times too fast"
             )
-            labels = {"objective": standing.objective, "window": rule.long}
-            values = {
-                "target": standing.target,
-                "burn_rate": window.burn_rate,
-                "threshold": rule.factor,
-                "tasks": window.valid,
-                "budget_left_ratio": standing.budget_left_ratio,
-            }
             found.append(
                 Condition(
-                    *(key + severity, SLO_BURNING, severity, summary, labels, values),
+                    key=key + severity,
+                    kind=SLO_BURNING,
+                    severity=severity,
+                    summary=summary,
+                    labels={"objective": standing.objective, "window": rule.long},
+                    values={
+                        "target": standing.target,
+                        "burn_rate": window.burn_rate,
+                        "threshold": rule.factor,
+                        "tasks": window.valid,
+                        "budget_left_ratio": standing.budget_left_ratio,
+                    },
                     # Also by one that holds on while it does not burn for a moment.
                     covered_by=None if severity == _MOST_URGENT else key + _MOST_URGENT,
                 )
@@ -77,13 +80,13 @@ def overdue_conditions(tasks: Iterable[OpenTask], now: float) -> list[Condition]
         what = "1 task is" if count == 1 else f"{count} tasks are"
         found.append(
             Condition(
-                f"{TASK_OVERDUE}/{task_type}/{queue}",
-                TASK_OVERDUE,
-                "ticket",
-                f"{what} overdue: type {task_type}, queue {queue}, the oldest by "
+                key=f"{TASK_OVERDUE}/{task_type}/{queue}",
+                kind=TASK_OVERDUE,
+                severity="ticket",
+                summary=f"{what} overdue: type {task_type}, queue {queue}, the oldest by "
                 f"{oldest_s:.0f} s",
-                {"task_type": task_type, "queue": queue},
-                {"tasks": count, "oldest_s": oldest_s},
+                labels={"task_type": task_type, "queue": queue},
+                values={"tasks": count, "oldest_s": oldest_s},
             )
         )
     return found

@@ -88,38 +88,43 @@ class WebhookDelivery:
         try:
             alert = Alert.from_json(text)
         except ValueError:
-            alert = None
-        if alert is None or self._clock.now() - alert.at > GIVE_UP_S:
-            health.count("webhook_dropped")
-            logger.error(
-                "rts: dropped a message for the webhook at %s: it %s",
-                self._hook.shown,
-                "is not an alert" if alert is None else "could not be delivered for a day",
-            )
-            self._remove(text)
-            return 0.0
+            return self._drop(text, "is not an alert")
+        if self._clock.now() - alert.at > GIVE_UP_S:
+            return self._drop(text, "could not be delivered for a day")
         if not self._may_send():
             return POLL_S
         try:
             self._send(alert)
         except NotDelivered as exc:
-            health.count("webhook_failures")
-            if not self._failures:  # one line per outage
-                logger.warning(
-                    "rts: the webhook at %s does not accept a message: %s. Retrying for up "
-                    "to a day",
-                    self._hook.shown,
-                    exc,
-                )
-            self._failures += 1
-            longest = min(MAX_BACKOFF_S, MIN_BACKOFF_S * 2.0 ** min(self._failures - 1, 10))
-            return longest * (0.5 + 0.5 * self._jitter())
+            return self._failed(exc)
         if self._failures:
             logger.warning("rts: the webhook at %s accepts messages again", self._hook.shown)
         self._failures = 0
         health.count("webhook_delivered")
         self._remove(text)
         return self._hook.min_interval_s
+
+    def _drop(self, text: bytes, why: str) -> float:
+        health.count("webhook_dropped")
+        logger.error(
+            "rts: dropped a message for the webhook at %s: it %s", self._hook.shown, why
+        )
+        self._remove(text)
+        return 0.0
+
+    def _failed(self, exc: NotDelivered) -> float:
+        """Count and log a failed attempt; return the seconds until the next one."""
+        health.count("webhook_failures")
+        if not self._failures:  # one line per outage
+            logger.warning(
+                "rts: the webhook at %s does not accept a message: %s. Retrying for up to "
+                "a day",
+                self._hook.shown,
+                exc,
+            )
+        self._failures += 1
+        longest = min(MAX_BACKOFF_S, MIN_BACKOFF_S * 2.0 ** min(self._failures - 1, 10))
+        return longest * (0.5 + 0.5 * self._jitter())
 
     def _send(self, alert: Alert) -> None:
         body = body_of(alert, self._hook.format, self._hook.link)

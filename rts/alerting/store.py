@@ -102,9 +102,14 @@ class AlertStore:
         call = UPDATE_ALERT.pack(
             [keys.alerts, keys.events, keys.counters, *queues],
             [
-                *(alert.key, was, becomes, alert.to_json()),
+                alert.key,
+                was,
+                becomes,
+                alert.to_json(),
                 "" if notice is None else json.dumps(asdict(notice)),
-                *(MAX_EVENTS, MAX_WAITING, KEEP_S),
+                MAX_EVENTS,
+                MAX_WAITING,
+                KEEP_S,
             ],
         )
         return int(self._link.call(call)[0])

@@ -171,16 +171,17 @@ def workload(source: Source, settings: Settings, conf: Mapping[str, Any]) -> Wor
             f"no task ran from {iso(asked[0])} to {iso(asked[1])}. rts status shows whether "
             "records are waiting, and --since looks further back"
         )
+    hopeless_slots = share_of_slots(settings.hopeless_slots, past.workers)
     return Workload(
-        past.jobs,
-        past.met,
-        past.slots,
-        past.workers,
-        held_per_slot(conf),
-        replace(settings, hopeless_slots=share_of_slots(settings.hopeless_slots, past.workers)),
-        Conditions(source.speed, source.k, _overheads(source, past.overheads)),
-        f"ended from {iso(asked[0])} to {iso(asked[1])}",
-        asked,
+        jobs=past.jobs,
+        met=past.met,
+        slots=past.slots,
+        workers=past.workers,
+        held_per_slot=held_per_slot(conf),
+        settings=replace(settings, hopeless_slots=hopeless_slots),
+        conditions=Conditions(source.speed, source.k, _overheads(source, past.overheads)),
+        origin=f"ended from {iso(asked[0])} to {iso(asked[1])}",
+        window=asked,
     )
 
 
@@ -210,9 +211,17 @@ def _from_trace(source: Source, settings: Settings, path: str) -> Workload:
         jobs = read_trace(path)
     except (ValueError, OSError) as exc:
         raise click.UsageError(str(exc)) from None
-    conditions = Conditions(source.speed, source.k, _overheads(source))
-    known = with_types(settings, jobs)
-    return Workload(jobs, None, None, (), 0.0, known, conditions, f"of {path}", None)
+    return Workload(
+        jobs=jobs,
+        met=None,
+        slots=None,
+        workers=(),
+        held_per_slot=0.0,
+        settings=with_types(settings, jobs),
+        conditions=Conditions(source.speed, source.k, _overheads(source)),
+        origin=f"of {path}",
+        window=None,
+    )
 
 
 def _overheads(source: Source, recorded: Sequence[float] = ()) -> Sequence[float]:

@@ -119,21 +119,21 @@ def replay(
         ServerNotFound, WorkerFailed: a server or the worker could not be started.
     """
     settings = with_types(settings or Settings(), jobs)
-    conf = {**sped_up(settings, speedup), "rts_scheduler": scheduler}
     rows = [(j.arrival_s / speedup, j.name, j.runtime_s / speedup, j.task_type) for j in jobs]
     work_s = sum(seconds for _, _, seconds, _ in rows) / slots
     with RedisServer() as redis, MongoServer() as mongo, ExitStack() as stack:
-        # The default spool is named after the URL of Redis: an earlier server's runs may lie
-        # there.
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rts-replay-")))
-        conf.update(
-            rts_redis_url=redis.url,
-            rts_mongo_url=mongo.url,
-            rts_spool_dir=str(folder / "spool"),
-        )
         spec = {
             "broker": redis.url,
-            "conf": conf,
+            "conf": {
+                **sped_up(settings, speedup),
+                "rts_scheduler": scheduler,
+                "rts_redis_url": redis.url,
+                "rts_mongo_url": mongo.url,
+                # The default one is named after the URL of Redis: an earlier server's runs may
+                # lie there.
+                "rts_spool_dir": str(folder / "spool"),
+            },
             "names": sorted({job.name for job in jobs}),
             "fresh_s": fresh_s(speedup),
         }

@@ -59,7 +59,11 @@ class WorkerState:
         """Return the state that *beat* reports, as of *now*."""
         age_s = beat.age_s(now)
         return cls(
-            *(beat.instance, beat.worker, beat.host, beat.pid, beat.slots),
+            instance=beat.instance,
+            worker=beat.worker,
+            host=beat.host,
+            pid=beat.pid,
+            concurrency=beat.slots,
             seen_at=now - age_s,
             age_s=age_s,
             silent=beat.is_silent(now),
