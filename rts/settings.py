@@ -140,13 +140,7 @@ class Settings:
         for key, value in _given(conf).items():
             check = CHECKS.get(key)
             if check is None:
-                # The most similar name first: it is probably a typo.
-                names = sorted(
-                    CHECKS, key=lambda name: -SequenceMatcher(None, key, name).ratio()
-                )
-                # It may be a URL with a password, or a webhook's.
-                shown = redacted_host(value)
-                raise ConfigurationError(key, shown, f"the settings {', '.join(names)}")
+                raise _unknown(key, value)
             if value is not None:
                 values[key.removeprefix("rts_")] = check(key, value)
         if given := environ.get(MULTIPLIER_VARIABLE):  # Compose sets empty ones
@@ -185,6 +179,14 @@ class Settings:
         }
         values["routes"] = {t: tuple(queues) for t, queues in values["routes"].items()}
         return cls(**values)
+
+
+def _unknown(key: str, value: object) -> ConfigurationError:
+    """Return the error for a setting that there is not."""
+    # The most similar name first: it is probably a typo.
+    names = sorted(CHECKS, key=lambda name: -SequenceMatcher(None, key, name).ratio())
+    # The value may be a URL with a password, or a webhook's.
+    return ConfigurationError(key, redacted_host(value), f"the settings {', '.join(names)}")
 
 
 def _given(conf: Mapping[str, Any]) -> dict[str, Any]:
@@ -234,7 +236,7 @@ def _redis_of(conf: Mapping[str, Any], environ: Mapping[str, str]) -> str:
     return DEFAULT_REDIS_URL
 
 
-#: In C: no lock that a fork could leave locked.
+#: functools implements it in C, without a lock that a fork could leave locked.
 _keys = lru_cache(maxsize=8)(Keys)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -38,26 +38,36 @@ def timeline(
     def place(at: datetime) -> float:
         return round(MARGIN + (100 - 2 * MARGIN) * float((at - first) / span), 3)
 
+    marks = [("arrival", arrival), ("deadline", deadline)]
+    return {
+        "bars": _bars(runs[:MAX_RUNS], arrival, deadline, place),
+        "marks": [{"label": label, "at": place(at)} for label, at in marks if at is not None],
+        "span_s": span.total_seconds(),
+    }
+
+
+def _bars(
+    runs: Sequence[Mapping[str, Any]],
+    arrival: datetime,
+    deadline: datetime | None,
+    place: Callable[[datetime], float],
+) -> list[dict[str, Any]]:
+    """Return a bar for each run that has started, with the wait before it."""
     bars = []
     waits_from = arrival
-    for run in runs[:MAX_RUNS]:
-        started, ended = run.get("started_at"), run.get("completed_at")
+    for run in runs:
+        started = run.get("started_at")
         if started is None:
             continue
-        ended = ended or started
+        ended = run.get("completed_at") or started
+        late = deadline is not None and ended > deadline
         bars.append(
             {
                 "waits_at": place(min(waits_from, started)),
                 "starts_at": place(started),
                 "ends_at": place(ended),
-                "missed": run.get("cause") is not None
-                or (deadline is not None and ended > deadline),
+                "missed": late or run.get("cause") is not None,
             }
         )
         waits_from = ended
-    marks = [("arrival", arrival), ("deadline", deadline)]
-    return {
-        "bars": bars,
-        "marks": [{"label": label, "at": place(at)} for label, at in marks if at is not None],
-        "span_s": span.total_seconds(),
-    }
+    return bars

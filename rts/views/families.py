@@ -79,6 +79,11 @@ def counts(reading: Reading) -> Iterator[Any]:
         ("task_type", "cause"),
         sorted(missed.items()),
     )
+    yield from _histograms(reading)
+    yield from _status_counters(reading)
+
+
+def _histograms(reading: Reading) -> Iterator[Any]:
     for kind, text in HISTOGRAMS.items():
         family = HistogramMetricFamily(f"rts_{kind}_seconds", text, labels=["task_type"])
         for (of, task_type), histogram in sorted(reading.histograms.items()):
@@ -86,6 +91,16 @@ def counts(reading: Reading) -> Iterator[Any]:
                 # Of one with negative values, whose sum may fall, the client leaves it out.
                 family.add_metric([task_type], _cumulative(kind, histogram), histogram.sum)
         yield family
+
+
+def _cumulative(kind: str, histogram: Histogram) -> list[tuple[str, float]]:
+    """Return the cumulative buckets of a histogram."""
+    bounds = [*map(repr, BOUNDS[kind]), "+Inf"]
+    counts = accumulate(histogram.counts.get(bound, 0) for bound in bounds)
+    return list(zip(bounds, counts, strict=True))
+
+
+def _status_counters(reading: Reading) -> Iterator[Any]:
     counters = {**dict.fromkeys(FROM_THE_START, 0), **reading.counters}
     opened = counters.pop("breaker_opened", 0)
     yield _counter(
@@ -100,13 +115,6 @@ def counts(reading: Reading) -> Iterator[Any]:
         "Times that the circuit breaker of a process opened, because Redis failed.",
         value=opened,
     )
-
-
-def _cumulative(kind: str, histogram: Histogram) -> list[tuple[str, float]]:
-    """Return the cumulative buckets of a histogram."""
-    bounds = [*map(repr, BOUNDS[kind]), "+Inf"]
-    counts = accumulate(histogram.counts.get(bound, 0) for bound in bounds)
-    return list(zip(bounds, counts, strict=True))
 
 
 def gauges(reading: Reading) -> Iterator[Any]:

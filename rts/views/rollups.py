@@ -100,20 +100,32 @@ def stored_packed(
     seal = find_seal(database, intervals[0].collection)
     sealed = {i for i, sums in found.items() if _is_sealed(sums, wanted[i], seal)}
     doubtful = sorted((wanted[i] for i in found.keys() - sealed), key=lambda s: s.start)
-    agreeing: set[str] = set()
-    for neighbours in _neighbours(doubtful):
-        window = neighbours[0].window[0], neighbours[-1].window[1]
-        expected = sum(found[s.id]["n"] for s in neighbours)
-        agrees = count(database, neighbours[0].collection, window) == expected
-        # One count for all of them; if it is off, one for each tells which it was.
-        agreeing |= {
-            s.id
-            for s in neighbours
-            if agrees or count(database, s.collection, s.window) == found[s.id]["n"]
-        }
+    agreeing = _agreeing(database, doubtful, {i: sums["n"] for i, sums in found.items()})
     if seal is not None:
         _set_seal(database, [i for i in agreeing if seal.covers(wanted[i].window)], by, seal)
     return {i: found[i]["keys"] for i in sealed | agreeing}
+
+
+def _agreeing(
+    database: Database[dict[str, Any]],
+    intervals: Iterable[Interval],
+    expected: Mapping[str, int],
+) -> set[str]:
+    """Return the ids of those *intervals*, sorted, that hold as many records as *expected*, by
+    id.
+    """
+    found: set[str] = set()
+    for neighbours in _neighbours(intervals):
+        window = neighbours[0].window[0], neighbours[-1].window[1]
+        together = sum(expected[each.id] for each in neighbours)
+        agree = count(database, neighbours[0].collection, window) == together
+        # One count for all of them; if it is off, one for each tells which it was.
+        found |= {
+            each.id
+            for each in neighbours
+            if agree or count(database, each.collection, each.window) == expected[each.id]
+        }
+    return found
 
 
 def _is_sealed(sums: Mapping[str, Any], interval: Interval, seal: Seal | None) -> bool:
