@@ -11,7 +11,7 @@ import click
 
 from rts.cli.common import as_json, print_json, settings_of
 from rts.cli.plots import Points, draw, plot_option
-from rts.cli.replay_output import Answer
+from rts.cli.replay_output import KEYS, Answer
 from rts.cli.table import terminal_width
 from rts.cli.workloads import (
     Source,
@@ -34,11 +34,6 @@ FACTORS = (0.5, 0.625, 0.75, 0.875, 1.0, 1.125, 1.25, 1.5, 2.0)
 #: Simulations that a result is the mean of at most, and jobs in all of them.
 MAX_REPEATS, REPEATED_JOBS = 20, 50_000
 
-_KEYS: dict[str, Callable[[Job], str]] = {
-    "type": lambda job: job.task_type,
-    "name": lambda job: job.name,
-}
-
 
 @click.command(name="replay", short_help="What if: other slots, another order, another k.")
 @workload_options
@@ -57,7 +52,7 @@ _KEYS: dict[str, Callable[[Job], str]] = {
 )
 @click.option(
     "--by",
-    type=click.Choice(list(_KEYS)),
+    type=click.Choice(list(KEYS)),
     default="type",
     show_default=True,
     help="What to group rows by.",
@@ -100,7 +95,7 @@ def command(
             write_trace(write, found.jobs)
         except OSError as exc:
             raise CommandError(f"the trace cannot be written: {exc}") from exc
-    answers = {name: repeated(found, slots, name, _KEYS[by]) for name in names}
+    answers = {name: repeated(found, slots, name, KEYS[by]) for name in names}
     rho = offered_load(found.jobs, slots, found.conditions.speed)
     curves: Mapping[str, Points] = {}
     if plot is not None:
@@ -112,7 +107,7 @@ def command(
             x_label="slots" if plot_by == "slots" else f"load ρ on {slots} slots",
             mark=slots if plot_by == "slots" else rho,
         )
-    answer = Answer(found, slots, rho, by, _KEYS[by], answers)
+    answer = Answer(found, slots, rho, by, answers)
     if as_json:
         points = {order: [list(point) for point in of] for order, of in curves.items()}
         print_json({**answer.as_document(), "curves": points})

@@ -20,6 +20,12 @@ MAX_ROWS = 30
 #: Percentiles that are shown.
 RANKS = (50, 95, 99)
 
+#: What rows can be grouped by, and the key of a job.
+KEYS: Mapping[str, Callable[[Job], str]] = {
+    "type": lambda job: job.task_type,
+    "name": lambda job: job.name,
+}
+
 TOTAL, MET = "total", "deadlines met %"
 
 
@@ -42,16 +48,17 @@ class Answer:
     slots: int
     #: Offered load; ``None`` if all tasks arrive at once.
     rho: float | None
+    #: Among ``KEYS``.
     by: str
-    key: Callable[[Job], str]
+    #: By order.
     tallies: Mapping[str, Sequence[Tally]]
 
     def rows(self) -> list[Row]:
         """Return a row for each key, sorted, and the total as the last."""
-        jobs, met = self.workload.jobs, self.workload.met
-        tasks = Counter(self.key(job) for job in jobs)
+        jobs, met, key_of = self.workload.jobs, self.workload.met, KEYS[self.by]
+        tasks = Counter(map(key_of, jobs))
         good = Counter(
-            self.key(job) for job, success in zip(jobs, met or (), strict=False) if success
+            key_of(job) for job, success in zip(jobs, met or (), strict=False) if success
         )
         rows = [
             Row(

@@ -16,6 +16,13 @@ from rts.validation import finite
 from rts.views.fleet_state import Vitals, commands, counts, vitals_of
 from rts.views.redis_facts import ask_facts
 
+#: Bucket bounds, by kind of histogram.
+BOUNDS = {"runtime": DURATIONS, "queueing_delay": DURATIONS, "lateness": LATENESS}
+#: Characters of a label.
+MAX_LABEL = 200
+#: Fields of the metrics that are read at a time, about: it blocks Redis for 2 ms or so.
+PAGE = 2000
+
 
 @dataclass(frozen=True)
 class Histogram:
@@ -61,12 +68,6 @@ class Reading:
     workers: tuple[Heartbeat, ...] = ()
     #: Why Redis refuses what rts writes; ``None``: it says nothing.
     refusal: str | None = None
-
-
-#: Characters of a label.
-MAX_LABEL = 200
-#: Fields of the metrics that are read at a time, about: it blocks Redis for 2 ms or so.
-PAGE = 2000
 
 
 def read(link: Link, settings: Settings) -> Reading:
@@ -166,7 +167,3 @@ def _live_workers(vitals: Vitals) -> tuple[Heartbeat, ...]:
             name = beat.worker[:MAX_LABEL]
             found[name] = beat._replace(worker=name)
     return tuple(found.values())
-
-
-#: Bucket bounds, by kind of histogram.
-BOUNDS = {"runtime": DURATIONS, "queueing_delay": DURATIONS, "lateness": LATENESS}

@@ -19,10 +19,10 @@ def parse(text: str) -> timedelta | datetime:
     >>> parse("90s"), parse("1.5h")
     (datetime.timedelta(seconds=90), datetime.timedelta(seconds=5400))
     """
-    match = _DURATION.fullmatch(text.strip())
+    text = text.strip()
+    match = _DURATION.fullmatch(text)
     if match:
         return timedelta(seconds=float(match[1]) * _UNITS[match[2]])
-    text = text.strip()
     if text[-1:] in ("Z", "z"):  # unknown to Python 3.10
         text = text[:-1] + "+00:00"
     at = datetime.fromisoformat(text)
