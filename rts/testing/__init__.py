@@ -1,4 +1,8 @@
-"""Real servers and workers for tests: ours and our users'."""
+"""Real servers and workers for tests: ours and our users'.
+
+:mod:`rts.testing.plugin` has pytest fixtures of them; :mod:`rts.testing.replay` runs a recorded
+or synthetic workload on a worker.
+"""
 
 from rts.testing.binaries import ServerNotFound
 from rts.testing.server import ServerFailed
