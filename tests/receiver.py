@@ -57,7 +57,7 @@ class Receiver:
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 status = receiver.status
                 receiver.messages.append(
                     Message(self.path, dict(self.headers.items()), body, status)

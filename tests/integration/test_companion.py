@@ -159,14 +159,17 @@ def test_neither_counters_nor_heartbeat_suffer_where_redis_refuses_the_other(
     chores.close()
 
 
-def test_without_a_drain_it_beats_and_ships(
+def test_without_a_drain_it_only_beats_and_ships(
     settings: Settings, start: Callable[..., Companion], redis_client: redis.Redis, mongo: Any
 ) -> None:
-    settings = replace(settings, drain=False, mongo_url="mongodb://127.0.0.1:1/rts")
+    settings = replace(settings, drain=False)
     Spool(settings.spool_dir, 1 << 20).append_line(as_line(run("a")))
-    start(settings)
+    companion = start(settings)
     wait_until(lambda: redis_client.xlen(settings.keys.outbox) == 1, PATIENCE_S)
     wait_until(lambda: redis_client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S)
+    companion.stop()  # with a drain it would bring the rest
+    assert redis_client.xlen(settings.keys.outbox) == 1
+    assert mongo.tasks.count_documents({}) == 0
 
 
 @pytest.mark.parametrize(

@@ -127,5 +127,10 @@ def test_a_task_that_is_published_again_and_has_ended_is_not_open(
         wait_until(lambda: not redis_client.zcard(f"{rts_key_prefix}open"))
 
 
-def test_an_eager_task_is_not_recorded(app: Celery) -> None:
-    assert app.tasks["embedded.work"].apply((0,)).get() is None
+def test_an_eager_task_is_not_recorded(app: Celery, mongo: Any) -> None:
+    work = app.tasks["embedded.work"]
+    with start_worker(app, pool="solo", perform_ping_check=False, shutdown_timeout=30):
+        assert work.apply((0,)).get() is None
+        published = work.delay(0)
+        published.get(timeout=30)
+    assert [task["_id"] for task in mongo.tasks.find()] == [published.id]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -21,8 +20,6 @@ OK = "tests.apps.basic.ok"
 def test_verdicts_with_other_pools(
     make_stage: Callable[..., Stage], mongo: Any, redis_client: Any, pool: str
 ) -> None:
-    if pool == "gevent" and importlib.util.find_spec("gevent") is None:
-        pytest.skip("gevent is not installed")
     stage = make_stage()
     worker = stage.worker(pool=pool, concurrency=4)
     app = Celery("pools", broker=stage.broker, backend=stage.backend)
@@ -38,9 +35,9 @@ def test_verdicts_with_other_pools(
     assert all(run["runtime_s"] >= 0.05 and run["cpu_s"] >= 0 for run in runs)
     assert all("load" in run["load_at_start"] for run in runs)
     assert redis_client.hget(f"{stage.prefix}count", f"mixed/{OK}") == "20"
-    assert redis_client.hget(f"{stage.prefix}counters", "hook_errors") is None
     worker.stop()
-    assert "Traceback" not in worker.log.replace("raised unexpected", "").partition("fail")[0]
+    assert redis_client.hget(f"{stage.prefix}counters", "hook_errors") is None
+    assert worker.log.count("Traceback") == 1, "that of the task that fails"
     # What has been shipped is gone: another Redis at this address must not learn it anew.
     assert list(stage.folder.glob("spool/*.jsonl")) == []
     rts.uninstall(app)
@@ -55,8 +52,6 @@ def test_a_task_that_exits_holds_no_slot(
     redis_client: Any,
     pool: str,
 ) -> None:
-    if pool == "gevent" and importlib.util.find_spec("gevent") is None:
-        pytest.skip("gevent is not installed")
     stage = make_stage(rts_scheduler="edf")
     stage.worker(pool=pool, concurrency=1)
     app = apps(stage)

@@ -273,10 +273,11 @@ def test_a_receiver_in_trouble_gets_the_message_once_it_is_back(
     if trouble == "down":
         receiver.down()
     receiver.status = {"500": 500, "slow": None, "redirect": 302}.get(trouble, 200)
-    receiver.location = "file:///etc/passwd" if trouble == "redirect" else None
+    receiver.location = f"{receiver.url}/elsewhere" if trouble == "redirect" else None
     waits = [delivery.step() for _ in range(3)]
     assert waits == [1.0, 2.0, 4.0]  # before jitter
     assert not receiver.taken
+    assert "/elsewhere" not in [message.path for message in receiver.messages]
     if trouble == "down":
         receiver.up()
     receiver.status = 200
