@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +27,9 @@ from rts.testing import MongoServer, WorkerProcess
 pytest_plugins = ("rts.testing.plugin",)
 
 ROOT = Path(__file__).parent.parent
+
+#: ``celery`` with the test app.
+CELERY = (sys.executable, "-m", "celery", "-A", "tests.apps.basic")
 
 #: For remote control of the only worker there is. Without the limit Celery waits for further
 #: replies until the timeout is over.
@@ -219,6 +224,18 @@ class Stage:
         worker = WorkerProcess(app, env=env, cwd=ROOT, **options).start()
         self._workers.append(worker)
         return worker
+
+    def celery(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run ``celery -A tests.apps.basic …`` to its end."""
+        return subprocess.run(
+            [*CELERY, *arguments],
+            env={**os.environ, **self.environment},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
 
     def stop(self) -> None:
         """Stop all workers: each waits seconds for its pool, so at the same time."""

@@ -16,16 +16,6 @@ from rts.unfinished.overdue import OverdueSweep
 from tests.records import success
 
 
-class Time:
-    """A monotonic clock that is moved by hand."""
-
-    def __init__(self) -> None:
-        self.at = 1000.0
-
-    def __call__(self) -> float:
-        return self.at
-
-
 def task(task_id: str, deadline: float, **changes: Any) -> OpenTask:
     made = OpenTask(
         *(task_id, "proj.add", "mixed", "inferred", 5.0, 2.0, deadline - 10, deadline),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -19,7 +18,7 @@ from rts.ledger.mongo import MongoLedger
 from rts.settings import Settings
 from rts.testing import wait_until
 from rts.testing.processes import OwnedProcess
-from tests.conftest import ROOT, Stage
+from tests.conftest import CELERY, ROOT, Stage
 from tests.integration.test_metrics import Fleet
 from tests.programs import needed
 from tests.records import success
@@ -95,9 +94,9 @@ class Prometheus:
 def exporter(make_stage: Callable[..., Stage], tmp_path: Path) -> Iterator[tuple[Stage, str]]:
     stage = make_stage(rts_slo={"cpu-light": 0.99})
     log = tmp_path / "exporter.log"
-    rts = [sys.executable, "-m", "celery", "-A", "tests.apps.basic", "rts", "exporter"]
+    command = [*CELERY, "rts", "exporter", "--port", "0"]
     env = {**os.environ, **stage.environment}
-    process = OwnedProcess([*rts, "--port", "0"], log, env=env, cwd=ROOT)
+    process = OwnedProcess(command, log, env=env, cwd=ROOT)
     try:
         found = wait_until(lambda: re.search(r"http://(\S+)/metrics", log.read_text()))
         yield stage, found[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from rts.cli import rts
 from rts.settings import Settings
 from rts.testing import RedisServer
 from tests.commands import Run
+from tests.conftest import Stage
 
 
 @pytest.fixture
@@ -59,6 +60,15 @@ def conf(
         "rts_key_prefix": rts_key_prefix,
         "rts_spool_dir": str(tmp_path / "spool"),
     }
+
+
+@pytest.fixture
+def producer(
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery]
+) -> tuple[Stage, Celery]:
+    """A stage, and an app that publishes to its workers."""
+    stage = make_stage()
+    return stage, apps(stage)
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import shlex
 import signal
 import struct
 import subprocess
-import sys
 import termios
 import time
 from dataclasses import replace
@@ -28,7 +27,7 @@ from rts.settings import Settings
 from rts.testing import MongoServer, wait_until
 from rts.views.slo import standings
 from tests.commands import NO_MONGO, NO_REDIS, Run, write_verdicts
-from tests.conftest import ROOT
+from tests.conftest import CELERY, ROOT
 
 NO_CA = NO_MONGO + "?tls=true&tlsCAFile=/no/such.pem"
 
@@ -294,7 +293,7 @@ class Terminal:
         }
         env |= {"TEST_BROKER": conf["broker_url"], "TEST_CONF": json.dumps(conf), "TERM": term}
         env["PYTHONPATH"] = os.pathsep.join([str(ROOT), env.get("PYTHONPATH", "")])
-        command = [sys.executable, "-m", "celery", "-A", "tests.apps.basic", "rts", *arguments]
+        command = [*CELERY, "rts", *arguments]
         self.process = subprocess.Popen(
             command, stdin=slave, stdout=slave, stderr=slave, env=env, cwd=ROOT,
             start_new_session=True,

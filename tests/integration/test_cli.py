@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -20,31 +19,13 @@ from pymongo.database import Database
 import rts as rts_of
 from rts.testing import wait_until
 from tests.commands import NO_MONGO, NO_REDIS, Run, document, write
-from tests.conftest import ROOT
+from tests.conftest import CELERY, ROOT
 from tests.records import ended
 
 pytestmark = pytest.mark.usefixtures("unmeasured_processes")
 
 
 # --- through celery itself ----------------------------------------------------------
-
-
-class Shell:
-    """``python -m celery -A tests.apps.basic rts …`` for a stage."""
-
-    def __init__(self, stage: Any) -> None:
-        self.environment = {**os.environ, **stage.environment}
-        self.command = [sys.executable, "-m", "celery", "-A", "tests.apps.basic", "rts"]
-
-    def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*self.command, *arguments],
-            env=self.environment,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
 
 
 @pytest.mark.parametrize("installed", [True, False])
@@ -60,10 +41,9 @@ def test_every_command_of_a_real_app(
     wait_until(lambda: mongo.tasks.count_documents({}) == 4, message="four verdicts")
 
     stage.installed = installed
-    shell = Shell(stage)
 
     def knows_the_load() -> subprocess.CompletedProcess[str] | None:
-        asked = shell("status", "--json")
+        asked = stage.celery("rts", "status", "--json")
         loads = [worker["load"].get("cpu") for worker in json.loads(asked.stdout)["workers"]]
         return None if None in loads else asked  # on a busy machine a sample may be old
 
@@ -75,11 +55,11 @@ def test_every_command_of_a_real_app(
     assert [w["concurrency"] for w in status["workers"]] == [1]
     worker.stop()
 
-    listed = shell("tau")
+    listed = stage.celery("rts", "tau")
     assert listed.returncode == 0, listed.stderr
     assert "  tests.apps.basic.ok" in listed.stdout
     assert "gpu-training" in listed.stdout
-    reported = shell("report", "--since", "1h", "--by", "name", "--json")
+    reported = stage.celery("rts", "report", "--since", "1h", "--by", "name", "--json")
     report = json.loads(reported.stdout)
     assert {r["key"]: r["tasks"] for r in report["rows"]} == {
         "tests.apps.basic.ok": 3,
@@ -87,26 +67,25 @@ def test_every_command_of_a_real_app(
     }
     assert report["total"]["tasks"] == 4
     assert report["total"]["goodput_ratio"] == 0.75
-    shown = json.loads(shell("show", ids[-1], "--json").stdout)
+    shown = json.loads(stage.celery("rts", "show", ids[-1], "--json").stdout)
     assert shown["task"]["state"] == "FAILURE"
     assert [run["retries"] for run in shown["assignments"]] == [0]
-    drained = shell("drain", "--once", "--json")
+    drained = stage.celery("rts", "drain", "--once", "--json")
     assert json.loads(drained.stdout) == {"moved": 0}, drained.stderr
-    assert shell("tau", "set", "mixed", "7").stdout.startswith("mixed: tau ")
-    assert shell("nothing").returncode == 2
+    assert stage.celery("rts", "tau", "set", "mixed", "7").stdout.startswith("mixed: tau ")
+    assert stage.celery("rts", "nothing").returncode == 2
 
 
 def test_drain_ends_at_a_signal(
     make_stage: Callable[..., Any], redis_client: redis.Redis, mongo: Database[dict[str, Any]]
 ) -> None:
     stage = make_stage()
-    shell = Shell(stage)
     outbox = f"{stage.prefix}outbox"
     for number, ending in enumerate((signal.SIGINT, signal.SIGTERM)):
         redis_client.xadd(outbox, {"r": ended(number, 1).to_json()})
         with subprocess.Popen(
-            [*shell.command, "drain"],
-            env=shell.environment,
+            [*CELERY, "rts", "drain"],
+            env={**os.environ, **stage.environment},
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

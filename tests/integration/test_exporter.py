@@ -7,8 +7,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 import urllib.request
 from collections import Counter
@@ -24,10 +22,8 @@ from rts.settings import Settings
 from rts.testing import wait_until
 from rts.testing.processes import OwnedProcess
 from rts.views.slo import standings
-from tests.conftest import ROOT, Stage
+from tests.conftest import CELERY, ROOT, Stage
 from tests.integration.test_metrics import values
-
-RTS = [sys.executable, "-m", "celery", "-A", "tests.apps.basic", "rts"]
 
 
 @pytest.fixture
@@ -36,19 +32,6 @@ def producer(
 ) -> tuple[Stage, Celery]:
     stage = make_stage(rts_slo={"mixed": 0.99, "*": 0.9})
     return stage, apps(stage)
-
-
-def command(stage: Stage, *arguments: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, **stage.environment}
-    return subprocess.run(
-        [*RTS, *arguments],
-        cwd=ROOT,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
 
 
 @pytest.fixture
@@ -60,7 +43,7 @@ def exporter(
     stage, _ = producer
     log = tmp_path / "exporter.log"
     env = {**os.environ, **stage.environment}
-    process = OwnedProcess([*RTS, "exporter", "--port", "0"], log, env=env, cwd=ROOT)
+    process = OwnedProcess([*CELERY, "rts", "exporter", "--port", "0"], log, env=env, cwd=ROOT)
     try:
         found = wait_until(
             lambda: (
@@ -113,7 +96,7 @@ def test_a_queue_of_workers_stays_when_they_are_gone(
 
 def test_once_prints_and_exits(producer: tuple[Stage, Celery]) -> None:
     stage, _ = producer
-    finished = command(stage, "exporter", "--once")
+    finished = stage.celery("rts", "exporter", "--once")
     assert finished.returncode == 0, finished.stderr
     assert values(finished.stdout, "rts_up", "server")["redis"] == 1
     assert 'rts_slo_target_ratio{objective="mixed"} 0.99' in finished.stdout
@@ -123,7 +106,7 @@ def test_a_broker_that_is_not_asked_is_not_told_to_be_up(
     make_stage: Callable[..., Stage], rts_redis_url: str
 ) -> None:
     stage = make_stage(broker="amqp://127.0.0.1:9//", rts_redis_url=rts_redis_url)
-    finished = command(stage, "exporter", "--once")
+    finished = stage.celery("rts", "exporter", "--once")
     assert finished.returncode == 0, finished.stderr
     assert values(finished.stdout, "rts_up", "server") == {"redis": 1, "mongodb": 1}
 
@@ -132,7 +115,7 @@ def test_a_port_in_use_is_reported(producer: tuple[Stage, Celery]) -> None:
     stage, _ = producer
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        finished = command(stage, "exporter", "--port", str(port))
+        finished = stage.celery("rts", "exporter", "--port", str(port))
     assert finished.returncode == 1
     assert f"cannot listen on 127.0.0.1:{port}" in finished.stderr
     assert "Traceback" not in finished.stderr
@@ -203,7 +186,7 @@ def test_all_numbers_agree(
 
     # The command line: of a window that holds everything (one deadline lies in 1970).
     arguments = ("report", "--since", "1970-01-01", "--by", "name", "--json")
-    report = json.loads(command(stage, *arguments).stdout)
+    report = json.loads(stage.celery("rts", *arguments).stdout)
     assert report["total"]["tasks"] == len(tasks)
     assert report["total"]["runs"] == sum(runs.values())
     assert report["total"]["misses"] == causes

@@ -29,28 +29,19 @@ from rts.unfinished.janitor import (
     reap,
 )
 from rts.unfinished.notes import NoteBoard
+from tests.clock import Clock
 from tests.records import run
 
 LIVING, DEAD = "w@h/1-living", "w@h/2-dead"
 
 
-class Time:
-    """The janitor's monotonic clock."""
-
-    def __init__(self) -> None:
-        self.at = 0.0
-
-    def __call__(self) -> float:
-        return self.at
+@pytest.fixture
+def time() -> Clock:
+    return Clock()
 
 
 @pytest.fixture
-def time() -> Time:
-    return Time()
-
-
-@pytest.fixture
-def make(settings: Settings, time: Time) -> Callable[[str], Janitor]:
+def make(settings: Settings, time: Clock) -> Callable[[str], Janitor]:
     return lambda name: Janitor(Link(settings), settings, FleetClock(), name, now=time)
 
 
@@ -64,7 +55,9 @@ def note(
     return execution
 
 
-def watch(janitor: Janitor, client: Any, settings: Settings, time: Time, seconds: float) -> int:
+def watch(
+    janitor: Janitor, client: Any, settings: Settings, time: Clock, seconds: float
+) -> int:
     """Let *seconds* pass, in looks 2 s apart, while the living worker beats."""
     ended = 0
     for _ in range(int(seconds / 2)):
@@ -81,7 +74,7 @@ def records(client: Any, settings: Settings) -> list[Execution]:
 
 
 def test_runs_of_a_silent_worker_are_lost_and_others_are_not(
-    settings: Settings, redis_client: redis.Redis, make: Callable[[str], Janitor], time: Time
+    settings: Settings, redis_client: redis.Redis, make: Callable[[str], Janitor], time: Clock
 ) -> None:
     client = redis_client
     client.hset(settings.keys.workers, DEAD, json.dumps({"seen_at": 1e12}))
@@ -112,7 +105,7 @@ def test_runs_of_a_silent_worker_are_lost_and_others_are_not(
 
 
 def test_after_a_pause_of_everything_no_run_is_lost(
-    settings: Settings, redis_client: redis.Redis, make: Callable[[str], Janitor], time: Time
+    settings: Settings, redis_client: redis.Redis, make: Callable[[str], Janitor], time: Clock
 ) -> None:
     """An outage of Redis, a suspended host: all heartbeats are old."""
     client = redis_client
@@ -126,7 +119,7 @@ def test_after_a_pause_of_everything_no_run_is_lost(
 
 
 def test_one_janitor_looks_and_another_takes_over(
-    settings: Settings, redis_client: redis.Redis, make: Callable[[str], Janitor], time: Time
+    settings: Settings, redis_client: redis.Redis, make: Callable[[str], Janitor], time: Clock
 ) -> None:
     client = redis_client
     first, second = make("a"), make("b")
@@ -140,7 +133,7 @@ def test_one_janitor_looks_and_another_takes_over(
 
 
 def test_unreadable_notes_are_removed(
-    settings: Settings, redis_client: redis.Redis, make: Callable[[str], Janitor], time: Time
+    settings: Settings, redis_client: redis.Redis, make: Callable[[str], Janitor], time: Clock
 ) -> None:
     client = redis_client
     for field in ("rubbish", "", "a|b", f"t|0|{DEAD}|1"):
@@ -151,7 +144,7 @@ def test_unreadable_notes_are_removed(
 
 
 def test_a_task_whose_id_is_a_number_holds_up_no_others(
-    settings: Settings, redis_client: redis.Redis, make: Callable[[str], Janitor], time: Time
+    settings: Settings, redis_client: redis.Redis, make: Callable[[str], Janitor], time: Clock
 ) -> None:
     """As in a message of a producer in another language."""
     client = redis_client

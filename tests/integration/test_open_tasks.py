@@ -29,9 +29,10 @@ from rts.unfinished import announcer as announcer_module
 from rts.unfinished.announcer import Announcer
 from rts.unfinished.events import Event
 from rts.unfinished.overdue import SETTLE_S
+from tests.clock import Clock
 from tests.conftest import ROOT, Stage
 from tests.memory_ledger import MemoryLedger
-from tests.open_tasks import Time, counts, end, events, note, overdue_sweep, task
+from tests.open_tasks import counts, end, events, note, overdue_sweep, task
 
 pytestmark = pytest.mark.usefixtures("unmeasured_processes")
 
@@ -304,7 +305,7 @@ def test_without_threads_the_next_refresh_of_the_taus_takes_them_along(
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refused)
-    now = Time()
+    now = Clock(1000.0)
     announcer = Announcer(Link(settings), settings, now)
     announcer.note(task("a", 2e9))
     cache = TauCache(Link(settings), settings, FleetClock(), now, announcer)
@@ -361,7 +362,7 @@ def test_a_task_is_not_overdue_while_redis_refuses_its_end(how: str) -> None:
         client = redis.Redis.from_url(server.url, decode_responses=True)
         settings = Settings(redis_url=server.url, breaker_period=1e-6)
         note(settings, task("a", 1000.0), task("b", 1000.0))
-        now, ledger = Time(), MemoryLedger()
+        now, ledger = Clock(1000.0), MemoryLedger()
         looking = overdue_sweep(settings, ledger, now=now)
         looking._looked_at = now.at
         assert looking._lease.acquire()

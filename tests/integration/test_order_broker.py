@@ -10,7 +10,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -34,7 +33,7 @@ from rts.settings import Settings
 from rts.testing import RedisServer, wait_until
 from rts.testing.binaries import redis_binary
 from rts.testing.processes import OwnedProcess
-from tests.conftest import ONE_REPLY, ROOT, Stage
+from tests.conftest import ONE_REPLY, Stage
 from tests.programs import needed
 from tests.rabbitmq import free_port
 
@@ -325,11 +324,7 @@ def test_remote_control_events_and_lengths(
 
     for _ in range(3):
         app.send_task(OK, (0,))
-    command = [sys.executable, "-m", "celery", "-A", "tests.apps.basic", "purge", "-f"]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment(stage), capture_output=True, text=True, check=True
-    )
-    assert "3 messages" in done.stdout
+    assert "3 messages" in stage.celery("purge", "-f").stdout
     assert not redis_client.exists(queue + EDF)
 
 
@@ -350,11 +345,6 @@ def heard(app: Celery) -> Iterator[list[str]]:
         yield seen
         receiver.should_stop = True
         thread.join()
-
-
-def environment(stage: Stage) -> dict[str, str]:
-    """Return what a command of the stage's app runs with."""
-    return {**os.environ, **stage.environment}
 
 
 def test_contrib_migrate_moves_what_waits_in_order(
@@ -387,8 +377,6 @@ def test_a_claim_happens_only_when_a_slot_is_free(
     redis_client: Any,
     pool: str,
 ) -> None:
-    if pool == "gevent":
-        pytest.importorskip("gevent")
     slots = 1 if pool == "solo" else 3
     stage = make_stage(rts_scheduler="edf")
     app = apps(stage)

@@ -5,9 +5,6 @@ deadlines that are handed on.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,22 +16,13 @@ from celery import Celery, chain, chord, group, uuid
 
 import rts
 from rts.testing import wait_until
-from tests.conftest import ROOT, Stage
+from tests.conftest import Stage
 from tests.rabbitmq import RabbitServer
 
 pytestmark = pytest.mark.usefixtures("unmeasured_processes")
 
 OK, HEADERS, NESTED = (f"tests.apps.basic.{name}" for name in ("ok", "headers", "nested"))
 EDF = "\x06\x16edf"
-
-
-def command(stage: Stage, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run ``celery rts …`` of the stage's app."""
-    line = [sys.executable, "-m", "celery", "-A", "tests.apps.basic", "rts", *arguments]
-    environment = {**os.environ, **stage.environment}
-    return subprocess.run(
-        line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
 
 
 def ran(mongo: Any, ids: list[str]) -> list[str]:
@@ -77,30 +65,31 @@ def test_turning_it_off_leaves_nothing_behind(
         )
         for offset, task_type in ((3000, None), (1000, None), (500, "long"), (2000, None))
     }
-    assert not json.loads(command(stage, "status", "--json").stdout)["problems"]
+    assert not json.loads(stage.celery("rts", "status", "--json").stdout)["problems"]
     stage.conf["rts_scheduler"] = None
-    told = command(stage, "status")
+    told = stage.celery("rts", "status")
     assert told.returncode == 1
     assert f"4 messages in deadline order in the queue {queue}" in told.stderr
     assert "--to-fifo" in told.stderr
-    moved = json.loads(command(stage, "queues", "--to-fifo", "--json").stdout)["moved"]
+    moved = json.loads(stage.celery("rts", "queues", "--to-fifo", "--json").stdout)["moved"]
     assert moved[queue] == 4
     assert redis_client.llen(queue) == 4
-    assert command(stage, "status").returncode == 0
+    assert stage.celery("rts", "status").returncode == 0
     other = f"{queue}-other"  # which the command's app does not know, but a worker does
     more = app.send_task(OK, (0.02,), queue=other)
     stage.worker(concurrency=1, queues=[queue, other])
     wait_until(
         lambda: (
             f"1 message in deadline order in the queue {other}"
-            in command(stage, "status").stderr
+            in stage.celery("rts", "status").stderr
         )
     )
     stage.conf["rts_scheduler"] = "edf"  # the command's app has it, and no worker there
     assert (
-        f"1 message in deadline order in the queue {other}" in command(stage, "status").stderr
+        f"1 message in deadline order in the queue {other}"
+        in stage.celery("rts", "status").stderr
     )
-    command(stage, "queues", "--to-fifo")
+    stage.celery("rts", "queues", "--to-fifo")
     assert more.get(timeout=60) == 0.02
     # As the first worker in order would have taken them; the hopeless one was first
     # by its deadline, since no claim had looked at it.
@@ -229,7 +218,7 @@ def test_priorities_on_rabbitmq(
         with pytest.raises(rts.ConfigurationError, match=r"edf.*priority.*amqp"):
             apps(stage, rts_scheduler="edf")
         stage.conf["rts_scheduler"] = "edf"
-        told = command(stage, "status")
+        told = stage.celery("rts", "status")
         assert told.returncode != 0
         assert "'priority' or None if the broker is not Redis" in told.stderr
         stage.stop()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 import time
 from collections.abc import Callable
@@ -41,8 +40,6 @@ def test_the_earliest_deadline_runs_first(
     redis_client: redis.Redis,
     pool: str,
 ) -> None:
-    if pool == "gevent" and importlib.util.find_spec("gevent") is None:
-        pytest.skip("gevent is not installed")
     stage = make_stage(rts_scheduler="edf")
     app = apps(stage)
     now = time.time()

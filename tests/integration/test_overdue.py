@@ -21,9 +21,10 @@ from rts.records import OutboxEntry
 from rts.settings import Settings
 from rts.testing import wait_until
 from rts.unfinished.overdue import BATCH, KEPT_S, MAX_GAP_S, SETTLE_S
+from tests.clock import Clock
 from tests.conftest import Stage
 from tests.memory_ledger import MemoryLedger
-from tests.open_tasks import Time, counts, end, events, note, overdue_sweep, task
+from tests.open_tasks import counts, end, events, note, overdue_sweep, task
 from tests.records import run, success
 
 pytestmark = pytest.mark.usefixtures("unmeasured_processes")
@@ -173,7 +174,7 @@ def test_many_at_once(settings: Settings, redis_client: redis.Redis) -> None:
 
 def test_after_a_silence_ends_get_time_to_arrive(settings: Settings) -> None:
     note(settings, task("a", 1000.0))
-    now = Time()
+    now = Clock(1000.0)
     ledger = MemoryLedger()
     looking = overdue_sweep(settings, ledger, now=now)
     assert looking.step() == 0
@@ -196,7 +197,7 @@ def test_a_task_that_never_ends_is_forgotten_some_day(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
     note(settings, task("old", 1000.0), task("young", 1000.0))
-    now = Time()
+    now = Clock(1000.0)
     looking = overdue_sweep(settings, MemoryLedger(), now=now)
     looking._looked_at = now.at
     assert looking.step() == 2
@@ -251,14 +252,6 @@ def test_one_looks_until_it_releases_the_lease(settings: Settings) -> None:
 
 
 # -- with real workers ------------------------------------------------------------------------
-
-
-@pytest.fixture
-def producer(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery]
-) -> tuple[Stage, Celery]:
-    stage = make_stage()
-    return stage, apps(stage)
 
 
 def test_a_lost_task_is_overdue_within_5_seconds_of_its_deadline_and_once(

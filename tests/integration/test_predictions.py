@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -41,22 +40,9 @@ SLOW: dict[str, Any] = {"headers": {"task_type": "slow"}}
 
 
 @pytest.fixture
-def apps() -> Iterator[list[Celery]]:
-    """Apps that publish; closed at the end."""
-    made: list[Celery] = []
-    yield made
-    for app in made:
-        rts.uninstall(app)
-        app.close()
-
-
-def producer(stage: Stage, made: list[Celery], **conf: Any) -> Celery:
-    """Return an app that publishes to the stage's workers and asks for predictions."""
-    app = Celery("producer", broker=stage.broker, set_as_current=False)
-    app.conf.update({**stage.conf, "rts_timeout": 10.0, **conf})  # of a busy machine
-    rts.install(app)
-    made.append(app)
-    return app
+def apps(apps: Callable[..., Celery]) -> Callable[..., Celery]:
+    """Make apps that publish to a stage's workers, and are patient on a busy machine."""
+    return lambda stage, **conf: apps(stage, **{"rts_timeout": 10.0, **conf})
 
 
 def topic_queue(stage: Stage) -> Queue:
@@ -103,7 +89,7 @@ def served(app: Celery, **options: Any) -> rts.Prediction:
 @pytest.mark.parametrize("scheduler", [None, "edf"], ids=["fifo", "edf"])
 def test_running_waiting_and_ended_tasks(
     make_stage: Callable[..., Stage],
-    apps: list[Celery],
+    apps: Callable[..., Celery],
     scheduler: str | None,
     redis_client: redis.Redis,
 ) -> None:
@@ -113,7 +99,7 @@ def test_running_waiting_and_ended_tasks(
         worker_prefetch_multiplier=4,
         rts_late_share=0.0,
     )
-    app = producer(stage, apps)
+    app = apps(stage)
     slow: dict[str, Any] = {"headers": {"task_type": "slow", "sla_deadline": time.time() + 600}}
     with pytest.raises(rts.CommandError, match="no worker with rts takes tasks from the queue"):
         rts.predict_new(OK, app=app)
@@ -158,14 +144,14 @@ def test_running_waiting_and_ended_tasks(
 @pytest.mark.parametrize("scheduler", [None, "edf"], ids=["fifo", "edf"])
 def test_etas_other_queues_and_priorities(
     make_stage: Callable[..., Stage],
-    apps: list[Celery],
+    apps: Callable[..., Celery],
     scheduler: str | None,
     redis_client: redis.Redis,
 ) -> None:
     stage = make_stage(
         rts_scheduler=scheduler, rts_late_share=0.0, worker_prefetch_multiplier=1
     )
-    app = producer(stage, apps)
+    app = apps(stage)
     default = app.conf.task_default_queue
     other = f"{default}-other"
     worker = stage.worker(pool="threads", concurrency=2, queues=[default, other])
@@ -206,10 +192,10 @@ def waiting(client: redis.Redis, queue: str) -> int:
 
 
 def test_just_started_tasks_and_held_ones_of_another_queue(
-    make_stage: Callable[..., Stage], apps: list[Celery], redis_client: redis.Redis
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery], redis_client: redis.Redis
 ) -> None:
     stage = make_stage(worker_prefetch_multiplier=4)
-    app = producer(stage, apps)
+    app = apps(stage)
     default = app.conf.task_default_queue
     other = f"{default}-other"
     worker = stage.worker(pool="threads", concurrency=1, queues=[default, other])
@@ -239,12 +225,12 @@ def test_just_started_tasks_and_held_ones_of_another_queue(
 @pytest.mark.parametrize("scheduler", [None, "edf"], ids=["fifo", "edf"])
 def test_queues_of_one_worker_are_served_round_robin(
     make_stage: Callable[..., Stage],
-    apps: list[Celery],
+    apps: Callable[..., Celery],
     scheduler: str | None,
     redis_client: redis.Redis,
 ) -> None:
     stage = make_stage(rts_scheduler=scheduler, worker_prefetch_multiplier=1)
-    app = producer(stage, apps)
+    app = apps(stage)
     default = app.conf.task_default_queue
     other = f"{default}-other"
     worker = stage.worker(pool="threads", concurrency=1, queues=[default, other])
@@ -267,10 +253,10 @@ def test_queues_of_one_worker_are_served_round_robin(
 
 
 def test_a_held_task_waits_only_for_its_own_worker(
-    make_stage: Callable[..., Stage], apps: list[Celery], redis_client: redis.Redis
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery], redis_client: redis.Redis
 ) -> None:
     stage = make_stage(rts_task_types={"slow": 20.0}, worker_prefetch_multiplier=4)
-    app = producer(stage, apps)
+    app = apps(stage)
     first, runs, held = with_a_line(stage, app, redis_client)
     stage.worker(pool="threads", concurrency=1)
 
@@ -298,12 +284,12 @@ def test_a_held_task_waits_only_for_its_own_worker(
 
 def test_tasks_of_a_killed_worker_wait_for_their_redelivery(
     make_stage: Callable[..., Stage],
-    apps: list[Celery],
+    apps: Callable[..., Celery],
     redis_client: redis.Redis,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stage = make_stage(rts_task_types={"slow": 20.0}, worker_prefetch_multiplier=4)
-    app = producer(stage, apps)
+    app = apps(stage)
     app.conf.broker_transport_options = {"visibility_timeout": 600.0}
     first, _, held = with_a_line(stage, app, redis_client)
     begun = time.time()
@@ -323,10 +309,10 @@ def test_tasks_of_a_killed_worker_wait_for_their_redelivery(
 
 
 def test_each_worker_limits_demoted_tasks_on_its_own(
-    make_stage: Callable[..., Stage], apps: list[Celery]
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery]
 ) -> None:
     stage = make_stage(rts_scheduler="edf", rts_late_share=0.0, rts_task_types={"slow": 2.0})
-    app = producer(stage, apps)
+    app = apps(stage)
     workers = [stage.worker(pool="threads", concurrency=1) for _ in range(3)]
     late = {"headers": {"task_type": "slow", "sla_deadline": time.time() - 100}}
     busy(stage, app, 60, 3, **late)
@@ -342,13 +328,13 @@ def test_each_worker_limits_demoted_tasks_on_its_own(
 
 
 def test_a_task_without_a_deadline_is_ordered_by_its_horizon(
-    make_stage: Callable[..., Stage], apps: list[Celery]
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery]
 ) -> None:
     name = "with-horizon"
     stage = make_stage(
         rts_scheduler="edf", rts_queue_horizons={"*": 5.0, name: 1000.0}, rts_late_share=0.0
     )
-    app = producer(stage, apps)
+    app = apps(stage)
     worker = stage.worker(pool="threads", concurrency=1, queues=[name])
     busy(stage, app, 60, 1, queue=name)
     stranger = Celery("stranger", broker=stage.broker, set_as_current=False)
@@ -364,10 +350,10 @@ def test_a_task_without_a_deadline_is_ordered_by_its_horizon(
 
 
 def test_more_tasks_are_held_for_an_eta_than_are_read(
-    make_stage: Callable[..., Stage], apps: list[Celery], redis_client: redis.Redis
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery], redis_client: redis.Redis
 ) -> None:
     stage = make_stage()
-    app = producer(stage, apps)
+    app = apps(stage)
     worker = stage.worker(pool="threads", concurrency=1)
     eta = datetime.now(timezone.utc) + timedelta(seconds=3600)
     with app.producer_pool.acquire() as one:
@@ -384,10 +370,10 @@ def test_more_tasks_are_held_for_an_eta_than_are_read(
 
 
 def test_a_task_published_and_started_within_a_second_has_started(
-    make_stage: Callable[..., Stage], apps: list[Celery], redis_client: redis.Redis
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery], redis_client: redis.Redis
 ) -> None:
     stage = make_stage()
-    app = producer(stage, apps)
+    app = apps(stage)
     queue = app.conf.task_default_queue
     now = redis_client.time()[0]
     beat = {"seen_at": now + 60, "concurrency": 1, "queues": [queue]}
@@ -404,12 +390,12 @@ def test_a_task_published_and_started_within_a_second_has_started(
 
 
 def test_a_task_of_this_process_that_started_at_once(
-    make_stage: Callable[..., Stage], apps: list[Celery], redis_client: redis.Redis
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery], redis_client: redis.Redis
 ) -> None:
     stage = make_stage()
     bound = topic_queue(stage)
     name = bound.name
-    app = producer(stage, apps, task_queues=[bound])
+    app = apps(stage, task_queues=[bound])
     worker = stage.worker(pool="threads", concurrency=1, queues=[name])
     # The routing key is not the queue's name; from here on publishes are recorded.
     served(app, queue=name)
@@ -422,14 +408,14 @@ def test_a_task_of_this_process_that_started_at_once(
 
 
 def test_a_held_task_came_by_the_key_of_a_binding_or_by_a_topic(
-    make_stage: Callable[..., Stage], apps: list[Celery], redis_client: redis.Redis
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery], redis_client: redis.Redis
 ) -> None:
     stage = make_stage(worker_prefetch_multiplier=8)
     name = f"{stage.conf['task_default_queue']}-bound"
     first, second = (Exchange(f"{name}-{number}") for number in (1, 2))
     bound = Queue(name, [binding(first, routing_key="one"), binding(second, routing_key="two")])
     topic = Queue(f"{name}-topic", Exchange(f"{name}-x", type="topic"), routing_key="orders.#")
-    app = producer(stage, apps, task_queues=[bound, topic])
+    app = apps(stage, task_queues=[bound, topic])
     with app.connection() as connection:
         bound(connection.default_channel).declare()
     worker = stage.worker(pool="threads", concurrency=1, queues=[name, topic.name])
@@ -448,10 +434,10 @@ def test_a_held_task_came_by_the_key_of_a_binding_or_by_a_topic(
 
 
 def test_a_new_task_uses_its_own_routing_options(
-    make_stage: Callable[..., Stage], apps: list[Celery], redis_client: redis.Redis
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery], redis_client: redis.Redis
 ) -> None:
     stage = make_stage(worker_prefetch_multiplier=1)
-    app = producer(stage, apps)
+    app = apps(stage)
     default = app.conf.task_default_queue
     other = f"{default}-other"
 
@@ -472,10 +458,10 @@ def test_a_new_task_uses_its_own_routing_options(
 
 
 def test_publishing_a_task_for_later_does_not_rule_out_earlier_arrivals(
-    make_stage: Callable[..., Stage], apps: list[Celery]
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery]
 ) -> None:
     stage = make_stage(rts_scheduler="edf")
-    app = producer(stage, apps)
+    app = apps(stage)
     worker = stage.worker(pool="threads", concurrency=1)
     served(app)
     parts = parts_of(app)
@@ -497,10 +483,10 @@ def test_publishing_a_task_for_later_does_not_rule_out_earlier_arrivals(
 
 
 def test_tasks_behind_one_that_will_be_hopeless_overtake_it(
-    make_stage: Callable[..., Stage], apps: list[Celery]
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery]
 ) -> None:
     stage = make_stage(rts_scheduler="edf", rts_late_share=0.0)
-    app = producer(stage, apps)
+    app = apps(stage)
     worker = stage.worker(pool="threads", concurrency=1)
     busy(stage, app, 60, 1)
     now = time.time()
@@ -516,10 +502,10 @@ def test_tasks_behind_one_that_will_be_hopeless_overtake_it(
 
 
 def test_a_task_with_late_acknowledgement_runs_or_waits(
-    make_stage: Callable[..., Stage], apps: list[Celery], redis_client: redis.Redis
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery], redis_client: redis.Redis
 ) -> None:
     stage = make_stage(task_acks_late=True, worker_prefetch_multiplier=4)
-    app = producer(stage, apps)
+    app = apps(stage)
     worker = stage.worker(pool="threads", concurrency=1)
     app.send_task(OK, (0,), countdown=600)
     wait_until(lambda: redis_client.hlen("unacked"), message="it is held")
@@ -537,10 +523,10 @@ def test_a_task_with_late_acknowledgement_runs_or_waits(
 
 
 def test_among_a_hundred_thousand_messages(
-    make_stage: Callable[..., Stage], apps: list[Celery], redis_client: redis.Redis
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery], redis_client: redis.Redis
 ) -> None:
     stage = make_stage(rts_task_types={"slow": 2.0}, worker_prefetch_multiplier=1)
-    app = producer(stage, apps)
+    app = apps(stage)
     queue = app.conf.task_default_queue
     slow = {"headers": {"task_type": "slow"}}
     worker = stage.worker(pool="threads", concurrency=4)
@@ -596,10 +582,10 @@ def test_threads_of_a_web_server_use_the_only_app(
 
 
 def test_an_overdue_task_is_found_in_a_queue_that_nobody_knows(
-    make_stage: Callable[..., Stage], apps: list[Celery], redis_client: redis.Redis
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery], redis_client: redis.Redis
 ) -> None:
     stage = make_stage()
-    app, other_app = producer(stage, apps), producer(stage, apps)
+    app, other_app = apps(stage), apps(stage)
     with stage.worker(pool="threads", concurrency=1):
         other = f"{app.conf.task_default_queue}-nobody"
         lost = app.send_task(OK, queue=other, headers={"sla_deadline": time.time() + 0.1}).id
@@ -630,13 +616,13 @@ def test_unavailable_servers_and_unsupported_brokers() -> None:
 
 
 def test_many_threads_predict_at_once(
-    make_stage: Callable[..., Stage], apps: list[Celery], rts_redis_url: str
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery], rts_redis_url: str
 ) -> None:
     """Each has a connection where it needs one, and one of them predicts for all."""
     many = 24  # kombu keeps ten connections
     with RedisServer() as server:
         stage = make_stage(broker=server.url, rts_redis_url=rts_redis_url)
-        app = producer(stage, apps, rts_timeout=60.0)
+        app = apps(stage, rts_timeout=60.0)
         worker = stage.worker(pool="threads", concurrency=1)
         served(app)
         assert rts.predict("nobody", app=app) is None
@@ -735,56 +721,46 @@ def test_only_the_broker_is_unavailable(rts_redis_url: str, rts_key_prefix: str)
     app.close()
 
 
-def eta(stage: Stage, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "celery", "-A", "tests.apps.basic", "rts", "eta"]
-    return subprocess.run(
-        [*command, *arguments],
-        cwd=ROOT,
-        env={**os.environ, **stage.environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def test_the_command_shows_when_a_task_starts_and_finishes(
-    make_stage: Callable[..., Stage], apps: list[Celery]
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery]
 ) -> None:
     stage = make_stage()
-    app = producer(stage, apps)
+    app = apps(stage)
     worker = stage.worker(pool="threads", concurrency=1)
     busy(stage, app, 120, 1)
     waits = [app.send_task(OK, (0,)).id for _ in range(3)][-1]
-    shown = eta(stage, waits)
+    shown = stage.celery("rts", "eta", waits)
     assert shown.returncode == 0, shown.stderr
     assert [line.split()[0] for line in shown.stdout.splitlines()] == [
         *("start", "finish", "deadline", "2")
     ]
     assert "2 tasks ahead of it, 1 slot\n" in shown.stdout
     late = app.send_task(OK, (0,), headers={"sla_deadline": time.time() - 60}).id
-    assert " s ago, met with a probability of 0%" in eta(stage, late).stdout
-    told = json.loads(eta(stage, waits, "--json").stdout)
+    assert " s ago, met with a probability of 0%" in stage.celery("rts", "eta", late).stdout
+    told = json.loads(stage.celery("rts", "eta", waits, "--json").stdout)
     assert told["task_id"] == waits
     assert (told["ahead"], told["slots"]) == (2, 1)
     assert 0 <= told["on_time"] <= 1
     times = [told[k] for k in ("start_low", "start", "start_high")]
     assert times == sorted(times)
     assert told["finish"].endswith("Z")
-    missing = eta(stage, "nobody")
+    missing = stage.celery("rts", "eta", "nobody")
     assert (missing.returncode, missing.stdout) == (1, "")
     assert "task nobody is neither waiting nor running" in missing.stderr
     worker.kill()
 
 
 def test_tasks_are_routed_to_the_queue_of_least_risk(
-    make_stage: Callable[..., Stage], apps: list[Celery], redis_client: redis.Redis
+    make_stage: Callable[..., Stage],
+    apps: Callable[..., Celery],
+    redis_client: redis.Redis,
+    mongo: Any,
 ) -> None:
     stage = make_stage()
     name = stage.conf["task_default_queue"]
     flooded, free, deserted = (f"{name}-{kind}" for kind in ("flooded", "free", "deserted"))
-    app = producer(
+    app = apps(
         stage,
-        apps,
         rts_routes={"gpu-inference": [flooded, free, deserted], "cpu-light": [deserted]},
         task_routes=(rts.route,),
     )
@@ -813,9 +789,9 @@ def test_tasks_are_routed_to_the_queue_of_least_risk(
     assert queue_of(headers={"task_type": "cpu-light"}) == name  # no worker takes from it
     assert queue_of(headers={"task_type": "mixed"}) == name  # no routes
     assert queue_of(queue=flooded, **gpu) == flooded  # it says where
-    sent = known.apply_async()
-    assert redis_client.llen(free) + redis_client.hlen("unacked") > 0
-    assert sent.id
+    sent = known.apply_async()  # a worker that does not know it reports it as well
+    task = wait_until(lambda: mongo.tasks.find_one({"_id": sent.id}), message="it came")
+    assert task["queue"] == free
     assert rts.predict_new(OK, **gpu, app=app).ahead < 20
     app.control.purge()
     first.kill()
@@ -823,12 +799,12 @@ def test_tasks_are_routed_to_the_queue_of_least_risk(
 
 
 def test_held_messages_count_for_a_route_under_any_routing_key(
-    make_stage: Callable[..., Stage], apps: list[Celery], redis_client: redis.Redis
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery], redis_client: redis.Redis
 ) -> None:
     stage = make_stage(worker_prefetch_multiplier=100)
     bound = topic_queue(stage)
     name = bound.name
-    app = producer(stage, apps, task_queues=[bound])
+    app = apps(stage, task_queues=[bound])
     worker = stage.worker(pool="threads", concurrency=1, queues=[name])
     served(app, queue=name)
     for _ in range(10):
@@ -842,10 +818,10 @@ def test_held_messages_count_for_a_route_under_any_routing_key(
 
 
 def test_long_tasks_count_for_a_route_though_all_are_due_later(
-    make_stage: Callable[..., Stage], apps: list[Celery], redis_client: redis.Redis
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery], redis_client: redis.Redis
 ) -> None:
     stage = make_stage(rts_scheduler="edf", rts_task_types={"short": 1.0, "long": 100.0})
-    app = producer(stage, apps)
+    app = apps(stage)
     queue = app.conf.task_default_queue
     beat = {"seen_at": redis_client.time()[0] + 60, "concurrency": 1, "queues": [queue]}
     redis_client.hset(f"{stage.prefix}workers", "w@h/1", json.dumps(beat))

@@ -6,7 +6,6 @@ import json
 import os
 import pty
 import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import util
@@ -23,7 +22,7 @@ from rts.simulation.traces import Job, at_load, read_trace, six_types, write_tra
 from rts.testing import wait_until
 from rts.testing.replay import replay, share
 from tests.commands import NO_MONGO, Run, document, write
-from tests.conftest import ROOT, Stage
+from tests.conftest import CELERY, ROOT, Stage
 from tests.records import ended
 
 
@@ -263,8 +262,8 @@ def test_the_plan_for_a_trace(trace: str) -> None:
 
 
 def test_progress_is_shown_on_a_terminal_beside_the_answer(trace: str) -> None:
-    command = [sys.executable, "-m", "celery", "-A", "tests.apps.basic", "rts", "replay"]
-    command += ["--trace", trace, "--slots", "4", "--scheduler", "sjf", "--json"]
+    command = [*CELERY, "rts", "replay", "--trace", trace, "--slots", "4"]
+    command += ["--scheduler", "sjf", "--json"]
     terminal, end = pty.openpty()
     env = {**os.environ, "TEST_BROKER": "memory://", "TEST_CONF": "{}"}
     with subprocess.Popen(

@@ -43,14 +43,6 @@ def told(tmp_path: Path) -> Told:
     return Told(tmp_path / "told")
 
 
-@pytest.fixture
-def producer(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery]
-) -> tuple[Stage, Celery]:
-    stage = make_stage()
-    return stage, apps(stage)
-
-
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_a_missed_deadline_is_signalled_once_where_the_run_ends(
     producer: tuple[Stage, Celery], told: Told, redis_client: Any, mongo: Any, pool: str

@@ -16,6 +16,7 @@ from rts.settings import Settings
 from rts.tau.cache import FRESH_S, TauCache
 from rts.tau.redis import RedisTauStore
 from rts.testing import RedisServer
+from tests.clock import Clock
 from tests.forked import forks_beside_threads, holds_in_child
 
 NAME = "proj.add"
@@ -29,13 +30,6 @@ class CountingLink(Link):
     def call_each(self, *commands: bytes) -> list[Any]:
         self.trips += 1
         return super().call_each(*commands)
-
-
-class Clock:
-    at = 100.0
-
-    def __call__(self) -> float:
-        return self.at
 
 
 @pytest.fixture

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from rts.link.breaker import Breaker
-
-
-class Clock:
-    at = 0.0
-
-    def __call__(self) -> float:
-        return self.at
+from tests.clock import Clock
 
 
 def test_a_failure_opens_it_for_a_period_and_then_one_may_try() -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     breaker = Breaker(5.0, clock)
     assert breaker.allows()
     assert breaker.failed(), "it was closed"
@@ -28,7 +22,7 @@ def test_a_failure_opens_it_for_a_period_and_then_one_may_try() -> None:
 
 
 def test_a_success_closes_it() -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     breaker = Breaker(5.0, clock)
     assert not breaker.succeeded(), "it was closed"
     breaker.failed()

@@ -11,19 +11,10 @@ from rts.errors import StoreUnavailable
 from rts.ledger.drain import BATCH, MAX_BACKOFF_S, MIN_BACKOFF_S, Drain
 from rts.ledger.refused import MANY
 from rts.records import OutboxEntry
+from tests.clock import Clock
 from tests.memory_ledger import MemoryLedger
 from tests.memory_outbox import MemoryOutbox, MemoryStream
 from tests.records import run, success
-
-
-class Clock:
-    """Time that passes when it is told to."""
-
-    def __init__(self) -> None:
-        self.at = 100.0
-
-    def __call__(self) -> float:
-        return self.at
 
 
 class FaultyLedger(MemoryLedger):
