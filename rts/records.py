@@ -33,8 +33,9 @@ PROVISIONAL_CAUSES = frozenset({"lost", "killed", "time_limit", "terminated"})
 
 #: What Celery puts before the routing key of a message that RabbitMQ holds until its eta
 #: (native delayed delivery): the delay in seconds, 28 binary digits. With kombu < 5.7, each
-#: retry puts another one before it. The length of one: usual keys are shorter.
+#: retry puts another one before it.
 _DELAYS = re.compile(r"(?:(?:[01]\.){28})+")
+#: Characters of one such delay. Usual routing keys are shorter.
 _DELAY_CHARS = 56
 
 #: Seconds past its deadline until a task is found overdue: the time its end may need
@@ -93,10 +94,6 @@ def kind_as_json(name: str, task_type: str, type_source: str, tau: float, k: flo
     them, and finding the shortest digits of a tau takes long.
     """
     return f"{quoted(name)},{quoted(task_type)},{quoted(type_source)},{tau!r},{k!r}"
-
-
-#: A published task, and whether it replaces another one of its id.
-Announcement = tuple[OpenTask, bool]
 
 
 class Execution(NamedTuple):

@@ -57,8 +57,8 @@ class Spool(SpoolFolder):
         self._written = 0
         #: Whether others were deleted to make room for the current file.
         self._full = False
-        self._pid = forks.pid
         self._lock = threading.Lock()
+        forks.in_child(self.let_go)
 
     def append_counts(self, counts: Mapping[str, int]) -> None:
         """Append counts of this process.
@@ -75,19 +75,18 @@ class Spool(SpoolFolder):
         Raises:
             OSError: it could not be written (a full disk, somebody else's folder).
         """
-        if self._pid != forks.pid:
-            self._reset_after_fork()
         with self._lock:
-            start = self._written
-            end = start + len(data)
-            if end > self._file_bytes or self._map is None:
-                if self._fd < 0 or start >= self._file_bytes or self._map is not None:
-                    self._open(len(data))
-                start = self._written
-                end = start + len(data)
+            if self._map is not None:
+                full = self._written + len(data) > self._file_bytes
+            else:
+                full = self._fd < 0 or self._written >= self._file_bytes
+            if full:
+                self._open(len(data))
             if self._map is None:
                 self._write(data)
                 return
+            start = self._written
+            end = start + len(data)
             # The newline comes last: a line that has one is complete.
             self._map[start : end - 1] = data[:-1]
             self._map[end - 1] = _NEWLINE
@@ -102,16 +101,13 @@ class Spool(SpoolFolder):
 
     def close(self) -> None:
         """Close this process's file."""
-        if self._pid != forks.pid:
-            self._reset_after_fork()
         with self._lock:
             self._close()
 
-    def _reset_after_fork(self) -> None:
-        """Let go of the parent's file."""
+    def let_go(self) -> None:
+        """Let go, in a forked child, of the parent's file: its lock tells that the parent lives."""
         fd, self._fd = self._fd, -1
         self._map = None
-        self._pid = forks.pid
         self._lock = threading.Lock()
         if fd >= 0:
             try:
@@ -125,7 +121,7 @@ class Spool(SpoolFolder):
         self._make_room()
         while True:
             path = self.path(
-                f"{time.time_ns():020d}-{self._pid}-{secrets.token_hex(8)}{SUFFIX}"
+                f"{time.time_ns():020d}-{forks.pid}-{secrets.token_hex(8)}{SUFFIX}"
             )
             fd = os.open(path, APPEND | os.O_EXCL, 0o600)
             try:
@@ -174,7 +170,7 @@ class Spool(SpoolFolder):
             excess -= size
             counts = [line for line in lines if line.startswith(b"{")]
             lost = len(lines) - len(counts)
-            # Such as what was lost before; a few may have been sent already.
+            # The counts go on, such as that of what was lost before. A few may have been sent.
             for line in counts:
                 with suppress(ValueError, TypeError, AttributeError, LookupError):
                     health.give_back(read_counts(line))

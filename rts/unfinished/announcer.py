@@ -8,7 +8,6 @@ takes them along, and the rest is delivered when the process exits.
 from __future__ import annotations
 
 import atexit
-import os
 import sys
 import threading
 import time
@@ -25,7 +24,7 @@ from rts.errors import StoreUnavailable, short
 from rts.link.delivery import Taken, deliver, take_counts
 from rts.link.link import Link
 from rts.link.scripts import REGISTER_OPEN, bulks
-from rts.records import Announcement, OpenTask
+from rts.records import OpenTask
 from rts.settings import Settings
 from rts.unfinished.announcement import ARGUMENTS, pack_task
 
@@ -42,8 +41,11 @@ IDLE_S = 5.0
 STRANDED_S = 2.0
 
 _all: WeakSet[Announcer] = WeakSet()
-#: Whether :func:`_finalize` was called in this process.
-_finalized = False
+#: Id of the process in which :func:`_finalize` was called last.
+_finalized_in: int | None = None
+
+#: A published task, and whether it replaces another one of its id.
+Announcement = tuple[OpenTask, bool]
 
 
 class Announcer:
@@ -210,18 +212,13 @@ def _finalize() -> None:
     """Deliver at the end of a multiprocessing child as well: it exits without ``atexit``,
     and its parent's finalizers are cleared when it starts.
     """
-    global _finalized
-    if not _finalized:
-        _finalized = True
+    global _finalized_in
+    if _finalized_in != forks.pid:
+        _finalized_in = forks.pid
         for name in ("multiprocessing.util", "billiard.util"):
             module: Any = sys.modules.get(name)
             if hasattr(module, "Finalize"):
                 module.Finalize(None, _at_exit, exitpriority=0)
-
-
-def _after_fork() -> None:
-    global _finalized
-    _finalized = False
 
 
 def _at_exit() -> None:
@@ -232,5 +229,4 @@ def _at_exit() -> None:
             health.hook_failed("announce", exc)
 
 
-os.register_at_fork(after_in_child=_after_fork)
 atexit.register(_at_exit)

@@ -68,10 +68,10 @@ class NoteBoard:
         #: Unused slots that this process owns.
         self._free: list[int] = []
         self._number = 0
-        self._pid = forks.pid
         self._lock = threading.Lock()
+        forks.in_child(self.leave_slots)
         # A worker that an app's tests start leaves nothing behind, as with the memory itself.
-        weakref.finalize(self, _close, self.fd, self._pid).atexit = False
+        weakref.finalize(self, _close, self.fd, forks.pid).atexit = False
 
     @classmethod
     def for_concurrency(cls, concurrency: int) -> NoteBoard:
@@ -85,8 +85,6 @@ class NoteBoard:
 
         *note* is the execution as JSON, as far as it is known.
         """
-        if self._pid != forks.pid:
-            self._reset_after_fork()
         length = len(note)
         slot = None
         if length <= _ROOM:
@@ -102,12 +100,12 @@ class NoteBoard:
         body = start + _HEAD.size
         self._map[body : body + length] = note
         self._number = number = (self._number + 1) & 0xFFFFFFFF
-        _HEAD.pack_into(self._map, start, self._pid, length, number)
+        _HEAD.pack_into(self._map, start, forks.pid, length, number)
         return slot
 
     def clear(self, slot: int) -> None:
         """Note that the run in *slot*, which this process owns, has ended."""
-        _HEAD.pack_into(self._map, _HEADER_BYTES + slot * SLOT_BYTES, self._pid, 0, 0)
+        _HEAD.pack_into(self._map, _HEADER_BYTES + slot * SLOT_BYTES, forks.pid, 0, 0)
         self._free.append(slot)
 
     def notes(self) -> Iterator[tuple[int, Execution]]:
@@ -154,9 +152,8 @@ class NoteBoard:
         except ValueError:
             return None  # not written by rts
 
-    def _reset_after_fork(self) -> None:
-        """Leave the parent's slots to the parent."""
-        self._pid = forks.pid
+    def leave_slots(self) -> None:
+        """Leave, in a forked child, the parent's slots to the parent."""
         self._free = []
         self._lock = threading.Lock()
 
@@ -168,9 +165,9 @@ class NoteBoard:
                 for slot in range(self.slots):
                     owner, length, _ = _HEAD.unpack_from(self._map, _start(slot))
                     if owner == 0 or (
-                        length == 0 and owner != self._pid and not is_alive(owner)
+                        length == 0 and owner != forks.pid and not is_alive(owner)
                     ):
-                        _HEAD.pack_into(self._map, _start(slot), self._pid, 0, 0)
+                        _HEAD.pack_into(self._map, _start(slot), forks.pid, 0, 0)
                         return slot
                 return None
             finally:
