@@ -101,12 +101,3 @@ class Keys:
     def webhook(self, name: str) -> str:
         """List of the messages waiting for one webhook."""
         return f"{self.prefix}webhook:{name}"
-
-
-def running_field(task_id: str, retries: int, instance: str, pid: int | None) -> str:
-    """Return the field of the ``running`` hash for one run.
-
-    It includes the process id, since a task whose process was killed may be delivered
-    again, with the same id and retries, to another process of the same worker.
-    """
-    return f"{task_id}|{retries}|{instance}|{pid}"

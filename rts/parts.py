@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,7 @@ from rts.scheduling.worker_capacity import prefetch_of, slots_of
 from rts.settings import Settings
 from rts.tau.cache import TauCache
 from rts.unfinished.announcer import Announcer
+from rts.unfinished.in_flight import new_instance
 from rts.unfinished.notes import NoteBoard
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class WorkerParts:
         threaded = pool not in ("prefork", "solo")
         # With autoscaling, the most tasks that may run at a time.
         concurrency = getattr(worker, "max_concurrency", None) or worker.concurrency or 1
-        instance = f"{hostname}/{os.getpid()}-{secrets.token_hex(4)}"
+        instance = new_instance(hostname)
         board = NoteBoard.for_concurrency(concurrency)
         board.clock_offset_s[0] = clock.offset_s
         clock.follow(board.clock_offset_s)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from collections.abc import Iterable
 from itertools import chain
 
-from rts.keys import running_field
 from rts.ledger.storable import number
 from rts.link.link import Link
 from rts.link.scripts import pack
@@ -79,10 +80,35 @@ def _is_sound(run: Execution) -> bool:
     )
 
 
+def new_instance(worker: str) -> str:
+    """Return an identity for one life of this process as the main process of *worker*, a node
+    name: unique in the fleet, and without the separator of a :func:`running_field`.
+    """
+    return f"{worker.replace('|', '_')}/{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def running_field(task_id: str, retries: int, instance: str, pid: int | None) -> str:
+    """Return the field of the ``running`` hash for one run.
+
+    It includes the process id, since a task whose process was killed may be delivered
+    again, with the same id and retries, to another process of the same worker.
+    """
+    return f"{task_id}|{retries}|{instance}|{pid}"
+
+
+def task_id_of(field: bytes) -> bytes:
+    """Return the task id in a field of the ``running`` hash.
+
+    >>> task_id_of(b"any|thing|0|celery@host/12-ab12cd34|17")
+    b'any|thing'
+    """
+    return field.rsplit(b"|", 3)[0]
+
+
 def instance_of(field: bytes) -> str:
     """Return the worker instance in a field of the ``running`` hash.
 
-    >>> instance_of(b"5f1b8c9a|0|celery@host/12-ab12cd34|17")
+    >>> instance_of(b"any|thing|0|celery@host/12-ab12cd34|17")
     'celery@host/12-ab12cd34'
     """
     return field.rpartition(b"|")[0].rpartition(b"|")[2].decode("utf-8", "replace")

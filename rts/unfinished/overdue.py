@@ -33,7 +33,7 @@ from rts.records import (
 from rts.settings import Settings
 from rts.unfinished.announcement import task_of
 from rts.unfinished.events import MAX_EVENTS, Event
-from rts.unfinished.in_flight import read_notes
+from rts.unfinished.in_flight import read_notes, task_id_of
 
 #: Tasks in one batch: one query and one write of MongoDB, one script in Redis (about
 #: 10 µs per task).
@@ -178,7 +178,7 @@ class OverdueSweep:
         if not ids:
             return {}
         (fields,) = self._link.call(pack("HKEYS", self._keys.running))
-        wanted = [field for field in fields if field.rsplit(b"|", 3)[0] in ids]
+        wanted = [field for field in fields if task_id_of(field) in ids]
         if not wanted:
             return {}
         (notes,) = self._link.call(pack("HMGET", self._keys.running, *wanted))

@@ -34,7 +34,6 @@ from rts.companion.process import LAST_S
 from rts.companion.supervisor import Companion
 from rts.companion.worker_chores import MAX_LOAD_AGE_S
 from rts.errors import StoreUnavailable
-from rts.keys import running_field
 from rts.ledger.outbox import RedisOutbox
 from rts.ledger.spool import Spool
 from rts.link.link import Link
@@ -45,6 +44,7 @@ from rts.settings import Settings
 from rts.tau.redis import RedisTauStore
 from rts.testing import MongoServer, RedisServer, wait_until
 from rts.unfinished.heartbeat import BEAT_S
+from rts.unfinished.in_flight import running_field
 from rts.unfinished.notes import NoteBoard
 from tests.conftest import ONE_REPLY, Stage
 from tests.records import as_line, run, success

@@ -14,12 +14,11 @@ import redis
 
 from rts import health
 from rts.clock import FleetClock
-from rts.keys import running_field
 from rts.link.link import Link
 from rts.records import LOST, Execution
 from rts.settings import Settings
 from rts.unfinished.heartbeat import LOST_AFTER_S
-from rts.unfinished.in_flight import InFlightRuns
+from rts.unfinished.in_flight import InFlightRuns, instance_of, new_instance, running_field
 from rts.unfinished.janitor import (
     FORGET_AFTER_S,
     MAX_GAP_S,
@@ -102,6 +101,13 @@ def test_runs_of_a_silent_worker_are_lost_and_others_are_not(
     assert client.hexists(settings.keys.workers, DEAD)
     watch(janitor, client, settings, time, FORGET_AFTER_S)
     assert client.hkeys(settings.keys.workers) == [LIVING]
+
+
+@pytest.mark.parametrize("node_name", ["celery@host", "a|b@host"])
+def test_a_run_is_known_by_the_instance_of_its_worker(node_name: str) -> None:
+    instance = new_instance(node_name)
+    field = running_field("any|id", 0, instance, 1)
+    assert instance_of(field.encode()) == instance
 
 
 def test_after_a_pause_of_everything_no_run_is_lost(

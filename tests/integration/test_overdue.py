@@ -14,12 +14,12 @@ import redis
 from celery import Celery
 
 from rts.errors import StoreUnavailable
-from rts.keys import running_field
 from rts.ledger.refused import MANY
 from rts.link.link import Link
 from rts.records import OutboxEntry
 from rts.settings import Settings
 from rts.testing import wait_until
+from rts.unfinished.in_flight import running_field
 from rts.unfinished.overdue import BATCH, KEPT_S, MAX_GAP_S, SETTLE_S
 from tests.clock import Clock
 from tests.conftest import Stage
