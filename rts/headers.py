@@ -181,7 +181,7 @@ def read_plan(values: Mapping[str, Any], types: Mapping[str, TaskType]) -> Plan 
     that is not in *types*, is refused as a whole (counted, logged).
     """
     try:
-        # With as few looks at the usual plan as possible: this is on the path of every task.
+        # The usual plan passes with few checks: this is on the path of every task.
         task_type, type_source, tau, k, arrival, deadline = planned = _PLANNED(values)
         if (
             type(tau) is type(k) is type(arrival) is type(deadline) is float

@@ -49,7 +49,7 @@ class RunSink(Protocol):
     def ended(self, execution: Execution) -> None:
         """Take the end of a run, or of a task that never ran."""
 
-    def line(self, line: bytes) -> None:
+    def ended_line(self, line: bytes) -> None:
         """Take the end of a run that is serialized already: its JSON and a newline."""
 
 
@@ -138,10 +138,10 @@ class Outbox(Protocol):
     def done(
         self,
         entry_ids: Iterable[str],
-        beside: Collection[str] = (),
-        known: Collection[str] = (),
+        not_verdicts: Collection[str] = (),
+        not_ends: Collection[str] = (),
     ) -> None:
-        """Remove entries that are in the ledger. Those in *beside* are not their task's
-        verdict: it has another one, or none yet. Those in *known* are not even their run's
-        own end, which is in the ledger too.
+        """Remove entries that are in the ledger. Those in *not_verdicts* are not the verdict on
+        their task, which has another one or none yet; those in *not_ends* not even the end of
+        their run, whose own end is in the ledger.
         """

@@ -28,7 +28,7 @@ NOT_FINAL = frozenset({"RETRY", REPLACED, REQUEUED})
 #: Cause of a miss that is known before the task has ended, if it ever does.
 OVERDUE = "overdue"
 #: Causes of ends that another process wrote, because the run could not: its own end, or
-#: that of another run of the task, may still arrive. The same holds for the state LOST.
+#: that of another run of the task, may still arrive. So it may after the state LOST.
 PROVISIONAL_CAUSES = frozenset({"lost", "killed", "time_limit", "terminated"})
 
 #: What Celery puts before the routing key of a message that RabbitMQ holds until its eta
@@ -140,10 +140,10 @@ class Execution(NamedTuple):
     max_rss_bytes: int | None = None
     #: A Celery state, LOST, REPLACED or REQUEUED.
     state: str = STARTED
-    #: Why a run ended without completing: killed, time_limit, terminated,
-    #: revoked, expired, dropped (as hopeless), rejected, unknown_task or lost. ``None``
-    #: if the task ran to its end, with or without an exception. Or overdue, without
-    #: ``completed_at``: it has not ended, and its deadline has passed.
+    #: Why a run ended without completing: killed, time_limit, terminated, revoked, expired,
+    #: dropped (as hopeless), rejected, unknown_task or lost. Or why it is a miss although it
+    #: has not ended (no ``completed_at``): overdue. ``None`` if the task ran to its end, with
+    #: or without an exception.
     cause: str | None = None
     #: Whether a run was started at all. False: expired, revoked while waiting,
     #: unknown task. Such an end is a verdict in ``tasks`` without an assignment.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps
 
@@ -10,6 +10,9 @@ from rts import health
 from rts.errors import ConfigurationError
 from rts.installation import parts_of
 from rts.settings import Settings
+
+if TYPE_CHECKING:
+    from rts.parts import WorkerParts
 
 
 class RtsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no type information
@@ -26,9 +29,9 @@ class RtsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no t
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
-        self._parts: Any = None
+        self._worker_parts: WorkerParts | None = None
         try:
-            self._parts = self._build(worker)
+            self._worker_parts = self._build(worker)
         except ConfigurationError as exc:
             # At startup, in view of the person who can correct it; without frames, as at
             # install.
@@ -36,7 +39,7 @@ class RtsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no t
         except Exception as exc:  # noqa: BLE001  the worker must start
             health.hook_failed("worker", exc)
 
-    def _build(self, worker: Any) -> Any:
+    def _build(self, worker: Any) -> WorkerParts | None:
         from rts.parts import WorkerParts
         from rts.scheduling.activation import turn_on
 
@@ -48,13 +51,13 @@ class RtsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no t
         if parts.worker is not None:
             parts.worker.stop()  # of an earlier worker in this process, as in tests
         parts.worker = WorkerParts.build(parts, worker)
-        return parts
+        return parts.worker
 
     def start(self, parent: Any) -> None:
         """Start what runs beside the worker."""
         try:
-            if self._parts is not None:
-                self._parts.worker.start()
+            if self._worker_parts is not None:
+                self._worker_parts.start()
         except Exception as exc:  # noqa: BLE001  the worker must start
             health.hook_failed("worker", exc)
 
@@ -64,8 +67,8 @@ class RtsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no t
     def terminate(self, parent: Any) -> None:
         """Stop at once, on a cold shutdown, which sends no signal."""
         try:
-            if self._parts is not None:
-                self._parts.worker.stop()
+            if self._worker_parts is not None:
+                self._worker_parts.stop()
         except Exception as exc:  # noqa: BLE001  the worker must stop
             health.hook_failed("worker", exc)
 
@@ -78,7 +81,7 @@ class SlotsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no
     _slots: Any = None
 
     def start(self, parent: Any) -> None:
-        """Runs at each new connection, so that no more is claimed than there are free slots."""
+        """Let no more be claimed than there are free slots. Runs at each new connection."""
         if "redis" not in str(parent.connection.transport.driver_type):
             return
         from rts.scheduling.slots import limit_to_slots

@@ -73,8 +73,8 @@ class MemoryOutbox:
     def done(
         self,
         entry_ids: Iterable[str],
-        beside: Collection[str] = (),
-        known: Collection[str] = (),
+        not_verdicts: Collection[str] = (),
+        not_ends: Collection[str] = (),
     ) -> None:
         """See :class:`rts.ports.Outbox`."""
         with self._stream.lock:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from rts import health
 from rts.errors import StoreUnavailable
-from rts.ledger.refused import set_aside, store
+from rts.ledger.refused import set_aside, store_or_set_aside
 from rts.ledger.storable import text
 from rts.ports import Batch, Ledger, Outbox
 from rts.records import OutboxEntry, is_provisional
@@ -33,8 +33,8 @@ class Drain:
         self._now = now
         #: A batch that was read and is not in the ledger yet.
         self._pending: Batch | None = None
-        #: Ids of its entries that end a task which another run had ended, as the ledger tells
-        #: when it stores them; ``None`` until then.
+        #: Ids of its entries that end a task which another run had ended before. The ledger
+        #: tells which when it stores them; ``None`` until then.
         self._again: set[str] | None = None
         self._backoff_s = 0.0
         self._retry_at = 0.0
@@ -59,11 +59,11 @@ class Drain:
         self._pending = batch
         try:
             if self._again is None:
-                again = store(self._ledger, batch.entries)
+                again = store_or_set_aside(self._ledger, batch.entries)
                 for _, raw in batch.unreadable:
                     set_aside(self._ledger, raw, "not a record of rts")
                 self._again = again
-            beside, known = self._superseded(batch.entries)
+            not_verdicts, not_ends = self._superseded(batch.entries)
         except StoreUnavailable as exc:
             self._back_off(exc)
             return 0
@@ -71,7 +71,7 @@ class Drain:
         if self._outages.tell_end():
             logger.warning("rts: the ledger is available again; draining goes on")
         ids = [entry.entry_id for entry in batch.entries] + [i for i, _ in batch.unreadable]
-        self._outbox.done(ids, self._again.union(beside), known)
+        self._outbox.done(ids, self._again.union(not_verdicts), not_ends)
         self._pending, self._again = None, None
         self.moved += len(ids)
         return len(ids)
@@ -95,9 +95,9 @@ class Drain:
                 return moved
 
     def _superseded(self, entries: Sequence[OutboxEntry]) -> tuple[list[str], list[str]]:
-        """Return the ids of provisional ends that are no verdict, since the task ended by
-        itself or goes on; and of those whose run wrote its own end. A killed worker leaves
-        many.
+        """Return the ids of those provisional ends that are not their task's verdict, since it
+        ended by itself or goes on; and of those whose run wrote its own end. A worker that is
+        killed leaves many.
 
         Raises:
             StoreUnavailable: the ledger is unavailable.
@@ -106,9 +106,10 @@ class Drain:
         if not ends:
             return [], []
         verdicts = self._ledger.provisional({text(e.execution.task_id) for e in ends})
-        beside = [e.entry_id for e in ends if text(e.execution.task_id) not in verdicts]
+        not_verdicts = [e.entry_id for e in ends if text(e.execution.task_id) not in verdicts]
         ended = self._ledger.self_ended({text(e.execution.run_id) for e in ends})
-        return beside, [e.entry_id for e in ends if text(e.execution.run_id) in ended]
+        not_ends = [e.entry_id for e in ends if text(e.execution.run_id) in ended]
+        return not_verdicts, not_ends
 
     def _back_off(self, exc: StoreUnavailable) -> None:
         if self._outages.tell():

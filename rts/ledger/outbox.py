@@ -18,8 +18,8 @@ from rts.tau.finish import read_learned
 #: takes a fraction of a second; a duplicate delivery does no harm.
 TAKEOVER_S = 5.0
 
-#: After one drain of a fleet has taken records, the others leave new ones to gather for so many
-#: seconds, unless there are ``MANY``: less than the interval at which a drain polls.
+#: Seconds for which the other drains of a fleet leave new records to gather after one of them
+#: has taken some, unless ``MANY`` wait: less than the interval at which a drain polls.
 GATHER_S, MANY = 0.4, 1000
 
 #: Entries that one script call claims. It blocks Redis for about 5 µs per entry.
@@ -34,8 +34,7 @@ class RedisOutbox:
     """A :class:`rts.ports.Outbox` on a Redis stream. *consumer* is this drain's name.
 
     The entries of a reply that never arrived stay pending and are taken over later, like
-    those of a dead drain. *gather_s*: seconds for which this one leaves a few new records
-    alone after another drain has taken some (``GATHER_S`` in a fleet).
+    those of a dead drain. *gather_s*: ``GATHER_S`` in a fleet.
     """
 
     def __init__(
@@ -92,11 +91,11 @@ class RedisOutbox:
     def done(
         self,
         entry_ids: Iterable[str],
-        beside: Collection[str] = (),
-        known: Collection[str] = (),
+        not_verdicts: Collection[str] = (),
+        not_ends: Collection[str] = (),
     ) -> None:
         """See :class:`rts.ports.Outbox`."""
-        marks = {**dict.fromkeys(beside, "-"), **dict.fromkeys(known, "=")}
+        marks = {**dict.fromkeys(not_verdicts, "-"), **dict.fromkeys(not_ends, "=")}
         ids = [marks.get(i, "") + i for i in entry_ids]
         # One call per chunk: in between Redis serves others.
         for start in range(0, len(ids), MAX_DONE):

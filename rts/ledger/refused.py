@@ -14,7 +14,7 @@ from rts.records import OutboxEntry
 MANY = 20
 
 
-def store(ledger: Ledger, entries: Sequence[OutboxEntry]) -> set[str]:
+def store_or_set_aside(ledger: Ledger, entries: Sequence[OutboxEntry]) -> set[str]:
     """Write *entries*, setting aside those that cannot be stored. Return the ids of those
     that end a task which another run had ended.
 

@@ -42,8 +42,9 @@ OnLearned = Callable[[Execution, Learned], None]
 class _Tail:
     """How far a file was read, in bytes and lines."""
 
-    #: The generation of Redis that took lines of the file, and the last of them.
+    #: The generation of Redis that took lines of the file last.
     taken_by: object
+    #: The last line that it took.
     taken: int = 0
     #: The last line that Redis had learned from before it was wiped; 0 if it was not.
     learned: int = 0
@@ -221,7 +222,9 @@ class Shipper:
         return generation
 
     def _watch(self, waiting: int) -> None:
-        """Log that the outbox, with so many records, is full: once until it is half empty."""
+        """Log that the outbox, which holds *waiting* records, is full: once until it was half
+        empty.
+        """
         if waiting < self._most_waiting:
             self._full = self._full and waiting > self._most_waiting / 2
         elif not self._full:

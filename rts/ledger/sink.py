@@ -40,9 +40,9 @@ class SpoolRunSink:
 
     def ended(self, execution: Execution) -> None:
         """See :class:`rts.ports.RunSink`."""
-        self.line(execution.to_json().encode() + b"\n")
+        self.ended_line(execution.to_json().encode() + b"\n")
 
-    def line(self, line: bytes) -> None:
+    def ended_line(self, line: bytes) -> None:
         """See :class:`rts.ports.RunSink`."""
         if health.pending():
             self.append_counts()

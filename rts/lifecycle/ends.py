@@ -133,10 +133,10 @@ class Ends:
         priority = properties.get("priority")
         return self.planner.plan(attributes["task"], attributes, priority, "received")
 
-    def _end(self, note: Execution, state: str, cause: str) -> None:
+    def _end(self, begun: Execution, state: str, cause: str) -> None:
         now = self.clock.now()
-        runtime_s = None if note.started_at is None else max(0.0, now - note.started_at)
-        ended = note._replace(completed_at=now, runtime_s=runtime_s, state=state, cause=cause)
+        runtime_s = None if begun.started_at is None else max(0.0, now - begun.started_at)
+        ended = begun._replace(completed_at=now, runtime_s=runtime_s, state=state, cause=cause)
         self.sink.ended(ended)
         if deadline_missed.receivers:
             run_ended(ended)

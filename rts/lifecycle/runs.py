@@ -230,7 +230,7 @@ class Runs:
         )
         # Replaces the note's closing bracket.
         line = run.note[:-1] + end.encode()
-        self._sink.line(line)
+        self._sink.ended_line(line)
         # Only now: should this process die before, another one writes the end of the run.
         if run.slot is not None:
             self._notes.clear(run.slot)

@@ -41,10 +41,11 @@ class Passenger(Protocol):
 class TauCache:
     """Reads the taus, and the clock's offset, in one round trip at most once a second.
 
-    The first use waits for it; later failures leave the known taus in use. A server that
-    is slow but answers in time costs a publisher no more time than one that does not
-    answer: the share of ``rts_timeout`` in ``rts_breaker_period``. The same round trip
-    delivers this process's counters, and the notes of a *passenger* that has no other way.
+    The first use waits for it; later failures leave the known taus in use. The slower the
+    server answers, the longer they stay in use: a publisher waits for a slow one no larger
+    share of its time than for one that is away (``rts_timeout`` in ``rts_breaker_period``).
+    The same round trip delivers this process's counters, and the notes of a *passenger* that
+    has no other way.
     """
 
     def __init__(

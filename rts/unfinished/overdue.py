@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Sequence
 from redis.exceptions import ResponseError
 
 from rts.errors import StoreUnavailable
-from rts.ledger.refused import store
+from rts.ledger.refused import store_or_set_aside
 from rts.ledger.storable import text
 from rts.link.lease import Lease
 from rts.link.link import Link
@@ -170,7 +170,8 @@ class OverdueSweep:
         left = {raw: task for raw, task in tasks.items() if text(task.task_id) not in ended}
         running = self._running(left)
         verdicts = {raw: overdue_of(task, running.get(raw)) for raw, task in left.items()}
-        store(self._ledger, [OutboxEntry("", verdict) for verdict in verdicts.values()])
+        entries = [OutboxEntry("", verdict) for verdict in verdicts.values()]
+        store_or_set_aside(self._ledger, entries)
         return verdicts
 
     def _running(self, ids: Collection[bytes]) -> dict[bytes, Execution]:

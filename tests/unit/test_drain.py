@@ -241,18 +241,18 @@ class Deaf(MemoryOutbox):
     """Acknowledges nothing while it is *away*."""
 
     away = False
-    beside: Collection[str] = ()
+    not_verdicts: Collection[str] = ()
 
     def done(
         self,
         entry_ids: Iterable[str],
-        beside: Collection[str] = (),
-        known: Collection[str] = (),
+        not_verdicts: Collection[str] = (),
+        not_ends: Collection[str] = (),
     ) -> None:
         if self.away:
             raise StoreUnavailable("Redis does not answer (on purpose)")
-        self.beside = beside
-        super().done(entry_ids, beside, known)
+        self.not_verdicts = not_verdicts
+        super().done(entry_ids, not_verdicts, not_ends)
 
 
 def test_an_acknowledgement_that_failed_is_repeated_but_not_what_came_before(
@@ -299,4 +299,4 @@ def test_of_two_ends_of_a_task_one_is_counted_although_an_acknowledgement_failed
     outbox.away = False
     drain.step()
     assert not stream.entries
-    assert set(outbox.beside) == {second}
+    assert set(outbox.not_verdicts) == {second}

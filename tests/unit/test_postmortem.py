@@ -33,7 +33,7 @@ class Kept:
     def ended(self, execution: Execution) -> None:
         self.ends.append(execution)
 
-    def line(self, line: bytes) -> None:
+    def ended_line(self, line: bytes) -> None:
         self.ends.append(Execution.from_json(line))
 
 

@@ -52,7 +52,7 @@ class Sink:
     def ended(self, execution: Execution) -> None:
         raise AssertionError("a run that ends itself is a line")
 
-    def line(self, line: bytes) -> None:
+    def ended_line(self, line: bytes) -> None:
         self.lines.append(line)
 
 
@@ -254,7 +254,7 @@ def test_a_run_is_finished_though_a_soft_time_limit_strikes_at_its_end(
         reach("line")
         place.sink.lines.append(text)
 
-    monkeypatch.setattr(place.sink, "line", line)
+    monkeypatch.setattr(place.sink, "ended_line", line)
     parts: Any = SimpleNamespace(worker=SimpleNamespace(runs=place.runs))
     set_run(place, place.runs.start(PLAN, REQUEST))
     before = signal.signal(signal.SIGUSR1, soft_timeout_sighandler)
