@@ -11,6 +11,7 @@ from typing import Any
 
 from celery import Celery, chain, signature
 from celery.exceptions import Ignore, Reject
+from celery.signals import task_prerun
 
 import rts
 
@@ -21,6 +22,15 @@ app.conf.update(
     worker_hijack_root_logger=False,
     **json.loads(os.environ.get("TEST_CONF", "{}")),
 )
+
+
+@task_prerun.connect(weak=False)  # before those of rts
+def die(sender: Any, **_: Any) -> None:
+    """Kill the process that is about to run :func:`never_begins`."""
+    if sender.name == never_begins.name:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 if os.environ.get("TEST_INSTALL", "1") == "1":
     rts.install(app)
 
@@ -81,6 +91,11 @@ def hard_limit() -> None:
 def kill_self() -> None:
     """Kill the process that runs it."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.task
+def never_begins() -> None:
+    """Be the end of the process before it runs this; see :func:`die`."""
 
 
 @app.task
@@ -203,9 +218,9 @@ def replaced_at_last(self: Any, marker: str | None = None) -> Any:
 
 
 @app.task
-def nested() -> str:
-    """Publish another task from within."""
-    return str(headers.delay().id)
+def nested(queue: str | None = None) -> str:
+    """Publish another task from within, to *queue*."""
+    return str(headers.apply_async(queue=queue).id)
 
 
 @app.task(rts={"task_type": "cpu-heavy"})

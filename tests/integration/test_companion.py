@@ -172,6 +172,25 @@ def test_without_a_drain_it_only_beats_and_ships(
     assert mongo.tasks.count_documents({}) == 0
 
 
+def test_it_ships_once_no_other_process_of_the_host_does(
+    settings: Settings, start: Callable[..., Companion], redis_client: redis.Redis
+) -> None:
+    spool, beats = Spool(settings.spool_dir, 1 << 20), set()
+    spool.append_line(as_line(run("a")))
+
+    def has_beaten_again() -> bool:
+        beats.update(redis_client.hvals(settings.keys.workers))
+        return len(beats) > 2
+
+    settings = replace(settings, drain=False)
+    with spool.lease() as mine:
+        assert mine
+        start(settings)
+        wait_until(has_beaten_again, PATIENCE_S)
+        assert not redis_client.exists(settings.keys.outbox)
+    wait_until(lambda: redis_client.xlen(settings.keys.outbox) == 1, PATIENCE_S)
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

@@ -181,6 +181,11 @@ def test_a_killed_process_whose_message_is_redelivered(scene: Scene, tmp_path: P
     assert first["deadline"] == second["deadline"]
 
 
+def test_a_process_that_is_killed_before_it_begins_the_task(scene: Scene) -> None:
+    result = scene.basic.never_begins.delay()
+    scene.verdict(result.id, runs=0, state="LOST", cause="killed", sla_success=False)
+
+
 def test_a_rejected_message_that_is_queued_again_has_no_verdict_yet(
     scene: Scene, tmp_path: Path
 ) -> None:

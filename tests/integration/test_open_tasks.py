@@ -441,6 +441,16 @@ def test_a_producer_that_ends_at_once_delivers_its_notes_and_counts(
     redis_client.delete(queue)
 
 
+def test_a_pool_child_that_ends_at_once_delivers_its_notes(
+    producer: tuple[Stage, Celery], redis_client: redis.Redis
+) -> None:
+    stage, app = producer
+    stage.worker(concurrency=1, arguments=("--max-tasks-per-child=1",))
+    nobody = f"{app.conf.task_default_queue}-nobody"
+    child = app.send_task("tests.apps.basic.nested", (nobody,)).get(timeout=60)
+    wait_until(lambda: redis_client.zscore(f"{stage.prefix}open", child))
+
+
 def test_a_publish_that_failed_is_not_noted(
     settings: Settings, redis_client: redis.Redis
 ) -> None:

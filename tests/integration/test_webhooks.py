@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import rts
 from rts.alerting.alert import RESOLVED, Alert, Condition, body_of
 from rts.alerting.conditions import SLO_BURNING, overdue_conditions
 from rts.alerting.delivery import GIVE_UP_S, MAX_BACKOFF_S, WebhookDelivery
-from rts.alerting.leader import LEASE_S, OBJECTIVES_S, QUIET_S, Leader
+from rts.alerting.leader import LEASE_S, OBJECTIVES_S, PAUSE_FACTOR, QUIET_S, Leader
 from rts.alerting.post import NotDelivered, post
 from rts.alerting.store import MAX_WAITING, UNLED_S, AlertStore, firing
 from rts.clock import FleetClock
@@ -33,6 +34,7 @@ from rts.settings import Settings
 from rts.testing import wait_until
 from rts.unfinished.events import Event
 from rts.webhooks import Webhook, read_webhooks
+from tests.clock import Clock
 from tests.commands import write_verdicts
 from tests.conftest import Stage
 from tests.integration.test_signals import Told
@@ -426,6 +428,30 @@ def test_a_lease_counts_from_when_it_was_asked_for(
     monkeypatch.setattr(leader._lease, "acquire", slow)
     assert leader.lead()
     assert not leader.leads()
+    leader.leave()
+
+
+def test_a_slow_ledger_is_asked_for_the_objectives_a_small_part_of_the_time(
+    make_settings: MakeSettings,
+    links: Any,
+    receiver: Receiver,
+    mongo: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings, clock, asked = make_settings({"url": receiver.url}), Clock(), []
+    leader = Leader(links(settings), settings, FleetClock(), "one", mongo, now=clock)
+
+    def slow(*_: Any) -> list[Any]:
+        asked.append(clock.at)
+        clock.at += 0.5
+        return []
+
+    monkeypatch.setattr("rts.alerting.leader.standings", slow)
+    for _ in range(60):
+        assert leader.lead()
+        leader.evaluate_objectives()
+        clock.at += 0.5
+    assert [b - a for a, b in pairwise(asked)] == [0.5 + PAUSE_FACTOR * 0.5] * 5
     leader.leave()
 
 

@@ -226,7 +226,36 @@ def test_a_forked_child_may_sample_itself(tmp_path: Path) -> None:
     assert out.splitlines() == ["own True"] * 20
 
 
-def test_a_fork_waits_for_a_reading(tmp_path: Path) -> None:
+def test_no_child_is_forked_amid_a_reading(tmp_path: Path) -> None:
+    out = run_script(
+        tmp_path,
+        """
+        import os, threading
+        from types import SimpleNamespace
+        from rts.load.sampler import LoadSampler, Probes
+        inside, leave, reading = threading.Event(), threading.Event(), []
+        def read():
+            reading.append(1)
+            inside.set()
+            leave.wait(30)
+            reading.clear()
+        slow = SimpleNamespace(read=read)
+        gpu = SimpleNamespace(read=lambda: (), close=lambda: None)
+        sampler = LoadSampler(probes=lambda: Probes(cpu=slow, memory=slow, gpu=gpu))
+        sampler.start()
+        inside.wait(30)
+        threading.Timer(0.2, leave.set).start()
+        if os.fork() == 0:
+            print("reading" if reading else "free", flush=True)
+            os._exit(0)
+        os.wait()
+        sampler.stop()
+        """,
+    )
+    assert out == "free\n"
+
+
+def test_a_fork_waits_for_the_thread_inside_the_gate(tmp_path: Path) -> None:
     out = run_script(
         tmp_path,
         """

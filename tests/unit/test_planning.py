@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rts import health
@@ -266,6 +266,7 @@ HEADERS = (
 
 
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(HEADERS, HOSTILE)), HOSTILE)
+@example({"eta": "9999-12-31T23:59:59+00:00"}, None)
 def test_whatever_strangers_send_the_plan_is_valid(
     headers: dict[str, Any], priority: Any
 ) -> None:
