@@ -9,17 +9,16 @@ from typing import Any, NamedTuple
 import redis
 
 from rts.scheduling.encoding import Message, message_of
+from rts.scheduling.scripts import BYTES
 from rts.validation import finite
 
-#: Size of the sample of a queue, in messages and (about) in bytes.
-SAMPLE, BYTES = 500, 4 << 20
-#: Messages that are read first, to estimate their size.
-FIRST = 20
+#: Size of the sample of a queue, in messages.
+SAMPLE = 500
 #: Pages that a stratum is sampled in, evenly spread.
 PAGES = 100
 #: Least share of a sample for the messages ahead of the one in question.
 AHEAD_SHARE = 0.75
-#: Messages that one call of the search examines.
+#: Messages that one call of the search examines, at most.
 SEARCH_PAGE = 500
 
 
@@ -74,26 +73,9 @@ def id_of(message: Message) -> str | None:
     return task_id if isinstance(task_id, str) else None
 
 
-def ask_size(pipe: Any, part: Part) -> None:
-    """Add the command for a part's number of messages to a pipeline."""
-    (pipe.zcard if part.ordered else pipe.llen)(part.name)
-
-
-def ask_range(pipe: Any, part: Part, first: int, last: int) -> None:
-    """Add the command for a range of ranks in the order of consumption to a pipeline; the
-    reply of a list is reversed.
-    """
-    if part.ordered:
-        pipe.zrange(part.name, first, last)
-    else:
-        pipe.lrange(part.name, -1 - last, -1 - first)
-
-
-def affordable(firsts: Iterable[Iterable[bytes | None]], most: int) -> int:
-    """Return how many messages of the mean size of *firsts* to read, at most *most*."""
-    texts = [text for page in firsts for text in page if text]
-    mean = sum(map(len, texts)) / len(texts) if texts else 1.0
-    return max(FIRST, min(most, int(BYTES / mean)))
+def affordable(most: int, mean_bytes: float) -> int:
+    """Return how many messages of this mean size to read, at most *most*, at least one."""
+    return max(1, min(most, int(BYTES / max(1.0, mean_bytes))))
 
 
 def sampled(ahead: Sequence[Stratum], behind: Sequence[Stratum], most: int) -> list[Page]:
@@ -170,11 +152,3 @@ def rank_of(client: redis.Redis, part: Part, size: int, arrival: float) -> int:
             break
         low, high = (middle, high) if there <= arrival else (low, middle)
     return (low + high) // 2
-
-
-def sizes_of(client: redis.Redis, parts: Sequence[Part]) -> list[int]:
-    """Return the number of messages in each of *parts*."""
-    with client.pipeline(transaction=False) as pipe:
-        for part in parts:
-            ask_size(pipe, part)
-        return list(pipe.execute())

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Collection, Iterable, Sequence
+from functools import partial
+from itertools import accumulate
+from operator import mul
 from typing import Any, NamedTuple
 
 from rts.errors import CommandError
 from rts.predictions.messages import (
-    FIRST,
     SAMPLE,
     SEARCH_PAGE,
     Found,
@@ -18,18 +20,15 @@ from rts.predictions.messages import (
     Part,
     Stratum,
     affordable,
-    ask_range,
-    ask_size,
     held_of,
     placed,
     rank_of,
     sampled,
-    sizes_of,
 )
 from rts.predictions.shared_connection import SharedConnection
 from rts.scheduling.encoding import Message, message_of
 from rts.scheduling.layout import DEMOTED, HOPEFUL, TURNS
-from rts.scheduling.scripts import ScriptByHash
+from rts.scheduling.scripts import BYTES, ScriptByHash, read_messages
 from rts.settings import Settings
 
 #: Messages to search for a task, at most.
@@ -37,7 +36,10 @@ SEARCHED = 1_000_000
 #: Unacknowledged messages to read, at most: those taken last.
 HELD = 1000
 
-FIND_TASK = ScriptByHash("find_task")
+#: Messages of each part that routing goes by, at most.
+BACKLOG = 20
+
+FIND_TASK, SURVEY = ScriptByHash("find_task"), ScriptByHash("survey")
 
 #: The app's own random numbers stay as they were.
 _random = random.Random()
@@ -63,6 +65,20 @@ class QueueSample(NamedTuple):
     level: int
     #: Seconds after which a held message is redelivered.
     redelivery_s: float = math.inf
+
+
+class _Survey(NamedTuple):
+    """The sizes of what waits and of what is unacknowledged."""
+
+    #: Claims counted for the late share.
+    turns: int
+    #: Number of unacknowledged messages, of all queues.
+    unacked: int
+    #: Some of these: tag, instant at which it was taken, bytes.
+    taken: list[tuple[bytes, float, int]]
+    #: Number and mean size of the messages in each part.
+    sizes: list[int]
+    mean_bytes: list[int]
 
 
 #: A queue in which nothing waits.
@@ -101,21 +117,23 @@ class QueueReader:
                 for queue in queues
                 for number, part in enumerate(self._parts(channel, queue))
             ]
-            sizes = sizes_of(client, [part for _, _, part in parts])
+            survey = self._survey(channel, client, [part for _, _, part in parts])
             left = SEARCHED
-            for (queue, number, part), size in zip(parts, sizes, strict=True):
-                pages = list(range(0, size, SEARCH_PAGE))
-                if arrival is not None and len(pages) > 2 and not part.ordered:
-                    near = rank_of(client, part, size, arrival)
-                    pages.sort(key=lambda page: abs(page + SEARCH_PAGE / 2 - near))
+            each_part = zip(parts, survey.sizes, survey.mean_bytes, strict=True)
+            for (queue, number, part), size, mean_bytes in each_part:
+                length = affordable(SEARCH_PAGE, mean_bytes)
+                pages = list(range(0, size, length))
+                if arrival is not None and size > 2 * SEARCH_PAGE and not part.ordered:
+                    near = rank_of(client, part, size, arrival) - length / 2
+                    pages.sort(key=partial(_distance, near))
                 for first in pages:
                     if left <= 0:
                         raise CommandError(
                             f"{task_id} is not among the first {SEARCHED:,} waiting "
                             "messages; name its queue, if there are several"
                         )
-                    left -= SEARCH_PAGE
-                    page = [task_id, first, first + SEARCH_PAGE - 1]
+                    left -= length
+                    page = [task_id, first, first + length - 1]
                     found = FIND_TASK.run(client, [part.name], page)
                     if found:
                         return Found(queue, number, int(found[0]), message_of(found[1]))
@@ -138,34 +156,26 @@ class QueueReader:
         """
         with self._shared.channel() as (channel, client):
             parts = self._parts(channel, queue)
-            prefix = channel.global_keyprefix
-            with client.pipeline(transaction=False) as pipe:
-                for part in parts:
-                    ask_size(pipe, part)
-                    ask_range(pipe, part, 0, FIRST - 1)
-                pipe.get(f"{prefix}{queue}{channel.sep}{TURNS}")
-                pipe.zrevrange(prefix + channel.unacked_index_key, 0, held - 1, withscores=True)
-                *answers, turns, taken = pipe.execute()
-            sizes, firsts = answers[::2], answers[1::2]
+            # The latest ones, as messages held for an eta may have been taken long ago.
+            survey = self._survey(channel, client, parts, held, "latest", queue)
+            sizes = survey.sizes
             if target is not None:
                 level, rank = target.part, target.rank
             else:
                 level = self._part_of(channel, priority) if level is None else level
                 rank = sizes[level]
             ahead, behind = self._strata(sizes, level, rank)
-            pages = sampled(ahead, behind, affordable(firsts, most))
-            # The latest ones, as messages held for an eta may have been taken long ago. If
-            # nothing waits, estimate the size of messages from the first of these.
-            unacked = prefix + channel.unacked_key
-            if len(taken) > FIRST and not any(firsts):
-                firsts = [client.hmget(unacked, [tag for tag, _ in taken[:FIRST]])]
-            taken = taken[affordable(firsts, held) :: -1]
-            with client.pipeline(transaction=False) as pipe:
-                for page in pages:
-                    ask_range(pipe, parts[page.part], page.ranks.start, page.ranks.stop - 1)
-                pipe.hmget(unacked, [tag for tag, _ in taken] or [b""])
-                *answers, entries = pipe.execute()
-        messages, weights = _in_order(parts, pages, answers)
+            waiting_bytes = sum(map(mul, sizes, survey.mean_bytes))
+            most = affordable(most, waiting_bytes / max(1, sum(sizes)))
+            pages = sampled(ahead, behind, most)
+            taken = _affordable(survey.taken)[::-1]
+            answers, entries = read_messages(
+                client,
+                [(parts[p.part].name, p.ranks.start, p.ranks.stop - 1) for p in pages],
+                channel.global_keyprefix + channel.unacked_key,
+                [tag for tag, _, _ in taken],
+            )
+        messages, weights = _in_order(pages, answers)
         position = None
         if target is not None:
             before = [page for page in pages if (page.part, page.ranks.start) < (level, rank)]
@@ -177,8 +187,8 @@ class QueueReader:
             weights,
             position,
             sum(sizes),
-            held_of(zip(entries, (at for _, at in taken), strict=False)),
-            int(turns or 0),
+            held_of(zip(entries, (at for _, at, _ in taken), strict=True)),
+            survey.turns,
             level,
             float(channel.visibility_timeout),
         )
@@ -211,39 +221,71 @@ class QueueReader:
         """
         with self._shared.channel() as (channel, client):
             parts = self._parts(channel, queue)
-            sizes = sizes_of(client, parts)
-            pages = [
+            survey = self._survey(channel, client, parts, BACKLOG, "spread")
+            ranges, lengths = [], []
+            for part, size, mean_bytes in zip(
+                parts, survey.sizes, survey.mean_bytes, strict=True
+            ):
+                length = min(size, affordable(BACKLOG, mean_bytes))
                 # The first ones are mostly short, since they are due soon. (Redis before 6.2
                 # has no command for random members.)
-                [(rank, rank) for rank in _random.sample(range(size), min(FIRST, size))]
-                if part.ordered
-                else [(0, FIRST - 1)]
-                for part, size in zip(parts, sizes, strict=True)
-            ]
+                chosen = (
+                    [(rank, rank) for rank in _random.sample(range(size), length)]
+                    if part.ordered
+                    else [(0, length - 1)][:length]
+                )
+                ranges += [(part.name, first, last) for first, last in chosen]
+                lengths.append(len(chosen))
+            taken = _affordable(survey.taken)
             unacked = channel.global_keyprefix + channel.unacked_key
-            with client.pipeline(transaction=False) as pipe:
-                for part, of_part in zip(parts, pages, strict=True):
-                    for first, last in of_part:
-                        ask_range(pipe, part, first, last)
-                pipe.hlen(unacked)
-                pipe.hscan(unacked, 0, count=FIRST)
-                *answers, unsettled, (_, entries) = pipe.execute()
+            answers, entries = read_messages(
+                client, ranges, unacked, [tag for tag, _, _ in taken]
+            )
         # Estimate the queue's share of the unacknowledged messages from a few.
-        others = ((text, 0.0) for text in entries.values())
+        others = ((text, at) for text, (_, at, _) in zip(entries, taken, strict=True))
         held = [each.message for each in held_of(others) if each.routing_key in keys]
-        taken = unsettled * len(held) // max(1, len(entries))
+        number = survey.unacked * len(held) // max(1, len(entries))
         texts = iter(answers)
         samples = [
-            [message_of(text) for _ in of_part for text in next(texts)] for of_part in pages
+            [message_of(text) for _ in range(length) for text in next(texts)]
+            for length in lengths
         ]
-        return [*zip(sizes, samples, strict=True), (taken, held)]
+        return [*zip(survey.sizes, samples, strict=True), (number, held)]
 
     def waiting(self, queues: Sequence[str]) -> list[int]:
         """Return the number of messages that wait in each of *queues*."""
         with self._shared.channel() as (channel, client):
             parts = [self._parts(channel, queue) for queue in queues]
-            sizes = iter(sizes_of(client, [part for of_queue in parts for part in of_queue]))
+            flat = [part for of_queue in parts for part in of_queue]
+            sizes = iter(self._survey(channel, client, flat).sizes)
             return [sum(next(sizes) for _ in of_queue) for of_queue in parts]
+
+    def _survey(
+        self,
+        channel: Any,
+        client: Any,
+        parts: Sequence[Part],
+        held: int = 0,
+        which: str = "spread",
+        queue: str = "",
+    ) -> _Survey:
+        """Measure *parts*, those of *queue*, and up to *held* unacknowledged messages, the
+        "latest" or "spread" over all.
+        """
+        prefix = channel.global_keyprefix
+        keys = [prefix + channel.unacked_key, prefix + channel.unacked_index_key]
+        keys += [f"{prefix}{queue}{channel.sep}{TURNS}", *(part.name for part in parts)]
+        turns, unacked, taken, *measured = SURVEY.run(client, keys, [held, which])
+        return _Survey(
+            turns,
+            unacked,
+            [
+                (t, float(at), n)
+                for t, at, n in zip(*(taken[i::3] for i in range(3)), strict=True)
+            ],
+            measured[::2],
+            measured[1::2],
+        )
 
     def _parts(self, channel: Any, queue: str) -> list[Part]:
         """Return a queue's parts in the order in which they are consumed."""
@@ -254,15 +296,23 @@ class QueueReader:
         return [*ordered, *lists] if self._ordered else lists
 
 
+def _distance(near: float, rank: int) -> float:
+    return abs(rank - near)
+
+
+def _affordable(taken: Sequence[tuple[bytes, float, int]]) -> list[tuple[bytes, float, int]]:
+    """Return the first of *taken*, of BYTES together, but at least one."""
+    sizes = accumulate(size for _, _, size in taken)
+    return [each for each, size in zip(taken, sizes, strict=True) if size - each[2] < BYTES]
+
+
 def _in_order(
-    parts: Sequence[Part], pages: Sequence[Page], answers: Sequence[list[bytes]]
+    pages: Sequence[Page], answers: Sequence[list[bytes]]
 ) -> tuple[list[Message], list[float]]:
     """Return the messages of *pages* in the order of consumption, and their weights."""
     messages: list[Message] = []
     weights: list[float] = []
     for page, texts in zip(pages, answers, strict=True):
-        # A list is consumed from its end.
-        in_order = texts if parts[page.part].ordered else reversed(texts)
-        messages += map(message_of, in_order)
+        messages += map(message_of, texts)
         weights += [page.weight] * len(texts)
     return messages, weights

@@ -19,7 +19,7 @@ from rts.scheduling.channel import DeadlineOrder
 from rts.scheduling.encoding import message_of, payload_of
 from rts.scheduling.layout import DEMOTED, HOPEFUL
 from rts.scheduling.rule import OPTION, Rule
-from rts.scheduling.scripts import MOVE, ScriptByHash
+from rts.scheduling.scripts import BYTES, MOVE, ScriptByHash, read_messages
 from rts.settings import Settings
 from rts.unfinished.heartbeat import read_heartbeats
 from rts.urls import shown_url
@@ -179,23 +179,22 @@ def hopeless_in(channel: Any, name: str) -> int:
     """Return how many messages that wait in order and are not demoted are hopeless now.
 
     By the clock of the broker's Redis and each message's latest hopeful start, as in a
-    claim. An estimate if more than COUNTED + SAMPLED messages wait.
+    claim. An estimate if more than COUNTED + SAMPLED messages wait, or they are large.
     """
-    return int(HOPELESS.run(channel.plain, channel._keys(name, HOPEFUL), [COUNTED, SAMPLED]))
+    return int(
+        HOPELESS.run(channel.plain, channel._keys(name, HOPEFUL), [COUNTED, SAMPLED, BYTES])
+    )
 
 
 def next_waiting(channel: Any, name: str, limit: int) -> list[WaitingTask]:
     """Return the first messages, at most *limit*, in the order in which they will be taken."""
     found: list[WaitingTask] = []
-    for place, part in (("ordered", HOPEFUL), ("demoted", DEMOTED)):
-        (key,) = channel._keys(name, part)
+    places = ["ordered", "demoted", *("plain" for _ in channel.priority_steps)]
+    for place, key in zip(places, channel._message_keys(name), strict=True):
         if len(found) < limit:
-            members = channel.plain.zrange(key, 0, limit - len(found) - 1)
-            found += [_waiting(place, text) for text in members]
-    for key in channel._prefixed(channel._lists(name)):
-        if len(found) < limit:  # a list is consumed from its right end
-            texts = channel.plain.lrange(key, len(found) - limit, -1)
-            found += [_waiting("plain", text) for text in reversed(texts)]
+            part = [(key, 0, limit - len(found) - 1)]
+            ((texts,), _) = read_messages(channel.plain, part, most_bytes=2**53)
+            found += [_waiting(place, text) for text in texts]
     return found
 
 

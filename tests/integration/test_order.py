@@ -266,10 +266,10 @@ def test_hopeless_messages_are_counted_as_a_claim_finds_them(
 def test_hopeless_messages_far_back_are_estimated(url: str, raw: redis.Redis) -> None:
     now, message = time.time(), envelope(Message(1, 1, 1, "1"))
 
-    def put(count: int, hopeless: Callable[[int], bool]) -> None:
+    def put(count: int, hopeless: Callable[[int], bool], payload: str = "{}") -> None:
         raw.delete(f"{NAME}\x06\x16edf")
         places = [Place(n, now + (-FAR if hopeless(n) else FAR), n) for n in range(count)]
-        members = {member(message, "{}", place, NAME): place.score for place in places}
+        members = {member(message, payload, place, NAME): place.score for place in places}
         raw.zadd(f"{NAME}\x06\x16edf", members)
 
     with connect(url) as connection:
@@ -281,3 +281,6 @@ def test_hopeless_messages_far_back_are_estimated(url: str, raw: redis.Redis) ->
         assert hopeless_in(channel, NAME) == 3
         put(20 * exact, lambda n: n % 5 == 0)
         assert hopeless_in(channel, NAME) == pytest.approx(4 * exact, rel=0.25)
+        # Of large messages it looks at few.
+        put(40, lambda n: n >= 3, "x" * (1 << 20))
+        assert hopeless_in(channel, NAME) == 37

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from typing import Any
 
 import psutil
@@ -546,6 +547,46 @@ def test_among_a_hundred_thousand_messages(
     assert rts.predict("not-there", app=app) is None
     new = rts.predict_new(OK, headers={"task_type": "slow"}, app=app)
     assert new.ahead == pytest.approx(100_000, abs=10)
+    redis_client.delete(queue)
+    worker.kill()
+
+
+@pytest.mark.parametrize("scheduler", [None, "edf"], ids=["fifo", "edf"])
+def test_large_messages_are_not_read_as_a_whole(
+    make_stage: Callable[..., Stage],
+    apps: list[Celery],
+    scheduler: str | None,
+    redis_client: redis.Redis,
+) -> None:
+    stage = make_stage(
+        rts_scheduler=scheduler, rts_task_types={"slow": 2.0}, worker_prefetch_multiplier=1
+    )
+    app = producer(stage, apps)
+    queue = app.conf.task_default_queue
+    slow: dict[str, Any] = {"headers": {"task_type": "slow", "sla_deadline": time.time() + 600}}
+    worker = stage.worker(pool="threads", concurrency=1)
+    busy(stage, app, 60, 1, **slow)
+    ids = [app.send_task(OK, ("x" * (1 << 20),), **slow).id for _ in range(60)]
+
+    def sent_of(ask: Callable[[], object]) -> tuple[Any, int]:
+        """Return an answer, and how many bytes Redis has sent for it."""
+        before = redis_client.info("stats")["total_net_output_bytes"]
+        found = ask()
+        return found, redis_client.info("stats")["total_net_output_bytes"] - before
+
+    for number in (10, 59):
+        found, sent = sent_of(partial(rts.predict, ids[number], app=app))
+        assert found.ahead == pytest.approx(number, abs=2)
+        assert sent < 4 << 20  # the message in question is read
+    new, sent = sent_of(partial(served, app, **slow))
+    assert new.ahead == pytest.approx(60, abs=2)
+    assert sent < 1 << 20
+    parts = parts_of(app)
+    assert parts is not None
+    assert parts.predictor is not None
+    read, sent = sent_of(partial(parts.predictor.pressures.read, [queue]))
+    assert read[queue].backlog_s == pytest.approx(122, abs=5)
+    assert sent < 1 << 20
     redis_client.delete(queue)
     worker.kill()
 
