@@ -104,7 +104,8 @@ def _key_prefix(key: str, value: object) -> str:
 def _directory(key: str, value: object) -> str:
     if not isinstance(value, str | os.PathLike) or not os.path.isabs(value):
         raise ConfigurationError(key, value, "an absolute path of a folder")
-    return os.fspath(value)
+    # Without a slash at its end, after which the folder would be taken for its own parent.
+    return os.path.normpath(value)
 
 
 multiplier = _number(MIN_MULTIPLIER, _K_RANGE, most=MAX_MULTIPLIER)

@@ -19,6 +19,7 @@ from rts import health
 from rts.ledger.spool import Spool
 from rts.ledger.spool_folder import REFUSED_BYTES, opened, read_all, read_counts, try_lock
 from rts.records import Execution
+from rts.settings import Settings
 from tests.records import as_line, run
 
 MIB = 1 << 20
@@ -54,6 +55,18 @@ def test_lines_are_appended_in_order(tmp_path: Path) -> None:
     assert os.stat(path).st_mode & 0o777 == 0o600
     spool.append_counts({"refused_plan": 2})
     assert json.loads(lines_of(path)[-1]) == {"counts": {"refused_plan": 2}}
+
+
+def test_a_folder_whose_name_is_given_with_a_slash_at_its_end_is_private(
+    tmp_path: Path,
+) -> None:
+    directory = Settings.from_conf({"rts_spool_dir": f"{tmp_path}/new/spool/"}).spool_dir
+    mask = os.umask(0o002)
+    try:
+        Spool(directory, MIB).append_line(as_line(run("a")))
+    finally:
+        os.umask(mask)
+    assert os.stat(directory).st_mode & 0o777 == 0o700
 
 
 def test_a_file_is_locked_while_its_writer_lives(tmp_path: Path) -> None:
