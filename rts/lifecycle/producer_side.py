@@ -130,10 +130,10 @@ def _annotate_unlock(headers: Any) -> None:
 
 
 def _replaces_task(headers: Any) -> bool | None:
-    """Return whether a message with *headers* replaces another task of its id; ``None``
-    where it is a retry of the running task.
+    """Return whether the task of a message with *headers* takes the place of one that is noted
+    under the same id; ``None`` where it is that one: the message is its retry.
 
-    If the running task is the one being replaced, mark its run so.
+    If it is the running task that is being replaced, mark its run so.
     """
     if not headers.get("retries") and not headers.get(NESTING) and OWED not in headers:
         return False
