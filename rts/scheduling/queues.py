@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -131,7 +132,8 @@ def all_queue_names(
     found = set(queue_names(app, settings, channel, fleet))
     prefix = channel.global_keyprefix
     suffixes = [f"{channel.sep}{part}" for part in (HOPEFUL, DEMOTED)]
-    for key in channel.plain.scan_iter(match=f"{prefix}*{suffixes[0]}*", count=1000):
+    pattern = f"{glob.escape(prefix)}*{glob.escape(suffixes[0])}*"  # Redis reads [*] alike
+    for key in channel.plain.scan_iter(match=pattern, count=1000):
         for suffix in suffixes:
             name = key.decode(errors="replace")
             if name.endswith(suffix):

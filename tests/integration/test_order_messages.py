@@ -274,6 +274,21 @@ def test_invalid_deadlines_get_the_horizon(url: str, value: Any) -> None:
             assert tags == ["before", "own", "other", "after"]
 
 
+def test_queues_are_found_below_a_prefix_that_reads_as_a_pattern(
+    url: str, tmp_path: Path
+) -> None:
+    app = Celery("producer", broker=url, set_as_current=False)
+    app.conf.update(rts_redis_url=url, rts_scheduler="edf", rts_spool_dir=str(tmp_path))
+    app.conf.broker_transport_options = {"global_keyprefix": "[prod]*:"}
+    rts.install(app)
+    settings = Settings.from_conf(app.conf)
+    with ordered_channel(app, settings) as channel:
+        channel._put("unheard", envelope(Message(FAR, 1.0, 1.0, "1")))
+        assert "unheard" in all_queue_names(app, settings, channel, FleetQueues())
+    rts.uninstall(app)
+    app.close()
+
+
 def test_queues_without_workers_are_known_by_their_open_tasks(
     url: str, raw: redis.Redis, tmp_path: Path
 ) -> None:
