@@ -120,6 +120,8 @@ class Announcer:
         """Take the notes that the thread should have delivered long ago."""
         if not self._notes or self._now() - self._since < STRANDED_S:
             return []
+        if self._thread is None:  # it could not be started: the next note tries again
+            self._awake = False
         return self._take_chunk()
 
     def _take_chunk(self) -> list[Taken]:

@@ -323,6 +323,25 @@ def test_without_threads_the_next_refresh_of_the_taus_takes_them_along(
     assert [one.task_id for one, _ in announcer.take(9)] == ["b"]
 
 
+def test_a_thread_that_could_not_be_started_is_started_later(
+    settings: Settings, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    now = Clock(1000.0)
+    announcer = Announcer(Link(settings), settings, now, every_s=0.05)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refused)
+        announcer.note(task("a", 2e9))
+    now.at += 3
+    TauCache(Link(settings), settings, FleetClock(), now, announcer).refresh()
+    assert redis_client.zcard(settings.keys.open) == 1
+    announcer.note(task("b", 2e9))
+    wait_until(lambda: redis_client.zcard(settings.keys.open) == 2)
+    announcer.stop()
+
+
 def refusing(server: RedisServer, how: str) -> None:
     client = redis.Redis.from_url(server.url)
     if how == "memory":
