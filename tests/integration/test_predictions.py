@@ -554,14 +554,14 @@ def test_among_a_hundred_thousand_messages(
 @pytest.mark.parametrize("scheduler", [None, "edf"], ids=["fifo", "edf"])
 def test_large_messages_are_not_read_as_a_whole(
     make_stage: Callable[..., Stage],
-    apps: list[Celery],
+    apps: Callable[..., Celery],
     scheduler: str | None,
     redis_client: redis.Redis,
 ) -> None:
     stage = make_stage(
         rts_scheduler=scheduler, rts_task_types={"slow": 2.0}, worker_prefetch_multiplier=1
     )
-    app = producer(stage, apps)
+    app = apps(stage)
     queue = app.conf.task_default_queue
     slow: dict[str, Any] = {"headers": {"task_type": "slow", "sla_deadline": time.time() + 600}}
     worker = stage.worker(pool="threads", concurrency=1)
