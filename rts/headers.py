@@ -138,6 +138,14 @@ def instant(value: object) -> float | None:
     return number if 0 < number <= MAX_INSTANT else None
 
 
+def requested_deadline(values: Mapping[str, Any]) -> float | None:
+    """Return the ``sla_deadline`` of a message, by its headers or attributes, in epoch seconds;
+    ``None`` where it has none, or one that is refused.
+    """
+    value = values.get("sla_deadline")
+    return None if value is None else instant(value)
+
+
 def write_plan(headers: dict[str, Any], plan: Plan) -> None:
     """Write *plan* into message headers, as flat scalars."""
     task_type, type_source, tau, k, arrival, deadline, arrival_source = plan

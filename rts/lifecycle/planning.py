@@ -19,6 +19,7 @@ from rts.headers import (
     read_plan,
     read_request,
     refuse,
+    requested_deadline,
     write_plan,
 )
 from rts.lifecycle.propagation import (
@@ -136,7 +137,7 @@ class Planner:
         parent = read_plan(current, self._types)
         write_next(headers, body)
         due = self._due_once()
-        own = headers.get("sla_deadline") is not None
+        own = requested_deadline(headers) is not None
         if parent is None or not is_next(current, headers, body):
             if not own:
                 plan = extend_to_chain(plan, body, due, self._native_chords)
@@ -144,7 +145,7 @@ class Planner:
         # It is what follows the running task.
         if own:
             return plan
-        if current.get("sla_deadline") is None:
+        if requested_deadline(current) is None:
             return plan._replace(deadline=parent.deadline)
         options = {"headers": headers, "priority": priority}
         at = due(name, options, max(plan.arrival, parent.deadline))

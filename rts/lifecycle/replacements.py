@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from rts.deadlines import MAX_INSTANT
+from rts.headers import requested_deadline
 from rts.records import Plan
 from rts.validation import finite
 
@@ -62,7 +63,7 @@ def due_at(values: Mapping[str, Any]) -> float | None:
     deadline of its own.
     """
     own = _parse(values).get(values["id"])
-    return None if own is None or values.get("sla_deadline") is not None else own.deadline
+    return None if own is None or requested_deadline(values) is not None else own.deadline
 
 
 def verdict_plan(plan: Plan, values: Mapping[str, Any]) -> Plan:
@@ -136,7 +137,7 @@ def _arriving_after(promise: Promise, plan: Plan, headers: Mapping[str, Any]) ->
     arrival = promise.arrival + MIN_GAP_S
     if plan.arrival >= arrival:
         return plan
-    shift_s = 0.0 if headers.get("sla_deadline") is not None else arrival - plan.arrival
+    shift_s = 0.0 if requested_deadline(headers) is not None else arrival - plan.arrival
     return plan._replace(arrival=arrival, deadline=plan.deadline + shift_s)
 
 

@@ -353,6 +353,7 @@ def test_the_last_member_of_a_chain_that_replaces_a_task_is_due_when_the_task_wa
     # A requested deadline takes precedence.
     own = in_turn(p, first, "2", "1", sla_deadline=NOW + 7)
     assert (own["rts_deadline"], due_at(own)) == (NOW + 7, None)
+    assert due_at(in_turn(p, first, "2", "1", sla_deadline="soon")) == NOW + 70, "refused"
 
 
 def test_a_message_that_nothing_follows_carries_nothing() -> None:

@@ -145,6 +145,17 @@ def test_members_that_differ_in_arguments_only_are_planned_once() -> None:
     assert sorted(asked) == ["a", "b", "b", "c", "c"]
 
 
+@pytest.mark.parametrize("of", ["the first", "what follows"])
+def test_a_refused_sla_deadline_counts_as_none(of: str) -> None:
+    p = planner(propagate_deadline=True, taus={"a": 5.0, "b": 7.0})
+    first = {"id": "1", "task": "a"}
+    follow = {"id": "2", "task": "b"}
+    (first if of == "the first" else follow)["sla_deadline"] = "soon"
+    chained = ((), {}, {"chain": [dict(signature("b", task_id="2"))]})
+    assert p.plan_message("a", first, None, None, chained).deadline == NOW + 2 * (5 + 7)
+    assert p.plan_message("b", follow, None, first).deadline == NOW + 2 * (5 + 7)
+
+
 def test_a_message_is_due_at_its_own_sla_deadline_and_what_follows_as_if_sent_then() -> None:
     p = planner(propagate_deadline=True, taus={"a": 5.0, "b": 7.0, "c": 11.0})
     asked = {"sla_deadline": NOW + 60}
