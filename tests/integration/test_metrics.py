@@ -627,17 +627,17 @@ def test_a_ledger_that_takes_longer_than_a_scrape_shows_the_last_objectives(
     settings: Settings, ledger: MongoLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger.prepare()
-    slow = threading.Event()
+    may_end = threading.Event()
+    may_end.set()
 
     def counted(*question: Any) -> Any:
-        if slow.is_set():
-            time.sleep(0.5)
+        may_end.wait(60)
         return standings(*question)
 
     monkeypatch.setattr(metrics, "standings", counted)
     collector = RtsCollector(settings, patience_s=30.0)
     assert values(exposed(collector), "rts_up", "server")["mongodb"] == 1
-    slow.set()
+    may_end.clear()
     collector._patience_s = 0.05
     for _ in range(2):
         text = exposed(collector)
@@ -645,25 +645,26 @@ def test_a_ledger_that_takes_longer_than_a_scrape_shows_the_last_objectives(
         assert values(text, "rts_slo_burn_rate", "objective").keys() == {"cpu-light", "*"}
     collector._sources["mongodb"]._max_age_s = 0.0
     assert values(exposed(collector), "rts_up", "server")["mongodb"] == 0
+    may_end.set()
     collector.close()
 
 
 def test_a_slow_answer_is_replaced_by_the_last_one(settings: Settings) -> None:
     """In Flower, which has more to do than to serve Prometheus."""
-    slow = [False]
+    may_end = threading.Event()
+    may_end.set()
 
     def answers() -> list[QueueReading]:
-        while slow[0]:
-            time.sleep(0.01)
+        may_end.wait(60)
         return queues()
 
     registry = CollectorRegistry()
     collector = register(registry, settings, answers, patience_s=5.0)
     assert values(generate_latest(registry).decode(), "rts_hopeless_tasks") == {(): 3}
-    slow[0] = True
+    may_end.clear()
     collector._patience_s = 0.05
     collector._sources["broker"]._answered_at -= 120.0  # as long as there may be no scrape
     text = generate_latest(registry).decode()
     assert values(text, "rts_hopeless_tasks") == {(): 3}
-    slow[0] = False
+    may_end.set()
     collector.close()
