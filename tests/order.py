@@ -10,6 +10,8 @@ from rts.scheduling.rule import Rule
 from rts.scheduling.transport import Transport
 
 NAME = "order"
+#: What the name of a queue's sorted set ends in.
+EDF = "\x06\x16edf"
 #: Offsets of deadlines that no test misses, and of ones that have long passed.
 FAR, PAST = 1e6, -1e6
 

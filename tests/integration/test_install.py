@@ -19,6 +19,7 @@ from rts.keys import Keys
 from rts.link.scripts import pack
 from rts.testing import RedisServer, WorkerFailed, wait_until
 from tests.conftest import ROOT, Stage
+from tests.order import EDF
 
 
 def nothing() -> None:
@@ -139,7 +140,7 @@ def test_an_app_whose_configuration_changes_publishes_in_order(
         app.conf.broker_transport_options = {"visibility_timeout": 60}
     app.send_task("late.task")  # when the configuration is read again
     app.send_task("late.task")
-    assert redis_client.zcard(f"{rts_key_prefix}\x06\x16edf") == 1
+    assert redis_client.zcard(f"{rts_key_prefix}{EDF}") == 1
     assert redis_client.llen(rts_key_prefix) == 1  # workers in order adopt it
     if late == "options":
         with app.connection_for_write() as connection:
@@ -166,12 +167,12 @@ def test_options_that_have_a_namespace_do_not_hide_the_order(
     app.config_from_object(named, namespace=namespace)
     rts.install(app)
     app.send_task("own.task")
-    assert redis_client.zcard(f"{rts_key_prefix}\x06\x16edf") == 1
+    assert redis_client.zcard(f"{rts_key_prefix}{EDF}") == 1
     with app.connection_for_write() as connection:
         assert connection.default_channel.visibility_timeout == 60
     rts.uninstall(app)
     app.send_task("own.task")
-    assert redis_client.zcard(f"{rts_key_prefix}\x06\x16edf") == 1
+    assert redis_client.zcard(f"{rts_key_prefix}{EDF}") == 1
     assert redis_client.llen(rts_key_prefix) == 1
     app.close()
 
@@ -185,14 +186,14 @@ def test_what_is_published_after_uninstalling_waits_where_celery_reads(
     )
     rts.install(app)
     app.send_task("own.task")
-    assert redis_client.zcard(f"{rts_key_prefix}\x06\x16edf") == 1
+    assert redis_client.zcard(f"{rts_key_prefix}{EDF}") == 1
     rts.uninstall(app)
     app.send_task("own.task")
-    assert redis_client.zcard(f"{rts_key_prefix}\x06\x16edf") == 1
+    assert redis_client.zcard(f"{rts_key_prefix}{EDF}") == 1
     assert redis_client.llen(rts_key_prefix) == 1
     rts.install(app)
     app.send_task("own.task")
-    assert redis_client.zcard(f"{rts_key_prefix}\x06\x16edf") == 2
+    assert redis_client.zcard(f"{rts_key_prefix}{EDF}") == 2
     rts.uninstall(app)
     app.close()
 
@@ -311,6 +312,16 @@ def test_disabled_it_does_nothing(app: Celery, redis_client: redis.Redis) -> Non
     rts.install(app)
     app.send_task("own.task")
     assert "rts_deadline" not in newest(redis_client, app)
+
+
+def test_disabled_it_leaves_the_queues_in_their_form(
+    app: Celery, redis_client: redis.Redis
+) -> None:
+    app.conf.update(rts_enabled=False, rts_scheduler="edf")
+    rts.install(app)
+    app.send_task("own.task")
+    (message,) = redis_client.zrange(f"{app.conf.task_default_queue}{EDF}", 0, -1)
+    assert "rts_deadline" not in message
 
 
 def test_another_app_in_the_process_is_left_alone(

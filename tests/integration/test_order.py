@@ -21,7 +21,7 @@ from rts.scheduling.encoding import ARRIVAL, Place, member
 from rts.scheduling.queues import COUNTED, SAMPLED, hopeless_in
 from rts.scheduling.rule import Rule
 from rts.testing import RedisServer
-from tests.order import FAR, NAME, PAST, Message, connect, envelope
+from tests.order import EDF, FAR, NAME, PAST, Message, connect, envelope
 
 
 class Model:
@@ -259,7 +259,7 @@ def test_hopeless_messages_are_counted_as_a_claim_finds_them(
         assert hopeless_in(channel, NAME) == 3
         assert channel.basic_get(NAME).delivery_tag == "unplanned"
         assert channel.basic_get(NAME).delivery_tag == "500"
-        assert raw.zcard(f"{NAME}\x06\x16edf:demoted") == 3
+        assert raw.zcard(f"{NAME}{EDF}:demoted") == 3
         assert hopeless_in(channel, NAME) == 0
 
 
@@ -267,10 +267,10 @@ def test_hopeless_messages_far_back_are_estimated(url: str, raw: redis.Redis) ->
     now, message = time.time(), envelope(Message(1, 1, 1, "1"))
 
     def put(count: int, hopeless: Callable[[int], bool], payload: str = "{}") -> None:
-        raw.delete(f"{NAME}\x06\x16edf")
+        raw.delete(f"{NAME}{EDF}")
         places = [Place(n, now + (-FAR if hopeless(n) else FAR), n) for n in range(count)]
         members = {member(message, payload, place, NAME): place.score for place in places}
-        raw.zadd(f"{NAME}\x06\x16edf", members)
+        raw.zadd(f"{NAME}{EDF}", members)
 
     with connect(url) as connection:
         channel, exact = connection.default_channel, COUNTED + SAMPLED

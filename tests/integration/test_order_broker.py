@@ -34,13 +34,13 @@ from rts.testing import RedisServer, wait_until
 from rts.testing.binaries import redis_binary
 from rts.testing.processes import OwnedProcess
 from tests.conftest import ONE_REPLY, Stage
+from tests.order import EDF
 from tests.programs import needed
 from tests.rabbitmq import free_port
 
 pytestmark = pytest.mark.usefixtures("unmeasured_processes")
 
 OK, LATE, UNTIL = (f"tests.apps.basic.{name}" for name in ("ok", "late", "until"))
-EDF = "\x06\x16edf"
 
 
 def publish_shuffled(app: Celery, count: int = 6, **options: Any) -> dict[int, Any]:

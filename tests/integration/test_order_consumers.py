@@ -32,7 +32,7 @@ from rts.scheduling.slots import limit_to_slots
 from rts.scheduling.transport import SentinelTransport, Transport
 from rts.settings import Settings
 from rts.testing import RedisServer, wait_until
-from tests.order import FAR, NAME, PAST, Message, connect, envelope
+from tests.order import EDF, FAR, NAME, PAST, Message, connect, envelope
 from tests.relay import relay
 
 
@@ -94,7 +94,7 @@ def test_a_consumer_polls_once_a_producer_has_pushed_to_the_plain_list(
 def test_what_is_no_task_rings_the_bell_once_and_for_a_while(
     url: str, raw: redis.Redis
 ) -> None:
-    bell = f"{NAME}\x06\x16edf:bell"
+    bell = f"{NAME}{EDF}:bell"
     with connect(url) as connection:
         for number in range(2):
             reply = {**envelope(Message(FAR, 1.0, 1.0, str(number))), "headers": {}}
@@ -160,7 +160,7 @@ def test_size_purge_expiry_and_prefix(url: str, raw: redis.Redis) -> None:
         queue.declare()
         for number, offset in enumerate((FAR, PAST, FAR)):
             channel._put(NAME, envelope(Message(start + offset, start, 1.0, str(number))))
-        raw.pexpire(f"app1:{NAME}\x06\x16edf", 10_000)
+        raw.pexpire(f"app1:{NAME}{EDF}", 10_000)
         assert channel.basic_get(NAME).delivery_tag == "0"
         assert queue.queue_declare(passive=True).message_count == 2
         assert all(name.startswith("app1:") for name in raw.keys("*"))
@@ -173,7 +173,7 @@ def test_size_purge_expiry_and_prefix(url: str, raw: redis.Redis) -> None:
             queue.queue_declare(passive=True)
         channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "3")))
         queue.delete()
-        assert not raw.exists(f"app1:{NAME}\x06\x16edf", f"app1:{NAME}\x06\x16edf:bell")
+        assert not raw.exists(f"app1:{NAME}{EDF}", f"app1:{NAME}{EDF}:bell")
 
 
 def test_a_message_is_marked_though_a_consumer_of_its_queue_acknowledges_none(url: str) -> None:
@@ -466,7 +466,7 @@ def test_a_claim_rings_the_bell_for_messages_left_to_others(url: str, raw: redis
             raise AssertionError("it may not be claimed")
 
     start, queues = time.time(), ["urgent", NAME]
-    bell = f"{NAME}\x06\x16edf:bell"
+    bell = f"{NAME}{EDF}:bell"
     with connect(url, queue_order_strategy="priority") as connection:
         channel = connection.default_channel
         channel.slots = Gauge()
@@ -477,7 +477,7 @@ def test_a_claim_rings_the_bell_for_messages_left_to_others(url: str, raw: redis
         assert (state, queues[index]) == (b"message", "urgent")
         assert raw.llen(bell) == 1
         # This worker may take no more demoted tasks, but another one might.
-        raw.delete(f"{NAME}\x06\x16edf")
+        raw.delete(f"{NAME}{EDF}")
         channel._put(NAME, envelope(Message(start + PAST, start, 1.0, "3")))
         assert raw.rpop(bell) == "1"
         assert CLAIM.run(channel.plain, *channel._claim_arguments(queues))[0] == b"capped"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import redis
 from celery import Celery
-from kombu import Connection, Consumer, Exchange, Queue
+from kombu import Connection, Consumer, Exchange, Producer, Queue
 
 import rts
 from rts import health
@@ -29,7 +29,7 @@ from rts.scheduling.queues import (
 from rts.scheduling.rule import Rule
 from rts.scheduling.scripts import CLAIM
 from rts.settings import Settings
-from tests.order import FAR, NAME, PAST, Message, connect, envelope
+from tests.order import EDF, FAR, NAME, PAST, Message, connect, envelope
 
 
 def test_messages_on_plain_lists_are_adopted(url: str, raw: redis.Redis) -> None:
@@ -46,7 +46,7 @@ def test_messages_on_plain_lists_are_adopted(url: str, raw: redis.Redis) -> None
         unplanned["headers"] = {"task": "t", "id": "0"}
         unplanned["properties"]["priority"] = 9
         plain._put(NAME, unplanned)
-        refused = f"{NAME}\x06\x16edf:refused"
+        refused = f"{NAME}{EDF}:refused"
         raw.rpush(refused, *["before"] * 1000)
         odd = ["no message", json.dumps({"properties": []}), "null"]
         raw.lpush(NAME, *odd)
@@ -118,7 +118,7 @@ def test_unreadable_messages_are_refused(url: str, raw: redis.Redis, text: bytes
     with connect(url) as connection, redis.Redis.from_url(url) as client:
         channel = connection.default_channel
         queue = Queue(NAME, Exchange(""), NAME, no_declare=True)
-        raw.rpush(f"{NAME}\x06\x16edf:refused", *["before"] * 1000)
+        raw.rpush(f"{NAME}{EDF}:refused", *["before"] * 1000)
         client.lpush(NAME, text % 1)
         channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "first")))
         assert channel.basic_get(NAME, no_ack=True).delivery_tag == "first"
@@ -131,12 +131,12 @@ def test_unreadable_messages_are_refused(url: str, raw: redis.Redis, text: bytes
                 with suppress(TimeoutError):
                     connection.drain_events(timeout=5)
         assert got == ["second"]
-        last, first, *before = client.lrange(f"{NAME}\x06\x16edf:refused", 0, -1)
+        last, first, *before = client.lrange(f"{NAME}{EDF}:refused", 0, -1)
         for number, kept in ((2, last), (1, first)):
             assert kept.startswith((text % number)[:-1])  # its arrival was added
         assert before == [b"before"] * 998
         assert health.take_counts()["messages_refused"] == 2
-        assert not raw.exists("unacked", "unacked_index", f"{NAME}\x06\x16edf")
+        assert not raw.exists("unacked", "unacked_index", f"{NAME}{EDF}")
 
 
 def test_unreadable_messages_are_counted_and_moved(url: str, raw: redis.Redis) -> None:
@@ -201,7 +201,7 @@ def test_an_unreadable_message_stops_no_worker_of_a_redis_out_of_memory(
             assert channel.basic_get(NAME) is None
         finally:
             raw.config_set("maxmemory", 0)
-        assert raw.llen(f"{NAME}\x06\x16edf:refused") == 1
+        assert raw.llen(f"{NAME}{EDF}:refused") == 1
         assert not raw.exists("unacked", "unacked_index")
 
 
@@ -219,7 +219,22 @@ def test_a_redis_out_of_memory_is_counted_and_purged(url: str, raw: redis.Redis)
             assert channel.queue_purge(NAME) == 2
         finally:
             raw.config_set("maxmemory", 0)
-        assert not raw.exists(NAME, f"{NAME}\x06\x16edf")
+        assert not raw.exists(NAME, f"{NAME}{EDF}")
+
+
+@pytest.mark.skipif(not hasattr(Producer, "batch"), reason="needs kombu >= 5.7")
+def test_messages_that_are_published_in_a_batch_are_ordered(url: str, raw: redis.Redis) -> None:
+    start = time.time()
+    with connect(url) as connection:
+        channel = connection.default_channel
+        producer = Producer(channel)
+        with producer.batch():
+            for offset in (3, 1, 2):
+                message = envelope(Message(start + FAR + offset, start, 1.0, str(offset)))
+                producer.publish({}, routing_key=NAME, headers=message["headers"])
+            assert not raw.exists(f"{NAME}{EDF}"), "they are sent together"
+        got = [channel.basic_get(NAME, no_ack=True).headers["id"] for _ in range(3)]
+    assert got == ["1", "2", "3"]
 
 
 def test_demoted_messages_are_dropped_once_drop_is_configured(url: str) -> None:

@@ -17,12 +17,12 @@ from celery import Celery, chain, chord, group, uuid
 import rts
 from rts.testing import wait_until
 from tests.conftest import Stage
+from tests.order import EDF
 from tests.rabbitmq import RabbitServer
 
 pytestmark = pytest.mark.usefixtures("unmeasured_processes")
 
 OK, HEADERS, NESTED = (f"tests.apps.basic.{name}" for name in ("ok", "headers", "nested"))
-EDF = "\x06\x16edf"
 
 
 def ran(mongo: Any, ids: list[str]) -> list[str]:

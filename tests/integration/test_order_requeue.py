@@ -13,7 +13,7 @@ from kombu import Connection, Consumer, Exchange, Producer, Queue
 from rts.scheduling.layout import BELL_TTL_MS
 from rts.scheduling.qos import BATCH
 from rts.scheduling.queues import state_of
-from tests.order import FAR, NAME, Message, connect, envelope
+from tests.order import EDF, FAR, NAME, Message, connect, envelope
 
 
 def test_unacknowledged_messages_return_after_the_visibility_timeout(url: str) -> None:
@@ -60,10 +60,10 @@ def test_what_a_queue_of_another_app_left_is_restored_for_its_workers(
         assert theirs.basic_get("theirs").delivery_tag == "1"
         theirs.qos._delivered.clear()  # it is dead
         connection.default_channel.qos.restore_visible(interval=1)
-        assert 0 < raw.pttl("theirs\x06\x16edf:bell") <= BELL_TTL_MS
+        assert 0 < raw.pttl(f"theirs{EDF}:bell") <= BELL_TTL_MS
         message = theirs.basic_get("theirs")
         assert (message.delivery_tag, message.headers["redelivered"]) == ("1", True)
-        assert not raw.exists("theirs\x06\x16edf")
+        assert not raw.exists(f"theirs{EDF}")
 
 
 def test_a_message_without_a_consumer_returns_to_the_order(url: str) -> None:
@@ -118,7 +118,7 @@ def test_what_cannot_be_looked_up_stays_unacknowledged(
         assert raw.hexists("unacked", "1")
         monkeypatch.setattr(channel, "_lookup", look_up)
         channel.qos.restore_by_tag("1")
-        assert raw.llen(f"{NAME}\x06\x16edf:bell") == 1
+        assert raw.llen(f"{NAME}{EDF}:bell") == 1
         assert channel.basic_get(NAME).delivery_tag == "1"
 
 

@@ -16,13 +16,14 @@ from celery.exceptions import TaskRevokedError
 
 from rts.testing import wait_until
 from tests.conftest import Stage
+from tests.order import EDF
 
 OK = "tests.apps.basic.ok"
 
 
 def left(client: redis.Redis, queue: str) -> list[str]:
     """Return what is left of a queue, and of all that is not acknowledged."""
-    names = [queue, f"{queue}\x06\x16edf", f"{queue}\x06\x16edf:demoted"]
+    names = [queue, f"{queue}{EDF}", f"{queue}{EDF}:demoted"]
     return [name for name in (*names, "unacked", "unacked_index") if client.exists(name)]
 
 
@@ -49,7 +50,7 @@ def test_the_earliest_deadline_runs_first(
         for offset in offsets
     }
     queue = app.conf.task_default_queue
-    assert redis_client.zcard(f"{queue}\x06\x16edf") == len(offsets)
+    assert redis_client.zcard(f"{queue}{EDF}") == len(offsets)
     assert redis_client.llen(queue) == 0
     worker = stage.worker(pool=pool, concurrency=1)
     for result in results.values():

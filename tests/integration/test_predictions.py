@@ -30,6 +30,7 @@ from rts.tasktypes import TaskType
 from rts.testing import RedisServer, WorkerProcess, wait_until
 from rts.unfinished.received import decode_marks
 from tests.conftest import ROOT, Stage
+from tests.order import EDF
 from tests.recording_link import RecordingLink
 from tests.records import run
 
@@ -188,8 +189,7 @@ def test_etas_other_queues_and_priorities(
 
 
 def waiting(client: redis.Redis, queue: str) -> int:
-    sep = "\x06\x16"
-    return int(client.llen(queue)) + int(client.zcard(f"{queue}{sep}edf"))
+    return int(client.llen(queue)) + int(client.zcard(f"{queue}{EDF}"))
 
 
 def test_just_started_tasks_and_held_ones_of_another_queue(
