@@ -132,6 +132,26 @@ def test_a_thread_waits_for_the_first_answer_of_another_one(
     assert link.trips == 1
 
 
+def test_no_thread_waits_for_a_later_answer_of_another_one(
+    settings: Settings, clock: Clock
+) -> None:
+    RedisTauStore(Link(settings), settings).set("mixed", 3.0)
+    link = HeldLink(settings)
+    cache = TauCache(link, settings, FleetClock(), clock)
+    link.released.set()
+    assert cache.tau("mixed", NAME) == 3.0
+    link.asked.clear()
+    link.released.clear()
+    clock.at += FRESH_S
+    other = threading.Thread(target=cache.refresh)
+    other.start()
+    assert link.asked.wait(30)
+    assert cache.tau("mixed", NAME) == 3.0
+    assert other.is_alive(), "its answer has not come"
+    link.released.set()
+    other.join(30)
+
+
 @forks_beside_threads
 def test_no_thread_of_a_child_waits_for_a_thread_of_its_parent(
     cache: TauCache, settings: Settings, monkeypatch: pytest.MonkeyPatch
