@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 # Each of the many processes of the tests would compile every module anew.
 test: export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test check coverage matrix bench docker-tests clean
+.PHONY: demo test check matrix bench docker-tests clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m workers.demo $(if $(KEEP),--keep)

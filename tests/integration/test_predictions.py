@@ -1,18 +1,14 @@
-"""Predictions and routes on a real broker, with real workers."""
+"""Predictions on a real broker, with real workers."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from typing import Any
 
-import psutil
 import pytest
 import redis
 from celery import Celery
@@ -27,40 +23,20 @@ from rts.predictions.sampling import Work
 from rts.predictions.snapshot import Snapshot
 from rts.settings import Settings
 from rts.tasktypes import TaskType
-from rts.testing import RedisServer, WorkerProcess, wait_until
+from rts.testing import WorkerProcess, wait_until
 from rts.unfinished.received import decode_marks
-from tests.conftest import ROOT, Stage
-from tests.order import EDF
+from tests.conftest import Stage
+from tests.predictions import OK, PATIENCE_S, SLOW, busy, served, topic_queue, waiting
 from tests.recording_link import RecordingLink
 from tests.records import run
 
 pytestmark = pytest.mark.usefixtures("unmeasured_processes")
 
-OK, LATE = "tests.apps.basic.ok", "tests.apps.basic.late"
-#: Options of a task of the type "slow".
-SLOW: dict[str, Any] = {"headers": {"task_type": "slow"}}
-
 
 @pytest.fixture
 def apps(apps: Callable[..., Celery]) -> Callable[..., Celery]:
     """Make apps that publish to a stage's workers, and are patient on a busy machine."""
-    return lambda stage, **conf: apps(stage, **{"rts_timeout": 10.0, **conf})
-
-
-def topic_queue(stage: Stage) -> Queue:
-    """Return a queue whose routing key differs from its name."""
-    name = f"{stage.conf['task_default_queue']}-bound"
-    topic = Exchange(f"{name}-x", type="topic")  # a direct one is passed over by Celery
-    return Queue(name, topic, routing_key=f"{name}-key")
-
-
-def busy(stage: Stage, app: Celery, seconds: float, slots: int, **options: Any) -> list[str]:
-    """Fill the slots of the stage's workers; return the ids of the running tasks."""
-    ids = [app.send_task(OK, (seconds,), **options).id for _ in range(slots)]
-    client = redis.Redis.from_url(stage.redis_url)
-    wait_until(lambda: client.hlen(f"{stage.prefix}running") >= slots, message="they run")
-    client.close()
-    return ids
+    return lambda stage, **conf: apps(stage, **{"rts_timeout": PATIENCE_S, **conf})
 
 
 def with_a_line(
@@ -74,18 +50,6 @@ def with_a_line(
     held = [app.send_task(OK, (0,), **SLOW).id for _ in range(4)]
     wait_until(lambda: not waiting(client, app.conf.task_default_queue), message="held")
     return worker, runs, held
-
-
-def served(app: Celery, **options: Any) -> rts.Prediction:
-    """Return the prediction for a new task, once a worker consumes its queue."""
-
-    def told() -> rts.Prediction | None:
-        try:
-            return rts.predict_new(OK, app=app, **options)
-        except rts.CommandError:
-            return None  # its first heartbeat is to come
-
-    return wait_until(told, message="a worker beats")
 
 
 @pytest.mark.parametrize("scheduler", [None, "edf"], ids=["fifo", "edf"])
@@ -186,10 +150,6 @@ def test_etas_other_queues_and_priorities(
     assert rts.predict(found[0].id, queue=f"{default}-unknown", app=app) is None
     app.control.purge()
     worker.kill()
-
-
-def waiting(client: redis.Redis, queue: str) -> int:
-    return int(client.llen(queue)) + int(client.zcard(f"{queue}{EDF}"))
 
 
 def test_just_started_tasks_and_held_ones_of_another_queue(
@@ -591,37 +551,6 @@ def test_large_messages_are_not_read_as_a_whole(
     worker.kill()
 
 
-def test_threads_of_a_web_server_use_the_only_app(
-    make_stage: Callable[..., Stage],
-) -> None:
-    stage = make_stage()
-    script = f"""if True:
-        from concurrent.futures import ThreadPoolExecutor
-        from celery import Celery
-        import rts
-
-        app = Celery("web", broker={stage.broker!r})
-        app.conf.update({stage.conf!r})
-        rts.install(app)
-        task = app.send_task("some.task").id
-        with ThreadPoolExecutor(1) as requests:
-            print(requests.submit(rts.predict, "nobody").result())
-            for ask, what in ((rts.predict, task), (rts.predict_new, "some.task")):
-                print(requests.submit(ask, what).exception())
-            another = Celery("another", set_as_current=False)
-            rts.install(another)
-            print(requests.submit(rts.predict, "nobody").exception())
-    """
-    ran = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    nobody, waits, new, two = ran.stdout.splitlines()
-    assert nobody == "None"
-    assert waits.startswith("no worker with rts takes")
-    assert new.startswith("no worker with rts takes")
-    assert two.startswith("the app 'default' does not have rts: call rts.install(app), or name")
-
-
 def test_an_overdue_task_is_found_in_a_queue_that_nobody_knows(
     make_stage: Callable[..., Stage], apps: Callable[..., Celery], redis_client: redis.Redis
 ) -> None:
@@ -635,247 +564,6 @@ def test_an_overdue_task_is_found_in_a_queue_that_nobody_knows(
         )
         with pytest.raises(rts.CommandError, match=f"takes tasks from the queue {other}"):
             rts.predict(lost, app=other_app)
-
-
-def test_unavailable_servers_and_unsupported_brokers() -> None:
-    with RedisServer() as server:
-        port = server.url.rpartition(":")[2].partition("/")[0]
-    url = f"redis://:secret@127.0.0.1:{port}/0"
-    app = Celery("away", broker=url, set_as_current=False)
-    app.conf.rts_redis_url = url
-    rts.install(app)
-    for ask in (lambda: rts.predict("x", app=app), lambda: rts.predict_new("t", app=app)):
-        with pytest.raises(rts.StoreUnavailable) as caught:
-            ask()
-        assert "secret" not in str(caught.value)
-    rts.uninstall(app)
-    app.close()
-
-    bare = Celery("bare", set_as_current=False)
-    with pytest.raises(rts.CommandError, match=r"rts\.install"):
-        rts.predict("x", app=bare)
-
-
-def test_many_threads_predict_at_once(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], rts_redis_url: str
-) -> None:
-    """Each has a connection where it needs one, and one of them predicts for all."""
-    many = 24  # kombu keeps ten connections
-    with RedisServer() as server:
-        stage = make_stage(broker=server.url, rts_redis_url=rts_redis_url)
-        app = apps(stage, rts_timeout=60.0)
-        worker = stage.worker(pool="threads", concurrency=1)
-        served(app)
-        assert rts.predict("nobody", app=app) is None
-        client = redis.Redis.from_url(server.url)
-        port = client.connection_pool.connection_kwargs["port"]
-
-        def connections() -> int:
-            made = psutil.Process().net_connections()
-            return sum(each.raddr and each.raddr.port == port for each in made)
-
-        for ask, least in (
-            (lambda: rts.predict("nobody", app=app), many),
-            (lambda: rts.predict_new("another", app=app), 1),
-        ):
-            client.config_resetstat()
-            begun: list[None] = []
-
-            def question(ask: Callable[[], Any] = ask, begun: list[None] = begun) -> bool:
-                begun.append(None)
-                return ask() is None
-
-            with ThreadPoolExecutor(many) as pool:
-                server.pause()
-                asked = [pool.submit(question) for _ in range(many)]
-                try:
-                    wait_until(lambda: len(begun) == many, message="all ask")  # noqa: B023
-                    wait_until(
-                        lambda: connections() >= least or any(each.done() for each in asked),  # noqa: B023
-                        message="all wait for the broker",
-                    )
-                finally:
-                    server.resume()
-            assert len({each.result() for each in asked}) == 1
-        # None where what was read for the first question is fresh still.
-        looks = client.info("commandstats").get("cmdstat_zrevrange", {"calls": 0})
-        assert looks["calls"] < many / 2
-        client.close()
-        worker.kill()
-
-
-def test_many_threads_ask_at_once_while_nobody_takes_from_the_queue(
-    rts_redis_url: str, rts_key_prefix: str
-) -> None:
-    """One of them reads the queue; the others learn from it, each about its own queue."""
-    many = 24
-    with RedisServer() as server:
-        app = Celery("alone", broker=server.url, set_as_current=False)
-        app.conf.update(
-            rts_redis_url=rts_redis_url, rts_key_prefix=rts_key_prefix, rts_timeout=60.0
-        )
-        rts.install(app)
-        client = redis.Redis.from_url(server.url)
-        begun: list[None] = []
-
-        def question(queue: str = "left") -> str:
-            begun.append(None)
-            with pytest.raises(rts.CommandError) as caught:
-                rts.predict_new("any", queue=queue, app=app)
-            return str(caught.value)
-
-        with ThreadPoolExecutor(many) as pool:
-            server.pause()
-            asked = [pool.submit(question) for _ in range(many)]
-            try:
-                wait_until(lambda: len(begun) == many, message="all ask")
-            finally:
-                server.resume()
-        assert {each.result().partition("queue ")[2] for each in asked} == {
-            "left: start one, or name the queue of the task"
-        }
-        assert client.info("commandstats")["cmdstat_zrevrange"]["calls"] < many / 2
-        assert "queue other:" in question("other")
-        rts.uninstall(app)
-        app.close()
-        client.close()
-
-
-def test_only_the_broker_is_unavailable(rts_redis_url: str, rts_key_prefix: str) -> None:
-    with RedisServer() as server:
-        port = server.url.rpartition(":")[2].partition("/")[0]
-    app = Celery("away", broker=f"redis://:secret@127.0.0.1:{port}/0", set_as_current=False)
-    app.conf.update(rts_redis_url=rts_redis_url, rts_key_prefix=rts_key_prefix)
-    rts.install(app)
-    with pytest.raises(rts.StoreUnavailable, match="the broker redis://") as caught:
-        rts.predict("x", app=app)
-    assert "secret" not in str(caught.value)
-    rts.uninstall(app)
-    app.close()
-
-    app = Celery("hides", broker="memory://", set_as_current=False)
-    app.conf.update(rts_redis_url=rts_redis_url, rts_key_prefix=rts_key_prefix)
-    rts.install(app)
-    with pytest.raises(rts.CommandError, match="need Redis as the broker"):
-        rts.predict("x", app=app)
-    rts.uninstall(app)
-    app.close()
-
-
-def test_the_command_shows_when_a_task_starts_and_finishes(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery]
-) -> None:
-    stage = make_stage()
-    app = apps(stage)
-    worker = stage.worker(pool="threads", concurrency=1)
-    busy(stage, app, 120, 1)
-    waits = [app.send_task(OK, (0,)).id for _ in range(3)][-1]
-    shown = stage.celery("rts", "eta", waits)
-    assert shown.returncode == 0, shown.stderr
-    assert [line.split()[0] for line in shown.stdout.splitlines()] == [
-        *("start", "finish", "deadline", "2")
-    ]
-    assert "2 tasks ahead of it, 1 slot\n" in shown.stdout
-    late = app.send_task(OK, (0,), headers={"sla_deadline": time.time() - 60}).id
-    assert " s ago, met with a probability of 0%" in stage.celery("rts", "eta", late).stdout
-    told = json.loads(stage.celery("rts", "eta", waits, "--json").stdout)
-    assert told["task_id"] == waits
-    assert (told["ahead"], told["slots"]) == (2, 1)
-    assert 0 <= told["on_time"] <= 1
-    times = [told[k] for k in ("start_low", "start", "start_high")]
-    assert times == sorted(times)
-    assert told["finish"].endswith("Z")
-    missing = stage.celery("rts", "eta", "nobody")
-    assert (missing.returncode, missing.stdout) == (1, "")
-    assert "task nobody is neither waiting nor running" in missing.stderr
-    worker.kill()
-
-
-def test_tasks_are_routed_to_the_queue_of_least_risk(
-    make_stage: Callable[..., Stage],
-    apps: Callable[..., Celery],
-    redis_client: redis.Redis,
-    mongo: Any,
-) -> None:
-    stage = make_stage()
-    name = stage.conf["task_default_queue"]
-    flooded, free, deserted = (f"{name}-{kind}" for kind in ("flooded", "free", "deserted"))
-    app = apps(
-        stage,
-        rts_routes={"gpu-inference": [flooded, free, deserted], "cpu-light": [deserted]},
-        task_routes=(rts.route,),
-    )
-
-    @app.task(name="known", rts={"task_type": "gpu-inference"})
-    def known() -> None:
-        """Of a type that has routes."""
-
-    gpu = {"headers": {"task_type": "gpu-inference"}}
-
-    def queue_of(**options: Any) -> str:
-        return str(app.amqp.router.route(dict(options), OK, (), {})["queue"].name)
-
-    assert queue_of(**gpu) == name  # nobody works anywhere: Celery's own
-    first = stage.worker(pool="threads", concurrency=1, queues=[flooded])
-    second = stage.worker(pool="threads", concurrency=1, queues=[free])
-    beats = f"{stage.prefix}workers"
-    wait_until(lambda: redis_client.hlen(beats) == 2, message="both beat")
-    for _ in range(40):
-        app.send_task(OK, (5,), queue=flooded, **gpu)
-    # The state of the queues is cached for a second.
-    wait_until(lambda: queue_of(**gpu) == free, message="the flooded queue is avoided")
-    chosen = [queue_of(**gpu) for _ in range(10)]
-    assert deserted not in chosen
-    assert chosen[0] == free
-    assert queue_of(headers={"task_type": "cpu-light"}) == name  # no worker takes from it
-    assert queue_of(headers={"task_type": "mixed"}) == name  # no routes
-    assert queue_of(queue=flooded, **gpu) == flooded  # it says where
-    sent = known.apply_async()  # a worker that does not know it reports it as well
-    task = wait_until(lambda: mongo.tasks.find_one({"_id": sent.id}), message="it came")
-    assert task["queue"] == free
-    assert rts.predict_new(OK, **gpu, app=app).ahead < 20
-    app.control.purge()
-    first.kill()
-    second.kill()
-
-
-def test_held_messages_count_for_a_route_under_any_routing_key(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], redis_client: redis.Redis
-) -> None:
-    stage = make_stage(worker_prefetch_multiplier=100)
-    bound = topic_queue(stage)
-    name = bound.name
-    app = apps(stage, task_queues=[bound])
-    worker = stage.worker(pool="threads", concurrency=1, queues=[name])
-    served(app, queue=name)
-    for _ in range(10):
-        app.send_task(OK, (60,), queue=name)
-    wait_until(lambda: not waiting(redis_client, name), message="they are taken")
-    parts = parts_of(app)
-    assert parts is not None
-    assert parts.predictor is not None
-    assert parts.predictor.pressures.read([name])[name].backlog_s > 0
-    worker.kill()
-
-
-def test_long_tasks_count_for_a_route_though_all_are_due_later(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], redis_client: redis.Redis
-) -> None:
-    stage = make_stage(rts_scheduler="edf", rts_task_types={"short": 1.0, "long": 100.0})
-    app = apps(stage)
-    queue = app.conf.task_default_queue
-    beat = {"seen_at": redis_client.time()[0] + 60, "concurrency": 1, "queues": [queue]}
-    redis_client.hset(f"{stage.prefix}workers", "w@h/1", json.dumps(beat))
-    served(app)
-    for kind in ("short", "long"):
-        for _ in range(60):
-            app.send_task(OK, (0,), headers={"task_type": kind})
-    parts = parts_of(app)
-    assert parts is not None
-    assert parts.predictor is not None
-    found = parts.predictor.pressures.read([queue])[queue]
-    # It is 6,060 s by twenty of them, chosen at random.
-    assert found.backlog_s > 900
 
 
 def test_the_ratios_of_the_types_of_the_tasks_there_are_read(
@@ -900,18 +588,3 @@ def test_the_ratios_of_the_types_of_the_tasks_there_are_read(
     assert state.with_ratios(snapshot, there) is snapshot
     assert link.asked == []
     link.close()
-
-
-def test_routing_never_waits_twice_for_an_unavailable_server() -> None:
-    with RedisServer() as server:
-        url = server.url
-    app = Celery("away", broker=url, set_as_current=False)
-    app.conf.update(rts_routes={"mixed": ["a", "b"]}, task_routes=(rts.route,))
-    rts.install(app)
-    for _ in range(50):
-        assert app.amqp.router.route({}, "some.task")["queue"].name == "celery"
-    parts = parts_of(app)
-    assert parts is not None
-    assert parts.link.breaker.succeeded(), "it was open"
-    rts.uninstall(app)
-    app.close()
