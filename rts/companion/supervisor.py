@@ -21,10 +21,9 @@ LIVED_S = 60.0
 #: greenlet libraries turn into a busy loop.
 LOOK_S = 1.0
 
-#: Passes on this process's module path. As PYTHONPATH it would start, in the companion
-#: too, the agent that ``ddtrace-run``, ``newrelic-admin`` or ``opentelemetry-instrument``
-#: has put there as a module ``sitecustomize``: each drained batch would be a trace of the
-#: app's.
+#: Passes on this process's module path. In PYTHONPATH it would start the agent that
+#: ``ddtrace-run``, ``newrelic-admin`` or ``opentelemetry-instrument`` has put there as a module
+#: ``sitecustomize``, and each drained batch would be traced as the app's.
 _PATH = "RTS_COMPANION_PATH"
 
 #: The current folder is not on the path: a file of the app may shadow a module that is

@@ -7,8 +7,8 @@ restarts of workers and exporters.
 
 from __future__ import annotations
 
-#: Upper bounds of the buckets of runtimes and queueing delays, seconds: up to a day, since
-#: Prometheus takes a quantile beyond the last one for that one.
+#: Upper bounds of the buckets of runtimes and queueing delays, seconds. Up to a day: if a
+#: quantile is beyond the last bound, Prometheus returns that bound.
 DURATIONS = (
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0,
     120.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0, 21600.0, 86400.0,

@@ -24,7 +24,7 @@ from rts.ledger.storable import (
 from rts.records import NOT_FINAL, OVERDUE, Execution, Learned, OutboxEntry, sla_success
 
 Document = dict[str, Any]
-#: What a run taught that taught nothing.
+#: In place of what was learned, where a run taught nothing.
 _NOTHING = (None,) * len(Learned._fields)
 
 

@@ -9,8 +9,8 @@ With ``rts_propagate_deadline``
 - so do a member of a chord's header and the chord's body, which a result backend with native
   chords publishes inside the member that ends last.
 
-What follows a message does not move an ``sla_deadline`` that this message itself has, and
-is due as if it were published then.
+An ``sla_deadline`` that a message has itself is not moved by what follows the message; that is
+due as if it were published at this instant.
 """
 
 from __future__ import annotations

@@ -42,8 +42,8 @@ BATCH = 500
 STEP_S = 1.0
 #: Seconds until another companion may take over the lease.
 LEASE_S = 5.0
-#: Ends may still wait on hosts' disks if Redis was away or took none, or if more seconds than
-#: the first have passed since the last look. Then they get the second to arrive.
+#: If Redis was away or took no ends, or nobody has looked for ``MAX_GAP_S`` seconds, ends may
+#: still wait on hosts' disks: they get ``SETTLE_S`` seconds to arrive.
 MAX_GAP_S, SETTLE_S = 5.0, 2.0
 #: Seconds for which a task that never ends stays among the overdue ones.
 KEPT_S = 86400.0
