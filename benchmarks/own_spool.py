@@ -1,5 +1,5 @@
-"""A private spool for a benchmark and its processes, so that it does not deliver records
-that others on this machine have spooled for a server on the same port.
+"""A private spool for a benchmark's processes, so that they do not deliver records that others
+on this machine have spooled for a server on the same port.
 """
 
 from __future__ import annotations
@@ -8,14 +8,16 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from unittest.mock import patch
 
 
 @contextmanager
 def own_spool() -> Iterator[None]:
-    """Spool the records of this process, and of those that it starts, in a new folder."""
-    with tempfile.TemporaryDirectory(prefix="rts-bench-", ignore_cleanup_errors=True) as folder:
-        os.environ["RTS_SPOOL_DIR"] = folder
-        try:
-            yield
-        finally:
-            del os.environ["RTS_SPOOL_DIR"]
+    """Have the processes that are started meanwhile spool their records in a new folder: the
+    default of ``rts_spool_dir`` lies below the system's temporary one.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="rts-bench-", ignore_cleanup_errors=True) as folder,
+        patch.dict(os.environ, TMPDIR=folder),
+    ):
+        yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import subprocess
@@ -49,6 +50,24 @@ def test_invalid_options_are_refused_before_anything_runs(odd: str) -> None:
     )
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("replay_trace.py: error: ")
+
+
+def test_the_processes_of_a_benchmark_have_a_spool_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    own_spool = importlib.import_module("own_spool").own_spool
+    ask = "from rts.settings import Settings; print(Settings.from_conf({}).spool_dir)"
+
+    def spool() -> Path:
+        return Path(subprocess.check_output([sys.executable, "-c", ask], text=True).strip())
+
+    others = spool()
+    with own_spool():
+        own = spool()
+        assert own.parent.is_dir()
+    assert own.parent != others.parent
+    assert not own.parent.exists()
 
 
 def test_overhead() -> None:
