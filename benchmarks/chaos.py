@@ -31,7 +31,7 @@ from typing import Any
 import pymongo
 import redis
 from heading import print_heading
-from own_spool import own_spool
+from isolation import isolated
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
@@ -202,7 +202,7 @@ class Chaos:
 
 def chaos(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run it once and return the figures."""
-    with own_spool(), RedisServer() as server, MongoServer() as mongo:
+    with isolated(), RedisServer() as server, MongoServer() as mongo:
         fleet = Chaos(arguments, server.url, mongo.url)
         try:
             ids = fleet.publish()

@@ -30,8 +30,8 @@ from typing import Any
 import psutil
 from celery import Celery
 from heading import print_heading
+from isolation import isolated
 from ledger import DAY_S, Stored, enlarge
-from own_spool import own_spool
 
 import rts
 from rts.testing import MongoServer, RedisServer, wait_until
@@ -105,7 +105,7 @@ def main() -> None:
     with ExitStack() as stack:
         server = stack.enter_context(RedisServer())
         mongo = stack.enter_context(MongoServer())
-        stack.enter_context(own_spool())
+        stack.enter_context(isolated())
         enlarge(mongo.url)
         note(f"storing {arguments.stored} runs")
         ledger = Stored(mongo.url, rounds=1)

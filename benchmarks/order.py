@@ -25,7 +25,7 @@ from typing import Any
 
 import redis
 from heading import print_heading
-from own_spool import own_spool
+from isolation import isolated
 
 from rts.testing import MongoServer, RedisServer, WorkerProcess, wait_until
 
@@ -167,7 +167,7 @@ def main() -> None:
     sizes = [int(size) for size in arguments.waiting.split(",") if size]
     rates: dict[str, list[tuple[float, float]]] = {"fifo": [], "edf": []}
     claims: dict[tuple[str, int], tuple[float, float]] = {}
-    with own_spool(), RedisServer() as server, MongoServer() as mongo:
+    with isolated(), RedisServer() as server, MongoServer() as mongo:
         bench = Bench(server.url, mongo.url)
         for pair in range(arguments.pairs):
             for order in ("fifo", "edf") if pair % 2 == 0 else ("edf", "fifo"):

@@ -32,7 +32,7 @@ from typing import Any
 import psutil
 import redis
 from heading import print_heading
-from own_spool import own_spool
+from isolation import isolated
 
 from rts.settings import Settings
 from rts.testing import MongoServer, RedisServer, wait_until
@@ -186,7 +186,7 @@ def main() -> None:
 
     pairs: list[tuple[dict[str, Any], dict[str, Any]]] = []
     flat: list[int] = []
-    with own_spool(), RedisServer() as server, MongoServer() as mongo:
+    with isolated(), RedisServer() as server, MongoServer() as mongo:
         bench = Bench(server.url, mongo.url, arguments.concurrency, slack_s)
         for index in range(arguments.pairs):
             order = (False, True) if index % 2 == 0 else (True, False)

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import pymongo
 from celery import Celery
 from heading import print_heading
-from own_spool import own_spool
+from isolation import isolated
 
 import rts
 from rts.settings import Settings
@@ -75,7 +75,7 @@ def ask(
     with ExitStack() as stack:
         redis = stack.enter_context(RedisServer())
         mongo = stack.enter_context(MongoServer())
-        stack.enter_context(own_spool())
+        stack.enter_context(isolated())
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         conf = {**sped_up(Settings(), speedup), "rts_scheduler": scheduler}
         conf.update(rts_redis_url=redis.url, rts_mongo_url=mongo.url)

@@ -216,6 +216,9 @@ _URLS = {
     "result_backend": "redis_backend_use_ssl",
 }
 
+#: Environment variables that take precedence over an app's settings: ours, and Celery's.
+OVERRIDING = (MULTIPLIER_VARIABLE, *(f"CELERY_{key.upper()}" for key in _URLS))
+
 
 def _redis_of(conf: Mapping[str, Any], environ: Mapping[str, str]) -> str:
     """Return the app's own Redis: its broker or result backend, else localhost.

@@ -22,9 +22,14 @@ from pymongo.database import Database
 
 import rts
 from rts import health
+from rts.settings import OVERRIDING
 from rts.testing import MongoServer, WorkerProcess
 
 pytest_plugins = ("rts.testing.plugin",)
+
+# A shell may have exported the broker of the demo, say: no test is to publish there.
+for variable in OVERRIDING:
+    os.environ.pop(variable, None)
 
 ROOT = Path(__file__).parent.parent
 

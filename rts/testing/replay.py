@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import pymongo
 
-from rts.settings import MULTIPLIER_VARIABLE, Settings
+from rts.settings import OVERRIDING, Settings
 from rts.simulation.traces import Job, with_types
 from rts.tau.cache import FRESH_S
 from rts.testing.servers import MongoServer, RedisServer
@@ -162,12 +162,11 @@ def replay(
 
 def _environment(spec: Mapping[str, Any], path: Path) -> dict[str, str]:
     """Return the environment in which the app reads *spec* from a file at *path*: the names of
-    a trace may not fit into a variable.
+    a trace may not fit into a variable. Nothing in it overrides the app's settings.
     """
     path.write_text(json.dumps(spec))
-    # These two variables override an app's settings.
-    own = {"CELERY_BROKER_URL": spec["broker"], MULTIPLIER_VARIABLE: ""}
-    return {**os.environ, **own, "RTS_REPLAY": str(path)}
+    inherited = {name: text for name, text in os.environ.items() if name not in OVERRIDING}
+    return {**inherited, "RTS_REPLAY": str(path)}
 
 
 @contextmanager

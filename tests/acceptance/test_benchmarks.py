@@ -52,20 +52,30 @@ def test_invalid_options_are_refused_before_anything_runs(odd: str) -> None:
     assert done.stderr.splitlines()[-1].startswith("replay_trace.py: error: ")
 
 
-def test_the_processes_of_a_benchmark_have_a_spool_of_their_own(
+def test_the_processes_of_a_benchmark_have_a_broker_and_a_spool_of_their_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    own_spool = importlib.import_module("own_spool").own_spool
-    ask = "from rts.settings import Settings; print(Settings.from_conf({}).spool_dir)"
+    isolated = importlib.import_module("isolation").isolated
+    script = """
+from celery import Celery
+from rts.settings import Settings
+app = Celery(broker="redis://own/0")
+print(app.conf.broker_write_url, Settings.from_conf(app.conf).spool_dir)
+"""
 
-    def spool() -> Path:
-        return Path(subprocess.check_output([sys.executable, "-c", ask], text=True).strip())
+    def ask() -> tuple[str, Path]:
+        answer = subprocess.check_output([sys.executable, "-c", script], text=True)
+        broker, spool = answer.split()
+        return broker, Path(spool)
 
-    others = spool()
-    with own_spool():
-        own = spool()
+    monkeypatch.setenv("CELERY_BROKER_URL", "redis://others/0")
+    broker, others = ask()
+    assert broker == "redis://others/0"
+    with isolated():
+        broker, own = ask()
         assert own.parent.is_dir()
+    assert broker == "redis://own/0"
     assert own.parent != others.parent
     assert not own.parent.exists()
 
