@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import statistics
 import tempfile
@@ -26,6 +25,7 @@ import threading
 import time
 from contextlib import ExitStack
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pymongo
@@ -37,7 +37,7 @@ import rts
 from rts.settings import Settings
 from rts.simulation.traces import Job, at_load, read_trace, six_types
 from rts.testing import MongoServer, RedisServer, WorkerProcess, wait_until
-from rts.testing.replay import APP, sped_up
+from rts.testing.replay import APP, environment, sped_up
 
 #: Share of the tasks before the first prediction, or before the burst: taus are learned from
 #: them.
@@ -67,123 +67,144 @@ class Asked(NamedTuple):
     cost_s: float
 
 
+class Run:
+    """Jobs that are published for the workers of *queues*, while others ask about them."""
+
+    def __init__(
+        self,
+        jobs: list[Job],
+        arguments: argparse.Namespace,
+        app: Celery,
+        ledger: Any,
+        queues: list[str],
+    ) -> None:
+        self._jobs = jobs
+        self._arguments = arguments
+        self._app = app
+        self._ledger = ledger
+        types = sorted({job.task_type for job in jobs})
+        self._queue_of = {kind: queues[n % len(queues)] for n, kind in enumerate(types)}
+        #: Number of the first job that is asked about, or that the burst begins with.
+        self._first = int((BEFORE_BURST if arguments.burst else WARM_UP) * len(jobs))
+        #: Mean runtime of a job, seconds; and how long the slots take for all of them.
+        self._mean_s = sum(job.runtime_s for job in jobs) / len(jobs) / arguments.speedup
+        self._work_s = self._mean_s * len(jobs) / arguments.slots
+        #: Ids of the tasks published so far.
+        self._ids: list[str] = []
+        self._over = threading.Event()
+        self.asked: list[Asked] = []
+
+    def run(self) -> dict[str, dict[str, Any]]:
+        """Publish and ask until all tasks have ended; return those of the ledger by id."""
+        asking = threading.Thread(target=self._keep_asking)
+        asking.start()
+        try:
+            self._publish()
+            if self._arguments.burst:
+                for task_id in self._ids[self._first :: ASKED_ONE_OF]:
+                    self._question("published", task_id)
+                self._wait_for(len(self._jobs))
+        finally:
+            self._over.set()
+            asking.join()
+        self._wait_for(len(self._jobs))
+        return {task["_id"]: task for task in self._ledger.tasks.find({})}
+
+    def _publish(self) -> None:
+        burst = self._arguments.burst
+        begun = time.time() + 0.5
+        for number, job in enumerate(self._jobs):
+            if burst and number == self._first:
+                self._wait_for(self._first)
+            pause_s = begun + job.arrival_s / self._arguments.speedup - time.time()
+            if pause_s > 0 and not (burst and number >= self._first):
+                time.sleep(pause_s)
+            self._publish_one(number, job)
+
+    def _publish_one(self, number: int, job: Job) -> None:
+        """Publish a job; before that, predict some."""
+        headers, queue = {"task_type": job.task_type}, self._queue_of[job.task_type]
+        eta = None
+        if self._arguments.etas and number % ETA_ONE_OF == 0:
+            ahead_s = random.random() * MOST_AHEAD * self._mean_s
+            eta = datetime.now(timezone.utc) + timedelta(seconds=ahead_s)
+        answer, before = None, time.time()
+        if number > self._first and number % ASKED_ONE_OF == 0:
+            due = headers if eta is None else {**headers, "eta": eta.isoformat()}
+            answer = rts.predict_new(job.name, headers=due, queue=queue, app=self._app)
+        cost_s = time.time() - before
+        runtime_s = job.runtime_s / self._arguments.speedup
+        task = self._app.send_task(
+            job.name, (runtime_s,), headers=headers, queue=queue, eta=eta
+        )
+        self._ids.append(task.id)
+        if answer is not None:
+            self.asked.append(Asked("new", task.id, before, answer, cost_s))
+
+    def _keep_asking(self) -> None:
+        while not self._over.wait(EVERY_S):
+            if len(self._ids) > self._first:
+                if not self._arguments.burst:
+                    self._question("published", self._ids[-1])
+                for task_id in random.sample(self._ids, min(TRIES, len(self._ids))):
+                    if self._question("waiting", task_id):
+                        break
+
+    def _question(self, kind: str, task_id: str) -> bool:
+        """Predict a task; return whether it still waits."""
+        before = time.time()
+        answer = rts.predict(task_id, app=self._app)
+        if answer is None:
+            return False
+        self.asked.append(Asked(kind, task_id, before, answer, time.time() - before))
+        return answer.start > before
+
+    def _wait_for(self, tasks: int) -> None:
+        ended = {"completed_at": {"$ne": None}}
+        wait_until(
+            lambda: self._ledger.tasks.count_documents(ended) >= tasks,
+            120 + 2 * self._work_s,
+            interval=0.25,
+        )
+
+
 def ask(
     jobs: list[Job], scheduler: str | None, arguments: argparse.Namespace
 ) -> tuple[list[Asked], dict[str, dict[str, Any]]]:
     """Run *jobs*; return the predictions, and the ledger's tasks by id."""
-    slots, speedup, burst = arguments.slots, arguments.speedup, arguments.burst
     with ExitStack() as stack:
         redis = stack.enter_context(RedisServer())
         mongo = stack.enter_context(MongoServer())
         stack.enter_context(isolated())
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        conf = {**sped_up(Settings(), speedup), "rts_scheduler": scheduler}
+        conf = {**sped_up(Settings(), arguments.speedup), "rts_scheduler": scheduler}
         conf.update(rts_redis_url=redis.url, rts_mongo_url=mongo.url)
         spec = {"broker": redis.url, "conf": conf, "names": sorted({job.name for job in jobs})}
-        path = os.path.join(folder, "spec.json")
-        with open(path, "w") as file:
-            json.dump(spec, file)
-        env = {**os.environ, "RTS_REPLAY": path, "CELERY_BROKER_URL": redis.url}
+        env = environment(spec, Path(folder, "spec.json"))
         app = Celery("predictions", broker=redis.url, set_as_current=False)
         app.conf.update(task_ignore_result=True, **conf)
         rts.install(app)
-        asked: list[Asked] = []
-        ids: list[str] = []
         more = [f"queue-{n}" for n in range(2, arguments.queues + 1)]
-        names = [app.conf.task_default_queue, *more]
-        types = sorted({job.task_type for job in jobs})
-        queue_of = {kind: names[n % len(names)] for n, kind in enumerate(types)}
-        first = int((BEFORE_BURST if burst else WARM_UP) * len(jobs))
-        over = threading.Event()
-
-        def question(kind: str, task_id: str) -> bool:
-            """Predict a task; return whether it still waits."""
-            before = time.time()
-            answer = rts.predict(task_id, app=app)
-            if answer is None:
-                return False
-            asked.append(Asked(kind, task_id, before, answer, time.time() - before))
-            return answer.start > before
-
-        def keep_asking() -> None:
-            while not over.wait(EVERY_S):
-                if len(ids) > first:
-                    if not burst:
-                        question("published", ids[-1])
-                    for one in random.sample(ids, min(TRIES, len(ids))):
-                        if question("waiting", one):
-                            break
-
+        queues = [app.conf.task_default_queue, *more]
+        prefetch = ("--prefetch-multiplier", str(arguments.prefetch))
         for number in range(arguments.workers):
             worker = WorkerProcess(
                 APP,
                 pool=arguments.pool,
-                concurrency=slots // arguments.workers,
+                concurrency=arguments.slots // arguments.workers,
                 hostname=f"worker-{number}@test",
-                queues=names,
-                arguments=(
-                    "--without-mingle",
-                    "--prefetch-multiplier",
-                    str(arguments.prefetch),
-                ),
+                queues=queues,
+                arguments=("--without-mingle", *prefetch),
                 env=env,
                 loglevel="WARNING",
             )
             stack.enter_context(worker)
-        asking = threading.Thread(target=keep_asking)
-        with pymongo.MongoClient(mongo.url, tz_aware=True) as client:
-            ledger: Any = client.get_default_database()
-            work_s = sum(job.runtime_s for job in jobs) / speedup / slots
-
-            def wait_for(tasks: int) -> None:
-                ended = {"completed_at": {"$ne": None}}
-                wait_until(
-                    lambda: ledger.tasks.count_documents(ended) >= tasks,
-                    120 + 2 * work_s,
-                    interval=0.25,
-                )
-
-            asking.start()
-            begun = time.time() + 0.5
-            try:
-                for number, job in enumerate(jobs):
-                    if burst and number == first:
-                        wait_for(first)
-                    pause = begun + job.arrival_s / speedup - time.time()
-                    if pause > 0 and not (burst and number >= first):
-                        time.sleep(pause)
-                    headers, queue = {"task_type": job.task_type}, queue_of[job.task_type]
-                    eta = None
-                    if arguments.etas and number % ETA_ONE_OF == 0:
-                        ahead_s = random.random() * MOST_AHEAD * work_s * slots / len(jobs)
-                        eta = datetime.now(timezone.utc) + timedelta(seconds=ahead_s)
-                    answer, before = None, time.time()
-                    if number > first and number % ASKED_ONE_OF == 0:
-                        due = headers if eta is None else {**headers, "eta": eta.isoformat()}
-                        answer = rts.predict_new(job.name, headers=due, queue=queue, app=app)
-                    cost_s = time.time() - before
-                    task = app.send_task(
-                        job.name,
-                        (job.runtime_s / speedup,),
-                        headers=headers,
-                        queue=queue,
-                        eta=eta,
-                    )
-                    ids.append(task.id)
-                    if answer is not None:
-                        asked.append(Asked("new", task.id, before, answer, cost_s))
-                if burst:
-                    for one in ids[first::ASKED_ONE_OF]:
-                        question("published", one)
-                    wait_for(len(jobs))
-            finally:
-                over.set()
-                asking.join()
-            wait_for(len(jobs))
-            truth = {task["_id"]: task for task in ledger.tasks.find({})}
+        client: Any = stack.enter_context(pymongo.MongoClient(mongo.url, tz_aware=True))
+        run = Run(jobs, arguments, app, client.get_default_database(), queues)
+        truth = run.run()
         rts.uninstall(app)
         app.close()
-        return asked, truth
+        return run.asked, truth
 
 
 def judge(asked: list[Asked], truth: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -137,7 +137,7 @@ def replay(
             "names": sorted({job.name for job in jobs}),
             "fresh_s": fresh_s(speedup),
         }
-        env = _environment(spec, folder / "spec.json")
+        env = environment(spec, folder / "spec.json")
         client: Any = stack.enter_context(pymongo.MongoClient(mongo.url, tz_aware=True))
         ledger = client.get_default_database()
 
@@ -160,7 +160,7 @@ def replay(
             return [Replayed(task["task_type"], bool(task["sla_success"])) for task in tasks]
 
 
-def _environment(spec: Mapping[str, Any], path: Path) -> dict[str, str]:
+def environment(spec: Mapping[str, Any], path: Path) -> dict[str, str]:
     """Return the environment in which the app reads *spec* from a file at *path*: the names of
     a trace may not fit into a variable. Nothing in it overrides the app's settings.
     """
