@@ -23,8 +23,8 @@ from heading import print_heading
 
 from rts.ledger.recent import RUNS
 from rts.predictions import forecast
-from rts.predictions.sampling import Work
 from rts.predictions.snapshot import Running, Snapshot
+from rts.predictions.work import Work
 from rts.settings import Settings
 from rts.simulation.orders import Order, order_of
 from rts.simulation.simulator import Outcome, simulate

@@ -17,6 +17,8 @@ d + w·τ, with the weight w of :func:`work_weight`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 #: Allowed range of the SLA multiplier k, both ends included.
 MIN_MULTIPLIER, MAX_MULTIPLIER = 1.5, 2.5
 
@@ -90,3 +92,15 @@ def demoted_slots(share: float, slots: int) -> int:
     (28, 29)
     """
     return max(1, int(share * slots + 1e-9))
+
+
+def share_of_slots(share: float, workers: Sequence[int]) -> float:
+    """Return the share of all slots that results if each worker applies *share* to its own.
+
+    Each rounds to whole slots, at least one.
+
+    >>> share_of_slots(0.75, [16]), share_of_slots(0.75, [2, 2])
+    (0.75, 0.5)
+    """
+    held = sum(demoted_slots(share, slots) for slots in workers)
+    return min(1.0, held / sum(workers)) if workers else share

@@ -11,9 +11,9 @@ import click
 from rts.cli.common import Number, as_json, print_json, settings_of
 from rts.cli.plots import draw, plot_option
 from rts.cli.table import NONE, Column, percent, render, terminal_width
-from rts.cli.workloads import Source, order_in_use, progress_bar, workload, workload_options
+from rts.cli.workloads import Source, progress_bar, workload, workload_options
 from rts.errors import CommandError
-from rts.simulation.orders import ORDERS
+from rts.simulation.orders import ORDERS, order_in_use
 from rts.simulation.planning import RESAMPLES, Plan, Question, Unattainable, plan
 
 #: Roughly how many numbers of slots are tried, for the progress bar.

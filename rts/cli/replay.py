@@ -16,13 +16,12 @@ from rts.cli.table import terminal_width
 from rts.cli.workloads import (
     Source,
     Workload,
-    order_in_use,
     progress_bar,
     workload,
     workload_options,
 )
 from rts.errors import CommandError
-from rts.simulation.orders import ORDERS
+from rts.simulation.orders import ORDERS, order_in_use
 from rts.simulation.simulator import Outcome, finished
 from rts.simulation.statistics import Tally, tally
 from rts.simulation.traces import Job, enough_slots, offered_load, write_trace

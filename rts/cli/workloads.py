@@ -15,13 +15,13 @@ import click
 
 from rts.cli.common import Number, instant, ledger_of
 from rts.cli.ledger_runs import MAX_RUNS, count, runs
-from rts.deadlines import MAX_MULTIPLIER, MIN_MULTIPLIER
+from rts.deadlines import MAX_MULTIPLIER, MIN_MULTIPLIER, share_of_slots
 from rts.errors import CommandError
 from rts.scheduling.worker_capacity import prefetch_per_slot
 from rts.settings import Settings
 from rts.simulation.orders import Order, order_of
 from rts.simulation.prefetch import Prefetched, fleet
-from rts.simulation.recording import recording, share_of_slots
+from rts.simulation.recording import recording
 from rts.simulation.simulator import Conditions
 from rts.simulation.traces import Job, read_trace, with_types
 from rts.views.json_values import iso
@@ -130,11 +130,6 @@ class Workload:
             f"deadlines {deadlines}, taus {taus}, "
             f"{self.overhead_s * 1e3:.1f} ms between two runs of a slot"
         )
-
-
-def order_in_use(settings: Settings) -> str:
-    """Return the name of the order that the app's workers use."""
-    return "edf" if settings.scheduler == "edf" else "fifo"
 
 
 def workload_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ Redis knows of the workers. Callers at about the same time share one
 
 :mod:`~rts.predictions.forecast` runs many simulations from that state
 (:class:`~rts.predictions.simulation.QueueSimulation`). Each draws runtimes
-(:mod:`~rts.predictions.sampling`) and arrivals (:mod:`~rts.predictions.arrivals`), and
+(:mod:`~rts.predictions.runtimes`) and arrivals (:mod:`~rts.predictions.arrivals`), and
 accounts for workers that consume several queues (:mod:`~rts.predictions.shared_workers`) and
 prefetch (:mod:`~rts.predictions.prefetched`). Together they make a
 :class:`~rts.predictions.prediction.Prediction`.

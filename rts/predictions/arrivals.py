@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
-from rts.predictions.sampling import Work
+from rts.predictions.work import Work
 
 #: Tasks that arrive so many times faster than the slots serve them count as one burst: no
 #: rate like that lasts.

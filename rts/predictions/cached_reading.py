@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from rts.predictions import forecast
 from rts.predictions.initial_state import Picture
 from rts.predictions.prediction import Prediction
-from rts.predictions.sampling import Work
+from rts.predictions.work import Work
 
 #: Seconds for which a reading of a queue serves predictions of new tasks: at least, at most,
 #: and in between this factor times the seconds that it has cost.

@@ -3,7 +3,7 @@
 Each simulation plays the queue forward from now under the rule that the workers follow,
 with all running, held and waiting tasks, random future arrivals
 (:mod:`rts.predictions.arrivals`), and runtimes sampled from past ones
-(:mod:`rts.predictions.sampling`). The prediction summarizes many simulations. There is no
+(:mod:`rts.predictions.runtimes`). The prediction summarizes many simulations. There is no
 closed form, since slots, demotion and overtaking are as in :mod:`rts.simulation.orders`.
 """
 
@@ -17,10 +17,11 @@ from dataclasses import replace
 
 from rts.predictions.arrivals import Arrivals
 from rts.predictions.prediction import Prediction
-from rts.predictions.sampling import Runtimes, Work
+from rts.predictions.runtimes import Runtimes
 from rts.predictions.shared_workers import OrderMaker, Queues, WorkerGroup
-from rts.predictions.simulation import QueueSimulation, waiting_of
+from rts.predictions.simulation import QueueSimulation
 from rts.predictions.snapshot import Snapshot
+from rts.predictions.work import Work
 from rts.simulation.orders import FirstComeFirstServed
 
 #: Simulations per prediction, and events of all of them together: some tenths of a second
@@ -143,7 +144,7 @@ def _ahead(
     )
     among = [number for number, other in enumerate(waiting) if other.queue in queues]
     for number in among:
-        line.push(waiting[number].queue, waiting_of(waiting[number], number))
+        line.push(waiting[number].queue, waiting[number].waiting(number))
     ahead = 0.0
     while (task := line.pop(0, snapshot.now, len(among) + 1)) is not None:
         if task.number == target:

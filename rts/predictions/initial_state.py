@@ -14,8 +14,8 @@ from rts.link.link import Link
 from rts.predictions.fleet import Fleet, read_fleet, read_ratios
 from rts.predictions.messages import SAMPLE, id_of
 from rts.predictions.queue_reader import EMPTY, QueueReader, QueueSample
-from rts.predictions.sampling import Work
 from rts.predictions.snapshot import Running, Snapshot
+from rts.predictions.work import Work, work_of
 from rts.records import Execution, OpenTask
 from rts.scheduling.encoding import NEVER, Message, place_of
 from rts.scheduling.rule import Rule
@@ -302,10 +302,3 @@ def _recent_arrivals(fleet: Fleet, present: list[Work]) -> tuple[list[Work], flo
         arrived[run.task_id] = work_of(run, queue=number)
     works = [*arrived.values(), *present]
     return [w for w in works if since < w.arrival <= fleet.now], fleet.now - since
-
-
-def work_of(task: Execution | Recent | OpenTask, ready: float = 0.0, queue: int = 0) -> Work:
-    """Return *task* as a :class:`Work`, which see for *ready* and *queue*."""
-    return Work(
-        *(task.task_type, task.arrival, task.tau, task.deadline, ready, task.name, queue)
-    )

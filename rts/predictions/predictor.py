@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from rts.deadlines import share_of_slots
 from rts.errors import CommandError, StoreUnavailable
 from rts.link.link import Link
 from rts.link.replies import as_instant
@@ -18,22 +19,18 @@ from rts.link.scripts import pack
 from rts.predictions import forecast
 from rts.predictions.cached_reading import MAX_FRESH_S, MIN_FRESH_S, Reading
 from rts.predictions.fleet import NOTED_S, Fleet, living
-from rts.predictions.initial_state import InitialState, Picture, TauOf, ended_of, work_of
+from rts.predictions.initial_state import InitialState, Picture, TauOf, ended_of
 from rts.predictions.messages import id_of
 from rts.predictions.prediction import Prediction
 from rts.predictions.pressures import Pressures
 from rts.predictions.queue_reader import QueueReader, QueueSample
-from rts.predictions.sampling import Work
 from rts.predictions.shared_workers import OrderMaker
 from rts.predictions.snapshot import Snapshot
+from rts.predictions.work import Work, work_of
 from rts.records import OpenTask, Plan
 from rts.scheduling.queues import known_queues
 from rts.settings import Settings
 from rts.simulation.orders import order_of
-from rts.simulation.recording import share_of_slots
-from rts.unfinished.announcement import task_of
-from rts.unfinished.heartbeat import Heartbeat
-from rts.unfinished.in_flight import read_notes
 
 #: Readings of queues that are cached, and refusals.
 MAX_READINGS = 100

@@ -10,10 +10,10 @@ from itertools import zip_longest
 
 from rts.predictions.arrivals import Arrivals
 from rts.predictions.prefetched import PrefetchedWork
-from rts.predictions.sampling import TRIES, Runtimes, Work
+from rts.predictions.runtimes import TRIES, Runtimes
 from rts.predictions.shared_workers import OrderMaker, Queues
 from rts.predictions.snapshot import Snapshot
-from rts.simulation.orders import Waiting
+from rts.predictions.work import Work
 from rts.unfinished.heartbeat import BEAT_S
 
 #: Seconds within which a message is claimed if a slot is free.
@@ -25,11 +25,6 @@ PART = 0.02
 POLLS = 16
 #: Unknown runs are numbered downwards from here.
 UNKNOWN = -(1 << 40)
-
-
-def waiting_of(work: Work, number: int) -> Waiting:
-    """Return *work* as an order takes it."""
-    return Waiting(work.arrival, work.tau, work.deadline, number, work.due)
 
 
 class QueueSimulation:
@@ -253,10 +248,10 @@ class QueueSimulation:
         return self._works[number] if number >= 0 else self._held[-1 - number]
 
     def _push(self, number: int, work: Work) -> None:
-        self._queues.push(work.queue, waiting_of(work, number))
+        self._queues.push(work.queue, work.waiting(number))
 
     def _is_demoted(self, work: Work, now: float) -> bool:
-        return self._queues.is_demoted(work.queue, waiting_of(work, UNKNOWN), now)
+        return self._queues.is_demoted(work.queue, work.waiting(UNKNOWN), now)
 
     def _hold(self, group: int, number: int, work: Work) -> None:
         """Have *group* hold a task: it starts in its turn, once it is ready."""

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from rts.predictions.sampling import Work
 from rts.predictions.shared_workers import WorkerGroup
+from rts.predictions.work import Work
 from rts.tau.sketch import Sketch
 
 

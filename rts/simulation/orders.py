@@ -198,6 +198,11 @@ class EarliestDeadlineFirst(Order):
 ORDERS = ("fifo", "edf", "plain-edf", "sjf")
 
 
+def order_in_use(settings: Settings) -> str:
+    """Return the name of the order that the app's workers use."""
+    return "edf" if settings.scheduler == "edf" else "fifo"
+
+
 def order_of(name: str, settings: Settings) -> Order:
     """Return a new order by its name in :data:`ORDERS`; *settings* configure ``edf``.
 

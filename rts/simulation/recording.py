@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import NamedTuple
 
-from rts.deadlines import demoted_slots, hopeful_until
+from rts.deadlines import hopeful_until
 from rts.records import REPLACED
 from rts.simulation.traces import FAILURE, KILLED, SUCCESS, Again, Job
 
@@ -124,18 +124,6 @@ def recording(runs: Iterable[Run]) -> Recording | None:
         workers=[most_at_a_time(*of) for of in spans.values()],
         overheads=gaps.sample(),
     )
-
-
-def share_of_slots(share: float, workers: Sequence[int]) -> float:
-    """Return the share of all slots that results if each worker applies *share* to its own.
-
-    Each rounds to whole slots, at least one.
-
-    >>> share_of_slots(0.75, [16]), share_of_slots(0.75, [2, 2])
-    (0.75, 0.5)
-    """
-    held = sum(demoted_slots(share, slots) for slots in workers)
-    return min(1.0, held / sum(workers)) if workers else share
 
 
 def most_at_a_time(starts: Iterable[float], ends: Iterable[float]) -> int:

@@ -19,8 +19,8 @@ from rts.installation import parts_of
 from rts.predictions import initial_state
 from rts.predictions.initial_state import InitialState
 from rts.predictions.queue_reader import HELD
-from rts.predictions.sampling import Work
 from rts.predictions.snapshot import Snapshot
+from rts.predictions.work import Work
 from rts.settings import Settings
 from rts.tasktypes import TaskType
 from rts.testing import WorkerProcess, wait_until

@@ -19,9 +19,10 @@ from rts.predictions.arrivals import Arrivals
 from rts.predictions.initial_state import InitialState
 from rts.predictions.messages import SAMPLE, Stratum, held_of, id_of, sampled
 from rts.predictions.prediction import Prediction
-from rts.predictions.sampling import Runtimes, Work
+from rts.predictions.runtimes import Runtimes
 from rts.predictions.shared_workers import WorkerGroup
 from rts.predictions.snapshot import Running, Snapshot
+from rts.predictions.work import Work
 from rts.scheduling.encoding import message_of
 from rts.settings import Settings
 from rts.simulation.orders import (

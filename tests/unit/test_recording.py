@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from celery.worker import state
 
+from rts.deadlines import share_of_slots
 from rts.scheduling.slots import Slots
 from rts.settings import Settings
 from rts.simulation.orders import EarliestDeadlineFirst, FirstComeFirstServed, order_of
@@ -20,7 +21,6 @@ from rts.simulation.recording import (
     Run,
     most_at_a_time,
     recording,
-    share_of_slots,
 )
 from rts.simulation.simulator import IDEAL, Conditions, Outcome, simulate
 from rts.simulation.statistics import percentiles, tally

@@ -6,8 +6,8 @@ import math
 import random
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
+from rts.predictions.work import Work
 from rts.tau.cache import POOL
 from rts.tau.sketch import Sketch
 
@@ -27,25 +27,6 @@ TRIES = 16
 
 #: Pairs of tau and runtime, ordered by tau, and the range of indexes to sample from.
 _Neighbours = tuple[list[tuple[float, float]], int, int]
-
-
-class Work(NamedTuple):
-    """A task in a simulation. Instants in epoch seconds."""
-
-    task_type: str
-    arrival: float
-    tau: float
-    deadline: float
-    #: Earliest start: its eta, if that is later than its arrival.
-    ready: float = 0.0
-    #: Task name; empty if unknown.
-    name: str = ""
-    #: Number of its queue among those that share workers; 0 is the one asked about.
-    queue: int = 0
-    #: How many tasks it stands for, itself included: long queues are only sampled.
-    weight: float = 1.0
-    #: Whether it has a deadline of its own; else it is never hopeless.
-    due: bool = True
 
 
 class Runtimes:
