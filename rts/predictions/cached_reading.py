@@ -48,7 +48,7 @@ class Reading:
     def fresh_s(self) -> float:
         """Return for how many seconds it serves, fewer once the queue has doubled."""
         if len(self.published) > self.tasks:
-            return COST_FACTOR * self.read_s
+            return min(MAX_FRESH_S, COST_FACTOR * self.read_s)
         return min(MAX_FRESH_S, max(MIN_FRESH_S, COST_FACTOR * self.cost_s))
 
     def is_fresh(self) -> bool:

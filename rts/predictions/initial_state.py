@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from rts.deadlines import hopeful_until
 from rts.errors import CommandError
 from rts.headers import instant
 from rts.ledger.recent import Recent
@@ -20,6 +19,7 @@ from rts.records import Execution, OpenTask
 from rts.scheduling.encoding import NEVER, Message, place_of
 from rts.scheduling.rule import Rule
 from rts.settings import Settings
+from rts.simulation.orders import Order, order_in_use, order_of
 from rts.tasktypes import UNTYPED
 from rts.tau.cache import POOL
 from rts.unfinished.received import mark_of
@@ -132,7 +132,7 @@ class InitialState:
             span_s=span_s,
             groups=fleet.groups,
             in_turn=self._in_turn(),
-            share=fleet.share(self._busy_since(waiting, now)) or 1.0,
+            share=fleet.share(busy_since(waiting, now, self._order())) or 1.0,
             turns=[each.turns for each in samples],
         )
         snapshot = self.with_ratios(snapshot)
@@ -152,6 +152,9 @@ class InitialState:
             return snapshot
         read = read_ratios(self._link, self._settings, missing)
         return replace(snapshot, ratios={**snapshot.ratios, **read})
+
+    def _order(self) -> Order:
+        return order_of(order_in_use(self._settings), self._settings)
 
     def _related(self, fleet: Fleet, sample: QueueSample) -> list[QueueSample]:
         """Return samples of the related queues, down to the same part as *sample*."""
@@ -214,14 +217,6 @@ class InitialState:
         default = self._app.conf.task_acks_late
         return bool(getattr(task, "acks_late", default))
 
-    def _busy_since(self, waiting: Iterable[Work], now: float) -> float:
-        """Return since when work has waited for every slot; demoted tasks do not count, as
-        they may not hold all slots.
-        """
-        if self._settings.scheduler == "edf":
-            waiting = [w for w in waiting if now <= hopeful_until(w.deadline, w.tau)]
-        return min((max(work.arrival, work.ready) for work in waiting), default=now)
-
     def work(self, message: Message, now: float, number: int = 0, queue: str = "*") -> Work:
         """Return the task of a message in *queue*, which has this *number*."""
         headers = message.get("headers")
@@ -241,6 +236,15 @@ class InitialState:
         else:
             arrival = place.arrival
         return Work(task_type, arrival, tau, place.score, eta, name, number, due=due)
+
+
+def busy_since(waiting: Sequence[Work], now: float, order: Order) -> float:
+    """Return since when work has waited for every slot.
+
+    Demoted tasks do not show that: they may have to wait beside a free one.
+    """
+    waits = [work for work in waiting if not order.is_demoted(work.waiting(0), now)]
+    return min((max(work.arrival, work.ready) for work in waits), default=now)
 
 
 def ended_of(fleet: Fleet) -> list[tuple[Work, float]]:

@@ -149,7 +149,8 @@ class EarliestDeadlineFirst(Order):
 
     def push(self, task: Waiting) -> None:
         """See :class:`Order`."""
-        score = task.deadline + self._work * task.tau
+        # One without a deadline goes by its queue's horizon alone: see place_of.
+        score = task.deadline + (self._work * task.tau if task.due else 0.0)
         heapq.heappush(self._hopeful, (score, task.arrival, task.number, task))
 
     def pop(self, now: float, slots: int) -> Waiting | None:

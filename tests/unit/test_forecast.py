@@ -10,13 +10,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import takewhile
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from rts.predictions import forecast
 from rts.predictions.arrivals import Arrivals
-from rts.predictions.initial_state import InitialState
+from rts.predictions.cached_reading import MAX_FRESH_S, Reading
+from rts.predictions.initial_state import InitialState, busy_since
 from rts.predictions.messages import SAMPLE, Stratum, held_of, id_of, sampled
 from rts.predictions.prediction import Prediction
 from rts.predictions.runtimes import Runtimes
@@ -29,6 +31,7 @@ from rts.simulation.orders import (
     EarliestDeadlineFirst,
     FirstComeFirstServed,
     Order,
+    order_of,
 )
 from rts.simulation.simulator import Outcome, simulate
 from rts.simulation.traces import at_load, six_types
@@ -400,6 +403,24 @@ def test_a_task_without_a_deadline_is_never_demoted() -> None:
     got = forecast.of_waiting(snapshot, 10, EarliestDeadlineFirst)
     assert got.ahead == 0
     assert got.start - 1000.0 == pytest.approx(0.9, abs=0.3)
+
+
+@pytest.mark.parametrize(
+    ("hopeless", "since"), [("demote", 995.0), ("keep", 900.0), ("drop", 900.0)]
+)
+def test_demoted_tasks_do_not_show_that_all_slots_are_busy(hopeless: str, since: float) -> None:
+    late, hopeful = Work("mixed", 900.0, 1.0, 910.0), Work("mixed", 995.0, 1.0, 1e9)
+    order = order_of("edf", Settings(hopeless=hopeless))
+    assert busy_since([late, hopeful], 1000.0, order) == since
+    assert busy_since([late._replace(due=False)], 1000.0, order) == 900.0
+    assert busy_since([], 1000.0, order) == 1000.0
+
+
+def test_a_slow_reading_does_not_serve_longer_once_the_queue_has_doubled() -> None:
+    picture: Any = SimpleNamespace(snapshot=Snapshot(0.0, 1))
+    published = [Work("mixed", 0.0, 1.0, 2.0)]
+    reading = Reading(0.0, picture, read_s=0.5, cost_s=0.5, published=published)
+    assert reading.fresh_s() == MAX_FRESH_S
 
 
 def test_invalid_messages_are_read_as_empty_ones() -> None:

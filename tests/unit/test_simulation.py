@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rts.deadlines import HOPE
+from rts.scheduling.encoding import place_of
 from rts.settings import Settings
 from rts.simulation.orders import (
     EarliestDeadlineFirst,
@@ -20,6 +21,7 @@ from rts.simulation.orders import (
     Order,
     ShortestFirst,
     Waiting,
+    order_of,
 )
 from rts.simulation.simulator import Outcome, share_met, simulate
 from rts.simulation.traces import (
@@ -137,6 +139,15 @@ def test_a_task_without_a_deadline_of_its_own_is_never_hopeless() -> None:
     first = order.pop(100.0, 1)
     assert first is not None
     assert first.number == 1
+
+
+def test_without_a_deadline_of_its_own_a_task_goes_by_its_horizon_whatever_its_tau() -> None:
+    order = order_of("edf", Settings(order="deadline+work"))
+    tau, horizon_s = 10.0, 20.0
+    place = place_of({"rts_arrival": 100.0}, horizon_s, work=2.0)
+    order.push(Waiting(100.0, tau, 100.0 + horizon_s, 0, due=False))
+    order.push(waiting(1, tau=tau, deadline=place.score + 1 - 2 * tau, arrival=50.0))
+    assert popped(order, now=50.0) == [0, 1]
 
 
 def test_demoted_tasks_hold_at_most_their_share_of_the_slots() -> None:
