@@ -20,7 +20,7 @@ from rts.errors import CommandError
 from rts.scheduling.worker_capacity import prefetch_per_slot
 from rts.settings import Settings
 from rts.simulation.orders import Order, order_of
-from rts.simulation.prefetch import Prefetched, fleet
+from rts.simulation.prefetch import Prefetched, split
 from rts.simulation.recording import recording
 from rts.simulation.simulator import Conditions
 from rts.simulation.traces import Job, read_trace, with_types
@@ -100,7 +100,7 @@ class Workload:
     def order(self, name: str, slots: int) -> Order:
         """Return a new order for *slots*, in workers like the recorded ones."""
         if name == "fifo" and len(self.workers) > 1:
-            return Prefetched(fleet(slots, self.workers), self.held_per_slot)
+            return Prefetched(split(slots, self.workers), self.held_per_slot)
         return order_of(name, self.settings)
 
     @property

@@ -1,19 +1,24 @@
 """When a task will start and finish, by simulations of its queue as it stands, and the route
 of least risk.
 
-:mod:`~rts.predictions.predictor` answers for an app. It takes an
-:class:`~rts.predictions.initial_state.Picture` of the queue:
-:mod:`~rts.predictions.queue_reader` reads the broker's messages, over one connection for all
-threads (:mod:`~rts.predictions.shared_connection`), and :mod:`~rts.predictions.fleet` what
-Redis knows of the workers. Callers at about the same time share one
-(:mod:`~rts.predictions.cached_reading`).
+:mod:`~rts.predictions.predictor` answers for an app; tasks that are not published yet share
+readings of their queue (:mod:`~rts.predictions.new_tasks`).
 
-:mod:`~rts.predictions.forecast` runs many simulations from that state
-(:class:`~rts.predictions.simulation.QueueSimulation`). Each draws runtimes
+What is there now is put together by :mod:`~rts.predictions.initial_state`, as a
+:class:`~rts.predictions.snapshot.Snapshot`: :mod:`~rts.predictions.queue_reader` reads the
+broker's messages (:mod:`~rts.predictions.open_queue`), over one connection for all threads
+(:mod:`~rts.predictions.shared_connection`); :mod:`~rts.predictions.fleet` what Redis knows of
+the workers; and :mod:`~rts.predictions.taken_tasks` infers from both what has started and what
+workers hold.
+
+:mod:`~rts.predictions.forecast` runs many simulations from there
+(:class:`~rts.predictions.queue_simulation.QueueSimulation`). Each draws runtimes
 (:mod:`~rts.predictions.runtimes`) and arrivals (:mod:`~rts.predictions.arrivals`), and
 accounts for workers that consume several queues (:mod:`~rts.predictions.shared_workers`) and
 prefetch (:mod:`~rts.predictions.prefetched`). Together they make a
-:class:`~rts.predictions.prediction.Prediction`.
+:class:`~rts.predictions.prediction.Prediction`. The orders of the queues are those of
+:mod:`rts.simulation.orders`. The simulator there is another one: it plays a known workload from
+an idle start on equal slots, and learns taus on the way.
 
 :mod:`~rts.predictions.routing` chooses queues by :mod:`~rts.predictions.pressures`.
 """

@@ -13,6 +13,7 @@ from rts.link.link import Link
 from rts.link.replies import as_instant, replies_as_text
 from rts.link.scripts import pack
 from rts.predictions.shared_workers import WorkerGroup
+from rts.predictions.work import Work, work_of
 from rts.records import Execution
 from rts.settings import Settings
 from rts.tau.sketch import Sketch
@@ -68,6 +69,15 @@ class Fleet:
         most = max((group.slots + group.prefetch for group in self.groups), default=0.0)
         return self.all_report and most + etas <= SIZE
 
+    def consumers(self, queue: int) -> list[int]:
+        """Return the numbers of the groups that consume a queue."""
+        return [n for n, group in enumerate(self.groups) if queue in group.queues]
+
+    @property
+    def ended(self) -> list[tuple[Work, float]]:
+        """The recent runs with their runtimes in seconds."""
+        return [(work_of(run), max(0.0, run.runtime_s)) for run in self.recent]
+
     @property
     def own_running(self) -> list[Execution]:
         """Runs in progress of these queues."""
@@ -112,7 +122,7 @@ def read_fleet(
         names = [key for each in queues for key in keys_of(each)]
         return [pack("LRANGE", keys.recent + name, 0, -1) for name in names]
 
-    time_, beats, notes, *recent = link.call(
+    time_, beats, notes, *lists = link.call(
         pack("TIME"),
         pack("HGETALL", keys.workers),
         pack("HVALS", keys.running),
@@ -120,18 +130,24 @@ def read_fleet(
     )
     now = as_instant(time_)
     workers = living(beats, now)
-    related = _related(workers, queue, max_related)
-    others = recent_runs(related)
-    if others:
-        recent += link.call(*others)
-    ended = [read_recent(texts) for texts in recent]
-    # Lists with RUNS entries have been trimmed.
-    full = [min(run.completed_at for run in runs) for runs in ended if len(runs) >= RUNS]
-    over = {(run.task_id, run.started_at) for runs in ended for run in runs}
-    queues = [queue, *related]
+    queues = [queue, *_related(workers, queue, max_related)]
+    if others := recent_runs(queues[1:]):
+        lists += link.call(*others)
+
     numbers = {key: n for n, each in reversed([*enumerate(queues)]) for key in keys_of(each)}
     groups, group_of = _groups(workers, queues, merge=settings.scheduler == "edf")
     receivers, all_report = _receivers(workers, group_of)
+    recent = [read_recent(texts) for texts in lists]
+    # Lists with RUNS entries have been trimmed.
+    full = [min(run.completed_at for run in runs) for runs in recent if len(runs) >= RUNS]
+    ended = {(run.task_id, run.started_at) for runs in recent for run in runs}
+    running = [
+        run
+        for run in read_notes(notes)
+        if run.started_at is not None
+        and (run.instance in group_of or run.queue in numbers)
+        and (run.task_id, run.started_at) not in ended
+    ]
     return Fleet(
         now=now,
         queues=queues,
@@ -141,14 +157,8 @@ def read_fleet(
         receivers=receivers,
         all_report=all_report,
         worker_slots=[w.slots or 0 for w in workers if w.instance in group_of],
-        running=[
-            run
-            for run in read_notes(notes)
-            if run.started_at is not None
-            and (run.instance in group_of or run.queue in numbers)
-            and (run.task_id, run.started_at) not in over
-        ],
-        recent=[run for runs in ended for run in runs],
+        running=running,
+        recent=[run for runs in recent for run in runs],
         known_since=max(full, default=-math.inf),
     )
 

@@ -17,9 +17,9 @@ from dataclasses import replace
 
 from rts.predictions.arrivals import Arrivals
 from rts.predictions.prediction import Prediction
+from rts.predictions.queue_simulation import QueueSimulation
 from rts.predictions.runtimes import Runtimes
 from rts.predictions.shared_workers import OrderMaker, Queues, WorkerGroup
-from rts.predictions.simulation import QueueSimulation
 from rts.predictions.snapshot import Snapshot
 from rts.predictions.work import Work
 from rts.simulation.orders import FirstComeFirstServed

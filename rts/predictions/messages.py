@@ -1,60 +1,24 @@
-"""Messages in Redis: their parsing, and sampling of long queues."""
+"""Messages in Redis, and the tasks in them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
-import redis
-
-from rts.scheduling.encoding import Message, message_of
-from rts.scheduling.scripts import BYTES
+from rts.headers import instant
+from rts.predictions.work import Work
+from rts.scheduling.encoding import NEVER, Message, place_of
+from rts.scheduling.rule import Rule
+from rts.settings import Settings
+from rts.tasktypes import UNTYPED
 from rts.validation import finite
 
-#: Size of the sample of a queue, in messages.
-SAMPLE = 500
-#: Pages that a stratum is sampled in, evenly spread.
-PAGES = 100
-#: Least share of a sample for the messages ahead of the one in question.
-AHEAD_SHARE = 0.75
-#: Messages that one call of the search examines, at most.
-SEARCH_PAGE = 500
+#: Least seconds that a message of unknown age is assumed to have waited.
+AGE_S = 1.0
 
-
-class Part(NamedTuple):
-    """One of a queue's keys."""
-
-    name: str
-    #: Whether it is a sorted set; else it is a list, consumed from its right end.
-    ordered: bool
-
-
-class Stratum(NamedTuple):
-    """A range of ranks in a part."""
-
-    #: Number of the part.
-    part: int
-    ranks: range
-
-
-class Page(NamedTuple):
-    """Consecutive messages that are read together."""
-
-    #: Number of the part.
-    part: int
-    ranks: range
-    #: How many messages each of them stands for, itself included.
-    weight: float
-
-
-class Found(NamedTuple):
-    """A waiting task: its queue, the number of the part, its rank there."""
-
-    queue: str
-    part: int
-    rank: int
-    message: Message
+#: Returns the tau in seconds for a task type and name.
+TauOf = Callable[[str, str], float]
 
 
 class Held(NamedTuple):
@@ -64,50 +28,6 @@ class Held(NamedTuple):
     message: Message
     #: Epoch seconds by the clock of the worker's host.
     taken_at: float
-
-
-def id_of(message: Message) -> str | None:
-    """Return the task id in a message; ``None`` if it is not a task."""
-    headers = message.get("headers")
-    task_id = headers.get("id") if isinstance(headers, dict) else None
-    return task_id if isinstance(task_id, str) else None
-
-
-def affordable(most: int, mean_bytes: float) -> int:
-    """Return how many messages of this mean size to read, at most *most*, at least one."""
-    return max(1, min(most, int(BYTES / max(1.0, mean_bytes))))
-
-
-def sampled(ahead: Sequence[Stratum], behind: Sequence[Stratum], most: int) -> list[Page]:
-    """Return the pages to read, about *most* messages: evenly spread over each stratum, with
-    its last one.
-
-    The strata *ahead* get at least AHEAD_SHARE of them, if they need that many.
-    """
-    room = max(int(AHEAD_SHARE * most), most - _size(behind))
-    found: list[Page] = []
-    for strata, share_of in ((ahead, room), (behind, most - min(room, _size(ahead)))):
-        share = min(1.0, share_of / max(1, _size(strata)))
-        for stratum in strata:
-            pages = _spread(stratum.ranks, share) if stratum.ranks else []
-            weight = len(stratum.ranks) / max(1, sum(map(len, pages)))
-            found += [Page(stratum.part, page, weight) for page in pages]
-    return found
-
-
-def _size(strata: Sequence[Stratum]) -> int:
-    return sum(len(stratum.ranks) for stratum in strata)
-
-
-def _spread(ranks: range, share: float) -> list[range]:
-    if share == 1.0:
-        return [ranks]
-    size = len(ranks)
-    pages = max(1, min(PAGES, int(size * share)))
-    each = max(1, int(size * share / pages))
-    starts = [size * page // pages for page in range(pages)]
-    found = [ranks[start : min(start + each, size - 1)] for start in starts]
-    return [*(page for page in found if page), ranks[-1:]]
 
 
 def held_of(entries: Iterable[tuple[bytes | None, float]]) -> list[Held]:
@@ -125,30 +45,42 @@ def held_of(entries: Iterable[tuple[bytes | None, float]]) -> list[Held]:
     return found
 
 
-def placed(messages: list[Message], target: Found, position: int) -> int:
-    """Return the position of *target* among *messages*, which was *position* by its rank
-    before others may have been taken. If it is gone itself, insert it: it was next.
-    """
-    task_id = id_of(target.message)
-    for index, message in enumerate(messages):
-        if id_of(message) == task_id:
-            return index
-    position = max(0, min(position, len(messages)))
-    messages.insert(position, target.message)
-    return position
+def id_of(message: Message) -> str | None:
+    """Return the task id in a message; ``None`` if it is not a task."""
+    headers = message.get("headers")
+    task_id = headers.get("id") if isinstance(headers, dict) else None
+    return task_id if isinstance(task_id, str) else None
 
 
-def rank_of(client: redis.Redis, part: Part, size: int, arrival: float) -> int:
-    """Return the approximate rank in a list of what has arrived at *arrival*, by bisection:
-    lists are ordered by arrival, except for requeued messages.
-    """
-    low, high = 0, size
-    while high - low > SEARCH_PAGE // 2:
-        middle = (low + high) // 2
-        text: Any = client.lindex(part.name, -1 - middle)
-        headers = message_of(text or b"").get("headers")
-        there = finite(headers.get("rts_arrival")) if isinstance(headers, dict) else None
-        if there is None:
-            break
-        low, high = (middle, high) if there <= arrival else (low, middle)
-    return (low + high) // 2
+class WorkReader:
+    """Reads the tasks in messages, as far as workers believe what these say."""
+
+    def __init__(self, settings: Settings, tau_of: TauOf) -> None:
+        self._types = settings.task_types
+        self._rule = Rule.of(settings)
+        self._tau_of = tau_of
+
+    def work(self, message: Message, now: float, number: int = 0, queue: str = "*") -> Work:
+        """Return the task of a message in *queue*, which has this *number*."""
+        headers = message.get("headers")
+        headers = headers if isinstance(headers, dict) else {}
+        task_type = headers.get("task_type")
+        if not isinstance(task_type, str) or task_type not in self._types:
+            task_type = UNTYPED
+        name = str(headers.get("task"))
+        place = place_of(message, self._rule.horizon(queue), 0.0)
+        arrival, tau = place.arrival, finite(headers.get("rts_tau"))
+        if tau is None or not 0 < tau < 1e9:
+            # From a producer without rts, or one whose plan workers refuse: when it arrived is
+            # unknown.
+            tau, arrival = self._tau_of(UNTYPED, name), min(arrival, now - AGE_S)
+        return Work(
+            task_type,
+            arrival,
+            tau,
+            deadline=place.score,
+            ready=instant(headers.get("eta")) or 0.0,
+            name=name,
+            queue=number,
+            due=place.latest < NEVER,
+        )

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rts.link.link import Link
 from rts.link.replies import as_instant
 from rts.link.scripts import pack
 from rts.predictions.fleet import living
-from rts.predictions.initial_state import InitialState
+from rts.predictions.messages import WorkReader
 from rts.predictions.queue_reader import QueueReader
+from rts.scheduling.queues import routing_keys
 from rts.settings import Settings
 from rts.unfinished.heartbeat import Heartbeat
 
@@ -35,12 +36,13 @@ class Pressures:
     """Reads the pressure on queues. Safe with threads."""
 
     def __init__(
-        self, settings: Settings, link: Link, broker: QueueReader, state: InitialState
+        self, app: Any, settings: Settings, link: Link, broker: QueueReader, reader: WorkReader
     ) -> None:
+        self._app = app
         self._workers_key = settings.keys.workers
         self._link = link
         self._broker = broker
-        self._state = state
+        self._reader = reader
         #: When the workers were read, these, and the fleet's time then.
         self._workers: tuple[float, Sequence[Heartbeat], float] = (-math.inf, (), 0.0)
 
@@ -58,13 +60,19 @@ class Pressures:
             slots = sum(worker.slots or 0 for worker in of_queue)
             loads = [worker.load.get("load", 0.0) for worker in of_queue]
             load = sum(loads) / max(1, len(loads))
-            backlog_s = 0.0
-            strata = self._broker.backlog(queue, self._state.keys(queue)) if slots else ()
-            for count, sample in strata:
-                taus = [self._state.work(message, now).tau for message in sample]
-                backlog_s += count * sum(taus) / max(1, len(taus))
+            backlog_s = self._backlog_s(queue, now) if slots else 0.0
             found[queue] = Pressure(backlog_s, slots, load)
         return found
+
+    def _backlog_s(self, queue: str, now: float) -> float:
+        """Return the sum of the taus of the waiting and prefetched tasks, estimated."""
+        with self._broker.open(queue) as opened:
+            strata = opened.backlog(routing_keys(self._app, queue))
+        backlog_s = 0.0
+        for count, sample in strata:
+            taus = [self._reader.work(message, now).tau for message in sample]
+            backlog_s += count * sum(taus) / max(1, len(taus))
+        return backlog_s
 
     def _living(self) -> tuple[Sequence[Heartbeat], float]:
         """Return the workers as they were a moment ago, and the fleet's time now."""

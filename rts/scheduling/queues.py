@@ -231,6 +231,16 @@ def move_to_lists(channel: Any, name: str) -> int:
     return moved
 
 
+def routing_keys(app: Any, queue: str) -> set[str]:
+    """Return the routing keys of the messages in *queue*, as far as *app* knows them."""
+    known = app.amqp.queues.get(queue)
+    if known is None:
+        return {queue}
+    # A queue with several bindings has no key of its own.
+    bound = [binding.routing_key for binding in known.bindings]
+    return {queue, *(bound or [known.routing_key])}
+
+
 def known_queues(app: Any, settings: Settings, served: Iterable[str]) -> list[str]:
     """Return the queues in which tasks of *app* may wait: the configured ones, then those of
     ``rts_routes``, then *served*, which workers consume.

@@ -71,10 +71,10 @@ class Prefetched(Order):
             self._workers.append(worker)
 
 
-def fleet(slots: int, workers: Sequence[int]) -> list[int]:
+def split(slots: int, workers: Sequence[int]) -> list[int]:
     """Split *slots* into workers of the sizes of *workers*: as they are, or their median.
 
-    >>> fleet(4, [2, 2]), fleet(7, [2, 2]), fleet(3, [])
+    >>> split(4, [2, 2]), split(7, [2, 2]), split(3, [])
     ([2, 2], [2, 2, 2, 1], [3])
     """
     if sum(workers) == slots:

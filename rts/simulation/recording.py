@@ -107,13 +107,7 @@ def recording(runs: Iterable[Run]) -> Recording | None:
         met.append(bool(of_task[-1].met))
     if not jobs:
         return None
-    ranks = sorted(range(len(jobs)), key=lambda number: jobs[number].arrival_s)
-    met = [met[number] for number in ranks]
-    del ranks
-    jobs.sort(key=lambda job: job.arrival_s)
-    began_at = jobs[0].arrival_s
-    for number, job in enumerate(jobs):  # in place: there may be a million
-        jobs[number] = job._replace(arrival_s=job.arrival_s - began_at)
+    _order_by_arrival(jobs, met)
     return Recording(
         jobs=jobs,
         met=met,
@@ -124,6 +118,17 @@ def recording(runs: Iterable[Run]) -> Recording | None:
         workers=[most_at_a_time(*of) for of in spans.values()],
         overheads=gaps.sample(),
     )
+
+
+def _order_by_arrival(jobs: list[Job], met: list[bool]) -> None:
+    """Sort *jobs* and *met*, in place, by arrival, and count instants from the first one."""
+    ranks = sorted(range(len(jobs)), key=lambda number: jobs[number].arrival_s)
+    met[:] = [met[number] for number in ranks]
+    del ranks  # there may be a million
+    jobs.sort(key=lambda job: job.arrival_s)
+    began_at = jobs[0].arrival_s
+    for number, job in enumerate(jobs):
+        jobs[number] = job._replace(arrival_s=job.arrival_s - began_at)
 
 
 def most_at_a_time(starts: Iterable[float], ends: Iterable[float]) -> int:

@@ -16,7 +16,7 @@ from kombu import Exchange, Queue, binding
 
 import rts
 from rts.installation import parts_of
-from rts.predictions import initial_state
+from rts.predictions import taken_tasks
 from rts.predictions.initial_state import InitialState
 from rts.predictions.queue_reader import HELD
 from rts.predictions.snapshot import Snapshot
@@ -261,7 +261,7 @@ def test_tasks_of_a_killed_worker_wait_for_their_redelivery(
     wait_until(lambda: client.hlen(f"{stage.prefix}workers") == 1, message="one is left")
     client.close()
     # Messages that were taken so long ago would have been reported.
-    monkeypatch.setattr(initial_state, "REPORTED_S", 1.0)
+    monkeypatch.setattr(taken_tasks, "REPORTED_S", 1.0)
     # Which the other one's next heartbeat tells, at the latest.
     wait_until(lambda: served(app, **SLOW).start < time.time() + 5, message="none is ahead")
     later = rts.predict(held[0], app=app)
@@ -434,7 +434,7 @@ def test_publishing_a_task_for_later_does_not_rule_out_earlier_arrivals(
         """Publish a task with a countdown; return when the cached reading saw it."""
         rts.predict_new(OK, app=app)
         app.send_task(OK, (0,), countdown=3600)
-        readings = predictor._readings.values()
+        readings = predictor._new_tasks._readings.values()
         return [reading.published_at for reading in readings if reading.published]
 
     (published_at,) = wait_until(counted)

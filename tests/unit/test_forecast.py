@@ -6,7 +6,7 @@ import math
 import random
 import statistics
 from bisect import bisect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import takewhile
@@ -14,13 +14,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rts.predictions import forecast
 from rts.predictions.arrivals import Arrivals
-from rts.predictions.cached_reading import MAX_FRESH_S, Reading
-from rts.predictions.initial_state import InitialState, busy_since
-from rts.predictions.messages import SAMPLE, Stratum, held_of, id_of, sampled
+from rts.predictions.initial_state import busy_since
+from rts.predictions.messages import WorkReader, held_of, id_of
+from rts.predictions.new_tasks import MAX_FRESH_S, Reading
 from rts.predictions.prediction import Prediction
+from rts.predictions.queue_parts import SAMPLE, Stratum, sampled
+from rts.predictions.queue_simulation import QueueSimulation
 from rts.predictions.runtimes import Runtimes
 from rts.predictions.shared_workers import WorkerGroup
 from rts.predictions.snapshot import Running, Snapshot
@@ -34,7 +38,7 @@ from rts.simulation.orders import (
     order_of,
 )
 from rts.simulation.simulator import Outcome, simulate
-from rts.simulation.traces import at_load, six_types
+from rts.simulation.traces import Job, at_load, six_types
 from rts.tau.sketch import Sketch
 
 
@@ -79,6 +83,51 @@ class Past:
             recent_arrivals=[work(o) for o in recent_arrivals],
             span_s=now - recent_arrivals[0].job.arrival_s,
         )
+
+
+class Exact:
+    """Stands in for :class:`Runtimes` and :class:`Arrivals`: a task's name is its runtime."""
+
+    def __init__(self, future: list[Work]) -> None:
+        self._future = future
+
+    def stream(self) -> Iterator[Work]:
+        return iter(self._future)
+
+    def draw(self, work: Work) -> float:
+        return float(work.name)
+
+
+@given(
+    st.randoms(use_true_random=False),
+    st.integers(1, 4),
+    st.sampled_from(["fifo", "edf"]),
+    st.builds(
+        Settings,
+        hopeless=st.sampled_from(["demote", "keep", "drop"]),
+        hopeless_slots=st.sampled_from([0.25, 0.75, 1.0]),
+        late_share=st.sampled_from([0.0, 0.05, 0.3]),
+        order=st.sampled_from(["deadline", "deadline+work"]),
+    ),
+)
+def test_both_simulators_start_a_task_at_the_same_instant(
+    rng: random.Random, slots: int, name: str, settings: Settings
+) -> None:
+    """Where nothing is unknown, and all slots are one worker's, they play the same."""
+    jobs, at = [], 0.0
+    for _ in range(20):
+        tau = rng.choice([1.0, 3.0, 10.0])
+        runtime_s = tau * rng.uniform(0.5, 2.0)
+        span_s = tau * rng.uniform(1.0, 4.0)
+        jobs.append(Job(at, str(runtime_s), runtime_s, tau=tau, span_s=span_s))
+        at += rng.expovariate(1.0)
+    outcomes = simulate(jobs, slots, order_of(name, settings), settings)
+    works = [work(o)._replace(name=o.job.name) for o in outcomes]
+    exact: Any = Exact(works[1:])
+    order = partial(order_of, name, settings)
+    for number, outcome in enumerate(outcomes):
+        play = QueueSimulation(Snapshot(0.0, slots, works[:1]), order, exact, exact, rng, None)
+        assert play.start_of(number, 10_000) == outcome.started_at
 
 
 def test_an_idle_worker_starts_at_once() -> None:
@@ -445,10 +494,9 @@ def test_invalid_messages_are_read_as_empty_ones() -> None:
 
 @pytest.mark.parametrize("tau", [-1.0, 0.0, 1e9, 1e300, "x"])
 def test_a_tau_that_no_worker_believes_counts_for_nothing(tau: object) -> None:
-    nobody: Any = None
-    state = InitialState(nobody, Settings(), nobody, nobody, lambda *_: 7.0)
+    reader = WorkReader(Settings(), lambda *_: 7.0)
     headers = {"task": "proj.work", "rts_tau": tau, "rts_arrival": 1.0, "rts_deadline": 2.0}
-    assert state.work({"headers": headers}, 100.0).tau == 7.0
+    assert reader.work({"headers": headers}, 100.0).tau == 7.0
 
 
 def test_arrivals_in_other_queues_count_in_order_of_arrival() -> None:

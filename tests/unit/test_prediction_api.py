@@ -157,7 +157,7 @@ def test_a_child_asks_though_a_thread_of_its_parent_held_the_locks() -> None:
 
     asked = holds_in_child(
         it_asks,
-        *(prediction_api._lock, risks._lock, predictor._lock),
+        *(prediction_api._lock, risks._lock, predictor._new_tasks._lock),
         predictor._broker._shared._lock,
     )
     rts.uninstall(app)
@@ -223,7 +223,8 @@ def test_threads_that_wait_for_the_one_that_reads_share_its_failure(
     parts = parts_of(app)
     assert parts is not None
     predictor: Any = parts.predictor
-    cached = predictor._cached
+    new_tasks = predictor._new_tasks
+    cached = new_tasks._cached
 
     def looks(*where: Any) -> Any:
         looked.release()
@@ -235,8 +236,8 @@ def test_threads_that_wait_for_the_one_that_reads_share_its_failure(
             assert looked.acquire(timeout=30)
         raise StoreUnavailable("away")
 
-    monkeypatch.setattr(predictor, "_cached", looks)
-    monkeypatch.setattr(predictor, "_reading", fails)
+    monkeypatch.setattr(new_tasks, "_cached", looks)
+    monkeypatch.setattr(new_tasks, "_read", fails)
 
     def ask() -> None:
         with pytest.raises(StoreUnavailable):

@@ -41,7 +41,7 @@ class QueueSimulation:
         rng: random.Random,
         new: Work | None,
     ) -> None:
-        self.now = now = snapshot.now
+        self.now = snapshot.now
         #: Events so far, a measure of the effort.
         self.events = 0
         self._groups = snapshot.worker_groups
@@ -59,15 +59,7 @@ class QueueSimulation:
         self._busy = [0] * len(self._groups)
         #: Waiting tasks that were taken.
         self._taken = 0.0
-        demoted = []
-        for position, (work, started, group) in enumerate(snapshot.running):
-            if self._busy[group] == self._groups[group].slots:
-                continue
-            number = -1 - len(snapshot.held) - position
-            self._begin(started + runtimes.draw_longer(work, now - started), number, group)
-            if self._is_demoted(work, started):
-                demoted.append(number)
-        self._queues.resume(snapshot.turns, demoted)
+        self._resume(snapshot)
         #: All groups in the order in which the broker serves them; and those that may be able
         #: to take something now.
         self._serving = rng.sample(range(len(self._groups)), len(self._groups))
@@ -77,6 +69,19 @@ class QueueSimulation:
         self._later: list[tuple[float, int, int]] = []
         self._assign_held(snapshot.held_by, rng)
         self._fill(snapshot.waiting, rng)
+
+    def _resume(self, snapshot: Snapshot) -> None:
+        """Begin the runs in progress, as far as there are slots."""
+        demoted = []
+        for position, (work, started, group) in enumerate(snapshot.running):
+            if self._busy[group] == self._groups[group].slots:
+                continue
+            number = -1 - len(self._held) - position
+            run_s = self._runtimes.draw_longer(work, self.now - started)
+            self._begin(started + run_s, number, group)
+            if self._is_demoted(work, started):
+                demoted.append(number)
+        self._queues.resume(snapshot.turns, demoted)
 
     def _assign_held(self, held_by: Sequence[int | None], rng: random.Random) -> None:
         """Assign the held tasks to their groups, or if unknown to any that has room. One that

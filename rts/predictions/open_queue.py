@@ -1,0 +1,161 @@
+"""One queue of a broker on Redis, in either order, over a connection that is open."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
+
+import redis
+
+from rts.predictions.messages import held_of, id_of
+from rts.predictions.queue_parts import (
+    SAMPLE,
+    Page,
+    Part,
+    affordable,
+    parts_of,
+    sampled,
+    strata_of,
+)
+from rts.predictions.survey import survey
+from rts.scheduling.encoding import Message, message_of
+from rts.scheduling.scripts import read_messages
+
+#: Messages of each part that routing goes by, at most.
+BACKLOG = 20
+
+#: The app's own random numbers stay as they were.
+_random = random.Random()
+
+
+class Found(NamedTuple):
+    """A waiting task: its queue, the number of the part, its rank there."""
+
+    queue: str
+    part: int
+    rank: int
+    message: Message
+
+
+class QueueSample(NamedTuple):
+    """A sample of the messages in a queue."""
+
+    #: In the order of the queue's parts: hopeful, demoted and the plain lists with the
+    #: deadline order, else the lists, one per priority.
+    messages: list[Message]
+    #: How many messages each of these stands for, itself included.
+    weights: list[float]
+    #: Position in *messages* of the task in question; ``None``: it is yet to be published.
+    position: int | None
+    #: Number of its part, or of the part that it would be published to.
+    part: int
+    #: Number of waiting messages.
+    total: int
+    #: Claims counted for the late share (see ``claim.lua``).
+    turns: int
+
+
+#: A queue in which nothing waits.
+EMPTY = QueueSample([], [], None, part=0, total=0, turns=0)
+
+
+class OpenQueue:
+    """Reads a queue without consuming it."""
+
+    def __init__(self, channel: Any, client: redis.Redis, name: str, *, ordered: bool) -> None:
+        """*channel* and *client*: kombu's, and a Redis client on the same connections.
+        *ordered*: whether workers take from it in deadline order.
+        """
+        self._channel = channel
+        self._client = client
+        self._name = name
+        self._ordered = ordered
+        self._parts = parts_of(channel, name, ordered=ordered)
+
+    def part_of(self, priority: int) -> int:
+        """Return the number of the part that a task with this *priority* is published to."""
+        channel = self._channel
+        return 0 if self._ordered else channel.priority_steps.index(channel.priority(priority))
+
+    def sample(self, part: int, rank: int | None = None, most: int = SAMPLE) -> QueueSample:
+        """Sample the messages ahead of a task, about *most*, and in deadline order also those
+        behind it, since they may overtake it.
+
+        The task is that of this *rank* in a *part* or, without, one that would be published
+        into it now. The position goes by the rank, though others may have been taken since.
+        """
+        found = survey(self._channel, self._client, self._parts, queue=self._name)
+        behind_all = found.sizes[part] if rank is None else rank
+        strata = strata_of(found.sizes, part, behind_all, ordered=self._ordered)
+        pages = sampled(*strata, affordable(most, found.overall_mean_bytes))
+        messages, weights = self._read(pages)
+        position = None
+        if rank is not None:
+            before = (page for page in pages if (page.part, page.ranks.start) < (part, rank))
+            position = sum(len(page.ranks) for page in before)
+        return QueueSample(messages, weights, position, part, sum(found.sizes), found.turns)
+
+    def sample_of(self, found: Found) -> QueueSample:
+        """Sample the messages around one that was *found*: see :meth:`sample`. If it has been
+        taken since, insert it where it was: it was next.
+        """
+        sample = self.sample(found.part, found.rank)
+        task_id = id_of(found.message)
+        for index, message in enumerate(sample.messages):
+            if id_of(message) == task_id:
+                return sample._replace(position=index)
+        position = min(sample.position or 0, len(sample.messages))
+        sample.messages.insert(position, found.message)
+        sample.weights.insert(position, 1.0)
+        return sample._replace(position=position)
+
+    def _read(self, pages: Sequence[Page]) -> tuple[list[Message], list[float]]:
+        """Return the messages of *pages* in the order of consumption, and their weights."""
+        names = [self._parts[page.part].name for page in pages]
+        ranges = [
+            (name, page.ranks.start, page.ranks.stop - 1)
+            for name, page in zip(names, pages, strict=True)
+        ]
+        answers, _ = read_messages(self._client, ranges)
+        messages: list[Message] = []
+        weights: list[float] = []
+        for page, texts in zip(pages, answers, strict=True):
+            messages += map(message_of, texts)
+            weights += [page.weight] * len(texts)
+        return messages, weights
+
+    def backlog(self, keys: Collection[str]) -> list[tuple[int, list[Message]]]:
+        """Return how many messages wait in each part, and about how many are held, each with
+        a sample of them. *keys*: the routing keys of the queue's messages.
+        """
+        channel, client = self._channel, self._client
+        found = survey(channel, client, self._parts, unacked=BACKLOG)
+        measured = zip(self._parts, found.sizes, found.mean_bytes, strict=True)
+        ranges = [_some(part, size, mean_bytes) for part, size, mean_bytes in measured]
+        taken = found.affordable_taken()
+        answers, entries = read_messages(
+            client,
+            [each for of_part in ranges for each in of_part],
+            channel.global_keyprefix + channel.unacked_key,
+            [each.tag for each in taken],
+        )
+        texts = iter(answers)
+        samples = [
+            [message_of(text) for _ in of_part for text in next(texts)] for of_part in ranges
+        ]
+        # Estimate the queue's share of the unacknowledged messages from a few.
+        others = held_of(zip(entries, (each.at for each in taken), strict=True))
+        held = [each.message for each in others if each.routing_key in keys]
+        number = found.unacked * len(held) // max(1, len(entries))
+        return [*zip(found.sizes, samples, strict=True), (number, held)]
+
+
+def _some(part: Part, size: int, mean_bytes: float) -> list[tuple[str, int, int]]:
+    """Return ranges of ranks in a part of this *size*, for :func:`read_messages`."""
+    length = min(size, affordable(BACKLOG, mean_bytes))
+    if not part.ordered:
+        return [(part.name, 0, length - 1)][:length]
+    # The first ones are mostly short, since they are due soon. (Redis before 6.2 has no command
+    # for random members.)
+    return [(part.name, rank, rank) for rank in _random.sample(range(size), length)]

@@ -1,0 +1,149 @@
+"""The parts of a queue in Redis, and what to read of long ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import redis
+
+from rts.scheduling.encoding import message_of
+from rts.scheduling.layout import DEMOTED, HOPEFUL
+from rts.scheduling.scripts import BYTES
+from rts.validation import finite
+
+#: Size of the sample of a queue, in messages.
+SAMPLE = 500
+#: Pages that a stratum is sampled in, evenly spread.
+PAGES = 100
+#: Least share of a sample for the messages ahead of the one in question.
+AHEAD_SHARE = 0.75
+#: Messages that one call of the search examines, at most.
+SEARCH_PAGE = 500
+
+
+class Part(NamedTuple):
+    """One of a queue's keys."""
+
+    name: str
+    #: Whether it is a sorted set; else it is a list, consumed from its right end.
+    ordered: bool
+
+
+class Stratum(NamedTuple):
+    """A range of ranks in a part."""
+
+    #: Number of the part.
+    part: int
+    ranks: range
+
+
+class Page(NamedTuple):
+    """Consecutive messages that are read together."""
+
+    #: Number of the part.
+    part: int
+    ranks: range
+    #: How many messages each of them stands for, itself included.
+    weight: float
+
+
+def parts_of(channel: Any, queue: str, *, ordered: bool) -> list[Part]:
+    """Return a queue's parts in the order in which they are consumed. *channel*: kombu's;
+    *ordered*: whether workers take from the queue in deadline order.
+    """
+    name, sep = f"{channel.global_keyprefix}{queue}", channel.sep
+    lists = [
+        Part(f"{name}{sep}{step}" if step else name, False) for step in channel.priority_steps
+    ]
+    if not ordered:
+        return lists
+    return [*(Part(f"{name}{sep}{part}", True) for part in (HOPEFUL, DEMOTED)), *lists]
+
+
+def affordable(most: int, mean_bytes: float) -> int:
+    """Return how many messages of this mean size to read, at most *most*, at least one."""
+    return max(1, min(most, int(BYTES / max(1.0, mean_bytes))))
+
+
+def strata_of(
+    sizes: Sequence[int], part: int, rank: int, *, ordered: bool
+) -> tuple[list[Stratum], list[Stratum]]:
+    """Return the strata up to the message of this *rank* in a *part*, itself included, and
+    those behind it that may overtake it, which happens only in deadline order (*ordered*).
+
+    *sizes*: of all parts.
+    """
+    whole = [Stratum(number, range(size)) for number, size in enumerate(sizes)]
+    size = sizes[part]
+    ahead = [
+        *whole[:part],
+        Stratum(part, range(min(size, rank))),
+        Stratum(part, range(rank, min(size, rank + 1))),
+    ]
+    # Once it is hopeless, hopeful and earlier demoted messages overtake it; those in the plain
+    # lists will be adopted.
+    behind = [Stratum(part, range(rank + 1, size)), *whole[part + 1 :]] if ordered else []
+    return ahead, behind
+
+
+def sampled(ahead: Sequence[Stratum], behind: Sequence[Stratum], most: int) -> list[Page]:
+    """Return the pages to read, about *most* messages: evenly spread over each stratum, with
+    its last one.
+
+    The strata *ahead* get at least AHEAD_SHARE of them, if they need that many.
+    """
+    room = max(int(AHEAD_SHARE * most), most - _size(behind))
+    found: list[Page] = []
+    for strata, share_of in ((ahead, room), (behind, most - min(room, _size(ahead)))):
+        share = min(1.0, share_of / max(1, _size(strata)))
+        for stratum in strata:
+            pages = _spread(stratum.ranks, share) if stratum.ranks else []
+            weight = len(stratum.ranks) / max(1, sum(map(len, pages)))
+            found += [Page(stratum.part, page, weight) for page in pages]
+    return found
+
+
+def _size(strata: Sequence[Stratum]) -> int:
+    return sum(len(stratum.ranks) for stratum in strata)
+
+
+def _spread(ranks: range, share: float) -> list[range]:
+    if share == 1.0:
+        return [ranks]
+    size = len(ranks)
+    pages = max(1, min(PAGES, int(size * share)))
+    each = max(1, int(size * share / pages))
+    starts = [size * page // pages for page in range(pages)]
+    found = [ranks[start : min(start + each, size - 1)] for start in starts]
+    return [*(page for page in found if page), ranks[-1:]]
+
+
+def search_order(
+    client: redis.Redis, part: Part, size: int, mean_bytes: float, arrival: float | None
+) -> list[range]:
+    """Return the pages to search a part of this *size* in; of a long list those first whose
+    messages arrived at about *arrival*, if known.
+    """
+    length = affordable(SEARCH_PAGE, mean_bytes)
+    pages = [range(first, first + length) for first in range(0, size, length)]
+    if arrival is not None and size > 2 * SEARCH_PAGE and not part.ordered:
+        rank = _rank_of(client, part, size, arrival)
+        pages.sort(key=lambda page: abs(page.start + length / 2 - rank))
+    return pages
+
+
+def _rank_of(client: redis.Redis, part: Part, size: int, arrival: float) -> int:
+    """Return the approximate rank in a list of what has arrived at *arrival*, by bisection:
+    lists are ordered by arrival, except for requeued messages.
+    """
+    low, high = 0, size
+    while high - low > SEARCH_PAGE // 2:
+        middle = (low + high) // 2
+        text: Any = client.lindex(part.name, -1 - middle)
+        headers = message_of(text or b"").get("headers")
+        there = finite(headers.get("rts_arrival")) if isinstance(headers, dict) else None
+        if there is None:
+            break
+        low, high = (middle, high) if there <= arrival else (low, middle)
+    return (low + high) // 2

@@ -1,0 +1,75 @@
+"""The sizes of what waits at the broker and of what is unacknowledged, measured in Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import redis
+
+from rts.predictions.queue_parts import Part
+from rts.scheduling.layout import TURNS
+from rts.scheduling.scripts import BYTES, ScriptByHash
+
+SURVEY = ScriptByHash("survey")
+
+
+class Taken(NamedTuple):
+    """An unacknowledged message."""
+
+    tag: bytes
+    #: Epoch seconds by the clock of the worker's host.
+    at: float
+    bytes: int
+
+
+class Survey(NamedTuple):
+    """What a script has measured."""
+
+    #: Claims counted for the late share.
+    turns: int
+    #: Number of unacknowledged messages, of all queues; and some of these.
+    unacked: int
+    taken: Sequence[Taken]
+    #: Number and mean size of the messages in each part.
+    sizes: Sequence[int]
+    mean_bytes: Sequence[int]
+
+    @property
+    def overall_mean_bytes(self) -> float:
+        """Mean size of the messages in all parts."""
+        pairs = zip(self.sizes, self.mean_bytes, strict=True)
+        return sum(size * mean for size, mean in pairs) / max(1, sum(self.sizes))
+
+    def affordable_taken(self) -> Sequence[Taken]:
+        """Return the first of ``taken``, of BYTES together, but at least one."""
+        sums = accumulate(each.bytes for each in self.taken)
+        pairs = zip(self.taken, sums, strict=True)
+        return [each for each, bytes_ in pairs if bytes_ - each.bytes < BYTES]
+
+
+def survey(
+    channel: Any,
+    client: redis.Redis,
+    parts: Sequence[Part] = (),
+    *,
+    queue: str = "",
+    unacked: int = 0,
+    which: str = "spread",
+) -> Survey:
+    """Measure *parts*, those of *queue*, and up to so many unacknowledged messages, the
+    "latest" or "spread" over all.
+    """
+    prefix = channel.global_keyprefix
+    keys = [prefix + channel.unacked_key, prefix + channel.unacked_index_key]
+    keys += [f"{prefix}{queue}{channel.sep}{TURNS}", *(part.name for part in parts)]
+    turns, number, taken, *measured = SURVEY.run(client, keys, [unacked, which])
+    each = zip(*(taken[field::3] for field in range(3)), strict=True)
+    return Survey(
+        turns,
+        number,
+        [Taken(tag, float(at), bytes_) for tag, at, bytes_ in each],
+        measured[::2],
+        measured[1::2],
+    )
