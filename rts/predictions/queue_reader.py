@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -71,6 +72,7 @@ class QueueReader:
                 for number, part in enumerate(parts_of(channel, queue, ordered=self._ordered))
             ]
             found = survey(channel, client, [part for _, _, part in places])
+            ids = {json.dumps(task_id, ensure_ascii=escaped) for escaped in (True, False)}
             left = SEARCHED
             measured = zip(places, found.sizes, found.mean_bytes, strict=True)
             for (queue, number, part), size, mean_bytes in measured:
@@ -81,7 +83,7 @@ class QueueReader:
                             "messages; name its queue, if there are several"
                         )
                     left -= len(page)
-                    asked = [task_id, page.start, page.stop - 1]
+                    asked = [page.start, page.stop - 1, *ids]
                     if there := FIND_TASK.run(client, [part.name], asked):
                         rank, text = there
                         return Found(queue, number, int(rank), message_of(text))

@@ -483,6 +483,21 @@ def test_a_task_with_late_acknowledgement_runs_or_waits(
     worker.kill()
 
 
+@pytest.mark.parametrize("scheduler", [None, "edf"], ids=["fifo", "edf"])
+@pytest.mark.parametrize("task_id", ["größe", '"the" \\\\one'])
+def test_a_waiting_task_is_found_by_an_id_that_json_escapes(
+    make_stage: Callable[..., Stage],
+    apps: Callable[..., Celery],
+    scheduler: str | None,
+    task_id: str,
+) -> None:
+    app = apps(make_stage(rts_scheduler=scheduler))
+    app.send_task(OK, (0,), task_id=task_id)
+    # It waits, rather than that it has just started.
+    with pytest.raises(rts.CommandError, match="no worker with rts takes tasks from the queue"):
+        rts.predict(task_id, app=app)
+
+
 def test_among_a_hundred_thousand_messages(
     make_stage: Callable[..., Stage], apps: Callable[..., Celery], redis_client: redis.Redis
 ) -> None:
