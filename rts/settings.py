@@ -196,6 +196,9 @@ def _given(conf: Mapping[str, Any]) -> dict[str, Any]:
     they were written (``CELERY_RTS_REDIS_URL``) and knows the namespace.
     """
     keys = list(conf)  # loads a configuration that is still lazy
+    # What is set in code comes last, as with Celery >= 5.7: it may be spelled in another way.
+    changes = getattr(conf, "changes", {})
+    keys = [*(key for key in keys if key not in changes), *changes]
     namespace = getattr(conf, "prefix", None) or ""
     given = {}
     for key in keys:

@@ -303,6 +303,17 @@ def test_a_configuration_in_celerys_old_names_is_understood() -> None:
     assert (settings.min_samples, settings.redis_url) == (7, "redis://d:1/1")
 
 
+def test_what_is_set_in_code_overrides_a_configuration_in_the_other_spelling() -> None:
+    upper = Celery(set_as_current=False)
+    upper.config_from_object({"BROKER_URL": "redis://d:1/1", "RTS_MIN_SAMPLES": 7})
+    upper.conf.rts_min_samples = 8
+    lower = Celery(set_as_current=False)
+    lower.config_from_object({"broker_url": "redis://d:1/1", "rts_min_samples": 7})
+    lower.conf.RTS_MIN_SAMPLES = 8
+    for app in (upper, lower):
+        assert Settings.from_conf(app.conf, environ={}).min_samples == 8
+
+
 def test_types_may_be_members_of_an_enum() -> None:
     class Kind(str, Enum):
         RENDER = "render"
