@@ -18,6 +18,8 @@ from rts.tasktypes import DEFAULT_TASK_TYPES, TYPE_NAME, TaskType
 from rts.urls import redis_url
 from rts.webhooks import read_webhooks
 
+#: The longest duration, seconds: timeouts of sockets and dates overflow some way beyond it.
+_MOST_S = 1e9
 _K_RANGE = f"a number from {MIN_MULTIPLIER} to {MAX_MULTIPLIER}"
 _TYPES_RANGE = (
     "a dict of type name (letters, digits, - and _, at most 64) to tau in seconds > 0, or to "
@@ -109,7 +111,7 @@ def _directory(key: str, value: object) -> str:
 
 
 multiplier = _number(MIN_MULTIPLIER, _K_RANGE, most=MAX_MULTIPLIER)
-_tau = _number(0, _TYPES_RANGE, above=True, most=1e9)
+_tau = _number(0, _TYPES_RANGE, above=True, most=_MOST_S)
 
 
 def _task_types(key: str, value: object) -> dict[str, TaskType]:
@@ -163,7 +165,7 @@ def _queues(key: str, value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
-_seconds = "seconds, above 0"
+_seconds = "seconds, above 0, at most 1e9"
 _share = "a share from 0 to 1"
 _priorities = f"a dict of priority (whole number) to {_K_RANGE}"
 _horizons = "a dict of queue name, or '*', to seconds above 0"
@@ -193,9 +195,9 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "rts_open_max": _integer(0),
     "rts_spool_dir": _directory,
     "rts_spool_max_bytes": _integer(1),
-    "rts_connect_timeout": _number(0, _seconds, above=True),
-    "rts_timeout": _number(0, _seconds, above=True),
-    "rts_breaker_period": _number(0, _seconds, above=True),
+    "rts_connect_timeout": _number(0, _seconds, above=True, most=_MOST_S),
+    "rts_timeout": _number(0, _seconds, above=True, most=_MOST_S),
+    "rts_breaker_period": _number(0, _seconds, above=True, most=_MOST_S),
     "rts_drain": _boolean,
     "rts_scheduler": _choice("edf", "priority", None),
     "rts_hopeless": _choice("demote", "keep", "drop"),
@@ -203,13 +205,13 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "rts_late_share": _number(0, _share, most=1),
     "rts_order": _choice("deadline", "deadline+work"),
     "rts_queue_horizons": _mapping(
-        _horizons, _is_name, _number(0, _horizons, above=True, most=1e9)
+        _horizons, _is_name, _number(0, _horizons, above=True, most=_MOST_S)
     ),
     "rts_routes": _mapping(_routes, _is_name, _queues),
     "rts_slo": _mapping(
         _objectives, _is_name, _number(MIN_TARGET, _objectives, most=MAX_TARGET)
     ),
-    "rts_slo_window": _number(3600, "seconds, at least 3600"),
+    "rts_slo_window": _number(3600, "seconds, from 3600 to 1e9", most=_MOST_S),
     "rts_slo_min_events": _integer(1),
     "rts_webhooks": read_webhooks,
 }

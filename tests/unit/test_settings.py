@@ -90,7 +90,9 @@ BAD = [
     ("rts_spool_dir", "relative"),
     ("rts_spool_dir", 7),
     ("rts_timeout", 0),
+    ("rts_timeout", 1e10),  # no socket takes that
     ("rts_connect_timeout", float("inf")),
+    ("rts_connect_timeout", 1e10),
     ("rts_breaker_period", -1),
     ("rts_enabled", "yes"),
     ("rts_drain", 1),
@@ -122,6 +124,7 @@ BAD = [
     ("rts_slo", {"": 0.95}),
     ("rts_slo", {7: 0.95}),
     ("rts_slo_window", 3599),
+    ("rts_slo_window", 1e12),  # began before the year 1
     ("rts_slo_min_events", 0),
     ("rts_routes", ["gpu"]),
     ("rts_routes", {"mixed": []}),
@@ -155,7 +158,8 @@ def test_an_invalid_value_names_setting_value_and_range(setting: str, value: Any
         *(("rts_learning_rate", 1), ("rts_hopeless_slots", 1)),
         *(("rts_min_slack", 0), ("rts_ledger_ttl", 0), ("rts_open_max", 0)),
         *(("rts_min_samples", 1), ("rts_outbox_max", 1), ("rts_max_types", 6)),
-        *(("rts_slo_window", 3600), ("rts_spool_dir", "/absolute")),
+        *(("rts_slo_window", 3600), ("rts_slo_window", 1e9), ("rts_timeout", 1e9)),
+        ("rts_spool_dir", "/absolute"),
     ],
 )
 def test_the_ends_of_a_range_are_valid(setting: str, value: Any) -> None:
