@@ -25,6 +25,15 @@ _TYPES_RANGE = (
     "a dict of type name (letters, digits, - and _, at most 64) to tau in seconds > 0, or to "
     '{"tau": seconds, "sla_multiplier": ' + f"{MIN_MULTIPLIER} to {MAX_MULTIPLIER}" + "}"
 )
+_SECONDS = "seconds, above 0, at most 1e9"
+_SHARE = "a share from 0 to 1"
+_PRIORITIES = f"a dict of priority (whole number) to {_K_RANGE}"
+_HORIZONS = "a dict of queue name, or '*', to seconds above 0"
+_ROUTES = "a dict of task type to a list of queue names"
+_OBJECTIVES = (
+    "a dict of task type, task name, queue or '*' to the share of tasks that should be on "
+    f"time, {MIN_TARGET} to {MAX_TARGET}"
+)
 
 
 def json_object(text: str | bytes, what: str) -> dict[str, Any]:
@@ -161,26 +170,17 @@ def _is_name(value: object) -> bool:
 
 def _queues(key: str, value: object) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not value or not all(map(_is_name, value)):
-        raise ConfigurationError(key, value, _routes)
+        raise ConfigurationError(key, value, _ROUTES)
     return tuple(value)
 
 
-_seconds = "seconds, above 0, at most 1e9"
-_share = "a share from 0 to 1"
-_priorities = f"a dict of priority (whole number) to {_K_RANGE}"
-_horizons = "a dict of queue name, or '*', to seconds above 0"
-_routes = "a dict of task type to a list of queue names"
-_objectives = (
-    "a dict of task type, task name, queue or '*' to the share of tasks that should be on "
-    f"time, {MIN_TARGET} to {MAX_TARGET}"
-)
 CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "rts_enabled": _boolean,
     "rts_redis_url": redis_url,
     "rts_mongo_url": mongo_url,
     "rts_key_prefix": _key_prefix,
     "rts_sla_multiplier": multiplier,
-    "rts_priority_multipliers": _mapping(_priorities, _is_whole, multiplier),
+    "rts_priority_multipliers": _mapping(_PRIORITIES, _is_whole, multiplier),
     "rts_task_types": _task_types,
     "rts_deadline_policy": _choice("multiplier", "quantile"),
     "rts_quantile": _number(0.5, "a share from 0.5 to 0.999", most=0.999),
@@ -195,21 +195,21 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "rts_open_max": _integer(0),
     "rts_spool_dir": _directory,
     "rts_spool_max_bytes": _integer(1),
-    "rts_connect_timeout": _number(0, _seconds, above=True, most=_MOST_S),
-    "rts_timeout": _number(0, _seconds, above=True, most=_MOST_S),
-    "rts_breaker_period": _number(0, _seconds, above=True, most=_MOST_S),
+    "rts_connect_timeout": _number(0, _SECONDS, above=True, most=_MOST_S),
+    "rts_timeout": _number(0, _SECONDS, above=True, most=_MOST_S),
+    "rts_breaker_period": _number(0, _SECONDS, above=True, most=_MOST_S),
     "rts_drain": _boolean,
     "rts_scheduler": _choice("edf", "priority", None),
     "rts_hopeless": _choice("demote", "keep", "drop"),
     "rts_hopeless_slots": _number(0, "a share above 0, at most 1", above=True, most=1),
-    "rts_late_share": _number(0, _share, most=1),
+    "rts_late_share": _number(0, _SHARE, most=1),
     "rts_order": _choice("deadline", "deadline+work"),
     "rts_queue_horizons": _mapping(
-        _horizons, _is_name, _number(0, _horizons, above=True, most=_MOST_S)
+        _HORIZONS, _is_name, _number(0, _HORIZONS, above=True, most=_MOST_S)
     ),
-    "rts_routes": _mapping(_routes, _is_name, _queues),
+    "rts_routes": _mapping(_ROUTES, _is_name, _queues),
     "rts_slo": _mapping(
-        _objectives, _is_name, _number(MIN_TARGET, _objectives, most=MAX_TARGET)
+        _OBJECTIVES, _is_name, _number(MIN_TARGET, _OBJECTIVES, most=MAX_TARGET)
     ),
     "rts_slo_window": _number(3600, "seconds, from 3600 to 1e9", most=_MOST_S),
     "rts_slo_min_events": _integer(1),
