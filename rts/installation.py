@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 #: The attribute of an app that holds its installation, for fast lookup.
 ATTRIBUTE = "_rts_installation"
 
-#: Most seconds that a thread waits for another one to build the parts: that one may be
-#: importing a module, as a configuration does, which waits for this thread.
+#: Most seconds that a thread waits for another one to build the parts. That one may have to
+#: import a module, such as the configuration, which this thread is importing: both would wait
+#: for each other.
 BUILD_TIMEOUT_S = 1.0
-#: Seconds without an attempt to build the parts after two have failed.
+#: Seconds between two attempts to build the parts, from the second failure on.
 RETRY_S = 5.0
 
 #: The apps that have rts. Each holds its installation itself.
@@ -45,8 +46,8 @@ class Installation:
         self.reset_build()
 
     def reset_build(self) -> None:
-        """Drop, in a child, what a thread of the parent may have been at when it forked: the
-        build, and a prediction, whose locks nobody would release.
+        """Forget the build, or the prediction, that another thread may have been busy with when
+        this process was forked: nobody here would release its locks.
         """
         if self._parts is not None:
             self._parts.predictor = self._parts.risks = None

@@ -59,7 +59,7 @@ def _write_concern(value: str) -> bool:
 
 _MODES = ("primary", "primaryPreferred", "secondary", "secondaryPreferred", "nearest")
 
-#: Above 0, which the driver refuses as a float: from the smallest float on.
+#: Above 0: from the smallest float on, as the driver refuses 0.
 _POSITIVE = _within(float, 5e-324, 1e9)
 
 _FLAG = Kind("true or false", ("true", "false").__contains__)

@@ -94,8 +94,8 @@ class Ledger(Protocol):
 
     def write(self, entries: Sequence[OutboxEntry]) -> set[str]:
         """Store the entries' verdicts; return the ids of the entries that end a task again,
-        after another run has ended it by itself. Any other error is about one of the
-        entries.
+        after another run has ended it by itself. An error other than
+        :class:`~rts.errors.StoreUnavailable` is about one of the entries.
         """
 
     def ended(self, task_ids: Collection[str]) -> set[str]:
