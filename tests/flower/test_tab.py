@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from datetime import datetime, timedelta, timezone
 from html import escape
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -147,6 +149,23 @@ def test_basic_authentication_and_prefix(
     assert re.fullmatch(r"\?v=[0-9a-f]{12,}", asset)
     assert flower.get(f"/rts/static/rts.js{asset}", auth=False).status == 200
     assert flower.get("/rts/static/../pages.py").status in (403, 404)
+
+
+def test_who_is_not_logged_in_sees_nothing(
+    make_stage: Callable[..., Stage], make_flower: Make, write: Any
+) -> None:
+    write(ended(0, 5))
+    options = ("--auth=me@example.com", "--auth-provider=flower.views.auth.GithubLoginHandler")
+    keys = ("--oauth2-key=key", "--oauth2-secret=secret", "--oauth2-redirect-uri=http://nobody")
+    env = {"FLOWER_COOKIE_SECRET": "of-this-test-alone"}
+    flower = make_flower(make_stage(), *options, *keys, env=env)
+    apis = (f"/api/rts/{name}" for name in APIS)
+    for path in (*PAGES, "/rts/task?id=task-0", "/task/task-0", *apis):
+        with closing(HTTPConnection("127.0.0.1", flower.port, timeout=30)) as connection:
+            connection.request("GET", path)  # which does not follow to the provider
+            answer = connection.getresponse()
+            assert (answer.status, str(answer.getheader("Location"))[:7]) == (302, "/login?")
+            assert b"task-0" not in answer.read()
 
 
 def test_tls_metrics_and_an_api_as_closed_as_flowers(
