@@ -60,7 +60,8 @@ def _serve(registry: CollectorRegistry, host: str, port: int) -> None:
             server, thread = start_http_server(port, host, registry=registry)
         except OSError as exc:
             raise CommandError(f"cannot listen on {host}:{port}: {exc.strerror}") from exc
-        click.echo(f"Serving metrics at http://{host}:{server.server_port}/metrics")
+        place = f"[{host}]" if ":" in host else host  # as URLs have IPv6 addresses
+        click.echo(f"Serving metrics at http://{place}:{server.server_port}/metrics")
         stop.wait()
     server.shutdown()
     server.server_close()

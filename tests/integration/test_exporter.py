@@ -111,6 +111,26 @@ def test_a_broker_that_is_not_asked_is_not_told_to_be_up(
     assert values(finished.stdout, "rts_up", "server") == {"redis": 1, "mongodb": 1}
 
 
+def test_an_address_of_ipv6_is_told_as_a_url(
+    producer: tuple[Stage, Celery], tmp_path: Path
+) -> None:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            pass
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    stage, _ = producer
+    log = tmp_path / "log"
+    command = [*CELERY, "rts", "exporter", "--host", "::1", "--port", "0"]
+    process = OwnedProcess(command, log, env={**os.environ, **stage.environment}, cwd=ROOT)
+    try:
+        said = wait_until(lambda: re.search(r"http://\S+", log.read_text()))
+        assert re.fullmatch(r"http://\[::1\]:\d+/metrics", said[0])
+        assert 'server="redis"' in get(said[0])[1]
+    finally:
+        process.stop(10)
+
+
 def test_a_port_in_use_is_reported(producer: tuple[Stage, Celery]) -> None:
     stage, _ = producer
     with socket.create_server(("127.0.0.1", 0)) as taken:
