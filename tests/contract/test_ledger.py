@@ -95,12 +95,12 @@ def test_twice_changes_nothing(subject: Subject) -> None:
     assert subject.documents() == before
 
 
-def test_nothing_to_write(subject: Subject) -> None:
+def test_an_empty_batch_writes_nothing(subject: Subject) -> None:
     subject.ledger.write([])
     assert subject.documents() == ([], [])
 
 
-def test_late_and_on_the_dot(subject: Subject) -> None:
+def test_an_end_at_the_very_deadline_is_in_time(subject: Subject) -> None:
     subject.ledger.write(
         [
             entry(execution(task_id="dot", completed_at=R + 10)),
@@ -157,7 +157,9 @@ def test_the_end_of_an_overdue_task_takes_its_place(subject: Subject, turned: bo
     assert (task["lateness_s"], task["attempts"], len(assignments)) == (50.0, 1, 1)
 
 
-def test_a_backlog_that_ends_late(subject: Subject) -> None:
+def test_overdue_tasks_that_end_late_keep_their_verdict_at_the_deadline(
+    subject: Subject,
+) -> None:
     """Some tasks were found overdue, one has ended for another drain, one is news."""
     waiting = [overdue(task_id=f"t{n}") for n in range(3)]
     begun = overdue(task_id="t3", state="STARTED", started_at=R + 5, worker="celery@a")
@@ -335,7 +337,7 @@ def test_a_runs_own_end_takes_precedence_over_one_written_on_its_behalf(
     assert (task["cause"], task["lateness_s"]) == (None, own.completed_at - own.deadline)
 
 
-def test_a_task_that_never_ran(subject: Subject) -> None:
+def test_a_task_that_never_ran_has_no_assignment(subject: Subject) -> None:
     expired = killed(ran=False, state="REVOKED", cause="expired", pid=None)
     task, assignments = written(subject, expired, expired)
     assert (task["state"], task["cause"], task["attempts"]) == ("REVOKED", "expired", 0)

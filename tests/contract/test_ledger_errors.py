@@ -17,7 +17,7 @@ from rts.testing.servers import MongoServer
 from tests.ledgers import OnMongo, entry, execution, lost
 
 
-def test_an_unavailable_server() -> None:
+def test_no_call_to_an_unavailable_server_shows_the_password() -> None:
     url = "mongodb://user:secret@127.0.0.1:9/rts?serverSelectionTimeoutMS=50"
     ledger = MongoLedger(Settings(mongo_url=url))
     calls: list[Callable[[], object]] = [
@@ -37,13 +37,13 @@ def test_an_unavailable_server() -> None:
         ledger.load_taus()
 
 
-def test_a_url_that_is_wrong() -> None:
+def test_a_refused_url_does_not_show_its_password() -> None:
     with pytest.raises(InvalidURI) as caught:
         connect("mongodb://user:secret@host:port/rts")
     assert "secret" not in str(caught.value)
 
 
-def test_the_url_wins(rts_mongo_url: str) -> None:
+def test_options_in_the_url_take_precedence(rts_mongo_url: str) -> None:
     client = connect(rts_mongo_url + "?w=1&serverSelectionTimeoutMS=123")
     assert client.write_concern.document == {"w": 1}
     assert client.options.server_selection_timeout == 0.123

@@ -317,7 +317,7 @@ def test_foreign_verdicts_count_at_their_end(ledger: MongoLedger) -> None:
     assert report(ledger.database, at(1.5), at(2)) == []
 
 
-def test_a_server_that_does_not_answer() -> None:
+def test_a_server_that_does_not_answer_is_unavailable() -> None:
     client = connect("mongodb://127.0.0.1:9/?serverSelectionTimeoutMS=50")
     with pytest.raises(StoreUnavailable), client:
         report(database_of(client), at(0), at(1))

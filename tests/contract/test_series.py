@@ -104,7 +104,7 @@ def test_every_window_has_a_bounded_number_of_points() -> None:
         assert seconds / length <= MAX_POINTS
 
 
-def test_a_server_that_does_not_answer() -> None:
+def test_a_server_that_does_not_answer_is_unavailable() -> None:
     window = UNTIL - timedelta(hours=1), UNTIL
     client = connect("mongodb://127.0.0.1:1/x?serverSelectionTimeoutMS=50")
     with pytest.raises(StoreUnavailable), client:

@@ -126,7 +126,7 @@ def test_stored_sums_and_a_shorter_budget_agree_too(
     assert replace(settings, slo_window=30 * DAY, ledger_ttl=2 * DAY).budget_window_s == 2 * DAY
 
 
-def test_a_server_that_does_not_answer(settings: Settings) -> None:
+def test_a_server_that_does_not_answer_is_unavailable(settings: Settings) -> None:
     client = connect("mongodb://127.0.0.1:9/?serverSelectionTimeoutMS=50")
     with pytest.raises(StoreUnavailable), client:
         standings(database_of(client), settings, NOW)

@@ -43,7 +43,7 @@ def conf(conf: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def test_all_is_well(cli: Run, conf: dict[str, Any]) -> None:
+def test_a_check_is_ok_where_all_is_well(cli: Run, conf: dict[str, Any]) -> None:
     write_verdicts(conf, ("cpu-light", 60, 200, 0), ("mixed", 60, 95, 1))
     result = cli("check")
     assert result.exit_code == 0, result.output
@@ -136,7 +136,7 @@ def test_a_ticket_and_a_used_up_budget_are_warnings(cli: Run, conf: dict[str, An
         ({}, ("--lag-warning", "soon"), 3, "not a valid float"),
     ],
 )
-def test_unknown_and_unreachable(
+def test_a_check_that_cannot_be_made_is_unknown_or_critical(
     cli: Run, conf: dict[str, Any], changes: Any, arguments: Any, code: int, text: str
 ) -> None:
     conf.update(changes)
@@ -145,7 +145,7 @@ def test_unknown_and_unreachable(
     assert text in result.output
 
 
-def test_an_outbox_that_lags(
+def test_an_outbox_that_lags_is_a_warning_and_then_critical(
     cli: Run, conf: dict[str, Any], redis_client: redis.Redis, rts_key_prefix: str
 ) -> None:
     long_ago = int((time.time() - 200) * 1000)

@@ -200,7 +200,9 @@ def test_tau_set_keeps_within_the_limit(cli: Run, conf: dict[str, Any]) -> None:
     assert cli("tau", "set", "mixed/1", "2").exit_code == 0
 
 
-def test_hostile_names(cli: Run, redis_client: redis.Redis, rts_key_prefix: str) -> None:
+def test_hostile_names_do_not_control_the_terminal(
+    cli: Run, redis_client: redis.Redis, rts_key_prefix: str
+) -> None:
     redis_client.hset(f"{rts_key_prefix}tau", "mixed/\x1b[2Jx" + "y" * 200, "1")
     redis_client.hset(f"{rts_key_prefix}tau", "odd", "3")
     result = cli("tau", env={"COLUMNS": "80"})
@@ -255,7 +257,7 @@ def test_the_report_counts_a_window_by_key_and_in_total(cli: Run, conf: dict[str
     assert document(cli("report", "--until", until, "--json"))["total"]["tasks"] == 5
 
 
-def test_report_of_nothing(cli: Run) -> None:
+def test_a_report_of_no_runs_says_so(cli: Run) -> None:
     result = cli("report")
     assert result.exit_code == 0
     assert "None. If tasks did run" in result.stdout
@@ -342,7 +344,7 @@ def test_with_its_servers_down_a_command_says_so_in_one_line(
     assert "secret" not in result.output
 
 
-def test_drain_without_mongodb(
+def test_drain_without_mongodb_fails_and_loses_nothing(
     cli: Run, conf: dict[str, Any], redis_client: redis.Redis, rts_key_prefix: str
 ) -> None:
     redis_client.xadd(f"{rts_key_prefix}outbox", {"r": ended(0, 1).to_json()})
@@ -354,7 +356,7 @@ def test_drain_without_mongodb(
     assert redis_client.xlen(f"{rts_key_prefix}outbox") == 1
 
 
-def test_a_wrong_setting(cli: Run, conf: dict[str, Any]) -> None:
+def test_a_command_refuses_an_invalid_setting(cli: Run, conf: dict[str, Any]) -> None:
     conf["rts_learning_rate"] = 7
     result = cli("tau")
     assert result.exit_code == 1

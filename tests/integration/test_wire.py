@@ -73,7 +73,7 @@ def check(headers: dict[str, Any], published_at: float, delay: float = 0.0) -> N
     assert arrival == pytest.approx(published_at + delay, abs=5.0)
 
 
-def test_a_plain_call(wire: Wire) -> None:
+def test_a_plain_call_carries_its_plan(wire: Wire) -> None:
     now = time.time()
     wire.add.delay()
     headers = wire.headers()

@@ -93,7 +93,7 @@ def test_wide_characters_take_two_columns() -> None:
     assert printable("\u202eabc\x00") == "\\u202eabc\\x00"
 
 
-def test_numbers() -> None:
+def test_numbers_show_the_digits_that_matter() -> None:
     assert seconds(-0.25) == "-0.250"
     assert seconds(0.0) == "0.0000"
     assert percent(0.0) == "0.0"
@@ -139,17 +139,17 @@ NOW = datetime(2030, 1, 10, 12, tzinfo=UTC)
         ("2030-01-01T01:00:00+02:00", datetime(2029, 12, 31, 23, tzinfo=UTC)),
     ],
 )
-def test_instants(text: str, expected: object) -> None:
+def test_an_instant_is_so_long_ago_or_iso_8601(text: str, expected: object) -> None:
     assert windows.parse(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "24", "h", "-1h", "1y", "tomorrow", "1e9d", "٣d"])
-def test_invalid_instants(text: str) -> None:
+def test_an_invalid_instant_is_refused(text: str) -> None:
     with pytest.raises(click.BadParameter, match="neither a duration"):
         common.instant(click.Context(rts), click.Option(["--since"]), text)
 
 
-def test_windows() -> None:
+def test_a_window_begins_before_it_ends() -> None:
     day, hour = timedelta(days=1), timedelta(hours=1)
     assert windows.window(day, None, NOW) == (NOW - day, NOW)
     assert windows.window(NOW - day, hour, NOW) == (NOW - day, NOW - hour)

@@ -354,7 +354,7 @@ def test_filters_are_read_and_written() -> None:
                 Filters.of({"since": wrong}.get)
 
 
-def test_an_unexpected_navigation() -> None:
+def test_flowers_templates_are_extended_only_where_they_are_recognized() -> None:
     assert navbar("<ul></ul>") is None
     assert task_page("nothing") is None
     assert task_page("{% end %}more") is None

@@ -141,7 +141,9 @@ def test_a_gpu_without_figures() -> None:
 
 
 @pytest.mark.parametrize("call", ["init", "count"])
-def test_nvml_that_does_not_work(call: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_nvml_that_does_not_work_is_logged_once(
+    call: str, caplog: pytest.LogCaptureFixture
+) -> None:
     nvml = Nvml(A)
     nvml.fails_at = call
     reader = probe(nvml)

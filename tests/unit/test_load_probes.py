@@ -92,7 +92,7 @@ def test_a_second_reading_at_once_gives_the_same_figure() -> None:
     assert probe.read() == first
 
 
-def test_counters_that_stop_or_go_back() -> None:
+def test_counters_that_stop_or_go_back_do_no_harm() -> None:
     host = Host()
     probe = host.probe()
     probe.read()

@@ -104,7 +104,7 @@ def test_a_probe_that_fails_leaves_the_others() -> None:
     assert health.take_counts()["hook_errors"] >= 1
 
 
-def test_no_probes_at_all() -> None:
+def test_without_probes_the_memory_is_read_all_the_same() -> None:
     def none() -> Probes:
         raise ImportError("No module named 'psutil'")
 

@@ -51,7 +51,7 @@ def test_the_spool_stays_where_it_is_when_a_password_changes() -> None:
     assert len(others - {own}) == 6
 
 
-def test_defaults() -> None:
+def test_without_settings_the_documented_defaults_apply() -> None:
     settings = read()
     assert settings.redis_url == "redis://localhost:6379/0"
     assert settings.mongo_url == "mongodb://localhost:27017/rts"
