@@ -42,7 +42,9 @@ AGREEMENT = 0.4
 
 def of_new(snapshot: Snapshot, work: Work, order: OrderMaker) -> Prediction:
     """Predict a task that would be published now."""
-    return _queued(snapshot, len(snapshot.waiting), order, work)
+    # Its plan may be older than the reading of the queue, but it has not waited there.
+    waiting = [*snapshot.waiting, work._replace(arrival=max(work.arrival, snapshot.now))]
+    return _queued(replace(snapshot, waiting=waiting), len(waiting) - 1, order)
 
 
 def of_waiting(snapshot: Snapshot, position: int, order: OrderMaker) -> Prediction:
@@ -67,43 +69,40 @@ def of_running(snapshot: Snapshot, work: Work, started: float) -> Prediction:
     return replace(found, start=started)
 
 
-def _queued(
-    snapshot: Snapshot, target: int, order: OrderMaker, new: Work | None = None
-) -> Prediction:
+def _queued(snapshot: Snapshot, target: int, order: OrderMaker) -> Prediction:
+    """Predict a task by its number: see :class:`QueueSimulation`."""
     rng = random.Random(0)  # deterministic
     runtimes = Runtimes(snapshot.ratios, snapshot.ended, rng)
-    waiting = [*snapshot.waiting, *([] if new is None else [new])]
-    weight = sum(other.weight for other in waiting) / max(1, len(waiting))
-    work = waiting[target] if target >= 0 else snapshot.held[-1 - target]
-    arrivals = _arrivals(snapshot, work, weight, order, rng)
+    work = snapshot.waiting[target] if target >= 0 else snapshot.held[-1 - target]
+    arrivals = _arrivals(snapshot, work, order, rng)
     starts: list[float] = []
     runs: list[float] = []
     events = 0
     while len(starts) < MAX_RUNS and (events < MAX_EVENTS or len(starts) < MIN_RUNS):
         runtimes.resample()
-        play = QueueSimulation(snapshot, order, runtimes, arrivals, rng, new)
+        play = QueueSimulation(snapshot, order, runtimes, arrivals, rng)
         starts.append(play.start_of(target, MAX_EVENTS // MIN_RUNS))
         runs.append(runtimes.draw(work))
         events += play.events
     ends = [start + run_s for start, run_s in zip(starts, runs, strict=True)]
-    ahead = _ahead(snapshot, waiting, target, work, order)
+    ahead = _ahead(snapshot, target, work, order)
     found = _summary(snapshot, work, starts, ends, ahead)
     # Both are estimated independently, so the finish could come too soon after the start.
     return replace(found, finish=max(found.finish, found.start + _quantile(runs, LOW)))
 
 
 def _arrivals(
-    snapshot: Snapshot, work: Work, weight: float, order: OrderMaker, rng: random.Random
+    snapshot: Snapshot, work: Work, order: OrderMaker, rng: random.Random
 ) -> Arrivals:
-    """Return the model of the arrivals that *work* may have to wait for. *weight*: how many
-    tasks each waiting one stands for, so that an arrival stands for no fewer.
-    """
+    """Return the model of the arrivals that *work* may have to wait for."""
     since = max(snapshot.now, snapshot.known_until)
     slots = sum(group.slots for group in snapshot.worker_groups)
     recent = snapshot.recent_arrivals
     until_ready_s = max(0.0, work.ready - since)
     if until_ready_s < SOON_S and isinstance(order(), FirstComeFirstServed):
         recent = [w for w in recent if w.queue]  # later ones of its own queue go after it
+    # As many as a waiting one stands for on average.
+    weight = sum(w.weight for w in snapshot.waiting) / max(1, len(snapshot.waiting))
     if snapshot.span_s > 0:
         expected = sum(w.weight for w in recent) / snapshot.span_s * until_ready_s
         weight = max(weight, expected / ARRIVALS)
@@ -128,9 +127,7 @@ def _summary(
     )
 
 
-def _ahead(
-    snapshot: Snapshot, waiting: list[Work], target: int, work: Work, order: OrderMaker
-) -> int:
+def _ahead(snapshot: Snapshot, target: int, work: Work, order: OrderMaker) -> int:
     """Return how many tasks will start before the target, *work*, if nothing else arrives."""
     # Tasks held for a later eta do not start before it.
     before = snapshot.held if target >= 0 else snapshot.held[: -1 - target]
@@ -142,6 +139,7 @@ def _ahead(
     line = Queues(
         order, [WorkerGroup(snapshot.slots, tuple(sorted(queues)))], in_turn=snapshot.in_turn
     )
+    waiting = snapshot.waiting
     among = [number for number, other in enumerate(waiting) if other.queue in queues]
     for number in among:
         line.push(waiting[number].queue, waiting[number].waiting(number))

@@ -39,7 +39,6 @@ class QueueSimulation:
         runtimes: Runtimes,
         arrivals: Arrivals,
         rng: random.Random,
-        new: Work | None,
     ) -> None:
         self.now = snapshot.now
         #: Events so far, a measure of the effort.
@@ -49,7 +48,7 @@ class QueueSimulation:
         self._queues = Queues(order, self._groups, in_turn=snapshot.in_turn)
         self._runtimes = runtimes
         self._stretch = 1 / snapshot.share
-        self._works = [*snapshot.waiting, *([] if new is None else [new])]
+        self._works = [*snapshot.waiting]
         self._arrivals = arrivals.stream()
         self._held = snapshot.held
         for number, work in enumerate(self._works):

@@ -126,7 +126,7 @@ def test_both_simulators_start_a_task_at_the_same_instant(
     exact: Any = Exact(works[1:])
     order = partial(order_of, name, settings)
     for number, outcome in enumerate(outcomes):
-        play = QueueSimulation(Snapshot(0.0, slots, works[:1]), order, exact, exact, rng, None)
+        play = QueueSimulation(Snapshot(0.0, slots, works[:1]), order, exact, exact, rng)
         assert play.start_of(number, 10_000) == outcome.started_at
 
 
@@ -138,6 +138,12 @@ def test_an_idle_worker_starts_at_once() -> None:
     assert got.finish_low < got.finish < got.finish_high
     assert 0.9 < got.on_time <= 1
     assert (got.ahead, got.slots, got.deadline) == (0, 2, 120.0)
+
+
+def test_a_new_task_has_not_waited_though_reading_its_queue_took_a_second() -> None:
+    task = Work("mixed", 99.0, 10.0, 119.0, ready=99.0)
+    got = forecast.of_new(Snapshot(100.0, 2, ratios=learned()), task, FirstComeFirstServed)
+    assert got.start_high == 100.0
 
 
 def test_a_running_task_ends_after_its_elapsed_time() -> None:
