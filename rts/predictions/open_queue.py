@@ -112,11 +112,7 @@ class OpenQueue:
 
     def _read(self, pages: Sequence[Page]) -> tuple[list[Message], list[float]]:
         """Return the messages of *pages* in the order of consumption, and their weights."""
-        names = [self._parts[page.part].name for page in pages]
-        ranges = [
-            (name, page.ranks.start, page.ranks.stop - 1)
-            for name, page in zip(names, pages, strict=True)
-        ]
+        ranges = [(self._parts[p.part].name, p.ranks[0], p.ranks[-1]) for p in pages]
         answers, _ = read_messages(self._client, ranges)
         messages: list[Message] = []
         weights: list[float] = []

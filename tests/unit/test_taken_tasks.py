@@ -1,0 +1,92 @@
+"""What must run, or be held by a worker, though Redis does not show it yet."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from rts.ledger.recent import Recent
+from rts.predictions import taken_tasks
+from rts.predictions.fleet import Fleet
+from rts.predictions.messages import Held, WorkReader
+from rts.predictions.queue_reader import Unacknowledged
+from rts.predictions.shared_workers import WorkerGroup
+from rts.predictions.taken_tasks import TakenTasks
+from rts.records import OpenTask
+from rts.settings import Settings
+from rts.unfinished.received import mark_of
+
+NOW = 1000.0
+
+#: A worker of two slots, which has received nothing.
+IDLE = Fleet(
+    now=NOW,
+    queues=["mail"],
+    numbers={"mail": 0},
+    groups=[WorkerGroup(2, prefetch=8.0)],
+    group_of={"a": 0},
+    receivers={},
+    all_report=True,
+    worker_slots=[2],
+    running=[],
+    recent=[],
+    known_since=0.0,
+)
+
+
+def held(task_id: str, taken_at: float = NOW - 1, key: str = "mail", **headers: Any) -> Held:
+    headers |= {"id": task_id, "task": "t", "rts_tau": 1.0}
+    plan = {"rts_arrival": taken_at, "rts_deadline": taken_at + 2.0}
+    return Held(key, {"headers": headers | plan}, taken_at)
+
+
+def taken(fleet: Fleet, *messages: Held, late: bool = False) -> TakenTasks:
+    found = TakenTasks(fleet)
+    reader = WorkReader(Settings(), lambda *_: 1.0)
+    found.add_unacknowledged(Unacknowledged([*messages], 3600.0), reader, lambda _: late)
+    return found
+
+
+def published(task_id: str, arrival: float = NOW - 0.1, queue: str = "mail") -> OpenTask:
+    plan = ("mixed", "explicit", 1.0, 2.0, arrival, arrival + 2.0)
+    return OpenTask(task_id, "t", *plan, "published", queue)
+
+
+@pytest.mark.parametrize(("late", "run"), [(False, []), (True, ["a", "c"])])
+def test_tasks_with_late_acknowledgement_run_as_far_as_slots_are_free(
+    late: bool, run: list[str]
+) -> None:
+    messages = [
+        held("a"),
+        held("b", eta="2030-01-01"),
+        held("c"),
+        held("d"),
+        held("e", key="x"),
+    ]
+    found = taken(IDLE, *messages, late=late)
+    assert list(found.running) == run
+    assert list(found.held) == [task_id for task_id in "abcd" if task_id not in run]
+
+
+def test_what_no_worker_holds_any_more_is_ready_once_it_is_redelivered() -> None:
+    long_ago = NOW - taken_tasks.REPORTED_S - 1
+    received = replace(IDLE, receivers={mark_of("b"): 0})
+    messages = [held("a", long_ago), held("b", long_ago), held("c")]
+    found = taken(received, *messages)
+    assert [work.ready for work in found.held.values()] == [long_ago + 3600.0, 0.0, 0.0]
+    assert found.held_by == [None, 0, None]
+    found = taken(replace(received, all_report=False), *messages)
+    assert [work.ready for work in found.held.values()] == [0.0, 0.0, 0.0]
+
+
+def test_what_was_published_and_is_nowhere_must_have_started() -> None:
+    over = Recent("e", "t", "mixed", NOW - 1, 1.0, NOW + 1, NOW - 1, NOW, "mail")
+    found = taken(replace(IDLE, recent=[over]), held("d"))
+    found.add_published(
+        [*map(published, "abcde"), published("f", NOW + 9), published("g", queue="x")]
+    )
+    # More than two cannot run: the latest do.
+    assert list(found.running) == ["b", "c"]
+    assert {run.started for run in found.running.values()} == {NOW - 0.1}
