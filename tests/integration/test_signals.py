@@ -137,6 +137,12 @@ def test_opentelemetry_spans_carry_the_plan_whoever_connected_first(
         # Published with an eta slightly in the future: what is left beyond tau.
         assert 0 < facts["rts.laxity_s"] <= facts["rts.tau_s"]
         assert "rts.deadline_missed" not in facts
+    # A run that is retried has no verdict yet.
+    app.send_task(f"{BASIC}.retry_once")
+    name = f"run/{BASIC}.retry_once"
+    runs = wait_until(lambda: (found := told.lines("span", name=name))[1:] and found)
+    verdicts = [run["attributes"].get("rts.deadline_missed") for run in runs]
+    assert verdicts == [None, False]
     app.close()
 
 
@@ -155,6 +161,36 @@ def test_the_span_of_a_publish_carries_the_plan_and_no_other(
     # Without an instrumentor there is only the current span.
     assert planned == (spans if when == "none" else spans[:2])
     assert all(0 < span["rts.laxity_s"] <= span["rts.tau_s"] for span in planned)
+
+
+def test_a_forked_child_may_set_up_tracing_of_its_own(
+    rts_redis_url: str, rts_key_prefix: str
+) -> None:
+    """As one of a web server does, whose parent has published already."""
+    pytest.importorskip("opentelemetry.sdk")
+    script = f"""if True:
+        import os
+        from celery import Celery
+        import rts
+        app = Celery("forks", broker="memory://")
+        app.conf.update(rts_redis_url={rts_redis_url!r}, rts_key_prefix={rts_key_prefix!r})
+        rts.install(app)
+        app.send_task("in the parent")
+        if os.fork():
+            os.wait()
+        else:
+            from opentelemetry import trace
+            from opentelemetry.sdk.trace import TracerProvider
+            trace.set_tracer_provider(TracerProvider())
+            with trace.get_tracer("web").start_as_current_span("request") as span:
+                app.send_task("in the child")
+            print(span.attributes["rts.task_type"], flush=True)
+            os._exit(0)
+    """
+    printed = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    )
+    assert printed.stdout == "mixed\n", printed.stderr
 
 
 def test_sentry_events_carry_the_plan_as_tags(
