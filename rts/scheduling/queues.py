@@ -29,7 +29,7 @@ from rts.views.fleet_state import counts
 
 #: Seconds for connecting to the broker, and for each reply.
 CONNECT_TIMEOUT_S, TIMEOUT_S = 2.0, 5.0
-#: Messages that are read at a time to be moved.
+#: Messages that are read at a time to be moved, at most.
 BATCH = 500
 #: How hopeless messages are counted: exactly among the first ones, where they accumulate,
 #: and in a sample of the rest. That blocks Redis for a few milliseconds.
@@ -223,9 +223,12 @@ def move_to_lists(channel: Any, name: str) -> int:
     moved = 0
     (target,) = channel._prefixed([name])
     for source in channel._keys(name, HOPEFUL, DEMOTED):
-        left = channel.plain.zcard(source)
-        while left > 0 and (members := channel.plain.zrange(source, 0, min(BATCH, left) - 1)):
+        left, count = channel.plain.zcard(source), 1
+        while left > 0 and (members := channel.plain.zrange(source, 0, min(count, left) - 1)):
             left -= len(members)
+            # By their size, no more than BYTES at a time.
+            fit = BYTES * len(members) // sum(map(len, members))
+            count = max(1, min(BATCH, 8 * count, fit))
             for text in members:
                 moved += MOVE.run(channel.plain, [source, target], [text, payload_of(text)])
     return moved

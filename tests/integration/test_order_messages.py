@@ -27,7 +27,7 @@ from rts.scheduling.queues import (
     state_of,
 )
 from rts.scheduling.rule import Rule
-from rts.scheduling.scripts import CLAIM
+from rts.scheduling.scripts import BYTES, CLAIM
 from rts.settings import Settings
 from tests.order import EDF, FAR, NAME, PAST, Message, connect, envelope
 
@@ -266,6 +266,28 @@ def test_moving_to_lists_ends_while_workers_in_order_adopt_messages(url: str) ->
         channel.plain.execute_command = with_worker
         assert move_to_lists(channel, NAME) <= 5
         assert channel.queue_declare(NAME, passive=True).message_count == 5
+
+
+def test_large_messages_are_moved_to_lists_a_few_at_a_time(url: str, raw: redis.Redis) -> None:
+    start, read = time.time(), []
+    with connect(url) as connection:
+        channel = connection.default_channel
+        for number in range(40):
+            message = envelope(Message(start + FAR + number, start, 1.0, str(number)))
+            channel._put(NAME, {**message, "body": "x" * (1 << 20)})
+        run = channel.plain.execute_command
+
+        def reading(*arguments: Any, **options: Any) -> Any:
+            answer = run(*arguments, **options)
+            if arguments[0] == "ZRANGE":
+                read.append(sum(map(len, answer)))
+            return answer
+
+        channel.plain.execute_command = reading
+        assert move_to_lists(channel, NAME) == 40
+    tags = [json.loads(text)["properties"]["delivery_tag"] for text in raw.lrange(NAME, 0, -1)]
+    assert tags == [str(number) for number in reversed(range(40))]
+    assert max(read) <= BYTES
 
 
 @pytest.mark.parametrize(
