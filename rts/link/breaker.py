@@ -38,6 +38,12 @@ class Breaker:
             self._retry_at = now + self._period_s
             return True
 
+    def try_now(self) -> None:
+        """Let the next caller try, however recent the failure is."""
+        with self._lock:
+            if self._retry_at is not None:
+                self._retry_at = self._clock()
+
     def failed(self) -> bool:
         """Record a failure; return whether it opened the breaker."""
         with self._lock:

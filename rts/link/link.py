@@ -114,6 +114,11 @@ class Link:
             self.close()
             raise self._failed(exc) from exc
 
+    def try_now(self) -> None:
+        """Let the next call try, however recent a failure is: it may be the last chance."""
+        if os.getpid() == self._pid:  # in a forked process, the next call begins anew
+            self.breaker.try_now()
+
     def close(self) -> None:
         """Close the idle connections. The next call makes a new one."""
         try:

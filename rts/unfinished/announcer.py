@@ -102,8 +102,17 @@ class Announcer:
             self._wake()
 
     def flush(self) -> None:
-        """Deliver the notes and counters now, and wait for a delivery that is under way. An
-        unavailable server is no error: the thread tries again.
+        """Deliver the notes and counters now, as this process may end, and wait for a delivery
+        that is under way. Also if Redis failed a moment ago: it may be back.
+        """
+        with self._delivering:
+            if self._notes:
+                self._link.try_now()
+            self._deliver_notes()
+
+    def _deliver_notes(self) -> None:
+        """Deliver the notes and counters. An unavailable server is no error: the thread tries
+        again.
         """
         with self._delivering:
             try:
@@ -180,7 +189,7 @@ class Announcer:
             stopped.wait(self._every_s)
             self._awake = False  # first: a note from here on wakes this thread again
             try:
-                self.flush()
+                self._deliver_notes()
             except Exception as exc:  # noqa: BLE001  the next notes may be fine
                 health.hook_failed("announce", exc)
                 self._notes.clear()

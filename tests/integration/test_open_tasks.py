@@ -186,6 +186,21 @@ def test_the_buffer_is_bounded_while_redis_is_unavailable(
     assert [one.task_id for one, _ in announcer.take(99)] == [str(n) for n in range(10)]
 
 
+def test_a_process_that_ends_delivers_its_notes_though_redis_failed_a_moment_ago(
+    rts_key_prefix: str,
+) -> None:
+    with RedisServer() as server:
+        settings = Settings(redis_url=server.url, key_prefix=rts_key_prefix, breaker_period=1e6)
+        announcer = Announcer(Link(settings), settings, every_s=1e6)
+        announcer.note(task("a", 2e9))
+        server.halt()
+        announcer.flush()
+        server.start()
+        announcer.stop()
+        with redis.Redis.from_url(server.url, decode_responses=True) as client:
+            assert client.zrange(settings.keys.open, 0, -1) == ["a"]
+
+
 def test_notes_survive_an_outage(rts_key_prefix: str) -> None:
     with RedisServer() as server:
         settings = Settings(
