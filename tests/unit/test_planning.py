@@ -369,12 +369,17 @@ def test_a_message_that_nothing_follows_carries_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "owed",
-    [None, 7, "", "1", "x y 1", "nan nan 1", "-1 -1 1", "1 1e300 1", "9" * 10_000, ["1 1 1"]],
+    ("owed", "kept"),
+    [
+        ("1 1 1", True),
+        *((invalid, False) for invalid in (None, 7, "", "1", "x y 1", "nan nan 1", ["1 1 1"])),
+        *((invalid, False) for invalid in ("-1 -1 1", "1 1e300 1", "1 1 1\n" + "9" * 10_000)),
+    ],
 )
-def test_an_invalid_header_of_replacements_is_ignored(owed: Any) -> None:
+def test_an_invalid_header_of_replacements_is_ignored(owed: Any, kept: bool) -> None:
     message = {"id": "1"}
     planner().plan_message("member", message, None, {"id": "2", OWED: owed})
+    assert (OWED in message) is kept
     assert message["rts_deadline"] == NOW + 20
 
 

@@ -228,6 +228,8 @@ def test_countdowns_and_etas_within_a_chain_extend_its_deadline() -> None:
     assert due(later, signature("c")) == pytest.approx(10 + 60 + 14 + 22)
     assert due(signature("b").set(eta=iso(NOW + 3600))) == pytest.approx(3600 + 14)
     assert due(signature("b").set(eta=iso(NOW + 5))) == pytest.approx(10 + 14)
+    assert due(signature("b").set(countdown=-60)) == pytest.approx(10 + 14)
+    assert due(signature("b").set(countdown=1e300)) + NOW == MAX_INSTANT
     assert due(group(later, signature("c"))) == pytest.approx(10 + 60 + 14)
     assert due(signature("b").set(priority=3)) == pytest.approx(10 + 1.5 * 7)
     # An eta of a member is an instant; it does not add to the time of the others.
