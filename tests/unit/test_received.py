@@ -31,7 +31,7 @@ def test_any_id_has_a_mark() -> None:
     assert mark_of(task_id) == mark_of(str(task_id))
 
 
-@pytest.mark.parametrize("text", ["x", "no marks", "AAAA", "AAAAAA\n"])
+@pytest.mark.parametrize("text", ["x", "no marks", "AAAA", "AAAAAA\n", "AAAA AA=="])
 def test_text_without_marks_is_refused(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  of two modules
         decode_marks(text)
