@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -52,7 +53,7 @@ class Risks:
         self._pressures = pressures
         self._period_s = period_s
         self._known: dict[str, _Queue] = {}
-        self._retry_at = -1e9
+        self._retry_at = -math.inf
         self._lock = threading.Lock()
 
     def choose(self, plan: Plan, candidates: Sequence[str], at: float) -> str | None:
@@ -80,13 +81,14 @@ class Risks:
         return queue is not None and time.monotonic() - queue.read_at < age_s
 
     def _refresh(self, candidates: Sequence[str]) -> None:
+        """Read again what is no longer fresh, unless that has just failed, or another thread
+        is reading.
+        """
         stale = [name for name in candidates if not self._is_known(name, FRESH_S)]
-        if not stale:
-            return
-        if time.monotonic() < self._retry_at:
+        if not stale or time.monotonic() < self._retry_at:
             return
         if not self._lock.acquire(blocking=False):
-            return  # another thread is reading
+            return
         try:
             read = self._pressures.read(stale)
             read_at = time.monotonic()

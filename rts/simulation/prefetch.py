@@ -1,6 +1,8 @@
 """First come, first served, by workers that prefetch.
 
 A message that one worker has prefetched waits for that worker though another may be idle.
+(Predictions, whose workers consume several queues, keep what these hold in
+:mod:`rts.predictions.prefetched`.)
 """
 
 from __future__ import annotations
