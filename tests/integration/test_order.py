@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,9 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rts.headers import DROPPED
+from rts.predictions.shared_workers import Queues, WorkerGroup
 from rts.scheduling.encoding import ARRIVAL, Place, member
 from rts.scheduling.queues import COUNTED, SAMPLED, hopeless_in
 from rts.scheduling.rule import Rule
+from rts.scheduling.scripts import CLAIM
+from rts.simulation.orders import EarliestDeadlineFirst, Waiting
 from rts.testing import RedisServer
 from tests.order import EDF, FAR, NAME, PAST, Message, connect, envelope
 
@@ -179,6 +183,59 @@ def test_claims_follow_the_rule(server: RedisServer, rule: Rule, operations: lis
         harness.drain()
     finally:
         harness.close()
+
+
+@pytest.mark.parametrize("strategy", ["round_robin", "priority"])
+@pytest.mark.parametrize(
+    "rule",
+    [Rule(late_share=0.34), Rule(late_share=0.0, work=2.0), Rule(hopeless="keep")],
+    ids=str,
+)
+@pytest.mark.parametrize("seed", range(5))
+def test_simulated_queues_are_taken_from_as_claims_do(
+    server: RedisServer, rule: Rule, strategy: str, seed: int
+) -> None:
+    """What predictions and replays go by is what workers go by, across several queues, too."""
+    rng = random.Random(seed)
+    order = partial(
+        EarliestDeadlineFirst,
+        hopeless=rule.hopeless,
+        late_share=rule.late_share,
+        work=rule.work,
+    )
+    in_turn = strategy == "round_robin"
+    simulated = Queues(order, [WorkerGroup(1, (0, 1, 2))], in_turn=in_turn)
+    names = [uuid.uuid4().hex for _ in range(3)]
+    claimed, expected = [], []
+    with connect(server.url, rule, queue_order_strategy=strategy) as connection:
+        channel: Any = connection.default_channel
+        channel._queue_cycle.update(names)
+        now = time.time()
+        for number in range(60):
+            if number < 40:
+                queue, tau = rng.randrange(3), rng.choice([1.0, 50.0])
+                arrival = now - rng.uniform(0, 1000)
+                deadline = now + rng.choice([FAR, PAST]) + rng.uniform(0, 200)
+                message = envelope(Message(deadline, arrival, tau, str(number)), names[queue])
+                if due := rng.random() < 0.8:
+                    simulated.push(queue, Waiting(arrival, tau, deadline, number))
+                else:  # by its horizon
+                    del message["headers"]["rts_deadline"]
+                    message[ARRIVAL] = arrival
+                    horizon = arrival + rule.horizon(names[queue])
+                    simulated.push(queue, Waiting(arrival, tau, horizon, number, due))
+                channel._put(names[queue], message)
+            if number % 2 or number >= 40:
+                queues = list(channel._queue_cycle.consume(3))
+                reply = CLAIM.run(channel.plain, *channel._claim_arguments(queues))
+                name, payload = channel._parse_claim(queues, reply)
+                channel._queue_cycle.rotate(name)
+                claimed.append(int(payload["headers"]["id"]))
+                task = simulated.pop(0, now, 1)
+                assert task is not None
+                simulated.ended(task.number)
+                expected.append(task.number)
+    assert claimed == expected
 
 
 @pytest.fixture(scope="module")
