@@ -61,18 +61,26 @@ def unusable(server: str, exc: BaseException) -> str:
 #: What only the nodes of a Redis Cluster reply: its text alone, such as "12552
 #: 10.0.0.7:6379", tells nobody.
 _OF_A_CLUSTER = ("MovedError", "AskError", "ClusterCrossSlotError", "ClusterDownError")
+#: How their texts begin with redis-py 5, which has no classes for them outside of its client
+#: for clusters.
+_CODES_OF_A_CLUSTER = ("MOVED ", "ASK ", "CROSSSLOT ", "CLUSTERDOWN ")
 
 
 def kind(exc: BaseException) -> str:
     """Return the name of an error's class, with what it means if that is not plain."""
     name = type(exc).__name__
-    if name in _OF_A_CLUSTER:
+    if name in _OF_A_CLUSTER or str(exc).startswith(_CODES_OF_A_CLUSTER):
         return f"{name} of a Redis Cluster, which rts does not support"
     return name
 
 
 def short(exc: BaseException) -> str:
-    """Return an error as one short line. The drivers' messages never hold a password."""
+    """Return an error as one short line. The drivers' messages never hold a password.
+
+    >>> import redis
+    >>> short(redis.ResponseError("MOVED 12552 10.0.0.7:6379"))
+    'ResponseError of a Redis Cluster, which rts does not support: MOVED 12552 10.0.0.7:6379'
+    """
     text = " ".join(str(exc).split())
     # pymongo appends details at length.
     for rest in (" (configured timeouts", ", Timeout:", ", lsid:", ", full error:"):
