@@ -1,9 +1,10 @@
 -- Measure what waits in a queue's parts and what is unacknowledged, without sending any of it
 -- to the client.
 --
--- KEYS: unacked, unacked_index, turns; then the parts, lists or sorted sets.
+-- KEYS: unacked, unacked_index; then the parts, lists or sorted sets; then turns, if the parts
+--   are those of one queue: a Redis ACL may allow no other key.
 -- ARGV: 1 unacknowledged messages to name at most; 2 which ones: "latest", or "spread" evenly
---   over the times at which they were taken.
+--   over the times at which they were taken; 3 number of parts.
 -- Returns {claims counted in turns, number of unacknowledged messages, {tag, score, bytes, …},
 --   number of messages of the first part, their mean size in bytes, those of the second, …}.
 --   The mean is estimated from a few, evenly spread; 0 for an empty part.
@@ -34,8 +35,10 @@ else
     name(redis.call('ZRANGE', KEYS[2], rank, rank, 'WITHSCORES'))
   end
 end
-local found = {tonumber(redis.call('GET', KEYS[3])) or 0, size, named}
-for part = 4, #KEYS do
+local last = 2 + tonumber(ARGV[3])
+local turns = KEYS[last + 1] and tonumber(redis.call('GET', KEYS[last + 1]))
+local found = {turns or 0, size, named}
+for part = 3, last do
   local key = KEYS[part]
   local set = redis.call('TYPE', key)['ok'] == 'zset'
   local count = redis.call(set and 'ZCARD' or 'LLEN', key)

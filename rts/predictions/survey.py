@@ -58,13 +58,15 @@ def survey(
     unacked: int = 0,
     which: str = "spread",
 ) -> Survey:
-    """Measure *parts*, those of *queue*, and up to so many unacknowledged messages, the
-    "latest" or "spread" over all.
+    """Measure *parts*, and up to so many unacknowledged messages, the "latest" or "spread" over
+    all. *queue*: the one whose claims to count, if the parts are its own.
     """
     prefix = channel.global_keyprefix
     keys = [prefix + channel.unacked_key, prefix + channel.unacked_index_key]
-    keys += [f"{prefix}{queue}{channel.sep}{TURNS}", *(part.name for part in parts)]
-    turns, number, taken, *measured = SURVEY.run(client, keys, [unacked, which])
+    keys += [part.name for part in parts]
+    if queue:
+        keys.append(f"{prefix}{queue}{channel.sep}{TURNS}")
+    turns, number, taken, *measured = SURVEY.run(client, keys, [unacked, which, len(parts)])
     each = zip(*(taken[field::3] for field in range(3)), strict=True)
     return Survey(
         turns,

@@ -14,12 +14,14 @@ import pytest
 import redis
 from celery import Celery
 
+import rts
 from rts import health
 from rts.clock import FleetClock
 from rts.errors import StoreUnavailable
 from rts.ledger.mongo import MongoLedger
 from rts.link.link import Link
 from rts.ports import TauEntry
+from rts.predictions.queue_reader import QueueReader
 from rts.records import OutboxEntry
 from rts.settings import Settings
 from rts.tau.cache import TauCache
@@ -78,6 +80,37 @@ def test_a_user_of_the_least_rights_is_enough(
         assert admin.execute_command("ACL", "LOG") == []
         assert "s3cret" not in worker.log + asked.stdout
         assert "not usable" not in worker.log
+
+
+@pytest.mark.parametrize("scheduler", [None, "edf"])
+def test_the_brokers_documented_user_is_enough_for_predictions(
+    make_stage: Callable[..., Stage],
+    apps: Callable[..., Celery],
+    rts_redis_url: str,
+    scheduler: str | None,
+) -> None:
+    text = (ROOT / "docs/operations.md").read_text()
+    found = re.search(r"`(\+@all [^`]*)` and `(~QUEUE[^`]*)`", text)
+    assert found
+    with RedisServer() as own, redis.Redis(port=own.port, decode_responses=True) as admin:
+        broker = f"redis://celery:s3cret@127.0.0.1:{own.port}/0"
+        stage = make_stage(broker, rts_redis_url=rts_redis_url, rts_scheduler=scheduler)
+        stage.backend = None
+        queue = stage.conf["task_default_queue"]
+        rules = [*found[1].split(), *found[2].replace("QUEUE", queue).split()]
+        admin.execute_command("ACL", "SETUSER", "celery", "on", ">s3cret", *rules)
+        app = apps(stage)
+        waits = app.send_task(OK).id
+        for ask, what in ((rts.predict, waits), (rts.predict_new, OK)):
+            with pytest.raises(rts.CommandError, match="no worker with rts takes"):
+                ask(what, app=app)
+        assert rts.predict("nobody", app=app) is None
+        reader = QueueReader(app, Settings.from_conf(app.conf))
+        assert reader.waiting([queue]) == [1]
+        with reader.open(queue) as opened:
+            assert sum(count for count, _ in opened.backlog([queue])) == 1
+        reader.close()
+        assert admin.execute_command("ACL", "LOG") == []
 
 
 def test_a_publisher_that_may_not_read_the_taus_says_so_once(
