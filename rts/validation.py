@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeGuard
 
 from rts.deadlines import MAX_MULTIPLIER, MIN_MULTIPLIER
@@ -115,8 +116,9 @@ def _key_prefix(key: str, value: object) -> str:
 def _directory(key: str, value: object) -> str:
     if not isinstance(value, str | os.PathLike) or not os.path.isabs(value):
         raise ConfigurationError(key, value, "an absolute path of a folder")
-    # Without a slash at its end, after which the folder would be taken for its own parent.
-    return os.path.normpath(value)
+    # Without a slash at its end, after which the folder would be taken for its own parent; with
+    # each "..", which after a link leads to somewhere else than its name says.
+    return str(Path(value))
 
 
 multiplier = _number(MIN_MULTIPLIER, _K_RANGE, most=MAX_MULTIPLIER)

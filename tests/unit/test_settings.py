@@ -318,6 +318,13 @@ def test_what_is_set_in_code_overrides_a_configuration_in_the_other_spelling() -
         assert Settings.from_conf(app.conf, environ={}).min_samples == 8
 
 
+def test_the_spool_folder_is_where_its_path_leads_by_way_of_links(tmp_path: Path) -> None:
+    (tmp_path / "releases" / "7").mkdir(parents=True)
+    (tmp_path / "current").symlink_to(tmp_path / "releases" / "7")
+    found = read(rts_spool_dir=f"{tmp_path}/current/../spool").spool_dir
+    assert Path(found).resolve() == tmp_path / "releases" / "spool"
+
+
 def test_types_may_be_members_of_an_enum() -> None:
     class Kind(str, Enum):
         RENDER = "render"
