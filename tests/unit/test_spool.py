@@ -20,6 +20,7 @@ from rts.ledger.spool import Spool
 from rts.ledger.spool_folder import REFUSED_BYTES, opened, read_all, read_counts, try_lock
 from rts.records import Execution
 from rts.settings import Settings
+from tests.conftest import ROOT
 from tests.records import as_line, run
 
 MIB = 1 << 20
@@ -109,6 +110,18 @@ def test_a_writer_starts_a_new_file_now_and_then(tmp_path: Path) -> None:
     for path in files[:-1]:
         with opened(path) as fd:
             assert try_lock(fd), "only the last is written to"
+
+
+def test_a_process_that_ends_with_a_spool_says_nothing(tmp_path: Path) -> None:
+    code = (
+        "from rts.ledger.spool import Spool\n"
+        f"spools = [Spool({str(tmp_path)!r}, 1 << 20)]\n"
+        "def use(): return spools\n"  # so that Python comes late to destroy it
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=True, cwd=ROOT
+    )
+    assert ended.stderr == b""
 
 
 def test_a_forked_child_writes_a_file_of_its_own(tmp_path: Path) -> None:
