@@ -28,6 +28,7 @@ from rts.tau.cache import TauCache
 from rts.testing import MongoServer, RedisServer, wait_until
 from rts.views.report import report
 from tests.conftest import ROOT, Stage
+from tests.predictions import PATIENCE_S
 from tests.records import success
 
 pytestmark = pytest.mark.usefixtures("unmeasured_processes")
@@ -99,7 +100,7 @@ def test_the_brokers_documented_user_is_enough_for_predictions(
         queue = stage.conf["task_default_queue"]
         rules = [*found[1].split(), *found[2].replace("QUEUE", queue).split()]
         admin.execute_command("ACL", "SETUSER", "celery", "on", ">s3cret", *rules)
-        app = apps(stage)
+        app = apps(stage, rts_timeout=PATIENCE_S)
         waits = app.send_task(OK).id
         for ask, what in ((rts.predict, waits), (rts.predict_new, OK)):
             with pytest.raises(rts.CommandError, match="no worker with rts takes"):
