@@ -164,20 +164,23 @@ def test_a_forked_child_that_writes_nothing_keeps_no_file_locked(tmp_path: Path)
 def test_a_forked_child_that_outlives_its_parent_keeps_no_file_locked(tmp_path: Path) -> None:
     spool = Spool(str(tmp_path / "spool"), MIB)
     until, ends = os.pipe()
+    begun, begins = os.pipe()
     parent = os.fork()
     if parent == 0:
         os.close(ends)
         spool.append_line(as_line(run("parent")))
         if os.fork() == 0:
+            os.write(begins, b".")
             os.read(until, 1)
             os._exit(0)
+        os.read(begun, 1)
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(parent, 0)
     (path,) = spool.files()
     with opened(path) as fd:
         assert try_lock(fd)
-    os.close(ends)
-    os.close(until)
+    for pipe in (until, ends, begun, begins):
+        os.close(pipe)
 
 
 def test_a_forked_child_does_not_close_its_parents_file(tmp_path: Path) -> None:
