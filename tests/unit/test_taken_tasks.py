@@ -90,3 +90,11 @@ def test_what_was_published_and_is_nowhere_must_have_started() -> None:
     # More than two cannot run: the latest do.
     assert list(found.running) == ["b", "c"]
     assert {run.started for run in found.running.values()} == {NOW - 0.1}
+
+
+def test_what_a_worker_has_received_runs_there_though_another_one_is_idle() -> None:
+    two = [WorkerGroup(2, prefetch=8.0), WorkerGroup(2, prefetch=8.0)]
+    fleet = replace(IDLE, groups=two, receivers={mark_of("a"): 1, mark_of("b"): 1})
+    found = taken(fleet, held("a"), late=True)
+    found.add_published([published("b")])
+    assert [run.group for run in found.running.values()] == [1, 1]
