@@ -165,8 +165,8 @@ def environment(spec: Mapping[str, Any], path: Path) -> dict[str, str]:
     a trace may not fit into a variable. Nothing in it overrides the app's settings.
     """
     path.write_text(json.dumps(spec))
-    inherited = {name: text for name, text in os.environ.items() if name not in OVERRIDING}
-    return {**inherited, "RTS_REPLAY": str(path)}
+    # Emptied, as a worker that is started here inherits what is merely left out.
+    return {**os.environ, **dict.fromkeys(OVERRIDING, ""), "RTS_REPLAY": str(path)}
 
 
 @contextmanager

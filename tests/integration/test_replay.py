@@ -57,7 +57,8 @@ def by_name(job: Job) -> tuple[str, float]:
 def test_the_replay_of_a_real_run_says_what_happened(
     scheduler: str | None, rho: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SCHED_SLA_MULTIPLIER", "1.5")  # of somebody else
+    monkeypatch.setenv("SCHED_SLA_MULTIPLIER", "1.5")  # of somebody else, as the next one
+    monkeypatch.setenv("CELERY_BROKER_URL", "redis://localhost:1/0")
     jobs = at_load(six_types(100, seed=5), 4, rho)
     said: dict[str, Any] = {}
 
