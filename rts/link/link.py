@@ -115,8 +115,11 @@ class Link:
             raise self._failed(exc) from exc
 
     def try_now(self) -> None:
-        """Let the next call try, however recent a failure is: it may be the last chance."""
-        if os.getpid() == self._pid:  # in a forked process, the next call begins anew
+        """Let the next call try, which may be the last chance, however recent the last failure
+        is, unless that took a timeout: callers wait for one per period.
+        """
+        # In a forked process, the next call begins anew.
+        if os.getpid() == self._pid and not self._timed_out:
             self.breaker.try_now()
 
     def close(self) -> None:
@@ -133,6 +136,8 @@ class Link:
         self._idle: list[tuple[Any, float]] = []
         self._lookup = Lookup(self._options.get("host"), self._connect_timeout_s)
         self.breaker = Breaker(self._period_s)
+        #: Whether the last failure was a timeout.
+        self._timed_out = False
         # Last, so that no other thread can meet the parent's locks meanwhile.
         self._pid = os.getpid()
 
@@ -186,6 +191,7 @@ class Link:
     def _failed(self, exc: Exception) -> StoreUnavailable:
         """Open the breaker and return the error to raise."""
         health.count("redis_failures")
+        self._timed_out = isinstance(exc, redis.TimeoutError)
         if self.breaker.failed():
             health.count("breaker_opened")
         if self._outages.tell():
