@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from redis.exceptions import ResponseError
 
 from rts import health
+from rts.errors import StoreUnavailable
 from rts.link.link import Link
 from rts.link.scripts import pack
 
@@ -47,3 +48,16 @@ def deliver(link: Link, taken: Sequence[Taken], *commands: bytes) -> list[Any]:
         if isinstance(reply, ResponseError):
             each.give_back()
     return replies
+
+
+def ask_for_room(link: Link, key: str) -> None:
+    """Change nothing in the sorted set *key*, by a command that a Redis without memory refuses,
+    as it refuses heartbeats and the ends of runs.
+
+    Raises:
+        StoreUnavailable: it does, or there is no reply in time.
+    """
+    # Not with call: the breaker has to stay closed.
+    (reply,) = link.call_each(pack("ZADD", key, "XX", 0, ""))
+    if isinstance(reply, ResponseError):
+        raise StoreUnavailable(f"Redis takes no ends: {reply}") from reply

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from rts import health
 from rts.clock import FleetClock
 from rts.keys import Keys
+from rts.link.delivery import ask_for_room
 from rts.link.lease import Lease
 from rts.link.link import Link
 from rts.link.scripts import REAP, pack
@@ -68,6 +69,7 @@ class Janitor:
         keys = self._keys
         if not self._lease.acquire():
             return 0
+        ask_for_room(self._link, keys.overdue)  # or heartbeats are refused as well
         workers, fields = self._link.call(
             pack("HGETALL", keys.workers), pack("HKEYS", keys.running)
         )

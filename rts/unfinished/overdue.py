@@ -11,11 +11,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 
-from redis.exceptions import ResponseError
-
 from rts.errors import StoreUnavailable
 from rts.ledger.refused import store_or_set_aside
 from rts.ledger.storable import text
+from rts.link.delivery import ask_for_room
 from rts.link.lease import Lease
 from rts.link.link import Link
 from rts.link.replies import as_instant
@@ -91,7 +90,7 @@ class OverdueSweep:
             if not self._lease.acquire():
                 self._ask_from = self._now() + LEASE_S / 2
                 return 0
-            self._ask_for_room()
+            ask_for_room(self._link, self._keys.overdue)
         except StoreUnavailable:
             self._looked_at = -1e9
             raise
@@ -117,17 +116,6 @@ class OverdueSweep:
             StoreUnavailable: Redis is unavailable.
         """
         self._lease.release()
-
-    def _ask_for_room(self) -> None:
-        """Do nothing, by a command that a Redis without memory refuses, as it refuses ends.
-
-        Raises:
-            StoreUnavailable: it does.
-        """
-        # Not with call: the heartbeat's breaker has to stay closed.
-        (reply,) = self._link.call_each(pack("ZADD", self._keys.overdue, "XX", 0, ""))
-        if isinstance(reply, ResponseError):
-            raise StoreUnavailable(f"Redis takes no ends: {reply}") from reply
 
     def _due(self) -> tuple[list[bytes], float]:
         """Return the ids of open tasks that are overdue, and the server's time."""

@@ -14,6 +14,7 @@ import redis
 
 from rts import health
 from rts.clock import FleetClock
+from rts.errors import StoreUnavailable
 from rts.link.link import Link
 from rts.records import LOST, Execution
 from rts.settings import Settings
@@ -122,6 +123,24 @@ def test_after_a_pause_of_everything_no_run_is_lost(
     time.at += MAX_GAP_S + 1000
     assert watch(janitor, client, settings, time, LOST_AFTER_S) == 0
     assert watch(janitor, client, settings, time, 6) == 1
+
+
+def test_no_run_is_lost_because_a_full_redis_refused_heartbeats(
+    url: str, raw: redis.Redis, time: Clock
+) -> None:
+    settings = Settings(redis_url=url, timeout=5.0, breaker_period=1e-6)
+    raw.hset(settings.keys.workers, DEAD, "{}")
+    note(raw, settings, "a", DEAD)
+    janitor = Janitor(Link(settings), settings, FleetClock(), "a", now=time)
+    assert watch(janitor, raw, settings, time, LOST_AFTER_S) == 0
+    raw.config_set("maxmemory", 1)
+    for _ in range(10):
+        time.at += 2
+        with pytest.raises(StoreUnavailable):
+            janitor.step()
+    raw.config_set("maxmemory", 0)
+    assert watch(janitor, raw, settings, time, LOST_AFTER_S) == 0
+    assert watch(janitor, raw, settings, time, 6) == 1
 
 
 def test_one_janitor_looks_and_another_takes_over(
