@@ -59,8 +59,10 @@ def dropped_records(redis: RedisState) -> dict[str, int]:
 
 
 def dead_fleet(redis: RedisState) -> str | None:
-    """Return that no worker is alive, if tasks miss one."""
-    if not redis.overdue_tasks or redis.live_workers:
+    """Return that no worker is alive, if tasks miss one. A Redis that refuses writes may refuse
+    heartbeats, so it knows of none.
+    """
+    if not redis.overdue_tasks or redis.live_workers or redis.refusal is not None:
         return None
     return f"no worker is alive, with {counted(redis.overdue_tasks, 'task')} past the deadline"
 

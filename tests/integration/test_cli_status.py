@@ -142,6 +142,18 @@ def test_a_redis_that_takes_no_records_is_reported(
         assert (cli("check", "--lag").exit_code == 0) is ("cluster" in arguments[0])
 
 
+def test_workers_are_not_dead_because_a_full_redis_takes_no_heartbeats(
+    cli: Run, conf: dict[str, Any]
+) -> None:
+    with RedisServer() as own, redis.Redis(port=own.port) as client:
+        conf.update(rts_redis_url=own.url, broker_url="memory://")
+        client.zadd(f"{conf['rts_key_prefix']}overdue", {"a": 1.0})
+        client.config_set("maxmemory", 1)
+        for asked in (cli("status"), cli("check", "--lag")):
+            assert "its memory is full" in asked.output
+            assert "no worker is alive" not in asked.output
+
+
 def test_a_cluster_is_named_also_where_other_nodes_have_the_keys(
     cli: Run, conf: dict[str, Any]
 ) -> None:
