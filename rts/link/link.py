@@ -138,6 +138,9 @@ class Link:
         self.breaker = Breaker(self._period_s)
         #: Whether the last failure was a timeout.
         self._timed_out = False
+        #: Connections made so far: after one more, the server may be another one, or hold
+        #: older data than before.
+        self.connections = 0
         # Last, so that no other thread can meet the parent's locks meanwhile.
         self._pid = os.getpid()
 
@@ -155,6 +158,7 @@ class Link:
 
     def _new_connection(self) -> Any:
         """Return a connection that connects on first use."""
+        self.connections += 1
         self._lookup.wait()
         return self._make(**self._options)
 

@@ -26,9 +26,9 @@ class InFlightRuns:
         self._running = settings.keys.running
         self._board = board
         self._instance = instance
-        #: The fields of this worker's runs in the hash; ``None`` until they are read, since
-        #: an earlier companion may have left some.
-        self._published: set[bytes] | None = None
+        #: The fields of this worker's runs in the hash, as of so many connections.
+        self._published: set[bytes] = set()
+        self._connections = -1
 
     def step(self) -> None:
         """Bring the ``running`` hash up to date.
@@ -36,8 +36,11 @@ class InFlightRuns:
         Raises:
             StoreUnavailable: Redis is unavailable.
         """
-        if self._published is None:
+        if self._link.connections != self._connections:
+            # An earlier companion may have left some, or a server that has lost its last
+            # writes, in a failover, or was restored from a backup.
             (fields,) = self._link.call(pack("HKEYS", self._running))
+            self._connections = self._link.connections
             self._published = {f for f in fields if instance_of(f) == self._instance}
         notes = {
             running_field(note.task_id, note.retries, note.instance, note.pid).encode(

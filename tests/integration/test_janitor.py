@@ -289,3 +289,25 @@ def test_what_an_earlier_companion_left_is_removed(
     InFlightRuns(Link(settings), settings, board, LIVING).step()
     left = [running_field("b", 0, LIVING, 1), running_field("c", 0, DEAD, 1)]
     assert sorted(client.hkeys(running)) == left
+
+
+def test_a_note_that_a_restored_server_has_again_is_removed(
+    url: str, raw: redis.Redis, board: NoteBoard
+) -> None:
+    """Or one that lost its last writes, in a failover: whoever reconnects, may meet another."""
+    settings = Settings(redis_url=url, timeout=5.0)
+    running = settings.keys.running
+    slots = [board.put(begun(task_id, 1).to_json().encode()) for task_id in ("a", "b")]
+    in_flight = InFlightRuns(Link(settings), settings, board, LIVING)
+    in_flight.step()
+    then = raw.hgetall(running)
+    assert slots[0] is not None
+    board.clear(slots[0])
+    in_flight.step()
+    left = [running_field("b", 0, LIVING, 1)]
+    assert raw.hkeys(running) == left
+    raw.hset(running, mapping=then)
+    raw.client_kill_filter(_type="normal", skipme=True)
+    in_flight.step()  # connects again
+    in_flight.step()
+    assert raw.hkeys(running) == left
