@@ -43,8 +43,8 @@ _ROOM = SLOT_BYTES - _HEAD.size
 class NoteBoard:
     """The shared memory. Created by the main process before the pool forks.
 
-    A slot is written by the process that owns it; it is read, and freed after its
-    owner's death, by the main process and by the companion.
+    A slot is written by the process that owns it, until it dies. The main process and the
+    companion read all, and remove the notes of runs that cannot end themselves.
     """
 
     def __init__(self, slots: int, fd: int | None = None) -> None:
@@ -132,10 +132,15 @@ class NoteBoard:
         return None
 
     def release(self, slot: int, note: Execution) -> bool:
-        """Free the slot of a dead process; return False if it no longer holds *note*."""
+        """Remove *note* from its slot, on behalf of its process; return False if it is no
+        longer there.
+        """
         if self._read(slot) != note:
             return False
-        _HEAD.pack_into(self._map, _start(slot), 0, 0, 0)
+        owner, _, _ = _HEAD.unpack_from(self._map, _start(slot))
+        # Another process may live on, after a signal that does not end it, and use its slot
+        # again: it stays the owner. In this one nobody else would free the slot.
+        _HEAD.pack_into(self._map, _start(slot), 0 if owner == forks.pid else owner, 0, 0)
         return True
 
     def _read(self, slot: int) -> Execution | None:

@@ -111,6 +111,32 @@ def test_of_two_runs_of_a_task_the_dead_one_is_taken_first(board: NoteBoard) -> 
     assert note.pid == child
 
 
+def test_a_process_that_survives_the_removal_of_its_note_keeps_its_slot(
+    board: NoteBoard,
+) -> None:
+    """As where its task is revoked with a signal that does not end it."""
+    (noted_out, noted_in), (taken_out, taken_in) = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            slot = noted(board, here("revoked"))
+            assert slot is not None
+            os.write(noted_in, b".")
+            os.read(taken_out, 1)
+            board.clear(slot)
+            noted(board, here("next"))
+        finally:
+            os._exit(0)
+    os.read(noted_out, 1)
+    assert board.take("revoked") is not None
+    noted(board, here("another's"))
+    os.write(taken_in, b".")
+    os.waitpid(child, 0)
+    for fd in (noted_out, noted_in, taken_out, taken_in):
+        os.close(fd)
+    assert task_ids(board) == ["another's", "next"]
+
+
 def test_slots_of_processes_that_are_gone_are_free_again(board: NoteBoard) -> None:
     own = noted(board, here("own"))
     assert own is not None
