@@ -84,7 +84,10 @@ class Acknowledged:
             (length,) = _LENGTH.unpack_from(self._memory, start)
             if 0 < length <= _ROOM:
                 body = start + _LENGTH.size
-                entry = marshal.loads(self._memory[body : body + length])
+                try:
+                    entry = marshal.loads(self._memory[body : body + length])
+                except EOFError:
+                    continue  # another thread has just put a longer one there
                 yield start, dict(zip(KEPT, entry, strict=True))
 
     def clear(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import mmap
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from rts.companion.postmortem import PostMortem, has_ended
 from rts.records import LOST, Execution, Plan, new_execution
 from rts.settings import Settings
 from rts.testing import wait_until
-from rts.unfinished.acknowledged import ENTRY_BYTES
+from rts.unfinished.acknowledged import ENTRY_BYTES, Acknowledged
 from rts.unfinished.notes import NoteBoard, is_alive
 
 PLAN = Plan("mixed", "inferred", 10.0, 2.0, 100.0, 120.0)
@@ -103,6 +104,18 @@ def test_a_task_that_does_not_fit_is_left_out(board: NoteBoard, odd: dict[str, A
     board.acknowledged.put(attributes("a"))
     board.acknowledged.put(attributes("b", **odd))
     assert [task["id"] for task in board.acknowledged.tasks()] == ["a"]
+
+
+def test_a_task_that_is_overwritten_while_it_is_read_is_left_out() -> None:
+    class Memory(mmap.mmap):
+        def __getitem__(self, where: Any) -> Any:
+            ring.put(attributes("longer", task="of.another.thread"))
+            return super().__getitem__(where)
+
+    ring = Acknowledged(Memory(-1, ENTRY_BYTES), 0, 1)
+    ring.put(attributes("a"))
+    assert ring.take("a") is None
+    assert [task["id"] for task in Acknowledged(ring._memory, 0, 1).tasks()] == ["longer"]
 
 
 def test_every_task_that_is_not_redelivered_gets_a_verdict(board: NoteBoard) -> None:
