@@ -21,43 +21,59 @@ def store_or_set_aside(ledger: Ledger, entries: Sequence[OutboxEntry]) -> set[st
     Raises:
         StoreUnavailable: the ledger is unavailable, or refuses all of many records.
     """
-    bad: dict[int, Exception] = {}  # by the identity of the entry
-    again: set[str] = set()
-    stored, parts = 0, [entries]
-    doubtful: list[Sequence[OutboxEntry]] = []
-    while parts:
-        part = parts.pop()
+    search = _Search(ledger)
+    search.store(entries)
+    if search.refuses_all:
+        error = search.bad[0][1]
+        why = f"{type(error).__name__}: {str(error)[:200]}"
+        health.warn_once(
+            f"every record:{type(error).__name__}",
+            "rts: the ledger refuses every record: %s. They are tried again and again",
+            why,
+        )
+        raise StoreUnavailable(f"the ledger refuses every record: {why}") from error
+    for part in search.postponed:
+        search.store(part)
+    for entry, error in search.bad:
+        set_aside(ledger, entry.execution.to_json(), f"{type(error).__name__}: {error}")
+    return search.again
+
+
+class _Search:
+    """Stores a batch, and finds the records in it that the ledger refuses, by halves."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._any_stored = False
+        self.bad: list[tuple[OutboxEntry, Exception]] = []
+        #: Ids of the entries that end a task which another run had ended.
+        self.again: set[str] = set()
+        #: Parts that were refused as a whole, and not searched since all seemed to be.
+        self.postponed: list[Sequence[OutboxEntry]] = []
+
+    @property
+    def refuses_all(self) -> bool:
+        """Whether the records are not to blame, but a validator, a full quota or a bug."""
+        return not self._any_stored and len(self.bad) >= MANY
+
+    def store(self, part: Sequence[OutboxEntry]) -> None:
+        """Store what can be stored of *part*."""
         try:
-            again |= ledger.write(part)
-            stored += len(part)
+            self.again |= self._ledger.write(part)
+            self._any_stored = True
         except StoreUnavailable:
             raise
         except Exception as exc:  # noqa: BLE001  caused by one of the entries: find it
             if len(part) == 1:
-                bad[id(part[0])] = exc
-            elif stored or len(bad) < MANY:
+                self.bad.append((part[0], exc))
+            elif self.refuses_all:
+                self.postponed.append(part)
+            else:
                 middle = len(part) // 2
                 halves = [part[:middle], part[middle:]]
                 random.shuffle(halves)  # the next attempt at the batch begins elsewhere
-                parts += halves
-            else:  # is nothing stored of the others either?
-                doubtful.append(part)
-        if not parts:
-            if not stored and len(bad) >= MANY:
-                # Not the records' fault: a validator, a full quota, a bug.
-                error = next(iter(bad.values()))
-                why = f"{type(error).__name__}: {str(error)[:200]}"
-                health.warn_once(
-                    f"every record:{type(error).__name__}",
-                    "rts: the ledger refuses every record: %s. They are tried again and again",
-                    why,
-                )
-                raise StoreUnavailable(f"the ledger refuses every record: {why}") from error
-            parts, doubtful = doubtful, []
-    for entry in entries:
-        if (cause := bad.get(id(entry))) is not None:
-            set_aside(ledger, entry.execution.to_json(), f"{type(cause).__name__}: {cause}")
-    return again
+                for half in halves:
+                    self.store(half)
 
 
 def set_aside(ledger: Ledger, raw: str, reason: str) -> None:
