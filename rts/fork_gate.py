@@ -48,7 +48,7 @@ class ForkGate:
         if self._inside == threading.get_ident():
             return  # it forks itself, such as a receiver that uses multiprocessing
         self.forking.holds = self.lock.acquire(timeout=self._max_wait_s)
-        # After a fork that waited in vain, others do not wait until one found nobody inside.
+        # After a fork has waited in vain, the next ones do not, until one finds nobody inside.
         self._max_wait_s = MAX_WAIT_S if self.forking.holds else 0.0
 
     def after_in_parent(self) -> None:

@@ -17,7 +17,7 @@ _resets: set[WeakMethod[Callable[[], None]]] = set()
 
 def in_child(reset: Callable[[], None]) -> None:
     """Call *reset*, a method, in each forked child, as long as its object lives."""
-    # Dead ones go here: a callback that does it leads to them, and fails when Python exits.
+    # Dead ones are removed here, not by callbacks of theirs, which fail when Python exits.
     _resets.difference_update([known for known in list(_resets) if known() is None])
     _resets.add(WeakMethod(reset))
 

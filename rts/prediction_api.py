@@ -133,17 +133,17 @@ def _installed(app: Any) -> tuple[Any, Parts]:
             # current one only in the thread that made it.
             (app,) = installed
     parts = parts_of(app)
-    if parts is None and app in installed:
+    if parts is not None:
+        return app, parts
+    if app in installed:
         raise CommandError(
             f"rts is off in the app {app.main!r}: rts_enabled is False, or a setting is "
             "invalid (see the log)"
         )
-    if parts is None:
-        raise CommandError(
-            f"the app {app.main!r} does not have rts: call rts.install(app), or name one that "
-            "has it with app=…"
-        )
-    return app, parts
+    raise CommandError(
+        f"the app {app.main!r} does not have rts: call rts.install(app), or name one that "
+        "has it with app=…"
+    )
 
 
 def route(

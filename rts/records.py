@@ -28,7 +28,7 @@ NOT_FINAL = frozenset({"RETRY", REPLACED, REQUEUED})
 #: Cause of a miss that is known before the task has ended, if it ever does.
 OVERDUE = "overdue"
 #: Causes of ends that another process wrote, because the run could not: its own end, or
-#: that of another run of the task, may still arrive. So it may after the state LOST.
+#: that of another run of the task, may still arrive. The same holds for the state LOST.
 PROVISIONAL_CAUSES = frozenset({"lost", "killed", "time_limit", "terminated"})
 
 #: What Celery puts before the routing key of a message that RabbitMQ holds until its eta

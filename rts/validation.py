@@ -116,8 +116,8 @@ def _key_prefix(key: str, value: object) -> str:
 def _directory(key: str, value: object) -> str:
     if not isinstance(value, str | os.PathLike) or not os.path.isabs(value):
         raise ConfigurationError(key, value, "an absolute path of a folder")
-    # Without a slash at its end, after which the folder would be taken for its own parent; with
-    # each "..", which after a link leads to somewhere else than its name says.
+    # Path drops a slash at the end, after which the folder would be taken for its own parent,
+    # and keeps each "..", which after a symbolic link leads elsewhere than its name says.
     return str(Path(value))
 
 

@@ -130,32 +130,31 @@ class Planner:
         current: Mapping[str, Any] | None,
         body: object,
     ) -> Plan:
-        """Return *plan* with the deadline that the message shares with what is before and
-        after it.
+        """Return *plan* with the deadline that the message shares with the task that publishes
+        it, and with what follows it.
         """
+        write_next(headers, body)
         current = current or {}
         parent = read_plan(current, self._types)
-        write_next(headers, body)
-        due = self._due_once()
         own = requested_deadline(headers) is not None
-        if parent is None or not is_next(current, headers, body):
-            if not own:
-                plan = extend_to_chain(plan, body, due, self._native_chords)
-            return plan if parent is None else inherit_deadline(plan, headers, parent.deadline)
-        # It is what follows the running task.
-        if own:
-            return plan
-        if requested_deadline(current) is None:
-            return plan._replace(deadline=parent.deadline)
-        options = {"headers": headers, "priority": priority}
-        at = due(name, options, max(plan.arrival, parent.deadline))
-        plan = plan._replace(deadline=at)
-        return extend_to_chain(plan, body, due, self._native_chords)
+        due = self._due_once()
+        if parent is not None and is_next(current, headers, body):
+            if own:
+                return plan
+            if requested_deadline(current) is None:
+                return plan._replace(deadline=parent.deadline)  # which they share
+            # The running task has a deadline of its own: the rest of the chain counts from it.
+            options = {"headers": headers, "priority": priority}
+            at = due(name, options, max(plan.arrival, parent.deadline))
+            return extend_to_chain(plan._replace(deadline=at), body, due, self._native_chords)
+        if not own:
+            plan = extend_to_chain(plan, body, due, self._native_chords)
+        return plan if parent is None else inherit_deadline(plan, headers, parent.deadline)
 
     def _due_once(self) -> Due:
-        """Return a function that plans the members of a canvas. Those that differ only in
-        their arguments it plans once: where the body of a chord is a group, each message of
-        the header holds all of that group.
+        """Return a function that gives the deadline of each member of a canvas. It computes one
+        for all members that differ only in their arguments: where the body of a chord is a
+        group, each message of the header holds all of that group.
         """
         known: dict[tuple[str, object, float], float] = {}
 

@@ -26,7 +26,7 @@ from rts.lifecycle.replacements import (
     succeeds,
 )
 from rts.lifecycle.runs import run_of
-from rts.lifecycle.soft_time_limit import hook_failed
+from rts.lifecycle.soft_time_limit import hook_in_task_failed
 from rts.lifecycle.tracing import TRACING
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class ProducerSide:
             if TRACING.enabled:
                 TRACING.detect()
         except Exception as exc:  # noqa: BLE001  the message must go out
-            hook_failed("publish", exc)
+            hook_in_task_failed("publish", exc)
 
     def published(
         self, sender: Any = None, headers: Any = None, routing_key: Any = None, **_: Any
@@ -104,21 +104,27 @@ class ProducerSide:
         try:
             if "rts_deadline" not in headers or "id" not in headers:
                 return  # not planned, or a retry by protocol 1, which passes old headers on
-            again = _replaces_task(headers)
-            if again is None:
-                return  # a retry is noted already; another note might come after its end
+            task = None
+            if headers.get("retries") or headers.get(NESTING) or OWED in headers:
+                task = get_current_worker_task()
+            again = False  # whether it takes the place of a task that is noted under its id
+            if task is not None:
+                replaced, same = _mark_replaced(task, headers), task.request.id == headers["id"]
+                if same and not replaced:
+                    return  # a retry is noted already; another note might come after its end
+                again = same or succeeds(headers)
             known, parts = self._publishing.message
             if known is not headers:
                 parts = self._publisher(str(sender))
             if parts is not None and parts.open_tasks is not None:
-                task = open_task(headers, routing_key)
+                noted = open_task(headers, routing_key)
                 if OWED in headers and (deadline := due_at(headers)) is not None:
-                    task = task._replace(deadline=deadline)
-                parts.open_tasks.note(task, again=again)
+                    noted = noted._replace(deadline=deadline)
+                parts.open_tasks.note(noted, again=again)
                 if parts.predictor is not None:
-                    parts.predictor.published(task)
+                    parts.predictor.published(noted)
         except Exception as exc:  # noqa: BLE001  the message is sent
-            hook_failed("published", exc)
+            hook_in_task_failed("published", exc)
 
 
 def _annotate_unlock(headers: Any) -> None:
@@ -129,21 +135,12 @@ def _annotate_unlock(headers: Any) -> None:
         annotate_unlock(headers, vars(task.request), None if run is None else run.plan)
 
 
-def _replaces_task(headers: Any) -> bool | None:
-    """Return whether the task of a message with *headers* takes the place of one that is noted
-    under the same id; ``None`` where it is that one: the message is its retry.
-
-    If it is the running task that is being replaced, mark its run so.
+def _mark_replaced(task: Any, headers: Any) -> bool:
+    """Return whether a message with *headers* replaces the running *task*, or is the first part
+    of what does; if so, mark its run.
     """
-    if not headers.get("retries") and not headers.get(NESTING) and OWED not in headers:
+    run = run_of(task.request)
+    if run is None or not replaces(headers, vars(task.request)):
         return False
-    task = get_current_worker_task()
-    if task is None:
-        return False
-    request = task.request
-    run, same = run_of(request), request.id == headers["id"]
-    if run is not None and replaces(headers, vars(request)):
-        run.replaced = True
-        if same:
-            return True
-    return None if same else succeeds(headers)
+    run.replaced = True
+    return True

@@ -9,8 +9,8 @@ With ``rts_propagate_deadline``
 - so do a member of a chord's header and the chord's body, which a result backend with native
   chords publishes inside the member that ends last.
 
-An ``sla_deadline`` that a message has itself is not moved by what follows the message; that is
-due as if it were published at this instant.
+A message keeps its own ``sla_deadline``; what follows the message is due as if it were
+published at that instant.
 """
 
 from __future__ import annotations

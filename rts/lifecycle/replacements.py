@@ -89,18 +89,17 @@ def plan_replacement(
     The message is published by the task *current*, whose own plan is *parent*.
     """
     task_id, owed = headers["id"], _parse(current)
-    owed.pop(current["id"], None)
-    own = None
+    owed.pop(current["id"], None)  # the running task completes this one itself, or is replaced
     if parent is not None and replaces(headers, current):
         promise = Promise(parent.arrival, verdict_plan(parent, current).deadline)
         if current["id"] == task_id:
             plan = _arriving_after(promise, plan, headers)
-        else:
+        else:  # a later message gets its id
             owed = {current["id"]: promise, **owed}
+    carried = {}
     if task_id in owed:
-        own = owed.pop(task_id)
+        carried[task_id] = own = owed.pop(task_id)
         plan = _arriving_after(own, plan, headers)
-    carried = {} if own is None else {task_id: own}
     embed = embed_of(body)
     if embed.get("chain") or embed.get("chord"):
         carried |= owed

@@ -27,7 +27,7 @@ _SEND = Signal.send.__code__
 _UID = "rts.limit"
 
 
-def hook_failed(hook: str, exc: Exception) -> None:
+def hook_in_task_failed(hook: str, exc: Exception) -> None:
     """Handle the exception of a hook that runs before or within a task."""
     if isinstance(exc, SoftTimeLimitExceeded):
         resend_soft_limit()

@@ -31,7 +31,7 @@ from celery import signals
 
 from rts import health
 from rts.lifecycle.runs import end_state, run_of
-from rts.lifecycle.soft_time_limit import hook_failed
+from rts.lifecycle.soft_time_limit import hook_in_task_failed
 from rts.records import NOT_FINAL
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class TracingBridge:
                 now = parts.clock.now()
                 self._annotate_span(_attributes(headers["task_type"], tau, deadline, now))
         except Exception as exc:  # noqa: BLE001  the message is sent
-            hook_failed("tracing", exc)
+            hook_in_task_failed("tracing", exc)
 
     def _ended(self, task: Any = None, state: Any = None, retval: Any = None, **_: Any) -> None:
         """Runs in the process that ran the task, before all other receivers."""

@@ -16,7 +16,7 @@ from rts import health
 from rts.lifecycle import batches
 from rts.lifecycle.owners import is_celerys
 from rts.lifecycle.runs import REJECTED, end_state, run_of, set_run, take_aborted
-from rts.lifecycle.soft_time_limit import hook_failed
+from rts.lifecycle.soft_time_limit import hook_in_task_failed
 from rts.lifecycle.tracing import TRACING
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class WorkerSide:
             if TRACING.enabled:
                 TRACING.started(task)
         except Exception as exc:  # noqa: BLE001  the task must run
-            hook_failed("start", exc)
+            hook_in_task_failed("start", exc)
 
     def postrun(
         self, task: Any = None, state: Any = None, retval: Any = None, **_: Any

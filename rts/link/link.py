@@ -51,9 +51,9 @@ class Link:
         self._period_s = settings.breaker_period
         self._outages = health.Outages(now)
         self._begin()
-        # Closes a child's copies of its parent's connections, which stay open there. At once,
-        # while their descriptors are theirs: Celery's embedded beat closes all that it has
-        # inherited, and the numbers are those of its database soon after.
+        # A child closes its copies of the connections; those of its parent stay open. It does
+        # so at once, since their descriptors may soon be other files': Celery's embedded beat
+        # closes all that it has inherited, and then opens its database.
         forks.in_child(self.close)
 
     @classmethod
@@ -145,7 +145,7 @@ class Link:
         self._pid = os.getpid()
 
     def _take_idle(self) -> Any:
-        """Return the connection that was used last, ``None`` if there is none in use lately."""
+        """Return the connection that was used last; ``None`` if none was used lately."""
         try:
             connection, since = self._idle.pop()
         except IndexError:

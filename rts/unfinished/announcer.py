@@ -174,14 +174,14 @@ class Announcer:
             if self._thread is None or not self._thread.is_alive():
                 _finalize()
                 self._thread = threading.Thread(
-                    target=self._deliver, args=(self._work, self._stopped), daemon=True
+                    target=self._run, args=(self._work, self._stopped), daemon=True
                 )
                 try:
                     self._thread.start()
                 except RuntimeError:  # too many threads, or the interpreter is shutting down
                     self._thread = None
 
-    def _deliver(self, work: threading.Event, stopped: threading.Event) -> None:
+    def _run(self, work: threading.Event, stopped: threading.Event) -> None:
         while not stopped.is_set():
             if not work.wait(IDLE_S) and self._retires(work):
                 return

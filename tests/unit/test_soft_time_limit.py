@@ -12,7 +12,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from celery.signals import task_postrun
 from celery.utils.dispatch import Signal
 
-from rts.lifecycle.soft_time_limit import LOOK_S, hook_failed
+from rts.lifecycle.soft_time_limit import LOOK_S, hook_in_task_failed
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def soft_limit() -> Iterator[None]:
 
 def interrupted(**_: Any) -> None:
     """Be a hook in which the limit strikes, and which takes long to return."""
-    hook_failed("publish", SoftTimeLimitExceeded())
+    hook_in_task_failed("publish", SoftTimeLimitExceeded())
     time.sleep(5 * LOOK_S)
 
 
