@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from pymongo import WriteConcern
+from pymongo.collection import Collection
 from pymongo.database import Database
 
 from rts.keys import ROLLUPS
@@ -31,6 +33,13 @@ LATE_S = 300.0
 def rollup_id(collection: str, width: int, start: int) -> str:
     """Return the ``_id`` of the sums of *collection* from epoch second *start* on."""
     return f"{collection}:{width}:{start}"
+
+
+def sums_to_keep(database: Database[dict[str, Any]]) -> Collection[dict[str, Any]]:
+    """Return the collection of the sums, for readers to write to: they wait for no majority,
+    which may be away for long, as these only save time.
+    """
+    return database[ROLLUPS].with_options(write_concern=WriteConcern(w=1))
 
 
 def invalidate(

@@ -15,7 +15,7 @@ from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
 from rts.keys import ROLLUPS
-from rts.ledger.rollups import DAY, HOUR
+from rts.ledger.rollups import DAY, HOUR, sums_to_keep
 from rts.views.aggregation import direct
 from rts.views.intervals import Interval, count, cut, is_busy
 from rts.views.packing import pack, unpack
@@ -28,7 +28,7 @@ MAX_STORED_BYTES = 8 << 20
 
 def sum_up(database: Database[dict[str, Any]], interval: Interval, by: str) -> Tallies:
     """Count a whole interval and store the sums, unless a record changes meanwhile."""
-    rollups = database[ROLLUPS]
+    rollups = sums_to_keep(database)
     writes = None
     try:
         head = rollups.find_one_and_update(
@@ -139,7 +139,7 @@ def _set_seal(
     if ids:
         query = {"_id": {"$in": list(ids)}, f"tallies.{by}": {"$exists": True}}
         try:
-            database[ROLLUPS].update_many(query, {"$set": {f"tallies.{by}.seal": seal.id}})
+            sums_to_keep(database).update_many(query, {"$set": {f"tallies.{by}.seal": seal.id}})
         except PyMongoError:  # they are counted again next time
             pass
 

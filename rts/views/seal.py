@@ -30,7 +30,7 @@ from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
 from rts.keys import ASSIGNMENTS, ROLLUPS, TASKS
-from rts.ledger.rollups import LATE_S
+from rts.ledger.rollups import LATE_S, sums_to_keep
 from rts.views.intervals import Window, count, parts
 
 #: Distance of a span from now, and from the records that are about to expire.
@@ -118,7 +118,7 @@ def _stored(
         "inside": list(inside),
     }
     try:
-        database[ROLLUPS].replace_one({"_id": _id(collection)}, document, upsert=True)
+        sums_to_keep(database).replace_one({"_id": _id(collection)}, document, upsert=True)
     except PyMongoError:
         return None
     return seal

@@ -14,6 +14,7 @@ from rts.records import OutboxEntry
 from rts.settings import Settings
 from rts.testing.servers import MongoServer
 from rts.testing.waiting import wait_until
+from rts.views import intervals
 from rts.views.intervals import Interval
 from rts.views.report import report
 from rts.views.rollups import sum_up
@@ -66,3 +67,27 @@ def test_sums_are_those_of_the_primary(url: str) -> None:
         database = database_of(client)
         assert report(database, *HOUR) == [], "the secondary knows nothing yet"
         assert sum_up(database, Interval("tasks", 3600, 0), "type")["cpu-light"].verdicts == 1
+
+
+def test_a_report_waits_for_no_other_member(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A majority may be away for long, and a busy report stores many sums."""
+    monkeypatch.setattr(intervals, "DIRECT", 0)
+    url = url.replace("readPreference=secondary", "readPreference=primary")
+    ledger = MongoLedger(Settings(mongo_url=url, ledger_ttl=0))
+    ledger.write([OutboxEntry("1-0", success("t"))])
+    rollups = ledger.database.rollups
+    rollups.delete_many({})
+
+    def in_vain() -> int:
+        """Return how many writes have waited for other members in vain."""
+        status = ledger.database.command("serverStatus")
+        return int(status["metrics"]["getLastError"]["wtimeouts"])
+
+    before = in_vain()
+    with connect(f"{url}&w=2&wTimeoutMS=100") as client:
+        for _ in range(2):
+            (row,) = report(database_of(client), *HOUR)
+            assert row.tasks == 1
+    assert rollups.count_documents({"tallies.type.seal": {"$exists": True}})
+    assert in_vain() == before
+    ledger.close()
