@@ -67,17 +67,19 @@ class Ends:
         request._on_ack = acknowledged
 
     def track_exit(self, request: Any) -> None:
-        """Have the run reported if its task, in a thread or a greenlet, raises something that
-        is no ``Exception``, such as ``SystemExit``.
+        """Have the run reported if its task, in a thread or a greenlet, ends in a way that
+        Celery sends no signal of.
 
-        Celery passes that to a method which cannot take it (a ``TypeError`` that nobody
-        sees), and would count the task among the active ones for ever.
+        It may raise something that is no ``Exception``, such as ``SystemExit``: Celery passes
+        that to a method which cannot take it (a ``TypeError`` that nobody sees), and would
+        count the task among the active ones for ever. Or its hard time limit strikes in
+        gevent (Celery < 5.7).
         """
         if request.task.Strategy != _ONE_BY_ONE:
             return  # such as a batch, at whose end nothing would break the cycle
 
         def on_success(result: Any, **kwargs: Any) -> Any:
-            del request.on_success  # a cycle; from here on it is the method of the class
+            del request.on_success, request.on_timeout  # cycles; they are the class's again
             if isinstance(result, ExceptionInfo):
                 try:
                     from celery.worker.state import task_ready
@@ -88,7 +90,15 @@ class Ends:
                     health.hook_failed("exit", exc)
             return request.on_success(result, **kwargs)
 
-        request.on_success = on_success
+        def on_timeout(soft: bool, timeout: float) -> Any:
+            del request.on_success, request.on_timeout
+            try:
+                self.aborted(request.id, "time_limit")
+            except Exception as exc:  # noqa: BLE001  Celery goes on
+                health.hook_failed("time limit", exc)
+            return request.on_timeout(soft, timeout)
+
+        request.on_success, request.on_timeout = on_success, on_timeout
 
     def aborted(self, task_id: str, cause: str) -> None:
         """Report that the process of a run was killed, or that its hard time limit struck.
@@ -102,6 +112,12 @@ class Ends:
             self._end(note, "FAILURE", cause)
         elif attributes is not None:
             self._end(self._never_run(attributes), LOST, cause)
+
+    def cancelled(self, task_id: str) -> None:
+        """Report that Celery has cancelled a run, whose message is to be delivered again."""
+        note = self.notes.take(task_id)
+        if note is not None:
+            self._end(note, LOST, "killed")
 
     def revoked(
         self, attributes: Mapping[str, Any], *, terminated: bool, expired: bool

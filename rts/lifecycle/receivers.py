@@ -16,6 +16,8 @@ task_internal_error      the same, after postrun, for errors outside of the task
 task_failure             the same, before postrun; and in the main process for
                          runs whose process was killed or whose hard time limit
                          struck
+task_retry               the process that runs the task; and the worker's main
+                         process for runs that it has cancelled
 task_revoked             worker, main process
 task_unknown             worker, main process
 task_rejected            worker, main process, for messages, not for tasks that
@@ -64,6 +66,7 @@ def connect(
         (signals.task_postrun, worker.postrun),
         (signals.task_internal_error, _guarded(worker.internal_error)),
         (signals.task_failure, _guarded(worker.failed)),
+        (signals.task_retry, _guarded(worker.retried)),
         (signals.task_revoked, _guarded(worker.revoked)),
         (signals.task_unknown, _guarded(worker.unknown)),
         (signals.task_rejected, _guarded(worker.rejected)),

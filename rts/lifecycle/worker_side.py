@@ -127,6 +127,14 @@ class WorkerSide:
             cause = "time_limit" if isinstance(exception, TimeLimitExceeded) else "killed"
             worker.ends.aborted(task_id, cause)
 
+    def retried(self, sender: Any = None, request: Any = None, **_: Any) -> None:
+        """Report the end of a run in a greenlet that Celery has cancelled: that is what it
+        sends this for, outside the run. (Of one in a process, the companion sees the end.)
+        """
+        worker = self._worker_of(sender.app)
+        if worker is not None and worker.threaded and run_of(request) is None:
+            worker.ends.cancelled(request.id)
+
     def revoked(
         self,
         sender: Any = None,

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from redis import Redis
 
 import rts
-from rts.testing import wait_until
+from rts.testing import RedisServer, wait_until
 from tests.conftest import Stage
 from tests.rabbitmq import RabbitServer
 
@@ -61,6 +62,45 @@ def test_a_task_that_exits_holds_no_slot(
     assert (task["state"], task["cause"], task["sla_success"]) == ("FAILURE", "killed", False)
     assert mongo.assignments.find_one({"task_id": exited.id})["state"] == "FAILURE"
     wait_until(lambda: not redis_client.exists(f"{stage.prefix}running"))
+
+
+def test_a_hard_time_limit_ends_a_run_in_a_greenlet(
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any, redis_client: Any
+) -> None:
+    stage = make_stage()
+    stage.worker(pool="gevent", concurrency=1)
+    struck = apps(stage).send_task("tests.apps.basic.hard_limit")
+    task = wait_until(lambda: mongo.tasks.find_one({"_id": struck.id}))
+    assert (task["state"], task["cause"]) == ("FAILURE", "time_limit")
+    (run,) = mongo.assignments.find({"task_id": struck.id})
+    assert (run["state"], run["cause"]) == ("FAILURE", "time_limit")
+    wait_until(lambda: not redis_client.exists(f"{stage.prefix}running"))
+
+
+def test_a_greenlet_that_is_cancelled_runs_again(
+    make_stage: Callable[..., Stage],
+    apps: Callable[..., Celery],
+    mongo: Any,
+    redis_client: Any,
+    tmp_path: Any,
+) -> None:
+    with RedisServer() as broker, Redis.from_url(broker.url) as client:
+        stage = make_stage(
+            broker=broker.url, worker_cancel_long_running_tasks_on_connection_loss=True
+        )
+        stage.conf["rts_redis_url"] = stage.redis_url
+        stage.transport_options = {"visibility_timeout": 1}
+        stage.worker(pool="gevent", concurrency=2)
+        marker = tmp_path / "marker"
+        again = apps(stage).send_task("tests.apps.basic.until", (str(marker),))
+        wait_until(lambda: redis_client.exists(f"{stage.prefix}running"))
+        client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        run = wait_until(lambda: mongo.assignments.find_one({"task_id": again.id}))
+        assert (run["state"], run["cause"]) == ("LOST", "killed")
+        marker.touch()
+        wait_until(lambda: mongo.tasks.find_one({"_id": again.id, "state": "SUCCESS"}))
+        assert mongo.assignments.count_documents({"task_id": again.id}) == 2
+        wait_until(lambda: not redis_client.exists(f"{stage.prefix}running"))
 
 
 def test_a_worker_without_rts_runs_what_was_published_with_it(
