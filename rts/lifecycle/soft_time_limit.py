@@ -40,15 +40,21 @@ def resend_soft_limit() -> None:
     Celery's signals, unless the task ends before that.
     """
     thread, over = threading.get_ident(), threading.Event()
+    # Once the task has ended, the signal would strike the next one.
+    lock = threading.Lock()
 
     def resend() -> None:
         while not over.wait(LOOK_S):
-            if not _is_in_receiver(thread):
-                os.kill(os.getpid(), signal.SIGUSR1)
-                return
+            if _is_in_receiver(thread):
+                continue
+            with lock:
+                if not over.is_set():
+                    os.kill(os.getpid(), signal.SIGUSR1)
+            return
 
     def ended(**_: Any) -> None:
-        over.set()
+        with lock:
+            over.set()
         signals.task_postrun.disconnect(dispatch_uid=_UID)
 
     signals.task_postrun.disconnect(dispatch_uid=_UID)  # of an earlier one in this task

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,9 @@ from celery.exceptions import SoftTimeLimitExceeded
 from celery.signals import task_postrun
 from celery.utils.dispatch import Signal
 
+from rts.lifecycle import soft_time_limit
 from rts.lifecycle.soft_time_limit import LOOK_S, hook_in_task_failed
+from rts.testing import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -53,3 +56,22 @@ def test_it_is_not_sent_again_once_the_task_has_ended() -> None:
     ((_, answer),) = published.send(None)
     assert answer is None
     time.sleep(5 * LOOK_S)
+
+
+def test_it_is_not_sent_again_if_the_task_ends_during_the_look(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looking, over = threading.Event(), threading.Event()
+
+    def slow_look(thread: int) -> bool:
+        looking.set()
+        over.wait()
+        return False
+
+    monkeypatch.setattr(soft_time_limit, "_is_in_receiver", slow_look)
+    before = threading.active_count()
+    hook_in_task_failed("publish", SoftTimeLimitExceeded())
+    looking.wait()
+    task_postrun.send(None)
+    over.set()
+    wait_until(lambda: threading.active_count() == before)
