@@ -44,6 +44,7 @@ from rts.simulation.traces import (
     with_types,
     write_trace,
 )
+from rts.tasktypes import UNTYPED
 from rts.testing.replay import Replayed, learning_lag_s, replay
 
 #: Least mean and median seconds of a task for which Celery's own milliseconds, and the tenths
@@ -187,13 +188,16 @@ def compare(
     slower = [overhead_s * speedup for overhead_s in overheads]
     as_run = Conditions(overheads=slower, learning_lag_s=learning_lag_s(speedup))
 
+    def counted_as(job: Job) -> str:
+        return job.task_type if job.task_type in settings.task_types else UNTYPED
+
     def simulated(what: Any, conditions: Conditions) -> list[tuple[str, bool]]:
         pairs = []
         for seed in range(REPEATS if len(conditions.overheads) > 1 else 1):
             drawn = replace(conditions, seed=seed)
             order = order_of(arguments.scheduler, settings)
             outcomes = simulate(what, arguments.slots, order, settings, conditions=drawn)
-            pairs += [(o.job.task_type, o.met) for o in outcomes]
+            pairs += [(counted_as(o.job), o.met) for o in outcomes]
         return pairs
 
     found = {

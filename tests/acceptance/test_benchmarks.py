@@ -139,7 +139,7 @@ def test_replay_of_a_trace(tmp_path: Path) -> None:
     lines = trace.read_text().splitlines()
     odd = "x" * 900 + "/ö, "
     lines[1:] = [
-        ",".join((at, f'"{odd}{n}"', runtime, "of-theirs" if n % 2 else ""))
+        ",".join((at, f'"{odd}{n}"', runtime, "of-theirs" if n % 2 else "no type"))
         for n, (at, _, runtime, _) in enumerate(line.split(",") for line in lines[1:])
     ]
     trace.write_text("\n".join(lines) + "\n")
@@ -150,9 +150,10 @@ def test_replay_of_a_trace(tmp_path: Path) -> None:
         "mixed": 20,
         "of-theirs": 20,
     }
-    for row in found["met"].values():
-        for which in ("real", "simulated", "as run", "by ledger"):
-            assert 0 <= row[which] <= 1
+    total, mixed, theirs = (found["met"][kind] for kind in ("all", "mixed", "of-theirs"))
+    for which in ("real", "simulated", "as run", "by ledger"):
+        assert 0 <= total[which] <= 1
+        assert total[which] == pytest.approx((mixed[which] + theirs[which]) / 2)
 
 
 @pytest.mark.parametrize("acknowledged", ["late", "early"])
