@@ -148,6 +148,8 @@ class Execution(NamedTuple):
     #: Whether a run was started at all. False: expired, revoked while waiting,
     #: unknown task. Such an end is a verdict in ``tasks`` without an assignment.
     ran: bool = True
+    #: The message's priority; 0 where it has none, or the run could not write its own end.
+    priority: int = 0
 
     def to_json(self) -> str:
         """Return the record as one line of JSON."""
@@ -246,6 +248,11 @@ def queue_of(routing_key: Any) -> Any:
     return routing_key
 
 
+def priority_of(value: object) -> int:
+    """Return the priority of a message; 0 where *value* is none that a broker has."""
+    return value if type(value) is int and 0 <= value <= 255 else 0
+
+
 def new_execution(
     plan: Plan,
     request: Mapping[str, Any],
@@ -284,4 +291,5 @@ def new_execution(
         pid,
         started_at,
         load_at_start,
+        priority=priority_of(delivery_info.get("priority")),
     )

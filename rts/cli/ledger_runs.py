@@ -9,7 +9,7 @@ from typing import Any
 from pymongo.database import Database
 
 from rts.keys import ASSIGNMENTS, TASKS
-from rts.records import NOT_FINAL
+from rts.records import NOT_FINAL, priority_of
 from rts.simulation.recording import DROPPED, Run
 from rts.validation import finite
 from rts.views.intervals import Window, in_window
@@ -22,6 +22,7 @@ BATCH = 10_000
 _FIELDS = (
     *("task_id", "name", "task_type", "arrival", "deadline", "tau", "started_at"),
     *("completed_at", "runtime_s", "state", "cause", "sla_success", "retries", "worker", "pid"),
+    "priority",
 )
 
 
@@ -62,12 +63,31 @@ def runs(
     retried = {"$or": [again, {"cause": {"$ne": None}}, {"retries": {"$gt": 0}}]}
     marked = assignments.find({**query, **retried}, {"task_id": 1})
     repeated = {str(document.get("task_id")) for document in marked}
+    families = _Families(repeated, _parents(database, window))
     found = assignments.find(query, dict.fromkeys(_FIELDS, 1), batch_size=BATCH)
     with found.sort("completed_at", -1).limit(MAX_RUNS) as documents:
-        yield from _readable(documents, repeated)
+        yield from _readable(documents, families)
     query = {**_query(window, queue, TASKS), "cause": DROPPED}
     dropped = database[TASKS].find(query, dict.fromkeys(_FIELDS, 1), batch_size=BATCH)
-    yield from _readable(map(_as_run, dropped), repeated)
+    yield from _readable(map(_as_run, dropped), families)
+
+
+class _Families:
+    """What is known of tasks by their ids."""
+
+    def __init__(self, repeated: set[str], parents: dict[str, str]) -> None:
+        #: Those that may have several runs.
+        self.repeated = repeated
+        #: The task that each one was published by, and all of these.
+        self.parents = parents
+        self.publishers = set(parents.values())
+
+
+def _parents(database: Database[dict[str, Any]], window: Window) -> dict[str, str]:
+    """Return the ids of the tasks that others have published, by the ids of those."""
+    query = {**_query(window, None, TASKS), "parent_id": {"$type": "string"}}
+    found = database[TASKS].find(query, {"parent_id": 1}, batch_size=BATCH).limit(MAX_RUNS)
+    return {str(task["_id"]): intern(task["parent_id"]) for task in found}
 
 
 def _as_run(task: dict[str, Any]) -> dict[str, Any]:
@@ -76,10 +96,10 @@ def _as_run(task: dict[str, Any]) -> dict[str, Any]:
     return {**task, "task_id": str(task["_id"]), **ran}
 
 
-def _readable(documents: Iterable[dict[str, Any]], repeated: set[str]) -> Iterator[Run]:
+def _readable(documents: Iterable[dict[str, Any]], families: _Families) -> Iterator[Run]:
     for document in documents:
         try:
-            run = _run(document, repeated)
+            run = _run(document, families)
         except (KeyError, TypeError, AttributeError):
             continue  # malformed
         if run is not None:
@@ -91,7 +111,7 @@ def _query(window: Window, queue: str | None, of: str = ASSIGNMENTS) -> dict[str
     return ended if queue is None else {**ended, "queue": queue}
 
 
-def _run(document: dict[str, Any], repeated: set[str]) -> Run | None:
+def _run(document: dict[str, Any], families: _Families) -> Run | None:
     started, arrival = document["started_at"], document["arrival"]
     if started is None or arrival is None or document["deadline"] is None:
         return None
@@ -112,5 +132,8 @@ def _run(document: dict[str, Any], repeated: set[str]) -> Run | None:
         met=document["sla_success"],
         retries=document["retries"],
         place=(document["worker"], document["pid"]),
-        task_id=task_id if task_id in repeated else None,
+        task_id=task_id if task_id in families.repeated else None,
+        priority=priority_of(document.get("priority")),
+        key=task_id if task_id in families.publishers else "",
+        parent=families.parents.get(task_id, ""),
     )

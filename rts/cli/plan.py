@@ -65,7 +65,7 @@ def command(
     The workload is what the ledger recorded, or a trace. One recording is a single random
     sample, so workloads that are resampled from pieces of it must meet the target, too.
     """
-    found = workload(Source.taken_from(options), settings_of(ctx), ctx.obj.app.conf)
+    found = workload(Source.taken_from(options), settings_of(ctx), ctx.obj.app)
     order = scheduler or order_in_use(found.settings)
     question = Question(
         found.jobs,

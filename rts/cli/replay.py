@@ -86,7 +86,7 @@ def command(
     result is what happened, within the error of the simulation. With --trace, taus are learned
     along the way, from the app's first taus.
     """
-    found = workload(Source.taken_from(options), settings_of(ctx), ctx.obj.app.conf)
+    found = workload(Source.taken_from(options), settings_of(ctx), ctx.obj.app)
     slots = slots or found.slots or enough_slots(found.jobs, found.conditions.speed)
     names = tuple(dict.fromkeys(orders)) or (order_in_use(found.settings),)
     if write is not None:

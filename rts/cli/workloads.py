@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
+from functools import cached_property
 from statistics import fmean
 from typing import Any
 
@@ -17,9 +18,10 @@ from rts.cli.common import Number, instant, ledger_of
 from rts.cli.ledger_runs import MAX_RUNS, count, runs
 from rts.deadlines import MAX_MULTIPLIER, MIN_MULTIPLIER, share_of_slots
 from rts.errors import CommandError
+from rts.scheduling.priority import ranking
 from rts.scheduling.worker_capacity import prefetch_per_slot
 from rts.settings import Settings
-from rts.simulation.orders import Order, order_of
+from rts.simulation.orders import ByPriority, Order, order_of
 from rts.simulation.prefetch import Prefetched, split
 from rts.simulation.recording import recording
 from rts.simulation.simulator import Conditions
@@ -99,9 +101,17 @@ class Workload:
 
     def order(self, name: str, slots: int) -> Order:
         """Return a new order for *slots*, in workers like the recorded ones."""
-        if name == "fifo" and len(self.workers) > 1:
-            return Prefetched(split(slots, self.workers), self.held_per_slot)
+        several = len(self.workers) > 1
+        if name == "fifo" and (several or self.prioritised):
+            workers = split(slots, self.workers if several else ())
+            queue = ByPriority() if self.prioritised else None
+            return Prefetched(workers, self.held_per_slot, queue)
         return order_of(name, self.settings)
+
+    @cached_property
+    def prioritised(self) -> bool:
+        """Whether its messages differ in priority."""
+        return len({job.rank for job in self.jobs}) > 1
 
     @property
     def overhead_s(self) -> float:
@@ -139,8 +149,8 @@ def workload_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def workload(source: Source, settings: Settings, conf: Mapping[str, Any]) -> Workload:
-    """Return the workload, from the ledger or from a trace. *conf* is the app's.
+def workload(source: Source, settings: Settings, app: Any) -> Workload:
+    """Return the workload, from the ledger of *app* or from a trace.
 
     Raises:
         UsageError: the options exclude each other, or the trace is invalid.
@@ -160,7 +170,8 @@ def workload(source: Source, settings: Settings, conf: Mapping[str, Any]) -> Wor
         if expected > MAX_RUNS:
             click.echo(f"only the last {MAX_RUNS:,} runs of the window are read", err=True)
         with progress_bar("reading", expected) as read:
-            past = recording(_with_progress(runs(database, asked, source.queue), read))
+            found = _with_progress(runs(database, asked, source.queue), read)
+            past = recording(found, ranking(app))
     if past is None:
         raise CommandError(
             f"no task ran from {iso(asked[0])} to {iso(asked[1])}. rts status shows whether "
@@ -172,7 +183,7 @@ def workload(source: Source, settings: Settings, conf: Mapping[str, Any]) -> Wor
         met=past.met,
         slots=past.slots,
         workers=past.workers,
-        held_per_slot=held_per_slot(conf),
+        held_per_slot=held_per_slot(app.conf),
         settings=replace(settings, hopeless_slots=hopeless_slots),
         conditions=Conditions(source.speed, source.k, _overheads(source, past.overheads)),
         origin=f"ended from {iso(asked[0])} to {iso(asked[1])}",

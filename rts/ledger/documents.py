@@ -147,6 +147,8 @@ def _documents(e: Execution, learned: Learned | None) -> tuple[Document, Documen
         "name_tau_before": name_tau_before,
         "name_tau_after": name_tau_after,
     }
+    if e.priority:
+        assignment["priority"] = e.priority
     if started_at is None:
         assignment["_nostart"] = True
     elif e.started_at is not None and e.arrival == e.arrival:

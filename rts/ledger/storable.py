@@ -49,7 +49,7 @@ def is_storable(e: Execution, learned: Learned | None) -> bool:
     total = (
         e.tau + e.k + e.arrival + e.deadline + (e.started_at or 0.0)
         + (e.completed_at or 0.0) + (e.runtime_s or 0.0) + (e.cpu_s or 0.0)
-        + (e.max_rss_bytes or 0) + (e.pid or 0) + e.retries
+        + (e.max_rss_bytes or 0) + (e.pid or 0) + e.retries + e.priority
     )  # fmt: skip
     if learned is not None:
         total += (
@@ -113,7 +113,8 @@ def cleaned(execution: Execution) -> Execution:
     for name in _INSTANTS:
         if getattr(execution, name) in (math.inf, -math.inf):
             changes[name] = math.copysign(GREATEST_INSTANT, getattr(execution, name))
-    changes["retries"] = changes["retries"] or 0
+    for name in ("retries", "priority"):
+        changes[name] = changes[name] or 0
     return execution._replace(**changes)
 
 
@@ -173,7 +174,7 @@ _KINDS: dict[str, Callable[[object], Any]] = {
     **dict.fromkeys(_TEXTS, text),
     **dict.fromkeys(("queue", "parent_id", "root_id", "cause"), _optional_text),
     **dict.fromkeys((*_INSTANTS, "tau", "k", "runtime_s", "cpu_s"), number),
-    **dict.fromkeys(("retries", "pid", "max_rss_bytes"), integer),
+    **dict.fromkeys(("retries", "pid", "max_rss_bytes", "priority"), integer),
     "load_at_start": _mapping,
     "ran": bool,
 }

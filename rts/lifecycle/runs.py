@@ -30,6 +30,7 @@ from rts.records import (
     Plan,
     kind_as_json,
     new_execution,
+    priority_of,
     queue_of,
 )
 from rts.signals import deadline_missed, run_ended
@@ -66,6 +67,8 @@ class Run:
     #: The first fields of its record, as a JSON list, and the slot that it is noted in.
     note: bytes
     slot: int | None
+    #: Of its message; 0 where it has none.
+    priority: int
     #: By the meter's ``cpu_time``.
     cpu_start_s: float
     #: Set where the task has published another one in its place.
@@ -191,6 +194,7 @@ class Runs:
             task_type, type_source, tau, k, arrival, deadline, arrival_source = plan
             task_id, name, parent, root, retries, delivery_info = _REQUEST_FIELDS(request)
             queue = queue_of(delivery_info["routing_key"])
+            run.priority = priority_of(delivery_info.get("priority"))
             pid = forks.pid
             quoted_id = quoted(task_id)
             note = (
@@ -206,6 +210,7 @@ class Runs:
         except (TypeError, ValueError, LookupError, AttributeError):
             # A serializer of the app's own, or a producer other than Celery.
             note = self._slow_note(plan, request, started_at, load.as_dict(now))
+            run.priority = priority_of((request.get("delivery_info") or {}).get("priority"))
         run.note = note
         run.slot = self._notes.put(note)
         run.cpu_start_s = self._cpu_time()
@@ -226,7 +231,7 @@ class Runs:
         cause = '"rejected"' if state == REJECTED else "null"
         end = (
             f",{run.started_at + runtime_s:.6f},{runtime_s:.9f},{cpu_s:.6f},{peak_bytes},"
-            f"{quoted(state)},{cause},true]\n"
+            f"{quoted(state)},{cause},true{f',{run.priority}' if run.priority else ''}]\n"
         )
         # Replaces the note's closing bracket.
         line = run.note[:-1] + end.encode()

@@ -24,7 +24,7 @@ TRANSPORTS = {
 }
 #: kombu's transports without message priorities. ``memory`` is left out: in tests it stands
 #: in for the broker that an app is configured for.
-_WITHOUT_PRIORITIES = frozenset(
+WITHOUT_PRIORITIES = frozenset(
     [
         *("azureservicebus", "azurestoragequeues", "confluentkafka", "consul", "etcd"),
         *("filesystem", "gcpubsub", "kafka", "pgmq", "pyro", "slmq"),
@@ -141,7 +141,7 @@ def _broker_urls(conf: Any, default: str) -> Iterator[tuple[str, str]]:
 def _check_transport(scheduler: str, key: str, alias: str) -> None:
     begins = f"({key} begins with {alias}://)"
     if scheduler == "priority":
-        if alias in _WITHOUT_PRIORITIES:
+        if alias in WITHOUT_PRIORITIES:
             health.warn_once(
                 "order",
                 "rts: rts_scheduler = 'priority' changes no order: the broker has no message "
@@ -153,7 +153,7 @@ def _check_transport(scheduler: str, key: str, alias: str) -> None:
         return
     needs = "'edf' needs redis://, rediss://, redis+socket:// or sentinel://"
     allowed = f"'priority' or None if the broker is not Redis {begins}; {needs}"
-    if alias in _WITHOUT_PRIORITIES:
+    if alias in WITHOUT_PRIORITIES:
         allowed = (
             f"None if the broker has no message priorities {begins}; {needs}, 'priority' one "
             "of those, amqp:// or mongodb://"

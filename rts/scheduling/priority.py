@@ -7,13 +7,14 @@ the task is published.
 from __future__ import annotations
 
 import math
+from bisect import bisect
 from collections.abc import Callable
 from typing import Any
 
 from rts import health
 from rts.clock import FleetClock
 from rts.records import Plan
-from rts.scheduling.activation import TRANSPORTS, transport_of
+from rts.scheduling.activation import TRANSPORTS, WITHOUT_PRIORITIES, transport_of
 from rts.settings import Settings
 
 #: The highest of the levels in use unless configured otherwise; the lowest is 0.
@@ -31,8 +32,7 @@ def prioritiser(app: Any, settings: Settings, clock: FleetClock) -> Prioritise |
     """
     if settings.scheduler != "priority":
         return None
-    url = app.conf.broker_write_url or app.conf.broker_url or ""
-    alias = transport_of(url if isinstance(url, str) else url[0])
+    alias = _transport(app)
     inverted = alias in TRANSPORTS
     if alias in _RABBITMQ and not any(map(_has_priorities, app.amqp.queues.values())):
         health.warn_once(
@@ -52,6 +52,29 @@ def prioritiser(app: Any, settings: Settings, clock: FleetClock) -> Prioritise |
         return level(laxity_s, inverted=inverted, highest=highest)
 
     return prioritise
+
+
+def ranking(app: Any) -> Callable[[int], int]:
+    """Return a function that ranks message priorities: the broker of *app* delivers messages
+    of the least rank first.
+    """
+    alias = _transport(app)
+    if alias in TRANSPORTS:
+        from kombu.transport.redis import PRIORITY_STEPS
+
+        options = app.conf.broker_transport_options or {}
+        steps = options.get("priority_steps") or PRIORITY_STEPS
+        return lambda priority: bisect(steps, priority)
+    if alias in WITHOUT_PRIORITIES or (
+        alias in _RABBITMQ and not any(map(_has_priorities, app.amqp.queues.values()))
+    ):
+        return lambda priority: 0
+    return lambda priority: -priority
+
+
+def _transport(app: Any) -> str:
+    url = app.conf.broker_write_url or app.conf.broker_url or ""
+    return transport_of(url if isinstance(url, str) else url[0])
 
 
 def _has_priorities(queue: Any) -> bool:

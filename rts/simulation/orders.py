@@ -34,6 +34,8 @@ class Waiting(NamedTuple):
     number: int
     #: Whether it has a deadline of its own; else it is never hopeless.
     due: bool = True
+    #: Of its message's priority; the least goes first where the order has priorities.
+    rank: int = 0
 
 
 class Order:
@@ -101,6 +103,24 @@ class FirstComeFirstServed(Order):
     def pop(self, now: float, slots: int) -> Waiting | None:
         """See :class:`Order`."""
         return self._queue.popleft() if self._queue else None
+
+
+class ByPriority(Order):
+    """By message priority, and by arrival where that is the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._heap: list[tuple[int, int, Waiting]] = []
+        self._pushed = 0
+
+    def push(self, task: Waiting) -> None:
+        """See :class:`Order`."""
+        self._pushed += 1
+        heapq.heappush(self._heap, (task.rank, self._pushed, task))
+
+    def pop(self, now: float, slots: int) -> Waiting | None:
+        """See :class:`Order`."""
+        return heapq.heappop(self._heap)[2] if self._heap else None
 
 
 class ShortestFirst(Order):

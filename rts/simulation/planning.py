@@ -125,16 +125,23 @@ def busiest(jobs: Sequence[Job], most: int) -> Sequence[Job]:
 
 
 def resample(jobs: Sequence[Job], rng: random.Random) -> list[Job]:
-    """Return a moving block resample of the same size, with the gaps before each job."""
+    """Return a moving block resample of the same size, with the gaps before each job.
+
+    Of two jobs one of which publishes the other, both have to be in a block for that.
+    """
     block = max(1, round(len(jobs) ** 0.5))
     drawn: list[Job] = []
     at = 0.0
     while len(drawn) < len(jobs):
         begin = rng.randrange(len(jobs))
+        keys: set[str] = set()
         for number in range(begin, min(begin + block, len(jobs))):
+            job = jobs[number]
             if number:
-                at += jobs[number].arrival_s - jobs[number - 1].arrival_s
-            drawn.append(jobs[number]._replace(arrival_s=at))
+                at += job.arrival_s - jobs[number - 1].arrival_s
+            keys.add(job.key)
+            origin = job.origin if job.origin and job.origin.key in keys else None
+            drawn.append(job._replace(arrival_s=at, origin=origin))
     return drawn[: len(jobs)]
 
 

@@ -1,4 +1,4 @@
-"""First come, first served, by workers that prefetch.
+"""The broker's own order, by workers that prefetch.
 
 A message that one worker has prefetched waits for that worker though another may be idle.
 (Predictions, whose workers consume several queues, keep what these hold in
@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from rts.simulation.orders import Order, Waiting
+from rts.simulation.orders import FirstComeFirstServed, Order, Waiting
 
 
 @dataclass
@@ -24,24 +24,26 @@ class _Worker:
 
 
 class Prefetched(Order):
-    """By arrival, over workers that prefetch.
+    """By arrival, or another order of the *queue*, over workers that prefetch.
 
     *workers*: the slots of each. *held_per_slot*: messages that a worker prefetches per
     slot besides those that run: Celery's ``worker_prefetch_multiplier``, one less with
-    late acknowledgement; may be infinite.
+    late acknowledgement; may be infinite. *queue*: the broker's, by default by arrival.
     """
 
-    def __init__(self, workers: Sequence[int], held_per_slot: float) -> None:
+    def __init__(
+        self, workers: Sequence[int], held_per_slot: float, queue: Order | None = None
+    ) -> None:
         super().__init__()
         # The worker that has waited longest for a message comes first.
         self._workers = deque(_Worker(slots, slots * held_per_slot) for slots in workers)
-        self._queue: deque[Waiting] = deque()
+        self._queue = queue or FirstComeFirstServed()
         #: Worker by the number of the task that it runs.
         self._runs: dict[int, _Worker] = {}
 
     def push(self, task: Waiting) -> None:
         """See :class:`rts.simulation.orders.Order`."""
-        self._queue.append(task)
+        self._queue.push(task)
         self._deliver()
 
     def pop(self, now: float, slots: int) -> Waiting | None:
@@ -62,13 +64,16 @@ class Prefetched(Order):
 
     def _deliver(self) -> None:
         """Deliver messages to the workers in turn, as far as they prefetch."""
-        while self._queue:
+        while True:
             for worker in self._workers:
                 if len(worker.held) < worker.slots - worker.running + worker.prefetch:
                     break
             else:
                 return
-            worker.held.append(self._queue.popleft())
+            task = self._queue.pop(0.0, 0)
+            if task is None:
+                return
+            worker.held.append(task)
             self._workers.remove(worker)
             self._workers.append(worker)
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import NamedTuple
 
 from rts.deadlines import hopeful_until
 from rts.records import REPLACED
-from rts.simulation.traces import FAILURE, KILLED, SUCCESS, Again, Job
+from rts.simulation.traces import FAILURE, KILLED, SUCCESS, Again, Job, Origin
 
 #: Cause of a task that was never run because it was hopeless: another order, or more slots,
 #: would have run it.
@@ -32,6 +32,8 @@ MAX_GAPS = 100_000
 #: With at least so many gaps whose second run was hopeful when the slot became free, only
 #: those count: in deadline order a hopeless task may have to wait beside a free slot.
 ENOUGH_GAPS = 10
+#: Seconds by which two deadlines may differ that were one: the ledger has milliseconds.
+SAME_S = 0.002
 #: Size of the sample of overheads, and the share of them to keep: the longest, such as an
 #: outage of the broker, are left out.
 SAMPLE, KEPT_SHARE = 1000, 0.995
@@ -58,6 +60,12 @@ class Run(NamedTuple):
     place: tuple[str, int | None]
     #: The task's id if it may have other runs; else ``None``.
     task_id: str | None
+    #: Of its message; 0 where it has none.
+    priority: int = 0
+    #: The task's id if it has published others; else ''.
+    key: str = ""
+    #: The id of the task that has published it; '' where there is none.
+    parent: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,8 +85,12 @@ class Recording:
     overheads: Sequence[float]
 
 
-def recording(runs: Iterable[Run]) -> Recording | None:
+def recording(
+    runs: Iterable[Run], rank: Callable[[int], int] = lambda priority: 0
+) -> Recording | None:
     """Return *runs*, ordered by their ends, as a workload; ``None`` if there are none.
+
+    *rank*: of a message's priority, the least for those that the broker delivers first.
 
     A task whose last run asked for a retry that never ran, or was replaced by work that never
     ended, counts as missed. A task whose first run is not among *runs* arrives at the start
@@ -89,6 +101,8 @@ def recording(runs: Iterable[Run]) -> Recording | None:
     chains: dict[str, list[Run]] = {}
     spans: dict[str, tuple[array[float], array[float]]] = {}
     gaps = _Gaps()
+    publishers: dict[str, _Publisher] = {}
+    parents: list[str] = []
     for run in runs:
         if run.cause is None:
             starts, ends = spans.setdefault(run.place[0], (array("d"), array("d")))
@@ -96,17 +110,25 @@ def recording(runs: Iterable[Run]) -> Recording | None:
             ends.append(run.completed_at)
         if run.cause != DROPPED:
             gaps.see(run)
+        if run.key:
+            known = publishers.get(run.key)
+            if known is None or known.started_at < run.started_at:
+                publishers[run.key] = _Publisher(run.started_at, run.deadline)
         if run.task_id is None:
-            jobs.append(_job([run]))
+            jobs.append(_job([run], rank))
             met.append(bool(run.met))
+            parents.append(run.parent)
         else:
             chains.setdefault(run.task_id, []).append(run)
     for of_task in chains.values():
         of_task.sort(key=lambda run: run.started_at)
-        jobs.append(_job(of_task))
+        jobs.append(_job(of_task, rank))
         met.append(bool(of_task[-1].met))
+        parents.append(of_task[0].parent)
     if not jobs:
         return None
+    if publishers:
+        jobs = [_published(*each, publishers) for each in zip(jobs, parents, strict=True)]
     _order_by_arrival(jobs, met)
     return Recording(
         jobs=jobs,
@@ -118,6 +140,22 @@ def recording(runs: Iterable[Run]) -> Recording | None:
         workers=[most_at_a_time(*of) for of in spans.values()],
         overheads=gaps.sample(),
     )
+
+
+class _Publisher(NamedTuple):
+    """The last run of a task that has published others. Instants in epoch seconds."""
+
+    started_at: float
+    deadline: float
+
+
+def _published(job: Job, parent: str, publishers: Mapping[str, _Publisher]) -> Job:
+    """Return *job* with its origin, if its *parent* is known. Its arrival is an instant."""
+    by = publishers.get(parent)
+    if by is None or job.arrival_s < by.started_at or job.span_s is None:
+        return job
+    shares = abs(job.arrival_s + job.span_s - by.deadline) <= SAME_S
+    return job._replace(origin=Origin(parent, job.arrival_s - by.started_at, shares))
 
 
 def _order_by_arrival(jobs: list[Job], met: list[bool]) -> None:
@@ -189,7 +227,7 @@ class _Gaps:
         return kept[:: math.ceil(len(kept) / SAMPLE)] if kept else ()
 
 
-def _job(runs: Sequence[Run]) -> Job:
+def _job(runs: Sequence[Run], rank: Callable[[int], int]) -> Job:
     """Return the runs of one task, ordered by start, as a job: that of the work which has
     replaced it, if any has.
     """
@@ -216,4 +254,6 @@ def _job(runs: Sequence[Run]) -> Job:
         end=end,
         later=later,
         lead_s=max(0.0, work.arrival - arrival),
+        rank=rank(work.priority),
+        key=first.key,
     )

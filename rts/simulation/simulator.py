@@ -136,7 +136,11 @@ class _Simulation:
         self._pausing: list[tuple[float, int, Waiting]] = []
         #: Completed runs by number, of jobs with several.
         self._completed: dict[int, int] = {}
-        #: How many jobs have arrived, and when the next one does.
+        #: The jobs that each one publishes, and those that arrive by themselves.
+        self._children, self._roots = _published(jobs)
+        #: Heap of the published ones that are to arrive: arrival, number, publisher.
+        self._published: list[tuple[float, int, Waiting]] = []
+        #: How many others have arrived, and when the next one does.
         self._arrived = 0
         self._next_arrival = self._arrival_of(0)
 
@@ -147,7 +151,8 @@ class _Simulation:
         while True:
             next_finish = running[0][0] if running else NEVER
             next_release = pausing[0][0] if pausing else NEVER
-            now = min(next_finish, self._next_arrival, next_release)
+            next_published = self._published[0][0] if self._published else NEVER
+            now = min(next_finish, self._next_arrival, next_release, next_published)
             if now == NEVER:
                 return
             if next_finish <= now:
@@ -156,33 +161,40 @@ class _Simulation:
                     yield ended
             elif next_release <= now:
                 order.push(heapq.heappop(pausing)[2])
+            elif next_published <= now:
+                _, number, publisher = heapq.heappop(self._published)
+                self._arrive(now, number, publisher)
             else:
-                self._arrive(now)
+                self._arrive(now, self._roots[self._arrived])
+                self._arrived += 1
+                self._next_arrival = self._arrival_of(self._arrived)
+                if self._next_arrival < now:
+                    number = self._roots[self._arrived]
+                    raise ValueError(f"job {number} arrives before its predecessor")
             while len(running) < slots:
                 chosen = order.pop(now, slots)
                 for task in order.dropped:
+                    self._publish(task, now)
                     yield self._outcome(task, NEVER, NEVER)
                 if chosen is None:
                     break
                 self._start(chosen, now)
 
-    def _arrive(self, now: float) -> None:
-        """Publish the next job."""
+    def _arrive(self, now: float, number: int, publisher: Waiting | None = None) -> None:
+        """Let a job arrive."""
         while self._lessons and self._lessons[0][0] <= now:
             self._taus.update(*self._lessons.popleft()[1:])
-        job = self._jobs[self._arrived]
+        job = self._jobs[number]
         kind = self._kind_of(job)
         tau = self._taus.get(kind.name, job.name) if job.tau is None else job.tau
         if job.span_s is None or self._conditions.k is not None:
             k = self._conditions.k or kind.sla_multiplier or self._settings.sla_multiplier
             due = deadline(now + job.lead_s, tau, k, self._settings.min_slack)
+        elif publisher is not None and job.origin and job.origin.shares_deadline:
+            due = publisher.deadline
         else:
             due = now + job.span_s
-        self._order.push(Waiting(now, tau, due, self._arrived))
-        self._arrived += 1
-        self._next_arrival = self._arrival_of(self._arrived)
-        if self._next_arrival < now:
-            raise ValueError(f"job {self._arrived} arrives before its predecessor")
+        self._order.push(Waiting(now, tau, due, number, rank=job.rank))
 
     def _start(self, task: Waiting, now: float) -> None:
         """Start the next run of *task* on a free slot."""
@@ -193,7 +205,16 @@ class _Simulation:
         if len(overheads) > 1:
             overhead_s = overheads[int(self._rng.random() * len(overheads))]
         started_at = now + overhead_s
+        if runs == len(job.later):
+            self._publish(task, started_at)
         heapq.heappush(self._running, (started_at + runtime_s, task.number, task, started_at))
+
+    def _publish(self, task: Waiting, started_at: float) -> None:
+        """Have the jobs that *task* publishes arrive, now that its last run starts."""
+        for number in self._children.get(task.number, ()):
+            origin = self._jobs[number].origin
+            assert origin is not None
+            heapq.heappush(self._published, (started_at + origin.lag_s, number, task))
 
     def _end_run(self) -> tuple[int, Outcome] | None:
         """End the run that finishes first; ``None`` if its job has another one to come."""
@@ -217,14 +238,31 @@ class _Simulation:
         outcome = Outcome(job, task.tau, task.arrival, task.deadline, started_at, now)
         return task.number, outcome
 
-    def _arrival_of(self, number: int) -> float:
-        if number == len(self._jobs):
+    def _arrival_of(self, count: int) -> float:
+        """Return when the job arrives before which *count* have, of those by themselves."""
+        if count == len(self._roots):
             return NEVER
-        return self._jobs[number].arrival_s / self._conditions.speed
+        return self._jobs[self._roots[count]].arrival_s / self._conditions.speed
 
     def _kind_of(self, job: Job) -> TaskType:
         kinds = self._settings.task_types
         return kinds.get(job.task_type) or kinds[UNTYPED]
+
+
+def _published(jobs: Sequence[Job]) -> tuple[dict[int, list[int]], Sequence[int]]:
+    """Return which jobs each one publishes, and which arrive by themselves; by position."""
+    children: dict[int, list[int]] = {}
+    roots: list[int] = []
+    known: dict[str, int] = {}
+    for number, job in enumerate(jobs):
+        publisher = None if job.origin is None else known.get(job.origin.key)
+        if publisher is None:
+            roots.append(number)
+        else:
+            children.setdefault(publisher, []).append(number)
+        if job.key:
+            known[job.key] = number
+    return children, roots if children else range(len(jobs))
 
 
 def share_met(outcomes: Sequence[Outcome]) -> float:

@@ -33,6 +33,17 @@ class Again(NamedTuple):
     runtime_s: float
 
 
+class Origin(NamedTuple):
+    """That a task was published by another one while that ran, as in a chain."""
+
+    #: The other one's ``Job.key``.
+    key: str
+    #: Seconds from the start of the other one's last run until this one arrives.
+    lag_s: float
+    #: Whether it is due when the other one is.
+    shares_deadline: bool
+
+
 class Job(NamedTuple):
     """One task of a workload."""
 
@@ -54,6 +65,12 @@ class Job(NamedTuple):
     #: Seconds from its arrival until the work was due to run that it has replaced itself
     #: with, whose name, type and tau these are; a deadline by the formula counts from then.
     lead_s: float = 0.0
+    #: Of its message's priority: brokers with priorities deliver the least first.
+    rank: int = 0
+    #: Identifies it to the tasks that it has published; '' where there are none.
+    key: str = ""
+    #: Where the task with that key is a job before this one, it decides the arrival.
+    origin: Origin | None = None
 
 
 def read_trace(path: str | Path) -> list[Job]:

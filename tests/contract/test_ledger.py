@@ -83,6 +83,7 @@ def test_the_pinned_fields(subject: Subject) -> None:
     assert assignment["_id"] == task["run_id"]
     assert assignment["queueing_delay_s"] == 1.0
     assert (assignment["name_tau_before"], assignment["name_tau_after"]) == (3.0, 2.8)
+    assert "priority" not in assignment
     assert task["arrival"].tzinfo is not None
 
 
@@ -364,7 +365,7 @@ HOSTILE: list[dict[str, Any]] = [
     {"task_id": "i" * 1_000_000},
     {"task_id": "", "run_id": ""},
     {"task_id": "$where", "name": "a.$b", "queue": "$"},
-    {"pid": 2**70, "max_rss_bytes": -(2**63) - 1, "retries": 2**64},
+    {"pid": 2**70, "max_rss_bytes": -(2**63) - 1, "retries": 2**64, "priority": 2**63},
     {"cpu_s": math.nan, "runtime_s": math.inf, "tau": math.nan, "k": -math.inf},
     {"arrival": 1e300, "deadline": math.inf, "completed_at": math.inf, "started_at": -1e30},
     {"arrival": math.nan, "deadline": math.nan},

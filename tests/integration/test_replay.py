@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import subprocess
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import util
@@ -16,6 +17,7 @@ import pytest
 from celery import Celery
 from celery.bin.base import CLIContext
 from click.testing import CliRunner, Result
+from kombu import Queue
 
 from rts.cli import ledger_runs, rts
 from rts.simulation.traces import Job, at_load, read_trace, six_types, write_trace
@@ -24,6 +26,9 @@ from rts.testing.replay import replay, share
 from tests.commands import NO_MONGO, Run, document, write
 from tests.conftest import CELERY, ROOT, Stage
 from tests.records import ended
+
+#: As on a broker whose urgent messages do not go first.
+EQUAL = {"priority_steps": [0]}
 
 
 def cli_of(**conf: Any) -> Run:
@@ -145,6 +150,54 @@ def test_tasks_that_were_dropped_are_replayed_with_their_tau(conf: dict[str, Any
     assert found["total"]["recorded"] == 4 / 8
     # The last one is too late whatever the slots: it was retried only after its deadline.
     assert found["total"]["simulated"]["fifo"] == 7 / 8
+
+
+@pytest.mark.parametrize(
+    ("broker", "queue", "first"),
+    [
+        ({"broker_url": "redis://"}, Queue("q"), "urgent"),
+        ({"broker_url": "redis://", "broker_transport_options": EQUAL}, Queue("q"), "both"),
+        ({"broker_url": "amqp://"}, Queue("q", max_priority=10), "later"),
+        ({"broker_url": "amqp://"}, Queue("q"), "both"),
+        ({"broker_url": "sqs://"}, Queue("q"), "both"),
+    ],
+)
+def test_the_stock_order_has_the_priorities_of_the_messages(
+    conf: dict[str, Any], broker: dict[str, Any], queue: Queue, first: str
+) -> None:
+    # One slot, and three seconds each, for ten that arrive in turn and are due in 17 s: by
+    # arrival, half of each kind are in time.
+    now = time.time() - 100
+    for n in range(10):
+        due = {"arrival": now + n / 100, "deadline": now + 17, "started_at": now + 3 * n}
+        kind = {"task_type": ("urgent", "later")[n % 2], "priority": 3 * (n % 2)}
+        write(conf, ended(n, 100 - 3 * n - 3, **due, **kind))
+    orders = ("--slots", "1", "--scheduler", "fifo", "--scheduler", "edf", "--overhead", "0")
+    terms = {"worker_disable_prefetch": True, "task_queues": [queue], **broker}
+    found = document(cli_of(**conf, **terms)("replay", "--since", "1h", *orders, "--json"))
+    met = {row["key"]: row["simulated"]["fifo"] * row["tasks"] for row in found["rows"]}
+    # The first that arrives, an urgent one, begins in any case.
+    expected = {"urgent": (5, 0), "later": (1, 4), "both": (3, 2)}[first]
+    assert (met["urgent"], met["later"]) == expected
+    planned = document(cli_of(**conf, **terms)("plan", "--since", "1h", "--json"))
+    assert planned["slots"] == 2
+
+
+def test_what_a_task_publishes_arrives_when_it_runs(conf: dict[str, Any]) -> None:
+    # One slot ran these in turn, each in three seconds. On two slots the chain's second task
+    # takes a slot three seconds sooner, when two others arrive, for one of which none is free.
+    begun = time.time() - 100
+    rows = (("x", 0.0, ""), ("a", 0.0, ""), ("b", 5.99, "a"), ("y", 3.5, ""), ("y", 3.5, ""))
+    for n, (kind, arrival_s, parent) in enumerate(rows):
+        at = {"arrival": begun + arrival_s, "deadline": begun + arrival_s + 3.2}
+        who = {"name": kind, "parent_id": "task-1" if parent else None}
+        ran = {"started_at": begun + 3 * n, "completed_at": begun + 3 * n + 3}
+        write(conf, ended(n, 0, **ran, **at, **who))
+    arguments = ("--since", "1h", "--slots", "2", "--overhead", "0", "--by", "name", "--json")
+    found = document(cli_of(**conf)("replay", *arguments))
+    met = {row["key"]: row["simulated"]["fifo"] for row in found["rows"]}
+    assert met == {"x": 1.0, "a": 1.0, "b": 1.0, "y": 0.5}
+    assert found["total"]["recorded"] == 2 / 5
 
 
 def test_of_many_runs_only_those_are_looked_at_that_are_read(

@@ -30,6 +30,7 @@ from rts.simulation.traces import (
     SUCCESS,
     Again,
     Job,
+    Origin,
     at_load,
     enough_slots,
     offered_load,
@@ -107,6 +108,25 @@ def test_a_replay_reproduces_what_was_recorded(order: str, rho: float) -> None:
         conditions=slow,
     )
     assert [o.met for o in again] == [o.met for o in before] == list(past.met)
+
+
+def test_a_task_is_published_by_the_last_run_of_another() -> None:
+    again = {"key": "p", "task_id": "p", "deadline": 40.0}
+    found = recorded(
+        a_run(5.0, 1.0, state="RETRY", met=None, **again),
+        a_run(10.0, 5.0, retries=1, **again),
+        a_run(14.0, 1.0, parent="p", deadline=40.001),
+        a_run(14.5, 1.0, parent="p"),
+        a_run(7.0, 1.0, parent="p"),
+        a_run(14.0, 1.0, parent="of another window"),
+    )
+    first, sooner, *others = found.jobs
+    assert (first.key, first.origin, sooner.origin) == ("p", None, None)
+    assert {job.origin for job in others} == {
+        Origin("p", 4.0, True),
+        Origin("p", 4.5, False),
+        None,
+    }
 
 
 def test_the_runs_of_one_task_are_one_job() -> None:

@@ -125,6 +125,9 @@ def place(board: NoteBoard) -> Place:
         {"delivery_info": {"routing_key": "0." * 26 + "1.0.work"}},
         # What no message from Celery has:
         {"delivery_info": {}},
+        {"delivery_info": {"routing_key": "work", "priority": 9}},
+        {"delivery_info": {"routing_key": "work", "priority": "high"}},
+        {"delivery_info": {"routing_key": "work", "priority": 9}, "retries": None},
         {"delivery_info": None},
         {"id": 5, "retries": 1},
         {"retries": None},

@@ -23,9 +23,11 @@ from rts.simulation.orders import (
     Waiting,
     order_of,
 )
-from rts.simulation.simulator import Outcome, share_met, simulate
+from rts.simulation.simulator import Conditions, Outcome, share_met, simulate
 from rts.simulation.traces import (
+    Again,
     Job,
+    Origin,
     at_load,
     read_trace,
     six_types,
@@ -276,6 +278,37 @@ def test_types_of_a_trace_are_declared_if_valid() -> None:
     own = Settings(task_types={**known.task_types, "mine": TaskType("mine", 10.0, 2.5)})
     (first,) = simulate(jobs[:1], 1, FirstComeFirstServed(), own)
     assert first.deadline == 25.0, "a type's own k"
+
+
+def test_a_published_job_arrives_when_its_publisher_runs() -> None:
+    jobs = [
+        Job(0, "before", 5.0),
+        Job(1, "first", 10.0, key="c", later=(Again(2.0, 4.0),), tau=9.0, span_s=50.0),
+        Job(30, "next", 1.0, tau=9.0, span_s=20.0, origin=Origin("c", 4.0, False)),
+        Job(30, "too", 1.0, tau=9.0, span_s=20.0, origin=Origin("c", 2.0, True)),
+        Job(30, "alone", 1.0, tau=9.0, span_s=20.0, origin=Origin("unknown", 2.0, True)),
+    ]
+
+    def arrivals(slots: int, speed: float = 1.0) -> list[float]:
+        found = simulate(
+            jobs, slots, FirstComeFirstServed(), Settings(), conditions=Conditions(speed)
+        )
+        (_, first, *others) = found
+        assert [o.deadline for o in others] == [
+            others[0].arrival + 20,
+            first.deadline,
+            others[2].arrival + 20,
+        ]
+        return [o.arrival for o in others]
+
+    # Its last run begins at 13, or, after the one before, at 17.
+    assert arrivals(2) == [17, 15, 30]
+    assert arrivals(1) == [21, 19, 30]
+    assert arrivals(2, speed=2.0) == [16.5, 14.5, 15]
+    drop = EarliestDeadlineFirst(hopeless="drop")
+    hopeless = [jobs[0], jobs[1]._replace(span_s=6.0), *jobs[2:]]
+    found = simulate(hopeless, 1, drop, Settings())
+    assert [o.finished_at for o in found] == [5, math.inf, 10, math.inf, 31]
 
 
 def test_jobs_out_of_order_and_no_slots_are_refused() -> None:

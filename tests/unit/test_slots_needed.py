@@ -18,7 +18,7 @@ from rts.simulation.planning import (
     resample,
 )
 from rts.simulation.simulator import Conditions, share_met, simulate
-from rts.simulation.traces import Job, at_load, six_types
+from rts.simulation.traces import Job, Origin, at_load, six_types
 
 SETTINGS = Settings()
 
@@ -109,6 +109,19 @@ def test_a_resample_consists_of_blocks_in_order() -> None:
             assert after.arrival_s - before.arrival_s == pytest.approx(gap)
     assert neighbours >= 80
     assert resample(jobs, random.Random(4)) != drawn
+
+
+def test_in_a_resample_a_job_is_published_within_its_block() -> None:
+    jobs = [
+        Job(float(n), "x", 1.0, key=str(n), origin=Origin(str(n - n % 3 - 1), 1.0, False))
+        for n in range(100)
+    ]
+    drawn = resample(jobs, random.Random(1))
+    assert 20 < sum(job.origin is not None for job in drawn) < 100
+    for number, job in enumerate(drawn):
+        if job.origin is not None:
+            back = int(job.key) - int(job.origin.key)
+            assert drawn[number - back].key == job.origin.key
 
 
 def test_the_busiest_section_of_a_long_workload() -> None:
