@@ -15,11 +15,11 @@ from urllib.parse import urlsplit
 from rts.errors import ConfigurationError
 from rts.urls import redacted_host
 
-#: The events that alerts are sent for.
-EVENTS = ("slo_burning", "task_overdue")
+#: What alerts are sent for.
+SLO_BURNING, TASK_OVERDUE = EVENTS = ("slo_burning", "task_overdue")
 FORMATS = ("json", "slack")
 #: Default of ``min_interval``, seconds.
-MIN_INTERVAL_S = 1.0
+INTERVAL_S = 1.0
 #: Maximum of ``min_interval``: messages that are a day old are no longer sent.
 MAX_INTERVAL_S = 86400.0
 #: More are a mistake: each has a thread and a queue of its own.
@@ -46,7 +46,7 @@ class Webhook:
     format: str = "json"
     events: tuple[str, ...] = EVENTS
     #: Seconds between two messages, at least.
-    min_interval_s: float = MIN_INTERVAL_S
+    min_interval_s: float = INTERVAL_S
     #: Page with details for people, such as Flower's overview.
     link: str | None = None
 
@@ -78,9 +78,9 @@ class Webhook:
         return cls(
             given["url"],
             given.get("secret"),
-            given.get("format") or "json",
-            tuple(EVENTS if given.get("events") is None else given["events"]),
-            float(given.get("min_interval", MIN_INTERVAL_S)),
+            given.get("format", "json"),
+            tuple(given.get("events") or EVENTS),
+            float(given.get("min_interval", INTERVAL_S)),
             given.get("link"),
         )
 
@@ -112,7 +112,7 @@ def _webhook(key: str, given: object) -> Webhook:
         if name not in ("url", "secret", "format", "events", "min_interval", "link"):
             raise ConfigurationError(key, f"the key {name!r}"[:80], _ALLOWED)
     secret, events = given.get("secret"), given.get("events")
-    interval = given.get("min_interval", MIN_INTERVAL_S)
+    interval = given.get("min_interval", INTERVAL_S)
     if not _is_url(given.get("url")):
         raise ConfigurationError(f"{key}['url']", redacted_host(given.get("url")), _ALLOWED)
     if secret is not None and not _is_secret(secret):

@@ -13,8 +13,7 @@ from rts.objectives import ALL, BURN_RULES
 from rts.records import OpenTask
 from rts.unfinished.announcement import task_of
 from rts.views.slo import ObjectiveStatus
-
-SLO_BURNING, TASK_OVERDUE = "slo_burning", "task_overdue"
+from rts.webhooks import SLO_BURNING, TASK_OVERDUE
 
 _MOST_URGENT = BURN_RULES[0].severity
 

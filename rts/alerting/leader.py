@@ -11,8 +11,6 @@ from typing import Any
 from pymongo.database import Database
 
 from rts.alerting.conditions import (
-    SLO_BURNING,
-    TASK_OVERDUE,
     burning_conditions,
     overdue_conditions,
     overdue_tasks,
@@ -26,6 +24,7 @@ from rts.link.scripts import pack
 from rts.objectives import WINDOWS
 from rts.settings import Settings
 from rts.views.slo import standings
+from rts.webhooks import SLO_BURNING, TASK_OVERDUE
 
 #: Duration of the lease in seconds: how long a dead leader keeps others from taking over.
 LEASE_S = 10.0

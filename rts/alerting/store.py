@@ -9,13 +9,13 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
 
 from rts.alerting.alert import RESOLVED, Alert, Condition
-from rts.alerting.conditions import SLO_BURNING
 from rts.clock import FleetClock
 from rts.link.link import Link
 from rts.link.scripts import Script, pack
 from rts.notices import SloBurning
 from rts.settings import Settings
 from rts.unfinished.events import MAX_EVENTS
+from rts.webhooks import SLO_BURNING
 
 UPDATE_ALERT = Script.load("update_alert")
 

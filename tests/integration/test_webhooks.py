@@ -21,7 +21,7 @@ from celery import Celery
 
 import rts
 from rts.alerting.alert import RESOLVED, Alert, Condition, body_of
-from rts.alerting.conditions import SLO_BURNING, overdue_conditions
+from rts.alerting.conditions import overdue_conditions
 from rts.alerting.delivery import GIVE_UP_S, MAX_BACKOFF_S, WebhookDelivery
 from rts.alerting.leader import LEASE_S, OBJECTIVES_S, PAUSE_FACTOR, QUIET_S, Leader
 from rts.alerting.post import NotDelivered, post
@@ -33,7 +33,7 @@ from rts.records import OpenTask
 from rts.settings import Settings
 from rts.testing import wait_until
 from rts.unfinished.events import Event
-from rts.webhooks import Webhook, read_webhooks
+from rts.webhooks import SLO_BURNING, Webhook, read_webhooks
 from tests.clock import Clock
 from tests.commands import write_verdicts
 from tests.conftest import Stage
