@@ -11,6 +11,7 @@ from typing import Any
 from pymongo.database import Database
 
 from rts.alerting.conditions import (
+    MAX_GROUPS,
     burning_conditions,
     overdue_conditions,
     overdue_tasks,
@@ -135,7 +136,9 @@ class Leader:
             return self._store.update((TASK_OVERDUE,), ())  # left from earlier settings
         tasks, are_all = overdue_tasks(self._link, self._keys)
         found = overdue_conditions(tasks, self._clock.now())
-        return self._store.update((TASK_OVERDUE,) if are_all else (), found)
+        # A group without a condition may just be one that was left out.
+        ends = are_all and len(found) < MAX_GROUPS
+        return self._store.update((TASK_OVERDUE,) if ends else (), found)
 
     def leave(self) -> None:
         """Release the lease, so that another companion can lead at once."""

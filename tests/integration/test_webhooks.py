@@ -21,7 +21,7 @@ from celery import Celery
 
 import rts
 from rts.alerting.alert import RESOLVED, Alert, Condition, body_of
-from rts.alerting.conditions import overdue_conditions
+from rts.alerting.conditions import MAX_GROUPS, overdue_conditions
 from rts.alerting.delivery import GIVE_UP_S, MAX_BACKOFF_S, WebhookDelivery
 from rts.alerting.leader import LEASE_S, OBJECTIVES_S, PAUSE_FACTOR, QUIET_S, Leader
 from rts.alerting.post import NotDelivered, post
@@ -96,6 +96,13 @@ def overdue(*tasks: tuple[str, str | None, float]) -> list[Condition]:
         )
     ]
     return overdue_conditions(open_tasks, 100.0)
+
+
+def make_overdue(redis_client: Any, settings: Settings, task_id: str, queue: str) -> None:
+    """Write a task of *queue* to Redis that is overdue."""
+    task = OpenTask(task_id, "t", *("mixed", "inferred", 5.0, 2.0, 1.0, 11.0, "", queue))
+    redis_client.hset(settings.keys.open_info, task_id, f"{task_id}\n{json.dumps(task[1:])}")
+    redis_client.zadd(settings.keys.overdue, {task_id: 12.0})
 
 
 def store_of(link: Link, settings: Settings, clock: FleetClock | None = None) -> AlertStore:
@@ -218,20 +225,37 @@ def test_no_alert_ends_while_more_tasks_are_overdue_than_are_looked_at(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = make_settings({"url": receiver.url})
-    link, keys = links(settings), settings.keys
+    link = links(settings)
     for queue in "ab":
-        task = OpenTask(queue, "t", *("mixed", "inferred", 5.0, 2.0, 1.0, 11.0, "", queue))
-        redis_client.hset(keys.open_info, queue, f"{queue}\n{json.dumps(task[1:])}")
-        redis_client.zadd(keys.overdue, {queue: 12.0})
+        make_overdue(redis_client, settings, queue, queue)
     leader = Leader(link, settings, FleetClock(), "one", mongo, quiet_s={})
     assert leader.lead()
     assert leader.evaluate_overdue() == 2
     with monkeypatch.context() as patch:
         patch.setattr("rts.alerting.conditions.MAX_OVERDUE", 1)
         assert leader.evaluate_overdue() == 0
-    redis_client.zrem(keys.overdue, "a")
+    redis_client.zrem(settings.keys.overdue, "a")
     assert leader.evaluate_overdue() == 1
     assert [alert.key for alert in firing(link, settings)] == ["task_overdue/mixed/b"]
+    leader.leave()
+
+
+def test_no_alert_ends_because_there_are_too_many_others(
+    make_settings: MakeSettings, links: Any, receiver: Receiver, mongo: Any, redis_client: Any
+) -> None:
+    settings = make_settings({"url": receiver.url})
+    link = links(settings)
+    make_overdue(redis_client, settings, "one", "small")
+    leader = Leader(link, settings, FleetClock(), "one", mongo, quiet_s={})
+    assert leader.lead()
+    assert leader.evaluate_overdue() == 1
+    for n in range(2 * MAX_GROUPS):
+        make_overdue(redis_client, settings, str(n), f"large-{n // 2}")
+    assert leader.evaluate_overdue() == MAX_GROUPS
+    assert "task_overdue/mixed/small" in [alert.key for alert in firing(link, settings)]
+    redis_client.zrem(settings.keys.overdue, "one", "0", "1")
+    assert leader.evaluate_overdue() == 2
+    assert len(firing(link, settings)) == MAX_GROUPS - 1
     leader.leave()
 
 
