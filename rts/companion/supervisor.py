@@ -165,9 +165,9 @@ class Companion:
             process = self._process
             if process is not None and process.poll() is None:
                 continue
-            if time.monotonic() - self._spawned_at > LIVED_S:
-                backoff_s = MIN_BACKOFF_S
             if process is not None:
+                if time.monotonic() - self._spawned_at > LIVED_S:
+                    backoff_s = MIN_BACKOFF_S
                 health.count("companion_restarts")
                 health.warn_once(
                     "companion",

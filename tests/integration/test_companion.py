@@ -546,6 +546,23 @@ def test_a_companion_that_cannot_start_does_no_harm(
     companion.stop()
 
 
+def test_one_that_cannot_be_started_is_tried_ever_less_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waited: list[float | None] = []
+
+    class Stopping(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waited.append(timeout)
+            return len(waited) > 13
+
+    monkeypatch.setattr(sys, "executable", "")
+    companion = Companion()
+    companion._stopping = Stopping()
+    companion._watch("{}")
+    assert waited[1::2] == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
+
+
 #: A worker's main process with a child that outlives it, and lets go of the pipe unless
 #: the fork is a C library's.
 _WORKER = """
