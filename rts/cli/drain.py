@@ -38,10 +38,9 @@ def command(ctx: click.Context, once: bool, as_json: bool) -> None:
         with set_on_signals() as stop, outages_not_logged() if once else nullcontext():
             moved = drain_alone(settings, stop, once=once)
     except StoreUnavailable as exc:
-        if "rts_" in str(exc):  # says what to check
-            raise
-        advice = "Check the server, rts_redis_url and rts_mongo_url"
-        raise StoreUnavailable(f"{exc}. {advice}") from exc
+        raise StoreUnavailable(
+            f"{exc}. Check the server, rts_redis_url and rts_mongo_url"
+        ) from exc
     if as_json:
         print_json({"moved": moved})
     else:

@@ -128,9 +128,7 @@ def drain_alone(settings: Settings, stop: threading.Event, *, once: bool = False
     try:
         ledger = chores.ledger
         if ledger is None:
-            raise StoreUnavailable(
-                "MongoDB cannot be used; check rts_mongo_url (the log says why)"
-            )
+            raise StoreUnavailable("MongoDB cannot be used: the log says why")
         if not once:
             run(chores, stop)
         else:

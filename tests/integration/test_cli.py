@@ -344,6 +344,15 @@ def test_with_its_servers_down_a_command_says_so_in_one_line(
     assert "secret" not in result.output
 
 
+def test_drain_says_what_to_check_whatever_the_server_is_called(
+    cli: Run, conf: dict[str, Any]
+) -> None:
+    conf.update(rts_redis_url="redis://rts_redis.invalid:1/0")
+    result = cli("drain", "--once")
+    assert result.exit_code == 1
+    assert "Check the server, rts_redis_url and rts_mongo_url" in result.stderr
+
+
 def test_drain_without_mongodb_fails_and_loses_nothing(
     cli: Run, conf: dict[str, Any], redis_client: redis.Redis, rts_key_prefix: str
 ) -> None:
