@@ -366,3 +366,21 @@ def test_watch_is_live_on_a_terminal(conf: dict[str, Any], end: str) -> None:
         assert "Traceback" not in terminal.output
     finally:
         terminal.close()
+
+
+def test_watch_leaves_the_screen_to_the_shell_while_it_is_suspended(
+    conf: dict[str, Any],
+) -> None:
+    enter, leave = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
+    terminal = Terminal(conf, "watch", "--interval", "0.3")
+    try:
+        wait_until(lambda: "Redis up" in terminal.read())
+        terminal.output = ""
+        terminal.type("\x1a")  # Ctrl-Z; there is no shell, so it is continued at once
+        wait_until(lambda: "Redis up" in terminal.read().partition(leave + enter)[2])
+        terminal.type("q")
+        wait_until(lambda: terminal.read() and terminal.process.poll() is not None)
+        assert terminal.read().endswith(leave)
+        assert terminal.is_as_before()
+    finally:
+        terminal.close()
