@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from rts.flower.history import NOTHING, Figures, Moment
 from rts.views.histogram import percentile, value_of
 from rts.views.lateness_causes import load_at_start, median, slowdown
-from rts.views.series import Point
-from rts.views.tally import Tally
 
 Chart = dict[str, Any]
 
@@ -30,48 +28,6 @@ def line(label: str, role: str, values: Sequence[float | None], kind: str = "lin
     return {"label": label, "role": role, "kind": kind, "values": list(values)}
 
 
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """What is plotted of one key in one interval: small, since it is cached."""
-
-    verdicts: int
-    on_time: int
-    good: int
-    #: Percentiles, p50 and p95; ``None`` without runs.
-    runtime: tuple[float | None, float | None]
-    delay: tuple[float | None, float | None]
-
-    @classmethod
-    def of(cls, counted: Tally) -> Figures:
-        """Return the figures of a tally."""
-        runtime, delay = counted.runtime, counted.queueing_delay
-        return cls(
-            counted.verdicts,
-            counted.on_time,
-            counted.good,
-            (percentile(runtime, 0.50), percentile(runtime, 0.95)),
-            (percentile(delay, 0.50), percentile(delay, 0.95)),
-        )
-
-
-EMPTY = Figures.of(Tally())
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """One interval. *start* in epoch seconds."""
-
-    start: float
-    width_s: int
-    figures: Mapping[str, Figures]
-
-    @classmethod
-    def of(cls, point: Point) -> Moment:
-        """Return what is plotted of *point*."""
-        figures = {key: Figures.of(tally) for key, tally in point.tallies.items()}
-        return cls(point.start.timestamp(), point.width_s, figures)
-
-
 def _verdicts(history: Sequence[Moment], key: str | None) -> list[tuple[int, int, int]]:
     """Return the numbers of verdicts, met and good ones, of *key* or of all keys together."""
     found = []
@@ -88,7 +44,7 @@ def _verdicts(history: Sequence[Moment], key: str | None) -> list[tuple[int, int
 
 
 def _figures(history: Sequence[Moment], key: str) -> list[Figures]:
-    return [moment.figures.get(key, EMPTY) for moment in history]
+    return [moment.figures.get(key, NOTHING) for moment in history]
 
 
 def on_time(history: Sequence[Moment], key: str | None, target: float | None) -> Chart:

@@ -19,7 +19,7 @@ from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
 from rts.errors import StoreUnavailable, unusable
-from rts.flower.charts import Moment
+from rts.flower.history import Moment
 from rts.ledger.connection import connect, database_of
 from rts.link.link import Link
 from rts.scheduling.queues import (
@@ -53,8 +53,10 @@ MONGO_OPTIONS: Mapping[str, int] = {
     "socketTimeoutMS": 10000,
     "maxPoolSize": 16,
 }
-#: Seconds for Redis to accept a connection, to answer, and between attempts.
-CONNECT_TIMEOUT_S, TIMEOUT_S, BREAKER_S = 1.0, 2.0, 1.0
+#: Seconds for Redis to accept a connection, and to answer.
+CONNECT_TIMEOUT_S, TIMEOUT_S = 1.0, 2.0
+#: No breaker: each query is to say why it failed, not that another one did a moment ago.
+BREAKER_S = 0.0
 #: Late runs of a type that are examined for its reason.
 LATE_RUNS = 500
 #: Misses that are listed.

@@ -21,6 +21,7 @@ from rts.flower import cache as module
 from rts.flower import charts, page_parts, source, templates, words
 from rts.flower.cache import Answer, AnswerCache
 from rts.flower.filters import BadFilter, Filters
+from rts.flower.history import Moment
 from rts.flower.pages import REASONS, Pages
 from rts.flower.templates import navbar, task_page
 from rts.flower.timeline import MAX_RUNS, timeline
@@ -215,6 +216,18 @@ def test_the_first_threads_share_a_client(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(made) == 1
 
 
+def test_every_query_says_why_redis_is_not_usable() -> None:
+    asks = source.Source(None, Settings(redis_url="redis://127.0.0.1:1/0"))
+    told = set()
+    for query in (asks.redis, asks.taus, asks.queues):
+        with pytest.raises(StoreUnavailable) as caught:
+            query()
+        told.add(str(caught.value))
+    asks.close()
+    assert len(told) == 1
+    assert "refused" in told.pop()
+
+
 # --- charts and words ---------------------------------------------------------------
 
 
@@ -238,7 +251,7 @@ def test_lateness_draws_a_rare_miss_as_late(early: int, late: int) -> None:
 
 def test_a_chart_of_one_key_and_of_all() -> None:
     points = [
-        charts.Moment.of(
+        Moment.of(
             Point(
                 at(600 * n),
                 600,
