@@ -64,7 +64,7 @@ def shares(sizes: Sequence[int], room: int) -> list[int]:
 
 def _misses(snapshot: Snapshot, name: str) -> list[int]:
     rows = (snapshot.types.get(window, {}).get(name) for window in WINDOWS)
-    return [0 if row is None else sum(row.misses.values()) for row in rows]
+    return [0 if row is None else row.missed for row in rows]
 
 
 def _strain(worker: WorkerState) -> tuple[bool, float]:

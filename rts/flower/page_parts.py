@@ -69,7 +69,7 @@ def met(label: str, answer: Answer) -> Document:
     return {
         "window": label,
         "tasks": none if row is None else row.tasks,
-        "missed": none if row is None else sum(row.misses.values()),
+        "missed": none if row is None else row.missed,
         "on_time_ratio": None if row is None else row.on_time_ratio,
         "goodput_ratio": None if row is None else row.goodput_ratio,
     }
@@ -90,12 +90,11 @@ def type_rows(
     """Return the rows of the types with objective and reason, most misses first."""
     found = []
     for row in rows:
-        missed = sum(row.misses.values())
         reason = reasons.get(row.key)
         found.append(
             {
                 **asdict(row),
-                "missed": missed,
+                "missed": row.missed,
                 "objective": target(settings, row.key, "type"),
                 "why": asdict(reason) if reason is not None else None,
                 "finding": finding(row.misses, reason),
@@ -110,8 +109,8 @@ def name_rows(
     learned: Sequence[TauRow],
     runs: Iterable[Mapping[str, Any]],
 ) -> list[Document]:
-    """Return the rows of the task names that are asked for, with their taus. *runs*: some of
-    the type that is asked for, of whose tasks none may have succeeded yet.
+    """Return the rows of the task names that are asked for, with their taus. *runs*: a sample
+    of the type that is asked for; it has names without a tau, as none of their runs succeeded.
     """
     if filters.name is not None:
         rows = [row for row in rows if row.key == filters.name]
@@ -183,8 +182,8 @@ def state(
 def workers(
     redis: RedisState | None, counted: Iterable[ReportRow], runs: Sequence[Mapping[str, Any]]
 ) -> list[Document]:
-    """Return the workers, each with its heartbeat, report and slowdown, those that live first:
-    the report of one that was restarted stands beside its last heartbeat.
+    """Return the workers, each with its heartbeat, report and slowdown. Those that live come
+    first: the report of a worker that was restarted goes to its new instance.
     """
     rows = {row.key: asdict(row) for row in counted}
     found: list[Document] = []

@@ -187,7 +187,7 @@ class Pages:
     async def _misses(self, filters: Filters) -> Document:
         counted = await self._ask(self._source.counted, filters.duration, "type")
         rows: list[ReportRow] = counted.value.rows if counted.value else []
-        missed = {row.key: sum(row.misses.values()) for row in rows if row.misses}
+        missed = {row.key: row.missed for row in rows if row.misses}
         if filters.task_type is not None:
             missed = {filters.task_type: missed.get(filters.task_type, 0)}
         listed = await self._ask(
@@ -208,6 +208,6 @@ class Pages:
     async def _reasons(self, since: timedelta, counted: Counted | None) -> Answer:
         """Get why the types that miss most deadlines do: a ``Why`` by type."""
         rows = [] if counted is None else [row for row in counted.rows if row.misses]
-        worst = nlargest(REASONS, rows, key=lambda row: sum(row.misses.values()))
+        worst = nlargest(REASONS, rows, key=lambda row: row.missed)
         types = tuple(sorted(row.key for row in worst))
         return await self._ask(self._source.reasons, since, types) if types else Answer({})

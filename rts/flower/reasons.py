@@ -8,7 +8,7 @@ from rts.flower.words import NONE, duration, percent, times
 from rts.records import OVERDUE
 from rts.views.lateness_causes import DEADLINE, LOAD, QUEUEING, RETRIES, TAU, Why
 
-#: The reasons as labels, and as the end of a headline that starts with a type.
+#: The reasons as labels, and as what a headline says of a type, after its name.
 LABELS: Mapping[str, str] = {
     QUEUEING: "waits too long",
     RETRIES: "late by its retries",
@@ -37,7 +37,7 @@ ADVICE: Mapping[str, str] = {
 
 
 def headline(found: Mapping[str, str]) -> str:
-    """Return the end of a headline that starts with the type of a :func:`finding`.
+    """Return what a headline says of a type, after its name, with this :func:`finding`.
 
     >>> headline({"reason": "ended", "label": "ended: killed"})
     'most of its misses did not run to completion (killed)'

@@ -63,6 +63,11 @@ class ReportRow:
     #: Misses by cause: ``late``, or what ended the task.
     misses: Mapping[str, int]
 
+    @property
+    def missed(self) -> int:
+        """Tasks that missed their deadline."""
+        return sum(self.misses.values())
+
 
 def report(
     database: Database[dict[str, Any]], since: datetime, until: datetime, by: str = "type"
