@@ -9,7 +9,6 @@ import click
 
 from rts.cli.common import as_json, instant, ledger_of, print_json, settings_of
 from rts.cli.table import NONE, Column, percent, printable, render, seconds, terminal_width
-from rts.ledger.connection import translate_errors
 from rts.views.json_values import iso
 from rts.views.report import Percentiles, ReportRow, row_of, rows_of
 from rts.views.tallies import tally
@@ -52,7 +51,7 @@ def command(
         begin, end = window(since, until, datetime.now(timezone.utc))
     except ValueError as exc:
         raise click.UsageError(str(exc)) from None
-    with ledger_of(settings) as database, translate_errors():
+    with ledger_of(settings) as database:
         tallies = tally(database, (begin, end), by)
     rows = rows_of(tallies)
     # Not asked for: more would have ended meanwhile than the rows show.

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from rts.cli.common import as_json, ledger_of, print_json, settings_of
-from rts.cli.table import NONE, Column, printable, render, seconds, terminal_width
+from rts.cli.table import NONE, Column, facts, printable, render, seconds, terminal_width
 from rts.errors import CommandError
 from rts.views.json_values import iso
 from rts.views.lateness_causes import load_at_start
@@ -46,12 +46,10 @@ def command(ctx: click.Context, task_id: str, as_json: bool) -> None:
 
 def fields_text(task: Mapping[str, Any]) -> str:
     """Return the fields of a task, one per line."""
-    columns = (Column("", number=False), Column("", number=False))
-    rows = [
+    return facts(
         (key, f"{seconds(value)} s" if key in _SECONDS and value is not None else _text(value))
         for key, value in task.items()
-    ]
-    return render(columns, rows).lstrip("\n")
+    )
 
 
 def runs_table(runs: list[dict[str, Any]], width: int | None) -> str:

@@ -17,7 +17,7 @@ from rts.cli.probes import (
     subtract_counters,
 )
 from rts.cli.problems import problems, without_rts
-from rts.cli.table import NONE, Column, printable, render, seconds, terminal_width
+from rts.cli.table import NONE, Column, facts, printable, render, seconds, terminal_width
 from rts.clock import DEADBAND_S
 from rts.settings import Settings
 from rts.views.plurals import counted
@@ -116,8 +116,7 @@ def status_text(
     width: int | None,
 ) -> str:
     """Return all of it as text."""
-    facts = list(_facts(settings, redis, ledger, spool))
-    blocks = [render((Column("", number=False),) * 2, facts).lstrip("\n")]
+    blocks = [facts(_facts(settings, redis, ledger, spool))]
     if redis.server.reachable:
         workers = [worker_row(worker) for worker in redis.workers]
         blocks.append(render(WORKER_COLUMNS, workers, width) if workers else NO_WORKERS)

@@ -65,6 +65,12 @@ def render(
     return "\n".join(line.rstrip() for line in lines)
 
 
+def facts(rows: Iterable[tuple[str, str]]) -> str:
+    """Return names and values, one pair a line."""
+    names = (Column("", number=False), Column("", number=False))
+    return render(names, rows).lstrip("\n")  # without the header
+
+
 def terminal_width() -> int | None:
     """Return the width to cut to; ``None`` if standard output is not a terminal."""
     if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit():
