@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,9 @@ PATHS = tuple(
 )
 #: Seconds between two rounds of timed requests.
 PAUSE_S = 2.0
+
+#: Says what is being done.
+Note = Callable[[str], None]
 
 _APP = """
 import json, os
@@ -125,7 +129,9 @@ def main() -> None:
         show(results, arguments)
 
 
-def start(stack: ExitStack, folder: Path, redis_url: str, mongo_url: str) -> Any:
+def start(
+    stack: ExitStack, folder: Path, redis_url: str, mongo_url: str
+) -> tuple[str, psutil.Process]:
     """Start Flower; return its address and its process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -149,7 +155,7 @@ def start(stack: ExitStack, folder: Path, redis_url: str, mongo_url: str) -> Any
     return f"http://127.0.0.1:{port}", psutil.Process(process.pid)
 
 
-def pages(base: str, rounds: int, note: Any) -> dict[str, Any]:
+def pages(base: str, rounds: int, note: Note) -> dict[str, Any]:
     """Time the pages; return the figures by path."""
     note("first responses")
     first = {path: request(base, path)[0] for path in PATHS}
@@ -178,7 +184,7 @@ def pages(base: str, rounds: int, note: Any) -> dict[str, Any]:
     }
 
 
-def memory(base: str, process: psutil.Process, seconds: float, note: Any) -> dict[str, Any]:
+def memory(base: str, process: psutil.Process, seconds: float, note: Note) -> dict[str, Any]:
     """Send the requests of an hour within *seconds*; return sizes of the process in MB."""
     rounds = 3600 / 5
     note(f"{rounds:.0f} requests to each of {len(PAGES)} pages in {seconds:.0f} s")
@@ -199,7 +205,7 @@ def memory(base: str, process: psutil.Process, seconds: float, note: Any) -> dic
     }
 
 
-def show(results: dict[str, Any], arguments: Any) -> None:
+def show(results: dict[str, Any], arguments: argparse.Namespace) -> None:
     """Print the tables."""
     print_heading(
         ("flower", "tornado", "pymongo"),

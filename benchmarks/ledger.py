@@ -248,7 +248,12 @@ def main() -> None:
         }
     if arguments.json:
         print(json.dumps(results, indent=2))
-        return
+    else:
+        show(results, arguments)
+
+
+def show(results: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Print the tables."""
     print_heading(
         ("redis", "pymongo"),
         workload=f"{len(TYPES)} types, {NAMES} names, {WORKERS} workers; batches of {BATCH}; "

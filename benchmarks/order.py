@@ -166,16 +166,13 @@ def main() -> None:
     arguments = parser.parse_args()
     sizes = [int(size) for size in arguments.waiting.split(",") if size]
     rates: dict[str, list[tuple[float, float]]] = {"fifo": [], "edf": []}
-    claims: dict[tuple[str, int], tuple[float, float]] = {}
     with isolated(), RedisServer() as server, MongoServer() as mongo:
         bench = Bench(server.url, mongo.url)
         for pair in range(arguments.pairs):
             for order in ("fifo", "edf") if pair % 2 == 0 else ("edf", "fifo"):
                 rates[order].append(bench.throughput(order, arguments.tasks))
             print(f"pair {pair + 1}/{arguments.pairs}", file=sys.stderr)
-        for order in ("fifo", "edf"):
-            for size, figures in bench.waiting(order, sizes).items():
-                claims[order, size] = figures
+        claims = {order: bench.waiting(order, sizes) for order in ("fifo", "edf")}
     results: dict[str, Any] = {}
     for index, what in enumerate(("publish", "worker")):
         fifo = [rate[index] for rate in rates["fifo"]]
@@ -188,13 +185,18 @@ def main() -> None:
     for size in sizes:
         for index, what in enumerate(("claim_s", "bytes")):
             results.setdefault(what, {})[size] = {
-                order: claims[order, size][index] for order in ("fifo", "edf")
+                order: figures[size][index] for order, figures in claims.items()
             }
     edf_s = [results["claim_s"][size]["edf"] for size in sorted(sizes)]
     results["claim_growth"] = edf_s[-1] / edf_s[0]
     if arguments.json:
         print(json.dumps(results, indent=2))
-        return
+    else:
+        show(results, sizes, arguments)
+
+
+def show(results: dict[str, Any], sizes: list[int], arguments: argparse.Namespace) -> None:
+    """Print the tables."""
     print_heading(
         ("celery", "kombu", "redis"),
         workload=f"{arguments.tasks} no-op tasks a run, {arguments.pairs} pairs, alternating",

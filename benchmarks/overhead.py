@@ -35,7 +35,7 @@ from heading import print_heading
 from isolation import isolated
 
 from rts.settings import Settings
-from rts.testing import MongoServer, RedisServer, wait_until
+from rts.testing import MongoServer, RedisServer, WorkerProcess, wait_until
 
 HERE = Path(__file__).parent
 #: A relative deadline in seconds that all tasks meet, unlike the default.
@@ -80,52 +80,40 @@ class Bench:
         """Return the figures of one run: CPU in seconds per task, memory in bytes."""
         self.client.flushdb()  # a private server of this benchmark
         environment = self.environment(rts)
-        command = [sys.executable, "-m", "celery", "-A", "overhead_app", "worker"]
-        command += ["-c", str(self.concurrency), "-Q", "warm", "-n", "bench@%h"]
-        command += ["-l", "WARNING"]
-        with tempfile.TemporaryDirectory() as folder:
-            log = open(Path(folder, "log"), "w")  # noqa: SIM115  closed below
-            worker = subprocess.Popen(
-                command, env=environment, cwd=HERE, stdout=log, stderr=subprocess.STDOUT
-            )
-            try:
-                tree = psutil.Process(worker.pid)
-                wait_until(lambda: len(self.children(tree)) >= self.concurrency, timeout=60)
-                modules = Path(folder, "modules")
-                self.send(environment, "write_modules", str(modules))
-                wait_until(lambda: modules.exists() and modules.stat().st_size > 0, timeout=60)
-                result: dict[str, Any] = {
-                    "pymongo in a child": any(
-                        line.split(".")[0] in ("pymongo", "bson")
-                        for line in modules.read_text().splitlines()
-                    ),
-                    "rss": [],
-                }
-                for _ in range(steps):
-                    result["publish"] = self.publish(environment, tasks)
-                    self.settle("warm", rts)
-                    before = self.cpu(tree)
-                    self.control(environment, "add_consumer")
-                    self.settle("work", rts)
-                    result["worker"] = (self.cpu(tree) - before) / tasks
-                    result["rss"].append(
-                        max(child.memory_info().rss for child in self.children(tree))
-                    )
-                    self.control(environment, "cancel_consumer")
-                return result
-            finally:
-                worker.terminate()
-                worker.wait(60)
-                log.close()
-
-    def children(self, tree: psutil.Process) -> list[psutil.Process]:
-        """Return the pool children, without the companion process."""
-        return [
-            child
-            for child in tree.children()
-            if child.status() != psutil.STATUS_ZOMBIE
-            and not any("rts.companion" in part for part in child.cmdline())
-        ]
+        worker = WorkerProcess(
+            "overhead_app",
+            hostname="bench@%h",
+            concurrency=self.concurrency,
+            queues=["warm"],
+            loglevel="WARNING",
+            cwd=HERE,
+            env=environment,
+        )
+        with worker, tempfile.TemporaryDirectory() as folder:
+            tree = psutil.Process(worker.pid)
+            wait_until(lambda: len(worker.children()) >= self.concurrency, timeout=60)
+            modules = Path(folder, "modules")
+            self.send(environment, "write_modules", str(modules))
+            wait_until(lambda: modules.exists() and modules.stat().st_size > 0, timeout=60)
+            result: dict[str, Any] = {
+                "pymongo in a child": any(
+                    line.split(".")[0] in ("pymongo", "bson")
+                    for line in modules.read_text().splitlines()
+                ),
+                "rss": [],
+            }
+            for _ in range(steps):
+                result["publish"] = self.publish(environment, tasks)
+                self.settle("warm", rts)
+                before = self.cpu(tree)
+                self.control(environment, "add_consumer")
+                self.settle("work", rts)
+                result["worker"] = (self.cpu(tree) - before) / tasks
+                result["rss"].append(
+                    max(child.memory_info().rss for child in worker.children())
+                )
+                self.control(environment, "cancel_consumer")
+            return result
 
     def cpu(self, tree: psutil.Process) -> float:
         """Return the CPU seconds of the whole process tree."""
@@ -196,23 +184,31 @@ def main() -> None:
         if arguments.flat:
             flat = bench.run(True, arguments.flat // 10, steps=10)["rss"]
 
-    def medians(figure: str) -> tuple[float, float, float]:
-        plain = statistics.median(p[figure] for p, _ in pairs)
-        with_rts = statistics.median(r[figure] for _, r in pairs)
-        ratio = statistics.median(r[figure] / p[figure] for p, r in pairs)
-        return plain, with_rts, ratio
-
-    growth = statistics.median(r["rss"][-1] - p["rss"][-1] for p, r in pairs)
     results = {
-        "publish": medians("publish"),
-        "worker": medians("worker"),
-        "rss_growth_bytes": growth,
+        "publish": medians(pairs, "publish"),
+        "worker": medians(pairs, "worker"),
+        "rss_growth_bytes": statistics.median(r["rss"][-1] - p["rss"][-1] for p, r in pairs),
         "pymongo in a child": any(r["pymongo in a child"] for _, r in pairs),
         "rss_over_time_bytes": flat,
     }
     if arguments.json:
         print(json.dumps(results, indent=2))
-        return
+    else:
+        show(results, arguments)
+
+
+def medians(
+    pairs: list[tuple[dict[str, Any], dict[str, Any]]], figure: str
+) -> tuple[float, float, float]:
+    """Return the medians of a figure without and with rts, and that of the pairs' ratios."""
+    plain = statistics.median(p[figure] for p, _ in pairs)
+    with_rts = statistics.median(r[figure] for _, r in pairs)
+    ratio = statistics.median(r[figure] / p[figure] for p, r in pairs)
+    return plain, with_rts, ratio
+
+
+def show(results: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Print the table."""
     print_heading(
         ("celery", "kombu", "redis", "pymongo"),
         workload=f"{arguments.tasks} no-op tasks a run, {arguments.pairs} pairs, alternating; "
@@ -222,12 +218,12 @@ def main() -> None:
     )
     print(f"{'':<22}{'plain':>10}{'with rts':>10}{'ratio':>8}")
     for name, text in (("publish", "publish, µs of CPU"), ("worker", "worker, µs of CPU")):
-        plain, with_rts, ratio = medians(name)
+        plain, with_rts, ratio = results[name]
         print(f"{text:<22}{plain * 1e6:>10.0f}{with_rts * 1e6:>10.0f}{ratio:>8.3f}")
-    print(f"memory of a pool child {growth / 1e6:+.1f} MB")
+    print(f"memory of a pool child {results['rss_growth_bytes'] / 1e6:+.1f} MB")
     print(f"pymongo in a pool child: {'yes' if results['pymongo in a child'] else 'no'}")
-    if flat:
-        shown = " ".join(f"{rss / 1e6:.1f}" for rss in flat)
+    if results["rss_over_time_bytes"]:
+        shown = " ".join(f"{rss / 1e6:.1f}" for rss in results["rss_over_time_bytes"])
         print(f"memory of a child over {arguments.flat} tasks, MB: {shown}")
 
 

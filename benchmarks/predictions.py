@@ -281,7 +281,14 @@ def main() -> None:
         figures[order]["cost_s"] = statistics.median(a.cost_s for a in asked)
     if arguments.json:
         print(json.dumps({**vars(arguments), "figures": figures}, indent=2))
-        return
+    else:
+        show(figures, jobs, arguments)
+
+
+def show(
+    figures: dict[str, dict[str, Any]], jobs: list[Job], arguments: argparse.Namespace
+) -> None:
+    """Print the table."""
     mean_s = sum(job.runtime_s for job in jobs) / len(jobs) / arguments.speedup
     print_heading(
         ("celery", "kombu", "redis"),

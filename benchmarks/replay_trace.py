@@ -98,17 +98,27 @@ def main() -> None:
     real, past = run(jobs, settings, arguments)
     shares = compare(jobs, settings, real, past, arguments)
     overhead_s = statistics.fmean(past.overheads or (0.0,))
+    measured = {"overhead_s": overhead_s, "mean_task_s": mean_s / arguments.speedup}
     if arguments.json:
-        measured = {"overhead_s": overhead_s, "mean_task_s": mean_s / arguments.speedup}
         print(json.dumps({**vars(arguments), **measured, "met": shares}, indent=2))
-        return
+    else:
+        show(shares, jobs, measured, arguments)
+
+
+def show(
+    shares: dict[str, dict[str, Any]],
+    jobs: list[Job],
+    measured: dict[str, float],
+    arguments: argparse.Namespace,
+) -> None:
+    """Print the table."""
     print_heading(
         ("celery", "kombu", "redis"),
         workload=f"{os.path.basename(arguments.trace)}, {len(jobs)} tasks, "
         f"rho {offered_load(jobs, arguments.slots):.3g}, {arguments.slots} slots, "
         f"{arguments.scheduler}, speed-up {arguments.speedup:.4g}",
-        caveats=f"one run; tasks sleep, {mean_s / arguments.speedup:.3f} s on average; "
-        f"{overhead_s * 1e3:.1f} ms between two runs of a slot",
+        caveats=f"one run; tasks sleep, {measured['mean_task_s']:.3f} s on average; "
+        f"{measured['overhead_s'] * 1e3:.1f} ms between two runs of a slot",
     )
     print(f"{'deadlines met, %':<24}{'tasks':>8}" + "".join(f"{w:>11}" for w in WHICH))
     for kind, row in shares.items():
