@@ -40,8 +40,10 @@ def is_storable(e: Execution, learned: Learned | None) -> bool:
     joined = "".join(
         (
             e.run_id, e.task_id, e.name, e.task_type, e.type_source, e.arrival_source,
-            e.queue or "", e.parent_id or "", e.root_id or "", e.worker, e.instance,
-            e.state, e.cause or "",
+            e.worker, e.instance, e.state,
+            "" if e.queue is None else e.queue, "" if e.cause is None else e.cause,
+            "" if e.parent_id is None else e.parent_id,
+            "" if e.root_id is None else e.root_id,
         )
     )  # fmt: skip
     if len(joined) > MAX_TEXT or not joined.isascii():
@@ -63,8 +65,8 @@ def is_storable(e: Execution, learned: Learned | None) -> bool:
         for value in load.values():
             if type(value) is not float and value is not None:
                 return False
-    # Below 1e18 no term exceeds 64 bits, unless another cancels it out: all are positive
-    # in a record of rts, and others fail when they are encoded.
+    # Then no term exceeds 64 bits, unless another one cancels it out. In a record of rts all
+    # are positive; of any other one, such a term fails when it is encoded.
     return -1e18 < total < 1e18
 
 

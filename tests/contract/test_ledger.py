@@ -376,6 +376,7 @@ HOSTILE: list[dict[str, Any]] = [
     {"load_at_start": {"load": "\ud800", "cpu": math.nan, "gpus": [{"index": 0}], "": True}},
     {"load_at_start": {str(n): n for n in range(5000)}},
     {"load_at_start": [1, 2], "runtime_s": 10**400, "arrival": 10**400},
+    {"queue": {}, "parent_id": [], "root_id": 0, "cause": False},
     {"load_at_start": {"load": object()}},
     {"task_id": 7, "run_id": None, "parent_id": b"\xff", "type_source": 1.5},
     *({name: object()} for name in Execution._fields),
@@ -397,6 +398,8 @@ def test_no_record_poisons_a_batch(subject: Subject) -> None:
         for value in document.values():
             assert not isinstance(value, str) or len(value) <= MAX_TEXT
             assert not isinstance(value, float) or math.isfinite(value)
+        for name in ("queue", "parent_id", "root_id", "cause"):
+            assert isinstance(document.get(name), str | None)
     wrong: list[Any] = [("x", 1.0), (1.0, math.nan), (1.0, 2.0, object(), 10**400)]
     subject.ledger.write(
         [entry(execution(task_id=f"l{n}"), Learned(*taus)) for n, taus in enumerate(wrong)]

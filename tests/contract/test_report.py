@@ -33,6 +33,7 @@ from rts.views.histogram import RELATIVE_ERROR, ZERO_S, bucket, expression, perc
 from rts.views.intervals import cut
 from rts.views.report import Percentiles, report
 from rts.views.runs import INTERVALS, MERGED, late_runs, latest_misses, sample
+from rts.views.slo import standings
 from rts.views.tallies import precompute
 from rts.views.tally import FIELDS
 
@@ -265,6 +266,19 @@ def test_sums_too_large_are_not_stored(
     write(ledger, runs_between(50, 0, 3600, random.Random(4)))
     check(ledger.database, at(0), at(3600))
     assert ledger.database.rollups.find_one({"tallies": {"$exists": True}}) is None
+
+
+def test_a_record_of_a_strangers_message_breaks_no_report(ledger: MongoLedger) -> None:
+    queues: list[Any] = [{}, [], 0, ""]
+    ends = {"state": "SUCCESS", "ran": True, "cause": None}
+    runs = runs_between(len(queues), 0, 100, random.Random(6))
+    strange = zip(runs, queues, strict=True)
+    write(ledger, [run._replace(**ends, queue=queue) for run, queue in strange])
+    rows = report(ledger.database, at(-1000), at(100), "queue")
+    assert {row.key: row.tasks for row in rows} == {"{}": 1, "[]": 1, "0": 1, "unknown": 1}
+    settings = Settings(slo={"q": 0.9, "*": 0.95})
+    (_, standing) = standings(ledger.database, settings, at(100))
+    assert standing.windows["1h"].valid == len(queues)
 
 
 def test_documents_with_the_pinned_fields_only(ledger: MongoLedger) -> None:
