@@ -28,8 +28,9 @@ NOT_FINAL = frozenset({"RETRY", REPLACED, REQUEUED})
 #: Cause of a miss that is known before the task has ended, if it ever does.
 OVERDUE = "overdue"
 #: Causes of ends that another process wrote, because the run could not: its own end, or
-#: that of another run of the task, may still arrive. The same holds for the state LOST.
-PROVISIONAL_CAUSES = frozenset({"lost", "killed", "time_limit", "terminated"})
+#: that of another run of the task, may still arrive. The same holds for the state LOST. (A
+#: tuple: a record that others wrote may have a cause that cannot be hashed.)
+PROVISIONAL_CAUSES = ("lost", "killed", "time_limit", "terminated")
 
 #: What Celery puts before the routing key of a message that RabbitMQ holds until its eta
 #: (native delayed delivery): the delay in seconds, 28 binary digits. With kombu < 5.7, each

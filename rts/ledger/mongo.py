@@ -48,7 +48,7 @@ from rts.settings import Settings
 PREPARE_S = 300.0
 
 #: Conditions of which the documents of provisional ends meet one (see ``is_provisional``).
-_PROVISIONAL = [{"state": LOST}, {"cause": {"$in": sorted(PROVISIONAL_CAUSES)}}]
+_PROVISIONAL = [{"state": LOST}, {"cause": {"$in": list(PROVISIONAL_CAUSES)}}]
 
 #: Characters of a refused entry that are kept.
 REFUSED_TEXT = 16384

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from rts import health
 from rts.errors import StoreUnavailable
 from rts.ledger.drain import BATCH, MAX_BACKOFF_S, MIN_BACKOFF_S, Drain
 from rts.ledger.refused import MANY
-from rts.records import OutboxEntry
+from rts.records import Execution, OutboxEntry
 from tests.clock import Clock
 from tests.memory_ledger import MemoryLedger
 from tests.memory_outbox import MemoryOutbox, MemoryStream
@@ -206,6 +207,20 @@ def test_an_entry_that_is_no_record_is_set_aside(
     assert list(ledger.tasks) == ["a"]
     assert [raw for raw, _ in ledger.refused] == ["rubbish", "rubbish"]
     assert not stream.entries
+
+
+def test_values_of_other_types_hold_up_no_record(stream: MemoryStream, clock: Clock) -> None:
+    """Anybody may write to the outbox."""
+    ledger = MemoryLedger()
+    drain = Drain(MemoryOutbox(stream, "a", clock), ledger, clock)
+    values: list[Any] = [[], {}, 1, "x"]
+    for name in Execution._fields:
+        for n, value in enumerate(values):
+            record = success(f"{name}{n}")._replace(**{name: value})
+            stream.add(record.to_json())
+    assert drain.step() == len(values) * len(Execution._fields)
+    assert not stream.entries
+    assert not ledger.refused
 
 
 def test_a_record_counts_as_refused_once_it_is_set_aside(
