@@ -14,12 +14,13 @@ from rts.views import columns
 from rts.views.tally import BUCKETS, CLASSES, NUMBERS, Tallies, Tally
 
 
-def pack(tallies: Tallies, by: str) -> tuple[Any, int]:
-    """Return the packed tallies, and roughly how many bytes they take."""
+def pack(tallies: Tallies, by: str) -> Any:
+    """Return tallies that are grouped by *by* as they are stored."""
     if by == CLASSES:
-        rows = [(key, t.verdicts, t.on_time, t.misses) for key, t in tallies.items()]
-        return columns.pack(rows), sum(len(key) + 16 for key, *_ in rows)
-    packed: list[dict[str, Any]] = [
+        return columns.pack(
+            (key, t.verdicts, t.on_time, t.misses) for key, t in tallies.items()
+        )
+    return [
         {
             "key": key,
             "numbers": [getattr(t, name) for name in NUMBERS],
@@ -28,7 +29,6 @@ def pack(tallies: Tallies, by: str) -> tuple[Any, int]:
         }
         for key, t in tallies.items()
     ]
-    return packed, sum(len(part) for p in packed for part in p["buckets"])
 
 
 def unpack(packed: Any, by: str, key: str | None = None) -> Tallies:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import bson
 from pymongo import ReadPreference, ReturnDocument
 from pymongo.database import Database
 from pymongo.errors import PyMongoError
@@ -22,8 +23,8 @@ from rts.views.packing import pack, unpack
 from rts.views.seal import Seal, seal_of
 from rts.views.tally import Tallies, add_all
 
-#: Bytes of sums that are stored in one document, which holds 16 MB at most.
-MAX_STORED_BYTES = 8 << 20
+#: Bytes of sums that are stored: a document has 16 MiB at most, of all groupings together.
+MAX_STORED_BYTES = 15 << 20
 
 
 def sum_up(database: Database[dict[str, Any]], interval: Interval, by: str) -> Tallies:
@@ -45,13 +46,12 @@ def sum_up(database: Database[dict[str, Any]], interval: Interval, by: str) -> T
         pass
     counted = _counted(database, interval, by)
     if writes is not None:
-        packed, size_bytes = pack(counted, by)
-        if size_bytes <= MAX_STORED_BYTES:
-            n = sum(t.runs + t.verdicts for t in counted.values())
+        n = sum(t.runs + t.verdicts for t in counted.values())
+        sums = {"n": n, "keys": pack(counted, by)}
+        if len(bson.encode(sums)) <= MAX_STORED_BYTES:
             try:
                 rollups.update_one(
-                    {"_id": interval.id, "writes": writes},
-                    {"$set": {f"tallies.{by}": {"n": n, "keys": packed}}},
+                    {"_id": interval.id, "writes": writes}, {"$set": {f"tallies.{by}": sums}}
                 )
             except PyMongoError:  # the sums are only kept to save time
                 pass

@@ -258,13 +258,16 @@ def test_sums_of_a_busy_day_are_precomputed(
     check(ledger.database, at(0), at(86400))
 
 
+@pytest.mark.parametrize("most_bytes", [0, 10_000])
 def test_sums_too_large_are_not_stored(
-    ledger: MongoLedger, monkeypatch: pytest.MonkeyPatch
+    ledger: MongoLedger, monkeypatch: pytest.MonkeyPatch, most_bytes: int
 ) -> None:
+    """Such as those of an app with a queue of each user."""
     monkeypatch.setattr(intervals, "DIRECT", 0)
-    monkeypatch.setattr(rollups, "MAX_STORED_BYTES", 0)
-    write(ledger, runs_between(50, 0, 3600, random.Random(4)))
-    check(ledger.database, at(0), at(3600))
+    monkeypatch.setattr(rollups, "MAX_STORED_BYTES", most_bytes)
+    runs = runs_between(200, 0, 3600, random.Random(4))
+    write(ledger, [run._replace(queue=f"q{n}") for n, run in enumerate(runs)])
+    check(ledger.database, at(0), at(3600), "queue")
     assert ledger.database.rollups.find_one({"tallies": {"$exists": True}}) is None
 
 
