@@ -74,7 +74,7 @@ def count(
     # One query per part, which the server answers from the index alone.
     return sum(
         database[collection].count_documents(part, **options)
-        for part in parts(collection, window)
+        for part in parts(collection, window).values()
     )
 
 
@@ -90,8 +90,7 @@ def trimmed(database: Database[dict[str, Any]], collection: str, window: Window)
     counted, and its sums stored.
     """
     instants = []
-    for part in parts(collection, window):
-        field = list(part)[-1]
+    for field, part in parts(collection, window).items():
         for direction in (ASCENDING, DESCENDING):
             found = database[collection].find_one(part, {field: 1}, sort=[(field, direction)])
             instants += [] if found is None else [found[field]]
@@ -103,18 +102,21 @@ def trimmed(database: Database[dict[str, Any]], collection: str, window: Window)
     return max(window[0], first), min(window[1], last)
 
 
-def parts(collection: str, window: Window) -> list[dict[str, Any]]:
+def parts(collection: str, window: Window) -> dict[str, dict[str, Any]]:
     """Return disjoint queries for what lies in *window*: runs by their end, tasks by their
-    verdict. That instant is the last field of each.
+    verdict. The key of each is the field of that instant.
     """
     during = {"$gte": window[0], "$lt": window[1]}
     if collection != TASKS:
-        return [{"completed_at": during}]
-    # The second is for documents that others have written without ``verdict_at``.
-    return [{"verdict_at": during}, {"verdict_at": None, "completed_at": during}]
+        return {"completed_at": {"completed_at": during}}
+    return {
+        "verdict_at": {"verdict_at": during},
+        # Documents that others have written, without ``verdict_at``.
+        "completed_at": {"verdict_at": None, "completed_at": during},
+    }
 
 
 def in_window(collection: str, window: Window) -> dict[str, Any]:
     """Return the query for the runs, or the verdicts, of a window."""
-    found = parts(collection, window)
+    found = list(parts(collection, window).values())
     return found[0] if len(found) == 1 else {"$or": found}

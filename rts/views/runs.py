@@ -89,10 +89,10 @@ def latest_misses(
     with translate_errors():
         for start in range(0, len(types), MERGED):
             of_types = {"$in": types[start : start + MERGED]}
-            for part in parts(TASKS, window):
+            for instant, part in parts(TASKS, window).items():
                 wanted = {"sla_success": False, "task_type": of_types, **part, **named}
                 cursor = database[TASKS].find(wanted, _MISS, max_time_ms=MAX_MS)
-                found += cursor.sort(list(part)[-1], DESCENDING).limit(limit)
+                found += cursor.sort(instant, DESCENDING).limit(limit)
     found.sort(key=lambda task: task.get("verdict_at") or task["completed_at"], reverse=True)
     return found[:limit]
 

@@ -6,16 +6,16 @@ always knows the total, and the records outside a span that is nearly everything
 number stays the same, nothing was added to the span and nothing removed from it, and what once
 agreed with the ledger still does.
 
-The two queries run one after the other. Records that arrive in between blur the number by as
-many, so a change of a few records may go unseen for as long as that many arrive. What rts
-itself adds late, or replaces, invalidates the sums (:mod:`rts.ledger.rollups`); the seal
-detects what others change.
+The total and the records outside are counted one after the other. If some arrive in between,
+the number is known only to within as many, and a change that is not greater goes unseen. Such a
+change is always one that others made: what rts itself adds late, or replaces, invalidates the
+sums (:mod:`rts.ledger.rollups`).
 
 A span ends before what is still being written, and begins after what the server is about to
-expire. Tasks expire by their arrival, so one that waited for hours is gone hours before those
-that ended when it did: it counts as outside as soon as it is about to expire, and breaks no
-seal when it does. While the server is behind with expiring, as after the time to live was
-shortened, there is no seal: counting what should be gone would take longer than a seal saves.
+expire. Tasks expire by their arrival: one that waited for hours is gone hours before others
+that ended when it did. So a task counts as outside once it is about to expire, and the seal
+still holds when it is gone. While the server is behind with expiring, as after the time to live
+was shortened, there is no seal: counting what should be gone takes longer than a seal saves.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from rts.keys import ASSIGNMENTS, ROLLUPS, TASKS
 from rts.ledger.rollups import LATE_S, sums_to_keep
 from rts.views.intervals import Window, count, parts
 
-#: Distance of a span from now, and from the records that are about to expire.
+#: Time between the end of a span and now, and between its start and what expires now.
 MARGIN = timedelta(seconds=2 * LATE_S)
 #: Age at which a span is moved forward: half of its distance from what expires.
 MOVE_AFTER = MARGIN / 2
@@ -76,22 +76,24 @@ def seal_of(
     kept = database[ROLLUPS].find_one({"_id": _id(collection)})
     if kept is None:
         return _make(database, collection, now)
+    age = now - kept["made_at"]
+    if not -LONGEST < age < LONGEST:
+        return _make(database, collection, now)
     seal = Seal(kept["seal"], (kept["span"][0], kept["span"][1]))
     spans = [seal.span]
-    age = now - kept["made_at"]
     if age > MOVE_AFTER:
         moved = _span(database, collection, now)
         if moved is None:
             return None
         spans.append(moved)
-    inside = _inside(database, collection, spans)
+    inside, *inside_moved = _inside(database, collection, spans)
     least, most = kept["inside"]
-    changed = inside[0][0] > most or inside[0][1] < least
-    if changed or not -LONGEST < age < LONGEST:
+    if inside[0] > most or inside[1] < least:
         return _make(database, collection, now)
-    # Moved only where both numbers are exact: else how far they may be off would be forgotten.
-    if len(spans) == 2 and least == most and inside[0] == (least, most):
-        return _stored(database, collection, now, Seal(seal.id, spans[1]), inside[1]) or seal
+    # Only if both numbers are exact: a new pair would not tell how far off the old one was.
+    if inside_moved and least == most and inside == (least, most):
+        moved_seal = Seal(seal.id, spans[1])
+        return _stored(database, collection, now, moved_seal, *inside_moved) or seal
     return seal
 
 
@@ -164,7 +166,7 @@ def _outside(database: Database[dict[str, Any]], collection: str, span: Window) 
     later = (span[1], _LAST)
     expiring = {
         _EXPIRY[collection]: {"$lt": span[0]},
-        "$nor": [open_, *parts(collection, later)],  # each is counted once
+        "$nor": [open_, *parts(collection, later).values()],  # each is counted once
     }
     return (
         records.count_documents(open_)
