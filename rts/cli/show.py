@@ -13,7 +13,7 @@ from rts.cli.table import NONE, Column, facts, printable, render, seconds, termi
 from rts.errors import CommandError
 from rts.views.json_values import iso
 from rts.views.lateness_causes import load_at_start
-from rts.views.runs import one_task, visible
+from rts.views.runs import MAX_RUNS, one_task, visible
 
 #: Fields that are durations.
 _SECONDS = ("tau", "runtime_s", "lateness_s")
@@ -24,7 +24,7 @@ _SECONDS = ("tau", "runtime_s", "lateness_s")
 @as_json
 @click.pass_context
 def command(ctx: click.Context, task_id: str, as_json: bool) -> None:
-    """Show what the ledger knows about one task: its verdict and each of its runs."""
+    """Show what the ledger knows about one task: its verdict and its runs."""
     settings = settings_of(ctx)
     with ledger_of(settings) as database:
         found = one_task(database, task_id)
@@ -39,7 +39,7 @@ def command(ctx: click.Context, task_id: str, as_json: bool) -> None:
         print_json({"task": task, "assignments": runs})
         return
     click.echo(fields_text(task) if task else "No verdict yet.")
-    click.echo(f"\nRuns: {len(runs)}")
+    click.echo(f"\nRuns: {'the latest ' if len(runs) == MAX_RUNS else ''}{len(runs)}")
     if runs:
         click.echo(runs_table(runs, terminal_width()))
 

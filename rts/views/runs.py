@@ -15,6 +15,8 @@ from rts.ledger.storable import text
 from rts.views.aggregation import threads
 from rts.views.intervals import Window, in_window, parts
 
+#: Runs of one task that are read: one that polls by retrying may have hundreds of thousands.
+MAX_RUNS = 1000
 #: A sample is drawn from the newest ``SCANNED`` runs of each of ``INTERVALS`` parts of the
 #: window, so that a million runs cost as much as ten thousand.
 INTERVALS, SCANNED = 24, 1000
@@ -42,7 +44,7 @@ class OneTask:
 
     #: Its document in ``tasks``; ``None`` if there is no verdict yet.
     task: Mapping[str, Any] | None
-    #: Those in ``assignments``, in the order in which they ran.
+    #: Those in ``assignments``, the latest ``MAX_RUNS``, in the order in which they ran.
     runs: Sequence[Mapping[str, Any]]
 
 
@@ -56,7 +58,8 @@ def one_task(database: Database[dict[str, Any]], task_id: str) -> OneTask | None
     with translate_errors():
         task = database[TASKS].find_one({"_id": wanted})
         found = database[ASSIGNMENTS].find({"task_id": wanted})
-        runs = list(found.sort([("retries", 1), ("started_at", 1), ("_id", 1)]))
+        latest_first = [(field, DESCENDING) for field in ("retries", "started_at", "_id")]
+        runs = list(found.sort(latest_first).limit(MAX_RUNS))[::-1]
     return OneTask(task, runs) if task is not None or runs else None
 
 

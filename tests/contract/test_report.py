@@ -32,7 +32,7 @@ from rts.views import runs as runs_module
 from rts.views.histogram import RELATIVE_ERROR, ZERO_S, bucket, expression, percentile
 from rts.views.intervals import cut
 from rts.views.report import Percentiles, report
-from rts.views.runs import INTERVALS, MERGED, late_runs, latest_misses, sample
+from rts.views.runs import INTERVALS, MERGED, late_runs, latest_misses, one_task, sample
 from rts.views.slo import standings
 from rts.views.tallies import precompute
 from rts.views.tally import FIELDS
@@ -455,6 +455,19 @@ def test_a_sample_is_of_the_newest_runs_of_each_part_of_the_window(
         newest.setdefault(part, []).append(run["task_id"])
     expected = {task_id for found in newest.values() for task_id in found[:3]}
     assert {run["task_id"] for run in sample(ledger.database, window)} == expected
+
+
+def test_of_a_task_that_retries_for_ever_the_latest_runs_are_read(
+    ledger: MongoLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It polls something."""
+    monkeypatch.setattr(runs_module, "MAX_RUNS", 3)
+    polls = runs_between(5, 0, 100, random.Random(1))
+    ran = {"task_id": "poll", "ran": True, "state": "RETRY", "cause": None}
+    write(ledger, [run._replace(**ran, retries=n) for n, run in enumerate(polls)])
+    found = one_task(ledger.database, "poll")
+    assert found is not None
+    assert [run["retries"] for run in found.runs] == [2, 3, 4]
 
 
 def test_late_runs_are_those_that_ran_to_their_end(ledger: MongoLedger) -> None:
