@@ -10,7 +10,8 @@ from rts.errors import StoreUnavailable
 from rts.ports import Ledger
 from rts.records import OutboxEntry
 
-#: If so many records of a batch fail and none is stored, the records are not to blame.
+#: If so many records of a batch are refused and none is stored, the records are not to blame,
+#: but a validator, a full quota or a bug.
 MANY = 20
 
 
@@ -18,62 +19,57 @@ def store_or_set_aside(ledger: Ledger, entries: Sequence[OutboxEntry]) -> set[st
     """Write *entries*, setting aside those that cannot be stored. Return the ids of those
     that end a task which another run had ended.
 
+    What the ledger refuses is written again in halves, until each record at fault is alone.
+
     Raises:
         StoreUnavailable: the ledger is unavailable, or refuses all of many records.
     """
-    search = _Search(ledger)
-    search.store(entries)
-    if search.refuses_all:
-        error = search.bad[0][1]
-        why = f"{type(error).__name__}: {str(error)[:200]}"
-        health.warn_once(
-            f"every record:{type(error).__name__}",
-            "rts: the ledger refuses every record: %s. They are tried again and again",
-            why,
-        )
-        raise StoreUnavailable(f"the ledger refuses every record: {why}") from error
-    for part in search.postponed:
-        search.store(part)
-    for entry, error in search.bad:
-        set_aside(ledger, entry.execution.to_json(), f"{type(error).__name__}: {error}")
-    return search.again
+    again: set[str] = set()
+    stored = False
+    #: Why records were refused alone, by their place in *entries*.
+    reasons: dict[int, Exception] = {}
+    #: Parts of several records that were refused and are still to be halved.
+    refused: list[range] = []
+    parts = [range(len(entries))]
+    while parts:
+        for part in parts:
+            try:
+                again |= ledger.write(entries[part.start : part.stop])
+                stored = True
+            except StoreUnavailable:
+                raise
+            except Exception as exc:  # noqa: BLE001  caused by one of the entries: find it
+                if len(part) == 1:
+                    reasons[part.start] = exc
+                else:
+                    refused.append(part)
+        if not stored and len(reasons) >= MANY:
+            error = next(iter(reasons.values()))
+            raise _refuses_every_record(error) from error
+        parts = _halves(refused.pop()) if refused else []
+    for place, reason in sorted(reasons.items()):
+        record = entries[place].execution.to_json()
+        set_aside(ledger, record, f"{type(reason).__name__}: {reason}")
+    return again
 
 
-class _Search:
-    """Stores a batch, and finds the records in it that the ledger refuses, by halves."""
+def _halves(part: range) -> list[range]:
+    """Return both halves in random order: if nothing comes of this attempt at the batch, the
+    next one begins elsewhere.
+    """
+    middle = len(part) // 2
+    return random.sample([part[:middle], part[middle:]], 2)
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self._any_stored = False
-        self.bad: list[tuple[OutboxEntry, Exception]] = []
-        #: Ids of the entries that end a task which another run had ended.
-        self.again: set[str] = set()
-        #: Parts that were refused as a whole, and not searched since all seemed to be.
-        self.postponed: list[Sequence[OutboxEntry]] = []
 
-    @property
-    def refuses_all(self) -> bool:
-        """Whether the records are not to blame, but a validator, a full quota or a bug."""
-        return not self._any_stored and len(self.bad) >= MANY
-
-    def store(self, part: Sequence[OutboxEntry]) -> None:
-        """Store what can be stored of *part*."""
-        try:
-            self.again |= self._ledger.write(part)
-            self._any_stored = True
-        except StoreUnavailable:
-            raise
-        except Exception as exc:  # noqa: BLE001  caused by one of the entries: find it
-            if len(part) == 1:
-                self.bad.append((part[0], exc))
-            elif self.refuses_all:
-                self.postponed.append(part)
-            else:
-                middle = len(part) // 2
-                halves = [part[:middle], part[middle:]]
-                random.shuffle(halves)  # the next attempt at the batch begins elsewhere
-                for half in halves:
-                    self.store(half)
+def _refuses_every_record(error: Exception) -> StoreUnavailable:
+    """Log *error*, for which no record is to blame, and return it as an outage."""
+    why = f"{type(error).__name__}: {str(error)[:200]}"
+    health.warn_once(
+        f"every record:{type(error).__name__}",
+        "rts: the ledger refuses every record: %s. They are tried again and again",
+        why,
+    )
+    return StoreUnavailable(f"the ledger refuses every record: {why}")
 
 
 def set_aside(ledger: Ledger, raw: str, reason: str) -> None:

@@ -138,15 +138,15 @@ def test_a_ledger_that_alternates_does_not_fill_the_log(
     assert caplog.text.count("draining goes on") == told
 
 
-@pytest.mark.parametrize("bad", [1, 3])
+@pytest.mark.parametrize("bad", [1, 3, 15])
 def test_poison_is_set_aside_and_the_rest_is_stored(
     stream: MemoryStream, ledger: FaultyLedger, drain: Drain, bad: int
 ) -> None:
     fill(stream, *(str(i) for i in range(100)), *(f"poison{i}" for i in range(bad)), "z")
     assert drain.step() == 101 + bad
     assert len(ledger.tasks) == 101
-    assert len(ledger.refused) == bad
-    assert '"poison0"' in str(ledger.refused[0][0])
+    refused = [Execution.from_json(str(raw)).task_id for raw, _ in ledger.refused]
+    assert refused == [f"poison{i}" for i in range(bad)]
     assert "cannot encode this" in ledger.refused[0][1]
     assert not stream.entries
     assert health.take_counts()["records_refused"] == bad
