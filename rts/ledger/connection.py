@@ -43,20 +43,21 @@ SECRET_OPTIONS = frozenset({"tlscertificatekeyfilepassword", "authmechanismprope
 WRITE_TIMEOUT_MS = 10000
 
 #: Codes of server errors that are not the document's fault: try again later.
-#: Not the primary, shutting down, stepping down, interrupted by either:
 UNAVAILABLE = frozenset(
-    {6, 7, 89, 91, 189, 9001, 10058, 10107, 11600, 11601, 11602, 13435, 13436}
+    [
+        # Not the primary, shutting down, stepping down, interrupted by either.
+        *(6, 7, 89, 91, 189, 9001, 10058, 10107, 11600, 11601, 11602, 13435, 13436),
+        # No right to write (yet), writes blocked, disk full (of the storage engine: 8), quota,
+        # memory, locks, time.
+        *(8, 13, 18, 24, 46, 50, 64, 79, 100, 112, 146, 262, 317, 371, 8000, 12501, 14031),
+        # No primary that mongos knows, no majority to read from yet, the database is being
+        # dropped, authentication expired, overload (MongoDB 8).
+        *(133, 134, 215, 391, 462),
+    ]
 )
-#: no right to write (yet), writes blocked, disk full (of the storage engine: 8), quota,
-#: memory, locks, time:
-UNAVAILABLE |= {8, 13, 18, 24, 46, 50, 64, 79, 100, 112, 146, 262, 317, 371, 8000, 12501, 14031}
-#: no primary that mongos knows, no majority to read from yet, the database is being dropped,
-#: authentication expired, overload (MongoDB 8).
-UNAVAILABLE |= {133, 134, 215, 391, 462}
 
-
-#: A mongodb+srv URL is resolved on first use, and a failure is a ConfigurationError.
-#: InvalidOperation: the client was closed.
+#: What the driver raises without an answer of the server. A mongodb+srv URL is resolved on
+#: first use, and a failure is a ConfigurationError; InvalidOperation: the client was closed.
 _NO_ANSWER = (
     ConnectionFailure,
     ConfigurationError,

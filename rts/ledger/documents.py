@@ -71,14 +71,15 @@ def _documents(e: Execution, learned: Learned | None) -> tuple[Document, Documen
     arrival, deadline = instant(e.arrival), instant(e.deadline)
     started_at, completed_at = instant(e.started_at), instant(e.completed_at)
     success, cause = sla_success(e), e.cause
-    final = e.completed_at is not None and e.state not in NOT_FINAL
-    overdue = cause == OVERDUE and not final
-    lateness_s = verdict_at = None
-    if e.completed_at is not None and final:
+    overdue = False
+    ended_at = lateness_s = verdict_at = None
+    if e.completed_at is not None and e.state not in NOT_FINAL:
+        ended_at = completed_at
         late_s = e.completed_at - e.deadline
         lateness_s = late_s if late_s == late_s else None
         verdict_at = certain_at(arrival, deadline, completed_at) if late_s > 0 else completed_at
-    elif overdue:
+    elif cause == OVERDUE:
+        overdue = True
         verdict_at = certain_at(arrival, deadline, None)
     tau = e.tau if e.tau == e.tau else None
     k = e.k if e.k == e.k else None
@@ -97,7 +98,7 @@ def _documents(e: Execution, learned: Learned | None) -> tuple[Document, Documen
         "state": e.state,
         "cause": cause,
         "started_at": started_at,
-        "completed_at": completed_at if final else None,
+        "completed_at": ended_at,
         "verdict_at": verdict_at,
         "runtime_s": runtime_s,
         "sla_success": success,

@@ -23,6 +23,15 @@ A run belongs to one *life* of its worker (``instance``): an end without a known
 belongs to the run of the same task, retries and instance, if there is one.
 Such an end comes from a second report of the same death, or from the main
 process about a child that had already written its end itself.
+
+What only the merging needs is in private fields, which no reader shows:
+
+- ``_rev``: how often the document was replaced; absent: never (:mod:`rts.ledger.writes`).
+- ``_runs`` of a task: all its runs, if it has several.
+- ``_ended`` of a task: the first end that it wrote itself, if that is not this document's.
+- ``_overdue`` of a task: it was found overdue.
+- ``_nostart`` of a run: only its end is known.
+- ``_end_of`` of a run: the id of such an end, which it has taken over.
 """
 
 from __future__ import annotations
@@ -122,6 +131,7 @@ def absorb_ends(group: Sequence[Document]) -> tuple[Document | None, list[str]]:
     run = max(runs, key=lambda d: (d["started_at"], d["_id"]))
     removed = [end["_id"] for end in ends]
     end = ends[0]
+    # A lost run takes over the end; one that has taken over another keeps the earlier.
     if run["state"] == LOST or (
         "_end_of" in run and _end_order(end) < (run["completed_at"], run["_end_of"])
     ):

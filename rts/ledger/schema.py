@@ -16,7 +16,8 @@ from rts.ledger.documents import Document
 REFUSED_BYTES = 16 << 20
 #: Name of an index that both ``tasks`` and ``assignments`` have.
 _MISSES = "misses"
-#: Collections whose documents expire, and fields of which each document of rts has one.
+#: Collections whose documents expire, and fields of which each document of rts has at least
+#: one.
 _FIELDS = {
     TASKS: {"task_type", "sla_success"},
     ASSIGNMENTS: {"task_type", "sla_success"},

@@ -44,8 +44,8 @@ def store(
     merge: Callable[[Document, Document], Document],
     write: Write,
 ) -> dict[str, list[Document]]:
-    """Write documents, merging those that exist already with what is stored. Return the
-    stored ones by id, as they were found in each round.
+    """Write documents; merge those that exist already with what is stored. Return what was
+    stored of these by id, as it was found in each round.
     """
     left = write(collection, new.values())
     _invalidate_late(collection, new.values())
@@ -53,9 +53,9 @@ def store(
     for _ in range(MAX_ROUNDS):
         if not left:
             return found
-        new = {**new, **{key: mergeable(new[key]) for key in left}}
+        new = {key: mergeable(new[key]) for key in left}
         stored = {d["_id"]: d for d in collection.find({"_id": {"$in": left}})}
-        changes = []
+        changes: list[tuple[Document, Document]] = []
         counted: list[Document] = []
         for key, before in stored.items():
             found.setdefault(key, []).append(before)
@@ -63,12 +63,12 @@ def store(
             counted += (before, new[key], after)
             if after is not before:
                 changes.append((before, after))
-        again = changes and not replace(collection, changes)
+        overtaken = changes and not replace(collection, changes)
         # Whether changed or not: an earlier attempt may have died before this.
         invalidate_sums(collection, counted)
-        # Expired between our insert and our look: new again.
+        # What has expired since it was found to exist is new again.
         left = insert(collection, [new[key] for key in left if key not in stored])
-        if again:
+        if overtaken:
             left += [before["_id"] for before, _ in changes]
     raise StoreUnavailable("too many drains write the same records at once")
 

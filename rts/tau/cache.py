@@ -32,7 +32,9 @@ FRESH_S = 1.0
 
 
 class Passenger(Protocol):
-    """Has notes that may wait for a round trip, where no thread delivers them."""
+    """Holds notes for Redis that go along with a refresh of the taus where no thread of its
+    own delivers them.
+    """
 
     def take_stranded(self) -> list[Taken]:
         """Take the notes that have waited too long; mostly none."""

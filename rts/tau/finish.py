@@ -18,6 +18,8 @@ from rts.tau.sketch import LOG_BASE
 #: settings).
 UNKNOWN_TYPE = TaskType("mixed", 10.0)
 
+#: Keys of ``finish.lua`` without that of the writer; its arguments that each call has, that
+#: each counter adds, and that each entry adds.
 _KEYS, _CONSTANTS, _PER_COUNT, _PER_ENTRY = 10, 8, 2, 8
 
 #: The reply of a Redis that has lost records which it had applied.

@@ -45,7 +45,9 @@ def direct(
 def direct_by_interval(
     database: Database[dict[str, Any]], collection: str, window: Window, by: str, width: int
 ) -> dict[int, Tallies]:
-    """Do the same for every *width* seconds, keyed by the epoch second at which they begin."""
+    """Aggregate the records of *window* by intervals of *width* seconds, whose keys are the
+    epoch seconds at which they begin.
+    """
     ended = {"$ifNull": ["$verdict_at", "$completed_at"]}  # runs have no verdict_at
     at: Any = {"$subtract": [ended, EPOCH]}  # milliseconds
     at = {"$subtract": [at, {"$mod": [at, width * 1000]}]}

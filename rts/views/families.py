@@ -88,7 +88,7 @@ def _histograms(reading: Reading) -> Iterator[Any]:
         family = HistogramMetricFamily(f"rts_{kind}_seconds", text, labels=["task_type"])
         for (of, task_type), histogram in sorted(reading.histograms.items()):
             if of == kind:
-                # Of one with negative values, whose sum may fall, the client leaves it out.
+                # The client leaves out the sum if there are negative values: it may fall.
                 family.add_metric([task_type], _cumulative(kind, histogram), histogram.sum)
         yield family
 

@@ -76,15 +76,15 @@ def standings(
     lengths = {**WINDOWS, BUDGET: settings.budget_window_s}
     slice_lengths = sorted(set(lengths.values()))
     objectives: dict[str, str | None] = {}
-    #: By objective, then by the length of the longer window.
+    #: By objective, then by the length of the shortest window that contains the verdicts.
     counted = {key: {length: Tally() for length in slice_lengths} for key in settings.slo}
     with translate_errors():
-        for longer, (text, valid, on_time, misses) in slices(database, now, slice_lengths):
+        for shortest, (text, valid, on_time, misses) in slices(database, now, slice_lengths):
             if text not in objectives:
                 objectives[text] = objective_of(settings.slo, *class_of(text))
             key = objectives[text]
             if key is not None:
-                total = counted[key][longer]
+                total = counted[key][shortest]
                 total.verdicts += valid
                 total.on_time += on_time
                 if misses:
@@ -104,11 +104,11 @@ def _standing(
     target = settings.slo[key]
     counts = {name: Count() for name in lengths}
     misses: Counter[str] = Counter()
-    for longer, tally in counted.items():
+    for shortest, tally in counted.items():
         for window, length in lengths.items():
-            if longer <= length:
+            if shortest <= length:
                 counts[window] += Count(tally.verdicts, tally.on_time)
-        if longer <= lengths[BUDGET]:
+        if shortest <= lengths[BUDGET]:
             misses += tally.misses
     return ObjectiveStatus(
         objective=key,

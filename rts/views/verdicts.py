@@ -25,10 +25,10 @@ from rts.views.tally import CLASSES
 def slices(
     database: Database[dict[str, Any]], now: datetime, lengths: Sequence[float]
 ) -> Iterator[tuple[float, Row]]:
-    """Yield what lies between the starts of two successive windows, with the longer one's
-    length: rows with keys of ``CLASSES``, of which a key may have several.
+    """Yield the verdicts of the longest window as rows, each with the length of the shortest
+    window that contains it. Their keys are those of ``CLASSES``; a key may have several rows.
 
-    *lengths* are seconds before *now* (aware), shortest first.
+    *lengths* are those of the windows, seconds before *now* (aware), shortest first.
 
     Raises:
         PyMongoError: the server did not answer.

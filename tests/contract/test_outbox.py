@@ -13,7 +13,7 @@ from rts.link.link import Link
 from rts.ports import Outbox
 from rts.records import Learned
 from rts.settings import Settings
-from rts.testing import RedisServer
+from rts.testing import RedisServer, wait_until
 from tests.memory_outbox import MemoryOutbox, MemoryStream
 from tests.records import run
 
@@ -59,8 +59,6 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
 
 def until_read(outbox: Outbox, n: int) -> list[str]:
     """Read until *n* entries came; they come when they are taken over."""
-    from rts.testing import wait_until
-
     found: list[str] = []
 
     def read() -> bool:
