@@ -163,8 +163,9 @@ class WorkerSide:
         if worker is None or not headers or "id" not in headers or "task" not in headers:
             return
         if not is_celerys(str(headers["task"])):
-            attributes = {**headers, "delivery_info": message.delivery_info}
-            worker.ends.discarded(attributes, state, cause)
+            # As Celery's own requests have them.
+            own = {"properties": message.properties, "delivery_info": message.delivery_info}
+            worker.ends.discarded({**headers, **own}, state, cause)
 
     def process_shutdown(self, **_: Any) -> None:
         """Deliver the notes on what the tasks of a pool child published, before it exits."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from celery import Celery, signals
@@ -12,6 +12,11 @@ from celery.signals import Signal
 
 from rts import health
 from rts.lifecycle import receivers
+from rts.lifecycle.ends import Ends
+from rts.lifecycle.planning import Planner
+from rts.records import Execution
+from rts.settings import Settings
+from tests.unit.test_planning import StoppedClock, Taus
 
 
 class Broken(Exception):
@@ -98,6 +103,32 @@ def test_a_message_that_is_no_task_is_ignored(headers: Any) -> None:
     receivers.connect(lambda _: parts, broken)
     message = SimpleNamespace(headers=headers, delivery_info={})
     signals.task_rejected.send(sender=SENDER, message=message)
+    assert health.take_counts() == {}
+
+
+def test_a_message_that_celery_cannot_make_a_task_of_has_the_k_of_its_priority() -> None:
+    ended: list[Execution] = []
+    settings, clock, nothing = Settings(priority_multipliers={9: 1.5}), StoppedClock(), Any
+    ends = Ends(
+        settings.task_types,
+        Planner(settings, Taus(), clock, lambda name: None),
+        clock,
+        nothing,
+        nothing,
+        cast(Any, SimpleNamespace(ended=ended.append)),
+        None,
+        worker="w@h",
+        instance="w@h/1-a",
+    )
+    parts: Any = SimpleNamespace(worker=SimpleNamespace(ends=ends))
+    receivers.connect(lambda _: parts, broken)
+    message = SimpleNamespace(
+        headers={"id": "1", "task": "no.such.task", "properties": "a stranger's"},
+        properties={"priority": 9},
+        delivery_info={"routing_key": "work"},
+    )
+    signals.task_unknown.send(sender=SENDER, message=message)
+    assert [(end.k, end.queue) for end in ended] == [(1.5, "work")]
     assert health.take_counts() == {}
 
 
