@@ -56,8 +56,8 @@ local function adopt(base, horizon, name)
       if not payload then break end
       examined(payload)
       adopted = adopted + 1
-      local fine, message = pcall(cjson.decode, payload)
-      local properties = fine and type(message) == 'table' and message['properties']
+      local message = decoded(payload)
+      local properties = message and message['properties']
       local tag = type(properties) == 'table' and properties['delivery_tag']
       if type(tag) ~= 'string' or #tag > 65535 or type(message['body']) ~= 'string' then
         redis.call('LPUSH', KEYS[base + 5], payload)

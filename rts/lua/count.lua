@@ -34,15 +34,6 @@ local function label(value, keys, set, most)
   return known
 end
 
--- Python writes lone surrogates, which cjson rejects.
-local function decoded(json)
-  local fine, value = pcall(cjson.decode, json)
-  if not fine then
-    fine, value = pcall(cjson.decode, (string.gsub(json, '\\u[dD][89a-fA-F]%x%x', '?')))
-  end
-  return fine and type(value) == 'table' and value
-end
-
 local function count(...)
   local field = table.concat({...}, '\n')
   counted[field] = (counted[field] or 0) + 1

@@ -42,8 +42,8 @@ end
 
 -- What is known of a task: the fields of OpenTask in records.py after the id.
 local function arrival_of(known)
-  local fine, values = pcall(cjson.decode, known)
-  return fine and type(values) == 'table' and tonumber(values[6]) or -math.huge
+  local values = decoded(known)
+  return values and tonumber(values[6]) or -math.huge
 end
 
 local function wait(id, deadline, queue, known)

@@ -14,8 +14,8 @@ from rts.link.scripts import Script
 class ScriptByHash:
     """A script that is called by its hash, or sent in full if Redis has not cached it."""
 
-    def __init__(self, name: str) -> None:
-        self.text = Script.load(name).text
+    def __init__(self, *names: str) -> None:
+        self.text = Script.load(*names).text
         self.sha = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
 
     def run(self, client: Any, keys: list[str], arguments: list[Any]) -> Any:
@@ -26,8 +26,9 @@ class ScriptByHash:
             return client.execute_command("EVAL", self.text, len(keys), *keys, *arguments)
 
 
-CLAIM, REFUSE, PUT, RING, MOVE, REQUEUE = (
-    ScriptByHash(name) for name in ("claim", "refuse", "put", "ring", "move", "requeue")
+CLAIM = ScriptByHash("decode", "claim")
+REFUSE, PUT, RING, MOVE, REQUEUE = map(
+    ScriptByHash, ("refuse", "put", "ring", "move", "requeue")
 )
 _READ_MESSAGES = ScriptByHash("read_messages")
 

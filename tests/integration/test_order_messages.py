@@ -64,6 +64,19 @@ def test_messages_on_plain_lists_are_adopted(url: str, raw: redis.Redis) -> None
         assert ordered.basic_get(NAME).headers["redelivered"] is True
 
 
+def test_a_lone_surrogate_in_a_message_on_a_plain_list_does_not_matter(url: str) -> None:
+    start = time.time()
+    with connect(url) as connection, Connection(url) as other:
+        for tag, offset in (("2", 2.0), ("1", 1.0)):
+            message = envelope(Message(start + FAR + offset, start, 1.0, tag))
+            message["headers"]["file"] = "\udcff.txt"  # as os.listdir has it
+            other.default_channel._put(NAME, message)
+        for tag in ("1", "2"):
+            got = connection.default_channel.basic_get(NAME)
+            assert (got.delivery_tag, got.headers["file"]) == (tag, "\udcff.txt")
+    assert "messages_refused" not in health.take_counts()
+
+
 def test_a_message_without_a_deadline_keeps_its_place_when_a_list_held_it(url: str) -> None:
     with connect(url) as connection:
         channel = connection.default_channel
