@@ -138,16 +138,10 @@ def read_fleet(
     groups, group_of = _groups(workers, queues, merge=settings.scheduler == "edf")
     receivers, all_report = _receivers(workers, group_of)
     recent = [read_recent(texts) for texts in lists]
-    # Lists with RUNS entries have been trimmed.
-    full = [min(run.completed_at for run in runs) for runs in recent if len(runs) >= RUNS]
-    ended = {(run.task_id, run.started_at) for runs in recent for run in runs}
-    running = [
-        run
-        for run in read_notes(notes)
-        if run.started_at is not None
-        and (run.instance in group_of or run.queue in numbers)
-        and (run.task_id, run.started_at) not in ended
-    ]
+    # Lists with RUNS entries, of which some may be duplicates, have been trimmed.
+    trimmed = [runs for runs, texts in zip(recent, lists, strict=True) if len(texts) >= RUNS]
+    ends = [min(run.completed_at for run in runs) for runs in trimmed if runs]
+    ended = [run for runs in recent for run in runs]
     return Fleet(
         now=now,
         queues=queues,
@@ -157,9 +151,9 @@ def read_fleet(
         receivers=receivers,
         all_report=all_report,
         worker_slots=[w.slots or 0 for w in workers if w.instance in group_of],
-        running=running,
-        recent=[run for runs in recent for run in runs],
-        known_since=max(full, default=-math.inf),
+        running=_running(read_notes(notes), ended, group_of, numbers),
+        recent=ended,
+        known_since=max(ends, default=-math.inf),
     )
 
 
@@ -212,6 +206,25 @@ def _groups(
             groups[group] = replace(groups[group], slots=groups[group].slots + slots)
         group_of[worker.instance] = group
     return groups, group_of
+
+
+def _running(
+    notes: Iterable[Execution],
+    ended: Iterable[Recent],
+    group_of: Mapping[str, int],
+    numbers: Mapping[str, int],
+) -> list[Execution]:
+    """Return the runs in progress, on these workers or of these queues, by their *notes*: a
+    note may outlive its run for a moment.
+    """
+    over = {(run.task_id, run.started_at) for run in ended}
+    return [
+        run
+        for run in notes
+        if run.started_at is not None
+        and (run.instance in group_of or run.queue in numbers)
+        and (run.task_id, run.started_at) not in over
+    ]
 
 
 def _receivers(
