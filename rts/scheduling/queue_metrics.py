@@ -22,8 +22,8 @@ from rts.views.readings import QueueReading
 #: Seconds for connecting to Redis, for a reply, and between attempts: short, since the broker
 #: has to reply within the rest of the scrape's timeout.
 CONNECT_TIMEOUT_S, TIMEOUT_S, BREAKER_S = 0.25, 0.5, 1.0
-#: Queues of workers that are remembered, at most.
-MAX_SERVED = 1000
+#: Queues that are remembered, at most, besides those that workers consume now.
+MAX_REMEMBERED = 1000
 
 
 def queue_readings(app: Any, settings: Settings) -> Callable[[], Sequence[QueueReading]]:
@@ -34,7 +34,7 @@ def queue_readings(app: Any, settings: Settings) -> Callable[[], Sequence[QueueR
     :class:`rts.errors.StoreUnavailable` if the broker is unavailable.
     """
     link = Link.with_timeouts(settings, CONNECT_TIMEOUT_S, TIMEOUT_S, BREAKER_S)
-    served: dict[str, None] = {}
+    remembered: dict[str, None] = {}
     fleet = FleetQueues()
 
     def read() -> Sequence[QueueReading]:
@@ -46,10 +46,10 @@ def queue_readings(app: Any, settings: Settings) -> Callable[[], Sequence[QueueR
                 fleet = fleet_queues(link, settings)
             except StoreUnavailable:
                 pass  # rts_up is 0
-            served.update(dict.fromkeys(sorted(fleet.served)))
-            while len(served) > MAX_SERVED:
-                del served[next(iter(served))]
-            known = replace(fleet, served=frozenset(served))
+            remembered.update(dict.fromkeys(sorted(fleet.served)))
+            while len(remembered) > MAX_REMEMBERED:
+                del remembered[next(iter(remembered))]
+            known = replace(fleet, served=fleet.served.union(remembered))
             found = queue_names(app, settings, channel, known)
             return [_reading(channel, name) for name in found]
 

@@ -17,6 +17,7 @@ import rts
 from rts import health
 from rts.headers import DROPPED
 from rts.installation import parts_of
+from rts.scheduling import queue_metrics
 from rts.scheduling.claims import SCAN_LIMIT
 from rts.scheduling.queue_metrics import queue_readings
 from rts.scheduling.queues import (
@@ -364,4 +365,21 @@ def test_queues_without_workers_are_known_by_their_open_tasks(
             [*waiting, "unheard"]
         )
     rts.uninstall(app)
+    app.close()
+
+
+def test_the_metrics_have_each_queue_that_workers_take_from_and_remember_some(
+    url: str, raw: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue_metrics, "MAX_REMEMBERED", 3)
+    app = Celery("exporter", broker=url, set_as_current=False)
+    app.conf.update(rts_redis_url=url, rts_spool_dir=str(tmp_path))
+    settings = Settings.from_conf(app.conf)
+    read, names = queue_readings(app, settings), [f"user-{number}" for number in range(5)]
+    beat = {"seen_at": time.time(), "queues": names}
+    for _ in range(2):
+        raw.hset(settings.keys.workers, "w@h/1", json.dumps(beat))
+        assert [reading.queue for reading in read()] == ["celery", *names]
+    raw.delete(settings.keys.workers)
+    assert len(read()) == 1 + 3
     app.close()
