@@ -60,7 +60,7 @@ with app.connection_for_write() as connection:
             raw["headers"]["rts_deadline"] = later + i * 7919 % 1000003
             if hasattr(channel, "_score_and_member"):
                 score, member = channel._score_and_member(queue, raw)
-                pipe.zadd(channel._part(queue, "edf"), {member: score})
+                pipe.zadd(f"{queue}{channel.sep}edf", {member: score})
             else:
                 pipe.lpush(queue, dumps(raw))
             if i % 1000 == 999:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import redis
 
 from rts.headers import instant
+from rts.predictions.survey import Taken
 from rts.predictions.work import Work
-from rts.scheduling.encoding import NEVER, Message, place_of
+from rts.scheduling.encoding import NEVER, Message, message_of, place_of
+from rts.scheduling.layout import unacked_keys
 from rts.scheduling.rule import Rule
+from rts.scheduling.scripts import read_messages
 from rts.settings import Settings
 from rts.tasktypes import UNTYPED
 from rts.validation import finite
@@ -28,6 +33,21 @@ class Held(NamedTuple):
     message: Message
     #: Epoch seconds by the clock of the worker's host.
     taken_at: float
+
+
+def read(
+    channel: Any,
+    client: redis.Redis,
+    ranges: Sequence[tuple[str, int, int]] = (),
+    taken: Sequence[Taken] = (),
+) -> tuple[list[list[Message]], list[Held]]:
+    """Return the messages of *ranges* (see :func:`~rts.scheduling.scripts.read_messages`), and
+    those *taken* that are still unacknowledged.
+    """
+    unacked, _ = unacked_keys(channel)
+    texts, entries = read_messages(client, ranges, unacked, [each.tag for each in taken])
+    held = held_of(zip(entries, (each.at for each in taken), strict=True))
+    return [[message_of(text) for text in each] for each in texts], held
 
 
 def held_of(entries: Iterable[tuple[bytes | None, float]]) -> list[Held]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Sequence
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import redis
 
-from rts.predictions.messages import held_of, id_of
+from rts.predictions.messages import id_of, read
 from rts.predictions.queue_parts import (
     SAMPLE,
     Page,
@@ -19,8 +20,7 @@ from rts.predictions.queue_parts import (
     strata_of,
 )
 from rts.predictions.survey import survey
-from rts.scheduling.encoding import Message, message_of
-from rts.scheduling.scripts import read_messages
+from rts.scheduling.encoding import Message
 
 #: Messages of each part that routing goes by, at most.
 BACKLOG = 20
@@ -112,38 +112,29 @@ class OpenQueue:
 
     def _read(self, pages: Sequence[Page]) -> tuple[list[Message], list[float]]:
         """Return the messages of *pages* in the order of consumption, and their weights."""
-        ranges = [(self._parts[p.part].name, p.ranks[0], p.ranks[-1]) for p in pages]
-        answers, _ = read_messages(self._client, ranges)
+        ranges = [(self._parts[p.part].key, p.ranks[0], p.ranks[-1]) for p in pages]
+        found, _ = read(self._channel, self._client, ranges)
         messages: list[Message] = []
         weights: list[float] = []
-        for page, texts in zip(pages, answers, strict=True):
-            messages += map(message_of, texts)
-            weights += [page.weight] * len(texts)
+        for page, of_page in zip(pages, found, strict=True):
+            messages += of_page
+            weights += [page.weight] * len(of_page)
         return messages, weights
 
     def backlog(self, keys: Collection[str]) -> list[tuple[int, list[Message]]]:
         """Return how many messages wait in each part, and about how many are held, each with
         a sample of them. *keys*: the routing keys of the queue's messages.
         """
-        channel, client = self._channel, self._client
-        found = survey(channel, client, self._parts, unacked=BACKLOG)
+        found = survey(self._channel, self._client, self._parts, unacked=BACKLOG)
         measured = zip(self._parts, found.sizes, found.mean_bytes, strict=True)
         ranges = [_some(part, size, mean_bytes) for part, size, mean_bytes in measured]
         taken = found.affordable_taken()
-        answers, entries = read_messages(
-            client,
-            [each for of_part in ranges for each in of_part],
-            channel.global_keyprefix + channel.unacked_key,
-            [each.tag for each in taken],
-        )
-        texts = iter(answers)
-        samples = [
-            [message_of(text) for _ in of_part for text in next(texts)] for of_part in ranges
-        ]
+        answers, unacked = read(self._channel, self._client, [*chain(*ranges)], taken)
+        rest = iter(answers)
+        samples = [[*chain(*islice(rest, len(of_part)))] for of_part in ranges]
         # Estimate the queue's share of the unacknowledged messages from a few.
-        others = held_of(zip(entries, (each.at for each in taken), strict=True))
-        held = [each.message for each in others if each.routing_key in keys]
-        number = found.unacked * len(held) // max(1, len(entries))
+        held = [each.message for each in unacked if each.routing_key in keys]
+        number = found.unacked * len(held) // max(1, len(taken))
         return [*zip(found.sizes, samples, strict=True), (number, held)]
 
 
@@ -151,7 +142,7 @@ def _some(part: Part, size: int, mean_bytes: float) -> list[tuple[str, int, int]
     """Return ranges of ranks in a part of this *size*, for :func:`read_messages`."""
     length = min(size, affordable(BACKLOG, mean_bytes))
     if not part.ordered:
-        return [(part.name, 0, length - 1)][:length]
+        return [(part.key, 0, length - 1)][:length]
     # The first ones are mostly short, since they are due soon. (Redis before 6.2 has no command
     # for random members.)
-    return [(part.name, rank, rank) for rank in _random.sample(range(size), length)]
+    return [(part.key, rank, rank) for rank in _random.sample(range(size), length)]

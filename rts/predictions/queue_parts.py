@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import redis
 
 from rts.scheduling.encoding import message_of
-from rts.scheduling.layout import DEMOTED, HOPEFUL
+from rts.scheduling.layout import message_keys
 from rts.scheduling.scripts import BYTES
 from rts.validation import finite
 
@@ -23,9 +23,9 @@ SEARCH_PAGE = 500
 
 
 class Part(NamedTuple):
-    """One of a queue's keys."""
+    """One of the keys that a queue's messages wait in."""
 
-    name: str
+    key: str
     #: Whether it is a sorted set; else it is a list, consumed from its right end.
     ordered: bool
 
@@ -52,13 +52,9 @@ def parts_of(channel: Any, queue: str, *, ordered: bool) -> list[Part]:
     """Return a queue's parts in the order in which they are consumed. *channel*: kombu's;
     *ordered*: whether workers take from the queue in deadline order.
     """
-    name, sep = f"{channel.global_keyprefix}{queue}", channel.sep
-    lists = [
-        Part(f"{name}{sep}{step}" if step else name, False) for step in channel.priority_steps
-    ]
-    if not ordered:
-        return lists
-    return [*(Part(f"{name}{sep}{part}", True) for part in (HOPEFUL, DEMOTED)), *lists]
+    hopeful, demoted, *lists = message_keys(channel, queue)
+    sets = [Part(hopeful, True), Part(demoted, True)] if ordered else []
+    return [*sets, *(Part(key, False) for key in lists)]
 
 
 def affordable(most: int, mean_bytes: float) -> int:
@@ -140,7 +136,7 @@ def _rank_of(client: redis.Redis, part: Part, size: int, arrival: float) -> int:
     low, high = 0, size
     while high - low > SEARCH_PAGE // 2:
         middle = (low + high) // 2
-        text: Any = client.lindex(part.name, -1 - middle)
+        text: Any = client.lindex(part.key, -1 - middle)
         headers = message_of(text or b"").get("headers")
         there = finite(headers.get("rts_arrival")) if isinstance(headers, dict) else None
         if there is None:

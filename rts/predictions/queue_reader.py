@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from rts.errors import CommandError
-from rts.predictions.messages import Held, held_of
+from rts.predictions.messages import Held, read
 from rts.predictions.open_queue import Found, OpenQueue
 from rts.predictions.queue_parts import parts_of, search_order
 from rts.predictions.shared_connection import SharedConnection
 from rts.predictions.survey import survey
 from rts.scheduling.encoding import message_of
-from rts.scheduling.scripts import ScriptByHash, read_messages
+from rts.scheduling.scripts import ScriptByHash
 from rts.settings import Settings
 
 #: Messages to search for a task, at most.
@@ -84,7 +84,7 @@ class QueueReader:
                         )
                     left -= len(page)
                     asked = [page.start, page.stop - 1, *ids]
-                    if there := FIND_TASK.run(client, [part.name], asked):
+                    if there := FIND_TASK.run(client, [part.key], asked):
                         rank, text = there
                         return Found(queue, number, int(rank), message_of(text))
         return None
@@ -94,11 +94,8 @@ class QueueReader:
         with self._shared.channel() as (channel, client):
             # The latest ones, as messages held for an eta may have been taken long ago.
             found = survey(channel, client, unacked=HELD, which="latest")
-            taken = found.affordable_taken()[::-1]
-            unacked = channel.global_keyprefix + channel.unacked_key
-            _, texts = read_messages(client, [], unacked, [each.tag for each in taken])
-        held = held_of(zip(texts, (each.at for each in taken), strict=True))
-        return Unacknowledged(held, float(channel.visibility_timeout))
+            _, held = read(channel, client, taken=found.affordable_taken()[::-1])
+            return Unacknowledged(held, float(channel.visibility_timeout))
 
     def waiting(self, queues: Sequence[str]) -> list[int]:
         """Return the number of messages that wait in each of *queues*."""

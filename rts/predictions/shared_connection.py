@@ -11,9 +11,10 @@ from typing import Any
 import redis
 from kombu.exceptions import OperationalError
 
-from rts.errors import BrokerUnavailable, CommandError, unusable
+from rts.errors import BrokerUnavailable, CommandError
+from rts.scheduling.layout import plain_client
+from rts.scheduling.queues import broker_errors
 from rts.settings import Settings
-from rts.urls import shown_url
 
 #: Size of the pool of Redis connections, one per thread that reads; kombu's default is 10.
 MAX_CONNECTIONS = 10_000
@@ -24,8 +25,8 @@ class _Open:
     """A kombu connection that threads share."""
 
     connection: Any
-    #: ``None`` until it is connected.
-    channel: Any = None
+    #: Its channel, and a Redis client on the same pool; ``None`` until it is connected.
+    channel_and_client: tuple[Any, redis.Redis] | None = None
     readers: int = 0
     #: No new reader may use it; the last one releases it.
     discarded: bool = False
@@ -47,35 +48,28 @@ class SharedConnection:
 
     def close(self) -> None:
         """Close it, as soon as no thread reads any more."""
-        if self._open is not None:
-            self._discard(self._open)
+        if (opened := self._open) is not None:
+            self._discard(opened)
 
     @contextmanager
     def channel(self) -> Iterator[tuple[Any, redis.Redis]]:
-        """Yield kombu's channel and a Redis client on its connection pool.
+        """Yield kombu's channel, and a Redis client on the same pool.
 
         Raises:
             CommandError: the broker is not Redis.
             StoreUnavailable: it is unavailable.
         """
         opened = self._enter()
-        connection = opened.connection
         try:
-            if connection.transport.driver_type != "redis":
-                raise CommandError(
-                    "predictions need Redis as the broker: other queues cannot be inspected"
-                )
-            channel = self._connect(opened)
-            yield channel, redis.Redis(connection_pool=channel.pool)
-        except (
-            OperationalError,
-            OSError,
-            redis.RedisError,
-            *connection.connection_errors,
-        ) as exc:
+            with broker_errors(opened.connection):
+                if opened.connection.transport.driver_type != "redis":
+                    raise CommandError(
+                        "predictions need Redis as the broker: other queues cannot be inspected"
+                    )
+                yield self._connect(opened)
+        except BrokerUnavailable:
             self._discard(opened)
-            server = f"the broker {shown_url(connection.as_uri())}"
-            raise BrokerUnavailable(unusable(server, exc)) from exc
+            raise
         finally:
             self._leave(opened)
 
@@ -92,21 +86,22 @@ class SharedConnection:
             self._open.readers += 1
             return self._open
 
-    def _connect(self, opened: _Open) -> Any:
-        """Return the channel, after connecting if needed. Threads that waited for a failed
-        attempt of another one fail as well.
+    def _connect(self, opened: _Open) -> tuple[Any, redis.Redis]:
+        """Return channel and client, after connecting if needed. Threads that waited for a
+        failed attempt of another one fail as well.
         """
         with opened.lock:
-            if opened.channel is None:
+            if opened.channel_and_client is None:
                 if opened.discarded:
                     raise OperationalError("failed a moment ago")
                 try:
                     opened.connection.ensure_connection(max_retries=1, interval_start=0)
-                    opened.channel = opened.connection.default_channel
+                    channel = opened.connection.default_channel
+                    opened.channel_and_client = channel, plain_client(channel)
                 except BaseException:
                     self._discard(opened)
                     raise
-            return opened.channel
+            return opened.channel_and_client
 
     def _leave(self, opened: _Open) -> None:
         with self._lock:

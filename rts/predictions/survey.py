@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import redis
 
 from rts.predictions.queue_parts import Part
-from rts.scheduling.layout import TURNS
+from rts.scheduling.layout import TURNS, keys_of, unacked_keys
 from rts.scheduling.scripts import BYTES, ScriptByHash
 
 SURVEY = ScriptByHash("survey")
@@ -61,11 +61,9 @@ def survey(
     """Measure *parts*, and up to so many unacknowledged messages, the "latest" or "spread" over
     all. *queue*: the one whose claims to count, if the parts are its own.
     """
-    prefix = channel.global_keyprefix
-    keys = [prefix + channel.unacked_key, prefix + channel.unacked_index_key]
-    keys += [part.name for part in parts]
+    keys = [*unacked_keys(channel), *(part.key for part in parts)]
     if queue:
-        keys.append(f"{prefix}{queue}{channel.sep}{TURNS}")
+        keys += keys_of(channel, queue, TURNS)
     turns, number, taken, *measured = SURVEY.run(client, keys, [unacked, which, len(parts)])
     each = zip(*(taken[field::3] for field in range(3)), strict=True)
     return Survey(

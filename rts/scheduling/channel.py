@@ -20,7 +20,15 @@ from redis.exceptions import NoScriptError
 from rts.link.link import MAX_IDLE_S
 from rts.scheduling.claims import Claims
 from rts.scheduling.encoding import is_task, member, place_of
-from rts.scheduling.layout import BELL, BELL_TTL_MS, DEMOTED, HOPEFUL, TURNS
+from rts.scheduling.layout import (
+    BELL,
+    BELL_TTL_MS,
+    DEMOTED,
+    HOPEFUL,
+    TURNS,
+    keys_of,
+    list_keys,
+)
 from rts.scheduling.qos import QoS, UnemulatedQoS
 from rts.scheduling.rule import OPTION, Rule
 from rts.scheduling.scripts import CLAIM, PUT, RING
@@ -62,17 +70,17 @@ class DeadlineOrder(Claims):
             super()._put(queue, message, **kwargs)  # type: ignore[misc]  # kombu's
             if kwargs.get("_publish_batch") is None:
                 ttl_ms = min(BELL_TTL_MS, self._expires.get(queue, BELL_TTL_MS))
-                RING.run(self.plain, self._keys(queue, BELL), [ttl_ms])
+                RING.run(self.plain, keys_of(self, queue, BELL), [ttl_ms])
             return
         properties = message["properties"]
         if properties["delivery_info"].get("exchange"):
             # kombu gives the copies for several queues one tag, though each is acknowledged,
             # or put back, by its tag.
             properties["delivery_tag"] = self._next_delivery_tag()
-        keys: list[str] = self._keys(queue, HOPEFUL, BELL)
+        keys = keys_of(self, queue, HOPEFUL, BELL)
         arguments: list[Any] = [*self._score_and_member(queue, message)]
         if queue in self._expires:
-            keys += self._keys(queue, DEMOTED, TURNS) + self._prefixed(self._lists(queue))
+            keys += keys_of(self, queue, DEMOTED, TURNS) + list_keys(self, queue)
             arguments.append(self._expires[queue])
         batch = kwargs.get("_publish_batch")
         if batch is not None:
@@ -94,11 +102,11 @@ class DeadlineOrder(Claims):
         that order, whose workers see the plain lists only. *behind*: as if it arrived now.
         """
         if ordered and is_task(message):
-            (name,) = self._keys(queue, HOPEFUL)
-            return name, *self._score_and_member(queue, message, behind)
+            (key,) = keys_of(self, queue, HOPEFUL)
+            return key, *self._score_and_member(queue, message, behind)
         priority = self._get_message_priority(message, reverse=False)
-        (name,) = self._prefixed([self._q_for_pri(queue, priority)])
-        return name, "LPUSH" if leftmost else "RPUSH", stock.dumps(message)
+        key = self.global_keyprefix + self._q_for_pri(queue, priority)
+        return key, "LPUSH" if leftmost else "RPUSH", stock.dumps(message)
 
     def _score_and_member(
         self: Any, queue: str, message: dict[str, Any], behind: bool = False
@@ -129,11 +137,11 @@ class DeadlineOrder(Claims):
         self._brpop_sent_at = time.monotonic()  # for kombu >= 5.7
         if self._block_s > 0:
             self._claiming = False
-            bells = [self._part(queue, BELL) for queue in queues]
+            bells = [key for queue in queues for key in keys_of(self, queue, BELL)]
             if self._capped:
                 # Sleep on a key that nobody pushes to; its name matches ACLs for the queue.
                 bells = [f"{bells[0]}:none"]
-            command = ["BRPOP", *self._prefixed(bells), self._block_s]
+            command = ["BRPOP", *bells, self._block_s]
             self._block_s = 0.0
         else:
             self._claiming, self._claim_queues = True, queues

@@ -25,6 +25,9 @@ from rts.scheduling.layout import (
     REFUSED,
     TURNS,
     QueueLayout,
+    keys_of,
+    list_keys,
+    unacked_keys,
 )
 from rts.scheduling.rule import Rule, SlotGauge
 from rts.scheduling.scripts import CLAIM, REFUSE
@@ -64,19 +67,16 @@ class Claims(QueueLayout):
 
         *no_ack*: queues whose messages will not be acknowledged.
         """
-        rule, slots = self.rule, self.slots
-        keys = [self.unacked_key, self.unacked_index_key]
+        rule, slots, keys = self.rule, self.slots, unacked_keys(self)
         may = slots is None or slots.may_take_demoted(rule.hopeless_slots)
         arguments = [time.time(), rule.hopeless, int(may), rule.late_every, rule.work, HOPE]
         arguments += [SCAN_LIMIT, len(self.priority_steps)]
         for queue in queues:
-            keys += [
-                self._part(queue, part) for part in (HOPEFUL, DEMOTED, BELL, TURNS, REFUSED)
-            ]
-            keys += self._lists(queue)
+            keys += keys_of(self, queue, HOPEFUL, DEMOTED, BELL, TURNS, REFUSED)
+            keys += list_keys(self, queue)
             tracked = self.ack_emulation and queue not in no_ack
             arguments += [int(tracked), rule.horizon(queue), queue]
-        return self._prefixed(keys), arguments
+        return keys, arguments
 
     def _parse_claim(self: Any, queues: list[str], reply: list[Any]) -> tuple[str | None, Any]:
         """Return the queue and the raw message of a claim's *reply*. If there is none, return
@@ -123,8 +123,7 @@ class Claims(QueueLayout):
 
     def _refuse(self: Any, queue: str, text: bytes) -> None:
         """Move a claimed message that cannot be parsed to the queue's list of refused ones."""
-        keys = self._prefixed([self.unacked_key, self.unacked_index_key])
-        keys += self._keys(queue, REFUSED)
+        keys = [*unacked_keys(self), *keys_of(self, queue, REFUSED)]
         REFUSE.run(self.plain, keys, [tag_of(text), payload_of(text), MOST_REFUSED])
         _report_refused(1)
 

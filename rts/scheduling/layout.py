@@ -2,8 +2,10 @@
 
 Tasks wait in two sorted sets, hopeful and demoted; other messages wait on the lists that
 kombu uses. The *bell* is a list of at most one element, on which idle consumers block
-and which publishers push to. Scripts get full key names, while kombu's own clients add
-``global_keyprefix`` themselves.
+and which publishers push to.
+
+The functions return full names of keys, for clients that add no ``global_keyprefix``, and
+take any of kombu's Redis channels, in deadline order or not.
 """
 
 from __future__ import annotations
@@ -29,8 +31,43 @@ MOST_REFUSED = 1000
 BELL_TTL_MS = 10_000
 
 
+def keys_of(channel: Any, queue: str, *parts: str) -> list[str]:
+    """Return the keys of these *parts* of a queue, such as ``BELL``."""
+    begin = f"{channel.global_keyprefix}{queue}{channel.sep}"
+    return [begin + part for part in parts]
+
+
+def list_keys(channel: Any, queue: str) -> list[str]:
+    """Return the lists that kombu uses: one for each priority, in the order of service."""
+    prefix = channel.global_keyprefix
+    return [prefix + channel._q_for_pri(queue, step) for step in channel.priority_steps]
+
+
+def message_keys(channel: Any, queue: str) -> list[str]:
+    """Return the keys that messages wait in: hopeful, demoted, then the lists."""
+    return [*keys_of(channel, queue, HOPEFUL, DEMOTED), *list_keys(channel, queue)]
+
+
+def unacked_keys(channel: Any) -> list[str]:
+    """Return the keys of the unacknowledged messages of all queues: by tag, and the index of
+    their tags by the instant of the claim.
+    """
+    prefix = channel.global_keyprefix
+    return [prefix + channel.unacked_key, prefix + channel.unacked_index_key]
+
+
+def plain_client(channel: Any) -> redis.Redis:
+    """Return a client on a channel's connection pool that does not prefix keys.
+
+    One for each pool, as it passes the new tokens of a credential provider on to that
+    (redis-py >= 6).
+    """
+    provider = channel.pool.connection_kwargs.get("credential_provider")
+    return redis.Redis(connection_pool=channel.pool, credential_provider=provider)
+
+
 class QueueLayout:
-    """Mixin for kombu's Redis channels: key names, and a queue's size, purge and deletion.
+    """Mixin for kombu's Redis channels: a queue's size, purge and deletion.
 
     Sizes and purges use no transactions, which Redis refuses when it is out of memory, reads
     included.
@@ -38,34 +75,12 @@ class QueueLayout:
 
     _plain: Any = None
 
-    def _part(self: Any, queue: str, part: str) -> str:
-        return f"{queue}{self.sep}{part}"
-
-    def _lists(self: Any, queue: str) -> list[str]:
-        return [self._q_for_pri(queue, step) for step in self.priority_steps]
-
-    def _prefixed(self: Any, names: list[str]) -> list[str]:
-        prefix: str = self.global_keyprefix
-        return [prefix + name for name in names]
-
-    def _keys(self: Any, queue: str, *parts: str) -> list[str]:
-        names: list[str] = self._prefixed([self._part(queue, part) for part in parts])
-        return names
-
     @property
     def plain(self: Any) -> Any:
-        """A client on kombu's connection pool that does not prefix keys."""
-        pool = self.pool
-        if self._plain is None or self._plain.connection_pool is not pool:
-            # With the provider, whose new tokens it passes on to the pool (redis-py >= 6).
-            provider = pool.connection_kwargs.get("credential_provider")
-            self._plain = redis.Redis(connection_pool=pool, credential_provider=provider)
+        """See :func:`plain_client`."""
+        if self._plain is None or self._plain.connection_pool is not self.pool:
+            self._plain = plain_client(self)
         return self._plain
-
-    def _message_keys(self: Any, queue: str) -> list[str]:
-        """Return the keys that messages wait in: hopeful, demoted, then the lists."""
-        lists: list[str] = self._prefixed(self._lists(queue))
-        return [*self._keys(queue, HOPEFUL, DEMOTED), *lists]
 
     def _size(self: Any, queue: str) -> int:
         return int(self._count(queue))
@@ -74,26 +89,26 @@ class QueueLayout:
         return int(self._count(queue, delete=True))
 
     def _count(self: Any, queue: str, delete: bool = False) -> int:
-        keys: list[str] = self._message_keys(queue)
+        keys = message_keys(self, queue)
         with self.plain.pipeline(transaction=False) as pipe:
             for key in keys[:2]:
                 pipe.zcard(key)
             for key in keys[2:]:
                 pipe.llen(key)
             if delete:
-                pipe.delete(*keys, *self._keys(queue, BELL, TURNS))
+                pipe.delete(*keys, *keys_of(self, queue, BELL, TURNS))
             return sum(pipe.execute()[: len(keys)])
 
     def _renew(self: Any, queue: str, ttl_ms: int) -> None:
         """Reset the TTL of a queue that expires."""
         with self.plain.pipeline(transaction=False) as pipe:
-            for key in [*self._message_keys(queue), *self._keys(queue, BELL, TURNS)]:
+            for key in [*message_keys(self, queue), *keys_of(self, queue, BELL, TURNS)]:
                 pipe.pexpire(key, ttl_ms)
             pipe.execute()
 
     def _has_queue(self: Any, queue: str, **kwargs: Any) -> bool:
-        return bool(self.plain.exists(*self._message_keys(queue)))
+        return bool(self.plain.exists(*message_keys(self, queue)))
 
     def _delete(self: Any, queue: str, *args: Any, **kwargs: Any) -> None:
         super()._delete(queue, *args, **kwargs)  # type: ignore[misc]  # kombu's
-        self.plain.delete(*self._keys(queue, HOPEFUL, DEMOTED, BELL, TURNS))
+        self.plain.delete(*keys_of(self, queue, HOPEFUL, DEMOTED, BELL, TURNS))

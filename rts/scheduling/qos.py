@@ -11,7 +11,7 @@ from kombu.transport import redis as stock
 from kombu.transport import virtual
 
 from rts.scheduling.encoding import AFTER_PAYLOAD, NEVER
-from rts.scheduling.layout import BELL, BELL_TTL_MS
+from rts.scheduling.layout import BELL, BELL_TTL_MS, keys_of, unacked_keys
 from rts.scheduling.scripts import REQUEUE
 
 #: Messages restored between two reads of the index, and the highest random rank at which
@@ -47,7 +47,7 @@ class QoS(_SlotLimit, stock.QoS):  # type: ignore[misc]  # kombu has no type inf
         a queue whose workers cannot acknowledge never shrinks. If only half of it is
         applied, restoring ignores the remainder.
         """
-        unacked, index = self.channel._prefixed([self.unacked_key, self.unacked_index_key])
+        unacked, index = unacked_keys(self.channel)
         pipe = self.channel.plain.pipeline(transaction=False)
         return pipe.hdel(unacked, delivery_tag).zrem(index, delivery_tag)
 
@@ -68,7 +68,7 @@ class QoS(_SlotLimit, stock.QoS):  # type: ignore[misc]  # kombu has no type inf
 
     def _claimed_before(self, latest: float, count: float) -> list[Any]:
         """Return the tags of at most *count* messages claimed at or before *latest*."""
-        (index,) = self.channel._prefixed([self.unacked_index_key])
+        _, index = unacked_keys(self.channel)
         for first in (random.randrange(SPREAD), 0):
             found: list[Any] = self.channel.plain.zrangebyscore(index, 0, latest, first, count)
             if found:
@@ -89,7 +89,7 @@ class QoS(_SlotLimit, stock.QoS):  # type: ignore[misc]  # kombu has no type inf
         claim or acknowledgement aborts, so it hardly ever succeeds on a busy server.
         """
         channel = self.channel
-        keys: list[str] = channel._prefixed([self.unacked_key, self.unacked_index_key])
+        keys = unacked_keys(channel)
         entry, places = channel.plain.hget(keys[0], tag), []
         try:
             if entry is not None:
@@ -101,7 +101,7 @@ class QoS(_SlotLimit, stock.QoS):  # type: ignore[misc]  # kombu has no type inf
                     key, *place = channel._requeue_place(
                         queue, payload, ordered, leftmost, behind
                     )
-                    keys += [key, *channel._keys(queue, BELL)]
+                    keys += [key, *keys_of(channel, queue, BELL)]
                     places += place
         except channel.connection_errors:
             raise  # the message stays unacknowledged

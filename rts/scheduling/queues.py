@@ -18,7 +18,7 @@ from rts.link.scripts import pack
 from rts.scheduling.activation import register_transports
 from rts.scheduling.channel import DeadlineOrder
 from rts.scheduling.encoding import message_of, payload_of
-from rts.scheduling.layout import DEMOTED, HOPEFUL
+from rts.scheduling.layout import DEMOTED, HOPEFUL, keys_of, list_keys, message_keys
 from rts.scheduling.rule import OPTION, Rule
 from rts.scheduling.scripts import BYTES, MOVE, ScriptByHash, read_messages
 from rts.settings import Settings
@@ -104,13 +104,20 @@ def ordered_channel(
         if connection.transport.driver_type != "redis":
             yield None
             return
-        try:
+        with broker_errors(connection):
             connection.ensure_connection(max_retries=1, interval_start=0)
             yield connection.default_channel
-        # Also where it refuses a command: its user may not use the key, or others do.
-        except (OperationalError, redis.RedisError, *connection.connection_errors) as exc:
-            server = f"the broker {shown_url(connection.as_uri())}"
-            raise BrokerUnavailable(unusable(server, exc)) from exc
+
+
+@contextmanager
+def broker_errors(connection: Any) -> Iterator[None]:
+    """Raise :class:`BrokerUnavailable` where the broker of a kombu *connection* fails."""
+    try:
+        yield
+    # Also where it refuses a command: its user may not use the key, or others do.
+    except (OperationalError, redis.RedisError, *connection.connection_errors) as exc:
+        server = f"the broker {shown_url(connection.as_uri())}"
+        raise BrokerUnavailable(unusable(server, exc)) from exc
 
 
 def queue_names(app: Any, settings: Settings, channel: Any, fleet: FleetQueues) -> list[str]:
@@ -165,7 +172,7 @@ def fleet_queues(link: Link, settings: Settings) -> FleetQueues:
 
 def state_of(channel: Any, name: str) -> QueueState:
     """Return how many messages wait in a queue, and where."""
-    hopeful, demoted, *lists = channel._message_keys(name)
+    hopeful, demoted, *lists = message_keys(channel, name)
     with channel.plain.pipeline(transaction=False) as pipe:  # see QueueLayout
         pipe.zcard(hopeful)
         pipe.zcard(demoted)
@@ -184,7 +191,7 @@ def hopeless_in(channel: Any, name: str) -> int:
     claim. An estimate if more than COUNTED + SAMPLED messages wait, or they are large.
     """
     return int(
-        HOPELESS.run(channel.plain, channel._keys(name, HOPEFUL), [COUNTED, SAMPLED, BYTES])
+        HOPELESS.run(channel.plain, keys_of(channel, name, HOPEFUL), [COUNTED, SAMPLED, BYTES])
     )
 
 
@@ -192,7 +199,7 @@ def next_waiting(channel: Any, name: str, limit: int) -> list[WaitingTask]:
     """Return the first messages, at most *limit*, in the order in which they will be taken."""
     found: list[WaitingTask] = []
     places = ["ordered", "demoted", *("plain" for _ in channel.priority_steps)]
-    for place, key in zip(places, channel._message_keys(name), strict=True):
+    for place, key in zip(places, message_keys(channel, name), strict=True):
         if len(found) < limit:
             part = [(key, 0, limit - len(found) - 1)]
             ((texts,), _) = read_messages(channel.plain, part, most_bytes=2**53)
@@ -221,8 +228,8 @@ def move_to_lists(channel: Any, name: str) -> int:
     At most as many as wait now: workers still in deadline order move them back meanwhile.
     """
     moved = 0
-    (target,) = channel._prefixed([name])
-    for source in channel._keys(name, HOPEFUL, DEMOTED):
+    target = list_keys(channel, name)[0]
+    for source in keys_of(channel, name, HOPEFUL, DEMOTED):
         left, count = channel.plain.zcard(source), 1
         while left > 0 and (members := channel.plain.zrange(source, 0, min(count, left) - 1)):
             left -= len(members)

@@ -187,34 +187,16 @@ def test_a_message_is_marked_though_a_consumer_of_its_queue_acknowledges_none(ur
 
 @pytest.mark.skipif(not hasattr(stock.Channel, "maybe_reauth"), reason="kombu < 5.7")
 def test_connections_that_publish_get_new_credentials(url: str, raw: redis.Redis) -> None:
-    from redis.auth.token import SimpleToken  # redis-py >= 5.3
-    from redis.credentials import StreamingCredentialProvider
+    from tests.tokens import Tokens  # redis-py >= 5.3
 
-    class Provider(StreamingCredentialProvider):
-        def __init__(self) -> None:
-            self.listeners: list[Callable[[Any], None]] = []
-
-        def get_credentials(self) -> tuple[str, str]:
-            return "default", "first"
-
-        def on_next(self, callback: Callable[[Any], None]) -> None:
-            self.listeners.append(callback)
-
-        def on_error(self, callback: Callable[[Exception], None]) -> None:
-            pass
-
-        def is_streaming(self) -> bool:
-            return True
-
-    provider, options = Provider(), {"rts": Rule().as_option()}
+    tokens, options = Tokens(), {"rts": Rule().as_option()}
     with Connection(
-        url, transport=Transport, transport_options=options, credential_provider=provider
+        url, transport=Transport, transport_options=options, credential_provider=tokens
     ) as connection:
         channel = connection.default_channel
         channel._put(NAME, envelope(Message(time.time() + FAR, 1.0, 1.0, "1")))
         raw.config_resetstat()
-        for listener in provider.listeners:
-            listener(SimpleToken("second", -1, 0, {"oid": "default"}))
+        tokens.renew()
         # One that publishes, and the one that claims.
         assert raw.info("commandstats")["cmdstat_auth"]["calls"] == 2
 

@@ -8,14 +8,20 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 import redis
 from celery import Celery
+from kombu import Connection
+from kombu.transport import redis as stock
 
 import rts
+from rts.predictions.queue_reader import QueueReader
+from rts.settings import Settings
 from rts.testing import RedisServer, wait_until
 from tests.conftest import ROOT, Stage
 from tests.predictions import OK, PATIENCE_S, busy, served
@@ -177,6 +183,23 @@ def test_only_the_broker_is_unavailable(rts_redis_url: str, rts_key_prefix: str)
         rts.predict("x", app=app)
     rts.uninstall(app)
     app.close()
+
+
+@pytest.mark.skipif(not hasattr(stock.Channel, "maybe_reauth"), reason="kombu < 5.7")
+def test_connections_that_read_queues_get_new_credentials(url: str, raw: redis.Redis) -> None:
+    from tests.tokens import Tokens  # redis-py >= 5.3
+
+    tokens = Tokens()
+    app: Any = SimpleNamespace(
+        connection_for_read=partial(Connection, url, credential_provider=tokens)
+    )
+    reader = QueueReader(app, Settings(timeout=PATIENCE_S))
+    assert reader.waiting(["nothing"]) == [0]
+    raw.config_resetstat()
+    tokens.renew()
+    # One that reads, and one of kombu's own.
+    assert raw.info("commandstats")["cmdstat_auth"]["calls"] == 2
+    reader.close()
 
 
 def test_the_command_shows_when_a_task_starts_and_finishes(
