@@ -52,11 +52,9 @@ class Runtimes:
         their runtimes in seconds.
         """
         self._rng = rng
-        self._learned = {
-            task_type: [sketch.bound((i + 0.5) / VALUES) or 0.0 for i in range(VALUES)]
-            for task_type, sketch in ratios.items()
-            if sketch.count >= KNOWN_RUNS
-        }
+        self._ratios = {key: kept for key, kept in ratios.items() if kept.count >= KNOWN_RUNS}
+        #: By type, of those that were drawn from since: see :meth:`_learned`.
+        self._tables: dict[str, list[float] | None] = {}
         runs: dict[tuple[str, str], list[tuple[float, float]]] = {}
         for work, runtime_s in ended:
             for name in {work.name, ""}:
@@ -91,11 +89,23 @@ class Runtimes:
             if tau / NEAR_RATIO <= work.tau <= tau * NEAR_RATIO:
                 runtime_s *= work.tau / tau
             return self._drift * runtime_s
-        table = self._learned.get(work.task_type) or self._learned.get(POOL)
+        table = self._learned(work.task_type)
         if table is not None:
             return work.tau * table[int(self._rng.random() * VALUES)]
         sigma = UNKNOWN_SIGMA
         return work.tau * self._rng.lognormvariate(-sigma * sigma / 2, sigma)
+
+    def _learned(self, task_type: str) -> list[float] | None:
+        """Return quantiles of all ratios learned for a type, else of those for any type;
+        ``None``: too few are known.
+        """
+        if task_type not in self._tables:
+            sketch = self._ratios.get(task_type) or self._ratios.get(POOL)
+            self._tables[task_type] = None
+            if sketch is not None:
+                bounds = (sketch.bound((i + 0.5) / VALUES) for i in range(VALUES))
+                self._tables[task_type] = [bound or 0.0 for bound in bounds]
+        return self._tables[task_type]
 
     def _neighbours_of(self, work: Work) -> _Neighbours:
         """Return the runs and the range of indexes to sample from, which may be empty."""
