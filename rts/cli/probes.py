@@ -15,14 +15,8 @@ from rts.errors import RtsError, StoreUnavailable, short
 from rts.ledger.shipper import Shipper
 from rts.ledger.spool_folder import SpoolFolder
 from rts.link.scripts import pack
-from rts.scheduling.queues import (
-    FleetQueues,
-    QueueState,
-    fleet_queues,
-    ordered_channel,
-    queue_names,
-    state_of,
-)
+from rts.scheduling.discovery import FleetQueues, fleet_queues, queue_names
+from rts.scheduling.queues import QueueState, ordered_channel, state_of
 from rts.settings import Settings
 from rts.urls import shown_url
 from rts.views.status import LedgerState, RedisState, ServerState, ask_mongo, ask_redis

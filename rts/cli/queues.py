@@ -12,6 +12,7 @@ from rts.cli.common import as_json, link_to_redis, print_json, settings_of, utc
 from rts.cli.table import NONE, Column, render, seconds, terminal_width
 from rts.errors import CommandError, StoreUnavailable
 from rts.scheduling import queues
+from rts.scheduling.discovery import FleetQueues, all_queue_names, fleet_queues
 from rts.settings import Settings
 from rts.views.plurals import counted
 
@@ -36,7 +37,7 @@ def command(ctx: click.Context, to_fifo: bool, as_json: bool) -> None:
     with queues.ordered_channel(app, settings) as channel:
         if channel is None:
             raise CommandError("the broker is not Redis: it orders its queues itself")
-        names = queues.all_queue_names(app, settings, channel, _fleet(settings))
+        names = all_queue_names(app, settings, channel, _fleet(settings))
         moved = {name: queues.move_to_lists(channel, name) for name in names} if to_fifo else {}
         states = [queues.state_of(channel, name) for name in names]
     if as_json:
@@ -64,14 +65,14 @@ def queue_document(state: queues.QueueState) -> dict[str, Any]:
     return {**asdict(state), "next_deadline": utc(state.next_deadline)}
 
 
-def _fleet(settings: Settings) -> queues.FleetQueues:
+def _fleet(settings: Settings) -> FleetQueues:
     """Return the queues that the fleet knows; none, with a note, if Redis is unavailable."""
     try:
         with link_to_redis(settings) as link:
-            return queues.fleet_queues(link, settings)
+            return fleet_queues(link, settings)
     except StoreUnavailable as exc:
         click.echo(f"Note: queues that only the workers know are missing. {exc}", err=True)
-        return queues.FleetQueues()
+        return FleetQueues()
 
 
 _COLUMNS = (

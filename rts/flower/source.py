@@ -22,14 +22,13 @@ from rts.errors import StoreUnavailable, unusable
 from rts.flower.history import Moment
 from rts.ledger.connection import connect, database_of
 from rts.link.link import Link
+from rts.scheduling.discovery import fleet_queues, queue_names
 from rts.scheduling.queues import (
     QueueState,
     WaitingTask,
-    fleet_queues,
     hopeless_in,
     next_waiting,
     ordered_channel,
-    queue_names,
     state_of,
 )
 from rts.settings import Settings

@@ -21,8 +21,8 @@ from rts.predictions.snapshot import Snapshot
 from rts.predictions.taken_tasks import TakenTasks
 from rts.predictions.work import Work, work_of
 from rts.records import Execution, OpenTask
+from rts.scheduling.discovery import routing_keys
 from rts.scheduling.encoding import Message
-from rts.scheduling.queues import routing_keys
 from rts.settings import Settings
 from rts.simulation.orders import Order, order_in_use, order_of
 from rts.tau.cache import POOL

@@ -24,7 +24,7 @@ from rts.predictions.queue_reader import QueueReader
 from rts.predictions.snapshot import Snapshot
 from rts.predictions.work import Work, work_of
 from rts.records import Execution, OpenTask, Plan
-from rts.scheduling.queues import known_queues, routing_keys
+from rts.scheduling.discovery import known_queues, routing_keys
 from rts.settings import Settings
 from rts.unfinished.announcement import task_of
 from rts.unfinished.in_flight import read_notes

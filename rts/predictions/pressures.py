@@ -13,7 +13,7 @@ from rts.link.scripts import pack
 from rts.predictions.fleet import living
 from rts.predictions.messages import WorkReader
 from rts.predictions.queue_reader import QueueReader
-from rts.scheduling.queues import routing_keys
+from rts.scheduling.discovery import routing_keys
 from rts.settings import Settings
 from rts.unfinished.heartbeat import Heartbeat
 

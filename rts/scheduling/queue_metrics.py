@@ -8,14 +8,8 @@ from typing import Any
 
 from rts.errors import StoreUnavailable
 from rts.link.link import Link
-from rts.scheduling.queues import (
-    FleetQueues,
-    fleet_queues,
-    hopeless_in,
-    ordered_channel,
-    queue_names,
-    state_of,
-)
+from rts.scheduling.discovery import FleetQueues, fleet_queues, queue_names
+from rts.scheduling.queues import hopeless_in, ordered_channel, state_of
 from rts.settings import Settings
 from rts.views.readings import QueueReading
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import glob
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +12,6 @@ from kombu.exceptions import OperationalError
 
 from rts.errors import BrokerUnavailable, unusable
 from rts.ledger.storable import text as storable
-from rts.link.link import Link
-from rts.link.scripts import pack
 from rts.scheduling.activation import register_transports
 from rts.scheduling.channel import DeadlineOrder
 from rts.scheduling.encoding import message_of, payload_of
@@ -22,10 +19,8 @@ from rts.scheduling.layout import DEMOTED, HOPEFUL, keys_of, list_keys, message_
 from rts.scheduling.rule import OPTION, Rule
 from rts.scheduling.scripts import BYTES, MOVE, ScriptByHash, read_messages
 from rts.settings import Settings
-from rts.unfinished.heartbeat import read_heartbeats
 from rts.urls import shown_url
 from rts.validation import finite
-from rts.views.fleet_state import counts
 
 #: Seconds for connecting to the broker, and for each reply.
 CONNECT_TIMEOUT_S, TIMEOUT_S = 2.0, 5.0
@@ -72,16 +67,6 @@ class WaitingTask:
     deadline: float | None
 
 
-@dataclass(frozen=True)
-class FleetQueues:
-    """Names of queues that the app's configuration need not contain."""
-
-    #: Queues that workers consume.
-    served: frozenset[str] = frozenset()
-    #: Routing keys of the open tasks, which need not be names of queues.
-    used: frozenset[str] = frozenset()
-
-
 @contextmanager
 def ordered_channel(
     app: Any, settings: Settings, timeout_s: float | None = None
@@ -118,56 +103,6 @@ def broker_errors(connection: Any) -> Iterator[None]:
     except (OperationalError, redis.RedisError, *connection.connection_errors) as exc:
         server = f"the broker {shown_url(connection.as_uri())}"
         raise BrokerUnavailable(unusable(server, exc)) from exc
-
-
-def queue_names(app: Any, settings: Settings, channel: Any, fleet: FleetQueues) -> list[str]:
-    """Return the queues that *app* configures or routes to, those that workers consume, and
-    others that hold messages of open tasks.
-    """
-    known = set(known_queues(app, settings, fleet.served))
-    return sorted(known | {name for name in fleet.used - known if _is_nonempty(channel, name)})
-
-
-def all_queue_names(
-    app: Any, settings: Settings, channel: Any, fleet: FleetQueues
-) -> list[str]:
-    """Return :func:`queue_names`, and all other queues that hold messages in order.
-
-    Scans all keys of the broker, results included, which takes seconds with millions of
-    them: not for polling.
-    """
-    found = set(queue_names(app, settings, channel, fleet))
-    prefix = channel.global_keyprefix
-    suffixes = [f"{channel.sep}{part}" for part in (HOPEFUL, DEMOTED)]
-    pattern = f"{glob.escape(prefix)}*{glob.escape(suffixes[0])}*"  # Redis reads [*] alike
-    for key in channel.plain.scan_iter(match=pattern, count=1000):
-        for suffix in suffixes:
-            name = key.decode(errors="replace")
-            if name.endswith(suffix):
-                found.add(name[len(prefix) : -len(suffix)])
-    return sorted(found)
-
-
-def _is_nonempty(channel: Any, name: str) -> bool:
-    """Return whether *name* is a queue in which messages wait."""
-    try:
-        return state_of(channel, name).waiting > 0
-    except redis.ResponseError:  # an unrelated key of that name
-        return False
-
-
-def fleet_queues(link: Link, settings: Settings) -> FleetQueues:
-    """Return the queues of the fleet, by the workers' heartbeats and the open tasks.
-
-    Raises:
-        StoreUnavailable: Redis is unavailable.
-    """
-    keys = settings.keys
-    beats, tasks = link.call(pack("HGETALL", keys.workers), pack("HGETALL", keys.open_counts))
-    return FleetQueues(
-        frozenset(queue for beat in read_heartbeats(beats) for queue in beat.queues or ()),
-        frozenset(field.partition(" ")[2] for field, n in counts(tasks).items() if n),
-    )
 
 
 def state_of(channel: Any, name: str) -> QueueState:
@@ -239,21 +174,3 @@ def move_to_lists(channel: Any, name: str) -> int:
             for text in members:
                 moved += MOVE.run(channel.plain, [source, target], [text, payload_of(text)])
     return moved
-
-
-def routing_keys(app: Any, queue: str) -> set[str]:
-    """Return the routing keys of the messages in *queue*, as far as *app* knows them."""
-    known = app.amqp.queues.get(queue)
-    if known is None:
-        return {queue}
-    # A queue with several bindings has no key of its own.
-    bound = [binding.routing_key for binding in known.bindings]
-    return {queue, *(bound or [known.routing_key])}
-
-
-def known_queues(app: Any, settings: Settings, served: Iterable[str]) -> list[str]:
-    """Return the queues in which tasks of *app* may wait: the configured ones, then those of
-    ``rts_routes``, then *served*, which workers consume.
-    """
-    routed = (queue for queues in settings.routes.values() for queue in queues)
-    return list(dict.fromkeys([*app.amqp.queues, *routed, *served]))

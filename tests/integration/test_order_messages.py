@@ -19,14 +19,9 @@ from rts.headers import DROPPED
 from rts.installation import parts_of
 from rts.scheduling import queue_metrics
 from rts.scheduling.claims import SCAN_LIMIT
+from rts.scheduling.discovery import FleetQueues, all_queue_names
 from rts.scheduling.queue_metrics import queue_readings
-from rts.scheduling.queues import (
-    FleetQueues,
-    all_queue_names,
-    move_to_lists,
-    ordered_channel,
-    state_of,
-)
+from rts.scheduling.queues import move_to_lists, ordered_channel, state_of
 from rts.scheduling.rule import Rule
 from rts.scheduling.scripts import BYTES, CLAIM
 from rts.settings import Settings
