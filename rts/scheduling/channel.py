@@ -105,7 +105,7 @@ class DeadlineOrder(Claims):
             (key,) = keys_of(self, queue, HOPEFUL)
             return key, *self._score_and_member(queue, message, behind)
         priority = self._get_message_priority(message, reverse=False)
-        key = self.global_keyprefix + self._q_for_pri(queue, priority)
+        key = (self.global_keyprefix or "") + self._q_for_pri(queue, priority)
         return key, "LPUSH" if leftmost else "RPUSH", stock.dumps(message)
 
     def _score_and_member(

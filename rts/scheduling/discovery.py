@@ -67,7 +67,7 @@ def all_queue_names(
     them: not for polling.
     """
     found = set(queue_names(app, settings, channel, fleet))
-    prefix = channel.global_keyprefix
+    prefix = channel.global_keyprefix or ""
     suffixes = [f"{channel.sep}{part}" for part in (HOPEFUL, DEMOTED)]
     pattern = f"{glob.escape(prefix)}*{glob.escape(suffixes[0])}*"  # Redis reads [*] alike
     for key in channel.plain.scan_iter(match=pattern, count=1000):

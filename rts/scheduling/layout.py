@@ -4,8 +4,8 @@ Tasks wait in two sorted sets, hopeful and demoted; other messages wait on the l
 kombu uses. The *bell* is a list of at most one element, on which idle consumers block
 and which publishers push to.
 
-The functions return full names of keys, for clients that add no ``global_keyprefix``, and
-take any of kombu's Redis channels, in deadline order or not.
+The functions return full names of keys, for clients that add no ``global_keyprefix`` (which
+may be ``None``), and take any of kombu's Redis channels, in deadline order or not.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ BELL_TTL_MS = 10_000
 
 def keys_of(channel: Any, queue: str, *parts: str) -> list[str]:
     """Return the keys of these *parts* of a queue, such as ``BELL``."""
-    begin = f"{channel.global_keyprefix}{queue}{channel.sep}"
+    begin = f"{channel.global_keyprefix or ''}{queue}{channel.sep}"
     return [begin + part for part in parts]
 
 
 def list_keys(channel: Any, queue: str) -> list[str]:
     """Return the lists that kombu uses: one for each priority, in the order of service."""
-    prefix = channel.global_keyprefix
+    prefix = channel.global_keyprefix or ""
     return [prefix + channel._q_for_pri(queue, step) for step in channel.priority_steps]
 
 
@@ -52,7 +52,7 @@ def unacked_keys(channel: Any) -> list[str]:
     """Return the keys of the unacknowledged messages of all queues: by tag, and the index of
     their tags by the instant of the claim.
     """
-    prefix = channel.global_keyprefix
+    prefix = channel.global_keyprefix or ""
     return [prefix + channel.unacked_key, prefix + channel.unacked_index_key]
 
 

@@ -22,10 +22,13 @@ from kombu.utils import eventio
 import rts
 from rts.installation import parts_of
 from rts.link.link import MAX_IDLE_S
+from rts.predictions.queue_reader import QueueReader
 from rts.records import Plan
 from rts.scheduling.activation import turn_on
 from rts.scheduling.channel import Channel
+from rts.scheduling.discovery import FleetQueues, all_queue_names
 from rts.scheduling.layout import BELL_TTL_MS
+from rts.scheduling.queues import ordered_channel
 from rts.scheduling.rule import Rule
 from rts.scheduling.scripts import CLAIM
 from rts.scheduling.slots import limit_to_slots
@@ -174,6 +177,31 @@ def test_size_purge_expiry_and_prefix(url: str, raw: redis.Redis) -> None:
         channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "3")))
         queue.delete()
         assert not raw.exists(f"app1:{NAME}{EDF}", f"app1:{NAME}{EDF}:bell")
+
+
+def test_no_prefix_may_be_given_as_none(url: str, raw: redis.Redis) -> None:
+    none = {"global_keyprefix": None}
+    with connect(url, **none) as connection, Connection(url) as other:
+        channel = connection.default_channel
+        task = envelope(Message(time.time() + FAR, 1.0, 1.0, "1"))
+        for producer, message in (
+            (channel, task),
+            (channel, {**task, "headers": {}}),
+            (other.default_channel, task),
+        ):
+            producer._put(NAME, message)
+            channel.basic_get(NAME).requeue()
+            channel.basic_get(NAME).ack()
+        assert not raw.exists(NAME, f"{NAME}{EDF}", "unacked")
+    app = Celery("reader", broker=url, set_as_current=False)
+    app.conf.broker_transport_options = none
+    settings = Settings.from_conf(app.conf)
+    with ordered_channel(app, settings) as channel:
+        assert all_queue_names(app, settings, channel, FleetQueues()) == ["celery"]
+    reader = QueueReader(app, settings)
+    assert reader.waiting(["celery"]) == [0]
+    reader.close()
+    app.close()
 
 
 def test_a_message_is_marked_though_a_consumer_of_its_queue_acknowledges_none(url: str) -> None:
