@@ -84,9 +84,10 @@ def test_a_user_of_the_least_rights_is_enough(
 
 
 @pytest.mark.parametrize("scheduler", [None, "edf"])
-def test_the_brokers_documented_user_is_enough_for_predictions(
+def test_the_brokers_documented_user_is_enough_for_workers_and_predictions(
     make_stage: Callable[..., Stage],
     apps: Callable[..., Celery],
+    mongo: Any,
     rts_redis_url: str,
     scheduler: str | None,
 ) -> None:
@@ -111,6 +112,9 @@ def test_the_brokers_documented_user_is_enough_for_predictions(
         with reader.open(queue) as opened:
             assert sum(count for count, _ in opened.backlog([queue])) == 1
         reader.close()
+        stage.worker()
+        wait_until(lambda: mongo.tasks.find_one({"_id": waits, "state": "SUCCESS"}))
+        assert admin.execute_command("ACL", "LOG") == []
 
 
 def test_a_publisher_that_may_not_read_the_taus_says_so_once(
