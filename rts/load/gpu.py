@@ -99,13 +99,16 @@ class GpuProbe:
 
     def _visible(self) -> list[tuple[int, Any]]:
         """Return the index and the handle of each GPU that this worker may use."""
-        handles = [
-            (index, self._nvml.nvmlDeviceGetHandleByIndex(index))
-            for index in range(self._nvml.nvmlDeviceGetCount())
-        ]
+        nvml = self._nvml
+        handles: dict[int, Any] = {}
+        for index in range(nvml.nvmlDeviceGetCount()):
+            try:
+                handles[index] = nvml.nvmlDeviceGetHandleByIndex(index)
+            except nvml.NVMLError as exc:  # it is lost, or this user may not use it
+                self._log_once("a GPU cannot be accessed", exc)
         wanted = self._environ.get("CUDA_VISIBLE_DEVICES")
         if wanted is None:
-            return handles[:MAX_GPUS]
+            return list(handles.items())[:MAX_GPUS]
         chosen: list[tuple[int, Any]] = []
         for name in wanted.split(","):
             found = self._named(handles, name.strip())
@@ -114,11 +117,11 @@ class GpuProbe:
             chosen.append(found)
         return chosen[:MAX_GPUS]
 
-    def _named(self, handles: list[tuple[int, Any]], name: str) -> tuple[int, Any] | None:
+    def _named(self, handles: dict[int, Any], name: str) -> tuple[int, Any] | None:
         nvml = self._nvml
         if name.isascii() and name.isdigit():
             number = int(name)
-            return handles[number] if number < len(handles) else None
+            return (number, handles[number]) if number in handles else None
         try:
             if name.startswith("MIG-"):
                 return -1, nvml.nvmlDeviceGetHandleByUUID(name)
@@ -126,7 +129,7 @@ class GpuProbe:
                 # CUDA accepts a unique prefix of a UUID.
                 matching = [
                     (index, handle)
-                    for index, handle in handles
+                    for index, handle in handles.items()
                     if _as_text(nvml.nvmlDeviceGetUUID(handle)).startswith(name)
                 ]
                 return matching[0] if len(matching) == 1 else None

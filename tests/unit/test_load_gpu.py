@@ -29,6 +29,7 @@ class Nvml:
         self.devices = list(devices)
         self.started = 0
         self.lost: set[int] = set()
+        self.forbidden: set[int] = set()
         self.fails_at: str | None = None
 
     def _may_fail(self, call: str) -> None:
@@ -48,6 +49,8 @@ class Nvml:
         return sum(not uuid.startswith("MIG-") for uuid, _, _ in self.devices)
 
     def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        if index in self.forbidden:
+            raise self.NVMLError("insufficient permissions")
         return index
 
     def nvmlDeviceGetHandleByUUID(self, uuid: str) -> int:
@@ -134,6 +137,16 @@ def test_a_lost_gpu_is_left_out_and_logged_once(caplog: pytest.LogCaptureFixture
         assert reader.read() == []
     assert len(caplog.records) == 1
     assert caplog.records[0].levelno == logging.INFO
+
+
+@pytest.mark.parametrize(("visible", "indexes"), [(None, [0, 2]), ("2", [2]), ("1,2", [])])
+def test_a_gpu_that_cannot_be_accessed_hides_no_other(
+    visible: str | None, indexes: list[int]
+) -> None:
+    """It has fallen off the bus, or a batch system has given it to another job."""
+    nvml = Nvml(A, B, C)
+    nvml.forbidden = {1}
+    assert [gpu["index"] for gpu in probe(nvml, visible).read()] == indexes
 
 
 def test_a_gpu_without_figures() -> None:
