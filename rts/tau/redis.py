@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,14 +14,7 @@ from rts.records import Learned
 from rts.settings import Settings
 from rts.tau.finish import UNKNOWN_TYPE, FinishCall, FinishEntry, read_answer
 from rts.tau.memory import choose_tau
-
-
-def parse_float(text: str) -> float:
-    """Return *text* as a number; NaN where it is not one."""
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
+from rts.validation import finite
 
 
 def parse_count(text: str | None) -> int:
@@ -35,8 +27,8 @@ def parse_tau(text: str) -> float | None:
 
     People may write into the hash.
     """
-    tau = parse_float(text)
-    if 0 < tau < math.inf:
+    tau = finite(text)
+    if tau is not None and tau > 0:
         return tau
     health.count("refused_tau")
     health.warn_once(
@@ -120,8 +112,6 @@ def read_entries(taus: Any, counts: Any, deviations: Any) -> dict[str, TauEntry]
         tau = parse_tau(text)
         if tau is None:
             continue
-        deviation = parse_float(deviation_of.get(field, "0"))
-        if not 0 <= deviation < math.inf:
-            deviation = 0.0
+        deviation = max(0.0, finite(deviation_of.get(field)) or 0.0)
         entries[field] = TauEntry(tau, parse_count(count_of.get(field)), deviation)
     return entries
