@@ -82,17 +82,10 @@ class Shipper:
             StoreUnavailable: Redis is unavailable; the rest keeps waiting.
             OSError: a file of the spool cannot be read or removed; the others were shipped.
         """
-        files, tails = self._spool.files(), self._tails
-        for gone in tails.keys() - files:
-            del tails[gone]
-        unsure = [path for path in files if path not in tails or tails[path].applied < 0]
-        if unsure:
-            generation, lasts = self._last_of(unsure)
-            for path, last in zip(unsure, lasts, strict=True):
-                tail = tails.setdefault(path, _Tail(generation))
-                if tail.taken_by != generation:  # it was wiped
-                    tail.learned = max(tail.learned, tail.taken)
-                tail.applied, tail.offset, tail.lines = last, 0, 0
+        files = self._spool.files()
+        for gone in self._tails.keys() - files:
+            del self._tails[gone]
+        self._find_tails(files)
         shipped, failure = 0, None
         for path in files:
             try:
@@ -117,6 +110,19 @@ class Shipper:
                 lines = read_all(fd).count(b"\n") if fd >= 0 else 0
             count += max(0, lines - last)
         return count
+
+    def _find_tails(self, files: Sequence[str]) -> None:
+        """Ask Redis what it has applied of those files of which this is not known."""
+        tails = self._tails
+        unsure = [path for path in files if path not in tails or tails[path].applied < 0]
+        if not unsure:
+            return
+        generation, lasts = self._last_of(unsure)
+        for path, last in zip(unsure, lasts, strict=True):
+            tail = tails.setdefault(path, _Tail(generation))
+            if tail.taken_by != generation:  # it was wiped
+                tail.learned = max(tail.learned, tail.taken)
+            tail.applied, tail.offset, tail.lines = last, 0, 0
 
     def _last_of(self, files: Sequence[str]) -> tuple[object, list[int]]:
         """Return the generation of Redis, and the last line of each file that it applied."""
