@@ -196,19 +196,20 @@ def _own_end(task: Document) -> str | None:
 
 def _run_rank(assignment: Document) -> tuple[Any, ...]:
     completed_at = assignment.get("completed_at") or _BEGINNING
-    if assignment.get("state") == LOST:
+    state, cause = assignment["state"], assignment.get("cause")
+    if state == LOST:
         witness = 0
     elif "_end_of" in assignment:
         witness = 1
-    elif assignment.get("runtime_s") is None:
+    elif assignment.get("runtime_s") is None or is_provisional(state, cause):
         witness = 2
     else:
         witness = 3
     return (
         witness,
         -completed_at.timestamp(),
-        assignment.get("cause") or "",
-        assignment["state"],
+        cause or "",
+        state,
     )
 
 

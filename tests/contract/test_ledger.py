@@ -329,13 +329,15 @@ def test_an_end_without_a_start_alone(subject: Subject) -> None:
 
 
 @pytest.mark.parametrize("own_first", [True, False])
+@pytest.mark.parametrize("runtime_s", [None, 3.0])
 def test_a_runs_own_end_takes_precedence_over_one_written_on_its_behalf(
-    subject: Subject, own_first: bool
+    subject: Subject, own_first: bool, runtime_s: float | None
 ) -> None:
     own = failed(completed_at=R + 8)
-    given = own._replace(cause="killed", runtime_s=None, completed_at=R + 4)
-    task, _ = written(subject, *((own, given) if own_first else (given, own)))
+    given = own._replace(cause="killed", runtime_s=runtime_s, completed_at=R + 4)
+    task, (run,) = written(subject, *((own, given) if own_first else (given, own)))
     assert (task["cause"], task["lateness_s"]) == (None, own.completed_at - own.deadline)
+    assert (run["cause"], run["lateness_s"]) == (None, task["lateness_s"])
 
 
 def test_a_task_that_never_ran_has_no_assignment(subject: Subject) -> None:
