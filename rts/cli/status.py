@@ -50,10 +50,10 @@ def command(ctx: click.Context, clear: bool, as_json: bool) -> None:
         print_json(status_document(settings, redis, ledger, spool, wrong))
     else:
         click.echo(status_text(settings, redis, ledger, spool, terminal_width()))
-    if clear and redis.counters:
-        subtract_counters(settings, redis.counters)
     for problem in wrong:
         click.echo(f"Problem: {printable(problem)}", err=True)
+    if clear and redis.counters:
+        subtract_counters(settings, redis.counters)
     if wrong:
         ctx.exit(1)
 

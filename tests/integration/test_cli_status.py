@@ -142,6 +142,18 @@ def test_a_redis_that_takes_no_records_is_reported(
         assert (cli("check", "--lag").exit_code == 0) is ("cluster" in arguments[0])
 
 
+def test_what_is_wrong_is_shown_though_the_counters_cannot_be_reset(
+    cli: Run, conf: dict[str, Any]
+) -> None:
+    with RedisServer() as own, redis.Redis(port=own.port) as client:
+        conf.update(rts_redis_url=own.url, broker_url="memory://")
+        client.hset(f"{conf['rts_key_prefix']}counters", "records_lost", 3)
+        client.config_set("maxmemory", 1)
+        result = cli("status", "--clear")
+        assert "takes no records: its memory is full" in result.stderr
+        assert result.stderr.splitlines()[-1].startswith("Error: ")
+
+
 def test_workers_are_not_dead_because_a_full_redis_takes_no_heartbeats(
     cli: Run, conf: dict[str, Any]
 ) -> None:
