@@ -81,21 +81,24 @@ def command(
             answer = plan(question, lambda: done(1))
     except Unattainable as exc:
         raise CommandError(str(exc)) from None
-    if plot is not None:
-        _draw(plot, answer, target)
     if as_json:
         head = {"target": target, "by": by, "order": order, "resamples": resamples}
         print_json({**head, **found.conditions_json(), **asdict(answer)})
-        return
-    click.echo(found.description)
-    if answer.jobs < len(found.jobs):
-        click.echo(f"planned with the busiest {answer.jobs:,} consecutive ones")
-    whose = "of each type's" if by == "type" else "of the"
-    slots = "1 slot meets" if answer.slots == 1 else f"{answer.slots} slots meet"
-    click.echo(f"\n{slots} {target:.2%} {whose} deadlines in order {order}\n")
-    click.echo(_table(answer, by))
+    else:
+        click.echo(found.description)
+        if answer.jobs < len(found.jobs):
+            click.echo(f"planned with the busiest {answer.jobs:,} consecutive ones")
+        click.echo(f"\n{_sentence(answer, target, by, order)}\n\n{_table(answer, by)}")
     if plot is not None:
-        click.echo(f"\nPlot written to {plot}")
+        _draw(plot, answer, target)
+        if not as_json:
+            click.echo(f"\nPlot written to {plot}")
+
+
+def _sentence(answer: Plan, target: float, by: str, order: str) -> str:
+    slots = "1 slot meets" if answer.slots == 1 else f"{answer.slots} slots meet"
+    whose = "of each type's" if by == "type" else "of the"
+    return f"{slots} {target:.2%} {whose} deadlines in order {order}"
 
 
 def _table(answer: Plan, by: str) -> str:

@@ -99,6 +99,13 @@ def command(
     curves: Mapping[str, Points] = {}
     if plot is not None:
         curves = sweep(found, slots, names, plot_by)
+    answer = Answer(found, slots, rho, by, answers)
+    if as_json:
+        points = {order: [list(point) for point in of] for order, of in curves.items()}
+        print_json({**answer.as_document(), "curves": points})
+    else:
+        click.echo(answer.as_text(terminal_width()))
+    if plot is not None:
         draw(
             plot,
             curves,
@@ -106,14 +113,8 @@ def command(
             x_label="slots" if plot_by == "slots" else f"load ρ on {slots} slots",
             mark=slots if plot_by == "slots" else rho,
         )
-    answer = Answer(found, slots, rho, by, answers)
-    if as_json:
-        points = {order: [list(point) for point in of] for order, of in curves.items()}
-        print_json({**answer.as_document(), "curves": points})
-        return
-    click.echo(answer.as_text(terminal_width()))
-    if plot is not None:
-        click.echo(f"\nPlot written to {plot}")
+        if not as_json:
+            click.echo(f"\nPlot written to {plot}")
 
 
 def repeated(found: Workload, slots: int, order: str, key: Callable[[Job], str]) -> list[Tally]:

@@ -422,6 +422,11 @@ def test_files_that_cannot_be_written(trace: str, tmp_path: Path) -> None:
         result = run("replay", "--trace", trace, "--slots", "4", option, str(folder))
         assert result.exit_code == 1, option
         assert "cannot be written" in result.stderr
+    assert "deadlines met %" in result.stdout  # the answer, which took a while
+    arguments = ("--target", "0.9", "--resamples", "1", "--plot", str(folder))
+    result = run("plan", "--trace", trace, *arguments)
+    assert "cannot be written" in result.stderr
+    assert "<- the answer" in result.stdout
 
 
 def test_a_trace_that_arrives_at_once_has_no_load(tmp_path: Path) -> None:
