@@ -12,6 +12,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from rts.keys import Keys
+from rts.ledger.storable import is_sound
 from rts.link.scripts import pack
 from rts.records import Execution
 
@@ -88,13 +89,13 @@ class RecentRuns:
 
 
 def read_recent(texts: Iterable[Any]) -> list[Recent]:
-    """Return the runs in a reply to LRANGE, without duplicates and invalid entries."""
+    """Return the runs in a reply to LRANGE, each once, and without what is no sound record."""
     found = {}
     for text in texts:
         try:
             run = Execution.from_json(text)
         except ValueError:
             continue
-        if run.started_at and run.completed_at:
+        if run.started_at and run.completed_at and is_sound(run):
             found[run.task_id, run.started_at] = Recent._make(_fields_of(run))
     return list(found.values())

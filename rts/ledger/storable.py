@@ -70,6 +70,17 @@ def is_storable(e: Execution, learned: Learned | None) -> bool:
     return -1e18 < total < 1e18
 
 
+def is_sound(run: Execution) -> bool:
+    """Return whether a record can be computed with: its identifying fields are hashable, its
+    instants and its tau finite numbers.
+    """
+    names = (run.run_id, run.task_id, run.name, run.task_type, run.queue, run.instance)
+    numbers = (run.arrival, run.deadline, run.tau, run.started_at or 0, run.completed_at or 0)
+    return not any(isinstance(name, list | dict) for name in names) and all(
+        number(value) is not None for value in numbers
+    )
+
+
 def text(value: object, limit: int = MAX_TEXT) -> str:
     """Return *value* as a string that BSON can hold, at most *limit* characters.
 

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterable
 from itertools import chain
 
-from rts.ledger.storable import number
+from rts.ledger.storable import is_sound
 from rts.link.link import Link
 from rts.link.scripts import pack
 from rts.records import Execution
@@ -69,18 +69,9 @@ def read_notes(texts: Iterable[bytes]) -> list[Execution]:
             run = Execution.from_json(text)
         except ValueError:  # not written by rts
             continue
-        if _is_sound(run):
+        if is_sound(run):
             found.append(run)
     return found
-
-
-def _is_sound(run: Execution) -> bool:
-    """Return whether its identifying fields are hashable and its instants finite numbers."""
-    names = (run.run_id, run.task_id, run.name, run.task_type, run.queue, run.instance)
-    instants = (run.arrival, run.deadline, run.tau, run.started_at or 0.0)
-    return not any(isinstance(name, list | dict) for name in names) and all(
-        number(instant) is not None for instant in instants
-    )
 
 
 def new_instance(worker: str) -> str:

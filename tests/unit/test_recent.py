@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from rts.keys import Keys
-from rts.ledger.recent import KEPT_S, MAX_QUEUES, MAX_RECORD, RecentRuns
+from rts.ledger.recent import KEPT_S, MAX_QUEUES, MAX_RECORD, RecentRuns, read_recent
 from tests.records import success
 
 
@@ -29,3 +33,16 @@ def test_queues_whose_runs_are_noted_are_bounded() -> None:
 def test_runs_of_tasks_with_huge_ids_are_not_noted() -> None:
     run = success("x" * MAX_RECORD)._replace(queue="q")
     assert not RecentRuns(Keys("rts:")).pack([(run, run.to_json().encode())])
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        *({"task_id": ["x"]}, {"task_type": {}}, {"queue": []}),
+        *({"arrival": "soon"}, {"tau": None}, {"completed_at": "x"}, {"started_at": 1e999}),
+    ],
+)
+def test_runs_that_cannot_be_computed_with_are_left_out(foreign: Any) -> None:
+    run = success("a")._replace(queue="q")
+    texts = [run.to_json(), run._replace(**{"task_id": "b", **foreign}).to_json(), b"none"]
+    assert [found.task_id for found in read_recent(texts)] == ["a"]
