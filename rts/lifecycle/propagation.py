@@ -56,7 +56,8 @@ def extend_to_chain(
     if chord is not None and native_chords():
         for _ in range(MAX_DEPTH):
             at = _due(chord, at, due)
-            chord = _chord_in(_part(chord, "options"))  # that it is itself in the header of
+            # The body may itself be in the header of another chord.
+            chord = _chord_in(_part(chord, "options"))
             if chord is None:
                 break
     return plan._replace(deadline=at)

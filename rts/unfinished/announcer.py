@@ -102,8 +102,8 @@ class Announcer:
             self._wake()
 
     def flush(self) -> None:
-        """Deliver the notes and counters now, as this process may end, and wait for a delivery
-        that is under way. Also if Redis failed a moment ago: it may be back.
+        """Deliver the notes now, as this process may end, and wait for a delivery that is under
+        way. Also if Redis failed a moment ago: it may be back.
         """
         with self._delivering:
             if self._notes:
@@ -111,8 +111,8 @@ class Announcer:
             self._deliver_notes()
 
     def _deliver_notes(self) -> None:
-        """Deliver the notes and counters. An unavailable server is no error: the thread tries
-        again.
+        """Deliver the notes, and the counters with them. An unavailable server is no error: the
+        thread tries again.
         """
         with self._delivering:
             try:
