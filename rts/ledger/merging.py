@@ -52,7 +52,8 @@ _BEGINNING = datetime(1, 1, 1, tzinfo=timezone.utc)
 #: Fields of an assignment that say how the run ended; the others are known from its start.
 _END = ("completed_at", "runtime_s", "state", "cause", "sla_success", "lateness_s")
 
-GroupKey = tuple[str, int, str]
+#: An end without a start belongs to the run with the same values in these fields.
+GROUP = ("task_id", "retries", "instance")
 
 
 def merge_tasks(stored: Document, new: Document) -> Document:
@@ -111,9 +112,9 @@ def merge_assignments(stored: Document, new: Document) -> Document:
     return {key: value for key, value in new.items() if key != "_rev"}
 
 
-def group_key(assignment: Mapping[str, Any]) -> GroupKey:
-    """Return task id, retries and instance, which as a rule have at most one run."""
-    return assignment["task_id"], assignment["retries"], assignment["instance"]
+def group_key(assignment: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return the values of the fields of ``GROUP``."""
+    return tuple(assignment[name] for name in GROUP)
 
 
 def absorb_ends(group: Sequence[Document]) -> tuple[Document | None, list[str]]:

@@ -22,6 +22,7 @@ from rts.keys import ASSIGNMENTS, REFUSED, TASKS, TAU_SNAPSHOT
 from rts.ledger.connection import UNAVAILABLE, connect, database_of, translate_outages
 from rts.ledger.documents import Document, documents
 from rts.ledger.merging import (
+    GROUP,
     absorb_ends,
     ends_again,
     group_key,
@@ -134,9 +135,8 @@ class MongoLedger:
         """
         ends = self._assignments.find({"_nostart": True, "task_id": {"$in": task_ids}})
         for key in {group_key(end) for end in ends}:
-            names = ("task_id", "retries", "instance")
             for _ in range(MAX_ROUNDS):
-                group = list(self._assignments.find(dict(zip(names, key, strict=True))))
+                group = list(self._assignments.find(dict(zip(GROUP, key, strict=True))))
                 replacement, removed = absorb_ends(group)
                 if replacement is None:
                     break
