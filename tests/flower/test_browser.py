@@ -6,6 +6,7 @@ They need a Chromium on PATH (``apt-get install chromium``).
 from __future__ import annotations
 
 import re
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -214,6 +215,22 @@ def test_pages_are_live_until_they_are_paused(
     flower.stop()
     page.get_by_role("button", name="Pause").click()
     seen.until(lambda: seen.says("does not answer"))
+    context.close()
+
+
+def test_a_page_of_a_flower_that_hangs_says_so(
+    browser: Any, make_stage: Callable[..., Stage], make_flower: Make
+) -> None:
+    flower = make_flower(make_stage())
+    context = browser.new_context()
+    seen = Seen(context, flower.base)
+    seen.open("/rts/queues")
+    flower.process.send(signal.SIGSTOP)
+    try:
+        seen.until(lambda: seen.says("does not answer"))
+    finally:
+        flower.process.send(signal.SIGCONT)
+    seen.until(lambda: seen.says("Live again"))
     context.close()
 
 

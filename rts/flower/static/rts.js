@@ -8,6 +8,8 @@
   const EVERY_MS = 5000;
   // While something is still being counted.
   const SOON_MS = 1000;
+  // A page takes two seconds at most to answer.
+  const PATIENCE_MS = 20000;
   const content = document.getElementById("rts-content");
   const pause = document.getElementById("rts-pause");
   const status = document.getElementById("rts-status");
@@ -217,8 +219,12 @@
 
   async function refresh() {
     let trouble = "Flower does not answer; trying again";
+    const patience = new AbortController();
+    const timeout = window.setTimeout(() => patience.abort(), PATIENCE_MS);
     try {
-      const answer = await fetch(window.location.href, { cache: "no-cache", redirect: "manual" });
+      const answer = await fetch(window.location.href, {
+        cache: "no-cache", redirect: "manual", signal: patience.signal,
+      });
       if (answer.type === "opaqueredirect") trouble = "You are logged out; reload the page";
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
       const fresh = page.getElementById("rts-content");
@@ -232,6 +238,7 @@
       lost = true;
       say(trouble);
     }
+    window.clearTimeout(timeout);
     plan();
   }
 
