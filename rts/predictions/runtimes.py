@@ -134,8 +134,8 @@ class Runtimes:
         key = task_type, name
         found = self._resampled.get(key)
         if found is None:
-            pairs, random_ = self._runs.get(key, []), self._rng.random
-            numbers = sorted([int(random_() * len(pairs)) for _ in pairs])
+            pairs = self._runs.get(key, [])
+            numbers = sorted(self._rng.choices(range(len(pairs)), k=len(pairs)))
             found = self._resampled[key] = [pairs[number] for number in numbers]
         return found
 
