@@ -1,0 +1,5 @@
+"""What the entry point names."""
+
+import click
+
+flower = click.Command("flower")
