@@ -131,17 +131,26 @@ def fresh_health() -> None:
     health._seen.clear()
 
 
-@pytest.fixture
-def unmeasured_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have coverage look away from the processes that this test starts: its trace is a
-    quarter of their work, and other tests run their lines.
+def is_measured(request: pytest.FixtureRequest) -> bool:
+    """Return whether a test is marked so."""
+    return request.node.get_closest_marker("measured") is not None
+
+
+@pytest.fixture(autouse=True)
+def unmeasured_processes(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Have coverage look away from the processes that a test starts, unless it is marked
+    ``measured``: a worker takes half as long again under its trace, and a few tests run the
+    lines of all.
     """
-    for name in ("COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG"):
-        monkeypatch.delenv(name, raising=False)
+    if not is_measured(request):
+        for name in ("COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG"):
+            monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
-def unmeasured(unmeasured_processes: None) -> Iterator[None]:
+def unmeasured() -> Iterator[None]:
     """Have coverage look away from this test: what plays or asks many thousands of times
     takes up to three times as long under its trace, and runs no line but what shorter
     tests beside it run too.
@@ -254,10 +263,15 @@ class Stage:
             for _ in pool.map(WorkerProcess.stop, self._workers):
                 pass
 
+    def kill(self) -> None:
+        """Kill all workers that still run."""
+        for worker in self._workers:
+            worker.stop(0)
+
 
 @pytest.fixture(scope="session")
 def leaving() -> Iterator[Callable[[Stage], object]]:
-    """Stop the workers of a test that is over while the next ones run."""
+    """Stop the workers of a measured test that is over while the next ones run."""
     left: list[Future[None]] = []
     with ThreadPoolExecutor(8) as pool:
         yield lambda stage: left.append(pool.submit(stage.stop))
@@ -272,8 +286,11 @@ def make_stage(
     rts_key_prefix: str,
     tmp_path: Path,
     leaving: Callable[[Stage], object],
+    request: pytest.FixtureRequest,
 ) -> Iterator[Callable[..., Stage]]:
-    """Make stages; their workers are told to end with the test."""
+    """Make stages; their workers end with the test. A warm shutdown is a quarter of what a
+    short-lived worker costs, so only those do it that have coverage's data to write.
+    """
     stages: list[Stage] = []
 
     def make(broker: str = rts_redis_url, mongo_url: str = rts_mongo_url, **conf: Any) -> Stage:
@@ -284,8 +301,9 @@ def make_stage(
         return stage
 
     yield make
+    end = leaving if is_measured(request) else Stage.kill
     for stage in stages:
-        leaving(stage)
+        end(stage)
 
 
 @pytest.fixture

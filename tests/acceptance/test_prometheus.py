@@ -23,8 +23,6 @@ from tests.integration.test_metrics import Fleet
 from tests.programs import needed
 from tests.records import success
 
-pytestmark = pytest.mark.usefixtures("unmeasured_processes")
-
 RULES = ROOT / "docs" / "monitoring" / "rules.yml"
 #: The windows of the rules in this test, seconds.
 SHORT = {"5m": 6, "30m": 10, "1h": 15, "6h": 25, "3d": 60}

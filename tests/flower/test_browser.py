@@ -26,8 +26,6 @@ from tests.flower.conftest import EVIL, Flower, some_runs
 from tests.programs import needed
 from tests.records import ended
 
-pytestmark = pytest.mark.usefixtures("unmeasured_processes")
-
 Make = Callable[..., Flower]
 
 PAGES = (

@@ -41,6 +41,7 @@ OPEN_API = {"FLOWER_UNAUTHENTICATED_API": "true"}
 Make = Callable[..., Flower]
 
 
+@pytest.mark.measured
 @pytest.mark.parametrize("how", ["install", "rts.auto"])
 def test_every_page_is_there_without_a_flag_and_says_why_types_miss(
     make_stage: Callable[..., Stage], make_flower: Make, write: Any, how: str
@@ -189,6 +190,7 @@ def test_tls_metrics_and_an_api_as_closed_as_flowers(
     assert "python_info" in metrics
 
 
+@pytest.mark.measured
 def test_hostile_names_are_text(
     make_stage: Callable[..., Stage], make_flower: Make, write: Any, mongo: Any
 ) -> None:
@@ -261,6 +263,7 @@ def test_filters_narrow_the_pages_and_invalid_ones_are_rejected(
         assert (page.status, "not a duration such as" in page.text) == (400, True)
 
 
+@pytest.mark.measured
 def test_flowers_page_of_a_task_shows_its_verdict(
     make_stage: Callable[..., Stage], make_flower: Make, mongo: Database[dict[str, Any]]
 ) -> None:
@@ -315,6 +318,7 @@ def test_the_page_of_a_task_says_why_it_was_late(
     assert (killed["task"]["cause"], killed["why"]) == ("killed", None)
 
 
+@pytest.mark.measured
 def test_queues_in_deadline_order(
     make_stage: Callable[..., Stage], make_flower: Make, redis_client: redis.Redis
 ) -> None:
@@ -363,6 +367,7 @@ def test_queues_in_deadline_order(
         redis_client.delete(strangers)
 
 
+@pytest.mark.measured
 def test_flower_survives_an_outage_of_the_servers(
     make_stage: Callable[..., Stage], make_flower: Make
 ) -> None:

@@ -31,8 +31,6 @@ from tests.conftest import ROOT, Stage
 from tests.predictions import PATIENCE_S
 from tests.records import success
 
-pytestmark = pytest.mark.usefixtures("unmeasured_processes")
-
 OK = "tests.apps.basic.ok"
 
 

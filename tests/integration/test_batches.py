@@ -11,6 +11,8 @@ from celery import Celery
 from rts.testing import wait_until
 from tests.conftest import Stage
 
+pytestmark = pytest.mark.measured
+
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_each_task_of_a_batch_has_its_verdict(

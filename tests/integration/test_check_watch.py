@@ -340,6 +340,7 @@ def test_watch_is_printed_once_on_a_terminal_that_cannot_move_its_cursor(
         terminal.close()
 
 
+@pytest.mark.measured
 @pytest.mark.parametrize("end", ["q", "SIGINT"])
 def test_watch_is_live_on_a_terminal(conf: dict[str, Any], end: str) -> None:
     write_verdicts(conf, ("cpu-light", 60, 60, 40))

@@ -22,9 +22,6 @@ from tests.commands import NO_MONGO, NO_REDIS, Run, document, write
 from tests.conftest import CELERY, ROOT
 from tests.records import ended
 
-pytestmark = pytest.mark.usefixtures("unmeasured_processes")
-
-
 # --- through celery itself ----------------------------------------------------------
 
 

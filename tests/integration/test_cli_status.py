@@ -25,8 +25,6 @@ from tests.commands import NO_MONGO, NO_REDIS, Run, document
 from tests.conftest import ROOT
 from tests.records import ended
 
-pytestmark = pytest.mark.usefixtures("unmeasured_processes")
-
 
 def test_status_when_all_is_well(
     cli: Run,

@@ -49,6 +49,8 @@ from rts.unfinished.notes import NoteBoard
 from tests.conftest import ONE_REPLY, Stage
 from tests.records import as_line, run, success
 
+pytestmark = pytest.mark.measured
+
 ROOT = Path(__file__).parents[2]
 
 #: What every process that a test starts may take, on a busy machine.

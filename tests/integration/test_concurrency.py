@@ -12,8 +12,6 @@ import rts
 from rts.testing import wait_until
 from tests.conftest import Stage
 
-pytestmark = pytest.mark.usefixtures("unmeasured_processes")
-
 
 def test_a_thousand_runs_over_four_processes(
     make_stage: Callable[..., Stage], mongo: Any, redis_client: Any

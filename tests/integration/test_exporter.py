@@ -64,6 +64,7 @@ def get(url: str, accept: str = "text/plain") -> tuple[str, str]:
         return answer.headers["Content-Type"], answer.read().decode()
 
 
+@pytest.mark.measured
 def test_it_serves_both_formats_and_exits_on_a_signal(
     exporter: tuple[OwnedProcess, str, Path],
 ) -> None:
@@ -131,6 +132,7 @@ def test_an_address_of_ipv6_is_told_as_a_url(
         process.stop(10)
 
 
+@pytest.mark.measured
 def test_a_port_in_use_is_reported(producer: tuple[Stage, Celery]) -> None:
     stage, _ = producer
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -141,6 +143,7 @@ def test_a_port_in_use_is_reported(producer: tuple[Stage, Celery]) -> None:
     assert "Traceback" not in finished.stderr
 
 
+@pytest.mark.measured
 def test_all_numbers_agree(
     producer: tuple[Stage, Celery],
     exporter: tuple[OwnedProcess, str, Path],

@@ -407,6 +407,7 @@ print(rts.integration._has_rts(one), rts.integration._has_rts(other))
         assert ran.stdout.split() == ["True", "False"], how
 
 
+@pytest.mark.measured
 @pytest.mark.parametrize("how", ["a publish", "a worker"])
 @pytest.mark.parametrize("k", [2.0, 9.0])
 def test_an_app_made_after_the_import_gets_it_if_its_configuration_names_it(

@@ -35,8 +35,6 @@ from tests.conftest import ROOT, Stage
 from tests.memory_ledger import MemoryLedger
 from tests.open_tasks import counts, end, events, note, overdue_sweep, task
 
-pytestmark = pytest.mark.usefixtures("unmeasured_processes")
-
 
 def test_notes_arrive_by_themselves_twice_a_second(
     settings: Settings, redis_client: redis.Redis

@@ -38,8 +38,6 @@ from tests.order import EDF
 from tests.programs import needed
 from tests.rabbitmq import free_port
 
-pytestmark = pytest.mark.usefixtures("unmeasured_processes")
-
 OK, LATE, UNTIL = (f"tests.apps.basic.{name}" for name in ("ok", "late", "until"))
 
 

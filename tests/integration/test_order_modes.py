@@ -20,8 +20,6 @@ from tests.conftest import Stage
 from tests.order import EDF
 from tests.rabbitmq import RabbitServer
 
-pytestmark = pytest.mark.usefixtures("unmeasured_processes")
-
 OK, HEADERS, NESTED = (f"tests.apps.basic.{name}" for name in ("ok", "headers", "nested"))
 
 

@@ -33,6 +33,7 @@ def ran(ledger: Any, count: int) -> list[str]:
     return [run["task_id"] for run in ledger.assignments.find({}).sort("started_at")]
 
 
+@pytest.mark.measured
 @pytest.mark.parametrize("pool", ["prefork", "threads", "gevent", "solo"])
 def test_the_earliest_deadline_runs_first(
     make_stage: Callable[..., Stage],
@@ -61,6 +62,7 @@ def test_the_earliest_deadline_runs_first(
     assert "Traceback" not in worker.log
 
 
+@pytest.mark.measured
 def test_what_fleets_without_the_order_publish_is_run_too(
     make_stage: Callable[..., Stage],
     apps: Callable[..., Celery],
@@ -89,6 +91,7 @@ def test_what_fleets_without_the_order_publish_is_run_too(
     bare.close()
 
 
+@pytest.mark.measured
 def test_hopeless_tasks_wait_or_are_dropped(
     make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any
 ) -> None:

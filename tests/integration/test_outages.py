@@ -18,8 +18,6 @@ from celery.result import AsyncResult
 from rts.testing import MongoServer, RedisServer, wait_until
 from tests.conftest import Stage
 
-pytestmark = pytest.mark.usefixtures("unmeasured_processes")
-
 OK = "tests.apps.basic.ok"
 #: Tasks before a server is killed, and as many while it is away.
 SOME = 300

@@ -27,8 +27,6 @@ from tests.memory_ledger import MemoryLedger
 from tests.open_tasks import counts, end, events, note, overdue_sweep, task
 from tests.records import run, success
 
-pytestmark = pytest.mark.usefixtures("unmeasured_processes")
-
 
 def test_a_task_past_its_deadline_is_a_miss_once(
     settings: Settings, redis_client: redis.Redis

@@ -14,6 +14,8 @@ from rts.testing import RedisServer, wait_until
 from tests.conftest import Stage
 from tests.rabbitmq import RabbitServer
 
+pytestmark = pytest.mark.measured
+
 OK = "tests.apps.basic.ok"
 
 

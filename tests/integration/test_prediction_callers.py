@@ -26,8 +26,6 @@ from rts.testing import RedisServer, wait_until
 from tests.conftest import ROOT, Stage
 from tests.predictions import OK, PATIENCE_S, busy, served
 
-pytestmark = pytest.mark.usefixtures("unmeasured_processes")
-
 
 def test_threads_of_a_web_server_use_the_only_app(
     make_stage: Callable[..., Stage],

@@ -30,8 +30,6 @@ from tests.predictions import OK, PATIENCE_S, SLOW, busy, served, topic_queue, w
 from tests.recording_link import RecordingLink
 from tests.records import run
 
-pytestmark = pytest.mark.usefixtures("unmeasured_processes")
-
 
 @pytest.fixture
 def apps(apps: Callable[..., Celery]) -> Callable[..., Celery]:

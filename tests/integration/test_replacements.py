@@ -17,8 +17,6 @@ from rts.settings import Settings
 from rts.testing import wait_until
 from tests.conftest import Stage
 
-pytestmark = pytest.mark.usefixtures("unmeasured_processes")
-
 BASIC = "tests.apps.basic"
 
 

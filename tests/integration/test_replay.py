@@ -315,6 +315,7 @@ def test_the_plan_for_a_trace(trace: str) -> None:
     assert "no number of slots meets 100.00%" in never.stderr
 
 
+@pytest.mark.measured
 def test_progress_is_shown_on_a_terminal_beside_the_answer(trace: str) -> None:
     command = [*CELERY, "rts", "replay", "--trace", trace, "--slots", "4"]
     command += ["--scheduler", "sjf", "--json"]

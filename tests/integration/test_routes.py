@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import redis
 from celery import Celery
 
@@ -15,8 +14,6 @@ from rts.installation import parts_of
 from rts.testing import RedisServer, wait_until
 from tests.conftest import Stage
 from tests.predictions import OK, PATIENCE_S, served, topic_queue, waiting
-
-pytestmark = pytest.mark.usefixtures("unmeasured_processes")
 
 
 def test_tasks_are_routed_to_the_queue_of_least_risk(

@@ -15,6 +15,8 @@ from celery import Celery
 from rts.testing import wait_until
 from tests.conftest import ROOT, Stage
 
+pytestmark = pytest.mark.measured
+
 APP = "tests.apps.told"
 BASIC = "tests.apps.basic"
 

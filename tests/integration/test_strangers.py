@@ -18,8 +18,6 @@ from rts.tasktypes import DEFAULT_TASK_TYPES
 from rts.testing import wait_until
 from tests.conftest import Stage
 
-pytestmark = pytest.mark.usefixtures("unmeasured_processes")
-
 #: What people, other languages and attackers put into headers.
 HOSTILE: list[dict[str, Any]] = [
     {"task_type": "x" * 1_000_000},

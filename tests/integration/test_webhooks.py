@@ -41,8 +41,6 @@ from tests.integration.test_signals import Told
 from tests.programs import needed
 from tests.receiver import Receiver
 
-pytestmark = pytest.mark.usefixtures("unmeasured_processes")
-
 SECRET = "a-very-secret-key"
 KIND = "task_overdue"
 

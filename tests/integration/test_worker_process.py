@@ -15,8 +15,6 @@ import pytest
 
 from rts.testing import WorkerFailed, WorkerProcess, wait_until
 
-pytestmark = pytest.mark.usefixtures("unmeasured_processes")
-
 ROOT = Path(__file__).parent.parent.parent
 
 APP = """

@@ -20,8 +20,6 @@ from rts.testing.processes import OwnedProcess
 from tests.programs import needed
 from tests.rabbitmq import free_port
 
-pytestmark = pytest.mark.usefixtures("unmeasured_processes")
-
 ROOT = Path(__file__).parent.parent.parent
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]

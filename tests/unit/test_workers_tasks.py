@@ -28,8 +28,6 @@ from rts.tasktypes import DEFAULT_TASK_TYPES
 from rts.testing import RedisServer, WorkerProcess, wait_until
 from rts.testing.processes import OwnedProcess
 
-pytestmark = pytest.mark.usefixtures("unmeasured_processes")
-
 np = pytest.importorskip("numpy")
 
 ROOT = Path(__file__).parent.parent.parent
