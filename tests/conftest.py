@@ -64,6 +64,7 @@ UNTRACED = {name: value for name, value in os.environ.items() if "COVERAGE" not 
 LONGEST = (
     "test_benchmarks.py",
     "test_learned_k.py",
+    "test_companion_beside_worker.py",
     "test_companion.py",
     "test_predictions.py",
     "test_order_broker.py",

@@ -1,4 +1,4 @@
-"""The companion process on real servers: beside a worker, alone, killed, orphaned."""
+"""The companion process on real servers: alone, killed, orphaned."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ import psutil
 import pymongo
 import pytest
 import redis
-from celery import Celery
 
-import rts
 from rts import health
 from rts.clock import FleetClock
 from rts.companion.host_chores import HostChores
@@ -32,7 +30,6 @@ from rts.companion.ledger_chores import LedgerChores
 from rts.companion.loop import drain_alone
 from rts.companion.process import LAST_S
 from rts.companion.supervisor import Companion
-from rts.companion.worker_chores import MAX_LOAD_AGE_S
 from rts.errors import StoreUnavailable
 from rts.ledger.outbox import RedisOutbox
 from rts.ledger.spool import Spool
@@ -43,19 +40,15 @@ from rts.records import Execution
 from rts.settings import Settings
 from rts.tau.redis import RedisTauStore
 from rts.testing import MongoServer, RedisServer, wait_until
-from rts.unfinished.heartbeat import BEAT_S
 from rts.unfinished.in_flight import running_field
 from rts.unfinished.notes import NoteBoard
-from tests.conftest import ONE_REPLY, Stage
+from tests.conftest import ROOT
 from tests.records import as_line, run, success
 
 pytestmark = pytest.mark.measured
 
-ROOT = Path(__file__).parents[2]
-
 #: What every process that a test starts may take, on a busy machine.
 PATIENCE_S = 60.0
-
 
 #: The notes of the workers that the tests play.
 BOARD = NoteBoard.for_concurrency(2)
@@ -237,156 +230,6 @@ def test_a_killed_companion_is_restarted(
     assert json.loads(beats[0])["queues"] == ["emails"]
     fill(redis_client, settings, 3)
     wait_until(all_there(mongo, 3), PATIENCE_S)
-
-
-def test_it_logs_to_the_file_of_the_workers_main_process(
-    make_stage: Callable[..., Stage], redis_client: redis.Redis, tmp_path: Path
-) -> None:
-    stage, logs = make_stage(), tmp_path / "logs"
-    logs.mkdir()
-    arguments = [f"--logfile={logs}/%n-%i.log"]
-    stage.worker(concurrency=1, loglevel="WARNING", arguments=arguments)
-    # It beats after it has opened the file.
-    wait_until(lambda: redis_client.hlen(f"{stage.prefix}workers"), PATIENCE_S)
-    assert {path.name for path in logs.iterdir()} <= {"w0-0.log", "w0-1.log"}
-
-
-#: A binding without a working driver.
-FAILING_NVML = """
-class NVMLError(Exception):
-    pass
-
-def nvmlInit():
-    raise NVMLError("none in this test")
-"""
-
-
-def test_gpus_that_cannot_be_read_are_logged_once(
-    make_stage: Callable[..., Stage], redis_client: redis.Redis
-) -> None:
-    stage = make_stage()
-    env = {"PYTHONPATH": f"{stage.folder}{os.pathsep}{stage.environment['PYTHONPATH']}"}
-    (stage.folder / "pynvml.py").write_text(FAILING_NVML)
-    worker = stage.worker(concurrency=1, env=env)
-    # The companion has read the load.
-    wait_until(lambda: redis_client.hlen(f"{stage.prefix}workers"), PATIENCE_S)
-    worker.stop()
-    assert worker.log.count("GPU load is not read in full") == 1
-
-
-#: A GPU whose driver hangs, from a reading on.
-HANGING_NVML = """
-import itertools, time
-
-NVMLError = RuntimeError
-readings = itertools.count(1)
-
-class Rates:
-    gpu = 50
-
-class Memory:
-    used, total = 1, 2
-
-def nvmlInit():
-    pass
-
-def nvmlDeviceGetCount():
-    return 1
-
-def nvmlDeviceGetHandleByIndex(index):
-    return index
-
-def nvmlDeviceGetUtilizationRates(handle):
-    time.sleep(1000 if next(readings) >= {hangs_at} else 0)
-    return Rates
-
-def nvmlDeviceGetMemoryInfo(handle):
-    return Memory
-"""
-
-
-@pytest.mark.parametrize("hangs_at", [1, 2])
-def test_it_beats_and_ships_while_the_driver_of_a_gpu_hangs(
-    make_stage: Callable[..., Stage],
-    redis_client: redis.Redis,
-    mongo: Any,
-    hangs_at: int,
-) -> None:
-    stage = make_stage()
-    env = {"PYTHONPATH": f"{stage.folder}{os.pathsep}{stage.environment['PYTHONPATH']}"}
-    (stage.folder / "pynvml.py").write_text(HANGING_NVML.format(hangs_at=hangs_at))
-    stage.worker(concurrency=1, env=env)
-    beats: set[str] = set()
-
-    def has_beaten_again() -> bool:
-        beats.update(redis_client.hvals(f"{stage.prefix}workers"))
-        return len(beats) > MAX_LOAD_AGE_S / BEAT_S + 3
-
-    wait_until(has_beaten_again, PATIENCE_S)
-    last = max(map(json.loads, beats), key=lambda beat: beat["seen_at"])
-    assert last["load"] == {}
-    with Celery(broker=stage.broker) as app:
-        app.send_task(
-            "tests.apps.basic.ok",
-            (0,),
-            queue=stage.conf["task_default_queue"],
-            ignore_result=True,
-        )
-    wait_until(lambda: mongo.tasks.count_documents({"state": "SUCCESS"}), PATIENCE_S)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "change", "before", "after"),
-    [
-        ([], lambda control: control.pool_grow(2, **ONE_REPLY), 1, 3),
-        (["--concurrency=3"], lambda control: control.pool_shrink(1, **ONE_REPLY), 3, 2),
-        (["--autoscale=3,1"], lambda control: control.autoscale(5, 1, **ONE_REPLY), 3, 5),
-        (["--pool=solo", "--concurrency=4"], lambda control: None, 1, 1),
-    ],
-    ids=["grow", "shrink", "autoscale", "solo"],
-)
-def test_the_heartbeat_has_the_current_slots(
-    make_stage: Callable[..., Stage],
-    apps: Callable[..., Celery],
-    redis_client: redis.Redis,
-    arguments: list[str],
-    change: Callable[[Any], object],
-    before: int,
-    after: int,
-) -> None:
-    stage = make_stage()
-    stage.worker(concurrency=1, arguments=arguments)
-    app = apps(stage)
-
-    def told() -> list[int]:
-        beats = redis_client.hvals(f"{stage.prefix}workers")
-        return [json.loads(beat)["concurrency"] for beat in beats]
-
-    assert wait_until(told, PATIENCE_S) == [before]
-    change(app.control)
-    wait_until(lambda: told() == [after], PATIENCE_S, message=f"{after} slots")
-    soon = rts.predict_new("t", queue=stage.conf["task_default_queue"], app=app)
-    assert soon.slots == after
-
-
-def test_the_heartbeat_has_the_current_queues(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], redis_client: redis.Redis
-) -> None:
-    stage = make_stage()
-    stage.worker(concurrency=1)
-    app = apps(stage)
-    first, more = stage.conf["task_default_queue"], f"{stage.prefix}more"
-
-    def told() -> list[list[str]]:
-        beats = redis_client.hvals(f"{stage.prefix}workers")
-        return [json.loads(beat)["queues"] for beat in beats]
-
-    assert wait_until(told, PATIENCE_S) == [[first]]
-    app.control.add_consumer(more, **ONE_REPLY)
-    wait_until(lambda: told() == [[first, more]], PATIENCE_S, message="another queue")
-    assert rts.predict_new("t", queue=more, app=app).slots == 1
-    app.control.cancel_consumer(first, **ONE_REPLY)
-    wait_until(lambda: told() == [[more]], PATIENCE_S, message="one queue less")
 
 
 def test_files_of_the_app_do_not_shadow_modules(
