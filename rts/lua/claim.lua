@@ -59,7 +59,10 @@ local function adopt(base, horizon, name)
       local message = decoded(payload)
       local properties = message and message['properties']
       local tag = type(properties) == 'table' and properties['delivery_tag']
-      if type(tag) ~= 'string' or #tag > 65535 or type(message['body']) ~= 'string' then
+      -- No one can acknowledge a tag with a lone surrogate, which is "?" in what was decoded.
+      local readable = type(tag) == 'string' and
+        (not string.find(tag, '?', 1, true) or string.find(payload, tag, 1, true))
+      if not readable or #tag > 65535 or type(message['body']) ~= 'string' then
         redis.call('LPUSH', KEYS[base + 5], payload)
         redis.call('LTRIM', KEYS[base + 5], 0, 999)  -- MOST_REFUSED of layout.py
         refused = refused + 1

@@ -73,6 +73,20 @@ def test_a_lone_surrogate_in_a_message_on_a_plain_list_does_not_matter(url: str)
     assert "messages_refused" not in health.take_counts()
 
 
+def test_a_tag_that_no_one_can_acknowledge_is_refused(url: str) -> None:
+    start = time.time()
+    with connect(url) as connection, Connection(url) as other:
+        for number, tag in enumerate(("\ud800", "why?")):
+            message = envelope(Message(start + FAR + number, start, 1.0, tag))
+            message["headers"]["file"] = "\udcff.txt"
+            other.default_channel._put(NAME, message)
+        got = connection.default_channel.basic_get(NAME)
+        assert got.delivery_tag == "why?"
+        got.ack()
+        assert connection.default_channel.basic_get(NAME) is None
+    assert health.take_counts()["messages_refused"] == 1
+
+
 def test_a_message_without_a_deadline_keeps_its_place_when_a_list_held_it(url: str) -> None:
     with connect(url) as connection:
         channel = connection.default_channel
