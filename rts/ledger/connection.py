@@ -132,7 +132,20 @@ def translate_outages() -> Iterator[None]:
         yield
     except _NO_ANSWER as exc:
         raise StoreUnavailable(f"MongoDB does not answer ({short(exc)})") from exc
+    except BulkWriteError as exc:
+        raise_if_unavailable(exc)
+        raise
     except OperationFailure as exc:
-        if isinstance(exc, BulkWriteError) or exc.code not in UNAVAILABLE:
+        if exc.code not in UNAVAILABLE:
             raise
         raise StoreUnavailable(f"MongoDB refuses ({short(exc)}, code {exc.code})") from exc
+
+
+def raise_if_unavailable(exc: BulkWriteError) -> None:
+    """Raise :class:`StoreUnavailable` unless the documents alone are at fault: if the server
+    refused some for a while, or no majority has confirmed them.
+    """
+    refused = [e for e in exc.details.get("writeErrors", ()) if e.get("code") in UNAVAILABLE]
+    for error in (*exc.details.get("writeConcernErrors", ()), *refused):
+        why = f"{str(error.get('errmsg'))[:200]}, code {error.get('code')}"
+        raise StoreUnavailable(f"MongoDB did not take everything ({why})") from exc

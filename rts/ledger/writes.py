@@ -21,7 +21,7 @@ from pymongo.collection import Collection
 from pymongo.errors import BulkWriteError
 
 from rts.errors import StoreUnavailable
-from rts.ledger.connection import UNAVAILABLE
+from rts.ledger.connection import raise_if_unavailable
 from rts.ledger.documents import Document
 from rts.ledger.rollups import LATE_S, invalidate
 from rts.records import OVERDUE_AFTER_S, PENDING, STARTED
@@ -134,13 +134,10 @@ def end_late(collection: Collection[Document], tasks: Iterable[Document]) -> lis
 
 
 def _raise_unless_duplicates(exc: BulkWriteError) -> None:
-    codes = [error.get("code") for error in exc.details.get("writeErrors", ())]
-    concerns = exc.details.get("writeConcernErrors", ())
-    if concerns or UNAVAILABLE.intersection(codes):
-        raise StoreUnavailable("MongoDB did not take the records") from exc
-    if any(code != _DUPLICATE_KEY for code in codes):
-        raise exc
+    raise_if_unavailable(exc)
     for error in exc.details.get("writeErrors", ()):
+        if error.get("code") != _DUPLICATE_KEY:
+            raise exc
         if set(error.get("keyPattern", {"_id": 1})) != {"_id"}:
             raise exc  # a unique index that somebody else has created
 

@@ -8,8 +8,10 @@ from datetime import datetime, timezone
 import pytest
 from pymongo import MongoClient
 
+from rts.errors import StoreUnavailable
 from rts.ledger.connection import connect, database_of
 from rts.ledger.mongo import MongoLedger
+from rts.ports import TauEntry
 from rts.records import OutboxEntry
 from rts.settings import Settings
 from rts.testing.servers import MongoServer
@@ -90,4 +92,17 @@ def test_a_report_waits_for_no_other_member(url: str, monkeypatch: pytest.Monkey
             assert row.tasks == 1
     assert rollups.count_documents({"tallies.type.seal": {"$exists": True}})
     assert in_vain() == before
+    ledger.close()
+
+
+def test_writes_that_no_majority_confirms_are_an_outage(url: str) -> None:
+    url = url.replace("readPreference=secondary", "w=2&wTimeoutMS=100")
+    ledger = MongoLedger(Settings(mongo_url=url), now=lambda: 0.0)
+    ledger._prepared_at = 0.0  # or creating the indexes would fail
+    for write in (
+        lambda: ledger.save_taus({"mixed": TauEntry(1.0, 1, 1.0)}),
+        lambda: ledger.write([OutboxEntry("1-0", success("t"))]),
+    ):
+        with pytest.raises(StoreUnavailable, match="waiting for replication timed out"):
+            write()
     ledger.close()
