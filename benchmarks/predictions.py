@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pymongo
+import redis
 from celery import Celery
 from heading import print_heading
 from isolation import isolated
@@ -173,15 +174,15 @@ def ask(
 ) -> tuple[list[Asked], dict[str, dict[str, Any]]]:
     """Run *jobs*; return the predictions, and the ledger's tasks by id."""
     with ExitStack() as stack:
-        redis = stack.enter_context(RedisServer())
+        server = stack.enter_context(RedisServer())
         mongo = stack.enter_context(MongoServer())
         stack.enter_context(isolated())
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         conf = {**sped_up(Settings(), arguments.speedup), "rts_scheduler": scheduler}
-        conf.update(rts_redis_url=redis.url, rts_mongo_url=mongo.url)
-        spec = {"broker": redis.url, "conf": conf, "names": sorted({job.name for job in jobs})}
+        conf.update(rts_redis_url=server.url, rts_mongo_url=mongo.url)
+        spec = {"broker": server.url, "conf": conf, "names": sorted({job.name for job in jobs})}
         env = environment(spec, Path(folder, "spec.json"))
-        app = Celery("predictions", broker=redis.url, set_as_current=False)
+        app = Celery("predictions", broker=server.url, set_as_current=False)
         app.conf.update(task_ignore_result=True, **conf)
         rts.install(app)
         more = [f"queue-{n}" for n in range(2, arguments.queues + 1)]
@@ -199,6 +200,11 @@ def ask(
                 loglevel="WARNING",
             )
             stack.enter_context(worker)
+        state = stack.enter_context(redis.Redis.from_url(server.url))
+        wait_until(
+            lambda: state.hlen(Settings().keys.workers) == arguments.workers,
+            message="the heartbeat of each worker, without which nothing is predicted",
+        )
         client: Any = stack.enter_context(pymongo.MongoClient(mongo.url, tz_aware=True))
         run = Run(jobs, arguments, app, client.get_default_database(), queues)
         truth = run.run()
