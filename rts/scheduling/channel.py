@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from queue import Empty
 from typing import Any
 
@@ -195,6 +196,18 @@ class DeadlineOrder(Claims):
                 raise
         finally:
             transport.claimed_tag = None
+
+    def close(self: Any) -> None:
+        """Close the channel, also if its server is gone.
+
+        kombu first reads the reply that it waits for. If that fails, the channel stays open.
+        Closing it once more, on a transport that has let go of its connection, then raises an
+        AttributeError, at which Celery's worker exits.
+        """
+        if self._in_poll:
+            with suppress(Empty, *self.connection_errors):
+                self._brpop_read()
+        super().close()  # type: ignore[misc]  # kombu's
 
     # Consuming, without the poller
 

@@ -261,6 +261,25 @@ def test_a_flushed_script_and_a_cut_connection(url: str, raw: redis.Redis) -> No
     assert got == ["0", "1", "2"]
 
 
+def test_a_connection_is_closed_twice_though_its_server_is_gone() -> None:
+    """As Celery's worker does; what kombu raised at the second time ended it."""
+    queues = [Queue(name, Exchange(""), name, no_declare=True) for name in (NAME, "other")]
+    with RedisServer() as server:
+        connection = connect(server.url)
+        channels = [connection.default_channel, connection.channel()]
+        for channel, queue in zip(channels, queues, strict=True):
+            Consumer(channel, queue, on_message=lambda message: None).consume()
+        channels[0]._put(NAME, envelope(Message(FAR, 0.0, 1.0, "unacknowledged")))
+        connection.drain_events(timeout=5)
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=0.2)
+        assert all(channel._in_poll for channel in channels)
+        server.kill()
+        connection.collect()
+        connection.close()
+    assert all(channel.closed for channel in channels)
+
+
 def test_claims_are_limited_to_the_free_slots(url: str, raw: redis.Redis) -> None:
     class Gauge:
         slots, held = True, False
