@@ -78,8 +78,14 @@ class Ends:
         if request.task.Strategy != _ONE_BY_ONE:
             return  # such as a batch, at whose end nothing would break the cycle
 
+        def untrack() -> None:
+            # Cycles. Where the time limit strikes after the task, as its message is being
+            # acknowledged, both are called.
+            vars(request).pop("on_success", None)
+            vars(request).pop("on_timeout", None)
+
         def on_success(result: Any, **kwargs: Any) -> Any:
-            del request.on_success, request.on_timeout  # cycles; they are the class's again
+            untrack()
             if isinstance(result, ExceptionInfo):
                 try:
                     from celery.worker.state import task_ready
@@ -91,7 +97,7 @@ class Ends:
             return request.on_success(result, **kwargs)
 
         def on_timeout(soft: bool, timeout: float) -> Any:
-            del request.on_success, request.on_timeout
+            untrack()
             try:
                 self.aborted(request.id, "time_limit")
             except Exception as exc:  # noqa: BLE001  Celery goes on

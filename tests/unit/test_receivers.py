@@ -16,6 +16,7 @@ from rts.lifecycle.ends import Ends
 from rts.lifecycle.planning import Planner
 from rts.records import Execution
 from rts.settings import Settings
+from rts.unfinished.notes import NoteBoard
 from tests.unit.test_planning import StoppedClock, Taus
 
 
@@ -106,20 +107,25 @@ def test_a_message_that_is_no_task_is_ignored(headers: Any) -> None:
     assert health.take_counts() == {}
 
 
-def test_a_message_that_celery_cannot_make_a_task_of_has_the_k_of_its_priority() -> None:
-    ended: list[Execution] = []
-    settings, clock, nothing = Settings(priority_multipliers={9: 1.5}), StoppedClock(), Any
-    ends = Ends(
+def ends_into(ended: list[Execution], settings: Settings) -> Ends:
+    """Return what reports the ends of runs, into a list."""
+    clock, board = StoppedClock(), NoteBoard(1)
+    return Ends(
         settings.task_types,
         Planner(settings, Taus(), clock, lambda name: None),
         clock,
-        nothing,
-        nothing,
+        board,
+        board.acknowledged,
         cast(Any, SimpleNamespace(ended=ended.append)),
         None,
         worker="w@h",
         instance="w@h/1-a",
     )
+
+
+def test_a_message_that_celery_cannot_make_a_task_of_has_the_k_of_its_priority() -> None:
+    ended: list[Execution] = []
+    ends = ends_into(ended, Settings(priority_multipliers={9: 1.5}))
     parts: Any = SimpleNamespace(worker=SimpleNamespace(ends=ends))
     receivers.connect(lambda _: parts, broken)
     message = SimpleNamespace(
@@ -130,6 +136,31 @@ def test_a_message_that_celery_cannot_make_a_task_of_has_the_k_of_its_priority()
     signals.task_unknown.send(sender=SENDER, message=message)
     assert [(end.k, end.queue) for end in ended] == [(1.5, "work")]
     assert health.take_counts() == {}
+
+
+def test_a_time_limit_that_strikes_after_the_task_is_celerys_to_handle() -> None:
+    """In gevent it may, while the message is being acknowledged."""
+
+    class Struck(BaseException):
+        pass
+
+    class Request:
+        id, task = "a", SimpleNamespace(Strategy="celery.worker.strategy:default")
+
+        def on_success(self, result: Any, **_: Any) -> None:
+            raise Struck
+
+        def on_timeout(self, soft: bool, timeout: float) -> str:
+            return "acknowledged"
+
+    request, ended = Request(), list[Execution]()
+    ends_into(ended, Settings()).track_exit(request)
+    succeed, time_out = request.on_success, request.on_timeout
+    with pytest.raises(Struck):
+        succeed((0, None, 0.1))
+    assert time_out(False, 1.0) == "acknowledged"
+    assert not vars(request)
+    assert not ended
 
 
 def test_connecting_again_adds_nothing_and_disconnecting_leaves_nothing() -> None:
