@@ -56,12 +56,12 @@ local function adopt(base, horizon, name)
       if not payload then break end
       examined(payload)
       adopted = adopted + 1
-      local message = decoded(payload)
+      local message, replaced = decoded(payload)
       local properties = message and message['properties']
       local tag = type(properties) == 'table' and properties['delivery_tag']
-      -- No one can acknowledge a tag with a lone surrogate, which is "?" in what was decoded.
-      local readable = type(tag) == 'string' and
-        (not string.find(tag, '?', 1, true) or string.find(payload, tag, 1, true))
+      -- No one can acknowledge a tag with a lone surrogate.
+      local readable = type(tag) == 'string' and (not replaced or
+        not string.find(tag, '?', 1, true) or string.find(payload, '"' .. tag .. '"', 1, true))
       if not readable or #tag > 65535 or type(message['body']) ~= 'string' then
         redis.call('LPUSH', KEYS[base + 5], payload)
         redis.call('LTRIM', KEYS[base + 5], 0, 999)  -- MOST_REFUSED of layout.py

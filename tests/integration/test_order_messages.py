@@ -78,7 +78,7 @@ def test_a_tag_that_no_one_can_acknowledge_is_refused(url: str) -> None:
     with connect(url) as connection, Connection(url) as other:
         for number, tag in enumerate(("\ud800", "why?")):
             message = envelope(Message(start + FAR + number, start, 1.0, tag))
-            message["headers"]["file"] = "\udcff.txt"
+            message["headers"].update(file="\udcff.txt", argsrepr="('who?',)")
             other.default_channel._put(NAME, message)
         got = connection.default_channel.basic_get(NAME)
         assert got.delivery_tag == "why?"
