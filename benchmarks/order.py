@@ -95,7 +95,7 @@ class Bench:
         self.client = redis.Redis.from_url(redis_url, decode_responses=True)
         self.base = {
             **os.environ,
-            "PYTHONPATH": str(HERE),
+            "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
             "ORDER_BROKER": redis_url,
             "ORDER_MONGO": mongo_url,
         }

@@ -69,7 +69,7 @@ class Bench:
         """Return the environment of a process of the benchmark's app."""
         return {
             **os.environ,
-            "PYTHONPATH": str(HERE),
+            "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
             "OVERHEAD_BROKER": self.redis_url,
             "OVERHEAD_MONGO": self.mongo_url,
             "OVERHEAD_RTS": "1" if rts else "0",

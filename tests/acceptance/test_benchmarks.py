@@ -52,6 +52,18 @@ def test_invalid_options_are_refused_before_anything_runs(odd: str) -> None:
     assert done.stderr.splitlines()[-1].startswith("replay_trace.py: error: ")
 
 
+def test_the_processes_of_a_benchmark_import_what_it_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.setenv("PYTHONPATH", "a checkout")
+    url = "redis://nowhere"
+    overhead = importlib.import_module("overhead").Bench(url, url, 1, 1.0)
+    order = importlib.import_module("order").Bench(url, url)
+    for environment in (overhead.environment(rts=True), order.base):
+        assert environment["PYTHONPATH"].endswith(":a checkout")
+
+
 def test_the_processes_of_a_benchmark_have_a_broker_and_a_spool_of_their_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
