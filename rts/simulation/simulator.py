@@ -51,7 +51,7 @@ class Outcome(NamedTuple):
 
     job: Job
     tau: float
-    #: The job's own divided by the speed.
+    #: The job's own divided by the speed, unless another job publishes it.
     arrival: float
     deadline: float
     #: Start and finish of its last run; both infinite if it was dropped.
