@@ -74,11 +74,15 @@ def is_sound(run: Execution) -> bool:
     """Return whether a record can be computed with: its identifying fields are hashable, its
     instants and its tau finite numbers.
     """
-    names = (run.run_id, run.task_id, run.name, run.task_type, run.queue, run.instance)
-    numbers = (run.arrival, run.deadline, run.tau, run.started_at or 0, run.completed_at or 0)
-    return not any(isinstance(name, list | dict) for name in names) and all(
-        number(value) is not None for value in numbers
-    )
+    # Not field by field: a prediction looks at thousands of runs.
+    try:
+        hash((run.run_id, run.task_id, run.name, run.task_type, run.queue, run.instance))
+        # A float from the start, so that no integer is too great for one.
+        total = 0.0 + run.arrival + run.deadline + run.tau
+        total = total + (run.started_at or 0) + (run.completed_at or 0)
+    except (TypeError, OverflowError):
+        return False
+    return math.isfinite(total)
 
 
 def text(value: object, limit: int = MAX_TEXT) -> str:
