@@ -241,7 +241,8 @@ class Stage:
         """
         options.setdefault("hostname", f"w{len(self._workers)}@{self.prefix.strip(':')}")
         options["arguments"] = ("--without-mingle", *options.get("arguments", ()))
-        env = {**self.environment, **options.pop("env", {})}
+        # The temporary folders that one leaves behind when it is killed are pytest's to remove.
+        env = {**self.environment, "TMPDIR": str(self.folder), **options.pop("env", {})}
         worker = WorkerProcess(app, env=env, cwd=ROOT, **options).start()
         self._workers.append(worker)
         return worker
