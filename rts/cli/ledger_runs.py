@@ -87,7 +87,7 @@ def _parents(database: Database[dict[str, Any]], window: Window) -> dict[str, st
     """Return the ids of the tasks that others have published, by the ids of those."""
     query = {**_query(window, None, TASKS), "parent_id": {"$type": "string"}}
     found = database[TASKS].find(query, {"parent_id": 1}, batch_size=BATCH).limit(MAX_RUNS)
-    return {str(task["_id"]): intern(task["parent_id"]) for task in found}
+    return {intern(str(task["_id"])): intern(task["parent_id"]) for task in found}
 
 
 def _as_run(task: dict[str, Any]) -> dict[str, Any]:
@@ -134,6 +134,6 @@ def _run(document: dict[str, Any], families: _Families) -> Run | None:
         place=(document["worker"], document["pid"]),
         task_id=task_id if task_id in families.repeated else None,
         priority=priority_of(document.get("priority")),
-        key=task_id if task_id in families.publishers else "",
+        key=intern(task_id) if task_id in families.publishers else "",
         parent=families.parents.get(task_id, ""),
     )

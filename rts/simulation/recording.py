@@ -128,7 +128,8 @@ def recording(
     if not jobs:
         return None
     if publishers:
-        jobs = [_published(*each, publishers) for each in zip(jobs, parents, strict=True)]
+        for number, parent in enumerate(parents):  # in place: there may be a million
+            jobs[number] = _published(jobs[number], parent, publishers)
     _order_by_arrival(jobs, met)
     return Recording(
         jobs=jobs,
