@@ -65,8 +65,8 @@ def burning_conditions(standings: Sequence[ObjectiveStatus]) -> list[Condition]:
 
 
 def overdue_conditions(tasks: Iterable[OpenTask], now: float) -> list[Condition]:
-    """Return one condition for each type and queue with *tasks* that are overdue at *now*:
-    those with the most tasks first, at most ``MAX_GROUPS``.
+    """Return one condition for each type and queue with *tasks* that are overdue at *now*,
+    those with the most tasks first.
     """
     groups: dict[tuple[str, str], list[float]] = {}
     for task in tasks:
@@ -74,7 +74,7 @@ def overdue_conditions(tasks: Iterable[OpenTask], now: float) -> list[Condition]
         groups.setdefault(key, []).append(task.deadline)
     most = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
     found = []
-    for (task_type, queue), deadlines in most[:MAX_GROUPS]:
+    for (task_type, queue), deadlines in most:
         count, oldest_s = len(deadlines), max(0.0, now - min(deadlines))
         what = "1 task is" if count == 1 else f"{count} tasks are"
         found.append(

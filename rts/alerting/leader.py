@@ -136,9 +136,8 @@ class Leader:
             return self._store.update((TASK_OVERDUE,), ())  # left from earlier settings
         tasks, are_all = overdue_tasks(self._link, self._keys)
         found = overdue_conditions(tasks, self._clock.now())
-        # A group without a condition may just be one that was left out.
-        ends = are_all and len(found) < MAX_GROUPS
-        return self._store.update((TASK_OVERDUE,) if ends else (), found)
+        alerted, others = found[:MAX_GROUPS], found[MAX_GROUPS:]
+        return self._store.update((TASK_OVERDUE,) if are_all else (), alerted, others)
 
     def leave(self) -> None:
         """Release the lease, so that another companion can lead at once."""

@@ -54,9 +54,14 @@ class AlertStore:
         #: By key of an alert: the monotonic instant since when its condition is gone.
         self._gone: dict[str, float] = {}
 
-    def update(self, kinds: Collection[str], conditions: Sequence[Condition]) -> int:
+    def update(
+        self,
+        kinds: Collection[str],
+        conditions: Sequence[Condition],
+        others: Sequence[Condition] = (),
+    ) -> int:
         """Start alerts for *conditions*, and end those of *kinds* without one; return how many
-        started or ended.
+        started or ended. *others* start none, but those that they have go on.
 
         Raises:
             StoreUnavailable: Redis is unavailable.
@@ -66,10 +71,12 @@ class AlertStore:
         )
         stored = dict(zip(reply[::2], reply[1::2], strict=True))
         changed = 0
-        present = {condition.key.encode() for condition in conditions}
+        there = (*conditions, *others)
+        present = {condition.key.encode() for condition in there}
         holding = present | stored.keys()
-        for condition in conditions:
+        for condition in there:
             self._gone.pop(condition.key, None)
+        for condition in conditions:
             covered = (condition.covered_by or "").encode() in holding
             if condition.key.encode() not in stored and not covered:
                 alert = Alert.of(condition, secrets.token_hex(16), self._clock.now())
