@@ -31,7 +31,7 @@ from typing import Any
 import pymongo
 import redis
 from heading import print_heading
-from isolation import isolated
+from isolation import import_path, isolated
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
@@ -62,7 +62,7 @@ class Chaos:
         self.ledger = pymongo.MongoClient(mongo).get_default_database()
         self.env = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
+            "PYTHONPATH": import_path(),
             "CHAOS_BROKER": server,
             "CHAOS_MONGO": mongo,
             "CHAOS_JOURNAL": self.journal,

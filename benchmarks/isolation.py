@@ -6,9 +6,18 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from unittest.mock import patch
 
 from rts.settings import OVERRIDING
+
+
+def import_path() -> str:
+    """Return the PYTHONPATH of a benchmark's processes: its own folder, then what the benchmark
+    itself imports from, so that they run the same rts.
+    """
+    own = str(Path(__file__).parent)
+    return os.pathsep.join([own, os.environ.get("PYTHONPATH", "")])
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from typing import Any
 
 import redis
 from heading import print_heading
-from isolation import isolated
+from isolation import import_path, isolated
 
 from rts.testing import MongoServer, RedisServer, WorkerProcess, wait_until
 
@@ -46,6 +46,7 @@ FILL = """
 import sys, time, uuid
 from kombu.utils.json import dumps
 from order_app import app, noop
+from rts.scheduling.layout import HOPEFUL, keys_of
 queue, messages = sys.argv[1], int(sys.argv[2])
 noop.apply_async(queue="one")
 with app.connection_for_write() as connection:
@@ -60,7 +61,7 @@ with app.connection_for_write() as connection:
             raw["headers"]["rts_deadline"] = later + i * 7919 % 1000003
             if hasattr(channel, "_score_and_member"):
                 score, member = channel._score_and_member(queue, raw)
-                pipe.zadd(f"{queue}{channel.sep}edf", {member: score})
+                pipe.zadd(*keys_of(channel, queue, HOPEFUL), {member: score})
             else:
                 pipe.lpush(queue, dumps(raw))
             if i % 1000 == 999:
@@ -95,7 +96,7 @@ class Bench:
         self.client = redis.Redis.from_url(redis_url, decode_responses=True)
         self.base = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
+            "PYTHONPATH": import_path(),
             "ORDER_BROKER": redis_url,
             "ORDER_MONGO": mongo_url,
         }

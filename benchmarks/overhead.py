@@ -32,7 +32,7 @@ from typing import Any
 import psutil
 import redis
 from heading import print_heading
-from isolation import isolated
+from isolation import import_path, isolated
 
 from rts.settings import Settings
 from rts.testing import MongoServer, RedisServer, WorkerProcess, wait_until
@@ -69,7 +69,7 @@ class Bench:
         """Return the environment of a process of the benchmark's app."""
         return {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
+            "PYTHONPATH": import_path(),
             "OVERHEAD_BROKER": self.redis_url,
             "OVERHEAD_MONGO": self.mongo_url,
             "OVERHEAD_RTS": "1" if rts else "0",

@@ -129,7 +129,7 @@ def recording(
         return None
     if publishers:
         for number, parent in enumerate(parents):  # in place: there may be a million
-            jobs[number] = _published(jobs[number], parent, publishers)
+            jobs[number] = _with_origin(jobs[number], parent, publishers)
     _order_by_arrival(jobs, met)
     return Recording(
         jobs=jobs,
@@ -150,7 +150,7 @@ class _Publisher(NamedTuple):
     deadline: float
 
 
-def _published(job: Job, parent: str, publishers: Mapping[str, _Publisher]) -> Job:
+def _with_origin(job: Job, parent: str, publishers: Mapping[str, _Publisher]) -> Job:
     """Return *job* with its origin, if its *parent* is known. Its arrival is an instant."""
     by = publishers.get(parent)
     if by is None or job.arrival_s < by.started_at or job.span_s is None:

@@ -137,7 +137,7 @@ class _Simulation:
         #: Completed runs by number, of jobs with several.
         self._completed: dict[int, int] = {}
         #: The jobs that each one publishes, and those that arrive by themselves.
-        self._children, self._roots = _published(jobs)
+        self._children, self._roots = _families(jobs)
         #: Heap of the published ones that are to arrive: arrival, number, publisher.
         self._published: list[tuple[float, int, Waiting]] = []
         #: How many others have arrived, and when the next one does.
@@ -249,7 +249,7 @@ class _Simulation:
         return kinds.get(job.task_type) or kinds[UNTYPED]
 
 
-def _published(jobs: Sequence[Job]) -> tuple[dict[int, list[int]], Sequence[int]]:
+def _families(jobs: Sequence[Job]) -> tuple[dict[int, list[int]], Sequence[int]]:
     """Return which jobs each one publishes, and which arrive by themselves; by position."""
     children: dict[int, list[int]] = {}
     roots: list[int] = []
