@@ -10,6 +10,7 @@ from rts import health
 from rts.errors import ConfigurationError
 from rts.installation import parts_of
 from rts.settings import Settings
+from rts.urls import shown_url
 
 if TYPE_CHECKING:
     from rts.parts import WorkerParts
@@ -58,6 +59,7 @@ class RtsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no t
         try:
             if self._worker_parts is not None:
                 self._worker_parts.start()
+                _log_start(Settings.from_conf(parent.app.conf))
         except Exception as exc:  # noqa: BLE001  the worker must start
             health.hook_failed("worker", exc)
 
@@ -71,6 +73,16 @@ class RtsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no t
                 self._worker_parts.stop()
         except Exception as exc:  # noqa: BLE001  the worker must stop
             health.hook_failed("worker", exc)
+
+
+def _log_start(settings: Settings) -> None:
+    """Log that rts is at work, with which servers, for whoever has just added it."""
+    health.logger.info(
+        "rts: Redis at %s, ledger at %s, order of the queue: %s",
+        shown_url(settings.redis_url),
+        shown_url(settings.mongo_url),
+        settings.scheduler or "the broker's",
+    )
 
 
 class SlotsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no type information
