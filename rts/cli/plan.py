@@ -63,7 +63,8 @@ def command(
     """Find the smallest number of slots with which a workload meets a target.
 
     The workload is what the ledger recorded, or a trace. One recording is a single random
-    sample, so workloads that are resampled from pieces of it must meet the target, too.
+    sample, so workloads that are resampled from pieces of it must meet the target, too. The
+    orders of --scheduler are those of rts replay.
     """
     found = workload(Source.taken_from(options), settings_of(ctx), ctx.obj.app)
     order = scheduler or order_in_use(found.settings)

@@ -85,6 +85,9 @@ def command(
     due; they are assumed to wait in one queue for any of the slots. With nothing changed the
     result is what happened, within the error of the simulation. With --trace, taus are learned
     along the way, from the app's first taus.
+
+    Orders: fifo is the broker's own, edf that of rts_scheduler = "edf", plain-edf the same
+    without demoting hopeless tasks, sjf runs the shortest job first.
     """
     found = workload(Source.taken_from(options), settings_of(ctx), ctx.obj.app)
     slots = slots or found.slots or enough_slots(found.jobs, found.conditions.speed)

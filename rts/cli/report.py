@@ -18,7 +18,7 @@ from rts.views.windows import window
 TOTAL = "total"
 
 
-@click.command(name="report", short_help="How the deadlines were met.")
+@click.command(name="report", short_help="Which deadlines were met.")
 @click.option(
     "--since", callback=instant, default="24h", show_default=True, help="Start of the window."
 )
@@ -39,7 +39,7 @@ def command(
     by: str,
     as_json: bool,
 ) -> None:
-    """Show how the deadlines of the tasks that ended, or came due, in a window were met.
+    """Show which deadlines were met, of the tasks that ended, or came due, in a window.
 
     An instant is how long ago (90s, 15m, 24h, 7d, 2w) or ISO 8601 (UTC unless it has an
     offset). "on time" is the share of tasks that completed by their deadline, "goodput" the

@@ -162,7 +162,10 @@ def outbox_text(redis: RedisState) -> str:
 
 #: Alerts that nobody evaluates may be over, and new ones do not start.
 UNLED = "but nothing evaluates them now (a worker with rts_drain and rts_webhooks would)"
-NO_WORKERS = "No workers. One that runs lacks rts.install(app), or a restart since then."
+NO_WORKERS = (
+    "No workers. One that is running has no rts (add rts.install(app), and restart it), or "
+    "another Redis."
+)
 
 WORKER_COLUMNS = (
     Column("worker", number=False),

@@ -74,7 +74,11 @@ def tau_table(rows: list[TauRow], width: int | None) -> str:
 @as_json
 @click.pass_context
 def set_(ctx: click.Context, field: str, value: str, as_json: bool) -> None:
-    """Set a tau, from which learning continues. SECONDS: above 0, at most 1e9."""
+    """Set a tau, from which learning continues.
+
+    TYPE is a task type, TYPE/NAME a task of that type, such as mixed/proj.resize. SECONDS:
+    above 0, at most 1e9.
+    """
     settings = settings_of(ctx)
     _check(settings, field)
     tau_s = finite(value)

@@ -48,9 +48,15 @@ _OPTIONS = (
     click.option(
         "--k",
         type=Number(MIN_MULTIPLIER, MAX_MULTIPLIER),
-        help="k of all deadlines.  [default: deadlines as recorded]",
+        help="k of all deadlines (arrival + k * tau).  [default: deadlines as recorded]",
     ),
-    click.option("--speed", type=_SPEED, default=1.0, help="Speed up arrivals by this factor."),
+    click.option(
+        "--speed",
+        type=_SPEED,
+        default=1.0,
+        show_default=True,
+        help="Speed up arrivals by this factor: 2 is twice the load.",
+    ),
     click.option(
         "--overhead",
         type=Number(0, 3600),
