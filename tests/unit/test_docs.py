@@ -16,7 +16,8 @@ from rts.cli import COMMANDS
 from rts.cli import rts as group
 from rts.headers import write_plan
 from rts.keys import Keys
-from rts.records import Plan
+from rts.ledger.documents import documents
+from rts.records import Execution, OutboxEntry, Plan
 from rts.settings import Settings
 from rts.testing import plugin
 from rts.validation import CHECKS
@@ -181,6 +182,24 @@ def test_every_counter_is_told_of() -> None:
     told = set(re.findall(r"`(\w+…?)`", table))
     families = tuple(name.removesuffix("…") for name in told if name.endswith("…"))
     assert not {name for name in counted - told if not name.startswith(families)}
+
+
+def test_the_page_of_the_ledger_names_every_field() -> None:
+    run = Execution(
+        *("r", "t", "n", "mixed", "inferred", 1.0, 2.0, 0.0, 2.0, "published", "celery", 0),
+        *(None, None, "w", "w/1", 1),
+        priority=1,
+    )
+    texts = TEXTS["docs/ledger.md"].partition("\n## tasks")[2].split("\n## assignments")
+    for document, text in zip(documents(OutboxEntry("0-1", run)), texts, strict=True):
+        assert document is not None
+        fields = {field for field in document if field == "_id" or field[0] != "_"}
+        assert fields <= set(re.findall(r"`(\w+)`", text))
+
+
+def test_every_public_name_is_told_of() -> None:
+    table = TEXTS["docs/tasks.md"].partition("## The names in `rts`")[2]
+    assert {name for name in rts.__all__ if f"`{name}" not in table} == set()
 
 
 def test_how_it_works_names_every_package_key_and_collection() -> None:
