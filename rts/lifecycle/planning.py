@@ -208,8 +208,10 @@ class Planner:
         request = read_request(headers, self._types, where)
         inner = headers.get("headers")
         if isinstance(inner, dict) and request == NO_REQUEST:
-            # Tracing libraries move custom headers into an inner dict.
-            request = read_request(inner, self._types, where)
+            # Tracing libraries move custom headers into an inner dict. In a worker Celery's
+            # repeats the message's own, which are refused once.
+            moved = {key: value for key, value in inner.items() if key not in headers}
+            request = read_request(moved, self._types, where)
         return request
 
     def _read_options(self, name: str) -> _TaskDefaults:

@@ -244,6 +244,12 @@ def test_headers_moved_into_an_inner_dict_are_found() -> None:
     assert headers["task_type"] == "mixed"
 
 
+def test_a_value_that_is_refused_counts_once_if_an_inner_dict_repeats_it() -> None:
+    health.take_counts()
+    published(planner(), task_type="nope", headers={"task_type": "nope", "req_cpu": -1})
+    assert health.take_counts() == {"refused_task_type": 1, "refused_req_cpu": 1}
+
+
 HOSTILE = st.one_of(
     st.none(),
     st.booleans(),
