@@ -28,8 +28,6 @@ from rts.views.windows import parse
 #: Seconds for Redis to accept a connection and to answer. No task waits here, so they are
 #: longer than a worker's.
 CONNECT_TIMEOUT_S, TIMEOUT_S = 2.0, 5.0
-#: Seconds that the breaker stays open after a failure: a command should just try again.
-BREAKER_S = 1e-3
 
 #: Celery's name for the app that it creates if none is given.
 NO_APP = "default"
@@ -82,15 +80,10 @@ def utc(at: float | None) -> datetime | None:
     return None if at is None else datetime.fromtimestamp(at, timezone.utc)
 
 
-def patient_link(settings: Settings, connect_timeout_s: float, timeout_s: float) -> Link:
-    """Return a link to Redis with these timeouts, which tries again at once after a failure."""
-    return Link.with_timeouts(settings, connect_timeout_s, timeout_s, BREAKER_S)
-
-
 @contextmanager
 def link_to_redis(settings: Settings) -> Iterator[Link]:
     """Yield a link to Redis; an outage is reported with what to do about it."""
-    link = patient_link(settings, CONNECT_TIMEOUT_S, TIMEOUT_S)
+    link = Link.with_timeouts(settings, CONNECT_TIMEOUT_S, TIMEOUT_S)
     try:
         with outages_not_logged():
             yield link

@@ -10,10 +10,11 @@ from typing import Any, Generic, TypeVar
 
 from pymongo.errors import PyMongoError
 
-from rts.cli.common import link_to_redis, patient_link
+from rts.cli.common import link_to_redis
 from rts.errors import RtsError, StoreUnavailable, short
 from rts.ledger.shipper import Shipper
 from rts.ledger.spool_folder import SpoolFolder
+from rts.link.link import Link
 from rts.link.scripts import pack
 from rts.scheduling.discovery import FleetQueues, fleet_queues, queue_names
 from rts.scheduling.queues import QueueState, ordered_channel, state_of
@@ -34,7 +35,7 @@ def query_servers(settings: Settings) -> tuple[RedisState, LedgerState]:
     """Query both servers at once; one that does not answer in time counts as not reachable."""
 
     def redis_state() -> RedisState:
-        with closing(patient_link(settings, PATIENCE_S, PATIENCE_S)) as link:
+        with closing(Link.with_timeouts(settings, PATIENCE_S, PATIENCE_S)) as link:
             return ask_redis(link, settings)
 
     redis = _Query(redis_state, RedisState, settings.redis_url)

@@ -54,8 +54,6 @@ MONGO_OPTIONS: Mapping[str, int] = {
 }
 #: Seconds for Redis to accept a connection, and to answer.
 CONNECT_TIMEOUT_S, TIMEOUT_S = 1.0, 2.0
-#: No breaker: each query is to say why it failed, not that another one did a moment ago.
-BREAKER_S = 0.0
 #: Late runs of a type that are examined for its reason.
 LATE_RUNS = 500
 #: Misses that are listed.
@@ -98,7 +96,7 @@ class Source:
     def __init__(self, app: Any, settings: Settings) -> None:
         self.settings = settings
         self._app = app
-        self._link = Link.with_timeouts(settings, CONNECT_TIMEOUT_S, TIMEOUT_S, BREAKER_S)
+        self._link = Link.with_timeouts(settings, CONNECT_TIMEOUT_S, TIMEOUT_S)
         self._client: MongoClient[dict[str, Any]] | None = None
         #: Held while the client is created.
         self._lock = threading.Lock()

@@ -58,19 +58,17 @@ class Link:
 
     @classmethod
     def with_timeouts(
-        cls,
-        settings: Settings,
-        connect_timeout_s: float,
-        timeout_s: float,
-        breaker_period_s: float,
+        cls, settings: Settings, connect_timeout_s: float, timeout_s: float
     ) -> Link:
-        """Return a link with its own timeouts, for callers that may wait longer, or less."""
+        """Return a link with its own timeouts that does not fail fast after a failure, for
+        callers that ask now and then: each call says why it failed.
+        """
         return cls(
             replace(
                 settings,
                 connect_timeout=connect_timeout_s,
                 timeout=timeout_s,
-                breaker_period=breaker_period_s,
+                breaker_period=0.0,
             )
         )
 

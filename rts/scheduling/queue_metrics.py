@@ -13,9 +13,9 @@ from rts.scheduling.queues import hopeless_in, ordered_channel, state_of
 from rts.settings import Settings
 from rts.views.readings import QueueReading
 
-#: Seconds for connecting to Redis, for a reply, and between attempts: short, since the broker
-#: has to reply within the rest of the scrape's timeout.
-CONNECT_TIMEOUT_S, TIMEOUT_S, BREAKER_S = 0.25, 0.5, 1.0
+#: Seconds for connecting to Redis, and for a reply: short, since the broker has to reply within
+#: the rest of the scrape's timeout.
+CONNECT_TIMEOUT_S, TIMEOUT_S = 0.25, 0.5
 #: Queues that are remembered, at most, besides those that workers consume now.
 MAX_REMEMBERED = 1000
 
@@ -27,7 +27,7 @@ def queue_readings(app: Any, settings: Settings) -> Callable[[], Sequence[QueueR
     in those that no worker consumes any more. It raises
     :class:`rts.errors.StoreUnavailable` if the broker is unavailable.
     """
-    link = Link.with_timeouts(settings, CONNECT_TIMEOUT_S, TIMEOUT_S, BREAKER_S)
+    link = Link.with_timeouts(settings, CONNECT_TIMEOUT_S, TIMEOUT_S)
     remembered: dict[str, None] = {}
     fleet = FleetQueues()
 

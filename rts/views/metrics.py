@@ -32,9 +32,6 @@ PATIENCE_S = 2.5
 #: takes longer than a scrape may wait each time: Prometheus, too, shows what it has for five
 #: minutes. It must be longer than the time between two scrapes, of a minute or two.
 MAX_AGE_S = 300.0
-#: Seconds that the breaker stays open after a failure: next to none, since each scrape should
-#: try again.
-BREAKER_S = 1e-3
 
 
 class RtsCollector:
@@ -55,7 +52,7 @@ class RtsCollector:
     ) -> None:
         self._settings = settings
         self._patience_s = patience_s
-        self._link = Link.with_timeouts(settings, CONNECT_TIMEOUT_S, TIMEOUT_S, BREAKER_S)
+        self._link = Link.with_timeouts(settings, CONNECT_TIMEOUT_S, TIMEOUT_S)
         self._client: Any = None
         self._sources: dict[str, Source[Any]] = {
             "redis": Source("Redis", lambda: read(self._link, settings), max_age_s),
