@@ -11,10 +11,9 @@ metrics read as well (:mod:`~rts.views.fleet_state`), and the taus (:mod:`~rts.v
 The first three count what lies in windows of time: :mod:`~rts.views.tallies`, or for windows
 that overlap :mod:`~rts.views.verdicts`. A busy window is cut into whole intervals
 (:mod:`~rts.views.intervals`), whose sums are stored (:mod:`~rts.views.rollups`, in the format
-of :mod:`~rts.views.packing` and :mod:`~rts.views.columns`) and used again while nothing in
-them has changed (:mod:`~rts.views.seal`). The server counts the rest
-(:mod:`~rts.views.aggregation`), into a :class:`~rts.views.tally.Tally` with buckets for
-percentiles (:mod:`~rts.views.histogram`).
+of :mod:`~rts.views.packing`) and used again while nothing in them has changed
+(:mod:`~rts.views.seal`). The server counts the rest (:mod:`~rts.views.aggregation`), into a
+:class:`~rts.views.tally.Tally` with buckets for percentiles (:mod:`~rts.views.histogram`).
 
 The metrics for Prometheus: :mod:`~rts.views.metrics` asks several servers at once
 (:mod:`~rts.views.sources`), and :mod:`~rts.views.families` names what it reads

@@ -30,31 +30,29 @@ MAX_STORED_BYTES = 15 << 20
 def sum_up(database: Database[dict[str, Any]], interval: Interval, by: str) -> Tallies:
     """Count a whole interval and store the sums, unless a record changes meanwhile."""
     rollups = sums_to_keep(database)
-    writes = None
     try:
-        head = rollups.find_one_and_update(
+        head: Any = rollups.find_one_and_update(
             {"_id": interval.id},
             {"$setOnInsert": {"writes": 0, "start": interval.window[0]}},
             upsert=True,
             projection={"writes": 1},
             return_document=ReturnDocument.AFTER,
         )
-        writes = None if head is None else head["writes"]
-        # A secondary may still hold what was replaced before this began.
-        database = database.with_options(read_preference=ReadPreference.PRIMARY)
     except PyMongoError:  # a read-only user still gets the answer
-        pass
-    counted = _counted(database, interval, by)
-    if writes is not None:
-        n = sum(t.runs + t.verdicts for t in counted.values())
-        sums = {"n": n, "keys": pack(counted, by)}
-        if len(bson.encode(sums)) <= MAX_STORED_BYTES:
-            try:
-                rollups.update_one(
-                    {"_id": interval.id, "writes": writes}, {"$set": {f"tallies.{by}": sums}}
-                )
-            except PyMongoError:  # the sums are only kept to save time
-                pass
+        return _counted(database, interval, by)
+    # A secondary may still hold what was replaced before this began.
+    primary = database.with_options(read_preference=ReadPreference.PRIMARY)
+    counted = _counted(primary, interval, by)
+    n = sum(t.runs + t.verdicts for t in counted.values())
+    sums = {"n": n, "keys": pack(counted, by)}
+    if len(bson.encode(sums)) <= MAX_STORED_BYTES:
+        try:
+            rollups.update_one(
+                {"_id": interval.id, "writes": head["writes"]},
+                {"$set": {f"tallies.{by}": sums}},
+            )
+        except PyMongoError:  # the sums are only kept to save time
+            pass
     return counted
 
 
@@ -82,7 +80,7 @@ def stored_packed(
     find_seal: Callable[[Database[dict[str, Any]], str], Seal | None] = seal_of,
 ) -> dict[str, Any]:
     """Return the stored sums of *intervals* that still agree with the ledger, packed
-    (:mod:`rts.views.packing`; for ``CLASSES``: :mod:`rts.views.columns`).
+    (:mod:`rts.views.packing`).
 
     *intervals* are of one collection and do not overlap. *find_seal* may remember its answer,
     which takes several queries.

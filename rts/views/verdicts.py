@@ -14,10 +14,10 @@ from typing import Any
 from pymongo.database import Database
 
 from rts.keys import TASKS
-from rts.views import columns, intervals
+from rts.views import intervals
 from rts.views.aggregation import direct, threads
-from rts.views.columns import Row
 from rts.views.intervals import cut
+from rts.views.packing import Row, unpack_rows
 from rts.views.rollups import stored_packed, sum_up
 from rts.views.tally import CLASSES
 
@@ -43,20 +43,14 @@ def slices(
     with threads() as pool:
         jobs = []
         for length, (whole, rest) in cuts.items():
-            jobs += [
-                (length, pool.submit(direct, database, TASKS, window, CLASSES))
-                for window in rest
-            ]
-            jobs += [
-                (length, pool.submit(sum_up, database, interval, CLASSES))
-                for interval in whole
-                if interval.id not in kept
-            ]
-        for length, (whole, _) in cuts.items():
+            for window in rest:
+                jobs.append((length, pool.submit(direct, database, TASKS, window, CLASSES)))
             for interval in whole:
                 if interval.id in kept:
-                    for row in columns.unpack(kept[interval.id]):
+                    for row in unpack_rows(kept[interval.id]):
                         yield length, row
+                else:
+                    jobs.append((length, pool.submit(sum_up, database, interval, CLASSES)))
         for length, job in jobs:
             for key, tally in job.result().items():
                 yield length, (key, tally.verdicts, tally.on_time, tally.misses)
