@@ -7,11 +7,12 @@ are stored for reports.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
+from itertools import chain
 from typing import Any
 
 from pymongo.database import Database
@@ -70,74 +71,61 @@ def series(
     last = -int(-(window[1] - EPOCH) // timedelta(seconds=width)) * width
     starts = range(first, last, width)
     with translate_errors(), threads() as pool:
-        collections = [
-            _Collection(database, collection, window, by, width, pool)
+        courses = [
+            _course(database, collection, window, by, key, starts, pool)
             for collection in (ASSIGNMENTS, TASKS)
         ]
-        for begin in range(0, len(starts), READ_AHEAD):
-            some = starts[begin : begin + READ_AHEAD]
-            for tallied in collections:
-                tallied.read(some[0], some[-1] + width)
-            for start in some:
-                tallies: Tallies = {}
-                for tallied in collections:
-                    for more in tallied.take(start, key):
-                        add_all(tallies, more)
-                yield Point(EPOCH + timedelta(seconds=start), width, tallies)
+        for start in starts:
+            tallies: Tallies = {}
+            for more in chain.from_iterable(map(next, courses)):
+                add_all(tallies, more)
+            yield Point(EPOCH + timedelta(seconds=start), width, tallies)
 
 
-class _Collection:
-    """The tallies of one collection, point by point."""
+def _course(
+    database: Database[dict[str, Any]],
+    collection: str,
+    window: Window,
+    by: str,
+    key: str | None,
+    starts: range,
+    pool: ThreadPoolExecutor,
+) -> Iterator[Iterator[Tallies]]:
+    """Yield, for each point, the tallies of one collection that it is made of. Each is dropped
+    as soon as the next one is taken.
+    """
+    width = starts.step
+    intervals: list[Interval] = []
+    rest = [window]
+    widths = [w for w in WIDTHS if width % w == 0]
+    if widths and is_busy(database, collection, window):
+        intervals, rest = cut(collection, trimmed(database, collection, window), widths)
 
-    def __init__(
-        self,
-        database: Database[dict[str, Any]],
-        collection: str,
-        window: Window,
-        by: str,
-        width: int,
-        pool: ThreadPoolExecutor,
-    ) -> None:
-        self._database, self._by, self._width, self._pool = database, by, width, pool
-        widths = [w for w in WIDTHS if width % w == 0]
-        rest: Sequence[Window] = [window]
-        self._intervals: list[Interval] = []
-        if widths and is_busy(database, collection, window):
-            kept = trimmed(database, collection, window)
-            self._intervals, rest = cut(collection, kept, widths)
-        self._find_seal = cache(seal_of)
-        self._kept: dict[str, Any] = {}
-        self._sums: dict[str, Future[Tallies]] = {}
-        jobs = [
-            pool.submit(direct_by_interval, database, collection, w, by, width) for w in rest
-        ]
-        #: What is not in whole intervals, by the second at which its point begins.
-        self._rest: dict[int, list[Tallies]] = {}
-        for job in jobs:
-            for start, more in job.result().items():
-                self._rest.setdefault(start - start % width, []).append(more)
+    def direct(part: Window) -> dict[int, Tallies]:
+        return direct_by_interval(database, collection, part, by, width)
 
-    def read(self, start: int, end: int) -> None:
-        """Read the sums of the intervals from *start* to *end*, epoch seconds."""
-        some = [i for i in self._intervals if start <= i.start < end]
-        self._kept = stored_packed(self._database, some, self._by, self._find_seal)
-        self._sums = {
-            i.id: self._pool.submit(sum_up, self._database, i, self._by)
-            for i in some
-            if i.id not in self._kept
-        }
-
-    def take(self, start: int, key: str | None) -> Iterator[Tallies]:
-        """Yield what the point that begins at *start* is made of."""
-        found = self._rest.pop(start, [])
-        while found:
-            yield _of(found.pop(), key)
-        for interval in self._intervals:
-            if start <= interval.start < start + self._width:
-                if interval.id in self._kept:
-                    yield unpack(self._kept.pop(interval.id), self._by, key)
-                else:
-                    yield _of(self._sums.pop(interval.id).result(), key)
+    #: What is not in whole intervals, by the second at which its point begins.
+    outside: dict[int, list[Tallies]] = {}
+    for found in pool.map(direct, rest):
+        for start in list(found):
+            outside.setdefault(start - start % width, []).append(_of(found.pop(start), key))
+    find_seal = cache(seal_of)
+    for begin in range(0, len(starts), READ_AHEAD):
+        some = starts[begin : begin + READ_AHEAD]
+        inside = [i for i in intervals if some[0] <= i.start < some[-1] + width]
+        kept = stored_packed(database, inside, by, find_seal)
+        sums = {i.id: pool.submit(sum_up, database, i, by) for i in inside if i.id not in kept}
+        for start in some:
+            yield chain(
+                outside.pop(start, ()),
+                (
+                    unpack(kept.pop(i.id), by, key)
+                    if i.id in kept
+                    else _of(sums.pop(i.id).result(), key)
+                    for i in inside
+                    if start <= i.start < start + width
+                ),
+            )
 
 
 def _of(tallies: Tallies, key: str | None) -> Tallies:

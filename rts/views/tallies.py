@@ -22,8 +22,8 @@ from rts.views.tally import CLASSES, Tallies, add_all
 
 
 def tally(database: Database[dict[str, Any]], window: Window, by: str) -> Tallies:
-    """Count the runs that ended in *window* and the verdicts that fell in it, grouped by *by*
-    (one of ``FIELDS``, or ``CLASSES``).
+    """Count the runs that ended in *window* and the verdicts that fell in it, grouped by *by*,
+    one of ``FIELDS``.
 
     Raises:
         PyMongoError: the server did not answer.
@@ -31,7 +31,7 @@ def tally(database: Database[dict[str, Any]], window: Window, by: str) -> Tallie
     total: Tallies = {}
     with threads() as pool:
         jobs = []
-        for collection in _collections(by):
+        for collection in (ASSIGNMENTS, TASKS):
             intervals: list[Interval] = []
             rest = [window]
             if is_busy(database, collection, window):
@@ -65,7 +65,7 @@ def precompute(
         PyMongoError: the server did not answer.
     """
     summed = 0
-    for collection in _collections(by):
+    for collection in (TASKS,) if by == CLASSES else (ASSIGNMENTS, TASKS):
         window = until - timedelta(seconds=seconds), until
         if not is_busy(database, collection, window):
             continue
@@ -76,7 +76,3 @@ def precompute(
                 sum_up(database, interval, by)
                 summed += 1
     return summed
-
-
-def _collections(by: str) -> tuple[str, ...]:
-    return (TASKS,) if by == CLASSES else (ASSIGNMENTS, TASKS)
