@@ -1,12 +1,9 @@
 """Adds the tab to Flower, which has no plugin API.
 
 Every ``celery`` command imports Flower's classes (an entry point), so this module is loaded in
-every process and imports neither Flower nor anything heavy. It wraps two methods of Flower's
-application, and adds the tab if the Celery app has rts:
-
-- in ``__init__``, for an app that has rts already;
-- in ``start``, before anything is served, for one that gets it while Flower imports the
-  modules of ``imports = ("rts.auto",)``.
+every process and imports neither Flower nor anything heavy. It wraps ``start`` of Flower's
+application, which adds the tab before anything is served, if the Celery app has rts by then:
+it may get it while Flower imports the modules of ``imports = ("rts.auto",)``.
 """
 
 from __future__ import annotations
@@ -21,46 +18,36 @@ from rts import health
 #: Returns whether a Celery app has rts, once :func:`attach` was called.
 _has_rts: Callable[[Any], bool] | None = None
 
-#: The wrapped methods of Flower, by name.
-_originals: dict[str, Callable[..., Any]] = {}
+#: The method that is wrapped; ``None`` if none is.
+_start: Callable[..., Any] | None = None
 
 
 def attach(has_rts: Callable[[Any], bool]) -> None:
     """Wrap Flower's application, if this process has loaded it. Idempotent."""
-    global _has_rts
+    global _has_rts, _start
     _has_rts = has_rts
-    module = sys.modules.get("flower.app")
-    application: Any = getattr(module, "Flower", None)
-    if application is None or _originals:
-        return
-    _originals["__init__"] = application.__init__
-    _originals["start"] = application.start
-    application.__init__ = _then_add(application.__init__)
-    application.start = _after_adding(application.start)
+    application = _application()
+    if application is not None and _start is None:
+        _start = application.start
+        application.start = _adding_first(_start)
 
 
 def detach() -> None:
     """Undo :func:`attach`. Flower applications that have the tab keep it."""
-    global _has_rts
+    global _has_rts, _start
     _has_rts = None
-    application: Any = getattr(sys.modules.get("flower.app"), "Flower", None)
-    for name, original in list(_originals.items()):
-        # If somebody wrapped it again since, ours stays and does nothing.
-        if getattr(getattr(application, name, None), "__wrapped__", None) is original:
-            setattr(application, name, original)
-            del _originals[name]
+    application = _application()
+    # If somebody wrapped it again since, ours stays and does nothing.
+    if _start and getattr(application.start, "__wrapped__", None) is _start:
+        application.start, _start = _start, None
 
 
-def _then_add(original: Callable[..., None]) -> Callable[..., None]:
-    @wraps(original)
-    def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
-        _add(self)
-
-    return init
+def _application() -> Any:
+    """Return Flower's class; ``None`` if it is not loaded."""
+    return getattr(sys.modules.get("flower.app"), "Flower", None)
 
 
-def _after_adding(original: Callable[..., Any]) -> Callable[..., Any]:
+def _adding_first(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def start(self: Any, *args: Any, **kwargs: Any) -> Any:
         _add(self)
