@@ -199,15 +199,18 @@ def workers(
     return found
 
 
-def queue(summary: QueueSummary) -> Document:
-    """Return one queue and the tasks at its head."""
+def queue(summary: QueueSummary, redis: RedisState | None) -> Document:
+    """Return one queue and the tasks at its head. ``drain_s``: seconds until the workers that
+    consume it have worked off its backlog; ``None`` without any.
+    """
+    slots = None if redis is None else redis.slots_for(summary.state.name)
     return {
         **asdict(summary.state),
         "next_deadline": instant(summary.state.next_deadline),
         "waiting": summary.state.waiting,
         "hopeless": summary.hopeless,
-        "slots": summary.slots,
-        "drain_s": summary.drain_s,
+        "slots": slots,
+        "drain_s": summary.state.waiting * summary.mean_s / slots if slots else None,
         "line": [
             {
                 **asdict(task),

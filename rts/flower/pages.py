@@ -180,7 +180,7 @@ class Pages:
             "problems": page_parts.problems(self._settings, redis.value, summaries),
             "scheduler": self._settings.scheduler,
             "ordered_by_us": summaries is not None if queues.is_known else None,
-            "queues": [page_parts.queue(summary) for summary in summaries or ()],
+            "queues": [page_parts.queue(each, redis.value) for each in summaries or ()],
             **page_parts.state(self._settings, redis.value, summaries),
         }
 

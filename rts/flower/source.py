@@ -6,12 +6,12 @@ of the commands: both get them from :mod:`rts.views`.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from statistics import fmean
 from typing import Any
 
 from pymongo import MongoClient
@@ -75,14 +75,13 @@ class Counted:
 
 @dataclass(frozen=True)
 class QueueSummary:
-    """One queue, the workers that consume it, and how long its backlog lasts."""
+    """One queue, and what is next in it."""
 
     state: QueueState
     #: In deadline order and not yet demoted, but hopeless.
     hopeless: int
-    slots: int
-    #: Seconds until the slots have worked off the backlog; ``None`` without slots.
-    drain_s: float | None
+    #: Mean tau of the tasks at its head; 0 if none is known.
+    mean_s: float
     line: list[WaitingTask]
 
 
@@ -168,14 +167,13 @@ class Source:
 
     def queues(self) -> list[QueueSummary] | None:
         """Return the queues; ``None`` if the broker is not Redis."""
-        redis = self.redis()
         with self._redis_errors():
             fleet = fleet_queues(self._link, self.settings)
         with ordered_channel(self._app, self.settings) as channel:
             if channel is None:
                 return None
             found = queue_names(self._app, self.settings, channel, fleet)
-            return [_summary(channel, name, redis.slots_for(name)) for name in found]
+            return [_summary(channel, name) for name in found]
 
     def close(self) -> None:
         """Close the connections."""
@@ -205,14 +203,12 @@ class Source:
             raise StoreUnavailable(unusable(server, exc)) from exc
 
 
-def _summary(channel: Any, name: str, slots: int) -> QueueSummary:
+def _summary(channel: Any, name: str) -> QueueSummary:
     state = state_of(channel, name)
     line = next_waiting(channel, name, IN_LINE)
     hopeless = hopeless_in(channel, name) if state.ordered else 0
     taus = [task.tau for task in line[:MEAN_OF] if task.tau is not None and task.tau > 0]
-    mean_s = math.fsum(taus) / len(taus) if taus else 0.0
-    drain_s = state.waiting * mean_s / slots if slots else None
-    return QueueSummary(state, hopeless, slots, drain_s, line)
+    return QueueSummary(state, hopeless, fmean(taus) if taus else 0.0, line)
 
 
 def _last(span: timedelta) -> Window:

@@ -491,7 +491,7 @@ def test_pages_name_the_longest_queues_that_nobody_takes_from() -> None:
     redis = RedisState(ServerState("redis://r/0", True), lag_s=61.2, workers=(worker,))
     waiting = {"taken": 9, **{f"q{n}": n for n in range(8)}}
     queues = [
-        source.QueueSummary(QueueState(name, 0, 0, n, None), 0, 0, None, [])
+        source.QueueSummary(QueueState(name, 0, 0, n, None), 0, 0.0, [])
         for name, n in waiting.items()
     ]
     found = page_parts.problems(Settings(), redis, queues, ledger_up=False)
@@ -544,7 +544,7 @@ def test_what_is_overdue_is_told_as_by_status_though_no_worker_is_there_to_find_
 
 def test_without_notes_of_open_tasks_those_that_wait_and_run_are_counted() -> None:
     redis = RedisState(ServerState("redis://r/0", True), running=4, overdue=1)
-    queues = [source.QueueSummary(QueueState("q", 5, 6, 7, None), 2, 0, None, [])]
+    queues = [source.QueueSummary(QueueState("q", 5, 6, 7, None), 2, 0.0, [])]
     state = page_parts.state(Settings(open_max=0), redis, queues)
     assert state["open"] == {"tasks": 22, "waiting": 18, "running": 4}
     assert state["overdue"] == 9, "running late, demoted, hopeless"
