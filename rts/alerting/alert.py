@@ -12,7 +12,7 @@ from html import escape
 from typing import Any
 
 from rts.validation import json_object
-from rts.views.json_values import iso
+from rts.views.json_values import plain, utc
 
 #: Version of the JSON document that webhooks get. New fields do not change it.
 VERSION = 1
@@ -90,8 +90,9 @@ class Alert:
         values = json_object(text, "an alert")
         try:
             alert = cls(**{name: values[name] for name in cls.__slots__ if name in values})
-            float(alert.started_at), float(alert.at)
-        except TypeError as exc:
+            for at in (alert.started_at, alert.at):
+                datetime.fromtimestamp(at, timezone.utc)
+        except (TypeError, OverflowError, OSError) as exc:
             raise ValueError(f"not an alert: {exc}") from exc
         if not isinstance(alert.severity, str):
             raise ValueError("not an alert: its severity is no text")
@@ -110,8 +111,8 @@ def json_document(alert: Alert, link: str | None) -> dict[str, Any]:
         "summary": alert.summary,
         "labels": dict(alert.labels),
         "values": dict(alert.values),
-        "started_at": _iso(alert.started_at),
-        "ended_at": _iso(alert.at) if alert.state == RESOLVED else None,
+        "started_at": utc(alert.started_at),
+        "ended_at": utc(alert.at) if alert.state == RESOLVED else None,
         "links": {} if link is None else {"overview": link},
     }
 
@@ -131,7 +132,7 @@ def slack_document(alert: Alert, link: str | None) -> dict[str, Any]:
 def body_of(alert: Alert, webhook_format: str, link: str | None) -> bytes:
     """Return the body of a message about *alert*."""
     make = slack_document if webhook_format == "slack" else json_document
-    return json.dumps(make(alert, link), allow_nan=False).encode()
+    return json.dumps(plain(make(alert, link)), allow_nan=False).encode()
 
 
 def signature(secret: str, timestamp: str, body: bytes) -> str:
@@ -147,7 +148,3 @@ def one_line(text: str) -> str:
     'a b '
     """
     return "".join(c if c.isprintable() else " " for c in text)
-
-
-def _iso(at: float) -> str:
-    return iso(datetime.fromtimestamp(at, timezone.utc))

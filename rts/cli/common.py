@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from types import FrameType
 from typing import Any
 
@@ -73,11 +73,6 @@ def instant(
             f"{value!r} is neither a duration (90s, 15m, 24h, 7d, 2w) nor an instant "
             "(2030-01-31, 2030-01-31T12:00:00Z)"
         ) from None
-
-
-def utc(at: float | None) -> datetime | None:
-    """Return an instant in epoch seconds as JSON documents have it."""
-    return None if at is None else datetime.fromtimestamp(at, timezone.utc)
 
 
 @contextmanager

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from datetime import datetime, timezone
-from typing import Any
 
 import click
 
@@ -18,12 +16,11 @@ from rts.cli.common import (
 )
 from rts.cli.table import printable
 from rts.clock import FleetClock
-from rts.deadlines import MAX_INSTANT
 from rts.errors import CommandError
 from rts.predictions.prediction import Prediction
 from rts.predictions.predictor import Predictor
 from rts.tau.cache import TauCache
-from rts.views.json_values import iso
+from rts.views.json_values import iso, utc
 from rts.views.plurals import counted
 
 #: The fields of a prediction that are instants.
@@ -61,10 +58,8 @@ def command(ctx: click.Context, task_id: str, queue: str | None, as_json: bool) 
             "task see rts show"
         )
     if as_json:
-        document: dict[str, Any] = {"task_id": task_id, **asdict(found)}
-        for key in INSTANTS:
-            document[key] = _instant(document[key])
-        print_json(document)
+        instants = {key: utc(getattr(found, key)) for key in INSTANTS}
+        print_json({"task_id": task_id, **asdict(found), **instants})
     else:
         click.echo(_text(found, clock.now()))
 
@@ -84,26 +79,21 @@ def _text(found: Prediction, now: float) -> str:
     )
 
 
-def _instant(at: float) -> datetime | None:
-    """Return an instant; ``None`` for never."""
-    return datetime.fromtimestamp(at, timezone.utc) if at < MAX_INSTANT else None
-
-
 def _line(name: str, middle: float, low: float, high: float, now: float) -> str:
     """Return the line of a predicted instant, which is never for a task that is dropped.
 
-    >>> _line("start", 130.0, 125.0, MAX_INSTANT, 100.0)
+    >>> _line("start", 130.0, 125.0, float("inf"), 100.0)
     'start    1970-01-01T00:02:10.000Z  in 30.0 s (25.0 to never)'
-    >>> _line("start", MAX_INSTANT, 125.0, MAX_INSTANT, 100.0)
+    >>> _line("start", float("inf"), 125.0, float("inf"), 100.0)
     'start    never'
     """
-    at = _instant(middle)
+    at = utc(middle)
     if at is None:
         return f"{name:<9}never"
-    latest = "never" if high >= MAX_INSTANT else f"{high - now:.1f}"
+    latest = "never" if utc(high) is None else f"{high - now:.1f}"
     return f"{name:<9}{iso(at)}  in {middle - now:.1f} s ({low - now:.1f} to {latest})"
 
 
 def _shown(at: float) -> str:
-    found = _instant(at)
+    found = utc(at)
     return "never" if found is None else iso(found)

@@ -8,12 +8,13 @@ from typing import Any
 
 import click
 
-from rts.cli.common import as_json, link_to_redis, print_json, settings_of, utc
+from rts.cli.common import as_json, link_to_redis, print_json, settings_of
 from rts.cli.table import NONE, Column, render, seconds, terminal_width
 from rts.errors import CommandError, StoreUnavailable
 from rts.scheduling import queues
 from rts.scheduling.discovery import FleetQueues, all_queue_names, fleet_queues
 from rts.settings import Settings
+from rts.views.json_values import utc
 from rts.views.plurals import counted
 
 
@@ -77,5 +78,5 @@ def _fleet(settings: Settings) -> FleetQueues:
 
 _COLUMNS = (
     Column("queue", number=False),
-    *(Column(header) for header in ("ordered", "demoted", "plain", "next due in s")),
+    *map(Column, ("ordered", "demoted", "plain", "next due in s")),
 )

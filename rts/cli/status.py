@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from rts.cli.common import as_json, outages_not_logged, print_json, settings_of, utc
+from rts.cli.common import as_json, outages_not_logged, print_json, settings_of
 from rts.cli.probes import (
     noted,
     query_broker,
@@ -20,6 +20,7 @@ from rts.cli.problems import problems, without_rts
 from rts.cli.table import NONE, Column, facts, printable, render, seconds, terminal_width
 from rts.clock import DEADBAND_S
 from rts.settings import Settings
+from rts.views.json_values import utc
 from rts.views.plurals import counted
 from rts.views.problems import queue_problems
 from rts.views.status import LedgerState, RedisState, ServerState, WorkerState
@@ -68,15 +69,8 @@ def status_document(
     """Return the document of ``--json``; ``None`` in it if a server did not answer."""
     known = redis.server.reachable
     fleet = {
-        "outbox": {
-            "length": redis.outbox_length,
-            "lag_s": redis.lag_s,
-            "oldest_at": utc(redis.oldest_at),
-        },
+        **fleet_document(redis),
         "counters": redis.counters,
-        "workers": list(map(worker_document, redis.workers)),
-        "running": {"runs": redis.running, "overdue": redis.overdue},
-        "open": {"tasks": redis.open_tasks, "overdue": redis.overdue_tasks},
         "alerts": {
             "firing": redis.alerts,
             "led": redis.alerts_led,
@@ -103,9 +97,18 @@ def status_document(
     }
 
 
-def worker_document(worker: WorkerState) -> dict[str, Any]:
-    """Return the state of a worker as plain values."""
-    return {**asdict(worker), "seen_at": utc(worker.seen_at)}
+def fleet_document(redis: RedisState) -> dict[str, Any]:
+    """Return the outbox, the workers and the tasks that have not ended, for JSON."""
+    return {
+        "outbox": {
+            "length": redis.outbox_length,
+            "lag_s": redis.lag_s,
+            "oldest_at": utc(redis.oldest_at),
+        },
+        "workers": [{**asdict(w), "seen_at": utc(w.seen_at)} for w in redis.workers],
+        "running": {"runs": redis.running, "overdue": redis.overdue},
+        "open": {"tasks": redis.open_tasks, "overdue": redis.overdue_tasks},
+    }
 
 
 def status_text(
@@ -170,10 +173,7 @@ NO_WORKERS = (
 WORKER_COLUMNS = (
     Column("worker", number=False),
     Column("host", number=False),
-    *(
-        Column(header)
-        for header in ("pid", "slots", "seen s ago", "load", "cpu", "memory", "gpu")
-    ),
+    *map(Column, ("pid", "slots", "seen s ago", "load", "cpu", "memory", "gpu")),
     Column("", number=False),
 )
 

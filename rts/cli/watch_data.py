@@ -10,13 +10,14 @@ from typing import Any
 
 from rts.alerting.alert import Alert
 from rts.alerting.store import firing
-from rts.cli.common import ledger_of, link_to_redis, utc
+from rts.cli.common import ledger_of, link_to_redis
 from rts.cli.probes import noted, query_broker, query_servers
 from rts.cli.problems import problems
 from rts.cli.queues import queue_document
-from rts.cli.status import worker_document
+from rts.cli.status import fleet_document
 from rts.scheduling.queues import QueueState
 from rts.settings import Settings
+from rts.views.json_values import utc
 from rts.views.problems import queue_problems
 from rts.views.report import ReportRow, report
 from rts.views.slo import ObjectiveStatus, standings
@@ -100,17 +101,13 @@ class Gatherer:
 
 def document(snapshot: Snapshot) -> dict[str, Any]:
     """Return *snapshot* as JSON shows it."""
-    redis = snapshot.redis
     return {
         "at": snapshot.at,
         "problems": snapshot.problems,
         "objectives": snapshot.standings,
         "types": snapshot.types,
         "queues": list(map(queue_document, snapshot.queues)),
-        "workers": list(map(worker_document, redis.workers)),
-        "outbox": {"length": redis.outbox_length, "lag_s": redis.lag_s},
-        "open": {"tasks": redis.open_tasks, "overdue": redis.overdue_tasks},
-        "running": {"runs": redis.running, "overdue": redis.overdue},
+        **fleet_document(snapshot.redis),
         "alerts": [
             {**asdict(alert), "started_at": utc(alert.started_at), "at": utc(alert.at)}
             for alert in snapshot.alerts

@@ -22,7 +22,7 @@ from rts.flower.filters import CHOICES, BadFilter, Filters
 from rts.flower.page_parts import Document
 from rts.flower.pages import Pages
 from rts.flower.timeline import timeline
-from rts.views.json_values import plain
+from rts.views.json_values import plain, utc
 
 #: Only our own files and Flower's may run or load; nothing inline.
 POLICY = (
@@ -83,6 +83,7 @@ class BasePage(BaseHandler):  # type: ignore[misc]  # Flower has no type informa
             "choices": CHOICES,
             "asset": self._tab.asset,
             "as_json": as_json,
+            "utc": utc,
             "themed": self._tab.themed,
         }
 

@@ -14,6 +14,7 @@ from rts.flower.reasons import finding
 from rts.flower.source import Counted, QueueSummary
 from rts.objectives import objective_of
 from rts.settings import Settings
+from rts.views.json_values import utc
 from rts.views.lateness_causes import load_at_start, median, slowdown
 from rts.views.problems import fleet_problems, queue_problems
 from rts.views.report import ReportRow
@@ -206,17 +207,13 @@ def queue(summary: QueueSummary, redis: RedisState | None) -> Document:
     slots = None if redis is None else redis.slots_for(summary.state.name)
     return {
         **asdict(summary.state),
-        "next_deadline": instant(summary.state.next_deadline),
+        "next_deadline": utc(summary.state.next_deadline),
         "waiting": summary.state.waiting,
         "hopeless": summary.hopeless,
         "slots": slots,
         "drain_s": summary.state.waiting * summary.mean_s / slots if slots else None,
         "line": [
-            {
-                **asdict(task),
-                "arrival": instant(task.arrival),
-                "deadline": instant(task.deadline),
-            }
+            {**asdict(task), "arrival": utc(task.arrival), "deadline": utc(task.deadline)}
             for task in summary.line
         ],
     }
@@ -225,11 +222,3 @@ def queue(summary: QueueSummary, redis: RedisState | None) -> Document:
 def record(document: Mapping[str, Any], id_name: str) -> Document:
     """Return a document as shown, with its load at start as one number."""
     return {**visible(document, id_name), "load": load_at_start(document)}
-
-
-def instant(at: float | None) -> datetime | None:
-    """Return epoch seconds as an instant; ``None`` if they are not valid."""
-    try:
-        return None if at is None else datetime.fromtimestamp(at, timezone.utc)
-    except (ValueError, OverflowError, OSError):  # a foreign message's deadline
-        return None

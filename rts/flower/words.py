@@ -169,8 +169,3 @@ def value(number: float | None, unit: str) -> str:
     if unit == "seconds":
         return duration(number)
     return times(number) if unit == "factor" else count(round(number))
-
-
-def utc(at: float) -> datetime:
-    """Return epoch seconds as an aware instant."""
-    return datetime.fromtimestamp(at, timezone.utc)

@@ -18,6 +18,16 @@ def iso(at: datetime) -> str:
     return at.astimezone(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def utc(at: float | None) -> datetime | None:
+    """Return epoch seconds as an aware instant; ``None`` if there are none, or they are beyond
+    the calendar, as in messages of others.
+    """
+    try:
+        return None if at is None else datetime.fromtimestamp(at, timezone.utc)
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
 def plain(value: Any) -> Any:
     """Return *value* as JSON types; NaN and infinity become null."""
     if is_dataclass(value) and not isinstance(value, type):

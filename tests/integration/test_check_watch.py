@@ -223,8 +223,10 @@ def test_watch_shows_how_it_is_now(
     write_verdicts(conf, ("cpu-light", 60, 10, 0), runtime_s=30.0)
     keys = Settings.from_conf(conf, environ={}).keys
     alert = Alert("1", "k", "task_overdue", "firing", "ticket", "3 late", started_at=1e9)
-    foreign = replace(alert, severity=7).to_json()
-    redis_client.hset(keys.alerts, mapping={"k": alert.to_json(), "foreign": foreign})
+    foreign: list[dict[str, Any]] = [{"severity": 7}, {"at": 1e300}, {"started_at": "1"}]
+    for n, change in enumerate(foreign):
+        redis_client.hset(keys.alerts, str(n), replace(alert, **change).to_json())
+    redis_client.hset(keys.alerts, "k", alert.to_json())
     beat = {"seen_at": time.time(), "worker": "w@h", "queues": []}
     redis_client.hset(keys.workers, "w@h/1", json.dumps(beat))
     lines = cli("watch").output.splitlines()
