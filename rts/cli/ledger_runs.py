@@ -26,11 +26,7 @@ _FIELDS = (
 )
 
 
-def count(
-    database: Database[dict[str, Any]],
-    window: Window,
-    queue: str | None = None,
-) -> int:
+def count(database: Database[dict[str, Any]], window: Window, queue: str | None = None) -> int:
     """Return how many runs :func:`runs` would yield; ``MAX_RUNS + 1`` means that there are
     more.
     """
@@ -39,9 +35,7 @@ def count(
 
 
 def runs(
-    database: Database[dict[str, Any]],
-    window: Window,
-    queue: str | None = None,
+    database: Database[dict[str, Any]], window: Window, queue: str | None = None
 ) -> Iterator[Run]:
     """Yield the runs that ended in *window*, latest first, at most :data:`MAX_RUNS`; then the
     tasks that were dropped in it, as if each had run for its tau.

@@ -85,8 +85,7 @@ def _alerts(snapshot: Snapshot) -> list[str]:
 
 _OBJECTIVES = (
     Column("objective", number=False),
-    *(Column(name) for name in ("target %", "5m %", "1h %", "tasks", "burn 1h")),
-    Column("budget left %"),
+    *map(Column, ("target %", "5m %", "1h %", "tasks", "burn 1h", "budget left %")),
     Column("", number=False),
 )
 _TYPES = (
@@ -98,7 +97,7 @@ _TYPES = (
 )
 _QUEUES = (
     Column("queue", number=False),
-    *(Column(name) for name in ("waiting", "ordered", "demoted", "plain", "due in s", "slots")),
+    *map(Column, ("waiting", "ordered", "demoted", "plain", "due in s", "slots")),
 )
 
 

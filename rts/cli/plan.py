@@ -66,7 +66,7 @@ def command(
     sample, so workloads that are resampled from pieces of it must meet the target, too. The
     orders of --scheduler are those of rts replay.
     """
-    found = workload(Source.taken_from(options), settings_of(ctx), ctx.obj.app)
+    found = workload(Source(**options), settings_of(ctx), ctx.obj.app)
     order = scheduler or order_in_use(found.settings)
     question = Question(
         found.jobs,

@@ -89,7 +89,7 @@ def command(
     Orders: fifo is the broker's own, edf that of rts_scheduler = "edf", plain-edf the same
     without demoting hopeless tasks, sjf runs the shortest job first.
     """
-    found = workload(Source.taken_from(options), settings_of(ctx), ctx.obj.app)
+    found = workload(Source(**options), settings_of(ctx), ctx.obj.app)
     slots = slots or found.slots or enough_slots(found.jobs, found.conditions.speed)
     names = tuple(dict.fromkeys(orders)) or (order_in_use(found.settings),)
     if write is not None:

@@ -95,7 +95,7 @@ def report_tables(rows: Sequence[ReportRow], by: str, width: int | None) -> str:
 
 
 _VERDICTS = (
-    *(Column(name) for name in ("tasks", "on time %", "goodput %", "runs", "tau error %")),
+    *map(Column, ("tasks", "on time %", "goodput %", "runs", "tau error %")),
     Column("misses", number=False),
 )
 _DURATIONS = tuple(

@@ -58,7 +58,7 @@ def runs_table(runs: list[dict[str, Any]], width: int | None) -> str:
         Column("retries"),
         Column("started", number=False, whole=True),
         Column("state", number=False),
-        *(Column(name) for name in ("runtime s", "delay s", "late s", "cpu s", "load")),
+        *map(Column, ("runtime s", "delay s", "late s", "cpu s", "load")),
         Column("worker", number=False),
     )
     rows = [

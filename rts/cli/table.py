@@ -46,17 +46,17 @@ def render(
     ]
     places = groupby(range(len(columns)), key=lambda i: columns[i].group)
     groups = [(name, list(of)) for name, of in places]
+
+    def span(of: Sequence[int]) -> int:
+        return sum(widths[i] for i in of) + len(GAP) * (len(of) - 1)
+
     for name, of in groups:  # a long group header widens its first column
-        spare = _width(name) - sum(widths[i] + len(GAP) for i in of) + len(GAP)
-        widths[of[0]] += max(0, spare)
+        widths[of[0]] += max(0, _width(name) - span(of))
     if width is not None:
         _shrink(columns, widths, width)
     lines = []
     if any(name for name, _ in groups):
-        spans = [
-            (name, sum(widths[i] + len(GAP) for i in of) - len(GAP)) for name, of in groups
-        ]
-        lines.append(GAP.join(_pad(name, span, right=True) for name, span in spans))
+        lines.append(GAP.join(_pad(name, span(of), right=True) for name, of in groups))
     texts = [cut_apart([row[i] for row in cells], width) for i, width in enumerate(widths)]
     headers = [cut(column.header, width) for column, width in zip(columns, widths, strict=True)]
     for row in (headers, *zip(*texts, strict=True)):

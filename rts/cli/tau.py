@@ -44,7 +44,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
 
 _COLUMNS = (
     Column("type / name", number=False),
-    *(Column(header) for header in ("tau s", "runs", "deviation s")),
+    *map(Column, ("tau s", "runs", "deviation s")),
     *(Column(header, group="runtime s") for header in ("p50", "p95", "p99")),
     Column("source", number=False),
 )

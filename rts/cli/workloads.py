@@ -78,11 +78,6 @@ class Source:
     speed: float
     overhead: float | None
 
-    @classmethod
-    def taken_from(cls, options: dict[str, Any]) -> Source:
-        """Pop its options from those of the command."""
-        return cls(**{name: options.pop(name) for name in cls.__dataclass_fields__})
-
 
 @dataclass(frozen=True)
 class Workload:

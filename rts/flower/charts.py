@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
-from rts.flower.history import NOTHING, Figures, Moment
+from rts.flower.history import NOTHING, Moment
 from rts.views.histogram import percentile, value_of
 from rts.views.lateness_causes import load_at_start, median, slowdown
+from rts.views.report import ratio
 
 Chart = dict[str, Any]
 
@@ -43,16 +45,12 @@ def _verdicts(history: Sequence[Moment], key: str | None) -> list[tuple[int, int
     return found
 
 
-def _figures(history: Sequence[Moment], key: str) -> list[Figures]:
-    return [moment.figures.get(key, NOTHING) for moment in history]
-
-
 def on_time(history: Sequence[Moment], key: str | None, target: float | None) -> Chart:
     """Return the shares of deadlines met, and of goodput, over time."""
     counts = _verdicts(history, key)
     lines = [
-        line("goodput", "second", [_ratio(good, n) for n, _, good in counts]),
-        line("on time", "met", [_ratio(met, n) for n, met, _ in counts]),
+        line("goodput", "second", [ratio(good, n) for n, _, good in counts]),
+        line("on time", "met", [ratio(met, n) for n, met, _ in counts]),
     ]
     if target is not None:
         lines.append(line("objective", "target", [target] * len(counts), "dash"))
@@ -93,8 +91,8 @@ def runtimes(history: Sequence[Moment], key: str, runs: Iterable[Mapping[str, An
         "seconds",
         starts,
         series=[
-            *_percentiles([figures.runtime for figures in _figures(history, key)], "runtime"),
-            line("tau", "tau", [_mean(used.get(start, ())) for start in starts]),
+            *_percentiles(history, key, "runtime"),
+            line("tau", "tau", [fmean(used[at]) if at in used else None for at in starts]),
         ],
         band=True,
     )
@@ -107,7 +105,7 @@ def delays(history: Sequence[Moment], key: str) -> Chart:
         "Queueing delay",
         "seconds",
         _starts(history),
-        series=_percentiles([figures.delay for figures in _figures(history, key)], "delay"),
+        series=_percentiles(history, key, "delay"),
         band=True,
     )
 
@@ -182,14 +180,15 @@ def bands(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "to": None if math.isinf(high) else high,
                 "runs": len(inside),
                 "slowdown_p50": median(slowdown(run) for run in inside),
-                "on_time_ratio": _ratio(sum(judged), len(judged)),
+                "on_time_ratio": ratio(sum(judged), len(judged)),
             }
         )
         low = high
     return found
 
 
-def _percentiles(pairs: Sequence[tuple[float | None, float | None]], what: str) -> list[Chart]:
+def _percentiles(history: Sequence[Moment], key: str, what: str) -> list[Chart]:
+    pairs = [getattr(moment.figures.get(key, NOTHING), what) for moment in history]
     return [
         line(f"{what} p50", "middle", [p50 for p50, _ in pairs]),
         line(f"{what} p95", "upper", [p95 for _, p95 in pairs]),
@@ -210,11 +209,3 @@ def _nice(step: float) -> float:
         return 0.1
     power = 10.0 ** math.floor(math.log10(step))
     return next(m * power for m in (1, 2, 5, 10) if m * power >= step * (1 - 1e-9))
-
-
-def _ratio(part: int, whole: int) -> float | None:
-    return part / whole if whole else None
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
+from operator import add
 from typing import Any
 
 from prometheus_client.core import (
@@ -266,11 +267,5 @@ def _by_label(waiting: Iterable[QueueReading]) -> dict[str, QueueReading]:
         if name not in found and len(found) >= MAX_QUEUES:
             name = "other"
         before = found.get(name, QueueReading(name, 0, 0, 0, 0))
-        found[name] = QueueReading(
-            name,
-            before.ordered + queue.ordered,
-            before.demoted + queue.demoted,
-            before.plain + queue.plain,
-            before.hopeless + queue.hopeless,
-        )
+        found[name] = QueueReading(name, *map(add, before[1:], queue[1:]))
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from rts.ledger.counting import DURATIONS, LATENESS
 from rts.link.link import Link
@@ -32,8 +33,7 @@ class Histogram:
     sum: float
 
 
-@dataclass(frozen=True)
-class QueueReading:
+class QueueReading(NamedTuple):
     """What waits in one queue of the broker, in messages."""
 
     queue: str

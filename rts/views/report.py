@@ -98,15 +98,16 @@ def row_of(key: str, counted: Tally) -> ReportRow:
         key=key,
         runs=counted.runs,
         tasks=counted.verdicts,
-        on_time_ratio=_ratio(counted.on_time, counted.verdicts),
-        goodput_ratio=_ratio(counted.good, counted.verdicts),
+        on_time_ratio=ratio(counted.on_time, counted.verdicts),
+        goodput_ratio=ratio(counted.good, counted.verdicts),
         runtime=Percentiles.of(counted.runtime),
         queueing_delay=Percentiles.of(counted.queueing_delay),
         lateness=Percentiles.of(counted.lateness),
-        tau_error_ratio=_ratio(counted.success_error_s, counted.success_runtime_s),
+        tau_error_ratio=ratio(counted.success_error_s, counted.success_runtime_s),
         misses=dict(counted.misses.most_common()),
     )
 
 
-def _ratio(part: float, whole: float) -> float | None:
+def ratio(part: float, whole: float) -> float | None:
+    """Return a share; ``None`` of nothing."""
     return part / whole if whole else None

@@ -26,6 +26,7 @@ from rts.objectives import (
     objective_of,
 )
 from rts.settings import Settings
+from rts.views.report import ratio
 from rts.views.tally import Tally, class_of
 from rts.views.verdicts import slices
 
@@ -119,7 +120,7 @@ def _standing(
                 lengths[name],
                 count.valid,
                 count.good,
-                count.good / count.valid if count.valid else None,
+                ratio(count.good, count.valid),
                 burn_rate(target, count),
             )
             for name, count in counts.items()
