@@ -78,7 +78,7 @@ class RtsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no t
 def _log_start(settings: Settings) -> None:
     """Log that rts is at work, with which servers, for whoever has just added it."""
     health.logger.info(
-        "rts: Redis at %s, ledger at %s, order of the queue: %s",
+        "rts uses Redis at %s and MongoDB at %s; order of the queues: %s",
         shown_url(settings.redis_url),
         shown_url(settings.mongo_url),
         settings.scheduler or "the broker's",

@@ -326,8 +326,8 @@ def test_pool_children_hold_no_pymongo_even_when_they_are_new(scene: Scene) -> N
 
 def test_a_worker_logs_at_its_start_which_servers_rts_uses(scene: Scene) -> None:
     conf = scene.basic.app.conf
-    servers = f"Redis at {conf.broker_url}, ledger at {conf.rts_mongo_url}"
-    assert f"rts: {servers}, order of the queue: the broker's" in scene.worker.log
+    servers = f"Redis at {conf.broker_url} and MongoDB at {conf.rts_mongo_url}"
+    assert f"rts uses {servers}; order of the queues: the broker's" in scene.worker.log
 
 
 def test_nothing_is_left_in_flight(scene: Scene) -> None:
