@@ -1,4 +1,4 @@
--- Take the next message of the first queue that has one and mark it as unacknowledged.
+-- Takes the next message of the first queue that has one and marks it as unacknowledged.
 --
 -- KEYS: unacked, unacked_index; then for each queue, in the order to try them: hopeful,
 --   demoted, bell, turns, refused, and its plain lists (ARGV[8] of them: one for each

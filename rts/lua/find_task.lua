@@ -1,4 +1,4 @@
--- Find a task among waiting messages, without sending them to the client.
+-- Finds a task among waiting messages, without sending them to the client.
 --
 -- KEYS: a list or a sorted set. ARGV: 1, 2 the first and last rank to search, in the order of
 --   consumption (a list is consumed from its right end); then the task's id as it may stand in

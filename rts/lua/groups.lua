@@ -28,4 +28,3 @@ local function delete_consumers(stream, group, is_gone)
     end
   end
 end
-

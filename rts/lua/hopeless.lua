@@ -1,4 +1,4 @@
--- Count the messages of a queue that are hopeless now, without sending them to the client.
+-- Counts the messages of a queue that are hopeless now, without sending them to the client.
 --
 -- KEYS: hopeful. ARGV: 1 first messages to count exactly; 2 size of the sample of the rest,
 --   which is cut into as many equal ranges of ranks, with one random message from each;

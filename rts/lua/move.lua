@@ -1,4 +1,4 @@
--- Move a message from the deadline order to a plain list, unless it has been claimed.
+-- Moves a message from the deadline order to a plain list, unless it has been claimed.
 -- KEYS: sorted set, list. ARGV: member, payload.
 -- Returns 1 if it was moved, else 0.
 if redis.call('ZREM', KEYS[1], ARGV[1]) == 1 then

@@ -1,4 +1,4 @@
--- Add a message to a queue in deadline order and wake an idle consumer.
+-- Adds a message to a queue in deadline order and wakes an idle consumer.
 -- KEYS: hopeful, bell; for a queue that expires also its other keys. ARGV: score, member;
 --   for such a queue also its TTL in milliseconds, which all KEYS get.
 -- Returns 1.

@@ -1,4 +1,4 @@
--- Read messages without their bodies, which may be large and are no concern of ours.
+-- Reads messages without their bodies, which may be large and are no concern of ours.
 --
 -- KEYS: for each range its key, a list or a sorted set; then, if there are tags, unacked.
 -- ARGV: 1 number of ranges; 2 bytes after which a range is cut short, bodies included; for each

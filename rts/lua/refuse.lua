@@ -1,4 +1,4 @@
--- Move a claimed message that cannot be parsed to the refused ones of its queue.
+-- Moves a claimed message that cannot be parsed to the refused ones of its queue.
 -- KEYS: unacked, unacked_index, refused. ARGV: tag, message, number of refused ones to keep.
 -- Returns 1.
 --

@@ -1,4 +1,4 @@
--- Requeue a message that was claimed and not acknowledged.
+-- Requeues a message that was claimed and not acknowledged.
 -- KEYS: unacked, unacked_index; then for each queue that it goes to: the hopeful set, or a
 --   plain list, and the bell.
 -- ARGV: 1 tag; 2 its entry in unacked as it was read ('' for none); 3 latest instant of the

@@ -1,4 +1,4 @@
--- Wake an idle consumer after a message was pushed to a plain list.
+-- Wakes an idle consumer after a message was pushed to a plain list.
 -- KEYS: bell. ARGV: TTL of the bell in milliseconds, since consumers without the deadline
 --   order never pop it.
 -- Returns 1.

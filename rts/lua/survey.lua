@@ -1,4 +1,4 @@
--- Measure what waits in a queue's parts and what is unacknowledged, without sending any of it
+-- Measures what waits in a queue's parts and what is unacknowledged, without sending any of it
 -- to the client.
 --
 -- KEYS: unacked, unacked_index; then the parts, lists or sorted sets; then turns, if the parts
