@@ -24,14 +24,14 @@ import signal
 import sys
 import tempfile
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import pymongo
 import redis
 from heading import print_heading
-from isolation import import_path, isolated
+from isolation import environment, isolated
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
@@ -60,16 +60,14 @@ class Chaos:
         # The cuts affect this client, too.
         self.client = redis.Redis.from_url(server, retry=Retry(ExponentialBackoff(), 5))
         self.ledger = pymongo.MongoClient(mongo).get_default_database()
-        self.env = {
-            **os.environ,
-            "PYTHONPATH": import_path(),
-            "CHAOS_BROKER": server,
-            "CHAOS_MONGO": mongo,
-            "CHAOS_JOURNAL": self.journal,
-            "CHAOS_ACKS": "early" if arguments.early else "late",
-            "CHAOS_ORDER": "" if arguments.order == "fifo" else "edf",
-            "CHAOS_OPTIONS": json.dumps(OPTIONS),
-        }
+        self.env = environment(
+            CHAOS_BROKER=server,
+            CHAOS_MONGO=mongo,
+            CHAOS_JOURNAL=self.journal,
+            CHAOS_ACKS="early" if arguments.early else "late",
+            CHAOS_ORDER="" if arguments.order == "fifo" else "edf",
+            CHAOS_OPTIONS=json.dumps(OPTIONS),
+        )
         self.workers = [
             WorkerProcess(
                 "chaos_app",
@@ -145,11 +143,8 @@ class Chaos:
                         self.client.client_kill_filter(_type=kind, skipme=True)
                     self.happened["cut"] += 1
                     continue
-                ready = [n for n, done in enumerate(starting) if done.done()]
-                while not ready:
-                    time.sleep(0.02)
-                    ready = [n for n, done in enumerate(starting) if done.done()]
-                n = self.random.choice(ready)
+                wait(starting, return_when=FIRST_COMPLETED)
+                n = self.random.choice([n for n, done in enumerate(starting) if done.done()])
                 starting[n].result()
                 if self.kill(self.workers[n]):
                     starting[n] = starters.submit(self.workers[n].start)

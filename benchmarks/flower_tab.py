@@ -16,29 +16,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import socket
 import statistics
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import psutil
 from celery import Celery
-from heading import print_heading
-from isolation import isolated
+from heading import note, print_heading
+from isolation import environment, isolated
 from ledger import DAY_S, Stored, enlarge
 
 import rts
 from rts.testing import MongoServer, RedisServer, wait_until
 from rts.testing.processes import OwnedProcess
 
-ROOT = Path(__file__).parent.parent
 PAGES = ("overview", "types", "workers", "queues", "misses")
 PATHS = tuple(
     path
@@ -47,18 +44,6 @@ PATHS = tuple(
 )
 #: Seconds between two rounds of timed requests.
 PAUSE_S = 2.0
-
-#: Says what is being done.
-Note = Callable[[str], None]
-
-_APP = """
-import json, os
-from celery import Celery
-import rts
-app = Celery("bench", broker=os.environ["BENCH_REDIS"], set_as_current=True)
-app.conf.update(rts_mongo_url=os.environ["BENCH_MONGO"], rts_scheduler="edf")
-rts.install(app)
-"""
 
 
 def request(base: str, path: str) -> tuple[float, int]:
@@ -102,10 +87,6 @@ def main() -> None:
     parser.add_argument("--memory-s", type=float, default=300.0, help="0: skip")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-
-    def note(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
     with ExitStack() as stack:
         server = stack.enter_context(RedisServer())
         mongo = stack.enter_context(MongoServer())
@@ -117,33 +98,29 @@ def main() -> None:
         ledger.ledger.close()
         note(f"publishing {arguments.waiting} tasks")
         fill_queue(server.url, arguments.waiting)
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        (folder / "bench_app.py").write_text(_APP)
-        base, process = start(stack, folder, server.url, mongo.url)
-        results = pages(base, arguments.rounds, note)
+        base, process = start(stack, server.url, mongo.url)
+        results = pages(base, arguments.rounds)
         if arguments.memory_s:
-            results["memory"] = memory(base, process, arguments.memory_s, note)
+            results["memory"] = memory(base, process, arguments.memory_s)
     if arguments.json:
         print(json.dumps(results, indent=2))
     else:
         show(results, arguments)
 
 
-def start(
-    stack: ExitStack, folder: Path, redis_url: str, mongo_url: str
-) -> tuple[str, psutil.Process]:
+def start(stack: ExitStack, redis_url: str, mongo_url: str) -> tuple[str, psutil.Process]:
     """Start Flower; return its address and its process."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    env = {
-        **os.environ,
-        "BENCH_REDIS": redis_url,
-        "BENCH_MONGO": mongo_url,
-        "FLOWER_UNAUTHENTICATED_API": "true",
-        "PYTHONPATH": os.pathsep.join((str(ROOT), str(folder))),
-    }
-    command = [sys.executable, "-m", "celery", "-A", "bench_app", "flower", f"--port={port}"]
+    env = environment(
+        ORDER_BROKER=redis_url,
+        ORDER_MONGO=mongo_url,
+        ORDER="edf",
+        FLOWER_UNAUTHENTICATED_API="true",
+    )
+    command = [sys.executable, "-m", "celery", "-A", "order_app", "flower", f"--port={port}"]
     process = OwnedProcess(command, folder / "log", env=env, cwd=folder)
     stack.callback(process.stop)
 
@@ -155,7 +132,7 @@ def start(
     return f"http://127.0.0.1:{port}", psutil.Process(process.pid)
 
 
-def pages(base: str, rounds: int, note: Note) -> dict[str, Any]:
+def pages(base: str, rounds: int) -> dict[str, Any]:
     """Time the pages; return the figures by path."""
     note("first responses")
     first = {path: request(base, path)[0] for path in PATHS}
@@ -184,7 +161,7 @@ def pages(base: str, rounds: int, note: Note) -> dict[str, Any]:
     }
 
 
-def memory(base: str, process: psutil.Process, seconds: float, note: Note) -> dict[str, Any]:
+def memory(base: str, process: psutil.Process, seconds: float) -> dict[str, Any]:
     """Send the requests of an hour within *seconds*; return sizes of the process in MB."""
     rounds = 3600 / 5
     note(f"{rounds:.0f} requests to each of {len(PAGES)} pages in {seconds:.0f} s")

@@ -1,4 +1,4 @@
-"""The heading that every benchmark prints above its figures: their conditions.
+"""What every benchmark prints: notes on the way, and above its figures their conditions.
 
     machine    x86_64, 2 cores, Linux
     versions   Python 3.11.7, redis 8.1.0, pymongo 4.20.1
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Iterable
 from importlib.metadata import version
 
@@ -29,3 +30,8 @@ def print_heading(packages: Iterable[str] = (), **conditions: str) -> None:
     for name, text in lines.items():
         print(f"{name:<11}{text}")
     print()
+
+
+def note(text: str) -> None:
+    """Say on standard error what is being done."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,10 +1,12 @@
-"""Keeps the processes of a benchmark apart from all else on this machine."""
+"""The processes of a benchmark, kept apart from all else on this machine."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
@@ -12,19 +14,25 @@ from unittest.mock import patch
 from rts.settings import OVERRIDING
 
 
-def import_path() -> str:
-    """Return the PYTHONPATH of a benchmark's processes: its own folder, then what the benchmark
-    itself imports from, so that they run the same rts.
+def environment(**own: str) -> dict[str, str]:
+    """Return the environment of a benchmark's processes, with variables of their *own*. They
+    import from its folder, then from where the benchmark does, so that they run the same rts.
     """
-    own = str(Path(__file__).parent)
-    return os.pathsep.join([own, os.environ.get("PYTHONPATH", "")])
+    path = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path), **own}
+
+
+def run_script(script: str, env: Mapping[str, str], *arguments: object) -> str:
+    """Run a Python script in a fresh process; return its output."""
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout
 
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """Have no variable of the shell name another broker, and processes that are started
-    meanwhile deliver no records that others have spooled for a server on the same port: the
-    default spool lies below the system's temporary folder.
+    """Keep out variables of the shell that name another broker, and records that others have
+    spooled for a server on the same port: by default below the system's temporary folder.
     """
     with (
         tempfile.TemporaryDirectory(prefix="rts-bench-", ignore_cleanup_errors=True) as folder,

@@ -20,16 +20,16 @@ import argparse
 import json
 import random
 import statistics
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
+from itertools import islice
 from typing import Any
 
 import pymongo
 import redis
-from heading import print_heading
+from heading import note, print_heading
 
 from rts.ledger.drain import BATCH, Drain
 from rts.ledger.mongo import MongoLedger
@@ -87,14 +87,12 @@ def executions(n: int, begin: float, end: float, seed: int) -> Iterator[Executio
 
 def batches(runs: Iterator[Execution]) -> Iterator[list[OutboxEntry]]:
     """Yield the runs in batches, as the outbox delivers them."""
-    batch: list[OutboxEntry] = []
-    for number, run in enumerate(runs):
-        learned = Learned(1.5, 1.6, 1.4, 1.5) if run.state == "SUCCESS" else None
-        batch.append(OutboxEntry(f"{number}-1", run, learned))
-        if len(batch) == BATCH:
-            yield batch
-            batch = []
-    if batch:
+    learned = Learned(1.5, 1.6, 1.4, 1.5)
+    entries = (
+        OutboxEntry(f"{number}-1", run, learned if run.state == "SUCCESS" else None)
+        for number, run in enumerate(runs)
+    )
+    while batch := list(islice(entries, BATCH)):
         yield batch
 
 
@@ -172,16 +170,13 @@ class Stored:
         for batch in batches(runs):
             self.ledger.write(batch)
 
-    def ask(self, by: str = "type") -> tuple[float, float, int]:
+    def ask(self) -> tuple[float, float, int]:
         """Return the seconds of the first report, the median of later ones, and the runs."""
         until = datetime.fromtimestamp(self.until, timezone.utc)
-        times, runs = [], 0
-        for _ in range(self._rounds + 1):
-            begin = time.perf_counter()
-            rows = report(self.ledger.database, until - timedelta(days=1), until, by)
-            times.append(time.perf_counter() - begin)
-            runs = sum(row.runs for row in rows)
-        return times[0], statistics.median(times[1:]), runs
+        first, later, rows = self._timed(
+            lambda: report(self.ledger.database, until - timedelta(days=1), until, "type")
+        )
+        return first, later, sum(row.runs for row in rows)
 
     def ask_objectives(self) -> tuple[float, float, int]:
         """Return the seconds of the first query of the objectives, the median of later ones,
@@ -189,20 +184,26 @@ class Stored:
         """
         until = datetime.fromtimestamp(self.until, timezone.utc)
         settings = Settings(slo={TYPES[0]: 0.99, "*": 0.95})
-        times, tasks = [], 0
+        first, later, found = self._timed(
+            lambda: standings(self.ledger.database, settings, until)
+        )
+        return first, later, sum(standing.windows["budget"].valid for standing in found)
+
+    def _timed(self, query: Callable[[], Any]) -> tuple[float, float, Any]:
+        """Return the seconds of the first query, the median of later ones, and the answer."""
+        times, answer = [], None
         for _ in range(self._rounds + 1):
             begin = time.perf_counter()
-            found = standings(self.ledger.database, settings, until)
+            answer = query()
             times.append(time.perf_counter() - begin)
-            tasks = sum(standing.windows["budget"].valid for standing in found)
-        return times[0], statistics.median(times[1:]), tasks
+        return times[0], statistics.median(times[1:]), answer
 
     def drop(self) -> None:
         """Drop the database."""
         _drop(self.ledger)
 
 
-def reports(mongo_url: str, stored: int, rounds: int, note: Callable[[str], None]) -> Any:
+def reports(mongo_url: str, stored: int, rounds: int) -> Any:
     """Time the reports; return the figures by case."""
     results: dict[str, Any] = {}
     for case, days in (("spread over 30 days", 30), ("all within 24 hours", 1)):
@@ -234,17 +235,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="reports of each kind")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-
-    def note(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
     with RedisServer() as server, MongoServer() as mongo:
         enlarge(mongo.url)
         note(f"writing {arguments.records} records")
         results: dict[str, Any] = {
             "write": write_cost(mongo.url, arguments.records),
             "drain": drain_rate(server.url, mongo.url, arguments.records),
-            "report": reports(mongo.url, arguments.stored, arguments.rounds, note),
+            "report": reports(mongo.url, arguments.stored, arguments.rounds),
         }
     if arguments.json:
         print(json.dumps(results, indent=2))

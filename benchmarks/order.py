@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -24,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import redis
-from heading import print_heading
-from isolation import import_path, isolated
+from heading import note, print_heading
+from isolation import environment, isolated, run_script
 
 from rts.testing import MongoServer, RedisServer, WorkerProcess, wait_until
 
@@ -94,42 +93,23 @@ class Bench:
 
     def __init__(self, redis_url: str, mongo_url: str) -> None:
         self.client = redis.Redis.from_url(redis_url, decode_responses=True)
-        self.base = {
-            **os.environ,
-            "PYTHONPATH": import_path(),
-            "ORDER_BROKER": redis_url,
-            "ORDER_MONGO": mongo_url,
-        }
-
-    def script(self, order: str, script: str, *arguments: object) -> str:
-        """Run a script in a fresh process; return its output."""
-        return subprocess.run(
-            [sys.executable, "-c", script, *map(str, arguments)],
-            env={**self.base, "ORDER": order},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+        base = environment(ORDER_BROKER=redis_url, ORDER_MONGO=mongo_url)
+        #: Environments of the processes, by order.
+        self.env = {order: {**base, "ORDER": order} for order in ("fifo", "edf")}
 
     def throughput(self, order: str, tasks: int) -> tuple[float, float]:
         """Return the tasks per second of a publisher and of a worker."""
         self.client.flushdb()
-        published = tasks / float(self.script(order, PUBLISH, tasks))
+        env = self.env[order]
+        published = tasks / float(run_script(PUBLISH, env, tasks))
         worker = WorkerProcess(
-            "order_app",
-            queues=["warm"],
-            cwd=HERE,
-            env={**self.base, "ORDER": order},
-            loglevel="WARNING",
+            "order_app", queues=["warm"], cwd=HERE, env=env, loglevel="WARNING"
         )
         with worker:
             wait_until(lambda: self.left("warm") == 0, 60)
             time.sleep(1)
             # In the background: its reply comes when many tasks have run.
-            control = subprocess.Popen(
-                [sys.executable, "-c", CONSUME], env={**self.base, "ORDER": order}
-            )
-            with control:
+            with subprocess.Popen([sys.executable, "-c", CONSUME], env=env):
                 wait_until(lambda: self.left("work") < tasks, 60, interval=0.001)
                 started, before = time.perf_counter(), self.left("work")
                 if not before:
@@ -149,11 +129,11 @@ class Bench:
         memory = {}
         for size in sizes:
             before = self.client.info("memory")["used_memory"]
-            self.script(order, FILL, f"full{size}", size)
+            run_script(FILL, self.env[order], f"full{size}", size)
             memory[size] = (self.client.info("memory")["used_memory"] - before) / size
         queues = ",".join(f"full{size}" for size in sizes)
         claims = min(CLAIMS, min(sizes) // 2)
-        took = json.loads(self.script(order, CLAIM, queues, claims))
+        took = json.loads(run_script(CLAIM, self.env[order], queues, claims))
         return {size: (took[f"full{size}"], memory[size]) for size in sizes}
 
 
@@ -172,7 +152,7 @@ def main() -> None:
         for pair in range(arguments.pairs):
             for order in ("fifo", "edf") if pair % 2 == 0 else ("edf", "fifo"):
                 rates[order].append(bench.throughput(order, arguments.tasks))
-            print(f"pair {pair + 1}/{arguments.pairs}", file=sys.stderr)
+            note(f"pair {pair + 1}/{arguments.pairs}")
         claims = {order: bench.waiting(order, sizes) for order in ("fifo", "edf")}
     results: dict[str, Any] = {}
     for index, what in enumerate(("publish", "worker")):

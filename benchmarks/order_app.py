@@ -1,4 +1,4 @@
-"""The app of order.py: no-op tasks on Redis, in the order given by ORDER."""
+"""The app of order.py and flower_tab.py: no-op tasks on Redis, in the order of ORDER."""
 
 from __future__ import annotations
 

@@ -20,10 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -31,8 +28,8 @@ from typing import Any
 
 import psutil
 import redis
-from heading import print_heading
-from isolation import import_path, isolated
+from heading import note, print_heading
+from isolation import environment, isolated, run_script
 
 from rts.settings import Settings
 from rts.testing import MongoServer, RedisServer, WorkerProcess, wait_until
@@ -51,6 +48,17 @@ for _ in range(tasks):
     noop.apply_async(queue="work")
 print((time.process_time() - started) / tasks)
 """
+WRITE_MODULES = """
+import sys
+from overhead_app import write_modules
+write_modules.apply_async((sys.argv[1],), queue="warm")
+"""
+#: Has the worker consume the queue of the measured tasks, or stop doing so.
+CONTROL = """
+import sys
+from overhead_app import app
+getattr(app.control, sys.argv[1])("work", reply=True, limit=1)
+"""
 
 
 class Bench:
@@ -67,19 +75,17 @@ class Bench:
 
     def environment(self, rts: bool) -> dict[str, str]:
         """Return the environment of a process of the benchmark's app."""
-        return {
-            **os.environ,
-            "PYTHONPATH": import_path(),
-            "OVERHEAD_BROKER": self.redis_url,
-            "OVERHEAD_MONGO": self.mongo_url,
-            "OVERHEAD_RTS": "1" if rts else "0",
-            "OVERHEAD_SLACK": str(self.slack_s),
-        }
+        return environment(
+            OVERHEAD_BROKER=self.redis_url,
+            OVERHEAD_MONGO=self.mongo_url,
+            OVERHEAD_RTS="1" if rts else "0",
+            OVERHEAD_SLACK=str(self.slack_s),
+        )
 
     def run(self, rts: bool, tasks: int, steps: int = 1) -> dict[str, Any]:
         """Return the figures of one run: CPU in seconds per task, memory in bytes."""
         self.client.flushdb()  # a private server of this benchmark
-        environment = self.environment(rts)
+        env = self.environment(rts)
         worker = WorkerProcess(
             "overhead_app",
             hostname="bench@%h",
@@ -87,13 +93,13 @@ class Bench:
             queues=["warm"],
             loglevel="WARNING",
             cwd=HERE,
-            env=environment,
+            env=env,
         )
         with worker, tempfile.TemporaryDirectory() as folder:
             tree = psutil.Process(worker.pid)
             wait_until(lambda: len(worker.children()) >= self.concurrency, timeout=60)
             modules = Path(folder, "modules")
-            self.send(environment, "write_modules", str(modules))
+            run_script(WRITE_MODULES, env, modules)
             wait_until(lambda: modules.exists() and modules.stat().st_size > 0, timeout=60)
             result: dict[str, Any] = {
                 "pymongo in a child": any(
@@ -103,16 +109,16 @@ class Bench:
                 "rss": [],
             }
             for _ in range(steps):
-                result["publish"] = self.publish(environment, tasks)
+                result["publish"] = float(run_script(PUBLISH, env, tasks))
                 self.settle("warm", rts)
                 before = self.cpu(tree)
-                self.control(environment, "add_consumer")
+                run_script(CONTROL, env, "add_consumer")
                 self.settle("work", rts)
                 result["worker"] = (self.cpu(tree) - before) / tasks
                 result["rss"].append(
                     max(child.memory_info().rss for child in worker.children())
                 )
-                self.control(environment, "cancel_consumer")
+                run_script(CONTROL, env, "cancel_consumer")
             return result
 
     def cpu(self, tree: psutil.Process) -> float:
@@ -121,30 +127,6 @@ class Bench:
             process.cpu_times().user + process.cpu_times().system
             for process in [tree, *tree.children(recursive=True)]
         )
-
-    def publish(self, environment: dict[str, str], tasks: int) -> float:
-        """Publish from a fresh process and return its CPU seconds per task."""
-        output = subprocess.run(
-            [sys.executable, "-c", PUBLISH, str(tasks)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return float(output.stdout)
-
-    def send(self, environment: dict[str, str], task: str, argument: str) -> None:
-        """Publish one task from a fresh process."""
-        call = f"apply_async(({argument!r},), queue='warm')"
-        script = f"import overhead_app; overhead_app.{task}.{call}"
-        subprocess.run([sys.executable, "-c", script], env=environment, check=True)
-
-    def control(self, environment: dict[str, str], order: str) -> None:
-        """Make the worker consume the queue of the measured tasks, or stop doing so."""
-        script = (
-            f"from overhead_app import app; app.control.{order}('work', reply=True, limit=1)"
-        )
-        subprocess.run([sys.executable, "-c", script], env=environment, check=True)
 
     def settle(self, queue: str, rts: bool) -> None:
         """Wait until the queue is empty and, with rts, the outbox drained."""
@@ -180,7 +162,7 @@ def main() -> None:
             order = (False, True) if index % 2 == 0 else (True, False)
             runs = {rts: bench.run(rts, arguments.tasks) for rts in order}
             pairs.append((runs[False], runs[True]))
-            print(f"pair {index + 1}/{arguments.pairs}", file=sys.stderr)
+            note(f"pair {index + 1}/{arguments.pairs}")
         if arguments.flat:
             flat = bench.run(True, arguments.flat // 10, steps=10)["rss"]
 
