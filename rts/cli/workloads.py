@@ -21,7 +21,7 @@ from rts.errors import CommandError
 from rts.scheduling.priority import ranking
 from rts.scheduling.worker_capacity import prefetch_per_slot
 from rts.settings import Settings
-from rts.simulation.orders import ByPriority, Order, order_of
+from rts.simulation.orders import LeastFirst, Order, order_of
 from rts.simulation.prefetch import Prefetched, split
 from rts.simulation.recording import recording
 from rts.simulation.simulator import Conditions
@@ -105,7 +105,7 @@ class Workload:
         several = len(self.workers) > 1
         if name == "fifo" and (several or self.prioritised):
             workers = split(slots, self.workers if several else ())
-            queue = ByPriority() if self.prioritised else None
+            queue = LeastFirst(lambda task: task.rank) if self.prioritised else None
             return Prefetched(workers, self.held_per_slot, queue)
         return order_of(name, self.settings)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from rts.deadlines import (
@@ -93,49 +93,29 @@ class FirstComeFirstServed(Order):
         self._queue: deque[Waiting] = deque()
 
     def push(self, task: Waiting) -> None:
-        """See :class:`Order`."""
         self._queue.append(task)
 
     def put_back(self, task: Waiting) -> None:
-        """See :class:`Order`."""
         self._queue.appendleft(task)
 
     def pop(self, now: float, slots: int) -> Waiting | None:
-        """See :class:`Order`."""
         return self._queue.popleft() if self._queue else None
 
 
-class ByPriority(Order):
-    """By message priority, and by arrival where that is the same."""
+class LeastFirst(Order):
+    """By *key*, the least first, and by arrival where that is the same."""
 
-    def __init__(self) -> None:
+    def __init__(self, key: Callable[[Waiting], float]) -> None:
         super().__init__()
-        self._heap: list[tuple[int, int, Waiting]] = []
+        self._key = key
+        self._heap: list[tuple[float, int, Waiting]] = []
         self._pushed = 0
 
     def push(self, task: Waiting) -> None:
-        """See :class:`Order`."""
         self._pushed += 1
-        heapq.heappush(self._heap, (task.rank, self._pushed, task))
+        heapq.heappush(self._heap, (self._key(task), self._pushed, task))
 
     def pop(self, now: float, slots: int) -> Waiting | None:
-        """See :class:`Order`."""
-        return heapq.heappop(self._heap)[2] if self._heap else None
-
-
-class ShortestFirst(Order):
-    """The smallest tau first, for comparison: starves long tasks."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._heap: list[tuple[float, int, Waiting]] = []
-
-    def push(self, task: Waiting) -> None:
-        """See :class:`Order`."""
-        heapq.heappush(self._heap, (task.tau, task.number, task))
-
-    def pop(self, now: float, slots: int) -> Waiting | None:
-        """See :class:`Order`."""
         return heapq.heappop(self._heap)[2] if self._heap else None
 
 
@@ -168,17 +148,15 @@ class EarliestDeadlineFirst(Order):
         self._demoted: list[tuple[float, int, Waiting]] = []
 
     def push(self, task: Waiting) -> None:
-        """See :class:`Order`."""
         # One without a deadline goes by its queue's horizon alone: see place_of.
         score = task.deadline + (self._work * task.tau if task.due else 0.0)
         heapq.heappush(self._hopeful, (score, task.arrival, task.number, task))
 
     def pop(self, now: float, slots: int) -> Waiting | None:
-        """See :class:`Order`."""
         return self.pop_hopeful(now, slots) or self.pop_demoted(slots)
 
     def pop_hopeful(self, now: float, slots: int) -> Waiting | None:
-        """See :class:`Order`; every n-th time a demoted task (*late_share*)."""
+        """Pop a hopeful task, or every n-th time a demoted one (*late_share*)."""
         dropped: list[Waiting] = []
         while self._hopeful and self._is_hopeless(task := self._hopeful[0][3], now):
             heapq.heappop(self._hopeful)
@@ -195,7 +173,6 @@ class EarliestDeadlineFirst(Order):
         return heapq.heappop(self._hopeful)[3] if self._hopeful else None
 
     def pop_demoted(self, slots: int) -> Waiting | None:
-        """See :class:`Order`."""
         if not self._demoted or not self.may_take_demoted(slots):
             return None
         task = heapq.heappop(self._demoted)[2]
@@ -203,7 +180,6 @@ class EarliestDeadlineFirst(Order):
         return task
 
     def is_demoted(self, task: Waiting, now: float) -> bool:
-        """See :class:`Order`."""
         return self._mode == "demote" and self._is_hopeless(task, now)
 
     def _is_hopeless(self, task: Waiting, now: float) -> bool:
@@ -211,7 +187,6 @@ class EarliestDeadlineFirst(Order):
         return late and task.due and self._mode != "keep"
 
     def may_take_demoted(self, slots: int) -> bool:
-        """See :class:`Order`."""
         return len(self.held) < demoted_slots(self._hopeless_slots, slots)
 
 
@@ -233,7 +208,7 @@ def order_of(name: str, settings: Settings) -> Order:
     if name == "fifo":
         return FirstComeFirstServed()
     if name == "sjf":
-        return ShortestFirst()
+        return LeastFirst(lambda task: task.tau)
     if name not in ORDERS:
         raise ValueError(f"unknown order {name!r}: use one of {', '.join(ORDERS)}")
     return EarliestDeadlineFirst(

@@ -69,7 +69,6 @@ class Question:
     #: Whether each task type has to meet the target, not only all tasks together.
     by_type: bool = False
     resamples: int = RESAMPLES
-    seed: int = 1
 
 
 def plan(question: Question, progress: Callable[[], None] = lambda: None) -> Plan:
@@ -127,7 +126,7 @@ def busiest(jobs: Sequence[Job], most: int) -> Sequence[Job]:
 def resample(jobs: Sequence[Job], rng: random.Random) -> list[Job]:
     """Return a moving block resample of the same size, with the gaps before each job.
 
-    Of two jobs one of which publishes the other, both have to be in a block for that.
+    A job that another one publishes keeps its origin if both are in the same block.
     """
     block = max(1, round(len(jobs) ** 0.5))
     drawn: list[Job] = []
@@ -150,7 +149,7 @@ class _Planner:
         self._question = question
         self._progress = progress
         self.jobs = busiest(question.jobs, MAX_JOBS)
-        rng = random.Random(question.seed)
+        rng = random.Random(1)
         self._draws = [resample(self.jobs, rng) for _ in range(question.resamples)]
         self._trials: dict[int, Trial] = {}
         #: Offered load in erlangs: the number of slots for ρ = 1.
@@ -160,12 +159,10 @@ class _Planner:
         """Return whether *slots* meet the target, aborting as soon as they cannot."""
         if slots in self._trials:
             return self._trials[slots].worst >= self._question.target
-        for jobs in (self.jobs, *self._draws):
-            if self._share(jobs, slots, abort=True) < self._question.target:
-                self._progress()
-                return False
+        shares = (self._share(jobs, slots, abort=True) for jobs in (self.jobs, *self._draws))
+        met = all(share >= self._question.target for share in shares)
         self._progress()
-        return True
+        return met
 
     def trial(self, slots: int) -> Trial:
         """Return the outcome of *slots*, simulated to the end."""

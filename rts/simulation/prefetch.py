@@ -22,6 +22,9 @@ class _Worker:
     running: int = 0
     held: deque[Waiting] = field(default_factory=deque)
 
+    def has_room(self) -> bool:
+        return len(self.held) < self.slots - self.running + self.prefetch
+
 
 class Prefetched(Order):
     """By arrival, or another order of the *queue*, over workers that prefetch.
@@ -42,12 +45,10 @@ class Prefetched(Order):
         self._runs: dict[int, _Worker] = {}
 
     def push(self, task: Waiting) -> None:
-        """See :class:`rts.simulation.orders.Order`."""
         self._queue.push(task)
         self._deliver()
 
     def pop(self, now: float, slots: int) -> Waiting | None:
-        """See :class:`rts.simulation.orders.Order`."""
         for worker in self._workers:
             if worker.held and worker.running < worker.slots:
                 task = worker.held.popleft()
@@ -58,18 +59,12 @@ class Prefetched(Order):
         return None
 
     def ended(self, number: int) -> None:
-        """See :class:`rts.simulation.orders.Order`."""
         self._runs.pop(number).running -= 1
         self._deliver()
 
     def _deliver(self) -> None:
         """Deliver messages to the workers in turn, as far as they prefetch."""
-        while True:
-            for worker in self._workers:
-                if len(worker.held) < worker.slots - worker.running + worker.prefetch:
-                    break
-            else:
-                return
+        while worker := next(filter(_Worker.has_room, self._workers), None):
             task = self._queue.pop(0.0, 0)
             if task is None:
                 return

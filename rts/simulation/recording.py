@@ -103,6 +103,12 @@ def recording(
     gaps = _Gaps()
     publishers: dict[str, _Publisher] = {}
     parents: list[str] = []
+
+    def add(of_task: Sequence[Run]) -> None:
+        jobs.append(_job(of_task, rank))
+        met.append(bool(of_task[-1].met))
+        parents.append(of_task[0].parent)
+
     for run in runs:
         if run.cause is None:
             starts, ends = spans.setdefault(run.place[0], (array("d"), array("d")))
@@ -115,16 +121,11 @@ def recording(
             if known is None or known.started_at < run.started_at:
                 publishers[run.key] = _Publisher(run.started_at, run.deadline)
         if run.task_id is None:
-            jobs.append(_job([run], rank))
-            met.append(bool(run.met))
-            parents.append(run.parent)
+            add([run])
         else:
             chains.setdefault(run.task_id, []).append(run)
     for of_task in chains.values():
-        of_task.sort(key=lambda run: run.started_at)
-        jobs.append(_job(of_task, rank))
-        met.append(bool(of_task[-1].met))
-        parents.append(of_task[0].parent)
+        add(sorted(of_task, key=lambda run: run.started_at))
     if not jobs:
         return None
     if publishers:
@@ -229,8 +230,8 @@ class _Gaps:
 
 
 def _job(runs: Sequence[Run], rank: Callable[[int], int]) -> Job:
-    """Return the runs of one task, ordered by start, as a job: that of the work which has
-    replaced it, if any has.
+    """Return the job of one task from its *runs*, ordered by start. Name, type, tau and
+    deadline are those of the work that has replaced it, if any has.
     """
     first, last = runs[0], runs[-1]
     begins = (n for n in range(len(runs) - 1, 0, -1) if runs[n - 1].state == REPLACED)

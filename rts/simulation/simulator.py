@@ -81,10 +81,8 @@ def simulate(
 
     See :func:`finished`, which yields them one by one.
     """
-    outcomes: list[Outcome | None] = [None] * len(jobs)
-    for number, outcome in finished(jobs, slots, order, settings, conditions=conditions):
-        outcomes[number] = outcome
-    return [outcome for outcome in outcomes if outcome is not None]
+    found = finished(jobs, slots, order, settings, conditions=conditions)
+    return [outcome for _, outcome in sorted(found, key=lambda each: each[0])]
 
 
 def finished(
@@ -239,7 +237,7 @@ class _Simulation:
         return task.number, outcome
 
     def _arrival_of(self, count: int) -> float:
-        """Return when the job arrives before which *count* have, of those by themselves."""
+        """Return when the next of the jobs that arrive by themselves does, after *count*."""
         if count == len(self._roots):
             return NEVER
         return self._jobs[self._roots[count]].arrival_s / self._conditions.speed

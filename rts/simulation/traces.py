@@ -34,13 +34,13 @@ class Again(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """That a task was published by another one while that ran, as in a chain."""
+    """The task that has published another one while it ran, as in a chain."""
 
-    #: The other one's ``Job.key``.
+    #: Its ``Job.key``.
     key: str
-    #: Seconds from the start of the other one's last run until this one arrives.
+    #: Seconds from the start of its last run until the published task arrives.
     lag_s: float
-    #: Whether it is due when the other one is.
+    #: Whether the published task has its deadline.
     shares_deadline: bool
 
 
@@ -62,14 +62,14 @@ class Job(NamedTuple):
     end: str = SUCCESS
     #: The runs after the first.
     later: tuple[Again, ...] = ()
-    #: Seconds from its arrival until the work was due to run that it has replaced itself
-    #: with, whose name, type and tau these are; a deadline by the formula counts from then.
+    #: If it has replaced itself: seconds from its arrival to that of the replacement, whose
+    #: name, type and tau these are. A deadline by the formula counts from the latter.
     lead_s: float = 0.0
     #: Of its message's priority: brokers with priorities deliver the least first.
     rank: int = 0
     #: Identifies it to the tasks that it has published; '' where there are none.
     key: str = ""
-    #: Where the task with that key is a job before this one, it decides the arrival.
+    #: If its publisher is a job before this one, that decides the arrival.
     origin: Origin | None = None
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rts.cli.workloads import held_per_slot
 from rts.settings import Settings
-from rts.simulation.orders import ByPriority, FirstComeFirstServed
+from rts.simulation.orders import FirstComeFirstServed, LeastFirst
 from rts.simulation.prefetch import Prefetched
 from rts.simulation.simulator import simulate
 from rts.simulation.traces import Job
@@ -33,8 +33,12 @@ def test_a_prefetched_task_waits_for_its_worker_while_another_is_idle() -> None:
 def test_a_worker_takes_the_most_urgent_message_but_runs_what_it_holds_first() -> None:
     ranks = (1, 2, 2, 0, 1)
     jobs = [Job(float(n), "x", 10.0, rank=rank) for n, rank in enumerate(ranks)]
-    assert starts(jobs, Prefetched([1], 1, ByPriority()), 1) == [0, 10, 40, 20, 30]
-    assert starts(jobs, Prefetched([1], 0, ByPriority()), 1) == [0, 30, 40, 10, 20]
+
+    def held(number: int) -> Prefetched:
+        return Prefetched([1], number, LeastFirst(lambda task: task.rank))
+
+    assert starts(jobs, held(1), 1) == [0, 10, 40, 20, 30]
+    assert starts(jobs, held(0), 1) == [0, 30, 40, 10, 20]
 
 
 @given(JOBS, st.sampled_from([[3], [1, 2], [1, 1, 1]]), st.sampled_from([0, 1, 4, math.inf]))

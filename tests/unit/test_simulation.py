@@ -19,7 +19,6 @@ from rts.simulation.orders import (
     EarliestDeadlineFirst,
     FirstComeFirstServed,
     Order,
-    ShortestFirst,
     Waiting,
     order_of,
 )
@@ -39,7 +38,7 @@ from rts.testing.replay import sped_up
 
 ORDERS: list[Callable[[], Order]] = [
     FirstComeFirstServed,
-    ShortestFirst,
+    lambda: order_of("sjf", Settings()),
     lambda: EarliestDeadlineFirst(hopeless="keep"),
     EarliestDeadlineFirst,
 ]
