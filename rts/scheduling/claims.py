@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Collection
 from queue import Empty
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kombu.transport import redis as stock
 
@@ -29,8 +29,11 @@ from rts.scheduling.layout import (
     list_keys,
     unacked_keys,
 )
-from rts.scheduling.rule import Rule, SlotGauge
+from rts.scheduling.rule import Rule
 from rts.scheduling.scripts import CLAIM, REFUSE
+
+if TYPE_CHECKING:
+    from rts.scheduling.slots import Slots
 
 #: Messages that one claim examines at most: bounds how long the script blocks Redis.
 SCAN_LIMIT = 200
@@ -50,7 +53,7 @@ class Claims(QueueLayout):
 
     rule: Rule
     #: Set by a worker's bootstep; ``None`` for other consumers, which have no slots.
-    slots: SlotGauge | None = None
+    slots: Slots | None = None
     #: Queues that are consumed with ``no_ack``.
     _no_ack_queues: set[str]
     #: Seconds to block on the bells before the next claim.
@@ -90,7 +93,7 @@ class Claims(QueueLayout):
             _report_refused(refused)
         if state != b"message":
             self._capped = state == b"capped"
-            # Only while such a queue is consumed: at its start a worker reads replies once.
+            # Replies to remote control, which a worker awaits only while it starts.
             replies = not self._no_ack_queues.isdisjoint(self._active_queues)
             mixed = replies or now < self._mixed_until
             idle_s = MIXED_POLL_S if mixed else self.brpop_timeout or 1

@@ -42,7 +42,7 @@ def prioritiser(app: Any, settings: Settings, clock: FleetClock) -> Prioritise |
             "queues, which RabbitMQ does not change",
         )
     highest = HIGHEST if inverted else app.conf.task_queue_max_priority or HIGHEST
-    # Tasks have it unless they are given another one: it is not a choice for one of them.
+    # Any task has it that is not given another one: it is nobody's choice for this task.
     default = app.conf.task_default_priority
 
     def prioritise(plan: Plan, priority: int | None, retry: bool) -> int:

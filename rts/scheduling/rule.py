@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from rts.deadlines import HOPELESS_SLOTS, HORIZON_S, LATE_SHARE, late_every, work_weight
 from rts.settings import Settings
@@ -51,16 +51,3 @@ class Rule:
     def as_option(self) -> dict[str, Any]:
         """Return plain values such that ``Rule(**option)`` equals this rule."""
         return asdict(self)
-
-
-class SlotGauge(Protocol):
-    """What the transport needs to know of a worker's slots; see :mod:`rts.scheduling.slots`."""
-
-    def free(self) -> bool:
-        """Return whether a task could start now."""
-
-    def may_take_demoted(self, share: float) -> bool:
-        """Return whether another demoted task may run; they may hold *share* of the slots."""
-
-    def claimed_demoted(self, task_id: object) -> None:
-        """Record that a demoted task was claimed."""

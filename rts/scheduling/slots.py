@@ -16,7 +16,7 @@ IDLE_S = 0.05
 
 
 class Slots:
-    """A :class:`rts.scheduling.rule.SlotGauge` for a running Celery worker."""
+    """The slots of a running Celery worker."""
 
     def __init__(self, consumer: Any) -> None:
         self._consumer = consumer
@@ -31,7 +31,7 @@ class Slots:
         return slots_of(self._consumer.controller)
 
     def free(self) -> bool:
-        """See :class:`rts.scheduling.rule.SlotGauge`."""
+        """Return whether a task could start now."""
         # Requests that have not ended; those that wait for an eta are not among them.
         reserved, count = state.reserved_requests, self.count
         if len(reserved) >= count:
@@ -41,7 +41,7 @@ class Slots:
         return len(reserved) + sum(map(_is_awaited, running)) < count
 
     def may_take_demoted(self, share: float) -> bool:
-        """See :class:`rts.scheduling.rule.SlotGauge`."""
+        """Return whether another demoted task may run; they may hold *share* of the slots."""
         if not self._demoted:
             return True
         requests = _copy(state.reserved_requests) + _copy(state.active_requests)
@@ -49,7 +49,7 @@ class Slots:
         return len(self._demoted) < demoted_slots(share, self.count)
 
     def claimed_demoted(self, task_id: object) -> None:
-        """See :class:`rts.scheduling.rule.SlotGauge`."""
+        """Record that a demoted task was claimed."""
         self._demoted.add(task_id)
 
     def keep_waking(self, hub: Any) -> None:
