@@ -88,15 +88,14 @@ class Fleet:
         for all of them *since* this instant; ``None`` if there are too few data.
         """
         until = self.now - NOTED_S
-        if until - since < MIN_SPAN_S or not self.slots:
-            return None
-        if len({group.queues for group in self.groups}) > 1:
+        differ = len({group.queues for group in self.groups}) > 1
+        if differ or since < self.known_since or until - since < MIN_SPAN_S:
             return None
         spans = [(run.started_at, run.completed_at) for run in self.recent]
         spans += [(run.started_at or until, until) for run in self.own_running]
         seen = [min(end, until) - max(start, since) for start, end in spans]
         seen = [span for span in seen if span > 0]
-        if since < self.known_since or len(seen) < RUNS_PER_SLOT * self.slots:
+        if not self.slots or len(seen) < RUNS_PER_SLOT * self.slots:
             return None
         return min(1.0, max(0.01, sum(seen) / (self.slots * (until - since))))
 

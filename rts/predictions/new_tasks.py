@@ -21,7 +21,7 @@ from rts.records import OpenTask
 MIN_FRESH_S, MAX_FRESH_S, COST_FACTOR = 0.2, forecast.SOON_S, 4.0
 #: A prediction serves similar tasks until the queue has grown by more than this share.
 MAX_GROWTH = 0.05
-#: Readings of queues that are cached, and refusals.
+#: Readings that are cached, at most, and as many refusals.
 MAX_READINGS = 100
 
 
@@ -116,8 +116,9 @@ class NewTasks:
         self._readings: dict[tuple[str, int], Reading] = {}
         #: When and why nothing could be predicted for a queue and a priority.
         self._refused: dict[tuple[str, int], tuple[float, str]] = {}
-        #: Held by the thread that reads; and its last failure.
+        #: Held by the thread that reads.
         self._lock = threading.RLock()
+        #: When a reading has last failed, and what makes the exception.
         self._failed_at, self._failed = -math.inf, partial(StoreUnavailable)
 
     def predict(self, work: Work, queue: str, priority: int) -> Prediction:
@@ -128,12 +129,10 @@ class NewTasks:
             StoreUnavailable: Redis is unavailable.
         """
         asked_at, where = time.monotonic(), (queue, priority)
-        found = self._cached(where, work)
-        if found is not None:
+        if found := self._cached(where, work):
             return found
         with self._lock:
-            found = self._cached(where, work)
-            if found is not None:
+            if found := self._cached(where, work):
                 return found
             if self._failed_at > asked_at:  # while this thread waited for the lock
                 raise self._failed()

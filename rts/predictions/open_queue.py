@@ -82,8 +82,8 @@ class OpenQueue:
         """Sample the messages ahead of a task, about *most*, and in deadline order also those
         behind it, since they may overtake it.
 
-        The task is that of this *rank* in a *part* or, without, one that would be published
-        into it now. The position goes by the rank, though others may have been taken since.
+        The task is the one at *rank* in *part*; without a rank, one that would be published
+        there now. Its position follows from the rank, though others may have been taken since.
         """
         found = survey(self._channel, self._client, self._parts, queue=self._name)
         behind_all = found.sizes[part] if rank is None else rank
@@ -142,7 +142,7 @@ def _some(part: Part, size: int, mean_bytes: float) -> list[tuple[str, int, int]
     """Return ranges of ranks in a part of this *size*, for :func:`read_messages`."""
     length = min(size, affordable(BACKLOG, mean_bytes))
     if not part.ordered:
-        return [(part.key, 0, length - 1)][:length]
+        return [(part.key, 0, length - 1)]
     # The first ones are mostly short, since they are due soon. (Redis before 6.2 has no command
     # for random members.)
     return [(part.key, rank, rank) for rank in _random.sample(range(size), length)]

@@ -105,9 +105,9 @@ class QueueSimulation:
         return list(filter(self._prefetched.has_room, takers)) or takers
 
     def _fill(self, waiting: Sequence[Work], rng: random.Random) -> None:
-        """Fill slots that cannot be free with unknown runs. Tasks that should have started by
-        now show that all slots are busy, presumably with similar ones; if all of those are
-        demoted, only that demoted tasks hold as many slots as they may.
+        """Fill slots that cannot be free with unknown runs. That tasks wait which should have
+        started by now shows that all slots are busy, presumably with similar ones; or, if all
+        of them are demoted, that as many slots are as demoted tasks may hold.
         """
         left = [work for work in waiting if _waits_for_slot(work, self.now)]
         by_queues: dict[tuple[int, ...], tuple[list[Work], list[Work]]] = {}

@@ -54,7 +54,7 @@ class Runtimes:
         self._rng = rng
         self._ratios = {key: kept for key, kept in ratios.items() if kept.count >= KNOWN_RUNS}
         #: By type, of those that were drawn from since: see :meth:`_learned`.
-        self._tables: dict[str, list[float] | None] = {}
+        self._tables: dict[str, list[float]] = {}
         runs: dict[tuple[str, str], list[tuple[float, float]]] = {}
         for work, runtime_s in ended:
             for name in {work.name, ""}:
@@ -89,22 +89,20 @@ class Runtimes:
             if tau / NEAR_RATIO <= work.tau <= tau * NEAR_RATIO:
                 runtime_s *= work.tau / tau
             return self._drift * runtime_s
-        table = self._learned(work.task_type)
-        if table is not None:
+        if table := self._learned(work.task_type):
             return work.tau * table[int(self._rng.random() * VALUES)]
         sigma = UNKNOWN_SIGMA
         return work.tau * self._rng.lognormvariate(-sigma * sigma / 2, sigma)
 
-    def _learned(self, task_type: str) -> list[float] | None:
-        """Return quantiles of all ratios learned for a type, else of those for any type;
-        ``None``: too few are known.
+    def _learned(self, task_type: str) -> list[float]:
+        """Return quantiles of all ratios learned for a type, else of those for any type; none
+        if too few are known.
         """
         if task_type not in self._tables:
             sketch = self._ratios.get(task_type) or self._ratios.get(POOL)
-            self._tables[task_type] = None
-            if sketch is not None:
-                bounds = (sketch.bound((i + 0.5) / VALUES) for i in range(VALUES))
-                self._tables[task_type] = [bound or 0.0 for bound in bounds]
+            ranks = ((i + 0.5) / VALUES for i in range(VALUES))
+            bounds = map(sketch.bound, ranks) if sketch else ()
+            self._tables[task_type] = [bound or 0.0 for bound in bounds]
         return self._tables[task_type]
 
     def _neighbours_of(self, work: Work) -> _Neighbours:

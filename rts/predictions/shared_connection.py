@@ -27,9 +27,8 @@ class _Open:
     connection: Any
     #: Its channel, and a Redis client on the same pool; ``None`` until it is connected.
     channel_and_client: tuple[Any, redis.Redis] | None = None
-    readers: int = 0
-    #: No new reader may use it; the last one releases it.
-    discarded: bool = False
+    #: Threads that read, and 1 while new ones may join them; the last one releases it.
+    users: int = 1
     #: Held by the thread that connects.
     lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -83,7 +82,7 @@ class SharedConnection:
                 }
                 made = self._app.connection_for_read(transport_options=options)
                 self._open = _Open(made)
-            self._open.readers += 1
+            self._open.users += 1
             return self._open
 
     def _connect(self, opened: _Open) -> tuple[Any, redis.Redis]:
@@ -92,7 +91,7 @@ class SharedConnection:
         """
         with opened.lock:
             if opened.channel_and_client is None:
-                if opened.discarded:
+                if self._open is not opened:
                     raise OperationalError("failed a moment ago")
                 try:
                     opened.connection.ensure_connection(max_retries=1, interval_start=0)
@@ -105,17 +104,15 @@ class SharedConnection:
 
     def _leave(self, opened: _Open) -> None:
         with self._lock:
-            opened.readers -= 1
-            unused = opened.discarded and not opened.readers
+            opened.users -= 1
+            unused = not opened.users
         if unused:
             opened.connection.release()
 
     def _discard(self, opened: _Open) -> None:
         """Let no new reader use a connection, and release it after the last one."""
         with self._lock:
-            if self._open is opened:
-                self._open = None
-            unused = not opened.discarded and not opened.readers
-            opened.discarded = True
-        if unused:
-            opened.connection.release()
+            if self._open is not opened:
+                return
+            self._open = None
+        self._leave(opened)

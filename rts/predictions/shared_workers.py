@@ -61,17 +61,19 @@ class Queues:
 
     def pop(self, group: int, now: float, slots: int) -> Waiting | None:
         """Return the task that *group* takes at *now*; ``None``: none. *slots*: of all."""
-        cycle = self._cycles[group]
+        orders, cycle = self._orders, self._cycles[group]
         if len(cycle) == 1:
-            return self._orders[cycle[0]].pop(now, slots)
-        chosen = self._choose(cycle, now, slots)
-        if chosen is None:
-            return None
-        number, task = chosen
-        if self._in_turn:
-            cycle.remove(number)
-            cycle.append(number)
-        return task
+            return orders[cycle[0]].pop(now, slots)
+        for hopeful in (True, False):
+            for number in cycle:
+                order = orders[number]
+                task = order.pop_hopeful(now, slots) if hopeful else order.pop_demoted(slots)
+                if task is not None:
+                    if self._in_turn:
+                        cycle.remove(number)
+                        cycle.append(number)
+                    return task
+        return None
 
     def has_dropped(self, number: int) -> bool:
         """Return whether the last pops have dropped the task with this number."""
@@ -93,16 +95,3 @@ class Queues:
             return False
         self._held.add(number)
         return True
-
-    def _choose(
-        self, cycle: Sequence[int], now: float, slots: int
-    ) -> tuple[int, Waiting] | None:
-        for number in cycle:
-            task = self._orders[number].pop_hopeful(now, slots)
-            if task is not None:
-                return number, task
-        for number in cycle:
-            task = self._orders[number].pop_demoted(slots)
-            if task is not None:
-                return number, task
-        return None

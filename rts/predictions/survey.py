@@ -58,8 +58,8 @@ def survey(
     unacked: int = 0,
     which: str = "spread",
 ) -> Survey:
-    """Measure *parts*, and up to so many unacknowledged messages, the "latest" or "spread" over
-    all. *queue*: the one whose claims to count, if the parts are its own.
+    """Measure *parts*, and *unacked* unacknowledged messages at most: *which* is "latest", or
+    "spread" over all. *queue*: the one whose claims to count, if the parts are its own.
     """
     keys = [*unacked_keys(channel), *(part.key for part in parts)]
     if queue:

@@ -48,9 +48,9 @@ class TakenTasks:
     ) -> None:
         """Add the tasks in messages that are not acknowledged and not known to run.
 
-        Those that no worker holds any more are ready once they will be redelivered. Those with
-        late acknowledgement are unacknowledged while they run: the first ones run, as far as
-        slots are free.
+        One that no worker holds any more is ready when it will be redelivered. A task that is
+        acknowledged late is not acknowledged while it runs, so the first of these run, as far
+        as slots are free.
         """
         fleet, etas = self._fleet, 0
         for each in unacknowledged.held:
