@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
+
 from rts.link.link import Link
-from rts.link.scripts import LEASE, pack
+from rts.link.scripts import LEASE
 
 
 class Lease:
@@ -41,5 +43,4 @@ def first_in(link: Link, key: str, seconds: float) -> bool:
     Raises:
         StoreUnavailable: Redis is unavailable.
     """
-    (reply,) = link.call(pack("SET", key, "1", "NX", "PX", int(seconds * 1000)))
-    return reply is not None
+    return Lease(link, key, secrets.token_hex(8), seconds).acquire()

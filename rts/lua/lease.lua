@@ -7,11 +7,17 @@
 -- Closes the race between reading the holder and the write that follows, in which the
 -- lease may expire and be acquired by another.
 
-local holder = redis.call('GET', KEYS[1])
+local holder, duration = redis.call('GET', KEYS[1]), tonumber(ARGV[2])
 if holder and holder ~= ARGV[1] then
-  return 0
+  -- One that lasts longer than any: the server's clock was set back, and its holder may be
+  -- gone. (A user of an earlier version may not ask.)
+  local left = redis.pcall('PTTL', KEYS[1])
+  if duration == 0 or type(left) ~= 'number' or left <= duration then
+    return 0
+  end
+  holder = false
 end
-if ARGV[2] == '0' then
+if duration == 0 then
   redis.call('DEL', KEYS[1])
   return 0
 end

@@ -50,11 +50,17 @@ end
 ensure_group(stream, group, '0')
 -- Of hundreds of drains one at a time takes and looks: each would get a record or two, for
 -- which a write costs as much as for hundreds.
-local gather_ms = tonumber(ARGV[6])
+local gather_ms, look_ms = tonumber(ARGV[6]), math.ceil(tonumber(ARGV[4]) / 2)
 
-local function is_others(turn)
+local function is_others(turn, ms)
   local whose = gather_ms > 0 and redis.pcall('GET', turn)
-  return type(whose) == 'string' and whose ~= me
+  if type(whose) ~= 'string' or whose == me then
+    return false
+  end
+  -- One that lasts longer than any: the server's clock was set back, and its drain may be gone.
+  -- (A user of an earlier version may not ask.)
+  local left = redis.pcall('PTTL', turn)
+  return type(left) ~= 'number' or left <= ms
 end
 
 local function keep(turn, ms)
@@ -64,12 +70,12 @@ local function keep(turn, ms)
 end
 
 local entries = {}
-if ARGV[5] == '1' and not is_others(KEYS[3]) then
-  keep(KEYS[3], math.ceil(tonumber(ARGV[4]) / 2))
+if ARGV[5] == '1' and not is_others(KEYS[3], look_ms) then
+  keep(KEYS[3], look_ms)
   entries = take_over()
 end
 if #entries == 0
-    and (not is_others(KEYS[2]) or redis.call('XLEN', stream) >= tonumber(ARGV[7])) then
+    and (not is_others(KEYS[2], gather_ms) or redis.call('XLEN', stream) >= tonumber(ARGV[7])) then
   local reply = redis.call('XREADGROUP', 'GROUP', group, me, 'COUNT', most, 'STREAMS', stream, '>')
   entries = reply and reply[1] and reply[1][2] or {}
   if #entries > 0 then

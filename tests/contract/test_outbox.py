@@ -277,6 +277,25 @@ def test_a_fleet_of_drains_lets_records_gather(
     redis_client.delete(settings.keys.outbox)
 
 
+def test_turns_from_before_the_servers_clock_was_set_back_keep_no_drain_waiting(
+    rts_redis_url: str, rts_key_prefix: str, redis_client: redis.Redis
+) -> None:
+    settings = Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, timeout=5.0)
+    link, keys = Link(settings), settings.keys
+    gone = RedisOutbox(link, settings, "gone", takeover_s=60.0, gather_s=0.4)
+    heir = RedisOutbox(link, settings, "heir", takeover_s=0.001, gather_s=0.4)
+    taken = redis_client.xadd(keys.outbox, {"r": run("0").to_json()})
+    assert len(gone.read(1).entries) == 1
+    new = redis_client.xadd(keys.outbox, {"r": run("1").to_json()})
+    for turn in (keys.taking, keys.takeover):
+        redis_client.set(turn, "gone", px=3_600_000)
+    for entry_id in (taken, new):
+        batch = wait_until(lambda: heir.read(2).entries)
+        assert [entry.entry_id for entry in batch] == [entry_id]
+        heir.done([entry_id])
+    link.close()
+
+
 def test_one_drain_of_a_fleet_looks_for_what_dead_ones_left() -> None:
     with RedisServer() as own, redis.Redis(port=own.port) as client:
         settings = Settings(redis_url=own.url, timeout=5.0)

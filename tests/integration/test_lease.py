@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 
-from rts.link.lease import Lease
+from rts.link.lease import Lease, first_in
 from rts.link.link import Link
 from rts.settings import Settings
 from rts.testing import RedisServer, wait_until
@@ -26,9 +26,9 @@ def key(settings: Settings) -> str:
 def make(settings: Settings, key: str) -> Iterator[Make]:
     links: list[Link] = []
 
-    def one(name: str, lease_s: float = 60.0, link: type[Link] = Link) -> Lease:
+    def one(name: str, link: type[Link] = Link) -> Lease:
         links.append(link(settings))
-        return Lease(links[-1], key, name, lease_s)
+        return Lease(links[-1], key, name, 60.0)
 
     yield one
     for link in links:
@@ -76,8 +76,9 @@ def test_renewing_it_starts_its_time_anew(
 def test_a_holder_that_comes_back_after_its_time_leaves_another_alone(
     make: Make, redis_client: redis.Redis, key: str
 ) -> None:
-    one, two = make("one", 0.001), make("two")
+    one, two = make("one"), make("two")
     assert one.acquire()
+    redis_client.pexpire(key, 1)
     wait_until(two.acquire)
     one.release()
     assert redis_client.get(key) == "two"
@@ -102,3 +103,19 @@ def test_a_lease_that_expires_during_its_release_is_not_taken_from_another(
     redis_client.set(key, "one", px=60_000)
     make("one", link=Overtaken).release()
     assert redis_client.get(key) == "two"
+
+
+def test_one_from_before_the_servers_clock_was_set_back_keeps_no_one_waiting(
+    make: Make, redis_client: redis.Redis, key: str, settings: Settings
+) -> None:
+    hour_ms = 3_600_000
+    redis_client.set(key, "gone", px=hour_ms)
+    make("two").release()  # not its own
+    assert redis_client.get(key) == "gone"
+    assert make("two").acquire()
+    assert redis_client.pttl(key) <= 60_000
+    redis_client.set(key, "gone", px=hour_ms)
+    link = Link(settings)
+    assert first_in(link, key, 10.0)
+    assert not first_in(link, key, 10.0)
+    link.close()
