@@ -168,10 +168,16 @@ class WorkerSide:
             worker.ends.discarded({**headers, **own}, state, cause)
 
     def process_shutdown(self, **_: Any) -> None:
-        """Deliver the notes on what the tasks of a pool child published, before it exits."""
+        """Deliver the notes on what the tasks of a pool child published, and close its file of
+        the spool, before it exits.
+        """
         parts = self._parts_of(current_app._get_current_object())
-        if parts is not None and parts.open_tasks is not None:
+        if parts is None:
+            return
+        if parts.open_tasks is not None:
             parts.open_tasks.flush()
+        if parts.worker is not None:
+            parts.worker.sink.close()  # or each child would leave one of full size
 
     def shutdown(self, sender: Any = None, **_: Any) -> None:
         """Stop what runs beside the worker."""

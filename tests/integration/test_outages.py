@@ -21,6 +21,8 @@ from tests.conftest import Stage
 OK = "tests.apps.basic.ok"
 #: Tasks before a server is killed, and as many while it is away.
 SOME = 300
+#: Tasks of a worker whose children run one each.
+SOME_CHILDREN = 4
 
 
 def visible_again(stage: Stage, client: redis.Redis) -> None:
@@ -125,6 +127,26 @@ def test_redis_of_rts_stalls(
         client = redis.Redis.from_url(own.url, decode_responses=True)
         wait_until(lambda: client.hget(f"{stage.prefix}count", "mixed") == "150")
         client.close()
+
+
+def test_what_children_of_one_task_each_leave_takes_little_room(
+    make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any
+) -> None:
+    with RedisServer() as own:
+        stage = make_stage(rts_redis_url=own.url)
+        app = apps(stage)
+        stage.worker(arguments=("--max-tasks-per-child", "1"))
+        own.halt()
+        results = [app.send_task(OK, (0,)) for _ in range(SOME_CHILDREN)]
+        assert all(result.get(timeout=60) == 0 for result in results)
+
+        def large() -> list[int]:
+            sizes = [path.stat().st_size for path in stage.folder.glob("spool/*.jsonl")]
+            return [size for size in sizes if size > 4096]
+
+        wait_until(lambda: len(large()) <= 1, message="only one in use is of full size")
+        own.start()
+        verdicts(mongo, results)
 
 
 def test_a_soft_time_limit_that_strikes_while_redis_is_asked(
