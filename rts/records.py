@@ -151,6 +151,9 @@ class Execution(NamedTuple):
     ran: bool = True
     #: The message's priority; 0 where it has none, or the run could not write its own end.
     priority: int = 0
+    #: When the retry that the run asked for may start; ``None`` where it asked for none, or
+    #: this is unknown.
+    again_at: float | None = None
 
     def to_json(self) -> str:
         """Return the record as one line of JSON."""

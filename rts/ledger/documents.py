@@ -150,6 +150,8 @@ def _documents(e: Execution, learned: Learned | None) -> tuple[Document, Documen
     }
     if e.priority:
         assignment["priority"] = e.priority
+    if e.again_at is not None:
+        assignment["again_at"] = instant(e.again_at)
     if started_at is None:
         assignment["_nostart"] = True
     elif e.started_at is not None and e.arrival == e.arrival:

@@ -51,7 +51,7 @@ def is_storable(e: Execution, learned: Learned | None) -> bool:
     total = (
         e.tau + e.k + e.arrival + e.deadline + (e.started_at or 0.0)
         + (e.completed_at or 0.0) + (e.runtime_s or 0.0) + (e.cpu_s or 0.0)
-        + (e.max_rss_bytes or 0) + (e.pid or 0) + e.retries + e.priority
+        + (e.max_rss_bytes or 0) + (e.pid or 0) + e.retries + e.priority + (e.again_at or 0.0)
     )  # fmt: skip
     if learned is not None:
         total += (
@@ -185,7 +185,7 @@ _TEXTS = (
     *("run_id", "task_id", "name", "task_type", "type_source", "arrival_source"),
     *("worker", "instance", "state"),
 )
-_INSTANTS = ("arrival", "deadline", "started_at", "completed_at")
+_INSTANTS = ("arrival", "deadline", "started_at", "completed_at", "again_at")
 #: How each field is cleaned.
 _KINDS: dict[str, Callable[[object], Any]] = {
     **dict.fromkeys(_TEXTS, text),

@@ -18,6 +18,8 @@ from weakref import ref as weakref
 
 from rts import forks
 from rts.clock import FleetClock
+from rts.deadlines import MAX_INSTANT
+from rts.headers import instant
 from rts.load.sample import MAX_AGE_S, LoadSample
 from rts.load.usage import ProcessMeter, ThreadMeter
 from rts.ports import RunNotes, RunSink
@@ -34,9 +36,10 @@ from rts.records import (
     queue_of,
 )
 from rts.signals import deadline_missed, run_ended
+from rts.validation import finite
 
-#: Celery's state of a task that raised ``Reject``.
-REJECTED = "REJECTED"
+#: Celery's states of a task that raised ``Reject``, or ``Retry``.
+REJECTED, RETRY = "REJECTED", "RETRY"
 
 #: Seconds for which a process reuses its reading of the load and of its memory, while
 #: its runs are short.
@@ -129,6 +132,18 @@ def end_state(task: Any, state: Any, returned: object) -> Any:
     return state
 
 
+def again_at(retry: object, completed_at: float) -> float | None:
+    """Return when the task of a run that has completed may run again, by the exception with
+    which it asked for a retry: its eta, or its countdown, which began a moment earlier.
+    """
+    when = getattr(retry, "when", None)
+    countdown_s = finite(when)
+    if countdown_s is None:
+        return instant(when)
+    again = completed_at + max(0.0, countdown_s)
+    return again if again <= MAX_INSTANT else None
+
+
 class Meter(Protocol):
     """Measures the CPU time and memory of runs."""
 
@@ -218,8 +233,10 @@ class Runs:
         run.started_monotonic = self._monotonic()
         return run
 
-    def finish(self, run: Run, state: str) -> None:
-        """Pass the record of a finished run to the sink. *state* is Celery's."""
+    def finish(self, run: Run, state: str, returned: object = None) -> None:
+        """Pass the record of a finished run to the sink. *state* is Celery's, *returned* what
+        comes with it: of a retry the exception.
+        """
         runtime_s = self._monotonic() - run.started_monotonic
         if runtime_s < SHORT_S:
             cpu_s, peak_bytes = self._cpu_time() - run.cpu_start_s, self._peak_bytes
@@ -229,9 +246,13 @@ class Runs:
         if state == IGNORED and getattr(run, "replaced", False):
             state = REPLACED
         cause = '"rejected"' if state == REJECTED else "null"
+        completed_at = run.started_at + runtime_s
+        more = f",{run.priority}" if run.priority else ""
+        if state == RETRY and (again := again_at(returned, completed_at)) is not None:
+            more = f",{run.priority},{again:.6f}"
         end = (
-            f",{run.started_at + runtime_s:.6f},{runtime_s:.9f},{cpu_s:.6f},{peak_bytes},"
-            f"{quoted(state)},{cause},true{f',{run.priority}' if run.priority else ''}]\n"
+            f",{completed_at:.6f},{runtime_s:.9f},{cpu_s:.6f},{peak_bytes},"
+            f"{quoted(state)},{cause},true{more}]\n"
         )
         # Replaces the note's closing bracket.
         line = run.note[:-1] + end.encode()

@@ -91,7 +91,7 @@ class WorkerSide:
                 return
             state = end_state(task, state, retval)
             if run is not None:
-                parts.worker.runs.finish(run, state)
+                parts.worker.runs.finish(run, state, retval)
             elif state:
                 batches.finish(task.request, state, parts.worker.runs)
         except SoftTimeLimitExceeded:

@@ -62,6 +62,8 @@ class Run(NamedTuple):
     task_id: str | None
     #: Of its message; 0 where it has none.
     priority: int = 0
+    #: When the retry that it asked for may start; ``None``: none, or unknown.
+    again_at: float | None = None
     #: The task's id if it has published others; else ''.
     key: str = ""
     #: The id of the task that has published it; '' where there is none.
@@ -237,10 +239,14 @@ def _job(runs: Sequence[Run], rank: Callable[[int], int]) -> Job:
     begins = (n for n in range(len(runs) - 1, 0, -1) if runs[n - 1].state == REPLACED)
     work = runs[next(begins, 0)]
     arrival = first.started_at if first.retries else first.arrival
-    # Each pause includes the wait for a slot; assume that it was as long as the first one.
+    # Where the ledger does not tell when a run may start, the pause before it includes the wait
+    # for a slot; assume that it was as long as the first one.
     waited_s = max(0.0, first.started_at - arrival)
     later = tuple(
-        Again(max(0.0, run.started_at - before.completed_at - waited_s), run.runtime_s)
+        Again(
+            max(0.0, (before.again_at or run.started_at - waited_s) - before.completed_at),
+            run.runtime_s,
+        )
         for before, run in pairwise(runs)
     )
     end = KILLED

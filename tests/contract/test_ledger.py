@@ -83,8 +83,15 @@ def test_the_pinned_fields(subject: Subject) -> None:
     assert assignment["_id"] == task["run_id"]
     assert assignment["queueing_delay_s"] == 1.0
     assert (assignment["name_tau_before"], assignment["name_tau_after"]) == (3.0, 2.8)
-    assert "priority" not in assignment
+    assert assignment.keys().isdisjoint(("priority", "again_at"))
     assert task["arrival"].tzinfo is not None
+
+
+def test_a_retry_has_its_priority_and_when_it_may_start(subject: Subject) -> None:
+    subject.ledger.write([entry(retried(priority=9, again_at=R + 8.5))])
+    _, (assignment,) = subject.documents()
+    assert assignment["priority"] == 9
+    assert assignment["again_at"] == datetime.fromtimestamp(R + 8.5, UTC)
 
 
 def test_twice_changes_nothing(subject: Subject) -> None:
@@ -371,7 +378,7 @@ HOSTILE: list[dict[str, Any]] = [
     {"cpu_s": math.nan, "runtime_s": math.inf, "tau": math.nan, "k": -math.inf},
     {"arrival": 1e300, "deadline": math.inf, "completed_at": math.inf, "started_at": -1e30},
     {"arrival": math.nan, "deadline": math.nan},
-    {"completed_at": math.nan},
+    {"completed_at": math.nan, "again_at": 1e300},
     {"started_at": "yesterday", "runtime_s": [], "cpu_s": {}, "pid": "1", "tau": None},
     {"name": None, "queue": 5, "worker": ["w"], "instance": {"a": 1}, "state": 3, "cause": 4},
     {"load_at_start": {"a.b": 1, "$set": 2, "\0": [2**70] * 500, "d": {"e": {"f": {"g": 1}}}}},

@@ -157,6 +157,8 @@ def test_a_retry_keeps_arrival_and_deadline(scene: Scene, headers: Any) -> None:
     assert (second["state"], second["sla_success"]) == ("SUCCESS", True)
     for field in ("arrival", "deadline", "tau", "k", "task_type", "type_source"):
         assert first[field] == second[field], field
+    assert first["again_at"] > first["completed_at"]
+    assert "again_at" not in second
 
 
 def test_a_task_that_retries_by_itself_keeps_its_deadline_and_is_learned_once(

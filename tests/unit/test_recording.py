@@ -165,6 +165,15 @@ def test_the_runs_of_one_task_are_one_job() -> None:
     assert recording([]) is None
 
 
+def test_the_wait_for_a_slot_before_a_retry_is_no_part_of_its_pause() -> None:
+    first = a_run(100, 2, state="RETRY", met=None, task_id="t", again_at=105.0)
+    last = a_run(130, 3, arrival=100, retries=1, met=False, deadline=120, task_id="t")
+    (job,) = recorded(last, first).jobs
+    assert job.later == (Again(3, 3),)
+    early = first._replace(again_at=101.0)  # before the run has ended
+    assert recorded(last, early).jobs[0].later == (Again(0, 3),)
+
+
 @pytest.mark.parametrize(
     ("share", "slots", "most"), [(0.29, 100, 29), (0.57, 100, 57), (0.75, 2, 1), (0.1, 4, 1)]
 )

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
+from datetime import datetime, timezone
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from billiard.pool import soft_timeout_sighandler
-from celery.exceptions import Reject
+from celery.exceptions import Reject, Retry
 from kombu.transport.native_delayed_delivery import calculate_routing_key
 
 from rts import health
@@ -161,6 +163,22 @@ def test_the_record_matches_the_request(place: Place, changes: dict[str, Any]) -
     assert got.max_rss_bytes is not None
     assert got.max_rss_bytes > 1 << 20
     assert got.state == "SUCCESS"
+
+
+@pytest.mark.parametrize("priority", [0, 9])
+def test_a_retry_tells_when_the_task_may_run_again(place: Place, priority: int) -> None:
+    request = {**REQUEST, "delivery_info": {"routing_key": "work", "priority": priority}}
+
+    def ended(when: object, state: str = "RETRY") -> Execution:
+        place.runs.finish(place.runs.start(PLAN, request), state, Retry(when=when))
+        return Execution.from_json(place.sink.lines.pop())
+
+    again_at = ended(7.5).again_at
+    assert again_at == pytest.approx(time.time() + 7.5, abs=5)
+    assert ended(datetime.fromtimestamp(1_900_000_000, timezone.utc)).again_at == 1_900_000_000
+    for unknown in (ended(None), ended("soon"), ended(1e300), ended(7.5, "SUCCESS")):
+        assert unknown.again_at is None
+        assert unknown.priority == priority
 
 
 def test_a_delay_in_the_routing_key_is_not_part_of_the_queue(place: Place) -> None:
