@@ -12,7 +12,7 @@ import os
 import pwd
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from functools import lru_cache
 from typing import Any
@@ -155,25 +155,18 @@ class Settings:
             settings = replace(settings, spool_dir=_default_spool_dir(settings))
         return settings
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return what JSON can hold, from which :meth:`from_dict` builds an equal object."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self)}
-        plain["task_types"] = {
-            t.name: {"tau": t.tau, "sla_multiplier": t.sla_multiplier}
-            for t in self.task_types.values()
-        }
-        plain["webhooks"] = [hook.as_dict() for hook in self.webhooks]
-        return plain
-
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Settings:
-        """Build settings from :meth:`as_dict`, without validating them again."""
+        """Build settings from the ``dataclasses.asdict`` of others, as read from JSON, without
+        validating them again.
+        """
         values = dict(plain)
         values["task_types"] = {
-            name: TaskType(name, spec["tau"], spec["sla_multiplier"])
-            for name, spec in values["task_types"].items()
+            name: TaskType(**kind) for name, kind in values["task_types"].items()
         }
-        values["webhooks"] = tuple(Webhook.from_dict(hook) for hook in values["webhooks"])
+        values["webhooks"] = tuple(
+            Webhook(**{**hook, "events": tuple(hook["events"])}) for hook in values["webhooks"]
+        )
         values["priority_multipliers"] = {
             int(priority): k for priority, k in values["priority_multipliers"].items()
         }

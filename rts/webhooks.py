@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeGuard
 from urllib.parse import urlsplit
 
 from rts.errors import ConfigurationError
@@ -61,29 +61,6 @@ class Webhook:
         """Name of its queue in Redis, which does not reveal the URL."""
         return hashlib.sha256(f"{self.format} {self.url}".encode()).hexdigest()[:16]
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return it in the form of ``rts_webhooks``."""
-        return {
-            "url": self.url,
-            "secret": self.secret,
-            "format": self.format,
-            "events": list(self.events),
-            "min_interval": self.min_interval_s,
-            "link": self.link,
-        }
-
-    @classmethod
-    def from_dict(cls, given: Mapping[str, Any]) -> Webhook:
-        """Build one from :meth:`as_dict`, or from an entry that was validated."""
-        return cls(
-            given["url"],
-            given.get("secret"),
-            given.get("format", "json"),
-            tuple(given.get("events") or EVENTS),
-            float(given.get("min_interval", INTERVAL_S)),
-            given.get("link"),
-        )
-
 
 def read_webhooks(key: str, value: object) -> tuple[Webhook, ...]:
     """Return the webhooks in *value*, of the setting *key*.
@@ -111,14 +88,15 @@ def _webhook(key: str, given: object) -> Webhook:
     for name in given:
         if name not in ("url", "secret", "format", "events", "min_interval", "link"):
             raise ConfigurationError(key, f"the key {name!r}"[:80], _ALLOWED)
-    secret, events = given.get("secret"), given.get("events")
+    url, secret, link = given.get("url"), given.get("secret"), given.get("link")
+    chosen, events = given.get("format", "json"), given.get("events")
     interval = given.get("min_interval", INTERVAL_S)
-    if not _is_url(given.get("url")):
-        raise ConfigurationError(f"{key}['url']", redacted_host(given.get("url")), _ALLOWED)
+    if not _is_url(url):
+        raise ConfigurationError(f"{key}['url']", redacted_host(url), _ALLOWED)
     if secret is not None and not _is_secret(secret):
         raise ConfigurationError(f"{key}['secret']", "***", _ALLOWED)
-    if given.get("format", "json") not in FORMATS:
-        raise ConfigurationError(f"{key}['format']", given["format"], _ALLOWED)
+    if chosen not in FORMATS:
+        raise ConfigurationError(f"{key}['format']", chosen, _ALLOWED)
     if events is not None and not (
         isinstance(events, list | tuple) and events and all(e in EVENTS for e in events)
     ):
@@ -126,9 +104,9 @@ def _webhook(key: str, given: object) -> Webhook:
     is_number = isinstance(interval, int | float) and not isinstance(interval, bool)
     if not is_number or not 0 <= interval <= MAX_INTERVAL_S:
         raise ConfigurationError(f"{key}['min_interval']", interval, _ALLOWED)
-    if given.get("link") is not None and not _is_url(given["link"]):
-        raise ConfigurationError(f"{key}['link']", redacted_host(given["link"]), _ALLOWED)
-    return Webhook.from_dict(given)
+    if link is not None and not _is_url(link):
+        raise ConfigurationError(f"{key}['link']", redacted_host(link), _ALLOWED)
+    return Webhook(url, secret, chosen, tuple(events or EVENTS), float(interval), link)
 
 
 def _is_secret(value: object) -> bool:
@@ -144,7 +122,7 @@ def _is_secret(value: object) -> bool:
     return True
 
 
-def _is_url(value: object) -> bool:
+def _is_url(value: object) -> TypeGuard[str]:
     """Return whether *value* is a URL that can be requested over HTTP."""
     if not isinstance(value, str) or len(value) > 2048:
         return False

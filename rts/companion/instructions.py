@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from rts.settings import Settings
 
@@ -29,8 +29,7 @@ class Instructions:
 
     def to_json(self) -> str:
         """Return the instructions as one line of JSON."""
-        document = {**self.__dict__, "settings": self.settings.as_dict()}
-        return json.dumps(document)
+        return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, line: str) -> Instructions:

@@ -52,8 +52,8 @@ class Link:
         self._outages = health.Outages(now)
         self._begin()
         # A child closes its copies of the connections; those of its parent stay open. It does
-        # so at once, since their descriptors may soon be other files': Celery's embedded beat
-        # closes all that it has inherited, and then opens its database.
+        # so at once, as their descriptors may soon belong to other files: Celery's embedded
+        # beat closes all that it has inherited, and then opens its database.
         forks.in_child(self.close)
 
     @classmethod
@@ -113,8 +113,8 @@ class Link:
             raise self._failed(exc) from exc
 
     def try_now(self) -> None:
-        """Let the next call try, which may be the last chance, however recent the last failure
-        is, unless that took a timeout: callers wait for one per period.
+        """Let the next call try, as it may be the last chance, however recent the last failure
+        is. Not after a timeout: callers wait for one per period at most.
         """
         # In a forked process, the next call begins anew.
         if os.getpid() == self._pid and not self._timed_out:

@@ -551,7 +551,7 @@ def test_secrets_appear_nowhere(make_settings: MakeSettings, links: Any) -> None
         for secret in ("hush", "token", SECRET):
             assert secret not in text
     assert settings.webhooks[0].shown == "https://hooks.slack.com"
-    assert Settings.from_dict(json.loads(json.dumps(settings.as_dict()))) == settings
+    assert Settings.from_dict(json.loads(json.dumps(dataclasses.asdict(settings)))) == settings
     alert = Alert.of(overdue()[0], "1", 100.0)
     digest = hashlib.sha256(f"json {hook['url']}".encode()).hexdigest()
     assert settings.webhooks[0].id == digest[:16]

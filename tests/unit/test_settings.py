@@ -7,6 +7,7 @@ import pickle
 import ssl
 import subprocess
 import sys
+from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -362,4 +363,4 @@ def test_settings_survive_json() -> None:
         rts_priority_multipliers={9: 1.5},
         rts_slo={"video": 0.99, "*": 0.9},
     )
-    assert Settings.from_dict(json.loads(json.dumps(settings.as_dict()))) == settings
+    assert Settings.from_dict(json.loads(json.dumps(asdict(settings)))) == settings
