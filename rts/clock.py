@@ -7,41 +7,30 @@ refreshes its taus, so that a host with a wrong clock does not corrupt lateness.
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from collections.abc import Sequence
 
 #: Offsets below this are measurement noise on hosts that keep time.
 DEADBAND_S = 0.005
-
-
-class Cell(Protocol):
-    """Storage of one number, such as a list or a view of shared memory."""
-
-    def __getitem__(self, index: int, /) -> float: ...
 
 
 class FleetClock:
     """Wall-clock seconds since the epoch, as the Redis server counts them."""
 
     def __init__(self) -> None:
-        self._measured = [0.0]
-        self._used: Cell = self._measured
-
-    @property
-    def offset_s(self) -> float:
-        """Server time minus local time, seconds, as measured here; 0.0 until then."""
-        return self._measured[0]
-
-    @offset_s.setter
-    def offset_s(self, offset_s: float) -> None:
-        self._measured[0] = offset_s
+        #: Server time minus local time, seconds, as measured here; 0.0 until then.
+        self.offset_s = 0.0
+        self._followed: Sequence[float] | None = None
 
     def now(self) -> float:
         """Return the fleet's time now."""
-        return time.time() + self._used[0]
+        followed = self._followed
+        return time.time() + (self.offset_s if followed is None else followed[0])
 
-    def follow(self, offset_s: Cell) -> None:
-        """Use the offset in *offset_s* from now on, not this process's own measurements."""
-        self._used = offset_s
+    def follow(self, offset_s: Sequence[float]) -> None:
+        """From now on, use the offset that is in *offset_s*, a view of shared memory, not this
+        process's own measurements.
+        """
+        self._followed = offset_s
 
     def measured(self, sent_at: float, server_at: float, received_at: float) -> None:
         """Take a measurement: local send and receive instants around the server's.

@@ -68,7 +68,8 @@ class Parts:
         clock = FleetClock()
         link = Link(settings)
         open_tasks = Announcer(link, settings) if settings.open_max else None
-        taus = TauCache(link, settings, clock, passenger=open_tasks)
+        take_stranded = open_tasks.take_stranded if open_tasks else list
+        taus = TauCache(link, settings, clock, take_stranded=take_stranded)
         planner = Planner(settings, taus, clock, task_options, native_chords)
         prioritise = prioritiser(app, settings, clock)
         return cls(app, settings, clock, link, taus, planner, prioritise, open_tasks)

@@ -67,7 +67,7 @@ def overdue_sweep(
 ) -> OverdueSweep:
     """Return one that has settled already, unless its time is moved by hand."""
     given = {"now": lambda: 0.0, **options}
-    made = OverdueSweep(Link(settings), settings, ledger, name, overdue_after_s=0.0, **given)
+    made = OverdueSweep(Link(settings), settings, ledger, name, **given)
     if "now" not in options:
         made._looked_at = 0.0
     return made

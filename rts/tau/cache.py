@@ -6,7 +6,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 from redis.exceptions import ResponseError
 
@@ -31,23 +30,14 @@ OWN_RUNS, POOL_RUNS = 100, 20
 FRESH_S = 1.0
 
 
-class Passenger(Protocol):
-    """Holds notes for Redis that go along with a refresh of the taus where no thread of its
-    own delivers them.
-    """
-
-    def take_stranded(self) -> list[Taken]:
-        """Take the notes that have waited too long; mostly none."""
-
-
 class TauCache:
     """Reads the taus, and the clock's offset, in one round trip at most once a second.
 
     The first use waits for it; later failures leave the known taus in use. The slower the
-    server answers, the longer they stay in use: a publisher waits for a slow one no larger
-    share of its time than for one that is away (``rts_timeout`` in ``rts_breaker_period``).
-    The same round trip delivers this process's counters, and the notes of a *passenger* that
-    has no other way.
+    server, the longer they stay in use, so that a publisher spends no larger share of its time
+    on a slow server than on one that is away (``rts_timeout`` in each ``rts_breaker_period``).
+    The same round trip delivers this process's counters, and what *take_stranded* returns:
+    notes that no thread delivers.
     """
 
     def __init__(
@@ -56,12 +46,12 @@ class TauCache:
         settings: Settings,
         clock: FleetClock,
         now: Callable[[], float] = time.monotonic,
-        passenger: Passenger | None = None,
+        take_stranded: Callable[[], list[Taken]] = list,
     ) -> None:
         self._link = link
         self._settings = settings
         self._clock = clock
-        self._passenger = passenger
+        self._take_stranded = take_stranded
         self._now = now
         self._defaults = {t.name: t.tau for t in settings.task_types.values()}
         self._by_name = settings.tau_scope == "name"
@@ -118,9 +108,7 @@ class TauCache:
         commands = [pack("TIME"), pack("HGETALL", keys.tau), pack("HGETALL", keys.count)]
         ratios = [*self._defaults, POOL] if self._settings.deadline_policy == "quantile" else []
         commands += [pack("HGETALL", keys.ratio + field) for field in ratios]
-        taken = take_counts(keys.counters)
-        if self._passenger is not None:
-            taken += self._passenger.take_stranded()
+        taken = take_counts(keys.counters) + self._take_stranded()
         sent_at = time.time()
         try:
             time_, taus, counts, *others = deliver(self._link, taken, *commands)

@@ -11,12 +11,12 @@ from typing import NamedTuple
 from rts.link.scripts import FINISH, bulks
 from rts.records import LOST, NOT_FINAL, Execution, Learned
 from rts.settings import Settings
-from rts.tasktypes import TaskType
+from rts.tasktypes import DEFAULT_TASK_TYPES, UNTYPED
 from rts.tau.sketch import LOG_BASE
 
 #: Stands in for a type that this process does not know (a spool may be older than the
 #: settings).
-UNKNOWN_TYPE = TaskType("mixed", 10.0)
+UNKNOWN_TYPE = DEFAULT_TASK_TYPES[UNTYPED]
 
 #: Keys of ``finish.lua`` without that of the writer; its arguments that each call has, that
 #: each counter adds, and that each entry adds.

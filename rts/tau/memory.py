@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 
 from rts.ports import TauEntry
 from rts.records import Learned
@@ -28,22 +29,15 @@ class MemoryTauStore:
         """See :class:`rts.ports.TauStore`."""
         default = self._settings.task_types[task_type].tau
         with self._lock:
-            before, after = self._learn(task_type, task_type, actual_s)
-            name_before, name_after = self._learn(f"{task_type}/{name}", task_type, actual_s)
-        return Learned(
-            default if before is None else before,
-            default if after is None else after,
-            name_before,
-            name_after,
-        )
+            of_type = self._learn(task_type, default, actual_s)
+            of_name = self._learn(f"{task_type}/{name}", default, actual_s)
+        return Learned(*(of_type or (default, default)), *(of_name or (None, None)))
 
     def set(self, field: str, tau_s: float) -> None:
         """See :class:`rts.ports.TauStore`."""
         with self._lock:
-            old = self._entries.get(field)
-            self._entries[field] = TauEntry(
-                tau_s, old.count if old else 0, old.deviation if old else 0.0
-            )
+            old = self._entries.get(field, TauEntry(tau_s, 0, 0.0))
+            self._entries[field] = replace(old, tau=tau_s)
 
     def reset(self, field: str | None = None) -> None:
         """See :class:`rts.ports.TauStore`."""
@@ -58,14 +52,13 @@ class MemoryTauStore:
         with self._lock:
             return dict(self._entries)
 
-    def _learn(
-        self, field: str, task_type: str, actual_s: float
-    ) -> tuple[float | None, float | None]:
+    def _learn(self, field: str, default: float, actual_s: float) -> tuple[float, float] | None:
+        """Return the tau before and after; ``None`` if there is no room for another field."""
         rate = self._settings.learning_rate
         old = self._entries.get(field)
         if old is None and len(self._entries) >= self._settings.max_types:
-            return None, None
-        tau = old.tau if old else self._settings.task_types[task_type].tau
+            return None
+        tau = old.tau if old else default
         error_s = abs(actual_s - tau)
         new = TauEntry(
             ema(tau, actual_s, rate),

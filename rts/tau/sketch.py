@@ -81,15 +81,8 @@ class Sketch:
         count = self.count
         if not count:
             return None
-        rank = math.floor(q * (count - 1))
-        below = self.zeros
-        if rank < below:
-            return 0.0
-        for bucket in sorted(self.buckets):
-            below += self.buckets[bucket]
-            if rank < below:
-                return 2 * _GAMMA**bucket / (_GAMMA + 1)
-        raise AssertionError("ranks lie below the count")
+        bucket, _ = self._find(math.floor(q * (count - 1)) + 1)
+        return 0.0 if bucket is None else 2 * _GAMMA**bucket / (_GAMMA + 1)
 
     def bound(self, q: float) -> float | None:
         """Return a value that the next one will not exceed with probability *q*, judging
@@ -102,13 +95,19 @@ class Sketch:
         count = self.count
         if not count:
             return None
-        rank = min(count, q * (count + 1))
+        bucket, share = self._find(min(count, q * (count + 1)))
+        return 0.0 if bucket is None else float(_GAMMA ** (bucket - 1 + share))
+
+    def _find(self, rank: float) -> tuple[int | None, float]:
+        """Return the bucket (``None``: of zeros) in which the value of a rank, 1 to the count,
+        lies, and the share of the bucket's values up to it.
+        """
         below = self.zeros
         if rank <= below:
-            return 0.0
+            return None, 0.0
         for bucket in sorted(self.buckets):
             inside = self.buckets[bucket]
             if rank <= below + inside:
-                return float(_GAMMA ** (bucket - 1 + (rank - below) / inside))
+                return bucket, (rank - below) / inside
             below += inside
         raise AssertionError("ranks lie within the count")

@@ -29,7 +29,7 @@ def pack_usual(task: OpenTask, again: bool) -> str | None:
     """Return the packed arguments of a task with the usual values, ``None`` for any other.
 
     Formatted in one go, as text: every publish pays for this. Instants have 17 digits, which
-    is exact and quicker than to find the fewest that are.
+    is exact, and quicker than finding the shortest exact form.
     """
     (task_id, name, task_type, type_source, tau, k, arrival, deadline, arrival_source,
      queue, retries, parent, root) = task  # fmt: skip

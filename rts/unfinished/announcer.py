@@ -134,25 +134,18 @@ class Announcer:
         return self._take_chunk()
 
     def _take_chunk(self) -> list[Taken]:
-        notes = self.take(CHUNK)
-        return [Taken(self.pack(notes), partial(self.give_back, notes))] if notes else []
-
-    def take(self, most: int) -> list[Announcement]:
-        """Remove and return up to *most* notes, the oldest first."""
-        taken: list[Announcement] = []
+        notes: list[Announcement] = []
         try:
-            while len(taken) < most:
-                taken.append(self._notes.popleft())
+            while len(notes) < CHUNK:
+                notes.append(self._notes.popleft())
         except IndexError:
-            pass
-        return taken
+            pass  # there are no more
+        return [Taken(self._pack(notes), partial(self._give_back, notes))] if notes else []
 
-    def give_back(self, notes: Sequence[Announcement]) -> None:
-        """Undo :meth:`take`: none of the notes has reached Redis."""
+    def _give_back(self, notes: Sequence[Announcement]) -> None:
         self._notes.extendleft(reversed(notes))
 
-    def pack(self, notes: Sequence[Announcement]) -> bytes:
-        """Return the call that delivers *notes*."""
+    def _pack(self, notes: Sequence[Announcement]) -> bytes:
         each = "".join([pack_task(*note) for note in notes])
         # Each character stands for one byte.
         arguments = bulks(self._most_open) + each.encode("latin-1")

@@ -1,7 +1,7 @@
 """Deadline events, as they become known: a capped stream for alerting.
 
-Each event is published once. The stream holds the last ``MAX_EVENTS``: a reader that
-falls further behind finds the verdicts in the ledger.
+Each event is added once. The stream holds the last ``MAX_EVENTS``; a reader that falls
+further behind finds the verdicts in the ledger.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from rts.unfinished.notes import NoteBoard
 class InFlightRuns:
     """Publishes a worker's notes in Redis, for when the whole worker dies.
 
-    Those of runs that last a while: most have ended before they could be published.
+    Only runs that last a while get there: most have ended before the next step.
     """
 
     def __init__(self, link: Link, settings: Settings, board: NoteBoard, instance: str) -> None:
@@ -26,7 +26,8 @@ class InFlightRuns:
         self._running = settings.keys.running
         self._board = board
         self._instance = instance
-        #: The fields of this worker's runs in the hash, as of so many connections.
+        #: The fields of this worker's runs in the hash, as far as is known on the link's
+        #: present connection.
         self._published: set[bytes] = set()
         self._connections = -1
 
@@ -37,8 +38,8 @@ class InFlightRuns:
             StoreUnavailable: Redis is unavailable.
         """
         if self._link.connections != self._connections:
-            # An earlier companion may have left some, or a server that has lost its last
-            # writes, in a failover, or was restored from a backup.
+            # It may lead to a server that has lost our last writes, as after a failover. At
+            # the start, an earlier companion may have left some fields.
             (fields,) = self._link.call(pack("HKEYS", self._running))
             self._connections = self._link.connections
             self._published = {f for f in fields if instance_of(f) == self._instance}

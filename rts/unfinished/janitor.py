@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 
 from rts import health
 from rts.clock import FleetClock
-from rts.keys import Keys
 from rts.link.delivery import ask_for_room
 from rts.link.lease import Lease
 from rts.link.link import Link
@@ -83,12 +82,7 @@ class Janitor:
         if gone:
             self._link.call(pack("HDEL", keys.workers, *gone))
         lost = {name for name, silent_s in silent.items() if silent_s > LOST_AFTER_S}
-        return reap(
-            self._link,
-            keys,
-            [field for field in fields if instance_of(field) in lost],
-            self._clock.now(),
-        )
+        return self._reap([field for field in fields if instance_of(field) in lost])
 
     def leave(self) -> None:
         """Let another janitor take over at once.
@@ -112,6 +106,27 @@ class Janitor:
             seen[name] = (beat, since)
         self._seen = seen
         return {name: now - since for name, (_, since) in seen.items()}
+
+    def _reap(self, fields: list[bytes]) -> int:
+        """End the runs with these fields of the ``running`` hash as lost; return how many."""
+        if not fields:
+            return 0
+        keys, now = self._keys, self._clock.now()
+        names = [keys.running, keys.outbox, keys.counters, *keys.closing]
+        (notes,) = self._link.call(pack("HMGET", keys.running, *fields))
+        ended = 0
+        for field, text in zip(fields, notes, strict=True):
+            if text is None:
+                continue  # it has ended since
+            try:
+                note = Execution.from_json(text)
+            except ValueError:
+                self._link.call(pack("HDEL", keys.running, field))
+                continue
+            record = note._replace(completed_at=now, state=LOST, cause="lost").to_json()
+            call = REAP.pack(names, [field, text, record, str(note.task_id)])
+            ended += int(self._link.call(call)[0])
+        return ended
 
 
 class Orphans:
@@ -144,28 +159,3 @@ class Orphans:
                 ended += 1
         self._missing = missing
         return ended
-
-
-def reap(link: Link, keys: Keys, fields: list[bytes], now: float) -> int:
-    """End the runs with these fields of the ``running`` hash as lost at *now*, in epoch
-    seconds; return how many.
-
-    Raises:
-        StoreUnavailable: Redis is unavailable.
-    """
-    if not fields:
-        return 0
-    names = [keys.running, keys.outbox, keys.counters, *keys.closing]
-    (notes,) = link.call(pack("HMGET", keys.running, *fields))
-    ended = 0
-    for field, text in zip(fields, notes, strict=True):
-        if text is None:
-            continue  # it has ended since
-        try:
-            note = Execution.from_json(text)
-        except ValueError:
-            link.call(pack("HDEL", keys.running, field))
-            continue
-        record = note._replace(completed_at=now, state=LOST, cause="lost").to_json()
-        ended += int(link.call(REAP.pack(names, [field, text, record, str(note.task_id)]))[0])
-    return ended

@@ -60,7 +60,6 @@ class OverdueSweep:
         ledger: Ledger,
         name: str,
         *,
-        overdue_after_s: float = OVERDUE_AFTER_S,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._link = link
@@ -69,7 +68,6 @@ class OverdueSweep:
         self._most_names = settings.max_types
         self._ledger = ledger
         self._lease = Lease(link, settings.keys.overdue_lease, name, LEASE_S)
-        self._overdue_after_s = overdue_after_s
         self._now = now
         self._looked_at = -1e9
         #: Earliest monotonic instants: to look, to ask for the lease, to tidy up.
@@ -120,16 +118,9 @@ class OverdueSweep:
     def _due(self) -> tuple[list[bytes], float]:
         """Return the ids of open tasks that are overdue, and the server's time."""
         at = as_instant(*self._link.call(pack("TIME")))
+        before = f"({at - OVERDUE_AFTER_S!r}"
         (found,) = self._link.call(
-            pack(
-                "ZRANGEBYSCORE",
-                self._keys.open,
-                "-inf",
-                f"({at - self._overdue_after_s!r}",
-                "LIMIT",
-                0,
-                BATCH,
-            )
+            pack("ZRANGEBYSCORE", self._keys.open, "-inf", before, "LIMIT", 0, BATCH)
         )
         return found, at
 

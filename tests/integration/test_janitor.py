@@ -26,7 +26,6 @@ from rts.unfinished.janitor import (
     ORPHANED_AFTER_S,
     Janitor,
     Orphans,
-    reap,
 )
 from rts.unfinished.notes import NoteBoard
 from tests.clock import Clock
@@ -193,11 +192,11 @@ def test_a_run_that_ends_meanwhile_is_not_lost(
             client.hdel(settings.keys.running, field)
             return replies
 
-    assert reap(Meanwhile(settings), settings.keys, [field], 1.0) == 0
+    assert Janitor(Meanwhile(settings), settings, FleetClock(), "a")._reap([field]) == 0
     assert client.xlen(settings.keys.outbox) == 0
     note(client, settings, "b", DEAD)
     fields = [field, running_field("b", 0, DEAD, 1).encode()]
-    assert reap(Link(settings), settings.keys, fields, 1.0) == 1
+    assert Janitor(Link(settings), settings, FleetClock(), "a")._reap(fields) == 1
 
 
 class Kept:

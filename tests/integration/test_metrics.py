@@ -72,9 +72,7 @@ class Fleet:
         self.ledger = ledger
         self.drains = [Drain(RedisOutbox(self.link, settings, f"d{n}"), ledger) for n in "ab"]
         # It has settled already.
-        self.sweep = OverdueSweep(
-            self.link, settings, ledger, "me", overdue_after_s=0.0, now=lambda: 0.0
-        )
+        self.sweep = OverdueSweep(self.link, settings, ledger, "me", now=lambda: 0.0)
         self.sweep._looked_at = 0.0
 
     def publish(self, *tasks: Execution) -> None:

@@ -181,7 +181,7 @@ def test_the_buffer_is_bounded_while_redis_is_unavailable(
     assert health.take_counts()["open_notes_dropped"] == 5
     for _ in range(3):
         announcer.flush()
-    assert [one.task_id for one, _ in announcer.take(99)] == [str(n) for n in range(10)]
+    assert [one.task_id for one, _ in announcer._notes] == [str(n) for n in range(10)]
 
 
 def test_a_process_that_ends_delivers_its_notes_though_redis_failed_a_moment_ago(
@@ -322,7 +322,7 @@ def test_without_threads_the_next_refresh_of_the_taus_takes_them_along(
     now = Clock(1000.0)
     announcer = Announcer(Link(settings), settings, now)
     announcer.note(task("a", 2e9))
-    cache = TauCache(Link(settings), settings, FleetClock(), now, announcer)
+    cache = TauCache(Link(settings), settings, FleetClock(), now, announcer.take_stranded)
     cache.refresh()
     assert redis_client.zcard(settings.keys.open) == 0  # the thread would still come
     now.at += 3
@@ -333,8 +333,8 @@ def test_without_threads_the_next_refresh_of_the_taus_takes_them_along(
     announcer.note(task("b", 2e9))
     now.at += 3
     away = replace(settings, redis_url="redis://127.0.0.1:9/0")
-    TauCache(Link(away), away, FleetClock(), now, announcer).refresh()
-    assert [one.task_id for one, _ in announcer.take(9)] == ["b"]
+    TauCache(Link(away), away, FleetClock(), now, announcer.take_stranded).refresh()
+    assert [one.task_id for one, _ in announcer._notes] == ["b"]
 
 
 def test_a_thread_that_could_not_be_started_is_started_later(
@@ -349,7 +349,7 @@ def test_a_thread_that_could_not_be_started_is_started_later(
         patch.setattr(threading.Thread, "start", refused)
         announcer.note(task("a", 2e9))
     now.at += 3
-    TauCache(Link(settings), settings, FleetClock(), now, announcer).refresh()
+    TauCache(Link(settings), settings, FleetClock(), now, announcer.take_stranded).refresh()
     assert redis_client.zcard(settings.keys.open) == 1
     announcer.note(task("b", 2e9))
     wait_until(lambda: redis_client.zcard(settings.keys.open) == 2)
@@ -372,7 +372,7 @@ def test_where_redis_refuses_notes_the_taus_are_still_read(how: str) -> None:
         settings = Settings(redis_url=server.url)
         link = Link(settings)
         announcer = Announcer(link, settings, every_s=1e6)
-        cache = TauCache(link, settings, FleetClock(), passenger=announcer)
+        cache = TauCache(link, settings, FleetClock(), take_stranded=announcer.take_stranded)
         client.hset(settings.keys.tau, "mixed", "7.5")
         refusing(server, how)
         announcer.note(task("a", 2e9))
