@@ -40,9 +40,8 @@ class CpuGroup:
 
 @dataclass(frozen=True, slots=True)
 class MemoryGroup:
-    """A group with a memory limit."""
+    """The memory of a group that has a limit."""
 
-    path: str
     limit_bytes: int
     #: Without the file cache that the kernel reclaims first.
     used_bytes: int
@@ -170,7 +169,7 @@ def _memory(
     if used is None:
         return None
     cache = _read_table(f"{path}/memory.stat").get(reclaimable, 0)
-    return MemoryGroup(path, min(finite), max(0, used - cache))
+    return MemoryGroup(min(finite), max(0, used - cache))
 
 
 def _cores(quota_us: int | None, period_us: int | None) -> float | None:

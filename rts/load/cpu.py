@@ -46,6 +46,12 @@ class HostCpu:
     runnable: int | None
 
 
+def allowed_cores() -> frozenset[int]:
+    """Return the numbers of the cores that this process may run on."""
+    # By process id: 0 would mean the calling thread.
+    return frozenset(os.sched_getaffinity(os.getpid()))
+
+
 class CpuProbe:
     """CPU load since the previous reading."""
 
@@ -54,12 +60,12 @@ class CpuProbe:
         cgroups: Cgroups,
         host: Callable[[frozenset[int]], HostCpu],
         *,
-        affinity: Callable[[], frozenset[int]] | None = None,
+        affinity: Callable[[], frozenset[int]] = allowed_cores,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cgroups = cgroups
         self._host = host
-        self._affinity = affinity or allowed_cores
+        self._affinity = affinity
         self._clock = clock
         self._read_at = -math.inf
         self._groups: dict[str, CpuGroup] = {}
@@ -113,12 +119,6 @@ class CpuProbe:
         if busy < SATURATED_RATIO or not self._runnable:
             return busy
         return max(busy, sum(self._runnable) / len(self._runnable) / len(cores))
-
-
-def allowed_cores() -> frozenset[int]:
-    """Return the numbers of the cores that this process may run on."""
-    # By process id: 0 would mean the calling thread.
-    return frozenset(os.sched_getaffinity(os.getpid()))
 
 
 def psutil_host(loadavg: Path = LOADAVG) -> Callable[[frozenset[int]], HostCpu]:

@@ -119,23 +119,19 @@ class GpuProbe:
 
     def _named(self, handles: dict[int, Any], name: str) -> tuple[int, Any] | None:
         nvml = self._nvml
-        if name.isascii() and name.isdigit():
-            number = int(name)
-            return (number, handles[number]) if number in handles else None
+        found: list[tuple[int, Any]] = []
         try:
-            if name.startswith("MIG-"):
-                return -1, nvml.nvmlDeviceGetHandleByUUID(name)
-            if name.startswith("GPU-"):
-                # CUDA accepts a unique prefix of a UUID.
-                matching = [
-                    (index, handle)
-                    for index, handle in handles.items()
-                    if _as_text(nvml.nvmlDeviceGetUUID(handle)).startswith(name)
-                ]
-                return matching[0] if len(matching) == 1 else None
+            if name.isascii() and name.isdigit():
+                found = [each for each in handles.items() if each[0] == int(name)]
+            elif name.startswith("MIG-"):
+                found = [(-1, nvml.nvmlDeviceGetHandleByUUID(name))]
+            elif name.startswith("GPU-"):
+                uuids = {i: _as_text(nvml.nvmlDeviceGetUUID(h)) for i, h in handles.items()}
+                found = [each for each in handles.items() if uuids[each[0]].startswith(name)]
         except nvml.NVMLError:
-            return None
-        return None
+            pass
+        # CUDA accepts a prefix of a UUID if it is unique.
+        return found[0] if len(found) == 1 else None
 
     def _utilization(self, handle: Any) -> float | None:
         try:

@@ -1,11 +1,11 @@
 """What one run of a task used: CPU seconds and peak memory.
 
-The peak is the kernel's high-water mark of resident memory, which is reset at the
-start of a run (Linux: "5" to ``/proc/self/clear_refs``; that only copies a number,
-whatever the size of the process), unless it was reset a moment ago and has not risen
-since. A side effect to know of: ``ru_maxrss`` and ``VmHWM`` of a pool process then
-show the peak since its last task started, not since its own start. Celery checks
-``worker_max_memory_per_child`` right after each task and is not affected.
+The peak is the kernel's high-water mark of resident memory. It is reset at the start of a
+run, unless that was done a moment ago and it has not risen since. (On Linux by "5" to
+``/proc/self/clear_refs``, which only copies a number, whatever the size of the process.) As a
+side effect, ``ru_maxrss`` and ``VmHWM`` of a pool process show the peak since its last task
+started, not since its own start. Celery checks ``worker_max_memory_per_child`` right after
+each task and is not affected.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _RSS_UNIT_BYTES = 1024
 #: within this much of the current size counts as reset.
 _RSS_NOISE_BYTES = 4 << 20
 
-#: Seconds for which the mark may stay while it does not rise: a run in that time is
-#: charged at most for memory that was released within it.
+#: Seconds until the mark is reset although it has not risen. Until then a run may be charged
+#: for memory that an earlier one has released meanwhile.
 _RESET_EVERY_S = 0.1
 #: A smaller rise is not worth a system call.
 _RESET_ABOVE_BYTES = 1 << 20
@@ -53,17 +53,13 @@ class _HighWaterMark:
                 with suppress(OSError):  # the app may have closed it
                     os.close(fd)
 
-    def read_bytes(self) -> int:
-        """Return the mark."""
-        return self.of(getrusage(RUSAGE_SELF))
-
-    def of(self, own: struct_rusage) -> int:
-        """Return the mark; *own* is the current ``getrusage`` of this process."""
+    def read_bytes(self, own: struct_rusage | None = None) -> int:
+        """Return the mark; *own*: the current ``getrusage`` of this process, if at hand."""
         if self._status_fd is not None:
             mark = _peak_of(self._status_fd)
             if mark is not None:
                 return mark
-        return own.ru_maxrss * _RSS_UNIT_BYTES
+        return (own or getrusage(RUSAGE_SELF)).ru_maxrss * _RSS_UNIT_BYTES
 
     def after_fork(self) -> None:
         """Close the files: in a child they still refer to the parent's memory."""
@@ -129,7 +125,7 @@ class ProcessMeter:
     def measure(self, cpu_start_s: float) -> Usage:
         """Return CPU seconds and peak memory of a run that started at *cpu_start_s*."""
         own, children = getrusage(RUSAGE_SELF), getrusage(RUSAGE_CHILDREN)
-        peak_bytes = _mark.of(own)
+        peak_bytes = _mark.read_bytes(own)
         if peak_bytes > self._low_bytes + _RESET_ABOVE_BYTES:
             self._reset_at = -1.0
         cpu_s = own.ru_utime + own.ru_stime - cpu_start_s

@@ -43,7 +43,7 @@ def test_v2_limits_and_usage(tmp_path: Path) -> None:
     )
     path = str(tmp_path / "cgroup/app.slice/worker")
     assert groups.cpu() == (CpuGroup(path, 1.5, 4.5, 0.25),)
-    assert groups.memory() == (MemoryGroup(path, 4 * GIB, 2 * GIB),)
+    assert groups.memory() == (MemoryGroup(4 * GIB, 2 * GIB),)
 
 
 def test_v2_walks_up_to_each_limit(tmp_path: Path) -> None:
@@ -107,9 +107,9 @@ V1_MEMBERSHIP = "5:memory:/docker/box\n4:cpu,cpuacct:/docker/box\n1:name=systemd
 
 def test_v1_limits_and_usage(tmp_path: Path) -> None:
     groups = tree(tmp_path, V1_MEMBERSHIP, V1)
-    root = tmp_path / "cgroup"
-    assert groups.cpu() == (CpuGroup(str(root / "cpu,cpuacct/docker/box"), 2.5, 7.0, 0.5),)
-    assert groups.memory() == (MemoryGroup(str(root / "memory/docker/box"), GIB, GIB // 4),)
+    path = str(tmp_path / "cgroup/cpu,cpuacct/docker/box")
+    assert groups.cpu() == (CpuGroup(path, 2.5, 7.0, 0.5),)
+    assert groups.memory() == (MemoryGroup(GIB, GIB // 4),)
 
 
 def test_v1_in_a_container_reads_the_mount(tmp_path: Path) -> None:
