@@ -53,11 +53,9 @@ def _finalizing(app: Any) -> None:
         named = _names_this(app)
     except Exception:  # noqa: BLE001  the configuration is invalid, and the app raises next
         return
-    try:
+    with health.guarded("auto"):
         if named and not _uninstalled(app):
             wire(app)
-    except Exception as exc:  # noqa: BLE001  the host goes on
-        health.hook_failed("auto", exc)
 
 
 def _publishing(**_: Any) -> None:

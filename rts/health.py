@@ -10,7 +10,8 @@ import logging
 import os
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 logger = logging.getLogger("rts")
 
@@ -97,6 +98,15 @@ def hook_failed(hook: str, exc: BaseException) -> None:
         hook,
         exc_info=True,
     )
+
+
+@contextmanager
+def guarded(hook: str) -> Iterator[None]:
+    """Count and log any exception of the body, a hook, and go on after it. Also a decorator."""
+    try:
+        yield
+    except Exception as exc:  # noqa: BLE001  whatever it is, the host app goes on
+        hook_failed(hook, exc)
 
 
 def shown(value: object) -> str:

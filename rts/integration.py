@@ -121,10 +121,8 @@ def _attach_to_flower(**_: Any) -> None:
     """
     from rts.flower import hook
 
-    try:
+    with health.guarded("flower"):
         hook.attach(_has_rts)
-    except Exception as exc:  # noqa: BLE001  the host goes on
-        health.hook_failed("flower", exc)
 
 
 def _apply_order(sender: Any, **_: Any) -> None:

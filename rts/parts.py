@@ -180,14 +180,12 @@ def _update_capacity(worker: Any, board: NoteBoard, companion: Companion) -> Non
     """Tell *companion* how many tasks *worker*, Celery's, may run at a time now, and which
     queues it consumes from: remote control may change both.
     """
-    try:
+    with health.guarded("capacity"):  # the previous values remain
         if worker.pool is not None and worker.pool.active:
             board.worker_slots[0] = slots_of(worker)
         consumer = getattr(getattr(worker, "consumer", None), "task_consumer", None)
         if consumer is not None:  # else it is connecting
             companion.set_queues([queue.name for queue in consumer.queues])
-    except Exception as exc:  # noqa: BLE001  the previous values remain
-        health.hook_failed("capacity", exc)
 
 
 def _loglevel() -> int:

@@ -56,23 +56,19 @@ class RtsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no t
 
     def start(self, parent: Any) -> None:
         """Start what runs beside the worker."""
-        try:
+        with health.guarded("worker"):
             if self._worker_parts is not None:
                 self._worker_parts.start()
                 _log_start(Settings.from_conf(parent.app.conf))
-        except Exception as exc:  # noqa: BLE001  the worker must start
-            health.hook_failed("worker", exc)
 
     def stop(self, parent: Any) -> None:
         """Do nothing yet: the pool is still finishing its tasks."""
 
     def terminate(self, parent: Any) -> None:
         """Stop at once, on a cold shutdown, which sends no signal."""
-        try:
+        with health.guarded("worker"):
             if self._worker_parts is not None:
                 self._worker_parts.stop()
-        except Exception as exc:  # noqa: BLE001  the worker must stop
-            health.hook_failed("worker", exc)
 
 
 def _log_start(settings: Settings) -> None:

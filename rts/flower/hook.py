@@ -58,10 +58,8 @@ def _adding_first(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _add(flower: Any) -> None:
     """Add the tab to *flower*; whatever fails, Flower must go on."""
-    try:
+    with health.guarded("flower"):
         if _has_rts is not None and _has_rts(flower.capp):
             from rts.flower.tab import add_tab
 
             add_tab(flower)
-    except Exception as exc:  # noqa: BLE001  Flower works without the tab
-        health.hook_failed("flower", exc)

@@ -87,21 +87,17 @@ class Ends:
         def on_success(result: Any, **kwargs: Any) -> Any:
             untrack()
             if isinstance(result, ExceptionInfo):
-                try:
+                with health.guarded("exit"):
                     from celery.worker.state import task_ready
 
                     task_ready(request)
                     self.aborted(request.id, "killed")
-                except Exception as exc:  # noqa: BLE001  Celery goes on
-                    health.hook_failed("exit", exc)
             return request.on_success(result, **kwargs)
 
         def on_timeout(soft: bool, timeout: float) -> Any:
             untrack()
-            try:
+            with health.guarded("time limit"):
                 self.aborted(request.id, "time_limit")
-            except Exception as exc:  # noqa: BLE001  Celery goes on
-                health.hook_failed("time limit", exc)
             return request.on_timeout(soft, timeout)
 
         request.on_success, request.on_timeout = on_success, on_timeout

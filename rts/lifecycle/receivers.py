@@ -30,7 +30,6 @@ worker_shutdown          worker, main process, when it exits cleanly
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from celery import signals
@@ -81,15 +80,7 @@ def connect(
 
 def _guarded(receiver: Callable[..., None]) -> Callable[..., None]:
     """Return *receiver* so that its exceptions are counted, and logged once."""
-
-    @wraps(receiver)
-    def guarded(**arguments: Any) -> None:
-        try:
-            receiver(**arguments)
-        except Exception as exc:  # noqa: BLE001  the worker must go on
-            health.hook_failed(receiver.__name__, exc)
-
-    return guarded
+    return health.guarded(receiver.__name__)(receiver)
 
 
 def disconnect() -> None:

@@ -13,10 +13,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from rts.fork_gate import ForkGate
-from rts.health import hook_failed
+from rts.health import guarded, hook_failed
 from rts.load.board import LoadBoard
 from rts.load.cgroup import Cgroups
 from rts.load.cpu import CpuProbe, psutil_host
@@ -34,8 +34,6 @@ FIRST_WINDOW_S = 0.05
 #: How long :meth:`LoadSampler.stop` waits for a reading in progress (NVML may
 #: take a while). The thread is a daemon: it never keeps a process alive.
 STOP_WAIT_S = 1.0
-
-T = TypeVar("T")
 
 _gate = ForkGate()
 
@@ -107,7 +105,7 @@ class LoadSampler:
         In a process forked from the one where it ran, it starts afresh, with a
         board of its own: a board has one writer.
         """
-        try:
+        with guarded("load sampler"):  # a worker runs without load figures too
             pid = os.getpid()
             if self._pid != pid:
                 self._board, self._pid, self._thread = LoadBoard(), pid, None
@@ -123,8 +121,6 @@ class LoadSampler:
                 daemon=True,
             )
             self._thread.start()
-        except Exception as exc:  # noqa: BLE001 - a worker runs without load figures too
-            hook_failed("load sampler", exc)
 
     def stop(self) -> None:
         """Stop sampling, if this process does, and release NVML. Never raises."""
@@ -133,8 +129,7 @@ class LoadSampler:
             return
         self._thread = None
         self._stopped.set()
-        if thread is not threading.current_thread():
-            thread.join(STOP_WAIT_S)
+        thread.join(STOP_WAIT_S)
 
     def read(self, now: float | None = None) -> LoadSample:
         """Return the load now: called when a task starts. Never blocks or raises.
@@ -165,32 +160,25 @@ class LoadSampler:
     def _run(self, board: LoadBoard, probes: Probes, stopped: threading.Event) -> None:
         wait_s = min(FIRST_WINDOW_S, self._period_s)
         while True:
-            with _gate.no_fork():
-                try:
-                    board.write(take_sample(probes, self._clock))
-                except Exception as exc:  # noqa: BLE001 - the next sample may succeed
-                    hook_failed("load sampler", exc)
+            with _gate.no_fork(), guarded("load sampler"):
+                board.write(take_sample(probes, self._clock))
             if stopped.wait(wait_s):
                 break
             wait_s = self._period_s
-        with _gate.no_fork():
-            _guarded("GPU load", probes.gpu.close)
+        with _gate.no_fork(), guarded("GPU load"):
+            probes.gpu.close()
 
 
 def take_sample(probes: Probes, clock: Callable[[], float] = time.monotonic) -> LoadSample:
     """Read all *probes*; one that fails is left out. The CPU figure is that since the
     previous reading, and missing from the first.
     """
-    gpus = _guarded("GPU load", probes.gpu.read) or ()
-    memory = _guarded("memory load", probes.memory.read)
-    cpu = _guarded("CPU load", probes.cpu.read)
+    cpu = memory = None
+    gpus: Sequence[GpuLoad] = ()
+    with guarded("GPU load"):
+        gpus = probes.gpu.read()
+    with guarded("memory load"):
+        memory = probes.memory.read()
+    with guarded("CPU load"):
+        cpu = probes.cpu.read()
     return LoadSample.of(cpu, memory, gpus, sampled_at=clock())
-
-
-def _guarded(what: str, read: Callable[[], T]) -> T | None:
-    """Return what a probe reads; ``None`` where it fails."""
-    try:
-        return read()
-    except Exception as exc:  # noqa: BLE001 - drivers and kernels raise what they like
-        hook_failed(what, exc)
-        return None

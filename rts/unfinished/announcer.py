@@ -227,10 +227,8 @@ def _finalize() -> None:
 
 def _at_exit() -> None:
     for announcer in list(_all):
-        try:
+        with health.guarded("announce"):
             announcer.flush()
-        except Exception as exc:  # noqa: BLE001  the process must end
-            health.hook_failed("announce", exc)
 
 
 atexit.register(_at_exit)
