@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from rts.current import Current, current
 from rts.errors import CommandError, ConfigurationError, RtsError, StoreUnavailable
 from rts.integration import install, uninstall
-from rts.prediction_api import Prediction, predict, predict_new, route
+from rts.prediction_api import predict, predict_new, route
+from rts.predictions.prediction import Prediction
 
 if TYPE_CHECKING:
     from rts import signals

@@ -58,11 +58,10 @@ def unusable(server: str, exc: BaseException) -> str:
     return f"{server} is not usable ({short(exc.__cause__ or exc)})"
 
 
-#: What only the nodes of a Redis Cluster reply: its text alone, such as "12552
-#: 10.0.0.7:6379", tells nobody.
+#: What only the nodes of a Redis Cluster reply. The text alone, such as "12552 10.0.0.7:6379",
+#: would not say what is wrong.
 _OF_A_CLUSTER = ("MovedError", "AskError", "ClusterCrossSlotError", "ClusterDownError")
-#: How their texts begin with redis-py 5, which has no classes for them outside of its client
-#: for clusters.
+#: How their texts begin with redis-py 5, which has these classes in its cluster client alone.
 _CODES_OF_A_CLUSTER = ("MOVED ", "ASK ", "CROSSSLOT ", "CLUSTERDOWN ")
 
 

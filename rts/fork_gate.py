@@ -21,10 +21,6 @@ MAX_WAIT_S = 1.0
 class ForkGate:
     """Lets one thread in at a time; those of different gates do not wait for each other."""
 
-    #: The thread that is inside.
-    _inside: int | None
-    _max_wait_s: float
-
     def __init__(self) -> None:
         self._reset()
         os.register_at_fork(
@@ -32,6 +28,14 @@ class ForkGate:
             after_in_parent=self.after_in_parent,
             after_in_child=self._reset,
         )
+
+    def _reset(self) -> None:
+        self.lock = threading.Lock()
+        #: The thread that is inside.
+        self._inside: int | None = None
+        #: Whether this thread holds the lock for a fork.
+        self.forking = threading.local()
+        self._max_wait_s = MAX_WAIT_S
 
     @contextmanager
     def no_fork(self) -> Iterator[None]:
@@ -56,10 +60,3 @@ class ForkGate:
         if getattr(self.forking, "holds", False):
             self.forking.holds = False
             self.lock.release()
-
-    def _reset(self) -> None:
-        self.lock = threading.Lock()
-        self._inside = None
-        #: Whether this thread holds the lock for a fork.
-        self.forking = threading.local()
-        self._max_wait_s = MAX_WAIT_S

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -40,14 +41,14 @@ class Installation:
 
     def __init__(self) -> None:
         self._parts: Parts | None = None
-        self._off = False
-        #: When to try again after the build has failed, and how long after the next failure.
+        #: When to try again after the build has failed (never: rts is off), and how long after
+        #: the next failure.
         self._try_from, self._pause_s = 0.0, 0.0
         self.reset_build()
 
     def reset_build(self) -> None:
-        """Forget the build, or the prediction, that another thread may have been busy with when
-        this process was forked: nobody here would release its locks.
+        """Begin anew what another thread of the parent may have been busy with at the fork, a
+        build or a prediction: nobody here would release its locks.
         """
         if self._parts is not None:
             self._parts.predictor = self._parts.risks = None
@@ -71,7 +72,7 @@ class Installation:
 
     def _settled(self) -> bool:
         """Return whether there is nothing to build, or not now."""
-        return self._parts is not None or self._off or time.monotonic() < self._try_from
+        return self._parts is not None or time.monotonic() < self._try_from
 
     def _build(self, app: Any) -> None:
         from rts.parts import Parts
@@ -84,9 +85,9 @@ class Installation:
                 keep_on(app, settings)
                 self._parts = Parts.build(settings, app)
             else:
-                self._off = True
+                self._try_from = math.inf
         except ConfigurationError as exc:
-            self._off = True
+            self._try_from = math.inf
             health.count("configuration_errors")
             health.warn_once("configuration", "rts is off in this process: %s", exc)
         except BaseException:

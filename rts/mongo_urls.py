@@ -4,9 +4,9 @@ They are parsed here the way pymongo does, since no process of the host app is t
 What it accepts without a warning is never refused, except for ``w=0``; whether options are
 compatible, and files that they name exist, is left to the companion process.
 
-An option with an invalid value is refused, while pymongo ignores it, with a warning that few
-see: with ``tls=True`` it would talk in the clear, since only ``true`` is accepted. Options that
-are not listed are accepted.
+An option with an invalid value is refused. pymongo ignores it, with a warning that few see:
+given ``tls=True`` it would talk in the clear, as it takes only ``true`` and ``false``. Options
+that are not listed are accepted.
 """
 
 from __future__ import annotations

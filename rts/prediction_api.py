@@ -186,6 +186,3 @@ def route(
     except Exception as exc:  # noqa: BLE001  Celery's own route remains
         health.hook_failed("route", exc)
         return None
-
-
-__all__ = ["Prediction", "predict", "predict_new", "route"]

@@ -13,8 +13,8 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from rts.errors import ConfigurationError
 
-#: URL schemes that redis-py understands; kombu's sentinel:// is not among them.
-REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+socket")
+#: How URLs begin that redis-py or kombu takes for Redis, other than kombu's sentinel://.
+_REDIS = ("redis://", "rediss://", "unix://", "redis+socket://")
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 #: How to write what would end a user name or password in a URL.
@@ -69,9 +69,8 @@ def _verification(value: object) -> object:
 
 
 def is_redis(url: object) -> TypeGuard[str]:
-    """Return whether *url* has a scheme that redis-py or kombu takes for Redis."""
-    scheme, separator, _ = url.partition("://") if isinstance(url, str) else ("", "", "")
-    return bool(separator) and scheme in REDIS_SCHEMES
+    """Return whether *url* is one of Redis."""
+    return isinstance(url, str) and url.startswith(_REDIS)
 
 
 def redis_url(key: str, value: object) -> str:
@@ -131,9 +130,7 @@ def shown_url(url: str) -> str:
     credentials, _, place = rest.rpartition("@")
     if not {"?", "#"}.isdisjoint(credentials):
         return f"{scheme}://***"  # the @ may be in the options
-    for end in "?#":
-        place = place.partition(end)[0]
-    return f"{scheme}://{place}"
+    return f"{scheme}://{re.split('[?#]', place, maxsplit=1)[0]}"
 
 
 def redacted_host(value: object) -> object:

@@ -51,13 +51,13 @@ def deliver(link: Link, taken: Sequence[Taken], *commands: bytes) -> list[Any]:
 
 
 def ask_for_room(link: Link, key: str) -> None:
-    """Change nothing in the sorted set *key*, by a command that a Redis without memory refuses,
-    as it refuses heartbeats and the ends of runs.
+    """Check that Redis has room for heartbeats and the ends of runs: a write to the sorted set
+    *key* that changes nothing is refused with them.
 
     Raises:
-        StoreUnavailable: it does, or there is no reply in time.
+        StoreUnavailable: it is refused, or there is no reply in time.
     """
-    # Not with call: the breaker has to stay closed.
+    # Not with call: a refusal must not open the breaker.
     (reply,) = link.call_each(pack("ZADD", key, "XX", 0, ""))
     if isinstance(reply, ResponseError):
         raise StoreUnavailable(f"Redis takes no ends: {reply}") from reply

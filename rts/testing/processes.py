@@ -1,7 +1,7 @@
 """Child processes that never outlive the process that started them.
 
 A small supervisor runs in between. It holds the reading end of a pipe whose writing end the
-owner has, and a pidfd of the owner: whichever first says that the owner is gone, however it
+owner has, and a pidfd of the owner. As soon as either shows that the owner is gone, however it
 died, the supervisor kills its child. (The pipe alone would stay open in children that the owner
 has forked. ``PR_SET_PDEATHSIG`` would tie the child to the *thread* that started it, and a
 pytest fixture may run in any.)
@@ -99,7 +99,7 @@ class OwnedProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=None if env is None else dict(env),
+                env=env,
                 cwd=cwd,
                 start_new_session=True,
             )
