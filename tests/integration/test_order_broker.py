@@ -31,7 +31,7 @@ from rts.link.link import Link
 from rts.link.scripts import pack
 from rts.settings import Settings
 from rts.testing import RedisServer, wait_until
-from rts.testing.binaries import redis_binary
+from rts.testing.binaries import find_binary
 from rts.testing.processes import OwnedProcess
 from tests.conftest import ONE_REPLY, Stage
 from tests.order import EDF
@@ -105,7 +105,7 @@ def behind_sentinel(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             f"port {port}\nbind 127.0.0.1\ndir {folder}\n"
             f"sentinel monitor main 127.0.0.1 {server.port} 1\n"
         )
-        command = [redis_binary(), str(conf), "--sentinel"]
+        command = [find_binary("redis-server"), str(conf), "--sentinel"]
         process = OwnedProcess(command, folder / "sentinel.log")
         try:
             with redis.Redis(port=port) as client:

