@@ -63,8 +63,8 @@ class Fleet:
         return sum(group.slots for group in self.groups if 0 in group.queues)
 
     def marks_complete(self, etas: int) -> bool:
-        """Return whether a message without a mark is held by no worker: all report marks, and
-        none holds more messages than marks are kept. *etas*: messages held for an eta.
+        """Return whether the marks tell of all messages that workers hold: all report marks,
+        and none holds more messages than it keeps marks. *etas*: messages held for an eta.
         """
         most = max((group.slots + group.prefetch for group in self.groups), default=0.0)
         return self.all_report and most + etas <= SIZE

@@ -35,8 +35,8 @@ SOON_S = 1.0
 LOW, HIGH = 0.05, 0.95
 #: Shorter waits count as none, seconds.
 NO_WAIT_S = 1e-3
-#: Simulations agree if their waits differ by at most this relative error from one in between:
-#: about the median error of predictions where half of the simulations do not agree.
+#: The greatest relative error of the point that stands for simulations which agree: about the
+#: median error of predictions where not even half of them do.
 AGREEMENT = 0.4
 
 
@@ -159,7 +159,7 @@ def typical(instants: Sequence[float], now: float) -> float:
     error (least median of squares; Rousseeuw, *JASA* 79, 1984). Where not even half of them
     agree, that median is large wherever the point lies, so it is the point with which most
     of them agree: their mode (Chernoff, *Annals of the Institute of Statistical Mathematics*
-    16, 1964). Of many predictions this makes most good, and their median error least.
+    16, 1964). Over many predictions this makes the median error least.
 
     >>> typical([104.0, 105.0, 106.0, 150.0, 190.0], 100.0)
     104.8

@@ -32,14 +32,14 @@ class Reading:
     #: Monotonic instant.
     read_at: float
     picture: Picture
-    #: Seconds that reading it took, and reading it and predicting from it.
+    #: Seconds that it took to read, and together with the predictions made from it.
     read_s: float
     cost_s: float
     #: What this process has published since, to it and to the queues that share its workers.
     published: list[Work] = field(default_factory=list)
     #: When that was last, epoch seconds.
     published_at: float = 0.0
-    #: By cache key: how many of these were taken into account, and the prediction.
+    #: By cache key: the number of published tasks that it accounts for, and the prediction.
     predictions: dict[tuple[object, ...], tuple[int, Prediction]] = field(default_factory=dict)
     #: How many tasks there were when it was read.
     tasks: int = field(init=False)

@@ -17,7 +17,7 @@ class PrefetchedWork:
         self._queues: list[deque[tuple[int, float]]] = [deque() for _ in groups]
         self._lengths = [0.0] * len(groups)
 
-    def add(self, group: int, number: int, weight: float = 1.0) -> None:
+    def add(self, group: int, number: int, weight: float) -> None:
         """Append a task, which stands for *weight* tasks."""
         self._queues[group].append((number, weight))
         self._lengths[group] += weight
