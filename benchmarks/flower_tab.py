@@ -29,7 +29,7 @@ from typing import Any
 import psutil
 from celery import Celery
 from heading import note, print_heading
-from isolation import environment, isolated
+from isolation import isolated, noop_environment
 from ledger import DAY_S, Stored, enlarge
 
 import rts
@@ -114,13 +114,9 @@ def start(stack: ExitStack, redis_url: str, mongo_url: str) -> tuple[str, psutil
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    env = environment(
-        ORDER_BROKER=redis_url,
-        ORDER_MONGO=mongo_url,
-        ORDER="edf",
-        FLOWER_UNAUTHENTICATED_API="true",
-    )
-    command = [sys.executable, "-m", "celery", "-A", "order_app", "flower", f"--port={port}"]
+    env = noop_environment(redis_url, {"rts_mongo_url": mongo_url, "rts_scheduler": "edf"})
+    env["FLOWER_UNAUTHENTICATED_API"] = "true"
+    command = [sys.executable, "-m", "celery", "-A", "noop_app", "flower", f"--port={port}"]
     process = OwnedProcess(command, folder / "log", env=env, cwd=folder)
     stack.callback(process.stop)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 from rts.settings import OVERRIDING
@@ -20,6 +22,13 @@ def environment(**own: str) -> dict[str, str]:
     """
     path = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path), **own}
+
+
+def noop_environment(broker: str, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the environment of processes with the app of noop_app.py; *settings*: of rts,
+    none for plain Celery.
+    """
+    return environment(BENCH_BROKER=broker, BENCH_RTS=json.dumps(settings))
 
 
 def run_script(script: str, env: Mapping[str, str], *arguments: object) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 
 import redis
 from heading import note, print_heading
-from isolation import environment, isolated, run_script
+from isolation import isolated, noop_environment, run_script
 
 from rts.testing import MongoServer, RedisServer, WorkerProcess, wait_until
 
@@ -33,7 +33,7 @@ HERE = Path(__file__).parent
 CLAIMS = 500
 PUBLISH = """
 import sys, time
-from order_app import noop
+from noop_app import noop
 for _ in range(200):
     noop.apply_async(queue="warm")
 started = time.perf_counter()
@@ -44,7 +44,7 @@ print(time.perf_counter() - started)
 FILL = """
 import sys, time, uuid
 from kombu.utils.json import dumps
-from order_app import app, noop
+from noop_app import app, noop
 from rts.scheduling.layout import HOPEFUL, keys_of
 queue, messages = sys.argv[1], int(sys.argv[2])
 noop.apply_async(queue="one")
@@ -69,7 +69,7 @@ with app.connection_for_write() as connection:
 """
 CLAIM = """
 import json, statistics, sys, time
-from order_app import app
+from noop_app import app
 queues, claims = sys.argv[1].split(","), int(sys.argv[2])
 with app.connection_for_read() as connection:
     channel = connection.default_channel
@@ -83,7 +83,7 @@ with app.connection_for_read() as connection:
 """
 
 CONSUME = """
-from order_app import app
+from noop_app import app
 app.control.add_consumer("work", reply=True, limit=1)
 """
 
@@ -93,9 +93,12 @@ class Bench:
 
     def __init__(self, redis_url: str, mongo_url: str) -> None:
         self.client = redis.Redis.from_url(redis_url, decode_responses=True)
-        base = environment(ORDER_BROKER=redis_url, ORDER_MONGO=mongo_url)
+        settings = {"rts_mongo_url": mongo_url}
         #: Environments of the processes, by order.
-        self.env = {order: {**base, "ORDER": order} for order in ("fifo", "edf")}
+        self.env = {
+            "fifo": noop_environment(redis_url, settings),
+            "edf": noop_environment(redis_url, {**settings, "rts_scheduler": "edf"}),
+        }
 
     def throughput(self, order: str, tasks: int) -> tuple[float, float]:
         """Return the tasks per second of a publisher and of a worker."""
@@ -103,7 +106,7 @@ class Bench:
         env = self.env[order]
         published = tasks / float(run_script(PUBLISH, env, tasks))
         worker = WorkerProcess(
-            "order_app", queues=["warm"], cwd=HERE, env=env, loglevel="WARNING"
+            "noop_app", queues=["warm"], cwd=HERE, env=env, loglevel="WARNING"
         )
         with worker:
             wait_until(lambda: self.left("warm") == 0, 60)

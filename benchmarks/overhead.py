@@ -29,7 +29,7 @@ from typing import Any
 import psutil
 import redis
 from heading import note, print_heading
-from isolation import environment, isolated, run_script
+from isolation import isolated, noop_environment, run_script
 
 from rts.settings import Settings
 from rts.testing import MongoServer, RedisServer, WorkerProcess, wait_until
@@ -39,7 +39,7 @@ HERE = Path(__file__).parent
 ON_TIME_S = 60.0
 PUBLISH = """
 import sys, time
-from overhead_app import noop
+from noop_app import noop
 tasks = int(sys.argv[1])
 for _ in range(200):
     noop.apply_async(queue="warm")
@@ -50,13 +50,13 @@ print((time.process_time() - started) / tasks)
 """
 WRITE_MODULES = """
 import sys
-from overhead_app import write_modules
+from noop_app import write_modules
 write_modules.apply_async((sys.argv[1],), queue="warm")
 """
 #: Has the worker consume the queue of the measured tasks, or stop doing so.
 CONTROL = """
 import sys
-from overhead_app import app
+from noop_app import app
 getattr(app.control, sys.argv[1])("work", reply=True, limit=1)
 """
 
@@ -67,27 +67,21 @@ class Bench:
     def __init__(
         self, redis_url: str, mongo_url: str, concurrency: int, slack_s: float
     ) -> None:
-        self.redis_url = redis_url
-        self.mongo_url = mongo_url
+        settings = {"rts_mongo_url": mongo_url, "rts_min_slack": slack_s}
+        #: Environments of the processes, by whether they have rts.
+        self.env = {
+            False: noop_environment(redis_url, {}),
+            True: noop_environment(redis_url, settings),
+        }
         self.concurrency = concurrency
-        self.slack_s = slack_s
         self.client = redis.Redis.from_url(redis_url, decode_responses=True)
-
-    def environment(self, rts: bool) -> dict[str, str]:
-        """Return the environment of a process of the benchmark's app."""
-        return environment(
-            OVERHEAD_BROKER=self.redis_url,
-            OVERHEAD_MONGO=self.mongo_url,
-            OVERHEAD_RTS="1" if rts else "0",
-            OVERHEAD_SLACK=str(self.slack_s),
-        )
 
     def run(self, rts: bool, tasks: int, steps: int = 1) -> dict[str, Any]:
         """Return the figures of one run: CPU in seconds per task, memory in bytes."""
         self.client.flushdb()  # a private server of this benchmark
-        env = self.environment(rts)
+        env = self.env[rts]
         worker = WorkerProcess(
-            "overhead_app",
+            "noop_app",
             hostname="bench@%h",
             concurrency=self.concurrency,
             queues=["warm"],

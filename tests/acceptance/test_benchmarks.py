@@ -60,7 +60,7 @@ def test_the_processes_of_a_benchmark_import_what_it_does(
     url = "redis://nowhere"
     overhead = importlib.import_module("overhead").Bench(url, url, 1, 1.0)
     order = importlib.import_module("order").Bench(url, url)
-    for environment in (overhead.environment(rts=True), order.env["edf"]):
+    for environment in (overhead.env[True], order.env["edf"]):
         assert environment["PYTHONPATH"].endswith(":a checkout")
 
 
