@@ -1,5 +1,5 @@
-"""An app with no-op tasks, on the Redis BENCH_BROKER. BENCH_RTS has the settings of rts as JSON;
-without any it is plain Celery.
+"""No-op tasks on the Redis BENCH_BROKER. BENCH_RTS: the settings of rts, as JSON; without any
+it is plain Celery.
 """
 
 from __future__ import annotations
