@@ -84,21 +84,21 @@ class Workload:
     """The tasks to simulate, and the conditions they ran under."""
 
     jobs: Sequence[Job]
-    #: Whether each job met its deadline; ``None`` for a trace.
-    met: Sequence[bool] | None
-    #: Slots that it ran on; ``None`` for a trace.
-    slots: int | None
-    #: Slots of each worker; empty for a trace.
-    workers: Sequence[int]
-    #: Messages that a stock worker holds per slot, beside those that run.
-    held_per_slot: float
     #: The app's, and the types of the trace.
     settings: Settings
     conditions: Conditions
     #: Where it comes from, in words.
     origin: str
-    #: Start and end of the window; ``None`` for a trace.
-    window: tuple[datetime, datetime] | None
+    # Not for a trace:
+    #: Whether each job met its deadline.
+    met: Sequence[bool] | None = None
+    #: Slots that it ran on, and those of each worker.
+    slots: int | None = None
+    workers: Sequence[int] = ()
+    #: Messages that a stock worker holds per slot, beside those that run.
+    held_per_slot: float = 0.0
+    #: Start and end.
+    window: tuple[datetime, datetime] | None = None
 
     def order(self, name: str, slots: int) -> Order:
         """Return a new order for *slots*, in workers like the recorded ones."""
@@ -220,14 +220,9 @@ def _from_trace(source: Source, settings: Settings, path: str) -> Workload:
         raise click.UsageError(str(exc)) from None
     return Workload(
         jobs=jobs,
-        met=None,
-        slots=None,
-        workers=(),
-        held_per_slot=0.0,
         settings=with_types(settings, jobs),
         conditions=Conditions(source.speed, source.k, _overheads(source)),
         origin=f"of {path}",
-        window=None,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
@@ -166,8 +167,7 @@ def slowdowns(runs: Iterable[Mapping[str, Any]]) -> Chart:
 def bands(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the same by band of load, for a table."""
     found = []
-    low = 0.0
-    for high in BANDS:
+    for low, high in pairwise((0.0, *BANDS)):
         inside = [
             run
             for run in runs
@@ -183,7 +183,6 @@ def bands(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "on_time_ratio": ratio(sum(judged), len(judged)),
             }
         )
-        low = high
     return found
 
 

@@ -19,18 +19,17 @@ def timeline(
 
     ``None`` if no two instants are known.
     """
-    records = [*([task] if task is not None else []), *runs]
-    if not records:
+    records = [*runs] if task is None else [task, *runs]
+    first_record = records[0] if records else {}
+    arrival, deadline = first_record.get("arrival"), first_record.get("deadline")
+    if arrival is None:
         return None
-    arrival, deadline = records[0].get("arrival"), records[0].get("deadline")
     instants = [
         at
         for record in records
         for at in (record.get(n) for n in ("arrival", "deadline", "started_at", "completed_at"))
         if at is not None
     ]
-    if len(instants) < 2 or arrival is None:
-        return None
     first, span = min(instants), max(instants) - min(instants)
     if span <= timedelta(0):
         return None
