@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, compress
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -57,9 +57,7 @@ class Answer:
         """Return a row for each key, sorted, and the total as the last."""
         jobs, met, key_of = self.workload.jobs, self.workload.met, KEYS[self.by]
         tasks = Counter(map(key_of, jobs))
-        good = Counter(
-            key_of(job) for job, success in zip(jobs, met or (), strict=False) if success
-        )
+        good = Counter(map(key_of, compress(jobs, met or ())))
         rows = [
             Row(
                 key,

@@ -72,13 +72,8 @@ class ReportRow:
 def report(
     database: Database[dict[str, Any]], since: datetime, until: datetime, by: str = "type"
 ) -> list[ReportRow]:
-    """Return one row per key, sorted by key.
-
-    Args:
-        database: the ledger's.
-        since: start of the window, aware.
-        until: its end, exclusive, aware.
-        by: ``type``, ``name``, ``worker`` or ``queue``.
+    """Return one row per key, sorted by key. *since* and *until* (exclusive) are aware, *by* is
+    ``type``, ``name``, ``worker`` or ``queue``.
 
     Raises:
         StoreUnavailable: the server did not answer.
