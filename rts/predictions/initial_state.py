@@ -22,7 +22,7 @@ from rts.predictions.taken_tasks import TakenTasks
 from rts.predictions.work import Work, work_of
 from rts.records import Execution, OpenTask
 from rts.scheduling.discovery import routing_keys
-from rts.scheduling.encoding import Message
+from rts.scheduling.encoding import Message, headers_of
 from rts.settings import Settings
 from rts.simulation.orders import Order, order_in_use, order_of
 from rts.tau.cache import POOL
@@ -169,8 +169,7 @@ class InitialState:
         return bool(options.get("queue_order_strategy", IN_TURN) == IN_TURN)
 
     def _is_acked_late(self, message: Message) -> bool:
-        headers = message.get("headers") or {}
-        task = self._app.tasks.get(str(headers.get("task")))
+        task = self._app.tasks.get(str(headers_of(message).get("task")))
         default = self._app.conf.task_acks_late
         return bool(getattr(task, "acks_late", default))
 

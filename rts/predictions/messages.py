@@ -11,7 +11,7 @@ import redis
 from rts.headers import instant
 from rts.predictions.survey import Taken
 from rts.predictions.work import Work
-from rts.scheduling.encoding import NEVER, Message, message_of, place_of
+from rts.scheduling.encoding import NEVER, Message, headers_of, message_of, place_of
 from rts.scheduling.layout import unacked_keys
 from rts.scheduling.rule import Rule
 from rts.scheduling.scripts import read_messages
@@ -67,8 +67,7 @@ def held_of(entries: Iterable[tuple[bytes | None, float]]) -> list[Held]:
 
 def id_of(message: Message) -> str | None:
     """Return the task id in a message; ``None`` if it is not a task."""
-    headers = message.get("headers")
-    task_id = headers.get("id") if isinstance(headers, dict) else None
+    task_id = headers_of(message).get("id")
     return task_id if isinstance(task_id, str) else None
 
 
@@ -82,8 +81,7 @@ class WorkReader:
 
     def work(self, message: Message, now: float, number: int = 0, queue: str = "*") -> Work:
         """Return the task of a message in *queue*, which has this *number*."""
-        headers = message.get("headers")
-        headers = headers if isinstance(headers, dict) else {}
+        headers = headers_of(message)
         task_type = headers.get("task_type")
         if not isinstance(task_type, str) or task_type not in self._types:
             task_type = UNTYPED

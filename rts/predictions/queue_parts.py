@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import redis
 
-from rts.scheduling.encoding import message_of
+from rts.scheduling.encoding import headers_of, message_of
 from rts.scheduling.layout import message_keys
 from rts.scheduling.scripts import BYTES
 from rts.validation import finite
@@ -137,8 +137,7 @@ def _rank_of(client: redis.Redis, part: Part, size: int, arrival: float) -> int:
     while high - low > SEARCH_PAGE // 2:
         middle = (low + high) // 2
         text: Any = client.lindex(part.key, -1 - middle)
-        headers = message_of(text or b"").get("headers")
-        there = finite(headers.get("rts_arrival")) if isinstance(headers, dict) else None
+        there = finite(headers_of(message_of(text or b"")).get("rts_arrival"))
         if there is None:
             break
         low, high = (middle, high) if there <= arrival else (low, middle)

@@ -109,6 +109,12 @@ def message_of(text: bytes) -> Message:
     return message if isinstance(message, dict) else {}
 
 
+def headers_of(message: Message) -> dict[str, Any]:
+    """Return the headers of a raw message; empty if there are none, or if they are invalid."""
+    headers = message.get("headers")
+    return headers if isinstance(headers, dict) else {}
+
+
 def tag_of(text: bytes) -> bytes:
     """Return the delivery tag in a member."""
     return text[HEAD : HEAD + _tag_length(text)]

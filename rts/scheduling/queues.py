@@ -14,7 +14,7 @@ from rts.errors import BrokerUnavailable, unusable
 from rts.ledger.storable import text as storable
 from rts.scheduling.activation import register_transports
 from rts.scheduling.channel import DeadlineOrder
-from rts.scheduling.encoding import message_of, payload_of
+from rts.scheduling.encoding import headers_of, message_of, payload_of
 from rts.scheduling.layout import DEMOTED, HOPEFUL, keys_of, list_keys, message_keys
 from rts.scheduling.rule import OPTION, Rule
 from rts.scheduling.scripts import BYTES, MOVE, ScriptByHash, read_messages
@@ -143,9 +143,7 @@ def next_waiting(channel: Any, name: str, limit: int) -> list[WaitingTask]:
 
 
 def _waiting(place: str, text: bytes) -> WaitingTask:
-    headers = message_of(text).get("headers")
-    if not isinstance(headers, dict):
-        headers = {}  # not a message of Celery's
+    headers = headers_of(message_of(text))
     task_type = headers.get("task_type")
     return WaitingTask(
         place,
