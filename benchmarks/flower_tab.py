@@ -27,12 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from celery import Celery
 from heading import note, print_heading
-from isolation import isolated, noop_environment
+from isolation import isolated, noop_environment, run_script
 from ledger import DAY_S, Stored, enlarge
 
-import rts
 from rts.testing import MongoServer, RedisServer, wait_until
 from rts.testing.processes import OwnedProcess
 
@@ -44,6 +42,15 @@ PATHS = tuple(
 )
 #: Seconds between two rounds of timed requests.
 PAUSE_S = 2.0
+#: Publishes tasks in deadline order, which no worker takes.
+PUBLISH = """
+import sys, time
+from noop_app import app
+with app.connection_for_write() as connection, app.amqp.Producer(connection) as producer:
+    for i in range(int(sys.argv[1])):
+        due = {"sla_deadline": time.time() + i % 3600}
+        app.send_task(f"shop.tasks.task_{i % 20}", producer=producer, headers=due)
+"""
 
 
 def request(base: str, path: str) -> tuple[float, int]:
@@ -62,20 +69,6 @@ def counting(base: str) -> list[str]:
             if json.load(answer)["counting"]:
                 found.append(page)
     return found
-
-
-def fill_queue(redis_url: str, n: int) -> None:
-    """Publish *n* tasks in deadline order, which no worker takes."""
-    app = Celery("bench", broker=redis_url, set_as_current=False)
-    app.conf.update(rts_scheduler="edf")
-    rts.install(app)
-    with app.connection_for_write() as connection, app.amqp.Producer(connection) as producer:
-        for i in range(n):
-            at = time.time() + i % 3600
-            app.send_task(
-                f"shop.tasks.task_{i % 20}", producer=producer, headers={"sla_deadline": at}
-            )
-    rts.uninstall(app)
 
 
 def main() -> None:
@@ -97,8 +90,10 @@ def main() -> None:
         ledger.fill(arguments.stored, DAY_S, 0.0, seed=3)
         ledger.ledger.close()
         note(f"publishing {arguments.waiting} tasks")
-        fill_queue(server.url, arguments.waiting)
-        base, process = start(stack, server.url, mongo.url)
+        settings = {"rts_mongo_url": mongo.url, "rts_scheduler": "edf"}
+        env = noop_environment(server.url, settings)
+        run_script(PUBLISH, env, arguments.waiting)
+        base, process = start(stack, env)
         results = pages(base, arguments.rounds)
         if arguments.memory_s:
             results["memory"] = memory(base, process, arguments.memory_s)
@@ -108,14 +103,13 @@ def main() -> None:
         show(results, arguments)
 
 
-def start(stack: ExitStack, redis_url: str, mongo_url: str) -> tuple[str, psutil.Process]:
+def start(stack: ExitStack, env: dict[str, str]) -> tuple[str, psutil.Process]:
     """Start Flower; return its address and its process."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    env = noop_environment(redis_url, {"rts_mongo_url": mongo_url, "rts_scheduler": "edf"})
-    env["FLOWER_UNAUTHENTICATED_API"] = "true"
+    env = {**env, "FLOWER_UNAUTHENTICATED_API": "true"}
     command = [sys.executable, "-m", "celery", "-A", "noop_app", "flower", f"--port={port}"]
     process = OwnedProcess(command, folder / "log", env=env, cwd=folder)
     stack.callback(process.stop)
