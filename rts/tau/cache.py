@@ -138,14 +138,12 @@ class TauCache:
 
     def _keep(self, taus: dict[str, str], counts: dict[str, str]) -> None:
         enough = self._settings.min_samples
-        usable = {}
-        for field, text in taus.items():
-            if "/" in field and parse_count(counts.get(field)) < enough:
-                continue
-            tau = parse_tau(text)
-            if tau is not None:
-                usable[field] = tau
-        self._taus = usable
+        self._taus = {
+            field: tau
+            for field, text in taus.items()
+            if "/" not in field or parse_count(counts.get(field)) >= enough
+            if (tau := parse_tau(text)) is not None
+        }
 
 
 def learned_ratios(q: float, sketches: Mapping[str, Sketch]) -> dict[str, float]:

@@ -14,14 +14,13 @@ from rts.records import Learned
 from rts.settings import Settings
 from rts.tau.finish import UNKNOWN_TYPE, FinishCall, FinishEntry, read_answer
 from rts.tau.memory import choose_tau
-from rts.tau.sketch import MOST
 from rts.validation import finite
 
 
 def parse_count(text: str | None) -> int:
     """Return *text* as a number of runs; 0 where it is not one."""
-    number = finite(text)
-    return int(number) if number is not None and 0 <= number <= MOST else 0
+    # More than 18 digits might not fit into MongoDB's 64 bits, and int() refuses thousands.
+    return int(text) if text and len(text) <= 18 and text.isdecimal() else 0
 
 
 def parse_tau(text: str) -> float | None:

@@ -177,7 +177,7 @@ class TestRedis:
         assert store.update(LIGHT, NAME, 1.0).tau_after == pytest.approx(4.2)
         assert store.entries()[LIGHT].tau == pytest.approx(4.2)
 
-    @pytest.mark.parametrize("count", ["many", "-1", "1e400", "9" * 400, "9" * 5000])
+    @pytest.mark.parametrize("count", ["many", "-1", "1.5", "9" * 19, "9" * 5000])
     def test_counts_and_deviations_that_are_none_are_zero(
         self, store: RedisTauStore, settings: Settings, redis_client: redis.Redis, count: str
     ) -> None:
