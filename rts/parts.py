@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rts import health
@@ -85,7 +87,9 @@ class WorkerParts:
     board: NoteBoard
     sink: SpoolRunSink
     companion: Companion
-    instructions: Instructions
+    #: Makes those of the companion. Not before the start: the logging is set up by then, and
+    #: the process may be a fork of the one that built this.
+    instructions: Callable[[], Instructions]
     listener: Listener
     #: Whether tasks share a process.
     threaded: bool
@@ -136,7 +140,7 @@ class WorkerParts:
             board=board,
             sink=sink,
             companion=companion,
-            instructions=_instructions(settings, worker, instance, board),
+            instructions=partial(_instructions, settings, worker, instance, board),
             listener=Listener(settings, instance),
             threaded=threaded,
         )
@@ -144,9 +148,7 @@ class WorkerParts:
     def start(self) -> None:
         """Start what accompanies the worker: the load sampler and the companion process."""
         self.sampler.start()
-        # Since this was built, the logging was set up, and the process may be a fork.
-        instructions = replace(self.instructions, loglevel=_loglevel(), pid=os.getpid())
-        self.companion.start(instructions.to_json(), pass_fds=(self.board.fd,))
+        self.companion.start(self.instructions().to_json(), pass_fds=(self.board.fd,))
         self.listener.start()
 
     def stop(self) -> None:
@@ -170,7 +172,8 @@ def _instructions(
         board_fd=board.fd,
         board_slots=board.slots,
         logfile=_logfile(worker),
-        loglevel=_loglevel(),
+        # Of the logger that takes all INFO of the companion.
+        loglevel=logging.getLogger("rts.drain").getEffectiveLevel(),
         queues=tuple(worker.app.amqp.queues.consume_from),
         ahead=0 if settings.scheduler == "edf" else prefetch_of(worker),
     )
@@ -186,11 +189,6 @@ def _update_capacity(worker: Any, board: NoteBoard, companion: Companion) -> Non
         consumer = getattr(getattr(worker, "consumer", None), "task_consumer", None)
         if consumer is not None:  # else it is connecting
             companion.set_queues([queue.name for queue in consumer.queues])
-
-
-def _loglevel() -> int:
-    """Return the level of the logger that all INFO of the companion is logged to."""
-    return logging.getLogger("rts.drain").getEffectiveLevel()
 
 
 def _logfile(worker: Any) -> str | None:
