@@ -61,8 +61,8 @@ def warn_once(key: str, text: str, *args: object, exc_info: bool = False) -> Non
 
 
 class Outages:
-    """Decides which outages of a server are logged: each with one line, and one when it ends;
-    but ever fewer of them while the server goes on failing and coming back.
+    """Decides which outages of a server are logged: one line each, and one when it ends. While
+    the server goes on failing and coming back, ever fewer are.
     """
 
     def __init__(self, now: Callable[[], float]) -> None:

@@ -138,8 +138,8 @@ class NoteBoard:
         if self._read(slot) != note:
             return False
         owner, _, _ = _HEAD.unpack_from(self._map, _start(slot))
-        # Another process may live on, after a signal that does not end it, and use its slot
-        # again: it stays the owner. In this one nobody else would free the slot.
+        # Another process stays the owner: it may have survived the signal, and use its slot
+        # again. A slot of this process is freed, which nobody else would do.
         _HEAD.pack_into(self._map, _start(slot), 0 if owner == forks.pid else owner, 0, 0)
         return True
 
