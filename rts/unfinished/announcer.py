@@ -140,10 +140,8 @@ class Announcer:
                 notes.append(self._notes.popleft())
         except IndexError:
             pass  # there are no more
-        return [Taken(self._pack(notes), partial(self._give_back, notes))] if notes else []
-
-    def _give_back(self, notes: Sequence[Announcement]) -> None:
-        self._notes.extendleft(reversed(notes))
+        put_back = partial(self._notes.extendleft, notes[::-1])
+        return [Taken(self._pack(notes), put_back)] if notes else []
 
     def _pack(self, notes: Sequence[Announcement]) -> bytes:
         each = "".join([pack_task(*note) for note in notes])
