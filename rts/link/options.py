@@ -41,6 +41,9 @@ def connection_options(settings: Settings) -> tuple[Any, dict[str, Any]]:
             raise ConfigurationError("rts_redis_url", shown, allowed) from exc
         # redis-py accepts either a provider or a user name and password.
         options.update(credential_provider=provider, username=None, password=None)
+    # Unless these are None, each connection tells redis-py's name and version, in two more
+    # round trips.
+    client_info = {"driver_info"} & parameters_of(make) or {"lib_name", "lib_version"}
     # These override the URL, which may be the broker's and have options meant for it.
     options.update(
         socket_timeout=settings.timeout,
@@ -50,17 +53,9 @@ def connection_options(settings: Settings) -> tuple[Any, dict[str, Any]]:
         health_check_interval=0,
         decode_responses=False,
         protocol=2,
-        **without_client_info(make),
+        **dict.fromkeys(client_info),
     )
     return make, options
-
-
-def without_client_info(connection_class: type) -> dict[str, None]:
-    """Return the options that keep a new connection from sending redis-py's name and
-    version, which would cost two more round trips.
-    """
-    new = "driver_info" in parameters_of(connection_class)
-    return dict.fromkeys(("driver_info",) if new else ("lib_name", "lib_version"))
 
 
 def supported_options(connection_class: type, options: Mapping[str, Any]) -> dict[str, Any]:
