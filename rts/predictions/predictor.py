@@ -86,7 +86,8 @@ class Predictor:
             pack("HGET", keys.open_info, task_id),
         )
         now = as_instant(time_)
-        queues = [queue] if queue else self._queues(beats, now)
+        known = self._queues(beats, now)
+        queues = [queue] if queue else known
         for run in read_notes(notes):
             if run.task_id == task_id and (found := self._of_noted(run, queues)):
                 return found
@@ -101,7 +102,7 @@ class Predictor:
         waits = self._broker.find(task_id, searched, None if noted is None else noted.arrival)
         if waits is not None:
             return self._of_waiting(waits)
-        held = self._of_held(task_id, queues)
+        held = self._of_held(task_id, queues, known)
         if held is not None or published is None or sent_to not in queues:
             return held
         if published.arrival > now:
@@ -122,8 +123,12 @@ class Predictor:
         assert picture.position is not None
         return forecast.of_waiting(picture.snapshot, picture.position, picture.order)
 
-    def _of_held(self, task_id: str, queues: Iterable[str]) -> Prediction | None:
-        """Predict a task that a worker holds and has not started; ``None`` if there is none."""
+    def _of_held(
+        self, task_id: str, queues: Iterable[str], known: Iterable[str]
+    ) -> Prediction | None:
+        """Predict a task that a worker holds and has not started; ``None`` if there is none, or
+        it came from another one of the *known* queues than from one of *queues*.
+        """
         held = self._broker.unacknowledged().held
         keys = (each.routing_key for each in held if id_of(each.message) == task_id)
         key = next(keys, None)
@@ -131,6 +136,8 @@ class Predictor:
             return None
         queue = self._queue_of(key, queues)
         if queue not in queues:
+            if self._queue_of(key, known) in known:
+                return None
             raise CommandError(
                 f"a worker holds {task_id}, but no queue that is known here has its routing "
                 f"key, {key}"

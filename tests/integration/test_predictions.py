@@ -389,6 +389,7 @@ def test_a_held_task_came_by_the_key_of_a_binding_or_by_a_topic(
     assert found.slots == 1
     with pytest.raises(rts.CommandError, match=r"has its routing key, orders\.new"):
         rts.predict(other, app=app)
+    assert rts.predict(held, queue=topic.name, app=app) is None
     worker.kill()
 
 
