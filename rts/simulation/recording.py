@@ -239,16 +239,18 @@ def _job(runs: Sequence[Run], rank: Callable[[int], int]) -> Job:
     begins = (n for n in range(len(runs) - 1, 0, -1) if runs[n - 1].state == REPLACED)
     work = runs[next(begins, 0)]
     arrival = first.started_at if first.retries else first.arrival
-    # Where the ledger does not tell when a run may start, the pause before it includes the wait
-    # for a slot; assume that it was as long as the first one.
+    # Where the ledger does not tell when a run could start, the pause before it includes the
+    # wait for a slot; assume that it was as long as the first one.
     waited_s = max(0.0, first.started_at - arrival)
-    later = tuple(
-        Again(
-            max(0.0, (before.again_at or run.started_at - waited_s) - before.completed_at),
-            run.runtime_s,
-        )
-        for before, run in pairwise(runs)
-    )
+
+    def again(before: Run, run: Run) -> Again:
+        if before.state == REPLACED:
+            ready_at = run.arrival
+        else:
+            ready_at = before.again_at or run.started_at - waited_s
+        return Again(max(0.0, ready_at - before.completed_at), run.runtime_s)
+
+    later = tuple(again(before, run) for before, run in pairwise(runs))
     end = KILLED
     if last.cause in (None, DROPPED) and last.met is not None:
         end = SUCCESS if last.state == "SUCCESS" else FAILURE

@@ -158,8 +158,8 @@ def test_the_runs_of_one_task_are_one_job() -> None:
         Job(31, "x", 1, "mixed", 10, 20, KILLED, ()),
         # How long it has waited is not known, as its first run is missing.
         Job(51, "x", 1, "mixed", 10, 10, SUCCESS, (Again(7, 1),)),
-        # The verdict is that of the work that has replaced it.
-        Job(61, "y", 1, "z", 3, 10, SUCCESS, (Again(2, 1), Again(2, 2)), 4),
+        # The verdict is that of the work that has replaced it; this arrived at once.
+        Job(61, "y", 1, "z", 3, 10, SUCCESS, (Again(2, 1), Again(0, 2)), 4),
     ]
     assert list(past.met) == [False, True, False, True, True]
     assert recording([]) is None
