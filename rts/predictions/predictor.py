@@ -78,7 +78,7 @@ class Predictor:
             StoreUnavailable: Redis is unavailable.
         """
         keys = self._settings.keys
-        time_, beats, notes, is_open, info = self._link.call(
+        time_, beats, notes, due, info = self._link.call(
             pack("TIME"),
             pack("HGETALL", keys.workers),
             pack("HVALS", keys.running),
@@ -91,23 +91,23 @@ class Predictor:
         for run in read_notes(notes):
             if run.task_id == task_id and (found := self._of_noted(run, queues)):
                 return found
-        noted = task_of(task_id.encode(), info)  # open or overdue
-        published = None if is_open is None else noted
-        if noted is None:  # it may not be registered yet
+        task = task_of(task_id.encode(), info)  # open or overdue
+        is_overdue = task is not None and due is None
+        if task is None:  # it may not be registered yet
             recent = self._recently_published()
-            noted = published = next((t for t in recent if t.task_id == task_id), None)
-        sent_to = None if noted is None else self._queue_of(noted.queue, queues)
+            task = next((each for each in recent if each.task_id == task_id), None)
+        sent_to = None if task is None else self._queue_of(task.queue, queues)
         # It may wait where no worker takes from, which the app need not know either.
         searched = queues if queue or not sent_to else dict.fromkeys([sent_to, *queues])
-        waits = self._broker.find(task_id, searched, None if noted is None else noted.arrival)
+        waits = self._broker.find(task_id, searched, None if task is None else task.arrival)
         if waits is not None:
             return self._of_waiting(waits)
         held = self._of_held(task_id, queues, known)
-        if held is not None or published is None or sent_to not in queues:
+        if held is not None or task is None or is_overdue or sent_to not in queues:
             return held
-        if published.arrival > now:
-            return self._of_scheduled(published, sent_to)
-        return self._of_just_started(published, sent_to)
+        if task.arrival > now:
+            return self._of_scheduled(task, sent_to)
+        return self._of_just_started(task, sent_to)
 
     def _of_noted(self, run: Execution, queues: Iterable[str]) -> Prediction | None:
         """Predict a run from its note; ``None`` if it has not started, or has ended since."""
