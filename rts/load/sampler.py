@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from rts.fork_gate import ForkGate
 from rts.health import guarded, hook_failed
@@ -38,37 +37,22 @@ STOP_WAIT_S = 1.0
 _gate = ForkGate()
 
 
-class Probe(Protocol):
-    """A source of one figure, 0.0 to 1.0 and above; ``None`` where unknown."""
-
-    def read(self) -> float | None: ...
-
-
-class GpuSource(Protocol):
-    """A source of the GPUs' figures."""
-
-    def read(self) -> Sequence[GpuLoad]: ...
-
-    def close(self) -> None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Probes:
-    """What the sampler reads."""
+    """What the sampler calls. A figure is 0.0 to 1.0 or above; ``None`` where unknown."""
 
-    cpu: Probe
-    memory: Probe
-    gpu: GpuSource
+    cpu: Callable[[], float | None]
+    memory: Callable[[], float | None]
+    gpus: Callable[[], Sequence[GpuLoad]]
+    #: Called at the end.
+    close: Callable[[], None]
 
 
 def real_probes() -> Probes:
     """Return probes of this machine. Imports psutil."""
-    cgroups = Cgroups()
-    return Probes(
-        cpu=CpuProbe(cgroups, psutil_host()),
-        memory=MemoryProbe(cgroups),
-        gpu=GpuProbe(),
-    )
+    cgroups, gpus = Cgroups(), GpuProbe()
+    cpu, memory = CpuProbe(cgroups, psutil_host()), MemoryProbe(cgroups)
+    return Probes(cpu.read, memory.read, gpus.read, gpus.close)
 
 
 class LoadSampler:
@@ -166,7 +150,7 @@ class LoadSampler:
                 break
             wait_s = self._period_s
         with _gate.no_fork(), guarded("GPU load"):
-            probes.gpu.close()
+            probes.close()
 
 
 def take_sample(probes: Probes, clock: Callable[[], float] = time.monotonic) -> LoadSample:
@@ -176,9 +160,9 @@ def take_sample(probes: Probes, clock: Callable[[], float] = time.monotonic) -> 
     cpu = memory = None
     gpus: Sequence[GpuLoad] = ()
     with guarded("GPU load"):
-        gpus = probes.gpu.read()
+        gpus = probes.gpus()
     with guarded("memory load"):
-        memory = probes.memory.read()
+        memory = probes.memory()
     with guarded("CPU load"):
-        cpu = probes.cpu.read()
+        cpu = probes.cpu()
     return LoadSample.of(cpu, memory, gpus, sampled_at=clock())

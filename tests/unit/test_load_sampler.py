@@ -9,6 +9,7 @@ import textwrap
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,9 +63,13 @@ def _clean() -> Iterator[None]:
     health.take_counts()
 
 
-def started(probes: Probes) -> LoadSampler:
+def probes(cpu: Any, memory: Any, gpu: Gpu) -> Probes:
+    return Probes(cpu.read, memory.read, gpu.read, gpu.close)
+
+
+def started(made: Probes) -> LoadSampler:
     """Return a sampler that has written a sample, which does not age on a busy machine."""
-    sampler = LoadSampler(probes=lambda: probes, period_s=0.01, clock=lambda: 0.0)
+    sampler = LoadSampler(probes=lambda: made, period_s=0.01, clock=lambda: 0.0)
     sampler.start()
     wait_until(lambda: sampler._board.read() is not None)
     return sampler
@@ -73,7 +78,7 @@ def started(probes: Probes) -> LoadSampler:
 def test_a_sample_is_written_and_renewed() -> None:
     each = GpuLoad(index=0, utilization=0.75, memory=0.1)
     cpu, gpu = Fixed(0.5), Gpu(each)
-    sampler = started(Probes(cpu, Fixed(0.25), gpu))
+    sampler = started(probes(cpu, Fixed(0.25), gpu))
     figures = {"load": 0.5, "cpu": 0.5, "memory": 0.25, "gpu": 0.75, "gpus": [each]}
     assert sampler.read().figures == figures
     cpu.value = 1.5
@@ -83,21 +88,21 @@ def test_a_sample_is_written_and_renewed() -> None:
 
 
 def test_start_and_stop_are_idempotent() -> None:
-    sampler = started(Probes(Fixed(0.5), Fixed(0.5), Gpu()))
+    sampler = started(probes(Fixed(0.5), Fixed(0.5), Gpu()))
     sampler.start()
     assert len(sampling_threads()) == 1
     assert sampling_threads()[0].daemon
     sampler.stop()
     sampler.stop()
     wait_until(lambda: not sampling_threads())
-    sampler._make_probes = lambda: Probes(Fixed(0.125), Fixed(0.5), Gpu())
+    sampler._make_probes = lambda: probes(Fixed(0.125), Fixed(0.5), Gpu())
     sampler.start()
     wait_until(lambda: sampler.read().figures["cpu"] == 0.125)
     sampler.stop()
 
 
 def test_a_probe_that_fails_leaves_the_others() -> None:
-    sampler = started(Probes(Broken(), Fixed(0.25), Gpu()))
+    sampler = started(probes(Broken(), Fixed(0.25), Gpu()))
     sample = sampler.read()
     sampler.stop()
     assert sample.figures == {"load": 0.25, "memory": 0.25}
@@ -125,7 +130,7 @@ def test_a_board_that_fails_is_survived() -> None:
             raise OSError("no room")
 
     cpu = Fixed(0.5)
-    sampler = LoadSampler(Full(), lambda: Probes(cpu, Fixed(0.5), Gpu()), 0.01)
+    sampler = LoadSampler(Full(), lambda: probes(cpu, Fixed(0.5), Gpu()), 0.01)
     sampler.start()
     wait_until(lambda: cpu.reads > 3)
     assert not sampler.read().figures
@@ -152,13 +157,13 @@ def test_an_old_sample_is_replaced_by_a_direct_reading() -> None:
 
 
 def test_real_probes_on_this_machine() -> None:
-    probes = real_probes()
-    memory = probes.memory.read()
+    real = real_probes()
+    memory = real.memory()
     assert memory is not None
     assert 0 < memory < 1.5
-    assert probes.cpu.read() is None
-    wait_until(lambda: probes.cpu.read() is not None)
-    probes.gpu.close()
+    assert real.cpu() is None
+    wait_until(lambda: real.cpu() is not None)
+    real.close()
 
 
 def run_script(tmp_path: Path, text: str) -> str:
@@ -231,7 +236,6 @@ def test_no_child_is_forked_amid_a_reading(tmp_path: Path) -> None:
         tmp_path,
         """
         import os, threading
-        from types import SimpleNamespace
         from rts.load.sampler import LoadSampler, Probes
         inside, leave, reading = threading.Event(), threading.Event(), []
         def read():
@@ -239,9 +243,7 @@ def test_no_child_is_forked_amid_a_reading(tmp_path: Path) -> None:
             inside.set()
             leave.wait(30)
             reading.clear()
-        slow = SimpleNamespace(read=read)
-        gpu = SimpleNamespace(read=lambda: (), close=lambda: None)
-        sampler = LoadSampler(probes=lambda: Probes(cpu=slow, memory=slow, gpu=gpu))
+        sampler = LoadSampler(probes=lambda: Probes(read, read, lambda: (), lambda: None))
         sampler.start()
         inside.wait(30)
         threading.Timer(0.2, leave.set).start()
@@ -333,7 +335,7 @@ def test_the_gate_is_free_again_on_both_sides(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_sampler_of_another_process_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    sampler = started(Probes(Fixed(0.5), Fixed(0.5), Gpu()))
+    sampler = started(probes(Fixed(0.5), Fixed(0.5), Gpu()))
     board, own = sampler._board, os.getpid()
     with monkeypatch.context() as there:
         there.setattr(os, "getpid", lambda: own + 1)
