@@ -96,11 +96,12 @@ def stored_packed(
     if not found:
         return {}
     seal = find_seal(database, intervals[0].collection)
-    sealed = {i for i, sums in found.items() if _is_sealed(sums, wanted[i], seal)}
+    covered = {i for i in found if seal and seal.covers(wanted[i].window)}
+    sealed = {i for i in covered if seal and found[i].get("seal") == seal.id}
     doubtful = sorted((wanted[i] for i in found.keys() - sealed), key=lambda s: s.start)
     agreeing = _agreeing(database, doubtful, {i: sums["n"] for i, sums in found.items()})
-    if seal is not None:
-        _set_seal(database, [i for i in agreeing if seal.covers(wanted[i].window)], by, seal)
+    if seal:
+        _set_seal(database, sorted(agreeing & covered), by, seal)
     return {i: found[i]["keys"] for i in sealed | agreeing}
 
 
@@ -124,10 +125,6 @@ def _agreeing(
             if agree or count(database, each.collection, each.window) == expected[each.id]
         }
     return found
-
-
-def _is_sealed(sums: Mapping[str, Any], interval: Interval, seal: Seal | None) -> bool:
-    return seal is not None and sums.get("seal") == seal.id and seal.covers(interval.window)
 
 
 def _set_seal(
