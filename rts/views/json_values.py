@@ -21,6 +21,9 @@ def iso(at: datetime) -> str:
 def utc(at: float | None) -> datetime | None:
     """Return epoch seconds as an aware instant; ``None`` if there are none, or they are beyond
     the calendar, as in messages of others.
+
+    >>> utc(0.0), utc(1e300)
+    (datetime.datetime(1970, 1, 1, 0, 0, tzinfo=datetime.timezone.utc), None)
     """
     try:
         return None if at is None else datetime.fromtimestamp(at, timezone.utc)
