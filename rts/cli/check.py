@@ -83,10 +83,10 @@ def command(
     for a ticket or if it is used up, UNKNOWN if MongoDB is not reachable. A type, task or queue
     without an objective of its own is held to that of '*'.
 
-    Lag: CRITICAL if a server is not reachable, Redis takes no records (it is full, a
-    replica or a cluster, or refuses scripts), tasks are overdue and no worker is alive, or the
-    oldest record has waited for --lag-critical seconds, WARNING if it has for --lag-warning
-    seconds or records were dropped.
+    Lag: CRITICAL if a server is not reachable, Redis takes no records (it is full, cannot
+    write to its disk, is a replica or a cluster, or refuses scripts), tasks are overdue and no
+    worker is alive, or the oldest record has waited for --lag-critical seconds, WARNING if it
+    has for --lag-warning seconds or records were dropped.
     """
     asked = [*types, *names, *queues]
     findings: list[Finding] = []

@@ -34,10 +34,10 @@ def command(ctx: click.Context, clear: bool, as_json: bool) -> None:
     """Show the servers, where records wait, the workers and the counters.
 
     The exit status is 1, and standard error says why, if rts is off or not installed in the
-    app, a server is not reachable, Redis takes no records (it is full, a replica or a
-    cluster, or refuses scripts), records were dropped or may be evicted, the oldest record has
-    been in the outbox for over a minute, tasks are overdue and no worker is alive, or messages
-    wait where no worker takes them.
+    app, a server is not reachable, Redis takes no records (it is full, cannot write to its
+    disk, is a replica or a cluster, or refuses scripts), records were dropped or may be
+    evicted, the oldest record has been in the outbox for over a minute, tasks are overdue and
+    no worker is alive, or messages wait where no worker takes them.
     """
     settings = settings_of(ctx)
     with outages_not_logged():

@@ -21,20 +21,32 @@ def ask_facts(link: Link, settings: Settings) -> tuple[dict[str, str], str | Non
     Raises:
         StoreUnavailable: it does not answer.
     """
-    # The script that takes records, with none: it writes nothing.
-    info, taken = link.call_each(pack("INFO"), FinishCall(settings).pack(None, []))
+    # The script that takes records, with none, writes nothing; the last command may write, and
+    # removes nothing.
+    info, taken, removed = link.call_each(
+        pack("INFO"),
+        FinishCall(settings).pack(None, []),
+        pack("HDEL", settings.keys.workers, ""),
+    )
     lines = info.decode("utf-8", "replace").splitlines() if isinstance(info, bytes) else []
     facts = dict(line.split(":", 1) for line in lines if ":" in line)
-    refusal = refusal_of(facts, settings.key_prefix)
-    if refusal is None and isinstance(taken, ResponseError):
-        # One who may write nothing at all only looks: what writes is another user.
-        (removed,) = link.call_each(pack("HDEL", settings.keys.workers, ""))
-        if not all(isinstance(reply, NoPermissionError) for reply in (taken, removed)):
-            refusal = (
-                f"{short(taken)}. Let the user in rts_redis_url run scripts on rts's keys, and "
-                "nothing else use these"
-            )
-    return facts, refusal
+    return facts, refusal_of(facts, settings.key_prefix) or _refusal_in(taken, removed)
+
+
+def _refusal_in(taken: object, removed: object) -> str | None:
+    """Return why Redis refuses the script that takes records, by its reply *taken*, or what
+    writes, by the reply *removed*.
+    """
+    if isinstance(taken, NoPermissionError) and isinstance(removed, NoPermissionError):
+        return None  # who may write nothing at all only looks: what writes is another user
+    if isinstance(taken, ResponseError):
+        return (
+            f"{short(taken)}. Let the user in rts_redis_url run scripts on rts's keys, and "
+            "nothing else use these"
+        )
+    if isinstance(removed, ResponseError) and not isinstance(removed, NoPermissionError):
+        return f"{short(removed)}. Put that right on the server"
+    return None
 
 
 def version_of(facts: Mapping[str, str]) -> str | None:

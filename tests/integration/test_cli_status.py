@@ -117,8 +117,9 @@ def test_status_reports_a_redis_that_evicts(cli: Run, conf: dict[str, Any]) -> N
         (("--replicaof", "127.0.0.1", "1"), "it is a read-only replica"),
         (("--maxmemory", "1"), "its memory is full"),
         (("--cluster-enabled", "yes"), "it is a Redis Cluster"),
+        (("--min-replicas-to-write", "1"), "ResponseError: NOREPLICAS Not enough good"),
     ],
-    ids=["replica", "full", "cluster"],
+    ids=["replica", "full", "cluster", "alone"],
 )
 def test_a_redis_that_takes_no_records_is_reported(
     cli: Run, conf: dict[str, Any], arguments: tuple[str, ...], why: str
@@ -138,6 +139,20 @@ def test_a_redis_that_takes_no_records_is_reported(
         assert check.exit_code == 2
         conf.update(rts_key_prefix="{rts}:")  # on a cluster, all keys in one slot
         assert (cli("check", "--lag").exit_code == 0) is ("cluster" in arguments[0])
+
+
+def test_a_redis_that_cannot_write_to_its_disk_is_reported(
+    cli: Run, conf: dict[str, Any]
+) -> None:
+    with RedisServer() as own, redis.Redis(port=own.port) as client:
+        conf.update(rts_redis_url=own.url, broker_url="memory://")
+        client.config_set("save", "3600 1000000")
+        (own.data_dir / "dump.rdb" / "in the way").mkdir(parents=True)
+        client.bgsave()
+        wait_until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
+        status, check = cli("status"), cli("check", "--lag")
+        assert "takes no records: ResponseError: MISCONF " in status.stderr
+        assert (status.exit_code, check.exit_code) == (1, 2)
 
 
 def test_what_is_wrong_is_shown_though_the_counters_cannot_be_reset(
