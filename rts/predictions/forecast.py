@@ -88,7 +88,7 @@ def _queued(snapshot: Snapshot, target: int, order: OrderMaker) -> Prediction:
     ahead = _ahead(snapshot, target, work, order)
     found = _summary(snapshot, work, starts, ends, ahead)
     # Both are estimated independently, so the finish could come too soon after the start.
-    return replace(found, finish=max(found.finish, found.start + _quantile(runs, LOW)))
+    return replace(found, finish=max(found.finish, found.start + quantile(runs, LOW)))
 
 
 def _arrivals(
@@ -115,11 +115,11 @@ def _summary(
     now = snapshot.now
     return Prediction(
         start=typical(starts, now),
-        start_low=_quantile(starts, LOW),
-        start_high=_quantile(starts, HIGH),
+        start_low=quantile(starts, LOW),
+        start_high=quantile(starts, HIGH),
         finish=typical(ends, now),
-        finish_low=_quantile(ends, LOW),
-        finish_high=_quantile(ends, HIGH),
+        finish_low=quantile(ends, LOW),
+        finish_high=quantile(ends, HIGH),
         deadline=work.deadline,
         on_time=sum(end <= work.deadline for end in ends) / len(ends),
         ahead=ahead,
@@ -194,5 +194,17 @@ def typical(instants: Sequence[float], now: float) -> float:
     return now + 2 * low * high / (low + high)
 
 
-def _quantile(values: Sequence[float], q: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(q * len(values)))]
+def quantile(values: Sequence[float], q: float) -> float:
+    """Return the value beyond which, seen from the median, one more lies with a probability of
+    at most *q*, or 1 − *q* above the median, as far as there are enough values.
+
+    Its rank is q·(n + 1), rounded outwards: of n values of the same distribution the rank of
+    one more among them is uniform (Vovk, Gammerman & Shafer, *Algorithmic Learning in a Random
+    World*, 2005).
+
+    >>> quantile(range(1, 41), 0.05), quantile(range(1, 41), 0.95)
+    (2, 39)
+    """
+    rank = q * (len(values) + 1)
+    rank = math.floor(rank) if q < 0.5 else math.ceil(rank)
+    return sorted(values)[min(len(values), max(1, rank)) - 1]

@@ -735,3 +735,14 @@ def test_the_typical_instant_is_near_a_mode() -> None:
     assert forecast.typical([5.0] * 9, 5.0) == 5.0
     assert forecast.typical([0.0] * 6 + [9.0] * 5, 0.0) == 0.0
     assert forecast.typical([math.inf] * 6 + [9.0] * 5, 0.0) == math.inf
+
+
+@pytest.mark.parametrize("n", [19, 40, 59, 120])
+def test_an_interval_holds_what_follows_as_often_as_it_says(n: int) -> None:
+    values = range(1, n + 1)
+    low, high = (forecast.quantile(values, q) for q in (forecast.LOW, forecast.HIGH))
+    # The rank of one more value among them is uniform.
+    assert 0.9 <= (high - low) / (n + 1) < 0.95
+    assert (
+        forecast.quantile([7.0], forecast.LOW) == forecast.quantile([7.0], forecast.HIGH) == 7
+    )
