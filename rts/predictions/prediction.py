@@ -10,8 +10,8 @@ class Prediction:
     """When a task will start and finish. Instants in epoch seconds by Redis's clock.
 
     ``start`` and ``finish`` are where the simulations agree best, by the relative error of the
-    time from now. Between ``…_low`` and ``…_high`` it lies with a probability of 90 %. Infinite if
-    the task is more likely dropped than run (``rts_hopeless`` "drop").
+    time from now. Between ``…_low`` and ``…_high`` it lies with a probability of 90 %.
+    Infinite if the task is more likely dropped than run (``rts_hopeless`` "drop").
     """
 
     start: float
