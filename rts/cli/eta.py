@@ -53,9 +53,10 @@ def command(ctx: click.Context, task_id: str, queue: str | None, as_json: bool) 
             predictor.close()
         taus.refresh()  # measures the clock
     if found is None:
+        where = f" in the queue {printable(queue)[:200]}" if queue else ""
         raise CommandError(
-            f"task {printable(task_id)[:200]} is neither waiting nor running. For a finished "
-            "task see rts show"
+            f"task {printable(task_id)[:200]} is neither waiting nor running{where}. For a "
+            "finished task see rts show"
         )
     if as_json:
         instants = {key: utc(getattr(found, key)) for key in INSTANTS}

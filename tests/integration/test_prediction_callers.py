@@ -225,5 +225,7 @@ def test_the_command_shows_when_a_task_starts_and_finishes(
     assert told["finish"].endswith("Z")
     missing = stage.celery("rts", "eta", "nobody")
     assert (missing.returncode, missing.stdout) == (1, "")
-    assert "task nobody is neither waiting nor running" in missing.stderr
+    assert "task nobody is neither waiting nor running. For" in missing.stderr
+    elsewhere = stage.celery("rts", "eta", waits, "--queue", "other").stderr
+    assert f"{waits} is neither waiting nor running in the queue other." in elsewhere
     worker.kill()
