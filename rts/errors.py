@@ -73,16 +73,25 @@ def kind(exc: BaseException) -> str:
     return name
 
 
+#: Characters of an error's text in one short line: the address of a server comes first, and
+#: what is wrong with its certificate last.
+_MOST_TEXT = 200
+
+
 def short(exc: BaseException) -> str:
     """Return an error as one short line. The drivers' messages never hold a password.
 
     >>> import redis
     >>> short(redis.ResponseError("MOVED 12552 10.0.0.7:6379"))
     'ResponseError of a Redis Cluster, which rts does not support: MOVED 12552 10.0.0.7:6379'
+    >>> where = "Error 1 connecting to 10.0.0.7:6379. [SSL: CERTIFICATE_VERIFY_FAILED]"
+    >>> why = "certificate verify failed: certificate has expired (_ssl.c:1006)"
+    >>> why in short(redis.ConnectionError(f"{where} {why}"))
+    True
     """
     text = " ".join(str(exc).split())
     # pymongo appends details at length.
     for rest in (" (configured timeouts", ", Timeout:", ", lsid:", ", full error:"):
         text = text.partition(rest)[0]
     text = text.rstrip(".")
-    return f"{kind(exc)}: {text[:100]}{'…' if len(text) > 100 else ''}"
+    return f"{kind(exc)}: {text[:_MOST_TEXT]}{'…' if len(text) > _MOST_TEXT else ''}"
