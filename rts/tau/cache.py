@@ -23,8 +23,9 @@ from rts.tau.sketch import Sketch
 
 #: Stands for all types: types with few runs use the pooled ratios of runtime over tau.
 POOL = "*"
-#: Runs from which a type's own ratios are used, and the pooled ones.
-OWN_RUNS, POOL_RUNS = 100, 20
+#: Ratios from which a type's own are used, and the pooled ones. A type's first 50 are
+#: forgotten, so it has its own after some 100 runs.
+OWN_RUNS, POOL_RUNS = 50, 20
 
 #: Seconds that taus are used before they are read again, where Redis answers fast.
 FRESH_S = 1.0
