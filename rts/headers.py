@@ -130,7 +130,7 @@ def instant(value: object) -> float | None:
                 value = datetime.fromisoformat(value.replace("Z", "+00:00"))
             if not isinstance(value, datetime):
                 return None
-            if value.tzinfo is None:
+            if value.utcoffset() is None:
                 value = value.replace(tzinfo=timezone.utc)
             number = value.timestamp()
         except (ValueError, OverflowError):

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from datetime import datetime, timezone
+from datetime import datetime, timezone, tzinfo
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
@@ -165,6 +165,12 @@ def test_the_record_matches_the_request(place: Place, changes: dict[str, Any]) -
     assert got.state == "SUCCESS"
 
 
+class NoOffset(tzinfo):
+    def utcoffset(self, at: datetime | None) -> None: ...
+
+    dst = tzname = utcoffset
+
+
 @pytest.mark.parametrize("priority", [0, 9])
 def test_a_retry_tells_when_the_task_may_run_again(place: Place, priority: int) -> None:
     request = {**REQUEST, "delivery_info": {"routing_key": "work", "priority": priority}}
@@ -175,7 +181,9 @@ def test_a_retry_tells_when_the_task_may_run_again(place: Place, priority: int) 
 
     again_at = ended(7.5).again_at
     assert again_at == pytest.approx(time.time() + 7.5, abs=5)
-    assert ended(datetime.fromtimestamp(1_900_000_000, timezone.utc)).again_at == 1_900_000_000
+    eta = datetime.fromtimestamp(1_900_000_000, timezone.utc)
+    for zone in (timezone.utc, None, NoOffset()):  # Celery takes naive times for UTC, too
+        assert ended(eta.replace(tzinfo=zone)).again_at == 1_900_000_000
     for unknown in (ended(None), ended("soon"), ended(1e300), ended(7.5, "SUCCESS")):
         assert unknown.again_at is None
         assert unknown.priority == priority
