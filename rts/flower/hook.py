@@ -37,8 +37,9 @@ def detach() -> None:
     global _has_rts, _start
     _has_rts = None
     application = _application()
+    wrapped = getattr(getattr(application, "start", None), "__wrapped__", None)
     # If somebody wrapped it again since, ours stays and does nothing.
-    if _start and getattr(application.start, "__wrapped__", None) is _start:
+    if _start is not None and wrapped is _start:
         application.start, _start = _start, None
 
 

@@ -422,5 +422,6 @@ def test_other_processes_load_nothing_of_the_tab() -> None:
         "assert 'pymongo' not in sys.modules and 'rts.flower.tab' not in sys.modules\n"
         "rts.uninstall(app)\n"
         "assert not hasattr(f.Flower.start, '__wrapped__')\n"
+        "rts.install(app); del sys.modules['flower.app']; rts.uninstall(app)\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, timeout=60)
