@@ -53,9 +53,9 @@ class Script:
 
 FINISH = Script.load("remove_open", "finish")
 RESTORE = Script.load("restore")
-READ_OUTBOX = Script.load("groups", "read_outbox")
+READ_OUTBOX = Script.load("groups", "outlasts", "read_outbox")
 DELETE_CONSUMER = Script.load("groups", "delete_consumer")
-LEASE = Script.load("lease")
+LEASE = Script.load("outlasts", "lease")
 REAP = Script.load("remove_open", "reap")
 REGISTER_OPEN = Script.load("decode", "register_open")
 MARK_OVERDUE = Script.load("decode", "count", "mark_overdue")

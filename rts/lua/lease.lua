@@ -9,10 +9,7 @@
 
 local holder, duration = redis.call('GET', KEYS[1]), tonumber(ARGV[2])
 if holder and holder ~= ARGV[1] then
-  -- One that lasts longer than any: the server's clock was set back, and its holder may be
-  -- gone. (A user of an earlier version may not ask.)
-  local left = redis.pcall('PTTL', KEYS[1])
-  if duration == 0 or type(left) ~= 'number' or left <= duration then
+  if duration == 0 or not outlasts(KEYS[1], duration) then
     return 0
   end
   holder = false

@@ -54,13 +54,7 @@ local gather_ms, look_ms = tonumber(ARGV[6]), math.ceil(tonumber(ARGV[4]) / 2)
 
 local function is_others(turn, ms)
   local whose = gather_ms > 0 and redis.pcall('GET', turn)
-  if type(whose) ~= 'string' or whose == me then
-    return false
-  end
-  -- One that lasts longer than any: the server's clock was set back, and its drain may be gone.
-  -- (A user of an earlier version may not ask.)
-  local left = redis.pcall('PTTL', turn)
-  return type(left) ~= 'number' or left <= ms
+  return type(whose) == 'string' and whose ~= me and not outlasts(turn, ms)
 end
 
 local function keep(turn, ms)
