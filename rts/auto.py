@@ -20,7 +20,7 @@ from celery.utils.functional import maybe_list
 
 # Not left to the first publish: Airflow's scheduler publishes from processes that it forks for
 # each batch, and they would load it each time.
-import rts.parts  # noqa: F401
+import rts.parts  # noqa: F401  only to be loaded
 from rts import health
 from rts.installation import ATTRIBUTE, parts_of, publisher
 from rts.integration import install, wire

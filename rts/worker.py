@@ -27,6 +27,7 @@ class RtsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no t
 
     name = "rts"
     requires = ("celery.worker.components:Pool",)
+    _settings: Settings
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
@@ -44,7 +45,8 @@ class RtsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no t
         from rts.parts import WorkerParts
         from rts.scheduling.activation import turn_on
 
-        turn_on(worker.app, Settings.from_conf(worker.app.conf))
+        self._settings = Settings.from_conf(worker.app.conf)
+        turn_on(worker.app, self._settings)
         parts = parts_of(worker.app)
         if parts is None:
             return None
@@ -59,7 +61,7 @@ class RtsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no t
         with health.guarded("worker"):
             if self._worker_parts is not None:
                 self._worker_parts.start()
-                _log_start(Settings.from_conf(parent.app.conf))
+                _log_start(self._settings)
 
     def stop(self, parent: Any) -> None:
         """Do nothing yet: the pool is still finishing its tasks."""

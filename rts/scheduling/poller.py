@@ -79,7 +79,7 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu has no ty
                 self._unregister_from_poll(fileno)
         # Not kombu's own method: before 5.7 the event loop would poll no more after it, and
         # without an event loop the number stays in the poller, though another file may get it.
-        AbstractConnection.disconnect(client.connection)  # type: ignore[no-untyped-call]
+        AbstractConnection.disconnect(client.connection)  # type: ignore[no-untyped-call]  # in redis-py
 
     def _unregister_from_poll(self, fileno: int) -> None:
         """With an event loop its own method is in this one's place (see the transport)."""

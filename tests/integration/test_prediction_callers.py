@@ -90,7 +90,7 @@ def test_many_threads_predict_at_once(
             with ThreadPoolExecutor(many) as pool:
                 server.pause()
                 asked = [pool.submit(question) for _ in range(many)]
-                try:
+                try:  # the functions are called within this turn of the loop (B023)
                     wait_until(lambda: len(begun) == many, message="all ask")  # noqa: B023
                     wait_until(
                         lambda: connections() >= least or any(each.done() for each in asked),  # noqa: B023
