@@ -7,7 +7,6 @@ import hmac
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
 from html import escape
 from typing import Any
 
@@ -90,10 +89,11 @@ class Alert:
         values = json_object(text, "an alert")
         try:
             alert = cls(**{name: values[name] for name in cls.__slots__ if name in values})
-            for at in (alert.started_at, alert.at):
-                datetime.fromtimestamp(at, timezone.utc)
-        except (TypeError, OverflowError, OSError) as exc:
+            instants = utc(alert.started_at), utc(alert.at)
+        except TypeError as exc:
             raise ValueError(f"not an alert: {exc}") from exc
+        if None in instants:
+            raise ValueError("not an alert: its instants are none")
         if not isinstance(alert.severity, str):
             raise ValueError("not an alert: its severity is no text")
         return alert
