@@ -60,13 +60,10 @@ def set_up_logging(instructions: Instructions) -> None:
 def main() -> int:
     """Run beside a worker; return the exit status."""
     parent = os.getppid()
-    # Signals wake the watcher through this pipe. A handler that set the event itself
-    # could deadlock on its lock, held by the very thread that it interrupts.
-    wake, wake_end = os.pipe()
-    os.set_blocking(wake_end, False)
-    signal.set_wakeup_fd(wake_end)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the worker decides
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    # The worker decides. systemd, for one, sends SIGTERM to all processes of a service at once,
+    # and the worker's last tasks are still to end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # Unbuffered: the lines after it are read by another thread.
     with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as stdin:
         line = stdin.readline()
@@ -84,26 +81,22 @@ def main() -> int:
     gc.freeze()  # imported modules stay for good
     # A batch is many objects without cycles: collect less often.
     gc.set_threshold(50_000, 10, 10)
-    watched = (parent, wake, stop, worker.set_queues)
+    watched = (parent, stop, worker.set_queues)
     threading.Thread(target=watch, args=watched, daemon=True).start()
     run(chores, stop, worker)
     return 0
 
 
-def watch(
-    parent: int, wake: int, stop: threading.Event, on_line: Callable[[bytes], None]
-) -> None:
+def watch(parent: int, stop: threading.Event, on_line: Callable[[bytes], None]) -> None:
     """Pass each line of standard input to *on_line*, and set *stop* when the worker ends:
     standard input closes, or the parent changes (a child of the worker may hold the pipe
-    open). Also on SIGTERM.
+    open).
 
     Then kills the process, should it not exit by itself.
     """
     stdin, partial_line = sys.stdin.fileno(), b""
     while os.getppid() == parent:
-        ready, _, _ = select.select([stdin, wake], [], [], 1.0)
-        if wake in ready:
-            break
+        ready, _, _ = select.select([stdin], [], [], 1.0)
         if ready:
             data = os.read(stdin, 4096)
             if not data:

@@ -370,8 +370,7 @@ def test_it_settles_the_last_runs_though_it_is_suspended_meanwhile(
         process = companion._process
         assert process is not None
         begun("goes on", os.getpid())
-        companion._stopping.set()  # a worker would start another one
-        process.send_signal(signal.SIGTERM)
+        companion._close_pipe()  # as the worker's end does
         time.sleep(0.3)  # it waits for the run to die, and for Redis
         process.send_signal(signal.SIGSTOP)
         time.sleep(LAST_S)
@@ -475,23 +474,20 @@ def test_it_ends_though_a_child_of_the_worker_goes_on(
         worker.wait(PATIENCE_S)
 
 
-def test_sigterm_ends_it_and_ctrl_c_does_not(
-    settings: Settings, redis_client: redis.Redis
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_to_all_processes_are_left_to_the_worker(
+    settings: Settings, redis_client: redis.Redis, start: Callable[..., Companion], number: int
 ) -> None:
-    companion = Companion()
-    companion.start(instructions_of(settings).to_json(), (BOARD.fd,))
-    try:
-        wait_until(lambda: redis_client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S)
-        process = companion._process
-        assert process is not None
-        process.send_signal(signal.SIGINT)
-        redis_client.delete(settings.keys.workers)
-        wait_until(lambda: redis_client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S)
-        companion._stopping.set()  # a worker would start another one
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(PATIENCE_S) == 0
-    finally:
-        companion.stop()
+    companion, workers = start(settings), settings.keys.workers
+    wait_until(lambda: redis_client.hexists(workers, "w@h/1-a"), PATIENCE_S)
+    process = companion._process
+    assert process is not None
+    companion._stopping.set()  # a worker would start another one
+    process.send_signal(number)
+    redis_client.delete(workers)
+    wait_until(lambda: redis_client.hexists(workers, "w@h/1-a"), PATIENCE_S)
+    companion._close_pipe()
+    assert process.wait(PATIENCE_S) == 0
 
 
 def test_a_drain_is_killed_in_the_middle_and_another_takes_over(
