@@ -110,12 +110,12 @@ class TauCache:
         ratios = [*self._defaults, POOL] if self._settings.deadline_policy == "quantile" else []
         commands += [pack("HGETALL", keys.ratio + field) for field in ratios]
         taken = take_counts(keys.counters) + self._take_stranded()
-        sent_at = time.time()
+        sent_at = self._clock.local()
         try:
             time_, taus, counts, *others = deliver(self._link, taken, *commands)
         except StoreUnavailable:
             return
-        received_at = time.time()
+        received_at = self._clock.local()
         for answer in (time_, taus, counts):
             if isinstance(answer, ResponseError):
                 health.warn_once(

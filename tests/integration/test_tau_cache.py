@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -218,6 +219,17 @@ def test_the_same_round_trip_delivers_counts_and_measures_the_clock(
     with redis.Redis.from_url(server.url, decode_responses=True) as client:
         assert client.hgetall(settings.keys.counters) == {"refused_plan": "2"}
     assert health.take_counts() == {}
+
+
+def test_time_that_a_test_freezes_is_not_taken_for_a_wrong_clock(
+    link: CountingLink, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = FleetClock()
+    with monkeypatch.context() as frozen:
+        frozen.setattr(time, "time", lambda: 1_000_000_000.0)
+        TauCache(link, settings, clock).refresh()
+    assert link.trips == 1
+    assert abs(clock.offset_s) < 3600
 
 
 def test_a_read_only_server_gives_taus_and_leaves_the_counts(
