@@ -110,7 +110,12 @@ def refuse(name: str, value: object, where: str, cure: str) -> None:
     health.count(f"refused_{name}")
     shown = health.shown(value)
     health.warn_once(
-        f"refused:{name}:{shown}", "rts: %s = %s in %s is refused: %s", name, shown, where, cure
+        f"refused:{name}:{shown}",
+        "rts: %s = %s in %s is refused: %s",
+        name,
+        shown,
+        health.one_line(where, 2 * health.MAX_SHOWN),  # it names the task, as a stranger does
+        cure,
     )
 
 

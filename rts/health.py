@@ -124,6 +124,16 @@ def shown(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
+def one_line(text: str, most: int) -> str:
+    """Return the first *most* characters of *text*, with a space for each line break or
+    unprintable character.
+
+    >>> one_line("a" + chr(10) + "b" + chr(0x202e) + "c", 4)
+    'a b '
+    """
+    return "".join(c if c.isprintable() else " " for c in text[:most])
+
+
 def take_counts() -> dict[str, int]:
     """Return the counts since the last call, and reset them to zero."""
     with _lock:

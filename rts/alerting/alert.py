@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from html import escape
 from typing import Any
 
+from rts.health import one_line
 from rts.validation import json_object
 from rts.views.json_values import plain, utc
 
@@ -68,8 +69,8 @@ class Alert:
             kind=condition.kind,
             state=FIRING,
             severity=condition.severity,
-            summary=one_line(condition.summary)[:MAX_SUMMARY],
-            labels={n: one_line(text)[:MAX_LABEL] for n, text in condition.labels.items()},
+            summary=one_line(condition.summary, MAX_SUMMARY),
+            labels={n: one_line(text, MAX_LABEL) for n, text in condition.labels.items()},
             values=dict(condition.values),
             started_at=now,
             at=now,
@@ -139,12 +140,3 @@ def signature(secret: str, timestamp: str, body: bytes) -> str:
     """Return the value of ``X-Rts-Signature``: HMAC-SHA256 of ``timestamp.body``."""
     digest = hmac.new(secret.encode(), timestamp.encode() + b"." + body, hashlib.sha256)
     return "sha256=" + digest.hexdigest()
-
-
-def one_line(text: str) -> str:
-    """Return *text* with a space for each line break or unprintable character.
-
-    >>> one_line("a" + chr(10) + "b" + chr(0x202e))
-    'a b '
-    """
-    return "".join(c if c.isprintable() else " " for c in text)

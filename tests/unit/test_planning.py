@@ -163,6 +163,13 @@ def test_an_unknown_type_is_inferred_over_and_counted(caplog: pytest.LogCaptureF
     assert sum("no-such-type-7" in record.getMessage() for record in caplog.records) == 1
 
 
+def test_the_name_of_a_task_forges_no_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    name = "x\n[00:00:00: CRITICAL/MainProcess] forged \x1b[31m\u202e" + "y" * 1_000_000
+    planner().plan(name, {"task_type": "none", "eta": "soon"}, None, "received")
+    assert [message.isprintable() for message in caplog.messages] == [True, True]
+    assert max(map(len, caplog.messages)) < 500
+
+
 def test_refused_values_silence_no_other_warning(caplog: pytest.LogCaptureFixture) -> None:
     p = planner()
     for n in range(health.MAX_DISTINCT_WARNINGS + 10):
