@@ -7,6 +7,7 @@ durations are seconds.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -32,6 +33,9 @@ OVERDUE = "overdue"
 #: tuple: a record that others wrote may have a cause that cannot be hashed.)
 PROVISIONAL_CAUSES = ("lost", "killed", "time_limit", "terminated")
 
+#: Characters of a text that a record holds. Nothing has a longer name.
+MAX_TEXT = 1024
+
 #: What Celery puts before the routing key of a message that RabbitMQ holds until its eta
 #: (native delayed delivery): the delay in seconds, 28 binary digits. With kombu < 5.7, each
 #: retry puts another one before it.
@@ -44,6 +48,31 @@ _DELAY_CHARS = 56
 OVERDUE_AFTER_S = 1.0
 #: States of an overdue task: not started yet, or still running.
 PENDING, STARTED = "PENDING", "STARTED"
+
+
+def text(value: object, limit: int = MAX_TEXT) -> str:
+    """Return *value* as a string that BSON can hold, at most *limit* characters.
+
+    One that is too long is cut and ends in a hash of the whole, so that different ids
+    stay different.
+    """
+    string = value if isinstance(value, str) else repr(value)
+    if not string.isascii():
+        string = string.encode("utf-8", "replace").decode("utf-8")
+    if len(string) <= limit:
+        return string
+    digest = hashlib.sha256(string.encode("utf-8")).hexdigest()[:32]
+    return f"{string[: limit - 33]}~{digest}"
+
+
+def brief(value: Any) -> Any:
+    """Return an id or a name out of a message as a record holds it: as it is, or as text if it
+    is no string, or one that is too long. A stranger's may be of any size, and is kept for a
+    week (``judged`` in :mod:`rts.keys`).
+    """
+    if value is None or (isinstance(value, str) and len(value) <= MAX_TEXT):
+        return value
+    return text(str(value))
 
 
 class Plan(NamedTuple):
@@ -268,8 +297,9 @@ def new_execution(
     load_at_start: Mapping[str, Any] | None = None,
 ) -> Execution:
     """Return the record of a run of the task that *request* describes."""
-    task_id = request["id"]
-    retries = request.get("retries") or 0
+    task_id, retries = brief(request["id"]), request.get("retries")
+    if not isinstance(retries, int):  # a stranger's may be anything
+        retries = 0
     delivery_info = request.get("delivery_info") or {}
     # pid and start instant: no process runs two tasks within the same microsecond,
     # and a redelivered task has the same id and number of retries.
@@ -278,7 +308,7 @@ def new_execution(
     return Execution(
         f"{task_id}:{retries}:{pid or instance}:{moment}",
         task_id,
-        request["task"],
+        brief(request["task"]),
         plan.task_type,
         plan.type_source,
         plan.tau,
@@ -286,10 +316,10 @@ def new_execution(
         plan.arrival,
         plan.deadline,
         plan.arrival_source,
-        queue_of(delivery_info.get("routing_key")),
+        brief(queue_of(delivery_info.get("routing_key"))),
         retries,
-        request.get("parent_id"),
-        request.get("root_id"),
+        brief(request.get("parent_id")),
+        brief(request.get("root_id")),
         worker,
         instance,
         pid,

@@ -6,11 +6,10 @@ from collections.abc import Iterable, Sequence
 
 from rts.alerting.alert import Condition
 from rts.keys import Keys
-from rts.ledger.storable import text
 from rts.link.link import Link
 from rts.link.scripts import pack
 from rts.objectives import ALL, BURN_RULES
-from rts.records import OpenTask
+from rts.records import OpenTask, text
 from rts.unfinished.announcement import task_of
 from rts.views.slo import ObjectiveStatus
 from rts.webhooks import SLO_BURNING, TASK_OVERDUE

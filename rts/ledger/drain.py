@@ -9,9 +9,8 @@ from collections.abc import Callable, Sequence
 from rts import health
 from rts.errors import StoreUnavailable
 from rts.ledger.refused import set_aside, store_or_set_aside
-from rts.ledger.storable import text
 from rts.ports import Batch, Ledger, Outbox
-from rts.records import OutboxEntry, is_provisional
+from rts.records import OutboxEntry, is_provisional, text
 
 logger = logging.getLogger("rts.drain")
 

@@ -30,7 +30,6 @@ from rts.ledger.merging import (
     merge_tasks,
 )
 from rts.ledger.schema import prepare
-from rts.ledger.storable import text
 from rts.ledger.writes import (
     MAX_ROUNDS,
     end_late,
@@ -41,7 +40,7 @@ from rts.ledger.writes import (
     store,
 )
 from rts.ports import TauEntry
-from rts.records import LOST, PROVISIONAL_CAUSES, OutboxEntry
+from rts.records import LOST, PROVISIONAL_CAUSES, OutboxEntry, text
 from rts.settings import Settings
 
 #: Seconds between checks that the indexes exist: somebody may have dropped the database,

@@ -6,15 +6,12 @@ cheap check (:func:`is_storable`), and only one that fails it is cleaned field b
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rts.records import Execution, Learned
+from rts.records import MAX_TEXT, Execution, Learned, text
 
-#: Characters of a string that are stored. Nothing has a longer name.
-MAX_TEXT = 1024
 #: Keys of ``load_at_start``, and items of a list in it; no host has as many GPUs.
 MAX_ITEMS = 64
 #: Nesting of ``load_at_start``: a mapping with a list of mappings.
@@ -83,21 +80,6 @@ def is_sound(run: Execution) -> bool:
     except (TypeError, OverflowError):
         return False
     return math.isfinite(total)
-
-
-def text(value: object, limit: int = MAX_TEXT) -> str:
-    """Return *value* as a string that BSON can hold, at most *limit* characters.
-
-    One that is too long is cut and ends in a hash of the whole, so that different ids
-    stay different.
-    """
-    string = value if isinstance(value, str) else repr(value)
-    if not string.isascii():
-        string = string.encode("utf-8", "replace").decode("utf-8")
-    if len(string) <= limit:
-        return string
-    digest = hashlib.sha256(string.encode("utf-8")).hexdigest()[:32]
-    return f"{string[: limit - 33]}~{digest}"
 
 
 def number(value: object) -> float | None:

@@ -25,6 +25,7 @@ from rts.load.usage import ProcessMeter, ThreadMeter
 from rts.ports import RunNotes, RunSink
 from rts.records import (
     IGNORED,
+    MAX_TEXT,
     REPLACED,
     REQUEUED,
     START_FIELDS,
@@ -222,6 +223,8 @@ class Runs:
                 f"{self._worker_fields},{pid},{started_us}e-6,"
                 f'{load.json}"age_s":{now - load.sampled_at:.4f}}}]'
             ).encode()
+            if len(note) > MAX_TEXT:
+                raise ValueError("a field may be too long")
         except (TypeError, ValueError, LookupError, AttributeError):
             # A serializer of the app's own, or a producer other than Celery.
             note = self._slow_note(plan, request, started_at, load.as_dict(now))

@@ -8,9 +8,8 @@ import json
 import math
 from json.encoder import encode_basestring_ascii as quoted
 
-from rts.ledger.storable import text
 from rts.link.scripts import bulks
-from rts.records import OpenTask, kind_as_json
+from rts.records import MAX_TEXT, OpenTask, brief, kind_as_json
 
 #: Arguments per task: its id, its deadline, its queue, its other fields as JSON, and
 #: whether it takes the place of another one of its id.
@@ -37,6 +36,7 @@ def pack_usual(task: OpenTask, again: bool) -> str | None:
         if not (
             type(tau) is type(k) is type(arrival) is type(deadline) is float
             and type(task_id) is type(queue) is str
+            and len(task_id) <= MAX_TEXT
         ):
             return None
         due = f"{deadline:.7f}"
@@ -63,8 +63,8 @@ def pack_any(task: OpenTask, again: bool) -> str:
     queue = "" if task.queue is None else str(task.queue)[:MAX_NAME]
     known = _encode(task[1:])
     if len(known) > MAX_KNOWN:
-        known = _encode([text(v) if isinstance(v, str) else v for v in task[1:]])
-    arguments = (str(task.task_id), repr(float(task.deadline)), queue, known)
+        known = _encode([v if isinstance(v, int | float) else brief(v) for v in task[1:]])
+    arguments = (str(brief(task.task_id)), repr(float(task.deadline)), queue, known)
     wire = bulks(*(argument.encode("utf-8", "replace") for argument in arguments))
     return wire.decode("latin-1") + (_AGAIN if again else _NEW)
 

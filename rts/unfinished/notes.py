@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Iterator
 
 from rts import forks, health
-from rts.records import Execution
+from rts.records import Execution, brief
 from rts.unfinished.acknowledged import ENTRY_BYTES, Acknowledged
 from rts.unfinished.received import BYTES, Received
 
@@ -122,8 +122,7 @@ class NoteBoard:
         already. Of several runs (a message that was redelivered too early), one whose
         process is gone.
         """
-        # An id may be a UUID, which the note holds as text.
-        wanted = str(task_id)
+        wanted = str(brief(task_id))  # as the note holds it
         found = [(slot, note) for slot, note in self.notes() if str(note.task_id) == wanted]
         found.sort(key=lambda pair: is_alive(pair[1].pid or 0))
         for slot, note in found:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection, Sequence
 
 from rts.errors import StoreUnavailable
 from rts.ledger.refused import store_or_set_aside
-from rts.ledger.storable import text
 from rts.link.delivery import ask_for_room
 from rts.link.lease import Lease
 from rts.link.link import Link
@@ -28,6 +27,7 @@ from rts.records import (
     Execution,
     OpenTask,
     OutboxEntry,
+    text,
 )
 from rts.settings import Settings
 from rts.unfinished.announcement import task_of

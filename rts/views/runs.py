@@ -11,7 +11,7 @@ from pymongo.database import Database
 
 from rts.keys import ASSIGNMENTS, TASKS
 from rts.ledger.connection import translate_errors
-from rts.ledger.storable import text
+from rts.records import text
 from rts.views.aggregation import threads
 from rts.views.intervals import Window, in_window, parts
 

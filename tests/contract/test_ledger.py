@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from rts.ledger.storable import MAX_TEXT
 from rts.ports import TauEntry
-from rts.records import Execution, Learned
+from rts.records import MAX_TEXT, Execution, Learned
 from tests.ledgers import (
     UTC,
     OnMongo,

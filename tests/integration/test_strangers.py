@@ -123,6 +123,29 @@ def test_hostile_headers_leave_every_task_a_sound_plan_and_verdict(
     app.close()
 
 
+def test_ids_and_names_of_any_length_leave_no_more_than_usual_ones(
+    make_stage: Callable[..., Stage], mongo: Any, redis_client: redis.Redis
+) -> None:
+    stage = make_stage()
+    queue = stage.conf["task_default_queue"]
+    worker = stage.worker()
+    long = "x" * 1_000_000
+    unknown = {
+        "id": f"{long}1",
+        "task": f"\n[CRITICAL] forged\x1b[31m{long}",
+        "task_type": "none",
+    }
+    publish_raw(redis_client, queue, "none", unknown)
+    late = {"id": f"{long}2", "root_id": long, "parent_id": [long], "sla_deadline": 1.0}
+    publish_raw(redis_client, queue, "tests.apps.basic.ok", late)
+    wait_until(lambda: mongo.tasks.count_documents({"completed_at": {"$ne": None}}) == 2)
+    assert {len(task["_id"]) for task in mongo.tasks.find()} == {1024}
+    for key in redis_client.scan_iter(f"{stage.prefix}*", count=1000):
+        assert redis_client.memory_usage(key, samples=0) < 100_000, key
+    assert "none" in worker.log
+    assert not [line for line in worker.log.splitlines() if line.startswith("[CRITICAL]")]
+
+
 def test_no_more_taus_than_allowed(
     make_stage: Callable[..., Stage], mongo: Any, redis_client: redis.Redis
 ) -> None:

@@ -30,7 +30,8 @@ from rts.lifecycle.runs import (
 )
 from rts.lifecycle.worker_side import WorkerSide
 from rts.load.sample import LoadSample
-from rts.records import Execution, Plan
+from rts.records import MAX_TEXT, Execution, Plan
+from rts.unfinished.announcement import pack_task
 from rts.unfinished.notes import NoteBoard
 
 PLAN = Plan("mixed", "inferred", 9.1, 2.0, 1764016968.123, 1764016986.323)
@@ -208,6 +209,23 @@ def test_what_json_cannot_hold_is_recorded_as_text(place: Place) -> None:
     assert Execution.from_json(never.to_json()).root_id == str(given)
     place.runs.start(PLAN, request)
     assert place.board.take(given) is not None  # type: ignore[arg-type]  # as Celery passes it
+
+
+def test_what_is_longer_than_any_name_is_cut_alike_wherever_it_is_kept(place: Place) -> None:
+    for given in ("x" * 1_000_000, ["x" * 1_000_000], "x" * (MAX_TEXT + 1), "x" * MAX_TEXT):
+        request = dict.fromkeys(("id", "task", "parent_id", "root_id"), given)
+        request["delivery_info"] = {"routing_key": given}
+        got = place.run({**request, "retries": [0] * 1_000_000}, 0)
+        assert len(got.to_json()) < 7 * MAX_TEXT
+        never = new_execution(PLAN, request, worker="w@h", instance="w@h/1-a", pid=None)
+        write_plan(request, PLAN)
+        wire = pack_task(open_task(request, given), again=False)
+        assert len(wire) < 6 * MAX_TEXT
+        ids = {got.task_id, never.task_id, wire.split("\r\n")[1]}
+        assert ids == {got.root_id} == {got.name}
+        assert len(got.task_id) == MAX_TEXT
+        place.runs.start(PLAN, {**request, "task": "t", "parent_id": None, "root_id": None})
+        assert place.board.take(given) is not None  # type: ignore[arg-type]  # a stranger's
 
 
 def test_missing_fields_are_none(place: Place) -> None:
