@@ -207,7 +207,7 @@ def _summary(channel: Any, name: str) -> QueueSummary:
     state = state_of(channel, name)
     line = next_waiting(channel, name, IN_LINE)
     hopeless = hopeless_in(channel, name) if state.ordered else 0
-    taus = [task.tau for task in line[:MEAN_OF] if task.tau is not None and task.tau > 0]
+    taus = [task.tau for task in line[:MEAN_OF] if task.tau is not None]
     return QueueSummary(state, hopeless, fmean(taus) if taus else 0.0, line)
 
 

@@ -11,13 +11,19 @@ import redis
 from rts.headers import instant
 from rts.predictions.survey import Taken
 from rts.predictions.work import Work
-from rts.scheduling.encoding import NEVER, Message, headers_of, message_of, place_of
+from rts.scheduling.encoding import (
+    NEVER,
+    Message,
+    headers_of,
+    message_of,
+    place_of,
+    tau_of,
+)
 from rts.scheduling.layout import unacked_keys
 from rts.scheduling.rule import Rule
 from rts.scheduling.scripts import read_messages
 from rts.settings import Settings
 from rts.tasktypes import UNTYPED
-from rts.validation import finite
 
 #: Least seconds that a message of unknown age is assumed to have waited.
 AGE_S = 1.0
@@ -87,8 +93,8 @@ class WorkReader:
             task_type = UNTYPED
         name = str(headers.get("task"))
         place = place_of(message, self._rule.horizon(queue), 0.0)
-        arrival, tau = place.arrival, finite(headers.get("rts_tau"))
-        if tau is None or not 0 < tau < 1e9:
+        arrival, tau = place.arrival, tau_of(headers)
+        if tau is None:
             # From a producer without rts, or one whose plan workers refuse: when it arrived is
             # unknown.
             tau, arrival = self._tau_of(UNTYPED, name), min(arrival, now - AGE_S)

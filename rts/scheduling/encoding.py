@@ -78,13 +78,21 @@ def place_of(message: dict[str, Any], horizon_s: float, work: float) -> Place:
     if isinstance(headers, Mapping):
         deadline = _instant(headers.get("rts_deadline"))
         arrival = _instant(headers.get("rts_arrival"))
-        tau = finite(headers.get("rts_tau"))
-        if deadline is not None and arrival is not None and tau is not None and 0 < tau < 1e9:
+        tau = tau_of(headers)
+        if deadline is not None and arrival is not None and tau is not None:
             return Place(deadline + work * tau, hopeful_until(deadline, tau), arrival)
     arrival = _instant(message.get(ARRIVAL))
     if arrival is None:
         arrival = message[ARRIVAL] = time.time()
     return Place(arrival + horizon_s, NEVER, arrival)
+
+
+def tau_of(headers: Mapping[str, Any]) -> float | None:
+    """Return the tau in a message's *headers*, seconds; ``None`` if workers would not believe
+    it.
+    """
+    tau = finite(headers.get("rts_tau"))
+    return tau if tau is not None and 0 < tau < 1e9 else None
 
 
 def member(message: Mapping[str, Any], payload: str, place: Place, queue: str) -> str:

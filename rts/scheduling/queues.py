@@ -14,7 +14,7 @@ from rts.errors import BrokerUnavailable, unusable
 from rts.records import text as storable
 from rts.scheduling.activation import register_transports
 from rts.scheduling.channel import DeadlineOrder
-from rts.scheduling.encoding import headers_of, message_of, payload_of
+from rts.scheduling.encoding import headers_of, message_of, payload_of, tau_of
 from rts.scheduling.layout import DEMOTED, HOPEFUL, keys_of, list_keys, message_keys
 from rts.scheduling.rule import OPTION, Rule
 from rts.scheduling.scripts import BYTES, MOVE, ScriptByHash, read_messages
@@ -55,7 +55,7 @@ class QueueState:
 
 @dataclass(frozen=True)
 class WaitingTask:
-    """A waiting message. Instants in epoch seconds; ``None`` without headers of rts."""
+    """A waiting message. Instants in epoch seconds; ``None`` without (valid) headers of rts."""
 
     #: ``ordered``, ``demoted`` or ``plain``.
     place: str
@@ -150,7 +150,8 @@ def _waiting(place: str, text: bytes) -> WaitingTask:
         storable(headers.get("id") or ""),
         storable(headers.get("task") or ""),
         storable(task_type) if isinstance(task_type, str) else None,
-        *(finite(headers.get(f"rts_{name}")) for name in ("tau", "arrival", "deadline")),
+        tau_of(headers),
+        *(finite(headers.get(f"rts_{name}")) for name in ("arrival", "deadline")),
     )
 
 

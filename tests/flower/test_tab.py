@@ -333,8 +333,13 @@ def test_queues_in_deadline_order(
             at = now + timedelta(seconds=late)
             app.send_task("proj.work", headers={"sla_deadline": at.isoformat()})
         strangers = f"{queue}-2"  # only the worker knows it
-        headers = {"id": "\ud800" * 2000, "task": EVIL, "task_type": "\ud800"}
-        for text in ("[" * 100_000, json.dumps({"headers": headers})):
+        headers = {
+            "id": "\ud800" * 2000,
+            "task": EVIL,
+            "task_type": "\ud800",
+            "rts_tau": 1.7e308,
+        }
+        for text in ("[" * 100_000, *[json.dumps({"headers": headers})] * 2):
             redis_client.lpush(strangers, text)
         beat = {"seen_at": now.timestamp() + 60, "concurrency": 4, "queues": [queue, strangers]}
         odd = {"seen_at": now.timestamp() + 60, "worker": "w@\udcff", "load": {"load": "x"}}
@@ -349,7 +354,7 @@ def test_queues_in_deadline_order(
         (mine,) = [q for q in found["queues"] if q["name"] == queue]
         assert (mine["ordered"], mine["hopeless"], mine["slots"]) == (3, 1, 4)
         (theirs,) = [q for q in found["queues"] if q["name"] == strangers]
-        assert [task["name"] for task in theirs["line"]] == ["", EVIL]
+        assert [task["name"] for task in theirs["line"]] == ["", EVIL, EVIL]
         assert len(theirs["line"][1]["task_id"]) <= 1024
         assert mine["drain_s"] == pytest.approx(3 * 10 / 4)
         deadlines = [task["deadline"] for task in mine["line"]]
