@@ -76,8 +76,10 @@ def _alerts(snapshot: Snapshot) -> list[str]:
     for alert in sorted(snapshot.alerts, key=lambda alert: alert.severity):  # pages first
         started_at = datetime.fromtimestamp(alert.started_at, timezone.utc)
         found.append(
-            f"{alert.severity.capitalize()} since {started_at:%Y-%m-%d %H:%MZ}: "
-            f"{alert.summary}, as it began"
+            printable(
+                f"{alert.severity.capitalize()} since {started_at:%Y-%m-%d %H:%MZ}: "
+                f"{alert.summary}, as it began"
+            )
         )
     unled = found and not snapshot.redis.alerts_led
     return [*found, f"Alerts are firing, {UNLED}"] if unled else found

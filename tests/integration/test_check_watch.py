@@ -222,7 +222,7 @@ def test_watch_shows_how_it_is_now(
     write_verdicts(conf, ("cpu-light", 7200, 100, 0), ("mixed", 7200, 100, 0))
     write_verdicts(conf, ("cpu-light", 60, 10, 0), runtime_s=30.0)
     keys = Settings.from_conf(conf, environ={}).keys
-    alert = Alert("1", "k", "task_overdue", "firing", "ticket", "3 late", started_at=1e9)
+    alert = Alert("1", "k", "task_overdue", "firing", "ticket", "3 late\x1b[2J", started_at=1e9)
     foreign: list[dict[str, Any]] = [{"severity": 7}, {"at": 1e300}, {"started_at": "1"}]
     for n, change in enumerate(foreign):
         redis_client.hset(keys.alerts, str(n), replace(alert, **change).to_json())
@@ -230,7 +230,7 @@ def test_watch_shows_how_it_is_now(
     beat = {"seen_at": time.time(), "worker": "w@h", "queues": []}
     redis_client.hset(keys.workers, "w@h/1", json.dumps(beat))
     lines = cli("watch").output.splitlines()
-    assert "Ticket since 2001-09-09 01:46Z: 3 late, as it began" in lines
+    assert "Ticket since 2001-09-09 01:46Z: 3 late\\x1b[2J, as it began" in lines
     for task_type, runtime_s in (("cpu-light", 30.0), ("mixed", 1.0)):
         row = [line for line in lines if line.startswith(task_type)][-1]
         assert float(row.split()[-2]) == pytest.approx(runtime_s, rel=0.02)
