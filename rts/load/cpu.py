@@ -58,7 +58,7 @@ class CpuProbe:
     def __init__(
         self,
         cgroups: Cgroups,
-        host: Callable[[frozenset[int]], HostCpu],
+        host: Callable[[frozenset[int]], HostCpu | None],
         *,
         affinity: Callable[[], frozenset[int]] = allowed_cores,
         clock: Callable[[], float] = time.monotonic,
@@ -75,10 +75,10 @@ class CpuProbe:
         self._value: float | None = None
 
     def read(self) -> float | None:
-        """Return the load since the previous reading; ``None`` at the first.
+        """Return the load since the previous reading; ``None`` at the first, and where neither
+        a limit nor the host's counters are known.
 
         Called again within :data:`MIN_WINDOW_S` it returns the same figure.
-        Raises what the source of the host's counters raises.
         """
         now = self._clock()
         elapsed_s = now - self._read_at
@@ -121,21 +121,23 @@ class CpuProbe:
         return max(busy, sum(self._runnable) / len(self._runnable) / len(cores))
 
 
-def psutil_host(loadavg: Path = LOADAVG) -> Callable[[frozenset[int]], HostCpu]:
+def psutil_host(loadavg: Path = LOADAVG) -> Callable[[frozenset[int]], HostCpu | None]:
     """Return a source of the host's counters that uses psutil, which is imported here
-    because a pool child never needs it.
+    because a pool child never needs it. It gives ``None`` where they cannot be read.
     """
     import psutil
 
-    def read(cores: frozenset[int]) -> HostCpu:
+    def read(cores: frozenset[int]) -> HostCpu | None:
         whole = len(cores) >= (psutil.cpu_count() or 1)
-        rows = [psutil.cpu_times()]
-        if not whole:
-            per_core = psutil.cpu_times(percpu=True)
-            # psutil leaves offline cores out: numbers beyond its list cannot be
-            # mapped, and the figure of the whole host is the better guess.
-            if max(cores) < len(per_core):
-                rows = [per_core[number] for number in cores]
+        try:
+            rows = [psutil.cpu_times()]
+            per_core = [] if whole else psutil.cpu_times(percpu=True)
+        except OSError:  # no /proc, or in a container of LXC whose lxcfs has died
+            return None
+        # psutil leaves offline cores out: numbers beyond its list cannot be mapped, and the
+        # figure of the whole host is the better guess.
+        if max(cores) < len(per_core):
+            rows = [per_core[number] for number in cores]
         total_s = idle_s = 0.0
         for row in rows:
             # Guest time is included in user and nice already.

@@ -184,6 +184,17 @@ def test_psutil_source_counts_the_allowed_cores(tmp_path: Path) -> None:
     assert allowed_cores() <= every
 
 
+def test_cpu_is_unknown_where_the_hosts_counters_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psutil.PROCFS_PATH", str(tmp_path))
+    host = Host()
+    probe = CpuProbe(NO_GROUPS, psutil_host(), clock=lambda: host.now)
+    for _ in range(2):
+        assert probe.read() is None
+        host.now += 1.0
+
+
 def memory_box(tmp_path: Path, limit: str, used: int) -> Cgroups:
     root = tmp_path / "cgroup"
     root.mkdir()
