@@ -22,7 +22,7 @@ from rts.link.link import Link
 from rts.records import Execution, OpenTask
 from rts.settings import Settings
 from rts.testing import MongoServer, RedisServer
-from rts.unfinished.announcer import CHUNK, Announcer
+from rts.unfinished.open_tasks import CHUNK, OpenTasks
 
 #: Labels of the table.
 OPEN, OUTBOX = "open task, Redis", "record in the outbox, Redis"
@@ -38,18 +38,18 @@ def in_redis(url: str, runs: Sequence[Execution]) -> dict[str, float]:
     """Return the bytes of Redis memory per task while it is open, and per outbox record."""
     client = redis.Redis.from_url(url)
     settings = Settings(redis_url=url)
-    announcer = Announcer(Link(settings), settings, every_s=1e9)
+    open_tasks = OpenTasks(Link(settings), settings, every_s=1e9)
     before = _used(client)
     for start in range(0, len(runs), CHUNK):
         for run in runs[start : start + CHUNK]:
-            announcer.note(
+            open_tasks.note(
                 OpenTask(
                     *(run.task_id, run.name, run.task_type, run.type_source, run.tau, run.k),
                     *(run.arrival, run.deadline, run.arrival_source, run.queue),
                     root_id=run.root_id,
                 )
             )
-        announcer.flush()
+        open_tasks.flush()
     if client.zcard(settings.keys.open) != len(runs):
         raise SystemExit("not all tasks were registered as open")
     opened = _used(client) - before
@@ -60,7 +60,7 @@ def in_redis(url: str, runs: Sequence[Execution]) -> dict[str, float]:
             pipe.xadd(settings.keys.outbox, {"r": run.to_json(), "l": "1.5 1.6 1.4 1.5"})
         pipe.execute()
     kept = _used(client) - before
-    announcer.stop()
+    open_tasks.stop()
     client.close()
     return {OPEN: opened / len(runs), OUTBOX: kept / len(runs)}
 

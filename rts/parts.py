@@ -26,9 +26,9 @@ from rts.scheduling.priority import Prioritise, prioritiser
 from rts.scheduling.worker_capacity import prefetch_of, slots_of
 from rts.settings import Settings
 from rts.tau.cache import TauCache
-from rts.unfinished.announcer import Announcer
 from rts.unfinished.in_flight import new_instance
 from rts.unfinished.notes import NoteBoard
+from rts.unfinished.open_tasks import OpenTasks
 
 if TYPE_CHECKING:
     from rts.predictions.predictor import Predictor
@@ -48,7 +48,7 @@ class Parts:
     #: ``None`` unless ``rts_scheduler`` is "priority".
     prioritise: Prioritise | None = None
     #: Where published tasks are noted; ``None`` where ``rts_open_max`` is 0.
-    open_tasks: Announcer | None = None
+    open_tasks: OpenTasks | None = None
     #: ``None`` in processes that are not a worker's.
     worker: WorkerParts | None = None
     #: Made for the first prediction, and for the first route.
@@ -69,7 +69,7 @@ class Parts:
 
         clock = FleetClock()
         link = Link(settings)
-        open_tasks = Announcer(link, settings) if settings.open_max else None
+        open_tasks = OpenTasks(link, settings) if settings.open_max else None
         take_stranded = open_tasks.take_stranded if open_tasks else list
         taus = TauCache(link, settings, clock, take_stranded=take_stranded)
         planner = Planner(settings, taus, clock, task_options, native_chords)

@@ -10,8 +10,8 @@ from rts.link.link import Link
 from rts.records import OpenTask
 from rts.settings import Settings
 from rts.tau.finish import FinishCall, finish_entry
-from rts.unfinished.announcer import Announcer
 from rts.unfinished.events import Event
+from rts.unfinished.open_tasks import OpenTasks
 from rts.unfinished.overdue import OverdueSweep
 from tests.records import success
 
@@ -24,12 +24,12 @@ def task(task_id: str, deadline: float, **changes: Any) -> OpenTask:
     return made._replace(**changes)
 
 
-def note(settings: Settings, *tasks: OpenTask) -> Announcer:
-    announcer = Announcer(Link(settings), settings, every_s=1e6)
+def note(settings: Settings, *tasks: OpenTask) -> OpenTasks:
+    open_tasks = OpenTasks(Link(settings), settings, every_s=1e6)
     for one in tasks:
-        announcer.note(one)
-    announcer.flush()
-    return announcer
+        open_tasks.note(one)
+    open_tasks.flush()
+    return open_tasks
 
 
 def end(settings: Settings, *task_ids: str, state: str = "SUCCESS") -> None:

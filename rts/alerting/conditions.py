@@ -10,7 +10,7 @@ from rts.link.link import Link
 from rts.link.scripts import pack
 from rts.objectives import ALL, BURN_RULES
 from rts.records import OpenTask, text
-from rts.unfinished.announcement import task_of
+from rts.unfinished.open_task_format import task_of
 from rts.views.slo import ObjectiveStatus
 from rts.webhooks import SLO_BURNING, TASK_OVERDUE
 

@@ -26,8 +26,8 @@ from rts.predictions.work import Work, work_of
 from rts.records import Execution, OpenTask, Plan
 from rts.scheduling.discovery import known_queues, routing_keys
 from rts.settings import Settings
-from rts.unfinished.announcement import task_of
 from rts.unfinished.in_flight import read_notes
+from rts.unfinished.open_task_format import task_of
 
 #: Tasks that are remembered as published by this process within the last NOTED_S seconds.
 MAX_PUBLISHED = 1000

@@ -1,8 +1,8 @@
 """Tasks and runs that have not ended: where they are noted, and who ends those that never
 would.
 
-A published task is noted in Redis (:mod:`~rts.unfinished.announcer`, in the format of
-:mod:`~rts.unfinished.announcement`). If its deadline passes before it ends,
+A published task is noted in Redis (:mod:`~rts.unfinished.open_tasks`, in the format of
+:mod:`~rts.unfinished.open_task_format`). If its deadline passes before it ends,
 :mod:`~rts.unfinished.overdue` gives it a verdict and tells so (:mod:`~rts.unfinished.events`).
 
 A run is noted in memory that the worker's processes share (:mod:`~rts.unfinished.notes`); so

@@ -30,9 +30,9 @@ from rts.records import (
     text,
 )
 from rts.settings import Settings
-from rts.unfinished.announcement import task_of
 from rts.unfinished.events import MAX_EVENTS, Event
 from rts.unfinished.in_flight import read_notes, task_id_of
+from rts.unfinished.open_task_format import task_of
 
 #: Tasks in one batch: one query and one write of MongoDB, one script in Redis (about
 #: 10 µs per task).

@@ -16,7 +16,7 @@ from celery.contrib.testing.worker import start_worker
 import rts
 from rts.installation import parts_of
 from rts.testing import wait_until
-from rts.unfinished.announcer import Announcer
+from rts.unfinished.open_tasks import OpenTasks
 
 
 @pytest.fixture(autouse=True)
@@ -116,7 +116,7 @@ def test_a_task_that_is_published_again_and_has_ended_is_not_open(
     parts = parts_of(app)
     assert parts is not None
     # It notes when it is told to: the second note comes after the end.
-    parts.open_tasks = Announcer(parts.link, parts.settings, every_s=60.0)
+    parts.open_tasks = OpenTasks(parts.link, parts.settings, every_s=60.0)
     far = {"sla_deadline": time.time() + 3600}  # which is not to come before its end
     task_id = app.tasks["embedded.again"].apply_async((how,), headers=far).id
     parts.open_tasks.flush()

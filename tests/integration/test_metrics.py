@@ -32,7 +32,7 @@ from rts.records import Execution, OpenTask
 from rts.settings import Settings
 from rts.tau.finish import FinishCall, finish_entry
 from rts.testing import MongoServer, RedisServer, wait_until
-from rts.unfinished.announcer import Announcer
+from rts.unfinished.open_tasks import OpenTasks
 from rts.unfinished.overdue import OverdueSweep
 from rts.views import metrics
 from rts.views.metrics import RtsCollector, register
@@ -76,15 +76,15 @@ class Fleet:
         self.sweep._looked_at = 0.0
 
     def publish(self, *tasks: Execution) -> None:
-        announcer = Announcer(self.link, self.settings, every_s=1e6)
+        open_tasks = OpenTasks(self.link, self.settings, every_s=1e6)
         for e in tasks:
-            announcer.note(
+            open_tasks.note(
                 OpenTask(
                     *(e.task_id, e.name, e.task_type, e.type_source, e.tau, e.k, e.arrival),
                     *(e.deadline, e.arrival_source, e.queue),
                 )
             )
-        announcer.flush()
+        open_tasks.flush()
 
     def end(self, *runs: Execution) -> None:
         entries = [finish_entry(run, n) for n, run in enumerate(runs, 1)]

@@ -26,9 +26,9 @@ from rts.link.link import Link
 from rts.settings import Settings
 from rts.tau.cache import TauCache
 from rts.testing import RedisServer, wait_until
-from rts.unfinished import announcer as announcer_module
-from rts.unfinished.announcer import Announcer
+from rts.unfinished import open_tasks as open_tasks_module
 from rts.unfinished.events import Event
+from rts.unfinished.open_tasks import OpenTasks
 from rts.unfinished.overdue import SETTLE_S
 from tests.clock import Clock
 from tests.conftest import ROOT, Stage
@@ -39,30 +39,30 @@ from tests.open_tasks import counts, end, events, note, overdue_sweep, task
 def test_notes_arrive_by_themselves_twice_a_second(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
-    announcer = Announcer(Link(settings), settings, every_s=0.05)
+    open_tasks = OpenTasks(Link(settings), settings, every_s=0.05)
     for n in range(3):
-        announcer.note(task(f"a{n}", 2e9 + n))
+        open_tasks.note(task(f"a{n}", 2e9 + n))
     wait_until(lambda: redis_client.zcard(settings.keys.open) == 3)
-    announcer.note(task("b", 2e9 + 9, queue=None))
+    open_tasks.note(task("b", 2e9 + 9, queue=None))
     wait_until(lambda: redis_client.zcard(settings.keys.open) == 4)
     assert redis_client.zscore(settings.keys.open, "a1") == 2e9 + 1
     assert counts(redis_client, settings) == {"open q": 3, "open ": 1}
-    announcer.stop()
-    wait_until(lambda: announcer._thread is None or not announcer._thread.is_alive())
+    open_tasks.stop()
+    wait_until(lambda: open_tasks._thread is None or not open_tasks._thread.is_alive())
 
 
 def test_its_thread_ends_when_nothing_is_published(
     settings: Settings, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(announcer_module, "IDLE_S", 0.01)
+    monkeypatch.setattr(open_tasks_module, "IDLE_S", 0.01)
 
-    def used_and_dropped() -> weakref.ref[Announcer]:
-        announcer = Announcer(Link(settings), settings, every_s=0.01)
+    def used_and_dropped() -> weakref.ref[OpenTasks]:
+        open_tasks = OpenTasks(Link(settings), settings, every_s=0.01)
         for n in range(1, 4):
-            announcer.note(task(f"a{n}", 2e9))
-            wait_until(lambda: announcer._thread is None)
+            open_tasks.note(task(f"a{n}", 2e9))
+            wait_until(lambda: open_tasks._thread is None)
             assert redis_client.zcard(settings.keys.open) == n
-        return weakref.ref(announcer)
+        return weakref.ref(open_tasks)
 
     gone = used_and_dropped()
     wait_until(lambda: gone() is None)
@@ -81,11 +81,11 @@ class Late(threading.Event):
 def test_a_note_that_comes_while_its_thread_is_about_to_end_is_delivered(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
-    announcer = Announcer(Link(settings), settings, every_s=0.01)
-    announcer._work = Late()
-    announcer.note(task("a", 2e9))
+    open_tasks = OpenTasks(Link(settings), settings, every_s=0.01)
+    open_tasks._work = Late()
+    open_tasks.note(task("a", 2e9))
     wait_until(lambda: redis_client.zcard(settings.keys.open) == 1)
-    announcer.stop()
+    open_tasks.stop()
 
 
 def test_a_task_has_one_note_and_its_first_deadline(
@@ -100,10 +100,10 @@ def test_a_task_has_one_note_and_its_first_deadline(
 def test_what_takes_a_tasks_place_has_its_own_deadline(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
-    announcer = note(settings, task("a", 1000.0), task("b", 1000.0, queue="r"))
-    announcer.note(task("a", 4e9, queue="r"), again=True)
-    announcer.note(task("gone", 4e9), again=True)  # its end came before the note
-    announcer.flush()
+    open_tasks = note(settings, task("a", 1000.0), task("b", 1000.0, queue="r"))
+    open_tasks.note(task("a", 4e9, queue="r"), again=True)
+    open_tasks.note(task("gone", 4e9), again=True)  # its end came before the note
+    open_tasks.flush()
     note(settings, task("a", 1000.0))
     end(settings, "a", state="REPLACED")
     assert redis_client.zscore(settings.keys.open, "a") == 4e9
@@ -118,10 +118,10 @@ def test_what_takes_a_tasks_place_has_its_own_deadline(
 def test_the_note_of_what_takes_a_tasks_place_may_come_first(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
-    announcer = note(settings)
+    open_tasks = note(settings)
     for name, queue in (("a", "r\ns"), ("ended", "q"), ("of before", "q")):
-        announcer.note(task(name, 4e9, queue=queue, name="proj.other"), again=True)
-    announcer.flush()
+        open_tasks.note(task(name, 4e9, queue=queue, name="proj.other"), again=True)
+    open_tasks.flush()
     assert counts(redis_client, settings) == {}
     end(settings, "ended")
     note(settings, *(task(name, 2e9) for name in ("a", "ended")))
@@ -140,9 +140,9 @@ def test_notes_that_wait_for_those_of_other_tasks_are_bounded(
 ) -> None:
     ahead = settings.keys.ahead
     redis_client.hset(ahead, mapping={str(n): "" for n in range(10_000)})
-    announcer = note(settings)
-    announcer.note(task("a", 4e9), again=True)
-    announcer.flush()
+    open_tasks = note(settings)
+    open_tasks.note(task("a", 4e9), again=True)
+    open_tasks.flush()
     assert redis_client.hkeys(ahead) == ["a"]
     assert 0 < redis_client.ttl(ahead) <= 60
 
@@ -173,15 +173,15 @@ def test_an_ignored_task_is_not_overdue_where_the_ledger_has_its_end_later(
 def test_the_buffer_is_bounded_while_redis_is_unavailable(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(announcer_module, "MAX_NOTES", 10)
+    monkeypatch.setattr(open_tasks_module, "MAX_NOTES", 10)
     away = replace(settings, redis_url="redis://127.0.0.1:9/0", breaker_period=60.0)
-    announcer = Announcer(Link(away), away, every_s=1e6)
+    open_tasks = OpenTasks(Link(away), away, every_s=1e6)
     for n in range(15):
-        announcer.note(task(str(n), 2e9))
+        open_tasks.note(task(str(n), 2e9))
     assert health.take_counts()["open_notes_dropped"] == 5
     for _ in range(3):
-        announcer.flush()
-    assert [one.task_id for one, _ in announcer._notes] == [str(n) for n in range(10)]
+        open_tasks.flush()
+    assert [one.task_id for one, _ in open_tasks._notes] == [str(n) for n in range(10)]
 
 
 def test_a_process_that_ends_delivers_its_notes_though_redis_failed_a_moment_ago(
@@ -189,12 +189,12 @@ def test_a_process_that_ends_delivers_its_notes_though_redis_failed_a_moment_ago
 ) -> None:
     with RedisServer() as server:
         settings = Settings(redis_url=server.url, key_prefix=rts_key_prefix, breaker_period=1e6)
-        announcer = Announcer(Link(settings), settings, every_s=1e6)
-        announcer.note(task("a", 2e9))
+        open_tasks = OpenTasks(Link(settings), settings, every_s=1e6)
+        open_tasks.note(task("a", 2e9))
         server.halt()
-        announcer.flush()
+        open_tasks.flush()
         server.start()
-        announcer.stop()
+        open_tasks.stop()
         with redis.Redis.from_url(server.url, decode_responses=True) as client:
             assert client.zrange(settings.keys.open, 0, -1) == ["a"]
 
@@ -205,13 +205,13 @@ def test_notes_survive_an_outage(rts_key_prefix: str) -> None:
             redis_url=server.url, key_prefix=rts_key_prefix, breaker_period=0.05
         )
         server.stop()
-        announcer = Announcer(Link(settings), settings, every_s=0.05)
-        announcer.note(task("a", 2e9))
+        open_tasks = OpenTasks(Link(settings), settings, every_s=0.05)
+        open_tasks.note(task("a", 2e9))
         wait_until(lambda: health.take_counts().get("redis_failures"))
         server.start()
         with redis.Redis.from_url(server.url) as client:
             wait_until(lambda: client.zcard(settings.keys.open) == 1)
-        announcer.stop()
+        open_tasks.stop()
 
 
 def test_open_tasks_are_bounded(settings: Settings, redis_client: redis.Redis) -> None:
@@ -267,22 +267,22 @@ def test_queues_that_are_counted_apart_are_bounded(
 def test_a_forked_child_starts_with_an_empty_buffer(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
-    announcer = note(settings, task("before", 2e9))
-    announcer.note(task("the parent's", 2e9))
+    open_tasks = note(settings, task("before", 2e9))
+    open_tasks.note(task("the parent's", 2e9))
     pid = os.fork()
     if not pid:
         status = 1
         try:
-            announcer._every_s = 0.05
-            announcer.note(task("child", 2e9))
-            wait_until(lambda: not announcer._notes)  # by its own thread
-            announcer.flush()
+            open_tasks._every_s = 0.05
+            open_tasks.note(task("child", 2e9))
+            wait_until(lambda: not open_tasks._notes)  # by its own thread
+            open_tasks.flush()
             status = 0
         finally:
             os._exit(status)
     assert os.waitpid(pid, 0)[1] == 0
     assert set(redis_client.zrange(settings.keys.open, 0, -1)) == {"before", "child"}
-    announcer.stop()
+    open_tasks.stop()
     assert redis_client.zcard(settings.keys.open) == 3
 
 
@@ -320,9 +320,9 @@ def test_without_threads_the_next_refresh_of_the_taus_takes_them_along(
 
     monkeypatch.setattr(threading.Thread, "start", refused)
     now = Clock(1000.0)
-    announcer = Announcer(Link(settings), settings, now)
-    announcer.note(task("a", 2e9))
-    cache = TauCache(Link(settings), settings, FleetClock(), now, announcer.take_stranded)
+    open_tasks = OpenTasks(Link(settings), settings, now)
+    open_tasks.note(task("a", 2e9))
+    cache = TauCache(Link(settings), settings, FleetClock(), now, open_tasks.take_stranded)
     cache.refresh()
     assert redis_client.zcard(settings.keys.open) == 0  # the thread would still come
     now.at += 3
@@ -330,11 +330,11 @@ def test_without_threads_the_next_refresh_of_the_taus_takes_them_along(
     cache.refresh()
     assert redis_client.zcard(settings.keys.open) == 1
     assert redis_client.hget(settings.keys.counters, "something") == "1"
-    announcer.note(task("b", 2e9))
+    open_tasks.note(task("b", 2e9))
     now.at += 3
     away = replace(settings, redis_url="redis://127.0.0.1:9/0")
-    TauCache(Link(away), away, FleetClock(), now, announcer.take_stranded).refresh()
-    assert [one.task_id for one, _ in announcer._notes] == ["b"]
+    TauCache(Link(away), away, FleetClock(), now, open_tasks.take_stranded).refresh()
+    assert [one.task_id for one, _ in open_tasks._notes] == ["b"]
 
 
 def test_a_thread_that_could_not_be_started_is_started_later(
@@ -344,16 +344,16 @@ def test_a_thread_that_could_not_be_started_is_started_later(
         raise RuntimeError("can't start new thread")
 
     now = Clock(1000.0)
-    announcer = Announcer(Link(settings), settings, now, every_s=0.05)
+    open_tasks = OpenTasks(Link(settings), settings, now, every_s=0.05)
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refused)
-        announcer.note(task("a", 2e9))
+        open_tasks.note(task("a", 2e9))
     now.at += 3
-    TauCache(Link(settings), settings, FleetClock(), now, announcer.take_stranded).refresh()
+    TauCache(Link(settings), settings, FleetClock(), now, open_tasks.take_stranded).refresh()
     assert redis_client.zcard(settings.keys.open) == 1
-    announcer.note(task("b", 2e9))
+    open_tasks.note(task("b", 2e9))
     wait_until(lambda: redis_client.zcard(settings.keys.open) == 2)
-    announcer.stop()
+    open_tasks.stop()
 
 
 def refusing(server: RedisServer, how: str) -> None:
@@ -371,21 +371,21 @@ def test_where_redis_refuses_notes_the_taus_are_still_read(how: str) -> None:
         client = redis.Redis.from_url(server.url)
         settings = Settings(redis_url=server.url)
         link = Link(settings)
-        announcer = Announcer(link, settings, every_s=1e6)
-        cache = TauCache(link, settings, FleetClock(), take_stranded=announcer.take_stranded)
+        open_tasks = OpenTasks(link, settings, every_s=1e6)
+        cache = TauCache(link, settings, FleetClock(), take_stranded=open_tasks.take_stranded)
         client.hset(settings.keys.tau, "mixed", "7.5")
         refusing(server, how)
-        announcer.note(task("a", 2e9))
-        announcer.flush()
+        open_tasks.note(task("a", 2e9))
+        open_tasks.flush()
         assert not link.breaker.succeeded(), "it was closed"
-        announcer._since -= 60  # as if the thread did not run
+        open_tasks._since -= 60  # as if the thread did not run
         cache.refresh()
         assert cache.tau("mixed", "x") == 7.5
         client.config_set("maxmemory", "0")
         client.replicaof("NO", "ONE")
-        announcer.flush()
+        open_tasks.flush()
         assert client.zcard(settings.keys.open) == 1
-        announcer.stop()
+        open_tasks.stop()
         client.close()
 
 

@@ -31,8 +31,8 @@ from rts.lifecycle.runs import (
 from rts.lifecycle.worker_side import WorkerSide
 from rts.load.sample import LoadSample
 from rts.records import MAX_TEXT, Execution, Plan
-from rts.unfinished.announcement import pack_task
 from rts.unfinished.notes import NoteBoard
+from rts.unfinished.open_task_format import pack_task
 
 PLAN = Plan("mixed", "inferred", 9.1, 2.0, 1764016968.123, 1764016986.323)
 REQUEST = {

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rts.records import OpenTask
-from rts.unfinished.announcement import MAX_KNOWN, MAX_NAME, pack_any, pack_task, pack_usual
+from rts.unfinished.open_task_format import MAX_KNOWN, MAX_NAME, pack_any, pack_task, pack_usual
 
 TEXTS = st.text(max_size=300)
 NUMBERS = st.floats() | st.integers() | st.just("1.0")

@@ -26,7 +26,7 @@ from rts.link.link import Link
 from rts.link.scripts import REGISTER_OPEN, bulks
 from rts.records import OpenTask
 from rts.settings import Settings
-from rts.unfinished.announcement import ARGUMENTS, pack_task
+from rts.unfinished.open_task_format import ARGUMENTS, pack_task
 
 #: Seconds for which notes are gathered before they are delivered together.
 EVERY_S = 0.5
@@ -40,16 +40,16 @@ IDLE_S = 5.0
 #: Seconds without a delivery after which the thread evidently does not run.
 STRANDED_S = 2.0
 
-_all: WeakSet[Announcer] = WeakSet()
+_all: WeakSet[OpenTasks] = WeakSet()
 #: Id of the process in which :func:`_finalize` was called last.
 _finalized_in: int | None = None
 
 #: A published task, and whether it replaces another one of its id.
-Announcement = tuple[OpenTask, bool]
+Note = tuple[OpenTask, bool]
 
 
-class Announcer:
-    """Buffers and delivers the notes of one app in one process.
+class OpenTasks:
+    """The tasks that an app has published in this process: buffers and delivers their notes.
 
     Safe with threads and greenlets. A forked child starts with an empty buffer: the
     parent delivers its notes itself.
@@ -78,7 +78,7 @@ class Announcer:
 
     def reset(self) -> None:
         """Start with an empty buffer and no thread, also in a forked child."""
-        self._notes: deque[Announcement] = deque()
+        self._notes: deque[Note] = deque()
         #: Whether the thread was woken for the notes that wait.
         self._awake = False
         #: Monotonic instant since when notes have waited for the thread.
@@ -91,8 +91,8 @@ class Announcer:
         self._stopped = threading.Event()
 
     def note(self, task: OpenTask, *, again: bool = False) -> None:
-        """Note a task that was published, without blocking. *again*: it takes the place of
-        another one of its id, which has not ended.
+        """Note a task that was published, or received from a producer without rts; waits for
+        no server. *again*: it takes the place of another one of its id, which has not ended.
         """
         if len(self._notes) >= MAX_NOTES:
             health.count("open_notes_dropped")
@@ -134,7 +134,7 @@ class Announcer:
         return self._take_chunk()
 
     def _take_chunk(self) -> list[Taken]:
-        notes: list[Announcement] = []
+        notes: list[Note] = []
         try:
             while len(notes) < CHUNK:
                 notes.append(self._notes.popleft())
@@ -143,7 +143,7 @@ class Announcer:
         put_back = partial(self._notes.extendleft, notes[::-1])
         return [Taken(self._pack(notes), put_back)] if notes else []
 
-    def _pack(self, notes: Sequence[Announcement]) -> bytes:
+    def _pack(self, notes: Sequence[Note]) -> bytes:
         each = "".join([pack_task(*note) for note in notes])
         # Each character stands for one byte.
         arguments = bulks(self._most_open) + each.encode("latin-1")
@@ -182,7 +182,7 @@ class Announcer:
             try:
                 self._deliver_notes()
             except Exception as exc:  # noqa: BLE001  the next notes may be fine
-                health.hook_failed("announce", exc)
+                health.hook_failed("open tasks", exc)
                 self._notes.clear()
             if self._notes:
                 self._since = self._now()  # they wait for Redis, not for a thread
@@ -224,9 +224,9 @@ def _finalize() -> None:
 
 
 def _at_exit() -> None:
-    for announcer in list(_all):
-        with health.guarded("announce"):
-            announcer.flush()
+    for open_tasks in list(_all):
+        with health.guarded("open tasks"):
+            open_tasks.flush()
 
 
 atexit.register(_at_exit)
