@@ -40,16 +40,16 @@ OnLearned = Callable[[Execution, Learned], None]
 
 @dataclass(slots=True)
 class _Tail:
-    """How far a file was read, in bytes and lines."""
+    """How far Redis has applied a file, and how far this shipper has read it."""
 
-    #: The generation of Redis that took lines of the file last.
-    taken_by: object
-    #: The last line that it took.
-    taken: int = 0
+    #: The generation of Redis that the next field is about: a wiped Redis has another one.
+    generation: object
+    #: The last line that it has applied, and whether it need not be asked for that.
+    applied: int = 0
+    is_known: bool = False
     #: The last line that Redis had learned from before it was wiped; 0 if it was not.
     learned: int = 0
-    #: The last line that Redis has applied; -1: it must be asked.
-    applied: int = -1
+    #: Bytes and lines that were read.
     offset: int = 0
     lines: int = 0
 
@@ -114,15 +114,16 @@ class Shipper:
     def _find_tails(self, files: Sequence[str]) -> None:
         """Ask Redis what it has applied of those files of which this is not known."""
         tails = self._tails
-        unsure = [path for path in files if path not in tails or tails[path].applied < 0]
-        if not unsure:
+        unknown = [path for path in files if path not in tails or not tails[path].is_known]
+        if not unknown:
             return
-        generation, lasts = self._last_of(unsure)
-        for path, last in zip(unsure, lasts, strict=True):
+        generation, lasts = self._last_of(unknown)
+        for path, last in zip(unknown, lasts, strict=True):
             tail = tails.setdefault(path, _Tail(generation))
-            if tail.taken_by != generation:  # it was wiped
-                tail.learned = max(tail.learned, tail.taken)
-            tail.applied, tail.offset, tail.lines = last, 0, 0
+            if tail.generation != generation:  # it was wiped
+                tail.learned = max(tail.learned, tail.applied)
+            tail.generation, tail.applied, tail.is_known = generation, last, True
+            tail.offset, tail.lines = 0, 0
 
     def _last_of(self, files: Sequence[str]) -> tuple[object, list[int]]:
         """Return the generation of Redis, and the last line of each file that it applied."""
@@ -143,7 +144,7 @@ class Shipper:
             try:
                 shipped = self._send(path, tail, whole) if whole else 0
             except StoreUnavailable:
-                tail.applied = -1  # some lines may have been
+                tail.is_known = False  # some lines may have been applied
                 raise
             if ended:
                 if torn:
@@ -179,8 +180,8 @@ class Shipper:
                     self._spool.refuse(line)
             tail.lines += len(chunk)
             if tail.lines > tail.applied:
-                tail.taken_by = self._deliver(producer, tail, executions, entries, counts)
-                tail.taken = tail.applied = tail.lines
+                tail.generation = self._deliver(producer, tail, executions, entries, counts)
+                tail.applied = tail.lines
             tail.offset += sum(map(len, chunk)) + len(chunk)
         return len(lines)
 
@@ -210,7 +211,7 @@ class Shipper:
         )
         if answer == RECORDS_LOST:
             for each in self._tails.values():
-                each.applied = -1
+                each.is_known = False
             health.warn_once(
                 "records lost by Redis",
                 "rts: Redis has lost records that it had taken, as in a failover. Those still "

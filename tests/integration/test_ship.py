@@ -202,6 +202,22 @@ def test_a_wiped_redis_gets_the_records_again_and_learns_none_twice(
     assert client.hget(settings.keys.count, "cpu-light") == "2"
 
 
+def test_a_shipper_that_was_just_started_teaches_a_wiped_redis_nothing_twice(
+    client: Any, settings: Settings, spool: Spool, shipper: Shipper, server: RedisServer
+) -> None:
+    client.set(settings.keys.generation, "first")
+    spool.append_line(as_line(success("a")))
+    shipper.ship()
+    next_one = Shipper(spool, Link(settings), settings)
+    assert next_one.ship() == 1, "it reads what Redis has applied"
+    spool.append_line(as_line(success("b")))
+    fail(next_one, server)
+    client.delete(*client.keys(settings.keys.prefix + "*"))
+    next_one.ship()
+    assert outbox_ids(client, settings) == ["a", "b"]
+    assert client.hget(settings.keys.count, "cpu-light") == "1", "the snapshot has the other"
+
+
 def test_a_wiped_redis_that_got_its_mark_after_the_first_records_learns_none_twice(
     client: Any, settings: Settings, spool: Spool, server: RedisServer
 ) -> None:
