@@ -296,7 +296,9 @@ def new_execution(
     started_at: float | None = None,
     load_at_start: Mapping[str, Any] | None = None,
 ) -> Execution:
-    """Return the record of a run of the task that *request* describes."""
+    """Return the record of a run of the task that *request* describes. *pid*: of the process
+    that runs it; ``None`` if none has.
+    """
     task_id, retries = brief(request["id"]), request.get("retries")
     if not isinstance(retries, int):  # a stranger's may be anything
         retries = 0
@@ -304,26 +306,20 @@ def new_execution(
     # pid and start instant: no process runs two tasks within the same microsecond,
     # and a redelivered task has the same id and number of retries.
     moment = "-" if started_at is None else f"{started_at * 1e6:.0f}"
-    # By position, in the order of the fields: this is on the path of every task.
     return Execution(
-        f"{task_id}:{retries}:{pid or instance}:{moment}",
-        task_id,
-        brief(request["task"]),
-        plan.task_type,
-        plan.type_source,
-        plan.tau,
-        plan.k,
-        plan.arrival,
-        plan.deadline,
-        plan.arrival_source,
-        brief(queue_of(delivery_info.get("routing_key"))),
-        retries,
-        brief(request.get("parent_id")),
-        brief(request.get("root_id")),
-        worker,
-        instance,
-        pid,
-        started_at,
-        load_at_start,
+        run_id=f"{task_id}:{retries}:{pid or instance}:{moment}",
+        task_id=task_id,
+        name=brief(request["task"]),
+        **plan._asdict(),
+        queue=brief(queue_of(delivery_info.get("routing_key"))),
+        retries=retries,
+        parent_id=brief(request.get("parent_id")),
+        root_id=brief(request.get("root_id")),
+        worker=worker,
+        instance=instance,
+        pid=pid,
+        started_at=started_at,
+        load_at_start=load_at_start,
+        ran=pid is not None,
         priority=priority_of(delivery_info.get("priority")),
     )

@@ -53,8 +53,7 @@ class PostMortem:
                 instance=self._instructions.instance,
                 pid=None,
             )
-            ended = never_run._replace(completed_at=now, state=LOST, cause="lost", ran=False)
-            self._sink.ended(ended)
+            self._sink.ended(never_run._replace(completed_at=now, state=LOST, cause="lost"))
             written += 1
         self._board.acknowledged.clear()
         return written
