@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from json.encoder import encode_basestring_ascii as quoted
 from typing import Any, NamedTuple
@@ -227,6 +228,34 @@ def _decoded(text: str) -> Execution:
 # default: an id may be a UUID, which Celery takes and kombu carries.
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False, default=str).encode
 _scan = json.JSONDecoder().raw_decode
+
+
+def read_runs(texts: Iterable[str | bytes]) -> Iterator[Execution]:
+    """Yield the runs with these texts, which anybody may have written; without those that are
+    no records, or cannot be computed with.
+    """
+    for text in texts:
+        try:
+            run = Execution.from_json(text)
+        except ValueError:
+            continue
+        if _is_sound(run):
+            yield run
+
+
+def _is_sound(run: Execution) -> bool:
+    """Return whether a record can be computed with: its identifying fields are hashable, its
+    instants and its tau finite numbers.
+    """
+    # Not field by field: a prediction looks at thousands of runs.
+    try:
+        hash((run.run_id, run.task_id, run.name, run.task_type, run.queue, run.instance))
+        # A float from the start, so that no integer is too great for one.
+        total = 0.0 + run.arrival + run.deadline + run.tau
+        total = total + (run.started_at or 0) + (run.completed_at or 0)
+    except (TypeError, OverflowError):
+        return False
+    return math.isfinite(total)
 
 
 class Learned(NamedTuple):

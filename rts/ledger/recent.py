@@ -12,9 +12,8 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from rts.keys import Keys
-from rts.ledger.storable import is_sound
 from rts.link.scripts import pack
-from rts.records import Execution
+from rts.records import Execution, read_runs
 
 #: Runs kept per queue, and seconds until those of an idle queue expire.
 RUNS, KEPT_S = 500, 86400
@@ -90,12 +89,9 @@ class RecentRuns:
 
 def read_recent(texts: Iterable[Any]) -> list[Recent]:
     """Return the runs in a reply to LRANGE, each once, and without what is no sound record."""
-    found = {}
-    for text in texts:
-        try:
-            run = Execution.from_json(text)
-        except ValueError:
-            continue
-        if run.started_at and run.completed_at and is_sound(run):
-            found[run.task_id, run.started_at] = Recent._make(_fields_of(run))
+    found = {
+        (run.task_id, run.started_at): Recent._make(_fields_of(run))
+        for run in read_runs(texts)
+        if run.started_at and run.completed_at
+    }
     return list(found.values())

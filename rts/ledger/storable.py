@@ -67,21 +67,6 @@ def is_storable(e: Execution, learned: Learned | None) -> bool:
     return -1e18 < total < 1e18
 
 
-def is_sound(run: Execution) -> bool:
-    """Return whether a record can be computed with: its identifying fields are hashable, its
-    instants and its tau finite numbers.
-    """
-    # Not field by field: a prediction looks at thousands of runs.
-    try:
-        hash((run.run_id, run.task_id, run.name, run.task_type, run.queue, run.instance))
-        # A float from the start, so that no integer is too great for one.
-        total = 0.0 + run.arrival + run.deadline + run.tau
-        total = total + (run.started_at or 0) + (run.completed_at or 0)
-    except (TypeError, OverflowError):
-        return False
-    return math.isfinite(total)
-
-
 def number(value: object) -> float | None:
     """Return *value* as a finite float, ``None`` if it is not one."""
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -14,11 +14,10 @@ from rts.link.replies import as_instant, replies_as_text
 from rts.link.scripts import pack
 from rts.predictions.shared_workers import WorkerGroup
 from rts.predictions.work import Work, work_of
-from rts.records import Execution
+from rts.records import Execution, read_runs
 from rts.settings import Settings
 from rts.tau.sketch import Sketch
 from rts.unfinished.heartbeat import BEAT_S, Heartbeat, read_heartbeats
-from rts.unfinished.in_flight import read_notes
 from rts.unfinished.received import SIZE
 
 #: Seconds within which a run in progress is visible in Redis: a heartbeat and its delivery.
@@ -150,7 +149,7 @@ def read_fleet(
         receivers=receivers,
         all_report=all_report,
         worker_slots=[w.slots or 0 for w in workers if w.instance in group_of],
-        running=_running(read_notes(notes), ended, group_of, numbers),
+        running=_running(read_runs(notes), ended, group_of, numbers),
         recent=ended,
         known_since=max(ends, default=-math.inf),
     )

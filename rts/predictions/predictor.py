@@ -23,10 +23,9 @@ from rts.predictions.pressures import Pressures
 from rts.predictions.queue_reader import QueueReader
 from rts.predictions.snapshot import Snapshot
 from rts.predictions.work import Work, work_of
-from rts.records import Execution, OpenTask, Plan
+from rts.records import Execution, OpenTask, Plan, read_runs
 from rts.scheduling.discovery import known_queues, routing_keys
 from rts.settings import Settings
-from rts.unfinished.in_flight import read_notes
 from rts.unfinished.open_task_format import task_of
 
 #: Tasks that are remembered as published by this process within the last NOTED_S seconds.
@@ -88,7 +87,7 @@ class Predictor:
         now = as_instant(time_)
         known = self._queues(beats, now)
         queues = [queue] if queue else known
-        for run in read_notes(notes):
+        for run in read_runs(notes):
             if run.task_id == task_id and (found := self._of_noted(run, queues)):
                 return found
         task = task_of(task_id.encode(), info)  # open or overdue

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable
 from itertools import chain
 
-from rts.ledger.storable import is_sound
 from rts.link.link import Link
 from rts.link.scripts import pack
-from rts.records import Execution
 from rts.settings import Settings
 from rts.unfinished.notes import NoteBoard
 
@@ -58,21 +55,6 @@ class InFlightRuns:
         if commands:
             self._link.call(*commands)
         self._published = set(notes)
-
-
-def read_notes(texts: Iterable[bytes]) -> list[Execution]:
-    """Return the current runs in a reply to HVALS. What is no record of rts, or has values
-    that cannot be computed with, is left out.
-    """
-    found = []
-    for text in texts:
-        try:
-            run = Execution.from_json(text)
-        except ValueError:  # not written by rts
-            continue
-        if is_sound(run):
-            found.append(run)
-    return found
 
 
 def new_instance(worker: str) -> str:

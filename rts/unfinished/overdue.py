@@ -27,11 +27,12 @@ from rts.records import (
     Execution,
     OpenTask,
     OutboxEntry,
+    read_runs,
     text,
 )
 from rts.settings import Settings
 from rts.unfinished.events import MAX_EVENTS, Event
-from rts.unfinished.in_flight import read_notes, task_id_of
+from rts.unfinished.in_flight import task_id_of
 from rts.unfinished.open_task_format import task_of
 
 #: Tasks in one batch: one query and one write of MongoDB, one script in Redis (about
@@ -162,7 +163,7 @@ class OverdueSweep:
         if not wanted:
             return {}
         (notes,) = self._link.call(pack("HMGET", self._keys.running, *wanted))
-        runs = read_notes(note for note in notes if note is not None)
+        runs = read_runs(note for note in notes if note is not None)
         return {str(run.task_id).encode("utf-8", "replace"): run for run in runs}
 
 

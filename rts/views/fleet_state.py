@@ -11,9 +11,8 @@ from typing import Any
 from rts.keys import Keys
 from rts.link.replies import as_instant, replies_as_text
 from rts.link.scripts import pack
-from rts.records import Execution
+from rts.records import Execution, read_runs
 from rts.unfinished.heartbeat import Heartbeat, read_heartbeats
-from rts.unfinished.in_flight import read_notes
 
 #: Counters of lost records.
 LOSSES = ("outbox_dropped", "spool_dropped", "records_lost")
@@ -68,7 +67,7 @@ def vitals_of(replies: Sequence[Any]) -> Vitals:
         counters=counts(counters),
         workers=read_heartbeats(beats),
         notes=len(notes),
-        running=read_notes(notes),
+        running=list(read_runs(notes)),
     )
 
 
