@@ -126,13 +126,11 @@ class WorkerParts:
                 threaded=threaded,
             ),
             ends=Ends(
-                settings.task_types,
                 parts.planner,
                 clock,
                 board,
                 board.acknowledged,
                 sink,
-                parts.open_tasks,
                 worker=hostname,
                 instance=instance,
             ),

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rts.records import Execution, Learned, OpenTask, OutboxEntry
+from rts.records import Execution, Learned, OutboxEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +51,6 @@ class RunSink(Protocol):
 
     def ended_line(self, line: bytes) -> None:
         """Take the end of a run that is serialized already: its JSON and a newline."""
-
-
-class Announcements(Protocol):
-    """Where published tasks are noted. Never raises, waits for no server."""
-
-    def note(self, task: OpenTask, *, again: bool = False) -> None:
-        """Note a task that was published, or received from a producer without rts; *again*:
-        it replaces another one of its id, which has not ended.
-        """
 
 
 class RunNotes(Protocol):

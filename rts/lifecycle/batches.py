@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from weakref import ref as weakref
 
-from rts.lifecycle.ends import Ends
 from rts.lifecycle.owners import is_celerys
+from rts.lifecycle.planning import Planner
 from rts.lifecycle.runs import Run, Runs
 
 
@@ -26,7 +26,7 @@ class _Current(threading.local):
 _current = _Current()
 
 
-def start(request: Any, args: object, ends: Ends, runs: Runs) -> None:
+def start(request: Any, args: object, planner: Planner, runs: Runs) -> None:
     """Start a run for each task in *args*, the arguments of the batch task of *request*."""
     started: list[Run] = []
     _current.batch = weakref(request), started
@@ -36,7 +36,7 @@ def start(request: Any, args: object, ends: Ends, runs: Runs) -> None:
         if not isinstance(attributes, Mapping) or not attributes.keys() >= {"id", "task"}:
             continue
         if not is_celerys(attributes["task"]):
-            started.append(runs.start(ends.plan_of(attributes), attributes))
+            started.append(runs.start(planner.plan_of(attributes), attributes))
 
 
 def finish(request: Any, state: str, runs: Runs) -> None:

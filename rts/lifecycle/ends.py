@@ -14,13 +14,11 @@ from billiard.einfo import ExceptionInfo
 
 from rts import health
 from rts.clock import FleetClock
-from rts.headers import DROPPED, open_task, read_plan, write_plan
+from rts.headers import DROPPED
 from rts.lifecycle.planning import Planner
-from rts.lifecycle.replacements import OWED, verdict_plan
-from rts.ports import Acknowledgements, Announcements, RunNotes, RunSink
-from rts.records import LOST, Execution, Plan, new_execution
+from rts.ports import Acknowledgements, RunNotes, RunSink
+from rts.records import LOST, Execution, new_execution
 from rts.signals import deadline_missed, run_ended
-from rts.tasktypes import TaskType
 
 #: Celery's strategy, which passes each request to the pool.
 _ONE_BY_ONE = "celery.worker.strategy:default"
@@ -30,27 +28,14 @@ _ONE_BY_ONE = "celery.worker.strategy:default"
 class Ends:
     """Reports the ends of runs that cannot report them themselves."""
 
-    task_types: Mapping[str, TaskType]
     planner: Planner
     clock: FleetClock
     notes: RunNotes
     acknowledged: Acknowledgements
     sink: RunSink
-    open_tasks: Announcements | None
     #: As in :class:`rts.records.Execution`.
     worker: str
     instance: str
-
-    def received(self, attributes: dict[str, Any]) -> None:
-        """Plan a task on receipt, because its producer does not have rts.
-
-        The plan is added to the attributes that Celery passes to the pool, so
-        that the run finds it as if it had been published.
-        """
-        write_plan(attributes, self._plan_received(attributes))
-        if self.open_tasks is not None:
-            queue = (attributes.get("delivery_info") or {}).get("routing_key")
-            self.open_tasks.note(open_task(attributes, queue))
 
     def track_ack(self, request: Any) -> None:
         """Have the task noted when Celery acknowledges its message."""
@@ -140,17 +125,6 @@ class Ends:
         """Report a message that Celery could not make a task of."""
         self._end(self._never_run(attributes), state, cause)
 
-    def plan_of(self, attributes: Mapping[str, Any]) -> Plan:
-        """Return the plan that decides the verdict on the task with these attributes."""
-        plan = read_plan(attributes, self.task_types) or self._plan_received(attributes)
-        return verdict_plan(plan, attributes) if OWED in attributes else plan
-
-    def _plan_received(self, attributes: Mapping[str, Any]) -> Plan:
-        """Return a plan for a task that came without one, or with an invalid one."""
-        properties = attributes.get("properties") or {}
-        priority = properties.get("priority")
-        return self.planner.plan(attributes["task"], attributes, priority, "received")
-
     def _end(self, begun: Execution, state: str, cause: str) -> None:
         now = self.clock.now()
         runtime_s = None if begun.started_at is None else max(0.0, now - begun.started_at)
@@ -160,8 +134,7 @@ class Ends:
             run_ended(ended)
 
     def _never_run(self, attributes: Mapping[str, Any]) -> Execution:
-        plan = self.plan_of(attributes)
-        execution = new_execution(
+        plan = self.planner.plan_of(attributes)
+        return new_execution(
             plan, attributes, worker=self.worker, instance=self.instance, pid=None
         )
-        return execution._replace(ran=False)

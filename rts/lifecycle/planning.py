@@ -1,7 +1,7 @@
 """Planning: give a task its type, tau and deadline.
 
-Used in whatever process publishes (web process, beat, a task inside a worker),
-and in the worker's main process for messages that arrive without a plan.
+Used in whatever process publishes (web process, beat, a task inside a worker), and in
+workers: they read the plan of each message, and plan those that arrive without one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from rts.lifecycle.propagation import (
     is_next,
     write_next,
 )
-from rts.lifecycle.replacements import NESTING, OWED, plan_replacement
+from rts.lifecycle.replacements import NESTING, OWED, plan_replacement, verdict_plan
 from rts.records import Plan
 from rts.settings import Settings
 from rts.tasktypes import Resources, infer
@@ -62,7 +62,7 @@ class _TaskDefaults(NamedTuple):
 
 
 class Planner:
-    """Makes plans and writes them into message headers."""
+    """Makes plans, writes them into message headers, and reads them there."""
 
     def __init__(
         self,
@@ -201,6 +201,17 @@ class Planner:
         if until is None:
             until = min(MAX_INSTANT, deadline(arrival, tau, k, settings.min_slack))
         return Plan(task_type, type_source, tau, k, arrival, until, source)
+
+    def plan_received(self, attributes: Mapping[str, Any]) -> Plan:
+        """Return a plan for a task that came without one, or with an invalid one."""
+        properties = attributes.get("properties") or {}
+        priority = properties.get("priority")
+        return self.plan(attributes["task"], attributes, priority, "received")
+
+    def plan_of(self, attributes: Mapping[str, Any]) -> Plan:
+        """Return the plan that decides the verdict on a task that a worker has received."""
+        plan = read_plan(attributes, self._types) or self.plan_received(attributes)
+        return verdict_plan(plan, attributes) if OWED in attributes else plan
 
     def _read_headers(self, name: str, headers: Mapping[str, Any]) -> Request:
         """Return what the headers of one message request."""

@@ -13,6 +13,7 @@ from celery import current_app
 from celery.exceptions import Reject, SoftTimeLimitExceeded, TimeLimitExceeded
 
 from rts import health
+from rts.headers import open_task, write_plan
 from rts.lifecycle import batches
 from rts.lifecycle.owners import is_celerys
 from rts.lifecycle.runs import REJECTED, end_state, run_of, set_run, take_aborted
@@ -42,9 +43,9 @@ class WorkerSide:
             parts.worker.board.received.put(attributes["id"])
             if is_celerys(attributes["task"]):
                 return
-            ends = parts.worker.ends
             if "rts_deadline" not in attributes:
-                ends.received(attributes)
+                _plan_received(parts, attributes)
+            ends = parts.worker.ends
             ends.track_ack(request)
             if parts.worker.threaded:
                 ends.track_exit(request)
@@ -65,9 +66,9 @@ class WorkerSide:
                 return
             attributes = vars(request)
             if "id" not in attributes:
-                batches.start(request, args, parts.worker.ends, parts.worker.runs)
+                batches.start(request, args, parts.planner, parts.worker.runs)
                 return
-            plan = parts.worker.ends.plan_of(attributes)
+            plan = parts.planner.plan_of(attributes)
             set_run(request, parts.worker.runs.start(plan, attributes))
             if TRACING.enabled:
                 TRACING.started(task)
@@ -188,3 +189,15 @@ class WorkerSide:
     def _worker_of(self, app: Any) -> WorkerParts | None:
         parts = self._parts_of(app)
         return None if parts is None else parts.worker
+
+
+def _plan_received(parts: Parts, attributes: dict[str, Any]) -> None:
+    """Plan a task on receipt and note it as open, because its producer does not have rts.
+
+    The plan is added to the attributes that Celery passes to the pool, so that the run finds
+    it as if it had been published.
+    """
+    write_plan(attributes, parts.planner.plan_received(attributes))
+    if parts.open_tasks is not None:
+        queue = (attributes.get("delivery_info") or {}).get("routing_key")
+        parts.open_tasks.note(open_task(attributes, queue))

@@ -111,13 +111,11 @@ def ends_into(ended: list[Execution], settings: Settings) -> Ends:
     """Return what reports the ends of runs, into a list."""
     clock, board = StoppedClock(), NoteBoard(1)
     return Ends(
-        settings.task_types,
         Planner(settings, Taus(), clock, lambda name: None),
         clock,
         board,
         board.acknowledged,
         cast(Any, SimpleNamespace(ended=ended.append)),
-        None,
         worker="w@h",
         instance="w@h/1-a",
     )
