@@ -7,9 +7,12 @@ Celery masks those whose names look secret, and the passwords of brokers and res
 from __future__ import annotations
 
 import re
+from dataclasses import fields
+
+from rts.settings import Settings
 
 #: Settings whose values may contain passwords and tokens.
-SECRET = ("rts_redis_url", "rts_mongo_url", "rts_webhooks")
+SECRET = [f"rts_{each.name}" for each in fields(Settings) if not each.repr]
 
 
 def mask_settings() -> None:

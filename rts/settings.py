@@ -11,107 +11,128 @@ import hashlib
 import os
 import pwd
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from difflib import SequenceMatcher
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
+from rts import validation as checks
 from rts.deadlines import HOPELESS_SLOTS, HORIZON_S, LATE_SHARE
 from rts.errors import ConfigurationError
 from rts.keys import Keys
+from rts.mongo_urls import mongo_url
 from rts.tasktypes import DEFAULT_TASK_TYPES, TaskType
 from rts.urls import is_redis, place_of, redacted_host, redis_url, with_tls
-from rts.validation import CHECKS, multiplier
-from rts.webhooks import Webhook
+from rts.webhooks import Webhook, read_webhooks
 
 #: The environment variable that overrides ``rts_sla_multiplier``.
 MULTIPLIER_VARIABLE = "SCHED_SLA_MULTIPLIER"
 
 DEFAULT_REDIS_URL = "redis://localhost:6379/0"
 
+_T = TypeVar("_T")
+
+
+def _setting(default: _T, check: Callable[[str, Any], _T], *, secret: bool = False) -> _T:
+    """Return a field of :class:`Settings`, and how values from outside are checked (see
+    :mod:`rts.validation`). All share the *default*, which nobody changes. *secret*: it may
+    contain passwords or tokens.
+    """
+    return field(default_factory=lambda: default, repr=not secret, metadata={"check": check})
+
 
 @dataclass(frozen=True)
 class Settings:
     """All settings, validated. Field ``x`` is setting ``rts_x``."""
 
-    enabled: bool = True
+    enabled: bool = _setting(True, checks.boolean)
     #: Redis for taus and the outbox. Default: the broker's or the result
     #: backend's URL where that is Redis, else localhost.
-    redis_url: str = field(default=DEFAULT_REDIS_URL, repr=False)
+    redis_url: str = _setting(DEFAULT_REDIS_URL, redis_url, secret=True)
     #: MongoDB for the ledger; the path names the database.
-    mongo_url: str = field(default="mongodb://localhost:27017/rts", repr=False)
+    mongo_url: str = _setting("mongodb://localhost:27017/rts", mongo_url, secret=True)
     #: Prefix of every key in Redis; installations with different prefixes can
     #: share a server without seeing each other.
-    key_prefix: str = "rts:"
+    key_prefix: str = _setting("rts:", checks.key_prefix)
     #: k of ``deadline = arrival + k·tau``, 1.5 to 2.5.
-    sla_multiplier: float = 2.0
+    sla_multiplier: float = _setting(2.0, checks.multiplier)
     #: k by message priority, e.g. ``{9: 1.5}``.
-    priority_multipliers: Mapping[int, float] = field(default_factory=dict)
+    priority_multipliers: Mapping[int, float] = _setting({}, checks.priority_multipliers)
     #: The six default types and the app's own.
-    task_types: Mapping[str, TaskType] = field(default_factory=lambda: dict(DEFAULT_TASK_TYPES))
+    task_types: Mapping[str, TaskType] = _setting(DEFAULT_TASK_TYPES, checks.task_types)
     #: ``multiplier``: a fixed k; ``quantile``: the learned quantile of runtime over tau.
-    deadline_policy: str = "multiplier"
+    deadline_policy: str = _setting("multiplier", checks.choice("multiplier", "quantile"))
     #: With ``quantile``: the share of runs that should be on time on an idle system.
-    quantile: float = 0.95
+    quantile: float = _setting(
+        0.95, checks.number(0.5, "a share from 0.5 to 0.999", most=0.999)
+    )
     #: Whether tasks published inside a task get no later deadline than it has, and the
     #: members of a chain one end-to-end deadline.
-    propagate_deadline: bool = False
+    propagate_deadline: bool = _setting(False, checks.boolean)
     #: λ of ``tau_new = λ·actual + (1 − λ)·tau_old``, above 0 to 1.
-    learning_rate: float = 0.2
+    learning_rate: float = _setting(
+        0.2, checks.number(0, "a number above 0, at most 1", above=True, most=1)
+    )
     #: Seconds that a deadline leaves beyond tau, at least.
-    min_slack: float = 1.0
+    min_slack: float = _setting(1.0, checks.number(0, "seconds, at least 0"))
     #: ``name``: the tau of (type, task name) once it has ``min_samples`` runs;
     #: ``type``: the type's only.
-    tau_scope: str = "name"
-    min_samples: int = 5
+    tau_scope: str = _setting("name", checks.choice("name", "type"))
+    min_samples: int = _setting(5, checks.integer(1))
     #: Most fields in the tau hash; bounds Redis and metrics.
-    max_types: int = 1000
+    max_types: int = _setting(1000, checks.integer(len(DEFAULT_TASK_TYPES)))
     #: Seconds that the ledger keeps a record; 0 keeps for ever.
-    ledger_ttl: float = 30 * 86400.0
+    ledger_ttl: float = _setting(
+        30 * 86400.0, checks.number(0, "seconds, at least 0 (0 keeps for ever)")
+    )
     #: Most records in the outbox; beyond that the oldest are dropped.
-    outbox_max: int = 1_000_000
+    outbox_max: int = _setting(1_000_000, checks.integer(1))
     #: Most tasks that are tracked as published and not ended, and as many of those that
     #: are overdue.
-    open_max: int = 1_000_000
+    open_max: int = _setting(1_000_000, checks.integer(0))
     #: Folder for records that wait while Redis is away.
-    spool_dir: str = ""
+    spool_dir: str = _setting("", checks.directory)
     #: Most bytes in the spool; beyond that the oldest are dropped.
-    spool_max_bytes: int = 1 << 30
+    spool_max_bytes: int = _setting(1 << 30, checks.integer(1))
     #: Seconds to wait for a connection to Redis, in producers and workers.
-    connect_timeout: float = 0.25
+    connect_timeout: float = _setting(0.25, checks.seconds)
     #: Seconds to wait for a reply from Redis, in producers and workers.
-    timeout: float = 0.5
+    timeout: float = _setting(0.5, checks.seconds)
     #: Seconds without a new attempt after Redis failed.
-    breaker_period: float = 5.0
+    breaker_period: float = _setting(5.0, checks.seconds)
     #: Whether each worker drains the outbox into MongoDB. Turn it off where
     #: ``celery -A proj rts drain`` does it elsewhere.
-    drain: bool = True
+    drain: bool = _setting(True, checks.boolean)
     #: ``edf``: earliest deadline first, on Redis; ``priority``: deadlines as the
     #: priorities of other brokers; ``None``: the broker's own order.
-    scheduler: str | None = None
+    scheduler: str | None = _setting(None, checks.choice("edf", "priority", None))
     #: What happens to a waiting task that can no longer be on time: ``demote``
     #: (behind all that still can), ``keep`` (plain EDF) or ``drop`` (revoked).
-    hopeless: str = "demote"
+    hopeless: str = _setting("demote", checks.choice("demote", "keep", "drop"))
     #: Share of a worker's slots that demoted tasks may hold, at least one slot.
-    hopeless_slots: float = HOPELESS_SLOTS
+    hopeless_slots: float = _setting(
+        HOPELESS_SLOTS, checks.number(0, "a share above 0, at most 1", above=True, most=1)
+    )
     #: Share of claims that serve the demoted task that has waited longest.
-    late_share: float = LATE_SHARE
+    late_share: float = _setting(LATE_SHARE, checks.number(0, "a share from 0 to 1", most=1))
     #: ``deadline``, or ``deadline+work``: by deadline + 2·tau, for deep overload.
-    order: str = "deadline"
+    order: str = _setting("deadline", checks.choice("deadline", "deadline+work"))
     #: Queues that ``rts.route`` may choose from, by task type.
-    routes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    routes: Mapping[str, tuple[str, ...]] = _setting({}, checks.routes)
     #: Relative deadline, seconds, of messages without one, by queue; ``*``: all others.
-    queue_horizons: Mapping[str, float] = field(default_factory=lambda: {"*": HORIZON_S})
+    queue_horizons: Mapping[str, float] = _setting({"*": HORIZON_S}, checks.queue_horizons)
     #: Objectives: the share of tasks that should be on time, by task name, queue or task
     #: type (a name takes precedence over a queue, that over a type); ``*``: all others.
-    slo: Mapping[str, float] = field(default_factory=lambda: {"*": 0.95})
+    slo: Mapping[str, float] = _setting({"*": 0.95}, checks.objectives)
     #: Seconds of the error budget; what the ledger no longer keeps does not count.
-    slo_window: float = 30 * 86400.0
+    slo_window: float = _setting(
+        30 * 86400.0, checks.number(3600, "seconds, from 3600 to 1e9", most=1e9)
+    )
     #: Verdicts that an alert needs in its long window.
-    slo_min_events: int = 10
+    slo_min_events: int = _setting(10, checks.integer(1))
     #: Where to send alerts, with credentials.
-    webhooks: tuple[Webhook, ...] = field(default=(), repr=False)
+    webhooks: tuple[Webhook, ...] = _setting((), read_webhooks, secret=True)
 
     @property
     def keys(self) -> Keys:
@@ -144,7 +165,7 @@ class Settings:
             if value is not None:
                 values[key.removeprefix("rts_")] = check(key, value)
         if given := environ.get(MULTIPLIER_VARIABLE):  # Compose sets empty ones
-            values["sla_multiplier"] = multiplier(MULTIPLIER_VARIABLE, given)
+            values["sla_multiplier"] = checks.multiplier(MULTIPLIER_VARIABLE, given)
         values.setdefault("redis_url", _redis_of(conf, environ))
         settings = cls(**values)
         for task_type in settings.routes:
@@ -172,6 +193,12 @@ class Settings:
         }
         values["routes"] = {t: tuple(queues) for t, queues in values["routes"].items()}
         return cls(**values)
+
+
+#: The check of each setting, by its name.
+CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
+    f"rts_{each.name}": each.metadata["check"] for each in fields(Settings)
+}
 
 
 def _unknown(key: str, value: object) -> ConfigurationError:

@@ -19,9 +19,8 @@ from rts.headers import write_plan
 from rts.keys import Keys
 from rts.ledger.documents import documents
 from rts.records import Execution, OutboxEntry, Plan
-from rts.settings import Settings
+from rts.settings import CHECKS, Settings
 from rts.testing import plugin
-from rts.validation import CHECKS
 from rts.views import families
 
 ROOT = Path(__file__).parent.parent.parent
