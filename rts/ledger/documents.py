@@ -70,7 +70,6 @@ def certain_at(arrival: Any, deadline: Any, completed_at: Any) -> Any:
 def _documents(e: Execution, learned: Learned | None) -> tuple[Document, Document | None]:
     arrival, deadline = instant(e.arrival), instant(e.deadline)
     started_at, completed_at = instant(e.started_at), instant(e.completed_at)
-    success, cause = sla_success(e), e.cause
     overdue = False
     ended_at = lateness_s = verdict_at = None
     if e.completed_at is not None and e.state not in NOT_FINAL:
@@ -78,37 +77,38 @@ def _documents(e: Execution, learned: Learned | None) -> tuple[Document, Documen
         late_s = e.completed_at - e.deadline
         lateness_s = late_s if late_s == late_s else None
         verdict_at = certain_at(arrival, deadline, completed_at) if late_s > 0 else completed_at
-    elif cause == OVERDUE:
+    elif e.cause == OVERDUE:
         overdue = True
         verdict_at = certain_at(arrival, deadline, None)
-    tau = e.tau if e.tau == e.tau else None
-    k = e.k if e.k == e.k else None
-    runtime_s = None if e.runtime_s is None else float(e.runtime_s)
-    task: Document = {
-        "_id": e.task_id,
+    shared: Document = {
         "name": e.name,
         "task_type": e.task_type,
         "type_source": e.type_source,
-        "tau": tau,
-        "k": k,
+        "tau": e.tau if e.tau == e.tau else None,
+        "k": e.k if e.k == e.k else None,
         "arrival": arrival,
         "deadline": deadline,
         "arrival_source": e.arrival_source,
         "queue": e.queue,
+        "retries": e.retries,
+        "worker": e.worker,
+        "instance": e.instance,
         "state": e.state,
-        "cause": cause,
+        "cause": e.cause,
         "started_at": started_at,
+        "completed_at": completed_at,
+        "runtime_s": None if e.runtime_s is None else float(e.runtime_s),
+        "sla_success": sla_success(e),
+        "lateness_s": lateness_s,
+    }
+    task: Document = {
+        "_id": e.task_id,
+        **shared,
         "completed_at": ended_at,
         "verdict_at": verdict_at,
-        "runtime_s": runtime_s,
-        "sla_success": success,
-        "lateness_s": lateness_s,
-        "worker": e.worker,
         "attempts": 1 if e.ran else 0,
         "parent_id": e.parent_id,
         "root_id": e.root_id,
-        "retries": e.retries,
-        "instance": e.instance,
         "run_id": e.run_id if e.ran else None,
     }
     if overdue:
@@ -119,30 +119,12 @@ def _documents(e: Execution, learned: Learned | None) -> tuple[Document, Documen
     assignment: Document = {
         "_id": e.run_id,
         "task_id": e.task_id,
-        "retries": e.retries,
-        "name": e.name,
-        "task_type": e.task_type,
-        "type_source": e.type_source,
-        "arrival_source": e.arrival_source,
-        "tau": tau,
-        "k": k,
-        "arrival": arrival,
-        "deadline": deadline,
-        "queue": e.queue,
-        "worker": e.worker,
-        "instance": e.instance,
+        **shared,
         "pid": e.pid,
-        "started_at": started_at,
         "queueing_delay_s": None,
         "load_at_start": e.load_at_start,
-        "completed_at": completed_at,
-        "runtime_s": runtime_s,
         "cpu_s": e.cpu_s,
         "max_rss_bytes": e.max_rss_bytes,
-        "state": e.state,
-        "cause": cause,
-        "sla_success": success,
-        "lateness_s": lateness_s,
         "tau_before": tau_before,
         "tau_after": tau_after,
         "name_tau_before": name_tau_before,

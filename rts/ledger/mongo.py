@@ -81,13 +81,8 @@ class MongoLedger:
         self._lock = threading.Lock()
 
     def write(self, entries: Sequence[OutboxEntry]) -> set[str]:
-        """Store the entries' verdicts; writing one twice changes nothing. Return the ids of
-        the entries that end a task which another run had ended by itself.
-
-        Raises:
-            StoreUnavailable: the server is unavailable; nothing may be acknowledged.
-            Exception: any other driver error is caused by one of the entries; some of the
-                others may have been stored, which does no harm.
+        """See :class:`rts.ports.Ledger`. If one of the entries is at fault, some of the others
+        may have been stored, which does no harm.
         """
         if not entries:
             return set()
