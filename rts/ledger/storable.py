@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from rts.load.sample import FIGURES
 from rts.records import MAX_TEXT, Execution, Learned, text
 
 #: Keys of ``load_at_start``, and items of a list in it; no host has as many GPUs.
@@ -18,7 +19,7 @@ MAX_ITEMS = 64
 MAX_DEPTH = 3
 
 #: The keys of a reading of a host without a GPU, which needs no cleaning.
-_LOAD_KEYS = frozenset({"load", "cpu", "memory", "gpu", "age_s"})
+_LOAD_KEYS = frozenset({*FIGURES, "age_s"})
 
 #: What a datetime can hold, in epoch seconds, whole milliseconds.
 LEAST_INSTANT, GREATEST_INSTANT = -62135596800.0, 253402300799.999

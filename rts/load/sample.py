@@ -16,6 +16,9 @@ from typing import Any, NamedTuple, TypedDict
 #: than a percent or so, and a shorter number is a smaller document.
 DIGITS = 4
 
+#: The figures of a load: fractions of what the worker may use.
+FIGURES = ("load", "cpu", "memory", "gpu")
+
 #: Oldest sample of the sampler that a task may get, seconds.
 MAX_AGE_S = 0.5
 
@@ -34,8 +37,8 @@ class GpuLoad(TypedDict):
 class LoadSample(NamedTuple):
     """The load of a worker at one instant."""
 
-    #: The known ones of ``cpu``, ``memory`` and ``gpu``, their mean ``load``, and where there
-    #: are GPUs, each of them as ``gpus``: plain JSON and BSON values.
+    #: The known ones of :data:`FIGURES`, of which ``load`` is the mean of the others, and where
+    #: there are GPUs, each of them as ``gpus``: plain JSON and BSON values.
     figures: Mapping[str, Any]
     #: When it was taken, by this host's monotonic clock (``time.monotonic``).
     sampled_at: float

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rts.link.replies import replies_as_text
+from rts.load.sample import FIGURES
 from rts.unfinished.received import decode_marks
 from rts.validation import finite
 
@@ -18,8 +19,6 @@ BEAT_S = 1.0
 LOST_AFTER_S = 10 * BEAT_S
 #: The most slots that are believed: no pool has more, and simulations grow with them.
 MAX_SLOTS = 100_000
-#: The figures of a load: fractions of what the worker may use.
-FIGURES = ("load", "cpu", "memory", "gpu")
 
 
 class Heartbeat(NamedTuple):
@@ -36,7 +35,8 @@ class Heartbeat(NamedTuple):
     seen_at: float
     #: Node name (``celery@host``); if missing, the one in the instance.
     worker: str
-    #: The known ones of :data:`FIGURES`, at least 0, and what else the sample holds.
+    #: The known ones of :data:`~rts.load.sample.FIGURES`, at least 0, and what else the sample
+    #: holds.
     load: Mapping[str, Any]
     host: str | None = None
     pid: int | None = None

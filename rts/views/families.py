@@ -17,9 +17,9 @@ from prometheus_client.core import (
 )
 
 from rts.ledger.counting import MET
+from rts.load.sample import FIGURES
 from rts.objectives import objective_of
 from rts.settings import Settings
-from rts.unfinished.heartbeat import FIGURES
 from rts.views.fleet_state import LOSSES
 from rts.views.readings import BOUNDS, MAX_LABEL, Histogram, QueueReading, Reading
 from rts.views.slo import ObjectiveStatus
