@@ -17,14 +17,12 @@ from rts.errors import StoreUnavailable
 from rts.fork_gate import ForkGate
 from rts.keys import LISTENERS
 from rts.link.link import Link
-from rts.link.scripts import DELETE_CONSUMER, Script, pack
+from rts.link.scripts import DELETE_CONSUMER, NEXT_EVENT, pack
 from rts.notices import SloBurning, TaskOverdue
 from rts.records import OVERDUE
 from rts.settings import Settings
 from rts.unfinished.events import Event
 from rts.validation import json_object
-
-NEXT_EVENT = Script.load("groups", "next_event")
 
 #: Seconds between polls for events, unless there was one.
 POLL_S = 1.0
