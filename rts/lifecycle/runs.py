@@ -145,19 +145,6 @@ def again_at(retry: object, completed_at: float) -> float | None:
     return again if again <= MAX_INSTANT else None
 
 
-class Meter(Protocol):
-    """Measures the CPU time and memory of runs."""
-
-    #: CPU seconds that count for a run, from an arbitrary origin.
-    cpu_time: Callable[[], float]
-
-    def refresh(self, now: float) -> int:
-        """Prepare for the next runs; return the peak memory so far, bytes."""
-
-    def measure(self, cpu_start_s: float) -> tuple[float, int]:
-        """Return CPU seconds since *cpu_start_s*, and peak memory in bytes."""
-
-
 class Runs:
     """Starts and finishes runs.
 
@@ -186,7 +173,7 @@ class Runs:
         self._worker = worker
         self._instance = instance
         self._worker_fields = f"{quoted(worker)},{quoted(instance)}"
-        self._meter: Meter = ThreadMeter() if threaded else ProcessMeter()
+        self._meter: ThreadMeter | ProcessMeter = ThreadMeter() if threaded else ProcessMeter()
         self._cpu_time = self._meter.cpu_time
         self._monotonic = monotonic
         #: By ``time.monotonic``: when to read load and memory again, and the last reading.
