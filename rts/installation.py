@@ -41,14 +41,14 @@ class Installation:
 
     def __init__(self) -> None:
         self._parts: Parts | None = None
-        #: When to try again after the build has failed (never: rts is off), and how long after
-        #: the next failure.
+        #: By ``time.monotonic``: when the next build may be tried (infinite: rts is off); and
+        #: the pause after the next failure, seconds.
         self._try_from, self._pause_s = 0.0, 0.0
         self.reset_build()
 
     def reset_build(self) -> None:
-        """Begin anew what another thread of the parent may have been busy with at the fork, a
-        build or a prediction: nobody here would release its locks.
+        """Forget, in a forked child, what another thread of the parent may have been in the
+        middle of, a build or a prediction: nobody here would release its locks.
         """
         if self._parts is not None:
             self._parts.predictor = self._parts.risks = None

@@ -87,8 +87,8 @@ class WorkerParts:
     board: NoteBoard
     sink: SpoolRunSink
     companion: Companion
-    #: Makes those of the companion. Not before the start: the logging is set up by then, and
-    #: the process may be a fork of the one that built this.
+    #: Returns the companion's instructions. Called at the start, not before: the logging is set
+    #: up by then, and the process may be a fork of the one that built this.
     instructions: Callable[[], Instructions]
     listener: Listener
     #: Whether tasks share a process.

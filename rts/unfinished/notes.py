@@ -41,7 +41,8 @@ _ROOM = SLOT_BYTES - _HEAD.size
 
 
 class NoteBoard:
-    """The shared memory. Created by the main process before the pool forks.
+    """The shared memory: the notes, and what else a worker's processes tell each other.
+    Created by the main process before the pool forks.
 
     A slot is written by the process that owns it, until it dies. The main process and the
     companion read all, and remove the notes of runs that cannot end themselves.
