@@ -147,8 +147,7 @@ def requested_deadline(values: Mapping[str, Any]) -> float | None:
     """Return the ``sla_deadline`` of a message, by its headers or attributes, in epoch seconds;
     ``None`` where it has none, or one that is refused.
     """
-    value = values.get("sla_deadline")
-    return None if value is None else instant(value)
+    return instant(values.get("sla_deadline"))
 
 
 def write_plan(headers: dict[str, Any], plan: Plan) -> None:

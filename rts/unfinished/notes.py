@@ -207,6 +207,6 @@ def is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError):
+    except OSError:
         pass  # it is another user's, so it exists
     return True

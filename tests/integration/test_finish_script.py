@@ -82,12 +82,25 @@ def test_an_unknown_type_learns_as_mixed(settings: Settings, redis_client: redis
     assert set(redis_client.hkeys(settings.keys.tau)) == {"mixed", "mixed/proj.add"}
 
 
+def test_one_call_makes_no_more_taus_than_there_may_be(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    entries = [finish_entry(success("a")._replace(name=f"n{n}"), n) for n in range(1, 6)]
+    learned = apply(replace(settings, max_types=3), "w", *entries)
+    assert [each and each.name_tau_after is not None for each in learned] == [
+        *[True] * 2,
+        *[False] * 3,
+    ]
+    assert redis_client.hlen(settings.keys.tau) == 3
+    assert redis_client.hget(settings.keys.counters, "tau_keys_refused") == "3"
+
+
 def test_the_oldest_records_are_dropped_when_the_outbox_is_full(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
     small = replace(settings, outbox_max=10)
-    for n in range(25):
-        apply(small, "w", finish_entry(run(str(n)), n + 1))
+    for n in range(0, 25, 5):
+        apply(small, "w", *(finish_entry(run(str(i)), i + 1) for i in range(n, n + 5)))
     entries = redis_client.xrange(settings.keys.outbox)
     assert [fields["r"] for _, fields in entries] == [
         run(str(n)).to_json() for n in range(15, 25)

@@ -99,6 +99,12 @@ def test_the_note_of_a_killed_process_stays_and_is_taken_once(board: NoteBoard) 
     assert task_ids(board) == ["mine"]
 
 
+def test_the_slot_of_a_thread_whose_note_was_taken_is_used_again(board: NoteBoard) -> None:
+    for _ in range(2 * board.slots):
+        assert noted(board, here("timed out")) is not None
+        assert board.take("timed out") is not None
+
+
 def test_of_two_runs_of_a_task_the_dead_one_is_taken_first(board: NoteBoard) -> None:
     noted(board, here("same"))
     child = os.fork()

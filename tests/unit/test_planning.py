@@ -129,6 +129,14 @@ def test_an_unknown_option_of_a_task_is_refused_alone(
     assert health.take_counts() == {"refused_task_option": count}
 
 
+def test_the_options_of_a_task_count_from_when_it_is_registered() -> None:
+    known: dict[str, Any] = {}
+    p = Planner(Settings(), Taus(), StoppedClock(), known.get)
+    assert published(p)["task_type"] == "mixed"
+    known["app.task"] = {"task_type": "cpu-heavy"}
+    assert published(p)["task_type"] == "cpu-heavy"
+
+
 class Kind(str, Enum):
     GPU = "gpu-inference"
 
@@ -227,6 +235,7 @@ def test_a_task_that_replaces_itself_is_new() -> None:
     first = published(p, task_type="cpu-light", sla_deadline=NOW - 5)
     again = published(p, current=first, replaced_task_nesting=1)
     assert (again["task_type"], again["rts_deadline"]) == ("mixed", again["rts_arrival"] + 20)
+    assert due_at(again) is None, "its own deadline decides"
     # A retry of the replacement keeps its plan.
     retry = published(p, current=again, replaced_task_nesting=1, retries=1)
     assert {k: retry[k] for k in OUT} == {k: again[k] for k in OUT}

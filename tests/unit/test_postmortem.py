@@ -95,6 +95,10 @@ def test_only_the_last_acknowledged_tasks_are_kept(board: NoteBoard) -> None:
     # Another process sees them through the same memory.
     other = NoteBoard(4, os.dup(board.fd))
     assert len(list(other.acknowledged.tasks())) == 8
+    taken = ring.take("15")
+    assert taken is not None
+    assert (taken["id"], ring.take("15"), ring.take("11")) == ("15", None, None)
+    assert len(list(other.acknowledged.tasks())) == 7
     ring.clear()
     assert not list(ring.tasks())
 

@@ -286,9 +286,10 @@ def test_hopeless_tasks_may_be_dropped() -> None:
     assert first.met
     assert not second.met
     assert second.started_at == float("inf")
-    counted = tally(enumerate([first, second]))
-    assert (counted.dropped, counted.share) == (1, 0.5)
-    assert list(counted.delays) == [0]
+    steps: list[int] = []
+    counted = tally(enumerate([first, second]), progress=steps.append)
+    assert (counted.dropped, counted.share, steps) == (1, 0.5, [1, 1])
+    assert (list(counted.delays), list(counted.lateness)) == ([0], [100 - 200])
 
 
 @pytest.mark.parametrize(
@@ -326,7 +327,7 @@ def test_overlaps_within_clock_skew_are_not_simultaneous() -> None:
 
 def test_the_overhead_is_measured_on_tasks_that_had_waited() -> None:
     runs = [
-        a_run(0, 10),
+        a_run(0, 10, name="y"),
         a_run(10.2, 5, arrival=3),
         a_run(30, 5),  # came when the slot was free
         a_run(35.4, 5, arrival=31),

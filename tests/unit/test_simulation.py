@@ -212,12 +212,19 @@ def test_taus_are_learned_from_finished_runs() -> None:
 def test_the_offered_load_is_as_requested() -> None:
     jobs = at_load(six_types(300, seed=1), 8, 1.3)
     work = sum(job.runtime_s for job in jobs)
-    assert work / (8 * (jobs[-1].arrival_s - jobs[0].arrival_s)) == pytest.approx(1.3)
+    assert jobs[0].arrival_s == 0
+    assert work / (8 * jobs[-1].arrival_s) == pytest.approx(1.3)
     for wrong in ((jobs[:1], 8, 1.0), (jobs, 0, 1.0), (jobs, 8, 0.0), (jobs, 8, math.nan)):
         with pytest.raises(ValueError, match=r"above 0|at once"):
             at_load(*wrong)
     with pytest.raises(ValueError, match="no load to reach"):
         at_load([job._replace(runtime_s=0.0) for job in jobs], 8, 1.0)
+
+
+def test_synthetic_jobs_take_their_types_first_tau_on_average() -> None:
+    types = Settings().task_types
+    ratios = [job.runtime_s / types[job.task_type].tau for job in six_types(3000, seed=1)]
+    assert sum(ratios) / 3000 == pytest.approx(1.0, abs=0.02)
 
 
 def test_a_trace_is_read_as_it_was_written(tmp_path: Path) -> None:

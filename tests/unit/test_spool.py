@@ -236,6 +236,7 @@ def test_a_line_longer_than_a_file_gets_its_own(tmp_path: Path) -> None:
     for task_id in ("a", "x" * 2000, "b", "c"):
         spool.append_line(as_line(run(task_id)))
     assert ids(spool) == ["a", "x" * 2000, "b", "c"]
+    assert [len(lines_of(path)) for path in spool.files()] == [1, 1, 2]
 
 
 def test_bytes_that_are_not_visible_yet_are_left_for_later(tmp_path: Path) -> None:
@@ -379,8 +380,9 @@ def test_a_folder_that_is_not_exclusively_ours_is_refused(tmp_path: Path, kind: 
         directory.mkdir()
         directory.chmod(0o777)
     spool = Spool(str(directory), MIB)
+    why = "can be written by other" if kind == "writable" else "is not a folder"
     for _ in range(2):
-        with pytest.raises(OSError, match="spool"):
+        with pytest.raises(OSError, match=f"spool {why}"):
             spool.append_line(as_line(run("a")))
         with spool.lease() as mine:
             assert not mine
