@@ -148,6 +148,14 @@ def test_one_run_one_verdict(
     assert learned(scene, name) == 0
 
 
+def test_a_task_whose_link_cannot_be_published_has_failed(scene: Scene) -> None:
+    result = scene.basic.ok.apply_async(link=scene.basic.fail.s())  # takes no argument
+    scene.verdict(result.id, state="FAILURE", sla_success=True, cause=None)
+    (run,) = scene.runs(result.id)
+    assert (run["state"], run["tau_after"]) == ("FAILURE", None)
+    assert result.state == "FAILURE"
+
+
 @pytest.mark.parametrize("headers", [None, {}, {"trace": "x"}])
 def test_a_retry_keeps_arrival_and_deadline(scene: Scene, headers: Any) -> None:
     result = scene.basic.retry_once.delay(headers=headers)
