@@ -56,6 +56,8 @@ def with_tls(url: str, options: object) -> str:
     for name, value in options.items():
         if name == "ssl_cert_reqs":
             value = _verification(value)
+        elif isinstance(value, list | tuple):
+            value = ",".join(str(getattr(flag, "name", flag)) for flag in value)
         if isinstance(value, str | int | float | os.PathLike):
             kept.append(f"{name}={quote(str(value), safe='/')}")
     return f"rediss://{place}?{'&'.join(kept)}"

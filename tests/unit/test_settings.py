@@ -259,6 +259,13 @@ def test_the_environment_overrides_the_multiplier() -> None:
             {"broker_url": "redis://a", "broker_use_ssl": {"ssl_ca_certs": Path("/a b/ca")}},
             "rediss://a?ssl_ca_certs=/a%20b/ca",
         ),
+        (
+            {
+                "broker_url": "redis://a",
+                "broker_use_ssl": {"ssl_include_verify_flags": [ssl.VERIFY_X509_STRICT]},
+            },
+            "rediss://a?ssl_include_verify_flags=VERIFY_X509_STRICT",
+        ),
         # Celery ignores both.
         ({"broker_url": "redis://a", "broker_use_ssl": True}, "redis://a"),
         ({"broker_url": "redis://a", "redis_backend_use_ssl": {"a": "b"}}, "redis://a"),
