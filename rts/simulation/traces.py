@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rts.deadlines import MAX_INSTANT
+from rts.health import shown
 from rts.settings import Settings
 from rts.tasktypes import DEFAULT_TASK_TYPES, TYPE_NAME, UNTYPED, TaskType
 
@@ -207,5 +208,6 @@ def _seconds(text: str | None, column: str, where: str) -> float:
         value = math.nan
     if not 0 <= value <= MAX_S:
         allowed = f"from 0 to {MAX_S:.0f}"
-        raise ValueError(f"{where}: {column} = {text!r} is not a number of seconds {allowed}")
+        told = f"{column} = {shown(text)} is not a number of seconds {allowed}"
+        raise ValueError(f"{where}: {told}")
     return value

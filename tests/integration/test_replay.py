@@ -374,6 +374,7 @@ def test_plots_are_written(trace: str, tmp_path: Path, suffix: str) -> None:
         (("replay", "--since", "0s"), "--since must be before --until"),
         (("replay", "--trace", "none.csv", "--slots", "4"), "does not exist"),
         (("replay", "--trace", "BAD", "--slots", "4"), "line 3: runtime_s = 'long'"),
+        (("replay", "--trace", "LONG", "--slots", "4"), "…' is not a number of seconds"),
         (("replay", "--trace", "TRACE", "--slots", "4", "--k", "3"), "3.0 is not in the range"),
         (("replay", "--trace", "TRACE", "--slots", "4", "--speed", "0"), "0.0 is not in the"),
         (
@@ -397,11 +398,13 @@ def test_invalid_options_and_traces_are_rejected(
     trace: str, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     (tmp_path / "bad.csv").write_text("arrival_s,name,runtime_s\n1,a,2\n2,b,long\n")
+    (tmp_path / "long.csv").write_text(f"arrival_s,name,runtime_s\n1,a,{'9' * 100_000}\n")
     (tmp_path / "empty.csv").write_text("arrival_s,name,runtime_s\n")
     files = {
         "TRACE": trace,
         "BAD": str(tmp_path / "bad.csv"),
         "EMPTY": str(tmp_path / "empty.csv"),
+        "LONG": str(tmp_path / "long.csv"),
     }
     result = cli_of()(*(files.get(argument, argument) for argument in arguments))
     assert result.exit_code == 2, result.stderr
