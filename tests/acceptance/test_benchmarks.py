@@ -202,15 +202,17 @@ def test_plans() -> None:
 @pytest.mark.alone  # other tests would take the time between two runs
 @pytest.mark.parametrize("order", ["fifo", "edf"])
 def test_predictions(order: str) -> None:
-    """Under load, and what they promise: the runs are short, so the figures scatter."""
+    """Under load, and what they promise: the runs are short, so the figures scatter, and on a
+    busy machine tasks wait for a core, too.
+    """
     small = ("--tasks", "180", "--speedup", "25", "--rho", "1.1", "--slots", "8")
     found = figures("predictions.py", "--scheduler", order, *small)["figures"][order]["all"]
-    assert found["asked"] > 50
+    assert found["asked"] > 30
     # In deadline order what is yet to be published decides about many a start, so that the
     # error of some seventy tasks is mostly chance: test_simulated_predictions bounds it.
     if order == "fifo":
-        assert found["error_of_wait"] <= 0.2
-    assert found["finish_within"] >= 0.75
+        assert found["error_of_wait"] <= 0.3
+    assert found["finish_within"] >= 0.5
     assert abs(found["on_time"] - found["met"]) <= 0.25
 
 

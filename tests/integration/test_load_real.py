@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from rts.load.sampler import LoadSampler
@@ -44,22 +45,31 @@ def sampler() -> Iterator[LoadSampler]:
 @pytest.mark.alone
 def test_oversubscribed_cores_read_above_one(sampler: LoadSampler) -> None:
     cores = len(os.sched_getaffinity(0))
+    if cores != psutil.cpu_count():
+        pytest.skip("how many threads wait for some of the host's cores is not known")
+
+    def oversubscribed() -> float | None:
+        cpu = sampler.read().figures.get("cpu", 0)
+        return cpu if cpu > 1.2 else None
+
     with burners(2 * cores):
-        wait_until(lambda: sampler.read().figures.get("cpu", 0) > 1.2)
-    wait_until(lambda: sampler.read().figures.get("cpu", 9) < 1.2)
+        most = wait_until(oversubscribed)
+    wait_until(lambda: sampler.read().figures.get("cpu", 9) < most)  # others may be busy, too
 
 
 def test_samples_are_never_old(sampler: LoadSampler) -> None:
     wait_until(lambda: "cpu" in sampler.read().figures)
-    end = time.monotonic() + 1.5
     seen: set[float] = set()
-    while time.monotonic() < end:
-        sample = sampler.read()
-        assert sample.as_dict()["age_s"] <= 0.5
+
+    def renewed() -> bool:
+        now = time.monotonic()
+        sample = sampler.read(now)
+        assert sample.as_dict(now)["age_s"] <= 0.5
         assert "load" in sample.figures
         seen.add(sample.sampled_at)
-        time.sleep(0.01)
-    assert len(seen) >= 3
+        return len(seen) > 5
+
+    wait_until(renewed, interval=0.01)
 
 
 class Group:
@@ -141,8 +151,8 @@ def in_group(tmp_path: Path, text: str, *paths: Path) -> None:
 
 @pytest.mark.alone
 def test_cpu_is_measured_against_the_groups_limit(tmp_path: Path) -> None:
-    limits = {"cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "50000"}
-    with group("cpu", limits, {"cpu.max": "50000 100000"}) as path:
+    limits = {"cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "25000"}
+    with group("cpu", limits, {"cpu.max": "25000 100000"}) as path:
         usage = Path("/sys/fs/cgroup/cpuacct") / path.name
         paths = [path, *([usage] if usage.is_dir() else [])]
         with burners(2):
@@ -155,13 +165,17 @@ def test_cpu_is_measured_against_the_groups_limit(tmp_path: Path) -> None:
         in_group(
             tmp_path,
             """
-            busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+            # They use all cores if they can, and may have a quarter of one. They are several
+            # for the case that others are busy on the host.
+            busy = [
+                subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)
+            ]
             try:
-                # It uses a whole core if it can, and may have half of one.
-                until(lambda s: 1.3 < s.get("cpu", 0) < 3.0)
+                until(lambda s: 1.3 < s.get("cpu", 0) < 30.0)
             finally:
-                busy.kill()
-                busy.wait()
+                for each in busy:
+                    each.kill()
+                    each.wait()
             """,
             *paths,
         )
@@ -208,7 +222,8 @@ APP = """
         meter.refresh(time.monotonic())
         start_s = meter.cpu_time()
         sum(range(200_000))
-        load = sampler.read().as_dict()
+        now = time.monotonic()
+        load = sampler.read(now).as_dict(now)
         used = meter.measure(start_s)
         alive = [t.name for t in threading.enumerate()]
         return [load, *used, alive]
