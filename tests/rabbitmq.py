@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from rts.testing.processes import OwnedProcess
+from rts.testing.server import reserved
 from rts.testing.waiting import wait_until
 from tests.programs import needed
 
@@ -18,11 +19,14 @@ from tests.programs import needed
 PATH = f"/usr/lib/rabbitmq/bin{os.pathsep}{os.environ.get('PATH', os.defpath)}"
 
 
+#: What holds the ports of :func:`free_port`.
+_holders: list[socket.socket] = []
+
+
 def free_port() -> int:
-    """Return a port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a free port, which no other test gets while this process lives."""
+    _holders.append(reserved(0))
+    return int(_holders[-1].getsockname()[1])
 
 
 class RabbitServer:

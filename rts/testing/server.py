@@ -28,7 +28,7 @@ class ServerFailed(RtsError):
     """A server did not start; the message holds the end of its log."""
 
 
-def _reserved(port: int) -> socket.socket:
+def reserved(port: int) -> socket.socket:
     """Return a socket that reserves *port* (0: any free one) for a server of ours.
 
     It is bound but does not listen: clients are refused as if nothing were there, the server
@@ -69,7 +69,7 @@ class Server:
         self._binary = binary
         self._holder: list[socket.socket] = []
         try:
-            self._holder.append(_reserved(port or 0))
+            self._holder.append(reserved(port or 0))
         except OSError:  # in use now; start() says so if it still is
             if port is None:
                 raise
@@ -123,7 +123,7 @@ class Server:
         command = self._command()
         if not self._holder:
             try:
-                self._holder.append(_reserved(self.port))
+                self._holder.append(reserved(self.port))
             except OSError as exc:
                 raise ServerFailed(f"port {self.port} is taken: {exc}") from exc
         self.data_dir.mkdir(parents=True, exist_ok=True)

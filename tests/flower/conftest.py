@@ -23,6 +23,7 @@ from rts.settings import Settings
 from rts.testing import wait_until
 from rts.testing.processes import OwnedProcess
 from tests.conftest import ROOT, WITH_FLOWER, Stage
+from tests.rabbitmq import free_port
 from tests.records import ended
 
 #: A name that runs, where it is not shown as text.
@@ -54,9 +55,7 @@ class Flower:
         prefix: str = "",
         basic_auth: str = "",
     ) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.log_path = folder / f"flower-{self.port}.log"
         self.base = f"{scheme}://127.0.0.1:{self.port}{'/' + prefix if prefix else ''}"
         self.basic_auth = basic_auth
