@@ -27,9 +27,11 @@ from rts.testing import MongoServer, WorkerProcess
 
 pytest_plugins = ("rts.testing.plugin",)
 
-# A shell may have exported the broker of the demo, say: no test is to publish there.
-for variable in OVERRIDING:
-    os.environ.pop(variable, None)
+# A shell may have exported the broker of the demo, say, and no test is to publish there; a
+# proxy, which does not lead to this machine's servers; the width of its window.
+for variable in list(os.environ):
+    if variable in (*OVERRIDING, "COLUMNS") or variable.lower().endswith("_proxy"):
+        del os.environ[variable]
 
 ROOT = Path(__file__).parent.parent
 

@@ -5,6 +5,7 @@ They need a Chromium on PATH (``apt-get install chromium``).
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import time
@@ -66,7 +67,8 @@ def browser() -> Iterator[Any]:
     """A headless Chromium."""
     path = needed("chromium", "chromium-browser", "google-chrome")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        env = {**os.environ, "TMPDIR": "/tmp"}  # others may be too long for its socket
+        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS, env=env)
         yield browser
         browser.close()
 

@@ -76,7 +76,7 @@ def behind_prefix(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 @contextmanager
 def behind_socket(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with TemporaryDirectory() as short:  # pytest's folders are too long for a socket
+    with TemporaryDirectory(dir="/tmp") as short:  # others may be too long for a socket
         path = f"{short}/redis.sock"
         with RedisServer(arguments=("--unixsocket", path)):
             yield f"redis+socket://{path}?virtual_host=0", {}
@@ -102,7 +102,7 @@ def behind_sentinel(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     with RedisServer() as server:
         conf = folder / "sentinel.conf"
         conf.write_text(
-            f"port {port}\nbind 127.0.0.1\ndir {folder}\n"
+            f'port {port}\nbind 127.0.0.1\ndir "{folder}"\n'
             f"sentinel monitor main 127.0.0.1 {server.port} 1\n"
         )
         command = [find_binary("redis-server"), str(conf), "--sentinel"]

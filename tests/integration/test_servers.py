@@ -220,7 +220,8 @@ with RedisServer() as redis, MongoServer() as mongo:
     if child == 0:
         time.sleep(300)
         os._exit(0)
-    print(child, redis.pid, redis.data_dir.parent, mongo.pid, mongo.data_dir.parent, flush=True)
+    told = (child, redis.pid, redis.data_dir.parent, mongo.pid, mongo.data_dir.parent)
+    print(*told, sep="|", flush=True)
     time.sleep(300)
 """
 
@@ -233,7 +234,7 @@ def test_servers_die_with_their_owner() -> None:
     assert owner.stdout is not None
     try:
         child, redis_pid, redis_folder, mongo_pid, mongo_folder = (
-            owner.stdout.readline().split()
+            owner.stdout.readline().rstrip().split("|")
         )
     finally:
         owner.kill()

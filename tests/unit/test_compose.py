@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -200,10 +201,10 @@ def test_a_service_runs_and_its_check_succeeds(
     service = SERVICES[name]
     port = str(free_port())
 
-    def here(text: str) -> str:
+    def here(text: str, folder: str = str(tmp_path)) -> str:
         for theirs in ("5555", "9808"):
             text = text.replace(theirs, port)
-        return text.replace("/tmp/", f"{tmp_path}/").replace("$$", "$")
+        return text.replace("/tmp/", f"{folder}/").replace("$$", "$")
 
     url = compose_redis.url.rpartition("/")[0]
     addresses = {
@@ -222,7 +223,8 @@ def test_a_service_runs_and_its_check_succeeds(
         environment[key] = value
     assert "6379" not in environment["CELERY_BROKER_URL"].removeprefix(url)
 
-    kind, *check = (here(part) for part in service["healthcheck"]["test"])
+    quoted = shlex.quote(str(tmp_path))
+    kind, *check = (here(part, quoted) for part in service["healthcheck"]["test"])
     probe = ["/bin/sh", "-c", *check] if kind == "CMD-SHELL" else check
 
     def healthy() -> bool:
