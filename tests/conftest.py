@@ -35,9 +35,9 @@ for variable in list(os.environ):
 
 ROOT = Path(__file__).parent.parent
 
-#: What processes of the tests import first: where they do without Flower, its stand-in.
+#: What processes of the tests import first: stand-ins for what most of them do without.
 WITH_FLOWER = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-WITHOUT_FLOWER = os.pathsep.join([str(ROOT / "tests" / "lean"), WITH_FLOWER])
+LEAN = os.pathsep.join([str(ROOT / "tests" / "lean"), WITH_FLOWER])
 
 #: ``celery`` with the test app.
 CELERY = (sys.executable, "-m", "celery", "-A", "tests.apps.basic")
@@ -231,7 +231,7 @@ class Stage:
             "TEST_CONF": json.dumps(self.conf),
             "TEST_TRANSPORT_OPTIONS": json.dumps(self.transport_options),
             "TEST_INSTALL": "1" if self.installed else "0",
-            "PYTHONPATH": WITHOUT_FLOWER,
+            "PYTHONPATH": LEAN,
         }
         if self.backend:
             environment["TEST_BACKEND"] = self.backend
