@@ -64,6 +64,7 @@ UNTRACED = {name: value for name, value in os.environ.items() if "COVERAGE" not 
 #: The files that take longest, the longest first. Each file has one of the processes to
 #: itself, so what begins last should be over soon.
 LONGEST = (
+    "test_demo.py",
     "test_benchmarks.py",
     "test_learned_k.py",
     "test_companion_beside_worker.py",
@@ -105,7 +106,6 @@ LONGEST = (
     "test_concurrency.py",
     "test_batches.py",
     "test_report.py",
-    "test_demo.py",
     "test_ledger_order.py",
 )
 
