@@ -173,10 +173,10 @@ class Stored:
     def ask(self) -> tuple[float, float, int]:
         """Return the seconds of the first report, the median of later ones, and the runs."""
         until = datetime.fromtimestamp(self.until, timezone.utc)
-        first, later, rows = self._timed(
+        first, later, found = self._timed(
             lambda: report(self.ledger.database, until - timedelta(days=1), until, "type")
         )
-        return first, later, sum(row.runs for row in rows)
+        return first, later, found.total.runs if found.total else 0
 
     def ask_objectives(self) -> tuple[float, float, int]:
         """Return the seconds of the first query of the objectives, the median of later ones,

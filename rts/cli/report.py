@@ -10,12 +10,8 @@ import click
 from rts.cli.common import as_json, instant, ledger_of, print_json, settings_of
 from rts.cli.table import NONE, Column, percent, printable, render, seconds, terminal_width
 from rts.views.json_values import iso
-from rts.views.report import Percentiles, ReportRow, row_of, rows_of
-from rts.views.tallies import tally
-from rts.views.tally import total_of
+from rts.views.report import Percentiles, ReportRow, report
 from rts.views.windows import window
-
-TOTAL = "total"
 
 
 @click.command(name="report", short_help="Which deadlines were met.")
@@ -52,10 +48,7 @@ def command(
     except ValueError as exc:
         raise click.UsageError(str(exc)) from None
     with ledger_of(settings) as database:
-        tallies = tally(database, (begin, end), by)
-    rows = rows_of(tallies)
-    # Not asked for: more would have ended meanwhile than the rows show.
-    total = row_of(TOTAL, total_of(tallies.values())) if rows else None
+        rows, total = report(database, begin, end, by)
     if as_json:
         print_json({"since": begin, "until": end, "by": by, "rows": rows, "total": total})
         return
@@ -106,13 +99,12 @@ _DURATIONS = tuple(
 
 
 def misses_text(misses: Mapping[str, int]) -> str:
-    """Return misses by cause, the most frequent first.
+    """Return misses by cause.
 
     >>> misses_text({"late": 3, "killed": 1})
     '3 late, 1 killed'
     """
-    most_first = sorted(misses.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{n} {printable(cause)}" for cause, n in most_first) or NONE
+    return ", ".join(f"{n} {printable(cause)}" for cause, n in misses.items()) or NONE
 
 
 def _cells(of: Percentiles | None) -> Sequence[str]:

@@ -88,7 +88,7 @@ class Gatherer:
 
             def rows(window: str) -> dict[str, ReportRow]:
                 found = report(database, at - WINDOWS[window], at, "type")
-                return {row.key: row for row in found}
+                return {row.key: row for row in found.rows}
 
             begin = time.monotonic()
             if begin >= self._query_at:

@@ -64,8 +64,8 @@ def window(counted: Counted | None) -> Document:
 
 
 def met(label: str, answer: Answer) -> Document:
-    """Return how the deadlines were met in one window, from a total."""
-    row: ReportRow | None = answer.value
+    """Return how the deadlines were met in one window, from its report."""
+    row: ReportRow | None = answer.value.total if answer.value else None
     none = 0 if answer.is_known else None
     return {
         "window": label,
@@ -110,8 +110,10 @@ def name_rows(
     learned: Sequence[TauRow],
     runs: Iterable[Mapping[str, Any]],
 ) -> list[Document]:
-    """Return the rows of the task names that are asked for, with their taus. *runs*: a sample
-    of the type that is asked for; it has names without a tau, as none of their runs succeeded.
+    """Return the rows of the task names that are asked for, with their taus.
+
+    The names of a type are those with a tau in it, and those in *runs*, a sample of that type:
+    a name of which no run has succeeded has no tau.
     """
     if filters.name is not None:
         rows = [row for row in rows if row.key == filters.name]

@@ -15,7 +15,7 @@ from rts.flower.filters import Filters
 from rts.flower.page_parts import Document
 from rts.flower.source import MISSES, Counted, QueueSummary, Source
 from rts.views.lateness_causes import slowdown, why
-from rts.views.report import ReportRow
+from rts.views.report import Report, ReportRow
 from rts.views.taus import TauRow
 
 #: The windows of the overview, by their label.
@@ -73,16 +73,16 @@ class Pages:
 
     async def _overview(self, filters: Filters) -> Document:
         ask, source = self._ask, self._source
-        counted, redis, queues, objectives, *totals = await asyncio.gather(
+        counted, redis, queues, objectives, *reports = await asyncio.gather(
             ask(source.counted, filters.duration, "type"),
             ask(source.redis),
             ask(source.queues),
             ask(source.objectives),
-            *(ask(source.total, since) for since in SHORT.values()),
+            *(ask(source.report, since, "type") for since in SHORT.values()),
         )
-        reasons = await self._reasons(filters.duration, counted.value)
+        rows = _rows(counted)
+        reasons = await self._reasons(filters.duration, rows)
         shown: Counted | None = counted.value
-        rows = shown.rows if shown else []
         target = self._settings.slo.get("*") if len(self._settings.slo) == 1 else None
         drawn = []
         if shown and rows:
@@ -92,7 +92,7 @@ class Pages:
             ]
         return {
             **page_parts.head(
-                "overview", [counted, redis, queues, objectives, *totals, reasons]
+                "overview", [counted, redis, queues, objectives, *reports, reasons]
             ),
             "problems": page_parts.problems(
                 self._settings,
@@ -106,7 +106,7 @@ class Pages:
             "objective": target,
             "met": [
                 page_parts.met(label, answer)
-                for label, answer in zip(SHORT, totals, strict=True)
+                for label, answer in zip(SHORT, reports, strict=True)
             ],
             **page_parts.state(self._settings, redis.value, queues.value),
             "types": page_parts.type_rows(self._settings, rows, reasons.value or {}),
@@ -117,12 +117,11 @@ class Pages:
         ask, source = self._ask, self._source
         by_type, by_name, taus = await asyncio.gather(
             ask(source.counted, filters.duration, "type"),
-            ask(source.rows, filters.duration, "name"),
+            ask(source.report, filters.duration, "name"),
             ask(source.taus),
         )
-        reasons = await self._reasons(filters.duration, by_type.value)
-        types: list[ReportRow] = by_type.value.rows if by_type.value else []
-        rows = page_parts.type_rows(self._settings, types, reasons.value or {})
+        reasons = await self._reasons(filters.duration, _rows(by_type))
+        rows = page_parts.type_rows(self._settings, _rows(by_type), reasons.value or {})
         chosen = page_parts.chosen(filters, rows)
         by, key = chosen["by"], chosen["key"]
         history, runs = by_type, Answer()
@@ -138,7 +137,7 @@ class Pages:
             "filters": filters.values(),
             "types": [{**row, "tau": of_types.get(row["key"])} for row in rows],
             "names": page_parts.name_rows(
-                filters, by_name.value or (), learned, runs.value or () if by == "type" else ()
+                filters, _rows(by_name), learned, runs.value or () if by == "type" else ()
             ),
             "chosen": chosen,
             "charts": page_parts.charts_of(
@@ -149,11 +148,11 @@ class Pages:
     async def _workers(self, filters: Filters) -> Document:
         redis, counted, runs = await asyncio.gather(
             self._ask(self._source.redis),
-            self._ask(self._source.rows, filters.duration, "worker"),
+            self._ask(self._source.report, filters.duration, "worker"),
             self._ask(self._source.sample, filters.duration, "worker", filters.worker),
         )
         found: list[Mapping[str, Any]] = runs.value or []
-        workers = page_parts.workers(redis.value, counted.value or (), found)
+        workers = page_parts.workers(redis.value, _rows(counted), found)
         if filters.worker is not None:
             workers = [worker for worker in workers if worker["worker"] == filters.worker]
         return {
@@ -186,8 +185,7 @@ class Pages:
 
     async def _misses(self, filters: Filters) -> Document:
         counted = await self._ask(self._source.counted, filters.duration, "type")
-        rows: list[ReportRow] = counted.value.rows if counted.value else []
-        missed = {row.key: row.missed for row in rows if row.misses}
+        missed = {row.key: row.missed for row in _rows(counted) if row.misses}
         if filters.task_type is not None:
             missed = {filters.task_type: missed.get(filters.task_type, 0)}
         listed = await self._ask(
@@ -205,9 +203,15 @@ class Pages:
             "misses": [page_parts.record(task, "task_id") for task in listed.value or ()],
         }
 
-    async def _reasons(self, since: timedelta, counted: Counted | None) -> Answer:
+    async def _reasons(self, since: timedelta, rows: list[ReportRow]) -> Answer:
         """Get why the types that miss most deadlines do: a ``Why`` by type."""
-        rows = [] if counted is None else [row for row in counted.rows if row.misses]
-        worst = nlargest(REASONS, rows, key=lambda row: row.missed)
+        missing = [row for row in rows if row.misses]
+        worst = nlargest(REASONS, missing, key=lambda row: row.missed)
         types = tuple(sorted(row.key for row in worst))
         return await self._ask(self._source.reasons, since, types) if types else Answer({})
+
+
+def _rows(answer: Answer) -> list[ReportRow]:
+    """Return the rows of a report, or of what was counted; none if there is no answer."""
+    found: Report | Counted | None = answer.value
+    return found.rows if found else []

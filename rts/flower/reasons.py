@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from rts.flower.words import NONE, duration, percent, times
 from rts.records import OVERDUE
 from rts.views.lateness_causes import DEADLINE, LOAD, QUEUEING, RETRIES, TAU, Why
+from rts.views.tally import LATE
 
 #: The reasons as labels, and as what a headline says of a type, after its name.
 LABELS: Mapping[str, str] = {
@@ -55,7 +56,7 @@ def finding(by_cause: Mapping[str, int], late: Why | None) -> dict[str, str] | N
     missed = sum(by_cause.values())
     if not missed:
         return None
-    ended = {cause: n for cause, n in by_cause.items() if cause != "late"}
+    ended = {cause: n for cause, n in by_cause.items() if cause != LATE}
     worst = max(ended, key=lambda cause: ended[cause], default=None)
     if worst is not None and ended[worst] > missed / 2:
         text = f"{percent(ended[worst] / missed, 0)} of the misses "

@@ -35,13 +35,12 @@ from rts.settings import Settings
 from rts.urls import shown_url
 from rts.views.intervals import Window
 from rts.views.lateness_causes import Why, why
-from rts.views.report import ReportRow, report, row_of, rows_of
+from rts.views.report import Report, ReportRow, report, rows_of
 from rts.views.runs import OneTask, late_runs, latest_misses, one_task, sample
 from rts.views.series import series
 from rts.views.slo import ObjectiveStatus, standings
 from rts.views.status import RedisState, ask_redis
-from rts.views.tallies import tally
-from rts.views.tally import FIELDS, Tally, add_all, total_of
+from rts.views.tally import FIELDS, Tally, add_all
 from rts.views.taus import TauRow, tau_rows
 
 #: Timeouts of MongoDB in milliseconds: a page should report an outage rather than wait for its
@@ -127,19 +126,10 @@ class Source:
         lateness = {key: dict(counted.lateness) for key, counted in tallies.items()}
         return Counted(window, rows_of(tallies), history, lateness)
 
-    def rows(self, since: timedelta, by: str) -> list[ReportRow]:
+    def report(self, since: timedelta, by: str) -> Report:
         """Return the report of the last *since*."""
         with self._ledger() as database:
             return report(database, *_last(since), by)
-
-    def total(self, since: timedelta) -> ReportRow | None:
-        """Return the report of everything; ``None`` if nothing ended.
-
-        By type, since those sums are precomputed.
-        """
-        with self._ledger() as database:
-            by_type = tally(database, _last(since), "type")
-        return row_of("total", total_of(by_type.values())) if by_type else None
 
     def reasons(self, since: timedelta, types: tuple[str, ...]) -> dict[str, Why]:
         """Return why the latest late runs of each type were late."""

@@ -14,14 +14,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from pymongo.database import Database
 
 from rts.ledger.connection import translate_errors
 from rts.views.histogram import percentile
 from rts.views.tallies import tally
-from rts.views.tally import Tallies, Tally
+from rts.views.tally import Tallies, Tally, most_frequent_first, total_of
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class ReportRow:
     lateness: Percentiles | None
     #: Σ|runtime − τ| / Σ runtime over successful runs.
     tau_error_ratio: float | None
-    #: Misses by cause: ``late``, or what ended the task.
+    #: Misses by cause (``late``, or what ended the task), most frequent first.
     misses: Mapping[str, int]
 
     @property
@@ -69,17 +69,28 @@ class ReportRow:
         return sum(self.misses.values())
 
 
+class Report(NamedTuple):
+    """What the commands and Flower show of a window."""
+
+    #: One for each key, sorted by it.
+    rows: list[ReportRow]
+    #: All keys together; ``None`` if nothing ended.
+    total: ReportRow | None
+
+
 def report(
     database: Database[dict[str, Any]], since: datetime, until: datetime, by: str = "type"
-) -> list[ReportRow]:
-    """Return one row per key, sorted by key. *since* and *until* (exclusive) are aware, *by* is
-    ``type``, ``name``, ``worker`` or ``queue``.
+) -> Report:
+    """Count the runs and verdicts of a window. *since* and *until* (exclusive) are aware, *by*
+    is ``type``, ``name``, ``worker`` or ``queue``.
 
     Raises:
         StoreUnavailable: the server did not answer.
     """
     with translate_errors():
-        return rows_of(tally(database, (since, until), by))
+        tallies = tally(database, (since, until), by)
+    total = row_of("total", total_of(tallies.values())) if tallies else None
+    return Report(rows_of(tallies), total)
 
 
 def rows_of(tallies: Tallies) -> list[ReportRow]:
@@ -99,7 +110,7 @@ def row_of(key: str, counted: Tally) -> ReportRow:
         queueing_delay=Percentiles.of(counted.queueing_delay),
         lateness=Percentiles.of(counted.lateness),
         tau_error_ratio=ratio(counted.success_error_s, counted.success_runtime_s),
-        misses=dict(counted.misses.most_common()),
+        misses=most_frequent_first(counted.misses),
     )
 
 

@@ -27,7 +27,7 @@ from rts.objectives import (
 )
 from rts.settings import Settings
 from rts.views.report import ratio
-from rts.views.tally import Tally, class_of
+from rts.views.tally import Tally, class_of, most_frequent_first
 from rts.views.verdicts import slices
 
 
@@ -127,5 +127,5 @@ def _standing(
         },
         budget_left_ratio=budget_left(target, counts[BUDGET]),
         burning=burning(target, counts, settings.slo_min_events),
-        misses=dict(sorted(misses.items(), key=lambda item: (-item[1], item[0]))),
+        misses=most_frequent_first(misses),
     )

@@ -68,6 +68,15 @@ def total_of(tallies: Iterable[Tally]) -> Tally:
     return total
 
 
+def most_frequent_first(misses: Mapping[str, int]) -> dict[str, int]:
+    """Return misses by cause, sorted.
+
+    >>> most_frequent_first({"killed": 1, "expired": 1, "late": 3})
+    {'late': 3, 'expired': 1, 'killed': 1}
+    """
+    return dict(sorted(misses.items(), key=lambda item: (-item[1], str(item[0]))))
+
+
 def add_all(total: Tallies, more: Mapping[str, Tally]) -> None:
     """Add *more*, of another window, to *total*."""
     for key, counted in more.items():

@@ -67,7 +67,7 @@ def test_sums_are_those_of_the_primary(url: str) -> None:
     ledger.close()
     with connect(url) as client:
         database = database_of(client)
-        assert report(database, *HOUR) == [], "the secondary knows nothing yet"
+        assert report(database, *HOUR).rows == [], "the secondary knows nothing yet"
         assert sum_up(database, Interval("tasks", 3600, 0), "type")["cpu-light"].verdicts == 1
 
 
@@ -88,7 +88,7 @@ def test_a_report_waits_for_no_other_member(url: str, monkeypatch: pytest.Monkey
     before = in_vain()
     with connect(f"{url}&w=2&wTimeoutMS=100") as client:
         for _ in range(2):
-            (row,) = report(database_of(client), *HOUR)
+            (row,) = report(database_of(client), *HOUR).rows
             assert row.tasks == 1
     assert rollups.count_documents({"tallies.type.seal": {"$exists": True}})
     assert in_vain() == before

@@ -112,7 +112,8 @@ def check(
     window = {"$gte": since, "$lt": until}
     assignments = list(database.assignments.find({"completed_at": window}))
     tasks = list(database.tasks.find({"verdict_at": window}))
-    rows = report(database, since, until, by)
+    rows, total = report(database, since, until, by)
+    assert (total.runs, total.tasks) == (len(assignments), len(tasks)) if total else not rows
     assert [row.key for row in rows] == sorted({d[FIELDS[by]] for d in assignments + tasks})
     for row in rows:
         mine = [d for d in assignments if d[FIELDS[by]] == row.key]
@@ -152,7 +153,7 @@ def test_a_report_is_a_direct_count(ledger: MongoLedger, by: str) -> None:
     write(ledger, runs_between(600, -5000, 5000, random.Random(1)))
     assert check(ledger.database, at(-5001), at(5001), by) > 400
     assert 0 < check(ledger.database, at(-100), at(777), by) < 400
-    assert report(ledger.database, at(9000), at(9999), by) == []
+    assert report(ledger.database, at(9000), at(9999), by) == ([], None)
 
 
 @pytest.mark.parametrize("by", ["type", "worker"])
@@ -211,14 +212,14 @@ def test_a_window_of_decades_is_trimmed_to_its_records(
     monkeypatch.setattr(intervals, "DIRECT", 0)
     database = ledger.database
     early, late = (datetime(year, 1, 1, tzinfo=timezone.utc) for year in (2020, 2040))
-    assert report(database, early, late) == []
+    assert report(database, early, late).rows == []
     write(ledger, runs_between(300, 0, 3 * 86400, random.Random(8)))
     own = runs_between(1, 86400, 86401, random.Random(9))[0]
     write(ledger, [own._replace(task_id="last", run_id="last", completed_at=T + 7 * 86400)])
     check(database, early, late)
     # by another program, without a verdict's instant, before all others
     database.tasks.insert_one({"_id": "x", "completed_at": at(-5 * 86400), "sla_success": True})
-    assert {row.key: row.tasks for row in report(database, early, late)}["unknown"] == 1
+    assert {row.key: row.tasks for row in report(database, early, late).rows}["unknown"] == 1
     assert 0 < database.rollups.count_documents({}) < 500
 
 
@@ -277,7 +278,7 @@ def test_a_record_of_a_strangers_message_breaks_no_report(ledger: MongoLedger) -
     runs = runs_between(len(queues), 0, 100, random.Random(6))
     strange = zip(runs, queues, strict=True)
     write(ledger, [run._replace(**ends, queue=queue) for run, queue in strange])
-    rows = report(ledger.database, at(-1000), at(100), "queue")
+    rows = report(ledger.database, at(-1000), at(100), "queue").rows
     assert {row.key: row.tasks for row in rows} == {"{}": 1, "[]": 1, "0": 1, "unknown": 1}
     settings = Settings(slo={"q": 0.9, "*": 0.95})
     (_, standing) = standings(ledger.database, settings, at(100))
@@ -288,7 +289,7 @@ def test_documents_with_the_pinned_fields_only(ledger: MongoLedger) -> None:
     ledger.database.assignments.insert_one(
         {"_id": "a", "completed_at": at(1), "runtime_s": 2.0, "state": "SUCCESS"}
     )
-    (row,) = report(ledger.database, at(0), at(2), "name")
+    (row,) = report(ledger.database, at(0), at(2), "name").rows
     assert (row.key, row.runs, row.tasks, row.on_time_ratio) == ("unknown", 1, 0, None)
     assert row.lateness is None
 
@@ -299,13 +300,13 @@ def test_tasks_that_never_had_a_worker_are_one_row(ledger: MongoLedger) -> None:
     run = runs_between(1, 0, 1, random.Random(1))[0]._replace(worker="", deadline=T, **never)
     write(ledger, [run._replace(arrival=T - 1)])
     ledger.database.tasks.insert_one({"_id": "a", "completed_at": at(0), "sla_success": False})
-    (row,) = report(ledger.database, at(0), at(1), "worker")
+    (row,) = report(ledger.database, at(0), at(1), "worker").rows
     assert (row.key, row.tasks, row.misses) == ("unknown", 2, {"overdue": 1, "late": 1})
 
 
 def test_invalid_numbers_count_as_unknown(ledger: MongoLedger) -> None:
     write(ledger, runs_between(20, 0, 100, random.Random(1)))
-    before = report(ledger.database, at(0), at(200), "queue")[0]
+    before = report(ledger.database, at(0), at(200), "queue").rows[0]
     odd = [math.inf, -math.inf, math.nan, None]
     for n, value in enumerate(odd):
         own = {"state": "SUCCESS", "sla_success": True, "completed_at": at(101), "queue": "q1"}
@@ -317,7 +318,7 @@ def test_invalid_numbers_count_as_unknown(ledger: MongoLedger) -> None:
         }
         ledger.database.assignments.insert_one({"_id": f"a{n}", **own})
         ledger.database.tasks.insert_one({"_id": f"t{n}", **own})
-    row = report(ledger.database, at(0), at(200), "queue")[0]
+    row = report(ledger.database, at(0), at(200), "queue").rows[0]
     assert row.key == before.key == "q1"
     assert (row.runs, row.tasks) == (before.runs + 4, before.tasks + 4)
     assert (row.runtime, row.lateness) == (before.runtime, before.lateness)
@@ -329,9 +330,9 @@ def test_foreign_verdicts_count_at_their_end(ledger: MongoLedger) -> None:
     ledger.database.tasks.insert_one(
         {"_id": "a", "completed_at": at(1), "sla_success": True, "state": "SUCCESS"}
     )
-    (row,) = report(ledger.database, at(0), at(2), "name")
+    (row,) = report(ledger.database, at(0), at(2), "name").rows
     assert (row.key, row.tasks, row.on_time_ratio) == ("unknown", 1, 1.0)
-    assert report(ledger.database, at(1.5), at(2)) == []
+    assert report(ledger.database, at(1.5), at(2)).rows == []
 
 
 def test_a_server_that_does_not_answer_is_unavailable() -> None:

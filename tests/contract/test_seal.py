@@ -70,7 +70,7 @@ def check(ledger: MongoLedger, settings: Settings) -> None:
     missed = Counter(task.get("cause") or "late" for task in found if not task["sla_success"])
     assert standing.misses == missed
     days = NOW - timedelta(days=3), NOW
-    rows = report(ledger.database, *days, by="type")
+    rows = report(ledger.database, *days, by="type").rows
     runs = ledger.database.assignments.find({"completed_at": {"$gte": days[0], "$lt": days[1]}})
     assert sum(row.runs for row in rows) == len(list(runs))
 

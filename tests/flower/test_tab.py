@@ -99,7 +99,7 @@ def test_the_numbers_are_those_of_the_command_line(
         datetime.fromisoformat(shown[n].replace("Z", "+00:00")) for n in ("since", "until")
     )
     for by, rows in (("type", shown["types"]), ("name", shown["names"])):
-        expected = {row.key: plain(asdict(row)) for row in report(mongo, *window, by)}
+        expected = {row.key: plain(asdict(row)) for row in report(mongo, *window, by).rows}
         found = {row["key"]: row for row in rows}
         assert len(expected) == 4
         for key, row in expected.items():

@@ -166,7 +166,7 @@ def test_on_mongodb_read_and_write_on_one_database_is_enough() -> None:
         now = datetime.now(timezone.utc)
         window = datetime.fromtimestamp(0, timezone.utc), now
         for each in (ledger, other):
-            (row,) = report(each.database, *window, "name")
+            (row,) = report(each.database, *window, "name").rows
             assert row.tasks == 2
             each.close()
         stranger = MongoLedger(of("nobody"))

@@ -416,13 +416,12 @@ def test_reasons_are_looked_for_of_the_types_that_miss_most() -> None:
             return {}
 
     rows = [row_of(f"t{n}", Tally(misses=Counter(late=n))) for n in range(1000)]
-    counted: Any = source.Counted((NOON, NOON), rows, [], {})
 
     async def look() -> None:
         answers, told = AnswerCache(), Source()
         pages = Pages(told, answers)  # type: ignore[arg-type]  # all that is asked
         try:
-            await pages._reasons(timedelta(1), counted)
+            await pages._reasons(timedelta(1), rows)
         finally:
             answers.close()
 
