@@ -8,7 +8,6 @@ from dataclasses import replace
 from rts.cli.watch_data import WINDOWS, Snapshot
 from rts.views.plurals import counted
 from rts.views.selection import foremost
-from rts.views.status import WorkerState
 
 #: What :func:`tables` returns, one of each.
 _NAMES = ("objective", "type", "queue", "worker")
@@ -39,7 +38,13 @@ def fitted(snapshot: Snapshot, rows: int) -> tuple[Snapshot, str]:
         queues=foremost(snapshot.queues, queues, lambda queue: queue.waiting),
         redis=replace(
             snapshot.redis,
-            workers=tuple(foremost(snapshot.redis.workers, workers, _strain)),
+            workers=tuple(
+                foremost(
+                    snapshot.redis.workers,
+                    workers,
+                    lambda w: (w.is_silent(snapshot.redis.now), w.load.get("load", 0.0)),
+                )
+            ),
         ),
     ), f"Not shown, in less trouble: {', '.join(left_out)}"
 
@@ -65,7 +70,3 @@ def shares(sizes: Sequence[int], room: int) -> list[int]:
 def _misses(snapshot: Snapshot, name: str) -> list[int]:
     rows = (snapshot.types.get(window, {}).get(name) for window in WINDOWS)
     return [0 if row is None else row.missed for row in rows]
-
-
-def _strain(worker: WorkerState) -> tuple[bool, float]:
-    return worker.silent, float(worker.load.get("load", 0.0))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 
 from rts.cli.fitting import fitted, tables
-from rts.cli.status import NO_WORKERS, UNLED, WORKER_COLUMNS, outbox_text, worker_row
+from rts.cli.status import NO_WORKERS, UNLED, WORKER_COLUMNS, outbox_text, worker_rows
 from rts.cli.table import NONE, Column, cut, percent, printable, render, seconds
 from rts.cli.watch_data import WINDOWS, Snapshot
 from rts.objectives import objective_of
@@ -33,8 +33,8 @@ def lines_within(snapshot: Snapshot, settings: Settings, width: int, height: int
 def lines(
     snapshot: Snapshot, settings: Settings, width: int | None, fleet: RedisState | None = None
 ) -> list[str]:
-    """Return the view as lines of at most *width* characters. *fleet*: with all workers, also
-    those that are left out.
+    """Return the view as lines of at most *width* characters. *fleet*: the state of Redis with
+    all workers, where *snapshot* has only those that fit.
     """
     fleet = fleet or snapshot.redis
     queues = [_queue_row(state, snapshot.at, fleet) for state in snapshot.queues]
@@ -45,7 +45,7 @@ def lines(
         _table(_OBJECTIVES, map(_standing_row, snapshot.standings), width),
         _table(_TYPES, _type_rows(snapshot, settings), width),
         _table(_QUEUES, queues, width),
-        _table(WORKER_COLUMNS, map(worker_row, snapshot.redis.workers), width),
+        _table(WORKER_COLUMNS, worker_rows(snapshot.redis), width),
     ]
     if snapshot.redis.server.reachable and not snapshot.redis.workers:
         blocks.append([NO_WORKERS])

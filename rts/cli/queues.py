@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
-from typing import Any
 
 import click
 
@@ -14,7 +12,6 @@ from rts.errors import CommandError, StoreUnavailable
 from rts.scheduling import queues
 from rts.scheduling.discovery import FleetQueues, all_queue_names, fleet_queues
 from rts.settings import Settings
-from rts.views.json_values import utc
 from rts.views.plurals import counted
 
 
@@ -42,7 +39,7 @@ def command(ctx: click.Context, to_fifo: bool, as_json: bool) -> None:
         moved = {name: queues.move_to_lists(channel, name) for name in names} if to_fifo else {}
         states = [queues.state_of(channel, name) for name in names]
     if as_json:
-        rows = list(map(queue_document, states))
+        rows = list(map(queues.queue_document, states))
         print_json({"scheduler": settings.scheduler, "queues": rows, "moved": moved})
         return
     if to_fifo:
@@ -59,11 +56,6 @@ def command(ctx: click.Context, to_fifo: bool, as_json: bool) -> None:
         for state in states
     ]
     click.echo(render(_COLUMNS, table, terminal_width()))
-
-
-def queue_document(state: queues.QueueState) -> dict[str, Any]:
-    """Return the state of a queue as plain values."""
-    return {**asdict(state), "next_deadline": utc(state.next_deadline)}
 
 
 def _fleet(settings: Settings) -> FleetQueues:

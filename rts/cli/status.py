@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,11 +19,12 @@ from rts.cli.probes import (
 from rts.cli.problems import problems, without_rts
 from rts.cli.table import NONE, Column, facts, printable, render, seconds, terminal_width
 from rts.clock import DEADBAND_S
+from rts.load.sample import FIGURES
 from rts.settings import Settings
 from rts.views.json_values import utc
 from rts.views.plurals import counted
 from rts.views.problems import queue_problems
-from rts.views.status import LedgerState, RedisState, ServerState, WorkerState
+from rts.views.status import LedgerState, RedisState, ServerState, worker_document
 
 
 @click.command(name="status", short_help="Servers, workers, and where records wait.")
@@ -105,7 +106,7 @@ def fleet_document(redis: RedisState) -> dict[str, Any]:
             "lag_s": redis.lag_s,
             "oldest_at": utc(redis.oldest_at),
         },
-        "workers": [{**asdict(w), "seen_at": utc(w.seen_at)} for w in redis.workers],
+        "workers": [worker_document(worker, redis.now) for worker in redis.workers],
         "running": {"runs": redis.running, "overdue": redis.overdue},
         "open": {"tasks": redis.open_tasks, "overdue": redis.overdue_tasks},
     }
@@ -121,7 +122,7 @@ def status_text(
     """Return all of it as text."""
     blocks = [facts(_facts(settings, redis, ledger, spool))]
     if redis.server.reachable:
-        workers = [worker_row(worker) for worker in redis.workers]
+        workers = worker_rows(redis)
         blocks.append(render(WORKER_COLUMNS, workers, width) if workers else NO_WORKERS)
     if redis.counters:
         counters = [(name, str(n)) for name, n in redis.counters.items()]
@@ -173,23 +174,26 @@ NO_WORKERS = (
 WORKER_COLUMNS = (
     Column("worker", number=False),
     Column("host", number=False),
-    *map(Column, ("pid", "slots", "seen s ago", "load", "cpu", "memory", "gpu")),
+    *map(Column, ("pid", "slots", "seen s ago", *FIGURES)),
     Column("", number=False),
 )
 
 
-def worker_row(worker: WorkerState) -> tuple[str, ...]:
-    """Return the cells of a worker for ``WORKER_COLUMNS``."""
-    loads = (worker.load.get(name) for name in ("load", "cpu", "memory", "gpu"))
-    return (
-        worker.worker,
-        NONE if worker.host is None else str(worker.host),
-        NONE if worker.pid is None else str(worker.pid),
-        NONE if worker.concurrency is None else str(worker.concurrency),
-        f"{worker.age_s:.1f}",
-        *(NONE if load is None else f"{load:.2f}" for load in loads),
-        "silent" if worker.silent else "",
-    )
+def worker_rows(redis: RedisState) -> list[Sequence[str]]:
+    """Return the cells of each worker for ``WORKER_COLUMNS``."""
+    return [
+        (
+            worker.worker,
+            *(
+                NONE if it is None else str(it)
+                for it in (worker.host, worker.pid, worker.slots)
+            ),
+            f"{worker.age_s(redis.now):.1f}",
+            *(f"{worker.load[of]:.2f}" if of in worker.load else NONE for of in FIGURES),
+            "silent" if worker.is_silent(redis.now) else "",
+        )
+        for worker in redis.workers
+    ]
 
 
 def _server(server: ServerState) -> str:

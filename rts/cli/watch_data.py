@@ -13,9 +13,8 @@ from rts.alerting.store import firing
 from rts.cli.common import ledger_of, link_to_redis
 from rts.cli.probes import noted, query_broker, query_servers
 from rts.cli.problems import problems
-from rts.cli.queues import queue_document
 from rts.cli.status import fleet_document
-from rts.scheduling.queues import QueueState
+from rts.scheduling.queues import QueueState, queue_document
 from rts.settings import Settings
 from rts.views.json_values import utc
 from rts.views.problems import queue_problems

@@ -13,13 +13,14 @@ from rts.flower.filters import Filters
 from rts.flower.reasons import finding
 from rts.flower.source import Counted, QueueSummary
 from rts.objectives import objective_of
+from rts.scheduling.queues import queue_document
 from rts.settings import Settings
 from rts.views.json_values import utc
 from rts.views.lateness_causes import load_at_start, median, slowdown
 from rts.views.problems import fleet_problems, queue_problems
 from rts.views.report import ReportRow
 from rts.views.runs import visible
-from rts.views.status import RedisState
+from rts.views.status import RedisState, worker_document
 from rts.views.taus import TauRow
 
 Document = dict[str, Any]
@@ -174,7 +175,7 @@ def state(
         "fleet": {
             "workers": len(workers),
             "silent": len(redis.workers) - len(workers),
-            "slots": sum(worker.concurrency or 0 for worker in workers),
+            "slots": sum(worker.slots or 0 for worker in workers),
             "load": sum(loads) / len(loads) if loads else None,
             "highest_load": max(loads, default=None),
         },
@@ -190,8 +191,10 @@ def workers(
     """
     rows = {row.key: asdict(row) for row in counted}
     found: list[Document] = []
-    for heartbeat in sorted(redis.workers if redis else (), key=lambda worker: worker.silent):
-        found.append({**asdict(heartbeat), "report": rows.pop(heartbeat.worker, None)})
+    if redis is not None:
+        for beat in sorted(redis.workers, key=lambda beat: beat.is_silent(redis.now)):
+            shown = worker_document(beat, redis.now)
+            found.append({**shown, "report": rows.pop(beat.worker, None)})
     for name, row in rows.items():  # gone, or Redis is unavailable
         found.append({"worker": name, "report": row})
     slowdowns: dict[str, list[float | None]] = {}
@@ -208,8 +211,7 @@ def queue(summary: QueueSummary, redis: RedisState | None) -> Document:
     """
     slots = None if redis is None else redis.slots_for(summary.state.name)
     return {
-        **asdict(summary.state),
-        "next_deadline": utc(summary.state.next_deadline),
+        **queue_document(summary.state),
         "waiting": summary.state.waiting,
         "hopeless": summary.hopeless,
         "slots": slots,

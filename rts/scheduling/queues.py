@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import redis
@@ -21,6 +21,7 @@ from rts.scheduling.scripts import BYTES, MOVE, ScriptByHash, read_messages
 from rts.settings import Settings
 from rts.urls import shown_url
 from rts.validation import finite
+from rts.views.json_values import utc
 
 #: Seconds for connecting to the broker, and for each reply.
 CONNECT_TIMEOUT_S, TIMEOUT_S = 2.0, 5.0
@@ -117,6 +118,11 @@ def state_of(channel: Any, name: str) -> QueueState:
         ordered, late, first, *lengths = pipe.execute()
     deadline = _waiting("ordered", first[0]).deadline if first else None
     return QueueState(name, ordered, late, sum(lengths), deadline)
+def queue_document(state: QueueState) -> dict[str, Any]:
+    """Return the state of a queue as JSON shows it."""
+    return {**asdict(state), "next_deadline": utc(state.next_deadline)}
+
+
 
 
 def hopeless_in(channel: Any, name: str) -> int:

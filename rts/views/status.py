@@ -19,6 +19,7 @@ from rts.settings import Settings
 from rts.unfinished.heartbeat import Heartbeat
 from rts.urls import shown_url
 from rts.views.fleet_state import commands, vitals_of
+from rts.views.json_values import utc
 from rts.views.redis_facts import ask_facts, eviction_of, version_of
 
 
@@ -35,49 +36,12 @@ class ServerState:
 
 
 @dataclass(frozen=True)
-class WorkerState:
-    """The last heartbeat of one worker instance."""
-
-    instance: str
-    worker: str
-    host: str | None
-    pid: int | None
-    concurrency: int | None
-    seen_at: float
-    age_s: float
-    #: No heartbeat for so long that it counts as gone.
-    silent: bool
-    #: Fractions of what the worker may use.
-    load: Mapping[str, Any]
-    #: Names of the queues it consumes; ``None``: not reported, so it may be any.
-    queues: tuple[str, ...] | None = None
-    #: Whether it takes messages that wait in deadline order; ``None``: not reported.
-    ordered: bool | None = None
-
-    @classmethod
-    def of(cls, beat: Heartbeat, now: float) -> WorkerState:
-        """Return the state that *beat* reports, as of *now*."""
-        age_s = beat.age_s(now)
-        return cls(
-            instance=beat.instance,
-            worker=beat.worker,
-            host=beat.host,
-            pid=beat.pid,
-            concurrency=beat.slots,
-            seen_at=now - age_s,
-            age_s=age_s,
-            silent=beat.is_silent(now),
-            load=beat.load,
-            queues=beat.queues,
-            ordered=beat.ordered,
-        )
-
-
-@dataclass(frozen=True)
 class RedisState:
     """The state of Redis and of the fleet. Instants are epoch seconds by its clock."""
 
     server: ServerState
+    #: Its time when it was asked.
+    now: float = 0.0
     #: Its clock minus this host's, known to ± ``clock_error_s``.
     clock_offset_s: float | None = None
     clock_error_s: float | None = None
@@ -87,7 +51,8 @@ class RedisState:
     #: Age of that record; 0 if the outbox is empty.
     lag_s: float | None = None
     counters: Mapping[str, int] = field(default_factory=dict)
-    workers: tuple[WorkerState, ...] = ()
+    #: The last heartbeats, also of workers that are gone, for a while.
+    workers: tuple[Heartbeat, ...] = ()
     running: int | None = None
     overdue: int | None = None
     #: Tasks that were published and have not ended, and those of them whose deadline
@@ -105,17 +70,17 @@ class RedisState:
     refusal: str | None = None
 
     @property
-    def live_workers(self) -> list[WorkerState]:
+    def live_workers(self) -> list[Heartbeat]:
         """The workers that are not silent."""
-        return [worker for worker in self.workers if not worker.silent]
+        return [worker for worker in self.workers if not worker.is_silent(self.now)]
 
-    def takers(self, queue: str) -> list[WorkerState]:
+    def takers(self, queue: str) -> list[Heartbeat]:
         """Return the live workers that consume *queue*, or may."""
-        return [w for w in self.live_workers if w.queues is None or queue in w.queues]
+        return [worker for worker in self.live_workers if worker.takes_from(queue)]
 
     def slots_for(self, queue: str) -> int:
         """Return the slots of the live workers that consume *queue*, or may."""
-        return sum(worker.concurrency or 0 for worker in self.takers(queue))
+        return sum(worker.slots or 0 for worker in self.takers(queue))
 
 
 @dataclass(frozen=True)
@@ -155,16 +120,16 @@ def ask_redis(link: Link, settings: Settings) -> RedisState:
         raise StoreUnavailable(refusal) from None  # a cluster, whose other nodes have the keys
     vitals = vitals_of(replies[: len(asked)])
     waiting, due, late, alerts, led, *messages = map(int, replies[len(asked) :])
-    workers = [WorkerState.of(beat, vitals.now) for beat in vitals.workers]
     return RedisState(
         server=ServerState(shown_url(settings.redis_url), True, version_of(facts), latency_s),
+        now=vitals.now,
         clock_offset_s=now - (sent_at + latency_s / 2),
         clock_error_s=latency_s / 2,
         outbox_length=vitals.outbox_length,
         oldest_at=vitals.oldest_at,
         lag_s=vitals.lag_s,
         counters={name: n for name, n in vitals.counters.items() if n},
-        workers=tuple(sorted(workers, key=lambda state: (state.worker, state.instance))),
+        workers=tuple(sorted(vitals.workers, key=lambda beat: (beat.worker, beat.instance))),
         running=vitals.notes,
         overdue=len(vitals.late),
         open_tasks=waiting + late,
@@ -175,6 +140,24 @@ def ask_redis(link: Link, settings: Settings) -> RedisState:
         eviction=eviction_of(facts),
         refusal=refusal,
     )
+
+
+def worker_document(worker: Heartbeat, now: float) -> dict[str, Any]:
+    """Return a worker as JSON shows it, at the instant *now*."""
+    age_s = worker.age_s(now)
+    return {
+        "instance": worker.instance,
+        "worker": worker.worker,
+        "host": worker.host,
+        "pid": worker.pid,
+        "concurrency": worker.slots,
+        "seen_at": utc(now - age_s),
+        "age_s": age_s,
+        "silent": worker.is_silent(now),
+        "load": worker.load,
+        "queues": worker.queues,
+        "ordered": worker.ordered,
+    }
 
 
 def ask_mongo(settings: Settings, timeout_s: float) -> LedgerState:

@@ -43,7 +43,8 @@ def test_all_see_the_same_workers(
     redis_client.hset(settings.keys.workers, "h@h/1", "[" * 100_000)
 
     status = ask_redis(link, settings)
-    assert {w.worker: (w.concurrency, w.silent, w.queues) for w in status.workers} == {
+    found = {w.worker: (w.slots, w.is_silent(status.now), w.queues) for w in status.workers}
+    assert found == {
         "a@h": (4, False, ("web",)),
         "b@h": (2, False, ("web",)),
         "c@h": (None, False, ("web",)),
@@ -52,7 +53,7 @@ def test_all_see_the_same_workers(
         "g@h": (8, False, ()),
     }
     metrics = {worker.worker: worker.slots for worker in read(link, settings).workers}
-    assert metrics == {w.worker: w.concurrency for w in status.workers if not w.silent}
+    assert metrics == {w.worker: w.slots for w in status.live_workers}
     fleet = read_fleet(link, settings, "web", lambda name: [name])
     # Without c, which does not tell its slots, and g, which takes from no queue.
     assert {name: fleet.groups[group].slots for name, group in fleet.group_of.items()} == {

@@ -28,11 +28,13 @@ from rts.flower.timeline import MAX_RUNS, timeline
 from rts.ledger.connection import connect
 from rts.scheduling.queues import QueueState
 from rts.settings import Settings
+from rts.unfinished.heartbeat import Heartbeat
 from rts.views.histogram import bucket
+from rts.views.json_values import plain
 from rts.views.problems import queue_problems
 from rts.views.report import row_of
 from rts.views.series import Point
-from rts.views.status import RedisState, ServerState, WorkerState
+from rts.views.status import RedisState, ServerState
 from rts.views.tally import Tally
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=timezone.utc)
@@ -462,15 +464,16 @@ def test_each_worker_has_the_median_of_its_own_runs() -> None:
 
 def test_the_report_of_a_worker_that_was_restarted_stands_beside_the_live_one() -> None:
     dead, live = (
-        WorkerState(f"w@h/{pid}", "w@h", "h", pid, 2, 0.0, age_s, silent=age_s > 10, load={})
+        Heartbeat(f"w@h/{pid}", 100.0 - age_s, "w@h", {}, "h", pid, 2)
         for pid, age_s in ((1, 60.0), (2, 0.5))
     )
-    redis = RedisState(ServerState("redis://r/0", True), workers=(dead, live))
+    redis = RedisState(ServerState("redis://r/0", True), now=100.0, workers=(dead, live))
     found = page_parts.workers(redis, [row_of("w@h", Tally(verdicts=3))], [])
     assert [(w["silent"], w["report"] is not None) for w in found] == [
         (False, True),
         (True, False),
     ]
+    assert plain(found[1]["seen_at"]) == "1970-01-01T00:00:40.000Z"
 
 
 def test_a_large_fleet_shows_its_silent_workers_first_of_all() -> None:
@@ -481,12 +484,7 @@ def test_a_large_fleet_shows_its_silent_workers_first_of_all() -> None:
 
 
 def test_pages_name_the_longest_queues_that_nobody_takes_from() -> None:
-    worker = WorkerState(
-        *("w@h/1", "w@h", "h", 1, 2, 0.0, 0.1),
-        silent=False,
-        load={},
-        queues=("taken",),
-    )
+    worker = Heartbeat("w@h/1", 0.0, "w@h", {}, "h", 1, 2, queues=("taken",))
     redis = RedisState(ServerState("redis://r/0", True), lag_s=61.2, workers=(worker,))
     waiting = {"taken": 9, **{f"q{n}": n for n in range(8)}}
     queues = [
@@ -520,12 +518,8 @@ def test_messages_in_order_are_hidden_where_no_worker_of_their_queue_sees_the_or
     workers: list[bool | None], scheduler: Literal["edf"] | None, hidden: bool
 ) -> None:
     states = [
-        WorkerState(
-            *(f"w{n}@h/1", f"w{n}@h", "h", 1, 2, 0.0, 0.1),
-            silent=False,
-            load={},
-            queues=("mail",),
-            ordered=ordered,
+        Heartbeat(
+            *(f"w{n}@h/1", 0.0, f"w{n}@h", {}, "h", 1, 2), queues=("mail",), ordered=ordered
         )
         for n, ordered in enumerate(workers)
     ]

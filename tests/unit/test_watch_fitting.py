@@ -15,9 +15,10 @@ from rts.cli.watch_data import Snapshot
 from rts.objectives import BURN_RULES, WINDOWS
 from rts.scheduling.queues import QueueState
 from rts.settings import Settings
+from rts.unfinished.heartbeat import Heartbeat
 from rts.views.report import row_of
 from rts.views.slo import ObjectiveStatus, WindowStanding
-from rts.views.status import LedgerState, RedisState, ServerState, WorkerState
+from rts.views.status import LedgerState, RedisState, ServerState
 from rts.views.tally import Tally
 
 
@@ -36,9 +37,9 @@ def picture(size: int) -> Snapshot:
         misses = Counter(late=3) if number == 70 else Counter[str]()
         return row_of(f"type{number:03}", Tally(verdicts=10, on_time=7, misses=misses))
 
-    def worker(number: int) -> WorkerState:
+    def worker(number: int) -> Heartbeat:
         load = {"load": 0.9 if number == 70 else 0.1}
-        return WorkerState(f"i{number}", f"worker{number:03}", "h", 1, 1, 0.0, 0.0, False, load)
+        return Heartbeat(f"i{number}", 0.0, f"worker{number:03}", load, "h", 1, 1)
 
     numbers = range(size)
     return Snapshot(
