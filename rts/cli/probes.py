@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from typing import Any, Generic, TypeVar
-
-from pymongo.errors import PyMongoError
+from typing import Any
 
 from rts.cli.common import link_to_redis
-from rts.errors import RtsError, StoreUnavailable, short
+from rts.errors import StoreUnavailable
 from rts.ledger.shipper import Shipper
 from rts.ledger.spool_folder import SpoolFolder
 from rts.link.link import Link
@@ -20,6 +17,7 @@ from rts.scheduling.discovery import FleetQueues, fleet_queues, queue_names
 from rts.scheduling.queues import QueueState, ordered_channel, state_of
 from rts.settings import Settings
 from rts.urls import shown_url
+from rts.views.sources import Source
 from rts.views.status import LedgerState, RedisState, ServerState, ask_mongo, ask_redis
 
 #: Seconds for Redis to take a connection and for each answer.
@@ -27,8 +25,6 @@ PATIENCE_S = 1.0
 #: Seconds for all of MongoDB's answers, which its driver uses up while it looks for a server;
 #: and for both servers, whatever hangs: longer, so that the driver can report its reason.
 MONGO_S, DEADLINE_S = 1.5, 2.0
-
-State = TypeVar("State")
 
 
 def query_servers(settings: Settings) -> tuple[RedisState, LedgerState]:
@@ -38,38 +34,21 @@ def query_servers(settings: Settings) -> tuple[RedisState, LedgerState]:
         with closing(Link.with_timeouts(settings, PATIENCE_S, PATIENCE_S)) as link:
             return ask_redis(link, settings)
 
-    redis = _Query(redis_state, RedisState, settings.redis_url)
-    ledger = _Query(lambda: ask_mongo(settings, MONGO_S), LedgerState, settings.mongo_url)
+    redis = Source("Redis", redis_state)
+    ledger = Source("MongoDB", lambda: ask_mongo(settings, MONGO_S))
+    redis.ask()
+    ledger.ask()
     give_up_at = time.monotonic() + DEADLINE_S
-    return redis.wait(give_up_at), ledger.wait(give_up_at)
+    of_redis, redis_error = redis.answer(give_up_at)
+    of_ledger, ledger_error = ledger.answer(give_up_at)
+    return (
+        of_redis or RedisState(_unreachable(settings.redis_url, redis_error)),
+        of_ledger or LedgerState(_unreachable(settings.mongo_url, ledger_error)),
+    )
 
 
-class _Query(Generic[State]):
-    """Asks a server for its state, in a thread of its own: a daemon, since name resolution may
-    hang for longer than any timeout of the drivers.
-    """
-
-    def __init__(
-        self, ask: Callable[[], State], failed: Callable[[ServerState], State], url: str
-    ) -> None:
-        self._ask, self._failed, self._url = ask, failed, shown_url(url)
-        self._found = self._without(f"no answer within {DEADLINE_S:g} s")
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def wait(self, until: float) -> State:
-        """Return the state, or after the monotonic instant *until* that there is no answer."""
-        self._thread.join(max(0.0, until - time.monotonic()))
-        return self._found
-
-    def _run(self) -> None:
-        try:
-            self._found = self._ask()
-        except (RtsError, PyMongoError, OSError, ValueError) as exc:
-            self._found = self._without(short(exc.__cause__ or exc))
-
-    def _without(self, error: str) -> State:
-        return self._failed(ServerState(self._url, error=error))
+def _unreachable(url: str, error: str) -> ServerState:
+    return ServerState(shown_url(url), error=error or f"no answer within {DEADLINE_S:g} s")
 
 
 def query_broker(app: Any, settings: Settings, redis: RedisState) -> list[QueueState]:

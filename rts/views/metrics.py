@@ -72,7 +72,7 @@ class RtsCollector:
         until = time.monotonic() + self._patience_s
         for source in self._sources.values():
             source.ask()
-        answers = {name: source.answer(until) for name, source in self._sources.items()}
+        answers = {name: source.answer(until)[0] for name, source in self._sources.items()}
         reading, stands, waiting = map(answers.get, ("redis", "mongodb", "broker"))
         yield families.info()
         up = {name: answer is not None for name, answer in answers.items()}

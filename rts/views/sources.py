@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 from pymongo.errors import PyMongoError
 
 from rts import health
-from rts.errors import RtsError
+from rts.errors import RtsError, short
 
 logger = logging.getLogger("rts")
 
@@ -19,19 +19,21 @@ T = TypeVar("T")
 
 
 class Source(Generic[T]):
-    """Queries one server in a background thread, with at most one query in flight: callers that
-    arrive meanwhile wait for its answer, too. *max_age_s*: how old the last answer may be that
+    """Queries one server in a background thread: a daemon, since name resolution may hang for
+    longer than any timeout of the drivers. At most one query is in flight; callers that arrive
+    meanwhile wait for its answer, too. *max_age_s*: how old the last answer may be that
     replaces a late one.
     """
 
-    def __init__(self, name: str, query: Callable[[], T], max_age_s: float) -> None:
-        self.name = name
+    def __init__(self, name: str, query: Callable[[], T], max_age_s: float = 0.0) -> None:
+        self._name = name
         self._query = query
         self._max_age_s = max_age_s
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        #: The last answer (``None``: the query failed), and the monotonic time when it came.
-        self._answer: T | None = None
+        #: The last answer (``None``, and why, if the query failed), and the monotonic time when
+        #: it came.
+        self._answer: tuple[T | None, str] = None, ""
         self._answered_at = -1e9
 
     def ask(self) -> None:
@@ -42,24 +44,27 @@ class Source(Generic[T]):
                 thread.start()
                 self._thread = thread  # last: others may join it at once
 
-    def answer(self, until: float) -> T | None:
+    def answer(self, until: float) -> tuple[T | None, str]:
         """Return the answer, waiting for it until the monotonic instant *until*; failing that,
-        the last one, unless it is too old; else ``None``.
+        the last one, unless it is too old. If there is none, return ``None``, and why the query
+        failed ('': it has not ended).
         """
         thread = self._thread
         assert thread is not None
         thread.join(max(0.0, until - time.monotonic()))
         if thread.is_alive() and time.monotonic() - self._answered_at > self._max_age_s:
-            return None
+            return None, ""
         return self._answer
 
     def _ask(self) -> None:
+        answer: T | None = None
+        why = ""
         try:
-            answer: T | None = self._query()
+            answer = self._query()
         except (RtsError, PyMongoError, OSError) as exc:
-            logger.debug("rts: %s cannot be read: %s", self.name, type(exc).__name__)
-            answer = None
+            why = short(exc.__cause__ or exc)
+            logger.debug("rts: %s cannot be read: %s", self._name, why)
         except Exception as exc:  # noqa: BLE001  a scrape must be answered
             health.hook_failed("metrics", exc)
-            answer = None
-        self._answer, self._answered_at = answer, time.monotonic()
+            why = short(exc)
+        self._answer, self._answered_at = (answer, why), time.monotonic()

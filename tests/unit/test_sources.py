@@ -25,7 +25,7 @@ def hurried() -> Iterator[None]:
 def test_callers_during_a_query_wait_for_its_answer() -> None:
     source = Source("a server", lambda: 1, 0.0)
 
-    def answers() -> set[int | None]:
+    def answers() -> set[tuple[int | None, str]]:
         found = set()
         for _ in range(2000):
             source.ask()
@@ -34,4 +34,4 @@ def test_callers_during_a_query_wait_for_its_answer() -> None:
 
     with ThreadPoolExecutor(4) as pool:
         each = [pool.submit(answers) for _ in range(4)]
-        assert [found.result() for found in each] == [{1}] * 4
+        assert [found.result() for found in each] == [{(1, "")}] * 4
