@@ -42,7 +42,7 @@ TYPE_SOURCES = ("explicit", "task", "inferred")
 #: Value of the header ``rts_policy`` where a learned k is outside the range of a set one.
 LEARNED = "quantile"
 #: Header that the deadline order gives a message that it drops as hopeless.
-DROPPED = "rts_dropped"
+DROPPED_HEADER = "rts_dropped"
 
 _REQUESTABLE = frozenset(REQUESTABLE)
 

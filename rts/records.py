@@ -29,6 +29,8 @@ NOT_FINAL = frozenset({"RETRY", REPLACED, REQUEUED})
 
 #: Cause of a miss that is known before the task has ended, if it ever does.
 OVERDUE = "overdue"
+#: Cause of a miss by a task that the deadline order did not run, as it was hopeless.
+DROPPED = "dropped"
 #: Causes of ends that another process wrote, because the run could not: its own end, or
 #: that of another run of the task, may still arrive. The same holds for the state LOST. (A
 #: tuple: a record that others wrote may have a cause that cannot be hashed.)

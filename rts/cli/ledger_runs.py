@@ -9,8 +9,8 @@ from typing import Any
 from pymongo.database import Database
 
 from rts.keys import ASSIGNMENTS, TASKS
-from rts.records import NOT_FINAL, priority_of
-from rts.simulation.recording import DROPPED, Run
+from rts.records import DROPPED, NOT_FINAL, priority_of
+from rts.simulation.recording import Run
 from rts.validation import finite
 from rts.views.intervals import Window, in_window
 
@@ -38,7 +38,8 @@ def runs(
     database: Database[dict[str, Any]], window: Window, queue: str | None = None
 ) -> Iterator[Run]:
     """Yield the runs that ended in *window*, latest first, at most :data:`MAX_RUNS`; then the
-    tasks that were dropped in it, as if each had run for its tau.
+    tasks that were dropped in it, as if each had run for its tau: another order, or more slots,
+    would have run them.
 
     *queue*: only those from this queue. Runs without a known start and malformed documents are
     left out.

@@ -14,10 +14,10 @@ from billiard.einfo import ExceptionInfo
 
 from rts import health
 from rts.clock import FleetClock
-from rts.headers import DROPPED
+from rts.headers import DROPPED_HEADER
 from rts.lifecycle.planning import Planner
 from rts.ports import Acknowledgements, RunNotes, RunSink
-from rts.records import LOST, Execution, new_execution
+from rts.records import DROPPED, LOST, Execution, new_execution
 from rts.signals import deadline_missed, run_ended
 
 #: Celery's strategy, which passes each request to the pool.
@@ -115,7 +115,7 @@ class Ends:
         if terminated:
             cause = "terminated"
         elif expired:
-            cause = "dropped" if attributes.get(DROPPED) else "expired"
+            cause = DROPPED if attributes.get(DROPPED_HEADER) else "expired"
         else:
             cause = "revoked"
         note = self.notes.take(attributes["id"]) if terminated else None

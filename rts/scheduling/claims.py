@@ -15,7 +15,7 @@ from kombu.transport import redis as stock
 
 from rts import health
 from rts.deadlines import HOPE
-from rts.headers import DROPPED
+from rts.headers import DROPPED_HEADER
 from rts.scheduling.encoding import payload_of, tag_of, tail_of
 from rts.scheduling.layout import (
     BELL,
@@ -113,7 +113,7 @@ class Claims(QueueLayout):
         elif fate == b"drop":
             # Celery revokes an expired task: it acknowledges it, sends the event and stores
             # the result.
-            headers.update({"expires": DROPPED_EXPIRES, DROPPED: True})
+            headers.update({"expires": DROPPED_EXPIRES, DROPPED_HEADER: True})
         return queue, payload
 
     def _message(self: Any, queue: str, payload: Any, text: bytes) -> Any:

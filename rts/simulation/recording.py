@@ -15,12 +15,8 @@ from itertools import chain, pairwise
 from typing import NamedTuple
 
 from rts.deadlines import hopeful_until
-from rts.records import REPLACED
+from rts.records import DROPPED, REPLACED
 from rts.simulation.traces import FAILURE, KILLED, SUCCESS, Again, Job, Origin
-
-#: Cause of a task that was never run because it was hopeless: another order, or more slots,
-#: would have run it.
-DROPPED = "dropped"
 
 #: A number of simultaneous runs counts if it lasted for this share of the busy time: clocks
 #: of hosts differ by milliseconds, so that consecutive runs seem to overlap.
@@ -154,7 +150,7 @@ class _Publisher(NamedTuple):
 
 
 def _with_origin(job: Job, parent: str, publishers: Mapping[str, _Publisher]) -> Job:
-    """Return *job* with its origin, if its *parent* is known. Its arrival is an instant."""
+    """Return *job*, which arrives in epoch seconds, with its origin if its *parent* is known."""
     by = publishers.get(parent)
     if by is None or job.arrival_s < by.started_at or job.span_s is None:
         return job

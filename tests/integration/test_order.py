@@ -17,7 +17,7 @@ import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rts.headers import DROPPED
+from rts.headers import DROPPED_HEADER
 from rts.predictions.shared_workers import Queues, WorkerGroup
 from rts.scheduling.encoding import ARRIVAL, Place, member
 from rts.scheduling.queues import COUNTED, SAMPLED, hopeless_in
@@ -90,7 +90,10 @@ class Harness:
         if got is None or expected is None:
             assert got is expected
             return False
-        assert (got.delivery_tag, DROPPED in got.headers) == (expected[0].tag, expected[1])
+        assert (got.delivery_tag, DROPPED_HEADER in got.headers) == (
+            expected[0].tag,
+            expected[1],
+        )
         self.held.append(got)
         return True
 

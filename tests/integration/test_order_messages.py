@@ -15,7 +15,7 @@ from kombu import Connection, Consumer, Exchange, Producer, Queue
 
 import rts
 from rts import health
-from rts.headers import DROPPED
+from rts.headers import DROPPED_HEADER
 from rts.installation import parts_of
 from rts.scheduling import queue_metrics
 from rts.scheduling.claims import SCAN_LIMIT
@@ -269,7 +269,7 @@ def test_demoted_messages_are_dropped_once_drop_is_configured(url: str) -> None:
         assert connection.default_channel.basic_get(NAME, no_ack=True).delivery_tag == "2"
     with connect(url, Rule(hopeless="drop")) as connection:
         got = connection.default_channel.basic_get(NAME, no_ack=True)
-        assert (got.delivery_tag, got.headers[DROPPED]) == ("1", True)
+        assert (got.delivery_tag, got.headers[DROPPED_HEADER]) == ("1", True)
 
 
 def test_moving_to_lists_ends_while_workers_in_order_adopt_messages(url: str) -> None:
