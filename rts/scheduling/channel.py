@@ -46,11 +46,9 @@ class DeadlineOrder(Claims):
 
     #: The transport option: arguments of :class:`Rule`.
     rts: Mapping[str, Any] = {}
-    #: TTL in milliseconds of queues that expire (kombu >= 5.7).
-    _expires: Mapping[str, int] = {}
-    brpop_timeout: float = 1
-    #: Whether the poll connection awaits the reply to a claim; else it blocks on a bell.
-    _claiming = False
+    #: The queues of the claim whose reply the poll connection awaits; ``None``: it blocks on
+    #: their bells.
+    _claim_queues: list[str] | None = None
     #: Whether Redis has the script cached, as far as this channel knows.
     _script_cached = False
     #: Since when the poll connection has awaited no reply.
@@ -137,7 +135,7 @@ class DeadlineOrder(Claims):
         self._in_poll, self._idle_since = connection, math.inf
         self._brpop_sent_at = time.monotonic()  # for kombu >= 5.7
         if self._block_s > 0:
-            self._claiming = False
+            self._claim_queues = None
             bells = [key for queue in queues for key in keys_of(self, queue, BELL)]
             if self._capped:
                 # Sleep on a key that nobody pushes to; its name matches ACLs for the queue.
@@ -145,7 +143,7 @@ class DeadlineOrder(Claims):
             command = ["BRPOP", *bells, self._block_s]
             self._block_s = 0.0
         else:
-            self._claiming, self._claim_queues = True, queues
+            self._claim_queues = queues
             keys, arguments = self._claim_arguments(queues, self._no_ack_queues)
             script = ("EVALSHA", CLAIM.sha) if self._script_cached else ("EVAL", CLAIM.text)
             command = [*script, len(keys), *keys, *arguments]
@@ -157,7 +155,7 @@ class DeadlineOrder(Claims):
         try:
             try:
                 # Not "BRPOP", from whose replies kombu's client strips the key prefix.
-                command = "EVALSHA" if self._claiming else "EXISTS"
+                command = "EVALSHA" if self._claim_queues else "EXISTS"
                 reply = client.parse_response(client.connection, command, **options)
             except self.connection_errors:
                 client.connection.disconnect()
@@ -165,7 +163,7 @@ class DeadlineOrder(Claims):
             except NoScriptError:
                 self._script_cached = False
                 raise Empty() from None
-            if not self._claiming:
+            if self._claim_queues is None:
                 raise Empty()  # a bell or the timeout: the next poll sends a claim
             self._script_cached = True
             self._deliver_claimed(self._claim_queues, reply)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,10 @@ class Claims(QueueLayout):
     slots: Slots | None = None
     #: Queues that are consumed with ``no_ack``.
     _no_ack_queues: set[str]
+    #: TTL in milliseconds of queues that expire (kombu >= 5.7).
+    _expires: Mapping[str, int] = {}
+    #: Seconds to block on the bells where nothing waits.
+    brpop_timeout: float = 1
     #: Seconds to block on the bells before the next claim.
     _block_s = 0.0
     #: Only demoted tasks wait and this worker may take no more: bells are of no use.
@@ -82,24 +86,16 @@ class Claims(QueueLayout):
         return keys, arguments
 
     def _parse_claim(self: Any, queues: list[str], reply: list[Any]) -> tuple[str | None, Any]:
-        """Return the queue and the raw message of a claim's *reply*. If there is none, return
-        (``None``, ``None``) and set how long to block before the next claim.
+        """Return the queue and the raw message of a claim's *reply*; (``None``, ``None``) if
+        there is none to take.
         """
         state, index, fate, text, adopted, refused = reply
-        now = time.monotonic()
         if adopted:
-            self._mixed_until = now + MIXED_FOR_S
+            self._mixed_until = time.monotonic() + MIXED_FOR_S
         if refused:
             _report_refused(refused)
         if state != b"message":
-            self._capped = state == b"capped"
-            # Replies to remote control, which a worker awaits only while it starts.
-            replies = not self._no_ack_queues.isdisjoint(self._active_queues)
-            mixed = replies or now < self._mixed_until
-            idle_s = MIXED_POLL_S if mixed else self.brpop_timeout or 1
-            self._block_s = CAPPED_POLL_S if self._capped else idle_s
-            if state == b"again":
-                self._block_s = 0.0
+            self._wait_after(state)
             return None, None
         queue = queues[index]
         try:
@@ -115,6 +111,19 @@ class Claims(QueueLayout):
             # the result.
             headers.update({"expires": DROPPED_EXPIRES, DROPPED_HEADER: True})
         return queue, payload
+
+    def _wait_after(self: Any, state: bytes) -> None:
+        """Set how long to block before the next claim, after one that took no message."""
+        self._capped = state == b"capped"
+        if state == b"again":
+            self._block_s = 0.0
+        elif self._capped:
+            self._block_s = CAPPED_POLL_S
+        else:
+            # Replies to remote control, which a worker awaits only while it starts.
+            replies = not self._no_ack_queues.isdisjoint(self._active_queues)
+            mixed = replies or time.monotonic() < self._mixed_until
+            self._block_s = MIXED_POLL_S if mixed else self.brpop_timeout or 1
 
     def _message(self: Any, queue: str, payload: Any, text: bytes) -> Any:
         """Return kombu's message; ``None``, and refuse the payload, if it cannot be built."""
