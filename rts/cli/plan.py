@@ -11,7 +11,7 @@ import click
 from rts.cli.common import Number, as_json, print_json, settings_of
 from rts.cli.plots import draw, plot_option
 from rts.cli.table import NONE, Column, percent, render, terminal_width
-from rts.cli.workloads import Source, progress_bar, workload, workload_options
+from rts.cli.workloads import WorkloadOptions, progress_bar, workload, workload_options
 from rts.errors import CommandError
 from rts.simulation.orders import ORDERS, order_in_use
 from rts.simulation.planning import RESAMPLES, Plan, Question, Unattainable, plan
@@ -66,7 +66,7 @@ def command(
     sample, so workloads that are resampled from pieces of it must meet the target, too. The
     orders of --scheduler are those of rts replay.
     """
-    found = workload(Source(**options), settings_of(ctx), ctx.obj.app)
+    found = workload(WorkloadOptions(**options), settings_of(ctx), ctx.obj.app)
     order = scheduler or order_in_use(found.settings)
     question = Question(
         found.jobs,

@@ -14,8 +14,8 @@ from rts.cli.plots import Points, draw, plot_option
 from rts.cli.replay_output import KEYS, Answer
 from rts.cli.table import terminal_width
 from rts.cli.workloads import (
-    Source,
     Workload,
+    WorkloadOptions,
     progress_bar,
     workload,
     workload_options,
@@ -89,7 +89,7 @@ def command(
     Orders: fifo is the broker's own, edf that of rts_scheduler = "edf", plain-edf the same
     without demoting hopeless tasks, sjf runs the shortest job first.
     """
-    found = workload(Source(**options), settings_of(ctx), ctx.obj.app)
+    found = workload(WorkloadOptions(**options), settings_of(ctx), ctx.obj.app)
     slots = slots or found.slots or enough_slots(found.jobs, found.conditions.speed)
     names = tuple(dict.fromkeys(orders)) or (order_in_use(found.settings),)
     if write is not None:

@@ -67,7 +67,7 @@ _OPTIONS = (
 
 
 @dataclass(frozen=True)
-class Source:
+class WorkloadOptions:
     """The options that choose the workload."""
 
     since: timedelta | datetime | None
@@ -144,13 +144,13 @@ class Workload:
 
 
 def workload_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give *command* the options of :class:`Source`."""
+    """Give *command* the options of :class:`WorkloadOptions`."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
 
 
-def workload(source: Source, settings: Settings, app: Any) -> Workload:
+def workload(options: WorkloadOptions, settings: Settings, app: Any) -> Workload:
     """Return the workload, from the ledger of *app* or from a trace.
 
     Raises:
@@ -158,20 +158,20 @@ def workload(source: Source, settings: Settings, app: Any) -> Workload:
         CommandError: nothing ran in the window.
         StoreUnavailable: MongoDB is not usable.
     """
-    if source.trace is not None:
-        return _from_trace(source, settings, source.trace)
+    if options.trace is not None:
+        return _from_trace(options, settings, options.trace)
     try:
         now = datetime.now(timezone.utc)
-        since = timedelta(days=1) if source.since is None else source.since
-        asked = window(since, source.until, now)
+        since = timedelta(days=1) if options.since is None else options.since
+        asked = window(since, options.until, now)
     except ValueError as exc:
         raise click.UsageError(str(exc)) from None
     with ledger_of(settings) as database:
-        expected = count(database, asked, source.queue)
+        expected = count(database, asked, options.queue)
         if expected > MAX_RUNS:
             click.echo(f"only the last {MAX_RUNS:,} runs of the window are read", err=True)
         with progress_bar("reading", expected) as read:
-            found = _with_progress(runs(database, asked, source.queue), read)
+            found = _with_progress(runs(database, asked, options.queue), read)
             past = recording(found, ranking(app))
     if past is None:
         raise CommandError(
@@ -186,7 +186,7 @@ def workload(source: Source, settings: Settings, app: Any) -> Workload:
         workers=past.workers,
         held_per_slot=held_per_slot(app.conf),
         settings=replace(settings, hopeless_slots=hopeless_slots),
-        conditions=Conditions(source.speed, source.k, _overheads(source, past.overheads)),
+        conditions=Conditions(options.speed, options.k, _overheads(options, past.overheads)),
         origin=f"ended from {iso(asked[0])} to {iso(asked[1])}",
         window=asked,
     )
@@ -209,10 +209,10 @@ def progress_bar(label: str, length: int) -> Iterator[Callable[[int], None]]:
         bar.render_progress()
 
 
-def _from_trace(source: Source, settings: Settings, path: str) -> Workload:
-    if (source.until, source.queue) != (None, None):
+def _from_trace(options: WorkloadOptions, settings: Settings, path: str) -> Workload:
+    if (options.until, options.queue) != (None, None):
         raise click.UsageError("--trace excludes --until and --queue")
-    if source.since is not None:
+    if options.since is not None:
         click.echo("Note: --since has no effect on a trace", err=True)
     try:
         jobs = read_trace(path)
@@ -221,15 +221,15 @@ def _from_trace(source: Source, settings: Settings, path: str) -> Workload:
     return Workload(
         jobs=jobs,
         settings=with_types(settings, jobs),
-        conditions=Conditions(source.speed, source.k, _overheads(source)),
+        conditions=Conditions(options.speed, options.k, _overheads(options)),
         origin=f"of {path}",
     )
 
 
-def _overheads(source: Source, recorded: Sequence[float] = ()) -> Sequence[float]:
+def _overheads(options: WorkloadOptions, recorded: Sequence[float] = ()) -> Sequence[float]:
     """Return the seconds between two runs of a slot: as asked for, or as *recorded*."""
-    if source.overhead is not None:
-        return (source.overhead,)
+    if options.overhead is not None:
+        return (options.overhead,)
     return recorded or (OVERHEAD_S,)
 
 
