@@ -20,3 +20,16 @@ def as_instant(reply: Sequence[bytes]) -> float:
     """
     seconds, micros = reply
     return int(seconds) + int(micros) / 1e6
+
+
+def as_counts(reply: Sequence[bytes]) -> dict[str, int]:
+    """Return the whole numbers, at least 0, in a reply to HGETALL, by field."""
+    found = {}
+    for field, text in sorted(replies_as_text(reply).items()):
+        try:
+            number = int(text)
+        except ValueError:
+            continue  # not written by rts
+        if number >= 0:
+            found[field] = number
+    return found

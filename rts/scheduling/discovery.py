@@ -10,12 +10,12 @@ from typing import Any
 import redis
 
 from rts.link.link import Link
+from rts.link.replies import as_counts
 from rts.link.scripts import pack
 from rts.scheduling.layout import DEMOTED, HOPEFUL
 from rts.scheduling.queues import state_of
 from rts.settings import Settings
 from rts.unfinished.heartbeat import read_heartbeats
-from rts.views.fleet_state import counts
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def fleet_queues(link: Link, settings: Settings) -> FleetQueues:
     beats, tasks = link.call(pack("HGETALL", keys.workers), pack("HGETALL", keys.open_counts))
     return FleetQueues(
         frozenset(queue for beat in read_heartbeats(beats) for queue in beat.queues or ()),
-        frozenset(field.partition(" ")[2] for field, n in counts(tasks).items() if n),
+        frozenset(field.partition(" ")[2] for field, n in as_counts(tasks).items() if n),
     )
 
 

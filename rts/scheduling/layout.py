@@ -59,8 +59,8 @@ def unacked_keys(channel: Any) -> list[str]:
 def plain_client(channel: Any) -> redis.Redis:
     """Return a client on a channel's connection pool that does not prefix keys.
 
-    One for each pool, as it passes the new tokens of a credential provider on to that
-    (redis-py >= 6).
+    A pool that replaces another one needs a new client, which passes the new tokens of a
+    credential provider on to its pool (redis-py >= 6).
     """
     provider = channel.pool.connection_kwargs.get("credential_provider")
     return redis.Redis(connection_pool=channel.pool, credential_provider=provider)

@@ -17,7 +17,7 @@ from rts.scheduling.channel import DeadlineOrder
 from rts.scheduling.encoding import headers_of, message_of, payload_of, tau_of
 from rts.scheduling.layout import DEMOTED, HOPEFUL, keys_of, list_keys, message_keys
 from rts.scheduling.rule import OPTION, Rule
-from rts.scheduling.scripts import BYTES, MOVE, ScriptByHash, read_messages
+from rts.scheduling.scripts import BYTES, HOPELESS, MOVE, read_messages
 from rts.settings import Settings
 from rts.urls import shown_url
 from rts.validation import finite
@@ -30,8 +30,6 @@ BATCH = 500
 #: How hopeless messages are counted: exactly among the first ones, where they accumulate,
 #: and in a sample of the rest. That blocks Redis for a few milliseconds.
 COUNTED, SAMPLED = 500, 500
-
-HOPELESS = ScriptByHash("hopeless")
 
 
 @dataclass(frozen=True)
@@ -118,11 +116,11 @@ def state_of(channel: Any, name: str) -> QueueState:
         ordered, late, first, *lengths = pipe.execute()
     deadline = _waiting("ordered", first[0]).deadline if first else None
     return QueueState(name, ordered, late, sum(lengths), deadline)
+
+
 def queue_document(state: QueueState) -> dict[str, Any]:
     """Return the state of a queue as JSON shows it."""
     return {**asdict(state), "next_deadline": utc(state.next_deadline)}
-
-
 
 
 def hopeless_in(channel: Any, name: str) -> int:

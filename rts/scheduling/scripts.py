@@ -27,8 +27,8 @@ class ScriptByHash:
 
 
 CLAIM = ScriptByHash("decode", "claim")
-REFUSE, PUT, RING, MOVE, REQUEUE = map(
-    ScriptByHash, ("refuse", "put", "ring", "move", "requeue")
+REFUSE, PUT, RING, MOVE, REQUEUE, HOPELESS = map(
+    ScriptByHash, ("refuse", "put", "ring", "move", "requeue", "hopeless")
 )
 _READ_MESSAGES = ScriptByHash("read_messages")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rts.keys import Keys
-from rts.link.replies import as_instant, replies_as_text
+from rts.link.replies import as_counts, as_instant
 from rts.link.scripts import pack
 from rts.records import Execution, read_runs
 from rts.unfinished.heartbeat import Heartbeat, read_heartbeats
@@ -64,21 +64,8 @@ def vitals_of(replies: Sequence[Any]) -> Vitals:
         now=as_instant(time_),
         outbox_length=int(length),
         oldest_at=int(oldest[0][0].partition(b"-")[0]) / 1000 if oldest else None,
-        counters=counts(counters),
+        counters=as_counts(counters),
         workers=read_heartbeats(beats),
         notes=len(notes),
         running=list(read_runs(notes)),
     )
-
-
-def counts(reply: Sequence[bytes]) -> dict[str, int]:
-    """Return the whole numbers, at least 0, in a reply to HGETALL, by field."""
-    found = {}
-    for field, text in sorted(replies_as_text(reply).items()):
-        try:
-            number = int(text)
-        except ValueError:
-            continue  # not written by rts
-        if number >= 0:
-            found[field] = number
-    return found

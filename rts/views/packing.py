@@ -40,8 +40,8 @@ def unpack(packed: Any, by: str, key: str | None = None) -> Tallies:
     """Return the tallies that were packed; only that of *key*, if given (not of CLASSES)."""
     if by == CLASSES:
         return {
-            key: Tally(verdicts=valid, on_time=good, misses=Counter(misses))
-            for key, valid, good, misses in unpack_rows(packed)
+            key: Tally(verdicts=verdicts, on_time=on_time, misses=Counter(misses))
+            for key, verdicts, on_time, misses in unpack_rows(packed)
         }
     tallies: Tallies = {}
     for p in packed:
@@ -67,8 +67,8 @@ def unpack_rows(columns: Mapping[str, Any]) -> Iterator[Row]:
     for cause, packed in columns["misses"]:
         for index, n in _pairs("q", packed):
             misses[index][cause] = n
-    valid, on_time = (_unpacked("q", columns[name]) for name in ("valid", "on_time"))
-    return zip(columns["keys"], valid, on_time, misses, strict=True)
+    verdicts, on_time = (_unpacked("q", columns[name]) for name in ("valid", "on_time"))
+    return zip(columns["keys"], verdicts, on_time, misses, strict=True)
 
 
 def _columns(tallies: Tallies) -> dict[str, Any]:

@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 from rts.ledger.counting import DURATIONS, LATENESS
 from rts.link.link import Link
-from rts.link.replies import replies_as_text
+from rts.link.replies import as_counts, replies_as_text
 from rts.link.scripts import pack
 from rts.settings import Settings
 from rts.unfinished.heartbeat import Heartbeat
 from rts.validation import finite
-from rts.views.fleet_state import Vitals, commands, counts, vitals_of
+from rts.views.fleet_state import Vitals, commands, vitals_of
 from rts.views.redis_facts import ask_facts
 
 #: Bucket bounds, by kind of histogram.
@@ -89,7 +89,7 @@ def read(link: Link, settings: Settings) -> Reading:
         (page,) = link.call(pack("HSCAN", keys.metrics, page[0], "COUNT", PAGE))
         counted |= replies_as_text(page[1])
     runs, verdicts, histograms = _counted(counted)
-    by_queue = counts(tasks)
+    by_queue = as_counts(tasks)
     overdue = _with_prefix(by_queue, "overdue ")
     running = Counter(run.queue or "unknown" for run in vitals.late)
     _, refusal = ask_facts(link, settings)

@@ -91,8 +91,8 @@ def _course(
     starts: range,
     pool: ThreadPoolExecutor,
 ) -> Iterator[Iterator[Tallies]]:
-    """Yield, for each point, the tallies of one collection that it is made of. Each is dropped
-    as soon as the next one is taken.
+    """Yield an iterator for each point, over the tallies of one collection that add up to it.
+    It has to be used up before the next one is taken. No tally is kept once it was yielded.
     """
     width = starts.step
     intervals: list[Interval] = []

@@ -25,8 +25,9 @@ from rts.views.tally import CLASSES
 def slices(
     database: Database[dict[str, Any]], now: datetime, lengths: Sequence[float]
 ) -> Iterator[tuple[float, Row]]:
-    """Yield the verdicts of the longest window as rows, each with the length of the shortest
-    window that contains it. Their keys are those of ``CLASSES``; a key may have several rows.
+    """Yield the verdicts of the longest window as rows (key, verdicts, on time, misses), each
+    with the length of the shortest window that contains it: it counts in that and in all longer
+    ones. Keys are those of ``CLASSES``; a key may have several rows.
 
     *lengths* are those of the windows, seconds before *now* (aware), shortest first.
 
