@@ -67,22 +67,23 @@ def command(ctx: click.Context, task_id: str, queue: str | None, as_json: bool) 
 
 def _text(found: Prediction, now: float) -> str:
     """Return what is predicted as lines."""
-    left = found.deadline - now
-    due = f"in {left:.1f} s" if left >= 0 else f"{-left:.1f} s ago"
     return "\n".join(
         (
             _line("start", found.start, found.start_low, found.start_high, now),
             _line("finish", found.finish, found.finish_low, found.finish_high, now),
-            f"deadline {_shown(found.deadline)}  {due}, met with a probability of "
-            f"{found.on_time:.0%}",
+            f"deadline {_shown(found.deadline)}  {_from_now(found.deadline - now)}, met with a "
+            f"probability of {found.on_time:.0%}",
             f"{counted(found.ahead, 'task')} ahead of it, {counted(found.slots, 'slot')}",
         )
     )
 
 
 def _line(name: str, middle: float, low: float, high: float, now: float) -> str:
-    """Return the line of a predicted instant, which is never for a task that is dropped.
+    """Return the line of a predicted instant, which is never for a task that is dropped; the
+    start of a task that runs is known.
 
+    >>> _line("start", 97.0, 97.0, 97.0, 100.0)
+    'start    1970-01-01T00:01:37.000Z  3.0 s ago'
     >>> _line("start", 130.0, 125.0, float("inf"), 100.0)
     'start    1970-01-01T00:02:10.000Z  in 30.0 s (25.0 to never)'
     >>> _line("start", float("inf"), 125.0, float("inf"), 100.0)
@@ -91,8 +92,15 @@ def _line(name: str, middle: float, low: float, high: float, now: float) -> str:
     at = utc(middle)
     if at is None:
         return f"{name:<9}never"
+    text = f"{name:<9}{iso(at)}  {_from_now(middle - now)}"
+    if high <= now:
+        return text
     latest = "never" if utc(high) is None else f"{high - now:.1f}"
-    return f"{name:<9}{iso(at)}  in {middle - now:.1f} s ({low - now:.1f} to {latest})"
+    return f"{text} ({low - now:.1f} to {latest})"
+
+
+def _from_now(seconds: float) -> str:
+    return f"in {seconds:.1f} s" if seconds >= 0 else f"{-seconds:.1f} s ago"
 
 
 def _shown(at: float) -> str:
