@@ -99,7 +99,7 @@ _TYPES = (
 )
 _QUEUES = (
     Column("queue", number=False),
-    *map(Column, ("waiting", "ordered", "demoted", "plain", "due in s", "slots")),
+    *map(Column, ("waiting", "ordered", "demoted", "plain", "next due in s", "slots")),
 )
 
 

@@ -150,7 +150,7 @@ class _Publisher(NamedTuple):
 
 
 def _with_origin(job: Job, parent: str, publishers: Mapping[str, _Publisher]) -> Job:
-    """Return *job*, which arrives in epoch seconds, with its origin if its *parent* is known."""
+    """Return *job*, its arrival in epoch seconds, with its origin if its *parent* is known."""
     by = publishers.get(parent)
     if by is None or job.arrival_s < by.started_at or job.span_s is None:
         return job
