@@ -67,15 +67,22 @@ def main() -> None:
 def record(jobs: list[Job], arguments: argparse.Namespace) -> tuple[Recording, float]:
     """Run *jobs* on too few slots; return the recording, and the share of deadlines met."""
     past: list[Recording] = []
-
-    def look(ledger: Any) -> None:
-        now, hour = datetime.now(timezone.utc), timedelta(hours=1)
-        found = recording(runs(ledger, (now - hour, now + hour)))
-        assert found is not None
-        past.append(found)
-
-    done = replay(jobs, arguments.slots, "edf", speedup=arguments.speedup, look=look)
+    done = replay(
+        jobs,
+        arguments.slots,
+        "edf",
+        speedup=arguments.speedup,
+        look=lambda ledger: past.append(recorded(ledger)),
+    )
     return past[0], share(done)
+
+
+def recorded(ledger: Any) -> Recording:
+    """Return what *ledger* has of the last hour, as ``rts replay`` reads it."""
+    now, hour = datetime.now(timezone.utc), timedelta(hours=1)
+    found = recording(runs(ledger, (now - hour, now + hour)))
+    assert found is not None
+    return found
 
 
 def planned(past: Recording, scheduler: str, target: float) -> int:

@@ -25,15 +25,14 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from heading import print_heading
+from plan import recorded
 
-from rts.cli.ledger_runs import runs
 from rts.settings import Settings
 from rts.simulation.orders import order_of
-from rts.simulation.recording import Recording, recording
+from rts.simulation.recording import Recording
 from rts.simulation.simulator import IDEAL, Conditions, simulate
 from rts.simulation.traces import (
     Job,
@@ -161,16 +160,11 @@ def run(
     jobs: list[Job], settings: Settings, arguments: argparse.Namespace
 ) -> tuple[list[Replayed], Recording]:
     """Run the jobs with a real worker; return the outcomes and the recording."""
-    past: list[Recording | None] = []
+    past: list[Recording] = []
 
     def progress(done: int, total: int) -> None:
         if sys.stderr.isatty():
             print(f"\r{done}/{total}", end="", file=sys.stderr)
-
-    def look(ledger: Any) -> None:
-        now = datetime.now(timezone.utc)
-        hour = timedelta(hours=1)
-        past.append(recording(runs(ledger, (now - hour, now + hour))))
 
     real = replay(
         jobs,
@@ -179,9 +173,8 @@ def run(
         settings=settings,
         speedup=arguments.speedup,
         progress=progress,
-        look=look,
+        look=lambda ledger: past.append(recorded(ledger)),
     )
-    assert past[0] is not None
     return real, past[0]
 
 
