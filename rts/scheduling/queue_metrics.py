@@ -9,9 +9,8 @@ from typing import Any
 from rts.errors import StoreUnavailable
 from rts.link.link import Link
 from rts.scheduling.discovery import FleetQueues, fleet_queues, queue_names
-from rts.scheduling.queues import hopeless_in, ordered_channel, state_of
+from rts.scheduling.queues import QueueState, hopeless_in, ordered_channel, state_of
 from rts.settings import Settings
-from rts.views.readings import QueueReading
 
 #: Seconds for connecting to Redis, and for a reply: short, since the broker has to reply within
 #: the rest of the scrape's timeout.
@@ -19,8 +18,11 @@ CONNECT_TIMEOUT_S, TIMEOUT_S = 0.25, 0.5
 #: Queues that are remembered, at most, besides those that workers consume now.
 MAX_REMEMBERED = 1000
 
+#: What waits in a queue, and how many of those messages can no longer be on time.
+WaitingQueue = tuple[QueueState, int]
 
-def queue_readings(app: Any, settings: Settings) -> Callable[[], Sequence[QueueReading]]:
+
+def queue_readings(app: Any, settings: Settings) -> Callable[[], Sequence[WaitingQueue]]:
     """Return a function that reads the queues of *app*'s broker; none if it is not Redis.
 
     The function remembers queues that workers have consumed, since the most messages wait
@@ -31,7 +33,7 @@ def queue_readings(app: Any, settings: Settings) -> Callable[[], Sequence[QueueR
     remembered: dict[str, None] = {}
     fleet = FleetQueues()
 
-    def read() -> Sequence[QueueReading]:
+    def read() -> Sequence[WaitingQueue]:
         nonlocal fleet
         with ordered_channel(app, settings) as channel:
             if channel is None:
@@ -45,12 +47,11 @@ def queue_readings(app: Any, settings: Settings) -> Callable[[], Sequence[QueueR
                 del remembered[next(iter(remembered))]
             known = replace(fleet, served=fleet.served.union(remembered))
             found = queue_names(app, settings, channel, known)
-            return [_reading(channel, name) for name in found]
+            return [_waiting_queue(channel, name) for name in found]
 
     return read
 
 
-def _reading(channel: Any, name: str) -> QueueReading:
+def _waiting_queue(channel: Any, name: str) -> WaitingQueue:
     state = state_of(channel, name)
-    hopeless = state.demoted + (hopeless_in(channel, name) if state.ordered else 0)
-    return QueueReading(name, state.ordered, state.demoted, state.plain, hopeless)
+    return state, state.demoted + (hopeless_in(channel, name) if state.ordered else 0)

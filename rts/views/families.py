@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
-from operator import add
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -21,8 +20,11 @@ from rts.load.sample import FIGURES
 from rts.objectives import objective_of
 from rts.settings import Settings
 from rts.views.fleet_state import LOSSES
-from rts.views.readings import BOUNDS, MAX_LABEL, Histogram, QueueReading, Reading
+from rts.views.readings import BOUNDS, MAX_LABEL, Histogram, Reading
 from rts.views.slo import ObjectiveStatus
+
+if TYPE_CHECKING:
+    from rts.scheduling.queue_metrics import WaitingQueue
 
 #: Queues of the broker with a label of their own: as many as in the counters.
 MAX_QUEUES = 1000
@@ -222,20 +224,31 @@ def objectives(standings: Sequence[ObjectiveStatus]) -> Iterator[Any]:
     )
 
 
-def queues(waiting: Iterable[QueueReading]) -> Iterator[Any]:
-    """Yield what waits in the broker."""
-    found, forms = _by_label(waiting), ("ordered", "demoted", "plain")
+def queues(waiting: Iterable[WaitingQueue]) -> Iterator[Any]:
+    """Yield what waits in the broker. Queues whose names are cut to the same label are counted
+    together, since duplicate series would fail the scrape, and so are those past
+    ``MAX_QUEUES``.
+    """
+    messages: Counter[tuple[str, ...]] = Counter()
+    hopeless: Counter[str] = Counter()
+    for state, n in waiting:
+        name = state.name[:MAX_LABEL]
+        if name not in hopeless and len(hopeless) >= MAX_QUEUES:
+            name = "other"
+        for form in ("ordered", "demoted", "plain"):
+            messages[name, form] += getattr(state, form)
+        hopeless[name] += n
     yield _gauge(
         "rts_queue_messages",
         "Messages that wait, by queue and form: ordered, demoted (hopeless) or plain.",
         ("queue", "form"),
-        (((name, of), getattr(queue, of)) for name, queue in found.items() for of in forms),
+        messages.items(),
     )
     yield _gauge(
         "rts_hopeless_tasks",
         "Messages that can no longer meet their deadline, by queue.",
         ("queue",),
-        ((name, queue.hopeless) for name, queue in found.items()),
+        hopeless.items(),
     )
 
 
@@ -255,17 +268,3 @@ def _filled(family: Any, samples: Iterable[_Sample]) -> Any:
     for values, n in samples:
         family.add_metric([values] if isinstance(values, str) else values, float(n))
     return family
-
-
-def _by_label(waiting: Iterable[QueueReading]) -> dict[str, QueueReading]:
-    """Return the readings by label. Duplicate series would fail the scrape, so queues whose
-    names are cut to the same label are merged, as are those past ``MAX_QUEUES``.
-    """
-    found: dict[str, QueueReading] = {}
-    for queue in waiting:
-        name = queue.queue[:MAX_LABEL]
-        if name not in found and len(found) >= MAX_QUEUES:
-            name = "other"
-        before = found.get(name, QueueReading(name, 0, 0, 0, 0))
-        found[name] = QueueReading(name, *map(add, before[1:], queue[1:]))
-    return found

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client.registry import CollectorRegistry
 
@@ -19,9 +19,12 @@ from rts.ledger.connection import connect, database_of
 from rts.link.link import Link
 from rts.settings import Settings
 from rts.views import families
-from rts.views.readings import QueueReading, read
+from rts.views.readings import read
 from rts.views.slo import ObjectiveStatus, standings
 from rts.views.sources import Source
+
+if TYPE_CHECKING:
+    from rts.scheduling.queue_metrics import WaitingQueue
 
 #: Seconds for Redis to accept a connection, and to answer.
 CONNECT_TIMEOUT_S, TIMEOUT_S = 0.5, 1.0
@@ -45,7 +48,7 @@ class RtsCollector:
     def __init__(
         self,
         settings: Settings,
-        queues: Callable[[], Sequence[QueueReading]] | None = None,
+        queues: Callable[[], Sequence[WaitingQueue]] | None = None,
         *,
         patience_s: float = PATIENCE_S,
         max_age_s: float = 0.0,
@@ -107,7 +110,7 @@ class RtsCollector:
 def register(
     registry: CollectorRegistry,
     settings: Settings,
-    queues: Callable[[], Sequence[QueueReading]] | None = None,
+    queues: Callable[[], Sequence[WaitingQueue]] | None = None,
     *,
     patience_s: float = 0.25,
 ) -> RtsCollector:

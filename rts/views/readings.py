@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from rts.ledger.counting import DURATIONS, LATENESS
 from rts.link.link import Link
@@ -31,18 +30,6 @@ class Histogram:
 
     counts: Mapping[str, int]
     sum: float
-
-
-class QueueReading(NamedTuple):
-    """What waits in one queue of the broker, in messages."""
-
-    queue: str
-    #: In deadline order; demoted as hopeless, behind them; in plain lists.
-    ordered: int
-    demoted: int
-    plain: int
-    #: Messages that can no longer be on time.
-    hopeless: int
 
 
 @dataclass(frozen=True)

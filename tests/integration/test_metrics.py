@@ -29,6 +29,8 @@ from rts.ledger.mongo import MongoLedger
 from rts.ledger.outbox import RedisOutbox
 from rts.link.link import Link
 from rts.records import Execution, OpenTask
+from rts.scheduling.queue_metrics import WaitingQueue
+from rts.scheduling.queues import QueueState
 from rts.settings import Settings
 from rts.tau.finish import FinishCall, finish_entry
 from rts.testing import MongoServer, RedisServer, wait_until
@@ -36,7 +38,7 @@ from rts.unfinished.open_tasks import OpenTasks
 from rts.unfinished.overdue import OverdueSweep
 from rts.views import metrics
 from rts.views.metrics import RtsCollector, register
-from rts.views.readings import PAGE, QueueReading, read
+from rts.views.readings import PAGE, read
 from rts.views.slo import standings
 from tests.programs import needed
 from tests.recording_link import RecordingLink
@@ -435,8 +437,8 @@ def test_any_mix_of_labels_makes_no_more_series_than_there_may_be(
     redis_client.delete(*settings.keys.counting)
 
 
-def queues() -> list[QueueReading]:
-    return [QueueReading('q"1', ordered=5, demoted=2, plain=1, hopeless=3)]
+def queues() -> list[WaitingQueue]:
+    return [(QueueState('q"1', 5, 2, 1, None), 3)]
 
 
 def test_every_metric_is_there_and_promtool_finds_no_fault(
@@ -518,7 +520,7 @@ def test_a_redis_that_takes_no_records_is_not_up(settings: Settings) -> None:
 
 
 def test_a_server_that_is_down_costs_its_own_metrics_only(settings: Settings) -> None:
-    def broken() -> list[QueueReading]:
+    def broken() -> list[WaitingQueue]:
         raise RuntimeError("whatever")
 
     no_redis = RtsCollector(replace(settings, redis_url=NO_REDIS), broken)
@@ -573,7 +575,7 @@ def test_a_scrape_does_not_wait_for_another(settings: Settings) -> None:
     asked, may_answer = threading.Event(), threading.Event()
     questions = Counter[str]()
 
-    def hanging() -> list[QueueReading]:
+    def hanging() -> list[WaitingQueue]:
         questions["asked"] += 1
         asked.set()
         may_answer.wait(60)
@@ -610,7 +612,9 @@ def test_many_series_are_read_in_pages(settings: Settings, redis_client: redis.R
 
 def test_similar_and_many_queues_do_not_fail_a_scrape(settings: Settings) -> None:
     names = [300 * "q" + "1", 300 * "q" + "2", *(f"q{n}" for n in range(1200))]
-    collector = RtsCollector(settings, lambda: [QueueReading(n, 1, 2, 3, 4) for n in names])
+    collector = RtsCollector(
+        settings, lambda: [(QueueState(n, 1, 2, 3, None), 4) for n in names]
+    )
     text = exposed(collector)
     collector.close()
     lines = [line.rpartition(" ")[0] for line in text.splitlines() if line[0] != "#"]
@@ -652,7 +656,7 @@ def test_a_slow_answer_is_replaced_by_the_last_one(settings: Settings) -> None:
     may_end = threading.Event()
     may_end.set()
 
-    def answers() -> list[QueueReading]:
+    def answers() -> list[WaitingQueue]:
         may_end.wait(60)
         return queues()
 

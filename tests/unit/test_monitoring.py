@@ -14,10 +14,11 @@ import pytest
 import yaml
 
 from rts.objectives import BURN_RULES, MIN_MISSES
+from rts.scheduling.queues import QueueState
 from rts.settings import Settings
 from rts.unfinished.heartbeat import Heartbeat
 from rts.views import families
-from rts.views.readings import BOUNDS, Histogram, QueueReading, Reading
+from rts.views.readings import BOUNDS, Histogram, Reading
 from rts.views.slo import ObjectiveStatus, WindowStanding
 from tests.programs import needed
 
@@ -62,7 +63,7 @@ def names() -> set[str]:
         *families.counts(reading),
         *families.gauges(reading),
         *families.objectives([standing]),
-        *families.queues([QueueReading("q", 1, 1, 1, 1)]),
+        *families.queues([(QueueState("q", 1, 1, 1, None), 1)]),
     ]
     samples = {sample.name for family in found for sample in family.samples}
     return {*samples, "rts_up", "rts_info"}
