@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,9 @@ REFUSED_BYTES = 1 << 20
 
 SUFFIX = ".jsonl"
 _REFUSED = "refused.jsonl"
+#: The names of writers' files. Those that are shipped are deleted: nothing else may be taken for
+#: one in a folder that people keep their own files in.
+_WRITERS = re.compile(rf"\d{{20}}-\d+-[0-9a-f]{{16}}{re.escape(SUFFIX)}", re.ASCII)
 
 _OPEN = os.O_CLOEXEC | os.O_NOFOLLOW
 #: Flags for a file that is written to.
@@ -44,7 +48,7 @@ class SpoolFolder:
         self.directory = directory
 
     def files(self) -> list[str]:
-        """Return the paths of all files, oldest first."""
+        """Return the paths of all writers' files, oldest first."""
         try:
             names = os.listdir(self.directory)
         except FileNotFoundError:
@@ -52,7 +56,7 @@ class SpoolFolder:
         return [
             os.path.join(self.directory, name)
             for name in sorted(names)
-            if name.endswith(SUFFIX) and name != _REFUSED
+            if _WRITERS.fullmatch(name)
         ]
 
     @contextmanager

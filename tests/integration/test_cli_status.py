@@ -47,7 +47,7 @@ def test_status_when_all_is_well(
     redis_client.zadd(f"{rts_key_prefix}open", {"a": now - 1, "b": now + 1000, "c": now + 9999})
     redis_client.zadd(f"{rts_key_prefix}overdue", {"d": now - 100})
     (tmp_path / "spool").mkdir(mode=0o700)
-    (tmp_path / "spool" / "0001-1-a.jsonl").write_text("12345\n")
+    (tmp_path / "spool" / f"{1:020d}-1-{10:016x}.jsonl").write_text("12345\n")
 
     found = document(cli("status", "--json"))
     assert found["ok"]

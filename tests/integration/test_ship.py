@@ -401,10 +401,24 @@ def test_an_unreadable_file_does_not_hold_up_others(
     client: Any, settings: Settings, spool: Spool, shipper: Shipper
 ) -> None:
     spool.append_line(as_line(success("a")))
-    os.mkdir(os.path.join(settings.spool_dir, "0.jsonl"))
+    os.mkdir(os.path.join(settings.spool_dir, f"{0:020d}-1-{10:016x}.jsonl"))
     with pytest.raises(IsADirectoryError):
         shipper.ship()
     assert outbox_ids(client, settings) == ["a"]
+
+
+def test_other_files_in_the_folder_are_left_alone(
+    client: Any, settings: Settings, spool: Spool, shipper: Shipper
+) -> None:
+    spool.append_line(as_line(success("a")))
+    names = ("train.jsonl", "2026-01-31.jsonl", "a-1-b.jsonl")
+    theirs = [Path(settings.spool_dir, name) for name in names]
+    for path in theirs:
+        path.write_text('["precious"]\n')
+    shipper.ship()
+    assert outbox_ids(client, settings) == ["a"]
+    assert [path.read_text() for path in theirs] == ['["precious"]\n'] * len(theirs)
+    assert health.take_counts() == {}
 
 
 def test_one_process_of_a_host_ships(spool: Spool, settings: Settings) -> None:
