@@ -6,5 +6,5 @@ The worker starts it (:mod:`~rts.companion.supervisor`) with its instructions
 (:mod:`~rts.companion.worker_chores`), for the host and the fleet
 (:mod:`~rts.companion.host_chores`) and on the ledger (:mod:`~rts.companion.ledger_chores`).
 When the worker has ended, it settles that worker's last runs
-(:mod:`~rts.companion.final_runs`, :mod:`~rts.companion.postmortem`).
+(:mod:`~rts.companion.postmortem`).
 """

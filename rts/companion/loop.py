@@ -39,14 +39,12 @@ def run(chores: HostChores, stop: threading.Event, worker: WorkerChores | None =
     shipping delays the heartbeat, nor does a driver that hangs.
     """
     beat: Callable[[], object] = chores.beat
-    deregister = final_runs = None
+    deregister = last_runs = None
     searches: list[_Chore] = [("looking for lost runs", chores.janitor.step)]
     if worker is not None:
         # First: the worker may be killed before its companion gets any further.
-        final_runs = threading.Thread(
-            target=worker.settle_final_runs, args=(stop,), daemon=True
-        )
-        final_runs.start()
+        last_runs = threading.Thread(target=worker.settle_last_runs, args=(stop,), daemon=True)
+        last_runs.start()
         _repeat(stop, BEAT_S, ("reading the load", worker.read_load))
         worker.load_read.wait(FIRST_LOAD_S)
         beat, deregister = worker.beat, worker.deregister
@@ -62,8 +60,8 @@ def run(chores: HostChores, stop: threading.Event, worker: WorkerChores | None =
     if chores.ledger is not None:
         _keep_ledger(chores.ledger, stop)
     stop.wait()
-    if final_runs is not None:
-        final_runs.join()
+    if last_runs is not None:
+        last_runs.join()
     for thread in threads:
         thread.join(1.0)
     chores.finish()

@@ -2,36 +2,85 @@
 
 The janitor of another companion knows of a run that died with its worker only if it had
 lasted a while. Only this worker's own companion, which outlives it for a moment, knows all.
+
+The ends of runs that died with the worker are written to disk at once, whichever servers are
+unavailable. Runs that go on (only the main process was killed) are published in Redis for the
+other companions; if that fails, their ends are written to disk as well.
 """
 
 from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
 
 import psutil
 
 from rts import health
 from rts.clock import FleetClock
+from rts.companion.attempts import attempt
 from rts.companion.instructions import Instructions
 from rts.headers import read_plan
 from rts.ports import RunSink
 from rts.records import LOST, Execution, new_execution
 from rts.unfinished.notes import NoteBoard
 
+#: Seconds for processes killed with the worker to exit, and for the runs that go on to be
+#: published.
+EXIT_S, PUBLISH_S = 1.0, 2.0
+#: Seconds between checks and attempts in these.
+POLL_S = 0.05
+
 
 class PostMortem:
-    """Writes the ends that follow from a worker's notes, once it has ended.
+    """Settles the last runs of a worker that has ended, by its notes. Works in two threads:
+    :meth:`settle` asks no server, in which :meth:`publish` may hang.
 
-    All of them are provisional: the run's own end, if there is one, takes precedence.
+    All ends that it writes are provisional: the run's own end, if there is one, takes
+    precedence. *publish_runs* publishes the runs that have notes.
     """
 
     def __init__(
-        self, board: NoteBoard, sink: RunSink, clock: FleetClock, instructions: Instructions
+        self,
+        board: NoteBoard,
+        sink: RunSink,
+        clock: FleetClock,
+        instructions: Instructions,
+        publish_runs: Callable[[], object],
     ) -> None:
         self._board = board
         self._sink = sink
         self._clock = clock
         self._instructions = instructions
+        self._publish_runs = publish_runs
+        #: Whether it is known which runs go on, and whether these are published.
+        self._settled = threading.Event()
+        self._published = threading.Event()
 
-    def settle(self) -> int:
+    def settle(self) -> None:
+        """Write the ends; returns once every run has ended, was published or given up."""
+        give_up_at = time.monotonic() + EXIT_S
+        while True:
+            attempt("settling the last runs", self.write_ends)
+            if not self.has_runs() or time.monotonic() >= give_up_at:
+                break
+            time.sleep(POLL_S)
+        self._settled.set()
+        if self.has_runs() and not self._published.wait(PUBLISH_S):
+            attempt("settling the last runs", self.give_up)
+
+    def publish(self) -> None:
+        """Publish the runs that go on, once it is known which do."""
+        give_up_at = time.monotonic() + EXIT_S + PUBLISH_S
+        self._settled.wait(EXIT_S)
+        # By time, not by count: attempts fail at once while the link's breaker is open.
+        while not attempt("publishing the last runs", self._publish_runs):
+            if time.monotonic() >= give_up_at:
+                return
+            time.sleep(POLL_S)
+        self._published.set()
+
+    def write_ends(self) -> int:
         """Write the ends; return how many. Another call writes those that are new."""
         now, written = self._clock.now(), 0
         started = set()

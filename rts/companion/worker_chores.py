@@ -8,7 +8,6 @@ import socket
 import threading
 
 from rts.companion.attempts import attempt
-from rts.companion.final_runs import FinalRuns
 from rts.companion.host_chores import HostChores
 from rts.companion.instructions import Instructions
 from rts.companion.postmortem import PostMortem
@@ -43,8 +42,9 @@ class WorkerChores:
         #: Ends the runs of this worker whose process is gone.
         self.orphans = Orphans(self._board, sink, host.clock)
         self._in_flight = InFlightRuns(host.link, settings, self._board, instructions.instance)
-        postmortem = PostMortem(self._board, sink, host.clock, instructions)
-        self._final_runs = FinalRuns(postmortem, self._in_flight)
+        self._postmortem = PostMortem(
+            self._board, sink, host.clock, instructions, self._in_flight.step
+        )
 
     def read_load(self) -> None:
         """Read the load for the next heartbeats. May hang, with the driver of a GPU."""
@@ -72,12 +72,12 @@ class WorkerChores:
         """Remove the worker's heartbeat, and publish its runs that go on."""
         remove = pack("HDEL", self._workers_key, self._instructions.instance)
         attempt("removing the heartbeat", lambda: self._host.link.call(remove))
-        self._final_runs.publish()
+        self._postmortem.publish()
 
-    def settle_final_runs(self, stop: threading.Event) -> None:
+    def settle_last_runs(self, stop: threading.Event) -> None:
         """Wait for *stop*, the worker's end; then settle its last runs."""
         stop.wait()
-        self._final_runs.settle()
+        self._postmortem.settle()
 
     def _heartbeat(self) -> Heartbeat:
         instructions, slots = self._instructions, self._board.worker_slots[0]

@@ -48,7 +48,7 @@ def postmortem(board: NoteBoard) -> tuple[PostMortem, Kept]:
         Settings(), "w@h", "w@h/1-a", os.getpid(), board.fd, 4, None, 20
     )
     sink = Kept()
-    return PostMortem(board, sink, FleetClock(), instructions), sink
+    return PostMortem(board, sink, FleetClock(), instructions, list), sink
 
 
 def attributes(task_id: str, **more: Any) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def test_every_task_that_is_not_redelivered_gets_a_verdict(board: NoteBoard) -> 
         board.acknowledged.put(attributes(task_id, retries=retries))
     board.acknowledged.put(attributes("no plan", rts_deadline=None))
     found, sink = postmortem(board)
-    assert found.settle() == 2
+    assert found.write_ends() == 2
     ran, accepted = sink.ends
     assert (ran.task_id, ran.state, ran.cause, ran.ran) == ("ran", LOST, "lost", True)
     assert ran.started_at == 105.0
@@ -139,7 +139,7 @@ def test_every_task_that_is_not_redelivered_gets_a_verdict(board: NoteBoard) -> 
     assert (accepted.state, accepted.cause, accepted.ran) == (LOST, "lost", False)
     assert (accepted.deadline, accepted.queue, accepted.worker) == (120.0, "celery", "w@h")
     assert [left.task_id for _, left in board.notes()] == ["goes on"]
-    assert found.settle() == 0
+    assert found.write_ends() == 0
     assert health.take_counts() == {"runs_lost": 1}
 
 
@@ -151,7 +151,7 @@ def test_a_zombie_has_ended(board: NoteBoard) -> None:
     wait_until(lambda: has_ended(killed.pid))
     assert is_alive(killed.pid)  # its parent is this test
     found, sink = postmortem(board)
-    assert found.settle() == 1
+    assert found.write_ends() == 1
     assert [(end.task_id, end.state) for end in sink.ends] == [("died with its worker", LOST)]
     assert not found.has_runs()
     killed.wait()
@@ -161,7 +161,7 @@ def test_a_zombie_has_ended(board: NoteBoard) -> None:
 def test_runs_that_go_on_are_given_up_only_on_demand(board: NoteBoard) -> None:
     note(board, "goes on", os.getpid())
     found, sink = postmortem(board)
-    assert found.settle() == 0
+    assert found.write_ends() == 0
     assert found.has_runs()
     found.give_up()
     (end,) = sink.ends
