@@ -6,6 +6,7 @@ import math
 import random
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from rts.predictions.work import Work
 from rts.tau.cache import POOL
@@ -14,9 +15,14 @@ from rts.tau.sketch import Sketch
 #: Least runs of a task name to sample its runtimes from, and of a task type, if the name has
 #: too few; else runtimes are lognormal with this σ.
 OWN_RUNS, KNOWN_RUNS, UNKNOWN_SIGMA = 5, 20, 0.5
-#: Nearest neighbours by tau on either side to sample from, besides all of the same tau; and
-#: the greatest ratio of two taus that count as near.
+#: Ridge: the sum of squared deviations of log τ at which half of the dependence on tau that
+#: the runs show is believed.
+RIDGE = 0.1
+#: Nearest neighbours by tau on either side to sample a type's runs from, besides all of the
+#: same tau; and the greatest ratio of two taus that count as near.
 NEAR, NEAR_RATIO = 15, 2.0
+#: Shorter runtimes count as this long, seconds, for how they depend on tau.
+LEAST_S = 1e-3
 #: Lognormal σ of the drift of future runtimes against past ones.
 DRIFT_SIGMA = 0.07
 #: Quantiles that represent a learned distribution of ratios.
@@ -25,21 +31,36 @@ VALUES = 256
 TRIES = 16
 
 
-#: Pairs of tau and runtime, ordered by tau, and the range of indexes to sample from.
-_Neighbours = tuple[list[tuple[float, float]], int, int]
+#: Pairs of tau and runtime.
+_Runs = list[tuple[float, float]]
+
+
+class _Sample(NamedTuple):
+    """Runs to draw from: those with an index from *low* to below *high*."""
+
+    runs: _Runs
+    low: int
+    high: int
+    #: How runtimes depend on tau: they are proportional to it to this power.
+    power: float
+
+
+_NOTHING = _Sample([], 0, 0, 0.0)
 
 
 class Runtimes:
     """Samples runtimes from similar runs: recent ones, else learned ratios.
 
-    Similar are recent runs of the task name with nearly the same tau, whose ratio of runtime
-    over tau is applied: the ratio depends on tau, as a tau that came out high is followed by
-    shorter runtimes, and more so with many names and heavy-tailed runtimes (nearest
-    neighbours; Stone, *Annals of Statistics* 5, 1977). If the tau of the sampled run is not
-    near, tau had not been learned, and the runtime itself is used. For a name with hardly
-    any runs those of its type with near taus serve, then all ratios ever learned. The known
-    runs are a sample themselves, so each simulation uses a bootstrap resample of them (Efron,
-    *Annals of Statistics* 7, 1979).
+    Similar are the recent runs of the task name. A run x with the tau τₓ stands for x·(τ/τₓ)ᵇ.
+    Where the runtimes follow tau, as they drift, b is near 1; where tau only follows runtimes
+    that differ by chance, b is 0, though tau may be high for all that waits. So b is what the
+    runs show: the slope of log x by log τₓ within the names of the type, by ridge regression
+    (Hoerl and Kennard, *Technometrics* 12, 1970).
+
+    For a name with hardly any runs those of its type with near taus serve (nearest neighbours;
+    Stone, *Annals of Statistics* 5, 1977), whose ratio of runtime over tau is applied; then all
+    ratios ever learned. The known runs are a sample themselves, so each simulation uses a
+    bootstrap resample of them (Efron, *Annals of Statistics* 7, 1979).
     """
 
     def __init__(
@@ -55,8 +76,10 @@ class Runtimes:
         self._ratios = {key: kept for key, kept in ratios.items() if kept.count >= KNOWN_RUNS}
         #: By type, of those that were drawn from since: see :meth:`_learned`.
         self._tables: dict[str, list[float]] = {}
-        runs: dict[tuple[str, str], list[tuple[float, float]]] = {}
+        runs: dict[tuple[str, str], _Runs] = {}
         for work, runtime_s in ended:
+            if work.tau <= 0:
+                continue  # not written by rts
             for name in {work.name, ""}:
                 runs.setdefault((work.task_type, name), []).append((work.tau, runtime_s))
         #: By type and name ("" for all of the type): pairs of tau and runtime, sorted.
@@ -68,27 +91,27 @@ class Runtimes:
         #: The same as resampled, of the keys that were drawn from since.
         self._resampled = dict(self._runs)
         #: By type, name and tau.
-        self._neighbours: dict[tuple[str, str, float], _Neighbours] = {}
+        self._samples: dict[tuple[str, str, float], _Sample] = {}
+        #: By type, of those that were drawn from since.
+        self._powers: dict[str, float] = {}
         self._drift = 1.0
 
     def resample(self) -> None:
         """Draw a new resample and drift, for another simulation."""
         self._resampled.clear()
-        self._neighbours.clear()
+        self._samples.clear()
         self._drift = self._rng.lognormvariate(0.0, DRIFT_SIGMA)
 
     def draw(self, work: Work) -> float:
         """Return a random runtime of *work* in seconds."""
         key = work.task_type, work.name, work.tau
-        neighbours = self._neighbours.get(key)
-        if neighbours is None:
-            neighbours = self._neighbours[key] = self._neighbours_of(work)
-        pairs, low, high = neighbours
+        sample = self._samples.get(key)
+        if sample is None:
+            sample = self._samples[key] = self._sample_for(work)
+        runs, low, high, power = sample
         if low < high:
-            tau, runtime_s = pairs[low + int(self._rng.random() * (high - low))]
-            if tau / NEAR_RATIO <= work.tau <= tau * NEAR_RATIO:
-                runtime_s *= work.tau / tau
-            return self._drift * runtime_s
+            tau, runtime_s = runs[low + int(self._rng.random() * (high - low))]
+            return self._drift * runtime_s * math.pow(work.tau / tau, power)
         if table := self._learned(work.task_type):
             return work.tau * table[int(self._rng.random() * VALUES)]
         sigma = UNKNOWN_SIGMA
@@ -105,29 +128,38 @@ class Runtimes:
             self._tables[task_type] = [bound or 0.0 for bound in bounds]
         return self._tables[task_type]
 
-    def _neighbours_of(self, work: Work) -> _Neighbours:
-        """Return the runs and the range of indexes to sample from, which may be empty."""
+    def _sample_for(self, work: Work) -> _Sample:
+        """Return the runs to draw from, which may be none."""
         own = self._runs_of(work.task_type, work.name) if work.name else None
-        pairs = own or self._runs_of(work.task_type, "")
+        if own and work.tau > 0:
+            return _Sample(own, 0, len(own), self._power_of(work.task_type))
+        runs = self._runs_of(work.task_type, "")
 
         def first(tau: float) -> int:
-            return bisect_left(pairs, (tau, -math.inf))
+            return bisect_left(runs, (tau, -math.inf))
 
         def last(tau: float) -> int:
-            return bisect_right(pairs, (tau, math.inf))
+            return bisect_right(runs, (tau, math.inf))
 
         same, beyond = first(work.tau), last(work.tau)
         middle = (same + beyond) // 2
-        low = max(0, min(middle - NEAR, len(pairs) - 2 * NEAR))
-        high = min(len(pairs), low + 2 * NEAR)
+        low = max(0, min(middle - NEAR, len(runs) - 2 * NEAR))
+        high = min(len(runs), low + 2 * NEAR)
         # Include all runs of the same tau: these are sorted by runtime, so a cut is a bias.
-        low, high = min(low, same), max(high, beyond)
-        if not own:
-            low = max(low, first(work.tau / NEAR_RATIO))
-            high = min(high, last(work.tau * NEAR_RATIO))
-        return (pairs, low, high) if high - low >= OWN_RUNS else (pairs, 0, 0)
+        low = max(min(low, same), first(work.tau / NEAR_RATIO))
+        high = min(max(high, beyond), last(work.tau * NEAR_RATIO))
+        return _Sample(runs, low, high, 1.0) if high - low >= OWN_RUNS else _NOTHING
 
-    def _runs_of(self, task_type: str, name: str) -> list[tuple[float, float]]:
+    def _power_of(self, task_type: str) -> float:
+        """Return how the runtimes of the names of a type depend on tau."""
+        if task_type not in self._powers:
+            names = [
+                runs for (kind, name), runs in self._runs.items() if kind == task_type and name
+            ]
+            self._powers[task_type] = power_of(names)
+        return self._powers[task_type]
+
+    def _runs_of(self, task_type: str, name: str) -> _Runs:
         """Return the resampled runs of a type and name."""
         key = task_type, name
         found = self._resampled.get(key)
@@ -145,3 +177,20 @@ class Runtimes:
                 return runtime_s
         # It exceeds all similar runs: as long again, on average.
         return elapsed_s + self._rng.expovariate(1 / max(elapsed_s, 1e-3))
+
+
+def power_of(names: Iterable[_Runs]) -> float:
+    """Return the power of tau that runtimes are proportional to within *names*, 0 to 1.
+
+    >>> round(power_of([[(tau, 3 * tau) for tau in (1.0, 2.0, 4.0, 8.0)] * 10]), 2)
+    1.0
+    >>> round(power_of([[(tau, tau) for tau in (1.0, 1.0, 1.0)], [(9.0, 9.0)] * 3]), 2)
+    0.0
+    """
+    squares = products = 0.0
+    for runs in names:
+        logs = [(math.log(tau), math.log(max(runtime_s, LEAST_S))) for tau, runtime_s in runs]
+        mean = sum(tau for tau, _ in logs) / len(logs)
+        squares += sum((tau - mean) ** 2 for tau, _ in logs)
+        products += sum((tau - mean) * runtime for tau, runtime in logs)
+    return min(1.0, max(0.0, products / (squares + RIDGE)))

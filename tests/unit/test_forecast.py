@@ -250,6 +250,22 @@ def test_runtimes_follow_runs_of_the_same_task_before_its_tau_is_learned() -> No
     assert set(drawn(first, "c")) == {0.2, 2.0}
 
 
+@pytest.mark.parametrize(("follow_tau", "expected_s"), [(False, 2.0), (True, 3.0)])
+def test_runtimes_follow_tau_as_far_as_those_of_the_task_have(
+    follow_tau: bool, expected_s: float
+) -> None:
+    """A tau may be high for all that waits because the last few runs took long by chance."""
+    ended = [
+        (Work("mixed", 0.0, tau, 9.0, name="a"), share * (tau if follow_tau else 2.0))
+        for tau in (0.5, 1.0, 2.0, 2.4)
+        for share in (0.5, 1.0, 1.5)
+        for _ in range(10)
+    ]
+    runtimes = Runtimes({}, ended, random.Random(1))
+    drawn = [runtimes.draw(Work("mixed", 0.0, 3.0, 9.0, name="a")) for _ in range(5000)]
+    assert statistics.mean(drawn) == pytest.approx(expected_s, rel=0.05)
+
+
 def test_all_runs_of_the_same_tau_are_sampled() -> None:
     ended = [(Work("mixed", 0.0, 5.0, 10.0), float(n)) for n in range(1, 101)]
     runtimes = Runtimes({}, ended, random.Random(1))
