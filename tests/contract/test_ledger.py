@@ -324,6 +324,7 @@ def test_an_end_without_a_start_makes_no_second_assignment(
     if known.state == "LOST":  # the end is that of the report, the start that of the note
         assert assignment["cause"] == "killed"
         assert assignment["completed_at"] == datetime.fromtimestamp(R + 4, UTC)
+        assert assignment["runtime_s"] == 3.0
 
 
 def test_an_end_without_a_start_alone(subject: Subject) -> None:
@@ -377,6 +378,7 @@ HOSTILE: list[dict[str, Any]] = [
     {"cpu_s": math.nan, "runtime_s": math.inf, "tau": math.nan, "k": -math.inf},
     {"arrival": 1e300, "deadline": math.inf, "completed_at": math.inf, "started_at": -1e30},
     {"arrival": math.nan, "deadline": math.nan},
+    {"deadline": math.nan, "completed_at": None, "cause": "overdue"},
     {"completed_at": math.nan, "again_at": 1e300},
     {"started_at": "yesterday", "runtime_s": [], "cpu_s": {}, "pid": "1", "tau": None},
     {"name": None, "queue": 5, "worker": ["w"], "instance": {"a": 1}, "state": 3, "cause": 4},
@@ -414,6 +416,11 @@ def test_no_record_poisons_a_batch(subject: Subject) -> None:
     )
     found = {a["task_id"]: a["tau_before"] for a in subject.documents()[1]}
     assert (found["l0"], found["l1"], found["l2"]) == (None, None, 1.0)
+
+
+def test_instants_beyond_the_calendar_are_at_its_ends(subject: Subject) -> None:
+    task, _ = written(subject, execution(arrival=-1e30, deadline=1e30))
+    assert (task["arrival"].year, task["deadline"].year) == (1, 9999)
 
 
 def test_cut_ids_stay_apart(subject: Subject) -> None:

@@ -16,7 +16,7 @@ from rts.link.scripts import pack
 from rts.ports import TauEntry
 from rts.settings import Settings
 from rts.tau.ema import ema
-from rts.tau.memory import MemoryTauStore
+from rts.tau.memory import MemoryTauStore, choose_tau
 from rts.tau.redis import RedisTauStore
 from rts.tau.sketch import Sketch
 from rts.tau.snapshot import Snapshots
@@ -88,6 +88,8 @@ def test_a_name_is_used_once_it_has_enough_runs(store: Any) -> None:
         assert store.entries()[FIELD].count == n + 1
     assert store.get(LIGHT, NAME) == pytest.approx(1 + 4 * 0.8**5)
     assert store.get(LIGHT) > 10
+    by_type = Settings(tau_scope="type")
+    assert choose_tau(by_type, store.entries(), LIGHT, NAME) == store.get(LIGHT)
 
 
 def test_a_tau_can_be_set_and_learns_from_there(store: Any) -> None:

@@ -60,6 +60,23 @@ def test_messages_on_plain_lists_are_adopted(url: str, raw: redis.Redis) -> None
         assert ordered.basic_get(NAME).headers["redelivered"] is True
 
 
+@pytest.mark.parametrize("work", [0.0, 2.0])
+@pytest.mark.parametrize("deadline", [5.0, 1e9 + 0.25])
+def test_an_adopted_message_gets_the_place_that_a_published_one_has(
+    url: str, raw: redis.Redis, work: float, deadline: float
+) -> None:
+    rule = Rule(hopeless="keep", work=work)
+    with connect(url, rule) as connection, Connection(url) as other:
+        channel, message = connection.default_channel, Message(deadline, 2.5, 10.0, "1")
+        channel._put(NAME, envelope(message))
+        expected = raw.zrange(NAME + EDF, 0, -1, withscores=True)
+        channel.queue_purge(NAME)
+        channel._put(NAME, envelope(Message(1.0, 1.0, 0.1, "before")))
+        other.default_channel._put(NAME, envelope(message))
+        assert channel.basic_get(NAME).delivery_tag == "before"
+        assert raw.zrange(NAME + EDF, 0, -1, withscores=True) == expected
+
+
 def test_a_lone_surrogate_in_a_message_on_a_plain_list_does_not_matter(url: str) -> None:
     start = time.time()
     with connect(url) as connection, Connection(url) as other:
@@ -366,7 +383,7 @@ def test_queues_without_workers_are_known_by_their_open_tasks(
     with connect(url) as connection:
         connection.default_channel._put("unheard", envelope(Message(FAR, 1.0, 1.0, "1")))
     raw.config_resetstat()
-    waiting = {reading.queue: reading.ordered for reading in queue_readings(app, settings)()}
+    waiting = {state.name: state.ordered for state, _ in queue_readings(app, settings)()}
     assert waiting == {"celery": 0, "elsewhere": 1}
     assert "cmdstat_scan" not in raw.info("commandstats"), "scans all keys of the broker"
     with ordered_channel(app, settings) as channel:
@@ -388,7 +405,7 @@ def test_the_metrics_have_each_queue_that_workers_take_from_and_remember_some(
     beat = {"seen_at": time.time(), "queues": names}
     for _ in range(2):
         raw.hset(settings.keys.workers, "w@h/1", json.dumps(beat))
-        assert [reading.queue for reading in read()] == ["celery", *names]
+        assert [state.name for state, _ in read()] == ["celery", *names]
     raw.delete(settings.keys.workers)
     assert len(read()) == 1 + 3
     app.close()

@@ -150,6 +150,7 @@ def test_an_overdue_run_is_reported_with_its_worker(
     found = ledger.tasks["a"]
     assert (found["state"], found["worker"], found["retries"]) == ("STARTED", "w@h", 3)
     assert found["started_at"].timestamp() == 990.0
+    assert not ledger.assignments, "its record comes with its end"
     assert ledger.tasks["a|b"]["state"] == "PENDING"
     told = {event.task_id: event for event in events(settings)}
     assert (told["a"].state, told["a"].worker, told["a"].retries) == ("STARTED", "w@h", 3)

@@ -377,10 +377,11 @@ def test_lines_that_are_no_records_are_set_aside(
     with open(path, "ab") as file:
         for line in (b"rubbish", b"{}", b'{"counts":[1]}', b"\xff\xfe", b"[1]", b"[" * 100_000):
             file.write(line + b"\n")
+        file.write(b'{"counts":{"a":null}}\n')
         file.write(run("b").to_json().encode() + b"\n" + b'["torn')
     shipper.ship()
     assert outbox_ids(client, settings) == ["a", "b"]
-    assert health.take_counts()["spool_refused"] == 7
+    assert health.take_counts()["spool_refused"] == 8
     with open(os.path.join(settings.spool_dir, "refused.jsonl"), "rb") as refused:
         assert refused.read().endswith(b'["torn\n')
 

@@ -74,10 +74,13 @@ def test_a_name_counts_once_it_has_enough_runs(
     cache: TauCache, settings: Settings, clock: Clock
 ) -> None:
     store = RedisTauStore(Link(settings), settings)
+    by_type = replace(settings, tau_scope="type")
+    without_names = TauCache(Link(settings), by_type, FleetClock(), clock)
     for n in range(6):
         clock.at += FRESH_S
         own, of_type = store.get("cpu-light", NAME), store.get("cpu-light")
         assert cache.tau("cpu-light", NAME) == own
+        assert without_names.tau("cpu-light", NAME) == of_type
         assert (own == of_type) == (n < 5)
         store.update("cpu-light", "proj.other", 9.0)
         store.update("cpu-light", NAME, 1.0)
