@@ -113,13 +113,13 @@ class Claims(QueueLayout):
         return queue, payload
 
     def _wait_after(self: Any, state: bytes) -> None:
-        """Set how long to block before the next claim, after one that took no message."""
+        """Set how long to block before the next claim, after one that took no message: not at
+        all (as before that one) if there is more to examine.
+        """
         self._capped = state == b"capped"
-        if state == b"again":
-            self._block_s = 0.0
-        elif self._capped:
+        if self._capped:
             self._block_s = CAPPED_POLL_S
-        else:
+        elif state != b"again":
             # Replies to remote control, which a worker awaits only while it starts.
             replies = not self._no_ack_queues.isdisjoint(self._active_queues)
             mixed = replies or time.monotonic() < self._mixed_until

@@ -77,6 +77,21 @@ def test_an_adopted_message_gets_the_place_that_a_published_one_has(
         assert raw.zrange(NAME + EDF, 0, -1, withscores=True) == expected
 
 
+@pytest.mark.parametrize("leftmost", [False, True])
+def test_a_message_without_the_order_is_put_back_where_kombu_puts_it(
+    url: str, raw: redis.Redis, leftmost: bool
+) -> None:
+    with connect(url) as connection, Connection(url) as other:
+        plain = other.default_channel
+        for tag in ("1", "2"):
+            plain._put(NAME, envelope(Message(1.0, 1.0, 1.0, tag)))
+        assert plain.basic_get(NAME).delivery_tag == "1"
+        connection.default_channel.qos.restore_by_tag("1", leftmost=leftmost)
+        again = json.loads(raw.lindex(NAME, 0 if leftmost else -1) or "")
+        assert again["properties"]["delivery_tag"] == "1"
+        assert again["properties"]["delivery_info"]["redelivered"] is True
+
+
 def test_a_lone_surrogate_in_a_message_on_a_plain_list_does_not_matter(url: str) -> None:
     start = time.time()
     with connect(url) as connection, Connection(url) as other:
@@ -137,8 +152,11 @@ def test_a_claim_demotes_a_limited_number_of_messages(url: str) -> None:
             channel._put(NAME, envelope(message))
         arguments = channel._claim_arguments([NAME])
         for demoted in (SCAN_LIMIT, 2 * SCAN_LIMIT):
-            assert CLAIM.run(channel.plain, *arguments)[0] == b"again"
+            reply = CLAIM.run(channel.plain, *arguments)
+            assert reply[0] == b"again"
             assert state_of(channel, NAME).demoted == demoted
+            assert channel._parse_claim([NAME], reply) == (None, None)
+            assert channel._block_s == 0, "the next claim follows at once"
         assert channel.basic_get(NAME).delivery_tag == "0"
 
 
