@@ -110,7 +110,7 @@ def follow(tasks: int, ledger: Any) -> None:
             shown = count
         return count >= tasks
 
-    wait_until(all_there, timeout=150, interval=0.25, message="a verdict for each task")
+    wait_until(all_there, timeout=600, interval=0.25, message="a verdict for each task")
     if live:
         say()
 
