@@ -78,7 +78,7 @@ print(app.conf.broker_write_url, Settings.from_conf(app.conf).spool_dir)
 
     def ask() -> tuple[str, Path]:
         answer = subprocess.check_output([sys.executable, "-c", script], text=True)
-        broker, spool = answer.split()
+        broker, spool = answer.rstrip().split(" ", 1)
         return broker, Path(spool)
 
     monkeypatch.setenv("CELERY_BROKER_URL", "redis://others/0")
@@ -199,7 +199,6 @@ def test_plans() -> None:
     assert 0 <= row["recorded"] < row["real"] <= 1
 
 
-@pytest.mark.alone  # other tests would take the time between two runs
 @pytest.mark.parametrize("order", ["fifo", "edf"])
 def test_predictions(order: str) -> None:
     """Under load, and what they promise: the runs are short, so the figures scatter, and on a
