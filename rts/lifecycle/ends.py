@@ -15,6 +15,7 @@ from billiard.einfo import ExceptionInfo
 from rts import health
 from rts.clock import FleetClock
 from rts.headers import DROPPED_HEADER
+from rts.lifecycle.outcomes import FAILURE
 from rts.lifecycle.planning import Planner
 from rts.ports import Acknowledgements, RunNotes, RunSink
 from rts.records import DROPPED, LOST, Execution, new_execution
@@ -96,7 +97,7 @@ class Ends:
         """
         note, attributes = self.notes.take(task_id), self.acknowledged.take(task_id)
         if note is not None:
-            self._end(note, "FAILURE", cause)
+            self._end(note, FAILURE, cause)
         elif attributes is not None:
             self._end(self._never_run(attributes), LOST, cause)
 

@@ -7,7 +7,6 @@ the threads, solo and gevent pools.
 from __future__ import annotations
 
 import json
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -19,8 +18,7 @@ from weakref import ref as weakref
 
 from rts import forks
 from rts.clock import FleetClock
-from rts.deadlines import MAX_INSTANT
-from rts.headers import instant
+from rts.lifecycle.outcomes import REJECTED, RETRY, again_at
 from rts.load.sample import MAX_AGE_S, LoadSample
 from rts.load.usage import ProcessMeter, ThreadMeter
 from rts.ports import RunNotes, RunSink
@@ -28,7 +26,6 @@ from rts.records import (
     IGNORED,
     MAX_TEXT,
     REPLACED,
-    REQUEUED,
     START_FIELDS,
     Execution,
     Plan,
@@ -38,12 +35,6 @@ from rts.records import (
     queue_of,
 )
 from rts.signals import deadline_missed, run_ended
-from rts.validation import finite
-
-#: Celery's states of a task that raised ``Reject``, or ``Retry``.
-REJECTED, RETRY = "REJECTED", "RETRY"
-#: Its states of one that returned, or raised another exception.
-SUCCESS, FAILURE = "SUCCESS", "FAILURE"
 
 #: Seconds for which a process reuses its reading of the load and of its memory, while
 #: its runs are short.
@@ -125,48 +116,6 @@ def take_aborted(task_id: str) -> Run | None:
         return None
     run.aborted = False
     return run
-
-
-def end_state(task: Any, state: Any, returned: object) -> Any:
-    """Return the state of a run's record. It is Celery's, with two exceptions.
-
-    - The task has rejected its message to have it queued again. (One that was acknowledged at
-      the start is gone.)
-    - The task has returned, but what follows it could not be published, such as a link with
-      too few arguments: Celery stores a failure after postrun.
-    """
-    if state == REJECTED and task.acks_late and getattr(returned, "requeue", False):
-        return REQUEUED
-    if state == SUCCESS and _next_not_published(sys.exc_info()[1]):
-        return FAILURE
-    return state
-
-
-def _next_not_published(exc: BaseException | None) -> bool:
-    """Return whether *exc*, with which Celery's trace breaks off, comes from the publish of
-    what follows the task: from Celery's canvas, called by Celery itself.
-    """
-    frame = None if exc is None else exc.__traceback__
-    while frame is not None:
-        module = frame.tb_frame.f_globals.get("__name__", "")
-        if module == "celery.canvas":
-            return True
-        if not module.startswith("celery.app."):
-            return False  # the result backend, or a handler of the task's
-        frame = frame.tb_next
-    return False
-
-
-def again_at(retry: object, completed_at: float) -> float | None:
-    """Return when the task of a run that has completed may run again, by the exception with
-    which it asked for a retry: its eta, or its countdown, which began a moment earlier.
-    """
-    when = getattr(retry, "when", None)
-    countdown_s = finite(when)
-    if countdown_s is None:
-        return instant(when)
-    again = completed_at + max(0.0, countdown_s)
-    return again if again <= MAX_INSTANT else None
 
 
 class Runs:

@@ -30,7 +30,8 @@ from typing import TYPE_CHECKING, Any
 from celery import signals
 
 from rts import health
-from rts.lifecycle.runs import end_state, run_of
+from rts.lifecycle.outcomes import end_state
+from rts.lifecycle.runs import run_of
 from rts.lifecycle.soft_time_limit import hook_in_task_failed
 from rts.records import NOT_FINAL
 

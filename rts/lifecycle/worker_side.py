@@ -15,8 +15,9 @@ from celery.exceptions import Reject, SoftTimeLimitExceeded, TimeLimitExceeded
 from rts import health
 from rts.headers import open_task, write_plan
 from rts.lifecycle import batches
+from rts.lifecycle.outcomes import FAILURE, REJECTED, end_state
 from rts.lifecycle.owners import is_celerys
-from rts.lifecycle.runs import REJECTED, end_state, run_of, set_run, take_aborted
+from rts.lifecycle.runs import run_of, set_run, take_aborted
 from rts.lifecycle.soft_time_limit import hook_in_task_failed
 from rts.lifecycle.tracing import TRACING
 
@@ -109,7 +110,7 @@ class WorkerSide:
         run = take_aborted(task_id)
         worker = None if run is None else self._worker_of(sender.app)
         if run is not None and worker is not None:
-            worker.runs.finish(run, "FAILURE")
+            worker.runs.finish(run, FAILURE)
 
     def failed(
         self, sender: Any = None, task_id: Any = None, exception: Any = None, **_: Any
@@ -153,7 +154,7 @@ class WorkerSide:
 
     def unknown(self, sender: Any = None, message: Any = None, **_: Any) -> None:
         """Report the end of a message whose task is not registered."""
-        self._discarded(sender, message, "FAILURE", "unknown_task")
+        self._discarded(sender, message, FAILURE, "unknown_task")
 
     def rejected(self, sender: Any = None, message: Any = None, **_: Any) -> None:
         """Report the end of a message that Celery refuses, such as for its serializer."""

@@ -19,10 +19,10 @@ from kombu.transport.native_delayed_delivery import calculate_routing_key
 from rts import health
 from rts.clock import FleetClock
 from rts.headers import open_task, write_plan
+from rts.lifecycle.outcomes import end_state
 from rts.lifecycle.runs import (
     SHORT_S,
     Runs,
-    end_state,
     new_execution,
     run_of,
     set_run,
