@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from rts.ledger import writes
 from rts.ports import TauEntry
 from rts.records import MAX_TEXT, Execution, Learned
 from tests.ledgers import (
@@ -183,6 +184,27 @@ def test_overdue_tasks_that_end_late_keep_their_verdict_at_the_deadline(
         ("SUCCESS", at(60 + n), at(10)) for n in range(5)
     ]
     assert len(assignments) == 5
+
+
+def test_an_end_that_another_drain_overtakes_takes_the_place_of_its_verdict(
+    on_mongo: OnMongo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = writes.replace
+
+    def overtaken(*changes: Any) -> bool:
+        monkeypatch.setattr(writes, "replace", replace)
+        begun = overdue(state="STARTED", started_at=R + 5, worker="celery@a")
+        on_mongo.ledger.write([entry(begun)])
+        return replace(*changes)
+
+    written(on_mongo, overdue())
+    monkeypatch.setattr(writes, "replace", overtaken)
+    task, _ = written(on_mongo, execution(completed_at=R + 60, runtime_s=59.0))
+    assert (task["state"], task["completed_at"], task["verdict_at"]) == (
+        "SUCCESS",
+        at(60),
+        at(10),
+    )
 
 
 @pytest.mark.parametrize("turned", [False, True])

@@ -72,6 +72,17 @@ def test_a_task_that_has_ended_in_the_ledger_is_only_removed(
     assert (ledger.tasks["r"]["state"], ledger.tasks["r"]["cause"]) == ("RETRY", "overdue")
 
 
+@pytest.mark.parametrize("key", ["overdue", "judged"])
+def test_a_key_of_another_type_costs_no_verdict(
+    settings: Settings, redis_client: redis.Redis, key: str
+) -> None:
+    note(settings, task("a", 1000.0))
+    redis_client.set(getattr(settings.keys, key), "mine")
+    with pytest.raises(StoreUnavailable):
+        overdue_sweep(settings, MemoryLedger()).step()
+    assert redis_client.zscore(settings.keys.open, "a") == 1000.0
+
+
 class Away(MemoryLedger):
     """A ledger whose server is away, before or after it has taken a write."""
 

@@ -260,6 +260,21 @@ def test_headers_moved_into_an_inner_dict_are_found() -> None:
     assert headers["task_type"] == "mixed"
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("sla_multiplier", value) for value in (1.49, 2.51, "two")),
+        *(("sla_deadline", value) for value in (0, "soon")),
+        *(("req_gpu", value) for value in (-1, 1e10, "many")),
+    ],
+)
+def test_a_value_that_is_refused_is_counted_and_changes_nothing(name: str, value: Any) -> None:
+    usual = published(planner())
+    headers = published(planner(), **{name: value})
+    assert {k: headers[k] for k in OUT} == {k: usual[k] for k in OUT}
+    assert health.take_counts() == {f"refused_{name}": 1}
+
+
 def test_a_value_that_is_refused_counts_once_if_an_inner_dict_repeats_it() -> None:
     health.take_counts()
     published(planner(), task_type="nope", headers={"task_type": "nope", "req_cpu": -1})

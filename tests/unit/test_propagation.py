@@ -99,6 +99,21 @@ def test_groups_and_chords_in_a_chain_count_by_their_longest() -> None:
     assert "rts_next" not in headers, "of another message"
 
 
+def test_a_chain_within_the_group_that_is_next_shares_the_deadline() -> None:
+    p = planner(propagate_deadline=True, taus={"a": 5.0, "b": 7.0, "c": 11.0})
+    member = dict(chain(signature("b"), signature("c")))
+    follow = {
+        "task": "celery.group",
+        "kwargs": {"tasks": [member]},
+        "options": {"task_id": "g"},
+    }
+    headers = {"id": "1", "task": "a"}
+    plan = p.plan_message("a", headers, None, None, ((), {}, {"chain": [follow]}))
+    last = dict(signature("c", task_id="3", group_id="g"))  # only this one names the group
+    first = p.plan_message("b", {"id": "2"}, None, headers, ((), {}, {"chain": [last]}))
+    assert first.deadline == plan.deadline == NOW + 2 * (5 + 7 + 11)
+
+
 def test_a_chords_header_and_body_share_one_deadline() -> None:
     p = planner(propagate_deadline=True, taus={"a": 5.0, "b": 7.0, "c": 11.0, "d": 13.0})
     body = dict(signature("c", task_id="c"))
