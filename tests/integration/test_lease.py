@@ -113,6 +113,7 @@ def test_one_from_before_the_servers_clock_was_set_back_keeps_no_one_waiting(
     make("two").release()  # not its own
     assert redis_client.get(key) == "gone"
     assert make("two").acquire()
+    assert redis_client.get(key) == "two"
     assert redis_client.pttl(key) <= 60_000
     redis_client.set(key, "gone", px=hour_ms)
     link = Link(settings)

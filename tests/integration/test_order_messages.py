@@ -92,6 +92,23 @@ def test_a_message_without_the_order_is_put_back_where_kombu_puts_it(
         assert again["properties"]["delivery_info"]["redelivered"] is True
 
 
+def test_a_message_without_the_order_is_put_back_into_all_its_queues(
+    url: str, raw: redis.Redis
+) -> None:
+    names = ("one", "two")
+    with connect(url) as connection:
+        channel = connection.default_channel
+        for name in names:
+            Queue(name, Exchange("topics", "topic"), "#")(channel).declare()
+        noted = [envelope(Message(1.0, 1.0, 1.0, "1")), "topics", "any"]
+        raw.hset("unacked", "1", json.dumps(noted))
+        raw.zadd("unacked_index", {"1": 0})
+        channel.qos.restore_by_tag("1")
+        assert [raw.llen(name) for name in names] == [1, 1]
+        assert raw.exists(*(f"{name}{EDF}:bell" for name in names)) == 2
+        assert not raw.exists("unacked", "unacked_index")
+
+
 def test_a_lone_surrogate_in_a_message_on_a_plain_list_does_not_matter(url: str) -> None:
     start = time.time()
     with connect(url) as connection, Connection(url) as other:
