@@ -109,6 +109,19 @@ def test_a_message_without_the_order_is_put_back_into_all_its_queues(
         assert not raw.exists("unacked", "unacked_index")
 
 
+def test_what_is_no_message_keeps_no_other_from_being_put_back(
+    url: str, raw: redis.Redis
+) -> None:
+    with connect(url) as connection:
+        channel = connection.default_channel
+        noted = [envelope(Message(1.0, 1.0, 1.0, "2")), "", NAME]
+        raw.hset("unacked", mapping={"1": "no message", "2": json.dumps(noted)})
+        raw.zadd("unacked_index", {"1": 0, "2": 1})
+        channel.qos.restore_visible(num=None)
+        assert not raw.exists("unacked", "unacked_index")
+        assert channel.basic_get(NAME).delivery_tag == "2"
+
+
 def test_a_lone_surrogate_in_a_message_on_a_plain_list_does_not_matter(url: str) -> None:
     start = time.time()
     with connect(url) as connection, Connection(url) as other:
