@@ -61,7 +61,7 @@ class Source(Generic[T]):
         why = ""
         try:
             answer = self._query()
-        except (RtsError, PyMongoError, OSError) as exc:
+        except (RtsError, PyMongoError, OSError, UnicodeError) as exc:
             why = short(exc.__cause__ or exc)
             logger.debug("rts: %s cannot be read: %s", self._name, why)
         except Exception as exc:  # noqa: BLE001  a scrape must be answered

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -35,3 +36,15 @@ def test_callers_during_a_query_wait_for_its_answer() -> None:
     with ThreadPoolExecutor(4) as pool:
         each = [pool.submit(answers) for _ in range(4)]
         assert [found.result() for found in each] == [{(1, "")}] * 4
+
+
+def test_a_host_name_that_is_none_is_no_bug(caplog: pytest.LogCaptureFixture) -> None:
+    def look_up() -> None:
+        socket.getaddrinfo("redis..example", 6379)
+
+    source = Source("a server", look_up)
+    source.ask()
+    answer, why = source.answer(time.monotonic() + 60.0)
+    assert answer is None
+    assert "label" in why
+    assert not caplog.records
