@@ -21,8 +21,9 @@ RIDGE = 0.1
 #: Nearest neighbours by tau on either side to sample a type's runs from, besides all of the
 #: same tau; and the greatest ratio of two taus that count as near.
 NEAR, NEAR_RATIO = 15, 2.0
-#: Shorter runtimes count as this long, seconds, for how they depend on tau.
-LEAST_S = 1e-3
+#: Shorter runtimes and taus, and longer taus, count as this long, seconds, for how they depend
+#: on each other: messages may carry any tau, and a ratio of two has to be finite.
+LEAST_S, MOST_S = 1e-3, 1e9
 #: Lognormal σ of the drift of future runtimes against past ones.
 DRIFT_SIGMA = 0.07
 #: Quantiles that represent a learned distribution of ratios.
@@ -41,11 +42,13 @@ class _Sample(NamedTuple):
     runs: _Runs
     low: int
     high: int
+    #: The tau to scale them to.
+    tau: float
     #: How runtimes depend on tau: they are proportional to it to this power.
     power: float
 
 
-_NOTHING = _Sample([], 0, 0, 0.0)
+_NOTHING = _Sample([], 0, 0, 1.0, 0.0)
 
 
 class Runtimes:
@@ -78,10 +81,9 @@ class Runtimes:
         self._tables: dict[str, list[float]] = {}
         runs: dict[tuple[str, str], _Runs] = {}
         for work, runtime_s in ended:
-            if work.tau <= 0:
-                continue  # not written by rts
+            run = _bounded(work.tau), runtime_s
             for name in {work.name, ""}:
-                runs.setdefault((work.task_type, name), []).append((work.tau, runtime_s))
+                runs.setdefault((work.task_type, name), []).append(run)
         #: By type and name ("" for all of the type): pairs of tau and runtime, sorted.
         self._runs = {
             key: sorted(pairs)
@@ -108,10 +110,10 @@ class Runtimes:
         sample = self._samples.get(key)
         if sample is None:
             sample = self._samples[key] = self._sample_for(work)
-        runs, low, high, power = sample
+        runs, low, high, own_tau, power = sample
         if low < high:
             tau, runtime_s = runs[low + int(self._rng.random() * (high - low))]
-            return self._drift * runtime_s * math.pow(work.tau / tau, power)
+            return self._drift * runtime_s * math.pow(own_tau / tau, power)
         if table := self._learned(work.task_type):
             return work.tau * table[int(self._rng.random() * VALUES)]
         sigma = UNKNOWN_SIGMA
@@ -131,8 +133,9 @@ class Runtimes:
     def _sample_for(self, work: Work) -> _Sample:
         """Return the runs to draw from, which may be none."""
         own = self._runs_of(work.task_type, work.name) if work.name else None
-        if own and work.tau > 0:
-            return _Sample(own, 0, len(own), self._power_of(work.task_type))
+        own_tau = _bounded(work.tau)
+        if own:
+            return _Sample(own, 0, len(own), own_tau, self._power_of(work.task_type))
         runs = self._runs_of(work.task_type, "")
 
         def first(tau: float) -> int:
@@ -141,14 +144,14 @@ class Runtimes:
         def last(tau: float) -> int:
             return bisect_right(runs, (tau, math.inf))
 
-        same, beyond = first(work.tau), last(work.tau)
+        same, beyond = first(own_tau), last(own_tau)
         middle = (same + beyond) // 2
         low = max(0, min(middle - NEAR, len(runs) - 2 * NEAR))
         high = min(len(runs), low + 2 * NEAR)
         # Include all runs of the same tau: these are sorted by runtime, so a cut is a bias.
-        low = max(min(low, same), first(work.tau / NEAR_RATIO))
-        high = min(max(high, beyond), last(work.tau * NEAR_RATIO))
-        return _Sample(runs, low, high, 1.0) if high - low >= OWN_RUNS else _NOTHING
+        low = max(min(low, same), first(own_tau / NEAR_RATIO))
+        high = min(max(high, beyond), last(own_tau * NEAR_RATIO))
+        return _Sample(runs, low, high, own_tau, 1.0) if high - low >= OWN_RUNS else _NOTHING
 
     def _power_of(self, task_type: str) -> float:
         """Return how the runtimes of the names of a type depend on tau."""
@@ -177,6 +180,10 @@ class Runtimes:
                 return runtime_s
         # It exceeds all similar runs: as long again, on average.
         return elapsed_s + self._rng.expovariate(1 / max(elapsed_s, 1e-3))
+
+
+def _bounded(tau: float) -> float:
+    return min(MOST_S, max(LEAST_S, tau))
 
 
 def power_of(names: Iterable[_Runs]) -> float:

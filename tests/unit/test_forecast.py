@@ -266,6 +266,17 @@ def test_runtimes_follow_tau_as_far_as_those_of_the_task_have(
     assert statistics.mean(drawn) == pytest.approx(expected_s, rel=0.05)
 
 
+@pytest.mark.parametrize("tau", [-1.0, 0.0, 5e-324, 1e308])
+def test_a_tau_that_makes_no_sense_yields_a_prediction(tau: float) -> None:
+    """Anybody may publish or record one: here runs took no time, and others as long as tau."""
+    followed = [(Work("mixed", 0.0, float(n), 9.0, name="a"), float(n)) for n in range(1, 40)]
+    foreign = [(Work("mixed", 0.0, tau, 9.0, name="a"), 0.0)] * 5
+    waiting = [Work("mixed", 0.0, each, 9.0, name="a") for each in (1.0, tau, 1.0)]
+    snapshot = Snapshot(0.0, 1, waiting, ended=followed + foreign)
+    got = forecast.of_waiting(snapshot, 2, FirstComeFirstServed)
+    assert 0 <= got.start <= got.finish < math.inf
+
+
 def test_all_runs_of_the_same_tau_are_sampled() -> None:
     ended = [(Work("mixed", 0.0, 5.0, 10.0), float(n)) for n in range(1, 101)]
     runtimes = Runtimes({}, ended, random.Random(1))
