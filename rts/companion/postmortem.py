@@ -22,7 +22,7 @@ from rts.companion.attempts import attempt
 from rts.companion.instructions import Instructions
 from rts.headers import read_plan
 from rts.ports import RunSink
-from rts.records import LOST, Execution, new_execution
+from rts.records import LOST, Execution, brief, new_execution
 from rts.unfinished.notes import NoteBoard
 
 #: Seconds for processes killed with the worker to exit, and for the runs that go on to be
@@ -93,7 +93,7 @@ class PostMortem:
         # Acknowledged, but no child has started it; or its run has ended.
         for task in self._board.acknowledged.tasks():
             plan = read_plan(task, self._instructions.settings.task_types)
-            if plan is None or (task["id"], task["retries"] or 0) in started:
+            if plan is None or (brief(task["id"]), task["retries"] or 0) in started:
                 continue
             never_run = new_execution(
                 plan,

@@ -11,6 +11,7 @@ import redis
 from rts.headers import instant
 from rts.predictions.survey import Taken
 from rts.predictions.work import Work
+from rts.records import brief
 from rts.scheduling.encoding import (
     NEVER,
     Message,
@@ -72,9 +73,9 @@ def held_of(entries: Iterable[tuple[bytes | None, float]]) -> list[Held]:
 
 
 def id_of(message: Message) -> str | None:
-    """Return the task id in a message; ``None`` if it is not a task."""
+    """Return the task id in a message, as records hold it; ``None`` if it is not a task."""
     task_id = headers_of(message).get("id")
-    return task_id if isinstance(task_id, str) else None
+    return brief(task_id) if isinstance(task_id, str) else None
 
 
 class WorkReader:

@@ -23,7 +23,7 @@ from rts.predictions.pressures import Pressures
 from rts.predictions.queue_reader import QueueReader
 from rts.predictions.snapshot import Snapshot
 from rts.predictions.work import Work, work_of
-from rts.records import Execution, OpenTask, Plan, read_runs
+from rts.records import Execution, OpenTask, Plan, brief, read_runs
 from rts.scheduling.discovery import known_queues, routing_keys
 from rts.settings import Settings
 from rts.unfinished.open_task_format import task_of
@@ -54,7 +54,8 @@ class Predictor:
 
     def published(self, task: OpenTask) -> None:
         """Take into account a task that this process has published."""
-        self._published.append((time.monotonic(), task))
+        noted = task._replace(task_id=brief(task.task_id))
+        self._published.append((time.monotonic(), noted))
         self._new_tasks.published(task)
 
     def of_new(self, plan: Plan, name: str, queue: str, priority: int = 0) -> Prediction:
@@ -76,7 +77,7 @@ class Predictor:
             CommandError: the broker is not Redis, or no worker consumes the queue.
             StoreUnavailable: Redis is unavailable.
         """
-        keys = self._settings.keys
+        keys, given, task_id = self._settings.keys, task_id, brief(task_id)
         time_, beats, notes, due, info = self._link.call(
             pack("TIME"),
             pack("HGETALL", keys.workers),
@@ -98,7 +99,7 @@ class Predictor:
         sent_to = None if task is None else self._queue_of(task.queue, queues)
         # It may wait where no worker takes from, which the app need not know either.
         searched = queues if queue or not sent_to else dict.fromkeys([sent_to, *queues])
-        waits = self._broker.find(task_id, searched, None if task is None else task.arrival)
+        waits = self._broker.find(given, searched, None if task is None else task.arrival)
         if waits is not None:
             return self._of_waiting(waits)
         held = self._of_held(task_id, queues, known)

@@ -12,6 +12,8 @@ import struct
 import zlib
 from collections.abc import Sequence
 
+from rts.records import brief
+
 #: Tasks that are remembered.
 SIZE = 256
 _COUNT = struct.Struct("=Q")
@@ -21,8 +23,8 @@ BYTES = _COUNT.size + SIZE * _MARK.size
 
 
 def mark_of(task_id: object) -> int:
-    """Return a task's mark: a 32-bit checksum of its id."""
-    return zlib.crc32(str(task_id).encode(errors="replace"))
+    """Return a task's mark: a 32-bit checksum of its id, as records hold it."""
+    return zlib.crc32(str(brief(task_id)).encode(errors="replace"))
 
 
 class Received:

@@ -21,6 +21,7 @@ from rts.predictions.initial_state import InitialState
 from rts.predictions.queue_reader import HELD
 from rts.predictions.snapshot import Snapshot
 from rts.predictions.work import Work
+from rts.records import MAX_TEXT
 from rts.settings import Settings
 from rts.tasktypes import TaskType
 from rts.testing import WorkerProcess, wait_until
@@ -461,8 +462,12 @@ def test_tasks_behind_one_that_will_be_hopeless_overtake_it(
     worker.kill()
 
 
+@pytest.mark.parametrize("prefix", ["", "x" * 2 * MAX_TEXT], ids=["usual", "long"])
 def test_a_task_with_late_acknowledgement_runs_or_waits(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], redis_client: redis.Redis
+    make_stage: Callable[..., Stage],
+    apps: Callable[..., Celery],
+    redis_client: redis.Redis,
+    prefix: str,
 ) -> None:
     stage = make_stage(task_acks_late=True, worker_prefetch_multiplier=4)
     app = apps(stage)
@@ -471,8 +476,8 @@ def test_a_task_with_late_acknowledgement_runs_or_waits(
     wait_until(lambda: redis_client.hlen("unacked"), message="it is held")
     # It is unacknowledged, too, but holds no slot.
     wait_until(lambda: served(app).start < time.time() + 2)
-    (runs,) = busy(stage, app, 60, 1)
-    next_ = app.send_task(OK, (0,)).id
+    (runs,) = busy(stage, app, 60, 1, task_id=f"{prefix}runs")
+    next_ = app.send_task(OK, (0,), task_id=f"{prefix}next").id
     running, waits = rts.predict(runs, app=app), rts.predict(next_, app=app)
     assert running is not None
     assert running.start < time.time()

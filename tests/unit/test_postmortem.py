@@ -122,6 +122,15 @@ def test_a_task_that_is_overwritten_while_it_is_read_is_left_out() -> None:
     assert [task["id"] for task in Acknowledged(ring._memory, 0, 1).tasks()] == ["longer"]
 
 
+def test_a_run_whose_id_is_no_string_has_one_end(board: NoteBoard) -> None:
+    message = attributes("", id=5)
+    run = new_execution(PLAN, message, worker="w@h", instance="w@h/1-a", pid=gone())
+    board.put(run.to_json().encode())
+    board.acknowledged.put(message)
+    found, _ = postmortem(board)
+    assert found.write_ends() == 1
+
+
 def test_every_task_that_is_not_redelivered_gets_a_verdict(board: NoteBoard) -> None:
     note(board, "ran", gone())
     note(board, "goes on", os.getpid())
