@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeGuard
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
@@ -57,7 +57,7 @@ def with_tls(url: str, options: object) -> str:
         if name == "ssl_cert_reqs":
             value = _verification(value)
         elif isinstance(value, list | tuple):
-            value = ",".join(str(getattr(flag, "name", flag)) for flag in value)
+            value = _flags(value)
         if isinstance(value, str | int | float | os.PathLike):
             kept.append(f"{name}={quote(str(value), safe='/')}")
     return f"rediss://{place}?{'&'.join(kept)}"
@@ -68,6 +68,15 @@ def _verification(value: object) -> object:
     if isinstance(value, int) and value in list(ssl.VerifyMode):
         value = ssl.VerifyMode(value).name
     return value.removeprefix("CERT_").lower() if isinstance(value, str) else value
+
+
+def _flags(values: Sequence[object]) -> str:
+    """Return a list of verify flags, each of which may combine several, as redis-py reads it in
+    a URL: by their names.
+    """
+    numbers = [value for value in values if isinstance(value, int)]
+    known = ssl.VerifyFlags.__members__.items()
+    return ",".join(n for n, flag in known if any(flag & x == flag != 0 for x in numbers))
 
 
 def is_redis(url: object) -> TypeGuard[str]:

@@ -266,6 +266,17 @@ def test_the_environment_overrides_the_multiplier() -> None:
             },
             "rediss://a?ssl_include_verify_flags=VERIFY_X509_STRICT",
         ),
+        (
+            {
+                "broker_url": "redis://a",
+                "broker_use_ssl": {
+                    "ssl_include_verify_flags": [],
+                    "ssl_exclude_verify_flags": [int(ssl.VERIFY_X509_STRICT) | 4],
+                },
+            },
+            "rediss://a?ssl_include_verify_flags=&ssl_exclude_verify_flags="
+            "VERIFY_CRL_CHECK_LEAF%2CVERIFY_X509_STRICT",
+        ),
         # Celery ignores both.
         ({"broker_url": "redis://a", "broker_use_ssl": True}, "redis://a"),
         ({"broker_url": "redis://a", "redis_backend_use_ssl": {"a": "b"}}, "redis://a"),
