@@ -39,7 +39,7 @@ WARM_UP, LEAST_WAIT_S = 300, 2.0
 def work(outcome: Outcome) -> Work:
     """Return a job as a prediction's task."""
     job = outcome.job
-    return Work(job.task_type, job.arrival_s, outcome.tau, outcome.deadline)
+    return Work(job.task_type, job.arrival_s, outcome.tau, outcome.deadline, name=job.name)
 
 
 class Known:
