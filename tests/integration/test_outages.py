@@ -15,15 +15,12 @@ from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded
 from celery.result import AsyncResult
 
-from rts.ledger.drain import BATCH
 from rts.testing import MongoServer, RedisServer, wait_until
 from tests.conftest import Stage
 
 OK = "tests.apps.basic.ok"
 #: Tasks before a server is killed, and as many while it is away.
 SOME = 300
-#: Tasks whose records are drained in more than one go.
-MORE_THAN_A_BATCH = BATCH + 100
 #: Tasks of a worker whose children run one each.
 SOME_CHILDREN = 4
 
@@ -71,9 +68,9 @@ def test_mongodb_away_for_the_whole_run(
         stage = make_stage(mongo_url=server.url)
         app = apps(stage)
         worker = stage.worker()
-        results = [app.send_task(OK, (0,)) for _ in range(MORE_THAN_A_BATCH)]
+        results = [app.send_task(OK, (0,)) for _ in range(2000)]
         assert all(result.get(timeout=60) == 0 for result in results)
-        wait_until(lambda: redis_client.xlen(f"{stage.prefix}outbox") == len(results))
+        wait_until(lambda: redis_client.xlen(f"{stage.prefix}outbox") == 2000)
         wait_until(lambda: "the ledger is unavailable" in worker.log)
         server.start()
         with pymongo.MongoClient(server.url) as client:
