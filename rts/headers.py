@@ -20,7 +20,8 @@ from rts.deadlines import (
     MIN_LEARNED,
     MIN_MULTIPLIER,
 )
-from rts.records import OpenTask, Plan, queue_of
+from rts.fields import queue_of
+from rts.records import OpenTask, Plan
 from rts.tasktypes import Resources, TaskType
 from rts.validation import finite
 

@@ -7,14 +7,14 @@ durations are seconds.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from json.encoder import encode_basestring_ascii as quoted
 from typing import Any, NamedTuple
+
+from rts.fields import brief, priority_of, queue_of
 
 #: States of a run whose worker vanished, of one whose task has replaced itself (IGNORED to
 #: Celery), and of one that had its message queued again (REJECTED to Celery); all other states
@@ -36,46 +36,11 @@ DROPPED = "dropped"
 #: tuple: a record that others wrote may have a cause that cannot be hashed.)
 PROVISIONAL_CAUSES = ("lost", "killed", "time_limit", "terminated")
 
-#: Characters of a text that a record holds. Nothing has a longer name.
-MAX_TEXT = 1024
-
-#: What Celery puts before the routing key of a message that RabbitMQ holds until its eta
-#: (native delayed delivery): the delay in seconds, 28 binary digits. With kombu < 5.7, each
-#: retry puts another one before it.
-_DELAYS = re.compile(r"(?:(?:[01]\.){28})+")
-#: Characters of one such delay. Usual routing keys are shorter.
-_DELAY_CHARS = 56
-
 #: Seconds past its deadline until a task is found overdue: the time its end may need
 #: from the worker's disk to Redis.
 OVERDUE_AFTER_S = 1.0
 #: States of an overdue task: not started yet, or still running.
 PENDING, STARTED = "PENDING", "STARTED"
-
-
-def text(value: object, limit: int = MAX_TEXT) -> str:
-    """Return *value* as a string that BSON can hold, at most *limit* characters.
-
-    One that is too long is cut and ends in a hash of the whole, so that different ids
-    stay different.
-    """
-    string = value if isinstance(value, str) else repr(value)
-    if not string.isascii():
-        string = string.encode("utf-8", "replace").decode("utf-8")
-    if len(string) <= limit:
-        return string
-    digest = hashlib.sha256(string.encode("utf-8")).hexdigest()[:32]
-    return f"{string[: limit - 33]}~{digest}"
-
-
-def brief(value: Any) -> Any:
-    """Return an id or a name out of a message as a record holds it: as it is, or as text if it
-    is no string, or one that is too long. A stranger's may be of any size, and is kept for a
-    week (``judged`` in :mod:`rts.keys`).
-    """
-    if value is None or (isinstance(value, str) and len(value) <= MAX_TEXT):
-        return value
-    return text(str(value))
 
 
 class Plan(NamedTuple):
@@ -297,24 +262,6 @@ def sla_success(execution: Execution) -> bool | None:
     if execution.completed_at is None or execution.state in NOT_FINAL:
         return None
     return execution.cause is None and execution.completed_at <= execution.deadline
-
-
-def queue_of(routing_key: Any) -> Any:
-    """Return what the ledger calls the queue of a message: its routing key, without a delay
-    before it, or each delay would be a queue of its own.
-
-    >>> queue_of("0." * 26 + "1.1.celery"), queue_of("0." * 56 + "celery")
-    ('celery', 'celery')
-    """
-    if isinstance(routing_key, str) and len(routing_key) > _DELAY_CHARS:
-        delays = _DELAYS.match(routing_key)
-        return routing_key if delays is None else routing_key[delays.end() :]
-    return routing_key
-
-
-def priority_of(value: object) -> int:
-    """Return the priority of a message; 0 where *value* is none that a broker has."""
-    return value if type(value) is int and 0 <= value <= 255 else 0
 
 
 def new_execution(

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rts.alerting.alert import Condition
+from rts.fields import text
 from rts.keys import Keys
 from rts.link.link import Link
 from rts.link.scripts import pack
 from rts.objectives import ALL, BURN_RULES
-from rts.records import OpenTask, text
+from rts.records import OpenTask
 from rts.unfinished.open_task_format import task_of
 from rts.views.slo import ObjectiveStatus
 from rts.webhooks import SLO_BURNING, TASK_OVERDUE

@@ -8,8 +8,9 @@ from typing import Any
 
 from pymongo.database import Database
 
+from rts.fields import priority_of
 from rts.keys import ASSIGNMENTS, TASKS
-from rts.records import DROPPED, NOT_FINAL, priority_of
+from rts.records import DROPPED, NOT_FINAL
 from rts.simulation.recording import Run
 from rts.validation import finite
 from rts.views.intervals import Window, in_window

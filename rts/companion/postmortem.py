@@ -20,9 +20,10 @@ from rts import health
 from rts.clock import FleetClock
 from rts.companion.attempts import attempt
 from rts.companion.instructions import Instructions
+from rts.fields import brief
 from rts.headers import read_plan
 from rts.ports import RunSink
-from rts.records import LOST, Execution, brief, new_execution
+from rts.records import LOST, Execution, new_execution
 from rts.unfinished.notes import NoteBoard
 
 #: Seconds for processes killed with the worker to exit, and for the runs that go on to be

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 
 from rts import health
 from rts.errors import StoreUnavailable
+from rts.fields import text
 from rts.ledger.refused import set_aside, store_or_set_aside
 from rts.ports import Batch, Ledger, Outbox
-from rts.records import OutboxEntry, is_provisional, text
+from rts.records import OutboxEntry, is_provisional
 
 logger = logging.getLogger("rts.drain")
 

@@ -18,6 +18,7 @@ from pymongo.collection import Collection
 from pymongo.errors import OperationFailure
 
 from rts.errors import StoreUnavailable
+from rts.fields import text
 from rts.keys import ASSIGNMENTS, REFUSED, TASKS, TAU_SNAPSHOT
 from rts.ledger.connection import UNAVAILABLE, connect, database_of, translate_outages
 from rts.ledger.documents import Document, documents
@@ -40,7 +41,7 @@ from rts.ledger.writes import (
     store,
 )
 from rts.ports import TauEntry
-from rts.records import LOST, PROVISIONAL_CAUSES, OutboxEntry, text
+from rts.records import LOST, PROVISIONAL_CAUSES, OutboxEntry
 from rts.settings import Settings
 
 #: Seconds between checks that the indexes exist: somebody may have dropped the database,

@@ -10,8 +10,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from rts.fields import MAX_TEXT, text
 from rts.load.sample import FIGURES
-from rts.records import MAX_TEXT, Execution, Learned, text
+from rts.records import Execution, Learned
 
 #: Keys of ``load_at_start``, and items of a list in it; no host has as many GPUs.
 MAX_ITEMS = 64

@@ -18,21 +18,19 @@ from weakref import ref as weakref
 
 from rts import forks
 from rts.clock import FleetClock
+from rts.fields import MAX_TEXT, priority_of, queue_of
 from rts.lifecycle.outcomes import REJECTED, RETRY, again_at
 from rts.load.sample import MAX_AGE_S, LoadSample
 from rts.load.usage import ProcessMeter, ThreadMeter
 from rts.ports import RunNotes, RunSink
 from rts.records import (
     IGNORED,
-    MAX_TEXT,
     REPLACED,
     START_FIELDS,
     Execution,
     Plan,
     kind_as_json,
     new_execution,
-    priority_of,
-    queue_of,
 )
 from rts.signals import deadline_missed, run_ended
 

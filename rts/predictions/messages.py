@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import redis
 
+from rts.fields import brief
 from rts.headers import instant
 from rts.predictions.survey import Taken
 from rts.predictions.work import Work
-from rts.records import brief
 from rts.scheduling.encoding import (
     NEVER,
     Message,

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from rts.errors import CommandError
+from rts.fields import brief
 from rts.link.link import Link
 from rts.link.replies import as_instant
 from rts.link.scripts import pack
@@ -23,7 +24,7 @@ from rts.predictions.pressures import Pressures
 from rts.predictions.queue_reader import QueueReader
 from rts.predictions.snapshot import Snapshot
 from rts.predictions.work import Work, work_of
-from rts.records import Execution, OpenTask, Plan, brief, read_runs
+from rts.records import Execution, OpenTask, Plan, read_runs
 from rts.scheduling.discovery import known_queues, routing_keys
 from rts.settings import Settings
 from rts.unfinished.open_task_format import task_of

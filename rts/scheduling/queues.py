@@ -11,7 +11,7 @@ import redis
 from kombu.exceptions import OperationalError
 
 from rts.errors import BrokerUnavailable, unusable
-from rts.records import text as storable
+from rts.fields import text as storable
 from rts.scheduling.activation import register_transports
 from rts.scheduling.channel import DeadlineOrder
 from rts.scheduling.encoding import headers_of, message_of, payload_of, tau_of

@@ -18,7 +18,8 @@ import weakref
 from collections.abc import Iterator
 
 from rts import forks, health
-from rts.records import Execution, brief
+from rts.fields import brief
+from rts.records import Execution
 from rts.unfinished.acknowledged import ENTRY_BYTES, Acknowledged
 from rts.unfinished.received import BYTES, Received
 

@@ -8,8 +8,9 @@ import json
 import math
 from json.encoder import encode_basestring_ascii as quoted
 
+from rts.fields import MAX_TEXT, brief
 from rts.link.scripts import bulks
-from rts.records import MAX_TEXT, OpenTask, brief, kind_as_json
+from rts.records import OpenTask, kind_as_json
 
 #: Arguments per task: its id, its deadline, its queue, its other fields as JSON, and
 #: whether it takes the place of another one of its id.

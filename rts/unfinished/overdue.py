@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 
 from rts.errors import StoreUnavailable
+from rts.fields import text
 from rts.ledger.refused import store_or_set_aside
 from rts.link.delivery import ask_for_room
 from rts.link.lease import Lease
@@ -28,7 +29,6 @@ from rts.records import (
     OpenTask,
     OutboxEntry,
     read_runs,
-    text,
 )
 from rts.settings import Settings
 from rts.unfinished.events import MAX_EVENTS, Event

@@ -12,7 +12,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 
-from rts.records import brief
+from rts.fields import brief
 
 #: Tasks that are remembered.
 SIZE = 256

@@ -9,9 +9,9 @@ from typing import Any
 from pymongo import DESCENDING
 from pymongo.database import Database
 
+from rts.fields import text
 from rts.keys import ASSIGNMENTS, TASKS
 from rts.ledger.connection import translate_errors
-from rts.records import text
 from rts.views.aggregation import threads
 from rts.views.intervals import Window, in_window, parts
 

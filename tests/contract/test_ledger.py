@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from rts.fields import MAX_TEXT
 from rts.ledger import writes
 from rts.ports import TauEntry
-from rts.records import MAX_TEXT, Execution, Learned
+from rts.records import Execution, Learned
 from tests.ledgers import (
     UTC,
     OnMongo,

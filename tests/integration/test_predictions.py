@@ -15,13 +15,13 @@ from celery import Celery
 from kombu import Exchange, Queue, binding
 
 import rts
+from rts.fields import MAX_TEXT
 from rts.installation import parts_of
 from rts.predictions import taken_tasks
 from rts.predictions.initial_state import InitialState
 from rts.predictions.queue_reader import HELD
 from rts.predictions.snapshot import Snapshot
 from rts.predictions.work import Work
-from rts.records import MAX_TEXT
 from rts.settings import Settings
 from rts.tasktypes import TaskType
 from rts.testing import WorkerProcess, wait_until

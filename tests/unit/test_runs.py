@@ -18,6 +18,7 @@ from kombu.transport.native_delayed_delivery import calculate_routing_key
 
 from rts import health
 from rts.clock import FleetClock
+from rts.fields import MAX_TEXT
 from rts.headers import open_task, write_plan
 from rts.lifecycle.outcomes import end_state
 from rts.lifecycle.runs import (
@@ -30,7 +31,7 @@ from rts.lifecycle.runs import (
 )
 from rts.lifecycle.worker_side import WorkerSide
 from rts.load.sample import LoadSample
-from rts.records import MAX_TEXT, Execution, Plan
+from rts.records import Execution, Plan
 from rts.unfinished.notes import NoteBoard
 from rts.unfinished.open_task_format import pack_task
 
