@@ -478,6 +478,8 @@ def test_a_task_with_late_acknowledgement_runs_or_waits(
     wait_until(lambda: served(app).start < time.time() + 2)
     (runs,) = busy(stage, app, 60, 1, task_id=f"{prefix}runs")
     next_ = app.send_task(OK, (0,), task_id=f"{prefix}next").id
+    # For a moment it is neither in the queue nor with the worker.
+    wait_until(lambda: redis_client.hlen("unacked") == 3, message="it is held, too")
     running, waits = rts.predict(runs, app=app), rts.predict(next_, app=app)
     assert running is not None
     assert running.start < time.time()
