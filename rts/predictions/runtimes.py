@@ -16,7 +16,7 @@ from rts.tau.sketch import Sketch
 #: too few; else runtimes are lognormal with this σ.
 OWN_RUNS, KNOWN_RUNS, UNKNOWN_SIGMA = 5, 20, 0.5
 #: Ridge: the sum of squared deviations of log τ at which half of the dependence on tau that
-#: the runs show is believed.
+#: the runs show is believed; else that of the whole type, else none.
 RIDGE = 0.1
 #: Nearest neighbours by tau on either side to sample a type's runs from, besides all of the
 #: same tau; and the greatest ratio of two taus that count as near.
@@ -57,8 +57,9 @@ class Runtimes:
     Similar are the recent runs of the task name. A run x with the tau τₓ stands for x·(τ/τₓ)ᵇ.
     Where the runtimes follow tau, as they drift, b is near 1; where tau only follows runtimes
     that differ by chance, b is 0, though tau may be high for all that waits. So b is what the
-    runs show: the slope of log x by log τₓ within the names of the type, by ridge regression
-    (Hoerl and Kennard, *Technometrics* 12, 1970).
+    runs show: the slope of log x by log τₓ, by ridge regression towards the slope within all
+    names of the type (Hoerl and Kennard, *Technometrics* 12, 1970). For a name with few runs it
+    is that slope, and 0 for a run whose τₓ is not near τ: it had not been learned yet.
 
     For a name with hardly any runs those of its type with near taus serve (nearest neighbours;
     Stone, *Annals of Statistics* 5, 1977), whose ratio of runtime over tau is applied; then all
@@ -94,8 +95,8 @@ class Runtimes:
         self._resampled = dict(self._runs)
         #: By type, name and tau.
         self._samples: dict[tuple[str, str, float], _Sample] = {}
-        #: By type, of those that were drawn from since.
-        self._powers: dict[str, float] = {}
+        #: By type and name, of those that were drawn from since: see :meth:`_power_of`.
+        self._powers: dict[tuple[str, str], float] = {}
         self._drift = 1.0
 
     def resample(self) -> None:
@@ -113,7 +114,9 @@ class Runtimes:
         runs, low, high, own_tau, power = sample
         if low < high:
             tau, runtime_s = runs[low + int(self._rng.random() * (high - low))]
-            return self._drift * runtime_s * math.pow(own_tau / tau, power)
+            if len(runs) >= KNOWN_RUNS or tau / NEAR_RATIO <= own_tau <= tau * NEAR_RATIO:
+                runtime_s *= math.pow(own_tau / tau, power)
+            return self._drift * runtime_s
         if table := self._learned(work.task_type):
             return work.tau * table[int(self._rng.random() * VALUES)]
         sigma = UNKNOWN_SIGMA
@@ -135,7 +138,8 @@ class Runtimes:
         own = self._runs_of(work.task_type, work.name) if work.name else None
         own_tau = _bounded(work.tau)
         if own:
-            return _Sample(own, 0, len(own), own_tau, self._power_of(work.task_type))
+            power = self._power_of(work.task_type, work.name)
+            return _Sample(own, 0, len(own), own_tau, power)
         runs = self._runs_of(work.task_type, "")
 
         def first(tau: float) -> int:
@@ -153,14 +157,20 @@ class Runtimes:
         high = min(max(high, beyond), last(own_tau * NEAR_RATIO))
         return _Sample(runs, low, high, own_tau, 1.0) if high - low >= OWN_RUNS else _NOTHING
 
-    def _power_of(self, task_type: str) -> float:
-        """Return how the runtimes of the names of a type depend on tau."""
-        if task_type not in self._powers:
-            names = [
-                runs for (kind, name), runs in self._runs.items() if kind == task_type and name
-            ]
-            self._powers[task_type] = power_of(names)
-        return self._powers[task_type]
+    def _power_of(self, task_type: str, name: str) -> float:
+        """Return how runtimes depend on tau, of a name, or ("") within all names of a type."""
+        key = task_type, name
+        if name and len(self._runs[key]) < KNOWN_RUNS:
+            return self._power_of(task_type, "")
+        if key not in self._powers:
+            if name:
+                power = power_of([self._runs[key]], self._power_of(task_type, ""))
+            else:
+                power = power_of(
+                    runs for (of, n), runs in self._runs.items() if of == task_type and n
+                )
+            self._powers[key] = power
+        return self._powers[key]
 
     def _runs_of(self, task_type: str, name: str) -> _Runs:
         """Return the resampled runs of a type and name."""
@@ -186,8 +196,9 @@ def _bounded(tau: float) -> float:
     return min(MOST_S, max(LEAST_S, tau))
 
 
-def power_of(names: Iterable[_Runs]) -> float:
-    """Return the power of tau that runtimes are proportional to within *names*, 0 to 1.
+def power_of(names: Iterable[_Runs], prior: float = 0.0) -> float:
+    """Return the power of tau that runtimes are proportional to within *names*, 0 to 1; *prior*
+    as far as their taus hardly differ.
 
     >>> round(power_of([[(tau, 3 * tau) for tau in (1.0, 2.0, 4.0, 8.0)] * 10]), 2)
     1.0
@@ -200,4 +211,4 @@ def power_of(names: Iterable[_Runs]) -> float:
         mean = sum(tau for tau, _ in logs) / len(logs)
         squares += sum((tau - mean) ** 2 for tau, _ in logs)
         products += sum((tau - mean) * runtime for tau, runtime in logs)
-    return min(1.0, max(0.0, products / (squares + RIDGE)))
+    return min(1.0, max(0.0, (products + RIDGE * prior) / (squares + RIDGE)))

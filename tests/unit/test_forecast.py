@@ -266,6 +266,20 @@ def test_runtimes_follow_tau_as_far_as_those_of_the_task_have(
     assert statistics.mean(drawn) == pytest.approx(expected_s, rel=0.05)
 
 
+@pytest.mark.parametrize(
+    "taus", [[10.0] * 5, [10.0] * 5 + [76.0] * 2, [10.0] * 5 + [80.0] * 20]
+)
+def test_runtimes_of_a_new_task_do_not_follow_tau_as_those_of_its_type(
+    taus: list[float],
+) -> None:
+    """Its tau has just come from that of the type, 10 s, to near its runtimes."""
+    followed = [(Work("mixed", 0.0, tau, 9.0, name="a"), tau) for tau in (1.0, 2.0, 4.0, 8.0)]
+    new = [(Work("mixed", 0.0, tau, 9.0, name="b"), 100.0) for tau in taus]
+    runtimes = Runtimes({}, followed * 25 + new, random.Random(1))
+    drawn = [runtimes.draw(Work("mixed", 0.0, 80.0, 9.0, name="b")) for _ in range(1000)]
+    assert statistics.mean(drawn) == pytest.approx(100.0, rel=0.1)
+
+
 @pytest.mark.parametrize("tau", [-1.0, 0.0, 5e-324, 1e308])
 def test_a_tau_that_makes_no_sense_yields_a_prediction(tau: float) -> None:
     """Anybody may publish or record one: here runs took no time, and others as long as tau."""
