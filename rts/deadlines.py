@@ -27,6 +27,9 @@ MIN_LEARNED, MAX_LEARNED = 1.0, 50.0
 
 #: Absolute deadlines lie in (0, MAX_INSTANT]: what a datetime can hold.
 MAX_INSTANT = 253402300799.0  # 9999-12-31T23:59:59Z
+#: A tau is below this many seconds, some 30 years; a message that carries another one is not
+#: believed.
+MAX_TAU = 1e9
 
 #: A task is hopeless once less than this share of its tau is left until its deadline.
 #: Runtimes vary, so some that are slightly short of time still make it.

@@ -17,6 +17,7 @@ from rts.deadlines import (
     MAX_INSTANT,
     MAX_LEARNED,
     MAX_MULTIPLIER,
+    MAX_TAU,
     MIN_LEARNED,
     MIN_MULTIPLIER,
 )
@@ -198,7 +199,7 @@ def read_plan(values: Mapping[str, Any], types: Mapping[str, TaskType]) -> Plan 
         task_type, type_source, tau, k, arrival, deadline = planned = _PLANNED(values)
         if (
             type(tau) is type(k) is type(arrival) is type(deadline) is float
-            and 0 < tau < 1e9
+            and 0 < tau < MAX_TAU
             and (
                 MIN_MULTIPLIER <= k <= MAX_MULTIPLIER
                 or (values.get("rts_policy") == LEARNED and MIN_LEARNED <= k <= MAX_LEARNED)

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from json import dumps, loads
 from typing import Any, NamedTuple
 
-from rts.deadlines import MAX_INSTANT, hopeful_until
+from rts.deadlines import MAX_INSTANT, MAX_TAU, hopeful_until
 from rts.validation import finite
 
 #: Top-level key of a raw message without a deadline that keeps its arrival.
@@ -92,7 +92,7 @@ def tau_of(headers: Mapping[str, Any]) -> float | None:
     it.
     """
     tau = finite(headers.get("rts_tau"))
-    return tau if tau is not None and 0 < tau < 1e9 else None
+    return tau if tau is not None and 0 < tau < MAX_TAU else None
 
 
 def member(message: Mapping[str, Any], payload: str, place: Place, queue: str) -> str:
