@@ -12,9 +12,9 @@ from rts.cli.status import NO_WORKERS, UNLED, WORKER_COLUMNS, outbox_text, worke
 from rts.cli.table import NONE, Column, cut, percent, printable, render, seconds
 from rts.cli.watch_data import WINDOWS, Snapshot
 from rts.objectives import objective_of
-from rts.scheduling.queues import QueueState
 from rts.settings import Settings
 from rts.views.json_values import iso
+from rts.views.queue_state import QueueState
 from rts.views.report import Percentiles
 from rts.views.slo import ObjectiveStatus
 from rts.views.status import RedisState

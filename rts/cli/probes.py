@@ -14,9 +14,10 @@ from rts.ledger.spool_folder import SpoolFolder
 from rts.link.link import Link
 from rts.link.scripts import pack
 from rts.scheduling.discovery import FleetQueues, fleet_queues, queue_names
-from rts.scheduling.queues import QueueState, ordered_channel, state_of
+from rts.scheduling.queues import ordered_channel, state_of
 from rts.settings import Settings
 from rts.urls import shown_url
+from rts.views.queue_state import QueueState
 from rts.views.sources import Source
 from rts.views.status import LedgerState, RedisState, ServerState, ask_mongo, ask_redis
 

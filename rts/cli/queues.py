@@ -13,6 +13,7 @@ from rts.scheduling import queues
 from rts.scheduling.discovery import FleetQueues, all_queue_names, fleet_queues
 from rts.settings import Settings
 from rts.views.plurals import counted
+from rts.views.queue_state import queue_document
 
 
 @click.command(name="queues", short_help="What waits in the queues.")
@@ -39,7 +40,7 @@ def command(ctx: click.Context, to_fifo: bool, as_json: bool) -> None:
         moved = {name: queues.move_to_lists(channel, name) for name in names} if to_fifo else {}
         states = [queues.state_of(channel, name) for name in names]
     if as_json:
-        rows = list(map(queues.queue_document, states))
+        rows = list(map(queue_document, states))
         print_json({"scheduler": settings.scheduler, "queues": rows, "moved": moved})
         return
     if to_fifo:

@@ -13,11 +13,11 @@ from rts.flower.filters import Filters
 from rts.flower.reasons import finding
 from rts.flower.source import Counted, QueueSummary
 from rts.objectives import objective_of
-from rts.scheduling.queues import queue_document
 from rts.settings import Settings
 from rts.views.json_values import utc
 from rts.views.lateness_causes import load_at_start, median, slowdown
 from rts.views.problems import fleet_problems, queue_problems
+from rts.views.queue_state import queue_document
 from rts.views.report import ReportRow
 from rts.views.runs import visible
 from rts.views.status import RedisState, worker_document

@@ -24,7 +24,6 @@ from rts.ledger.connection import connect, database_of
 from rts.link.link import Link
 from rts.scheduling.discovery import fleet_queues, queue_names
 from rts.scheduling.queues import (
-    QueueState,
     WaitingTask,
     hopeless_in,
     next_waiting,
@@ -35,6 +34,7 @@ from rts.settings import Settings
 from rts.urls import shown_url
 from rts.views.intervals import Window
 from rts.views.lateness_causes import Why, why
+from rts.views.queue_state import QueueState
 from rts.views.report import Report, ReportRow, report, rows_of
 from rts.views.runs import OneTask, late_runs, latest_misses, one_task, sample
 from rts.views.series import series

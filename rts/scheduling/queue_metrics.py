@@ -9,17 +9,15 @@ from typing import Any
 from rts.errors import StoreUnavailable
 from rts.link.link import Link
 from rts.scheduling.discovery import FleetQueues, fleet_queues, queue_names
-from rts.scheduling.queues import QueueState, hopeless_in, ordered_channel, state_of
+from rts.scheduling.queues import hopeless_in, ordered_channel, state_of
 from rts.settings import Settings
+from rts.views.queue_state import WaitingQueue
 
 #: Seconds for connecting to Redis, and for a reply: short, since the broker has to reply within
 #: the rest of the scrape's timeout.
 CONNECT_TIMEOUT_S, TIMEOUT_S = 0.25, 0.5
 #: Queues that are remembered, at most, besides those that workers consume now.
 MAX_REMEMBERED = 1000
-
-#: What waits in a queue, and how many of those messages can no longer be on time.
-WaitingQueue = tuple[QueueState, int]
 
 
 def queue_readings(app: Any, settings: Settings) -> Callable[[], Sequence[WaitingQueue]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import redis
@@ -21,7 +21,7 @@ from rts.scheduling.scripts import BYTES, HOPELESS, MOVE, read_messages
 from rts.settings import Settings
 from rts.urls import shown_url
 from rts.validation import finite
-from rts.views.json_values import utc
+from rts.views.queue_state import QueueState
 
 #: Seconds for connecting to the broker, and for each reply.
 CONNECT_TIMEOUT_S, TIMEOUT_S = 2.0, 5.0
@@ -30,26 +30,6 @@ BATCH = 500
 #: How hopeless messages are counted: exactly among the first ones, where they accumulate,
 #: and in a sample of the rest. That blocks Redis for a few milliseconds.
 COUNTED, SAMPLED = 500, 500
-
-
-@dataclass(frozen=True)
-class QueueState:
-    """The number of messages that wait in a queue."""
-
-    name: str
-    #: In deadline order, not demoted.
-    ordered: int
-    #: Demoted as hopeless, behind all others.
-    demoted: int
-    #: On kombu's plain lists, until a worker in deadline order adopts them.
-    plain: int
-    #: Deadline of the first message in the order, epoch seconds.
-    next_deadline: float | None
-
-    @property
-    def waiting(self) -> int:
-        """All waiting messages."""
-        return self.ordered + self.demoted + self.plain
 
 
 @dataclass(frozen=True)
@@ -116,11 +96,6 @@ def state_of(channel: Any, name: str) -> QueueState:
         ordered, late, first, *lengths = pipe.execute()
     deadline = _waiting("ordered", first[0]).deadline if first else None
     return QueueState(name, ordered, late, sum(lengths), deadline)
-
-
-def queue_document(state: QueueState) -> dict[str, Any]:
-    """Return the state of a queue as JSON shows it."""
-    return {**asdict(state), "next_deadline": utc(state.next_deadline)}
 
 
 def hopeless_in(channel: Any, name: str) -> int:

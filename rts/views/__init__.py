@@ -6,6 +6,7 @@ From the ledger: reports (:mod:`~rts.views.report`), the same over time
 (:mod:`~rts.views.runs`), and why runs were late (:mod:`~rts.views.lateness_causes`). From
 Redis: servers and workers (:mod:`~rts.views.status`, :mod:`~rts.views.redis_facts`), with what
 metrics read as well (:mod:`~rts.views.fleet_state`), and the taus (:mod:`~rts.views.taus`).
+What waits in the broker is a :class:`~rts.views.queue_state.QueueState`, and
 :mod:`~rts.views.problems` says in words what is wrong.
 
 The first three count what lies in windows of time: :mod:`~rts.views.tallies`, or for windows

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -20,11 +20,9 @@ from rts.load.sample import FIGURES
 from rts.objectives import objective_of
 from rts.settings import Settings
 from rts.views.fleet_state import LOSSES
+from rts.views.queue_state import WaitingQueue
 from rts.views.readings import BOUNDS, MAX_LABEL, Histogram, Reading
 from rts.views.slo import ObjectiveStatus
-
-if TYPE_CHECKING:
-    from rts.scheduling.queue_metrics import WaitingQueue
 
 #: Queues of the broker with a label of their own: as many as in the counters.
 MAX_QUEUES = 1000

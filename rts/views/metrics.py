@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prometheus_client.registry import CollectorRegistry
 
@@ -19,12 +19,10 @@ from rts.ledger.connection import connect, database_of
 from rts.link.link import Link
 from rts.settings import Settings
 from rts.views import families
+from rts.views.queue_state import WaitingQueue
 from rts.views.readings import read
 from rts.views.slo import ObjectiveStatus, standings
 from rts.views.sources import Source
-
-if TYPE_CHECKING:
-    from rts.scheduling.queue_metrics import WaitingQueue
 
 #: Seconds for Redis to accept a connection, and to answer.
 CONNECT_TIMEOUT_S, TIMEOUT_S = 0.5, 1.0

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from rts.settings import Settings
 from rts.views.fleet_state import LOSSES
 from rts.views.plurals import counted
+from rts.views.queue_state import QueueState
 from rts.views.status import RedisState
-
-if TYPE_CHECKING:
-    from rts.scheduling.queues import QueueState
 
 #: Age of the oldest record in the outbox that is a problem, in seconds. A drain takes less than
 #: one.

@@ -29,8 +29,6 @@ from rts.ledger.mongo import MongoLedger
 from rts.ledger.outbox import RedisOutbox
 from rts.link.link import Link
 from rts.records import Execution, OpenTask
-from rts.scheduling.queue_metrics import WaitingQueue
-from rts.scheduling.queues import QueueState
 from rts.settings import Settings
 from rts.tau.finish import FinishCall, finish_entry
 from rts.testing import MongoServer, RedisServer, wait_until
@@ -38,6 +36,7 @@ from rts.unfinished.open_tasks import OpenTasks
 from rts.unfinished.overdue import OverdueSweep
 from rts.views import metrics
 from rts.views.metrics import RtsCollector, register
+from rts.views.queue_state import QueueState, WaitingQueue
 from rts.views.readings import PAGE, read
 from rts.views.slo import standings
 from tests.programs import needed

@@ -26,12 +26,12 @@ from rts.flower.pages import REASONS, Pages
 from rts.flower.templates import navbar, task_page
 from rts.flower.timeline import MAX_RUNS, timeline
 from rts.ledger.connection import connect
-from rts.scheduling.queues import QueueState
 from rts.settings import Settings
 from rts.unfinished.heartbeat import Heartbeat
 from rts.views.histogram import bucket
 from rts.views.json_values import plain
 from rts.views.problems import queue_problems
+from rts.views.queue_state import QueueState
 from rts.views.report import row_of
 from rts.views.series import Point
 from rts.views.status import RedisState, ServerState

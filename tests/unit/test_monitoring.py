@@ -14,10 +14,10 @@ import pytest
 import yaml
 
 from rts.objectives import BURN_RULES, MIN_MISSES
-from rts.scheduling.queues import QueueState
 from rts.settings import Settings
 from rts.unfinished.heartbeat import Heartbeat
 from rts.views import families
+from rts.views.queue_state import QueueState
 from rts.views.readings import BOUNDS, Histogram, Reading
 from rts.views.slo import ObjectiveStatus, WindowStanding
 from tests.programs import needed

@@ -13,9 +13,9 @@ from rts.cli.panels import lines, lines_within
 from rts.cli.watch_data import WINDOWS as SHOWN
 from rts.cli.watch_data import Snapshot
 from rts.objectives import BURN_RULES, WINDOWS
-from rts.scheduling.queues import QueueState
 from rts.settings import Settings
 from rts.unfinished.heartbeat import Heartbeat
+from rts.views.queue_state import QueueState
 from rts.views.report import row_of
 from rts.views.slo import ObjectiveStatus, WindowStanding
 from rts.views.status import LedgerState, RedisState, ServerState
