@@ -7,6 +7,8 @@ restarts of workers and exporters.
 
 from __future__ import annotations
 
+from rts.settings import Settings
+
 #: Upper bounds of the buckets of runtimes and queueing delays, seconds. Up to a day: if a
 #: quantile is beyond the last bound, Prometheus returns that bound.
 DURATIONS = (
@@ -21,6 +23,14 @@ LATENESS = (
 
 #: The cause of verdicts whose deadline was met.
 MET = "met"
+
+#: Verdicts that are remembered at least, however few tasks may be open.
+MIN_JUDGED = 10_000
+
+
+def most_judged(settings: Settings) -> int:
+    """Return how many verdicts are remembered, so that a late end is not a second one."""
+    return max(settings.open_max, MIN_JUDGED)
 
 
 def bounds_text(bounds: tuple[float, ...]) -> str:

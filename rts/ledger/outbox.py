@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Iterable
 
 from rts.keys import GROUP
-from rts.ledger.counting import DURATIONS, LATENESS, bounds_text
+from rts.ledger.counting import DURATIONS, LATENESS, bounds_text, most_judged
 from rts.link.link import Link
 from rts.link.scripts import ACKNOWLEDGE, DELETE_CONSUMER, READ_OUTBOX, pack
 from rts.ports import Batch
@@ -24,8 +24,6 @@ GATHER_S, MANY = 0.4, 1000
 
 #: Entries that one script call claims. It blocks Redis for about 5 µs per entry.
 MAX_TAKEN = 500
-#: Verdicts remembered at least, so that a late end does not count as a second one.
-MIN_JUDGED = 10_000
 #: Entries that one script call deletes and counts, about 15 µs each.
 MAX_DONE = 200
 
@@ -59,7 +57,7 @@ class RedisOutbox:
         self._limits = (
             GROUP,
             settings.max_types,
-            max(settings.open_max, MIN_JUDGED),
+            most_judged(settings),
             bounds_text(DURATIONS),
             bounds_text(LATENESS),
         )

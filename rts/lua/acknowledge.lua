@@ -1,10 +1,7 @@
 -- Removes outbox records that are in the ledger, and counts them for the metrics.
 --
--- KEYS  1 outbox, stream; 2 metrics, 3 types, 4 names, 5 queues: see count.lua
---       6 judged   sorted set, by instant: id of a task whose verdict is not from its own
---                  end; 'end' and its id if that verdict was an end; 'run' and the id of a
---                  run that ended so
---       7 counters hash, name -> number
+-- KEYS  1 outbox, stream; 2 metrics, 3 types, 4 names, 5 queues, 6 judged: see count.lua
+--       7 counters, hash: name -> number
 -- ARGV  1 consumer group           4 bounds of durations, 5 of lateness, seconds
 --       2 most task names          then the ids of the entries, prefixed with - if the
 --       3 most members of judged   record is not its task's verdict, with = if it is not
@@ -100,11 +97,5 @@ end
 if #ids > 0 then
   redis.call('XACK', outbox, ARGV[1], unpack(ids))
 end
-local remembered = redis.pcall('ZCARD', judged)
-local surplus = type(remembered) == 'number' and remembered - tonumber(ARGV[3]) or 0
-surplus = math.min(surplus, 5000) -- where the limit was lowered
-if surplus > 0 then
-  redis.call('ZREMRANGEBYRANK', judged, 0, surplus - 1)
-  redis.pcall('HINCRBY', KEYS[7], 'verdicts_forgotten', surplus)
-end
+bound_judged(judged, tonumber(ARGV[3]), KEYS[7])
 keep_counts(keys, KEYS[7])

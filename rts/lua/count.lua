@@ -1,9 +1,12 @@
--- Counts runs and verdicts for the metrics. A library, prepended to other scripts.
+-- Counts runs and verdicts for the metrics, and bounds what is remembered so that none counts
+-- twice. A library, prepended to other scripts.
 --
 -- metrics  hash, metric and labels, joined by newlines -> number:
 --            runs TYPE NAME STATE, verdicts TYPE NAME QUEUE CAUSE (cause 'met': none),
 --            KIND TYPE BOUND and KIND TYPE sum, KIND being one of the histograms
 -- types, names, queues   sets of the label values in use; beyond the limits: 'other'
+-- judged   sorted set, by instant: id of a task whose verdict is not from its own end; 'end'
+--          and its id if that verdict was an end; 'run' and the id of a run that ended so
 --
 -- Label values are untrusted: they are truncated, and newlines replaced.
 
@@ -73,6 +76,17 @@ local uncounted = 0
 local function try(work, ...)
   if not pcall(work, ...) then
     uncounted = uncounted + 1
+  end
+end
+
+-- Removes the oldest of *judged* beyond *most*. It may be of the wrong type.
+local function bound_judged(judged, most, counters)
+  local remembered = redis.pcall('ZCARD', judged)
+  local surplus = type(remembered) == 'number' and remembered - most or 0
+  surplus = math.min(surplus, 5000) -- where the limit was lowered
+  if surplus > 0 then
+    redis.call('ZREMRANGEBYRANK', judged, 0, surplus - 1)
+    redis.pcall('HINCRBY', counters, 'verdicts_forgotten', surplus)
   end
 end
 

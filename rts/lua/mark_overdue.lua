@@ -4,13 +4,13 @@
 --       2 overdue  sorted set, id of an overdue task, by the instant of its verdict
 --       3 info     hash, task id -> queue, newline, what is known of the task
 --       4 counts   hash, 'open QUEUE' and 'overdue QUEUE' -> number of tasks
---       5 judged   sorted set, id of a task with a verdict but no end, by instant
+--       5 judged   see count.lua
 --       6 events   capped stream
 --       7 counters hash, name -> number
 --       8 metrics, 9 types, 10 names, 11 queues: see count.lua
--- ARGV  1 now, epoch seconds              3 most events
---       2 most tasks kept                 4 seconds for which an overdue task is kept
---       5 most task names
+-- ARGV  1 now, epoch seconds              4 seconds for which an overdue task is kept
+--       2 most overdue tasks              5 most task names
+--       3 most events                     6 most members of judged
 --       then two for each task: id; event (JSON), '' for a task that has ended, which is
 --       only removed
 -- Returns the number of new verdicts.
@@ -23,7 +23,7 @@ local JUDGED_S = 7 * 86400 -- seconds after a verdict in which an end is not a s
 
 local open, overdue, info, counts = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local judged, events = KEYS[5], KEYS[6]
-local now, most = tonumber(ARGV[1]), tonumber(ARGV[2])
+local now = tonumber(ARGV[1])
 local changes, new = {}, 0
 -- Fail on keys of the wrong type here, before anything is written.
 redis.call('ZCARD', overdue)
@@ -42,7 +42,7 @@ local function change(what, id, n)
   end
 end
 
-for i = 6, #ARGV, 2 do
+for i = 7, #ARGV, 2 do
   local id, event = ARGV[i], ARGV[i + 1]
   if redis.call('ZREM', open, id) == 1 then
     change('open ', id, -1)
@@ -71,7 +71,7 @@ end
 
 -- Tasks that never end are dropped eventually, a limited number per call.
 forget(redis.call('ZRANGEBYSCORE', overdue, '-inf', now - tonumber(ARGV[4]), 'LIMIT', 0, 500))
-local surplus = redis.call('ZCARD', overdue) - most
+local surplus = redis.call('ZCARD', overdue) - tonumber(ARGV[2])
 if surplus > 0 then
   forget(redis.call('ZRANGE', overdue, 0, math.min(surplus, 1000) - 1))
 end
@@ -79,11 +79,7 @@ local old = math.min(redis.call('ZCOUNT', judged, '-inf', now - JUDGED_S), 5000)
 if old > 0 then
   redis.call('ZREMRANGEBYRANK', judged, 0, old - 1)
 end
-surplus = math.min(redis.call('ZCARD', judged) - most, 5000)
-if surplus > 0 then
-  redis.call('ZREMRANGEBYRANK', judged, 0, surplus - 1)
-  redis.pcall('HINCRBY', KEYS[7], 'verdicts_forgotten', surplus)
-end
+bound_judged(judged, tonumber(ARGV[6]), KEYS[7])
 for field, n in pairs(changes) do
   if n ~= 0 then
     try(redis.call, 'HINCRBY', counts, field, n)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from rts.errors import StoreUnavailable
 from rts.fields import text
+from rts.ledger.counting import most_judged
 from rts.ledger.refused import store_or_set_aside
 from rts.link.delivery import ask_for_room
 from rts.link.lease import Lease
@@ -65,8 +66,8 @@ class OverdueSweep:
     ) -> None:
         self._link = link
         self._keys = settings.keys
-        self._most = settings.open_max
-        self._most_names = settings.max_types
+        most_names, judged = settings.max_types, most_judged(settings)
+        self._limits = (settings.open_max, MAX_EVENTS, KEPT_S, most_names, judged)
         self._ledger = ledger
         self._lease = Lease(link, settings.keys.overdue_lease, name, LEASE_S)
         self._now = now
@@ -133,12 +134,11 @@ class OverdueSweep:
         verdicts = self._judge(ids) if ids else {}
         names = [keys.open, keys.overdue, keys.open_info, keys.open_counts, keys.judged]
         names += [keys.events, keys.counters, *keys.counting]
-        limits = [self._most, MAX_EVENTS, KEPT_S, self._most_names]
         marked: list[str | bytes] = []
         for raw in ids:
             verdict = verdicts.get(raw)
             marked += (raw, "" if verdict is None else event_of(verdict, at).to_json())
-        call = MARK_OVERDUE.pack(names, [at, *limits, *marked])
+        call = MARK_OVERDUE.pack(names, [at, *self._limits, *marked])
         return int(self._link.call(call)[0])
 
     def _judge(self, ids: Sequence[bytes]) -> dict[bytes, Execution]:

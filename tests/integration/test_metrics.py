@@ -353,6 +353,19 @@ def test_what_is_counted_agrees_with_the_ledger(fleet: Fleet, settings: Settings
     assert causes["expired"] == ways["expired"] + ways["expired twice"]
 
 
+def test_a_lost_run_that_lives_counts_once_where_no_tasks_are_tracked(
+    settings: Settings, ledger: MongoLedger
+) -> None:
+    fleet = Fleet(replace(settings, open_max=0), ledger)
+    started = task(1, random.Random(3), -10.0)
+    fleet.end(ended(started, "LOST", cause="lost", runtime_s=None))
+    fleet.drain()
+    fleet.look()
+    fleet.end(ended(started, runtime_s=None))
+    fleet.drain()
+    agree(settings, ledger.database)
+
+
 def test_a_record_counts_once_whoever_forgets_it(
     settings: Settings, redis_client: redis.Redis
 ) -> None:

@@ -14,6 +14,7 @@ import redis
 from celery import Celery
 
 from rts.errors import StoreUnavailable
+from rts.ledger import counting
 from rts.ledger.refused import MANY
 from rts.link.link import Link
 from rts.records import OutboxEntry
@@ -204,7 +205,7 @@ def test_after_a_silence_ends_get_time_to_arrive(settings: Settings) -> None:
 
 
 def test_a_task_that_never_ends_is_forgotten_some_day(
-    settings: Settings, redis_client: redis.Redis
+    settings: Settings, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     note(settings, task("old", 1000.0), task("young", 1000.0))
     now = Clock(1000.0)
@@ -219,6 +220,7 @@ def test_a_task_that_never_ends_is_forgotten_some_day(
     assert counts(redis_client, settings) == {"overdue q": 1}
     # At most so many are remembered, too.
     small = replace(settings, open_max=3)
+    monkeypatch.setattr(counting, "MIN_JUDGED", 3)
     note(small, *(task(f"t{n}", 1000.0) for n in range(3)))
     overdue_sweep(small, MemoryLedger()).step()
     assert redis_client.zrange(settings.keys.overdue, 0, -1) == ["t0", "t1", "t2"]
