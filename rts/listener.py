@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from rts import health, signals
 from rts.errors import StoreUnavailable
-from rts.fork_gate import ForkGate
+from rts.forks import ForkGate
 from rts.keys import LISTENERS
 from rts.link.link import Link
 from rts.link.scripts import DELETE_CONSUMER, NEXT_EVENT, pack

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rts.fork_gate import ForkGate
+from rts.forks import ForkGate
 from rts.health import guarded, hook_failed
 from rts.load.board import LoadBoard
 from rts.load.cgroup import Cgroups

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from rts import fork_gate, health
+from rts import forks, health
 from rts.load.board import LoadBoard
 from rts.load.sample import GpuLoad, LoadSample
 from rts.load.sampler import MAX_AGE_S, LoadSampler, Probes, real_probes
@@ -262,8 +262,8 @@ def test_a_fork_waits_for_the_thread_inside_the_gate(tmp_path: Path) -> None:
         tmp_path,
         """
         import os, threading
-        from rts import fork_gate
-        gate = fork_gate.ForkGate()
+        from rts import forks
+        gate = forks.ForkGate()
         inside, leave, reading = threading.Event(), threading.Event(), []
         def read():
             with gate.no_fork():
@@ -316,8 +316,8 @@ def test_a_fork_waits_for_the_thread_inside_the_gate(tmp_path: Path) -> None:
 
 
 def test_the_gate_is_free_again_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fork_gate, "MAX_WAIT_S", 0.01)
-    gate = fork_gate.ForkGate()
+    monkeypatch.setattr(forks, "MAX_WAIT_S", 0.01)
+    gate = forks.ForkGate()
     gate.before_fork()
     assert gate.lock.locked()
     # Another fork meanwhile gives up, and does not release what it never held.
