@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from itertools import zip_longest
 
 from rts.predictions.arrivals import Arrivals
-from rts.predictions.prefetched import PrefetchedWork
 from rts.predictions.runtimes import TRIES, Runtimes
-from rts.predictions.shared_workers import OrderMaker, Queues
+from rts.predictions.shared_workers import OrderMaker, PrefetchedWork, Queues
 from rts.predictions.snapshot import Snapshot
 from rts.predictions.work import Work
 from rts.unfinished.heartbeat import BEAT_S

@@ -29,7 +29,7 @@ class _Queue:
     sent_s: float = 0.0
 
 
-def risk(pressure: Pressure, plan: Plan, now: float, sent_s: float = 0.0) -> float:
+def risk(pressure: Pressure, plan: Plan, now: float, sent_s: float) -> float:
     """Return the risk of routing a task to a queue: ``α·max(0, F − d) + β·load``.
 
     F is the expected finish, after the backlog, shared by the slots, and the task itself,

@@ -1,8 +1,9 @@
-"""Simulated queues that share workers."""
+"""Simulated queues that share workers, and what these workers have prefetched."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rts.simulation.orders import EarliestDeadlineFirst, Order, Waiting
@@ -30,7 +31,7 @@ class Queues:
     """
 
     def __init__(
-        self, order: OrderMaker, groups: Sequence[WorkerGroup], *, in_turn: bool = True
+        self, order: OrderMaker, groups: Sequence[WorkerGroup], *, in_turn: bool
     ) -> None:
         numbers = {number for group in groups for number in group.queues}
         self._orders = [order() for _ in range(1 + max(numbers, default=0))]
@@ -95,3 +96,34 @@ class Queues:
             return False
         self._held.add(number)
         return True
+
+
+class PrefetchedWork:
+    """One FIFO queue of prefetched tasks per worker group."""
+
+    def __init__(self, groups: Sequence[WorkerGroup]) -> None:
+        self._groups = groups
+        #: By group: the tasks' numbers and weights.
+        self._queues: list[deque[tuple[int, float]]] = [deque() for _ in groups]
+        self._lengths = [0.0] * len(groups)
+
+    def add(self, group: int, number: int, weight: float) -> None:
+        """Append a task, which stands for *weight* tasks."""
+        self._queues[group].append((number, weight))
+        self._lengths[group] += weight
+
+    def pop(self, group: int) -> int | None:
+        """Remove and return the number of the first task of *group*; ``None``: none."""
+        if not self._queues[group]:
+            return None
+        number, weight = self._queues[group].popleft()
+        self._lengths[group] -= weight
+        return number
+
+    def of(self, group: int) -> Iterator[int]:
+        """Return the numbers of the tasks of *group*."""
+        return (number for number, _ in self._queues[group])
+
+    def has_room(self, group: int) -> bool:
+        """Return whether *group* prefetches another task while it has no free slot."""
+        return self._lengths[group] < self._groups[group].prefetch
