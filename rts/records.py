@@ -270,12 +270,12 @@ def new_execution(
     *,
     worker: str,
     instance: str,
-    pid: int | None,
+    pid: int | None = None,
     started_at: float | None = None,
     load_at_start: Mapping[str, Any] | None = None,
 ) -> Execution:
-    """Return the record of a run of the task that *request* describes. *pid*: of the process
-    that runs it; ``None`` if none has.
+    """Return the record of a run of the task that *request* describes; without the *pid* of a
+    process that runs it, of a task that never ran.
     """
     task_id, retries = brief(request["id"]), request.get("retries")
     if not isinstance(retries, int):  # a stranger's may be anything

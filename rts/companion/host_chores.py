@@ -22,7 +22,7 @@ from rts.companion.attempts import attempt
 from rts.companion.ledger_chores import LedgerChores
 from rts.ledger.shipper import Shipper
 from rts.ledger.spool import Spool
-from rts.link.delivery import deliver, take_counts
+from rts.link.delivery import deliver, take_counters
 from rts.link.link import Link
 from rts.link.replies import as_instant
 from rts.link.scripts import pack
@@ -86,7 +86,7 @@ class HostChores:
         sent_at = time.time()
         time_, *_ = self.link.call(pack("TIME"), *commands)
         self.clock.measured(sent_at, as_instant(time_), time.time())
-        if counts := take_counts(self._counters):
+        if counts := take_counters(self._counters):
             deliver(self.link, counts)
 
     def ship_until(self, stop: threading.Event) -> None:

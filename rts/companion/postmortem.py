@@ -101,7 +101,6 @@ class PostMortem:
                 task,
                 worker=self._instructions.worker,
                 instance=self._instructions.instance,
-                pid=None,
             )
             self._sink.ended(never_run._replace(completed_at=now, state=LOST, cause="lost"))
             written += 1

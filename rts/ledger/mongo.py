@@ -33,11 +33,11 @@ from rts.ledger.merging import (
 from rts.ledger.schema import prepare
 from rts.ledger.writes import (
     MAX_ROUNDS,
-    end_late,
     insert,
     invalidate_sums,
     mergeable,
     replace,
+    replace_overdue_or_insert,
     store,
 )
 from rts.ports import TauEntry
@@ -93,7 +93,7 @@ class MongoLedger:
             if assignments:
                 store(self._assignments, assignments, merge_assignments, insert)
                 self._absorb_ends(list({a["task_id"] for a in assignments.values()}))
-            stored = store(self._tasks, tasks, merge_tasks, end_late)
+            stored = store(self._tasks, tasks, merge_tasks, replace_overdue_or_insert)
         if stored:
             again |= {
                 entry.entry_id

@@ -115,7 +115,9 @@ def insert(collection: Collection[Document], new: Iterable[Document]) -> list[st
     return []
 
 
-def end_late(collection: Collection[Document], tasks: Iterable[Document]) -> list[str]:
+def replace_overdue_or_insert(
+    collection: Collection[Document], tasks: Iterable[Document]
+) -> list[str]:
     """Write tasks; an end replaces the verdict of a task that was found overdue, which is
     what :func:`merge_tasks` makes of the two. Return the ids of other existing tasks.
     """

@@ -136,6 +136,4 @@ class Ends:
 
     def _never_run(self, attributes: Mapping[str, Any]) -> Execution:
         plan = self.planner.plan_of(attributes)
-        return new_execution(
-            plan, attributes, worker=self.worker, instance=self.instance, pid=None
-        )
+        return new_execution(plan, attributes, worker=self.worker, instance=self.instance)

@@ -11,10 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from rts.deadlines import MAX_INSTANT
-from rts.headers import requested_deadline
+from rts.headers import instant, requested_deadline
 from rts.records import Plan
-from rts.validation import finite
 
 #: Celery's header: how often a task has replaced itself. A retry keeps it; a member of a
 #: chain within a chord may lack it.
@@ -158,8 +156,7 @@ def _parse(values: Mapping[str, Any]) -> dict[str, Promise]:
     for line in text.split("\n")[:MAX_OWED]:
         arrival, _, rest = line.partition(" ")
         deadline, _, task_id = rest.partition(" ")
-        given = [finite(arrival), finite(deadline)]
-        promise = [at for at in given if at is not None and 0 < at <= MAX_INSTANT]
-        if task_id and len(promise) == len(given):
-            owed.setdefault(task_id, Promise(*promise))
+        r, d = instant(arrival), instant(deadline)
+        if task_id and r is not None and d is not None:
+            owed.setdefault(task_id, Promise(r, d))
     return owed

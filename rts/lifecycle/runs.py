@@ -67,9 +67,9 @@ class Run:
     priority: int
     #: By the meter's ``cpu_time``.
     cpu_start_s: float
-    #: Set where the task has published another one in its place.
+    #: Whether the task has published another one in its place.
     replaced: bool
-    #: Set where postrun came without a state: another signal says how the run ended.
+    #: Whether postrun came without a state: another signal says how the run ended.
     aborted: bool
 
     @property
@@ -108,9 +108,7 @@ def take_aborted(task_id: str) -> Run | None:
     """Return the run of this task if it was just aborted in this thread; only once."""
     known, run = _current.run
     request = known()
-    if run is None or request is None or request.id != task_id:
-        return None
-    if not getattr(run, "aborted", False):
+    if run is None or request is None or request.id != task_id or not run.aborted:
         return None
     run.aborted = False
     return run
@@ -159,6 +157,7 @@ class Runs:
             self._refresh(now)
         run = Run()
         run.plan = plan
+        run.replaced = run.aborted = False
         run.load = load = self._sample
         run.started_at = started_at = self._clock.now()
         try:
@@ -204,7 +203,7 @@ class Runs:
         else:
             cpu_s, peak_bytes = self._meter.measure(run.cpu_start_s)
             self._refresh_at = -1.0
-        if state == IGNORED and getattr(run, "replaced", False):
+        if state == IGNORED and run.replaced:
             state = REPLACED
         cause = '"rejected"' if state == REJECTED else "null"
         completed_at = run.started_at + runtime_s

@@ -22,7 +22,7 @@ class Taken(NamedTuple):
     give_back: Callable[[], None]
 
 
-def take_counts(key: str) -> list[Taken]:
+def take_counters(key: str) -> list[Taken]:
     """Take this process's counters, for the hash *key*."""
     return [
         Taken(pack("HINCRBY", key, name, n), partial(health.give_back, {name: n}))

@@ -13,7 +13,7 @@ from rts import health
 from rts.clock import FleetClock
 from rts.deadlines import MAX_LEARNED, MIN_LEARNED
 from rts.errors import StoreUnavailable, short
-from rts.link.delivery import Taken, deliver, take_counts
+from rts.link.delivery import Taken, deliver, take_counters
 from rts.link.link import Link
 from rts.link.replies import as_instant, replies_as_text
 from rts.link.scripts import pack
@@ -109,7 +109,7 @@ class TauCache:
         commands = [pack("TIME"), pack("HGETALL", keys.tau), pack("HGETALL", keys.count)]
         ratios = [*self._defaults, POOL] if self._settings.deadline_policy == "quantile" else []
         commands += [pack("HGETALL", keys.ratio + field) for field in ratios]
-        taken = take_counts(keys.counters) + self._take_stranded()
+        taken = take_counters(keys.counters) + self._take_stranded()
         sent_at = self._clock.local()
         try:
             time_, taus, counts, *others = deliver(self._link, taken, *commands)

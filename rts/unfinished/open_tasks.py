@@ -21,7 +21,7 @@ from redis.exceptions import ResponseError
 
 from rts import forks, health
 from rts.errors import StoreUnavailable, short
-from rts.link.delivery import Taken, deliver, take_counts
+from rts.link.delivery import Taken, deliver, take_counters
 from rts.link.link import Link
 from rts.link.scripts import REGISTER_OPEN, bulks
 from rts.records import OpenTask
@@ -118,7 +118,7 @@ class OpenTasks:
             try:
                 while chunk := self._take_chunk():
                     # A refusal does not open the breaker: the taus can still be read.
-                    reply, *_ = deliver(self._link, [*chunk, *take_counts(self._counters)])
+                    reply, *_ = deliver(self._link, [*chunk, *take_counters(self._counters)])
                     if isinstance(reply, ResponseError):
                         _warn_refused(reply)
                         return
