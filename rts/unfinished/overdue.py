@@ -83,8 +83,8 @@ class OverdueSweep:
         Raises:
             StoreUnavailable: Redis or MongoDB is unavailable; a later step makes up for it.
         """
-        now = self._now()
-        if now < self._ask_from:
+        began = self._now()
+        if began < self._ask_from:
             return 0
         try:
             if not self._lease.acquire():
@@ -94,6 +94,7 @@ class OverdueSweep:
         except StoreUnavailable:
             self._looked_at = -1e9
             raise
+        now = self._now()  # a server that stalls has made these wait, too
         if now - self._looked_at > MAX_GAP_S:
             self._look_from = now + SETTLE_S
         self._looked_at = now
@@ -101,7 +102,7 @@ class OverdueSweep:
             return 0
         found = 0
         while True:
-            ids, at = self._due()
+            ids, at = self._due(began)
             if ids or self._now() >= self._tidy_from:
                 found += self._mark(ids, at)
                 self._tidy_from = self._now() + TIDY_S
@@ -117,10 +118,12 @@ class OverdueSweep:
         """
         self._lease.release()
 
-    def _due(self) -> tuple[list[bytes], float]:
-        """Return the ids of open tasks that are overdue, and the server's time."""
+    def _due(self, began: float) -> tuple[list[bytes], float]:
+        """Return the ids of open tasks that were overdue when this step *began*, and the
+        server's time. If Redis has stalled since, the ends of others wait for it.
+        """
         at = as_instant(*self._link.call(pack("TIME")))
-        before = f"({at - OVERDUE_AFTER_S!r}"
+        before = f"({at - (self._now() - began) - OVERDUE_AFTER_S!r}"
         (found,) = self._link.call(
             pack("ZRANGEBYSCORE", self._keys.open, "-inf", before, "LIMIT", 0, BATCH)
         )

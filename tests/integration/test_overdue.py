@@ -21,7 +21,7 @@ from rts.records import OutboxEntry
 from rts.settings import Settings
 from rts.testing import wait_until
 from rts.unfinished.in_flight import running_field
-from rts.unfinished.overdue import BATCH, KEPT_S, MAX_GAP_S, SETTLE_S
+from rts.unfinished.overdue import BATCH, KEPT_S, MAX_GAP_S, SETTLE_S, OverdueSweep
 from tests.clock import Clock
 from tests.conftest import Stage
 from tests.memory_ledger import MemoryLedger
@@ -202,6 +202,38 @@ def test_after_a_silence_ends_get_time_to_arrive(settings: Settings) -> None:
     assert looking.step() == 0
     now.at += SETTLE_S
     assert looking.step() == 1
+
+
+class Stalling(Link):
+    """A link to a server that answers a call some seconds late, by a test's clock."""
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        super().__init__(settings)
+        self.clock = clock
+        self.stall_s = 0.0
+
+    def call_each(self, *commands: bytes) -> list[Any]:
+        self.clock.at += self.stall_s
+        self.stall_s = 0.0
+        return super().call_each(*commands)
+
+
+@pytest.mark.parametrize("stall_s", [MAX_GAP_S - 0.1, MAX_GAP_S + 0.1])
+def test_after_a_stall_ends_get_time_to_arrive(settings: Settings, stall_s: float) -> None:
+    now = Clock(1000.0)
+    link = Stalling(settings, now)
+    looking = OverdueSweep(link, settings, MemoryLedger(), "me", now=now)
+    looking.step()
+    now.at += SETTLE_S
+    note(settings, task("a", 1000.0))
+    assert looking.step() == 1
+    note(settings, *(task(i, time.time() - 1.5) for i in "bc"))
+    link.stall_s = stall_s
+    assert looking.step() == 0
+    end(settings, "b")
+    now.at += SETTLE_S
+    assert looking.step() == 1
+    assert [event.task_id for event in events(settings)] == ["a", "c"]
 
 
 def test_a_task_that_never_ends_is_forgotten_some_day(
