@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from celery.backends.base import Backend
+
 from rts import health
 from rts.clock import FleetClock
 from rts.companion.instructions import Instructions
@@ -64,8 +66,8 @@ class Parts:
             return None if task is None else getattr(task, "rts", None) or {}
 
         def native_chords() -> bool:
-            backend = app.backend
-            return backend.supports_native_join or getattr(backend, "implements_incr", False)
+            # Such a backend starts chords in its own way; Celery's publishes chord_unlock.
+            return getattr(app.backend.apply_chord, "__func__", None) is not Backend.apply_chord
 
         clock = FleetClock()
         link = Link(settings)
