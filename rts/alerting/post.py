@@ -49,6 +49,10 @@ class _TimeLimited(HTTPConnection):
     def getresponse(self) -> HTTPResponse:
         try:
             answer = super().getresponse()
+        except (OSError, HTTPException):
+            if self._expired:  # to the reader, it was the receiver that hung up
+                raise TimeoutError from None
+            raise
         finally:
             if self._timer is not None:
                 self._timer.cancel()

@@ -521,6 +521,15 @@ def test_a_response_that_trickles_in_times_out(monkeypatch: pytest.MonkeyPatch) 
     assert hung_up.is_set()
 
 
+def test_a_receiver_that_never_answers_is_not_told_to_hang_up(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rts.alerting.post.ANSWER_S", 0.5)
+    receiver.status = None
+    with pytest.raises(NotDelivered, match=r"does not answer \(TimeoutError\)"):
+        post(Webhook(receiver.url), b"{}", {})
+
+
 def test_certificates_are_verified(
     receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
