@@ -318,6 +318,21 @@ def test_hostile_names_never_run(
     context.close()
 
 
+def test_long_names_make_no_page_wider_than_a_phone(
+    browser: Any, make_stage: Callable[..., Stage], make_flower: Make, write: Any
+) -> None:
+    long = {"task_type": "y" * 60, "name": "proj." + "x" * 100, "worker": "w" * 100}
+    write(*(ended(n, 5 + n, task_id=f"{n}" * 40, deadline=1.0, **long) for n in range(5)))
+    flower = make_flower(make_stage())
+    context = browser.new_context(viewport={"width": 320, "height": 640})
+    seen = Seen(context, flower.base)
+    paths = [*PAGES[:5], f"/rts/task/{'1' * 40}", f"/rts/types?type={long['task_type']}"]
+    for path in [*paths, f"/rts/types?name={long['name']}"]:
+        page = seen.open(path)
+        assert page.evaluate("document.documentElement.scrollWidth") == 320, path
+    context.close()
+
+
 def test_keyboard_theme_and_search(
     browser: Any, make_stage: Callable[..., Stage], make_flower: Make, write: Any
 ) -> None:
