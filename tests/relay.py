@@ -48,21 +48,25 @@ class Relay:
                 pass  # it has ended
             end.close()
 
+    def passed(self, data: bytes) -> bytes:
+        """Return what arrives of *data*."""
+        return data
+
     def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
         try:
             while data := source.recv(65536):
                 if source not in self._forgotten:
-                    target.sendall(data)
+                    target.sendall(self.passed(data))
             target.shutdown(socket.SHUT_WR)
         except OSError:
             pass  # closed by the other direction
 
 
 @contextmanager
-def relay(server: Server) -> Iterator[Relay]:
+def relay(server: Server, kind: type[Relay] = Relay) -> Iterator[Relay]:
     """Give a relay that leads to *server* at first."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        made = Relay(listener, server)
+        made = kind(listener, server)
         thread = threading.Thread(target=made.serve, daemon=True)
         thread.start()
         try:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timezone
 from typing import Any
 
 from rts.cli.common import ledger_of
-from rts.cli.probes import noted, query_broker, query_servers
+from rts.cli.probes import fleet_now, noted, query_broker, query_servers
 from rts.cli.table import percent, seconds
 from rts.errors import CommandError, RtsError, short
 from rts.objectives import ALL, BURN_RULES
@@ -75,7 +74,7 @@ def objectives(
             chosen.append(replace(settings, slo={key: target}))
     elif not settings.slo:
         raise CommandError("rts_slo has no objectives")
-    now = datetime.now(timezone.utc)
+    now = fleet_now(settings)
     with ledger_of(settings) as database:
         found = [s for each in chosen for s in standings(database, each, now)]
     return [objective(standing, settings) for standing in found]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from datetime import datetime
 from typing import Any
 
-from rts.cli.common import link_to_redis
+from rts.cli.common import link_to_redis, outages_not_logged
 from rts.errors import StoreUnavailable
 from rts.ledger.shipper import Shipper
 from rts.ledger.spool_folder import SpoolFolder
@@ -17,6 +18,7 @@ from rts.scheduling.discovery import FleetQueues, fleet_queues, queue_names
 from rts.scheduling.queues import ordered_channel, state_of
 from rts.settings import Settings
 from rts.urls import shown_url
+from rts.views.fleet_time import FleetTime
 from rts.views.queue_state import QueueState
 from rts.views.sources import Source
 from rts.views.status import LedgerState, RedisState, ServerState, ask_mongo, ask_redis
@@ -68,6 +70,15 @@ def query_broker(app: Any, settings: Settings, redis: RedisState) -> list[QueueS
             return []
         names = queue_names(app, settings, channel, fleet)
         return [state_of(channel, name) for name in names]
+
+
+def fleet_now(settings: Settings) -> datetime:
+    """Return the time by the clock of Redis, or this host's if that does not answer."""
+    with (
+        closing(Link.with_timeouts(settings, PATIENCE_S, PATIENCE_S)) as link,
+        outages_not_logged(),
+    ):
+        return FleetTime(link).measured()
 
 
 @contextmanager

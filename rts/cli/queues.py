@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 import click
 
 from rts.cli.common import as_json, link_to_redis, print_json, settings_of
+from rts.cli.probes import fleet_now
 from rts.cli.table import NONE, Column, render, seconds, terminal_width
 from rts.errors import CommandError, StoreUnavailable
 from rts.scheduling import queues
@@ -45,7 +44,7 @@ def command(ctx: click.Context, to_fifo: bool, as_json: bool) -> None:
         return
     if to_fifo:
         click.echo(f"{counted(sum(moved.values()), 'message')} moved")
-    now = time.time()
+    now = fleet_now(settings).timestamp()
     table = [
         (
             state.name,

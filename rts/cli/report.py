@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 
 import click
 
 from rts.cli.common import as_json, instant, ledger_of, print_json, settings_of
+from rts.cli.probes import fleet_now
 from rts.cli.table import NONE, Column, percent, printable, render, seconds, terminal_width
 from rts.views.json_values import iso
 from rts.views.report import Percentiles, ReportRow, report
@@ -44,7 +45,7 @@ def command(
     """
     settings = settings_of(ctx)
     try:
-        begin, end = window(since, until, datetime.now(timezone.utc))
+        begin, end = window(since, until, fleet_now(settings))
     except ValueError as exc:
         raise click.UsageError(str(exc)) from None
     with ledger_of(settings) as database:

@@ -62,8 +62,10 @@ class Gatherer:
 
     def gather(self) -> Snapshot:
         """Take a snapshot."""
-        at = datetime.now(timezone.utc)
         redis, ledger = query_servers(self._settings)
+        # By the clock of Redis, as all instants are.
+        known = utc(redis.now) if redis.server.reachable else None
+        at = known or datetime.now(timezone.utc)
         objectives: Sequence[ObjectiveStatus] = ()
         types: dict[str, dict[str, ReportRow]] = {}
         waiting: Sequence[QueueState] = ()

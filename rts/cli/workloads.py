@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from functools import cached_property
 from statistics import fmean
 from typing import Any
@@ -16,6 +16,7 @@ import click
 
 from rts.cli.common import Number, instant, ledger_of
 from rts.cli.ledger_runs import MAX_RUNS, count, runs
+from rts.cli.probes import fleet_now
 from rts.deadlines import MAX_MULTIPLIER, MIN_MULTIPLIER, share_of_slots
 from rts.errors import CommandError
 from rts.scheduling.priority import ranking
@@ -161,9 +162,8 @@ def workload(options: WorkloadOptions, settings: Settings, app: Any) -> Workload
     if options.trace is not None:
         return _from_trace(options, settings, options.trace)
     try:
-        now = datetime.now(timezone.utc)
         since = timedelta(days=1) if options.since is None else options.since
-        asked = window(since, options.until, now)
+        asked = window(since, options.until, fleet_now(settings))
     except ValueError as exc:
         raise click.UsageError(str(exc)) from None
     with ledger_of(settings) as database:

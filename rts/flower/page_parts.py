@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Any
 
 from rts.flower import charts
@@ -29,11 +29,11 @@ Document = dict[str, Any]
 MAX_PROBLEMS = 5
 
 
-def head(page: str, answers: Sequence[Answer]) -> Document:
+def head(page: str, answers: Sequence[Answer], now: datetime) -> Document:
     """Return what every document starts with."""
     return {
         "page": page,
-        "made_at": datetime.now(timezone.utc),
+        "made_at": now,
         "trouble": list(dict.fromkeys(a.trouble for a in answers if a.trouble is not None)),
         "counting": any(a.late for a in answers),
     }

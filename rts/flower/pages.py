@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from heapq import nlargest
@@ -63,13 +63,16 @@ class Pages:
         # One that did not run to its end is told by its cause.
         late = runs[-1:] if missed and runs and runs[-1].get("cause") is None else []
         return {
-            **page_parts.head("task", [answer]),
+            **self._head("task", [answer]),
             "task_id": task_id,
             "known": found is not None,
             "task": task,
             "runs": runs,
             "why": asdict(why(late)) if late else None,
         }
+
+    def _head(self, page: str, answers: Sequence[Answer]) -> Document:
+        return page_parts.head(page, answers, self._source.now())
 
     async def _overview(self, filters: Filters) -> Document:
         ask, source = self._ask, self._source
@@ -91,9 +94,7 @@ class Pages:
                 charts.verdicts(shown.history),
             ]
         return {
-            **page_parts.head(
-                "overview", [counted, redis, queues, objectives, *reports, reasons]
-            ),
+            **self._head("overview", [counted, redis, queues, objectives, *reports, reasons]),
             "problems": page_parts.problems(
                 self._settings,
                 redis.value,
@@ -132,7 +133,7 @@ class Pages:
         learned: list[TauRow] = taus.value or []
         of_types = {tau.task_type: asdict(tau) for tau in learned if tau.name is None}
         return {
-            **page_parts.head("types", [by_type, by_name, taus, reasons, history, runs]),
+            **self._head("types", [by_type, by_name, taus, reasons, history, runs]),
             **page_parts.window(by_type.value),
             "filters": filters.values(),
             "types": [{**row, "tau": of_types.get(row["key"])} for row in rows],
@@ -156,7 +157,7 @@ class Pages:
         if filters.worker is not None:
             workers = [worker for worker in workers if worker["worker"] == filters.worker]
         return {
-            **page_parts.head("workers", [redis, counted, runs]),
+            **self._head("workers", [redis, counted, runs]),
             "problems": page_parts.problems(
                 self._settings, redis.value, ledger_up=counted.trouble is None
             ),
@@ -175,7 +176,7 @@ class Pages:
         )
         summaries: list[QueueSummary] | None = queues.value
         return {
-            **page_parts.head("queues", [redis, queues]),
+            **self._head("queues", [redis, queues]),
             "problems": page_parts.problems(self._settings, redis.value, summaries),
             "scheduler": self._settings.scheduler,
             "ordered_by_us": summaries is not None if queues.is_known else None,
@@ -192,7 +193,7 @@ class Pages:
             self._source.misses, filters.duration, tuple(missed), filters.name
         )
         return {
-            **page_parts.head("misses", [counted, listed]),
+            **self._head("misses", [counted, listed]),
             **page_parts.window(counted.value),
             "filters": filters.values(),
             # Of one name it is not known: the counts are by type.

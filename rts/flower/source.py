@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from statistics import fmean
 from typing import Any
 
@@ -32,6 +32,7 @@ from rts.scheduling.queues import (
 )
 from rts.settings import Settings
 from rts.urls import shown_url
+from rts.views.fleet_time import FleetTime
 from rts.views.intervals import Window
 from rts.views.lateness_causes import Why, why
 from rts.views.queue_state import QueueState
@@ -95,13 +96,19 @@ class Source:
         self.settings = settings
         self._app = app
         self._link = Link.with_timeouts(settings, CONNECT_TIMEOUT_S, TIMEOUT_S)
+        self._time = FleetTime(self._link)
         self._client: MongoClient[dict[str, Any]] | None = None
         #: Held while the client is created.
         self._lock = threading.Lock()
 
+    def now(self) -> datetime:
+        """Return the time by the clock of Redis, as far as it is known. Does not block."""
+        return self._time.now()
+
     def redis(self) -> RedisState:
         """Return the state of Redis, with workers, running tasks and the outbox."""
         with self._redis_errors():
+            self._time.measured()
             return ask_redis(self._link, self.settings)
 
     def taus(self) -> list[TauRow]:
@@ -112,11 +119,11 @@ class Source:
     def objectives(self) -> list[ObjectiveStatus]:
         """Return the state of the objectives."""
         with self._ledger() as database:
-            return standings(database, self.settings, datetime.now(timezone.utc))
+            return standings(database, self.settings, self._time.measured())
 
     def counted(self, since: timedelta, by: str, key: str | None = None) -> Counted:
         """Count the last *since*, grouped by *by*; only *key* if it is given."""
-        window = _last(since)
+        window = self._last(since)
         tallies: dict[str, Tally] = {}
         history = []
         with self._ledger() as database:
@@ -129,24 +136,24 @@ class Source:
     def report(self, since: timedelta, by: str) -> Report:
         """Return the report of the last *since*."""
         with self._ledger() as database:
-            return report(database, *_last(since), by)
+            return report(database, *self._last(since), by)
 
     def reasons(self, since: timedelta, types: tuple[str, ...]) -> dict[str, Why]:
         """Return why the latest late runs of each type were late."""
-        window = _last(since)
+        window = self._last(since)
         with self._ledger() as database:
             return {t: why(late_runs(database, window, t, LATE_RUNS)) for t in types}
 
     def sample(self, since: timedelta, by: str, key: str | None) -> list[dict[str, Any]]:
         """Return some runs of the last *since*: all, or of the type, name or worker *key*."""
         with self._ledger() as database:
-            return sample(database, _last(since), **{FIELDS[by]: key})
+            return sample(database, self._last(since), **{FIELDS[by]: key})
 
     def misses(
         self, since: timedelta, types: tuple[str, ...], name: str | None
     ) -> list[dict[str, Any]]:
         """Return the latest tasks that missed their deadline, at most ``MISSES``."""
-        window = _last(since)
+        window = self._last(since)
         with self._ledger() as database:
             return latest_misses(database, window, types, name=name, limit=MISSES)
 
@@ -170,6 +177,11 @@ class Source:
         self._link.close()
         if self._client is not None:
             self._client.close()
+
+    def _last(self, span: timedelta) -> Window:
+        """Return the window of that length which ends now."""
+        now = self._time.measured()
+        return now - span, now
 
     @contextmanager
     def _ledger(self) -> Iterator[Database[dict[str, Any]]]:
@@ -199,9 +211,3 @@ def _summary(channel: Any, name: str) -> QueueSummary:
     hopeless = hopeless_in(channel, name) if state.ordered else 0
     taus = [task.tau for task in line[:MEAN_OF] if task.tau is not None]
     return QueueSummary(state, hopeless, fmean(taus) if taus else 0.0, line)
-
-
-def _last(span: timedelta) -> Window:
-    """Return the window of that length which ends now."""
-    now = datetime.now(timezone.utc)
-    return now - span, now

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import datetime, timezone
 from typing import Any
 
 from prometheus_client.registry import CollectorRegistry
@@ -19,6 +18,7 @@ from rts.ledger.connection import connect, database_of
 from rts.link.link import Link
 from rts.settings import Settings
 from rts.views import families
+from rts.views.fleet_time import FleetTime
 from rts.views.queue_state import WaitingQueue
 from rts.views.readings import read
 from rts.views.slo import ObjectiveStatus, standings
@@ -54,6 +54,7 @@ class RtsCollector:
         self._settings = settings
         self._patience_s = patience_s
         self._link = Link.with_timeouts(settings, CONNECT_TIMEOUT_S, TIMEOUT_S)
+        self._time = FleetTime(self._link)
         self._client: Any = None
         self._sources: dict[str, Source[Any]] = {
             "redis": Source("Redis", lambda: read(self._link, settings), max_age_s),
@@ -102,7 +103,7 @@ class RtsCollector:
         if self._client is None:
             self._client = connect(self._settings.mongo_url)
         database = database_of(self._client)
-        return standings(database, self._settings, datetime.now(timezone.utc))
+        return standings(database, self._settings, self._time.measured())
 
 
 def register(

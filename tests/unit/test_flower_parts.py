@@ -439,6 +439,7 @@ def test_queues_are_not_known_before_the_broker_answers(
     may_end = threading.Event()
     slow: Any = SimpleNamespace(settings=Settings())
     slow.redis = slow.queues = may_end.wait
+    slow.now = lambda: datetime.now(timezone.utc)
 
     async def look() -> dict[str, Any]:
         answers = AnswerCache()
