@@ -33,10 +33,11 @@ import redis
 from celery import Celery
 from heading import print_heading
 from isolation import isolated
+from replay_trace import workload
 
 import rts
 from rts.settings import Settings
-from rts.simulation.traces import Job, at_load, read_trace, six_types
+from rts.simulation.traces import Job
 from rts.testing import MongoServer, RedisServer, WorkerProcess, wait_until
 from rts.testing.replay import APP, environment, sped_up
 
@@ -269,11 +270,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     random.seed(arguments.seed)
-    if arguments.trace == "six":
-        jobs = six_types(arguments.tasks, seed=arguments.seed)
-    else:
-        jobs = read_trace(arguments.trace)[: arguments.tasks]
-    jobs = at_load(jobs, arguments.slots, arguments.rho)
+    jobs = workload(arguments)
     orders = ("fifo", "edf") if arguments.scheduler == "both" else (arguments.scheduler,)
     figures: dict[str, dict[str, Any]] = {}
     for order in orders:

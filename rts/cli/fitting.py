@@ -1,4 +1,4 @@
-"""Leaving out rows of ``rts watch`` where a window is too low for all of a large fleet."""
+"""Leaving out rows of ``rts watch`` where the terminal is too low for a large fleet."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from rts.cli.common import as_json, outages_not_logged, print_json, settings_of
+from rts.cli.common import NO_APP, as_json, outages_not_logged, print_json, settings_of
 from rts.cli.probes import (
     noted,
     query_broker,
@@ -16,14 +16,14 @@ from rts.cli.probes import (
     spooled_records,
     subtract_counters,
 )
-from rts.cli.problems import problems, without_rts
 from rts.cli.table import NONE, Column, facts, printable, render, seconds, terminal_width
 from rts.clock import DEADBAND_S
+from rts.installation import installed
 from rts.load.sample import FIGURES
 from rts.settings import Settings
 from rts.views.json_values import utc
 from rts.views.plurals import counted
-from rts.views.problems import queue_problems
+from rts.views.problems import problems, queue_problems
 from rts.views.status import LedgerState, RedisState, ServerState, worker_document
 
 
@@ -44,7 +44,7 @@ def command(ctx: click.Context, clear: bool, as_json: bool) -> None:
     with outages_not_logged():
         redis, ledger = query_servers(settings)
         spool = spooled_records(settings) if redis.server.reachable else None
-        wrong = [*without_rts(ctx.obj.app, settings), *problems(redis, ledger)]
+        wrong = [*_without_rts(ctx.obj.app, settings), *problems(redis, ledger)]
         with noted(wrong):
             waiting = query_broker(ctx.obj.app, settings, redis)
             wrong += queue_problems(waiting, redis, settings)
@@ -58,6 +58,27 @@ def command(ctx: click.Context, clear: bool, as_json: bool) -> None:
         subtract_counters(settings, redis.counters)
     if wrong:
         ctx.exit(1)
+
+
+def _without_rts(app: Any, settings: Settings) -> list[str]:
+    """Return a problem if *app* has rts off or not installed, even after importing what a
+    worker imports.
+    """
+    if not settings.enabled:
+        return ["rts_enabled is False, so tasks of this app get no deadline and no verdict"]
+    if app in installed or app.main == NO_APP:
+        return []
+    try:
+        app.loader.import_default_modules()
+    except Exception:  # noqa: BLE001  this host may lack what the workers have
+        return []
+    if app in installed:
+        return []
+    return [
+        "rts is not installed in this app, so its tasks get no deadline and no verdict. Add "
+        'rts.install(app) below the line that creates it, or imports = ("rts.auto",) to its '
+        "celeryconfig, and restart workers and producers"
+    ]
 
 
 def status_document(

@@ -12,11 +12,10 @@ from rts.alerting.alert import Alert
 from rts.alerting.store import firing
 from rts.cli.common import ledger_of, link_to_redis
 from rts.cli.probes import noted, query_broker, query_servers
-from rts.cli.problems import problems
 from rts.cli.status import fleet_document
 from rts.settings import Settings
 from rts.views.json_values import utc
-from rts.views.problems import queue_problems
+from rts.views.problems import problems, queue_problems
 from rts.views.queue_state import QueueState, queue_document
 from rts.views.report import ReportRow, report
 from rts.views.slo import ObjectiveStatus, standings

@@ -34,7 +34,7 @@ class Waiting(NamedTuple):
     number: int
     #: Whether it has a deadline of its own; else it is never hopeless.
     due: bool = True
-    #: Of its message's priority; the least goes first where the order has priorities.
+    #: Where the order has priorities, the least rank goes first.
     rank: int = 0
 
 
@@ -49,7 +49,7 @@ class Order:
     def __init__(self) -> None:
         #: Claims while demoted tasks waited.
         self.turns = 0
-        #: Numbers of the demoted tasks that hold a slot; queues that share workers share it.
+        #: Numbers of the demoted tasks that hold a slot. Queues of the same workers share it.
         self.held: set[int] = set()
 
     def push(self, task: Waiting) -> None:
@@ -148,7 +148,7 @@ class EarliestDeadlineFirst(Order):
         self._demoted: list[tuple[float, int, Waiting]] = []
 
     def push(self, task: Waiting) -> None:
-        # One without a deadline goes by its queue's horizon alone: see place_of.
+        # One without a deadline goes by its queue's horizon alone (rts.scheduling.encoding).
         score = task.deadline + (self._work * task.tau if task.due else 0.0)
         heapq.heappush(self._hopeful, (score, task.arrival, task.number, task))
 

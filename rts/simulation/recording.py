@@ -88,7 +88,7 @@ def recording(
 ) -> Recording | None:
     """Return *runs*, ordered by their ends, as a workload; ``None`` if there are none.
 
-    *rank*: of a message's priority, the least for those that the broker delivers first.
+    *rank* turns a message's priority into a rank: the broker delivers the least first.
 
     A task whose last run asked for a retry that never ran, or was replaced by work that never
     ended, counts as missed. A task whose first run is not among *runs* arrives at the start

@@ -134,11 +134,11 @@ class _Simulation:
         self._pausing: list[tuple[float, int, Waiting]] = []
         #: Completed runs by number, of jobs with several.
         self._completed: dict[int, int] = {}
-        #: The jobs that each one publishes, and those that arrive by themselves.
+        #: The jobs that each one publishes, its children; and those that none does, the roots.
         self._children, self._roots = _families(jobs)
-        #: Heap of the published ones that are to arrive: arrival, number, publisher.
+        #: Heap of the children that are to arrive: arrival, number, publisher.
         self._published: list[tuple[float, int, Waiting]] = []
-        #: How many others have arrived, and when the next one does.
+        #: How many roots have arrived, and when the next one does.
         self._arrived = 0
         self._next_arrival = self._arrival_of(0)
 
@@ -237,7 +237,7 @@ class _Simulation:
         return task.number, outcome
 
     def _arrival_of(self, count: int) -> float:
-        """Return when the next of the jobs that arrive by themselves does, after *count*."""
+        """Return when the next root arrives, after the first *count*."""
         if count == len(self._roots):
             return NEVER
         return self._jobs[self._roots[count]].arrival_s / self._conditions.speed
@@ -248,7 +248,7 @@ class _Simulation:
 
 
 def _families(jobs: Sequence[Job]) -> tuple[dict[int, list[int]], Sequence[int]]:
-    """Return which jobs each one publishes, and which arrive by themselves; by position."""
+    """Return the children of each job, and the roots, by position."""
     children: dict[int, list[int]] = {}
     roots: list[int] = []
     known: dict[str, int] = {}

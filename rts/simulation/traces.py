@@ -63,10 +63,10 @@ class Job(NamedTuple):
     end: str = SUCCESS
     #: The runs after the first.
     later: tuple[Again, ...] = ()
-    #: If it has replaced itself: seconds from its arrival to that of the replacement, whose
-    #: name, type and tau these are. A deadline by the formula counts from the latter.
+    #: If it has replaced itself: seconds from its arrival to the replacement's. Name, type
+    #: and tau are then the replacement's; a deadline by the formula counts from its arrival.
     lead_s: float = 0.0
-    #: Of its message's priority: brokers with priorities deliver the least first.
+    #: From its message's priority: brokers with priorities deliver the least first.
     rank: int = 0
     #: Identifies it to the tasks that it has published; '' where there are none.
     key: str = ""

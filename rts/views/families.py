@@ -15,13 +15,13 @@ from prometheus_client.core import (
     InfoMetricFamily,
 )
 
-from rts.ledger.counting import MET
+from rts.ledger.counting import DURATIONS, LATENESS, MET
 from rts.load.sample import FIGURES
 from rts.objectives import objective_of
 from rts.settings import Settings
 from rts.views.fleet_state import LOSSES
 from rts.views.queue_state import WaitingQueue
-from rts.views.readings import BOUNDS, MAX_LABEL, Histogram, Reading
+from rts.views.readings import MAX_LABEL, Reading
 from rts.views.slo import ObjectiveStatus
 
 #: Queues of the broker with a label of their own: as many as in the counters.
@@ -31,11 +31,14 @@ MAX_QUEUES = 1000
 #: records would hide them from ``rate()``, and so from alerts.
 FROM_THE_START = (*LOSSES, "records_refused")
 
-#: Help texts, by kind of histogram.
+#: By kind of histogram, the upper bounds of its buckets and its help text.
 HISTOGRAMS = {
-    "runtime": "Service time of runs, by task type.",
-    "queueing_delay": "Time from arrival to start, by task type.",
-    "lateness": "End minus deadline of tasks that have ended, by task type; negative is early.",
+    "runtime": (DURATIONS, "Service time of runs, by task type."),
+    "queueing_delay": (DURATIONS, "Time from arrival to start, by task type."),
+    "lateness": (
+        LATENESS,
+        "End minus deadline of tasks that have ended, by task type; negative is early.",
+    ),
 }
 
 
@@ -65,7 +68,7 @@ def counts(reading: Reading) -> Iterator[Any]:
     verdicts: Counter[tuple[str, str, str, str]] = Counter()
     missed: Counter[tuple[str, str]] = Counter()
     for (task_type, task, queue, cause), n in reading.verdicts.items():
-        verdicts[task_type, task, queue, MET if cause == MET else "missed"] += n
+        verdicts[task_type, task, queue, _verdict(cause)] += n
         if cause != MET:
             missed[task_type, cause] += n
     yield _counter(
@@ -84,21 +87,20 @@ def counts(reading: Reading) -> Iterator[Any]:
     yield from _status_counters(reading)
 
 
+def _verdict(cause: str) -> str:
+    return MET if cause == MET else "missed"
+
+
 def _histograms(reading: Reading) -> Iterator[Any]:
-    for kind, text in HISTOGRAMS.items():
+    for kind, (bounds, text) in HISTOGRAMS.items():
         family = HistogramMetricFamily(f"rts_{kind}_seconds", text, labels=["task_type"])
+        names = [*map(repr, bounds), "+Inf"]
         for (of, task_type), histogram in sorted(reading.histograms.items()):
             if of == kind:
+                sums = accumulate(histogram.counts.get(name, 0) for name in names)
                 # The client leaves out the sum if there are negative values: it may fall.
-                family.add_metric([task_type], _cumulative(kind, histogram), histogram.sum)
+                family.add_metric([task_type], [*zip(names, sums, strict=True)], histogram.sum)
         yield family
-
-
-def _cumulative(kind: str, histogram: Histogram) -> list[tuple[str, float]]:
-    """Return the cumulative buckets of a histogram."""
-    bounds = [*map(repr, BOUNDS[kind]), "+Inf"]
-    counts = accumulate(histogram.counts.get(bound, 0) for bound in bounds)
-    return list(zip(bounds, counts, strict=True))
 
 
 def _status_counters(reading: Reading) -> Iterator[Any]:
@@ -183,7 +185,7 @@ def verdicts(reading: Reading, settings: Settings) -> Any:
     for (task_type, task, queue, cause), n in reading.verdicts.items():
         key = objective_of(settings.slo, task_type, task, queue)
         if key is not None:
-            counts[key, MET if cause == MET else "missed"] += n
+            counts[key, _verdict(cause)] += n
     return _counter(
         "rts_slo_verdicts",
         "Tasks whose deadline was met or missed, by the objective they count towards.",

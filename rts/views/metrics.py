@@ -29,9 +29,8 @@ CONNECT_TIMEOUT_S, TIMEOUT_S = 0.5, 1.0
 #: Seconds that a scrape waits for all of them. MongoDB may take longer when a large ledger has
 #: to be recounted; the next scrape then finds the stored sums.
 PATIENCE_S = 2.5
-#: Age in seconds up to which the last answer is shown while a new one is computed, where that
-#: takes longer than a scrape may wait each time: Prometheus, too, shows what it has for five
-#: minutes. It must be longer than the time between two scrapes, of a minute or two.
+#: Where an answer takes longer than a scrape may wait, the last one is shown, up to this age in
+#: seconds: longer than the time between two scrapes, and as long as Prometheus shows a value.
 MAX_AGE_S = 300.0
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with Redis, the fleet and queues, in words: for the commands and for Flower."""
+"""What is wrong with servers, fleet and queues, in words: for the commands and for Flower."""
 
 from __future__ import annotations
 
@@ -8,15 +8,31 @@ from rts.settings import Settings
 from rts.views.fleet_state import LOSSES
 from rts.views.plurals import counted
 from rts.views.queue_state import QueueState
-from rts.views.status import RedisState
+from rts.views.status import LedgerState, RedisState
 
 #: Age of the oldest record in the outbox that is a problem, in seconds. A drain takes less than
 #: one.
 MAX_LAG_S = 60.0
 
 
+def problems(redis: RedisState, ledger: LedgerState) -> list[str]:
+    """Return what is wrong with both servers and the fleet, with what to do about it."""
+    found = [
+        f"{which} at {server.url} is not reachable ({server.error}). Check the server and "
+        f"{setting}"
+        for which, server, setting in (
+            ("Redis", redis.server, "rts_redis_url"),
+            ("MongoDB", ledger.server, "rts_mongo_url"),
+        )
+        if not server.reachable
+    ]
+    return [*found, *fleet_problems(redis, ledger_up=ledger.server.reachable)]
+
+
 def fleet_problems(redis: RedisState, *, ledger_up: bool = True) -> list[str]:
-    """Return what is wrong, with what to do about it. *ledger_up*: whether MongoDB answers."""
+    """Return what is wrong with the fleet and with a Redis that answers. *ledger_up*: whether
+    MongoDB answers.
+    """
     found = []
     if redis.refusal is not None:
         found.append(refused_writes(redis))

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from rts.ledger.counting import DURATIONS, LATENESS
 from rts.link.link import Link
 from rts.link.replies import as_counts, replies_as_text
 from rts.link.scripts import pack
@@ -16,8 +15,6 @@ from rts.validation import finite
 from rts.views.fleet_state import Vitals, commands, vitals_of
 from rts.views.redis_facts import ask_facts
 
-#: Bucket bounds, by kind of histogram.
-BOUNDS = {"runtime": DURATIONS, "queueing_delay": DURATIONS, "lateness": LATENESS}
 #: Characters of a label.
 MAX_LABEL = 200
 #: Fields of the metrics that are read at a time, about: it blocks Redis for 2 ms or so.

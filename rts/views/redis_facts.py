@@ -15,14 +15,14 @@ from rts.tau.finish import FinishCall
 
 
 def ask_facts(link: Link, settings: Settings) -> tuple[dict[str, str], str | None]:
-    """Return the reply of INFO by field (none where the user may not ask, as on some managed
-    servers), and why scripts that write records fail, ``None`` if nothing says so.
+    """Return the fields of INFO (none where the user may not ask, as on some managed servers),
+    and why records cannot be written; ``None`` if nothing says that.
 
     Raises:
         StoreUnavailable: it does not answer.
     """
-    # The script that takes records, with none, writes nothing; the last command may write, and
-    # removes nothing.
+    # Both are harmless: the script that takes records is given none, and the last command, for
+    # which one must be allowed to write, finds nothing to remove.
     info, taken, removed = link.call_each(
         pack("INFO"),
         FinishCall(settings).pack(None, []),
@@ -34,11 +34,11 @@ def ask_facts(link: Link, settings: Settings) -> tuple[dict[str, str], str | Non
 
 
 def _refusal_in(taken: object, removed: object) -> str | None:
-    """Return why Redis refuses the script that takes records, by its reply *taken*, or what
-    writes, by the reply *removed*.
+    """Return why Redis refuses the script that takes records, whose reply is *taken*, or any
+    write, such as the one whose reply is *removed*.
     """
     if isinstance(taken, NoPermissionError) and isinstance(removed, NoPermissionError):
-        return None  # who may write nothing at all only looks: what writes is another user
+        return None  # this user may only look; those of the workers may write
     if isinstance(taken, ResponseError):
         return (
             f"{short(taken)}. Let the user in rts_redis_url run scripts on rts's keys, and "

@@ -110,8 +110,8 @@ def _agreeing(
     intervals: Iterable[Interval],
     expected: Mapping[str, int],
 ) -> set[str]:
-    """Return the ids of those *intervals*, sorted, that hold as many records as *expected*, by
-    id.
+    """Return the ids of the *intervals* that hold as many records as *expected* (by id).
+    *intervals* are in order of time.
     """
     found: set[str] = set()
     for neighbours in _neighbours(intervals):

@@ -18,7 +18,7 @@ from rts.settings import Settings
 from rts.unfinished.heartbeat import Heartbeat
 from rts.views import families
 from rts.views.queue_state import QueueState
-from rts.views.readings import BOUNDS, Histogram, Reading
+from rts.views.readings import Histogram, Reading
 from rts.views.slo import ObjectiveStatus, WindowStanding
 from tests.programs import needed
 
@@ -47,7 +47,7 @@ def names() -> set[str]:
     reading = Reading(
         runs={("t", "n", "SUCCESS"): 1},
         verdicts={("t", "n", "q", "met"): 1, ("t", "n", "q", "late"): 1},
-        histograms={(kind, "t"): Histogram({}, 1.0) for kind in BOUNDS},
+        histograms={(kind, "t"): Histogram({}, 1.0) for kind in families.HISTOGRAMS},
         taus={("t", None): 1.0},
         counters={"x": 1},
         open_tasks={"q": 1},
