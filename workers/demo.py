@@ -95,13 +95,10 @@ def follow(tasks: int, ledger: Any) -> None:
     live = sys.stdout.isatty()
     shown = -1
 
-    def verdicts() -> int:
-        return int(ledger.tasks.count_documents({"completed_at": {"$ne": None}}))
-
     def all_there() -> bool:
         nonlocal shown
         check_interrupted()
-        count = verdicts()
+        count: int = ledger.tasks.count_documents({"completed_at": {"$ne": None}})
         filled = 40 * count // tasks
         if live or count // 20 != shown // 20 or count >= tasks:
             bar = "█" * filled + "░" * (40 - filled)

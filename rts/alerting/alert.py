@@ -119,8 +119,8 @@ def json_document(alert: Alert, link: str | None) -> dict[str, Any]:
 
 
 def slack_document(alert: Alert, link: str | None) -> dict[str, Any]:
-    """Return the document for a webhook of format ``slack``, which shows text as it is only
-    without markup: links and mentions.
+    """Return the document for a webhook of format ``slack``, with what Slack would take for a
+    link or a mention escaped.
 
     >>> slack_document(Alert("1", "k", "task_overdue", FIRING, "page", "<b> & @all"), None)
     {'text': ':red_circle: *firing* (page): &lt;b&gt; &amp; @all'}

@@ -17,6 +17,7 @@ from rts.cli.workloads import (
     Workload,
     WorkloadOptions,
     progress_bar,
+    with_progress,
     workload,
     workload_options,
 )
@@ -130,10 +131,8 @@ def repeated(found: Workload, slots: int, order: str, key: Callable[[Job], str])
         repeats = max(1, min(MAX_REPEATS, REPEATED_JOBS // len(found.jobs)))
     seeded = [replace(found.conditions, seed=seed) for seed in range(repeats)]
     with progress_bar(f"simulating {order}", repeats * len(found.jobs)) as done:
-        return [
-            tally(outcomes(replace(found, conditions=each), slots, order), key, done)
-            for each in seeded
-        ]
+        runs = (outcomes(replace(found, conditions=each), slots, order) for each in seeded)
+        return [tally(with_progress(run, done), key) for run in runs]
 
 
 def outcomes(
@@ -172,7 +171,7 @@ def sweep(
     with progress_bar("plotting", len(variants) * len(orders) * len(jobs)) as done:
         return {
             order: [
-                (x, tally(outcomes(changed, number, order, jobs), progress=done).share)
+                (x, tally(with_progress(outcomes(changed, number, order, jobs), done)).share)
                 for x, number, changed in variants
             ]
             for order in orders

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -29,6 +29,8 @@ from rts.simulation.simulator import Conditions
 from rts.simulation.traces import Job, read_trace, with_types
 from rts.views.json_values import iso
 from rts.views.windows import window
+
+T = TypeVar("T")
 
 #: Seconds between two runs of a slot if the recording does not tell: Celery's own overhead.
 OVERHEAD_S = 0.01
@@ -171,7 +173,7 @@ def workload(options: WorkloadOptions, settings: Settings, app: Any) -> Workload
         if expected > MAX_RUNS:
             click.echo(f"only the last {MAX_RUNS:,} runs of the window are read", err=True)
         with progress_bar("reading", expected) as read:
-            found = _with_progress(runs(database, asked, options.queue), read)
+            found = with_progress(runs(database, asked, options.queue), read)
             past = recording(found, ranking(app))
     if past is None:
         raise CommandError(
@@ -209,6 +211,13 @@ def progress_bar(label: str, length: int) -> Iterator[Callable[[int], None]]:
         bar.render_progress()
 
 
+def with_progress(items: Iterable[T], progress: Callable[[int], None]) -> Iterator[T]:
+    """Yield *items*; *progress* is called with 1 for each."""
+    for item in items:
+        progress(1)
+        yield item
+
+
 def _from_trace(options: WorkloadOptions, settings: Settings, path: str) -> Workload:
     if (options.until, options.queue) != (None, None):
         raise click.UsageError("--trace excludes --until and --queue")
@@ -243,9 +252,3 @@ def held_per_slot(conf: Mapping[str, Any]) -> float:
         disabled=bool(conf.get("worker_disable_prefetch")),
     )
     return math.inf if ahead is None else float(ahead)
-
-
-def _with_progress(items: Iterator[Any], progress: Callable[[int], None]) -> Iterator[Any]:
-    for item in items:
-        progress(1)
-        yield item

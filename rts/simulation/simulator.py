@@ -132,7 +132,7 @@ class _Simulation:
         self._running: list[tuple[float, int, Waiting, float]] = []
         #: Heap of further runs to come: release time, number, task.
         self._pausing: list[tuple[float, int, Waiting]] = []
-        #: Completed runs by number, of jobs with several.
+        #: Of jobs with several runs, by number: how many have ended.
         self._completed: dict[int, int] = {}
         #: The jobs that each one publishes, its children; and those that none does, the roots.
         self._children, self._roots = _families(jobs)

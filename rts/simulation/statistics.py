@@ -52,13 +52,11 @@ class Tally:
 def tally(
     outcomes: Iterable[tuple[int, Outcome]],
     key: Callable[[Job], str] = lambda job: job.task_type,
-    progress: Callable[[int], None] = lambda steps: None,
 ) -> Tally:
-    """Count *outcomes*; *progress* is called with 1 after each."""
+    """Count *outcomes*."""
     counted = Tally(key)
     for _, outcome in outcomes:
         counted.add(outcome)
-        progress(1)
     return counted
 
 

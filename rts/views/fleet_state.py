@@ -30,7 +30,7 @@ class Vitals:
     counters: Mapping[str, int]
     #: Including workers that are gone, for a while.
     workers: Sequence[Heartbeat]
-    #: Notes of runs in flight, and those of them that can be read.
+    #: How many runs in flight are noted, and those whose notes can be read.
     notes: int
     running: Sequence[Execution]
 

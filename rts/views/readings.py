@@ -15,9 +15,9 @@ from rts.validation import finite
 from rts.views.fleet_state import Vitals, commands, vitals_of
 from rts.views.redis_facts import ask_facts
 
-#: Characters of a label.
+#: Maximum length of a label.
 MAX_LABEL = 200
-#: Fields of the metrics that are read at a time, about: it blocks Redis for 2 ms or so.
+#: About how many fields of the metrics are read at a time: these block Redis for some 2 ms.
 PAGE = 2000
 
 

@@ -66,10 +66,8 @@ def _counted(database: Database[dict[str, Any]], interval: Interval, by: str) ->
     stored = stored_packed(database, hours, by)
     total: Tallies = {}
     for hour in hours:
-        if hour.id in stored:
-            add_all(total, unpack(stored[hour.id], by))
-        else:
-            add_all(total, sum_up(database, hour, by))
+        kept = stored.get(hour.id)
+        add_all(total, sum_up(database, hour, by) if kept is None else unpack(kept, by))
     return total
 
 

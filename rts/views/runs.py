@@ -24,7 +24,7 @@ INTERVALS, SCANNED = 24, 1000
 SAMPLED = 60
 #: Types whose misses are queried together.
 MERGED = 100
-#: Time limit of one query, in milliseconds: too short without the index on misses.
+#: Time limit of one query, in milliseconds. With the index on misses none takes as long.
 MAX_MS = 3000
 
 _RUN = (

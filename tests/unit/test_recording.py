@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from celery.worker import state
 
+from rts.cli.workloads import with_progress
 from rts.deadlines import share_of_slots
 from rts.scheduling.slots import Slots
 from rts.settings import Settings
@@ -287,7 +288,7 @@ def test_hopeless_tasks_may_be_dropped() -> None:
     assert not second.met
     assert second.started_at == float("inf")
     steps: list[int] = []
-    counted = tally(enumerate([first, second]), progress=steps.append)
+    counted = tally(with_progress(enumerate([first, second]), steps.append))
     assert (counted.dropped, counted.share, steps) == (1, 0.5, [1, 1])
     assert (list(counted.delays), list(counted.lateness)) == ([0], [100 - 200])
 
