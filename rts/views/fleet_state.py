@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rts.keys import Keys
+from rts.link.link import Link
 from rts.link.replies import as_counts, as_instant
 from rts.link.scripts import pack
 from rts.records import Execution, read_runs
@@ -45,22 +46,22 @@ class Vitals:
         return [run for run in self.running if run.deadline < self.now]
 
 
-def commands(keys: Keys) -> list[bytes]:
-    """Return the commands whose replies :func:`vitals_of` reads."""
-    return [
+def ask_vitals(link: Link, keys: Keys, *more: bytes) -> tuple[Vitals, list[Any]]:
+    """Return the vitals, and the replies to *more*, commands that go in the same round trip.
+
+    Raises:
+        StoreUnavailable: Redis does not answer, or refuses one of the commands.
+    """
+    time_, length, oldest, counters, beats, notes, *replies = link.call(
         pack("TIME"),
         pack("XLEN", keys.outbox),
         pack("XRANGE", keys.outbox, "-", "+", "COUNT", 1),
         pack("HGETALL", keys.counters),
         pack("HGETALL", keys.workers),
         pack("HVALS", keys.running),
-    ]
-
-
-def vitals_of(replies: Sequence[Any]) -> Vitals:
-    """Return the vitals in the *replies* to :func:`commands`."""
-    time_, length, oldest, counters, beats, notes = replies
-    return Vitals(
+        *more,
+    )
+    vitals = Vitals(
         now=as_instant(time_),
         outbox_length=int(length),
         oldest_at=int(oldest[0][0].partition(b"-")[0]) / 1000 if oldest else None,
@@ -69,3 +70,4 @@ def vitals_of(replies: Sequence[Any]) -> Vitals:
         notes=len(notes),
         running=list(read_runs(notes)),
     )
+    return vitals, replies

@@ -12,7 +12,7 @@ from rts.link.scripts import pack
 from rts.settings import Settings
 from rts.unfinished.heartbeat import Heartbeat
 from rts.validation import finite
-from rts.views.fleet_state import Vitals, commands, vitals_of
+from rts.views.fleet_state import Vitals, ask_vitals
 from rts.views.redis_facts import ask_facts
 
 #: Maximum length of a label.
@@ -61,13 +61,13 @@ def read(link: Link, settings: Settings) -> Reading:
         StoreUnavailable: it does not answer.
     """
     keys = settings.keys
-    page, taus, tasks, *replies = link.call(
+    vitals, (page, taus, tasks) = ask_vitals(
+        link,
+        keys,
         pack("HSCAN", keys.metrics, 0, "COUNT", PAGE),
         pack("HGETALL", keys.tau),
         pack("HGETALL", keys.open_counts),
-        *commands(keys),
     )
-    vitals = vitals_of(replies)
     counted = replies_as_text(page[1])
     while int(page[0]):
         (page,) = link.call(pack("HSCAN", keys.metrics, page[0], "COUNT", PAGE))

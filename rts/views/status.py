@@ -18,7 +18,7 @@ from rts.link.scripts import pack
 from rts.settings import Settings
 from rts.unfinished.heartbeat import Heartbeat
 from rts.urls import shown_url
-from rts.views.fleet_state import commands, vitals_of
+from rts.views.fleet_state import ask_vitals
 from rts.views.json_values import utc
 from rts.views.redis_facts import ask_facts, eviction_of, version_of
 
@@ -103,10 +103,10 @@ def ask_redis(link: Link, settings: Settings) -> RedisState:
     now = as_instant(*link.call(pack("TIME")))
     latency_s = time.perf_counter() - begin
     facts, refusal = ask_facts(link, settings)
-    asked = commands(keys)
     try:
-        replies = link.call(
-            *asked,
+        vitals, replies = ask_vitals(
+            link,
+            keys,
             pack("ZCARD", keys.open),
             pack("ZCOUNT", keys.open, "-inf", repr(now)),
             pack("ZCARD", keys.overdue),
@@ -118,8 +118,7 @@ def ask_redis(link: Link, settings: Settings) -> RedisState:
         if refusal is None:
             raise
         raise StoreUnavailable(refusal) from None  # a cluster, whose other nodes have the keys
-    vitals = vitals_of(replies[: len(asked)])
-    waiting, due, late, alerts, led, *messages = map(int, replies[len(asked) :])
+    waiting, due, late, alerts, led, *messages = map(int, replies)
     return RedisState(
         server=ServerState(shown_url(settings.redis_url), True, version_of(facts), latency_s),
         now=vitals.now,
