@@ -43,10 +43,10 @@ def draw(lines: list[str]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
         f'width="{width}" role="img" aria-label="Output of make demo">\n'
         f'<rect width="{width}" height="{height}" rx="8" fill="#1b1e24"/>\n'
+        # On each text, not on the group: Chromium's own style sheet has texts collapse spaces.
+        "<style>text { white-space: pre }</style>\n"
         '<g font-family="ui-monospace, SFMono-Regular, Menlo, Consolas, monospace" '
-        'font-size="13" xml:space="preserve" style="white-space:pre">\n'
-        + "\n".join(texts)
-        + "\n</g>\n</svg>\n"
+        'font-size="13">\n' + "\n".join(texts) + "\n</g>\n</svg>\n"
     )
 
 

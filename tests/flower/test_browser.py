@@ -22,7 +22,7 @@ from tornado.web import create_signed_value
 from rts.flower import tab
 from rts.flower.words import duration
 from rts.testing import RedisServer, wait_until
-from tests.conftest import Stage
+from tests.conftest import ROOT, Stage
 from tests.flower.conftest import EVIL, Flower, some_runs
 from tests.programs import needed
 from tests.records import ended
@@ -123,6 +123,20 @@ class Seen:
             for v in found
             if v["impact"] in ("serious", "critical")
         ]
+
+
+def test_the_picture_of_the_demo_keeps_its_columns(browser: Any) -> None:
+    page = browser.new_page()
+    try:
+        page.goto((ROOT / "docs" / "images" / "demo.svg").as_uri())
+        squeezed = page.evaluate(
+            """[...document.querySelectorAll("text")]
+            .filter(text => text.getNumberOfChars() !== text.textContent.length)
+            .map(text => text.textContent)"""
+        )
+    finally:
+        page.close()
+    assert squeezed == []
 
 
 def test_every_page_renders_and_can_be_read_by_all(
