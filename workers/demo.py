@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from rts.testing import MongoServer, RedisServer, WorkerProcess, wait_until
+from rts.testing import MongoServer, RedisServer, ServerNotFound, WorkerProcess, wait_until
 
 ROOT = Path(__file__).parent.parent
 
@@ -125,6 +125,9 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\nstopped; everything that was started is gone", flush=True)
         return 130
+    except ServerNotFound as exc:
+        print(exc, file=sys.stderr)
+        return 1
     return 0
 
 

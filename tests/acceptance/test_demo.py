@@ -49,6 +49,25 @@ def test_the_demo_shows_rts_at_work() -> None:
     assert left_of("whole") == []
 
 
+def test_a_missing_server_is_a_line_that_says_how_to_get_it() -> None:
+    code = """
+import sys
+import pymongo
+from workers.demo import main
+
+sys.path.clear()  # the wheels are gone
+sys.exit(main())
+"""
+    env = {**UNTRACED, "PATH": "/nowhere"}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(
+        command, cwd=ROOT, env=env, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("no redis-server was found: ")
+    assert result.stderr.count("\n") == 1
+
+
 def test_ctrl_c_leaves_nothing_behind() -> None:
     env = {**UNTRACED, "DEMO_TEST": "interrupted"}
     with subprocess.Popen(
