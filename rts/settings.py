@@ -170,8 +170,8 @@ class Settings:
         settings = cls(**values)
         for task_type in settings.routes:
             if task_type not in settings.task_types:
-                known = ", ".join(settings.task_types)
-                raise ConfigurationError("rts_routes", task_type, f"the task types {known}")
+                allowed = f"the task types {', '.join(settings.task_types)}"
+                raise ConfigurationError("rts_routes, key", task_type, allowed)
         if not settings.spool_dir:
             settings = replace(settings, spool_dir=_default_spool_dir(settings))
         return settings

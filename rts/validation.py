@@ -138,7 +138,7 @@ def task_types(key: str, value: object) -> dict[str, TaskType]:
     types = dict(DEFAULT_TASK_TYPES)
     for name, spec in value.items():
         if not isinstance(name, str) or not TYPE_NAME.fullmatch(name):
-            raise ConfigurationError(key, name, _TYPES_RANGE)
+            raise ConfigurationError(f"{key}, key", name, _TYPES_RANGE)
         name = str.__str__(name)  # a plain str: an enum member prints differently
         if isinstance(spec, Mapping):
             if not set(spec) <= {"tau", "sla_multiplier"} or "tau" not in spec:
@@ -162,7 +162,7 @@ def _mapping(
             raise ConfigurationError(key, value, allowed)
         for name in value:
             if not is_key(name):
-                raise ConfigurationError(key, name, allowed)
+                raise ConfigurationError(f"{key}, key", name, allowed)
         return {name: check_value(f"{key}[{name!r}]", each) for name, each in value.items()}
 
     return check

@@ -87,7 +87,9 @@ def _webhook(key: str, given: object) -> Webhook:
         raise ConfigurationError(key, f"a {type(given).__name__}", _ALLOWED)
     for name in given:
         if name not in ("url", "secret", "format", "events", "min_interval", "link"):
-            raise ConfigurationError(key, f"the key {name!r}"[:80], _ALLOWED)
+            raise ConfigurationError(f"{key}, key", name, _ALLOWED)
+    if "url" not in given:
+        raise ConfigurationError(key, "a dict without url", _ALLOWED)
     url, secret, link = given.get("url"), given.get("secret"), given.get("link")
     chosen, events = given.get("format", "json"), given.get("events")
     interval = given.get("min_interval", INTERVAL_S)

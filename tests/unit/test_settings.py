@@ -150,6 +150,24 @@ def test_an_invalid_value_names_setting_value_and_range(setting: str, value: Any
 
 
 @pytest.mark.parametrize(
+    ("setting", "value", "named"),
+    [
+        ("rts_task_types", {"a/b": 3}, "rts_task_types, key = 'a/b' "),
+        ("rts_priority_multipliers", {"high": 2}, "rts_priority_multipliers, key = 'high' "),
+        ("rts_routes", {"unheard-of": ["gpu"]}, "rts_routes, key = 'unheard-of' "),
+        ("rts_webhooks", [{"URL": "https://a"}], "rts_webhooks[0], key = 'URL' "),
+        ("rts_webhooks", [{}], "rts_webhooks[0] = 'a dict without url' "),
+    ],
+)
+def test_an_invalid_key_is_not_taken_for_the_value(
+    setting: str, value: Any, named: str
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        read(**{setting: value})
+    assert str(caught.value).startswith(named)
+
+
+@pytest.mark.parametrize(
     ("setting", "value"),
     [
         *(("rts_sla_multiplier", 1.5), ("rts_sla_multiplier", 2.5)),
