@@ -12,15 +12,17 @@ from rts.installation import parts_of
 
 @dataclass(frozen=True, slots=True)
 class Current:
-    """Plan and load of the running task. Instants are epoch seconds."""
+    """Plan of the running task, and the worker's load when it started.
+
+    ``arrival`` and ``deadline`` are epoch seconds; ``tau``, in seconds, is the one that the
+    deadline was computed with. ``load`` has ``load``, ``cpu``, ``memory`` and ``gpu``, where
+    known, as fractions of what the worker may use.
+    """
 
     task_type: str
-    #: The tau that the deadline was computed with, seconds.
     tau: float
     arrival: float
     deadline: float
-    #: Load of the worker when the task started: ``load``, ``cpu``, ``memory`` and
-    #: ``gpu`` as fractions of what the worker may use.
     load: Mapping[str, Any]
     _clock: FleetClock = field(repr=False, compare=False)
 

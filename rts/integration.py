@@ -78,8 +78,9 @@ def wire(app: Celery) -> None:
 def uninstall(app: Celery) -> None:
     """Remove rts from *app*: new messages carry nothing of it. Undoes :func:`install`.
 
-    Its connections are closed; what is in Redis and MongoDB stays. A running worker
-    loses its hooks at once, and its companion process when it stops.
+    Sends what it still has to tell Redis of published tasks, then closes its connections.
+    What is in Redis and MongoDB stays. A running worker loses its hooks at once, and its
+    companion process when it stops.
     """
     from celery.signals import import_modules
 

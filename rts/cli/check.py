@@ -46,9 +46,9 @@ class CheckCommand(click.Command):
 )
 @click.option("--slo", is_flag=True, help="Check the objectives.")
 @click.option("--lag", is_flag=True, help="Check servers, fleet and outbox.")
-@click.option("--type", "types", multiple=True, help="Check this task type's objective only.")
-@click.option("--name", "names", multiple=True, help="Check this task's objective only.")
-@click.option("--queue", "queues", multiple=True, help="Check this queue's objective only.")
+@click.option("--type", "types", multiple=True, help="Only this task type; may be repeated.")
+@click.option("--name", "names", multiple=True, help="Only this task; may be repeated.")
+@click.option("--queue", "queues", multiple=True, help="Only this queue; may be repeated.")
 @click.option(
     "--lag-warning",
     type=Number(min=0),

@@ -12,6 +12,9 @@ class Prediction:
     ``start`` and ``finish`` are where the simulations agree best, by the relative error of the
     time from now. Between ``…_low`` and ``…_high`` it lies with a probability of 90 %.
     Infinite if the task is more likely dropped than run (``rts_hopeless`` "drop").
+    ``on_time`` is the probability, 0 to 1, that it meets its ``deadline``; ``ahead`` the number
+    of tasks that start before it, if nothing more is published; ``slots`` the number of slots
+    of the workers that consume its queue.
     """
 
     start: float
@@ -21,9 +24,6 @@ class Prediction:
     finish_low: float
     finish_high: float
     deadline: float
-    #: Share of the simulations in which it finishes at or before the deadline.
     on_time: float
-    #: Tasks that would start before it if nothing were published any more.
     ahead: int
-    #: Slots of the workers that consume its queue.
     slots: int
