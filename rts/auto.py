@@ -19,7 +19,7 @@ from celery.signals import before_task_publish, import_modules
 from celery.utils.functional import maybe_list
 
 # Not left to the first publish: Airflow's scheduler publishes from processes that it forks for
-# each batch, and they would load it each time.
+# each batch, and each of them would have to load it.
 import rts.parts  # noqa: F401  only to be loaded
 from rts import health
 from rts.installation import ATTRIBUTE, parts_of, publisher

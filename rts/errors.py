@@ -58,10 +58,10 @@ def unusable(server: str, exc: BaseException) -> str:
     return f"{server} is not usable ({short(exc.__cause__ or exc)})"
 
 
-#: What only the nodes of a Redis Cluster reply. The text alone, such as "12552 10.0.0.7:6379",
-#: would not say what is wrong.
+#: Errors that only the nodes of a Redis Cluster reply. Their text alone, such as
+#: "12552 10.0.0.7:6379", does not say what is wrong.
 _OF_A_CLUSTER = ("MovedError", "AskError", "ClusterCrossSlotError", "ClusterDownError")
-#: How their texts begin with redis-py 5, which has these classes in its cluster client alone.
+#: How their texts begin with redis-py 5, whose plain client does not have these classes.
 _CODES_OF_A_CLUSTER = ("MOVED ", "ASK ", "CROSSSLOT ", "CLUSTERDOWN ")
 
 

@@ -33,9 +33,9 @@ def text(value: object, limit: int = MAX_TEXT) -> str:
 
 
 def brief(value: Any) -> Any:
-    """Return an id or a name out of a message as a record holds it: as it is, or as text if it
-    is no string, or one that is too long. A stranger's may be of any size, and is kept for a
-    week (``judged`` in :mod:`rts.keys`).
+    """Return an id or a name out of a message as records hold it: ``None`` and strings of usual
+    length as they are, all else as :func:`text`. A stranger's may be of any size, and Redis
+    keeps it for a week (``judged`` in :mod:`rts.keys`).
     """
     if value is None or (isinstance(value, str) and len(value) <= MAX_TEXT):
         return value
@@ -43,8 +43,8 @@ def brief(value: Any) -> Any:
 
 
 def queue_of(routing_key: Any) -> Any:
-    """Return what the ledger calls the queue of a message: its routing key, without a delay
-    before it, or each delay would be a queue of its own.
+    """Return what the ledger calls the queue of a message: its routing key, without the delays
+    before it, each of which would make another queue.
 
     >>> queue_of("0." * 26 + "1.1.celery"), queue_of("0." * 56 + "celery")
     ('celery', 'celery')

@@ -41,7 +41,8 @@ REQUESTABLE = (
 _RESOURCES = {f"req_{f.name}": f.name for f in fields(Resources)}
 
 TYPE_SOURCES = ("explicit", "task", "inferred")
-#: Value of the header ``rts_policy`` where a learned k is outside the range of a set one.
+#: Value of the header ``rts_policy`` in messages whose k was learned, and is outside the range
+#: that a configured k may have.
 LEARNED = "quantile"
 #: Header that the deadline order gives a message that it drops as hopeless.
 DROPPED_HEADER = "rts_dropped"
@@ -54,7 +55,7 @@ _PLANNED = itemgetter(
 #: Makes a record without the function call of a ``NamedTuple``'s own ``__new__``.
 _new = tuple.__new__
 
-#: No machine has more cores, GiB or GPUs; larger requests are mistakes.
+#: A larger request is a mistake: no machine has so many cores, GiB or GPUs.
 MAX_REQUEST = 1e9
 
 

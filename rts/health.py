@@ -15,8 +15,8 @@ from contextlib import contextmanager
 
 logger = logging.getLogger("rts")
 
-#: Distinct warnings of one kind that are logged before rts only counts. A stranger who sends
-#: a new bad value each time must not fill the disk, nor silence the warnings of other kinds.
+#: Warnings of one kind that are logged at most; further ones are only counted. A stranger who
+#: sends a new bad value each time must not fill the disk, nor silence warnings of other kinds.
 MAX_DISTINCT_WARNINGS = 1000
 
 #: Characters of a stranger's value that a log line may hold.
@@ -49,8 +49,8 @@ def count(name: str, n: int = 1) -> None:
 
 
 def warn_once(key: str, text: str, *args: object, exc_info: bool = False) -> None:
-    """Log a warning the first time that *key* is seen in this process. Its kind is what
-    precedes the first colon in *key*.
+    """Log a warning the first time that *key* is seen in this process. What precedes the first
+    colon in *key* is its kind.
     """
     with _lock:
         seen = _seen[key.partition(":")[0]]

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 #: The attribute of an app that holds its installation, for fast lookup.
 ATTRIBUTE = "_rts_installation"
 
-#: Most seconds that a thread waits for another one to build the parts. That one may have to
-#: import a module, such as the configuration, which this thread is importing: both would wait
-#: for each other.
+#: Seconds for which a thread waits, at most, while another one builds the parts. To do so, that
+#: one may import a module, such as the configuration, which this thread is importing right now:
+#: then each waits for the other.
 BUILD_TIMEOUT_S = 1.0
 #: Seconds between two attempts to build the parts, from the second failure on.
 RETRY_S = 5.0
@@ -41,14 +41,14 @@ class Installation:
 
     def __init__(self) -> None:
         self._parts: Parts | None = None
-        #: By ``time.monotonic``: when the next build may be tried (infinite: rts is off); and
-        #: the pause after the next failure, seconds.
+        #: When the next build may be tried, by ``time.monotonic`` (infinite: rts is off); and
+        #: for how many seconds none is tried after the next failure.
         self._try_from, self._pause_s = 0.0, 0.0
         self.reset_build()
 
     def reset_build(self) -> None:
-        """Forget, in a forked child, what another thread of the parent may have been in the
-        middle of, a build or a prediction: nobody here would release its locks.
+        """Forget, in a forked child, builds and predictions in progress: those threads are the
+        parent's, and nobody here would release their locks.
         """
         if self._parts is not None:
             self._parts.predictor = self._parts.risks = None
@@ -91,9 +91,9 @@ class Installation:
             health.count("configuration_errors")
             health.warn_once("configuration", "rts is off in this process: %s", exc)
         except BaseException:
-            # Maybe a timeout of the host's, such as the one by SIGALRM under which Airflow
-            # publishes: it must not turn rts off for good. But what fails again is not tried
-            # for each task.
+            # It may be a timeout of the host app, such as Airflow's, which publishes under one
+            # by SIGALRM: that must not turn rts off for good. But if it fails a second time, it
+            # is not tried anew for each task.
             self._try_from = time.monotonic() + self._pause_s
             self._pause_s = RETRY_S
             raise
@@ -115,7 +115,6 @@ class Installation:
 
 
 def _after_fork() -> None:
-    # Another thread of the parent may have been building; nobody releases its lock here.
     for app in list(installed):
         getattr(app, ATTRIBUTE).reset_build()
 

@@ -76,7 +76,7 @@ class Keys:
         #: other one has arrived.
         self.ahead = prefix + "ahead"
         #: Sorted set, by instant: ids of tasks and runs whose verdict did not come from their
-        #: own end, so that they are not counted again.
+        #: own end, so that this end is not counted again.
         self.judged = prefix + "judged"
         #: Capped stream of events about deadlines (:mod:`rts.unfinished.events`).
         self.events = prefix + "events"

@@ -28,7 +28,7 @@ from rts.validation import json_object
 POLL_S = 1.0
 #: Seconds after which an event that another worker has not handled is claimed.
 TAKEOVER_S = 300.0
-#: Seconds for which it stays known that a worker listens, and between renewals.
+#: Seconds for which the fleet knows that somebody listens, and between renewals.
 LISTENING_TTL_S, RENEW_S = 60, 20.0
 #: Seconds of silence after which a worker that was killed is removed from the group.
 GONE_S = 600.0

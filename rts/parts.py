@@ -89,8 +89,8 @@ class WorkerParts:
     board: NoteBoard
     sink: SpoolRunSink
     companion: Companion
-    #: Returns the companion's instructions. Called at the start, not before: the logging is set
-    #: up by then, and the process may be a fork of the one that built this.
+    #: Returns the companion's instructions. Called at the start, not before: only then is the
+    #: logging set up, and the process may be a fork of the one that built this.
     instructions: Callable[[], Instructions]
     listener: Listener
     #: Whether tasks share a process.

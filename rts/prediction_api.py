@@ -129,8 +129,8 @@ def _installed(app: Any) -> tuple[Any, Parts]:
 
         app = current_app._get_current_object()
         if app not in installed and len(installed) == 1:
-            # A thread of a web server: unless a default app was set, Celery knows the
-            # current one only in the thread that made it.
+            # In a thread of a web server: unless a default app was set, Celery knows the
+            # current app only in the thread that made it.
             (app,) = installed
     parts = parts_of(app)
     if parts is not None:

@@ -31,13 +31,13 @@ NOT_FINAL = frozenset({"RETRY", REPLACED, REQUEUED})
 OVERDUE = "overdue"
 #: Cause of a miss by a task that the deadline order did not run, as it was hopeless.
 DROPPED = "dropped"
-#: Causes of ends that another process wrote, because the run could not: its own end, or
-#: that of another run of the task, may still arrive. The same holds for the state LOST. (A
-#: tuple: a record that others wrote may have a cause that cannot be hashed.)
+#: Causes of ends that another process wrote because the run could not. Its own end, or that of
+#: another run of the task, may still arrive. The same holds for the state LOST. (A tuple, since
+#: in a record that others wrote the cause may be unhashable.)
 PROVISIONAL_CAUSES = ("lost", "killed", "time_limit", "terminated")
 
-#: Seconds past its deadline until a task is found overdue: the time its end may need
-#: from the worker's disk to Redis.
+#: Seconds from a task's deadline until it is found overdue: its end may need as long from the
+#: worker's disk to Redis.
 OVERDUE_AFTER_S = 1.0
 #: States of an overdue task: not started yet, or still running.
 PENDING, STARTED = "PENDING", "STARTED"
@@ -98,9 +98,8 @@ class Execution(NamedTuple):
     """One run of one task: an attempt, from its start to its end.
 
     It is written twice: as a note when the run starts (``state`` STARTED, no
-    ``completed_at``) and as a whole when it ends. If the run could not write its
-    own end (its process was killed), another process of the worker does, and takes
-    from the note what only the child knew.
+    ``completed_at``), and as a whole when it ends. If the run cannot write its own end (its
+    process was killed), another process of the worker completes the note.
 
     In JSON it is a list of its fields in this order; new ones come last, with a
     default, so that versions can be mixed in one fleet.
@@ -171,11 +170,11 @@ class Execution(NamedTuple):
 START_FIELDS = Execution._fields.index("load_at_start") + 1
 
 
-#: Characters of a record at most that is kept decoded: a stranger's may be of any length.
+#: Characters of a record that is kept decoded, at most: a stranger's may be of any length.
 _USUAL_CHARS = 4096
 
 
-# Cached: a companion mostly drains what it has shipped itself, half a second before.
+# Cached, since a companion mostly drains what it has shipped itself half a second before.
 @lru_cache(maxsize=2048)
 def _decoded(text: str) -> Execution:
     try:

@@ -35,9 +35,9 @@ _T = TypeVar("_T")
 
 
 def _setting(default: _T, check: Callable[[str, Any], _T], *, secret: bool = False) -> _T:
-    """Return a field of :class:`Settings`, and how values from outside are checked (see
-    :mod:`rts.validation`). All share the *default*, which nobody changes. *secret*: it may
-    contain passwords or tokens.
+    """Return a field of :class:`Settings`. *check* reads values from outside (see
+    :mod:`rts.validation`). All share one *default* object, which nobody changes. *secret*: the
+    value may contain passwords or tokens.
     """
     return field(default_factory=lambda: default, repr=not secret, metadata={"check": check})
 
@@ -216,7 +216,8 @@ def _given(conf: Mapping[str, Any]) -> dict[str, Any]:
     they were written (``CELERY_RTS_REDIS_URL``) and knows the namespace.
     """
     keys = list(conf)  # loads a configuration that is still lazy
-    # What is set in code comes last, as with Celery >= 5.7: it may be spelled in another way.
+    # What is set in code comes last and so wins, as with Celery >= 5.7. It may be spelled in
+    # another way.
     changes = getattr(conf, "changes", {})
     keys = [*(key for key in keys if key not in changes), *changes]
     namespace = getattr(conf, "prefix", None) or ""
@@ -268,7 +269,7 @@ _keys = lru_cache(maxsize=8)(Keys)
 
 def _default_spool_dir(settings: Settings) -> str:
     """Return a folder of this user for this installation, below the system's /tmp."""
-    # Without the password: records spooled while it changes must be found with the new one.
+    # Without the password: records that wait while it changes must be found with the new one.
     identity = f"{place_of(settings.redis_url)}\n{settings.key_prefix}".encode()
     try:  # not from the environment, where sudo -E and --uid leave another user's name
         user = pwd.getpwuid(os.geteuid()).pw_name

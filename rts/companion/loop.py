@@ -17,9 +17,9 @@ from rts.ledger.outbox import TAKEOVER_S
 from rts.settings import Settings
 from rts.unfinished.heartbeat import BEAT_S
 
-#: Seconds between polls of the outbox, except after a full batch: one write costs nearly the
-#: same for one record as for many. A record waits for so long at most, in a fleet for up to
-#: ``GATHER_S`` more.
+#: Seconds between polls of the outbox, except after a full batch: a write of one record costs
+#: nearly as much as one of many. A record waits this long at most, in a fleet up to
+#: ``GATHER_S`` longer.
 POLL_S = 0.5
 #: Seconds between snapshots of the taus, in the whole fleet.
 SNAPSHOT_S = 10.0
@@ -35,8 +35,8 @@ _Chore = tuple[str, Callable[[], object]]
 
 
 def run(chores: HostChores, stop: threading.Event, worker: WorkerChores | None = None) -> None:
-    """Run until *stop* is set: for a companion, when its *worker* ends. Neither draining nor
-    shipping delays the heartbeat, nor does a driver that hangs.
+    """Run until *stop* is set, which for a companion is when its *worker* ends. The heartbeat
+    has a thread of its own: neither draining nor shipping delays it, nor a driver that hangs.
     """
     beat: Callable[[], object] = chores.beat
     deregister = last_runs = None
@@ -52,7 +52,7 @@ def run(chores: HostChores, stop: threading.Event, worker: WorkerChores | None =
     shipping = threading.Thread(target=chores.ship_until, args=(stop,), daemon=True)
     shipping.start()
     threads = [
-        # Deregisters in its own thread: the others may hang in a server that does.
+        # Deregisters in the same thread: the others may hang, in a server that hangs.
         _repeat(stop, BEAT_S, ("the heartbeat", beat), last=deregister),
         _repeat(stop, JANITOR_S, *searches),
         shipping,

@@ -1,7 +1,7 @@
 """What a killed worker leaves behind: runs without an end, tasks without a run.
 
-The janitor of another companion knows of a run that died with its worker only if it had
-lasted a while. Only this worker's own companion, which outlives it for a moment, knows all.
+The janitor of another companion knows of a run that died with its worker only if the run had
+lasted a while. The worker's own companion, which outlives it for a moment, knows all of them.
 
 The ends of runs that died with the worker are written to disk at once, whichever servers are
 unavailable. Runs that go on (only the main process was killed) are published in Redis for the
@@ -26,16 +26,16 @@ from rts.ports import RunSink
 from rts.records import LOST, Execution, new_execution
 from rts.unfinished.notes import NoteBoard
 
-#: Seconds for processes killed with the worker to exit, and for the runs that go on to be
-#: published.
+#: Seconds in which processes that were killed with the worker exit, and in which the runs that
+#: go on are published.
 EXIT_S, PUBLISH_S = 1.0, 2.0
-#: Seconds between checks and attempts in these.
+#: Seconds between two checks, or attempts, meanwhile.
 POLL_S = 0.05
 
 
 class PostMortem:
-    """Settles the last runs of a worker that has ended, by its notes. Works in two threads:
-    :meth:`settle` asks no server, in which :meth:`publish` may hang.
+    """Settles the last runs of a worker that has ended, by its notes. Works in two threads, as
+    :meth:`publish` may hang in a server; :meth:`settle` asks none.
 
     All ends that it writes are provisional: the run's own end, if there is one, takes
     precedence. *publish_runs* publishes the runs that have notes.
@@ -91,7 +91,7 @@ class PostMortem:
             if dead and self._board.release(slot, note):
                 self._end_as_lost(note, now)
                 written += 1
-        # Acknowledged, but no child has started it; or its run has ended.
+        # Acknowledged, but not started by any child; or its run has ended, which then counts.
         for task in self._board.acknowledged.tasks():
             plan = read_plan(task, self._instructions.settings.task_types)
             if plan is None or (brief(task["id"]), task["retries"] or 0) in started:

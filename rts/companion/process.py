@@ -31,8 +31,8 @@ from rts.companion.loop import run
 from rts.companion.worker_chores import WorkerChores
 
 #: Seconds from the worker's end until this process exits, whatever hangs. That is safe:
-#: nothing is acknowledged before it is done. Counted in steps of so many seconds, so that
-#: time in which this process is suspended or starved does not count.
+#: nothing is acknowledged before it is done. They are counted in steps of STEP_S, so that time
+#: in which this process is suspended or starved does not count.
 LAST_S, STEP_S = 5.0, 0.1
 #: Tasks take precedence over the drain on a shared core.
 NICENESS = 5
@@ -79,7 +79,7 @@ def main() -> int:
     except OSError:
         pass  # a sandbox may forbid it; nothing depends on it
     gc.freeze()  # imported modules stay for good
-    # A batch is many objects without cycles: collect less often.
+    # A batch is many objects, none of them in cycles: look for cycles less often.
     gc.set_threshold(50_000, 10, 10)
     watched = (parent, stop, worker.set_queues)
     threading.Thread(target=watch, args=watched, daemon=True).start()

@@ -15,15 +15,15 @@ from rts import forks, health
 
 #: First and longest back-off before a restart, seconds.
 MIN_BACKOFF_S, MAX_BACKOFF_S = 1.0, 30.0
-#: A companion that lived for so many seconds starts the back-off anew when it dies.
+#: When a companion dies that has lived for so many seconds, the back-off starts anew.
 LIVED_S = 60.0
 #: Seconds between checks whether it is alive. Not a wait for the process, which some
 #: greenlet libraries turn into a busy loop.
 LOOK_S = 1.0
 
-#: Passes on this process's module path. In PYTHONPATH it would start the agent that
-#: ``ddtrace-run``, ``newrelic-admin`` or ``opentelemetry-instrument`` has put there as a module
-#: ``sitecustomize``, and each drained batch would be traced as the app's.
+#: Variable that passes on this process's module path. PYTHONPATH would start the agent that
+#: ``ddtrace-run``, ``newrelic-admin`` or ``opentelemetry-instrument`` has put on that path as a
+#: module ``sitecustomize``, and each drained batch would be traced as the app's.
 _PATH = "RTS_COMPANION_PATH"
 
 #: The current folder is not on the path: a file of the app may shadow a module that is
@@ -54,8 +54,8 @@ class Companion:
         self._stopping = threading.Event()
         self._pass_fds: tuple[int, ...] = ()
         self._spawned_at = 0.0
-        # Not only in pool children: with the solo and threads pools, a task's own child
-        # processes, such as a process pool, are forked from the worker's main process.
+        # Pool children are not the only ones: with the solo and threads pools, a task forks its
+        # own child processes, such as a process pool, from the worker's main process.
         forks.in_child(self.close_in_child)
 
     @property

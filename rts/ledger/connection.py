@@ -29,8 +29,8 @@ from rts.urls import redacted
 #: The database, if the URL names none.
 DEFAULT_DATABASE = "rts"
 
-#: Client options, in milliseconds, unless the URL sets them: a drain that waits keeps its
-#: records, so it may wait longer than a task ever would.
+#: Client options, in milliseconds where they are times, unless the URL sets them. A drain may
+#: wait longer than a task ever would: it keeps its records meanwhile.
 CLIENT_OPTIONS: Mapping[str, int] = {
     "serverSelectionTimeoutMS": 2000,
     "connectTimeoutMS": 2000,
@@ -56,8 +56,8 @@ UNAVAILABLE = frozenset(
     ]
 )
 
-#: What the driver raises without an answer of the server. A mongodb+srv URL is resolved on
-#: first use, and a failure is a ConfigurationError; InvalidOperation: the client was closed.
+#: What the driver raises without an answer of the server. ConfigurationError: a mongodb+srv
+#: URL, which is resolved on first use, was not. InvalidOperation: the client was closed.
 _NO_ANSWER = (
     ConnectionFailure,
     ConfigurationError,

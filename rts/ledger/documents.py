@@ -2,10 +2,7 @@
 
 Pure functions. Instants become whole milliseconds (BSON's resolution), durations stay
 seconds as floats. Whatever a record holds, such as an untrusted task id or queue, its
-documents can be stored.
-
-This runs on worker machines for every record, most of which can be stored as they are
-(:mod:`rts.ledger.storable`).
+documents can be stored (:mod:`rts.ledger.storable`).
 """
 
 from __future__ import annotations
@@ -47,18 +44,6 @@ def documents(entry: OutboxEntry) -> tuple[Document, Document | None]:
     return _documents(cleaned(execution), cleaned_learned(entry.learned))
 
 
-def instant(at: float | None) -> DatetimeMS | None:
-    """Return epoch seconds as the type that the driver encodes at a third of a datetime's cost.
-
-    Instants outside the years 1 to 9999 are clamped.
-    """
-    if at is None or at != at:
-        return None
-    if not LEAST_INSTANT <= at <= GREATEST_INSTANT:
-        at = min(max(at, LEAST_INSTANT), GREATEST_INSTANT)
-    return DatetimeMS(round(at * 1000))
-
-
 def certain_at(arrival: Any, deadline: Any, completed_at: Any) -> Any:
     """Return the instant at which a miss became certain. All are instants or ``None``."""
     if deadline is None:
@@ -67,9 +52,20 @@ def certain_at(arrival: Any, deadline: Any, completed_at: Any) -> Any:
     return missed_at if completed_at is None else min(missed_at, completed_at)
 
 
+def _datetime(at: float | None) -> DatetimeMS | None:
+    """Return epoch seconds as a type that costs the driver a third of a datetime to encode;
+    ``None`` for NaN. Instants outside the years 1 to 9999 are clamped.
+    """
+    if at is None or at != at:
+        return None
+    if not LEAST_INSTANT <= at <= GREATEST_INSTANT:
+        at = min(max(at, LEAST_INSTANT), GREATEST_INSTANT)
+    return DatetimeMS(round(at * 1000))
+
+
 def _documents(e: Execution, learned: Learned | None) -> tuple[Document, Document | None]:
-    arrival, deadline = instant(e.arrival), instant(e.deadline)
-    started_at, completed_at = instant(e.started_at), instant(e.completed_at)
+    arrival, deadline = _datetime(e.arrival), _datetime(e.deadline)
+    completed_at = _datetime(e.completed_at)
     overdue = False
     ended_at = lateness_s = verdict_at = None
     if e.completed_at is not None and e.state not in NOT_FINAL:
@@ -95,7 +91,7 @@ def _documents(e: Execution, learned: Learned | None) -> tuple[Document, Documen
         "instance": e.instance,
         "state": e.state,
         "cause": e.cause,
-        "started_at": started_at,
+        "started_at": _datetime(e.started_at),
         "completed_at": completed_at,
         "runtime_s": None if e.runtime_s is None else float(e.runtime_s),
         "sla_success": sla_success(e),
@@ -113,8 +109,10 @@ def _documents(e: Execution, learned: Learned | None) -> tuple[Document, Documen
     }
     if overdue:
         task["_overdue"] = True
-    if not e.ran:
-        return task, None
+    return task, _assignment(e, learned, shared) if e.ran else None
+
+
+def _assignment(e: Execution, learned: Learned | None, shared: Document) -> Document:
     tau_before, tau_after, name_tau_before, name_tau_after = learned or _NOTHING
     assignment: Document = {
         "_id": e.run_id,
@@ -133,10 +131,10 @@ def _documents(e: Execution, learned: Learned | None) -> tuple[Document, Documen
     if e.priority:
         assignment["priority"] = e.priority
     if e.again_at is not None:
-        assignment["again_at"] = instant(e.again_at)
-    if started_at is None:
+        assignment["again_at"] = _datetime(e.again_at)
+    if shared["started_at"] is None:
         assignment["_nostart"] = True
     elif e.started_at is not None and e.arrival == e.arrival:
         # A host whose clock lags a little may start a task "before" it arrived.
         assignment["queueing_delay_s"] = max(0.0, e.started_at - e.arrival)
-    return task, assignment
+    return assignment

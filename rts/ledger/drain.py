@@ -33,8 +33,8 @@ class Drain:
         self._now = now
         #: A batch that was read and is not in the ledger yet.
         self._pending: Batch | None = None
-        #: Ids of its entries that end a task which another run had ended before. The ledger
-        #: tells which when it stores them; ``None`` until then.
+        #: Ids of its entries that end a task which another run had ended before, as the ledger
+        #: tells when it stores the batch; ``None`` until then.
         self._again: set[str] | None = None
         self._backoff_s = 0.0
         self._retry_at = 0.0
@@ -95,9 +95,9 @@ class Drain:
                 return moved
 
     def _superseded(self, entries: Sequence[OutboxEntry]) -> tuple[list[str], list[str]]:
-        """Return the ids of those provisional ends that are not their task's verdict, since it
-        ended by itself or goes on; and of those whose run wrote its own end. A worker that is
-        killed leaves many.
+        """Return the ids of two kinds of provisional ends: those that are not the verdict on
+        their task, which ended by itself or goes on; and those whose run wrote its own end. A
+        worker that is killed leaves many.
 
         Raises:
             StoreUnavailable: the ledger is unavailable.

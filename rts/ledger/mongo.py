@@ -70,8 +70,8 @@ class MongoLedger:
         self._now = now
         self._ttl_s = settings.ledger_ttl
         self._client = connect(settings.mongo_url)
-        #: Read from the primary, whatever readPreference the URL has for reports: a record is
-        #: merged with what is stored, and a secondary may not have it yet.
+        #: Read from the primary, though the URL may say otherwise for reports: records are
+        #: merged with what is stored, which a secondary may not have yet.
         self.database = database_of(self._client).with_options(
             read_preference=ReadPreference.PRIMARY
         )

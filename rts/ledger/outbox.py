@@ -1,4 +1,4 @@
-"""Reads the outbox as a consumer group, in which the entries of a dead drain are taken over."""
+"""Reads the outbox as a consumer group: another drain takes over the entries of a dead one."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from rts.tau.finish import read_learned
 #: takes a fraction of a second; a duplicate delivery does no harm.
 TAKEOVER_S = 5.0
 
-#: Seconds for which the other drains of a fleet leave new records to gather after one of them
-#: has taken some, unless ``MANY`` wait: less than the interval at which a drain polls.
+#: After one drain of a fleet has taken records, the others leave new ones alone for so many
+#: seconds, so that they gather, unless ``MANY`` wait. Less than a drain's polling interval.
 GATHER_S, MANY = 0.4, 1000
 
 #: Entries that one script call claims. It blocks Redis for about 5 µs per entry.
@@ -31,8 +31,8 @@ MAX_DONE = 200
 class RedisOutbox:
     """A :class:`rts.ports.Outbox` on a Redis stream. *consumer* is this drain's name.
 
-    The entries of a reply that never arrived stay pending and are taken over later, like
-    those of a dead drain. *gather_s*: ``GATHER_S`` in a fleet.
+    If a reply never arrives, its entries stay pending and are taken over later, like those of a
+    dead drain. *gather_s*: ``GATHER_S`` in a fleet.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class RedisOutbox:
             )
 
     def hurry(self) -> None:
-        """Leave nothing alone from now on: the process is about to end."""
+        """Let nothing gather from now on: the process is about to end."""
         self._gather_s = 0.0
 
     def waiting(self) -> int:

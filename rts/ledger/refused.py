@@ -10,8 +10,8 @@ from rts.errors import StoreUnavailable
 from rts.ports import Ledger
 from rts.records import OutboxEntry
 
-#: If so many records of a batch are refused and none is stored, the records are not to blame,
-#: but a validator, a full quota or a bug.
+#: If so many records of a batch are refused and none is stored, that is not the fault of the
+#: records, but of a validator, a full quota or a bug.
 MANY = 20
 
 
@@ -54,7 +54,7 @@ def store_or_set_aside(ledger: Ledger, entries: Sequence[OutboxEntry]) -> set[st
 
 
 def _halves(part: range) -> list[range]:
-    """Return both halves in random order: if nothing comes of this attempt at the batch, the
+    """Return both halves in random order: should this attempt at the batch come to nothing, the
     next one begins elsewhere.
     """
     middle = len(part) // 2

@@ -1,11 +1,10 @@
 """The intervals of time whose sums are stored, and the invalidation of those sums.
 
 The reports store their sums over whole days, hours and tens of minutes in a private
-collection (:mod:`rts.views.rollups`). A record that is added is noticed
-there because the number of records no longer agrees; one that is *replaced*
-(LOST by a real end, say) is not, so whoever replaces one calls :func:`invalidate`.
-Whoever adds one that ended a while ago calls it too: the readers do not
-count all of the past each time (:mod:`rts.views.seal`).
+collection (:mod:`rts.views.rollups`). They notice a record that was *added*, as the number
+of records no longer agrees, but not one that was *replaced*, such as LOST by a real end:
+whoever replaces one calls :func:`invalidate`. So does whoever adds one that ended a while
+ago, since the readers do not count all of the past each time (:mod:`rts.views.seal`).
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ def rollup_id(collection: str, width: int, start: int) -> str:
 
 
 def sums_to_keep(database: Database[dict[str, Any]]) -> Collection[dict[str, Any]]:
-    """Return the collection of the sums, for readers to write to: they wait for no majority,
-    which may be away for long, as these only save time.
+    """Return the collection of the sums, for readers to write to. They wait for no majority,
+    which may be away for long: the sums only save time.
     """
     return database[ROLLUPS].with_options(write_concern=WriteConcern(w=1))
 

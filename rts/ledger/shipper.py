@@ -1,10 +1,10 @@
 """Ships the records of this host from the spool to Redis, where the taus learn from them.
 
-Each file has one writer, and each line its number there; Redis knows the last one that it
-applied (see ``finish.lua``), and a new shipper asks for it. So neither a crash anywhere
-nor a call whose reply never came teaches anything twice. If Redis has lost what it had
-applied lately, as in a failover, the lines of files that are still in use are shipped again.
-After it came back empty they teach nothing: what they taught comes back with the snapshot.
+Each file has one writer, and each line its number there. Redis knows the last number that it
+applied (see ``finish.lua``), and a new shipper asks for it: nothing is learned twice, wherever
+a process crashes or a reply gets lost. If Redis has lost what it had applied lately, as in a
+failover, the lines of files that are still in use are shipped again. If it lost everything,
+these lines teach nothing: what they taught comes back with the snapshot of the taus.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ OnLearned = Callable[[Execution, Learned], None]
 class _Tail:
     """How far Redis has applied a file, and how far this shipper has read it."""
 
-    #: The generation of Redis that the next field is about: a wiped Redis has another one.
+    #: The generation of the Redis that *applied* is about: a wiped one gets another generation.
     generation: object
-    #: The last line that it has applied, and whether it need not be asked for that.
+    #: The last line that Redis has applied; and whether this is known, or has to be asked.
     applied: int = 0
     is_known: bool = False
     #: The last line that Redis had learned from before it was wiped; 0 if it was not.
@@ -210,14 +210,7 @@ class Shipper:
             pack("XLEN", self._keys.outbox),
         )
         if answer == RECORDS_LOST:
-            for each in self._tails.values():
-                each.is_known = False
-            health.warn_once(
-                "records lost by Redis",
-                "rts: Redis has lost records that it had taken, as in a failover. Those still "
-                "in the spool are sent again",
-            )
-            raise StoreUnavailable("Redis has lost records that it had taken")
+            raise self._records_lost()
         self._watch(waiting)
         if recent:
             # A refusal, such as a key of another type, is not worth losing a record for.
@@ -228,9 +221,20 @@ class Shipper:
                     self._on_learned(execution, learned)
         return generation
 
+    def _records_lost(self) -> StoreUnavailable:
+        """Have Redis asked again for each file's last line, and return the error to raise."""
+        for tail in self._tails.values():
+            tail.is_known = False
+        health.warn_once(
+            "records lost by Redis",
+            "rts: Redis has lost records that it had taken, as in a failover. Those still in "
+            "the spool are sent again",
+        )
+        return StoreUnavailable("Redis has lost records that it had taken")
+
     def _watch(self, waiting: int) -> None:
-        """Log that the outbox, which holds *waiting* records, is full: once until it was half
-        empty.
+        """Log if the outbox, which holds *waiting* records, is full; again only after it was
+        half empty.
         """
         if waiting < self._most_waiting:
             self._full = self._full and waiting > self._most_waiting / 2

@@ -2,15 +2,15 @@
 
 A task waits for no server when it ends: its record is copied into a memory-mapped file
 of its process. That costs no system call, and the record is in the file however the
-process ends. The worker's companion process reads what was appended five times a second
+process ends. Five times a second the worker's companion process reads what was appended
 and ships it to Redis (see :mod:`rts.ledger.shipper`); while Redis is unavailable the
 records wait here. Each writer holds a lock on its file, which the kernel releases
-however the process ends, and starts a new file now and then.
+however the process ends. Now and then it starts a new file.
 
-A file's disk space is reserved when it is created: a write to mapped memory without disk
-behind it would kill the process. If that fails (a disk that is nearly full), and for
-lines that are too long, the file is written with ``write`` instead. Null bytes follow
-the last line of a mapped file until its writer closes it.
+The disk space of a file is reserved when the file is created: a write to mapped memory
+without disk behind it would kill the process. If it cannot be reserved, as on a disk that is
+nearly full, and for lines that are too long, the file is written with ``write`` instead. Until
+its writer closes it, null bytes follow the last line of a mapped file.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ class Spool(SpoolFolder):
             excess -= size
             counts = [line for line in lines if line.startswith(b"{")]
             lost = len(lines) - len(counts)
-            # The counts go on, such as that of what was lost before. A few may have been sent.
+            # The counts are passed on, as of what was lost before. A few may be sent twice.
             for line in counts:
                 with suppress(ValueError, TypeError, AttributeError, LookupError):
                     health.give_back(read_counts(line))

@@ -28,8 +28,8 @@ REFUSED_BYTES = 1 << 20
 
 SUFFIX = ".jsonl"
 _REFUSED = "refused.jsonl"
-#: The names of writers' files. What is shipped is deleted: nothing else may be taken for one,
-#: in a folder that people keep their own files in.
+#: The names of writers' files. What is shipped is deleted, so no file of somebody else in this
+#: folder may be taken for one.
 _WRITERS = re.compile(rf"\d{{20}}-\d+-[0-9a-f]{{16}}{re.escape(SUFFIX)}", re.ASCII)
 
 _OPEN = os.O_CLOEXEC | os.O_NOFOLLOW

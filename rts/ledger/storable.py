@@ -65,7 +65,7 @@ def is_storable(e: Execution, learned: Learned | None) -> bool:
             if type(value) is not float and value is not None:
                 return False
     # Then no term exceeds 64 bits, unless another one cancels it out. In a record of rts all
-    # are positive; of any other one, such a term fails when it is encoded.
+    # are positive; in any other record, such a term fails when it is encoded.
     return -1e18 < total < 1e18
 
 

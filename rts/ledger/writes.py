@@ -1,9 +1,9 @@
 """Writes to a MongoDB collection into which several drains may write the same records.
 
-A document is inserted; only if its ``_id`` exists already does it take the slow path:
+A document is inserted. Only if its ``_id`` exists already does it take the slow path:
 read, merge (:mod:`rts.ledger.merging`) and replace, with optimistic locking (``_rev``)
-and retries. The end of a task that was found overdue, of which a backlog has many,
-replaces that verdict directly.
+and retries. There is one short cut: the end of a task that was found overdue, of which a
+backlog has many, replaces that verdict directly.
 
 Every function here raises :class:`rts.errors.StoreUnavailable` if MongoDB is unavailable
 or too many others write the same records, and passes on other errors of the driver.
@@ -26,8 +26,8 @@ from rts.ledger.documents import Document
 from rts.ledger.rollups import LATE_S, invalidate
 from rts.records import OVERDUE_AFTER_S, PENDING, STARTED
 
-#: Rounds of read, merge and replace. One is lost only to a drain that won its own, and
-#: no two drains have many records in common.
+#: Rounds of read, merge and replace. A drain loses a round only to another one that wins it,
+#: and no two drains have many records in common.
 MAX_ROUNDS = 20
 
 _DUPLICATE_KEY = 11000
@@ -44,8 +44,8 @@ def store(
     merge: Callable[[Document, Document], Document],
     write: Write,
 ) -> dict[str, list[Document]]:
-    """Write documents; merge those that exist already with what is stored. Return what was
-    stored of these by id, as it was found in each round.
+    """Write documents; merge those that exist already with what is stored. Return for each of
+    these, by id, what was found stored in each round.
     """
     left = write(collection, new.values())
     _invalidate_late(collection, new.values())

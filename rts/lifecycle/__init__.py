@@ -1,7 +1,8 @@
 """Receivers of Celery's signals: they turn these into records and pass the records on.
 
 :mod:`~rts.lifecycle.receivers` lists the signals and connects them to
-:mod:`~rts.lifecycle.producer_side` and :mod:`~rts.lifecycle.worker_side`.
+:mod:`~rts.lifecycle.producer_side` and :mod:`~rts.lifecycle.worker_side`, which get what they
+work with from the app's :class:`~rts.parts.Parts`.
 
 - A publish: :mod:`~rts.lifecycle.planning` gives the message its plan, shares deadlines along
   a canvas (:mod:`~rts.lifecycle.propagation`), and follows what takes the place of a task

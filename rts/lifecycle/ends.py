@@ -62,11 +62,11 @@ class Ends:
         gevent (Celery < 5.7).
         """
         if request.task.Strategy != _ONE_BY_ONE:
-            return  # such as a batch, at whose end nothing would break the cycle
+            return  # such as a batch, at whose end nothing would untrack it
 
         def untrack() -> None:
-            # Cycles. Where the time limit strikes after the task, as its message is being
-            # acknowledged, both are called.
+            # They refer to the request that holds them. Both may be called, so either may be
+            # gone: a time limit may strike after the task, as its message is acknowledged.
             vars(request).pop("on_success", None)
             vars(request).pop("on_timeout", None)
 
@@ -91,9 +91,9 @@ class Ends:
     def aborted(self, task_id: str, cause: str) -> None:
         """Report that the process of a run was killed, or that its hard time limit struck.
 
-        Celery may say so twice; the run's note can be taken only once. If there is none,
-        the process either had not started the run yet, or has written its end itself,
-        which then counts: LOST is provisional.
+        Celery may say so twice, but the run's note can be taken only once. Without a note, the
+        process has either not started the run, or written the end itself. That end counts then:
+        LOST is provisional.
         """
         note, attributes = self.notes.take(task_id), self.acknowledged.take(task_id)
         if note is not None:

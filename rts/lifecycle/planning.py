@@ -93,13 +93,12 @@ class Planner:
         """Write a plan into the *headers* of a message that is about to be published,
         and return it.
 
-        *current* are the attributes of the request that the publishing process
-        is running, ``None`` outside a task. A message with the same id and name
-        is its retry and keeps its plan, even where another library has dropped
-        our headers; any other message is new, including one that replaces the
-        task (:mod:`rts.lifecycle.replacements`).
+        *current* are the attributes of the request of the running task, ``None`` outside a
+        task. A message with the same id and name is a retry of that task and keeps its plan,
+        even where another library has dropped our headers. Any other message is new, including
+        one that replaces the task (:mod:`rts.lifecycle.replacements`).
         """
-        plan = None
+        plan = None  # what a retry keeps
         if current is not None and current.get("id") == headers.get("id"):
             replaces = headers.get(NESTING, 0) != current.get(NESTING, 0)
             if current.get("task", name) == name and not replaces:
@@ -130,8 +129,8 @@ class Planner:
         current: Mapping[str, Any] | None,
         body: object,
     ) -> Plan:
-        """Return *plan* with the deadline that the message shares with the task that publishes
-        it, and with what follows it.
+        """Return *plan* with the deadline that the message shares: with the task that publishes
+        it, and with the messages that follow it.
         """
         write_next(headers, body)
         current = current or {}
@@ -152,9 +151,10 @@ class Planner:
         return plan if parent is None else inherit_deadline(plan, headers, parent.deadline)
 
     def _due_once(self) -> Due:
-        """Return a function that gives the deadline of each member of a canvas. It computes one
-        for all members that differ only in their arguments: where the body of a chord is a
-        group, each message of the header holds all of that group.
+        """Return a function that gives the deadline of each member of a canvas.
+
+        For members that differ only in their arguments it is computed once. A canvas may have
+        many: each message of a chord's header holds the whole body, which may be a group.
         """
         known: dict[tuple[str, object, float], float] = {}
 
@@ -219,8 +219,8 @@ class Planner:
         request = read_request(headers, self._types, where)
         inner = headers.get("headers")
         if isinstance(inner, dict) and request == NO_REQUEST:
-            # Tracing libraries move custom headers into an inner dict. In a worker Celery's
-            # repeats the message's own, which are refused once.
+            # Tracing libraries move custom headers into an inner dict. In a worker, Celery's
+            # own repeats the message's headers: what was refused above is left out.
             moved = {key: value for key, value in inner.items() if key not in headers}
             request = read_request(moved, self._types, where)
         return request

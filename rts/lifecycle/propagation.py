@@ -74,8 +74,8 @@ def write_next(headers: dict[str, Any], body: object) -> None:
 
 
 def is_next(current: Mapping[str, Any], headers: Mapping[str, Any], body: object) -> bool:
-    """Return whether a message that the task *current* publishes shares its deadline: as the
-    next member of the chain or a task of the group that is this member, or as the chord's body.
+    """Return whether a message that the task *current* publishes shares its deadline: it is the
+    next member of the chain, or in the group that is this member, or the chord's body.
     """
     shared = current.get(NEXT)
     if shared is None or replaces(headers, current):  # what replaces a task is in its group

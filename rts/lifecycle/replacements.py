@@ -23,7 +23,7 @@ NESTING = "replaced_task_nesting"
 CHORD_UNLOCK = "celery.chord_unlock"
 
 #: Header: the ids yet to be completed, innermost first, each a line ``ARRIVAL DEADLINE ID``.
-#: The message that gets such an id keeps its line.
+#: The message that has such an id itself carries its line, too.
 OWED = "rts_owed"
 #: Levels of nested canvas that are told apart, and characters of the header: it may come
 #: from a stranger.
@@ -81,8 +81,8 @@ def plan_replacement(
     parent: Plan | None,
     body: object,
 ) -> Plan:
-    """Return the *plan* of a message, changed to arrive after the task that it replaces, if
-    any; write into its *headers* which ids are yet to be completed.
+    """Return the *plan* of a message, moved to arrive after the task that it replaces, if it
+    replaces one; write into its *headers* which ids are yet to be completed.
 
     The message is published by the task *current*, whose own plan is *parent*.
     """

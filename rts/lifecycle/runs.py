@@ -38,7 +38,7 @@ from rts.signals import deadline_missed, run_ended
 #: its runs are short.
 REFRESH_EVERY_S = 0.05
 #: A shorter run gets the peak of memory that was read last, and no CPU time of
-#: subprocesses: starting one takes longer.
+#: subprocesses: to start one takes longer than that.
 SHORT_S = 0.0005
 
 _REQUEST_FIELDS = itemgetter("id", "task", "parent_id", "root_id", "retries", "delivery_info")
@@ -60,7 +60,7 @@ class Run:
     started_at: float
     started_monotonic: float
     load: LoadSample
-    #: The first fields of its record, as a JSON list, and the slot that it is noted in.
+    #: The first fields of its record, as a JSON list; and the slot that holds this note.
     note: bytes
     slot: int | None
     #: Of its message; 0 where it has none.
@@ -161,8 +161,8 @@ class Runs:
         run.load = load = self._sample
         run.started_at = started_at = self._clock.now()
         try:
-            # Like Execution.to_json: the fields up to load_at_start, in order. To find the
-            # fewest digits of a float takes longer than to write too many, or an integer.
+            # Like Execution.to_json: the fields up to load_at_start, in order. A fixed number
+            # of digits, or an integer, is quicker to write than a float in its shortest form.
             started_us = int(started_at * 1e6)
             task_type, type_source, tau, k, arrival, deadline, arrival_source = plan
             task_id, name, parent, root, retries, delivery_info = _REQUEST_FIELDS(request)
@@ -180,7 +180,7 @@ class Runs:
                 f"{self._worker_fields},{pid},{started_us}e-6,"
                 f'{load.json}"age_s":{now - load.sampled_at:.4f}}}]'
             ).encode()
-            if len(note) - len(load.json) > MAX_TEXT:  # that of eight GPUs is long, too
+            if len(note) - len(load.json) > MAX_TEXT:  # with eight GPUs the load is long
                 raise ValueError("a field may be too long")
         except (TypeError, ValueError, LookupError, AttributeError):
             # A serializer of the app's own, or a producer other than Celery.

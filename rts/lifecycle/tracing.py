@@ -45,7 +45,7 @@ class TracingBridge:
     """The tracing libraries that this process has loaded."""
 
     def __init__(self) -> None:
-        #: Whether there may be one: not looked for yet, or found.
+        #: False once none was found.
         self.enabled = True
         self._detected = False
         self._tracing: Any = None
@@ -99,7 +99,7 @@ class TracingBridge:
             return
         plan, now = run.plan, run.started_at
         attributes = _attributes(plan.task_type, plan.tau, plan.deadline, now)
-        # An instrumentor connected after us has no span yet; _ended makes up for that.
+        # An instrumentor that was connected after us has no span yet: _ended annotates it.
         self._annotate_span(attributes)
         self._set_tags({**attributes, "rts.deadline_missed": now > plan.deadline})
 

@@ -116,9 +116,9 @@ class WorkerSide:
         self, sender: Any = None, task_id: Any = None, exception: Any = None, **_: Any
     ) -> None:
         """Report the end of a run that was killed, or that a hard time limit struck."""
-        # Within the run postrun follows, as it does for a rejected task, which the
-        # main process reports once more. (Celery 5.7 puts the request on the stack
-        # in the main process too, so the request alone is not enough.)
+        # Where the run itself reports this, postrun follows. So it does for a rejected task,
+        # which the main process reports once more. (Not by the request alone: Celery 5.7 puts
+        # it on the stack in the main process, too.)
         request = sender.request
         if isinstance(exception, Reject) or (
             request.id == task_id and run_of(request) is not None
@@ -130,8 +130,8 @@ class WorkerSide:
             worker.ends.aborted(task_id, cause)
 
     def retried(self, sender: Any = None, request: Any = None, **_: Any) -> None:
-        """Report the end of a run in a greenlet that Celery has cancelled: that is what it
-        sends this for, outside the run. (Of one in a process, the companion sees the end.)
+        """Report the end of a run in a greenlet that Celery has cancelled: outside a run, it
+        sends this signal for nothing else. (The companion sees the end of one in a process.)
         """
         worker = self._worker_of(sender.app)
         if worker is not None and worker.threaded and run_of(request) is None:

@@ -31,10 +31,10 @@ class Breaker:
             return True
         with self._lock:
             now = self._clock()
-            retry_at = self._retry_at or now  # another thread may have closed it
+            retry_at = self._retry_at or now  # None if another thread has closed it meanwhile
             if now < retry_at:
                 return False
-            # This caller is the probe; should it never report back, there is another later.
+            # This caller tries; should it never report back, another one may after a period.
             self._retry_at = now + self._period_s
             return True
 

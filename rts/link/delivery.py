@@ -1,4 +1,4 @@
-"""What is sent to Redis along with other commands, and kept unless Redis accepts it."""
+"""Sends what a process has gathered to Redis, and keeps it unless Redis accepts it."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def deliver(link: Link, taken: Sequence[Taken], *commands: bytes) -> list[Any]:
 
 
 def ask_for_room(link: Link, key: str) -> None:
-    """Check that Redis has room for heartbeats and the ends of runs: a write to the sorted set
-    *key* that changes nothing is refused with them.
+    """Check that Redis takes heartbeats and the ends of runs, by a write to the sorted set
+    *key* that changes nothing: while memory is short, Redis refuses it as it refuses them.
 
     Raises:
         StoreUnavailable: it is refused, or there is no reply in time.

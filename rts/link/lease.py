@@ -1,4 +1,4 @@
-"""Roles that one process of the fleet holds at a time, and chores that one does at a time."""
+"""Lets one process of the fleet at a time have a role, or do a chore."""
 
 from __future__ import annotations
 

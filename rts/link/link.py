@@ -28,7 +28,7 @@ from rts.urls import shown_url
 logger = logging.getLogger("rts")
 
 #: Seconds after which an idle connection is closed rather than used: firewalls and load
-#: balancers drop one, some after four minutes, and tell neither end.
+#: balancers drop such connections, some after four minutes, and tell neither end.
 MAX_IDLE_S = 60.0
 
 
@@ -51,9 +51,9 @@ class Link:
         self._period_s = settings.breaker_period
         self._outages = health.Outages(now)
         self._begin()
-        # A child closes its copies of the connections; those of its parent stay open. It does
-        # so at once, as their descriptors may soon belong to other files: Celery's embedded
-        # beat closes all that it has inherited, and then opens its database.
+        # A child closes its copies of the connections; the parent's stay open. It does so at
+        # once, since their descriptors may soon belong to other files: Celery's embedded beat
+        # closes all that it has inherited, and then opens its database.
         forks.in_child(self.close)
 
     @classmethod
@@ -113,8 +113,8 @@ class Link:
             raise self._failed(exc) from exc
 
     def try_now(self) -> None:
-        """Let the next call try, as it may be the last chance, however recent the last failure
-        is. Not after a timeout: callers wait for one per period at most.
+        """Let the next call try, however recent the last failure is: it may be the last chance.
+        Not after a timeout, since callers wait for one per period at most.
         """
         # In a forked process, the next call begins anew.
         if os.getpid() == self._pid and not self._timed_out:
@@ -136,8 +136,8 @@ class Link:
         self.breaker = Breaker(self._period_s)
         #: Whether the last failure was a timeout.
         self._timed_out = False
-        #: Connections made so far: after one more, the server may be another one, or hold
-        #: older data than before.
+        #: Connections made so far. Each new one may lead to another server, or to one that has
+        #: lost its latest data.
         self.connections = 0
         # Last, so that no other thread can meet the parent's locks meanwhile.
         self._pid = os.getpid()
@@ -175,7 +175,7 @@ class Link:
             raise
         refusals = [reply for reply in replies if isinstance(reply, ResponseError)]
         if any(map(is_from_replica, refusals)):
-            # The address may lead to the new primary by now; this connection never will.
+            # A new connection may lead to the new primary by now; this one never will.
             self._drop(connection)
             self.close()
         else:

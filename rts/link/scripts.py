@@ -17,8 +17,8 @@ def bulks(*arguments: bytes) -> bytes:
 
 
 def pack(*arguments: str | bytes | float) -> bytes:
-    """Return one complete command in wire format. Of text that may be a stranger's, lone
-    surrogates become question marks.
+    """Return one complete command in wire format. Lone surrogates, which a stranger's text may
+    have, become question marks.
     """
     encoded = [
         a if isinstance(a, bytes) else str(a).encode("utf-8", "replace") for a in arguments
@@ -34,8 +34,8 @@ class Script:
 
     @classmethod
     def load(cls, *names: str) -> Script:
-        """Read and join the files ``rts/lua/NAME.lua``, without comments and indentation: two
-        thirds of the bytes that each call sends and Redis hashes.
+        """Read and join the files ``rts/lua/NAME.lua``, without comments and indentation: these
+        would be a third of the bytes that each call sends and Redis hashes.
         """
         folder = files("rts.lua")
         text = b"\n".join(folder.joinpath(f"{name}.lua").read_bytes() for name in names)

@@ -1,10 +1,10 @@
 """Demand for CPU time, as a fraction of what this worker may use.
 
-Where a cgroup limits it to fewer cores than its affinity allows: ``(used + throttled)
-/ limit`` of the group, siblings included, in which that is highest. Else, over the cores
-of the affinity: the share that is busy or, on a saturated host, the mean number of
-runnable threads per core if that is more. Both exceed 1.0 where more threads want to
-run than can: four busy threads on two cores read 2.0.
+Where cgroups limit it to fewer cores than its affinity allows, it is ``(used + throttled) /
+limit`` of a group, siblings included: of the group in which that is highest. Else it is the
+share of its affinity's cores that is busy; on a saturated host, the mean number of runnable
+threads per core if that is more. Both exceed 1.0 where more threads want to run than can: four
+busy threads on two cores read 2.0.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pathlib import Path
 
 from rts.load.cgroup import Cgroups, CpuGroup
 
-#: Share of busy time from which a core counts as saturated. Below it, a queue of
-#: runnable threads is only momentary; at 0.25 s per sample and 10 ms per kernel tick,
-#: a core that is never idle reads no less.
+#: Share of busy time from which a core counts as saturated. Below it, runnable threads wait
+#: only for a moment. At 0.25 s per sample and 10 ms per kernel tick, a core that is never idle
+#: reads no less.
 SATURATED_RATIO = 0.9
 
 #: Counts of runnable threads to average over: about a second's worth, since each is

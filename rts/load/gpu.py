@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 
 #: GPUs that are read at most. The largest hosts of today have 16.
 MAX_GPUS = 16
-#: One exists where there is NVIDIA's driver (the second: under WSL). Other hosts need no
-#: binding, and no word about it.
+#: One of these exists where NVIDIA's driver is (the second: under WSL). On other hosts nobody
+#: needs the binding, or wants to read in the log that it is missing.
 DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 
 

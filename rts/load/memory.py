@@ -1,7 +1,7 @@
 """Memory in use, as a fraction of what this worker may use.
 
-Where cgroups limit it below the host's memory: ``used / limit`` of the fullest of
-them, without reclaimable file cache. Else ``1 - available / total`` of the host.
+Where cgroups limit it below the host's memory, it is ``used / limit`` of the fullest group,
+without reclaimable file cache. Else it is ``1 - available / total`` of the host.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rts.load.cgroup import Cgroups
 
-#: What psutil reads as well, but a pool child must not import that for a rare look.
+#: psutil reads it as well, but a pool child must not import psutil for a rare look.
 MEMINFO = Path("/proc/meminfo")
 
 

@@ -95,8 +95,8 @@ class LoadSampler:
                 self._board, self._pid, self._thread = LoadBoard(), pid, None
             if self._thread is not None and self._thread.is_alive():
                 return
-            # Never the old event: a thread that overran its stop still watches it,
-            # and after a fork its lock may be held by a thread that does not exist.
+            # A new event: a thread that has not stopped in time still watches the old one, and
+            # after a fork, the old one's lock may be held by a thread that does not exist.
             self._stopped = threading.Event()
             self._thread = threading.Thread(
                 target=self._run,

@@ -22,8 +22,8 @@ _RSS_UNIT_BYTES = 1024
 #: within this much of the current size counts as reset.
 _RSS_NOISE_BYTES = 4 << 20
 
-#: Seconds until the mark is reset although it has not risen. Until then a run may be charged
-#: for memory that an earlier one has released meanwhile.
+#: Seconds after which the mark is reset even if it has not risen. Until then a run may be
+#: charged for memory that an earlier one has released.
 _RESET_EVERY_S = 0.1
 #: A smaller rise is not worth a system call.
 _RESET_ABOVE_BYTES = 1 << 20

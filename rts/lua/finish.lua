@@ -62,11 +62,11 @@ local function bucket_of(value)
   return value > 1e-9 and math.ceil(math.log(value) / tonumber(ARGV[5])) + 0 or 'zero'
 end
 
--- Size of a sketch of ratios at which all its counts are halved, so that old ones fade:
+-- Once a sketch of ratios has so many, all its counts are halved, so that old ratios fade:
 -- runtimes drift, and so does their spread.
 local MOST_RATIOS = 1000
--- So many of a type are forgotten once it has them: its tau was still on the way from the
--- first one, which made the ratios far too great, or too small.
+-- The first ratios of a type, which are forgotten: far too great, or too small, while its tau
+-- was still on the way from the first one.
 local EARLY_RATIOS = 50
 
 local function halve(key)
@@ -76,7 +76,7 @@ local function halve(key)
     if bucket then buckets[#buckets + 1] = {bucket, flat[i], tonumber(flat[i + 1]) or 0} end
   end
   table.sort(buckets, function(a, b) return a[1] < b[1] end)
-  -- The remainder of each bucket carries over to the next one, which preserves the ranks.
+  -- The remainder of a bucket is carried over to the next one, which preserves the ranks.
   local total, rest = 0, 0
   for _, bucket in ipairs(buckets) do
     local both = bucket[3] + rest

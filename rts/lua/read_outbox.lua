@@ -48,8 +48,8 @@ local function take_over()
 end
 
 ensure_group(stream, group, '0')
--- Of hundreds of drains one at a time takes and looks: each would get a record or two, for
--- which a write costs as much as for hundreds.
+-- Of hundreds of drains, one at a time takes and looks. Else each would get a record or two,
+-- and a write of these costs as much as one of hundreds.
 local gather_ms, look_ms = tonumber(ARGV[6]), math.ceil(tonumber(ARGV[4]) / 2)
 
 local function is_others(turn, ms)

@@ -13,9 +13,9 @@
 -- Returns the number of tasks registered.
 --
 -- Closes the race with the end of a task, which may come first. A task that is published
--- again (a retry) keeps its first deadline. A replacement has a deadline of its own; it is
--- registered only while the task that it replaces is, as that one may have ended. It comes
--- from another process, so it may come first: then it waits for the other one.
+-- again (a retry) keeps its first deadline. A replacement has a deadline of its own. It is
+-- registered only while the task that it replaces is open, as that one may have ended. As the
+-- two come from different processes, the replacement may come first: then it waits.
 
 local MOST_QUEUES = 1000 -- counted separately; all others count as 'other'
 local AHEAD_S, MOST_AHEAD = 60, 10000 -- how long replacements wait, and how many at most

@@ -5,8 +5,8 @@
 --   claim, epoch seconds; 4 TTL of a bell in milliseconds, since consumers without the
 --   deadline order never pop it; then for each queue: score (of a list: "LPUSH" or
 --   "RPUSH"), member.
--- Returns 1 if it was requeued; 0 if it was not, since it has been requeued by another
--- worker, acknowledged, or claimed again meanwhile.
+-- Returns 1 if it was requeued; 0 if meanwhile another worker has requeued it, or it was
+-- acknowledged, or claimed again.
 local tag = ARGV[1]
 local claimed = redis.call('ZSCORE', KEYS[2], tag)
 if (redis.call('HGET', KEYS[1], tag) or '') ~= ARGV[2]

@@ -10,7 +10,7 @@ from itertools import accumulate
 from rts.predictions.work import Work
 
 #: Tasks that arrive so many times faster than the slots serve them count as one burst: no
-#: rate like that lasts.
+#: such rate lasts.
 BURST_RATIO = 10.0
 #: Prior probability that the rate has not changed, and shape of the gamma prior of a rate.
 ONE_RATE, SHAPE = 0.9, 0.5
@@ -22,14 +22,14 @@ CONTINUES = -0.3
 class Arrivals:
     """Draws future arrivals: tasks like the recent ones, at their rate.
 
-    Recent means since the last change of the rate. That is unknown, but has a posterior
-    distribution (the Bayesian change point of a Poisson process; Raftery and Akman,
-    *Biometrika* 73, 1986): either the rate was constant throughout, or it changed at one
-    of the bursts, before which there was a silence. Most bursts are single tasks. Each
-    stream draws a change point, a rate from the gamma posterior given the bursts since
-    then (Gelman et al., *Bayesian Data Analysis*, 2013), and an end: what has lasted for
-    some time lasts for as long again in half of all cases (Gott, *Nature* 363, 1993), unless
-    it overloads the slots and is over already. So uncertainty widens the prediction, and a
+    Recent means since the last change of the rate. When that was is unknown, but has a
+    posterior distribution (the Bayesian change point of a Poisson process; Raftery and Akman,
+    *Biometrika* 73, 1986): either the rate was constant throughout, or it changed at one of
+    the bursts, before which there was a silence. (Most bursts are single tasks.) Each stream
+    draws a change point, then a rate from the gamma posterior given the bursts since that point
+    (Gelman et al., *Bayesian Data Analysis*, 2013), and an end: what has lasted for some time
+    lasts for as long again in half of all cases (Gott, *Nature* 363, 1993). A stream that
+    overloads the slots may also be over already. So uncertainty widens the prediction, and a
     thousand tasks sent at once are not taken for the first of many thousands.
     """
 
@@ -50,9 +50,9 @@ class Arrivals:
         self._weight = weight
         self._rng = rng
         self._bursts: list[list[Work]] = []
-        #: Hypotheses of when the rate has last changed: index of the first burst since then
-        #: that counts for the rate, and seconds since then. And their cumulative
-        #: (unnormalized) probabilities.
+        #: Hypotheses of when the rate last changed: the index of the first burst that counts
+        #: for the new rate, and the seconds since the change. And the cumulative
+        #: (unnormalized) probabilities of these hypotheses.
         self._regimes: list[tuple[int, float]] = []
         self._cumulative: list[float] = []
         if len(recent) > 1 and span_s > 0:

@@ -20,7 +20,8 @@ from rts.tau.sketch import Sketch
 from rts.unfinished.heartbeat import BEAT_S, Heartbeat, read_heartbeats
 from rts.unfinished.received import SIZE
 
-#: Seconds within which a run in progress is visible in Redis: a heartbeat and its delivery.
+#: Seconds after its start within which a run becomes visible in Redis: until a heartbeat is
+#: delivered.
 NOTED_S = BEAT_S + 0.5
 #: Other queues that are simulated with the one that is asked about, at most.
 MAX_RELATED = 8
@@ -42,8 +43,8 @@ class Fleet:
     groups: Sequence[WorkerGroup]
     #: Numbers of the groups by the instances of their workers.
     group_of: Mapping[str, int]
-    #: Numbers of the groups by the marks of the messages that they have received recently;
-    #: ``None``: several groups have received it (a retry), and which was last is unknown.
+    #: By the marks of messages that were received recently: the number of the group that has
+    #: received it; ``None``: several have (it is a retry), and the last one is unknown.
     receivers: Mapping[int, int | None]
     #: Whether all workers report these marks.
     all_report: bool
@@ -62,8 +63,9 @@ class Fleet:
         return sum(group.slots for group in self.groups if 0 in group.queues)
 
     def marks_complete(self, etas: int) -> bool:
-        """Return whether the marks tell of all messages that workers hold: all report marks,
-        and none holds more messages than it keeps marks. *etas*: messages held for an eta.
+        """Return whether the marks tell of every message that a worker holds: all workers
+        report marks, and none holds more messages than it has marks. *etas*: messages held for
+        an eta.
         """
         most = max((group.slots + group.prefetch for group in self.groups), default=0.0)
         return self.all_report and most + etas <= SIZE

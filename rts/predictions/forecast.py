@@ -35,8 +35,8 @@ SOON_S = 1.0
 LOW, HIGH = 0.05, 0.95
 #: Shorter waits count as none, seconds.
 NO_WAIT_S = 1e-3
-#: The greatest relative error of the point that stands for simulations which agree: about the
-#: median error of predictions where not even half of them do.
+#: Simulations agree if one point stands for all of them with at most this relative error. It is
+#: about the median error of predictions where not even half of them agree.
 AGREEMENT = 0.4
 
 
@@ -87,7 +87,7 @@ def _queued(snapshot: Snapshot, target: int, order: OrderMaker) -> Prediction:
     ends = [start + run_s for start, run_s in zip(starts, runs, strict=True)]
     ahead = _ahead(snapshot, target, work, order)
     found = _summary(snapshot, work, starts, ends, ahead)
-    # Both are estimated independently, so the finish could come too soon after the start.
+    # Start and finish are estimated independently, so the finish might come too soon.
     return replace(found, finish=max(found.finish, found.start + quantile(runs, LOW)))
 
 
@@ -101,7 +101,7 @@ def _arrivals(
     until_ready_s = max(0.0, work.ready - since)
     if until_ready_s < SOON_S and isinstance(order(), FirstComeFirstServed):
         recent = [w for w in recent if w.queue]  # later ones of its own queue go after it
-    # As many as a waiting one stands for on average.
+    # An arrival stands for as many tasks as a waiting one does on average.
     weight = sum(w.weight for w in snapshot.waiting) / max(1, len(snapshot.waiting))
     if snapshot.span_s > 0:
         expected = sum(w.weight for w in recent) / snapshot.span_s * until_ready_s

@@ -78,7 +78,8 @@ class InitialState:
         *priority*, or for one that was *found* in it.
 
         *published*: tasks that this process has published within the last NOTED_S seconds,
-        in that order. One that neither waits nor is held or known to run must have started.
+        in that order. One that does not wait, is not held and not known to run must have
+        started.
 
         Raises:
             CommandError: no worker consumes the queue.
@@ -186,7 +187,7 @@ def busy_since(waiting: Sequence[Work], now: float, order: Order) -> float:
 def _recent_arrivals(fleet: Fleet, present: list[Work]) -> tuple[list[Work], float]:
     """Return recent arrivals, and the seconds within which they are complete.
 
-    Everything that has arrived since the first end that is known completely is waiting, held,
+    From some instant on, all ends are known. Whatever has arrived since then is waiting, held,
     running, or among the recent runs.
     """
     ends = [run.completed_at for run in fleet.recent]

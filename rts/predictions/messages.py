@@ -34,7 +34,7 @@ TauOf = Callable[[str, str], float]
 
 
 class Held(NamedTuple):
-    """An unacknowledged message."""
+    """An unacknowledged message, as it was read."""
 
     routing_key: str
     message: Message

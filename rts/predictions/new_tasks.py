@@ -16,8 +16,8 @@ from rts.predictions.prediction import Prediction
 from rts.predictions.work import Work, work_of
 from rts.records import OpenTask
 
-#: Seconds for which a reading of a queue serves predictions of new tasks: at least, at most,
-#: and in between this factor times the seconds that it has cost.
+#: Seconds for which a reading of a queue serves predictions of new tasks: COST_FACTOR times
+#: those that it has cost, within these bounds.
 MIN_FRESH_S, MAX_FRESH_S, COST_FACTOR = 0.2, forecast.SOON_S, 4.0
 #: A prediction serves similar tasks until the queue has grown by more than this share.
 MAX_GROWTH = 0.05
@@ -118,7 +118,7 @@ class NewTasks:
         self._refused: dict[tuple[str, int], tuple[float, str]] = {}
         #: Held by the thread that reads.
         self._lock = threading.RLock()
-        #: When a reading has last failed, and what makes the exception.
+        #: When a reading last failed, and what makes the exception to raise for it.
         self._failed_at, self._failed = -math.inf, partial(StoreUnavailable)
 
     def predict(self, work: Work, queue: str, priority: int) -> Prediction:

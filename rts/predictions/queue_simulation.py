@@ -17,8 +17,8 @@ from rts.unfinished.heartbeat import BEAT_S
 
 #: Seconds within which a message is claimed if a slot is free.
 CLAIM_S = 0.25
-#: A task that stands for several is served in parts, each at most this share of all tasks
-#: taken before, so that time passes between them and some may turn hopeless.
+#: A task that stands for several is served in parts, so that time passes between them and some
+#: may turn hopeless: each is at most this share of all tasks taken before.
 PART = 0.02
 #: Polls of workers that count as one event.
 POLLS = 16
@@ -104,9 +104,9 @@ class QueueSimulation:
         return list(filter(self._prefetched.has_room, takers)) or takers
 
     def _fill(self, waiting: Sequence[Work], rng: random.Random) -> None:
-        """Fill slots that cannot be free with unknown runs. That tasks wait which should have
-        started by now shows that all slots are busy, presumably with similar ones; or, if all
-        of them are demoted, that as many slots are as demoted tasks may hold.
+        """Fill slots that cannot be free with unknown runs. If tasks wait that should have
+        started by now, all slots must be busy, presumably with similar tasks; or, if all that
+        wait are demoted, as many slots as demoted tasks may hold.
         """
         left = [work for work in waiting if _waits_for_slot(work, self.now)]
         by_queues: dict[tuple[int, ...], tuple[list[Work], list[Work]]] = {}

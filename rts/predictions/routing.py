@@ -45,8 +45,8 @@ def risk(pressure: Pressure, plan: Plan, now: float, sent_s: float) -> float:
 class Risks:
     """Chooses queues by their state, cached for FRESH_S. Safe with threads.
 
-    At most one publish per FRESH_S waits for the state of its candidates to be read, and
-    after a failure none within *period_s* seconds.
+    At most one publish in FRESH_S seconds waits for the state of its candidates to be read;
+    after a failure, none does for *period_s* seconds.
     """
 
     def __init__(self, pressures: Pressures, period_s: float) -> None:

@@ -15,14 +15,14 @@ from rts.tau.sketch import Sketch
 #: Least runs of a task name to sample its runtimes from, and of a task type, if the name has
 #: too few; else runtimes are lognormal with this σ.
 OWN_RUNS, KNOWN_RUNS, UNKNOWN_SIGMA = 5, 20, 0.5
-#: Ridge: the sum of squared deviations of log τ at which half of the dependence on tau that
-#: the runs show is believed; else that of the whole type, else none.
+#: Ridge: where the squared deviations of log τ add up to this, the dependence on tau that the
+#: runs show counts as much as that of the whole type, or as none; where to more, more.
 RIDGE = 0.1
 #: Nearest neighbours by tau on either side to sample a type's runs from, besides all of the
 #: same tau; and the greatest ratio of two taus that count as near.
 NEAR, NEAR_RATIO = 15, 2.0
-#: Shorter runtimes and taus, and longer taus, count as this long, seconds, for how they depend
-#: on each other: messages may carry any tau, and a ratio of two has to be finite.
+#: Seconds that taus and runtimes count as, at least, and taus at most, where one is computed
+#: from the other: messages may carry any tau, and the ratio of two has to be finite.
 LEAST_S, MOST_S = 1e-3, 1e9
 #: Lognormal σ of the drift of future runtimes against past ones.
 DRIFT_SIGMA = 0.07
@@ -54,12 +54,13 @@ _NOTHING = _Sample([], 0, 0, 1.0, 0.0)
 class Runtimes:
     """Samples runtimes from similar runs: recent ones, else learned ratios.
 
-    Similar are the recent runs of the task name. A run x with the tau τₓ stands for x·(τ/τₓ)ᵇ.
-    Where the runtimes follow tau, as they drift, b is near 1; where tau only follows runtimes
-    that differ by chance, b is 0, though tau may be high for all that waits. So b is what the
-    runs show: the slope of log x by log τₓ, by ridge regression towards the slope within all
-    names of the type (Hoerl and Kennard, *Technometrics* 12, 1970). For a name with few runs it
-    is that slope, and 0 for a run whose τₓ is not near τ: it had not been learned yet.
+    Similar are the recent runs of the task name. For a task with the tau τ, a run of x seconds
+    that had the tau τₓ stands for x·(τ/τₓ)ᵇ. Where runtimes drift and tau follows them, b is
+    near 1. Where they differ only by chance, b is 0, though tau may happen to be high for all
+    that waits. So b is what the runs show: the slope of log x by log τₓ, by ridge regression
+    towards the slope within all names of the type (Hoerl and Kennard, *Technometrics* 12,
+    1970). For a name with few runs b is that slope, and 0 for runs whose τₓ is not near τ: it
+    had not been learned yet.
 
     For a name with hardly any runs those of its type with near taus serve (nearest neighbours;
     Stone, *Annals of Statistics* 5, 1977), whose ratio of runtime over tau is applied; then all

@@ -44,7 +44,7 @@ class Snapshot:
     #: What has arrived within the last ``span_s`` seconds, in whatever state it is now.
     recent_arrivals: Sequence[Work] = ()
     span_s: float = 0.0
-    #: Until then all arrivals are among ``waiting``; 0: until now.
+    #: The instant until which all arrivals are among ``waiting``; 0: ``now``.
     known_until: float = 0.0
     #: All worker groups; empty: one, which consumes no other queue.
     groups: Sequence[WorkerGroup] = ()

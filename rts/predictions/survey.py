@@ -16,7 +16,7 @@ SURVEY = ScriptByHash("survey")
 
 
 class Taken(NamedTuple):
-    """An unacknowledged message."""
+    """An unacknowledged message that was measured, but not read yet."""
 
     tag: bytes
     #: Epoch seconds by the clock of the worker's host.

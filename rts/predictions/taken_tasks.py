@@ -48,8 +48,8 @@ class TakenTasks:
     ) -> None:
         """Add the tasks in messages that are not acknowledged and not known to run.
 
-        One that no worker holds any more is ready when it will be redelivered. A task that is
-        acknowledged late is not acknowledged while it runs, so the first of these run, as far
+        A task that no worker holds any more is ready once it is redelivered. Tasks that are
+        acknowledged late are unacknowledged while they run, so the first of these run, as far
         as slots are free.
         """
         fleet, etas = self._fleet, 0

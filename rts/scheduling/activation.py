@@ -71,8 +71,8 @@ def _set_options(conf: Any, options: dict[str, Any]) -> None:
 
 
 def _renew_pools(app: Any) -> None:
-    """Switch the pools of an *app* that has published before to its current options: kombu
-    keeps one pool per connection with its options.
+    """Switch the pools of an *app* that has published before to its current options: kombu has
+    a pool for each connection and its options.
     """
     if app._pool is None:
         return
@@ -110,8 +110,8 @@ def turn_off(app: Any) -> None:
 
 def check_broker(conf: Any, settings: Settings, default: str = "") -> None:
     """Check that the broker and kombu support ``rts_scheduler``, and warn if "priority" has
-    no effect. *default*: the URL to assume if none is configured; "": skip that check then,
-    as one may still be.
+    no effect. *default*: the URL to assume if none is configured; "": then do not check the
+    broker, which may still be configured.
 
     Raises:
         ConfigurationError: one of them does not support "edf".

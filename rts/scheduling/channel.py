@@ -73,8 +73,8 @@ class DeadlineOrder(Claims):
             return
         properties = message["properties"]
         if properties["delivery_info"].get("exchange"):
-            # kombu gives the copies for several queues one tag, though each is acknowledged,
-            # or put back, by its tag.
+            # kombu gives one tag to the copies for several queues, though each is acknowledged,
+            # or requeued, by its tag.
             properties["delivery_tag"] = self._next_delivery_tag()
         keys = keys_of(self, queue, HOPEFUL, BELL)
         arguments: list[Any] = [*self._score_and_member(queue, message)]
@@ -97,8 +97,8 @@ class DeadlineOrder(Claims):
     ) -> tuple[str, object, str]:
         """Return where *message* is requeued: key, score (of a list: the command), member.
 
-        *ordered*: it was taken in deadline order. Another one may belong to an app without
-        that order, whose workers see the plain lists only. *behind*: as if it arrived now.
+        *ordered*: it was taken in deadline order. (One that was not may be of an app without
+        that order, whose workers see the plain lists only.) *behind*: as if it arrived now.
         """
         if ordered and is_task(message):
             (key,) = keys_of(self, queue, HOPEFUL)
@@ -121,9 +121,9 @@ class DeadlineOrder(Claims):
         if time.monotonic() - self._idle_since > min(
             MAX_IDLE_S, self.health_check_interval or MAX_IDLE_S
         ):
-            # No slot was free for so long that a firewall may have dropped it. redis-py would
-            # send a PING, block the loop until the reply, and (with retry_on_timeout) connect
-            # again unknown to the poller.
+            # No slot was free for so long that a firewall may have dropped the connection. Left
+            # to itself, redis-py would send a PING, block the loop until the reply, and (with
+            # retry_on_timeout) connect again without telling the poller.
             self._idle_since = math.inf
             self.connection.cycle.let_go(self)
             self.connection.cycle._register_BRPOP(self)  # which calls this again

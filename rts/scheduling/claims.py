@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 SCAN_LIMIT = 200
 #: Seconds between claims while only demoted tasks wait and this worker may take no more.
 CAPPED_POLL_S = 0.02
-#: Seconds between claims while clients without the deadline order, who ring no bell, push
-#: to the plain lists: their producers, and their workers that reply to remote control.
+#: Seconds between claims while clients without the deadline order, who ring no bell, push to
+#: the plain lists: producers, and workers that reply to remote control.
 MIXED_POLL_S = 0.2
 #: Seconds after the last message from such a producer for which that polling continues.
 MIXED_FOR_S = 600.0
@@ -113,8 +113,8 @@ class Claims(QueueLayout):
         return queue, payload
 
     def _wait_after(self: Any, state: bytes) -> None:
-        """Set how long to block before the next claim, after one that took no message: not at
-        all (as before that one) if there is more to examine.
+        """Set how long to block before the next claim, after one that took no message. If there
+        is more to examine, it stays as it is: not at all.
         """
         self._capped = state == b"capped"
         if self._capped:

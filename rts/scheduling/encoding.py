@@ -10,8 +10,9 @@ demoted ones by arrival. Both have the same member, which holds all that a claim
 earlier arrival comes first; ``LATEST`` is the latest hopeful start in epoch seconds, 14
 characters; ``TAGLENGTH`` is four hexadecimal digits. What follows the tag is what kombu's
 Redis transport stores for an unacknowledged message that was published to this queue by
-its name, so kombu's workers and tools can still read it. By its own exchange it could go
-to other queues besides, or to none if the worker that requeues it has not declared that.
+its name, so kombu's workers and tools can read it. The message's own exchange is not in it:
+requeued by that, it could go to other queues besides, or to none if the worker that requeues
+it has not declared the exchange.
 """
 
 from __future__ import annotations

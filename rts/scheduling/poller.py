@@ -52,8 +52,7 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu has no ty
             raise TimeoutError() from None
 
     def on_readable(self, fileno: int) -> None:
-        """Read what has come, also while no slot is free: unread, it would make the loop spin
-        until one is.
+        """Read what has come, also while no slot is free: the loop would spin until it is read.
 
         It may be the reply to a claim, if a task whose eta has come took the last free slot
         meanwhile (kombu >= 5.7 sees to that itself), a broadcast, or the end of an idle

@@ -1,4 +1,4 @@
-"""Deadlines as message priorities, for brokers without that order, or in its place.
+"""Deadlines as message priorities: for brokers without the deadline order, or in its place.
 
 A coarse approximation of the deadline order: a few levels, and the level is fixed when
 the task is published.
@@ -42,7 +42,7 @@ def prioritiser(app: Any, settings: Settings, clock: FleetClock) -> Prioritise |
             "queues, which RabbitMQ does not change",
         )
     highest = HIGHEST if inverted else app.conf.task_queue_max_priority or HIGHEST
-    # Any task has it that is not given another one: it is nobody's choice for this task.
+    # A task that is given no other priority has this one: nobody chose it for this task.
     default = app.conf.task_default_priority
 
     def prioritise(plan: Plan, priority: int | None, retry: bool) -> int:

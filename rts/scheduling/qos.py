@@ -14,8 +14,8 @@ from rts.scheduling.encoding import AFTER_PAYLOAD, NEVER
 from rts.scheduling.layout import BELL, BELL_TTL_MS, keys_of, unacked_keys
 from rts.scheduling.scripts import REQUEUE
 
-#: Messages restored between two reads of the index, and the highest random rank at which
-#: a worker starts: workers that restore at the same time share the messages.
+#: Messages restored between two reads of the index. Workers start at a random rank below
+#: SPREAD, so that those which restore at the same time share the messages.
 BATCH, SPREAD = 100, 1000
 
 
@@ -82,8 +82,8 @@ class QoS(_SlotLimit, stock.QoS):  # type: ignore[misc]  # kombu has no type inf
     def _requeue(self, tag: Any, latest: float, leftmost: bool = False) -> None:
         """Requeue a message, unless it was claimed after *latest*.
 
-        One that a worker rejects again goes behind, or a task that always kills its process
-        would be taken for ever, and those after it never.
+        A message that a worker rejects for the second time goes behind the others. Else a task
+        that always kills its process would be taken again and again, and the others never.
 
         One script, like a claim. kombu uses an optimistic transaction, which any other
         claim or acknowledgement aborts, so it hardly ever succeeds on a busy server.

@@ -23,8 +23,8 @@ from rts.tau.sketch import Sketch
 
 #: Stands for all types: types with few runs use the pooled ratios of runtime over tau.
 POOL = "*"
-#: Ratios from which a type's own are used, and the pooled ones. A type's first 50 are
-#: forgotten, so it has its own after some 100 runs.
+#: Number of ratios from which a type's own are used, and from which the pooled ones are. A
+#: type's first 50 are forgotten, so it has its own after some 100 runs.
 OWN_RUNS, POOL_RUNS = 50, 20
 
 #: Seconds that taus are used before they are read again, where Redis answers fast.
@@ -34,7 +34,7 @@ FRESH_S = 1.0
 class TauCache:
     """Reads the taus, and the clock's offset, in one round trip at most once a second.
 
-    The first use waits for it; later failures leave the known taus in use. The slower the
+    The first use waits for it; if a later one fails, the known taus stay in use. The slower the
     server, the longer they stay in use, so that a publisher spends no larger share of its time
     on a slow server than on one that is away (``rts_timeout`` in each ``rts_breaker_period``).
     The same round trip delivers this process's counters, and what *take_stranded* returns:
@@ -59,7 +59,8 @@ class TauCache:
         self._rest_ratio = settings.breaker_period / settings.timeout
         #: The taus in use: those of names only once they have enough runs.
         self._taus: dict[str, float] = {}
-        #: By type, and pooled under POOL, where enough runs are known.
+        #: The learned quantiles of runtime over tau, by type and of all types (POOL), where
+        #: enough runs are known.
         self._ratios: dict[str, float] = {}
         self._stale_at = -1.0
         # Re-entrant: a signal handler that publishes may interrupt the first refresh.

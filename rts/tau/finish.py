@@ -14,12 +14,11 @@ from rts.settings import Settings
 from rts.tasktypes import DEFAULT_TASK_TYPES, UNTYPED
 from rts.tau.sketch import LOG_BASE
 
-#: Stands in for a type that this process does not know (a spool may be older than the
-#: settings).
+#: Stands in for a type that this process does not know: a spool may be older than the settings.
 UNKNOWN_TYPE = DEFAULT_TASK_TYPES[UNTYPED]
 
-#: Keys of ``finish.lua`` without that of the writer; its arguments that each call has, that
-#: each counter adds, and that each entry adds.
+#: For ``finish.lua``: keys besides that of the writer, arguments that each call has, and that
+#: each counter and each entry add.
 _KEYS, _CONSTANTS, _PER_COUNT, _PER_ENTRY = 10, 8, 2, 8
 
 #: The reply of a Redis that has lost records which it had applied.
@@ -64,7 +63,7 @@ def finish_entry(execution: Execution, number: int, record: bytes | None = None)
     actual_s = learned_runtime(execution)
     # The name of a task that no worker knows may be a stranger's: of any type and length.
     name = "" if actual_s is None else str(execution.name)
-    # A killed worker reports tasks as never run even if they had a run that was retried.
+    # A killed worker's companion reports tasks as never run, even those whose run was retried.
     goes_on = execution.state in NOT_FINAL or (execution.state == LOST and not execution.ran)
     ended = "" if goes_on else str(execution.task_id)
     tau_s = execution.tau

@@ -71,7 +71,7 @@ class RedisTauStore:
         hashes = (self._keys.tau, self._keys.count, self._keys.deviation)
         sketch, ratio = self._keys.sketch.encode(), self._keys.ratio.encode()
         if field is None:
-            # By the hashes' own fields, so that invalid entries go too.
+            # By the fields in the hashes, so that invalid ones are removed, too.
             answers = self._link.call(*(pack("HKEYS", key) for key in hashes))
             names = {name for answer in answers for name in answer}
             others = (pack("DEL", sketch + name, ratio + name) for name in (*names, b"*"))

@@ -49,8 +49,7 @@ class Snapshots:
         (before,) = self._link.call(pack("GET", self._generation))
         entries = self._store.entries()
         (after,) = self._link.call(pack("GET", self._generation))
-        # The entries of a Redis that was wiped just now, perhaps even restored since,
-        # are not worth keeping.
+        # If Redis was wiped meanwhile, perhaps even restored, these entries are incomplete.
         if before is None or before != after or entries == self._saved:
             return False
         self._ledger.save_taus(entries)

@@ -1,7 +1,7 @@
 """The tasks that a worker acknowledged last, in memory that its processes share.
 
-An acknowledged task is not redelivered. If its worker is killed before the run has been
-noted, this is all that is known of it.
+An acknowledged task is not delivered again. If its worker is killed before the run is noted,
+this is all that is known of it.
 """
 
 from __future__ import annotations

@@ -25,8 +25,7 @@ class Heartbeat(NamedTuple):
     """The last heartbeat of one worker instance.
 
     In JSON it is an object. Versions mix in one fleet, and anybody may write to Redis: a
-    field that is missing or invalid gets the value for "unknown", and unknown fields are
-    ignored.
+    field that is missing or invalid counts as unknown, and other fields are ignored.
     """
 
     #: One life of the worker's main process: the field of the hash, not in the JSON.
@@ -35,8 +34,8 @@ class Heartbeat(NamedTuple):
     seen_at: float
     #: Node name (``celery@host``); if missing, the one in the instance.
     worker: str
-    #: The known ones of :data:`~rts.load.sample.FIGURES`, at least 0, and what else the sample
-    #: holds.
+    #: The known ones of :data:`~rts.load.sample.FIGURES`, at least 0, and whatever else the
+    #: sample holds.
     load: Mapping[str, Any]
     host: str | None = None
     pid: int | None = None

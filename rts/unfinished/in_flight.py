@@ -13,9 +13,10 @@ from rts.unfinished.notes import NoteBoard
 
 
 class InFlightRuns:
-    """Publishes a worker's notes in Redis, for when the whole worker dies.
+    """Publishes a worker's notes in Redis, for predictions, and for other companions should the
+    worker die together with its own.
 
-    Only runs that last a while get there: most have ended before the next step.
+    Only runs that last a while get there: most end before the next step.
     """
 
     def __init__(self, link: Link, settings: Settings, board: NoteBoard, instance: str) -> None:
@@ -35,8 +36,8 @@ class InFlightRuns:
             StoreUnavailable: Redis is unavailable.
         """
         if self._link.connections != self._connections:
-            # It may lead to a server that has lost our last writes, as after a failover. At
-            # the start, an earlier companion may have left some fields.
+            # A new connection may lead to a server that has lost our last writes, as after a
+            # failover. And an earlier companion of this worker may have left some fields.
             (fields,) = self._link.call(pack("HKEYS", self._running))
             self._connections = self._link.connections
             self._published = {f for f in fields if instance_of(f) == self._instance}
@@ -50,7 +51,7 @@ class InFlightRuns:
         if ended := self._published - notes.keys():
             commands.append(pack("HDEL", self._running, *ended))
         if notes:
-            # All of them, not only new ones: Redis may have been wiped.
+            # All notes, not only new ones: Redis may have been wiped.
             commands.append(pack("HSET", self._running, *chain.from_iterable(notes.items())))
         if commands:
             self._link.call(*commands)

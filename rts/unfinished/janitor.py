@@ -24,11 +24,11 @@ from rts.unfinished.notes import NoteBoard, is_alive
 
 #: Seconds for which a dead worker stays listed.
 FORGET_AFTER_S = 300.0
-#: If more seconds than this have passed since the last look, silence in between proves
-#: nothing: this process, Redis or the whole host was stopped.
+#: If the last look was more seconds ago than this, a heartbeat that has not changed since
+#: proves nothing: this process, Redis or the whole host was stopped.
 MAX_GAP_S = 5.0
-#: Seconds for which a process of this worker must be gone before its run is ended here:
-#: the main process knows the cause and goes first.
+#: Seconds for which a process of this worker must be gone before its run is ended here: the
+#: main process, which knows the cause, goes first.
 ORPHANED_AFTER_S = 3.0
 
 

@@ -1,9 +1,8 @@
 """Notes of a worker's current runs, in memory that its processes share.
 
-A pool child notes a run before it starts it. If the child is killed, the worker's main
-process reads in the note what only the child knew; if the whole worker is killed, its
-companion process does. A note costs no system call, and is the beginning of the line
-that will record the run's end.
+A pool child writes a note of each run before it starts it. If the child is killed, the worker's
+main process ends the run by its note; if the whole worker is killed, its companion does. A note
+costs no system call, and is the beginning of the line that will record the run's end.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from rts.records import Execution
 from rts.unfinished.acknowledged import ENTRY_BYTES, Acknowledged
 from rts.unfinished.received import BYTES, Received
 
-#: Bytes of one slot. A note has about 400; runs with very long task names or ids have none.
+#: Bytes of one slot. A note has about 400; runs with very long task names or ids are not noted.
 SLOT_BYTES = 4096
 #: Slots beyond the worker's concurrency: pools grow, and a process that was killed
 #: occupies its slot until its run's end is written.
@@ -139,8 +138,8 @@ class NoteBoard:
         if self._read(slot) != note:
             return False
         owner, _, _ = _HEAD.unpack_from(self._map, _start(slot))
-        # Another process stays the owner: it may have survived the signal, and use its slot
-        # again. A slot of this process is freed, which nobody else would do.
+        # Another process remains the owner: it may have survived the signal, and use its slot
+        # again. A slot of this process is freed, as nobody else would do so.
         _HEAD.pack_into(self._map, _start(slot), 0 if owner == forks.pid else owner, 0, 0)
         return True
 

@@ -12,8 +12,8 @@ from rts.fields import MAX_TEXT, brief
 from rts.link.scripts import bulks
 from rts.records import OpenTask, kind_as_json
 
-#: Arguments per task: its id, its deadline, its queue, its other fields as JSON, and
-#: whether it takes the place of another one of its id.
+#: Arguments per task: its id, its deadline, its queue, its fields after the id as JSON, and
+#: whether it takes the place of another task with its id.
 ARGUMENTS = 5
 _NEW, _AGAIN = "$0\r\n\r\n", "$1\r\n1\r\n"
 #: Characters kept of a queue's name, and of the fields as JSON before their texts are cut.

@@ -1,8 +1,8 @@
 """Tells Redis which tasks were published, so that those that never end are known.
 
 A publish only adds a note to a buffer in this process. A thread delivers the notes twice
-a second; where threads do not run (uWSGI without them), the next refresh of the taus
-takes them along, and the rest is delivered when the process exits.
+a second. Where threads do not run (uWSGI without them), the next refresh of the taus
+takes them along; what is left is delivered when the process exits.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from rts.unfinished.open_task_format import ARGUMENTS, pack_task
 EVERY_S = 0.5
 #: Notes per call. It blocks Redis for about 5 µs per note.
 CHUNK = 250
-#: Notes buffered at most while Redis is unavailable; further ones are dropped.
+#: Notes that are buffered while Redis is unavailable, at most; further ones are dropped.
 MAX_NOTES = 20_000
 #: Seconds without a note after which the thread ends; the next note starts another one.
 #: So a discarded app leaves nothing behind, and a test suite may make one for each test.
@@ -102,8 +102,8 @@ class OpenTasks:
             self._wake()
 
     def flush(self) -> None:
-        """Deliver the notes now, as this process may end, and wait for a delivery that is under
-        way. Also if Redis failed a moment ago: it may be back.
+        """Deliver the notes now, since this process may end, after any delivery that is under
+        way. Do so even if Redis failed a moment ago: it may be back.
         """
         with self._delivering:
             if self._notes:

@@ -2,8 +2,7 @@
 
 One companion of the fleet looks every second. Whether a task waits in a queue, was lost
 by the broker or runs too long does not matter here: it was published (or received) and
-has not ended. The verdict is provisional only in that the task's own end replaces it; it
-is a miss either way.
+has not ended. If it ends after all, its own end replaces the verdict.
 """
 
 from __future__ import annotations
@@ -43,8 +42,8 @@ BATCH = 500
 STEP_S = 1.0
 #: Seconds until another companion may take over the lease.
 LEASE_S = 5.0
-#: If Redis was away or took no ends, or nobody has looked for ``MAX_GAP_S`` seconds, ends may
-#: still wait on hosts' disks: they get ``SETTLE_S`` seconds to arrive.
+#: Where Redis was away or took no ends, or nobody has looked for ``MAX_GAP_S`` seconds, ends
+#: may still wait on disks of hosts: they get ``SETTLE_S`` seconds to arrive.
 MAX_GAP_S, SETTLE_S = 5.0, 2.0
 #: Seconds for which a task that never ends stays among the overdue ones.
 KEPT_S = 86400.0
@@ -130,8 +129,8 @@ class OverdueSweep:
         return found, at
 
     def _mark(self, ids: Sequence[bytes], at: float) -> int:
-        """Judge these tasks, and note in Redis which are overdue from now on; those that have
-        been so for too long go. Return the number of new verdicts.
+        """Judge these tasks, and note in Redis which are overdue from now on. Remove those that
+        have been overdue for too long. Return the number of new verdicts.
         """
         keys = self._keys
         verdicts = self._judge(ids) if ids else {}

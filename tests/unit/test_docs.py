@@ -61,6 +61,19 @@ def test_how_it_works_says_what_each_part_of_the_code_is_for() -> None:
     assert {part for part in parts if part not in TEXTS["docs/how-it-works.md"]} == set()
 
 
+def test_the_way_of_a_task_is_through_code_that_exists() -> None:
+    way = TEXTS["docs/how-it-works.md"].partition("## The code")[2].partition("by subject")[0]
+    code = "\n".join(path.read_text("utf-8") for path in ROOT.glob("rts/**/*.py"))
+    for name in re.findall(r"`([^`]+)`", way):
+        if name[0].isupper():
+            owner, _, method = name.partition(".")
+            assert f"class {owner}" in code, name
+            assert f"def {method}" in code, name
+        else:
+            path = ROOT / "rts" / (name if "/" in name else name.replace(".", "/") + ".py")
+            assert path.exists(), name
+
+
 @pytest.mark.parametrize("page", TEXTS)
 def test_relative_links_lead_somewhere(page: str) -> None:
     for path, anchor in LINK.findall(TEXTS[page]):
