@@ -14,14 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rts import health
 from rts.errors import ConfigurationError
-from rts.installation import (
-    ATTRIBUTE,
-    Installation,
-    installed,
-    parts_of,
-    publisher,
-    publishers,
-)
+from rts.installation import ATTRIBUTE, Installation, installed, parts_of, publisher, publishers
 from rts.settings import Settings
 
 if TYPE_CHECKING:

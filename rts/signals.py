@@ -58,11 +58,7 @@ class Notices(Signal):  # type: ignore[misc]  # Celery has no type information
 
         @overload
         def connect(
-            self,
-            *,
-            sender: str | None = None,
-            weak: bool = True,
-            dispatch_uid: Hashable = None,
+            self, *, sender: str | None = None, weak: bool = True, dispatch_uid: Hashable = None
         ) -> Callable[[Receiver], Receiver]: ...
 
         def connect(self, *args: Any, **kwargs: Any) -> Any: ...

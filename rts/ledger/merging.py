@@ -206,12 +206,7 @@ def _run_rank(assignment: Document) -> tuple[Any, ...]:
         witness = 2
     else:
         witness = 3
-    return (
-        witness,
-        -completed_at.timestamp(),
-        cause or "",
-        state,
-    )
+    return (witness, -completed_at.timestamp(), cause or "", state)
 
 
 #: A run in the private field ``_runs``: retries, whether its start is known,

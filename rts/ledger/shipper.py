@@ -17,14 +17,7 @@ from dataclasses import dataclass
 from rts import health
 from rts.errors import StoreUnavailable
 from rts.ledger.recent import RecentRuns
-from rts.ledger.spool_folder import (
-    SUFFIX,
-    SpoolFolder,
-    opened,
-    read_all,
-    read_counts,
-    try_lock,
-)
+from rts.ledger.spool_folder import SUFFIX, SpoolFolder, opened, read_all, read_counts, try_lock
 from rts.link.link import Link
 from rts.link.scripts import pack
 from rts.records import Execution, Learned

@@ -49,9 +49,7 @@ class ProducerSide:
     """
 
     def __init__(
-        self,
-        parts_of: Callable[[Any], Parts | None],
-        publisher: Callable[[str], Parts | None],
+        self, parts_of: Callable[[Any], Parts | None], publisher: Callable[[str], Parts | None]
     ) -> None:
         self._parts_of = parts_of
         self._publisher = publisher

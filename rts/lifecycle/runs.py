@@ -231,11 +231,7 @@ class Runs:
         self._peak_bytes = self._meter.refresh(now)
 
     def _slow_note(
-        self,
-        plan: Plan,
-        request: Mapping[str, Any],
-        started_at: float,
-        load: Mapping[str, Any],
+        self, plan: Plan, request: Mapping[str, Any], started_at: float, load: Mapping[str, Any]
     ) -> bytes:
         execution = new_execution(
             plan,

@@ -54,9 +54,7 @@ class TracingBridge:
         self._publisher: Callable[[str], Parts | None]
 
     def connect(
-        self,
-        parts_of: Callable[[Any], Parts | None],
-        publisher: Callable[[str], Parts | None],
+        self, parts_of: Callable[[Any], Parts | None], publisher: Callable[[str], Parts | None]
     ) -> None:
         """Set how an app's parts are found. Looks for no library yet."""
         self._parts_of, self._publisher = parts_of, publisher
