@@ -10,6 +10,8 @@ too, and does not need Celery.
 
 from __future__ import annotations
 
+import re
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from rts import health
@@ -50,10 +52,9 @@ def wire(app: Celery) -> None:
 
     from rts.flower import hook
     from rts.lifecycle import receivers
-    from rts.masking import mask_settings
     from rts.worker import add_steps
 
-    mask_settings()
+    _mask_secrets()
     if app in installed:
         return
     setattr(app, ATTRIBUTE, Installation())
@@ -98,6 +99,22 @@ def uninstall(app: Celery) -> None:
         receivers.disconnect()
         hook.detach()
         import_modules.disconnect(dispatch_uid="rts.flower")
+
+
+def _mask_secrets() -> None:
+    """Have Celery mask the settings that may contain passwords and tokens, for all apps of this
+    process; idempotent.
+
+    ``celery report``, ``inspect conf`` and thus Flower's page of a worker show an app's
+    settings. Celery itself masks those whose names look secret, and the passwords of brokers
+    and result backends.
+    """
+    from celery.app import utils
+
+    secret = [f"rts_{each.name}" for each in fields(Settings) if not each.repr]
+    hidden = getattr(utils, "HIDDEN_SETTINGS", None)
+    if isinstance(hidden, re.Pattern) and not all(map(hidden.search, secret)):
+        utils.HIDDEN_SETTINGS = re.compile("|".join((hidden.pattern, *secret)), hidden.flags)
 
 
 def _itself(app: Any) -> Any:

@@ -33,8 +33,8 @@ from rts.unfinished.janitor import Janitor
 
 logger = logging.getLogger("rts.drain")
 
-#: Seconds between polls of the spool. So much later taus are learned, and so many seconds of
-#: records are lost if this host is.
+#: Seconds between polls of the spool. Taus are learned that much later, and the records of that
+#: many seconds are lost with this host.
 SHIP_S = 0.2
 #: Generous timeouts: no task waits for these connections.
 CONNECT_TIMEOUT_S, TIMEOUT_S, BREAKER_S = 2.0, 5.0, 1.0
