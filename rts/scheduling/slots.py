@@ -32,6 +32,8 @@ class Slots:
 
     def free(self) -> bool:
         """Return whether a task could start now."""
+        if not self._consumer.pool.active:
+            return False  # a cold shutdown has stopped it, from within the event loop
         # Requests that have not ended; those that wait for an eta are not among them.
         reserved, count = state.reserved_requests, self.count
         if len(reserved) >= count:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import redis
 from celery import Celery
+from celery.concurrency.prefork import TaskPool
 from kombu import Connection, Consumer, Exchange, Producer, Queue
 from kombu.asynchronous import Hub
 from kombu.transport import redis as stock
@@ -31,7 +32,7 @@ from rts.scheduling.layout import BELL_TTL_MS
 from rts.scheduling.queues import ordered_channel
 from rts.scheduling.rule import Rule
 from rts.scheduling.scripts import CLAIM
-from rts.scheduling.slots import limit_to_slots
+from rts.scheduling.slots import Slots, limit_to_slots
 from rts.scheduling.transport import SentinelTransport, Transport
 from rts.settings import Settings
 from rts.testing import RedisServer, wait_until
@@ -334,6 +335,12 @@ def test_claims_are_limited_to_the_free_slots(url: str, raw: redis.Redis) -> Non
             gauge.slots = True
             connection.drain_events(timeout=5)
             assert got[4:] == ["5"]
+
+
+def test_no_slot_of_a_pool_that_a_cold_shutdown_has_stopped_is_free() -> None:
+    pool = TaskPool(2)  # its processes are not there yet, as they are no longer then
+    worker = SimpleNamespace(pool=pool)
+    assert not Slots(SimpleNamespace(controller=worker, pool=pool)).free()
 
 
 def test_no_claim_goes_over_a_connection_that_was_idle_for_long() -> None:
