@@ -108,8 +108,9 @@ class Source:
     def redis(self) -> RedisState:
         """Return the state of Redis, with workers, running tasks and the outbox."""
         with self._redis_errors():
-            self._time.measured()
-            return ask_redis(self._link, self.settings)
+            state = ask_redis(self._link, self.settings)
+        self._time.measured()  # now that it has answered
+        return state
 
     def taus(self) -> list[TauRow]:
         """Return the learned taus."""
