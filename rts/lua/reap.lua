@@ -11,6 +11,7 @@ if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then
 end
 redis.call('XADD', KEYS[2], '*', 'r', ARGV[3])
 redis.call('HDEL', KEYS[1], ARGV[1])
-redis.call('HINCRBY', KEYS[3], 'runs_lost', 1)
+-- pcall: a key of the wrong type must not keep the task open.
+redis.pcall('HINCRBY', KEYS[3], 'runs_lost', 1)
 close({unpack(KEYS, 4, 8)}, {ARGV[4]})
 return 1

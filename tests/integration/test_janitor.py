@@ -103,6 +103,19 @@ def test_runs_of_a_silent_worker_are_lost_and_others_are_not(
     assert client.hkeys(settings.keys.workers) == [LIVING]
 
 
+def test_counters_of_another_type_cost_no_end(
+    settings: Settings, redis_client: redis.Redis, make: Callable[[str], Janitor], time: Clock
+) -> None:
+    client = redis_client
+    client.set(settings.keys.counters, "mine")
+    for task_id in ("a", "b"):
+        note(client, settings, task_id, DEAD)
+        client.zadd(settings.keys.open, {task_id: 2e9})
+    assert watch(make("a"), client, settings, time, LOST_AFTER_S + 6) == 2
+    assert not client.exists(settings.keys.running, settings.keys.open)
+    assert {record.task_id for record in records(client, settings)} == {"a", "b"}
+
+
 @pytest.mark.parametrize("node_name", ["celery@host", "a|b@host"])
 def test_a_run_is_known_by_the_instance_of_its_worker(node_name: str) -> None:
     instance = new_instance(node_name)
