@@ -174,3 +174,22 @@ def test_old_runs_lose_weight(
         old = sum(n for bucket, n in counts.items() if 1.04**bucket < 1.7)
         assert old < 0.01 * int(held["n"])
     link.close()
+
+
+def test_halving_what_old_runs_count_keeps_the_ranks(
+    rts_redis_url: str, rts_key_prefix: str, redis_client: redis.Redis
+) -> None:
+    settings = Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, timeout=5.0)
+    key, link = settings.keys.ratio + "mixed", Link(settings)
+    counts = {"zero": 3, **{str(bucket): 1 + bucket % 3 for bucket in range(-20, 300)}}
+    # A hash has no order, though one this small keeps that in which it was filled.
+    redis_client.hset(key, mapping={"odd": 1, "n": 999, **dict(sorted(counts.items()))})
+    link.call(FinishCall(settings).pack(None, [FinishEntry(1, b"", 1.0, "mixed", "t", 1.0)]))
+    link.close()
+    counts["0"] += 1  # of a runtime that is as long as its tau
+    held, before, after = redis_client.hgetall(key), 0, 0
+    for bucket, n in counts.items():
+        before, after = before + n, after + int(held.get(bucket, "0"))
+        assert after == before // 2, bucket
+    assert held["n"] == str(after)
+    assert "0" not in held.values()
