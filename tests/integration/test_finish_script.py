@@ -35,6 +35,14 @@ def test_each_number_of_a_writer_is_applied_once(
     assert redis_client.ttl(settings.keys.seq + "w") > 86400
 
 
+def test_what_comes_with_records_is_counted_once(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    call = FinishCall(settings).pack("w", [finish_entry(success("a"), 1)], {"x": 2, "y": 1})
+    Link(settings).call(call, call)
+    assert redis_client.hgetall(settings.keys.counters) == {"x": "2", "y": "1"}
+
+
 def test_an_entry_without_a_writer_leaves_no_key(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
@@ -108,15 +116,21 @@ def test_the_oldest_records_are_dropped_when_the_outbox_is_full(
     assert redis_client.hget(settings.keys.counters, "outbox_dropped") == "15"
 
 
-@pytest.mark.parametrize("key", ["count", "deviation"])
-def test_a_side_hash_of_another_type_costs_no_record(
+@pytest.mark.parametrize("key", ["count", "deviation", "sketch", "ratio", "counters", "closed"])
+def test_a_side_key_of_another_type_costs_no_record(
     settings: Settings, redis_client: redis.Redis, key: str
 ) -> None:
-    redis_client.set(getattr(settings.keys, key), "rubbish")
-    (learned,) = apply(settings, "w", finish_entry(success("a"), 1))
-    assert learned is not None
-    assert learned.tau_after == pytest.approx(4.2)
-    assert redis_client.xlen(settings.keys.outbox) == 1
+    suffix = "cpu-light" if key in ("sketch", "ratio") else ""
+    redis_client.set(getattr(settings.keys, key) + suffix, "mine")
+    small = replace(settings, outbox_max=2, max_types=1)
+    entries = [finish_entry(success(str(n))._replace(tau=2.0), n) for n in (1, 2, 3)]
+    (answer,) = Link(small).call(FinishCall(small).pack("w", entries, {"refused": 1}))
+    learned = list(read_answer(answer))
+    assert [each and each.name_tau_after for each in learned] == [None] * 3
+    assert learned[0] is not None
+    assert learned[0].tau_after == pytest.approx(4.2)
+    kept = [fields["r"] for _, fields in redis_client.xrange(settings.keys.outbox)]
+    assert kept == [entry.record.decode() for entry in entries[1:]]
 
 
 def test_hostile_names_do_no_harm(settings: Settings, redis_client: redis.Redis) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 import os
 import random
 from collections import Counter
@@ -20,6 +21,7 @@ from rts.simulation.traces import Job, read_trace
 from rts.tasktypes import TaskType
 from rts.tau.cache import TauCache
 from rts.tau.finish import FinishCall, FinishEntry
+from rts.tau.sketch import LOG_BASE
 
 #: Runs of each type after which the share has to be met.
 FIRST_RUNS = 100
@@ -173,6 +175,27 @@ def test_old_runs_lose_weight(
         assert sum(counts.values()) == int(held["n"]) < 1000
         old = sum(n for bucket, n in counts.items() if 1.04**bucket < 1.7)
         assert old < 0.01 * int(held["n"])
+    link.close()
+
+
+def test_the_first_ratios_of_a_type_are_forgotten(
+    rts_redis_url: str, rts_key_prefix: str, redis_client: redis.Redis
+) -> None:
+    """Its tau was still on the way."""
+    settings = Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, timeout=5.0)
+    key, link = settings.keys.ratio + "mixed", Link(settings)
+
+    def run(n: int) -> dict[str, str]:
+        entries = [FinishEntry(i, b"", 6.0, "mixed", "t", 2.0) for i in range(1, n + 1)]
+        link.call(FinishCall(settings).pack(None, entries))
+        return redis_client.hgetall(key)
+
+    bucket = str(math.ceil(math.log(3.0) / LOG_BASE))
+    assert run(49) == {"n": "49", bucket: "49"}
+    assert run(1) == {"n": "50"}
+    assert run(30) == {"n": "80", bucket: "30"}
+    assert redis_client.hgetall(settings.keys.ratio + "*") == {"n": "80", bucket: "80"}
+    assert not redis_client.exists(settings.keys.outbox), "these were only to learn from"
     link.close()
 
 
