@@ -28,7 +28,7 @@ from rts.ledger.drain import Drain
 from rts.ledger.mongo import MongoLedger
 from rts.ledger.outbox import RedisOutbox
 from rts.link.link import Link
-from rts.records import Execution, OpenTask
+from rts.records import LOST, NOT_FINAL, PROVISIONAL_CAUSES, Execution, OpenTask
 from rts.settings import Settings
 from rts.tau.finish import FinishCall, finish_entry
 from rts.testing import MongoServer, RedisServer, wait_until
@@ -254,6 +254,24 @@ def test_keys_changed_by_hand_hold_up_no_record_and_no_verdict(
     assert redis_client.xlen(keys.outbox) == 0
     assert int(redis_client.hget(keys.counters, "metrics_refused") or 0) > 0
     redis_client.delete(keys.metrics, f"{keys.metrics}:types")
+
+
+def test_what_is_final_and_what_is_provisional_is_the_same_in_redis(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    final, provisional = ("SUCCESS", "FAILURE"), {LOST, *PROVISIONAL_CAUSES}
+    ends = [run(state)._replace(name=state, state=state) for state in (*final, *NOT_FINAL)]
+    ends += [run(cause)._replace(state="FAILURE", cause=cause) for cause in PROVISIONAL_CAUSES]
+    ends += [run(LOST)._replace(state=LOST), run("e")._replace(cause="expired")]
+    for end in ends:
+        redis_client.xadd(settings.keys.outbox, {"r": end._replace(completed_at=9.0).to_json()})
+    outbox = RedisOutbox(Link(settings), settings, "me")
+    outbox.done([entry.entry_id for entry in outbox.read(100).entries])
+    counted = (field.split("\n") for field in redis_client.hkeys(settings.keys.metrics))
+    names = {field[2] for field in counted if field[0] == "verdicts"}
+    assert names == {*final, "proj.add"}
+    judged = redis_client.zrange(settings.keys.judged, 0, -1)
+    assert {member for member in judged if "\n" not in member} == provisional
 
 
 def test_what_is_counted_agrees_with_the_ledger(fleet: Fleet, settings: Settings) -> None:
