@@ -125,8 +125,11 @@ def slack_document(alert: Alert, link: str | None) -> dict[str, Any]:
     >>> slack_document(Alert("1", "k", "task_overdue", FIRING, "page", "<b> & @all"), None)
     {'text': ':red_circle: *firing* (page): &lt;b&gt; &amp; @all'}
     """
-    icon = ":red_circle:" if alert.state == FIRING else ":white_check_mark:"
-    text = f"{icon} *{alert.state}* ({alert.severity}): {escape(alert.summary, quote=False)}"
+    summary = escape(alert.summary, quote=False)
+    if alert.state == FIRING:
+        text = f":red_circle: *firing* ({alert.severity}): {summary}"
+    else:  # the summary is of when it began
+        text = f":white_check_mark: *resolved* ({alert.severity}), was: {summary}"
     return {"text": text if link is None else f"{text} <{link}|Details>"}
 
 

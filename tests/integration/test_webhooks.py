@@ -20,7 +20,7 @@ import pytest
 from celery import Celery
 
 import rts
-from rts.alerting.alert import RESOLVED, Alert, Condition, body_of
+from rts.alerting.alert import RESOLVED, Alert, Condition, body_of, slack_document
 from rts.alerting.conditions import MAX_GROUPS, overdue_conditions
 from rts.alerting.delivery import GIVE_UP_S, MAX_BACKOFF_S, WebhookDelivery
 from rts.alerting.leader import LEASE_S, OBJECTIVES_S, PAUSE_FACTOR, QUIET_S, Leader
@@ -379,6 +379,13 @@ def test_receivers_get_what_they_want_in_their_format(
         "text": ":red_circle: *firing* (ticket): 1 task is overdue: type cpu-light, queue "
         "&lt;!channel&gt; &amp; &lt;http://evil|click&gt; [31m , the oldest by 10 s "
         f"<{link_to}|Details>"
+    }
+
+
+def test_slack_does_not_tell_what_is_over_as_if_it_were_not() -> None:
+    alert = Alert("1", "k", KIND, RESOLVED, "page", "3 tasks are overdue")
+    assert slack_document(alert, None) == {
+        "text": ":white_check_mark: *resolved* (page), was: 3 tasks are overdue"
     }
 
 
