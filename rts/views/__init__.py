@@ -1,5 +1,5 @@
 """The read side, which commands, Flower, the metrics and alerts share: questions to the
-servers and their answers.
+servers and their answers, by the time of the fleet (:mod:`~rts.views.fleet_time`).
 
 From the ledger: reports (:mod:`~rts.views.report`), the same over time
 (:mod:`~rts.views.series`), objectives (:mod:`~rts.views.slo`), single tasks and runs
@@ -9,12 +9,12 @@ metrics read as well (:mod:`~rts.views.fleet_state`), and the taus (:mod:`~rts.v
 What waits in the broker is a :class:`~rts.views.queue_state.QueueState`, and
 :mod:`~rts.views.problems` says in words what is wrong.
 
-The first three count what lies in windows of time: :mod:`~rts.views.tallies`, or for windows
-that overlap :mod:`~rts.views.verdicts`. A busy window is cut into whole intervals
-(:mod:`~rts.views.intervals`), whose sums are stored (:mod:`~rts.views.rollups`, in the format
-of :mod:`~rts.views.packing`) and used again while nothing in them has changed
-(:mod:`~rts.views.seal`). The server counts the rest (:mod:`~rts.views.aggregation`), into a
-:class:`~rts.views.tally.Tally` with buckets for percentiles (:mod:`~rts.views.histogram`).
+The first three count what lies in windows of time (:mod:`~rts.views.tallies`). A busy window is
+cut into whole intervals (:mod:`~rts.views.intervals`), whose sums are stored
+(:mod:`~rts.views.rollups`, in the format of :mod:`~rts.views.packing`) and used again while
+nothing in them has changed (:mod:`~rts.views.seal`). The server counts the rest
+(:mod:`~rts.views.aggregation`), into a :class:`~rts.views.tally.Tally` with buckets for
+percentiles (:mod:`~rts.views.histogram`).
 
 The metrics for Prometheus: :mod:`~rts.views.metrics` asks several servers at once
 (:mod:`~rts.views.sources`), and :mod:`~rts.views.families` names what it reads

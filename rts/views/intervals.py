@@ -83,6 +83,13 @@ def is_busy(database: Database[dict[str, Any]], collection: str, window: Window)
     return count(database, collection, window, DIRECT + 1) > DIRECT
 
 
+def is_large(database: Database[dict[str, Any]], collection: str) -> bool:
+    """Return whether *collection* holds more than ``DIRECT`` records, by the server's estimate,
+    which costs nothing.
+    """
+    return database[collection].estimated_document_count() > DIRECT
+
+
 def trimmed(database: Database[dict[str, Any]], collection: str, window: Window) -> Window:
     """Return *window* without the empty whole days at its ends.
 

@@ -27,8 +27,8 @@ from rts.objectives import (
 )
 from rts.settings import Settings
 from rts.views.report import ratio
+from rts.views.tallies import slices
 from rts.views.tally import Tally, class_of, most_frequent_first
-from rts.views.verdicts import slices
 
 
 @dataclass(frozen=True)

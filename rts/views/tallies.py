@@ -1,4 +1,4 @@
-"""Counts and buckets of the ledger over a window of time, computed by the server.
+"""Counts and buckets of the ledger over windows of time, computed by the server.
 
 A busy window is cut into whole days, hours, tens of minutes, and the rest at its ends. The sums
 of whole intervals are stored in a private collection (:mod:`rts.views.rollups`), which makes
@@ -7,7 +7,9 @@ the next query cheap.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 from pymongo.database import Database
@@ -15,8 +17,8 @@ from pymongo.database import Database
 from rts.keys import ASSIGNMENTS, TASKS
 from rts.ledger.rollups import DAY, HOUR
 from rts.views.aggregation import direct, threads
-from rts.views.intervals import Interval, Window, cut, is_busy, trimmed
-from rts.views.packing import unpack
+from rts.views.intervals import Interval, Window, cut, is_busy, is_large, trimmed
+from rts.views.packing import Row, unpack, unpack_rows
 from rts.views.rollups import stored_packed, sum_up
 from rts.views.tally import CLASSES, Tallies, add_all
 
@@ -47,6 +49,41 @@ def tally(database: Database[dict[str, Any]], window: Window, by: str) -> Tallie
         while jobs:
             add_all(total, jobs.pop(0).result())
     return total
+
+
+def slices(
+    database: Database[dict[str, Any]], now: datetime, lengths: Sequence[float]
+) -> Iterator[tuple[float, Row]]:
+    """Yield the verdicts of several windows that all end at *now* (aware), as objectives need
+    them. *lengths* are those of the windows in seconds, shortest first.
+
+    The windows overlap, so each slice between the starts of two is counted once: its rows (key,
+    verdicts, on time, misses) come with the length of the shortest window that contains it, and
+    count in that and in all longer ones. Keys are those of ``CLASSES``, each in several rows.
+
+    Raises:
+        PyMongoError: the server did not answer.
+    """
+    large = is_large(database, TASKS)  # cutting needlessly costs little
+    cuts = {}
+    for shorter, longer in pairwise([0.0, *lengths]):
+        window = now - timedelta(seconds=longer), now - timedelta(seconds=shorter)
+        cuts[longer] = cut(TASKS, window) if large else ([], [window])
+    kept = stored_packed(database, [s for some, _ in cuts.values() for s in some], CLASSES)
+    with threads() as pool:
+        jobs = []
+        for length, (whole, rest) in cuts.items():
+            for window in rest:
+                jobs.append((length, pool.submit(direct, database, TASKS, window, CLASSES)))
+            for interval in whole:
+                if interval.id in kept:
+                    for row in unpack_rows(kept[interval.id]):
+                        yield length, row
+                else:
+                    jobs.append((length, pool.submit(sum_up, database, interval, CLASSES)))
+        for length, job in jobs:
+            for key, found in job.result().items():
+                yield length, (key, found.verdicts, found.on_time, found.misses)
 
 
 def precompute(
