@@ -1,4 +1,4 @@
-"""What the commands have in common: settings, servers, JSON."""
+"""What the commands have in common: settings, servers, progress, JSON."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import json
 import logging
 import math
 import signal
+import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from pymongo.database import Database
@@ -24,6 +25,8 @@ from rts.settings import Settings
 from rts.urls import shown_url
 from rts.views.json_values import plain
 from rts.views.windows import parse
+
+T = TypeVar("T")
 
 #: Seconds for Redis to accept a connection and to answer. No task waits here, so they are
 #: longer than a worker's.
@@ -73,6 +76,26 @@ def instant(
             f"{value!r} is neither a duration (90s, 15m, 24h, 7d, 2w) nor an instant "
             "(2030-01-31, 2030-01-31T12:00:00Z)"
         ) from None
+
+
+def window(
+    since: timedelta | datetime, until: timedelta | datetime | None, now: datetime
+) -> tuple[datetime, datetime]:
+    """Return start and end of the window between two options, for which durations count back
+    from *now*.
+
+    Raises:
+        UsageError: the window is empty, or begins before the calendar does.
+    """
+    try:
+        begin, end = (
+            now - at if isinstance(at, timedelta) else at for at in (since, until or now)
+        )
+    except OverflowError:
+        raise click.UsageError("the window begins before the year 1") from None
+    if begin >= end:
+        raise click.UsageError("--since must be before --until")
+    return begin, end
 
 
 @contextmanager
@@ -139,6 +162,30 @@ def set_on_signals() -> Iterator[threading.Event]:
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
+
+
+@contextmanager
+def progress_bar(label: str, length: int) -> Iterator[Callable[[int], None]]:
+    """Show progress on standard error if that is a terminal; call the result with the steps
+    done.
+    """
+    if not sys.stderr.isatty():
+        yield lambda steps: None
+        return
+    steps = max(1, length // 100)
+    with click.progressbar(
+        length=length, label=label, file=sys.stderr, update_min_steps=steps
+    ) as bar:
+        yield bar.update
+        bar.finish()
+        bar.render_progress()
+
+
+def with_progress(items: Iterable[T], progress: Callable[[int], None]) -> Iterator[T]:
+    """Yield *items*; *progress* is called with 1 for each."""
+    for item in items:
+        progress(1)
+        yield item
 
 
 def print_json(document: Mapping[str, Any]) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from rts.cli.common import Number, as_json, print_json, settings_of
+from rts.cli.common import Number, as_json, print_json, progress_bar, settings_of
 from rts.cli.plots import draw, plot_option
 from rts.cli.table import NONE, Column, percent, render, terminal_width
-from rts.cli.workloads import WorkloadOptions, progress_bar, workload, workload_options
+from rts.cli.workloads import WorkloadOptions, workload, workload_options
 from rts.errors import CommandError
 from rts.simulation.orders import ORDERS, order_in_use
 from rts.simulation.planning import RESAMPLES, Plan, Question, Unattainable, plan

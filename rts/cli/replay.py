@@ -9,18 +9,17 @@ from typing import Any
 
 import click
 
-from rts.cli.common import as_json, print_json, settings_of
+from rts.cli.common import (
+    as_json,
+    print_json,
+    progress_bar,
+    settings_of,
+    with_progress,
+)
 from rts.cli.plots import Points, draw, plot_option
 from rts.cli.replay_output import KEYS, Answer
 from rts.cli.table import terminal_width
-from rts.cli.workloads import (
-    Workload,
-    WorkloadOptions,
-    progress_bar,
-    with_progress,
-    workload,
-    workload_options,
-)
+from rts.cli.workloads import Workload, WorkloadOptions, workload, workload_options
 from rts.errors import CommandError
 from rts.simulation.orders import ORDERS, order_in_use
 from rts.simulation.simulator import Outcome, finished

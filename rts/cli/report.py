@@ -7,12 +7,11 @@ from datetime import datetime, timedelta
 
 import click
 
-from rts.cli.common import as_json, instant, ledger_of, print_json, settings_of
+from rts.cli.common import as_json, instant, ledger_of, print_json, settings_of, window
 from rts.cli.probes import fleet_now
 from rts.cli.table import NONE, Column, percent, printable, render, seconds, terminal_width
 from rts.views.json_values import iso
 from rts.views.report import Percentiles, ReportRow, report
-from rts.views.windows import window
 
 
 @click.command(name="report", short_help="Which deadlines were met.")
@@ -44,10 +43,7 @@ def command(
     to the runtime. Negative lateness is early.
     """
     settings = settings_of(ctx)
-    try:
-        begin, end = window(since, until, fleet_now(settings))
-    except ValueError as exc:
-        raise click.UsageError(str(exc)) from None
+    begin, end = window(since, until, fleet_now(settings))
     with ledger_of(settings) as database:
         rows, total = report(database, begin, end, by)
     if as_json:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from rts.cli.common import Number, instant, ledger_of
+from rts.cli.common import Number, instant, ledger_of, progress_bar, window, with_progress
 from rts.cli.ledger_runs import MAX_RUNS, count, runs
 from rts.cli.probes import fleet_now
 from rts.deadlines import MAX_MULTIPLIER, MIN_MULTIPLIER, share_of_slots
@@ -28,14 +26,10 @@ from rts.simulation.recording import recording
 from rts.simulation.simulator import Conditions
 from rts.simulation.traces import Job, read_trace, with_types
 from rts.views.json_values import iso
-from rts.views.windows import window
-
-T = TypeVar("T")
 
 #: Seconds between two runs of a slot if the recording does not tell: Celery's own overhead.
 OVERHEAD_S = 0.01
 
-_SPEED = Number(1e-6, 1e6)
 _OPTIONS = (
     click.option("--since", callback=instant, help="Start of the window.  [default: 24h]"),
     click.option(
@@ -55,7 +49,7 @@ _OPTIONS = (
     ),
     click.option(
         "--speed",
-        type=_SPEED,
+        type=Number(1e-6, 1e6),
         default=1.0,
         show_default=True,
         help="Speed up arrivals by this factor: 2 is twice the load.",
@@ -163,11 +157,8 @@ def workload(options: WorkloadOptions, settings: Settings, app: Any) -> Workload
     """
     if options.trace is not None:
         return _from_trace(options, settings, options.trace)
-    try:
-        since = timedelta(days=1) if options.since is None else options.since
-        asked = window(since, options.until, fleet_now(settings))
-    except ValueError as exc:
-        raise click.UsageError(str(exc)) from None
+    since = timedelta(days=1) if options.since is None else options.since
+    asked = window(since, options.until, fleet_now(settings))
     with ledger_of(settings) as database:
         expected = count(database, asked, options.queue)
         if expected > MAX_RUNS:
@@ -192,30 +183,6 @@ def workload(options: WorkloadOptions, settings: Settings, app: Any) -> Workload
         origin=f"ended from {iso(asked[0])} to {iso(asked[1])}",
         window=asked,
     )
-
-
-@contextmanager
-def progress_bar(label: str, length: int) -> Iterator[Callable[[int], None]]:
-    """Show progress on standard error if that is a terminal; call the result with the steps
-    done.
-    """
-    if not sys.stderr.isatty():
-        yield lambda steps: None
-        return
-    steps = max(1, length // 100)
-    with click.progressbar(
-        length=length, label=label, file=sys.stderr, update_min_steps=steps
-    ) as bar:
-        yield bar.update
-        bar.finish()
-        bar.render_progress()
-
-
-def with_progress(items: Iterable[T], progress: Callable[[int], None]) -> Iterator[T]:
-    """Yield *items*; *progress* is called with 1 for each."""
-    for item in items:
-        progress(1)
-        yield item
 
 
 def _from_trace(options: WorkloadOptions, settings: Settings, path: str) -> Workload:

@@ -1,4 +1,4 @@
-"""Windows of time as people write them: ``24h``, ``7d``, or an ISO 8601 instant."""
+"""Ends of windows as people write them: ``24h``, ``7d``, or an ISO 8601 instant."""
 
 from __future__ import annotations
 
@@ -27,22 +27,3 @@ def parse(text: str) -> timedelta | datetime:
         text = text[:-1] + "+00:00"
     at = datetime.fromisoformat(text)
     return (at if at.tzinfo else at.replace(tzinfo=timezone.utc)).astimezone(timezone.utc)
-
-
-def window(
-    since: timedelta | datetime, until: timedelta | datetime | None, now: datetime
-) -> tuple[datetime, datetime]:
-    """Return start and end. Durations are counted back from *now*.
-
-    Raises:
-        ValueError: the window is empty, or begins before the calendar does.
-    """
-    try:
-        begin, end = (
-            now - at if isinstance(at, timedelta) else at for at in (since, until or now)
-        )
-    except OverflowError:
-        raise ValueError("the window begins before the year 1") from None
-    if begin >= end:
-        raise ValueError("--since must be before --until")
-    return begin, end

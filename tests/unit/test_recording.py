@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from celery.worker import state
 
-from rts.cli.workloads import with_progress
+from rts.cli.common import with_progress
 from rts.deadlines import share_of_slots
 from rts.scheduling.slots import Slots
 from rts.settings import Settings
