@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime
 from typing import Any
 
 from rts.flower import charts
@@ -27,16 +26,6 @@ Document = dict[str, Any]
 
 #: Queues whose problems stand at the top of a page.
 MAX_PROBLEMS = 5
-
-
-def head(page: str, answers: Sequence[Answer], now: datetime) -> Document:
-    """Return what every document starts with."""
-    return {
-        "page": page,
-        "made_at": now,
-        "trouble": list(dict.fromkeys(a.trouble for a in answers if a.trouble is not None)),
-        "counting": any(a.late for a in answers),
-    }
 
 
 def problems(

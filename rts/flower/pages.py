@@ -72,7 +72,13 @@ class Pages:
         }
 
     def _head(self, page: str, answers: Sequence[Answer]) -> Document:
-        return page_parts.head(page, answers, self._source.now())
+        """Return what every document starts with."""
+        return {
+            "page": page,
+            "made_at": self._source.now(),
+            "trouble": list(dict.fromkeys(a.trouble for a in answers if a.trouble is not None)),
+            "counting": any(a.late for a in answers),
+        }
 
     async def _overview(self, filters: Filters) -> Document:
         ask, source = self._ask, self._source
