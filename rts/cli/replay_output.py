@@ -157,5 +157,6 @@ def _summary(tallies: Sequence[Tally]) -> dict[str, Any]:
 
 
 def _named(values: Iterable[Iterable[float]]) -> dict[str, float | None]:
+    """Return the percentiles of all *values* together, by name."""
     found = percentiles(chain.from_iterable(values), [rank / 100 for rank in RANKS])
     return {f"p{rank}_s": value for rank, value in zip(RANKS, found, strict=True)}

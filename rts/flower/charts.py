@@ -165,7 +165,7 @@ def slowdowns(runs: Iterable[Mapping[str, Any]]) -> Chart:
 
 
 def bands(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the same by band of load, for a table."""
+    """Return slowdown and deadlines met by band of load at start, for a table."""
     found = []
     for low, high in pairwise((0.0, *BANDS)):
         inside = [

@@ -27,7 +27,9 @@ class Interval:
     """One whole day, hour or ten minutes of one collection."""
 
     collection: str
+    #: Seconds, among ``WIDTHS``.
     width: int
+    #: Epoch seconds.
     start: int
 
     @property

@@ -108,7 +108,7 @@ def _course(
     outside: dict[int, list[Tallies]] = {}
     for found in pool.map(direct, rest):
         for start in list(found):
-            outside.setdefault(start - start % width, []).append(_of(found.pop(start), key))
+            outside.setdefault(start - start % width, []).append(_only(found.pop(start), key))
     find_seal = cache(seal_of)
     for begin in range(0, len(starts), READ_AHEAD):
         some = starts[begin : begin + READ_AHEAD]
@@ -121,13 +121,13 @@ def _course(
                 (
                     unpack(kept.pop(i.id), by, key)
                     if i.id in kept
-                    else _of(sums.pop(i.id).result(), key)
+                    else _only(sums.pop(i.id).result(), key)
                     for i in inside
                     if start <= i.start < start + width
                 ),
             )
 
 
-def _of(tallies: Tallies, key: str | None) -> Tallies:
+def _only(tallies: Tallies, key: str | None) -> Tallies:
     """Return *tallies*, of *key* alone where it is given."""
     return tallies if key is None else {k: t for k, t in tallies.items() if k == key}
