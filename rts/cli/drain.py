@@ -7,13 +7,7 @@ from contextlib import nullcontext
 
 import click
 
-from rts.cli.common import (
-    as_json,
-    outages_not_logged,
-    print_json,
-    set_on_signals,
-    settings_of,
-)
+from rts.cli.common import as_json, outages_not_logged, print_json, set_on_signals, settings_of
 from rts.companion.loop import drain_alone
 from rts.errors import StoreUnavailable
 from rts.views.plurals import counted

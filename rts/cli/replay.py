@@ -9,13 +9,7 @@ from typing import Any
 
 import click
 
-from rts.cli.common import (
-    as_json,
-    print_json,
-    progress_bar,
-    settings_of,
-    with_progress,
-)
+from rts.cli.common import as_json, print_json, progress_bar, settings_of, with_progress
 from rts.cli.plots import Points, draw, plot_option
 from rts.cli.replay_output import KEYS, Answer
 from rts.cli.table import terminal_width

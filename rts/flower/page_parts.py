@@ -143,9 +143,7 @@ def target(settings: Settings, key: str, by: str) -> float | None:
 
 
 def state(
-    settings: Settings,
-    redis: RedisState | None,
-    queues: list[QueueSummary] | None,
+    settings: Settings, redis: RedisState | None, queues: list[QueueSummary] | None
 ) -> Document:
     """Return open and overdue tasks, slots and load."""
     if redis is None:

@@ -19,11 +19,7 @@ from rts.views.report import Report, ReportRow
 from rts.views.taus import TauRow
 
 #: The windows of the overview, by their label.
-SHORT = {
-    "now": timedelta(minutes=5),
-    "1 h": timedelta(hours=1),
-    "24 h": timedelta(days=1),
-}
+SHORT = {"now": timedelta(minutes=5), "1 h": timedelta(hours=1), "24 h": timedelta(days=1)}
 #: Types whose reasons for missing deadlines are looked for: each costs a query.
 REASONS = 50
 
@@ -102,10 +98,7 @@ class Pages:
         return {
             **self._head("overview", [counted, redis, queues, objectives, *reports, reasons]),
             "problems": page_parts.problems(
-                self._settings,
-                redis.value,
-                queues.value,
-                ledger_up=counted.trouble is None,
+                self._settings, redis.value, queues.value, ledger_up=counted.trouble is None
             ),
             **page_parts.window(shown),
             "filters": filters.values(),
@@ -177,8 +170,7 @@ class Pages:
 
     async def _queues(self, filters: Filters) -> Document:
         redis, queues = await asyncio.gather(
-            self._ask(self._source.redis),
-            self._ask(self._source.queues),
+            self._ask(self._source.redis), self._ask(self._source.queues)
         )
         summaries: list[QueueSummary] | None = queues.value
         return {

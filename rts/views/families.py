@@ -129,9 +129,7 @@ def gauges(reading: Reading) -> Iterator[Any]:
         sorted(((kind, task or ""), tau) for (kind, task), tau in reading.taus.items()),
     )
     yield GaugeMetricFamily(
-        "rts_outbox_records",
-        "Records on their way to the ledger.",
-        value=reading.outbox_length,
+        "rts_outbox_records", "Records on their way to the ledger.", value=reading.outbox_length
     )
     yield GaugeMetricFamily(
         "rts_outbox_lag_seconds",

@@ -97,10 +97,7 @@ def standings(
 
 
 def _standing(
-    key: str,
-    settings: Settings,
-    lengths: Mapping[str, float],
-    counted: Mapping[float, Tally],
+    key: str, settings: Settings, lengths: Mapping[str, float], counted: Mapping[float, Tally]
 ) -> ObjectiveStatus:
     target = settings.slo[key]
     counts = {name: Count() for name in lengths}
