@@ -73,6 +73,21 @@ def test_a_task_that_has_ended_in_the_ledger_is_only_removed(
     assert (ledger.tasks["r"]["state"], ledger.tasks["r"]["cause"]) == ("RETRY", "overdue")
 
 
+def test_an_id_of_which_nothing_is_known_only_goes(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    keys = settings.keys
+    redis_client.zadd(keys.open, {"stranger": 1000.0})
+    redis_client.zadd(keys.overdue, {"of old": 1000.0})
+    note(settings, task("a", 1000.0))
+    ledger = MemoryLedger()
+    assert overdue_sweep(settings, ledger).step() == 1
+    assert ledger.tasks.keys() == {"a"}
+    assert not redis_client.exists(keys.open)
+    assert redis_client.zrange(keys.overdue, 0, -1) == ["a"]
+    assert counts(redis_client, settings) == {"overdue q": 1}
+
+
 @pytest.mark.parametrize("key", ["overdue", "judged"])
 def test_a_key_of_another_type_costs_no_verdict(
     settings: Settings, redis_client: redis.Redis, key: str
