@@ -10,7 +10,6 @@
 --                  replaces -> its deadline, queue, what is known of it, joined by newlines
 -- ARGV  1 most open tasks; then five for each task: id, deadline in epoch seconds, queue,
 --       what is known of it (JSON), '1' if it replaces another task with the same id
--- Returns the number of tasks registered.
 --
 -- Closes the race with the end of a task, which may come first. A task that is published
 -- again (a retry) keeps its first deadline. A replacement has a deadline of its own. It is
@@ -25,7 +24,7 @@ local open, info, counts, closed, judged = KEYS[1], KEYS[2], KEYS[3], KEYS[4], K
 local ahead = KEYS[7]
 local some_wait = redis.call('EXISTS', ahead) == 1
 local room = tonumber(ARGV[1]) - redis.call('ZCARD', open)
-local registered, refused, labels, added = 0, 0, {}, {}
+local refused, labels, added = 0, {}, {}
 
 local function label_of(queue)
   local label = labels[queue]
@@ -94,7 +93,7 @@ for i = 2, #ARGV, 5 do
       local label = label_of(queue)
       redis.call('HSET', info, id, label .. '\n' .. known)
       added[label] = added[label] + 1
-      room, registered = room - 1, registered + 1
+      room = room - 1
     end
   end
 end
@@ -104,4 +103,3 @@ end
 if refused > 0 then
   redis.pcall('HINCRBY', KEYS[6], 'open_tasks_refused', refused)
 end
-return registered

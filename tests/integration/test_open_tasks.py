@@ -135,6 +135,18 @@ def test_the_note_of_what_takes_a_tasks_place_may_come_first(
     assert counts(redis_client, settings) == {"open q": 1}
 
 
+def test_a_replacement_counts_though_its_hosts_clock_is_a_little_behind(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    open_tasks = note(settings)
+    for name, behind_s in (("a", 0.9), ("of before", 1.1)):
+        open_tasks.note(task(name, 4e9, arrival=1000.0 - behind_s), again=True)
+    open_tasks.flush()
+    note(settings, *(task(name, 2e9, arrival=1000.0) for name in ("a", "of before")))
+    assert redis_client.zscore(settings.keys.open, "a") == 4e9
+    assert redis_client.zscore(settings.keys.open, "of before") == 2e9
+
+
 def test_notes_that_wait_for_those_of_other_tasks_are_bounded(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
@@ -215,7 +227,9 @@ def test_notes_survive_an_outage(rts_key_prefix: str) -> None:
 
 
 def test_open_tasks_are_bounded(settings: Settings, redis_client: redis.Redis) -> None:
-    note(replace(settings, open_max=5), *(task(str(n), 2e9) for n in range(8)))
+    small = replace(settings, open_max=5)
+    note(small, *(task(str(n), 2e9) for n in range(3)))
+    note(small, *(task(str(n), 2e9) for n in range(8)))
     assert redis_client.zcard(settings.keys.open) == 5
     assert redis_client.hget(settings.keys.counters, "open_tasks_refused") == "3"
 
@@ -256,12 +270,13 @@ def test_foreign_notes_hold_up_no_verdict(
 def test_queues_that_are_counted_apart_are_bounded(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
-    fill = {f"overdue {n}": 0 for n in range(2000)}
+    fill = {f"overdue {n}": 0 for n in range(1999)}
     redis_client.hset(settings.keys.open_counts, mapping=fill)
+    note(settings, task("last", 1.0, queue="last"))
     note(settings, task("a", 1.0, queue="one more"), task("b", 1.0, queue="and more"))
-    assert counts(redis_client, settings) == {"open other": 2}
+    assert counts(redis_client, settings) == {"open last": 1, "open other": 2}
     end(settings, "a")
-    assert counts(redis_client, settings) == {"open other": 1}
+    assert counts(redis_client, settings) == {"open last": 1, "open other": 1}
 
 
 def test_a_forked_child_starts_with_an_empty_buffer(
