@@ -116,10 +116,18 @@ def test_the_oldest_records_are_dropped_when_the_outbox_is_full(
     assert redis_client.hget(settings.keys.counters, "outbox_dropped") == "15"
 
 
-@pytest.mark.parametrize("key", ["count", "deviation", "sketch", "ratio", "counters", "closed"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("count", "deviation", "sketch", "ratio", "counters"),
+        *("open", "overdue", "open_info", "open_counts", "closed"),
+    ],
+)
 def test_a_side_key_of_another_type_costs_no_record(
     settings: Settings, redis_client: redis.Redis, key: str
 ) -> None:
+    redis_client.zadd(settings.keys.open, {"1": 2e9})
+    redis_client.hset(settings.keys.open_info, "1", "q\n[]")
     suffix = "cpu-light" if key in ("sketch", "ratio") else ""
     redis_client.set(getattr(settings.keys, key) + suffix, "mine")
     small = replace(settings, outbox_max=2, max_types=1)
