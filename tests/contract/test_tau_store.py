@@ -205,15 +205,18 @@ def test_what_was_learned_since_a_wipe_comes_after_the_snapshot(settings: Settin
         LIGHT: TauEntry(0.75, 40, 0.25),
         FIELD: TauEntry(0.5, 30, 0.125),
         "mixed": TauEntry(7.0, 3, 1.0),
+        "gpu-training": TauEntry(50.0, 9, 4.0),  # not seen since
+        "memory-heavy": TauEntry(30.0, 8, 2.0),
     }
     for field, entry in snapshot.items():
         whole.set(field, entry.tau)
+    store.update("memory-heavy", NAME, 25.0)
     for actual_s in (0.7, 0.3, 0.9):
         store.update(LIGHT, NAME, actual_s)
         whole.update(LIGHT, NAME, actual_s)
     store.set("mixed", 2.0)  # by hand since the wipe: it stays
     since, left = store.entries(), (1 - settings.learning_rate) ** 3
-    assert store.restore(snapshot, "g") == 3
+    assert store.restore(snapshot, "g") == 5
     assert store.restore(snapshot, "h") == -1
     entries = store.entries()
     for field in (LIGHT, FIELD):
@@ -223,6 +226,9 @@ def test_what_was_learned_since_a_wipe_comes_after_the_snapshot(settings: Settin
             (1 - left) * since[field].deviation + left * snapshot[field].deviation
         )
     assert (entries["mixed"].tau, entries["mixed"].count) == (2.0, 3)
+    assert entries["gpu-training"] == snapshot["gpu-training"]
+    assert entries["memory-heavy"].tau == pytest.approx(0.2 * 25 + 0.8 * 30)
+    assert entries["memory-heavy"].deviation == pytest.approx(0.2 * 5 + 0.8 * 2)
     link.close()
 
 
