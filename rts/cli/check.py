@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from rts.cli.common import Number, as_json, outages_not_logged, print_json, settings_of
+from rts.cli.common import Number, json_option, outages_not_logged, print_json, settings_of
 from rts.cli.findings import (
     CRITICAL,
     OK,
@@ -63,7 +63,7 @@ class CheckCommand(click.Command):
     show_default=True,
     help="CRITICAL if the oldest record has waited for this many seconds.",
 )
-@as_json
+@json_option
 @click.pass_context
 def command(
     ctx: click.Context,

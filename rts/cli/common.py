@@ -47,7 +47,7 @@ class Number(click.FloatRange):
         return number
 
 
-as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
 def settings_of(ctx: click.Context) -> Settings:

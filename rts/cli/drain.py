@@ -7,7 +7,13 @@ from contextlib import nullcontext
 
 import click
 
-from rts.cli.common import as_json, outages_not_logged, print_json, set_on_signals, settings_of
+from rts.cli.common import (
+    json_option,
+    outages_not_logged,
+    print_json,
+    set_on_signals,
+    settings_of,
+)
 from rts.companion.loop import drain_alone
 from rts.errors import StoreUnavailable
 from rts.views.plurals import counted
@@ -15,7 +21,7 @@ from rts.views.plurals import counted
 
 @click.command(name="drain", short_help="Move finished runs into MongoDB.")
 @click.option("--once", is_flag=True, help="Exit when the outbox is empty.")
-@as_json
+@json_option
 @click.pass_context
 def command(ctx: click.Context, once: bool, as_json: bool) -> None:
     """Move finished runs from Redis into MongoDB until Ctrl-C or SIGTERM.

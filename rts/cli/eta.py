@@ -9,7 +9,7 @@ import click
 from rts.cli.common import (
     CONNECT_TIMEOUT_S,
     TIMEOUT_S,
-    as_json,
+    json_option,
     link_to_redis,
     print_json,
     settings_of,
@@ -33,7 +33,7 @@ INSTANTS = (
 @click.command(name="eta", short_help="When a task will start and finish.")
 @click.argument("task_id")
 @click.option("--queue", help="Queue to search.  [default: all]")
-@as_json
+@json_option
 @click.pass_context
 def command(ctx: click.Context, task_id: str, queue: str | None, as_json: bool) -> None:
     """Predict when a task that waits or runs will start and finish.

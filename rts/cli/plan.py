@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from rts.cli.common import Number, as_json, print_json, progress_bar, settings_of
+from rts.cli.common import Number, json_option, print_json, progress_bar, settings_of
 from rts.cli.plots import draw, plot_option
 from rts.cli.table import NONE, Column, percent, render, terminal_width
 from rts.cli.workloads import WorkloadOptions, workload, workload_options
@@ -47,7 +47,7 @@ TRIALS = 12
     help="Resampled workloads that must meet it, too.",
 )
 @plot_option("Plot the share met around the answer.")
-@as_json
+@json_option
 @click.pass_context
 def command(
     ctx: click.Context,

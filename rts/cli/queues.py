@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from rts.cli.common import as_json, link_to_redis, print_json, settings_of
+from rts.cli.common import json_option, link_to_redis, print_json, settings_of
 from rts.cli.probes import fleet_now
 from rts.cli.table import NONE, Column, render, seconds, terminal_width
 from rts.errors import CommandError, StoreUnavailable
@@ -19,7 +19,7 @@ from rts.views.queue_state import queue_document
 @click.option(
     "--to-fifo", is_flag=True, help="Move what waits in deadline order to plain lists."
 )
-@as_json
+@json_option
 @click.pass_context
 def command(ctx: click.Context, to_fifo: bool, as_json: bool) -> None:
     """Show the queues of a Redis broker: those of the app, those that its workers consume, and

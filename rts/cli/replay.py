@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from rts.cli.common import as_json, print_json, progress_bar, settings_of, with_progress
+from rts.cli.common import json_option, print_json, progress_bar, settings_of, with_progress
 from rts.cli.plots import Points, draw, plot_option
 from rts.cli.replay_output import KEYS, Answer
 from rts.cli.table import terminal_width
@@ -59,7 +59,7 @@ MAX_REPEATS, REPEATED_JOBS = 20, 50_000
     help="What the plot varies.",
 )
 @click.option("--write", metavar="FILE.csv", help="Also write the workload as a trace.")
-@as_json
+@json_option
 @click.pass_context
 def command(
     ctx: click.Context,

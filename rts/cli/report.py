@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 import click
 
-from rts.cli.common import as_json, instant, ledger_of, print_json, settings_of, window
+from rts.cli.common import instant, json_option, ledger_of, print_json, settings_of, window
 from rts.cli.probes import fleet_now
 from rts.cli.table import NONE, Column, percent, printable, render, seconds, terminal_width
 from rts.views.json_values import iso
@@ -26,7 +26,7 @@ from rts.views.report import Percentiles, ReportRow, report
     show_default=True,
     help="What to group rows by.",
 )
-@as_json
+@json_option
 @click.pass_context
 def command(
     ctx: click.Context,

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from rts.cli.common import as_json, ledger_of, print_json, settings_of
+from rts.cli.common import json_option, ledger_of, print_json, settings_of
 from rts.cli.table import NONE, Column, facts, printable, render, seconds, terminal_width
 from rts.errors import CommandError
 from rts.views.json_values import iso
@@ -21,7 +21,7 @@ _SECONDS = ("tau", "runtime_s", "lateness_s")
 
 @click.command(name="show", short_help="One task and its runs.")
 @click.argument("task_id")
-@as_json
+@json_option
 @click.pass_context
 def command(ctx: click.Context, task_id: str, as_json: bool) -> None:
     """Show what the ledger knows about one task: its verdict and its runs."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from rts.cli.common import NO_APP, as_json, outages_not_logged, print_json, settings_of
+from rts.cli.common import NO_APP, json_option, outages_not_logged, print_json, settings_of
 from rts.cli.probes import (
     noted,
     query_broker,
@@ -29,7 +29,7 @@ from rts.views.status import LedgerState, RedisState, ServerState, worker_docume
 
 @click.command(name="status", short_help="Servers, workers, and where records wait.")
 @click.option("--clear", is_flag=True, help="Reset the counters after showing them.")
-@as_json
+@json_option
 @click.pass_context
 def command(ctx: click.Context, clear: bool, as_json: bool) -> None:
     """Show the servers, where records wait, the workers and the counters.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from rts.cli.common import as_json, link_to_redis, print_json, settings_of
+from rts.cli.common import json_option, link_to_redis, print_json, settings_of
 from rts.cli.table import Column, printable, render, seconds, terminal_width
 from rts.errors import CommandError
 from rts.link.scripts import pack
@@ -21,7 +21,7 @@ MAX_FIELD = 512
 
 
 @click.group(name="tau", invoke_without_command=True, short_help="Learned runtimes.")
-@as_json
+@json_option
 @click.pass_context
 def command(ctx: click.Context, as_json: bool) -> None:
     """List the learned runtimes, or change them with set and reset.
@@ -71,7 +71,7 @@ def tau_table(rows: list[TauRow], width: int | None) -> str:
 @command.command(name="set", short_help="Set a tau by hand.")
 @click.argument("field", metavar="TYPE[/NAME]")
 @click.argument("value", metavar="SECONDS")
-@as_json
+@json_option
 @click.pass_context
 def set_(ctx: click.Context, field: str, value: str, as_json: bool) -> None:
     """Set a tau, from which learning continues.
@@ -113,7 +113,7 @@ def set_(ctx: click.Context, field: str, value: str, as_json: bool) -> None:
 @command.command(short_help="Forget what was learned.")
 @click.argument("field", metavar="[TYPE[/NAME]]", required=False)
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
-@as_json
+@json_option
 @click.pass_context
 def reset(ctx: click.Context, field: str | None, yes: bool, as_json: bool) -> None:
     """Forget the tau of one type or one name, or all of them, and return to the defaults.

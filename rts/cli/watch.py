@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from rts.cli.common import Number, as_json, outages_not_logged, print_json, settings_of
+from rts.cli.common import Number, json_option, outages_not_logged, print_json, settings_of
 from rts.cli.panels import lines, lines_within
 from rts.cli.screen import live
 from rts.cli.table import terminal_width
@@ -22,7 +22,7 @@ from rts.cli.watch_data import Gatherer, document
     show_default=True,
     help="Seconds between refreshes.",
 )
-@as_json
+@json_option
 @click.pass_context
 def command(ctx: click.Context, interval: float, as_json: bool) -> None:
     """Show a live view of deadlines met by type, objectives with their error budgets, queues,

@@ -116,8 +116,8 @@ def busiest(jobs: Sequence[Job], most: int) -> Sequence[Job]:
     begins = [*range(0, len(jobs) - most, step), len(jobs) - most]
 
     def load(begin: int) -> float:
-        load = offered_load(jobs[begin : begin + most], 1)
-        return math.inf if load is None else load
+        rho = offered_load(jobs[begin : begin + most], 1)
+        return math.inf if rho is None else rho
 
     begin = max(begins, key=load)
     return jobs[begin : begin + most]

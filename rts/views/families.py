@@ -65,17 +65,17 @@ def counts(reading: Reading) -> Iterator[Any]:
         ("task_type", "task", "state"),
         sorted(reading.runs.items()),
     )
-    verdicts: Counter[tuple[str, str, str, str]] = Counter()
+    judged: Counter[tuple[str, str, str, str]] = Counter()
     missed: Counter[tuple[str, str]] = Counter()
     for (task_type, task, queue, cause), n in reading.verdicts.items():
-        verdicts[task_type, task, queue, _verdict(cause)] += n
+        judged[task_type, task, queue, _verdict(cause)] += n
         if cause != MET:
             missed[task_type, cause] += n
     yield _counter(
         "rts_deadlines",
         "Tasks whose deadline was met or missed, by task type, task name and queue.",
         ("task_type", "task", "queue", "verdict"),
-        sorted(verdicts.items()),
+        sorted(judged.items()),
     )
     yield _counter(
         "rts_misses",
@@ -179,16 +179,16 @@ def verdicts(reading: Reading, settings: Settings) -> Any:
     """Return the verdicts by objective. Each has both series from the start: a counter that
     first appeared with the first miss would hide it from ``rate()``.
     """
-    counts = {(key, verdict): 0 for key in settings.slo for verdict in (MET, "missed")}
+    judged = {(key, verdict): 0 for key in settings.slo for verdict in (MET, "missed")}
     for (task_type, task, queue, cause), n in reading.verdicts.items():
         key = objective_of(settings.slo, task_type, task, queue)
         if key is not None:
-            counts[key, _verdict(cause)] += n
+            judged[key, _verdict(cause)] += n
     return _counter(
         "rts_slo_verdicts",
         "Tasks whose deadline was met or missed, by the objective they count towards.",
         ("objective", "verdict"),
-        counts.items(),
+        judged.items(),
     )
 
 
