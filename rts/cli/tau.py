@@ -6,6 +6,7 @@ import click
 
 from rts.cli.common import json_option, link_to_redis, print_json, settings_of
 from rts.cli.table import Column, printable, render, seconds, terminal_width
+from rts.deadlines import MAX_TAU
 from rts.errors import CommandError
 from rts.link.scripts import pack
 from rts.settings import Settings
@@ -14,8 +15,6 @@ from rts.validation import finite
 from rts.views.plurals import counted
 from rts.views.taus import TauRow, tau_rows
 
-#: Maximum tau in seconds, as in ``rts_task_types``.
-MAX_TAU_S = 1e9
 #: Maximum length of a field: a type, a slash, and any name of a task.
 MAX_FIELD = 512
 
@@ -82,7 +81,7 @@ def set_(ctx: click.Context, field: str, value: str, as_json: bool) -> None:
     settings = settings_of(ctx)
     _check(settings, field)
     tau_s = finite(value)
-    if tau_s is None or not 0 < tau_s <= MAX_TAU_S:
+    if tau_s is None or not 0 < tau_s <= MAX_TAU:
         raise click.BadParameter("must be seconds, above 0, at most 1e9", param_hint="SECONDS")
     with link_to_redis(settings) as link:
         store = RedisTauStore(link, settings)
