@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from urllib.parse import urlencode
 
+from rts.fields import text
 from rts.views.windows import parse
 
 DEFAULT_SINCE = "24h"
 #: The choices on the pages; the address accepts any other duration.
 CHOICES = ("15m", "1h", "6h", "24h", "7d", "30d")
 MIN_WINDOW, MAX_WINDOW = timedelta(seconds=10), timedelta(days=400)
-#: Maximum length of a filter; no name in the ledger is longer.
-MAX_TEXT = 1024
 
 
 class BadFilter(ValueError):
@@ -50,7 +49,8 @@ class Filters:
         return cls(
             since,
             duration,
-            *((argument(name) or "")[:MAX_TEXT] or None for name in ("type", "name", "worker")),
+            # As in the ledger, where long names are cut.
+            *(text(argument(name) or "") or None for name in ("type", "name", "worker")),
         )
 
     def values(self) -> dict[str, str | None]:

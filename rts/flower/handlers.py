@@ -32,8 +32,6 @@ POLICY = (
 )
 #: The setting of a Flower application that holds its tab.
 SETTING = "rts_tab"
-#: Maximum length of a task id; Celery's have 36 characters.
-MAX_ID = 1024
 
 
 class StaticFiles(web.StaticFileHandler):
@@ -119,7 +117,7 @@ class Search(BasePage):
     @web.authenticated
     def get(self) -> None:
         """Redirect."""
-        wanted = self.get_query_argument("id", "").strip()[:MAX_ID]
+        wanted = self.get_query_argument("id", "").strip()
         self.redirect(
             self.reverse_url("rts-task", wanted) if wanted else self.reverse_url("rts-misses")
         )
@@ -131,7 +129,7 @@ class TaskTimeline(BasePage):
     @web.authenticated
     async def get(self, task_id: str) -> None:
         """Show the page, or that nothing is known about the task."""
-        document = await self._tab.pages.task(task_id[:MAX_ID])
+        document = await self._tab.pages.task(task_id)
         if _is_unknown(document):
             self.set_status(404)
         drawn = timeline(document["task"], document["runs"])
@@ -152,7 +150,7 @@ class TaskPage(TaskView):  # type: ignore[misc]  # Flower has no type informatio
     async def get(self, task_id: str) -> None:
         """Show the page."""
         tab: Tab = self.settings[SETTING]
-        self.rts_facts = await tab.pages.task(task_id[:MAX_ID])
+        self.rts_facts = await tab.pages.task(task_id)
         known_to_flower = self.application.events.state.tasks.get(task_id) is not None
         if not known_to_flower and not _is_unknown(self.rts_facts):
             self.redirect(self.reverse_url("rts-task", task_id))
@@ -202,7 +200,7 @@ class TaskApi(Api):
     @web.authenticated
     async def get(self, task_id: str) -> None:
         """Answer with the document; 404 if nothing is known about the task."""
-        document = await self._tab.pages.task(task_id[:MAX_ID])
+        document = await self._tab.pages.task(task_id)
         if _is_unknown(document):
             raise web.HTTPError(404, "Unknown task")
         self.answer(document)

@@ -9,6 +9,7 @@ from datetime import timedelta
 from heapq import nlargest
 from typing import Any
 
+from rts.fields import text
 from rts.flower import charts, page_parts
 from rts.flower.cache import Answer, AnswerCache
 from rts.flower.filters import Filters
@@ -48,6 +49,7 @@ class Pages:
 
     async def task(self, task_id: str) -> Document:
         """Return the document of one task."""
+        task_id = text(task_id)  # as in the ledger: of any length in the address
         answer = await self._ask(self._source.task, task_id)
         found = answer.value
         raw = None if found is None else found.task

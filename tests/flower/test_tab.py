@@ -24,6 +24,7 @@ from celery import Celery
 from pymongo.database import Database
 
 import rts
+from rts.fields import MAX_TEXT, text
 from rts.settings import Settings
 from rts.testing import MongoServer, RedisServer, wait_until
 from rts.views.json_values import plain
@@ -295,7 +296,8 @@ def test_flowers_page_of_a_task_shows_its_verdict(
 def test_a_task_that_flower_does_not_know(
     make_stage: Callable[..., Stage], make_flower: Make, write: Any, mongo: Any
 ) -> None:
-    write(ended(0, 5))
+    long = "x" * 2 * MAX_TEXT
+    write(ended(0, 5), ended(1, 5, task_id=text(long)))
     odd = {"name": "proj.odd", "runtime_s": math.nan, "tau": math.inf, "sla_success": False}
     mongo.tasks.insert_one({"_id": "odd", **odd})  # by another program
     flower = make_flower(make_stage(), prefix="x")
@@ -305,6 +307,8 @@ def test_a_task_that_flower_does_not_know(
     assert flower.get("/task/nobody").status == 404
     assert flower.get("/rts/task/nobody").status == 404
     assert "proj.odd" in flower.get("/rts/task/odd").text
+    for path in (f"/task/{long}", f"/rts/task/{long}", f"/rts/task?id={long}"):
+        assert "proj.work" in flower.get(path).text, path[:20]
 
 
 def test_the_page_of_a_task_says_why_it_was_late(
