@@ -30,35 +30,30 @@ local function number(value)
   return type(value) == 'number' and value == value and math.abs(value) < math.huge and value
 end
 
-local function count_record(r, mark)
-  local task_id, completed_at = tostring(r[TASK_ID]), number(r[COMPLETED_AT])
-  local state, cause = tostring(r[STATE]), r[CAUSE]
-  local provisional = state == 'LOST' or PROVISIONAL[cause]
-  local task_type = label(r[TASK_TYPE], keys, keys.types, MOST_TYPES)
-  local name = label(r[NAME], keys, keys.names, keys.most_names)
-  if r[RAN] ~= false and mark ~= '=' then
-    local run = 'run\n' .. tostring(r[RUN_ID])
-    local known = redis.call('ZSCORE', judged, run)
-    if provisional and not known then
-      redis.call('ZADD', judged, now, run)
-    elseif known and not provisional then
-      redis.call('ZREM', judged, run)
-    end
-    if not known then
-      count('runs', task_type, name, label(state, keys, keys.types .. ':states', MOST_TYPES))
-      local runtime = number(r[RUNTIME])
-      local arrival, started_at = number(r[ARRIVAL]), number(r[STARTED_AT])
-      if runtime then
-        observe('runtime', task_type, runtime, durations)
-      end
-      if arrival and started_at then
-        observe('queueing_delay', task_type, math.max(0, started_at - arrival), durations)
-      end
-    end
+local function count_run(r, task_type, name, state, provisional)
+  local run = 'run\n' .. tostring(r[RUN_ID])
+  local known = redis.call('ZSCORE', judged, run)
+  if provisional and not known then
+    redis.call('ZADD', judged, now, run)
+  elseif known and not provisional then
+    redis.call('ZREM', judged, run)
   end
-  if mark or not completed_at or NOT_FINAL[state] then
+  if known then
     return
   end
+  count('runs', task_type, name, label(state, keys, keys.types .. ':states', MOST_TYPES))
+  local runtime = number(r[RUNTIME])
+  local arrival, started_at = number(r[ARRIVAL]), number(r[STARTED_AT])
+  if runtime then
+    observe('runtime', task_type, runtime, durations)
+  end
+  if arrival and started_at then
+    observe('queueing_delay', task_type, math.max(0, started_at - arrival), durations)
+  end
+end
+
+local function count_verdict(r, task_type, state, provisional, completed_at)
+  local task_id = tostring(r[TASK_ID])
   local known, end_of = redis.call('ZSCORE', judged, task_id), 'end\n' .. task_id
   local had_end = known and redis.call('ZSCORE', judged, end_of)
   if provisional or state == 'IGNORED' then -- the task may go on under its id
@@ -66,7 +61,7 @@ local function count_record(r, mark)
   elseif known then
     redis.call('ZREM', judged, task_id, end_of)
   end
-  local deadline = number(r[DEADLINE])
+  local deadline, cause = number(r[DEADLINE]), r[CAUSE]
   if deadline and not had_end then
     observe('lateness', task_type, completed_at - deadline, latenesses)
   end
@@ -74,6 +69,19 @@ local function count_record(r, mark)
     local missed = type(cause) == 'string' and cause
       or (not deadline or completed_at > deadline) and 'late' or 'met'
     verdict(keys, r[TASK_TYPE], r[NAME], r[QUEUE], missed)
+  end
+end
+
+local function count_record(r, mark)
+  local state, completed_at = tostring(r[STATE]), number(r[COMPLETED_AT])
+  local provisional = state == 'LOST' or PROVISIONAL[r[CAUSE]]
+  local task_type = label(r[TASK_TYPE], keys, keys.types, MOST_TYPES)
+  local name = label(r[NAME], keys, keys.names, keys.most_names)
+  if r[RAN] ~= false and mark ~= '=' then
+    count_run(r, task_type, name, state, provisional)
+  end
+  if not mark and completed_at and not NOT_FINAL[state] then
+    count_verdict(r, task_type, state, provisional, completed_at)
   end
 end
 

@@ -22,6 +22,9 @@ local unacked, unacked_index = KEYS[1], KEYS[2]
 local mode, may, every = ARGV[2], ARGV[3] == '1', tonumber(ARGV[4])
 local work, hope = tonumber(ARGV[5]), tonumber(ARGV[6])
 local budget, lists = tonumber(ARGV[7]), tonumber(ARGV[8])
+-- The places of a queue's keys after *base*, before its plain lists; and of its arguments.
+local HOPEFUL, DEMOTED, BELL, TURNS, REFUSED = 1, 2, 3, 4, 5
+local TRACKED, HORIZON, NAME = 6, 7, 8
 local stride = 5 + lists
 local queues = (#KEYS - 2) / stride
 local clock = redis.call('TIME')
@@ -49,6 +52,7 @@ end
 -- into the order. If one has no deadline, its arrival is stored in it, to keep its position.
 local function adopt(base, horizon, name)
   if redis.call('EXISTS', unpack(KEYS, base + 6, base + stride)) == 0 then return end
+  local hopeful, unreadable = KEYS[base + HOPEFUL], KEYS[base + REFUSED]
   for list = base + 6, base + stride do
     local ttl = redis.call('PTTL', KEYS[list])
     while budget > 0 do
@@ -63,8 +67,8 @@ local function adopt(base, horizon, name)
       local readable = type(tag) == 'string' and (not replaced or
         not string.find(tag, '?', 1, true) or string.find(payload, '"' .. tag .. '"', 1, true))
       if not readable or #tag > 65535 or type(message['body']) ~= 'string' then
-        redis.call('LPUSH', KEYS[base + 5], payload)
-        redis.call('LTRIM', KEYS[base + 5], 0, 999)  -- MOST_REFUSED of layout.py
+        redis.call('LPUSH', unreadable, payload)
+        redis.call('LTRIM', unreadable, 0, 999)  -- MOST_REFUSED of layout.py
         refused = refused + 1
       else
         local headers = message['headers']
@@ -83,10 +87,10 @@ local function adopt(base, horizon, name)
           end
           score, latest = arrival + horizon, never
         end
-        redis.call('ZADD', KEYS[base + 1], string.format('%.17g', score), table.concat({
+        redis.call('ZADD', hopeful, string.format('%.17g', score), table.concat({
           string.format('%016x%014.3f%04x', arrival * 1e6, math.min(latest, never), #tag), tag,
           '[', payload, ',"",', cjson.encode(name), ']'}))
-        expire(KEYS[base + 1], ttl)
+        expire(hopeful, ttl)
       end
     end
   end
@@ -96,9 +100,9 @@ end
 -- been woken by the bell of another queue than the one it takes from.
 local function ring()
   for base = 2, #KEYS - stride, stride do
-    if redis.call('EXISTS', KEYS[base + 1], KEYS[base + 2]) > 0
-        and redis.call('EXISTS', KEYS[base + 3]) == 0 then
-      redis.pcall('LPUSH', KEYS[base + 3], '1')  -- fails if Redis is out of memory
+    if redis.call('EXISTS', KEYS[base + HOPEFUL], KEYS[base + DEMOTED]) > 0
+        and redis.call('EXISTS', KEYS[base + BELL]) == 0 then
+      redis.pcall('LPUSH', KEYS[base + BELL], '1')  -- fails if Redis is out of memory
     end
   end
 end
@@ -107,7 +111,7 @@ local function take(queue, set, member, fate)
   -- It was demoted before "drop" was configured.
   if mode == 'drop' and fate == 'demoted' then fate = 'drop' end
   redis.call('ZREM', set, member)
-  if ARGV[6 + 3 * queue] == '1' then
+  if ARGV[TRACKED + 3 * queue] == '1' then
     local length = tonumber(string.sub(member, 31, 34), 16)
     local tag = string.sub(member, 35, 34 + length)
     redis.call('HSET', unacked, tag, string.sub(member, 35 + length))
@@ -117,16 +121,20 @@ local function take(queue, set, member, fate)
   return {'message', queue - 1, fate, member, adopted, refused}
 end
 
+local function is_hopeless(member)
+  return mode ~= 'keep' and now > tonumber(string.sub(member, 17, 30))
+end
+
 local function first(set)
   return redis.call('ZRANGE', set, 0, 0)[1]
 end
 
 for queue = 1, queues do
   local base = 2 + (queue - 1) * stride
-  adopt(base, tonumber(ARGV[7 + 3 * queue]), ARGV[8 + 3 * queue])
-  local hopeful, demoted = KEYS[base + 1], KEYS[base + 2]
+  adopt(base, tonumber(ARGV[HORIZON + 3 * queue]), ARGV[NAME + 3 * queue])
+  local hopeful, demoted = KEYS[base + HOPEFUL], KEYS[base + DEMOTED]
   local member = first(hopeful)
-  while member and mode ~= 'keep' and now > tonumber(string.sub(member, 17, 30)) do
+  while member and is_hopeless(member) do
     if mode == 'drop' then return take(queue, hopeful, member, 'drop') end
     if budget <= 0 then return {'again', 0, '', '', adopted, refused} end
     examined(member)
@@ -138,7 +146,7 @@ for queue = 1, queues do
     member = first(hopeful)
   end
   if may and every > 0 and redis.call('EXISTS', demoted) == 1 then
-    local turn = redis.pcall('INCR', KEYS[base + 4])  -- fails if Redis is out of memory
+    local turn = redis.pcall('INCR', KEYS[base + TURNS])  -- fails if Redis is out of memory
     if type(turn) == 'number' and turn % every == 0 then
       return take(queue, demoted, first(demoted), 'demoted')
     end
@@ -147,9 +155,9 @@ for queue = 1, queues do
 end
 local capped = false
 for queue = 1, queues do
-  local base = 2 + (queue - 1) * stride
-  local member = first(KEYS[base + 2])
-  if member and may then return take(queue, KEYS[base + 2], member, 'demoted') end
+  local demoted = KEYS[2 + (queue - 1) * stride + DEMOTED]
+  local member = first(demoted)
+  if member and may then return take(queue, demoted, member, 'demoted') end
   capped = capped or (member and true)
 end
 if capped then ring() end  -- another worker may take it
