@@ -26,6 +26,14 @@ def in_child(reset: Callable[[], None]) -> None:
     _resets.add(WeakMethod(reset))
 
 
+def close_inherited(fd: int) -> None:
+    """Close a descriptor in a forked child; it remains open in the parent."""
+    try:
+        os.close(fd)
+    except OSError:
+        pass  # closed already, with all inherited descriptors
+
+
 def _after_fork() -> None:
     global pid
     pid = os.getpid()

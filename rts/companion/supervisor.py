@@ -108,10 +108,7 @@ class Companion:
         if process is not None:
             process.returncode = 0  # not our child: nothing to wait for or to warn of
         if pipe >= 0:
-            try:
-                os.close(pipe)
-            except OSError:
-                pass  # closed already, with all inherited descriptors
+            forks.close_inherited(pipe)
 
     def _try_spawn(self, instructions: str) -> None:
         with self._lock:

@@ -112,10 +112,7 @@ class Spool(SpoolFolder):
         self._map = None
         self._lock = threading.Lock()
         if fd >= 0:
-            try:
-                os.close(fd)
-            except OSError:
-                pass  # closed already, with all inherited descriptors
+            forks.close_inherited(fd)
 
     def _open(self, least_bytes: int) -> None:
         self._close()

@@ -15,6 +15,8 @@ import time
 from contextlib import suppress
 from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage, struct_rusage
 
+from rts import forks
+
 #: ``ru_maxrss`` is in KiB on Linux.
 _RSS_UNIT_BYTES = 1024
 
@@ -65,7 +67,7 @@ class _HighWaterMark:
         """Close the files: in a child they still refer to the parent's memory."""
         for fd in (self._fd, self._status_fd):
             if fd is not None:
-                os.close(fd)
+                forks.close_inherited(fd)
         self._fd, self._status_fd, self._ready = None, None, False
 
     def _open(self) -> None:
