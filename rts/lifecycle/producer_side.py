@@ -114,13 +114,15 @@ class ProducerSide:
             known, parts = self._publishing.message
             if known is not headers:
                 parts = self._publisher(str(sender))
-            if parts is not None and parts.open_tasks is not None:
-                noted = open_task(headers, routing_key)
-                if OWED in headers and (deadline := due_at(headers)) is not None:
-                    noted = noted._replace(deadline=deadline)
+            if parts is None:
+                return
+            noted = open_task(headers, routing_key)
+            if OWED in headers and (deadline := due_at(headers)) is not None:
+                noted = noted._replace(deadline=deadline)
+            if parts.open_tasks is not None:
                 parts.open_tasks.note(noted, again=again)
-                if parts.predictor is not None:
-                    parts.predictor.published(noted)
+            if parts.predictor is not None:
+                parts.predictor.published(noted)
         except Exception as exc:  # noqa: BLE001  the message is sent
             hook_in_task_failed("published", exc)
 

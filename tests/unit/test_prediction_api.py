@@ -17,7 +17,7 @@ from rts.errors import StoreUnavailable
 from rts.installation import parts_of
 from rts.predictions import routing
 from rts.predictions.pressures import Pressure
-from rts.records import Plan
+from rts.records import OpenTask, Plan
 from tests.forked import forks_beside_threads, holds_in_child
 
 
@@ -83,6 +83,20 @@ def test_where_a_new_task_would_go(route: Any, expected: Any) -> None:
         assert asked == [expected, (expected[0], 5)]
     rts.uninstall(app)
     app.close()
+
+
+def test_predictions_know_what_was_published_where_no_tasks_are_tracked() -> None:
+    app = Celery("untracked", broker="memory://", set_as_current=False)
+    app.conf.update(rts_redis_url="redis://127.0.0.1:1", rts_open_max=0)
+    rts.install(app)
+    parts = parts_of(app)
+    assert parts is not None
+    told: list[OpenTask] = []
+    parts.predictor = cast(Any, SimpleNamespace(published=told.append, close=lambda: None))
+    sent = app.send_task("work")
+    rts.uninstall(app)
+    app.close()
+    assert [task.task_id for task in told] == [sent.id]
 
 
 @pytest.mark.parametrize(
