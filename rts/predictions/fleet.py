@@ -137,11 +137,7 @@ def read_fleet(
     numbers = {key: n for n, each in reversed([*enumerate(queues)]) for key in keys_of(each)}
     groups, group_of = _groups(workers, queues, merge=settings.scheduler == "edf")
     receivers, all_report = _receivers(workers, group_of)
-    recent = [read_recent(texts) for texts in lists]
-    # Lists with RUNS entries, of which some may be duplicates, have been trimmed.
-    trimmed = [runs for runs, texts in zip(recent, lists, strict=True) if len(texts) >= RUNS]
-    ends = [min(run.completed_at for run in runs) for runs in trimmed if runs]
-    ended = [run for runs in recent for run in runs]
+    recent, known_since = _recent(lists)
     return Fleet(
         now=now,
         queues=queues,
@@ -151,9 +147,9 @@ def read_fleet(
         receivers=receivers,
         all_report=all_report,
         worker_slots=[w.slots or 0 for w in workers if w.instance in group_of],
-        running=_running(read_runs(notes), ended, group_of, numbers),
-        recent=ended,
-        known_since=max(ends, default=-math.inf),
+        running=_running(read_runs(notes), recent, group_of, numbers),
+        recent=recent,
+        known_since=known_since,
     )
 
 
@@ -206,6 +202,18 @@ def _groups(
             groups[group] = replace(groups[group], slots=groups[group].slots + slots)
         group_of[worker.instance] = group
     return groups, group_of
+
+
+def _recent(lists: Iterable[Sequence[bytes]]) -> tuple[list[Recent], float]:
+    """Return the runs in *lists*, and the instant since when these are complete."""
+    found, known_since = [], -math.inf
+    for texts in lists:
+        runs = read_recent(texts)
+        found += runs
+        # A list with RUNS entries, of which some may be duplicates, has been trimmed.
+        if runs and len(texts) >= RUNS:
+            known_since = max(known_since, min(run.completed_at for run in runs))
+    return found, known_since
 
 
 def _running(
