@@ -146,7 +146,7 @@ def gauges(reading: Reading) -> Iterator[Any]:
     overdue = (("running", reading.overdue_running), ("waiting", reading.overdue_waiting))
     yield _gauge(
         "rts_overdue_tasks",
-        "Tasks not ended by their deadline, by queue: running, or waiting for a worker.",
+        "Tasks not ended by their deadline, by queue: running, or waiting to start.",
         ("queue", "state"),
         (((queue, state), n) for state, of in overdue for queue, n in sorted(of.items())),
     )
