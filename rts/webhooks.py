@@ -20,8 +20,8 @@ SLO_BURNING, TASK_OVERDUE = EVENTS = ("slo_burning", "task_overdue")
 FORMATS = ("json", "slack")
 #: Default of ``min_interval``, seconds.
 INTERVAL_S = 1.0
-#: Maximum of ``min_interval``: messages that are a day old are no longer sent.
-MAX_INTERVAL_S = 86400.0
+#: Age in seconds at which a message is dropped, and so the maximum of ``min_interval``.
+GIVE_UP_S = 86400.0
 #: More are a mistake: each has a thread and a queue of its own.
 MAX_WEBHOOKS = 20
 #: Minimum length of a secret: shorter ones can be guessed.
@@ -104,7 +104,7 @@ def _webhook(key: str, given: object) -> Webhook:
     ):
         raise ConfigurationError(f"{key}['events']", events, _ALLOWED)
     is_number = isinstance(interval, int | float) and not isinstance(interval, bool)
-    if not is_number or not 0 <= interval <= MAX_INTERVAL_S:
+    if not is_number or not 0 <= interval <= GIVE_UP_S:
         raise ConfigurationError(f"{key}['min_interval']", interval, _ALLOWED)
     if link is not None and not _is_url(link):
         raise ConfigurationError(f"{key}['link']", redacted_host(link), _ALLOWED)

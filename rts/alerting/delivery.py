@@ -15,7 +15,7 @@ from rts.errors import StoreUnavailable
 from rts.keys import Keys
 from rts.link.link import Link
 from rts.link.scripts import pack
-from rts.webhooks import Webhook
+from rts.webhooks import GIVE_UP_S, Webhook
 
 logger = logging.getLogger("rts.alerts")
 
@@ -23,8 +23,6 @@ logger = logging.getLogger("rts.alerts")
 POLL_S = 0.5
 #: Back-off before the second attempt, and its maximum, in seconds.
 MIN_BACKOFF_S, MAX_BACKOFF_S = 1.0, 60.0
-#: Age at which a message is dropped, in seconds.
-GIVE_UP_S = 86400.0
 
 
 class WebhookDelivery:

@@ -22,7 +22,7 @@ from celery import Celery
 import rts
 from rts.alerting.alert import RESOLVED, Alert, Condition, body_of, slack_document
 from rts.alerting.conditions import MAX_GROUPS, overdue_conditions
-from rts.alerting.delivery import GIVE_UP_S, MAX_BACKOFF_S, WebhookDelivery
+from rts.alerting.delivery import MAX_BACKOFF_S, WebhookDelivery
 from rts.alerting.leader import LEASE_S, OBJECTIVES_S, PAUSE_FACTOR, QUIET_S, Leader
 from rts.alerting.post import NotDelivered, post
 from rts.alerting.store import MAX_WAITING, UNLED_S, AlertStore, firing
@@ -33,7 +33,7 @@ from rts.records import OpenTask
 from rts.settings import Settings
 from rts.testing import wait_until
 from rts.unfinished.events import Event
-from rts.webhooks import SLO_BURNING, Webhook, read_webhooks
+from rts.webhooks import GIVE_UP_S, SLO_BURNING, Webhook, read_webhooks
 from tests.clock import Clock
 from tests.commands import write_verdicts
 from tests.conftest import Stage
