@@ -108,6 +108,15 @@ def test_sizes() -> None:
     assert all(100 < size < 10_000 for size in found.values())
 
 
+def test_redis_load() -> None:
+    found = figures("redis_load.py", "--tasks", "300", "--idle-s", "1")
+    for server in ("rts", "broker"):
+        assert found[server].keys() == {"a task", "idle, a second"}
+        assert found[server]["idle, a second"]["received, bytes"] > 0
+        # A message, a note and a record each have some hundred bytes at least.
+        assert found[server]["a task"]["received, bytes"] > 500
+
+
 def test_the_heading_is_as_the_docs_show_it() -> None:
     shown = re.search(
         r"^    machine    .*\n    versions   .*\n    (workload   .*)\n\n",
