@@ -163,6 +163,42 @@ def test_an_alert_starts_once_and_ends_once(
         assert message.headers["X-Rts-Id"] == alert.id
 
 
+class Overtaken(Link):
+    """A link on which another leader acts before a reply is read."""
+
+    meanwhile: Callable[[], object] | None = None
+
+    def call(self, *commands: bytes) -> list[Any]:
+        replies = super().call(*commands)
+        act, self.meanwhile = self.meanwhile, None
+        if act is not None:
+            act()
+        return replies
+
+
+def test_two_leaders_at_the_same_moment_send_one_message(
+    make_settings: MakeSettings, links: Any, redis_client: Any
+) -> None:
+    settings = make_settings({"url": "https://a"})
+    link = Overtaken(dataclasses.replace(settings, timeout=5.0))
+    store, other = store_of(link, settings), store_of(links(settings), settings)
+    for conditions in (overdue(), []):
+        link.meanwhile = lambda now=conditions: other.update((KIND,), now)
+        assert store.update((KIND,), conditions) == 0
+    assert redis_client.llen(settings.keys.webhook(settings.webhooks[0].id)) == 2
+    link.close()
+
+
+def test_a_list_of_another_type_costs_only_its_webhook_the_message(
+    make_settings: MakeSettings, links: Any, redis_client: Any
+) -> None:
+    settings = make_settings({"url": "https://a"}, {"url": "https://b"})
+    first, second = (settings.keys.webhook(hook.id) for hook in settings.webhooks)
+    redis_client.set(first, "mine")
+    assert store_of(links(settings), settings).update((KIND,), overdue()) == 1
+    assert redis_client.llen(second) == 1
+
+
 def test_a_flapping_condition_alerts_once(make_settings: MakeSettings, links: Any) -> None:
     settings = make_settings()
     now = [0.0]
