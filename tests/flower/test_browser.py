@@ -347,6 +347,21 @@ def test_long_names_make_no_page_wider_than_a_phone(
     context.close()
 
 
+def test_legends_keep_their_colours_where_the_system_forces_its_own(
+    browser: Any, make_stage: Callable[..., Stage], make_flower: Make, write: Any
+) -> None:
+    write(*some_runs())
+    flower = make_flower(make_stage())
+    context = browser.new_context(forced_colors="active")
+    page = Seen(context, flower.base).open("/rts")
+    colours = page.evaluate(
+        "[...document.querySelectorAll('#chart-verdicts .rts-legend li')]"
+        ".map(item => getComputedStyle(item, '::before').backgroundColor)"
+    )
+    assert len(set(colours)) == 2
+    context.close()
+
+
 def test_keyboard_theme_and_search(
     browser: Any, make_stage: Callable[..., Stage], make_flower: Make, write: Any
 ) -> None:
