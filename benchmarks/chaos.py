@@ -24,6 +24,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -180,11 +181,8 @@ class Chaos:
             wait_until(lambda: tasks.count_documents(succeeded) >= ended, 30, interval=0.5)
         except TimeoutError:
             pass
-        states: dict[str, int] = {}
-        for task in tasks.find(judged, {"state": 1}):
-            if task["_id"] in ids:
-                states[task["state"]] = states.get(task["state"], 0) + 1
-        return states
+        found = tasks.find(judged, {"state": 1})
+        return Counter(task["state"] for task in found if task["_id"] in ids)
 
     def close(self) -> None:
         """Stop everything."""

@@ -144,7 +144,7 @@ class Answer:
 def _summary(tallies: Sequence[Tally]) -> dict[str, Any]:
     """Return the outcome in one order, over all repeats."""
     shares = [one.share for one in tallies]
-    tasks = sum(sum(one.tasks.values()) for one in tallies)
+    tasks = sum(one.tasks.total() for one in tallies)
     return {
         "share": fmean(shares),
         "share_low": min(shares),

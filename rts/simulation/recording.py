@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
@@ -177,16 +178,16 @@ def most_at_a_time(starts: Iterable[float], ends: Iterable[float]) -> int:
     2
     """
     begins, over = sorted(starts), sorted(ends)
-    held_s: dict[int, float] = {}
+    held_s: defaultdict[int, float] = defaultdict(float)
     level, since, begun = 0, 0.0, 0
     for ended, end in enumerate(over):
         while begun < len(begins) and begins[begun] < end:
             level = begun - ended
-            held_s[level] = held_s.get(level, 0.0) + begins[begun] - since
+            held_s[level] += begins[begun] - since
             since = begins[begun]
             begun += 1
         level = begun - ended
-        held_s[level] = held_s.get(level, 0.0) + end - since
+        held_s[level] += end - since
         since = end
     held_s.pop(0, None)
     left = HELD_SHARE * sum(held_s.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -18,8 +18,8 @@ class Tally:
 
     #: Returns the key to count a job under, such as its type.
     key: Callable[[Job], str]
-    tasks: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    met: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    tasks: Counter[str] = field(default_factory=Counter)
+    met: Counter[str] = field(default_factory=Counter)
     dropped: int = 0
     #: Queueing delays in seconds, of tasks that were not dropped.
     delays: array[float] = field(default_factory=lambda: array("d"))
@@ -40,12 +40,12 @@ class Tally:
     @property
     def share(self) -> float:
         """Share of all deadlines met, 0 to 1; 1.0 without outcomes."""
-        tasks = sum(self.tasks.values())
-        return sum(self.met.values()) / tasks if tasks else 1.0
+        tasks = self.tasks.total()
+        return self.met.total() / tasks if tasks else 1.0
 
     def share_of(self, key: str) -> float:
         """Return the share of *key*'s deadlines met, 0 to 1; 1.0 without outcomes."""
-        tasks = self.tasks.get(key, 0)
+        tasks = self.tasks[key]
         return self.met[key] / tasks if tasks else 1.0
 
 
