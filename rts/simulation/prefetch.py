@@ -2,7 +2,7 @@
 
 A message that one worker has prefetched waits for that worker though another may be idle.
 (Predictions, whose workers consume several queues, keep what these hold in
-:mod:`rts.predictions.prefetched`.)
+:mod:`rts.predictions.shared_workers`.)
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import ast
 import pkgutil
 import re
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -72,6 +73,12 @@ def test_the_way_of_a_task_is_through_code_that_exists() -> None:
         else:
             path = ROOT / "rts" / (name if "/" in name else name.replace(".", "/") + ".py")
             assert path.exists(), name
+
+
+def test_every_module_that_the_code_refers_to_is_there() -> None:
+    sources = [path.read_text(encoding="utf-8") for path in ROOT.glob("rts/**/*.py")]
+    named = {name for text in sources for name in re.findall(r":mod:`~?(rts[\w.]*)`", text)}
+    assert {name for name in named if find_spec(name) is None} == set()
 
 
 @pytest.mark.parametrize("page", TEXTS)
