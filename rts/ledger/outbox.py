@@ -106,19 +106,11 @@ class RedisOutbox:
         self._gather_s = 0.0
 
     def waiting(self) -> int:
-        """Return the number of entries, including those that other drains have claimed.
-
-        Raises:
-            StoreUnavailable: Redis is unavailable.
-        """
+        """Return the number of entries, including those that other drains have claimed."""
         return int(self._link.call(pack("XLEN", self._outbox))[0])
 
     def leave(self) -> None:
-        """Remove this drain from the consumer group, unless it has pending entries.
-
-        Raises:
-            StoreUnavailable: Redis is unavailable.
-        """
+        """Remove this drain from the consumer group, unless it has pending entries."""
         self._link.call(DELETE_CONSUMER.pack([self._outbox], [GROUP, self._consumer]))
 
     def _take(self, most: int, take_over: bool) -> list[str]:

@@ -1,4 +1,6 @@
-"""Lets one process of the fleet at a time have a role, or do a chore."""
+"""Lets one process of the fleet at a time have a role, or do a chore. All of it raises
+:class:`rts.errors.StoreUnavailable` if Redis is unavailable.
+"""
 
 from __future__ import annotations
 
@@ -21,26 +23,14 @@ class Lease:
         self._release = LEASE.pack([key], [name, 0])
 
     def acquire(self) -> bool:
-        """Acquire or renew the lease; return False while another process holds it.
-
-        Raises:
-            StoreUnavailable: Redis is unavailable.
-        """
+        """Acquire or renew the lease; return False while another process holds it."""
         return bool(self._link.call(self._acquire)[0])
 
     def release(self) -> None:
-        """Release the lease; does nothing if another process holds it.
-
-        Raises:
-            StoreUnavailable: Redis is unavailable.
-        """
+        """Release the lease; does nothing if another process holds it."""
         self._link.call(self._release)
 
 
 def first_in(link: Link, key: str, seconds: float) -> bool:
-    """Return whether this call is the first one of the fleet for *key* in so many seconds.
-
-    Raises:
-        StoreUnavailable: Redis is unavailable.
-    """
+    """Return whether this call is the first one of the fleet for *key* in so many seconds."""
     return Lease(link, key, secrets.token_hex(8), seconds).acquire()

@@ -46,7 +46,9 @@ class Picture(NamedTuple):
 
 
 class InitialState:
-    """Builds snapshots from the broker's queues and the fleet."""
+    """Builds snapshots from the broker's queues and the fleet. Raises
+    :class:`rts.errors.StoreUnavailable` if Redis or the broker is unavailable.
+    """
 
     def __init__(
         self, app: Any, settings: Settings, link: Link, broker: QueueReader, reader: WorkReader
@@ -60,9 +62,6 @@ class InitialState:
     def fleet(self, queue: str, max_related: int = 0) -> Fleet:
         """Return the fleet of *queue*, with *max_related* related queues at most: a task that
         runs already needs none.
-
-        Raises:
-            StoreUnavailable: Redis is unavailable.
         """
         keys_of = partial(routing_keys, self._app)
         return read_fleet(self._link, self._settings, queue, keys_of, max_related)
@@ -79,11 +78,7 @@ class InitialState:
 
         *published*: tasks that this process has published within the last NOTED_S seconds,
         in that order. One that does not wait, is not held and not known to run must have
-        started.
-
-        Raises:
-            CommandError: no worker consumes the queue.
-            StoreUnavailable: Redis or the broker is unavailable.
+        started. Raises :class:`CommandError` if no worker consumes the queue.
         """
         broker = self._broker
         unacknowledged = broker.unacknowledged()
@@ -111,11 +106,7 @@ class InitialState:
         return Picture(snapshot, sample.position, list(taken.held), fleet.numbers, order)
 
     def with_ratios(self, snapshot: Snapshot, *works: Work) -> Snapshot:
-        """Return *snapshot* with the learned ratios of the types of its tasks, and *works*.
-
-        Raises:
-            StoreUnavailable: Redis is away.
-        """
+        """Return *snapshot* with the learned ratios of the types of its tasks, and *works*."""
         running = [run.work for run in snapshot.running]
         there = [*works, *snapshot.waiting, *snapshot.held, *running, *snapshot.recent_arrivals]
         types = {work.task_type for work in there} & self._settings.task_types.keys()

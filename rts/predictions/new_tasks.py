@@ -84,11 +84,7 @@ class Reading:
         return None if more > MAX_GROWTH * (self.tasks + counted) else found
 
     def predict(self, work: Work, state: InitialState) -> Prediction:
-        """Predict *work* and cache the prediction.
-
-        Raises:
-            StoreUnavailable: Redis is unavailable.
-        """
+        """Predict *work* and cache the prediction."""
         begun, known_until = time.monotonic(), self.published_at
         published = list(self.published)
         # The ratios are kept for the next question about such a task.

@@ -34,7 +34,12 @@ MAX_PUBLISHED = 1000
 
 
 class Predictor:
-    """Reads the broker's queues and the workers, and predicts. Safe with threads."""
+    """Reads the broker's queues and the workers, and predicts. Safe with threads.
+
+    Raises:
+        CommandError: the broker is not Redis, or no worker consumes the queue.
+        StoreUnavailable: Redis is unavailable.
+    """
 
     def __init__(self, app: Any, settings: Settings, link: Link, tau_of: TauOf) -> None:
         self._app = app
@@ -60,12 +65,7 @@ class Predictor:
         self._new_tasks.published(task)
 
     def of_new(self, plan: Plan, name: str, queue: str, priority: int = 0) -> Prediction:
-        """Predict a task of this *name* that would be published now.
-
-        Raises:
-            CommandError: the broker is not Redis, or no worker consumes *queue*.
-            StoreUnavailable: Redis is unavailable.
-        """
+        """Predict a task of this *name* that would be published now."""
         work = Work(plan.task_type, plan.arrival, plan.tau, plan.deadline, plan.arrival, name)
         found = self._new_tasks.predict(work, queue, priority)
         return _not_before(plan.arrival, replace(found, deadline=plan.deadline))
@@ -73,10 +73,6 @@ class Predictor:
     def of_task(self, task_id: str, queue: str | None) -> Prediction | None:
         """Predict a task that runs or waits, in *queue*, by default in any that the app or its
         workers know, or that it was sent to; ``None`` if it does neither.
-
-        Raises:
-            CommandError: the broker is not Redis, or no worker consumes the queue.
-            StoreUnavailable: Redis is unavailable.
         """
         keys, given, task_id = self._settings.keys, task_id, brief(task_id)
         time_, beats, notes, due, info = self._link.call(

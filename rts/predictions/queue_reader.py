@@ -59,11 +59,8 @@ class QueueReader:
         self, task_id: str, queues: Iterable[str], arrival: float | None = None
     ) -> Found | None:
         """Return where a task waits in one of *queues*; ``None``: in none. In long lists the
-        search starts near *arrival*, if known.
-
-        Raises:
-            CommandError: the broker is not Redis, or more messages wait than SEARCHED.
-            StoreUnavailable: it is unavailable.
+        search starts near *arrival*, if known. Raises :class:`CommandError` if more than
+        SEARCHED messages wait.
         """
         with self._shared.channel() as (channel, client):
             places = [

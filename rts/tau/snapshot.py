@@ -14,7 +14,9 @@ from rts.tau.redis import RedisTauStore
 
 
 class Snapshots:
-    """Saves the taus, and restores them into a Redis without a generation mark."""
+    """Saves the taus, and restores them into a Redis without a generation mark. Raises
+    :class:`rts.errors.StoreUnavailable` if Redis or MongoDB is unavailable.
+    """
 
     def __init__(self, link: Link, settings: Settings, ledger: Ledger) -> None:
         self._link = link
@@ -25,11 +27,7 @@ class Snapshots:
         self._saved: Mapping[str, TauEntry] | None = None
 
     def restore(self) -> int:
-        """Restore where Redis is new or was wiped; return the number of fields.
-
-        Raises:
-            StoreUnavailable: one of the servers is away; nothing has changed.
-        """
+        """Restore where Redis is new or was wiped; return the number of fields."""
         (marked,) = self._link.call(pack("EXISTS", self._generation))
         if marked:
             return 0
@@ -40,9 +38,6 @@ class Snapshots:
         """Save the taus if they have changed; return whether they had.
 
         *lease_s*: only if no drain of the fleet has done so in that many seconds.
-
-        Raises:
-            StoreUnavailable: one of the servers is away.
         """
         if lease_s > 0 and not first_in(self._link, self._lease, lease_s):
             return False

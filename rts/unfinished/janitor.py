@@ -33,7 +33,8 @@ ORPHANED_AFTER_S = 3.0
 
 
 class Janitor:
-    """Ends lost runs, in one companion or drain of the fleet at a time.
+    """Ends lost runs, in one companion or drain of the fleet at a time. Raises
+    :class:`rts.errors.StoreUnavailable` if Redis is unavailable.
 
     A worker is gone if its heartbeat has not changed over successive looks. Instants are
     not compared: after an outage of Redis, or on a host with a wrong clock, every
@@ -60,11 +61,7 @@ class Janitor:
         self._looked_at = -1e9
 
     def step(self) -> int:
-        """Look once, if the lease is held here; return the number of runs ended.
-
-        Raises:
-            StoreUnavailable: Redis is unavailable.
-        """
+        """Look once, if the lease is held here; return the number of runs ended."""
         keys = self._keys
         if not self._lease.acquire():
             return 0
@@ -85,11 +82,7 @@ class Janitor:
         return self._reap([field for field in fields if instance_of(field) in lost])
 
     def leave(self) -> None:
-        """Let another janitor take over at once.
-
-        Raises:
-            StoreUnavailable: Redis is unavailable.
-        """
+        """Let another janitor take over at once."""
         self._lease.release()
 
     def _silence(self, beats: dict[str, bytes], instances: Iterable[str]) -> dict[str, float]:

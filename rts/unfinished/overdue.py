@@ -52,7 +52,9 @@ TIDY_S = 60.0
 
 
 class OverdueSweep:
-    """Looks for overdue tasks, in one companion of the fleet at a time."""
+    """Looks for overdue tasks, in one companion of the fleet at a time. Raises
+    :class:`StoreUnavailable` if Redis or MongoDB is unavailable; a later step makes up for it.
+    """
 
     def __init__(
         self,
@@ -77,11 +79,7 @@ class OverdueSweep:
         self._tidy_from = 0.0
 
     def step(self) -> int:
-        """Look once, if the lease is held here; return the number of new verdicts.
-
-        Raises:
-            StoreUnavailable: Redis or MongoDB is unavailable; a later step makes up for it.
-        """
+        """Look once, if the lease is held here; return the number of new verdicts."""
         began = self._now()
         if began < self._ask_from:
             return 0
@@ -110,11 +108,7 @@ class OverdueSweep:
                 return found
 
     def leave(self) -> None:
-        """Let another companion take over at once.
-
-        Raises:
-            StoreUnavailable: Redis is unavailable.
-        """
+        """Let another companion take over at once."""
         self._lease.release()
 
     def _due(self, began: float) -> tuple[list[bytes], float]:
