@@ -164,13 +164,7 @@ def read_learned(text: str) -> Learned | None:
     Raises:
         ValueError: it is malformed.
     """
-    try:
-        before, after, own_before, own_after = map(float, text.split())
-    except ValueError:
-        pass  # it has a -, or is malformed
-    else:
-        return Learned(before, after, own_before, own_after)
     taus = [None if part == "-" else float(part) for part in text.split() if part != "dup"]
     if len(taus) != 4 or taus[0] is None or taus[1] is None:
         return None
-    return Learned(taus[0], taus[1], taus[2], taus[3])
+    return Learned(taus[0], taus[1], *taus[2:])

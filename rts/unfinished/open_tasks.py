@@ -69,7 +69,8 @@ class OpenTasks:
         keys = settings.keys
         names = [keys.open, keys.open_info, keys.open_counts, keys.closed, keys.judged]
         names += [keys.counters, keys.ahead]
-        self._names = bulks(*map(str.encode, names))
+        #: The keys of ``register_open.lua``: how many, and packed.
+        self._keys = len(names), bulks(*map(str.encode, names))
         self._counters = keys.counters
         self._most_open = str(settings.open_max).encode()
         self.reset()
@@ -147,7 +148,8 @@ class OpenTasks:
         each = "".join([pack_task(*note) for note in notes])
         # Each character stands for one byte.
         arguments = bulks(self._most_open) + each.encode("latin-1")
-        return REGISTER_OPEN.head(1 + ARGUMENTS * len(notes), 7) + self._names + arguments
+        number, names = self._keys
+        return REGISTER_OPEN.head(1 + ARGUMENTS * len(notes), number) + names + arguments
 
     def stop(self) -> None:
         """Deliver the notes and end the thread, if there is one."""
