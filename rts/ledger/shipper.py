@@ -26,6 +26,9 @@ from rts.tau.finish import RECORDS_LOST, FinishCall, FinishEntry, finish_entry, 
 
 #: Records per call. It blocks Redis for about 20 µs per record.
 CHUNK = 100
+#: Seconds for which Redis still knows the lines of a file that is gone: a call that was given
+#: up may arrive later, as the kernel goes on sending it once the network is back.
+LATE_S = 300
 
 #: Called for each record that taught something.
 OnLearned = Callable[[Execution, Learned], None]
@@ -144,8 +147,8 @@ class Shipper:
                     self._spool.refuse(torn)
                 os.unlink(path)
         if ended:
-            # Its lines cannot be delivered again.
-            self._link.call(pack("DEL", self._keys.seq + producer_of(path)))
+            # Nobody ships its lines again.
+            self._link.call(pack("EXPIRE", self._keys.seq + producer_of(path), LATE_S))
         return shipped
 
     def _send(self, path: str, tail: _Tail, whole: bytes) -> int:

@@ -202,7 +202,7 @@ end
 if #ended > 0 then
   close({unpack(KEYS, 6, 10)}, ended)
 end
-if KEYS[11] then
+if KEYS[11] and last > applied then
   redis.call('SET', KEYS[11], last, 'EX', SEQ_TTL)
 end
 return table.concat(answers, '\n')

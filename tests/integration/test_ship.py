@@ -13,13 +13,14 @@ import redis
 
 from rts import health
 from rts.errors import StoreUnavailable
-from rts.ledger.shipper import CHUNK, Shipper
+from rts.ledger.shipper import CHUNK, LATE_S, Shipper
 from rts.ledger.sink import SpoolRunSink
 from rts.ledger.spool import Spool
 from rts.link.link import Link
 from rts.records import Execution, Learned
 from rts.settings import Settings
 from rts.testing import RedisServer
+from tests.recording_link import RecordingLink
 from tests.records import as_line, run, success
 
 
@@ -116,7 +117,23 @@ def test_a_file_is_removed_once_its_writer_ended(
     assert shipper.ship() == 1
     assert not os.path.exists(path)
     assert outbox_ids(client, settings) == ["a", "b"]
-    assert not list(client.scan_iter(settings.keys.seq + "*"))
+    (kept,) = client.scan_iter(settings.keys.seq + "*")
+    assert 0 < client.ttl(kept) <= LATE_S
+
+
+def test_a_call_that_arrives_once_its_file_is_gone_teaches_nothing(
+    client: Any, settings: Settings, spool: Spool
+) -> None:
+    link = RecordingLink(settings)
+    spool.append_line(as_line(success("a")))
+    spool.close()
+    assert Shipper(spool, link, settings).ship() == 1
+    (late,) = [command for command in link.asked if b"EVAL" in command[:16]]
+    link.call(late)
+    assert outbox_ids(client, settings) == ["a"]
+    assert client.hget(settings.keys.count, "cpu-light") == "1"
+    (kept,) = client.scan_iter(settings.keys.seq + "*")
+    assert 0 < client.ttl(kept) <= LATE_S
 
 
 @pytest.mark.parametrize("delivered", [True, False])
