@@ -163,6 +163,7 @@ class Link:
     def _exchange(self, connection: Any, data: bytes, count: int) -> list[Any]:
         replies: list[Any] = []
         try:
+            connection.begin()
             connection.send_packed_command([data])
             for _ in range(count):
                 try:

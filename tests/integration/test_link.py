@@ -19,6 +19,7 @@ from rts.errors import ConfigurationError, StoreUnavailable
 from rts.link.breaker import Breaker
 from rts.link.link import MAX_IDLE_S, Link
 from rts.link.scripts import pack
+from rts.link.waits import BoundedSocket
 from rts.settings import Settings
 from rts.testing import RedisServer, wait_until
 from tests.forked import forks_beside_threads, holds_in_child
@@ -250,6 +251,48 @@ def test_connections_that_a_firewall_dropped_cost_one_timeout(
             link.call(pack("PING"))
         assert link.call(pack("PING")) == [b"PONG"]
         link.close()
+
+
+def test_a_reply_that_trickles_in_is_not_waited_for() -> None:
+    reply = b"$40\r\n%b\r\n" % (b"x" * 40)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1024)
+                for n in range(len(reply)):
+                    try:
+                        connection.sendall(reply[n : n + 1])
+                    except OSError:
+                        return  # the link has given up
+                    time.sleep(0.05)
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        port = listener.getsockname()[1]
+        link = Link(Settings(redis_url=f"redis://127.0.0.1:{port}/0", timeout=0.5))
+        with pytest.raises(StoreUnavailable):
+            link.call(pack("GET", "x"))
+        thread.join(5)
+
+
+def test_only_time_spent_in_waiting_counts() -> None:
+    near, far = socket.socketpair()
+    with near, far:
+        bounded = BoundedSocket(near, 0.5)
+        far.sendall(b"abc")
+        assert bounded.recv(1) == b"a"
+        time.sleep(0.6)
+        assert bounded.recv(1) == b"b"
+        assert bounded.recv_into(bytearray(1)) == 1
+        with pytest.raises(TimeoutError):
+            bounded.recv(1)
+        far.sendall(b"d")
+        with pytest.raises(TimeoutError):
+            bounded.recv(1)
+        bounded.begin()
+        assert bounded.recv(1) == b"d"
 
 
 def test_a_connection_that_was_idle_for_minutes_is_not_used(server: RedisServer) -> None:

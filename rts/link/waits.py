@@ -1,0 +1,73 @@
+"""Connections that wait only so long in each exchange, however the reply trickles in.
+
+The timeout of a socket starts anew with each piece that comes: a slow or lossy network would
+keep a publisher waiting many times as long.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+class BoundedSocket:
+    """A connected socket *sock* that waits for at most *timeout_s* seconds in each exchange;
+    the first one begins now. Time that the caller takes for itself does not count.
+    """
+
+    def __init__(self, sock: Any, timeout_s: float) -> None:
+        self._sock = sock
+        self._timeout_s = timeout_s
+        self._left_s = timeout_s
+
+    def begin(self) -> None:
+        """Begin an exchange."""
+        self._left_s = self._timeout_s
+
+    def sendall(self, data: bytes) -> None:
+        """See :meth:`socket.socket.sendall`."""
+        self._wait(self._sock.sendall, data)
+
+    def recv(self, *args: Any) -> bytes:
+        """See :meth:`socket.socket.recv`."""
+        received: bytes = self._wait(self._sock.recv, *args)
+        return received
+
+    def recv_into(self, *args: Any) -> int:
+        """See :meth:`socket.socket.recv_into`."""
+        count: int = self._wait(self._sock.recv_into, *args)
+        return count
+
+    def _wait(self, call: Callable[..., Any], *args: Any) -> Any:
+        if self._left_s <= 0:
+            raise TimeoutError("timed out")
+        self._sock.settimeout(self._left_s)
+        began = time.monotonic()
+        try:
+            return call(*args)
+        finally:
+            self._left_s -= time.monotonic() - began
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
+class _Bounded:
+    """Mixin for redis-py's connections, whose ``socket_timeout`` is a number."""
+
+    _sock: Any
+    socket_timeout: float
+
+    def _connect(self) -> BoundedSocket:
+        return BoundedSocket(super()._connect(), self.socket_timeout)  # type: ignore[misc]  # redis-py's
+
+    def begin(self) -> None:
+        """Begin an exchange. (With a new connection, its first one begins once it is there.)"""
+        if self._sock is not None:
+            self._sock.begin()
+
+
+def bounded(connection_class: type) -> type:
+    """Return a class like redis-py's *connection_class* whose waits are bounded."""
+    return type(f"Bounded{connection_class.__name__}", (_Bounded, connection_class), {})
