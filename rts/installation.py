@@ -114,8 +114,19 @@ class Installation:
         parts.link.close()
 
 
+def apps_with_rts() -> list[Any]:
+    """Return the apps that have rts, while other threads may install it into some, and drop
+    others.
+    """
+    while True:
+        try:
+            return list(installed)
+        except RuntimeError:  # one was added meanwhile
+            pass
+
+
 def _after_fork() -> None:
-    for app in list(installed):
+    for app in apps_with_rts():
         getattr(app, ATTRIBUTE).reset_build()
 
 
@@ -139,12 +150,13 @@ def publisher(name: str) -> Parts | None:
     another one knows the task.
     """
     known = publishers.get(name)
-    if known is not None or not installed:
+    apps = [] if known is not None else apps_with_rts()
+    if not apps:
         return known
     from rts.lifecycle.owners import tasks_of
 
-    if len(installed) == 1:
-        (only,) = installed
+    if len(apps) == 1:
+        (only,) = apps
         if name in tasks_of(only):
             parts = parts_of(only)
             if parts is not None:
@@ -153,11 +165,11 @@ def publisher(name: str) -> Parts | None:
     from celery import current_app
 
     app = current_app._get_current_object()
-    for each in sorted(installed, key=lambda other: other is not app):  # the current one first
+    for each in sorted(apps, key=lambda other: other is not app):  # the current one first
         if name in tasks_of(each):
             return parts_of(each)
-    if app in installed:
+    if app in apps:
         return parts_of(app)
-    if name in tasks_of(app) or len(installed) != 1:
+    if name in tasks_of(app) or len(apps) != 1:
         return None  # another app's own task
-    return parts_of(next(iter(installed)))
+    return parts_of(apps[0])

@@ -10,7 +10,9 @@ too, and does not need Celery.
 
 from __future__ import annotations
 
+import os
 import re
+import threading
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,19 @@ from rts.settings import Settings
 
 if TYPE_CHECKING:
     from celery import Celery
+
+#: For the receivers, which all apps share: one thread may install while another uninstalls.
+#: Re-entrant: a Unix signal handler may do either.
+_wiring = threading.RLock()
+
+
+def _after_fork() -> None:
+    """Replace the lock in a child: a thread of the parent may have held it."""
+    global _wiring
+    _wiring = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def install(app: Celery) -> None:
@@ -55,18 +70,19 @@ def wire(app: Celery) -> None:
     from rts.worker import add_steps
 
     _mask_secrets()
-    if app in installed:
-        return
-    setattr(app, ATTRIBUTE, Installation())
-    installed.add(app)
-    publishers.clear()
-    receivers.connect(parts_of, publisher)
-    add_steps(app)
-    app.on_after_configure.connect(_apply_order, weak=False, dispatch_uid="rts.order")
-    if app.configured:
-        _apply_order(app)
-    hook.attach(_has_rts)
-    import_modules.connect(_attach_to_flower, weak=False, dispatch_uid="rts.flower")
+    with _wiring:
+        if app in installed:
+            return
+        setattr(app, ATTRIBUTE, Installation())
+        installed.add(app)
+        publishers.clear()
+        receivers.connect(parts_of, publisher)
+        add_steps(app)
+        app.on_after_configure.connect(_apply_order, weak=False, dispatch_uid="rts.order")
+        if app.configured:
+            _apply_order(app)
+        hook.attach(_has_rts)
+        import_modules.connect(_attach_to_flower, weak=False, dispatch_uid="rts.flower")
 
 
 def uninstall(app: Celery) -> None:
@@ -84,21 +100,22 @@ def uninstall(app: Celery) -> None:
     from rts.worker import remove_steps
 
     app = _itself(app)
-    if app not in installed:
-        return
-    installation = getattr(app, ATTRIBUTE)
-    setattr(app, ATTRIBUTE, None)  # rts.auto leaves such an app alone
-    installed.discard(app)
-    publishers.clear()
+    with _wiring:
+        if app not in installed:
+            return
+        installation = getattr(app, ATTRIBUTE)
+        installed.discard(app)
+        setattr(app, ATTRIBUTE, None)  # rts.auto leaves such an app alone
+        publishers.clear()
+        remove_steps(app)
+        app.on_after_configure.disconnect(dispatch_uid="rts.order")
+        if app.configured:
+            turn_off(app)
+        if not installed:
+            receivers.disconnect()
+            hook.detach()
+            import_modules.disconnect(dispatch_uid="rts.flower")
     installation.close()  # now that nothing else finds it
-    remove_steps(app)
-    app.on_after_configure.disconnect(dispatch_uid="rts.order")
-    if app.configured:
-        turn_off(app)
-    if not installed:
-        receivers.disconnect()
-        hook.detach()
-        import_modules.disconnect(dispatch_uid="rts.flower")
 
 
 def _mask_secrets() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rts import health
 from rts.errors import CommandError
-from rts.installation import installed, parts_of, publisher
+from rts.installation import apps_with_rts, installed, parts_of, publisher
 from rts.predictions.prediction import Prediction
 
 if TYPE_CHECKING:
@@ -128,10 +128,11 @@ def _installed(app: Any) -> tuple[Any, Parts]:
         from celery import current_app
 
         app = current_app._get_current_object()
-        if app not in installed and len(installed) == 1:
+        apps = apps_with_rts()
+        if app not in apps and len(apps) == 1:
             # In a thread of a web server: unless a default app was set, Celery knows the
             # current app only in the thread that made it.
-            (app,) = installed
+            (app,) = apps
     parts = parts_of(app)
     if parts is not None:
         return app, parts

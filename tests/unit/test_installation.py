@@ -8,12 +8,16 @@ import threading
 import time
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 from celery import Celery
+from celery.signals import before_task_publish
 
 import rts
+from rts import installation
 from rts.installation import ATTRIBUTE, parts_of
+from rts.lifecycle import receivers
 from tests.forked import forks_beside_threads
 
 
@@ -73,6 +77,61 @@ def test_a_child_builds_what_its_parent_was_building(app: Celery, conf: Conf) ->
     conf.released.set()
     builder.join(30)
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_an_app_gets_its_receivers_while_another_one_gives_them_up(
+    app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, released = threading.Event(), threading.Event()
+    disconnect = receivers.disconnect
+
+    def slowly() -> None:
+        asked.set()
+        released.wait(30)
+        disconnect()
+
+    monkeypatch.setattr(receivers, "disconnect", slowly)
+    other = Celery(set_as_current=False)
+    threads = [
+        threading.Thread(target=rts.uninstall, args=(app,)),
+        threading.Thread(target=rts.install, args=(other,)),
+    ]
+    threads[0].start()
+    assert asked.wait(30)
+    threads[1].start()
+    threads[1].join(0.2)  # long enough to find them connected
+    released.set()
+    for thread in threads:
+        thread.join(30)
+    try:
+        uids = [key for (key, *_), _ in before_task_publish.receivers]
+        assert "rts.publishing" in uids
+    finally:
+        rts.uninstall(other)
+        other.close()
+
+
+def test_apps_may_come_while_a_message_is_published(
+    app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others: list[Celery] = []
+
+    class Growing(WeakSet[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            for each in super().__iter__():
+                if not others:  # as another thread may at any time
+                    others.append(Celery(set_as_current=False))
+                    self.add(others[0])
+                yield each
+
+    @app.task(name="alone.task", shared=False)
+    def alone_task() -> None: ...
+
+    app.conf.rts_redis_url = "redis://127.0.0.1:1"
+    monkeypatch.setattr(installation, "installed", Growing([app]))
+    assert installation.publisher("alone.task") is parts_of(app)
+    assert others
+    others[0].close()
 
 
 def test_a_call_from_within_the_build_does_without(app: Celery) -> None:
