@@ -335,7 +335,7 @@ def test_hostile_names_never_run(
 def test_long_names_make_no_page_wider_than_a_phone(
     browser: Any, make_stage: Callable[..., Stage], make_flower: Make, write: Any
 ) -> None:
-    long = {"task_type": "y" * 60, "name": "proj." + "x" * 100, "worker": "w" * 100}
+    long = {"task_type": "y" * 160, "name": "proj." + "x" * 100, "worker": "w" * 100}
     write(*(ended(n, 5 + n, task_id=f"{n}" * 40, deadline=1.0, **long) for n in range(5)))
     flower = make_flower(make_stage())
     context = browser.new_context(viewport={"width": 320, "height": 640})
@@ -344,6 +344,11 @@ def test_long_names_make_no_page_wider_than_a_phone(
     for path in [*paths, f"/rts/types?name={long['name']}"]:
         page = seen.open(path)
         assert page.evaluate("document.documentElement.scrollWidth") == 320, path
+    page = seen.open("/rts/misses")
+    page.set_viewport_size({"width": 1440, "height": 900})
+    assert page.evaluate(
+        "(e => e.scrollWidth == e.clientWidth)(document.querySelector('.rts-scroll'))"
+    )
     context.close()
 
 
