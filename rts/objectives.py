@@ -92,7 +92,7 @@ def objective_of(
     'cpu-light'
     """
     for key in (name, queue, task_type, ALL):
-        if key is not None and key in targets:
+        if key in targets:
             return key
     return None
 

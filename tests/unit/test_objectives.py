@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +20,7 @@ from rts.objectives import (
     objective_of,
 )
 from rts.views.slo import ObjectiveStatus, WindowStanding
+from rts.views.windows import parse
 
 TARGETS = {"gpu": 0.9, "proj.add": 0.99, "mixed": 0.8, "*": 0.95}
 
@@ -76,7 +79,8 @@ def test_both_windows_must_burn() -> None:
     over = {**all_bad, "5m": well, "30m": well}
     assert severities(burning(0.99, over, 10)) == [1.0]
     assert severities(burning(0.99, {**over, "6h": well}, 10)) == []
-    begun = counts(w5m=bad, w30m=bad, w1h=bad, w6h=well, w3d=well)
+    little = Count(1000, 995)
+    begun = counts(w5m=bad, w30m=bad, w1h=bad, w6h=little, w3d=little)
     assert severities(burning(0.99, begun, 10)) == [14.4]
 
 
@@ -88,6 +92,14 @@ def test_a_rule_fires_from_its_factor_on() -> None:
         for bad, fires in ((least + 1, True), (least - 1, False)):
             found = {**counts(), rule.long: Count(n, n - bad), rule.short: Count(n, n - bad)}
             assert (rule in burning(target, found, 10)) is fires
+    exactly = dict.fromkeys(WINDOWS, Count(100, 50))
+    assert severities(burning(0.5, exactly, 10)) == [1.0]
+
+
+def test_windows_are_as_long_as_they_are_called() -> None:
+    assert {name: parse(name) for name in WINDOWS} == {
+        name: timedelta(seconds=seconds) for name, seconds in WINDOWS.items()
+    }
 
 
 def test_a_quiet_night_pages_nobody() -> None:
