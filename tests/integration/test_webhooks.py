@@ -612,30 +612,46 @@ def test_secrets_appear_nowhere(make_settings: MakeSettings, links: Any) -> None
 
 BAD: list[Any] = [
     "https://a",
+    5,
+    [5],
     [{}],
     ["https://a"],
     [{"url": "ftp://a"}],
     [{"url": "file:///etc/passwd"}],
     [{"url": "https:///path"}],
     [{"url": "https://a:99999/"}],
+    [{"url": "https://a:0/"}],
+    [{"url": f"https://a/{2039 * 'x'}"}],
     [{"url": "https://a/ b"}],
+    [{"url": "https://a/ä"}],
     [{"url": "https://a/\nb"}],
-    [{"url": "https://a", "secret": "hush"}],
+    [{"url": "https://a", "secret": "hush123"}],
     [{"url": "https://a", "secret": 12345678}],
     [{"url": "https://a", "format": "xml"}],
     [{"url": "https://a", "events": []}],
     [{"url": "https://a", "events": ["lunch"]}],
     [{"url": "https://a", "events": "slo_burning"}],
+    [{"url": "https://a", "events": {"slo_burning": True}}],
     [{"url": "https://a", "min_interval": -1}],
     [{"url": "https://a", "min_interval": float("nan")}],
     [{"url": "https://a", "min_interval": True}],
-    [{"url": "https://a", "min_interval": 1e12}],  # no thread can wait for so long
+    [{"url": "https://a", "min_interval": "1"}],
+    [{"url": "https://a", "min_interval": 86401}],  # older messages are not sent
     [{"url": "https://a", "secret": 8 * "\udcff"}],
     [{"url": "https://a", "link": "javascript:alert(1)"}],
     [{"url": "https://a", "token": "hush"}],
     [{"url": "https://a"}, {"url": "https://a"}],
     [{"url": f"https://a/{i}"} for i in range(21)],
 ]
+
+
+def test_webhooks_may_go_to_their_limits() -> None:
+    hook = {"url": f"https://a/{2038 * 'x'}", "secret": "hush1234", "min_interval": 86400}
+    others = [{"url": f"https://a/{i}", "min_interval": 0} for i in range(19)]
+    hooks = read_webhooks("rts_webhooks", [hook, *others])
+    assert len(hooks) == 20
+    assert (hooks[0].secret, hooks[0].min_interval_s) == ("hush1234", 86400.0)
+    assert (hooks[1].secret, hooks[1].min_interval_s) == (None, 0.0)
 
 
 @pytest.mark.parametrize("value", BAD)
