@@ -61,7 +61,7 @@ def test_messages_on_plain_lists_are_adopted(url: str, raw: redis.Redis) -> None
 
 
 @pytest.mark.parametrize("work", [0.0, 2.0])
-@pytest.mark.parametrize("deadline", [5.0, 1e9 + 0.25])
+@pytest.mark.parametrize("deadline", [5.0, 1e9 + 0.25, 253402300799.0])
 def test_an_adopted_message_gets_the_place_that_a_published_one_has(
     url: str, raw: redis.Redis, work: float, deadline: float
 ) -> None:

@@ -35,6 +35,20 @@ def test_unacknowledged_messages_return_after_the_visibility_timeout(url: str) -
         dead.default_channel.qos._delivered.clear()
 
 
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_message_without_a_deadline_keeps_its_arrival(url: str, ordered: bool) -> None:
+    """Whether it was published in deadline order or adopted from a plain list."""
+    with connect(url) as connection, Connection(url) as other:
+        channel = connection.default_channel
+        for tag in ("1", "2"):
+            message = envelope(Message(0, 0, 0, tag))
+            message["headers"] = {"task": "t", "id": tag}
+            (channel if ordered else other.default_channel)._put(NAME, message)
+        assert channel.basic_get(NAME).delivery_tag == "1"
+        channel.qos.restore_by_tag("1")
+        assert [channel.basic_get(NAME).delivery_tag for _ in range(2)] == ["1", "2"]
+
+
 def test_an_idle_consumer_without_an_event_loop_restores_messages(url: str) -> None:
     with (
         connect(url, visibility_timeout=0) as dead,
