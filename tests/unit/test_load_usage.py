@@ -175,6 +175,19 @@ def test_a_file_that_the_app_has_closed_fails_no_later_run() -> None:
     assert mark.read_bytes() > 0
 
 
+def test_a_child_forgets_both_files_though_the_app_has_closed_one() -> None:
+    mark = _HighWaterMark()
+    mark.reset()
+    assert mark._fd is not None
+    mark._status_fd = os.open("/proc/self/status", os.O_RDONLY)
+    os.close(mark._fd)
+    kept = mark._status_fd
+    mark.after_fork()
+    assert (mark._fd, mark._status_fd) == (None, None)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(kept)
+
+
 def test_a_mark_that_cannot_be_reset_is_read_elsewhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
