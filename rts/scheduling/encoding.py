@@ -56,6 +56,8 @@ class Place(NamedTuple):
 
         >>> Place(120.0, 111.0, 100.0).behind(105.0)
         Place(score=125.0, latest=111.0, arrival=105.0)
+        >>> Place(120.0, 111.0, 100.0).behind(95.0)  # such as before its eta
+        Place(score=120.0, latest=111.0, arrival=100.0)
         """
         return Place(
             self.score + max(0.0, now - self.arrival), self.latest, max(now, self.arrival)
