@@ -22,7 +22,7 @@ from rts.predictions.shared_workers import Queues, WorkerGroup
 from rts.scheduling.encoding import ARRIVAL, Place, member
 from rts.scheduling.queues import COUNTED, SAMPLED, hopeless_in
 from rts.scheduling.rule import Rule
-from rts.scheduling.scripts import CLAIM
+from rts.scheduling.scripts import BYTES, CLAIM
 from rts.simulation.orders import EarliestDeadlineFirst, Waiting
 from rts.testing import RedisServer
 from tests.order import EDF, FAR, NAME, PAST, Message, connect, envelope
@@ -343,4 +343,6 @@ def test_hopeless_messages_far_back_are_estimated(url: str, raw: redis.Redis) ->
         assert hopeless_in(channel, NAME) == pytest.approx(4 * exact, rel=0.25)
         # Of large messages it looks at few.
         put(40, lambda n: n >= 3, "x" * (1 << 20))
+        raw.config_resetstat()
         assert hopeless_in(channel, NAME) == 37
+        assert raw.info("commandstats")["cmdstat_zrange"]["calls"] <= 2 * BYTES >> 20

@@ -151,6 +151,19 @@ def test_what_another_worker_has_restored_and_claimed_meanwhile_is_left_to_it(
         assert state_of(channel, NAME).waiting == 0
 
 
+def test_a_worker_restores_a_few_at_a_time_and_now_and_then(url: str, raw: redis.Redis) -> None:
+    with connect(url) as connection:
+        for number in range(25):
+            message = envelope(Message(time.time() + FAR, 1.0, 1.0, str(number)))
+            raw.hset("unacked", str(number), f'[{json.dumps(message)},"","{NAME}"]')
+            raw.zadd("unacked_index", {str(number): 1})
+        left = []
+        for _ in range(11):
+            connection.default_channel.qos.restore_visible()
+            left.append(raw.zcard("unacked_index"))
+        assert left == [*[15] * 10, 5]
+
+
 def test_workers_restore_messages_together(
     url: str, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
