@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from celery import Celery
 
 #: For the receivers, which all apps share: one thread may install while another uninstalls.
-#: Re-entrant: a Unix signal handler may do either.
+#: Nothing that may import a module happens under it: another thread may be importing that one,
+#: which installs rts. Re-entrant: a Unix signal handler may do either.
 _wiring = threading.RLock()
 
 
@@ -79,10 +80,10 @@ def wire(app: Celery) -> None:
         receivers.connect(parts_of, publisher)
         add_steps(app)
         app.on_after_configure.connect(_apply_order, weak=False, dispatch_uid="rts.order")
-        if app.configured:
-            _apply_order(app)
         hook.attach(_has_rts)
         import_modules.connect(_attach_to_flower, weak=False, dispatch_uid="rts.flower")
+    if app.configured:
+        _apply_order(app)
 
 
 def uninstall(app: Celery) -> None:
@@ -109,12 +110,12 @@ def uninstall(app: Celery) -> None:
         publishers.clear()
         remove_steps(app)
         app.on_after_configure.disconnect(dispatch_uid="rts.order")
-        if app.configured:
-            turn_off(app)
         if not installed:
             receivers.disconnect()
             hook.detach()
             import_modules.disconnect(dispatch_uid="rts.flower")
+    if app.configured:
+        turn_off(app)
     installation.close()  # now that nothing else finds it
 
 

@@ -15,7 +15,7 @@ from celery import Celery
 from celery.signals import before_task_publish
 
 import rts
-from rts import installation
+from rts import installation, integration
 from rts.installation import ATTRIBUTE, parts_of
 from rts.lifecycle import receivers
 from tests.forked import forks_beside_threads
@@ -109,6 +109,33 @@ def test_an_app_gets_its_receivers_while_another_one_gives_them_up(
     finally:
         rts.uninstall(other)
         other.close()
+
+
+def test_no_thread_waits_for_the_configuration_of_another_app(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked, released = threading.Event(), threading.Event()
+
+    def slowly(*_: Any, **__: Any) -> None:
+        asked.set()
+        released.wait(30)  # as for a module whose import installs rts in the other thread
+
+    monkeypatch.setattr(integration, "_apply_order", slowly)
+    apps = [Celery(set_as_current=False) for _ in range(2)]
+    assert apps[0].conf.timezone is None  # it is configured by now
+    threads = [threading.Thread(target=rts.install, args=(app,)) for app in apps]
+    threads[0].start()
+    assert asked.wait(30)
+    threads[1].start()
+    threads[1].join(10)
+    waits = threads[1].is_alive()
+    released.set()
+    for thread in threads:
+        thread.join(30)
+    for app in apps:
+        rts.uninstall(app)
+        app.close()
+    assert not waits
 
 
 def test_apps_may_come_while_a_message_is_published(
