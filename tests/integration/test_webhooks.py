@@ -189,6 +189,35 @@ def test_two_leaders_at_the_same_moment_send_one_message(
     link.close()
 
 
+def test_an_alert_that_cannot_be_read_starts_again(
+    make_settings: MakeSettings, links: Any, redis_client: Any
+) -> None:
+    """As one of another version."""
+    settings = make_settings()
+    link = links(settings)
+    store, key = store_of(link, settings), settings.keys.alerts
+    names = [str(number) for number in range(8)]
+    for name in names:
+        alert = dataclasses.replace(Alert.of(overdue()[0], name, float(name)), key=name)
+        redis_client.hset(key, name, alert.to_json())
+    redis_client.hset(key, "odd", "{}")
+    assert [alert.id for alert in firing(link, settings)] == names
+    assert store.update((), ()) == 0
+    assert sorted(redis_client.hkeys(key)) == names
+
+
+def test_overdue_tasks_are_told_by_type_and_queue() -> None:
+    found = overdue(
+        ("mixed", "q", 101.0),  # by another clock
+        *(("cpu-light", None, deadline) for deadline in (95.0, 40.0)),
+    )
+    assert [condition.summary for condition in found] == [
+        "2 tasks are overdue: type cpu-light, queue unknown, the oldest by 60 s",
+        "1 task is overdue: type mixed, queue q, the oldest by 0 s",
+    ]
+    assert found[0].values == {"tasks": 2, "oldest_s": 60.0}
+
+
 def test_a_list_of_another_type_costs_only_its_webhook_the_message(
     make_settings: MakeSettings, links: Any, redis_client: Any
 ) -> None:
@@ -271,6 +300,9 @@ def test_no_alert_ends_while_more_tasks_are_overdue_than_are_looked_at(
     redis_client.zrem(settings.keys.overdue, "a")
     assert leader.evaluate_overdue() == 1
     assert [alert.key for alert in firing(link, settings)] == ["task_overdue/mixed/b"]
+    redis_client.zrem(settings.keys.overdue, "b")
+    assert leader.evaluate_overdue() == 1
+    assert firing(link, settings) == []
     leader.leave()
 
 

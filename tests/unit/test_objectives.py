@@ -124,3 +124,28 @@ def test_an_alert_of_few_misses_among_many_does_not_say_that_all_are_in_time() -
     assert condition.summary.startswith("all tasks: 99.9 % on time over 3d (10000 tasks)")
     # A page covers it also where that has not ended, though it does not burn right now.
     assert condition.covered_by == "slo_burning/*/page"
+
+
+def test_a_burning_objective_is_told_by_its_most_urgent_rule() -> None:
+    windows = {
+        name: WindowStanding(name, seconds, 1000, 750, 0.75, 25.0)
+        for name, seconds in WINDOWS.items()
+    }
+    burning_one = ObjectiveStatus("gpu", 0.99, windows, -2.5, BURN_RULES)
+    ticket, page = burning_conditions([burning_one])
+    assert (page.key, ticket.key) == ("slo_burning/gpu/page", "slo_burning/gpu/ticket")
+    assert page.summary == (
+        "gpu: 75.0 % on time over 1h (1000 tasks), objective 99 %. The error budget burns 25.0 "
+        "times too fast"
+    )
+    assert page.labels == {"objective": "gpu", "window": "1h"}
+    assert page.values == {
+        "target": 0.99,
+        "burn_rate": 25.0,
+        "threshold": 14.4,
+        "tasks": 1000,
+        "budget_left_ratio": -2.5,
+    }
+    assert (page.covered_by, ticket.covered_by) == (None, page.key)
+    others = ObjectiveStatus("*", 0.9, windows, 0.5, (BURN_RULES[-1],))
+    assert burning_conditions([burning_one, others])[-1].summary.startswith("all other tasks: ")
