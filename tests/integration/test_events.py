@@ -118,6 +118,27 @@ def test_workers_that_were_killed_leave_the_group(
         assert left == {"busy", "me"}
 
 
+def test_what_a_dead_worker_had_in_hand_is_handled_by_another_some_time_later(
+    settings: Settings, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events, group = settings.keys.events, listener.group_of("task_overdue")
+    redis_client.xgroup_create(events, group, mkstream=True)
+    texts = [EVENT._replace(task_id=f"t{n}").to_json() for n in range(4)]
+    tell(redis_client, settings, *texts[:3])
+    redis_client.xreadgroup(group, "dead", {events: ">"})
+    redis_client.xtrim(events, maxlen=2, approximate=False)
+    tell(redis_client, settings, texts[3])
+    with hearing(settings, signals.task_overdue) as told:
+        wait_until(lambda: told)
+        assert [notice.task_id for notice in told] == ["t3"]
+    # It acknowledges that one when it stops, which nobody waits for.
+    wait_until(lambda: len(redis_client.xinfo_consumers(events, group)) == 1)
+    monkeypatch.setattr(listener, "TAKEOVER_S", 0.0)
+    with hearing(settings, signals.task_overdue) as told:
+        wait_until(lambda: not redis_client.xpending(events, group)["pending"])
+    assert [notice.task_id for notice in told] == ["t1", "t2"]
+
+
 @forks_beside_threads
 def test_no_child_is_forked_amid_a_receiver(
     settings: Settings, redis_client: redis.Redis, heard: list[TaskOverdue]
