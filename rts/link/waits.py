@@ -10,16 +10,26 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+#: Seconds to wait if there are none left: a thread that has waited for the GIL, not for Redis,
+#: finds its reply.
+LEAST_S = 1e-3
+#: The socket's timeout is left alone while the seconds left are at least this share of it: to
+#: change it is a system call, after which a thread may have to wait for the GIL.
+CLOSE_RATIO = 0.9
+
 
 class BoundedSocket:
-    """A connected socket *sock* that waits for at most *timeout_s* seconds in each exchange;
-    the first one begins now. Time that the caller takes for itself does not count.
+    """A connected socket *sock* that waits for about *timeout_s* seconds in each exchange, at
+    most; the first one begins now. Time that the caller takes for itself does not count.
     """
 
     def __init__(self, sock: Any, timeout_s: float) -> None:
         self._sock = sock
         self._timeout_s = timeout_s
         self._left_s = timeout_s
+        sock.settimeout(timeout_s)
+        #: The timeout that the socket has now.
+        self._set_s = timeout_s
 
     def begin(self) -> None:
         """Begin an exchange."""
@@ -40,9 +50,10 @@ class BoundedSocket:
         return count
 
     def _wait(self, call: Callable[..., Any], *args: Any) -> Any:
-        if self._left_s <= 0:
-            raise TimeoutError("timed out")
-        self._sock.settimeout(self._left_s)
+        left_s = max(self._left_s, LEAST_S)
+        if not CLOSE_RATIO * self._set_s <= left_s <= self._set_s:
+            self._sock.settimeout(left_s)
+            self._set_s = left_s
         began = time.monotonic()
         try:
             return call(*args)

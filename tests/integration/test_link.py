@@ -288,11 +288,27 @@ def test_only_time_spent_in_waiting_counts() -> None:
         assert bounded.recv_into(bytearray(1)) == 1
         with pytest.raises(TimeoutError):
             bounded.recv(1)
-        far.sendall(b"d")
         with pytest.raises(TimeoutError):
             bounded.recv(1)
         bounded.begin()
+        far.sendall(b"d")
         assert bounded.recv(1) == b"d"
+        assert bounded.gettimeout() == 0.5
+
+
+def test_a_reply_that_has_come_is_read_however_late() -> None:
+    class Starved(socket.socket):
+        """Of a thread that waits for the GIL: for as long as other threads compute."""
+
+        def recv(self, *args: Any) -> bytes:
+            time.sleep(0.1)
+            return super().recv(*args)
+
+    near, far = socket.socketpair()
+    with Starved(fileno=near.detach()) as sock, far:
+        bounded = BoundedSocket(sock, 0.05)
+        far.sendall(b"abc")
+        assert [bounded.recv(1) for _ in range(3)] == [b"a", b"b", b"c"]
 
 
 def test_a_connection_that_was_idle_for_minutes_is_not_used(server: RedisServer) -> None:
