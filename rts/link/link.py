@@ -106,7 +106,7 @@ class Link:
                 except redis.ConnectionError:
                     pass  # closed while idle; a timeout is no ConnectionError
             return self._exchange(self._new_connection(), data, len(commands))
-        except (RedisError, OSError) as exc:
+        except (RedisError, OSError, UnicodeError) as exc:  # the last: no such name can exist
             # The idle connections are older and probably broken as well: each would cost a
             # timeout and a period of the breaker.
             self.close()

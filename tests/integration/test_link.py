@@ -95,6 +95,14 @@ def test_an_unreachable_server_fails_fast_until_the_period_is_over(
     assert caplog.text.count("answers again") == 1
 
 
+def test_a_host_that_no_name_server_can_be_asked_for_is_an_outage() -> None:
+    link = Link(Settings(redis_url="redis://redis..svc/0"))
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable):
+            link.call(pack("PING"))
+    assert health.take_counts()["redis_failures"] == 1
+
+
 def test_a_resolver_that_does_not_answer_is_not_waited_for(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
