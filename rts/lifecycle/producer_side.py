@@ -114,7 +114,7 @@ class ProducerSide:
             known, parts = self._publishing.message
             if known is not headers:
                 parts = self._publisher(str(sender))
-            if parts is None:
+            if parts is None or (parts.open_tasks is None and parts.predictor is None):
                 return
             noted = open_task(headers, routing_key)
             if OWED in headers and (deadline := due_at(headers)) is not None:
