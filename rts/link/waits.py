@@ -19,8 +19,9 @@ CLOSE_RATIO = 0.9
 
 
 class BoundedSocket:
-    """A connected socket *sock* that waits for about *timeout_s* seconds in each exchange, at
-    most; the first one begins now. Time that the caller takes for itself does not count.
+    """A connected socket *sock* that waits for replies for about *timeout_s* seconds in each
+    exchange, at most; the first one begins now. Time that the caller takes for itself does not
+    count, nor does sending, which hardly ever waits for more than the GIL.
     """
 
     def __init__(self, sock: Any, timeout_s: float) -> None:
@@ -37,7 +38,8 @@ class BoundedSocket:
 
     def sendall(self, data: bytes) -> None:
         """See :meth:`socket.socket.sendall`."""
-        self._wait(self._sock.sendall, data)
+        self._set_timeout(self._timeout_s)
+        self._sock.sendall(data)
 
     def recv(self, *args: Any) -> bytes:
         """See :meth:`socket.socket.recv`."""
@@ -50,15 +52,17 @@ class BoundedSocket:
         return count
 
     def _wait(self, call: Callable[..., Any], *args: Any) -> Any:
-        left_s = max(self._left_s, LEAST_S)
-        if not CLOSE_RATIO * self._set_s <= left_s <= self._set_s:
-            self._sock.settimeout(left_s)
-            self._set_s = left_s
+        self._set_timeout(max(self._left_s, LEAST_S))
         began = time.monotonic()
         try:
             return call(*args)
         finally:
             self._left_s -= time.monotonic() - began
+
+    def _set_timeout(self, seconds: float) -> None:
+        if not CLOSE_RATIO * self._set_s <= seconds <= self._set_s:
+            self._sock.settimeout(seconds)
+            self._set_s = seconds
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)

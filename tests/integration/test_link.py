@@ -308,15 +308,25 @@ def test_a_reply_that_has_come_is_read_however_late() -> None:
     class Starved(socket.socket):
         """Of a thread that waits for the GIL: for as long as other threads compute."""
 
+        def sendall(self, *args: Any) -> None:
+            super().sendall(*args)
+            time.sleep(0.1)
+
         def recv(self, *args: Any) -> bytes:
+            timeouts.append(self.gettimeout())
             time.sleep(0.1)
             return super().recv(*args)
 
+    timeouts: list[float | None] = []
     near, far = socket.socketpair()
     with Starved(fileno=near.detach()) as sock, far:
         bounded = BoundedSocket(sock, 0.05)
-        far.sendall(b"abc")
-        assert [bounded.recv(1) for _ in range(3)] == [b"a", b"b", b"c"]
+        for _ in range(2):
+            bounded.begin()
+            bounded.sendall(b"?")
+            far.sendall(b"abc")
+            assert [bounded.recv(1) for _ in range(3)] == [b"a", b"b", b"c"]
+    assert timeouts[0] == timeouts[3] == 0.05, "it has waited for nothing yet"
 
 
 def test_a_connection_that_was_idle_for_minutes_is_not_used(server: RedisServer) -> None:
