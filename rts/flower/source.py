@@ -54,6 +54,8 @@ MONGO_OPTIONS: Mapping[str, int] = {
 }
 #: Seconds for Redis to accept a connection, and to answer.
 CONNECT_TIMEOUT_S, TIMEOUT_S = 1.0, 2.0
+#: Seconds that a query of MongoDB waits for the time by Redis: less than a page waits for it.
+CLOCK_S = 0.5
 #: Late runs of a type that are examined for its reason.
 LATE_RUNS = 500
 #: Misses that are listed.
@@ -96,7 +98,7 @@ class Source:
         self.settings = settings
         self._app = app
         self._link = Link.with_timeouts(settings, CONNECT_TIMEOUT_S, TIMEOUT_S)
-        self._time = FleetTime(self._link)
+        self._time = FleetTime(self._link, CLOCK_S)
         self._client: MongoClient[dict[str, Any]] | None = None
         #: Held while the client is created.
         self._lock = threading.Lock()

@@ -53,7 +53,7 @@ class RtsCollector:
         self._settings = settings
         self._patience_s = patience_s
         self._link = Link.with_timeouts(settings, CONNECT_TIMEOUT_S, TIMEOUT_S)
-        self._time = FleetTime(self._link)
+        self._time = FleetTime(self._link, patience_s / 4)
         self._client: Any = None
         self._sources: dict[str, Source[Any]] = {
             "redis": Source("Redis", lambda: read(self._link, settings), max_age_s),

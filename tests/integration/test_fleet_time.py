@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -16,7 +17,7 @@ from rts.cli.watch_data import Gatherer
 from rts.flower.source import Source
 from rts.link.link import Link
 from rts.settings import Settings
-from rts.testing import RedisServer
+from rts.testing import RedisServer, wait_until
 from rts.views.fleet_time import FleetTime
 from rts.views.metrics import RtsCollector
 from tests.commands import NO_REDIS, Run, document, write_verdicts
@@ -81,5 +82,27 @@ def test_so_do_watch_metrics_and_flower(conf: dict[str, Any]) -> None:
 
 def test_without_redis_it_is_this_hosts_time() -> None:
     link = Link(Settings(redis_url=NO_REDIS))
-    assert FleetTime(link).measured().timestamp() == pytest.approx(time.time(), abs=60.0)
+    assert FleetTime(link, 10.0).measured().timestamp() == pytest.approx(time.time(), abs=60.0)
     link.close()
+
+
+class Hanging(Link):
+    """A link to a server that is ahead, and hangs at first."""
+
+    def __init__(self) -> None:
+        super().__init__(Settings())
+        self.resumed, self.answered = threading.Event(), threading.Event()
+
+    def call(self, *commands: bytes) -> list[Any]:
+        self.resumed.wait(5)
+        self.answered.set()
+        return [[str(int(time.time() + AHEAD_S)).encode(), b"0"]]
+
+
+def test_a_redis_that_hangs_holds_up_nothing_else() -> None:
+    link = Hanging()
+    fleet = FleetTime(link, 0.0)
+    fleet.measured()
+    assert not link.answered.is_set()
+    link.resumed.set()
+    wait_until(lambda: fleet.now().timestamp() - time.time() > AHEAD_S - 60)
