@@ -45,7 +45,9 @@ class LedgerChores:
         self._sums = settings.keys.sums
         self._budget_s = settings.budget_window_s
         # Links of their own: overdue tasks and alerts may be slow, draining may not.
-        self._link, alert_link, look_link = (Link(settings) for _ in range(3))
+        # A batch of records is large, and over a slow network takes long.
+        self._link = Link(settings, piecewise=True)
+        alert_link, look_link = Link(settings), Link(settings)
         #: The records to drain.
         self.outbox = RedisOutbox(self._link, settings, name, gather_s=GATHER_S)
         #: Moves them into the ledger.

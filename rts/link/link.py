@@ -22,6 +22,7 @@ from rts.errors import StoreUnavailable, kind
 from rts.link.breaker import Breaker
 from rts.link.lookup import Lookup
 from rts.link.options import connection_options
+from rts.link.waits import bounded
 from rts.settings import Settings
 from rts.urls import shown_url
 
@@ -36,17 +37,26 @@ class Link:
     """A connection pool for the Redis of *settings*. Safe with forks, threads and greenlets.
 
     Every failure is raised as :class:`StoreUnavailable`. After one, calls fail fast
-    for ``rts_breaker_period`` seconds.
+    for ``rts_breaker_period`` seconds. *piecewise*: for large replies that no task waits for.
+    ``rts_timeout`` then bounds the wait for each piece of a reply, not for the whole.
 
     Raises:
         ConfigurationError: an option in the URL has a value of the wrong type, or names
             a credential provider that cannot be loaded.
     """
 
-    def __init__(self, settings: Settings, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        now: Callable[[], float] = time.monotonic,
+        *,
+        piecewise: bool = False,
+    ) -> None:
         self._now = now
         self._shown_url = shown_url(settings.redis_url)
-        self._make, self._options = connection_options(settings)
+        make, self._options = connection_options(settings)
+        self._piecewise = piecewise
+        self._make = make if piecewise else bounded(make)
         self._connect_timeout_s = settings.connect_timeout
         self._period_s = settings.breaker_period
         self._outages = health.Outages(now)
@@ -163,7 +173,8 @@ class Link:
     def _exchange(self, connection: Any, data: bytes, count: int) -> list[Any]:
         replies: list[Any] = []
         try:
-            connection.begin()
+            if not self._piecewise:
+                connection.begin()
             connection.send_packed_command([data])
             for _ in range(count):
                 try:

@@ -14,14 +14,12 @@ from redis.retry import Retry
 
 from rts import health
 from rts.errors import ConfigurationError
-from rts.link.waits import bounded
 from rts.settings import Settings
 from rts.urls import shown_url
 
 
 def connection_options(settings: Settings) -> tuple[Any, dict[str, Any]]:
-    """Return the class of connections to the Redis of *settings*, and its arguments. (See
-    :func:`~rts.link.waits.bounded`.)
+    """Return the class of connections to the Redis of *settings*, and its arguments.
 
     Raises:
         ConfigurationError: an option in the URL has a value of the wrong type, or names
@@ -57,7 +55,7 @@ def connection_options(settings: Settings) -> tuple[Any, dict[str, Any]]:
         protocol=2,
         **dict.fromkeys(client_info),
     )
-    return bounded(make), options
+    return make, options
 
 
 def supported_options(connection_class: type, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -261,8 +262,9 @@ def test_connections_that_a_firewall_dropped_cost_one_timeout(
         link.close()
 
 
-def test_a_reply_that_trickles_in_is_not_waited_for() -> None:
-    reply = b"$40\r\n%b\r\n" % (b"x" * 40)
+@contextmanager
+def trickling(reply: bytes) -> Iterator[str]:
+    """Give the URL of a server that sends *reply* a byte at a time, in some two seconds."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def answer() -> None:
@@ -274,15 +276,26 @@ def test_a_reply_that_trickles_in_is_not_waited_for() -> None:
                         connection.sendall(reply[n : n + 1])
                     except OSError:
                         return  # the link has given up
-                    time.sleep(0.05)
+                    time.sleep(2 / len(reply))
 
         thread = threading.Thread(target=answer, daemon=True)
         thread.start()
-        port = listener.getsockname()[1]
-        link = Link(Settings(redis_url=f"redis://127.0.0.1:{port}/0", timeout=0.5))
+        yield f"redis://127.0.0.1:{listener.getsockname()[1]}/0"
+        thread.join(5)
+
+
+def test_a_reply_that_trickles_in_is_not_waited_for() -> None:
+    with trickling(b"$40\r\n%b\r\n" % (b"x" * 40)) as url:
+        link = Link(Settings(redis_url=url, timeout=0.5))
         with pytest.raises(StoreUnavailable):
             link.call(pack("GET", "x"))
-        thread.join(5)
+
+
+def test_a_piecewise_link_waits_for_all_of_a_reply() -> None:
+    with trickling(b"$40\r\n%b\r\n" % (b"x" * 40)) as url:
+        link = Link(Settings(redis_url=url, timeout=1.0), piecewise=True)
+        assert link.call(pack("GET", "x")) == [b"x" * 40]
+        link.close()
 
 
 def test_only_time_spent_in_waiting_counts() -> None:
