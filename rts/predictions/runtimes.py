@@ -8,6 +8,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from rts.deadlines import MAX_TAU
 from rts.predictions.work import Work
 from rts.tau.cache import POOL
 from rts.tau.sketch import Sketch
@@ -21,9 +22,9 @@ RIDGE = 0.1
 #: Nearest neighbours by tau on either side to sample a type's runs from, besides all of the
 #: same tau; and the greatest ratio of two taus that count as near.
 NEAR, NEAR_RATIO = 15, 2.0
-#: Seconds that taus and runtimes count as, at least, and taus at most, where one is computed
-#: from the other: messages may carry any tau, and the ratio of two has to be finite.
-LEAST_S, MOST_S = 1e-3, 1e9
+#: Seconds that taus and runtimes count as, at least, where one is computed from the other:
+#: messages may carry any tau, and the ratio of two has to be finite.
+LEAST_S = 1e-3
 #: Lognormal σ of the drift of future runtimes against past ones.
 DRIFT_SIGMA = 0.07
 #: Quantiles that represent a learned distribution of ratios.
@@ -194,7 +195,7 @@ class Runtimes:
 
 
 def _bounded(tau: float) -> float:
-    return min(MOST_S, max(LEAST_S, tau))
+    return min(MAX_TAU, max(LEAST_S, tau))
 
 
 def power_of(names: Iterable[_Runs], prior: float = 0.0) -> float:

@@ -30,6 +30,14 @@ FIRST_RUNS = 100
 TRACES = sorted(Path(os.environ.get("RTS_TEST_TRACES", "no-such-folder")).glob("*.csv"))
 
 
+@pytest.fixture
+def link(settings: Settings) -> Iterator[Link]:
+    """A link to the session's Redis."""
+    link = Link(settings)
+    yield link
+    link.close()
+
+
 def made_up(shape: str, n: int = 4500) -> Iterator[Job]:
     """Return jobs of three types whose runtimes vary in the same way."""
     rng, at = random.Random(5), 0.0
@@ -141,22 +149,19 @@ def test_the_share_that_was_asked_for_is_in_time_on_traces(
 
 
 def test_runs_measured_against_a_default_tau_do_not_count(
-    rts_redis_url: str, rts_key_prefix: str, redis_client: redis.Redis
+    settings: Settings, link: Link, redis_client: redis.Redis
 ) -> None:
-    settings = Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, timeout=5.0)
-    link, call = Link(settings), FinishCall(settings)
+    call = FinishCall(settings)
     first = settings.task_types["mixed"].tau
     for used, known in ((first, None), (first / 2, "1")):
         link.call(call.pack(None, [FinishEntry(1, b"", 3.0, "mixed", "t", used)]))
         assert redis_client.hget(settings.keys.ratio + "mixed", "n") == known
-    link.close()
 
 
 def test_old_runs_lose_weight(
-    rts_redis_url: str, rts_key_prefix: str, redis_client: redis.Redis
+    settings: Settings, link: Link, redis_client: redis.Redis
 ) -> None:
-    settings = Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, timeout=5.0)
-    link, call = Link(settings), FinishCall(settings)
+    call = FinishCall(settings)
     rng = random.Random(2)
     for start in range(0, 20_000, 100):
         scale = 1.0 if start < 10_000 else 4.0
@@ -175,15 +180,13 @@ def test_old_runs_lose_weight(
         assert sum(counts.values()) == int(held["n"]) < 1000
         old = sum(n for bucket, n in counts.items() if 1.04**bucket < 1.7)
         assert old < 0.01 * int(held["n"])
-    link.close()
 
 
 def test_the_first_ratios_of_a_type_are_forgotten(
-    rts_redis_url: str, rts_key_prefix: str, redis_client: redis.Redis
+    settings: Settings, link: Link, redis_client: redis.Redis
 ) -> None:
     """Its tau was still on the way."""
-    settings = Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, timeout=5.0)
-    key, link = settings.keys.ratio + "mixed", Link(settings)
+    key = settings.keys.ratio + "mixed"
 
     def run(n: int) -> dict[str, str]:
         entries = [FinishEntry(i, b"", 6.0, "mixed", "t", 2.0) for i in range(1, n + 1)]
@@ -196,19 +199,16 @@ def test_the_first_ratios_of_a_type_are_forgotten(
     assert run(30) == {"n": "80", bucket: "30"}
     assert redis_client.hgetall(settings.keys.ratio + "*") == {"n": "80", bucket: "80"}
     assert not redis_client.exists(settings.keys.outbox), "these were only to learn from"
-    link.close()
 
 
 def test_halving_what_old_runs_count_keeps_the_ranks(
-    rts_redis_url: str, rts_key_prefix: str, redis_client: redis.Redis
+    settings: Settings, link: Link, redis_client: redis.Redis
 ) -> None:
-    settings = Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, timeout=5.0)
-    key, link = settings.keys.ratio + "mixed", Link(settings)
+    key = settings.keys.ratio + "mixed"
     counts = {"zero": 3, **{str(bucket): 1 + bucket % 3 for bucket in range(-20, 300)}}
     # A hash has no order, though one this small keeps that in which it was filled.
     redis_client.hset(key, mapping={"odd": 1, "n": 999, **dict(sorted(counts.items()))})
     link.call(FinishCall(settings).pack(None, [FinishEntry(1, b"", 1.0, "mixed", "t", 1.0)]))
-    link.close()
     counts["0"] += 1  # of a runtime that is as long as its tau
     held, before, after = redis_client.hgetall(key), 0, 0
     for bucket, n in counts.items():

@@ -263,8 +263,9 @@ def test_connections_that_a_firewall_dropped_cost_one_timeout(
 
 
 @contextmanager
-def trickling(reply: bytes) -> Iterator[str]:
-    """Give the URL of a server that sends *reply* a byte at a time, in some two seconds."""
+def trickling() -> Iterator[str]:
+    """Give the URL of a server that replies with 40 "x", one by one, in some two seconds."""
+    reply = b"$40\r\n%b\r\n" % (b"x" * 40)
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def answer() -> None:
@@ -285,14 +286,14 @@ def trickling(reply: bytes) -> Iterator[str]:
 
 
 def test_a_reply_that_trickles_in_is_not_waited_for() -> None:
-    with trickling(b"$40\r\n%b\r\n" % (b"x" * 40)) as url:
+    with trickling() as url:
         link = Link(Settings(redis_url=url, timeout=0.5))
         with pytest.raises(StoreUnavailable):
             link.call(pack("GET", "x"))
 
 
 def test_a_piecewise_link_waits_for_all_of_a_reply() -> None:
-    with trickling(b"$40\r\n%b\r\n" % (b"x" * 40)) as url:
+    with trickling() as url:
         link = Link(Settings(redis_url=url, timeout=1.0), piecewise=True)
         assert link.call(pack("GET", "x")) == [b"x" * 40]
         link.close()
