@@ -273,6 +273,10 @@ class Stage:
             worker.stop(0)
 
 
+#: What :func:`make_stage` and :func:`apps` are.
+MakeStage, MakeApp = Callable[..., Stage], Callable[..., Celery]
+
+
 @pytest.fixture(scope="session")
 def leaving() -> Iterator[Callable[[Stage], object]]:
     """Stop the workers of a measured test that is over while the next ones run."""
@@ -291,7 +295,7 @@ def make_stage(
     tmp_path: Path,
     leaving: Callable[[Stage], object],
     request: pytest.FixtureRequest,
-) -> Iterator[Callable[..., Stage]]:
+) -> Iterator[MakeStage]:
     """Make stages; their workers end with the test. A warm shutdown is a quarter of what a
     short-lived worker costs, so only those do it that have coverage's data to write.
     """
@@ -311,7 +315,7 @@ def make_stage(
 
 
 @pytest.fixture
-def apps() -> Iterator[Callable[..., Celery]]:
+def apps() -> Iterator[MakeApp]:
     """Make apps that publish to a stage's workers; closed at the end."""
     made: list[Celery] = []
 

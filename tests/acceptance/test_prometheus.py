@@ -18,7 +18,7 @@ from rts.ledger.mongo import MongoLedger
 from rts.settings import Settings
 from rts.testing import wait_until
 from rts.testing.processes import OwnedProcess
-from tests.conftest import CELERY, ROOT, Stage
+from tests.conftest import CELERY, ROOT, MakeStage, Stage
 from tests.integration.test_metrics import Fleet
 from tests.programs import needed
 from tests.records import success
@@ -89,7 +89,7 @@ class Prometheus:
 
 
 @pytest.fixture
-def exporter(make_stage: Callable[..., Stage], tmp_path: Path) -> Iterator[tuple[Stage, str]]:
+def exporter(make_stage: MakeStage, tmp_path: Path) -> Iterator[tuple[Stage, str]]:
     stage = make_stage(rts_slo={"cpu-light": 0.99})
     log = tmp_path / "exporter.log"
     command = [*CELERY, "rts", "exporter", "--port", "0"]

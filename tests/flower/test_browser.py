@@ -22,7 +22,7 @@ from tornado.web import create_signed_value
 from rts.flower import tab
 from rts.flower.words import duration
 from rts.testing import RedisServer, wait_until
-from tests.conftest import ROOT, Stage
+from tests.conftest import ROOT, MakeStage
 from tests.flower.conftest import EVIL, Flower, some_runs
 from tests.programs import needed
 from tests.records import ended
@@ -140,7 +140,7 @@ def test_the_picture_of_the_demo_keeps_its_columns(browser: Any) -> None:
 
 
 def test_every_page_renders_and_can_be_read_by_all(
-    browser: Any, make_stage: Callable[..., Stage], make_flower: Make, write: Any
+    browser: Any, make_stage: MakeStage, make_flower: Make, write: Any
 ) -> None:
     write(*some_runs())
     stage = make_stage()
@@ -166,7 +166,7 @@ def test_every_page_renders_and_can_be_read_by_all(
 
 
 def test_the_reason_stands_at_the_top_and_charts_are_drawn(
-    browser: Any, make_stage: Callable[..., Stage], make_flower: Make, write: Any
+    browser: Any, make_stage: MakeStage, make_flower: Make, write: Any
 ) -> None:
     write(*some_runs())
     flower = make_flower(make_stage())
@@ -203,7 +203,7 @@ def test_charts_format_durations_as_the_tables_do(browser: Any) -> None:
 
 
 def test_pages_are_live_until_they_are_paused(
-    browser: Any, make_stage: Callable[..., Stage], make_flower: Make, write: Any
+    browser: Any, make_stage: MakeStage, make_flower: Make, write: Any
 ) -> None:
     write(ended(0, 5))
     flower = make_flower(make_stage())
@@ -233,7 +233,7 @@ def test_pages_are_live_until_they_are_paused(
 
 
 def test_a_page_of_a_flower_that_hangs_says_so(
-    browser: Any, make_stage: Callable[..., Stage], make_flower: Make
+    browser: Any, make_stage: MakeStage, make_flower: Make
 ) -> None:
     flower = make_flower(make_stage())
     context = browser.new_context()
@@ -249,7 +249,7 @@ def test_a_page_of_a_flower_that_hangs_says_so(
 
 
 def test_who_is_logged_out_is_told(
-    browser: Any, make_stage: Callable[..., Stage], make_flower: Make, write: Any
+    browser: Any, make_stage: MakeStage, make_flower: Make, write: Any
 ) -> None:
     write(ended(0, 5))
     flower = make_flower(
@@ -271,7 +271,7 @@ def test_who_is_logged_out_is_told(
 
 
 def test_marks_of_a_timeline_do_not_cover_each_other(
-    browser: Any, make_stage: Callable[..., Stage], make_flower: Make, write: Any
+    browser: Any, make_stage: MakeStage, make_flower: Make, write: Any
 ) -> None:
     now = time.time()
     write(ended(0, 5, arrival=now - 4000, deadline=now - 3990))
@@ -287,7 +287,7 @@ def test_marks_of_a_timeline_do_not_cover_each_other(
 
 
 def test_open_details_stay_open_when_trouble_appears(
-    browser: Any, make_stage: Callable[..., Stage], make_flower: Make, write: Any
+    browser: Any, make_stage: MakeStage, make_flower: Make, write: Any
 ) -> None:
     write(ended(0, 5))
     with RedisServer() as own:
@@ -306,7 +306,7 @@ def test_open_details_stay_open_when_trouble_appears(
 
 
 def test_hostile_names_never_run(
-    browser: Any, make_stage: Callable[..., Stage], make_flower: Make, write: Any, mongo: Any
+    browser: Any, make_stage: MakeStage, make_flower: Make, write: Any, mongo: Any
 ) -> None:
     changes = {"name": EVIL, "worker": EVIL, "queue": EVIL}
     write(
@@ -333,7 +333,7 @@ def test_hostile_names_never_run(
 
 
 def test_long_names_make_no_page_wider_than_a_phone(
-    browser: Any, make_stage: Callable[..., Stage], make_flower: Make, write: Any
+    browser: Any, make_stage: MakeStage, make_flower: Make, write: Any
 ) -> None:
     long = {"task_type": "y" * 160, "name": "proj." + "x" * 100, "worker": "w" * 100}
     write(*(ended(n, 5 + n, task_id=f"{n}" * 40, deadline=1.0, **long) for n in range(5)))
@@ -353,7 +353,7 @@ def test_long_names_make_no_page_wider_than_a_phone(
 
 
 def test_legends_keep_their_colours_where_the_system_forces_its_own(
-    browser: Any, make_stage: Callable[..., Stage], make_flower: Make, write: Any
+    browser: Any, make_stage: MakeStage, make_flower: Make, write: Any
 ) -> None:
     write(*some_runs())
     flower = make_flower(make_stage())
@@ -368,7 +368,7 @@ def test_legends_keep_their_colours_where_the_system_forces_its_own(
 
 
 def test_keyboard_theme_and_search(
-    browser: Any, make_stage: Callable[..., Stage], make_flower: Make, write: Any
+    browser: Any, make_stage: MakeStage, make_flower: Make, write: Any
 ) -> None:
     write(ended(0, 5))
     flower = make_flower(make_stage(), prefix="p")

@@ -30,7 +30,7 @@ from rts.testing import MongoServer, RedisServer, wait_until
 from rts.views.json_values import plain
 from rts.views.report import report
 from rts.views.slo import standings
-from tests.conftest import ROOT, Stage
+from tests.conftest import ROOT, MakeStage
 from tests.flower.conftest import EVIL, Flower, some_runs
 from tests.programs import needed
 from tests.records import ended
@@ -45,7 +45,7 @@ Make = Callable[..., Flower]
 @pytest.mark.measured
 @pytest.mark.parametrize("how", ["install", "rts.auto"])
 def test_every_page_is_there_without_a_flag_and_says_why_types_miss(
-    make_stage: Callable[..., Stage], make_flower: Make, write: Any, how: str
+    make_stage: MakeStage, make_flower: Make, write: Any, how: str
 ) -> None:
     write(*some_runs())
     stage = make_stage(**({"imports": ["rts.auto"]} if how == "rts.auto" else {}))
@@ -76,9 +76,7 @@ def test_every_page_is_there_without_a_flag_and_says_why_types_miss(
     assert "Traceback" not in flower.log
 
 
-def test_without_rts_flower_is_unchanged(
-    make_stage: Callable[..., Stage], make_flower: Make
-) -> None:
+def test_without_rts_flower_is_unchanged(make_stage: MakeStage, make_flower: Make) -> None:
     stage = make_stage()
     stage.installed = False
     flower = make_flower(stage)
@@ -87,10 +85,7 @@ def test_without_rts_flower_is_unchanged(
 
 
 def test_the_numbers_are_those_of_the_command_line(
-    make_stage: Callable[..., Stage],
-    make_flower: Make,
-    write: Any,
-    mongo: Database[dict[str, Any]],
+    make_stage: MakeStage, make_flower: Make, write: Any, mongo: Database[dict[str, Any]]
 ) -> None:
     write(*some_runs())
     slo = {"billing": 0.9, "crm": 0.9, "mixed": 0.5, "*": 0.9999}
@@ -123,7 +118,7 @@ def test_the_numbers_are_those_of_the_command_line(
 
 
 def test_the_headline_does_not_wait_for_a_reason(
-    make_stage: Callable[..., Stage], make_flower: Make, write: Any
+    make_stage: MakeStage, make_flower: Make, write: Any
 ) -> None:
     write(ended(0, 5), ended(1, 5, task_type="mixed", deadline=0.0, runtime_s=None))
     flower = make_flower(make_stage(), env=OPEN_API)
@@ -137,7 +132,7 @@ def test_the_headline_does_not_wait_for_a_reason(
 
 
 def test_basic_authentication_and_prefix(
-    make_stage: Callable[..., Stage], make_flower: Make, write: Any
+    make_stage: MakeStage, make_flower: Make, write: Any
 ) -> None:
     write(ended(0, 5))
     flower = make_flower(make_stage(), prefix="my/flower", basic_auth="me:secret")
@@ -154,7 +149,7 @@ def test_basic_authentication_and_prefix(
 
 
 def test_who_is_not_logged_in_sees_nothing(
-    make_stage: Callable[..., Stage], make_flower: Make, write: Any
+    make_stage: MakeStage, make_flower: Make, write: Any
 ) -> None:
     write(ended(0, 5))
     options = ("--auth=me@example.com", "--auth-provider=flower.views.auth.GithubLoginHandler")
@@ -171,7 +166,7 @@ def test_who_is_not_logged_in_sees_nothing(
 
 
 def test_tls_metrics_and_an_api_as_closed_as_flowers(
-    make_stage: Callable[..., Stage], make_flower: Make, write: Any, tmp_path: Path
+    make_stage: MakeStage, make_flower: Make, write: Any, tmp_path: Path
 ) -> None:
     write(ended(0, 5))
     key, certificate = tmp_path / "key", tmp_path / "certificate"
@@ -193,7 +188,7 @@ def test_tls_metrics_and_an_api_as_closed_as_flowers(
 
 @pytest.mark.measured
 def test_hostile_names_are_text(
-    make_stage: Callable[..., Stage], make_flower: Make, write: Any, mongo: Any
+    make_stage: MakeStage, make_flower: Make, write: Any, mongo: Any
 ) -> None:
     miss = {"deadline": 1.0, "arrival": 0.5}
     write(
@@ -226,7 +221,7 @@ def test_hostile_names_are_text(
 
 
 def test_filters_narrow_the_pages_and_invalid_ones_are_rejected(
-    make_stage: Callable[..., Stage], make_flower: Make, write: Any
+    make_stage: MakeStage, make_flower: Make, write: Any
 ) -> None:
     write(*some_runs(), ended(9999, 7200), ended(9998, 7200, worker="w2@host"))
     flower = make_flower(make_stage(), env=OPEN_API)
@@ -266,7 +261,7 @@ def test_filters_narrow_the_pages_and_invalid_ones_are_rejected(
 
 @pytest.mark.measured
 def test_flowers_page_of_a_task_shows_its_verdict(
-    make_stage: Callable[..., Stage], make_flower: Make, mongo: Database[dict[str, Any]]
+    make_stage: MakeStage, make_flower: Make, mongo: Database[dict[str, Any]]
 ) -> None:
     stage = make_stage()
     worker = stage.worker(concurrency=1, arguments=("-E",))
@@ -294,7 +289,7 @@ def test_flowers_page_of_a_task_shows_its_verdict(
 
 
 def test_a_task_that_flower_does_not_know(
-    make_stage: Callable[..., Stage], make_flower: Make, write: Any, mongo: Any
+    make_stage: MakeStage, make_flower: Make, write: Any, mongo: Any
 ) -> None:
     long = "x" * 2 * MAX_TEXT
     write(ended(0, 5), ended(1, 5, task_id=text(long)))
@@ -312,7 +307,7 @@ def test_a_task_that_flower_does_not_know(
 
 
 def test_the_page_of_a_task_says_why_it_was_late(
-    make_stage: Callable[..., Stage], make_flower: Make, write: Any
+    make_stage: MakeStage, make_flower: Make, write: Any
 ) -> None:
     waited = {"arrival": time.time() - 40, "deadline": time.time() - 34}
     write(ended(0, 5, **waited), ended(1, 5, state="FAILURE", cause="killed"))
@@ -324,7 +319,7 @@ def test_the_page_of_a_task_says_why_it_was_late(
 
 @pytest.mark.measured
 def test_queues_in_deadline_order(
-    make_stage: Callable[..., Stage], make_flower: Make, redis_client: redis.Redis
+    make_stage: MakeStage, make_flower: Make, redis_client: redis.Redis
 ) -> None:
     stage = make_stage(rts_scheduler="edf")
     app = Celery("sender", broker=stage.broker, set_as_current=False)
@@ -378,7 +373,7 @@ def test_queues_in_deadline_order(
 
 @pytest.mark.measured
 def test_flower_survives_an_outage_of_the_servers(
-    make_stage: Callable[..., Stage], make_flower: Make
+    make_stage: MakeStage, make_flower: Make
 ) -> None:
     with RedisServer() as server, MongoServer() as mongo_server:
         stage = make_stage(
@@ -406,7 +401,7 @@ def test_flower_survives_an_outage_of_the_servers(
 
 
 def test_what_is_wrong_with_redis_is_shown_as_by_status(
-    make_stage: Callable[..., Stage], make_flower: Make
+    make_stage: MakeStage, make_flower: Make
 ) -> None:
     with RedisServer(arguments=("--maxmemory", "1")) as full:
         stage = make_stage(broker=full.url, rts_redis_url=full.url)

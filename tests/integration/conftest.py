@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from rts.cli import rts
 from rts.settings import Settings
 from rts.testing import RedisServer
 from tests.commands import Run
-from tests.conftest import Stage
+from tests.conftest import MakeApp, MakeStage, Stage
 
 
 @pytest.fixture
@@ -63,9 +63,7 @@ def conf(
 
 
 @pytest.fixture
-def producer(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery]
-) -> tuple[Stage, Celery]:
+def producer(make_stage: MakeStage, apps: MakeApp) -> tuple[Stage, Celery]:
     """A stage, and an app that publishes to its workers."""
     stage = make_stage()
     return stage, apps(stage)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import pymongo
 import pytest
 import redis
-from celery import Celery
 
 import rts
 from rts import health
@@ -27,7 +25,7 @@ from rts.settings import Settings
 from rts.tau.cache import TauCache
 from rts.testing import MongoServer, RedisServer, wait_until
 from rts.views.report import report
-from tests.conftest import ROOT, Stage
+from tests.conftest import ROOT, MakeApp, MakeStage
 from tests.predictions import PATIENCE_S
 from tests.records import success
 
@@ -58,7 +56,7 @@ def test_every_command_of_ours_is_documented() -> None:
 
 
 def test_a_user_of_the_least_rights_is_enough(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any
+    make_stage: MakeStage, apps: MakeApp, mongo: Any
 ) -> None:
     with RedisServer() as own, redis.Redis(port=own.port, decode_responses=True) as admin:
         url = f"redis://rts:s3cret@127.0.0.1:{own.port}/3"
@@ -83,11 +81,7 @@ def test_a_user_of_the_least_rights_is_enough(
 
 @pytest.mark.parametrize("scheduler", [None, "edf"])
 def test_the_brokers_documented_user_is_enough_for_workers_and_predictions(
-    make_stage: Callable[..., Stage],
-    apps: Callable[..., Celery],
-    mongo: Any,
-    rts_redis_url: str,
-    scheduler: str | None,
+    make_stage: MakeStage, apps: MakeApp, mongo: Any, rts_redis_url: str, scheduler: str | None
 ) -> None:
     text = (ROOT / "docs/operations.md").read_text()
     found = re.search(r"`(\+@all [^`]*)` and `(~QUEUE[^`]*)`", text)

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-from celery import Celery
 
 from rts.testing import wait_until
-from tests.conftest import Stage
+from tests.conftest import MakeApp, MakeStage
 
 pytestmark = pytest.mark.measured
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_each_task_of_a_batch_has_its_verdict(
-    make_stage: Callable[..., Stage],
-    apps: Callable[..., Celery],
-    mongo: Any,
-    redis_client: Any,
-    pool: str,
+    make_stage: MakeStage, apps: MakeApp, mongo: Any, redis_client: Any, pool: str
 ) -> None:
     stage = make_stage()
     worker = stage.worker("tests.apps.batched", pool=pool)
@@ -42,7 +36,7 @@ def test_each_task_of_a_batch_has_its_verdict(
 
 
 def test_a_worker_with_threads_keeps_no_message_of_a_batch(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery]
+    make_stage: MakeStage, apps: MakeApp
 ) -> None:
     stage = make_stage()
     stage.worker("tests.apps.batched", pool="threads")

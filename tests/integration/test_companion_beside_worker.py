@@ -16,14 +16,14 @@ import rts
 from rts.companion.worker_chores import MAX_LOAD_AGE_S
 from rts.testing import wait_until
 from rts.unfinished.heartbeat import BEAT_S
-from tests.conftest import ONE_REPLY, Stage
+from tests.conftest import ONE_REPLY, MakeApp, MakeStage
 
 #: What every process that a test starts may take, on a busy machine.
 PATIENCE_S = 60.0
 
 
 def test_it_logs_to_the_file_of_the_workers_main_process(
-    make_stage: Callable[..., Stage], redis_client: redis.Redis, tmp_path: Path
+    make_stage: MakeStage, redis_client: redis.Redis, tmp_path: Path
 ) -> None:
     stage, logs = make_stage(), tmp_path / "logs"
     logs.mkdir()
@@ -45,7 +45,7 @@ def nvmlInit():
 
 
 def test_gpus_that_cannot_be_read_are_logged_once(
-    make_stage: Callable[..., Stage], redis_client: redis.Redis
+    make_stage: MakeStage, redis_client: redis.Redis
 ) -> None:
     stage = make_stage()
     env = {"PYTHONPATH": f"{stage.folder}{os.pathsep}{stage.environment['PYTHONPATH']}"}
@@ -90,10 +90,7 @@ def nvmlDeviceGetMemoryInfo(handle):
 
 @pytest.mark.parametrize("hangs_at", [1, 2])
 def test_it_beats_and_ships_while_the_driver_of_a_gpu_hangs(
-    make_stage: Callable[..., Stage],
-    redis_client: redis.Redis,
-    mongo: Any,
-    hangs_at: int,
+    make_stage: MakeStage, redis_client: redis.Redis, mongo: Any, hangs_at: int
 ) -> None:
     stage = make_stage()
     env = {"PYTHONPATH": f"{stage.folder}{os.pathsep}{stage.environment['PYTHONPATH']}"}
@@ -129,8 +126,8 @@ def test_it_beats_and_ships_while_the_driver_of_a_gpu_hangs(
     ids=["grow", "shrink", "autoscale", "solo"],
 )
 def test_the_heartbeat_has_the_current_slots(
-    make_stage: Callable[..., Stage],
-    apps: Callable[..., Celery],
+    make_stage: MakeStage,
+    apps: MakeApp,
     redis_client: redis.Redis,
     arguments: list[str],
     change: Callable[[Any], object],
@@ -153,7 +150,7 @@ def test_the_heartbeat_has_the_current_slots(
 
 
 def test_the_heartbeat_has_the_current_queues(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], redis_client: redis.Redis
+    make_stage: MakeStage, apps: MakeApp, redis_client: redis.Redis
 ) -> None:
     stage = make_stage()
     stage.worker(concurrency=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,11 +9,11 @@ from celery import Celery
 
 import rts
 from rts.testing import wait_until
-from tests.conftest import Stage
+from tests.conftest import MakeStage
 
 
 def test_a_thousand_runs_over_four_processes(
-    make_stage: Callable[..., Stage], mongo: Any, redis_client: Any
+    make_stage: MakeStage, mongo: Any, redis_client: Any
 ) -> None:
     stage = make_stage()
     stage.worker(concurrency=4)

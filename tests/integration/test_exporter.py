@@ -10,7 +10,7 @@ import socket
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,12 @@ from rts.settings import Settings
 from rts.testing import wait_until
 from rts.testing.processes import OwnedProcess
 from rts.views.slo import standings
-from tests.conftest import CELERY, ROOT, Stage
+from tests.conftest import CELERY, ROOT, MakeApp, MakeStage, Stage
 from tests.integration.test_metrics import values
 
 
 @pytest.fixture
-def producer(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery]
-) -> tuple[Stage, Celery]:
+def producer(make_stage: MakeStage, apps: MakeApp) -> tuple[Stage, Celery]:
     stage = make_stage(rts_slo={"mixed": 0.99, "*": 0.9})
     return stage, apps(stage)
 
@@ -104,7 +102,7 @@ def test_once_prints_and_exits(producer: tuple[Stage, Celery]) -> None:
 
 
 def test_a_broker_that_is_not_asked_is_not_told_to_be_up(
-    make_stage: Callable[..., Stage], rts_redis_url: str
+    make_stage: MakeStage, rts_redis_url: str
 ) -> None:
     stage = make_stage(broker="amqp://127.0.0.1:9//", rts_redis_url=rts_redis_url)
     finished = stage.celery("rts", "exporter", "--once")

@@ -6,7 +6,7 @@ import json
 import math
 import mmap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from rts.predictions.shared_workers import WorkerGroup
 from rts.settings import Settings
 from rts.testing import wait_until
 from rts.unfinished.received import BYTES, SIZE, Received, mark_of
-from tests.conftest import Stage
+from tests.conftest import MakeStage
 from tests.records import run
 
 
@@ -120,7 +120,7 @@ def test_in_order_of_arrival_each_worker_is_a_group(
     ],
 )
 def test_a_heartbeat_contains_the_prefetch_of_its_worker(
-    make_stage: Callable[..., Stage],
+    make_stage: MakeStage,
     redis_client: redis.Redis,
     pool: str,
     conf: dict[str, Any],

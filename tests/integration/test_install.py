@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from rts.installation import parts_of
 from rts.keys import Keys
 from rts.link.scripts import pack
 from rts.testing import RedisServer, WorkerFailed, wait_until
-from tests.conftest import ROOT, Stage
+from tests.conftest import ROOT, MakeStage
 from tests.order import EDF
 
 
@@ -283,7 +283,7 @@ def test_a_configuration_that_code_completes_is_not_judged_before(how: str) -> N
 
 
 def test_a_worker_refuses_to_start_with_a_setting_that_is_invalid_by_then(
-    make_stage: Callable[..., Stage],
+    make_stage: MakeStage,
 ) -> None:
     stage = make_stage()
     with pytest.raises(WorkerFailed, match="rts_min_samples = 0 is not valid"):
@@ -369,7 +369,7 @@ def test_a_task_that_apps_share_is_planned_by_the_app_that_publishes_it(
 
 
 def test_an_import_in_the_configuration_is_enough(
-    make_stage: Callable[..., Stage], redis_client: redis.Redis, mongo: Any
+    make_stage: MakeStage, redis_client: redis.Redis, mongo: Any
 ) -> None:
     stage = make_stage(imports=["rts.auto"])
     stage.installed = False

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -31,7 +31,7 @@ from rts.unfinished.events import Event
 from rts.unfinished.open_tasks import OpenTasks
 from rts.unfinished.overdue import SETTLE_S
 from tests.clock import Clock
-from tests.conftest import ROOT, Stage
+from tests.conftest import ROOT, MakeStage, Stage
 from tests.memory_ledger import MemoryLedger
 from tests.open_tasks import counts, end, events, note, overdue_sweep, task
 
@@ -315,7 +315,7 @@ child.join()
 
 @pytest.mark.parametrize("module", ["multiprocessing", "billiard"])
 def test_a_child_of_multiprocessing_delivers_what_is_left_when_it_ends(
-    make_stage: Callable[..., Stage], settings: Settings, redis_client: redis.Redis, module: str
+    make_stage: MakeStage, settings: Settings, redis_client: redis.Redis, module: str
 ) -> None:
     subprocess.run(
         [sys.executable, "-W", "ignore", "-c", FORKS, module],

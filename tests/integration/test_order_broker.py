@@ -33,7 +33,7 @@ from rts.settings import Settings
 from rts.testing import RedisServer, wait_until
 from rts.testing.binaries import find_binary
 from rts.testing.processes import OwnedProcess
-from tests.conftest import ONE_REPLY, Stage
+from tests.conftest import ONE_REPLY, MakeApp, MakeStage
 from tests.order import EDF
 from tests.programs import needed
 from tests.rabbitmq import free_port
@@ -181,8 +181,8 @@ class TlsDoor:
     ids=["prefix", "socket", "tls", "sentinel"],
 )
 def test_every_way_to_redis(
-    make_stage: Callable[..., Stage],
-    apps: Callable[..., Celery],
+    make_stage: MakeStage,
+    apps: MakeApp,
     mongo: Any,
     rts_redis_url: str,
     tmp_path: Path,
@@ -212,10 +212,7 @@ def test_every_way_to_redis(
 
 
 def test_the_broker_starts_anew(
-    make_stage: Callable[..., Stage],
-    apps: Callable[..., Celery],
-    mongo: Any,
-    rts_redis_url: str,
+    make_stage: MakeStage, apps: MakeApp, mongo: Any, rts_redis_url: str
 ) -> None:
     with RedisServer(persistent=True) as server:
         stage = make_stage(broker=server.url, rts_scheduler="edf", rts_redis_url=rts_redis_url)
@@ -244,7 +241,7 @@ def test_the_broker_starts_anew(
 
 
 def test_several_queues_topic_and_broadcast(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any, redis_client: Any
+    make_stage: MakeStage, apps: MakeApp, mongo: Any, redis_client: Any
 ) -> None:
     stage = make_stage(rts_scheduler="edf")
     # Not "priority": before 5.7 kombu keeps the names in a set.
@@ -285,11 +282,7 @@ def test_several_queues_topic_and_broadcast(
 
 
 def test_remote_control_events_and_lengths(
-    make_stage: Callable[..., Stage],
-    apps: Callable[..., Celery],
-    mongo: Any,
-    redis_client: Any,
-    tmp_path: Path,
+    make_stage: MakeStage, apps: MakeApp, mongo: Any, redis_client: Any, tmp_path: Path
 ) -> None:
     stage = make_stage(rts_scheduler="edf")
     app = apps(stage)
@@ -346,7 +339,7 @@ def heard(app: Celery) -> Iterator[list[str]]:
 
 
 def test_contrib_migrate_moves_what_waits_in_order(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], redis_client: Any, mongo: Any
+    make_stage: MakeStage, apps: MakeApp, redis_client: Any, mongo: Any
 ) -> None:
     stage = make_stage(rts_scheduler="edf")
     app = apps(stage)
@@ -369,11 +362,7 @@ def test_contrib_migrate_moves_what_waits_in_order(
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "gevent", "solo"])
 def test_a_claim_happens_only_when_a_slot_is_free(
-    make_stage: Callable[..., Stage],
-    apps: Callable[..., Celery],
-    mongo: Any,
-    redis_client: Any,
-    pool: str,
+    make_stage: MakeStage, apps: MakeApp, mongo: Any, redis_client: Any, pool: str
 ) -> None:
     slots = 1 if pool == "solo" else 3
     stage = make_stage(rts_scheduler="edf")
@@ -398,11 +387,7 @@ def test_a_claim_happens_only_when_a_slot_is_free(
 
 
 def test_slots_follow_the_pool(
-    make_stage: Callable[..., Stage],
-    apps: Callable[..., Celery],
-    mongo: Any,
-    redis_client: Any,
-    tmp_path: Path,
+    make_stage: MakeStage, apps: MakeApp, mongo: Any, redis_client: Any, tmp_path: Path
 ) -> None:
     stage = make_stage(rts_scheduler="edf")
     app = apps(stage)
@@ -443,7 +428,7 @@ def test_slots_follow_the_pool(
 
 
 def test_autoscale_and_rate_limits(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any, redis_client: Any
+    make_stage: MakeStage, apps: MakeApp, mongo: Any, redis_client: Any
 ) -> None:
     stage = make_stage(rts_scheduler="edf")
     app = apps(stage)
@@ -461,7 +446,7 @@ def test_autoscale_and_rate_limits(
 
 
 def test_running_tasks_hold_their_slots_through_a_reconnect(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], rts_redis_url: str
+    make_stage: MakeStage, apps: MakeApp, rts_redis_url: str
 ) -> None:
     with RedisServer() as server, redis.Redis.from_url(server.url) as client:
         stage = make_stage(broker=server.url, rts_scheduler="edf", rts_redis_url=rts_redis_url)
@@ -488,7 +473,7 @@ def test_running_tasks_hold_their_slots_through_a_reconnect(
 
 @pytest.mark.parametrize("pool", ["prefork", "gevent"])
 def test_a_redis_that_closes_idle_connections_disturbs_no_running_task(
-    pool: str, make_stage: Callable[..., Stage], apps: Callable[..., Celery], rts_redis_url: str
+    pool: str, make_stage: MakeStage, apps: MakeApp, rts_redis_url: str
 ) -> None:
     with RedisServer(arguments=["--timeout", "1"]) as server:
         stage = make_stage(broker=server.url, rts_scheduler="edf", rts_redis_url=rts_redis_url)
@@ -504,7 +489,7 @@ def test_a_redis_that_closes_idle_connections_disturbs_no_running_task(
 
 
 def test_what_a_worker_rejects_again_and_again_lets_others_run(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], tmp_path: Path
+    make_stage: MakeStage, apps: MakeApp, tmp_path: Path
 ) -> None:
     stage = make_stage(rts_scheduler="edf")
     app = apps(stage)
@@ -518,7 +503,7 @@ def test_what_a_worker_rejects_again_and_again_lets_others_run(
 
 
 def test_at_shutdown_what_was_not_begun_goes_back_to_its_place(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any, redis_client: Any
+    make_stage: MakeStage, apps: MakeApp, mongo: Any, redis_client: Any
 ) -> None:
     stage = make_stage(rts_scheduler="edf")
     app = apps(stage)
@@ -548,7 +533,7 @@ def test_at_shutdown_what_was_not_begun_goes_back_to_its_place(
 
 
 def test_without_emulated_acknowledgements_a_worker_keeps_the_order(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any, redis_client: Any
+    make_stage: MakeStage, apps: MakeApp, mongo: Any, redis_client: Any
 ) -> None:
     stage = make_stage(rts_scheduler="edf")
     stage.transport_options = {"ack_emulation": False}

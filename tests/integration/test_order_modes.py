@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from celery import Celery, chain, chord, group, uuid
 
 import rts
 from rts.testing import wait_until
-from tests.conftest import Stage
+from tests.conftest import MakeApp, MakeStage, Stage
 from tests.order import EDF
 from tests.rabbitmq import RabbitServer
 
@@ -31,10 +30,7 @@ def ran(mongo: Any, ids: list[str]) -> list[str]:
 
 
 def test_a_half_migrated_fleet_loses_nothing(
-    make_stage: Callable[..., Stage],
-    apps: Callable[..., Celery],
-    mongo: Any,
-    redis_client: redis.Redis,
+    make_stage: MakeStage, apps: MakeApp, mongo: Any, redis_client: redis.Redis
 ) -> None:
     stage = make_stage(rts_scheduler="edf")
     ordered, fifo = apps(stage), apps(stage, rts_scheduler=None)
@@ -48,10 +44,7 @@ def test_a_half_migrated_fleet_loses_nothing(
 
 
 def test_turning_it_off_leaves_nothing_behind(
-    make_stage: Callable[..., Stage],
-    apps: Callable[..., Celery],
-    mongo: Any,
-    redis_client: redis.Redis,
+    make_stage: MakeStage, apps: MakeApp, mongo: Any, redis_client: redis.Redis
 ) -> None:
     stage = make_stage(rts_scheduler="edf", rts_task_types={"long": 10_000.0})
     app = apps(stage)
@@ -96,7 +89,7 @@ def test_turning_it_off_leaves_nothing_behind(
 
 
 def test_deadlines_propagate_through_a_real_canvas(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any
+    make_stage: MakeStage, apps: MakeApp, mongo: Any
 ) -> None:
     # Learning nothing, so that the taus stay as they are.
     stage = make_stage(rts_propagate_deadline=True, rts_scheduler="edf", rts_learning_rate=1e-9)
@@ -193,9 +186,7 @@ class Levels:
         assert found == expected
 
 
-def test_priorities_on_redis(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any
-) -> None:
+def test_priorities_on_redis(make_stage: MakeStage, apps: MakeApp, mongo: Any) -> None:
     stage = make_stage(rts_scheduler="priority")
     stage.transport_options = {"priority_steps": list(range(10))}
     app = apps(stage, broker_transport_options=stage.transport_options)
@@ -203,7 +194,7 @@ def test_priorities_on_redis(
 
 
 def test_priorities_on_rabbitmq(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any, tmp_path: Path
+    make_stage: MakeStage, apps: MakeApp, mongo: Any, tmp_path: Path
 ) -> None:
     with RabbitServer(tmp_path) as rabbit:
         stage = make_stage(

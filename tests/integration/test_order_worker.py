@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from celery import Celery
 from celery.exceptions import TaskRevokedError
 
 from rts.testing import wait_until
-from tests.conftest import Stage
+from tests.conftest import MakeApp, MakeStage
 from tests.order import EDF
 
 OK = "tests.apps.basic.ok"
@@ -36,11 +35,7 @@ def ran(ledger: Any, count: int) -> list[str]:
 @pytest.mark.measured
 @pytest.mark.parametrize("pool", ["prefork", "threads", "gevent", "solo"])
 def test_the_earliest_deadline_runs_first(
-    make_stage: Callable[..., Stage],
-    apps: Callable[..., Celery],
-    mongo: Any,
-    redis_client: redis.Redis,
-    pool: str,
+    make_stage: MakeStage, apps: MakeApp, mongo: Any, redis_client: redis.Redis, pool: str
 ) -> None:
     stage = make_stage(rts_scheduler="edf")
     app = apps(stage)
@@ -64,10 +59,7 @@ def test_the_earliest_deadline_runs_first(
 
 @pytest.mark.measured
 def test_what_fleets_without_the_order_publish_is_run_too(
-    make_stage: Callable[..., Stage],
-    apps: Callable[..., Celery],
-    mongo: Any,
-    redis_client: redis.Redis,
+    make_stage: MakeStage, apps: MakeApp, mongo: Any, redis_client: redis.Redis
 ) -> None:
     stage = make_stage(rts_scheduler="edf")
     ordered, fifo = apps(stage), apps(stage, rts_scheduler=None)
@@ -93,7 +85,7 @@ def test_what_fleets_without_the_order_publish_is_run_too(
 
 @pytest.mark.measured
 def test_hopeless_tasks_wait_or_are_dropped(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any
+    make_stage: MakeStage, apps: MakeApp, mongo: Any
 ) -> None:
     past = {"headers": {"sla_deadline": time.time() - 100}}
     later = {"headers": {"sla_deadline": time.time() + 600}}  # the worker starts first
@@ -117,11 +109,7 @@ def test_hopeless_tasks_wait_or_are_dropped(
 
 
 def test_demoted_tasks_leave_a_slot_to_the_hopeful(
-    make_stage: Callable[..., Stage],
-    apps: Callable[..., Celery],
-    mongo: Any,
-    redis_client: redis.Redis,
-    tmp_path: Path,
+    make_stage: MakeStage, apps: MakeApp, mongo: Any, redis_client: redis.Redis, tmp_path: Path
 ) -> None:
     stage = make_stage(rts_scheduler="edf")
     app, marker = apps(stage), tmp_path / "marker"
@@ -142,7 +130,7 @@ def test_demoted_tasks_leave_a_slot_to_the_hopeful(
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_a_free_slot_is_filled_at_once(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any, pool: str
+    make_stage: MakeStage, apps: MakeApp, mongo: Any, pool: str
 ) -> None:
     stage = make_stage(rts_scheduler="edf")
     app = apps(stage)

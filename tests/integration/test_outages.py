@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,11 @@ import psutil
 import pymongo
 import pytest
 import redis
-from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded
 from celery.result import AsyncResult
 
 from rts.testing import MongoServer, RedisServer, wait_until
-from tests.conftest import Stage
+from tests.conftest import MakeApp, MakeStage, Stage
 
 OK = "tests.apps.basic.ok"
 #: Tasks before a server is killed, and as many while it is away.
@@ -61,7 +59,7 @@ def verdicts(ledger: Any, results: list[AsyncResult]) -> None:
 
 
 def test_mongodb_away_for_the_whole_run(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], redis_client: redis.Redis
+    make_stage: MakeStage, apps: MakeApp, redis_client: redis.Redis
 ) -> None:
     server = MongoServer()
     try:
@@ -83,7 +81,7 @@ def test_mongodb_away_for_the_whole_run(
 
 @pytest.mark.parametrize("persistent", [True, False])
 def test_redis_of_rts_killed_in_the_middle(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any, persistent: bool
+    make_stage: MakeStage, apps: MakeApp, mongo: Any, persistent: bool
 ) -> None:
     with RedisServer(persistent=persistent) as own:
         stage = make_stage(rts_redis_url=own.url, rts_breaker_period=1.0)
@@ -111,9 +109,7 @@ def test_redis_of_rts_killed_in_the_middle(
         assert "Traceback" not in worker.log
 
 
-def test_redis_of_rts_stalls(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any
-) -> None:
+def test_redis_of_rts_stalls(make_stage: MakeStage, apps: MakeApp, mongo: Any) -> None:
     with RedisServer() as own:
         stage = make_stage(rts_redis_url=own.url, rts_breaker_period=1.0)
         app = apps(stage)
@@ -130,7 +126,7 @@ def test_redis_of_rts_stalls(
 
 
 def test_what_children_of_one_task_each_leave_takes_little_room(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any
+    make_stage: MakeStage, apps: MakeApp, mongo: Any
 ) -> None:
     with RedisServer() as own:
         stage = make_stage(rts_redis_url=own.url)
@@ -150,7 +146,7 @@ def test_what_children_of_one_task_each_leave_takes_little_room(
 
 
 def test_a_soft_time_limit_that_strikes_while_redis_is_asked(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any
+    make_stage: MakeStage, apps: MakeApp, mongo: Any
 ) -> None:
     with RedisServer() as own:
         stage = make_stage(rts_redis_url=own.url, rts_timeout=60.0)
@@ -167,10 +163,7 @@ def test_a_soft_time_limit_that_strikes_while_redis_is_asked(
 
 
 def test_a_worker_killed_with_its_companion_in_the_middle(
-    make_stage: Callable[..., Stage],
-    apps: Callable[..., Celery],
-    mongo: Any,
-    redis_client: redis.Redis,
+    make_stage: MakeStage, apps: MakeApp, mongo: Any, redis_client: redis.Redis
 ) -> None:
     stage = make_stage()
     stage.transport_options = {"visibility_timeout": 2}
@@ -202,11 +195,7 @@ def test_a_worker_killed_with_its_companion_in_the_middle(
 
 
 def test_a_run_that_died_with_its_worker_is_lost_and_runs_again(
-    make_stage: Callable[..., Stage],
-    apps: Callable[..., Celery],
-    mongo: Any,
-    redis_client: redis.Redis,
-    tmp_path: Path,
+    make_stage: MakeStage, apps: MakeApp, mongo: Any, redis_client: redis.Redis, tmp_path: Path
 ) -> None:
     stage = make_stage()
     stage.transport_options = {"visibility_timeout": 2}
@@ -235,7 +224,7 @@ def test_a_run_that_died_with_its_worker_is_lost_and_runs_again(
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_run_that_died_with_its_worker_is_known_though_redis_was_away(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any, whole: bool
+    make_stage: MakeStage, apps: MakeApp, mongo: Any, whole: bool
 ) -> None:
     with RedisServer() as own:
         stage = make_stage(rts_redis_url=own.url, task_track_started=True)
@@ -259,7 +248,7 @@ def test_a_run_that_died_with_its_worker_is_known_though_redis_was_away(
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_a_run_whose_result_cannot_be_stored_has_ended(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any, pool: str
+    make_stage: MakeStage, apps: MakeApp, mongo: Any, pool: str
 ) -> None:
     stage = make_stage()
     stage.backend = None
@@ -275,9 +264,7 @@ def test_a_run_whose_result_cannot_be_stored_has_ended(
         assert (run["state"], run["cause"]) == ("FAILURE", None)
 
 
-def test_a_password_is_never_logged(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery]
-) -> None:
+def test_a_password_is_never_logged(make_stage: MakeStage, apps: MakeApp) -> None:
     with RedisServer() as own:
         url = own.url.replace("redis://", "redis://:hunter2@")
         mongo_url = "mongodb://user:hunter3@127.0.0.1:1/rts"

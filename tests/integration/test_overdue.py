@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from rts.testing import wait_until
 from rts.unfinished.in_flight import running_field
 from rts.unfinished.overdue import BATCH, KEPT_S, MAX_GAP_S, SETTLE_S, OverdueSweep
 from tests.clock import Clock
-from tests.conftest import Stage
+from tests.conftest import MakeStage, Stage
 from tests.memory_ledger import MemoryLedger
 from tests.open_tasks import counts, end, events, note, overdue_sweep, task
 from tests.records import run, success
@@ -377,10 +377,7 @@ def test_what_takes_a_tasks_place_and_never_runs_is_overdue(
 
 
 def test_a_task_of_a_producer_without_rts_is_open_where_it_is_received(
-    make_stage: Callable[..., Stage],
-    redis_client: redis.Redis,
-    settings: Settings,
-    tmp_path: Path,
+    make_stage: MakeStage, redis_client: redis.Redis, settings: Settings, tmp_path: Path
 ) -> None:
     stage, marker = make_stage(), tmp_path / "marker"
     app = Celery("plain", broker=stage.broker, backend=stage.backend, set_as_current=False)

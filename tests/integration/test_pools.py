@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from redis import Redis
 
 import rts
 from rts.testing import RedisServer, wait_until
-from tests.conftest import Stage
+from tests.conftest import MakeApp, MakeStage
 from tests.rabbitmq import RabbitServer
 
 pytestmark = pytest.mark.measured
@@ -21,7 +20,7 @@ OK = "tests.apps.basic.ok"
 
 @pytest.mark.parametrize("pool", ["threads", "solo", "gevent"])
 def test_verdicts_with_other_pools(
-    make_stage: Callable[..., Stage], mongo: Any, redis_client: Any, pool: str
+    make_stage: MakeStage, mongo: Any, redis_client: Any, pool: str
 ) -> None:
     stage = make_stage()
     worker = stage.worker(pool=pool, concurrency=4)
@@ -49,11 +48,7 @@ def test_verdicts_with_other_pools(
 
 @pytest.mark.parametrize("pool", ["threads", "gevent"])
 def test_a_task_that_exits_holds_no_slot(
-    make_stage: Callable[..., Stage],
-    apps: Callable[..., Celery],
-    mongo: Any,
-    redis_client: Any,
-    pool: str,
+    make_stage: MakeStage, apps: MakeApp, mongo: Any, redis_client: Any, pool: str
 ) -> None:
     stage = make_stage(rts_scheduler="edf")
     stage.worker(pool=pool, concurrency=1)
@@ -67,7 +62,7 @@ def test_a_task_that_exits_holds_no_slot(
 
 
 def test_a_hard_time_limit_ends_a_run_in_a_greenlet(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], mongo: Any, redis_client: Any
+    make_stage: MakeStage, apps: MakeApp, mongo: Any, redis_client: Any
 ) -> None:
     stage = make_stage()
     stage.worker(pool="gevent", concurrency=1)
@@ -80,11 +75,7 @@ def test_a_hard_time_limit_ends_a_run_in_a_greenlet(
 
 
 def test_a_greenlet_that_is_cancelled_runs_again(
-    make_stage: Callable[..., Stage],
-    apps: Callable[..., Celery],
-    mongo: Any,
-    redis_client: Any,
-    tmp_path: Any,
+    make_stage: MakeStage, apps: MakeApp, mongo: Any, redis_client: Any, tmp_path: Any
 ) -> None:
     with RedisServer() as broker, Redis.from_url(broker.url) as client:
         stage = make_stage(
@@ -106,7 +97,7 @@ def test_a_greenlet_that_is_cancelled_runs_again(
 
 
 def test_a_worker_without_rts_runs_what_was_published_with_it(
-    make_stage: Callable[..., Stage], mongo: Any
+    make_stage: MakeStage, mongo: Any
 ) -> None:
     stage = make_stage()
     app = Celery("with", broker=stage.broker, backend=stage.backend)
@@ -121,7 +112,7 @@ def test_a_worker_without_rts_runs_what_was_published_with_it(
 
 
 def test_a_producer_without_rts_is_planned_for_by_the_worker(
-    make_stage: Callable[..., Stage], mongo: Any
+    make_stage: MakeStage, mongo: Any
 ) -> None:
     stage = make_stage()
     stage.worker(concurrency=1)
@@ -145,9 +136,7 @@ def test_a_producer_without_rts_is_planned_for_by_the_worker(
     app.close()
 
 
-def test_rabbitmq_as_broker(
-    make_stage: Callable[..., Stage], mongo: Any, tmp_path: Any
-) -> None:
+def test_rabbitmq_as_broker(make_stage: MakeStage, mongo: Any, tmp_path: Any) -> None:
     with RabbitServer(tmp_path) as rabbit:
         stage = make_stage(broker=rabbit.url)
         stage.conf["rts_redis_url"] = stage.redis_url

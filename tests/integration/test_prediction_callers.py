@@ -23,13 +23,11 @@ import rts
 from rts.predictions.queue_reader import QueueReader
 from rts.settings import Settings
 from rts.testing import RedisServer, wait_until
-from tests.conftest import ROOT, Stage
+from tests.conftest import ROOT, MakeApp, MakeStage
 from tests.predictions import OK, PATIENCE_S, busy, served
 
 
-def test_threads_of_a_web_server_use_the_only_app(
-    make_stage: Callable[..., Stage],
-) -> None:
+def test_threads_of_a_web_server_use_the_only_app(make_stage: MakeStage) -> None:
     stage = make_stage()
     script = f"""if True:
         from concurrent.futures import ThreadPoolExecutor
@@ -59,7 +57,7 @@ def test_threads_of_a_web_server_use_the_only_app(
 
 
 def test_many_threads_predict_at_once(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], rts_redis_url: str
+    make_stage: MakeStage, apps: MakeApp, rts_redis_url: str
 ) -> None:
     """Each has a connection where it needs one, and one of them predicts for all."""
     many = 24  # kombu keeps ten connections
@@ -201,7 +199,7 @@ def test_connections_that_read_queues_get_new_credentials(url: str, raw: redis.R
 
 
 def test_the_command_shows_when_a_task_starts_and_finishes(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery]
+    make_stage: MakeStage, apps: MakeApp
 ) -> None:
     stage = make_stage()
     app = apps(stage, rts_timeout=PATIENCE_S)

@@ -26,14 +26,14 @@ from rts.settings import Settings
 from rts.tasktypes import TaskType
 from rts.testing import WorkerProcess, wait_until
 from rts.unfinished.received import decode_marks
-from tests.conftest import Stage
+from tests.conftest import MakeApp, MakeStage, Stage
 from tests.predictions import OK, PATIENCE_S, SLOW, busy, served, topic_queue, waiting
 from tests.recording_link import RecordingLink
 from tests.records import run
 
 
 @pytest.fixture
-def apps(apps: Callable[..., Celery]) -> Callable[..., Celery]:
+def apps(apps: MakeApp) -> MakeApp:
     """Make apps that publish to a stage's workers, and are patient on a busy machine."""
     return lambda stage, **conf: apps(stage, **{"rts_timeout": PATIENCE_S, **conf})
 
@@ -53,10 +53,7 @@ def with_a_line(
 
 @pytest.mark.parametrize("scheduler", [None, "edf"], ids=["fifo", "edf"])
 def test_running_waiting_and_ended_tasks(
-    make_stage: Callable[..., Stage],
-    apps: Callable[..., Celery],
-    scheduler: str | None,
-    redis_client: redis.Redis,
+    make_stage: MakeStage, apps: MakeApp, scheduler: str | None, redis_client: redis.Redis
 ) -> None:
     stage = make_stage(
         rts_scheduler=scheduler,
@@ -108,10 +105,7 @@ def test_running_waiting_and_ended_tasks(
 
 @pytest.mark.parametrize("scheduler", [None, "edf"], ids=["fifo", "edf"])
 def test_etas_other_queues_and_priorities(
-    make_stage: Callable[..., Stage],
-    apps: Callable[..., Celery],
-    scheduler: str | None,
-    redis_client: redis.Redis,
+    make_stage: MakeStage, apps: MakeApp, scheduler: str | None, redis_client: redis.Redis
 ) -> None:
     stage = make_stage(
         rts_scheduler=scheduler, rts_late_share=0.0, worker_prefetch_multiplier=1
@@ -152,7 +146,7 @@ def test_etas_other_queues_and_priorities(
 
 
 def test_just_started_tasks_and_held_ones_of_another_queue(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], redis_client: redis.Redis
+    make_stage: MakeStage, apps: MakeApp, redis_client: redis.Redis
 ) -> None:
     stage = make_stage(worker_prefetch_multiplier=4)
     app = apps(stage)
@@ -184,10 +178,7 @@ def test_just_started_tasks_and_held_ones_of_another_queue(
 
 @pytest.mark.parametrize("scheduler", [None, "edf"], ids=["fifo", "edf"])
 def test_queues_of_one_worker_are_served_round_robin(
-    make_stage: Callable[..., Stage],
-    apps: Callable[..., Celery],
-    scheduler: str | None,
-    redis_client: redis.Redis,
+    make_stage: MakeStage, apps: MakeApp, scheduler: str | None, redis_client: redis.Redis
 ) -> None:
     stage = make_stage(rts_scheduler=scheduler, worker_prefetch_multiplier=1)
     app = apps(stage)
@@ -213,7 +204,7 @@ def test_queues_of_one_worker_are_served_round_robin(
 
 
 def test_a_held_task_waits_only_for_its_own_worker(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], redis_client: redis.Redis
+    make_stage: MakeStage, apps: MakeApp, redis_client: redis.Redis
 ) -> None:
     stage = make_stage(rts_task_types={"slow": 20.0}, worker_prefetch_multiplier=4)
     app = apps(stage)
@@ -243,8 +234,8 @@ def test_a_held_task_waits_only_for_its_own_worker(
 
 
 def test_tasks_of_a_killed_worker_wait_for_their_redelivery(
-    make_stage: Callable[..., Stage],
-    apps: Callable[..., Celery],
+    make_stage: MakeStage,
+    apps: MakeApp,
     redis_client: redis.Redis,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -269,7 +260,7 @@ def test_tasks_of_a_killed_worker_wait_for_their_redelivery(
 
 
 def test_each_worker_limits_demoted_tasks_on_its_own(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery]
+    make_stage: MakeStage, apps: MakeApp
 ) -> None:
     stage = make_stage(rts_scheduler="edf", rts_late_share=0.0, rts_task_types={"slow": 2.0})
     app = apps(stage)
@@ -288,7 +279,7 @@ def test_each_worker_limits_demoted_tasks_on_its_own(
 
 
 def test_a_task_without_a_deadline_is_ordered_by_its_horizon(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery]
+    make_stage: MakeStage, apps: MakeApp
 ) -> None:
     name = "with-horizon"
     stage = make_stage(
@@ -310,7 +301,7 @@ def test_a_task_without_a_deadline_is_ordered_by_its_horizon(
 
 
 def test_more_tasks_are_held_for_an_eta_than_are_read(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], redis_client: redis.Redis
+    make_stage: MakeStage, apps: MakeApp, redis_client: redis.Redis
 ) -> None:
     stage = make_stage()
     app = apps(stage)
@@ -330,7 +321,7 @@ def test_more_tasks_are_held_for_an_eta_than_are_read(
 
 
 def test_a_task_published_and_started_within_a_second_has_started(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], redis_client: redis.Redis
+    make_stage: MakeStage, apps: MakeApp, redis_client: redis.Redis
 ) -> None:
     stage = make_stage()
     app = apps(stage)
@@ -350,7 +341,7 @@ def test_a_task_published_and_started_within_a_second_has_started(
 
 
 def test_a_task_of_this_process_that_started_at_once(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], redis_client: redis.Redis
+    make_stage: MakeStage, apps: MakeApp, redis_client: redis.Redis
 ) -> None:
     stage = make_stage()
     bound = topic_queue(stage)
@@ -368,7 +359,7 @@ def test_a_task_of_this_process_that_started_at_once(
 
 
 def test_a_held_task_came_by_the_key_of_a_binding_or_by_a_topic(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], redis_client: redis.Redis
+    make_stage: MakeStage, apps: MakeApp, redis_client: redis.Redis
 ) -> None:
     stage = make_stage(worker_prefetch_multiplier=8)
     name = f"{stage.conf['task_default_queue']}-bound"
@@ -395,7 +386,7 @@ def test_a_held_task_came_by_the_key_of_a_binding_or_by_a_topic(
 
 
 def test_a_new_task_uses_its_own_routing_options(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], redis_client: redis.Redis
+    make_stage: MakeStage, apps: MakeApp, redis_client: redis.Redis
 ) -> None:
     stage = make_stage(worker_prefetch_multiplier=1)
     app = apps(stage)
@@ -419,7 +410,7 @@ def test_a_new_task_uses_its_own_routing_options(
 
 
 def test_publishing_a_task_for_later_does_not_rule_out_earlier_arrivals(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery]
+    make_stage: MakeStage, apps: MakeApp
 ) -> None:
     stage = make_stage(rts_scheduler="edf")
     app = apps(stage)
@@ -444,7 +435,7 @@ def test_publishing_a_task_for_later_does_not_rule_out_earlier_arrivals(
 
 
 def test_tasks_behind_one_that_will_be_hopeless_overtake_it(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery]
+    make_stage: MakeStage, apps: MakeApp
 ) -> None:
     stage = make_stage(rts_scheduler="edf", rts_late_share=0.0)
     app = apps(stage)
@@ -464,10 +455,7 @@ def test_tasks_behind_one_that_will_be_hopeless_overtake_it(
 
 @pytest.mark.parametrize("prefix", ["", "x" * 2 * MAX_TEXT], ids=["usual", "long"])
 def test_a_task_with_late_acknowledgement_runs_or_waits(
-    make_stage: Callable[..., Stage],
-    apps: Callable[..., Celery],
-    redis_client: redis.Redis,
-    prefix: str,
+    make_stage: MakeStage, apps: MakeApp, redis_client: redis.Redis, prefix: str
 ) -> None:
     stage = make_stage(task_acks_late=True, worker_prefetch_multiplier=4)
     app = apps(stage)
@@ -492,10 +480,7 @@ def test_a_task_with_late_acknowledgement_runs_or_waits(
 @pytest.mark.parametrize("scheduler", [None, "edf"], ids=["fifo", "edf"])
 @pytest.mark.parametrize("task_id", ["größe", '"the" \\\\one'])
 def test_a_waiting_task_is_found_by_an_id_that_json_escapes(
-    make_stage: Callable[..., Stage],
-    apps: Callable[..., Celery],
-    scheduler: str | None,
-    task_id: str,
+    make_stage: MakeStage, apps: MakeApp, scheduler: str | None, task_id: str
 ) -> None:
     app = apps(make_stage(rts_scheduler=scheduler))
     app.send_task(OK, (0,), task_id=task_id)
@@ -505,7 +490,7 @@ def test_a_waiting_task_is_found_by_an_id_that_json_escapes(
 
 
 def test_among_a_hundred_thousand_messages(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], redis_client: redis.Redis
+    make_stage: MakeStage, apps: MakeApp, redis_client: redis.Redis
 ) -> None:
     stage = make_stage(rts_task_types={"slow": 2.0}, worker_prefetch_multiplier=1)
     app = apps(stage)
@@ -534,10 +519,7 @@ def test_among_a_hundred_thousand_messages(
 
 @pytest.mark.parametrize("scheduler", [None, "edf"], ids=["fifo", "edf"])
 def test_large_messages_are_not_read_as_a_whole(
-    make_stage: Callable[..., Stage],
-    apps: Callable[..., Celery],
-    scheduler: str | None,
-    redis_client: redis.Redis,
+    make_stage: MakeStage, apps: MakeApp, scheduler: str | None, redis_client: redis.Redis
 ) -> None:
     stage = make_stage(
         rts_scheduler=scheduler, rts_task_types={"slow": 2.0}, worker_prefetch_multiplier=1
@@ -573,7 +555,7 @@ def test_large_messages_are_not_read_as_a_whole(
 
 
 def test_an_overdue_task_is_found_in_a_queue_that_nobody_knows(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], redis_client: redis.Redis
+    make_stage: MakeStage, apps: MakeApp, redis_client: redis.Redis
 ) -> None:
     stage = make_stage()
     app, other_app = apps(stage), apps(stage)

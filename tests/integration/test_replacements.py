@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from celery import Celery, chain, chord, group
 
 from rts.settings import Settings
 from rts.testing import wait_until
-from tests.conftest import Stage
+from tests.conftest import MakeApp, MakeStage
 
 BASIC = "tests.apps.basic"
 
@@ -62,8 +61,8 @@ CHORDS = ("group", "chord", "chord of chains", "chord with a chain behind it")
 
 @pytest.mark.parametrize("how", ["alone", "propagated", "without chords of the backend"])
 def test_the_verdict_is_the_last_tasks_by_the_first_ones_deadline(
-    make_stage: Callable[..., Stage],
-    apps: Callable[..., Celery],
+    make_stage: MakeStage,
+    apps: MakeApp,
     redis_client: redis.Redis,
     mongo: Any,
     settings: Settings,
@@ -109,8 +108,8 @@ def test_the_verdict_is_the_last_tasks_by_the_first_ones_deadline(
 
 
 def test_there_is_no_verdict_before_the_last_has_ended(
-    make_stage: Callable[..., Stage],
-    apps: Callable[..., Celery],
+    make_stage: MakeStage,
+    apps: MakeApp,
     redis_client: redis.Redis,
     mongo: Any,
     settings: Settings,
@@ -129,8 +128,8 @@ def test_there_is_no_verdict_before_the_last_has_ended(
 
 
 def test_a_replacement_that_ends_late_or_never_is_overdue_once(
-    make_stage: Callable[..., Stage],
-    apps: Callable[..., Celery],
+    make_stage: MakeStage,
+    apps: MakeApp,
     redis_client: redis.Redis,
     mongo: Any,
     settings: Settings,

@@ -7,7 +7,6 @@ import os
 import pty
 import subprocess
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from importlib import util
 from pathlib import Path
@@ -24,7 +23,7 @@ from rts.simulation.traces import Job, at_load, read_trace, six_types, write_tra
 from rts.testing import wait_until
 from rts.testing.replay import replay, share
 from tests.commands import NO_MONGO, Run, document, write
-from tests.conftest import CELERY, ROOT, Stage
+from tests.conftest import CELERY, ROOT, MakeStage
 from tests.records import ended
 
 #: As on a broker whose urgent messages do not go first.
@@ -228,7 +227,7 @@ def test_malformed_records_of_the_ledger_are_left_out(conf: dict[str, Any], mong
 
 
 def test_tasks_that_go_wrong_are_replayed_too(
-    make_stage: Callable[..., Stage], mongo: Any, tmp_path: Path
+    make_stage: MakeStage, mongo: Any, tmp_path: Path
 ) -> None:
     stage = make_stage()
     app = Celery("producer", broker=stage.broker, set_as_current=False)

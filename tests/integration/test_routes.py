@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import redis
@@ -12,15 +11,12 @@ from celery import Celery
 import rts
 from rts.installation import parts_of
 from rts.testing import RedisServer, wait_until
-from tests.conftest import Stage
+from tests.conftest import MakeApp, MakeStage
 from tests.predictions import OK, PATIENCE_S, served, topic_queue, waiting
 
 
 def test_tasks_are_routed_to_the_queue_of_least_risk(
-    make_stage: Callable[..., Stage],
-    apps: Callable[..., Celery],
-    redis_client: redis.Redis,
-    mongo: Any,
+    make_stage: MakeStage, apps: MakeApp, redis_client: redis.Redis, mongo: Any
 ) -> None:
     stage = make_stage()
     name = stage.conf["task_default_queue"]
@@ -66,7 +62,7 @@ def test_tasks_are_routed_to_the_queue_of_least_risk(
 
 
 def test_held_messages_count_for_a_route_under_any_routing_key(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], redis_client: redis.Redis
+    make_stage: MakeStage, apps: MakeApp, redis_client: redis.Redis
 ) -> None:
     stage = make_stage(worker_prefetch_multiplier=100)
     bound = topic_queue(stage)
@@ -85,7 +81,7 @@ def test_held_messages_count_for_a_route_under_any_routing_key(
 
 
 def test_long_tasks_count_for_a_route_though_all_are_due_later(
-    make_stage: Callable[..., Stage], apps: Callable[..., Celery], redis_client: redis.Redis
+    make_stage: MakeStage, apps: MakeApp, redis_client: redis.Redis
 ) -> None:
     stage = make_stage(rts_scheduler="edf", rts_task_types={"short": 1.0, "long": 100.0})
     app = apps(stage, rts_timeout=PATIENCE_S)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 from celery import Celery
 
 from rts.testing import wait_until
-from tests.conftest import ROOT, Stage
+from tests.conftest import ROOT, MakeStage, Stage
 
 pytestmark = pytest.mark.measured
 
@@ -101,7 +100,7 @@ def test_a_missed_deadline_is_signalled_once_where_the_run_ends(
 
 @pytest.mark.parametrize("tracing", ["before", "child"])
 def test_opentelemetry_spans_carry_the_plan_whoever_connected_first(
-    make_stage: Callable[..., Stage], told: Told, tracing: str
+    make_stage: MakeStage, told: Told, tracing: str
 ) -> None:
     pytest.importorskip("opentelemetry.instrumentation.celery")
     stage = make_stage()
@@ -195,9 +194,7 @@ def test_a_forked_child_may_set_up_tracing_of_its_own(
     assert printed.stdout == "mixed\n", printed.stderr
 
 
-def test_sentry_events_carry_the_plan_as_tags(
-    make_stage: Callable[..., Stage], told: Told
-) -> None:
+def test_sentry_events_carry_the_plan_as_tags(make_stage: MakeStage, told: Told) -> None:
     pytest.importorskip("sentry_sdk")
     stage = make_stage()
     stage.worker(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import uuid
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ import rts
 from rts.keys import Keys
 from rts.tasktypes import DEFAULT_TASK_TYPES
 from rts.testing import wait_until
-from tests.conftest import Stage
+from tests.conftest import MakeStage
 
 #: What people, other languages and attackers put into headers.
 HOSTILE: list[dict[str, Any]] = [
@@ -75,7 +74,7 @@ def publish_raw(client: redis.Redis, queue: str, task: str, headers: dict[str, A
 
 
 def test_hostile_headers_leave_every_task_a_sound_plan_and_verdict(
-    make_stage: Callable[..., Stage], mongo: Any, redis_client: redis.Redis
+    make_stage: MakeStage, mongo: Any, redis_client: redis.Redis
 ) -> None:
     stage = make_stage()
     queue = stage.conf["task_default_queue"]
@@ -124,7 +123,7 @@ def test_hostile_headers_leave_every_task_a_sound_plan_and_verdict(
 
 
 def test_ids_and_names_of_any_length_leave_no_more_than_usual_ones(
-    make_stage: Callable[..., Stage], mongo: Any, redis_client: redis.Redis
+    make_stage: MakeStage, mongo: Any, redis_client: redis.Redis
 ) -> None:
     stage = make_stage()
     queue = stage.conf["task_default_queue"]
@@ -147,7 +146,7 @@ def test_ids_and_names_of_any_length_leave_no_more_than_usual_ones(
 
 
 def test_no_more_taus_than_allowed(
-    make_stage: Callable[..., Stage], mongo: Any, redis_client: redis.Redis
+    make_stage: MakeStage, mongo: Any, redis_client: redis.Redis
 ) -> None:
     stage = make_stage(rts_max_types=6)
     stage.worker()

@@ -36,7 +36,7 @@ from rts.unfinished.events import Event
 from rts.webhooks import GIVE_UP_S, SLO_BURNING, Webhook, read_webhooks
 from tests.clock import Clock
 from tests.commands import write_verdicts
-from tests.conftest import Stage
+from tests.conftest import MakeStage
 from tests.integration.test_signals import Told
 from tests.programs import needed
 from tests.receiver import Receiver
@@ -723,10 +723,7 @@ def test_a_bad_webhook_is_named_by_its_host(url: Any, shown: str) -> None:
 
 
 def test_a_burning_objective_alerts_once_in_the_fleet_despite_deaths(
-    make_stage: Callable[..., Stage],
-    tmp_path: Any,
-    receiver: Receiver,
-    redis_client: Any,
+    make_stage: MakeStage, tmp_path: Any, receiver: Receiver, redis_client: Any
 ) -> None:
     """Two workers, a receiver that is down, a companion that is killed, then all is well."""
     hook = {"url": receiver.url + "/secret-path", "secret": SECRET, "min_interval": 0}
@@ -796,7 +793,7 @@ def test_a_burning_objective_alerts_once_in_the_fleet_despite_deaths(
 
 @pytest.mark.parametrize("pool", ["solo", "gevent"])
 def test_events_are_delivered_in_other_pools_while_a_task_runs(
-    make_stage: Callable[..., Stage], tmp_path: Any, redis_client: Any, pool: str
+    make_stage: MakeStage, tmp_path: Any, redis_client: Any, pool: str
 ) -> None:
     stage, told = make_stage(), Told(tmp_path / "told")
     env = {"TEST_TOLD": str(told.path)}
