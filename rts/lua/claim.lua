@@ -4,8 +4,8 @@
 --   demoted, bell, turns, refused, and its plain lists (ARGV[8] of them: one for each
 --   priority, the one served first comes first).
 -- ARGV: 1 score for unacked_index, epoch seconds; 2 "demote", "keep" or "drop"; 3 whether
---   a demoted message may be taken (0, 1); 4 every n-th claim serves a demoted message
---   (0: none); 5 weight of tau in the order; 6 share of tau that must be left (HOPE);
+--   a demoted message may be taken (0, 1); 4 every n-th claim serves the demoted message
+--   that has waited longest (0: none); 5 weight of tau in the order; 6 share of tau that must be left (HOPE);
 --   7 messages to examine at most, a large one counting as several; 8 plain lists per
 --   queue;
 --   then for each queue: whether to mark it as unacknowledged (0, 1), its horizon in
@@ -129,6 +129,21 @@ local function first(set)
   return redis.call('ZRANGE', set, 0, 0)[1]
 end
 
+local function demoted_of(queue)
+  return KEYS[2 + (queue - 1) * stride + DEMOTED]
+end
+
+local function take_longest_waiting()
+  local queue, arrival = 0, math.huge
+  for other = 1, queues do
+    local score = redis.call('ZRANGE', demoted_of(other), 0, 0, 'WITHSCORES')[2]
+    if score and tonumber(score) < arrival then queue, arrival = other, tonumber(score) end
+  end
+  return take(queue, demoted_of(queue), first(demoted_of(queue)), 'demoted')
+end
+
+-- A claim counts once, however many queues hold demoted messages.
+local counted = not may or every == 0
 for queue = 1, queues do
   local base = 2 + (queue - 1) * stride
   adopt(base, tonumber(ARGV[HORIZON + 3 * queue]), ARGV[NAME + 3 * queue])
@@ -145,17 +160,18 @@ for queue = 1, queues do
     expire(demoted, ttl)
     member = first(hopeful)
   end
-  if may and every > 0 and redis.call('EXISTS', demoted) == 1 then
+  if not counted and redis.call('EXISTS', demoted) == 1 then
+    counted = true
     local turn = redis.pcall('INCR', KEYS[base + TURNS])  -- fails if Redis is out of memory
     if type(turn) == 'number' and turn % every == 0 then
-      return take(queue, demoted, first(demoted), 'demoted')
+      return take_longest_waiting()
     end
   end
   if member then return take(queue, hopeful, member, 'hopeful') end
 end
 local capped = false
 for queue = 1, queues do
-  local demoted = KEYS[2 + (queue - 1) * stride + DEMOTED]
+  local demoted = demoted_of(queue)
   local member = first(demoted)
   if member and may then return take(queue, demoted, member, 'demoted') end
   capped = capped or (member and true)

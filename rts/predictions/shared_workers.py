@@ -65,15 +65,39 @@ class Queues:
         orders, cycle = self._orders, self._cycles[group]
         if len(cycle) == 1:
             return orders[cycle[0]].pop(now, slots)
-        for hopeful in (True, False):
-            for number in cycle:
-                order = orders[number]
-                task = order.pop_hopeful(now, slots) if hopeful else order.pop_demoted(slots)
-                if task is not None:
-                    if self._in_turn:
-                        cycle.remove(number)
-                        cycle.append(number)
-                    return task
+        found = self._pop_of_several(cycle, now, slots)
+        if found is None:
+            return None
+        number, task = found
+        if self._in_turn:
+            cycle.remove(number)
+            cycle.append(number)
+        return task
+
+    def _pop_of_several(
+        self, cycle: Sequence[int], now: float, slots: int
+    ) -> tuple[int, Waiting] | None:
+        """Return the task that comes next in the queues of *cycle*, after that queue's number,
+        as ``claim.lua`` does.
+        """
+        orders = self._orders
+        late: bool | None = None
+        for number in cycle:
+            order = orders[number]
+            order.demote(now)
+            if late is None:  # a claim counts once
+                late = order.is_late_turn(slots)
+            if late:
+                number = min(cycle, key=lambda each: orders[each].demoted_since())
+                task = orders[number].pop_demoted(slots)
+            else:
+                task = order.pop_hopeful(now, slots)
+            if task is not None:
+                return number, task
+        for number in cycle:
+            task = orders[number].pop_demoted(slots)
+            if task is not None:
+                return number, task
         return None
 
     def has_dropped(self, number: int) -> bool:

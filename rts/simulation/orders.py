@@ -9,6 +9,7 @@ under overload: Locke, *Best-effort decision making for real-time scheduling*, 1
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -60,8 +61,21 @@ class Order:
         """Return the task to start at *now* on a free one of *slots*; ``None``: none."""
         raise NotImplementedError
 
+    def demote(self, now: float) -> None:
+        """Demote, or drop, the first tasks as far as they are hopeless."""
+
+    def is_late_turn(self, slots: int) -> bool | None:
+        """Count a claim and return whether it is the turn of a demoted task; ``None``, and not
+        counted: none may be taken.
+        """
+        return None
+
+    def demoted_since(self) -> float:
+        """Return the arrival of the demoted task that has waited longest; inf: none waits."""
+        return math.inf
+
     def pop_hopeful(self, now: float, slots: int) -> Waiting | None:
-        """Pop a task that goes before the demoted tasks of the other queues; ``None``: none."""
+        """Pop a task that goes before the demoted tasks of all queues; ``None``: none."""
         return self.pop(now, slots)
 
     def pop_demoted(self, slots: int) -> Waiting | None:
@@ -153,10 +167,12 @@ class EarliestDeadlineFirst(Order):
         heapq.heappush(self._hopeful, (score, task.arrival, task.number, task))
 
     def pop(self, now: float, slots: int) -> Waiting | None:
+        self.demote(now)
+        if self.is_late_turn(slots):
+            return self.pop_demoted(slots)
         return self.pop_hopeful(now, slots) or self.pop_demoted(slots)
 
-    def pop_hopeful(self, now: float, slots: int) -> Waiting | None:
-        """Pop a hopeful task, or every n-th time a demoted one (*late_share*)."""
+    def demote(self, now: float) -> None:
         dropped: list[Waiting] = []
         while self._hopeful and self._is_hopeless(task := self._hopeful[0][3], now):
             heapq.heappop(self._hopeful)
@@ -165,11 +181,19 @@ class EarliestDeadlineFirst(Order):
             else:
                 heapq.heappush(self._demoted, (task.arrival, task.number, task))
         self.dropped = dropped
-        if self._demoted and self._every and self.may_take_demoted(slots):
-            # As in claim.lua, only claims while demoted tasks wait are counted.
-            self.turns += 1
-            if self.turns % self._every == 0:
-                return self.pop_demoted(slots)
+
+    def is_late_turn(self, slots: int) -> bool | None:
+        # As in claim.lua, only claims while demoted tasks wait are counted.
+        if not self._demoted or not self._every or not self.may_take_demoted(slots):
+            return None
+        self.turns += 1
+        return self.turns % self._every == 0
+
+    def demoted_since(self) -> float:
+        return self._demoted[0][0] if self._demoted else math.inf
+
+    def pop_hopeful(self, now: float, slots: int) -> Waiting | None:
+        """Pop the first task that is not demoted; :meth:`demote` comes first."""
         return heapq.heappop(self._hopeful)[3] if self._hopeful else None
 
     def pop_demoted(self, slots: int) -> Waiting | None:

@@ -241,6 +241,35 @@ def test_simulated_queues_are_taken_from_as_claims_do(
     assert claimed == expected
 
 
+@pytest.mark.parametrize("strategy", ["round_robin", "priority"])
+def test_the_late_share_is_one_of_all_claims_and_serves_who_has_waited_longest(
+    server: RedisServer, strategy: str
+) -> None:
+    """However many queues of a worker hold demoted messages."""
+    names = [uuid.uuid4().hex for _ in range(8)]
+    with connect(server.url, Rule(late_share=0.1), queue_order_strategy=strategy) as connection:
+        channel: Any = connection.default_channel
+        channel._queue_cycle.update(names)
+        now = time.time()
+        for number in range(70):
+            message = Message(now + PAST, now + PAST + number, 1.0, f"late-{number}")
+            queue = names[6 - number % 7]
+            channel._put(queue, envelope(message, queue))
+        for number in range(180):
+            message = Message(now + FAR + number, now, 1.0, f"hopeful-{number}")
+            channel._put(names[7], envelope(message, names[7]))
+        claimed = []
+        for _ in range(200):
+            queues = list(channel._queue_cycle.consume(len(names)))
+            reply = CLAIM.run(channel.plain, *channel._claim_arguments(queues))
+            name, payload = channel._parse_claim(queues, reply)
+            channel._queue_cycle.rotate(name)
+            claimed.append(payload["headers"]["id"])
+    late = [place for place, tag in enumerate(claimed) if tag.startswith("late")]
+    assert [claimed[place] for place in late] == [f"late-{number}" for number in range(20)]
+    assert late == list(range(9, 200, 10))
+
+
 @pytest.fixture(scope="module")
 def lasting_redis() -> Iterator[RedisServer]:
     """A Redis with an append-only file, which may be killed."""
