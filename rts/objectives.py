@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 #: Allowed range of a target, both ends included.
 MIN_TARGET, MAX_TARGET = 0.5, 0.99999
@@ -100,17 +101,21 @@ def objective_of(
 def burn_rate(target: float, count: Count) -> float:
     """Return how many times faster than allowed the budget burns; 0 without verdicts.
 
-    >>> round(burn_rate(0.99, Count(valid=1000, good=980)), 6)
-    2.0
+    Exact, since rules compare it: in floats, 1 − 0.95 is more than 0.05.
+
+    >>> burn_rate(0.95, Count(valid=40, good=38))
+    1.0
     """
-    return count.bad / count.valid / (1 - target) if count.valid else 0.0
+    if not count.valid:
+        return 0.0
+    return float(Fraction(count.bad, count.valid) / (1 - Fraction(str(target))))
 
 
 def budget_left(target: float, count: Count) -> float:
     """Return the share of the error budget that is left: 1 is all of it, negative is
     overspent.
 
-    >>> round(budget_left(0.99, Count(valid=1000, good=995)), 6)
+    >>> budget_left(0.99, Count(valid=1000, good=995))
     0.5
     """
     return 1 - burn_rate(target, count)

@@ -92,8 +92,14 @@ def test_a_rule_fires_from_its_factor_on() -> None:
         for bad, fires in ((least + 1, True), (least - 1, False)):
             found = {**counts(), rule.long: Count(n, n - bad), rule.short: Count(n, n - bad)}
             assert (rule in burning(target, found, 10)) is fires
-    exactly = dict.fromkeys(WINDOWS, Count(100, 50))
-    assert severities(burning(0.5, exactly, 10)) == [1.0]
+    # Reached is reached: in floats 0.05 / (1 - 0.95) is less than 1.
+    for target in (0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.999, 0.99999):
+        bad = round(3_000_000 * (1 - target))
+        exactly = Count(3_000_000, 3_000_000 - bad)
+        assert burn_rate(target, exactly) == 1.0
+        assert budget_left(target, exactly) == 0.0
+        assert severities(burning(target, dict.fromkeys(WINDOWS, exactly), 10)) == [1.0]
+    assert severities(burning(0.95, dict.fromkeys(WINDOWS, Count(100, 28)), 10)) == [14.4, 6, 1]
 
 
 def test_windows_are_as_long_as_they_are_called() -> None:
