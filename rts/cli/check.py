@@ -88,14 +88,15 @@ def command(
     worker is alive, or the oldest record has waited for --lag-critical seconds, WARNING if it
     has for --lag-warning seconds or records were dropped.
     """
-    asked = [*types, *names, *queues]
+    asked = {"task_type": types, "name": names, "queue": queues}
+    chosen = any(asked.values())
     findings: list[Finding] = []
     with outages_not_logged(), unknown(findings):
         settings = settings_of(ctx)
-        if slo or asked or not lag:
+        if slo or chosen or not lag:
             with unknown(findings):
-                findings += objectives(settings, types, [*names, *queues])
-        if lag or not (slo or asked):
+                findings += objectives(settings, asked)
+        if lag or not (slo or chosen):
             findings += servers(ctx.obj.app, settings, lag_warning, lag_critical)
     code = worst(findings)
     if as_json:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -50,33 +50,33 @@ def unknown(findings: list[Finding]) -> Iterator[None]:
         findings.append(Finding(UNKNOWN, short(exc)))
 
 
-def objectives(
-    settings: Settings, types: Sequence[str], others: Sequence[str]
-) -> list[Finding]:
-    """Return one finding for each objective; with *types* or *others* (names and queues), one
-    for each of these, held to its own target in ``rts_slo`` or else that of ``*``.
+def objectives(settings: Settings, asked: Mapping[str, Sequence[str]]) -> list[Finding]:
+    """Return one finding for each objective; with task types, names or queues *asked* for (by
+    their field, of ``CLASS``), one for each of these, held to its own target in ``rts_slo`` or
+    else that of ``*``.
 
     Raises:
         CommandError: there is no such type, or no objective for it.
         StoreUnavailable: MongoDB does not answer.
     """
-    for task_type in types:
+    for task_type in asked["task_type"]:
         if task_type not in settings.task_types:
             known = ", ".join(sorted(settings.task_types))
             raise CommandError(f"there is no task type {task_type!r}; the types are {known}")
-    chosen = [settings]
-    if types or others:
-        chosen = []
-        for key in (*types, *others):
+    chosen: list[tuple[Settings, str | None]] = []
+    for field_name, keys in asked.items():
+        for key in keys:
             target = settings.slo.get(key, settings.slo.get(ALL))
             if target is None:
                 raise CommandError(f"rts_slo has no objective for {key!r}, and none for '*'")
-            chosen.append(replace(settings, slo={key: target}))
-    elif not settings.slo:
-        raise CommandError("rts_slo has no objectives")
+            chosen.append((replace(settings, slo={key: target}), field_name))
+    if not chosen:
+        if not settings.slo:
+            raise CommandError("rts_slo has no objectives")
+        chosen = [(settings, None)]
     now = fleet_now(settings)
     with ledger_of(settings) as database:
-        found = [s for each in chosen for s in standings(database, each, now)]
+        found = [s for each, by in chosen for s in standings(database, each, now, by)]
     return [objective(standing, settings) for standing in found]
 
 

@@ -28,7 +28,7 @@ from rts.objectives import (
 from rts.settings import Settings
 from rts.views.report import ratio
 from rts.views.tallies import slices
-from rts.views.tally import Tally, class_of, most_frequent_first
+from rts.views.tally import CLASS, Tally, class_of, most_frequent_first
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,13 @@ class ObjectiveStatus:
 
 
 def standings(
-    database: Database[dict[str, Any]], settings: Settings, now: datetime
+    database: Database[dict[str, Any]],
+    settings: Settings,
+    now: datetime,
+    by: str | None = None,
 ) -> list[ObjectiveStatus]:
     """Return the state of each objective of ``rts_slo`` at *now* (aware), sorted by key, ``*``
-    last.
+    last. *by*: the keys are values of this field, one of ``CLASS``; else they may be of any.
 
     Raises:
         StoreUnavailable: the server did not answer.
@@ -82,7 +85,7 @@ def standings(
     with translate_errors():
         for shortest, (text, valid, on_time, misses) in slices(database, now, slice_lengths):
             if text not in objectives:
-                objectives[text] = objective_of(settings.slo, *class_of(text))
+                objectives[text] = _objective(settings.slo, class_of(text), by)
             key = objectives[text]
             if key is not None:
                 total = counted[key][shortest]
@@ -94,6 +97,16 @@ def standings(
         _standing(key, settings, lengths, counted[key])
         for key in sorted(settings.slo, key=lambda key: (key == "*", key))
     ]
+
+
+def _objective(
+    targets: Mapping[str, float], of: tuple[str, str, str | None], by: str | None
+) -> str | None:
+    """Return the key of *targets* that applies to a class; see :func:`standings`."""
+    if by is None:
+        return objective_of(targets, *of)
+    value = of[CLASS.index(by)]
+    return value if value in targets else None
 
 
 def _standing(

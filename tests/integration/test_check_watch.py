@@ -26,8 +26,9 @@ from rts.cli.watch_data import Gatherer
 from rts.settings import Settings
 from rts.testing import MongoServer, wait_until
 from rts.views.slo import standings
-from tests.commands import NO_MONGO, NO_REDIS, Run, write_verdicts
+from tests.commands import NO_MONGO, NO_REDIS, Run, write, write_verdicts
 from tests.conftest import CELERY, ROOT
+from tests.records import ended
 
 NO_CA = NO_MONGO + "?tls=true&tlsCAFile=/no/such.pem"
 
@@ -104,6 +105,40 @@ def test_a_page_is_critical_and_hides_the_others(cli: Run, conf: dict[str, Any])
     assert cli("check", "--type", "cpu-light").exit_code == 2
     assert cli("check", "--name", "proj.cpu-light").exit_code == 1
     assert "proj.mixed: 100.0 % of 100" in cli("check", "--name", "proj.mixed").output
+
+
+def test_a_check_of_a_queue_counts_no_other_task_of_a_type_or_name_like_it(
+    cli: Run, conf: dict[str, Any]
+) -> None:
+    kinds = (
+        ("mixed", "proj.a", "burst", False),
+        ("cpu-light", "proj.a", "mixed", True),
+        ("cpu-light", "mixed", "burst", False),
+        ("cpu-light", "mixed", "burst", True),
+    )
+    for n in range(80):
+        task_type, name, queue, good = kinds[n % 4]
+        due = {"deadline": time.time() - (30 if good else 90)}
+        write(conf, ended(n, 60, task_type=task_type, name=name, queue=queue, **due))
+    for option, code, told in (
+        ("--queue", 0, "mixed: 100.0 % of 20 tasks on time (objective 90 %)"),
+        ("--type", 2, "mixed: 0.0 % of 20 tasks on time over 6h"),
+        ("--name", 1, "mixed: 50.0 % of 40 tasks on time over 3d"),
+    ):
+        result = cli("check", option, "mixed")
+        assert (result.exit_code, told in result.output) == (code, True), result.output
+    # Without an option a key of rts_slo is whatever has that name.
+    conf["rts_slo"] = {"mixed": 0.9}
+    assert " of 80 tasks on time" in cli("check", "--slo").output
+
+
+def test_a_budget_that_is_used_up_exactly_is_used_up(cli: Run, conf: dict[str, Any]) -> None:
+    conf["rts_slo"] = {"*": 0.95}
+    write_verdicts(conf, ("mixed", 4 * 86400, 38, 2))
+    result = cli("check", "--slo")
+    assert result.exit_code == 1, result.output
+    assert "95.0 % of 40 tasks on time, the error budget is used up" in result.output
+    assert "'* budget left'=0.00%;0:" in result.output
 
 
 def test_a_ticket_and_a_used_up_budget_are_warnings(cli: Run, conf: dict[str, Any]) -> None:
