@@ -57,9 +57,10 @@ class Pages:
         runs = [] if found is None else [page_parts.record(run, "run_id") for run in found.runs]
         for run in runs:
             run["slowdown"] = slowdown(run)
-        missed = task is not None and task.get("sla_success") is False
         # One that did not run to its end is told by its cause.
-        late = runs[-1:] if missed and runs and runs[-1].get("cause") is None else []
+        late = []
+        if task and task.get("sla_success") is False and task.get("cause") is None:
+            late = [run for run in runs if run["run_id"] == task.get("run_id")]
         return {
             **self._head("task", [answer]),
             "task_id": task_id,

@@ -82,8 +82,8 @@ class QueueSummary:
     state: QueueState
     #: In deadline order and not yet demoted, but hopeless.
     hopeless: int
-    #: Mean tau of the tasks at its head; 0 if none is known.
-    mean_s: float
+    #: Mean tau of the tasks at its head; ``None`` if none is known, or nothing waits.
+    mean_s: float | None
     line: list[WaitingTask]
 
 
@@ -213,4 +213,4 @@ def _summary(channel: Any, name: str) -> QueueSummary:
     line = next_waiting(channel, name, IN_LINE)
     hopeless = hopeless_in(channel, name) if state.ordered else 0
     taus = [task.tau for task in line[:MEAN_OF] if task.tau is not None]
-    return QueueSummary(state, hopeless, fmean(taus) if taus else 0.0, line)
+    return QueueSummary(state, hopeless, fmean(taus) if taus else None, line)

@@ -13,7 +13,7 @@ from rts.fields import text
 from rts.keys import ASSIGNMENTS, TASKS
 from rts.ledger.connection import translate_errors
 from rts.views.aggregation import threads
-from rts.views.intervals import Window, in_window, parts
+from rts.views.intervals import EPOCH, Window, in_window, parts
 
 #: Runs of one task that are read: one that polls by retrying may have hundreds of thousands.
 MAX_RUNS = 1000
@@ -60,6 +60,8 @@ def one_task(database: Database[dict[str, Any]], task_id: str) -> OneTask | None
         found = database[ASSIGNMENTS].find({"task_id": wanted})
         latest_first = [(field, DESCENDING) for field in ("retries", "started_at", "_id")]
         runs = list(found.sort(latest_first).limit(MAX_RUNS))[::-1]
+    # Not by their retries: what has replaced a task begins at none again.
+    runs.sort(key=lambda run: run.get("started_at") or run.get("completed_at") or EPOCH)
     return OneTask(task, runs) if task is not None or runs else None
 
 

@@ -465,10 +465,38 @@ def test_of_a_task_that_retries_for_ever_the_latest_runs_are_read(
     monkeypatch.setattr(runs_module, "MAX_RUNS", 3)
     polls = runs_between(5, 0, 100, random.Random(1))
     ran = {"task_id": "poll", "ran": True, "state": "RETRY", "cause": None}
-    write(ledger, [run._replace(**ran, retries=n) for n, run in enumerate(polls)])
+    write(
+        ledger,
+        [run._replace(**ran, retries=n, started_at=T + n) for n, run in enumerate(polls)],
+    )
     found = one_task(ledger.database, "poll")
     assert found is not None
     assert [run["retries"] for run in found.runs] == [2, 3, 4]
+
+
+def test_runs_are_in_the_order_in_which_they_ran_though_their_task_was_replaced(
+    ledger: MongoLedger,
+) -> None:
+    """What replaces a task that was retried begins without retries."""
+    run = runs_between(1, 0, 10, random.Random(1))[0]._replace(
+        task_id="t", ran=True, cause=None
+    )
+    ran = [
+        ("RETRY", 0, T + 1),
+        ("REPLACED", 1, T + 3),
+        ("RETRY", 0, T + 6),
+        ("SUCCESS", 1, T + 8),
+    ]
+    for state, retries, started_at in ran:
+        ended = {"started_at": started_at, "completed_at": started_at + 1, "run_id": state}
+        own = {"run_id": f"{started_at}", "arrival": T + 5 if started_at > T + 4 else T}
+        write(ledger, [run._replace(state=state, retries=retries, **{**ended, **own})])
+    killed = {"started_at": None, "completed_at": T + 5, "cause": "killed", "state": "FAILURE"}
+    write(ledger, [run._replace(**killed, retries=2, run_id="killed", instance="another")])
+    found = one_task(ledger.database, "t")
+    assert found is not None
+    states = [run["state"] for run in found.runs]
+    assert states == ["RETRY", "REPLACED", "FAILURE", "RETRY", "SUCCESS"]
 
 
 def test_late_runs_are_those_that_ran_to_their_end(ledger: MongoLedger) -> None:

@@ -311,10 +311,23 @@ def test_the_page_of_a_task_says_why_it_was_late(
 ) -> None:
     waited = {"arrival": time.time() - 40, "deadline": time.time() - 34}
     write(ended(0, 5, **waited), ended(1, 5, state="FAILURE", cause="killed"))
+    # Delivered twice: the first end is the verdict, and the second run took long.
+    long = {"run_id": "again", "started_at": time.time() - 4, "runtime_s": 25.0}
+    write(ended(0, 1, **waited, **long))
+    # Its last run asked for a retry, which has not come.
+    never = {"completed_at": None, "runtime_s": None, "ran": False, "run_id": "-"}
+    write(
+        ended(2, 5, **waited, state="RETRY"),
+        ended(2, 5, **waited, **never, state="PENDING", cause="overdue"),
+    )
     flower = make_flower(make_stage(), env=OPEN_API)
     assert "waits too long" in flower.get("/rts/task/task-0").text
-    killed = flower.get("/api/rts/task/task-1").json
-    assert (killed["task"]["cause"], killed["why"]) == ("killed", None)
+    twice = flower.get("/api/rts/task/task-0").json
+    assert [run["run_id"] for run in twice["runs"]] == ["run-0", "again"]
+    assert (twice["why"]["reason"], twice["why"]["runs"]) == ("queueing", 1)
+    for task_id, cause in (("task-1", "killed"), ("task-2", "overdue")):
+        told = flower.get(f"/api/rts/task/{task_id}").json
+        assert (told["task"]["cause"], told["why"]) == (cause, None)
 
 
 @pytest.mark.measured
@@ -356,6 +369,8 @@ def test_queues_in_deadline_order(
         assert [task["name"] for task in theirs["line"]] == ["", EVIL, EVIL]
         assert len(theirs["line"][1]["task_id"]) <= 1024
         assert mine["drain_s"] == pytest.approx(3 * 10 / 4)
+        # Nothing tells how long these take.
+        assert (theirs["waiting"], theirs["drain_s"]) == (3, None)
         deadlines = [task["deadline"] for task in mine["line"]]
         assert deadlines == sorted(deadlines)
         assert found["open"]["waiting"] >= 3
