@@ -99,7 +99,7 @@ def command(
 def _sentence(answer: Plan, target: float, by: str, order: str) -> str:
     slots = "1 slot meets" if answer.slots == 1 else f"{answer.slots} slots meet"
     whose = "of each type's" if by == "type" else "of the"
-    return f"{slots} {target:.2%} {whose} deadlines in order {order}"
+    return f"{slots} {100 * target:g}% {whose} deadlines in order {order}"
 
 
 def _table(answer: Plan, by: str) -> str:

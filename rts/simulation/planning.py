@@ -84,7 +84,7 @@ def plan(question: Question, progress: Callable[[], None] = lambda: None) -> Pla
         best = planner.trial(most)
         of = " of the worst type" if question.by_type else ""
         raise Unattainable(
-            f"no number of slots meets {question.target:.2%}: with a slot for each task "
+            f"no number of slots meets {100 * question.target:g}%: with a slot for each task "
             f"{best.share:.2%}{of} are met ({best.worst:.2%} in the worst resample). Runs that "
             "take longer than their deadlines allow need a greater k, or better known taus"
         )
