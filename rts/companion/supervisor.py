@@ -129,6 +129,8 @@ class Companion:
     def _spawn(self, instructions: str) -> None:
         if not sys.executable:
             raise OSError("sys.executable is not known (an embedded interpreter?)")
+        if getattr(sys, "frozen", False):  # It would start worker after worker.
+            raise OSError("this worker is a frozen executable, not a Python interpreter")
         reading, self._pipe = os.pipe()
         try:
             self._process = subprocess.Popen(

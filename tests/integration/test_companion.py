@@ -390,6 +390,15 @@ def test_a_companion_that_cannot_start_does_no_harm(
     companion.stop()
 
 
+def test_a_frozen_worker_does_not_start_itself_as_its_companion(
+    settings: Settings, start: Callable[..., Companion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "frozen", True, raising=False)  # as PyInstaller does
+    companion = start(settings)
+    assert companion.pid is None
+    companion.stop()
+
+
 def test_one_that_cannot_be_started_is_tried_ever_less_often(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
