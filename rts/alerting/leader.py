@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -22,7 +21,6 @@ from rts.clock import FleetClock
 from rts.link.lease import Lease
 from rts.link.link import Link
 from rts.link.scripts import pack
-from rts.objectives import WINDOWS
 from rts.settings import Settings
 from rts.views.slo import standings
 from rts.webhooks import SLO_BURNING, TASK_OVERDUE
@@ -68,9 +66,6 @@ class Leader:
         self._now = now
         self._store = AlertStore(link, settings, clock, quiet_s=quiet_s, now=now)
         self._deliveries: list[WebhookDelivery] = []
-        # Counting a month is expensive, and burn rates do not need it.
-        longest = max(WINDOWS.values())
-        self._burning_only = replace(settings, slo_window=min(settings.slo_window, longest))
         #: Monotonic instant of the next evaluation of the objectives.
         self._evaluate_from = -1e9
         #: Whether some worker has receivers of ``slo_burning``.
@@ -117,9 +112,7 @@ class Leader:
         if begin < self._evaluate_from:
             return 0
         now = datetime.fromtimestamp(self._clock.now(), timezone.utc)
-        found = standings(self._database, self._burning_only, now)
-        if any(standing.burning for standing in found):  # for what is left of the budget
-            found = standings(self._database, self._settings, now)
+        found = standings(self._database, self._settings, now)
         end = self._now()
         self._evaluate_from = end + min(MAX_PAUSE_S, PAUSE_FACTOR * (end - begin))
         return (
