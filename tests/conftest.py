@@ -7,7 +7,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,8 @@ LEAN = os.pathsep.join([str(ROOT / "tests" / "lean"), WITH_FLOWER])
 
 #: ``celery`` with the test app.
 CELERY = (sys.executable, "-m", "celery", "-A", "tests.apps.basic")
+
+Ended = subprocess.CompletedProcess[str]
 
 #: For remote control of the only worker there is. Without the limit Celery waits for further
 #: replies until the timeout is over.
@@ -108,6 +110,26 @@ LONGEST = (
     "test_report.py",
     "test_ledger_order.py",
 )
+
+
+def python(*arguments: str, env: Mapping[str, str] | None = None, cwd: Path = ROOT) -> Ended:
+    """Run Python to its end; *env* is added to the environment."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, **(env or {})},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def printed(script: str, *arguments: str, env: Mapping[str, str] | None = None) -> str:
+    """Return what a Python script prints that ends well."""
+    ended = python("-c", script, *arguments, env=env)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -249,17 +271,9 @@ class Stage:
         self._workers.append(worker)
         return worker
 
-    def celery(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def celery(self, *arguments: str) -> Ended:
         """Run ``celery -A tests.apps.basic …`` to its end."""
-        return subprocess.run(
-            [*CELERY, *arguments],
-            env={**os.environ, **self.environment},
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        return python(*CELERY[1:], *arguments, env=self.environment)
 
     def stop(self) -> None:
         """Stop all workers: each waits seconds for its pool, so at the same time."""

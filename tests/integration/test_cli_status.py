@@ -6,8 +6,6 @@ import json
 import os
 import re
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from rts.settings import Settings
 from rts.testing import RedisServer, wait_until
 from rts.views.readings import read
 from tests.commands import NO_MONGO, NO_REDIS, Run, document
-from tests.conftest import ROOT
+from tests.conftest import ROOT, python
 from tests.records import ended
 
 
@@ -348,14 +346,7 @@ def test_disabled_rts_is_reported(cli: Run, conf: dict[str, Any], rts_redis_url:
 
 def test_without_an_app_a_note_names_the_settings_in_use(tmp_path: Path) -> None:
     (tmp_path / "celeryconfig.py").write_text(f"rts_redis_url = {NO_REDIS!r}\n")
-    result = subprocess.run(
-        [sys.executable, "-m", "celery", "rts", "tau"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    result = python("-m", "celery", "rts", "tau", cwd=tmp_path)
     assert result.returncode == 1
     note, problem = result.stderr.splitlines()
     assert note.startswith("Note: no app is given")
@@ -371,14 +362,8 @@ def test_an_app_that_gets_rts_from_its_imports_has_it(
     conf |= {"broker_url": "amqp://", "imports": imports}
     app = f"from celery import Celery\napp = Celery()\napp.conf.update({conf!r})\n"
     (tmp_path / "proj.py").write_text(app)
-    result = subprocess.run(
-        [sys.executable, "-m", "celery", "-A", "proj", "rts", "status"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    path = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    result = python("-m", "celery", "-A", "proj", "rts", "status", env=path, cwd=tmp_path)
     assert ("rts is not installed in this app" in result.stderr) is told, result.stderr
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +15,7 @@ from rts.installation import parts_of
 from rts.keys import Keys
 from rts.link.scripts import pack
 from rts.testing import RedisServer, WorkerFailed, wait_until
-from tests.conftest import ROOT, MakeStage
+from tests.conftest import MakeStage, printed
 from tests.order import EDF
 
 
@@ -375,8 +372,7 @@ def test_an_import_in_the_configuration_is_enough(
     stage.installed = False
     stage.worker(concurrency=1)
     script = "from tests.apps.basic import ok; ok.delay(0)"
-    env = {**os.environ, **stage.environment}
-    subprocess.run([sys.executable, "-c", script], env=env, cwd=ROOT, check=True)
+    printed(script, env=stage.environment)
     task = wait_until(lambda: mongo.tasks.find_one({"state": "SUCCESS"}))
     # The producer has no rts, so the worker has planned it, as its arrival source says.
     assert task["arrival_source"] == "received"
@@ -401,10 +397,7 @@ else:
 print(rts.integration._has_rts(one), rts.integration._has_rts(other))
 """
     for how in ("imported", "by hand"):
-        ran = subprocess.run(
-            [sys.executable, "-c", script, how], check=True, capture_output=True, text=True
-        )
-        assert ran.stdout.split() == ["True", "False"], how
+        assert printed(script, how).split() == ["True", "False"], how
 
 
 @pytest.mark.measured
@@ -441,12 +434,10 @@ for app in (other, named):
         error = exc.setting
 print(before, *(rts.integration._has_rts(app) for app in (named, other)), error)
 """
-    ran = subprocess.run(
-        [sys.executable, "-c", script, how, str(k)], check=True, capture_output=True, text=True
-    )
+    found = printed(script, how, str(k)).split()
     refused = k == 9.0 and how == "a worker"
     error = "rts_sla_multiplier" if refused else "None"
-    assert ran.stdout.split() == ["None", str(not refused), "False", error]
+    assert found == ["None", str(not refused), "False", error]
 
 
 @pytest.mark.parametrize("how", ["a publish", "a task", "a worker"])
@@ -471,10 +462,7 @@ else:
     app.loader.import_default_modules()
 print(had, rts.integration._has_rts(app))
 """
-    ran = subprocess.run(
-        [sys.executable, "-c", script, how], check=True, capture_output=True, text=True
-    )
-    assert ran.stdout.split() == ["True", "False"]
+    assert printed(script, how).split() == ["True", "False"]
 
 
 @pytest.mark.parametrize("how", ["a timeout", "another thread"])
@@ -504,7 +492,4 @@ except KeyboardInterrupt:
     app.send_task("tell")
     print(rts.integration._has_rts(app))
 """
-    ran = subprocess.run(
-        [sys.executable, "-c", script, how], check=True, capture_output=True, text=True
-    )
-    assert ran.stdout.split() == ["True"]
+    assert printed(script, how).split() == ["True"]

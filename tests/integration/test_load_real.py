@@ -17,6 +17,7 @@ import pytest
 
 from rts.load.sampler import LoadSampler
 from rts.testing import wait_until
+from tests.conftest import python
 
 BURN = "while True: pass"
 
@@ -139,13 +140,7 @@ IN_GROUP = """
 def in_group(tmp_path: Path, text: str, *paths: Path) -> None:
     script = tmp_path / "in_group.py"
     script.write_text(textwrap.dedent(IN_GROUP) + textwrap.dedent(text))
-    done = subprocess.run(
-        [sys.executable, str(script), *map(str, paths)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = python(str(script), *map(str, paths))
     assert done.returncode == 0, done.stderr
 
 
@@ -252,15 +247,7 @@ def test_tasks_of_a_real_worker_see_the_load(tmp_path: Path, pool: str) -> None:
             stderr=log,
         )
         try:
-            done = subprocess.run(
-                [sys.executable, "-c", client],
-                cwd=tmp_path,
-                env=environ,
-                capture_output=True,
-                text=True,
-                timeout=60,
-                check=False,
-            )
+            done = python("-c", client, env=environ, cwd=tmp_path)
         finally:
             worker.terminate()
             try:

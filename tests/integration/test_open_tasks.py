@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 import weakref
 from collections.abc import Sequence
@@ -31,7 +29,7 @@ from rts.unfinished.events import Event
 from rts.unfinished.open_tasks import OpenTasks
 from rts.unfinished.overdue import SETTLE_S
 from tests.clock import Clock
-from tests.conftest import ROOT, MakeStage, Stage
+from tests.conftest import MakeStage, Stage, printed, python
 from tests.memory_ledger import MemoryLedger
 from tests.open_tasks import counts, end, events, note, overdue_sweep, task
 
@@ -317,13 +315,8 @@ child.join()
 def test_a_child_of_multiprocessing_delivers_what_is_left_when_it_ends(
     make_stage: MakeStage, settings: Settings, redis_client: redis.Redis, module: str
 ) -> None:
-    subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FORKS, module],
-        env={**os.environ, **make_stage().environment},
-        cwd=ROOT,
-        check=True,
-        timeout=120,
-    )
+    done = python("-W", "ignore", "-c", FORKS, module, env=make_stage().environment)
+    assert done.returncode == 0, done.stderr
     assert set(redis_client.zrange(settings.keys.open, 0, -1)) == {"parent", "child"}
 
 
@@ -455,14 +448,7 @@ print("one")
 
 
 def test_a_signal_handler_may_publish_while_its_thread_does() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=60,
-        check=False,
-    )
+    done = python("-c", INTERRUPTED)
     assert done.stdout.split() == ["two", "one"], done.stderr
 
 
@@ -481,9 +467,7 @@ def test_a_producer_that_ends_at_once_delivers_its_notes_and_counts(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
     queue = settings.key_prefix.strip(":")
-    arguments = [sys.executable, "-c", PRODUCER, settings.redis_url, settings.key_prefix, queue]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run(arguments, check=True, timeout=60, env=env)
+    printed(PRODUCER, settings.redis_url, settings.key_prefix, queue)
     assert counts(redis_client, settings) == {f"open {queue}": 3}
     assert redis_client.hgetall(settings.keys.counters) == {"refused_sla_multiplier": "3"}
     redis_client.delete(queue)

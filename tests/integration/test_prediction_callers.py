@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +21,7 @@ import rts
 from rts.predictions.queue_reader import QueueReader
 from rts.settings import Settings
 from rts.testing import RedisServer, wait_until
-from tests.conftest import ROOT, MakeApp, MakeStage
+from tests.conftest import MakeApp, MakeStage, printed
 from tests.predictions import OK, PATIENCE_S, busy, served
 
 
@@ -46,10 +44,7 @@ def test_threads_of_a_web_server_use_the_only_app(make_stage: MakeStage) -> None
             rts.install(another)
             print(requests.submit(rts.predict, "nobody").exception())
     """
-    ran = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    nobody, waits, new, two = ran.stdout.splitlines()
+    nobody, waits, new, two = printed(script).splitlines()
     assert nobody == "None"
     assert waits.startswith("no worker with rts takes")
     assert new.startswith("no worker with rts takes")

@@ -31,8 +31,7 @@ from rts.testing import (
     plugin,
     wait_until,
 )
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.conftest import ROOT, python
 
 
 def redis_client(server: RedisServer, timeout: float = 20.0) -> redis.Redis:
@@ -352,12 +351,11 @@ def test_tasks_are_tested_as_documented_on_servers_of_the_environment(
     (tmp_path / "proj").mkdir()
     (tmp_path / "proj" / "celery.py").write_text(PROJECT)
     env = {
-        **os.environ,
         "RTS_TEST_REDIS_URL": rts_redis_session_url,
         "RTS_TEST_MONGO_URL": rts_mongo_session_url,
         "TMPDIR": str(tmp_path),  # for the spool
         "PYTHONPATH": os.pathsep.join((str(ROOT), str(tmp_path))),
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
-    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+    arguments = ("-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path))
+    done = python(*arguments, env=env, cwd=tmp_path)
     assert "2 passed" in done.stdout, done.stdout

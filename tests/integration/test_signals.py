@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import pytest
 from celery import Celery
 
 from rts.testing import wait_until
-from tests.conftest import ROOT, MakeStage, Stage
+from tests.conftest import MakeStage, Stage, printed, python
 
 pytestmark = pytest.mark.measured
 
@@ -152,10 +150,8 @@ def test_the_span_of_a_publish_carries_the_plan_and_no_other(
     rts_redis_url: str, rts_key_prefix: str, when: str
 ) -> None:
     pytest.importorskip("opentelemetry.instrumentation.celery")
-    arguments = ["-m", "tests.apps.traced", rts_redis_url, rts_key_prefix, when]
-    command = [sys.executable, *arguments]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
-    spans = [json.loads(line) for line in printed.stdout.splitlines()]
+    done = python("-m", "tests.apps.traced", rts_redis_url, rts_key_prefix, when)
+    spans = [json.loads(line) for line in done.stdout.splitlines()]
     publishes = [] if when == "none" else ["apply_async", "apply_async"]
     assert [span["name"].partition("/")[0] for span in spans] == [*publishes, "request"]
     planned = [span for span in spans if "rts.task_type" in span]
@@ -188,10 +184,7 @@ def test_a_forked_child_may_set_up_tracing_of_its_own(
             print(span.attributes["rts.task_type"], flush=True)
             os._exit(0)
     """
-    printed = subprocess.run(
-        [sys.executable, "-c", script], check=True, capture_output=True, text=True
-    )
-    assert printed.stdout == "mixed\n", printed.stderr
+    assert printed(script) == "mixed\n"
 
 
 def test_sentry_events_carry_the_plan_as_tags(make_stage: MakeStage, told: Told) -> None:
@@ -231,4 +224,4 @@ assert not TRACING.enabled
 assert not after_task_publish.receivers and not task_postrun.receivers
 assert not {"sentry_sdk", "opentelemetry.instrumentation.celery"} & set(sys.modules)
 """
-    subprocess.run([sys.executable, "-c", script], check=True)
+    printed(script)

@@ -14,8 +14,7 @@ import psutil
 import pytest
 
 from rts.testing import WorkerFailed, WorkerProcess, wait_until
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.conftest import ROOT
 
 APP = """
 import os, time

@@ -18,10 +18,10 @@ import yaml
 
 from rts.testing import RedisServer, wait_until
 from rts.testing.processes import OwnedProcess
+from tests.conftest import ROOT
 from tests.programs import needed
 from tests.rabbitmq import free_port
 
-ROOT = Path(__file__).parent.parent.parent
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OWN = ("worker", "beat", "flower", "producer", "exporter")

@@ -23,8 +23,8 @@ from rts.records import Execution, OutboxEntry, Plan
 from rts.settings import CHECKS, Settings
 from rts.testing import plugin
 from rts.views import families
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("**/*.md")])
 TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import textwrap
 import threading
 from collections.abc import Iterator
@@ -18,6 +16,7 @@ from rts.load.board import LoadBoard
 from rts.load.sample import GpuLoad, LoadSample
 from rts.load.sampler import MAX_AGE_S, LoadSampler, Probes, real_probes
 from rts.testing import wait_until
+from tests.conftest import python
 
 
 def sampling_threads() -> list[threading.Thread]:
@@ -170,8 +169,7 @@ def run_script(tmp_path: Path, text: str) -> str:
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(text))
     # A fork in a process with threads is what is tested; Python 3.12 warns about it.
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = python("-W", "ignore::DeprecationWarning", str(script))
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import ssl
-import subprocess
-import sys
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
@@ -18,6 +16,7 @@ from celery import Celery
 import rts
 from rts import ConfigurationError, worker
 from rts.settings import DEFAULT_REDIS_URL, Settings
+from tests.conftest import printed
 
 
 def read(environ: dict[str, str] | None = None, **conf: Any) -> Settings:
@@ -382,7 +381,7 @@ from celery import Celery
 import rts
 rts.install(Celery())
 """
-    subprocess.run([sys.executable, "-c", script], check=True)
+    printed(script)
 
 
 @pytest.mark.parametrize(

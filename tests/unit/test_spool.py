@@ -20,7 +20,7 @@ from rts.ledger.spool import Spool
 from rts.ledger.spool_folder import REFUSED_BYTES, opened, read_all, read_counts, try_lock
 from rts.records import Execution
 from rts.settings import Settings
-from tests.conftest import ROOT
+from tests.conftest import printed, python
 from tests.records import as_line, run
 
 MIB = 1 << 20
@@ -118,10 +118,8 @@ def test_a_process_that_ends_with_a_spool_says_nothing(tmp_path: Path) -> None:
         f"spools = [Spool({str(tmp_path)!r}, 1 << 20)]\n"
         "def use(): return spools\n"  # so that Python comes late to destroy it
     )
-    ended = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, check=True, cwd=ROOT
-    )
-    assert ended.stderr == b""
+    ended = python("-c", code)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_a_forked_child_writes_a_file_of_its_own(tmp_path: Path) -> None:
@@ -433,12 +431,7 @@ spool.append_line(as_line(run("later")))
 
 def test_a_full_disk_loses_only_what_does_not_fit(tmp_path: Path) -> None:
     directory = str(tmp_path / "spool")
-    command = [sys.executable, "-c", _ON_A_FULL_DISK, directory]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=root, timeout=60, check=True
-    )
-    refused = done.stdout.split()
+    refused = printed(_ON_A_FULL_DISK, directory).split()
     assert 0 < len(refused) < 20
     expected = [str(i) for i in range(20) if str(i) not in refused] + ["later"]
     assert ids(Spool(directory, MIB)) == expected

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 import tokenize
@@ -27,10 +26,10 @@ from rts.settings import MULTIPLIER_VARIABLE
 from rts.tasktypes import DEFAULT_TASK_TYPES
 from rts.testing import RedisServer, WorkerProcess, wait_until
 from rts.testing.processes import OwnedProcess
+from tests.conftest import ROOT, printed, python
 
 np = pytest.importorskip("numpy")
 
-ROOT = Path(__file__).parent.parent.parent
 HEADERS = {"task_type", "rts_tau", "rts_k", "rts_arrival", "rts_deadline", "rts_type_source"}
 
 
@@ -180,17 +179,7 @@ print(json.dumps(results))
 def test_the_defaults_give_small_results_that_are_the_same_everywhere() -> None:
     outputs = set()
     for seed in ("1", "2"):
-        finished = subprocess.run(
-            [sys.executable, "-c", ALL_SIX],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert finished.returncode == 0, finished.stderr
-        outputs.add(finished.stdout)
+        outputs.add(printed(ALL_SIX, env={"PYTHONHASHSEED": seed}))
     assert len(outputs) == 1
     results = json.loads(outputs.pop())
     assert len(results) == 6
@@ -222,14 +211,7 @@ def test_the_broken_task_raises(example: SimpleNamespace) -> None:
     ids=["main process", "thread", "other billiard child", "multiprocessing child"],
 )
 def test_killed_spares_any_process_but_a_pool_child(call: str) -> None:
-    finished = subprocess.run(
-        [sys.executable, "-c", f"from workers.trouble import killed; {call}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    finished = python("-c", f"from workers.trouble import killed; {call}")
     assert finished.returncode >= 0, "it was killed"
     assert "only a prefork pool survives this task" in finished.stderr
     assert "AssertionError" not in finished.stderr
@@ -249,13 +231,7 @@ def test_killed_kills_a_pool_child_and_the_worker_goes_on(
         " killed.delay(); fingerprint.delay(files=1)"
     )
     with WorkerProcess("workers.app", concurrency=1, env=env, cwd=ROOT) as worker:
-        subprocess.run(
-            [sys.executable, "-c", publish],
-            cwd=ROOT,
-            env={**os.environ, **env},
-            timeout=60,
-            check=True,
-        )
+        printed(publish, env=env)
         wait_until(
             lambda: re.search(r"workers\.text\.fingerprint\[.*succeeded", worker.log),
             message="the task after the killed one",
@@ -331,15 +307,7 @@ producer.main()
 
 
 def test_the_producer_ends_though_the_signal_arrives_in_a_destructor() -> None:
-    finished = subprocess.run(
-        [sys.executable, "-c", STRUCK],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (finished.returncode, finished.stdout) == (0, "published 1 tasks\n")
+    assert printed(STRUCK) == "published 1 tasks\n"
 
 
 def test_the_producer_ends_while_the_broker_does_not_answer(
@@ -375,13 +343,6 @@ def test_the_producer_survives_an_absent_broker(broker: RedisServer, tmp_path: P
     "arguments", [("--rate", "0"), ("--rate", "nan"), ("--rate", "inf"), ("--count", "-1")]
 )
 def test_the_producer_refuses_invalid_arguments(arguments: tuple[str, ...]) -> None:
-    finished = subprocess.run(
-        [sys.executable, "-m", "workers.producer", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    finished = python("-m", "workers.producer", *arguments)
     assert finished.returncode == 2
     assert "must be above 0" in finished.stderr
