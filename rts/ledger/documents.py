@@ -103,7 +103,8 @@ def _documents(e: Execution, learned: Learned | None) -> tuple[Document, Documen
         "completed_at": ended_at,
         "verdict_at": verdict_at,
         "attempts": 1 if e.ran else 0,
-        "parent_id": e.parent_id,
+        # To Celery a retry is published by the attempt before it: by the same task.
+        "parent_id": None if e.parent_id == e.task_id else e.parent_id,
         "root_id": e.root_id,
         "run_id": e.run_id if e.ran else None,
     }

@@ -95,6 +95,14 @@ def test_a_retry_has_its_priority_and_when_it_may_start(subject: Subject) -> Non
     assert assignment["again_at"] == datetime.fromtimestamp(R + 8.5, UTC)
 
 
+def test_no_task_is_its_own_parent(subject: Subject) -> None:
+    again = execution(retries=1, parent_id="t")
+    subject.ledger.write([entry(retried(parent_id=None)), entry(again)])
+    subject.ledger.write([entry(execution(task_id="u", parent_id="t"))])
+    tasks, _ = subject.documents()
+    assert [(task["_id"], task["parent_id"]) for task in tasks] == [("t", None), ("u", "t")]
+
+
 def test_twice_changes_nothing(subject: Subject) -> None:
     runs = [entry(execution(task_id=f"t{n}"), Learned(5, 4)) for n in range(5)]
     subject.ledger.write(runs)
