@@ -80,7 +80,7 @@ def test_more_load_and_more_overhead_need_more_slots() -> None:
 
 def test_an_unattainable_target() -> None:
     jobs = [Job(100.0 * n, "x", 1.0 if n % 2 else 50.0, tau=10.0, span_s=20) for n in range(10)]
-    with pytest.raises(Unattainable, match=r"90\.00%: with a slot for each task 50\.00%"):
+    with pytest.raises(Unattainable, match=r"90%: with a slot for each task 50\.00%"):
         plan(Question(jobs, 0.9, fifo, SETTINGS))
     jobs = [job._replace(task_type="cpu-light") if job.runtime_s == 1 else job for job in jobs]
     with pytest.raises(Unattainable, match=r"0\.00% of the worst type are met"):
