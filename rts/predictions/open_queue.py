@@ -17,7 +17,6 @@ from rts.predictions.queue_parts import (
     affordable,
     parts_of,
     sampled,
-    strata_of,
 )
 from rts.predictions.survey import survey
 from rts.scheduling.encoding import Message
@@ -87,8 +86,8 @@ class OpenQueue:
         """
         found = survey(self._channel, self._client, self._parts, queue=self._name)
         behind_all = found.sizes[part] if rank is None else rank
-        strata = strata_of(found.sizes, part, behind_all, ordered=self._ordered)
-        pages = sampled(*strata, affordable(most, found.overall_mean_bytes))
+        most = affordable(most, found.overall_mean_bytes)
+        pages = sampled(found.sizes, part, behind_all, most, ordered=self._ordered)
         messages, weights = self._read(pages)
         position = None
         if rank is not None:

@@ -14,7 +14,7 @@ from rts.validation import finite
 
 #: Size of the sample of a queue, in messages.
 SAMPLE = 500
-#: Pages that a stratum is sampled in, evenly spread.
+#: Pages that a part is sampled in, evenly spread.
 PAGES = 100
 #: Least share of a sample for the messages ahead of the one in question.
 AHEAD_SHARE = 0.75
@@ -28,14 +28,6 @@ class Part(NamedTuple):
     key: str
     #: Whether it is a sorted set; else it is a list, consumed from its right end.
     ordered: bool
-
-
-class Stratum(NamedTuple):
-    """A range of ranks in a part."""
-
-    #: Number of the part.
-    part: int
-    ranks: range
 
 
 class Page(NamedTuple):
@@ -62,46 +54,36 @@ def affordable(most: int, mean_bytes: float) -> int:
     return max(1, min(most, int(BYTES / max(1.0, mean_bytes))))
 
 
-def strata_of(
-    sizes: Sequence[int], part: int, rank: int, *, ordered: bool
-) -> tuple[list[Stratum], list[Stratum]]:
-    """Return the strata up to the message of this *rank* in a *part*, itself included, and
-    those behind it that may overtake it, which happens only in deadline order (*ordered*).
+def sampled(
+    sizes: Sequence[int], part: int, rank: int, most: int, *, ordered: bool
+) -> list[Page]:
+    """Return the pages to read of parts of these *sizes*, about *most* messages: of those up to
+    this *rank* in a *part*, that one included, and in deadline order (*ordered*) of those
+    behind it, which may overtake it.
 
-    *sizes*: of all parts.
+    They are evenly spread over each part, with its last message. Those ahead get at least
+    AHEAD_SHARE of them, if they need that many.
     """
-    whole = [Stratum(number, range(size)) for number, size in enumerate(sizes)]
+    whole = [(number, range(size)) for number, size in enumerate(sizes)]
     size = sizes[part]
-    ahead = [
-        *whole[:part],
-        Stratum(part, range(min(size, rank))),
-        Stratum(part, range(rank, min(size, rank + 1))),
-    ]
+    itself = range(rank, min(size, rank + 1))
+    ahead = [*whole[:part], (part, range(min(size, rank))), (part, itself)]
     # Once it is hopeless, hopeful and earlier demoted messages overtake it; those in the plain
     # lists will be adopted.
-    behind = [Stratum(part, range(rank + 1, size)), *whole[part + 1 :]] if ordered else []
-    return ahead, behind
-
-
-def sampled(ahead: Sequence[Stratum], behind: Sequence[Stratum], most: int) -> list[Page]:
-    """Return the pages to read, about *most* messages: evenly spread over each stratum, with
-    its last one.
-
-    The strata *ahead* get at least AHEAD_SHARE of them, if they need that many.
-    """
+    behind = [(part, range(rank + 1, size)), *whole[part + 1 :]] if ordered else []
     room = max(int(AHEAD_SHARE * most), most - _size(behind))
     found: list[Page] = []
     for strata, share_of in ((ahead, room), (behind, most - min(room, _size(ahead)))):
         share = min(1.0, share_of / max(1, _size(strata)))
-        for stratum in strata:
-            pages = _spread(stratum.ranks, share) if stratum.ranks else []
-            weight = len(stratum.ranks) / max(1, sum(map(len, pages)))
-            found += [Page(stratum.part, page, weight) for page in pages]
+        for number, ranks in strata:
+            pages = _spread(ranks, share) if ranks else []
+            weight = len(ranks) / max(1, sum(map(len, pages)))
+            found += [Page(number, page, weight) for page in pages]
     return found
 
 
-def _size(strata: Sequence[Stratum]) -> int:
-    return sum(len(stratum.ranks) for stratum in strata)
+def _size(strata: Sequence[tuple[int, range]]) -> int:
+    return sum(len(ranks) for _, ranks in strata)
 
 
 def _spread(ranks: range, share: float) -> list[range]:

@@ -23,7 +23,7 @@ from rts.predictions.initial_state import busy_since
 from rts.predictions.messages import WorkReader, held_of, id_of
 from rts.predictions.new_tasks import MAX_FRESH_S, Reading
 from rts.predictions.prediction import Prediction
-from rts.predictions.queue_parts import SAMPLE, Stratum, sampled
+from rts.predictions.queue_parts import SAMPLE, sampled
 from rts.predictions.queue_simulation import QueueSimulation
 from rts.predictions.runtimes import Runtimes
 from rts.predictions.shared_workers import WorkerGroup
@@ -700,26 +700,6 @@ def test_predictions_hold_after_a_burst(order: Callable[[], Order]) -> None:
     assert statistics.mean(inside) >= 0.8
 
 
-def sampled_of(
-    parts: list[list[Outcome]], part: int, rank: int, ordered: bool
-) -> tuple[list[Work], int]:
-    """Return the sample of a long queue's parts, and the position of the target in it."""
-    ahead = [Stratum(number, range(len(parts[number]))) for number in range(part)]
-    ahead += [Stratum(part, range(rank)), Stratum(part, range(rank, rank + 1))]
-    behind = [
-        Stratum(part, range(rank + 1, len(parts[part]))),
-        *(Stratum(n, range(len(parts[n]))) for n in range(part + 1, len(parts))),
-    ]
-    works: list[Work] = []
-    position = -1
-    for page in sampled(ahead, behind if ordered else [], SAMPLE):
-        for number in page.ranks:
-            if (page.part, number) == (part, rank):
-                position = len(works)
-            works.append(work(parts[page.part][number])._replace(weight=page.weight))
-    return works, position
-
-
 @pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("order", [FirstComeFirstServed, EarliestDeadlineFirst])
 def test_a_sample_of_a_long_queue_is_representative(
@@ -743,7 +723,10 @@ def test_a_sample_of_a_long_queue_is_representative(
     errors, inside = [], []
     for number in range(10):
         rank = (2 * number + 1) * len(waiting) // 20
-        works, position = sampled_of([waiting], 0, rank, ordered)
+        pages = sampled([len(waiting)], 0, rank, SAMPLE, ordered=ordered)
+        read = [(n, page.weight) for page in pages for n in page.ranks]
+        position = [n for n, _ in read].index(rank)
+        works = [work(waiting[n])._replace(weight=weight) for n, weight in read]
         assert len(works) <= SAMPLE + 2
         assert sum(w.weight for w in works) == pytest.approx(
             len(waiting) if ordered else rank + 1
