@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -23,3 +25,13 @@ def needed(name: str, *others: str, path: str | None = None) -> str:
     if name in os.environ.get("RTS_TEST_REQUIRED", "").split(","):
         pytest.fail(message)
     pytest.skip(message)
+
+
+def certificate_in(folder: Path) -> tuple[str, str]:
+    """Make a certificate for localhost; return its path and that of its key."""
+    certificate, key = str(folder / "certificate"), str(folder / "key")
+    command = [needed("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"]
+    command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    command += ["-out", certificate, "-keyout", key]
+    subprocess.run(command, check=True, capture_output=True)
+    return certificate, key

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,9 +64,17 @@ class Relay:
 
 
 @contextmanager
-def relay(server: Server, kind: type[Relay] = Relay) -> Iterator[Relay]:
-    """Give a relay that leads to *server* at first."""
+def relay(
+    server: Server, kind: type[Relay] = Relay, tls: ssl.SSLContext | None = None
+) -> Iterator[Relay]:
+    """Give a relay that leads to *server* at first; with *tls* it is reached over that, which
+    not every build of a server has.
+    """
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        if tls is not None:
+            listener = tls.wrap_socket(
+                listener, server_side=True, do_handshake_on_connect=False
+            )
         made = kind(listener, server)
         thread = threading.Thread(target=made.serve, daemon=True)
         thread.start()

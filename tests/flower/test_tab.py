@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import subprocess
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -31,7 +30,7 @@ from rts.views.report import report
 from rts.views.slo import standings
 from tests.conftest import MakeStage, printed
 from tests.flower.conftest import EVIL, Flower, some_runs
-from tests.programs import needed
+from tests.programs import certificate_in
 from tests.records import ended
 
 PAGES = ("/rts", "/rts/types", "/rts/workers", "/rts/queues", "/rts/misses", "/rts/task/task-0")
@@ -168,10 +167,7 @@ def test_tls_metrics_and_an_api_as_closed_as_flowers(
     make_stage: MakeStage, make_flower: Make, write: Any, tmp_path: Path
 ) -> None:
     write(ended(0, 5))
-    key, certificate = tmp_path / "key", tmp_path / "certificate"
-    command = [needed("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"]
-    command += ["-subj", "/CN=localhost", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(command, check=True, capture_output=True)
+    certificate, key = certificate_in(tmp_path)
     flower = make_flower(
         make_stage(), f"--certfile={certificate}", f"--keyfile={key}", scheme="https"
     )

@@ -7,9 +7,7 @@ from __future__ import annotations
 import os
 import random
 import signal
-import socket
 import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -35,8 +33,9 @@ from rts.testing.binaries import find_binary
 from rts.testing.processes import OwnedProcess
 from tests.conftest import ONE_REPLY, MakeApp, MakeStage
 from tests.order import EDF
-from tests.programs import needed
+from tests.programs import certificate_in
 from tests.rabbitmq import free_port
+from tests.relay import relay
 
 OK, LATE, UNTIL = (f"tests.apps.basic.{name}" for name in ("ok", "late", "until"))
 
@@ -84,14 +83,10 @@ def behind_socket(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 @contextmanager
 def behind_tls(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    key, certificate = folder / "key.pem", folder / "cert.pem"
-    command = [needed("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-    command += ["-keyout", str(key), "-out", str(certificate), "-subj", "/CN=localhost"]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]
-    subprocess.run(command, check=True, capture_output=True)
+    certificate, key = certificate_in(folder)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate, key)
-    with RedisServer() as server, TlsDoor(server.port, context) as door:
+    with RedisServer() as server, relay(server, tls=context) as door:
         checks = f"ssl_cert_reqs=CERT_REQUIRED&ssl_ca_certs={certificate}"
         yield f"rediss://localhost:{door.port}/0?{checks}", {}
 
@@ -121,58 +116,6 @@ def answers(client: redis.Redis) -> bool:
         return bool(client.ping())
     except redis.ConnectionError:
         return False
-
-
-class TlsDoor:
-    """Takes TLS off connections and hands them on to a port of this host.
-
-    Not every build of redis-server has TLS.
-    """
-
-    def __init__(self, target: int, context: ssl.SSLContext) -> None:
-        self._target = target
-        self._listener = context.wrap_socket(
-            socket.create_server(("127.0.0.1", 0)), server_side=True
-        )
-        self.port: int = self._listener.getsockname()[1]
-        self._open: list[socket.socket] = []
-        self._closed = False
-
-    def __enter__(self) -> TlsDoor:
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._closed = True
-        for each in (self._listener, *self._open):
-            try:
-                each.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
-            each.close()
-
-    def _accept(self) -> None:
-        while not self._closed:
-            try:
-                outside, _ = self._listener.accept()
-            except OSError:  # also of a client that was not patient enough
-                continue
-            inside = socket.create_connection(("127.0.0.1", self._target))
-            self._open += [outside, inside]
-            for source, sink in ((outside, inside), (inside, outside)):
-                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
-
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
-        try:
-            while data := source.recv(65536):
-                sink.sendall(data)
-        except OSError:
-            pass
-        for end in (source, sink):
-            try:
-                end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import hashlib
 import hmac
 import json
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -38,7 +37,7 @@ from tests.clock import Clock
 from tests.commands import write_verdicts
 from tests.conftest import MakeStage
 from tests.integration.test_signals import Told
-from tests.programs import needed
+from tests.programs import certificate_in
 from tests.receiver import Receiver
 
 SECRET = "a-very-secret-key"
@@ -608,19 +607,13 @@ def test_a_receiver_that_never_answers_is_not_told_to_hang_up(
 def test_certificates_are_verified(
     receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    key, certificate = tmp_path / "key", tmp_path / "certificate"
-    subprocess.run(
-        [needed("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1",
-         "-keyout", key, "-out", certificate, "-subj", "/CN=localhost",
-         "-addext", "subjectAltName=DNS:localhost"],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    certificate, key = certificate_in(tmp_path)
     receiver.down()
-    receiver.up(tls=(str(certificate), str(key)))
+    receiver.up(tls=(certificate, key))
     here = Webhook(f"https://localhost:{receiver.port}")
     with pytest.raises(NotDelivered, match="SSLCertVerificationError"):
         post(here, b"{}", {})
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    monkeypatch.setenv("SSL_CERT_FILE", certificate)
     with pytest.raises(NotDelivered, match="SSLCertVerificationError"):
         post(Webhook(f"https://127.0.0.1:{receiver.port}"), b"{}", {})
     assert receiver.messages == []
