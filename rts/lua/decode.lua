@@ -4,11 +4,17 @@
 -- cjson rejects lone surrogates, which Python writes, for example of a file name that is not
 -- UTF-8.
 
+-- "\\ud800" is none, but an escaped backslash and text.
+local function without_surrogate(escaped, code)
+  if escaped == 'u' and string.find(code, '^[dD][89a-fA-F]') then return '?' end
+end
+
 local function decoded(json)
   local fine, value = pcall(cjson.decode, json)
   local replaced = not fine
   if replaced then
-    fine, value = pcall(cjson.decode, (string.gsub(json, '\\u[dD][89a-fA-F]%x%x', '?')))
+    json = string.gsub(json, '\\(.)(%x?%x?%x?%x?)', without_surrogate)
+    fine, value = pcall(cjson.decode, json)
   end
   return fine and type(value) == 'table' and value, replaced
 end

@@ -130,6 +130,7 @@ def test_a_lone_surrogate_in_a_message_on_a_plain_list_does_not_matter(url: str)
         for tag, offset in (("2", 2.0), ("1", 1.0)):
             message = envelope(Message(start + FAR + offset, start, 1.0, tag))
             message["headers"]["file"] = "\udcff.txt"  # as os.listdir has it
+            message["headers"]["error"] = "can't encode character '\\udcff'"  # as Python says
             other.default_channel._put(NAME, message)
         for tag in ("1", "2"):
             got = connection.default_channel.basic_get(NAME)
