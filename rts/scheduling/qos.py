@@ -112,12 +112,13 @@ class QoS(_SlotLimit, stock.QoS):  # type: ignore[misc]  # kombu has no type inf
 
 def _mark_redelivered(payload: dict[str, Any]) -> bool:
     """Mark a raw message as redelivered, as kombu does; return whether it was already."""
+    again = False
     try:
         again = bool(payload["headers"].get("redelivered"))
         payload["headers"]["redelivered"] = True
         payload["properties"]["delivery_info"]["redelivered"] = True
     except (KeyError, TypeError, AttributeError):
-        return False
+        pass  # not as kombu writes it
     return again
 
 

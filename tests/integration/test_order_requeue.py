@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -78,6 +79,29 @@ def test_what_a_queue_of_another_app_left_is_restored_for_its_workers(
         message = theirs.basic_get("theirs")
         assert (message.delivery_tag, message.headers["redelivered"]) == ("1", True)
         assert not raw.exists(f"theirs{EDF}")
+
+
+@pytest.mark.parametrize("written_by_kombu", [True, False])
+def test_what_a_worker_rejects_once_more_goes_behind_the_others(
+    url: str, raw: redis.Redis, written_by_kombu: bool
+) -> None:
+    start = time.time()
+    with connect(url) as connection:
+        channel: Any = connection.default_channel
+        channel.slots = SimpleNamespace(may_take_demoted=lambda share: True)  # as in a worker
+        for number, tag in enumerate(("first", "second")):
+            message = envelope(Message(start + FAR + number, start - 10, 1.0, tag))
+            if not written_by_kombu:
+                del message["properties"]["delivery_info"]
+            raw.lpush(NAME, json.dumps(message))
+        channel.basic_get(NAME).requeue()
+        # What returns since its worker ended, or took too long, was not rejected.
+        for _ in range(2):
+            message = channel.basic_get(NAME)
+            assert (message.delivery_tag, message.headers["redelivered"]) == ("first", True)
+            channel.qos.restore_by_tag("first")
+        channel.basic_get(NAME).requeue()
+        assert [channel.basic_get(NAME).delivery_tag for _ in range(2)] == ["second", "first"]
 
 
 def test_a_message_without_a_consumer_returns_to_the_order(url: str) -> None:
