@@ -19,11 +19,11 @@ from rts.errors import RtsError
 #: An answer is fresh for ``FRESH_FACTOR`` times what it took to get, so that repeated queries
 #: take no more than a tenth of one thread, but for at least and at most so many seconds.
 MIN_FRESH_S, FRESH_FACTOR, MAX_FRESH_S = 1.5, 10.0, 20.0
-#: Seconds for which a stale answer is shown while a new one is computed.
+#: Seconds for which a stale answer, or why there is none, is shown while a new one is computed.
 STALE_S = 60.0
 #: Seconds after which a query that failed is repeated.
 RETRY_S = 3.0
-#: Seconds that a page waits for a new answer if there is a stale one, and if there is none.
+#: Seconds that a page waits for a new answer if there is a stale value, and if there is none.
 STALE_PATIENCE_S, PATIENCE_S = 0.1, 1.5
 #: Answers that are kept, and queries that run at a time.
 KEPT, THREADS = 64, 6
@@ -74,7 +74,7 @@ class AnswerCache:
         if answer and age_s < answer.fresh_for_s:
             self._kept.move_to_end(key)
             return answer
-        older = answer if answer and answer.trouble is None and age_s < STALE_S else None
+        older = answer if answer and age_s < STALE_S else None
         pending = self._pending.get(key)
         if pending is None and len(self._pending) >= MAX_PENDING:
             return older or Answer(late=True)
@@ -83,7 +83,9 @@ class AnswerCache:
             pending = loop.run_in_executor(self._pool, _ask, query, arguments)
             self._pending[key] = pending
             pending.add_done_callback(lambda done: self._keep(key, done))
-        await asyncio.wait([pending], timeout=STALE_PATIENCE_S if older else PATIENCE_S)
+        # A server that is asked again after it failed may be back.
+        patience_s = STALE_PATIENCE_S if older and older.is_known else PATIENCE_S
+        await asyncio.wait([pending], timeout=patience_s)
         return pending.result() if pending.done() else older or Answer(late=True)
 
     def close(self) -> None:

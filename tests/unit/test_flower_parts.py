@@ -139,6 +139,34 @@ def test_a_slow_answer_is_there_the_next_time(monkeypatch: pytest.MonkeyPatch) -
     assert (second.late, second.value) == (False, "new")
 
 
+def test_trouble_is_still_reported_while_a_hanging_server_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(module, "RETRY_S", 0.0)
+    may_end = threading.Event()
+
+    def query() -> None:
+        may_end.wait(30)
+        raise StoreUnavailable("Redis hangs")
+
+    async def look() -> list[Answer]:
+        answers = AnswerCache()
+        try:
+            first = await answers.get(query)
+            may_end.set()
+            await asyncio.wait(list(answers._pending.values()))
+            may_end.clear()
+            return [first, await answers.get(query)]
+        finally:
+            may_end.set()
+            answers.close()
+
+    first, second = asyncio.run(look())
+    assert (first.late, first.trouble) == (True, None)
+    assert (second.late, second.trouble) == (False, "Redis hangs.")
+
+
 def test_answers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     async def look() -> int:
         answers = AnswerCache()
