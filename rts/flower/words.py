@@ -9,6 +9,7 @@ from typing import Any
 
 from rts.deadlines import hopeful_until
 from rts.views import selection
+from rts.views.plurals import counted
 
 NONE = "–"
 #: Between a number and its unit, where a line must not break.
@@ -145,6 +146,20 @@ def misses(by_cause: Mapping[str, int]) -> str:
     '3 late, 1 killed'
     """
     return ", ".join(f"{count(n)} {cause}" for cause, n in by_cause.items()) or NONE
+
+
+def listed(shown: int, most: int, missed: int | None) -> str:
+    """Return what a list of missed tasks, of at *most* so many, shows of all that *missed*.
+
+    >>> listed(27, 100, 27), listed(1, 100, None)
+    ('27 missed deadlines', '1 missed deadline')
+    >>> listed(100, 100, None), listed(100, 100, 412)
+    ('The last 100 missed deadlines', 'The last 100 of 412 missed deadlines')
+    """
+    if shown < most:
+        return counted(shown, "missed deadline")
+    of_all = f" of {count(missed)}" if missed is not None and missed > shown else ""
+    return f"The last {shown}{of_all} missed deadlines"
 
 
 def verdict(task: Mapping[str, Any]) -> str:

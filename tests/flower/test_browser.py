@@ -116,12 +116,12 @@ class Seen:
         return text in self.page.locator("#rts-status").inner_text()
 
     def complaints(self) -> list[str]:
-        """Return what axe-core finds serious or worse."""
+        """Return what axe-core finds worse than minor."""
         found = Axe().run(self.page).response["violations"]
         return [
             f"{self.page.url}: {v['id']}: {v['help']}: {[n['html'] for n in v['nodes']][:3]}"
             for v in found
-            if v["impact"] in ("serious", "critical")
+            if v["impact"] != "minor"
         ]
 
 

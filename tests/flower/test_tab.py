@@ -233,6 +233,8 @@ def test_filters_narrow_the_pages_and_invalid_ones_are_rejected(
     missed = flower.counted("/api/rts/misses?type=mixed").json
     assert {task["task_type"] for task in missed["misses"]} == {"mixed"}
     assert len(missed["misses"]) == missed["missed"] == 20
+    # The table scrolls: that there are more than can be seen is in its caption.
+    assert "<caption>20 missed deadlines" in flower.get("/rts/misses?type=mixed").text
     missed = flower.counted("/api/rts/misses?name=proj.work").json
     assert (missed["misses"], missed["missed"]) == ([], None)
     assert flower.counted("/api/rts/misses").json["missed"] == 60
