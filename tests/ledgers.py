@@ -76,17 +76,14 @@ def lost(**changes: Any) -> Execution:
 
 
 def killed(**changes: Any) -> Execution:
-    """Return an end that the main process wrote, with no note of the start."""
-    return lost(
-        **{
-            "state": "FAILURE",
-            "cause": "killed",
-            "started_at": None,
-            "load_at_start": None,
-            "completed_at": R + 4,
-            **changes,
-        }
-    )
+    """Return a run that was killed; the main process wrote its end, by its note."""
+    end = {"state": "FAILURE", "cause": "killed", "completed_at": R + 4, "runtime_s": 3.0}
+    return lost(**{**end, **changes})
+
+
+def never_run(**changes: Any) -> Execution:
+    """Return the end of a task of which no run was started."""
+    return lost(**{"started_at": None, "load_at_start": None, "ran": False, **changes})
 
 
 def overdue(**changes: Any) -> Execution:

@@ -6,13 +6,7 @@ import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from rts.ledger.documents import Document, documents
-from rts.ledger.merging import (
-    absorb_ends,
-    ends_again,
-    group_key,
-    merge_assignments,
-    merge_tasks,
-)
+from rts.ledger.merging import ends_again, merge_assignments, merge_tasks
 from rts.ledger.writes import mergeable
 from rts.ports import TauEntry
 from rts.records import OutboxEntry, is_provisional
@@ -38,7 +32,6 @@ class MemoryLedger:
                 if assignment is not None:
                     assignment = mergeable(assignment)
                     _put(self.assignments, assignment, merge_assignments)
-                    self._absorb_ends(assignment)
                 stored = self.tasks.get(task["_id"])
                 if stored is not None and ends_again(stored, task):
                     again.add(entry.entry_id)
@@ -67,15 +60,6 @@ class MemoryLedger:
                 for run_id, run in _ended(self.assignments, run_ids).items()
                 if not is_provisional(run["state"], run["cause"])
             }
-
-    def _absorb_ends(self, assignment: Document) -> None:
-        key = group_key(assignment)
-        group = [d for d in self.assignments.values() if group_key(d) == key]
-        replacement, removed = absorb_ends(group)
-        if replacement is not None:
-            self.assignments[replacement["_id"]] = replacement
-        for run_id in removed:
-            del self.assignments[run_id]
 
     def refuse(self, raw: object, reason: str = "") -> None:
         """Set aside an entry that cannot be read or stored, for a person to look at."""

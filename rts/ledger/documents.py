@@ -29,7 +29,7 @@ def documents(entry: OutboxEntry) -> tuple[Document, Document | None]:
     """Return the ``tasks`` document of *entry* and its ``assignments`` document.
 
     The latter is ``None`` if no run was started. Both hold what the reports need
-    and, for :mod:`rts.ledger.merging`, ``run_id``, ``retries`` and ``instance``.
+    and, for :mod:`rts.ledger.merging`, ``run_id`` and ``retries``.
 
     ``verdict_at`` of a task is the instant at which its verdict was certain: its end,
     but no later than its deadline, since a task that is not done by then has missed it
@@ -133,9 +133,7 @@ def _assignment(e: Execution, learned: Learned | None, shared: Document) -> Docu
         assignment["priority"] = e.priority
     if e.again_at is not None:
         assignment["again_at"] = _datetime(e.again_at)
-    if shared["started_at"] is None:
-        assignment["_nostart"] = True
-    elif e.started_at is not None and e.arrival == e.arrival:
+    if e.started_at is not None and e.arrival == e.arrival:
         # A host whose clock lags a little may start a task "before" it arrived.
         assignment["queueing_delay_s"] = max(0.0, e.started_at - e.arrival)
     return assignment

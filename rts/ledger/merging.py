@@ -13,16 +13,11 @@ The verdict of a task, strongest first:
    than that one, and starts with no retries; a retry keeps its arrival. (An arrival that
    was set on receipt counts as the earliest: each delivery has a new one.)
 3. the record with the most retries;
-4. a run whose start is known, over one of which only the end is known, over LOST;
+4. any other record over LOST;
 5. the later start (or end, if the task never ran);
 6. a final state over RETRY;
 7. an overdue verdict, given before the end, only if nothing else is known. It is
    remembered, so that the miss stands until there is a final state, which then decides.
-
-A run belongs to one *life* of its worker (``instance``): an end without a known start
-belongs to the run of the same task, retries and instance, if there is one.
-Such an end comes from a second report of the same death, or from the main
-process about a child that had already written its end itself.
 
 What only the merging needs is in private fields, which no reader shows:
 
@@ -30,8 +25,6 @@ What only the merging needs is in private fields, which no reader shows:
 - ``_runs`` of a task: all its runs, if it has several.
 - ``_ended`` of a task: the first end that it wrote itself, if that is not this document's.
 - ``_overdue`` of a task: it was found overdue.
-- ``_nostart`` of a run: only its end is known.
-- ``_end_of`` of a run: the id of such an end, which it has taken over.
 """
 
 from __future__ import annotations
@@ -48,12 +41,6 @@ from rts.records import IGNORED, LOST, NOT_FINAL, OVERDUE, PENDING, STARTED, is_
 MAX_RUNS = 100
 
 _BEGINNING = datetime(1, 1, 1, tzinfo=timezone.utc)
-
-#: Fields of an assignment that say how the run ended; the others are known from its start.
-_END = ("completed_at", "runtime_s", "state", "cause", "sla_success", "lateness_s")
-
-#: An end without a start belongs to the run with the same values in these fields.
-GROUP = ("task_id", "retries", "instance")
 
 
 def merge_tasks(stored: Document, new: Document) -> Document:
@@ -112,43 +99,6 @@ def merge_assignments(stored: Document, new: Document) -> Document:
     return {key: value for key, value in new.items() if key != "_rev"}
 
 
-def group_key(assignment: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return the values of the fields of ``GROUP``."""
-    return tuple(assignment[name] for name in GROUP)
-
-
-def absorb_ends(group: Sequence[Document]) -> tuple[Document | None, list[str]]:
-    """Merge ends without a start into their run, among documents of one :func:`group_key`.
-
-    Returns the document that replaces the one with the same ``_id`` (``None``: none), and
-    the ids of the documents to remove.
-    """
-    ends = sorted((d for d in group if d.get("_nostart")), key=_end_order)
-    runs = [d for d in group if not d.get("_nostart")]
-    if not ends:
-        return None, []
-    if not runs:
-        return None, [end["_id"] for end in ends[1:]]
-    run = max(runs, key=lambda d: (d["started_at"], d["_id"]))
-    removed = [end["_id"] for end in ends]
-    end = ends[0]
-    # A lost run takes over the end; one that has taken over another keeps the earlier.
-    if run["state"] == LOST or (
-        "_end_of" in run and _end_order(end) < (run["completed_at"], run["_end_of"])
-    ):
-        merged = {key: value for key, value in run.items() if key != "_rev"}
-        merged.update({key: end[key] for key in _END}, _end_of=end["_id"])
-        if end["runtime_s"] is None and end["completed_at"] is not None:
-            runtime_s = (end["completed_at"] - run["started_at"]).total_seconds()
-            merged["runtime_s"] = max(0.0, runtime_s)
-        return merged, removed
-    return None, removed
-
-
-def _end_order(end: Document) -> tuple[datetime, str]:
-    return end["completed_at"] or _BEGINNING, end["_id"]
-
-
 def _task_rank(task: Document) -> tuple[Any, ...]:
     completed_at = task.get("completed_at") or _BEGINNING
     arrival = task.get("arrival") or _BEGINNING
@@ -160,17 +110,11 @@ def _task_rank(task: Document) -> tuple[Any, ...]:
         return (1, -completed_at.timestamp(), *ties)
     if task.get("state") in (PENDING, STARTED):
         return (-1, task.get("started_at") or _BEGINNING, task.get("retries") or 0, *ties)
-    if task.get("state") == LOST:
-        witness = 0
-    elif task.get("run_id") is not None and task.get("started_at") is None:
-        witness = 1
-    else:
-        witness = 2
     return (
         0,
         _BEGINNING if task.get("arrival_source") == "received" else arrival,
         task.get("retries") or 0,
-        witness,
+        task.get("state") != LOST,
         task.get("started_at") or completed_at,
         task.get("state") not in NOT_FINAL,
         cause in (None, "rejected"),  # the only ones known to the process that ran it
@@ -198,19 +142,12 @@ def _own_end(task: Document) -> str | None:
 def _run_rank(assignment: Document) -> tuple[Any, ...]:
     completed_at = assignment.get("completed_at") or _BEGINNING
     state, cause = assignment["state"], assignment.get("cause")
-    if state == LOST:
-        witness = 0
-    elif "_end_of" in assignment:
-        witness = 1
-    elif assignment.get("runtime_s") is None or is_provisional(state, cause):
-        witness = 2
-    else:
-        witness = 3
-    return (witness, -completed_at.timestamp(), cause or "", state)
+    by_itself = not is_provisional(state, cause)
+    return (state != LOST, by_itself, -completed_at.timestamp(), cause or "", state)
 
 
-#: A run in the private field ``_runs``: retries, whether its start is known,
-#: instance, run id. Lists, because that is what BSON returns.
+#: A run in the private field ``_runs``: retries and run id. A list, because that is what BSON
+#: returns.
 _Run = list[Any]
 
 
@@ -218,8 +155,7 @@ def _own_run(task: Mapping[str, Any]) -> list[_Run]:
     """Return the run of a verdict; empty if the task never ran."""
     if task.get("run_id") is None:
         return []
-    started = task.get("started_at") is not None
-    return [[task.get("retries") or 0, started, task.get("instance") or "", task["run_id"]]]
+    return [[task.get("retries") or 0, task["run_id"]]]
 
 
 def _runs(task: Mapping[str, Any]) -> list[_Run]:
@@ -234,10 +170,5 @@ def _join_runs(some: Iterable[_Run], more: Iterable[_Run]) -> list[_Run]:
 
 
 def _attempts(runs: Sequence[_Run]) -> int:
-    """Return the number of runs; an end without a start is not counted beside its run."""
-    if len(runs) == MAX_RUNS:
-        return max(MAX_RUNS, int(runs[-1][0]) + 1)
-    started = {(retries, instance) for retries, known, instance, _ in runs if known}
-    unknown = {(retries, instance) for retries, known, instance, _ in runs if not known}
-    started_runs = {run_id for _, known, _, run_id in runs if known}
-    return len(started_runs) + len(unknown - started)
+    """Return the number of runs, which from MAX_RUNS on only the retries tell."""
+    return len(runs) if len(runs) < MAX_RUNS else max(MAX_RUNS, int(runs[-1][0]) + 1)

@@ -22,24 +22,9 @@ from rts.fields import text
 from rts.keys import ASSIGNMENTS, REFUSED, TASKS, TAU_SNAPSHOT
 from rts.ledger.connection import UNAVAILABLE, connect, database_of, translate_outages
 from rts.ledger.documents import Document, documents
-from rts.ledger.merging import (
-    GROUP,
-    absorb_ends,
-    ends_again,
-    group_key,
-    merge_assignments,
-    merge_tasks,
-)
+from rts.ledger.merging import ends_again, merge_assignments, merge_tasks
 from rts.ledger.schema import prepare
-from rts.ledger.writes import (
-    MAX_ROUNDS,
-    insert,
-    invalidate_sums,
-    mergeable,
-    replace,
-    replace_overdue_or_insert,
-    store,
-)
+from rts.ledger.writes import insert, mergeable, replace_overdue_or_insert, store
 from rts.ports import TauEntry
 from rts.records import LOST, PROVISIONAL_CAUSES, OutboxEntry
 from rts.settings import Settings
@@ -90,9 +75,7 @@ class MongoLedger:
         tasks, assignments, again = _merged(entries)
         with translate_outages():
             self.prepare()
-            if assignments:
-                store(self._assignments, assignments, merge_assignments, insert)
-                self._absorb_ends(list({a["task_id"] for a in assignments.values()}))
+            store(self._assignments, assignments, merge_assignments, insert)
             stored = store(self._tasks, tasks, merge_tasks, replace_overdue_or_insert)
         if stored:
             again |= {
@@ -122,27 +105,6 @@ class MongoLedger:
         query = {"_id": {"$in": list(ids)}, "completed_at": {"$ne": None}, **more}
         with translate_outages():
             return {document["_id"] for document in collection.find(query, {"_id": 1})}
-
-    def _absorb_ends(self, task_ids: list[str]) -> None:
-        """Merge ends without a start into their runs, among these tasks.
-
-        Whoever writes the second of the two, run or end, sees both here.
-        """
-        ends = self._assignments.find({"_nostart": True, "task_id": {"$in": task_ids}})
-        for key in {group_key(end) for end in ends}:
-            for _ in range(MAX_ROUNDS):
-                group = list(self._assignments.find(dict(zip(GROUP, key, strict=True))))
-                replacement, removed = absorb_ends(group)
-                if replacement is None:
-                    break
-                stored = next(d for d in group if d["_id"] == replacement["_id"])
-                if replace(self._assignments, [(stored, replacement)]):
-                    break
-            else:
-                raise StoreUnavailable("too many drains write the same run at once")
-            if removed:
-                self._assignments.delete_many({"_id": {"$in": removed}})
-                invalidate_sums(self._assignments, group)
 
     def refuse(self, raw: object, reason: str = "") -> None:
         """Set aside an entry that cannot be read or stored, for a person to look at."""

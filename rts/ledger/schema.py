@@ -45,13 +45,6 @@ def prepare(database: Database[dict[str, Any]], ttl_s: float, *, again: bool) ->
             raise
     assignments = database[ASSIGNMENTS]
     _ensure_index(assignments, [("task_id", ASCENDING), ("retries", ASCENDING)])
-    # Few runs end without a known start: this index is nearly always empty.
-    _ensure_index(
-        assignments,
-        [("task_id", ASCENDING)],
-        name="nostart",
-        partialFilterExpression={"_nostart": True},
-    )
     # Misses are rare, and the latest ones of a type are what people look at.
     for collection, instant in ((assignments, "completed_at"), (database[TASKS], "verdict_at")):
         _ensure_index(

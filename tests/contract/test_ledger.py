@@ -24,6 +24,7 @@ from tests.ledgers import (
     failed,
     killed,
     lost,
+    never_run,
     overdue,
     retried,
     written,
@@ -333,53 +334,18 @@ def test_lost_until_the_redelivered_run_ends(subject: Subject) -> None:
     assert (task["state"], task["attempts"], len(assignments)) == ("RETRY", 2, 2)
 
 
-@pytest.mark.parametrize("turned", [False, True])
-@pytest.mark.parametrize("together", [False, True])
-@pytest.mark.parametrize("known", [execution(), failed(), retried(), lost()])
-def test_an_end_without_a_start_makes_no_second_assignment(
-    subject: Subject, known: Execution, together: bool, turned: bool
-) -> None:
-    runs = [known, killed(), killed(pid=None, completed_at=R + 5)]
-    runs = runs[::-1] if turned else runs
-    if together:
-        subject.ledger.write([entry(run) for run in runs])
-    else:
-        written(subject, *runs)
-    subject.ledger.write([entry(killed())])
-    (task,), (assignment,) = subject.documents()
-    assert task["attempts"] == 1
-    assert assignment["started_at"] is not None
-    assert assignment["_id"] == known.run_id
-    state = "FAILURE" if known.state == "LOST" else known.state
-    assert (task["state"], assignment["state"]) == (state, state)
-    if known.state == "LOST":  # the end is that of the report, the start that of the note
-        assert assignment["cause"] == "killed"
-        assert assignment["completed_at"] == datetime.fromtimestamp(R + 4, UTC)
-        assert assignment["runtime_s"] == 3.0
-
-
-def test_an_end_without_a_start_alone(subject: Subject) -> None:
-    task, assignments = written(subject, killed(), killed(pid=None, completed_at=R + 5))
-    assert (task["attempts"], task["cause"], task["started_at"]) == (1, "killed", None)
-    assert [a["_id"] for a in assignments] == ["t:0:42:-"]
-    task, assignments = written(subject, killed(instance="celery@b:2:2", pid=1))
-    assert (task["attempts"], len(assignments)) == (2, 2)
-
-
 @pytest.mark.parametrize("own_first", [True, False])
-@pytest.mark.parametrize("runtime_s", [None, 3.0])
 def test_a_runs_own_end_takes_precedence_over_one_written_on_its_behalf(
-    subject: Subject, own_first: bool, runtime_s: float | None
+    subject: Subject, own_first: bool
 ) -> None:
-    own = failed(completed_at=R + 8)
-    given = own._replace(cause="killed", runtime_s=runtime_s, completed_at=R + 4)
+    own, given = failed(completed_at=R + 8), killed(completed_at=R + 4)
     task, (run,) = written(subject, *((own, given) if own_first else (given, own)))
     assert (task["cause"], task["lateness_s"]) == (None, own.completed_at - own.deadline)
     assert (run["cause"], run["lateness_s"]) == (None, task["lateness_s"])
 
 
 def test_a_task_that_never_ran_has_no_assignment(subject: Subject) -> None:
-    expired = killed(ran=False, state="REVOKED", cause="expired", pid=None)
+    expired = never_run(state="REVOKED", cause="expired", pid=None)
     task, assignments = written(subject, expired, expired)
     assert (task["state"], task["cause"], task["attempts"]) == ("REVOKED", "expired", 0)
     assert task["sla_success"] is False

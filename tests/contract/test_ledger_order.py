@@ -26,6 +26,7 @@ from tests.ledgers import (
     failed,
     killed,
     lost,
+    never_run,
     overdue,
     retried,
 )
@@ -68,21 +69,16 @@ def histories(draw: st.DrawFn) -> list[Execution]:
                 case "LOST":
                     runs.append(lost(**at, started_at=start))
                 case "killed":
-                    for twice in range(draw(st.integers(1, 2))):
-                        runs.append(killed(**at, completed_at=start + length + twice))
+                    runs.append(killed(**ended))
                 case "PENDING":
                     runs.append(overdue())
                 case "STARTED":
                     runs.append(overdue(**at, state=kind, started_at=start))
                 case "REVOKED":
                     end = {**at, "completed_at": start + length, "cause": "revoked"}
-                    runs.append(killed(**end, ran=False, state=kind))
+                    runs.append(never_run(**end, state=kind))
                 case _:
-                    runtime_s = draw(st.sampled_from([None, float(length)]))
-                    cause = "killed" if runtime_s is None and kind == "FAILURE" else None
-                    runs.append(
-                        execution(**ended, state=kind, runtime_s=runtime_s, cause=cause)
-                    )
+                    runs.append(execution(**ended, state=kind))
     return runs
 
 
@@ -105,9 +101,9 @@ def lives(draw: st.DrawFn) -> list[Execution]:
                     case "lost":
                         runs.append(lost(**run))
                     case "killed":
-                        runs.append(lost(**run, state="FAILURE", cause="killed"))
+                        runs.append(killed(**run))
                     case _:
-                        runs.append(lost(**{**run, "started_at": None, "ran": False}))
+                        runs.append(never_run(**{**run, "started_at": None}))
             at += 2
             run.update(instance=f"celery@{at}:1:1", started_at=at, completed_at=at + 1)
             runs.append(retried(**run))
