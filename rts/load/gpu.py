@@ -37,10 +37,8 @@ def import_pynvml() -> Any:
 
 
 class GpuProbe:
-    """Reads the visible GPUs; NVML is initialized at the first reading of a process.
-
-    A process that was forked from one that reads never uses its handles: it
-    initializes NVML again, should it read at all.
+    """Reads the visible GPUs. NVML is initialized at the first reading, and a process that is
+    forked after that needs a probe of its own.
     """
 
     def __init__(
@@ -53,16 +51,15 @@ class GpuProbe:
         self._environ = os.environ if environ is None else environ
         self._nvml: Any = None
         self._handles: list[tuple[int, Any]] = []
-        #: The process that initialized NVML, or found that there is none.
-        self._pid: int | None = None
+        self._opened = False
         self._logged = False
 
     def read(self) -> list[GpuLoad]:
         """Return the load of the visible GPUs, as far as they report it; never raises for a
         missing one.
         """
-        if self._pid != os.getpid():
-            self._pid = os.getpid()
+        if not self._opened:
+            self._opened = True
             self._open()
         gpus = []
         for index, handle in self._handles:
@@ -73,17 +70,15 @@ class GpuProbe:
         return gpus
 
     def close(self) -> None:
-        """Shut NVML down if this process initialized it. The next reading does so again."""
-        nvml, mine = self._nvml, self._pid == os.getpid()
-        self._nvml, self._handles, self._pid = None, [], None
-        if nvml is not None and mine:
+        """Shut NVML down if it was initialized. There are no readings after that."""
+        nvml, self._nvml, self._handles = self._nvml, None, []
+        if nvml is not None:
             try:
                 nvml.nvmlShutdown()
             except nvml.NVMLError:
                 pass  # there is nothing left to shut down
 
     def _open(self) -> None:
-        self._nvml, self._handles = None, []
         try:
             nvml = self._load()
         except (ImportError, OSError) as exc:

@@ -8,13 +8,12 @@ serves within one process.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rts.forks import ForkGate
+from rts import forks
 from rts.health import guarded, hook_failed
 from rts.load.board import LoadBoard
 from rts.load.cgroup import Cgroups
@@ -34,7 +33,7 @@ FIRST_WINDOW_S = 0.05
 #: take a while). The thread is a daemon: it never keeps a process alive.
 STOP_WAIT_S = 1.0
 
-_gate = ForkGate()
+_gate = forks.ForkGate()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +57,9 @@ def real_probes() -> Probes:
 class LoadSampler:
     """The load of this worker, at most :data:`MAX_AGE_S` old.
 
-    Create it in the worker's main process before the pool forks, and
-    :meth:`start` it there, best after the fork (Python 3.12 warns about a fork in a
-    process with threads; nothing breaks either way). Call :meth:`read` in
-    whichever process a task starts.
+    Create it before the worker's pool forks, and :meth:`start` it in the worker's main
+    process, best after the fork (Python 3.12 warns about a fork in a process with threads;
+    nothing breaks either way). Call :meth:`read` in whichever process a task starts.
     """
 
     def __init__(
@@ -73,8 +71,6 @@ class LoadSampler:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._board = LoadBoard() if board is None else board
-        #: The process that may write to the board, and has the thread.
-        self._pid = os.getpid()
         self._make_probes = probes
         self._period_s = period_s
         self._clock = clock
@@ -82,21 +78,14 @@ class LoadSampler:
         self._stopped = threading.Event()
         self._direct: LoadSample | None = None
         self._direct_memory: MemoryProbe | None = None
+        forks.in_child(self._forget_thread)
 
     def start(self) -> None:
-        """Start sampling in this process, if it does not already. Never raises.
-
-        In a process forked from the one where it ran, it starts afresh, with a
-        board of its own: a board has one writer.
-        """
+        """Start sampling in this process, if it does not already. Never raises."""
         with guarded("load sampler"):  # a worker runs without load figures too
-            pid = os.getpid()
-            if self._pid != pid:
-                self._board, self._pid, self._thread = LoadBoard(), pid, None
             if self._thread is not None and self._thread.is_alive():
                 return
-            # A new event: a thread that has not stopped in time still watches the old one, and
-            # after a fork, the old one's lock may be held by a thread that does not exist.
+            # A new event: a thread that has not stopped in time still watches the old one.
             self._stopped = threading.Event()
             self._thread = threading.Thread(
                 target=self._run,
@@ -108,12 +97,14 @@ class LoadSampler:
 
     def stop(self) -> None:
         """Stop sampling, if this process does, and release NVML. Never raises."""
-        thread = self._thread
-        if thread is None or self._pid != os.getpid():
-            return
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._stopped.set()
+            thread.join(STOP_WAIT_S)
+
+    def _forget_thread(self) -> None:
+        """Forget, in a forked child, the thread, which is the parent's."""
         self._thread = None
-        self._stopped.set()
-        thread.join(STOP_WAIT_S)
 
     def read(self, now: float | None = None) -> LoadSample:
         """Return the load now: called when a task starts. Never blocks or raises.

@@ -7,7 +7,6 @@ binding. The real binding is used where its answer is "no driver".
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -196,7 +195,7 @@ def test_many_gpus_are_bounded() -> None:
     assert len(probe(Nvml(*[A] * 40)).read()) == MAX_GPUS
 
 
-def test_close_and_open_again() -> None:
+def test_nvml_is_initialized_once_and_shut_down() -> None:
     nvml = Nvml(A)
     reader = probe(nvml)
     reader.close()
@@ -206,20 +205,13 @@ def test_close_and_open_again() -> None:
     assert nvml.started == 1
     reader.close()
     assert nvml.started == 0
-    assert reader.read() == [load(0, 0.5, 0.25)]
-    nvml.fails_at = "shutdown"
     reader.close()
+    assert nvml.started == 0
 
 
-def test_another_process_initializes_nvml_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nvml_that_does_not_shut_down_is_survived() -> None:
     nvml = Nvml(A)
     reader = probe(nvml)
     reader.read()
-    # No fork of the test process is needed: the probe goes by the process id.
-    own = os.getpid()
-    monkeypatch.setattr(gpu_module.os, "getpid", lambda: own + 1)
-    reader.read()
-    assert nvml.started == 2
-    monkeypatch.undo()
+    nvml.fails_at = "shutdown"
     reader.close()
-    assert nvml.started == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 import threading
 from collections.abc import Iterator
@@ -203,30 +202,49 @@ def test_a_forked_child_reads_the_parents_samples(tmp_path: Path) -> None:
     assert out.split() == ["seen", "3"]
 
 
-def test_a_forked_child_may_sample_itself(tmp_path: Path) -> None:
+def test_a_worker_in_a_fork_of_its_maker_samples_for_its_own_children(tmp_path: Path) -> None:
     out = run_script(
         tmp_path,
         """
         import os, time
         from rts.load.sampler import LoadSampler
         sampler = LoadSampler(period_s=0.02)
-        sampler.start()
-        children = []
-        for _ in range(20):
-            child = os.fork()
-            if child == 0:
-                sampler.start()
+        if os.fork() == 0:
+            if os.fork() == 0:
                 end = time.monotonic() + 20
-                while sampler._board.read() is None and time.monotonic() < end:
-                    time.sleep(0.002)
-                print("own", sampler._board.read() is not None, flush=True)
-                sampler.stop()
+                while "cpu" not in sampler.read().figures and time.monotonic() < end:
+                    time.sleep(0.005)
+                print("cpu" in sampler.read().figures, flush=True)
                 os._exit(0)
-            os.waitpid(child, 0)
+            sampler.start()
+            os.wait()
+            sampler.stop()
+            os._exit(0)
+        os.wait()
+        """,
+    )
+    assert out == "True\n"
+
+
+def test_a_fork_of_a_worker_does_not_take_its_thread_for_its_own(tmp_path: Path) -> None:
+    out = run_script(
+        tmp_path,
+        """
+        import os, threading
+        from rts.load.sampler import LoadSampler
+        sampler = LoadSampler(period_s=0.02)
+        sampler.start()
+        for _ in range(20):
+            if os.fork() == 0:
+                sampler.stop()
+                sampler.start()
+                print([t.name for t in threading.enumerate()][1:], flush=True)
+                os._exit(0)
+            os.wait()
         sampler.stop()
         """,
     )
-    assert out.splitlines() == ["own True"] * 20
+    assert out.splitlines() == ["['rts-load']"] * 20
 
 
 def test_no_child_is_forked_amid_a_reading(tmp_path: Path) -> None:
@@ -330,19 +348,3 @@ def test_the_gate_is_free_again_on_both_sides(monkeypatch: pytest.MonkeyPatch) -
     assert not gate.lock.locked()
     gate.after_in_parent()
     assert not gate.lock.locked()
-
-
-def test_a_sampler_of_another_process_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    sampler = started(probes(Fixed(0.5), Fixed(0.5), Gpu()))
-    board, own = sampler._board, os.getpid()
-    with monkeypatch.context() as there:
-        there.setattr(os, "getpid", lambda: own + 1)
-        sampler.stop()
-        assert len(sampling_threads()) == 1
-    sampler.stop()
-    with monkeypatch.context() as there:
-        there.setattr(os, "getpid", lambda: own + 1)
-        sampler.start()
-        assert sampler._board is not board
-        wait_until(lambda: sampler._board.read() is not None)
-        sampler.stop()
