@@ -22,26 +22,24 @@ local function take_over()
   delete_consumers(stream, group, function(name, idle)
     return name ~= me and idle > GONE_MS
   end)
-  local ids = {}
+  local ids, entries, there = {}, {}, {}
   for _, pending in ipairs(redis.call('XPENDING', stream, group, '-', '+', most)) do
     if pending[3] >= tonumber(ARGV[4]) then
       ids[#ids + 1] = pending[1]
     end
   end
-  local entries = {}
-  for from = 1, #ids, 1000 do -- Lua's stack is limited
-    local part = {unpack(ids, from, math.min(from + 999, #ids))}
-    local there = {}
-    for _, entry in ipairs(redis.call('XCLAIM', stream, group, me, 0, unpack(part))) do
-      if entry and entry[2] then
-        entries[#entries + 1] = entry
-        there[entry[1]] = true
-      end
+  if #ids == 0 then
+    return entries
+  end
+  for _, entry in ipairs(redis.call('XCLAIM', stream, group, me, 0, unpack(ids))) do
+    if entry and entry[2] then
+      entries[#entries + 1] = entry
+      there[entry[1]] = true
     end
-    for _, id in ipairs(part) do
-      if not there[id] then
-        redis.call('XACK', stream, group, id)
-      end
+  end
+  for _, id in ipairs(ids) do
+    if not there[id] then
+      redis.call('XACK', stream, group, id)
     end
   end
   return entries
