@@ -78,7 +78,8 @@ class Keys:
         #: Sorted set, by instant: ids of tasks and runs whose verdict did not come from their
         #: own end, so that this end is not counted again.
         self.judged = prefix + "judged"
-        #: Capped stream of events about deadlines (:mod:`rts.unfinished.events`).
+        #: Capped stream of events: a notice of an overdue task in the field ``e``, or of a
+        #: burning objective in ``n`` (:mod:`rts.notices`).
         self.events = prefix + "events"
         #: Hash: metric and labels to value; see ``count.lua``.
         self.metrics = prefix + "metrics"

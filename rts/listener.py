@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from rts import health, signals
@@ -19,9 +19,7 @@ from rts.keys import LISTENERS
 from rts.link.link import Link
 from rts.link.scripts import DELETE_CONSUMER, NEXT_EVENT, pack
 from rts.notices import SloBurning, TaskOverdue
-from rts.records import OVERDUE
 from rts.settings import Settings
-from rts.unfinished.events import Event
 from rts.validation import json_object
 
 #: Seconds between polls for events, unless there was one.
@@ -100,11 +98,13 @@ class Listener:
             return "", None
         entry_id, *rest = reply
         fields = dict(zip(rest[::2], rest[1::2], strict=True))
+        kind, notice = _KINDS[name], None
         try:
-            return entry_id.decode(), _KINDS[name].read(fields)
+            if kind.field in fields:
+                notice = read_notice(kind.notice, fields[kind.field])
         except (ValueError, TypeError) as exc:  # of another version
             health.warn_once("event", "rts: an event cannot be understood: %s", exc)
-            return entry_id.decode(), None
+        return entry_id.decode(), notice
 
     def _leave(self, link: Link, handled: Mapping[str, str]) -> None:
         try:
@@ -133,44 +133,29 @@ def _send(name: str, notice: Notice) -> None:
         kind.signal.send(getattr(notice, kind.sender), notice=notice)
 
 
-def _overdue(fields: Mapping[bytes, bytes]) -> TaskOverdue | None:
-    if b"e" not in fields:
-        return None
-    event = Event.from_json(fields[b"e"])
-    if event.kind != OVERDUE:
-        return None
-    return TaskOverdue(
-        task_id=event.task_id,
-        name=event.name,
-        task_type=event.task_type,
-        queue=event.queue,
-        worker=event.worker,
-        arrival=event.arrival,
-        deadline=event.deadline,
-        seen_at=event.at,
-    )
-
-
-def _burning(fields: Mapping[bytes, bytes]) -> SloBurning | None:
-    if b"n" not in fields:
-        return None
-    values = json_object(fields[b"n"], "a notice")  # a newer version's has more fields
-    known = {name: values[name] for name in SloBurning.__slots__ if name in values}
-    return SloBurning(**known)
-
-
 Notice = TaskOverdue | SloBurning
+
+
+def read_notice(cls: type[Notice], text: bytes) -> Notice:
+    """Return the notice in *text*, a JSON object; fields of newer versions are ignored.
+
+    Raises:
+        ValueError, TypeError: it is something else.
+    """
+    values = json_object(text, "a notice")
+    return cls(**{name: values[name] for name in cls.__slots__ if name in values})
 
 
 class _Kind(NamedTuple):
     signal: signals.Notices
-    #: Reads the fields of an event's entry; returns ``None`` for an event of another kind.
-    read: Callable[[Mapping[bytes, bytes]], Notice | None]
+    #: The field of an event's entry that holds its notice; an event of another kind has none.
+    field: bytes
+    notice: type[Notice]
     #: The field of the notice that is the signal's sender.
     sender: str
 
 
 _KINDS = {
-    "task_overdue": _Kind(signals.task_overdue, _overdue, "name"),
-    "slo_burning": _Kind(signals.slo_burning, _burning, "objective"),
+    "task_overdue": _Kind(signals.task_overdue, b"e", TaskOverdue, "name"),
+    "slo_burning": _Kind(signals.slo_burning, b"n", SloBurning, "objective"),
 }

@@ -1,6 +1,9 @@
 """The notices that receivers of :mod:`rts.signals` get.
 
 Frozen records; instants are epoch seconds (UTC), durations are seconds.
+
+Those of the whole fleet are in Redis until a worker passes them on: as JSON objects in a capped
+stream of events, each of which is added once.
 """
 
 from __future__ import annotations
@@ -8,6 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rts.records import Execution
+
+#: Events that the stream holds at most. Of those that a reader has missed, the ledger has the
+#: verdicts.
+MAX_EVENTS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +64,7 @@ class DeadlineMissed:
 @dataclass(frozen=True, slots=True)
 class TaskOverdue:
     """The deadline of a task has passed before it finished: it is waiting, running, or
-    lost.
+    lost. Its texts have at most 1,024 characters.
     """
 
     task_id: str

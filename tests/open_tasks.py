@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import redis
 
 from rts.link.link import Link
+from rts.notices import TaskOverdue
 from rts.records import OpenTask
 from rts.settings import Settings
 from rts.tau.finish import FinishCall, finish_entry
-from rts.unfinished.events import Event
 from rts.unfinished.open_tasks import OpenTasks
 from rts.unfinished.overdue import OverdueSweep
 from tests.records import success
@@ -55,11 +56,12 @@ def counts(client: Any, settings: Settings) -> dict[str, int]:
     return found
 
 
-def events(settings: Settings) -> list[Event]:
+def events(settings: Settings) -> list[TaskOverdue]:
+    """Return the notices of overdue tasks that were given."""
     client = redis.Redis.from_url(settings.redis_url)
     told = [values[b"e"] for _, values in client.xrange(settings.keys.events)]
     client.close()
-    return [Event.from_json(text) for text in told]
+    return [TaskOverdue(**json.loads(text)) for text in told]
 
 
 def overdue_sweep(

@@ -12,9 +12,8 @@ from rts.alerting.alert import RESOLVED, Alert, Condition
 from rts.clock import FleetClock
 from rts.link.link import Link
 from rts.link.scripts import UPDATE_ALERT, pack
-from rts.notices import SloBurning
+from rts.notices import MAX_EVENTS, SloBurning
 from rts.settings import Settings
-from rts.unfinished.events import MAX_EVENTS
 from rts.webhooks import SLO_BURNING
 
 #: Messages that are queued for one webhook at most; past that the oldest are dropped, counted.

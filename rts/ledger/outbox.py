@@ -22,8 +22,8 @@ TAKEOVER_S = 5.0
 #: seconds, so that they gather, unless ``MANY`` wait. Less than a drain's polling interval.
 GATHER_S, MANY = 0.4, 1000
 
-#: Entries that one script call claims. It blocks Redis for about 5 µs per entry, and Lua's stack
-#: holds a few thousand.
+#: Entries that one script call claims. It blocks Redis for about 5 µs per entry, and Lua has
+#: room for a few thousand.
 MAX_TAKEN = 500
 #: Entries that one script call deletes and counts, about 15 µs each.
 MAX_DONE = 200

@@ -3,7 +3,7 @@ would.
 
 A published task is noted in Redis (:mod:`~rts.unfinished.open_tasks`, in the format of
 :mod:`~rts.unfinished.open_task_format`). If its deadline passes before it ends,
-:mod:`~rts.unfinished.overdue` gives it a verdict and tells so (:mod:`~rts.unfinished.events`).
+:mod:`~rts.unfinished.overdue` gives it a verdict and tells so.
 
 A run is noted in memory that the worker's processes share (:mod:`~rts.unfinished.notes`); so
 are the tasks that the worker has received (:mod:`~rts.unfinished.received`) and acknowledged

@@ -7,8 +7,10 @@ has not ended. If it ends after all, its own end replaces the verdict.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict
 
 from rts.errors import StoreUnavailable
 from rts.fields import text
@@ -19,6 +21,7 @@ from rts.link.lease import Lease
 from rts.link.link import Link
 from rts.link.replies import as_instant
 from rts.link.scripts import MARK_OVERDUE, pack
+from rts.notices import MAX_EVENTS, TaskOverdue
 from rts.ports import Ledger
 from rts.records import (
     OVERDUE,
@@ -31,7 +34,6 @@ from rts.records import (
     read_runs,
 )
 from rts.settings import Settings
-from rts.unfinished.events import MAX_EVENTS, Event
 from rts.unfinished.in_flight import task_id_of
 from rts.unfinished.open_task_format import task_of
 
@@ -130,10 +132,10 @@ class OverdueSweep:
         verdicts = self._judge(ids) if ids else {}
         names = [keys.open, keys.overdue, keys.open_info, keys.open_counts, keys.judged]
         names += [keys.events, keys.counters, *keys.counting]
+        notices = {raw: asdict(notice_of(verdict, at)) for raw, verdict in verdicts.items()}
         marked: list[str | bytes] = []
         for raw in ids:
-            verdict = verdicts.get(raw)
-            marked += (raw, "" if verdict is None else event_of(verdict, at).to_json())
+            marked += (raw, json.dumps(notices[raw]) if raw in notices else "")
         call = MARK_OVERDUE.pack(names, [at, *self._limits, *marked])
         return int(self._link.call(call)[0])
 
@@ -181,19 +183,15 @@ def overdue_of(task: OpenTask, note: Execution | None) -> Execution:
     )
 
 
-def event_of(verdict: Execution, at: float) -> Event:
-    """Return the event of a verdict that was given at the instant *at*."""
-    return Event(
-        kind=OVERDUE,
+def notice_of(verdict: Execution, at: float) -> TaskOverdue:
+    """Return the notice of a verdict that was given at the instant *at*."""
+    return TaskOverdue(
         task_id=text(verdict.task_id),
         name=text(verdict.name),
         task_type=text(verdict.task_type),
         queue=None if verdict.queue is None else text(verdict.queue),
+        worker=verdict.worker or None,
         arrival=verdict.arrival,
         deadline=verdict.deadline,
-        tau=verdict.tau,
-        at=at,
-        state=verdict.state,
-        worker=verdict.worker or None,
-        retries=verdict.retries,
+        seen_at=at,
     )

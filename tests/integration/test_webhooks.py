@@ -28,10 +28,10 @@ from rts.alerting.store import MAX_WAITING, UNLED_S, AlertStore, firing
 from rts.clock import FleetClock
 from rts.link.link import Link
 from rts.listener import group_of
+from rts.notices import TaskOverdue
 from rts.records import OpenTask
 from rts.settings import Settings
 from rts.testing import wait_until
-from rts.unfinished.events import Event
 from rts.webhooks import GIVE_UP_S, SLO_BURNING, Webhook, read_webhooks
 from tests.clock import Clock
 from tests.commands import write_verdicts
@@ -796,9 +796,9 @@ def test_events_are_delivered_in_other_pools_while_a_task_runs(
     app = Celery("pools", broker=stage.broker, set_as_current=False)
     app.conf.update(stage.conf, task_ignore_result=True)
     app.send_task("tests.apps.basic.ok", (3600,))
-    event = Event("overdue", "an-id", "proj.x", "mixed", None, 1.0, 2.0, 1.0, 3.0, "PENDING")
+    notice = TaskOverdue("an-id", "proj.x", "mixed", None, None, 1.0, 2.0, 3.0)
     redis_client.xadd(keys.events, {"e": "not JSON"})
-    redis_client.xadd(keys.events, {"e": event.to_json()})
+    redis_client.xadd(keys.events, {"e": json.dumps(dataclasses.asdict(notice))})
     (line,) = wait_until(lambda: told.lines("overdue"))
     assert (line["task_id"], line["sender"], line["pid"]) == ("an-id", "proj.x", worker.pid)
     # What was handled is not handed out again.
