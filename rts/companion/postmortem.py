@@ -20,7 +20,6 @@ from rts import health
 from rts.clock import FleetClock
 from rts.companion.attempts import attempt
 from rts.companion.instructions import Instructions
-from rts.fields import brief
 from rts.headers import read_plan
 from rts.ports import RunSink
 from rts.records import LOST, Execution, new_execution
@@ -94,7 +93,7 @@ class PostMortem:
         # Acknowledged, but not started by any child; or its run has ended, which then counts.
         for task in self._board.acknowledged.tasks():
             plan = read_plan(task, self._instructions.settings.task_types)
-            if plan is None or (brief(task["id"]), task["retries"] or 0) in started:
+            if plan is None:
                 continue
             never_run = new_execution(
                 plan,
@@ -102,8 +101,9 @@ class PostMortem:
                 worker=self._instructions.worker,
                 instance=self._instructions.instance,
             )
-            self._sink.ended(never_run._replace(completed_at=now, state=LOST, cause="lost"))
-            written += 1
+            if (never_run.task_id, never_run.retries) not in started:
+                self._sink.ended(never_run._replace(completed_at=now, state=LOST, cause="lost"))
+                written += 1
         self._board.acknowledged.clear()
         return written
 

@@ -122,8 +122,11 @@ def test_a_task_that_is_overwritten_while_it_is_read_is_left_out() -> None:
     assert [task["id"] for task in Acknowledged(ring._memory, 0, 1).tasks()] == ["longer"]
 
 
-def test_a_run_whose_id_is_no_string_has_one_end(board: NoteBoard) -> None:
-    message = attributes("", id=5)
+@pytest.mark.parametrize("odd", [{"id": 5}, {"id": [5]}, {"retries": "2"}, {"retries": [2]}])
+def test_a_run_of_a_strangers_message_has_one_end(
+    board: NoteBoard, odd: dict[str, Any]
+) -> None:
+    message = attributes("", **odd)
     run = new_execution(PLAN, message, worker="w@h", instance="w@h/1-a", pid=gone())
     board.put(run.to_json().encode())
     board.acknowledged.put(message)
