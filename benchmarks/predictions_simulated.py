@@ -16,7 +16,7 @@ import random
 import statistics
 from bisect import bisect
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 from heading import print_heading
@@ -34,6 +34,19 @@ from rts.simulation.traces import at_load, read_trace, six_types
 CASES = {"fifo": ("fifo", False), "edf": ("edf", False), "known": ("edf", True)}
 #: Tasks before the first prediction; shorter waits, a tenth of the mean runtime, count as none.
 WARM_UP, LEAST_WAIT_S = 300, 2.0
+
+
+class Judged(NamedTuple):
+    """A prediction for a task that has waited, and the outcome."""
+
+    #: Error of the start as a share of the wait, and of the remaining wait.
+    error_of_wait: float
+    error_of_rest: float
+    #: Whether the finish was within the interval.
+    finish_within: bool
+    #: The predicted probability that it is on time, and whether it was.
+    on_time: float
+    met: bool
 
 
 def work(outcome: Outcome) -> Work:
@@ -78,11 +91,9 @@ def snapshot_of(outcomes: list[Outcome], number: int, now: float, slots: int) ->
 
 def ask(
     outcomes: list[Outcome], slots: int, order: Callable[[], Order], asks: int, known: bool
-) -> dict[str, list[tuple[float, float, bool]]]:
-    """Return, for just published and for waiting tasks: the error of the start as a share of
-    the wait and of the remaining wait, and whether the finish was within the interval.
-    """
-    found: dict[str, list[tuple[float, float, bool]]] = {"published": [], "waiting": []}
+) -> dict[str, list[Judged]]:
+    """Return the predictions, as judged, for just published and for waiting tasks."""
+    found: dict[str, list[Judged]] = {"published": [], "waiting": []}
     arrivals = [o.job.arrival_s for o in outcomes]
     last = int(len(outcomes) * 0.95)
 
@@ -90,7 +101,8 @@ def ask(
         within = got.finish_low <= o.finished_at <= got.finish_high
         if o.queueing_delay_s >= LEAST_WAIT_S:
             error_s, left_s = abs(got.start - o.started_at), max(1e-9, o.started_at - now)
-            found[kind].append((error_s / o.queueing_delay_s, error_s / left_s, within))
+            of_wait, of_rest = error_s / o.queueing_delay_s, error_s / left_s
+            found[kind].append(Judged(of_wait, of_rest, within, got.on_time, o.met))
 
     for number in range(WARM_UP, last, max(1, (last - WARM_UP) // asks)):
         o = outcomes[number]
@@ -116,11 +128,11 @@ def ask(
 def figures(
     arguments: argparse.Namespace, name: str, slots: int, rho: float, known: bool
 ) -> dict[str, Any]:
-    """Return, by kind, the median errors and the share of finishes within the interval;
-    ``None`` if no task had waited.
+    """Return, by kind, the median errors and the means of the rest; ``None`` if no task had
+    waited.
     """
     settings = Settings()
-    kinds: dict[str, list[tuple[float, float, bool]]] = {}
+    kinds: dict[str, list[Judged]] = {}
     for seed in range(arguments.seeds):
         if arguments.trace == "six":
             jobs = six_types(arguments.tasks, seed=seed + 1)
@@ -134,13 +146,10 @@ def figures(
             kinds.setdefault(kind, []).extend(rows)
     judged: dict[str, Any] = {}
     for kind, rows in kinds.items():
-        of_wait, of_rest, within = zip(*rows, strict=True) if rows else ((), (), ())
-        judged[kind] = {
-            "waited": len(rows),
-            "error_of_wait": statistics.median(of_wait) if rows else None,
-            "error_of_rest": statistics.median(of_rest) if rows else None,
-            "finish_within": statistics.mean(within) if rows else None,
-        }
+        judged[kind] = {"waited": len(rows)}
+        for number, name in enumerate(Judged._fields):
+            middle = statistics.median if name.startswith("error") else statistics.mean
+            judged[kind][name] = middle(row[number] for row in rows) if rows else None
     return judged
 
 

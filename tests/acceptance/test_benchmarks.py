@@ -234,3 +234,4 @@ def test_simulated_predictions() -> None:
         for kind in ("published", "waiting"):
             assert row[kind]["waited"] > 10
             assert row[kind]["finish_within"] >= 0.85
+            assert row[kind]["on_time"] == pytest.approx(row[kind]["met"], abs=0.12)

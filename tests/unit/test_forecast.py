@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from bisect import bisect
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -53,36 +52,6 @@ def learned(sigma: float = 0.3) -> dict[str, Sketch]:
 def work(outcome: Outcome) -> Work:
     job = outcome.job
     return Work(job.task_type, job.arrival_s, outcome.tau, outcome.deadline)
-
-
-class Past:
-    """A simulated workload, and what is known of it at any moment."""
-
-    def __init__(self, slots: int, rho: float, order: Callable[[], Order], seed: int) -> None:
-        self.slots = slots
-        jobs = at_load(six_types(1200, seed=seed), slots, rho)
-        self.outcomes = simulate(jobs, slots, order(), Settings())
-        self._ended = sorted(self.outcomes, key=lambda o: o.finished_at)
-        self._ends = [o.finished_at for o in self._ended]
-
-    def at(self, now: float, number: int) -> Snapshot:
-        """Return the queue at *now*, when the first *number* tasks have arrived."""
-        came = self.outcomes[:number]
-        recent_arrivals = came[-300:]
-        ended = self._ended[: bisect(self._ends, now)][-500:]
-        return Snapshot(
-            now,
-            self.slots,
-            [work(o) for o in came if o.started_at > now],
-            running=[
-                Running(work(o), o.started_at)
-                for o in came
-                if o.started_at <= now < o.finished_at
-            ],
-            ended=[(work(o), o.job.runtime_s) for o in ended],
-            recent_arrivals=[work(o) for o in recent_arrivals],
-            span_s=now - recent_arrivals[0].job.arrival_s,
-        )
 
 
 class Exact:
@@ -618,48 +587,6 @@ def test_arrivals_have_the_rate_after_its_last_change() -> None:
     assert streamed([*slow, *fast], 360.0, 30.0) == pytest.approx(30, rel=0.25)
     # It has stopped.
     assert streamed([at(float(i)) for i in range(300)], 400.0, 30.0) == 0
-
-
-@pytest.mark.usefixtures("unmeasured")
-@pytest.mark.parametrize(("slots", "rho"), [(8, 0.9), (16, 1.1)])
-def test_predictions_hold_in_order_of_arrival(slots: int, rho: float) -> None:
-    past = Past(slots, rho, FirstComeFirstServed, seed=4)
-    errors, inside = [], []
-    for number in range(300, 1100, 16):
-        outcome = past.outcomes[number]
-        now = outcome.job.arrival_s
-        snapshot = past.at(now, number)
-        got = forecast.of_new(snapshot, work(outcome), FirstComeFirstServed)
-        if outcome.queueing_delay_s > 2:
-            errors.append(abs(got.start - outcome.started_at) / outcome.queueing_delay_s)
-        inside.append(got.finish_low <= outcome.finished_at <= got.finish_high)
-    assert statistics.median(errors) <= 0.2
-    assert 0.8 <= statistics.mean(inside) <= 1.0
-
-
-@pytest.mark.usefixtures("unmeasured")
-def test_predictions_hold_in_deadline_order() -> None:
-    past = Past(8, 1.0, EarliestDeadlineFirst, seed=4)
-    errors, inside, on_time, met = [], [], [], []
-
-    def judge(got: Prediction, outcome: Outcome) -> None:
-        if outcome.queueing_delay_s > 2:
-            errors.append(abs(got.start - outcome.started_at) / outcome.queueing_delay_s)
-        inside.append(got.finish_low <= outcome.finished_at <= got.finish_high)
-        on_time.append(got.on_time)
-        met.append(outcome.met)
-
-    # All waiting tasks at some moments: the wait so far is known, the rest is not.
-    for number in range(300, 1100, 60):
-        now = past.outcomes[number].job.arrival_s
-        snapshot = past.at(now, number)
-        waiting = [o for o in past.outcomes[:number] if o.started_at > now]
-        for position in range(0, len(waiting), max(1, len(waiting) // 4)):
-            got = forecast.of_waiting(snapshot, position, EarliestDeadlineFirst)
-            judge(got, waiting[position])
-    assert statistics.median(errors) <= 0.25
-    assert 0.8 <= statistics.mean(inside) <= 1.0
-    assert statistics.mean(on_time) == pytest.approx(statistics.mean(met), abs=0.12)
 
 
 def after_a_burst(order: Order, seed: int) -> tuple[Snapshot, list[Outcome]]:
