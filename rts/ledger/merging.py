@@ -165,7 +165,8 @@ def _runs(task: Mapping[str, Any]) -> list[_Run]:
 
 
 def _join_runs(some: Iterable[_Run], more: Iterable[_Run]) -> list[_Run]:
-    united = sorted({tuple(run) for runs in (some, more) for run in runs})
+    retries = {run[-1]: run[0] for runs in (some, more) for run in runs}
+    united = sorted((number, run_id) for run_id, number in retries.items())
     return [list(run) for run in united[-MAX_RUNS:]]
 
 
