@@ -110,7 +110,10 @@ def _predictor(app: Any, parts: Parts) -> Predictor:
 
     with _lock:
         if parts.predictor is None:
-            parts.predictor = Predictor(app, parts.settings, parts.link, parts.taus.tau)
+            predictor = Predictor(app, parts.settings, parts.link, parts.taus.tau)
+            for task in parts.open_tasks.undelivered() if parts.open_tasks else ():
+                predictor.published(task)  # before there was anybody to tell
+            parts.predictor = predictor
         return parts.predictor
 
 

@@ -102,6 +102,10 @@ class OpenTasks:
         if not self._awake:
             self._wake()
 
+    def undelivered(self) -> list[OpenTask]:
+        """Return the tasks whose notes wait."""
+        return [task for task, _ in list(self._notes)]
+
     def flush(self) -> None:
         """Deliver the notes now, since this process may end, after any delivery that is under
         way. Do so even if Redis failed a moment ago: it may be back.

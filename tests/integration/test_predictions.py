@@ -358,6 +358,19 @@ def test_a_task_of_this_process_that_started_at_once(
     worker.kill()
 
 
+def test_a_task_that_started_at_once_before_this_process_asked_for_the_first_time(
+    make_stage: MakeStage, apps: MakeApp, redis_client: redis.Redis
+) -> None:
+    stage = make_stage()
+    worker = stage.worker(pool="threads", concurrency=1)
+    served(apps(stage))
+    app = apps(stage)
+    runs = app.send_task(OK, (60,)).id
+    wait_until(lambda: not waiting(redis_client, app.conf.task_default_queue), message="taken")
+    assert rts.predict(runs, app=app) is not None
+    worker.kill()
+
+
 def test_a_held_task_came_by_the_key_of_a_binding_or_by_a_topic(
     make_stage: MakeStage, apps: MakeApp, redis_client: redis.Redis
 ) -> None:
