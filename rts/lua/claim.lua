@@ -100,9 +100,10 @@ end
 -- been woken by the bell of another queue than the one it takes from.
 local function ring()
   for base = 2, #KEYS - stride, stride do
-    if redis.call('EXISTS', KEYS[base + HOPEFUL], KEYS[base + DEMOTED]) > 0
-        and redis.call('EXISTS', KEYS[base + BELL]) == 0 then
-      redis.pcall('LPUSH', KEYS[base + BELL], '1')  -- fails if Redis is out of memory
+    local hopeful, demoted, bell = KEYS[base + HOPEFUL], KEYS[base + DEMOTED], KEYS[base + BELL]
+    if redis.call('EXISTS', hopeful, demoted) > 0 and redis.call('EXISTS', bell) == 0 then
+      redis.pcall('LPUSH', bell, '1')  -- fails if Redis is out of memory
+      expire(bell, math.max(redis.call('PTTL', hopeful), redis.call('PTTL', demoted)))
     end
   end
 end
@@ -163,6 +164,7 @@ for queue = 1, queues do
   if not counted and redis.call('EXISTS', demoted) == 1 then
     counted = true
     local turn = redis.pcall('INCR', KEYS[base + TURNS])  -- fails if Redis is out of memory
+    if turn == 1 then expire(KEYS[base + TURNS], redis.call('PTTL', demoted)) end
     if type(turn) == 'number' and turn % every == 0 then
       return take_longest_waiting()
     end

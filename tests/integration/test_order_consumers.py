@@ -107,6 +107,18 @@ def test_what_is_no_task_rings_the_bell_once_and_for_a_while(
         assert 0 < raw.pttl(bell) <= BELL_TTL_MS
 
 
+def test_a_bell_is_rung_once_however_many_messages_wait(url: str, raw: redis.Redis) -> None:
+    bell, start = f"{NAME}{EDF}:bell", time.time()
+    with connect(url) as connection:
+        channel = connection.default_channel
+        for number in range(4):
+            message = Message(start + FAR + number, start, 1.0, str(number))
+            channel._put(NAME, envelope(message))
+        for _ in range(2):
+            channel.basic_get(NAME).requeue()
+            assert raw.lrange(bell, 0, -1) == ["1"]
+
+
 def test_round_robin_and_sorted_over_queues(url: str) -> None:
     start = time.time()
     for strategy, expected in (
@@ -178,6 +190,24 @@ def test_size_purge_expiry_and_prefix(url: str, raw: redis.Redis) -> None:
         channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "3")))
         queue.delete()
         assert not raw.exists(f"app1:{NAME}{EDF}", f"app1:{NAME}{EDF}:bell")
+
+
+def test_whatever_a_claim_leaves_of_a_queue_that_expires_does_so_too(
+    url: str, raw: redis.Redis
+) -> None:
+    start = time.time()
+    with connect(url) as connection, Connection(url) as other:
+        channel = connection.default_channel
+        for number, offset in enumerate((FAR, PAST, FAR)):
+            message = Message(start + offset, start, 1.0, str(number))
+            other.default_channel._put(NAME, envelope(message))
+        raw.pexpire(NAME, 60_000)
+        state, *_ = CLAIM.run(channel.plain, *channel._claim_arguments([NAME]))
+        assert state == b"message"
+        left = {key: raw.pttl(key) for key in raw.scan_iter(f"{NAME}*")}
+        parts = ("edf", "edf:demoted", "edf:bell", "edf:turns")
+        assert left.keys() == {f"{NAME}\x06\x16{part}" for part in parts}
+        assert all(0 < ttl <= 60_000 for ttl in left.values()), left
 
 
 def test_no_prefix_may_be_given_as_none(url: str, raw: redis.Redis) -> None:
