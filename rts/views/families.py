@@ -18,11 +18,16 @@ from prometheus_client.core import (
 from rts.ledger.counting import DURATIONS, LATENESS, MET
 from rts.load.sample import FIGURES
 from rts.objectives import objective_of
+from rts.records import OVERDUE
 from rts.settings import Settings
 from rts.views.fleet_state import LOSSES
 from rts.views.queue_state import WaitingQueue
 from rts.views.readings import MAX_LABEL, Reading
 from rts.views.slo import ObjectiveStatus
+from rts.views.tally import LATE
+
+#: The verdict on a task whose deadline was not met.
+MISSED = "missed"
 
 #: Queues of the broker with a label of their own: as many as in the counters.
 MAX_QUEUES = 1000
@@ -65,10 +70,15 @@ def counts(reading: Reading) -> Iterator[Any]:
         ("task_type", "task", "state"),
         sorted(reading.runs.items()),
     )
+    # Where deadlines were met, misses start at 0: a counter that first appeared with the first
+    # misses would hide them from rate().
     judged: Counter[tuple[str, str, str, str]] = Counter()
     missed: Counter[tuple[str, str]] = Counter()
     for (task_type, task, queue, cause), n in reading.verdicts.items():
         judged[task_type, task, queue, _verdict(cause)] += n
+        judged[task_type, task, queue, MISSED] += 0
+        missed[task_type, LATE] += 0
+        missed[task_type, OVERDUE] += 0
         if cause != MET:
             missed[task_type, cause] += n
     yield _counter(
@@ -88,7 +98,7 @@ def counts(reading: Reading) -> Iterator[Any]:
 
 
 def _verdict(cause: str) -> str:
-    return MET if cause == MET else "missed"
+    return MET if cause == MET else MISSED
 
 
 def _histograms(reading: Reading) -> Iterator[Any]:
@@ -179,7 +189,7 @@ def verdicts(reading: Reading, settings: Settings) -> Any:
     """Return the verdicts by objective. Each has both series from the start: a counter that
     first appeared with the first miss would hide it from ``rate()``.
     """
-    judged = {(key, verdict): 0 for key in settings.slo for verdict in (MET, "missed")}
+    judged = {(key, verdict): 0 for key in settings.slo for verdict in (MET, MISSED)}
     for (task_type, task, queue, cause), n in reading.verdicts.items():
         key = objective_of(settings.slo, task_type, task, queue)
         if key is not None:
