@@ -182,7 +182,7 @@ def test_a_verdict_that_moves_invalidates_both_sums(
     check(ledger, settings)
 
 
-def test_new_records_break_no_seal(ledger: MongoLedger, settings: Settings) -> None:
+def test_new_records_break_no_seal(ledger: MongoLedger) -> None:
     before = sealed(ledger, "tasks")
     now = datetime.now(timezone.utc).timestamp()
     ledger.write([OutboxEntry("n", ended("new", NOW.timestamp() - now))])

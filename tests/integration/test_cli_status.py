@@ -25,11 +25,7 @@ from tests.records import ended
 
 
 def test_status_when_all_is_well(
-    cli: Run,
-    conf: dict[str, Any],
-    redis_client: redis.Redis,
-    rts_key_prefix: str,
-    tmp_path: Path,
+    cli: Run, redis_client: redis.Redis, rts_key_prefix: str, tmp_path: Path
 ) -> None:
     now = redis_client.time()[0]
     for instance, age in (("b@h/1", 1), ("a@h/2", 60)):

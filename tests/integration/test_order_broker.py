@@ -225,7 +225,7 @@ def test_several_queues_topic_and_broadcast(
 
 
 def test_remote_control_events_and_lengths(
-    make_stage: MakeStage, apps: MakeApp, mongo: Any, redis_client: Any, tmp_path: Path
+    make_stage: MakeStage, apps: MakeApp, redis_client: Any, tmp_path: Path
 ) -> None:
     stage = make_stage(rts_scheduler="edf")
     app = apps(stage)
@@ -305,7 +305,7 @@ def test_contrib_migrate_moves_what_waits_in_order(
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "gevent", "solo"])
 def test_a_claim_happens_only_when_a_slot_is_free(
-    make_stage: MakeStage, apps: MakeApp, mongo: Any, redis_client: Any, pool: str
+    make_stage: MakeStage, apps: MakeApp, redis_client: Any, pool: str
 ) -> None:
     slots = 1 if pool == "solo" else 3
     stage = make_stage(rts_scheduler="edf")
@@ -371,7 +371,7 @@ def test_slots_follow_the_pool(
 
 
 def test_autoscale_and_rate_limits(
-    make_stage: MakeStage, apps: MakeApp, mongo: Any, redis_client: Any
+    make_stage: MakeStage, apps: MakeApp, redis_client: Any
 ) -> None:
     stage = make_stage(rts_scheduler="edf")
     app = apps(stage)
@@ -446,7 +446,7 @@ def test_what_a_worker_rejects_again_and_again_lets_others_run(
 
 
 def test_at_shutdown_what_was_not_begun_goes_back_to_its_place(
-    make_stage: MakeStage, apps: MakeApp, mongo: Any, redis_client: Any
+    make_stage: MakeStage, apps: MakeApp, redis_client: Any
 ) -> None:
     stage = make_stage(rts_scheduler="edf")
     app = apps(stage)

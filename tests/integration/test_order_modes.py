@@ -30,7 +30,7 @@ def ran(mongo: Any, ids: list[str]) -> list[str]:
 
 
 def test_a_half_migrated_fleet_loses_nothing(
-    make_stage: MakeStage, apps: MakeApp, mongo: Any, redis_client: redis.Redis
+    make_stage: MakeStage, apps: MakeApp, redis_client: redis.Redis
 ) -> None:
     stage = make_stage(rts_scheduler="edf")
     ordered, fifo = apps(stage), apps(stage, rts_scheduler=None)
@@ -163,34 +163,27 @@ def test_deadlines_propagate_through_a_real_canvas(
     assert of(last.id)["deadline"].timestamp() == pytest.approx(due + 60 + alone, abs=0.1)
 
 
-class Levels:
-    """What both brokers of priorities are asked for."""
-
-    #: Offsets of the deadlines, and the order in which they run.
-    offsets = (900, 12, 250, 50, 20)
-
-    @classmethod
-    def check(cls, app: Celery, stage: Stage, mongo: Any) -> None:
-        now = time.time()
-        results = {
-            offset: app.send_task(OK, (0.02,), headers={"sla_deadline": now + offset})
-            for offset in cls.offsets
-        }
-        own = app.send_task(OK, (0.02,), priority=0)
-        stage.worker(concurrency=1, arguments=("--prefetch-multiplier", "1"))
-        expected = [results[offset].id for offset in sorted(cls.offsets)]
-        found = ran(mongo, [*expected, own.id])
-        # A priority that is given is left alone: on Redis the most urgent, elsewhere
-        # the least.
-        found.remove(own.id)
-        assert found == expected
+def check_priorities(app: Celery, stage: Stage, mongo: Any) -> None:
+    """Check the order on a broker of priorities."""
+    now = time.time()
+    results = {
+        offset: app.send_task(OK, (0.02,), headers={"sla_deadline": now + offset})
+        for offset in (900, 12, 250, 50, 20)
+    }
+    own = app.send_task(OK, (0.02,), priority=0)
+    stage.worker(concurrency=1, arguments=("--prefetch-multiplier", "1"))
+    expected = [results[offset].id for offset in sorted(results)]
+    found = ran(mongo, [*expected, own.id])
+    # A priority that is given is left alone: on Redis the most urgent, elsewhere the least.
+    found.remove(own.id)
+    assert found == expected
 
 
 def test_priorities_on_redis(make_stage: MakeStage, apps: MakeApp, mongo: Any) -> None:
     stage = make_stage(rts_scheduler="priority")
     stage.transport_options = {"priority_steps": list(range(10))}
     app = apps(stage, broker_transport_options=stage.transport_options)
-    Levels.check(app, stage, mongo)
+    check_priorities(app, stage, mongo)
 
 
 def test_priorities_on_rabbitmq(
@@ -203,7 +196,7 @@ def test_priorities_on_rabbitmq(
         stage.conf["rts_redis_url"] = stage.redis_url
         stage.backend = stage.redis_url
         app = apps(stage)
-        Levels.check(app, stage, mongo)
+        check_priorities(app, stage, mongo)
         with pytest.raises(rts.ConfigurationError, match=r"edf.*priority.*amqp"):
             apps(stage, rts_scheduler="edf")
         stage.conf["rts_scheduler"] = "edf"

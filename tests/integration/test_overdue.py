@@ -140,9 +140,7 @@ class Refusing(MemoryLedger):
         return super().write(entries)
 
 
-def test_a_verdict_that_cannot_be_stored_holds_up_no_others(
-    settings: Settings, redis_client: redis.Redis
-) -> None:
+def test_a_verdict_that_cannot_be_stored_holds_up_no_others(settings: Settings) -> None:
     note(settings, task("poison", 1000.0), task("a", 1001.0))
     ledger = Refusing()
     looking = overdue_sweep(settings, ledger)

@@ -398,9 +398,7 @@ def test_a_held_task_came_by_the_key_of_a_binding_or_by_a_topic(
     worker.kill()
 
 
-def test_a_new_task_uses_its_own_routing_options(
-    make_stage: MakeStage, apps: MakeApp, redis_client: redis.Redis
-) -> None:
+def test_a_new_task_uses_its_own_routing_options(make_stage: MakeStage, apps: MakeApp) -> None:
     stage = make_stage(worker_prefetch_multiplier=1)
     app = apps(stage)
     default = app.conf.task_default_queue

@@ -621,7 +621,7 @@ def test_certificates_are_verified(
     assert [message.body for message in receiver.taken] == [b"{}"]
 
 
-def test_secrets_appear_nowhere(make_settings: MakeSettings, links: Any) -> None:
+def test_secrets_appear_nowhere(make_settings: MakeSettings) -> None:
     hook = {"url": "https://u:hush@hooks.slack.com/services/T0/B0/token", "secret": SECRET}
     settings = make_settings(hook)
     for text in (repr(settings), repr(settings.webhooks), settings.webhooks[0].shown):

@@ -167,7 +167,7 @@ def test_trouble_is_still_reported_while_a_hanging_server_is_asked_again(
     assert (second.late, second.trouble) == (False, "Redis hangs.")
 
 
-def test_answers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_are_bounded() -> None:
     async def look() -> int:
         answers = AnswerCache()
         try:
@@ -402,7 +402,7 @@ def test_flowers_templates_are_extended_only_where_they_are_recognized() -> None
 
 
 def test_an_unexpected_template_is_left_as_it_is(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "navbar.html").write_text("<ul></ul>")
     loader = templates.TabLoader(str(tmp_path))
