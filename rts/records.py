@@ -125,7 +125,7 @@ class Execution(NamedTuple):
     #: Identifies that worker's main process, from start to stop.
     instance: str
     pid: int | None
-    #: ``None`` if the task never started, or its start is unknown.
+    #: ``None`` if the task never started.
     started_at: float | None = None
     #: Keys load, cpu, memory, gpu, …: fractions of what the worker may use.
     load_at_start: Mapping[str, Any] | None = None
