@@ -28,9 +28,6 @@ SATURATED_RATIO = 0.9
 #: instantaneous.
 RUNNABLE_SAMPLES = 4
 
-#: Shortest interval to compute a share from; ticks are 10 ms.
-MIN_WINDOW_S = 0.02
-
 LOADAVG = Path("/proc/loadavg")
 
 
@@ -75,15 +72,11 @@ class CpuProbe:
         self._value: float | None = None
 
     def read(self) -> float | None:
-        """Return the load since the previous reading; ``None`` at the first, and where neither
-        a limit nor the host's counters are known.
-
-        Called again within :data:`MIN_WINDOW_S` it returns the same figure.
+        """Return the load since the previous reading, some ticks of 10 ms ago; ``None`` at the
+        first, and where neither a limit nor the host's counters are known.
         """
         now = self._clock()
         elapsed_s = now - self._read_at
-        if elapsed_s < MIN_WINDOW_S:
-            return self._value
         cores = self._affinity()
         groups = {g.path: g for g in self._cgroups.cpu() if g.limit_cores < len(cores)}
         host = None if groups else self._host(cores)

@@ -82,16 +82,6 @@ def test_saturation_without_a_count_of_threads_reads_one() -> None:
     assert probe.read() == pytest.approx(1.0)
 
 
-def test_a_second_reading_at_once_gives_the_same_figure() -> None:
-    host = Host()
-    probe = host.probe()
-    probe.read()
-    host.passes(0.25, busy_cores=1)
-    first = probe.read()
-    host.passes(0.001, busy_cores=4)
-    assert probe.read() == first
-
-
 def test_counters_that_stop_or_go_back_do_no_harm() -> None:
     host = Host()
     probe = host.probe()
