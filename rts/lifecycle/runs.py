@@ -40,6 +40,8 @@ REFRESH_EVERY_S = 0.05
 #: A shorter run gets the peak of memory that was read last, and no CPU time of
 #: subprocesses: to start one takes longer than that.
 SHORT_S = 0.0005
+#: Seconds by which an end in a record may differ from the one that was measured.
+ROUNDED_S = 1e-6
 
 _REQUEST_FIELDS = itemgetter("id", "task", "parent_id", "root_id", "retries", "delivery_info")
 
@@ -220,8 +222,10 @@ class Runs:
         # Only now: should this process die before, another one writes the end of the run.
         if run.slot is not None:
             self._notes.clear(run.slot)
-        if deadline_missed.receivers:
-            run_ended(Execution.from_json(line))
+        if deadline_missed.receivers and (
+            completed_at > run.plan.deadline - ROUNDED_S or state == REJECTED
+        ):
+            run_ended(Execution.from_json(line))  # which knows whether it is a miss
 
     def _refresh(self, now: float) -> None:
         """Read the load and the memory."""

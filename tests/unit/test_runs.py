@@ -31,7 +31,9 @@ from rts.lifecycle.runs import (
 )
 from rts.lifecycle.worker_side import WorkerSide
 from rts.load.sample import LoadSample
-from rts.records import Execution, Plan
+from rts.notices import DeadlineMissed
+from rts.records import Execution, Plan, _decoded
+from rts.signals import deadline_missed
 from rts.unfinished.notes import NoteBoard
 from rts.unfinished.open_task_format import pack_task
 
@@ -332,6 +334,26 @@ def test_an_aborted_run_is_taken_once_and_only_for_its_own_task(place: Place) ->
     run.aborted = True
     del request
     assert take_aborted("d0f1") is None
+
+
+def test_only_a_run_that_may_be_a_miss_is_read_again_for_receivers(place: Place) -> None:
+    """Decoding its record takes as long as all else that is done for a run."""
+    told: list[str] = []
+
+    def tell(sender: str, notice: DeadlineMissed, **_: Any) -> None:
+        told.append(notice.cause)
+
+    deadline_missed.connect(tell)
+    decoded = _decoded.cache_info().misses
+    for deadline in (time.time() + 60, time.time() - 60):
+        run = place.runs.start(PLAN._replace(deadline=deadline), REQUEST)
+        place.runs.finish(run, "FAILURE")
+    assert told == ["late"]
+    assert _decoded.cache_info().misses - decoded <= 1
+    place.runs.finish(
+        place.runs.start(PLAN._replace(deadline=time.time() + 60), REQUEST), "REJECTED"
+    )
+    assert told == ["late", "rejected"]
 
 
 def test_arguments_are_in_no_record(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
