@@ -1,0 +1,84 @@
+"""Runtimes that simulations of a queue draw."""
+
+from __future__ import annotations
+
+import random
+import statistics
+
+import pytest
+
+from rts.predictions.runtimes import Runtimes
+from rts.predictions.work import Work
+from rts.tau.sketch import Sketch
+
+
+def test_runtimes_follow_runs_of_the_same_tau() -> None:
+    rng = random.Random(1)
+    ended = [(Work("mixed", 0.0, 1.0, 2.0), 8.0)] * 60 + [
+        (Work("mixed", 0.0, 9.0, 18.0), 9.0)
+    ] * 60
+    runtimes = Runtimes({}, ended, rng)
+    assert {runtimes.draw(Work("mixed", 0.0, 1.0, 2.0)) for _ in range(50)} == {8.0}
+    assert {runtimes.draw(Work("mixed", 0.0, 9.0, 18.0)) for _ in range(50)} == {9.0}
+    nothing = Runtimes({}, [], rng)
+    drawn = [nothing.draw(Work("mixed", 0.0, 5.0, 9.0)) for _ in range(2000)]
+    assert statistics.mean(drawn) == pytest.approx(5.0, rel=0.1)
+    ratios = Sketch()
+    for _ in range(2000):
+        ratios.update(rng.lognormvariate(-0.045, 0.3))
+    of_all = Runtimes({"*": ratios}, [], rng)
+    drawn = [of_all.draw(Work("new", 0.0, 5.0, 9.0)) for _ in range(2000)]
+    assert statistics.mean(drawn) == pytest.approx(5.0, rel=0.1)
+
+
+def test_runtimes_follow_runs_of_the_same_task_before_its_tau_is_learned() -> None:
+    first = 10.0
+    ended = [(Work("mixed", 0.0, first, 20.0, name=n), s) for n, s in (("a", 0.2), ("b", 2.0))]
+    runtimes = Runtimes({}, ended * 15, random.Random(1))
+
+    def drawn(tau: float, name: str) -> list[float]:
+        return [runtimes.draw(Work("mixed", 0.0, tau, 1.2, name=name)) for _ in range(2000)]
+
+    assert set(drawn(0.21, "a")) == {0.2}
+    assert set(drawn(first, "b")) == {2.0}
+    # Nothing but its tau is known of another task.
+    assert statistics.mean(drawn(0.5, "c")) == pytest.approx(0.5, rel=0.1)
+    assert set(drawn(first, "c")) == {0.2, 2.0}
+
+
+@pytest.mark.parametrize(("follow_tau", "expected_s"), [(False, 2.0), (True, 3.0)])
+def test_runtimes_follow_tau_as_far_as_those_of_the_task_have(
+    follow_tau: bool, expected_s: float
+) -> None:
+    """A tau may be high for all that waits because the last few runs took long by chance."""
+    ended = [
+        (Work("mixed", 0.0, tau, 9.0, name="a"), share * (tau if follow_tau else 2.0))
+        for tau in (0.5, 1.0, 2.0, 2.4)
+        for share in (0.5, 1.0, 1.5)
+        for _ in range(10)
+    ]
+    runtimes = Runtimes({}, ended, random.Random(1))
+    drawn = [runtimes.draw(Work("mixed", 0.0, 3.0, 9.0, name="a")) for _ in range(5000)]
+    assert statistics.mean(drawn) == pytest.approx(expected_s, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "taus", [[10.0] * 5, [10.0] * 5 + [76.0] * 2, [10.0] * 5 + [80.0] * 20]
+)
+def test_runtimes_of_a_new_task_do_not_follow_tau_as_those_of_its_type(
+    taus: list[float],
+) -> None:
+    """Its tau has just come from that of the type, 10 s, to near its runtimes."""
+    followed = [(Work("mixed", 0.0, tau, 9.0, name="a"), tau) for tau in (1.0, 2.0, 4.0, 8.0)]
+    new = [(Work("mixed", 0.0, tau, 9.0, name="b"), 100.0) for tau in taus]
+    runtimes = Runtimes({}, followed * 25 + new, random.Random(1))
+    drawn = [runtimes.draw(Work("mixed", 0.0, 80.0, 9.0, name="b")) for _ in range(1000)]
+    assert statistics.mean(drawn) == pytest.approx(100.0, rel=0.1)
+
+
+def test_all_runs_of_the_same_tau_are_sampled() -> None:
+    ended = [(Work("mixed", 0.0, 5.0, 10.0), float(n)) for n in range(1, 101)]
+    runtimes = Runtimes({}, ended, random.Random(1))
+    drawn = [runtimes.draw(Work("mixed", 0.0, 5.0, 10.0)) for _ in range(2000)]
+    assert (min(drawn), max(drawn)) == (1.0, 100.0)
+    assert statistics.mean(drawn) == pytest.approx(50.5, rel=0.1)
