@@ -108,7 +108,7 @@ def _course(
     outside: dict[int, list[Tallies]] = {}
     for found in pool.map(direct, rest):
         for start in list(found):
-            outside.setdefault(start - start % width, []).append(_only(found.pop(start), key))
+            outside.setdefault(start, []).append(_only(found.pop(start), key))
     find_seal = cache(seal_of)
     for begin in range(0, len(starts), READ_AHEAD):
         some = starts[begin : begin + READ_AHEAD]

@@ -29,7 +29,7 @@ from rts.records import Execution, OutboxEntry
 from rts.settings import Settings
 from rts.views import intervals, rollups, tallies
 from rts.views import runs as runs_module
-from rts.views.histogram import RELATIVE_ERROR, ZERO_S, bucket, expression, percentile
+from rts.views.histogram import ZERO_S, bucket, expression, percentile
 from rts.views.intervals import cut
 from rts.views.report import Percentiles, report
 from rts.views.runs import INTERVALS, MERGED, late_runs, latest_misses, one_task, sample
@@ -100,9 +100,9 @@ def write(ledger: MongoLedger, runs: list[Execution]) -> None:
 
 
 def near(found: float, values: list[float], q: float) -> bool:
-    """Return whether *found* is the value of that rank, to within the bound."""
+    """Return whether *found* is the value of that rank, to within 1 %."""
     exact = sorted(values)[max(1, math.ceil(q * len(values) - 1e-9)) - 1]
-    return abs(found - exact) <= RELATIVE_ERROR * abs(exact) * (1 + 1e-9) + 1e-6
+    return abs(found - exact) <= 0.01 * abs(exact) * (1 + 1e-9) + 1e-6
 
 
 def check(

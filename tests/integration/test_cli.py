@@ -315,6 +315,17 @@ def test_show_of_an_expired_task(cli: Run, conf: dict[str, Any]) -> None:
     assert "the ledger has no task \\x1bnope" in missing.stderr
 
 
+def test_show_of_a_run_whose_verdict_is_not_there_yet(
+    cli: Run, conf: dict[str, Any], mongo: Any
+) -> None:
+    write(conf, ended(1, 1))
+    mongo.tasks.delete_one({"_id": "task-1"})  # it is written after its runs
+    text = cli("show", "task-1").stdout
+    assert text.startswith("No verdict yet.\n\nRuns: 1\n")
+    found = document(cli("show", "task-1", "--json"))
+    assert (found["task"], len(found["assignments"])) == (None, 1)
+
+
 # --- trouble ------------------------------------------------------------------------------
 
 

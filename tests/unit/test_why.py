@@ -17,6 +17,7 @@ from rts.views.lateness_causes import (
     REASONS,
     RETRIES,
     TAU,
+    Why,
     reason_of,
     slowdown,
     why,
@@ -88,7 +89,7 @@ def test_the_figures_are_those_of_the_runs_with_the_reason() -> None:
 
 
 def test_nothing_is_no_reason() -> None:
-    assert why([]).reason is None
+    assert why([]) == why([late(None)]) == Why(0, None, {})
     assert slowdown(late(None)) is None
     assert finding({}, why([])) is None
     assert finding({"late": 3}, None) is None
