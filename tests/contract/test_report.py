@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pymongo import MongoClient
 from pymongo.database import Database
@@ -376,6 +376,7 @@ def test_a_window_is_cut_without_gap_or_overlap() -> None:
 
 
 @given(st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=50), st.sampled_from([0.5, 0.95]))
+@example([0.0004, 0.005, 0.06], 0.5)
 def test_percentiles_keep_their_bound(values: list[float], q: float) -> None:
     found = percentile(Counter(map(bucket, values)), q)
     assert found is not None
