@@ -107,8 +107,8 @@ def objective(standing: ObjectiveStatus, settings: Settings) -> Finding:
 
 
 def servers(app: Any, settings: Settings, warning_s: float, critical_s: float) -> list[Finding]:
-    """Return what is wrong with servers and fleet, and what waits in the outbox if both of
-    rts's servers answer.
+    """Return what is wrong with servers and fleet, and what waits in the outbox if Redis
+    answers.
     """
     redis, ledger = query_servers(settings)
     found = [
@@ -126,7 +126,7 @@ def servers(app: Any, settings: Settings, warning_s: float, critical_s: float) -
     refused = None if redis.refusal is None else refused_writes(redis)
     wrong = (refused, *broker, dead_fleet(redis))
     found += [Finding(CRITICAL, text) for text in wrong if text is not None]
-    if redis.server.reachable and ledger.server.reachable:
+    if redis.server.reachable:
         found.append(backlog(redis, warning_s, critical_s))
     return found
 

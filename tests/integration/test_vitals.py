@@ -73,24 +73,28 @@ def test_all_count_the_same_runs_and_counters(
         *(note._replace(deadline="soon"), note._replace(tau=float("nan"))),
         *(note._replace(started_at=[1]), note._replace(queue={}), note._replace(task_id=[])),
     ]
-    notes = [note, note._replace(task_id="on time", deadline=now + 100), *odd]
+    keyless = note._replace(task_id="of no queue", queue=None)
+    notes = [note, keyless, note._replace(task_id="on time", deadline=now + 100), *odd]
     for number, each in enumerate(notes):
         redis_client.hset(keys.running, f"f{number}", each.to_json())
     redis_client.hset(keys.running, "odd", "[]")
     redis_client.hset(keys.open_counts, mapping={"overdue web": 3, "open web": "²"})
+    redis_client.hset(keys.open_counts, mapping={"overdue ": 5, "open ": 2})
     redis_client.hset(keys.counters, mapping={"redis_failures": 3, "zero": 0, "odd": "²"})
     beat = {"seen_at": now, "concurrency": 2, "queues": ["web"]}
     redis_client.hset(keys.workers, "w@h/1-a", json.dumps(beat))
     redis_client.xadd(keys.outbox, {"r": "{}"}, id=f"{int(now - 10) * 1000}-1")
 
     status = ask_redis(link, settings)
-    assert (status.running, status.overdue) == (len(notes) + 1, 1)
+    assert (status.running, status.overdue) == (len(notes) + 1, 2)
     assert status.counters == {"redis_failures": 3}
     metrics = read(link, settings)
-    assert (metrics.overdue_running, metrics.overdue_waiting) == ({"web": 1}, {"web": 2})
+    assert metrics.overdue_running == {"web": 1, "unknown": 1}
+    assert metrics.overdue_waiting == {"web": 2, "unknown": 4}
     assert metrics.counters == {"redis_failures": 3, "zero": 0}
-    assert metrics.open_tasks == {}
+    assert metrics.open_tasks == {"unknown": 2}
     assert status.oldest_at == now - 10
     assert metrics.outbox_lag_s >= (status.lag_s or 0.0) >= 10
     fleet = read_fleet(link, settings, "web", lambda name: [name])
-    assert sorted(each.task_id for each in fleet.running) == ["late", "on time"]
+    found = sorted(each.task_id for each in fleet.running)
+    assert found == ["late", "of no queue", "on time"]

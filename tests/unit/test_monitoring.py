@@ -134,6 +134,7 @@ def test_what_the_alert_of_lost_records_reads_is_there_before_any_is_lost() -> N
     samples = [s for family in families.counts(Reading()) for s in family.samples]
     told = {s.labels["what"]: s.value for s in samples if s.name == "rts_refused_total"}
     assert told == dict.fromkeys(read.split("|"), 0)
+    assert [s.value for s in samples if s.name == "rts_breaker_opened_total"] == [0]
 
 
 def test_every_alert_says_what_is_wrong_and_what_to_do() -> None:

@@ -93,6 +93,7 @@ def test_nothing_is_no_reason() -> None:
     assert slowdown(late(None)) is None
     assert finding({}, why([])) is None
     assert finding({"late": 3}, None) is None
+    assert finding({"late": 3}, why([late(None)])) is None
 
 
 @pytest.mark.parametrize(
