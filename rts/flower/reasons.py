@@ -84,5 +84,5 @@ def _told(reason: str, late: Why) -> str:
         f"{waited} after the arrival, with {span}",
         DEADLINE: f"had {span}, less than their tau; they {took}",
         LOAD: f"started on a busy worker (load {load}) and {took}",
-        TAU: f"{took} on workers that were not busy (load {load})",
+        TAU: f"{took}, more than load explains (load {load})",
     }[reason]

@@ -9,8 +9,9 @@ runtime, so:
   them, took the time.
 - ``deadline``: runtime > D, and tau > D: a header, or its parent, gave it less time than such
   a task usually takes.
-- ``load``: runtime > D ≥ tau, and it started on a worker whose load was at least ``BUSY``.
-- ``tau``: runtime > D ≥ tau on a worker that was not busy. The deadline, which is computed from
+- ``load``: runtime > D ≥ tau, and it started on a worker whose load was at least ``BUSY``. This
+  explains up to ``BY_LOAD`` times tau, and above 1 up to ``BY_LOAD`` times tau and load.
+- ``tau``: runtime > D ≥ tau, and load does not explain it. The deadline, which is computed from
   tau, was too optimistic.
 
 Tasks that did not complete (killed, expired, …) are reported by their cause.
@@ -25,6 +26,9 @@ from typing import Any
 
 #: Load at start from which a worker counts as busy: cores are shared, or memory swaps.
 BUSY = 0.8
+#: On cores that n times as many share as there is room for, a run takes about n times as long.
+#: Not just once: the load is a mean over resources, and may have risen since the start.
+BY_LOAD = 5.0
 
 REASONS = ("queueing", "retries", "deadline", "load", "tau")
 QUEUEING, RETRIES, DEADLINE, LOAD, TAU = REASONS
@@ -64,8 +68,18 @@ def reason_of(run: Mapping[str, Any]) -> str | None:
         return RETRIES if run.get("retries") else QUEUEING
     if (run.get("tau") or 0.0) > span_s:
         return DEADLINE
-    load = load_at_start(run)
-    return LOAD if load is not None and load >= BUSY else TAU
+    return LOAD if is_explained(slowdown(run), load_at_start(run)) else TAU
+
+
+def is_explained(slowdown: float | None, load: float | None) -> bool:
+    """Return whether the load at the start of a run explains its slowdown.
+
+    >>> is_explained(3.0, 0.9), is_explained(3.0, 0.5), is_explained(130.0, 1.3)
+    (True, False, False)
+    """
+    if load is None or load < BUSY:
+        return False
+    return slowdown is None or slowdown <= BY_LOAD * max(1.0, load)
 
 
 def why(late_runs: Sequence[Mapping[str, Any]]) -> Why:
