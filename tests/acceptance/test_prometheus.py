@@ -19,7 +19,7 @@ from rts.settings import Settings
 from rts.testing import wait_until
 from rts.testing.processes import OwnedProcess
 from tests.conftest import CELERY, ROOT, MakeStage, Stage
-from tests.integration.test_metrics import Fleet
+from tests.metrics import Fleet
 from tests.programs import needed
 from tests.records import success
 

@@ -23,7 +23,7 @@ from rts.testing import wait_until
 from rts.testing.processes import OwnedProcess
 from rts.views.slo import standings
 from tests.conftest import CELERY, ROOT, MakeApp, MakeStage, Stage
-from tests.integration.test_metrics import values
+from tests.metrics import values
 
 
 @pytest.fixture

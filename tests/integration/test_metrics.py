@@ -20,30 +20,25 @@ import redis
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics import exposition
 from prometheus_client.openmetrics import parser as openmetrics
-from prometheus_client.parser import text_string_to_metric_families
 from pymongo.database import Database
 
 from rts.ledger.counting import LATENESS
-from rts.ledger.drain import Drain
 from rts.ledger.mongo import MongoLedger
 from rts.ledger.outbox import RedisOutbox
 from rts.link.link import Link
-from rts.records import LOST, NOT_FINAL, PROVISIONAL_CAUSES, Execution, OpenTask
+from rts.records import LOST, NOT_FINAL, PROVISIONAL_CAUSES, Execution
 from rts.settings import Settings
-from rts.tau.finish import FinishCall, finish_entry
 from rts.testing import MongoServer, RedisServer, wait_until
-from rts.unfinished.open_tasks import OpenTasks
-from rts.unfinished.overdue import OverdueSweep
 from rts.views import metrics
 from rts.views.metrics import RtsCollector, register
 from rts.views.queue_state import QueueState, WaitingQueue
 from rts.views.readings import PAGE, read
 from rts.views.slo import standings
+from tests.commands import NO_MONGO, NO_REDIS
+from tests.metrics import Fleet, exposed, samples, scraped, values
 from tests.programs import needed
 from tests.recording_link import RecordingLink
 from tests.records import run, success
-
-NO_REDIS, NO_MONGO = "redis://127.0.0.1:9/0", "mongodb://127.0.0.1:9/rts"
 
 
 @pytest.fixture
@@ -64,77 +59,14 @@ def ledger(settings: Settings) -> Iterator[MongoLedger]:
     made.close()
 
 
-class Fleet:
-    """What moves records and gives verdicts, without processes of their own."""
-
-    def __init__(self, settings: Settings, ledger: MongoLedger) -> None:
-        self.settings = settings
-        self.link = Link(settings)
-        self.ledger = ledger
-        self.drains = [Drain(RedisOutbox(self.link, settings, f"d{n}"), ledger) for n in "ab"]
-        # It has settled already.
-        self.sweep = OverdueSweep(self.link, settings, ledger, "me", now=lambda: 0.0)
-        self.sweep._looked_at = 0.0
-
-    def publish(self, *tasks: Execution) -> None:
-        open_tasks = OpenTasks(self.link, self.settings, every_s=1e6)
-        for e in tasks:
-            open_tasks.note(
-                OpenTask(
-                    *(e.task_id, e.name, e.task_type, e.type_source, e.tau, e.k, e.arrival),
-                    *(e.deadline, e.arrival_source, e.queue),
-                )
-            )
-        open_tasks.flush()
-
-    def end(self, *runs: Execution) -> None:
-        entries = [finish_entry(run, n) for n, run in enumerate(runs, 1)]
-        self.link.call(FinishCall(self.settings).pack(None, entries))
-
-    def drain(self) -> None:
-        while sum(drain.step() for drain in self.drains):
-            pass
-
-    def look(self) -> None:
-        while self.sweep.step():
-            pass
-
-
 @pytest.fixture
 def fleet(settings: Settings, ledger: MongoLedger) -> Fleet:
     return Fleet(settings, ledger)
 
 
-def exposed(collector: RtsCollector) -> str:
-    registry = CollectorRegistry()
-    registry.register(collector)
-    return generate_latest(registry).decode()
-
-
-def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    """Return the samples of an answer by name and labels."""
-    return {
-        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
-
-
-def values(text: str, name: str, *labels: str) -> dict[Any, float]:
-    """Return the values of one metric, summed up by some of its labels."""
-    found: Counter[Any] = Counter()
-    for (sample, having), value in samples(text).items():
-        if sample == name:
-            key = tuple(dict(having)[label] for label in labels)
-            found[key[0] if len(labels) == 1 else key] += value
-    return dict(found)
-
-
 def agree(settings: Settings, database: Database[dict[str, Any]]) -> str:
     """Check that what is counted is a direct count of the ledger; return the metrics."""
-    collector = RtsCollector(settings)
-    text = exposed(collector)
-    collector.close()
+    text = scraped(settings)
     tasks = list(database.tasks.find({"sla_success": {"$ne": None}}))
     runs = list(database.assignments.find())
     wanted = Counter(
@@ -200,9 +132,7 @@ def test_a_run_of_hours_is_told_from_one_of_an_hour(fleet: Fleet, settings: Sett
         *(ended(task(n, rng, -hour * n), runtime_s=hour * n) for n in (1, 2, 5, 20, 50)),
     )
     fleet.drain()
-    collector = RtsCollector(settings)
-    text = exposed(collector)
-    collector.close()
+    text = scraped(settings)
     runtimes = values(text, "rts_runtime_seconds_bucket", "le")
     bounds = [str(bound * hour) for bound in (1, 2, 6, 24)]
     assert [runtimes[bound] for bound in (*bounds, "+Inf")] == [1, 2, 3, 4, 5]
@@ -217,9 +147,7 @@ def test_odd_and_long_names_do_not_fail_a_scrape(
     redis_client.hset(settings.keys.tau, mapping={long + "1": "1", long + "2": "2"})
     beat = {"seen_at": time.time(), "worker": "w@\udcff", "concurrency": 2}
     redis_client.hset(settings.keys.workers, "w", json.dumps(beat))
-    collector = RtsCollector(settings)
-    text = exposed(collector)
-    collector.close()
+    text = scraped(settings)
     lines = [line.rpartition(" ")[0] for line in text.splitlines() if line[0] != "#"]
     assert len(lines) == len(set(lines))
     assert values(text, "rts_worker_slots", "worker") == {"w@?": 2.0}
@@ -417,9 +345,7 @@ def test_labels_are_bounded_and_hostile_ones_are_text(
     batch = outbox.read(1000)
     outbox.done([e.entry_id for e in batch.entries] + [i for i, _ in batch.unreadable])
     assert redis_client.xlen(small.keys.outbox) == 0
-    collector = RtsCollector(small)
-    text = exposed(collector)
-    collector.close()
+    text = scraped(small)
     by_name = values(text, "rts_runs_total", "task")
     assert len(by_name) <= 9
     assert by_name["other"] >= 19
@@ -561,31 +487,25 @@ def test_every_metric_is_there_and_promtool_finds_no_fault(
 
 def test_a_redis_that_takes_no_records_is_not_up(settings: Settings) -> None:
     with RedisServer(arguments=("--maxmemory", "1")) as full:
-        collector = RtsCollector(replace(settings, redis_url=full.url))
-        text = exposed(collector)
+        text = scraped(replace(settings, redis_url=full.url))
         assert values(text, "rts_up", "server") == {"redis": 0, "mongodb": 1}
         assert "rts_outbox_records 0.0" in text
-        collector.close()
 
 
 def test_a_server_that_is_down_costs_its_own_metrics_only(settings: Settings) -> None:
     def broken() -> list[WaitingQueue]:
         raise RuntimeError("whatever")
 
-    no_redis = RtsCollector(replace(settings, redis_url=NO_REDIS), broken)
-    text = exposed(no_redis)
+    text = scraped(replace(settings, redis_url=NO_REDIS), broken)
     assert values(text, "rts_up", "server") == {"redis": 0, "mongodb": 1, "broker": 0}
     assert "rts_slo_target_ratio" in text
     assert "rts_slo_burn_rate" in text
     assert "rts_outbox_records" not in text
-    no_redis.close()
-    no_mongo = RtsCollector(replace(settings, mongo_url=NO_MONGO))
-    text = exposed(no_mongo)
+    text = scraped(replace(settings, mongo_url=NO_MONGO))
     assert values(text, "rts_up", "server") == {"redis": 1, "mongodb": 0}
     assert "rts_outbox_records" in text
     assert "rts_slo_burn_rate{" not in text
     assert values(text, "rts_slo_verdicts_total", "objective") == {"cpu-light": 0, "*": 0}
-    no_mongo.close()
 
 
 def test_servers_that_never_answer_are_not_waited_for(settings: Settings) -> None:
@@ -661,11 +581,7 @@ def test_many_series_are_read_in_pages(settings: Settings, redis_client: redis.R
 
 def test_similar_and_many_queues_do_not_fail_a_scrape(settings: Settings) -> None:
     names = [300 * "q" + "1", 300 * "q" + "2", *(f"q{n}" for n in range(1200))]
-    collector = RtsCollector(
-        settings, lambda: [(QueueState(n, 1, 2, 3, None), 4) for n in names]
-    )
-    text = exposed(collector)
-    collector.close()
+    text = scraped(settings, lambda: [(QueueState(n, 1, 2, 3, None), 4) for n in names])
     lines = [line.rpartition(" ")[0] for line in text.splitlines() if line[0] != "#"]
     assert len(lines) == len(set(lines))
     hopeless = values(text, "rts_hopeless_tasks", "queue")
