@@ -46,6 +46,14 @@ def _next_not_published(exc: BaseException | None) -> bool:
     return False
 
 
+def outlives_task() -> bool:
+    """Return whether the process goes on after what the task has just raised: what is no
+    ``Exception``, and does not end the process, such as ``asyncio.CancelledError``.
+    """
+    exc = sys.exc_info()[1]
+    return exc is not None and not isinstance(exc, (Exception, SystemExit, KeyboardInterrupt))
+
+
 def again_at(retry: object, completed_at: float) -> float | None:
     """Return when the task of a run that has completed may run again, by the exception with
     which it asked for a retry: its eta, or its countdown, which began a moment earlier.

@@ -71,7 +71,8 @@ class Run:
     cpu_start_s: float
     #: Whether the task has published another one in its place.
     replaced: bool
-    #: Whether postrun came without a state: another signal says how the run ended.
+    #: Whether postrun came without a state, since the task, or its process, was stopped. (Not
+    #: for an error outside the task, once another signal has told of it.)
     aborted: bool
 
     @property
@@ -207,7 +208,7 @@ class Runs:
             self._refresh_at = -1.0
         if state == IGNORED and run.replaced:
             state = REPLACED
-        cause = '"rejected"' if state == REJECTED else "null"
+        cause = '"rejected"' if state == REJECTED else '"killed"' if run.aborted else "null"
         completed_at = run.started_at + runtime_s
         more = f",{run.priority}" if run.priority else ""
         if state == RETRY and (again := again_at(returned, completed_at)) is not None:

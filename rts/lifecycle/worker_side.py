@@ -15,9 +15,9 @@ from celery.exceptions import Reject, SoftTimeLimitExceeded, TimeLimitExceeded
 from rts import health
 from rts.headers import open_task, write_plan
 from rts.lifecycle import batches
-from rts.lifecycle.outcomes import FAILURE, REJECTED, end_state
+from rts.lifecycle.outcomes import FAILURE, REJECTED, end_state, outlives_task
 from rts.lifecycle.owners import is_celerys
-from rts.lifecycle.runs import run_of, set_run, take_aborted
+from rts.lifecycle.runs import Run, run_of, set_run, take_aborted
 from rts.lifecycle.soft_time_limit import hook_in_task_failed
 from rts.lifecycle.tracing import TRACING
 
@@ -87,6 +87,7 @@ class WorkerSide:
             if run is not None and not state:
                 # The main process reports it, unless it is an error outside the task.
                 run.aborted = True
+                self._finish_unreported(task, run)
                 return
             parts = self._parts_of(task.app)
             if parts is None or parts.worker is None:
@@ -102,6 +103,14 @@ class WorkerSide:
             self.postrun(task=task, state=state, retval=retval)
         except Exception as exc:  # noqa: BLE001  the task has run
             health.hook_failed("finish", exc)
+
+    def _finish_unreported(self, task: Any, run: Run) -> None:
+        """Finish an aborted run whose process goes on: with a result backend, Celery before
+        5.7 fails to store why, and then sends no signal. (In a thread, see ``track_exit``.)
+        """
+        worker = self._worker_of(task.app)
+        if worker is not None and not worker.threaded and outlives_task():
+            worker.runs.finish(run, FAILURE)
 
     def internal_error(self, sender: Any = None, task_id: Any = None, **_: Any) -> None:
         """Finish a run that was aborted by an error outside its task, such as a result that

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -96,6 +97,11 @@ def kill_self() -> None:
 @app.task
 def never_begins() -> None:
     """Be the end of the process before it runs this; see :func:`die`."""
+
+
+@app.task
+def cancelled() -> None:
+    raise asyncio.CancelledError
 
 
 @app.task

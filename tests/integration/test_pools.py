@@ -61,6 +61,20 @@ def test_a_task_that_exits_holds_no_slot(
     wait_until(lambda: not redis_client.exists(f"{stage.prefix}running"))
 
 
+@pytest.mark.parametrize("pool", ["prefork", "solo"])
+def test_a_task_that_is_cancelled_has_ended(
+    make_stage: MakeStage, apps: MakeApp, mongo: Any, redis_client: Any, pool: str
+) -> None:
+    stage = make_stage()
+    stage.worker(pool=pool, concurrency=1)
+    cancelled = apps(stage).send_task("tests.apps.basic.cancelled")
+    task = wait_until(lambda: mongo.tasks.find_one({"_id": cancelled.id}))
+    assert (task["state"], task["cause"], task["sla_success"]) == ("FAILURE", "killed", False)
+    (run,) = mongo.assignments.find({"task_id": cancelled.id})
+    assert (run["state"], run["cause"]) == ("FAILURE", "killed")
+    wait_until(lambda: not redis_client.exists(f"{stage.prefix}running"))
+
+
 def test_a_hard_time_limit_ends_a_run_in_a_greenlet(
     make_stage: MakeStage, apps: MakeApp, mongo: Any, redis_client: Any
 ) -> None:
