@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import base64
-import socket
-import ssl
-import threading
 import urllib.error
 import urllib.request
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from http.client import HTTPException
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from rts.webhooks import Webhook
 
-#: Seconds to connect, and for the whole response. A receiver that is slow rather than down
-#: would get the same message again and again if the limit were short; nothing else waits for
-#: it.
-CONNECT_S, ANSWER_S = 5.0, 20.0
+#: Seconds to connect, and then for each part of the response. A receiver that is slow rather
+#: than down would get the same message again and again if the limit were short; nothing else
+#: waits for it.
+TIMEOUT_S = 20.0
 
 
 class NotDelivered(Exception):
@@ -29,59 +26,6 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
         return None
-
-
-class _TimeLimited(HTTPConnection):
-    """Hangs up on a receiver that has not responded in time. The timeout of the socket applies
-    to each read: a response that trickles in would block the thread for ever.
-    """
-
-    _timer: threading.Timer | None = None
-    _expired = False
-
-    def connect(self) -> None:
-        super().connect()
-        self.sock.settimeout(ANSWER_S)
-        self._timer = threading.Timer(ANSWER_S, self._hang_up, (self.sock,))
-        self._timer.daemon = True
-        self._timer.start()
-
-    def getresponse(self) -> HTTPResponse:
-        try:
-            answer = super().getresponse()
-        except (OSError, HTTPException):
-            if self._expired:  # to the reader, it was the receiver that hung up
-                raise TimeoutError from None
-            raise
-        finally:
-            if self._timer is not None:
-                self._timer.cancel()
-        if self._expired:  # the end of a connection also ends a header
-            answer.close()
-            raise TimeoutError
-        return answer
-
-    def _hang_up(self, connection: socket.socket) -> None:
-        self._expired = True
-        try:
-            # On the socket below TLS: another thread is reading from this one.
-            socket.socket.shutdown(connection, socket.SHUT_RDWR)
-        except OSError:  # already closed
-            pass
-
-
-class _TimeLimitedTLS(_TimeLimited, HTTPSConnection):
-    pass
-
-
-class _OverHTTP(urllib.request.HTTPHandler):
-    def http_open(self, req: urllib.request.Request) -> HTTPResponse:
-        return self.do_open(_TimeLimited, req)
-
-
-class _OverTLS(urllib.request.HTTPSHandler):
-    def https_open(self, req: urllib.request.Request) -> HTTPResponse:
-        return self.do_open(_TimeLimitedTLS, req, context=ssl.create_default_context())
 
 
 def post(hook: Webhook, body: bytes, headers: dict[str, str]) -> None:
@@ -98,9 +42,8 @@ def post(hook: Webhook, body: bytes, headers: dict[str, str]) -> None:
     if authorization is not None:
         headers["Authorization"] = authorization
     request = urllib.request.Request(url, body, headers, method="POST")
-    opener = urllib.request.build_opener(_NoRedirects, _OverHTTP, _OverTLS)
     try:
-        opener.open(request, timeout=CONNECT_S).close()
+        urllib.request.build_opener(_NoRedirects).open(request, timeout=TIMEOUT_S).close()
     except urllib.error.HTTPError as exc:  # any status but 2xx
         exc.close()
         raise NotDelivered(f"it answers {exc.code}") from None
