@@ -38,9 +38,11 @@ class Slots:
         reserved, count = state.reserved_requests, self.count
         if len(reserved) >= count:
             return False
-        # Celery < 5.7 drops running requests from the reserved ones at a reconnect.
-        running = [each for each in _copy(state.active_requests) if each not in reserved]
-        return len(reserved) + sum(map(_is_awaited, running)) < count
+        # Celery < 5.7 drops running requests from the reserved ones at a reconnect. By the sets
+        # of references within: this is asked several times per task, and a worker with a
+        # thousand greenlets would spend more time here than on the tasks.
+        running = state.active_requests.data - reserved.data
+        return len(reserved) + sum(_is_awaited(reference()) for reference in running) < count
 
     def may_take_demoted(self, share: float) -> bool:
         """Return whether another demoted task may run; they may hold *share* of the slots."""
@@ -63,7 +65,7 @@ class Slots:
 
 
 def _is_awaited(request: Any) -> bool:
-    """Return whether the pool will report the end of *request*.
+    """Return whether the pool will report the end of *request*; ``None`` is one that is gone.
 
     Celery 5.5's pool drops its pending results at a reconnect; their requests stay active
     for ever.

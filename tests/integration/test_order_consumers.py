@@ -6,6 +6,7 @@ import itertools
 import os
 import socket
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ import pytest
 import redis
 from celery import Celery
 from celery.concurrency.prefork import TaskPool
+from celery.worker import state
 from kombu import Connection, Consumer, Exchange, Producer, Queue
 from kombu.asynchronous import Hub
 from kombu.transport import redis as stock
@@ -371,6 +373,32 @@ def test_no_slot_of_a_pool_that_a_cold_shutdown_has_stopped_is_free() -> None:
     pool = TaskPool(2)  # its processes are not there yet, as they are no longer then
     worker = SimpleNamespace(pool=pool)
     assert not Slots(SimpleNamespace(controller=worker, pool=pool)).free()
+
+
+def test_a_running_task_that_celery_no_longer_counts_holds_its_slot() -> None:
+    """Celery < 5.7 drops it from the reserved ones at a reconnect."""
+
+    class Running:
+        """What Celery and its pool know of a running task."""
+
+        _apply_result: Any = None
+
+    pool = SimpleNamespace(active=True, is_green=False, num_processes=2)
+    slots = Slots(SimpleNamespace(controller=SimpleNamespace(pool=pool), pool=pool))
+    tasks, result = [Running() for _ in range(3)], Running()
+    try:
+        state.active_requests.update(tasks)
+        assert slots.free()  # Celery 5.5's pool has given them up
+        tasks[0]._apply_result = tasks[1]._apply_result = weakref.ref(result)
+        assert not slots.free()
+        state.reserved_requests.add(tasks[1])  # is not counted twice
+        tasks[0]._apply_result = None
+        assert slots.free()
+        state.reserved_requests.add(tasks[0])
+        assert not slots.free()
+    finally:
+        state.active_requests.difference_update(tasks)
+        state.reserved_requests.difference_update(tasks)
 
 
 def test_no_claim_goes_over_a_connection_that_was_idle_for_long() -> None:
