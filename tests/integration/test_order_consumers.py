@@ -147,6 +147,7 @@ def test_round_robin_and_sorted_over_queues(url: str) -> None:
 
 def test_topic_and_fanout(url: str, raw: redis.Redis) -> None:
     got: list[tuple[str, Any]] = []
+    marked: list[bool] = []
     topic, fanout = Exchange("topics", "topic"), Exchange("all", "fanout")
     with connect(url) as connection:
         queues = [Queue("t", topic, "log.#"), Queue("f", fanout)]
@@ -154,7 +155,11 @@ def test_topic_and_fanout(url: str, raw: redis.Redis) -> None:
             connection,
             queues,
             callbacks=[
-                lambda body, m: (got.append((m.delivery_info["exchange"], body)), m.ack())
+                lambda body, m: (
+                    got.append((m.delivery_info["exchange"], body)),
+                    marked.append(raw.hexists("unacked", m.delivery_tag)),
+                    m.ack(),
+                )
             ],
         )
         with consumer, connect(url) as sender:
@@ -168,6 +173,7 @@ def test_topic_and_fanout(url: str, raw: redis.Redis) -> None:
             while len(got) < 2:
                 connection.drain_events(timeout=5)
     assert sorted(got) == [("all", 3), ("topics", 1)]
+    assert marked == [True, True]
 
 
 def test_size_purge_expiry_and_prefix(url: str, raw: redis.Redis) -> None:
@@ -344,8 +350,11 @@ def test_claims_are_limited_to_the_free_slots(url: str, raw: redis.Redis) -> Non
             assert got == ["3", "1"]
             with pytest.raises(TimeoutError):  # only demoted work waits, and the cap is reached
                 connection.drain_events(timeout=0.3)
-            # A key with this queue's name: a Redis ACL may allow no other.
-            assert next_wait(connection, raw).startswith(NAME)
+            # Not for the bell, which each claim rings for others. But for a key with this queue's
+            # name: a Redis ACL may allow no other.
+            wait = next_wait(connection, raw)
+            assert wait.startswith(NAME)
+            assert wait.endswith("edf:bell:none 0.02")
             gauge.held = False
             connection.drain_events(timeout=5)
             assert got == ["3", "1", "2"]
