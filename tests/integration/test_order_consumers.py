@@ -350,8 +350,8 @@ def test_claims_are_limited_to_the_free_slots(url: str, raw: redis.Redis) -> Non
             assert got == ["3", "1"]
             with pytest.raises(TimeoutError):  # only demoted work waits, and the cap is reached
                 connection.drain_events(timeout=0.3)
-            # Not for the bell, which each claim rings for others. But for a key with this queue's
-            # name: a Redis ACL may allow no other.
+            # Not for the bell, which each claim rings for others. But for a key with this
+            # queue's name: a Redis ACL may allow no other.
             wait = next_wait(connection, raw)
             assert wait.startswith(NAME)
             assert wait.endswith("edf:bell:none 0.02")
