@@ -76,8 +76,9 @@ class LoadSampler:
         self._clock = clock
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
+        #: Read in place of a sample that is too old; and the last such reading.
+        self._memory = MemoryProbe(Cgroups())
         self._direct: LoadSample | None = None
-        self._direct_memory: MemoryProbe | None = None
         forks.in_child(self._forget_thread)
 
     def start(self) -> None:
@@ -123,9 +124,7 @@ class LoadSampler:
                 return sample
             direct = self._direct
             if direct is None or now - direct.sampled_at > self._period_s:
-                if self._direct_memory is None:
-                    self._direct_memory = MemoryProbe(Cgroups())
-                direct = LoadSample.of(None, self._direct_memory.read(), sampled_at=now)
+                direct = LoadSample.of(None, self._memory.read(), sampled_at=now)
                 self._direct = direct
             return direct
         except Exception as exc:  # noqa: BLE001 - no figure may cost a task
