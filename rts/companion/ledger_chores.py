@@ -44,8 +44,9 @@ class LedgerChores:
         self._database = ledger.database
         self._sums = settings.keys.sums
         self._budget_s = settings.budget_window_s
-        # Links of their own: overdue tasks and alerts may be slow, draining may not.
-        # A batch of records is large, and over a slow network takes long.
+        # Links of their own: where Redis refuses one of them something each time, such as a key
+        # of another type, that must not open the others' breaker. A batch of records is large,
+        # and over a slow network takes long.
         self._link = Link(settings, piecewise=True)
         alert_link, look_link = Link(settings), Link(settings)
         #: The records to drain.
