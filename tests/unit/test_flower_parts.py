@@ -366,6 +366,16 @@ def test_a_task_on_its_timeline() -> None:
     assert first["waits_at"] < first["starts_at"] < first["ends_at"] == second["waits_at"]
     assert (first["missed"], second["missed"], killed["missed"]) == (False, True, True)
     assert [mark["label"] for mark in drawn["marks"]] == ["arrival", "deadline"]
+    # Of 94 %, between two margins.
+    assert [mark["at"] for mark in drawn["marks"]] == [3.0, 50.0]
+    assert second["ends_at"] == 97.0
+    just = {**task, "started_at": at(8), "completed_at": at(10)}
+    (in_time,) = timeline(None, [just])["bars"]  # type: ignore[index]  # it is drawn
+    assert not in_time["missed"]
+    without = timeline(None, [{**just, "deadline": None}])
+    assert without is not None
+    assert [mark["label"] for mark in without["marks"]] == ["arrival"]
+    assert not without["bars"][0]["missed"]
     many = timeline(task, [{**task, "started_at": at(n)} for n in range(15)] * 3)
     assert many is not None
     assert len(many["bars"]) == MAX_RUNS

@@ -29,6 +29,22 @@ def test_a_redis_is_full_past_its_limit(
     assert told == ("its memory is full (maxmemory 8 MiB). Give it more" if full else None)
 
 
+@pytest.mark.parametrize(
+    ("policy", "keys", "full"),
+    [
+        ("noeviction", "keys=9,expires=3,avg_ttl=1", True),
+        ("allkeys-lru", "keys=9,expires=0,avg_ttl=0", False),
+        ("volatile-lru", "keys=9,expires=3,avg_ttl=1", False),
+        ("volatile-lru", "keys=9,expires=0,avg_ttl=0", True),
+    ],
+)
+def test_a_redis_that_can_evict_something_is_not_full(
+    policy: str, keys: str, full: bool
+) -> None:
+    facts = {"maxmemory": str(MIB), "used_memory": str(2 * MIB), "maxmemory_policy": policy}
+    assert (refusal_of({**facts, "db0": keys}, "rts:") is not None) == full
+
+
 def test_what_info_does_not_tell_is_no_refusal() -> None:
     assert refusal_of({}, "rts:") is None
     assert refusal_of({"maxmemory": "lots", "used_memory": "?"}, "rts:") is None

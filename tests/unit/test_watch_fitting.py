@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -23,7 +25,9 @@ from rts.views.tally import Tally
 
 
 def picture(size: int) -> Snapshot:
-    """Return one in which number 70 of everything is in trouble."""
+    """Return one in which number 70 of everything is in trouble, and the budget of objective 60
+    is used up.
+    """
 
     def standing(number: int) -> ObjectiveStatus:
         windows = {
@@ -31,7 +35,8 @@ def picture(size: int) -> Snapshot:
             for name, length in {**WINDOWS, "budget": 1e6}.items()
         }
         burning = BURN_RULES[:1] if number == 70 else ()
-        return ObjectiveStatus(f"objective{number:03}", 0.9, windows, 1.0, burning)
+        left = -0.5 if number == 60 else 1.0
+        return ObjectiveStatus(f"objective{number:03}", 0.9, windows, left, burning)
 
     def row(number: int) -> Any:
         misses = Counter(late=3) if number == 70 else Counter[str]()
@@ -60,10 +65,20 @@ def test_of_a_large_fleet_what_is_in_trouble_is_shown(height: int) -> None:
     for name in ("objective", "type", "queue", "worker"):
         assert f"{name}070" in text
         assert text.count(f"\n{name}0") >= 3
-    assert "Not shown, in less trouble: " in found[-1]
+        left_out = re.search(rf"in less trouble: .*?(\d+) {name}s", found[-1])
+        assert left_out, found[-1]
+        assert text.count(f"\n{name}0") + int(left_out[1]) == 100
+    assert "\nobjective060" in text
+    assert found[-1].startswith("Not shown, in less trouble: ")
     assert len(found) >= height - 4, "the room is used"
     (queue,) = (row for row in found if row.startswith("queue070"))
     assert queue.split()[-1] == "100", "the slots of all workers"
+
+
+def test_a_table_that_fits_is_not_said_to_be_cut() -> None:
+    found = lines_within(replace(picture(100), queues=picture(2).queues), Settings(), 100, 50)
+    assert "queue" not in found[-1]
+    assert "worker" in found[-1]
 
 
 def test_what_fits_is_shown_as_it_is() -> None:
