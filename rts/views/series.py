@@ -48,8 +48,8 @@ class Point:
 def length_for(window: Window) -> int:
     """Return the length in seconds of the intervals of a window.
 
-    >>> length_for((EPOCH, EPOCH + timedelta(days=1)))
-    600
+    >>> [length_for((EPOCH, EPOCH + timedelta(days=days))) for days in (1, 400)]
+    [600, 86400]
     """
     span_s = (window[1] - window[0]).total_seconds()
     return next((s for s in LENGTHS_S if span_s / s <= MAX_POINTS), LENGTHS_S[-1])

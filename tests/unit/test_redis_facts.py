@@ -45,6 +45,21 @@ def test_a_redis_that_can_evict_something_is_not_full(
     assert (refusal_of({**facts, "db0": keys}, "rts:") is not None) == full
 
 
+def test_a_replica_that_can_be_written_to_refuses_nothing() -> None:
+    replica = {"role": "slave", "slave_read_only": "1"}
+    assert "read-only replica" in str(refusal_of(replica, "rts:"))
+    assert refusal_of({**replica, "slave_read_only": "0"}, "rts:") is None
+    assert refusal_of({**replica, "role": "master"}, "rts:") is None
+
+
+@pytest.mark.parametrize(
+    ("prefix", "one_slot"), [("rts:", False), ("{rts}:", True), ("a{b}c", True), ("{}:", False)]
+)
+def test_a_cluster_keeps_together_what_has_a_hash_tag(prefix: str, one_slot: bool) -> None:
+    refusal = refusal_of({"redis_mode": "cluster"}, prefix)
+    assert (refusal is None) == one_slot
+
+
 def test_what_info_does_not_tell_is_no_refusal() -> None:
     assert refusal_of({}, "rts:") is None
     assert refusal_of({"maxmemory": "lots", "used_memory": "?"}, "rts:") is None
