@@ -246,7 +246,7 @@ def test_watch_prints_once_without_a_terminal(cli: Run, conf: dict[str, Any]) ->
         for word in line.split()[-2:]
     ] == ["BURNS:", "page"]
     assert rows["mixed"][1:8] == ["90", "-", "-", "100.0", "0", "0", "10"]
-    assert "Redis up · MongoDB up" in output
+    assert "Redis up · MongoDB up · Outbox 0 waiting\n" in output
     assert "No workers." in output
     assert conf["task_default_queue"] in output
     document = json.loads(cli("watch", "--json").output)
@@ -272,7 +272,16 @@ def test_watch_shows_how_it_is_now(
     redis_client.hset(keys.alerts, "k", alert.to_json())
     beat = {"seen_at": time.time(), "worker": "w@h", "queues": []}
     redis_client.hset(keys.workers, "w@h/1", json.dumps(beat))
+    now = redis_client.time()[0]
+    redis_client.zadd(keys.open, {"due": now - 60, "not due": now + 600, "late": now + 900})
+    redis_client.zadd(keys.overdue, {"overdue": now - 60})
+    note = ended(3, 0)._replace(completed_at=None, deadline=now - 1.0)
+    redis_client.hset(keys.running, "3", note.to_json())
+    redis_client.hset(keys.running, "4", note._replace(deadline=now + 600.0).to_json())
     lines = cli("watch").output.splitlines()
+    open_now = "Open 4, 2 past the deadline · Running 2, 1 past the deadline"
+    assert open_now in lines
+    assert any(line.startswith("Alerts are firing, but nothing evaluates") for line in lines)
     assert "Ticket since 2001-09-09 01:46Z: 3 late\\x1b[2J, as it began" in lines
     for task_type, runtime_s in (("cpu-light", 30.0), ("mixed", 1.0)):
         row = [line for line in lines if line.startswith(task_type)][-1]
@@ -280,6 +289,8 @@ def test_watch_shows_how_it_is_now(
     document = json.loads(cli("watch", "--json").output)
     assert document["alerts"][0]["started_at"] == "2001-09-09T01:46:40.000Z"
     assert document["workers"][0]["seen_at"].endswith("Z")
+    redis_client.set(keys.alerting, "a companion")
+    assert "nothing evaluates" not in cli("watch").output
 
 
 def test_watch_does_not_ask_for_the_long_windows_each_time(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import redis
 
+from rts.errors import StoreUnavailable
 from rts.link.link import Link
 from rts.predictions.fleet import read_fleet
 from rts.settings import Settings
@@ -52,6 +53,7 @@ def test_all_see_the_same_workers(
         "f@h": (1, False, None),
         "g@h": (8, False, ()),
     }
+    assert (status.slots_for("web"), status.slots_for("mail")) == (7, 1)
     metrics = {worker.worker: worker.slots for worker in read(link, settings).workers}
     assert metrics == {w.worker: w.slots for w in status.live_workers}
     fleet = read_fleet(link, settings, "web", lambda name: [name])
@@ -98,3 +100,11 @@ def test_all_count_the_same_runs_and_counters(
     fleet = read_fleet(link, settings, "web", lambda name: [name])
     found = sorted(each.task_id for each in fleet.running)
     assert found == ["late", "of no queue", "on time"]
+
+
+def test_a_key_of_another_type_is_told_as_what_it_is(
+    redis_client: redis.Redis, settings: Settings, link: Link
+) -> None:
+    redis_client.set(settings.keys.alerts, "somebody else's")
+    with pytest.raises(StoreUnavailable, match="is not usable: ResponseError"):
+        ask_redis(link, settings)
