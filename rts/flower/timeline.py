@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-#: Runs that are drawn; the table has all of them.
+#: Runs that are drawn, the last ones; the table has all of them.
 MAX_RUNS = 20
 #: Margin at either end, for labels, in percent.
 MARGIN = 3.0
@@ -39,7 +39,7 @@ def timeline(
 
     marks = [("arrival", arrival), ("deadline", deadline)]
     return {
-        "bars": _bars(runs[:MAX_RUNS], arrival, deadline, place),
+        "bars": _bars(runs, arrival, deadline, place)[-MAX_RUNS:],
         "marks": [{"label": label, "at": place(at)} for label, at in marks if at is not None],
         "span_s": span.total_seconds(),
     }

@@ -376,9 +376,11 @@ def test_a_task_on_its_timeline() -> None:
     assert without is not None
     assert [mark["label"] for mark in without["marks"]] == ["arrival"]
     assert not without["bars"][0]["missed"]
-    many = timeline(task, [{**task, "started_at": at(n)} for n in range(15)] * 3)
+    polls = [{**task, "started_at": at(n), "completed_at": at(n + 0.5)} for n in range(45)]
+    many = timeline(task, polls)
     assert many is not None
     assert len(many["bars"]) == MAX_RUNS
+    assert many["bars"][-1]["ends_at"] == 97.0, "the last run is among them"
 
 
 @pytest.mark.parametrize(
