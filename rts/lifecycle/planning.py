@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from rts.clock import FleetClock
 from rts.deadlines import MAX_INSTANT, deadline
+from rts.fields import priority_of
 from rts.headers import (
     NO_REQUEST,
     REQUESTABLE,
@@ -191,8 +192,8 @@ class Planner:
                 arrival = runnable
 
         k = request.sla_multiplier or defaults.sla_multiplier
-        if k is None and settings.priority_multipliers and isinstance(priority, int):
-            k = settings.priority_multipliers.get(priority)
+        if k is None and settings.priority_multipliers:
+            k = settings.priority_multipliers.get(priority_of(priority))
         if k is None and settings.deadline_policy == "quantile":
             k = self._taus.ratio(task_type)
         if k is None:

@@ -201,6 +201,12 @@ def test_k_by_call_task_priority_type_and_default() -> None:
     assert published(planner({"sla_multiplier": 1.8}, **settings), priority=9)["rts_k"] == 1.8
 
 
+@pytest.mark.parametrize("priority", [0, None])
+def test_a_message_without_a_priority_is_sent_with_0(priority: int | None) -> None:
+    p = planner(priority_multipliers={0: 2.5, 9: 1.5})
+    assert published(p, priority=priority)["rts_k"] == 2.5
+
+
 def test_arrival_is_the_later_of_publish_and_eta() -> None:
     headers = published(planner(), eta="2099-01-01T00:00:00+00:00")
     assert headers["rts_arrival"] == 4070908800.0
