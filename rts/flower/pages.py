@@ -105,6 +105,7 @@ class Pages:
             ),
             **page_parts.window(shown),
             "filters": filters.values(),
+            "scheduler": self._settings.scheduler,
             "objectives": [asdict(standing) for standing in objectives.value or ()],
             "objective": target,
             "met": [

@@ -28,13 +28,24 @@ HEADLINES: Mapping[str, str] = {
 }
 #: What helps, by reason.
 ADVICE: Mapping[str, str] = {
-    QUEUEING: 'more slots, or deadline order (rts_scheduler = "edf")',
+    QUEUEING: "more slots",
     RETRIES: "shorter countdowns of retries, or a greater k",
     DEADLINE: "a later sla_deadline, or none, so that it follows from tau",
     LOAD: "fewer slots for each worker, or more machines",
     TAU: "a separate type or k for tasks that take longer",
     OVERDUE: "see Queues for what is waiting and whether workers consume it",
 }
+
+
+def advice(reason: str, scheduler: str | None) -> str:
+    """Return what helps, where *scheduler* is the app's ``rts_scheduler``.
+
+    >>> advice("queueing", None)
+    'more slots, or deadline order (rts_scheduler = "edf")'
+    """
+    if reason == QUEUEING and scheduler is None:
+        return f'{ADVICE[reason]}, or deadline order (rts_scheduler = "edf")'
+    return ADVICE[reason]
 
 
 def headline(found: Mapping[str, str]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rts.flower.reasons import ADVICE, LABELS, finding
+from rts.flower.reasons import LABELS, advice, finding
 from rts.records import OVERDUE
 from rts.views.lateness_causes import (
     BUSY,
@@ -132,4 +132,9 @@ def test_a_finding_says_its_reason_with_its_figures(
     assert found["reason"] == reason
     assert told in found["text"]
     assert found["label"] == LABELS.get(reason, "ended: killed")
-    assert reason not in LABELS or ADVICE[reason]
+    assert reason not in LABELS or advice(reason, None)
+
+
+def test_deadline_order_is_advised_only_where_it_is_not_used() -> None:
+    assert "edf" in advice(QUEUEING, None)
+    assert advice(QUEUEING, "edf") == advice(QUEUEING, "priority") == "more slots"
