@@ -26,6 +26,15 @@ def test_quantiles_are_as_accurate_as_promised(values: list[float], q: float) ->
     assert sketch_of(values).quantile(q) == pytest.approx(exact, rel=ACCURACY + 1e-9)
 
 
+@given(VALUES, VALUES)
+def test_merging_is_the_sketch_of_all(a: list[float], b: list[float]) -> None:
+    merged = sketch_of(a)
+    merged.merge(sketch_of(b))
+    whole = sketch_of(a + b)
+    assert (merged.zeros, merged.buckets) == (whole.zeros, whole.buckets)
+    assert merged.count == len(a) + len(b)
+
+
 def test_no_values_have_no_quantile_and_zeros_have() -> None:
     assert Sketch().quantile(0.5) is None
     assert sketch_of([0.0, 0.0, 1.0]).quantile(0.5) == 0.0
