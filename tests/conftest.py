@@ -287,7 +287,7 @@ class Stage:
             worker.stop(0)
 
 
-#: What :func:`make_stage` and :func:`apps` are.
+#: What :func:`make_stage` is, and what :func:`make_app` and :func:`apps` are.
 MakeStage, MakeApp = Callable[..., Stage], Callable[..., Celery]
 
 
@@ -329,13 +329,13 @@ def make_stage(
 
 
 @pytest.fixture
-def apps() -> Iterator[MakeApp]:
-    """Make apps that publish to a stage's workers; closed at the end."""
+def make_app() -> Iterator[MakeApp]:
+    """Make apps with rts; closed at the end."""
     made: list[Celery] = []
 
-    def make(stage: Stage, **conf: Any) -> Celery:
-        app = Celery(f"producer{len(made)}", broker=stage.broker, backend=stage.backend)
-        app.conf.update(stage.conf, broker_transport_options=stage.transport_options)
+    def make(broker: str = "memory://", backend: str | None = None, **conf: Any) -> Celery:
+        name = f"producer{len(made)}"
+        app = Celery(name, broker=broker, backend=backend, set_as_current=False)
         app.conf.update(conf)
         rts.install(app)
         made.append(app)
@@ -345,3 +345,14 @@ def apps() -> Iterator[MakeApp]:
     for app in made:
         rts.uninstall(app)
         app.close()
+
+
+@pytest.fixture
+def apps(make_app: MakeApp) -> MakeApp:
+    """Make apps that publish to a stage's workers; closed at the end."""
+
+    def make(stage: Stage, **conf: Any) -> Celery:
+        conf = {**stage.conf, "broker_transport_options": stage.transport_options, **conf}
+        return make_app(stage.broker, stage.backend, **conf)
+
+    return make

@@ -21,14 +21,13 @@ import redis
 from celery import Celery
 from pymongo.database import Database
 
-import rts
 from rts.fields import MAX_TEXT, text
 from rts.settings import Settings
 from rts.testing import MongoServer, RedisServer, wait_until
 from rts.views.json_values import plain
 from rts.views.report import report
 from rts.views.slo import standings
-from tests.conftest import MakeStage, printed
+from tests.conftest import MakeApp, MakeStage, printed
 from tests.flower.conftest import EVIL, Flower, some_runs
 from tests.programs import certificate_in
 from tests.records import ended
@@ -329,12 +328,10 @@ def test_the_page_of_a_task_says_why_it_was_late(
 
 @pytest.mark.measured
 def test_queues_in_deadline_order(
-    make_stage: MakeStage, make_flower: Make, redis_client: redis.Redis
+    make_stage: MakeStage, apps: MakeApp, make_flower: Make, redis_client: redis.Redis
 ) -> None:
     stage = make_stage(rts_scheduler="edf")
-    app = Celery("sender", broker=stage.broker, set_as_current=False)
-    app.conf.update(stage.conf)
-    rts.install(app)
+    app = apps(stage)
     queue = stage.conf["task_default_queue"]
     now = datetime.now(timezone.utc)
     try:
@@ -377,7 +374,6 @@ def test_queues_in_deadline_order(
         assert "overdue" in page
         assert "<script>alert" not in page + flower.get("/rts/workers").text
     finally:
-        rts.uninstall(app)
         with app.connection_for_write() as connection:
             connection.default_channel.queue_purge(queue)
         redis_client.delete(strangers)

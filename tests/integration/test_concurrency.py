@@ -5,21 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from celery import Celery
 
-import rts
 from rts.testing import wait_until
-from tests.conftest import MakeStage
+from tests.conftest import MakeApp, MakeStage
 
 
 def test_a_thousand_runs_over_four_processes(
-    make_stage: MakeStage, mongo: Any, redis_client: Any
+    make_stage: MakeStage, apps: MakeApp, mongo: Any, redis_client: Any
 ) -> None:
     stage = make_stage()
     stage.worker(concurrency=4)
-    app = Celery("producer", broker=stage.broker, backend=stage.backend)
-    app.conf.update(stage.conf)
-    rts.install(app)
+    app = apps(stage)
     names = ("tests.apps.basic.ok", "tests.apps.basic.late")
     for i in range(1000):
         app.send_task(names[i % 2], (0.001 * (i % 7),), headers={"task_type": "cpu-light"})
@@ -28,8 +24,6 @@ def test_a_thousand_runs_over_four_processes(
             app.send_task("tests.apps.basic.retry_once", headers={"task_type": "mixed"})
     ended = {"completed_at": {"$ne": None}}  # not only overdue
     wait_until(lambda: mongo.tasks.count_documents(ended) == 1040, timeout=90)
-    rts.uninstall(app)
-    app.close()
 
     runs = {
         run["tau_before"]: run

@@ -8,7 +8,6 @@ import pytest
 from celery import Celery
 from redis import Redis
 
-import rts
 from rts.testing import RedisServer, wait_until
 from tests.conftest import MakeApp, MakeStage
 from tests.rabbitmq import RabbitServer
@@ -20,13 +19,11 @@ OK = "tests.apps.basic.ok"
 
 @pytest.mark.parametrize("pool", ["threads", "solo", "gevent"])
 def test_verdicts_with_other_pools(
-    make_stage: MakeStage, mongo: Any, redis_client: Any, pool: str
+    make_stage: MakeStage, apps: MakeApp, mongo: Any, redis_client: Any, pool: str
 ) -> None:
     stage = make_stage()
     worker = stage.worker(pool=pool, concurrency=4)
-    app = Celery("pools", broker=stage.broker, backend=stage.backend)
-    app.conf.update(stage.conf)
-    rts.install(app)
+    app = apps(stage)
     results = [app.send_task(OK, (0.05,)) for _ in range(20)]
     failed = app.send_task("tests.apps.basic.fail")
     assert all(result.get(timeout=60) == 0.05 for result in results)
@@ -42,8 +39,6 @@ def test_verdicts_with_other_pools(
     assert worker.log.count("Traceback") == 1, "that of the task that fails"
     # What has been shipped is gone: another Redis at this address must not learn it anew.
     assert list(stage.folder.glob("spool/*.jsonl")) == []
-    rts.uninstall(app)
-    app.close()
 
 
 @pytest.mark.parametrize("pool", ["threads", "gevent"])
@@ -111,18 +106,14 @@ def test_a_greenlet_that_is_cancelled_runs_again(
 
 
 def test_a_worker_without_rts_runs_what_was_published_with_it(
-    make_stage: MakeStage, mongo: Any
+    make_stage: MakeStage, apps: MakeApp, mongo: Any
 ) -> None:
     stage = make_stage()
-    app = Celery("with", broker=stage.broker, backend=stage.backend)
-    app.conf.update(stage.conf)
-    rts.install(app)
+    app = apps(stage)
     stage.installed = False
     stage.worker(concurrency=1)
     assert app.send_task(OK, (0,), headers={"task_type": "cpu-light"}).get(timeout=30) == 0
     assert mongo.tasks.count_documents({}) == 0
-    rts.uninstall(app)
-    app.close()
 
 
 def test_a_producer_without_rts_is_planned_for_by_the_worker(
@@ -150,17 +141,14 @@ def test_a_producer_without_rts_is_planned_for_by_the_worker(
     app.close()
 
 
-def test_rabbitmq_as_broker(make_stage: MakeStage, mongo: Any, tmp_path: Any) -> None:
+def test_rabbitmq_as_broker(
+    make_stage: MakeStage, apps: MakeApp, mongo: Any, tmp_path: Any
+) -> None:
     with RabbitServer(tmp_path) as rabbit:
         stage = make_stage(broker=rabbit.url)
         stage.conf["rts_redis_url"] = stage.redis_url
         stage.backend = stage.redis_url
         stage.worker(concurrency=1)
-        app = Celery("rabbit", broker=rabbit.url, backend=stage.redis_url)
-        app.conf.update(stage.conf)
-        rts.install(app)
-        assert app.send_task(OK, (0.1,), priority=5).get(timeout=60) == 0.1
+        assert apps(stage).send_task(OK, (0.1,), priority=5).get(timeout=60) == 0.1
         task = wait_until(lambda: mongo.tasks.find_one({"state": "SUCCESS"}))
         assert (task["sla_success"], task["arrival_source"]) == (True, "published")
-        rts.uninstall(app)
-        app.close()

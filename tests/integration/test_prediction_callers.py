@@ -100,16 +100,13 @@ def test_many_threads_predict_at_once(
 
 
 def test_many_threads_ask_at_once_while_nobody_takes_from_the_queue(
-    rts_redis_url: str, rts_key_prefix: str
+    make_app: MakeApp, rts_redis_url: str, rts_key_prefix: str
 ) -> None:
     """One of them reads the queue; the others learn from it, each about its own queue."""
     many = 24
     with RedisServer() as server:
-        app = Celery("alone", broker=server.url, set_as_current=False)
-        app.conf.update(
-            rts_redis_url=rts_redis_url, rts_key_prefix=rts_key_prefix, rts_timeout=60.0
-        )
-        rts.install(app)
+        own = {"rts_redis_url": rts_redis_url, "rts_key_prefix": rts_key_prefix}
+        app = make_app(server.url, rts_timeout=60.0, **own)
         client = redis.Redis.from_url(server.url)
         begun: list[None] = []
 
@@ -131,49 +128,37 @@ def test_many_threads_ask_at_once_while_nobody_takes_from_the_queue(
         }
         assert client.info("commandstats")["cmdstat_zrevrange"]["calls"] < many / 2
         assert "queue other:" in question("other")
-        rts.uninstall(app)
-        app.close()
         client.close()
 
 
-def test_unavailable_servers_and_unsupported_brokers() -> None:
+def test_unavailable_servers_and_unsupported_brokers(make_app: MakeApp) -> None:
     with RedisServer() as server:
         port = server.url.rpartition(":")[2].partition("/")[0]
     url = f"redis://:secret@127.0.0.1:{port}/0"
-    app = Celery("away", broker=url, set_as_current=False)
-    app.conf.rts_redis_url = url
-    rts.install(app)
+    app = make_app(url, rts_redis_url=url)
     for ask in (lambda: rts.predict("x", app=app), lambda: rts.predict_new("t", app=app)):
         with pytest.raises(rts.StoreUnavailable) as caught:
             ask()
         assert "secret" not in str(caught.value)
-    rts.uninstall(app)
-    app.close()
 
     bare = Celery("bare", set_as_current=False)
     with pytest.raises(rts.CommandError, match=r"rts\.install"):
         rts.predict("x", app=bare)
 
 
-def test_only_the_broker_is_unavailable(rts_redis_url: str, rts_key_prefix: str) -> None:
+def test_only_the_broker_is_unavailable(
+    make_app: MakeApp, rts_redis_url: str, rts_key_prefix: str
+) -> None:
     with RedisServer() as server:
         port = server.url.rpartition(":")[2].partition("/")[0]
-    app = Celery("away", broker=f"redis://:secret@127.0.0.1:{port}/0", set_as_current=False)
-    app.conf.update(rts_redis_url=rts_redis_url, rts_key_prefix=rts_key_prefix)
-    rts.install(app)
+    own = {"rts_redis_url": rts_redis_url, "rts_key_prefix": rts_key_prefix}
+    app = make_app(f"redis://:secret@127.0.0.1:{port}/0", **own)
     with pytest.raises(rts.StoreUnavailable, match="the broker redis://") as caught:
         rts.predict("x", app=app)
     assert "secret" not in str(caught.value)
-    rts.uninstall(app)
-    app.close()
 
-    app = Celery("hides", broker="memory://", set_as_current=False)
-    app.conf.update(rts_redis_url=rts_redis_url, rts_key_prefix=rts_key_prefix)
-    rts.install(app)
     with pytest.raises(rts.CommandError, match="need Redis as the broker"):
-        rts.predict("x", app=app)
-    rts.uninstall(app)
-    app.close()
+        rts.predict("x", app=make_app(**own))
 
 
 @pytest.mark.skipif(not hasattr(stock.Channel, "maybe_reauth"), reason="kombu < 5.7")

@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 import redis
-from celery import Celery
 
 import rts
 from rts.installation import parts_of
@@ -100,16 +99,12 @@ def test_long_tasks_count_for_a_route_though_all_are_due_later(
     assert found.backlog_s > 900
 
 
-def test_routing_never_waits_twice_for_an_unavailable_server() -> None:
+def test_routing_never_waits_twice_for_an_unavailable_server(make_app: MakeApp) -> None:
     with RedisServer() as server:
         url = server.url
-    app = Celery("away", broker=url, set_as_current=False)
-    app.conf.update(rts_routes={"mixed": ["a", "b"]}, task_routes=(rts.route,))
-    rts.install(app)
+    app = make_app(url, rts_routes={"mixed": ["a", "b"]}, task_routes=(rts.route,))
     for _ in range(50):
         assert app.amqp.router.route({}, "some.task")["queue"].name == "celery"
     parts = parts_of(app)
     assert parts is not None
     assert parts.link.breaker.succeeded(), "it was open"
-    rts.uninstall(app)
-    app.close()

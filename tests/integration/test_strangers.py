@@ -9,13 +9,11 @@ from typing import Any
 
 import pytest
 import redis
-from celery import Celery
 
-import rts
 from rts.keys import Keys
 from rts.tasktypes import DEFAULT_TASK_TYPES
 from rts.testing import wait_until
-from tests.conftest import MakeStage
+from tests.conftest import MakeApp, MakeStage
 
 #: What people, other languages and attackers put into headers.
 HOSTILE: list[dict[str, Any]] = [
@@ -74,14 +72,12 @@ def publish_raw(client: redis.Redis, queue: str, task: str, headers: dict[str, A
 
 
 def test_hostile_headers_leave_every_task_a_sound_plan_and_verdict(
-    make_stage: MakeStage, mongo: Any, redis_client: redis.Redis
+    make_stage: MakeStage, apps: MakeApp, mongo: Any, redis_client: redis.Redis
 ) -> None:
     stage = make_stage()
     queue = stage.conf["task_default_queue"]
     worker = stage.worker()
-    app = Celery("strangers", broker=stage.broker, backend=stage.backend)
-    app.conf.update(stage.conf)
-    rts.install(app)
+    app = apps(stage)
     name = "tests.apps.basic.ok"
     results = [app.send_task(name, (0,), headers=dict(headers)) for headers in HOSTILE]
     assert all(result.get(timeout=60) == 0 for result in results)
@@ -118,8 +114,6 @@ def test_hostile_headers_leave_every_task_a_sound_plan_and_verdict(
     assert "hook_errors" not in counters
     assert "task_type" in worker.log
     assert "x" * 200 not in worker.log
-    rts.uninstall(app)
-    app.close()
 
 
 def test_ids_and_names_of_any_length_leave_no_more_than_usual_ones(
@@ -146,13 +140,11 @@ def test_ids_and_names_of_any_length_leave_no_more_than_usual_ones(
 
 
 def test_no_more_taus_than_allowed(
-    make_stage: MakeStage, mongo: Any, redis_client: redis.Redis
+    make_stage: MakeStage, apps: MakeApp, mongo: Any, redis_client: redis.Redis
 ) -> None:
     stage = make_stage(rts_max_types=6)
     stage.worker()
-    app = Celery("many", broker=stage.broker, backend=stage.backend)
-    app.conf.update(stage.conf)
-    rts.install(app)
+    app = apps(stage)
     names = ("ok", "late", "plan", "pid")
     for task_type in ("cpu-light", "cpu-heavy", "mixed"):
         for name in names:
@@ -162,5 +154,3 @@ def test_no_more_taus_than_allowed(
     wait_until(lambda: mongo.tasks.count_documents({"state": "SUCCESS"}) == 12)
     assert redis_client.hlen(f"{stage.prefix}tau") == 6
     assert int(redis_client.hget(f"{stage.prefix}counters", "tau_keys_refused") or 0) > 0
-    rts.uninstall(app)
-    app.close()

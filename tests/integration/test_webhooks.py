@@ -33,7 +33,7 @@ from rts.testing import wait_until
 from rts.webhooks import GIVE_UP_S, SLO_BURNING, Webhook, read_webhooks
 from tests.clock import Clock
 from tests.commands import write_verdicts
-from tests.conftest import MakeStage
+from tests.conftest import MakeApp, MakeStage
 from tests.integration.test_signals import Told
 from tests.programs import certificate_in
 from tests.receiver import Receiver
@@ -687,7 +687,11 @@ def test_a_bad_webhook_is_named_by_its_host(url: Any, shown: str) -> None:
 
 
 def test_a_burning_objective_alerts_once_in_the_fleet_despite_deaths(
-    make_stage: MakeStage, tmp_path: Any, receiver: Receiver, redis_client: Any
+    make_stage: MakeStage,
+    apps: MakeApp,
+    tmp_path: Any,
+    receiver: Receiver,
+    redis_client: Any,
 ) -> None:
     """Two workers, a receiver that is down, a companion that is killed, then all is well."""
     hook = {"url": receiver.url + "/secret-path", "secret": SECRET, "min_interval": 0}
@@ -698,9 +702,7 @@ def test_a_burning_objective_alerts_once_in_the_fleet_despite_deaths(
         for each in told
     ]
     receiver.down()
-    app = Celery("burn", broker=stage.broker, set_as_current=False)
-    app.conf.update(stage.conf, task_ignore_result=True)
-    rts.install(app)
+    app = apps(stage, task_ignore_result=True)
     for _ in range(10):
         app.send_task("tests.apps.basic.ok", headers={"sla_deadline": 1_000_000})
     # Nobody takes tasks from there: these are overdue, both in one alert.
@@ -751,8 +753,6 @@ def test_a_burning_objective_alerts_once_in_the_fleet_despite_deaths(
         for secret in (SECRET, "secret-path"):
             assert secret not in worker.log
     redis_client.delete(nobody)
-    rts.uninstall(app)
-    app.close()
 
 
 @pytest.mark.parametrize("pool", ["solo", "gevent"])

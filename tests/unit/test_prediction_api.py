@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from celery import Celery
 
 import rts
 from rts import prediction_api
@@ -18,11 +17,14 @@ from rts.installation import parts_of
 from rts.predictions import routing
 from rts.predictions.pressures import Pressure
 from rts.records import OpenTask, Plan
+from tests.conftest import MakeApp
 from tests.forked import forks_beside_threads, holds_in_child
+
+NOBODY = "redis://127.0.0.1:1"
 
 
 def test_two_threads_that_route_first_share_their_state(
-    monkeypatch: pytest.MonkeyPatch,
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     meeting, made = threading.Barrier(2), []
 
@@ -38,17 +40,12 @@ def test_two_threads_that_route_first_share_their_state(
             super().__init__(*given)
 
     monkeypatch.setattr(routing, "Risks", Slow)
-    nobody = "redis://127.0.0.1:1"
-    app = Celery("routes", broker=nobody, set_as_current=False)
-    app.conf.update(rts_redis_url=nobody, rts_routes={"mixed": ["a", "b"]})
-    rts.install(app)
+    make_app(NOBODY, rts_redis_url=NOBODY, rts_routes={"mixed": ["a", "b"]})
     threads = [threading.Thread(target=rts.route, args=("some.task",)) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    rts.uninstall(app)
-    app.close()
     assert len(made) == 1
 
 
@@ -62,11 +59,9 @@ def test_two_threads_that_route_first_share_their_state(
         ({"exchange": "media", "routing_key": "k"}, "the exchange media: name its queue"),
     ],
 )
-def test_where_a_new_task_would_go(route: Any, expected: Any) -> None:
-    nobody = "redis://127.0.0.1:1"
-    app = Celery("routes", broker=nobody, set_as_current=False)
-    app.conf.update(rts_redis_url=nobody, task_routes={} if route is None else {"work": route})
-    rts.install(app)
+def test_where_a_new_task_would_go(make_app: MakeApp, route: Any, expected: Any) -> None:
+    routes = {} if route is None else {"work": route}
+    app = make_app(NOBODY, rts_redis_url=NOBODY, task_routes=routes)
     parts = parts_of(app)
     assert parts is not None
     asked: list[Any] = []
@@ -81,21 +76,17 @@ def test_where_a_new_task_would_go(route: Any, expected: Any) -> None:
         rts.predict_new("work", app=app)
         rts.predict_new("work", priority=5, app=app)
         assert asked == [expected, (expected[0], 5)]
-    rts.uninstall(app)
-    app.close()
 
 
-def test_predictions_know_what_was_published_where_no_tasks_are_tracked() -> None:
-    app = Celery("untracked", broker="memory://", set_as_current=False)
-    app.conf.update(rts_redis_url="redis://127.0.0.1:1", rts_open_max=0)
-    rts.install(app)
+def test_predictions_know_what_was_published_where_no_tasks_are_tracked(
+    make_app: MakeApp,
+) -> None:
+    app = make_app(rts_redis_url=NOBODY, rts_open_max=0)
     parts = parts_of(app)
     assert parts is not None
     told: list[OpenTask] = []
     parts.predictor = cast(Any, SimpleNamespace(published=told.append, close=lambda: None))
     sent = app.send_task("work")
-    rts.uninstall(app)
-    app.close()
     assert [task.task_id for task in told] == [sent.id]
 
 
@@ -151,11 +142,8 @@ def test_queues_are_read_again_when_it_is_time(monkeypatch: pytest.MonkeyPatch) 
 
 
 @forks_beside_threads
-def test_a_child_asks_though_a_thread_of_its_parent_held_the_locks() -> None:
-    nobody = "redis://127.0.0.1:1"
-    app = Celery("routes", broker=nobody, set_as_current=False)
-    app.conf.update(rts_redis_url=nobody, rts_routes={"mixed": ["a", "b"]})
-    rts.install(app)
+def test_a_child_asks_though_a_thread_of_its_parent_held_the_locks(make_app: MakeApp) -> None:
+    app = make_app(NOBODY, rts_redis_url=NOBODY, rts_routes={"mixed": ["a", "b"]})
     assert rts.route("some.task") is None
     parts = parts_of(app)
     assert parts is not None
@@ -174,8 +162,6 @@ def test_a_child_asks_though_a_thread_of_its_parent_held_the_locks() -> None:
         *(prediction_api._lock, risks._lock, predictor._new_tasks._lock),
         predictor._broker._shared._lock,
     )
-    rts.uninstall(app)
-    app.close()
     assert asked
 
 
@@ -225,13 +211,11 @@ def test_a_tie_is_left_to_celery_and_what_was_sent_counts_until_the_next_look(
 
 
 def test_threads_that_wait_for_the_one_that_reads_share_its_failure(
-    monkeypatch: pytest.MonkeyPatch,
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each would wait for the server's timeout, one after the other."""
     many, asked, looked = 8, [], threading.Semaphore(0)
-    app = Celery("away", broker="redis://127.0.0.1:1", set_as_current=False)
-    app.conf.rts_redis_url = "redis://127.0.0.1:1"
-    rts.install(app)
+    app = make_app(NOBODY, rts_redis_url=NOBODY)
     with pytest.raises(StoreUnavailable):
         rts.predict_new("work", app=app)
     parts = parts_of(app)
@@ -261,5 +245,3 @@ def test_threads_that_wait_for_the_one_that_reads_share_its_failure(
         for each in [pool.submit(ask) for _ in range(many)]:
             each.result()
     assert len(asked) == 1
-    rts.uninstall(app)
-    app.close()

@@ -15,7 +15,6 @@ from celery.signals import before_task_publish
 from hypothesis import given
 from hypothesis import strategies as st
 
-import rts
 from rts.deadlines import MAX_INSTANT, MAX_LEARNED
 from rts.headers import read_plan
 from rts.lifecycle.planning import Planner
@@ -23,6 +22,7 @@ from rts.scheduling.priority import level
 from rts.settings import Settings
 from rts.tau.cache import OWN_RUNS, POOL, POOL_RUNS, learned_ratios
 from rts.tau.sketch import Sketch
+from tests.conftest import MakeApp
 from tests.unit.test_planning import NOW, StoppedClock, Taus
 
 TYPES = Settings().task_types
@@ -212,14 +212,11 @@ class Counting(BaseBackend):  # type: ignore[misc]  # Celery has no type informa
     [("cache+memory://", True), (f"{__name__}:Counting", True), ("file://{folder}", False)],
 )
 def test_a_header_shares_no_deadline_with_a_body_that_chord_unlock_publishes(
-    backend: str, native: bool, tmp_path: Path
+    make_app: MakeApp, backend: str, native: bool, tmp_path: Path
 ) -> None:
     backend = backend.format(folder=tmp_path)
-    app = Celery(set_as_current=False, broker="memory://", backend=backend)
-    app.conf.update(
-        rts_propagate_deadline=True, rts_redis_url="redis://127.0.0.1:1", rts_open_max=0
-    )
-    rts.install(app)
+    own = {"rts_redis_url": "redis://127.0.0.1:1", "rts_open_max": 0}
+    app = make_app(backend=backend, rts_propagate_deadline=True, **own)
     sent: dict[str, float] = {}
 
     def catch(sender: Any = None, headers: Any = None, **_: Any) -> None:
@@ -234,8 +231,6 @@ def test_a_header_shares_no_deadline_with_a_body_that_chord_unlock_publishes(
         chord([first.si(), first.si()], last.si(), app=app).apply_async()
     finally:
         before_task_publish.disconnect(dispatch_uid="catch")
-        rts.uninstall(app)
-        app.close()
     assert sent == {"first": pytest.approx(40 if native else 20)}
 
 
@@ -350,11 +345,11 @@ def test_canvas_that_is_nested_too_deeply_adds_no_time() -> None:
 
 
 @pytest.mark.parametrize(("asked", "sent"), [(None, 5), (3, 3)])
-def test_a_requested_priority_is_left_as_it_is(asked: int | None, sent: int) -> None:
-    app = Celery(set_as_current=False, broker="memory://")
+def test_a_requested_priority_is_left_as_it_is(
+    make_app: MakeApp, asked: int | None, sent: int
+) -> None:
     nobody = "redis://127.0.0.1:1"
-    app.conf.update(rts_scheduler="priority", rts_redis_url=nobody, rts_open_max=0)
-    rts.install(app)
+    app = make_app(rts_scheduler="priority", rts_redis_url=nobody, rts_open_max=0)
     caught: list[Any] = []
 
     def catch(properties: Any = None, **_: Any) -> None:
@@ -365,8 +360,6 @@ def test_a_requested_priority_is_left_as_it_is(asked: int | None, sent: int) -> 
         app.send_task("a", priority=asked)
     finally:
         before_task_publish.disconnect(dispatch_uid="catch")
-        rts.uninstall(app)
-        app.close()
     assert caught == [sent]
 
 

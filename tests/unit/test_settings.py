@@ -16,7 +16,7 @@ from celery import Celery
 import rts
 from rts import ConfigurationError, worker
 from rts.settings import DEFAULT_REDIS_URL, Settings
-from tests.conftest import printed
+from tests.conftest import MakeApp, printed
 
 
 def read(environ: dict[str, str] | None = None, **conf: Any) -> Settings:
@@ -229,14 +229,12 @@ def test_an_error_tracker_gets_no_frame_whose_variables_hold_a_password() -> Non
     assert [frame.name for frame in caught.traceback][1:] == ["install"]
 
 
-def test_an_error_tracker_gets_none_from_a_worker_either() -> None:
-    app = Celery("tracked", broker="memory://", set_as_current=False)
-    rts.install(app)
+def test_an_error_tracker_gets_none_from_a_worker_either(make_app: MakeApp) -> None:
+    app = make_app()
     app.conf.rts_mongo_url = "mongodb://me:secret@host/rts?tls=maybe"
     with pytest.raises(ConfigurationError) as caught:
         app.WorkController(pool="solo")
     assert caught.traceback[-1].path == Path(worker.__file__)
-    rts.uninstall(app)
 
 
 def test_the_environment_overrides_the_multiplier() -> None:
