@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 #: Allowed range of a target, both ends included.
 MIN_TARGET, MAX_TARGET = 0.5, 0.99999
@@ -108,7 +109,13 @@ def burn_rate(target: float, count: Count) -> float:
     """
     if not count.valid:
         return 0.0
-    return float(Fraction(count.bad, count.valid) / (1 - Fraction(str(target))))
+    allowed = _allowed(target)
+    return count.bad * allowed.denominator / (count.valid * allowed.numerator)
+
+
+@lru_cache
+def _allowed(target: float) -> Fraction:
+    return 1 - Fraction(str(target))
 
 
 def budget_left(target: float, count: Count) -> float:
