@@ -26,8 +26,8 @@ def command(ctx: click.Context, as_json: bool) -> None:
     """List the learned runtimes, or change them with set and reset.
 
     tau is the moving average of the runtime of successful runs, by type and by type/task name;
-    deviation is that of |runtime - tau|. The source is "default" if nothing was learned yet,
-    "set" if a person set the tau.
+    deviation is that of |runtime - tau|. The source is "learned" from the first run on; until
+    then "set" if a person set the tau, else "default".
     """
     if ctx.invoked_subcommand is not None:
         ctx.default_map = {ctx.invoked_subcommand: {"as_json": as_json}}

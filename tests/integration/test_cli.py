@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import closing
 from datetime import datetime, timezone
 from typing import Any
 
@@ -17,6 +19,9 @@ from celery import Celery
 from pymongo.database import Database
 
 import rts as rts_of
+from rts.link.link import Link
+from rts.settings import Settings
+from rts.tau.redis import RedisTauStore
 from rts.testing import wait_until
 from tests.commands import NO_MONGO, NO_REDIS, Run, document, write
 from tests.conftest import CELERY, ROOT
@@ -129,6 +134,32 @@ def test_tau_of_a_new_installation(cli: Run) -> None:
     headers = " ".join(lines[1].split())
     assert headers == "type / name tau s runs deviation s p50 p95 p99 source"
     assert lines[3].split() == ["cpu-light", "5.00", "0", "-", "-", "-", "-", "default"]
+
+
+def test_tau_shows_what_was_learned(cli: Run, conf: dict[str, Any]) -> None:
+    settings = Settings.from_conf(conf, environ={})
+    runtimes = [n / 100 for n in range(1, 101)]
+    random.shuffle(runtimes)
+    with closing(Link(settings)) as link:
+        store = RedisTauStore(link, settings)
+        for runtime_s in runtimes:
+            store.update("mixed", "proj.a", runtime_s)
+        entries = store.entries()
+    rows = document(cli("tau", "--json"))["taus"]
+    assert [row["field"] for row in rows[-2:]] == ["mixed", "mixed/proj.a"]
+    for row, name in zip(rows[-2:], (None, "proj.a"), strict=True):
+        entry = entries[row["field"]]
+        assert (row["task_type"], row["name"], row["source"]) == ("mixed", name, "learned")
+        assert (row["tau_s"], row["runs"]) == (pytest.approx(entry.tau), 100)
+        assert row["deviation_s"] == pytest.approx(entry.deviation)
+        for share in (50, 95, 99):
+            assert row[f"p{share}_s"] == pytest.approx(share / 100, rel=0.02)
+    assert cli("tau", "set", "mixed", "3").exit_code == 0
+    row = document(cli("tau", "--json"))["taus"][-2]
+    assert (row["tau_s"], row["source"], row["runs"]) == (3.0, "learned", 100)
+    last = cli("tau").stdout.splitlines()[-1]
+    assert last.startswith("  proj.a ")
+    assert last.endswith("  learned")
 
 
 def test_tau_set_and_reset(
@@ -292,6 +323,14 @@ def test_show_prints_a_task_and_each_of_its_runs(cli: Run, conf: dict[str, Any])
     assert "Runs: 2" in text
     assert "0.25" in text
     assert "sla_success     yes" in text
+    assert "\ntau             5.00 s\n" in text
+    assert "\nruntime_s       3.00 s\n" in text
+    assert "\nlateness_s      -2.00 s\n" in text
+    assert "\ncause           -\n" in text
+    *_, retried, done = text.splitlines()
+    begun = [run["started_at"] for run in found["assignments"]]
+    assert retried.split()[:4] == ["0", begun[0], "RETRY", "3.00"]
+    assert done.split()[:4] == ["1", begun[1], "SUCCESS", "3.00"]
 
 
 def test_show_of_an_overdue_task(cli: Run, conf: dict[str, Any]) -> None:
@@ -304,6 +343,8 @@ def test_show_of_an_overdue_task(cli: Run, conf: dict[str, Any]) -> None:
     assert found["assignments"] == []
     text = cli("show", "task-1").stdout
     assert "cause           overdue" in text
+    assert "sla_success     no" in text
+    assert "\nlateness_s      -\n" in text
     assert "Runs: 0" in text
 
 
