@@ -23,6 +23,7 @@ from rts.flower.page_parts import Document
 from rts.flower.pages import Pages
 from rts.flower.timeline import timeline
 from rts.views.json_values import plain, utc
+from rts.views.tally import UNKNOWN
 
 #: Only our own files and Flower's may run or load; nothing inline.
 POLICY = (
@@ -79,6 +80,7 @@ class BasePage(BaseHandler):  # type: ignore[misc]  # Flower has no type informa
             "words": words,
             "reasons": reasons,
             "choices": CHOICES,
+            "nobody": UNKNOWN,
             "asset": self._tab.asset,
             "as_json": as_json,
             "utc": utc,

@@ -217,14 +217,15 @@ def test_hostile_names_are_text(
 def test_filters_narrow_the_pages_and_invalid_ones_are_rejected(
     make_stage: MakeStage, make_flower: Make, write: Any
 ) -> None:
-    write(*some_runs(), ended(9999, 7200), ended(9998, 7200, worker="w2@host"))
+    elsewhere = [ended(9998, 7200, worker="w2@host"), ended(9997, 7200, worker="")]
+    write(*some_runs(), ended(9999, 7200), *elsewhere)
     flower = make_flower(make_stage(), env=OPEN_API)
 
     def tasks(query: str) -> int:
         found = flower.counted(f"/api/rts/types{query}").json
         return sum(row["tasks"] for row in found["types"])
 
-    assert tasks("") == tasks("?since=24h") == 102
+    assert tasks("") == tasks("?since=24h") == 103
     assert tasks("?since=1h") == 100
     # No tau was learned, as if all of them had failed.
     names = flower.counted("/api/rts/types?type=mixed").json["names"]
@@ -237,6 +238,10 @@ def test_filters_narrow_the_pages_and_invalid_ones_are_rejected(
     missed = flower.counted("/api/rts/misses?name=proj.work").json
     assert (missed["misses"], missed["missed"]) == ([], None)
     assert flower.counted("/api/rts/misses").json["missed"] == 60
+    flower.counted("/api/rts/workers")
+    workers = flower.get("/rts/workers").text
+    assert "no worker" in workers
+    assert "unknown" not in workers
     for worker, shown in (("w2@host", ["w2@host"]), ("nobody", [])):
         found = flower.counted(f"/api/rts/workers?worker={worker}").json
         assert [row["worker"] for row in found["workers"]] == shown
