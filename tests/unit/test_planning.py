@@ -11,32 +11,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rts import health
-from rts.clock import FleetClock
 from rts.deadlines import MAX_INSTANT
 from rts.headers import read_plan, write_plan
 from rts.lifecycle.planning import Planner
 from rts.lifecycle.replacements import NESTING, OWED, due_at, replaces, succeeds
 from rts.settings import Settings
+from tests.planning import NOW, StoppedClock, Taus, planner
 
-NOW = 1_800_000_000.0
 OUT = {"task_type", "rts_tau", "rts_k", "rts_arrival", "rts_deadline", "rts_type_source"}
-
-
-class StoppedClock(FleetClock):
-    def now(self) -> float:
-        return NOW
-
-
-class Taus:
-    def __init__(self, **taus: float) -> None:
-        self.taus = taus
-
-    def tau(self, task_type: str, name: str) -> float:
-        default = Settings().task_types.get(task_type)
-        return self.taus.get(name) or (default.tau if default else 30.0)
-
-    def ratio(self, task_type: str) -> float | None:
-        return self.taus.get("ratio")
 
 
 class Recorded(Taus):
@@ -49,17 +31,6 @@ class Recorded(Taus):
     def tau(self, task_type: str, name: str) -> float:
         self.asked.append(f"{task_type}/{name}")
         return super().tau(task_type, name)
-
-
-def planner(options: Any = None, taus: Taus | None = None, **settings: Any) -> Planner:
-    return Planner(
-        Settings.from_conf(
-            {f"rts_{key}": value for key, value in settings.items()}, environ={}
-        ),
-        taus or Taus(),
-        StoppedClock(),
-        lambda name: {} if options is None else options,
-    )
 
 
 def published(

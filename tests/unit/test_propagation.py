@@ -23,19 +23,9 @@ from rts.settings import Settings
 from rts.tau.cache import OWN_RUNS, POOL, POOL_RUNS, learned_ratios
 from rts.tau.sketch import Sketch
 from tests.conftest import MakeApp
-from tests.unit.test_planning import NOW, StoppedClock, Taus
+from tests.planning import NOW, StoppedClock, Taus, planner
 
 TYPES = Settings().task_types
-
-
-def planner(**settings: Any) -> Planner:
-    taus = settings.pop("taus", {})
-    return Planner(
-        Settings.from_conf({f"rts_{k}": v for k, v in settings.items()}, environ={}),
-        Taus(**taus),
-        StoppedClock(),
-        lambda name: {},
-    )
 
 
 def sent_chain(*names: str) -> tuple[dict[str, Any], Any]:
@@ -67,7 +57,7 @@ def iso(at: float) -> str:
 
 
 def test_a_chain_shares_one_deadline() -> None:
-    p = planner(propagate_deadline=True, taus={"a": 5.0, "b": 7.0, "c": 11.0})
+    p = planner(propagate_deadline=True, taus=Taus(a=5.0, b=7.0, c=11.0))
     headers, body = sent_chain("a", "b", "c")
     first = p.plan_message("a", headers, None, None, body)
     assert first.deadline - NOW == pytest.approx(2 * (5 + 7 + 11))
@@ -82,7 +72,7 @@ def test_a_chain_shares_one_deadline() -> None:
 
 
 def test_groups_and_chords_in_a_chain_count_by_their_longest() -> None:
-    p = planner(propagate_deadline=True, taus={"a": 5.0, "b": 7.0, "c": 11.0})
+    p = planner(propagate_deadline=True, taus=Taus(a=5.0, b=7.0, c=11.0))
     members = [dict(signature("b")), dict(signature("c"))]
     follow = {
         "task": "celery.chord",
@@ -101,7 +91,7 @@ def test_groups_and_chords_in_a_chain_count_by_their_longest() -> None:
 
 
 def test_a_chain_within_the_group_that_is_next_shares_the_deadline() -> None:
-    p = planner(propagate_deadline=True, taus={"a": 5.0, "b": 7.0, "c": 11.0})
+    p = planner(propagate_deadline=True, taus=Taus(a=5.0, b=7.0, c=11.0))
     member = dict(chain(signature("b"), signature("c")))
     follow = {
         "task": "celery.group",
@@ -116,7 +106,7 @@ def test_a_chain_within_the_group_that_is_next_shares_the_deadline() -> None:
 
 
 def test_a_chords_header_and_body_share_one_deadline() -> None:
-    p = planner(propagate_deadline=True, taus={"a": 5.0, "b": 7.0, "c": 11.0, "d": 13.0})
+    p = planner(propagate_deadline=True, taus=Taus(a=5.0, b=7.0, c=11.0, d=13.0))
     body = dict(signature("c", task_id="c"))
     last = dict(signature("b", task_id="b", chord=body))
     for chord_body, first, due in (
@@ -163,7 +153,7 @@ def test_members_that_differ_in_arguments_only_are_planned_once() -> None:
 
 @pytest.mark.parametrize("of", ["the first", "what follows"])
 def test_a_refused_sla_deadline_counts_as_none(of: str) -> None:
-    p = planner(propagate_deadline=True, taus={"a": 5.0, "b": 7.0})
+    p = planner(propagate_deadline=True, taus=Taus(a=5.0, b=7.0))
     first = {"id": "1", "task": "a"}
     follow = {"id": "2", "task": "b"}
     (first if of == "the first" else follow)["sla_deadline"] = "soon"
@@ -173,7 +163,7 @@ def test_a_refused_sla_deadline_counts_as_none(of: str) -> None:
 
 
 def test_a_message_is_due_at_its_own_sla_deadline_and_what_follows_as_if_sent_then() -> None:
-    p = planner(propagate_deadline=True, taus={"a": 5.0, "b": 7.0, "c": 11.0})
+    p = planner(propagate_deadline=True, taus=Taus(a=5.0, b=7.0, c=11.0))
     asked = {"sla_deadline": NOW + 60}
 
     def due(name: str, following: Any, current: Any, **headers: Any) -> tuple[Any, float]:
@@ -238,7 +228,7 @@ def test_countdowns_and_etas_within_a_chain_extend_its_deadline() -> None:
     p = planner(
         propagate_deadline=True,
         priority_multipliers={3: 1.5},
-        taus={"a": 5.0, "b": 7.0, "c": 11.0},
+        taus=Taus(a=5.0, b=7.0, c=11.0),
     )
 
     def due(*follow: Any) -> float:
@@ -262,7 +252,7 @@ def test_countdowns_and_etas_within_a_chain_extend_its_deadline() -> None:
 
 
 def test_a_task_that_runs_after_its_parents_deadline_has_its_own() -> None:
-    p = planner(propagate_deadline=True, taus={"a": 5.0})
+    p = planner(propagate_deadline=True, taus=Taus(a=5.0))
     parent: dict[str, Any] = {"id": "p", "task": "a"}
     p.plan_message("a", parent, None, None)  # due after 10 s
 
@@ -278,9 +268,9 @@ def test_a_task_that_runs_after_its_parents_deadline_has_its_own() -> None:
 
 def test_children_are_bounded_by_their_parent_only_if_configured() -> None:
     parent: dict[str, Any] = {"id": "p", "task": "a"}
-    planner(taus={"a": 5.0}).plan_message("a", parent, None, None)
+    planner(taus=Taus(a=5.0)).plan_message("a", parent, None, None)
     for propagate, due in ((False, 80.0), (True, 10.0)):
-        p = planner(propagate_deadline=propagate, taus={"child": 40.0})
+        p = planner(propagate_deadline=propagate, taus=Taus(child=40.0))
         plan = p.plan_message("child", {"id": "c"}, None, parent)
         assert plan.deadline == NOW + due
         assert plan.tau == 40.0
@@ -320,7 +310,7 @@ def test_any_body_is_tolerated(body: Any) -> None:
 
 
 def test_members_that_are_no_signatures_add_no_time() -> None:
-    p = planner(propagate_deadline=True, taus={"a": 5.0, "b": 7.0})
+    p = planner(propagate_deadline=True, taus=Taus(a=5.0, b=7.0))
     among = [None, 5, dict(signature("b"))]
     for canvas in (
         {"task": "celery.group", "kwargs": {"tasks": among}},
@@ -339,7 +329,7 @@ def test_canvas_that_is_nested_too_deeply_adds_no_time() -> None:
     nested = dict(signature("b"))
     for _ in range(5000):
         nested = {"task": "celery.chain", "kwargs": {"tasks": [nested]}}
-    p = planner(propagate_deadline=True, taus={"a": 5.0, "b": 7.0})
+    p = planner(propagate_deadline=True, taus=Taus(a=5.0, b=7.0))
     plan = p.plan_message("a", {"id": "1"}, None, None, ((), {}, {"chain": [nested]}))
     assert plan.deadline == NOW + 10
 
@@ -421,7 +411,7 @@ def test_types_with_few_runs_use_the_pooled_ratios() -> None:
 
 
 def test_a_learned_k_is_sent_along_and_a_set_one_wins() -> None:
-    p = planner(deadline_policy="quantile", taus={"a": 5.0, "ratio": 4.0})
+    p = planner(deadline_policy="quantile", taus=Taus(a=5.0, ratio=4.0))
     headers: dict[str, Any] = {"id": "1"}
     plan = p.plan_message("a", headers, None, None)
     assert plan.deadline == NOW + 20
@@ -431,5 +421,5 @@ def test_a_learned_k_is_sent_along_and_a_set_one_wins() -> None:
     assert read_plan(headers, TYPES) is None
     by_hand = p.plan_message("a", {"id": "2", "sla_multiplier": 1.5}, None, None)
     assert by_hand.deadline == NOW + 7.5
-    unknown = planner(deadline_policy="quantile", taus={"a": 5.0})
+    unknown = planner(deadline_policy="quantile", taus=Taus(a=5.0))
     assert unknown.plan_message("a", {"id": "3"}, None, None).deadline == NOW + 10

@@ -17,7 +17,7 @@ from rts.lifecycle.planning import Planner
 from rts.records import Execution
 from rts.settings import Settings
 from rts.unfinished.notes import NoteBoard
-from tests.unit.test_planning import StoppedClock, Taus
+from tests.planning import StoppedClock, Taus
 
 
 class Broken(Exception):
