@@ -20,6 +20,7 @@ from rts.views.queue_state import queue_document
 from rts.views.report import ReportRow
 from rts.views.runs import visible
 from rts.views.status import RedisState, worker_document
+from rts.views.tally import UNKNOWN
 from rts.views.taus import TauRow
 
 Document = dict[str, Any]
@@ -86,7 +87,7 @@ def type_rows(
             {
                 **asdict(row),
                 "missed": row.missed,
-                "objective": target(settings, row.key, "type"),
+                "objective": target(settings, {row.key}),
                 "why": asdict(reason) if reason is not None else None,
                 "finding": finding(row.misses, reason),
             }
@@ -122,24 +123,32 @@ def charts_of(
     by: str,
     key: str | None,
     counted: Counted | None,
+    learned: Iterable[TauRow],
     runs: Sequence[Mapping[str, Any]],
 ) -> list[charts.Chart]:
     """Return the charts of one type or name, of which *runs* are a sample."""
     if key is None or counted is None:
         return []
+    objective = target(settings, {key})
+    if by == "name":
+        types = {tau.task_type for tau in learned if tau.name == key}
+        types |= {run.get("task_type") or UNKNOWN for run in runs}
+        objective = target(settings, types, key)
     return [
         charts.runtimes(counted.history, key, runs),
         charts.delays(counted.history, key),
         charts.lateness(counted.lateness.get(key, {})),
-        charts.on_time(counted.history, key, target(settings, key, by)),
+        charts.on_time(counted.history, key, objective),
     ]
 
 
-def target(settings: Settings, key: str, by: str) -> float | None:
-    """Return the objective of a type or name, if no other one takes precedence."""
-    slo = settings.slo
-    at = objective_of(slo, key if by == "type" else "", key if by == "name" else "", None)
-    return None if at is None else slo[at]
+def target(settings: Settings, types: Iterable[str], name: str = "") -> float | None:
+    """Return the objective of one type, or of a task name in *types*, if no other one takes
+    precedence; ``None`` if these differ in it.
+    """
+    keys = {objective_of(settings.slo, task_type, name, None) for task_type in types}
+    key = keys.pop() if len(keys) == 1 else None
+    return None if key is None else settings.slo[key]
 
 
 def state(

@@ -145,7 +145,7 @@ class Pages:
             ),
             "chosen": chosen,
             "charts": page_parts.charts_of(
-                self._settings, by, key, history.value, runs.value or ()
+                self._settings, by, key, history.value, learned, runs.value or ()
             ),
         }
 

@@ -100,6 +100,10 @@ def test_the_numbers_are_those_of_the_command_line(
             # The same sums, added up in another order.
             assert shown_row.pop("tau_error_ratio") == pytest.approx(row.pop("tau_error_ratio"))
             assert shown_row == row
+    # A name is held to the objective of its type.
+    drawn = flower.counted("/api/rts/types?since=24h&name=proj.mixed").json["charts"][-1]
+    (line,) = (series for series in drawn["series"] if series["label"] == "objective")
+    assert set(line["values"]) == {0.5}
     settings = Settings.from_conf({"rts_slo": slo})
     overview = flower.counted("/api/rts/overview").json
     expected_standings = standings(mongo, settings, datetime.now(timezone.utc))
