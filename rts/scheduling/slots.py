@@ -67,7 +67,7 @@ class Slots:
 def _is_awaited(request: Any) -> bool:
     """Return whether the pool will report the end of *request*; ``None`` is one that is gone.
 
-    Celery 5.5's pool drops its pending results at a reconnect; their requests stay active
+    Celery < 5.6.3's pool drops its pending results at a reconnect; their requests stay active
     for ever.
     """
     result = getattr(request, "_apply_result", None)  # a weak reference

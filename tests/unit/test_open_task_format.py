@@ -11,7 +11,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rts.records import OpenTask
-from rts.unfinished.open_task_format import MAX_KNOWN, MAX_NAME, pack_any, pack_task, pack_usual
+from rts.unfinished.open_task_format import (
+    MAX_KNOWN,
+    MAX_NAME,
+    pack_any,
+    pack_task,
+    pack_usual,
+    task_of,
+)
 
 TEXTS = st.text(max_size=300)
 NUMBERS = st.floats() | st.integers() | st.just("1.0")
@@ -84,3 +91,13 @@ def test_an_unusual_task_is_packed_too() -> None:
     for change in changes:
         assert pack_usual(USUAL._replace(**change), False) is None, change
         assert pack_task(USUAL._replace(**change), False).startswith("$")
+
+
+def test_of_long_texts_only_their_beginning_is_kept() -> None:
+    name = "n" * 1_000_000
+    assert len(pack_any(USUAL._replace(name=name, parent_id=name), False)) < MAX_KNOWN
+
+
+def test_a_note_is_read_though_a_newer_version_has_written_more() -> None:
+    known = json.dumps([*USUAL[1:], "and more"])
+    assert task_of(str(USUAL.task_id).encode(), f"celery\n{known}".encode()) == USUAL
