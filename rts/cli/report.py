@@ -98,8 +98,8 @@ _DURATIONS = tuple(
 def misses_text(misses: Mapping[str, int]) -> str:
     """Return misses by cause.
 
-    >>> misses_text({"late": 3, "killed": 1})
-    '3 late, 1 killed'
+    >>> misses_text({"late": 3, "killed": 1}), misses_text({})
+    ('3 late, 1 killed', '-')
     """
     return ", ".join(f"{n} {printable(cause)}" for cause, n in misses.items()) or NONE
 

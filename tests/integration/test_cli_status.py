@@ -65,6 +65,14 @@ def test_status_when_all_is_well(
     assert "3 now, 1 past the deadline" in text
     assert "silent" in text
     assert "this host and Redis agree" in text
+    assert "Breaker     closed, opened 0 times so far\n" in text
+    assert "Outbox      1 waiting, the oldest for " in text
+    assert "Spool       1 waiting in " in text
+    assert "Open tasks  4 not ended, 2 past the deadline\n" in text
+    assert "Ledger      0 tasks, 0 assignments, 0 refused\n" in text
+    latencies = re.findall(r"^(?:Redis|MongoDB) .*, ([\d.]+) ms$", text, re.M)
+    assert len(latencies) == 2
+    assert all(float(ms) > 0 for ms in latencies)
     assert document(cli("status", "--json"))["counters"] == {}
 
 
@@ -319,6 +327,11 @@ def test_status_with_everything_down(cli: Run, conf: dict[str, Any]) -> None:
     assert "Redis at redis://127.0.0.1:1/0 is not reachable (ConnectionError" in result.stderr
     assert "MongoDB at mongodb://127.0.0.1:1/rts is not reachable" in result.stderr
     assert "secret" not in result.output
+    first, second, third, fourth = result.stdout.splitlines()
+    assert first.split(maxsplit=1) == ["Redis", "NOT REACHABLE at redis://127.0.0.1:1/0"]
+    assert second.startswith("MongoDB  NOT REACHABLE at ")
+    assert third.split() == ["Breaker", "open"]
+    assert fourth.startswith("Spool    unknown number waiting in ")
     found = json.loads(cli("status", "--json").stdout)
     assert found["outbox"] is None
     assert found["breaker"]["state"] == "open"

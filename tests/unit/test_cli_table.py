@@ -109,8 +109,10 @@ def test_a_table_is_cut_only_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_wrong_clock_is_reported() -> None:
     assert status._clock(0.001, 0.0) == "this host and Redis agree"
-    assert "12.0 s behind Redis" in status._clock(12.0, 0.01)
-    assert "0.500 s ahead of Redis" in status._clock(-0.5, 0.01)
+    assert "host is 12.0 s behind Redis" in status._clock(12.0, 0.01)
+    assert "host is 0.500 s behind Redis" in status._clock(0.5, 0.01)
+    assert "host is 0.500 s ahead of Redis" in status._clock(-0.5, 0.01)
+    assert status._clock(-0.5, 0.6) == "this host and Redis agree", "as far as one can tell"
 
 
 def test_plain_values_for_json() -> None:
