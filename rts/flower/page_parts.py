@@ -101,7 +101,7 @@ def name_rows(
     learned: Sequence[TauRow],
     runs: Iterable[Mapping[str, Any]],
 ) -> list[Document]:
-    """Return the rows of the task names that are asked for, with their taus.
+    """Return the rows of the task names that are asked for, with their taus, most misses first.
 
     The names of a type are those with a tau in it, and those in *runs*, a sample of that type:
     a name of which no run has succeeded has no tau.
@@ -115,7 +115,15 @@ def name_rows(
     taus: dict[str | None, list[TauRow]] = {}
     for tau in learned:
         taus.setdefault(tau.name, []).append(tau)
-    return [{**asdict(row), "taus": list(map(asdict, taus.get(row.key, ())))} for row in rows]
+    shown = [
+        {
+            **asdict(row),
+            "missed": row.missed,
+            "taus": list(map(asdict, taus.get(row.key, ()))),
+        }
+        for row in rows
+    ]
+    return sorted(shown, key=lambda row: (-row["missed"], -row["tasks"], row["key"]))
 
 
 def charts_of(

@@ -20,6 +20,7 @@ from rts.flower import charts, page_parts, source, templates, words
 from rts.flower.cache import Answer, AnswerCache
 from rts.flower.filters import BadFilter, Filters
 from rts.flower.history import Moment
+from rts.flower.page_parts import name_rows
 from rts.flower.pages import REASONS, Pages
 from rts.flower.templates import navbar, task_page
 from rts.flower.timeline import MAX_RUNS, timeline
@@ -441,6 +442,18 @@ def test_flowers_page_of_a_task_tells_what_is_not_known(
         reverse_url=lambda *_: "/rts/task/x",
     )
     assert told in shown.decode()
+
+
+def test_the_tasks_that_miss_most_come_first() -> None:
+    counted = {"a": (9, 0), "b": (5, 1), "c": (20, 3), "d": (12, 0), "e": (9, 0)}
+    rows = [
+        row_of(name, Tally(verdicts=n, misses=Counter(late=late) if late else Counter()))
+        for name, (n, late) in counted.items()
+    ]
+    shown = name_rows(Filters(), rows, (), ())
+    assert [(row["key"], row["missed"]) for row in shown] == [
+        *(("c", 3), ("b", 1), ("d", 0), ("a", 0), ("e", 0))
+    ]
 
 
 def test_reasons_are_looked_for_of_the_types_that_miss_most() -> None:
