@@ -508,7 +508,7 @@ def test_among_a_hundred_thousand_messages(
     queue = app.conf.task_default_queue
     slow = {"headers": {"task_type": "slow"}}
     worker = stage.worker(pool="threads", concurrency=4)
-    busy(stage, app, 60, 4, **slow)
+    busy(stage, app, 600, 4, **slow)
     for _ in range(9):  # more than the worker fetches ahead
         app.send_task(OK, (0,), **slow)
     text = str(wait_until(lambda: redis_client.lindex(queue, 0)))
