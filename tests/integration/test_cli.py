@@ -8,7 +8,6 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from contextlib import closing
 from datetime import datetime, timezone
 from typing import Any
@@ -24,14 +23,14 @@ from rts.settings import Settings
 from rts.tau.redis import RedisTauStore
 from rts.testing import wait_until
 from tests.commands import NO_MONGO, NO_REDIS, Run, document, write
-from tests.conftest import CELERY, ROOT
+from tests.conftest import CELERY, ROOT, MakeStage
 from tests.records import ended
 
 # --- through celery itself ----------------------------------------------------------
 
 
 def test_every_command_of_a_real_app(
-    make_stage: Callable[..., Any], mongo: Database[dict[str, Any]]
+    make_stage: MakeStage, mongo: Database[dict[str, Any]]
 ) -> None:
     stage = make_stage()
     app = Celery("sender", broker=stage.broker, set_as_current=False)
@@ -78,7 +77,7 @@ def test_every_command_of_a_real_app(
 
 
 def test_drain_ends_at_a_signal(
-    make_stage: Callable[..., Any], redis_client: redis.Redis, mongo: Database[dict[str, Any]]
+    make_stage: MakeStage, redis_client: redis.Redis, mongo: Database[dict[str, Any]]
 ) -> None:
     stage = make_stage()
     outbox = f"{stage.prefix}outbox"

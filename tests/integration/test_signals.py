@@ -11,30 +11,12 @@ from celery import Celery
 
 from rts.testing import wait_until
 from tests.conftest import MakeStage, Stage, printed, python
+from tests.told import Told
 
 pytestmark = pytest.mark.measured
 
 APP = "tests.apps.told"
 BASIC = "tests.apps.basic"
-
-
-class Told:
-    """What the receivers of a worker have reported."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def lines(self, kind: str, **having: Any) -> list[dict[str, Any]]:
-        """Return the lines of one *kind* with certain values."""
-        if not self.path.exists():
-            return []
-        complete = self.path.read_text().rpartition("\n")[0].splitlines()
-        lines = [json.loads(line) for line in complete]
-        return [
-            line
-            for line in lines
-            if line["kind"] == kind and all(line.get(k) == v for k, v in having.items())
-        ]
 
 
 @pytest.fixture

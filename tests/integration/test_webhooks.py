@@ -34,9 +34,9 @@ from rts.webhooks import GIVE_UP_S, SLO_BURNING, Webhook, read_webhooks
 from tests.clock import Clock
 from tests.commands import write_verdicts
 from tests.conftest import MakeApp, MakeStage
-from tests.integration.test_signals import Told
 from tests.programs import certificate_in
 from tests.receiver import Receiver
+from tests.told import Told
 
 SECRET = "a-very-secret-key"
 KIND = "task_overdue"
