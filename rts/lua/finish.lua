@@ -100,11 +100,36 @@ local function learn_ratio(task_type, ratio)
   end
 end
 
-local function learn(field, actual, first)
+-- Forget the name with the fewest runs, if there is one. (Without a tau of its own, a name uses
+-- its type's.)
+local function forget_a_name()
+  local least, fewest
+  local function see(field)
+    local runs = redis.pcall('HGET', KEYS[2], field)
+    runs = (type(runs) == 'string' and tonumber(runs) or 0) + (counts[field] or 0)
+    if string.find(field, '/', 1, true) and not (least and fewest <= runs) then
+      least, fewest = field, runs
+    end
+  end
+  for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do see(field) end
+  for field in pairs(taus) do see(field) end
+  if least then
+    taus[least], counts[least], fields = nil, nil, fields - 1
+    redis.call('HDEL', KEYS[1], least)
+    redis.pcall('HDEL', KEYS[2], least)
+    redis.pcall('HDEL', KEYS[3], least)
+    redis.call('DEL', ARGV[4] .. least)
+  end
+end
+
+local function learn(field, actual, first, is_type)
   local tau = taus[field]
   if not tau then
     local known = redis.call('HGET', KEYS[1], field)
     if not known then
+      if is_type and fields >= most_fields then
+        forget_a_name()
+      end
       if fields >= most_fields then
         refused = refused + 1
         return '-', '-'
@@ -138,7 +163,7 @@ for i = first_record, #ARGV, 8 do
     last, answer = number, ''
     if actual ~= '' then
       actual, first, used = tonumber(actual), tonumber(first), tonumber(used)
-      local before, after = learn(task_type, actual, first)
+      local before, after = learn(task_type, actual, first, true)
       local own_before, own_after = learn(task_type .. '/' .. name, actual, first)
       answer = table.concat({before, after, own_before, own_after}, ' ')
       -- A ratio to the first tau, before anything was learned, would be meaningless.

@@ -57,7 +57,11 @@ class MemoryTauStore:
         rate = self._settings.learning_rate
         old = self._entries.get(field)
         if old is None and len(self._entries) >= self._settings.max_types:
-            return None
+            names = [known for known in self._entries if "/" in known]
+            if "/" in field or not names:
+                return None
+            # A type takes the place of a name, which uses its type's tau from now on.
+            del self._entries[min(names, key=lambda name: self._entries[name].count)]
         tau = old.tau if old else default
         error_s = abs(actual_s - tau)
         new = TauEntry(

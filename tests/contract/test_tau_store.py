@@ -118,6 +118,19 @@ def test_there_are_no_more_fields_than_allowed(store: Any) -> None:
     assert store.entries()[LIGHT].count == 10, "what is there goes on learning"
 
 
+def test_a_type_takes_the_place_of_the_name_with_the_fewest_runs(store: Any) -> None:
+    for n in range(5):
+        for _ in range(1 if n == 3 else 2):
+            store.update(LIGHT, f"proj.{n}", 1.0)
+    learned = store.update("mixed", NAME, 5.0)
+    assert (learned.tau_after, learned.name_tau_after) == (9.0, None)
+    others = {f"{LIGHT}/proj.{n}" for n in (0, 1, 2, 4)}
+    assert set(store.entries()) == {LIGHT, "mixed", *others}
+    for task_type in Settings().task_types:
+        assert store.update(task_type, NAME, 1.0).tau_after is not None
+    assert set(store.entries()) == set(Settings().task_types)
+
+
 def test_concurrent_updates_are_not_lost(store: Any) -> None:
     samples = [0.1] * 200
     with ThreadPoolExecutor(8) as pool:

@@ -103,6 +103,22 @@ def test_one_call_makes_no_more_taus_than_there_may_be(
     assert redis_client.hget(settings.keys.counters, "tau_keys_refused") == "3"
 
 
+def test_a_type_finds_room_beside_names_of_the_same_call(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    entries = [finish_entry(success("a")._replace(name=f"n{n}"), n) for n in range(1, 3)]
+    entries.append(finish_entry(success("b")._replace(task_type="mixed"), 3))
+    *_, learned = apply(replace(settings, max_types=3), "w", *entries)
+    assert learned is not None
+    assert learned.tau_after is not None
+    keys = settings.keys
+    fields = set(redis_client.hkeys(keys.tau))
+    assert len(fields) == 3
+    assert fields > {"cpu-light", "mixed"}
+    assert set(redis_client.hkeys(keys.count)) == fields
+    assert set(redis_client.hkeys(keys.deviation)) == fields
+
+
 def test_the_oldest_records_are_dropped_when_the_outbox_is_full(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
