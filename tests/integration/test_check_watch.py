@@ -181,7 +181,7 @@ def test_a_check_that_cannot_be_made_is_unknown_or_critical(
 
 
 def test_an_outbox_that_lags_is_a_warning_and_then_critical(
-    cli: Run, redis_client: redis.Redis, rts_key_prefix: str
+    cli: Run, conf: dict[str, Any], redis_client: redis.Redis, rts_key_prefix: str
 ) -> None:
     long_ago = int((time.time() - 200) * 1000)
     redis_client.xadd(f"{rts_key_prefix}outbox", {"r": "x"}, id=f"{long_ago}-0")
