@@ -70,7 +70,7 @@ class Keys:
         self.open_counts = prefix + "open:counts"
         #: Sorted set: ids of overdue tasks, by the instant of that verdict.
         self.overdue = prefix + "overdue"
-        #: Sorted set: ids of tasks that ended before they were noted as open, by instant.
+        #: Sorted set: ids of tasks that ended a moment ago, by instant.
         self.closed = prefix + "closed"
         #: Hash: id of a task that replaces another one to its note, until the note on the
         #: other one has arrived.

@@ -3,12 +3,13 @@
 -- open, overdue  sorted sets of task ids
 -- info           hash, task id -> queue, newline, what is known of the task
 -- counts         hash, 'open QUEUE' and 'overdue QUEUE' -> number of tasks
--- closed         sorted set, id of a task that ended before it was registered, by instant
+-- closed         sorted set, id of a task that ended a moment ago, by instant
 --
 -- Uses pcall: a key of the wrong type must not cost a record.
 --
 -- Closes the race between a publisher, which registers its tasks twice a second, and a
--- task that ends sooner: it would stay open until its deadline.
+-- task that ends sooner: it would stay open until its deadline. So it would if the publisher
+-- registers it once more, since the first reply was lost.
 
 local CLOSED_S = 60 -- seconds by which a registration may be late
 
@@ -30,9 +31,8 @@ local function close(keys, ids)
         local field = was .. string.match(known, '^[^\n]*')
         changes[field] = (changes[field] or 0) - 1
       end
-    else
-      redis.pcall('ZADD', closed, now, id)
     end
+    redis.pcall('ZADD', closed, now, id)
   end
   for field, n in pairs(changes) do
     redis.pcall('HINCRBY', counts, field, n)

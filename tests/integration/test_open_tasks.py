@@ -21,6 +21,7 @@ from rts.alerting.alert import Alert
 from rts.clock import FleetClock
 from rts.errors import StoreUnavailable
 from rts.link.link import Link
+from rts.link.scripts import pack
 from rts.settings import Settings
 from rts.tau.cache import TauCache
 from rts.testing import RedisServer, wait_until
@@ -168,6 +169,26 @@ def test_an_end_closes_its_task_whoever_comes_first(
     end(settings, "r", "b")
     assert counts(redis_client, settings) == {}
     assert redis_client.hlen(settings.keys.open_info) == 0
+
+
+def test_a_task_stays_ended_though_its_note_comes_once_more(rts_key_prefix: str) -> None:
+    """A server that stalls carries out what it was sent before, after the client gave up."""
+    with RedisServer() as server:
+        settings = Settings(
+            redis_url=server.url, key_prefix=rts_key_prefix, breaker_period=0.05
+        )
+        open_tasks = OpenTasks(Link(settings), settings, every_s=1e6)
+        open_tasks._link.call(pack("PING"))
+        open_tasks.note(task("a", 2e9))
+        server.pause()
+        open_tasks.flush()
+        server.resume()
+        with redis.Redis.from_url(server.url, decode_responses=True) as client:
+            wait_until(lambda: client.zcard(settings.keys.open) == 1)
+            end(settings, "a")
+            assert len(open_tasks._notes) == 1
+            open_tasks.stop()
+            assert counts(client, settings) == {}
 
 
 def test_an_ignored_task_is_not_overdue_where_the_ledger_has_its_end_later(
