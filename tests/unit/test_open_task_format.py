@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import example, given
@@ -86,6 +87,7 @@ def test_an_unusual_task_is_packed_too() -> None:
             {"task_id": "é"},
             {"task_id": "\ud800"},
             {"parent_id": 7},
+            {"parent_id": UUID(int=1)},
         ),
     ]
     for change in changes:
@@ -94,8 +96,9 @@ def test_an_unusual_task_is_packed_too() -> None:
 
 
 def test_of_long_texts_only_their_beginning_is_kept() -> None:
-    name = "n" * 1_000_000
-    assert len(pack_any(USUAL._replace(name=name, parent_id=name), False)) < MAX_KNOWN
+    long = "n" * 1_000_000
+    packed = pack_any(USUAL._replace(name=long, queue=long, parent_id=long), False)
+    assert len(packed) < MAX_KNOWN
 
 
 def test_a_note_is_read_though_a_newer_version_has_written_more() -> None:
