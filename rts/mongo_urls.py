@@ -20,7 +20,8 @@ from rts.errors import ConfigurationError
 from rts.urls import ESCAPED, redacted
 
 _SCHEMES = ("mongodb", "mongodb+srv")
-#: Characters that the name of a database must not have.
+#: What MongoDB takes as the name of a database; characters that it must not have.
+_DATABASE = 'a database without / \\ " $ or a space in its name, which has at most 63 bytes'
 _NOT_IN_DATABASE = re.compile(r'[/\\ "$\0]')
 
 #: Characters of a value that an error shows.
@@ -143,7 +144,7 @@ def mongo_url(key: str, value: object) -> str:
     wrong = (
         (at and not _is_user(user) and ESCAPED)
         or _wrong_hosts(hosts, srv=scheme == "mongodb+srv")
-        or (_wrong_database(database) and 'a database without / \\ " $ or a space in its name')
+        or (_wrong_database(database) and _DATABASE)
         or (not _are_options(options) and "options as ?name=value&name=value")
     )
     if wrong:
@@ -191,7 +192,7 @@ def _is_port(text: str) -> bool:
 
 def _wrong_database(text: str) -> bool:
     name, _, _ = unquote_plus(text).partition(".")
-    return bool(_NOT_IN_DATABASE.search(name))
+    return len(name.encode(errors="replace")) > 63 or bool(_NOT_IN_DATABASE.search(name))
 
 
 def _are_options(text: str) -> bool:

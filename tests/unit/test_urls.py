@@ -40,6 +40,7 @@ GOOD = {
     "mongodb://host/ledger?readPreference=secondary&readPreferenceTags=dc:a,rack:1": "ledger",
     "mongodb://host/ledger?": "ledger",
     "mongodb://host/led%67er": "ledger",
+    f"mongodb://host/{63 * 'x'}.tasks": 63 * "x",
     "mongodb://host/ledger.tasks": "ledger",
     "mongodb://host:00027017/ledger": "ledger",
     "mongodb://HOST_with-odd.name/ledger": "ledger",
@@ -104,6 +105,11 @@ def test_what_pymongo_does_not_accept_is_refused(url: str) -> None:
         mongo_url("rts_mongo_url", url)
     assert str(caught.value).startswith("rts_mongo_url = 'mongodb")
     assert "cret" not in str(caught.value)
+
+
+def test_a_name_that_is_too_long_for_a_database_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="at most 63 bytes"):
+        mongo_url("rts_mongo_url", f"mongodb://host/{32 * 'é'}")
 
 
 WRONG_OPTIONS = {
