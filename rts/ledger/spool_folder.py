@@ -53,11 +53,7 @@ class SpoolFolder:
             names = os.listdir(self.directory)
         except FileNotFoundError:
             return []
-        return [
-            os.path.join(self.directory, name)
-            for name in sorted(names)
-            if _WRITERS.fullmatch(name)
-        ]
+        return [self.path(name) for name in sorted(names) if _WRITERS.fullmatch(name)]
 
     @contextmanager
     def lease(self) -> Iterator[bool]:
