@@ -30,7 +30,7 @@ def run_script(tmp_path: Path, text: str, *command: str) -> str:
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(text))
     done = subprocess.run(
-        [*command, sys.executable, str(script)],
+        [*command, sys.executable, "-u", str(script)],  # A fork repeats what is in a buffer.
         capture_output=True,
         text=True,
         timeout=60,
