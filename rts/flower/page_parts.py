@@ -141,7 +141,8 @@ def charts_of(
     if by == "name":
         types = {tau.task_type for tau in learned if tau.name == key}
         types |= {run.get("task_type") or UNKNOWN for run in runs}
-        objective = target(settings, types, key)
+        # A task of which no run has started may be of any type.
+        objective = target(settings, types or settings.task_types, key)
     return [
         charts.runtimes(counted.history, key, runs),
         charts.delays(counted.history, key),

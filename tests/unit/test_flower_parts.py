@@ -456,6 +456,27 @@ def test_the_tasks_that_miss_most_come_first() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("slo", "ran", "drawn"),
+    [
+        ({"*": 0.95}, [], 0.95),
+        ({"mixed": 0.5, "*": 0.95}, [], None),
+        ({"mixed": 0.5, "*": 0.95}, ["mixed"], 0.5),
+        ({"mixed": 0.5, "*": 0.95}, ["mixed", "cpu-light"], None),
+        ({"mixed": 0.5, "proj.x": 0.9}, [], 0.9),
+    ],
+)
+def test_the_chart_of_a_task_has_its_objective_where_that_is_certain(
+    slo: dict[str, float], ran: list[str], drawn: float | None
+) -> None:
+    settings = Settings.from_conf({"rts_slo": slo}, environ={})
+    counted = source.Counted((NOON, at(600)), [], [Moment(0.0, 600, {})], {})
+    runs = [{"task_type": task_type} for task_type in ran]
+    found = page_parts.charts_of(settings, "name", "proj.x", counted, (), runs)[-1]["series"]
+    lines = {line["label"]: line["values"] for line in found}
+    assert lines.get("objective") == (None if drawn is None else [drawn])
+
+
 def test_reasons_are_looked_for_of_the_types_that_miss_most() -> None:
     asked: list[tuple[str, ...]] = []
 
