@@ -133,6 +133,7 @@ def test_the_span_of_a_publish_carries_the_plan_and_no_other(
 ) -> None:
     pytest.importorskip("opentelemetry.instrumentation.celery")
     done = python("-m", "tests.apps.traced", rts_redis_url, rts_key_prefix, when)
+    assert done.returncode == 0, done.stderr
     spans = [json.loads(line) for line in done.stdout.splitlines()]
     publishes = [] if when == "none" else ["apply_async", "apply_async"]
     assert [span["name"].partition("/")[0] for span in spans] == [*publishes, "request"]
