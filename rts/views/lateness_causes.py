@@ -10,7 +10,7 @@ runtime, so:
 - ``deadline``: runtime > D, and tau > D: a header, or its parent, gave it less time than such
   a task usually takes.
 - ``load``: runtime > D ≥ tau, and it started on a worker whose load was at least ``BUSY``. This
-  explains up to ``BY_LOAD`` times tau, and above 1 up to ``BY_LOAD`` times tau and load.
+  explains up to ``BY_LOAD`` times tau, and above a load of 1 up to ``BY_LOAD`` · tau · load.
 - ``tau``: runtime > D ≥ tau, and load does not explain it. The deadline, which is computed from
   tau, was too optimistic.
 
