@@ -123,7 +123,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
                 (
                     (
                         "topk(10, sum by (task) (increase("
-                        f'rts_deadlines_total{{{TYPE}, verdict="missed"}}[1h])))',
+                        f'rts_deadlines_total{{{TYPE}, verdict="missed"}}[1h])) > 0)',
                         "{{task}}",
                     ),
                 ),
@@ -256,6 +256,8 @@ def panel_json(panel: Panel, number: int, x: int, y: int, width: int) -> dict[st
                 "datasource": SOURCE,
                 "expr": expr,
                 "legendFormat": legend,
+                # Of a range, whatever was among the first at any time would be shown.
+                **({"instant": True, "range": False} if panel.kind == "bargauge" else {}),
             }
             for n, (expr, legend) in enumerate(panel.queries)
         ],

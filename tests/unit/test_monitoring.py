@@ -204,3 +204,13 @@ def test_grafana_finds_source_and_dashboard() -> None:
     providers = yaml.safe_load((FOLDER / "grafana" / "dashboards.yml").read_text())
     compose = (FOLDER.parent.parent / "docker-compose.yml").read_text()
     assert f"rts.json:{providers['providers'][0]['options']['path']}/rts.json:ro" in compose
+
+
+def test_the_tasks_with_the_most_misses_are_those_of_now() -> None:
+    """Of a range, Grafana shows each series' last value, also of one that is no longer among
+    the ten: that of hours ago.
+    """
+    targets = (target for panel in DASHBOARD["panels"] for target in panel.get("targets", ()))
+    (target,) = (target for target in targets if "topk" in target["expr"])
+    assert (target["instant"], target["range"]) == (True, False)
+    assert "> 0" in target["expr"]  # not any tasks that missed none
