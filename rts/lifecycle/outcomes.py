@@ -46,12 +46,13 @@ def _next_not_published(exc: BaseException | None) -> bool:
     return False
 
 
-def outlives_task() -> bool:
-    """Return whether the process goes on after what the task has just raised: what is no
-    ``Exception``, and does not end the process, such as ``asyncio.CancelledError``.
+def process_outlives(exc: object) -> bool:
+    """Return whether *exc*, which a task has raised, is no ``Exception`` and yet does not end
+    its process: such as ``asyncio.CancelledError``.
     """
-    exc = sys.exc_info()[1]
-    return exc is not None and not isinstance(exc, (Exception, SystemExit, KeyboardInterrupt))
+    return isinstance(exc, BaseException) and not isinstance(
+        exc, (Exception, SystemExit, KeyboardInterrupt)
+    )
 
 
 def again_at(retry: object, completed_at: float) -> float | None:

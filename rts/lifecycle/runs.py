@@ -224,7 +224,7 @@ class Runs:
         if run.slot is not None:
             self._notes.clear(run.slot)
         if deadline_missed.receivers and (
-            completed_at > run.plan.deadline - ROUNDED_S or state == REJECTED
+            cause != "null" or completed_at > run.plan.deadline - ROUNDED_S
         ):
             run_ended(Execution.from_json(line))  # which knows whether it is a miss
 

@@ -6,6 +6,7 @@ would cost as much as what it wraps. The others are wrapped where they are conne
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from celery.exceptions import Reject, SoftTimeLimitExceeded, TimeLimitExceeded
 from rts import health
 from rts.headers import open_task, write_plan
 from rts.lifecycle import batches
-from rts.lifecycle.outcomes import FAILURE, REJECTED, end_state, outlives_task
+from rts.lifecycle.outcomes import FAILURE, REJECTED, end_state, process_outlives
 from rts.lifecycle.owners import is_celerys
 from rts.lifecycle.runs import Run, run_of, set_run, take_aborted
 from rts.lifecycle.soft_time_limit import hook_in_task_failed
@@ -109,7 +110,7 @@ class WorkerSide:
         5.7 fails to store why, and then sends no signal. (In a thread, see ``track_exit``.)
         """
         worker = self._worker_of(task.app)
-        if worker is not None and not worker.threaded and outlives_task():
+        if worker is not None and not worker.threaded and process_outlives(sys.exc_info()[1]):
             worker.runs.finish(run, FAILURE)
 
     def internal_error(self, sender: Any = None, task_id: Any = None, **_: Any) -> None:
@@ -126,15 +127,15 @@ class WorkerSide:
     ) -> None:
         """Report the end of a run that was killed, or that a hard time limit struck."""
         # Where the run itself reports this, postrun follows. So it does for a rejected task,
-        # which the main process reports once more. (Not by the request alone: Celery 5.7 puts
-        # it on the stack in the main process, too.)
+        # and for what is no Exception, which the main process reports once more. (Not by the
+        # request alone: Celery 5.7 puts it on the stack in the main process, too.)
         request = sender.request
         if isinstance(exception, Reject) or (
             request.id == task_id and run_of(request) is not None
         ):
             return
         worker = self._worker_of(sender.app)
-        if worker is not None:
+        if worker is not None and (worker.threaded or not process_outlives(exception)):
             cause = "time_limit" if isinstance(exception, TimeLimitExceeded) else "killed"
             worker.ends.aborted(task_id, cause)
 

@@ -38,6 +38,7 @@ def test_a_missed_deadline_is_signalled_once_where_the_run_ends(
     expired = app.send_task(f"{BASIC}.ok", expires=-1)
     unknown = app.send_task("no.such.task")
     killed = app.send_task(f"{BASIC}.kill_self") if pool == "prefork" else None
+    cancelled = app.send_task(f"{BASIC}.cancelled", headers={"sla_deadline": 4_000_000_000})
     limited = [
         app.send_task(f"{BASIC}.{name}", args, time_limit=1)
         for name, args in (("hard_limit", ()), ("late", (30,)))
@@ -50,6 +51,8 @@ def test_a_missed_deadline_is_signalled_once_where_the_run_ends(
     if killed is not None:
         (line,) = wait_until(lambda: told.lines("missed", task_id=killed.id))
         assert (line["cause"], line["pid"]) == ("killed", worker.pid)
+    (line,) = wait_until(lambda: told.lines("missed", task_id=cancelled.id))
+    assert (line["cause"], line["state"]) == ("killed", "FAILURE")
     # The result is stored before the receivers are called.
     (line,) = wait_until(lambda: told.lines("missed", task_id=late.id))
     assert (line["sender"], line["cause"], line["state"]) == (f"{BASIC}.ok", "late", "SUCCESS")

@@ -354,6 +354,10 @@ def test_only_a_run_that_may_be_a_miss_is_read_again_for_receivers(place: Place)
         place.runs.start(PLAN._replace(deadline=time.time() + 60), REQUEST), "REJECTED"
     )
     assert told == ["late", "rejected"]
+    run = place.runs.start(PLAN._replace(deadline=time.time() + 60), REQUEST)
+    run.aborted = True
+    place.runs.finish(run, "FAILURE")
+    assert told == ["late", "rejected", "killed"]
 
 
 def test_arguments_are_in_no_record(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
