@@ -45,6 +45,16 @@ local function arrival_of(known)
   return values and tonumber(values[6]) or -math.huge
 end
 
+-- Whether this task has not ended; an earlier one with its id may have. (One that still waits
+-- for its eta may end before its arrival.)
+local function is_fresh(id, known)
+  if redis.call('ZSCORE', judged, id) then return false end
+  local ended = redis.call('ZSCORE', closed, id) -- in whole seconds
+  if not ended then return true end
+  local arrival = arrival_of(known)
+  return arrival > ended + 1 + SKEW_S and arrival < redis.call('TIME')[1] + SKEW_S
+end
+
 local function wait(id, deadline, queue, known)
   if redis.call('HLEN', ahead) >= MOST_AHEAD then
     redis.call('DEL', ahead)
@@ -69,7 +79,7 @@ end
 
 for i = 2, #ARGV, 5 do
   local id, deadline, queue, known, replaces = unpack(ARGV, i, i + 4)
-  local fresh = not redis.call('ZSCORE', closed, id) and not redis.call('ZSCORE', judged, id)
+  local fresh = is_fresh(id, known)
   if replaces == '1' then
     local other = redis.call('ZSCORE', open, id) and redis.call('HGET', info, id)
     if other then

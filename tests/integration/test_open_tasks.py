@@ -191,6 +191,19 @@ def test_a_task_stays_ended_though_its_note_comes_once_more(rts_key_prefix: str)
             assert counts(client, settings) == {}
 
 
+def test_a_task_that_is_published_with_the_id_of_one_that_ended_is_open(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    now = redis_client.time()[0]
+    note(settings, task("a", now + 5))
+    end(settings, "a")
+    redis_client.zincrby(settings.keys.closed, -10, "a")
+    note(settings, task("a", now + 5, arrival=now - 15))  # once more
+    assert counts(redis_client, settings) == {}
+    note(settings, task("a", now + 15, arrival=now))
+    assert counts(redis_client, settings) == {"open q": 1}
+
+
 def test_an_ignored_task_is_not_overdue_where_the_ledger_has_its_end_later(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
