@@ -57,7 +57,7 @@ class Cgroups:
         usage = _levels_v1(root, controllers, "cpuacct")
         #: Usage is counted by another controller, which may be mounted elsewhere.
         self._cpuacct = dict(zip(reversed(self._cpu_v1), reversed(usage), strict=False))
-        v2_root = root if (root / "cgroup.controllers").exists() else root / "unified"
+        v2_root = root if os.path.exists(root / "cgroup.controllers") else root / "unified"
         levels = _levels(v2_root, unified) if unified is not None else ()
         #: A controller lives in one of the two hierarchies, never in both.
         self._cpu_v2 = () if "cpu" in controllers else levels
@@ -101,7 +101,7 @@ def _levels_v1(
         return ()
     mounted_as, group = controllers[controller]
     for name in (mounted_as, controller):
-        if (root / name).is_dir():
+        if os.path.isdir(root / name):  # Path.is_dir raises for what may not be looked at
             return _levels(root / name, group)
     return ()
 
@@ -116,7 +116,7 @@ def _levels(mount: Path, group: str) -> tuple[str, ...]:
     parts = [part for part in group.split("/") if part]
     if ".." in parts:
         parts = []
-    while parts and not mount.joinpath(*parts).is_dir():
+    while parts and not os.path.isdir(mount.joinpath(*parts)):
         parts.pop(0)
     inner = mount.joinpath(*parts)
     above = inner.parents[: len(parts)]

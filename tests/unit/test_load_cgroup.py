@@ -171,6 +171,13 @@ def test_without_a_membership_there_is_no_limit(tmp_path: Path, membership: str)
     assert groups.memory() == ()
 
 
+@pytest.mark.parametrize("membership", ["0::/{}\n", "3:memory,{}:/a\n"])
+def test_what_may_not_be_looked_at_is_no_limit(tmp_path: Path, membership: str) -> None:
+    """As where /sys/fs/cgroup is hidden. Root may look at everything, but at no such name."""
+    groups = tree(tmp_path, membership.format("x" * 300), {"cgroup.controllers": "memory\n"})
+    assert groups.memory() == groups.cpu() == ()
+
+
 def test_v1_limit_without_a_usage_file(tmp_path: Path) -> None:
     files = {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}
     assert tree(tmp_path, "2:cpu:/\n", files).cpu() == ()
