@@ -147,9 +147,9 @@ def figures(
     judged: dict[str, Any] = {}
     for kind, rows in kinds.items():
         judged[kind] = {"waited": len(rows)}
-        for number, name in enumerate(Judged._fields):
-            middle = statistics.median if name.startswith("error") else statistics.mean
-            judged[kind][name] = middle(row[number] for row in rows) if rows else None
+        for number, figure in enumerate(Judged._fields):
+            middle = statistics.median if figure.startswith("error") else statistics.mean
+            judged[kind][figure] = middle(row[number] for row in rows) if rows else None
     return judged
 
 
