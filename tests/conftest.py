@@ -120,7 +120,7 @@ def python(*arguments: str, env: Mapping[str, str] | None = None, cwd: Path = RO
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
 
