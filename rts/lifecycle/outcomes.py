@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from billiard import VERSION, current_process
+
 from rts.deadlines import MAX_INSTANT
 from rts.headers import instant
 from rts.records import REQUEUED
@@ -48,10 +50,12 @@ def _next_not_published(exc: BaseException | None) -> bool:
 
 def process_outlives(exc: object) -> bool:
     """Return whether *exc*, which a task has raised, is no ``Exception`` and yet does not end
-    its process: such as ``asyncio.CancelledError``.
+    its process: such as ``asyncio.CancelledError``, which ends one of billiard < 4.3's pool.
     """
-    return isinstance(exc, BaseException) and not isinstance(
-        exc, (Exception, SystemExit, KeyboardInterrupt)
+    return (
+        isinstance(exc, BaseException)
+        and not isinstance(exc, (Exception, SystemExit, KeyboardInterrupt))
+        and (VERSION >= (4, 3) or current_process().name == "MainProcess")
     )
 
 
