@@ -95,7 +95,7 @@ def test_runs_of_a_silent_worker_are_lost_and_others_are_not(
     assert client.zrange(settings.keys.open, 0, -1) == ["alive"]
     assert client.hkeys(settings.keys.open_info) == ["alive"]
     assert client.hgetall(settings.keys.open_counts) == {"open q": "1"}
-    assert client.zrange(settings.keys.closed, 0, -1) == ["strange|id"]
+    assert client.zrange(settings.keys.closed, 0, -1) == ["lost", "strange|id"]
     assert client.hget(settings.keys.counters, "runs_lost") == "2"
     assert watch(janitor, client, settings, time, 20) == 0
     assert client.hexists(settings.keys.workers, DEAD)
