@@ -215,17 +215,14 @@ def queue(summary: QueueSummary, redis: RedisState | None) -> Document:
     consume it have worked off its backlog; ``None`` without any, or without a known tau.
     """
     slots = None if redis is None else redis.slots_for(summary.state.name)
-    work_s = None
-    if not summary.state.waiting:
-        work_s = 0.0
-    elif summary.mean_s is not None:
-        work_s = summary.state.waiting * summary.mean_s
+    waiting = summary.state.waiting
+    mean_s = summary.mean_s if waiting else 0.0
     return {
         **queue_document(summary.state),
-        "waiting": summary.state.waiting,
+        "waiting": waiting,
         "hopeless": summary.hopeless,
         "slots": slots,
-        "drain_s": work_s / slots if slots and work_s is not None else None,
+        "drain_s": waiting * mean_s / slots if slots and mean_s is not None else None,
         "line": [
             {**asdict(task), "arrival": utc(task.arrival), "deadline": utc(task.deadline)}
             for task in summary.line

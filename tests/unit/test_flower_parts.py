@@ -7,6 +7,7 @@ import math
 import re
 import threading
 from collections import Counter
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -110,6 +111,17 @@ def test_trouble_is_reported(error: Exception, told: str) -> None:
     assert health.take_counts().get("hook_errors", 0) == isinstance(error, KeyError)
 
 
+async def answered_late(
+    answers: AnswerCache, query: Callable[[], Any], may_end: threading.Event
+) -> Answer:
+    """Return the answer to *query* while it may not end yet; then let it end."""
+    first = await answers.get(query)
+    may_end.set()
+    await asyncio.wait(list(answers._pending.values()))
+    may_end.clear()
+    return first
+
+
 def test_a_slow_answer_is_there_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PATIENCE_S", 0.01)
     monkeypatch.setattr(module, "MIN_FRESH_S", 0.0)
@@ -124,10 +136,7 @@ def test_a_slow_answer_is_there_the_next_time(monkeypatch: pytest.MonkeyPatch) -
     async def look() -> list[Answer]:
         answers = AnswerCache()
         try:
-            first = await answers.get(query)
-            may_end.set()
-            await asyncio.wait(list(answers._pending.values()))
-            may_end.clear()
+            first = await answered_late(answers, query, may_end)
             # A new one is being made; until it is there the old one is shown.
             second = await answers.get(query)
             may_end.set()
@@ -154,10 +163,7 @@ def test_trouble_is_still_reported_while_a_hanging_server_is_asked_again(
     async def look() -> list[Answer]:
         answers = AnswerCache()
         try:
-            first = await answers.get(query)
-            may_end.set()
-            await asyncio.wait(list(answers._pending.values()))
-            may_end.clear()
+            first = await answered_late(answers, query, may_end)
             return [first, await answers.get(query)]
         finally:
             may_end.set()
