@@ -110,7 +110,7 @@ class WorkerParts:
         clock.follow(board.clock_offset_s)
         spool = Spool(settings.spool_dir, settings.spool_max_bytes)
         sink = SpoolRunSink(spool, parts.link, settings)
-        sampler = LoadSampler()
+        sampler = LoadSampler(board.load)
 
         def on_look() -> None:
             sink.append_counts()

@@ -27,8 +27,6 @@ SNAPSHOT_S = 10.0
 JANITOR_S = 2.0
 #: Seconds between searches for tasks whose deadline has passed.
 LOOK_S = 1.0
-#: Seconds that the first heartbeat waits for the load at most.
-FIRST_LOAD_S = 2.0
 
 #: What is done, for the log, and the function that does it.
 _Chore = tuple[str, Callable[[], object]]
@@ -45,8 +43,6 @@ def run(chores: HostChores, stop: threading.Event, worker: WorkerChores | None =
         # First: the worker may be killed before its companion gets any further.
         last_runs = threading.Thread(target=worker.settle_last_runs, args=(stop,), daemon=True)
         last_runs.start()
-        _repeat(stop, BEAT_S, ("reading the load", worker.read_load))
-        worker.load_read.wait(FIRST_LOAD_S)
         beat, deregister = worker.beat, worker.deregister
         searches.insert(0, ("looking for orphaned runs", worker.orphans.step))
     shipping = threading.Thread(target=chores.ship_until, args=(stop,), daemon=True)

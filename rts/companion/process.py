@@ -51,8 +51,6 @@ def set_up_logging(instructions: Instructions) -> None:
         format="[%(asctime)s: %(levelname)s/rts] %(message)s",
         handlers=[handler],
     )
-    # Probes that fail here fail in the worker as well, which logs it.
-    logging.getLogger("rts.load").setLevel(max(instructions.loglevel, logging.WARNING))
     # At DEBUG it would log all that is written to the ledger.
     logging.getLogger("pymongo").setLevel(max(instructions.loglevel, logging.INFO))
 

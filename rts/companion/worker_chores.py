@@ -6,6 +6,8 @@ import json
 import math
 import socket
 import threading
+import time
+from typing import Any
 
 from rts.companion.attempts import attempt
 from rts.companion.host_chores import HostChores
@@ -13,14 +15,13 @@ from rts.companion.instructions import Instructions
 from rts.companion.postmortem import PostMortem
 from rts.ledger.sink import SpoolRunSink
 from rts.link.scripts import pack
-from rts.load.sample import LoadSample
-from rts.load.sampler import Probes, real_probes, take_sample
 from rts.unfinished.heartbeat import BEAT_S, Heartbeat
 from rts.unfinished.in_flight import InFlightRuns
 from rts.unfinished.janitor import Orphans
 from rts.unfinished.notes import NoteBoard
 
-#: The oldest load that a heartbeat has, seconds: it is read as often as the heart beats.
+#: The oldest load that a heartbeat has, seconds. The worker samples it far more often, unless
+#: the driver of a GPU hangs.
 MAX_LOAD_AGE_S = 5 * BEAT_S
 
 
@@ -33,10 +34,6 @@ class WorkerChores:
         self._host = host
         self._queues = instructions.queues
         self._workers_key = settings.keys.workers
-        self._probes: Probes | None = None
-        self._sample: LoadSample | None = None
-        #: Set once the load was read.
-        self.load_read = threading.Event()
         self._board = NoteBoard(instructions.board_slots, instructions.board_fd)
         sink = SpoolRunSink(host.spool, host.link, settings)
         #: Ends the runs of this worker whose process is gone.
@@ -45,13 +42,6 @@ class WorkerChores:
         self._postmortem = PostMortem(
             self._board, sink, host.clock, instructions, self._in_flight.step
         )
-
-    def read_load(self) -> None:
-        """Read the load for the next heartbeats. May hang, with the driver of a GPU."""
-        if self._probes is None:
-            self._probes = real_probes()
-        self._sample = take_sample(self._probes)
-        self.load_read.set()
 
     def set_queues(self, line: bytes) -> None:
         """Take over the queues that the worker consumes from now on, as a line of JSON."""
@@ -81,12 +71,11 @@ class WorkerChores:
 
     def _heartbeat(self) -> Heartbeat:
         instructions, slots = self._instructions, self._board.worker_slots[0]
-        load = {} if self._sample is None else self._sample.as_dict()
         return Heartbeat(
             instance=instructions.instance,
             seen_at=self._host.clock.now(),
             worker=instructions.worker,
-            load=load if load.get("age_s", 0.0) <= MAX_LOAD_AGE_S else {},
+            load=self._load(),
             host=socket.gethostname(),
             pid=instructions.pid,
             slots=slots,
@@ -95,3 +84,9 @@ class WorkerChores:
             received=self._board.received.encoded(),
             ordered=instructions.settings.scheduler == "edf",
         )
+
+    def _load(self) -> dict[str, Any]:
+        sample, now = self._board.load.read(), time.monotonic()
+        if sample is None or now - sample.sampled_at > MAX_LOAD_AGE_S:
+            return {}
+        return sample.as_dict(now)

@@ -49,8 +49,8 @@ _REQUEST_FIELDS = itemgetter("id", "task", "parent_id", "root_id", "retries", "d
 class LoadReader(Protocol):
     """Where a run reads the load of its worker from: shared memory, no system call."""
 
-    def read(self, now: float | None = None) -> LoadSample:
-        """Return the latest sample, at most 0.5 s old; *now* by ``time.monotonic``."""
+    def read(self, now: float) -> LoadSample:
+        """Return the latest sample, at most 0.5 s old *now*, by ``time.monotonic``."""
 
 
 @dataclass(slots=True, init=False, eq=False)

@@ -1,6 +1,6 @@
-"""One load sample in memory that a process shares with those it forks later.
+"""One load sample in memory that the processes of a worker share.
 
-The sampler's process writes, its pool children read: a copy of four thousand
+The main process writes; its pool children and its companion read: a copy of four thousand
 bytes, without a lock, a system call or anything else that a fork could break. A
 checksum reveals a copy that was torn by a concurrent write.
 """
@@ -18,8 +18,8 @@ from rts.load.sample import LoadSample, encode
 #: microsecond, four times a second: two torn copies in a row are already rare.
 ATTEMPTS = 4
 
-#: Room for the figures as JSON: thrice what those of ``MAX_GPUS`` GPUs need.
-_SIZE = 4096
+#: Bytes that it takes: thrice what the figures of ``MAX_GPUS`` GPUs need as JSON.
+BYTES = 4096
 _CHECKSUM = struct.Struct("<I")
 #: sampled_at, and the length of the figures, which follow.
 _HEAD = struct.Struct("<dH")
@@ -28,13 +28,11 @@ _MARK_BYTES = _CHECKSUM.size + 8
 
 
 class LoadBoard:
-    """Shared memory that holds the latest sample. One writer, any number of readers.
+    """The latest sample, from *start* on in *memory*. One writer, any number of readers."""
 
-    Create it before the fork: one that is created later is not shared.
-    """
-
-    def __init__(self) -> None:
-        self._map = mmap.mmap(-1, _SIZE)
+    def __init__(self, memory: mmap.mmap, start: int = 0) -> None:
+        self._memory = memory
+        self._start = start
         #: The sample that was decoded last, and its mark. It changes a few times a second
         #: while thousands of tasks may start: most reads end here.
         self._last: tuple[bytes, LoadSample | None] = (bytes(_MARK_BYTES), None)
@@ -43,17 +41,19 @@ class LoadBoard:
         """Publish *sample*."""
         figures = encode(sample.figures).encode()
         body = _HEAD.pack(sample.sampled_at, len(figures)) + figures
-        self._map[: _CHECKSUM.size + len(body)] = _CHECKSUM.pack(zlib.crc32(body)) + body
+        end = self._start + _CHECKSUM.size + len(body)
+        self._memory[self._start : end] = _CHECKSUM.pack(zlib.crc32(body)) + body
 
     def read(self) -> LoadSample | None:
         """Return the latest sample, however old; ``None`` where none was written yet, or
         every attempt met a write in progress.
         """
+        begin = self._start
         for _ in range(ATTEMPTS):
             last, sample = self._last
-            if self._map[:_MARK_BYTES] == last:
+            if self._memory[begin : begin + _MARK_BYTES] == last:
                 return sample
-            copy = self._map[:]
+            copy = self._memory[begin : begin + BYTES]
             (checksum,) = _CHECKSUM.unpack_from(copy)
             sampled_at, length = _HEAD.unpack_from(copy, _CHECKSUM.size)
             start = _CHECKSUM.size + _HEAD.size

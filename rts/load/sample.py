@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
@@ -79,12 +78,11 @@ class LoadSample(NamedTuple):
         start = encode(figures)[:-1]
         return cls(figures, sampled_at, start + "," if figures else start)
 
-    def as_dict(self, now: float | None = None) -> dict[str, Any]:
-        """Return the figures and ``age_s``, seconds from the sample to *now* (by
-        ``time.monotonic``; default: the current instant).
+    def as_dict(self, now: float) -> dict[str, Any]:
+        """Return the figures and ``age_s``, seconds from the sample to *now*, by
+        ``time.monotonic``.
         """
-        age_s = (time.monotonic() if now is None else now) - self.sampled_at
-        return {**self.figures, "age_s": rounded(age_s)}
+        return {**self.figures, "age_s": rounded(now - self.sampled_at)}
 
 
 encode = json.JSONEncoder(separators=(",", ":")).encode

@@ -1,9 +1,8 @@
 """Samples the worker's load in the background, for starting tasks to read.
 
 One daemon thread in the worker's main process takes samples and writes them to a
-:class:`~rts.load.board.LoadBoard`; pool children inherit the board through the
-fork and only read it. In the threads, solo and gevent pools the same object
-serves within one process.
+:class:`~rts.load.board.LoadBoard`, which pool children and the companion only read. In the
+threads, solo and gevent pools the same object serves within one process.
 """
 
 from __future__ import annotations
@@ -64,16 +63,13 @@ class LoadSampler:
 
     def __init__(
         self,
-        board: LoadBoard | None = None,
+        board: LoadBoard,
         probes: Callable[[], Probes] = real_probes,
         period_s: float = PERIOD_S,
-        *,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._board = LoadBoard() if board is None else board
+        self._board = board
         self._make_probes = probes
         self._period_s = period_s
-        self._clock = clock
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
         #: Read in place of a sample that is too old; and the last such reading.
@@ -107,10 +103,9 @@ class LoadSampler:
         """Forget, in a forked child, the thread, which is the parent's."""
         self._thread = None
 
-    def read(self, now: float | None = None) -> LoadSample:
-        """Return the load now: called when a task starts. Never blocks or raises.
-
-        *now* is the current instant by ``time.monotonic``, where the caller has it.
+    def read(self, now: float) -> LoadSample:
+        """Return the load *now*, by ``time.monotonic``: called when a task starts. Never blocks
+        or raises.
 
         Without a sample of the last :data:`MAX_AGE_S` (no sampler runs, or it
         was starved) it reads the memory itself, at most once per period, and
@@ -118,8 +113,6 @@ class LoadSampler:
         """
         try:
             sample = self._board.read()
-            if now is None:
-                now = self._clock()
             if sample is not None and now - sample.sampled_at <= MAX_AGE_S:
                 return sample
             direct = self._direct
@@ -129,13 +122,13 @@ class LoadSampler:
             return direct
         except Exception as exc:  # noqa: BLE001 - no figure may cost a task
             hook_failed("load reader", exc)
-            return LoadSample.of(None, None, sampled_at=time.monotonic())
+            return LoadSample.of(None, None, sampled_at=now)
 
     def _run(self, board: LoadBoard, probes: Probes, stopped: threading.Event) -> None:
         wait_s = min(FIRST_WINDOW_S, self._period_s)
         while True:
             with _gate.no_fork(), guarded("load sampler"):
-                board.write(take_sample(probes, self._clock))
+                board.write(_take_sample(probes))
             if stopped.wait(wait_s):
                 break
             wait_s = self._period_s
@@ -143,7 +136,7 @@ class LoadSampler:
             probes.close()
 
 
-def take_sample(probes: Probes, clock: Callable[[], float] = time.monotonic) -> LoadSample:
+def _take_sample(probes: Probes) -> LoadSample:
     """Read all *probes*; one that fails is left out. The CPU figure is that since the
     previous reading, and missing from the first.
     """
@@ -155,4 +148,4 @@ def take_sample(probes: Probes, clock: Callable[[], float] = time.monotonic) -> 
         memory = probes.memory()
     with guarded("CPU load"):
         cpu = probes.cpu()
-    return LoadSample.of(cpu, memory, gpus, sampled_at=clock())
+    return LoadSample.of(cpu, memory, gpus, sampled_at=time.monotonic())

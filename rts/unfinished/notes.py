@@ -18,9 +18,12 @@ from collections.abc import Iterator
 
 from rts import forks, health
 from rts.fields import brief
+from rts.load.board import BYTES as LOAD_BYTES
+from rts.load.board import LoadBoard
 from rts.records import Execution
 from rts.unfinished.acknowledged import ENTRY_BYTES, Acknowledged
-from rts.unfinished.received import BYTES, Received
+from rts.unfinished.received import BYTES as RECEIVED_BYTES
+from rts.unfinished.received import Received
 
 #: Bytes of one slot. A note has about 400; runs with very long task names or ids are not noted.
 SLOT_BYTES = 4096
@@ -52,7 +55,8 @@ class NoteBoard:
         self.slots = slots
         acknowledged = _HEADER_BYTES + slots * SLOT_BYTES
         received = acknowledged + 2 * slots * ENTRY_BYTES
-        size = received + BYTES
+        load = received + RECEIVED_BYTES
+        size = load + LOAD_BYTES
         #: File descriptor of the memory, for the companion process to inherit.
         self.fd = _anonymous_file(size) if fd is None else fd
         self._map = mmap.mmap(self.fd, size)
@@ -61,6 +65,8 @@ class NoteBoard:
         self.acknowledged = Acknowledged(self._map, acknowledged, 2 * slots)
         #: The tasks that the main process received last.
         self.received = Received(self._map, received)
+        #: The load, which the main process samples.
+        self.load = LoadBoard(self._map, load)
         #: One number: server time minus this host's in seconds, as last measured by the
         #: companion.
         self.clock_offset_s = memoryview(self._map)[:8].cast("d")

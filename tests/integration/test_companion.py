@@ -35,6 +35,7 @@ from rts.ledger.outbox import RedisOutbox
 from rts.ledger.spool import Spool
 from rts.link.link import Link
 from rts.link.scripts import pack
+from rts.load.sample import LoadSample
 from rts.ports import TauEntry
 from rts.records import Execution
 from rts.settings import Settings
@@ -112,6 +113,7 @@ def test_it_beats_drains_ships_and_deregisters(
     settings: Settings, start: Callable[..., Companion], redis_client: redis.Redis, mongo: Any
 ) -> None:
     fill(redis_client, settings, 100)
+    BOARD.load.write(LoadSample.of(0.5, 0.25, sampled_at=time.monotonic() + PATIENCE_S))
     Spool(settings.spool_dir, 1 << 20).append_line(
         as_line(run("spooled")._replace(state="FAILURE", completed_at=2.0))
     )
@@ -121,7 +123,7 @@ def test_it_beats_drains_ships_and_deregisters(
     assert beat["worker"] == "w@h"
     assert beat["concurrency"] == 2
     assert abs(beat["seen_at"] - redis_client.time()[0]) < 30
-    assert "memory" in beat["load"]
+    assert beat["load"] == {"load": 0.375, "cpu": 0.5, "memory": 0.25, "age_s": 0.0}
     fill(redis_client, settings, 50, first=1000)
     pid = companion.pid
     companion.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rts.load.board import BYTES, LoadBoard
 from rts.load.sampler import LoadSampler
 from rts.testing import wait_until
 from tests.conftest import python
@@ -37,7 +39,7 @@ def burners(n: int) -> Iterator[list[int]]:
 
 @pytest.fixture
 def sampler() -> Iterator[LoadSampler]:
-    made = LoadSampler()
+    made = LoadSampler(LoadBoard(mmap.mmap(-1, BYTES)))
     made.start()
     yield made
     made.stop()
@@ -50,16 +52,18 @@ def test_oversubscribed_cores_read_above_one(sampler: LoadSampler) -> None:
         pytest.skip("how many threads wait for some of the host's cores is not known")
 
     def oversubscribed() -> float | None:
-        cpu = sampler.read().figures.get("cpu", 0)
+        cpu = sampler.read(time.monotonic()).figures.get("cpu", 0)
         return cpu if cpu > 1.2 else None
 
     with burners(2 * cores):
         most = wait_until(oversubscribed)
-    wait_until(lambda: sampler.read().figures.get("cpu", 9) < most)  # others may be busy, too
+    wait_until(
+        lambda: sampler.read(time.monotonic()).figures.get("cpu", 9) < most
+    )  # others may be busy, too
 
 
 def test_samples_are_never_old(sampler: LoadSampler) -> None:
-    wait_until(lambda: "cpu" in sampler.read().figures)
+    wait_until(lambda: "cpu" in sampler.read(time.monotonic()).figures)
     seen: set[float] = set()
 
     def renewed() -> bool:
@@ -123,16 +127,17 @@ def group(controller: str, v1: dict[str, str], v2: dict[str, str]) -> Iterator[P
 
 
 IN_GROUP = """
-    import pathlib, subprocess, sys, time
+    import mmap, pathlib, subprocess, sys, time
     for path in sys.argv[1:]:
         pathlib.Path(path, "cgroup.procs").write_text("0")
+    from rts.load.board import BYTES, LoadBoard
     from rts.load.sampler import LoadSampler
-    sampler = LoadSampler()
+    sampler = LoadSampler(LoadBoard(mmap.mmap(-1, BYTES)))
     sampler.start()
     def until(done):
         end = time.monotonic() + 25
-        while not done(sampler.read().figures):
-            assert time.monotonic() < end, sampler.read()
+        while not done(sampler.read(time.monotonic()).figures):
+            assert time.monotonic() < end, sampler.read(time.monotonic())
             time.sleep(0.02)
 """
 
@@ -192,15 +197,17 @@ def test_memory_is_measured_against_the_groups_limit(tmp_path: Path) -> None:
 
 
 APP = """
+    import mmap
     import threading
     import time
     from celery import Celery
     from celery.signals import task_prerun, worker_ready
+    from rts.load.board import BYTES, LoadBoard
     from rts.load.sampler import LoadSampler
     from rts.load.usage import ProcessMeter, ThreadMeter
 
     meter = ThreadMeter() if {threaded} else ProcessMeter()
-    sampler = LoadSampler()
+    sampler = LoadSampler(LoadBoard(mmap.mmap(-1, BYTES)))
     app = Celery("load_app", broker="filesystem://", backend="file://{folder}/results")
     app.conf.broker_transport_options = {{
         "data_folder_in": "{folder}/queue",

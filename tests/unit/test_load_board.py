@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
 
 import pytest
 
-from rts.load.board import LoadBoard
+from rts.load.board import BYTES, LoadBoard
 from rts.load.gpu import MAX_GPUS
 from rts.load.sample import GpuLoad, LoadSample
 
@@ -24,7 +25,7 @@ def gpu(index: int, utilization: float | None, memory: float | None) -> GpuLoad:
     ],
 )
 def test_what_was_written_is_read_and_decoded_only_once(sample: LoadSample) -> None:
-    board = LoadBoard()
+    board = LoadBoard(mmap.mmap(-1, 64 + BYTES), 64)
     assert board.read() is None
     board.write(sample)
     assert board.read() == sample
@@ -32,7 +33,7 @@ def test_what_was_written_is_read_and_decoded_only_once(sample: LoadSample) -> N
 
 
 def test_there_is_room_for_many_gpus() -> None:
-    board = LoadBoard()
+    board = LoadBoard(mmap.mmap(-1, 64 + BYTES), 64)
     sample = LoadSample.of(
         1.2345, 1.2345, [gpu(n, 0.1234, 0.1234) for n in range(MAX_GPUS)], sampled_at=1.0
     )
@@ -41,14 +42,14 @@ def test_there_is_room_for_many_gpus() -> None:
 
 
 def test_a_torn_copy_is_refused() -> None:
-    board = LoadBoard()
+    board = LoadBoard(mmap.mmap(-1, 64 + BYTES), 64)
     board.write(LoadSample.of(0.5, 0.5, sampled_at=1.0))
-    board._map[10] ^= 1
+    board._memory[64 + 10] ^= 1
     assert board.read() is None
 
 
 def test_reads_during_writes_are_whole() -> None:
-    board = LoadBoard()
+    board = LoadBoard(mmap.mmap(-1, 64 + BYTES), 64)
     samples = [
         LoadSample.of(i / 10, i / 10, [gpu(i, i / 10, i / 10)] * 8, sampled_at=i)
         for i in range(10)

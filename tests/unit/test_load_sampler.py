@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import textwrap
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from rts import forks, health
-from rts.load.board import LoadBoard
+from rts.load.board import BYTES, LoadBoard
 from rts.load.sample import GpuLoad, LoadSample
 from rts.load.sampler import MAX_AGE_S, LoadSampler, Probes, real_probes
 from rts.testing import wait_until
@@ -66,11 +67,19 @@ def probes(cpu: Any, memory: Any, gpu: Gpu) -> Probes:
 
 
 def started(made: Probes) -> LoadSampler:
-    """Return a sampler that has written a sample, which does not age on a busy machine."""
-    sampler = LoadSampler(probes=lambda: made, period_s=0.01, clock=lambda: 0.0)
+    """Return a sampler that has written a sample."""
+    sampler = LoadSampler(new_board(), lambda: made, 0.01)
     sampler.start()
     wait_until(lambda: sampler._board.read() is not None)
     return sampler
+
+
+def new_board() -> LoadBoard:
+    return LoadBoard(mmap.mmap(-1, BYTES))
+
+
+#: An instant at which no sample is old, however busy the machine is.
+NEVER_OLD = 0.0
 
 
 def test_a_sample_is_written_and_renewed() -> None:
@@ -78,9 +87,9 @@ def test_a_sample_is_written_and_renewed() -> None:
     cpu, gpu = Fixed(0.5), Gpu(each)
     sampler = started(probes(cpu, Fixed(0.25), gpu))
     figures = {"load": 0.5, "cpu": 0.5, "memory": 0.25, "gpu": 0.75, "gpus": [each]}
-    assert sampler.read().figures == figures
+    assert sampler.read(NEVER_OLD).figures == figures
     cpu.value = 1.5
-    wait_until(lambda: sampler.read().figures["cpu"] == 1.5)
+    wait_until(lambda: sampler.read(NEVER_OLD).figures["cpu"] == 1.5)
     sampler.stop()
     assert gpu.closed == 1
 
@@ -95,13 +104,13 @@ def test_start_and_stop_are_idempotent() -> None:
     wait_until(lambda: not sampling_threads())
     sampler._make_probes = lambda: probes(Fixed(0.125), Fixed(0.5), Gpu())
     sampler.start()
-    wait_until(lambda: sampler.read().figures["cpu"] == 0.125)
+    wait_until(lambda: sampler.read(NEVER_OLD).figures["cpu"] == 0.125)
     sampler.stop()
 
 
 def test_a_probe_that_fails_leaves_the_others() -> None:
     sampler = started(probes(Broken(), Fixed(0.25), Gpu()))
-    sample = sampler.read()
+    sample = sampler.read(NEVER_OLD)
     sampler.stop()
     assert sample.figures == {"load": 0.25, "memory": 0.25}
     assert health.take_counts()["hook_errors"] >= 1
@@ -111,11 +120,11 @@ def test_without_probes_the_memory_is_read_all_the_same() -> None:
     def none() -> Probes:
         raise ImportError("No module named 'psutil'")
 
-    sampler = LoadSampler(probes=none)
+    sampler = LoadSampler(new_board(), none)
     sampler.start()
     assert not sampling_threads()
     assert health.take_counts()["hook_errors"] == 1
-    assert "memory" in sampler.read().figures
+    assert "memory" in sampler.read(NEVER_OLD).figures
     sampler.stop()
 
 
@@ -128,30 +137,30 @@ def test_a_board_that_fails_is_survived() -> None:
             raise OSError("no room")
 
     cpu = Fixed(0.5)
-    sampler = LoadSampler(Full(), lambda: probes(cpu, Fixed(0.5), Gpu()), 0.01)
+    sampler = LoadSampler(
+        Full(mmap.mmap(-1, BYTES)), lambda: probes(cpu, Fixed(0.5), Gpu()), 0.01
+    )
     sampler.start()
     wait_until(lambda: cpu.reads > 3)
-    assert not sampler.read().figures
+    assert not sampler.read(NEVER_OLD).figures
     sampler.stop()
     assert health.take_counts()["hook_errors"] >= 3
 
 
 def test_an_old_sample_is_replaced_by_a_direct_reading() -> None:
-    now = [100.0]
-    board = LoadBoard()
-    sampler = LoadSampler(board, clock=lambda: now[0])
+    board = new_board()
+    sampler = LoadSampler(board)
     board.write(LoadSample.of(0.5, 0.5, sampled_at=100.0))
-    now[0] = 100.0 + MAX_AGE_S
-    assert sampler.read().figures["cpu"] == 0.5
-    now[0] += 0.01
-    direct = sampler.read()
+    now = 100.0 + MAX_AGE_S
+    assert sampler.read(now).figures["cpu"] == 0.5
+    now += 0.01
+    direct = sampler.read(now)
     assert direct.figures.keys() == {"load", "memory"}
     assert direct.figures["load"] == direct.figures["memory"]
-    assert direct.sampled_at == now[0]
+    assert direct.sampled_at == now
     # Tasks that start one after the other share it.
-    assert sampler.read() is direct
-    now[0] += 0.3
-    assert sampler.read() is not direct
+    assert sampler.read(now) is direct
+    assert sampler.read(now + 0.3) is not direct
 
 
 def test_real_probes_on_this_machine() -> None:
@@ -178,14 +187,16 @@ def test_a_forked_child_reads_the_parents_samples(tmp_path: Path) -> None:
         tmp_path,
         """
         import os, sys, threading, time
+        import mmap
+        from rts.load.board import BYTES, LoadBoard
         from rts.load.sampler import LoadSampler
         assert "psutil" not in sys.modules and "pynvml" not in sys.modules
-        sampler = LoadSampler(period_s=0.02)
+        sampler = LoadSampler(LoadBoard(mmap.mmap(-1, BYTES)), period_s=0.02)
         if os.fork() == 0:
             end = time.monotonic() + 20
             seen = set()
             while len(seen) < 3 and time.monotonic() < end:
-                sample = sampler.read()
+                sample = sampler.read(time.monotonic())
                 if "cpu" in sample.figures:
                     seen.add(sample.sampled_at)
                 time.sleep(0.005)
@@ -207,14 +218,18 @@ def test_a_worker_in_a_fork_of_its_maker_samples_for_its_own_children(tmp_path: 
         tmp_path,
         """
         import os, time
+        import mmap
+        from rts.load.board import BYTES, LoadBoard
         from rts.load.sampler import LoadSampler
-        sampler = LoadSampler(period_s=0.02)
+        sampler = LoadSampler(LoadBoard(mmap.mmap(-1, BYTES)), period_s=0.02)
         if os.fork() == 0:
             if os.fork() == 0:
-                end = time.monotonic() + 20
-                while "cpu" not in sampler.read().figures and time.monotonic() < end:
+                now = time.monotonic()
+                end = now + 20
+                while "cpu" not in sampler.read(now).figures and now < end:
                     time.sleep(0.005)
-                print("cpu" in sampler.read().figures, flush=True)
+                    now = time.monotonic()
+                print("cpu" in sampler.read(now).figures, flush=True)
                 os._exit(0)
             sampler.start()
             os.wait()
@@ -231,8 +246,10 @@ def test_a_fork_of_a_worker_does_not_take_its_thread_for_its_own(tmp_path: Path)
         tmp_path,
         """
         import os, threading
+        import mmap
+        from rts.load.board import BYTES, LoadBoard
         from rts.load.sampler import LoadSampler
-        sampler = LoadSampler(period_s=0.02)
+        sampler = LoadSampler(LoadBoard(mmap.mmap(-1, BYTES)), period_s=0.02)
         sampler.start()
         for _ in range(20):
             if os.fork() == 0:
@@ -252,6 +269,8 @@ def test_no_child_is_forked_amid_a_reading(tmp_path: Path) -> None:
         tmp_path,
         """
         import os, threading
+        import mmap
+        from rts.load.board import BYTES, LoadBoard
         from rts.load.sampler import LoadSampler, Probes
         inside, leave, reading = threading.Event(), threading.Event(), []
         def read():
@@ -259,7 +278,8 @@ def test_no_child_is_forked_amid_a_reading(tmp_path: Path) -> None:
             inside.set()
             leave.wait(30)
             reading.clear()
-        sampler = LoadSampler(probes=lambda: Probes(read, read, lambda: (), lambda: None))
+        probes = Probes(read, read, lambda: (), lambda: None)
+        sampler = LoadSampler(LoadBoard(mmap.mmap(-1, BYTES)), lambda: probes)
         sampler.start()
         inside.wait(30)
         threading.Timer(0.2, leave.set).start()
