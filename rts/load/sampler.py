@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rts import forks
-from rts.health import guarded, hook_failed
+from rts.health import guarded
 from rts.load.board import LoadBoard
 from rts.load.cgroup import Cgroups
 from rts.load.cpu import CpuProbe, psutil_host
@@ -104,25 +104,20 @@ class LoadSampler:
         self._thread = None
 
     def read(self, now: float) -> LoadSample:
-        """Return the load *now*, by ``time.monotonic``: called when a task starts. Never blocks
-        or raises.
+        """Return the load *now*, by ``time.monotonic``, when a task starts. Never blocks.
 
         Without a sample of the last :data:`MAX_AGE_S` (no sampler runs, or it
         was starved) it reads the memory itself, at most once per period, and
         leaves out CPU and GPU, which need the sampler.
         """
-        try:
-            sample = self._board.read()
-            if sample is not None and now - sample.sampled_at <= MAX_AGE_S:
-                return sample
-            direct = self._direct
-            if direct is None or now - direct.sampled_at > self._period_s:
-                direct = LoadSample.of(None, self._memory.read(), sampled_at=now)
-                self._direct = direct
-            return direct
-        except Exception as exc:  # noqa: BLE001 - no figure may cost a task
-            hook_failed("load reader", exc)
-            return LoadSample.of(None, None, sampled_at=now)
+        sample = self._board.read()
+        if sample is not None and now - sample.sampled_at <= MAX_AGE_S:
+            return sample
+        direct = self._direct
+        if direct is None or now - direct.sampled_at > self._period_s:
+            direct = LoadSample.of(None, self._memory.read(), sampled_at=now)
+            self._direct = direct
+        return direct
 
     def _run(self, board: LoadBoard, probes: Probes, stopped: threading.Event) -> None:
         wait_s = min(FIRST_WINDOW_S, self._period_s)

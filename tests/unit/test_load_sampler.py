@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery.exceptions import SoftTimeLimitExceeded
 
 from rts import forks, health
 from rts.load.board import BYTES, LoadBoard
@@ -133,18 +134,22 @@ def test_a_board_that_fails_is_survived() -> None:
         def write(self, sample: LoadSample) -> None:
             raise OSError("no room")
 
-        def read(self) -> LoadSample | None:
-            raise OSError("no room")
-
     cpu = Fixed(0.5)
-    sampler = LoadSampler(
-        Full(mmap.mmap(-1, BYTES)), lambda: probes(cpu, Fixed(0.5), Gpu()), 0.01
-    )
+    board = Full(mmap.mmap(-1, BYTES))
+    sampler = LoadSampler(board, lambda: probes(cpu, Fixed(0.5), Gpu()), 0.01)
     sampler.start()
     wait_until(lambda: cpu.reads > 3)
-    assert not sampler.read(NEVER_OLD).figures
     sampler.stop()
     assert health.take_counts()["hook_errors"] >= 3
+
+
+def test_a_time_limit_that_strikes_while_the_load_is_read_is_passed_on() -> None:
+    class Struck(LoadBoard):
+        def read(self) -> LoadSample | None:
+            raise SoftTimeLimitExceeded
+
+    with pytest.raises(SoftTimeLimitExceeded):
+        LoadSampler(Struck(mmap.mmap(-1, BYTES))).read(NEVER_OLD)
 
 
 def test_an_old_sample_is_replaced_by_a_direct_reading() -> None:
