@@ -52,6 +52,7 @@ class Installation:
         """
         if self._parts is not None:
             self._parts.predictor = self._parts.risks = None
+            self._parts.predicting = threading.RLock()
         self._building = False
         # Re-entrant: a Unix signal handler that publishes may interrupt the build.
         self._lock = threading.RLock()

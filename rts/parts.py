@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,8 @@ class Parts:
     #: Made for the first prediction, and for the first route.
     predictor: Predictor | None = None
     risks: Risks | None = None
+    #: Held while these are made. Re-entrant: a signal handler that publishes may interrupt it.
+    predicting: threading.RLock = field(default_factory=threading.RLock)
 
     @classmethod
     def build(cls, settings: Settings, app: Any) -> Parts:

@@ -6,8 +6,6 @@ package, also by the companion process.
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,19 +18,6 @@ if TYPE_CHECKING:
     from rts.parts import Parts
     from rts.predictions.predictor import Predictor
     from rts.predictions.routing import Risks
-
-
-#: Re-entrant: a signal handler that publishes may interrupt the making of a predictor.
-_lock = threading.RLock()
-
-
-def _after_fork() -> None:
-    """Replace the lock in a child: a thread of the parent may have held it."""
-    global _lock
-    _lock = threading.RLock()
-
-
-os.register_at_fork(after_in_child=_after_fork)
 
 
 def predict(task_id: str, *, queue: str | None = None, app: Any = None) -> Prediction | None:
@@ -108,7 +93,7 @@ def _routed(app: Any, name: str, options: dict[str, Any]) -> tuple[Any, int | No
 def _predictor(app: Any, parts: Parts) -> Predictor:
     from rts.predictions.predictor import Predictor
 
-    with _lock:
+    with parts.predicting:
         if parts.predictor is None:
             predictor = Predictor(app, parts.settings, parts.link, parts.taus.tau)
             for task in parts.open_tasks.undelivered() if parts.open_tasks else ():
@@ -120,7 +105,7 @@ def _predictor(app: Any, parts: Parts) -> Predictor:
 def _risks(app: Any, parts: Parts) -> Risks:
     from rts.predictions.routing import Risks
 
-    with _lock:
+    with parts.predicting:
         if parts.risks is None:
             parts.risks = Risks(_predictor(app, parts).pressures, parts.settings.breaker_period)
         return parts.risks

@@ -11,7 +11,6 @@ from typing import Any, cast
 import pytest
 
 import rts
-from rts import prediction_api
 from rts.errors import StoreUnavailable
 from rts.installation import parts_of
 from rts.predictions import routing
@@ -159,7 +158,7 @@ def test_a_child_asks_though_a_thread_of_its_parent_held_the_locks(make_app: Mak
 
     asked = holds_in_child(
         it_asks,
-        *(prediction_api._lock, risks._lock, predictor._new_tasks._lock),
+        *(parts.predicting, risks._lock, predictor._new_tasks._lock),
         predictor._broker._shared._lock,
     )
     assert asked
