@@ -29,16 +29,12 @@ _used = itertools.count()
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup() -> Iterator[None]:
-    """Skip a test whose fixtures find no server."""
+    """Skip a test that finds no server for itself or for a fixture."""
     with _skipping():
         return (yield)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call() -> Iterator[None]:
-    """Skip a test that makes a server of its own and finds none."""
-    with _skipping():
-        return (yield)
+pytest_runtest_call = pytest_runtest_setup
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from rts.link.replies import replies_as_text
 from rts.load.sample import FIGURES
 from rts.unfinished.received import decode_marks
-from rts.validation import finite
+from rts.validation import finite, json_object
 
 #: Seconds between heartbeats.
 BEAT_S = 1.0
@@ -65,10 +65,10 @@ class Heartbeat(NamedTuple):
         one without its instant. Never raises.
         """
         try:
-            values = json.loads(text)
-        except (ValueError, RecursionError):
+            values = json_object(text, "a heartbeat")
+        except ValueError:
             return None
-        seen_at = finite(values.get("seen_at")) if isinstance(values, dict) else None
+        seen_at = finite(values.get("seen_at"))
         if seen_at is None:
             return None
         queues, received = values.get("queues"), values.get("received")
