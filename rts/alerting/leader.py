@@ -5,9 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import Any
-
-from pymongo.database import Database
 
 from rts.alerting.conditions import (
     MAX_GROUPS,
@@ -18,6 +15,7 @@ from rts.alerting.conditions import (
 from rts.alerting.delivery import WebhookDelivery
 from rts.alerting.store import AlertStore
 from rts.clock import FleetClock
+from rts.ledger.connection import LedgerDatabase
 from rts.link.lease import Lease
 from rts.link.link import Link
 from rts.link.scripts import pack
@@ -52,7 +50,7 @@ class Leader:
         settings: Settings,
         clock: FleetClock,
         name: str,
-        database: Database[dict[str, Any]],
+        database: LedgerDatabase,
         *,
         quiet_s: dict[str, float] = QUIET_S,
         now: Callable[[], float] = time.monotonic,

@@ -15,11 +15,10 @@ from types import FrameType
 from typing import Any, TypeVar
 
 import click
-from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
 from rts.errors import BrokerUnavailable, StoreUnavailable, unusable
-from rts.ledger.connection import connect, database_of
+from rts.ledger.connection import LedgerDatabase, connect, database_of
 from rts.link.link import Link
 from rts.settings import Settings
 from rts.urls import shown_url
@@ -132,7 +131,7 @@ def outages_not_logged() -> Iterator[None]:
 
 
 @contextmanager
-def ledger_of(settings: Settings) -> Iterator[Database[dict[str, Any]]]:
+def ledger_of(settings: Settings) -> Iterator[LedgerDatabase]:
     """Yield the database of the ledger; an outage is reported with what to do about it."""
     try:
         client = connect(settings.mongo_url)

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Iterator
 from sys import intern
 from typing import Any
 
-from pymongo.database import Database
-
 from rts.fields import priority_of
 from rts.keys import ASSIGNMENTS, TASKS
+from rts.ledger.connection import LedgerDatabase
 from rts.records import DROPPED, NOT_FINAL
 from rts.simulation.recording import Run
 from rts.validation import finite
@@ -27,7 +26,7 @@ _FIELDS = (
 )
 
 
-def count(database: Database[dict[str, Any]], window: Window, queue: str | None = None) -> int:
+def count(database: LedgerDatabase, window: Window, queue: str | None = None) -> int:
     """Return how many runs :func:`runs` would yield; ``MAX_RUNS + 1`` means that there are
     more.
     """
@@ -35,9 +34,7 @@ def count(database: Database[dict[str, Any]], window: Window, queue: str | None 
     return int(database[ASSIGNMENTS].count_documents(query, limit=MAX_RUNS + 1))
 
 
-def runs(
-    database: Database[dict[str, Any]], window: Window, queue: str | None = None
-) -> Iterator[Run]:
+def runs(database: LedgerDatabase, window: Window, queue: str | None = None) -> Iterator[Run]:
     """Yield the runs that ended in *window*, latest first, at most :data:`MAX_RUNS`; then the
     tasks that were dropped in it, as if each had run for its tau: another order, or more slots,
     would have run them.
@@ -79,7 +76,7 @@ class _Families:
         self.publishers = set(parents.values())
 
 
-def _parents(database: Database[dict[str, Any]], window: Window) -> dict[str, str]:
+def _parents(database: LedgerDatabase, window: Window) -> dict[str, str]:
     """Return the ids of the tasks that others have published, by the ids of those."""
     query = {**_query(window, None, TASKS), "parent_id": {"$type": "string"}}
     found = database[TASKS].find(query, {"parent_id": 1}, batch_size=BATCH).limit(MAX_RUNS)

@@ -15,12 +15,11 @@ from statistics import fmean
 from typing import Any
 
 from pymongo import MongoClient
-from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
 from rts.errors import StoreUnavailable, unusable
 from rts.flower.history import Moment
-from rts.ledger.connection import connect, database_of
+from rts.ledger.connection import LedgerDatabase, connect, database_of
 from rts.link.link import Link
 from rts.scheduling.discovery import fleet_queues, queue_names
 from rts.scheduling.queues import (
@@ -187,7 +186,7 @@ class Source:
         return now - span, now
 
     @contextmanager
-    def _ledger(self) -> Iterator[Database[dict[str, Any]]]:
+    def _ledger(self) -> Iterator[LedgerDatabase]:
         """Yield the database; an outage is reported with the URL and the reason."""
         try:
             with self._lock:

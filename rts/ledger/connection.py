@@ -26,6 +26,9 @@ from pymongo.errors import (
 from rts.errors import StoreUnavailable, short
 from rts.urls import redacted
 
+#: The ledger's database, of documents as dicts.
+LedgerDatabase = Database[dict[str, Any]]
+
 #: The database, if the URL names none.
 DEFAULT_DATABASE = "rts"
 
@@ -109,7 +112,7 @@ def _reason(exc: Exception, url: str) -> str:
     return said
 
 
-def database_of(client: MongoClient[dict[str, Any]]) -> Database[dict[str, Any]]:
+def database_of(client: MongoClient[dict[str, Any]]) -> LedgerDatabase:
     """Return the database that the path of the client's URL names."""
     return client.get_default_database(DEFAULT_DATABASE)
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from pymongo import WriteConcern
 from pymongo.collection import Collection
-from pymongo.database import Database
 
 from rts.keys import ROLLUPS
+from rts.ledger.connection import LedgerDatabase
 
 #: Lengths of the intervals in seconds, each a multiple of the next, so that a month is
 #: few of them. A day that does not start on the hour is 23 hours, some tens of minutes,
@@ -34,16 +34,14 @@ def rollup_id(collection: str, width: int, start: int) -> str:
     return f"{collection}:{width}:{start}"
 
 
-def sums_to_keep(database: Database[dict[str, Any]]) -> Collection[dict[str, Any]]:
+def sums_to_keep(database: LedgerDatabase) -> Collection[dict[str, Any]]:
     """Return the collection of the sums, for readers to write to. They wait for no majority,
     which may be away for long: the sums only save time.
     """
     return database[ROLLUPS].with_options(write_concern=WriteConcern(w=1))
 
 
-def invalidate(
-    database: Database[dict[str, Any]], collection: str, instants: Iterable[float]
-) -> None:
+def invalidate(database: LedgerDatabase, collection: str, instants: Iterable[float]) -> None:
     """Drop the sums of those intervals that contain one of *instants*, epoch seconds.
 
     Call it after the change: sums that are being computed meanwhile are then not stored,

@@ -6,10 +6,10 @@ from typing import Any
 
 from pymongo import ASCENDING, DESCENDING
 from pymongo.collection import Collection
-from pymongo.database import Database
 from pymongo.errors import CollectionInvalid, OperationFailure
 
 from rts.keys import ASSIGNMENTS, REFUSED, ROLLUPS, TASKS
+from rts.ledger.connection import LedgerDatabase
 from rts.ledger.documents import Document
 
 #: Bytes of refused entries that are kept; the oldest go first.
@@ -27,7 +27,7 @@ _INDEX_OPTIONS_CONFLICT, _INDEX_KEYS_CONFLICT = 85, 86
 _NAMESPACE_EXISTS = 48
 
 
-def prepare(database: Database[dict[str, Any]], ttl_s: float, *, again: bool) -> None:
+def prepare(database: LedgerDatabase, ttl_s: float, *, again: bool) -> None:
     """Create missing indexes and collections; idempotent and safe to race.
 
     *again*: leave a time to live that was changed since, perhaps by another drain with

@@ -8,9 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-from pymongo.database import Database
-
 from rts.keys import ASSIGNMENTS
+from rts.ledger.connection import LedgerDatabase
 from rts.validation import finite
 from rts.views.histogram import expression
 from rts.views.intervals import EPOCH, Window, in_window
@@ -32,9 +31,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def direct(
-    database: Database[dict[str, Any]], collection: str, window: Window, by: str
-) -> Tallies:
+def direct(database: LedgerDatabase, collection: str, window: Window, by: str) -> Tallies:
     """Aggregate the records of *window*."""
     found: Tallies = {}
     for row in _groups(database, collection, window, by, {}):
@@ -43,7 +40,7 @@ def direct(
 
 
 def direct_by_interval(
-    database: Database[dict[str, Any]], collection: str, window: Window, by: str, width: int
+    database: LedgerDatabase, collection: str, window: Window, by: str, width: int
 ) -> dict[int, Tallies]:
     """Aggregate the records of *window* by intervals of *width* seconds, whose keys are the
     epoch seconds at which they begin.
@@ -59,11 +56,7 @@ def direct_by_interval(
 
 
 def _groups(
-    database: Database[dict[str, Any]],
-    collection: str,
-    window: Window,
-    by: str,
-    more: Mapping[str, Any],
+    database: LedgerDatabase, collection: str, window: Window, by: str, more: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """Yield the groups of all queries; *more*: further keys to group by."""
     if by == CLASSES:

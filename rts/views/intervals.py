@@ -8,9 +8,9 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from pymongo import ASCENDING, DESCENDING
-from pymongo.database import Database
 
 from rts.keys import TASKS
+from rts.ledger.connection import LedgerDatabase
 from rts.ledger.rollups import DAY, WIDTHS, rollup_id
 
 EPOCH = datetime.fromtimestamp(0, timezone.utc)
@@ -68,9 +68,7 @@ def cut(
     return intervals, left
 
 
-def count(
-    database: Database[dict[str, Any]], collection: str, window: Window, limit: int = 0
-) -> int:
+def count(database: LedgerDatabase, collection: str, window: Window, limit: int = 0) -> int:
     """Return the number of records that ended in *window*, at most *limit* (0: all)."""
     options: dict[str, Any] = {"limit": limit} if limit else {}
     # One query per part, which the server answers from the index alone.
@@ -80,19 +78,19 @@ def count(
     )
 
 
-def is_busy(database: Database[dict[str, Any]], collection: str, window: Window) -> bool:
+def is_busy(database: LedgerDatabase, collection: str, window: Window) -> bool:
     """Return whether *window* holds more than ``DIRECT`` records."""
     return count(database, collection, window, DIRECT + 1) > DIRECT
 
 
-def is_large(database: Database[dict[str, Any]], collection: str) -> bool:
+def is_large(database: LedgerDatabase, collection: str) -> bool:
     """Return whether *collection* holds more than ``DIRECT`` records, by the server's estimate,
     which costs nothing.
     """
     return database[collection].estimated_document_count() > DIRECT
 
 
-def trimmed(database: Database[dict[str, Any]], collection: str, window: Window) -> Window:
+def trimmed(database: LedgerDatabase, collection: str, window: Window) -> Window:
     """Return *window* without the empty whole days at its ends.
 
     A window may begin long before the ledger and end far ahead: each day of it would be

@@ -14,11 +14,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from pymongo.database import Database
-
-from rts.ledger.connection import translate_errors
+from rts.ledger.connection import LedgerDatabase, translate_errors
 from rts.views.histogram import percentile
 from rts.views.tallies import tally
 from rts.views.tally import Tallies, Tally, most_frequent_first, total_of
@@ -79,7 +77,7 @@ class Report(NamedTuple):
 
 
 def report(
-    database: Database[dict[str, Any]], since: datetime, until: datetime, by: str = "type"
+    database: LedgerDatabase, since: datetime, until: datetime, by: str = "type"
 ) -> Report:
     """Count the runs and verdicts of a window. *since* and *until* (exclusive) are aware, *by*
     is ``type``, ``name``, ``worker`` or ``queue``.

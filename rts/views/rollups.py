@@ -12,10 +12,10 @@ from typing import Any
 
 import bson
 from pymongo import ReadPreference, ReturnDocument
-from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
 from rts.keys import ROLLUPS
+from rts.ledger.connection import LedgerDatabase
 from rts.ledger.rollups import DAY, HOUR, sums_to_keep
 from rts.views.aggregation import direct
 from rts.views.intervals import Interval, count, cut, is_busy
@@ -27,7 +27,7 @@ from rts.views.tally import Tallies, add_all
 MAX_STORED_BYTES = 15 << 20
 
 
-def sum_up(database: Database[dict[str, Any]], interval: Interval, by: str) -> Tallies:
+def sum_up(database: LedgerDatabase, interval: Interval, by: str) -> Tallies:
     """Count a whole interval and store the sums, unless a record changes meanwhile."""
     rollups = sums_to_keep(database)
     try:
@@ -56,7 +56,7 @@ def sum_up(database: Database[dict[str, Any]], interval: Interval, by: str) -> T
     return counted
 
 
-def _counted(database: Database[dict[str, Any]], interval: Interval, by: str) -> Tallies:
+def _counted(database: LedgerDatabase, interval: Interval, by: str) -> Tallies:
     """Count an interval: a busy day hour by hour, so that no query takes long and each hour is
     stored even if the next one fails.
     """
@@ -72,10 +72,10 @@ def _counted(database: Database[dict[str, Any]], interval: Interval, by: str) ->
 
 
 def stored_packed(
-    database: Database[dict[str, Any]],
+    database: LedgerDatabase,
     intervals: Sequence[Interval],
     by: str,
-    find_seal: Callable[[Database[dict[str, Any]], str], Seal | None] = seal_of,
+    find_seal: Callable[[LedgerDatabase, str], Seal | None] = seal_of,
 ) -> dict[str, Any]:
     """Return the stored sums of *intervals* that still agree with the ledger, packed
     (:mod:`rts.views.packing`).
@@ -104,9 +104,7 @@ def stored_packed(
 
 
 def _agreeing(
-    database: Database[dict[str, Any]],
-    intervals: Iterable[Interval],
-    expected: Mapping[str, int],
+    database: LedgerDatabase, intervals: Iterable[Interval], expected: Mapping[str, int]
 ) -> set[str]:
     """Return the ids of the *intervals* that hold as many records as *expected* (by id).
     *intervals* are in order of time.
@@ -125,9 +123,7 @@ def _agreeing(
     return found
 
 
-def _set_seal(
-    database: Database[dict[str, Any]], ids: Sequence[str], by: str, seal: Seal
-) -> None:
+def _set_seal(database: LedgerDatabase, ids: Sequence[str], by: str, seal: Seal) -> None:
     """Note that these sums have agreed with the ledger since the seal was made."""
     if ids:
         query = {"_id": {"$in": list(ids)}, f"tallies.{by}": {"$exists": True}}

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pymongo import DESCENDING
-from pymongo.database import Database
 
 from rts.fields import text
 from rts.keys import ASSIGNMENTS, TASKS
-from rts.ledger.connection import translate_errors
+from rts.ledger.connection import LedgerDatabase, translate_errors
 from rts.views.aggregation import threads
 from rts.views.intervals import EPOCH, Window, in_window, parts
 
@@ -48,7 +47,7 @@ class OneTask:
     runs: Sequence[Mapping[str, Any]]
 
 
-def one_task(database: Database[dict[str, Any]], task_id: str) -> OneTask | None:
+def one_task(database: LedgerDatabase, task_id: str) -> OneTask | None:
     """Return what the ledger knows about a task; ``None`` if that is nothing.
 
     Raises:
@@ -74,7 +73,7 @@ def visible(document: Mapping[str, Any], id_name: str) -> dict[str, Any]:
 
 
 def latest_misses(
-    database: Database[dict[str, Any]],
+    database: LedgerDatabase,
     window: Window,
     types: Sequence[str],
     *,
@@ -103,7 +102,7 @@ def latest_misses(
 
 
 def late_runs(
-    database: Database[dict[str, Any]], window: Window, task_type: str, limit: int
+    database: LedgerDatabase, window: Window, task_type: str, limit: int
 ) -> list[dict[str, Any]]:
     """Return the latest runs of a type in *window* that completed, but too late.
 
@@ -122,7 +121,7 @@ def late_runs(
 
 
 def sample(
-    database: Database[dict[str, Any]],
+    database: LedgerDatabase,
     window: Window,
     *,
     task_type: str | None = None,

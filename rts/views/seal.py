@@ -26,10 +26,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from pymongo.database import Database
 from pymongo.errors import PyMongoError
 
 from rts.keys import ASSIGNMENTS, ROLLUPS, TASKS
+from rts.ledger.connection import LedgerDatabase
 from rts.ledger.rollups import LATE_S, sums_to_keep
 from rts.views.intervals import Window, count, parts
 
@@ -63,7 +63,7 @@ class Seal:
 
 
 def seal_of(
-    database: Database[dict[str, Any]], collection: str, now: datetime | None = None
+    database: LedgerDatabase, collection: str, now: datetime | None = None
 ) -> Seal | None:
     """Return the seal that holds, or a new one if none does; ``None`` if it cannot be stored,
     for lack of write access, or if the server is far behind with expiring records.
@@ -97,7 +97,7 @@ def seal_of(
     return seal
 
 
-def _make(database: Database[dict[str, Any]], collection: str, now: datetime) -> Seal | None:
+def _make(database: LedgerDatabase, collection: str, now: datetime) -> Seal | None:
     span = _span(database, collection, now)
     if span is None:
         return None
@@ -106,7 +106,7 @@ def _make(database: Database[dict[str, Any]], collection: str, now: datetime) ->
 
 
 def _stored(
-    database: Database[dict[str, Any]],
+    database: LedgerDatabase,
     collection: str,
     now: datetime,
     seal: Seal,
@@ -126,7 +126,7 @@ def _stored(
     return seal
 
 
-def _span(database: Database[dict[str, Any]], collection: str, now: datetime) -> Window | None:
+def _span(database: LedgerDatabase, collection: str, now: datetime) -> Window | None:
     """Return the span that is old enough to be final, and too young to expire soon; ``None``
     while there are records that should have expired a while ago.
     """
@@ -143,7 +143,7 @@ def _span(database: Database[dict[str, Any]], collection: str, now: datetime) ->
 
 
 def _inside(
-    database: Database[dict[str, Any]], collection: str, spans: list[Window]
+    database: LedgerDatabase, collection: str, spans: list[Window]
 ) -> list[tuple[int, int]]:
     """Return the least and the greatest possible number of records in each span."""
     records = database[collection]
@@ -157,7 +157,7 @@ def _inside(
     return [(least - n, most - n) for n in outside]
 
 
-def _outside(database: Database[dict[str, Any]], collection: str, span: Window) -> int:
+def _outside(database: LedgerDatabase, collection: str, span: Window) -> int:
     """Count the records that have not ended, or not in *span*, or are about to expire."""
     open_: Mapping[str, Any] = {"completed_at": None}
     if collection == TASKS:

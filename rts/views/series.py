@@ -13,12 +13,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
 from itertools import chain
-from typing import Any
-
-from pymongo.database import Database
 
 from rts.keys import ASSIGNMENTS, TASKS
-from rts.ledger.connection import translate_errors
+from rts.ledger.connection import LedgerDatabase, translate_errors
 from rts.ledger.rollups import WIDTHS
 from rts.views.aggregation import direct_by_interval, threads
 from rts.views.intervals import EPOCH, Interval, Window, cut, is_busy, trimmed
@@ -56,7 +53,7 @@ def length_for(window: Window) -> int:
 
 
 def series(
-    database: Database[dict[str, Any]], window: Window, by: str = "type", key: str | None = None
+    database: LedgerDatabase, window: Window, by: str = "type", key: str | None = None
 ) -> Iterator[Point]:
     """Yield the tallies of *window* by interval, oldest first, including intervals in which
     nothing ended. *by* is one of ``FIELDS``; only those of *key* are counted, if it is given.
@@ -83,7 +80,7 @@ def series(
 
 
 def _course(
-    database: Database[dict[str, Any]],
+    database: LedgerDatabase,
     collection: str,
     window: Window,
     by: str,

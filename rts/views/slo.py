@@ -10,11 +10,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
-from pymongo.database import Database
-
-from rts.ledger.connection import translate_errors
+from rts.ledger.connection import LedgerDatabase, translate_errors
 from rts.objectives import (
     BUDGET,
     WINDOWS,
@@ -66,10 +63,7 @@ class ObjectiveStatus:
 
 
 def standings(
-    database: Database[dict[str, Any]],
-    settings: Settings,
-    now: datetime,
-    by: str | None = None,
+    database: LedgerDatabase, settings: Settings, now: datetime, by: str | None = None
 ) -> list[ObjectiveStatus]:
     """Return the state of each objective of ``rts_slo`` at *now* (aware), sorted by key, ``*``
     last. *by*: the keys are values of this field, one of ``CLASS``; else they may be of any.

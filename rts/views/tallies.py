@@ -10,11 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from itertools import pairwise
-from typing import Any
-
-from pymongo.database import Database
 
 from rts.keys import ASSIGNMENTS, TASKS
+from rts.ledger.connection import LedgerDatabase
 from rts.ledger.rollups import DAY, HOUR
 from rts.views.aggregation import direct, threads
 from rts.views.intervals import Interval, Window, cut, is_busy, is_large, trimmed
@@ -23,7 +21,7 @@ from rts.views.rollups import stored_packed, sum_up
 from rts.views.tally import CLASSES, Tallies, add_all
 
 
-def tally(database: Database[dict[str, Any]], window: Window, by: str) -> Tallies:
+def tally(database: LedgerDatabase, window: Window, by: str) -> Tallies:
     """Count the runs that ended in *window* and the verdicts that fell in it, grouped by *by*,
     one of ``FIELDS``.
 
@@ -52,7 +50,7 @@ def tally(database: Database[dict[str, Any]], window: Window, by: str) -> Tallie
 
 
 def slices(
-    database: Database[dict[str, Any]], now: datetime, lengths: Sequence[float]
+    database: LedgerDatabase, now: datetime, lengths: Sequence[float]
 ) -> Iterator[tuple[float, Row]]:
     """Yield the verdicts of several windows that all end at *now* (aware), as objectives need
     them. *lengths* are those of the windows in seconds, shortest first.
@@ -87,10 +85,7 @@ def slices(
 
 
 def precompute(
-    database: Database[dict[str, Any]],
-    until: datetime,
-    by: str = "type",
-    seconds: float = 86400.0,
+    database: LedgerDatabase, until: datetime, by: str = "type", seconds: float = 86400.0
 ) -> int:
     """Store the sums of the whole days and hours in the *seconds* before *until*, where a
     report would be slow.
