@@ -25,10 +25,13 @@ from rts.flower.source import Source
 from rts.flower.templates import FOLDER, TabLoader
 from rts.scheduling.queue_metrics import queue_readings
 from rts.settings import Settings
-from rts.views.metrics import RtsCollector, register
+from rts.views.metrics import MAX_AGE_S, RtsCollector
 
 STATIC = str(Path(__file__).parent / "static")
-#: What was added to Flower's ``/metrics``, which are those of this process.
+#: Seconds that a scrape of Flower's ``/metrics``, and Flower with it, waits for answers.
+#: If one takes longer, the last one is shown.
+PATIENCE_S = 0.25
+#: What was added to these metrics, which are those of this process.
 _collectors: list[RtsCollector] = []
 NAMES = ("types", "workers", "queues", "misses")
 
@@ -60,7 +63,9 @@ def add_tab(flower: Any) -> None:
     flower.settings["template_path"] = str(FOLDER)
     if not _collectors:  # two would export everything twice
         readings = queue_readings(flower.capp, settings)
-        _collectors.append(register(REGISTRY, settings, readings))
+        collector = RtsCollector(settings, readings, patience_s=PATIENCE_S, max_age_s=MAX_AGE_S)
+        REGISTRY.register(collector)
+        _collectors.append(collector)
 
 
 def _handlers(prefix: str) -> list[URLSpec]:

@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from prometheus_client.registry import CollectorRegistry
-
 from rts.ledger.connection import connect, database_of
 from rts.link.link import Link
 from rts.settings import Settings
@@ -103,18 +101,3 @@ class RtsCollector:
             self._client = connect(self._settings.mongo_url)
         database = database_of(self._client)
         return standings(database, self._settings, self._time.measured())
-
-
-def register(
-    registry: CollectorRegistry,
-    settings: Settings,
-    queues: Callable[[], Sequence[WaitingQueue]] | None = None,
-    *,
-    patience_s: float = 0.25,
-) -> RtsCollector:
-    """Add the metrics to the registry of a process that must not wait for long, such as Flower:
-    if a server is slow, a scrape gets its last answer.
-    """
-    collector = RtsCollector(settings, queues, patience_s=patience_s, max_age_s=MAX_AGE_S)
-    registry.register(collector)
-    return collector

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rts.link.link import Link
 from rts.link.replies import as_counts, replies_as_text
@@ -72,15 +72,12 @@ def read(link: Link, settings: Settings) -> Reading:
     while int(page[0]):
         (page,) = link.call(pack("HSCAN", keys.metrics, page[0], "COUNT", PAGE))
         counted |= replies_as_text(page[1])
-    runs, verdicts, histograms = _counted(counted)
     by_queue = as_counts(tasks)
     overdue = _with_prefix(by_queue, "overdue ")
     running = Counter(run.queue or "unknown" for run in vitals.late)
     _, refusal = ask_facts(link, settings)
-    return Reading(
-        runs=runs,
-        verdicts=verdicts,
-        histograms=histograms,
+    return replace(
+        _counted(counted),
         taus=_taus(replies_as_text(taus)),
         counters=vitals.counters,
         outbox_length=vitals.outbox_length,
@@ -101,13 +98,8 @@ def _with_prefix(by_queue: Mapping[str, int], start: str) -> dict[str, int]:
     }
 
 
-def _counted(
-    fields: Mapping[str, str],
-) -> tuple[
-    dict[tuple[str, str, str], int],
-    dict[tuple[str, str, str, str], int],
-    dict[tuple[str, str], Histogram],
-]:
+def _counted(fields: Mapping[str, str]) -> Reading:
+    """Return what was counted: runs, verdicts and histograms."""
     runs: dict[tuple[str, str, str], int] = {}
     verdicts: dict[tuple[str, str, str, str], int] = {}
     counts: dict[tuple[str, str], dict[str, int]] = {}
@@ -125,11 +117,8 @@ def _counted(
                 sums[kind, task_type] = number
             case [kind, task_type, bound]:
                 counts.setdefault((kind, task_type), {})[bound] = int(number)
-    return (
-        runs,
-        verdicts,
-        {key: Histogram(found, sums.get(key, 0.0)) for key, found in counts.items()},
-    )
+    histograms = {key: Histogram(found, sums.get(key, 0.0)) for key, found in counts.items()}
+    return Reading(runs, verdicts, histograms)
 
 
 def _taus(fields: Mapping[str, str]) -> dict[tuple[str, str | None], float]:

@@ -17,7 +17,7 @@ from typing import Any
 import pymongo
 import pytest
 import redis
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics import exposition
 from prometheus_client.openmetrics import parser as openmetrics
 from pymongo.database import Database
@@ -30,7 +30,7 @@ from rts.records import LOST, NOT_FINAL, PROVISIONAL_CAUSES, Execution
 from rts.settings import Settings
 from rts.testing import MongoServer, RedisServer, wait_until
 from rts.views import metrics
-from rts.views.metrics import RtsCollector, register
+from rts.views.metrics import MAX_AGE_S, RtsCollector
 from rts.views.queue_state import QueueState, WaitingQueue
 from rts.views.readings import PAGE, read
 from rts.views.slo import standings
@@ -514,11 +514,10 @@ def test_servers_that_never_answer_are_not_waited_for(settings: Settings) -> Non
         away = replace(
             settings, redis_url=f"redis://{address}/0", mongo_url=f"mongodb://{address}/rts"
         )
-        registry = CollectorRegistry()
-        collector = register(registry, away)
+        collector = RtsCollector(away, patience_s=0.25)
         for _ in range(2):
-            text = generate_latest(registry).decode()
-            assert values(text, "rts_up", "server") == {"redis": 0, "mongodb": 0}
+            up = values(exposed(collector), "rts_up", "server")
+            assert up == {"redis": 0, "mongodb": 0}
         collector.close()
 
 
@@ -625,13 +624,11 @@ def test_a_slow_answer_is_replaced_by_the_last_one(settings: Settings) -> None:
         may_end.wait(60)
         return queues()
 
-    registry = CollectorRegistry()
-    collector = register(registry, settings, answers, patience_s=5.0)
-    assert values(generate_latest(registry).decode(), "rts_hopeless_tasks") == {(): 3}
+    collector = RtsCollector(settings, answers, patience_s=5.0, max_age_s=MAX_AGE_S)
+    assert values(exposed(collector), "rts_hopeless_tasks") == {(): 3}
     may_end.clear()
     collector._patience_s = 0.05
     collector._sources["broker"]._answered_at -= 120.0  # as long as there may be no scrape
-    text = generate_latest(registry).decode()
-    assert values(text, "rts_hopeless_tasks") == {(): 3}
+    assert values(exposed(collector), "rts_hopeless_tasks") == {(): 3}
     may_end.set()
     collector.close()
