@@ -7,10 +7,10 @@ import math
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pytest
 
@@ -38,6 +38,8 @@ from rts.views.status import RedisState, ServerState
 from rts.views.tally import Tally
 from tests.conftest import printed
 
+T = TypeVar("T")
+
 NOON = datetime(2030, 1, 1, 12, tzinfo=timezone.utc)
 
 
@@ -46,6 +48,19 @@ def at(seconds: float) -> datetime:
 
 
 # --- cache --------------------------------------------------------------------------
+
+
+def found_by(look: Callable[[AnswerCache], Awaitable[T]]) -> T:
+    """Return what *look* finds with a cache of its own."""
+
+    async def run() -> T:
+        answers = AnswerCache()
+        try:
+            return await look(answers)
+        finally:
+            answers.close()
+
+    return asyncio.run(run())
 
 
 def test_many_viewers_cost_one_query() -> None:
@@ -58,16 +73,10 @@ def test_many_viewers_cost_one_query() -> None:
 
     asks = Asks()
 
-    async def look() -> list[Answer]:
-        answers = AnswerCache()
-        try:
-            return await asyncio.gather(
-                *(answers.get(asks.double, number) for number in (21, 4, 21, 4, 21))
-            )
-        finally:
-            answers.close()
+    async def look(answers: AnswerCache) -> list[Answer]:
+        return await asyncio.gather(*(answers.get(asks.double, n) for n in (21, 4, 21, 4, 21)))
 
-    assert [answer.value for answer in asyncio.run(look())] == [42, 8, 42, 8, 42]
+    assert [answer.value for answer in found_by(look)] == [42, 8, 42, 8, 42]
     assert sorted(asked) == [4, 21]
 
 
@@ -77,14 +86,10 @@ def test_an_answer_is_made_again_once_it_is_not_fresh(monkeypatch: pytest.Monkey
     monkeypatch.setattr(module, "STALE_PATIENCE_S", 60.0)
     query = iter(range(9)).__next__
 
-    async def look() -> list[Answer]:
-        answers = AnswerCache()
-        try:
-            return [await answers.get(query) for _ in range(3)]
-        finally:
-            answers.close()
+    async def look(answers: AnswerCache) -> list[Answer]:
+        return [await answers.get(query) for _ in range(3)]
 
-    assert [answer.value for answer in asyncio.run(look())] == [0, 1, 2]
+    assert [answer.value for answer in found_by(look)] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -98,14 +103,7 @@ def test_trouble_is_reported(error: Exception, told: str) -> None:
     def fail() -> None:
         raise error
 
-    async def look() -> Answer:
-        answers = AnswerCache()
-        try:
-            return await answers.get(fail)
-        finally:
-            answers.close()
-
-    answer = asyncio.run(look())
+    answer = found_by(lambda answers: answers.get(fail))
     assert answer.value is None
     assert told in str(answer.trouble)
     assert health.take_counts().get("hook_errors", 0) == isinstance(error, KeyError)
@@ -133,18 +131,12 @@ def test_a_slow_answer_is_there_the_next_time(monkeypatch: pytest.MonkeyPatch) -
         may_end.wait(30)
         return next(results)
 
-    async def look() -> list[Answer]:
-        answers = AnswerCache()
-        try:
-            first = await answered_late(answers, query, may_end)
-            # A new one is being made; until it is there the old one is shown.
-            second = await answers.get(query)
-            may_end.set()
-            return [first, second]
-        finally:
-            answers.close()
+    async def look(answers: AnswerCache) -> list[Answer]:
+        # While a newer one is being made, the old one is shown.
+        return [await answered_late(answers, query, may_end), await answers.get(query)]
 
-    first, second = asyncio.run(look())
+    first, second = found_by(look)
+    may_end.set()
     assert (first.late, first.value) == (True, None)
     assert (second.late, second.value) == (False, "new")
 
@@ -160,49 +152,36 @@ def test_trouble_is_still_reported_while_a_hanging_server_is_asked_again(
         may_end.wait(30)
         raise StoreUnavailable("Redis hangs")
 
-    async def look() -> list[Answer]:
-        answers = AnswerCache()
-        try:
-            first = await answered_late(answers, query, may_end)
-            return [first, await answers.get(query)]
-        finally:
-            may_end.set()
-            answers.close()
+    async def look(answers: AnswerCache) -> list[Answer]:
+        return [await answered_late(answers, query, may_end), await answers.get(query)]
 
-    first, second = asyncio.run(look())
+    first, second = found_by(look)
+    may_end.set()
     assert (first.late, first.trouble) == (True, None)
     assert (second.late, second.trouble) == (False, "Redis hangs.")
 
 
 def test_answers_are_bounded() -> None:
-    async def look() -> int:
-        answers = AnswerCache()
-        try:
-            for number in range(module.KEPT + 10):
-                await answers.get(str, number)
-            await asyncio.sleep(0)
-            return len(answers._kept)
-        finally:
-            answers.close()
+    async def look(answers: AnswerCache) -> int:
+        for number in range(module.KEPT + 10):
+            await answers.get(str, number)
+        await asyncio.sleep(0)
+        return len(answers._kept)
 
-    assert asyncio.run(look()) <= module.KEPT
+    assert found_by(look) <= module.KEPT
 
 
 def test_pending_queries_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PATIENCE_S", 0.01)
     may_end = threading.Event()
 
-    async def look() -> tuple[int, Answer]:
-        answers = AnswerCache()
-        try:
-            numbers = range(10 * module.MAX_PENDING)
-            await asyncio.gather(*(answers.get(may_end.wait, 30 + n) for n in numbers))
-            return len(answers._pending), await answers.get(str)
-        finally:
-            may_end.set()
-            answers.close()
+    async def look(answers: AnswerCache) -> tuple[int, Answer]:
+        numbers = range(10 * module.MAX_PENDING)
+        await asyncio.gather(*(answers.get(may_end.wait, 30 + n) for n in numbers))
+        return len(answers._pending), await answers.get(str)
 
-    open_now, refused = asyncio.run(look())
+    open_now, refused = found_by(look)
+    may_end.set()
     assert open_now == module.MAX_PENDING
     assert refused.late
 
@@ -495,15 +474,8 @@ def test_reasons_are_looked_for_of_the_types_that_miss_most() -> None:
 
     rows = [row_of(f"t{n}", Tally(misses=Counter(late=n))) for n in range(1000)]
 
-    async def look() -> None:
-        answers, told = AnswerCache(), Source()
-        pages = Pages(told, answers)  # type: ignore[arg-type]  # all that is asked
-        try:
-            await pages._reasons(timedelta(1), rows)
-        finally:
-            answers.close()
-
-    asyncio.run(look())
+    told: Any = Source()  # all that is asked
+    found_by(lambda answers: Pages(told, answers)._reasons(timedelta(1), rows))
     assert len(asked) == 1
     assert set(asked[0]) == {f"t{n}" for n in range(1000 - REASONS, 1000)}
 
@@ -517,15 +489,8 @@ def test_queues_are_not_known_before_the_broker_answers(
     slow.redis = slow.queues = may_end.wait
     slow.now = lambda: datetime.now(timezone.utc)
 
-    async def look() -> dict[str, Any]:
-        answers = AnswerCache()
-        try:
-            return await Pages(slow, answers).of("queues", Filters())
-        finally:
-            may_end.set()
-            answers.close()
-
-    document = asyncio.run(look())
+    document = found_by(lambda answers: Pages(slow, answers).of("queues", Filters()))
+    may_end.set()
     assert document["counting"]
     assert document["ordered_by_us"] is None
 
