@@ -66,7 +66,6 @@ class Chaos:
             CHAOS_MONGO=mongo,
             CHAOS_JOURNAL=self.journal,
             CHAOS_ACKS="early" if arguments.early else "late",
-            CHAOS_ORDER="" if arguments.order == "fifo" else "edf",
             CHAOS_OPTIONS=json.dumps(OPTIONS),
         )
         self.workers = [
@@ -245,7 +244,6 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=0.01, help="duration of a task")
     parser.add_argument("--early", action="store_true", help="acknowledge before the run")
-    parser.add_argument("--order", choices=("edf", "fifo"), default="edf")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -258,7 +256,7 @@ def main() -> None:
         print_heading(
             ("celery", "kombu", "redis"),
             workload=f"{found['tasks']} tasks of {arguments.seconds} s, acknowledged "
-            f"{'early' if arguments.early else 'late'}, order {arguments.order}; "
+            f"{'early' if arguments.early else 'late'}; "
             f"{arguments.workers} workers of {arguments.concurrency} slots; "
             f"seed {arguments.seed}",
             faults=f"{faults}; in {found['elapsed_s']:.0f} s",

@@ -19,7 +19,7 @@ app.conf.update(
     broker_transport_options=json.loads(os.environ["CHAOS_OPTIONS"]),
     worker_hijack_root_logger=False,
     rts_mongo_url=os.environ["CHAOS_MONGO"],
-    rts_scheduler=os.environ["CHAOS_ORDER"] or None,
+    rts_scheduler="edf",
 )
 rts.install(app)
 

@@ -192,7 +192,6 @@ def ask(
         for number in range(arguments.workers):
             worker = WorkerProcess(
                 APP,
-                pool=arguments.pool,
                 concurrency=arguments.slots // arguments.workers,
                 hostname=f"worker-{number}@test",
                 queues=queues,
@@ -262,7 +261,6 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="which share the slots")
     parser.add_argument("--prefetch", type=int, default=1, help="tasks ahead, a slot")
     parser.add_argument("--etas", action="store_true", help="a fifth of the tasks has one")
-    parser.add_argument("--pool", choices=("prefork", "threads"), default="prefork")
     parser.add_argument("--trace", default="six", metavar="FILE")
     parser.add_argument(
         "--burst", action="store_true", help="publish the second half at once, after the first"
@@ -302,8 +300,7 @@ def show(
         f"{arguments.slots} slots, "
         f"{f'{arguments.workers} workers, ' if arguments.workers > 1 else ''}"
         f"{f'{arguments.prefetch} ahead a slot, ' if arguments.prefetch != 1 else ''}"
-        f"{arguments.pool}, speed-up {arguments.speedup:g}, "
-        f"seed {arguments.seed}",
+        f"prefork, speed-up {arguments.speedup:g}, seed {arguments.seed}",
         caveats=f"tasks sleep, {mean_s:.2f} s on average; one run; questions overlap",
     )
     head = f"{'order':<7}{'asked':<11}{'n':>5}{'wait, s':>9}{'error, s':>10}{'% of wait':>11}"
