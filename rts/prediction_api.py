@@ -149,7 +149,7 @@ def route(
     ``10 · max(0, F − d) + load``, with d the deadline and F the finish to be expected
     from the queue's backlog, slots and load. Returns ``None``, which leaves the choice to
     Celery, where the type has no routes, nothing recent is known, there is a tie, or the
-    call, or a retry, has a queue already. Never raises.
+    call, or a retry, has a queue already. Never raises, but lets a task's soft time limit pass.
     """
     try:
         options = options or {}
@@ -172,6 +172,10 @@ def route(
             return None
         chosen = _risks(app, parts).choose(plan, candidates, parts.clock.now())
         return None if chosen is None else {"queue": chosen}
-    except Exception as exc:  # noqa: BLE001  Celery's own route remains
+    except Exception as exc:  # Celery's own route remains
+        from celery.exceptions import SoftTimeLimitExceeded
+
+        if isinstance(exc, SoftTimeLimitExceeded):
+            raise  # it is for the task that publishes
         health.hook_failed("route", exc)
         return None

@@ -145,11 +145,17 @@ def test_what_children_of_one_task_each_leave_takes_little_room(
         verdicts(mongo, results)
 
 
+@pytest.mark.parametrize("routes", [(), ("rts.route",)], ids=["plan", "route"])
 def test_a_soft_time_limit_that_strikes_while_redis_is_asked(
-    make_stage: MakeStage, apps: MakeApp, mongo: Any
+    make_stage: MakeStage, apps: MakeApp, mongo: Any, routes: tuple[str, ...]
 ) -> None:
     with RedisServer() as own:
-        stage = make_stage(rts_redis_url=own.url, rts_timeout=60.0)
+        stage = make_stage(
+            rts_redis_url=own.url,
+            rts_timeout=60.0,
+            rts_routes={"mixed": ["elsewhere"]},
+            task_routes=routes,
+        )
         app = apps(stage)
         worker = stage.worker()
         try:
