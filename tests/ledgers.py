@@ -110,8 +110,10 @@ class Subject(Protocol):
 
 
 def public(found: list[Document]) -> list[Document]:
-    """Return documents without what only the store needs."""
-    found = [{k: v for k, v in d.items() if k != "_rev"} for d in found]
+    """Return documents without what only the store needs, and what tells the order in which
+    their records came.
+    """
+    found = [{k: v for k, v in d.items() if k not in ("_rev", "_ended")} for d in found]
     return sorted(found, key=lambda d: d["_id"])
 
 

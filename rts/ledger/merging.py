@@ -23,7 +23,9 @@ What only the merging needs is in private fields, which no reader shows:
 
 - ``_rev``: how often the document was replaced; absent: never (:mod:`rts.ledger.writes`).
 - ``_runs`` of a task: all its runs, if it has several.
-- ``_ended`` of a task: the first end that it wrote itself, if that is not this document's.
+- ``_ended`` of a task: the end that it wrote itself and that arrived first, if that is not
+  this document's. Only this depends on the order: the others are not counted, however often
+  each is delivered.
 - ``_overdue`` of a task: it was found overdue.
 """
 
@@ -51,8 +53,7 @@ def merge_tasks(stored: Document, new: Document) -> Document:
     runs = _join_runs(_runs(stored), _runs(new))
     winner = new if _task_rank(new) > _task_rank(stored) else stored
     overdue = "_overdue" in stored or "_overdue" in new
-    ends = [end for end in (_own_end(stored), _own_end(new)) if end is not None]
-    first = min(ends, default=None)
+    first = _own_end(stored) or _own_end(new)
     if (
         winner is stored
         and runs == _runs(stored)
@@ -134,7 +135,7 @@ def _this_end(task: Document) -> str | None:
 
 
 def _own_end(task: Document) -> str | None:
-    """Return the identity of the first end that the task wrote itself, as far as known."""
+    """Return the identity of the end that the task wrote itself and that arrived first."""
     known: str | None = task.get("_ended")
     return _this_end(task) if known is None else known
 

@@ -318,6 +318,19 @@ def test_the_first_success_is_final(subject: Subject) -> None:
     assert subject.documents()[0][1]["sla_success"] is True
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_of_two_ends_the_one_that_came_first_counts_however_often_both_come(
+    subject: Subject, together: bool
+) -> None:
+    first = entry(failed(), number=1)
+    second = entry(failed(instance="celery@b:1:1", pid=7, completed_at=R + 2), number=2)
+    for _ in range(2):  # the drain may die before it acknowledges them
+        if together:
+            assert subject.ledger.write([first, second]) == {second.entry_id}
+        assert subject.ledger.write([first]) == set()
+        assert subject.ledger.write([second]) == {second.entry_id}
+
+
 @pytest.mark.parametrize("turned", [False, True])
 def test_lost_is_provisional(subject: Subject, turned: bool) -> None:
     runs = [lost(), failed()]
