@@ -134,7 +134,6 @@ class WorkerParts:
                 parts.planner,
                 clock,
                 board,
-                board.acknowledged,
                 sink,
                 worker=hostname,
                 instance=instance,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from rts.records import Execution, Learned, OutboxEntry
 
@@ -51,29 +51,6 @@ class RunSink(Protocol):
 
     def ended_line(self, line: bytes) -> None:
         """Take the end of a run that is serialized already: its JSON and a newline."""
-
-
-class RunNotes(Protocol):
-    """Where runs in flight are noted. Shared by the processes of a worker."""
-
-    def put(self, note: bytes) -> int | None:
-        """Note, as JSON, that a run starts; return its slot, ``None`` if there was no room."""
-
-    def clear(self, slot: int) -> None:
-        """Note that the run in *slot* has ended."""
-
-    def take(self, task_id: str) -> Execution | None:
-        """Remove and return the note of a run that was aborted."""
-
-
-class Acknowledgements(Protocol):
-    """The latest acknowledged messages. Shared by the processes of a worker."""
-
-    def put(self, attributes: Mapping[str, Any]) -> None:
-        """Note that the message with these attributes is acknowledged now."""
-
-    def take(self, task_id: str) -> dict[str, Any] | None:
-        """Remove and return the attributes that are kept of a task's message."""
 
 
 class Ledger(Protocol):

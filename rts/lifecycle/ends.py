@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from billiard.einfo import ExceptionInfo
 
@@ -17,9 +17,12 @@ from rts.clock import FleetClock
 from rts.headers import DROPPED_HEADER
 from rts.lifecycle.outcomes import FAILURE
 from rts.lifecycle.planning import Planner
-from rts.ports import Acknowledgements, RunNotes, RunSink
+from rts.ports import RunSink
 from rts.records import DROPPED, LOST, Execution, new_execution
 from rts.signals import deadline_missed, run_ended
+
+if TYPE_CHECKING:
+    from rts.unfinished.notes import NoteBoard
 
 #: Celery's strategy, which passes each request to the pool.
 _ONE_BY_ONE = "celery.worker.strategy:default"
@@ -31,8 +34,8 @@ class Ends:
 
     planner: Planner
     clock: FleetClock
-    notes: RunNotes
-    acknowledged: Acknowledgements
+    #: Where the worker's runs, and the tasks that it acknowledged last, are noted.
+    board: NoteBoard
     sink: RunSink
     #: As in :class:`rts.records.Execution`.
     worker: str
@@ -41,7 +44,7 @@ class Ends:
     def track_ack(self, request: Any) -> None:
         """Have the task noted when Celery acknowledges its message."""
         acknowledge, attributes = request._on_ack, request.request_dict
-        note = self.acknowledged.put
+        note = self.board.acknowledged.put
 
         def acknowledged(*args: Any, **kwargs: Any) -> Any:
             try:
@@ -95,7 +98,7 @@ class Ends:
         process has either not started the run, or written the end itself. That end counts then:
         LOST is provisional.
         """
-        note, attributes = self.notes.take(task_id), self.acknowledged.take(task_id)
+        note, attributes = self.board.take(task_id), self.board.acknowledged.take(task_id)
         if note is not None:
             self._end(note, FAILURE, cause)
         elif attributes is not None:
@@ -103,7 +106,7 @@ class Ends:
 
     def cancelled(self, task_id: str) -> None:
         """Report that Celery has cancelled a run, whose message is to be delivered again."""
-        note = self.notes.take(task_id)
+        note = self.board.take(task_id)
         if note is not None:
             self._end(note, LOST, "killed")
 
@@ -119,7 +122,7 @@ class Ends:
             cause = DROPPED if attributes.get(DROPPED_HEADER) else "expired"
         else:
             cause = "revoked"
-        note = self.notes.take(attributes["id"]) if terminated else None
+        note = self.board.take(attributes["id"]) if terminated else None
         self._end(note or self._never_run(attributes), "REVOKED", cause)
 
     def discarded(self, attributes: Mapping[str, Any], state: str, cause: str) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from json.encoder import encode_basestring_ascii as quoted
 from operator import itemgetter
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import ref as weakref
 
 from rts import forks
@@ -22,7 +22,7 @@ from rts.fields import MAX_TEXT, priority_of, queue_of
 from rts.lifecycle.outcomes import REJECTED, RETRY, again_at
 from rts.load.sample import MAX_AGE_S, LoadSample
 from rts.load.usage import ProcessMeter, ThreadMeter
-from rts.ports import RunNotes, RunSink
+from rts.ports import RunSink
 from rts.records import (
     IGNORED,
     REPLACED,
@@ -33,6 +33,9 @@ from rts.records import (
     new_execution,
 )
 from rts.signals import deadline_missed, run_ended
+
+if TYPE_CHECKING:
+    from rts.unfinished.notes import NoteBoard
 
 #: Seconds for which a process reuses its reading of the load and of its memory, while
 #: its runs are short.
@@ -130,7 +133,7 @@ class Runs:
         self,
         clock: FleetClock,
         load: LoadReader,
-        notes: RunNotes,
+        board: NoteBoard,
         sink: RunSink,
         *,
         worker: str,
@@ -140,7 +143,7 @@ class Runs:
     ) -> None:
         self._clock = clock
         self._load = load
-        self._notes = notes
+        self._board = board
         self._sink = sink
         self._worker = worker
         self._instance = instance
@@ -190,7 +193,7 @@ class Runs:
             note = self._slow_note(plan, request, started_at, load.as_dict(now))
             run.priority = priority_of((request.get("delivery_info") or {}).get("priority"))
         run.note = note
-        run.slot = self._notes.put(note)
+        run.slot = self._board.put(note)
         run.cpu_start_s = self._cpu_time()
         # Last, so that the service time excludes our own work.
         run.started_monotonic = self._monotonic()
@@ -222,7 +225,7 @@ class Runs:
         self._sink.ended_line(line)
         # Only now: should this process die before, another one writes the end of the run.
         if run.slot is not None:
-            self._notes.clear(run.slot)
+            self._board.clear(run.slot)
         if deadline_missed.receivers and (
             cause != "null" or completed_at > run.plan.deadline - ROUNDED_S
         ):

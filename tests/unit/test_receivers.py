@@ -114,7 +114,6 @@ def ends_into(ended: list[Execution], settings: Settings) -> Ends:
         Planner(settings, Taus(), clock, lambda name: None),
         clock,
         board,
-        board.acknowledged,
         cast(Any, SimpleNamespace(ended=ended.append)),
         worker="w@h",
         instance="w@h/1-a",

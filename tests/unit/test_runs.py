@@ -68,8 +68,7 @@ class Load:
     def __init__(self) -> None:
         self.looks, self.age_s = 0, 0.25
 
-    def read(self, now: float | None = None) -> LoadSample:
-        assert now is not None
+    def read(self, now: float) -> LoadSample:
         self.looks += 1
         return LoadSample.of(0.5, 0.25, sampled_at=now - self.age_s)
 
