@@ -1,4 +1,4 @@
-"""A fork in the middle of what another thread does."""
+"""What a forked child does, also in the middle of what another thread does."""
 
 from __future__ import annotations
 
@@ -18,6 +18,22 @@ forks_beside_threads = pytest.mark.filterwarnings(
 )
 
 
+def in_child(act: Callable[[], object]) -> tuple[int, int]:
+    """Run *act* in a forked child; return its pid and, once it has ended, its exit code: 0, 1
+    where *act* raised or returned False, or minus the signal that ended it.
+    """
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            signal.alarm(30)
+            status = 1 if act() is False else 0
+        finally:
+            os._exit(status)
+    _, ended = os.waitpid(child, 0)
+    return child, os.waitstatus_to_exitcode(ended)
+
+
 def holds_in_child(look: Callable[[], bool], *locks: Any) -> bool:
     """Return what *look* finds in a child that is forked while a thread holds *locks*;
     False where it does not come to an end.
@@ -34,17 +50,13 @@ def holds_in_child(look: Callable[[], bool], *locks: Any) -> bool:
     holder = threading.Thread(target=hold)
     holder.start()
     assert held.wait(30)
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            signal.alarm(30)
-            # The child's first thread gets the number of the holder, as if it had the locks.
-            threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
-            status = 0 if look() else 1
-        finally:
-            os._exit(status)
-    _, ended = os.waitpid(child, 0)
+
+    def act() -> bool:
+        # The child's first thread gets the number of the holder, as if it had the locks.
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+        return look()
+
+    _, code = in_child(act)
     over.set()
     holder.join(30)
-    return os.waitstatus_to_exitcode(ended) == 0
+    return code == 0

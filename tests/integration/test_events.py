@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from rts.listener import Listener
 from rts.notices import SloBurning, TaskOverdue
 from rts.settings import Settings
 from rts.testing import wait_until
-from tests.forked import forks_beside_threads
+from tests.forked import forks_beside_threads, in_child
 
 NOTICE = TaskOverdue("t1", "proj.add", "mixed", "q", "w@h", 1.0, 2.0, 2.5)
 
@@ -155,8 +154,4 @@ def test_no_child_is_forked_amid_a_receiver(
     signals.task_overdue.connect(hold)  # for as long as it lives
     tell(redis_client, settings, text_of())
     assert inside.wait(30)
-    child = os.fork()
-    if child == 0:
-        os._exit(held.locked())
-    _, ended = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(ended) == 0
+    assert in_child(lambda: not held.locked())[1] == 0

@@ -23,7 +23,7 @@ from rts.link.scripts import pack
 from rts.link.waits import BoundedSocket
 from rts.settings import Settings
 from rts.testing import RedisServer, wait_until
-from tests.forked import forks_beside_threads, holds_in_child
+from tests.forked import forks_beside_threads, holds_in_child, in_child
 from tests.relay import relay
 
 
@@ -139,13 +139,7 @@ def answer(link: Link) -> Any:
 def test_a_child_does_not_use_the_parents_connection(link: Link) -> None:
     mine = client_id(link)
     reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.write(writing, str(client_id(link)).encode())
-        finally:
-            os._exit(0)
-    os.waitpid(child, 0)
+    in_child(lambda: os.write(writing, str(client_id(link)).encode()))
     os.close(writing)
     with os.fdopen(reading) as pipe:
         assert int(pipe.read()) != mine
@@ -156,19 +150,15 @@ def test_a_child_that_has_closed_what_it_inherited_keeps_what_it_has_opened(
     link: Link,
 ) -> None:
     mine = client_id(link)
-    child = os.fork()
-    if child == 0:  # as Celery's embedded beat does
-        status = 1
-        try:
-            os.closerange(3, 1024)
-            opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(64)]
-            link.call(pack("PING"))
-            null = os.stat(os.devnull)
-            status = 0 if all(os.path.samestat(os.fstat(fd), null) for fd in opened) else 1
-        finally:
-            os._exit(status)
-    _, ended = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(ended) == 0
+
+    def act() -> bool:
+        os.closerange(3, 1024)  # as Celery's embedded beat does
+        opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(64)]
+        link.call(pack("PING"))
+        null = os.stat(os.devnull)
+        return all(os.path.samestat(os.fstat(fd), null) for fd in opened)
+
+    assert in_child(act)[1] == 0
     assert client_id(link) == mine
 
 

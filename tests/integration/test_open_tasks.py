@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from rts.unfinished.open_tasks import OpenTasks
 from rts.unfinished.overdue import SETTLE_S
 from tests.clock import Clock
 from tests.conftest import MakeStage, Stage, printed, python
+from tests.forked import in_child
 from tests.memory_ledger import MemoryLedger
 from tests.open_tasks import counts, end, events, note, overdue_sweep, task
 
@@ -314,18 +314,14 @@ def test_a_forked_child_starts_with_an_empty_buffer(
 ) -> None:
     open_tasks = note(settings, task("before", 2e9))
     open_tasks.note(task("the parent's", 2e9))
-    pid = os.fork()
-    if not pid:
-        status = 1
-        try:
-            open_tasks._every_s = 0.05
-            open_tasks.note(task("child", 2e9))
-            wait_until(lambda: not open_tasks._notes)  # by its own thread
-            open_tasks.flush()
-            status = 0
-        finally:
-            os._exit(status)
-    assert os.waitpid(pid, 0)[1] == 0
+
+    def act() -> None:
+        open_tasks._every_s = 0.05
+        open_tasks.note(task("child", 2e9))
+        wait_until(lambda: not open_tasks._notes)  # by its own thread
+        open_tasks.flush()
+
+    assert in_child(act)[1] == 0
     assert set(redis_client.zrange(settings.keys.open, 0, -1)) == {"before", "child"}
     open_tasks.stop()
     assert redis_client.zcard(settings.keys.open) == 3

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +16,7 @@ import rts
 from rts import installation, integration
 from rts.installation import ATTRIBUTE, parts_of
 from rts.lifecycle import receivers
-from tests.forked import forks_beside_threads
+from tests.forked import forks_beside_threads, in_child
 
 
 class Conf(dict[str, Any]):
@@ -68,15 +66,15 @@ def test_a_child_builds_what_its_parent_was_building(app: Celery, conf: Conf) ->
     builder = threading.Thread(target=parts_of, args=(app,))
     builder.start()
     assert conf.read.wait(30)
-    child = os.fork()
-    if child == 0:
-        signal.alarm(30)
+
+    def act() -> bool:
         conf.released.set()
-        os._exit(0 if parts_of(app) is not None else 1)
-    _, status = os.waitpid(child, 0)
+        return parts_of(app) is not None
+
+    _, code = in_child(act)
     conf.released.set()
     builder.join(30)
-    assert os.waitstatus_to_exitcode(status) == 0
+    assert code == 0
 
 
 def test_an_app_gets_its_receivers_while_another_one_gives_them_up(

@@ -12,6 +12,7 @@ import pytest
 from rts import health
 from rts.records import Execution
 from rts.unfinished.notes import SLOT_BYTES, NoteBoard
+from tests.forked import in_child
 from tests.records import run
 
 
@@ -85,11 +86,11 @@ def test_a_process_may_run_more_tasks_than_32_bits_count(board: NoteBoard) -> No
 
 
 def test_the_note_of_a_killed_process_stays_and_is_taken_once(board: NoteBoard) -> None:
-    child = os.fork()
-    if child == 0:
+    def act() -> None:
         noted(board, here("killed"))
         os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(child, 0)
+
+    child, _ = in_child(act)
     noted(board, here("mine"))
     assert task_ids(board) == ["killed", "mine"]
     note = board.take("killed")
@@ -107,11 +108,7 @@ def test_the_slot_of_a_thread_whose_note_was_taken_is_used_again(board: NoteBoar
 
 def test_of_two_runs_of_a_task_the_dead_one_is_taken_first(board: NoteBoard) -> None:
     noted(board, here("same"))
-    child = os.fork()
-    if child == 0:
-        noted(board, here("same"))
-        os._exit(0)
-    os.waitpid(child, 0)
+    child, _ = in_child(lambda: noted(board, here("same")))
     note = board.take("same")
     assert note is not None
     assert note.pid == child
@@ -147,15 +144,15 @@ def test_slots_of_processes_that_are_gone_are_free_again(board: NoteBoard) -> No
     own = noted(board, here("own"))
     assert own is not None
     board.clear(own)  # it stays this process's, which lives
+
+    def act() -> bool:
+        slot = noted(board, here("x"))
+        if slot is not None:
+            board.clear(slot)
+        return slot not in (None, own)
+
     for _ in range(3 * board.slots):
-        child = os.fork()
-        if child == 0:
-            slot = noted(board, here("x"))
-            if slot is not None:
-                board.clear(slot)
-            os._exit(1 if slot in (None, own) else 0)
-        _, status = os.waitpid(child, 0)
-        assert os.waitstatus_to_exitcode(status) == 0
+        assert in_child(act)[1] == 0
 
 
 def test_without_room_a_run_is_not_noted(board: NoteBoard) -> None:
@@ -190,16 +187,12 @@ def test_a_torn_note_is_no_note(board: NoteBoard) -> None:
 
 
 def test_a_process_that_dies_while_it_writes_its_note_has_none(board: NoteBoard) -> None:
-    child = os.fork()
-    if child == 0:
-        try:
-            board.clear(noted(board, here("before")) or 0)
-            board._map = DyingMap(board._map)
-            noted(board, here("never whole"))
-        finally:
-            os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+    def act() -> None:
+        board.clear(noted(board, here("before")) or 0)
+        board._map = DyingMap(board._map)
+        noted(board, here("never whole"))
+
+    assert in_child(act)[1] == -signal.SIGKILL
     assert list(board.notes()) == []
 
 

@@ -21,6 +21,7 @@ from rts.ledger.spool_folder import REFUSED_BYTES, opened, read_all, read_counts
 from rts.records import Execution
 from rts.settings import Settings
 from tests.conftest import printed, python
+from tests.forked import in_child
 from tests.records import as_line, run
 
 MIB = 1 << 20
@@ -125,13 +126,7 @@ def test_a_process_that_ends_with_a_spool_says_nothing(tmp_path: Path) -> None:
 def test_a_forked_child_writes_a_file_of_its_own(tmp_path: Path) -> None:
     spool = Spool(str(tmp_path / "spool"), MIB)
     spool.append_line(as_line(run("parent")))
-    child = os.fork()
-    if child == 0:
-        try:
-            spool.append_line(as_line(run("child")))
-        finally:
-            os._exit(0)
-    os.waitpid(child, 0)
+    in_child(lambda: spool.append_line(as_line(run("child"))))
     spool.append_line(as_line(run("parent again")))
     first, second = spool.files()
     assert [len(lines_of(path)) for path in (first, second)] == [2, 1]
@@ -185,13 +180,7 @@ def test_a_forked_child_does_not_close_its_parents_file(tmp_path: Path) -> None:
     """The parent would be killed by its next record, in memory that has no file."""
     spool = Spool(str(tmp_path / "spool"), MIB)
     spool.append_line(as_line(run("a")))
-    child = os.fork()
-    if child == 0:
-        try:
-            spool.close()
-        finally:
-            os._exit(0)
-    os.waitpid(child, 0)
+    in_child(spool.close)
     (path,) = spool.files()
     assert os.stat(path).st_size > 10_000, "its room is reserved"
     with opened(path) as fd:
@@ -202,15 +191,13 @@ def test_the_file_of_a_process_that_was_killed_ends_with_its_last_record(
     tmp_path: Path,
 ) -> None:
     spool = Spool(str(tmp_path / "spool"), MIB)
-    child = os.fork()
-    if child == 0:
-        try:
-            for i in range(3):
-                spool.append_line(as_line(run(str(i))))
-            os.kill(os.getpid(), signal.SIGKILL)
-        finally:
-            os._exit(0)
-    os.waitpid(child, 0)
+
+    def act() -> None:
+        for i in range(3):
+            spool.append_line(as_line(run(str(i))))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    in_child(act)
     (path,) = spool.files()
     assert ids(spool) == ["0", "1", "2"]
     with opened(path) as fd:
