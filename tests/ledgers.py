@@ -10,6 +10,7 @@ from rts.ledger.mongo import MongoLedger
 from rts.records import Execution, Learned, OutboxEntry
 from rts.settings import Settings
 from tests.memory_ledger import MemoryLedger
+from tests.records import run as run_of
 
 #: Whole seconds, so that arithmetic on instants is exact.
 R = 1_900_000_000.0
@@ -19,18 +20,10 @@ UTC = timezone.utc
 def execution(**changes: Any) -> Execution:
     """Return a run that succeeds 3 s after its arrival, 7 s before its deadline."""
     defaults: dict[str, Any] = {
-        "task_id": "t",
-        "name": "proj.add",
-        "task_type": "cpu-light",
-        "type_source": "explicit",
-        "tau": 5.0,
-        "k": 2.0,
+        **run_of("t")._asdict(),
         "arrival": R,
         "deadline": R + 10,
-        "arrival_source": "published",
         "queue": "celery",
-        "retries": 0,
-        "parent_id": None,
         "root_id": "t",
         "worker": "celery@a",
         "instance": "celery@a:1:1",
@@ -44,7 +37,7 @@ def execution(**changes: Any) -> Execution:
         "state": "SUCCESS",
     }
     values = {**defaults, **changes}
-    if "run_id" not in values:
+    if "run_id" not in changes:
         start = values["started_at"]
         moment = "-" if start is None else f"{start * 1e6:.0f}"
         who = values["pid"] or values["instance"]

@@ -6,7 +6,16 @@ from collections.abc import Iterator
 
 import pytest
 
+from rts.ledger.mongo import MongoLedger
+from rts.settings import Settings
 from tests.ledgers import InMemory, OnMongo, Subject
+
+
+@pytest.fixture
+def ledger(rts_mongo_url: str) -> Iterator[MongoLedger]:
+    made = MongoLedger(Settings(mongo_url=rts_mongo_url, ledger_ttl=0))
+    yield made
+    made.close()
 
 
 @pytest.fixture

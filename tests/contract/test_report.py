@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator
 from datetime import datetime, timezone
 from itertools import pairwise
 from typing import Any
@@ -36,6 +35,7 @@ from rts.views.runs import INTERVALS, MERGED, late_runs, latest_misses, one_task
 from rts.views.slo import standings
 from rts.views.tallies import precompute
 from rts.views.tally import FIELDS
+from tests.records import run as run_of
 
 #: On a whole hour.
 T = 1_900_000_800.0
@@ -57,24 +57,14 @@ def runs_between(n: int, begin: float, end: float, rng: random.Random) -> list[E
         arrival = completed - runtime - delay
         kind = rng.choice(["SUCCESS"] * 6 + ["FAILURE", "RETRY", "expired", "killed"])
         task_id = f"{begin:.0f}-{number}"
-        run = Execution(
-            run_id=f"{task_id}:0",
-            task_id=task_id,
+        run = run_of(task_id)._replace(
             name=rng.choice(NAMES),
             task_type=rng.choice(TYPES),
-            type_source="explicit",
             tau=2.0,
-            k=2.0,
             arrival=arrival,
             deadline=arrival + 4,
-            arrival_source="published",
             queue=rng.choice(["q1", "q2"]),
-            retries=0,
-            parent_id=None,
-            root_id=None,
             worker=rng.choice(WORKERS),
-            instance="i",
-            pid=1,
             started_at=completed - runtime,
             completed_at=completed,
             runtime_s=runtime,
@@ -86,13 +76,6 @@ def runs_between(n: int, begin: float, end: float, rng: random.Random) -> list[E
             run = run._replace(runtime_s=None, cause="killed")
         found.append(run)
     return found
-
-
-@pytest.fixture
-def ledger(rts_mongo_url: str) -> Iterator[MongoLedger]:
-    made = MongoLedger(Settings(mongo_url=rts_mongo_url, ledger_ttl=0))
-    yield made
-    made.close()
 
 
 def write(ledger: MongoLedger, runs: list[Execution]) -> None:
@@ -410,21 +393,15 @@ class Finds(CommandListener):
         """Nothing."""
 
 
-def test_the_latest_misses_of_many_types_take_few_questions(rts_mongo_url: str) -> None:
+def test_the_latest_misses_of_many_types_take_few_questions(
+    ledger: MongoLedger, rts_mongo_url: str
+) -> None:
     types = tuple(f"t{n}" for n in range(250))
-    ledger = MongoLedger(Settings(mongo_url=rts_mongo_url, ledger_ttl=0))
-    late = runs_between(500, 0, 1000, random.Random(1))
-    ledger.write(
-        [
-            OutboxEntry(
-                "",
-                each._replace(
-                    task_type=types[n % 250], state="SUCCESS", deadline=each.arrival, cause=None
-                ),
-            )
-            for n, each in enumerate(late)
-        ]
-    )
+    late = []
+    for n, each in enumerate(runs_between(500, 0, 1000, random.Random(1))):
+        end = {"state": "SUCCESS", "deadline": each.arrival, "cause": None}
+        late.append(each._replace(task_type=types[n % 250], **end))
+    write(ledger, late)
     expected = ledger.database.tasks.find().sort("verdict_at", -1).limit(100)
     finds = Finds()
     with MongoClient(rts_mongo_url, event_listeners=[finds], tz_aware=True) as client:
@@ -441,7 +418,6 @@ def test_the_latest_misses_of_many_types_take_few_questions(rts_mongo_url: str) 
         )
         stages = str(plan.sort("verdict_at", -1).limit(100).explain()["queryPlanner"])
         assert "SORT_MERGE" in stages, "they are not all read and sorted"
-    ledger.close()
 
 
 def test_a_sample_is_of_the_newest_runs_of_each_part_of_the_window(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import weakref
 from collections import Counter
-from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from itertools import pairwise
 from typing import Any
@@ -28,13 +27,6 @@ from tests.records import run
 
 #: An instant that is the beginning of no interval.
 UNTIL = datetime(2030, 1, 2, 3, 4, 5, 678000, timezone.utc)
-
-
-@pytest.fixture
-def ledger(rts_mongo_url: str) -> Iterator[MongoLedger]:
-    ledger = MongoLedger(Settings(mongo_url=rts_mongo_url, ledger_ttl=0))
-    yield ledger
-    ledger.close()
 
 
 def fill(ledger: MongoLedger, n: int, span_s: float) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
@@ -27,19 +26,9 @@ DAY = 86400.0
 
 
 @pytest.fixture
-def settings(rts_mongo_url: str) -> Settings:
-    return Settings(
-        mongo_url=rts_mongo_url,
-        ledger_ttl=0,
-        slo={"cpu-light": 0.99, "q2": 0.9, "a.x": 0.5, "*": 0.95, "nobody": 0.8},
-    )
-
-
-@pytest.fixture
-def ledger(settings: Settings) -> Iterator[MongoLedger]:
-    made = MongoLedger(settings)
-    yield made
-    made.close()
+def settings() -> Settings:
+    slo = {"cpu-light": 0.99, "q2": 0.9, "a.x": 0.5, "*": 0.95, "nobody": 0.8}
+    return Settings(ledger_ttl=0, slo=slo)
 
 
 def fill(ledger: MongoLedger, n: int, seed: int = 1) -> None:
