@@ -8,6 +8,7 @@ import hmac
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -49,37 +50,65 @@ def receiver() -> Iterator[Receiver]:
     receiver.down()
 
 
-MakeSettings = Callable[..., Settings]
+class Fleet:
+    """Settings, and the parts of companions that have them."""
+
+    def __init__(self, conf: dict[str, Any], mongo: Any, stack: ExitStack) -> None:
+        self._conf, self._mongo, self._stack = conf, mongo, stack
+
+    def settings(self, *hooks: dict[str, Any], **more: Any) -> Settings:
+        conf = {**self._conf, "rts_webhooks": list(hooks), **more}
+        return Settings.from_conf(conf, environ={})
+
+    def link(self, settings: Settings, kind: Callable[[Settings], Any] = Link) -> Any:
+        made = kind(dataclasses.replace(settings, timeout=5.0))
+        self._stack.callback(made.close)
+        return made
+
+    def store(
+        self,
+        settings: Settings,
+        clock: FleetClock | None = None,
+        link: Link | None = None,
+        **more: Any,
+    ) -> AlertStore:
+        link, clock = link or self.link(settings), clock or FleetClock()
+        return AlertStore(link, settings, clock, **{"quiet_s": {}, **more})
+
+    def delivery(
+        self,
+        settings: Settings,
+        clock: FleetClock | None = None,
+        leads: Callable[[], bool] = lambda: True,
+        number: int = 0,
+    ) -> WebhookDelivery:
+        hook, link = settings.webhooks[number], self.link(settings)
+        clock = clock or FleetClock()
+        return WebhookDelivery(hook, link, settings.keys, clock, leads, jitter=lambda: 1.0)
+
+    def leader(
+        self, settings: Settings, clock: FleetClock | None = None, name: str = "a", **more: Any
+    ) -> Leader:
+        clock = clock or FleetClock()
+        leader = Leader(self.link(settings), settings, clock, name, self._mongo, **more)
+        self._stack.callback(leader.leave)
+        return leader
+
+    def firing(self, settings: Settings) -> list[Alert]:
+        return firing(self.link(settings), settings)
 
 
 @pytest.fixture
-def make_settings(rts_redis_url: str, rts_mongo_url: str, rts_key_prefix: str) -> MakeSettings:
-    def make(*hooks: dict[str, Any], **more: Any) -> Settings:
-        return Settings.from_conf(
-            {
-                "rts_redis_url": rts_redis_url,
-                "rts_mongo_url": rts_mongo_url,
-                "rts_key_prefix": rts_key_prefix,
-                "rts_webhooks": list(hooks),
-                **more,
-            },
-            environ={},
-        )
-
-    return make
-
-
-@pytest.fixture
-def links() -> Iterator[Callable[[Settings], Link]]:
-    made: list[Link] = []
-
-    def make(settings: Settings) -> Link:
-        made.append(Link(dataclasses.replace(settings, timeout=5.0)))
-        return made[-1]
-
-    yield make
-    for link in made:
-        link.close()
+def fleet(
+    rts_redis_url: str,
+    rts_mongo_url: str,
+    rts_key_prefix: str,
+    mongo: Any,
+    receiver: Receiver,  # which outlives whoever sends to it
+) -> Iterator[Fleet]:
+    conf = {"rts_redis_url": rts_redis_url, "rts_mongo_url": rts_mongo_url}
+    with ExitStack() as stack:
+        yield Fleet({**conf, "rts_key_prefix": rts_key_prefix}, mongo, stack)
 
 
 def overdue(*tasks: tuple[str, str | None, float]) -> list[Condition]:
@@ -100,35 +129,20 @@ def make_overdue(redis_client: Any, settings: Settings, task_id: str, queue: str
     redis_client.zadd(settings.keys.overdue, {task_id: 12.0})
 
 
-def store_of(link: Link, settings: Settings, clock: FleetClock | None = None) -> AlertStore:
-    return AlertStore(link, settings, clock or FleetClock(), quiet_s={})
-
-
-def delivery_of(
-    link: Link, settings: Settings, clock: FleetClock | None = None
-) -> WebhookDelivery:
-    (hook,) = settings.webhooks
-    clock = clock or FleetClock()
-    return WebhookDelivery(hook, link, settings.keys, clock, lambda: True, jitter=lambda: 1.0)
-
-
-def test_an_alert_starts_once_and_ends_once(
-    make_settings: MakeSettings, links: Any, receiver: Receiver
-) -> None:
-    settings = make_settings({"url": receiver.url + "/hook?x=1", "secret": SECRET})
-    link = links(settings)
-    store, other = store_of(link, settings), store_of(links(settings), settings)
+def test_an_alert_starts_once_and_ends_once(fleet: Fleet, receiver: Receiver) -> None:
+    settings = fleet.settings({"url": receiver.url + "/hook?x=1", "secret": SECRET})
+    store, other = fleet.store(settings), fleet.store(settings)
     assert store.update((KIND,), overdue()) == 1
     # It goes on, with other numbers, seen by another companion too.
     more = overdue(("cpu-light", "celery", 50.0), ("cpu-light", "celery", 60.0))
     assert store.update((KIND,), more) == other.update((KIND,), more) == 0
     assert other.update(("slo_burning",), []) == 0  # says nothing of overdue tasks
-    (alert,) = firing(link, settings)
+    (alert,) = fleet.firing(settings)
     assert (alert.key, alert.state) == ("task_overdue/cpu-light/celery", "firing")
     assert other.update((KIND,), []) == 1
     assert store.update((KIND,), []) == 0
-    assert firing(link, settings) == []
-    delivery = delivery_of(link, settings)
+    assert fleet.firing(settings) == []
+    delivery = fleet.delivery(settings)
     delivery.step()
     delivery.step()
     assert delivery.step() > 0
@@ -174,31 +188,27 @@ class Overtaken(Link):
 
 
 def test_two_leaders_at_the_same_moment_send_one_message(
-    make_settings: MakeSettings, links: Any, redis_client: Any
+    fleet: Fleet, redis_client: Any
 ) -> None:
-    settings = make_settings({"url": "https://a"})
-    link = Overtaken(dataclasses.replace(settings, timeout=5.0))
-    store, other = store_of(link, settings), store_of(links(settings), settings)
+    settings = fleet.settings({"url": "https://a"})
+    link = fleet.link(settings, Overtaken)
+    store, other = fleet.store(settings, link=link), fleet.store(settings)
     for conditions in (overdue(), []):
         link.meanwhile = lambda now=conditions: other.update((KIND,), now)
         assert store.update((KIND,), conditions) == 0
     assert redis_client.llen(settings.keys.webhook(settings.webhooks[0].id)) == 2
-    link.close()
 
 
-def test_an_alert_that_cannot_be_read_starts_again(
-    make_settings: MakeSettings, links: Any, redis_client: Any
-) -> None:
+def test_an_alert_that_cannot_be_read_starts_again(fleet: Fleet, redis_client: Any) -> None:
     """As one of another version."""
-    settings = make_settings()
-    link = links(settings)
-    store, key = store_of(link, settings), settings.keys.alerts
+    settings = fleet.settings()
+    store, key = fleet.store(settings), settings.keys.alerts
     names = [str(number) for number in range(8)]
     for name in names:
         alert = dataclasses.replace(Alert.of(overdue()[0], name, float(name)), key=name)
         redis_client.hset(key, name, alert.to_json())
     redis_client.hset(key, "odd", "{}")
-    assert [alert.id for alert in firing(link, settings)] == names
+    assert [alert.id for alert in fleet.firing(settings)] == names
     assert store.update((), ()) == 0
     assert sorted(redis_client.hkeys(key)) == names
 
@@ -216,79 +226,65 @@ def test_overdue_tasks_are_told_by_type_and_queue() -> None:
 
 
 def test_a_list_of_another_type_costs_only_its_webhook_the_message(
-    make_settings: MakeSettings, links: Any, redis_client: Any
+    fleet: Fleet, redis_client: Any
 ) -> None:
-    settings = make_settings({"url": "https://a"}, {"url": "https://b"})
+    settings = fleet.settings({"url": "https://a"}, {"url": "https://b"})
     first, second = (settings.keys.webhook(hook.id) for hook in settings.webhooks)
     redis_client.set(first, "mine")
-    assert store_of(links(settings), settings).update((KIND,), overdue()) == 1
+    assert fleet.store(settings).update((KIND,), overdue()) == 1
     assert redis_client.llen(second) == 1
 
 
-def test_a_flapping_condition_alerts_once(make_settings: MakeSettings, links: Any) -> None:
-    settings = make_settings()
-    now = [0.0]
-    quiet = {KIND: 30.0}
-    store = AlertStore(
-        links(settings), settings, FleetClock(), quiet_s=quiet, now=lambda: now[0]
-    )
+def test_a_flapping_condition_alerts_once(fleet: Fleet) -> None:
+    clock = Clock()
+    store = fleet.store(fleet.settings(), quiet_s={KIND: 30.0}, now=clock)
     changes = []
     for there in (True, False, False, True, False, False, False):
-        now[0] += 20
+        clock.at += 20
         changes.append(store.update((KIND,), overdue() if there else []))
     assert changes == [1, 0, 0, 0, 0, 0, 1]
 
 
-def test_a_burn_rate_around_its_threshold_alerts_once(
-    make_settings: MakeSettings, links: Any
-) -> None:
-    settings = make_settings({"url": "https://a"})
-    now = [0.0]
-    store = AlertStore(
-        links(settings), settings, FleetClock(), quiet_s=QUIET_S, now=lambda: now[0]
-    )
+def test_a_burn_rate_around_its_threshold_alerts_once(fleet: Fleet) -> None:
+    clock = Clock()
+    store = fleet.store(fleet.settings({"url": "https://a"}), quiet_s=QUIET_S, now=clock)
     labels = {"objective": "*", "window": "1h"}
     values = dict.fromkeys(("target", "burn_rate", "budget_left_ratio"), 0.5)
     page = Condition("p", SLO_BURNING, "page", "", labels, values)
     ticket = Condition("t", SLO_BURNING, "ticket", "", labels, values, covered_by="p")
     changes = []
     for burns in (True, False, True, False, False, False, False, False):
-        now[0] += OBJECTIVES_S * 2
+        clock.at += OBJECTIVES_S * 2
         changes.append(store.update((SLO_BURNING,), [ticket, page] if burns else [ticket]))
     assert changes == [1, 0, 0, 0, 0, 0, 0, 1]
     assert store.update((SLO_BURNING,), [ticket]) == 1
 
 
 def test_an_alert_without_a_webhook_does_not_fire_for_ever(
-    make_settings: MakeSettings, links: Any, receiver: Receiver, mongo: Any, redis_client: Any
+    fleet: Fleet, receiver: Receiver, redis_client: Any
 ) -> None:
     hook = {"url": receiver.url}
-    before, now = make_settings(hook), make_settings({**hook, "events": ["slo_burning"]})
-    link = links(now)
-    store_of(link, before).update((KIND,), overdue())
-    store_of(link, before).update((), ())
+    before, now = fleet.settings(hook), fleet.settings({**hook, "events": ["slo_burning"]})
+    fleet.store(before).update((KIND,), overdue())
+    fleet.store(before).update((), ())
     # Where there is no webhook at all, nobody leads.
     assert 0 < redis_client.ttl(now.keys.alerts) <= UNLED_S
-    leader = Leader(link, now, FleetClock(), "one", mongo, quiet_s={})
+    leader = fleet.leader(now, quiet_s={})
     assert leader.lead()
     assert leader.evaluate_overdue() == 1
-    assert firing(link, now) == []
-    leader.leave()
+    assert fleet.firing(now) == []
 
 
 def test_no_alert_ends_while_more_tasks_are_overdue_than_are_looked_at(
-    make_settings: MakeSettings,
-    links: Any,
+    fleet: Fleet,
     receiver: Receiver,
-    mongo: Any,
     redis_client: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = make_settings({"url": receiver.url})
-    link = links(settings)
+    settings = fleet.settings({"url": receiver.url})
     for queue in "ab":
         make_overdue(redis_client, settings, queue, queue)
-    leader = Leader(link, settings, FleetClock(), "one", mongo, quiet_s={})
+    leader = fleet.leader(settings, quiet_s={})
     assert leader.lead()
     assert leader.evaluate_overdue() == 2
     with monkeypatch.context() as patch:
@@ -296,43 +292,37 @@ def test_no_alert_ends_while_more_tasks_are_overdue_than_are_looked_at(
         assert leader.evaluate_overdue() == 0
     redis_client.zrem(settings.keys.overdue, "a")
     assert leader.evaluate_overdue() == 1
-    assert [alert.key for alert in firing(link, settings)] == ["task_overdue/mixed/b"]
+    assert [alert.key for alert in fleet.firing(settings)] == ["task_overdue/mixed/b"]
     redis_client.zrem(settings.keys.overdue, "b")
     assert leader.evaluate_overdue() == 1
-    assert firing(link, settings) == []
-    leader.leave()
+    assert fleet.firing(settings) == []
 
 
 def test_no_alert_ends_because_there_are_too_many_others(
-    make_settings: MakeSettings, links: Any, receiver: Receiver, mongo: Any, redis_client: Any
+    fleet: Fleet, receiver: Receiver, redis_client: Any
 ) -> None:
-    settings = make_settings({"url": receiver.url})
-    link = links(settings)
+    settings = fleet.settings({"url": receiver.url})
     make_overdue(redis_client, settings, "one", "small")
     # On a slow machine what follows takes longer than the lease lasts.
-    leader = Leader(link, settings, FleetClock(), "one", mongo, quiet_s={}, now=Clock())
+    leader = fleet.leader(settings, quiet_s={}, now=Clock())
     assert leader.lead()
     assert leader.evaluate_overdue() == 1
     for n in range(2 * MAX_GROUPS + 2):
         make_overdue(redis_client, settings, str(n), f"large-{n // 2}")
     assert leader.evaluate_overdue() == MAX_GROUPS
-    assert "task_overdue/mixed/small" in [alert.key for alert in firing(link, settings)]
+    assert "task_overdue/mixed/small" in [alert.key for alert in fleet.firing(settings)]
     redis_client.zrem(settings.keys.overdue, "one")
     assert leader.evaluate_overdue() == 1, "it has no tasks, so it was not left out"
     redis_client.zrem(settings.keys.overdue, "0", "1")
     assert leader.evaluate_overdue() == 2, "one has no tasks, the one left out takes its place"
-    assert len(firing(link, settings)) == MAX_GROUPS
-    leader.leave()
+    assert len(fleet.firing(settings)) == MAX_GROUPS
 
 
-def test_who_leads_no_more_sends_nothing(
-    make_settings: MakeSettings, links: Any, receiver: Receiver
-) -> None:
-    settings = make_settings({"url": receiver.url})
-    link, leads = links(settings), [False]
-    store_of(link, settings).update((KIND,), overdue())
-    (hook,) = settings.webhooks
-    delivery = WebhookDelivery(hook, link, settings.keys, FleetClock(), lambda: leads[0])
+def test_who_leads_no_more_sends_nothing(fleet: Fleet, receiver: Receiver) -> None:
+    settings = fleet.settings({"url": receiver.url})
+    leads = [False]
+    fleet.store(settings).update((KIND,), overdue())
+    delivery = fleet.delivery(settings, leads=lambda: leads[0])
     delivery.step()
     assert not receiver.taken
     leads[0] = True
@@ -340,28 +330,24 @@ def test_who_leads_no_more_sends_nothing(
     assert len(receiver.taken) == 1
 
 
-def test_a_lone_surrogate_in_a_queue_hides_no_other(
-    make_settings: MakeSettings, links: Any, receiver: Receiver
-) -> None:
-    settings = make_settings({"url": receiver.url})
+def test_a_lone_surrogate_in_a_queue_hides_no_other(fleet: Fleet, receiver: Receiver) -> None:
+    settings = fleet.settings({"url": receiver.url})
     conditions = overdue(("mixed", "\ud800", 90.0), ("mixed", "q", 90.0))
-    assert store_of(links(settings), settings).update((KIND,), conditions) == 2
+    assert fleet.store(settings).update((KIND,), conditions) == 2
 
 
 @pytest.mark.parametrize("trouble", ["down", "500", "slow", "redirect"])
 def test_a_receiver_in_trouble_gets_the_message_once_it_is_back(
-    make_settings: MakeSettings,
-    links: Any,
+    fleet: Fleet,
     receiver: Receiver,
     trouble: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("rts.alerting.post.TIMEOUT_S", 0.3)
-    settings = make_settings({"url": receiver.url.replace("//", "//u:hush@") + "/hidden"})
-    link = links(settings)
-    store_of(link, settings).update((KIND,), overdue())
-    delivery = delivery_of(link, settings)
+    settings = fleet.settings({"url": receiver.url.replace("//", "//u:hush@") + "/hidden"})
+    fleet.store(settings).update((KIND,), overdue())
+    delivery = fleet.delivery(settings)
     if trouble == "down":
         receiver.down()
     receiver.status = {"500": 500, "slow": None, "redirect": 302}.get(trouble, 200)
@@ -374,7 +360,7 @@ def test_a_receiver_in_trouble_gets_the_message_once_it_is_back(
         receiver.up()
     receiver.status = 200
     # The next companion delivers it, if this one dies.
-    delivery = delivery_of(links(settings), settings)
+    delivery = fleet.delivery(settings)
     assert delivery.step() == 1.0  # min_interval
     delivery.step()
     (message,) = receiver.taken
@@ -386,13 +372,13 @@ def test_a_receiver_in_trouble_gets_the_message_once_it_is_back(
 
 
 def test_the_longest_back_off_and_giving_up(
-    make_settings: MakeSettings, links: Any, receiver: Receiver, redis_client: Any
+    fleet: Fleet, receiver: Receiver, redis_client: Any
 ) -> None:
-    settings = make_settings({"url": receiver.url})
-    link, clock = links(settings), FleetClock()
-    store_of(link, settings, clock).update((KIND,), overdue())
+    settings = fleet.settings({"url": receiver.url})
+    clock = FleetClock()
+    fleet.store(settings, clock).update((KIND,), overdue())
     receiver.down()
-    delivery = delivery_of(link, settings, clock)
+    delivery = fleet.delivery(settings, clock)
     delivery._failures = 500
     assert delivery.step() == MAX_BACKOFF_S
     clock.offset_s = GIVE_UP_S + 60
@@ -403,42 +389,37 @@ def test_the_longest_back_off_and_giving_up(
 
 
 def test_waiting_messages_are_bounded_and_broken_ones_dropped(
-    make_settings: MakeSettings,
-    links: Any,
+    fleet: Fleet,
     receiver: Receiver,
     redis_client: Any,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    settings = make_settings({"url": receiver.url, "min_interval": 0})
+    settings = fleet.settings({"url": receiver.url, "min_interval": 0})
     (hook,) = settings.webhooks
     waiting = settings.keys.webhook(hook.id)
     redis_client.rpush(waiting, *["not JSON"] * MAX_WAITING)
-    link = links(settings)
-    store_of(link, settings).update((KIND,), overdue())
+    fleet.store(settings).update((KIND,), overdue())
     assert redis_client.llen(waiting) == MAX_WAITING
     assert redis_client.hget(settings.keys.counters, "webhook_dropped") == "1"
     assert redis_client.ttl(waiting) > 0
     redis_client.ltrim(waiting, -2, -1)
-    delivery = delivery_of(link, settings)
+    delivery = fleet.delivery(settings)
     delivery.step()
     delivery.step()
     assert [message.document["kind"] for message in receiver.taken] == [KIND]
     assert "it is not an alert" in caplog.text
 
 
-def test_receivers_get_what_they_want_in_their_format(
-    make_settings: MakeSettings, links: Any, receiver: Receiver
-) -> None:
+def test_receivers_get_what_they_want_in_their_format(fleet: Fleet, receiver: Receiver) -> None:
     link_to = "https://flower.internal/rts"
-    settings = make_settings(
+    settings = fleet.settings(
         {"url": receiver.url + "/a", "format": "slack", "link": link_to, "events": [KIND]},
         {"url": receiver.url + "/b", "events": ["slo_burning"]},
     )
-    link = links(settings)
     evil = "<!channel>\n& <http://evil|click>\x1b[31m\u202e"
-    store_of(link, settings).update((KIND,), overdue(("cpu-light", evil, 90.0)))
-    for hook in settings.webhooks:
-        WebhookDelivery(hook, link, settings.keys, FleetClock(), lambda: True).step()
+    fleet.store(settings).update((KIND,), overdue(("cpu-light", evil, 90.0)))
+    for number in range(2):
+        fleet.delivery(settings, number=number).step()
     (message,) = receiver.taken
     assert message.path == "/a"
     assert message.document == {
@@ -456,16 +437,15 @@ def test_slack_does_not_tell_what_is_over_as_if_it_were_not() -> None:
 
 
 def test_a_slow_receiver_delays_neither_others_nor_the_leader(
-    make_settings: MakeSettings, links: Any, receiver: Receiver, mongo: Any
+    fleet: Fleet, receiver: Receiver
 ) -> None:
     receiver.status = None
     other = Receiver()
     try:
-        settings = make_settings({"url": receiver.url}, {"url": other.url})
-        link = links(settings)
-        leader = Leader(link, settings, FleetClock(), "one", mongo)
+        settings = fleet.settings({"url": receiver.url}, {"url": other.url})
+        leader = fleet.leader(settings)
         assert leader.lead()
-        store_of(link, settings).update((KIND,), overdue())
+        fleet.store(settings).update((KIND,), overdue())
         wait_until(lambda: other.taken)
         wait_until(lambda: receiver.messages)
         assert leader.lead()
@@ -475,68 +455,58 @@ def test_a_slow_receiver_delays_neither_others_nor_the_leader(
 
 
 def test_one_companion_leads_and_another_takes_over(
-    make_settings: MakeSettings, links: Any, receiver: Receiver, mongo: Any, redis_client: Any
+    fleet: Fleet, receiver: Receiver, redis_client: Any
 ) -> None:
-    settings = make_settings({"url": receiver.url, "min_interval": 0})
-    now = [0.0]
-    clock = FleetClock()
+    settings = fleet.settings({"url": receiver.url, "min_interval": 0})
+    now, clock = Clock(), FleetClock()
     clock.offset_s = 7200  # this host's clock is wrong by two hours
-    one, two = (
-        Leader(links(settings), settings, clock, name, mongo, now=lambda: now[0])
-        for name in ("one", "two")
-    )
+    one, two = (fleet.leader(settings, clock, name, now=now) for name in ("one", "two"))
     assert one.lead()
     assert not two.lead()
     assert (one.leads(), two.leads()) == (True, False)
-    now[0] += LEASE_S  # it was stopped for so long: it may not send any more
+    now.at += LEASE_S  # it was stopped for so long: it may not send any more
     assert not one.leads()
     assert redis_client.pttl(settings.keys.alerting) <= LEASE_S * 1000
     redis_client.delete(settings.keys.alerting)
     assert two.lead()
     assert not one.lead()
-    store_of(links(settings), settings, clock).update((KIND,), overdue())
+    fleet.store(settings, clock).update((KIND,), overdue())
     (message,) = wait_until(lambda: receiver.taken)
     assert abs(int(message.headers["X-Rts-Timestamp"]) - 7200 - time.time()) < 60
     two.leave()
     assert one.lead()
     one.leave()
-    silent = Leader(links(settings), make_settings(), clock, "three", mongo)
-    assert not silent.lead()  # there is nobody to tell
+    assert not fleet.leader(fleet.settings()).lead(), "there is nobody to tell"
 
 
 def test_a_lease_counts_from_when_it_was_asked_for(
-    make_settings: MakeSettings,
-    links: Any,
+    fleet: Fleet,
     receiver: Receiver,
-    mongo: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Redis may have granted it long before its answer is read."""
-    settings = make_settings({"url": receiver.url})
-    now = [0.0]
-    leader = Leader(links(settings), settings, FleetClock(), "one", mongo, now=lambda: now[0])
+    settings = fleet.settings({"url": receiver.url})
+    now = Clock()
+    leader = fleet.leader(settings, now=now)
     acquire = leader._lease.acquire
 
     def slow() -> bool:
         granted = acquire()
-        now[0] += LEASE_S
+        now.at += LEASE_S
         return granted
 
     monkeypatch.setattr(leader._lease, "acquire", slow)
     assert leader.lead()
     assert not leader.leads()
-    leader.leave()
 
 
 def test_a_slow_ledger_is_asked_for_the_objectives_a_small_part_of_the_time(
-    make_settings: MakeSettings,
-    links: Any,
+    fleet: Fleet,
     receiver: Receiver,
-    mongo: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings, clock, asked = make_settings({"url": receiver.url}), Clock(), []
-    leader = Leader(links(settings), settings, FleetClock(), "one", mongo, now=clock)
+    settings, clock, asked = fleet.settings({"url": receiver.url}), Clock(), []
+    leader = fleet.leader(settings, now=clock)
 
     def slow(*_: Any) -> list[Any]:
         asked.append(clock.at)
@@ -549,22 +519,19 @@ def test_a_slow_ledger_is_asked_for_the_objectives_a_small_part_of_the_time(
         leader.evaluate_objectives()
         clock.at += 0.5
     assert [b - a for a, b in pairwise(asked)] == [0.5 + PAUSE_FACTOR * 0.5] * 5
-    leader.leave()
 
 
 def test_an_alert_tells_what_is_left_of_the_whole_budget(
-    make_settings: MakeSettings, links: Any, receiver: Receiver, mongo: Any
+    fleet: Fleet, receiver: Receiver
 ) -> None:
-    settings = make_settings({"url": receiver.url}, rts_slo={"*": 0.9})
+    settings = fleet.settings({"url": receiver.url}, rts_slo={"*": 0.9})
     conf = {"rts_mongo_url": settings.mongo_url}
     write_verdicts(conf, ("mixed", 60, 0, 20), ("mixed", 5 * 86400, 980, 0))
-    link = links(settings)
-    leader = Leader(link, settings, FleetClock(), "one", mongo)
+    leader = fleet.leader(settings)
     assert leader.lead()
     assert leader.evaluate_objectives() == 1
-    (alert,) = firing(link, settings)
+    (alert,) = fleet.firing(settings)
     assert alert.values["budget_left_ratio"] == pytest.approx(0.8)
-    leader.leave()
 
 
 def test_a_receiver_that_never_answers_is_told_to_time_out(
@@ -593,9 +560,9 @@ def test_certificates_are_verified(
     assert [message.body for message in receiver.taken] == [b"{}"]
 
 
-def test_secrets_appear_nowhere(make_settings: MakeSettings) -> None:
+def test_secrets_appear_nowhere(fleet: Fleet) -> None:
     hook = {"url": "https://u:hush@hooks.slack.com/services/T0/B0/token", "secret": SECRET}
-    settings = make_settings(hook)
+    settings = fleet.settings(hook)
     for text in (repr(settings), repr(settings.webhooks), settings.webhooks[0].shown):
         for secret in ("hush", "token", SECRET):
             assert secret not in text
