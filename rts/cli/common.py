@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import click
 from pymongo.errors import PyMongoError
 
+from rts.cli.table import is_terminal
 from rts.errors import BrokerUnavailable, StoreUnavailable, unusable
 from rts.ledger.connection import LedgerDatabase, connect, database_of
 from rts.link.link import Link
@@ -168,7 +169,7 @@ def progress_bar(label: str, length: int) -> Iterator[Callable[[int], None]]:
     """Show progress on standard error if that is a terminal; call the result with the steps
     done.
     """
-    if not sys.stderr.isatty():
+    if not is_terminal(sys.stderr):
         yield lambda steps: None
         return
     steps = max(1, length // 100)

@@ -15,6 +15,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TextIO
 
 #: Between two columns.
 GAP = "  "
@@ -71,9 +72,14 @@ def facts(rows: Iterable[tuple[str, str]]) -> str:
     return render(names, rows).lstrip("\n")  # without the header
 
 
+def is_terminal(stream: TextIO | None) -> bool:
+    """Return whether a standard *stream* is a terminal; ``None`` is one that is closed."""
+    return stream is not None and stream.isatty()
+
+
 def terminal_width() -> int | None:
     """Return the width to cut to; ``None`` if standard output is not a terminal."""
-    if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit():
+    if is_terminal(sys.stdout) or os.environ.get("COLUMNS", "").isdigit():
         return shutil.get_terminal_size().columns
     return None
 

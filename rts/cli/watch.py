@@ -10,7 +10,7 @@ import click
 from rts.cli.common import Number, json_option, outages_not_logged, print_json, settings_of
 from rts.cli.panels import lines, lines_within
 from rts.cli.screen import live
-from rts.cli.table import terminal_width
+from rts.cli.table import is_terminal, terminal_width
 from rts.cli.watch_data import Gatherer, document
 
 
@@ -37,7 +37,7 @@ def command(ctx: click.Context, interval: float, as_json: bool) -> None:
         if as_json:
             print_json(document(gatherer.gather()))
         elif os.environ.get("TERM") == "dumb" or not (
-            sys.stdout.isatty() and sys.stdin.isatty()
+            is_terminal(sys.stdout) and is_terminal(sys.stdin)
         ):
             click.echo("\n".join(lines(gatherer.gather(), settings, terminal_width())))
         else:

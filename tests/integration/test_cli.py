@@ -104,6 +104,22 @@ def test_drain_ends_at_a_signal(
         assert err == "Draining. Press Ctrl-C to stop.\n"
 
 
+@pytest.mark.parametrize("command", ["tau", "watch"])
+def test_a_command_whose_standard_streams_are_closed_ends_as_always(
+    make_stage: MakeStage, command: str
+) -> None:
+    stage = make_stage()
+    ended = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&- >&-', "sh", *CELERY, "rts", command],
+        env={**os.environ, **stage.environment},
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
 # --- tau --------------------------------------------------------------------------------
 
 
