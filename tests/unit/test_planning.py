@@ -53,6 +53,78 @@ def test_headers_out_are_flat_scalars_and_follow_the_formula() -> None:
     }
 
 
+class Keeping(Taus):
+    """Keeps what is derived from the taus, as a publisher does for a second."""
+
+    def __init__(self, **taus: float) -> None:
+        super().__init__(**taus)
+        self.kept: dict[str, Any] = {}
+
+    def derived(self) -> dict[str, Any]:
+        return self.kept
+
+
+@pytest.mark.parametrize("options", [{}, {"task_type": "cpu-heavy", "sla_multiplier": 1.5}])
+@pytest.mark.parametrize("policy", ["multiplier", "quantile"])
+def test_a_usual_message_gets_the_plan_of_the_one_before(options: Any, policy: str) -> None:
+    taus = Keeping(ratio=3.5)
+    p = planner(options, taus, deadline_policy=policy)
+    usual: dict[str, Any] = {"id": "1", "task": "app.task", "eta": None, "retries": 0}
+    assert not p.plan_usual("app.task", usual)
+    planned = published(p)
+    assert p.plan_usual("app.task", usual)
+    assert usual == planned
+    taus.taus, taus.kept = {"app.task": 3.0, "ratio": 2.5}, {}  # they are read again
+    again: dict[str, Any] = {"id": "1", "task": "app.task", "eta": None, "retries": 0}
+    assert not p.plan_usual("app.task", again)
+    planned = published(p)
+    assert planned["rts_tau"] == 3.0
+    assert p.plan_usual("app.task", again)
+    assert again == planned
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"task_type": "cpu-light"},
+        {"req_gpu": 1},
+        {"sla_multiplier": 1.5},
+        {"sla_deadline": NOW + 5},
+        {"eta": "2099-01-01T00:00:00Z"},
+        {"retries": 1},
+        {"headers": {"task_type": "cpu-light"}},
+        {"rts_type_source": "inferred"},
+        {"rts_arrival_source": "received"},
+    ],
+)
+def test_an_unusual_message_neither_uses_nor_makes_the_plan_of_others(
+    header: dict[str, Any],
+) -> None:
+    p = planner(taus=Keeping())
+    before = published(p)
+    assert not p.plan_usual("app.task", {"id": "2", "task": "app.task", **header})
+    published(p, **header)
+    usual: dict[str, Any] = {"id": "1", "task": "app.task", "eta": None, "retries": 0}
+    assert p.plan_usual("app.task", usual)
+    assert usual == before
+
+
+@pytest.mark.parametrize(
+    ("options", "settings"),
+    [
+        ({}, {"priority_multipliers": {9: 1.5}}),
+        ({}, {"propagate_deadline": True}),
+        ({"sla_deadline": NOW + 5}, {}),
+    ],
+)
+def test_where_a_plan_does_not_depend_on_its_task_alone_each_message_gets_its_own(
+    options: Any, settings: Any
+) -> None:
+    p = planner(options, Keeping(), **settings)
+    published(p)
+    assert not p.plan_usual("app.task", {"id": "1", "task": "app.task"})
+
+
 def test_the_floor_binds_for_tiny_tasks() -> None:
     headers = published(planner(taus=Taus(tiny=0.01)), name="tiny")
     assert headers["rts_deadline"] == NOW + (0.01 + 1.0)
