@@ -12,7 +12,7 @@ start a task within a millisecond.
 
 The rules, which transport and simulator share (``docs/edf.md`` has all of them): with τ
 and d as published, a task is hopeless at t > d − HOPE·τ; waiting tasks are ordered by
-d + w·τ, with the weight w of :func:`work_weight`.
+d + w·τ, with the weight w of :mod:`rts.rule`.
 """
 
 from __future__ import annotations
@@ -68,24 +68,6 @@ def hopeful_until(deadline: float, tau: float) -> float:
     105.5
     """
     return deadline - HOPE * tau
-
-
-def work_weight(order: str) -> float:
-    """Return the weight of tau in the order, by the setting ``rts_order``.
-
-    >>> work_weight("deadline"), work_weight("deadline+work")
-    (0.0, 2.0)
-    """
-    return 2.0 if order == "deadline+work" else 0.0
-
-
-def late_every(share: float) -> int:
-    """Return how many claims there are per claim that serves the demoted; 0: none does.
-
-    >>> late_every(0.05), late_every(0.15), late_every(0.0)
-    (20, 7, 0)
-    """
-    return round(1 / share) if share > 0 else 0
 
 
 def demoted_slots(share: float, slots: int) -> int:

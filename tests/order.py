@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from kombu import Connection
 
-from rts.scheduling.rule import Rule
+from rts.rule import Rule
 from rts.scheduling.transport import Transport
 
 NAME = "order"

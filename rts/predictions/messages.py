@@ -12,9 +12,9 @@ from rts.fields import brief
 from rts.headers import instant
 from rts.predictions.survey import Taken
 from rts.predictions.work import Work
+from rts.rule import Rule
 from rts.scheduling.encoding import NEVER, Message, headers_of, message_of, place_of, tau_of
 from rts.scheduling.layout import unacked_keys
-from rts.scheduling.rule import Rule
 from rts.scheduling.scripts import read_messages
 from rts.settings import Settings
 from rts.tasktypes import UNTYPED

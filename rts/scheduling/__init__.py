@@ -1,7 +1,7 @@
 """Tasks leave their queue by deadline instead of by arrival.
 
 :mod:`~rts.scheduling.activation` makes kombu use our :mod:`~rts.scheduling.transport` for
-Redis, which gets the settings as one option, the :mod:`~rts.scheduling.rule`. Its
+Redis, which gets the settings as one option, the :mod:`rts.rule`. Its
 :mod:`~rts.scheduling.channel` publishes each message at its position
 (:mod:`~rts.scheduling.encoding`), to keys of our own (:mod:`~rts.scheduling.layout`), and takes
 messages by :mod:`~rts.scheduling.claims`, as far as the worker's :mod:`~rts.scheduling.slots`

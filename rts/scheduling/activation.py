@@ -12,7 +12,7 @@ from kombu import transport as kombu_transport
 
 from rts import health
 from rts.errors import ConfigurationError
-from rts.scheduling.rule import OPTION, Rule
+from rts.rule import OPTION, Rule
 from rts.settings import Settings
 
 _MODULE = "rts.scheduling.transport"

@@ -19,11 +19,11 @@ from kombu.transport import redis as stock
 from redis.exceptions import NoScriptError
 
 from rts.link.link import MAX_IDLE_S
+from rts.rule import OPTION, Rule
 from rts.scheduling.claims import Claims
 from rts.scheduling.encoding import is_task, member, place_of
 from rts.scheduling.layout import BELL, BELL_TTL_MS, DEMOTED, HOPEFUL, TURNS, keys_of, list_keys
 from rts.scheduling.qos import QoS, UnemulatedQoS
-from rts.scheduling.rule import OPTION, Rule
 from rts.scheduling.scripts import CLAIM, PUT, RING
 
 

@@ -16,6 +16,7 @@ from kombu.transport import redis as stock
 from rts import health
 from rts.deadlines import HOPE
 from rts.headers import DROPPED_HEADER
+from rts.rule import Rule
 from rts.scheduling.encoding import payload_of, tag_of, tail_of
 from rts.scheduling.layout import (
     BELL,
@@ -29,7 +30,6 @@ from rts.scheduling.layout import (
     list_keys,
     unacked_keys,
 )
-from rts.scheduling.rule import Rule
 from rts.scheduling.scripts import CLAIM, REFUSE
 
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ from kombu.exceptions import OperationalError
 
 from rts.errors import BrokerUnavailable, unusable
 from rts.fields import text as storable
+from rts.rule import OPTION, Rule
 from rts.scheduling.activation import register_transports
 from rts.scheduling.channel import DeadlineOrder
 from rts.scheduling.encoding import headers_of, message_of, payload_of, tau_of
 from rts.scheduling.layout import DEMOTED, HOPEFUL, keys_of, list_keys, message_keys
-from rts.scheduling.rule import OPTION, Rule
 from rts.scheduling.scripts import BYTES, HOPELESS, MOVE, read_messages
 from rts.settings import Settings
 from rts.urls import shown_url

@@ -16,9 +16,9 @@ from typing import Any
 
 from kombu.transport import redis as stock
 
+from rts.rule import OPTION
 from rts.scheduling.channel import Channel, SentinelChannel
 from rts.scheduling.poller import Poller
-from rts.scheduling.rule import OPTION
 
 #: The methods of kombu's Redis transport that the deadline order replaces. If a kombu calls
 #: them by other names, its own versions would run instead and see the plain lists only.

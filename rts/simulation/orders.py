@@ -2,7 +2,7 @@
 
 The deadline order is earliest deadline first with demotion: a task with less than 0.9 of
 its tau left until its deadline is hopeless, and served only after all hopeful ones. Its
-constants are in :mod:`rts.deadlines`, which the transport shares. (Plain EDF collapses
+parameters are a :class:`rts.rule.Rule`, as for the transport. (Plain EDF collapses
 under overload: Locke, *Best-effort decision making for real-time scheduling*, 1986.)
 """
 
@@ -12,16 +12,11 @@ import heapq
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
-from rts.deadlines import (
-    HOPELESS_SLOTS,
-    LATE_SHARE,
-    demoted_slots,
-    hopeful_until,
-    late_every,
-    work_weight,
-)
+from rts.deadlines import demoted_slots, hopeful_until
+from rts.rule import Rule
 from rts.settings import Settings
 
 
@@ -134,30 +129,14 @@ class LeastFirst(Order):
 
 
 class EarliestDeadlineFirst(Order):
-    """EDF, as with ``rts_scheduler = "edf"``.
+    """EDF, as with ``rts_scheduler = "edf"``."""
 
-    Args:
-        hopeless: "demote", "keep" (plain EDF) or "drop", as ``rts_hopeless``.
-        hopeless_slots: share of the slots that demoted tasks may hold (at least one slot),
-            so that long hopeless runs do not make hopeful tasks hopeless in turn.
-        late_share: share of claims that serve the demoted task that has waited longest, so
-            that none starves; 0 for none.
-        work: weight of tau in the order.
-    """
-
-    def __init__(
-        self,
-        *,
-        hopeless: str = "demote",
-        hopeless_slots: float = HOPELESS_SLOTS,
-        late_share: float = LATE_SHARE,
-        work: float = 0.0,
-    ) -> None:
+    def __init__(self, rule: Rule = Rule()) -> None:  # noqa: B008  it is frozen
         super().__init__()
-        self._mode = hopeless
-        self._hopeless_slots = hopeless_slots
-        self._every = late_every(late_share)
-        self._work = work
+        self._mode = rule.hopeless
+        self._hopeless_slots = rule.hopeless_slots
+        self._every = rule.late_every
+        self._work = rule.work
         self._hopeful: list[tuple[float, float, int, Waiting]] = []
         self._demoted: list[tuple[float, int, Waiting]] = []
 
@@ -235,9 +214,5 @@ def order_of(name: str, settings: Settings) -> Order:
         return LeastFirst(lambda task: task.tau)
     if name not in ORDERS:
         raise ValueError(f"unknown order {name!r}: use one of {', '.join(ORDERS)}")
-    return EarliestDeadlineFirst(
-        hopeless=settings.hopeless if name == "edf" else "keep",
-        hopeless_slots=settings.hopeless_slots,
-        late_share=settings.late_share,
-        work=work_weight(settings.order),
-    )
+    rule = Rule.of(settings)
+    return EarliestDeadlineFirst(rule if name == "edf" else replace(rule, hopeless="keep"))

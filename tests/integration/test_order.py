@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 from rts.headers import DROPPED_HEADER
 from rts.predictions.shared_workers import Queues, WorkerGroup
+from rts.rule import Rule
 from rts.scheduling.encoding import ARRIVAL, Place, member
 from rts.scheduling.queues import COUNTED, SAMPLED, hopeless_in
-from rts.scheduling.rule import Rule
 from rts.scheduling.scripts import BYTES, CLAIM
 from rts.simulation.orders import EarliestDeadlineFirst, Waiting
 from rts.testing import RedisServer
@@ -200,13 +200,7 @@ def test_simulated_queues_are_taken_from_as_claims_do(
 ) -> None:
     """What predictions and replays go by is what workers go by, across several queues, too."""
     rng = random.Random(seed)
-    order = partial(
-        EarliestDeadlineFirst,
-        hopeless=rule.hopeless,
-        late_share=rule.late_share,
-        work=rule.work,
-    )
-    in_turn = strategy == "round_robin"
+    in_turn, order = strategy == "round_robin", partial(EarliestDeadlineFirst, rule)
     simulated = Queues(order, [WorkerGroup(1, (0, 1, 2))], in_turn=in_turn)
     names = [uuid.uuid4().hex for _ in range(3)]
     claimed, expected = [], []

@@ -27,12 +27,12 @@ from rts.installation import parts_of
 from rts.link.link import MAX_IDLE_S
 from rts.predictions.queue_reader import QueueReader
 from rts.records import Plan
+from rts.rule import Rule
 from rts.scheduling.activation import turn_on
 from rts.scheduling.channel import Channel
 from rts.scheduling.discovery import FleetQueues, all_queue_names
 from rts.scheduling.layout import BELL_TTL_MS
 from rts.scheduling.queues import ordered_channel
-from rts.scheduling.rule import Rule
 from rts.scheduling.scripts import CLAIM
 from rts.scheduling.slots import Slots, limit_to_slots
 from rts.scheduling.transport import SentinelTransport, Transport

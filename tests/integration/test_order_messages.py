@@ -17,12 +17,12 @@ import rts
 from rts import health
 from rts.headers import DROPPED_HEADER
 from rts.installation import parts_of
+from rts.rule import Rule
 from rts.scheduling import queue_metrics
 from rts.scheduling.claims import SCAN_LIMIT
 from rts.scheduling.discovery import FleetQueues, all_queue_names
 from rts.scheduling.queue_metrics import queue_readings
 from rts.scheduling.queues import move_to_lists, ordered_channel, state_of
-from rts.scheduling.rule import Rule
 from rts.scheduling.scripts import BYTES, CLAIM
 from rts.settings import Settings
 from tests.order import EDF, FAR, NAME, PAST, Message, connect, envelope

@@ -24,6 +24,7 @@ from rts.predictions.queue_simulation import QueueSimulation
 from rts.predictions.shared_workers import WorkerGroup
 from rts.predictions.snapshot import Running, Snapshot
 from rts.predictions.work import Work
+from rts.rule import Rule
 from rts.settings import Settings
 from rts.simulation.orders import (
     EarliestDeadlineFirst,
@@ -173,7 +174,7 @@ def test_a_smaller_share_of_the_slots_takes_longer() -> None:
 
 def test_a_task_that_is_likely_dropped_never_starts() -> None:
     def dropping() -> Order:
-        return EarliestDeadlineFirst(hopeless="drop")
+        return EarliestDeadlineFirst(Rule(hopeless="drop"))
 
     late = Work("mixed", 0.0, 10.0, 30.0)
     before = [Work("mixed", 0.0, 10.0, 29.0)] * 20
@@ -363,7 +364,7 @@ def test_hopeless_tasks_wait_for_hopeful_ones_of_other_queues() -> None:
     hopeless = Work("mixed", 900.0, 1.0, 901.0)
     waiting = [hopeless, *of_same_length(*[1] * 20)]
     snapshot = Snapshot(1000.0, 1, waiting, ended=EACH_1_S, groups=[WorkerGroup(1, (0, 1))])
-    got = forecast.of_waiting(snapshot, 0, partial(EarliestDeadlineFirst, late_share=0.0))
+    got = forecast.of_waiting(snapshot, 0, partial(EarliestDeadlineFirst, Rule(late_share=0.0)))
     assert got.start - 1000.0 == pytest.approx(20.5, abs=2.0)
     assert got.ahead == 20
 

@@ -14,6 +14,7 @@ from celery.worker import state
 
 from rts.cli.common import with_progress
 from rts.deadlines import share_of_slots
+from rts.rule import Rule
 from rts.scheduling.slots import Slots
 from rts.settings import Settings
 from rts.simulation.orders import EarliestDeadlineFirst, FirstComeFirstServed, order_of
@@ -184,7 +185,7 @@ def test_workers_and_the_simulator_give_demoted_tasks_the_same_slots(
     worker = SimpleNamespace(pool=SimpleNamespace(is_green=False, num_processes=slots))
     real = Slots(SimpleNamespace(controller=worker))
     requests = [Request() for _ in range(slots)]  # the state keeps weak references
-    order = EarliestDeadlineFirst(hopeless_slots=share)
+    order = EarliestDeadlineFirst(Rule(hopeless_slots=share))
     held = 0
     try:
         while order.may_take_demoted(slots) and real.may_take_demoted(share):

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rts.deadlines import HOPE
+from rts.rule import Rule
 from rts.scheduling.encoding import place_of
 from rts.settings import Settings
 from rts.simulation.orders import (
@@ -39,7 +40,7 @@ from rts.testing.replay import sped_up
 ORDERS: list[Callable[[], Order]] = [
     FirstComeFirstServed,
     lambda: order_of("sjf", Settings()),
-    lambda: EarliestDeadlineFirst(hopeless="keep"),
+    lambda: EarliestDeadlineFirst(Rule(hopeless="keep")),
     EarliestDeadlineFirst,
 ]
 
@@ -116,7 +117,7 @@ def popped(order: Order, now: float, slots: int = 1000) -> list[int]:
 
 
 def test_hopeless_tasks_wait_behind_hopeful_ones_in_order_of_arrival() -> None:
-    order = EarliestDeadlineFirst(late_share=0)
+    order = EarliestDeadlineFirst(Rule(late_share=0))
     order.push(waiting(0, tau=10, deadline=12, arrival=1))  # hopeless from 3 on
     order.push(waiting(1, tau=10, deadline=11, arrival=2))  # hopeless from 2 on
     order.push(waiting(2, tau=1, deadline=20))
@@ -126,7 +127,7 @@ def test_hopeless_tasks_wait_behind_hopeful_ones_in_order_of_arrival() -> None:
 
 @pytest.mark.parametrize("early", [True, False])
 def test_the_instant_at_which_a_task_turns_hopeless(early: bool) -> None:
-    order = EarliestDeadlineFirst(late_share=0)
+    order = EarliestDeadlineFirst(Rule(late_share=0))
     order.push(waiting(0, tau=10, deadline=20))
     order.push(waiting(1, tau=1, deadline=30))
     last = 20 - HOPE * 10
@@ -134,7 +135,7 @@ def test_the_instant_at_which_a_task_turns_hopeless(early: bool) -> None:
 
 
 def test_a_task_without_a_deadline_of_its_own_is_never_hopeless() -> None:
-    order = EarliestDeadlineFirst(late_share=0)
+    order = EarliestDeadlineFirst(Rule(late_share=0))
     order.push(Waiting(0.0, 1.0, 1e3, 0))
     order.push(Waiting(0.0, 1.0, 20.0, 1, due=False))
     first = order.pop(100.0, 1)
@@ -152,7 +153,7 @@ def test_without_a_deadline_of_its_own_a_task_goes_by_its_horizon_whatever_its_t
 
 
 def test_demoted_tasks_hold_at_most_their_share_of_the_slots() -> None:
-    order = EarliestDeadlineFirst(late_share=0)
+    order = EarliestDeadlineFirst(Rule(late_share=0))
     for n in range(5):
         order.push(waiting(n, tau=10, deadline=1))
     assert popped(order, now=100.0, slots=4) == [0, 1, 2]
@@ -166,7 +167,7 @@ def test_demoted_tasks_hold_at_most_their_share_of_the_slots() -> None:
 
 
 def test_a_turn_of_the_demoted_is_kept_until_they_may_hold_a_slot() -> None:
-    order = EarliestDeadlineFirst(late_share=0.5, hopeless_slots=0.25)
+    order = EarliestDeadlineFirst(Rule(late_share=0.5, hopeless_slots=0.25))
     for number, deadline in enumerate((1.0, 2.0, 1e3, 1e4, 1e5, 1e6)):
         order.push(Waiting(0.0, 1.0, deadline, number))
     taken = [order.pop(100.0, 4) for _ in range(4)]
@@ -311,7 +312,7 @@ def test_a_published_job_arrives_when_its_publisher_runs() -> None:
     assert arrivals(2) == [17, 15, 30]
     assert arrivals(1) == [21, 19, 30]
     assert arrivals(2, speed=2.0) == [16.5, 14.5, 15]
-    drop = EarliestDeadlineFirst(hopeless="drop")
+    drop = EarliestDeadlineFirst(Rule(hopeless="drop"))
     hopeless = [jobs[0], jobs[1]._replace(span_s=6.0), *jobs[2:]]
     found = simulate(hopeless, 1, drop, Settings())
     assert [o.finished_at for o in found] == [5, math.inf, 10, math.inf, 31]
