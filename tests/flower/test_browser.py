@@ -10,6 +10,7 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -27,7 +28,7 @@ from tests.flower.conftest import EVIL, Flower, some_runs
 from tests.programs import needed
 from tests.records import ended
 
-Make = Callable[..., Flower]
+Make, Look = Callable[..., Flower], Callable[..., "Seen"]
 
 PAGES = (
     "/rts",
@@ -74,7 +75,7 @@ def browser() -> Iterator[Any]:
 
 
 class Seen:
-    """A page that notes what its console says."""
+    """A page of a Flower that notes what its console says."""
 
     def __init__(self, context: Any, base: str) -> None:
         self.page = context.new_page()
@@ -125,6 +126,19 @@ class Seen:
         ]
 
 
+@pytest.fixture
+def look(browser: Any) -> Iterator[Look]:
+    """Look at a Flower, each time as another user; all of them leave with the test."""
+    with ExitStack() as stack:
+
+        def made(flower: Flower, **options: Any) -> Seen:
+            context = browser.new_context(**options)
+            stack.callback(context.close)
+            return Seen(context, flower.base)
+
+        yield made
+
+
 def test_the_picture_of_the_demo_keeps_its_columns(browser: Any) -> None:
     page = browser.new_page()
     try:
@@ -140,17 +154,15 @@ def test_the_picture_of_the_demo_keeps_its_columns(browser: Any) -> None:
 
 
 def test_every_page_renders_and_can_be_read_by_all(
-    browser: Any, make_stage: MakeStage, make_flower: Make, write: Any
+    look: Look, make_stage: MakeStage, make_flower: Make, write: Any
 ) -> None:
     write(*some_runs())
     stage = make_stage()
     flower = make_flower(stage, prefix="my/flower", basic_auth="me:secret")
     complaints = []
     for scheme in ("light", "dark"):
-        context = browser.new_context(
-            color_scheme=scheme, http_credentials={"username": "me", "password": "secret"}
-        )
-        seen = Seen(context, flower.base)
+        known = {"username": "me", "password": "secret"}
+        seen = look(flower, color_scheme=scheme, http_credentials=known)
         for path in PAGES:
             page = seen.open(path)
             assert page.locator("h1").count() == 1, path
@@ -161,17 +173,15 @@ def test_every_page_renders_and_can_be_read_by_all(
         # That a task is not known is an answer with status 404, which the console tells.
         errors = [error for error in seen.errors if "nobody" not in error]
         assert errors == []
-        context.close()
     assert complaints == []
 
 
 def test_the_reason_stands_at_the_top_and_charts_are_drawn(
-    browser: Any, make_stage: MakeStage, make_flower: Make, write: Any
+    look: Look, make_stage: MakeStage, make_flower: Make, write: Any
 ) -> None:
     write(*some_runs())
     flower = make_flower(make_stage())
-    context = browser.new_context()
-    seen = Seen(context, flower.base)
+    seen = look(flower)
     page = seen.page
     page.goto(flower.base + "/workers")
     page.get_by_role("link", name="RTS", exact=True).click()
@@ -186,29 +196,26 @@ def test_the_reason_stands_at_the_top_and_charts_are_drawn(
     page.wait_for_url("**/rts/types?*type=cpu-heavy*")
     assert page.locator("h2", has_text="cpu-heavy").count() == 1
     assert seen.errors == []
-    context.close()
 
 
 def test_charts_format_durations_as_the_tables_do(browser: Any) -> None:
     script = (Path(tab.__file__).parent / "static" / "rts.js").read_text(encoding="utf-8")
     function = "  function duration(" + script.partition("function duration(")[2]
     function = function.partition("\n  }\n")[0] + "\n  }"
-    context = browser.new_context()
-    page = context.new_page()
+    page = browser.new_page()
     short = (0.0, 0.0042, 0.45, 4.213, 99.9, 100.0, 400.0, 3599.6, 12000.0, -2.5, -100.0)
     for s in (*short, 86369.0, 86399.0, 90000.0, -190000.0, 864000.0):
         shown = page.evaluate(f"(() => {{ {function} return duration({s}); }})()")
         assert shown == re.sub(r"\s00\s(s|min)$", "", duration(s))
-    context.close()
+    page.close()
 
 
 def test_pages_are_live_until_they_are_paused(
-    browser: Any, make_stage: MakeStage, make_flower: Make, write: Any
+    look: Look, make_stage: MakeStage, make_flower: Make, write: Any
 ) -> None:
     write(ended(0, 5))
     flower = make_flower(make_stage())
-    context = browser.new_context()
-    seen = Seen(context, flower.base)
+    seen = look(flower)
     page = seen.open("/rts/types?since=24h")
     assert page.locator(".rts-plot").count() == 4
     assert page.evaluate(EMPTY_CHARTS) == []  # a single run is seen in each
@@ -229,15 +236,13 @@ def test_pages_are_live_until_they_are_paused(
     flower.stop()
     page.get_by_role("button", name="Pause").click()
     seen.until(lambda: seen.says("does not answer"))
-    context.close()
 
 
 def test_a_page_of_a_flower_that_hangs_says_so(
-    browser: Any, make_stage: MakeStage, make_flower: Make
+    look: Look, make_stage: MakeStage, make_flower: Make
 ) -> None:
     flower = make_flower(make_stage())
-    context = browser.new_context()
-    seen = Seen(context, flower.base)
+    seen = look(flower)
     seen.open("/rts/queues")
     flower.process.send(signal.SIGSTOP)
     try:
@@ -245,11 +250,10 @@ def test_a_page_of_a_flower_that_hangs_says_so(
     finally:
         flower.process.send(signal.SIGCONT)
     seen.until(lambda: seen.says("Live again"))
-    context.close()
 
 
 def test_who_is_logged_out_is_told(
-    browser: Any, make_stage: MakeStage, make_flower: Make, write: Any
+    look: Look, make_stage: MakeStage, make_flower: Make, write: Any
 ) -> None:
     write(ended(0, 5))
     flower = make_flower(
@@ -260,40 +264,35 @@ def test_who_is_logged_out_is_told(
         "--oauth2-redirect-uri=http://127.0.0.1/login",
         "--cookie-secret=secret",
     )
-    context = browser.new_context()
+    seen = look(flower)
     user = create_signed_value("secret", "user", "me@example.com").decode()
-    context.add_cookies([{"name": "user", "value": user, "url": flower.base}])
-    seen = Seen(context, flower.base)
+    seen.page.context.add_cookies([{"name": "user", "value": user, "url": flower.base}])
     assert seen.open("/rts").locator("#rts-content").count() == 1
-    context.clear_cookies()
+    seen.page.context.clear_cookies()
     seen.until(lambda: seen.says("logged out"))
-    context.close()
 
 
 def test_marks_of_a_timeline_do_not_cover_each_other(
-    browser: Any, make_stage: MakeStage, make_flower: Make, write: Any
+    look: Look, make_stage: MakeStage, make_flower: Make, write: Any
 ) -> None:
     now = time.time()
     write(ended(0, 5, arrival=now - 4000, deadline=now - 3990))
     flower = make_flower(make_stage())
-    context = browser.new_context()
-    page = Seen(context, flower.base).open("/rts/task/task-0")
+    page = look(flower).open("/rts/task/task-0")
     arrival, deadline = (
         page.locator(".rts-timeline text", has_text=label).bounding_box()
         for label in ("arrival", "deadline")
     )
     assert arrival["y"] + arrival["height"] <= deadline["y"]
-    context.close()
 
 
 def test_open_details_stay_open_when_trouble_appears(
-    browser: Any, make_stage: MakeStage, make_flower: Make, write: Any
+    look: Look, make_stage: MakeStage, make_flower: Make, write: Any
 ) -> None:
     write(ended(0, 5))
     with RedisServer() as own:
         flower = make_flower(make_stage(rts_redis_url=own.url))
-        context = browser.new_context()
-        seen = Seen(context, flower.base)
+        seen = look(flower)
         page = seen.open("/rts/types?since=1h")
         page.locator("#chart-runtimes summary").click()
         trouble = page.locator(".rts-trouble")
@@ -302,11 +301,10 @@ def test_open_details_stay_open_when_trouble_appears(
             seen.until(lambda shown=shown: trouble.count() == shown)
             opened = page.locator("#chart-runtimes details").get_attribute("open")
             assert opened is not None
-        context.close()
 
 
 def test_hostile_names_never_run(
-    browser: Any, make_stage: MakeStage, make_flower: Make, write: Any, mongo: Any
+    look: Look, make_stage: MakeStage, make_flower: Make, write: Any, mongo: Any
 ) -> None:
     changes = {"name": EVIL, "worker": EVIL, "queue": EVIL}
     write(
@@ -316,8 +314,7 @@ def test_hostile_names_never_run(
     mongo.tasks.update_many({"name": EVIL}, {"$set": {"task_type": EVIL}})
     mongo.assignments.update_many({"name": EVIL}, {"$set": {"task_type": EVIL}})
     flower = make_flower(make_stage())
-    context = browser.new_context()
-    seen = Seen(context, flower.base)
+    seen = look(flower)
     evil = quote(EVIL, safe="")
     paths = [*PAGES[:5], f"/rts/task/{evil}0", f"/rts/types?type={evil}&name={evil}"]
     shown = 0
@@ -329,17 +326,15 @@ def test_hostile_names_never_run(
         assert page.locator("main script:not([type='application/json'])").count() == 0
     assert shown > 10
     assert [error for error in seen.errors if "404" not in error] == []
-    context.close()
 
 
 def test_long_names_make_no_page_wider_than_a_phone(
-    browser: Any, make_stage: MakeStage, make_flower: Make, write: Any
+    look: Look, make_stage: MakeStage, make_flower: Make, write: Any
 ) -> None:
     long = {"task_type": "y" * 160, "name": "proj." + "x" * 100, "worker": "w" * 100}
     write(*(ended(n, 5 + n, task_id=f"{n}" * 40, deadline=1.0, **long) for n in range(5)))
     flower = make_flower(make_stage())
-    context = browser.new_context(viewport={"width": 320, "height": 640})
-    seen = Seen(context, flower.base)
+    seen = look(flower, viewport={"width": 320, "height": 640})
     paths = [*PAGES[:5], f"/rts/task/{'1' * 40}", f"/rts/types?type={long['task_type']}"]
     for path in [*paths, f"/rts/types?name={long['name']}"]:
         page = seen.open(path)
@@ -349,31 +344,27 @@ def test_long_names_make_no_page_wider_than_a_phone(
     assert page.evaluate(
         "(e => e.scrollWidth == e.clientWidth)(document.querySelector('.rts-scroll'))"
     )
-    context.close()
 
 
 def test_legends_keep_their_colours_where_the_system_forces_its_own(
-    browser: Any, make_stage: MakeStage, make_flower: Make, write: Any
+    look: Look, make_stage: MakeStage, make_flower: Make, write: Any
 ) -> None:
     write(*some_runs())
     flower = make_flower(make_stage())
-    context = browser.new_context(forced_colors="active")
-    page = Seen(context, flower.base).open("/rts")
+    page = look(flower, forced_colors="active").open("/rts")
     colours = page.evaluate(
         "[...document.querySelectorAll('#chart-verdicts .rts-legend li')]"
         ".map(item => getComputedStyle(item, '::before').backgroundColor)"
     )
     assert len(set(colours)) == 2
-    context.close()
 
 
 def test_keyboard_theme_and_search(
-    browser: Any, make_stage: MakeStage, make_flower: Make, write: Any
+    look: Look, make_stage: MakeStage, make_flower: Make, write: Any
 ) -> None:
     write(ended(0, 5))
     flower = make_flower(make_stage(), prefix="p")
-    context = browser.new_context(color_scheme="light")
-    seen = Seen(context, flower.base)
+    seen = look(flower, color_scheme="light")
     page = seen.open("/rts")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to main content"
@@ -393,4 +384,3 @@ def test_keyboard_theme_and_search(
     page.wait_for_url("**/p/rts/task/task-0")
     assert "met, 2.00\u00a0s early" in page.locator("h1").inner_text()
     assert seen.errors == []
-    context.close()
