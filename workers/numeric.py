@@ -19,17 +19,19 @@ Array = NDArray[np.float64]
 #: Ten classes of 8×8 pictures, like the handwritten digits of the UCI archive.
 CLASSES, PIXELS = 10, 64
 HIDDEN = 64
-#: Pictures to train on; the rest measure the accuracy.
-TRAINING = 3000
+#: Pictures in all, and those to train on; the rest measure the accuracy.
+PICTURES, TRAINING = 4000, 3000
+#: Pictures of one step of training, and how far it goes.
+BATCH, RATE = 100, 0.1
 
 
 @cache
-def pictures(count: int = 4000) -> tuple[Array, NDArray[np.int64]]:
-    """Return *count* noisy pictures and their classes, always the same."""
+def pictures() -> tuple[Array, NDArray[np.int64]]:
+    """Return noisy pictures and their classes, always the same."""
     random = np.random.default_rng(7)
     shapes = random.normal(size=(CLASSES, PIXELS))
-    labels = random.integers(CLASSES, size=count)
-    return shapes[labels] + random.normal(scale=1.5, size=(count, PIXELS)), labels
+    labels = random.integers(CLASSES, size=PICTURES)
+    return shapes[labels] + random.normal(scale=1.5, size=(PICTURES, PIXELS)), labels
 
 
 def forward(x: Array, first: Array, second: Array) -> tuple[Array, Array]:
@@ -41,7 +43,7 @@ def forward(x: Array, first: Array, second: Array) -> tuple[Array, Array]:
     return hidden, odds / odds.sum(axis=1, keepdims=True)
 
 
-def fit(epochs: int, rate: float = 0.1, batch: int = 100) -> tuple[Array, Array]:
+def fit(epochs: int) -> tuple[Array, Array]:
     """Train by stochastic gradient descent and return both layers' weights."""
     x, labels = pictures()
     x, labels = x[:TRAINING], labels[:TRAINING]
@@ -50,13 +52,13 @@ def fit(epochs: int, rate: float = 0.1, batch: int = 100) -> tuple[Array, Array]
     second = random.normal(scale=0.1, size=(HIDDEN, CLASSES))
     wanted = np.eye(CLASSES)[labels]
     for _ in range(epochs):
-        for start in range(0, len(x), batch):
-            part = slice(start, start + batch)
+        for start in range(0, len(x), BATCH):
+            part = slice(start, start + BATCH)
             hidden, odds = forward(x[part], first, second)
-            error = (odds - wanted[part]) / batch
+            error = (odds - wanted[part]) / BATCH
             back = (error @ second.T) * (1 - hidden**2)
-            second -= rate * hidden.T @ error
-            first -= rate * x[part].T @ back
+            second -= RATE * hidden.T @ error
+            first -= RATE * x[part].T @ back
     return first, second
 
 

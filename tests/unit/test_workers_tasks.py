@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import redis
@@ -129,31 +128,6 @@ def test_training_learns_what_can_be_learned(example: SimpleNamespace) -> None:
     learned = example.numeric.train(epochs=20)
     assert learned["epochs"] == 20
     assert learned["accuracy"] == pytest.approx(best_accuracy(), abs=0.02)
-
-
-def test_a_step_of_training_follows_the_gradient(example: SimpleNamespace) -> None:
-    """Compare one epoch of one batch with the numeric derivative of its loss."""
-    numeric = example.numeric
-    rate = 1e-3
-    before = numeric.fit(epochs=0)
-    after = numeric.fit(epochs=1, rate=rate, batch=numeric.TRAINING)
-    x, labels = (part[: numeric.TRAINING] for part in numeric.pictures())
-
-    def loss(first: Any, second: Any) -> float:
-        scores = np.tanh(x @ first) @ second
-        total = np.log(np.exp(scores).sum(axis=1))
-        return float((total - scores[np.arange(len(labels)), labels]).mean())
-
-    for layer, place in ((0, (3, 5)), (0, (60, 1)), (1, (7, 2)), (1, (40, 9))):
-        moved = []
-        for step in (1e-5, -1e-5):
-            weights = [part.copy() for part in before]
-            weights[layer][place] += step
-            moved.append(loss(*weights))
-        gradient = (moved[0] - moved[1]) / 2e-5
-        done = (before[layer][place] - after[layer][place]) / rate
-        # The second layer is updated first, so the first one's gradient is taken after that.
-        assert done == pytest.approx(gradient, rel=0.02, abs=1e-6)
 
 
 def test_inference_uses_the_trained_weights(example: SimpleNamespace) -> None:
