@@ -100,15 +100,12 @@ class Fleet:
 
 @pytest.fixture
 def fleet(
-    rts_redis_url: str,
-    rts_mongo_url: str,
-    rts_key_prefix: str,
+    conf: dict[str, Any],
     mongo: Any,
     receiver: Receiver,  # which outlives whoever sends to it
 ) -> Iterator[Fleet]:
-    conf = {"rts_redis_url": rts_redis_url, "rts_mongo_url": rts_mongo_url}
     with ExitStack() as stack:
-        yield Fleet({**conf, "rts_key_prefix": rts_key_prefix}, mongo, stack)
+        yield Fleet(conf, mongo, stack)
 
 
 def overdue(*tasks: tuple[str, str | None, float]) -> list[Condition]:
