@@ -7,7 +7,7 @@ refused value is counted, logged once with the reason, and treated as not given.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from operator import itemgetter
 from typing import Any
@@ -23,22 +23,12 @@ from rts.deadlines import (
 )
 from rts.fields import queue_of
 from rts.records import OpenTask, Plan
-from rts.tasktypes import Resources, TaskType
+from rts.tasktypes import RESOURCES, TaskType
 from rts.validation import finite
 
 #: What a caller may put into ``apply_async(headers={…})`` and into a task's
 #: ``rts={…}`` option.
-REQUESTABLE = (
-    "task_type",
-    "req_cpu",
-    "req_memory",
-    "req_gpu",
-    "req_storage",
-    "sla_multiplier",
-    "sla_deadline",
-)
-
-_RESOURCES = {f"req_{f.name}": f.name for f in fields(Resources)}
+REQUESTABLE = ("task_type", *RESOURCES, "sla_multiplier", "sla_deadline")
 
 TYPE_SOURCES = ("explicit", "task", "inferred")
 #: Value of the header ``rts_policy`` in messages whose k was learned, and is outside the range
@@ -64,7 +54,7 @@ class Request:
     """What one message, or one task's settings, request; ``None`` where they do not."""
 
     task_type: str | None = None
-    #: Amounts by field of :class:`rts.tasktypes.Resources`.
+    #: Amounts by name, of :data:`rts.tasktypes.RESOURCES`.
     resources: Mapping[str, float] | None = None
     sla_multiplier: float | None = None
     #: Absolute deadline, epoch seconds.
@@ -98,13 +88,13 @@ def read_request(
         if deadline is None:
             allowed = "use epoch seconds or ISO 8601, after 1970 and before year 10000"
             refuse("sla_deadline", value, where, allowed)
-    for name, resource in _RESOURCES.items():
+    for name in RESOURCES:
         if (value := values.get(name)) is not None:
             number = finite(value)
             if number is None or not 0 <= number <= MAX_REQUEST:
                 refuse(name, value, where, "use a number, at least 0")
             else:
-                resources = {**(resources or {}), resource: number}
+                resources = {**(resources or {}), name: number}
     return Request(task_type, resources, k, deadline)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -40,34 +41,27 @@ UNTYPED = "mixed"
 TYPE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]{0,63}")
 
 
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """What a task requests: cores, GiB, GPUs, and GiB of storage, which no rule uses yet. 0
-    where not given.
-    """
-
-    cpu: float = 0.0
-    memory: float = 0.0
-    gpu: float = 0.0
-    storage: float = 0.0
+#: What a task may request: cores, GiB, GPUs, and GiB of storage, which no rule uses yet.
+RESOURCES = ("req_cpu", "req_memory", "req_gpu", "req_storage")
 
 
-def infer(resources: Resources) -> str:
-    """Return the type to infer from a resource request; the first matching rule wins.
+def infer(requested: Mapping[str, float]) -> str:
+    """Return the type to infer from the requested resources; the first matching rule wins.
 
-    >>> infer(Resources(gpu=4, cpu=8)), infer(Resources(gpu=1)), infer(Resources(memory=16))
+    >>> infer({"req_gpu": 4, "req_cpu": 8}), infer({"req_gpu": 1}), infer({"req_memory": 16})
     ('gpu-training', 'gpu-inference', 'memory-heavy')
-    >>> infer(Resources(cpu=8)), infer(Resources(cpu=1)), infer(Resources())
+    >>> infer({"req_cpu": 8}), infer({"req_cpu": 1}), infer({})
     ('cpu-heavy', 'cpu-light', 'mixed')
     """
-    if resources.gpu > 2 and resources.cpu > 4:
+    cpu, memory, gpu = (requested.get(name, 0.0) for name in RESOURCES[:3])
+    if gpu > 2 and cpu > 4:
         return "gpu-training"
-    if resources.gpu > 0:
+    if gpu > 0:
         return "gpu-inference"
-    if resources.memory > 8:
+    if memory > 8:
         return "memory-heavy"
-    if resources.cpu > 4:
+    if cpu > 4:
         return "cpu-heavy"
-    if resources.cpu > 0:
+    if cpu > 0:
         return "cpu-light"
     return UNTYPED

@@ -34,7 +34,7 @@ from rts.lifecycle.propagation import (
 from rts.lifecycle.replacements import NESTING, OWED, plan_replacement, verdict_plan
 from rts.records import Plan
 from rts.settings import Settings
-from rts.tasktypes import Resources, infer
+from rts.tasktypes import infer
 
 
 class TauReader(Protocol):
@@ -310,5 +310,4 @@ def resolve_type(request: Request, defaults: Request) -> tuple[str, str]:
         return request.task_type, "explicit"
     if defaults.task_type is not None:
         return defaults.task_type, "task"
-    amounts = {**(defaults.resources or {}), **(request.resources or {})}
-    return infer(Resources(**amounts)), "inferred"
+    return infer({**(defaults.resources or {}), **(request.resources or {})}), "inferred"
