@@ -88,6 +88,20 @@ def test_a_drain_ends_with_a_batch_that_is_not_full(
     assert ledger.writes == 3
 
 
+def test_a_drain_ends_in_time_though_the_outbox_never_does(
+    stream: MemoryStream, drain: Drain, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(stream, *(str(i) for i in range(4 * BATCH)))
+    step = drain.step
+
+    def slow_step() -> int:
+        clock.at += 1.0
+        return step()
+
+    monkeypatch.setattr(drain, "step", slow_step)
+    assert drain.drain(2.5) == 3 * BATCH
+
+
 def test_nothing_is_lost_and_retries_back_off_while_the_ledger_is_unavailable(
     stream: MemoryStream,
     ledger: FaultyLedger,

@@ -133,8 +133,8 @@ def test_a_group_is_measured_against_its_own_limit(tmp_path: Path) -> None:
     probe = host.probe(box.groups)
     assert probe.read() is None
     # The host is busy with other work; that is not this worker's load.
-    host.passes(0.5, busy_cores=4, runnable=50)
-    box.use(0.5, 0.0)
+    host.passes(0.25, busy_cores=4, runnable=50)
+    box.use(0.25, 0.0)
     assert probe.read() == pytest.approx(0.5)
 
 
