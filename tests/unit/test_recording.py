@@ -226,7 +226,9 @@ def test_a_new_k_counts_from_when_the_work_came_that_has_replaced_a_task(
 
 def test_what_was_dropped_says_nothing_of_slots_and_overhead() -> None:
     never = {"state": "REVOKED", "cause": "dropped", "met": False, "place": ("w", None)}
-    runs = [a_run(100.0 + n, 10, arrival=90.0, **never) for n in range(5)]
+    # As the ledger tells of them: as if each had run for its tau, and at its end.
+    whens = [100.0 + n for n in range(5)]
+    runs = [a_run(at, 10, arrival=90.0, completed_at=at, **never) for at in whens]
     past = recorded(*runs[::-1])
     assert (past.slots, past.workers, list(past.overheads)) == (1, [], [])
     (outcome, *_) = simulate(past.jobs, 9, FirstComeFirstServed(), Settings())
