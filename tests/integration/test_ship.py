@@ -55,6 +55,21 @@ def shipper(settings: Settings, spool: Spool) -> Shipper:
     return Shipper(spool, Link(settings), settings)
 
 
+class FailingLink(Link):
+    """Fails at the next *left*-th call, before or after that is done."""
+
+    left = -1
+    does_it = False
+
+    def call(self, *commands: bytes) -> list[Any]:
+        self.left -= 1
+        if self.left != 0:
+            return super().call(*commands)
+        if self.does_it:
+            super().call(*commands)
+        raise StoreUnavailable("on purpose")
+
+
 def fail(shipper: Shipper, server: RedisServer) -> None:
     """Have it ship while the server hangs, which fails."""
     server.pause()
@@ -141,28 +156,14 @@ def test_a_shipper_that_dies_halfway_teaches_nothing_twice(
     client: Any, settings: Settings, spool: Spool, delivered: bool
 ) -> None:
     n = 2 * CHUNK + 3
-
-    class Died(Exception):
-        pass
-
-    class DyingLink(Link):
-        """Ends the shipper at the second chunk, before or after its delivery."""
-
-        calls = 0
-
-        def call(self, *commands: bytes) -> list[Any]:
-            self.calls += 1
-            answers = super().call(*commands) if delivered or self.calls < 3 else []
-            if self.calls == 3:  # the first call asks what Redis has
-                raise Died
-            return answers
-
     for i in range(n):
         if i in (3, CHUNK + 5):
             spool.append_counts({"refused_plan": 1})
         spool.append_line(as_line(success(str(i))))
-    with pytest.raises(Died):
-        Shipper(spool, DyingLink(settings), settings).ship()
+    link = FailingLink(settings)
+    link.left, link.does_it = 3, delivered  # it asks what Redis has, a chunk goes, and then
+    with pytest.raises(StoreUnavailable):
+        Shipper(spool, link, settings).ship()
     Shipper(spool, Link(settings), settings).ship()
     assert outbox_ids(client, settings) == [str(i) for i in range(n)]
     assert client.hget(settings.keys.count, "cpu-light") == str(n)
@@ -172,21 +173,11 @@ def test_a_shipper_that_dies_halfway_teaches_nothing_twice(
 def test_after_a_lost_reply_redis_is_asked(
     client: Any, settings: Settings, spool: Spool
 ) -> None:
-    class LosingLink(Link):
-        """Loses one answer of a server that has done all."""
-
-        lose = True
-
-        def call(self, *commands: bytes) -> list[Any]:
-            answers = super().call(*commands)
-            if len(commands) > 1 and self.lose:
-                self.lose = False
-                raise StoreUnavailable("on purpose")
-            return answers
-
     spool.append_counts({"refused_plan": 1})
     spool.append_line(as_line(success("a")))
-    shipper = Shipper(spool, LosingLink(settings), settings)
+    link = FailingLink(settings)
+    link.left, link.does_it = 2, True  # it asks, and what goes is applied
+    shipper = Shipper(spool, link, settings)
     with pytest.raises(StoreUnavailable):
         shipper.ship()
     spool.append_line(as_line(success("b")))
@@ -257,20 +248,6 @@ def test_a_wiped_redis_that_got_its_mark_after_the_first_records_learns_none_twi
 def test_a_wiped_redis_that_fails_again_halfway_learns_none_twice(
     client: Any, settings: Settings, spool: Spool, delivered: bool
 ) -> None:
-    class FailingLink(Link):
-        """Fails at a call to come, before or after it is done."""
-
-        left = -1
-        does_it = False
-
-        def call(self, *commands: bytes) -> list[Any]:
-            self.left -= 1
-            if self.left != 0:
-                return super().call(*commands)
-            if self.does_it:
-                super().call(*commands)
-            raise StoreUnavailable("on purpose")
-
     n = 2 * CHUNK + 50
     for i in range(n):
         spool.append_line(as_line(success(str(i))))
