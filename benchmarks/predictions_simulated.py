@@ -15,7 +15,7 @@ import json
 import random
 import statistics
 from bisect import bisect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -23,10 +23,11 @@ from heading import print_heading
 
 from rts.ledger.recent import RUNS
 from rts.predictions import forecast
+from rts.predictions.shared_workers import OrderMaker
 from rts.predictions.snapshot import Running, Snapshot
 from rts.predictions.work import Work
 from rts.settings import Settings
-from rts.simulation.orders import Order, order_of
+from rts.simulation.orders import order_of
 from rts.simulation.simulator import Outcome, simulate
 from rts.simulation.traces import at_load, read_trace, six_types
 
@@ -69,7 +70,9 @@ class Known:
         return iter(self._future)
 
 
-def snapshot_of(outcomes: list[Outcome], number: int, now: float, slots: int) -> Snapshot:
+def snapshot_of(
+    outcomes: list[Outcome], number: int, now: float, slots: int, order: OrderMaker
+) -> Snapshot:
     """Return the state at *now*, when *number* tasks have been published."""
     came = outcomes[:number]
     ended = sorted((o for o in came if o.finished_at <= now), key=lambda o: o.finished_at)
@@ -86,11 +89,12 @@ def snapshot_of(outcomes: list[Outcome], number: int, now: float, slots: int) ->
         recent_arrivals=[work(o) for o in came if o.job.arrival_s > since],
         span_s=now - since,
         turns=[random.randrange(20)],
+        order=order,
     )
 
 
 def ask(
-    outcomes: list[Outcome], slots: int, order: Callable[[], Order], asks: int, known: bool
+    outcomes: list[Outcome], slots: int, order: OrderMaker, asks: int, known: bool
 ) -> dict[str, list[Judged]]:
     """Return the predictions, as judged, for just published and for waiting tasks."""
     found: dict[str, list[Judged]] = {"published": [], "waiting": []}
@@ -107,20 +111,20 @@ def ask(
     for number in range(WARM_UP, last, max(1, (last - WARM_UP) // asks)):
         o = outcomes[number]
         now = o.job.arrival_s
-        snapshot = snapshot_of(outcomes, number, now, slots)
+        snapshot = snapshot_of(outcomes, number, now, slots, order)
         future = Known([work(later) for later in outcomes[number + 1 :]])
         with patch.object(forecast, "Arrivals", future if known else forecast.Arrivals):
-            judge("published", o, forecast.of_new(snapshot, work(o), order), now)
+            judge("published", o, forecast.of_new(snapshot, work(o)), now)
     for part in range(asks // 3):
         begin, end = arrivals[WARM_UP], arrivals[last]
         now = begin + (part + 0.5) * (end - begin) * 3 / asks
         number = bisect(arrivals, now)
         waiting = [o for o in outcomes[:number] if o.started_at > now]
-        snapshot = snapshot_of(outcomes, number, now, slots)
+        snapshot = snapshot_of(outcomes, number, now, slots, order)
         future = Known([work(later) for later in outcomes[number:]])
         with patch.object(forecast, "Arrivals", future if known else forecast.Arrivals):
             for position in random.sample(range(len(waiting)), min(3, len(waiting))):
-                got = forecast.of_waiting(snapshot, position, order)
+                got = forecast.of_waiting(snapshot, position)
                 judge("waiting", waiting[position], got, now)
     return found
 

@@ -19,7 +19,7 @@ from rts.predictions.arrivals import Arrivals
 from rts.predictions.prediction import Prediction
 from rts.predictions.queue_simulation import QueueSimulation
 from rts.predictions.runtimes import Runtimes
-from rts.predictions.shared_workers import OrderMaker, Queues, WorkerGroup
+from rts.predictions.shared_workers import Queues, WorkerGroup
 from rts.predictions.snapshot import Snapshot
 from rts.predictions.work import Work
 from rts.simulation.orders import FirstComeFirstServed
@@ -40,21 +40,21 @@ NO_WAIT_S = 1e-3
 AGREEMENT = 0.4
 
 
-def of_new(snapshot: Snapshot, work: Work, order: OrderMaker) -> Prediction:
+def of_new(snapshot: Snapshot, work: Work) -> Prediction:
     """Predict a task that would be published now."""
     # Its plan may be older than the reading of the queue, but it has not waited there.
     waiting = [*snapshot.waiting, work._replace(arrival=max(work.arrival, snapshot.now))]
-    return _queued(replace(snapshot, waiting=waiting), len(waiting) - 1, order)
+    return of_waiting(replace(snapshot, waiting=waiting), len(waiting) - 1)
 
 
-def of_waiting(snapshot: Snapshot, position: int, order: OrderMaker) -> Prediction:
+def of_waiting(snapshot: Snapshot, position: int) -> Prediction:
     """Predict the task at *position* in ``snapshot.waiting``."""
-    return _queued(snapshot, position, order)
+    return _queued(snapshot, position)
 
 
-def of_held(snapshot: Snapshot, position: int, order: OrderMaker) -> Prediction:
+def of_held(snapshot: Snapshot, position: int) -> Prediction:
     """Predict the task at *position* in ``snapshot.held``."""
-    return _queued(snapshot, -1 - position, order)
+    return _queued(snapshot, -1 - position)
 
 
 def of_running(snapshot: Snapshot, work: Work, started: float) -> Prediction:
@@ -69,37 +69,35 @@ def of_running(snapshot: Snapshot, work: Work, started: float) -> Prediction:
     return replace(found, start=started)
 
 
-def _queued(snapshot: Snapshot, target: int, order: OrderMaker) -> Prediction:
+def _queued(snapshot: Snapshot, target: int) -> Prediction:
     """Predict a task by its number: see :class:`QueueSimulation`."""
     rng = random.Random(0)  # deterministic
     runtimes = Runtimes(snapshot.ratios, snapshot.ended, rng)
     work = snapshot.waiting[target] if target >= 0 else snapshot.held[-1 - target]
-    arrivals = _arrivals(snapshot, work, order, rng)
+    arrivals = _arrivals(snapshot, work, rng)
     starts: list[float] = []
     runs: list[float] = []
     events = 0
     while len(starts) < MAX_RUNS and (events < MAX_EVENTS or len(starts) < MIN_RUNS):
         runtimes.resample()
-        play = QueueSimulation(snapshot, order, runtimes, arrivals, rng)
+        play = QueueSimulation(snapshot, runtimes, arrivals, rng)
         starts.append(play.start_of(target, MAX_EVENTS // MIN_RUNS))
         runs.append(runtimes.draw(work))
         events += play.events
     ends = [start + run_s for start, run_s in zip(starts, runs, strict=True)]
-    ahead = _ahead(snapshot, target, work, order)
+    ahead = _ahead(snapshot, target, work)
     found = _summary(snapshot, work, starts, ends, ahead)
     # Start and finish are estimated independently, so the finish might come too soon.
     return replace(found, finish=max(found.finish, found.start + quantile(runs, LOW)))
 
 
-def _arrivals(
-    snapshot: Snapshot, work: Work, order: OrderMaker, rng: random.Random
-) -> Arrivals:
+def _arrivals(snapshot: Snapshot, work: Work, rng: random.Random) -> Arrivals:
     """Return the model of the arrivals that *work* may have to wait for."""
     since = max(snapshot.now, snapshot.known_until)
     slots = sum(group.slots for group in snapshot.worker_groups)
     recent = snapshot.recent_arrivals
     until_ready_s = max(0.0, work.ready - since)
-    if until_ready_s < SOON_S and isinstance(order(), FirstComeFirstServed):
+    if until_ready_s < SOON_S and isinstance(snapshot.order(), FirstComeFirstServed):
         recent = [w for w in recent if w.queue]  # later ones of its own queue go after it
     # An arrival stands for as many tasks as a waiting one does on average.
     weight = sum(w.weight for w in snapshot.waiting) / max(1, len(snapshot.waiting))
@@ -127,7 +125,7 @@ def _summary(
     )
 
 
-def _ahead(snapshot: Snapshot, target: int, work: Work, order: OrderMaker) -> int:
+def _ahead(snapshot: Snapshot, target: int, work: Work) -> int:
     """Return how many tasks will start before the target, *work*, if nothing else arrives."""
     # Tasks held for a later eta do not start before it.
     before = snapshot.held if target >= 0 else snapshot.held[: -1 - target]
@@ -136,9 +134,8 @@ def _ahead(snapshot: Snapshot, target: int, work: Work, order: OrderMaker) -> in
         return held
     # Treat all workers of the queue as one.
     queues = {n for group in snapshot.worker_groups if 0 in group.queues for n in group.queues}
-    line = Queues(
-        order, [WorkerGroup(snapshot.slots, tuple(sorted(queues)))], in_turn=snapshot.in_turn
-    )
+    everyone = WorkerGroup(snapshot.slots, tuple(sorted(queues)))
+    line = Queues(snapshot.order, [everyone], in_turn=snapshot.in_turn)
     waiting = snapshot.waiting
     among = [number for number, other in enumerate(waiting) if other.queue in queues]
     for number in among:

@@ -32,7 +32,7 @@ IN_TURN = "round_robin"
 
 
 class Picture(NamedTuple):
-    """A snapshot, with what identifies its tasks and queues, and their order."""
+    """A snapshot, with what identifies its tasks and queues."""
 
     snapshot: Snapshot
     #: Position of the task in question among the waiting ones; ``None``: without one.
@@ -41,8 +41,6 @@ class Picture(NamedTuple):
     held: list[str]
     #: Numbers of the queues by the routing keys of their messages.
     numbers: Mapping[str, int]
-    #: Returns a new order for a simulation.
-    order: OrderMaker
 
 
 class InitialState:
@@ -102,8 +100,8 @@ class InitialState:
         share = share_of_slots(self._settings.hopeless_slots, fleet.worker_slots)
         settings = replace(self._settings, hopeless_slots=share)
         order = partial(order_of, order_in_use(settings), settings)
-        snapshot = self.with_ratios(self._snapshot(fleet, samples, taken, order()))
-        return Picture(snapshot, sample.position, list(taken.held), fleet.numbers, order)
+        snapshot = self.with_ratios(self._snapshot(fleet, samples, taken, order))
+        return Picture(snapshot, sample.position, list(taken.held), fleet.numbers)
 
     def with_ratios(self, snapshot: Snapshot, *works: Work) -> Snapshot:
         """Return *snapshot* with the learned ratios of the types of its tasks, and *works*."""
@@ -131,7 +129,7 @@ class InitialState:
         return found
 
     def _snapshot(
-        self, fleet: Fleet, samples: Sequence[QueueSample], taken: TakenTasks, order: Order
+        self, fleet: Fleet, samples: Sequence[QueueSample], taken: TakenTasks, order: OrderMaker
     ) -> Snapshot:
         waiting = [
             self._reader.work(message, fleet.now, number, queue)._replace(weight=weight)
@@ -152,8 +150,9 @@ class InitialState:
             span_s=span_s,
             groups=fleet.groups,
             in_turn=self._in_turn(),
-            share=fleet.share(busy_since(waiting, fleet.now, order)) or 1.0,
+            share=fleet.share(busy_since(waiting, fleet.now, order())) or 1.0,
             turns=[each.turns for each in samples],
+            order=order,
         )
 
     def _in_turn(self) -> bool:

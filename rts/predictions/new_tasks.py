@@ -91,7 +91,7 @@ class Reading:
         known = state.with_ratios(self.picture.snapshot, work, *published)
         self.picture = self.picture._replace(snapshot=known)
         snapshot = replace(known, waiting=[*known.waiting, *published], known_until=known_until)
-        found = forecast.of_new(snapshot, work, self.picture.order)
+        found = forecast.of_new(snapshot, work)
         self.predictions[self.cache_key(work)] = len(published), found
         self.cost_s += time.monotonic() - begun
         return found

@@ -118,7 +118,7 @@ class Predictor:
     def _of_waiting(self, found: Found) -> Prediction:
         picture = self._picture(found.queue, found=found)
         assert picture.position is not None
-        return forecast.of_waiting(picture.snapshot, picture.position, picture.order)
+        return forecast.of_waiting(picture.snapshot, picture.position)
 
     def _of_held(
         self, task_id: str, queues: Iterable[str], known: Iterable[str]
@@ -143,14 +143,14 @@ class Predictor:
         if task_id not in picture.held:
             return None  # it has started, or ended, since
         position = picture.held.index(task_id)
-        return forecast.of_held(picture.snapshot, position, picture.order)
+        return forecast.of_held(picture.snapshot, position)
 
     def _of_scheduled(self, task: OpenTask, queue: str) -> Prediction:
         """Predict a task with a future eta that is not among the held ones that are read."""
         picture = self._picture(queue)
         held = [*picture.snapshot.held, work_of(task, task.arrival)]
         snapshot = self._state.with_ratios(replace(picture.snapshot, held=held))
-        return forecast.of_held(snapshot, len(held) - 1, picture.order)
+        return forecast.of_held(snapshot, len(held) - 1)
 
     def _of_just_started(self, task: OpenTask, queue: str) -> Prediction | None:
         """Predict an open task that neither waits nor is known to run: it must have started

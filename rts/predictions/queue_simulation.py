@@ -10,7 +10,7 @@ from itertools import zip_longest
 
 from rts.predictions.arrivals import Arrivals
 from rts.predictions.runtimes import TRIES, Runtimes
-from rts.predictions.shared_workers import OrderMaker, PrefetchedWork, Queues
+from rts.predictions.shared_workers import PrefetchedWork, Queues
 from rts.predictions.snapshot import Snapshot
 from rts.predictions.work import Work
 from rts.unfinished.heartbeat import BEAT_S
@@ -34,7 +34,6 @@ class QueueSimulation:
     def __init__(
         self,
         snapshot: Snapshot,
-        order: OrderMaker,
         runtimes: Runtimes,
         arrivals: Arrivals,
         rng: random.Random,
@@ -44,7 +43,7 @@ class QueueSimulation:
         self.events = 0
         self._groups = snapshot.worker_groups
         self._slots = sum(group.slots for group in self._groups)
-        self._queues = Queues(order, self._groups, in_turn=snapshot.in_turn)
+        self._queues = Queues(snapshot.order, self._groups, in_turn=snapshot.in_turn)
         self._runtimes = runtimes
         self._stretch = 1 / snapshot.share
         self._works = [*snapshot.waiting]

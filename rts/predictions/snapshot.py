@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from rts.predictions.shared_workers import WorkerGroup
+from rts.predictions.shared_workers import OrderMaker, WorkerGroup
 from rts.predictions.work import Work
+from rts.simulation.orders import FirstComeFirstServed
 from rts.tau.sketch import Sketch
 
 
@@ -55,6 +56,8 @@ class Snapshot:
     share: float = 1.0
     #: By queue: claims counted for the late share (see ``claim.lua``).
     turns: Sequence[int] = ()
+    #: Returns a new order, such as each queue has in a simulation.
+    order: OrderMaker = FirstComeFirstServed
 
     @property
     def worker_groups(self) -> Sequence[WorkerGroup]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ from rts.predictions.new_tasks import MAX_FRESH_S, Reading
 from rts.predictions.prediction import Prediction
 from rts.predictions.queue_parts import SAMPLE, sampled
 from rts.predictions.queue_simulation import QueueSimulation
-from rts.predictions.shared_workers import WorkerGroup
+from rts.predictions.shared_workers import OrderMaker, WorkerGroup
 from rts.predictions.snapshot import Running, Snapshot
 from rts.predictions.work import Work
 from rts.rule import Rule
@@ -29,7 +29,6 @@ from rts.settings import Settings
 from rts.simulation.orders import (
     EarliestDeadlineFirst,
     FirstComeFirstServed,
-    Order,
     order_of,
 )
 from rts.simulation.simulator import Outcome, simulate
@@ -91,13 +90,13 @@ def test_both_simulators_start_a_task_at_the_same_instant(
     exact: Any = Exact(works[1:])
     order = partial(order_of, name, settings)
     for number, outcome in enumerate(outcomes):
-        play = QueueSimulation(Snapshot(0.0, slots, works[:1]), order, exact, exact, rng)
+        play = QueueSimulation(Snapshot(0.0, slots, works[:1], order=order), exact, exact, rng)
         assert play.start_of(number, 10_000) == outcome.started_at
 
 
 def test_an_idle_worker_starts_at_once() -> None:
     task = Work("mixed", 100.0, 10.0, 120.0)
-    got = forecast.of_new(Snapshot(100.0, 2, ratios=learned()), task, FirstComeFirstServed)
+    got = forecast.of_new(Snapshot(100.0, 2, ratios=learned()), task)
     assert got.start == got.start_high == 100.0
     assert got.finish == pytest.approx(109, rel=0.1)
     assert got.finish_low < got.finish < got.finish_high
@@ -107,7 +106,7 @@ def test_an_idle_worker_starts_at_once() -> None:
 
 def test_a_new_task_has_not_waited_though_reading_its_queue_took_a_second() -> None:
     task = Work("mixed", 99.0, 10.0, 119.0, ready=99.0)
-    got = forecast.of_new(Snapshot(100.0, 2, ratios=learned()), task, FirstComeFirstServed)
+    got = forecast.of_new(Snapshot(100.0, 2, ratios=learned()), task)
     assert got.start_high == 100.0
 
 
@@ -127,10 +126,10 @@ def test_a_running_task_need_not_take_as_long_as_those_before() -> None:
 def test_a_task_with_an_eta_does_not_start_before() -> None:
     later = Work("mixed", 0.0, 1.0, 60.0, ready=50.0)
     held = Snapshot(0.0, 1, held=[later], ratios=learned())
-    assert forecast.of_held(held, 0, FirstComeFirstServed).start == pytest.approx(50.0)
+    assert forecast.of_held(held, 0).start == pytest.approx(50.0)
     waits = Snapshot(0.0, 1, [later, Work("mixed", 0.0, 1.0, 9.0)], ratios=learned())
-    assert forecast.of_waiting(waits, 0, FirstComeFirstServed).start == pytest.approx(50.0)
-    assert forecast.of_waiting(waits, 1, FirstComeFirstServed).start < 3.0
+    assert forecast.of_waiting(waits, 0).start == pytest.approx(50.0)
+    assert forecast.of_waiting(waits, 1).start < 3.0
 
 
 def test_held_tasks_start_before_waiting_ones() -> None:
@@ -138,7 +137,7 @@ def test_held_tasks_start_before_waiting_ones() -> None:
     snapshot = Snapshot(
         0.0, 1, [each], held=[each] * 3, running=[Running(each, 0.0)], ratios=learned()
     )
-    got = forecast.of_waiting(snapshot, 0, FirstComeFirstServed)
+    got = forecast.of_waiting(snapshot, 0)
     assert got.start == pytest.approx(40, rel=0.15)
     assert got.ahead == 3
 
@@ -149,14 +148,14 @@ def test_no_task_finishes_before_it_starts() -> None:
         runs = [Running(each, 1000.0 - elapsed_s)]
         for position in range(0, 12, 3):
             snapshot = Snapshot(1000.0, 1, [each] * 12, running=runs)
-            got = forecast.of_waiting(snapshot, position, FirstComeFirstServed)
+            got = forecast.of_waiting(snapshot, position)
             assert got.finish > got.start
 
 
 def test_a_sample_represents_a_huge_queue() -> None:
     each = Work("mixed", -9.0, 10.0, 20.0)
     few = Snapshot(0.0, 10, [each._replace(weight=1000.0)] * 100, ratios=learned())
-    got = forecast.of_new(few, each, FirstComeFirstServed)
+    got = forecast.of_new(few, each)
     assert got.start == pytest.approx(100_000, rel=0.1)
     assert got.start_high - got.start_low < 0.3 * got.start
     assert got.ahead == 100_000
@@ -166,20 +165,16 @@ def test_a_smaller_share_of_the_slots_takes_longer() -> None:
     each = Work("mixed", -9.0, 10.0, 20.0)
     whole = Snapshot(0.0, 4, [each] * 100, ratios=learned())
     half = Snapshot(0.0, 4, [each] * 100, ratios=learned(), share=0.5)
-    start = forecast.of_new(whole, each, FirstComeFirstServed).start
-    assert forecast.of_new(half, each, FirstComeFirstServed).start == pytest.approx(
-        2 * start, rel=0.1
-    )
+    start = forecast.of_new(whole, each).start
+    assert forecast.of_new(half, each).start == pytest.approx(2 * start, rel=0.1)
 
 
 def test_a_task_that_is_likely_dropped_never_starts() -> None:
-    def dropping() -> Order:
-        return EarliestDeadlineFirst(Rule(hopeless="drop"))
-
+    dropping = partial(EarliestDeadlineFirst, Rule(hopeless="drop"))
     late = Work("mixed", 0.0, 10.0, 30.0)
     before = [Work("mixed", 0.0, 10.0, 29.0)] * 20
-    snapshot = Snapshot(10.0, 1, [*before, late], ratios=learned())
-    got = forecast.of_waiting(snapshot, 20, dropping)
+    snapshot = Snapshot(10.0, 1, [*before, late], ratios=learned(), order=dropping)
+    got = forecast.of_waiting(snapshot, 20)
     assert (got.start, got.finish) == (math.inf, math.inf)
     assert got.on_time < 0.2
 
@@ -191,18 +186,22 @@ def test_a_tau_that_makes_no_sense_yields_a_prediction(tau: float) -> None:
     foreign = [(Work("mixed", 0.0, tau, 9.0, name="a"), 0.0)] * 5
     waiting = [Work("mixed", 0.0, each, 9.0, name="a") for each in (1.0, tau, 1.0)]
     snapshot = Snapshot(0.0, 1, waiting, ended=followed + foreign)
-    got = forecast.of_waiting(snapshot, 2, FirstComeFirstServed)
+    got = forecast.of_waiting(snapshot, 2)
     assert 0 <= got.start <= got.finish < math.inf
 
 
 def test_known_arrivals_are_not_drawn_again() -> None:
     waiting = [Work("mixed", 1000.0 - n, 1.0, 1200.0) for n in range(10)]
     recent_arrivals = [Work("mixed", 900.0 + 0.5 * n, 1.0, 950.0 + 0.5 * n) for n in range(200)]
-    order = EarliestDeadlineFirst
-    snapshot = Snapshot(1000.0, 1, waiting, recent_arrivals=recent_arrivals, span_s=100.0)
+    snapshot = Snapshot(
+        *(1000.0, 1, waiting),
+        recent_arrivals=recent_arrivals,
+        span_s=100.0,
+        order=EarliestDeadlineFirst,
+    )
     new = Work("mixed", 1000.0, 1.0, 1300.0)
-    with_more = forecast.of_new(snapshot, new, order)
-    without = forecast.of_new(replace(snapshot, known_until=2000.0), new, order)
+    with_more = forecast.of_new(snapshot, new)
+    without = forecast.of_new(replace(snapshot, known_until=2000.0), new)
     assert without.start == pytest.approx(1010.0, abs=2.0)
     assert with_more.start > 1050.0
 
@@ -236,7 +235,7 @@ def test_queues_that_share_workers_delay_each_other(
     works = of_same_length(*waiting)
     snapshot = Snapshot(1000.0, 1, works, ended=EACH_1_S, groups=groups, in_turn=in_turn)
     own = waiting.count(0)
-    got = forecast.of_waiting(snapshot, own - 1, FirstComeFirstServed)
+    got = forecast.of_waiting(snapshot, own - 1)
     # Plus the rest of an unknown run, up to a second.
     assert got.start - 1000.0 == pytest.approx(seconds + 0.5, abs=1.1, rel=0.1)
 
@@ -245,7 +244,7 @@ def test_a_held_task_of_another_queue_delays_only_the_workers_of_that_queue() ->
     groups = [WorkerGroup(1, (0,)), WorkerGroup(1, (1,))]
     held = of_same_length(*[1] * 10, *[0] * 3)
     snapshot = Snapshot(1000.0, 1, of_same_length(0), held, ended=EACH_1_S, groups=groups)
-    got = forecast.of_waiting(snapshot, 0, FirstComeFirstServed)
+    got = forecast.of_waiting(snapshot, 0)
     assert got.start - 1000.0 == pytest.approx(3.5, abs=1.0)
 
 
@@ -262,18 +261,14 @@ def test_a_prefetched_task_waits_for_the_slots_of_its_worker() -> None:
     def start(found: Prediction) -> float:
         return found.start - 1000.0
 
-    assert start(forecast.of_held(snapshot, 3, FirstComeFirstServed)) == pytest.approx(
-        3.5, abs=0.4
-    )
-    assert start(forecast.of_held(snapshot, 4, FirstComeFirstServed)) == pytest.approx(
-        0.5, abs=0.2
-    )
+    assert start(forecast.of_held(snapshot, 3)) == pytest.approx(3.5, abs=0.4)
+    assert start(forecast.of_held(snapshot, 4)) == pytest.approx(0.5, abs=0.2)
     # Only the other worker has room for one more, and takes it at once.
-    first = forecast.of_waiting(snapshot, 0, FirstComeFirstServed)
+    first = forecast.of_waiting(snapshot, 0)
     assert start(first) == pytest.approx(1.5, abs=0.3)
     assert first.start_high < 1002.0
     # Of later tasks each takes one whenever it starts one.
-    last = forecast.of_waiting(snapshot, 2, FirstComeFirstServed)
+    last = forecast.of_waiting(snapshot, 2)
     assert 1002.2 < last.start_low < last.start_high < 1005.5
 
 
@@ -281,7 +276,7 @@ def test_a_worker_with_unlimited_prefetch_takes_everything() -> None:
     groups = [WorkerGroup(1, prefetch=math.inf), WorkerGroup(1)]
     waiting = of_same_length(*[0] * 40)
     snapshot = Snapshot(1000.0, 2, waiting, ended=EACH_1_S, groups=groups)
-    got = forecast.of_waiting(snapshot, 39, FirstComeFirstServed)
+    got = forecast.of_waiting(snapshot, 39)
     assert got.start - 1000.0 == pytest.approx(39.0, abs=4.0)
 
 
@@ -289,7 +284,7 @@ def test_weighted_tasks_are_prefetched_up_to_the_limit() -> None:
     each = Work("mixed", 990.0, 1.0, 9000.0, weight=10.0)
     groups = [WorkerGroup(2, prefetch=8)] * 5
     snapshot = Snapshot(1000.0, 10, [each] * 100, ended=EACH_1_S, groups=groups)
-    got = forecast.of_new(snapshot, each._replace(weight=1.0), FirstComeFirstServed)
+    got = forecast.of_new(snapshot, each._replace(weight=1.0))
     assert got.start - 1000.0 == pytest.approx(100.0, rel=0.1)
 
 
@@ -297,13 +292,13 @@ def test_arrivals_before_the_eta_of_a_task_run_first() -> None:
     own = [Work("mixed", 900.0 + i, 1.0, 9000.0) for i in range(100)]
     later = Work("mixed", 990.0, 1.0, 9000.0, ready=1010.0)
     snapshot = Snapshot(1000.0, 1, held=[later], ended=EACH_1_S)
-    assert forecast.of_held(snapshot, 0, FirstComeFirstServed).start_high == 1010.0
+    assert forecast.of_held(snapshot, 0).start_high == 1010.0
     snapshot = replace(snapshot, recent_arrivals=own, span_s=100.0)
-    assert forecast.of_held(snapshot, 0, FirstComeFirstServed).start_high > 1010.5
+    assert forecast.of_held(snapshot, 0).start_high > 1010.5
     # If simulating everything until then is too much, it is at least the eta.
     far = replace(snapshot, held=[later._replace(ready=1e6)], span_s=1e-3 * 100)
     for order in (FirstComeFirstServed, EarliestDeadlineFirst):
-        assert forecast.of_held(far, 0, order).start_low >= 1e6
+        assert forecast.of_held(replace(far, order=order), 0).start_low >= 1e6
 
 
 def test_arrivals_go_to_the_worker_that_has_waited_longest() -> None:
@@ -318,7 +313,7 @@ def test_arrivals_go_to_the_worker_that_has_waited_longest() -> None:
         span_s=100.0,
         groups=groups,
     )
-    found = forecast.of_held(snapshot, 0, FirstComeFirstServed)
+    found = forecast.of_held(snapshot, 0)
     assert found.start == found.start_high == 1060.0
 
 
@@ -329,8 +324,8 @@ def test_a_slightly_old_reading_gives_the_same_prediction() -> None:
         1000.0, 4, waiting, ended=EACH_1_S, recent_arrivals=recent_arrivals, span_s=10.0
     )
     new = Work("mixed", 1000.0, 1.0, 9000.0)
-    fresh = forecast.of_new(snapshot, new, FirstComeFirstServed)
-    later = forecast.of_new(snapshot, new._replace(ready=1000.5), FirstComeFirstServed)
+    fresh = forecast.of_new(snapshot, new)
+    later = forecast.of_new(snapshot, new._replace(ready=1000.5))
     assert (later.start_low, later.start_high) == (fresh.start_low, fresh.start_high)
 
 
@@ -343,7 +338,7 @@ def test_a_held_task_of_unknown_worker_may_be_with_any_that_has_room() -> None:
     def new_with(*held: tuple[Work, int | None]) -> Prediction:
         works, by = [w for w, _ in held], [group for _, group in held]
         snapshot = Snapshot(*(1000.0, 2, (), works, by, running), ended=EACH_1_S, groups=groups)
-        return forecast.of_new(snapshot, just, FirstComeFirstServed)
+        return forecast.of_new(snapshot, just)
 
     line = [(work, 0)] * 3
     # The first one has prefetched tasks: it matters which one polls first.
@@ -363,15 +358,21 @@ def test_a_held_task_of_unknown_worker_may_be_with_any_that_has_room() -> None:
 def test_hopeless_tasks_wait_for_hopeful_ones_of_other_queues() -> None:
     hopeless = Work("mixed", 900.0, 1.0, 901.0)
     waiting = [hopeless, *of_same_length(*[1] * 20)]
-    snapshot = Snapshot(1000.0, 1, waiting, ended=EACH_1_S, groups=[WorkerGroup(1, (0, 1))])
-    got = forecast.of_waiting(snapshot, 0, partial(EarliestDeadlineFirst, Rule(late_share=0.0)))
+    snapshot = Snapshot(
+        *(1000.0, 1, waiting),
+        ended=EACH_1_S,
+        groups=[WorkerGroup(1, (0, 1))],
+        order=partial(EarliestDeadlineFirst, Rule(late_share=0.0)),
+    )
+    got = forecast.of_waiting(snapshot, 0)
     assert got.start - 1000.0 == pytest.approx(20.5, abs=2.0)
     assert got.ahead == 20
 
 
 def test_all_demoted_tasks_are_ahead_of_the_last_one() -> None:
     late = [Work("mixed", 900.0 + n, 1.0, 901.0 + n) for n in range(40)]
-    got = forecast.of_waiting(Snapshot(1000.0, 4, late), 39, EarliestDeadlineFirst)
+    snapshot = Snapshot(1000.0, 4, late, order=EarliestDeadlineFirst)
+    got = forecast.of_waiting(snapshot, 39)
     assert got.ahead == 39
 
 
@@ -380,19 +381,24 @@ def test_a_slot_that_demoted_tasks_may_not_hold_is_free() -> None:
     new = Work("mixed", 1000.0, 10.0, 1030.0)
     # One of the three slots that demoted tasks may hold has a run that is not known yet.
     running = [Running(late, 999.0)] * 2
-    snapshot = Snapshot(1000.0, 4, [late] * 20, running=running)
-    got = forecast.of_new(snapshot, new, EarliestDeadlineFirst)
+    snapshot = Snapshot(*(1000.0, 4, [late] * 20), running=running, order=EarliestDeadlineFirst)
+    got = forecast.of_new(snapshot, new)
     assert got.start == got.start_high == 1000.0
     # A hopeful task would not still wait if a slot were free.
     snapshot = replace(snapshot, waiting=[late._replace(deadline=1090.0)])
-    assert forecast.of_new(snapshot, new, EarliestDeadlineFirst).start > 1000.0
+    assert forecast.of_new(snapshot, new).start > 1000.0
 
 
 def test_a_task_without_a_deadline_is_never_demoted() -> None:
     alien = Work("mixed", 900.0, 1.0, 920.0, due=False)
     waiting = [*of_same_length(*[0] * 10), alien]
-    snapshot = Snapshot(1000.0, 1, waiting, ended=EACH_1_S, running=[Running(alien, 999.9)])
-    got = forecast.of_waiting(snapshot, 10, EarliestDeadlineFirst)
+    snapshot = Snapshot(
+        *(1000.0, 1, waiting),
+        ended=EACH_1_S,
+        running=[Running(alien, 999.9)],
+        order=EarliestDeadlineFirst,
+    )
+    got = forecast.of_waiting(snapshot, 10)
     assert got.ahead == 0
     assert got.start - 1000.0 == pytest.approx(0.9, abs=0.3)
 
@@ -419,14 +425,14 @@ def test_arrivals_in_other_queues_count_in_order_of_arrival() -> None:
     own = of_same_length(*[0] * 30)
     recent_arrivals = [Work("mixed", 900.0 + i, 1.0, 9000.0, queue=1) for i in range(100)]
     snapshot = Snapshot(1000.0, 2, own, ended=EACH_1_S, groups=[WorkerGroup(2, (0, 1))])
-    alone = forecast.of_waiting(snapshot, 29, FirstComeFirstServed)
+    alone = forecast.of_waiting(snapshot, 29)
     snapshot = replace(snapshot, recent_arrivals=recent_arrivals, span_s=100.0)
-    beside = forecast.of_waiting(snapshot, 29, FirstComeFirstServed)
+    beside = forecast.of_waiting(snapshot, 29)
     assert alone.start - 1000.0 == pytest.approx(15.0, abs=1.5)
     assert beside.start - 1000.0 > 20.0
 
 
-def after_a_burst(order: Order, seed: int) -> tuple[Snapshot, list[Outcome]]:
+def after_a_burst(order: OrderMaker, seed: int) -> tuple[Snapshot, list[Outcome]]:
     """Return what can be known one second after many tasks came at once to idle workers,
     and what waits.
     """
@@ -434,7 +440,7 @@ def after_a_burst(order: Order, seed: int) -> tuple[Snapshot, list[Outcome]]:
     before = simulate(jobs[:200], 8, FirstComeFirstServed(), Settings())
     burst_at = max(o.finished_at for o in before) + 20
     jobs[200:] = [job._replace(arrival_s=burst_at) for job in jobs[200:]]
-    outcomes = simulate(jobs, 8, order, Settings())
+    outcomes = simulate(jobs, 8, order(), Settings())
     ended = sorted(outcomes[:200], key=lambda o: o.finished_at)
     began, now = ended[0].finished_at, burst_at + 1.0
     waiting = [o for o in outcomes[200:] if o.started_at > now]
@@ -446,18 +452,19 @@ def after_a_burst(order: Order, seed: int) -> tuple[Snapshot, list[Outcome]]:
         ended=[(work(o), o.job.runtime_s) for o in ended],
         recent_arrivals=[work(o) for o in outcomes if o.job.arrival_s > began],
         span_s=now - began,
+        order=order,
     )
     return snapshot, waiting
 
 
 @pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("order", [FirstComeFirstServed, EarliestDeadlineFirst])
-def test_predictions_hold_after_a_burst(order: Callable[[], Order]) -> None:
+def test_predictions_hold_after_a_burst(order: OrderMaker) -> None:
     errors, inside = [], []
     for seed in range(1, 5):  # what waits for the same work is off by the same
-        snapshot, waiting = after_a_burst(order(), seed)
+        snapshot, waiting = after_a_burst(order, seed)
         for position in range(0, len(waiting), 24):
-            got, outcome = forecast.of_waiting(snapshot, position, order), waiting[position]
+            got, outcome = forecast.of_waiting(snapshot, position), waiting[position]
             errors.append(abs(got.start - outcome.started_at) / outcome.queueing_delay_s)
             inside.append(got.start_low <= outcome.started_at <= got.start_high)
     assert statistics.median(errors) <= 0.1
@@ -466,9 +473,7 @@ def test_predictions_hold_after_a_burst(order: Callable[[], Order]) -> None:
 
 @pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("order", [FirstComeFirstServed, EarliestDeadlineFirst])
-def test_a_sample_of_a_long_queue_is_representative(
-    order: Callable[[], Order],
-) -> None:
+def test_a_sample_of_a_long_queue_is_representative(order: OrderMaker) -> None:
     count, slots = 3000, 8
     jobs = at_load(six_types(400 + count, seed=1), slots, 0.5)
     before = simulate(jobs[:400], slots, FirstComeFirstServed(), Settings())
@@ -505,8 +510,9 @@ def test_a_sample_of_a_long_queue_is_representative(
                 if o.started_at <= now < o.finished_at
             ],
             ended=[(work(o), o.job.runtime_s) for o in ended],
+            order=order,
         )
-        got, outcome = forecast.of_waiting(snapshot, position, order), waiting[rank]
+        got, outcome = forecast.of_waiting(snapshot, position), waiting[rank]
         errors.append(abs(got.start - outcome.started_at) / outcome.queueing_delay_s)
         inside.append(got.start_low <= outcome.started_at <= got.start_high)
     assert statistics.median(errors) <= 0.1
