@@ -129,9 +129,6 @@ class DeadlineOrder(Claims):
         if self._block_s > 0:
             self._claim_queues = None
             bells = [key for queue in queues for key in keys_of(self, queue, BELL)]
-            if self._capped:
-                # Sleep on a key that nobody pushes to; its name matches ACLs for the queue.
-                bells = [f"{bells[0]}:none"]
             command = ["BRPOP", *bells, self._block_s]
             self._block_s = 0.0
         else:

@@ -62,8 +62,8 @@ class Claims(QueueLayout):
     brpop_timeout: float = 1
     #: Seconds to block on the bells before the next claim.
     _block_s = 0.0
-    #: Only demoted tasks wait and this worker may take no more: bells are of no use.
-    _capped = False
+    #: Until when to claim nothing, unless a demoted task of this worker ends.
+    _rest_until = -math.inf
     #: Until when to poll for messages from producers without the deadline order.
     _mixed_until = -math.inf
 
@@ -90,6 +90,7 @@ class Claims(QueueLayout):
         there is none to take.
         """
         state, index, fate, text, adopted, refused = reply
+        self._rest_until = -math.inf
         if adopted:
             self._mixed_until = time.monotonic() + MIXED_FOR_S
         if refused:
@@ -116,14 +117,23 @@ class Claims(QueueLayout):
         """Set how long to block before the next claim, after one that took no message. If there
         is more to examine, it stays as it is: not at all.
         """
-        self._capped = state == b"capped"
-        if self._capped:
-            self._block_s = CAPPED_POLL_S
+        if state == b"capped":
+            # Bells ring for other workers. And Redis, if it blocks with a timeout, looks only ten
+            # times a second whether that has passed.
+            self._rest_until = time.monotonic() + CAPPED_POLL_S
+            self.connection.cycle.wake_in(CAPPED_POLL_S)
         elif state != b"again":
             # Replies to remote control, which a worker awaits only while it starts.
             replies = not self._no_ack_queues.isdisjoint(self._active_queues)
             mixed = replies or time.monotonic() < self._mixed_until
             self._block_s = MIXED_POLL_S if mixed else self.brpop_timeout or 1
+
+    def rests(self: Any) -> bool:
+        """Return whether only demoted tasks wait, as of the last claim, and this worker may
+        take no more.
+        """
+        share = self.rule.hopeless_slots
+        return time.monotonic() < self._rest_until and not self.slots.may_take_demoted(share)
 
     def _message(self: Any, queue: str, payload: Any, text: bytes) -> Any:
         """Return kombu's message; ``None``, and refuse the payload, if it cannot be built."""

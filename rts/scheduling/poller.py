@@ -26,6 +26,15 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu has no ty
     #: Successive polls that found no free slot.
     _polls = 0
     _restored_at = -math.inf
+    #: The event loop; ``None`` without one.
+    hub: Any = None
+
+    def wake_in(self, seconds: float) -> None:
+        """Let the event loop look for free slots again in so many seconds. (Without one,
+        :meth:`get` does.)
+        """
+        if self.hub is not None:
+            self.hub.call_later(seconds, bool)  # any event wakes it
 
     def get(self, callback: Any, timeout: float | None = None) -> Any:
         """Wait for an event, only briefly while no slot is free.

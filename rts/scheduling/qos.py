@@ -20,14 +20,16 @@ BATCH, SPREAD = 100, 1000
 
 
 class _SlotLimit:
-    """Mixin: nothing is consumed beyond the worker's free slots."""
+    """Mixin: nothing is consumed beyond the worker's free slots, nor while it rests."""
 
     channel: Any
 
     def can_consume(self) -> bool:
         """Return whether another message may be taken."""
-        slots = self.channel.slots
-        return (slots is None or slots.free()) and bool(super().can_consume())  # type: ignore[misc]  # kombu's
+        channel = self.channel
+        if channel.slots is not None and (not channel.slots.free() or channel.rests()):
+            return False
+        return bool(super().can_consume())  # type: ignore[misc]  # kombu's
 
 
 class QoS(_SlotLimit, stock.QoS):  # type: ignore[misc]  # kombu has no type information

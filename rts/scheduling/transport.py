@@ -61,6 +61,7 @@ class Transport(stock.Transport):  # type: ignore[misc]  # kombu has no type inf
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Let the event loop read from the connections."""
         super().register_with_event_loop(connection, loop)
+        self.cycle.hub = loop
         # Else a pipe that gets the number of a closed connection would be read in its place.
         self.cycle._unregister_from_poll = loop.remove_reader  # type: ignore[method-assign]  # as kombu >= 5.7
 
