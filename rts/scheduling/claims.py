@@ -118,8 +118,8 @@ class Claims(QueueLayout):
         is more to examine, it stays as it is: not at all.
         """
         if state == b"capped":
-            # Bells ring for other workers. And Redis, if it blocks with a timeout, looks only ten
-            # times a second whether that has passed.
+            # Bells ring for other workers. And Redis looks only ten times a second whether the
+            # timeout of a client that it blocks has passed.
             self._rest_until = time.monotonic() + CAPPED_POLL_S
             self.connection.cycle.wake_in(CAPPED_POLL_S)
         elif state != b"again":
