@@ -19,7 +19,7 @@ from pymongo.errors import PyMongoError
 
 from rts.cli.table import is_terminal
 from rts.errors import BrokerUnavailable, StoreUnavailable, unusable
-from rts.ledger.connection import LedgerDatabase, connect, database_of
+from rts.ledger.connection import LedgerDatabase, connect
 from rts.link.link import Link
 from rts.settings import Settings
 from rts.urls import shown_url
@@ -135,11 +135,11 @@ def outages_not_logged() -> Iterator[None]:
 def ledger_of(settings: Settings) -> Iterator[LedgerDatabase]:
     """Yield the database of the ledger; an outage is reported with what to do about it."""
     try:
-        client = connect(settings.mongo_url)
+        database = connect(settings.mongo_url)
         try:
-            yield database_of(client)
+            yield database
         finally:
-            client.close()
+            database.client.close()
     except (StoreUnavailable, PyMongoError) as exc:
         why = unusable(f"MongoDB at {shown_url(settings.mongo_url)}", exc)
         raise StoreUnavailable(f"{why}. Check the server and rts_mongo_url") from exc

@@ -14,12 +14,11 @@ from datetime import datetime, timedelta
 from statistics import fmean
 from typing import Any
 
-from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
 from rts.errors import StoreUnavailable, unusable
 from rts.flower.history import Moment
-from rts.ledger.connection import LedgerDatabase, connect, database_of
+from rts.ledger.connection import LedgerDatabase, connect
 from rts.link.link import Link
 from rts.scheduling.discovery import fleet_queues, queue_names
 from rts.scheduling.queues import (
@@ -98,8 +97,8 @@ class Source:
         self._app = app
         self._link = Link.with_timeouts(settings, CONNECT_TIMEOUT_S, TIMEOUT_S)
         self._time = FleetTime(self._link, CLOCK_S)
-        self._client: MongoClient[dict[str, Any]] | None = None
-        #: Held while the client is created.
+        self._database: LedgerDatabase | None = None
+        #: Held while its client is created.
         self._lock = threading.Lock()
 
     def now(self) -> datetime:
@@ -177,8 +176,8 @@ class Source:
     def close(self) -> None:
         """Close the connections."""
         self._link.close()
-        if self._client is not None:
-            self._client.close()
+        if self._database is not None:
+            self._database.client.close()
 
     def _last(self, span: timedelta) -> Window:
         """Return the window of that length which ends now."""
@@ -190,9 +189,9 @@ class Source:
         """Yield the database; an outage is reported with the URL and the reason."""
         try:
             with self._lock:
-                if self._client is None:
-                    self._client = connect(self.settings.mongo_url, MONGO_OPTIONS)
-            yield database_of(self._client)
+                if self._database is None:
+                    self._database = connect(self.settings.mongo_url, MONGO_OPTIONS)
+            yield self._database
         except (StoreUnavailable, PyMongoError) as exc:
             server = f"MongoDB at {shown_url(self.settings.mongo_url)}"
             raise StoreUnavailable(unusable(server, exc)) from exc

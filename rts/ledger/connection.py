@@ -1,4 +1,4 @@
-"""A client for the ledger's MongoDB, and the meaning of its errors."""
+"""Connects to the ledger's MongoDB, and tells what its errors mean."""
 
 from __future__ import annotations
 
@@ -70,10 +70,9 @@ _NO_ANSWER = (
 )
 
 
-def connect(
-    url: str, client_options: Mapping[str, int] = CLIENT_OPTIONS
-) -> MongoClient[dict[str, Any]]:
-    """Return a client for *url*, with *client_options* for those that the URL does not set.
+def connect(url: str, client_options: Mapping[str, int] = CLIENT_OPTIONS) -> LedgerDatabase:
+    """Return the database that *url* names, with a client of its own, which has
+    *client_options* for those that the URL does not set.
 
     Nothing is sent before the first operation. Datetimes that are read are aware. Writes are
     acknowledged by a majority and journaled, because what was acknowledged is then deleted from
@@ -93,7 +92,10 @@ def connect(
     if "appname" not in given:
         options["appname"] = "rts"
     try:
-        return MongoClient(url, connect=False, tz_aware=True, tzinfo=timezone.utc, **options)
+        client: MongoClient[dict[str, Any]] = MongoClient(
+            url, connect=False, tz_aware=True, tzinfo=timezone.utc, **options
+        )
+        return client.get_default_database(DEFAULT_DATABASE)
     except (PyMongoError, ValueError, OSError) as exc:  # OSError: a file that an option names
         raise InvalidURI(f"{redacted(url)} is not valid ({_reason(exc, url)})") from None
 
@@ -110,11 +112,6 @@ def _reason(exc: Exception, url: str) -> str:
     if any(part and part in said for part in hidden):
         return type(exc).__name__
     return said
-
-
-def database_of(client: MongoClient[dict[str, Any]]) -> LedgerDatabase:
-    """Return the database that the path of the client's URL names."""
-    return client.get_default_database(DEFAULT_DATABASE)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from pymongo.errors import OperationFailure
 from rts.errors import StoreUnavailable
 from rts.fields import text
 from rts.keys import ASSIGNMENTS, REFUSED, TASKS, TAU_SNAPSHOT
-from rts.ledger.connection import UNAVAILABLE, connect, database_of, translate_outages
+from rts.ledger.connection import UNAVAILABLE, connect, translate_outages
 from rts.ledger.documents import Document, documents
 from rts.ledger.merging import ends_again, merge_assignments, merge_tasks
 from rts.ledger.schema import prepare
@@ -54,10 +54,9 @@ class MongoLedger:
     def __init__(self, settings: Settings, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._ttl_s = settings.ledger_ttl
-        self._client = connect(settings.mongo_url)
         #: Read from the primary, though the URL may say otherwise for reports: records are
         #: merged with what is stored, which a secondary may not have yet.
-        self.database = database_of(self._client).with_options(
+        self.database = connect(settings.mongo_url).with_options(
             read_preference=ReadPreference.PRIMARY
         )
         self._tasks: Collection[Document] = self.database[TASKS]
@@ -182,7 +181,7 @@ class MongoLedger:
 
     def close(self) -> None:
         """Close the connections."""
-        self._client.close()
+        self.database.client.close()
 
 
 def _merged(

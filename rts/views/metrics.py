@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from rts.ledger.connection import connect, database_of
+from rts.ledger.connection import LedgerDatabase, connect
 from rts.link.link import Link
 from rts.settings import Settings
 from rts.views import families
@@ -52,7 +52,7 @@ class RtsCollector:
         self._patience_s = patience_s
         self._link = Link.with_timeouts(settings, CONNECT_TIMEOUT_S, TIMEOUT_S)
         self._time = FleetTime(self._link, patience_s / 4)
-        self._client: Any = None
+        self._database: LedgerDatabase | None = None
         self._sources: dict[str, Source[Any]] = {
             "redis": Source("Redis", lambda: read(self._link, settings), max_age_s),
             "mongodb": Source("MongoDB", self._standings, MAX_AGE_S),
@@ -93,11 +93,10 @@ class RtsCollector:
     def close(self) -> None:
         """Close the connections."""
         self._link.close()
-        if self._client is not None:
-            self._client.close()
+        if self._database is not None:
+            self._database.client.close()
 
     def _standings(self) -> list[ObjectiveStatus]:
-        if self._client is None:
-            self._client = connect(self._settings.mongo_url)
-        database = database_of(self._client)
-        return standings(database, self._settings, self._time.measured())
+        if self._database is None:
+            self._database = connect(self._settings.mongo_url)
+        return standings(self._database, self._settings, self._time.measured())

@@ -11,7 +11,7 @@ import pymongo
 
 from rts.errors import StoreUnavailable
 from rts.keys import ASSIGNMENTS, REFUSED, TASKS
-from rts.ledger.connection import connect, database_of
+from rts.ledger.connection import connect
 from rts.link.link import Link
 from rts.link.replies import as_instant
 from rts.link.scripts import pack
@@ -165,14 +165,14 @@ def ask_mongo(settings: Settings, timeout_s: float) -> LedgerState:
     Raises:
         StoreUnavailable, ConfigurationError, PyMongoError: it does not answer.
     """
-    client = connect(settings.mongo_url)
+    database = connect(settings.mongo_url)
+    client = database.client
     try:
         with pymongo.timeout(timeout_s):
             version = client.server_info()["version"]
             begin = time.perf_counter()
             client.admin.command("ping")
             latency_s = time.perf_counter() - begin
-            database = database_of(client)
             documents = {
                 name: database[name].estimated_document_count()
                 for name in (TASKS, ASSIGNMENTS, REFUSED)

@@ -44,11 +44,11 @@ def test_a_refused_url_does_not_show_its_password() -> None:
 
 
 def test_options_in_the_url_take_precedence(rts_mongo_url: str) -> None:
-    client = connect(rts_mongo_url + "?w=1&serverSelectionTimeoutMS=123")
+    client = connect(rts_mongo_url + "?w=1&serverSelectionTimeoutMS=123").client
     assert client.write_concern.document == {"w": 1}
     assert client.options.server_selection_timeout == 0.123
     client.close()
-    client = connect("mongodb://localhost:9")
+    client = connect("mongodb://localhost:9").client
     concern = client.write_concern.document
     assert (concern["w"], concern["j"]) == ("majority", True)
     client.close()

@@ -9,7 +9,7 @@ import pytest
 from pymongo import MongoClient
 
 from rts.errors import StoreUnavailable
-from rts.ledger.connection import connect, database_of
+from rts.ledger.connection import connect
 from rts.ledger.mongo import MongoLedger
 from rts.ports import TauEntry
 from rts.records import OutboxEntry
@@ -65,8 +65,8 @@ def test_sums_are_those_of_the_primary(url: str) -> None:
     ledger = MongoLedger(Settings(mongo_url=url, ledger_ttl=0))
     ledger.write([OutboxEntry("1-0", success("t"))])
     ledger.close()
-    with connect(url) as client:
-        database = database_of(client)
+    database = connect(url)
+    with database.client:
         assert report(database, *HOUR).rows == [], "the secondary knows nothing yet"
         assert sum_up(database, Interval("tasks", 3600, 0), "type")["cpu-light"].verdicts == 1
 
@@ -86,9 +86,10 @@ def test_a_report_waits_for_no_other_member(url: str, monkeypatch: pytest.Monkey
         return int(status["metrics"]["getLastError"]["wtimeouts"])
 
     before = in_vain()
-    with connect(f"{url}&w=2&wTimeoutMS=100") as client:
+    database = connect(f"{url}&w=2&wTimeoutMS=100")
+    with database.client:
         for _ in range(2):
-            (row,) = report(database_of(client), *HOUR).rows
+            (row,) = report(database, *HOUR).rows
             assert row.tasks == 1
     assert rollups.count_documents({"tallies.type.seal": {"$exists": True}})
     assert in_vain() == before

@@ -22,7 +22,7 @@ from pymongo.monitoring import (
 )
 
 from rts.errors import StoreUnavailable
-from rts.ledger.connection import connect, database_of
+from rts.ledger.connection import connect
 from rts.ledger.mongo import MongoLedger
 from rts.records import Execution, OutboxEntry
 from rts.settings import Settings
@@ -319,9 +319,9 @@ def test_foreign_verdicts_count_at_their_end(ledger: MongoLedger) -> None:
 
 
 def test_a_server_that_does_not_answer_is_unavailable() -> None:
-    client = connect("mongodb://127.0.0.1:9/?serverSelectionTimeoutMS=50")
-    with pytest.raises(StoreUnavailable), client:
-        report(database_of(client), at(0), at(1))
+    database = connect("mongodb://127.0.0.1:9/?serverSelectionTimeoutMS=50")
+    with pytest.raises(StoreUnavailable), database.client:
+        report(database, at(0), at(1))
 
 
 def test_nothing_more_is_asked_of_a_server_that_went_away(
@@ -340,9 +340,9 @@ def test_nothing_more_is_asked_of_a_server_that_went_away(
     monkeypatch.setattr(tallies, "cut", lambda *_: hours)
     monkeypatch.setattr(tallies, "stored_packed", lambda *_: {})
     monkeypatch.setattr(tallies, "sum_up", count)
-    client = connect("mongodb://127.0.0.1:9/?serverSelectionTimeoutMS=50")
-    with client, pytest.raises(StoreUnavailable):
-        report(database_of(client), at(0), at(1))
+    database = connect("mongodb://127.0.0.1:9/?serverSelectionTimeoutMS=50")
+    with database.client, pytest.raises(StoreUnavailable):
+        report(database, at(0), at(1))
     assert len(asked) < len(hours[0])
 
 

@@ -98,9 +98,9 @@ def test_every_window_has_a_bounded_number_of_points() -> None:
 
 def test_a_server_that_does_not_answer_is_unavailable() -> None:
     window = UNTIL - timedelta(hours=1), UNTIL
-    client = connect("mongodb://127.0.0.1:1/x?serverSelectionTimeoutMS=50")
-    with pytest.raises(StoreUnavailable), client:
-        list(series(client.get_default_database(), window))
+    database = connect("mongodb://127.0.0.1:1/x?serverSelectionTimeoutMS=50")
+    with pytest.raises(StoreUnavailable), database.client:
+        list(series(database, window))
 
 
 def test_a_course_of_many_keys_is_never_in_memory_as_a_whole(

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta, timezone
 import pytest
 
 from rts.errors import StoreUnavailable
-from rts.ledger.connection import connect, database_of
+from rts.ledger.connection import connect
 from rts.ledger.mongo import MongoLedger
 from rts.objectives import WINDOWS, objective_of
 from rts.records import OutboxEntry
@@ -116,6 +116,6 @@ def test_stored_sums_and_a_shorter_budget_agree_too(
 
 
 def test_a_server_that_does_not_answer_is_unavailable(settings: Settings) -> None:
-    client = connect("mongodb://127.0.0.1:9/?serverSelectionTimeoutMS=50")
-    with pytest.raises(StoreUnavailable), client:
-        standings(database_of(client), settings, NOW)
+    database = connect("mongodb://127.0.0.1:9/?serverSelectionTimeoutMS=50")
+    with pytest.raises(StoreUnavailable), database.client:
+        standings(database, settings, NOW)

@@ -14,7 +14,7 @@ from pymongo.errors import InvalidURI, PyMongoError
 from pymongo.uri_parser import parse_uri
 
 from rts import ConfigurationError
-from rts.ledger.connection import connect, database_of
+from rts.ledger.connection import connect
 from rts.mongo_urls import KINDS, mongo_url, refused_option
 from rts.urls import redacted, redis_url, shown_url
 
@@ -93,8 +93,9 @@ BAD = {
 def test_what_pymongo_accepts_is_accepted(url: str) -> None:
     parse_uri(url)
     assert mongo_url("rts_mongo_url", url) == url
-    with connect(url) as client:
-        assert database_of(client).name == GOOD[url]
+    database = connect(url)
+    assert database.name == GOOD[url]
+    database.client.close()
 
 
 @pytest.mark.parametrize("url", BAD)
@@ -213,8 +214,7 @@ def test_nothing_that_pymongo_accepts_is_refused(rest: str) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about options that it does not know
-            with connect(url) as client:
-                database_of(client)
+            connect(url).client.close()
     except (PyMongoError, ValueError):
         return
     assert mongo_url("rts_mongo_url", url) == url
