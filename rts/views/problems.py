@@ -29,7 +29,7 @@ def problems(redis: RedisState, ledger: LedgerState) -> list[str]:
     return [*found, *fleet_problems(redis, ledger_up=ledger.server.reachable)]
 
 
-def fleet_problems(redis: RedisState, *, ledger_up: bool = True) -> list[str]:
+def fleet_problems(redis: RedisState, *, ledger_up: bool) -> list[str]:
     """Return what is wrong with the fleet and with a Redis that answers. *ledger_up*: whether
     MongoDB answers.
     """
