@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import socket
 import time
@@ -536,7 +537,7 @@ def test_each_connection_of_a_worker_with_threads_wakes_it_with_one_timer(url: s
     hub.close()
 
 
-def test_a_worker_at_its_cap_claims_again_though_nothing_wakes_it(url: str) -> None:
+def test_a_worker_at_its_cap_rests_until_a_demoted_task_ends_or_for_a_moment(url: str) -> None:
     gauge = SimpleNamespace(free=lambda: True, may_take_demoted=lambda share: False)
     queue, got, hub = Queue(NAME, Exchange(""), NAME, no_declare=True), [], Hub()
     with connect(url) as connection:
@@ -547,6 +548,12 @@ def test_a_worker_at_its_cap_claims_again_though_nothing_wakes_it(url: str) -> N
             channel._put(NAME, envelope(Message(start + PAST, start, 1.0, "demoted")))
             wait_until(lambda: next(hub.loop) or channel._rest_until > 0)
             assert hub.timer.queue[0].eta - channel._rest_until < 0.5, "it is woken soon"
+            channel._rest_until = math.inf
+            assert not channel.qos.can_consume()
+            gauge.may_take_demoted = lambda share: True
+            assert channel.qos.can_consume()
+            gauge.may_take_demoted = lambda share: False
+            channel._rest_until = -math.inf  # time passes
             channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "hopeful")))
             wait_until(lambda: next(hub.loop) or got)
     hub.close()
