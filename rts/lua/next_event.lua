@@ -8,7 +8,8 @@
 --         '' to delete none
 -- Returns the event's id, then its field names and values; empty if there is none.
 --
--- A new group starts at the end of the stream: nobody listened before.
+-- A new group starts at the end of the stream: nobody listened before. What is pending for this
+-- consumer comes first: the reply that brought it was lost, as it has one event at a time.
 
 local stream, group, me = KEYS[1], ARGV[1], ARGV[2]
 
@@ -23,8 +24,8 @@ if ARGV[5] ~= '' then
 end
 local found
 for _, pending in ipairs(redis.call('XPENDING', stream, group, '-', '+', 10)) do
-  if not found and pending[3] >= tonumber(ARGV[4]) then
-    local claimed = redis.call('XCLAIM', stream, group, me, ARGV[4], pending[1])
+  if not found and (pending[2] == me or pending[3] >= tonumber(ARGV[4])) then
+    local claimed = redis.call('XCLAIM', stream, group, me, 0, pending[1])
     if claimed[1] and claimed[1][2] then
       found = claimed[1]
     else

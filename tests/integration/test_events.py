@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import redis
 
-from rts import listener, signals
+from rts import health, listener, signals
 from rts.listener import Listener
 from rts.notices import SloBurning, TaskOverdue
 from rts.settings import Settings
-from rts.testing import wait_until
+from rts.testing import RedisServer, wait_until
 from tests.forked import forks_beside_threads, in_child
 
 NOTICE = TaskOverdue("t1", "proj.add", "mixed", "q", "w@h", 1.0, 2.0, 2.5)
@@ -138,6 +138,35 @@ def test_what_a_dead_worker_had_in_hand_is_handled_by_another_some_time_later(
     with hearing(settings, signals.task_overdue) as told:
         wait_until(lambda: not redis_client.xpending(events, group)["pending"])
     assert [notice.task_id for notice in told] == ["t1", "t2"]
+
+
+def test_an_event_whose_reply_was_lost_is_handled_next(
+    settings: Settings, server: RedisServer
+) -> None:
+    settings = replace(settings, redis_url=server.url, timeout=0.2, breaker_period=0.1)
+    paused = threading.Event()
+
+    def pause(**_: Any) -> None:
+        if not paused.is_set():
+            server.pause()
+            paused.set()
+
+    health.take_counts()
+    with redis.Redis.from_url(server.url) as client:
+        signals.task_overdue.connect(pause, weak=False)
+        try:
+            with hearing(settings, signals.task_overdue) as told:
+                wait_until(lambda: client.exists(settings.keys.events))
+                tell(client, settings, *(text_of(task_id=f"t{n}") for n in range(3)))
+                wait_until(paused.is_set)
+                # Redis takes the next event out of the stream once it goes on.
+                wait_until(lambda: health.take_counts().get("redis_failures"))
+                server.resume()
+                wait_until(lambda: len(told) == 3)
+        finally:
+            signals.task_overdue.disconnect(pause)
+            server.resume()
+    assert [notice.task_id for notice in told] == ["t0", "t1", "t2"]
 
 
 @forks_beside_threads
