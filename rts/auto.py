@@ -22,6 +22,7 @@ from celery.utils.functional import maybe_list
 # each batch, and each of them would have to load it.
 import rts.parts  # noqa: F401  only to be loaded
 from rts import health
+from rts.forks import copied
 from rts.installation import ATTRIBUTE, parts_of, publisher
 from rts.integration import install, wire
 from rts.lifecycle import receivers
@@ -60,14 +61,14 @@ def _finalizing(app: Any) -> None:
 
 def _publishing(**_: Any) -> None:
     """Runs before each publish: an app may publish without being finalized."""
-    for app in list(_apps):
+    for app in copied(_apps):
         if app not in _published and app.configured:
             _finalizing(app)
             _published.add(app)  # not before: a timeout may strike, or another thread publish
 
 
 # app.configured first: app.conf would load a configuration that is still lazy.
-_named = [app for app in list(_apps) if app.configured and _names_this(app)]
+_named = [app for app in copied(_apps) if app.configured and _names_this(app)]
 
 import_modules.connect(_importing, weak=False, dispatch_uid="rts.auto")
 connect_on_app_finalize(_finalizing)

@@ -1,12 +1,17 @@
-"""Safety with forks: what a child needs at once, and moments at which no fork may happen."""
+"""Safety with forks: what a child needs at once, and moments at which no fork may happen; and
+with other threads.
+"""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 from weakref import WeakMethod
+
+_T = TypeVar("_T")
 
 #: Id of this process; updated in a forked child. (``os.getpid`` costs as much as a function
 #: call each time.)
@@ -24,6 +29,15 @@ def in_child(reset: Callable[[], None]) -> None:
     # Dead ones are removed here, not by callbacks of theirs, which fail when Python exits.
     _resets.difference_update([known for known in list(_resets) if known() is None])
     _resets.add(WeakMethod(reset))
+
+
+def copied(items: Iterable[_T]) -> list[_T]:
+    """Return *items*, a set that other threads may change meanwhile, as a list."""
+    while True:
+        try:
+            return list(items)
+        except RuntimeError:  # it changed during the iteration
+            pass
 
 
 def close_inherited(fd: int) -> None:

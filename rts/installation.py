@@ -12,6 +12,7 @@ from weakref import WeakSet
 
 from rts import health
 from rts.errors import ConfigurationError
+from rts.forks import copied
 from rts.settings import Settings
 
 if TYPE_CHECKING:
@@ -116,14 +117,8 @@ class Installation:
 
 
 def apps_with_rts() -> list[Any]:
-    """Return the apps that have rts, while other threads may install it into some, and drop
-    others.
-    """
-    while True:
-        try:
-            return list(installed)
-        except RuntimeError:  # one was added meanwhile
-            pass
+    """Return the apps that have rts."""
+    return copied(installed)
 
 
 def _after_fork() -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 from celery._state import _apps
 
+from rts.forks import copied
+
 #: The tasks of Celery that are the app's work: those that run one of its tasks on each item of
 #: a list, as chunks do, and the one that completes a group which has replaced a task, under
 #: the id of that task.
@@ -29,7 +31,7 @@ def owner_of(declare: Any) -> Any:
     if not declare:
         return None
     queue = declare[0]
-    for app in list(_apps):
+    for app in copied(_apps):
         # By vars(): both are cached properties, not yet made in an app that never published.
         queues = vars(vars(app).get("amqp", app)).get("queues")
         if isinstance(queues, dict) and queues.get(queue.name) is queue:

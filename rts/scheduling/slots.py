@@ -7,6 +7,7 @@ from typing import Any
 from celery.worker import state
 
 from rts.deadlines import demoted_slots
+from rts.forks import copied
 from rts.scheduling.channel import DeadlineOrder
 from rts.scheduling.poller import MAX_POLL_S
 from rts.scheduling.worker_capacity import slots_of
@@ -48,7 +49,7 @@ class Slots:
         """Return whether another demoted task may run; they may hold *share* of the slots."""
         if not self._demoted:
             return True
-        requests = _copy(state.reserved_requests) + _copy(state.active_requests)
+        requests = copied(state.reserved_requests) + copied(state.active_requests)
         self._demoted &= {request.id for request in requests}
         return len(self._demoted) < demoted_slots(share, self.count)
 
@@ -72,15 +73,6 @@ def _is_awaited(request: Any) -> bool:
     """
     result = getattr(request, "_apply_result", None)  # a weak reference
     return result is not None and result() is not None
-
-
-def _copy(requests: Any) -> list[Any]:
-    """Return a copy of a set of Celery's that other threads may change."""
-    while True:
-        try:
-            return list(requests)
-        except RuntimeError:  # it changed during the iteration
-            continue
 
 
 def limit_to_slots(consumer: Any, slots: Slots | None) -> Slots | None:

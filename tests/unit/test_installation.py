@@ -15,7 +15,7 @@ from celery.signals import before_task_publish
 import rts
 from rts import installation, integration
 from rts.installation import ATTRIBUTE, parts_of
-from rts.lifecycle import receivers
+from rts.lifecycle import owners, receivers
 from tests.forked import forks_beside_threads, in_child
 
 
@@ -136,27 +136,34 @@ def test_no_thread_waits_for_the_configuration_of_another_app(
     assert not waits
 
 
+class Growing(WeakSet[Any]):
+    """Apps, of which there is one more once they are looked at."""
+
+    other: Celery | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        for each in super().__iter__():
+            if self.other is None:  # as another thread may at any time
+                self.other = Celery(set_as_current=False)
+                self.add(self.other)
+            yield each
+
+
 def test_apps_may_come_while_a_message_is_published(
     app: Celery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    others: list[Celery] = []
-
-    class Growing(WeakSet[Any]):
-        def __iter__(self) -> Iterator[Any]:
-            for each in super().__iter__():
-                if not others:  # as another thread may at any time
-                    others.append(Celery(set_as_current=False))
-                    self.add(others[0])
-                yield each
-
     @app.task(name="alone.task", shared=False)
     def alone_task() -> None: ...
 
     app.conf.rts_redis_url = "redis://127.0.0.1:1"
-    monkeypatch.setattr(installation, "installed", Growing([app]))
+    with_rts, every = Growing([app]), Growing([app])
+    monkeypatch.setattr(installation, "installed", with_rts)
+    monkeypatch.setattr(owners, "_apps", every)
     assert installation.publisher("alone.task") is parts_of(app)
-    assert others
-    others[0].close()
+    assert owners.owner_of([app.amqp.queues["celery"]]) is app
+    for apps in (with_rts, every):
+        assert apps.other is not None
+        apps.other.close()
 
 
 def test_a_call_from_within_the_build_does_without(app: Celery) -> None:
