@@ -54,14 +54,16 @@ def fill(ledger: MongoLedger, n: int, seed: int = 1) -> None:
     ledger.write(entries)
 
 
-def check(ledger: MongoLedger, settings: Settings) -> list[ObjectiveStatus]:
-    found = standings(ledger.database, settings, NOW)
+def check(
+    ledger: MongoLedger, settings: Settings, now: datetime = NOW
+) -> list[ObjectiveStatus]:
+    found = standings(ledger.database, settings, now)
     assert [s.objective for s in found] == ["a.x", "cpu-light", "nobody", "q2", "*"]
     lengths = {**WINDOWS, "budget": settings.budget_window_s}
     for standing in found:
         assert list(standing.windows) == list(lengths)
         for name, seconds in lengths.items():
-            window = {"$gte": NOW - timedelta(seconds=seconds), "$lt": NOW}
+            window = {"$gte": now - timedelta(seconds=seconds), "$lt": now}
             mine = [
                 d
                 for d in ledger.database.tasks.find({"verdict_at": window})
@@ -111,6 +113,8 @@ def test_stored_sums_and_a_shorter_budget_agree_too(
     check(ledger, settings)
     fill(ledger, 100, seed=2)
     check(ledger, settings)
+    # Days later that day is whole, and some of its hours are stored.
+    check(ledger, replace(settings, slo_window=30 * DAY), NOW + timedelta(days=4))
     # A month's budget of a ledger that keeps two days is one of two days.
     assert replace(settings, slo_window=30 * DAY, ledger_ttl=2 * DAY).budget_window_s == 2 * DAY
 
