@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import reduce
 from typing import Any
 
 import pytest
 
 from rts.fields import MAX_TEXT
 from rts.ledger import writes
+from rts.ledger.storable import cleaned, cleaned_learned
 from rts.ports import TauEntry
 from rts.records import Execution, Learned
 from tests.ledgers import (
@@ -302,6 +304,27 @@ def test_a_later_attempt_decides(subject: Subject) -> None:
     assert len(assignments) == 2
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_two_runs_that_failed_the_one_that_began_last_decides(
+    subject: Subject, turned: bool
+) -> None:
+    runs = [
+        failed(started_at=R + 1, completed_at=R + 9),
+        failed(started_at=R + 5, completed_at=R + 6, worker="celery@b"),
+    ]
+    task, _ = written(subject, *runs[:: -1 if turned else 1])
+    assert (task["worker"], task["completed_at"], task["attempts"]) == ("celery@b", at(6), 2)
+
+
+def test_what_is_stored_already_is_not_replaced(on_mongo: OnMongo) -> None:
+    for _ in range(3):
+        for run in (lost(), retried(), failed(retries=1)):
+            on_mongo.ledger.write([entry(run)])
+    assert [task["_rev"] for task in on_mongo.ledger.database.tasks.find()] == [2]
+    revisions = [run.get("_rev") for run in on_mongo.ledger.database.assignments.find()]
+    assert sorted(revisions, key=str) == [1, None]
+
+
 def test_a_retry_never_replaces_a_final_record_of_its_attempt(subject: Subject) -> None:
     end = failed(completed_at=R + 4, runtime_s=None, cause="time_limit")
     for runs in ([end, retried()], [retried(retries=0), end]):
@@ -395,6 +418,7 @@ HOSTILE: list[dict[str, Any]] = [
     {"load_at_start": {"a.b": 1, "$set": 2, "\0": [2**70] * 500, "d": {"e": {"f": {"g": 1}}}}},
     {"load_at_start": {"load": "\ud800", "cpu": math.nan, "gpus": [{"index": 0}], "": True}},
     {"load_at_start": {str(n): n for n in range(5000)}},
+    {"load_at_start": reduce(lambda inner, _: {"of": inner}, range(250), {})},
     {"load_at_start": [1, 2], "runtime_s": 10**400, "arrival": 10**400},
     {"queue": {}, "parent_id": [], "root_id": 0, "cause": False},
     {"load_at_start": {"load": object()}},
@@ -421,11 +445,29 @@ def test_no_record_poisons_a_batch(subject: Subject) -> None:
         for name in ("queue", "parent_id", "root_id", "cause"):
             assert isinstance(document.get(name), str | None)
     wrong: list[Any] = [("x", 1.0), (1.0, math.nan), (1.0, 2.0, object(), 10**400)]
+    wrong += [(1.0, 2.0, object()), (1.0, 2.0, None, object())]
     subject.ledger.write(
         [entry(execution(task_id=f"l{n}"), Learned(*taus)) for n, taus in enumerate(wrong)]
     )
     found = {a["task_id"]: a["tau_before"] for a in subject.documents()[1]}
     assert (found["l0"], found["l1"], found["l2"]) == (None, None, 1.0)
+
+
+def test_a_record_that_is_cleaned_keeps_what_can_be_stored(subject: Subject) -> None:
+    """So is each of a worker with GPUs, and of a task whose name is not ASCII."""
+    gpus = [{"index": 0, "utilization": 0.5, "memory": None}]
+    usual = execution(
+        **{"parent_id": "p", "cause": "rejected", "priority": 3, "again_at": R + 8.5},
+        load_at_start={"load": 0.5, "gpus": gpus},
+    )
+    usual = usual._replace(name="später", max_rss_bytes=2**63 - 1)
+    learned = Learned(5.0, 4.5, 3.0, 2.5)
+    assert (cleaned(usual), cleaned_learned(learned)) == (usual, learned)
+    assert cleaned(never_run(name="später")) == never_run(name="später")
+    subject.ledger.write([entry(usual, learned)])
+    ((task,), (assignment,)) = subject.documents()
+    assert (task["name"], task["queue"], task["parent_id"]) == ("später", "celery", "p")
+    assert (assignment["load_at_start"]["gpus"], assignment["name_tau_after"]) == (gpus, 2.5)
 
 
 def test_instants_beyond_the_calendar_are_at_its_ends(subject: Subject) -> None:

@@ -37,6 +37,7 @@ STATES = st.sampled_from(
         "FAILURE",
         "RETRY",
         "REPLACED",
+        "REQUEUED",
         "LOST",
         "killed",
         "REVOKED",
