@@ -457,10 +457,14 @@ def test_a_record_that_is_cleaned_keeps_what_can_be_stored(subject: Subject) -> 
     """So is each of a worker with GPUs, and of a task whose name is not ASCII."""
     gpus = [{"index": 0, "utilization": 0.5, "memory": None}]
     usual = execution(
-        **{"parent_id": "p", "cause": "rejected", "priority": 3, "again_at": R + 8.5},
+        name="später",
+        parent_id="p",
+        cause="rejected",
+        priority=3,
+        again_at=R + 8.5,
+        max_rss_bytes=2**63 - 1,
         load_at_start={"load": 0.5, "gpus": gpus},
     )
-    usual = usual._replace(name="später", max_rss_bytes=2**63 - 1)
     learned = Learned(5.0, 4.5, 3.0, 2.5)
     assert (cleaned(usual), cleaned_learned(learned)) == (usual, learned)
     assert cleaned(never_run(name="später")) == never_run(name="später")
