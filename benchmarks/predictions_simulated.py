@@ -65,7 +65,7 @@ class Known:
     def __call__(self, *_: object) -> Known:
         return self
 
-    def stream(self) -> Iterator[Work]:
+    def stream(self, _: float) -> Iterator[Work]:
         """Return the arrivals."""
         return iter(self._future)
 

@@ -37,16 +37,16 @@ class Arrivals:
         self,
         recent: Sequence[Work],
         span_s: float,
-        now: float,
+        until: float,
         slots: int,
         rng: random.Random,
         weight: float = 1.0,
     ) -> None:
-        """*recent*: what has arrived within the last *span_s* seconds, for *slots*.
+        """*recent*: what has arrived within the *span_s* seconds before *until*, for *slots*.
 
         *weight*: number of arrivals that each drawn one stands for, at least 1.
         """
-        self._now = now
+        self._until = until
         self._weight = weight
         self._rng = rng
         self._bursts: list[list[Work]] = []
@@ -55,7 +55,7 @@ class Arrivals:
         #: (unnormalized) probabilities of these hypotheses.
         self._regimes: list[tuple[int, float]] = []
         self._cumulative: list[float] = []
-        if len(recent) > 1 and span_s > 0:
+        if len(recent) > 1:
             tasks = sum(work.weight for work in recent)
             #: Mean seconds between two completions while all slots are busy.
             self._task_s = sum(work.weight * work.tau for work in recent) / tasks / slots
@@ -63,20 +63,20 @@ class Arrivals:
             self._sizes = [sum(work.weight for work in burst) for burst in self._bursts]
             self._weigh_regimes(span_s)
 
-    def stream(self) -> Iterator[Work]:
-        """Draw the tasks that arrive from now on, in the order of arrival."""
+    def stream(self, since: float) -> Iterator[Work]:
+        """Draw the tasks that arrive *since* an instant, in the order of arrival."""
         if not self._regimes:
             return
-        rng, at = self._rng, self._now
-        ((first, since_s),) = rng.choices(self._regimes, cum_weights=self._cumulative)
+        rng, at = self._rng, since
+        ((first, age_s),) = rng.choices(self._regimes, cum_weights=self._cumulative)
         bursts = self._bursts[first:]
-        if not bursts or since_s <= 0:
+        if not bursts:
             return
-        rate = rng.gammavariate(len(bursts), 1 / since_s)
+        rate = rng.gammavariate(len(bursts), 1 / age_s)
         load = rate * self._task_s * sum(self._sizes[first:]) / len(bursts)
         if load > 1 and rng.random() > load**CONTINUES:
             return
-        end = at + since_s * (1 / (1 - rng.random()) - 1)
+        end = at + age_s * (1 / (1 - rng.random()) - 1)
         while rate > 0:
             at += rng.expovariate(rate) * self._weight
             if at > end:
@@ -89,7 +89,7 @@ class Arrivals:
     def _weigh_regimes(self, span_s: float) -> None:
         """Compute the posterior of the last change of the rate."""
         count, mean_s = len(self._bursts), span_s / len(self._bursts)
-        ages = [self._now - burst[-1].arrival for burst in self._bursts]
+        ages = [self._until - burst[-1].arrival for burst in self._bursts]
         logs = [math.log(ONE_RATE) + _evidence(count, span_s, mean_s)]
         self._regimes.append((0, span_s))
         # The prior of a change's age is uniform on a logarithmic scale.

@@ -93,10 +93,9 @@ def _queued(snapshot: Snapshot, target: int) -> Prediction:
 
 def _arrivals(snapshot: Snapshot, work: Work, rng: random.Random) -> Arrivals:
     """Return the model of the arrivals that *work* may have to wait for."""
-    since = max(snapshot.now, snapshot.known_until)
     slots = sum(group.slots for group in snapshot.worker_groups)
     recent = snapshot.recent_arrivals
-    until_ready_s = max(0.0, work.ready - since)
+    until_ready_s = max(0.0, work.ready - snapshot.unknown_since)
     if until_ready_s < SOON_S and isinstance(snapshot.order(), FirstComeFirstServed):
         recent = [w for w in recent if w.queue]  # later ones of its own queue go after it
     # An arrival stands for as many tasks as a waiting one does on average.
@@ -104,7 +103,8 @@ def _arrivals(snapshot: Snapshot, work: Work, rng: random.Random) -> Arrivals:
     if snapshot.span_s > 0:
         expected = sum(w.weight for w in recent) / snapshot.span_s * until_ready_s
         weight = max(weight, expected / ARRIVALS)
-    return Arrivals(recent, snapshot.span_s, since, slots, rng, max(1.0, weight))
+    until = snapshot.now - snapshot.unseen_s
+    return Arrivals(recent, snapshot.span_s, until, slots, rng, max(1.0, weight))
 
 
 def _summary(

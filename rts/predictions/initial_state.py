@@ -11,7 +11,7 @@ from rts.deadlines import share_of_slots
 from rts.errors import CommandError
 from rts.ledger.recent import Recent
 from rts.link.link import Link
-from rts.predictions.fleet import MAX_RELATED, Fleet, read_fleet, read_ratios
+from rts.predictions.fleet import MAX_RELATED, NOTED_S, Fleet, read_fleet, read_ratios
 from rts.predictions.messages import WorkReader, id_of
 from rts.predictions.open_queue import EMPTY, Found, QueueSample
 from rts.predictions.queue_parts import SAMPLE
@@ -137,7 +137,7 @@ class InitialState:
             for message, weight in zip(each.messages, each.weights, strict=True)
         ]
         held = list(taken.held.values())
-        recent, span_s = _recent_arrivals(fleet, [*waiting, *held])
+        recent, span_s = recent_arrivals(fleet, [*waiting, *held])
         return Snapshot(
             now=fleet.now,
             slots=fleet.slots,
@@ -148,6 +148,7 @@ class InitialState:
             ended=fleet.ended,
             recent_arrivals=recent,
             span_s=span_s,
+            unseen_s=NOTED_S,
             groups=fleet.groups,
             in_turn=self._in_turn(),
             share=fleet.share(busy_since(waiting, fleet.now, order())) or 1.0,
@@ -174,11 +175,11 @@ def busy_since(waiting: Sequence[Work], now: float, order: Order) -> float:
     return min((max(work.arrival, work.ready) for work in waits), default=now)
 
 
-def _recent_arrivals(fleet: Fleet, present: list[Work]) -> tuple[list[Work], float]:
-    """Return recent arrivals, and the seconds within which they are complete.
+def recent_arrivals(fleet: Fleet, present: list[Work]) -> tuple[list[Work], float]:
+    """Return recent arrivals, and the seconds until NOTED_S ago within which they are complete.
 
     From some instant on, all ends are known. Whatever has arrived since then is waiting, held,
-    running, or among the recent runs.
+    running, or among the recent runs; but a run that has just begun is not known yet.
     """
     ends = [run.completed_at for run in fleet.recent]
     since = max(fleet.known_since, min(ends, default=fleet.now))
@@ -188,4 +189,5 @@ def _recent_arrivals(fleet: Fleet, present: list[Work]) -> tuple[list[Work], flo
         number = fleet.numbers.get(run.queue or "", 0)
         arrived[run.task_id] = work_of(run, queue=number)
     works = [*arrived.values(), *present]
-    return [w for w in works if since < w.arrival <= fleet.now], fleet.now - since
+    until = fleet.now - NOTED_S
+    return [w for w in works if since < w.arrival <= until], max(0.0, until - since)

@@ -17,6 +17,8 @@ from rts.unfinished.heartbeat import BEAT_S
 
 #: Seconds within which a message is claimed if a slot is free.
 CLAIM_S = 0.25
+#: Seconds within which the end of a run becomes visible in Redis.
+ENDED_S = 0.25
 #: A task that stands for several is served in parts, so that time passes between them and some
 #: may turn hopeless: each is at most this share of all tasks taken before.
 PART = 0.02
@@ -47,7 +49,7 @@ class QueueSimulation:
         self._runtimes = runtimes
         self._stretch = 1 / snapshot.share
         self._works = [*snapshot.waiting]
-        self._arrivals = arrivals.stream()
+        self._arrivals = arrivals.stream(snapshot.unknown_since)
         self._held = snapshot.held
         for number, work in enumerate(self._works):
             self._push(number, work)
@@ -56,7 +58,7 @@ class QueueSimulation:
         self._busy = [0] * len(self._groups)
         #: Waiting tasks that were taken.
         self._taken = 0.0
-        self._resume(snapshot)
+        self._resume(snapshot, rng)
         #: All groups in the order in which the broker serves them; and those that may be able
         #: to take something now.
         self._serving = rng.sample(range(len(self._groups)), len(self._groups))
@@ -67,15 +69,20 @@ class QueueSimulation:
         self._assign_held(snapshot.held_by, rng)
         self._fill(snapshot.waiting, rng)
 
-    def _resume(self, snapshot: Snapshot) -> None:
-        """Begin the runs in progress, as far as there are slots."""
+    def _resume(self, snapshot: Snapshot, rng: random.Random) -> None:
+        """Begin the runs in progress, as far as there are slots. One that was in progress a
+        moment ago may have ended since: what has followed it is unknown too.
+        """
         demoted = []
         for position, (work, started, group) in enumerate(snapshot.running):
             if self._busy[group] == self._groups[group].slots:
                 continue
             number = -1 - len(self._held) - position
-            run_s = self._runtimes.draw_longer(work, self.now - started)
-            self._begin(started + run_s, number, group)
+            known_s = max(0.0, self.now - rng.random() * ENDED_S - started)
+            end = started + self._runtimes.draw_longer(work, known_s)
+            if end <= self.now:
+                continue
+            self._begin(end, number, group)
             if self._is_demoted(work, started):
                 demoted.append(number)
         self._queues.resume(snapshot.turns, demoted)

@@ -42,9 +42,11 @@ class Snapshot:
     ratios: Mapping[str, Sketch] = field(default_factory=dict)
     #: Recent runs that have ended, with their runtimes in seconds.
     ended: Sequence[tuple[Work, float]] = ()
-    #: What has arrived within the last ``span_s`` seconds, in whatever state it is now.
+    #: What had arrived within ``span_s`` seconds until ``unseen_s`` seconds ago, in whatever
+    #: state it is now. What has arrived since may have started unseen.
     recent_arrivals: Sequence[Work] = ()
     span_s: float = 0.0
+    unseen_s: float = 0.0
     #: The instant until which all arrivals are among ``waiting``; 0: ``now``.
     known_until: float = 0.0
     #: All worker groups; empty: one, which consumes no other queue.
@@ -58,6 +60,11 @@ class Snapshot:
     turns: Sequence[int] = ()
     #: Returns a new order, such as each queue has in a simulation.
     order: OrderMaker = FirstComeFirstServed
+
+    @property
+    def unknown_since(self) -> float:
+        """The instant since which arrivals have to be drawn."""
+        return max(self.now, self.known_until)
 
     @property
     def worker_groups(self) -> Sequence[WorkerGroup]:

@@ -16,7 +16,9 @@ import redis
 from rts.ledger.recent import RUNS, Recent
 from rts.link.link import Link
 from rts.predictions.fleet import MAX_RELATED, NOTED_S, Fleet, read_fleet
+from rts.predictions.initial_state import recent_arrivals
 from rts.predictions.shared_workers import WorkerGroup
+from rts.predictions.work import Work
 from rts.settings import Settings
 from rts.testing import wait_until
 from rts.unfinished.received import BYTES, SIZE, Received, mark_of
@@ -203,6 +205,16 @@ def test_the_share_of_busy_time_is_measured_where_enough_is_known(
     changes: dict[str, Any], since: float, share: float | None
 ) -> None:
     assert replace(BUSY, **changes).share(since) == (share and pytest.approx(share))
+
+
+def test_arrivals_count_until_those_that_may_have_started_unseen() -> None:
+    waiting = [Work("mixed", arrival, 1.0, 200.0) for arrival in (100.0, 100.1, 109.9, 110.1)]
+    started = run("2")._replace(arrival=105.0, started_at=105.0, queue="mail")
+    fleet = replace(BUSY, running=[started], recent=[ran(90.0, 99.0)])
+    recent, span_s = recent_arrivals(fleet, waiting)
+    assert sorted(work.arrival for work in recent) == [100.1, 105.0, 109.9]
+    assert span_s == 10.0
+    assert recent_arrivals(replace(fleet, known_since=111.0), waiting) == ([], 0.0)
 
 
 def test_marks_are_complete_while_no_worker_holds_more_messages_than_it_reports() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import statistics
+from collections.abc import Callable
 from itertools import takewhile
 
 import pytest
@@ -17,13 +18,13 @@ def test_arrivals_have_the_recent_rate() -> None:
     recent_arrivals = [Work("mixed", float(i), 1.0, i + 3.0) for i in range(100)]
     counts = []
     for _ in range(300):
-        stream = Arrivals(recent_arrivals, 100.0, 100.0, 1, rng).stream()
+        stream = Arrivals(recent_arrivals, 100.0, 100.0, 1, rng).stream(100.0)
         arrived = [w for w in (next(stream, None) for _ in range(50)) if w is not None]
         assert all(w.deadline - w.arrival == pytest.approx(3.0) for w in arrived)
         if len(arrived) == 50:
             counts.append(arrived[-1].arrival - 100.0)
     assert statistics.median(counts) == pytest.approx(50.0, rel=0.1)
-    assert list(Arrivals([], 0.0, 0.0, 1, rng).stream()) == []
+    assert list(Arrivals([], 0.0, 0.0, 1, rng).stream(0.0)) == []
 
 
 def streamed(recent_arrivals: list[Work], now: float, seconds: float) -> float:
@@ -32,9 +33,24 @@ def streamed(recent_arrivals: list[Work], now: float, seconds: float) -> float:
     coming = Arrivals(recent_arrivals, now, now, slots=8, rng=rng)
     counts = []
     for _ in range(300):
-        within = takewhile(lambda work: work.arrival <= now + seconds, coming.stream())
+        within = takewhile(lambda work: work.arrival <= now + seconds, coming.stream(now))
         counts.append(sum(1 for _ in within))
     return statistics.median(counts)
+
+
+def test_what_may_have_arrived_unseen_is_no_silence() -> None:
+    rng = random.Random(1)
+    coming = Arrivals([at(i / 10) for i in range(300)], 30.0, 30.0, slots=8, rng=rng)
+    counts = []
+    for _ in range(300):
+        arrivals = [work.arrival for work in takewhile(before(41.5), coming.stream(31.5))]
+        assert all(arrival > 31.5 for arrival in arrivals)
+        counts.append(len(arrivals))
+    assert statistics.median(counts) == pytest.approx(100, rel=0.1)
+
+
+def before(instant: float) -> Callable[[Work], bool]:
+    return lambda work: work.arrival < instant
 
 
 def at(arrival: float) -> Work:
@@ -60,7 +76,7 @@ def test_the_higher_an_overload_the_likelier_it_is_over() -> None:
     for seed in range(200):
         coming = Arrivals(recent_arrivals, 10.0, 10.0, slots=8, rng=random.Random(seed))
         counts.append(
-            sum(1 for _ in takewhile(lambda work: work.arrival < 11, coming.stream()))
+            sum(1 for _ in takewhile(lambda work: work.arrival < 11, coming.stream(10.0)))
         )
     over = sum(not count for count in counts) / len(counts)
     assert over == pytest.approx(0.5, abs=0.1)

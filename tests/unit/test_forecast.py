@@ -55,10 +55,13 @@ class Exact:
     def __init__(self, future: list[Work]) -> None:
         self._future = future
 
-    def stream(self) -> Iterator[Work]:
+    def stream(self, _: float) -> Iterator[Work]:
         return iter(self._future)
 
     def draw(self, work: Work) -> float:
+        return float(work.name)
+
+    def draw_longer(self, work: Work, elapsed_s: float) -> float:
         return float(work.name)
 
 
@@ -92,6 +95,21 @@ def test_both_simulators_start_a_task_at_the_same_instant(
     for number, outcome in enumerate(outcomes):
         play = QueueSimulation(Snapshot(0.0, slots, works[:1], order=order), exact, exact, rng)
         assert play.start_of(number, 10_000) == outcome.started_at
+
+
+def test_a_run_that_may_have_ended_unseen_has_been_followed_if_tasks_wait() -> None:
+    exact: Any = Exact([])
+    short = Work("mixed", 990.0, 1.0, 9000.0, name="1.0")
+
+    def start_after(running: Running, work: Work) -> float:
+        snapshot = Snapshot(1000.0, 1, [work], running=[running])
+        play = QueueSimulation(snapshot, exact, exact, random.Random(1))
+        return play.start_of(0, 100)
+
+    assert start_after(Running(short, 999.5), short) == 1000.5
+    # It was still known to run a moment ago.
+    assert start_after(Running(short, 999.0), short) > 1000.0
+    assert start_after(Running(short, 999.0), short._replace(arrival=999.9)) == 1000.0
 
 
 def test_an_idle_worker_starts_at_once() -> None:
