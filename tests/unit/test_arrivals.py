@@ -70,14 +70,15 @@ def test_a_burst_is_one_event_rather_than_a_new_rate() -> None:
     assert streamed(bursts, 195.0, 60.0) == pytest.approx(300, rel=0.35)
 
 
-def test_the_higher_an_overload_the_likelier_it_is_over() -> None:
-    recent_arrivals = [at(i / 80) for i in range(800)]  # ten times as much
+@pytest.mark.parametrize("weight", [1, 10])
+def test_the_higher_an_overload_the_likelier_it_is_over(weight: int) -> None:
+    recent_arrivals = [  # ten times as much
+        at(i * weight / 80)._replace(weight=float(weight)) for i in range(800 // weight)
+    ]
     counts = []
     for seed in range(200):
         coming = Arrivals(recent_arrivals, 10.0, 10.0, slots=8, rng=random.Random(seed))
-        counts.append(
-            sum(1 for _ in takewhile(lambda work: work.arrival < 11, coming.stream(10.0)))
-        )
+        counts.append(sum(work.weight for work in takewhile(before(11.0), coming.stream(10.0))))
     over = sum(not count for count in counts) / len(counts)
     assert over == pytest.approx(0.5, abs=0.1)
     assert statistics.median(count for count in counts if count) == pytest.approx(80, rel=0.2)
@@ -88,4 +89,15 @@ def test_arrivals_have_the_rate_after_its_last_change() -> None:
     fast = [at(300.0 + i) for i in range(60)]
     assert streamed([*slow, *fast], 360.0, 30.0) == pytest.approx(30, rel=0.25)
     # It has stopped.
-    assert streamed([at(float(i)) for i in range(300)], 400.0, 30.0) == 0
+    assert streamed([at(float(i)) for i in range(300)], 400.0, 3000.0) == 0
+
+
+def test_an_arrival_may_stand_for_several() -> None:
+    pairs = [at(i / 10)._replace(weight=2.0) for i in range(300)]
+    coming = Arrivals(pairs, 30.0, 30.0, slots=80, rng=random.Random(1), weight=5.0)
+    counts = []
+    for _ in range(100):
+        arrivals = [*takewhile(before(40.0), coming.stream(30.0))]
+        assert {work.weight for work in arrivals} <= {10.0}
+        counts.append(len(arrivals))
+    assert statistics.median(counts) == pytest.approx(20, rel=0.25)
