@@ -66,7 +66,8 @@ class Runtimes:
     For a name with hardly any runs those of its type with near taus serve (nearest neighbours;
     Stone, *Annals of Statistics* 5, 1977), whose ratio of runtime over tau is applied; then all
     ratios ever learned. The known runs are a sample themselves, so each simulation uses a
-    bootstrap resample of them (Efron, *Annals of Statistics* 7, 1979).
+    bootstrap resample of them (Efron, *Annals of Statistics* 7, 1979), :func:`widened` where
+    they are few.
     """
 
     def __init__(
@@ -181,7 +182,10 @@ class Runtimes:
         if found is None:
             pairs = self._runs.get(key, [])
             numbers = sorted(self._rng.choices(range(len(pairs)), k=len(pairs)))
-            found = self._resampled[key] = [pairs[number] for number in numbers]
+            found = [pairs[number] for number in numbers]
+            if 0 < len(found) < KNOWN_RUNS:
+                found = widened(found)
+            self._resampled[key] = found
         return found
 
     def draw_longer(self, work: Work, elapsed_s: float) -> float:
@@ -196,6 +200,20 @@ class Runtimes:
 
 def _bounded(tau: float) -> float:
     return min(MAX_TAU, max(LEAST_S, tau))
+
+
+def widened(runs: _Runs) -> _Runs:
+    """Return a few *runs*, at least two, with runtimes as far apart as more of them may be.
+
+    The range of n runs holds the next one with a probability of (n − 1)/(n + 1) (Wilks, *Annals
+    of Mathematical Statistics* 12, 1941). So their deviations from the mean are divided by it.
+
+    >>> widened([(1.0, 4.0), (1.0, 6.0), (1.0, 8.0)])
+    [(1.0, 2.0), (1.0, 6.0), (1.0, 10.0)]
+    """
+    mean_s = sum(runtime_s for _, runtime_s in runs) / len(runs)
+    factor = (len(runs) + 1) / (len(runs) - 1)
+    return [(tau, max(0.0, mean_s + factor * (run_s - mean_s))) for tau, run_s in runs]
 
 
 def power_of(names: Iterable[_Runs], prior: float = 0.0) -> float:

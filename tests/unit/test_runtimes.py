@@ -7,6 +7,7 @@ import statistics
 
 import pytest
 
+from rts.predictions.forecast import HIGH, LOW, quantile
 from rts.predictions.runtimes import Runtimes
 from rts.predictions.work import Work
 from rts.tau.sketch import Sketch
@@ -82,3 +83,22 @@ def test_all_runs_of_the_same_tau_are_sampled() -> None:
     drawn = [runtimes.draw(Work("mixed", 0.0, 5.0, 10.0)) for _ in range(2000)]
     assert (min(drawn), max(drawn)) == (1.0, 100.0)
     assert statistics.mean(drawn) == pytest.approx(50.5, rel=0.1)
+
+
+@pytest.mark.parametrize("runs", [5, 8, 12, 19])
+@pytest.mark.parametrize("sigma", [0.3, 1.0])
+def test_an_interval_holds_the_next_run_though_only_a_few_are_known(
+    runs: int, sigma: float
+) -> None:
+    task, within, rng = Work("mixed", 0.0, 1.0, 3.0, name="a"), [], random.Random(1)
+    for _ in range(300):
+        runtimes = Runtimes(
+            {}, [(task, rng.lognormvariate(0, sigma)) for _ in range(runs)], rng
+        )
+        drawn = []
+        for _ in range(60):
+            runtimes.resample()
+            drawn.append(runtimes.draw(task))
+        low, high = (quantile(drawn, q) for q in (LOW, HIGH))
+        within.append(low <= rng.lognormvariate(0, sigma) <= high)
+    assert 0.82 <= statistics.mean(within) <= 0.96
