@@ -117,6 +117,7 @@ class WorkerParts:
 
         def on_look() -> None:
             sink.append_counts()
+            board.received.share()
             _update_capacity(worker, board, companion)
 
         companion = Companion(on_look=on_look)

@@ -87,6 +87,7 @@ def test_in_order_of_arrival_each_worker_is_a_group(
     received = Received(memory, 0)
     for number in range(3):
         received.put(f"task-{number}")
+    received.share()
     settings = replace(settings, scheduler=None)
     beat(redis_client, settings, "a", ["web"], ahead=8, received=received.encoded())
     beat(redis_client, settings, "b", ["web"], ahead=None)
@@ -105,6 +106,7 @@ def test_in_order_of_arrival_each_worker_is_a_group(
     # A retry that another one has received: which has it is not known.
     again = Received(mmap.mmap(-1, BYTES), 0)
     again.put("task-1")
+    again.share()
     beat(redis_client, settings, "c", ["web"], received=again.encoded())
     fleet = fleet_of(settings, "web")
     assert fleet.receivers[mark_of("task-1")] is None
