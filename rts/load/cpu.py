@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rts.load.cgroup import Cgroups, CpuGroup
+from rts.load.cgroup import Cgroups, CpuGroup, read_file
 
 #: Share of busy time from which a core counts as saturated. Below it, runnable threads wait
 #: only for a moment. At 0.25 s per sample and 10 ms per kernel tick, a core that is never idle
@@ -144,7 +144,7 @@ def psutil_host(loadavg: Path = LOADAVG) -> Callable[[frozenset[int]], HostCpu |
 def _runnable(loadavg: Path) -> int | None:
     """Return how many other threads run or wait for a core: ``… 3/812 …``."""
     try:
-        field = loadavg.read_text().split()[3]
+        field = read_file(str(loadavg)).split()[3]
         return max(0, int(field.partition("/")[0]) - 1)
-    except (OSError, ValueError, IndexError):
+    except (ValueError, IndexError):
         return None

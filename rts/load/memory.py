@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rts.load.cgroup import Cgroups
+from rts.load.cgroup import Cgroups, read_file
 
 #: psutil reads it as well, but a pool child must not import psutil for a rare look.
 MEMINFO = Path("/proc/meminfo")
@@ -37,12 +37,14 @@ class MemoryProbe:
         """Return the host's memory: all of it, and what is available without swapping; zeros
         where they cannot be read.
         """
-        found = {}
+        found: dict[str, int] = {}
         try:
-            for line in self._meminfo.read_text().splitlines():
+            for line in read_file(str(self._meminfo)).splitlines():
                 name, _, rest = line.partition(":")
                 if name in ("MemTotal", "MemAvailable"):
                     found[name] = int(rest.split()[0]) * 1024
+                if len(found) == 2:
+                    break  # they are among the first of some fifty
             return found["MemTotal"], found["MemAvailable"]
-        except (OSError, ValueError, LookupError):
+        except (ValueError, LookupError):
             return 0, 0
