@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 #: Seconds for which a process reuses its reading of the load and of its memory, while
 #: its runs are short.
-REFRESH_EVERY_S = 0.05
+REFRESH_EVERY_S = 0.1
 #: A shorter run gets the peak of memory that was read last, and no CPU time of
 #: subprocesses: to start one takes longer than that.
 SHORT_S = 0.0005
@@ -60,6 +60,8 @@ class LoadReader(Protocol):
 class Run:
     """A run in progress."""
 
+    #: What has started it, and will finish it.
+    runs: Runs
     plan: Plan
     #: Epoch seconds, and by ``time.monotonic``.
     started_at: float
@@ -162,6 +164,7 @@ class Runs:
         if now >= self._refresh_at:
             self._refresh(now)
         run = Run()
+        run.runs = self
         run.plan = plan
         run.replaced = run.aborted = False
         run.load = load = self._sample

@@ -90,14 +90,11 @@ class WorkerSide:
                 run.aborted = True
                 self._finish_unreported(task, run)
                 return
-            parts = self._parts_of(task.app)
-            if parts is None or parts.worker is None:
-                return
             state = end_state(task, state, retval)
             if run is not None:
-                parts.worker.runs.finish(run, state, retval)
-            elif state:
-                batches.finish(task.request, state, parts.worker.runs)
+                run.runs.finish(run, state, retval)
+            elif state and (worker := self._worker_of(task.app)) is not None:
+                batches.finish(task.request, state, worker.runs)
         except SoftTimeLimitExceeded:
             # It strikes only once. A record written twice counts as one in the ledger;
             # without one the run would seem to go on until its process ends.
