@@ -18,6 +18,7 @@ redis.call('SET', KEYS[1], ARGV[1])
 local rate, restored = tonumber(ARGV[2]), 0
 for i = 3, #ARGV, 5 do
   local field, tau, count, deviation, first = unpack(ARGV, i, i + 4)
+  local has_deviation = tonumber(count) > 0 -- none of a tau that was set by hand
   local since = tonumber(redis.call('HGET', KEYS[2], field) or '')
   if since then
     local n = tonumber(redis.call('HGET', KEYS[3], field) or '') or 0
@@ -29,7 +30,9 @@ for i = 3, #ARGV, 5 do
   end
   redis.call('HSET', KEYS[2], field, tau)
   redis.call('HSET', KEYS[3], field, count)
-  redis.call('HSET', KEYS[4], field, deviation)
+  if has_deviation then
+    redis.call('HSET', KEYS[4], field, deviation)
+  end
   restored = restored + 1
 end
 return restored

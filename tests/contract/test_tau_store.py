@@ -220,6 +220,7 @@ def test_what_was_learned_since_a_wipe_comes_after_the_snapshot(settings: Settin
         "mixed": TauEntry(7.0, 3, 1.0),
         "gpu-training": TauEntry(50.0, 9, 4.0),  # not seen since
         "memory-heavy": TauEntry(30.0, 8, 2.0),
+        "cpu-heavy": TauEntry(9.0, 0, 0.0),  # set by hand
     }
     for field, entry in snapshot.items():
         whole.set(field, entry.tau)
@@ -229,7 +230,7 @@ def test_what_was_learned_since_a_wipe_comes_after_the_snapshot(settings: Settin
         whole.update(LIGHT, NAME, actual_s)
     store.set("mixed", 2.0)  # by hand since the wipe: it stays
     since, left = store.entries(), (1 - settings.learning_rate) ** 3
-    assert store.restore(snapshot, "g") == 5
+    assert store.restore(snapshot, "g") == 6
     assert store.restore(snapshot, "h") == -1
     entries = store.entries()
     for field in (LIGHT, FIELD):
@@ -242,6 +243,9 @@ def test_what_was_learned_since_a_wipe_comes_after_the_snapshot(settings: Settin
     assert entries["gpu-training"] == snapshot["gpu-training"]
     assert entries["memory-heavy"].tau == pytest.approx(0.2 * 25 + 0.8 * 30)
     assert entries["memory-heavy"].deviation == pytest.approx(0.2 * 5 + 0.8 * 2)
+    assert entries["cpu-heavy"] == snapshot["cpu-heavy"]
+    store.update("cpu-heavy", NAME, 5.0)
+    assert store.entries()["cpu-heavy"] == TauEntry(0.2 * 5 + 0.8 * 9, 1, 4.0)
     link.close()
 
 
