@@ -99,6 +99,11 @@ def test_standings_are_a_direct_count(ledger: MongoLedger, settings: Settings) -
     assert [rule.factor for rule in found["cpu-light"].burning] == [14.4, 6.0, 1.0]
     assert found["nobody"].burning == ()
     assert found["cpu-light"].budget_left_ratio < 0
+    # Where there is no objective for all others, they count towards none.
+    (alone,) = standings(ledger.database, replace(settings, slo={"q2": 0.9}), NOW)
+    since = NOW - timedelta(seconds=WINDOWS["3d"])
+    of_queue = {"queue": "q2", "verdict_at": {"$gte": since, "$lt": NOW}}
+    assert alone.windows["3d"].valid == ledger.database.tasks.count_documents(of_queue)
 
 
 def test_stored_sums_and_a_shorter_budget_agree_too(
