@@ -48,14 +48,20 @@ def is_storable(e: Execution, learned: Learned | None) -> bool:
     if len(joined) > MAX_TEXT or not joined.isascii():
         return False
     total = (
-        e.tau + e.k + e.arrival + e.deadline + (e.started_at or 0.0)
-        + (e.completed_at or 0.0) + (e.runtime_s or 0.0) + (e.cpu_s or 0.0)
-        + (e.max_rss_bytes or 0) + (e.pid or 0) + e.retries + e.priority + (e.again_at or 0.0)
+        e.tau + e.k + e.arrival + e.deadline + e.retries + e.priority
+        + (0.0 if e.started_at is None else e.started_at)
+        + (0.0 if e.completed_at is None else e.completed_at)
+        + (0.0 if e.runtime_s is None else e.runtime_s)
+        + (0.0 if e.cpu_s is None else e.cpu_s)
+        + (0 if e.max_rss_bytes is None else e.max_rss_bytes)
+        + (0 if e.pid is None else e.pid)
+        + (0.0 if e.again_at is None else e.again_at)
     )  # fmt: skip
     if learned is not None:
         total += (
             learned.tau_before + learned.tau_after
-            + (learned.name_tau_before or 0.0) + (learned.name_tau_after or 0.0)
+            + (0.0 if learned.name_tau_before is None else learned.name_tau_before)
+            + (0.0 if learned.name_tau_after is None else learned.name_tau_after)
         )  # fmt: skip
     load = e.load_at_start
     if load is not None:

@@ -421,6 +421,7 @@ HOSTILE: list[dict[str, Any]] = [
     {"load_at_start": reduce(lambda inner, _: {"of": inner}, range(250), {})},
     {"load_at_start": [1, 2], "runtime_s": 10**400, "arrival": 10**400},
     {"queue": {}, "parent_id": [], "root_id": 0, "cause": False},
+    {"pid": [], "cpu_s": {}, "max_rss_bytes": ""},
     {"load_at_start": {"load": object()}},
     {"task_id": 7, "run_id": None, "parent_id": b"\xff", "type_source": 1.5},
     *({name: object()} for name in Execution._fields),
@@ -444,6 +445,8 @@ def test_no_record_poisons_a_batch(subject: Subject) -> None:
             assert not isinstance(value, float) or math.isfinite(value)
         for name in ("queue", "parent_id", "root_id", "cause"):
             assert isinstance(document.get(name), str | None)
+        for name in ("pid", "cpu_s", "max_rss_bytes", "runtime_s", "tau", "retries"):
+            assert isinstance(document.get(name), int | float | None)
     wrong: list[Any] = [("x", 1.0), (1.0, math.nan), (1.0, 2.0, object(), 10**400)]
     wrong += [(1.0, 2.0, object()), (1.0, 2.0, None, object())]
     subject.ledger.write(
