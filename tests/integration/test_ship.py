@@ -131,6 +131,7 @@ def test_a_file_is_removed_once_its_writer_ended(
     spool.close()
     assert shipper.ship() == 1
     assert not os.path.exists(path)
+    assert (shipper.ship(), shipper._tails) == (0, {})
     assert outbox_ids(client, settings) == ["a", "b"]
     (kept,) = client.scan_iter(settings.keys.seq + "*")
     assert 0 < client.ttl(kept) <= LATE_S

@@ -15,7 +15,7 @@ from celery.signals import before_task_publish
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rts.deadlines import MAX_INSTANT, MAX_LEARNED
+from rts.deadlines import MAX_INSTANT, MAX_LEARNED, MIN_LEARNED
 from rts.headers import read_plan
 from rts.lifecycle.planning import Planner
 from rts.scheduling.priority import level
@@ -408,6 +408,9 @@ def test_types_with_few_runs_use_the_pooled_ratios() -> None:
     for _ in range(100):
         young.update(1e9)
     assert learned_ratios(0.95, {"mixed": young})["mixed"] == MAX_LEARNED
+    for _ in range(10_000):
+        young.update(0.0)
+    assert learned_ratios(0.95, {"mixed": young})["mixed"] == MIN_LEARNED
 
 
 def test_a_learned_k_is_sent_along_and_a_set_one_wins() -> None:
