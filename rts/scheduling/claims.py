@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 
 #: Messages that one claim examines at most: bounds how long the script blocks Redis.
 SCAN_LIMIT = 200
-#: Seconds between claims while only demoted tasks wait and this worker may take no more.
-CAPPED_POLL_S = 0.02
+#: Seconds between claims while only demoted tasks wait and this worker may take no more, unless
+#: one that it runs ends: how long a hopeful one may wait.
+CAPPED_POLL_S = 0.05
 #: Seconds between claims while clients without the deadline order, who ring no bell, push to
 #: the plain lists: producers, and workers that reply to remote control.
 MIXED_POLL_S = 0.2
