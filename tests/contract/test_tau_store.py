@@ -267,7 +267,8 @@ def test_a_snapshot_is_of_one_redis(
 
     def wiped_and_restored(store: RedisTauStore) -> Any:
         entries = read(store)
-        link.call(pack("SET", settings.keys.generation, "another"))
+        link.call(pack("DEL", settings.keys.generation))
+        Snapshots(link, settings, MemoryLedger()).restore()
         return entries
 
     monkeypatch.setattr(RedisTauStore, "entries", wiped_and_restored)
