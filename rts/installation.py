@@ -149,11 +149,11 @@ def publisher(name: str) -> Parts | None:
     apps = [] if known is not None else apps_with_rts()
     if not apps:
         return known
-    from rts.lifecycle.owners import tasks_of
+    from rts.lifecycle.owners import task_of
 
     if len(apps) == 1:
         (only,) = apps
-        if name in tasks_of(only):
+        if task_of(only, name) is not None:
             parts = parts_of(only)
             if parts is not None:
                 publishers[name] = parts
@@ -162,10 +162,10 @@ def publisher(name: str) -> Parts | None:
 
     app = current_app._get_current_object()
     for each in sorted(apps, key=lambda other: other is not app):  # the current one first
-        if name in tasks_of(each):
+        if task_of(each, name) is not None:
             return parts_of(each)
     if app in apps:
         return parts_of(app)
-    if name in tasks_of(app) or len(apps) != 1:
+    if len(apps) != 1 or task_of(app, name) is not None:
         return None  # another app's own task
     return parts_of(apps[0])

@@ -19,7 +19,7 @@ from rts.companion.supervisor import Companion
 from rts.ledger.sink import SpoolRunSink
 from rts.ledger.spool import Spool
 from rts.lifecycle.ends import Ends
-from rts.lifecycle.owners import tasks_of
+from rts.lifecycle.owners import task_of
 from rts.lifecycle.planning import Planner
 from rts.lifecycle.runs import Runs
 from rts.link.link import Link
@@ -65,7 +65,7 @@ class Parts:
         """Build the parts that publishing needs. Talks to no server."""
 
         def task_options(name: str) -> object:
-            task = tasks_of(app).get(name)
+            task = task_of(app, name)
             return None if task is None else getattr(task, "rts", None) or {}
 
         def native_chords() -> bool:

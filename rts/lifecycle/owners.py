@@ -44,8 +44,15 @@ def is_celerys(name: str) -> bool:
     return name.startswith("celery.") and name not in _APP_WORK
 
 
-def tasks_of(app: Any) -> Any:
-    """Return the tasks of *app* by name. An app that is finalized by hand
-    (``autofinalize=False``) raises for ``app.tasks`` until then.
+def task_of(app: Any, name: str) -> Any:
+    """Return the task of *app* that has this name; ``None`` where there is none.
+
+    To look among ``app.tasks`` finalizes the app, which publishing does not: its receivers of
+    ``on_after_finalize`` would run in a process that only publishes. So that is done only for a
+    task which is not evaluated yet, as with ``send_task``; an app that is finalized by hand
+    (``autofinalize=False``) would raise.
     """
-    return app.tasks if app.autofinalize else app._tasks
+    task = app._tasks.get(name)
+    if task is None and app.autofinalize:
+        task = app.tasks.get(name)
+    return task

@@ -219,6 +219,32 @@ def test_an_app_that_is_finalized_by_hand_can_publish_before(
     app.close()
 
 
+def test_a_publish_does_not_finalize_its_app(
+    redis_client: redis.Redis, rts_redis_url: str, rts_key_prefix: str
+) -> None:
+    app = Celery("not finalized", broker=rts_redis_url)
+    app.conf.update(
+        task_default_queue=rts_key_prefix,
+        rts_key_prefix=rts_key_prefix,
+        task_annotations={"annotated": {"rts": {"task_type": "cpu-light"}}},
+    )
+
+    @app.task(name="annotated", shared=False)
+    def annotated() -> None: ...
+
+    @app.task(name="by.name", shared=False, rts={"task_type": "cpu-heavy"})
+    def by_name() -> None: ...
+
+    rts.install(app)
+    annotated.delay()
+    assert newest(redis_client, app)["task_type"] == "cpu-light"
+    assert not app.finalized, "its on_after_finalize would have been sent"
+    app.send_task("by.name")
+    assert newest(redis_client, app)["task_type"] == "cpu-heavy", "found all the same"
+    rts.uninstall(app)
+    app.close()
+
+
 @pytest.mark.parametrize("how", ["attribute", "update", "object", "environment"])
 def test_an_invalid_setting_fails_at_install(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     app = Celery("bad")
