@@ -48,9 +48,14 @@ def test_options_in_the_url_take_precedence(rts_mongo_url: str) -> None:
     assert client.write_concern.document == {"w": 1}
     assert client.options.server_selection_timeout == 0.123
     client.close()
+    client = connect("mongodb://localhost:9/?wTimeoutMS=5&appName=mine").client
+    assert client.write_concern.document == {"wtimeout": 5}
+    assert client.options.pool_options.appname == "mine"
+    client.close()
     client = connect("mongodb://localhost:9").client
     concern = client.write_concern.document
     assert (concern["w"], concern["j"]) == ("majority", True)
+    assert client.options.pool_options.appname == "rts"
     client.close()
 
 
