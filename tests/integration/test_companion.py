@@ -337,7 +337,7 @@ def test_a_run_that_goes_on_is_known_somewhere(
     trouble: str | None,
 ) -> None:
     with RedisServer() as server:
-        settings = replace(settings, redis_url=server.url)
+        settings = replace(settings, redis_url=server.url, drain=False)
         companion = start(settings)
         client = redis.Redis.from_url(server.url, decode_responses=True)
         wait_until(lambda: client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S)
@@ -352,6 +352,7 @@ def test_a_run_that_goes_on_is_known_somewhere(
             (field,) = client.hkeys(settings.keys.running)
             assert field == running_field("goes on", 0, "w@h/1-a", runs_on.pid)
             assert not kept(settings)
+            assert not client.exists(settings.keys.outbox), "it has not ended"
         else:
             assert [(end.task_id, end.state) for end in kept(settings)] == [("goes on", "LOST")]
         runs_on.communicate(b"\n")
