@@ -14,9 +14,10 @@ from rts.predictions.messages import Held, WorkReader
 from rts.predictions.queue_reader import Unacknowledged
 from rts.predictions.shared_workers import WorkerGroup
 from rts.predictions.taken_tasks import TakenTasks
-from rts.records import OpenTask
+from rts.records import Execution, OpenTask
 from rts.settings import Settings
-from rts.unfinished.received import mark_of
+from rts.unfinished.received import SIZE, mark_of
+from tests.records import run
 
 NOW = 1000.0
 
@@ -49,6 +50,12 @@ def taken(fleet: Fleet, *messages: Held, late: bool = False) -> TakenTasks:
     return found
 
 
+def running(task_id: str) -> Execution:
+    """Return a run that the first worker has started a moment ago."""
+    more: dict[str, Any] = {"started_at": NOW - 1, "queue": "mail", "instance": "a"}
+    return run(task_id)._replace(task_id=task_id, **more)
+
+
 def published(task_id: str, arrival: float = NOW - 0.1, queue: str = "mail") -> OpenTask:
     plan = ("mixed", "explicit", 1.0, 2.0, arrival, arrival + 2.0)
     return OpenTask(task_id, "t", *plan, "published", queue)
@@ -68,6 +75,25 @@ def test_tasks_with_late_acknowledgement_run_as_far_as_slots_are_free(
     found = taken(IDLE, *messages, late=late)
     assert list(found.running) == run
     assert list(found.held) == [task_id for task_id in "abcd" if task_id not in run]
+
+
+def test_what_is_known_to_run_is_not_held_and_fills_a_slot() -> None:
+    no_task = Held("mail", {"headers": {}}, NOW - 1)
+    fleet = replace(IDLE, running=[running("a")])
+    found = taken(fleet, held("a"), no_task, held("b"), held("c"), held("b"), late=True)
+    assert list(found.running) == ["a", "b"]
+    assert list(found.held) == ["c"]
+    found = taken(fleet)
+    found.add_published(map(published, "abc"))
+    assert list(found.running) == ["a", "c"]
+
+
+def test_messages_held_for_an_eta_may_exceed_what_a_worker_reports() -> None:
+    long_ago = NOW - taken_tasks.REPORTED_S - 1
+    full = replace(IDLE, groups=[WorkerGroup(2, prefetch=SIZE - 2.0)])
+    assert [work.ready for work in taken(full, held("a", long_ago)).held.values()] != [0.0]
+    later = held("b", eta="2030-01-01")
+    assert taken(full, later, held("a", long_ago)).held["a"].ready == 0.0
 
 
 def test_what_no_worker_holds_any_more_is_ready_once_it_is_redelivered() -> None:
@@ -90,6 +116,14 @@ def test_what_was_published_and_is_nowhere_must_have_started() -> None:
     # More than two cannot run: the latest do.
     assert list(found.running) == ["b", "c"]
     assert {run.started for run in found.running.values()} == {NOW - 0.1}
+
+
+def test_what_must_have_started_runs_where_most_slots_are_free() -> None:
+    fleet = replace(IDLE, groups=[WorkerGroup(2), WorkerGroup(4)])
+    found = taken(fleet)
+    found.add_published([published("a")._replace(tau=0.1)])
+    (task,) = found.running.values()
+    assert (task.group, task.started) == (1, pytest.approx(NOW - 0.05))
 
 
 def test_what_a_worker_has_received_runs_there_though_another_one_is_idle() -> None:
