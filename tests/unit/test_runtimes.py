@@ -77,6 +77,54 @@ def test_runtimes_of_a_new_task_do_not_follow_tau_as_those_of_its_type(
     assert statistics.mean(drawn) == pytest.approx(100.0, rel=0.1)
 
 
+def test_runtimes_of_a_new_task_follow_a_near_tau_as_those_of_its_type() -> None:
+    def of(kind: str, name: str, *runs: tuple[float, float]) -> list[tuple[Work, float]]:
+        return [(Work(kind, 0.0, tau, 9.0, name=name), s) for tau, s in runs] * 25
+
+    following = of("mixed", "a", *((tau, tau) for tau in (1.0, 2.0, 4.0, 8.0)))
+    # Each name by itself does not follow, though one takes longer and has a higher tau.
+    constant = of("flat", "a", (1.0, 1.5), (2.0, 1.5)) + of("flat", "c", (8.0, 9.0), (9.0, 9.0))
+    few = [(Work(kind, 0.0, 10.0, 9.0, name="b"), 100.0) for kind in ("mixed", "flat")] * 5
+    runtimes = Runtimes({}, following + constant + few, random.Random(1))
+    for kind, tau, expected_s in (
+        *(("mixed", 12.0, 120.0), ("mixed", 8.0, 80.0), ("mixed", 21.0, 100.0)),
+        *(("mixed", 4.9, 100.0), ("flat", 12.0, 100.0)),
+    ):
+        drawn_s = runtimes.draw(Work(kind, 0.0, tau, 9.0, name="b"))
+        assert drawn_s == pytest.approx(expected_s, rel=0.02)
+
+
+def test_runs_of_the_nearest_taus_serve_for_an_unknown_task() -> None:
+    ended = [(Work("mixed", 0.0, 10.0 + n / 100, 9.0, name=f"{n}"), n) for n in range(100)]
+    far = [(Work("mixed", 0.0, 2.0, 9.0, name="far"), 1000.0)] * 9
+    runtimes = Runtimes({}, ended + far, random.Random(1))
+
+    def drawn(tau: float) -> list[float]:
+        new = Work("mixed", 0.0, tau, 9.0, name="new")
+        return [runtimes.draw(new) for _ in range(400)]
+
+    # Fifteen on either side; the thirty highest, scaled; of the lowest the near ones alone.
+    assert 40 < min(drawn(10.6)) < max(drawn(10.6)) < 80
+    assert 80 < min(drawn(15.0)) < max(drawn(15.0)) < 140
+    assert max(drawn(5.2)) < 15
+
+
+def test_learned_ratios_are_those_of_the_type_if_enough_are_known() -> None:
+    def learned(ratio: float, count: int) -> Sketch:
+        sketch = Sketch()
+        for _ in range(count):
+            sketch.update(ratio)
+        return sketch
+
+    ratios = {"own": learned(3.0, 20), "few": learned(3.0, 19), "*": learned(1.0, 40)}
+    runtimes = Runtimes(ratios, [], random.Random(1))
+    drawn = {kind: runtimes.draw(Work(kind, 0.0, 5.0, 9.0)) for kind in ("own", "few", "new")}
+    assert drawn == {
+        kind: pytest.approx(s, rel=0.05)
+        for kind, s in (("own", 15.0), ("few", 5.0), ("new", 5.0))
+    }
+
+
 def test_all_runs_of_the_same_tau_are_sampled() -> None:
     ended = [(Work("mixed", 0.0, 5.0, 10.0), float(n)) for n in range(1, 101)]
     runtimes = Runtimes({}, ended, random.Random(1))
