@@ -21,7 +21,7 @@ from rts.predictions.new_tasks import MAX_FRESH_S, Reading
 from rts.predictions.prediction import Prediction
 from rts.predictions.queue_parts import SAMPLE, sampled
 from rts.predictions.queue_simulation import QueueSimulation
-from rts.predictions.shared_workers import OrderMaker, WorkerGroup
+from rts.predictions.shared_workers import OrderMaker, Queues, WorkerGroup
 from rts.predictions.snapshot import Running, Snapshot
 from rts.predictions.work import Work
 from rts.rule import Rule
@@ -29,6 +29,7 @@ from rts.settings import Settings
 from rts.simulation.orders import (
     EarliestDeadlineFirst,
     FirstComeFirstServed,
+    Waiting,
     order_of,
 )
 from rts.simulation.simulator import Outcome, simulate
@@ -195,6 +196,51 @@ def test_a_task_that_is_likely_dropped_never_starts() -> None:
     got = forecast.of_waiting(snapshot, 20)
     assert (got.start, got.finish) == (math.inf, math.inf)
     assert got.on_time < 0.2
+
+
+def test_a_task_starts_though_another_one_is_dropped() -> None:
+    order = partial(EarliestDeadlineFirst, Rule(hopeless="drop"))
+    hopeless, other = Work("mixed", 0.0, 1.0, 9.0), Work("mixed", 10.0, 1.0, 99.0)
+    got = forecast.of_waiting(Snapshot(10.0, 1, [hopeless, other], order=order), 1)
+    assert got.start_high < 12.0
+
+
+def test_a_late_turn_serves_what_has_waited_longest_in_any_of_a_workers_queues() -> None:
+    order = partial(EarliestDeadlineFirst, Rule(late_share=1 / 3))
+    queues = Queues(order, [WorkerGroup(8, (0, 1))], in_turn=True)
+    for number, (queue, arrival) in enumerate([(0, 20.0), (1, 10.0), (0, 15.0)]):
+        queues.push(queue, Waiting(arrival, 1.0, arrival + 2.0, number))
+    for number in range(3, 9):
+        queues.push(number % 2, Waiting(90.0, 1.0, 900.0 + number, number))
+    # Each of them counts the claims that begin with it.
+    popped = [queues.pop(0, 100.0, 8) for _ in range(9)]
+    assert [task and task.number for task in popped] == [4, 3, 6, 5, 1, 8, 7, 2, 0]
+
+
+@pytest.mark.parametrize(("deadline", "start"), [(901.0, 1005.0), (9000.0, 1000.0)])
+def test_a_demoted_task_may_have_to_wait_for_the_end_of_one_on_another_worker(
+    deadline: float, start: float
+) -> None:
+    exact: Any = Exact([])
+    order = partial(EarliestDeadlineFirst, Rule(hopeless_slots=0.5))
+    late = Work("mixed", 999.9, 1.0, 901.0, name="6.0")
+    runs = late._replace(deadline=deadline, queue=1)
+    snapshot = Snapshot(
+        *(1000.0, 1, [late]),
+        running=[Running(runs, 999.0, group=1)],
+        groups=[WorkerGroup(1, (0,)), WorkerGroup(1, (1,))],
+        order=order,
+    )
+    play = QueueSimulation(snapshot, exact, exact, random.Random(1))
+    assert play.start_of(0, 100) == start
+
+
+def test_more_runs_than_slots_delay_nobody() -> None:
+    exact: Any = Exact([])
+    runs = [Work("mixed", 900.0, 1.0, 9000.0, name=name) for name in ("5.0", "6.0", "7.0")]
+    snapshot = Snapshot(1000.0, 1, runs[:1], running=[Running(each, 999.0) for each in runs])
+    play = QueueSimulation(snapshot, exact, exact, random.Random(1))
+    assert play.start_of(0, 100) == 1004.0
 
 
 @pytest.mark.parametrize("tau", [-1.0, 0.0, 5e-324, 1e308])
@@ -373,6 +419,21 @@ def test_a_held_task_of_unknown_worker_may_be_with_any_that_has_room() -> None:
     assert new_with((work._replace(queue=7), None)).start_low == 1000.0
 
 
+def test_a_held_task_of_unknown_worker_is_where_it_can_be() -> None:
+    work = of_same_length(0)[0]
+    groups = [WorkerGroup(1, prefetch=1)] * 2
+    running = [Running(work, 999.5, 0)]
+    # It has waited, so it is not with the idle worker, to which the next one goes.
+    idle = Snapshot(1000.0, 2, (), [work], [None], running, ended=EACH_1_S, groups=groups)
+    assert forecast.of_new(idle, work).start_high == 1000.0
+    # The first one holds all that it may.
+    running = [*running, Running(work, 999.5, 1)]
+    full = replace(idle, held=[work] * 2, held_by=[0, None], running=running)
+    assert forecast.of_held(full, 1).start_high < 1001.0
+    # The slot that it waits for is not free.
+    assert forecast.of_held(replace(idle, held_by=[0], running=[]), 0).start_low > 1000.0
+
+
 def test_hopeless_tasks_wait_for_hopeful_ones_of_other_queues() -> None:
     hopeless = Work("mixed", 900.0, 1.0, 901.0)
     waiting = [hopeless, *of_same_length(*[1] * 20)]
@@ -402,6 +463,10 @@ def test_a_slot_that_demoted_tasks_may_not_hold_is_free() -> None:
     snapshot = Snapshot(*(1000.0, 4, [late] * 20), running=running, order=EarliestDeadlineFirst)
     got = forecast.of_new(snapshot, new)
     assert got.start == got.start_high == 1000.0
+    # One that came just before takes the last one.
+    before = new._replace(arrival=999.9, deadline=1029.9)
+    taken = replace(snapshot, waiting=[*snapshot.waiting, before])
+    assert forecast.of_new(taken, new).start > 1000.0
     # A hopeful task would not still wait if a slot were free.
     snapshot = replace(snapshot, waiting=[late._replace(deadline=1090.0)])
     assert forecast.of_new(snapshot, new).start > 1000.0
