@@ -235,6 +235,14 @@ def test_a_demoted_task_may_have_to_wait_for_the_end_of_one_on_another_worker(
     assert play.start_of(0, 100) == start
 
 
+def test_an_unknown_run_ends_within_its_runtime() -> None:
+    exact: Any = Exact([])
+    snapshot = Snapshot(1000.0, 1, [Work("mixed", 900.0, 1.0, 9000.0, name="0.5")])
+    for seed in range(50):
+        play = QueueSimulation(snapshot, exact, exact, random.Random(seed))
+        assert 1000.0 < play.start_of(0, 100) <= 1000.5
+
+
 def test_more_runs_than_slots_delay_nobody() -> None:
     exact: Any = Exact([])
     runs = [Work("mixed", 900.0, 1.0, 9000.0, name=name) for name in ("5.0", "6.0", "7.0")]
