@@ -45,11 +45,6 @@ LATE_SHARE = 0.05
 HORIZON_S = 20.0
 
 
-def relative_deadline(tau: float, k: float, floor: float) -> float:
-    """Return the span in seconds from the arrival to the deadline."""
-    return max(k * tau, tau + floor)
-
-
 def deadline(arrival: float, tau: float, k: float, floor: float) -> float:
     """Return the absolute deadline in epoch seconds.
 
@@ -58,7 +53,7 @@ def deadline(arrival: float, tau: float, k: float, floor: float) -> float:
     >>> deadline(100.0, 0.01, 2.0, 1.0)
     101.01
     """
-    return arrival + relative_deadline(tau, k, floor)
+    return arrival + max(k * tau, tau + floor)
 
 
 def hopeful_until(deadline: float, tau: float) -> float:

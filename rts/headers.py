@@ -146,24 +146,16 @@ def requested_deadline(values: Mapping[str, Any]) -> float | None:
 def write_plan(headers: dict[str, Any], plan: Plan) -> None:
     """Write *plan* into message headers, as flat scalars."""
     task_type, type_source, tau, k, arrival, deadline, arrival_source = plan
-    headers.update(plan_headers(task_type, type_source, tau, k))
+    headers["task_type"] = task_type
+    headers["rts_tau"] = tau
+    headers["rts_k"] = k
     headers["rts_arrival"] = arrival
     headers["rts_deadline"] = deadline
+    headers["rts_type_source"] = type_source
     if arrival_source != "published":
         headers["rts_arrival_source"] = arrival_source
-
-
-def plan_headers(task_type: str, type_source: str, tau: float, k: float) -> dict[str, Any]:
-    """Return the headers with that part of a plan which the messages of a task may share."""
-    headers = {
-        "task_type": task_type,
-        "rts_type_source": type_source,
-        "rts_tau": tau,
-        "rts_k": k,
-    }
     if not MIN_MULTIPLIER <= k <= MAX_MULTIPLIER:
         headers["rts_policy"] = LEARNED
-    return headers
 
 
 def open_task(values: Mapping[str, Any], queue: object) -> OpenTask:

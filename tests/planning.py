@@ -27,9 +27,6 @@ class Taus:
     def ratio(self, task_type: str) -> float | None:
         return self.taus.get("ratio")
 
-    def derived(self) -> dict[str, Any]:
-        return {}
-
 
 def planner(options: Any = None, taus: Taus | None = None, **settings: Any) -> Planner:
     return Planner(

@@ -10,14 +10,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from rts.clock import FleetClock
-from rts.deadlines import MAX_INSTANT, relative_deadline
+from rts.deadlines import MAX_INSTANT, deadline
 from rts.fields import priority_of
 from rts.headers import (
     NO_REQUEST,
     REQUESTABLE,
     Request,
     instant,
-    plan_headers,
     read_plan,
     read_request,
     refuse,
@@ -46,9 +45,6 @@ class TauReader(Protocol):
     def ratio(self, task_type: str) -> float | None:
         """Return the learned quantile of runtime over tau; ``None`` while unknown."""
 
-    def derived(self) -> dict[str, Any]:
-        """Return a dictionary for what is derived from these: another one once they change."""
-
 
 #: Returns the ``rts={…}`` option of a registered task by its name, empty where it has
 #: none; ``None`` where the name is not registered here.
@@ -56,8 +52,6 @@ TaskOptions = Callable[[str], object]
 
 #: Headers in which a message may request something: its own, or an inner dict.
 _REQUEST_HEADERS = (*REQUESTABLE, "headers")
-#: Headers of a message that is not planned like any other of its task.
-_UNUSUAL = frozenset((*_REQUEST_HEADERS, "rts_type_source", "rts_arrival_source"))
 
 
 class _TaskDefaults(NamedTuple):
@@ -66,16 +60,6 @@ class _TaskDefaults(NamedTuple):
     request: Request
     task_type: str
     type_source: str
-
-
-class _Usual(NamedTuple):
-    """What the plans of a registered task's usual messages share, until the taus are read
-    again.
-    """
-
-    #: Their headers, but for arrival and deadline.
-    headers: Mapping[str, Any]
-    relative_s: float
 
 
 class Planner:
@@ -96,30 +80,8 @@ class Planner:
         self._task_options = task_options
         #: Whether a chord's body is published inside the last task of its header.
         self._native_chords = native_chords
-        #: Whether the plan of a message that requests nothing depends on its task alone.
-        self._by_task_alone = not (settings.priority_multipliers or settings.propagate_deadline)
         #: By task name; only registered tasks get an entry.
         self._defaults: dict[str, _TaskDefaults] = {}
-
-    def plan_usual(self, name: str, headers: dict[str, Any]) -> bool:
-        """Write a plan into the *headers* of a message that is published outside of tasks, if
-        it is usual: it requests nothing, and such a message of its task was planned a moment
-        ago. Returns whether it is.
-
-        Anything else that is called here would cost more than what it computes: between two
-        publishes, CPU caches go cold.
-        """
-        if headers.get("eta") is not None or headers.get("retries"):
-            return False
-        if not _UNUSUAL.isdisjoint(headers):
-            return False
-        usual: _Usual | None = self._taus.derived().get(name)
-        if usual is None:
-            return False
-        headers.update(usual.headers)
-        headers["rts_arrival"] = arrival = self._clock.now()
-        headers["rts_deadline"] = arrival + usual.relative_s
-        return True
 
     def plan_message(
         self,
@@ -220,7 +182,6 @@ class Planner:
             task_type, type_source = resolve_type(request, defaults)
 
         # Before the clock is read: this may refresh the clock's offset with the taus.
-        derived = self._taus.derived()
         tau = self._taus.tau(task_type, name)
         arrival = self._clock.now()
         if (eta := headers.get("eta")) is not None:
@@ -239,12 +200,7 @@ class Planner:
             k = self._types[task_type].sla_multiplier or settings.sla_multiplier
         until = request.sla_deadline or defaults.sla_deadline
         if until is None:
-            relative_s = relative_deadline(tau, k, settings.min_slack)
-            until = min(MAX_INSTANT, arrival + relative_s)
-            shared = request is NO_REQUEST and self._by_task_alone and name in self._defaults
-            if shared and until < MAX_INSTANT:
-                fixed = plan_headers(task_type, type_source, tau, k)
-                derived[name] = _Usual(fixed, relative_s)
+            until = min(MAX_INSTANT, deadline(arrival, tau, k, settings.min_slack))
         return Plan(task_type, type_source, tau, k, arrival, until, source)
 
     def plan_received(self, attributes: Mapping[str, Any]) -> Plan:

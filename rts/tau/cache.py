@@ -6,7 +6,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from redis.exceptions import ResponseError
 
@@ -63,8 +62,6 @@ class TauCache:
         #: The learned quantiles of runtime over tau, by type and of all types (POOL), where
         #: enough runs are known.
         self._ratios: dict[str, float] = {}
-        #: What callers derive from the taus in use.
-        self._derived: dict[str, Any] = {}
         self._stale_at = -1.0
         # Re-entrant: a signal handler that publishes may interrupt the first refresh.
         self._lock = threading.RLock()
@@ -80,14 +77,6 @@ class TauCache:
             if own is not None:
                 return own
         return taus.get(task_type) or self._defaults[task_type]
-
-    def derived(self) -> dict[str, Any]:
-        """Return a dictionary for what the caller derives from the taus and ratios in use: an
-        empty one whenever they are read again. Never raises.
-        """
-        if self._now() >= self._stale_at:
-            self.refresh()
-        return self._derived
 
     def ratio(self, task_type: str) -> float | None:
         """Return the learned quantile of runtime over tau of a type; ``None`` where too
@@ -110,7 +99,6 @@ class TauCache:
             if started < self._stale_at:
                 return
             self._fetch()
-            self._derived = {}
             now = self._now()
             rest_s = min(self._settings.breaker_period, (now - started) * self._rest_ratio)
             self._stale_at = now + max(FRESH_S, rest_s)

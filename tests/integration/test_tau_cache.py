@@ -70,17 +70,6 @@ def test_a_publish_adds_no_round_trip(
     assert link.trips == 2
 
 
-def test_what_is_derived_from_the_taus_is_forgotten_when_they_are_read_again(
-    cache: TauCache, link: CountingLink, clock: Clock
-) -> None:
-    cache.derived()["key"] = "value"
-    assert cache.derived() == {"key": "value"}
-    assert link.trips == 1
-    clock.at += FRESH_S
-    assert cache.derived() == {}
-    assert link.trips == 2
-
-
 def test_a_name_counts_once_it_has_enough_runs(
     cache: TauCache, settings: Settings, clock: Clock
 ) -> None:
