@@ -22,9 +22,11 @@ for i = 3, #ARGV, 5 do
   local since = tonumber(redis.call('HGET', KEYS[2], field) or '')
   if since then
     local n = tonumber(redis.call('HGET', KEYS[3], field) or '') or 0
-    local left = n > 0 and (1 - rate) ^ n or 0 -- 0 updates: it was set by hand
+    local left = n > 0 and (1 - rate) ^ n or 1
     local off = tonumber(redis.call('HGET', KEYS[4], field) or '') or 0
-    tau = string.format('%.17g', since + left * (tonumber(tau) - tonumber(first)))
+    -- After 0 updates it was set by hand, and stays.
+    local shift = n > 0 and left * (tonumber(tau) - tonumber(first)) or 0
+    tau = string.format('%.17g', since + shift)
     deviation = string.format('%.17g', (1 - left) * off + left * tonumber(deviation))
     count = string.format('%d', tonumber(count) + n)
   end

@@ -239,7 +239,7 @@ def test_what_was_learned_since_a_wipe_comes_after_the_snapshot(settings: Settin
         assert entries[field].deviation == pytest.approx(
             (1 - left) * since[field].deviation + left * snapshot[field].deviation
         )
-    assert (entries["mixed"].tau, entries["mixed"].count) == (2.0, 3)
+    assert entries["mixed"] == TauEntry(2.0, 3, 1.0)
     assert entries["gpu-training"] == snapshot["gpu-training"]
     assert entries["memory-heavy"].tau == pytest.approx(0.2 * 25 + 0.8 * 30)
     assert entries["memory-heavy"].deviation == pytest.approx(0.2 * 5 + 0.8 * 2)
