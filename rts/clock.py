@@ -41,9 +41,9 @@ class FleetClock:
 
         The server's reading is assumed to lie in the middle of the round trip
         (Cristian's algorithm, 1989); the error is at most half the round trip. What is known
-        stays if it lies within that error: a server that stalled reads its clock at the end.
+        stays if it may be right: a server that stalled reads its clock at the end.
         """
         offset = server_at - (sent_at + received_at) / 2
         error = (received_at - sent_at) / 2
-        if abs(offset - self.offset_s) > error:
+        if abs(offset - self.offset_s) > error + DEADBAND_S:
             self.offset_s = 0.0 if abs(offset) <= max(DEADBAND_S, error) else offset

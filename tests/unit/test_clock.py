@@ -15,12 +15,13 @@ def test_time_that_a_task_freezes_does_not_move_it(monkeypatch: pytest.MonkeyPat
     assert FleetClock().now() >= before
 
 
-def test_a_server_that_stalls_does_not_move_it() -> None:
+@pytest.mark.parametrize(("behind", "offset"), [(0.002, 0.0), (0.0049, 0.0), (0.02, 0.02)])
+def test_a_server_that_stalls_does_not_move_it(behind: float, offset: float) -> None:
     clock = FleetClock()
-    clock.measured(sent_at=100.0, server_at=100.02, received_at=100.0)
-    assert clock.offset_s == pytest.approx(0.02)
-    clock.measured(sent_at=101.0, server_at=105.52, received_at=105.5)  # read at the end
-    assert clock.offset_s == pytest.approx(0.02)
+    clock.measured(sent_at=100.0, server_at=100.0 + behind, received_at=100.0)
+    assert clock.offset_s == pytest.approx(offset)
+    clock.measured(sent_at=101.0, server_at=105.5 + behind, received_at=105.5)  # at the end
+    assert clock.offset_s == pytest.approx(offset)
     clock.measured(sent_at=106.0, server_at=166.0, received_at=110.0)  # one was set
     assert clock.offset_s == pytest.approx(58.0)
     clock.measured(sent_at=111.0, server_at=111.0, received_at=111.0)
