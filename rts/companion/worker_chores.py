@@ -21,7 +21,7 @@ from rts.unfinished.janitor import Orphans
 from rts.unfinished.notes import NoteBoard
 
 #: The oldest load that a heartbeat has, seconds. The worker samples it far more often, unless
-#: the driver of a GPU hangs.
+#: the driver of a GPU hangs, or a task keeps all threads or greenlets of its process waiting.
 MAX_LOAD_AGE_S = 5 * BEAT_S
 
 
