@@ -62,6 +62,15 @@ EMPTY_CHARTS = """() => [...document.querySelectorAll(".rts-chart")].filter(char
   });
 }).map(chart => chart.id)"""
 
+#: Returns the charts without room for half an instant at their right end.
+CUT_CHARTS = """() => [...document.querySelectorAll(".rts-chart")].filter(chart => {
+  const context = chart.querySelector("canvas").getContext("2d");
+  context.font = `${12 * devicePixelRatio}px system-ui, sans-serif`;
+  const half = context.measureText("00:00:00").width / devicePixelRatio / 2;
+  const drawn = chart.querySelector(".u-over").getBoundingClientRect();
+  return chart.querySelector(".u-wrap").getBoundingClientRect().right - drawn.right < half;
+}).map(chart => chart.id)"""
+
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
@@ -192,6 +201,7 @@ def test_the_reason_stands_at_the_top_and_charts_are_drawn(
     row = page.locator("tr", has=page.locator("th", has_text="memory-heavy"))
     assert "waits too long" in row.inner_text()
     assert page.locator(".rts-plot canvas").count() == 2
+    assert page.evaluate(CUT_CHARTS) == []
     page.locator("tr th a", has_text="cpu-heavy").click()
     page.wait_for_url("**/rts/types?*type=cpu-heavy*")
     assert page.locator("h2", has_text="cpu-heavy").count() == 1

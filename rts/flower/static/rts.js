@@ -131,6 +131,7 @@
     const steps = (of) => ({ seconds: { incrs: STEPS }, count: { incrs: WHOLE } })[of];
     const options = {
       width, height: place.clientHeight || 220, legend: { show: false },
+      padding: [null, 32, null, null], // room for half an instant at the right end
       cursor: { drag: { setScale: false }, points: { show: !chart.stacked } },
       scales: {
         x: { time: !xUnit, range: chart.stacked ? aroundBars(chart.x) : undefined },
