@@ -36,8 +36,8 @@ WARM_UP_S, BURST = 100.0, 10
 
 #: Name of the picture, path, theme, width and height in pixels (0: the whole page).
 PICTURES = (
-    ("flower-overview.png", "/rts?since=4m", "light", 1120, 1100),
-    ("flower-overview-dark.png", "/rts?since=4m", "dark", 1120, 1100),
+    ("flower-overview.png", "/rts?since=4m", "light", 1120, 1130),
+    ("flower-overview-dark.png", "/rts?since=4m", "dark", 1120, 1130),
     ("flower-types.png", "/rts/types?since=4m&type=cpu-heavy", "light", 1160, 0),
     ("flower-workers.png", "/rts/workers?since=4m", "light", 1160, 0),
     ("flower-task.png", "", "light", 1160, 0),
