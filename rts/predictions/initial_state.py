@@ -137,7 +137,7 @@ class InitialState:
             for message, weight in zip(each.messages, each.weights, strict=True)
         ]
         held = list(taken.held.values())
-        recent, span_s = recent_arrivals(fleet, [*waiting, *held])
+        recent, span_s, unseen_s = recent_arrivals(fleet, [*waiting, *held])
         return Snapshot(
             now=fleet.now,
             slots=fleet.slots,
@@ -148,7 +148,7 @@ class InitialState:
             ended=fleet.ended,
             recent_arrivals=recent,
             span_s=span_s,
-            unseen_s=NOTED_S,
+            unseen_s=unseen_s,
             groups=fleet.groups,
             in_turn=self._in_turn(),
             share=fleet.share(busy_since(waiting, fleet.now, order())) or 1.0,
@@ -175,11 +175,13 @@ def busy_since(waiting: Sequence[Work], now: float, order: Order) -> float:
     return min((max(work.arrival, work.ready) for work in waits), default=now)
 
 
-def recent_arrivals(fleet: Fleet, present: list[Work]) -> tuple[list[Work], float]:
-    """Return recent arrivals, and the seconds until NOTED_S ago within which they are complete.
+def recent_arrivals(fleet: Fleet, present: list[Work]) -> tuple[list[Work], float, float]:
+    """Return recent arrivals, and ``span_s`` and ``unseen_s`` of :class:`Snapshot`.
 
     From some instant on, all ends are known. Whatever has arrived since then is waiting, held,
-    running, or among the recent runs; but a run that has just begun is not known yet.
+    running, or among the recent runs; but a run that has just begun is not known yet. So the
+    last NOTED_S seconds count only if more than usual has arrived in them, as in a burst:
+    fewer may be no silence.
     """
     ends = [run.completed_at for run in fleet.recent]
     since = max(fleet.known_since, min(ends, default=fleet.now))
@@ -188,6 +190,11 @@ def recent_arrivals(fleet: Fleet, present: list[Work]) -> tuple[list[Work], floa
     for run in runs:
         number = fleet.numbers.get(run.queue or "", 0)
         arrived[run.task_id] = work_of(run, queue=number)
-    works = [*arrived.values(), *present]
+    works = [w for w in (*arrived.values(), *present) if since < w.arrival <= fleet.now]
     until = fleet.now - NOTED_S
-    return [w for w in works if since < w.arrival <= until], max(0.0, until - since)
+    early = [work for work in works if work.arrival <= until]
+    usual = sum(work.weight for work in early) * NOTED_S
+    latest = sum(work.weight for work in works) - sum(work.weight for work in early)
+    if latest * (until - since) > usual:
+        return works, fleet.now - since, 0.0
+    return early, max(0.0, until - since), NOTED_S

@@ -210,13 +210,24 @@ def test_the_share_of_busy_time_is_measured_where_enough_is_known(
 
 
 def test_arrivals_count_until_those_that_may_have_started_unseen() -> None:
-    waiting = [Work("mixed", arrival, 1.0, 200.0) for arrival in (100.0, 100.1, 109.9, 110.1)]
+    arrivals = (100.0, 100.1, 102.0, 103.0, 104.0, 106.0, 109.9, 110.1)
+    waiting = [Work("mixed", arrival, 1.0, 200.0) for arrival in arrivals]
     started = run("2")._replace(arrival=105.0, started_at=105.0, queue="mail")
     fleet = replace(BUSY, running=[started], recent=[ran(90.0, 99.0)])
-    recent, span_s = recent_arrivals(fleet, waiting)
-    assert sorted(work.arrival for work in recent) == [100.1, 105.0, 109.9]
-    assert span_s == 10.0
-    assert recent_arrivals(replace(fleet, known_since=111.0), waiting) == ([], 0.0)
+    recent, span_s, unseen_s = recent_arrivals(fleet, waiting)
+    assert sorted(work.arrival for work in recent) == sorted([*arrivals[1:-1], 105.0])
+    assert (span_s, unseen_s) == (10.0, NOTED_S)
+    assert recent_arrivals(replace(fleet, known_since=111.0), waiting) == ([], 0.0, NOTED_S)
+
+
+def test_a_burst_counts_at_once_as_arrivals() -> None:
+    waiting = [Work("mixed", at, 1.0, 200.0, weight=3.0) for at in (103.0, 107.0, 111.0)]
+    fleet = replace(BUSY, running=[], recent=[ran(90.0, 99.0)])
+    recent, span_s, unseen_s = recent_arrivals(fleet, waiting)
+    assert recent == waiting
+    assert (span_s, unseen_s) == (pytest.approx(10.0 + NOTED_S), 0.0)
+    fewer = [*waiting[:2], waiting[2]._replace(weight=0.8)]
+    assert recent_arrivals(fleet, fewer) == (waiting[:2], 10.0, NOTED_S)
 
 
 def test_marks_are_complete_while_no_worker_holds_more_messages_than_it_reports() -> None:
