@@ -193,8 +193,8 @@ def recent_arrivals(fleet: Fleet, present: list[Work]) -> tuple[list[Work], floa
     works = [w for w in (*arrived.values(), *present) if since < w.arrival <= fleet.now]
     until = fleet.now - NOTED_S
     early = [work for work in works if work.arrival <= until]
-    usual = sum(work.weight for work in early) * NOTED_S
-    latest = sum(work.weight for work in works) - sum(work.weight for work in early)
-    if latest * (until - since) > usual:
+    before = sum(work.weight for work in early)
+    latest = sum(work.weight for work in works) - before
+    if latest * (until - since) > before * NOTED_S:
         return works, fleet.now - since, 0.0
     return early, max(0.0, until - since), NOTED_S

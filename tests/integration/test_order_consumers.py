@@ -8,8 +8,8 @@ import os
 import socket
 import time
 import weakref
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -334,52 +334,47 @@ def test_claims_are_limited_to_the_free_slots(url: str, raw: redis.Redis) -> Non
             self.held = True
 
     gauge, start = Gauge(), time.time()
-    with connect(url) as connection:
-        channel = connection.default_channel
-        channel.slots = gauge
-        got: list[str] = []
-        queue = Queue(NAME, Exchange(""), NAME, no_declare=True)
-        with Consumer(channel, queue, on_message=lambda m: got.append(m.delivery_tag)):
-            gauge.slots = False
-            for tag, offset in (("1", PAST), ("2", PAST), ("3", FAR)):
-                channel._put(NAME, envelope(Message(start + offset, start, 1.0, tag)))
-            with pytest.raises(TimeoutError):
-                connection.drain_events(timeout=0.1)
-            gauge.slots = True
-            for _ in range(2):
-                connection.drain_events(timeout=5)
-            assert got == ["3", "1"]
-            with pytest.raises(TimeoutError):  # only demoted work waits, and the cap is reached
-                connection.drain_events(timeout=0.3)
-            # Once a demoted task has ended, the next one is claimed at once: nothing waits in
-            # Redis meanwhile, neither for the bell, which each claim rings for others, nor for
-            # time to pass, of which Redis lets a tenth of a second go by at least.
-            with raw.monitor() as monitor:
-                drained(connection)
-                gauge.held = False
-                connection.drain_events(timeout=5)
-                raw.echo("over")
-                while not (command := monitor.next_command()["command"]).startswith("ECHO"):
-                    assert not command.startswith("BRPOP")
-            assert got == ["3", "1", "2"]
-            channel.basic_qos(0, 3, False)  # the prefetch count limits them, too
-            channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "4")))
-            with pytest.raises(TimeoutError):
-                connection.drain_events(timeout=0.1)
-            channel.basic_qos(0, 0, False)
+    with connect(url) as connection, consuming(connection, gauge) as (channel, got):
+        gauge.slots = False
+        for tag, offset in (("1", PAST), ("2", PAST), ("3", FAR)):
+            channel._put(NAME, envelope(Message(start + offset, start, 1.0, tag)))
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=0.1)
+        gauge.slots = True
+        for _ in range(2):
             connection.drain_events(timeout=5)
-            assert got[3:] == ["4"]
-            # While it waits for the bell a task whose eta has come takes the slot. (Before
-            # 5.7 kombu leaves the reply unread, and polls again at once.)
-            with pytest.raises(TimeoutError):
-                connection.drain_events(timeout=0.1)
-            gauge.slots = False
-            channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "5")))
-            with pytest.raises(TimeoutError):
-                connection.drain_events(timeout=0.3)
-            gauge.slots = True
+        assert got == ["3", "1"]
+        with pytest.raises(TimeoutError):  # only demoted work waits, and the cap is reached
+            connection.drain_events(timeout=0.3)
+        # Once a demoted task has ended, the next one is claimed at once: nothing waits in
+        # Redis meanwhile, neither for the bell, which each claim rings for others, nor for
+        # time to pass, of which Redis lets a tenth of a second go by at least.
+        with raw.monitor() as monitor:
+            drained(connection)
+            gauge.held = False
             connection.drain_events(timeout=5)
-            assert got[4:] == ["5"]
+            raw.echo("over")
+            while not (command := monitor.next_command()["command"]).startswith("ECHO"):
+                assert not command.startswith("BRPOP")
+        assert got == ["3", "1", "2"]
+        channel.basic_qos(0, 3, False)  # the prefetch count limits them, too
+        channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "4")))
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=0.1)
+        channel.basic_qos(0, 0, False)
+        connection.drain_events(timeout=5)
+        assert got[3:] == ["4"]
+        # While it waits for the bell a task whose eta has come takes the slot. (Before
+        # 5.7 kombu leaves the reply unread, and polls again at once.)
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=0.1)
+        gauge.slots = False
+        channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "5")))
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=0.3)
+        gauge.slots = True
+        connection.drain_events(timeout=5)
+        assert got[4:] == ["5"]
 
 
 def test_no_slot_of_a_pool_that_a_cold_shutdown_has_stopped_is_free() -> None:
@@ -416,24 +411,21 @@ def test_a_running_task_that_celery_no_longer_counts_holds_its_slot() -> None:
 
 def test_no_claim_goes_over_a_connection_that_was_idle_for_long() -> None:
     gauge = SimpleNamespace(free=lambda: True, may_take_demoted=lambda share: True)
-    queue, got = Queue(NAME, Exchange(""), NAME, no_declare=True), []
     with RedisServer() as server, relay(server) as firewall, connect(server.url) as producer:
         put, start = producer.default_channel._put, time.time()
-        with connect(f"redis://127.0.0.1:{firewall.port}/0") as connection:
-            channel = connection.default_channel
-            channel.slots = gauge
-            with Consumer(channel, queue, on_message=lambda m: got.append(m.delivery_tag)):
-                put(NAME, envelope(Message(start + FAR, start, 1.0, "1")))
-                connection.drain_events(timeout=5)
-                gauge.free = lambda: False
-                with pytest.raises(TimeoutError):
-                    connection.drain_events(timeout=0.1)
-                firewall.forget()
-                channel._idle_since -= MAX_IDLE_S
-                channel.pool.disconnect()  # what else goes to Redis needs a connection, too
-                gauge.free = lambda: True
-                put(NAME, envelope(Message(start + FAR, start, 1.0, "2")))
-                connection.drain_events(timeout=5)
+        limited = connect(f"redis://127.0.0.1:{firewall.port}/0")
+        with limited as connection, consuming(connection, gauge) as (channel, got):
+            put(NAME, envelope(Message(start + FAR, start, 1.0, "1")))
+            connection.drain_events(timeout=5)
+            gauge.free = lambda: False
+            with pytest.raises(TimeoutError):
+                connection.drain_events(timeout=0.1)
+            firewall.forget()
+            channel._idle_since -= MAX_IDLE_S
+            channel.pool.disconnect()  # what else goes to Redis needs a connection, too
+            gauge.free = lambda: True
+            put(NAME, envelope(Message(start + FAR, start, 1.0, "2")))
+            connection.drain_events(timeout=5)
     assert got == ["1", "2"]
 
 
@@ -468,16 +460,15 @@ def test_an_event_loop_forgets_a_connection_that_was_idle_for_long(url: str) -> 
     (kombu < 5.7) or have it spin.
     """
     gauge = SimpleNamespace(free=lambda: True, may_take_demoted=lambda share: True)
-    queue, got, hub = Queue(NAME, Exchange(""), NAME, no_declare=True), [], Hub()
+    hub = Hub()
 
     def run_until(condition: Callable[[], bool]) -> None:
         wait_until(lambda: condition() or next(hub.loop), 10)
 
     lower = [os.open(os.devnull, os.O_RDONLY) for _ in range(10)]
     with connect(url) as connection:
-        channel, start = connection.default_channel, time.time()
-        channel.slots = gauge
-        with Consumer(channel, queue, on_message=lambda m: got.append(m.delivery_tag)):
+        start = time.time()
+        with consuming(connection, gauge) as (channel, got):
             connection.register_with_event_loop(hub)
             channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "1")))
             run_until(lambda: got == ["1"])
@@ -499,14 +490,11 @@ def test_a_poller_forgets_a_connection_that_ended_while_no_slot_was_free(
 ) -> None:
     """Its number may next be that of another file, which gevent's poller would take for it."""
     gauge = SimpleNamespace(free=lambda: True, may_take_demoted=lambda share: True)
-    queue, got = Queue(NAME, Exchange(""), NAME, no_declare=True), []
     other, writer = socket.socketpair()
     with other, writer, connect(url) as producer, connect(url) as connection:
         put, start = producer.default_channel._put, time.time()
         connection.transport.cycle.poller = eventio._select()
-        channel = connection.default_channel
-        channel.slots = gauge
-        with Consumer(channel, queue, on_message=lambda m: got.append(m.delivery_tag)):
+        with consuming(connection, gauge) as (channel, got):
             put(NAME, envelope(Message(start + FAR, start, 1.0, "1")))
             connection.drain_events(timeout=5)
             gauge.free = lambda: False
@@ -539,11 +527,10 @@ def test_each_connection_of_a_worker_with_threads_wakes_it_with_one_timer(url: s
 
 def test_a_worker_at_its_cap_rests_until_a_demoted_task_ends_or_for_a_moment(url: str) -> None:
     gauge = SimpleNamespace(free=lambda: True, may_take_demoted=lambda share: False)
-    queue, got, hub = Queue(NAME, Exchange(""), NAME, no_declare=True), [], Hub()
+    hub = Hub()
     with connect(url) as connection:
-        channel, start = connection.default_channel, time.time()
-        channel.slots = gauge
-        with Consumer(channel, queue, on_message=lambda m: got.append(m.delivery_tag)):
+        start = time.time()
+        with consuming(connection, gauge) as (channel, got):
             connection.register_with_event_loop(hub)
             channel._put(NAME, envelope(Message(start + PAST, start, 1.0, "demoted")))
             wait_until(lambda: next(hub.loop) or channel._rest_until > 0)
@@ -582,6 +569,19 @@ def drained(connection: Connection) -> None:
     """Let the events of a tenth of a second happen."""
     with suppress(TimeoutError):
         connection.drain_events(timeout=0.1)
+
+
+@contextmanager
+def consuming(connection: Connection, slots: Any) -> Iterator[tuple[Any, list[str]]]:
+    """Consume the queue as far as *slots* has free ones; yield the channel, and the tags of
+    what is taken.
+    """
+    got: list[str] = []
+    channel = connection.default_channel
+    channel.slots = slots
+    queue = Queue(NAME, Exchange(""), NAME, no_declare=True)
+    with Consumer(channel, queue, on_message=lambda m: got.append(m.delivery_tag)):
+        yield channel, got
 
 
 def test_a_claim_rings_the_bell_for_messages_left_to_others(url: str, raw: redis.Redis) -> None:
