@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -83,33 +83,3 @@ class Ledger(Protocol):
 
     def load_taus(self) -> Mapping[str, TauEntry]:
         """Return the last snapshot, empty where there is none."""
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """The result of one read of the outbox."""
-
-    entries: Sequence[OutboxEntry]
-    #: Entry id and raw text of what could not be read.
-    unreadable: Sequence[tuple[str, str]] = ()
-
-
-class Outbox(Protocol):
-    """Finished executions on their way to the ledger; at-least-once.
-
-    Raises :class:`rts.errors.StoreUnavailable` where the server does not answer.
-    """
-
-    def read(self, limit: int) -> Batch:
-        """Return up to *limit* entries, first those that a dead reader left behind."""
-
-    def done(
-        self,
-        entry_ids: Iterable[str],
-        not_verdicts: Collection[str] = (),
-        not_ends: Collection[str] = (),
-    ) -> None:
-        """Remove entries that are in the ledger. Those in *not_verdicts* are not the verdict on
-        their task, which has another one or none yet; those in *not_ends* not even the end of
-        their run, whose own end is in the ledger.
-        """

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from rts import health
 from rts.errors import StoreUnavailable
 from rts.fields import text
+from rts.ledger.outbox import Batch, RedisOutbox
 from rts.ledger.refused import set_aside, store_or_set_aside
-from rts.ports import Batch, Ledger, Outbox
+from rts.ports import Ledger
 from rts.records import OutboxEntry, is_provisional
 
 logger = logging.getLogger("rts.drain")
@@ -26,7 +27,10 @@ class Drain:
     """Moves records. An entry leaves the outbox only once it is in the ledger."""
 
     def __init__(
-        self, outbox: Outbox, ledger: Ledger, now: Callable[[], float] = time.monotonic
+        self,
+        outbox: RedisOutbox,
+        ledger: Ledger,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._outbox = outbox
         self._ledger = ledger

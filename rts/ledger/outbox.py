@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 
 from rts.keys import GROUP
 from rts.ledger.counting import DURATIONS, LATENESS, bounds_text, most_judged
 from rts.link.link import Link
 from rts.link.scripts import ACKNOWLEDGE, DELETE_CONSUMER, READ_OUTBOX, pack
-from rts.ports import Batch
 from rts.records import Execution, OutboxEntry
 from rts.settings import Settings
 from rts.tau.finish import read_learned
@@ -29,8 +29,19 @@ MAX_TAKEN = 500
 MAX_DONE = 200
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The result of one read of the outbox."""
+
+    entries: Sequence[OutboxEntry]
+    #: Entry id and raw text of what could not be read.
+    unreadable: Sequence[tuple[str, str]] = ()
+
+
 class RedisOutbox:
-    """A :class:`rts.ports.Outbox` on a Redis stream. *consumer* is this drain's name.
+    """Finished executions on their way to the ledger, in a Redis stream: at least once.
+    *consumer* is this drain's name. Raises :class:`rts.errors.StoreUnavailable` if Redis is
+    unavailable.
 
     If a reply never arrives, its entries stay pending and are taken over later, like those of a
     dead drain. *gather_s*: ``GATHER_S`` in a fleet.
@@ -64,7 +75,7 @@ class RedisOutbox:
         )
 
     def read(self, limit: int) -> Batch:
-        """See :class:`rts.ports.Outbox`."""
+        """Return up to *limit* entries, first those that a dead drain left behind."""
         entries: list[OutboxEntry] = []
         unreadable: list[tuple[str, str]] = []
         take_over = time.monotonic() >= self._takeover_at
@@ -93,7 +104,10 @@ class RedisOutbox:
         not_verdicts: Collection[str] = (),
         not_ends: Collection[str] = (),
     ) -> None:
-        """See :class:`rts.ports.Outbox`."""
+        """Remove entries that are in the ledger. Those in *not_verdicts* are not the verdict on
+        their task, which has another one or none yet; those in *not_ends* not even the end of
+        their run, whose own end is in the ledger.
+        """
         marks = {**dict.fromkeys(not_verdicts, "-"), **dict.fromkeys(not_ends, "=")}
         ids = [marks.get(i, "") + i for i in entry_ids]
         # One call per chunk: in between Redis serves others.

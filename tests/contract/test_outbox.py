@@ -1,20 +1,17 @@
-"""The promises of the outbox, on the twin in memory and on a real Redis."""
+"""The promises of the outbox."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 import redis
 
 from rts.ledger.outbox import MAX_TAKEN, RedisOutbox
 from rts.link.link import Link
-from rts.ports import Outbox
 from rts.records import Learned
 from rts.settings import Settings
 from rts.testing import RedisServer, wait_until
-from tests.memory_outbox import MemoryOutbox, MemoryStream
 from tests.records import run
 
 #: Seconds, small, since Redis counts them by its own clock.
@@ -24,40 +21,36 @@ TAKEOVER_S = 0.2
 class Place:
     """An outbox to write to and to read from as several drains."""
 
-    add: Callable[..., Any]
-    drain: Callable[[str], Outbox]
-    left: Callable[[], int]
+    def __init__(self, settings: Settings, client: redis.Redis) -> None:
+        self.link = Link(settings)
+        self._settings = settings
+        self._client = client
+        self._key = settings.keys.outbox
 
-
-@pytest.fixture(params=["memory", "redis"])
-def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    made = Place()
-    if request.param == "memory":
-        stream = MemoryStream()
-        made.add = stream.add
-        made.drain = lambda name: MemoryOutbox(stream, name, takeover_s=TAKEOVER_S)
-        made.left = lambda: len(stream.entries)
-        yield made
-        return
-    url = request.getfixturevalue("rts_redis_url")
-    prefix = request.getfixturevalue("rts_key_prefix")
-    client: redis.Redis = request.getfixturevalue("redis_client")
-    settings = Settings(redis_url=url, key_prefix=prefix, timeout=5.0)
-    link = Link(settings)
-
-    def add(record: str, learned: str = "") -> Any:
+    def add(self, record: str, learned: str = "") -> None:
         fields = {"r": record, "l": learned} if learned else {"r": record}
-        return client.xadd(settings.keys.outbox, fields)
+        self._client.xadd(self._key, fields)
 
-    made.add = add
-    made.drain = lambda name: RedisOutbox(link, settings, name, takeover_s=TAKEOVER_S)
-    made.left = lambda: int(client.xlen(settings.keys.outbox))
+    def drain(self, name: str) -> RedisOutbox:
+        return RedisOutbox(self.link, self._settings, name, takeover_s=TAKEOVER_S)
+
+    def left(self) -> int:
+        return int(self._client.xlen(self._key))
+
+
+@pytest.fixture
+def settings(rts_redis_url: str, rts_key_prefix: str) -> Settings:
+    return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, timeout=5.0)
+
+
+@pytest.fixture
+def place(settings: Settings, redis_client: redis.Redis) -> Iterator[Place]:
+    made = Place(settings, redis_client)
     yield made
-    link.close()
-    client.delete(settings.keys.outbox)
+    made.link.close()
 
 
-def until_read(outbox: Outbox, n: int) -> list[str]:
+def until_read(outbox: RedisOutbox, n: int) -> list[str]:
     """Read until *n* entries came; they come when they are taken over."""
     found: list[str] = []
 
@@ -191,60 +184,54 @@ def test_more_than_one_script_may_hand_out(place: Place) -> None:
     assert len(drain.read(1000).entries) == 5
 
 
-class TestRedis:
-    """What only a server can do to it."""
+def test_a_wiped_server_gets_its_group_back(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    key = settings.keys.outbox
+    outbox = RedisOutbox(Link(settings), settings, "a")
+    redis_client.xgroup_create(key, "of-somebody-else", mkstream=True)
+    assert outbox.read(1).entries == []
+    redis_client.delete(key)
+    redis_client.xadd(key, {"r": run("0").to_json()})
+    (entry,) = outbox.read(1).entries
+    redis_client.delete(key)
+    outbox.done([entry.entry_id])
+    outbox.leave()
+    assert outbox.read(1).entries == []
 
-    @pytest.fixture
-    def settings(self, rts_redis_url: str, rts_key_prefix: str) -> Settings:
-        return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, timeout=5.0)
 
-    def test_a_wiped_server_gets_its_group_back(
-        self, settings: Settings, redis_client: redis.Redis
-    ) -> None:
-        key = settings.keys.outbox
-        outbox = RedisOutbox(Link(settings), settings, "a")
-        redis_client.xgroup_create(key, "of-somebody-else", mkstream=True)
-        assert outbox.read(1).entries == []
-        redis_client.delete(key)
-        redis_client.xadd(key, {"r": run("0").to_json()})
-        (entry,) = outbox.read(1).entries
-        redis_client.delete(key)
-        outbox.done([entry.entry_id])
-        outbox.leave()
-        assert outbox.read(1).entries == []
+def test_entries_that_were_trimmed_do_not_stay_pending(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    key = settings.keys.outbox
+    for i in range(3):
+        redis_client.xadd(key, {"r": run(str(i)).to_json()})
+    link = Link(settings)
+    assert len(RedisOutbox(link, settings, "dead").read(3).entries) == 3
+    redis_client.xtrim(key, maxlen=1, approximate=False)
+    heir = RedisOutbox(link, settings, "heir", takeover_s=0.0)
+    (entry,) = heir.read(3).entries
+    assert entry.execution.task_id == "2"
+    assert redis_client.xpending(key, "rts")["pending"] == 1
 
-    def test_entries_that_were_trimmed_do_not_stay_pending(
-        self, settings: Settings, redis_client: redis.Redis
-    ) -> None:
-        key = settings.keys.outbox
-        for i in range(3):
-            redis_client.xadd(key, {"r": run(str(i)).to_json()})
-        link = Link(settings)
-        assert len(RedisOutbox(link, settings, "dead").read(3).entries) == 3
-        redis_client.xtrim(key, maxlen=1, approximate=False)
-        heir = RedisOutbox(link, settings, "heir", takeover_s=0.0)
-        (entry,) = heir.read(3).entries
-        assert entry.execution.task_id == "2"
-        assert redis_client.xpending(key, "rts")["pending"] == 1
 
-    def test_a_drain_with_pending_entries_stays_in_the_group(
-        self, settings: Settings, redis_client: redis.Redis
-    ) -> None:
-        key = settings.keys.outbox
-        redis_client.xadd(key, {"r": run("0").to_json()})
-        outbox = RedisOutbox(Link(settings), settings, "a")
-        (entry,) = outbox.read(1).entries
-        outbox.leave()
-        assert redis_client.xinfo_consumers(key, "rts")[0]["name"] == "a"
-        outbox.done([entry.entry_id])
-        outbox.leave()
-        assert redis_client.xinfo_consumers(key, "rts") == []
+def test_a_drain_with_pending_entries_stays_in_the_group(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    key = settings.keys.outbox
+    redis_client.xadd(key, {"r": run("0").to_json()})
+    outbox = RedisOutbox(Link(settings), settings, "a")
+    (entry,) = outbox.read(1).entries
+    outbox.leave()
+    assert redis_client.xinfo_consumers(key, "rts")[0]["name"] == "a"
+    outbox.done([entry.entry_id])
+    outbox.leave()
+    assert redis_client.xinfo_consumers(key, "rts") == []
 
 
 def test_a_fleet_of_drains_lets_records_gather(
-    rts_redis_url: str, rts_key_prefix: str, redis_client: redis.Redis
+    settings: Settings, redis_client: redis.Redis
 ) -> None:
-    settings = Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, timeout=5.0)
     link = Link(settings)
     drains = [
         RedisOutbox(link, settings, f"drain{n}", takeover_s=60.0, gather_s=60.0)
@@ -278,9 +265,8 @@ def test_a_fleet_of_drains_lets_records_gather(
 
 
 def test_turns_from_before_the_servers_clock_was_set_back_keep_no_drain_waiting(
-    rts_redis_url: str, rts_key_prefix: str, redis_client: redis.Redis
+    settings: Settings, redis_client: redis.Redis
 ) -> None:
-    settings = Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, timeout=5.0)
     link, keys = Link(settings), settings.keys
     gone = RedisOutbox(link, settings, "gone", takeover_s=60.0, gather_s=0.4)
     heir = RedisOutbox(link, settings, "heir", takeover_s=0.001, gather_s=0.4)

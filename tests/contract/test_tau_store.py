@@ -13,7 +13,7 @@ import redis
 from rts import health
 from rts.link.link import Link
 from rts.link.scripts import pack
-from rts.ports import TauEntry
+from rts.ports import TauEntry, TauStore
 from rts.settings import Settings
 from rts.tau.ema import ema
 from rts.tau.memory import MemoryTauStore, choose_tau
@@ -34,7 +34,7 @@ def settings(rts_redis_url: str, rts_key_prefix: str) -> Settings:
 
 
 @pytest.fixture(params=["memory", "redis"])
-def store(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Any]:
+def store(request: pytest.FixtureRequest, settings: Settings) -> Iterator[TauStore]:
     if request.param == "memory":
         yield MemoryTauStore(settings)
         return
@@ -54,12 +54,12 @@ def store(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Any]:
         ("mixed", 10.0),
     ],
 )
-def test_a_type_begins_with_its_default(store: Any, task_type: str, tau: float) -> None:
+def test_a_type_begins_with_its_default(store: TauStore, task_type: str, tau: float) -> None:
     assert store.get(task_type) == store.get(task_type, NAME) == tau
     assert store.entries() == {}
 
 
-def test_every_prefix_agrees_with_the_closed_form(store: Any) -> None:
+def test_every_prefix_agrees_with_the_closed_form(store: TauStore) -> None:
     rng = random.Random(7)
     samples = [rng.lognormvariate(0, 1) for _ in range(60)]
     deviation = None
@@ -80,7 +80,7 @@ def test_every_prefix_agrees_with_the_closed_form(store: Any) -> None:
         assert store.get(LIGHT) == entry.tau == learned.tau_after
 
 
-def test_a_name_is_used_once_it_has_enough_runs(store: Any) -> None:
+def test_a_name_is_used_once_it_has_enough_runs(store: TauStore) -> None:
     for n in range(5):
         assert store.get(LIGHT, NAME) == store.get(LIGHT)
         store.update(LIGHT, "proj.other", 50.0)
@@ -92,7 +92,7 @@ def test_a_name_is_used_once_it_has_enough_runs(store: Any) -> None:
     assert choose_tau(by_type, store.entries(), LIGHT, NAME) == store.get(LIGHT)
 
 
-def test_a_tau_can_be_set_and_learns_from_there(store: Any) -> None:
+def test_a_tau_can_be_set_and_learns_from_there(store: TauStore) -> None:
     store.set(LIGHT, 2.0)
     assert store.get(LIGHT) == 2.0
     assert store.update(LIGHT, NAME, 1.0).tau_after == pytest.approx(1.8)
@@ -100,7 +100,7 @@ def test_a_tau_can_be_set_and_learns_from_there(store: Any) -> None:
     assert store.entries()[LIGHT] == TauEntry(3.0, 1, 1.0)
 
 
-def test_one_field_or_all_can_be_reset(store: Any) -> None:
+def test_one_field_or_all_can_be_reset(store: TauStore) -> None:
     for _ in range(3):
         store.update(LIGHT, NAME, 1.0)
     store.reset(FIELD)
@@ -110,7 +110,7 @@ def test_one_field_or_all_can_be_reset(store: Any) -> None:
     assert store.get(LIGHT) == 5.0
 
 
-def test_there_are_no_more_fields_than_allowed(store: Any) -> None:
+def test_there_are_no_more_fields_than_allowed(store: TauStore) -> None:
     for n in range(10):
         learned = store.update(LIGHT, f"proj.{n}", 1.0)
         assert (learned.name_tau_after is None) == (n >= 5)
@@ -118,7 +118,7 @@ def test_there_are_no_more_fields_than_allowed(store: Any) -> None:
     assert store.entries()[LIGHT].count == 10, "what is there goes on learning"
 
 
-def test_a_type_takes_the_place_of_the_name_with_the_fewest_runs(store: Any) -> None:
+def test_a_type_takes_the_place_of_the_name_with_the_fewest_runs(store: TauStore) -> None:
     for n in range(5):
         for _ in range(1 if n == 3 else 2):
             store.update(LIGHT, f"proj.{n}", 1.0)
@@ -131,7 +131,7 @@ def test_a_type_takes_the_place_of_the_name_with_the_fewest_runs(store: Any) -> 
     assert set(store.entries()) == set(Settings().task_types)
 
 
-def test_concurrent_updates_are_not_lost(store: Any) -> None:
+def test_concurrent_updates_are_not_lost(store: TauStore) -> None:
     samples = [0.1] * 200
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda x: store.update(LIGHT, NAME, x), samples))
