@@ -18,7 +18,15 @@ from rts.ledger.storable import (
     cleaned_learned,
     is_storable,
 )
-from rts.records import NOT_FINAL, OVERDUE, Execution, Learned, OutboxEntry, sla_success
+from rts.records import (
+    NOT_FINAL,
+    OVERDUE,
+    Execution,
+    Learned,
+    OutboxEntry,
+    is_provisional,
+    sla_success,
+)
 
 Document = dict[str, Any]
 #: In place of what was learned, where a run taught nothing.
@@ -66,7 +74,6 @@ def _datetime(at: float | None) -> DatetimeMS | None:
 def _documents(e: Execution, learned: Learned | None) -> tuple[Document, Document | None]:
     arrival, deadline = _datetime(e.arrival), _datetime(e.deadline)
     completed_at = _datetime(e.completed_at)
-    overdue = False
     ended_at = lateness_s = verdict_at = None
     if e.completed_at is not None and e.state not in NOT_FINAL:
         ended_at = completed_at
@@ -74,7 +81,6 @@ def _documents(e: Execution, learned: Learned | None) -> tuple[Document, Documen
         lateness_s = late_s if late_s == late_s else None
         verdict_at = certain_at(arrival, deadline, completed_at) if late_s > 0 else completed_at
     elif e.cause == OVERDUE:
-        overdue = True
         verdict_at = certain_at(arrival, deadline, None)
     shared: Document = {
         "name": e.name,
@@ -108,7 +114,9 @@ def _documents(e: Execution, learned: Learned | None) -> tuple[Document, Documen
         "root_id": e.root_id,
         "run_id": e.run_id if e.ran else None,
     }
-    if overdue:
+    if e.cause is not None and (
+        e.cause == OVERDUE or (e.ran and is_provisional(e.state, e.cause))
+    ):
         task["_overdue"] = True
     return task, _assignment(e, learned, shared) if e.ran else None
 

@@ -18,6 +18,7 @@ The verdict of a task, strongest first:
 6. a final state over RETRY;
 7. an overdue verdict, given before the end, only if nothing else is known. It is
    remembered, so that the miss stands until there is a final state, which then decides.
+   So is a provisional end of a run.
 
 What only the merging needs is in private fields, which no reader shows:
 
@@ -26,7 +27,8 @@ What only the merging needs is in private fields, which no reader shows:
 - ``_ended`` of a task: the end that it wrote itself and that arrived first, if that is not
   this document's. Only this depends on the order: the others are not counted, however often
   each is delivered.
-- ``_overdue`` of a task: it was found overdue.
+- ``_overdue`` of a task: it was found overdue, or another process wrote the end of one of its
+  runs. Should it go on nevertheless, nobody looks any more whether it is overdue.
 """
 
 from __future__ import annotations

@@ -370,6 +370,34 @@ def test_lost_until_the_redelivered_run_ends(subject: Subject) -> None:
     assert (task["state"], task["attempts"], len(assignments)) == ("RETRY", 2, 2)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    "runs",
+    [
+        [execution(state="REQUEUED"), lost(started_at=R + 5, pid=7)],
+        [lost(), retried()],  # of the same run: its worker was suspended
+        [killed(), retried(retries=1, started_at=R + 5, pid=7)],
+    ],
+)
+def test_a_task_that_goes_on_after_an_end_on_its_behalf_is_a_miss_until_it_ends(
+    subject: Subject, runs: list[Execution], turned: bool
+) -> None:
+    """That end has taken it off the open tasks, so nobody finds it overdue."""
+    task, _ = written(subject, *(reversed(runs) if turned else runs))
+    assert task["state"] == (runs[0] if runs[0].state == "REQUEUED" else runs[1]).state
+    assert (task["cause"], task["sla_success"]) == ("overdue", False)
+    assert (task["verdict_at"], task["completed_at"]) == (at(10), None)
+    end = failed(retries=2, started_at=R + 6, completed_at=R + 7, pid=8)
+    subject.ledger.write([entry(end)])
+    (task,), _ = subject.documents()
+    assert (task["state"], task["sla_success"], task["verdict_at"]) == ("FAILURE", True, at(7))
+
+
+def test_what_a_killed_worker_had_not_begun_says_nothing_of_a_retry(subject: Subject) -> None:
+    task, _ = written(subject, retried(), never_run())
+    assert (task["state"], task["sla_success"]) == ("RETRY", None)
+
+
 @pytest.mark.parametrize("own_first", [True, False])
 def test_a_runs_own_end_takes_precedence_over_one_written_on_its_behalf(
     subject: Subject, own_first: bool
