@@ -104,11 +104,14 @@ class HostChores:
             if mine:
                 self._shipper.ship()
 
-    def finish(self) -> None:
-        """Ship and drain what is left, and hand over. Each step may fail alone."""
+    def ship_last(self) -> None:
+        """Ship what is left when the worker ends, its last runs included. Never raises."""
         # First this process's own file: one that has a writer is not removed.
         attempt("closing a file of the spool", self.spool.close)
         attempt("shipping the spool", self.ship_rest)
+
+    def finish(self) -> None:
+        """Drain what is left, and hand over. Each step may fail alone."""
         if self.ledger is not None:
             self.ledger.finish()
         attempt("handing over", self.janitor.leave)

@@ -53,13 +53,19 @@ def run(chores: HostChores, stop: threading.Event, worker: WorkerChores | None =
         _repeat(stop, JANITOR_S, *searches),
         shipping,
     ]
+    keeping = None
     if chores.ledger is not None:
-        _keep_ledger(chores.ledger, stop)
+        keeping = threading.Thread(target=_keep_ledger, args=(chores.ledger, stop), daemon=True)
+        keeping.start()
     stop.wait()
     if last_runs is not None:
         last_runs.join()
     for thread in threads:
         thread.join(1.0)
+    # Before the wait for MongoDB, which may hang: this host's disk may go with the worker.
+    chores.ship_last()
+    if keeping is not None:
+        keeping.join()
     chores.finish()
 
 
