@@ -172,7 +172,7 @@ class Shipper:
                             entry = entry._replace(actual_s=None)
                         entries.append(entry)
                         executions.append(execution)
-                except (ValueError, TypeError, AttributeError, LookupError, RecursionError):
+                except (ValueError, TypeError, OverflowError):
                     self._spool.refuse(line)
             tail.lines += len(chunk)
             if tail.lines > tail.applied:

@@ -171,7 +171,7 @@ class Spool(SpoolFolder):
             lost = len(lines) - len(counts)
             # The counts are passed on, as of what was lost before. A few may be sent twice.
             for line in counts:
-                with suppress(ValueError, TypeError, AttributeError, LookupError):
+                with suppress(ValueError):
                     health.give_back(read_counts(line))
             health.count("spool_dropped", lost)
             if not logged:

@@ -164,7 +164,10 @@ def read_counts(line: bytes) -> dict[str, int]:
     """Return the counts of a line that holds some.
 
     Raises:
-        ValueError, TypeError, LookupError: it holds something else.
+        ValueError: it holds something else.
     """
-    counts = json.loads(line)["counts"]
-    return {str(name): int(n) for name, n in counts.items()}
+    try:
+        counts = json.loads(line)["counts"]
+        return {str(name): int(n) for name, n in counts.items()}
+    except (TypeError, AttributeError, LookupError, OverflowError, RecursionError) as exc:
+        raise ValueError(f"not counts: {exc}") from exc

@@ -53,11 +53,15 @@ def learned_runtime(execution: Execution) -> float | None:
     runtime_s = execution.runtime_s
     if execution.state != "SUCCESS" or runtime_s is None or not 0 <= runtime_s < math.inf:
         return None
-    return runtime_s
+    return float(runtime_s)
 
 
 def finish_entry(execution: Execution, number: int, record: bytes | None = None) -> FinishEntry:
-    """Return the entry of one ended run; *record* is its JSON, if at hand."""
+    """Return the entry of one ended run; *record* is its JSON, if at hand.
+
+    Raises:
+        TypeError, OverflowError: a field is not of its type.
+    """
     if record is None:
         record = execution.to_json().encode()
     actual_s = learned_runtime(execution)
@@ -67,6 +71,7 @@ def finish_entry(execution: Execution, number: int, record: bytes | None = None)
     goes_on = execution.state in NOT_FINAL or (execution.state == LOST and not execution.ran)
     ended = "" if goes_on else str(execution.task_id)
     tau_s = execution.tau
+    hash((execution.task_type, tau_s))  # FinishCall looks them up
     return FinishEntry(number, record, actual_s, execution.task_type, name, tau_s, ended)
 
 

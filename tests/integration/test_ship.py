@@ -369,14 +369,16 @@ def test_lines_that_are_no_records_are_set_aside(
     spool.append_line(as_line(success("a")))
     (path,) = spool.files()
     spool.close()
+    odd = [{"task_type": ["t"]}, {"tau": {"t": 1}}, {"runtime_s": 10**400}]
     with open(path, "ab") as file:
         for line in (b"rubbish", b"{}", b'{"counts":[1]}', b"\xff\xfe", b"[1]", b"[" * 100_000):
             file.write(line + b"\n")
-        file.write(b'{"counts":{"a":null}}\n')
+        file.write(b'{"counts":{"a":null}}\n{"counts":{"a":1e999}}\n')
+        file.writelines(as_line(success("odd")._replace(**changes)) for changes in odd)
         file.write(run("b").to_json().encode() + b"\n" + b'["torn')
     shipper.ship()
     assert outbox_ids(client, settings) == ["a", "b"]
-    assert health.take_counts()["spool_refused"] == 8
+    assert health.take_counts()["spool_refused"] == 12
     with open(os.path.join(settings.spool_dir, "refused.jsonl"), "rb") as refused:
         assert refused.read().endswith(b'["torn\n')
 
