@@ -43,7 +43,19 @@ class Slots:
         # of references within: this is asked several times per task, and a worker with a
         # thousand greenlets would spend more time here than on the tasks.
         running = state.active_requests.data - reserved.data
-        return len(reserved) + sum(_is_awaited(reference()) for reference in running) < count
+        return len(reserved) + sum(self._awaits(reference()) for reference in running) < count
+
+    def _awaits(self, request: Any) -> bool:
+        """Return whether the pool will report the end of *request*; ``None`` is one that is
+        gone.
+
+        Celery < 5.6.3's prefork pool drops its pending results at a reconnect; their requests
+        stay active for ever.
+        """
+        if not getattr(self._consumer.pool, "uses_semaphore", False):
+            return request is not None
+        result = getattr(request, "_apply_result", None)  # a weak reference
+        return result is not None and result() is not None
 
     def may_take_demoted(self, share: float) -> bool:
         """Return whether another demoted task may run; they may hold *share* of the slots."""
@@ -63,16 +75,6 @@ class Slots:
             self._timer.cancel()  # of the previous connection, which Celery < 5.7 clears
         busy = state.reserved_requests or state.active_requests
         self._timer = hub.call_later(MAX_POLL_S if busy else IDLE_S, self.keep_waking, hub)
-
-
-def _is_awaited(request: Any) -> bool:
-    """Return whether the pool will report the end of *request*; ``None`` is one that is gone.
-
-    Celery < 5.6.3's pool drops its pending results at a reconnect; their requests stay active
-    for ever.
-    """
-    result = getattr(request, "_apply_result", None)  # a weak reference
-    return result is not None and result() is not None
 
 
 def limit_to_slots(consumer: Any, slots: Slots | None) -> Slots | None:

@@ -391,12 +391,15 @@ def test_a_running_task_that_celery_no_longer_counts_holds_its_slot() -> None:
 
         _apply_result: Any = None
 
-    pool = SimpleNamespace(active=True, is_green=False, num_processes=2)
+    pool = SimpleNamespace(active=True, is_green=False, num_processes=2, uses_semaphore=True)
     slots = Slots(SimpleNamespace(controller=SimpleNamespace(pool=pool), pool=pool))
     tasks, result = [Running() for _ in range(3)], Running()
     try:
         state.active_requests.update(tasks)
         assert slots.free()  # Celery 5.5's pool has given them up
+        pool.uses_semaphore = False
+        assert not slots.free()  # one of threads, which keeps no result itself, has not
+        pool.uses_semaphore = True
         tasks[0]._apply_result = tasks[1]._apply_result = weakref.ref(result)
         assert not slots.free()
         state.reserved_requests.add(tasks[1])  # is not counted twice
