@@ -40,7 +40,7 @@ def connection_options(settings: Settings) -> tuple[Any, dict[str, Any]]:
             allowed = f"a URL whose credential_provider names a class: module.Class ({exc})"
             raise ConfigurationError("rts_redis_url", shown, allowed) from exc
         # redis-py accepts either a provider or a user name and password.
-        options.update(credential_provider=provider, username=None, password=None)
+        options.update(credential_provider=_Credentials(provider), username=None, password=None)
     # Unless these are None, each connection tells redis-py's name and version, in two more
     # round trips.
     client_info = {"driver_info"} & parameters_of(make) or {"lib_name", "lib_version"}
@@ -56,6 +56,28 @@ def connection_options(settings: Settings) -> tuple[Any, dict[str, Any]]:
         **dict.fromkeys(client_info),
     )
     return make, options
+
+
+class _Credentials(redis.CredentialProvider):
+    """The credentials of the app's *provider*, whose failures count as those of the server."""
+
+    def __init__(self, provider: redis.CredentialProvider) -> None:
+        self._provider = provider
+
+    def get_credentials(self) -> Any:
+        """Return a password, or user name and password.
+
+        Raises:
+            redis.RedisError: the provider fails.
+        """
+        try:
+            return self._provider.get_credentials()
+        except Exception as exc:
+            from celery.exceptions import SoftTimeLimitExceeded
+
+            if isinstance(exc, SoftTimeLimitExceeded):
+                raise  # it is for the task that publishes
+            raise redis.RedisError(f"no credentials ({type(exc).__name__}: {exc})") from exc
 
 
 def supported_options(connection_class: type, options: Mapping[str, Any]) -> dict[str, Any]:

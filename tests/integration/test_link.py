@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import redis
+from celery.exceptions import SoftTimeLimitExceeded
 from redis.exceptions import ResponseError
 
 from rts import health
@@ -372,6 +373,32 @@ def test_the_credential_provider_of_a_brokers_url_is_used(
         assert link.call(pack("ACL", "WHOAMI")) == [b"rts"]
         link.close()
         admin.execute_command("ACL", "DELUSER", "rts")
+
+
+class Expired(redis.CredentialProvider):
+    """What a cloud's library does while its token service is away."""
+
+    asked = 0
+    error: Exception = KeyError("token")
+
+    def get_credentials(self) -> tuple[str, str]:
+        Expired.asked += 1
+        raise self.error
+
+
+def test_a_credential_provider_that_fails_is_an_outage(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, server: RedisServer
+) -> None:
+    link = Link(Settings(redis_url=f"{server.url}?credential_provider={__name__}.Expired"))
+    for _ in range(3):
+        with pytest.raises(StoreUnavailable):
+            link.call(pack("PING"))
+    assert Expired.asked == 1
+    assert "no credentials (KeyError: 'token')" in caplog.text
+    monkeypatch.setattr(Expired, "error", SoftTimeLimitExceeded())
+    link.breaker._retry_at = time.monotonic()  # the period passes
+    with pytest.raises(SoftTimeLimitExceeded):
+        link.call(pack("PING"))
 
 
 @pytest.mark.parametrize(
