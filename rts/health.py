@@ -62,30 +62,33 @@ def warn_once(key: str, text: str, *args: object, exc_info: bool = False) -> Non
 
 class Outages:
     """Decides which outages of a server are logged: one line each, and one when it ends. While
-    the server goes on failing and coming back, ever fewer are.
+    the server goes on failing and coming back, ever fewer are. Connections to one server may
+    share it: what all of them meet is logged once.
     """
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
-        #: Whether the current outage was logged.
-        self._told = False
+        #: What was logged of the current outage, and by which call.
+        self._told: dict[str, object] = {}
         #: For how many seconds after a logged outage no other is logged, and until when.
         self._gap_s, self._quiet_until = 0.0, -1e9
 
-    def tell(self) -> bool:
-        """Return whether to log that the server does not answer."""
-        now = self._now()
-        if self._told or now < self._quiet_until:
+    def tell(self, what: str = "") -> bool:
+        """Return whether to log that the server does not answer, or refuses *what*."""
+        now, mine = self._now(), object()
+        if what in self._told or now < self._quiet_until:
+            return False
+        if self._told.setdefault(what, mine) is not mine:  # another thread was faster
             return False
         calm = now - self._quiet_until > self._gap_s
         self._gap_s = MIN_LOG_GAP_S if calm else min(MAX_LOG_GAP_S, 2 * self._gap_s)
-        self._told, self._quiet_until = True, now + self._gap_s
+        self._quiet_until = now + self._gap_s
         return True
 
     def tell_end(self) -> bool:
         """Return whether to log that it answers again."""
-        told, self._told = self._told, False
-        return told
+        told, self._told = self._told, {}
+        return bool(told)
 
 
 def hook_failed(hook: str, exc: BaseException) -> None:

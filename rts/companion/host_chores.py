@@ -53,11 +53,12 @@ class HostChores:
             breaker_period=BREAKER_S,
         )
         self._counters = settings.keys.counters
-        self.link = Link(patient)
+        outages = health.Outages(time.monotonic)
+        self.link = Link(patient, outages=outages)
         self.clock = FleetClock()
         self.spool = Spool(settings.spool_dir, settings.spool_max_bytes)
         # A link of its own: a call that hangs must not open the heartbeat's breaker.
-        self._ship_link = Link(patient)
+        self._ship_link = Link(patient, outages=outages)
         on_learned = log_learned if logger.isEnabledFor(logging.INFO) else None
         self._shipper = Shipper(self.spool, self._ship_link, settings, on_learned)
         name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
@@ -67,7 +68,7 @@ class HostChores:
         self.ledger: LedgerChores | None = None
         if drain:
             try:
-                self.ledger = LedgerChores(patient, self.clock, name)
+                self.ledger = LedgerChores(patient, self.clock, name, outages)
             except PyMongoError as exc:
                 # A worker without a drain still beats and ships; others drain.
                 health.count("configuration_errors")

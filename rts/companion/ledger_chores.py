@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from rts.alerting.leader import Leader
 from rts.clock import FleetClock
 from rts.companion.attempts import attempt
+from rts.health import Outages
 from rts.ledger.connection import translate_outages
 from rts.ledger.drain import Drain
 from rts.ledger.mongo import MongoLedger
@@ -31,7 +32,8 @@ FINAL_DRAIN_S = 3.0
 
 
 class LedgerChores:
-    """The ledger chores of a companion, whose *name* is unique in the fleet.
+    """The ledger chores of a companion, whose *name* is unique in the fleet. Its links share
+    *outages*.
 
     Each raises :class:`rts.errors.StoreUnavailable` if Redis or MongoDB is unavailable.
 
@@ -39,7 +41,9 @@ class LedgerChores:
         PyMongoError: rts_mongo_url cannot be used.
     """
 
-    def __init__(self, settings: Settings, clock: FleetClock, name: str) -> None:
+    def __init__(
+        self, settings: Settings, clock: FleetClock, name: str, outages: Outages
+    ) -> None:
         ledger = MongoLedger(settings)
         self._database = ledger.database
         self._sums = settings.keys.sums
@@ -47,8 +51,8 @@ class LedgerChores:
         # Links of their own: where Redis refuses one of them something each time, such as a key
         # of another type, that must not open the others' breaker. A batch of records is large,
         # and over a slow network takes long.
-        self._link = Link(settings, piecewise=True)
-        alert_link, look_link = Link(settings), Link(settings)
+        self._link = Link(settings, piecewise=True, outages=outages)
+        alert_link, look_link = (Link(settings, outages=outages) for _ in range(2))
         #: The records to drain.
         self.outbox = RedisOutbox(self._link, settings, name, gather_s=GATHER_S)
         #: Moves them into the ledger.

@@ -39,6 +39,7 @@ class Link:
     Every failure is raised as :class:`StoreUnavailable`. After one, calls fail fast
     for ``rts_breaker_period`` seconds. *piecewise*: for large replies that no task waits for.
     ``rts_timeout`` then bounds the wait for each piece of a reply, not for the whole.
+    *outages*: to be shared with other links of this process, so that each outage is logged once.
 
     Raises:
         ConfigurationError: an option in the URL has a value of the wrong type, or names
@@ -51,6 +52,7 @@ class Link:
         now: Callable[[], float] = time.monotonic,
         *,
         piecewise: bool = False,
+        outages: health.Outages | None = None,
     ) -> None:
         self._now = now
         self._shown_url = shown_url(settings.redis_url)
@@ -59,7 +61,7 @@ class Link:
         self._make = make if piecewise else bounded(make)
         self._connect_timeout_s = settings.connect_timeout
         self._period_s = settings.breaker_period
-        self._outages = health.Outages(now)
+        self._outages = outages or health.Outages(now)
         self._begin()
         # A child closes its copies of the connections; the parent's stay open. It does so at
         # once, since their descriptors may soon belong to other files: Celery's embedded beat
@@ -208,7 +210,7 @@ class Link:
         self._timed_out = isinstance(exc, redis.TimeoutError)
         if self.breaker.failed():
             health.count("breaker_opened")
-        if self._outages.tell():
+        if self._outages.tell(kind(exc) if isinstance(exc, ResponseError) else ""):
             logger.warning(
                 "rts: Redis at %s is not usable: %s: %s. Tasks keep running and records wait. "
                 "Check the server and rts_redis_url. Next attempt in %g s",

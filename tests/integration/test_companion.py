@@ -24,6 +24,7 @@ import redis
 
 from rts import health
 from rts.clock import FleetClock
+from rts.companion.attempts import attempt
 from rts.companion.host_chores import HostChores
 from rts.companion.instructions import Instructions
 from rts.companion.ledger_chores import LedgerChores
@@ -588,6 +589,28 @@ def test_taus_come_back_after_a_wipe(
         assert dict(store.entries()) == kept
 
 
+def test_an_outage_of_redis_is_logged_once_though_many_links_meet_it(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    with RedisServer() as own:
+        chores = HostChores(replace(settings, redis_url=own.url), drain=True)
+        ledger = chores.ledger
+        assert ledger is not None
+        chores.spool.append_line(as_line(success("a")))
+        each = [chores.beat, chores.ship_rest, ledger.drain.step]
+        each += [ledger.overdue.step, ledger.leader.evaluate_objectives]
+        own.kill()
+        for step in each:
+            with pytest.raises(StoreUnavailable, match="is not usable"):
+                step()
+        assert caplog.text.count("is not usable") == 1
+        own.start()
+        for step in each:
+            wait_until(lambda: attempt("again", step))
+        assert caplog.text.count("answers again") == 1
+        chores.close()
+
+
 def test_a_drain_alone_does_what_a_companion_does(
     settings: Settings, redis_client: redis.Redis, mongo: Any
 ) -> None:
@@ -627,7 +650,8 @@ def test_busy_days_are_rolled_up_ahead_by_one_of_the_fleet(
     for i in range(10):
         done = success(str(i))._replace(completed_at=an_hour_ago - 60 * i)
         redis_client.xadd(settings.keys.outbox, {"r": done.to_json()})
-    first, second = (LedgerChores(settings, FleetClock(), name) for name in "ab")
+    outages = health.Outages(time.monotonic)
+    first, second = (LedgerChores(settings, FleetClock(), name, outages) for name in "ab")
     first.drain_all(5.0)
     first.roll_up()
     kept = mongo.rollups.count_documents({"tallies.type": {"$exists": True}})
