@@ -39,7 +39,7 @@ class Link:
     Every failure is raised as :class:`StoreUnavailable`. After one, calls fail fast
     for ``rts_breaker_period`` seconds. *piecewise*: for large replies that no task waits for.
     ``rts_timeout`` then bounds the wait for each piece of a reply, not for the whole.
-    *outages*: to be shared with other links of this process, so that each outage is logged once.
+    *outages*: shared with other links of this process, so that each outage is logged once.
 
     Raises:
         ConfigurationError: an option in the URL has a value of the wrong type, or names

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -606,7 +607,7 @@ def test_an_outage_of_redis_is_logged_once_though_many_links_meet_it(
         assert caplog.text.count("is not usable") == 1
         own.start()
         for step in each:
-            wait_until(lambda: attempt("again", step))
+            wait_until(partial(attempt, "again", step))
         assert caplog.text.count("answers again") == 1
         chores.close()
 
