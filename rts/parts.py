@@ -179,6 +179,8 @@ def _instructions(
         loglevel=logging.getLogger("rts.drain").getEffectiveLevel(),
         queues=tuple(worker.app.amqp.queues.consume_from),
         ahead=0 if settings.scheduler == "edf" else prefetch_of(worker),
+        # Only a worker without an event loop, as its broker's transport has none, waits.
+        pool_waits_s=0.0 if worker.use_eventloop else float(worker.worker_lost_wait or 10.0),
     )
 
 

@@ -26,6 +26,8 @@ class Instructions:
     queues: tuple[str, ...] = ()
     #: Tasks that the worker prefetches per slot while all are busy; ``None``: any number.
     ahead: int | None = 0
+    #: Seconds after which the worker's pool reports a job whose process was killed.
+    pool_waits_s: float = 0.0
 
     def to_json(self) -> str:
         """Return the instructions as one line of JSON."""

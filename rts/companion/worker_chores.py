@@ -37,7 +37,7 @@ class WorkerChores:
         self._board = NoteBoard(instructions.board_slots, instructions.board_fd)
         sink = SpoolRunSink(host.spool, host.link, settings)
         #: Ends the runs of this worker whose process is gone.
-        self.orphans = Orphans(self._board, sink, host.clock)
+        self.orphans = Orphans(self._board, sink, host.clock, instructions.pool_waits_s)
         self._in_flight = InFlightRuns(host.link, settings, self._board, instructions.instance)
         self._postmortem = PostMortem(
             self._board, sink, host.clock, instructions, self._in_flight.step

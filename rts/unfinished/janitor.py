@@ -28,7 +28,8 @@ FORGET_AFTER_S = 300.0
 #: proves nothing: this process, Redis or the whole host was stopped.
 MAX_GAP_S = 5.0
 #: Seconds for which a process of this worker must be gone before its run is ended here: the
-#: main process, which knows the cause, goes first.
+#: main process, which knows the cause, goes first. Where its pool waits before it takes a job
+#: for lost, that comes on top.
 ORPHANED_AFTER_S = 3.0
 
 
@@ -129,10 +130,13 @@ class Orphans:
     cancels a run, or retries it on behalf of its lost process.
     """
 
-    def __init__(self, board: NoteBoard, sink: RunSink, clock: FleetClock) -> None:
+    def __init__(
+        self, board: NoteBoard, sink: RunSink, clock: FleetClock, pool_waits_s: float = 0.0
+    ) -> None:
         self._board = board
         self._sink = sink
         self._clock = clock
+        self._after_s = pool_waits_s + ORPHANED_AFTER_S
         #: Run id to the instant at which its process was first found missing.
         self._missing: dict[str, float] = {}
 
@@ -145,7 +149,7 @@ class Orphans:
             if note.pid is None or is_alive(note.pid):
                 continue
             missing[note.run_id] = self._missing.get(note.run_id, now)
-            orphaned = now - missing[note.run_id] > ORPHANED_AFTER_S
+            orphaned = now - missing[note.run_id] > self._after_s
             if orphaned and self._board.release(slot, note):
                 self._sink.ended(note._replace(completed_at=now, state=LOST, cause="killed"))
                 health.count("runs_lost")

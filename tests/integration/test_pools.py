@@ -152,3 +152,25 @@ def test_rabbitmq_as_broker(
         assert apps(stage).send_task(OK, (0.1,), priority=5).get(timeout=60) == 0.1
         task = wait_until(lambda: mongo.tasks.find_one({"state": "SUCCESS"}))
         assert (task["sla_success"], task["arrival_source"]) == (True, "published")
+
+
+def test_a_broker_without_an_event_loop_tells_late_of_a_killed_process(
+    make_stage: MakeStage, apps: MakeApp, mongo: Any, redis_client: Any, tmp_path: Any
+) -> None:
+    queues = tmp_path / "queues"
+    queues.mkdir()
+    # The pool waits for so many seconds until it takes a job for lost.
+    stage = make_stage(broker="filesystem://", worker_lost_wait=6.0)
+    stage.conf["rts_redis_url"] = stage.redis_url
+    stage.backend = stage.redis_url
+    stage.transport_options = {
+        "data_folder_in": str(queues),
+        "data_folder_out": str(queues),
+        "control_folder": str(tmp_path / "control"),
+    }
+    stage.worker(concurrency=1)
+    killed = apps(stage).send_task("tests.apps.basic.kill_self")
+    (run,) = wait_until(lambda: list(mongo.assignments.find({"task_id": killed.id})))
+    assert (run["state"], run["cause"]) == ("FAILURE", "killed")
+    assert mongo.tasks.find_one({"_id": killed.id})["state"] == "FAILURE"
+    wait_until(lambda: not redis_client.exists(f"{stage.prefix}running"))
