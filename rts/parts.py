@@ -30,8 +30,8 @@ from rts.scheduling.worker_capacity import prefetch_of, slots_of
 from rts.settings import Settings
 from rts.tau.cache import TauCache
 from rts.unfinished.in_flight import new_instance
-from rts.unfinished.notes import NoteBoard
 from rts.unfinished.open_tasks import OpenTasks
+from rts.unfinished.shared_memory import SharedMemory
 
 if TYPE_CHECKING:
     from rts.predictions.predictor import Predictor
@@ -89,7 +89,7 @@ class WorkerParts:
     runs: Runs
     ends: Ends
     sampler: LoadSampler
-    board: NoteBoard
+    memory: SharedMemory
     sink: SpoolRunSink
     companion: Companion
     #: Returns the companion's instructions. Called at the start, not before: only then is the
@@ -108,24 +108,24 @@ class WorkerParts:
         # With autoscaling, the most tasks that may run at a time.
         concurrency = getattr(worker, "max_concurrency", None) or worker.concurrency or 1
         instance = new_instance(hostname)
-        board = NoteBoard.for_concurrency(concurrency)
-        board.clock_offset_s[0] = clock.offset_s
-        clock.follow(board.clock_offset_s)
+        memory = SharedMemory.for_concurrency(concurrency)
+        memory.clock_offset_s[0] = clock.offset_s
+        clock.follow(memory.clock_offset_s)
         spool = Spool(settings.spool_dir, settings.spool_max_bytes)
         sink = SpoolRunSink(spool, parts.link, settings)
-        sampler = LoadSampler(board.load)
+        sampler = LoadSampler(memory.load)
 
         def on_look() -> None:
             sink.append_counts()
-            board.received.share()
-            _update_capacity(worker, board, companion)
+            memory.received.share()
+            _update_capacity(worker, memory, companion)
 
         companion = Companion(on_look=on_look)
         return cls(
             runs=Runs(
                 clock,
                 sampler,
-                board,
+                memory.notes,
                 sink,
                 worker=hostname,
                 instance=instance,
@@ -134,16 +134,16 @@ class WorkerParts:
             ends=Ends(
                 parts.planner,
                 clock,
-                board,
+                memory,
                 sink,
                 worker=hostname,
                 instance=instance,
             ),
             sampler=sampler,
-            board=board,
+            memory=memory,
             sink=sink,
             companion=companion,
-            instructions=partial(_instructions, settings, worker, instance, board),
+            instructions=partial(_instructions, settings, worker, instance, memory),
             listener=Listener(settings, instance),
             threaded=threaded,
         )
@@ -151,20 +151,20 @@ class WorkerParts:
     def start(self) -> None:
         """Start what accompanies the worker: the load sampler and the companion process."""
         self.sampler.start()
-        self.companion.start(self.instructions().to_json(), pass_fds=(self.board.fd,))
+        self.companion.start(self.instructions().to_json(), pass_fds=(self.memory.fd,))
         self.listener.start()
 
     def stop(self) -> None:
         """Stop all of it; the companion gets a few seconds for a last drain. Idempotent."""
         self.listener.stop()
         self.sampler.stop()
-        self.board.acknowledged.clear()
+        self.memory.acknowledged.clear()
         self.sink.close()  # before the companion reads the files for the last time
         self.companion.stop()
 
 
 def _instructions(
-    settings: Settings, worker: Any, instance: str, board: NoteBoard
+    settings: Settings, worker: Any, instance: str, memory: SharedMemory
 ) -> Instructions:
     """Return what the companion of *worker*, Celery's, has to know."""
     return Instructions(
@@ -172,8 +172,8 @@ def _instructions(
         worker=worker.hostname,
         instance=instance,
         pid=os.getpid(),
-        board_fd=board.fd,
-        board_slots=board.slots,
+        memory_fd=memory.fd,
+        note_slots=memory.notes.slots,
         logfile=_logfile(worker),
         # Of the logger that takes all INFO of the companion.
         loglevel=logging.getLogger("rts.drain").getEffectiveLevel(),
@@ -184,13 +184,13 @@ def _instructions(
     )
 
 
-def _update_capacity(worker: Any, board: NoteBoard, companion: Companion) -> None:
+def _update_capacity(worker: Any, memory: SharedMemory, companion: Companion) -> None:
     """Tell *companion* how many tasks *worker*, Celery's, may run at a time now, and which
     queues it consumes from: remote control may change both.
     """
     with health.guarded("capacity"):  # the previous values remain
         if worker.pool is not None and worker.pool.active:
-            board.worker_slots[0] = slots_of(worker)
+            memory.worker_slots[0] = slots_of(worker)
         consumer = getattr(getattr(worker, "consumer", None), "task_consumer", None)
         if consumer is not None:  # else it is connecting
             companion.set_queues([queue.name for queue in consumer.queues])

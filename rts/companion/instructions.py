@@ -16,9 +16,10 @@ class Instructions:
     worker: str
     instance: str
     pid: int
-    #: Descriptor and slots of the worker's :class:`rts.unfinished.notes.NoteBoard`.
-    board_fd: int
-    board_slots: int
+    #: Descriptor of the worker's :class:`rts.unfinished.shared_memory.SharedMemory`, and the
+    #: number of notes that it has room for.
+    memory_fd: int
+    note_slots: int
     #: The worker's log file, and the level to log at.
     logfile: str | None
     loglevel: int

@@ -23,7 +23,7 @@ from rts.companion.instructions import Instructions
 from rts.headers import read_plan
 from rts.ports import RunSink
 from rts.records import LOST, Execution, new_execution
-from rts.unfinished.notes import NoteBoard
+from rts.unfinished.shared_memory import SharedMemory
 
 #: Seconds in which processes that were killed with the worker exit, and in which the runs that
 #: go on are published.
@@ -42,13 +42,14 @@ class PostMortem:
 
     def __init__(
         self,
-        board: NoteBoard,
+        memory: SharedMemory,
         sink: RunSink,
         clock: FleetClock,
         instructions: Instructions,
         publish_runs: Callable[[], object],
     ) -> None:
-        self._board = board
+        self._board = memory.notes
+        self._acknowledged = memory.acknowledged
         self._sink = sink
         self._clock = clock
         self._instructions = instructions
@@ -91,7 +92,7 @@ class PostMortem:
                 self._end_as_lost(note, now)
                 written += 1
         # Acknowledged, but not started by any child; or its run has ended, which then counts.
-        for task in self._board.acknowledged.tasks():
+        for task in self._acknowledged.tasks():
             plan = read_plan(task, self._instructions.settings.task_types)
             if plan is None:
                 continue
@@ -104,7 +105,7 @@ class PostMortem:
             if (never_run.task_id, never_run.retries) not in started:
                 self._sink.ended(never_run._replace(completed_at=now, state=LOST, cause="lost"))
                 written += 1
-        self._board.acknowledged.clear()
+        self._acknowledged.clear()
         return written
 
     def has_runs(self) -> bool:

@@ -18,7 +18,7 @@ from rts.link.scripts import pack
 from rts.unfinished.heartbeat import BEAT_S, Heartbeat
 from rts.unfinished.in_flight import InFlightRuns
 from rts.unfinished.janitor import Orphans
-from rts.unfinished.notes import NoteBoard
+from rts.unfinished.shared_memory import SharedMemory
 
 #: The oldest load that a heartbeat has, seconds. The worker samples it far more often, unless
 #: the driver of a GPU hangs, or a task keeps all threads or greenlets of its process waiting.
@@ -34,13 +34,14 @@ class WorkerChores:
         self._host = host
         self._queues = instructions.queues
         self._workers_key = settings.keys.workers
-        self._board = NoteBoard(instructions.board_slots, instructions.board_fd)
+        self._memory = SharedMemory(instructions.note_slots, instructions.memory_fd)
+        notes = self._memory.notes
         sink = SpoolRunSink(host.spool, host.link, settings)
         #: Ends the runs of this worker whose process is gone.
-        self.orphans = Orphans(self._board, sink, host.clock, instructions.pool_waits_s)
-        self._in_flight = InFlightRuns(host.link, settings, self._board, instructions.instance)
+        self.orphans = Orphans(notes, sink, host.clock, instructions.pool_waits_s)
+        self._in_flight = InFlightRuns(host.link, settings, notes, instructions.instance)
         self._postmortem = PostMortem(
-            self._board, sink, host.clock, instructions, self._in_flight.step
+            self._memory, sink, host.clock, instructions, self._in_flight.step
         )
 
     def set_queues(self, line: bytes) -> None:
@@ -55,7 +56,7 @@ class WorkerChores:
         """
         beat = self._heartbeat()
         self._host.beat(pack("HSET", self._workers_key, beat.instance, beat.to_json()))
-        self._board.clock_offset_s[0] = self._host.clock.offset_s
+        self._memory.clock_offset_s[0] = self._host.clock.offset_s
         self._in_flight.step()
 
     def deregister(self) -> None:
@@ -70,7 +71,7 @@ class WorkerChores:
         self._postmortem.settle()
 
     def _heartbeat(self) -> Heartbeat:
-        instructions, slots = self._instructions, self._board.worker_slots[0]
+        instructions, slots = self._instructions, self._memory.worker_slots[0]
         return Heartbeat(
             instance=instructions.instance,
             seen_at=self._host.clock.now(),
@@ -81,12 +82,12 @@ class WorkerChores:
             slots=slots,
             queues=self._queues,
             ahead=math.inf if instructions.ahead is None else slots * instructions.ahead,
-            received=self._board.received.encoded(),
+            received=self._memory.received.encoded(),
             ordered=instructions.settings.scheduler == "edf",
         )
 
     def _load(self) -> dict[str, Any]:
-        sample, now = self._board.load.read(), time.monotonic()
+        sample, now = self._memory.load.read(), time.monotonic()
         if sample is None or now - sample.sampled_at > MAX_LOAD_AGE_S:
             return {}
         return sample.as_dict(now)

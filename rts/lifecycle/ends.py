@@ -22,7 +22,7 @@ from rts.records import DROPPED, LOST, Execution, new_execution
 from rts.signals import deadline_missed, run_ended
 
 if TYPE_CHECKING:
-    from rts.unfinished.notes import NoteBoard
+    from rts.unfinished.shared_memory import SharedMemory
 
 #: Celery's strategy, which passes each request to the pool.
 _ONE_BY_ONE = "celery.worker.strategy:default"
@@ -35,7 +35,7 @@ class Ends:
     planner: Planner
     clock: FleetClock
     #: Where the worker's runs, and the tasks that it acknowledged last, are noted.
-    board: NoteBoard
+    memory: SharedMemory
     sink: RunSink
     #: As in :class:`rts.records.Execution`.
     worker: str
@@ -44,7 +44,7 @@ class Ends:
     def track_ack(self, request: Any) -> None:
         """Have the task noted when Celery acknowledges its message."""
         acknowledge, attributes = request._on_ack, request.request_dict
-        note = self.board.acknowledged.put
+        note = self.memory.acknowledged.put
 
         def acknowledged(*args: Any, **kwargs: Any) -> Any:
             try:
@@ -98,7 +98,8 @@ class Ends:
         process has either not started the run, or written the end itself. That end counts then:
         LOST is provisional.
         """
-        note, attributes = self.board.take(task_id), self.board.acknowledged.take(task_id)
+        note = self.memory.notes.take(task_id)
+        attributes = self.memory.acknowledged.take(task_id)
         if note is not None:
             self._end(note, FAILURE, cause)
         elif attributes is not None:
@@ -106,7 +107,7 @@ class Ends:
 
     def cancelled(self, task_id: str) -> None:
         """Report that Celery has cancelled a run, whose message is to be delivered again."""
-        note = self.board.take(task_id)
+        note = self.memory.notes.take(task_id)
         if note is not None:
             self._end(note, LOST, "killed")
 
@@ -122,7 +123,7 @@ class Ends:
             cause = DROPPED if attributes.get(DROPPED_HEADER) else "expired"
         else:
             cause = "revoked"
-        note = self.board.take(attributes["id"]) if terminated else None
+        note = self.memory.notes.take(attributes["id"]) if terminated else None
         self._end(note or self._never_run(attributes), "REVOKED", cause)
 
     def discarded(self, attributes: Mapping[str, Any], state: str, cause: str) -> None:

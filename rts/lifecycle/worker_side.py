@@ -42,7 +42,7 @@ class WorkerSide:
             if parts is None or parts.worker is None:
                 return
             attributes = request.request_dict
-            parts.worker.board.received.put(attributes["id"])
+            parts.worker.memory.received.put(attributes["id"])
             if is_celerys(attributes["task"]):
                 return
             if "rts_deadline" not in attributes:

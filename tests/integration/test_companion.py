@@ -44,7 +44,7 @@ from rts.settings import Settings
 from rts.tau.redis import RedisTauStore
 from rts.testing import MongoServer, RedisServer, wait_until
 from rts.unfinished.in_flight import running_field
-from rts.unfinished.notes import NoteBoard
+from rts.unfinished.shared_memory import SharedMemory
 from tests.conftest import ROOT
 from tests.records import as_line, run, success
 
@@ -53,14 +53,21 @@ pytestmark = pytest.mark.measured
 #: What every process that a test starts may take, on a busy machine.
 PATIENCE_S = 60.0
 
-#: The notes of the workers that the tests play.
-BOARD = NoteBoard.for_concurrency(2)
+#: That of the workers that the tests play.
+MEMORY = SharedMemory.for_concurrency(2)
 
 
 def instructions_of(settings: Settings, instance: str = "w@h/1-a") -> Instructions:
     """Return the instructions of a worker of two processes."""
     return Instructions(
-        settings, "w@h", instance, os.getpid(), BOARD.fd, BOARD.slots, None, logging.INFO
+        settings,
+        "w@h",
+        instance,
+        os.getpid(),
+        MEMORY.fd,
+        MEMORY.notes.slots,
+        None,
+        logging.INFO,
     )
 
 
@@ -84,7 +91,7 @@ def start() -> Iterator[Callable[..., Companion]]:
     def start(settings: Settings, instance: str = "w@h/1-a") -> Companion:
         companion = Companion()
         companions.append(companion)
-        companion.start(instructions_of(settings, instance).to_json(), (BOARD.fd,))
+        companion.start(instructions_of(settings, instance).to_json(), (MEMORY.fd,))
         return companion
 
     yield start
@@ -115,7 +122,7 @@ def test_it_beats_drains_ships_and_deregisters(
     settings: Settings, start: Callable[..., Companion], redis_client: redis.Redis, mongo: Any
 ) -> None:
     fill(redis_client, settings, 100)
-    BOARD.load.write(LoadSample.of(0.5, 0.25, sampled_at=time.monotonic() + PATIENCE_S))
+    MEMORY.load.write(LoadSample.of(0.5, 0.25, sampled_at=time.monotonic() + PATIENCE_S))
     Spool(settings.spool_dir, 1 << 20).append_line(
         as_line(run("spooled")._replace(state="FAILURE", completed_at=2.0))
     )
@@ -299,7 +306,7 @@ def kept(settings: Settings) -> list[Execution]:
 def begun(task_id: str, pid: int) -> None:
     """Note that a process of the worker that the tests play has begun a run."""
     note = run(task_id)._replace(started_at=time.time(), pid=pid, instance="w@h/1-a")
-    assert BOARD.put(note.to_json().encode()) is not None
+    assert MEMORY.notes.put(note.to_json().encode()) is not None
 
 
 def test_it_settles_killed_runs_while_mongodb_hangs(
@@ -361,8 +368,8 @@ def test_a_run_that_goes_on_is_known_somewhere(
         else:
             assert [(end.task_id, end.state) for end in kept(settings)] == [("goes on", "LOST")]
         runs_on.communicate(b"\n")
-        for slot, note in BOARD.notes():
-            BOARD.release(slot, note)
+        for slot, note in MEMORY.notes.notes():
+            MEMORY.notes.release(slot, note)
         client.close()
 
 
@@ -385,8 +392,8 @@ def test_it_settles_the_last_runs_though_it_is_suspended_meanwhile(
         process.send_signal(signal.SIGCONT)
         process.wait(PATIENCE_S)
         assert [(end.task_id, end.state) for end in kept(settings)] == [("goes on", "LOST")]
-        for slot, note in BOARD.notes():
-            BOARD.release(slot, note)
+        for slot, note in MEMORY.notes.notes():
+            MEMORY.notes.release(slot, note)
 
 
 def test_a_companion_that_cannot_start_does_no_harm(
@@ -447,13 +454,13 @@ def worker_with_a_child(
 ) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """Yield a worker and its companion's process id, for its end while the child goes on."""
     with subprocess.Popen(
-        [sys.executable, "-c", _WORKER, fork, str(BOARD.fd)],
+        [sys.executable, "-c", _WORKER, fork, str(MEMORY.fd)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         bufsize=1,
         cwd=ROOT,
-        pass_fds=(BOARD.fd,),
+        pass_fds=(MEMORY.fd,),
     ) as worker:
         assert worker.stdin is not None
         assert worker.stdout is not None

@@ -28,6 +28,7 @@ from rts.unfinished.janitor import (
     Orphans,
 )
 from rts.unfinished.notes import NoteBoard
+from rts.unfinished.shared_memory import SharedMemory
 from tests.clock import Clock
 from tests.records import run
 
@@ -224,7 +225,7 @@ class Kept:
 
 @pytest.fixture
 def board() -> NoteBoard:
-    return NoteBoard.for_concurrency(2)
+    return SharedMemory.for_concurrency(2).notes
 
 
 def begun(task_id: str, pid: int) -> Execution:

@@ -1,4 +1,4 @@
-"""Notes of running runs, in memory that processes share."""
+"""Memory that processes share, and the notes of running runs in it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,24 @@ import pytest
 from rts import health
 from rts.records import Execution
 from rts.unfinished.notes import SLOT_BYTES, NoteBoard
+from rts.unfinished.shared_memory import SharedMemory
 from tests.forked import in_child
 from tests.records import run
 
 
 @pytest.fixture
-def board() -> NoteBoard:
-    return NoteBoard(8)
+def memory() -> SharedMemory:
+    return SharedMemory(8)
+
+
+@pytest.fixture
+def board(memory: SharedMemory) -> NoteBoard:
+    return memory.notes
+
+
+def mapped_again(memory: SharedMemory) -> SharedMemory:
+    """Return the same memory as another process has it."""
+    return SharedMemory(memory.notes.slots, os.dup(memory.fd))
 
 
 def here(task_id: str) -> Execution:
@@ -33,12 +44,12 @@ def task_ids(board: NoteBoard) -> list[str]:
     return sorted(note.task_id for _, note in board.notes())
 
 
-def test_a_note_is_read_through_another_mapping_of_the_memory(board: NoteBoard) -> None:
-    slot = noted(board, here("a"))
+def test_a_note_is_read_through_another_mapping_of_the_memory(memory: SharedMemory) -> None:
+    slot = noted(memory.notes, here("a"))
     assert slot is not None
-    other = NoteBoard(board.slots, os.dup(board.fd))
+    other = mapped_again(memory).notes
     assert [note for _, note in other.notes()] == [here("a")]
-    board.clear(slot)
+    memory.notes.clear(slot)
     assert list(other.notes()) == []
 
 
@@ -47,25 +58,24 @@ def test_memory_without_a_name_may_be_forbidden(monkeypatch: pytest.MonkeyPatch)
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "memfd_create", forbidden)
-    board = NoteBoard(8)
-    noted(board, here("a"))
-    other = NoteBoard(board.slots, os.dup(board.fd))
-    assert task_ids(other) == ["a"]
+    memory = SharedMemory(8)
+    noted(memory.notes, here("a"))
+    assert task_ids(mapped_again(memory).notes) == ["a"]
     # Its space is reserved: a page that the disk cannot hold would kill who writes to it.
-    assert os.fstat(board.fd).st_blocks * 512 >= os.fstat(board.fd).st_size
+    assert os.fstat(memory.fd).st_blocks * 512 >= os.fstat(memory.fd).st_size
 
 
-def test_a_board_leaves_nothing_open() -> None:
-    board = NoteBoard(1)
-    descriptor = f"/proc/self/fd/{board.fd}"
+def test_a_memory_leaves_nothing_open() -> None:
+    memory = SharedMemory(1)
+    descriptor = f"/proc/self/fd/{memory.fd}"
     child = os.fork()
     if child == 0:
-        del board  # by now the number may be another file's
+        del memory  # by now the number may be another file's
         os._exit(0 if os.path.lexists(descriptor) else 1)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
     assert os.path.lexists(descriptor)
-    del board
+    del memory
     assert not os.path.lexists(descriptor)
 
 
@@ -208,7 +218,6 @@ class DyingMap:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_the_clock_offset_is_shared(board: NoteBoard) -> None:
-    other = NoteBoard(board.slots, os.dup(board.fd))
-    board.clock_offset_s[0] = -12.5
-    assert other.clock_offset_s[0] == -12.5
+def test_the_clock_offset_is_shared(memory: SharedMemory) -> None:
+    memory.clock_offset_s[0] = -12.5
+    assert mapped_again(memory).clock_offset_s[0] == -12.5

@@ -20,7 +20,8 @@ from rts.records import LOST, Execution, Plan, new_execution
 from rts.settings import Settings
 from rts.testing import wait_until
 from rts.unfinished.acknowledged import ENTRY_BYTES, Acknowledged
-from rts.unfinished.notes import NoteBoard, is_alive
+from rts.unfinished.notes import is_alive
+from rts.unfinished.shared_memory import SharedMemory
 
 PLAN = Plan("mixed", "inferred", 10.0, 2.0, 100.0, 120.0)
 
@@ -39,16 +40,16 @@ class Kept:
 
 
 @pytest.fixture
-def board() -> NoteBoard:
-    return NoteBoard(4)
+def memory() -> SharedMemory:
+    return SharedMemory(4)
 
 
-def postmortem(board: NoteBoard) -> tuple[PostMortem, Kept]:
+def postmortem(memory: SharedMemory) -> tuple[PostMortem, Kept]:
     instructions = Instructions(
-        Settings(), "w@h", "w@h/1-a", os.getpid(), board.fd, 4, None, 20
+        Settings(), "w@h", "w@h/1-a", os.getpid(), memory.fd, 4, None, 20
     )
     sink = Kept()
-    return PostMortem(board, sink, FleetClock(), instructions, list), sink
+    return PostMortem(memory, sink, FleetClock(), instructions, list), sink
 
 
 def attributes(task_id: str, **more: Any) -> dict[str, Any]:
@@ -79,21 +80,21 @@ def gone() -> int:
     return process.pid
 
 
-def note(board: NoteBoard, task_id: str, pid: int) -> None:
+def note(memory: SharedMemory, task_id: str, pid: int) -> None:
     run = new_execution(
         PLAN, attributes(task_id), worker="w@h", instance="w@h/1-a", pid=pid, started_at=105.0
     )
-    assert board.put(run.to_json().encode()) is not None
+    assert memory.notes.put(run.to_json().encode()) is not None
 
 
-def test_only_the_last_acknowledged_tasks_are_kept(board: NoteBoard) -> None:
-    ring = board.acknowledged
+def test_only_the_last_acknowledged_tasks_are_kept(memory: SharedMemory) -> None:
+    ring = memory.acknowledged
     for number in range(20):
         ring.put(attributes(str(number)))
     assert {task["id"] for task in ring.tasks()} == {str(n) for n in range(12, 20)}
     assert all("argsrepr" not in task for task in ring.tasks())
     # Another process sees them through the same memory.
-    other = NoteBoard(4, os.dup(board.fd))
+    other = SharedMemory(4, os.dup(memory.fd))
     assert len(list(other.acknowledged.tasks())) == 8
     taken = ring.take("15")
     assert taken is not None
@@ -104,10 +105,12 @@ def test_only_the_last_acknowledged_tasks_are_kept(board: NoteBoard) -> None:
 
 
 @pytest.mark.parametrize("odd", [{"id": "x" * ENTRY_BYTES}, {"root_id": datetime.timezone.utc}])
-def test_a_task_that_does_not_fit_is_left_out(board: NoteBoard, odd: dict[str, Any]) -> None:
-    board.acknowledged.put(attributes("a"))
-    board.acknowledged.put(attributes("b", **odd))
-    assert [task["id"] for task in board.acknowledged.tasks()] == ["a"]
+def test_a_task_that_does_not_fit_is_left_out(
+    memory: SharedMemory, odd: dict[str, Any]
+) -> None:
+    memory.acknowledged.put(attributes("a"))
+    memory.acknowledged.put(attributes("b", **odd))
+    assert [task["id"] for task in memory.acknowledged.tasks()] == ["a"]
 
 
 def test_a_task_that_is_overwritten_while_it_is_read_is_left_out() -> None:
@@ -124,23 +127,23 @@ def test_a_task_that_is_overwritten_while_it_is_read_is_left_out() -> None:
 
 @pytest.mark.parametrize("odd", [{"id": 5}, {"id": [5]}, {"retries": "2"}, {"retries": [2]}])
 def test_a_run_of_a_strangers_message_has_one_end(
-    board: NoteBoard, odd: dict[str, Any]
+    memory: SharedMemory, odd: dict[str, Any]
 ) -> None:
     message = attributes("", **odd)
     run = new_execution(PLAN, message, worker="w@h", instance="w@h/1-a", pid=gone())
-    board.put(run.to_json().encode())
-    board.acknowledged.put(message)
-    found, _ = postmortem(board)
+    memory.notes.put(run.to_json().encode())
+    memory.acknowledged.put(message)
+    found, _ = postmortem(memory)
     assert found.write_ends() == 1
 
 
-def test_every_task_that_is_not_redelivered_gets_a_verdict(board: NoteBoard) -> None:
-    note(board, "ran", gone())
-    note(board, "goes on", os.getpid())
+def test_every_task_that_is_not_redelivered_gets_a_verdict(memory: SharedMemory) -> None:
+    note(memory, "ran", gone())
+    note(memory, "goes on", os.getpid())
     for task_id, retries in (("ran", 0), ("goes on", None), ("accepted", 0)):
-        board.acknowledged.put(attributes(task_id, retries=retries))
-    board.acknowledged.put(attributes("no plan", rts_deadline=None))
-    found, sink = postmortem(board)
+        memory.acknowledged.put(attributes(task_id, retries=retries))
+    memory.acknowledged.put(attributes("no plan", rts_deadline=None))
+    found, sink = postmortem(memory)
     assert found.write_ends() == 2
     ran, accepted = sink.ends
     assert (ran.task_id, ran.state, ran.cause, ran.ran) == ("ran", LOST, "lost", True)
@@ -150,19 +153,19 @@ def test_every_task_that_is_not_redelivered_gets_a_verdict(board: NoteBoard) -> 
     assert accepted.task_id == "accepted"
     assert (accepted.state, accepted.cause, accepted.ran) == (LOST, "lost", False)
     assert (accepted.deadline, accepted.queue, accepted.worker) == (120.0, "celery", "w@h")
-    assert [left.task_id for _, left in board.notes()] == ["goes on"]
+    assert [left.task_id for _, left in memory.notes.notes()] == ["goes on"]
     assert found.write_ends() == 0
     assert health.take_counts() == {"runs_lost": 1}
 
 
-def test_a_zombie_has_ended(board: NoteBoard) -> None:
+def test_a_zombie_has_ended(memory: SharedMemory) -> None:
     killed = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     assert not has_ended(killed.pid)
-    note(board, "died with its worker", killed.pid)
+    note(memory, "died with its worker", killed.pid)
     killed.send_signal(signal.SIGKILL)
     wait_until(lambda: has_ended(killed.pid))
     assert is_alive(killed.pid)  # its parent is this test
-    found, sink = postmortem(board)
+    found, sink = postmortem(memory)
     assert found.write_ends() == 1
     assert [(end.task_id, end.state) for end in sink.ends] == [("died with its worker", LOST)]
     assert not found.has_runs()
@@ -170,9 +173,9 @@ def test_a_zombie_has_ended(board: NoteBoard) -> None:
     assert has_ended(killed.pid)
 
 
-def test_runs_that_go_on_are_given_up_only_on_demand(board: NoteBoard) -> None:
-    note(board, "goes on", os.getpid())
-    found, sink = postmortem(board)
+def test_runs_that_go_on_are_given_up_only_on_demand(memory: SharedMemory) -> None:
+    note(memory, "goes on", os.getpid())
+    found, sink = postmortem(memory)
     assert found.write_ends() == 0
     assert found.has_runs()
     found.give_up()

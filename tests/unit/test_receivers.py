@@ -16,7 +16,7 @@ from rts.lifecycle.ends import Ends
 from rts.lifecycle.planning import Planner
 from rts.records import Execution
 from rts.settings import Settings
-from rts.unfinished.notes import NoteBoard
+from rts.unfinished.shared_memory import SharedMemory
 from tests.planning import StoppedClock, Taus
 
 
@@ -109,11 +109,11 @@ def test_a_message_that_is_no_task_is_ignored(headers: Any) -> None:
 
 def ends_into(ended: list[Execution], settings: Settings) -> Ends:
     """Return what reports the ends of runs, into a list."""
-    clock, board = StoppedClock(), NoteBoard(1)
+    clock, memory = StoppedClock(), SharedMemory(1)
     return Ends(
         Planner(settings, Taus(), clock, lambda name: None),
         clock,
-        board,
+        memory,
         cast(Any, SimpleNamespace(ended=ended.append)),
         worker="w@h",
         instance="w@h/1-a",

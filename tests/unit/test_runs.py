@@ -36,6 +36,7 @@ from rts.records import Execution, Plan, _decoded
 from rts.signals import deadline_missed
 from rts.unfinished.notes import NoteBoard
 from rts.unfinished.open_task_format import pack_task
+from rts.unfinished.shared_memory import SharedMemory
 
 PLAN = Plan("mixed", "inferred", 9.1, 2.0, 1764016968.123, 1764016986.323)
 REQUEST = {
@@ -85,7 +86,7 @@ class Monotonic:
 
 @pytest.fixture
 def board() -> NoteBoard:
-    return NoteBoard(4)
+    return SharedMemory(4).notes
 
 
 class Place:
