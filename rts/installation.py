@@ -52,8 +52,7 @@ class Installation:
         parent's, and nobody here would release their locks.
         """
         if self._parts is not None:
-            self._parts.predictor = self._parts.risks = None
-            self._parts.predicting = threading.RLock()
+            self._parts.forget_predictions()
         self._building = False
         # Re-entrant: a Unix signal handler that publishes may interrupt the build.
         self._lock = threading.RLock()
@@ -103,17 +102,9 @@ class Installation:
             self._building = False
 
     def close(self) -> None:
-        """Stop what runs in the background for the app, and close its connections. Hooks
-        of a worker that still run connect again.
-        """
-        parts = self._parts
-        if parts is None:
-            return
-        if parts.open_tasks is not None:
-            parts.open_tasks.stop()
-        if parts.predictor is not None:
-            parts.predictor.close()
-        parts.link.close()
+        """See :meth:`rts.parts.Parts.close`."""
+        if self._parts is not None:
+            self._parts.close()
 
 
 def apps_with_rts() -> list[Any]:

@@ -81,6 +81,21 @@ class Parts:
         prioritise = prioritiser(app, settings, clock)
         return cls(app, settings, clock, link, taus, planner, prioritise, open_tasks)
 
+    def forget_predictions(self) -> None:
+        """Begin anew with predictions and routes, in a forked child."""
+        self.predictor = self.risks = None
+        self.predicting = threading.RLock()
+
+    def close(self) -> None:
+        """Stop what runs in the background for the app, and close its connections. Hooks
+        of a worker that still run connect again.
+        """
+        if self.open_tasks is not None:
+            self.open_tasks.stop()
+        if self.predictor is not None:
+            self.predictor.close()
+        self.link.close()
+
 
 @dataclass
 class WorkerParts:

@@ -33,8 +33,7 @@ def predict(task_id: str, *, queue: str | None = None, app: Any = None) -> Predi
             no worker consumes from the queue.
         StoreUnavailable: Redis is away.
     """
-    app, parts = _installed(app)
-    return _predictor(app, parts).of_task(task_id, queue)
+    return _predictor(_installed(app)).of_task(task_id, queue)
 
 
 def predict_new(
@@ -58,7 +57,7 @@ def predict_new(
             task's route names an exchange alone, or no worker consumes from the queue.
         StoreUnavailable: Redis is away.
     """
-    app, parts = _installed(app if app is not None else getattr(task, "app", None))
+    parts = _installed(app if app is not None else getattr(task, "app", None))
     name = str(getattr(task, "name", task))
     requested = dict(headers or {})
     if priority is None:
@@ -68,12 +67,12 @@ def predict_new(
         for key in ("queue", "exchange", "routing_key"):
             if (own := getattr(task, key, None)) is not None:
                 options[key] = own
-        queue, priority = _routed(app, name, options)
+        queue, priority = _routed(parts.app, name, options)
     plan = parts.planner.plan(name, requested, priority)
     if parts.prioritise is not None:
         priority = parts.prioritise(plan, priority, False)
     queue = str(getattr(queue, "name", queue))
-    return _predictor(app, parts).of_new(plan, name, queue, priority or 0)
+    return _predictor(parts).of_new(plan, name, queue, priority or 0)
 
 
 def _routed(app: Any, name: str, options: dict[str, Any]) -> tuple[Any, int | None]:
@@ -90,28 +89,29 @@ def _routed(app: Any, name: str, options: dict[str, Any]) -> tuple[Any, int | No
     return chosen or app.conf.task_default_queue, routed.get("priority")
 
 
-def _predictor(app: Any, parts: Parts) -> Predictor:
+def _predictor(parts: Parts) -> Predictor:
     from rts.predictions.predictor import Predictor
 
     with parts.predicting:
         if parts.predictor is None:
-            predictor = Predictor(app, parts.settings, parts.link, parts.taus.tau)
+            predictor = Predictor(parts.app, parts.settings, parts.link, parts.taus.tau)
             for task in parts.open_tasks.undelivered() if parts.open_tasks else ():
                 predictor.published(task)  # before there was anybody to tell
             parts.predictor = predictor
         return parts.predictor
 
 
-def _risks(app: Any, parts: Parts) -> Risks:
+def _risks(parts: Parts) -> Risks:
     from rts.predictions.routing import Risks
 
     with parts.predicting:
         if parts.risks is None:
-            parts.risks = Risks(_predictor(app, parts).pressures, parts.settings.breaker_period)
+            parts.risks = Risks(_predictor(parts).pressures, parts.settings.breaker_period)
         return parts.risks
 
 
-def _installed(app: Any) -> tuple[Any, Parts]:
+def _installed(app: Any) -> Parts:
+    """Return the parts of *app*; of ``None``: of the current app, or the only one with rts."""
     if app is None:
         from celery import current_app
 
@@ -123,7 +123,7 @@ def _installed(app: Any) -> tuple[Any, Parts]:
             (app,) = apps
     parts = parts_of(app)
     if parts is not None:
-        return app, parts
+        return parts
     if app in installed:
         raise CommandError(
             f"rts is off in the app {app.main!r}: rts_enabled is False, or a setting is "
@@ -161,8 +161,7 @@ def route(
             return None
         headers = dict(options.get("headers") or {})
         plan = parts.planner.plan(name, headers, options.get("priority"))
-        app = parts.app
-        queues = app.amqp.queues
+        queues = parts.app.amqp.queues
         candidates = [
             queue
             for queue in parts.settings.routes.get(plan.task_type, ())
@@ -170,7 +169,7 @@ def route(
         ]
         if not candidates:
             return None
-        chosen = _risks(app, parts).choose(plan, candidates, parts.clock.now())
+        chosen = _risks(parts).choose(plan, candidates, parts.clock.now())
         return None if chosen is None else {"queue": chosen}
     except Exception as exc:  # Celery's own route remains
         from celery.exceptions import SoftTimeLimitExceeded
