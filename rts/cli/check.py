@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from rts.cli.common import Number, json_option, outages_not_logged, print_json, settings_of
 from rts.cli.findings import (
@@ -16,6 +17,7 @@ from rts.cli.findings import (
     Finding,
     objectives,
     servers,
+    told_once,
     unknown,
 )
 from rts.cli.table import printable
@@ -35,7 +37,11 @@ class CheckCommand(click.Command):
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         """Parse the command line."""
         try:
-            return super().make_context(*args, **kwargs)
+            ctx = super().make_context(*args, **kwargs)
+            given = ctx.get_parameter_source("lag_warning") is ParameterSource.COMMANDLINE
+            if given and ctx.params["lag_warning"] > ctx.params["lag_critical"]:
+                raise click.UsageError("--lag-warning must not exceed --lag-critical", ctx)
+            return ctx
         except click.UsageError as exc:
             exc.exit_code = UNKNOWN  # type: ignore[misc]  # not for its whole class
             raise
@@ -98,6 +104,7 @@ def command(
                 findings += objectives(settings, asked)
         if lag or not (slo or chosen):
             findings += servers(ctx.obj.app, settings, lag_warning, lag_critical)
+    findings = told_once(findings)
     code = worst(findings)
     if as_json:
         print_json(

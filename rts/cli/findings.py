@@ -131,6 +131,12 @@ def servers(app: Any, settings: Settings, warning_s: float, critical_s: float) -
     return found
 
 
+def told_once(findings: Sequence[Finding]) -> list[Finding]:
+    """Return *findings* without what is unknown because of a server that another one names."""
+    away = [f.document["server"]["url"] for f in findings if "server" in f.document]
+    return [f for f in findings if f.code != UNKNOWN or not any(url in f.text for url in away)]
+
+
 def backlog(redis: RedisState, warning_s: float, critical_s: float) -> Finding:
     """Return what waits in the outbox, and whether records were dropped."""
     lag_s, length = redis.lag_s or 0.0, redis.outbox_length or 0
