@@ -17,7 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rts.load.cgroup import Cgroups, CpuGroup, read_file
+from rts.load.cgroup import Cgroups, CpuGroup
+from rts.load.kernel_files import read_file
 
 #: Share of busy time from which a core counts as saturated. Below it, runnable threads wait
 #: only for a moment. At 0.25 s per sample and 10 ms per kernel tick, a core that is never idle

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rts.load.cgroup import Cgroups, read_file
+from rts.load.cgroup import Cgroups
+from rts.load.kernel_files import read_file
 
 #: psutil reads it as well, but a pool child must not import psutil for a rare look.
 MEMINFO = Path("/proc/meminfo")

@@ -7,7 +7,7 @@ import math
 import re
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
 from typing import Any, Literal, TypeVar
@@ -109,6 +109,14 @@ def test_trouble_is_reported(error: Exception, told: str) -> None:
     assert health.take_counts().get("hook_errors", 0) == isinstance(error, KeyError)
 
 
+@pytest.fixture
+def may_end() -> Iterator[threading.Event]:
+    """Return what a slow query waits for; a test that fails does not wait for its threads."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
 async def answered_late(
     answers: AnswerCache, query: Callable[[], Any], may_end: threading.Event
 ) -> Answer:
@@ -120,11 +128,12 @@ async def answered_late(
     return first
 
 
-def test_a_slow_answer_is_there_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_answer_is_there_the_next_time(
+    monkeypatch: pytest.MonkeyPatch, may_end: threading.Event
+) -> None:
     monkeypatch.setattr(module, "PATIENCE_S", 0.01)
     monkeypatch.setattr(module, "MIN_FRESH_S", 0.0)
     monkeypatch.setattr(module, "FRESH_FACTOR", 0.0)
-    may_end = threading.Event()
     results = iter(("new", "newer"))
 
     def query() -> str:
@@ -136,17 +145,15 @@ def test_a_slow_answer_is_there_the_next_time(monkeypatch: pytest.MonkeyPatch) -
         return [await answered_late(answers, query, may_end), await answers.get(query)]
 
     first, second = found_by(look)
-    may_end.set()
     assert (first.late, first.value) == (True, None)
     assert (second.late, second.value) == (False, "new")
 
 
 def test_trouble_is_still_reported_while_a_hanging_server_is_asked_again(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, may_end: threading.Event
 ) -> None:
     monkeypatch.setattr(module, "PATIENCE_S", 0.01)
     monkeypatch.setattr(module, "RETRY_S", 0.0)
-    may_end = threading.Event()
 
     def query() -> None:
         may_end.wait(30)
@@ -156,7 +163,6 @@ def test_trouble_is_still_reported_while_a_hanging_server_is_asked_again(
         return [await answered_late(answers, query, may_end), await answers.get(query)]
 
     first, second = found_by(look)
-    may_end.set()
     assert (first.late, first.trouble) == (True, None)
     assert (second.late, second.trouble) == (False, "Redis hangs.")
 
@@ -171,9 +177,10 @@ def test_answers_are_bounded() -> None:
     assert found_by(look) <= module.KEPT
 
 
-def test_pending_queries_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pending_queries_are_bounded(
+    monkeypatch: pytest.MonkeyPatch, may_end: threading.Event
+) -> None:
     monkeypatch.setattr(module, "PATIENCE_S", 0.01)
-    may_end = threading.Event()
 
     async def look(answers: AnswerCache) -> tuple[int, Answer]:
         numbers = range(10 * module.MAX_PENDING)
@@ -181,7 +188,6 @@ def test_pending_queries_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         return len(answers._pending), await answers.get(str)
 
     open_now, refused = found_by(look)
-    may_end.set()
     assert open_now == module.MAX_PENDING
     assert refused.late
 
@@ -481,16 +487,14 @@ def test_reasons_are_looked_for_of_the_types_that_miss_most() -> None:
 
 
 def test_queues_are_not_known_before_the_broker_answers(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, may_end: threading.Event
 ) -> None:
     monkeypatch.setattr(module, "PATIENCE_S", 0.01)
-    may_end = threading.Event()
     slow: Any = SimpleNamespace(settings=Settings())
     slow.redis = slow.queues = may_end.wait
     slow.now = lambda: datetime.now(timezone.utc)
 
     document = found_by(lambda answers: Pages(slow, answers).of("queues", Filters()))
-    may_end.set()
     assert document["counting"]
     assert document["ordered_by_us"] is None
 
