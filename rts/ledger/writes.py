@@ -48,7 +48,7 @@ def store(
     these, by id, what was found stored in each round.
     """
     left = write(collection, new.values())
-    _invalidate_late(collection, new.values())
+    _invalidate_old(collection, new.values())
     found: dict[str, list[Document]] = {}
     for _ in range(MAX_ROUNDS):
         if not left:
@@ -86,10 +86,10 @@ def invalidate_sums(collection: Collection[Document], changed: Iterable[Document
     invalidate(collection.database, collection.name, _counted_at(changed))
 
 
-def _invalidate_late(collection: Collection[Document], added: Iterable[Document]) -> None:
-    """Drop the sums for documents that were added long after their end or verdict."""
+def _invalidate_old(collection: Collection[Document], changed: Iterable[Document]) -> None:
+    """The same for documents whose end or verdict was long ago."""
     late = time.time() - LATE_S
-    instants = [at for at in _counted_at(added) if at < late]
+    instants = [at for at in _counted_at(changed) if at < late]
     invalidate(collection.database, collection.name, instants)
 
 
@@ -147,7 +147,12 @@ def _raise_unless_duplicates(exc: BulkWriteError) -> None:
 def replace(
     collection: Collection[Document], changes: Sequence[tuple[Document, Document]]
 ) -> bool:
-    """Replace each first document by the second; return False if one had changed meanwhile."""
+    """Replace each first document by the second; return False if one had changed meanwhile.
+
+    Drops the sums of the first ones if they are old: should this process die before it drops
+    those of both, nobody knows any more where these were counted.
+    """
+    _invalidate_old(collection, (before for before, _ in changes))
     operations = []
     for before, after in changes:
         revision = before.get("_rev")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from rts.ledger import writes
 from rts.ledger.mongo import MongoLedger
 from rts.records import Execution, OutboxEntry
 from rts.settings import Settings
@@ -73,6 +74,11 @@ def check(ledger: MongoLedger, settings: Settings) -> None:
     rows = report(ledger.database, *days, by="type").rows
     runs = ledger.database.assignments.find({"completed_at": {"$gte": days[0], "$lt": days[1]}})
     assert sum(row.runs for row in rows) == len(list(runs))
+
+
+def die(*_: Any) -> None:
+    """Stand in for what a drain that is killed does no more."""
+    raise KeyboardInterrupt
 
 
 def seals(
@@ -180,6 +186,24 @@ def test_a_verdict_that_moves_invalidates_both_sums(
     (found,) = ledger.database.tasks.find({"_id": "r"})
     assert found["verdict_at"].timestamp() == arrival + DAY
     check(ledger, settings)
+
+
+def test_a_drain_that_dies_before_it_invalidates_sums_leaves_no_stale_ones(
+    ledger: MongoLedger, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = ended("lost", 2 * DAY)._replace(state="LOST", cause="lost", ran=False)
+    ledger.write([OutboxEntry("a", lost)])
+    for _ in range(2):
+        check(ledger, settings)
+    seal = sealed(ledger, "tasks").id
+    own = lost._replace(completed_at=NOW.timestamp() - 4 * DAY, state="FAILURE", cause=None)
+    with monkeypatch.context() as patch:
+        patch.setattr(writes, "invalidate_sums", die)
+        with pytest.raises(KeyboardInterrupt):
+            ledger.write([OutboxEntry("b", own)])
+    ledger.write([OutboxEntry("b", own)])  # another drain has taken it over
+    check(ledger, settings)
+    assert sealed(ledger, "tasks").id == seal
 
 
 def test_new_records_break_no_seal(ledger: MongoLedger) -> None:
