@@ -72,7 +72,7 @@ def predict_new(
     if parts.prioritise is not None:
         priority = parts.prioritise(plan, priority, False)
     queue = str(getattr(queue, "name", queue))
-    return _predictor(parts).of_new(plan, name, queue, priority or 0)
+    return _predictor(parts).of_new(plan, name, queue, priority or 0, parts.clock.now)
 
 
 def _routed(app: Any, name: str, options: dict[str, Any]) -> tuple[Any, int | None]:

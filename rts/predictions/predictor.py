@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -64,11 +64,13 @@ class Predictor:
         self._published.append((time.monotonic(), noted))
         self._new_tasks.published(task)
 
-    def of_new(self, plan: Plan, name: str, queue: str, priority: int = 0) -> Prediction:
-        """Predict a task of this *name* that would be published now."""
+    def of_new(
+        self, plan: Plan, name: str, queue: str, priority: int, now: Callable[[], float]
+    ) -> Prediction:
+        """Predict a task of this *name* that would be published once this returns."""
         work = Work(plan.task_type, plan.arrival, plan.tau, plan.deadline, plan.arrival, name)
         found = self._new_tasks.predict(work, queue, priority)
-        return _not_before(plan.arrival, replace(found, deadline=plan.deadline))
+        return _not_before(max(plan.arrival, now()), replace(found, deadline=plan.deadline))
 
     def of_task(self, task_id: str, queue: str | None) -> Prediction | None:
         """Predict a task that runs or waits, in *queue*, by default in any that the app or its
@@ -185,7 +187,7 @@ class Predictor:
 
 
 def _not_before(arrival: float, found: Prediction) -> Prediction:
-    """Shift *found*, made for an earlier similar task, so that nothing precedes *arrival*."""
+    """Shift *found*, made a moment ago, so that nothing precedes *arrival*."""
 
     def late(start: float) -> float:
         return max(0.0, arrival - start)

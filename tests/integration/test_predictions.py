@@ -17,7 +17,7 @@ from kombu import Exchange, Queue, binding
 import rts
 from rts.fields import MAX_TEXT
 from rts.installation import parts_of
-from rts.predictions import taken_tasks
+from rts.predictions import forecast, taken_tasks
 from rts.predictions.initial_state import InitialState
 from rts.predictions.queue_reader import HELD
 from rts.predictions.snapshot import Snapshot
@@ -146,7 +146,10 @@ def test_etas_other_queues_and_priorities(
 
 
 def test_just_started_tasks_and_held_ones_of_another_queue(
-    make_stage: MakeStage, apps: MakeApp, redis_client: redis.Redis
+    make_stage: MakeStage,
+    apps: MakeApp,
+    redis_client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stage = make_stage(worker_prefetch_multiplier=4)
     app = apps(stage)
@@ -154,8 +157,18 @@ def test_just_started_tasks_and_held_ones_of_another_queue(
     other = f"{default}-other"
     worker = stage.worker(pool="threads", concurrency=1, queues=[default, other])
     wait_until(lambda: redis_client.hlen(f"{stage.prefix}workers"), message="it beats")
+    of_new = forecast.of_new
+
+    def slowly(*given: Any) -> rts.Prediction:
+        time.sleep(0.5)
+        return of_new(*given)
+
+    monkeypatch.setattr(forecast, "of_new", slowly)
+    asked_at = time.time()
     first, again = (rts.predict_new(OK, app=app) for _ in range(2))
+    assert first.start > asked_at + 0.4  # a short task would be over before it is told
     assert again.start > first.start  # from one reading, but not before it is asked
+    monkeypatch.undo()
 
     app.send_task(OK, (60,))
     wait_until(lambda: not waiting(redis_client, default), message="it is taken")
