@@ -66,7 +66,7 @@ def test_where_a_new_task_would_go(make_app: MakeApp, route: Any, expected: Any)
     asked: list[Any] = []
     parts.predictor = cast(
         Any,
-        SimpleNamespace(of_new=lambda *given: asked.append(given[2:]), close=lambda: None),
+        SimpleNamespace(of_new=lambda *given: asked.append(given[2:4]), close=lambda: None),
     )
     if isinstance(expected, str):
         with pytest.raises(rts.CommandError, match=expected):
