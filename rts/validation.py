@@ -22,7 +22,8 @@ from rts.tasktypes import DEFAULT_TASK_TYPES, TYPE_NAME, TaskType
 _MOST_S = 1e9
 _K_RANGE = f"a number from {MIN_MULTIPLIER} to {MAX_MULTIPLIER}"
 _TYPES_RANGE = (
-    "a dict of type name (letters, digits, - and _, at most 64) to tau in seconds > 0, or to "
+    "a dict of type name (a to z, A to Z, 0 to 9, - and _; at most 64, the first no - or _) to "
+    "tau in seconds > 0, or to "
     '{"tau": seconds, "sla_multiplier": ' + f"{MIN_MULTIPLIER} to {MAX_MULTIPLIER}" + "}"
 )
 _PRIORITIES = f"a dict of priority (whole number) to {_K_RANGE}"

@@ -166,6 +166,12 @@ def test_an_invalid_key_is_not_taken_for_the_value(
     assert str(caught.value).startswith(named)
 
 
+@pytest.mark.parametrize("name", ["тип", "größe", "-a"])
+def test_what_a_name_of_a_type_may_be_is_plain_to_who_writes_other_letters(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="a to z, .* the first no - or _"):
+        read(rts_task_types={name: 3})
+
+
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
