@@ -168,7 +168,7 @@ def test_an_invalid_key_is_not_taken_for_the_value(
 
 @pytest.mark.parametrize("name", ["тип", "größe", "-a"])
 def test_what_a_name_of_a_type_may_be_is_plain_to_who_writes_other_letters(name: str) -> None:
-    with pytest.raises(ConfigurationError, match="a to z, .* the first no - or _"):
+    with pytest.raises(ConfigurationError, match=r"a to z, .* the first no - or _"):
         read(rts_task_types={name: 3})
 
 
