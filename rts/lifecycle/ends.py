@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from billiard.einfo import ExceptionInfo
+from celery.states import FAILURE, REVOKED
 
 from rts import health
 from rts.clock import FleetClock
 from rts.headers import DROPPED_HEADER
-from rts.lifecycle.outcomes import FAILURE
 from rts.lifecycle.planning import Planner
 from rts.ports import RunSink
 from rts.records import DROPPED, LOST, Execution, new_execution
@@ -124,7 +124,7 @@ class Ends:
         else:
             cause = "revoked"
         note = self.memory.notes.take(attributes["id"]) if terminated else None
-        self._end(note or self._never_run(attributes), "REVOKED", cause)
+        self._end(note or self._never_run(attributes), REVOKED, cause)
 
     def discarded(self, attributes: Mapping[str, Any], state: str, cause: str) -> None:
         """Report a message that Celery could not make a task of."""

@@ -6,16 +6,12 @@ import sys
 from typing import Any
 
 from billiard import VERSION, current_process
+from celery.states import FAILURE, REJECTED, SUCCESS
 
 from rts.deadlines import MAX_INSTANT
 from rts.headers import instant
 from rts.records import REQUEUED
 from rts.validation import finite
-
-#: Celery's states of a task that raised ``Reject``, or ``Retry``.
-REJECTED, RETRY = "REJECTED", "RETRY"
-#: Its states of one that returned, or raised another exception.
-SUCCESS, FAILURE = "SUCCESS", "FAILURE"
 
 
 def end_state(task: Any, state: Any, returned: object) -> Any:

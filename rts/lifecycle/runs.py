@@ -16,10 +16,12 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import ref as weakref
 
+from celery.states import REJECTED, RETRY
+
 from rts import forks
 from rts.clock import FleetClock
 from rts.fields import MAX_TEXT, priority_of, queue_of
-from rts.lifecycle.outcomes import REJECTED, RETRY, again_at
+from rts.lifecycle.outcomes import again_at
 from rts.load.sample import MAX_AGE_S, LoadSample
 from rts.load.usage import ProcessMeter, ThreadMeter
 from rts.ports import RunSink

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from celery import current_app
 from celery.exceptions import Reject, SoftTimeLimitExceeded, TimeLimitExceeded
+from celery.states import FAILURE, REJECTED
 
 from rts import health
 from rts.headers import open_task, write_plan
 from rts.lifecycle import batches
-from rts.lifecycle.outcomes import FAILURE, REJECTED, end_state, process_outlives
+from rts.lifecycle.outcomes import end_state, process_outlives
 from rts.lifecycle.owners import is_celerys
 from rts.lifecycle.runs import Run, run_of, set_run, take_aborted
 from rts.lifecycle.soft_time_limit import hook_in_task_failed
