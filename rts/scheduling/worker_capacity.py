@@ -15,7 +15,8 @@ def slots_of(worker: Any) -> int:
     if most is None and pool.is_green:
         # Celery < 5.7: num_processes of gevent is the number of tasks that run right now.
         most = getattr(getattr(pool, "_pool", None), "size", None) or pool.limit
-    return int(most or pool.num_processes or 1)
+    number = most or pool.num_processes  # 0: remote control has shrunk it to nothing
+    return 1 if number is None else int(number)
 
 
 def prefetch_of(worker: Any) -> int | None:

@@ -120,10 +120,11 @@ def test_it_beats_and_ships_while_the_driver_of_a_gpu_hangs(
     [
         ([], lambda control: control.pool_grow(2, **ONE_REPLY), 1, 3),
         (["--concurrency=3"], lambda control: control.pool_shrink(1, **ONE_REPLY), 3, 2),
+        ([], lambda control: control.pool_shrink(1, **ONE_REPLY), 1, 0),
         (["--autoscale=3,1"], lambda control: control.autoscale(5, 1, **ONE_REPLY), 3, 5),
         (["--pool=solo", "--concurrency=4"], lambda control: None, 1, 1),
     ],
-    ids=["grow", "shrink", "autoscale", "solo"],
+    ids=["grow", "shrink", "none", "autoscale", "solo"],
 )
 def test_the_heartbeat_has_the_current_slots(
     make_stage: MakeStage,
@@ -145,6 +146,10 @@ def test_the_heartbeat_has_the_current_slots(
     assert wait_until(told, PATIENCE_S) == [before]
     change(app.control)
     wait_until(lambda: told() == [after], PATIENCE_S, message=f"{after} slots")
+    if not after:
+        with pytest.raises(rts.CommandError, match="no worker with rts takes tasks"):
+            rts.predict_new("t", queue=stage.conf["task_default_queue"], app=app)
+        return
     soon = rts.predict_new("t", queue=stage.conf["task_default_queue"], app=app)
     assert soon.slots == after
 
