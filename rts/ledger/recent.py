@@ -37,6 +37,8 @@ class Recent(NamedTuple):
     completed_at: float
     #: The routing key of its message.
     queue: str | None
+    #: Identifies the worker, from its start to its stop.
+    instance: str
 
     @property
     def runtime_s(self) -> float:

@@ -25,8 +25,9 @@ from rts.unfinished.received import SIZE
 NOTED_S = BEAT_S + 0.5
 #: Other queues that are simulated with the one that is asked about, at most.
 MAX_RELATED = 8
-#: Least runs per slot, and least seconds, for measuring the share of busy time.
-RUNS_PER_SLOT, MIN_SPAN_S = 2, 2.0
+#: Least runs per slot of a worker, and least seconds, for measuring its share of busy time; and
+#: how many of the last ones are enough.
+RUNS_PER_SLOT, MIN_SPAN_S, LAST_RUNS_PER_SLOT = 2, 2.0, 10
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class Fleet:
     receivers: Mapping[int, int | None]
     #: Whether all workers report these marks.
     all_report: bool
-    #: Slots of each worker.
-    worker_slots: Sequence[int]
+    #: Slots of each worker that has any, by its instance.
+    worker_slots: Mapping[str, int]
     #: Runs in progress on the workers, of any queue.
     running: Sequence[Execution]
     #: Recent runs of the queues that have ended, complete since ``known_since``.
@@ -85,20 +86,32 @@ class Fleet:
         return [run for run in self.running if run.queue in self.numbers]
 
     def share(self, since: float) -> float | None:
-        """Return the share of the slots' time in which tasks ran, given that work has waited
-        for all of them *since* this instant; ``None`` if there are too few data.
+        """Return the share of the slots' time in which tasks ran lately, given that work has
+        waited for all of them *since* this instant; ``None`` if there are too few data.
+
+        A worker counts since one of its last runs began: before, it may not have been there,
+        or had fewer slots, or the broker was away.
         """
-        until = self.now - NOTED_S
-        differ = len({group.queues for group in self.groups}) > 1
-        if differ or since < self.known_since or until - since < MIN_SPAN_S:
+        if len({group.queues for group in self.groups}) > 1:
             return None
-        spans = [(run.started_at, run.completed_at) for run in self.recent]
-        spans += [(run.started_at or until, until) for run in self.own_running]
-        seen = [min(end, until) - max(start, since) for start, end in spans]
-        seen = [span for span in seen if span > 0]
-        if not self.slots or len(seen) < RUNS_PER_SLOT * self.slots:
-            return None
-        return min(1.0, max(0.01, sum(seen) / (self.slots * (until - since))))
+        until, since = self.now - NOTED_S, max(since, self.known_since)
+        spans: dict[str, list[tuple[float, float]]] = {name: [] for name in self.worker_slots}
+        runs: list[Recent | Execution] = [*self.recent, *self.running]
+        for run in runs:
+            start, end = run.started_at or until, run.completed_at or until
+            if run.instance in spans and start < until and end > since:
+                spans[run.instance].append((start, end))
+        busy_s = total_s = 0.0
+        for instance, seen in spans.items():
+            slots = self.worker_slots[instance]
+            if len(seen) < RUNS_PER_SLOT * slots:
+                continue
+            begun = max(since, sorted(seen)[-LAST_RUNS_PER_SLOT * slots :][0][0])
+            if until - begun >= MIN_SPAN_S:
+                ran = (min(end, until) - max(start, begun) for start, end in seen)
+                busy_s += sum(span_s for span_s in ran if span_s > 0)
+                total_s += slots * (until - begun)
+        return min(1.0, max(0.01, busy_s / total_s)) if total_s else None
 
 
 def read_fleet(
@@ -137,6 +150,7 @@ def read_fleet(
     numbers = {key: n for n, each in reversed([*enumerate(queues)]) for key in keys_of(each)}
     groups, group_of = _groups(workers, queues, merge=settings.scheduler == "edf")
     receivers, all_report = _receivers(workers, group_of)
+    there = [worker for worker in workers if worker.instance in group_of]
     recent, known_since = _recent(lists)
     return Fleet(
         now=now,
@@ -146,7 +160,7 @@ def read_fleet(
         group_of=group_of,
         receivers=receivers,
         all_report=all_report,
-        worker_slots=[w.slots or 0 for w in workers if w.instance in group_of],
+        worker_slots={w.instance: w.slots for w in there if w.slots},
         running=_running(read_runs(notes), recent, group_of, numbers),
         recent=recent,
         known_since=known_since,

@@ -97,7 +97,8 @@ class InitialState:
         if all(len(each.messages) == each.total for each in samples):
             wait = {id_of(message) for each in samples for message in each.messages}
             taken.add_published(task for task in published if task.task_id not in wait)
-        share = share_of_slots(self._settings.hopeless_slots, fleet.worker_slots)
+        each = [*fleet.worker_slots.values()]
+        share = share_of_slots(self._settings.hopeless_slots, each)
         settings = replace(self._settings, hopeless_slots=share)
         order = partial(order_of, order_in_use(settings), settings)
         snapshot = self.with_ratios(self._snapshot(fleet, samples, taken, order))

@@ -19,6 +19,7 @@ from rts.predictions.fleet import MAX_RELATED, NOTED_S, Fleet, read_fleet
 from rts.predictions.initial_state import recent_arrivals
 from rts.predictions.shared_workers import WorkerGroup
 from rts.predictions.work import Work
+from rts.records import Execution
 from rts.settings import Settings
 from rts.testing import wait_until
 from rts.unfinished.received import BYTES, SIZE, Received, mark_of
@@ -71,7 +72,7 @@ def test_workers_of_the_same_queues_are_one_group(
         (0,): 2,
     }
     assert fleet.slots == 8
-    assert fleet.worker_slots == [2] * 6
+    assert fleet.worker_slots == dict.fromkeys("abcdef", 2)
     assert fleet.group_of["a"] == fleet.group_of["c"] != fleet.group_of["d"]
     assert fleet.group_of["e"] not in (fleet.group_of["d"], fleet.group_of["f"])
     assert fleet.numbers["to.video"] == 2
@@ -169,8 +170,12 @@ def test_recent_runs_are_complete_since_the_busiest_queue_was_trimmed(
     assert fleet.known_since == 1001.0
 
 
-def ran(start: float, end: float) -> Recent:
-    return Recent("1", "t", "mixed", start, 1.0, end, start, end, "mail")
+def ran(start: float, end: float, instance: str = "a") -> Recent:
+    return Recent("1", "t", "mixed", start, 1.0, end, start, end, "mail", instance)
+
+
+def running(start: float, instance: str = "a") -> Execution:
+    return run("1")._replace(started_at=start, queue="mail", instance=instance)
 
 
 #: Two slots, of which one was busy for eight and one for ten of ten seconds.
@@ -182,8 +187,8 @@ BUSY = Fleet(
     group_of={"a": 0},
     receivers={},
     all_report=True,
-    worker_slots=[2],
-    running=[run("1")._replace(started_at=105.0, queue="mail")],
+    worker_slots={"a": 2},
+    running=[running(105.0)],
     recent=[ran(96.0, 104.0), ran(104.0, 108.0), ran(100.0, 105.0), ran(80.0, 90.0)],
     known_since=100.0,
 )
@@ -193,20 +198,38 @@ BUSY = Fleet(
     ("changes", "since", "share"),
     [
         ({}, 100.0, 0.9),
-        ({"groups": [WorkerGroup(1), WorkerGroup(1)]}, 100.0, 0.9),
-        ({"running": [run("1")._replace(started_at=105.0, queue="other")]}, 100.0, None),
+        ({}, 90.0, 0.9),  # what ended before 100 may be missing
         ({"groups": [WorkerGroup(1), WorkerGroup(1, (0, 1))]}, 100.0, None),
-        ({"groups": [WorkerGroup(3)]}, 100.0, None),
-        ({"groups": []}, 100.0, None),
-        ({"known_since": 100.1}, 100.0, None),
+        ({"worker_slots": {"a": 3}}, 100.0, None),
+        ({"worker_slots": {}}, 100.0, None),
         ({"recent": [ran(100.0, 110.0)] * 3}, 107.9, 1.0),
         ({"recent": [ran(100.0, 110.0)] * 3}, 108.1, None),
+        # One whose slots were one third busy for six seconds, and one that has hardly begun.
+        (
+            {
+                "worker_slots": {"a": 2, "b": 1, "c": 1},
+                "running": [running(105.0), running(109.0, "c")],
+                "recent": [*BUSY.recent, ran(104.0, 105.0, "b"), ran(107.0, 108.0, "b")],
+            },
+            100.0,
+            20 / 26,
+        ),
     ],
 )
 def test_the_share_of_busy_time_is_measured_where_enough_is_known(
     changes: dict[str, Any], since: float, share: float | None
 ) -> None:
     assert replace(BUSY, **changes).share(since) == (share and pytest.approx(share))
+
+
+def test_the_share_of_busy_time_is_that_of_the_last_runs_of_the_workers_there_are() -> None:
+    lately = [ran(at, at + 0.9) for at in range(90, 110)] * 2
+    before = [ran(at, at + 0.9, "gone") for at in range(40, 60)]
+    away = replace(BUSY, running=[], recent=[*before, *lately], known_since=0.0)
+    assert away.share(40.0) == pytest.approx(0.9)
+    fewer = [ran(at, at + 0.9) for at in range(50, 90)]  # the pool has grown since
+    grown = replace(away, recent=[*fewer, *lately])
+    assert grown.share(40.0) == pytest.approx(0.9)
 
 
 def test_arrivals_count_until_those_that_may_have_started_unseen() -> None:

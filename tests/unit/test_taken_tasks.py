@@ -30,7 +30,7 @@ IDLE = Fleet(
     group_of={"a": 0},
     receivers={},
     all_report=True,
-    worker_slots=[2],
+    worker_slots={"a": 2},
     running=[],
     recent=[],
     known_since=0.0,
@@ -108,7 +108,7 @@ def test_what_no_worker_holds_any_more_is_ready_once_it_is_redelivered() -> None
 
 
 def test_what_was_published_and_is_nowhere_must_have_started() -> None:
-    over = Recent("e", "t", "mixed", NOW - 1, 1.0, NOW + 1, NOW - 1, NOW, "mail")
+    over = Recent("e", "t", "mixed", NOW - 1, 1.0, NOW + 1, NOW - 1, NOW, "mail", "a")
     found = taken(replace(IDLE, recent=[over]), held("d"))
     found.add_published(
         [*map(published, "abcde"), published("f", NOW + 9), published("g", queue="x")]
