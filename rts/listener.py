@@ -79,7 +79,7 @@ class Listener:
                         _send(name, notice)
             except StoreUnavailable:
                 found = False  # logged already; what was handled is acknowledged later
-            except Exception as exc:  # noqa: BLE001  the next event may succeed
+            except BaseException as exc:  # noqa: BLE001  also SystemExit, gevent.Timeout, …
                 health.hook_failed("listener", exc)
             if not found:
                 stop.wait(POLL_S)

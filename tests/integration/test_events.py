@@ -169,6 +169,18 @@ def test_an_event_whose_reply_was_lost_is_handled_next(
     assert [notice.task_id for notice in told] == ["t0", "t1", "t2"]
 
 
+def test_what_is_no_exception_does_not_end_the_thread(
+    settings: Settings, redis_client: redis.Redis, heard: list[TaskOverdue]
+) -> None:
+    def leave(**_: Any) -> None:  # as gevent.Timeout, asyncio.CancelledError and SystemExit do
+        raise BaseException
+
+    signals.task_overdue.connect(leave)
+    tell(redis_client, settings, text_of(), text_of(task_id="t2"))
+    wait_until(lambda: "t2" in [notice.task_id for notice in heard])
+    assert [notice.task_id for notice in heard] == ["t1", "t2"]
+
+
 @forks_beside_threads
 def test_no_child_is_forked_amid_a_receiver(
     settings: Settings, redis_client: redis.Redis, heard: list[TaskOverdue]
