@@ -42,28 +42,25 @@ class Listener:
         self._settings = settings
         self._events = settings.keys.events
         self._consumer = consumer
-        self._stop: threading.Event | None = None
+        self._stop = threading.Event()
 
     def start(self) -> None:
-        """Start, if there are receivers; a second call changes nothing."""
+        """Start, if there are receivers."""
         wanted = [name for name, kind in _KINDS.items() if kind.signal.receivers]
-        if self._stop is None and wanted:
-            self._stop = threading.Event()
+        if wanted:
             threading.Thread(
-                target=self._run, args=(wanted, self._stop), name="rts-listener", daemon=True
+                target=self._run, args=(wanted,), name="rts-listener", daemon=True
             ).start()
 
     def stop(self) -> None:
         """Stop, without waiting for a server or a receiver."""
-        if self._stop is not None:
-            self._stop.set()
-            self._stop = None
+        self._stop.set()
 
-    def _run(self, wanted: Sequence[str], stop: threading.Event) -> None:
+    def _run(self, wanted: Sequence[str]) -> None:
         link = Link(self._settings)
         renew_at = 0.0
         handled = dict.fromkeys(wanted, "")
-        while not stop.is_set():
+        while not self._stop.is_set():
             found = False
             try:
                 renew = time.monotonic() >= renew_at
@@ -82,7 +79,7 @@ class Listener:
             except BaseException as exc:  # noqa: BLE001  also SystemExit, gevent.Timeout, …
                 health.hook_failed("listener", exc)
             if not found:
-                stop.wait(POLL_S)
+                self._stop.wait(POLL_S)
         self._leave(link, handled)
 
     def _next(
