@@ -18,9 +18,9 @@ from rts.scheduling.discovery import FleetQueues, fleet_queues, queue_names
 from rts.scheduling.queues import ordered_channel, state_of
 from rts.settings import Settings
 from rts.urls import shown_url
+from rts.views.background import BackgroundQuery
 from rts.views.fleet_time import FleetTime
 from rts.views.queue_state import QueueState
-from rts.views.sources import Source
 from rts.views.status import LedgerState, RedisState, ServerState, ask_mongo, ask_redis
 
 #: Seconds for Redis to take a connection and for each answer.
@@ -37,8 +37,8 @@ def query_servers(settings: Settings) -> tuple[RedisState, LedgerState]:
         with closing(Link.with_timeouts(settings, PATIENCE_S, PATIENCE_S)) as link:
             return ask_redis(link, settings)
 
-    redis = Source("Redis", redis_state)
-    ledger = Source("MongoDB", lambda: ask_mongo(settings, MONGO_S))
+    redis = BackgroundQuery("Redis", redis_state)
+    ledger = BackgroundQuery("MongoDB", lambda: ask_mongo(settings, MONGO_S))
     redis.ask()
     ledger.ask()
     give_up_at = time.monotonic() + DEADLINE_S

@@ -17,6 +17,6 @@ nothing in them has changed (:mod:`~rts.views.seal`). The server counts the rest
 percentiles (:mod:`~rts.views.histogram`).
 
 The metrics for Prometheus: :mod:`~rts.views.metrics` asks several servers at once
-(:mod:`~rts.views.sources`), and :mod:`~rts.views.families` names what it reads
+(:mod:`~rts.views.background`), and :mod:`~rts.views.families` names what it reads
 (:mod:`~rts.views.readings`).
 """

@@ -10,7 +10,7 @@ from rts.clock import FleetClock
 from rts.link.link import Link
 from rts.link.replies import as_instant
 from rts.link.scripts import pack
-from rts.views.sources import Source
+from rts.views.background import BackgroundQuery
 
 #: Seconds for which a measurement is used: a Redis that hangs delays no more of the queries.
 MEASURE_S = 60.0
@@ -25,7 +25,7 @@ class FleetTime:
         self._link = link
         self._patience_s = patience_s
         self._clock = FleetClock()
-        self._source = Source("the clock of Redis", self._measure)
+        self._query = BackgroundQuery("the clock of Redis", self._measure)
         #: Monotonic instant of the next measurement.
         self._measure_at = -1e9
         #: Held while a measurement is started.
@@ -40,9 +40,9 @@ class FleetTime:
         asked_at = time.monotonic()
         with self._lock:
             if asked_at >= self._measure_at:
-                self._source.ask()
+                self._query.ask()
                 self._measure_at = asked_at + MEASURE_S
-        self._source.answer(asked_at + self._patience_s)
+        self._query.answer(asked_at + self._patience_s)
         return self.now()
 
     def _measure(self) -> None:

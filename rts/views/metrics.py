@@ -16,11 +16,11 @@ from rts.ledger.connection import LedgerDatabase, connect
 from rts.link.link import Link
 from rts.settings import Settings
 from rts.views import families
+from rts.views.background import BackgroundQuery
 from rts.views.fleet_time import FleetTime
 from rts.views.queue_state import WaitingQueue
 from rts.views.readings import read
 from rts.views.slo import ObjectiveStatus, standings
-from rts.views.sources import Source
 
 #: Seconds for Redis to accept a connection, and to answer.
 CONNECT_TIMEOUT_S, TIMEOUT_S = 0.5, 1.0
@@ -53,12 +53,12 @@ class RtsCollector:
         self._link = Link.with_timeouts(settings, CONNECT_TIMEOUT_S, TIMEOUT_S)
         self._time = FleetTime(self._link, patience_s / 4)
         self._database: LedgerDatabase | None = None
-        self._sources: dict[str, Source[Any]] = {
-            "redis": Source("Redis", lambda: read(self._link, settings), max_age_s),
-            "mongodb": Source("MongoDB", self._standings, MAX_AGE_S),
+        self._queries: dict[str, BackgroundQuery[Any]] = {
+            "redis": BackgroundQuery("Redis", lambda: read(self._link, settings), max_age_s),
+            "mongodb": BackgroundQuery("MongoDB", self._standings, MAX_AGE_S),
         }
         if queues is not None:
-            self._sources["broker"] = Source("the broker", queues, max_age_s)
+            self._queries["broker"] = BackgroundQuery("the broker", queues, max_age_s)
 
     def describe(self) -> Iterable[Any]:
         """Return nothing, so that registering queries no server."""
@@ -69,9 +69,9 @@ class RtsCollector:
         waiting for each other.
         """
         until = time.monotonic() + self._patience_s
-        for source in self._sources.values():
-            source.ask()
-        answers = {name: source.answer(until)[0] for name, source in self._sources.items()}
+        for query in self._queries.values():
+            query.ask()
+        answers = {name: query.answer(until)[0] for name, query in self._queries.items()}
         reading, stands, waiting = map(answers.get, ("redis", "mongodb", "broker"))
         yield families.info()
         up = {name: answer is not None for name, answer in answers.items()}

@@ -609,7 +609,7 @@ def test_a_ledger_that_takes_longer_than_a_scrape_shows_the_last_objectives(
         text = exposed(collector)
         assert values(text, "rts_up", "server")["mongodb"] == 1
         assert values(text, "rts_slo_burn_rate", "objective").keys() == {"cpu-light", "*"}
-    collector._sources["mongodb"]._max_age_s = 0.0
+    collector._queries["mongodb"]._max_age_s = 0.0
     assert values(exposed(collector), "rts_up", "server")["mongodb"] == 0
     may_end.set()
     collector.close()
@@ -628,7 +628,7 @@ def test_a_slow_answer_is_replaced_by_the_last_one(settings: Settings) -> None:
     assert values(exposed(collector), "rts_hopeless_tasks") == {(): 3}
     may_end.clear()
     collector._patience_s = 0.05
-    collector._sources["broker"]._answered_at -= 120.0  # as long as there may be no scrape
+    collector._queries["broker"]._answered_at -= 120.0  # as long as there may be no scrape
     assert values(exposed(collector), "rts_hopeless_tasks") == {(): 3}
     may_end.set()
     collector.close()

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from rts.views.sources import Source
+from rts.views.background import BackgroundQuery
 
 
 @pytest.fixture
@@ -24,13 +24,13 @@ def hurried() -> Iterator[None]:
 
 @pytest.mark.usefixtures("hurried")
 def test_callers_during_a_query_wait_for_its_answer() -> None:
-    source = Source("a server", lambda: 1, 0.0)
+    query = BackgroundQuery("a server", lambda: 1, 0.0)
 
     def answers() -> set[tuple[int | None, str]]:
         found = set()
         for _ in range(2000):
-            source.ask()
-            found.add(source.answer(time.monotonic() + 60.0))
+            query.ask()
+            found.add(query.answer(time.monotonic() + 60.0))
         return found
 
     with ThreadPoolExecutor(4) as pool:
@@ -42,9 +42,9 @@ def test_a_host_name_that_is_none_is_no_bug(caplog: pytest.LogCaptureFixture) ->
     def look_up() -> None:
         socket.getaddrinfo("redis..example", 6379)
 
-    source = Source("a server", look_up)
-    source.ask()
-    answer, why = source.answer(time.monotonic() + 60.0)
+    query = BackgroundQuery("a server", look_up)
+    query.ask()
+    answer, why = query.answer(time.monotonic() + 60.0)
     assert answer is None
     assert "label" in why
     assert not caplog.records

@@ -1,4 +1,4 @@
-"""Query several servers in parallel, so that a slow one does not hold up the others."""
+"""Queries that run in the background, so that a slow server does not hold up the others."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ logger = logging.getLogger("rts")
 T = TypeVar("T")
 
 
-class Source(Generic[T]):
-    """Queries one server in a background thread: a daemon, since name resolution may hang for
+class BackgroundQuery(Generic[T]):
+    """Queries one server in a thread of its own: a daemon, since name resolution may hang for
     longer than any timeout of the drivers. At most one query is in flight; callers that arrive
     meanwhile wait for its answer, too. *max_age_s*: how old the last answer may be that
     replaces a late one.
