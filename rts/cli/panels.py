@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 
 from rts.cli.fitting import fitted, tables
-from rts.cli.status import NO_WORKERS, UNLED, WORKER_COLUMNS, outbox_text, worker_rows
+from rts.cli.fleet import NO_WORKERS, UNLED, WORKER_COLUMNS, outbox_text, worker_rows
 from rts.cli.table import NONE, Column, cut, percent, printable, render, seconds
 from rts.cli.watch_data import WINDOWS, Snapshot
 from rts.objectives import objective_of

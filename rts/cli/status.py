@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 import click
 
 from rts.cli.common import NO_APP, json_option, outages_not_logged, print_json, settings_of
+from rts.cli.fleet import (
+    NO_WORKERS,
+    UNLED,
+    WORKER_COLUMNS,
+    fleet_document,
+    outbox_text,
+    worker_rows,
+)
 from rts.cli.probes import (
     noted,
     query_broker,
@@ -16,15 +24,13 @@ from rts.cli.probes import (
     spooled_records,
     subtract_counters,
 )
-from rts.cli.table import NONE, Column, facts, printable, render, seconds, terminal_width
+from rts.cli.table import Column, facts, printable, render, seconds, terminal_width
 from rts.clock import DEADBAND_S
 from rts.installation import installed
-from rts.load.sample import FIGURES
 from rts.settings import Settings
-from rts.views.json_values import utc
 from rts.views.plurals import counted
 from rts.views.problems import problems, queue_problems
-from rts.views.status import LedgerState, RedisState, ServerState, worker_document
+from rts.views.status import LedgerState, RedisState, ServerState
 
 
 @click.command(name="status", short_help="Servers, workers, and where records wait.")
@@ -119,20 +125,6 @@ def status_document(
     }
 
 
-def fleet_document(redis: RedisState) -> dict[str, Any]:
-    """Return the outbox, the workers and the tasks that have not ended, for JSON."""
-    return {
-        "outbox": {
-            "length": redis.outbox_length,
-            "lag_s": redis.lag_s,
-            "oldest_at": utc(redis.oldest_at),
-        },
-        "workers": [worker_document(worker, redis.now) for worker in redis.workers],
-        "running": {"runs": redis.running, "overdue": redis.overdue},
-        "open": {"tasks": redis.open_tasks, "overdue": redis.overdue_tasks},
-    }
-
-
 def status_text(
     settings: Settings,
     redis: RedisState,
@@ -177,44 +169,6 @@ def _facts(
         for n, (hook, waits) in enumerate(zip(settings.webhooks, redis.messages, strict=False)):
             which = f" {n + 1}" if len(settings.webhooks) > 1 else ""  # they may look the same
             yield f"Webhook{which}", f"{waits} waiting for {hook.shown}"
-
-
-def outbox_text(redis: RedisState) -> str:
-    """Return how many records wait, and for how long."""
-    lag = f", the oldest for {seconds(redis.lag_s)} s" if redis.outbox_length else ""
-    return f"{redis.outbox_length} waiting{lag}"
-
-
-#: Alerts that nobody evaluates may be over, and new ones do not start.
-UNLED = "but nothing evaluates them now (a worker with rts_drain and rts_webhooks would)"
-NO_WORKERS = (
-    "No workers. One that is running has no rts (add rts.install(app), and restart it), or "
-    "another Redis."
-)
-
-WORKER_COLUMNS = (
-    Column("worker", number=False),
-    Column("host", number=False),
-    *map(Column, ("pid", "slots", "seen s ago", *FIGURES)),
-    Column("", number=False),
-)
-
-
-def worker_rows(redis: RedisState) -> list[Sequence[str]]:
-    """Return the cells of each worker for ``WORKER_COLUMNS``."""
-    return [
-        (
-            worker.worker,
-            *(
-                NONE if it is None else str(it)
-                for it in (worker.host, worker.pid, worker.slots)
-            ),
-            f"{worker.age_s(redis.now):.1f}",
-            *(f"{worker.load[of]:.2f}" if of in worker.load else NONE for of in FIGURES),
-            "silent" if worker.is_silent(redis.now) else "",
-        )
-        for worker in redis.workers
-    ]
 
 
 def _server(server: ServerState) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 from rts.alerting.alert import Alert
 from rts.alerting.store import firing
 from rts.cli.common import ledger_of, link_to_redis
+from rts.cli.fleet import fleet_document
 from rts.cli.probes import noted, query_broker, query_servers
-from rts.cli.status import fleet_document
 from rts.settings import Settings
 from rts.views.json_values import utc
 from rts.views.problems import problems, queue_problems
