@@ -50,7 +50,6 @@ def wire(rts_redis_url: str, rts_key_prefix: str, redis_client: redis.Redis) -> 
         task_default_queue=rts_key_prefix.strip(":"),
         rts_key_prefix=rts_key_prefix,
         rts_priority_multipliers={9: 1.5},
-        rts_task_types={"tiny": 0.01},
         task_annotations={"wire.annotated": {"rts": {"task_type": "memory-heavy"}}},
     )
 
@@ -117,8 +116,6 @@ def test_send_task_of_a_name_that_nobody_here_knows(wire: Wire) -> None:
 @pytest.mark.parametrize(
     ("options", "k"),
     [
-        ({"headers": {"sla_multiplier": 2.5}}, 2.5),
-        ({"headers": {"sla_multiplier": "1.75"}}, 1.75),
         ({"priority": 9}, 1.5),
         ({"priority": 9, "headers": {"sla_multiplier": 2.25}}, 2.25),
         ({"priority": 3}, 2.0),
@@ -130,17 +127,6 @@ def test_k_by_call_and_by_priority(wire: Wire, options: dict[str, Any], k: float
     headers = wire.headers()
     check(headers, now)
     assert headers["rts_k"] == k
-
-
-def test_the_floor_keeps_tiny_tasks_honest(wire: Wire) -> None:
-    wire.add.apply_async(headers={"task_type": "tiny"})
-    headers = wire.headers()
-    assert headers["rts_deadline"] - headers["rts_arrival"] == pytest.approx(1.01)
-
-
-def test_a_deadline_of_the_callers_own(wire: Wire) -> None:
-    wire.add.apply_async(headers={"sla_deadline": "2030-01-01T00:00:00+00:00"})
-    assert wire.headers()["rts_deadline"] == 1893456000.0
 
 
 def test_annotations_name_the_type_and_a_header_wins(wire: Wire) -> None:
