@@ -148,6 +148,11 @@ def misses(by_cause: Mapping[str, int]) -> str:
     return ", ".join(f"{count(n)} {cause}" for cause, n in by_cause.items()) or NONE
 
 
+def nothing(document: Mapping[str, Any], text: str) -> str:
+    """Return what stands in the place of an empty table: *text*, once all is known."""
+    return "Not known yet." if document["trouble"] or document["counting"] else text
+
+
 def listed(shown: int, most: int, missed: int | None) -> str:
     """Return what a list of missed tasks, of at *most* so many, shows of all that *missed*.
 
