@@ -20,6 +20,8 @@ VERSION = 1
 FIRING, RESOLVED = "firing", "resolved"
 #: Maximum length of a summary, and of a label: names of queues are untrusted text.
 MAX_SUMMARY, MAX_LABEL = 500, 200
+#: What the code relies on in an alert that another version may have stored.
+_KINDS = {"severity": str, "summary": str, "labels": dict, "values": dict}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +97,9 @@ class Alert:
             raise ValueError(f"not an alert: {exc}") from exc
         if None in instants:
             raise ValueError("not an alert: its instants are none")
-        if not isinstance(alert.severity, str):
-            raise ValueError("not an alert: its severity is no text")
+        for name, kind in _KINDS.items():
+            if not isinstance(getattr(alert, name), kind):
+                raise ValueError(f"not an alert: {name} is no {kind.__name__}")
         return alert
 
 

@@ -83,7 +83,8 @@ class AlertStore:
                 continue
             try:
                 alert = Alert.from_json(text)
-            except ValueError:  # of another version: it starts again
+                notice_of(alert)
+            except (ValueError, KeyError):  # of another version: it starts again
                 self._link.call(pack("HDEL", self._keys.alerts, key))
                 continue
             if alert.kind in kinds and self._is_over(alert):

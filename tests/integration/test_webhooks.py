@@ -205,8 +205,10 @@ def test_an_alert_that_cannot_be_read_starts_again(fleet: Fleet, redis_client: A
         alert = dataclasses.replace(Alert.of(overdue()[0], name, float(name)), key=name)
         redis_client.hset(key, name, alert.to_json())
     redis_client.hset(key, "odd", "{}")
+    odd = dataclasses.replace(alert, kind="slo_burning", labels={})
     assert [alert.id for alert in fleet.firing(settings)] == names
-    assert store.update((), ()) == 0
+    redis_client.hset(key, "of another kind", odd.to_json())
+    assert store.update(("slo_burning",), ()) == 0
     assert sorted(redis_client.hkeys(key)) == names
 
 
@@ -400,9 +402,13 @@ def test_waiting_messages_are_bounded_and_broken_ones_dropped(
     assert redis_client.hget(settings.keys.counters, "webhook_dropped") == "1"
     assert redis_client.ttl(waiting) > 0
     redis_client.ltrim(waiting, -2, -1)
+    odd: list[dict[str, Any]] = [{"labels": 5}, {"values": ["a"]}, {"summary": None}]
+    for changes in odd:
+        alert = Alert.of(overdue()[0], "a", time.time())
+        redis_client.lpush(waiting, dataclasses.replace(alert, **changes).to_json())
     delivery = fleet.delivery(settings)
-    delivery.step()
-    delivery.step()
+    for _ in range(5):
+        delivery.step()
     assert [message.document["kind"] for message in receiver.taken] == [KIND]
     assert "it is not an alert" in caplog.text
 
