@@ -133,10 +133,12 @@ def drain_alone(settings: Settings, stop: threading.Event, *, once: bool = False
             run(chores, stop)
         else:
             chores.beat()
-            chores.ship_rest()
-            ledger.snapshots.restore()
             ledger.outbox.hurry()
-            _drain_out(ledger, stop)
+            try:
+                chores.ship_rest()
+                ledger.snapshots.restore()
+            finally:  # a Redis that is full refuses both, until draining has made room
+                _drain_out(ledger, stop)
             chores.finish()
     finally:
         chores.close()

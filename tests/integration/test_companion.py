@@ -650,6 +650,21 @@ def test_draining_once_takes_over_what_a_dead_drain_had_claimed(
     assert all_there(mongo, 10)()
 
 
+def test_draining_once_makes_room_in_a_redis_that_is_full(
+    settings: Settings, mongo: Any
+) -> None:
+    with RedisServer() as server, redis.Redis.from_url(server.url) as client:
+        settings = replace(settings, redis_url=server.url)
+        drain_alone(settings, threading.Event(), once=True)
+        fill(client, settings, 10)
+        Spool(settings.spool_dir, 1 << 20).append_line(as_line(success("spooled")))
+        client.config_set("maxmemory", 1)
+        with pytest.raises(StoreUnavailable):  # it takes nothing from the spool
+            drain_alone(settings, threading.Event(), once=True)
+        assert all_there(mongo, 10)()
+        assert client.xlen(settings.keys.outbox) == 0
+
+
 def test_busy_days_are_rolled_up_ahead_by_one_of_the_fleet(
     settings: Settings, redis_client: redis.Redis, mongo: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
