@@ -127,13 +127,14 @@ def test_a_file_is_removed_once_its_writer_ended(
     spool.append_line(as_line(success("a")))
     shipper.ship()
     (path,) = spool.files()
+    (kept,) = client.scan_iter(settings.keys.seq + "*")
+    assert client.ttl(kept) > LATE_S, "its writer may have nothing to write for longer"
     spool.append_line(as_line(success("b")))
     spool.close()
     assert shipper.ship() == 1
     assert not os.path.exists(path)
     assert (shipper.ship(), shipper._tails) == (0, {})
     assert outbox_ids(client, settings) == ["a", "b"]
-    (kept,) = client.scan_iter(settings.keys.seq + "*")
     assert 0 < client.ttl(kept) <= LATE_S
 
 
@@ -361,6 +362,10 @@ def test_what_was_counted_is_added_once_however_often_redis_refuses_the_records(
     shipper.ship()
     assert outbox_ids(client, settings) == ["a"]
     assert client.hmget(settings.keys.counters, "refused_plan", "refused_tau") == ["1", "2"]
+    spool.append_counts({"refused_plan": 5})  # after the last record
+    for another in (shipper, Shipper(spool, Link(settings), settings)):
+        another.ship()
+        assert client.hget(settings.keys.counters, "refused_plan") == "6"
 
 
 def test_lines_that_are_no_records_are_set_aside(

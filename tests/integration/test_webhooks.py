@@ -268,6 +268,7 @@ def test_an_alert_without_a_webhook_does_not_fire_for_ever(
     fleet.store(before).update((), ())
     # Where there is no webhook at all, nobody leads.
     assert 0 < redis_client.ttl(now.keys.alerts) <= UNLED_S
+    make_overdue(redis_client, now, "one", "celery")
     leader = fleet.leader(now, quiet_s={})
     assert leader.lead()
     assert leader.evaluate_overdue() == 1
@@ -304,6 +305,7 @@ def test_no_alert_ends_because_there_are_too_many_others(
     make_overdue(redis_client, settings, "one", "small")
     # On a slow machine what follows takes longer than the lease lasts.
     leader = fleet.leader(settings, quiet_s={}, now=Clock())
+    assert leader.evaluate_overdue() == 0, "it does not lead"
     assert leader.lead()
     assert leader.evaluate_overdue() == 1
     for n in range(2 * MAX_GROUPS + 2):
@@ -517,6 +519,14 @@ def test_a_slow_ledger_is_asked_for_the_objectives_a_small_part_of_the_time(
         return []
 
     monkeypatch.setattr("rts.alerting.leader.standings", slow)
+    leader.evaluate_objectives()
+    assert not asked, "it does not lead"
+    others = fleet.settings({"url": receiver.url, "events": [KIND]})
+    untold = fleet.leader(others, now=clock)
+    assert untold.lead()
+    untold.evaluate_objectives()
+    assert not asked, "nobody is told"
+    untold.leave()
     for _ in range(60):
         assert leader.lead()
         leader.evaluate_objectives()
