@@ -109,8 +109,10 @@ def insert(collection: Collection[Document], new: Iterable[Document]) -> list[st
     try:
         collection.insert_many(new, ordered=False)
     except BulkWriteError as exc:
+        raise_if_unavailable(exc)
         errors = exc.details["writeErrors"]
-        _raise_unless_duplicates(exc)
+        if not all(map(_exists_already, errors)):
+            raise
         return [new[error["index"]]["_id"] for error in errors]
     return []
 
@@ -135,13 +137,11 @@ def replace_overdue_or_insert(
     return left + insert(collection, new.values())
 
 
-def _raise_unless_duplicates(exc: BulkWriteError) -> None:
-    raise_if_unavailable(exc)
-    for error in exc.details.get("writeErrors", ()):
-        if error.get("code") != _DUPLICATE_KEY:
-            raise exc
-        if set(error.get("keyPattern", {"_id": 1})) != {"_id"}:
-            raise exc  # a unique index that somebody else has created
+def _exists_already(error: Document) -> bool:
+    """Return whether a document was not inserted because of its ``_id``, rather than of a
+    unique index that somebody else has created.
+    """
+    return error["code"] == _DUPLICATE_KEY and set(error.get("keyPattern", ["_id"])) == {"_id"}
 
 
 def replace(
@@ -159,9 +159,5 @@ def replace(
         after["_rev"] = (revision or 0) + 1
         # Without a ``_rev`` so far: ``None`` matches a missing field.
         operations.append(ReplaceOne({"_id": before["_id"], "_rev": revision}, after))
-    try:
-        result = collection.bulk_write(operations, ordered=False)
-    except BulkWriteError as exc:
-        _raise_unless_duplicates(exc)
-        return False
+    result = collection.bulk_write(operations, ordered=False)
     return result.matched_count == len(operations)
