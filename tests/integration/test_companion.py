@@ -141,6 +141,8 @@ def test_it_beats_drains_ships_and_deregisters(
     assert all_there(mongo, 151)(), "the last drain brought the rest"
     assert not redis_client.hexists(settings.keys.workers, "w@h/1-a")
     assert redis_client.xinfo_consumers(settings.keys.outbox, "rts") == []
+    leases = (settings.keys.janitor, settings.keys.overdue_lease)
+    assert not redis_client.exists(*leases), "another companion can go on at once"
 
 
 def test_neither_counters_nor_heartbeat_suffer_where_redis_refuses_the_other(

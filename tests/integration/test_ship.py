@@ -410,6 +410,23 @@ def test_an_unreadable_file_does_not_hold_up_others(
     assert outbox_ids(client, settings) == ["a"]
 
 
+def test_a_file_that_its_host_drops_meanwhile_holds_up_no_others(
+    client: Any, settings: Settings, spool: Spool
+) -> None:
+    spool.append_line(as_line(success("a")))
+    spool.close()
+    (oldest,) = spool.files()
+    spool.append_line(as_line(success("b")))
+
+    class Meanwhile(Link):
+        def call(self, *commands: bytes) -> list[Any]:
+            Path(oldest).unlink(missing_ok=True)
+            return super().call(*commands)
+
+    assert Shipper(spool, Meanwhile(settings), settings).ship() == 1
+    assert outbox_ids(client, settings) == ["b"]
+
+
 def test_other_files_in_the_folder_are_left_alone(
     client: Any, settings: Settings, spool: Spool, shipper: Shipper
 ) -> None:
