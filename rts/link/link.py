@@ -18,7 +18,7 @@ import redis
 from redis.exceptions import MasterDownError, ReadOnlyError, RedisError, ResponseError
 
 from rts import forks, health
-from rts.errors import StoreUnavailable, kind
+from rts.errors import StoreUnavailable, kind, short
 from rts.link.breaker import Breaker
 from rts.link.lookup import Lookup
 from rts.link.options import connection_options
@@ -219,9 +219,7 @@ class Link:
                 str(exc)[:200].rstrip("."),
                 self._period_s,
             )
-        return StoreUnavailable(
-            f"Redis at {self._shown_url} is not usable: {type(exc).__name__}"
-        )
+        return StoreUnavailable(f"Redis at {self._shown_url} is not usable ({short(exc)})")
 
 
 def is_from_replica(refusal: ResponseError) -> bool:

@@ -405,6 +405,7 @@ def test_with_its_servers_down_a_command_says_so_in_one_line(
     (line,) = result.stderr.splitlines()
     assert line.startswith("Error: ")
     assert "rts_redis_url" in line or "rts_mongo_url" in line
+    assert "Connection refused" in line
     assert "secret" not in result.output
 
 

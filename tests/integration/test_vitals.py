@@ -106,5 +106,5 @@ def test_a_key_of_another_type_is_told_as_what_it_is(
     redis_client: redis.Redis, settings: Settings, link: Link
 ) -> None:
     redis_client.set(settings.keys.alerts, "somebody else's")
-    with pytest.raises(StoreUnavailable, match="is not usable: ResponseError"):
+    with pytest.raises(StoreUnavailable, match=r"is not usable \(ResponseError"):
         ask_redis(link, settings)
