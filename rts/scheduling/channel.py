@@ -104,7 +104,8 @@ class DeadlineOrder(Claims):
     ) -> tuple[float, str]:
         place = place_of(message, self.rule.horizon(queue), self.rule.work)
         if behind:
-            place = place.behind(time.time())
+            seconds, micros = self.plain.time()  # the clock that claims go by
+            place = place.behind(seconds + micros / 1e6)
         return place.score, member(message, stock.dumps(message), place, queue)
 
     # Consuming, over the poller's connection, one message at a time

@@ -83,9 +83,11 @@ def test_what_a_queue_of_another_app_left_is_restored_for_its_workers(
 
 @pytest.mark.parametrize("written_by_kombu", [True, False])
 def test_what_a_worker_rejects_once_more_goes_behind_the_others(
-    url: str, raw: redis.Redis, written_by_kombu: bool
+    url: str, raw: redis.Redis, written_by_kombu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also where the clock of the worker's host is an hour behind."""
     start = time.time()
+    monkeypatch.setattr(time, "time", lambda: start - 3600)
     with connect(url) as connection:
         channel: Any = connection.default_channel
         channel.slots = SimpleNamespace(may_take_demoted=lambda share: True)  # as in a worker
