@@ -28,6 +28,7 @@ from rts.records import Execution, OpenTask, Plan, read_runs
 from rts.scheduling.discovery import known_queues, routing_keys
 from rts.settings import Settings
 from rts.unfinished.open_task_format import task_of
+from rts.unfinished.received import mark_of
 
 #: Tasks that are remembered as published by this process within the last NOTED_S seconds.
 MAX_PUBLISHED = 1000
@@ -102,11 +103,11 @@ class Predictor:
         if waits is not None:
             return self._of_waiting(waits)
         held = self._of_held(task_id, queues, known)
-        if held is not None or task is None or is_overdue or sent_to not in queues:
+        if held is not None or task is None or sent_to not in queues:
             return held
         if task.arrival > now:
             return self._of_scheduled(task, sent_to)
-        return self._of_just_started(task, sent_to)
+        return self._of_just_started(task, sent_to, is_overdue=is_overdue)
 
     def _of_noted(self, run: Execution, queues: Iterable[str]) -> Prediction | None:
         """Predict a run from its note; ``None`` if it has not started, or has ended since."""
@@ -154,11 +155,16 @@ class Predictor:
         snapshot = self._state.with_ratios(replace(picture.snapshot, held=held))
         return forecast.of_held(snapshot, len(held) - 1)
 
-    def _of_just_started(self, task: OpenTask, queue: str) -> Prediction | None:
-        """Predict an open task that neither waits nor is known to run: it must have started
-        within the last second. ``None`` if it has ended since.
+    def _of_just_started(
+        self, task: OpenTask, queue: str, *, is_overdue: bool
+    ) -> Prediction | None:
+        """Predict a task that neither waits nor is known to run: it must have started within
+        the last second. ``None`` if it has ended since, or is overdue and no worker there is
+        has lately received it: it may be lost.
         """
         fleet = self._state.fleet(queue)
+        if is_overdue and mark_of(task.task_id) not in fleet.receivers:
+            return None
         if any(run.task_id == task.task_id for run in fleet.recent):
             return None
         return self._of_running(fleet, work_of(task), fleet.now)

@@ -353,6 +353,32 @@ def test_a_task_published_and_started_within_a_second_has_started(
     assert found.start < now + 60  # it does not wait for the long one
 
 
+def test_an_overdue_task_that_has_just_started_is_not_over(
+    make_stage: MakeStage, apps: MakeApp, redis_client: redis.Redis
+) -> None:
+    stage = make_stage()
+    app = apps(stage)
+    worker = stage.worker(pool="threads", concurrency=1)
+    app.send_task(OK, (4,))
+    overdue = app.send_task(OK, (60,), headers={"sla_deadline": time.time() + 1}).id
+
+    def held() -> bool:
+        return overdue in "".join(redis_client.hvals("unacked"))
+
+    wait_until(held, message="the worker has taken it")
+    wait_until(lambda: redis_client.zscore(f"{stage.prefix}overdue", overdue))
+    wait_until(lambda: not held(), message="it starts")
+    found = rts.predict(overdue, app=app)
+    assert found is not None
+    assert found.finish > time.time() + 1
+    # One that no worker there is has received may be lost.
+    lost = app.send_task(OK, headers={"sla_deadline": time.time()}, queue="nobody's").id
+    redis_client.delete("nobody's")
+    wait_until(lambda: redis_client.zscore(f"{stage.prefix}overdue", lost))
+    assert rts.predict(lost, queue="nobody's", app=app) is None
+    worker.kill()
+
+
 def test_a_task_of_this_process_that_started_at_once(
     make_stage: MakeStage, apps: MakeApp, redis_client: redis.Redis
 ) -> None:
