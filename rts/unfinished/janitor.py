@@ -131,18 +131,25 @@ class Orphans:
     """
 
     def __init__(
-        self, board: NoteBoard, sink: RunSink, clock: FleetClock, pool_waits_s: float = 0.0
+        self,
+        board: NoteBoard,
+        sink: RunSink,
+        clock: FleetClock,
+        pool_waits_s: float = 0.0,
+        *,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._board = board
         self._sink = sink
         self._clock = clock
         self._after_s = pool_waits_s + ORPHANED_AFTER_S
-        #: Run id to the instant at which its process was first found missing.
+        self._now = now
+        #: Run id to the monotonic instant at which its process was first found missing.
         self._missing: dict[str, float] = {}
 
     def step(self) -> int:
         """Look once; return the number of runs ended."""
-        now = self._clock.now()
+        now, completed_at = self._now(), self._clock.now()
         missing: dict[str, float] = {}
         ended = 0
         for slot, note in self._board.notes():
@@ -151,7 +158,9 @@ class Orphans:
             missing[note.run_id] = self._missing.get(note.run_id, now)
             orphaned = now - missing[note.run_id] > self._after_s
             if orphaned and self._board.release(slot, note):
-                self._sink.ended(note._replace(completed_at=now, state=LOST, cause="killed"))
+                self._sink.ended(
+                    note._replace(completed_at=completed_at, state=LOST, cause="killed")
+                )
                 health.count("runs_lost")
                 ended += 1
         self._missing = missing

@@ -233,36 +233,41 @@ def begun(task_id: str, pid: int) -> Execution:
     return run(task_id)._replace(instance=LIVING, started_at=100.0, pid=pid)
 
 
-def test_runs_of_a_process_that_is_gone_end_after_a_grace(board: NoteBoard) -> None:
+def test_runs_of_a_process_that_is_gone_end_after_a_grace(
+    board: NoteBoard, time: Clock
+) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     board.put(begun("alive", os.getpid()).to_json().encode())
     killed = begun("killed", gone.pid)
     board.put(killed.to_json().encode())
     clock, sink = FleetClock(), Kept()
-    orphans = Orphans(board, sink, clock)
+    orphans = Orphans(board, sink, clock, now=time)
     assert orphans.step() == 0
-    clock.offset_s += ORPHANED_AFTER_S / 2
+    clock.offset_s -= 3600  # the clock of Redis is set back
+    time.at += ORPHANED_AFTER_S / 2
     assert orphans.step() == 0
-    clock.offset_s += ORPHANED_AFTER_S
+    time.at += ORPHANED_AFTER_S
     assert orphans.step() == 1
     (end,) = sink.ends
     assert (end.run_id, end.state, end.cause) == (killed.run_id, LOST, "killed")
     assert [note.task_id for _, note in board.notes()] == ["alive"]
-    clock.offset_s += 10 * ORPHANED_AFTER_S
+    time.at += 10 * ORPHANED_AFTER_S
     assert orphans.step() == 0
     assert health.take_counts() == {"runs_lost": 1}
 
 
-def test_an_end_that_the_main_process_wrote_is_not_written_again(board: NoteBoard) -> None:
+def test_an_end_that_the_main_process_wrote_is_not_written_again(
+    board: NoteBoard, time: Clock
+) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     board.put(begun("killed", gone.pid).to_json().encode())
     clock, sink = FleetClock(), Kept()
-    orphans = Orphans(board, sink, clock)
+    orphans = Orphans(board, sink, clock, now=time)
     orphans.step()
     assert board.take("killed") is not None
-    clock.offset_s += 2 * ORPHANED_AFTER_S
+    time.at += 2 * ORPHANED_AFTER_S
     assert orphans.step() == 0
     assert not sink.ends
 
