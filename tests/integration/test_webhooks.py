@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import hmac
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -466,7 +467,11 @@ def test_one_companion_leads_and_another_takes_over(
     now, clock = Clock(), FleetClock()
     clock.offset_s = 7200  # this host's clock is wrong by two hours
     one, two = (fleet.leader(settings, clock, name, now=now) for name in ("one", "two"))
+    before = threading.enumerate()
     assert one.lead()
+    assert one.lead()
+    new = [thread.name for thread in threading.enumerate() if thread not in before]
+    assert new.count("rts-webhook") == 1, "each would send each message"
     assert not two.lead()
     assert (one.leads(), two.leads()) == (True, False)
     now.at += LEASE_S  # it was stopped for so long: it may not send any more
