@@ -141,9 +141,6 @@ class Companion:
                 pass_fds=self._pass_fds,
                 start_new_session=True,  # the terminal's Ctrl-C is for the worker
             )
-        except BaseException:
-            self._close_pipe()
-            raise
         finally:
             os.close(reading)
         self._spawned_at = time.monotonic()

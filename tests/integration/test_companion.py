@@ -236,8 +236,11 @@ def test_a_killed_companion_is_restarted(
     first = companion.pid
     assert first is not None
     companion.set_queues(["emails"])
+    worker = psutil.Process()
+    descriptors = worker.num_fds()
     os.kill(first, signal.SIGKILL)
     wait_until(lambda: companion.pid not in (None, first), PATIENCE_S)
+    wait_until(lambda: worker.num_fds() <= descriptors, PATIENCE_S)
     redis_client.delete(settings.keys.workers)
     beats = wait_until(lambda: redis_client.hvals(settings.keys.workers), PATIENCE_S)
     assert json.loads(beats[0])["queues"] == ["emails"]
