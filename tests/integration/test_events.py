@@ -97,6 +97,8 @@ def test_a_notice_from_another_version_is_understood(
             redis_client.xadd(settings.keys.events, {"n": text})
         wait_until(lambda: told)
         assert told == [notice]
+        # Without a webhook, objectives are evaluated only for those who say that they listen.
+        assert 0 < redis_client.ttl(settings.keys.listening) <= listener.LISTENING_TTL_S
         # None of the others is delivered again and again.
         group = listener.group_of("slo_burning")
         wait_until(lambda: not redis_client.xpending(settings.keys.events, group)["pending"])
@@ -138,6 +140,25 @@ def test_what_a_dead_worker_had_in_hand_is_handled_by_another_some_time_later(
     with hearing(settings, signals.task_overdue) as told:
         wait_until(lambda: not redis_client.xpending(events, group)["pending"])
     assert [notice.task_id for notice in told] == ["t1", "t2"]
+
+
+def test_what_is_handled_while_the_worker_stops_is_not_handled_again(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    events, group = settings.keys.events, listener.group_of("task_overdue")
+    living, stopped = Listener(settings, "me"), threading.Event()
+
+    def stop(**_: Any) -> None:
+        living.stop()
+        stopped.set()
+
+    signals.task_overdue.connect(stop)
+    living.start()
+    wait_until(lambda: redis_client.exists(events))
+    tell(redis_client, settings, text_of())
+    assert stopped.wait(30)
+    # With an event in hand it would remain, for another one to claim that.
+    wait_until(lambda: not redis_client.xinfo_consumers(events, group))
 
 
 def test_an_event_whose_reply_was_lost_is_handled_next(
