@@ -432,6 +432,28 @@ def test_no_claim_goes_over_a_connection_that_was_idle_for_long() -> None:
     assert got == ["1", "2"]
 
 
+@pytest.mark.skipif(
+    not hasattr(stock.MultiChannelPoller, "maybe_check_brpop_health"), reason="kombu < 5.7"
+)
+def test_a_claim_whose_reply_never_comes_is_sent_over_another_connection() -> None:
+    gauge = SimpleNamespace(free=lambda: True, may_take_demoted=lambda share: True)
+    with RedisServer() as server, relay(server) as firewall, connect(server.url) as producer:
+        put, start = producer.default_channel._put, time.time()
+        with (
+            connect(f"redis://127.0.0.1:{firewall.port}/0") as connection,
+            consuming(connection, gauge) as (channel, got),
+        ):
+            wait_until(lambda: drained(connection) or channel._claim_queues is None)
+            firewall.forget()
+            channel._brpop_sent_at -= 60
+            # What else goes to Redis needs a connection, too.
+            channel.pool.disconnect(inuse_connections=False)
+            put(NAME, envelope(Message(start + FAR, start, 1.0, "1")))
+            drained(connection)  # finds that it has waited for too long
+            connection.drain_events(timeout=5)
+    assert got == ["1"]
+
+
 def test_a_connection_that_ended_while_a_task_blocked_the_loop_is_replaced(
     url: str, raw: redis.Redis
 ) -> None:
