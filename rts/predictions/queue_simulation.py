@@ -78,7 +78,7 @@ class QueueSimulation:
             if self._busy[group] == self._groups[group].slots:
                 continue
             number = -1 - len(self._held) - position
-            known_s = max(0.0, self.now - rng.random() * ENDED_S - started)
+            known_s = self.now - rng.random() * ENDED_S - started
             end = started + self._runtimes.draw_longer(work, known_s)
             if end <= self.now:
                 continue
