@@ -27,6 +27,12 @@ def test_arrivals_have_the_recent_rate() -> None:
     assert list(Arrivals([], 0.0, 0.0, 1, rng).stream(0.0)) == []
 
 
+def test_a_rate_lasts_for_as_long_again_in_half_of_all_cases() -> None:
+    coming = Arrivals([at(float(i)) for i in range(100)], 100.0, 100.0, 8, random.Random(1))
+    lasted = [any(w.arrival > 200.0 for w in coming.stream(100.0)) for _ in range(300)]
+    assert statistics.mean(lasted) == pytest.approx(0.5, abs=0.1)
+
+
 def streamed(recent_arrivals: list[Work], now: float, seconds: float) -> float:
     """Return the median number of arrivals within *seconds*."""
     rng = random.Random(1)

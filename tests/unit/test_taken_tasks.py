@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime, timezone
 from typing import Any
 
 import pytest
@@ -88,6 +89,17 @@ def test_what_is_known_to_run_is_not_held_and_fills_a_slot() -> None:
     assert list(found.running) == ["a", "c"]
 
 
+def test_a_run_holds_a_slot_of_its_worker_or_of_one_that_consumes_its_queue() -> None:
+    groups = [WorkerGroup(2, (1,)), WorkerGroup(2, (1, 0)), WorkerGroup(2, (1, 0))]
+    fleet = replace(IDLE, groups=groups, group_of={"a": 0, "b": 1, "c": 2})
+    runs = [running("a")._replace(instance="c"), running("b")._replace(instance="gone")]
+    strange = running("c")._replace(instance="gone", queue="topic.key")
+    found = taken(replace(fleet, running=[*runs, strange]))
+    assert [run.group for run in found.running.values()] == [2, 1, 1]
+    nobody = replace(fleet, groups=[WorkerGroup(2, (1,))], group_of={"a": 0}, running=[strange])
+    assert [run.group for run in taken(nobody).running.values()] == [0]
+
+
 def test_messages_held_for_an_eta_may_exceed_what_a_worker_reports() -> None:
     long_ago = NOW - taken_tasks.REPORTED_S - 1
     full = replace(IDLE, groups=[WorkerGroup(2, prefetch=SIZE - 2.0)])
@@ -103,6 +115,11 @@ def test_what_no_worker_holds_any_more_is_ready_once_it_is_redelivered() -> None
     found = taken(received, *messages)
     assert [work.ready for work in found.held.values()] == [long_ago + 3600.0, 0.0, 0.0]
     assert found.held_by == [None, 0, None]
+    # Since its eta there was hardly time to report it.
+    due = datetime.fromtimestamp(NOW - 1, timezone.utc).isoformat()
+    assert [work.ready for work in taken(IDLE, held("d", long_ago, eta=due)).held.values()] == [
+        NOW - 1
+    ]
     found = taken(replace(received, all_report=False), *messages)
     assert [work.ready for work in found.held.values()] == [0.0, 0.0, 0.0]
 
