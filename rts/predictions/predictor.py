@@ -198,12 +198,14 @@ def _not_before(arrival: float, found: Prediction) -> Prediction:
     def late(start: float) -> float:
         return max(0.0, arrival - start)
 
+    finish = found.finish + late(found.start)
     return replace(
         found,
         start=found.start + late(found.start),
         start_low=found.start_low + late(found.start_low),
         start_high=found.start_high + late(found.start_high),
-        finish=found.finish + late(found.start),
-        finish_low=found.finish_low + late(found.start_low),
-        finish_high=found.finish_high + late(found.start_high),
+        finish=finish,
+        # A start that is later by less shifts the bounds of the finish by less.
+        finish_low=min(finish, found.finish_low + late(found.start_low)),
+        finish_high=max(finish, found.finish_high + late(found.start_high)),
     )

@@ -14,6 +14,7 @@ import rts
 from rts.errors import StoreUnavailable
 from rts.installation import parts_of
 from rts.predictions import routing
+from rts.predictions.predictor import _not_before
 from rts.predictions.pressures import Pressure
 from rts.records import OpenTask, Plan
 from tests.conftest import MakeApp
@@ -75,6 +76,18 @@ def test_where_a_new_task_would_go(make_app: MakeApp, route: Any, expected: Any)
         rts.predict_new("work", app=app)
         rts.predict_new("work", priority=5, app=app)
         assert asked == [expected, (expected[0], 5)]
+
+
+def test_an_answer_that_is_older_than_the_question_keeps_its_order() -> None:
+    def made(start_low: float, start_high: float, finish: float) -> rts.Prediction:
+        starts = (100.0, start_low, start_high)
+        return rts.Prediction(*starts, finish, 100.6, 115.5, 130.0, 1.0, ahead=0, slots=2)
+
+    for found in (made(100.0, 100.5, 115.4), made(99.5, 100.5, 100.7)):
+        later = _not_before(100.6, found)
+        assert (later.start, later.start_low, later.start_high) == (100.6, 100.6, 100.6)
+        assert later.finish == pytest.approx(found.finish + 0.6)
+        assert later.finish_low <= later.finish <= later.finish_high
 
 
 def test_predictions_know_what_was_published_where_no_tasks_are_tracked(
