@@ -21,7 +21,7 @@ from rts.predictions.new_tasks import MAX_FRESH_S, Reading
 from rts.predictions.prediction import Prediction
 from rts.predictions.queue_parts import SAMPLE, sampled
 from rts.predictions.queue_simulation import QueueSimulation
-from rts.predictions.shared_workers import OrderMaker, Queues, WorkerGroup
+from rts.predictions.shared_workers import OrderMaker, PrefetchedWork, Queues, WorkerGroup
 from rts.predictions.snapshot import Running, Snapshot
 from rts.predictions.work import Work
 from rts.rule import Rule
@@ -215,6 +215,24 @@ def test_a_late_turn_serves_what_has_waited_longest_in_any_of_a_workers_queues()
     # Each of them counts the claims that begin with it.
     popped = [queues.pop(0, 100.0, 8) for _ in range(9)]
     assert [task and task.number for task in popped] == [4, 3, 6, 5, 1, 8, 7, 2, 0]
+
+
+def test_a_claim_in_several_queues_counts_for_one_late_turn() -> None:
+    line = Queues(EarliestDeadlineFirst, [WorkerGroup(4, (0, 1))], in_turn=True)
+    line.resume([0, 19], [])  # the next claim of the second queue would be its twentieth
+    for number, (queue, deadline) in enumerate([(0, 1.0), (1, 1.0), (1, 200.0)]):
+        line.push(queue, Waiting(0.0, 1.0, deadline, number))
+    found = line.pop(0, 100.0, 4)
+    assert found is not None
+    assert found.number == 2
+
+
+def test_a_worker_prefetches_again_once_a_prefetched_task_has_started() -> None:
+    prefetched = PrefetchedWork([WorkerGroup(1, prefetch=2.0)])
+    prefetched.add(0, 7, 2.0)
+    assert not prefetched.has_room(0)
+    assert prefetched.pop(0) == 7
+    assert prefetched.has_room(0)
 
 
 @pytest.mark.parametrize(("deadline", "start"), [(901.0, 1005.0), (9000.0, 1000.0)])
