@@ -76,9 +76,10 @@ def main() -> int:
         os.nice(NICENESS)
     except OSError:
         pass  # a sandbox may forbid it; nothing depends on it
-    gc.freeze()  # imported modules stay for good
-    # A batch is many objects, none of them in cycles: look for cycles less often.
-    gc.set_threshold(50_000, 10, 10)
+    if sys.implementation.name == "cpython":
+        gc.freeze()  # imported modules stay for good
+        # A batch is many objects, none of them in cycles: look for cycles less often.
+        gc.set_threshold(50_000, 10, 10)
     watched = (parent, stop, worker.set_queues)
     threading.Thread(target=watch, args=watched, daemon=True).start()
     run(chores, stop, worker)
