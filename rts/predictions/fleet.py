@@ -89,8 +89,8 @@ class Fleet:
         """Return the share of the slots' time in which tasks ran lately, given that work has
         waited for all of them *since* this instant; ``None`` if there are too few data.
 
-        A worker counts since one of its last runs began: before, it may not have been there,
-        or had fewer slots, or the broker was away.
+        A worker counts since one of its last runs began, and for MIN_SPAN_S if these are short:
+        before, it may not have been there, or had fewer slots, or the broker was away.
         """
         if len({group.queues for group in self.groups}) > 1:
             return None
@@ -106,7 +106,9 @@ class Fleet:
             slots = self.worker_slots[instance]
             if len(seen) < RUNS_PER_SLOT * slots:
                 continue
-            begun = max(since, sorted(seen)[-LAST_RUNS_PER_SLOT * slots :][0][0])
+            starts = sorted(start for start, _ in seen)
+            long_ago = [start for start in starts if until - start >= MIN_SPAN_S]
+            begun = max(since, min(starts[-LAST_RUNS_PER_SLOT * slots :][:1] + long_ago[-1:]))
             if until - begun >= MIN_SPAN_S:
                 ran = (min(end, until) - max(start, begun) for start, end in seen)
                 busy_s += sum(span_s for span_s in ran if span_s > 0)

@@ -232,6 +232,13 @@ def test_the_share_of_busy_time_is_that_of_the_last_runs_of_the_workers_there_ar
     assert grown.share(40.0) == pytest.approx(0.9)
 
 
+def test_the_share_of_busy_time_is_measured_though_the_last_runs_were_short() -> None:
+    short = [ran(at / 8, at / 8 + 0.1) for at in range(8 * 90, 8 * 110)]  # eight a second
+    fleet = replace(BUSY, running=[], recent=short, worker_slots={"a": 1}, known_since=0.0)
+    assert fleet.share(95.0) == pytest.approx(0.8)
+    assert fleet.share(108.5) is None
+
+
 def test_arrivals_count_until_those_that_may_have_started_unseen() -> None:
     arrivals = (100.0, 100.1, 102.0, 103.0, 104.0, 106.0, 109.9, 110.1)
     waiting = [Work("mixed", arrival, 1.0, 200.0) for arrival in arrivals]
