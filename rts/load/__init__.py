@@ -2,6 +2,7 @@
 
 :mod:`~rts.load.sampler` reads CPU (:mod:`~rts.load.cpu`), memory (:mod:`~rts.load.memory`) and
 GPUs (:mod:`~rts.load.gpu`) four times a second, within the limits of the worker's cgroups
-(:mod:`~rts.load.cgroup`). The worker's processes share the sample
-(:mod:`~rts.load.sample`, :mod:`~rts.load.board`). :mod:`~rts.load.usage` measures single runs.
+(:mod:`~rts.load.cgroup`), from files of the kernel (:mod:`~rts.load.kernel_files`). The
+worker's processes share the sample (:mod:`~rts.load.sample`, :mod:`~rts.load.board`).
+:mod:`~rts.load.usage` measures single runs.
 """

@@ -86,6 +86,7 @@ def test_a_header_takes_precedence_over_the_tasks_settings() -> None:
     headers = published(p, task_type="mixed", sla_multiplier=2.4)
     assert (headers["task_type"], headers["rts_type_source"]) == ("mixed", "explicit")
     assert headers["rts_k"] == 2.4
+    assert published(p, sla_multiplier="1.75")["rts_k"] == 1.75
 
 
 @pytest.mark.parametrize(
