@@ -11,7 +11,8 @@ class Prediction:
 
     ``start`` and ``finish`` are where the simulations agree best, by the relative error of the
     time from now. Between ``…_low`` and ``…_high`` it lies with a probability of 90 %.
-    Infinite if the task is more likely dropped than run (``rts_hopeless`` "drop").
+    Infinite if the task is more likely dropped than run (``rts_hopeless`` "drop"), or if a
+    worker that has no slots holds it.
     ``on_time`` is the probability, 0 to 1, that it meets its ``deadline``; ``ahead`` the number
     of tasks that start before it, if nothing more is published; ``slots`` the number of slots
     of the workers that consume its queue.
