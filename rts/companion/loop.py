@@ -53,10 +53,7 @@ def run(chores: HostChores, stop: threading.Event, worker: WorkerChores | None =
         _repeat(stop, JANITOR_S, *searches),
         shipping,
     ]
-    keeping = None
-    if chores.ledger is not None:
-        keeping = threading.Thread(target=_keep_ledger, args=(chores.ledger, stop), daemon=True)
-        keeping.start()
+    draining = None if chores.ledger is None else _keep_ledger(chores.ledger, stop)
     stop.wait()
     if last_runs is not None:
         last_runs.join()
@@ -64,19 +61,28 @@ def run(chores: HostChores, stop: threading.Event, worker: WorkerChores | None =
         thread.join(1.0)
     # Before the wait for MongoDB, which may hang: this host's disk may go with the worker.
     chores.ship_last()
-    if keeping is not None:
-        keeping.join()
+    if draining is not None:
+        draining.join()
     chores.finish()
 
 
-def _keep_ledger(ledger: LedgerChores, stop: threading.Event) -> None:
-    """Drain and save the taus until *stop* is set, with the other chores in threads."""
+def _keep_ledger(ledger: LedgerChores, stop: threading.Event) -> threading.Thread:
+    """Do the chores of the ledger in threads until *stop* is set; return the one that drains.
+    They are started here: if one cannot be, as where a limit is reached, the process ends.
+    """
     leader = ledger.leader
     _repeat(stop, ROLLUP_S, ("rolling up past hours", ledger.roll_up))
     _repeat(stop, RENEW_S, ("alerting", leader.lead))
     _repeat(stop, OVERDUE_S, ("alerting on overdue tasks", leader.evaluate_overdue))
     _repeat(stop, OBJECTIVES_S, ("alerting on objectives", leader.evaluate_objectives))
     _repeat(stop, LOOK_S, ("looking for overdue tasks", ledger.overdue.step))
+    draining = threading.Thread(target=_drain_until, args=(stop, ledger), daemon=True)
+    draining.start()
+    return draining
+
+
+def _drain_until(stop: threading.Event, ledger: LedgerChores) -> None:
+    """Drain, and save and restore the taus, until *stop* is set."""
     snapshot_at = restore_at = 0.0
     while not stop.is_set():
         if time.monotonic() >= restore_at:

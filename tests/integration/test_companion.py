@@ -30,6 +30,7 @@ from rts.companion.host_chores import HostChores
 from rts.companion.instructions import Instructions
 from rts.companion.ledger_chores import LedgerChores
 from rts.companion.loop import drain_alone
+from rts.companion.loop import run as run_companion
 from rts.companion.process import LAST_S
 from rts.companion.supervisor import Companion
 from rts.errors import StoreUnavailable
@@ -622,6 +623,28 @@ def test_an_outage_of_redis_is_logged_once_though_many_links_meet_it(
             wait_until(partial(attempt, "again", step))
         assert caplog.text.count("answers again") == 1
         chores.close()
+
+
+def test_a_companion_that_cannot_start_all_its_threads_ends(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its worker starts another one. Else nobody might ever drain."""
+    chores, stop = HostChores(settings, drain=True), threading.Event()
+    stop.set()
+    begun: list[threading.Thread] = []
+    start = threading.Thread.start
+
+    def start_few(thread: threading.Thread) -> None:
+        if len(begun) == 4:
+            raise RuntimeError("can't start new thread")  # as where a limit is reached
+        begun.append(thread)
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start_few)
+        with pytest.raises(RuntimeError, match="new thread"):
+            run_companion(chores, stop)
+    chores.close()
 
 
 def test_a_drain_alone_does_what_a_companion_does(
