@@ -10,13 +10,17 @@ def slots_of(worker: Any) -> int:
 
     The current size, which remote control may change; with autoscaling the maximum.
     """
-    scaler, pool = getattr(worker, "autoscaler", None), worker.pool
-    most = getattr(scaler, "max_concurrency", None) or getattr(worker, "max_concurrency", None)
+    # 0, wherever it comes from: remote control has shrunk the pool to nothing.
+    pool = worker.pool
+    most = getattr(getattr(worker, "autoscaler", None), "max_concurrency", None)
+    if most is None:
+        most = getattr(worker, "max_concurrency", None)
     if most is None and pool.is_green:
         # Celery < 5.7: num_processes of gevent is the number of tasks that run right now.
-        most = getattr(getattr(pool, "_pool", None), "size", None) or pool.limit
-    number = most or pool.num_processes  # 0: remote control has shrunk it to nothing
-    return 1 if number is None else int(number)
+        most = getattr(getattr(pool, "_pool", None), "size", pool.limit)
+    if most is None:
+        most = pool.num_processes
+    return 1 if most is None else int(most)
 
 
 def prefetch_of(worker: Any) -> int | None:

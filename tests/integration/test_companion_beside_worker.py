@@ -122,9 +122,10 @@ def test_it_beats_and_ships_while_the_driver_of_a_gpu_hangs(
         (["--concurrency=3"], lambda control: control.pool_shrink(1, **ONE_REPLY), 3, 2),
         ([], lambda control: control.pool_shrink(1, **ONE_REPLY), 1, 0),
         (["--autoscale=3,1"], lambda control: control.autoscale(5, 1, **ONE_REPLY), 3, 5),
+        (["--autoscale=3,1"], lambda control: control.autoscale(0, 0, **ONE_REPLY), 3, 0),
         (["--pool=solo", "--concurrency=4"], lambda control: None, 1, 1),
     ],
-    ids=["grow", "shrink", "none", "autoscale", "solo"],
+    ids=["grow", "shrink", "none", "autoscale", "autoscale none", "solo"],
 )
 def test_the_heartbeat_has_the_current_slots(
     make_stage: MakeStage,
