@@ -39,7 +39,8 @@ class CheckCommand(click.Command):
         try:
             ctx = super().make_context(*args, **kwargs)
             given = ctx.get_parameter_source("lag_warning") is ParameterSource.COMMANDLINE
-            if given and ctx.params["lag_warning"] > ctx.params["lag_critical"]:
+            complete = not ctx.resilient_parsing  # else a shell asks how the line may go on
+            if complete and given and ctx.params["lag_warning"] > ctx.params["lag_critical"]:
                 raise click.UsageError("--lag-warning must not exceed --lag-critical", ctx)
             return ctx
         except click.UsageError as exc:

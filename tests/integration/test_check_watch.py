@@ -21,7 +21,7 @@ import redis
 from celery import Celery
 
 from rts.alerting.alert import Alert
-from rts.cli import watch_data
+from rts.cli import check, watch_data
 from rts.cli.watch_data import Gatherer
 from rts.settings import Settings
 from rts.testing import MongoServer, wait_until
@@ -179,6 +179,13 @@ def test_a_check_that_cannot_be_made_is_unknown_or_critical(
     result = cli("check", *arguments)
     assert (result.exit_code, "secret" in result.output) == (code, False), result.output
     assert result.output.count(text) == 1
+
+
+def test_a_command_line_that_a_shell_completes_may_be_wrong() -> None:
+    context = check.command.make_context(
+        "check", ["--lag-warning", "soon"], resilient_parsing=True
+    )
+    assert context.params["lag_critical"] == check.CRITICAL_LAG_S
 
 
 def test_an_outbox_that_lags_is_a_warning_and_then_critical(
