@@ -210,16 +210,16 @@ class Link:
         self._timed_out = isinstance(exc, redis.TimeoutError)
         if self.breaker.failed():
             health.count("breaker_opened")
+        why = short(exc)
         if self._outages.tell(kind(exc) if isinstance(exc, ResponseError) else ""):
             logger.warning(
-                "rts: Redis at %s is not usable: %s: %s. Tasks keep running and records wait. "
+                "rts: Redis at %s is not usable: %s. Tasks keep running and records wait. "
                 "Check the server and rts_redis_url. Next attempt in %g s",
                 self._shown_url,
-                kind(exc),
-                str(exc)[:200].rstrip("."),
+                why,
                 self._period_s,
             )
-        return StoreUnavailable(f"Redis at {self._shown_url} is not usable ({short(exc)})")
+        return StoreUnavailable(f"Redis at {self._shown_url} is not usable ({why})")
 
 
 def is_from_replica(refusal: ResponseError) -> bool:

@@ -13,7 +13,7 @@ from redis.connection import parse_url
 from redis.retry import Retry
 
 from rts import health
-from rts.errors import ConfigurationError
+from rts.errors import ConfigurationError, short
 from rts.settings import Settings
 from rts.urls import shown_url
 
@@ -77,7 +77,7 @@ class _Credentials(redis.CredentialProvider):
 
             if isinstance(exc, SoftTimeLimitExceeded):
                 raise  # it is for the task that publishes
-            raise redis.RedisError(f"no credentials ({type(exc).__name__}: {exc})") from exc
+            raise redis.RedisError(f"no credentials ({short(exc)})") from exc
 
 
 def supported_options(connection_class: type, options: Mapping[str, Any]) -> dict[str, Any]:
