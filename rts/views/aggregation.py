@@ -11,7 +11,7 @@ from typing import Any
 from rts.keys import ASSIGNMENTS
 from rts.ledger.connection import LedgerDatabase
 from rts.validation import finite
-from rts.views.histogram import expression
+from rts.views.histogram import expression, if_number
 from rts.views.intervals import EPOCH, Window, in_window
 from rts.views.tally import BUCKETS, CLASS, CLASSES, FIELDS, LATE, UNKNOWN, Tallies, Tally
 
@@ -35,7 +35,7 @@ def direct(database: LedgerDatabase, collection: str, window: Window, by: str) -
     """Aggregate the records of *window*."""
     found: Tallies = {}
     for row in _groups(database, collection, window, by, {}):
-        _add_group(found.setdefault(_key_text(row["_id"]["key"]), Tally()), row)
+        _add_group(found.setdefault(_key_text(row["_id"]["key"], by), Tally()), row)
     return found
 
 
@@ -51,7 +51,7 @@ def direct_by_interval(
     found: dict[int, Tallies] = {}
     for row in _groups(database, collection, window, by, {"at": at}):
         inside = found.setdefault(int(row["_id"]["at"]) // 1000, {})
-        _add_group(inside.setdefault(_key_text(row["_id"]["key"]), Tally()), row)
+        _add_group(inside.setdefault(_key_text(row["_id"]["key"], by), Tally()), row)
     return found
 
 
@@ -71,10 +71,10 @@ def _groups(
         yield from database[collection].aggregate(stages)
 
 
-def _key_text(key: Any) -> str:
+def _key_text(key: Any, by: str) -> str:
     """Return the key of a group as text; the parts of a class as a JSON list."""
-    if isinstance(key, dict):
-        return json.dumps([key[name] for name in CLASS])
+    if by == CLASSES:
+        return json.dumps([None if key[name] is None else str(key[name]) for name in CLASS])
     return str(key) or UNKNOWN  # a task that waits has an empty worker
 
 
@@ -85,12 +85,13 @@ def _if_success(value: Any) -> dict[str, Any]:
 #: What to group by, besides the key, and what to sum up. Several small queries are faster than
 #: one whose groups are the product of all buckets.
 _Query = tuple[dict[str, Any], dict[str, Any]]
+_ERROR = {"$abs": {"$subtract": ["$runtime_s", "$tau"]}}
 _RUN_QUERIES: tuple[_Query, ...] = (
     (
         {"runtime": expression("runtime_s")},
         {
             "runtime_s": _if_success("$runtime_s"),
-            "error_s": _if_success({"$abs": {"$subtract": ["$runtime_s", "$tau"]}}),
+            "error_s": _if_success(if_number("$tau", if_number("$runtime_s", _ERROR))),
         },
     ),
     ({"queueing_delay": expression("queueing_delay_s")}, {}),
@@ -129,4 +130,4 @@ def _add_group(counted: Tally, row: Mapping[str, Any]) -> None:
             counted.on_time += n
             counted.good += n if groups.get("success") else 0
         else:
-            counted.misses[groups.get("cause") or LATE] += n
+            counted.misses[str(groups.get("cause") or LATE)] += n

@@ -37,9 +37,10 @@ def bucket(value: float) -> int:
 
 
 def expression(field: str, *, signed: bool = False) -> dict[str, Any]:
-    """Return the aggregation expression of the bucket of *field*; null if it has none.
+    """Return the aggregation expression of the bucket of *field*; null if it has none, or holds
+    no number.
 
-    Numbers sort above null and NaN on the server, which rules those out.
+    Numbers sort above NaN on the server, which rules that out.
     """
     value = f"${field}"
 
@@ -50,13 +51,21 @@ def expression(field: str, *, signed: bool = False) -> dict[str, Any]:
     if signed:
         mirrored = {"$multiply": [-1, number({"$multiply": [-1, value]})]}
         negative = {"$cond": [{"$gte": [value, -math.inf]}, mirrored, None]}
-    return {
+    positive = {
         "$cond": [
             {"$gt": [value, ZERO_S]},
             number(value),
             {"$cond": [{"$gte": [value, -ZERO_S]}, 0, negative]},
         ]
     }
+    return if_number(value, positive)
+
+
+def if_number(value: str, then: Any) -> dict[str, Any]:
+    """Return the expression *then*, or null where *value* is no number: anybody may have
+    written a document, and one that cannot be computed with would fail the whole query.
+    """
+    return {"$cond": [{"$isNumber": value}, then, None]}
 
 
 def percentile(buckets: Mapping[int, int], q: float) -> float | None:

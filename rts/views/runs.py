@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from pymongo import DESCENDING
@@ -35,6 +36,14 @@ _MISS = (
     *("name", "task_type", "queue", "worker", "arrival", "deadline", "started_at", "state"),
     *("verdict_at", "completed_at", "runtime_s", "lateness_s", "cause", "tau"),
 )
+#: The types of those that are computed with.
+_TYPES: Mapping[str, Any] = {
+    **dict.fromkeys(("runtime_s", "queueing_delay_s", "lateness_s", "tau"), int | float),
+    **dict.fromkeys(("arrival", "deadline", "started_at", "completed_at"), datetime),
+    **dict.fromkeys(("name", "task_type"), str),
+    "verdict_at": datetime,
+    "sla_success": bool,
+}
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,7 @@ def latest_misses(
             for instant, part in parts(TASKS, window).items():
                 wanted = {"sla_success": False, "task_type": of_types, **part, **named}
                 cursor = database[TASKS].find(wanted, _MISS, max_time_ms=MAX_MS)
-                found += cursor.sort(instant, DESCENDING).limit(limit)
+                found += _sound(cursor.sort(instant, DESCENDING).limit(limit))
     found.sort(key=lambda task: task.get("verdict_at") or task["completed_at"], reverse=True)
     return found[:limit]
 
@@ -117,7 +126,7 @@ def late_runs(
     }
     with translate_errors():
         cursor = database[ASSIGNMENTS].find(wanted, _RUN, max_time_ms=MAX_MS)
-        return list(cursor.sort("completed_at", DESCENDING).limit(limit))
+        return _sound(cursor.sort("completed_at", DESCENDING).limit(limit))
 
 
 def sample(
@@ -144,7 +153,7 @@ def sample(
 
     def ask(number: int) -> list[dict[str, Any]]:
         part = window[0] + number * step, window[0] + (number + 1) * step
-        return list(
+        return _sound(
             database[ASSIGNMENTS].aggregate(
                 [
                     {"$match": in_window(ASSIGNMENTS, part)},
@@ -161,3 +170,16 @@ def sample(
     with translate_errors(), threads() as pool:
         found = [run for part in pool.map(ask, range(INTERVALS)) for run in part]
     return sorted(found, key=lambda run: run["completed_at"])
+
+
+def _sound(documents: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return *documents*, which anybody may have written, with ``None`` for each value that is
+    not of its field's type.
+    """
+    return [
+        {
+            field: value if isinstance(value, _TYPES.get(field, object)) else None
+            for field, value in document.items()
+        }
+        for document in documents
+    ]

@@ -21,7 +21,9 @@ from pymongo.monitoring import (
     CommandSucceededEvent,
 )
 
+from rts.cli.report import report_tables
 from rts.errors import StoreUnavailable
+from rts.flower import charts
 from rts.ledger.connection import connect
 from rts.ledger.mongo import MongoLedger
 from rts.records import Execution, OutboxEntry
@@ -30,8 +32,10 @@ from rts.views import intervals, rollups, tallies
 from rts.views import runs as runs_module
 from rts.views.histogram import ZERO_S, bucket, expression, percentile
 from rts.views.intervals import cut
+from rts.views.lateness_causes import why
 from rts.views.report import Percentiles, report
 from rts.views.runs import INTERVALS, MERGED, late_runs, latest_misses, one_task, sample
+from rts.views.series import series
 from rts.views.slo import standings
 from rts.views.tallies import precompute
 from rts.views.tally import FIELDS
@@ -308,6 +312,39 @@ def test_invalid_numbers_count_as_unknown(ledger: MongoLedger) -> None:
     assert (row.runs, row.tasks) == (before.runs + 4, before.tasks + 4)
     assert (row.runtime, row.lateness) == (before.runtime, before.lateness)
     assert row.tau_error_ratio == pytest.approx(before.tau_error_ratio)
+
+
+def test_a_document_that_others_wrote_breaks_no_view(ledger: MongoLedger) -> None:
+    """Each has one field that holds what cannot be computed with, or be a key."""
+    end = {"state": "SUCCESS", "cause": None, "ran": True, "completed_at": T + 9.0}
+    run = runs_between(1, 0, 9, random.Random(1))[0]._replace(deadline=T, runtime_s=2.0, **end)
+    write(ledger, [run])
+    database, window, foreign = ledger.database, (at(0), at(10)), 0
+    before = {by: report(database, *window, by).total for by in FIELDS}
+    assert None not in before.values()
+    values: list[Any] = ["2 s", [], {"a": 1}, True, 5, b"x", at(1)]
+    for collection in (database.tasks, database.assignments):
+        (sound,) = collection.find()
+        fields = sound.keys() - {"_id", "completed_at", "verdict_at"}
+        odd = [{field: value} for field in sorted(fields) for value in values]
+        collection.insert_many({**sound, "_id": f"{n}", **it} for n, it in enumerate(odd))
+        foreign = len(odd)
+    for by, total in before.items():
+        row = report(database, *window, by).total
+        assert total is not None
+        assert row is not None
+        assert row.runs == 1 + foreign
+        assert (row.runtime, row.lateness) == (total.runtime, total.lateness)
+        assert report_tables([row], by, 80)
+    settings = Settings(slo={"q1": 0.9, "*": 0.95})
+    valid = sum(each.windows["1h"].valid for each in standings(database, settings, at(10)))
+    assert valid == database.tasks.count_documents({})
+    assert [point for point in series(database, window) if point.tallies]
+    assert why(late_runs(database, window, run.task_type, foreign)).runs > foreign / 2
+    assert len(latest_misses(database, window, [run.task_type], limit=9)) == 9
+    runs = sample(database, window)
+    assert charts.bands(runs) != charts.bands([])
+    assert charts.slowdowns(runs)
 
 
 def test_foreign_verdicts_count_at_their_end(ledger: MongoLedger) -> None:
