@@ -317,6 +317,7 @@ def test_invalid_numbers_count_as_unknown(ledger: MongoLedger) -> None:
 def test_a_document_that_others_wrote_breaks_no_view(ledger: MongoLedger) -> None:
     """Each has one field that holds what cannot be computed with, or be a key."""
     end = {"state": "SUCCESS", "cause": None, "ran": True, "completed_at": T + 9.0}
+    end["load_at_start"] = {"load": 0.5}
     run = runs_between(1, 0, 9, random.Random(1))[0]._replace(deadline=T, runtime_s=2.0, **end)
     write(ledger, [run])
     database, window, foreign = ledger.database, (at(0), at(10)), 0
