@@ -92,8 +92,8 @@ def command(
 
     Lag: CRITICAL if a server is not reachable, Redis takes no records (it is full, cannot
     write to its disk, is a replica or a cluster, or refuses scripts), tasks are overdue and no
-    worker is alive, or the oldest record has waited for --lag-critical seconds, WARNING if it
-    has for --lag-warning seconds or records were dropped.
+    worker with slots is alive, or the oldest record has waited for --lag-critical seconds,
+    WARNING if it has for --lag-warning seconds or records were dropped.
     """
     asked = {"task_type": types, "name": names, "queue": queues}
     chosen = any(asked.values())

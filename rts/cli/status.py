@@ -44,7 +44,7 @@ def command(ctx: click.Context, clear: bool, as_json: bool) -> None:
     app, a server is not reachable, Redis takes no records (it is full, cannot write to its
     disk, is a replica or a cluster, or refuses scripts), records were dropped or may be
     evicted, the oldest record has been in the outbox for over a minute, tasks are overdue and
-    no worker is alive, or messages wait where no worker takes them.
+    no worker with slots is alive, or messages wait where no worker takes them.
     """
     settings = settings_of(ctx)
     with outages_not_logged():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rts.settings import Settings
+from rts.unfinished.heartbeat import Heartbeat
 from rts.views.fleet_state import LOSSES
 from rts.views.plurals import counted
 from rts.views.queue_state import QueueState
@@ -72,12 +73,18 @@ def dropped_records(redis: RedisState) -> dict[str, int]:
 
 
 def dead_fleet(redis: RedisState) -> str | None:
-    """Return that no worker is alive, if tasks miss one. A Redis that refuses writes may refuse
-    heartbeats, so it knows of none.
+    """Return that no worker is alive, or none has slots, if tasks miss one. A Redis that
+    refuses writes may refuse heartbeats, so it knows of none.
     """
-    if not redis.overdue_tasks or redis.live_workers or redis.refusal is not None:
+    alive = redis.live_workers
+    if not redis.overdue_tasks or redis.refusal is not None or any(map(_can_run, alive)):
         return None
-    return f"no worker is alive, with {counted(redis.overdue_tasks, 'task')} past the deadline"
+    late = counted(redis.overdue_tasks, "task")
+    return f"no worker {'has slots' if alive else 'is alive'}, with {late} past the deadline"
+
+
+def _can_run(worker: Heartbeat) -> bool:
+    return worker.slots != 0  # none after pool_shrink, say; None: not known
 
 
 def queue_problems(
@@ -95,7 +102,7 @@ def queue_problems(
                 "which workers without rts_scheduler = 'edf' do not see. Set it for those of "
                 "this queue, or rts queues --to-fifo moves them"
             )
-        elif state.waiting and redis.live_workers and not takers:
+        elif state.waiting and redis.live_workers and not any(map(_can_run, takers)):
             found.append(
                 f"{counted(state.waiting, 'message')} in the queue {state.name}, from which "
                 f"no worker with rts takes. Start one with -Q {state.name}"

@@ -269,8 +269,8 @@ def test_status_reports_messages_that_no_worker_takes(
     conf.update(broker_url=conf["rts_redis_url"], task_default_queue=queue)
     redis_client.rpush(queue, "a", "b")
 
-    def beat(*queues: str, age_s: float = 0.0) -> None:
-        seen = {"seen_at": time.time() - age_s, "worker": "w@h", "concurrency": 3}
+    def beat(*queues: str, age_s: float = 0.0, slots: int = 3) -> None:
+        seen = {"seen_at": time.time() - age_s, "worker": "w@h", "concurrency": slots}
         beat = json.dumps({**seen, "queues": queues})
         redis_client.hset(f"{prefix}workers", "w@h/1", beat)
 
@@ -288,6 +288,8 @@ def test_status_reports_messages_that_no_worker_takes(
         f"Start one with -Q {queue}\n"
     )
     assert slots() == "0"
+    beat(queue, slots=0)
+    assert cli("status").stderr == result.stderr
     # Without any worker, of all queues at once.
     beat(queue, age_s=60)
     assert cli("status").exit_code == 0  # as before the first deployment
@@ -300,6 +302,9 @@ def test_status_reports_messages_that_no_worker_takes(
     told = "RTS CRITICAL - no worker is alive, with 1 task past the deadline | 'outbox lag'="
     assert check.output.startswith(told)
     assert "'overdue tasks'=1" in check.output
+    beat(queue, slots=0)
+    check = cli("check", "--lag")
+    assert check.output.startswith("RTS CRITICAL - no worker has slots, with 1 task past the")
     redis_client.delete(queue)
 
 
