@@ -10,6 +10,7 @@ local function without_surrogate(escaped, code)
 end
 
 local function decoded(json)
+  if string.find(json, '\0', 1, true) then return false end -- where cjson stops reading
   local fine, value = pcall(cjson.decode, json)
   local replaced = not fine
   if replaced then

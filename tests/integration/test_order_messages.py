@@ -199,6 +199,7 @@ UNREADABLE = {
     "no JSON": b'{"body":"x","size":0x1F,"headers":{},"properties":{"delivery_tag":"%d"}}',
     "headers": b'{"body":"x","headers":[1],"properties":{"delivery_tag":"%d"}}',
     "encoding": b'{"body":"x","properties":{"delivery_tag":"%d","body_encoding":"zip"}}',
+    "C string": b'{"body":"x","headers":{},"properties":{"delivery_tag":"%d"}}\0',
 }
 
 
