@@ -36,8 +36,9 @@ def connection_options(settings: Settings) -> tuple[Any, dict[str, Any]]:
     if (provider := options.get("credential_provider")) is not None:
         try:
             provider = load_credential_provider(provider)
-        except (ImportError, AttributeError, TypeError, ValueError) as exc:
-            allowed = f"a URL whose credential_provider names a class: module.Class ({exc})"
+        except (ImportError, LookupError, AttributeError, TypeError, ValueError) as exc:
+            why = short(exc)
+            allowed = f"a URL whose credential_provider names a class: module.Class ({why})"
             raise ConfigurationError("rts_redis_url", shown, allowed) from exc
         # redis-py accepts either a provider or a user name and password.
         options.update(credential_provider=_Credentials(provider), username=None, password=None)
@@ -99,8 +100,9 @@ def load_credential_provider(name: str) -> redis.CredentialProvider:
     """Instantiate the credential provider class called *name*, as kombu and Celery do.
 
     Raises:
-        ImportError, AttributeError, TypeError, ValueError: there is no such class, or it is no
-            credential provider that can be made without arguments.
+        ImportError, LookupError, AttributeError, TypeError, ValueError: there is no such class,
+            or it is no credential provider that can be made without arguments; or the
+            environment lacks what it needs.
     """
     # Without a colon, the ImportError of a module within a package would be swallowed.
     provider = resolve_name(name if ":" in name else ":".join(name.rsplit(".", 1)))()

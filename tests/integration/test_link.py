@@ -401,8 +401,15 @@ def test_a_credential_provider_that_fails_is_an_outage(
         link.call(pack("PING"))
 
 
+class Unset(redis.CredentialProvider):
+    """One that reads its token from the environment, which lacks it."""
+
+    def __init__(self) -> None:
+        raise KeyError("REDIS_TOKEN")
+
+
 @pytest.mark.parametrize(
-    "name", ["Passport", "nowhere.Passport", "rts.Passport", "redis.Redis"]
+    "name", ["Passport", "nowhere.Passport", "rts.Passport", "redis.Redis", f"{__name__}.Unset"]
 )
 def test_a_missing_credential_provider_is_reported(name: str) -> None:
     with pytest.raises(ConfigurationError, match="whose credential_provider names a class"):
