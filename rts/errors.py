@@ -54,8 +54,8 @@ class CommandError(RtsError):
 
 
 def unusable(server: str, exc: BaseException) -> str:
-    """Return that *server*, with its URL, is not usable, and why: by the cause of *exc*."""
-    return f"{server} is not usable ({short(exc.__cause__ or exc)})"
+    """Return that *server*, with its URL, is not usable, and why."""
+    return f"{server} is not usable ({short(exc)})"
 
 
 #: Errors that only the nodes of a Redis Cluster reply. Their text alone, such as
@@ -79,7 +79,8 @@ _MOST_TEXT = 200
 
 
 def short(exc: BaseException) -> str:
-    """Return an error as one short line. The drivers' messages never hold a password.
+    """Return an error as one short line; of an outage, the driver's own. The drivers' messages
+    never hold a password.
 
     >>> import redis
     >>> short(redis.ResponseError("MOVED 12552 10.0.0.7:6379"))
@@ -89,6 +90,8 @@ def short(exc: BaseException) -> str:
     >>> why in short(redis.ConnectionError(f"{where} {why}"))
     True
     """
+    if isinstance(exc, StoreUnavailable):
+        exc = exc.__cause__ or exc
     text = " ".join(str(exc).split())
     # pymongo appends details at length.
     for rest in (" (configured timeouts", ", Timeout:", ", lsid:", ", full error:"):

@@ -15,7 +15,7 @@ from rts.alerting.conditions import (
 from rts.alerting.delivery import WebhookDelivery
 from rts.alerting.store import AlertStore
 from rts.clock import FleetClock
-from rts.ledger.connection import LedgerDatabase
+from rts.ledger.connection import LedgerDatabase, translate_outages
 from rts.link.lease import Lease
 from rts.link.link import Link
 from rts.link.scripts import pack
@@ -110,7 +110,8 @@ class Leader:
         if begin < self._evaluate_from:
             return 0
         now = datetime.fromtimestamp(self._clock.now(), timezone.utc)
-        found = standings(self._database, self._settings, now)
+        with translate_outages():
+            found = standings(self._database, self._settings, now)
         end = self._now()
         self._evaluate_from = end + min(MAX_PAUSE_S, PAUSE_FACTOR * (end - begin))
         return (

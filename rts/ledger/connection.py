@@ -115,17 +115,6 @@ def _reason(exc: Exception, url: str) -> str:
 
 
 @contextmanager
-def translate_errors() -> Iterator[None]:
-    """Turn every driver error into :class:`StoreUnavailable`, for code that only reads: no
-    record can be at fault.
-    """
-    try:
-        yield
-    except PyMongoError as exc:
-        raise StoreUnavailable(f"MongoDB does not answer ({type(exc).__name__})") from exc
-
-
-@contextmanager
 def translate_outages() -> Iterator[None]:
     """Turn driver errors that mean an unavailable server into :class:`StoreUnavailable`."""
     try:

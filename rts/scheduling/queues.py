@@ -81,7 +81,7 @@ def broker_errors(connection: Any) -> Iterator[None]:
     # Also where it refuses a command: its user may not use the key, or others do.
     except (OperationalError, redis.RedisError, *connection.connection_errors) as exc:
         server = f"the broker {shown_url(connection.as_uri())}"
-        raise BrokerUnavailable(unusable(server, exc)) from exc
+        raise BrokerUnavailable(unusable(server, exc.__cause__ or exc)) from exc
 
 
 def state_of(channel: Any, name: str) -> QueueState:

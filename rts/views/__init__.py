@@ -1,5 +1,6 @@
 """The read side, which commands, Flower, the metrics and alerts share: questions to the
-servers and their answers, by the time of the fleet (:mod:`~rts.views.fleet_time`).
+servers and their answers, by the time of the fleet (:mod:`~rts.views.fleet_time`). Where one
+does not answer, they raise :class:`rts.errors.StoreUnavailable`, or of MongoDB pymongo's error.
 
 From the ledger: reports (:mod:`~rts.views.report`), the same over time
 (:mod:`~rts.views.series`), objectives (:mod:`~rts.views.slo`), single tasks and runs

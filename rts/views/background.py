@@ -62,7 +62,7 @@ class BackgroundQuery(Generic[T]):
         try:
             answer = self._query()
         except (RtsError, PyMongoError, OSError, UnicodeError) as exc:
-            why = short(exc.__cause__ or exc)
+            why = short(exc)
             logger.debug("rts: %s cannot be read: %s", self._name, why)
         except Exception as exc:  # noqa: BLE001  a scrape must be answered
             health.hook_failed("metrics", exc)

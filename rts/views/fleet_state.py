@@ -47,11 +47,7 @@ class Vitals:
 
 
 def ask_vitals(link: Link, keys: Keys, *more: bytes) -> tuple[Vitals, list[Any]]:
-    """Return the vitals, and the replies to *more*, commands that go in the same round trip.
-
-    Raises:
-        StoreUnavailable: Redis does not answer, or refuses one of the commands.
-    """
+    """Return the vitals, and the replies to *more*, commands that go in the same round trip."""
     time_, length, oldest, counters, beats, notes, *replies = link.call(
         pack("TIME"),
         pack("XLEN", keys.outbox),

@@ -55,11 +55,7 @@ class Reading:
 
 
 def read(link: Link, settings: Settings) -> Reading:
-    """Return what Redis holds now; many series are not all of one instant.
-
-    Raises:
-        StoreUnavailable: it does not answer.
-    """
+    """Return what Redis holds now; many series are not all of one instant."""
     keys = settings.keys
     vitals, (page, taus, tasks) = ask_vitals(
         link,

@@ -17,9 +17,6 @@ from rts.tau.finish import FinishCall
 def ask_facts(link: Link, settings: Settings) -> tuple[dict[str, str], str | None]:
     """Return the fields of INFO (none where the user may not ask, as on some managed servers),
     and why records cannot be written; ``None`` if nothing says that.
-
-    Raises:
-        StoreUnavailable: it does not answer.
     """
     # Both are harmless: the script that takes records is given none, and the last command, for
     # which one must be allowed to write, finds nothing to remove.

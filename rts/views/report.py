@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
-from rts.ledger.connection import LedgerDatabase, translate_errors
+from rts.ledger.connection import LedgerDatabase
 from rts.views.histogram import percentile
 from rts.views.tallies import tally
 from rts.views.tally import Tallies, Tally, most_frequent_first, total_of
@@ -81,12 +81,8 @@ def report(
 ) -> Report:
     """Count the runs and verdicts of a window. *since* and *until* (exclusive) are aware, *by*
     is ``type``, ``name``, ``worker`` or ``queue``.
-
-    Raises:
-        StoreUnavailable: the server did not answer.
     """
-    with translate_errors():
-        tallies = tally(database, (since, until), by)
+    tallies = tally(database, (since, until), by)
     total = row_of("total", total_of(tallies.values())) if tallies else None
     return Report(rows_of(tallies), total)
 

@@ -11,7 +11,7 @@ from pymongo import DESCENDING
 
 from rts.fields import text
 from rts.keys import ASSIGNMENTS, TASKS
-from rts.ledger.connection import LedgerDatabase, translate_errors
+from rts.ledger.connection import LedgerDatabase
 from rts.views.aggregation import threads
 from rts.views.intervals import EPOCH, Window, in_window, parts
 
@@ -57,17 +57,12 @@ class OneTask:
 
 
 def one_task(database: LedgerDatabase, task_id: str) -> OneTask | None:
-    """Return what the ledger knows about a task; ``None`` if that is nothing.
-
-    Raises:
-        StoreUnavailable: the server did not answer.
-    """
+    """Return what the ledger knows about a task; ``None`` if that is nothing."""
     wanted = text(task_id)
-    with translate_errors():
-        task = database[TASKS].find_one({"_id": wanted})
-        found = database[ASSIGNMENTS].find({"task_id": wanted})
-        latest_first = [(field, DESCENDING) for field in ("retries", "started_at", "_id")]
-        runs = list(found.sort(latest_first).limit(MAX_RUNS))[::-1]
+    task = database[TASKS].find_one({"_id": wanted})
+    found = database[ASSIGNMENTS].find({"task_id": wanted})
+    latest_first = [(field, DESCENDING) for field in ("retries", "started_at", "_id")]
+    runs = list(found.sort(latest_first).limit(MAX_RUNS))[::-1]
     # Not by their retries: what has replaced a task begins at none again.
     runs.sort(key=lambda run: run.get("started_at") or run.get("completed_at") or EPOCH)
     return OneTask(task, runs) if task is not None or runs else None
@@ -93,19 +88,15 @@ def latest_misses(
 
     One query per ``MERGED`` types: the index is by type and verdict, and the server merges
     that many of its ranges in order.
-
-    Raises:
-        StoreUnavailable: the server did not answer in time.
     """
     named = {} if name is None else {"name": name}
     found: list[dict[str, Any]] = []
-    with translate_errors():
-        for start in range(0, len(types), MERGED):
-            of_types = {"$in": types[start : start + MERGED]}
-            for instant, part in parts(TASKS, window).items():
-                wanted = {"sla_success": False, "task_type": of_types, **part, **named}
-                cursor = database[TASKS].find(wanted, _MISS, max_time_ms=MAX_MS)
-                found += _sound(cursor.sort(instant, DESCENDING).limit(limit))
+    for start in range(0, len(types), MERGED):
+        of_types = {"$in": types[start : start + MERGED]}
+        for instant, part in parts(TASKS, window).items():
+            wanted = {"sla_success": False, "task_type": of_types, **part, **named}
+            cursor = database[TASKS].find(wanted, _MISS, max_time_ms=MAX_MS)
+            found += _sound(cursor.sort(instant, DESCENDING).limit(limit))
     found.sort(key=lambda task: task.get("verdict_at") or task["completed_at"], reverse=True)
     return found[:limit]
 
@@ -113,20 +104,15 @@ def latest_misses(
 def late_runs(
     database: LedgerDatabase, window: Window, task_type: str, limit: int
 ) -> list[dict[str, Any]]:
-    """Return the latest runs of a type in *window* that completed, but too late.
-
-    Raises:
-        StoreUnavailable: the server did not answer in time.
-    """
+    """Return the latest runs of a type in *window* that completed, but too late."""
     wanted = {
         "sla_success": False,
         "task_type": task_type,
         "cause": None,
         **in_window(ASSIGNMENTS, window),
     }
-    with translate_errors():
-        cursor = database[ASSIGNMENTS].find(wanted, _RUN, max_time_ms=MAX_MS)
-        return _sound(cursor.sort("completed_at", DESCENDING).limit(limit))
+    cursor = database[ASSIGNMENTS].find(wanted, _RUN, max_time_ms=MAX_MS)
+    return _sound(cursor.sort("completed_at", DESCENDING).limit(limit))
 
 
 def sample(
@@ -143,9 +129,6 @@ def sample(
     The window is cut into ``INTERVALS``; the newest ``SCANNED`` runs of each are scanned, and
     up to ``SAMPLED`` of those asked for are taken. Where many runs end, a rare type may be
     missing.
-
-    Raises:
-        StoreUnavailable: the server did not answer.
     """
     fields = {"task_type": task_type, "name": name, "worker": worker}
     wanted = {field: value for field, value in fields.items() if value is not None}
@@ -167,7 +150,7 @@ def sample(
             )
         )
 
-    with translate_errors(), threads() as pool:
+    with threads() as pool:
         found = [run for part in pool.map(ask, range(INTERVALS)) for run in part]
     return sorted(found, key=lambda run: run["completed_at"])
 

@@ -67,9 +67,6 @@ def seal_of(
 ) -> Seal | None:
     """Return the seal that holds, or a new one if none does; ``None`` if it cannot be stored,
     for lack of write access, or if the server is far behind with expiring records.
-
-    Raises:
-        PyMongoError: the server did not answer.
     """
     now = now or datetime.now(timezone.utc)
     now = now.replace(microsecond=now.microsecond // 1000 * 1000)  # as BSON stores it

@@ -15,7 +15,7 @@ from functools import cache
 from itertools import chain
 
 from rts.keys import ASSIGNMENTS, TASKS
-from rts.ledger.connection import LedgerDatabase, translate_errors
+from rts.ledger.connection import LedgerDatabase
 from rts.ledger.rollups import WIDTHS
 from rts.views.aggregation import direct_by_interval, threads
 from rts.views.intervals import EPOCH, Interval, Window, cut, is_busy, trimmed
@@ -59,15 +59,12 @@ def series(
     nothing ended. *by* is one of ``FIELDS``; only those of *key* are counted, if it is given.
 
     One point at a time: with a thousand keys, a day of them takes gigabytes.
-
-    Raises:
-        StoreUnavailable: the server did not answer.
     """
     width = length_for(window)
     first = int((window[0] - EPOCH) // timedelta(seconds=width)) * width
     last = -int(-(window[1] - EPOCH) // timedelta(seconds=width)) * width
     starts = range(first, last, width)
-    with translate_errors(), threads() as pool:
+    with threads() as pool:
         courses = [
             _course(database, collection, window, by, key, starts, pool)
             for collection in (ASSIGNMENTS, TASKS)

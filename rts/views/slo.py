@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from rts.ledger.connection import LedgerDatabase, translate_errors
+from rts.ledger.connection import LedgerDatabase
 from rts.objectives import (
     BUDGET,
     WINDOWS,
@@ -67,26 +67,22 @@ def standings(
 ) -> list[ObjectiveStatus]:
     """Return the state of each objective of ``rts_slo`` at *now* (aware), sorted by key, ``*``
     last. *by*: the keys are values of this field, one of ``CLASS``; else they may be of any.
-
-    Raises:
-        StoreUnavailable: the server did not answer.
     """
     lengths = {**WINDOWS, BUDGET: settings.budget_window_s}
     slice_lengths = sorted(set(lengths.values()))
     objectives: dict[str, str | None] = {}
     #: By objective, then by the length of the shortest window that contains the verdicts.
     counted = {key: {length: Tally() for length in slice_lengths} for key in settings.slo}
-    with translate_errors():
-        for shortest, (text, valid, on_time, misses) in slices(database, now, slice_lengths):
-            if text not in objectives:
-                objectives[text] = _objective(settings.slo, class_of(text), by)
-            key = objectives[text]
-            if key is not None:
-                total = counted[key][shortest]
-                total.verdicts += valid
-                total.on_time += on_time
-                if misses:
-                    total.misses.update(misses)
+    for shortest, (text, valid, on_time, misses) in slices(database, now, slice_lengths):
+        if text not in objectives:
+            objectives[text] = _objective(settings.slo, class_of(text), by)
+        key = objectives[text]
+        if key is not None:
+            total = counted[key][shortest]
+            total.verdicts += valid
+            total.on_time += on_time
+            if misses:
+                total.misses.update(misses)
     return [
         _standing(key, settings, lengths, counted[key])
         for key in sorted(settings.slo, key=lambda key: (key == "*", key))

@@ -92,11 +92,7 @@ class LedgerState:
 
 
 def ask_redis(link: Link, settings: Settings) -> RedisState:
-    """Query Redis over *link*, which stays open.
-
-    Raises:
-        StoreUnavailable: it does not answer.
-    """
+    """Query Redis over *link*, which stays open."""
     keys = settings.keys
     link.call(pack("TIME"))  # opens the connection
     sent_at, begin = time.time(), time.perf_counter()
@@ -160,11 +156,7 @@ def worker_document(worker: Heartbeat, now: float) -> dict[str, Any]:
 
 
 def ask_mongo(settings: Settings, timeout_s: float) -> LedgerState:
-    """Query MongoDB, for at most *timeout_s* seconds.
-
-    Raises:
-        StoreUnavailable, ConfigurationError, PyMongoError: it does not answer.
-    """
+    """Query MongoDB, for at most *timeout_s* seconds."""
     database = connect(settings.mongo_url)
     client = database.client
     try:

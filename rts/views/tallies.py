@@ -24,9 +24,6 @@ from rts.views.tally import CLASSES, Tallies, add_all
 def tally(database: LedgerDatabase, window: Window, by: str) -> Tallies:
     """Count the runs that ended in *window* and the verdicts that fell in it, grouped by *by*,
     one of ``FIELDS``.
-
-    Raises:
-        PyMongoError: the server did not answer.
     """
     total: Tallies = {}
     with threads() as pool:
@@ -58,9 +55,6 @@ def slices(
     The windows overlap, so each slice between the starts of two is counted once: its rows (key,
     verdicts, on time, misses) come with the length of the shortest window that contains it, and
     count in that and in all longer ones. Keys are those of ``CLASSES``, each in several rows.
-
-    Raises:
-        PyMongoError: the server did not answer.
     """
     large = is_large(database, TASKS)  # cutting needlessly costs little
     cuts = {}
@@ -92,9 +86,6 @@ def precompute(
 
     For a process that has the time, every few minutes: then even the first report on a very
     busy day is fast. Returns the number of intervals summed up.
-
-    Raises:
-        PyMongoError: the server did not answer.
     """
     summed = 0
     for collection in (TASKS,) if by == CLASSES else (ASSIGNMENTS, TASKS):

@@ -36,11 +36,7 @@ class TauRow:
 
 
 def tau_rows(link: Link, settings: Settings) -> list[TauRow]:
-    """Return a row for each type of *settings*, and for every other learned tau.
-
-    Raises:
-        StoreUnavailable: Redis is unavailable.
-    """
+    """Return a row for each type of *settings*, and for every other learned tau."""
     entries = RedisTauStore(link, settings).entries()
     fields = sorted({*settings.task_types, *entries}, key=lambda field: field.partition("/"))
     learned = [field for field in fields if field in entries]
