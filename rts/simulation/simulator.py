@@ -25,6 +25,10 @@ from rts.tau.memory import MemoryTauStore
 #: The instant of what does not happen.
 NEVER = math.inf
 
+#: Kinds of events, in the order in which those of one instant happen: a run ends, a job may run
+#: again, a job that another one has published arrives, and one that nobody published.
+_ENDS, _RESUMES, _PUBLISHED, _ARRIVES = range(4)
+
 
 @dataclass(frozen=True)
 class Conditions:
@@ -128,48 +132,33 @@ class _Simulation:
         self._taus = MemoryTauStore(settings)
         #: Runs that tau is not updated with yet: instant of the update, type, name, runtime.
         self._lessons: deque[tuple[float, str, str, float]] = deque()
-        #: Heap of finish, number, task, start.
-        self._running: list[tuple[float, int, Waiting, float]] = []
-        #: Heap of further runs to come: release time, number, task.
-        self._pausing: list[tuple[float, int, Waiting]] = []
+        #: Heap of instant, kind and job; then the task (of one that was published, its
+        #: publisher), and when its run has started.
+        self._events: list[tuple[float, int, int, Waiting | None, float]] = []
+        self._free = slots
         #: Of jobs with several runs, by number: how many have ended.
         self._completed: dict[int, int] = {}
         #: The jobs that each one publishes, its children; and those that none does, the roots.
-        self._children, self._roots = _families(jobs)
-        #: Heap of the children that are to arrive: arrival, number, publisher.
-        self._published: list[tuple[float, int, Waiting]] = []
-        #: How many roots have arrived, and when the next one does.
-        self._arrived = 0
-        self._next_arrival = self._arrival_of(0)
+        self._children, roots = _families(jobs)
+        self._roots = iter(roots)
 
     def play(self) -> Iterator[tuple[int, Outcome]]:
         """Yield position and outcome of each job as it finishes."""
-        running, pausing = self._running, self._pausing
         order, slots = self._order, self._slots
-        while True:
-            next_finish = running[0][0] if running else NEVER
-            next_release = pausing[0][0] if pausing else NEVER
-            next_published = self._published[0][0] if self._published else NEVER
-            now = min(next_finish, self._next_arrival, next_release, next_published)
-            if now == NEVER:
-                return
-            if next_finish <= now:
-                ended = self._end_run()
-                if ended is not None:
-                    yield ended
-            elif next_release <= now:
-                order.push(heapq.heappop(pausing)[2])
-            elif next_published <= now:
-                _, number, publisher = heapq.heappop(self._published)
-                self._arrive(now, number, publisher)
-            else:
-                self._arrive(now, self._roots[self._arrived])
-                self._arrived += 1
-                self._next_arrival = self._arrival_of(self._arrived)
-                if self._next_arrival < now:
-                    number = self._roots[self._arrived]
-                    raise ValueError(f"job {number} arrives before its predecessor")
-            while len(running) < slots:
+        self._expect_root(-math.inf)
+        while self._events:
+            now, kind, number, task, started_at = heapq.heappop(self._events)
+            if kind == _ARRIVES:
+                self._arrive(now, number)
+                self._expect_root(now)
+            elif kind == _PUBLISHED:
+                self._arrive(now, number, task)
+            elif task is not None:
+                if kind == _RESUMES:
+                    order.push(task)
+                elif self._end_run(task, now):
+                    yield self._outcome(task, started_at, now)
+            while self._free:
                 chosen = order.pop(now, slots)
                 for task in order.dropped:
                     self._publish(task, now)
@@ -177,6 +166,15 @@ class _Simulation:
                 if chosen is None:
                     break
                 self._start(chosen, now)
+
+    def _expect_root(self, now: float) -> None:
+        """Have the next root arrive."""
+        number = next(self._roots, None)
+        if number is not None:
+            at = self._jobs[number].arrival_s / self._conditions.speed
+            if at < now:
+                raise ValueError(f"job {number} arrives before its predecessor")
+            heapq.heappush(self._events, (at, _ARRIVES, number, None, 0.0))
 
     def _arrive(self, now: float, number: int, publisher: Waiting | None = None) -> None:
         """Let a job arrive."""
@@ -205,42 +203,40 @@ class _Simulation:
         started_at = now + overhead_s
         if runs == len(job.later):
             self._publish(task, started_at)
-        heapq.heappush(self._running, (started_at + runtime_s, task.number, task, started_at))
+        self._free -= 1
+        finish = started_at + runtime_s
+        heapq.heappush(self._events, (finish, _ENDS, task.number, task, started_at))
 
     def _publish(self, task: Waiting, started_at: float) -> None:
         """Have the jobs that *task* publishes arrive, now that its last run starts."""
         for number in self._children.get(task.number, ()):
             origin = self._jobs[number].origin
             assert origin is not None
-            heapq.heappush(self._published, (started_at + origin.lag_s, number, task))
+            at = started_at + origin.lag_s
+            heapq.heappush(self._events, (at, _PUBLISHED, number, task, 0.0))
 
-    def _end_run(self) -> tuple[int, Outcome] | None:
-        """End the run that finishes first; ``None`` if its job has another one to come."""
-        now, number, task, started_at = heapq.heappop(self._running)
+    def _end_run(self, task: Waiting, now: float) -> bool:
+        """End a run of *task*; return whether it was the last one of its job."""
+        number = task.number
         job = self._jobs[number]
+        self._free += 1
         self._order.ended(number)
-        runs = self._completed.get(number, 0)
+        runs = self._completed.pop(number, 0)
         if runs < len(job.later):
             self._completed[number] = runs + 1
-            heapq.heappush(self._pausing, (now + job.later[runs].pause_s, number, task))
-            return None
-        self._completed.pop(number, None)
+            at = now + job.later[runs].pause_s
+            heapq.heappush(self._events, (at, _RESUMES, number, task, 0.0))
+            return False
         if job.end == SUCCESS and job.tau is None:
             known_at = now + self._conditions.learning_lag_s
             runtime_s = job.later[-1].runtime_s if job.later else job.runtime_s
             self._lessons.append((known_at, self._kind_of(job).name, job.name, runtime_s))
-        return self._outcome(task, started_at, now)
+        return True
 
     def _outcome(self, task: Waiting, started_at: float, now: float) -> tuple[int, Outcome]:
         job = self._jobs[task.number]
         outcome = Outcome(job, task.tau, task.arrival, task.deadline, started_at, now)
         return task.number, outcome
-
-    def _arrival_of(self, count: int) -> float:
-        """Return when the next root arrives, after the first *count*."""
-        if count == len(self._roots):
-            return NEVER
-        return self._jobs[self._roots[count]].arrival_s / self._conditions.speed
 
     def _kind_of(self, job: Job) -> TaskType:
         kinds = self._settings.task_types
