@@ -94,9 +94,6 @@ def overdue_conditions(tasks: Iterable[OpenTask], now: float) -> list[Condition]
 def overdue_tasks(link: Link, keys: Keys) -> tuple[list[OpenTask], bool]:
     """Return the overdue tasks, and whether these are all of them: of more than
     ``MAX_OVERDUE``, the latest are returned.
-
-    Raises:
-        StoreUnavailable: Redis is unavailable.
     """
     count, ids = link.call(
         pack("ZCARD", keys.overdue), pack("ZREVRANGE", keys.overdue, 0, MAX_OVERDUE - 1)

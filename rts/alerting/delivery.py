@@ -75,11 +75,7 @@ class WebhookDelivery:
             self._stop.wait(wait_s)
 
     def step(self) -> float:
-        """Try to deliver the oldest message; return the seconds to wait before the next step.
-
-        Raises:
-            StoreUnavailable: Redis is unavailable.
-        """
+        """Try to deliver the oldest message; return the seconds to wait before the next."""
         (text,) = self._link.call(pack("LINDEX", self._waiting, 0))
         if text is None:
             return POLL_S

@@ -59,9 +59,6 @@ class AlertStore:
     ) -> int:
         """Start alerts for *conditions*, and end those of *kinds* without one; return how many
         started or ended. *others* start none, but those that they have go on.
-
-        Raises:
-            StoreUnavailable: Redis is unavailable.
         """
         reply, _ = self._link.call(
             pack("HGETALL", self._keys.alerts), pack("EXPIRE", self._keys.alerts, UNLED_S)
@@ -139,11 +136,7 @@ def notice_of(alert: Alert) -> SloBurning | None:
 
 
 def firing(link: Link, settings: Settings) -> list[Alert]:
-    """Return the alerts that fire now, the oldest first.
-
-    Raises:
-        StoreUnavailable: Redis is unavailable.
-    """
+    """Return the alerts that fire now, the oldest first."""
     (texts,) = link.call(pack("HVALS", settings.keys.alerts))
     alerts = []
     for text in texts:

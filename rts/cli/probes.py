@@ -102,11 +102,7 @@ def spooled_records(settings: Settings) -> int | None:
 
 
 def subtract_counters(settings: Settings, counters: Mapping[str, int]) -> None:
-    """Subtract the counts that were shown; what was counted since stays.
-
-    Raises:
-        StoreUnavailable: Redis is unavailable.
-    """
+    """Subtract the counts that were shown; what was counted since stays."""
     with link_to_redis(settings) as link:
         link.call(
             *(pack("HINCRBY", settings.keys.counters, k, -n) for k, n in counters.items())

@@ -79,11 +79,7 @@ class HostChores:
                 )
 
     def beat(self, *commands: bytes) -> None:
-        """In one round trip, measure the clock and send *commands*; then deliver the counters.
-
-        Raises:
-            StoreUnavailable: Redis is unavailable.
-        """
+        """Measure the clock and send *commands*, in one round trip; then deliver counters."""
         sent_at = time.time()
         time_, *_ = self.link.call(pack("TIME"), *commands)
         self.clock.measured(sent_at, as_instant(time_), time.time())

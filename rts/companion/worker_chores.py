@@ -49,11 +49,7 @@ class WorkerChores:
         self._queues = tuple(json.loads(line))
 
     def beat(self) -> None:
-        """Beat along with the host's chores; then bring clock and runs in flight up to date.
-
-        Raises:
-            StoreUnavailable: Redis is unavailable.
-        """
+        """Beat along with the host's chores; then bring clock and runs in flight up to date."""
         beat = self._heartbeat()
         self._host.beat(pack("HSET", self._workers_key, beat.instance, beat.to_json()))
         self._memory.clock_offset_s[0] = self._host.clock.offset_s

@@ -40,8 +40,7 @@ class Batch:
 
 class RedisOutbox:
     """Finished executions on their way to the ledger, in a Redis stream: at least once.
-    *consumer* is this drain's name. Raises :class:`rts.errors.StoreUnavailable` if Redis is
-    unavailable.
+    *consumer* is this drain's name.
 
     If a reply never arrives, its entries stay pending and are taken over later, like those of a
     dead drain. *gather_s*: ``GATHER_S`` in a fleet.

@@ -93,11 +93,7 @@ class Shipper:
         return shipped
 
     def waiting(self) -> int:
-        """Return the number of records that wait on this host, for a person to look at.
-
-        Raises:
-            StoreUnavailable: Redis is unavailable.
-        """
+        """Return the number of records that wait on this host, for a person to look at."""
         files = self._spool.files()
         _, lasts = self._last_of(files) if files else (None, [])
         count = 0

@@ -1,6 +1,4 @@
-"""Lets one process of the fleet at a time have a role, or do a chore. All of it raises
-:class:`rts.errors.StoreUnavailable` if Redis is unavailable.
-"""
+"""Lets one process of the fleet at a time have a role, or do a chore."""
 
 from __future__ import annotations
 

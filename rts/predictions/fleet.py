@@ -127,9 +127,6 @@ def read_fleet(
 
     *keys_of* returns the routing keys of a queue's messages. *max_related*: related queues
     to include, at most.
-
-    Raises:
-        StoreUnavailable: Redis is unavailable.
     """
     keys = settings.keys
 
@@ -170,11 +167,7 @@ def read_fleet(
 
 
 def read_ratios(link: Link, settings: Settings, types: Sequence[str]) -> dict[str, Sketch]:
-    """Return the learned ratios of runtime over tau of *types*.
-
-    Raises:
-        StoreUnavailable: Redis is away.
-    """
+    """Return the learned ratios of runtime over tau of *types*."""
     answers = link.call(*(pack("HGETALL", settings.keys.ratio + kind) for kind in types))
     return {
         task_type: Sketch.from_hash(replies_as_text(answer))

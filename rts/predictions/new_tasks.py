@@ -118,12 +118,7 @@ class NewTasks:
         self._failed_at, self._failed = -math.inf, partial(StoreUnavailable)
 
     def predict(self, work: Work, queue: str, priority: int) -> Prediction:
-        """Predict *work*, as published to a queue with a priority.
-
-        Raises:
-            CommandError: the broker is not Redis, or no worker consumes *queue*.
-            StoreUnavailable: Redis is unavailable.
-        """
+        """Predict *work*, as published to a queue with a priority."""
         asked_at, where = time.monotonic(), (queue, priority)
         if found := self._cached(where, work):
             return found

@@ -47,12 +47,7 @@ class Pressures:
         self._workers: tuple[float, Sequence[Heartbeat], float] = (-math.inf, (), 0.0)
 
     def read(self, queues: Sequence[str]) -> dict[str, Pressure]:
-        """Return the pressure on each of *queues*.
-
-        Raises:
-            CommandError: the broker is not Redis.
-            StoreUnavailable: Redis is unavailable.
-        """
+        """Return the pressure on each of *queues*."""
         workers, now = self._living()
         found = {}
         for queue in queues:

@@ -29,11 +29,7 @@ class FleetQueues:
 
 
 def fleet_queues(link: Link, settings: Settings) -> FleetQueues:
-    """Return the queues of the fleet, by the workers' heartbeats and the open tasks.
-
-    Raises:
-        StoreUnavailable: Redis is unavailable.
-    """
+    """Return the queues of the fleet, by the workers' heartbeats and the open tasks."""
     keys = settings.keys
     beats, tasks = link.call(pack("HGETALL", keys.workers), pack("HGETALL", keys.open_counts))
     return FleetQueues(

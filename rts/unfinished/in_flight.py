@@ -30,11 +30,7 @@ class InFlightRuns:
         self._connections = -1
 
     def step(self) -> None:
-        """Bring the ``running`` hash up to date.
-
-        Raises:
-            StoreUnavailable: Redis is unavailable.
-        """
+        """Bring the ``running`` hash up to date."""
         if self._link.connections != self._connections:
             # A new connection may lead to a server that has lost our last writes, as after a
             # failover. And an earlier companion of this worker may have left some fields.

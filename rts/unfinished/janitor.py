@@ -34,8 +34,7 @@ ORPHANED_AFTER_S = 3.0
 
 
 class Janitor:
-    """Ends lost runs, in one companion or drain of the fleet at a time. Raises
-    :class:`rts.errors.StoreUnavailable` if Redis is unavailable.
+    """Ends lost runs, in one companion or drain of the fleet at a time.
 
     A worker is gone if its heartbeat has not changed over successive looks. Instants are
     not compared: after an outage of Redis, or on a host with a wrong clock, every
