@@ -22,7 +22,7 @@ from rts.simulation.planning import Question, plan
 from rts.simulation.recording import Recording, recording
 from rts.simulation.simulator import Conditions
 from rts.simulation.traces import Job, at_load, six_types
-from rts.testing.replay import replay, share
+from workers.replay import replay, share
 
 COLUMNS = ("seed", "recorded", "order", "target", "slots", "real")
 

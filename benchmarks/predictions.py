@@ -39,7 +39,7 @@ import rts
 from rts.settings import Settings
 from rts.simulation.traces import Job
 from rts.testing import MongoServer, RedisServer, WorkerProcess, wait_until
-from rts.testing.replay import APP, environment, sped_up
+from workers.replay import APP, environment, sped_up
 
 #: Share of the tasks before the first prediction, or before the burst: taus are learned from
 #: them.

@@ -28,7 +28,7 @@ from rts.testing.servers import MongoServer, RedisServer
 from rts.testing.waiting import wait_until
 from rts.testing.workers import WorkerProcess
 
-APP = "rts.testing.replay_app"
+APP = "workers.replay_app"
 #: Seconds that the replay may take beyond twice what the slots need for the work.
 PATIENCE_S = 60.0
 
@@ -47,7 +47,7 @@ SHIPPED_S = 0.1
 _PUBLISH = """
 import json, sys, time
 import rts.tau.cache
-from rts.testing.replay_app import app, spec
+from workers.replay_app import app, spec
 rts.tau.cache.FRESH_S = spec["fresh_s"]
 jobs = json.load(sys.stdin)
 with app.connection_for_write() as connection, app.amqp.Producer(connection) as producer:
