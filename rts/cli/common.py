@@ -108,8 +108,7 @@ def link_to_redis(settings: Settings) -> Iterator[Link]:
     except BrokerUnavailable:
         raise
     except StoreUnavailable as exc:
-        why = unusable(f"Redis at {shown_url(settings.redis_url)}", exc)
-        raise StoreUnavailable(f"{why}. Check the server and rts_redis_url") from exc
+        raise StoreUnavailable(f"{exc}. Check the server and rts_redis_url") from exc
     finally:
         link.close()
 

@@ -107,15 +107,13 @@ class Source:
 
     def redis(self) -> RedisState:
         """Return the state of Redis, with workers, running tasks and the outbox."""
-        with self._redis_errors():
-            state = ask_redis(self._link, self.settings)
+        state = ask_redis(self._link, self.settings)
         self._time.measured()  # now that it has answered
         return state
 
     def taus(self) -> list[TauRow]:
         """Return the learned taus."""
-        with self._redis_errors():
-            return tau_rows(self._link, self.settings)
+        return tau_rows(self._link, self.settings)
 
     def objectives(self) -> list[ObjectiveStatus]:
         """Return the state of the objectives."""
@@ -165,8 +163,7 @@ class Source:
 
     def queues(self) -> list[QueueSummary] | None:
         """Return the queues; ``None`` if the broker is not Redis."""
-        with self._redis_errors():
-            fleet = fleet_queues(self._link, self.settings)
+        fleet = fleet_queues(self._link, self.settings)
         with ordered_channel(self._app, self.settings) as channel:
             if channel is None:
                 return None
@@ -194,15 +191,6 @@ class Source:
             yield self._database
         except (StoreUnavailable, PyMongoError) as exc:
             server = f"MongoDB at {shown_url(self.settings.mongo_url)}"
-            raise StoreUnavailable(unusable(server, exc)) from exc
-
-    @contextmanager
-    def _redis_errors(self) -> Iterator[None]:
-        """Report an outage with the URL and the reason."""
-        try:
-            yield
-        except StoreUnavailable as exc:
-            server = f"Redis at {shown_url(self.settings.redis_url)}"
             raise StoreUnavailable(unusable(server, exc)) from exc
 
 

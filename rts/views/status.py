@@ -9,7 +9,6 @@ from typing import Any
 
 import pymongo
 
-from rts.errors import StoreUnavailable
 from rts.keys import ASSIGNMENTS, REFUSED, TASKS
 from rts.ledger.connection import connect
 from rts.link.link import Link
@@ -99,21 +98,16 @@ def ask_redis(link: Link, settings: Settings) -> RedisState:
     now = as_instant(*link.call(pack("TIME")))
     latency_s = time.perf_counter() - begin
     facts, refusal = ask_facts(link, settings)
-    try:
-        vitals, replies = ask_vitals(
-            link,
-            keys,
-            pack("ZCARD", keys.open),
-            pack("ZCOUNT", keys.open, "-inf", repr(now)),
-            pack("ZCARD", keys.overdue),
-            pack("HLEN", keys.alerts),
-            pack("EXISTS", keys.alerting),
-            *(pack("LLEN", keys.webhook(hook.id)) for hook in settings.webhooks),
-        )
-    except StoreUnavailable:
-        if refusal is None:
-            raise
-        raise StoreUnavailable(refusal) from None  # a cluster, whose other nodes have the keys
+    vitals, replies = ask_vitals(
+        link,
+        keys,
+        pack("ZCARD", keys.open),
+        pack("ZCOUNT", keys.open, "-inf", repr(now)),
+        pack("ZCARD", keys.overdue),
+        pack("HLEN", keys.alerts),
+        pack("EXISTS", keys.alerting),
+        *(pack("LLEN", keys.webhook(hook.id)) for hook in settings.webhooks),
+    )
     waiting, due, late, alerts, led, *messages = map(int, replies)
     return RedisState(
         server=ServerState(shown_url(settings.redis_url), True, version_of(facts), latency_s),
