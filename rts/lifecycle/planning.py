@@ -7,7 +7,7 @@ workers: they read the plan of each message, and plan those that arrive without 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rts.clock import FleetClock
 from rts.deadlines import MAX_INSTANT, deadline
@@ -35,15 +35,8 @@ from rts.records import Plan
 from rts.settings import Settings
 from rts.tasktypes import infer
 
-
-class TauReader(Protocol):
-    """Where planning reads tau from: process memory, not a round trip per task."""
-
-    def tau(self, task_type: str, name: str) -> float:
-        """Return the tau in seconds to use for one task."""
-
-    def ratio(self, task_type: str) -> float | None:
-        """Return the learned quantile of runtime over tau; ``None`` while unknown."""
+if TYPE_CHECKING:
+    from rts.tau.cache import TauCache
 
 
 #: Returns the ``rts={…}`` option of a registered task by its name, empty where it has
@@ -68,7 +61,7 @@ class Planner:
     def __init__(
         self,
         settings: Settings,
-        taus: TauReader,
+        taus: TauCache,
         clock: FleetClock,
         task_options: TaskOptions,
         native_chords: Callable[[], bool] = lambda: True,

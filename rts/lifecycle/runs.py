@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from json.encoder import encode_basestring_ascii as quoted
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 from weakref import ref as weakref
 
 from celery.states import REJECTED, RETRY
@@ -37,6 +37,7 @@ from rts.records import (
 from rts.signals import deadline_missed, run_ended
 
 if TYPE_CHECKING:
+    from rts.load.sampler import LoadSampler
     from rts.unfinished.notes import NoteBoard
 
 #: Seconds for which a process reuses its reading of the load and of its memory, while
@@ -49,13 +50,6 @@ SHORT_S = 0.0005
 ROUNDED_S = 1e-6
 
 _REQUEST_FIELDS = itemgetter("id", "task", "parent_id", "root_id", "retries", "delivery_info")
-
-
-class LoadReader(Protocol):
-    """Where a run reads the load of its worker from: shared memory, no system call."""
-
-    def read(self, now: float) -> LoadSample:
-        """Return the latest sample, at most 0.5 s old *now*, by ``time.monotonic``."""
 
 
 @dataclass(slots=True, init=False, eq=False)
@@ -136,7 +130,7 @@ class Runs:
     def __init__(
         self,
         clock: FleetClock,
-        load: LoadReader,
+        load: LoadSampler,
         board: NoteBoard,
         sink: RunSink,
         *,

@@ -102,18 +102,27 @@ class Fleet:
             if run.instance in spans and start < until and end > since:
                 spans[run.instance].append((start, end))
         busy_s = total_s = 0.0
-        for instance, seen in spans.items():
-            slots = self.worker_slots[instance]
-            if len(seen) < RUNS_PER_SLOT * slots:
-                continue
-            starts = sorted(start for start, _ in seen)
-            long_ago = [start for start in starts if until - start >= MIN_SPAN_S]
-            begun = max(since, min(starts[-LAST_RUNS_PER_SLOT * slots :][:1] + long_ago[-1:]))
+        for name, slots in self.worker_slots.items():
+            begun = _measured_since(sorted(spans[name]), slots, since, until)
             if until - begun >= MIN_SPAN_S:
-                ran = (min(end, until) - max(start, begun) for start, end in seen)
+                ran = (min(end, until) - max(start, begun) for start, end in spans[name])
                 busy_s += sum(span_s for span_s in ran if span_s > 0)
                 total_s += slots * (until - begun)
         return min(1.0, max(0.01, busy_s / total_s)) if total_s else None
+
+
+def _measured_since(
+    runs: Sequence[tuple[float, float]], slots: int, since: float, until: float
+) -> float:
+    """Return the instant from which on the *runs* of a worker, in order, tell how busy it was;
+    *until* if they are too few.
+    """
+    if len(runs) < RUNS_PER_SLOT * slots:
+        return until
+    starts = [start for start, _ in runs]
+    long_ago = [start for start in starts if until - start >= MIN_SPAN_S]
+    enough = starts[max(0, len(starts) - LAST_RUNS_PER_SLOT * slots)]
+    return max(since, min([enough, *long_ago[-1:]]))
 
 
 def read_fleet(
