@@ -31,10 +31,9 @@ def plain_redis_url(url: str) -> str:
         url = url.replace(":///", "://localhost/", 1)
     elif url in ("redis://", "rediss://"):
         url += "localhost"
-    if url.startswith("rediss://"):
-        # Celery writes ssl_cert_reqs=CERT_NONE, redis-py reads ssl_cert_reqs=none.
-        for value in ("NONE", "OPTIONAL", "REQUIRED"):
-            url = url.replace(f"=CERT_{value}", f"={value.lower()}")
+    # Celery writes ssl_cert_reqs=CERT_NONE, redis-py reads ssl_cert_reqs=none.
+    for value in ("NONE", "OPTIONAL", "REQUIRED"):
+        url = url.replace(f"=CERT_{value}", f"={value.lower()}")
     return url
 
 
@@ -45,8 +44,8 @@ def with_tls(url: str, options: object) -> str:
 
     >>> with_tls("redis://host:6379/0?ssl_cert_reqs=none", {"ssl_ca_certs": "/etc/ca.crt"})
     'rediss://host:6379/0?ssl_cert_reqs=none&ssl_ca_certs=/etc/ca.crt'
-    >>> with_tls("rediss://host?ssl_cert_reqs=none", {"ssl_cert_reqs": ssl.CERT_REQUIRED})
-    'rediss://host?ssl_cert_reqs=required'
+    >>> with_tls("rediss://host?ssl_cert_reqs=none&db=2", {"ssl_cert_reqs": ssl.CERT_REQUIRED})
+    'rediss://host?db=2&ssl_cert_reqs=required'
     """
     scheme, _, rest = url.partition("://")
     if not isinstance(options, Mapping) or not options or scheme not in ("redis", "rediss"):
@@ -64,7 +63,9 @@ def with_tls(url: str, options: object) -> str:
 
 
 def _verification(value: object) -> object:
-    """Return ``ssl_cert_reqs`` as redis-py reads it in a URL."""
+    """Return ``ssl_cert_reqs`` as redis-py reads it in a URL. ``None`` is no verification."""
+    if value is None:
+        return "none"
     if isinstance(value, int) and value in list(ssl.VerifyMode):
         value = ssl.VerifyMode(value).name
     return value.removeprefix("CERT_").lower() if isinstance(value, str) else value

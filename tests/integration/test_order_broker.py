@@ -506,3 +506,16 @@ def test_rts_goes_the_brokers_way_with_its_certificates(
         assert link.call(pack("PING")) == [b"PONG"]
         link.close()
         app.close()
+
+
+def test_rts_verifies_no_certificate_where_the_broker_does_not(tmp_path: Path) -> None:
+    with behind_tls(tmp_path) as (url, _):
+        place = url.partition("?")[0]
+        app = Celery("app", broker=place, set_as_current=False)
+        app.conf.broker_use_ssl = {"ssl_cert_reqs": None}
+        with app.connection_for_write() as connection:
+            assert connection.default_channel.client.ping()
+        link = Link(replace(Settings.from_conf(app.conf), connect_timeout=5.0, timeout=5.0))
+        assert link.call(pack("PING")) == [b"PONG"]
+        link.close()
+        app.close()

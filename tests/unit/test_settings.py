@@ -107,6 +107,9 @@ BAD = [
     ("rts_redis_url", "redis://:se/cret@host/0"),
     ("rts_redis_url", "redis://:12#3@host/0"),
     ("rts_mongo_url", "localhost:27017"),
+    ("rts_mongo_url", "mongodb"),
+    ("rts_mongo_url", "postgresql://host/rts"),
+    ("rts_mongo_url", 7),
     ("rts_task_types", ["video"]),
     ("rts_task_types", {"a/b": 3}),
     ("rts_task_types", {5: 3}),
@@ -259,6 +262,7 @@ def test_the_environment_overrides_the_multiplier() -> None:
         ({"broker_url": []}, "redis://localhost:6379/0"),
         ({"broker_url": "redis://"}, "redis://localhost"),
         ({"broker_url": "redis:///3"}, "redis://localhost/3"),
+        ({"broker_url": "rediss:///3"}, "rediss://localhost/3"),
         ({"broker_url": "amqp://x", "result_backend": "redis://c/1"}, "redis://c/1"),
         ({"broker_url": "amqp://x"}, "redis://localhost:6379/0"),
         ({"broker_url": "amqp://x", "result_backend": "redis"}, "redis://localhost:6379/0"),
@@ -267,9 +271,12 @@ def test_the_environment_overrides_the_multiplier() -> None:
             {"broker_url": "redis+socket:///run/r.sock?virtual_host=4"},
             "unix:///run/r.sock?db=4",
         ),
-        (
-            {"broker_url": "rediss://a?ssl_cert_reqs=CERT_NONE"},
-            "rediss://a?ssl_cert_reqs=none",
+        *(
+            (
+                {"broker_url": f"rediss://a?ssl_cert_reqs=CERT_{checks.upper()}"},
+                f"rediss://a?ssl_cert_reqs={checks}",
+            )
+            for checks in ("none", "optional", "required")
         ),
         ({"broker_url": "redis://a", "rts_redis_url": "redis://own"}, "redis://own"),
         (
@@ -277,8 +284,11 @@ def test_the_environment_overrides_the_multiplier() -> None:
             "rediss://a/1?ssl_cert_reqs=none",
         ),
         (
-            {"broker_url": "redis://a", "broker_use_ssl": {"ssl_ca_certs": Path("/a b/ca")}},
-            "rediss://a?ssl_ca_certs=/a%20b/ca",
+            {
+                "broker_url": "redis://a?ssl_cert_reqs=CERT_NONE",
+                "broker_use_ssl": {"ssl_ca_certs": Path("/a b/ca"), "ssl_certfile": None},
+            },
+            "rediss://a?ssl_cert_reqs=none&ssl_ca_certs=/a%20b/ca",
         ),
         (
             {
@@ -298,8 +308,13 @@ def test_the_environment_overrides_the_multiplier() -> None:
             "rediss://a?ssl_include_verify_flags=&ssl_exclude_verify_flags="
             "VERIFY_CRL_CHECK_LEAF%2CVERIFY_X509_STRICT",
         ),
-        # Celery ignores both.
+        # Celery ignores these.
         ({"broker_url": "redis://a", "broker_use_ssl": True}, "redis://a"),
+        ({"broker_url": "redis://a", "broker_use_ssl": {}}, "redis://a"),
+        (
+            {"broker_url": "redis+socket:///r.sock", "broker_use_ssl": {"ssl_ca_certs": "ca"}},
+            "unix:///r.sock",
+        ),
         ({"broker_url": "redis://a", "redis_backend_use_ssl": {"a": "b"}}, "redis://a"),
     ],
 )
