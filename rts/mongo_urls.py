@@ -19,7 +19,7 @@ from urllib.parse import unquote_plus
 from rts.errors import ConfigurationError
 from rts.urls import ESCAPED, redacted
 
-_SCHEMES = ("mongodb", "mongodb+srv")
+_SCHEMES = ("mongodb://", "mongodb+srv://")
 #: What MongoDB takes as the name of a database; characters that it must not have.
 _DATABASE = 'a database without / \\ " $ or a space in its name, which has at most 63 bytes'
 _NOT_IN_DATABASE = re.compile(r'[/\\ "$\0]')
@@ -135,9 +135,9 @@ def mongo_url(key: str, value: object) -> str:
             never shows a password.
     """
     allowed = "a URL such as mongodb://host:27017/database (the path names the database)"
-    scheme, separator, rest = value.partition("://") if isinstance(value, str) else ("",) * 3
-    if not isinstance(value, str) or not separator or scheme not in _SCHEMES:
+    if not (isinstance(value, str) and value.startswith(_SCHEMES)):
         raise ConfigurationError(key, redacted(value), allowed)
+    scheme, _, rest = value.partition("://")
     before, _, options = rest.partition("?")
     place, _, database = before.partition("/")
     user, at, hosts = place.rpartition("@")
@@ -171,12 +171,11 @@ def _wrong_hosts(text: str, *, srv: bool) -> str | None:
     hosts = text.split(",")
     if "" in hosts:
         return "a host, or some with commas between them"
-    if srv and (len(hosts) > 1 or (":" in text and not text.startswith("["))):
+    if srv and (len(hosts) > 1 or ":" in text):
         return "one host and no port after mongodb+srv://"
     for host in hosts:
-        # A % is in the path of a socket, or in the zone of an IPv6 address.
-        if host.endswith(".sock") or "%" in host:
-            continue
+        if host.endswith(".sock"):
+            continue  # the path of a socket, which has no port
         _, separator, port = host.partition("]:" if host.startswith("[") else ":")
         if host.startswith("[") and "]" not in host:
             return "IPv6 addresses as [::1]"

@@ -54,7 +54,6 @@ class Prefetched(Order):
                 task = worker.held.popleft()
                 worker.running += 1
                 self._runs[task.number] = worker
-                self._deliver()
                 return task
         return None
 
@@ -76,8 +75,8 @@ class Prefetched(Order):
 def split(slots: int, workers: Sequence[int]) -> list[int]:
     """Split *slots* into workers of the sizes of *workers*: as they are, or their median.
 
-    >>> split(4, [2, 2]), split(7, [2, 2]), split(3, [])
-    ([2, 2], [2, 2, 2, 1], [3])
+    >>> split(5, [3, 1, 1]), split(7, [2, 2]), split(4, [3, 1, 2]), split(3, [])
+    ([3, 1, 1], [2, 2, 2, 1], [2, 2], [3])
     """
     if sum(workers) == slots:
         return list(workers)

@@ -24,10 +24,11 @@ def starts(jobs: list[Job], order: Any, slots: int) -> list[float]:
 
 
 def test_a_prefetched_task_waits_for_its_worker_while_another_is_idle() -> None:
-    # The first two go to the two workers, the third and fourth are held behind them.
-    jobs = [Job(float(n), "x", runtime_s) for n, runtime_s in enumerate((100, 5, 1, 1, 1))]
-    assert starts(jobs, Prefetched([1, 1], 1), 2) == [0, 1, 100, 6, 7]
-    assert starts(jobs, Prefetched([1, 1], 0), 2) == [0, 1, 6, 7, 8]
+    # Two are over at once. The next two go to the two workers, those after them are held there.
+    runtimes = (1, 1, 100, 5, 1, 1, 1)
+    jobs = [Job(float(n), "x", runtime_s) for n, runtime_s in enumerate(runtimes)]
+    assert starts(jobs, Prefetched([1, 1], 1), 2) == [0, 1, 2, 3, 102, 8, 9]
+    assert starts(jobs, Prefetched([1, 1], 0), 2) == [0, 1, 2, 3, 8, 9, 10]
 
 
 def test_a_worker_takes_the_most_urgent_message_but_runs_what_it_holds_first() -> None:

@@ -29,6 +29,8 @@ from rts.simulation.traces import (
     Job,
     Origin,
     at_load,
+    enough_slots,
+    offered_load,
     read_trace,
     six_types,
     with_types,
@@ -179,9 +181,11 @@ def test_a_turn_of_the_demoted_is_kept_until_they_may_hold_a_slot() -> None:
 
 def test_every_twentieth_claim_serves_a_demoted_task() -> None:
     order = EarliestDeadlineFirst()
-    order.push(waiting(1000, tau=10, deadline=1))
     for n in range(100):
         order.push(waiting(n, tau=1, deadline=1e6 + n))
+    for _ in range(10):
+        order.pop(0.0, 1000)  # none waits, so these do not count
+    order.push(waiting(1000, tau=10, deadline=1))
     assert popped(order, now=100.0).index(1000) == 19
 
 
@@ -215,11 +219,19 @@ def test_the_offered_load_is_as_requested() -> None:
     work = sum(job.runtime_s for job in jobs)
     assert jobs[0].arrival_s == 0
     assert work / (8 * jobs[-1].arrival_s) == pytest.approx(1.3)
+    assert offered_load(jobs, 4, speed=0.25) == pytest.approx(0.65)
     for wrong in ((jobs[:1], 8, 1.0), (jobs, 0, 1.0), (jobs, 8, 0.0), (jobs, 8, math.nan)):
         with pytest.raises(ValueError, match=r"above 0|at once"):
             at_load(*wrong)
     with pytest.raises(ValueError, match="no load to reach"):
         at_load([job._replace(runtime_s=0.0) for job in jobs], 8, 1.0)
+
+
+def test_the_fewest_slots_for_a_load_below_one() -> None:
+    jobs = [Job(float(n), "x", 3.0) for n in range(5)]  # 15 s of work in 4 s
+    assert [enough_slots(jobs, speed) for speed in (0.25, 1.0, 1.1, 2.0)] == [1, 4, 5, 5]
+    assert enough_slots(jobs[:1]) == 1
+    assert enough_slots([Job(0.0, "x", 3.0), Job(1.0, "x", 1.0), *jobs[4:]]) == 2
 
 
 def test_synthetic_jobs_take_their_types_first_tau_on_average() -> None:
@@ -246,8 +258,10 @@ def test_a_trace_is_read_as_it_was_written(tmp_path: Path) -> None:
         ("arrival_s,name,runtime_s\n1,,2\n", "line 2: no name"),
         ("arrival_s,name,runtime_s\n1,x,2,mixed\n", "line 2: more values"),
         ('arrival_s,name,runtime_s\n1,"x,2\n', "line 2: "),
+        ('arrival_s,name,runtime_s\n1,"x"y,2\n', "line 2: .* expected after"),
         ("arrival_s,name,runtime_s\n", "contains no jobs"),
         ("arrival_s,name,runtime_s,name\n1,x,2,y\n", "more than one column name"),
+        ("task_type,arrival_s,name,runtime_s,task_type\n", "more than one column task_type"),
         ("arrival_s,name,runtime_s\n1,x,1e308\n", "line 2: runtime_s = '1e308'"),
         ("arrival_s,name,runtime_s\n1732800000000,x,1\n", "line 2: arrival_s"),  # ms
     ],
@@ -267,8 +281,8 @@ def test_unusual_but_valid_traces(tmp_path: Path) -> None:
     path.write_text(text, encoding="utf-8")
     assert read_trace(path) == [Job(3, "ö", 1), Job(7, 'a/b, "c"', 2, "mine")]
     # A column without a name, such as the index that pandas writes.
-    path.write_text(",arrival_s,name,runtime_s\n0,1,x,2\n")
-    assert read_trace(path) == [Job(1, "x", 2)]
+    path.write_text(",arrival_s,name,runtime_s\n0,0,x,2\n1,0,first,2\n")
+    assert read_trace(path) == [Job(0, "x", 2), Job(0, "first", 2)], "as they stand there"
     path.write_bytes(b"arrival_s,name,runtime_s\n1,\xff,2\n")
     with pytest.raises(ValueError, match="not valid UTF-8"):
         read_trace(path)

@@ -29,6 +29,7 @@ GOOD = {
     "mongodb://[2001:db8::1]:27017,[::1]/ledger": "ledger",
     "mongodb://[fe80::1%25eth0]:27017/ledger": "ledger",
     "mongodb://%2Ftmp%2Fmongodb-27017.sock/ledger": "ledger",
+    "mongodb://%2Ftmp%2Fa:b.sock/ledger": "ledger",
     "mongodb://me:p%40ss@%2Ftmp%2Fmongodb-27017.sock,b:1/ledger": "ledger",
     "mongodb://me@host/ledger?authMechanism=MONGODB-X509": "ledger",
     "mongodb://me:@host/ledger?authMechanism=MONGODB-X509": "ledger",
@@ -43,6 +44,7 @@ GOOD = {
     f"mongodb://host/{63 * 'x'}.tasks": 63 * "x",
     "mongodb://host/ledger.tasks": "ledger",
     "mongodb://host:00027017/ledger": "ledger",
+    "mongodb://host:65535/ledger": "ledger",
     "mongodb://HOST_with-odd.name/ledger": "ledger",
     "mongodb://100%25:%2B@host/ledger": "ledger",
 }
@@ -81,10 +83,12 @@ BAD = {
     "mongodb://host/ledger?replicaSet": "options as",
     "mongodb://host/ledger?w=1&": "options as",
     "mongodb://host/ledger?w=1&tls=true;ssl=true": "options as",
+    "mongodb://host/ledger?w=1&replicaSet=a;b": "options as",
     "mongodb://host/ledger?w=1=2": "options as",
     "mongodb+srv://": "a host",
     "mongodb+srv://a.example.org,b.example.org/ledger": "one host",
     "mongodb+srv://a.example.org:27017/ledger": "one host",
+    "mongodb+srv://[::1]/ledger": "one host",
     "mongodb+srv://me:se/cret@a.example.org/ledger": "one host",
 }
 
@@ -131,6 +135,9 @@ WRONG_OPTIONS = {
         "primary, primaryPreferred, secondary, secondaryPreferred, nearest",
     ),
     "appName=" + "x" * 200: ("appName", "***", "at most 128 bytes"),
+    # Of a password, maybe, that should have been quoted.
+    "tls=cret@host": ("tls", "***", "true or false"),
+    "tls=%00": ("tls", "***", "true or false"),
 }
 
 
@@ -243,6 +250,7 @@ def test_urls_are_shown_without_secrets(url: str, shown: str) -> None:
         ("redis://:se/cret@host:6379/0", "redis://***@host:6379/0"),
         ("redis://:a://secret@host:6379/0", "redis://***@host:6379/0"),
         ("redis://:se#cret@host/0", "redis://***"),
+        ("redis://host/x?password=se@cret", "redis://***"),
         ("redis://host:99999/0?password=secret", "redis://host:99999/0?***"),
         # Not the number of a database.
         ("redis://a:6379/3;redis://b:6379/3", "redis://a:6379/3;redis://b:6379/3"),
