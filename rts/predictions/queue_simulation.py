@@ -22,6 +22,8 @@ ENDED_S = 0.25
 #: A task that stands for several is served in parts, so that time passes between them and some
 #: may turn hopeless: each is at most this share of all tasks taken before.
 PART = 0.02
+#: Seconds within which tasks have arrived that are like those that have started unseen.
+LATELY_S = 15.0
 #: Polls of workers that count as one event.
 POLLS = 16
 #: Unknown runs are numbered downwards from here.
@@ -67,7 +69,7 @@ class QueueSimulation:
         #: Heap of ready time, group and number of held tasks with an eta.
         self._later: list[tuple[float, int, int]] = []
         self._assign_held(snapshot.held_by, rng)
-        self._fill(snapshot.waiting, rng)
+        self._fill(snapshot, rng)
 
     def _resume(self, snapshot: Snapshot, rng: random.Random) -> None:
         """Begin the runs in progress, as far as there are slots. One that was in progress a
@@ -109,20 +111,23 @@ class QueueSimulation:
         takers = [group for group in among if queue in self._groups[group].queues]
         return list(filter(self._prefetched.has_room, takers)) or takers
 
-    def _fill(self, waiting: Sequence[Work], rng: random.Random) -> None:
+    def _fill(self, snapshot: Snapshot, rng: random.Random) -> None:
         """Fill slots that cannot be free with unknown runs. If tasks wait that should have
-        started by now, all slots must be busy, presumably with similar tasks; or, if all that
-        wait are demoted, as many slots as demoted tasks may hold.
+        started by now, all slots must be busy, presumably with tasks like the latest arrivals
+        (in deadline order those that wait are the long ones); or, if all that wait are demoted,
+        as many slots as demoted tasks may hold.
         """
-        left = [work for work in waiting if _waits_for_slot(work, self.now)]
-        by_queues: dict[tuple[int, ...], tuple[list[Work], list[Work]]] = {}
+        left = [work for work in snapshot.waiting if _waits_for_slot(work, self.now)]
+        lately = [w for w in snapshot.recent_arrivals if w.arrival > self.now - LATELY_S]
+        by_queues: dict[tuple[int, ...], tuple[list[Work], list[Work], list[Work]]] = {}
         for number, group in enumerate(self._groups):
             if self._busy[number] == group.slots:
                 continue
             if group.queues not in by_queues:
                 own = [work for work in left if work.queue in group.queues]
-                by_queues[group.queues] = own, self._hopeful(own)
-            similar, hopeful = by_queues[group.queues]
+                came = [w for w in lately if w.queue in group.queues]
+                by_queues[group.queues] = own, self._hopeful(own), came
+            similar, hopeful, came = by_queues[group.queues]
             held = map(self._work, self._prefetched.of(number))
             if line := [work for work in held if _waits_for_slot(work, self.now)]:
                 similar, hopeful = line + similar, self._hopeful(line) + hopeful
@@ -130,7 +135,7 @@ class QueueSimulation:
                 run = UNKNOWN - len(self._ends)
                 if not hopeful and not self._queues.hold_demoted(run, self._slots):
                     break
-                end = self.now + self._rest_of_unknown(hopeful or similar, rng)
+                end = self.now + self._rest_of_unknown(came or hopeful or similar, rng)
                 self._begin(end, run, number)
 
     def _hopeful(self, works: Sequence[Work]) -> list[Work]:

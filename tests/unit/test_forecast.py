@@ -261,6 +261,21 @@ def test_an_unknown_run_ends_within_its_runtime() -> None:
         assert 1000.0 < play.start_of(0, 100) <= 1000.5
 
 
+@pytest.mark.parametrize(
+    ("arrival", "queue", "like"), [(995, 0, 1), (900, 0, 80), (995, 1, 80)]
+)
+def test_an_unknown_run_is_like_the_latest_arrivals(
+    arrival: float, queue: int, like: float
+) -> None:
+    """In deadline order what still waits is longer than what has been taken."""
+    exact: Any = Exact([])
+    long = Work("mixed", 990.0, 80.0, 9000.0, name="80.0")
+    short = Work("mixed", arrival, 1.0, arrival + 2, name="1.0", queue=queue)
+    snapshot = Snapshot(1000.0, 1, [long], recent_arrivals=[short])
+    play = QueueSimulation(snapshot, exact, exact, random.Random(1))
+    assert like - 1 < play.start_of(0, 100) - 1000.0 <= like
+
+
 def test_more_runs_than_slots_delay_nobody() -> None:
     exact: Any = Exact([])
     runs = [Work("mixed", 900.0, 1.0, 9000.0, name=name) for name in ("5.0", "6.0", "7.0")]
