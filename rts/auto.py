@@ -41,9 +41,7 @@ def _uninstalled(app: Any) -> bool:
 
 
 def _importing(sender: Any, **_: Any) -> None:
-    """Runs where Celery imports the modules of the configuration: this one may have been
-    imported before.
-    """
+    """Runs where Celery imports an app's modules: this one may have been imported before."""
     if _names_this(sender) and not _uninstalled(sender):
         install(sender)
 

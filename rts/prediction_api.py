@@ -76,9 +76,7 @@ def predict_new(
 
 
 def _routed(app: Any, name: str, options: dict[str, Any]) -> tuple[Any, int | None]:
-    """Return the queue and the priority that the routes of *app* give to a task with these
-    options.
-    """
+    """Return the queue and the priority that *app*'s routes give to a task with *options*."""
     routed = app.amqp.router.route(options, name, task_type=app.tasks.get(name))
     chosen = routed.get("queue")
     if chosen is None and routed.get("exchange"):

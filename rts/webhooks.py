@@ -112,9 +112,7 @@ def _webhook(key: str, given: object) -> Webhook:
 
 
 def _is_secret(value: object) -> bool:
-    """Return whether messages can be signed with *value*; not with undecodable bytes from
-    the environment.
-    """
+    """Return whether *value* can sign messages: not undecodable bytes of the environment."""
     if not isinstance(value, str) or len(value) < MIN_SECRET:
         return False
     try:

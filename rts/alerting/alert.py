@@ -44,9 +44,7 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """An alert that starts firing or is resolved. Instants are epoch seconds by the fleet's
-    clock.
-    """
+    """An alert that starts firing or ends. Instants: epoch seconds by the fleet's clock."""
 
     #: The same when it fires and when it is resolved; a new one when it recurs.
     id: str

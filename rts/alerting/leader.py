@@ -76,9 +76,7 @@ class Leader:
         return self._now() - self._confirmed_at < LEASE_S / 2
 
     def lead(self) -> bool:
-        """Take or renew the lease, if there is anybody to notify; return whether this companion
-        leads.
-        """
+        """Take or renew the lease, if there is anybody to notify; return whether it is held."""
         if not (self._settings.webhooks or self._listened):
             return False
         asked_at = self._now()
@@ -119,9 +117,7 @@ class Leader:
         )
 
     def evaluate_overdue(self) -> int:
-        """Start and end alerts of overdue tasks, if a webhook is notified of them; return how
-        many.
-        """
+        """Start and end alerts of overdue tasks, if a webhook is notified; return how many."""
         if not self.leads():
             return 0
         if not self._has_webhook(TASK_OVERDUE):

@@ -165,9 +165,7 @@ def set_on_signals() -> Iterator[threading.Event]:
 
 @contextmanager
 def progress_bar(label: str, length: int) -> Iterator[Callable[[int], None]]:
-    """Show progress on standard error if that is a terminal; call the result with the steps
-    done.
-    """
+    """Show progress on standard error, if a terminal; call the result with the steps done."""
     if not is_terminal(sys.stderr):
         yield lambda steps: None
         return

@@ -107,9 +107,7 @@ def objective(standing: ObjectiveStatus, settings: Settings) -> Finding:
 
 
 def servers(app: Any, settings: Settings, warning_s: float, critical_s: float) -> list[Finding]:
-    """Return what is wrong with servers and fleet, and what waits in the outbox if Redis
-    answers.
-    """
+    """Return what is wrong with servers and fleet, and the backlog if Redis answers."""
     redis, ledger = query_servers(settings)
     found = [
         Finding(

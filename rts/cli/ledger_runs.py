@@ -27,9 +27,7 @@ _FIELDS = (
 
 
 def count(database: LedgerDatabase, window: Window, queue: str | None = None) -> int:
-    """Return how many runs :func:`runs` would yield; ``MAX_RUNS + 1`` means that there are
-    more.
-    """
+    """Return how many runs :func:`runs` would yield; ``MAX_RUNS + 1``: there are more."""
     query = _query(window, queue)
     return int(database[ASSIGNMENTS].count_documents(query, limit=MAX_RUNS + 1))
 

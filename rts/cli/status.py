@@ -67,9 +67,7 @@ def command(ctx: click.Context, clear: bool, as_json: bool) -> None:
 
 
 def _without_rts(app: Any, settings: Settings) -> list[str]:
-    """Return a problem if *app* has rts off or not installed, even after importing what a
-    worker imports.
-    """
+    """Return a problem if rts is off, or not in *app* once that has imported its modules."""
     if not settings.enabled:
         return ["rts_enabled is False, so tasks of this app get no deadline and no verdict"]
     if app in installed or app.main == NO_APP:

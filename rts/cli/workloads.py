@@ -210,9 +210,7 @@ def _overheads(options: WorkloadOptions, recorded: Sequence[float] = ()) -> Sequ
 
 
 def held_per_slot(conf: Mapping[str, Any]) -> float:
-    """Return how many messages a worker in the stock order holds per slot, beside those that
-    run.
-    """
+    """Return how many messages a stock worker holds per slot, beside those that run."""
     ahead = prefetch_per_slot(
         int(conf.get("worker_prefetch_multiplier", 4)),
         late=bool(conf.get("task_acks_late")),

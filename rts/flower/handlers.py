@@ -183,9 +183,7 @@ class Api(BaseApiHandler):  # type: ignore[misc]  # Flower has no type informati
         self.set_header("X-Content-Type-Options", "nosniff")
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Send the message, which may quote the address, as text: before 2.2 Flower sends it
-        as HTML.
-        """
+        """Send the message, which may quote the address, as text: Flower < 2.2 sends HTML."""
         self.set_header("Content-Type", "text/plain; charset=UTF-8")
         super().write_error(status_code, **kwargs)
 

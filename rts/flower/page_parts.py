@@ -36,9 +36,7 @@ def problems(
     *,
     ledger_up: bool = True,
 ) -> list[str]:
-    """Return what is wrong with Redis, the fleet and the longest queues, as ``rts status`` says
-    it.
-    """
+    """Return what is wrong with Redis, fleet and longest queues, as ``rts status`` says it."""
     if redis is None:
         return []
     found = fleet_problems(redis, ledger_up=ledger_up)

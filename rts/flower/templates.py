@@ -27,9 +27,7 @@ _BROKER = re.compile(r"<li[^>]*>\s*<a[^>]*reverse_url\('broker'\).*?</li>", re.D
 
 
 def navbar(text: str) -> str | None:
-    """Return Flower's navigation with our entry in it; ``None`` if it has none for the
-    broker.
-    """
+    """Return Flower's navigation with our entry; ``None`` if it has none for the broker."""
     broker = _BROKER.search(text)
     if broker is None:
         return None
@@ -42,9 +40,7 @@ def navbar(text: str) -> str | None:
 
 
 def task_page(text: str) -> str | None:
-    """Return Flower's page of a task with our part at its end; ``None`` if it does not end
-    with its content.
-    """
+    """Return Flower's task page with our part; ``None`` if it does not end in its content."""
     head, end, tail = text.rpartition("{% end %}")
     return head + _FACTS + end if end and not tail.strip() else None
 

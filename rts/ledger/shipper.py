@@ -225,9 +225,7 @@ class Shipper:
         return StoreUnavailable("Redis has lost records that it had taken")
 
     def _watch(self, waiting: int) -> None:
-        """Log if the outbox, which holds *waiting* records, is full; again only after it was
-        half empty.
-        """
+        """Log if the outbox, of *waiting* records, is full; again after it was half empty."""
         if waiting < self._most_waiting:
             self._full = self._full and waiting > self._most_waiting / 2
         elif not self._full:

@@ -105,9 +105,7 @@ class Spool(SpoolFolder):
             self._close()
 
     def let_go(self) -> None:
-        """Let go of the parent's file in a forked child: the lock on it means that the parent
-        lives.
-        """
+        """Let go, in a forked child, of the parent's file, whose lock means that it lives."""
         fd, self._fd = self._fd, -1
         self._map = None
         self._lock = threading.Lock()

@@ -252,9 +252,7 @@ def _drop_copied_type(headers: dict[str, Any], current: Mapping[str, Any] | None
 
 
 def resolve_type(request: Request, defaults: Request) -> tuple[str, str]:
-    """Return a task's type and its source, from what the message and the task's settings
-    request.
-    """
+    """Return a task's type and its source, by what its message and its settings request."""
     if request.task_type is not None:
         return request.task_type, "explicit"
     if defaults.task_type is not None:

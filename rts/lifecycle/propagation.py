@@ -46,9 +46,7 @@ def inherit_deadline(plan: Plan, headers: Mapping[str, Any], deadline: float) ->
 def extend_to_chain(
     plan: Plan, body: object, due: Due, native_chords: Callable[[], bool]
 ) -> Plan:
-    """Return the *plan* of a message with the deadline of all that is to follow it, by its
-    *body*.
-    """
+    """Return a message's *plan* with the deadline of all that follows it, by its *body*."""
     chain, chord = _what_follows(body)
     if not chain and chord is None:
         return plan

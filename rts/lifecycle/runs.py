@@ -101,9 +101,7 @@ def set_run(request: Any, run: Run) -> None:
 
 
 def run_of(request: Any) -> Run | None:
-    """Return the run of *request*; ``None`` where rts has not started it, or it is in
-    another thread.
-    """
+    """Return the run of *request*; ``None`` if rts has not started it in this thread."""
     known, run = _current.run
     return run if known() is request else None
 

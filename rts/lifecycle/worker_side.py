@@ -112,9 +112,7 @@ class WorkerSide:
             worker.runs.finish(run, FAILURE)
 
     def internal_error(self, sender: Any = None, task_id: Any = None, **_: Any) -> None:
-        """Finish a run that was aborted by an error outside its task, such as a result that
-        could not be stored.
-        """
+        """Finish a run aborted by an error outside its task, such as in storing its result."""
         run = take_aborted(task_id)
         worker = None if run is None else self._worker_of(sender.app)
         if run is not None and worker is not None:

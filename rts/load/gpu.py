@@ -55,9 +55,7 @@ class GpuProbe:
         self._logged = False
 
     def read(self) -> list[GpuLoad]:
-        """Return the load of the visible GPUs, as far as they report it; never raises for a
-        missing one.
-        """
+        """Return the load of the visible GPUs, as far as they are there and report it."""
         if not self._opened:
             self._opened = True
             self._open()

@@ -79,9 +79,7 @@ class LoadSample(NamedTuple):
         return cls(figures, sampled_at, start + "," if figures else start)
 
     def as_dict(self, now: float) -> dict[str, Any]:
-        """Return the figures and ``age_s``, seconds from the sample to *now*, by
-        ``time.monotonic``.
-        """
+        """Return the figures and ``age_s``, seconds until *now*, by ``time.monotonic``."""
         return {**self.figures, "age_s": rounded(now - self.sampled_at)}
 
 

@@ -157,9 +157,7 @@ _PEAK = b"VmHWM:"
 
 
 def _peak_of(status_fd: int) -> int | None:
-    """Return the peak in ``/proc/self/status`` (``VmHWM:   12345 kB``), bytes; ``None``
-    where there is none.
-    """
+    """Return the peak in ``/proc/self/status`` (``VmHWM:   12345 kB``), bytes, or ``None``."""
     try:
         text = os.pread(status_fd, 4096, 0)
         start = text.index(_PEAK) + len(_PEAK)

@@ -81,9 +81,7 @@ class Risks:
         return queue is not None and time.monotonic() - queue.read_at < age_s
 
     def _refresh(self, candidates: Sequence[str]) -> None:
-        """Read again what is no longer fresh, unless that has just failed, or another thread
-        is reading.
-        """
+        """Read what is stale, unless that has just failed, or another thread is reading."""
         stale = [name for name in candidates if not self._is_known(name, FRESH_S)]
         if not stale or time.monotonic() < self._retry_at:
             return

@@ -113,9 +113,7 @@ class Queues:
         return self._orders[queue].is_demoted(task, now)
 
     def hold_demoted(self, number: int, slots: int) -> bool:
-        """Give one of *slots* to a demoted task that was never pushed; return whether it may
-        have one.
-        """
+        """Give a demoted task, never pushed, one of *slots*; return whether it may have one."""
         if not self._orders[0].may_take_demoted(slots):
             return False
         self._held.add(number)

@@ -99,9 +99,7 @@ def register_transports() -> None:
 
 
 def turn_off(app: Any) -> None:
-    """Undo :func:`turn_on`, for the connections that *app* opens from now on and its
-    producer pool.
-    """
+    """Undo :func:`turn_on`, for *app*'s producer pool and the connections to come."""
     options = dict(app.conf.broker_transport_options or {})
     if options.pop(OPTION, None) is not None:
         _set_options(app.conf, options)

@@ -91,9 +91,7 @@ def place_of(message: dict[str, Any], horizon_s: float, work: float) -> Place:
 
 
 def tau_of(headers: Mapping[str, Any]) -> float | None:
-    """Return the tau in a message's *headers*, seconds; ``None`` if workers would not believe
-    it.
-    """
+    """Return the tau in a message's *headers*, seconds; ``None`` if workers ignore it."""
     tau = finite(headers.get("rts_tau"))
     return tau if tau is not None and 0 < tau < MAX_TAU else None
 

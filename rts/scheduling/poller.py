@@ -30,9 +30,7 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu has no ty
     hub: Any = None
 
     def wake_in(self, seconds: float) -> None:
-        """Let the event loop look for free slots again in so many seconds. (Without one,
-        :meth:`get` does.)
-        """
+        """Have the loop look again in so many seconds. (Without one, :meth:`get` does.)"""
         if self.hub is not None:
             self.hub.call_later(seconds, bool)  # any event wakes it
 

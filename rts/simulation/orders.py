@@ -35,9 +35,7 @@ class Waiting(NamedTuple):
 
 
 class Order:
-    """A queue under some discipline, by default without demotion. One object serves one
-    simulation.
-    """
+    """A queue under some discipline, by default without demotion, in one simulation."""
 
     #: Tasks that the last pop has dropped for good.
     dropped: Sequence[Waiting] = ()

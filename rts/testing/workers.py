@@ -147,9 +147,7 @@ class WorkerProcess:
         return [child for child, companion in self._family() if companion]
 
     def stop(self, timeout: float = 30.0) -> None:
-        """Warm shutdown (SIGTERM), and SIGKILL to what is left after *timeout* seconds.
-        Idempotent.
-        """
+        """Warm shutdown (SIGTERM); SIGKILL what is left after *timeout* seconds. Idempotent."""
         if self._process is not None:
             self._process.stop(timeout)
             self._process = None

@@ -98,9 +98,7 @@ class NoteBoard:
         return None
 
     def release(self, slot: int, note: Execution) -> bool:
-        """Remove *note* from its slot, on behalf of its process; return False if it is no
-        longer there.
-        """
+        """Remove *note* from its slot, for its process; return False if it is there no more."""
         if self._read(slot) != note:
             return False
         owner, _, _ = _HEAD.unpack_from(self._map, self._start(slot))

@@ -22,9 +22,7 @@ from rts.views.tally import CLASSES, Tallies, add_all
 
 
 def tally(database: LedgerDatabase, window: Window, by: str) -> Tallies:
-    """Count the runs that ended in *window* and the verdicts that fell in it, grouped by *by*,
-    one of ``FIELDS``.
-    """
+    """Count runs that ended and verdicts that fell in *window*, *by* one of ``FIELDS``."""
     total: Tallies = {}
     with threads() as pool:
         jobs = []
