@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import redis
 from kombu.exceptions import OperationalError
 
+from rts import forks
 from rts.errors import BrokerUnavailable, CommandError
 from rts.scheduling.layout import plain_client
 from rts.scheduling.queues import broker_errors
@@ -20,17 +21,21 @@ from rts.settings import Settings
 MAX_CONNECTIONS = 10_000
 
 
-@dataclass(eq=False)
 class _Open:
-    """A kombu connection that threads share."""
+    """A kombu connection that threads share. It is released once none of them has it."""
 
-    connection: Any
-    #: Its channel, and a Redis client on the same pool; ``None`` until it is connected.
-    channel_and_client: tuple[Any, redis.Redis] | None = None
-    #: Threads that read, and 1 while new ones may join them; the last one releases it.
-    users: int = 1
-    #: Held by the thread that connects.
-    lock: threading.RLock = field(default_factory=threading.RLock)
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        #: Its channel, and a Redis client on the same pool; ``None`` until it is connected.
+        self.channel_and_client: tuple[Any, redis.Redis] | None = None
+        #: Held by the thread that connects.
+        self.lock = threading.RLock()
+        weakref.finalize(self, _release, connection, forks.pid).atexit = False
+
+
+def _release(connection: Any, pid: int) -> None:
+    if pid == forks.pid:  # in a forked child it is the parent's
+        connection.release()
 
 
 class SharedConnection:
@@ -47,8 +52,7 @@ class SharedConnection:
 
     def close(self) -> None:
         """Close it, as soon as no thread reads any more."""
-        if (opened := self._open) is not None:
-            self._discard(opened)
+        self._open = None
 
     @contextmanager
     def channel(self) -> Iterator[tuple[Any, redis.Redis]]:
@@ -58,7 +62,7 @@ class SharedConnection:
             CommandError: the broker is not Redis.
             StoreUnavailable: it is unavailable.
         """
-        opened = self._enter()
+        opened = self._current()
         try:
             with broker_errors(opened.connection):
                 if opened.connection.transport.driver_type != "redis":
@@ -69,10 +73,9 @@ class SharedConnection:
         except BrokerUnavailable:
             self._discard(opened)
             raise
-        finally:
-            self._leave(opened)
 
-    def _enter(self) -> _Open:
+    def _current(self) -> _Open:
+        """Return the connection that new readers use."""
         with self._lock:
             if self._open is None:
                 options = {
@@ -80,9 +83,7 @@ class SharedConnection:
                     "socket_timeout": self._settings.timeout,
                     "max_connections": MAX_CONNECTIONS,
                 }
-                made = self._app.connection_for_read(transport_options=options)
-                self._open = _Open(made)
-            self._open.users += 1
+                self._open = _Open(self._app.connection_for_read(transport_options=options))
             return self._open
 
     def _connect(self, opened: _Open) -> tuple[Any, redis.Redis]:
@@ -102,17 +103,8 @@ class SharedConnection:
                     raise
             return opened.channel_and_client
 
-    def _leave(self, opened: _Open) -> None:
-        with self._lock:
-            opened.users -= 1
-            unused = not opened.users
-        if unused:
-            opened.connection.release()
-
     def _discard(self, opened: _Open) -> None:
-        """Let no new reader use a connection, and release it after the last one."""
+        """Let no new reader use a connection."""
         with self._lock:
-            if self._open is not opened:
-                return
-            self._open = None
-        self._leave(opened)
+            if self._open is opened:
+                self._open = None
