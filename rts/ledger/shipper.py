@@ -152,37 +152,44 @@ class Shipper:
         lines = whole.split(b"\n")
         for start in range(0, len(lines), CHUNK):
             chunk = lines[start : start + CHUNK]
-            executions: list[Execution] = []
-            entries: list[FinishEntry] = []
-            counts: Counter[str] = Counter()
-            for number, line in enumerate(chunk, start=tail.lines + 1):
-                if number <= tail.applied:
-                    continue
-                try:
-                    if line.startswith(b"{"):
-                        counts.update(read_counts(line))
-                    else:
-                        execution = Execution.from_json(line)
-                        entry = finish_entry(execution, number, line)
-                        if number <= tail.learned:
-                            entry = entry._replace(actual_s=None)
-                        entries.append(entry)
-                        executions.append(execution)
-                except (ValueError, TypeError, OverflowError):
-                    self._spool.refuse(line)
+            runs, counts = self._read(chunk, tail)
             tail.lines += len(chunk)
             if tail.lines > tail.applied:
-                tail.generation = self._deliver(producer, tail, executions, entries, counts)
+                tail.generation = self._deliver(producer, tail, runs, counts)
                 tail.applied = tail.lines
             tail.offset += sum(map(len, chunk)) + len(chunk)
         return len(lines)
+
+    def _read(
+        self, lines: Sequence[bytes], tail: _Tail
+    ) -> tuple[list[tuple[Execution, FinishEntry]], Counter[str]]:
+        """Return the runs and the counts in the *lines* that follow *tail*, without those that
+        Redis has applied; set aside what is neither.
+        """
+        runs: list[tuple[Execution, FinishEntry]] = []
+        counts: Counter[str] = Counter()
+        for number, line in enumerate(lines, start=tail.lines + 1):
+            if number <= tail.applied:
+                continue
+            try:
+                if line.startswith(b"{"):
+                    counts.update(read_counts(line))
+                    continue
+                execution = Execution.from_json(line)
+                entry = finish_entry(execution, number, line)
+            except (ValueError, TypeError, OverflowError):
+                self._spool.refuse(line)
+                continue
+            if number <= tail.learned:
+                entry = entry._replace(actual_s=None)
+            runs.append((execution, entry))
+        return runs, counts
 
     def _deliver(
         self,
         producer: str,
         tail: _Tail,
-        executions: list[Execution],
-        entries: list[FinishEntry],
+        runs: Sequence[tuple[Execution, FinishEntry]],
         counts: Counter[str],
     ) -> object:
         """Deliver the chunk up to *tail* and return the generation of the Redis that took it.
@@ -190,11 +197,9 @@ class Shipper:
         Raises:
             StoreUnavailable: Redis is unavailable, or has lost lines before the chunk.
         """
-        recent = self._recent.pack(
-            (run, entry.record) for run, entry in zip(executions, entries, strict=True)
-        )
-        # Marks the last line as applied, whatever it holds.
-        entries.append(FinishEntry(tail.lines, b"", None, "", ""))
+        recent = self._recent.pack((run, entry.record) for run, entry in runs)
+        # The last one marks the last line as applied, whatever that holds.
+        entries = [entry for _, entry in runs] + [FinishEntry(tail.lines, b"", None, "", "")]
         answer, generation, waiting = self._link.call(
             self._call.pack(producer, entries, counts, tail.applied),
             # Each time: a wiped Redis may be restored only after shipping has begun.
@@ -208,7 +213,7 @@ class Shipper:
             # A refusal, such as a key of another type, is not worth losing a record for.
             self._link.call_each(*recent)
         if self._on_learned is not None:
-            for execution, learned in zip(executions, read_answer(answer), strict=False):
+            for (execution, _), learned in zip(runs, read_answer(answer), strict=False):
                 if learned is not None:
                     self._on_learned(execution, learned)
         return generation

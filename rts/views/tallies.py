@@ -59,18 +59,22 @@ def slices(
     for shorter, longer in pairwise([0.0, *lengths]):
         window = now - timedelta(seconds=longer), now - timedelta(seconds=shorter)
         cuts[longer] = cut(TASKS, window) if large else ([], [window])
-    kept = stored_packed(database, [s for some, _ in cuts.values() for s in some], CLASSES)
+    intervals = [(length, each) for length, (whole, _) in cuts.items() for each in whole]
+    kept = stored_packed(database, [each for _, each in intervals], CLASSES)
     with threads() as pool:
-        jobs = []
-        for length, (whole, rest) in cuts.items():
-            for window in rest:
-                jobs.append((length, pool.submit(direct, database, TASKS, window, CLASSES)))
-            for interval in whole:
-                if interval.id in kept:
-                    for row in unpack_rows(kept[interval.id]):
-                        yield length, row
-                else:
-                    jobs.append((length, pool.submit(sum_up, database, interval, CLASSES)))
+        jobs = [
+            (length, pool.submit(direct, database, TASKS, window, CLASSES))
+            for length, (_, rest) in cuts.items()
+            for window in rest
+        ]
+        jobs += [
+            (length, pool.submit(sum_up, database, each, CLASSES))
+            for length, each in intervals
+            if each.id not in kept
+        ]
+        for length, each in intervals:
+            if each.id in kept:
+                yield from ((length, row) for row in unpack_rows(kept[each.id]))
         for length, job in jobs:
             for key, found in job.result().items():
                 yield length, (key, found.verdicts, found.on_time, found.misses)
