@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from rts.cli.common import json_option, print_json, progress_bar, settings_of, with_progress
 from rts.cli.plots import Points, draw, plot_option
@@ -83,6 +84,8 @@ def command(
     Orders: fifo is the broker's own, edf that of rts_scheduler = "edf", plain-edf the same
     without demoting hopeless tasks, sjf runs the shortest job first.
     """
+    if plot is None and ctx.get_parameter_source("plot_by") is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--plot-by needs --plot")
     found = workload(WorkloadOptions(**options), settings_of(ctx), ctx.obj.app)
     slots = slots or found.slots or enough_slots(found.jobs, found.conditions.speed)
     names = tuple(dict.fromkeys(orders)) or (order_in_use(found.settings),)

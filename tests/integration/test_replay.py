@@ -385,6 +385,7 @@ def test_plots_are_written(trace: str, tmp_path: Path, suffix: str) -> None:
         (("replay", "--since", "1h", "--until", "2h"), "must be before"),
         (("replay", "--plot", "x.pdf"), "ends neither in .svg nor in .png"),
         (("replay", "--plot", "/no/such/folder/x.svg"), "there is no folder"),
+        (("replay", "--plot-by", "load"), "--plot-by needs --plot"),
         (("plan", "--target", "0"), "0.0 is not in the range"),
         (("plan", "--target", "1.5"), "1.5 is not in the range"),
         (("plan", "--target", "nan"), "'nan' is not a number"),
