@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from datetime import datetime, timezone
 from enum import Enum
 from typing import Any
 
@@ -251,6 +253,37 @@ def test_a_value_that_is_refused_is_counted_and_changes_nothing(name: str, value
     headers = published(planner(), **{name: value})
     assert {k: headers[k] for k in OUT} == {k: usual[k] for k in OUT}
     assert health.take_counts() == {f"refused_{name}": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("sla_multiplier", 1.5), ("sla_multiplier", 2.5)),
+        *(("req_gpu", 0), ("sla_deadline", "9999-12-31T23:59:59Z")),
+    ],
+)
+def test_a_value_at_the_end_of_its_range_is_taken(name: str, value: Any) -> None:
+    published(planner(), **{name: value})
+    assert not health.take_counts()
+
+
+@pytest.mark.parametrize(
+    "deadline",
+    [
+        *("2027-01-15T08:01:00", "2027-01-15T10:01:00+02:00", "2027-01-15T08:01:00Z"),
+        datetime(2027, 1, 15, 8, 1),  # noqa: DTZ001  as apps pass it
+        datetime(2027, 1, 15, 8, 1, tzinfo=timezone.utc),
+    ],
+)
+def test_a_time_without_a_zone_is_utc_wherever_the_machine_is(
+    monkeypatch: pytest.MonkeyPatch, deadline: object
+) -> None:
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("TZ", "Elsewhere-9")
+        time.tzset()
+        headers = published(planner(), sla_deadline=deadline)
+    time.tzset()
+    assert headers["rts_deadline"] == NOW + 60
 
 
 def test_a_value_that_is_refused_counts_once_if_an_inner_dict_repeats_it() -> None:
