@@ -197,10 +197,7 @@ class _Simulation:
         job, overheads = self._jobs[task.number], self._conditions.overheads
         runs = self._completed.get(task.number, 0)
         runtime_s = job.later[runs - 1].runtime_s if runs else job.runtime_s
-        overhead_s = overheads[0]
-        if len(overheads) > 1:
-            overhead_s = overheads[int(self._rng.random() * len(overheads))]
-        started_at = now + overhead_s
+        started_at = now + overheads[int(self._rng.random() * len(overheads))]
         if runs == len(job.later):
             self._publish(task, started_at)
         self._free -= 1

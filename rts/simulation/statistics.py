@@ -39,14 +39,12 @@ class Tally:
 
     @property
     def share(self) -> float:
-        """Share of all deadlines met, 0 to 1; 1.0 without outcomes."""
-        tasks = self.tasks.total()
-        return self.met.total() / tasks if tasks else 1.0
+        """Share of all deadlines met, 0 to 1; there must be an outcome."""
+        return self.met.total() / self.tasks.total()
 
     def share_of(self, key: str) -> float:
-        """Return the share of *key*'s deadlines met, 0 to 1; 1.0 without outcomes."""
-        tasks = self.tasks[key]
-        return self.met[key] / tasks if tasks else 1.0
+        """Return the share of *key*'s deadlines met, 0 to 1; it must have an outcome."""
+        return self.met[key] / self.tasks[key]
 
 
 def tally(

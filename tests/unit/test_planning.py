@@ -345,12 +345,18 @@ def test_a_plan_with_an_impossible_value_is_refused_whole(name: str, value: Any)
     assert health.take_counts() == {"refused_plan": 1}
 
 
-def test_what_a_plan_may_hold_at_most_is_read() -> None:
+def test_what_a_plan_may_hold_is_read() -> None:
     for k, policy in ((1.5, None), (2.5, None), (1.0, "quantile"), (50.0, "quantile")):
         most = {"rts_tau": 9e8, "rts_k": k, "rts_policy": policy, "rts_deadline": MAX_INSTANT}
         plan = read_plan(published(planner()) | most, Settings().task_types)
         assert plan is not None
         assert (plan.tau, plan.k, plan.deadline) == (9e8, k, MAX_INSTANT)
+        assert plan.arrival_source == "published"
+    strange = {"rts_tau": 1e-6, "rts_type_source": ["x"], "rts_arrival_source": "received"}
+    plan = read_plan(published(planner()) | strange, Settings().task_types)
+    assert plan is not None
+    assert plan.tau == 1e-6
+    assert (plan.type_source, plan.arrival_source) == ("inferred", "received")
     for k in (0.99, 50.1):
         learned = {"rts_k": k, "rts_policy": "quantile"}
         assert read_plan(published(planner()) | learned, Settings().task_types) is None

@@ -250,12 +250,12 @@ def test_the_slots_of_each_worker() -> None:
 
 
 def test_further_runs_start_after_their_pause_and_hold_a_slot() -> None:
-    job = Job(0, "x", 2, later=(Again(5, 3),))
+    job = Job(0, "x", 2, later=(Again(5, 3), Again(1, 4)))
     killed = Job(8, "y", 1, end=KILLED)
     first, second = simulate([job, killed], 1, FirstComeFirstServed(), Settings())
-    assert (first.started_at, first.finished_at) == (7, 10)
+    assert (first.started_at, first.finished_at) == (11, 15)
     assert (second.started_at, second.met) == (10, False)
-    assert offered_load([job, killed], 1) == pytest.approx(6 / 8)
+    assert offered_load([job, killed], 1) == pytest.approx(10 / 8)
 
 
 def test_only_successful_runs_are_learned_with_a_lag() -> None:
