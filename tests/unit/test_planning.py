@@ -339,10 +339,18 @@ def test_whatever_strangers_send_the_plan_is_valid(
         *(("rts_deadline", value) for value in (0.0, MAX_INSTANT + 1, math.inf, "9e9")),
     ],
 )
-def test_a_plan_with_an_impossible_value_is_refused_whole(name: str, value: Any) -> None:
+def test_a_plan_with_an_impossible_value_is_refused_whole(
+    caplog: pytest.LogCaptureFixture, name: str, value: Any
+) -> None:
     message = {**published(planner()), name: value}
     assert read_plan(message, Settings().task_types) is None
     assert health.take_counts() == {"refused_plan": 1}
+    assert f"does not know ({message['task_type']!r})" in caplog.text
+
+
+def test_a_message_without_a_plan_is_no_strange_one() -> None:
+    assert read_plan({"task_type": "mixed"}, Settings().task_types) is None
+    assert not health.take_counts()
 
 
 def test_what_a_plan_may_hold_is_read() -> None:
