@@ -19,11 +19,11 @@ local rate, restored = tonumber(ARGV[2]), 0
 for i = 3, #ARGV, 5 do
   local field, tau, count, deviation, first = unpack(ARGV, i, i + 4)
   local has_deviation = tonumber(count) > 0 -- none of a tau that was set by hand
-  local since = tonumber(redis.call('HGET', KEYS[2], field) or '')
+  local since = tonumber(redis.call('HGET', KEYS[2], field))
   if since then
-    local n = tonumber(redis.call('HGET', KEYS[3], field) or '') or 0
+    local n = tonumber(redis.call('HGET', KEYS[3], field)) or 0
     local left = n > 0 and (1 - rate) ^ n or 1
-    local off = tonumber(redis.call('HGET', KEYS[4], field) or '') or 0
+    local off = tonumber(redis.call('HGET', KEYS[4], field)) or 0
     -- After 0 updates it was set by hand, and stays.
     local shift = n > 0 and left * (tonumber(tau) - tonumber(first)) or 0
     tau = string.format('%.17g', since + shift)
