@@ -117,6 +117,11 @@ def test_the_note_of_what_takes_a_tasks_place_may_come_first(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
     open_tasks = note(settings)
+    for deadline, again in ((4e9, True), (2e9, False)):
+        open_tasks.note(task("both at once", deadline), again=again)
+    open_tasks.flush()
+    assert redis_client.zscore(settings.keys.open, "both at once") == 4e9
+    end(settings, "both at once")
     for name, queue in (("a", "r\ns"), ("ended", "q"), ("of before", "q")):
         open_tasks.note(task(name, 4e9, queue=queue, name="proj.other"), again=True)
     open_tasks.flush()
@@ -131,6 +136,9 @@ def test_the_note_of_what_takes_a_tasks_place_may_come_first(
     assert redis_client.hkeys(settings.keys.ahead) == ["ended"]
     end(settings, "a")
     assert counts(redis_client, settings) == {"open q": 1}
+    open_tasks.note(task("a", 4e9), again=True)  # its end was first
+    open_tasks.flush()
+    assert redis_client.hkeys(settings.keys.ahead) == ["ended"]
 
 
 def test_a_replacement_counts_though_its_hosts_clock_is_a_little_behind(

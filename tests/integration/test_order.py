@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -262,6 +263,20 @@ def test_the_late_share_is_one_of_all_claims_and_serves_who_has_waited_longest(
     late = [place for place, tag in enumerate(claimed) if tag.startswith("late")]
     assert [claimed[place] for place in late] == [f"late-{number}" for number in range(20)]
     assert late == list(range(9, 200, 10))
+
+
+def test_the_late_share_does_not_exceed_the_cap(url: str, raw: redis.Redis) -> None:
+    """Of a worker that may take no more demoted tasks; nor does it count such claims."""
+    now = time.time()
+    with connect(url, Rule(late_share=1.0)) as connection:
+        channel: Any = connection.default_channel
+        channel.slots = SimpleNamespace(may_take_demoted=lambda share: False)
+        for number, offset in enumerate((PAST, FAR)):
+            message = Message(now + offset, now, 1.0, str(number))
+            channel._put(NAME, envelope(message))
+        assert channel.basic_get(NAME).delivery_tag == "1"
+        assert channel.basic_get(NAME) is None
+        assert not raw.exists(f"{NAME}{EDF}:turns")
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import json
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -127,12 +128,12 @@ def test_what_is_no_message_keeps_no_other_from_being_put_back(
 def test_a_lone_surrogate_in_a_message_on_a_plain_list_does_not_matter(url: str) -> None:
     start = time.time()
     with connect(url) as connection, Connection(url) as other:
-        for tag, offset in (("2", 2.0), ("1", 1.0)):
+        for tag, offset in (("2é", 2.0), ("1é", 1.0)):
             message = envelope(Message(start + FAR + offset, start, 1.0, tag))
             message["headers"]["file"] = "\udcff.txt"  # as os.listdir has it
             message["headers"]["error"] = "can't encode character '\\udcff'"  # as Python says
             other.default_channel._put(NAME, message)
-        for tag in ("1", "2"):
+        for tag in ("1é", "2é"):
             got = connection.default_channel.basic_get(NAME)
             assert (got.delivery_tag, got.headers["file"]) == (tag, "\udcff.txt")
     assert "messages_refused" not in health.take_counts()
@@ -199,6 +200,8 @@ UNREADABLE = {
     "no JSON": b'{"body":"x","size":0x1F,"headers":{},"properties":{"delivery_tag":"%d"}}',
     "headers": b'{"body":"x","headers":[1],"properties":{"delivery_tag":"%d"}}',
     "encoding": b'{"body":"x","properties":{"delivery_tag":"%d","body_encoding":"zip"}}',
+    "body": b'{"body":{},"headers":{},"properties":{"delivery_tag":"%d"}}',
+    "tag": b'{"body":"x","headers":{},"properties":{"delivery_tag":"%065536d"}}',
     "C string": b'{"body":"x","headers":{},"properties":{"delivery_tag":"%d"}}\0',
 }
 
@@ -277,6 +280,23 @@ def test_workers_empty_the_queues_of_a_redis_out_of_memory(url: str, raw: redis.
             raw.config_set("maxmemory", 0)
         assert channel.basic_get(NAME) is None
         assert not raw.exists("unacked", "unacked_index")
+
+
+def test_a_worker_that_may_take_no_more_waits_for_a_redis_out_of_memory(
+    url: str, raw: redis.Redis
+) -> None:
+    start = time.time()
+    with connect(url) as connection:
+        channel: Any = connection.default_channel
+        channel._put(NAME, envelope(Message(start + PAST, start, 1.0, "1")))
+        channel.slots = SimpleNamespace(may_take_demoted=lambda share: False)
+        assert channel.basic_get(NAME) is None
+        raw.delete(f"{NAME}{EDF}:bell")
+        raw.config_set("maxmemory", 1)
+        try:
+            assert channel.basic_get(NAME) is None
+        finally:
+            raw.config_set("maxmemory", 0)
 
 
 def test_an_unreadable_message_stops_no_worker_of_a_redis_out_of_memory(
