@@ -18,7 +18,9 @@ from kombu import Connection
 from kombu.transport import redis as stock
 
 import rts
+from rts.errors import BrokerUnavailable
 from rts.predictions.queue_reader import QueueReader
+from rts.predictions.shared_connection import SharedConnection
 from rts.settings import Settings
 from rts.testing import RedisServer, wait_until
 from tests.conftest import MakeApp, MakeStage, printed
@@ -176,6 +178,24 @@ def test_connections_that_read_queues_get_new_credentials(url: str, raw: redis.R
     # One that reads, and one of kombu's own.
     assert raw.info("commandstats")["cmdstat_auth"]["calls"] == 2
     reader.close()
+
+
+def test_who_reads_last_closes_a_connection_that_has_failed() -> None:
+    with RedisServer() as server:
+        app = Celery("web", broker=server.url, set_as_current=False)
+        shared = SharedConnection(app, Settings(redis_url=server.url))
+        with redis.Redis.from_url(server.url) as raw:
+            nobody = len(raw.client_list())
+            with shared.channel() as (channel, client):
+                one = len(raw.client_list())
+                with pytest.raises(BrokerUnavailable), shared.channel() as (_, same):
+                    same.execute_command("NOSUCH")
+                assert client.ping()
+                with shared.channel() as (another, _):
+                    assert another is not channel
+            assert len(raw.client_list()) == one > nobody
+            shared.close()
+            assert len(raw.client_list()) == nobody
 
 
 def test_the_command_shows_when_a_task_starts_and_finishes(
