@@ -118,14 +118,18 @@ class QueueSimulation:
         as many slots as demoted tasks may hold.
         """
         left = [work for work in snapshot.waiting if _waits_for_slot(work, self.now)]
-        lately = [w for w in snapshot.recent_arrivals if w.arrival > self.now - LATELY_S]
+        since = self.now - LATELY_S
         by_queues: dict[tuple[int, ...], tuple[list[Work], list[Work], list[Work]]] = {}
         for number, group in enumerate(self._groups):
             if self._busy[number] == group.slots:
                 continue
             if group.queues not in by_queues:
                 own = [work for work in left if work.queue in group.queues]
-                came = [w for w in lately if w.queue in group.queues]
+                came = [
+                    work
+                    for work in snapshot.recent_arrivals
+                    if work.arrival > since and work.queue in group.queues
+                ]
                 by_queues[group.queues] = own, self._hopeful(own), came
             similar, hopeful, came = by_queues[group.queues]
             held = map(self._work, self._prefetched.of(number))
