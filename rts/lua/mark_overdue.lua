@@ -25,10 +25,9 @@ local open, overdue, info, counts = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local judged, events = KEYS[5], KEYS[6]
 local now = tonumber(ARGV[1])
 local changes, new = {}, 0
--- Fail on keys of the wrong type here, before anything is written.
-redis.call('ZCARD', overdue)
+-- Fail on a key of the wrong type here, before anything is written. (The caller has used the
+-- others.)
 redis.call('ZCARD', judged)
-redis.call('HLEN', info)
 local keys = {
   metrics = KEYS[8], types = KEYS[9], names = KEYS[10], queues = KEYS[11],
   most_names = tonumber(ARGV[5]),

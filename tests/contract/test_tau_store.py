@@ -218,7 +218,7 @@ def test_what_was_learned_since_a_wipe_comes_after_the_snapshot(settings: Settin
         LIGHT: TauEntry(0.75, 40, 0.25),
         FIELD: TauEntry(0.5, 30, 0.125),
         "mixed": TauEntry(7.0, 3, 1.0),
-        "gpu-training": TauEntry(50.0, 9, 4.0),  # not seen since
+        "gpu-training": TauEntry(50.0, 1, 4.0),  # not seen since
         "memory-heavy": TauEntry(30.0, 8, 2.0),
         "cpu-heavy": TauEntry(9.0, 0, 0.0),  # set by hand
     }

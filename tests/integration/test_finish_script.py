@@ -119,6 +119,19 @@ def test_a_type_finds_room_beside_names_of_the_same_call(
     assert set(redis_client.hkeys(keys.deviation)) == fields
 
 
+def test_a_type_finds_no_room_where_there_are_only_types(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    kinds = ("cpu-light", "mixed")
+    entries = [
+        finish_entry(success(kind)._replace(task_type=kind), n)
+        for n, kind in enumerate(kinds, 1)
+    ]
+    assert apply(replace(settings, max_types=1), "w", *entries)[1] is None
+    assert redis_client.hkeys(settings.keys.tau) == ["cpu-light"]
+    assert redis_client.xlen(settings.keys.outbox) == 2
+
+
 def test_the_oldest_records_are_dropped_when_the_outbox_is_full(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
@@ -146,6 +159,7 @@ def test_a_side_key_of_another_type_costs_no_record(
     redis_client.hset(settings.keys.open_info, "1", "q\n[]")
     suffix = "cpu-light" if key in ("sketch", "ratio") else ""
     redis_client.set(getattr(settings.keys, key) + suffix, "mine")
+    redis_client.hset(settings.keys.tau, "mixed/for.whose.place", 1.0)
     small = replace(settings, outbox_max=2, max_types=1)
     entries = [finish_entry(success(str(n))._replace(tau=2.0), n) for n in (1, 2, 3)]
     (answer,) = Link(small).call(FinishCall(small).pack("w", entries, {"refused": 1}))

@@ -331,6 +331,31 @@ def test_a_record_counts_once_whoever_forgets_it(
     assert float(counted["runtime\ncpu-light\nsum"]) == pytest.approx(450.0)
 
 
+def test_what_is_remembered_lest_it_count_twice_goes_with_the_end(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    outbox, keys = RedisOutbox(Link(settings), settings, "me"), settings.keys
+
+    def remembered_after(state: str, cause: str | None = None) -> int:
+        record = success("a")._replace(state=state, cause=cause).to_json()
+        outbox.done([redis_client.xadd(keys.outbox, {"r": record})])
+        return int(redis_client.zcard(keys.judged))
+
+    assert remembered_after("SUCCESS") == 0
+    for state, cause in (("LOST", "lost"), ("FAILURE", "killed"), ("LOST", "lost")):
+        assert remembered_after(state, cause) == 3  # the run, its task and its end
+    assert remembered_after("SUCCESS") == 0
+    redis_client.zadd(keys.judged, {"a": 1.0})  # it was overdue, which is no end
+    assert remembered_after("SUCCESS") == 0
+    counted = redis_client.hgetall(keys.metrics)
+    of = "cpu-light\nproj.add\n"
+    runs = {field: n for field, n in counted.items() if field.startswith("runs")}
+    assert runs == {f"runs\n{of}SUCCESS": "2", f"runs\n{of}LOST": "1"}
+    verdicts = {field: n for field, n in counted.items() if field.startswith("verdicts")}
+    assert verdicts == {f"verdicts\n{of}unknown\nmet": "1", f"verdicts\n{of}unknown\nlost": "1"}
+    assert counted["lateness\ncpu-light\n-5.0"] == "3"
+
+
 def test_labels_are_bounded_and_hostile_ones_are_text(
     settings: Settings, redis_client: redis.Redis
 ) -> None:

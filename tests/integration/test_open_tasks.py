@@ -177,6 +177,7 @@ def test_an_end_closes_its_task_whoever_comes_first(
     end(settings, "r", "b")
     assert counts(redis_client, settings) == {}
     assert redis_client.hlen(settings.keys.open_info) == 0
+    assert redis_client.zcard(settings.keys.closed) == 4
 
 
 def test_a_task_stays_ended_though_its_note_comes_once_more(rts_key_prefix: str) -> None:
