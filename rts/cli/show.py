@@ -88,4 +88,6 @@ def _text(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, datetime):
         return iso(value)
+    if isinstance(value, float):  # k, which has 16 digits where it is learned
+        return f"{value:.3g}"
     return NONE if value in (None, "") else str(value)

@@ -131,6 +131,15 @@ def times(factor: float | None) -> str:
     return f"{factor:.{4 if 0 < factor < 0.00995 else 2 if factor < 9.995 else 1}f}{_NBSP}×"
 
 
+def multiplier(k: float | None) -> str:
+    """Return a k, which has 16 digits where it is learned.
+
+    >>> multiplier(2.0), multiplier(2.0628665744649357), multiplier(None)
+    ('2', '2.06', '–')
+    """
+    return NONE if k is None else f"{k:.3g}"
+
+
 def clock(at: datetime | None, *, exact: bool = False) -> str:
     """Return an instant in UTC, to the second, or to the millisecond where *exact*."""
     if at is None:

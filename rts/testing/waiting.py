@@ -10,7 +10,10 @@ T = TypeVar("T")
 
 
 def wait_until(
-    condition: Callable[[], T], timeout: float = 30.0, interval: float = 0.05, message: str = ""
+    condition: Callable[[], T | None],
+    timeout: float = 30.0,
+    interval: float = 0.05,
+    message: str = "",
 ) -> T:
     """Return the first true value of *condition*, polled every *interval* seconds.
 

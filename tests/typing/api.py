@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from celery import Celery
 
 import rts
 from rts.notices import DeadlineMissed, SloBurning
+from rts.testing import wait_until
 
 
 def use(app: Celery) -> None:
@@ -50,3 +53,9 @@ def ask(app: Celery, notice: SloBurning) -> None:
     soon: rts.Prediction = rts.predict_new("some.task", "gpu", headers={"req_gpu": 1})
     later: rts.Prediction | None = rts.predict("id", app=app)
     print(text, soon.finish, later)
+
+
+def wait(found: Callable[[], dict[str, bool] | None], ended: Callable[[], bool]) -> None:
+    """Wait in a test: what was waited for is there."""
+    verdict: bool = wait_until(found)["sla_success"]
+    print(verdict, wait_until(ended))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rts.cli import common, rts, status, table
+from rts.cli import common, rts, show, status, table
 from rts.cli.table import Column, cut, cut_apart, percent, printable, render, seconds
 from rts.views import windows
 from rts.views.json_values import plain
@@ -163,3 +163,12 @@ def test_a_window_begins_before_it_ends() -> None:
 def test_celery_does_not_load_the_drivers_for_it() -> None:
     code = "import sys, rts.cli; print([m for m in ('pymongo', 'redis') if m in sys.modules])"
     assert printed(code) == "[]\n"
+
+
+def test_a_learned_k_is_shown_with_as_many_digits_as_tell_something() -> None:
+    shown = show.fields_text({"tau": 0.19, "k": 2.0628665744649357, "retries": 0})
+    assert [line.split(maxsplit=1)[1] for line in shown.splitlines()] == [
+        "0.190 s",
+        "2.06",
+        "0",
+    ]
