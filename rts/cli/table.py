@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TextIO
 
-#: Between two columns.
-GAP = "  "
+#: Between two columns; the second where a table would else be wider than its terminal.
+GAPS = ("  ", " ")
 #: Text columns are not cut below this: a shorter name says nothing.
 MIN_TEXT = 12
 #: Shown where there is no value.
@@ -39,7 +39,9 @@ class Column:
 def render(
     columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int | None = None
 ) -> str:
-    """Return the table as lines of at most *width* characters (``None``: as wide as needed)."""
+    """Return the table as lines of at most *width* characters, if numbers and the starts of
+    texts leave it a choice (``None``: as wide as needed).
+    """
     cells = [[printable(cell) for cell in row] for row in rows]
     widths = [
         max(_width(text) for text in (column.header, *(row[i] for row in cells)))
@@ -48,21 +50,26 @@ def render(
     places = groupby(range(len(columns)), key=lambda i: columns[i].group)
     groups = [(name, list(of)) for name, of in places]
 
-    def span(of: Sequence[int]) -> int:
-        return sum(widths[i] for i in of) + len(GAP) * (len(of) - 1)
+    gap = GAPS[0]
 
-    for name, of in groups:  # a long group header widens its first column
-        widths[of[0]] += max(0, _width(name) - span(of))
-    if width is not None:
-        _shrink(columns, widths, width)
+    def span(of: Sequence[int]) -> int:
+        return sum(widths[i] for i in of) + len(gap) * (len(of) - 1)
+
+    natural = widths
+    for gap in GAPS:
+        widths = list(natural)
+        for name, of in groups:  # a long group header widens its first column
+            widths[of[0]] += max(0, _width(name) - span(of))
+        if width is None or _fits(columns, widths, width - len(gap) * (len(widths) - 1)):
+            break
     lines = []
     if any(name for name, _ in groups):
-        lines.append(GAP.join(_pad(name, span(of), right=True) for name, of in groups))
+        lines.append(gap.join(_pad(name, span(of), right=True) for name, of in groups))
     texts = [cut_apart([row[i] for row in cells], width) for i, width in enumerate(widths)]
     headers = [cut(column.header, width) for column, width in zip(columns, widths, strict=True)]
     for row in (headers, *zip(*texts, strict=True)):
         aligned = zip(columns, widths, row, strict=True)
-        lines.append(GAP.join(_pad(t, w, right=c.number) for c, w, t in aligned))
+        lines.append(gap.join(_pad(t, w, right=c.number) for c, w, t in aligned))
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -154,16 +161,17 @@ def percent(ratio: float | None) -> str:
     return f"{round(100 * ratio, digits) + 0.0:.{digits}f}"  # never -0
 
 
-def _shrink(columns: Sequence[Column], widths: list[int], width: int) -> None:
-    """Shrink the text columns, widest first, until the table fits."""
-    excess = sum(widths) + len(GAP) * (len(widths) - 1) - width
+def _fits(columns: Sequence[Column], widths: list[int], width: int) -> bool:
+    """Shrink the text columns, widest first, until all fit; return whether they do."""
+    excess = sum(widths) - width
     texts = [i for i, column in enumerate(columns) if not (column.number or column.whole)]
     while excess > 0 and texts:
         widest = max(texts, key=lambda i: widths[i])
         if widths[widest] <= MIN_TEXT:
-            return
+            break
         widths[widest] -= 1
         excess -= 1
+    return excess <= 0
 
 
 def _pad(text: str, width: int, *, right: bool) -> str:

@@ -71,6 +71,21 @@ def test_an_instant_is_never_cut() -> None:
     assert line == "2030-01-01T00:00:00.000Z  " + "x" * 13 + "…"
 
 
+def test_columns_move_together_before_a_table_is_wider_than_the_terminal() -> None:
+    columns = [
+        Column("name", number=False),
+        *(Column(f"p{n}", group="delay s") for n in "1234"),
+    ]
+    rows = [("proj.tasks.resize", *["-0.0935"] * 4), ("total", *["0.1"] * 4)]
+    assert render(columns, rows, width=44).splitlines() == [
+        "                                     delay s",
+        "name              p1      p2      p3      p4",
+        "proj.tasks.… -0.0935 -0.0935 -0.0935 -0.0935",
+        "total            0.1     0.1     0.1     0.1",
+    ]
+    assert "-0.0935  -0.0935" in render(columns, rows, width=48)
+
+
 def test_a_width_too_small_keeps_something_of_the_name() -> None:
     line = render(COLUMNS, [("x" * 90, "1", "2", "")], width=5).splitlines()[-1]
     assert line.startswith("x" * 11 + "…")
