@@ -240,7 +240,7 @@ class _Simulation:
         return kinds.get(job.task_type) or kinds[UNTYPED]
 
 
-def _families(jobs: Sequence[Job]) -> tuple[dict[int, list[int]], Sequence[int]]:
+def _families(jobs: Sequence[Job]) -> tuple[dict[int, list[int]], list[int]]:
     """Return the children of each job, and the roots, by position."""
     children: dict[int, list[int]] = {}
     roots: list[int] = []
@@ -251,9 +251,8 @@ def _families(jobs: Sequence[Job]) -> tuple[dict[int, list[int]], Sequence[int]]
             roots.append(number)
         else:
             children.setdefault(publisher, []).append(number)
-        if job.key:
-            known[job.key] = number
-    return children, roots if children else range(len(jobs))
+        known[job.key] = number
+    return children, roots
 
 
 def share_met(outcomes: Sequence[Outcome]) -> float:

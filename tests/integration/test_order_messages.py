@@ -455,7 +455,8 @@ def test_queues_without_workers_are_known_by_their_open_tasks(
     with connect(url) as connection:
         connection.default_channel._put("unheard", envelope(Message(FAR, 1.0, 1.0, "1")))
     raw.config_resetstat()
-    waiting = {state.name: state.ordered for state, _ in queue_readings(app, settings)()}
+    reader = Celery("reader", broker=url, set_as_current=False)  # which has sent nothing
+    waiting = {state.name: state.ordered for state, _ in queue_readings(reader, settings)()}
     assert waiting == {"celery": 0, "elsewhere": 1}
     assert "cmdstat_scan" not in raw.info("commandstats"), "scans all keys of the broker"
     with ordered_channel(app, settings) as channel:
@@ -463,7 +464,8 @@ def test_queues_without_workers_are_known_by_their_open_tasks(
             [*waiting, "unheard"]
         )
     rts.uninstall(app)
-    app.close()
+    for each in (app, reader):
+        each.close()
 
 
 def test_the_metrics_have_each_queue_that_workers_take_from_and_remember_some(

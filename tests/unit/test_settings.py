@@ -69,6 +69,7 @@ def test_without_settings_the_documented_defaults_apply() -> None:
         "mixed": 10,
     }
     assert settings.keys.tau == "rts:tau"
+    assert read(rts_mongo_url=None, rts_min_samples=None) == settings
 
 
 BAD = [
@@ -213,6 +214,8 @@ def test_a_password_is_not_shown() -> None:
     with pytest.raises(ConfigurationError, match=r"broker_url.* as %23, %2F, %3F") as caught:
         read(broker_url="redis://:se#cret@host/0")
     assert "se#" not in str(caught.value)
+    with pytest.raises(ConfigurationError, match=r"^CELERY_BROKER_URL = "):
+        read({"CELERY_BROKER_URL": "redis://:se#cret@host/0"}, broker_url="redis://host")
 
 
 @pytest.mark.parametrize(
@@ -344,7 +347,7 @@ def test_a_namespaced_configuration_is_understood() -> None:
     class Django:
         CELERY_RTS_MIN_SAMPLES = 7
         CELERY_BROKER_URL = "redis://d:1/1"
-        RTS_OTHER = 1
+        RTS_OTHER = RTS_MIN_SLACK = 1j
 
     app = Celery(set_as_current=False)
     app.config_from_object(Django, namespace="CELERY")
@@ -418,5 +421,7 @@ def test_settings_survive_json() -> None:
         rts_task_types={"video": {"tau": 30, "sla_multiplier": 1.8}},
         rts_priority_multipliers={9: 1.5},
         rts_slo={"video": 0.99, "*": 0.9},
+        rts_routes={"video": ["gpu", "burst"]},
+        rts_webhooks=[{"url": "https://hooks.example.org", "events": ["slo_burning"]}],
     )
     assert Settings.from_dict(json.loads(json.dumps(asdict(settings)))) == settings

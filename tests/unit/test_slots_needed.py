@@ -80,7 +80,7 @@ def test_more_load_and_more_overhead_need_more_slots() -> None:
 
 def test_an_unattainable_target() -> None:
     jobs = [Job(100.0 * n, "x", 1.0 if n % 2 else 50.0, tau=10.0, span_s=20) for n in range(10)]
-    with pytest.raises(Unattainable, match=r"90%: with a slot for each task 50\.00%"):
+    with pytest.raises(Unattainable, match=r"90%: with a slot for each task 50\.00% are"):
         plan(Question(jobs, 0.9, fifo, SETTINGS))
     jobs = [job._replace(task_type="cpu-light") if job.runtime_s == 1 else job for job in jobs]
     with pytest.raises(Unattainable, match=r"0\.00% of the worst type are met"):
@@ -93,6 +93,13 @@ def test_a_burst_needs_a_slot_for_each_task_without_slack() -> None:
     assert answer.slots == 7
     assert [t.slots for t in answer.trials] == [5, 6, 7]
     assert answer.trials[0].rho is None
+
+
+def test_one_slot_is_enough() -> None:
+    calm = [Job(100.0 * n, "x", 1.0, tau=1.0, span_s=2.0) for n in range(10)]
+    assert plan(Question(calm, 1.0, fifo, SETTINGS)).slots == 1
+    rush = [Job(0.1 * n, "x", 1.0, tau=1.0, span_s=1.0) for n in range(10)]
+    assert plan(Question(rush, 0.1, fifo, SETTINGS, resamples=0)).slots == 1
 
 
 def test_a_resample_consists_of_blocks_in_order() -> None:
