@@ -46,7 +46,6 @@ class Lookup:
             raise redis.TimeoutError(
                 f"the name {self._host} was not resolved within {self._timeout_s:g} s"
             )
-        self._thread = None
 
 
 def is_address(host: str) -> bool:

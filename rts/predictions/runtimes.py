@@ -195,7 +195,7 @@ class Runtimes:
             if runtime_s > elapsed_s:
                 return runtime_s
         # It exceeds all similar runs: as long again, on average.
-        return elapsed_s + self._rng.expovariate(1 / max(elapsed_s, 1e-3))
+        return elapsed_s + self._rng.expovariate(1 / max(elapsed_s, LEAST_S))
 
 
 def _bounded(tau: float) -> float:
@@ -224,6 +224,10 @@ def power_of(names: Iterable[_Runs], prior: float = 0.0) -> float:
     1.0
     >>> round(power_of([[(tau, tau) for tau in (1.0, 1.0, 1.0)], [(9.0, 9.0)] * 3]), 2)
     0.0
+    >>> round(power_of([[(tau, tau) for tau in (1.0, 1.0, 1.0)]], prior=0.7), 2)
+    0.7
+    >>> power_of([[(tau, tau**3) for tau in (1.0, 2.0, 4.0, 8.0)]])
+    1.0
     """
     squares = products = 0.0
     for runs in names:

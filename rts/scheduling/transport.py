@@ -54,7 +54,7 @@ class Transport(stock.Transport):  # type: ignore[misc]  # kombu has no type inf
 
     def __init__(self, client: Any, **kwargs: Any) -> None:
         super().__init__(client, **kwargs)
-        if OPTION in (client.transport_options or {}):
+        if OPTION in client.transport_options:
             self.Channel = self.ordered_channel
             self.cycle = Poller()
 

@@ -174,12 +174,12 @@ def most_at_a_time(starts: Iterable[float], ends: Iterable[float]) -> int:
     """Return the highest number of simultaneous intervals that lasted long enough
     (``HELD_SHARE``); at least 1.
 
-    >>> most_at_a_time([0, 1, 5], [3, 4, 9])
+    >>> most_at_a_time([1e9, 1e9 + 1, 1e9 + 5], [1e9 + 3, 1e9 + 4, 1e9 + 9])
     2
     """
     begins, over = sorted(starts), sorted(ends)
     held_s: defaultdict[int, float] = defaultdict(float)
-    level, since, begun = 0, 0.0, 0
+    since, begun = 0.0, 0
     for ended, end in enumerate(over):
         while begun < len(begins) and begins[begun] < end:
             level = begun - ended

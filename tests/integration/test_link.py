@@ -124,7 +124,10 @@ def test_a_resolver_that_does_not_answer_is_not_waited_for(
         with pytest.raises(StoreUnavailable, match="TimeoutError"):
             link.call(pack("PING"))
     assert threading.active_count() <= threads + 1, "one waits for the resolver"
-    answers.set()
+    patient = Link(Settings(redis_url=url, connect_timeout=60.0, timeout=60.0))
+    threading.Timer(0.1, answers.set).start()
+    assert patient.call(pack("PING")) == [b"PONG"]
+    patient.close()
     assert wait_until(lambda: answer(link) == [b"PONG"])
     link.close()
 
@@ -188,7 +191,11 @@ def test_no_thread_of_a_child_waits_for_one_of_its_parent(
 
 @pytest.mark.parametrize(
     "options",
-    ["protocol=3", "virtual_host=x&ssl_cert_reqs=none", "socket_timeout=9&retry_on_timeout=1"],
+    [
+        "protocol=3",
+        "virtual_host=x&ssl_cert_reqs=none",
+        "socket_timeout=9&retry_on_timeout=1&decode_responses=1",
+    ],
 )
 def test_options_of_a_brokers_url_do_no_harm(
     server: RedisServer, options: str, caplog: pytest.LogCaptureFixture

@@ -114,14 +114,16 @@ def test_a_replay_reproduces_what_was_recorded(order: str, rho: float) -> None:
 
 def test_a_task_is_published_by_the_last_run_of_another() -> None:
     again = {"key": "p", "task_id": "p", "deadline": 40.0}
-    found = recorded(
+    runs = [
         a_run(5.0, 1.0, state="RETRY", met=None, **again),
         a_run(10.0, 5.0, retries=1, **again),
         a_run(14.0, 1.0, parent="p", deadline=40.001),
         a_run(14.5, 1.0, parent="p"),
         a_run(7.0, 1.0, parent="p"),
         a_run(14.0, 1.0, parent="of another window"),
-    )
+        a_run(20.0, 1.0),
+    ]
+    found = recorded(*runs[::-1])
     first, sooner, *others = found.jobs
     assert (first.key, first.origin, sooner.origin) == ("p", None, None)
     assert {job.origin for job in others} == {
@@ -165,6 +167,22 @@ def test_the_runs_of_one_task_are_one_job() -> None:
     ]
     assert list(past.met) == [False, True, False, True, True]
     assert recording([]) is None
+
+
+def test_a_job_is_the_work_that_has_replaced_it_and_ends_as_its_last_run() -> None:
+    replaced = a_run(0, 1, state="REPLACED", met=None, task_id="t")
+    (job,) = recorded(a_run(3, 1, name="y", arrival=2, task_id="t"), replaced).jobs
+    assert (job.name, job.lead_s, job.end) == ("y", 2, SUCCESS)
+    (job,) = recorded(replaced).jobs
+    assert (job.name, job.lead_s, job.end) == ("x", 0, KILLED), "it has never ended"
+    (job,) = recorded(a_run(0, 1, state="FAILURE", cause="killed", met=False)).jobs
+    assert job.end == KILLED
+
+
+def test_tasks_that_arrived_at_once_keep_their_verdicts() -> None:
+    past = recorded(a_run(3, 1, name="b", met=False), a_run(3, 2, name="a"))
+    assert [job.name for job in past.jobs] == ["b", "a"]
+    assert list(past.met) == [False, True]
 
 
 def test_the_wait_for_a_slot_before_a_retry_is_no_part_of_its_pause() -> None:
@@ -359,6 +377,8 @@ def test_hopeless_tasks_count_for_the_overhead_only_if_nothing_else_does() -> No
     assert set(hopeless) == {1.0, 2.0}
     many = [a_run(2.0 * n, 1 + n % 7 / 10, arrival=0, deadline=1e9) for n in range(5000)]
     assert len(recorded(*many).overheads) <= 1000
+    outage = a_run(5000.0, 1, arrival=0, deadline=1e9)
+    assert max(recorded(*many[:400], outage).overheads) < 2, "the longest are left out"
 
 
 def test_a_run_draws_its_overhead() -> None:

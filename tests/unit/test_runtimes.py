@@ -125,6 +125,38 @@ def test_learned_ratios_are_those_of_the_type_if_enough_are_known() -> None:
     }
 
 
+def test_runs_serve_once_there_are_enough_of_the_task_or_of_its_type() -> None:
+    def drawn(own: int, others: int) -> set[float]:
+        ended = [(Work("mixed", 0.0, 1.0, 3.0, name="a"), 1.0)] * own
+        ended += [(Work("mixed", 0.0, 1.0, 3.0, name=f"{n}"), 2.0) for n in range(others)]
+        runtimes = Runtimes({}, ended, random.Random(1))
+        return {runtimes.draw(Work("mixed", 0.0, 1.0, 3.0, name="a")) for _ in range(200)}
+
+    assert drawn(5, 15) == {1.0}
+    assert drawn(4, 16) == {1.0, 2.0}
+    assert len(drawn(4, 15)) == 200, "no two are the same"
+
+
+def test_each_simulation_draws_from_a_resample_of_its_own() -> None:
+    task = Work("mixed", 0.0, 1.0, 3.0, name="a")
+    runtimes = Runtimes({}, [(task, float(n)) for n in range(1, 41)], random.Random(1))
+    ranges = set()
+    for _ in range(10):
+        runtimes.resample()
+        drawn = {runtimes.draw(task) for _ in range(1000)}
+        assert 15 < len(drawn) < 35, "about 1 − 1/e of them"
+        ranges.add(round(max(drawn) / min(drawn), 6))
+    assert len(ranges) > 1
+
+
+def test_a_run_that_exceeds_all_known_ones_takes_as_long_again_on_average() -> None:
+    task = Work("mixed", 0.0, 1.0, 3.0, name="a")
+    runtimes = Runtimes({}, [(task, 1.0)] * 20, random.Random(1))
+    drawn = [runtimes.draw_longer(task, 5.0) for _ in range(2000)]
+    assert min(drawn) > 5.0
+    assert statistics.mean(drawn) == pytest.approx(10.0, rel=0.05)
+
+
 def test_all_runs_of_the_same_tau_are_sampled() -> None:
     ended = [(Work("mixed", 0.0, 5.0, 10.0), float(n)) for n in range(1, 101)]
     runtimes = Runtimes({}, ended, random.Random(1))
