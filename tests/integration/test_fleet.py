@@ -62,6 +62,7 @@ def test_workers_of_the_same_queues_are_one_group(
     beat(redis_client, settings, "d", ["video", "audio"])
     beat(redis_client, settings, "e", ["audio"])
     beat(redis_client, settings, "f", None)  # of a version that does not say
+    beat(redis_client, settings, "g", ["audio"], concurrency=0)  # its pool has shrunk
     fleet = fleet_of(settings, "web")
     assert fleet.queues == ["web", "mail", "video", "audio"]  # the nearest first
     assert {group.queues: group.slots for group in fleet.groups} == {
@@ -79,6 +80,7 @@ def test_workers_of_the_same_queues_are_one_group(
     assert fleet_of(settings, "audio").queues == ["audio", "video", "mail", "web"]
     alone = fleet_of(settings, "nobody's")
     assert (alone.groups, alone.slots) == ([WorkerGroup(2)], 2)  # "f" may take from it
+    assert alone.worker_slots == {"f": 2}
 
 
 def test_in_order_of_arrival_each_worker_is_a_group(
@@ -248,6 +250,23 @@ def test_arrivals_count_until_those_that_may_have_started_unseen() -> None:
     assert sorted(work.arrival for work in recent) == sorted([*arrivals[1:-1], 105.0])
     assert (span_s, unseen_s) == (10.0, NOTED_S)
     assert recent_arrivals(replace(fleet, known_since=111.0), waiting) == ([], 0.0, NOTED_S)
+
+
+def test_arrivals_count_since_the_first_end_that_is_known() -> None:
+    waiting = [Work("mixed", arrival, 1.0, 200.0) for arrival in (89.0, 91.0)]
+    over = ran(80.0, 95.0)._replace(arrival=92.0, queue="web")
+    elsewhere = run("2")._replace(arrival=93.0, started_at=93.0, queue="of nobody here")
+    fleet = replace(
+        BUSY,
+        numbers={"mail": 0, "web": 1},
+        running=[elsewhere],
+        recent=[ran(80.0, 90.0), over],
+        known_since=-math.inf,
+    )
+    recent, span_s, _ = recent_arrivals(fleet, waiting)
+    assert sorted((work.arrival, work.queue) for work in recent) == [(91.0, 0), (92.0, 1)]
+    assert span_s == fleet.now - NOTED_S - 90.0
+    assert recent_arrivals(replace(fleet, recent=[]), waiting) == ([], 0.0, NOTED_S)
 
 
 def test_a_burst_counts_at_once_as_arrivals() -> None:

@@ -206,6 +206,11 @@ def test_what_only_pymongo_refuses_is_reported_with_its_reason_and_no_secret(
     assert not any(s in str(caught.value) for s in ("sec/ret", "sec%2Fret"))
 
 
+def test_a_message_in_which_the_password_may_be_is_not_shown() -> None:
+    with pytest.raises(InvalidURI, match=r"is not valid \(\w+\)$"):
+        connect("mongodb://me:fil%65@host/ledger?tlsCAFile=/no.pem")
+
+
 def test_hosts_that_dns_names_are_not_looked_up() -> None:
     url = "mongodb+srv://me:p%40ss@cluster0.example.org/ledger?retryWrites=true&w=majority"
     assert mongo_url("rts_mongo_url", url) == url
