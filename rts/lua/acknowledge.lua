@@ -102,8 +102,6 @@ for i = 6, #ARGV do
     end
   end
 end
-if #ids > 0 then
-  redis.call('XACK', outbox, ARGV[1], unpack(ids))
-end
+redis.call('XACK', outbox, ARGV[1], unpack(ids))
 bound_judged(judged, tonumber(ARGV[3]), KEYS[7])
 keep_counts(keys, KEYS[7])

@@ -178,7 +178,6 @@ for i = first_record, #ARGV, 8 do
       if waiting >= most_records then
         local dropped = redis.call('XTRIM', KEYS[4], 'MAXLEN', most_records - 1)
         redis.pcall('HINCRBY', KEYS[5], 'outbox_dropped', dropped)
-        waiting = waiting - dropped
       end
       if answer == '' then
         redis.call('XADD', KEYS[4], '*', 'r', record)

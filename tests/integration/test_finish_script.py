@@ -27,7 +27,10 @@ def test_each_number_of_a_writer_is_applied_once(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
     entries = [finish_entry(success(str(n)), n) for n in (1, 2, 3)]
-    assert None not in apply(settings, "w", *entries[:2])
+    learned = apply(settings, "w", *entries[:2])
+    assert None not in learned
+    noted = [fields["l"].encode() for _, fields in redis_client.xrange(settings.keys.outbox)]
+    assert list(read_answer(b"\n".join(noted))) == learned
     assert apply(settings, "w", *entries)[:2] == [None, None]
     assert apply(settings, "other", entries[0])[0] is not None
     assert redis_client.hget(settings.keys.count, "cpu-light") == "4"
@@ -81,7 +84,8 @@ def test_a_run_to_learn_nothing_from_goes_to_the_outbox_only(
     settings: Settings, redis_client: redis.Redis, changes: dict[str, object]
 ) -> None:
     assert apply(settings, "w", finish_entry(success("a")._replace(**changes), 1)) == [None]
-    assert redis_client.xlen(settings.keys.outbox) == 1
+    ((_, fields),) = redis_client.xrange(settings.keys.outbox)
+    assert fields.keys() == {"r"}
     assert not redis_client.exists(settings.keys.tau, settings.keys.count)
 
 
@@ -117,6 +121,14 @@ def test_a_type_finds_room_beside_names_of_the_same_call(
     assert fields > {"cpu-light", "mixed"}
     assert set(redis_client.hkeys(keys.count)) == fields
     assert set(redis_client.hkeys(keys.deviation)) == fields
+    # Nor does anything stay of a name that a type displaces later.
+    (name,) = fields - {"cpu-light", "mixed"}
+    assert redis_client.exists(keys.sketch + name)
+    another = success("c")._replace(task_type="cpu-heavy")
+    apply(replace(settings, max_types=3), "w", finish_entry(another, 4))
+    for key in (keys.tau, keys.count, keys.deviation):
+        assert set(redis_client.hkeys(key)) == {"cpu-light", "mixed", "cpu-heavy"}
+    assert not redis_client.exists(keys.sketch + name)
 
 
 def test_a_type_finds_no_room_where_there_are_only_types(
