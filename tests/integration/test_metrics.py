@@ -177,6 +177,7 @@ def test_keys_changed_by_hand_hold_up_no_record_and_no_verdict(
     left = redis_client.hgetall(keys.open_counts)
     assert sum(int(n) for field, n in left.items() if field.startswith("open ")) == 0
     redis_client.set(f"{keys.metrics}:types", "mine")
+    redis_client.set(keys.judged, "mine")
     fleet.end(*(ended(one) for one in late))
     assert sum(fleet.drains[0].step() for _ in range(2)) == 5, "no step was refused"
     assert redis_client.xlen(keys.outbox) == 0
@@ -347,6 +348,7 @@ def test_what_is_remembered_lest_it_count_twice_goes_with_the_end(
     assert remembered_after("SUCCESS") == 0
     redis_client.zadd(keys.judged, {"a": 1.0})  # it was overdue, which is no end
     assert remembered_after("SUCCESS") == 0
+    assert not redis_client.exists(keys.counters), "nothing was refused, or forgotten"
     counted = redis_client.hgetall(keys.metrics)
     of = "cpu-light\nproj.add\n"
     runs = {field: n for field, n in counted.items() if field.startswith("runs")}
@@ -370,11 +372,14 @@ def test_labels_are_bounded_and_hostile_ones_are_text(
     batch = outbox.read(1000)
     outbox.done([e.entry_id for e in batch.entries] + [i for i, _ in batch.unreadable])
     assert redis_client.xlen(small.keys.outbox) == 0
+    again = success("t0")._replace(name="<script>", queue="<script>")
+    outbox.done([redis_client.xadd(small.keys.outbox, {"r": again.to_json()})])
     text = scraped(small)
     by_name = values(text, "rts_runs_total", "task")
     assert len(by_name) <= 9
     assert by_name["other"] >= 19
-    assert sum(by_name.values()) == 27
+    assert by_name["<script>"] == 2, "known ones go on"
+    assert sum(by_name.values()) == 28
     assert max(map(len, by_name)) <= 200
     assert '"}' in text.replace('\\"', '"')
     assert not any(line.startswith("# HELP x") for line in text.splitlines())
@@ -415,6 +420,7 @@ def test_any_mix_of_labels_makes_no_more_series_than_there_may_be(
     assert told == {**known, "verdicts\ncpu-light\nproj.add\nq\nmet": 8}
     assert counted["verdicts\ncpu-light\nother\nother\nmet"] == "3"
     assert counted["runs\ncpu-light\nother\nSUCCESS"] == "4"
+    assert counted["runtime\ncpu-light\n1.0"] == "4"
     redis_client.delete(*settings.keys.counting)
 
 
