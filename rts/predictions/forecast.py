@@ -43,7 +43,7 @@ AGREEMENT = 0.4
 def of_new(snapshot: Snapshot, work: Work) -> Prediction:
     """Predict a task that would be published now."""
     # Its plan may be older than the reading of the queue, but it has not waited there.
-    waiting = [*snapshot.waiting, work._replace(arrival=max(work.arrival, snapshot.now))]
+    waiting = [*snapshot.waiting, work.published_at(snapshot.now)]
     return of_waiting(replace(snapshot, waiting=waiting), len(waiting) - 1)
 
 

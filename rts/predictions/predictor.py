@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
+from rts.deadlines import deadline
 from rts.errors import CommandError
 from rts.fields import brief
 from rts.link.link import Link
@@ -69,9 +70,19 @@ class Predictor:
         self, plan: Plan, name: str, queue: str, priority: int, now: Callable[[], float]
     ) -> Prediction:
         """Predict a task of this *name* that would be published once this returns."""
-        work = Work(plan.task_type, plan.arrival, plan.tau, plan.deadline, plan.arrival, name)
+        by_formula = deadline(plan.arrival, plan.tau, plan.k, self._settings.min_slack)
+        work = Work(
+            plan.task_type,
+            plan.arrival,
+            plan.tau,
+            plan.deadline,
+            plan.arrival,
+            name,
+            moves=plan.deadline == by_formula,
+        )
         found = self._new_tasks.predict(work, queue, priority)
-        return _not_before(max(plan.arrival, now()), replace(found, deadline=plan.deadline))
+        work = work.published_at(now())
+        return _not_before(work.arrival, replace(found, deadline=work.deadline))
 
     def of_task(self, task_id: str, queue: str | None) -> Prediction | None:
         """Predict a task that runs or waits, in *queue*, by default in any that the app or its

@@ -26,6 +26,14 @@ class Work(NamedTuple):
     weight: float = 1.0
     #: Whether it has a deadline of its own; else it is never hopeless.
     due: bool = True
+    #: Whether its deadline moves with its arrival: it is not published yet, and by the formula.
+    moves: bool = False
+
+    def published_at(self, now: float) -> Work:
+        """Return it as it would be if it were published *now*, and not before."""
+        late_s = max(0.0, now - self.arrival)
+        due = self.deadline + late_s if self.moves else self.deadline
+        return self._replace(arrival=self.arrival + late_s, deadline=due)
 
     def waiting(self, number: int) -> Waiting:
         """Return it as an order takes it, with this *number*."""

@@ -168,6 +168,10 @@ def test_just_started_tasks_and_held_ones_of_another_queue(
     first, again = (rts.predict_new(OK, app=app) for _ in range(2))
     assert first.start > asked_at + 0.4  # a short task would be over before it is told
     assert again.start > first.start  # from one reading, but not before it is asked
+    # Their deadlines would count from a publish after the answer, but for those of a call.
+    assert first.deadline - first.start == pytest.approx(again.deadline - again.start)
+    own = {"sla_deadline": asked_at + 100}
+    assert rts.predict_new(OK, headers=own, app=app).deadline == asked_at + 100
     monkeypatch.undo()
 
     app.send_task(OK, (60,))

@@ -129,6 +129,14 @@ def test_a_new_task_has_not_waited_though_reading_its_queue_took_a_second() -> N
     assert got.start_high == 100.0
 
 
+def test_a_slow_reading_takes_no_time_from_a_deadline_that_counts_from_the_publish() -> None:
+    task = Work("mixed", 91.0, 10.0, 111.0, ready=91.0, moves=True)
+    got = forecast.of_new(Snapshot(100.0, 2, ratios=learned()), task)
+    assert (got.deadline, got.on_time > 0.9) == (120.0, True)
+    own = forecast.of_new(Snapshot(100.0, 2, ratios=learned()), task._replace(moves=False))
+    assert (own.deadline, own.on_time < 0.8) == (111.0, True)
+
+
 def test_a_running_task_ends_after_its_elapsed_time() -> None:
     long = forecast.of_running(Snapshot(100.0, 1), Work("mixed", 0.0, 10.0, 20.0), 0.0)
     assert (long.start, long.on_time) == (0.0, 0.0)
