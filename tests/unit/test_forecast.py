@@ -414,6 +414,13 @@ def test_arrivals_before_the_eta_of_a_task_run_first() -> None:
         assert forecast.of_held(replace(far, order=order), 0).start_low >= 1e6
 
 
+def test_held_tasks_are_ahead_that_were_taken_before_and_have_no_later_eta() -> None:
+    now = Work("mixed", 990.0, 1.0, 9000.0)
+    held = [now, now, *(now._replace(ready=eta) for eta in (1010.0, 1020.0)), now]
+    snapshot = Snapshot(1000.0, 1, held=held, ended=EACH_1_S)
+    assert [forecast.of_held(snapshot, n).ahead for n in range(5)] == [0, 1, 2, 3, 2]
+
+
 def test_arrivals_go_to_the_worker_that_has_waited_longest() -> None:
     recent_arrivals = [Work("mixed", 900.0 + i, 1.0, 9000.0) for i in range(100)]
     later = Work("mixed", 990.0, 1.0, 9000.0, ready=1060.0)
