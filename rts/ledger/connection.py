@@ -87,7 +87,7 @@ def connect(url: str, client_options: Mapping[str, int] = CLIENT_OPTIONS) -> Led
     options: dict[str, Any] = {
         key: value for key, value in client_options.items() if key.lower() not in given
     }
-    if not given & {"w", "journal", "j", "wtimeoutms", "wtimeout"}:
+    if not given & {"w", "journal", "wtimeoutms"}:
         options |= {"w": "majority", "journal": True, "wTimeoutMS": WRITE_TIMEOUT_MS}
     if "appname" not in given:
         options["appname"] = "rts"

@@ -211,6 +211,29 @@ def test_a_message_in_which_the_password_may_be_is_not_shown() -> None:
         connect("mongodb://me:fil%65@host/ledger?tlsCAFile=/no.pem")
 
 
+@pytest.mark.parametrize("separator", "&;")
+@pytest.mark.parametrize(
+    ("option", "concern"),
+    [("w=1", {"w": 1}), ("journal=false", {"j": False}), ("wTimeoutMS=5", {"wtimeout": 5})],
+)
+def test_a_write_concern_in_the_url_is_kept_as_it_is(
+    option: str, concern: dict[str, Any], separator: str
+) -> None:
+    database = connect(f"mongodb://host/ledger?tls=true{separator}{option}")
+    assert database.write_concern.document == concern
+    database.client.close()
+
+
+@pytest.mark.parametrize("option", ["j=true", "wtimeout=5"])
+def test_names_of_options_that_pymongo_no_longer_knows_are_no_write_concern(
+    option: str,
+) -> None:
+    with pytest.warns(UserWarning, match="Unknown option"):
+        database = connect(f"mongodb://host/ledger?{option}")
+    assert database.write_concern.document["w"] == "majority"
+    database.client.close()
+
+
 def test_hosts_that_dns_names_are_not_looked_up() -> None:
     url = "mongodb+srv://me:p%40ss@cluster0.example.org/ledger?retryWrites=true&w=majority"
     assert mongo_url("rts_mongo_url", url) == url
