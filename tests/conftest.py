@@ -35,9 +35,9 @@ for variable in list(os.environ):
 
 ROOT = Path(__file__).parent.parent
 
-#: What processes of the tests import first: stand-ins for what most of them do without.
-WITH_FLOWER = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-LEAN = os.pathsep.join([str(ROOT / "tests" / "lean"), WITH_FLOWER])
+#: What processes of the tests import first: in LEAN stand-ins for what most of them do without.
+FULL = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+LEAN = os.pathsep.join([str(ROOT / "tests" / "lean"), FULL])
 
 #: ``celery`` with the test app.
 CELERY = (sys.executable, "-m", "celery", "-A", "tests.apps.basic")

@@ -22,7 +22,7 @@ from rts.records import Execution, OutboxEntry
 from rts.settings import Settings
 from rts.testing import wait_until
 from rts.testing.processes import OwnedProcess
-from tests.conftest import ROOT, WITH_FLOWER, Stage
+from tests.conftest import FULL, ROOT, Stage
 from tests.rabbitmq import free_port
 from tests.records import ended
 
@@ -117,7 +117,7 @@ def make_flower(tmp_path: Path) -> Iterator[Callable[..., Flower]]:
     started: list[Flower] = []
 
     def make(stage: Stage, *arguments: str, env: Any = None, **options: Any) -> Flower:
-        variables = {**stage.environment, "PYTHONPATH": WITH_FLOWER, **(env or {})}
+        variables = {**stage.environment, "PYTHONPATH": FULL, **(env or {})}
         flower = Flower(variables, tmp_path, *arguments, **options)
         started.append(flower)
         return flower

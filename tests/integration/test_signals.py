@@ -10,7 +10,7 @@ import pytest
 from celery import Celery
 
 from rts.testing import wait_until
-from tests.conftest import MakeStage, Stage, printed, python
+from tests.conftest import FULL, MakeStage, Stage, printed, python
 from tests.told import Told
 
 pytestmark = pytest.mark.measured
@@ -87,7 +87,8 @@ def test_opentelemetry_spans_carry_the_plan_whoever_connected_first(
 ) -> None:
     pytest.importorskip("opentelemetry.instrumentation.celery")
     stage = make_stage()
-    stage.worker(APP, concurrency=1, env={"TEST_TOLD": str(told.path), "TEST_TRACING": tracing})
+    env = {"TEST_TOLD": str(told.path), "TEST_TRACING": tracing, "PYTHONPATH": FULL}
+    stage.worker(APP, concurrency=1, env=env)
     app = Celery("plain", broker=stage.broker, backend=stage.backend, set_as_current=False)
     app.conf.task_default_queue = stage.conf["task_default_queue"]
     for deadline in (1_000_000, 4_000_000_000):
