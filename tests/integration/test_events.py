@@ -69,12 +69,15 @@ def tell(client: redis.Redis, settings: Settings, *texts: str | bytes) -> None:
 def test_events_come_in_order_each_once(
     settings: Settings, redis_client: redis.Redis, heard: list[TaskOverdue]
 ) -> None:
+    group = listener.group_of("task_overdue")
+    redis_client.xgroup_createconsumer(settings.keys.events, group, "another, idle")
     told = [replace(NOTICE, task_id=f"t{n}", worker="w\ud800\n") for n in range(7)]
     tell(redis_client, settings, *map(text_of, told[:4]))
     wait_until(lambda: len(heard) == 4)
     tell(redis_client, settings, *map(text_of, told[4:]))
     wait_until(lambda: len(heard) >= 7)
     assert heard == told
+    assert len(redis_client.xinfo_consumers(settings.keys.events, group)) == 2
 
 
 def test_what_is_not_an_event_is_skipped(
