@@ -89,5 +89,5 @@ def _text(value: Any) -> str:
     if isinstance(value, datetime):
         return iso(value)
     if isinstance(value, float):  # k, which has 16 digits where it is learned
-        return f"{value:.3g}"
+        return str(round(value, 2))
     return NONE if value in (None, "") else str(value)

@@ -135,9 +135,9 @@ def multiplier(k: float | None) -> str:
     """Return a k, which has 16 digits where it is learned.
 
     >>> multiplier(2.0), multiplier(2.0628665744649357), multiplier(None)
-    ('2', '2.06', '–')
+    ('2.0', '2.06', '–')
     """
-    return NONE if k is None else f"{k:.3g}"
+    return NONE if k is None else str(round(k, 2))
 
 
 def clock(at: datetime | None, *, exact: bool = False) -> str:
