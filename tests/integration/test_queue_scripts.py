@@ -21,7 +21,7 @@ BODY, REST = '{"body": "%s", ', '"headers": {"id": "%s", "root_id": "%s"}}'
 
 
 def text(number: int, body: int = 10) -> str:
-    return BODY % ("x" * body) + REST % (f"t{number}", f"t{number - 1}")
+    return BODY % ("x" * body) + REST % (f"t-{number}", f"t-{number - 1}")
 
 
 @pytest.fixture(params=["list", "set"])
@@ -67,9 +67,9 @@ def test_a_task_is_found_by_its_own_id(url: str, raw: redis.Redis, put: Any) -> 
         found = FIND_TASK.run(raw, ["part"], [first, last, *ids])
         return found and found[0]
 
-    assert [find(f"t{number}") for number in range(9)] == list(range(9))
-    assert (find("té"), find("tè"), find("t9"), find("t")) == (9, 10, [], [])
-    assert (find("t4", 4, 4), find("t4", 2, 6), find("t4", 0, 3), find("t4", 5)) == (
+    assert [find(f"t-{number}") for number in range(9)] == list(range(9))
+    assert (find("té"), find("tè"), find("t-9"), find("t-")) == (9, 10, [], [])
+    assert (find("t-4", 4, 4), find("t-4", 2, 6), find("t-4", 0, 3), find("t-4", 5)) == (
         4,
         4,
         [],
