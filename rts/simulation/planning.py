@@ -151,14 +151,11 @@ class _Planner:
         self.jobs = busiest(question.jobs, MAX_JOBS)
         rng = random.Random(1)
         self._draws = [resample(self.jobs, rng) for _ in range(question.resamples)]
-        self._trials: dict[int, Trial] = {}
         #: Offered load in erlangs: the number of slots for ρ = 1.
         self.erlangs = offered_load(self.jobs, 1, question.conditions.speed) or 1.0
 
     def meets(self, slots: int) -> bool:
         """Return whether *slots* meet the target, aborting as soon as they cannot."""
-        if slots in self._trials:
-            return self._trials[slots].worst >= self._question.target
         shares = (self._share(jobs, slots, abort=True) for jobs in (self.jobs, *self._draws))
         met = all(share >= self._question.target for share in shares)
         self._progress()
@@ -166,13 +163,11 @@ class _Planner:
 
     def trial(self, slots: int) -> Trial:
         """Return the outcome of *slots*, simulated to the end."""
-        if slots not in self._trials:
-            share = self._share(self.jobs, slots)
-            worst = min([share, *(self._share(jobs, slots) for jobs in self._draws)])
-            rho = offered_load(self.jobs, slots, self._question.conditions.speed)
-            self._trials[slots] = Trial(slots, rho, share, worst)
-            self._progress()
-        return self._trials[slots]
+        share = self._share(self.jobs, slots)
+        worst = min([share, *(self._share(jobs, slots) for jobs in self._draws)])
+        rho = offered_load(self.jobs, slots, self._question.conditions.speed)
+        self._progress()
+        return Trial(slots, rho, share, worst)
 
     def _share(self, jobs: Sequence[Job], slots: int, abort: bool = False) -> float:
         """Return the share met; with *abort*, 0 as soon as the target is out of reach."""

@@ -18,7 +18,7 @@ from rts.simulation.planning import (
     resample,
 )
 from rts.simulation.simulator import Conditions, share_met, simulate
-from rts.simulation.traces import Job, Origin, at_load, six_types
+from rts.simulation.traces import Job, Origin, at_load, offered_load, six_types
 
 SETTINGS = Settings()
 
@@ -59,6 +59,8 @@ def test_resamples_and_types_make_the_plan_more_conservative() -> None:
     assert careful.slots >= plain
     (trial,) = (t for t in careful.trials if t.slots == careful.slots)
     assert trial.worst >= 0.9
+    (fewer,) = (t for t in careful.trials if t.slots == careful.slots - 1)
+    assert fewer.worst < 0.9
     each = plan(Question(jobs, 0.9, edf, SETTINGS, by_type=True, resamples=0)).slots
     assert each >= plain
     outcomes = simulate(jobs, each, edf(each), SETTINGS)
@@ -70,8 +72,10 @@ def test_more_load_and_more_overhead_need_more_slots() -> None:
     jobs = at_load(six_types(300, seed=4), 6, 1.0)
 
     def slots(conditions: Conditions) -> int:
-        asked = Question(jobs, 0.9, edf, SETTINGS, conditions, resamples=0)
-        return plan(asked).slots
+        found = plan(Question(jobs, 0.9, edf, SETTINGS, conditions, resamples=0))
+        for trial in found.trials:
+            assert trial.rho == offered_load(jobs, trial.slots, conditions.speed)
+        return found.slots
 
     usual = slots(Conditions())
     assert slots(Conditions(speed=2)) >= 1.6 * usual
@@ -135,6 +139,9 @@ def test_the_busiest_section_of_a_long_workload() -> None:
     jobs = [Job(float(n if n < 500 else 500 + (n - 500) / 10), "x", 1.0) for n in range(1000)]
     assert busiest(jobs, 400)[0].arrival_s >= 500
     assert busiest(jobs, 2000) is jobs
+    jobs = [Job(10.0 * n, "x", 1.0) for n in range(100)]
+    jobs[43:53] = [jobs[43]] * 10
+    assert busiest(jobs, 10) == [jobs[43]] * 10, "at once"
 
 
 def test_two_jobs_within_an_instant_that_no_load_can_express() -> None:
