@@ -139,16 +139,21 @@ def test_a_lone_surrogate_in_a_message_on_a_plain_list_does_not_matter(url: str)
     assert "messages_refused" not in health.take_counts()
 
 
-def test_a_tag_that_no_one_can_acknowledge_is_refused(url: str) -> None:
+def test_a_tag_that_no_one_can_acknowledge_is_refused(url: str, raw: redis.Redis) -> None:
     start = time.time()
     with connect(url) as connection, Connection(url) as other:
         for number, tag in enumerate(("\ud800", "why?")):
             message = envelope(Message(start + FAR + number, start, 1.0, tag))
             message["headers"].update(file="\udcff.txt", argsrepr="('who?',)")
             other.default_channel._put(NAME, message)
-        got = connection.default_channel.basic_get(NAME)
-        assert got.delivery_tag == "why?"
-        got.ack()
+        # Surrogates in pairs are characters.
+        pair = envelope(Message(start + 2 * FAR, start, 1.0, "\U0001f600"))
+        other.default_channel._put(NAME, pair)
+        for tag in ("why?", "\U0001f600"):
+            got = connection.default_channel.basic_get(NAME)
+            assert got.delivery_tag == tag
+            got.ack()
+            assert not raw.exists("unacked")
         assert connection.default_channel.basic_get(NAME) is None
     assert health.take_counts()["messages_refused"] == 1
 
