@@ -10,6 +10,7 @@ from rts.testing import wait_until
 from tests.conftest import MakeApp, MakeStage
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_a_thousand_runs_over_four_processes(
     make_stage: MakeStage, apps: MakeApp, mongo: Any, redis_client: Any
 ) -> None:

@@ -437,6 +437,7 @@ def test_a_dependency_that_a_credential_provider_lacks_is_named(
         Link(Settings(redis_url=f"redis://host/0?credential_provider={name}"))
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_a_server_that_alternates_does_not_fill_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

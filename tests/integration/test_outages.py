@@ -58,6 +58,7 @@ def verdicts(ledger: Any, results: list[AsyncResult]) -> None:
     assert ledger.assignments.count_documents({"state": "SUCCESS"}) == len(ids)
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_mongodb_away_for_the_whole_run(
     make_stage: MakeStage, apps: MakeApp, redis_client: redis.Redis
 ) -> None:
@@ -79,6 +80,7 @@ def test_mongodb_away_for_the_whole_run(
         server.stop()
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("persistent", [True, False])
 def test_redis_of_rts_killed_in_the_middle(
     make_stage: MakeStage, apps: MakeApp, mongo: Any, persistent: bool
