@@ -437,6 +437,24 @@ def test_arrivals_go_to_the_worker_that_has_waited_longest() -> None:
     assert found.start == found.start_high == 1060.0
 
 
+def test_seconds_of_which_arrivals_may_be_unseen_are_no_silence() -> None:
+    def predicted(unseen_s: float) -> Prediction:
+        seen = (990.0 + n / 8 - unseen_s for n in range(80))
+        recent_arrivals = [Work("mixed", at, 1.0, at + 5.0) for at in seen]
+        snapshot = Snapshot(
+            *(1000.0, 8, [Work("mixed", 999.0, 1.0, 1010.0)] * 24),
+            ended=EACH_1_S,
+            recent_arrivals=recent_arrivals,
+            span_s=10.0,
+            unseen_s=unseen_s,
+            order=EarliestDeadlineFirst,
+        )
+        return forecast.of_new(snapshot, Work("mixed", 1000.0, 1.0, 1020.0))
+
+    assert predicted(1.5).start_high > 1004.0, "others overtake it"
+    assert predicted(1.5) == predicted(0.0)
+
+
 def test_a_slightly_old_reading_gives_the_same_prediction() -> None:
     waiting = of_same_length(*[0] * 200)
     recent_arrivals = [Work("mixed", 990.0 + i / 10, 1.0, 9000.0) for i in range(100)]
