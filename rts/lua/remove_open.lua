@@ -9,14 +9,30 @@
 --
 -- Closes the race between a publisher, which registers its tasks twice a second, and a
 -- task that ends sooner: it would stay open until its deadline. So it would if the publisher
--- registers it once more, since the first reply was lost.
+-- registers it once more, since the first reply was lost; or later than ever, as Redis was away.
 
 local CLOSED_S = 60 -- seconds by which a registration may be late
+local LATEST_S, MOST_LATEST = 2, 5000 -- what may not be registered yet as an outage begins
+
+-- After an outage, publishers register what they could not before: the last tasks that ended
+-- then are remembered a while longer.
+local function keep_latest(closed, now)
+  local latest = redis.pcall('ZRANGE', closed, -1, -1, 'WITHSCORES')[2]
+  local as_if_ended = now - CLOSED_S / 2
+  if latest and tonumber(latest) < as_if_ended then
+    local ids = redis.pcall(
+      'ZRANGEBYSCORE', closed, latest - LATEST_S, '+inf', 'LIMIT', 0, MOST_LATEST)
+    for _, id in ipairs(ids) do
+      redis.pcall('ZADD', closed, as_if_ended, id)
+    end
+  end
+end
 
 local function close(keys, ids)
   local open, overdue, info, counts, closed = unpack(keys)
   local now = tonumber(redis.call('TIME')[1])
   local changes = {}
+  keep_latest(closed, now)
   for _, id in ipairs(ids) do
     local was
     if redis.pcall('ZREM', open, id) == 1 then

@@ -213,6 +213,28 @@ def test_a_task_that_is_published_with_the_id_of_one_that_ended_is_open(
     assert counts(redis_client, settings) == {"open q": 1}
 
 
+def test_a_task_that_ended_before_an_outage_and_is_registered_after_it_is_not_open(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    closed = settings.keys.closed
+
+    def pass_by(seconds: float) -> None:
+        for task_id in redis_client.zrange(closed, 0, -1):
+            redis_client.zincrby(closed, -seconds, task_id)
+
+    end(settings, "long before")
+    pass_by(10)
+    end(settings, "a")
+    pass_by(600)
+    end(settings, "b")  # the first one after the outage
+    note(settings, task("a", 1000.0))
+    assert counts(redis_client, settings) == {}
+    assert set(redis_client.zrange(closed, 0, -1)) == {"a", "b"}
+    pass_by(600)
+    end(settings, "c")
+    assert set(redis_client.zrange(closed, 0, -1)) == {"b", "c"}
+
+
 def test_an_ignored_task_is_not_overdue_where_the_ledger_has_its_end_later(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
