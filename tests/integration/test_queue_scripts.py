@@ -85,14 +85,14 @@ def test_parts_are_measured(url: str, raw: redis.Redis) -> None:
         assert survey(channel, channel.plain, parts, queue=NAME)[:3] == (0, 0, [])
         raw.set(*keys_of(channel, NAME, TURNS), 7)
         for number in range(20):
-            raw.zadd(index, {str(number): number})
-            raw.hset(unacked, str(number), "x" * number)
+            raw.zadd(index, {f"t{number}": number})
+            raw.hset(unacked, f"t{number}", "x" * number)
         raw.zadd(parts[0].key, {"y" * (number + 1): number for number in range(100)})
         raw.rpush(parts[-1].key, "zz", "zzz")
         found = survey(channel, channel.plain, parts, queue=NAME, unacked=3, which="latest")
         assert (found.turns, found.unacked) == (7, 20)
         assert [each.at for each in found.taken] == [19.0, 18.0, 17.0]
-        assert [(each.tag, each.bytes) for each in found.taken[:1]] == [(b"19", 19)]
+        assert [(each.tag, each.bytes) for each in found.taken[:1]] == [(b"t19", 19)]
         assert (found.sizes[0], found.sizes[-1], sum(found.sizes)) == (100, 2, 102)
         assert (found.mean_bytes[0], found.mean_bytes[-1]) == (pytest.approx(50, abs=2), 3)
         assert sum(found.mean_bytes[1:-1]) == 0
