@@ -181,7 +181,10 @@ def test_an_event_whose_reply_was_lost_is_handled_next(
         try:
             with hearing(settings, signals.task_overdue) as told:
                 wait_until(lambda: client.exists(settings.keys.events))
-                tell(client, settings, *(text_of(task_id=f"t{n}") for n in range(3)))
+                # In one transaction: the first one that is heard pauses the server.
+                with client.pipeline() as pipe:
+                    tell(pipe, settings, *(text_of(task_id=f"t{n}") for n in range(3)))
+                    pipe.execute()
                 wait_until(paused.is_set)
                 # Redis takes the next event out of the stream once it goes on.
                 wait_until(lambda: health.take_counts().get("redis_failures"))
