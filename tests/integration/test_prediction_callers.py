@@ -193,9 +193,10 @@ def test_who_reads_last_closes_a_connection_that_has_failed() -> None:
                 assert client.ping()
                 with shared.channel() as (another, _):
                     assert another is not channel
-            assert len(raw.client_list()) == one > nobody
+            assert one > nobody
+            wait_until(lambda: len(raw.client_list()) == one)
             shared.close()
-            assert len(raw.client_list()) == nobody
+            wait_until(lambda: len(raw.client_list()) == nobody)
 
 
 def test_the_command_shows_when_a_task_starts_and_finishes(
