@@ -13,6 +13,7 @@ import json
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+import checkout  # noqa: F401  for workers
 from heading import print_heading
 
 from rts.cli.ledger_runs import runs

@@ -28,6 +28,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import checkout  # noqa: F401  for workers
 import pymongo
 import redis
 from celery import Celery

@@ -27,6 +27,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+import checkout  # noqa: F401  for workers
 from heading import print_heading
 from plan import recorded
 

@@ -162,11 +162,17 @@ def replay(
 
 def environment(spec: Mapping[str, Any], path: Path) -> dict[str, str]:
     """Return the environment in which the app reads *spec* from a file at *path*: the names of
-    a trace may not fit into a variable. Nothing in it overrides the app's settings.
+    a trace may not fit into a variable. Nothing in it overrides the app's settings, and it is
+    imported from where this is.
     """
     path.write_text(json.dumps(spec))
-    # Emptied, as a worker that is started here inherits what is merely left out.
-    return {**os.environ, **dict.fromkeys(OVERRIDING, ""), "RTS_REPLAY": str(path)}
+    return {
+        **os.environ,
+        # Emptied, as a worker that is started here inherits what is merely left out.
+        **dict.fromkeys(OVERRIDING, ""),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "RTS_REPLAY": str(path),
+    }
 
 
 @contextmanager
