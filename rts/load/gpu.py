@@ -119,8 +119,8 @@ class GpuProbe:
             elif name.startswith("MIG-"):
                 found = [(-1, nvml.nvmlDeviceGetHandleByUUID(name))]
             elif name.startswith("GPU-"):
-                uuid = nvml.nvmlDeviceGetUUID
-                found = [each for each in handles.items() if uuid(each[1]).startswith(name)]
+                uuids = {i: _as_text(nvml.nvmlDeviceGetUUID(h)) for i, h in handles.items()}
+                found = [each for each in handles.items() if uuids[each[0]].startswith(name)]
         except nvml.NVMLError:
             pass
         # CUDA accepts a prefix of a UUID if it is unique.
@@ -145,3 +145,9 @@ class GpuProbe:
         if not self._logged:
             self._logged = True
             logger.info("GPU load is not read in full: %s (%s)", what, exc)
+
+
+def _as_text(value: Any) -> str:
+    # The package pynvml before 11.5, which others pin, returns bytes; Python finds it before
+    # the module of nvidia-ml-py.
+    return value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)

@@ -120,6 +120,12 @@ def test_mig_reports_memory_only() -> None:
     assert probe(nvml, "MIG-1111").read() == [load(-1, None, 0.25)]
 
 
+def test_the_bindings_of_pynvml_return_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = Nvml(A, B)
+    monkeypatch.setattr(nvml, "nvmlDeviceGetUUID", lambda h: nvml.devices[h][0].encode())
+    assert [gpu["index"] for gpu in probe(nvml, "GPU-bbbb").read()] == [1]
+
+
 def test_a_lost_gpu_is_left_out_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     nvml = Nvml(A, B)
     reader = probe(nvml)
