@@ -12,7 +12,7 @@ from rts.keys import ASSIGNMENTS
 from rts.ledger.connection import LedgerDatabase
 from rts.validation import finite
 from rts.views.histogram import expression, if_number
-from rts.views.intervals import EPOCH, Window, in_window
+from rts.views.intervals import Window, in_window
 from rts.views.tally import BUCKETS, CLASS, CLASSES, FIELDS, LATE, UNKNOWN, Tallies, Tally
 
 #: Concurrent queries. The server runs each in one thread.
@@ -46,11 +46,12 @@ def direct_by_interval(
     epoch seconds at which they begin.
     """
     ended = {"$ifNull": ["$verdict_at", "$completed_at"]}  # runs have no verdict_at
-    at: Any = {"$subtract": [ended, EPOCH]}  # milliseconds
+    # Milliseconds; null of a list of instants, which a window may match.
+    at: Any = {"$convert": {"input": ended, "to": "long", "onError": None}}
     at = {"$subtract": [at, {"$mod": [at, width * 1000]}]}
     found: dict[int, Tallies] = {}
     for row in _groups(database, collection, window, by, {"at": at}):
-        inside = found.setdefault(int(row["_id"]["at"]) // 1000, {})
+        inside = found.setdefault((row["_id"]["at"] or 0) // 1000, {})
         _add_group(inside.setdefault(_key_text(row["_id"]["key"], by), Tally()), row)
     return found
 

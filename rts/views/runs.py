@@ -38,7 +38,8 @@ _MISS = (
 )
 #: The types of those that are computed with.
 _TYPES: Mapping[str, Any] = {
-    **dict.fromkeys(("runtime_s", "queueing_delay_s", "lateness_s", "tau"), int | float),
+    **dict.fromkeys(("runtime_s", "queueing_delay_s", "lateness_s", "cpu_s"), int | float),
+    **dict.fromkeys(("tau", "k"), int | float),
     **dict.fromkeys(("arrival", "deadline", "started_at", "completed_at"), datetime),
     **dict.fromkeys(("name", "task_type"), str),
     "verdict_at": datetime,
@@ -59,10 +60,10 @@ class OneTask:
 def one_task(database: LedgerDatabase, task_id: str) -> OneTask | None:
     """Return what the ledger knows about a task; ``None`` if that is nothing."""
     wanted = text(task_id)
-    task = database[TASKS].find_one({"_id": wanted})
+    task = next(iter(_sound(database[TASKS].find({"_id": wanted}))), None)
     found = database[ASSIGNMENTS].find({"task_id": wanted})
     latest_first = [(field, DESCENDING) for field in ("retries", "started_at", "_id")]
-    runs = list(found.sort(latest_first).limit(MAX_RUNS))[::-1]
+    runs = _sound(found.sort(latest_first).limit(MAX_RUNS))[::-1]
     # Not by their retries: what has replaced a task begins at none again.
     runs.sort(key=lambda run: run.get("started_at") or run.get("completed_at") or EPOCH)
     return OneTask(task, runs) if task is not None or runs else None
@@ -152,7 +153,7 @@ def sample(
 
     with threads() as pool:
         found = [run for part in pool.map(ask, range(INTERVALS)) for run in part]
-    return sorted(found, key=lambda run: run["completed_at"])
+    return sorted(found, key=lambda run: run["completed_at"] or EPOCH)
 
 
 def _sound(documents: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

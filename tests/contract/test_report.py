@@ -23,7 +23,9 @@ from pymongo.monitoring import (
 )
 
 from rts.cli.report import report_tables
+from rts.cli.show import fields_text, runs_table
 from rts.flower import charts
+from rts.flower.timeline import timeline
 from rts.ledger.connection import connect
 from rts.ledger.mongo import MongoLedger
 from rts.records import Execution, OutboxEntry
@@ -34,7 +36,15 @@ from rts.views.histogram import ZERO_S, bucket, expression, percentile
 from rts.views.intervals import cut
 from rts.views.lateness_causes import why
 from rts.views.report import Percentiles, report
-from rts.views.runs import INTERVALS, MERGED, late_runs, latest_misses, one_task, sample
+from rts.views.runs import (
+    INTERVALS,
+    MERGED,
+    late_runs,
+    latest_misses,
+    one_task,
+    sample,
+    visible,
+)
 from rts.views.series import series
 from rts.views.slo import standings
 from rts.views.tallies import precompute
@@ -346,6 +356,25 @@ def test_a_document_that_others_wrote_breaks_no_view(ledger: MongoLedger) -> Non
     runs = sample(database, window)
     assert charts.bands(runs) != charts.bands([])
     assert charts.slowdowns(runs)
+    assert len(one_task(database, run.task_id).runs) > foreign / 2
+    for n in range(database.tasks.count_documents({}) - 1):
+        found = one_task(database, str(n))
+        assert fields_text(visible(found.task, "task_id"))
+        assert runs_table([visible(each, "run_id") for each in found.runs], 80)
+        timeline(found.task, found.runs)
+
+
+def test_a_list_of_instants_breaks_no_view(ledger: MongoLedger) -> None:
+    """A window matches one of which any lies in it."""
+    write(ledger, runs_between(9, 0, 9, random.Random(1)))
+    database, window = ledger.database, (at(0), at(20))
+    before = sum(t.runs for p in series(database, window) for t in p.tallies.values())
+    for name, field in (("tasks", "verdict_at"), ("assignments", "completed_at")):
+        odd: Any = {**(database[name].find_one() or {}), field: [at(1)]}
+        database[name].insert_many({**odd, "_id": f"{n}"} for n in range(3))
+    after = sum(t.runs for p in series(database, window) for t in p.tallies.values())
+    assert after == before > 0
+    assert len(sample(database, window)) > 9
 
 
 def test_foreign_verdicts_count_at_their_end(ledger: MongoLedger) -> None:
