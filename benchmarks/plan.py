@@ -13,7 +13,6 @@ import json
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-import checkout  # noqa: F401  for workers
 from heading import print_heading
 
 from rts.cli.ledger_runs import runs
@@ -23,7 +22,7 @@ from rts.simulation.planning import Question, plan
 from rts.simulation.recording import Recording, recording
 from rts.simulation.simulator import Conditions
 from rts.simulation.traces import Job, at_load, six_types
-from workers.replay import replay, share
+from rts.testing.replay import replay, share
 
 COLUMNS = ("seed", "recorded", "order", "target", "slots", "real")
 

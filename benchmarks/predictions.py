@@ -28,7 +28,6 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import checkout  # noqa: F401  for workers
 import pymongo
 import redis
 from celery import Celery
@@ -40,7 +39,7 @@ import rts
 from rts.settings import Settings
 from rts.simulation.traces import Job
 from rts.testing import MongoServer, RedisServer, WorkerProcess, wait_until
-from workers.replay import APP, environment, sped_up
+from rts.testing.replay import APP, environment, sped_up
 
 #: Share of the tasks before the first prediction, or before the burst: taus are learned from
 #: them.

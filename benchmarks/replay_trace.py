@@ -27,7 +27,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-import checkout  # noqa: F401  for workers
 from heading import print_heading
 from plan import recorded
 
@@ -45,7 +44,7 @@ from rts.simulation.traces import (
     write_trace,
 )
 from rts.tasktypes import UNTYPED
-from workers.replay import Replayed, learning_lag_s, replay
+from rts.testing.replay import Replayed, learning_lag_s, replay
 
 #: Least mean and median seconds of a task for which Celery's own milliseconds, and the tenths
 #: of a second until a tau is learned, matter little.

@@ -174,7 +174,7 @@ def run(stack: ExitStack, keep: bool) -> None:
 def overload() -> None:
     """Show the same overload twice: in Celery's order, and in deadline order."""
     from rts.simulation.traces import at_load, six_types
-    from workers.replay import replay, share
+    from rts.testing.replay import replay, share
 
     jobs = at_load(six_types(OVERLOAD_TASKS, seed=1), SLOTS, 1.2)
     say(

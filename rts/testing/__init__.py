@@ -1,5 +1,7 @@
-"""Real servers and workers for tests: ours and our users'. :mod:`rts.testing.plugin` has pytest
-fixtures of them.
+"""Real servers and workers for tests: ours and our users'.
+
+:mod:`rts.testing.plugin` has pytest fixtures of them; :mod:`rts.testing.replay` runs a recorded
+or synthetic workload on a worker.
 """
 
 from rts.testing.binaries import ServerNotFound

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import re
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -52,16 +50,6 @@ def test_invalid_options_are_refused_before_anything_runs(odd: str) -> None:
     )
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("replay_trace.py: error: ")
-
-
-def test_a_benchmark_finds_the_example_app_where_rts_is_not_installed_in_place(
-    tmp_path: Path,
-) -> None:
-    (tmp_path / "rts").symlink_to(ROOT / "rts")
-    path = os.pathsep.join([str(tmp_path), sysconfig.get_path("purelib")])
-    # Without site nothing leads to the checkout.
-    command = [sys.executable, "-S", str(ROOT / "benchmarks" / "predictions.py"), "--help"]
-    subprocess.run(command, check=True, cwd=tmp_path, env={**UNTRACED, "PYTHONPATH": path})
 
 
 def test_the_processes_of_a_benchmark_import_what_it_does(

@@ -21,10 +21,10 @@ from kombu import Queue
 from rts.cli import ledger_runs, rts
 from rts.simulation.traces import Job, at_load, read_trace, six_types, write_trace
 from rts.testing import wait_until
+from rts.testing.replay import replay, share
 from tests.commands import NO_MONGO, Run, document, write
 from tests.conftest import CELERY, ROOT, MakeStage
 from tests.records import ended
-from workers.replay import replay, share
 
 #: As on a broker whose urgent messages do not go first.
 EQUAL = {"priority_steps": [0]}

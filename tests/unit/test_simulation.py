@@ -37,7 +37,7 @@ from rts.simulation.traces import (
     write_trace,
 )
 from rts.tasktypes import TaskType
-from workers.replay import sped_up
+from rts.testing.replay import sped_up
 
 ORDERS: list[Callable[[], Order]] = [
     FirstComeFirstServed,

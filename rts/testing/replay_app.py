@@ -1,4 +1,4 @@
-"""The app of :mod:`workers.replay`: tasks that sleep, by the names of a trace."""
+"""The app of :mod:`rts.testing.replay`: tasks that sleep, by the names of a trace."""
 
 from __future__ import annotations
 

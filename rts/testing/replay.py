@@ -28,7 +28,7 @@ from rts.testing.servers import MongoServer, RedisServer
 from rts.testing.waiting import wait_until
 from rts.testing.workers import WorkerProcess
 
-APP = "workers.replay_app"
+APP = "rts.testing.replay_app"
 #: Seconds that the replay may take beyond twice what the slots need for the work.
 PATIENCE_S = 60.0
 
@@ -47,7 +47,7 @@ SHIPPED_S = 0.1
 _PUBLISH = """
 import json, sys, time
 import rts.tau.cache
-from workers.replay_app import app, spec
+from rts.testing.replay_app import app, spec
 rts.tau.cache.FRESH_S = spec["fresh_s"]
 jobs = json.load(sys.stdin)
 with app.connection_for_write() as connection, app.amqp.Producer(connection) as producer:
@@ -162,17 +162,11 @@ def replay(
 
 def environment(spec: Mapping[str, Any], path: Path) -> dict[str, str]:
     """Return the environment in which the app reads *spec* from a file at *path*: the names of
-    a trace may not fit into a variable. Nothing in it overrides the app's settings, and it is
-    imported from where this is.
+    a trace may not fit into a variable. Nothing in it overrides the app's settings.
     """
     path.write_text(json.dumps(spec))
-    return {
-        **os.environ,
-        # Emptied, as a worker that is started here inherits what is merely left out.
-        **dict.fromkeys(OVERRIDING, ""),
-        "PYTHONPATH": os.pathsep.join(sys.path),
-        "RTS_REPLAY": str(path),
-    }
+    # Emptied, as a worker that is started here inherits what is merely left out.
+    return {**os.environ, **dict.fromkeys(OVERRIDING, ""), "RTS_REPLAY": str(path)}
 
 
 @contextmanager
