@@ -22,7 +22,6 @@ from rts.predictions.runtimes import Runtimes
 from rts.predictions.shared_workers import Queues, WorkerGroup
 from rts.predictions.snapshot import Snapshot
 from rts.predictions.work import Work
-from rts.simulation.orders import FirstComeFirstServed
 
 #: Simulations per prediction, and events of all of them together: some tenths of a second
 #: of one core.
@@ -96,7 +95,7 @@ def _arrivals(snapshot: Snapshot, work: Work, rng: random.Random) -> Arrivals:
     slots = sum(group.slots for group in snapshot.worker_groups)
     recent = snapshot.recent_arrivals
     until_ready_s = max(0.0, work.ready - snapshot.unknown_since)
-    if until_ready_s < SOON_S and isinstance(snapshot.order(), FirstComeFirstServed):
+    if until_ready_s < SOON_S and snapshot.by_arrival:
         recent = [w for w in recent if w.queue]  # later ones of its own queue go after it
     # An arrival stands for as many tasks as a waiting one does on average.
     weight = sum(w.weight for w in snapshot.waiting) / max(1, len(snapshot.waiting))

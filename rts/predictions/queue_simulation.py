@@ -113,12 +113,13 @@ class QueueSimulation:
 
     def _fill(self, snapshot: Snapshot, rng: random.Random) -> None:
         """Fill slots that cannot be free with unknown runs. If tasks wait that should have
-        started by now, all slots must be busy, presumably with tasks like the latest arrivals
-        (in deadline order those that wait are the long ones); or, if all that wait are demoted,
-        as many slots as demoted tasks may hold.
+        started by now, all slots must be busy, presumably with similar tasks; in deadline
+        order, in which those that wait are the long ones, with tasks like the latest arrivals.
+        Or, if all that wait are demoted, as many slots as demoted tasks may hold.
         """
         left = [work for work in snapshot.waiting if _waits_for_slot(work, self.now)]
         since = self.now - LATELY_S
+        arrivals = () if snapshot.by_arrival else snapshot.recent_arrivals
         by_queues: dict[tuple[int, ...], tuple[list[Work], list[Work], list[Work]]] = {}
         for number, group in enumerate(self._groups):
             if self._busy[number] == group.slots:
@@ -127,7 +128,7 @@ class QueueSimulation:
                 own = [work for work in left if work.queue in group.queues]
                 came = [
                     work
-                    for work in snapshot.recent_arrivals
+                    for work in arrivals
                     if work.arrival > since and work.queue in group.queues
                 ]
                 by_queues[group.queues] = own, self._hopeful(own), came

@@ -67,6 +67,11 @@ class Snapshot:
         return max(self.now, self.known_until)
 
     @property
+    def by_arrival(self) -> bool:
+        """Whether the queues are served in order of arrival."""
+        return isinstance(self.order(), FirstComeFirstServed)
+
+    @property
     def worker_groups(self) -> Sequence[WorkerGroup]:
         """All worker groups, at least one."""
         return self.groups or (WorkerGroup(self.slots),)

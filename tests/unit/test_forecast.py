@@ -270,16 +270,24 @@ def test_an_unknown_run_ends_within_its_runtime() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arrival", "queue", "like"), [(995, 0, 1), (900, 0, 80), (995, 1, 80)]
+    ("order", "arrival", "queue", "like"),
+    [
+        (EarliestDeadlineFirst, 995, 0, 1),
+        (EarliestDeadlineFirst, 900, 0, 80),
+        (EarliestDeadlineFirst, 995, 1, 80),
+        (FirstComeFirstServed, 995, 0, 80),
+    ],
 )
-def test_an_unknown_run_is_like_the_latest_arrivals(
-    arrival: float, queue: int, like: float
+def test_an_unknown_run_is_like_the_latest_arrivals_in_deadline_order(
+    order: Any, arrival: float, queue: int, like: float
 ) -> None:
-    """In deadline order what still waits is longer than what has been taken."""
+    """There what still waits is longer than what has been taken; else it is like it, and the
+    latest arrivals come after it.
+    """
     exact: Any = Exact([])
     long = Work("mixed", 990.0, 80.0, 9000.0, name="80.0")
     short = Work("mixed", arrival, 1.0, arrival + 2, name="1.0", queue=queue)
-    snapshot = Snapshot(1000.0, 1, [long], recent_arrivals=[short])
+    snapshot = Snapshot(1000.0, 1, [long], recent_arrivals=[short], order=order)
     play = QueueSimulation(snapshot, exact, exact, random.Random(1))
     assert like - 1 < play.start_of(0, 100) - 1000.0 <= like
 
