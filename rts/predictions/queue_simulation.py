@@ -22,8 +22,6 @@ ENDED_S = 0.25
 #: A task that stands for several is served in parts, so that time passes between them and some
 #: may turn hopeless: each is at most this share of all tasks taken before.
 PART = 0.02
-#: Seconds within which tasks have arrived that are like those that have started unseen.
-LATELY_S = 15.0
 #: Polls of workers that count as one event.
 POLLS = 16
 #: Unknown runs are numbered downwards from here.
@@ -118,25 +116,22 @@ class QueueSimulation:
         Or, if all that wait are demoted, as many slots as demoted tasks may hold.
         """
         left = [work for work in snapshot.waiting if _waits_for_slot(work, self.now)]
-        since = self.now - LATELY_S
-        arrivals = () if snapshot.by_arrival else snapshot.recent_arrivals
-        by_queues: dict[tuple[int, ...], tuple[list[Work], list[Work], list[Work]]] = {}
+        latest = {} if snapshot.by_arrival else snapshot.latest_arrivals
+        by_queues: dict[tuple[int, ...], tuple[list[Work], list[Work]]] = {}
         for number, group in enumerate(self._groups):
             if self._busy[number] == group.slots:
                 continue
             if group.queues not in by_queues:
                 own = [work for work in left if work.queue in group.queues]
-                came = [
-                    work
-                    for work in arrivals
-                    if work.arrival > since and work.queue in group.queues
-                ]
-                by_queues[group.queues] = own, self._hopeful(own), came
-            similar, hopeful, came = by_queues[group.queues]
+                by_queues[group.queues] = own, self._hopeful(own)
+            similar, hopeful = by_queues[group.queues]
             held = map(self._work, self._prefetched.of(number))
             if line := [work for work in held if _waits_for_slot(work, self.now)]:
                 similar, hopeful = line + similar, self._hopeful(line) + hopeful
-            while similar and self._busy[number] < group.slots:
+            if not similar:
+                continue
+            came = [work for queue in group.queues for work in latest.get(queue, ())]
+            while self._busy[number] < group.slots:
                 run = UNKNOWN - len(self._ends)
                 if not hopeful and not self._queues.hold_demoted(run, self._slots):
                     break

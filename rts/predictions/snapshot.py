@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 from rts.predictions.shared_workers import OrderMaker, WorkerGroup
 from rts.predictions.work import Work
 from rts.simulation.orders import FirstComeFirstServed
 from rts.tau.sketch import Sketch
+
+#: Seconds within which tasks have arrived that are like those that have started unseen.
+LATELY_S = 15.0
 
 
 class Running(NamedTuple):
@@ -70,6 +75,15 @@ class Snapshot:
     def by_arrival(self) -> bool:
         """Whether the queues are served in order of arrival."""
         return isinstance(self.order(), FirstComeFirstServed)
+
+    @cached_property
+    def latest_arrivals(self) -> Mapping[int, Sequence[Work]]:
+        """Those of the recent arrivals that are of the last ``LATELY_S`` seconds, by queue."""
+        found = defaultdict(list)
+        for work in self.recent_arrivals:
+            if work.arrival > self.now - LATELY_S:
+                found[work.queue].append(work)
+        return found
 
     @property
     def worker_groups(self) -> Sequence[WorkerGroup]:

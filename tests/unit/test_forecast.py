@@ -292,6 +292,27 @@ def test_an_unknown_run_is_like_the_latest_arrivals_in_deadline_order(
     assert like - 1 < play.start_of(0, 100) - 1000.0 <= like
 
 
+def test_the_latest_arrivals_are_looked_for_once_not_in_each_simulation() -> None:
+    class Counted(list[Work]):
+        looks = 0
+
+        def __iter__(self) -> Iterator[Work]:
+            self.looks += 1
+            return super().__iter__()
+
+    task = Work("mixed", 1000.0, 1.0, 1010.0)
+    for waiting in ((), (task._replace(arrival=990.0),)):
+        arrivals = Counted([task._replace(arrival=990.0 + n / 10) for n in range(100)])
+        snapshot = Snapshot(
+            *(1000.0, 4, waiting),
+            recent_arrivals=arrivals,
+            span_s=10.0,
+            order=EarliestDeadlineFirst,
+        )
+        assert forecast.of_new(snapshot, task).start >= 1000.0
+        assert arrivals.looks < forecast.MIN_RUNS
+
+
 def test_more_runs_than_slots_delay_nobody() -> None:
     exact: Any = Exact([])
     runs = [Work("mixed", 900.0, 1.0, 9000.0, name=name) for name in ("5.0", "6.0", "7.0")]
