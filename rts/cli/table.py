@@ -43,28 +43,23 @@ def render(
     texts leave it a choice (``None``: as wide as needed).
     """
     cells = [[printable(cell) for cell in row] for row in rows]
-    widths = [
+    natural = [
         max(_width(text) for text in (column.header, *(row[i] for row in cells)))
         for i, column in enumerate(columns)
     ]
     places = groupby(range(len(columns)), key=lambda i: columns[i].group)
     groups = [(name, list(of)) for name, of in places]
 
-    gap = GAPS[0]
-
-    def span(of: Sequence[int]) -> int:
-        return sum(widths[i] for i in of) + len(gap) * (len(of) - 1)
-
-    natural = widths
     for gap in GAPS:
         widths = list(natural)
         for name, of in groups:  # a long group header widens its first column
-            widths[of[0]] += max(0, _width(name) - span(of))
-        if width is None or _fits(columns, widths, width - len(gap) * (len(widths) - 1)):
+            widths[of[0]] += max(0, _width(name) - _span(widths, of, gap))
+        if width is None or _shrink(columns, widths, width - len(gap) * (len(widths) - 1)):
             break
     lines = []
     if any(name for name, _ in groups):
-        lines.append(gap.join(_pad(name, span(of), right=True) for name, of in groups))
+        heads = ((name, _span(widths, of, gap)) for name, of in groups)
+        lines.append(gap.join(_pad(name, over, right=True) for name, over in heads))
     texts = [cut_apart([row[i] for row in cells], width) for i, width in enumerate(widths)]
     headers = [cut(column.header, width) for column, width in zip(columns, widths, strict=True)]
     for row in (headers, *zip(*texts, strict=True)):
@@ -161,7 +156,12 @@ def percent(ratio: float | None) -> str:
     return f"{round(100 * ratio, digits) + 0.0:.{digits}f}"  # never -0
 
 
-def _fits(columns: Sequence[Column], widths: list[int], width: int) -> bool:
+def _span(widths: Sequence[int], of: Sequence[int], gap: str) -> int:
+    """Return the width of the columns *of* a group, with the gaps between them."""
+    return sum(widths[i] for i in of) + len(gap) * (len(of) - 1)
+
+
+def _shrink(columns: Sequence[Column], widths: list[int], width: int) -> bool:
     """Shrink the text columns, widest first, until all fit; return whether they do."""
     excess = sum(widths) - width
     texts = [i for i, column in enumerate(columns) if not (column.number or column.whole)]

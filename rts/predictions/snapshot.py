@@ -71,7 +71,7 @@ class Snapshot:
         """The instant since which arrivals have to be drawn."""
         return max(self.now, self.known_until)
 
-    @property
+    @cached_property
     def by_arrival(self) -> bool:
         """Whether the queues are served in order of arrival."""
         return isinstance(self.order(), FirstComeFirstServed)

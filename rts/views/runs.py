@@ -40,9 +40,9 @@ _MISS = (
 _TYPES: Mapping[str, Any] = {
     **dict.fromkeys(("runtime_s", "queueing_delay_s", "lateness_s", "cpu_s"), int | float),
     **dict.fromkeys(("tau", "k"), int | float),
-    **dict.fromkeys(("arrival", "deadline", "started_at", "completed_at"), datetime),
+    **dict.fromkeys(("arrival", "deadline", "started_at"), datetime),
+    **dict.fromkeys(("completed_at", "verdict_at"), datetime),
     **dict.fromkeys(("name", "task_type"), str),
-    "verdict_at": datetime,
     "sla_success": bool,
 }
 
