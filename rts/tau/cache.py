@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -29,6 +30,9 @@ OWN_RUNS, POOL_RUNS = 50, 20
 
 #: Seconds that taus are used before they are read again, where Redis answers fast.
 FRESH_S = 1.0
+#: The same for the learned quantiles, which change slowly: of a hundred types, reading them
+#: takes some 20 ms.
+RATIOS_FRESH_S = 10.0
 
 
 class TauCache:
@@ -62,6 +66,7 @@ class TauCache:
         #: The learned quantiles of runtime over tau, by type and of all types (POOL), where
         #: enough runs are known.
         self._ratios: dict[str, float] = {}
+        self._ratios_stale_at = -1.0 if settings.deadline_policy == "quantile" else math.inf
         self._stale_at = -1.0
         # Re-entrant: a signal handler that publishes may interrupt the first refresh.
         self._lock = threading.RLock()
@@ -108,7 +113,7 @@ class TauCache:
     def _fetch(self) -> None:
         keys = self._settings.keys
         commands = [pack("TIME"), pack("HGETALL", keys.tau), pack("HGETALL", keys.count)]
-        ratios = [*self._defaults, POOL] if self._settings.deadline_policy == "quantile" else []
+        ratios = [*self._defaults, POOL] if self._now() >= self._ratios_stale_at else []
         commands += [pack("HGETALL", keys.ratio + field) for field in ratios]
         taken = take_counters(keys.counters) + self._take_stranded()
         sent_at = self._clock.local()
@@ -129,14 +134,16 @@ class TauCache:
             self._clock.measured(sent_at, as_instant(time_), received_at)
         if not isinstance(taus, ResponseError) and not isinstance(counts, ResponseError):
             self._keep(replies_as_text(taus), replies_as_text(counts))
-        self._ratios = learned_ratios(
-            self._settings.quantile,
-            {
-                field: Sketch.from_hash(replies_as_text(answer))
-                for field, answer in zip(ratios, others, strict=False)
-                if not isinstance(answer, ResponseError)
-            },
-        )
+        if ratios:
+            self._ratios = learned_ratios(
+                self._settings.quantile,
+                {
+                    field: Sketch.from_hash(replies_as_text(answer))
+                    for field, answer in zip(ratios, others, strict=False)
+                    if not isinstance(answer, ResponseError)
+                },
+            )
+            self._ratios_stale_at = self._now() + RATIOS_FRESH_S
 
     def _keep(self, taus: dict[str, str], counts: dict[str, str]) -> None:
         enough = self._settings.min_samples

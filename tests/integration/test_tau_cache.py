@@ -13,6 +13,7 @@ import redis
 from rts import health
 from rts.clock import FleetClock
 from rts.link.link import Link
+from rts.link.scripts import pack
 from rts.settings import Settings
 from rts.tau.cache import FRESH_S, TauCache
 from rts.tau.redis import RedisTauStore
@@ -24,12 +25,15 @@ NAME = "proj.add"
 
 
 class CountingLink(Link):
-    """Counts its round trips."""
+    """Counts its round trips, and keeps what it sent."""
 
-    trips = 0
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.trips, self.sent = 0, list[bytes]()
 
     def call_each(self, *commands: bytes) -> list[Any]:
         self.trips += 1
+        self.sent += commands
         return super().call_each(*commands)
 
 
@@ -68,6 +72,20 @@ def test_a_publish_adds_no_round_trip(
     clock.at += FRESH_S
     assert cache.tau("cpu-light", NAME) == 2.0
     assert link.trips == 2
+
+
+def test_learned_quantiles_are_read_less_often(settings: Settings, clock: Clock) -> None:
+    settings = replace(settings, deadline_policy="quantile")
+    link = CountingLink(settings)
+    cache = TauCache(link, settings, FleetClock(), clock)
+    reads = dict.fromkeys(("tau", "ratio:mixed", "ratio:*"), 0)
+    for _ in range(100):
+        clock.at += FRESH_S
+        link.sent.clear()
+        cache.tau("mixed", NAME)
+        for key in reads:
+            reads[key] += pack("HGETALL", settings.keys.prefix + key) in link.sent
+    assert reads == {"tau": 100, "ratio:mixed": 10, "ratio:*": 10}
 
 
 def test_a_name_counts_once_it_has_enough_runs(
