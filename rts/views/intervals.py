@@ -99,7 +99,9 @@ def trimmed(database: LedgerDatabase, collection: str, window: Window) -> Window
     instants = []
     for field, part in parts(collection, window).items():
         for direction in (ASCENDING, DESCENDING):
-            found = database[collection].find_one(part, {field: 1}, sort=[(field, direction)])
+            # Not a list of instants, as others may write.
+            one = {**part, "$nor": [{field: {"$type": "array"}}]}
+            found = database[collection].find_one(one, {field: 1}, sort=[(field, direction)])
             instants += [] if found is None else [found[field]]
     if not instants:
         return window[0], window[0]

@@ -98,7 +98,10 @@ def latest_misses(
             wanted = {"sla_success": False, "task_type": of_types, **part, **named}
             cursor = database[TASKS].find(wanted, _MISS, max_time_ms=MAX_MS)
             found += _sound(cursor.sort(instant, DESCENDING).limit(limit))
-    found.sort(key=lambda task: task.get("verdict_at") or task["completed_at"], reverse=True)
+    found.sort(
+        key=lambda task: task.get("verdict_at") or task.get("completed_at") or EPOCH,
+        reverse=True,
+    )
     return found[:limit]
 
 

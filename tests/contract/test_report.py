@@ -364,7 +364,9 @@ def test_a_document_that_others_wrote_breaks_no_view(ledger: MongoLedger) -> Non
         timeline(found.task, found.runs)
 
 
-def test_a_list_of_instants_breaks_no_view(ledger: MongoLedger) -> None:
+def test_a_list_of_instants_breaks_no_view(
+    ledger: MongoLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A window matches one of which any lies in it."""
     write(ledger, runs_between(9, 0, 9, random.Random(1)))
     database, window = ledger.database, (at(0), at(20))
@@ -375,6 +377,16 @@ def test_a_list_of_instants_breaks_no_view(ledger: MongoLedger) -> None:
     after = sum(t.runs for p in series(database, window) for t in p.tallies.values())
     assert after == before > 0
     assert len(sample(database, window)) > 9
+    # as the only instant of a miss, and at both edges of a busy window
+    odd = {"verdict_at": [at(0)], "sla_success": False, "task_type": "mixed"}
+    database.tasks.insert_many(
+        [{**odd, "_id": "f"}, {**odd, "_id": "l", "verdict_at": [at(19)]}]
+    )
+    misses = latest_misses(database, window, ["mixed"])
+    assert {miss["_id"] for miss in misses[-2:]} == {"f", "l"}
+    total = report(database, *window).total
+    monkeypatch.setattr(intervals, "DIRECT", 0)
+    assert report(database, *window).total == total
 
 
 def test_foreign_verdicts_count_at_their_end(ledger: MongoLedger) -> None:
