@@ -299,7 +299,12 @@ def test_a_task_that_flower_does_not_know(
     long = "x" * 2 * MAX_TEXT
     write(ended(0, 5), ended(1, 5, task_id=text(long)))
     odd = {"name": "proj.odd", "runtime_s": math.nan, "tau": math.inf, "sla_success": False}
-    mongo.tasks.insert_one({"_id": "odd", **odd})  # by another program
+    at, odd["task_type"] = datetime.now(timezone.utc) - timedelta(minutes=9), "mixed"
+    misses: list[dict[str, Any]] = [
+        {"_id": "odd", "verdict_at": at, **odd},
+        {"_id": "odder", "verdict_at": [at], **odd},
+    ]
+    mongo.tasks.insert_many(misses)  # by another program
     flower = make_flower(make_stage(), prefix="x")
     page = flower.get("/task/task-0")  # follows to our page
     assert page.status == 200
@@ -307,6 +312,7 @@ def test_a_task_that_flower_does_not_know(
     assert flower.get("/task/nobody").status == 404
     assert flower.get("/rts/task/nobody").status == 404
     assert "proj.odd" in flower.get("/rts/task/odd").text
+    wait_until(lambda: "odder" in flower.get("/rts/misses").text, 30)
     for path in (f"/task/{long}", f"/rts/task/{long}", f"/rts/task?id={long}"):
         assert "proj.work" in flower.get(path).text, path[:20]
 
