@@ -25,9 +25,6 @@ from rts.views.taus import TauRow
 
 Document = dict[str, Any]
 
-#: Queues whose problems stand at the top of a page.
-MAX_PROBLEMS = 5
-
 
 def problems(
     settings: Settings,
@@ -36,13 +33,11 @@ def problems(
     *,
     ledger_up: bool = True,
 ) -> list[str]:
-    """Return what is wrong with Redis, fleet and longest queues, as ``rts status`` says it."""
+    """Return what is wrong with Redis, fleet and queues, as ``rts status`` says it."""
     if redis is None:
         return []
     found = fleet_problems(redis, ledger_up=ledger_up)
-    states = [summary.state for summary in queues or ()]
-    longest = sorted(states, key=lambda state: -state.waiting)
-    found += queue_problems(longest, redis, settings)[:MAX_PROBLEMS]
+    found += queue_problems([summary.state for summary in queues or ()], redis, settings)
     return [f"{text[0].upper()}{text[1:]}{'' if text[-1] == '?' else '.'}" for text in found]
 
 

@@ -14,6 +14,8 @@ from rts.views.status import LedgerState, RedisState
 #: Age of the oldest record in the outbox that is a problem, in seconds. A drain takes less than
 #: one.
 MAX_LAG_S = 60.0
+#: Queues whose problems are told one by one, the longest.
+MAX_QUEUES = 5
 
 
 def problems(redis: RedisState, ledger: LedgerState) -> list[str]:
@@ -90,9 +92,11 @@ def _can_run(worker: Heartbeat) -> bool:
 def queue_problems(
     states: Sequence[QueueState], redis: RedisState, settings: Settings
 ) -> list[str]:
-    """Return which messages wait where no worker takes them. Names are as they are."""
+    """Return which messages wait where no worker takes them: in the longest such queues, and
+    in how many more. Names are as they are.
+    """
     found = []
-    for state in states:
+    for state in sorted(states, key=lambda state: -state.waiting):
         takers = redis.takers(state.name)
         told = [worker.ordered for worker in takers if worker.ordered is not None]
         ordered = state.ordered + state.demoted
@@ -103,8 +107,19 @@ def queue_problems(
                 "this queue, or rts queues --to-fifo moves them"
             )
         elif state.waiting and redis.live_workers and not any(map(_can_run, takers)):
-            found.append(
-                f"{counted(state.waiting, 'message')} in the queue {state.name}, from which "
-                f"no worker with rts takes. Start one with -Q {state.name}"
-            )
+            waiting = f"{counted(state.waiting, 'message')} in the queue {state.name}"
+            if takers:
+                found.append(
+                    f"{waiting}, whose workers have no slots. Give one some, as with celery "
+                    "control pool_grow"
+                )
+            else:
+                found.append(
+                    f"{waiting}, from which no worker with rts takes. Start one with "
+                    f"-Q {state.name}"
+                )
+    more = len(found) - MAX_QUEUES
+    if more > 0:
+        others = counted(more, "more queue")
+        found[MAX_QUEUES:] = [f"messages wait like this in {others}: rts watch shows which"]
     return found

@@ -289,7 +289,10 @@ def test_status_reports_messages_that_no_worker_takes(
     )
     assert slots() == "0"
     beat(queue, slots=0)
-    assert cli("status").stderr == result.stderr
+    assert cli("status").stderr == (
+        f"Problem: 2 messages in the queue {queue}, whose workers have no slots. Give one "
+        "some, as with celery control pool_grow\n"
+    )
     # Without any worker, of all queues at once.
     beat(queue, age_s=60)
     assert cli("status").exit_code == 0  # as before the first deployment
