@@ -35,7 +35,6 @@ from rts.unfinished.shared_memory import SharedMemory
 
 if TYPE_CHECKING:
     from rts.predictions.predictor import Predictor
-    from rts.predictions.routing import Risks
 
 
 @dataclass
@@ -54,10 +53,9 @@ class Parts:
     open_tasks: OpenTasks | None = None
     #: ``None`` in processes that are not a worker's.
     worker: WorkerParts | None = None
-    #: Made for the first prediction, and for the first route.
+    #: Made for the first prediction or route.
     predictor: Predictor | None = None
-    risks: Risks | None = None
-    #: Held while these are made. Re-entrant: a signal handler that publishes may interrupt it.
+    #: Held while it is made. Re-entrant: a signal handler that publishes may interrupt it.
     predicting: threading.RLock = field(default_factory=threading.RLock)
 
     @classmethod
@@ -83,7 +81,7 @@ class Parts:
 
     def forget_predictions(self) -> None:
         """Begin anew with predictions and routes, in a forked child."""
-        self.predictor = self.risks = None
+        self.predictor = None
         self.predicting = threading.RLock()
 
     def close(self) -> None:

@@ -17,7 +17,6 @@ from rts.predictions.prediction import Prediction
 if TYPE_CHECKING:
     from rts.parts import Parts
     from rts.predictions.predictor import Predictor
-    from rts.predictions.routing import Risks
 
 
 def predict(task_id: str, *, queue: str | None = None, app: Any = None) -> Prediction | None:
@@ -99,15 +98,6 @@ def _predictor(parts: Parts) -> Predictor:
         return parts.predictor
 
 
-def _risks(parts: Parts) -> Risks:
-    from rts.predictions.routing import Risks
-
-    with parts.predicting:
-        if parts.risks is None:
-            parts.risks = Risks(_predictor(parts).pressures, parts.settings.breaker_period)
-        return parts.risks
-
-
 def _installed(app: Any) -> Parts:
     """Return the parts of *app*; of ``None``: of the current app, or the only one with rts."""
     if app is None:
@@ -167,7 +157,7 @@ def route(
         ]
         if not candidates:
             return None
-        chosen = _risks(parts).choose(plan, candidates, parts.clock.now())
+        chosen = _predictor(parts).risks.choose(plan, candidates, parts.clock.now())
         return None if chosen is None else {"queue": chosen}
     except Exception as exc:  # Celery's own route remains
         from celery.exceptions import SoftTimeLimitExceeded

@@ -23,6 +23,7 @@ from rts.predictions.open_queue import Found
 from rts.predictions.prediction import Prediction
 from rts.predictions.pressures import Pressures
 from rts.predictions.queue_reader import QueueReader
+from rts.predictions.routing import Risks
 from rts.predictions.snapshot import Snapshot
 from rts.predictions.work import Work, work_of
 from rts.records import Execution, OpenTask, Plan, read_runs
@@ -50,8 +51,9 @@ class Predictor:
         self._broker = QueueReader(app, settings)
         reader = WorkReader(settings, tau_of)
         self._state = InitialState(app, settings, link, self._broker, reader)
-        #: The pressure on the queues, over the same connection.
-        self.pressures = Pressures(app, settings, link, self._broker, reader)
+        pressures = Pressures(app, settings, link, self._broker, reader)
+        #: For routes, by what is read over the same connection.
+        self.risks = Risks(pressures, settings.breaker_period)
         #: Tasks published by this process recently, by monotonic instant.
         self._published: deque[tuple[float, OpenTask]] = deque(maxlen=MAX_PUBLISHED)
         self._new_tasks = NewTasks(self._state, self._picture)

@@ -601,7 +601,7 @@ def test_large_messages_are_not_read_as_a_whole(
     parts = parts_of(app)
     assert parts is not None
     assert parts.predictor is not None
-    read, sent = sent_of(partial(parts.predictor.pressures.read, [queue]))
+    read, sent = sent_of(partial(parts.predictor.risks._pressures.read, [queue]))
     assert read[queue].backlog_s == pytest.approx(122, abs=5)
     assert sent < 1 << 20
     redis_client.delete(queue)

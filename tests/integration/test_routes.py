@@ -75,7 +75,7 @@ def test_held_messages_count_for_a_route_under_any_routing_key(
     parts = parts_of(app)
     assert parts is not None
     assert parts.predictor is not None
-    assert parts.predictor.pressures.read([name])[name].backlog_s > 0
+    assert parts.predictor.risks._pressures.read([name])[name].backlog_s > 0
     worker.kill()
 
 
@@ -94,7 +94,7 @@ def test_long_tasks_count_for_a_route_though_all_are_due_later(
     parts = parts_of(app)
     assert parts is not None
     assert parts.predictor is not None
-    found = parts.predictor.pressures.read([queue])[queue]
+    found = parts.predictor.risks._pressures.read([queue])[queue]
     # It is 6,060 s by twenty of them, chosen at random.
     assert found.backlog_s > 900
 

@@ -39,7 +39,7 @@ def test_two_threads_that_route_first_share_their_state(
                 pass  # there is no second one
             super().__init__(*given)
 
-    monkeypatch.setattr(routing, "Risks", Slow)
+    monkeypatch.setattr("rts.predictions.predictor.Risks", Slow)
     make_app(NOBODY, rts_redis_url=NOBODY, rts_routes={"mixed": ["a", "b"]})
     threads = [threading.Thread(target=rts.route, args=("some.task",)) for _ in range(2)]
     for thread in threads:
@@ -159,19 +159,19 @@ def test_a_child_asks_though_a_thread_of_its_parent_held_the_locks(make_app: Mak
     assert rts.route("some.task") is None
     parts = parts_of(app)
     assert parts is not None
-    risks, predictor = parts.risks, parts.predictor
-    assert risks is not None
+    predictor = parts.predictor
     assert predictor is not None
 
     def it_asks() -> bool:
         with pytest.raises(StoreUnavailable):
             rts.predict_new("some.task", app=app)
         assert rts.route("some.task") is None
-        return parts.risks is not None and parts.risks._lock.acquire(blocking=False)
+        made = parts.predictor
+        return made is not None and made.risks._lock.acquire(blocking=False)
 
     asked = holds_in_child(
         it_asks,
-        *(parts.predicting, risks._lock, predictor._new_tasks._lock),
+        *(parts.predicting, predictor.risks._lock, predictor._new_tasks._lock),
         predictor._broker._shared._lock,
     )
     assert asked
