@@ -6,8 +6,6 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-import redis
-
 from rts.fields import brief
 from rts.headers import instant
 from rts.predictions.survey import Taken
@@ -37,7 +35,6 @@ class Held(NamedTuple):
 
 def read(
     channel: Any,
-    client: redis.Redis,
     ranges: Sequence[tuple[str, int, int]] = (),
     taken: Sequence[Taken] = (),
 ) -> tuple[list[list[Message]], list[Held]]:
@@ -45,7 +42,7 @@ def read(
     those *taken* that are still unacknowledged.
     """
     unacked, _ = unacked_keys(channel)
-    texts, entries = read_messages(client, ranges, unacked, [each.tag for each in taken])
+    texts, entries = read_messages(channel.plain, ranges, unacked, [each.tag for each in taken])
     held = held_of(zip(entries, (each.at for each in taken), strict=True))
     return [[message_of(text) for text in each] for each in texts], held
 

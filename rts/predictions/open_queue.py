@@ -7,8 +7,6 @@ from collections.abc import Collection, Sequence
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
-import redis
-
 from rts.predictions.messages import id_of, read
 from rts.predictions.queue_parts import (
     SAMPLE,
@@ -62,12 +60,9 @@ EMPTY = QueueSample([], [], None, part=0, total=0, turns=0)
 class OpenQueue:
     """Reads a queue without consuming it."""
 
-    def __init__(self, channel: Any, client: redis.Redis, name: str, *, ordered: bool) -> None:
-        """*channel* and *client*: kombu's, and a Redis client on the same connections.
-        *ordered*: whether workers take from it in deadline order.
-        """
+    def __init__(self, channel: Any, name: str, *, ordered: bool) -> None:
+        """*ordered*: whether workers take from it in deadline order."""
         self._channel = channel
-        self._client = client
         self._name = name
         self._ordered = ordered
         self._parts = parts_of(channel, name, ordered=ordered)
@@ -84,7 +79,7 @@ class OpenQueue:
         The task is the one at *rank* in *part*; without a rank, one that would be published
         there now. Its position follows from the rank, though others may have been taken since.
         """
-        found = survey(self._channel, self._client, self._parts, queue=self._name)
+        found = survey(self._channel, self._parts, queue=self._name)
         behind_all = found.sizes[part] if rank is None else rank
         most = affordable(most, found.overall_mean_bytes)
         pages = sampled(found.sizes, part, behind_all, most, ordered=self._ordered)
@@ -112,7 +107,7 @@ class OpenQueue:
     def _read(self, pages: Sequence[Page]) -> tuple[list[Message], list[float]]:
         """Return the messages of *pages* in the order of consumption, and their weights."""
         ranges = [(self._parts[p.part].key, p.ranks[0], p.ranks[-1]) for p in pages]
-        found, _ = read(self._channel, self._client, ranges)
+        found, _ = read(self._channel, ranges)
         messages: list[Message] = []
         weights: list[float] = []
         for page, of_page in zip(pages, found, strict=True):
@@ -124,11 +119,11 @@ class OpenQueue:
         """Return how many messages wait in each part, and about how many are held, each with
         a sample of them. *keys*: the routing keys of the queue's messages.
         """
-        found = survey(self._channel, self._client, self._parts, unacked=BACKLOG)
+        found = survey(self._channel, self._parts, unacked=BACKLOG)
         measured = zip(self._parts, found.sizes, found.mean_bytes, strict=True)
         ranges = [_some(part, size, mean_bytes) for part, size, mean_bytes in measured]
         taken = found.affordable_taken()
-        answers, unacked = read(self._channel, self._client, [*chain(*ranges)], taken)
+        answers, unacked = read(self._channel, [*chain(*ranges)], taken)
         rest = iter(answers)
         samples = [[*chain(*islice(rest, len(of_part)))] for of_part in ranges]
         # Estimate the queue's share of the unacknowledged messages from a few.

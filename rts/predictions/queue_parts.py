@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import redis
-
 from rts.scheduling.encoding import headers_of, message_of
 from rts.scheduling.layout import message_keys
 from rts.scheduling.scripts import BYTES
@@ -98,7 +96,7 @@ def _spread(ranks: range, share: float) -> list[range]:
 
 
 def search_order(
-    client: redis.Redis, part: Part, size: int, mean_bytes: float, arrival: float | None
+    channel: Any, part: Part, size: int, mean_bytes: float, arrival: float | None
 ) -> list[range]:
     """Return the pages to search a part of this *size* in; of a long list those first whose
     messages arrived at about *arrival*, if known.
@@ -106,19 +104,19 @@ def search_order(
     length = affordable(SEARCH_PAGE, mean_bytes)
     pages = [range(first, first + length) for first in range(0, size, length)]
     if arrival is not None and size > 2 * SEARCH_PAGE and not part.ordered:
-        rank = _rank_of(client, part, size, arrival)
+        rank = _rank_of(channel, part, size, arrival)
         pages.sort(key=lambda page: abs(page.start + length / 2 - rank))
     return pages
 
 
-def _rank_of(client: redis.Redis, part: Part, size: int, arrival: float) -> int:
+def _rank_of(channel: Any, part: Part, size: int, arrival: float) -> int:
     """Return the approximate rank in a list of what has arrived at *arrival*, by bisection:
     lists are ordered by arrival, except for requeued messages.
     """
     low, high = 0, size
     while high - low > SEARCH_PAGE // 2:
         middle = (low + high) // 2
-        text: Any = client.lindex(part.key, -1 - middle)
+        text: Any = channel.plain.lindex(part.key, -1 - middle)
         there = finite(headers_of(message_of(text or b"")).get("rts_arrival"))
         if there is None:
             break

@@ -52,8 +52,8 @@ class QueueReader:
     @contextmanager
     def open(self, queue: str) -> Iterator[OpenQueue]:
         """Open a queue for reading."""
-        with self._shared.channel() as (channel, client):
-            yield OpenQueue(channel, client, queue, ordered=self._ordered)
+        with self._shared.channel() as channel:
+            yield OpenQueue(channel, queue, ordered=self._ordered)
 
     def find(
         self, task_id: str, queues: Iterable[str], arrival: float | None = None
@@ -62,18 +62,18 @@ class QueueReader:
         search starts near *arrival*, if known. Raises :class:`CommandError` if more than
         SEARCHED messages wait.
         """
-        with self._shared.channel() as (channel, client):
+        with self._shared.channel() as channel:
             places = [
                 (queue, number, part)
                 for queue in queues
                 for number, part in enumerate(parts_of(channel, queue, ordered=self._ordered))
             ]
-            found = survey(channel, client, [part for _, _, part in places])
+            found = survey(channel, [part for _, _, part in places])
             ids = {json.dumps(task_id, ensure_ascii=escaped) for escaped in (True, False)}
             left = SEARCHED
             measured = zip(places, found.sizes, found.mean_bytes, strict=True)
             for (queue, number, part), size, mean_bytes in measured:
-                for page in search_order(client, part, size, mean_bytes, arrival):
+                for page in search_order(channel, part, size, mean_bytes, arrival):
                     if left <= 0:
                         raise CommandError(
                             f"{task_id} is not among the first {SEARCHED:,} waiting "
@@ -81,23 +81,23 @@ class QueueReader:
                         )
                     left -= len(page)
                     asked = [page.start, page.stop - 1, *ids]
-                    if there := FIND_TASK.run(client, [part.key], asked):
+                    if there := FIND_TASK.run(channel.plain, [part.key], asked):
                         rank, text = there
                         return Found(queue, number, int(rank), message_of(text))
         return None
 
     def unacknowledged(self) -> Unacknowledged:
         """Return the unacknowledged messages of all queues."""
-        with self._shared.channel() as (channel, client):
+        with self._shared.channel() as channel:
             # The latest ones, as messages held for an eta may have been taken long ago.
-            found = survey(channel, client, unacked=HELD, which="latest")
-            _, held = read(channel, client, taken=found.affordable_taken()[::-1])
+            found = survey(channel, unacked=HELD, which="latest")
+            _, held = read(channel, taken=found.affordable_taken()[::-1])
             return Unacknowledged(held, float(channel.visibility_timeout))
 
     def waiting(self, queues: Sequence[str]) -> list[int]:
         """Return the number of messages that wait in each of *queues*."""
-        with self._shared.channel() as (channel, client):
+        with self._shared.channel() as channel:
             parts = [parts_of(channel, queue, ordered=self._ordered) for queue in queues]
             flat = [part for of_queue in parts for part in of_queue]
-            sizes = iter(survey(channel, client, flat).sizes)
+            sizes = iter(survey(channel, flat).sizes)
             return [sum(next(sizes) for _ in of_queue) for of_queue in parts]

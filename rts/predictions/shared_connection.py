@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import redis
 from kombu.exceptions import OperationalError
 
 from rts import forks
@@ -26,8 +25,8 @@ class _Open:
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
-        #: Its channel, and a Redis client on the same pool; ``None`` until it is connected.
-        self.channel_and_client: tuple[Any, redis.Redis] | None = None
+        #: Its channel; ``None`` until it is connected.
+        self.channel: Any = None
         #: Held by the thread that connects.
         self.lock = threading.RLock()
         weakref.finalize(self, _release, connection, forks.pid).atexit = False
@@ -55,8 +54,8 @@ class SharedConnection:
         self._open = None
 
     @contextmanager
-    def channel(self) -> Iterator[tuple[Any, redis.Redis]]:
-        """Yield kombu's channel, and a Redis client on the same pool.
+    def channel(self) -> Iterator[Any]:
+        """Yield kombu's channel, with a client ``plain``, which our own channels have anyway.
 
         Raises:
             CommandError: the broker is not Redis.
@@ -86,22 +85,24 @@ class SharedConnection:
                 self._open = _Open(self._app.connection_for_read(transport_options=options))
             return self._open
 
-    def _connect(self, opened: _Open) -> tuple[Any, redis.Redis]:
-        """Return channel and client, after connecting if needed. Threads that waited for a
-        failed attempt of another one fail as well.
+    def _connect(self, opened: _Open) -> Any:
+        """Return the channel, after connecting if needed. Threads that waited for a failed
+        attempt of another one fail as well.
         """
         with opened.lock:
-            if opened.channel_and_client is None:
+            if opened.channel is None:
                 if self._open is not opened:
                     raise OperationalError("failed a moment ago")
                 try:
                     opened.connection.ensure_connection(max_retries=1, interval_start=0)
                     channel = opened.connection.default_channel
-                    opened.channel_and_client = channel, plain_client(channel)
+                    if not hasattr(channel, "plain"):
+                        channel.plain = plain_client(channel)
+                    opened.channel = channel
                 except BaseException:
                     self._discard(opened)
                     raise
-            return opened.channel_and_client
+            return opened.channel
 
     def _discard(self, opened: _Open) -> None:
         """Let no new reader use a connection."""

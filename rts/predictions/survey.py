@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-import redis
-
 from rts.predictions.queue_parts import Part
 from rts.scheduling.layout import TURNS, keys_of, unacked_keys
 from rts.scheduling.scripts import BYTES, ScriptByHash
@@ -51,7 +49,6 @@ class Survey(NamedTuple):
 
 def survey(
     channel: Any,
-    client: redis.Redis,
     parts: Sequence[Part] = (),
     *,
     queue: str = "",
@@ -64,7 +61,9 @@ def survey(
     keys = [*unacked_keys(channel), *(part.key for part in parts)]
     if queue:
         keys += keys_of(channel, queue, TURNS)
-    turns, number, taken, *measured = SURVEY.run(client, keys, [unacked, which, len(parts)])
+    turns, number, taken, *measured = SURVEY.run(
+        channel.plain, keys, [unacked, which, len(parts)]
+    )
     each = zip(*(taken[field::3] for field in range(3)), strict=True)
     return Survey(
         turns,

@@ -82,14 +82,14 @@ def test_parts_are_measured(url: str, raw: redis.Redis) -> None:
         channel: Any = connection.default_channel
         unacked, index = unacked_keys(channel)
         parts = parts_of(channel, NAME, ordered=True)
-        assert survey(channel, channel.plain, parts, queue=NAME)[:3] == (0, 0, [])
+        assert survey(channel, parts, queue=NAME)[:3] == (0, 0, [])
         raw.set(*keys_of(channel, NAME, TURNS), 7)
         for number in range(20):
             raw.zadd(index, {f"t{number}": number})
             raw.hset(unacked, f"t{number}", "x" * number)
         raw.zadd(parts[0].key, {"y" * (number + 1): number for number in range(100)})
         raw.rpush(parts[-1].key, "zz", "zzz")
-        found = survey(channel, channel.plain, parts, queue=NAME, unacked=3, which="latest")
+        found = survey(channel, parts, queue=NAME, unacked=3, which="latest")
         assert (found.turns, found.unacked) == (7, 20)
         assert [each.at for each in found.taken] == [19.0, 18.0, 17.0]
         assert [(each.tag, each.bytes) for each in found.taken[:1]] == [(b"t19", 19)]
@@ -97,9 +97,9 @@ def test_parts_are_measured(url: str, raw: redis.Redis) -> None:
         assert (found.mean_bytes[0], found.mean_bytes[-1]) == (pytest.approx(50, abs=2), 3)
         assert sum(found.mean_bytes[1:-1]) == 0
         for most, ranks in ((1, [0]), (3, [0, 9, 19]), (99, list(range(20)))):
-            some = survey(channel, channel.plain, unacked=most)
+            some = survey(channel, unacked=most)
             assert [each.at for each in some.taken] == ranks
         raw.rpush(parts[-1].key, *["w" * 1_000_000] * 20)
         raw.config_resetstat()
-        survey(channel, channel.plain, parts[-1:])
+        survey(channel, parts[-1:])
         assert raw.info("commandstats")["cmdstat_lindex"]["calls"] <= 4
