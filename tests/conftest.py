@@ -22,7 +22,7 @@ from pymongo.database import Database
 
 import rts
 from rts import health
-from rts.settings import OVERRIDING
+from rts.settings import OVERRIDING, Settings
 from rts.testing import MongoServer, WorkerProcess
 
 pytest_plugins = ("rts.testing.plugin",)
@@ -197,6 +197,12 @@ def rts_mongo_server() -> Iterator[MongoServer]:
         with pymongo.MongoClient[dict[str, Any]](server.url) as client:
             client.admin.command("setParameter", 1, ttlMonitorEnabled=False)
         yield server
+
+
+@pytest.fixture
+def settings(rts_redis_url: str, rts_key_prefix: str) -> Settings:
+    """Settings for the session's Redis; no test is to fail for its timeout."""
+    return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, timeout=5.0)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Records for tests."""
+"""Records for tests, and a sink of them."""
 
 from __future__ import annotations
 
@@ -63,3 +63,16 @@ def ended(number: int, ago_s: float, **changes: Any) -> Execution:
 def as_line(execution: Execution) -> bytes:
     """Return a record as it stands in the spool."""
     return execution.to_json().encode() + b"\n"
+
+
+class Kept:
+    """A sink that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.ends: list[Execution] = []
+
+    def ended(self, execution: Execution) -> None:
+        self.ends.append(execution)
+
+    def ended_line(self, line: bytes) -> None:
+        self.ends.append(Execution.from_json(line))

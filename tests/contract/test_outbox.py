@@ -39,11 +39,6 @@ class Place:
 
 
 @pytest.fixture
-def settings(rts_redis_url: str, rts_key_prefix: str) -> Settings:
-    return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, timeout=5.0)
-
-
-@pytest.fixture
 def place(settings: Settings, redis_client: redis.Redis) -> Iterator[Place]:
     made = Place(settings, redis_client)
     yield made

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 import rts as rts_of
 from rts.cli import rts
+from rts.link.link import Link
 from rts.settings import Settings
 from rts.testing import RedisServer
 from tests.commands import Run
@@ -37,9 +38,11 @@ def raw(url: str) -> Iterator[redis.Redis]:
 
 
 @pytest.fixture
-def settings(rts_redis_url: str, rts_key_prefix: str) -> Settings:
-    """Settings for the session's Redis; no test is to fail for its timeout."""
-    return Settings(redis_url=rts_redis_url, key_prefix=rts_key_prefix, timeout=5.0)
+def link(settings: Settings) -> Iterator[Link]:
+    """A link to the session's Redis."""
+    link = Link(settings)
+    yield link
+    link.close()
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ from rts.unfinished.janitor import (
 from rts.unfinished.notes import NoteBoard
 from rts.unfinished.shared_memory import SharedMemory
 from tests.clock import Clock
-from tests.records import run
+from tests.records import Kept, run
 
 LIVING, DEAD = "w@h/1-living", "w@h/2-dead"
 
@@ -211,16 +211,6 @@ def test_a_run_that_ends_meanwhile_is_not_lost(
     note(client, settings, "b", DEAD)
     fields = [field, running_field("b", 0, DEAD, 1).encode()]
     assert Janitor(Link(settings), settings, FleetClock(), "a")._reap(fields) == 1
-
-
-class Kept:
-    """A sink that keeps what it gets."""
-
-    def __init__(self) -> None:
-        self.ends: list[Execution] = []
-
-    def ended(self, execution: Execution) -> None:
-        self.ends.append(execution)
 
 
 @pytest.fixture

@@ -34,14 +34,6 @@ AT_ONCE = 3
 TRACES = sorted(Path(os.environ.get("RTS_TEST_TRACES", "no-such-folder")).glob("*.csv"))
 
 
-@pytest.fixture
-def link(settings: Settings) -> Iterator[Link]:
-    """A link to the session's Redis."""
-    link = Link(settings)
-    yield link
-    link.close()
-
-
 def made_up(shape: str, n: int = 4500) -> Iterator[Job]:
     """Return jobs of three types whose runtimes vary in the same way."""
     rng, at = random.Random(5), 0.0

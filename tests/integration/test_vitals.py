@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,13 +15,6 @@ from rts.settings import Settings
 from rts.views.readings import read
 from rts.views.status import ask_redis
 from tests.records import run
-
-
-@pytest.fixture
-def link(settings: Settings) -> Iterator[Link]:
-    link = Link(settings)
-    yield link
-    link.close()
 
 
 def test_all_see_the_same_workers(

@@ -16,27 +16,15 @@ from rts import health
 from rts.clock import FleetClock
 from rts.companion.instructions import Instructions
 from rts.companion.postmortem import PostMortem, has_ended
-from rts.records import LOST, Execution, Plan, new_execution
+from rts.records import LOST, Plan, new_execution
 from rts.settings import Settings
 from rts.testing import wait_until
 from rts.unfinished.acknowledged import ENTRY_BYTES, Acknowledged
 from rts.unfinished.notes import is_alive
 from rts.unfinished.shared_memory import SharedMemory
+from tests.records import Kept
 
 PLAN = Plan("mixed", "inferred", 10.0, 2.0, 100.0, 120.0)
-
-
-class Kept:
-    """A sink that keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.ends: list[Execution] = []
-
-    def ended(self, execution: Execution) -> None:
-        self.ends.append(execution)
-
-    def ended_line(self, line: bytes) -> None:
-        self.ends.append(Execution.from_json(line))
 
 
 @pytest.fixture

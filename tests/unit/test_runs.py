@@ -37,6 +37,7 @@ from rts.signals import deadline_missed
 from rts.unfinished.notes import NoteBoard
 from rts.unfinished.open_task_format import pack_task
 from rts.unfinished.shared_memory import SharedMemory
+from tests.clock import Clock
 
 PLAN = Plan("mixed", "inferred", 9.1, 2.0, 1764016968.123, 1764016986.323)
 REQUEST = {
@@ -74,16 +75,6 @@ class Load:
         return LoadSample.of(0.5, 0.25, sampled_at=now - self.age_s)
 
 
-class Monotonic:
-    """A clock that a test advances by hand."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def board() -> NoteBoard:
     return SharedMemory(4).notes
@@ -93,7 +84,7 @@ class Place:
     """Runs with all their collaborators."""
 
     def __init__(self, board: NoteBoard) -> None:
-        self.board, self.sink, self.load, self.monotonic = board, Sink(), Load(), Monotonic()
+        self.board, self.sink, self.load, self.monotonic = board, Sink(), Load(), Clock()
         self.runs = Runs(
             FleetClock(),
             self.load,
@@ -108,7 +99,7 @@ class Place:
     def run(self, request: dict[str, Any], seconds: float, state: str = "SUCCESS") -> Execution:
         """Run one task; return its record."""
         run = self.runs.start(PLAN, request)
-        self.monotonic.now += seconds
+        self.monotonic.at += seconds
         self.runs.finish(run, state)
         line = self.sink.lines.pop()
         assert line.endswith(b"]\n")
@@ -373,7 +364,7 @@ def test_short_runs_share_a_reading_and_longer_ones_get_their_own(place: Place) 
     for _ in range(3):
         place.run(REQUEST, 2 * SHORT_S)
     assert place.load.looks == 3
-    place.monotonic.now += 1.0
+    place.monotonic.at += 1.0
     place.runs._cpu_time = lambda: 7.0
     assert place.run(REQUEST, 0).cpu_s == 0.0
     assert place.load.looks == 4
@@ -385,4 +376,4 @@ def test_a_reading_is_not_shared_beyond_the_maximum_age_of_a_sample(place: Place
         load = place.run(REQUEST, 0).load_at_start
         assert load is not None
         assert (load["age_s"], place.load.looks) == (0.48, looks)
-        place.monotonic.now += 0.03
+        place.monotonic.at += 0.03
