@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import SequenceMatcher
-from functools import lru_cache
 from typing import Any, TypeVar
 
 from rts import validation as checks
@@ -137,7 +136,7 @@ class Settings:
     @property
     def keys(self) -> Keys:
         """The names of all keys in Redis."""
-        return _keys(self.key_prefix)
+        return Keys(self.key_prefix)
 
     @property
     def budget_window_s(self) -> float:
@@ -261,10 +260,6 @@ def _redis_of(conf: Mapping[str, Any], environ: Mapping[str, str]) -> str:
                 url = redis_url(variable if given else key, url)
                 return with_tls(url, conf.get(tls))
     return DEFAULT_REDIS_URL
-
-
-#: functools implements it in C, without a lock that a fork could leave locked.
-_keys = lru_cache(maxsize=8)(Keys)
 
 
 def _default_spool_dir(settings: Settings) -> str:

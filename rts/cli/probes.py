@@ -103,7 +103,6 @@ def spooled_records(settings: Settings) -> int | None:
 
 def subtract_counters(settings: Settings, counters: Mapping[str, int]) -> None:
     """Subtract the counts that were shown; what was counted since stays."""
+    key = settings.keys.counters
     with link_to_redis(settings) as link:
-        link.call(
-            *(pack("HINCRBY", settings.keys.counters, k, -n) for k, n in counters.items())
-        )
+        link.call(*(pack("HINCRBY", key, name, -n) for name, n in counters.items()))

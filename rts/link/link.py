@@ -18,7 +18,7 @@ import redis
 from redis.exceptions import MasterDownError, ReadOnlyError, RedisError, ResponseError
 
 from rts import forks, health
-from rts.errors import StoreUnavailable, kind, short
+from rts.errors import StoreUnavailable, kind, short, unusable
 from rts.link.breaker import Breaker
 from rts.link.lookup import Lookup
 from rts.link.options import connection_options
@@ -210,16 +210,15 @@ class Link:
         self._timed_out = isinstance(exc, redis.TimeoutError)
         if self.breaker.failed():
             health.count("breaker_opened")
-        why = short(exc)
         if self._outages.tell(kind(exc) if isinstance(exc, ResponseError) else ""):
             logger.warning(
                 "rts: Redis at %s is not usable: %s. Tasks keep running and records wait. "
                 "Check the server and rts_redis_url. Next attempt in %g s",
                 self._shown_url,
-                why,
+                short(exc),
                 self._period_s,
             )
-        return StoreUnavailable(f"Redis at {self._shown_url} is not usable ({why})")
+        return StoreUnavailable(unusable(f"Redis at {self._shown_url}", exc))
 
 
 def is_from_replica(refusal: ResponseError) -> bool:

@@ -177,7 +177,8 @@ def read_fleet(
 
 def read_ratios(link: Link, settings: Settings, types: Sequence[str]) -> dict[str, Sketch]:
     """Return the learned ratios of runtime over tau of *types*."""
-    answers = link.call(*(pack("HGETALL", settings.keys.ratio + kind) for kind in types))
+    prefix = settings.keys.ratio
+    answers = link.call(*(pack("HGETALL", prefix + kind) for kind in types))
     return {
         task_type: Sketch.from_hash(replies_as_text(answer))
         for task_type, answer in zip(types, answers, strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import chain
 from types import MappingProxyType
 from typing import NamedTuple
@@ -23,9 +24,6 @@ _KEYS, _CONSTANTS, _PER_COUNT, _PER_ENTRY = 10, 8, 2, 8
 
 #: The reply of a Redis that has lost records which it had applied.
 RECORDS_LOST = b"lost"
-
-#: Most sets of type, name and tau whose wire form is cached.
-_MAX_CACHED = 1000
 
 
 class FinishEntry(NamedTuple):
@@ -93,8 +91,8 @@ class FinishCall:
             keys.ratio,
         )
         self._constants = bulks(*(str(constant).encode() for constant in constants))
-        #: Type, name, the type's default tau and the tau that was used, in wire form.
-        self._described: dict[tuple[str, str, float | None], bytes] = {}
+        # Most records share what describes them with others.
+        self._described = lru_cache(maxsize=1000)(self._describe)
 
     def pack(
         self,
@@ -113,11 +111,11 @@ class FinishCall:
         It carries the script itself: a server that comes back may be a new one.
         """
         parts: list[bytes] = []
+        described = self._described
         for n, record, actual_s, task_type, name, tau_s, ended in entries:
             number = b"%d" % n
             actual = b"" if actual_s is None else b"%r" % actual_s
             closing = ended.encode("utf-8", "replace")
-            about = self._described.get((task_type, name, tau_s))
             parts.append(
                 b"$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n%b$%d\r\n%b\r\n"
                 % (
@@ -127,7 +125,7 @@ class FinishCall:
                     record,
                     len(actual),
                     actual,
-                    about or self._describe(task_type, name, tau_s),
+                    described(task_type, name, tau_s),
                     len(closing),
                     closing,
                 )
@@ -141,17 +139,14 @@ class FinishCall:
         return b"".join((head, self._names, start, *parts))
 
     def _describe(self, task_type: str, name: str, tau_s: float | None) -> bytes:
+        """Return type, name, the type's first tau and the tau that was used, in wire form."""
         known = self._types.get(task_type, UNKNOWN_TYPE)
-        about = bulks(
+        return bulks(
             known.name.encode(),
             name.encode("utf-8", "replace"),
             b"%r" % known.tau,
             b"" if tau_s is None else b"%r" % tau_s,
         )
-        if len(self._described) >= _MAX_CACHED:
-            self._described.clear()
-        self._described[task_type, name, tau_s] = about
-        return about
 
 
 def read_answer(answer: bytes) -> Iterable[Learned | None]:

@@ -40,7 +40,8 @@ def tau_rows(link: Link, settings: Settings) -> list[TauRow]:
     entries = RedisTauStore(link, settings).entries()
     fields = sorted({*settings.task_types, *entries}, key=lambda field: field.partition("/"))
     learned = [field for field in fields if field in entries]
-    replies = link.call(*(pack("HGETALL", settings.keys.sketch + field) for field in learned))
+    prefix = settings.keys.sketch
+    replies = link.call(*(pack("HGETALL", prefix + field) for field in learned))
     sketches = {
         field: Sketch.from_hash(replies_as_text(reply))
         for field, reply in zip(learned, replies, strict=True)
