@@ -33,15 +33,18 @@ def connection_options(settings: Settings) -> tuple[Any, dict[str, Any]]:
         raise ConfigurationError("rts_redis_url", shown, allowed) from None
     make = given.pop("connection_class", redis.Connection)
     options = supported_options(make, given)
-    if (provider := options.get("credential_provider")) is not None:
+    if (name := options.get("credential_provider")) is not None:
+        credentials = _Credentials(name)
         try:
-            provider = load_credential_provider(provider)
+            credentials.provider()
         except (ImportError, LookupError, AttributeError, TypeError, ValueError) as exc:
             why = short(exc)
             allowed = f"a URL whose credential_provider names a class: module.Class ({why})"
             raise ConfigurationError("rts_redis_url", shown, allowed) from exc
+        except Exception as exc:  # noqa: BLE001  its own trouble: each connection tries it anew
+            _pass_on_limit(exc)
         # redis-py accepts either a provider or a user name and password.
-        options.update(credential_provider=_Credentials(provider), username=None, password=None)
+        options.update(credential_provider=credentials, username=None, password=None)
     # Unless these are None, each connection tells redis-py's name and version, in two more
     # round trips.
     client_info = {"driver_info"} & parameters_of(make) or {"lib_name", "lib_version"}
@@ -60,10 +63,19 @@ def connection_options(settings: Settings) -> tuple[Any, dict[str, Any]]:
 
 
 class _Credentials(redis.CredentialProvider):
-    """The credentials of the app's *provider*, whose failures count as those of the server."""
+    """The credentials of the app's provider, a class called *name*, whose failures count as
+    those of the server.
+    """
 
-    def __init__(self, provider: redis.CredentialProvider) -> None:
-        self._provider = provider
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._provider: redis.CredentialProvider | None = None
+
+    def provider(self) -> redis.CredentialProvider:
+        """Return the provider, made at first use. Raises whatever that raises."""
+        if self._provider is None:
+            self._provider = load_credential_provider(self._name)
+        return self._provider
 
     def get_credentials(self) -> Any:
         """Return a password, or user name and password.
@@ -72,13 +84,18 @@ class _Credentials(redis.CredentialProvider):
             redis.RedisError: the provider fails.
         """
         try:
-            return self._provider.get_credentials()
+            return self.provider().get_credentials()
         except Exception as exc:
-            from celery.exceptions import SoftTimeLimitExceeded
-
-            if isinstance(exc, SoftTimeLimitExceeded):
-                raise  # it is for the task that publishes
+            _pass_on_limit(exc)
             raise redis.RedisError(f"no credentials ({short(exc)})") from exc
+
+
+def _pass_on_limit(exc: Exception) -> None:
+    """Raise a soft time limit: it is for the task that publishes."""
+    from celery.exceptions import SoftTimeLimitExceeded
+
+    if isinstance(exc, SoftTimeLimitExceeded):
+        raise exc
 
 
 def supported_options(connection_class: type, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,7 +119,7 @@ def load_credential_provider(name: str) -> redis.CredentialProvider:
     Raises:
         ImportError, LookupError, AttributeError, TypeError, ValueError: there is no such class,
             or it is no credential provider that can be made without arguments; or the
-            environment lacks what it needs.
+            environment lacks what it needs. Any other: what its own code raises.
     """
     # Without a colon, the ImportError of a module within a package would be swallowed.
     provider = resolve_name(name if ":" in name else ":".join(name.rsplit(".", 1)))()

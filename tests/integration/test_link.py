@@ -408,6 +408,31 @@ def test_a_credential_provider_that_fails_is_an_outage(
         link.call(pack("PING"))
 
 
+class Unready(Passport):
+    """One whose token service is away when it is made."""
+
+    made = 0
+
+    def __init__(self) -> None:
+        Unready.made += 1
+        if Unready.made < 3:
+            raise OSError("no route to the token service")
+
+
+def test_a_credential_provider_that_cannot_be_made_yet_is_an_outage(
+    server: RedisServer,
+) -> None:
+    with redis.Redis.from_url(server.url) as admin:
+        admin.execute_command("ACL", "SETUSER", "rts", "on", ">s3cret", "~*", "+@all")
+        url = f"{server.url}?credential_provider={__name__}.Unready"
+        link = Link(Settings(redis_url=url, breaker_period=1e-6))
+        with pytest.raises(StoreUnavailable, match=r"no credentials \(OSError: no route"):
+            link.call(pack("PING"))
+        assert link.call(pack("ACL", "WHOAMI")) == [b"rts"]
+        link.close()
+        admin.execute_command("ACL", "DELUSER", "rts")
+
+
 class Unset(redis.CredentialProvider):
     """One that reads its token from the environment, which lacks it."""
 
