@@ -4,7 +4,6 @@
 --       2 tau, 3 count, 4 deviation  hashes by field (see finish.lua)
 -- ARGV  1 value for generation, 2 λ, then groups of five: field, tau in seconds as
 --       text, count, deviation in seconds as text, the first tau of the field's type
--- Returns the number of fields restored, -1 if the Redis was not wiped.
 --
 -- Closes the races between several drains that notice the wipe at the same time, and with
 -- runs that were learned since. An EMA is linear in its start: adding (1 - λ)^n times the
@@ -12,10 +11,10 @@
 -- tau into one that started at the snapshot's.
 
 if redis.call('EXISTS', KEYS[1]) == 1 then
-  return -1
+  return
 end
 redis.call('SET', KEYS[1], ARGV[1])
-local rate, restored = tonumber(ARGV[2]), 0
+local rate = tonumber(ARGV[2])
 for i = 3, #ARGV, 5 do
   local field, tau, count, deviation, first = unpack(ARGV, i, i + 4)
   local has_deviation = tonumber(count) > 0 -- none of a tau that was set by hand
@@ -35,6 +34,4 @@ for i = 3, #ARGV, 5 do
   if has_deviation then
     redis.call('HSET', KEYS[4], field, deviation)
   end
-  restored = restored + 1
 end
-return restored

@@ -86,11 +86,9 @@ class RedisTauStore:
         keys = (self._keys.tau, self._keys.count, self._keys.deviation)
         return read_entries(*self._link.call(*(pack("HGETALL", key) for key in keys)))
 
-    def restore(self, entries: Mapping[str, TauEntry], generation: str) -> int:
+    def restore(self, entries: Mapping[str, TauEntry], generation: str) -> None:
         """Restore a snapshot into a Redis that was wiped (or is new). What was learned since
         the wipe counts as learned after the snapshot.
-
-        Returns the number of fields restored; -1 where it was not wiped.
         """
         keys, types = self._keys, self._settings.task_types
         groups: list[Any] = []
@@ -102,7 +100,7 @@ class RedisTauStore:
             [keys.generation, keys.tau, keys.count, keys.deviation],
             [generation, repr(self._settings.learning_rate), *groups],
         )
-        return int(self._link.call(command)[0])
+        self._link.call(command)
 
 
 def read_entries(taus: Any, counts: Any, deviations: Any) -> dict[str, TauEntry]:

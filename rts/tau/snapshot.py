@@ -26,13 +26,11 @@ class Snapshots:
         self._ledger = ledger
         self._saved: Mapping[str, TauEntry] | None = None
 
-    def restore(self) -> int:
-        """Restore where Redis is new or was wiped; return the number of fields."""
+    def restore(self) -> None:
+        """Restore the taus if Redis is new or was wiped."""
         (marked,) = self._link.call(pack("EXISTS", self._generation))
-        if marked:
-            return 0
-        entries = self._ledger.load_taus()
-        return max(0, self._store.restore(entries, secrets.token_hex(8)))
+        if not marked:
+            self._store.restore(self._ledger.load_taus(), secrets.token_hex(8))
 
     def save(self, *, lease_s: float = 0.0) -> bool:
         """Save the taus if they have changed; return whether they had.
