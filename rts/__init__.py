@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from rts.current import Current, current
 from rts.errors import CommandError, ConfigurationError, RtsError, StoreUnavailable
-from rts.integration import install, uninstall
 from rts.prediction_api import predict, predict_new, route
 from rts.predictions.prediction import Prediction
+from rts.wiring import install, uninstall
 
 if TYPE_CHECKING:
     from rts import signals

@@ -24,8 +24,8 @@ import rts.parts  # noqa: F401  only to be loaded
 from rts import health
 from rts.forks import copied
 from rts.installation import ATTRIBUTE, parts_of, publisher
-from rts.integration import install, wire
 from rts.lifecycle import receivers
+from rts.wiring import install, wire
 
 #: The apps that have published since the import.
 _published: WeakSet[Any] = WeakSet()

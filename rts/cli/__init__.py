@@ -7,10 +7,10 @@ loaded when it is called.
 The other modules serve several commands (:mod:`~rts.cli.common`, :mod:`~rts.cli.table`), or are
 parts of some: what status, check and watch ask (:mod:`~rts.cli.probes`), how status and watch
 show the fleet (:mod:`~rts.cli.fleet`), and what check makes of the answers
-(:mod:`~rts.cli.findings`); the view of watch (:mod:`~rts.cli.watch_data`,
-:mod:`~rts.cli.panels`, :mod:`~rts.cli.fitting`, :mod:`~rts.cli.screen`); the workload of replay
-and plan (:mod:`~rts.cli.workloads`, :mod:`~rts.cli.ledger_runs`) and their output
-(:mod:`~rts.cli.replay_output`, :mod:`~rts.cli.plots`).
+(:mod:`~rts.cli.check_findings`); the view of watch (:mod:`~rts.cli.watch_data`,
+:mod:`~rts.cli.watch_panels`, :mod:`~rts.cli.watch_fitting`, :mod:`~rts.cli.watch_screen`); the
+workload of replay and plan (:mod:`~rts.cli.workloads`, :mod:`~rts.cli.ledger_runs`) and their
+output (:mod:`~rts.cli.replay_output`, :mod:`~rts.cli.plots`).
 """
 
 from __future__ import annotations

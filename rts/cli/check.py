@@ -8,8 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from rts.cli.common import Number, json_option, outages_not_logged, print_json, settings_of
-from rts.cli.findings import (
+from rts.cli.check_findings import (
     CRITICAL,
     OK,
     UNKNOWN,
@@ -20,6 +19,7 @@ from rts.cli.findings import (
     told_once,
     unknown,
 )
+from rts.cli.common import Number, json_option, outages_not_logged, print_json, settings_of
 from rts.cli.table import printable
 from rts.views.problems import MAX_LAG_S
 

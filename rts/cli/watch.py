@@ -8,10 +8,10 @@ import sys
 import click
 
 from rts.cli.common import Number, json_option, outages_not_logged, print_json, settings_of
-from rts.cli.panels import lines, lines_within
-from rts.cli.screen import live
 from rts.cli.table import is_terminal, terminal_width
 from rts.cli.watch_data import Gatherer, document
+from rts.cli.watch_panels import lines, lines_within
+from rts.cli.watch_screen import live
 
 
 @click.command(name="watch", short_help="A live view in the terminal.")

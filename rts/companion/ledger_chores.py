@@ -22,7 +22,7 @@ from rts.link.link import Link
 from rts.settings import Settings
 from rts.tau.snapshot import Snapshots
 from rts.unfinished.overdue import OverdueSweep
-from rts.views.tallies import precompute
+from rts.views.counts import precompute
 from rts.views.tally import CLASSES
 
 #: Seconds between rollups of past hours.

@@ -10,7 +10,7 @@ metrics read as well (:mod:`~rts.views.fleet_state`), and the taus (:mod:`~rts.v
 What waits in the broker is a :class:`~rts.views.queue_state.QueueState`, and
 :mod:`~rts.views.problems` says in words what is wrong.
 
-The first three count what lies in windows of time (:mod:`~rts.views.tallies`). A busy window is
+The first three count what lies in windows of time (:mod:`~rts.views.counts`). A busy window is
 cut into whole intervals (:mod:`~rts.views.intervals`), whose sums are stored
 (:mod:`~rts.views.rollups`, in the format of :mod:`~rts.views.packing`) and used again while
 nothing in them has changed (:mod:`~rts.views.seal`). The server counts the rest

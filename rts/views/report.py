@@ -17,8 +17,8 @@ from datetime import datetime
 from typing import NamedTuple
 
 from rts.ledger.connection import LedgerDatabase
+from rts.views.counts import tally
 from rts.views.histogram import percentile
-from rts.views.tallies import tally
 from rts.views.tally import Tallies, Tally, most_frequent_first, total_of
 
 

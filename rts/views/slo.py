@@ -23,8 +23,8 @@ from rts.objectives import (
     objective_of,
 )
 from rts.settings import Settings
+from rts.views.counts import slices
 from rts.views.report import ratio
-from rts.views.tallies import slices
 from rts.views.tally import CLASS, Tally, class_of, most_frequent_first
 
 

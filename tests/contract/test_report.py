@@ -30,8 +30,9 @@ from rts.ledger.connection import connect
 from rts.ledger.mongo import MongoLedger
 from rts.records import Execution, OutboxEntry
 from rts.settings import Settings
-from rts.views import intervals, rollups, tallies
+from rts.views import counts, intervals, rollups
 from rts.views import runs as runs_module
+from rts.views.counts import precompute
 from rts.views.histogram import ZERO_S, bucket, expression, percentile
 from rts.views.intervals import cut
 from rts.views.lateness_causes import why
@@ -47,7 +48,6 @@ from rts.views.runs import (
 )
 from rts.views.series import series
 from rts.views.slo import standings
-from rts.views.tallies import precompute
 from rts.views.tally import FIELDS
 from tests.records import run as run_of
 
@@ -416,11 +416,11 @@ def test_nothing_more_is_asked_of_a_server_that_went_away(
         return rollups.sum_up(*arguments)
 
     hours = cut("tasks", (at(0), at(100 * 3600)), (3600,))
-    monkeypatch.setattr(tallies, "is_busy", lambda *_: True)
-    monkeypatch.setattr(tallies, "trimmed", lambda *_: None)
-    monkeypatch.setattr(tallies, "cut", lambda *_: hours)
-    monkeypatch.setattr(tallies, "stored_packed", lambda *_: {})
-    monkeypatch.setattr(tallies, "sum_up", count)
+    monkeypatch.setattr(counts, "is_busy", lambda *_: True)
+    monkeypatch.setattr(counts, "trimmed", lambda *_: None)
+    monkeypatch.setattr(counts, "cut", lambda *_: hours)
+    monkeypatch.setattr(counts, "stored_packed", lambda *_: {})
+    monkeypatch.setattr(counts, "sum_up", count)
     database = connect("mongodb://127.0.0.1:9/?serverSelectionTimeoutMS=50")
     with database.client, pytest.raises(PyMongoError):
         report(database, at(0), at(1))

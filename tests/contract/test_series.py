@@ -19,9 +19,9 @@ from rts.records import OutboxEntry
 from rts.settings import Settings
 from rts.views import series as module
 from rts.views.aggregation import direct_by_interval
+from rts.views.counts import tally
 from rts.views.intervals import Window
 from rts.views.series import LENGTHS_S, MAX_POINTS, length_for, series
-from rts.views.tallies import tally
 from rts.views.tally import Tally, add_all
 from tests.records import run
 

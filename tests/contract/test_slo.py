@@ -16,8 +16,8 @@ from rts.objectives import WINDOWS, objective_of
 from rts.records import OutboxEntry
 from rts.settings import Settings
 from rts.views import intervals
+from rts.views.counts import precompute
 from rts.views.slo import ObjectiveStatus, standings
-from rts.views.tallies import precompute
 from rts.views.tally import CLASSES
 from tests.records import run
 

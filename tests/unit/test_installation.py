@@ -13,7 +13,7 @@ from celery import Celery
 from celery.signals import before_task_publish
 
 import rts
-from rts import installation, integration
+from rts import installation, wiring
 from rts.installation import ATTRIBUTE, parts_of
 from rts.lifecycle import owners, receivers
 from tests.forked import forks_beside_threads, in_child
@@ -118,7 +118,7 @@ def test_no_thread_waits_for_the_configuration_of_another_app(
         asked.set()
         released.wait(30)  # as for a module whose import installs rts in the other thread
 
-    monkeypatch.setattr(integration, "_apply_order", slowly)
+    monkeypatch.setattr(wiring, "_apply_order", slowly)
     apps = [Celery(set_as_current=False) for _ in range(2)]
     assert apps[0].conf.timezone is None  # it is configured by now
     threads = [threading.Thread(target=rts.install, args=(app,)) for app in apps]

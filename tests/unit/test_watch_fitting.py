@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from rts.cli.fitting import shares
-from rts.cli.panels import lines, lines_within
 from rts.cli.watch_data import WINDOWS as SHOWN
 from rts.cli.watch_data import Snapshot
+from rts.cli.watch_fitting import shares
+from rts.cli.watch_panels import lines, lines_within
 from rts.objectives import BURN_RULES, WINDOWS
 from rts.settings import Settings
 from rts.unfinished.heartbeat import Heartbeat

@@ -7,10 +7,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 
-from rts.cli.fitting import fitted, tables
 from rts.cli.fleet import NO_WORKERS, UNLED, WORKER_COLUMNS, outbox_text, worker_rows
 from rts.cli.table import NONE, Column, cut, percent, printable, render, seconds
 from rts.cli.watch_data import WINDOWS, Snapshot
+from rts.cli.watch_fitting import fitted, tables
 from rts.objectives import objective_of
 from rts.settings import Settings
 from rts.views.json_values import iso
