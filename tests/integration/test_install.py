@@ -420,7 +420,7 @@ if "imported" in sys.argv:
 else:
     import rts.auto
     one, other = two, one
-print(rts.integration._has_rts(one), rts.integration._has_rts(other))
+print(rts.wiring._has_rts(one), rts.wiring._has_rts(other))
 """
     for how in ("imported", "by hand"):
         assert printed(script, how).split() == ["True", "False"], how
@@ -458,7 +458,7 @@ for app in (other, named):
             app.loader.import_default_modules()
     except rts.ConfigurationError as exc:
         error = exc.setting
-print(before, *(rts.integration._has_rts(app) for app in (named, other)), error)
+print(before, *(rts.wiring._has_rts(app) for app in (named, other)), error)
 """
     found = printed(script, how, str(k)).split()
     refused = k == 9.0 and how == "a worker"
@@ -478,7 +478,7 @@ from celery import Celery
 app = Celery("named", broker="memory://")
 app.conf.update(imports=["rts.auto"], rts_redis_url="redis://127.0.0.1:1")
 app.loader.import_default_modules()
-had = rts.integration._has_rts(app)
+had = rts.wiring._has_rts(app)
 rts.uninstall(app)
 if sys.argv[1] == "a publish":
     app.send_task("tell")
@@ -486,7 +486,7 @@ elif sys.argv[1] == "a task":
     app.tasks
 else:
     app.loader.import_default_modules()
-print(had, rts.integration._has_rts(app))
+print(had, rts.wiring._has_rts(app))
 """
     assert printed(script, how).split() == ["True", "False"]
 
@@ -509,13 +509,13 @@ def disturbed(app):
     if sys.argv[1] == "a timeout":
         raise KeyboardInterrupt  # as the handler of SIGALRM in Airflow's scheduler
     rts.auto._publishing()
-    print(rts.integration._has_rts(app))
+    print(rts.wiring._has_rts(app))
 
 rts.auto.wire = disturbed
 try:
     app.send_task("tell")
 except KeyboardInterrupt:
     app.send_task("tell")
-    print(rts.integration._has_rts(app))
+    print(rts.wiring._has_rts(app))
 """
     assert printed(script, how).split() == ["True"]

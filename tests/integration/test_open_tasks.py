@@ -493,7 +493,7 @@ silent.listen()
 app = Celery("producer", broker="memory://")
 app.conf.rts_redis_url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
 rts.install(app)
-rts.integration.parts_of(app)
+rts.wiring.parts_of(app)
 with app.connection_for_write() as connection:
     app.backend, connection.default_channel  # what is imported only once is there already
 def publish(*_):
